@@ -1,0 +1,29 @@
+"""The one kind of error that a person gets to see."""
+
+from __future__ import annotations
+
+
+class HomelabError(Exception):
+    """Something a person has to act on; its text says what was wanted, what was found, why it matters, what to do next."""
+
+    def __init__(self, wanted: str, found: str, why: str, next_step: str) -> None:
+        super().__init__(f"wanted: {wanted}\nfound:  {found}\nwhy:    {why}\nnext:   {next_step}")
+        self.wanted, self.found, self.why, self.next_step = wanted, found, why, next_step
+
+
+class UnreachableError(HomelabError):
+    """The host doesn't answer on its SSH port, or not in time: it may be off, booting, or out of this network's reach."""
+
+
+class SeveralErrors(HomelabError):
+    """All that stands against a change at once, so that a person can mend it in one go."""
+
+    def __init__(self, errors: list[HomelabError]) -> None:
+        Exception.__init__(self, "\n".join(f"{number}.\n{error}" for number, error in enumerate(errors, start=1)))
+        self.errors = errors
+
+
+def raise_all(errors: list[HomelabError]) -> None:
+    """Raises the error, or all of them as one; nothing for an empty list."""
+    if errors:
+        raise errors[0] if len(errors) == 1 else SeveralErrors(errors)

@@ -1,0 +1,102 @@
+"""The bash that runs on a host: composed of arguments, the library and one script, and sent as standard input.
+
+Nothing is copied to the host, no value is ever part of a command line, and the Pulumi state holds the very text that can undo
+what was done.
+"""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent.parent / "remote_scripts"
+
+# In the order in which they are read; each says in its header what it gives.
+LIBRARY = ("common", "files", "boot", "words", "rollback")
+
+
+@functools.cache
+def _text(name: str) -> str:
+    # Text mode turns CRLF, which a Windows checkout may have, into the LF that bash needs.
+    return (FOLDER / name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def file(name: str) -> str:
+    """A file that a script installs on the host, without its last newline (the script adds it).
+
+    :raises FileNotFoundError: there is no remote_scripts/files/<name>.
+    """
+    return _text(f"files/{name}").removesuffix("\n")
+
+
+def compose(script: str, **arguments: str) -> str:
+    """The standard input for ``bash -s -- VERB``.
+
+    :param script: a file name in remote_scripts/.
+    :param arguments: what the script's header lists; each becomes a quoted assignment.
+    :raises FileNotFoundError: there is no such script.
+    """
+    assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in sorted(arguments.items()))
+    library = "".join(_text(f"lib/{name}.sh") for name in LIBRARY)
+    return f"{assignments}{library}{_text(script)}"
+
+
+def command(verb: str, user: str) -> str:
+    """The command line that runs a composed script: as root, through sudo for any other user."""
+    bash = f"bash -s -- {verb}"
+    return bash if user == "root" else f"sudo -n {bash}"
+
+
+def cmdline(name: str, words: str, generation: int, *, entry: bool = False) -> str:
+    """Standard input of cmdline.sh: ``words`` on the kernel command line under ``name``; ``entry``: the second boot entry.
+
+    ``generation`` has no part in what happens; a new one makes Pulumi run the script again.
+    """
+    return compose(
+        "cmdline.sh",
+        NAME=name,
+        WORDS=words,
+        ENTRY="yes" if entry else "no",
+        ENTRY_GRUB=file("grub_entry.sh"),
+        ENTRY_SYSTEMD_BOOT=file("systemd_boot_entry.sh"),
+        NOTICE="the running kernel keeps its command line until the next reboot",
+        GENERATION=str(generation),
+    )
+
+
+def vfio_initramfs(needed: bool, generation: int) -> str:
+    """Standard input of vfio_initramfs.sh; ``needed`` is False where nothing is bound by this program."""
+    return compose(
+        "vfio_initramfs.sh",
+        NEEDED="yes" if needed else "no",
+        INIT_TOP=file("init_top.sh"),
+        HOOK=file("initramfs_hook.sh"),
+        GENERATION=str(generation),
+    )
+
+
+def reboot_host(policy: str, words: str, functions: list[str], rollback_after: int) -> str:
+    """Standard input of reboot_host.sh; ``rollback_after`` in seconds after the boot."""
+    rollback = compose(
+        "rollback.sh", AFTER=str(rollback_after), ENTRY_SYSTEMD_BOOT=file("systemd_boot_entry.sh")
+    ).removesuffix("\n")
+    return compose(
+        "reboot_host.sh",
+        POLICY=policy,
+        WORDS=words,
+        FUNCTIONS=" ".join(functions),
+        ROLLBACK_AFTER=str(rollback_after),
+        ROLLBACK=f"#!/bin/bash\n{rollback}",
+    )
+
+
+def read_host(*, guests: bool) -> str:
+    """Standard input of read_host.sh; ``guests`` also lists what runs, which takes a real host a second or two."""
+    return compose("read_host.sh", GUESTS="yes" if guests else "no")
+
+
+def confirm_boot() -> str:
+    """Standard input of confirm_boot.sh."""
+    return compose("confirm_boot.sh")

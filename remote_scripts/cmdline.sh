@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# Words on the kernel command line of the next boot, and a second boot entry without them.
+#
+# Arguments: NAME (iommu | vfio), WORDS (separated by spaces; may be empty), ENTRY (yes | no: the second boot entry),
+#   ENTRY_GRUB and ENTRY_SYSTEMD_BOOT (the scripts that make it), NOTICE (what to tell on revert).
+# Changes: GRUB: /etc/default/grub.d/zz-homelab-NAME.cfg, /etc/grub.d/12_homelab; systemd-boot: the end of the first line of
+#   /etc/kernel/cmdline, /etc/kernel/{postinst,postrm}.d/zzz-homelab; then the generated boot configuration.
+# Words that are there already, from others, are left to them. Undone by `revert`, byte for byte.
+# Verbs: apply, revert.
+
+apply() {
+  local wanted present missing=()
+  take_lock
+  need_boot_loader
+  read -ra wanted <<<"$WORDS"
+  present=$(configured_words others)
+  for word in "${wanted[@]}"; do
+    has_words "$present" "$word" || missing+=("$word")
+  done
+  write_words "${missing[@]}"
+  if [[ $CHANGED == yes ]] || is_pending boot || ! generated "${wanted[@]}"; then
+    regenerate
+  fi
+  has_words "$(configured_words)" "${wanted[@]}" || die "'$WORDS' on the kernel command line" \
+    "'$(configured_words)'" "something read after our file removes it again" "look into /etc/default/grub and /etc/default/grub.d"
+  finish
+  printf '{"loader":"%s","added":%s,"changed":"%s"}\n' "$LOADER" "$(json_list "${missing[@]}")" "$CHANGED"
+}
+
+revert() {
+  take_lock
+  need_boot_loader
+  ENTRY=no
+  write_words
+  if [[ $CHANGED == yes ]] || is_pending boot; then
+    regenerate
+    log "$NOTICE"
+  fi
+  if [[ -e $STATE/rollback ]]; then disarm; fi
+  rm -f "$STATE/rolled-back"
+  finish
+  printf '{"changed":"%s"}\n' "$CHANGED"
+}
+
+write_words() {
+  local text="$*" entry=no
+  [[ $ENTRY != yes || -z $text ]] || entry=yes
+  if [[ $LOADER == systemd-boot ]]; then
+    edit_kernel_cmdline "$NAME" "$text"
+    file_of_ours "$entry" /etc/kernel/postinst.d/zzz-homelab 0755 "$ENTRY_SYSTEMD_BOOT"
+    file_of_ours "$entry" /etc/kernel/postrm.d/zzz-homelab 0755 "$ENTRY_SYSTEMD_BOOT"
+    return
+  fi
+  file_of_ours "${text:+yes}" "/etc/default/grub.d/zz-homelab-$NAME.cfg" 0644 "# Written by homelab, which takes it away again (pulumi destroy).
+GRUB_CMDLINE_LINUX_DEFAULT=\"\$GRUB_CMDLINE_LINUX_DEFAULT $text\"
+export HOMELAB_WORDS=\"\${HOMELAB_WORDS:-} $text\""
+  file_of_ours "$entry" /etc/grub.d/12_homelab 0755 "$ENTRY_GRUB"
+}
+
+file_of_ours() { # yes|no PATH MODE CONTENT
+  if [[ $1 == yes ]]; then
+    put_file "$NAME" "$2" "$3" "$4"
+  else
+    drop_file "$NAME" "$2"
+  fi
+}
+
+# generated WORD... - does the generated configuration have them? Where ESPs hold it, `pending boot` must do.
+generated() { has_managed_esps || has_words "$(generated_words)" "$@"; }
+
+regenerate() {
+  local hook=$ROOT/etc/kernel/postinst.d/zzz-homelab output
+  pending boot
+  if ! generate_boot_config || ! second_entries "$hook"; then
+    output=$OUTPUT
+    undo # first the files, then once more what is made of them: a half-generated configuration must not stay
+    generate_boot_config || log "the boot configuration could not be generated from the old files either"
+    die "the boot configuration generated anew" "${output:-no output}" \
+      "the next boot would not have what was configured; the files are as they were before" \
+      "mend what the message says (often: a full /boot or ESP), then run \`pulumi up\` again"
+  fi
+  done_with boot
+}
+
+# second_entries HOOK - systemd-boot's second entries: made by the hook; removed by its text when the hook is gone.
+second_entries() {
+  [[ $LOADER == systemd-boot ]] || return 0
+  if [[ -x $1 ]]; then
+    run_logged "$1"
+  elif [[ $NAME == vfio ]]; then
+    run_logged bash -c "$ENTRY_SYSTEMD_BOOT" zzz-homelab remove
+  fi
+}
+
+"$1" </dev/null

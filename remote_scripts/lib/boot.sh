@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Which boot loader makes the kernel command line of the next boot, and how its configuration and the initramfs are generated.
+# Facts: Proxmox VE boots with GRUB (/etc/default/grub, update-grub) or systemd-boot (first line of /etc/kernel/cmdline);
+# ESPs listed in /etc/kernel/proxmox-boot-uuids are written by `proxmox-boot-tool refresh`, with either loader.
+
+has_managed_esps() { grep -qs '[^[:space:]]' "$ROOT/etc/kernel/proxmox-boot-uuids"; }
+
+# find_boot_loader - sets LOADER to grub or systemd-boot; to '' and LOADER_CLUES where that can't be told.
+find_boot_loader() {
+  local info=$ROOT/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f name='' kinds=''
+  LOADER='' LOADER_CLUES=''
+  if [[ ! -d $ROOT/sys/firmware/efi ]]; then
+    LOADER=grub # legacy BIOS: Proxmox VE has GRUB only
+    return
+  fi
+  # The boot loader says its own name in an EFI variable: 4 attribute bytes, then UTF-16. GRUB does so from 2.12 on.
+  [[ ! -r $info ]] || name=$(tail -c +5 "$info" | tr -d '\0')
+  if has_managed_esps; then
+    kinds=$(proxmox-boot-tool status 2>&1 | sed -n 's/^[^ ]* is configured with: //p' | grep -oE '(uefi|grub) \(' | sort -u | tr -d ' (\n') || :
+  fi
+  LOADER_CLUES="LoaderInfo '${name:-not set}', proxmox-boot-tool '${kinds:-no ESP}'"
+  case $name:$kinds in
+    systemd-boot*:uefi | systemd-boot*:grubuefi | :uefi) LOADER=systemd-boot ;;
+    systemd-boot*) ;; # without proxmox-boot-tool's ESPs nothing here would generate its entries
+    GRUB* | :grub) LOADER=grub ;;
+    :) [[ ! -e $ROOT/boot/grub/grub.cfg ]] || LOADER=grub ;;
+  esac
+}
+
+need_boot_loader() {
+  find_boot_loader
+  [[ -n $LOADER ]] || die "to know which boot loader makes the kernel command line: GRUB, or systemd-boot with proxmox-boot-tool" \
+    "$LOADER_CLUES" "the wrong one would be configured without effect" \
+    "see \`proxmox-boot-tool status\`; drop ESPs that are no longer used with \`proxmox-boot-tool clean\`"
+  [[ $LOADER == grub || -f $ROOT/etc/kernel/cmdline ]] || die "/etc/kernel/cmdline, from which systemd-boot's entries are made" \
+    "no such file" "without it proxmox-boot-tool copies the running command line" \
+    "write the command line you want into /etc/kernel/cmdline (one line, with root=), then \`proxmox-boot-tool refresh\`"
+}
+
+# generate_boot_config - makes what was configured what the next boot uses.
+generate_boot_config() {
+  if has_managed_esps; then
+    run_logged proxmox-boot-tool refresh
+  else
+    run_logged update-grub
+  fi
+}
+
+# stale_initramfs - kernels whose initramfs is older than our script for it, or missing.
+stale_initramfs() {
+  local image version script=$ROOT/etc/initramfs-tools/scripts/init-top/homelab-vfio
+  [[ -e $script ]] || return 0
+  for image in "$ROOT"/boot/vmlinuz-*; do
+    version=${image##*/vmlinuz-}
+    [[ ! -e $image || $ROOT/boot/initrd.img-$version -nt $script ]] || printf '%s\n' "$version"
+  done
+}

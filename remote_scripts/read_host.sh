@@ -1,0 +1,171 @@
+#!/usr/bin/env bash
+# Reads what is decided upon before a host is changed, and what is verified after its reboot. Changes nothing.
+#
+# Arguments: GUESTS (yes | no: also list virtual machines and containers, which takes qm and pct a second each).
+# Output: one JSON object; host/facts.py models it. Texts of commands are passed on as they are and parsed there.
+# Verbs: read_host.
+
+PCI=$ROOT/sys/bus/pci/devices
+
+read_host() {
+  find_boot_loader
+  printf '{"boot_id":%s,"kernel":%s,"pve":%s,"cpu_vendor":%s' "$(string_of /proc/sys/kernel/random/boot_id)" \
+    "$(json_string "$(uname -r)")" "$(json_string "$(pve_version)")" \
+    "$(json_string "$(sed -n 's/^vendor_id[[:space:]]*: //p;/^vendor_id/q' "$ROOT/proc/cpuinfo")")"
+  printf ',"loader":"%s","loader_clues":%s,"missing_tools":%s' "$LOADER" "$(json_string "$LOADER_CLUES")" "$(missing_tools)"
+  cmdlines
+  iommu
+  printf ',"vfio_ids":%s,"modules":%s' "$(vfio_ids)" "$(modules)"
+  printf ',"devices":['
+  devices
+  printf '],"disks":%s' "$(json_string "$(lsblk -nro NAME,PKNAME,FSTYPE,MOUNTPOINT 2>/dev/null)")"
+  managed
+  nvidia_minors
+  guests
+  printf '}\n'
+}
+
+string_of() { # PATH - its text as a JSON string; empty when it isn't there
+  local text=
+  [[ ! -r $ROOT$1 ]] || text=$(<"$ROOT$1")
+  json_string "$text"
+}
+
+pve_version() { # pve-manager/9.1.1/... -> 9.1.1; nothing where this isn't Proxmox VE
+  ! command -v pveversion >/dev/null || pveversion | sed -nE 's#^pve-manager/([^/]+)/.*#\1#p'
+}
+
+missing_tools() {
+  local tool tools=(update-initramfs lspci flock systemctl sha256sum) missing=()
+  if has_managed_esps; then tools+=(proxmox-boot-tool); else tools+=(update-grub); fi
+  for tool in "${tools[@]}"; do
+    command -v "$tool" >/dev/null || missing+=("$tool")
+  done
+  json_list "${missing[@]}"
+}
+
+cmdlines() {
+  local configured='' others='' generated=''
+  if [[ $LOADER == grub || -f $ROOT/etc/kernel/cmdline ]] && [[ -n $LOADER ]]; then
+    configured=$(configured_words)
+    others=$(configured_words others)
+    [[ $LOADER != grub ]] || has_managed_esps || generated=$(generated_words)
+  fi
+  printf ',"cmdline":{"running":%s,"configured":%s,"others":%s,"generated":%s}' \
+    "$(string_of /proc/cmdline)" "$(json_string "$configured")" "$(json_string "$others")" "$(json_string "$generated")"
+}
+
+# The ACPI table says whether the firmware offers an IOMMU: DMAR (Intel) or IVRS (AMD). That one is in use, only groups prove.
+iommu() {
+  local table tables=() kernel_log
+  for table in DMAR IVRS; do
+    [[ ! -e $ROOT/sys/firmware/acpi/tables/$table ]] || tables+=("$table")
+  done
+  kernel_log=$(dmesg 2>/dev/null | grep -E 'AMD-Vi|DMAR|iommu: Default domain|1:1 IOMMU mapping' | head -n 40) || :
+  printf ',"iommu":{"tables":%s,"groups":%s,"kernel_log":%s}' "$(json_list "${tables[@]}")" \
+    "$(find "$ROOT/sys/kernel/iommu_groups" -mindepth 1 -maxdepth 1 2>/dev/null | wc -l)" "$(json_string "$kernel_log")"
+}
+
+# Ids that somebody gave to vfio-pci in modprobe.d. (Those on the command line are seen there.)
+vfio_ids() {
+  local ids
+  ids=$(cat "$ROOT"/etc/modprobe.d/*.conf 2>/dev/null | sed -nE 's/^[[:space:]]*options[[:space:]]+vfio[-_]pci[[:space:]].*\bids=([^[:space:]]+).*/\1/p') || :
+  json_string "${ids//$'\n'/,}"
+}
+
+modules() {
+  local name found=()
+  while read -r name _; do
+    case $name in vfio* | nouveau | nvidia* | nova*) found+=("$name") ;; esac
+  done <"$ROOT/proc/modules"
+  for name in vfio vfio_iommu_type1 vfio_pci; do # built into the kernel, they aren't in /proc/modules
+    [[ " ${found[*]} " == *" $name "* || ! -d $ROOT/sys/module/$name ]] || found+=("$name")
+  done
+  json_list "${found[@]}"
+}
+
+# Every PCI function: what it is, what drives it, where it hangs, which disks and network interfaces are behind it.
+# Without command substitutions inside the loop: a host has a hundred functions, and each would be a process.
+devices() {
+  local file target address name link separator='' acs=' ' path vendor device class subsystem_vendor subsystem_device boot_vga flag group
+  declare -A links=() behind=()
+  while IFS=' ' read -r file target; do
+    links[${file#"$PCI/"}]=$target
+  done < <(find "$PCI"/* "$PCI"/*/driver "$PCI"/*/iommu_group -maxdepth 0 -type l -printf '%p %l\n' 2>/dev/null)
+  while IFS=' ' read -r name target; do
+    [[ $target =~ .*/([0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])/ ]] || continue
+    behind[${BASH_REMATCH[1]}]+="${behind[${BASH_REMATCH[1]}]:+ }$name"
+  done < <(find "$ROOT"/sys/block/* "$ROOT"/sys/class/net/* -maxdepth 0 -type l -printf '%f %l\n' 2>/dev/null | sort)
+  # Before there are groups, the bridges' Access Control Services tell how the kernel is going to draw them.
+  [[ -n $(find "$ROOT/sys/kernel/iommu_groups" -mindepth 1 -maxdepth 1 -print -quit 2>/dev/null) ]] || acs=$(functions_with_acs)
+  for path in "$PCI"/*; do
+    address=${path##*/}
+    for name in vendor device class subsystem_vendor subsystem_device boot_vga; do
+      printf -v "$name" 0
+      [[ ! -r $path/$name ]] || read -r "${name?}" <"$path/$name"
+    done
+    name=$address/driver
+    link=${links[$name]:-}
+    name=$address/iommu_group
+    group=${links[$name]:-null}
+    flag=false
+    [[ $acs != *" $address "* ]] || flag=true
+    printf '%s{"address":"%s","vendor":"%s","device":"%s","subsystem":"%s:%s","class":"%s","boot_vga":%s,"driver":"%s","group":%s,"acs":%s,"path":"%s","behind":"%s"}' \
+      "$separator" "$address" "${vendor#0x}" "${device#0x}" "${subsystem_vendor#0x}" "${subsystem_device#0x}" "${class#0x}" \
+      "$boot_vga" "${link##*/}" "${group##*/}" "$flag" "${links[$address]:-}" "${behind[$address]:-}"
+    separator=,
+  done
+}
+
+functions_with_acs() { # " 0000:00:01.0 0000:00:02.0 "
+  lspci -D -vv 2>/dev/null | awk '/^[0-9a-f]/ { address = $1 } /Access Control Services/ { printf " %s", address } END { print " " }'
+}
+
+# What we wrote, and what became of it.
+managed() {
+  local layer path separator=
+  printf ',"managed":['
+  for layer in iommu vfio; do
+    while IFS= read -r path; do
+      printf '%s{"layer":"%s","path":%s,"state":"%s"}' "$separator" "$layer" "$(json_string "$path")" "$(file_state "$layer" "$path")"
+      separator=,
+    done < <(layer_files "$layer")
+  done
+  # shellcheck disable=SC2046 # kernel versions hold no spaces
+  printf '],"stale_initramfs":%s,"rolled_back":%s' "$(json_list $(stale_initramfs))" "$(string_of /var/lib/homelab/rolled-back)"
+}
+
+# The numbers N of /dev/nvidiaN that the host's driver gave to its cards; they need not be in PCI order.
+nvidia_minors() {
+  local file address separator=
+  printf ',"nvidia_minors":{'
+  for file in "$ROOT"/proc/driver/nvidia/gpus/*/information; do
+    [[ -r $file ]] || continue
+    address=${file%/information}
+    printf '%s"%s":%s' "$separator" "${address##*/}" "$(sed -nE 's/^Device Minor:[[:space:]]*([0-9]+).*/\1/p' "$file")"
+    separator=,
+  done
+  printf '}'
+}
+
+# Guests that run, and guests that use a PCI card. Container and VM configurations are passed on for host/facts.py.
+guests() {
+  local conf kind separator=
+  printf ',"guests":{"qm":%s,"pct":%s,"configs":[' "$(json_string "$(list_guests qm)")" "$(json_string "$(list_guests pct)")"
+  for conf in "$ROOT"/etc/pve/qemu-server/*.conf "$ROOT"/etc/pve/lxc/*.conf; do
+    [[ -r $conf ]] || continue
+    kind=vm
+    [[ $conf != */lxc/* ]] || kind=lxc
+    # The part above the first [snapshot] section is the guest as it is.
+    printf '%s{"kind":"%s","id":%s,"lines":%s}' "$separator" "$kind" "$(basename "$conf" .conf)" \
+      "$(json_string "$(sed '/^\[/,$d' "$conf" | grep -E '^(hostpci[0-9]+|dev[0-9]+|lxc\.mount\.entry|onboot|name|hostname):' || :)")"
+    separator=,
+  done
+  printf ']}'
+}
+
+list_guests() { # qm | pct
+  [[ $GUESTS != yes ]] || ! command -v "$1" >/dev/null || "$1" list 2>/dev/null || :
+}
+
+"$1" </dev/null

@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# The initramfs part of the binding: a script that gives functions to vfio-pci before any driver is loaded, the modules it
+# needs, in the initramfs of every installed kernel. Which functions: the kernel command line says (cmdline.sh).
+#
+# Arguments: NEEDED (yes | no: nothing of ours is bound), INIT_TOP and HOOK (the files' contents).
+# Changes: /etc/initramfs-tools/scripts/init-top/homelab-vfio, /etc/initramfs-tools/hooks/homelab-vfio,
+#   /etc/modules-load.d/homelab-vfio.conf, /boot/initrd.img-*. Undone by `revert`.
+# Verbs: apply, revert.
+
+SCRIPT_PATH=/etc/initramfs-tools/scripts/init-top/homelab-vfio
+HOOK_PATH=/etc/initramfs-tools/hooks/homelab-vfio
+MODULES_PATH=/etc/modules-load.d/homelab-vfio.conf
+
+apply() {
+  local stale
+  if [[ $NEEDED != yes ]]; then
+    revert
+    return
+  fi
+  take_lock
+  check_tools
+  check_space
+  put_file vfio "$HOOK_PATH" 0755 "$HOOK"
+  put_file vfio "$SCRIPT_PATH" 0755 "$INIT_TOP"
+  put_file vfio "$MODULES_PATH" 0644 "# Written by homelab, which takes it away again (pulumi destroy).
+vfio
+vfio_iommu_type1
+vfio_pci"
+  stale=$(stale_initramfs)
+  if [[ $CHANGED == yes || -n $stale ]] || is_pending initramfs; then
+    update
+  fi
+  finish
+  printf '{"changed":"%s"}\n' "$CHANGED"
+}
+
+revert() {
+  take_lock
+  drop_file vfio "$SCRIPT_PATH"
+  drop_file vfio "$HOOK_PATH"
+  drop_file vfio "$MODULES_PATH"
+  if [[ $CHANGED == yes ]] || is_pending initramfs; then
+    update
+  fi
+  finish
+  printf '{"changed":"%s"}\n' "$CHANGED"
+}
+
+check_tools() {
+  if ! command -v update-initramfs >/dev/null || [[ ! -e $ROOT/usr/share/initramfs-tools/hook-functions ]]; then
+    die "initramfs-tools, which makes Proxmox VE's initramfs" "no update-initramfs with its hook-functions" \
+      "the binding happens in a script that initramfs-tools includes" "apt install initramfs-tools"
+  fi
+}
+
+# An initramfs is written beside the old one before it takes its place: the largest, plus a tenth, must fit.
+check_space() {
+  local largest=0 free size file
+  for file in "$ROOT"/boot/initrd.img-*; do
+    [[ -e $file ]] || continue
+    size=$(stat -c %s "$file")
+    ((size <= largest)) || largest=$size
+  done
+  free=$(df -P -B1 "$ROOT/boot" | awk 'NR == 2 { print $4 }')
+  ((free >= largest + largest / 10)) || die "room on /boot for a new initramfs ($(((largest + largest / 10) / 1048576 + 1)) MiB)" \
+    "$((free / 1048576)) MiB free" "update-initramfs would fail half-way and leave kernels without the binding" \
+    "remove old kernels (apt autoremove --purge; dpkg -l 'proxmox-kernel-*'), then run \`pulumi up\` again"
+}
+
+update() {
+  local output
+  pending initramfs
+  if ! run_logged update-initramfs -u -k all; then
+    output=$OUTPUT
+    undo
+    run_logged update-initramfs -u -k all || log "the initramfs could not be made from the old files either"
+    done_with initramfs
+    tidy
+    die "the initramfs of every installed kernel made anew" "$output" \
+      "without it the GPU would not be bound at boot; the files are as they were before" \
+      "mend what the message says, try \`update-initramfs -u -k all\`, then run \`pulumi up\` again"
+  fi
+  done_with initramfs
+}
+
+"$1" </dev/null

@@ -1,0 +1,79 @@
+"""Scripts run in a real bash on a folder: ROOT points at it, and commands that a host has are small files on the PATH."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from host import scripts
+
+
+@dataclass
+class Folder:
+    """A host that is nothing but a folder. ``commands`` holds stand-ins for the host's commands, first on the PATH."""
+
+    root: Path
+    commands: Path
+
+    def write(self, path: str, text: str, mode: int = 0o644) -> Path:
+        target = self.root / path.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+        target.chmod(mode)
+        return target
+
+    def read(self, path: str) -> str:
+        return (self.root / path.lstrip("/")).read_text()
+
+    def command(self, name: str, text: str) -> None:
+        """A stand-in: bash, with ROOT set."""
+        file = self.commands / name
+        file.write_text(f"#!/bin/bash\n{text}\n")
+        file.chmod(0o755)
+
+    def bash(self, text: str, *arguments: str, library: bool = True) -> subprocess.CompletedProcess[str]:
+        """Runs ``text`` after the scripts' library, as `bash -s` gets it."""
+        whole = "".join(scripts._text(f"lib/{name}.sh") for name in scripts.LIBRARY) + text if library else text
+        return subprocess.run(
+            ["bash", "-s", "--", *arguments], input=whole, capture_output=True, text=True, env=self.environment, timeout=60
+        )
+
+    def run(self, verb: str, script: str) -> subprocess.CompletedProcess[str]:
+        return self.bash(script, verb, library=False)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"ROOT": str(self.root), "PATH": f"{self.commands}:{os.environ['PATH']}", "HOME": str(self.root)}
+
+    def tree(self) -> dict[str, tuple[int, str]]:
+        """Path -> mode and content (or link target) of everything below ROOT, but for /run."""
+        found = {}
+        for path in sorted(self.root.rglob("*")):
+            name = path.relative_to(self.root).as_posix()
+            if name == "run" or name.startswith("run/"):
+                continue
+            if path.is_symlink():
+                found[name] = (0, os.readlink(path))
+            elif path.is_file():
+                found[name] = (path.stat().st_mode & 0o7777, path.read_text())
+            else:
+                found[name] = (path.stat().st_mode & 0o7777, "directory")
+        return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    root, commands = tmp_path / "root", tmp_path / "commands"
+    for path in ("etc", "var/lib", "run", "proc", "boot"):
+        (root / path).mkdir(parents=True)
+    commands.mkdir()
+    return Folder(root, commands)
+
+
+def quoted(text: str) -> str:
+    return shlex.quote(text)

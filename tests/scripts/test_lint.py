@@ -1,0 +1,73 @@
+"""Every script as it is sent, and every file that it installs, through shellcheck and shfmt; and no path without its prefix."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from host import scripts
+
+# Beside the interpreter: the linters come as wheels.
+TOOLS = Path(sys.executable).parent
+
+# Arguments as the headers list them; the files among them are linted by themselves.
+ARGUMENTS = {
+    "cmdline.sh": ("NAME", "WORDS", "ENTRY", "ENTRY_GRUB", "ENTRY_SYSTEMD_BOOT", "NOTICE"),
+    "vfio_initramfs.sh": ("NEEDED", "INIT_TOP", "HOOK"),
+    "reboot_host.sh": ("POLICY", "WORDS", "FUNCTIONS", "ROLLBACK_AFTER", "ROLLBACK"),
+    "rollback.sh": ("AFTER", "ENTRY_SYSTEMD_BOOT"),
+    "read_host.sh": ("GUESTS",),
+    "confirm_boot.sh": (),
+}
+COMPOSED = {name: scripts.compose(name, **dict.fromkeys(names, "x")) for name, names in ARGUMENTS.items()}
+INSTALLED = sorted((scripts.FOLDER / "files").glob("*.sh"))
+SOURCES = sorted(scripts.FOLDER.rglob("*.sh"))
+
+# SC2329/SC2317: functions of the library that this script doesn't call. SC2034: variables that it doesn't read.
+# SC2154: what arguments assign.
+EXCLUDED = "SC2329,SC2317,SC2034,SC2154"
+
+
+def test_every_script_has_its_composition_here() -> None:
+    assert sorted(COMPOSED) == sorted(path.name for path in scripts.FOLDER.glob("*.sh"))
+
+
+@pytest.mark.parametrize("name", sorted(ARGUMENTS))
+def test_the_header_of_a_script_names_its_arguments(name: str) -> None:
+    header = (scripts.FOLDER / name).read_text().partition("\n\n")[0]
+    assert all(argument in header for argument in ARGUMENTS[name])
+    assert "# Verbs: " in header
+
+
+@pytest.mark.parametrize("name", sorted(COMPOSED))
+def test_the_script_as_it_is_sent_passes_shellcheck(name: str) -> None:
+    done = subprocess.run(
+        [str(TOOLS / "shellcheck"), "--shell=bash", f"--exclude={EXCLUDED}", "-"], input=COMPOSED[name], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", INSTALLED, ids=lambda path: path.name)
+def test_what_is_installed_on_a_host_is_plain_sh(path: Path) -> None:
+    done = subprocess.run([str(TOOLS / "shellcheck"), "--exclude=SC1091", str(path)], capture_output=True, text=True)
+    assert path.read_text().startswith("#!/bin/sh\n")
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_scripts_are_formatted(path: Path) -> None:
+    done = subprocess.run([str(TOOLS / "shfmt"), "-i", "2", "-ci", "-d", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_every_path_that_a_script_opens_goes_through_root(path: Path) -> None:
+    # Paths that are opened, tested or written: after a redirection, a test, or as a command's argument. Those handed to
+    # put_file and its like, and texts, are prefixed there.
+    opened = re.compile(r"""(?:[<>]\s*"?|-[edfrsx]\s+"?|\b(?:cat|rm|mv|cp|find|readlink|stat|ls)\s+(?:-\S+\s+)*"?)/(?!dev/null)""")
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        code = line.split(" # ")[0]
+        assert line.lstrip().startswith("#") or not opened.search(code), f"{path.name}:{number}: {line.strip()}"
