@@ -1,0 +1,336 @@
+"""The stack's configuration as types: every mistake in it is named before anything runs.
+
+Pulumi hands over what `Pulumi.<stack>.yaml` holds under `homelab:`; `load` turns it into `Settings` or says, for each mistake,
+where it is, what was expected, what was found, and what was probably meant.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from host.errors import HomelabError
+
+PROJECT = Path(__file__).resolve().parent
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,39}")
+_HOSTNAME = re.compile(
+    r"(?=.{1,253}$)([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
+)
+_PCI_SLOT = re.compile(r"(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([01][0-9a-f])(?:\.[0-7])?")
+_PCI_FUNCTION = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
+_PCI_ID = re.compile(r"[0-9a-f]{4}:[0-9a-f]{4}")
+_HOST_KEY = re.compile(r"(ssh-(ed25519|rsa)|ecdsa-sha2-nistp(256|384|521)) [A-Za-z0-9+/]+=*( .*)?")
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _slot(value: str) -> str:
+    match = _PCI_SLOT.fullmatch(value.lower())
+    if match is None:
+        raise ValueError("expected a PCI address such as 0000:01:00 or 01:00.0 (see `lspci -D`)")
+    return f"{match[1] or '0000'}:{match[2]}:{match[3]}"
+
+
+def _function(value: str) -> str:
+    if not _PCI_FUNCTION.fullmatch(value.lower()):
+        raise ValueError("expected a PCI function's address such as 0000:02:00.0 (see `lspci -D`)")
+    return value.lower()
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError("expected a name of letters, digits and hyphens that begins with a letter, 40 at most")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Slot = Annotated[str, AfterValidator(_slot)]
+Function = Annotated[str, AfterValidator(_function)]
+
+
+def _camel(name: str) -> str:
+    head, *rest = name.split("_")
+    return head + "".join(word.capitalize() for word in rest)
+
+
+class _Model(BaseModel):
+    # Names in YAML are camelCase, as everywhere in Pulumi.
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=_camel, strict=True)
+
+
+class Ssh(_Model):
+    """How a host is reached: exactly one of ``privateKeyFile``, ``privateKey``, ``password`` and ``agent``; its host key, pinned."""
+
+    user: str = "root"
+    port: Annotated[int, Field(ge=1, le=65535)] = 22
+    host_key: str | None = None
+    host_key_file: str | None = None
+    private_key_file: str | None = None
+    private_key: SecretStr | None = None
+    password: SecretStr | None = None
+    agent: bool = False
+
+    @field_validator("user")
+    @classmethod
+    def _plain_user(cls, value: str) -> str:
+        if not re.fullmatch(r"[a-z_][a-z0-9_.-]*", value):
+            raise ValueError("expected a Unix user's name")
+        return value
+
+    @field_validator("host_key")
+    @classmethod
+    def _public_key(cls, value: str | None) -> str | None:
+        if value is not None and not _HOST_KEY.fullmatch(value.strip()):
+            raise ValueError("expected a public key such as `ssh-ed25519 AAAA…` (see `ssh-keyscan -t ed25519 ADDRESS`)")
+        return value and value.strip()
+
+    @model_validator(mode="after")
+    def _one_way_in(self) -> Self:
+        ways = [self.private_key_file, self.private_key, self.password, self.agent or None]
+        if sum(way is not None for way in ways) != 1:
+            raise ValueError("expected exactly one of privateKeyFile, privateKey, password, agent")
+        if (self.host_key is None) == (self.host_key_file is None):
+            raise ValueError(
+                "expected hostKey (the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address) or hostKeyFile: "
+                "without it, whoever answers at the address would be given root's commands"
+            )
+        return self
+
+    @property
+    def pinned_host_key(self) -> str:
+        """The host's public key, as ``type base64``.
+
+        :raises HomelabError: hostKeyFile can't be read.
+        """
+        if self.host_key is not None:
+            return " ".join(self.host_key.split()[:2])
+        path = _path(self.host_key_file or "")
+        try:
+            return " ".join(path.read_text(encoding="ascii").split()[:2])
+        except (OSError, UnicodeDecodeError) as error:
+            raise HomelabError(
+                f"the host's public key in {path}",
+                str(error),
+                "without it nobody can tell whether the right host answers",
+                "save it there (`ssh-keyscan -t ed25519 ADDRESS`), or set hostKey",
+            ) from error
+
+    @property
+    def key(self) -> str | None:
+        """The private key's text; None where a password or an agent is used.
+
+        :raises HomelabError: privateKeyFile can't be read.
+        """
+        if self.private_key is not None:
+            return self.private_key.get_secret_value()
+        if self.private_key_file is None:
+            return None
+        path = _path(self.private_key_file)
+        try:
+            return path.read_text(encoding="ascii")
+        except (OSError, UnicodeDecodeError) as error:
+            raise HomelabError(
+                f"an SSH private key in {path} (privateKeyFile)",
+                f"{type(error).__name__}: {error}",
+                "nothing on the host can be read or changed without it",
+                "correct privateKeyFile, or make a key with `ssh-keygen -t ed25519` and `ssh-copy-id` it to the host",
+            ) from error
+
+
+def _path(text: str) -> Path:
+    """Relative paths count from the project's folder, wherever `pulumi` is called."""
+    path = Path(text).expanduser()
+    return path if path.is_absolute() else PROJECT / path
+
+
+class Iommu(_Model):
+    """``enable``: put amd_iommu=on or intel_iommu=on on the command line; ``passthrough``: iommu=pt (host devices bypass it)."""
+
+    enable: bool = True
+    passthrough: bool = True
+
+
+class Gpu(_Model):
+    """A card, by what it is (``match``), where it is (``address``), or both; and who gets it (``use``).
+
+    ``allow…`` opens one gate each: group members that may go along, the firmware's console, containers that lose the card.
+    """
+
+    match: str | None = None
+    address: Slot | None = None
+    use: Literal["vm", "lxc", "host"] = "vm"
+    allow_group_members: list[Function] = []
+    allow_console: bool = False
+    allow_containers: list[int] = []
+
+    @field_validator("match", mode="before")
+    @classmethod
+    def _id(cls, value: Any) -> Any:
+        value = _lower(value)
+        if isinstance(value, str) and not _PCI_ID.fullmatch(value):
+            raise ValueError("expected vendor:device in hexadecimal, such as 10de:2b85 (see `lspci -nn`)")
+        return value
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if self.match is None and self.address is None:
+            raise ValueError("expected `match` (vendor:device, such as 10de:2b85) or `address` (such as 0000:01:00)")
+        return self
+
+
+class Timeouts(_Model):
+    """Seconds. ``reboot``: until a rebooting host answers again; ``rollback``: after its start, until an unconfirmed boot is undone."""
+
+    connect: Annotated[int, Field(ge=1)] = 15
+    reboot: Annotated[int, Field(ge=1)] = 600
+    rollback: Annotated[int, Field(ge=1)] = 600
+
+
+class Host(_Model):
+    """One Proxmox VE node. ``takeOver``: bind with this program's means what somebody else's configuration binds already."""
+
+    address: str
+    ssh: Ssh
+    iommu: Iommu = Iommu()
+    gpus: dict[Name, Gpu] = {}
+    take_over: bool = False
+    reboot: Literal["auto", "manual"] = "auto"
+    timeouts: Timeouts = Timeouts()
+
+    @field_validator("address")
+    @classmethod
+    def _reachable(cls, value: str) -> str:
+        if re.fullmatch(r"[0-9.]+|.*:.*", value):
+            try:
+                return str(ipaddress.ip_address(value))
+            except ValueError:
+                raise ValueError("expected an IP address or a host name, such as 192.168.0.202 or pve.lan") from None
+        if not _HOSTNAME.fullmatch(value):
+            raise ValueError("expected an IP address or a host name, such as 192.168.0.202 or pve.lan")
+        return value
+
+    @model_validator(mode="after")
+    def _distinct_gpus(self) -> Self:
+        for name, gpu in self.gpus.items():
+            for other_name, other in self.gpus.items():
+                if other_name > name and gpu.address == other.address and gpu.match == other.match:
+                    raise ValueError(
+                        f"gpus.{name} and gpus.{other_name} are the same card ({gpu.address or gpu.match})"
+                    )
+                if other_name > name and gpu.address is not None and gpu.address == other.address:
+                    raise ValueError(f"gpus.{name} and gpus.{other_name} are the same card ({gpu.address})")
+        return self
+
+
+class Settings(_Model):
+    """All of `homelab:`. ``plan``: whether a preview reads the host (auto: when something would change and it is in reach)."""
+
+    hosts: dict[Name, Host]
+    plan: Literal["auto", "always", "never"] = "auto"
+
+    @field_validator("hosts")
+    @classmethod
+    def _some(cls, value: dict[str, Host]) -> dict[str, Host]:
+        if not value:
+            raise ValueError("expected at least one host")
+        addresses = [f"{host.address}:{host.ssh.port}" for host in value.values()]
+        for address in addresses:
+            if addresses.count(address) > 1:
+                raise ValueError(f"two hosts with the address {address}")
+        return value
+
+
+def load(values: Mapping[str, str] | None = None) -> Settings:
+    """The settings of this run.
+
+    :param values: key (without `homelab:`) -> text, structured values as JSON; by default the running program's configuration.
+    :raises HomelabError: one error that names every mistake.
+    """
+    if values is None:
+        # What the language host hands to a program; pulumi.Config can't list keys, so an unknown one would go unnoticed.
+        whole = json.loads(os.environ.get("PULUMI_CONFIG", "{}"))
+        values = {key.removeprefix("homelab:"): text for key, text in whole.items() if key.startswith("homelab:")}
+    parsed: dict[str, Any] = {}
+    for key, text in values.items():
+        parsed[key] = _decode(text)
+    try:
+        return Settings.model_validate(parsed)
+    except ValidationError as error:
+        raise _explain(error) from None
+
+
+def load_host(hosts: str | None, name: str) -> Host:
+    """One host from the text of `homelab:hosts`; for the processes that don't run the program.
+
+    :raises HomelabError: it is missing or mistaken.
+    """
+    host = load({"hosts": hosts or "{}"}).hosts.get(name)
+    if host is None:
+        raise HomelabError(
+            f"homelab:hosts.{name} in the stack's configuration",
+            f"hosts: {sorted(load({'hosts': hosts or '{}'}).hosts)}",
+            "it says how to reach the host",
+            "put it back; to give the host up, take it out and run `pulumi up` while it can still be reached",
+        )
+    return host
+
+
+def _decode(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _explain(error: ValidationError) -> HomelabError:
+    """Pydantic's list as the text a person gets. Values never appear where they may be secret."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        place = ".".join(str(part) for part in problem["loc"] if part != "[key]")
+        text = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            text = f"unknown key{_meant(problem['loc'])}"
+        elif problem["type"] == "missing":
+            text = "missing"
+        elif isinstance(problem["input"], str | int | float | bool) and "ssh" not in problem["loc"]:
+            text = f"{text}; found {problem['input']!r}"
+        lines.append(f"homelab:{place}: {text}")
+    return HomelabError(
+        "a configuration that can be carried out",
+        ("\n        ").join(lines),
+        "nothing was done: a mistake here would surface half-way through a change to the host",
+        "correct Pulumi.<stack>.yaml; the keys are described in docs/guide.md",
+    )
+
+
+def _meant(location: tuple[int | str, ...]) -> str:
+    """`, did you mean …` for an unknown key, from the keys that its model has."""
+    model: Any = Settings
+    for part in location[:-1]:
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            model = next(field.annotation for field in model.model_fields.values() if field.alias == part)
+        else:  # a mapping of names to models
+            model = get_args(model)[1]
+    known = [field.alias or "" for field in model.model_fields.values()]
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    return f", did you mean `{close[0]}`?" if close else f"; known are {', '.join(known)}"

@@ -1,0 +1,120 @@
+"""settings.py: every mistake in the configuration is named, all at once, before anything runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from host.errors import HomelabError
+from settings import Settings, load, load_host
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
+
+
+def hosts(**changes: Any) -> dict[str, Any]:
+    host = {
+        "address": "192.168.0.202",
+        "ssh": {"hostKey": KEY, "privateKeyFile": "~/.ssh/id_ed25519"},
+        "gpus": {"rtx5090": {"match": "10de:2b85"}},
+    }
+    return {"pve": host | changes}
+
+
+def loaded(configuration: dict[str, Any], **others: str) -> Settings:
+    return load({"hosts": json.dumps(configuration), **others})
+
+
+def refused(configuration: dict[str, Any], **others: str) -> str:
+    with pytest.raises(HomelabError) as error:
+        loaded(configuration, **others)
+    return str(error.value)
+
+
+def test_a_minimal_configuration_has_safe_defaults() -> None:
+    settings = loaded(hosts())
+    host = settings.hosts["pve"]
+    assert (host.ssh.user, host.ssh.port, host.reboot, host.take_over, settings.plan) == ("root", 22, "auto", False, "auto")
+    assert (host.iommu.enable, host.iommu.passthrough, host.gpus["rtx5090"].use) == (True, True, "vm")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("0000:01:00.0", "0000:01:00"), ("01:00", "0000:01:00"), ("0001:C1:00.1", "0001:c1:00")],
+)
+def test_a_pci_address_is_the_slot_however_it_is_written(written: str, meant: str) -> None:
+    assert loaded(hosts(gpus={"g": {"address": written}})).hosts["pve"].gpus["g"].address == meant
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"gpu": {}}, "homelab:hosts.pve.gpu: unknown key, did you mean `gpus`?"),
+        ({"gpus": {"g": {"macth": "10de:2b85"}}}, "homelab:hosts.pve.gpus.g.macth: unknown key, did you mean `match`?"),
+        ({"gpus": {"g": {}}}, "expected `match` (vendor:device"),
+        ({"gpus": {"g": {"match": "RTX 5090"}}}, "expected vendor:device in hexadecimal, such as 10de:2b85"),
+        ({"gpus": {"g": {"address": "1:0"}}}, "expected a PCI address such as 0000:01:00"),
+        ({"gpus": {"a b": {"match": "10de:2b85"}}}, "expected a name of letters, digits and hyphens"),
+        ({"gpus": {"a": {"match": "10de:2b85"}, "b": {"match": "10DE:2B85"}}}, "gpus.a and gpus.b are the same card"),
+        ({"gpus": {"a": {"address": "01:00"}, "b": {"address": "0000:01:00.0"}}}, "gpus.a and gpus.b are the same card"),
+        (
+            {"gpus": {"a": {"address": "01:00"}, "b": {"address": "01:00", "match": "10de:2b85"}}},
+            "gpus.a and gpus.b are the same card",
+        ),
+        ({"gpus": {"g": {"match": "10de:2b85", "allowGroupMembers": ["02:00"]}}}, "expected a PCI function's address"),
+        ({"address": "192.168.0.2002"}, "expected an IP address or a host name, such as 192.168.0.202 or pve.lan; found"),
+        ({"address": "pve lan; reboot"}, "expected an IP address or a host name"),
+        ({"reboot": "never"}, "Input should be 'auto' or 'manual'; found 'never'"),
+        ({"timeouts": {"reboot": 0}}, "homelab:hosts.pve.timeouts.reboot"),
+        ({"ssh": {"hostKey": KEY}}, "expected exactly one of privateKeyFile, privateKey, password, agent"),
+        ({"ssh": {"hostKey": KEY, "agent": True, "password": "x"}}, "expected exactly one of"),
+        ({"ssh": {"agent": True}}, "expected hostKey (the line that `ssh-keyscan -t ed25519 ADDRESS` prints"),
+        ({"ssh": {"agent": True, "hostKey": "SHA256:abc"}}, "expected a public key such as `ssh-ed25519"),
+        ({"ssh": {"agent": True, "hostKey": KEY, "user": "root; id"}}, "expected a Unix user's name"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(changes: dict[str, Any], said: str) -> None:
+    message = refused(hosts(**changes))
+    assert said in message
+    assert [line[:7] for line in message.splitlines() if not line.startswith(" ")] == [
+        "wanted:", "found: ", "why:   ", "next:  ",
+    ]  # fmt: skip
+
+
+def test_every_mistake_is_named_at_once() -> None:
+    message = refused(hosts(address="1.2.3", adress="x", gpus={"g": {"match": "?"}}), plam="auto")
+    for place in ("hosts.pve.address", "hosts.pve.adress", "hosts.pve.gpus.g.match", "homelab:plam"):
+        assert place in message
+
+
+def test_no_hosts_at_all_is_a_mistake() -> None:
+    assert "expected at least one host" in refused({})
+    with pytest.raises(HomelabError, match="homelab:hosts: missing"):
+        load({})
+
+
+def test_two_hosts_with_one_address_are_a_mistake() -> None:
+    assert "two hosts with the address 192.168.0.202:22" in refused(hosts() | {"other": hosts()["pve"]})
+
+
+def test_secrets_never_show_in_a_message() -> None:
+    message = refused(hosts(ssh={"hostKey": KEY, "password": ["hunter2"], "privateKey": 3, "port": "hunter3"}))
+    assert "hunter" not in message
+
+
+def test_a_missing_private_key_says_which_file() -> None:
+    host = loaded(hosts(ssh={"hostKey": KEY, "privateKeyFile": "/nowhere/id_ed25519"})).hosts["pve"]
+    with pytest.raises(HomelabError, match="/nowhere/id_ed25519"):
+        _ = host.ssh.key
+
+
+def test_the_host_key_may_be_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "key.pub").write_text(f"{KEY} root@pve\n")
+    host = loaded(hosts(ssh={"hostKeyFile": str(tmp_path / "key.pub"), "agent": True})).hosts["pve"]
+    assert host.ssh.pinned_host_key == KEY
+
+
+def test_a_host_that_left_the_configuration_is_named() -> None:
+    with pytest.raises(HomelabError, match=r"homelab:hosts\.old"):
+        load_host(json.dumps(hosts()), "old")
