@@ -1,0 +1,267 @@
+"""From facts and settings to what is wanted: words on the command line, functions on vfio-pci; drift from it; the plan as text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from host import gates
+from host.errors import HomelabError, raise_all
+from host.facts import HostFacts, bound_by_word
+from settings import Host
+
+LAYERS = ("iommu", "vfio", "boot")
+
+# Drivers that would claim an NVIDIA card. Blacklisted only where none stays with the host, as belt and braces: the binding
+# doesn't need it. nova_core is nouveau's successor (Linux 7.0 on); nvidiafb Proxmox VE blacklists itself.
+NVIDIA_DRIVERS = "nouveau,nvidia,nvidia_drm,nvidia_modeset,nvidia_uvm,nvidiafb,nova_core"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a host is to be.
+
+    ``iommu_words``/``vfio_words``: words of the kernel command line, separated by spaces. ``functions``: PCI address ->
+    vendor:device of every function that must be on vfio-pci; those in ``by_hand`` somebody else's configuration puts there.
+    ``gpus``: name -> slot, use, functions and group.
+    """
+
+    iommu_words: str
+    vfio_words: str
+    functions: dict[str, str]
+    by_hand: list[str]
+    gpus: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def words(self) -> str:
+        return " ".join(f"{self.iommu_words} {self.vfio_words}".split())
+
+    @property
+    def binds(self) -> bool:
+        """Is anything bound by this program's means?"""
+        return bool(self.vfio_words)
+
+
+def wanted(facts: HostFacts, host: Host) -> Wanted:
+    """What ``host`` (settings) means on this host (facts).
+
+    :raises HomelabError: a gate is closed; the text names every reason.
+    """
+    slots, errors = gates.check(facts, host)
+    raise_all(errors)
+    functions = {
+        device.address: device.id
+        for name, slot in slots.items()
+        if host.gpus[name].use == "vm"
+        for device in facts.functions(slot)
+    }
+    by_hand = [] if host.take_over else sorted(facts.bound_by_hand() & set(functions))
+    ours = {address: ids for address, ids in functions.items() if address not in by_hand}
+    return Wanted(
+        iommu_words=_iommu_words(facts, host),
+        vfio_words=_vfio_words(facts, ours, set(functions)),
+        functions=functions,
+        by_hand=by_hand,
+        gpus={name: _gpu(facts, host, name, slot) for name, slot in slots.items()},
+    )
+
+
+def _iommu_words(facts: HostFacts, host: Host) -> str:
+    vendor = "intel_iommu=on" if facts.cpu_vendor == "GenuineIntel" else "amd_iommu=on"
+    words = [vendor] if host.iommu.enable else []
+    return " ".join([*words, "iommu=pt"] if host.iommu.passthrough else words)
+
+
+def _vfio_words(facts: HostFacts, ours: dict[str, str], bound: set[str]) -> str:
+    if not ours:
+        return ""
+    word = "homelab.vfio=" + ",".join(f"{address}={ids}" for address, ids in sorted(ours.items()))
+    return word if gates.nvidia_stays(facts, bound) else f"{word} modprobe.blacklist={NVIDIA_DRIVERS}"
+
+
+def _gpu(facts: HostFacts, host: Host, name: str, slot: str) -> dict[str, Any]:
+    return {
+        "slot": slot,
+        "use": host.gpus[name].use,
+        "functions": [
+            {"address": device.address, "id": device.id, "subsystem": device.subsystem, "class": device.class_code}
+            for device in facts.functions(slot)
+        ],
+        "iommuGroup": next((device.group for device in facts.functions(slot)), None),
+    }
+
+
+def drift(facts: HostFacts, want: Wanted) -> dict[str, list[str]]:
+    """Layer -> how the host differs from ``want``, as sentences. ``boot`` is what only a reboot can mend."""
+    return {
+        "iommu": [*_changed_files(facts, "iommu"), *_lost_words(facts, want.iommu_words)],
+        "vfio": [*_changed_files(facts, "vfio"), *_lost_words(facts, want.vfio_words), *_lost_binding(facts, want)],
+        "boot": [*_not_running(facts, want), *([facts.rolled_back] if facts.rolled_back else [])],
+    }
+
+
+def _changed_files(facts: HostFacts, layer: str) -> list[str]:
+    said = {"changed": "was changed by hand", "missing": "is gone"}
+    return [f"{file.path} {said[file.state]}" for file in facts.managed if file.layer == layer and file.state in said]
+
+
+def _lost_words(facts: HostFacts, words: str) -> list[str]:
+    lost = [word for word in words.split() if word not in facts.cmdline.configured.split()]
+    if lost:
+        return [f"{' '.join(lost)} is not on the configured kernel command line"]
+    generated = facts.cmdline.generated.split()
+    lost = [word for word in words.split() if generated and word not in generated]
+    return [f"{' '.join(lost)} is not in the generated boot configuration (grub.cfg)"] if lost else []
+
+
+def _lost_binding(facts: HostFacts, want: Wanted) -> list[str]:
+    found = []
+    for address, ids in want.functions.items():
+        device = facts.by_address.get(address)
+        if device is None or device.id != ids:
+            found.append(f"{address} is {device.id if device else 'not there'}, not {ids}")
+    if want.binds:
+        if not any(file.path.endswith("/init-top/homelab-vfio") for file in facts.managed):
+            found.append("the initramfs script for vfio-pci is gone")
+        found += [f"the initramfs of {kernel} is older than its script" for kernel in facts.stale_initramfs]
+    return found
+
+
+def _not_running(facts: HostFacts, want: Wanted) -> list[str]:
+    lost = [word for word in want.words.split() if word not in facts.cmdline.running.split()]
+    found = [f"{' '.join(lost)} is not on the running kernel's command line"] if lost else []
+    if want.functions and facts.iommu.groups == 0:
+        found.append("the running kernel has no IOMMU group")
+    for address in want.functions:
+        device = facts.by_address.get(address)
+        if device is not None and device.driver != "vfio-pci":
+            found.append(f"{address} is on {device.driver or 'no driver'}, not on vfio-pci")
+    return found
+
+
+def verify(facts: HostFacts, host: Host, want: Wanted) -> list[HomelabError]:
+    """After the reboot: does the running system have what was wanted? Each failing check, with what to try."""
+    errors = []
+    lost = [word for word in want.words.split() if word not in facts.cmdline.running.split()]
+    if lost:
+        errors.append(
+            HomelabError(
+                f"{' '.join(lost)} on the running kernel's command line",
+                facts.cmdline.running,
+                "the kernel that runs was started from another boot entry, or from a configuration that was not generated anew",
+                "reboot into the first boot entry (a pinned kernel: `proxmox-boot-tool kernel list`), then `pulumi up --refresh`",
+            )
+        )
+    if want.functions and facts.iommu.groups == 0:
+        errors.append(
+            HomelabError(
+                "IOMMU groups in /sys/kernel/iommu_groups",
+                f"none; the kernel says: {_log_excerpt(facts)}",
+                "only groups prove that the IOMMU works ('DMAR: IOMMU enabled' is printed without one, too)",
+                "switch on VT-d or AMD-Vi (IOMMU) in the firmware, then `pulumi up --refresh`",
+            )
+        )
+    missing = [name for name in ("vfio", "vfio_iommu_type1", "vfio_pci") if name not in facts.modules]
+    if want.functions and missing:
+        errors.append(
+            HomelabError(
+                "the modules vfio, vfio_iommu_type1 and vfio_pci loaded",
+                f"missing: {', '.join(missing)}",
+                "without them no device can be given to a guest",
+                "try `modprobe vfio-pci` and read `dmesg | tail`; then `pulumi up --refresh`",
+            )
+        )
+    errors += _verify_drivers(facts, want)
+    if facts.iommu.groups:
+        slots = {name: str(gpu["slot"]) for name, gpu in want.gpus.items() if gpu["use"] == "vm"}
+        for name, slot in slots.items():
+            errors += gates.isolation(facts, name, host.gpus[name], slot)
+    return errors
+
+
+def _verify_drivers(facts: HostFacts, want: Wanted) -> list[HomelabError]:
+    wrong = []
+    for address, ids in want.functions.items():
+        device = facts.by_address.get(address)
+        if device is None or device.id != ids:
+            wrong.append(f"{address} is {device.id if device else 'not there'}")
+        elif device.driver != "vfio-pci":
+            wrong.append(f"{address} on {device.driver or 'no driver'}")
+    if not wrong:
+        return []
+    return [
+        HomelabError(
+            f"every function on vfio-pci: {', '.join(want.functions)}",
+            "; ".join(wrong),
+            "a card with a function on a host driver can't be given to a guest",
+            "read `dmesg | grep homelab-vfio` on the host; then `pulumi up --refresh`",
+        )
+    ]
+
+
+def _log_excerpt(facts: HostFacts) -> str:
+    return " | ".join(facts.iommu.kernel_log.splitlines()[:3]) or "nothing about an IOMMU"
+
+
+def describe(name: str, facts: HostFacts, host: Host, want: Wanted) -> str:
+    """The plan for people: command line before -> after, files, each function with its driver now and then, the reboot."""
+    have = facts.cmdline.others.split()
+    added = [word for word in want.words.split() if word not in have]
+    before = facts.cmdline.configured
+    after = " ".join([*have, *added])
+    lines = [
+        f"{name}: {facts.kernel}, Proxmox VE {facts.pve or 'not found'}, {facts.cpu_vendor}, boot loader {facts.loader}"
+    ]
+    lines.append(
+        f"  command line: {before.strip()}  (stays)"
+        if set(before.split()) == set(after.split())
+        else f"  command line: {before.strip()}\n             -> {after}"
+    )
+    lines += [f"  writes {path}" for path in _files(facts, want, set(have))]
+    for gpu, found in want.gpus.items():
+        lines.append(f"  {gpu} ({found['slot']}), for {found['use']}:")
+        for device in facts.functions(found["slot"]):
+            then = "vfio-pci" if device.address in want.functions else device.driver or "no driver"
+            by_hand = ", bound by hand" if device.address in want.by_hand else ""
+            lines.append(f"    {device.address} [{device.id}] {device.driver or 'no driver'} -> {then}{by_hand}")
+        lines.append(f"    IOMMU group {_group(facts, found['slot'])}")
+    lines.append(f"  reboot: {_reboot(facts, host, want)}")
+    return "\n".join(lines)
+
+
+def _files(facts: HostFacts, want: Wanted, have: set[str]) -> list[str]:
+    files = []
+    grub = facts.loader == "grub"
+    layers = (("iommu", want.iommu_words), ("vfio", want.vfio_words))
+    written = [layer for layer, words in layers if set(words.split()) - have]
+    files += [f"/etc/default/grub.d/zz-homelab-{layer}.cfg" for layer in written if grub]
+    files += ["/etc/kernel/cmdline"] if written and not grub else []
+    if want.binds:
+        entry = (
+            ["/etc/grub.d/12_homelab"] if grub else [f"/etc/kernel/post{verb}.d/zzz-homelab" for verb in ("inst", "rm")]
+        )
+        files += [
+            *entry,
+            "/etc/initramfs-tools/scripts/init-top/homelab-vfio",
+            "/etc/initramfs-tools/hooks/homelab-vfio",
+            "/etc/modules-load.d/homelab-vfio.conf",
+        ]
+    ours = {file.path for file in facts.managed if file.state == "ok"}
+    return [path for path in files if path not in ours]
+
+
+def _group(facts: HostFacts, slot: str) -> str:
+    group = next((str(device.group) for device in facts.functions(slot) if device.group is not None), "")
+    others = [facts.describe(device) for device in facts.group_of(slot) if device.slot != slot]
+    return f"{group or 'none yet (predicted)'}, with it: {'; '.join(others) or 'nothing else'}"
+
+
+def _reboot(facts: HostFacts, host: Host, want: Wanted) -> str:
+    reasons = _not_running(facts, want)
+    extra = set(bound_by_word(facts.cmdline.running)) - set(bound_by_word(want.vfio_words))
+    reasons += [f"{address} is still bound" for address in sorted(extra)]
+    if not reasons:
+        return "not needed"
+    stops = ", ".join(facts.guests.running) or "no running guest"
+    by = "by you (reboot: manual)" if host.reboot == "manual" else "one"
+    return f"{by}, because {'; '.join(reasons)}; it stops {stops}"

@@ -1,0 +1,186 @@
+"""Running scripts on a host over SSH, for what pulumi-command can't do: reading on refresh, and waiting for a reboot.
+
+asyncssh is imported on first use: a run that has nothing to read doesn't pay for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from host import facts, scripts
+from host.errors import HomelabError, UnreachableError
+from settings import Host
+
+if TYPE_CHECKING:
+    import asyncssh
+
+# The message of a failing script (remote_scripts/lib/common.sh, die).
+_MESSAGE = re.compile(r"^wanted: (.*?)\nfound:  (.*?)\nwhy:    (.*?)\nnext:   (.*?)\s*\Z", re.DOTALL | re.MULTILINE)
+
+# How long a host may take to answer a script's connection that is already open.
+KEEPALIVE_SECONDS = 5
+# Between two tries to reach a host that is booting. Nothing on this side tells when it is back.
+RETRY_SECONDS = 1.0
+
+
+class Session:
+    """An open connection to a host."""
+
+    def __init__(self, host: Host, connection: asyncssh.SSHClientConnection) -> None:
+        self._host = host
+        self._connection = connection
+
+    async def run(self, verb: str, script: str) -> str:
+        """Runs a composed script and returns what it printed.
+
+        :raises HomelabError: the script failed (its own message), or sudo did.
+        :raises UnreachableError: the connection was lost meanwhile.
+        """
+        import asyncssh
+
+        try:
+            done = await self._connection.run(
+                scripts.command(verb, self._host.ssh.user), input=script, encoding="utf-8"
+            )
+        except (OSError, asyncssh.Error) as error:
+            raise _lost(self._host, error) from error
+        if done.exit_status is None:
+            raise _lost(self._host, ConnectionError("the connection ended before the script did"))
+        if done.exit_status != 0:
+            raise _failed(verb, str(done.stdout), str(done.stderr), done.exit_status)
+        return str(done.stdout)
+
+    async def read(self, *, guests: bool) -> facts.HostFacts:
+        """One reading of the host. Raises as `run`."""
+        return facts.parse(await self.run("read_host", scripts.read_host(guests=guests)))
+
+
+def _failed(verb: str, output: str, log: str, status: int) -> HomelabError:
+    message = _MESSAGE.search(output)
+    if message:
+        return HomelabError(*message.groups())
+    return HomelabError(
+        f"the script to {verb.replace('_', ' ')} to succeed",
+        f"exit status {status}: {(log or output).strip()[-500:]}",
+        "nothing can be decided without its answer",
+        "if it is sudo that asks for a password: allow this user `sudo -n bash`, or use root",
+    )
+
+
+def _lost(host: Host, error: Exception) -> UnreachableError:
+    return UnreachableError(
+        f"an SSH connection to {host.address}:{host.ssh.port}",
+        f"{type(error).__name__}: {error}",
+        "the host can be neither read nor changed",
+        "see whether it is on and in reach of this network, and run `pulumi up` again",
+    )
+
+
+@asynccontextmanager
+async def connect(host: Host, timeout: float | None = None) -> AsyncIterator[Session]:
+    """A connection; exactly the pinned host key is accepted.
+
+    :param timeout: seconds until it is up; by default the host's ``timeouts.connect``.
+    :raises UnreachableError: nobody answers in time.
+    :raises HomelabError: another host key, or the login is refused.
+    """
+    import asyncssh
+
+    key, pinned = host.ssh.key, asyncssh.import_public_key(host.ssh.pinned_host_key)
+    try:
+        connection = await asyncio.wait_for(
+            asyncssh.connect(
+                host.address,
+                host.ssh.port,
+                username=host.ssh.user,
+                known_hosts=([pinned], [], []),
+                client_keys=None if key is None else [asyncssh.import_private_key(key)],
+                password=host.ssh.password and host.ssh.password.get_secret_value(),
+                agent_path=() if host.ssh.agent else None,
+                config=None,
+                keepalive_interval=KEEPALIVE_SECONDS,
+            ),
+            timeout or host.timeouts.connect,
+        )
+    except asyncssh.HostKeyNotVerifiable as error:
+        raise await _wrong_host_key(host, pinned.get_fingerprint()) from error
+    except asyncssh.KeyImportError as error:
+        raise HomelabError(
+            "a private key in OpenSSH or PEM format, without a passphrase",
+            str(error),
+            "the host can't be logged in to without it",
+            "use a key without a passphrase kept as a Pulumi secret (ssh.privateKey), or an agent (ssh.agent: true)",
+        ) from error
+    except asyncssh.PermissionDenied as error:
+        raise HomelabError(
+            f"to log in to {host.address}:{host.ssh.port} as {host.ssh.user}",
+            f"refused: {error}",
+            "the host can be neither read nor changed",
+            f"put the key into {host.ssh.user}'s authorized_keys on the host: ssh-copy-id -p {host.ssh.port} {host.ssh.user}@{host.address}",
+        ) from error
+    except (OSError, TimeoutError, asyncssh.Error) as error:
+        raise _lost(host, error) from error
+    async with connection:
+        yield Session(host, connection)
+
+
+async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:
+    import asyncssh
+
+    try:
+        found = await asyncssh.get_server_host_key(host.address, host.ssh.port, config=None)
+        shown = found.get_fingerprint() if found else "none"
+    except (OSError, asyncssh.Error) as error:
+        shown = f"another one ({error})"
+    return HomelabError(
+        f"host key {wanted} at {host.address}:{host.ssh.port}",
+        shown,
+        "this may be another machine, or one in between: it would be given root's commands",
+        "if the host was reinstalled, compare with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on its console and correct ssh.hostKey",
+    )
+
+
+async def wait_for_boot(host: Host, old_boot_id: str, say: Callable[[str], None]) -> facts.HostFacts:
+    """The first reading of the host with another boot id than ``old_boot_id``.
+
+    Waits ``timeouts.reboot`` seconds, then as long again as the dead man's switch and its reboot may take.
+
+    :raises UnreachableError: it didn't come back in all that time.
+    :raises HomelabError: it never went down, refuses the login, or shows another host key.
+    """
+    started = time.monotonic()
+    patience = host.timeouts.reboot
+    extended = False
+    last = "it went down and nothing answers"
+    while True:
+        try:
+            async with connect(host) as session:
+                found = await session.read(guests=False)
+                if found.boot_id != old_boot_id:
+                    return found
+                last = "it answers, but has not rebooted"
+        except UnreachableError as error:
+            last = error.found
+        if time.monotonic() - started > patience:
+            if extended:
+                raise _never_back(host, last, time.monotonic() - started)
+            extended = True
+            patience += host.timeouts.rollback + host.timeouts.reboot
+            say(f"{host.address} is not back after {host.timeouts.reboot} s ({last}); if it only lacks its network, it gives back its "
+                f"boot configuration {host.timeouts.rollback} s after its start and reboots by itself: waiting for that")  # fmt: skip
+        await asyncio.sleep(RETRY_SECONDS)
+
+
+def _never_back(host: Host, last: str, waited: float) -> UnreachableError:
+    return UnreachableError(
+        f"{host.address} back after its reboot",
+        f"{last}, for {waited:.0f} s",
+        "the host may have stopped before its system ran: the switch that undoes an unconfirmed boot works only once it does",
+        "look at its screen or its remote console; in the boot menu choose the entry 'without GPU passthrough'; when it is back, run "
+        "`pulumi up` again to go on, or `pulumi destroy` to give everything back",
+    )

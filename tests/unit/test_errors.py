@@ -1,0 +1,29 @@
+"""host/errors.py and host/ssh.py's reading of a script's message."""
+
+from __future__ import annotations
+
+import pytest
+from host.errors import HomelabError, SeveralErrors, raise_all
+from host.ssh import _failed
+
+
+def test_a_scripts_message_becomes_the_error_word_for_word() -> None:
+    error = HomelabError("a thing", "two\nlines", "because", "do this\nand that")
+    assert str(_failed("apply", f"noise before\n{error}\n", "log", 1)) == str(error)
+
+
+def test_a_failure_without_a_message_shows_the_end_of_the_log() -> None:
+    assert "exit status 127: bash: line 1: sudo: command not found" in str(
+        _failed("read_host", "", "bash: line 1: sudo: command not found\n", 127)
+    )
+
+
+def test_one_error_stands_alone_and_several_are_numbered() -> None:
+    one, two = HomelabError("a", "b", "c", "d"), HomelabError("e", "f", "g", "h")
+    raise_all([])
+    with pytest.raises(HomelabError) as alone:
+        raise_all([one])
+    assert alone.value is one
+    with pytest.raises(SeveralErrors) as both:
+        raise_all([one, two])
+    assert str(both.value) == f"1.\n{one}\n2.\n{two}"
