@@ -1,0 +1,1 @@
+"""What Pulumi models: one file per component."""

@@ -1,0 +1,44 @@
+"""The plan for people, in a preview: the host is read, changing nothing, and what an `up` would refuse is refused here."""
+
+from __future__ import annotations
+
+import pulumi
+
+from components.host_probe import HostProbe
+from host import plan, ssh
+from host.errors import HomelabError, UnreachableError
+from settings import Host
+
+# How long a preview waits for a host that may be out of reach, in seconds.
+PATIENCE_SECONDS = 2.0
+
+
+def preview(name: str, host: Host, probe: HostProbe, mode: str) -> pulumi.Output[bool]:
+    """Prints the plan for ``host`` in a preview; does nothing in an `up`. The output says whether it did.
+
+    :param mode: ``auto``: when something would change and the host is in reach; ``always``: also when nothing would, and it
+        must be in reach; ``never``.
+    """
+    # An output awaits the coroutine, so that the program doesn't end before it, and fails with it.
+    printed: pulumi.Output[bool] = pulumi.Output.from_input(_printed(name, host, probe, mode))
+    return printed
+
+
+async def _printed(name: str, host: Host, probe: HostProbe, mode: str) -> bool:
+    if not pulumi.runtime.is_dry_run() or mode == "never":
+        return False
+    if mode == "auto" and await probe.generation.is_known():
+        return False  # nothing would change: no reason to disturb the host
+    try:
+        async with ssh.connect(host, PATIENCE_SECONDS) as session:
+            facts = await session.read(guests=True)
+        text = plan.describe(name, facts, host, plan.wanted(facts, host))
+    except UnreachableError as error:
+        if mode == "always":
+            raise pulumi.RunError(str(error)) from None
+        pulumi.log.info(f"{name} is not in reach ({error.found}): previewed without reading it", probe)
+        return False
+    except HomelabError as error:
+        raise pulumi.RunError(str(error)) from None
+    pulumi.log.info(text, probe)
+    return True

@@ -1,0 +1,120 @@
+"""HostProbe: what a host is and is to be, read over SSH; where drift is found.
+
+pulumi-command has no read, so this dynamic resource stands beside its commands. `create` and `update` read the host, pass every
+gate or fail before anything is changed, and put out what is wanted: words of the command line, functions for vfio-pci. `read`
+(``pulumi refresh``, ``up --refresh``) compares the host with that and records how it differs; then `diff` asks for an update,
+which raises the ``generation`` of each layer that drifted, and the commands that take it run again, with the chain behind them.
+It owns nothing on the host: destroying it changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import Any
+
+import pulumi
+from pulumi.dynamic import (
+    ConfigureRequest,
+    CreateResult,
+    DiffResult,
+    ReadResult,
+    Resource,
+    ResourceProvider,
+    UpdateResult,
+)
+
+from host import plan, ssh
+from host.facts import HostFacts
+from settings import Host, load_host
+
+# What `create` puts out, beside the inputs.
+OUTPUTS = ("iommu_words", "vfio_words", "functions", "by_hand", "gpus", "generation", "drift")
+
+
+class HostProvider(ResourceProvider):
+    """A provider whose credentials come from the stack's configuration; none of them is in a resource's state."""
+
+    serialize_as_secret_always = True
+    _hosts: str | None = None
+
+    def configure(self, req: ConfigureRequest) -> None:
+        self._hosts = req.config.get("hosts")
+
+    def host(self, props: dict[str, Any]) -> Host:
+        """The settings of the resource's host. Raises HomelabError when the configuration no longer has it."""
+        return load_host(self._hosts, props["host"])
+
+
+async def _read(host: Host, *, guests: bool) -> HostFacts:
+    async with ssh.connect(host) as session:
+        return await session.read(guests=guests)
+
+
+class HostProbeProvider(HostProvider):
+    """See the module."""
+
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        host = self.host(props)
+        want = plan.wanted(asyncio.run(_read(host, guests=True)), host)
+        generation = dict.fromkeys(plan.LAYERS, 0)
+        return CreateResult(props["host"], {**props, **dataclasses.asdict(want), "generation": generation, "drift": {}})
+
+    def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
+        if "functions" not in props:  # `pulumi import` has nothing to compare with yet
+            return ReadResult(id_, props)
+        host = self.host(props)
+        found = plan.drift(asyncio.run(_read(host, guests=False)), _wanted(props))
+        drift = {layer: differences for layer, differences in found.items() if differences}
+        for layer, differences in drift.items():
+            for difference in differences:
+                print(f"{props['host']}: drift ({layer}): {difference}")
+        return ReadResult(id_, {**props, "drift": drift})
+
+    def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
+        changed = bool(olds.get("drift")) or any(olds.get(key) != news.get(key) for key in ("host", "wanted"))
+        return DiffResult(changes=changed, replaces=[], stables=[], delete_before_replace=False)
+
+    def update(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
+        host = self.host(news)
+        want = plan.wanted(asyncio.run(_read(host, guests=True)), host)
+        # Numbers come back from the state as floats; the ones in a script's text must not change from 1 to 1.0.
+        generation = {layer: int(olds["generation"][layer]) + bool(olds["drift"].get(layer)) for layer in plan.LAYERS}
+        return UpdateResult({**news, **dataclasses.asdict(want), "generation": generation, "drift": {}})
+
+    def delete(self, _id: str, props: dict[str, Any]) -> None:
+        if props.get("iommu_words") or props.get("vfio_words"):
+            print(
+                f"{props['host']}: the boot configuration is as it was; the running kernel keeps the old command line and the "
+                "GPU's binding until the next reboot"
+            )
+
+
+def _wanted(props: dict[str, Any]) -> plan.Wanted:
+    return plan.Wanted(**{field.name: props[field.name] for field in dataclasses.fields(plan.Wanted)})
+
+
+class HostProbe(Resource, module="homelab", name="HostProbe"):
+    """The dynamic resource.
+
+    Outputs: ``iommu_words``, ``vfio_words`` (str), ``functions`` (address -> vendor:device), ``by_hand`` (addresses), ``gpus``
+    (name -> slot, use, functions, iommuGroup), ``generation`` (layer -> int), ``drift`` (layer -> sentences).
+    """
+
+    iommu_words: pulumi.Output[str]
+    vfio_words: pulumi.Output[str]
+    functions: pulumi.Output[dict[str, str]]
+    by_hand: pulumi.Output[list[str]]
+    gpus: pulumi.Output[dict[str, Any]]
+    generation: pulumi.Output[dict[str, int]]
+    drift: pulumi.Output[dict[str, list[str]]]
+
+    def __init__(self, name: str, host_name: str, host: Host, opts: pulumi.ResourceOptions | None = None) -> None:
+        # The settings that decide what is wanted; how the host is reached may change without a reading.
+        wanted = host.model_dump(mode="json", include={"iommu", "gpus", "take_over"})
+        inputs = {"host": host_name, "wanted": wanted, **dict.fromkeys(OUTPUTS)}
+        super().__init__(HostProbeProvider(), name, inputs, opts)
+
+    def generation_of(self, layer: str) -> pulumi.Output[int]:
+        """How often this layer had to be mended."""
+        return self.generation.apply(lambda generation: int(generation[layer]))

@@ -1,0 +1,163 @@
+"""HostReboot: one reboot for all the layers above it, only if the running kernel lacks what is wanted; then the verification.
+
+Owns nothing that lasts: a dead man's switch is armed before the reboot and disarmed once the host is back. Both resources are
+acts: their triggers are what they depend on, so that a change there replaces them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pulumi
+from pulumi.dynamic import CreateResult, DiffResult, Resource
+
+from components import remote
+from components.host_probe import HostProbe, HostProvider
+from host import plan, scripts, ssh
+from host.errors import HomelabError, raise_all
+from host.facts import HostFacts
+from settings import Host
+
+OUTPUTS = ("kernel", "boot_id", "iommu", "devices")
+
+
+class BootVerificationProvider(HostProvider):
+    """Waits for the reboot that was begun, if any; confirms the boot; compares the running system with what is wanted."""
+
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        host = self.host(props)
+        reboot = json.loads(props["reboot"])
+        facts = asyncio.run(_verified(host, props["host"], reboot, _wanted(props)))
+        print(
+            f"{props['host']}: verified: kernel {facts.kernel}, {facts.iommu.groups} IOMMU groups, {_bound(facts, props)} on vfio-pci"
+        )
+        return CreateResult(props["host"], {**props, **_outputs(facts, props)})
+
+    def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
+        changed = [key for key in news if key not in OUTPUTS and key in olds and olds[key] != news[key]]
+        return DiffResult(changes=bool(changed), replaces=changed, stables=[], delete_before_replace=False)
+
+
+async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted) -> HostFacts:
+    if reboot["reboot"] == "yes":
+        print(f"{name}: rebooting, because {'; '.join(reboot['reasons'])}; it stops {reboot['guests'] or 'no guest'}")
+        facts = await ssh.wait_for_boot(host, reboot["boot_id"], lambda text: print(f"{name}: {text}"))
+    else:
+        async with ssh.connect(host) as session:
+            facts = await session.read(guests=False)
+        if reboot["reboot"] == "manual" and facts.boot_id == reboot["boot_id"]:
+            raise HomelabError(
+                f"{name} rebooted, because {'; '.join(reboot['reasons'])}",
+                f"it has not been since (reboot: manual); a reboot stops {reboot['guests'] or 'no guest'}",
+                "the boot configuration is in place, but only a reboot brings it into effect; what depends on it waits",
+                f"reboot {name} when it suits you, then run `pulumi up` again: it goes on from here",
+            )
+    if facts.rolled_back:
+        raise HomelabError(
+            f"the new boot of {name} confirmed",
+            f"it has returned by itself to what it was: {facts.rolled_back}",
+            "it came up with the new configuration, but out of reach: most likely its network depends on a device that was taken away",
+            "compare `journalctl -b -1` on the host with the plan (`pulumi preview`); when the cause is gone, run `pulumi up --refresh`",
+        )
+    # Within reach, the host needs no switch any more, whatever the checks say: a person can act.
+    async with ssh.connect(host) as session:
+        await session.run("apply", scripts.confirm_boot())
+    raise_all(plan.verify(facts, host, want))
+    return facts
+
+
+def _wanted(props: dict[str, Any]) -> plan.Wanted:
+    return plan.Wanted(props["iommu_words"], props["vfio_words"], props["functions"], [], props["gpus"])
+
+
+def _bound(facts: HostFacts, props: dict[str, Any]) -> str:
+    return (
+        ", ".join(address for address in props["functions"] if facts.by_address[address].driver == "vfio-pci")
+        or "nothing"
+    )
+
+
+def _outputs(facts: HostFacts, props: dict[str, Any]) -> dict[str, Any]:
+    cards = {gpu["slot"] for gpu in props["gpus"].values()}
+    return {
+        "kernel": facts.kernel,
+        "boot_id": facts.boot_id,
+        "iommu": {"groups": facts.iommu.groups, "kernelLog": facts.iommu.kernel_log.splitlines()},
+        "devices": {
+            device.address: {"id": device.id, "driver": device.driver, "iommuGroup": device.group}
+            for device in facts.devices
+            if device.slot in cards
+        },
+    }
+
+
+class BootVerification(Resource, module="homelab", name="BootVerification"):
+    """The dynamic resource. Outputs: ``kernel``, ``boot_id``, ``iommu`` (groups, kernelLog), ``devices`` (address -> id, driver, group)."""
+
+    kernel: pulumi.Output[str]
+    boot_id: pulumi.Output[str]
+    iommu: pulumi.Output[dict[str, Any]]
+    devices: pulumi.Output[dict[str, Any]]
+
+    def __init__(self, name: str, inputs: dict[str, Any], opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__(BootVerificationProvider(), name, {**inputs, **dict.fromkeys(OUTPUTS)}, opts)
+
+
+class HostReboot(pulumi.ComponentResource):
+    """Outputs: ``host``, the verified host as the stack puts it out (kernel, bootId, iommu, gpus with functions and drivers)."""
+
+    host: pulumi.Output[dict[str, Any]]
+
+    def __init__(
+        self, name: str, host_name: str, host: Host, probe: HostProbe, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        super().__init__("homelab:host:HostReboot", name, {}, opts)
+        depends_on = opts.depends_on if opts else None
+        wanted = pulumi.Output.all(probe.iommu_words, probe.vfio_words, probe.functions)
+        reboot = remote.script(
+            f"{name}-reboot",
+            host,
+            wanted.apply(
+                lambda values: scripts.reboot_host(
+                    host.reboot, f"{values[0]} {values[1]}".strip(), sorted(values[2]), host.timeouts.rollback
+                )
+            ),
+            pulumi.ResourceOptions(parent=self, depends_on=depends_on),
+            undone=False,
+            triggers=[probe.iommu_words, probe.vfio_words, probe.functions, probe.generation],
+        )
+        verified = BootVerification(
+            f"{name}-verified",
+            {
+                "host": host_name,
+                "reboot": reboot.stdout,
+                "iommu_words": probe.iommu_words,
+                "vfio_words": probe.vfio_words,
+                "functions": probe.functions,
+                "gpus": probe.gpus,
+                "generation": probe.generation,
+            },
+            pulumi.ResourceOptions(parent=self, depends_on=[reboot]),
+        )
+        self.host = pulumi.Output.all(
+            kernel=verified.kernel,
+            boot_id=verified.boot_id,
+            iommu=verified.iommu,
+            devices=verified.devices,
+            gpus=probe.gpus,
+        ).apply(_stack_output)
+        self.register_outputs({"host": self.host})
+
+
+def _stack_output(values: dict[str, Any]) -> dict[str, Any]:
+    devices = values["devices"]
+    gpus = {
+        name: {
+            **gpu,
+            "functions": [{**function, **devices.get(function["address"], {})} for function in gpu["functions"]],
+        }
+        for name, gpu in values["gpus"].items()
+    }
+    return {"kernel": values["kernel"], "bootId": values["boot_id"], "iommu": values["iommu"], "gpus": gpus}

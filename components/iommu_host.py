@@ -1,0 +1,34 @@
+"""IommuHost: the IOMMU switched on by the kernel command line of the next boot.
+
+Owns amd_iommu=on or intel_iommu=on and iommu=pt on the command line, unless somebody else put them there: GRUB's
+/etc/default/grub.d/zz-homelab-iommu.cfg, or the end of /etc/kernel/cmdline's first line. Undone by the same script's `revert`,
+byte for byte.
+"""
+
+from __future__ import annotations
+
+import pulumi
+
+from components import remote
+from components.host_probe import HostProbe
+from host import scripts
+from settings import Host
+
+
+class IommuHost(pulumi.ComponentResource):
+    """Outputs: ``words``, what the command line is to have, separated by spaces."""
+
+    words: pulumi.Output[str]
+
+    def __init__(self, name: str, host: Host, probe: HostProbe, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("homelab:host:IommuHost", name, {}, opts)
+        self.words = probe.iommu_words
+        remote.script(
+            f"{name}-cmdline",
+            host,
+            pulumi.Output.all(probe.iommu_words, probe.generation_of("iommu")).apply(
+                lambda values: scripts.cmdline("iommu", values[0], values[1])
+            ),
+            pulumi.ResourceOptions(parent=self, depends_on=[probe]),
+        )
+        self.register_outputs({"words": self.words})

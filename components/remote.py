@@ -1,0 +1,78 @@
+"""A script on a host as a Pulumi resource: pulumi-command's remote Command, set up the same way everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pulumi
+from pulumi_command import remote
+
+from host import scripts
+from host.errors import HomelabError
+from settings import Host
+
+# A refused connection, a wrong key and a wrong password are all retried by the plugin; a host that answers does so at once.
+DIAL_ATTEMPTS = 3
+
+
+def connection(host: Host) -> tuple[remote.ConnectionArgs, list[str]]:
+    """How pulumi-command reaches ``host``, and the inputs to ignore changes of.
+
+    A preview in a pull request has no private key. It needs none, and the key that the state knows must not look changed.
+
+    :raises HomelabError: the key can't be read, and this is not a preview.
+    """
+    ignored: list[str] = []
+    key: str | None = None
+    try:
+        key = host.ssh.key
+    except HomelabError as error:
+        if not pulumi.runtime.is_dry_run():
+            raise pulumi.RunError(str(error)) from None
+        pulumi.log.warn(f"previewing without the key to the host: {error.found}")
+        ignored = ["connection.privateKey"]
+    password = None if host.ssh.password is None else host.ssh.password.get_secret_value()
+    return (
+        remote.ConnectionArgs(
+            host=host.address,
+            port=host.ssh.port,
+            user=host.ssh.user,
+            host_key=host.ssh.pinned_host_key,
+            private_key=None if key is None else pulumi.Output.secret(key),
+            password=None if password is None else pulumi.Output.secret(password),
+            dial_error_limit=DIAL_ATTEMPTS,
+            per_dial_timeout=host.timeouts.connect,
+        ),
+        ignored,
+    )
+
+
+def script(
+    name: str,
+    host: Host,
+    stdin: pulumi.Input[str],
+    opts: pulumi.ResourceOptions,
+    *,
+    undone: bool = True,
+    triggers: Sequence[pulumi.Input[object]] | None = None,
+) -> remote.Command:
+    """``stdin`` run as ``bash -s -- apply`` on create and update, and, when ``undone``, as ``bash -s -- revert`` on destroy.
+
+    :param triggers: their change replaces the resource. Never together with ``undone``: Pulumi creates the new one first and
+        deletes the old one then, so that the undo would run after the redo.
+    """
+    if undone and triggers is not None:
+        raise ValueError(f"{name}: a script that is undone can't have triggers")
+    arguments, ignored = connection(host)
+    return remote.Command(
+        name,
+        connection=arguments,
+        create=scripts.command("apply", host.ssh.user),
+        delete=scripts.command("revert", host.ssh.user) if undone else None,
+        stdin=stdin,
+        triggers=None if triggers is None else list(triggers),
+        # sshd accepts no variables by default, and an error shows what went to stdout and stderr anyway.
+        add_previous_output_in_env=False,
+        logging=remote.Logging.NONE,
+        opts=pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(ignore_changes=ignored)),
+    )
