@@ -40,7 +40,12 @@ class Folder:
         """Runs ``text`` after the scripts' library, as `bash -s` gets it."""
         whole = "".join(scripts._text(f"lib/{name}.sh") for name in scripts.LIBRARY) + text if library else text
         return subprocess.run(
-            ["bash", "-s", "--", *arguments], input=whole, capture_output=True, text=True, env=self.environment, timeout=60
+            ["bash", "-s", "--", *arguments],
+            input=whole,
+            capture_output=True,
+            text=True,
+            env=self.environment,
+            timeout=60,
         )
 
     def run(self, verb: str, script: str) -> subprocess.CompletedProcess[str]:

@@ -45,7 +45,10 @@ def test_the_header_of_a_script_names_its_arguments(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(COMPOSED))
 def test_the_script_as_it_is_sent_passes_shellcheck(name: str) -> None:
     done = subprocess.run(
-        [str(TOOLS / "shellcheck"), "--shell=bash", f"--exclude={EXCLUDED}", "-"], input=COMPOSED[name], capture_output=True, text=True
+        [str(TOOLS / "shellcheck"), "--shell=bash", f"--exclude={EXCLUDED}", "-"],
+        input=COMPOSED[name],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout
 
@@ -67,7 +70,9 @@ def test_scripts_are_formatted(path: Path) -> None:
 def test_every_path_that_a_script_opens_goes_through_root(path: Path) -> None:
     # Paths that are opened, tested or written: after a redirection, a test, or as a command's argument. Those handed to
     # put_file and its like, and texts, are prefixed there.
-    opened = re.compile(r"""(?:[<>]\s*"?|-[edfrsx]\s+"?|\b(?:cat|rm|mv|cp|find|readlink|stat|ls)\s+(?:-\S+\s+)*"?)/(?!dev/null)""")
+    opened = re.compile(
+        r"""(?:[<>]\s*"?|-[edfrsx]\s+"?|\b(?:cat|rm|mv|cp|find|readlink|stat|ls)\s+(?:-\S+\s+)*"?)/(?!dev/null)"""
+    )
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         code = line.split(" # ")[0]
         assert line.lstrip().startswith("#") or not opened.search(code), f"{path.name}:{number}: {line.strip()}"

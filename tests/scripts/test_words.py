@@ -62,10 +62,13 @@ def test_a_linked_kernel_cmdline_file_stays_a_link(folder: Folder) -> None:
 
 
 def test_grub_words_are_those_that_grub_mkconfig_would_see(folder: Folder) -> None:
-    folder.write("/etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\nGRUB_CMDLINE_LINUX="root=ZFS=x"\necho noise\n')
+    folder.write(
+        "/etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\nGRUB_CMDLINE_LINUX="root=ZFS=x"\necho noise\n'
+    )
     folder.write("/etc/default/grub.d/local.cfg", 'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT nosmt"\n')
     folder.write(
-        "/etc/default/grub.d/zz-homelab-iommu.cfg", 'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT iommu=pt"\n'
+        "/etc/default/grub.d/zz-homelab-iommu.cfg",
+        'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT iommu=pt"\n',
     )
     assert folder.bash("LOADER=grub; configured_words").stdout == "root=ZFS=x quiet nosmt iommu=pt"
     assert folder.bash("LOADER=grub; configured_words others").stdout == "root=ZFS=x quiet nosmt"
@@ -101,7 +104,9 @@ def test_legacy_bios_means_grub(folder: Folder) -> None:
         (("pve-boot-status-variants", "legacy_bios_grub_stale_esp.txt"), "grub"),
     ],
 )
-def test_real_hosts_boot_loaders_are_told_from_their_esps(folder: Folder, capture: tuple[str, str], expected: str) -> None:
+def test_real_hosts_boot_loaders_are_told_from_their_esps(
+    folder: Folder, capture: tuple[str, str], expected: str
+) -> None:
     efi(folder, None)
     esps(folder, shared("real_hosts", *capture).read_text())
     assert loader(folder) == expected

@@ -35,7 +35,13 @@ def refused(configuration: dict[str, Any], **others: str) -> str:
 def test_a_minimal_configuration_has_safe_defaults() -> None:
     settings = loaded(hosts())
     host = settings.hosts["pve"]
-    assert (host.ssh.user, host.ssh.port, host.reboot, host.take_over, settings.plan) == ("root", 22, "auto", False, "auto")
+    assert (host.ssh.user, host.ssh.port, host.reboot, host.take_over, settings.plan) == (
+        "root",
+        22,
+        "auto",
+        False,
+        "auto",
+    )
     assert (host.iommu.enable, host.iommu.passthrough, host.gpus["rtx5090"].use) == (True, True, "vm")
 
 
@@ -57,13 +63,19 @@ def test_a_pci_address_is_the_slot_however_it_is_written(written: str, meant: st
         ({"gpus": {"g": {"address": "1:0"}}}, "expected a PCI address such as 0000:01:00"),
         ({"gpus": {"a b": {"match": "10de:2b85"}}}, "expected a name of letters, digits and hyphens"),
         ({"gpus": {"a": {"match": "10de:2b85"}, "b": {"match": "10DE:2B85"}}}, "gpus.a and gpus.b are the same card"),
-        ({"gpus": {"a": {"address": "01:00"}, "b": {"address": "0000:01:00.0"}}}, "gpus.a and gpus.b are the same card"),
+        (
+            {"gpus": {"a": {"address": "01:00"}, "b": {"address": "0000:01:00.0"}}},
+            "gpus.a and gpus.b are the same card",
+        ),
         (
             {"gpus": {"a": {"address": "01:00"}, "b": {"address": "01:00", "match": "10de:2b85"}}},
             "gpus.a and gpus.b are the same card",
         ),
         ({"gpus": {"g": {"match": "10de:2b85", "allowGroupMembers": ["02:00"]}}}, "expected a PCI function's address"),
-        ({"address": "192.168.0.2002"}, "expected an IP address or a host name, such as 192.168.0.202 or pve.lan; found"),
+        (
+            {"address": "192.168.0.2002"},
+            "expected an IP address or a host name, such as 192.168.0.202 or pve.lan; found",
+        ),
         ({"address": "pve lan; reboot"}, "expected an IP address or a host name"),
         ({"reboot": "never"}, "Input should be 'auto' or 'manual'; found 'never'"),
         ({"timeouts": {"reboot": 0}}, "homelab:hosts.pve.timeouts.reboot"),

@@ -1,0 +1,62 @@
+"""Hosts as facts, for tests of what is decided: a desktop with an RTX 5090, and what can be changed about it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from host.facts import HostFacts
+from settings import Host
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
+
+
+def device(address: str, ids: str, code: str, group: int | None = None, **changes: Any) -> dict[str, Any]:
+    vendor, _, number = ids.partition(":")
+    parent = changes.pop("parent", "")
+    path = f"../../../devices/pci0000:00/{parent + '/' if parent else ''}{address}"
+    return {
+        "address": address, "vendor": vendor, "device": number, "subsystem": "1043:88e2", "class": code, "boot_vga": 0,
+        "driver": "", "group": group, "acs": False, "path": path, "behind": "", **changes,
+    }  # fmt: skip
+
+
+def gpu(slot: str = "0000:01:00", group: int | None = 16, parent: str = "0000:00:01.1") -> list[dict[str, Any]]:
+    return [
+        device(f"{slot}.0", "10de:2b85", "030000", group, driver="nouveau", parent=parent),
+        device(f"{slot}.1", "10de:22e8", "040300", group, driver="snd_hda_intel", parent=parent),
+    ]
+
+
+def desktop(*more: dict[str, Any], **changes: Any) -> HostFacts:
+    """An AMD desktop: an iGPU that is the console, an RTX 5090 alone in group 16, an NVMe disk and a network card elsewhere."""
+    usual = [
+        device("0000:00:00.0", "1022:14d8", "060000", 0),
+        device("0000:00:01.1", "1022:14db", "060400", 1, driver="pcieport", acs=True),
+        device("0000:00:02.1", "1022:14db", "060400", 2, driver="pcieport", acs=True),
+        *gpu(),
+        device("0000:02:00.0", "144d:a80c", "010802", 17, driver="nvme", behind="nvme0n1", parent="0000:00:02.1"),
+        device("0000:0b:00.0", "1002:164e", "030000", 20, driver="amdgpu", boot_vga=1),
+    ]
+    devices = changes.pop("devices", usual)
+    values: dict[str, Any] = {
+        "boot_id": "1", "kernel": "6.17.13-2-pve", "pve": "9.1.1", "cpu_vendor": "AuthenticAMD", "loader": "grub",
+        "loader_clues": "", "missing_tools": [],
+        "cmdline": {"running": "BOOT_IMAGE=/boot/vmlinuz root=/dev/mapper/pve-root ro quiet", "configured": "quiet",
+                    "others": "quiet", "generated": "root=/dev/mapper/pve-root ro quiet"},
+        "iommu": {"tables": ["IVRS"], "groups": 21, "kernel_log": "AMD-Vi: Interrupt remapping enabled"},
+        "vfio_ids": "", "modules": [], "devices": [*devices, *more], "managed": [], "stale_initramfs": [], "rolled_back": "",
+        "disks": "nvme0n1   \nnvme0n1p3 nvme0n1 LVM2_member \npve-root nvme0n1p3 ext4 /", "nvidia_minors": {},
+        "guests": {"qm": "      VMID NAME     STATUS\n       103 Sandbox  running    16384  64.00 4321", "pct": "", "configs": []},
+    }  # fmt: skip
+    return HostFacts.model_validate(values | changes)
+
+
+def settings(gpus: dict[str, Any] | None = None, **changes: Any) -> Host:
+    return Host.model_validate(
+        {
+            "address": "192.168.0.202",
+            "ssh": {"hostKey": KEY, "agent": True},
+            "gpus": {"rtx5090": {"match": "10de:2b85"}} if gpus is None else gpus,
+        }
+        | changes
+    )

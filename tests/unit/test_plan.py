@@ -1,0 +1,220 @@
+"""host/plan.py: what is wanted, drift from it, the verification, the plan as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from host import plan
+from host.errors import HomelabError
+from host.facts import HostFacts
+
+from tests.unit.hosts import desktop, device, gpu, settings
+
+WORD = "homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8"
+
+
+def cmdline(running: str, others: str = "quiet", configured: str | None = None, generated: str = "") -> dict[str, str]:
+    return {"running": running, "others": others, "configured": configured or running, "generated": generated}
+
+
+def bound(**changes: Any) -> HostFacts:
+    """The desktop after a successful `up`."""
+    words = plan.wanted(desktop(), settings()).words
+    devices = desktop().model_dump(by_alias=True)["devices"]
+    for one in devices:
+        if one["address"].startswith("0000:01:00"):
+            one["driver"] = "vfio-pci"
+    files = ["/etc/default/grub.d/zz-homelab-vfio.cfg", "/etc/initramfs-tools/scripts/init-top/homelab-vfio"]
+    managed = [{"layer": "vfio", "path": path, "state": "ok"} for path in files]
+    values: dict[str, Any] = {
+        "cmdline": cmdline(f"ro quiet {words}", generated=f"ro quiet {words}"),
+        "modules": ["vfio", "vfio_iommu_type1", "vfio_pci"],
+        "devices": devices,
+        "managed": managed,
+    }
+    return desktop(**(values | changes))
+
+
+def test_amd_gets_its_word_and_passthrough_mode_and_every_function_is_named() -> None:
+    want = plan.wanted(desktop(), settings())
+    assert want.iommu_words == "amd_iommu=on iommu=pt"
+    assert want.vfio_words.split()[0] == WORD
+    assert want.functions == {"0000:01:00.0": "10de:2b85", "0000:01:00.1": "10de:22e8"}
+
+
+def test_intel_gets_its_word_and_each_word_can_be_switched_off() -> None:
+    intel = desktop(cpu_vendor="GenuineIntel")
+    assert plan.wanted(intel, settings()).iommu_words == "intel_iommu=on iommu=pt"
+    assert plan.wanted(intel, settings(iommu={"passthrough": False})).iommu_words == "intel_iommu=on"
+    assert plan.wanted(intel, settings(iommu={"enable": False})).iommu_words == "iommu=pt"
+
+
+def test_drivers_are_blacklisted_only_when_no_nvidia_card_stays() -> None:
+    assert "modprobe.blacklist=nouveau,nvidia" in plan.wanted(desktop(), settings()).vfio_words
+    two = desktop(*gpu("0000:03:00", 18))
+    assert plan.wanted(two, settings({"g": {"address": "01:00"}})).vfio_words == WORD
+
+
+def test_nothing_is_bound_for_cards_that_stay_with_the_host() -> None:
+    want = plan.wanted(desktop(), settings({"g": {"match": "10de:2b85", "use": "host"}}))
+    assert (want.vfio_words, want.functions) == ("", {})
+
+
+def by_hand(running: str = "", vfio_ids: str = "", driver: str = "vfio-pci") -> HostFacts:
+    devices = [
+        device("0000:01:00.0", "10de:2b85", "030000", 16, driver=driver),
+        device("0000:01:00.1", "10de:22e8", "040300", 16, driver=driver),
+    ]
+    return desktop(devices=devices, vfio_ids=vfio_ids, cmdline=cmdline(running, others=running))
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        by_hand(running="vfio-pci.ids=10de:2b85,10de:22e8"),
+        by_hand(running="quiet vfio_pci.ids=10DE:2B85,10de:22e8"),
+        by_hand(vfio_ids="10de:2b85,10de:22e8"),
+    ],
+)
+def test_a_binding_made_by_hand_is_recognised_and_taken_over_only_when_asked(facts: HostFacts) -> None:
+    want = plan.wanted(facts, settings())
+    assert (want.vfio_words, want.by_hand) == ("", ["0000:01:00.0", "0000:01:00.1"])
+    assert plan.wanted(facts, settings(takeOver=True)).vfio_words.startswith(WORD)
+
+
+def test_of_a_half_made_binding_only_the_rest_is_bound() -> None:
+    want = plan.wanted(by_hand(vfio_ids="10de:2b85"), settings())
+    assert want.vfio_words.startswith("homelab.vfio=0000:01:00.1=10de:22e8 ")
+
+
+@pytest.mark.parametrize("facts", [by_hand(vfio_ids="10de:2b85,10de:22e8", driver="nouveau"), by_hand()])
+def test_ids_without_effect_and_a_driver_without_ids_are_no_binding(facts: HostFacts) -> None:
+    assert plan.wanted(facts, settings()).by_hand == []
+
+
+def test_our_own_binding_is_not_taken_for_one_made_by_hand() -> None:
+    facts = by_hand(running=f"vfio-pci.ids=10de:2b85,10de:22e8 {WORD}")
+    assert plan.wanted(facts, settings()).vfio_words.startswith(WORD)
+
+
+def test_a_closed_gate_raises_every_reason() -> None:
+    facts = desktop(loader="", iommu={"tables": [], "groups": 0, "kernel_log": ""})
+    with pytest.raises(HomelabError, match=r"(?s)boot loader.*firmware"):
+        plan.wanted(facts, settings())
+
+
+def test_a_host_as_wanted_has_no_drift() -> None:
+    want = plan.wanted(desktop(), settings())
+    assert plan.drift(bound(), want) == {"iommu": [], "vfio": [], "boot": []}
+
+
+WORDS = plan.wanted(desktop(), settings()).words
+
+
+@pytest.mark.parametrize(
+    ("changes", "layer", "said"),
+    [
+        (
+            {"managed": [{"layer": "iommu", "path": "/etc/x", "state": "changed"}, *bound().model_dump()["managed"]]},
+            "iommu",
+            "/etc/x was changed by hand",
+        ),
+        (
+            {"cmdline": cmdline(f"quiet {WORDS}", configured="quiet")},
+            "iommu",
+            "is not on the configured kernel command line",
+        ),
+        (
+            {"cmdline": cmdline(f"quiet {WORDS}", configured="quiet")},
+            "vfio",
+            "is not on the configured kernel command line",
+        ),
+        (
+            {"cmdline": cmdline(f"quiet {WORDS}", generated="ro quiet")},
+            "vfio",
+            "is not in the generated boot configuration (grub.cfg)",
+        ),
+        ({"managed": []}, "vfio", "the initramfs script for vfio-pci is gone"),
+        ({"stale_initramfs": ["6.14.11-9-pve"]}, "vfio", "the initramfs of 6.14.11-9-pve is older than its script"),
+        (
+            {"cmdline": cmdline("quiet", configured=f"quiet {WORDS}")},
+            "boot",
+            "is not on the running kernel's command line",
+        ),
+        (
+            {"devices": desktop().model_dump(by_alias=True)["devices"]},
+            "boot",
+            "0000:01:00.0 is on nouveau, not on vfio-pci",
+        ),
+        ({"devices": []}, "vfio", "0000:01:00.0 is not there, not 10de:2b85"),
+        (
+            {"iommu": {"tables": ["IVRS"], "groups": 0, "kernel_log": ""}},
+            "boot",
+            "the running kernel has no IOMMU group",
+        ),
+        ({"rolled_back": "boot 1 was not confirmed"}, "boot", "boot 1 was not confirmed"),
+    ],
+)
+def test_drift_is_named_by_layer(changes: dict[str, Any], layer: str, said: str) -> None:
+    found = plan.drift(bound(**changes), plan.wanted(desktop(), settings()))
+    assert any(said in sentence for sentence in found[layer]), found
+
+
+def test_a_bound_host_is_verified() -> None:
+    assert plan.verify(bound(), settings(), plan.wanted(desktop(), settings())) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"cmdline": cmdline("quiet")}, "on the running kernel's command line"),
+        ({"iommu": {"tables": ["DMAR"], "groups": 0, "kernel_log": "DMAR: IOMMU enabled"}}, "IOMMU groups in"),
+        ({"modules": ["vfio"]}, "the modules vfio, vfio_iommu_type1 and vfio_pci loaded"),
+        (
+            {"devices": desktop().model_dump(by_alias=True)["devices"]},
+            "every function on vfio-pci: 0000:01:00.0, 0000:01:00.1",
+        ),
+        (
+            {
+                "devices": [
+                    *bound().model_dump(by_alias=True)["devices"],
+                    device("0000:05:00.0", "10ec:8125", "020000", 16),
+                ]
+            },
+            "alone in its IOMMU group",
+        ),
+    ],
+)
+def test_the_verification_says_which_check_failed(changes: dict[str, Any], wanted: str) -> None:
+    errors = plan.verify(bound(**changes), settings(), plan.wanted(desktop(), settings()))
+    assert len(errors) == 1 and wanted in errors[0].wanted, errors
+
+
+def test_the_plan_tells_people_what_would_happen() -> None:
+    facts = desktop()
+    text = plan.describe("pve", facts, settings(), plan.wanted(facts, settings()))
+    for said in (
+        "command line: quiet\n             -> quiet amd_iommu=on iommu=pt homelab.vfio=",
+        "writes /etc/default/grub.d/zz-homelab-iommu.cfg",
+        "writes /etc/initramfs-tools/scripts/init-top/homelab-vfio",
+        "0000:01:00.0 [10de:2b85] nouveau -> vfio-pci",
+        "0000:01:00.1 [10de:22e8] snd_hda_intel -> vfio-pci",
+        "IOMMU group 16, with it: nothing else",
+        "reboot: one, because",
+        "it stops VM 103 (Sandbox)",
+    ):
+        assert said in text, text
+
+
+def test_the_plan_of_a_finished_host_has_nothing_in_it() -> None:
+    facts = bound(managed=[{"layer": "vfio", "path": path, "state": "ok"} for path in plan._files(
+        desktop(), plan.wanted(desktop(), settings()), {"quiet"})], cmdline=cmdline(f"quiet {WORDS}", others="quiet"))  # fmt: skip
+    text = plan.describe("pve", facts, settings(), plan.wanted(facts, settings()))
+    assert "(stays)" in text and "writes" not in text and "reboot: not needed" in text
+
+
+def test_a_manual_reboot_is_said_to_be_yours() -> None:
+    facts = desktop()
+    text = plan.describe("pve", facts, settings(reboot="manual"), plan.wanted(facts, settings()))
+    assert "reboot: by you (reboot: manual)" in text
