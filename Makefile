@@ -1,0 +1,83 @@
+# `make` lists the targets. Everything is made inside this folder: .venv, .cache (the engine), .lab (simulated hosts).
+SHELL := bash
+PYTHON ?= python3
+VENV := .venv/bin/python
+SCENARIO ?= rtx5090
+# Tests run on all processors.
+WORKERS ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help up down preview pull-request-preview outputs test test-fast lint format check bench engine lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 32
+
+up: .venv/.program ## a simulated Proxmox VE host, and the real `pulumi up` on it (SCENARIO=rtx5090)
+	@$(VENV) -m lab.deploy up $(SCENARIO)
+
+preview: .venv/.program ## what `make up` would do
+	@$(VENV) -m lab.deploy preview $(SCENARIO)
+
+outputs: .venv/.program ## the stack's outputs
+	@$(VENV) -m lab.deploy outputs $(SCENARIO)
+
+pull-request-preview: .venv/.program ## the preview of STACK as Markdown in OUTPUT, without the host or its key
+	@$(VENV) -m engine.preview --stack "$(or $(STACK),homelab)" --output "$(or $(OUTPUT),preview.md)"
+
+down: .venv/.program ## `pulumi destroy`, and the simulated host stopped
+	@$(VENV) -m lab.deploy down $(SCENARIO)
+
+test: .venv/.dev ## the whole test suite
+	@$(VENV) -m pytest -n $(WORKERS) --dist worksteal tests
+
+test-fast: .venv/.dev ## the tests that need no engine: seconds
+	@$(VENV) -m pytest -n $(WORKERS) tests/unit tests/scripts tests/lab
+
+lint: .venv/.dev ## formatters and linters, nothing changed
+	@$(VENV) -m ruff format --check .
+	@$(VENV) -m ruff check .
+	@$(VENV) -m mypy .
+	@$(VENV) -m pytest -q tests/scripts/test_lint.py
+	@if command -v gofmt >/dev/null; then test -z "$$(gofmt -l engine)" || { gofmt -d engine; exit 1; }; fi
+
+format: .venv/.dev ## bring every file into form
+	@$(VENV) -m ruff format .
+	@$(VENV) -m ruff check --fix .
+	@.venv/bin/shfmt -i 2 -ci -w $$(git ls-files 'remote_scripts/*.sh')
+
+check: lint test ## what CI runs
+
+bench: .venv/.bench ## the same host job by this program, pyinfra and Ansible, as ratios
+	@$(VENV) -m bench
+
+engine: .venv/.program ## the Pulumi CLI, found or made, and where it is
+	@$(VENV) engine/install.py --print-env
+
+lock: .venv/.dev ## pin the dependencies anew (requirements*.txt)
+	@for lock in "" "dev" "bench"; do \
+	  .venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    --custom-compile-command "make lock" pyproject.toml $${lock:+--group dev} $$([ "$$lock" != bench ] || echo --group bench) \
+	    --output-file "requirements$${lock:+-$$lock}.txt" || exit 1; \
+	done
+
+clean: ## stop the labs and remove what was made here, the engine's cache too
+	@if [ -x $(VENV) ] && [ -d .lab ]; then for lab in .lab/*/; do $(VENV) -m lab stop --state "$$lab"; done; fi
+	rm -rf .venv .cache .lab .mypy_cache .ruff_cache .pytest_cache
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "wanted: Python 3.11 or later as \`$(PYTHON)\`"; echo "found:  $$($(PYTHON) --version 2>&1)"; \
+	  echo "why:    the program is written for it"; echo "next:   install it, or: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv .venv
+
+.venv/.program: requirements.txt .venv/bin/python
+	@$(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@touch $@
+
+.venv/.dev: requirements-dev.txt .venv/.program
+	@$(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@
+
+.venv/.bench: requirements-bench.txt .venv/.dev
+	@$(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.txt
+	@touch $@
