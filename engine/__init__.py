@@ -1,0 +1,1 @@
+"""Where the Pulumi engine comes from; see README.md in this folder."""

@@ -1,0 +1,679 @@
+#!/usr/bin/env python3
+"""Finds the Pulumi CLI and the plugin of pulumi-command, or makes them.
+
+Owns the project's cache folder (``HOMELAB_CACHE``, default ``.cache`` in the repository):
+
+- ``engine/<key>/bin``: the CLI built from Go modules; the key names its version and the module files' hash.
+- ``engine/plugin-<key>/``: the stand-in for pulumi-command's plugin, keyed by the hash of its sources.
+- ``engine/installed-<version>/bin``: the CLI as the official installer puts it.
+- ``home/``: a ``PULUMI_HOME`` of the project's own. The user's ``~/.pulumi`` is read, never written.
+
+Every folder appears whole, by a rename, and under a lock: several runs at once make each thing once. The
+standard library is enough, so that this also runs before any environment is set up::
+
+    python engine/install.py               what was found, for people
+    python engine/install.py --json        the same for programs
+    eval "$(python engine/install.py --print-env)"
+
+Facts used here: plugins are looked up in ``$PULUMI_HOME/plugins/<kind>-<name>-v<version>/``, and an install
+that was interrupted leaves ``<folder>.partial`` beside it (Pulumi's sdk/go/common/workspace); language hosts
+are looked up on PATH and beside the CLI.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+MODULES = REPOSITORY / "engine"
+
+PULUMI_VERSION = "3.259.0"
+"""The CLI that is installed or built; pinned in engine/go.mod too."""
+
+REQUIRED_PULUMI_VERSION = ">=3.187.0 <4.0.0"
+"""The CLIs that the program runs on: ``requiredPulumiVersion`` in Pulumi.yaml (a test compares them)."""
+
+PLUGIN_VERSION = "1.2.1"
+PLUGIN_FOLDER = f"resource-command-v{PLUGIN_VERSION}"
+STAND_IN_NOTE = "STAND-IN.txt"
+"""A file that only the stand-in's plugin folder has. Its first line is the key of its sources."""
+
+INSTALLER_HOST = "https://get.pulumi.com"
+REACHABLE_SECONDS = 3.0
+"""Patience for a host that neither answers nor refuses. Without a way out, DNS mostly fails at once."""
+INSTALLER_SECONDS = 600.0
+VERSION_SECONDS = 60.0
+
+WINDOWS = os.name == "nt"
+EXE = ".exe" if WINDOWS else ""
+
+Say = Callable[[str], None]
+Environ = Mapping[str, str]
+
+
+class EngineError(Exception):
+    """No engine: the message says what was wanted, what was found, why it matters and what to do next."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cli:
+    """A Pulumi CLI: the program, its version without the ``v``, and where it comes from."""
+
+    pulumi: Path
+    version: str
+    source: Literal["path", "installer", "built"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """A CLI and a plugin that fit together, and the environment in which they find each other."""
+
+    pulumi: Path
+    version: str
+    source: Literal["path", "installer", "built"]
+    plugin: Literal["real", "stand-in"]
+    home: Path
+    bin: Path
+
+    def variables(self) -> dict[str, str]:
+        """The variables to set, beside PATH.
+
+        PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION stays as it is: other plugins may be downloaded.
+        """
+        return {"PULUMI_HOME": str(self.home), "PULUMI_SKIP_UPDATE_CHECK": "true"}
+
+    def environment(self, base: Environ | None = None) -> dict[str, str]:
+        """``base`` (default: this process's environment) with what running ``pulumi`` needs."""
+        environment = dict(os.environ if base is None else base)
+        environment["PATH"] = os.pathsep.join(filter(None, [str(self.bin), environment.get("PATH", "")]))
+        return environment | self.variables()
+
+    def as_json(self) -> str:
+        """One line of JSON with the fields as strings."""
+        return json.dumps({field: str(value) for field, value in dataclasses.asdict(self).items()})
+
+
+def say_on_stderr(line: str) -> None:
+    """Tells the user what happens, on stderr: stdout is for the result."""
+    print(f"engine: {line}", file=sys.stderr, flush=True)
+
+
+def cache_folder(environ: Environ = os.environ) -> Path:
+    """Where all that is made here is kept: ``HOMELAB_CACHE``, or ``.cache`` in the repository."""
+    return Path(environ.get("HOMELAB_CACHE") or REPOSITORY / ".cache").expanduser().absolute()
+
+
+def ensure(environ: Environ = os.environ, say: Say = say_on_stderr) -> Engine:
+    """Finds or makes the engine. With everything in place this only looks at a few files.
+
+    Raises:
+        EngineError: there is none and none could be made.
+    """
+    maker = Maker(environ, say)
+    cli = maker.cli()
+    plugin = maker.plugin(cli)
+    return Engine(cli.pulumi, cli.version, cli.source, plugin, maker.home, cli.pulumi.parent)
+
+
+# --- versions ---
+
+Version = tuple[int, int, int]
+
+
+def parse_version(text: str) -> Version:
+    """The three numbers of a version like ``v3.259.0`` or ``3.259.0-alpha.1`` (whose tail is left out).
+
+    Raises:
+        ValueError: the text isn't a version.
+    """
+    found = re.fullmatch(r"v?(\d+)\.(\d+)\.(\d+)(?:[-+].*)?", text.strip())
+    if not found:
+        raise ValueError(f"wanted a version like 3.259.0, found {text.strip()!r}")
+    return int(found[1]), int(found[2]), int(found[3])
+
+
+def in_range(version: str, wanted: str = REQUIRED_PULUMI_VERSION) -> bool:
+    """Whether a version fits comparisons like ``>=3.187.0 <4.0.0``, all of which have to hold."""
+    actual = parse_version(version)
+    comparisons: dict[str, Callable[[Version], bool]] = {
+        ">=": lambda limit: actual >= limit,
+        "<=": lambda limit: actual <= limit,
+        ">": lambda limit: actual > limit,
+        "<": lambda limit: actual < limit,
+        "=": lambda limit: actual == limit,
+    }
+    found = re.findall(r"(>=|<=|>|<|=)\s*(\S+)", wanted)
+    if not found:
+        raise ValueError(f"wanted a version range like {REQUIRED_PULUMI_VERSION!r}, found {wanted!r}")
+    return all(comparisons[operator](parse_version(limit)) for operator, limit in found)
+
+
+# --- small tools ---
+
+
+def key_of(folder: Path) -> str:
+    """A short hash of the sources that are built in a folder: of their names and contents."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in {".go", ".mod", ".sum"}:
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
+def reachable(url: str = INSTALLER_HOST, seconds: float = REACHABLE_SECONDS) -> str | None:
+    """None when the host answers within ``seconds``, else why not. Proxies of the environment are used."""
+    answer = [f"no answer within {seconds:g} seconds"]
+
+    def ask() -> None:
+        request = urllib.request.Request(url, method="HEAD")
+        try:
+            with urllib.request.urlopen(request, timeout=seconds):
+                answer[0] = ""
+        except (OSError, ValueError) as error:
+            answer[0] = str(getattr(error, "reason", None) or error)
+
+    # Looking up a name has no time limit of its own: a thread that may be left behind gives it one.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(seconds)
+    return answer[0] or None
+
+
+def download(url: str) -> bytes:
+    """The body of a small file."""
+    with urllib.request.urlopen(url, timeout=REACHABLE_SECONDS * 10) as response:
+        return bytes(response.read())
+
+
+@contextlib.contextmanager
+def locked(path: Path, say: Say) -> Iterator[None]:
+    """Holds an exclusive lock while the block runs. The system lets go of it when the process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as handle:
+        if not _lock(handle.fileno(), wait=False):
+            say(f"another run is making the engine; waiting for it ({path})")
+            _lock(handle.fileno(), wait=True)
+        yield
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(descriptor: int, *, wait: bool) -> bool:
+        while True:
+            try:
+                os.lseek(descriptor, 0, os.SEEK_SET)
+                # LK_LOCK tries for ten seconds, then raises.
+                msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+            except OSError:
+                if not wait:
+                    return False
+            else:
+                return True
+
+else:
+    import fcntl
+
+    def _lock(descriptor: int, *, wait: bool) -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A new folder to fill, beside the one that is wanted; it takes its place if the block succeeds."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    fresh.chmod(0o755)
+    try:
+        yield fresh
+        remove(folder)
+        fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Takes away a file, a link or a folder; nothing there is fine."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+# --- finding and making ---
+
+
+class Maker:
+    """Looks for each part in order, and makes what is missing."""
+
+    def __init__(self, environ: Environ, say: Say) -> None:
+        self.environ = environ
+        self.say = say
+        self.cache = cache_folder(environ)
+        self.folder = self.cache / "engine"
+        self.home = self.cache / "home"
+        self._unreachable: list[str | None] = []
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """One lock for all that is made: parts depend on each other, and a machine has but so many cores."""
+        return locked(self.folder / "lock", self.say)
+
+    def unreachable(self) -> str | None:
+        """Why Pulumi's downloads can't be reached, asked once; None when they can."""
+        if not self._unreachable:
+            self._unreachable.append(reachable())
+        return self._unreachable[0]
+
+    # The CLI.
+
+    def cli(self) -> Cli:
+        """The CLI: on PATH, else made earlier, else installed, else built."""
+        found = self.cli_on_path() or self.cli_made_earlier()
+        if found:
+            return found
+        with self.lock():
+            return self.cli_made_earlier() or self.install_cli() or self.build_cli()
+
+    def cli_on_path(self) -> Cli | None:
+        """``pulumi`` on PATH, when its version is in range and Python programs can run on it."""
+        where = shutil.which("pulumi", path=self.environ.get("PATH", ""))
+        if where is None:
+            return None
+        pulumi = Path(where)
+        if self.folder in pulumi.parents:
+            return None  # one of ours, on PATH since an earlier run; it may be of older pins
+        version = self.version_of(pulumi)
+        if version is None:
+            return None
+        if not in_range(version):
+            self.say(
+                f"not used: {pulumi} is version {version}, outside {REQUIRED_PULUMI_VERSION}, "
+                "which this program was tried on"
+            )
+            return None
+        host = f"pulumi-language-python{EXE}"
+        # A link like /usr/local/bin/pulumi has its language hosts where it points to.
+        beside = {pulumi.parent, pulumi.resolve().parent}
+        on_path = shutil.which(host, path=self.environ.get("PATH", ""))
+        if on_path is None and not any((folder / host).exists() for folder in beside):
+            self.say(f"not used: {pulumi} can't run Python programs: no {host} beside it or on PATH")
+            return None
+        return Cli(pulumi, version, "path")
+
+    def version_of(self, pulumi: Path) -> str | None:
+        """What ``pulumi version`` says, kept in the cache by path, time and size: asking takes a while."""
+        found = pulumi.stat()
+        stamp = [str(pulumi), found.st_mtime_ns, found.st_size]
+        kept = self.folder / "path-version.json"
+        # No such file yet, or not of this form: asked again.
+        with contextlib.suppress(OSError, ValueError, LookupError):
+            known = json.loads(kept.read_text("utf-8"))
+            if known["stamp"] == stamp:
+                return str(known["version"])
+        version = self.ask_version(pulumi)
+        if version is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            fresh = kept.with_suffix(f".{os.getpid()}")
+            fresh.write_text(json.dumps({"stamp": stamp, "version": version}), "utf-8")
+            fresh.replace(kept)
+        return version
+
+    def ask_version(self, pulumi: Path) -> str | None:
+        """What ``pulumi version`` says, without the ``v``; None, with a line said, if that is none."""
+        try:
+            answer = subprocess.run(
+                [str(pulumi), "version"],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=VERSION_SECONDS,
+                env={**self.environ, "PULUMI_SKIP_UPDATE_CHECK": "true"},
+            )
+            parse_version(answer.stdout)
+        except (OSError, subprocess.SubprocessError, ValueError) as error:
+            self.say(f"not used: {pulumi} doesn't tell its version ({error})")
+            return None
+        return answer.stdout.strip().removeprefix("v")
+
+    def cli_made_earlier(self) -> Cli | None:
+        """What an earlier run installed or built; whole folders only, so that its being there is enough."""
+        installed = self.installed_folder() / "bin" / f"pulumi{EXE}"
+        if installed.exists():
+            return Cli(installed, PULUMI_VERSION, "installer")
+        built = self.built_folder() / "bin" / f"pulumi{EXE}"
+        return Cli(built, PULUMI_VERSION, "built") if built.exists() else None
+
+    def installed_folder(self) -> Path:
+        """Where the official installer's CLI goes."""
+        return self.folder / f"installed-{PULUMI_VERSION}"
+
+    def built_folder(self) -> Path:
+        """Where the CLI that is built goes; another pin or checksum is another folder."""
+        key = hashlib.sha256()
+        for module in (MODULES, MODULES / "python"):
+            for name in ("go.mod", "go.sum"):
+                key.update((module / name).read_bytes())
+        return self.folder / f"{PULUMI_VERSION}-{key.hexdigest()[:12]}"
+
+    def install_cli(self) -> Cli | None:
+        """The official installer's CLI; None, with a line said, when that isn't possible."""
+        why_not = self.unreachable()
+        if why_not is None:
+            try:
+                self.run_installer()
+                return self.cli_made_earlier()
+            except (OSError, subprocess.SubprocessError) as error:
+                why_not = f"its installer failed: {error}"
+        self.say(f"{INSTALLER_HOST} can't be used ({why_not}); building the Pulumi CLI from Go modules instead")
+        return None
+
+    def run_installer(self) -> None:
+        """Runs the published script into a folder of ours; the user's shell files are left alone."""
+        self.say(f"installing Pulumi {PULUMI_VERSION} from {INSTALLER_HOST}")
+        script = "install.ps1" if WINDOWS else "install.sh"
+        with appearing(self.installed_folder()) as root, tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch, script)
+            path.write_bytes(download(f"{INSTALLER_HOST}/{script}"))
+            subprocess.run(
+                installer_command(path, root),
+                check=True,
+                stdin=subprocess.DEVNULL,
+                stdout=sys.stderr,
+                timeout=INSTALLER_SECONDS,
+                env=dict(self.environ),
+            )
+            if not (root / "bin" / f"pulumi{EXE}").exists():
+                raise FileNotFoundError(f"it put no bin/pulumi{EXE} into the folder that it was given")
+
+    def build_cli(self) -> Cli:
+        """The CLI and the Python language host from their Go modules, with the two files that aren't Go."""
+        go = self.go("the Pulumi CLI")
+        self.say(f"building Pulumi {PULUMI_VERSION} from Go modules: about 4 minutes on 2 cores, once")
+        with appearing(self.built_folder()) as fresh:
+            target = fresh / "bin"
+            target.mkdir()
+            go.build(MODULES, "github.com/pulumi/pulumi/pkg/v3/cmd/pulumi", target / f"pulumi{EXE}")
+            go.build(
+                MODULES / "python",
+                "github.com/pulumi/pulumi/sdk/python/cmd/pulumi-language-python/v3",
+                target / f"pulumi-language-python{EXE}",
+            )
+            sdk = go.module_folder(MODULES, "github.com/pulumi/pulumi/sdk/v3")
+            helpers = ["python/cmd/pulumi-language-python-exec", "python/dist/pulumi-resource-pulumi-python"]
+            for helper in helpers + (["python/dist/pulumi-resource-pulumi-python.cmd"] if WINDOWS else []):
+                copy = target / Path(helper).name
+                copy.write_bytes((sdk / helper).read_bytes())
+                copy.chmod(0o755)
+        return Cli(self.built_folder() / "bin" / f"pulumi{EXE}", PULUMI_VERSION, "built")
+
+    def go(self, for_what: str) -> Go:
+        """The Go command.
+
+        Raises:
+            EngineError: there is none on PATH.
+        """
+        where = shutil.which("go", path=self.environ.get("PATH", ""))
+        if where is None:
+            raise EngineError(
+                f"wanted: the Go command (1.25 or newer), to build {for_what}; found: none on PATH. "
+                f"Without it nothing can be built, and downloading isn't possible either "
+                f"({self.unreachable() or 'the download failed, see above'}). "
+                "Next: install Go (https://go.dev/dl, or your distribution's golang) and run this again, or "
+                f"put pulumi {REQUIRED_PULUMI_VERSION} on PATH and the plugin into "
+                f"~/.pulumi/plugins/{PLUGIN_FOLDER}."
+            )
+        return Go(Path(where), self.environ, self.folder / "build.log")
+
+    # The plugin.
+
+    def plugin(self, cli: Cli) -> Literal["real", "stand-in"]:
+        """Sees to it that pulumi-command's plugin is in the home, and picks the home.
+
+        The home is the project's own, unless ``PULUMI_HOME`` names one that has the real plugin, which is
+        used wherever it already is. The stand-in goes into the project's home only.
+        """
+        chosen = self.environ.get("PULUMI_HOME")
+        if chosen and Path(chosen).absolute() != self.home:
+            if is_real(plugin_in(Path(chosen))):
+                self.home = Path(chosen).absolute()
+                return "real"
+            self.say(
+                f"PULUMI_HOME={chosen} has no plugin of pulumi-command {PLUGIN_VERSION}: using {self.home}, "
+                "so that nothing is put into a folder of yours"
+            )
+        found = self.plugin_in_home()
+        if found:
+            return found
+        with self.lock():
+            return self.plugin_in_home() or self.share_users_plugin() or self.install_plugin(cli) or self.put_stand_in()
+
+    def users_plugin(self) -> Path:
+        """Where the user's own Pulumi keeps the plugin."""
+        return plugin_in(Path(self.environ.get("HOME") or Path.home()) / ".pulumi")
+
+    def plugin_in_home(self) -> Literal["real", "stand-in"] | None:
+        """The plugin in the project's home; a stand-in counts if it is current and there is no real one."""
+        here = plugin_in(self.home)
+        if is_real(here):
+            return "real"
+        current = note_of(here) == key_of(MODULES / "command")
+        return "stand-in" if current and not is_real(self.users_plugin()) else None
+
+    def share_users_plugin(self) -> Literal["real"] | None:
+        """Makes the user's real plugin the one in the project's home too, in a stand-in's place."""
+        users = self.users_plugin()
+        if not is_real(users):
+            return None
+        # A real folder: Pulumi takes no notice of a plugin folder that is a symbolic link.
+        with appearing(plugin_in(self.home)) as fresh:
+            shutil.copytree(users, fresh, copy_function=link_or_copy, dirs_exist_ok=True)
+        self.say(f"the plugin of pulumi-command is the real one, from {users}")
+        return "real"
+
+    def install_plugin(self, cli: Cli) -> Literal["real"] | None:
+        """The real plugin, by Pulumi itself; None, with a line said, when that isn't possible."""
+        why_not = self.unreachable()
+        if why_not is None:
+            remove(plugin_in(self.home))  # a stand-in of older sources: Pulumi would take it for the real one
+            why_not = self.run_plugin_install(cli)
+            if is_real(plugin_in(self.home)):
+                return "real"
+        self.say(
+            f"the real plugin of pulumi-command {PLUGIN_VERSION} can't be downloaded ({why_not}): using the "
+            "offline stand-in from engine/command; to use the real one instead, put it into "
+            f"{plugin_in(self.home)}"
+        )
+        return None
+
+    def run_plugin_install(self, cli: Cli) -> str:
+        """Runs ``pulumi plugin install`` for the project's home and says how it ended."""
+        try:
+            done = subprocess.run(
+                [str(cli.pulumi), "plugin", "install", "resource", "command", PLUGIN_VERSION],
+                stdin=subprocess.DEVNULL,
+                stdout=sys.stderr,
+                timeout=INSTALLER_SECONDS,
+                env={**self.environ, "PULUMI_HOME": str(self.home), "PULUMI_SKIP_UPDATE_CHECK": "true"},
+                check=False,
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            return f"`pulumi plugin install` failed: {error}"
+        return f"`pulumi plugin install` ended with exit status {done.returncode}"
+
+    def built_stand_in(self) -> Path:
+        """The stand-in's program in the cache, built if need be. Call it under the lock."""
+        sources = MODULES / "command"
+        built = self.folder / f"plugin-{key_of(sources)}"
+        name = f"pulumi-resource-command{EXE}"
+        if not (built / name).exists():
+            go = self.go("the stand-in for pulumi-command's plugin")
+            with appearing(built) as fresh:
+                go.build(sources, ".", fresh / name)
+        return built / name
+
+    def put_stand_in(self) -> Literal["stand-in"]:
+        """Puts the stand-in into the project's home, as the plugin."""
+        built, key = self.built_stand_in(), key_of(MODULES / "command")
+        with appearing(plugin_in(self.home)) as folder:
+            shutil.copy2(built, folder / built.name)
+            (folder / STAND_IN_NOTE).write_text(
+                f"{key}\n\nThis is not the plugin that Pulumi publishes, but a stand-in for it, built from "
+                "engine/command of the homelab project\nbecause the real one could not be downloaded.\n",
+                "utf-8",
+            )
+        return "stand-in"
+
+
+def installer_command(script: Path, root: Path) -> list[str]:
+    """How the published installer is run."""
+    if WINDOWS:
+        policy = ["-NoProfile", "-InputFormat", "None", "-ExecutionPolicy", "Bypass"]
+        arguments = ["-NoEditPath", "-InstallRoot", str(root), "-Version", PULUMI_VERSION]
+        return ["powershell.exe", *policy, "-File", str(script), *arguments]
+    return ["sh", str(script), "--no-edit-path", "--install-root", str(root), "--version", PULUMI_VERSION]
+
+
+def plugin_in(home: Path) -> Path:
+    """The folder of pulumi-command's plugin in a ``PULUMI_HOME``."""
+    return home / "plugins" / PLUGIN_FOLDER
+
+
+def is_real(folder: Path) -> bool:
+    """Whether the plugin that Pulumi publishes is in a plugin folder, whole."""
+    return (
+        (folder / f"pulumi-resource-command{EXE}").exists()
+        and not folder.with_name(folder.name + ".partial").exists()
+        and note_of(folder) is None
+    )
+
+
+def note_of(folder: Path) -> str | None:
+    """The key of the stand-in in a plugin folder; None when it isn't a stand-in."""
+    try:
+        return (folder / STAND_IN_NOTE).read_text("utf-8").split("\n", 1)[0]
+    except OSError:
+        return None
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """Gives a file a second name; a copy where that isn't possible (another file system)."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+class Go:
+    """The Go command, kept apart from the user's own Go settings."""
+
+    def __init__(self, go: Path, environ: Environ, log: Path) -> None:
+        self.go = go
+        self.log = log
+        # GOFLAGS and GOWORK may be in the environment or in the file of `go env -w`: a value set here wins
+        # over both. GOOS and GOARCH would cross-compile what has to run here.
+        self.environ = {name: value for name, value in environ.items() if name not in {"GOOS", "GOARCH"}}
+        self.environ |= {"GOFLAGS": "-mod=readonly", "GOWORK": "off", "CGO_ENABLED": "0"}
+
+    def build(self, module: Path, package: str, target: Path) -> None:
+        """Builds a package of a module into a file, with the version in it that the CLI and its hosts report.
+
+        Raises:
+            EngineError: it didn't build.
+        """
+        version = f"github.com/pulumi/pulumi/sdk/v3/go/common/version.Version=v{PULUMI_VERSION}"
+        flags = ["-buildvcs=false", "-trimpath", "-ldflags", f"-s -w -X {version}"]
+        self.run(module, "build", *flags, "-o", str(target), package)
+
+    def module_folder(self, module: Path, path: str) -> Path:
+        """Where the sources of a module that another one needs are.
+
+        Raises:
+            EngineError: it couldn't be downloaded.
+        """
+        return Path(self.run(module, "list", "-m", "-f", "{{.Dir}}", path).strip())
+
+    def run(self, module: Path, *arguments: str) -> str:
+        """Runs Go in a module's folder and returns what it prints."""
+        done = subprocess.run(
+            [str(self.go), *arguments],
+            cwd=module,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+        if done.returncode:
+            self.log.write_text(done.stderr, "utf-8")
+            last = "\n".join(done.stderr.strip().splitlines()[-10:])
+            raise EngineError(
+                f"wanted: `go {' '.join(arguments)}` in {module}; "
+                f"found: exit status {done.returncode}:\n{last}\n"
+                f"Without it there is no engine to run the program. The whole output is in {self.log}. "
+                "Next: see that the Go module proxy can be reached (go env GOPROXY) and that Go is 1.25 or "
+                "newer, and try again."
+            )
+        return done.stdout
+
+
+# --- command line ---
+
+
+def shell_lines(engine: Engine) -> str:
+    """The environment as lines for the shell: sh, or PowerShell on Windows."""
+    if WINDOWS:
+        lines = [f"$env:PATH = '{engine.bin};' + $env:PATH"]
+        lines += [f"$env:{name} = '{value}'" for name, value in engine.variables().items()]
+    else:
+        lines = [f'export PATH={shlex.quote(str(engine.bin))}:"$PATH"']
+        lines += [f"export {name}={shlex.quote(value)}" for name, value in engine.variables().items()]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Finds or makes the Pulumi CLI and pulumi-command's plugin.")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one line of JSON")
+    form.add_argument("--print-env", action="store_true", help="print the environment as lines of shell")
+    options = parser.parse_args(arguments)
+    try:
+        engine = ensure()
+    except EngineError as error:
+        say_on_stderr(str(error))
+        return 1
+    if options.json:
+        print(engine.as_json())
+    elif options.print_env:
+        print(shell_lines(engine))
+    else:
+        print(f"Pulumi {engine.version} ({engine.source}): {engine.pulumi}")
+        print(f"pulumi-command {PLUGIN_VERSION} ({engine.plugin}): {plugin_in(engine.home)}")
+        print(shell_lines(engine))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,536 @@
+"""Where the engine is looked for, in which order, and what is made when it is nowhere.
+
+``pulumi`` and ``go`` are small programs on a PATH of their own, so that order and arguments can be seen
+without building anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from engine import install
+
+pytestmark = pytest.mark.skipif(install.WINDOWS, reason="the fake programs are scripts with a #! line")
+
+NO_WAY_OUT = "Name or service not known"
+
+
+class Machine:
+    """A machine with nothing on it: a PATH, a home and a cache, and what was said and run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.bin = folder / "bin"
+        self.home = folder / "home"
+        self.cache = folder / "cache"
+        self.log = folder / "log"
+        self.said: list[str] = []
+        self.environ = {
+            "PATH": str(self.bin),
+            "HOME": str(self.home),
+            "HOMELAB_CACHE": str(self.cache),
+            # For what runs as a process of its own: no download, whatever this machine can reach.
+            "https_proxy": "http://127.0.0.1:9",
+        }
+        for path in (self.bin, self.home):
+            path.mkdir()
+
+    def program(self, name: str, body: str, folder: Path | None = None) -> Path:
+        """Puts a Python program on PATH. It finds its arguments in ``args`` and notes each run in the log."""
+        path = (folder or self.bin) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        head = f"""\
+            #!{sys.executable}
+            import json, os, pathlib, sys
+            args = sys.argv[1:]
+            with open({str(self.log)!r}, "a") as log:
+                log.write(json.dumps([{name!r}, os.getcwd(), *args]) + "\\n")
+            """
+        path.write_text(textwrap.dedent(head) + textwrap.dedent(body))
+        path.chmod(0o755)
+        return path
+
+    def runs(self, name: str) -> list[list[str]]:
+        """The runs of a program: its folder and arguments."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [run[1:] for run in map(json.loads, lines) if run[0] == name]
+
+    def pulumi(self, version: str, *, hosts: bool = True) -> Path:
+        if hosts:
+            self.program("pulumi-language-python", "")
+        return self.program("pulumi", f"print('v{version}')")
+
+    def go(self) -> None:
+        """A Go that builds nothing: it writes the file that is wanted, with the flags that it saw."""
+        sdk = self.folder / "sdk"
+        for name in ("cmd/pulumi-language-python-exec", "dist/pulumi-resource-pulumi-python"):
+            (sdk / "python" / name).parent.mkdir(parents=True, exist_ok=True)
+            (sdk / "python" / name).write_text(name)
+        body = f"""
+            if args[0] == "list":
+                print({str(sdk)!r})
+            else:
+                seen = {{name: os.environ.get(name) for name in ("GOFLAGS", "GOWORK", "GOOS")}}
+                pathlib.Path(args[args.index("-o") + 1]).write_text(json.dumps(seen))
+            """
+        self.program("go", body)
+
+    def plugin(self, home: Path) -> Path:
+        """Puts a real plugin into a PULUMI_HOME."""
+        folder = install.plugin_in(home)
+        folder.mkdir(parents=True)
+        (folder / "pulumi-resource-command").write_text("real")
+        return folder
+
+    def ensure(self) -> install.Engine:
+        return install.ensure(self.environ, self.said.append)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A machine without a way out."""
+    monkeypatch.setattr(install, "reachable", lambda: NO_WAY_OUT)
+    return Machine(tmp_path)
+
+
+@pytest.fixture
+def online(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A machine that reaches Pulumi's downloads. The installer puts a CLI where it is told to."""
+    script = (
+        'while [ "$1" ]; do case $1 in --install-root) root=$2;; --version) version=$2;; esac; shift; done\n'
+        'mkdir -p "$root/bin"; printf "#!/bin/sh\\necho v$version\\n" > "$root/bin/pulumi"\n'
+        'chmod +x "$root/bin/pulumi"\n'
+    )
+    machine.environ["PATH"] += ":/usr/bin:/bin"
+    monkeypatch.setattr(install, "reachable", lambda: None)
+    monkeypatch.setattr(install, "download", lambda url: script.encode())
+    return machine
+
+
+def built_once(machine: Machine) -> list[str]:
+    """The names of what Go built, in order."""
+    return [Path(run[run.index("-o") + 1]).name for run in machine.runs("go") if "build" in run]
+
+
+# --- versions ---
+
+
+@pytest.mark.parametrize(
+    ("version", "fits"),
+    [("3.186.9", False), ("3.187.0", True), ("v3.259.0", True), ("3.1000.0", True), ("4.0.0", False)],
+)
+def test_a_version_is_compared_number_by_number(version: str, fits: bool) -> None:
+    assert install.in_range(version) is fits
+
+
+def test_a_version_that_is_none_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"wanted a version like 3\.259\.0, found 'dev'"):
+        install.parse_version("dev\n")
+
+
+def test_a_range_without_comparisons_is_an_error() -> None:
+    with pytest.raises(ValueError, match="wanted a version range"):
+        install.in_range("3.259.0", "3.259.0")
+
+
+def test_the_range_is_the_projects() -> None:
+    project = install.REPOSITORY / "Pulumi.yaml"
+    if not project.exists():
+        pytest.skip(f"there is no {project} to compare with")
+    found = re.search(r"^requiredPulumiVersion:\s*(['\"]?)(.+?)\1\s*$", project.read_text("utf-8"), re.MULTILINE)
+    assert found, f"{project} has no requiredPulumiVersion"
+    assert found[2].replace(",", " ").split() == install.REQUIRED_PULUMI_VERSION.split()
+
+
+def test_the_pins_are_those_of_the_modules() -> None:
+    cli = (install.MODULES / "go.mod").read_text("utf-8")
+    assert f"require github.com/pulumi/pulumi/pkg/v3 v{install.PULUMI_VERSION}\n" in cli
+    assert f"\tgithub.com/pulumi/pulumi/sdk/v3 v{install.PULUMI_VERSION} // indirect\n" in cli
+    assert install.in_range(install.PULUMI_VERSION)
+    plugin = (install.MODULES / "command" / "main.go").read_text("utf-8")
+    assert f'pluginVersion = "{install.PLUGIN_VERSION}"' in plugin
+
+
+@pytest.mark.parametrize("module", [".", "python", "command"])
+def test_every_required_module_has_its_checksum(module: str) -> None:
+    text = (install.MODULES / module / "go.mod").read_text("utf-8")
+    sums = (install.MODULES / module / "go.sum").read_text("utf-8")
+    required = set(re.findall(r"^(?:require )?\s*(\S+\.\S+/\S+) (v\S+)", text, re.MULTILINE))
+    assert len(required) > 50
+    replaced = set(re.findall(r"^replace (\S+) =>", text, re.MULTILINE))
+    missing = [
+        path for path, version in required if path not in replaced and f"{path} {version}/go.mod h1:" not in sums
+    ]
+    assert missing == []
+
+
+# --- the CLI ---
+
+
+def test_a_pulumi_on_path_is_used(machine: Machine) -> None:
+    pulumi = machine.pulumi("3.200.0")
+    machine.plugin(machine.cache / "home")
+    engine = machine.ensure()
+    assert (engine.pulumi, engine.version, engine.source, engine.bin) == (
+        pulumi,
+        "3.200.0",
+        "path",
+        machine.bin,
+    )
+    assert machine.said == []
+
+
+def test_a_linked_pulumi_has_its_language_host_where_the_link_points(machine: Machine) -> None:
+    real = machine.folder / "opt"
+    machine.program("pulumi-language-python", "", real)
+    (machine.bin / "pulumi").symlink_to(machine.program("pulumi", "print('v3.200.0')", real))
+    machine.plugin(machine.cache / "home")
+    assert machine.ensure().source == "path"
+
+
+def test_its_version_is_asked_once_while_it_stays_the_same(machine: Machine) -> None:
+    machine.pulumi("3.200.0")
+    machine.plugin(machine.cache / "home")
+    machine.ensure()
+    machine.ensure()
+    assert len(machine.runs("pulumi")) == 1
+    machine.pulumi("3.201.0-alpha.1")
+    assert machine.ensure().version == "3.201.0-alpha.1"
+
+
+@pytest.mark.parametrize(
+    ("put", "why"),
+    [
+        (lambda machine: machine.pulumi("3.100.0"), "is version 3.100.0, outside >=3.187.0 <4.0.0"),
+        (
+            lambda machine: machine.pulumi("3.200.0", hosts=False),
+            "no pulumi-language-python beside it or on PATH",
+        ),
+        (lambda machine: machine.program("pulumi", "sys.exit(3)"), "doesn't tell its version"),
+        (lambda machine: machine.program("pulumi", "print('hello')"), "wanted a version like"),
+    ],
+)
+def test_a_pulumi_that_does_not_fit_is_named_and_one_is_built(
+    machine: Machine, put: Callable[[Machine], Path], why: str
+) -> None:
+    pulumi = put(machine)
+    machine.go()
+    assert machine.ensure().source == "built"
+    assert machine.said[0].startswith(f"not used: {pulumi} ")
+    assert why in machine.said[0]
+
+
+def test_the_official_installer_comes_before_building(online: Machine) -> None:
+    online.plugin(online.home / ".pulumi")
+    engine = online.ensure()
+    assert (engine.source, engine.version) == ("installer", install.PULUMI_VERSION)
+    answer = subprocess.run([str(engine.pulumi), "version"], capture_output=True, text=True, check=True)
+    assert answer.stdout == f"v{install.PULUMI_VERSION}\n"
+    online.said.clear()
+    assert online.ensure() == engine
+    assert online.said == []
+
+
+def test_an_installer_that_fails_leaves_nothing_and_building_follows(
+    online: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "download", lambda url: b"exit 9\n")
+    online.go()
+    online.plugin(online.home / ".pulumi")
+    assert online.ensure().source == "built"
+    assert any("its installer failed" in line and "exit status 9" in line for line in online.said)
+    assert not list((online.cache / "engine").glob("*installed*"))
+
+
+def test_the_cli_is_built_from_the_modules(machine: Machine) -> None:
+    machine.environ |= {"GOFLAGS": "-mod=mod", "GOWORK": "/somewhere/go.work", "GOOS": "plan9"}
+    machine.go()
+    engine = machine.ensure()
+    assert engine.source == "built"
+    assert engine.pulumi == engine.bin / "pulumi"
+    names = {path.name: path.stat().st_mode & 0o111 for path in engine.bin.iterdir()}
+    assert set(names) == {
+        *("pulumi", "pulumi-language-python", "pulumi-language-python-exec", "pulumi-resource-pulumi-python")
+    }
+    assert names["pulumi-language-python-exec"]
+    assert names["pulumi-resource-pulumi-python"]
+    assert json.loads(engine.pulumi.read_text()) == {
+        "GOFLAGS": "-mod=readonly",
+        "GOWORK": "off",
+        "GOOS": None,
+    }
+    folder, *arguments = machine.runs("go")[0]
+    assert folder == str(install.MODULES)
+    assert arguments[:4] == ["build", "-buildvcs=false", "-trimpath", "-ldflags"]
+    assert arguments[4].startswith("-s -w -X github.com/pulumi/pulumi/sdk/v3/")
+    assert arguments[4].endswith(f"version.Version=v{install.PULUMI_VERSION}")
+    assert arguments[-1] == "github.com/pulumi/pulumi/pkg/v3/cmd/pulumi"
+
+
+def test_why_it_is_built_is_said(machine: Machine) -> None:
+    machine.go()
+    machine.ensure()
+    assert f"get.pulumi.com can't be used ({NO_WAY_OUT})" in machine.said[0]
+    assert "about 4 minutes" in machine.said[1]
+
+
+def test_a_second_run_makes_nothing_and_says_nothing(machine: Machine) -> None:
+    machine.go()
+    first = machine.ensure()
+    ran = machine.runs("go")
+    machine.said.clear()
+    assert machine.ensure() == first
+    assert machine.runs("go") == ran
+    assert machine.said == []
+
+
+def test_what_was_built_is_not_taken_for_the_users_own(machine: Machine) -> None:
+    machine.go()
+    engine = machine.ensure()
+    machine.environ = engine.environment(machine.environ)
+    assert machine.ensure() == engine
+
+
+def test_two_runs_at_once_build_once(machine: Machine) -> None:
+    machine.go()
+    with ThreadPoolExecutor(2) as pool:
+        engines = [run.result() for run in [pool.submit(machine.ensure) for _ in range(2)]]
+    assert engines[0] == engines[1]
+    assert sorted(built_once(machine)) == ["pulumi", "pulumi-language-python", "pulumi-resource-command"]
+
+
+def test_other_pins_are_another_folder(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    maker = install.Maker(machine.environ, machine.said.append)
+    before = maker.built_folder()
+    modules = tmp_path / "modules"
+    for name in ("go.mod", "go.sum", "python/go.mod", "python/go.sum"):
+        (modules / name).parent.mkdir(parents=True, exist_ok=True)
+        (modules / name).write_bytes((install.MODULES / name).read_bytes())
+    monkeypatch.setattr(install, "MODULES", modules)
+    assert maker.built_folder() == before
+    with (modules / "python" / "go.sum").open("a") as sums:
+        sums.write("\n")
+    assert maker.built_folder() != before
+
+
+def test_a_build_that_fails_says_how_and_leaves_nothing(machine: Machine) -> None:
+    machine.program("go", "print('proxy: 404 Not Found', file=sys.stderr); sys.exit(1)")
+    with pytest.raises(
+        install.EngineError, match=r"(?s)wanted: `go build .*found: exit status 1:\nproxy: 404 Not Found"
+    ):
+        machine.ensure()
+    assert {path.name for path in (machine.cache / "engine").iterdir()} == {"lock", "build.log"}
+
+
+def test_without_go_the_message_says_what_to_do(machine: Machine) -> None:
+    with pytest.raises(install.EngineError) as failure:
+        machine.ensure()
+    message = str(failure.value)
+    assert message.startswith("wanted: the Go command")
+    for part in (
+        "found: none on PATH",
+        NO_WAY_OUT,
+        "Next: install Go",
+        f"pulumi {install.REQUIRED_PULUMI_VERSION}",
+    ):
+        assert part in message
+
+
+def test_a_host_that_never_answers_is_unreachable_within_the_patience() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        why = install.reachable(url, seconds=0.2)
+    assert why is not None
+
+
+def test_a_name_that_is_none_is_unreachable() -> None:
+    assert install.reachable("https://pulumi.invalid", seconds=10)
+
+
+# --- the plugin ---
+
+
+def test_a_real_plugin_in_the_chosen_home_is_used_as_it_is(machine: Machine) -> None:
+    machine.pulumi("3.200.0")
+    chosen = machine.folder / "chosen"
+    machine.plugin(chosen)
+    machine.environ["PULUMI_HOME"] = str(chosen)
+    engine = machine.ensure()
+    assert (engine.plugin, engine.home) == ("real", chosen)
+    assert not (machine.cache / "home").exists()
+
+
+def test_a_real_plugin_in_the_users_home_is_used_too(machine: Machine) -> None:
+    machine.pulumi("3.200.0")
+    users = machine.plugin(machine.home / ".pulumi")
+    engine = machine.ensure()
+    assert (engine.plugin, engine.home) == ("real", machine.cache / "home")
+    shared = install.plugin_in(engine.home)
+    assert not shared.is_symlink(), "Pulumi takes no notice of a plugin folder that is a symbolic link"
+    assert [path.name for path in shared.iterdir()] == ["pulumi-resource-command"]
+    assert (shared / "pulumi-resource-command").samefile(users / "pulumi-resource-command")
+    assert not machine.runs("go")
+
+
+def test_an_interrupted_install_is_not_a_plugin(machine: Machine) -> None:
+    machine.pulumi("3.200.0")
+    machine.go()
+    folder = machine.plugin(machine.home / ".pulumi")
+    folder.with_name(folder.name + ".partial").touch()
+    assert machine.ensure().plugin == "stand-in"
+
+
+def test_pulumi_installs_the_real_plugin_where_it_can(online: Machine) -> None:
+    online.program("pulumi-language-python", "")
+    body = f"""
+        if args == ["version"]:
+            print("v3.200.0")
+        else:
+            folder = pathlib.Path(os.environ["PULUMI_HOME"], "plugins", {install.PLUGIN_FOLDER!r})
+            folder.mkdir(parents=True)
+            (folder / "pulumi-resource-command").touch()
+        """
+    online.program("pulumi", body)
+    engine = online.ensure()
+    assert (engine.plugin, engine.home) == ("real", online.cache / "home")
+    assert online.runs("pulumi")[1][1:] == [
+        "plugin",
+        "install",
+        "resource",
+        "command",
+        install.PLUGIN_VERSION,
+    ]
+
+
+def test_a_plugin_install_that_fails_is_said_and_the_stand_in_follows(online: Machine) -> None:
+    online.program("pulumi-language-python", "")
+    online.program("pulumi", "print('v3.200.0') if args == ['version'] else sys.exit(5)")
+    online.go()
+    assert online.ensure().plugin == "stand-in"
+    assert any("`pulumi plugin install` ended with exit status 5" in line for line in online.said)
+
+
+def test_the_stand_in_goes_into_the_projects_home_only_and_is_said(machine: Machine) -> None:
+    machine.pulumi("3.200.0")
+    machine.go()
+    users = machine.home / ".pulumi"
+    machine.environ["PULUMI_HOME"] = str(users)
+    engine = machine.ensure()
+    assert (engine.plugin, engine.home) == ("stand-in", machine.cache / "home")
+    folder = install.plugin_in(engine.home)
+    assert {path.name for path in folder.iterdir()} == {"pulumi-resource-command", install.STAND_IN_NOTE}
+    assert not users.exists()
+    assert len([line for line in machine.said if "stand-in" in line and NO_WAY_OUT in line]) == 1
+    assert any(line.startswith(f"PULUMI_HOME={users} has no plugin") for line in machine.said)
+
+
+def test_a_real_plugin_takes_the_stand_ins_place(machine: Machine) -> None:
+    machine.pulumi("3.200.0")
+    machine.go()
+    assert machine.ensure().plugin == "stand-in"
+    users = machine.plugin(machine.home / ".pulumi")
+    engine = machine.ensure()
+    assert engine.plugin == "real"
+    shared = install.plugin_in(engine.home)
+    assert not shared.is_symlink(), "Pulumi takes no notice of a plugin folder that is a symbolic link"
+    assert [path.name for path in shared.iterdir()] == ["pulumi-resource-command"]
+    assert (shared / "pulumi-resource-command").samefile(users / "pulumi-resource-command")
+
+
+def test_a_real_plugin_put_over_the_stand_in_is_used(machine: Machine) -> None:
+    machine.pulumi("3.200.0")
+    machine.go()
+    engine = machine.ensure()
+    install.remove(install.plugin_in(engine.home))
+    machine.plugin(engine.home)
+    assert machine.ensure().plugin == "real"
+
+
+def test_a_stand_in_of_other_sources_is_built_again(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.pulumi("3.200.0")
+    machine.go()
+    machine.ensure()
+    monkeypatch.setattr(install, "key_of", lambda folder: "0123456789ab")
+    machine.ensure()
+    assert built_once(machine) == ["pulumi-resource-command"] * 2
+    assert install.note_of(install.plugin_in(machine.cache / "home")) == "0123456789ab"
+
+
+def test_the_key_changes_with_a_source(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.go").write_text("package a")
+    (tmp_path / "notes.md").write_text("one")
+    before = install.key_of(tmp_path)
+    (tmp_path / "notes.md").write_text("two")
+    assert install.key_of(tmp_path) == before
+    (tmp_path / "sub" / "a.go").rename(tmp_path / "sub" / "b.go")
+    assert install.key_of(tmp_path) != before
+
+
+# --- the command line ---
+
+
+def run_installer(machine: Machine, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(install.MODULES / "install.py"), *arguments]
+    return subprocess.run(command, env=machine.environ, capture_output=True, text=True, check=False)
+
+
+def test_json_is_for_programs(machine: Machine) -> None:
+    machine.pulumi("3.200.0")
+    machine.plugin(machine.cache / "home")
+    done = run_installer(machine, "--json")
+    assert json.loads(done.stdout) == {
+        "pulumi": str(machine.bin / "pulumi"),
+        "version": "3.200.0",
+        "source": "path",
+        "plugin": "real",
+        "home": str(machine.cache / "home"),
+        "bin": str(machine.bin),
+    }
+
+
+def test_the_printed_environment_is_what_the_engine_runs_in(machine: Machine) -> None:
+    machine.cache = machine.folder / "a cache with 'quotes'"
+    machine.environ["HOMELAB_CACHE"] = str(machine.cache)
+    machine.pulumi("3.200.0")
+    machine.plugin(machine.cache / "home")
+    lines = run_installer(machine, "--print-env").stdout
+    shows = 'printf "%s\\n" "$PATH" "$PULUMI_HOME" "$PULUMI_SKIP_UPDATE_CHECK"'
+    shown = subprocess.run(
+        ["/bin/sh", "-c", lines + shows], env={"PATH": "/usr/bin"}, capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.splitlines() == [f"{machine.bin}:/usr/bin", str(machine.cache / "home"), "true"]
+
+
+def test_no_engine_is_exit_status_1_and_nothing_on_stdout(machine: Machine) -> None:
+    machine.program("go", "sys.exit(1)")
+    done = run_installer(machine, "--json")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "engine: wanted: `go build" in done.stderr
+
+
+def test_the_cache_is_in_the_repository_unless_it_is_named() -> None:
+    assert install.cache_folder({}) == install.REPOSITORY / ".cache"
+    assert install.cache_folder({"HOMELAB_CACHE": "/var/cache/lab"}) == Path("/var/cache/lab")
+
+
+def test_the_environment_keeps_what_was_there() -> None:
+    engine = install.Engine(Path("/e/pulumi"), "3.259.0", "built", "stand-in", Path("/h"), Path("/e"))
+    found = engine.environment({"PATH": "/usr/bin", "LANG": "C"})
+    assert found == {
+        "PATH": f"/e{os.pathsep}/usr/bin",
+        "LANG": "C",
+        "PULUMI_HOME": "/h",
+        "PULUMI_SKIP_UPDATE_CHECK": "true",
+    }
