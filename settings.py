@@ -6,6 +6,7 @@ where it is, what was expected, what was found, and what was probably meant.
 
 from __future__ import annotations
 
+import base64
 import difflib
 import ipaddress
 import json
@@ -37,7 +38,19 @@ _HOSTNAME = re.compile(
 _PCI_SLOT = re.compile(r"(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([01][0-9a-f])(?:\.[0-7])?")
 _PCI_FUNCTION = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 _PCI_ID = re.compile(r"[0-9a-f]{4}:[0-9a-f]{4}")
-_HOST_KEY = re.compile(r"(ssh-(ed25519|rsa)|ecdsa-sha2-nistp(256|384|521)) [A-Za-z0-9+/]+=*( .*)?")
+_HOST_KEY = re.compile(r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(?:256|384|521)) ([A-Za-z0-9+/]+=*)(?: .*)?")
+
+
+def _is_public_key(value: str) -> bool:
+    """``type base64 [comment]``, with the type once more inside, as RFC 4253 has it."""
+    match = _HOST_KEY.fullmatch(value.strip())
+    if match is None:
+        return False
+    try:
+        blob = base64.b64decode(match[2], validate=True)
+    except ValueError:
+        return False
+    return blob[4 : 4 + int.from_bytes(blob[:4])] == match[1].encode()
 
 
 def _lower(value: Any) -> Any:
@@ -100,7 +113,7 @@ class Ssh(_Model):
     @field_validator("host_key")
     @classmethod
     def _public_key(cls, value: str | None) -> str | None:
-        if value is not None and not _HOST_KEY.fullmatch(value.strip()):
+        if value is not None and not _is_public_key(value):
             raise ValueError("expected a public key such as `ssh-ed25519 AAAA…` (see `ssh-keyscan -t ed25519 ADDRESS`)")
         return value and value.strip()
 

@@ -2,8 +2,9 @@
 
 pulumi-command has no read, so this dynamic resource stands beside its commands. `create` and `update` read the host, pass every
 gate or fail before anything is changed, and put out what is wanted: words of the command line, functions for vfio-pci. `read`
-(``pulumi refresh``, ``up --refresh``) compares the host with that and records how it differs; then `diff` asks for an update,
-which raises the ``generation`` of each layer that drifted, and the commands that take it run again, with the chain behind them.
+(``pulumi refresh``, ``up --refresh``) compares the host with that, names every difference, and raises the ``generation`` of each
+layer that drifted: the commands that take it run again, with the chain behind them, and a preview shows exactly these. A card that
+is no longer where it was makes the plan itself stale: then `diff` asks for an update.
 It owns nothing on the host: destroying it changes nothing.
 """
 
@@ -29,7 +30,7 @@ from host.facts import HostFacts
 from settings import Host, load_host
 
 # What `create` puts out, beside the inputs.
-OUTPUTS = ("iommu_words", "vfio_words", "functions", "by_hand", "gpus", "generation", "drift")
+OUTPUTS = ("iommu_words", "vfio_words", "functions", "by_hand", "gpus", "generation", "stale")
 
 
 class HostProvider(ResourceProvider):
@@ -55,32 +56,34 @@ class HostProbeProvider(HostProvider):
     """See the module."""
 
     def create(self, props: dict[str, Any]) -> CreateResult:
-        host = self.host(props)
-        want = plan.wanted(asyncio.run(_read(host, guests=True)), host)
+        want = self._wanted(props)
         generation = dict.fromkeys(plan.LAYERS, 0)
-        return CreateResult(props["host"], {**props, **dataclasses.asdict(want), "generation": generation, "drift": {}})
+        return CreateResult(props["host"], {**props, **want, "generation": generation, "stale": False})
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         if "functions" not in props:  # `pulumi import` has nothing to compare with yet
             return ReadResult(id_, props)
-        host = self.host(props)
-        found = plan.drift(asyncio.run(_read(host, guests=False)), _wanted(props))
-        drift = {layer: differences for layer, differences in found.items() if differences}
+        facts = asyncio.run(_read(self.host(props), guests=False))
+        want = plan.Wanted(**{field.name: props[field.name] for field in dataclasses.fields(plan.Wanted)})
+        drift = plan.drift(facts, want)
         for layer, differences in drift.items():
             for difference in differences:
                 print(f"{props['host']}: drift ({layer}): {difference}")
-        return ReadResult(id_, {**props, "drift": drift})
+        generation = _raised(props["generation"], {layer for layer, differences in drift.items() if differences})
+        return ReadResult(id_, {**props, "generation": generation, "stale": bool(plan.misplaced(facts, want))})
 
     def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
-        changed = bool(olds.get("drift")) or any(olds.get(key) != news.get(key) for key in ("host", "wanted"))
+        changed = bool(olds.get("stale")) or any(olds.get(key) != news.get(key) for key in ("host", "wanted"))
         return DiffResult(changes=changed, replaces=[], stables=[], delete_before_replace=False)
 
     def update(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
-        host = self.host(news)
-        want = plan.wanted(asyncio.run(_read(host, guests=True)), host)
-        # Numbers come back from the state as floats; the ones in a script's text must not change from 1 to 1.0.
-        generation = {layer: int(olds["generation"][layer]) + bool(olds["drift"].get(layer)) for layer in plan.LAYERS}
-        return UpdateResult({**news, **dataclasses.asdict(want), "generation": generation, "drift": {}})
+        return UpdateResult(
+            {**news, **self._wanted(news), "generation": _raised(olds["generation"], set()), "stale": False}
+        )
+
+    def _wanted(self, props: dict[str, Any]) -> dict[str, Any]:
+        host = self.host(props)
+        return dataclasses.asdict(plan.wanted(asyncio.run(_read(host, guests=True)), host))
 
     def delete(self, _id: str, props: dict[str, Any]) -> None:
         if props.get("iommu_words") or props.get("vfio_words"):
@@ -90,15 +93,17 @@ class HostProbeProvider(HostProvider):
             )
 
 
-def _wanted(props: dict[str, Any]) -> plan.Wanted:
-    return plan.Wanted(**{field.name: props[field.name] for field in dataclasses.fields(plan.Wanted)})
+def _raised(generation: dict[str, float], layers: set[str]) -> dict[str, int]:
+    """The generations, one higher for ``layers``. (Numbers come back from the state as floats.)"""
+    return {layer: int(generation[layer]) + (layer in layers) for layer in plan.LAYERS}
 
 
 class HostProbe(Resource, module="homelab", name="HostProbe"):
     """The dynamic resource.
 
     Outputs: ``iommu_words``, ``vfio_words`` (str), ``functions`` (address -> vendor:device), ``by_hand`` (addresses), ``gpus``
-    (name -> slot, use, functions, iommuGroup), ``generation`` (layer -> int), ``drift`` (layer -> sentences).
+    (name -> slot, use, functions, iommuGroup), ``generation`` (layer -> how often it drifted), ``stale`` (does the plan still fit
+    the hardware?).
     """
 
     iommu_words: pulumi.Output[str]
@@ -107,7 +112,7 @@ class HostProbe(Resource, module="homelab", name="HostProbe"):
     by_hand: pulumi.Output[list[str]]
     gpus: pulumi.Output[dict[str, Any]]
     generation: pulumi.Output[dict[str, int]]
-    drift: pulumi.Output[dict[str, list[str]]]
+    stale: pulumi.Output[bool]
 
     def __init__(self, name: str, host_name: str, host: Host, opts: pulumi.ResourceOptions | None = None) -> None:
         # The settings that decide what is wanted; how the host is reached may change without a reading.

@@ -114,12 +114,18 @@ def _lost_words(facts: HostFacts, words: str) -> list[str]:
     return [f"{' '.join(lost)} is not in the generated boot configuration (grub.cfg)"] if lost else []
 
 
-def _lost_binding(facts: HostFacts, want: Wanted) -> list[str]:
+def misplaced(facts: HostFacts, want: Wanted) -> list[str]:
+    """Functions that are no longer where the plan has them: hardware was changed, or buses were renumbered."""
     found = []
     for address, ids in want.functions.items():
         device = facts.by_address.get(address)
         if device is None or device.id != ids:
             found.append(f"{address} is {device.id if device else 'not there'}, not {ids}")
+    return found
+
+
+def _lost_binding(facts: HostFacts, want: Wanted) -> list[str]:
+    found = misplaced(facts, want)
     if want.binds:
         if not any(file.path.endswith("/init-top/homelab-vfio") for file in facts.managed):
             found.append("the initramfs script for vfio-pci is gone")
@@ -132,11 +138,16 @@ def _not_running(facts: HostFacts, want: Wanted) -> list[str]:
     found = [f"{' '.join(lost)} is not on the running kernel's command line"] if lost else []
     if want.functions and facts.iommu.groups == 0:
         found.append("the running kernel has no IOMMU group")
-    for address in want.functions:
-        device = facts.by_address.get(address)
-        if device is not None and device.driver != "vfio-pci":
-            found.append(f"{address} is on {device.driver or 'no driver'}, not on vfio-pci")
-    return found
+    return found + _on_another_driver(facts, want)
+
+
+def _on_another_driver(facts: HostFacts, want: Wanted) -> list[str]:
+    devices = [facts.by_address[address] for address in want.functions if address in facts.by_address]
+    return [
+        f"{one.address} is on {one.driver or 'no driver'}, not on vfio-pci"
+        for one in devices
+        if one.driver != "vfio-pci"
+    ]
 
 
 def verify(facts: HostFacts, host: Host, want: Wanted) -> list[HomelabError]:
@@ -180,13 +191,7 @@ def verify(facts: HostFacts, host: Host, want: Wanted) -> list[HomelabError]:
 
 
 def _verify_drivers(facts: HostFacts, want: Wanted) -> list[HomelabError]:
-    wrong = []
-    for address, ids in want.functions.items():
-        device = facts.by_address.get(address)
-        if device is None or device.id != ids:
-            wrong.append(f"{address} is {device.id if device else 'not there'}")
-        elif device.driver != "vfio-pci":
-            wrong.append(f"{address} on {device.driver or 'no driver'}")
+    wrong = [*misplaced(facts, want), *_on_another_driver(facts, want)]
     if not wrong:
         return []
     return [

@@ -24,6 +24,8 @@ _MESSAGE = re.compile(r"^wanted: (.*?)\nfound:  (.*?)\nwhy:    (.*?)\nnext:   (.
 
 # How long a host may take to answer a script's connection that is already open.
 KEEPALIVE_SECONDS = 5
+# How long reading a host, or confirming its boot, may take. A real one takes two or three seconds.
+SCRIPT_SECONDS = 60
 # Between two tries to reach a host that is booting. Nothing on this side tells when it is back.
 RETRY_SECONDS = 1.0
 
@@ -125,8 +127,11 @@ async def connect(host: Host, timeout: float | None = None) -> AsyncIterator[Ses
         ) from error
     except (OSError, TimeoutError, asyncssh.Error) as error:
         raise _lost(host, error) from error
-    async with connection:
+    try:
         yield Session(host, connection)
+    finally:
+        # Not `close`, which waits for an answer that a host on its way down never gives.
+        connection.abort()
 
 
 async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:

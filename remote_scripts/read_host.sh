@@ -11,7 +11,7 @@ read_host() {
   find_boot_loader
   printf '{"boot_id":%s,"kernel":%s,"pve":%s,"cpu_vendor":%s' "$(string_of /proc/sys/kernel/random/boot_id)" \
     "$(json_string "$(uname -r)")" "$(json_string "$(pve_version)")" \
-    "$(json_string "$(sed -n 's/^vendor_id[[:space:]]*: //p;/^vendor_id/q' "$ROOT/proc/cpuinfo")")"
+    "$(json_string "$(sed -n '/^vendor_id/{s/.*: //p;q}' "$ROOT/proc/cpuinfo")")"
   printf ',"loader":"%s","loader_clues":%s,"missing_tools":%s' "$LOADER" "$(json_string "$LOADER_CLUES")" "$(missing_tools)"
   cmdlines
   iommu

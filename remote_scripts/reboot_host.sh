@@ -38,12 +38,13 @@ report() {
 
 # A line for each thing that only a reboot can bring.
 what_is_lacking() {
-  local running configured word address driver
+  local running configured word address driver missing=()
   running=$(<"$ROOT/proc/cmdline")
   configured=$(configured_words)
   for word in $WORDS; do
-    has_words "$running" "$word" || printf '%s is not on the running command line\n' "$word"
+    has_words "$running" "$word" || missing+=("$word")
   done
+  ((${#missing[@]} == 0)) || printf '%s not on the running command line\n' "${missing[*]}"
   # What was configured away: words of the kinds that we write, running but no longer configured.
   for word in $running; do
     case $word in

@@ -14,5 +14,7 @@ def shared(*parts: str) -> Path:
     """Data about real machines and real services, read where it lies; the test is skipped where it isn't."""
     path = SHARED.joinpath(*parts)
     if not path.exists():
-        pytest.skip(f"{Path('..', 'shared', *parts)} is not there: captures of real machines are kept beside the project")
+        pytest.skip(
+            f"{Path('..', 'shared', *parts)} is not there: captures of real machines are kept beside the project"
+        )
     return path

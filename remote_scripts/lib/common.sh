@@ -10,8 +10,8 @@ umask 022
 export LC_ALL=C
 ROOT=${ROOT:-}
 
-# A client that dies in the middle must not stop us between two files: writing to its closed pipe is no reason to end.
-trap '' PIPE HUP
+# A client that dies or cancels in the middle must not stop us between two files: a run goes on to its end.
+trap '' PIPE HUP TERM
 trap 'failed_at="line $LINENO: $BASH_COMMAND"' ERR
 trap 'status=$?; [[ $status == 0 || $status == 99 ]] || unexpected "$status"; [[ $status != 99 ]] || exit 1' EXIT
 

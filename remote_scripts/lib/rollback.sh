@@ -9,6 +9,6 @@ disarm() {
   for unit in service timer; do
     rm -f "$ROOT/etc/systemd/system/homelab-rollback.$unit"
   done
-  rm -f "$STATE/rollback"
+  rm -f "$STATE/rollback" "$ROOT/etc/systemd/system/timers.target.wants/homelab-rollback.timer"
   run_logged systemctl daemon-reload || log "systemctl daemon-reload failed: $OUTPUT"
 }

@@ -63,7 +63,7 @@ class Folder:
             if name == "run" or name.startswith("run/"):
                 continue
             if path.is_symlink():
-                found[name] = (0, os.readlink(path))
+                found[name] = (0, path.readlink().as_posix())
             elif path.is_file():
                 found[name] = (path.stat().st_mode & 0o7777, path.read_text())
             else:

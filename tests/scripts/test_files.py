@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tests.scripts.conftest import Folder
 
 
@@ -76,6 +77,12 @@ def test_a_client_that_is_gone_does_not_stop_a_run_between_two_files(folder: Fol
     done = folder.bash(
         "exec 2> >(exit 0); sleep 0.1; put_file a /etc/one 0644 x; put_file a /etc/two 0644 x; log more; finish"
     )
+    assert done.returncode == 0
+    assert (folder.root / "etc/two").exists()
+
+
+def test_a_client_that_cancels_does_not_either(folder: Folder) -> None:
+    done = folder.bash("put_file a /etc/one 0644 x; kill -TERM $$; put_file a /etc/two 0644 x; finish")
     assert done.returncode == 0
     assert (folder.root / "etc/two").exists()
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from host import scripts
 
 # Beside the interpreter: the linters come as wheels.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tests.conftest import shared
 from tests.scripts.conftest import Folder, quoted
 

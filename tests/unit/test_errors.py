@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from host.errors import HomelabError, SeveralErrors, raise_all
 from host.ssh import _failed
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from host import gates
 from host.facts import HostFacts
 from settings import Host
-
 from tests.unit.hosts import desktop, device, gpu, settings
 
 NVME = device("0000:01:00.2", "144d:a80c", "010802", 16, driver="nvme", behind="nvme1n1")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from host import plan
 from host.errors import HomelabError
 from host.facts import HostFacts
-
 from tests.unit.hosts import desktop, device, gpu, settings
 
 WORD = "homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from host.errors import HomelabError
 from settings import Settings, load, load_host
 
@@ -83,6 +84,8 @@ def test_a_pci_address_is_the_slot_however_it_is_written(written: str, meant: st
         ({"ssh": {"hostKey": KEY, "agent": True, "password": "x"}}, "expected exactly one of"),
         ({"ssh": {"agent": True}}, "expected hostKey (the line that `ssh-keyscan -t ed25519 ADDRESS` prints"),
         ({"ssh": {"agent": True, "hostKey": "SHA256:abc"}}, "expected a public key such as `ssh-ed25519"),
+        ({"ssh": {"agent": True, "hostKey": "ssh-ed25519 AAAA"}}, "expected a public key such as `ssh-ed25519"),
+        ({"ssh": {"agent": True, "hostKey": KEY.replace("ed25519", "rsa")}}, "expected a public key such as"),
         ({"ssh": {"agent": True, "hostKey": KEY, "user": "root; id"}}, "expected a Unix user's name"),
     ],
 )
