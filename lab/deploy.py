@@ -1,0 +1,117 @@
+"""`make up`, `make down` and their like: the stack `lab` on a simulated host, by the real Pulumi CLI.
+
+The configuration is Pulumi.lab.yaml with the address of the lab that was started; state, keys and that configuration lie in
+`.lab/<scenario>`, so that nothing of the user's own Pulumi is touched.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine import install, stacks
+from lab import Lab, LabError
+from lab.client import default_state
+
+PROJECT = Path(__file__).resolve().parent.parent
+STACK = "lab"
+
+
+class Deployment:
+    """One lab and its stack."""
+
+    def __init__(self, scenario: str) -> None:
+        self.scenario = scenario
+        self.state = default_state(scenario)
+        self.backend = self.state / "pulumi"
+        self.config_file = self.state / "Pulumi.lab.yaml"
+        environ = {**os.environ, "PULUMI_HOME": str(install.cache_folder() / "home")}
+        self.engine = install.ensure(environ)
+        self.environment = self.engine.environment(environ) | {
+            "PULUMI_BACKEND_URL": self.backend.as_uri(),
+            "PULUMI_CONFIG_PASSPHRASE": "",
+        }
+
+    def pulumi(self, *arguments: str) -> int:
+        """Runs the CLI on the stack; its output is the person's."""
+        where = ["--stack", STACK, "--cwd", str(PROJECT)]
+        if arguments[0] != "stack":  # which reads no configuration, and knows no such option
+            where += ["--config-file", str(self.config_file)]
+        return subprocess.run([str(self.engine.pulumi), *arguments, *where], env=self.environment).returncode
+
+    def prepare(self) -> None:
+        """The lab running, the configuration written, the stack there."""
+        lab = Lab.start(self.scenario, state=self.state)
+        self.backend.mkdir(parents=True, exist_ok=True)
+        self._write_config(lab.connection)
+        if not (self.backend / ".pulumi" / "stacks" / "homelab" / f"{STACK}.json").exists():
+            stacks.create(self.engine.pulumi, STACK, self.environment)
+        (self.state / "env").write_text(
+            "# To use this stack from a shell:  . this file\n"
+            + "".join(f"export {name}={value!r}\n" for name, value in self._exports().items())
+        )
+
+    def _exports(self) -> dict[str, str]:
+        names = ("PULUMI_HOME", "PULUMI_BACKEND_URL", "PULUMI_CONFIG_PASSPHRASE", "PULUMI_SKIP_UPDATE_CHECK")
+        return {name: self.environment[name] for name in names} | {"PATH": self.environment["PATH"]}
+
+    def _write_config(self, ssh: dict[str, Any]) -> None:
+        written = yaml.safe_load((PROJECT / "Pulumi.lab.yaml").read_text(encoding="utf-8"))
+        own = PROJECT / "lab" / "stacks" / f"{self.scenario}.yaml"
+        if own.exists():
+            written["config"]["homelab:hosts"]["pve"] |= yaml.safe_load(own.read_text(encoding="utf-8"))
+        host = written["config"]["homelab:hosts"]["pve"]
+        host["address"] = ssh["host"]
+        host["ssh"] = {"port": ssh["port"], "hostKey": ssh["hostKey"], "privateKeyFile": ssh["privateKeyFile"]}
+        kept = yaml.safe_load(self.config_file.read_text(encoding="utf-8")) if self.config_file.exists() else {}
+        self.config_file.write_text(yaml.safe_dump(kept | written, sort_keys=False), encoding="utf-8")
+
+
+def main(arguments: list[str]) -> int:
+    """`up`, `down`, `preview` or `outputs`, and a scenario. Returns the exit code."""
+    verb, scenario = arguments
+    try:
+        deployment = Deployment(scenario)
+        if verb == "down":
+            return down(deployment)
+        deployment.prepare()
+    except (LabError, install.EngineError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    if verb == "outputs":
+        return deployment.pulumi("stack", "output", "--json")
+    if verb == "preview":
+        return deployment.pulumi("preview")
+    code = deployment.pulumi("up", "--yes", "--skip-preview")
+    if code == 0:
+        shown = os.path.relpath(deployment.state)
+        print(
+            f"\nThe simulated host runs in {shown}. Next:\n"
+            f"  .venv/bin/python -m lab log --state {shown}    what happened on it\n"
+            f"  .venv/bin/python -m lab run --state {shown} -- lspci -nnk\n"
+            f"  . {shown}/env                                  then use pulumi yourself, with --config-file\n"
+            "  make outputs    what other stacks can use\n"
+            "  make down       give every byte back, and stop the host\n"
+            "Your own host: fill in Pulumi.homelab.yaml, then `pulumi up --stack homelab`."
+        )
+    return code
+
+
+def down(deployment: Deployment) -> int:
+    """Destroys what `up` made, if there is anything, and stops the lab."""
+    code = 0
+    if deployment.config_file.exists():
+        deployment.prepare()
+        code = deployment.pulumi("destroy", "--yes", "--skip-preview")
+    if code == 0:
+        Lab.open(deployment.state).stop()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,6 @@
+"""The inside of a simulated host: kernel model, boot loaders, initramfs, and the commands a Proxmox host has.
+
+Only the standard library is used here, and imports inside the package are relative: the commands run as
+`python -I -S` with this package importable by the name `host`, which keeps each of them below a few
+hundredths of a second, while the rest of the lab imports the very same code as `lab.host`.
+"""

@@ -1,0 +1,484 @@
+"""Boot commands of a lab host: GRUB's, proxmox-boot-tool, initramfs-tools', efibootmgr, mokutil, bootctl."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+from . import archive
+from .bootloader import boot_esp, loader_entries, read_grubenv, write_grubenv
+from .grub import GrubError, mkconfig
+from .initramfs import MkinitramfsError, build_image
+from .program import Failure, Options, UsageError, logged
+from .proxmox_boot import (
+    ESP_LIST,
+    MANUAL_KERNELS,
+    NEXT_BOOT_PIN,
+    PIN,
+    BootToolError,
+    each_esp,
+    first_line,
+    is_uefi,
+    kernels_to_boot,
+    set_grub_default,
+    sync,
+    warn,
+)
+from .state import HostState
+
+UNSHARED = "PVE_EFIBOOT_UNSHARED"
+
+
+def main(host: HostState, name: str, arguments: list[str]) -> int:
+    """One of the boot commands."""
+    work = {
+        "update-grub": _update_grub,
+        "grub-mkconfig": _grub_mkconfig,
+        "grub-reboot": _grub_environment,
+        "grub-set-default": _grub_environment,
+        "grub-editenv": _grub_editenv,
+        "proxmox-boot-tool": _proxmox_boot_tool,
+        "update-initramfs": _update_initramfs,
+        "lsinitramfs": _lsinitramfs,
+        "unmkinitramfs": _unmkinitramfs,
+        "efibootmgr": _efibootmgr,
+        "mokutil": _mokutil,
+        "bootctl": _bootctl,
+    }[name]
+    return work(host, name, arguments)
+
+
+# -- GRUB ------------------------------------------------------------------------------------------------
+def _update_grub(host: HostState, name: str, arguments: list[str]) -> int:
+    if arguments:
+        raise UsageError(f"update-grub takes no arguments here, got {arguments[0]!r}")
+    return logged(host, name, arguments, lambda: _generate(host, host.root / "boot/grub/grub.cfg"))
+
+
+def _grub_mkconfig(host: HostState, name: str, arguments: list[str]) -> int:
+    options = Options(arguments, "o:hV", ("output=",))
+    if options.rest:
+        raise UsageError(f"Unrecognized option `{options.rest[0]}'")
+    output = options.value("o", "output")
+    if output is None:
+        print(mkconfig(host, None), end="")
+        return 0
+    return logged(host, name, arguments, lambda: _generate(host, host.rooted(output)))
+
+
+def _generate(host: HostState, target: Path) -> int:
+    try:
+        mkconfig(host, target)
+    except GrubError as error:
+        raise Failure(str(error)) from error
+    warn(host, "done")
+    return 0
+
+
+def _grubenv(host: HostState) -> Path:
+    return host.root / "boot/grub/grubenv"
+
+
+def _grub_environment(host: HostState, name: str, arguments: list[str]) -> int:
+    options = Options(arguments, "hV", ("boot-directory=",))
+    if len(options.rest) != 1:
+        raise Failure(
+            f"{'More than one' if options.rest else 'No'} menu entry specified.\nUsage: {name} [OPTION] MENU_ENTRY"
+        )
+
+    def work() -> int:
+        values = read_grubenv(_grubenv(host))
+        values["next_entry" if name == "grub-reboot" else "saved_entry"] = options.rest[0]
+        write_grubenv(_grubenv(host), values)
+        return 0
+
+    return logged(host, name, arguments, work)
+
+
+def _grub_editenv(host: HostState, name: str, arguments: list[str]) -> int:
+    options = Options(arguments, "vh")
+    words = options.rest
+    path = _grubenv(host)
+    if words and words[0] not in ("list", "set", "unset", "create"):
+        first = words.pop(0)
+        path = path if first == "-" else host.rooted(first)
+    if not words:
+        raise UsageError("You need to specify at least one command.")
+    values = read_grubenv(path)
+    if words[0] == "list":
+        print("".join(f"{key}={value}\n" for key, value in values.items()), end="")
+        return 0
+    if words[0] == "set":
+        values.update(dict(word.split("=", 1) for word in words[1:] if "=" in word))
+    elif words[0] == "unset":
+        values = {k: v for k, v in values.items() if k not in words[1:]}
+    elif words[0] == "create":
+        values = {}
+    else:
+        raise UsageError(f"Unknown command `{words[0]}'.")
+
+    def work() -> int:
+        write_grubenv(path, values)
+        return 0
+
+    return logged(host, name, arguments, work)
+
+
+# -- proxmox-boot-tool -----------------------------------------------------------------------------------
+def _proxmox_boot_tool(host: HostState, name: str, arguments: list[str]) -> int:
+    verb, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if verb == "status":
+        return _boot_status(host, "--quiet" in rest)
+    if verb == "refresh":
+        return logged(host, name, arguments, lambda: _refresh(host, rest))
+    if verb == "kernel" and rest:
+        return _kernel_verb(host, name, arguments, rest)
+    if verb == "clean":
+        return logged(host, name, arguments, lambda: _clean(host, "--dry-run" in rest))
+    raise UsageError(f"the lab's proxmox-boot-tool has status, refresh, clean and kernel, not {' '.join(arguments)!r}")
+
+
+def _announce(path: str) -> None:
+    """The script starts itself again in a mount namespace of its own, once."""
+    if not os.environ.get(UNSHARED):
+        os.environ[UNSHARED] = "1"
+        print(f"Re-executing '{path}' in new private mount namespace..", flush=True)
+
+
+def _boot_status(host: HostState, quiet: bool) -> int:
+    if not quiet:
+        _announce("/usr/sbin/proxmox-boot-tool")
+    if not host.rooted(ESP_LIST).exists():
+        raise Failure("" if quiet else f"E: {ESP_LIST} does not exist.", 2)
+    if quiet:
+        return 0
+    print(f"System currently booted with {'uefi' if is_uefi(host) else 'legacy bios'}", flush=True)
+    each_esp(host, _status_of_esp)
+    return 0
+
+
+def _status_of_esp(uuid: str, esp: Path) -> None:
+    results = []
+    if (esp / "loader/loader.conf").exists():
+        versions = sorted(p.name for p in (esp / "EFI/proxmox").iterdir())
+        results.append(f"uefi (versions: {', '.join(versions)})")
+    if (esp / "grub").is_dir():
+        versions = sorted(p.name.removeprefix("vmlinuz-") for p in esp.glob("vmlinuz-*"))
+        results.append(f"grub (versions: {', '.join(versions)})")
+    print(f"{uuid} is configured with: {', '.join(results)}", flush=True)
+
+
+def _refresh(host: HostState, rest: list[str]) -> int:
+    scripts = ["proxmox-auto-removal", "zz-proxmox-boot"]
+    hook = Options(rest, "", ("hook=",)).value("hook")
+    if hook is not None:
+        if hook not in scripts:
+            raise Failure(f"E: '{hook}' is not a valid hook script name.")
+        scripts = [hook]
+    for script in scripts:
+        path = host.rooted(f"/etc/kernel/postinst.d/{script}")
+        if not os.access(path, os.X_OK):
+            warn(host, f"Hook script '{script}' not found or not executable, skipping.")
+            continue
+        print(f"Running hook script '{script}'..", flush=True)
+        if script == "zz-proxmox-boot":
+            sync_esps(host)
+    return 0
+
+
+def sync_esps(host: HostState) -> None:
+    """zz-proxmox-boot.
+
+    Raises:
+        Failure: as the script ends.
+    """
+    _announce("/etc/kernel/postinst.d/zz-proxmox-boot")
+    try:
+        sync(host)
+    except BootToolError as error:
+        raise Failure(str(error)) from error
+
+
+def _clean(host: HostState, dry_run: bool) -> int:
+    if not host.rooted(ESP_LIST).exists():
+        raise Failure(f"E: {ESP_LIST} does not exist.")
+    kept = []
+    for uuid in host.read(ESP_LIST).split():
+        there = (host.esp / uuid).is_dir()
+        print(f"Checking whether ESP '{uuid}' exists.. {'Found!' if there else 'Not found!'}")
+        if there or dry_run:
+            kept.append(uuid)
+    print("Sorting and removing duplicate ESPs..")
+    host.write(ESP_LIST, "".join(f"{uuid}\n" for uuid in sorted(set(kept))))
+    return 0
+
+
+def _kernel_verb(host: HostState, name: str, arguments: list[str], rest: list[str]) -> int:
+    verb, words = rest[0], [w for w in rest[1:] if not w.startswith("--")]
+    next_boot = "--next-boot" in rest
+    if verb == "list":
+        return _kernel_list(host)
+    if verb == "pin":
+        return logged(host, name, arguments, lambda: _pin(host, words[0] if words else "", next_boot))
+    if verb == "unpin":
+        return logged(host, name, arguments, lambda: _unpin(host, next_boot))
+    if verb in ("add", "remove"):
+        return logged(host, name, arguments, lambda: _manual(host, verb, words[0] if words else ""))
+    raise UsageError(f"kernel {verb}: there are list, pin, unpin, add and remove")
+
+
+def _kernel_list(host: HostState) -> int:
+    manual = host.read(MANUAL_KERNELS, "").split()
+    automatic = [k for k in kernels_to_boot(host) if k not in manual]
+    print("Manually selected kernels:\n" + ("\n".join(manual) or "None."))
+    print("\nAutomatically selected kernels:\n" + "\n".join(automatic))
+    for title, path in (("Pinned kernel:", PIN), ("Kernel pinned on next-boot:", NEXT_BOOT_PIN)):
+        if first_line(host, path):
+            print(f"\n{title}\n{first_line(host, path)}")
+    return 0
+
+
+def _after_pin(host: HostState, managed: str, unmanaged: str, kernel: str) -> int:
+    if host.rooted(ESP_LIST).exists():
+        print(f"{managed}. Use the 'refresh' command to update the ESPs.")
+        return 0
+    print(unmanaged, flush=True)
+    set_grub_default(host, kernel)
+    return _generate(host, host.root / "boot/grub/grub.cfg")
+
+
+def _pin(host: HostState, kernel: str, next_boot: bool) -> int:
+    path = NEXT_BOOT_PIN if next_boot else PIN
+    if not kernel or not host.rooted(f"/boot/vmlinuz-{kernel}").exists():
+        problem = (
+            f"no kernel image found in /boot for '{kernel}', not setting default."
+            if kernel
+            else ("<kernel-version> is mandatory")
+        )
+        raise Failure(f"E: {problem}\n\nPossible Proxmox kernel versions are:\n" + "\n".join(kernels_to_boot(host)))
+    old = first_line(host, path)
+    if old and old != kernel:
+        print(f"Overriding previously pinned version '{old}' with '{kernel}'")
+    host.write(path, kernel + "\n")
+    wanted = first_line(host, NEXT_BOOT_PIN) or kernel
+    return _after_pin(
+        host,
+        f"Set kernel '{kernel}' in {path}",
+        f"Setting '{wanted}' as grub default entry and running update-grub.",
+        wanted,
+    )
+
+
+def _unpin(host: HostState, next_boot: bool) -> int:
+    old = first_line(host, NEXT_BOOT_PIN)
+    host.rooted(NEXT_BOOT_PIN).unlink(missing_ok=True)
+    print(f"Removed {NEXT_BOOT_PIN}.")
+    if not next_boot:
+        old = first_line(host, PIN) or old
+        host.rooted(PIN).unlink(missing_ok=True)
+        print(f"Removed {PIN}.")
+    return _after_pin(
+        host,
+        f"Unpinned kernel '{old}'",
+        "Reset default grub entry and running update-grub.",
+        first_line(host, PIN),
+    )
+
+
+def _manual(host: HostState, verb: str, kernel: str) -> int:
+    if not kernel:
+        raise Failure("E: <kernel-version> is mandatory\n")
+    listed = set(host.read(MANUAL_KERNELS, "").split())
+    if verb == "add":
+        if not host.rooted(f"/boot/vmlinuz-{kernel}").exists():
+            raise Failure(f"E: no kernel image found in /boot for '{kernel}', not adding.")
+        listed.add(kernel)
+        print(f"Added kernel '{kernel}' to manual kernel list. Use the 'refresh' command to update the ESPs.")
+    elif kernel not in listed:
+        print(f"Kernel '{kernel}' not found in manual kernel list.")
+    else:
+        listed.remove(kernel)
+        print(f"Removed kernel '{kernel}' from manual kernel list. Use the 'refresh' command to update the ESPs.")
+    host.write(MANUAL_KERNELS, "".join(f"{k}\n" for k in sorted(listed)))
+    return 0
+
+
+# -- initramfs-tools -------------------------------------------------------------------------------------
+def _update_initramfs(host: HostState, name: str, arguments: list[str]) -> int:
+    options = Options(arguments, "k:cudbvth", ())
+    modes = [m for m, _ in options.given if m in "cud"]
+    if options.rest or len(set(modes)) != 1:
+        raise Failure(
+            "You must specify at least one of -c, -u, or -d.\n\nUsage: update-initramfs {-c|-d|-u} [-k version] [-v]"
+        )
+    return logged(host, name, arguments, lambda: _initramfs_job(host, modes[0], options.value("k")))
+
+
+def _versions(host: HostState, mode: str, wanted: str | None) -> list[str]:
+    states = host.root / "var/lib/initramfs-tools"
+    known = [k for k in reversed(host.kernels()) if (states / k).exists()]
+    if wanted == "all":
+        return host.kernels()[::-1] if mode == "c" else known
+    if wanted is not None:
+        return [wanted]
+    if not known:
+        raise Failure("update-initramfs: no initramfs images are managed")
+    # Without -k, -u takes the newest kernel that it made an image for.
+    return known[:1]
+
+
+def _initramfs_job(host: HostState, mode: str, wanted: str | None) -> int:
+    if mode in "cd" and wanted is None:
+        raise Failure(
+            "update-initramfs: Create mode needs a version argument"
+            if mode == "c"
+            else "update-initramfs: Delete mode needs a version argument"
+        )
+    for version in _versions(host, mode, wanted):
+        image = host.root / f"boot/initrd.img-{version}"
+        state = host.root / "var/lib/initramfs-tools" / version
+        if mode == "d":
+            print(f"update-initramfs: Deleting /boot/initrd.img-{version}", flush=True)
+            image.unlink(missing_ok=True)
+            state.unlink(missing_ok=True)
+            continue
+        if mode == "u" and not image.exists():
+            print(f"update-initramfs: /boot/initrd.img-{version} does not exist. Cannot update.")
+            raise Failure("")
+        if not (host.root / "usr/lib/modules" / version).is_dir():
+            warn(
+                host,
+                f"WARNING: missing /lib/modules/{version}\nEnsure all necessary drivers are built into the linux image!",
+            )
+        _build(host, version, image)
+        state.write_text("", encoding="utf-8")
+        _post_update(host)
+    return 0
+
+
+def _build(host: HostState, version: str, image: Path) -> None:
+    print(f"update-initramfs: Generating /boot/initrd.img-{version}", flush=True)
+    try:
+        data = build_image(host, version)
+    except MkinitramfsError as error:
+        raise Failure(f"{error}\nupdate-initramfs: failed for /boot/initrd.img-{version} with 1.") from error
+    new = image.with_name(image.name + ".new")
+    new.write_bytes(data)
+    new.chmod(0o600 if not image.exists() else image.stat().st_mode & 0o777)
+    new.replace(image)
+
+
+def _post_update(host: HostState) -> None:
+    """/etc/initramfs/post-update.d/proxmox-boot-sync: the EFI system partitions get the new image."""
+    hook = host.root / "etc/initramfs/post-update.d/proxmox-boot-sync"
+    if not os.access(hook, os.X_OK):
+        return
+    print("Running hook script 'zz-proxmox-boot'..", flush=True)
+    saved = os.environ.get(UNSHARED)
+    sync_esps(host)
+    if saved is None:
+        os.environ.pop(UNSHARED, None)  # each run of the hook is a process of its own
+
+
+def _image(host: HostState, path: str) -> dict[str, archive.Member]:
+    file = host.rooted(path)
+    try:
+        return archive.unpack(file.read_bytes())
+    except FileNotFoundError as error:
+        raise Failure(f"W: '{path}': No such file") from error
+    except archive.ArchiveError as error:
+        raise Failure(f"unmkinitramfs: {path}: {error}") from error
+
+
+def _lsinitramfs(host: HostState, name: str, arguments: list[str]) -> int:
+    options = Options(arguments, "l", ())
+    if not options.rest:
+        raise Failure("Usage: lsinitramfs [-l] <initramfs file>")
+    for path in options.rest:
+        print(".")
+        for member in sorted(_image(host, path)):
+            print(member)
+    return 0
+
+
+def _unmkinitramfs(host: HostState, name: str, arguments: list[str]) -> int:
+    options = Options(arguments, "v", ())
+    if len(options.rest) != 2:
+        raise Failure("Usage: unmkinitramfs [-v] initramfs-file directory")
+    folder = Path(options.rest[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    archive.extract(_image(host, options.rest[0]), folder)
+    return 0
+
+
+# -- firmware --------------------------------------------------------------------------------------------
+def _efibootmgr(host: HostState, name: str, arguments: list[str]) -> int:
+    options = Options(arguments, "vq", ("verbose", "quiet"))
+    if options.rest:
+        raise UsageError("the lab's efibootmgr only lists (-v)")
+    if not is_uefi(host):
+        raise Failure("EFI variables are not supported on this system.", 2)
+    boot = host.machine["boot"]
+    loaders = {
+        "systemd-boot": [
+            ("Linux Boot Manager", r"\EFI\SYSTEMD\SYSTEMD-BOOTX64.EFI"),
+            ("UEFI OS", r"\EFI\BOOT\BOOTX64.EFI"),
+        ],
+        "grub": [("proxmox", r"\EFI\PROXMOX\SHIMX64.EFI"), ("UEFI OS", r"\EFI\BOOT\BOOTX64.EFI")],
+    }[boot["loader"]]
+    entries = [(title, file, number) for number in range(1, max(1, len(boot["esps"])) + 1) for title, file in loaders]
+    print("BootCurrent: 0000\nTimeout: 1 seconds")
+    print("BootOrder: " + ",".join(f"{i:04X}" for i in range(len(entries))))
+    for index, (title, file, number) in enumerate(entries):
+        guid = hashlib.sha256(f"{host.node}{number}".encode()).hexdigest()
+        guid = f"{guid[:8]}-{guid[8:12]}-{guid[12:16]}-{guid[16:20]}-{guid[20:32]}"
+        detail = (
+            f"\tHD(2,GPT,{guid},0x800,0x200000)/File({file})"
+            if options.has("v", "verbose") or host.machine["pve"] >= "9"
+            else ""
+        )
+        print(f"Boot{index:04X}* {title}{detail}")
+    return 0
+
+
+def _mokutil(host: HostState, name: str, arguments: list[str]) -> int:
+    if arguments != ["--sb-state"]:
+        raise UsageError("the lab's mokutil only has --sb-state")
+    if not is_uefi(host):
+        raise Failure("EFI variables are not supported on this system", 255)
+    print(f"SecureBoot {'enabled' if host.machine['hardware']['firmware']['secure_boot'] else 'disabled'}")
+    return 0
+
+
+def _bootctl(host: HostState, name: str, arguments: list[str]) -> int:
+    verb = next((a for a in arguments if not a.startswith("-")), "status")
+    if verb == "is-installed":
+        installed = host.machine["boot"]["loader"] == "systemd-boot"
+        print("yes" if installed else "no")
+        return 0 if installed else 1
+    if verb not in ("status", "list"):
+        raise UsageError(f"the lab's bootctl has status, list and is-installed, not {verb!r}")
+    if not is_uefi(host):
+        raise Failure("Not booted with EFI")
+    esp = boot_esp(host)
+    if host.machine["boot"]["loader"] != "systemd-boot" or esp is None:
+        print(
+            "Couldn't find EFI system partition. It is recommended to mount it to /boot or /efi.",
+            file=sys.stderr,
+        )
+        print("Current Boot Loader:\n      Product: n/a")
+        return 0
+    if verb == "list":
+        for entry, fields in loader_entries(esp).items():
+            print(
+                f"         type: Boot Loader Specification Type #1 (.conf)\n        title: {fields.get('title', entry)}\n"
+                f"           id: {entry}\n      options: {fields.get('options', '')}\n"
+            )
+        return 0
+    print(
+        f"Current Boot Loader:\n      Product: systemd-boot 257.9-1~deb13u1\n\nBoot Loader Entries:\n"
+        f"        $BOOT: {host.unrooted(esp)}\n\nCurrent Entry: {host.running.get('entry', '')}"
+    )
+    return 0

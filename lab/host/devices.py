@@ -1,0 +1,111 @@
+"""PCI devices of a lab host as its hardware has them, read from machine.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .catalogue import MODULES, NVIDIA_HOST_MODULES, class_name, module_of_driver
+
+
+@dataclass(frozen=True)
+class PciDevice:
+    """One PCI function.
+
+    `group` is its IOMMU group once an IOMMU is at work (None: outside of any), `acs_group` its group under
+    `pcie_acs_override`. `driver` is the driver that claims it on a stock host, `built_in` says that this
+    driver is inside the kernel image, `modules` are those with a matching alias.
+    """
+
+    address: str
+    vendor: str
+    device: str
+    pci_class: str
+    prog_if: str
+    revision: str
+    subsystem: str | None
+    name: str | None
+    vendor_name: str
+    group: int | None
+    acs_group: int | None
+    driver: str | None
+    modules: tuple[str, ...]
+    built_in: bool
+    boot_vga: bool
+    acs: bool
+    parent: str | None
+    bars: tuple[str, ...]
+    blocks: tuple[dict[str, Any], ...]
+    nets: tuple[dict[str, Any], ...]
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> PciDevice:
+        """A device of machine.json's hardware.devices."""
+        values = dict(data)
+        for key in ("modules", "bars", "blocks", "nets"):
+            values[key] = tuple(values[key])
+        return cls(**values)
+
+    @property
+    def bus(self) -> str:
+        """`0000:01` of `0000:01:00.0`."""
+        return self.address[:7]
+
+    @property
+    def ids(self) -> str:
+        """`10de:2b85`."""
+        return f"{self.vendor}:{self.device}"
+
+    @property
+    def class_name(self) -> str:
+        """pci.ids' name of its class."""
+        return class_name(self.pci_class)
+
+    @property
+    def label(self) -> str:
+        """Vendor and device as lspci names them, `Device` when pci.ids doesn't know it."""
+        return f"{self.vendor_name} {self.name or 'Device'}".strip()
+
+    @property
+    def is_display(self) -> bool:
+        """Whether it is a display controller (base class 03)."""
+        return self.pci_class.startswith("03")
+
+    @property
+    def modalias(self) -> str:
+        """The string that module aliases are matched with."""
+        sub_vendor, _, sub_device = (self.subsystem or "0000:0000").partition(":")
+        return (
+            f"pci:v0000{self.vendor.upper()}d0000{self.device.upper()}sv0000{sub_vendor.upper()}"
+            f"sd0000{sub_device.upper()}bc{self.pci_class[:2].upper()}sc{self.pci_class[2:].upper()}"
+            f"i{self.prog_if.upper()}"
+        )
+
+    def candidates(self, nvidia_installed: bool) -> list[str]:
+        """Modules whose alias matches, with NVIDIA's own when the host has its driver (lspci's order)."""
+        names = list(self.modules)
+        if nvidia_installed and self.vendor == "10de" and self.is_display:
+            names += ["nvidia_drm", "nvidia"]
+        return names
+
+    def claimed_by(self, driver: str, nvidia_installed: bool) -> bool:
+        """Whether a driver's own id table matches and its probe succeeds."""
+        if driver == "nvidia":
+            return nvidia_installed and self.vendor == "10de" and self.is_display
+        return driver == self.driver
+
+
+def load_devices(machine: dict[str, Any]) -> list[PciDevice]:
+    """All devices of a machine, in address order."""
+    devices = [PciDevice.from_dict(entry) for entry in machine["hardware"]["devices"]]
+    return sorted(devices, key=lambda device: device.address)
+
+
+def modules_of_kernel(machine: dict[str, Any], devices: list[PciDevice]) -> list[str]:
+    """Modules that a kernel package of this machine ships: all of the catalogue, NVIDIA's only if installed.
+
+    A driver that the scenario says is built in has no module file.
+    """
+    built_in = {module_of_driver(d.driver) for d in devices if d.built_in and d.driver}
+    installed = machine["nvidia"] is not None
+    return [name for name in MODULES if name not in built_in and (installed or name not in NVIDIA_HOST_MODULES)]

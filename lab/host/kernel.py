@@ -1,0 +1,347 @@
+"""The kernel of a lab host: which modules are loaded, which driver has which device.
+
+The rules are the driver core's (drivers/base/dd.c, drivers/pci/pci-driver.c of Linux 6.x):
+a driver that is registered is offered every device without one; `driver_override` lets only the named
+driver match; otherwise ids added at run time and the driver's own table count; nothing takes a device
+from a driver that has it. What sysfs shows (`driver` links, /proc/modules, /dev/vfio) follows at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+from . import catalogue
+from .catalogue import MODULES, normal
+from .devices import PciDevice, load_devices
+from .modprobe import ModprobeConfig
+from .state import HostState, kernel_release
+
+
+class ModprobeError(Exception):
+    """modprobe can't load a module; the text is modprobe's own."""
+
+
+class RunningKernel:
+    """The running kernel of one host; call `save` after changes so that other programs see them.
+
+    Args:
+        host: the host.
+        data: kernel.json's content: boot_id, kernel, cmdline, started_at, iommu, loaded, drivers, bound, ids.
+    """
+
+    def __init__(self, host: HostState, data: dict[str, Any]) -> None:
+        self.host = host
+        self.data = data
+        self.devices: dict[str, PciDevice] = {d.address: d for d in load_devices(host.machine)}
+        self.loaded: dict[str, str] = data["loaded"]
+        self.drivers: list[str] = data["drivers"]
+        self.bound: dict[str, str] = data["bound"]
+        self.ids: dict[str, list[str]] = data["ids"]
+        self.nvidia_installed = host.machine["nvidia"] is not None
+
+    @classmethod
+    def attach(cls, host: HostState) -> RunningKernel:
+        """The kernel that runs now.
+
+        Raises:
+            RuntimeError: the host is off.
+        """
+        data = host.running
+        if not data:
+            raise RuntimeError("the lab host is off: no kernel runs; boot it first (Machine.boot)")
+        return cls(host, data)
+
+    def save(self) -> None:
+        """Make the state visible: kernel.json, /proc/modules."""
+        self.host.save_running(self.data)
+        self._write_proc_modules()
+
+    @property
+    def release(self) -> tuple[int, int]:
+        """(6, 17) of 6.17.2-1-pve."""
+        return kernel_release(self.data["kernel"])
+
+    # -- sysfs -------------------------------------------------------------------------------------------
+    def device_folder(self, address: str) -> Path:
+        """The device's folder in sysfs."""
+        return self.host.root / "sys/bus/pci/devices" / address
+
+    def override_of(self, address: str) -> str | None:
+        """driver_override as written, None when not set (the kernel prints `(null)`)."""
+        text = (self.device_folder(address) / "driver_override").read_text(encoding="utf-8").strip()
+        return None if text in ("", "(null)") else text
+
+    # -- drivers -----------------------------------------------------------------------------------------
+    def register_driver(self, driver: str, module: str | None) -> None:
+        """A driver appears on the PCI bus and is offered every device without one."""
+        if driver not in self.drivers:
+            self.drivers.append(driver)
+            folder = self.host.root / "sys/bus/pci/drivers" / driver
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in ("bind", "unbind", "new_id", "remove_id"):
+                (folder / name).write_bytes(b"")
+            if module is not None:
+                (folder / "module").symlink_to(f"../../../../module/{module}")
+        for address in self.devices:
+            if address not in self.bound:
+                self._try_bind(driver, address)
+
+    def unregister_driver(self, driver: str) -> None:
+        """A driver leaves the bus (its module is removed); its devices are left without a driver."""
+        for address in [a for a, d in self.bound.items() if d == driver]:
+            self._detach(address)
+        self.drivers.remove(driver)
+        self.ids.pop(driver, None)
+        folder = self.host.root / "sys/bus/pci/drivers" / driver
+        for entry in folder.iterdir():
+            entry.unlink()
+        folder.rmdir()
+
+    def matches(self, driver: str, address: str) -> bool:
+        """Whether the PCI bus would offer the device to the driver (pci_match_device)."""
+        device, override = self.devices[address], self.override_of(address)
+        if override is not None:
+            return override == driver
+        if device.ids in self.ids.get(driver, []):
+            return True
+        if driver == "nouveau" and device.vendor == "10de" and device.is_display:
+            return True  # its table takes any NVIDIA display class; probing decides
+        return device.claimed_by(driver, self.nvidia_installed)
+
+    def _try_bind(self, driver: str, address: str) -> bool:
+        if not self.matches(driver, address):
+            return False
+        device = self.devices[address]
+        if driver == "nouveau" and device.driver != "nouveau":
+            self.host.kernel_message(f"nouveau {address}: unknown chipset ({device.device}00a1)")
+            return False
+        self._attach(driver, address)
+        return True
+
+    def _attach(self, driver: str, address: str) -> None:
+        folder = self.device_folder(address).resolve()
+        up = os.path.relpath(self.host.root / "sys/bus/pci/drivers" / driver, folder)
+        (folder / "driver").symlink_to(up)
+        back = os.path.relpath(folder, self.host.root / "sys/bus/pci/drivers" / driver)
+        (self.host.root / "sys/bus/pci/drivers" / driver / address).symlink_to(back)
+        (folder / "enable").write_text("1\n" if driver != "vfio-pci" else "0\n", encoding="utf-8")
+        self.bound[address] = driver
+        self._device_nodes(address)
+
+    def _detach(self, address: str) -> None:
+        driver = self.bound.pop(address)
+        (self.device_folder(address) / "driver").unlink()
+        (self.host.root / "sys/bus/pci/drivers" / driver / address).unlink()
+        (self.device_folder(address) / "enable").write_text("0\n", encoding="utf-8")
+        self._device_nodes(address)
+
+    def _device_nodes(self, address: str) -> None:
+        """/dev/vfio/<group> exists while a device of the group is on vfio-pci; /dev/dri nodes with a DRM driver."""
+        dev, device = self.host.root / "dev", self.devices[address]
+        group = self.group_of(address)
+        if group is not None:
+            members = [a for a in self.devices if self.group_of(a) == group]
+            node = dev / "vfio" / str(group)
+            if any(self.bound.get(a) == "vfio-pci" for a in members):
+                node.parent.mkdir(exist_ok=True)
+                node.touch()
+            else:
+                node.unlink(missing_ok=True)
+        if device.is_display:
+            node = dev / "dri/by-path" / f"pci-{address}-card"
+            if self.bound.get(address) in ("nouveau", "amdgpu", "i915", "xe", "ast", "radeon", "nvidia"):
+                node.parent.mkdir(parents=True, exist_ok=True)
+                node.touch()
+            else:
+                node.unlink(missing_ok=True)
+
+    def group_of(self, address: str) -> int | None:
+        """The device's IOMMU group on the running system."""
+        link = self.device_folder(address) / "iommu_group"
+        return int(link.readlink().name) if link.is_symlink() else None
+
+    # -- what a person or a script writes into sysfs -------------------------------------------------------
+    def write(self, file: str, value: str) -> int:
+        """A write to a control file of the PCI bus: `drivers_probe`, `drivers/<driver>/bind|unbind|new_id|remove_id`.
+
+        Returns:
+            0, or the errno with which the kernel refuses the write.
+        """
+        value = value.strip()
+        if file == "drivers_probe":
+            return self._drivers_probe(value)
+        _, driver, verb = file.split("/")
+        if verb in ("new_id", "remove_id"):
+            return self._dynamic_id(driver, verb, value)
+        if value not in self.devices:
+            return errno.ENODEV
+        if verb == "unbind":
+            if self.bound.get(value) != driver:
+                return errno.ENODEV
+            self._detach(value)
+            return 0
+        if value in self.bound or not self.matches(driver, value):
+            return errno.EBUSY if value in self.bound else errno.ENODEV
+        return 0 if self._try_bind(driver, value) else errno.ENODEV
+
+    def _drivers_probe(self, address: str) -> int:
+        if address not in self.devices:
+            return errno.ENODEV
+        if address not in self.bound:
+            for driver in self.drivers:
+                if self._try_bind(driver, address):
+                    break
+        return 0
+
+    def _dynamic_id(self, driver: str, verb: str, value: str) -> int:
+        words = value.replace(":", " ").split()
+        if len(words) < 2:
+            return errno.EINVAL
+        ids = f"{words[0].lower():0>4}:{words[1].lower():0>4}"
+        known = self.ids.setdefault(driver, [])
+        if verb == "remove_id":
+            if ids not in known:
+                return errno.ENODEV
+            known.remove(ids)
+            return 0
+        if ids in known:
+            return errno.EEXIST
+        known.append(ids)
+        for address in self.devices:
+            if address not in self.bound:
+                self._try_bind(driver, address)
+        return 0
+
+    # -- modules -----------------------------------------------------------------------------------------
+    def load_module(self, module: str, config: ModprobeConfig, available: set[str], arguments: str = "") -> None:
+        """modprobe: soft and hard dependencies first, then the module with its options.
+
+        Args:
+            available: normalised names of the modules whose files can be reached at this stage.
+            arguments: options given on modprobe's own command line.
+
+        Raises:
+            ModprobeError: it isn't there, or an install command fails.
+        """
+        name = normal(module)
+        if name in self.loaded or self.is_built_in(name):
+            return
+        for before in config.soft_before.get(name, []):
+            try:
+                self.load_module(before, config, available)
+            except ModprobeError:
+                continue  # a soft dependency that can't be met is no error (modprobe.d(5))
+        if config.is_disabled(name):
+            if config.install[name].endswith("true"):
+                return
+            raise ModprobeError(f"modprobe: ERROR: could not insert '{name}': Operation not permitted")
+        if name not in available or not catalogue.exists_in(name, self.release):
+            raise ModprobeError(
+                f"modprobe: FATAL: Module {module} not found in directory /lib/modules/{self.data['kernel']}"
+            )
+        for needed in MODULES[name].needs:
+            if catalogue.exists_in(needed, self.release):
+                self.load_module(needed, config, available)
+        self._insert(name, " ".join([*config.options.get(name, []), *arguments.split()]))
+        for after in [*catalogue.SOFT_AFTER.get(name, ()), *config.soft_after.get(name, [])]:
+            try:
+                self.load_module(after, config, available)
+            except ModprobeError:
+                continue
+
+    def is_built_in(self, module: str) -> bool:
+        """Whether the module is part of the kernel image on this machine."""
+        return any(
+            d.built_in and d.driver is not None and catalogue.module_of_driver(d.driver) == module
+            for d in self.devices.values()
+        )
+
+    def _insert(self, name: str, options: str) -> None:
+        if name in self.loaded:  # a dependency's soft dependency was this very module
+            return
+        self.loaded[name] = options
+        (self.host.root / "sys/module" / name).mkdir(parents=True, exist_ok=True)
+        if name == "vfio":
+            self.host.kernel_message("VFIO - User Level meta-driver version: 0.3")
+            node = self.host.root / "dev/vfio/vfio"
+            node.parent.mkdir(parents=True, exist_ok=True)
+            node.touch()
+        driver = MODULES[name].driver
+        if driver is None:
+            return
+        if name == "vfio_pci":
+            self._take_vfio_ids(options)
+        self.register_driver(driver, name)
+
+    def _take_vfio_ids(self, options: str) -> None:
+        for word in options.split():
+            key, _, value = word.partition("=")
+            if key != "ids":
+                continue
+            # The last `ids=` wins, as for any module parameter given twice.
+            self.ids["vfio-pci"] = []
+            for entry in filter(None, value.split(",")):
+                fields = entry.lower().split(":")
+                if len(fields) < 2:
+                    self.host.kernel_message(f"vfio-pci: invalid id string {entry!r}")
+                    continue
+                ids = f"{fields[0]:0>4}:{fields[1]:0>4}"
+                self.ids["vfio-pci"].append(ids)
+                self.host.kernel_message(f"vfio_pci: add [{ids}[ffffffff:ffffffff]] class 0x000000/00000000")
+
+    def remove_module(self, module: str) -> None:
+        """rmmod: the module, and its driver with it.
+
+        Raises:
+            ModprobeError: not loaded, or another loaded module needs it.
+        """
+        name = normal(module)
+        if name not in self.loaded:
+            raise ModprobeError(f"modprobe: FATAL: Module {module} is not currently loaded.")
+        users = [m for m in self.loaded if name in MODULES[m].needs]
+        if users:
+            raise ModprobeError(f"modprobe: FATAL: Module {module} is in use by: {' '.join(users)}.")
+        driver = MODULES[name].driver
+        if driver is not None and driver in self.drivers:
+            self.unregister_driver(driver)
+        del self.loaded[name]
+        (self.host.root / "sys/module" / name).rmdir()
+
+    def coldplug(self, config: ModprobeConfig, available: set[str]) -> None:
+        """What udev does for every device that is there: load the modules whose alias matches.
+
+        Blacklisted modules are left out; a device keeps the driver it has.
+        """
+        for device in self.devices.values():
+            for module in device.candidates(self.nvidia_installed):
+                if module in config.blacklist or module not in available:
+                    continue
+                try:
+                    self.load_module(module, config, available)
+                except ModprobeError as error:
+                    self.host.kernel_message(f"systemd-udevd[214]: {error}")
+
+    def module_users(self, name: str) -> list[str]:
+        """Loaded modules that need this one."""
+        return [m for m in self.loaded if name in MODULES[m].needs]
+
+    def _write_proc_modules(self) -> None:
+        lines = []
+        for name in reversed(list(self.loaded)):
+            users = self.module_users(name)
+            used_by = "".join(f"{u}," for u in users) if users else "-"
+            size = MODULES[name].size
+            lines.append(f"{name} {size} {len(users)} {used_by} Live 0x0000000000000000")
+        self.host.write("/proc/modules", "".join(line + "\n" for line in lines))
+
+
+def modules_on_disk(root: Path, kernel: str) -> set[str]:
+    """Normalised names of the modules below <root>/usr/lib/modules/<kernel> or <root>/lib/modules/<kernel>."""
+    for base in ("usr/lib/modules", "lib/modules"):
+        folder = root / base / kernel
+        if folder.is_dir():
+            return {normal(path.name.split(".ko")[0]) for path in folder.rglob("*.ko*")}
+    return set()

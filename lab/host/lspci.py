@@ -1,0 +1,223 @@
+"""lspci(8) of a lab host: output as pciutils 3.9/3.13 prints it, from sysfs and the device list."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from .catalogue import PROG_IF, SUBSYSTEM_VENDORS, VENDORS, normal
+from .devices import PciDevice, load_devices
+from .program import Failure, Options, UsageError
+from .state import HostState
+
+
+def main(host: HostState, name: str, arguments: list[str]) -> int:
+    """lspci."""
+    options = Options(arguments, "nkDvmqs:d:", ())
+    if options.rest:
+        raise UsageError(f"unknown argument {options.rest[0]!r}; options: -n -nn -k -D -v -vv -m -mm -s SLOT -d ID")
+    listing = _Listing(host, options)
+    listing.print()
+    return 0
+
+
+class _Listing:
+    def __init__(self, host: HostState, options: Options) -> None:
+        letters = [given for given, _ in options.given]
+        self.host = host
+        self.numeric = letters.count("n")
+        self.verbose = letters.count("v")
+        self.machine = letters.count("m")
+        self.kernel = "k" in options
+        self.slot = _slot_filter(options.value("s"))
+        self.ids = _id_filter(options.value("d"))
+        self.nvidia = host.machine["nvidia"] is not None
+        bus = host.root / "sys/bus/pci/devices"
+        self.devices = [d for d in load_devices(host.machine) if (bus / d.address).exists()]
+        self.domain = "D" in options or any(not d.address.startswith("0000:") for d in self.devices)
+
+    def print(self) -> None:
+        """Every chosen device."""
+        for device in self.devices:
+            if not (self.slot.match(device.address) and self.ids.match(f"{device.ids}:{device.pci_class}")):
+                continue
+            if self.machine:
+                self._machine_readable(device)
+            else:
+                self._for_people(device)
+
+    def _slot_name(self, device: PciDevice) -> str:
+        return device.address if self.domain else device.address.removeprefix("0000:")
+
+    def _for_people(self, device: PciDevice) -> None:
+        revision = f" (rev {device.revision})" if device.revision != "00" else ""
+        print(
+            f"{self._slot_name(device)} {self._class(device)}: {self._label(device)}{revision}{self._prog_if(device)}"
+        )
+        if (self.kernel or self.verbose) and device.subsystem:
+            print(f"\tSubsystem: {self._subsystem(device)}")
+        if self.verbose:
+            self._details(device)
+        if self.kernel or self.verbose:
+            driver = self._driver(device)
+            if driver:
+                print(f"\tKernel driver in use: {driver}")
+            modules = self._modules(device)
+            if modules:
+                print(f"\tKernel modules: {', '.join(modules)}")
+        if self.verbose:
+            print()
+
+    def _class(self, device: PciDevice) -> str:
+        if self.numeric == 1:
+            return device.pci_class
+        return f"{device.class_name} [{device.pci_class}]" if self.numeric else device.class_name
+
+    def _label(self, device: PciDevice) -> str:
+        if self.numeric == 1:
+            return device.ids
+        if self.numeric:
+            return f"{device.label} [{device.ids}]"
+        return device.label if device.name else f"{device.label} {device.device}"
+
+    def _prog_if(self, device: PciDevice) -> str:
+        known = PROG_IF.get(device.pci_class)
+        if not self.verbose or known is None:
+            return ""
+        text = f" [{known[1]}]" if known[0] == device.prog_if else ""
+        return f" (prog-if {device.prog_if}{text})"
+
+    def _subsystem(self, device: PciDevice) -> str:
+        ids = device.subsystem or ""
+        vendor, _, number = ids.partition(":")
+        if self.numeric == 1:
+            return ids
+        name = SUBSYSTEM_VENDORS.get(vendor) or VENDORS.get(vendor) or "Unknown vendor"
+        return f"{name} Device [{ids}]" if self.numeric else f"{name} Device {number}"
+
+    def _details(self, device: PciDevice) -> None:
+        flags = "bus master, fast devsel, latency 0" if self._driver(device) else "fast devsel"
+        group = self._group(device)
+        print(f"\tFlags: {flags}, IRQ 16" + (f", IOMMU group {group}" if group else ""))
+        for line in self._resources(device):
+            print(f"\t{line}")
+        if device.pci_class == "0604":
+            print(
+                f"\tCapabilities: [40] Express {'Root Port (Slot+)' if not device.parent else 'Downstream Port (Slot+)'}"
+                ", IntMsgNum 0"
+            )
+        elif device.pci_class != "0600":
+            print("\tCapabilities: [60] Power Management version 3")
+            print("\tCapabilities: [78] Express Endpoint, IntMsgNum 0")
+        if device.acs:
+            print("\tCapabilities: [2a0] Access Control Services")
+            if self.verbose > 1:
+                print("\t\tACSCap:\tSrcValid+ TransBlk+ ReqRedir+ CmpltRedir+ UpstreamFwd+ EgressCtrl- DirectTrans+")
+                print("\t\tACSCtl:\tSrcValid+ TransBlk- ReqRedir+ CmpltRedir+ UpstreamFwd+ EgressCtrl- DirectTrans-")
+
+    def _resources(self, device: PciDevice) -> list[str]:
+        text = (self._folder(device) / "resource").read_text(encoding="utf-8")
+        lines = []
+        for line, size in zip(text.splitlines(), device.bars, strict=False):
+            start = int(line.split()[0], 16)
+            lines.append(f"Memory at {start:x} (64-bit, prefetchable) [size={size}]")
+        return lines
+
+    def _folder(self, device: PciDevice) -> Path:
+        return self.host.root / "sys/bus/pci/devices" / device.address
+
+    def _link(self, device: PciDevice, name: str) -> str | None:
+        path = self._folder(device) / name
+        return path.readlink().name if path.is_symlink() else None
+
+    def _driver(self, device: PciDevice) -> str | None:
+        return self._link(device, "driver")
+
+    def _group(self, device: PciDevice) -> str | None:
+        return self._link(device, "iommu_group")
+
+    def _modules(self, device: PciDevice) -> list[str]:
+        if device.built_in:
+            return []
+        kernel = self.host.read("/proc/sys/kernel/osrelease", "").strip()
+        dep = self.host.read(f"/usr/lib/modules/{kernel}/modules.dep", "")
+        present = {normal(m) for m in re.findall(r"([\w-]+)\.ko\S*:", dep)}
+        return [m for m in device.candidates(self.nvidia) if m in present]
+
+    def _machine_readable(self, device: PciDevice) -> None:
+        vendor = self._named(device.vendor_name, device.vendor)
+        model = (
+            self._named(device.name or "Device", device.device)
+            if device.name or self.numeric
+            else f"Device {device.device}"
+        )
+        if self.verbose:
+            pairs = [
+                ("Slot", self._slot_name(device)),
+                ("Class", self._class(device)),
+                ("Vendor", vendor),
+                ("Device", model),
+            ]
+            if device.subsystem:
+                sub_vendor, _, sub_device = device.subsystem.partition(":")
+                pairs += [
+                    ("SVendor", self._named(SUBSYSTEM_VENDORS.get(sub_vendor, "Unknown vendor"), sub_vendor)),
+                    ("SDevice", self._named("Device", sub_device)),
+                ]
+            if device.revision != "00":
+                pairs.append(("Rev", device.revision))
+            if self.kernel:
+                pairs += [("Driver", self._driver(device) or "")] if self._driver(device) else []
+                pairs += [("Module", module) for module in self._modules(device)]
+            if self._group(device):
+                pairs.append(("IOMMUGroup", self._group(device) or ""))
+            print("".join(f"{key}:\t{value}\n" for key, value in pairs))
+            return
+        sub_vendor, _, sub_device = (device.subsystem or ":").partition(":")
+        words = [self._slot_name(device), f'"{self._class(device)}"', f'"{vendor}"', f'"{model}"']
+        words += [f"-r{device.revision}"] if device.revision != "00" else []
+        words += [f"-p{device.prog_if}"] if device.prog_if != "00" else []
+        words += (
+            [
+                f'"{self._named(SUBSYSTEM_VENDORS.get(sub_vendor, "Unknown vendor"), sub_vendor)}"',
+                f'"{self._named("Device", sub_device)}"',
+            ]
+            if device.subsystem
+            else ['""', '""']
+        )
+        print(" ".join(words))
+
+    def _named(self, name: str, number: str) -> str:
+        if self.numeric == 1:
+            return number
+        return f"{name} [{number}]" if self.numeric else name
+
+
+def _slot_filter(text: str | None) -> re.Pattern[str]:
+    """A pattern of addresses for `[[[[domain]:]bus]:][device][.[function]]`; parts left out or `*` match all."""
+    domain, bus, slot, function = "0000", "..", "..", "."
+    if text is None:
+        return re.compile(".*")
+    match = re.fullmatch(r"(?:(?:([0-9a-fA-F*]*):)?([0-9a-fA-F*]*):)?([0-9a-fA-F*]*)(?:\.([0-7*]?))?", text)
+    if match is None:
+        raise Failure("lspci: -s: Invalid slot number")
+    domain = "...." if match[1] in (None, "", "*") and match[1] is not None else match[1] or "...."
+    bus = _part(match[2], 2, bus)
+    slot = _part(match[3], 2, slot)
+    function = _part(match[4], 1, function)
+    return re.compile(f"{_part(domain if domain != '....' else None, 4, '....')}:{bus}:{slot}\\.{function}$")
+
+
+def _part(text: str | None, width: int, everything: str) -> str:
+    return everything if text in (None, "", "*") else str(text).lower().zfill(width)
+
+
+def _id_filter(text: str | None) -> re.Pattern[str]:
+    """A pattern of `vendor:device:class` for `[vendor]:[device][:class]`."""
+    if text is None:
+        return re.compile(".*")
+    parts = text.split(":")
+    if len(parts) < 2 or len(parts) > 4:
+        raise Failure("lspci: -d: ':' expected")
+    wanted = [_part(part.removeprefix("0x"), 4, "....") for part in parts[:3]]
+    return re.compile(":".join(wanted + ["...."] * (3 - len(wanted))) + "$")

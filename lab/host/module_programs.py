@@ -1,0 +1,210 @@
+"""modprobe, rmmod, lsmod, modinfo and depmod of a lab host (kmod 30/34)."""
+
+from __future__ import annotations
+
+import sys
+
+from .boot import root_modprobe_config
+from .catalogue import MODULES, exists_in, normal
+from .kernel import ModprobeError, RunningKernel, modules_on_disk
+from .program import Failure, Options, UsageError, logged
+from .state import HostState
+
+_MODPROBE_LONG = (
+    "all",
+    "remove",
+    "dry-run",
+    "show",
+    "quiet",
+    "verbose",
+    "show-depends",
+    "use-blacklist",
+    "first-time",
+    "ignore-install",
+    "ignore-remove",
+    "force",
+    "set-version=",
+    "syslog",
+    "resolve-alias",
+    "showconfig",
+    "version",
+)
+
+
+def main(host: HostState, name: str, arguments: list[str]) -> int:
+    """One of the module commands."""
+    if name == "modprobe":
+        return _modprobe(host, arguments)
+    if name == "rmmod":
+        return _rmmod(host, arguments)
+    if name == "lsmod":
+        return _lsmod(host, arguments)
+    if name == "modinfo":
+        return _modinfo(host, arguments)
+    options = Options(arguments, "aAqvwF:b:n", ("all", "quick", "quiet", "verbose", "basedir="))
+    for version in options.rest:
+        if not (host.root / "usr/lib/modules" / version).is_dir():
+            raise Failure(f"depmod: ERROR: could not open directory /lib/modules/{version}: No such file or directory")
+    return 0
+
+
+def _modprobe(host: HostState, arguments: list[str]) -> int:
+    options = Options(arguments, "arnqvDbifS:RcV", _MODPROBE_LONG)
+    if options.has("c", "showconfig", "R", "resolve-alias"):
+        raise UsageError("the lab's modprobe has no --showconfig or --resolve-alias")
+    quiet, remove = options.has("q", "quiet"), options.has("r", "remove")
+    if not options.rest:
+        raise Failure("modprobe: ERROR: missing parameters. See -h.")
+    several = remove or options.has("a", "all")
+    jobs = [(m, "") for m in options.rest] if several else [(options.rest[0], " ".join(options.rest[1:]))]
+    if options.has("D", "show-depends"):
+        return _show_depends(host, [job[0] for job in jobs], options.value("S", "set-version"), quiet)
+    if options.has("n", "dry-run", "show"):
+        return _dry_run(host, [job[0] for job in jobs], quiet, options.has("v", "verbose"))
+    return logged(host, "modprobe", arguments, lambda: _change(host, jobs, options, remove, quiet))
+
+
+def _change(host: HostState, jobs: list[tuple[str, str]], options: Options, remove: bool, quiet: bool) -> int:
+    kernel = RunningKernel.attach(host)
+    config = root_modprobe_config(host)
+    if options.has("i", "ignore-install"):
+        config.install = {}
+    available = modules_on_disk(host.root, kernel.data["kernel"])
+    status = 0
+    for module, text in jobs:
+        if options.has("b", "use-blacklist") and normal(module) in config.blacklist:
+            continue
+        try:
+            if remove:
+                kernel.remove_module(module)
+            else:
+                kernel.load_module(module, config, available, text)
+        except ModprobeError as error:
+            status = 1
+            if not quiet:
+                print(error, file=sys.stderr)
+    kernel.save()
+    return status
+
+
+def _closure(module: str) -> list[str]:
+    names: list[str] = []
+    for needed in MODULES[module].needs:
+        names += [n for n in _closure(needed) if n not in names]
+    return [*names, module]
+
+
+def _known(host: HostState, module: str, kernel: str) -> list[str]:
+    """The module with what it needs, in loading order; empty for one in the kernel image.
+
+    Raises:
+        Failure: there is no such module.
+    """
+    name = normal(module)
+    running = RunningKernel.attach(host)
+    if running.is_built_in(name):
+        return []
+    available = modules_on_disk(host.root, kernel)
+    if name not in available or name not in MODULES:
+        raise Failure(f"modprobe: FATAL: Module {module} not found in directory /lib/modules/{kernel}")
+    return [n for n in _closure(name) if n in available]
+
+
+def _show_depends(host: HostState, modules: list[str], version: str | None, quiet: bool) -> int:
+    kernel = version or host.running["kernel"]
+    for module in modules:
+        try:
+            names = _known(host, module, kernel)
+        except Failure as error:
+            raise Failure("" if quiet else str(error)) from error
+        if not names:
+            print(f"builtin {normal(module)}")
+        for name in names:
+            print(f"insmod /lib/modules/{kernel}/{MODULES[name].path} ")
+    return 0
+
+
+def _dry_run(host: HostState, modules: list[str], quiet: bool, verbose: bool) -> int:
+    kernel = host.running["kernel"]
+    loaded = host.running["loaded"]
+    for module in modules:
+        try:
+            names = _known(host, module, kernel)
+        except Failure as error:
+            raise Failure("" if quiet else str(error)) from error
+        for name in names:
+            if verbose and name not in loaded:
+                print(f"insmod /lib/modules/{kernel}/{MODULES[name].path} ")
+    return 0
+
+
+def _rmmod(host: HostState, arguments: list[str]) -> int:
+    options = Options(arguments, "fsv", ("force", "syslog", "verbose"))
+
+    def work() -> int:
+        kernel = RunningKernel.attach(host)
+        for module in options.rest:
+            try:
+                kernel.remove_module(module)
+            except ModprobeError as error:
+                raise Failure(str(error).replace("modprobe: FATAL:", "rmmod: ERROR:")) from error
+        kernel.save()
+        return 0
+
+    return logged(host, "rmmod", arguments, work)
+
+
+def _lsmod(host: HostState, arguments: list[str]) -> int:
+    if Options(arguments).rest:
+        raise UsageError("Usage: lsmod")
+    print("Module                  Size  Used by")
+    for line in host.read("/proc/modules").splitlines():
+        name, size, count, users = line.split()[:4]
+        by = "" if users == "-" else " " + users.rstrip(",")
+        print(f"{name:<19} {size:>8}  {count}{by}")
+    return 0
+
+
+def _modinfo(host: HostState, arguments: list[str]) -> int:
+    options = Options(
+        arguments, "F:nk:adlp0", ("field=", "filename", "set-version=", "author", "description", "license")
+    )
+    kernel = options.value("k", "set-version") or host.running["kernel"]
+    field = options.value("F", "field") or ("filename" if options.has("n", "filename") else None)
+    field = field or ("description" if options.has("d", "description") else None)
+    if not options.rest:
+        raise Failure("modinfo: ERROR: missing module or filename.")
+    for module in options.rest:
+        name = normal(module)
+        if RunningKernel.attach(host).is_built_in(name):
+            values = {"name": name, "filename": "(builtin)"}
+        elif name in modules_on_disk(host.root, kernel) and name in MODULES:
+            values = _fields(host, name, kernel)
+        else:
+            raise Failure(f"modinfo: ERROR: Module {module} not found.")
+        if field is not None:
+            if field in values:
+                print(values[field])
+            continue
+        for key, value in values.items():
+            print(f"{key + ':':<16}{value}")
+    return 0
+
+
+def _fields(host: HostState, name: str, kernel: str) -> dict[str, str]:
+    info = MODULES[name]
+    release = (int(kernel.split(".")[0]), int(kernel.split(".")[1]))
+    values = {"filename": f"/lib/modules/{kernel}/{info.path}"}
+    nvidia = host.machine["nvidia"]
+    if name.startswith("nvidia") and name != "nvidiafb" and nvidia:
+        values |= {"version": nvidia["version"], "license": "Dual MIT/GPL" if nvidia["open"] else "NVIDIA"}
+    else:
+        values |= {"license": "GPL v2"}
+    if info.description:
+        values["description"] = info.description
+    values |= {
+        "depends": ",".join(n for n in info.needs if exists_in(n, release)),
+        "name": name,
+        "vermagic": f"{kernel} SMP preempt mod_unload modversions ",
+    }
+    return values

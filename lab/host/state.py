@@ -1,0 +1,220 @@
+"""Where a lab host keeps its state: the paths under one state folder, machine.json and the logs of programs.
+
+machine.json holds what is not in the file tree: hardware, firmware switches, faults, which guests run.
+kernel.json holds what only the running kernel knows: module options, drivers bound, the clock of dmesg.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` with `text` in one step, so that a reader never sees half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+class HostState:
+    """The paths and the small JSON files of one lab host.
+
+    Args:
+        state: the lab's state folder (absolute).
+    """
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+        self.root = state / "root"
+        self.esp = state / "esp"
+        self.log = state / "log"
+        #: Boot tools say nothing on stderr: an installation, which nobody watches.
+        self.quiet = False
+        self._machine: dict[str, Any] | None = None
+
+    @classmethod
+    def from_environment(cls) -> HostState:
+        """The host a program runs on, from LAB_STATE.
+
+        Raises:
+            SystemExit: LAB_STATE is not set, so this is not a lab host's environment.
+        """
+        state = os.environ.get("LAB_STATE")
+        if not state:
+            raise SystemExit(
+                "lab: LAB_STATE is not set: this program simulates a Proxmox command and only runs inside a lab"
+                " host's environment; start one with `python -m lab run -- <command>`"
+            )
+        return cls(Path(state))
+
+    # -- machine.json ------------------------------------------------------------------------------------
+    @property
+    def machine(self) -> dict[str, Any]:
+        """machine.json, read once per object; change it and call `save_machine`."""
+        if self._machine is None:
+            self._machine = json.loads((self.state / "machine.json").read_text(encoding="utf-8"))
+        return self._machine
+
+    def reload(self) -> None:
+        """Forget what was read of machine.json: somebody else may have changed it."""
+        self._machine = None
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[dict[str, Any]]:
+        """Change machine.json alone: read anew, changed by the caller, written, while nobody else does the same."""
+        with (self.state / ".machine.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.reload()
+            yield self.machine
+            self.save_machine()
+
+    def save_machine(self) -> None:
+        """Write machine.json as it is in memory."""
+        write_atomically(self.state / "machine.json", json.dumps(self.machine, indent=1, sort_keys=True) + "\n")
+
+    @property
+    def node(self) -> str:
+        """The node's name, which is the host's."""
+        return str(self.machine["node"])
+
+    def fault(self, name: str) -> Any:
+        """The value of a fault that is set, else None."""
+        return self.machine["faults"].get(name)
+
+    # -- paths -------------------------------------------------------------------------------------------
+    def rooted(self, path: str) -> Path:
+        """A host path (`/etc/default/grub`), or one that already starts with ROOT, as a path on this machine."""
+        root = str(self.root)
+        if path == root or path.startswith(root + "/"):
+            return Path(path)
+        return self.root / path.lstrip("/")
+
+    def unrooted(self, path: str | Path) -> str:
+        """The host's own name of a path below ROOT; other paths are returned as they are."""
+        text, root = str(path), str(self.root)
+        if text == root:
+            return "/"
+        return text[len(root) :] if text.startswith(root + "/") else text
+
+    def read(self, path: str, default: str | None = None) -> str:
+        """The text of a host file.
+
+        Raises:
+            FileNotFoundError: it isn't there and no default was given.
+        """
+        try:
+            return self.rooted(path).read_text(encoding="utf-8", errors="surrogateescape")
+        except (FileNotFoundError, NotADirectoryError):
+            if default is None:
+                raise
+            return default
+
+    def write(self, path: str, content: str | bytes, mode: int = 0o644) -> None:
+        """Write a host file whole, with its folders and its mode."""
+        target = self.rooted(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        try:
+            os.write(descriptor, data)
+            os.fchmod(descriptor, mode)
+        finally:
+            os.close(descriptor)
+
+    def symlink(self, path: str, target: str) -> None:
+        """Make `path` a symbolic link to `target` (as text), replacing what was there."""
+        link = self.rooted(path)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if link.is_symlink() or link.exists():
+            link.unlink()
+        link.symlink_to(target)
+
+    # -- the running system ------------------------------------------------------------------------------
+    @property
+    def running(self) -> dict[str, Any]:
+        """kernel.json: what the running kernel knows; empty when the host is off."""
+        path = self.state / "kernel.json"
+        if not path.exists():
+            return {}
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return data
+
+    def save_running(self, data: dict[str, Any]) -> None:
+        """Write kernel.json."""
+        write_atomically(self.state / "kernel.json", json.dumps(data, indent=1, sort_keys=True) + "\n")
+
+    def kernels(self) -> list[str]:
+        """Kernel versions with an image in /boot, oldest first (the order of `sort -V`)."""
+        boot = self.root / "boot"
+        names = [p.name.removeprefix("vmlinuz-") for p in boot.glob("vmlinuz-*")] if boot.exists() else []
+        return sorted(names, key=version_key)
+
+    def cmdline(self) -> str:
+        """The running kernel's command line, without the newline."""
+        return self.read("/proc/cmdline", "").rstrip("\n")
+
+    # -- logs --------------------------------------------------------------------------------------------
+    def append_log(self, name: str, entry: dict[str, Any]) -> None:
+        """One JSON line in log/<name>.jsonl; whole lines only, also with several writers."""
+        self.log.mkdir(parents=True, exist_ok=True)
+        line = (json.dumps(entry, sort_keys=True) + "\n").encode()
+        descriptor = os.open(self.log / f"{name}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(descriptor, line)
+        finally:
+            os.close(descriptor)
+
+    def log_program(self, program: str, args: list[str], exit_code: int, note: str | None = None) -> None:
+        """Record a run of a program that changes something, or that was asked for what it doesn't know."""
+        entry: dict[str, Any] = {
+            "program": program,
+            "args": [self.unrooted(a) for a in args],
+            "exit": exit_code,
+            "at": round(time.time(), 3),
+        }
+        if note is not None:
+            entry["note"] = note
+        self.append_log("programs", entry)
+
+    def kernel_message(self, text: str, seconds: float | None = None) -> None:
+        """Add a line to the kernel's ring buffer (what dmesg prints)."""
+        self.drain_kmsg()
+        with (self.state / "dmesg").open("a", encoding="utf-8") as ring:
+            ring.write(f"{self.uptime() if seconds is None else seconds:.6f} {text}\n")
+
+    def drain_kmsg(self) -> None:
+        """Move what programs wrote to /dev/kmsg into the ring buffer, as the kernel would at once."""
+        kmsg = self.root / "dev/kmsg"
+        if not kmsg.exists() or kmsg.stat().st_size == 0:
+            return
+        text = kmsg.read_text(encoding="utf-8", errors="replace")
+        kmsg.write_text("", encoding="utf-8")
+        with (self.state / "dmesg").open("a", encoding="utf-8") as ring:
+            for line in text.splitlines():
+                body = line.partition(">")[2] if line.startswith("<") else line
+                ring.write(f"{self.uptime():.6f} {body}\n")
+
+    def uptime(self) -> float:
+        """Seconds since the running kernel was started; 0 while the host is off."""
+        started = self.running.get("started_at")
+        return max(0.0, time.time() - float(started)) if started is not None else 0.0
+
+
+def version_key(version: str) -> tuple[tuple[int, int, str], ...]:
+    """A sort key for kernel versions, numbers compared as numbers (`sort -V`)."""
+    parts = re.split(r"(\d+)", version)
+    return tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts)
+
+
+def kernel_release(version: str) -> tuple[int, int]:
+    """(6, 8) of `6.8.12-9-pve`."""
+    major, minor = version.split("-")[0].split(".")[:2]
+    return int(major), int(minor)

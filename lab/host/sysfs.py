@@ -1,0 +1,381 @@
+"""/sys, /proc and /dev of a lab host as a kernel fills them at boot, before any driver is bound."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .devices import PciDevice, load_devices
+from .state import HostState
+
+LOADER_INFO = "LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+LOADER_ENTRY = "LoaderEntrySelected-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+SECURE_BOOT = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+
+
+@dataclass(frozen=True)
+class Running:
+    """What the tree needs to know of the kernel that starts."""
+
+    kernel: str
+    cmdline: str
+    boot_id: str
+    iommu: bool
+    acs_override: bool
+    entry: str
+
+
+def put(path: Path, content: str | bytes, mode: int = 0o644) -> None:
+    """Write one file of the tree."""
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    os.write(descriptor, data)
+    os.close(descriptor)
+
+
+def link(path: Path, target: Path) -> None:
+    """A relative symbolic link at `path` to `target`, both inside the tree."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(os.path.relpath(target, path.parent))
+
+
+def clear(host: HostState) -> None:
+    """Empty what exists only while a system runs: /proc, /sys, /run and /dev."""
+    for name in ("proc", "sys", "run", "dev"):
+        folder = host.root / name
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+
+
+def build(host: HostState, running: Running) -> None:
+    """Write the trees for a kernel that has just started."""
+    clear(host)
+    devices = load_devices(host.machine)
+    paths = device_paths(host.root, devices)
+    _pci(host, running, devices, paths)
+    _block(host, devices, paths)
+    _net(host, devices, paths)
+    _firmware(host, running)
+    _proc(host, running)
+    _run(host)
+
+
+def device_paths(root: Path, devices: list[PciDevice]) -> dict[str, Path]:
+    """Each device's folder below /sys/devices, nested below its bridges as the kernel does."""
+    by_address = {d.address: d for d in devices}
+    paths: dict[str, Path] = {}
+
+    def place(device: PciDevice) -> Path:
+        if device.address not in paths:
+            parent = by_address.get(device.parent or "")
+            base = place(parent) if parent else root / "sys/devices" / f"pci{device.bus}"
+            paths[device.address] = base / device.address
+        return paths[device.address]
+
+    for device in devices:
+        place(device)
+    return paths
+
+
+def _pci(host: HostState, running: Running, devices: list[PciDevice], paths: dict[str, Path]) -> None:
+    bus = host.root / "sys/bus/pci"
+    (bus / "devices").mkdir(parents=True)
+    (bus / "drivers").mkdir()
+    (host.root / "sys/module").mkdir()
+    (host.root / "sys/kernel/iommu_groups").mkdir(parents=True)
+    (host.root / "sys/class/iommu").mkdir(parents=True)
+    for name in ("drivers_probe", "rescan"):
+        put(bus / name, b"", 0o200)
+    for device in devices:
+        folder = paths[device.address]
+        folder.mkdir(parents=True, exist_ok=True)
+        _device_files(device, folder)
+        link(bus / "devices" / device.address, folder)
+        group = device.acs_group if running.acs_override and device.acs_group is not None else device.group
+        if running.iommu and group is not None:
+            group_folder = host.root / "sys/kernel/iommu_groups" / str(group)
+            passthrough = any(w in running.cmdline.split() for w in ("iommu=pt", "iommu.passthrough=1"))
+            put(group_folder / "type", "identity\n" if passthrough else "DMA-FQ\n")
+            link(group_folder / "devices" / device.address, folder)
+            link(folder / "iommu_group", group_folder)
+    if running.iommu:
+        for name in iommu_units(host.machine):
+            unit = host.root / "sys/devices/virtual/iommu" / name
+            unit.mkdir(parents=True)
+            link(host.root / "sys/class/iommu" / name, unit)
+
+
+def iommu_units(machine: dict[str, Any]) -> list[str]:
+    """Names in /sys/class/iommu: one unit on AMD desktops, two (graphics and the rest) on Intel ones."""
+    return ["ivhd0"] if machine["hardware"]["cpu"]["vendor"] == "AuthenticAMD" else ["dmar0", "dmar1"]
+
+
+def _device_files(device: PciDevice, folder: Path) -> None:
+    sub_vendor, _, sub_device = (device.subsystem or "0000:0000").partition(":")
+    put(folder / "vendor", f"0x{device.vendor}\n")
+    put(folder / "device", f"0x{device.device}\n")
+    put(folder / "class", f"0x{device.pci_class}{device.prog_if}\n")
+    put(folder / "revision", f"0x{device.revision}\n")
+    put(folder / "subsystem_vendor", f"0x{sub_vendor}\n")
+    put(folder / "subsystem_device", f"0x{sub_device}\n")
+    put(folder / "modalias", device.modalias + "\n")
+    put(folder / "driver_override", "(null)\n")
+    put(folder / "enable", "0\n")
+    put(folder / "numa_node", "-1\n")
+    put(folder / "irq", "0\n")
+    put(folder / "resource", _resource(device))
+    put(folder / "config", _config(device))
+    if device.is_display:
+        put(folder / "boot_vga", "1\n" if device.boot_vga else "0\n")
+
+
+def _resource(device: PciDevice) -> str:
+    """Seven lines `start end flags`; sizes from the scenario's bars (`16M`, `32G`), addresses made up in order."""
+    lines = []
+    start = 0x6000000000 + (int(device.address[5:7], 16) << 32)
+    for bar in device.bars:
+        size = int(bar[:-1]) << {"K": 10, "M": 20, "G": 30}[bar[-1]]
+        start = (start + size - 1) // size * size
+        lines.append(f"0x{start:016x} 0x{start + size - 1:016x} 0x000000000014220c")
+        start += size
+    lines += ["0x0000000000000000 0x0000000000000000 0x0000000000000000"] * (13 - len(lines))
+    return "".join(line + "\n" for line in lines)
+
+
+def _config(device: PciDevice) -> bytes:
+    """The first 64 bytes of configuration space: ids, class, revision, header type, subsystem."""
+    sub_vendor, _, sub_device = (device.subsystem or "0000:0000").partition(":")
+    slot_has_more = device.address.endswith(".0")
+    header = (0x01 if device.pci_class == "0604" else 0x00) | (0x80 if slot_has_more else 0)
+    data = bytearray(64)
+    struct.pack_into(
+        "<HHHHBBH",
+        data,
+        0,
+        int(device.vendor, 16),
+        int(device.device, 16),
+        0x0006,
+        0x0010,
+        int(device.revision, 16),
+        int(device.prog_if, 16),
+        int(device.pci_class, 16),
+    )
+    data[14] = header
+    struct.pack_into("<HH", data, 44, int(sub_vendor, 16), int(sub_device, 16))
+    return bytes(data)
+
+
+def _block(host: HostState, devices: list[PciDevice], paths: dict[str, Path]) -> None:
+    sys_block, dev = host.root / "sys/block", host.root / "dev"
+    sys_block.mkdir(parents=True)
+    (host.root / "sys/class/block").mkdir(parents=True)
+    (dev / "disk/by-uuid").mkdir(parents=True)
+    (dev / "mapper").mkdir()
+    for device in devices:
+        for disk in device.blocks:
+            name = disk["name"]
+            middle = f"nvme/{name.rsplit('n', 1)[0]}/{name}" if name.startswith("nvme") else f"ata1/host0/{name}"
+            folder = paths[device.address] / middle
+            _one_block(host, folder, name, disk["size"])
+            for part in disk["partitions"]:
+                inside = folder / part["name"]
+                _one_block(host, inside, part["name"], part["size"], top=False)
+                put(inside / "partition", f"{part['number']}\n")
+                if part["uuid"]:
+                    link(dev / "disk/by-uuid" / part["uuid"], dev / part["name"])
+            link(sys_block / name, folder)
+    for index, volume in enumerate(host.machine["hardware"]["volumes"]):
+        _mapped_volume(host, index, volume)
+
+
+def _one_block(host: HostState, folder: Path, name: str, size: int, top: bool = True) -> None:
+    put(folder / "size", f"{size // 512}\n")
+    put(folder / "uevent", f"DEVNAME={name}\nDEVTYPE={'disk' if top else 'partition'}\n")
+    put(host.root / "dev" / name, b"")
+    link(host.root / "sys/class/block" / name, folder)
+
+
+def _mapped_volume(host: HostState, index: int, volume: dict[str, Any]) -> None:
+    """A device-mapper volume (LVM): /dev/mapper/<name> -> ../dm-N, whose slaves say on which disk it lies."""
+    kernel_name = f"dm-{index}"
+    folder = host.root / "sys/devices/virtual/block" / kernel_name
+    _one_block(host, folder, kernel_name, volume["size"])
+    put(folder / "dm/name", volume["name"] + "\n")
+    slave = host.root / "sys/class/block" / volume["on"]
+    link(folder / "slaves" / volume["on"], slave.resolve())
+    link(slave.resolve() / "holders" / kernel_name, folder)
+    link(host.root / "sys/block" / kernel_name, folder)
+    link(host.root / "dev/mapper" / volume["name"], host.root / "dev" / kernel_name)
+    if volume["uuid"]:
+        link(host.root / "dev/disk/by-uuid" / volume["uuid"], host.root / "dev" / kernel_name)
+
+
+def _net(host: HostState, devices: list[PciDevice], paths: dict[str, Path]) -> None:
+    net = host.root / "sys/class/net"
+    net.mkdir(parents=True)
+    bridges: dict[str, list[str]] = {}
+    for device in devices:
+        for interface in device.nets:
+            folder = paths[device.address] / "net" / interface["name"]
+            put(folder / "operstate", "up\n" if interface["bridge"] else "down\n")
+            put(folder / "address", interface["mac"] + "\n")
+            link(folder / "device", paths[device.address])
+            link(net / interface["name"], folder)
+            if interface["bridge"]:
+                bridges.setdefault(interface["bridge"], []).append(interface["name"])
+    for bridge, members in bridges.items():
+        folder = host.root / "sys/devices/virtual/net" / bridge
+        put(folder / "bridge/bridge_id", "8000.000000000000\n")
+        put(folder / "operstate", "up\n")
+        for member in members:
+            link(folder / "brif" / member, (net / member).resolve())
+            link((net / member).resolve() / "master", folder)
+        link(net / bridge, folder)
+    loopback = host.root / "sys/devices/virtual/net/lo"
+    put(loopback / "operstate", "unknown\n")
+    link(net / "lo", loopback)
+
+
+def _firmware(host: HostState, running: Running) -> None:
+    machine = host.machine
+    firmware, cpu = machine["hardware"]["firmware"], machine["hardware"]["cpu"]
+    tables = host.root / "sys/firmware/acpi/tables"
+    tables.mkdir(parents=True)
+    if firmware["iommu"]:
+        put(tables / ("IVRS" if cpu["vendor"] == "AuthenticAMD" else "DMAR"), b"")
+    if firmware["mode"] != "uefi":
+        return
+    efi = host.root / "sys/firmware/efi"
+    put(efi / "fw_platform_size", "64\n")
+    put(efi / "efivars" / SECURE_BOOT, bytes([6, 0, 0, 0, 1 if firmware["secure_boot"] else 0]))
+    trixie = machine["pve"].startswith("9")
+    if machine["boot"]["loader"] == "systemd-boot":
+        name = "systemd-boot 257.9-1~deb13u1" if trixie else "systemd-boot 252.39-1~deb12u1"
+        put(efi / "efivars" / LOADER_ENTRY, _efi_text(running.entry))
+    elif trixie:
+        name = "GRUB 2.12-9+pmx2"  # its module bli, new in 2.12, says so
+    else:
+        return
+    put(efi / "efivars" / LOADER_INFO, _efi_text(name))
+
+
+def _efi_text(text: str) -> bytes:
+    """An EFI variable with a text: four bytes of attributes, then UTF-16 with a final zero."""
+    return bytes([6, 0, 0, 0]) + f"{text}\0".encode("utf-16-le")
+
+
+def _proc(host: HostState, running: Running) -> None:
+    machine, proc = host.machine, host.root / "proc"
+    cpu = machine["hardware"]["cpu"]
+    put(proc / "cmdline", running.cmdline + "\n")
+    debian = "12" if machine["pve"].startswith("8") else "14.2.0-19"
+    put(
+        proc / "version",
+        f"Linux version {running.kernel} (build@proxmox) (gcc (Debian {debian})) "
+        f"#1 SMP PREEMPT_DYNAMIC PMX {running.kernel.removesuffix('-pve')}\n",
+    )
+    family = "25" if cpu["vendor"] == "AuthenticAMD" else "6"
+    flags = "fpu vme de pse " + ("svm" if cpu["vendor"] == "AuthenticAMD" else "vmx")
+    put(
+        proc / "cpuinfo",
+        "".join(
+            f"processor\t: {n}\nvendor_id\t: {cpu['vendor']}\ncpu family\t: {family}\nmodel name\t: {cpu['model']}\n"
+            f"flags\t\t: {flags}\n\n"
+            for n in range(4)
+        ),
+    )
+    put(proc / "modules", "")
+    put(
+        proc / "devices",
+        "Character devices:\n  1 mem\n  4 tty\n 10 misc\n226 drm\n242 vfio\n\n"
+        "Block devices:\n259 blkext\n252 device-mapper\n",
+    )
+    put(proc / "uptime", "0.00 0.00\n")
+    put(
+        proc / "meminfo",
+        "MemTotal:       65536000 kB\nMemFree:        48000000 kB\nMemAvailable:   52000000 kB\n",
+    )
+    put(proc / "filesystems", "nodev\tsysfs\nnodev\ttmpfs\nnodev\tproc\n\text4\n\tvfat\nnodev\tzfs\n")
+    put(proc / "sys/kernel/hostname", machine["node"] + "\n")
+    put(proc / "sys/kernel/osrelease", running.kernel + "\n")
+    put(proc / "sys/kernel/random/boot_id", running.boot_id + "\n")
+    put(
+        proc / "mounts",
+        "".join(f"{m['source']} {m['target']} {m['fstype']} {m['options']} 0 0\n" for m in machine["mounts"]),
+    )
+    put(
+        proc / "net/route",
+        "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"
+        "vmbr0\t00000000\t0100A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n",
+    )
+    (proc / "self").mkdir()
+    (proc / "self/mounts").symlink_to("../mounts")
+
+
+def _run(host: HostState) -> None:
+    for folder in ("run/lock", "run/systemd/system", "run/systemd/transient", "run/qemu-server", "run/lxc"):
+        (host.root / folder).mkdir(parents=True, exist_ok=True)
+    put(host.root / "dev/kmsg", b"")
+
+
+def iommu_messages(machine: dict[str, Any], running: Running, devices: list[PciDevice]) -> list[str]:
+    """What the kernel prints about the IOMMU, as real machines do.
+
+    On Intel `DMAR: IOMMU enabled` only repeats the command line: it comes with VT-d off in firmware too. On
+    AMD no line says "enabled".
+    """
+    firmware, cpu = machine["hardware"]["firmware"], machine["hardware"]["cpu"]
+    words = running.cmdline.split()
+    lines: list[str] = []
+    if cpu["vendor"] == "GenuineIntel":
+        asked = [w for w in words if w.startswith("intel_iommu=")]
+        if asked and asked[-1].split("=")[1].split(",")[0] == "on":
+            lines.append("DMAR: IOMMU enabled")
+        elif asked and "off" in asked[-1]:
+            lines.append("DMAR: IOMMU disabled")
+        if firmware["iommu"]:
+            lines += [
+                "DMAR: Host address width 39",
+                "DMAR: DRHD base: 0x000000fed90000 flags: 0x0",
+                "DMAR: dmar0: reg_base_addr fed90000 ver 4:0 cap 1c0000c40660462 ecap 29a00f0505e",
+                "DMAR: DRHD base: 0x000000fed91000 flags: 0x1",
+                "DMAR: dmar1: reg_base_addr fed91000 ver 1:0 cap d2008c40660462 ecap f050da",
+                "DMAR-IR: IOAPIC id 2 under DRHD base  0xfed91000 IOMMU 1",
+                "DMAR-IR: Enabled IRQ remapping in x2apic mode",
+            ]
+    elif "amd_iommu=on" in words:
+        lines.append("AMD-Vi: Unknown option - 'on'")  # harmless: it is on anyway, and there is no such option
+    if cpu["vendor"] == "AuthenticAMD" and running.iommu:
+        unit = next((d.address for d in devices if d.pci_class == "0806"), "0000:00:00.2")
+        lines.append(f"pci {unit}: AMD-Vi: IOMMU performance counters supported")
+    if running.iommu:
+        pt = any(w in words for w in ("iommu=pt", "iommu.passthrough=1"))
+        lines.append(
+            "iommu: Default domain type: Passthrough (set via kernel command line)"
+            if pt
+            else "iommu: Default domain type: Translated"
+        )
+        for device in devices:
+            group = device.acs_group if running.acs_override and device.acs_group is not None else device.group
+            if group is not None:
+                lines.append(f"pci {device.address}: Adding to iommu group {group}")
+        if cpu["vendor"] == "GenuineIntel":
+            lines.append("DMAR: Intel(R) Virtualization Technology for Directed I/O")
+        else:
+            lines += [
+                "AMD-Vi: Interrupt remapping enabled",
+                "perf/amd_iommu: Detected AMD IOMMU #0 (2 banks, 4 counters/bank).",
+            ]
+    return lines
+
+
+__all__ = ["Running", "build", "clear", "device_paths", "iommu_messages"]

@@ -1,0 +1,343 @@
+"""uname, dmesg, journalctl, hostname, systemd-detect-virt, ip, lsb_release, dpkg, nvidia-smi, ... of a lab host."""
+
+from __future__ import annotations
+
+import fnmatch
+import sys
+import time
+
+from .program import Failure, Options, UsageError
+from .state import HostState
+
+
+def main(host: HostState, name: str, arguments: list[str]) -> int:
+    """One of the system commands."""
+    work = {
+        "uname": _uname,
+        "dmesg": _dmesg,
+        "journalctl": _journalctl,
+        "hostname": _hostname,
+        "ip": _ip,
+        "systemd-detect-virt": _detect_virt,
+        "lsb_release": _lsb_release,
+        "dpkg": _dpkg,
+        "dpkg-query": _dpkg_query,
+        "nvidia-smi": _nvidia_smi,
+        "uptime": _uptime,
+        "udevadm": _udevadm,
+    }[name]
+    return work(host, arguments)
+
+
+def _uname(host: HostState, arguments: list[str]) -> int:
+    options = Options(
+        arguments,
+        "asnrvmpio",
+        ("all", "kernel-name", "nodename", "kernel-release", "kernel-version", "machine", "operating-system"),
+    )
+    kernel = host.read("/proc/sys/kernel/osrelease", "").strip()
+    version = host.read("/proc/version", "")
+    build = version[version.find("#") :].strip() if "#" in version else ""
+    parts = [
+        ("s", "kernel-name", "Linux"),
+        ("n", "nodename", host.node),
+        ("r", "kernel-release", kernel),
+        ("v", "kernel-version", build),
+        ("m", "machine", "x86_64"),
+        ("o", "operating-system", "GNU/Linux"),
+    ]
+    everything = options.has("a", "all")
+    chosen = [value for short, long, value in parts if everything or options.has(short, long)]
+    if options.has("p", "i"):
+        chosen.append("unknown")
+    print(" ".join(chosen or ["Linux"]))
+    return 0
+
+
+def messages(host: HostState) -> list[tuple[float, str]]:
+    """The kernel's ring buffer: seconds and text."""
+    host.drain_kmsg()
+    path = host.state / "dmesg"
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        seconds, _, text = line.partition(" ")
+        found.append((float(seconds), text))
+    return found
+
+
+def _dmesg(host: HostState, arguments: list[str]) -> int:
+    options = Options(
+        arguments,
+        "tTkxHPl:",
+        ("notime", "ctime", "kernel", "decode", "color=", "nopager", "level=", "human", "time-format="),
+    )
+    if options.rest:
+        raise UsageError(f"unexpected argument {options.rest[0]!r}")
+    started = float(host.running.get("started_at", 0))
+    for seconds, text in messages(host):
+        if options.has("t", "notime"):
+            print(text)
+        elif options.has("T", "ctime"):
+            print(f"[{time.strftime('%a %b %d %H:%M:%S %Y', time.gmtime(started + seconds))}] {text}")
+        else:
+            print(f"[{seconds:12.6f}] {text}")
+    return 0
+
+
+def _journalctl(host: HostState, arguments: list[str]) -> int:
+    cleaned = [
+        a
+        for i, a in enumerate(arguments)
+        if not (a.lstrip("-").isdigit() and i and arguments[i - 1] in ("-b", "--boot"))
+    ]
+    previous = len(cleaned) < len(arguments) and any(a in ("-1", "1") for a in arguments)
+    options = Options(
+        cleaned,
+        "kbqxeu:n:o:p:g:rt:",
+        (
+            "dmesg",
+            "boot",
+            "no-pager",
+            "quiet",
+            "unit=",
+            "lines=",
+            "output=",
+            "since=",
+            "priority=",
+            "grep=",
+            "identifier=",
+            "no-hostname",
+            "reverse",
+            "catalog",
+            "pager-end",
+        ),
+    )
+    if options.value("o", "output") not in (None, "short", "cat", "short-monotonic"):
+        raise UsageError(
+            f"output format {options.value('o', 'output')!r} is not simulated; short, short-monotonic and cat are"
+        )
+    if options.has("u", "unit", "t", "identifier") or previous:
+        print("-- No entries --")
+        return 0
+    lines = messages(host)
+    pattern = options.value("g", "grep")
+    if pattern:
+        lines = [line for line in lines if pattern.lower() in line[1].lower()]
+    count = options.value("n", "lines")
+    lines = lines[-int(count) :] if count else lines
+    started = float(host.running.get("started_at", 0))
+    form = options.value("o", "output") or "short"
+    for seconds, text in lines:
+        if form == "cat":
+            print(text)
+        elif form == "short-monotonic":
+            print(f"[{seconds:12.6f}] {host.node} kernel: {text}")
+        else:
+            print(f"{time.strftime('%b %d %H:%M:%S', time.gmtime(started + seconds))} {host.node} kernel: {text}")
+    if not lines:
+        print("-- No entries --")
+    return 0
+
+
+def _hostname(host: HostState, arguments: list[str]) -> int:
+    options = Options(arguments, "sfdiI", ("short", "fqdn", "long", "domain", "ip-address", "all-ip-addresses"))
+    if options.rest:
+        raise UsageError("the lab's host keeps its name")
+    if options.has("f", "fqdn", "long"):
+        print(f"{host.node}.lan")
+    elif options.has("d", "domain"):
+        print("lan")
+    elif options.has("i", "I", "ip-address", "all-ip-addresses"):
+        print("192.168.0.202 ")
+    else:
+        print(host.node)
+    return 0
+
+
+def _detect_virt(host: HostState, arguments: list[str]) -> int:
+    options = Options(arguments, "qcvr", ("quiet", "container", "vm", "chroot", "private-users"))
+    if not options.has("q", "quiet"):
+        print("none")
+    return 1
+
+
+def _ip(host: HostState, arguments: list[str]) -> int:
+    words = [a for a in arguments if a not in ("-4", "-o", "-br", "-brief", "-j", "-json")]
+    json_output = any(a in ("-j", "-json") for a in arguments)
+    if words[:2] in (["route"], ["route", "show"], ["r"], ["route", "list"]) or words[:3] == [
+        "route",
+        "show",
+        "default",
+    ]:
+        if json_output:
+            print(
+                '[{"dst":"default","gateway":"192.168.0.1","dev":"vmbr0","protocol":"kernel","flags":["onlink"]},'
+                '{"dst":"192.168.0.0/24","dev":"vmbr0","protocol":"kernel","scope":"link","prefsrc":"192.168.0.202","flags":[]}]'
+            )
+        else:
+            print("default via 192.168.0.1 dev vmbr0 proto kernel onlink")
+            if "default" not in words:
+                print("192.168.0.0/24 dev vmbr0 proto kernel scope link src 192.168.0.202 ")
+        return 0
+    raise UsageError(f"the lab's ip only has `ip [-j] route [show [default]]`, not {' '.join(arguments)!r}")
+
+
+def _lsb_release(host: HostState, arguments: list[str]) -> int:
+    codename = "bookworm" if host.machine["pve"].startswith("8") else "trixie"
+    number = "12" if codename == "bookworm" else "13"
+    values = {"i": "Debian", "d": f"Debian GNU/Linux {number} ({codename})", "r": number, "c": codename}
+    options = Options(arguments, "idrcsa", ("id", "description", "release", "codename", "short", "all"))
+    names = {"i": "Distributor ID", "d": "Description", "r": "Release", "c": "Codename"}
+    longs = {"i": "id", "d": "description", "r": "release", "c": "codename"}
+    for key, value in values.items():
+        if options.has("a", "all", key, longs[key]):
+            print(value if options.has("s", "short") else f"{names[key]}:\t{value}")
+    return 0
+
+
+def packages(host: HostState) -> dict[str, str]:
+    """Installed packages that somebody may ask for, with their versions."""
+    pve = {
+        "8.4": ("8.4.14", "8.4.0", "0.142+deb12u3", "2.06-13+pmx7", "8.1.1"),
+        "9.1": ("9.1.2", "9.1.0", "0.148.3", "2.12-9+pmx2", "9.0.4"),
+    }[host.machine["pve"]]
+    found = {
+        "pve-manager": pve[0],
+        "proxmox-ve": pve[1],
+        "initramfs-tools": pve[2],
+        "grub-common": pve[3],
+        "proxmox-kernel-helper": pve[4],
+        "qemu-server": pve[0],
+        "pve-container": pve[0],
+        "pciutils": "1:3.13.0-2",
+    }
+    for kernel in host.kernels():
+        found[f"proxmox-kernel-{kernel}-signed"] = kernel.removesuffix("-pve")
+    if host.machine["hardware"]["firmware"]["mode"] == "uefi":
+        found["grub-efi-amd64"] = pve[3]
+    if host.machine["boot"]["loader"] == "systemd-boot":
+        found["systemd-boot"] = "257.9-1~deb13u1" if host.machine["pve"].startswith("9") else "252.39-1~deb12u1"
+    if host.machine["nvidia"]:
+        found["nvidia-driver-cuda"] = host.machine["nvidia"]["version"] + "-1"
+    return dict(sorted(found.items()))
+
+
+def _dpkg(host: HostState, arguments: list[str]) -> int:
+    options = Options(arguments, "lsW", ("list", "status", "print-architecture", "compare-versions"))
+    if "print-architecture" in options:
+        print("amd64")
+        return 0
+    if not options.has("l", "list"):
+        raise UsageError("the lab's dpkg has -l and --print-architecture")
+    chosen = _matching(host, options.rest, "dpkg-query")
+    print(
+        "Desired=Unknown/Install/Remove/Purge/Hold\n| Status=Not/Inst/Conf-files/Unpacked/halF-conf/Half-inst/trig-aWait/"
+        "Trig-pend\n|/ Err?=(none)/Reinst-required (Status,Err: uppercase=bad)\n||/ Name Version Architecture Description"
+    )
+    for name, version in chosen.items():
+        print(f"ii  {name:<36} {version:<20} amd64        {name}")
+    return 0
+
+
+def _matching(host: HostState, patterns: list[str], program: str) -> dict[str, str]:
+    everything = packages(host)
+    if not patterns:
+        return everything
+    chosen = {n: v for n, v in everything.items() if any(fnmatch.fnmatch(n, p) for p in patterns)}
+    missing = [p for p in patterns if not any(fnmatch.fnmatch(n, p) for n in everything)]
+    if missing:
+        print("\n".join(f"{program}: no packages found matching {p}" for p in missing), file=sys.stderr)
+        if not chosen:
+            raise Failure("")
+    return chosen
+
+
+def _dpkg_query(host: HostState, arguments: list[str]) -> int:
+    options = Options(arguments, "Wlsf:", ("show", "list", "status", "showformat="))
+    if not options.has("W", "show"):
+        raise UsageError("the lab's dpkg-query has -W [-f FORMAT]")
+    form = options.value("f", "showformat") or "${Package}\\t${Version}\\n"
+    for name, version in _matching(host, options.rest, "dpkg-query").items():
+        text = form
+        for field, value in (
+            ("Package", name),
+            ("Version", version),
+            ("Status", "install ok installed"),
+            ("db:Status-Status", "installed"),
+            ("Architecture", "amd64"),
+            ("binary:Package", name),
+        ):
+            text = text.replace("${" + field + "}", value)
+        print(text.replace("\\n", "\n").replace("\\t", "\t"), end="")
+    return 0
+
+
+def _uptime(host: HostState, arguments: list[str]) -> int:
+    options = Options(arguments, "ps", ("pretty", "since"))
+    if options.has("s", "since"):
+        print(time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(float(host.running["started_at"]))))
+    else:
+        print(f"up {int(host.uptime() // 60)} minutes")
+    return 0
+
+
+def _udevadm(host: HostState, arguments: list[str]) -> int:
+    if arguments[:1] in (["settle"], ["trigger"]) or arguments[:2] == ["control", "--reload"]:
+        host.log_program("udevadm", arguments, 0)
+        return 0
+    raise UsageError(f"the lab's udevadm has settle, trigger and control --reload, not {' '.join(arguments)!r}")
+
+
+def _nvidia_smi(host: HostState, arguments: list[str]) -> int:
+    bus = host.root / "sys/bus/pci/drivers/nvidia"
+    cards = sorted(p.name for p in bus.iterdir() if p.name.count(":") == 2) if bus.is_dir() else []
+    if not (host.root / "proc/driver/nvidia/version").exists():
+        raise Failure(
+            "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. "
+            "Make sure that the latest NVIDIA driver is installed and running.\n",
+            9,
+        )
+    if not cards:
+        print("No devices were found")
+        return 6
+    names = {d["address"]: d["name"] or "NVIDIA Graphics Device" for d in host.machine["hardware"]["devices"]}
+    version = host.machine["nvidia"]["version"]
+    if arguments == ["-L"]:
+        for index, address in enumerate(cards):
+            print(f"GPU {index}: {names[address]} (UUID: GPU-{address.replace(':', '').replace('.', '')})")
+        return 0
+    queries = [a.removeprefix("--query-gpu=") for a in arguments if a.startswith("--query-gpu=")]
+    if queries:
+        _nvidia_query(queries[0].split(","), cards, names, version, arguments)
+        return 0
+    if arguments:
+        raise UsageError(f"the lab's nvidia-smi has -L and --query-gpu=...; not {' '.join(arguments)!r}")
+    line = "+" + "-" * 89 + "+"
+    print(time.strftime("%a %b %d %H:%M:%S %Y"))
+    print(f"{line}\n| NVIDIA-SMI {version:<22} Driver Version: {version:<14} CUDA Version: 13.0     |\n{line}")
+    for index, address in enumerate(cards):
+        print(
+            f"| {index:>3}  {names[address][:23]:<23}        On  |   0000{address.upper()} Off |                  Off |"
+        )
+    print(line)
+    return 0
+
+
+def _nvidia_query(
+    fields: list[str], cards: list[str], names: dict[str, str], version: str, arguments: list[str]
+) -> None:
+    form = next((a.removeprefix("--format=") for a in arguments if a.startswith("--format=")), "")
+    if "noheader" not in form:
+        print(", ".join(fields))
+    for index, address in enumerate(cards):
+        values = {
+            "index": str(index),
+            "name": names[address],
+            "driver_version": version,
+            "pci.bus_id": f"0000{address.upper()}",
+            "gpu_bus_id": f"0000{address.upper()}",
+        }
+        unknown = [f for f in fields if f not in values]
+        if unknown:
+            raise Failure(f'Field "{unknown[0]}" is not a valid field to query.', 2)
+        print(", ".join(values[f] for f in fields))

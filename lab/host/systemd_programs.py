@@ -1,0 +1,513 @@
+"""systemctl, systemd-run, reboot, shutdown and poweroff of a lab host.
+
+Timers and power are the daemon's: it is asked over the control socket. Without a daemon (a tree used alone),
+timers are only noted, and a reboot is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from typing import Any
+
+from . import units
+from .program import Failure, Options, UsageError, ask_daemon, logged
+from .state import HostState
+
+#: Services that run on every Proxmox host.
+STOCK = (
+    "ssh.service",
+    "pve-cluster.service",
+    "pvedaemon.service",
+    "pveproxy.service",
+    "pvestatd.service",
+    "pve-guests.service",
+    "systemd-journald.service",
+    "systemd-udevd.service",
+    "cron.service",
+    "networking.service",
+    "pve-firewall.service",
+    "qmeventd.service",
+    "timers.target",
+    "multi-user.target",
+)
+_LONG = (
+    "now",
+    "quiet",
+    "no-block",
+    "no-pager",
+    "full",
+    "no-legend",
+    "all",
+    "plain",
+    "value",
+    "property=",
+    "type=",
+    "state=",
+    "force",
+    "system",
+    "no-ask-password",
+    "job-mode=",
+    "lines=",
+    "no-wall",
+    "runtime",
+)
+
+
+def main(host: HostState, name: str, arguments: list[str]) -> int:
+    """One of systemd's commands."""
+    if name == "systemctl":
+        return _systemctl(host, arguments)
+    if name == "systemd-run":
+        return _systemd_run(host, arguments)
+    return _power_command(host, name, arguments)
+
+
+# -- power -----------------------------------------------------------------------------------------------
+def _power_command(host: HostState, name: str, arguments: list[str]) -> int:
+    if name != "shutdown":
+        if Options(arguments, "fpwdn", ("force", "no-wall", "reboot", "poweroff")).rest:
+            raise UsageError(f"{name}: too many arguments")
+        return logged(host, name, arguments, lambda: _power(host, "reboot" if name == "reboot" else "poweroff"))
+    options = Options(arguments, "rhPHkc", ("reboot", "poweroff", "no-wall"))
+    if "c" in options:
+        return logged(
+            host,
+            name,
+            arguments,
+            lambda: int(bool(ask_daemon(host, "timer-stop", unit="shutdown.timer")) and 0),
+        )
+    when = options.rest[0] if options.rest else "+1"
+    do = "reboot" if options.has("r", "reboot") else "poweroff"
+    if when in ("now", "+0"):
+        return logged(host, name, arguments, lambda: _power(host, do))
+    if not when.startswith("+") or not when[1:].isdigit():
+        raise Failure(f"Failed to parse time specification: {when}")
+    command = "/sbin/reboot" if do == "reboot" else "/sbin/poweroff"
+    return logged(host, name, arguments, lambda: _arm(host, "shutdown.timer", command, 60.0 * int(when[1:]), False))
+
+
+def _power(host: HostState, do: str) -> int:
+    if do == "reboot" and host.fault("reboot-ignored"):
+        return 0
+    if ask_daemon(host, do) is None:
+        raise Failure("Failed to connect to bus: the lab's daemon doesn't run, so nothing can reboot this host", 1)
+    return 0
+
+
+def _arm(host: HostState, unit: str, command: str, seconds: float, since_boot: bool) -> int:
+    ask_daemon(host, "timer-start", unit=unit, command=command, seconds=seconds, since_boot=since_boot)
+    return 0
+
+
+# -- systemctl -------------------------------------------------------------------------------------------
+def _systemctl(host: HostState, arguments: list[str]) -> int:
+    options = Options(arguments, "qlanp:t:f", _LONG)
+    verb, names = (options.rest[0], options.rest[1:]) if options.rest else ("list-units", [])
+    names = [n if "." in n else f"{n}.service" for n in names]
+    quiet = options.has("q", "quiet")
+    if verb in ("reboot", "poweroff"):
+        return logged(host, "systemctl", arguments, lambda: _power(host, verb))
+    asking = {"is-active": _is_active, "is-enabled": _is_enabled, "is-failed": _is_failed}
+    if verb in asking:
+        return asking[verb](host, names, quiet)
+    if verb == "is-system-running":
+        print("running")
+        return 0
+    if verb in ("status", "cat", "show", "list-timers", "list-units", "list-unit-files"):
+        return _show(host, verb, names, options)
+    changing = {
+        "daemon-reload": _reload,
+        "enable": _enable,
+        "disable": _disable,
+        "start": _start,
+        "stop": _stop,
+        "restart": _restart,
+        "reset-failed": _reload,
+        "mask": _mask,
+        "unmask": _mask,
+    }
+    if verb not in changing:
+        raise UsageError(f"Unknown command verb {verb}.")
+    return logged(host, "systemctl", arguments, lambda: changing[verb](host, names, options))
+
+
+def _known(host: HostState, unit: str) -> bool:
+    return unit in STOCK or units.find(host, unit) is not None
+
+
+def _require(host: HostState, verb: str, unit: str) -> None:
+    if not _known(host, unit):
+        raise Failure(f"Failed to {verb} {unit}: Unit {unit} not found.", 5)
+
+
+def _state(host: HostState, unit: str) -> str:
+    state = host.running.get("units", {}).get(unit)
+    if state is not None:
+        return str(state)
+    if unit in STOCK:
+        return "active"
+    if unit.endswith(".timer") and any(t["unit"] == unit for t in _daemon_timers(host)):
+        return "active"
+    return "inactive"
+
+
+def _daemon_timers(host: HostState) -> list[dict[str, Any]]:
+    answer = ask_daemon(host, "timers")
+    timers: list[dict[str, Any]] = answer["timers"] if answer else []
+    return timers
+
+
+def _set_state(host: HostState, unit: str, state: str) -> None:
+    running = host.running
+    running.setdefault("units", {})[unit] = state
+    host.save_running(running)
+
+
+def _is_active(host: HostState, names: list[str], quiet: bool) -> int:
+    states = [_state(host, n) for n in names]
+    if not quiet:
+        print("\n".join(states))
+    return 0 if "active" in states else 4 if not any(_known(host, n) for n in names) else 3
+
+
+def _is_failed(host: HostState, names: list[str], quiet: bool) -> int:
+    states = [_state(host, n) for n in names]
+    if not quiet:
+        print("\n".join(states))
+    return 0 if "failed" in states else 1
+
+
+def _links(host: HostState, unit: str) -> list[str]:
+    """Folders of /etc/systemd/system in which enabling a unit puts a link, from its [Install] section."""
+    path = units.find(host, unit)
+    install = units.parse(path).get("Install", {}) if path else {}
+    folders = [f"{t}.wants" for line in install.get("WantedBy", []) for t in line.split()]
+    return folders + [f"{t}.requires" for line in install.get("RequiredBy", []) for t in line.split()]
+
+
+def _enabled_state(host: HostState, unit: str) -> str:
+    if host.rooted(f"/etc/systemd/system/{unit}").is_symlink():
+        return "masked" if str(host.rooted(f"/etc/systemd/system/{unit}").readlink()) == "/dev/null" else "linked"
+    base = host.rooted("/etc/systemd/system")
+    if unit in STOCK or any(os.path.lexists(base / folder / unit) for folder in _links(host, unit)):
+        return "enabled"
+    path = units.find(host, unit)
+    if path is None:
+        return "not-found"
+    if "transient" in str(path):
+        return "transient"
+    return "disabled" if _links(host, unit) else "static"
+
+
+def _is_enabled(host: HostState, names: list[str], quiet: bool) -> int:
+    states = [_enabled_state(host, n) for n in names]
+    if not quiet:
+        for unit, state in zip(names, states, strict=True):
+            if state == "not-found" and host.machine["pve"].startswith("8"):
+                print(f"Failed to get unit file state for {unit}: No such file or directory", file=sys.stderr)
+            else:
+                print(state)
+    if all(s == "not-found" for s in states):
+        return 4 if host.machine["pve"].startswith("9") else 1
+    return 0 if any(s in ("enabled", "static", "linked", "transient") for s in states) else 1
+
+
+def _reload(host: HostState, names: list[str], options: Options) -> int:
+    return 0
+
+
+def _enable(host: HostState, names: list[str], options: Options) -> int:
+    for unit in names:
+        path = units.find(host, unit)
+        if path is None and unit not in STOCK:
+            raise Failure(f"Failed to enable unit: Unit file {unit} does not exist.", 1)
+        folders = _links(host, unit)
+        if not folders and unit not in STOCK:
+            print(
+                "The unit files have no installation config (WantedBy=, RequiredBy=, UpheldBy=,\n"
+                "Also=, or Alias= settings in the [Install] section, and DefaultInstance= for\n"
+                "template units). This means they are not meant to be enabled or disabled using systemctl.",
+                file=sys.stderr,
+            )
+        for folder in folders:
+            link = f"/etc/systemd/system/{folder}/{unit}"
+            target = host.unrooted(path) if path else ""
+            if not os.path.lexists(host.rooted(link)):
+                host.symlink(link, target)
+                arrow = "→"
+                print(
+                    f"Created symlink {link} {arrow} {target}."
+                    if host.machine["pve"].startswith("8")
+                    else f"Created symlink '{link}' {arrow} '{target}'.",
+                    file=sys.stderr,
+                )
+    return _start(host, names, options) if options.has("now") else 0
+
+
+def _disable(host: HostState, names: list[str], options: Options) -> int:
+    base = host.rooted("/etc/systemd/system")
+    for unit in names:
+        # Not glob(f"*.wants/{unit}"): before Python 3.13 that leaves out links whose target, seen from here, isn't there.
+        folders = [*base.glob("*.wants"), *base.glob("*.requires")]
+        found = [folder / unit for folder in folders if os.path.lexists(folder / unit)]
+        if not found and not _known(host, unit):
+            raise Failure(f"Failed to disable unit: Unit file {unit} does not exist.", 1)
+        for link in sorted(found):
+            link.unlink()
+            print(f'Removed "{host.unrooted(link)}".', file=sys.stderr)
+    return _stop(host, names, options) if options.has("now") else 0
+
+
+def _mask(host: HostState, names: list[str], options: Options) -> int:
+    for unit in names:
+        link = host.rooted(f"/etc/systemd/system/{unit}")
+        if options.rest[0] == "mask":
+            if link.is_file() and not link.is_symlink():
+                raise Failure(f"Failed to mask unit: File {host.unrooted(link)} already exists.")
+            host.symlink(f"/etc/systemd/system/{unit}", "/dev/null")
+        elif link.is_symlink() and str(link.readlink()) == "/dev/null":
+            link.unlink()
+    return 0
+
+
+def _start(host: HostState, names: list[str], options: Options) -> int:
+    for unit in names:
+        _require(host, "start", unit)
+        if _enabled_state(host, unit) == "masked":
+            raise Failure(f"Failed to start {unit}: Unit {unit} is masked.")
+        if unit.endswith(".timer"):
+            _start_timer(host, unit)
+        elif unit.endswith(".service") and unit not in STOCK:
+            _start_service(host, unit, options.has("no-block"))
+        else:
+            _set_state(host, unit, "active")
+    return 0
+
+
+def _start_timer(host: HostState, unit: str) -> None:
+    try:
+        timer = units.timer_of(host, unit)
+    except units.UnitError as error:
+        raise Failure(
+            f"Failed to start {unit}: {error}\nSee system logs and 'systemctl status {unit}' for details."
+        ) from error
+    if timer["on_active"] is None and timer["on_boot"] is None:
+        raise Failure(f"Failed to start {unit}: Unit {unit} has a bad unit file setting.")
+    since_boot = timer["on_active"] is None
+    seconds = timer["on_boot"] if since_boot else timer["on_active"]
+    ask_daemon(host, "timer-start", unit=unit, command=timer["exec_start"], seconds=seconds, since_boot=since_boot)
+    _set_state(host, unit, "active")
+
+
+def _start_service(host: HostState, unit: str, no_block: bool) -> None:
+    path = units.find(host, unit)
+    assert path is not None  # _require has looked
+    try:
+        command = units.exec_start(path)
+    except units.UnitError as error:
+        raise Failure(f"Failed to start {unit}: {error}") from error
+    rooted = units.rooted_command(host, command)
+    if no_block:
+        subprocess.Popen(
+            ["/bin/bash", "-c", rooted],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        return
+    done = subprocess.run(
+        ["/bin/bash", "-c", rooted],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+    kind = units.parse(path).get("Service", {}).get("Type", ["simple"])[-1]
+    stays = units.parse(path).get("Service", {}).get("RemainAfterExit", ["no"])[-1] in ("yes", "true", "1")
+    if done.returncode != 0:
+        _set_state(host, unit, "failed")
+        if kind == "oneshot":
+            raise Failure(
+                f"Job for {unit} failed because the control process exited with error code.\n"
+                f'See "systemctl status {unit}" and "journalctl -xeu {unit}" for details.'
+            )
+        return
+    _set_state(host, unit, "active" if stays or kind != "oneshot" else "inactive")
+
+
+def _stop(host: HostState, names: list[str], options: Options) -> int:
+    for unit in names:
+        timer = unit.endswith(".timer")
+        stopped = timer and bool((ask_daemon(host, "timer-stop", unit=unit) or {}).get("stopped"))
+        if not stopped and not _known(host, unit):
+            raise Failure(f"Failed to stop {unit}: Unit {unit} not loaded.", 5)
+        _set_state(host, unit, "inactive")
+        transient = host.rooted(f"/run/systemd/transient/{unit}")
+        transient.unlink(missing_ok=True)
+    return 0
+
+
+def _restart(host: HostState, names: list[str], options: Options) -> int:
+    for unit in names:
+        _require(host, "restart", unit)
+    if all(unit in STOCK for unit in names):
+        return 0
+    _stop(host, names, options)
+    return _start(host, names, options)
+
+
+def _show(host: HostState, verb: str, names: list[str], options: Options) -> int:
+    if verb == "list-timers":
+        return _list_timers(host, names, options)
+    if verb in ("list-units", "list-unit-files"):
+        wanted = names or [
+            *STOCK,
+            *sorted(p.name for f in units.FOLDERS for p in host.rooted(f).glob("*.*") if p.is_file()),
+        ]
+        for unit in wanted:
+            if _known(host, unit):
+                print(
+                    f"{unit} {'loaded ' + _state(host, unit) if verb == 'list-units' else _enabled_state(host, unit)}"
+                )
+        return 0
+    status = 0
+    for unit in names:
+        path = units.find(host, unit)
+        if verb == "show":
+            _show_properties(host, unit, path is not None or unit in STOCK, options)
+            continue
+        if not _known(host, unit):
+            print(
+                f"No files found for {unit}." if verb == "cat" else f"Unit {unit} could not be found.",
+                file=sys.stderr,
+            )
+            status = 1 if verb == "cat" else 4
+        elif verb == "cat" and path is not None:
+            print(f"# {host.unrooted(path)}\n{path.read_text(encoding='utf-8')}", end="")
+        else:
+            state = _state(host, unit)
+            print(
+                f"{'●' if state == 'active' else '○'} {unit}\n     Loaded: loaded ({path and host.unrooted(path)};"
+                f" {_enabled_state(host, unit)})\n     Active: {state}"
+            )
+            status = status or (0 if state == "active" else 3)
+    return status
+
+
+def _show_properties(host: HostState, unit: str, found: bool, options: Options) -> None:
+    path = units.find(host, unit)
+    state = _state(host, unit)
+    values = {
+        "Id": unit,
+        "LoadState": "loaded" if found else "not-found",
+        "ActiveState": state,
+        "SubState": {"active": "waiting" if unit.endswith(".timer") else "running", "failed": "failed"}.get(
+            state, "dead"
+        ),
+        "UnitFileState": _enabled_state(host, unit) if found else "",
+        "FragmentPath": host.unrooted(path) if path else "",
+        "Result": "exit-code" if state == "failed" else "success",
+        "NeedDaemonReload": "no",
+    }
+    wanted = [v for k, text in options.given if k in ("p", "property") for v in text.split(",")] or list(values)
+    for key in wanted:
+        if key in values:
+            print(values[key] if options.has("value") else f"{key}={values[key]}")
+
+
+def _list_timers(host: HostState, names: list[str], options: Options) -> int:
+    found = [t for t in _daemon_timers(host) if not names or t["unit"] in names]
+    if not options.has("no-legend"):
+        print("NEXT LEFT LAST PASSED UNIT ACTIVATES")
+    for timer in found:
+        print(f"- {timer['left']:.0f}s - - {timer['unit']} {timer['unit'].removesuffix('.timer')}.service")
+    if not options.has("no-legend"):
+        print(f"\n{len(found)} timers listed.")
+    return 0
+
+
+# -- systemd-run -----------------------------------------------------------------------------------------
+def _systemd_run(host: HostState, arguments: list[str]) -> int:
+    known = (
+        "on-active=",
+        "on-boot=",
+        "unit=",
+        "no-block",
+        "collect",
+        "quiet",
+        "property=",
+        "description=",
+        "wait",
+        "timer-property=",
+        "slice=",
+        "scope",
+        "setenv=",
+        "service-type=",
+        "remain-after-exit",
+        "pipe",
+    )
+    split = _first_word(arguments, known)
+    options = Options(arguments[:split], "u:Gqp:E:dt", known)
+    command = arguments[split:]
+    if not command:
+        raise Failure("systemd-run: Command line to execute required.")
+    unit = (options.value("u", "unit") or f"run-r{os.getpid():08x}").removesuffix(".timer").removesuffix(".service")
+
+    def work() -> int:
+        delay = options.value("on-active", "on-boot")
+        text = shlex.join(command)
+        if units.find(host, f"{unit}.service") or _state(host, f"{unit}.timer") == "active":
+            raise Failure(
+                f"Failed to start transient {'timer' if delay else 'service'} unit: "
+                f"Unit {unit}.{'timer' if delay else 'service'} was already loaded or has a fragment file."
+            )
+        if delay is None:
+            return _run_now(host, unit, text, options)
+        try:
+            seconds = units.parse_time_span(delay)
+        except units.UnitError as error:
+            raise Failure(f"Failed to parse time span: {delay}") from error
+        _arm(host, f"{unit}.timer", text, seconds, options.has("on-boot"))
+        if not options.has("q", "quiet"):
+            print(
+                f"Running timer as unit: {unit}.timer\nWill run service as unit: {unit}.service",
+                file=sys.stderr,
+            )
+        return 0
+
+    return logged(host, "systemd-run", arguments, work)
+
+
+def _first_word(arguments: list[str], known: tuple[str, ...]) -> int:
+    """Where the command begins: options end at the first word that isn't one."""
+    index = 0
+    while index < len(arguments):
+        word = arguments[index]
+        if word == "--":
+            del arguments[index]
+            return index
+        if not word.startswith("-"):
+            return index
+        takes = word in ("-u", "-p", "-E") or (word.startswith("--") and "=" not in word and f"{word[2:]}=" in known)
+        index += 2 if takes else 1
+    return index
+
+
+def _run_now(host: HostState, unit: str, command: str, options: Options) -> int:
+    rooted = units.rooted_command(host, command)
+    if not options.has("q", "quiet"):
+        print(f"Running as unit: {unit}.service", file=sys.stderr)
+    if options.has("wait", "scope", "pipe"):
+        return subprocess.run(["/bin/bash", "-c", rooted], stdin=subprocess.DEVNULL, check=False).returncode
+    subprocess.Popen(
+        ["/bin/bash", "-c", rooted],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    return 0

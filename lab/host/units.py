@@ -1,0 +1,169 @@
+"""systemd units of a lab host: unit files, what is enabled, time spans, timers.
+
+Units are looked up in /etc/systemd/system, /run/systemd/transient and /usr/lib/systemd/system. What is
+active is in kernel.json (`units`), since it is gone with a reboot.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from .state import HostState
+
+FOLDERS = ("/etc/systemd/system", "/run/systemd/system", "/run/systemd/transient", "/usr/lib/systemd/system")
+_UNITS_OF_TIME = {
+    "us": 1e-6,
+    "usec": 1e-6,
+    "ms": 1e-3,
+    "msec": 1e-3,
+    "s": 1,
+    "sec": 1,
+    "second": 1,
+    "seconds": 1,
+    "": 1,
+    "m": 60,
+    "min": 60,
+    "minute": 60,
+    "minutes": 60,
+    "h": 3600,
+    "hr": 3600,
+    "hour": 3600,
+    "hours": 3600,
+    "d": 86400,
+    "day": 86400,
+    "days": 86400,
+}
+
+
+class UnitError(ValueError):
+    """A unit file that systemd would refuse."""
+
+
+def parse_time_span(text: str) -> float:
+    """Seconds of a systemd time span: `90`, `90s`, `5min`, `1h 30min` (systemd.time(7)).
+
+    Raises:
+        UnitError: it isn't one.
+    """
+    total, rest = 0.0, text.strip()
+    if not rest:
+        raise UnitError("empty time span")
+    while rest:
+        match = re.match(r"(\d+(?:\.\d+)?)\s*([a-z]*)\s*", rest)
+        if not match or match[2] not in _UNITS_OF_TIME:
+            raise UnitError(f"Failed to parse time span: {text}")
+        total += float(match[1]) * _UNITS_OF_TIME[match[2]]
+        rest = rest[match.end() :]
+    return total
+
+
+def find(host: HostState, unit: str) -> Path | None:
+    """The file of a unit, None when there is none."""
+    for folder in FOLDERS:
+        path = host.rooted(f"{folder}/{unit}")
+        if path.is_file():
+            return path
+    return None
+
+
+def parse(path: Path) -> dict[str, dict[str, list[str]]]:
+    """Sections, keys and values of a unit file (an empty value resets a list)."""
+    sections: dict[str, dict[str, list[str]]] = {}
+    current: dict[str, list[str]] = {}
+    for raw in path.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
+        line = raw.strip()
+        if not line or line[0] in "#;":
+            continue
+        if line.startswith("[") and line.endswith("]"):
+            current = sections.setdefault(line[1:-1], {})
+            continue
+        key, _, value = line.partition("=")
+        if not value.strip():
+            current[key.strip()] = []
+        else:
+            current.setdefault(key.strip(), []).append(value.strip())
+    return sections
+
+
+def service_of(unit: str, sections: dict[str, dict[str, list[str]]]) -> str:
+    """The unit that a timer starts."""
+    named = sections.get("Timer", {}).get("Unit")
+    return named[-1] if named else unit.removesuffix(".timer") + ".service"
+
+
+def timer_of(host: HostState, unit: str) -> dict[str, Any]:
+    """A timer as the lab runs it: unit, service, exec_start, on_boot and on_active in seconds or None.
+
+    Raises:
+        UnitError: no such timer or service, or a line that can't be understood.
+    """
+    path = find(host, unit)
+    if path is None:
+        raise UnitError(f"Unit {unit} not found.")
+    sections = parse(path)
+    service = service_of(unit, sections)
+    service_path = find(host, service)
+    if service_path is None:
+        raise UnitError(f"{unit}: Refusing to start, unit {service} to trigger not loaded.")
+    timer = sections.get("Timer", {})
+    spans = {
+        key: parse_time_span(timer[key][-1]) if timer.get(key) else None
+        for key in ("OnBootSec", "OnActiveSec", "OnStartupSec")
+    }
+    on_boot = spans["OnBootSec"] if spans["OnBootSec"] is not None else spans["OnStartupSec"]
+    return {
+        "unit": unit,
+        "service": service,
+        "exec_start": exec_start(service_path),
+        "on_boot": on_boot,
+        "on_active": spans["OnActiveSec"],
+    }
+
+
+def exec_start(path: Path) -> str:
+    """The command of a service; prefix characters (`-`, `+`) taken off, several ExecStart= lines in one shell.
+
+    Raises:
+        UnitError: it has none.
+    """
+    commands = [c.lstrip("-+!@:") for c in parse(path).get("Service", {}).get("ExecStart", [])]
+    if not commands:
+        raise UnitError(f"{path.name}: Service has no ExecStart=. Refusing.")
+    return commands[0] if len(commands) == 1 else "/bin/sh -c " + shlex.quote(" && ".join(commands))
+
+
+def rooted_command(host: HostState, command: str) -> str:
+    """A command as bash runs it here: words that are files of the host's tree are taken from there, simulated
+    commands given by path (`/sbin/reboot`) from the lab."""
+    words = shlex.split(command)
+    rooted = []
+    for index, word in enumerate(words):
+        here = host.rooted(word) if word.startswith("/") else None
+        if here is not None and here.exists():
+            rooted.append(str(here))
+        elif index == 0 and here is not None and (host.state / "bin" / here.name).exists():
+            rooted.append(str(host.state / "bin" / here.name))
+        else:
+            rooted.append(word)
+    return shlex.join(rooted)
+
+
+def enabled_timers(host: HostState) -> list[dict[str, Any]]:
+    """Timers that start with timers.target, with the seconds after boot at which each runs its service."""
+    wants = host.rooted("/etc/systemd/system/timers.target.wants")
+    found = []
+    for link in sorted(wants.iterdir()) if wants.is_dir() else []:
+        if not link.name.endswith(".timer"):
+            continue
+        try:
+            timer = timer_of(host, link.name)
+        except UnitError as error:
+            host.kernel_message(f"systemd[1]: {error}")
+            continue
+        seconds = timer["on_boot"] if timer["on_boot"] is not None else timer["on_active"]
+        if seconds is not None:
+            found.append({"unit": link.name, "seconds_after_boot": seconds, "exec_start": timer["exec_start"]})
+    return found

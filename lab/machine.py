@@ -1,0 +1,347 @@
+"""The simulated machine: a scenario installed in a state folder, that can be booted, shut down and tampered with.
+
+What happens inside is lab.host's (kernel model, boot loaders, commands); who talks to it over SSH and when it
+boots is the daemon's business (lab.server).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from lab.host import boot as booting
+from lab.host.bootloader import write_grubenv
+from lab.host.catalogue import module_of_driver
+from lab.host.grub import mkconfig
+from lab.host.initramfs import build_image
+from lab.host.kernel import ModprobeError, RunningKernel, modules_on_disk
+from lab.host.proxmox_boot import sync
+from lab.host.run import PROGRAMS
+from lab.host.state import HostState
+from lab.scenario import Scenario, ScenarioError, load_scenario, scenario_from, scenario_names
+from lab.stock import write_kernel, write_stock_tree
+
+#: Faults by name, with what their value may be (lab/scenarios/README.md says what each does).
+FAULTS = {
+    "update-initramfs": '"fail" or "fail:<kernel version>"',
+    "update-grub": '"fail"',
+    "proxmox-boot-tool": '"fail"',
+    "boot-free-mb": "a number of MiB",
+    "never-comes-back": "true",
+    "no-network-when": "a part of the kernel command line",
+    "hang-seconds": "a number of seconds",
+    "reboot-ignored": "true",
+    "drop-connection-during": "a part of a command or script",
+}
+
+
+class MachineError(Exception):
+    """The machine can't do what was asked; the text says what was wanted, found, and what to do."""
+
+
+@dataclass(frozen=True)
+class Timer:
+    """A systemd timer that is active after a boot: its service's command runs once, that many seconds later."""
+
+    unit: str
+    seconds_after_boot: float
+    exec_start: str
+
+
+@dataclass(frozen=True)
+class BootResult:
+    """What a boot led to.
+
+    `network`: whether sshd can be reached; `comes_up`: whether the system gets as far as starting services
+    (`problem` says why not); `seconds`: how long it takes.
+    """
+
+    boot_id: str
+    kernel: str
+    entry: str
+    cmdline: str
+    network: bool
+    comes_up: bool
+    seconds: float
+    timers: list[Timer] = field(default_factory=list)
+    problem: str | None = None
+
+
+class Machine:
+    """A simulated Proxmox host in a state folder.
+
+    Use `install` or `open` to get one. Objects keep nothing but the path: several of them, and the simulated
+    commands, may work on the same folder.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self.state = state.absolute()
+
+    @classmethod
+    def install(cls, state: Path, scenario: Scenario) -> Machine:
+        """The stock host of a scenario, powered off, its boot configuration generated as its own tools do.
+
+        Replaces root/, esp/ and what belongs to the machine in the folder; keys and logs are left alone.
+
+        Args:
+            state: the state folder; made when it isn't there.
+        """
+        machine = cls(state)
+        machine.state.mkdir(parents=True, exist_ok=True)
+        for name in ("root", "esp", "covered", "initramfs", "bin"):
+            shutil.rmtree(machine.state / name, ignore_errors=True)
+        for name in ("kernel.json", "dmesg"):
+            (machine.state / name).unlink(missing_ok=True)
+        data = scenario.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        (machine.state / "scenario.yaml").write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+        (machine.state / "machine.json").write_text(
+            json.dumps(scenario.machine(), indent=1, sort_keys=True) + "\n", encoding="utf-8"
+        )
+        host = machine._host()
+        faults, host.machine["faults"] = host.machine["faults"], {}
+        host.save_machine()  # installing is free of faults, whatever the scenario sets for later
+        machine._write_launchers(host)
+        host.esp.mkdir()
+        write_stock_tree(host, scenario)
+        machine._generate_boot(host)
+        host.machine["faults"] = faults
+        host.save_machine()
+        return machine
+
+    @classmethod
+    def open(cls, state: Path) -> Machine:
+        """The machine that was installed in a state folder.
+
+        Raises:
+            MachineError: there is none.
+        """
+        machine = cls(state)
+        if not (machine.state / "machine.json").exists():
+            raise MachineError(
+                f"no machine in {state}: expected its machine.json. Install one first (python -m lab start)"
+            )
+        machine._write_launchers(machine._host())
+        return machine
+
+    def _host(self) -> HostState:
+        return HostState(self.state)
+
+    def _generate_boot(self, host: HostState) -> None:
+        """What the installer's last steps do: initramfs images, ESPs, grub.cfg."""
+        environment = self.environment()
+        host.quiet = True
+        for kernel in host.kernels():
+            host.write(f"/boot/initrd.img-{kernel}", build_image(host, kernel), 0o600)
+        # Also with systemd-boot: the kernel packages' hooks run update-grub on every Proxmox host.
+        mkconfig(host, host.root / "boot/grub/grub.cfg", {**environment, "PVE_EFIBOOT_UNSHARED": "1"})
+        write_grubenv(host.root / "boot/grub/grubenv", {})
+        if host.machine["boot"]["esps"]:
+            sync(host, environment)
+
+    def _write_launchers(self, host: HostState) -> None:
+        """STATE/bin: one launcher for each simulated command this host has.
+
+        They name the Python and the checkout in use, and are made anew when one of these has moved.
+        """
+        folder = self.state / "bin"
+        runner = Path(__file__).parent / "host" / "run.py"
+        start = f"exec {shlex.quote(os.path.realpath(sys.executable))} -I -S {shlex.quote(str(runner))}"
+        known = folder / "lspci"
+        if known.exists() and start in known.read_text(encoding="utf-8"):
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for name in PROGRAMS:
+            if name == "nvidia-smi" and host.machine["nvidia"] is None:
+                continue
+            path = folder / name
+            path.write_text(f'#!/bin/sh\n{start} {name} "$@"\n', encoding="utf-8")
+            path.chmod(0o755)
+
+    # -- kernel packages ---------------------------------------------------------------------------------
+    def install_kernel(self, kernel: str) -> None:
+        """Install a kernel package: its files, then the hooks in /etc/kernel/postinst.d, as dpkg does.
+
+        Args:
+            kernel: version, such as 6.17.4-1-pve.
+
+        Raises:
+            MachineError: a hook fails.
+        """
+        write_kernel(self._host(), kernel)
+        self._kernel_hooks("postinst.d", kernel)
+
+    def remove_kernel(self, kernel: str) -> None:
+        """Remove a kernel package: its files, then the hooks in /etc/kernel/postrm.d.
+
+        Raises:
+            MachineError: a hook fails.
+        """
+        host = self._host()
+        for name in ("vmlinuz", "config", "System.map"):
+            host.rooted(f"/boot/{name}-{kernel}").unlink(missing_ok=True)
+        self._kernel_hooks("postrm.d", kernel)
+        shutil.rmtree(host.rooted(f"/usr/lib/modules/{kernel}"), ignore_errors=True)
+
+    def _kernel_hooks(self, folder: str, kernel: str) -> None:
+        host = self._host()
+        for hook in sorted(host.rooted(f"/etc/kernel/{folder}").iterdir()):
+            if not os.access(hook, os.X_OK):
+                continue
+            done = subprocess.run(
+                [str(hook), kernel, f"/boot/vmlinuz-{kernel}"],
+                env=self.environment(),
+                cwd=host.root,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode != 0:
+                raise MachineError(
+                    f"run-parts: {host.unrooted(hook)} exited with return code {done.returncode}:"
+                    f" {done.stdout}{done.stderr}"
+                )
+
+    # -- power -------------------------------------------------------------------------------------------
+    def boot(self, reason: str) -> BootResult:
+        """Start the machine; its /proc, /sys, /dev and /run are made anew.
+
+        Args:
+            reason: "start", "reboot" or "power".
+        """
+        done = booting.boot(self._host(), reason)
+        return BootResult(
+            done.boot_id,
+            done.kernel,
+            done.entry,
+            done.cmdline,
+            done.network,
+            done.comes_up,
+            done.seconds,
+            [Timer(t["unit"], t["seconds_after_boot"], t["exec_start"]) for t in done.timers],
+            done.problem,
+        )
+
+    def shutdown(self) -> None:
+        """Stop guests, unmount, and leave an empty /run: what a clean shutdown does."""
+        booting.shutdown(self._host())
+
+    def power(self) -> Literal["on", "off"]:
+        """Whether the machine is on."""
+        return "on" if self._host().machine["power"] == "on" else "off"
+
+    # -- tampering ---------------------------------------------------------------------------------------
+    @property
+    def faults(self) -> dict[str, Any]:
+        """The faults that are set."""
+        return dict(self._host().machine["faults"])
+
+    def set_fault(self, name: str, value: Any) -> None:
+        """Set a fault, or clear it with None.
+
+        Raises:
+            MachineError: no such fault.
+        """
+        if name not in FAULTS:
+            known = "\n".join(f"  {key}: {what}" for key, what in FAULTS.items())
+            raise MachineError(f"no fault {name!r}; there are:\n{known}")
+        with self._host().changing() as machine:
+            if value is None:
+                machine["faults"].pop(name, None)
+            else:
+                machine["faults"][name] = value
+
+    def clear_faults(self) -> None:
+        """Clear all faults."""
+        with self._host().changing() as machine:
+            machine["faults"] = {}
+
+    @property
+    def next_entry(self) -> str | None:
+        """The boot entry chosen for the next boot alone, as a person does at the boot menu."""
+        value = self._host().machine["next_entry"]
+        return None if value is None else str(value)
+
+    @next_entry.setter
+    def next_entry(self, entry: str | None) -> None:
+        """Choose by title, id, number, or a path of these joined by `>`."""
+        with self._host().changing() as machine:
+            machine["next_entry"] = entry
+
+    def rebind(self, address: str, driver: str | None) -> None:
+        """Give a device to another driver on the running system, or to none, as a person does in sysfs.
+
+        Raises:
+            MachineError: the machine is off, or the kernel would refuse.
+        """
+        host = self._host()
+        if self.power() == "off" or not host.running:
+            raise MachineError(f"unable to rebind {address}: the machine is off; boot it first")
+        kernel = RunningKernel.attach(host)
+        if address not in kernel.devices:
+            raise MachineError(f"unable to rebind {address}: no such device; there are {', '.join(kernel.devices)}")
+        try:
+            self._give(kernel, address, driver)
+        finally:
+            (kernel.device_folder(address) / "driver_override").write_text("(null)\n", encoding="utf-8")
+            kernel.save()
+        if kernel.bound.get(address) != driver:
+            raise MachineError(
+                f"unable to give {address} ({kernel.devices[address].label}) to {driver}: the driver doesn't take it"
+            )
+
+    def _give(self, kernel: RunningKernel, address: str, driver: str | None) -> None:
+        host = kernel.host
+        override = kernel.device_folder(address) / "driver_override"
+        override.write_text("(null)\n", encoding="utf-8")  # what an initramfs script left there would be in the way
+        if address in kernel.bound:
+            kernel.write(f"drivers/{kernel.bound[address]}/unbind", address)
+        if driver is None:
+            return
+        available = modules_on_disk(host.root, kernel.data["kernel"])
+        try:
+            kernel.load_module(module_of_driver(driver), booting.root_modprobe_config(host), available)
+        except ModprobeError as error:
+            raise MachineError(f"unable to give {address} to {driver}: {error}") from error
+        if driver == "vfio-pci":
+            # A driver with a table of its own needs no override, and one that doesn't know the device refuses it.
+            override.write_text("vfio-pci\n", encoding="utf-8")
+        if address not in kernel.bound:
+            kernel.write(f"drivers/{driver}/bind", address)
+
+    def environment(self) -> dict[str, str]:
+        """The environment in which commands and scripts run on this host; nothing of the caller's is in it."""
+        return {
+            "ROOT": str(self.state / "root"),
+            "LAB_STATE": str(self.state),
+            "HOME": str(self.state / "root/root"),
+            "PATH": f"{self.state}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "LC_ALL": "C.UTF-8",
+            "USER": "root",
+            "LOGNAME": "root",
+            "SHELL": "/bin/bash",
+        }
+
+
+__all__ = [
+    "FAULTS",
+    "BootResult",
+    "Machine",
+    "MachineError",
+    "Scenario",
+    "ScenarioError",
+    "Timer",
+    "load_scenario",
+    "scenario_from",
+    "scenario_names",
+]

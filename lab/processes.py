@@ -1,0 +1,160 @@
+"""The processes that run on the simulated host: started, waited for, and killed with all they started.
+
+The daemon is a child subreaper (prctl(2)): whatever a script leaves behind, also with setsid or nohup, stays
+its descendant, and so ends when the host goes down, as on a real one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from lab.state import process_start_time
+
+T = TypeVar("T")
+
+_PR_SET_CHILD_SUBREAPER = 36  # include/uapi/linux/prctl.h
+TERMINATE_SECONDS = 2.0  # how long processes may take to end at SIGTERM before SIGKILL; systemd gives 90
+
+
+class Processes:
+    """The host's processes, as children of the daemon. To be used in its event loop only."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Become subreaper and watch for ended children."""
+        self._loop = loop
+        self._ended: dict[subprocess.Popen[bytes], asyncio.Future[int]] = {}
+        self._foreign_children = 0
+        if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+        loop.add_signal_handler(signal.SIGCHLD, self._reap)
+
+    def start(
+        self,
+        arguments: list[str],
+        environment: dict[str, str],
+        folder: Path,
+        stdin: int,
+        stdout: int,
+        stderr: int,
+    ) -> tuple[subprocess.Popen[bytes], asyncio.Future[int]]:
+        """Start a process in a session of its own, as sshd does without a terminal (setsid).
+
+        Returns:
+            The process, and a future of its exit status as subprocess has it (negative: the signal).
+        """
+        process = subprocess.Popen(
+            arguments,
+            env=environment,
+            cwd=folder,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
+        ended: asyncio.Future[int] = self._loop.create_future()
+        self._ended[process] = ended
+        return process, ended
+
+    async def with_children_of_its_own(self, work: Callable[[], T]) -> T:
+        """Run work in a thread that starts and waits for children itself: none is reaped here meanwhile."""
+        self._foreign_children += 1
+        try:
+            return await asyncio.to_thread(work)
+        finally:
+            self._foreign_children -= 1
+            self._reap()
+
+    def _reap(self) -> None:
+        for process in list(self._ended):
+            status = process.poll()
+            if status is not None:
+                self._ended.pop(process).set_result(status)
+        while not self._foreign_children and self._reap_orphan():
+            pass
+
+    def _reap_orphan(self) -> bool:
+        """Reap one process that was left to the daemon by one that ended; return whether there was one."""
+        try:
+            peek = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+        if peek is None or any(process.pid == peek.si_pid for process in self._ended):
+            return False
+        os.waitpid(peek.si_pid, os.WNOHANG)
+        return True
+
+    async def kill_all(self) -> None:
+        """End every process of the host: SIGTERM, and SIGKILL for those that stay."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            deadline = time.monotonic() + TERMINATE_SECONDS
+            signalled: set[tuple[int, int]] = set()
+            while (alive := descendants(os.getpid())) and time.monotonic() < deadline:
+                send_signal(alive - signalled, number)
+                signalled |= alive
+                await asyncio.sleep(0.01)  # SIGCHLD doesn't come for grandchildren
+                self._reap()
+            if not alive:
+                return
+
+
+def send_signal(processes: Iterable[tuple[int, int]], number: signal.Signals) -> None:
+    """Send a signal to processes, given as (pid, start time); one that has ended meanwhile is left out."""
+    for pid, started in processes:
+        if process_start_time(pid) == started:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue  # ended between the look and the signal, which is what was wanted
+
+
+def _all_processes() -> dict[int, tuple[int, int]]:
+    """Return pid -> (parent, start time) of every process that isn't a zombie."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            stat = (folder / "stat").read_text(encoding="utf-8", errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # ended while we looked
+        fields = stat.rpartition(")")[2].split()
+        if fields[0] not in "ZX":
+            found[int(folder.name)] = (int(fields[1]), int(fields[19]))
+    return found
+
+
+def descendants(pid: int) -> set[tuple[int, int]]:
+    """Return (pid, start time) of the living children of a process, their children, and so on."""
+    processes = _all_processes()
+    children: dict[int, list[int]] = {}
+    for child, (parent, _) in processes.items():
+        children.setdefault(parent, []).append(child)
+    found: set[int] = set()
+    pending = [pid]
+    while pending:
+        new = [child for child in children.get(pending.pop(), []) if child not in found]
+        found.update(new)
+        pending.extend(new)
+    return {(child, processes[child][1]) for child in found}
+
+
+def left_behind(state: Path) -> set[tuple[int, int]]:
+    """Return the processes that a killed daemon left: those with its lab's LAB_STATE in their environment."""
+    mark = f"LAB_STATE={state}".encode()
+    found = set()
+    for pid, (_, started) in _all_processes().items():
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # ended, or another user's, and so not ours
+        if pid != os.getpid() and mark in environment.split(b"\0"):
+            found.add((pid, started))
+    return found

@@ -1,0 +1,443 @@
+"""The lab's daemon: keeps one simulated host running.
+
+It owns when things happen (boot, reboot, timers, the faults of the network) and the logs of connections,
+commands, boots and timers. What a boot does is `lab.machine`'s; SSH is served by `lab.ssh`, the control
+socket by `lab.requests`. `lab.client` starts it as `python -m lab.server`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from lab.machine import BootResult, Machine, MachineError, Scenario, ScenarioError, load_scenario
+from lab.processes import Processes, left_behind, send_signal
+from lab.requests import Answer, ControlServer
+from lab.ssh import Server, make_keys, public_key
+from lab.state import (
+    LOG_NAMES,
+    LabError,
+    LabFile,
+    StatePaths,
+    append_log,
+    now,
+    process_start_time,
+    read_lab_file,
+    read_log,
+    write_lab_file,
+)
+from lab.timers import Timers
+
+_LOG = logging.getLogger("lab.server")
+# sockaddr_un has 108 bytes for the path, with its final zero (unix(7)).
+_SOCKET_PATH_MAX = 107
+# Between the answer to `reboot` and the end of the sessions. systemd takes about that long to get from one to
+# the other: the script that asked goes on for a moment.
+_GOING_DOWN_SECONDS = 0.1
+# How often the daemon looks whether its state folder is still there: it ends with it.
+_FOLDER_CHECK_SECONDS = 5.0
+
+
+class Daemon:
+    """One lab: the machine, its SSH server, its timers, and the phase that it is in.
+
+    `phase` is booting, up, unreachable (it runs, without its network), dead (it didn't come up), going-down
+    or off; `boots` counts the lines of the log of that name.
+    """
+
+    def __init__(self, state: Path, processes: Processes, lab: LabFile) -> None:
+        self.state = state
+        self.processes = processes
+        self.environment = Machine.open(state).environment()
+        self.timers = Timers(state, processes, lambda: self.environment)
+        self.phase = "off"
+        self.boots = len(read_log(state, "boots"))
+        self._lab = lab
+        self._ssh: Server | None = None
+        self._booted_at = 0.0
+        self._changed = asyncio.Condition()
+        self._transition = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ending = asyncio.Event()
+        self._interrupted = asyncio.Event()
+
+    # What the SSH server asks (lab.ssh.Owner)
+
+    def cut_during(self) -> str | None:
+        """Return the fault drop-connection-during, read anew: tests change it while the host runs."""
+        value = self._faults().get("drop-connection-during")
+        return None if value is None else str(value)
+
+    def activity(self) -> None:
+        """Wake up those who wait for a command or a connection to start or end."""
+        self._in_background(self._tell())
+
+    # Serving
+
+    @property
+    def ssh(self) -> Server:
+        """The SSH server, once `take_port` has made it."""
+        assert self._ssh is not None
+        return self._ssh
+
+    def take_port(self, port: int, exactly: bool) -> None:
+        """Take the SSH port.
+
+        Args:
+            port: the wanted one, 0 for a free one.
+            exactly: whether another one won't do.
+        """
+        try:
+            self._ssh = Server(self, port)
+        except OSError as error:
+            if exactly:
+                raise LabError(
+                    f"Unable to start the lab in {self.state}: wanted 127.0.0.1:{port} for SSH, found it "
+                    f"taken ({error.strerror}). Give another --ssh-port, or none for a free one."
+                ) from error
+            _LOG.warning("port %d, which the lab had, is taken; another one is used", port)
+            self._ssh = Server(self, 0)
+        paths = StatePaths(self.state)
+        self._lab.ssh = {
+            "host": "127.0.0.1",
+            "port": self.ssh.port,
+            "user": "root",
+            "hostKey": public_key(paths.host_key),
+            "privateKeyFile": str(paths.user_key),
+            "hostKeyFile": f"{paths.host_key}.pub",
+        }
+
+    async def serve(self, ready: Callable[[], None]) -> None:
+        """Boot the host, and keep it until asked to stop.
+
+        Args:
+            ready: is called when the host has been booted.
+        """
+        control = ControlServer(self)
+        await control.listen(Path(self._lab.control))
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.end)
+        async with self._transition:
+            await self._power_on("start")
+        self._write_lab_file(pid=os.getpid())
+        ready()
+        folder = asyncio.create_task(self._end_with_folder())
+        await self._ending.wait()
+        folder.cancel()
+        control.close()
+        await self._end()
+
+    def end(self) -> None:
+        """Stop serving, also in the middle of a boot."""
+        self._interrupted.set()
+        self._ending.set()
+
+    async def _end(self) -> None:
+        async with self._transition:
+            lab = read_lab_file(self.state)
+            if lab is None or lab.pid != os.getpid():
+                # The folder was removed, or is another daemon's, or the start was given up: leave it alone.
+                self.ssh.close()
+                await self.processes.kill_all()
+                return
+            await self._power_off()
+            self._write_lab_file(pid=None)
+        with contextlib.suppress(FileNotFoundError):
+            Path(self._lab.control).unlink()
+        if Path(self._lab.control).parent != self.state:
+            Path(self._lab.control).parent.rmdir()
+
+    async def _end_with_folder(self) -> None:
+        """End when the state folder is removed, or has become another daemon's."""
+        while True:
+            await asyncio.sleep(_FOLDER_CHECK_SECONDS)
+            lab = read_lab_file(self.state)
+            if lab is None or lab.pid != os.getpid():
+                _LOG.warning("%s is no longer this daemon's: it ends", self.state)
+                self.end()
+
+    def _write_lab_file(self, pid: int | None) -> None:
+        self._lab.pid = pid
+        self._lab.started = None if pid is None else process_start_time(pid)
+        write_lab_file(self.state, self._lab)
+
+    # What the control socket asks
+
+    def status(self) -> Answer:
+        """Return the phase, the number of boots, and how many commands run."""
+        return {"phase": self.phase, "boots": self.boots, "commands": len(self.ssh.commands)}
+
+    @property
+    def settled(self) -> bool:
+        """Whether neither a boot nor a shutdown is under way."""
+        return self.phase in ("up", "unreachable", "dead", "off")
+
+    async def wait(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Wait until a condition on phase, boots or commands holds; return False at the time limit."""
+        try:
+            async with asyncio.timeout(seconds), self._changed:
+                await self._changed.wait_for(condition)
+        except TimeoutError:
+            return False
+        return True
+
+    def begin_reboot(self) -> None:
+        """Reboot in a moment, unless the fault reboot-ignored is set."""
+        if self._faults().get("reboot-ignored"):
+            _LOG.warning("reboot asked for and ignored: fault reboot-ignored")
+            return
+        self._begin(self._cycle("reboot"))
+
+    def begin_power_off(self) -> None:
+        """Switch off in a moment."""
+        self._begin(self._power_off)
+
+    def begin_power_on(self) -> None:
+        """Switch on; a host that is on but out of reach is switched off first."""
+        if self.phase != "up":
+            self._begin(self._cycle("power"))
+
+    def start_timer(self, unit: str, command: str, seconds: float, *, since_boot: bool = False) -> None:
+        """Run a service's ExecStart in that many seconds from now, or after the boot."""
+        passed = time.monotonic() - self._booted_at if since_boot else 0.0
+        self.timers.start(unit, command, seconds - passed)
+
+    async def set_fault(self, name: str, value: object) -> dict[str, Any]:
+        """Set a fault, None clears it; return all that are set."""
+        async with self._transition:
+            Machine.open(self.state).set_fault(name, value)
+        return self._faults()
+
+    async def rebind(self, address: str, driver: str | None) -> None:
+        """Bind a PCI function to a driver, None to none, as a person does in sysfs."""
+        async with self._transition:
+            Machine.open(self.state).rebind(address, driver)
+
+    async def reset(self, wanted: str | None) -> None:
+        """Make the host stock again and boot it.
+
+        Args:
+            wanted: another scenario's name or path; None for the one that it has, read anew.
+        """
+        name = wanted or self._lab.scenario
+        scenario = load_scenario(name)  # a mistake in it shows before anything of the old host is lost
+        self._interrupted.set()
+        async with self._transition:
+            if not self._ending.is_set():
+                self._interrupted.clear()
+            await self._power_off()
+            self._lab.installed = False
+            self._lab.resets += 1
+            self._write_lab_file(pid=os.getpid())
+            await self.processes.with_children_of_its_own(lambda: install(self.state, scenario))
+            self._lab.scenario, self._lab.node, self._lab.installed = name, scenario.node, True
+            self.boots = 0
+            self.ssh.count_from_log()
+            await self._power_on("start")
+            self._write_lab_file(pid=os.getpid())
+
+    def _faults(self) -> dict[str, Any]:
+        return Machine.open(self.state).faults
+
+    # Going up and down
+
+    def _cycle(self, reason: str) -> Callable[[], Awaitable[None]]:
+        async def cycle() -> None:
+            await self._power_off()
+            await self._power_on(reason)
+
+        return cycle
+
+    def _begin(self, change: Callable[[], Awaitable[None]]) -> None:
+        """Start going down in a moment; from now on the host isn't settled. Once is enough."""
+        if self.phase == "going-down":
+            return
+        self._set_phase("going-down")
+
+        async def later() -> None:
+            async with self._transition:
+                await asyncio.sleep(_GOING_DOWN_SECONDS)
+                await change()
+
+        self._in_background(later())
+
+    async def _power_on(self, reason: str) -> None:
+        """Boot, and listen if the host comes up with its network."""
+        self._set_phase("booting")
+        self._booted_at = time.monotonic()
+        try:
+            result = await self.processes.with_children_of_its_own(lambda: self._boot(reason))
+        except Exception:
+            self._set_phase("dead")
+            raise
+        self._log_boot(result, reason)
+        if result.comes_up:
+            self._start_enabled_timers(result)
+        await self._until(self._booted_at + result.seconds)
+        if self._interrupted.is_set():
+            return
+        if result.comes_up and result.network:
+            await self.ssh.listen()
+        self._set_phase("dead" if not result.comes_up else "up" if result.network else "unreachable")
+
+    def _boot(self, reason: str) -> BootResult:
+        machine = Machine.open(self.state)
+        result = machine.boot(reason)
+        self.environment = machine.environment()
+        return result
+
+    def _log_boot(self, result: BootResult, reason: str) -> None:
+        entry = {
+            "at": now(),
+            "boot_id": result.boot_id,
+            "kernel": result.kernel,
+            "entry": result.entry,
+            "cmdline": result.cmdline,
+            "reason": reason,
+            "network": result.network,
+            **({"problem": result.problem} if result.problem else {}),
+        }
+        append_log(self.state, "boots", entry)
+        self.boots += 1
+
+    def _start_enabled_timers(self, result: BootResult) -> None:
+        for timer in result.timers:
+            # The time counts from the kernel's start, but a unit starts no earlier than its host is up.
+            seconds = max(timer.seconds_after_boot, result.seconds)
+            self.start_timer(timer.unit, timer.exec_start, seconds, since_boot=True)
+
+    async def _until(self, moment: float) -> None:
+        """Wait until then (time.monotonic), or until the boot is cut short by a stop or a reset."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._interrupted.wait(), max(0.0, moment - time.monotonic()))
+
+    async def _power_off(self) -> None:
+        """End everything that runs, as a host that goes down does."""
+        self._set_phase("going-down")
+        self.timers.stop_all()
+        self.ssh.close()
+        await self.processes.kill_all()
+        await self.ssh.wait_commands_ended()
+        await self.timers.wait_services_ended()
+        await self.processes.with_children_of_its_own(lambda: Machine.open(self.state).shutdown())
+        self._set_phase("off")
+
+    def _set_phase(self, phase: str) -> None:
+        self.phase = phase
+        _LOG.info("phase: %s", phase)
+        self._in_background(self._tell())
+
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _LOG.error("a task failed", exc_info=error)
+
+
+def install(state: Path, scenario: Scenario) -> None:
+    """Write the stock host, in place of what was there; logs start empty."""
+    for name in ("root", "esp"):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(state / name)
+    for name in LOG_NAMES:
+        StatePaths(state).log(name).unlink(missing_ok=True)
+    Machine.install(state, scenario)
+
+
+def _control_socket(state: Path) -> str:
+    path = str(StatePaths(state).control_socket)
+    if len(os.fsencode(path)) <= _SOCKET_PATH_MAX:
+        return path
+    return str(Path(tempfile.mkdtemp(prefix="homelab-lab-")) / "control.sock")
+
+
+def _prepare(state: Path, scenario: str) -> LabFile:
+    """Make the folder ready: a new lab is installed, one that was there is taken over as it is."""
+    (state / "log").mkdir(parents=True, exist_ok=True)
+    send_signal(left_behind(state), signal.SIGKILL)
+    make_keys(state)
+    lab = read_lab_file(state)
+    if lab is not None and lab.control and Path(lab.control).parent != state:
+        shutil.rmtree(Path(lab.control).parent, ignore_errors=True)  # a killed daemon's private folder
+    if lab is None or not lab.installed:
+        # lab.json comes after the tree: a start that was killed half-way begins again.
+        loaded = load_scenario(scenario)
+        install(state, loaded)
+        ssh = lab.ssh if lab is not None else {}
+        lab = LabFile(scenario, loaded.node, pid=None, started=None, installed=True, control="", ssh=ssh)
+    lab.control = _control_socket(state)
+    return lab
+
+
+async def _run(arguments: argparse.Namespace, ready: Callable[[], None]) -> None:
+    state: Path = arguments.state
+    lab = _prepare(state, arguments.scenario)
+    daemon = Daemon(state, Processes(asyncio.get_running_loop()), lab)
+    daemon.take_port(arguments.ssh_port or int(lab.ssh.get("port", 0)), exactly=bool(arguments.ssh_port))
+    if arguments.lifeline_fd is not None:
+        asyncio.get_running_loop().add_reader(arguments.lifeline_fd, daemon.end)
+    await daemon.serve(ready)
+
+
+def _detach() -> None:
+    """Leave the starter: its grandchild runs on, in a session that it doesn't lead, and init reaps it."""
+    if os.fork():
+        os._exit(0)
+    os.umask(0o022)
+
+
+def main() -> None:
+    """Run a daemon. It says on --ready-fd, in a line of JSON, that it serves, or why it can't."""
+    parser = argparse.ArgumentParser(prog="python -m lab.server", description="The daemon of one lab.")
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--scenario", required=True)
+    parser.add_argument("--ssh-port", type=int, default=0)
+    parser.add_argument("--ready-fd", type=int, required=True)
+    parser.add_argument("--lifeline-fd", type=int, default=None)
+    arguments = parser.parse_args()
+    _detach()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("asyncssh").setLevel(logging.WARNING)
+    ready = os.fdopen(arguments.ready_fd, "w")
+
+    def say(answer: Answer) -> None:
+        if not ready.closed:
+            ready.write(json.dumps(answer) + "\n")
+            ready.close()
+
+    try:
+        asyncio.run(_run(arguments, lambda: say({"ok": True})))
+    except Exception as error:
+        _LOG.exception("the daemon ends")
+        text = (
+            str(error)
+            if isinstance(error, LabError | MachineError | ScenarioError)
+            else f"{type(error).__name__}: {error}"
+        )
+        say({"ok": False, "error": text})
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,480 @@
+"""The host's SSH server: commands in bash on the host's tree, and sftp in it, as OpenSSH would serve them.
+
+What it does as sshd on a Proxmox host does: one account (root, by public key), no environment variables taken
+from the client (sshd_config has no AcceptEnv for them), exit status or signal reported, background processes
+that hold a command's stdout keep the channel open. What it doesn't have: login shells, terminals, forwarding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import posixpath
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import asyncssh
+from asyncssh.channel import SSHChannel
+
+from lab.processes import Processes
+from lab.state import StatePaths, append_log, now, read_log
+
+_CHUNK = 65536
+# How much of a command's stdin is kept, to find a text in it: scripts, the longest many times over.
+_SCRIPT_KEPT = 1 << 20
+
+
+class Owner(Protocol):
+    """What the server needs from the daemon."""
+
+    state: Path
+    processes: Processes
+    environment: dict[str, str]
+
+    def cut_during(self) -> str | None:
+        """Return the text whose commands lose their connection half-way, None when there's no such fault."""
+
+    def activity(self) -> None:
+        """Say that a command has started, read its script or ended, or that a connection has."""
+
+
+@dataclass
+class Numbers:
+    """The last numbers of connections and commands in the logs, counted from 1."""
+
+    connections: int = 0
+    commands: int = 0
+
+
+def make_keys(state: Path) -> None:
+    """Generate the user's key and the host's, unless they are there."""
+    paths = StatePaths(state)
+    for path, comment in ((paths.user_key, "homelab-lab"), (paths.host_key, "homelab-lab-host")):
+        if path.exists() and Path(f"{path}.pub").exists():
+            continue
+        key = asyncssh.generate_private_key("ssh-ed25519", comment=comment)
+        Path(f"{path}.pub").write_bytes(key.export_public_key())
+        path.touch(mode=0o600)
+        path.write_bytes(key.export_private_key())
+
+
+def public_key(private_key: Path) -> str:
+    """Return a key's public half as `type base64`, without its comment."""
+    return " ".join(Path(f"{private_key}.pub").read_text(encoding="ascii").split()[:2])
+
+
+async def _when_ready(add: Callable[..., object], remove: Callable[[int], object], descriptor: int) -> None:
+    """Wait until a non-blocking descriptor can be read or written."""
+    ready = asyncio.get_running_loop().create_future()
+
+    def tell() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    add(descriptor, tell)
+    try:
+        await ready
+    finally:
+        remove(descriptor)
+
+
+async def _read(descriptor: int) -> bytes:
+    """Read what a pipe has; empty at its end."""
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            return os.read(descriptor, _CHUNK)
+        except BlockingIOError:
+            await _when_ready(loop.add_reader, loop.remove_reader, descriptor)
+
+
+async def _write(descriptor: int, data: bytes) -> None:
+    """Write all of data to a pipe.
+
+    Raises:
+        BrokenPipeError: nobody reads it any more.
+    """
+    loop = asyncio.get_running_loop()
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(descriptor, view) :]
+        except BlockingIOError:
+            await _when_ready(loop.add_writer, loop.remove_writer, descriptor)
+
+
+class Pipe:
+    """A pipe to or from a command: our end non-blocking, each end closed once."""
+
+    def __init__(self, ours_reads: bool) -> None:
+        read_end, write_end = os.pipe()
+        self.ours, self.theirs = (read_end, write_end) if ours_reads else (write_end, read_end)
+        os.set_blocking(self.ours, False)
+        self._open = {self.ours, self.theirs}
+
+    def close(self, end: int) -> None:
+        """Close an end, unless it is closed."""
+        if end in self._open:
+            self._open.remove(end)
+            os.close(end)
+
+
+class Command:
+    """One command on the host, started through a channel."""
+
+    def __init__(self, owner: Owner, number: int, connection: Connection, channel: CommandChannel) -> None:
+        self._owner = owner
+        self._connection = connection
+        self._channel = channel
+        self.number = number
+        self.text = channel.command or ""
+        self.script = bytearray()
+        self._stdin_bytes = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._lost = asyncio.Event()
+        self._cut = False
+
+    def begin(self) -> None:
+        """Start the command; it is logged when it has ended."""
+        self._connection.server.commands.add(self)
+        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._owner.activity()
+
+    async def wait(self) -> None:
+        """Wait until the command has ended and is logged."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def mentions(self, text: str) -> bool:
+        """Return whether the command, or what it was sent on stdin so far, contains text."""
+        return text in self.text or text.encode() in self.script
+
+    def lose_client(self) -> None:
+        """Close the command's pipes: its channel is gone.
+
+        That is all that OpenSSH does where there is no terminal (session.c; a HUP would come from the tty).
+        The command runs on in its own session, reads end-of-file, and gets SIGPIPE or EPIPE if it writes.
+        """
+        self._lost.set()
+
+    def send_signal(self, name: str) -> None:
+        """Signal the command's process group at the client's request, as OpenSSH's session_signal_req."""
+        number = getattr(signal, f"SIG{name}", None)
+        if number is not None and self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):  # the group may have ended just now
+                os.killpg(self._process.pid, number)
+
+    async def _run(self) -> None:
+        started = now()
+        status: int | None = None
+        try:
+            status = await self._serve()
+        finally:
+            self._connection.server.commands.discard(self)
+            self._log(started, status)
+            self._owner.activity()
+        self._report(status)
+
+    async def _serve(self) -> int:
+        stdin, stdout, stderr = Pipe(ours_reads=False), Pipe(ours_reads=True), Pipe(ours_reads=True)
+        pipes = (stdin, stdout, stderr)
+        try:
+            home = Path(self._owner.environment["HOME"])
+            self._process, ended = self._owner.processes.start(
+                ["bash", "-c", self.text],
+                self._owner.environment,
+                home if home.is_dir() else Path("/"),  # as sshd, when a script has removed it
+                *(pipe.theirs for pipe in pipes),
+            )
+            for pipe in pipes:
+                pipe.close(pipe.theirs)
+            incoming = asyncio.create_task(self._feed(stdin))
+            outgoing = asyncio.gather(
+                self._forward(stdout, self._channel.stdout), self._forward(stderr, self._channel.stderr)
+            )
+            await self._until_lost(outgoing, ended)
+            incoming.cancel()
+            # Before its descriptor is closed: the number may be another command's a moment later.
+            await asyncio.gather(incoming, return_exceptions=True)
+            for pipe in pipes:
+                pipe.close(pipe.ours)
+            return await ended
+        finally:
+            for pipe in pipes:
+                pipe.close(pipe.ours)
+                pipe.close(pipe.theirs)
+
+    async def _until_lost(self, outgoing: asyncio.Future[Any], ended: asyncio.Future[int]) -> None:
+        """Wait until all output is forwarded and the command has ended, or the client is lost."""
+        complete = asyncio.gather(outgoing, asyncio.shield(ended))
+        lost = asyncio.create_task(self._lost.wait())
+        either: tuple[asyncio.Future[Any], ...] = (complete, lost)
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        for waiting in either:
+            waiting.cancel()
+        await asyncio.gather(*either, return_exceptions=True)
+
+    async def _feed(self, pipe: Pipe) -> None:
+        """Forward the client's data to the command's stdin; its end closes the pipe."""
+        readable = True
+        with contextlib.suppress(asyncssh.Error, OSError):  # the connection was lost: an end-of-file as well
+            while data := await self._channel.stdin.read(_CHUNK):
+                self._stdin_bytes += len(data)
+                if len(self.script) < _SCRIPT_KEPT:
+                    self.script += data
+                    self._owner.activity()
+                if readable:
+                    readable = await self._give(pipe, data)
+        pipe.close(pipe.ours)
+        self._cut_if_wanted()
+        self._owner.activity()
+
+    @staticmethod
+    async def _give(pipe: Pipe, data: bytes) -> bool:
+        """Write to the command; return False when it reads no more: the rest is dropped, as sshd does."""
+        try:
+            await _write(pipe.ours, data)
+        except BrokenPipeError:
+            pipe.close(pipe.ours)
+            return False
+        return True
+
+    async def _forward(self, pipe: Pipe, writer: asyncssh.SSHWriter[bytes]) -> None:
+        """Forward the command's output to the client, no faster than it takes it."""
+        while data := await _read(pipe.ours):
+            writer.write(data)
+            await writer.drain()
+
+    def _cut_if_wanted(self) -> None:
+        """Cut the connection where the fault drop-connection-during asks for it.
+
+        It is called when the whole script is in, and before an answer goes out.
+        """
+        wanted = self._owner.cut_during()
+        if wanted is not None and not self._cut and self.mentions(wanted):
+            self._cut = True
+            self._connection.abort()
+
+    def _report(self, status: int | None) -> None:
+        self._cut_if_wanted()
+        if status is None or self._lost.is_set() or self._cut:
+            return
+        if status < 0:
+            self._channel.exit_with_signal(signal.Signals(-status).name.removeprefix("SIG"))
+        else:
+            self._channel.exit(status)
+
+    def _log(self, started: str, status: int | None) -> None:
+        entry: dict[str, Any] = {
+            "n": self.number,
+            "connection": self._connection.number,
+            "command": self.text,
+            "stdin_bytes": self._stdin_bytes,
+            "started": started,
+            "ended": now(),
+            # As a shell has it: 128 + signal.
+            "exit": status if status is None or status >= 0 else 128 - status,
+        }
+        if self._lost.is_set() or self._cut:
+            entry["client"] = "lost"
+        append_log(self._owner.state, "commands", entry)
+
+
+class CommandChannel(asyncssh.SSHServerProcess[bytes]):
+    """A session channel: a command, or sftp. A shell is refused: the lab serves programs."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection.run, connection.sftp, 3, True)
+        self.running: Command | None = None
+
+    def shell_requested(self) -> bool:
+        """Refuse a login shell."""
+        return False
+
+    def signal_received(self, signal: str) -> None:
+        """Hand a signal from the client to the command."""
+        if self.running is not None:
+            self.running.send_signal(signal)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The channel was closed, or the connection broke."""
+        super().connection_lost(exc)
+        if self.running is not None:
+            self.running.lose_client()
+
+
+class HostFiles(asyncssh.SFTPServer):
+    """The host's tree over sftp. Relative paths are below root's home, where sshd's sftp starts."""
+
+    def map_path(self, path: bytes) -> bytes:
+        """Return the machine's path for one of the host."""
+        return super().map_path(posixpath.join(b"/root", path))
+
+
+class Connection(asyncssh.SSHServer):
+    """One connection, from TCP accept to close."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        server.numbers.connections += 1
+        self.number = server.numbers.connections
+        self._connection: asyncssh.SSHServerConnection | None = None
+        self._user: str | None = None
+        self._peer = ""
+        self._logged = False
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        """Take note of the peer."""
+        self._connection = conn
+        host, port, *_ = conn.get_extra_info("peername")
+        self._peer = f"{host}:{port}"
+        self.server.connections.add(self)
+        if not self.server.listening:
+            self.abort()  # accepted at the very moment in which the host went down
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Log one that never authenticated."""
+        self.server.connections.discard(self)
+        self._log(accepted=False)
+        self.server.owner.activity()
+
+    def begin_auth(self, username: str) -> bool:
+        """Ask every user for a key."""
+        self._user = username
+        return True
+
+    def auth_completed(self) -> None:
+        """Log one that did authenticate."""
+        self._log(accepted=True)
+
+    def public_key_auth_supported(self) -> bool:
+        """Public keys are the one way in."""
+        return True
+
+    def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+        """Accept root with the lab's key."""
+        return username == "root" and key.public_data == self.server.accepted_key
+
+    def session_requested(self) -> tuple[asyncssh.SSHServerChannel[bytes], CommandChannel]:
+        """Open a channel that takes no environment variables from the client, as sshd without AcceptEnv.
+
+        AsyncSSH has no setting for that; it looks its request handlers up by name on the channel, so that one
+        set on the channel is found first. tests/lab/test_server_ssh.py notices if that ever changes.
+        """
+        assert self._connection is not None
+        channel: asyncssh.SSHServerChannel[bytes] = self._connection.create_server_channel(encoding=None)
+        setattr(channel, "_process_env_request", lambda _: False)  # noqa: B010
+        return channel, CommandChannel(self)
+
+    def run(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
+        """Start a channel's command."""
+        assert isinstance(process, CommandChannel)
+        self.server.numbers.commands += 1
+        process.running = Command(self.server.owner, self.server.numbers.commands, self, process)
+        process.running.begin()
+
+    def sftp(self, channel: SSHChannel[bytes]) -> HostFiles:
+        """Serve the host's tree."""
+        assert isinstance(channel, asyncssh.SSHServerChannel)
+        return HostFiles(channel, chroot=os.fsencode(StatePaths(self.server.owner.state).root))
+
+    def abort(self) -> None:
+        """Break the connection without a word."""
+        if self._connection is not None:
+            self._connection.abort()
+
+    def _log(self, accepted: bool) -> None:
+        if self._logged:
+            return
+        self._logged = True
+        entry = {"n": self.number, "at": now(), "peer": self._peer, "user": self._user, "accepted": accepted}
+        append_log(self.server.owner.state, "connections", entry)
+
+
+class Server:
+    """The SSH server of one host: listens or not, on a port that stays the lab's all the time."""
+
+    def __init__(self, owner: Owner, port: int) -> None:
+        """Take the port, and don't listen yet.
+
+        Two sockets share it: one is bound for the daemon's life and never listens, so that while the host is
+        down connecting is refused and nobody else is given the port; the other listens while the host is up.
+        Linux lets both bind with SO_REUSEADDR as long as none that listens was there before, which is also
+        how a port that is taken is noticed.
+
+        Args:
+            port: TCP port on 127.0.0.1, 0 for a free one.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        self.owner = owner
+        self.count_from_log()
+        self.listening = False
+        self.connections: set[Connection] = set()
+        self.commands: set[Command] = set()
+        paths = StatePaths(owner.state)
+        self.accepted_key = asyncssh.read_public_key(f"{paths.user_key}.pub").public_data
+        self._holder = self._bind(port)
+        self.port: int = self._holder.getsockname()[1]
+        self._acceptor: asyncssh.SSHAcceptor | None = None
+        self._options: asyncssh.SSHServerConnectionOptions | None = None
+
+    def count_from_log(self) -> None:
+        """Number connections and commands on from what the logs have."""
+        last = {name: read_log(self.owner.state, name) for name in ("connections", "commands")}
+        self.numbers = Numbers(*(max((entry["n"] for entry in entries), default=0) for entries in last.values()))
+
+    @staticmethod
+    def _bind(port: int) -> socket.socket:
+        bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(("127.0.0.1", port))
+        except OSError:
+            bound.close()
+            raise
+        return bound
+
+    async def listen(self) -> None:
+        """Accept connections."""
+        if self._options is None:
+            self._options = await asyncssh.SSHServerConnectionOptions.construct(
+                server_factory=lambda: Connection(self),
+                server_host_keys=[str(StatePaths(self.owner.state).host_key)],
+                password_auth=False,
+                kbdint_auth=False,
+                host_based_auth=False,
+                gss_host=None,
+                allow_pty=False,
+                line_editor=False,
+                agent_forwarding=False,
+                x11_forwarding=False,
+                encoding=None,
+                login_timeout=30,
+                # The classic exchange alone: the post-quantum ones cost more than the rest of a connection.
+                kex_algs=["curve25519-sha256", "curve25519-sha256@libssh.org", "ecdh-sha2-nistp256"],
+            )
+        self.listening = True  # before the first client can be there
+        self._acceptor = await asyncssh.listen(sock=self._bind(self.port), options=self._options)
+
+    def close(self) -> None:
+        """Stop accepting and break every connection."""
+        self.listening = False
+        if self._acceptor is not None:
+            # Not waited for: from Python 3.12 on that lasts until the last connection is gone.
+            self._acceptor.close()
+            self._acceptor = None
+        for connection in list(self.connections):
+            connection.abort()
+
+    async def wait_commands_ended(self) -> None:
+        """Wait until no command runs. Those that were killed log themselves before they count as ended."""
+        await asyncio.gather(*(command.wait() for command in list(self.commands)))

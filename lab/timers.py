@@ -1,0 +1,132 @@
+"""systemd's timers on the simulated host: what runs when, while it is up.
+
+A timer belongs to one boot. It runs a service's ExecStart in bash in the host's environment, with the host's
+paths found in the host's tree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab.processes import Processes
+from lab.state import append_log, now
+
+# systemd.service(5), "Command lines": flags that may stand before the executable.
+_EXEC_FLAGS = "@-:+!|"
+_OUTPUT_KEPT = 4096
+
+
+@dataclass(frozen=True)
+class _Armed:
+    command: str
+    due: float
+    handle: asyncio.TimerHandle
+
+
+def host_command(exec_start: str, root: Path, programs: str) -> str:
+    """Return a service's command as bash can run it here.
+
+    An absolute path that exists in the host's tree is taken from there; another executable that the lab
+    simulates (/sbin/reboot, /usr/bin/systemctl) is the lab's; what is left is the machine's (/bin/bash).
+
+    Args:
+        exec_start: ExecStart= of the service; several are joined by ` && `.
+        root: the host's file system.
+        programs: the folder of the simulated programs.
+    """
+    commands: list[list[str]] = [[]]
+    for word in shlex.split(exec_start.lstrip(_EXEC_FLAGS + " ")):
+        if word == "&&":
+            commands.append([])
+        else:
+            commands[-1].append(word)
+    return " && ".join(_one_command(words, root, Path(programs)) for words in commands)
+
+
+def _one_command(words: list[str], root: Path, programs: Path) -> str:
+    in_tree = [_in_tree(word, root) for word in words]
+    if words and in_tree[0] == words[0] and (programs / Path(words[0]).name).exists():
+        in_tree[0] = str(programs / Path(words[0]).name)
+    return shlex.join(in_tree)
+
+
+def _in_tree(word: str, root: Path) -> str:
+    if not word.startswith("/") or word.startswith(f"{root}/"):
+        return word
+    candidate = root / word.lstrip("/")
+    return str(candidate) if os.path.lexists(candidate) else word
+
+
+class Timers:
+    """The timers of the running host. To be used in the daemon's event loop only."""
+
+    def __init__(self, state: Path, processes: Processes, environment: Callable[[], dict[str, str]]) -> None:
+        self._state = state
+        self._processes = processes
+        self._environment = environment
+        self._armed: dict[str, _Armed] = {}
+        self._services: set[asyncio.Task[None]] = set()
+
+    def start(self, unit: str, command: str, seconds: float) -> None:
+        """Run command in that many seconds; a timer of the same name is replaced."""
+        self.stop(unit)
+        loop = asyncio.get_running_loop()
+        handle = loop.call_later(max(0.0, seconds), self._elapsed, unit)
+        self._armed[unit] = _Armed(command, handle.when(), handle)
+
+    def stop(self, unit: str) -> bool:
+        """Forget a timer; return whether it was there. A service that it has started runs on."""
+        armed = self._armed.pop(unit, None)
+        if armed is not None:
+            armed.handle.cancel()
+        return armed is not None
+
+    def stop_all(self) -> None:
+        """Forget all timers: the host goes down."""
+        for unit in list(self._armed):
+            self.stop(unit)
+
+    def listing(self) -> list[dict[str, Any]]:
+        """Return the armed timers, the next one first, with the seconds left."""
+        time = asyncio.get_running_loop().time()
+        armed = sorted(self._armed.items(), key=lambda item: item[1].due)
+        return [{"unit": unit, "command": one.command, "left": round(one.due - time, 3)} for unit, one in armed]
+
+    def _elapsed(self, unit: str) -> None:
+        armed = self._armed.pop(unit)
+        task = asyncio.get_running_loop().create_task(self._serve(unit, armed.command))
+        self._services.add(task)
+        task.add_done_callback(self._services.discard)
+
+    async def _serve(self, unit: str, command: str) -> None:
+        started = now()
+        environment = self._environment()
+        output = self._state / "log" / f"{unit}.out"
+        with output.open("wb") as file:
+            text = host_command(command, self._state / "root", environment["PATH"].split(":")[0])
+            _, ended = self._processes.start(
+                ["bash", "-c", text],
+                environment,
+                Path(environment["HOME"]),
+                subprocess.DEVNULL,
+                file.fileno(),
+                file.fileno(),
+            )
+        status = await ended
+        said = output.read_bytes()[-_OUTPUT_KEPT:].decode(errors="replace")
+        output.unlink()
+        entry = {"unit": unit, "command": command, "started": started, "ended": now()}
+        exit_status = status if status >= 0 else 128 - status
+        append_log(self._state, "timers", {**entry, "exit": exit_status, "output": said})
+
+    async def wait_services_ended(self) -> None:
+        """Wait until no service that a timer started runs any more."""
+        if self._services:
+            await asyncio.wait(list(self._services))

@@ -1,0 +1,105 @@
+"""A lab host without a daemon, for the tests of its inside: installed, booted, commands run in its environment."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from lab.machine import BootResult, Machine, Scenario, load_scenario
+
+GPU_SCRIPT = """\
+#!/bin/sh
+case "$1" in prereqs) exit 0 ;; esac
+bus=$HOMELAB_SYSROOT/sys/bus/pci
+for address in {addresses}; do
+  echo vfio-pci >"$bus/devices/$address/driver_override"
+done
+modprobe vfio-pci
+for address in {addresses}; do
+  if [ -e "$bus/devices/$address/driver" ]; then
+    driver=$(readlink "$bus/devices/$address/driver")
+    [ "${{driver##*/}}" = vfio-pci ] || echo "$address" >"$bus/devices/$address/driver/unbind"
+  fi
+  echo "$address" >"$bus/drivers_probe"
+done
+echo "early: $(readlink "$bus/devices/{first}/driver")" >"$HOMELAB_SYSROOT/dev/kmsg"
+"""
+
+
+class Host:
+    """One installed scenario; `booted()` for a running one."""
+
+    def __init__(self, state: Path, scenario: str | Scenario) -> None:
+        resolved = load_scenario(scenario) if isinstance(scenario, str) else scenario
+        self.machine = Machine.install(state, resolved)
+        self.root = self.machine.state / "root"
+
+    def booted(self) -> Host:
+        """The same host, powered on."""
+        result = self.machine.boot("start")
+        assert result.comes_up, result.problem
+        return self
+
+    def run(self, script: str) -> subprocess.CompletedProcess[str]:
+        """A script in bash, in the host's environment."""
+        return subprocess.run(
+            ["bash", "-c", script],
+            env=self.machine.environment(),
+            cwd=self.root / "root",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def output(self, script: str) -> str:
+        """What a script that must succeed prints."""
+        done = self.run(script)
+        assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def write(self, path: str, content: str, mode: int = 0o644) -> None:
+        """A file of the host."""
+        target = self.root / path.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(content, encoding="utf-8")
+        target.chmod(mode)
+
+    def reboot(self) -> BootResult:
+        """Down and up again."""
+        self.machine.shutdown()
+        return self.machine.boot("reboot")
+
+    def driver(self, address: str) -> str | None:
+        """The driver that has a device now."""
+        link = self.root / "sys/bus/pci/devices" / address / "driver"
+        return link.readlink().name if link.is_symlink() else None
+
+    def groups(self) -> dict[str, int]:
+        """IOMMU group by device, from sysfs."""
+        found = (self.root / "sys/kernel/iommu_groups").glob("*/devices/*")
+        return {path.name: int(path.parent.parent.name) for path in found}
+
+    def modules(self) -> list[str]:
+        """Loaded modules, from /proc/modules."""
+        return [line.split()[0] for line in (self.root / "proc/modules").read_text(encoding="utf-8").splitlines()]
+
+    def cmdline(self) -> str:
+        """The running kernel's command line."""
+        return (self.root / "proc/cmdline").read_text(encoding="utf-8").strip()
+
+    def programs(self) -> list[dict[str, Any]]:
+        """The log of programs."""
+        log = self.machine.state / "log/programs.jsonl"
+        return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+
+    def bind_early(self, *addresses: str) -> None:
+        """Put an init-top script into /etc that gives functions to vfio-pci, with the modules it needs."""
+        script = GPU_SCRIPT.format(addresses=" ".join(addresses), first=addresses[0])
+        self.write("/etc/initramfs-tools/scripts/init-top/give-gpu", script, 0o755)
+        hook = (
+            '#!/bin/sh\ncase "$1" in prereqs) exit 0 ;; esac\n'
+            '. "${ROOT:-}/usr/share/initramfs-tools/hook-functions"\nmanual_add_modules vfio_iommu_type1 vfio_pci\n'
+        )
+        self.write("/etc/initramfs-tools/hooks/give-gpu", hook, 0o755)

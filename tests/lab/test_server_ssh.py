@@ -1,0 +1,360 @@
+"""The lab's SSH server behaves as the sshd of a Proxmox host, for the clients that the program uses."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import asyncssh
+import pytest
+from asyncssh.packet import String
+
+from lab import Lab
+
+CLIENT = """
+import asyncio, sys, asyncssh
+async def main():
+    options = dict(username="root", client_keys=[sys.argv[2]], known_hosts=None, config=None)
+    async with asyncssh.connect("127.0.0.1", int(sys.argv[1]), **options) as connection:
+        await connection.run("bash -s", input=sys.argv[3])
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab.start("rtx5090", state=tmp_path_factory.mktemp("ssh") / "lab") as started:
+        yield started
+
+
+async def connect(lab: Lab, **changes: object) -> asyncssh.SSHClientConnection:
+    ssh = lab.connection
+    known = asyncssh.import_known_hosts(f"[{ssh['host']}]:{ssh['port']} {ssh['hostKey']}\n")
+    options: dict[str, object] = {
+        "username": ssh["user"],
+        "client_keys": [ssh["privateKeyFile"]],
+        "known_hosts": known,
+        "config": None,
+        "agent_path": None,
+        **changes,
+    }
+    return await asyncssh.connect(ssh["host"], ssh["port"], **options)
+
+
+@contextlib.asynccontextmanager
+async def connected(lab: Lab, **changes: object) -> AsyncIterator[asyncssh.SSHClientConnection]:
+    async with await connect(lab, **changes) as connection:
+        yield connection
+
+
+def execute(lab: Lab, command: str, stdin: bytes = b"") -> asyncssh.SSHCompletedProcess:
+    async def main() -> asyncssh.SSHCompletedProcess:
+        async with connected(lab) as connection:
+            return await connection.run(command, input=stdin, encoding=None)
+
+    return asyncio.run(main())
+
+
+def test_a_command_gives_its_output_on_both_streams_and_its_exit_status(lab: Lab) -> None:
+    done = execute(lab, "echo out; echo err >&2; exit 7")
+    assert (done.stdout, done.stderr, done.exit_status) == (b"out\n", b"err\n", 7)
+
+
+def test_a_script_on_stdin_runs_in_bash_with_its_arguments(lab: Lab) -> None:
+    done = execute(lab, "bash -s -- apply", b'[[ -n $BASH_VERSION ]] && printf "%s\\n" "$@"\n')
+    assert (done.stdout, done.exit_status) == (b"apply\n", 0)
+
+
+def test_a_command_sees_the_hosts_environment_and_nothing_of_the_callers(lab: Lab) -> None:
+    done = execute(lab, "env -0; pwd")
+    assert isinstance(done.stdout, bytes)
+    *entries, folder = done.stdout.split(b"\0")
+    environment = dict(entry.decode().split("=", 1) for entry in entries)
+    for of_bash in ("PWD", "SHLVL", "_", "OLDPWD"):
+        environment.pop(of_bash, None)
+    assert environment == {k: v for k, v in lab.machine.environment().items() if k != "PWD"}
+    assert environment["ROOT"] == str(lab.root)
+    assert folder.decode().strip() == environment["HOME"] == str(lab.root / "root")
+
+
+def test_a_command_leads_a_session_of_its_own_and_has_pipes(lab: Lab) -> None:
+    done = execute(lab, "cut -d' ' -f1,5,6 /proc/$$/stat; readlink /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2")
+    assert isinstance(done.stdout, bytes)
+    numbers, *streams = done.stdout.decode().splitlines()
+    assert len(set(numbers.split())) == 1
+    assert [stream.split(":")[0] for stream in streams] == ["pipe"] * 3
+
+
+def test_bytes_pass_unchanged_and_more_than_any_buffer_holds(lab: Lab) -> None:
+    data = os.urandom(1 << 20) * 12
+    done = execute(lab, "cat", data)
+    assert done.stdout == data
+    assert lab.commands()[-1]["stdin_bytes"] == len(data)
+
+
+def test_output_is_not_read_faster_than_the_client_takes_it(lab: Lab) -> None:
+    written = lab.root / "tmp" / "written"
+
+    async def main() -> None:
+        async with connected(lab) as connection:
+            text = f"for i in {{1..400}}; do head -c 65536 /dev/zero; echo $i > {written}; done"
+            async with connection.create_process(text, encoding=None, window=1 << 16) as process:
+                await process.stdout.readexactly(1)
+                seen = -1
+                # What the command got rid of no longer grows: it is held up by a client that doesn't read.
+                while seen != (seen := int(written.read_text() or 0) if written.exists() else 0):
+                    await asyncio.sleep(0.5)
+                assert seen < 100
+                assert len(await process.stdout.read()) == 400 * 65536 - 1
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_command_that_reads_no_stdin_ends_though_much_was_sent(lab: Lab) -> None:
+    assert execute(lab, "exit 3", os.urandom(8 << 20)).exit_status == 3
+
+
+def test_a_command_ended_by_a_signal_says_which(lab: Lab) -> None:
+    done = execute(lab, "kill -TERM $$")
+    assert done.exit_signal is not None
+    assert done.exit_signal[0] == "TERM"
+    assert lab.commands()[-1]["exit"] == 128 + signal.SIGTERM
+
+
+def test_the_clients_signal_reaches_the_commands_process_group(lab: Lab) -> None:
+    async def main() -> asyncssh.SSHCompletedProcess:
+        async with connected(lab) as connection:
+            process = await connection.create_process(
+                "trap 'echo caught; exit 5' INT; echo ready; sleep 60 > /dev/null 2>&1 & wait"
+            )
+            assert await process.stdout.readline() == "ready\n"
+            process.send_signal("INT")
+            return await process.wait()
+
+    done = asyncio.run(asyncio.wait_for(main(), 30))
+    assert (done.stdout, done.exit_status) == ("caught\n", 5)
+
+
+def test_a_background_process_that_holds_stdout_keeps_the_channel_open(lab: Lab) -> None:
+    assert execute(lab, "(sleep 0.3; echo late) & echo soon").stdout == b"soon\nlate\n"
+
+
+def test_a_detached_process_doesnt_hold_the_channel_and_lives_on(lab: Lab) -> None:
+    gate = lab.root / "tmp" / "gate"
+    os.mkfifo(gate)
+    execute(lab, f"setsid bash -c 'read -r word < {gate}; echo $word > {gate}.out' > /dev/null 2>&1 < /dev/null &")
+    with gate.open("w") as writer:
+        writer.write("alive\n")
+    wait_until(lambda: Path(f"{gate}.out").exists() and Path(f"{gate}.out").read_text() == "alive\n")
+
+
+def test_environment_variables_are_refused_as_by_sshd_without_accept_env(lab: Lab) -> None:
+    async def main() -> tuple[bool | None, object]:
+        async with connected(lab) as connection:
+            # AsyncSSH's client sends variables without asking for an answer; Go's asks, and fails on a refusal.
+            process = await connection.create_process("echo ${PULUMI_COMMAND_STDOUT-unset}; read -r line")
+            accepted = await process.channel._make_request(b"env", String("PULUMI_COMMAND_STDOUT"), String("taken"))
+            process.stdin.write_eof()
+            sent = await connection.run("echo ${PULUMI_COMMAND_STDOUT-unset}", env={"PULUMI_COMMAND_STDOUT": "taken"})
+            return accepted, sent.stdout
+
+    assert asyncio.run(main()) == (False, "unset\n")
+
+
+@pytest.mark.parametrize("user", ["admin", "root"])
+def test_only_root_with_the_labs_key_gets_in(lab: Lab, tmp_path: Path, user: str) -> None:
+    keys = {"admin": lab.connection["privateKeyFile"], "root": asyncssh.generate_private_key("ssh-ed25519")}
+    mark = lab.mark()
+    with pytest.raises(asyncssh.PermissionDenied):
+        asyncio.run(connect(lab, username=user, client_keys=[keys[user]]))
+    wait_until(lambda: len(lab.connections(since=mark)) == 1)
+    [refused] = lab.connections(since=mark)
+    assert (refused["user"], refused["accepted"]) == (user, False)
+
+
+def test_no_password_is_asked_for(lab: Lab) -> None:
+    with pytest.raises(asyncssh.PermissionDenied):
+        asyncio.run(connect(lab, client_keys=None, password="secret", preferred_auth="password"))
+
+
+def test_the_host_key_is_the_one_that_lab_json_names(lab: Lab) -> None:
+    ssh = lab.connection
+    other = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode()
+    known = asyncssh.import_known_hosts(f"[{ssh['host']}]:{ssh['port']} {other}")
+    with pytest.raises(asyncssh.HostKeyNotVerifiable):
+        asyncio.run(connect(lab, known_hosts=known))
+
+
+def test_a_shell_and_forwarding_are_refused(lab: Lab) -> None:
+    async def main() -> None:
+        async with connected(lab) as connection:
+            with pytest.raises(asyncssh.ChannelOpenError):
+                await connection.create_process()
+            with pytest.raises(asyncssh.ChannelOpenError):
+                await connection.create_connection(asyncssh.SSHTCPSession, "127.0.0.1", 1)
+
+    asyncio.run(main())
+
+
+def test_sftp_works_in_the_hosts_tree_and_cant_leave_it(lab: Lab) -> None:
+    async def main() -> tuple[str, bytes]:
+        async with connected(lab) as connection, connection.start_sftp_client() as sftp:
+            async with sftp.open("/etc/from-sftp", "wb") as file:
+                await file.write(b"\0\xff")
+            async with sftp.open("../../../../../etc/from-sftp", "rb") as file:
+                return str(await sftp.realpath(".")), await file.read()
+
+    assert asyncio.run(main()) == ("/root", b"\0\xff")
+    assert (lab.root / "etc/from-sftp").read_bytes() == b"\0\xff"
+
+
+def test_scp_copies_into_the_hosts_tree(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"copied")
+
+    async def main() -> None:
+        async with connected(lab) as connection:
+            await asyncssh.scp(tmp_path / "file", (connection, "/tmp/by-scp"))
+
+    asyncio.run(main())
+    assert (lab.root / "tmp/by-scp").read_bytes() == b"copied"
+
+
+def test_keepalives_are_answered_while_a_command_says_nothing(lab: Lab) -> None:
+    async def main() -> int | None:
+        async with connected(lab, keepalive_interval=0.1, keepalive_count_max=2) as connection:
+            return (await connection.run("sleep 1")).exit_status
+
+    assert asyncio.run(main()) == 0
+
+
+def test_several_commands_run_at_once_over_one_connection(lab: Lab) -> None:
+    first, second = lab.root / "tmp/one", lab.root / "tmp/two"
+    os.mkfifo(first)
+    os.mkfifo(second)
+
+    async def main() -> list[object]:
+        async with connected(lab) as connection:
+            # Each ends only if the other runs at the same time.
+            there = connection.run(f"echo a > {first}; cat {second}")
+            back = connection.run(f"cat {first}; echo b > {second}")
+            return [done.stdout for done in await asyncio.gather(there, back)]
+
+    mark = lab.mark()
+    assert asyncio.run(asyncio.wait_for(main(), 30)) == ["b\n", "a\n"]
+    assert len(lab.connections(since=mark)) == 1
+    assert len({entry["n"] for entry in lab.commands(since=mark)}) == 2
+
+
+def test_every_connection_and_command_is_logged_before_its_client_knows_the_result(lab: Lab) -> None:
+    mark = lab.mark()
+    execute(lab, "cat > /dev/null; exit 4", b"12345")
+    [connection], [command] = lab.connections(since=mark), lab.commands(since=mark)
+    assert (connection["user"], connection["accepted"]) == ("root", True)
+    assert command["connection"] == connection["n"]
+    assert (command["command"], command["stdin_bytes"], command["exit"]) == ("cat > /dev/null; exit 4", 5, 4)
+    assert connection["at"] <= command["started"] <= command["ended"]
+
+
+def waiting_script(lab: Lab, name: str) -> tuple[str, Path, Path]:
+    """A script that waits for a word in a pipe, then reads its stdin's rest and leaves a file."""
+    gate, result = lab.root / "tmp" / f"{name}.gate", lab.root / "tmp" / f"{name}.result"
+    os.mkfifo(gate)
+    script = f"main() {{ read -r word < {gate}; cat > {result}.rest; echo $word > {result}; exit 6; }}\nmain\n"
+    return script, gate, result
+
+
+def test_a_script_whose_client_is_killed_runs_on_to_its_end_and_is_logged(lab: Lab) -> None:
+    script, gate, result = waiting_script(lab, "killed")
+    ssh = lab.connection
+    mark = lab.mark()
+    client = subprocess.Popen(
+        [sys.executable, "-c", CLIENT, str(ssh["port"]), ssh["privateKeyFile"], script], start_new_session=True
+    )
+    lab.wait_command("killed.gate")
+    client.kill()
+    client.wait()
+    lab.wait_disconnected()
+    with gate.open("w") as writer:
+        writer.write("done\n")
+    lab.wait_idle()
+    assert result.read_text() == "done\n"
+    [command] = lab.commands(since=mark)
+    assert (command["exit"], command["client"]) == (6, "lost")
+
+
+def test_a_script_that_writes_to_a_client_that_is_gone_gets_a_broken_pipe(lab: Lab) -> None:
+    gate, result = lab.root / "tmp" / "epipe.gate", lab.root / "tmp" / "epipe.result"
+    os.mkfifo(gate)
+    script = f"trap '' PIPE; read -r word < {gate}; echo $word || echo broken > {result}; echo end >> {result}\n"
+
+    async def main() -> None:
+        connection = await connect(lab)
+        process = await connection.create_process("bash -s")
+        process.stdin.write(script)
+        await asyncio.to_thread(lab.wait_command, "epipe.gate")
+        connection.abort()
+        await connection.wait_closed()
+
+    asyncio.run(main())
+    lab.wait_disconnected()
+    with gate.open("w") as writer:
+        writer.write("word\n")
+    lab.wait_idle()
+    assert result.read_text() == "broken\nend\n"
+
+
+def test_a_lost_client_gives_the_script_the_end_of_its_stdin(lab: Lab) -> None:
+    result = lab.root / "tmp" / "half-sent"
+
+    async def main() -> None:
+        connection = await connect(lab)
+        process = await connection.create_process(f"cat > {result}; echo end >> {result}")
+        process.stdin.write("half")
+        await asyncio.to_thread(lab.wait_command, "half")
+        connection.abort()
+        await connection.wait_closed()
+
+    asyncio.run(main())
+    lab.wait_idle()
+    assert result.read_text() == "halfend\n"
+
+
+def test_the_fault_that_drops_connections_cuts_the_script_it_names_and_no_other(lab: Lab) -> None:
+    script = f"cat > /dev/null < /dev/null; echo ran >> {lab.root}/tmp/cut-here\n"
+    lab.fault("drop-connection-during", "cut-here")
+    try:
+        assert execute(lab, "echo whole").exit_status == 0
+        # What the real clients report as: no exit status, no exit signal.
+        assert execute(lab, "bash -s", script.encode()).returncode is None
+        lab.wait_idle()
+        assert (lab.root / "tmp/cut-here").read_text() == "ran\n"
+    finally:
+        lab.fault("drop-connection-during", None)
+    assert execute(lab, "bash -s", script.encode()).exit_status == 0
+
+
+def test_a_command_over_a_new_connection_takes_milliseconds(lab: Lab) -> None:
+    """Generous: what is meant is below 60 ms; 1 s would be a wait for something, not a busy machine."""
+
+    async def main() -> float:
+        started = time.monotonic()
+        async with connected(lab) as connection:
+            await connection.run("true")
+        return time.monotonic() - started
+
+    assert min(asyncio.run(main()) for _ in range(5)) < 1.0
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait for what another process does, where nothing tells of it."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
