@@ -1,0 +1,43 @@
+"""Hosts that somebody configured by hand: what is done is recognised, and only the rest is added."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.e2e.conftest import Stack
+
+
+def test_a_host_that_has_it_all_is_left_alone(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("bound-by-hand")
+    before, mark = stack.lab.snapshot(), stack.lab.mark()
+    stack.up()
+    assert stack.lab.snapshot() == before
+    assert stack.lab.boots(since=mark) == []
+    assert stack.up("--refresh").changed == set()
+    stack.destroy()
+    assert stack.lab.snapshot() == before
+
+
+def test_it_is_taken_over_only_when_asked(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("bound-by-hand", takeOver=True)
+    before = stack.lab.snapshot()
+    stack.up()
+    assert "homelab.vfio=0000:01:00.0=10de:2b85" in (stack.lab.root / "proc/cmdline").read_text()
+    stack.destroy()
+    assert stack.lab.snapshot() == before
+
+
+def test_a_host_that_has_half_of_it_gets_the_rest(stack_on: Callable[..., Stack]) -> None:
+    """As on a real host with a forgotten audio function: the ids name the card only; the IOMMU words are there."""
+    stack = stack_on("half-bound")
+    before, mark = stack.lab.snapshot(), stack.lab.mark()
+    stack.up()
+    files = set(stack.lab.snapshot()) - set(before)
+    assert not any("zz-homelab-iommu" in path for path in files)
+    running = (stack.lab.root / "proc/cmdline").read_text()
+    assert "homelab.vfio=0000:01:00.1=10de:22eb" in running
+    assert running.split().count("amd_iommu=on") == 1
+    assert {stack.drivers()[f"0000:01:00.{number}"] for number in (0, 1)} == {"vfio-pci"}
+    assert len(stack.lab.boots(since=mark)) == 1
+    stack.destroy()
+    assert stack.lab.snapshot() == before

@@ -1,0 +1,115 @@
+"""A host converges, stays, and is given back, in every scenario: both boot loaders, both CPU vendors, every kind of card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.e2e.conftest import Stack
+
+# Scenario, the slot that must be on vfio-pci afterwards.
+SCENARIOS = {
+    "rtx5090": "0000:01:00",
+    "wtr-max": "0000:01:00",
+    "intel-zfs": "0000:01:00",
+    "two-identical": "0000:1e:00",
+    "four-functions": "0000:01:00",
+    "phoenix": "0000:02:00",
+    "intel-grub-bios": "0000:03:00",
+    "zfs-grub-shim": "0000:01:00",
+    "iommu-off": "0000:03:00",
+}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_from_stock_to_bound_and_back(stack_on: Callable[..., Stack], scenario: str) -> None:
+    stack = stack_on(scenario)
+    stock = stack.lab.snapshot()
+    before = stack.drivers()
+    mark = stack.lab.mark()
+
+    stack.up()
+
+    bound = {address for address, driver in stack.drivers().items() if driver == "vfio-pci"}
+    assert bound == {address for address in before if address.startswith(SCENARIOS[scenario])}
+    others = {address: driver for address, driver in stack.drivers().items() if address not in bound}
+    assert others == {address: before[address] for address in others}
+    assert [boot["reason"] for boot in stack.lab.boots(since=mark)] == ["reboot"]
+    assert len(stack.lab.connections(since=mark)) <= len(stack.lab.commands(since=mark))
+    output = stack.output()["hosts"]["pve"]
+    functions = [function for gpu in output["gpus"].values() for function in gpu["functions"]]
+    assert {function["address"] for function in functions} == bound
+    assert {function["driver"] for function in functions} == {"vfio-pci"}
+    assert output["iommu"]["groups"] > 0
+
+    mark = stack.lab.mark()
+    again = stack.run("up", "--yes")
+    assert (again.code, again.changed) == (0, set())
+    assert stack.lab.connections(since=mark) == []
+
+    refreshed = stack.up("--refresh")
+    assert refreshed.changed == set()
+    assert len(stack.lab.connections(since=mark)) == 1
+    assert [one for one in stack.lab.programs(since=mark) if one["program"] not in ("lspci", "qm", "pct")] == []
+
+    gone = stack.destroy()
+    assert "the running kernel keeps the old command line" in gone.output
+    assert stack.lab.snapshot() == stock
+    assert not (stack.lab.root / "var/lib/homelab").exists()
+    assert stack.drivers()[min(bound)] == "vfio-pci"  # until a reboot, as it said
+    stack.lab.reboot()
+    assert stack.drivers() == before
+
+
+def test_the_steps_happen_in_the_order_of_their_dependencies(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("rtx5090")
+    chain = [
+        "pve-probe",
+        "pve-iommu-cmdline",
+        "pve-vfio-initramfs",
+        "pve-vfio-cmdline",
+        "pve-boot-reboot",
+        "pve-boot-verified",
+    ]
+    made = [name for _, name in stack.up().steps if name in chain]
+    assert made == chain
+    taken = [name for operation, name in stack.destroy().steps if operation == "delete" and name in chain]
+    assert taken == chain[::-1]
+
+
+def test_the_second_boot_entry_gives_the_card_back_for_one_boot(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("rtx5090")
+    before = stack.drivers()
+    stack.up()
+    stack.reboot_without_passthrough()
+    assert stack.drivers() == before
+    stack.lab.reboot()
+    assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
+
+
+def test_the_second_boot_entry_is_there_with_systemd_boot_too(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("intel-zfs")
+    before = stack.drivers()
+    stack.up()
+    stack.reboot_without_passthrough()
+    assert stack.drivers() == before
+
+
+@pytest.mark.parametrize("scenario", ["rtx5090", "intel-zfs"])
+def test_a_kernel_installed_meanwhile_is_bound_too(stack_on: Callable[..., Stack], scenario: str) -> None:
+    stack = stack_on(scenario)
+    stack.up()
+    version = "6.17.13-21-pve"
+    stack.lab.run(
+        f"""
+cp "$ROOT"/boot/vmlinuz-* "$ROOT/boot/vmlinuz-{version}.all" 2>/dev/null || cp "$(ls "$ROOT"/boot/vmlinuz-* | head -1)" "$ROOT/boot/vmlinuz-{version}"
+rm -f "$ROOT/boot/vmlinuz-{version}.all"
+cp -r "$ROOT/lib/modules/$(uname -r)" "$ROOT/lib/modules/{version}"
+update-initramfs -c -k {version}
+if [ -s "$ROOT/etc/kernel/proxmox-boot-uuids" ]; then proxmox-boot-tool refresh; else update-grub; fi
+"""
+    )
+    stack.lab.reboot()
+    assert stack.lab.boots()[-1]["kernel"] == version
+    assert stack.drivers()["0000:01:00.0"] == "vfio-pci"

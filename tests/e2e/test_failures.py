@@ -1,0 +1,181 @@
+"""Bad input and bad days: one clear message, exit code not 0, and the host unchanged or as the message says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import Result, Stack
+
+OTHER_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
+
+
+def one_message(result: Result, *said: str) -> None:
+    """Exactly one message with its four parts, and ``said`` in it."""
+    for text in said:
+        assert text in result.message, result.output
+    for part in ("wanted:", "found:", "why:", "next:"):
+        assert result.message.count(part) == 1, result.message
+
+
+def change(**values: Any) -> Callable[[Stack], None]:
+    return lambda stack: stack.host.update(values)
+
+
+def ssh(**values: Any) -> Callable[[Stack], None]:
+    return lambda stack: stack.host["ssh"].update(values)
+
+
+BAD_INPUT: dict[str, tuple[Callable[[Stack], None], str]] = {
+    "an unknown key": (change(gpu={}), "homelab:hosts.pve.gpu: unknown key, did you mean `gpus`?"),
+    "an unknown key at the top": (
+        lambda stack: stack.config.update({"homelab:plam": "auto"}),
+        "homelab:plam: unknown key",
+    ),
+    "a bad PCI address": (change(gpus={"g": {"address": "1:00"}}), "expected a PCI address such as 0000:01:00"),
+    "a bad host address": (change(address="192.168.0.2002"), "expected an IP address or a host name"),
+    "a card that is not there": (
+        change(gpus={"g": {"match": "10de:2684"}}),
+        "graphics cards here: 0000:01:00.0 [10de:2b85]",
+    ),
+    "a card given twice": (
+        change(gpus={"a": {"match": "10de:2b85"}, "b": {"address": "01:00"}}),
+        "both are the one in 0000:01:00",
+    ),
+    "no private key": (ssh(privateKeyFile="/nowhere/id_ed25519"), "/nowhere/id_ed25519"),
+    "another host key": (ssh(hostKey=OTHER_KEY), "SHA256:"),
+    "a port where nobody listens": (ssh(port=1), "an SSH connection to 127.0.0.1:1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_refused_before_anything_changes(stack_on: Callable[..., Stack], case: str) -> None:
+    spoil, said = BAD_INPUT[case]
+    stack = stack_on("rtx5090")
+    stock, mark = stack.lab.snapshot(), stack.lab.mark()
+    spoil(stack)
+    one_message(stack.up(ok=False), said)
+    assert stack.lab.snapshot() == stock
+    assert stack.lab.boots(since=mark) == []
+
+
+def test_an_id_that_two_cards_have_asks_for_an_address(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("two-identical", {"g": {"match": "10de:2204"}})
+    stock = stack.lab.snapshot()
+    one_message(stack.up(ok=False), "2: 0000:1d:00, 0000:1e:00", 'add `address: "0000:1d:00"`')
+    assert stack.lab.snapshot() == stock
+
+
+def test_a_login_that_is_refused_says_how_to_allow_it(stack_on: Callable[..., Stack], tmp_path: Path) -> None:
+    import asyncssh
+
+    asyncssh.generate_private_key("ssh-ed25519").write_private_key(str(tmp_path / "stranger"))
+    stack = stack_on("rtx5090")
+    stack.host["ssh"]["privateKeyFile"] = str(tmp_path / "stranger")
+    one_message(stack.up(ok=False), "to log in to 127.0.0.1", "ssh-copy-id")
+
+
+def test_a_full_boot_partition_stops_before_anything_changes(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("rtx5090")
+    stack.lab.fault("boot-free-mb", 0)
+    stack.up(ok=False)
+    words_only = {path for path in stack.lab.snapshot() if "homelab" in path}
+    assert all("iommu" in path for path in words_only)
+    stack.lab.machine.clear_faults()
+    stack.up()
+    assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
+
+
+@pytest.mark.parametrize(
+    ("fault", "value", "said"),
+    [
+        ("update-initramfs", "fail", "the initramfs of every installed kernel made anew"),
+        ("update-grub", "fail", "the boot configuration generated anew"),
+    ],
+)
+def test_a_failing_tool_leaves_the_files_as_they_were_and_the_next_up_finishes(
+    stack_on: Callable[..., Stack], fault: str, value: str, said: str
+) -> None:
+    stack = stack_on("rtx5090")
+    stock = stack.lab.snapshot()
+    stack.lab.fault(fault, value)
+    one_message(stack.up(ok=False), said)
+    left = {path for path in stack.lab.snapshot() if path not in stock}
+    assert not any("vfio" in path for path in left)
+    assert not (stack.lab.root / "var/lib/homelab/undo").exists()
+    stack.lab.machine.clear_faults()
+    stack.up()
+    stack.destroy()
+    assert stack.lab.snapshot() == stock
+
+
+def test_a_failing_boot_tool_with_systemd_boot_leaves_everything_as_it_was(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("intel-zfs")
+    stock = stack.lab.snapshot()
+    stack.lab.fault("proxmox-boot-tool", "fail")
+    one_message(stack.up(ok=False), "the boot configuration generated anew")
+    stack.lab.machine.clear_faults()
+    assert stack.lab.snapshot() == stock
+
+
+def test_a_host_that_never_comes_back_is_reported_and_the_next_up_finishes(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("rtx5090", timeouts={"connect": 5, "reboot": 3, "rollback": 1})
+    stack.lab.fault("never-comes-back", True)
+    one_message(stack.up(ok=False), "127.0.0.1 back after its reboot", "boot menu")
+    stack.lab.machine.clear_faults()
+    stack.lab.power_cycle()
+    stack.host["timeouts"] = {"connect": 10, "reboot": 60, "rollback": 60}
+    stack.up()
+    assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
+
+
+def test_a_host_without_its_network_rolls_itself_back_and_is_reported(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("rtx5090", timeouts={"connect": 5, "reboot": 10, "rollback": 2})
+    stock, mark = stack.lab.snapshot(), stack.lab.mark()
+    before = stack.drivers()
+    stack.lab.fault("no-network-when", "homelab.vfio")
+    one_message(stack.up(ok=False), "it has returned by itself to what it was", "was not confirmed within 2 s")
+    assert stack.lab.snapshot() == stock
+    assert stack.drivers() == before
+    assert [boot["network"] for boot in stack.lab.boots(since=mark)] == [False, True]
+
+    stack.lab.machine.clear_faults()
+    stack.up("--refresh")
+    assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
+    stack.destroy()
+    assert stack.lab.snapshot() == stock
+    assert not (stack.lab.root / "var/lib/homelab").exists()
+
+
+def test_the_switch_is_gone_once_the_boot_is_confirmed(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("rtx5090", timeouts={"connect": 10, "reboot": 60, "rollback": 5})
+    stack.up()
+    assert not list((stack.lab.root / "etc/systemd/system").rglob("homelab-rollback*"))
+    assert not [timer for timer in stack.lab.timers() if "homelab" in json.dumps(timer)]
+
+
+def test_a_manual_reboot_ends_with_what_to_do_and_the_next_up_goes_on(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("rtx5090", reboot="manual")
+    mark = stack.lab.mark()
+    one_message(stack.up(ok=False), "reboot pve when it suits you", "VM 103 (Sandbox)")
+    assert stack.lab.boots(since=mark) == []
+    one_message(stack.up(ok=False), "reboot pve when it suits you")
+    stack.lab.reboot()
+    after = stack.up()
+    assert after.changed == {"pve-boot-verified", "homelab-lab"} or "pve-boot-verified" in after.changed
+    assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
+
+
+def test_a_verification_that_fails_says_which_check_and_what_to_try(stack_on: Callable[..., Stack]) -> None:
+    """A reboot that doesn't bring what was configured: somebody pinned another entry."""
+    stack = stack_on("rtx5090", reboot="manual")
+    stack.up(ok=False)
+    stack.reboot_without_passthrough()
+    result = stack.up(ok=False)
+    assert "on the running kernel's command line" in result.message
+    assert "every function on vfio-pci" in result.message
+    assert "pulumi up --refresh" in result.message

@@ -1,0 +1,82 @@
+"""The engine killed (SIGKILL) at every resource boundary and in the middle of every script: the next `up` finishes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from tests.e2e.conftest import PATIENCE_SECONDS, Stack, name_of
+
+CHAIN = ["pve-probe", "pve-iommu-cmdline", "pve-vfio-initramfs", "pve-vfio-cmdline", "pve-boot-reboot"]
+
+# A script, and an argument that only its text has.
+SCRIPTS = {
+    "read_host": "GUESTS=yes",
+    "cmdline iommu": "NAME=iommu",
+    "vfio_initramfs": "NEEDED=yes",
+    "cmdline vfio": "NAME=vfio",
+    "reboot_host": "POLICY=auto",
+    "read_host after the reboot": "GUESTS=no",
+}
+
+
+def wait_for_resource(stack: Stack, name: str) -> None:
+    """Until the engine has logged that the resource is made. The log is a file: there is nothing to wait on but its growth."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        for event in stack.events(partial=True):
+            step = event.get("resOutputsEvent", {}).get("metadata")
+            if step and name_of(step["urn"]) == name:
+                return
+        time.sleep(0.01)
+    raise TimeoutError(f"{name} was not made")
+
+
+def finishes_and_gives_everything_back(stack: Stack, stock: Mapping[str, object]) -> None:
+    stack.lab.wait_idle()
+    stack.lab.wait_settled()
+    # Nothing is half-written: no temporary file is left where a boot would read it.
+    names = stack.lab.snapshot("etc", "boot")
+    assert not [path for path in names if path.endswith((".homelab-tmp", ".homelab-new"))]
+    # The engine's lock on the stack outlives it; `pulumi up` says to call this.
+    assert stack.run("cancel", "--yes").code == 0
+    stack.up()
+    assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
+    assert stack.up("--refresh").changed == set()
+    stack.destroy()
+    assert stack.lab.snapshot() == stock
+
+
+@pytest.mark.parametrize("name", CHAIN)
+def test_killed_after_a_resource_the_next_up_finishes(stack_on: Callable[..., Stack], name: str) -> None:
+    stack = stack_on("rtx5090")
+    stock = stack.lab.snapshot()
+    process = stack.start("up", "--yes", "--skip-preview")
+    wait_for_resource(stack, name)
+    stack.kill(process)
+    finishes_and_gives_everything_back(stack, stock)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_killed_during_a_script_the_next_up_finishes(stack_on: Callable[..., Stack], script: str) -> None:
+    stack = stack_on("rtx5090")
+    stock = stack.lab.snapshot()
+    process = stack.start("up", "--yes", "--skip-preview")
+    stack.lab.wait_command(SCRIPTS[script], timeout=PATIENCE_SECONDS)
+    stack.kill(process)
+    finishes_and_gives_everything_back(stack, stock)
+
+
+def test_killed_during_a_destroy_the_next_one_finishes(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("rtx5090")
+    stock = stack.lab.snapshot()
+    stack.up()
+    process = stack.start("destroy", "--yes", "--skip-preview")
+    stack.lab.wait_command("NEEDED=yes", timeout=PATIENCE_SECONDS)
+    stack.kill(process)
+    stack.lab.wait_idle()
+    assert stack.run("cancel", "--yes").code == 0
+    stack.destroy()
+    assert stack.lab.snapshot() == stock

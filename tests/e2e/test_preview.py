@@ -1,0 +1,96 @@
+"""A preview works without the host, and without the key to it; with the host in reach it shows the plan and refuses early."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Stack
+
+
+def test_a_preview_needs_no_host_before_and_after_the_first_up(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("rtx5090")
+    stack.lab.fault("no-network-when", "BOOT_IMAGE")
+    stack.lab.reboot(wait=False)
+    stack.lab.wait_settled()
+    first = stack.preview()
+    assert ("create", "pve-vfio-cmdline") in first.planned
+    assert "is not in reach" in first.output
+
+    stack.lab.machine.clear_faults()
+    stack.lab.power_cycle()
+    stack.up()
+    stack.lab.stop()
+    assert stack.preview().planned == []
+    stack.host["iommu"] = {"passthrough": False}
+    assert ("update", "pve-iommu-cmdline") in stack.preview().planned
+
+
+def test_a_preview_needs_no_key_and_sees_no_change_for_want_of_it(
+    stack_on: Callable[..., Stack], tmp_path: Path
+) -> None:
+    stack = stack_on("rtx5090")
+    stack.up()
+    stack.host["ssh"]["privateKeyFile"] = str(tmp_path / "not-in-a-pull-request")
+    preview = stack.preview()
+    assert preview.planned == []
+    assert "previewing without the key to the host" in preview.output
+
+
+def test_the_plan_is_printed_and_nothing_is_changed(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("rtx5090")
+    stock, mark = stack.lab.snapshot("etc", "boot", "var", "run"), stack.lab.mark()
+    preview = stack.preview()
+    for said in (
+        "-> quiet amd_iommu=on iommu=pt homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8",
+        "writes /etc/default/grub.d/zz-homelab-iommu.cfg",
+        "0000:01:00.0 [10de:2b85] nouveau -> vfio-pci",
+        "IOMMU group 14, with it: ",
+        "reboot: one, because",
+        "it stops VM 103 (Sandbox)",
+    ):
+        assert said in preview.output, said
+    assert len(stack.lab.connections(since=mark)) == 1
+    assert stack.lab.snapshot("etc", "boot", "var", "run") == stock
+
+
+def test_a_preview_without_changes_leaves_the_host_in_peace_unless_told_otherwise(
+    stack_on: Callable[..., Stack],
+) -> None:
+    stack = stack_on("rtx5090")
+    stack.up()
+    mark = stack.lab.mark()
+    stack.preview()
+    assert stack.lab.connections(since=mark) == []
+    stack.config["homelab:plan"] = "always"
+    assert "reboot: not needed" in stack.preview().output
+    assert len(stack.lab.connections(since=mark)) == 1
+    stack.config["homelab:plan"] = "never"
+    stack.host["iommu"] = {"passthrough": False}
+    stack.preview()
+    assert len(stack.lab.connections(since=mark)) == 1
+
+
+# Scenario -> the card, what the refusal names.
+REFUSED = {
+    "crowded-group": ("04:00", "nvme0n1"),
+    "nic-in-group": ("01:00", "network card"),
+    "firmware-off": ("01:00", "switched on in the firmware"),
+    "z370-two-cards-one-group": ("02:00", "graphics card"),
+}
+
+
+@pytest.mark.parametrize("scenario", REFUSED)
+@pytest.mark.parametrize("verb", ["preview", "up"])
+def test_what_would_bring_the_host_down_is_refused_in_a_preview_and_in_an_up(
+    stack_on: Callable[..., Stack], scenario: str, verb: str
+) -> None:
+    stack = stack_on(scenario, {"gpu": {"address": REFUSED[scenario][0]}})
+    stock, mark = stack.lab.snapshot(), stack.lab.mark()
+    result = stack.preview(ok=False) if verb == "preview" else stack.up(ok=False)
+    assert REFUSED[scenario][1] in result.message
+    assert "why:" in result.message and "next:" in result.message
+    assert stack.lab.snapshot() == stock
+    assert stack.lab.boots(since=mark) == []
