@@ -19,6 +19,12 @@ def preview(name: str, host: Host, probe: HostProbe, mode: str) -> pulumi.Output
     :param mode: ``auto``: when something would change and the host is in reach; ``always``: also when nothing would, and it
         must be in reach; ``never``.
     """
+    if pulumi.runtime.is_dry_run() and mode != "always":
+        try:
+            _ = host.ssh.key
+        except HomelabError as error:
+            pulumi.log.warn(f"{name}: previewing without the key to the host: {error.found}", probe)
+            mode = "never"
     # An output awaits the coroutine, so that the program doesn't end before it, and fails with it.
     printed: pulumi.Output[bool] = pulumi.Output.from_input(_printed(name, host, probe, mode))
     return printed

@@ -29,7 +29,6 @@ def connection(host: Host) -> tuple[remote.ConnectionArgs, list[str]]:
     except HomelabError as error:
         if not pulumi.runtime.is_dry_run():
             raise pulumi.RunError(str(error)) from None
-        pulumi.log.warn(f"previewing without the key to the host: {error.found}")
         ignored = ["connection.privateKey"]
     password = None if host.ssh.password is None else host.ssh.password.get_secret_value()
     return (

@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         config = Path(shutil.copy(PROJECT / f"Pulumi.{wanted.stack}.yaml", folder))
         where = ["--stack", wanted.stack, "--config-file", str(config), "--cwd", str(PROJECT), "--non-interactive"]
         if not {"PULUMI_BACKEND_URL", "PULUMI_ACCESS_TOKEN"} & set(environ):
-            environment["PULUMI_BACKEND_URL"] = Path(folder).as_uri()
+            environment["PULUMI_BACKEND_URL"] = stacks.backend_url(Path(folder))
             stacks.create(engine.pulumi, wanted.stack, environment)
         done = subprocess.run(
             [str(engine.pulumi), "preview", "--color", "never", *where], env=environment, capture_output=True, text=True

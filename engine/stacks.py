@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -29,3 +31,38 @@ def create(pulumi: Path, stack: str, environment: Mapping[str, str]) -> None:
             text=True,
             stdin=subprocess.DEVNULL,
         )
+
+
+def backend_url(folder: Path) -> str:
+    """The URL of a backend in a local folder.
+
+    Without ``metadata=skip`` each checkpoint has a second file with its attributes, which is not written atomically: an engine
+    that is killed at that moment leaves it empty, and the stack can't be read any more ("failed to load checkpoint: EOF").
+    """
+    return f"{folder.as_uri()}?metadata=skip"
+
+
+def release_dead_lock(pulumi: Path, stack: str, folder: Path, environment: Mapping[str, str]) -> None:
+    """``pulumi cancel``, if the run that holds the stack's lock was killed. For a backend in a local folder, used by one machine."""
+    for lock in (folder / ".pulumi" / "locks").rglob("*.json"):
+        if lock.parent.name == stack and not _runs(json.loads(lock.read_text(encoding="utf-8")).get("pid", 0)):
+            subprocess.run(
+                [str(pulumi), "cancel", "--yes", "--stack", stack, "--cwd", str(PROJECT)],
+                env=dict(environment),
+                check=True,
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+            )
+            return
+
+
+def _runs(pid: int) -> bool:
+    """Whether the process is there and not a zombie, which only waits for its parent to notice its end."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"

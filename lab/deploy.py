@@ -6,6 +6,7 @@ The configuration is Pulumi.lab.yaml with the address of the lab that was starte
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -25,15 +26,15 @@ STACK = "lab"
 class Deployment:
     """One lab and its stack."""
 
-    def __init__(self, scenario: str) -> None:
+    def __init__(self, scenario: str, state: Path | None = None) -> None:
         self.scenario = scenario
-        self.state = default_state(scenario)
+        self.state = state or default_state(scenario)
         self.backend = self.state / "pulumi"
         self.config_file = self.state / "Pulumi.lab.yaml"
         environ = {**os.environ, "PULUMI_HOME": str(install.cache_folder() / "home")}
         self.engine = install.ensure(environ)
         self.environment = self.engine.environment(environ) | {
-            "PULUMI_BACKEND_URL": self.backend.as_uri(),
+            "PULUMI_BACKEND_URL": stacks.backend_url(self.backend),
             "PULUMI_CONFIG_PASSPHRASE": "",
         }
 
@@ -46,11 +47,12 @@ class Deployment:
 
     def prepare(self) -> None:
         """The lab running, the configuration written, the stack there."""
-        lab = Lab.start(self.scenario, state=self.state)
+        lab = Lab.start(self.scenario, state=self.state, outlives_caller=True)
         self.backend.mkdir(parents=True, exist_ok=True)
         self._write_config(lab.connection)
         if not (self.backend / ".pulumi" / "stacks" / "homelab" / f"{STACK}.json").exists():
             stacks.create(self.engine.pulumi, STACK, self.environment)
+        stacks.release_dead_lock(self.engine.pulumi, STACK, self.backend, self.environment)
         (self.state / "env").write_text(
             "# To use this stack from a shell:  . this file\n"
             + "".join(f"export {name}={value!r}\n" for name, value in self._exports().items())
@@ -72,11 +74,16 @@ class Deployment:
         self.config_file.write_text(yaml.safe_dump(kept | written, sort_keys=False), encoding="utf-8")
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """`up`, `down`, `preview` or `outputs`, and a scenario. Returns the exit code."""
-    verb, scenario = arguments
+    parser = argparse.ArgumentParser(prog="lab.deploy", description=__doc__)
+    parser.add_argument("verb", choices=["up", "down", "preview", "outputs"])
+    parser.add_argument("scenario")
+    parser.add_argument("--state", type=Path, help="where the lab's state lies; default: .lab/SCENARIO")
+    asked = parser.parse_args(arguments)
+    verb = asked.verb
     try:
-        deployment = Deployment(scenario)
+        deployment = Deployment(asked.scenario, asked.state)
         if verb == "down":
             return down(deployment)
         deployment.prepare()
@@ -114,4 +121,4 @@ def down(deployment: Deployment) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

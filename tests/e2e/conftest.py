@@ -97,7 +97,7 @@ class Stack:
     @property
     def environment(self) -> dict[str, str]:
         return self.engine.environment(os.environ) | {
-            "PULUMI_BACKEND_URL": self.folder.as_uri(),
+            "PULUMI_BACKEND_URL": stacks.backend_url(self.folder),
             "PULUMI_CONFIG_PASSPHRASE": "",
             "PULUMI_SKIP_UPDATE_CHECK": "true",
             "NO_COLOR": "1",
@@ -107,12 +107,11 @@ class Stack:
 
     def command(self, *arguments: str) -> list[str]:
         self.runs += 1
-        events = self.folder / f"events-{self.runs}.jsonl"
-        logged = ["--event-log", str(events)] if arguments[0] in ("up", "preview", "destroy", "refresh") else []
-        return [
-            str(self.engine.pulumi), *arguments, *logged, "--stack", "lab", "--non-interactive", "--cwd", str(PROJECT),
-            "--config-file", str(self.folder / "Pulumi.lab.yaml"),
-        ]  # fmt: skip
+        where = ["--stack", "lab", "--non-interactive", "--cwd", str(PROJECT)]
+        if arguments[0] not in ("cancel", "stack"):  # which read no configuration
+            where += ["--config-file", str(self.folder / "Pulumi.lab.yaml")]
+            where += ["--event-log", str(self.folder / f"events-{self.runs}.jsonl")]
+        return [str(self.engine.pulumi), *arguments, *where]
 
     def write_config(self) -> None:
         path = self.folder / "Pulumi.lab.yaml"

@@ -1,0 +1,79 @@
+"""The README's commands, as a new user types them: what `make up` and `make down` do, and a `make up` after a killed one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine import install
+from lab import Lab
+from tests.conftest import PROJECT
+from tests.e2e.conftest import PATIENCE_SECONDS
+
+
+def deploy(verb: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """`make up SCENARIO=rtx5090` with the lab's state in ``folder``, so that a user's own lab is left in peace."""
+    return subprocess.run(
+        [sys.executable, "-m", "lab.deploy", verb, "rtx5090", "--state", str(folder)],
+        cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE_SECONDS, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("engine")
+def test_up_outputs_and_down(tmp_path: Path) -> None:
+    state = tmp_path / "rtx5090"
+    try:
+        up = deploy("up", state)
+        assert up.returncode == 0, up.stdout + up.stderr
+        assert "make down" in up.stdout
+        assert '"driver": "vfio-pci"' in deploy("outputs", state).stdout
+        again = deploy("up", state)
+        assert "10 unchanged" in again.stdout
+        lab = Lab.open(state)
+        assert lab.running
+        assert [boot["reason"] for boot in lab.boots()] == ["start", "reboot"]  # it has run all the time
+        down = deploy("down", state)
+        assert down.returncode == 0, down.stdout + down.stderr
+        assert not lab.running
+        assert not [path for path in lab.snapshot() if "homelab" in path]
+        assert deploy("down", state).returncode == 0
+    finally:
+        Lab.open(state).stop()
+
+
+def test_up_goes_on_after_one_that_was_killed(tmp_path: Path, engine: install.Engine) -> None:
+    assert engine.pulumi.exists()
+    state = tmp_path / "rtx5090"
+    try:
+        with (tmp_path / "log").open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "lab.deploy", "up", "rtx5090", "--state", str(state)],
+                cwd=PROJECT, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+            Lab.start("rtx5090", state=state).wait_command("NEEDED=yes", timeout=PATIENCE_SECONDS)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        up = deploy("up", state)
+        assert up.returncode == 0, up.stdout + up.stderr
+    finally:
+        Lab.open(state).stop()
+
+
+def test_the_preview_for_a_pull_request_needs_neither_host_nor_key(tmp_path: Path, engine: install.Engine) -> None:
+    assert engine.pulumi.exists()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PULUMI_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "engine.preview", "--stack", "homelab", "--output", str(tmp_path / "preview.md")],
+        cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE_SECONDS, stdin=subprocess.DEVNULL,
+        env=environment | {"PULUMI_ACCESS_TOKEN": "", "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = (tmp_path / "preview.md").read_text()
+    assert text.startswith("### `pulumi preview` of stack `homelab`")
+    assert "pve-vfio-cmdline" in text
+    assert "previewing without the key to the host" in text
