@@ -28,7 +28,8 @@ class BootVerificationProvider(HostProvider):
 
     def create(self, props: dict[str, Any]) -> CreateResult:
         host = self.host(props)
-        reboot = json.loads(props["reboot"])
+        # The last line: a login may print something of its own before.
+        reboot = json.loads(props["reboot"].strip().rpartition("\n")[2])
         facts = asyncio.run(_verified(host, props["host"], reboot, _wanted(props)))
         print(
             f"{props['host']}: verified: kernel {facts.kernel}, {facts.iommu.groups} IOMMU groups, {_bound(facts, props)} on vfio-pci"
@@ -46,7 +47,7 @@ async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wa
         facts = await ssh.wait_for_boot(host, reboot["boot_id"], lambda text: print(f"{name}: {text}"))
     else:
         async with ssh.connect(host) as session:
-            facts = await session.read(guests=False)
+            facts = await session.read(lspci=True)
         if reboot["reboot"] == "manual" and facts.boot_id == reboot["boot_id"]:
             raise HomelabError(
                 f"{name} rebooted, because {'; '.join(reboot['reasons'])}",

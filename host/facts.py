@@ -18,6 +18,10 @@ BRIDGES = ("0600", "0604")  # host bridge, PCI-to-PCI bridge: VFIO asks nothing 
 NVIDIA = "10de"
 
 
+# A domain has more than four digits behind Intel's Volume Management Device.
+_ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+
+
 class _Fact(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
 
@@ -54,7 +58,7 @@ class Device(_Fact):
     @property
     def ancestors(self) -> list[str]:
         """Addresses of the bridges above it, nearest first (from the path in sysfs)."""
-        return re.findall(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", self.path)[-2::-1]
+        return [part for part in self.path.split("/") if _ADDRESS.fullmatch(part)][-2::-1]
 
 
 class CommandLines(_Fact):
@@ -120,6 +124,7 @@ class HostFacts(_Fact):
     vfio_ids: str
     modules: list[str]
     devices: list[Device]
+    lspci: str
     disks: str
     managed: list[Managed]
     stale_initramfs: list[str]
@@ -130,6 +135,18 @@ class HostFacts(_Fact):
     @cached_property
     def by_address(self) -> dict[str, Device]:
         return {device.address: device for device in self.devices}
+
+    @cached_property
+    def lspci_drivers(self) -> dict[str, str]:
+        """Address -> "Kernel driver in use", as `lspci -Dnnk` prints it; empty where it was not asked."""
+        drivers: dict[str, str] = {}
+        address = ""
+        for line in self.lspci.splitlines():
+            if line[:1].strip():
+                address = line.partition(" ")[0]
+            elif line.strip().startswith("Kernel driver in use: "):
+                drivers[address] = line.partition(": ")[2].strip()
+        return drivers
 
     @property
     def display_devices(self) -> list[Device]:
@@ -207,6 +224,16 @@ class HostFacts(_Fact):
             if parents[child] == name and (mountpoint or kind == "zfs_member"):
                 found.append(f"{mountpoint or 'ZFS'} on {child}")
         return found
+
+
+def missing_words(words: str, cmdline: str) -> list[str]:
+    """Those of ``words`` that aren't on ``cmdline``. An IOMMU word may have more options there (``intel_iommu=on,sm_on``)."""
+    there = cmdline.split()
+    return [
+        word
+        for word in words.split()
+        if word not in there and not ("iommu=" in word and any(other.startswith(f"{word},") for other in there))
+    ]
 
 
 def bound_by_word(cmdline: str) -> dict[str, str]:

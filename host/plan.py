@@ -7,7 +7,7 @@ from typing import Any
 
 from host import gates
 from host.errors import HomelabError, raise_all
-from host.facts import HostFacts, bound_by_word
+from host.facts import HostFacts, bound_by_word, missing_words
 from settings import Host
 
 LAYERS = ("iommu", "vfio", "boot")
@@ -106,11 +106,10 @@ def _changed_files(facts: HostFacts, layer: str) -> list[str]:
 
 
 def _lost_words(facts: HostFacts, words: str) -> list[str]:
-    lost = [word for word in words.split() if word not in facts.cmdline.configured.split()]
+    lost = missing_words(words, facts.cmdline.configured)
     if lost:
         return [f"{' '.join(lost)} is not on the configured kernel command line"]
-    generated = facts.cmdline.generated.split()
-    lost = [word for word in words.split() if generated and word not in generated]
+    lost = missing_words(words, facts.cmdline.generated) if facts.cmdline.generated else []
     return [f"{' '.join(lost)} is not in the generated boot configuration (grub.cfg)"] if lost else []
 
 
@@ -134,7 +133,7 @@ def _lost_binding(facts: HostFacts, want: Wanted) -> list[str]:
 
 
 def _not_running(facts: HostFacts, want: Wanted) -> list[str]:
-    lost = [word for word in want.words.split() if word not in facts.cmdline.running.split()]
+    lost = missing_words(want.words, facts.cmdline.running)
     found = [f"{' '.join(lost)} is not on the running kernel's command line"] if lost else []
     if want.functions and facts.iommu.groups == 0:
         found.append("the running kernel has no IOMMU group")
@@ -153,7 +152,7 @@ def _on_another_driver(facts: HostFacts, want: Wanted) -> list[str]:
 def verify(facts: HostFacts, host: Host, want: Wanted) -> list[HomelabError]:
     """After the reboot: does the running system have what was wanted? Each failing check, with what to try."""
     errors = []
-    lost = [word for word in want.words.split() if word not in facts.cmdline.running.split()]
+    lost = missing_words(want.words, facts.cmdline.running)
     if lost:
         errors.append(
             HomelabError(
@@ -192,6 +191,8 @@ def verify(facts: HostFacts, host: Host, want: Wanted) -> list[HomelabError]:
 
 def _verify_drivers(facts: HostFacts, want: Wanted) -> list[HomelabError]:
     wrong = [*misplaced(facts, want), *_on_another_driver(facts, want)]
+    seen = {address: facts.lspci_drivers.get(address, "no driver") for address in want.functions if facts.lspci}
+    wrong += [f"lspci shows {address} on {driver}" for address, driver in seen.items() if driver != "vfio-pci"]
     if not wrong:
         return []
     return [
@@ -211,7 +212,7 @@ def _log_excerpt(facts: HostFacts) -> str:
 def describe(name: str, facts: HostFacts, host: Host, want: Wanted) -> str:
     """The plan for people: command line before -> after, files, each function with its driver now and then, the reboot."""
     have = facts.cmdline.others.split()
-    added = [word for word in want.words.split() if word not in have]
+    added = missing_words(want.words, facts.cmdline.others)
     before = facts.cmdline.configured
     after = " ".join([*have, *added])
     lines = [
@@ -222,7 +223,7 @@ def describe(name: str, facts: HostFacts, host: Host, want: Wanted) -> str:
         if set(before.split()) == set(after.split())
         else f"  command line: {before.strip()}\n             -> {after}"
     )
-    lines += [f"  writes {path}" for path in _files(facts, want, set(have))]
+    lines += [f"  writes {path}" for path in _files(facts, want)]
     for gpu, found in want.gpus.items():
         lines.append(f"  {gpu} ({found['slot']}), for {found['use']}:")
         for device in facts.functions(found["slot"]):
@@ -234,11 +235,11 @@ def describe(name: str, facts: HostFacts, host: Host, want: Wanted) -> str:
     return "\n".join(lines)
 
 
-def _files(facts: HostFacts, want: Wanted, have: set[str]) -> list[str]:
+def _files(facts: HostFacts, want: Wanted) -> list[str]:
     files = []
     grub = facts.loader == "grub"
     layers = (("iommu", want.iommu_words), ("vfio", want.vfio_words))
-    written = [layer for layer, words in layers if set(words.split()) - have]
+    written = [layer for layer, words in layers if missing_words(words, facts.cmdline.others)]
     files += [f"/etc/default/grub.d/zz-homelab-{layer}.cfg" for layer in written if grub]
     files += ["/etc/kernel/cmdline"] if written and not grub else []
     if want.binds:

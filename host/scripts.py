@@ -92,9 +92,9 @@ def reboot_host(policy: str, words: str, functions: list[str], rollback_after: i
     )
 
 
-def read_host(*, guests: bool) -> str:
+def read_host(*, guests: bool = False, lspci: bool = False) -> str:
     """Standard input of read_host.sh; ``guests`` also lists what runs, which takes a real host a second or two."""
-    return compose("read_host.sh", GUESTS="yes" if guests else "no")
+    return compose("read_host.sh", GUESTS="yes" if guests else "no", LSPCI="yes" if lspci else "no")
 
 
 def confirm_boot() -> str:

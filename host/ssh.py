@@ -57,9 +57,9 @@ class Session:
             raise _failed(verb, str(done.stdout), str(done.stderr), done.exit_status)
         return str(done.stdout)
 
-    async def read(self, *, guests: bool) -> facts.HostFacts:
+    async def read(self, *, guests: bool = False, lspci: bool = False) -> facts.HostFacts:
         """One reading of the host. Raises as `run`."""
-        return facts.parse(await self.run("read_host", scripts.read_host(guests=guests)))
+        return facts.parse(await self.run("read_host", scripts.read_host(guests=guests, lspci=lspci)))
 
 
 def _failed(verb: str, output: str, log: str, status: int) -> HomelabError:
@@ -165,7 +165,7 @@ async def wait_for_boot(host: Host, old_boot_id: str, say: Callable[[str], None]
     while True:
         try:
             async with connect(host) as session:
-                found = await session.read(guests=False)
+                found = await session.read(lspci=True)
                 if found.boot_id != old_boot_id:
                     return found
                 last = "it answers, but has not rebooted"

@@ -18,11 +18,12 @@ apply() {
     has_words "$present" "$word" || missing+=("$word")
   done
   write_words "${missing[@]}"
+  has_words "$(configured_words)" "${wanted[@]}" || die "'$WORDS' on the kernel command line" \
+    "'$(configured_words)'" "something that is read after our file takes it away again; nothing was changed" \
+    "look into /etc/default/grub and what sorts after zz-homelab in /etc/default/grub.d"
   if [[ $CHANGED == yes ]] || is_pending boot || ! generated "${wanted[@]}"; then
     regenerate
   fi
-  has_words "$(configured_words)" "${wanted[@]}" || die "'$WORDS' on the kernel command line" \
-    "'$(configured_words)'" "something read after our file removes it again" "look into /etc/default/grub and /etc/default/grub.d"
   finish
   printf '{"loader":"%s","added":%s,"changed":"%s"}\n' "$LOADER" "$(json_list "${missing[@]}")" "$CHANGED"
 }

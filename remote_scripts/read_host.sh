@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Reads what is decided upon before a host is changed, and what is verified after its reboot. Changes nothing.
 #
-# Arguments: GUESTS (yes | no: also list virtual machines and containers, which takes qm and pct a second each).
+# Arguments: GUESTS (yes | no: also list virtual machines and containers, which takes qm and pct a second each),
+#   LSPCI (yes | no: also what lspci says).
 # Output: one JSON object; host/facts.py models it. Texts of commands are passed on as they are and parsed there.
 # Verbs: read_host.
 
@@ -18,7 +19,8 @@ read_host() {
   printf ',"vfio_ids":%s,"modules":%s' "$(vfio_ids)" "$(modules)"
   printf ',"devices":['
   devices
-  printf '],"disks":%s' "$(json_string "$(lsblk -nro NAME,PKNAME,FSTYPE,MOUNTPOINT 2>/dev/null)")"
+  printf '],"lspci":%s' "$(json_string "$([[ $LSPCI != yes ]] || lspci -Dnnk 2>/dev/null)")"
+  printf ',"disks":%s' "$(json_string "$(lsblk -nro NAME,PKNAME,FSTYPE,MOUNTPOINT 2>/dev/null)")"
   managed
   nvidia_minors
   guests
@@ -93,7 +95,7 @@ devices() {
     links[${file#"$PCI/"}]=$target
   done < <(find "$PCI"/* "$PCI"/*/driver "$PCI"/*/iommu_group -maxdepth 0 -type l -printf '%p %l\n' 2>/dev/null)
   while IFS=' ' read -r name target; do
-    [[ $target =~ .*/([0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])/ ]] || continue
+    [[ $target =~ .*/([0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])/ ]] || continue
     behind[${BASH_REMATCH[1]}]+="${behind[${BASH_REMATCH[1]}]:+ }$name"
   done < <(find "$ROOT"/sys/block/* "$ROOT"/sys/class/net/* -maxdepth 0 -type l -printf '%f %l\n' 2>/dev/null | sort)
   # Before there are groups, the bridges' Access Control Services tell how the kernel is going to draw them.

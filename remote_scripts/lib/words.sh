@@ -15,11 +15,12 @@ without_words() {
   printf '%s' "${text% }"
 }
 
-has_words() { # TEXT WORD... - all of them?
+# has_words TEXT WORD... - all of them? An IOMMU word may have more options behind a comma (intel_iommu=on,sm_on).
+has_words() {
   local text=" $1 " word
   shift
   for word in "$@"; do
-    [[ $text == *" $word "* ]] || return 1
+    [[ $text == *" $word "* || ($word == *iommu=* && $text == *" $word,"*) ]] || return 1
   done
 }
 
@@ -73,6 +74,7 @@ edit_kernel_cmdline() {
   whole=${whole%x}
   first=${whole%%$'\n'*}
   rest=${whole#"$first"}
+  [[ $old != "$new" || "$first " != *"$old "* ]] || return 0 # there already, also in the middle
   if [[ -n $old && "$first " == *"$old "* ]]; then
     first="$first "
     first="${first%"$old "*} ${first##*"$old "}"
@@ -82,7 +84,6 @@ edit_kernel_cmdline() {
     first=$(without_words "$first" "${words[@]}")
   fi
   first+=$new
-  [[ "$first$rest" != "$whole" || $old != "$new" ]] || return 0
   remember "$file"
   remember "$record"
   if [[ -n $new ]]; then

@@ -20,7 +20,7 @@ ARGUMENTS = {
     "vfio_initramfs.sh": ("NEEDED", "INIT_TOP", "HOOK"),
     "reboot_host.sh": ("POLICY", "WORDS", "FUNCTIONS", "ROLLBACK_AFTER", "ROLLBACK"),
     "rollback.sh": ("AFTER", "ENTRY_SYSTEMD_BOOT"),
-    "read_host.sh": ("GUESTS",),
+    "read_host.sh": ("GUESTS", "LSPCI"),
     "confirm_boot.sh": (),
 }
 COMPOSED = {name: scripts.compose(name, **dict.fromkeys(names, "x")) for name, names in ARGUMENTS.items()}

@@ -161,6 +161,20 @@ def test_drift_is_named_by_layer(changes: dict[str, Any], layer: str, said: str)
     assert any(said in sentence for sentence in found[layer]), found
 
 
+def test_an_iommu_word_with_more_options_is_the_word() -> None:
+    running = "quiet intel_iommu=on,sm_on iommu=pt"
+    facts = desktop(cpu_vendor="GenuineIntel", cmdline=cmdline(running, others=running))
+    want = plan.wanted(facts, settings({}))
+    assert plan.drift(facts, want) == {"iommu": [], "vfio": [], "boot": []}
+    assert "(stays)" in plan.describe("pve", facts, settings({}), want)
+
+
+def test_lspci_is_held_against_sysfs() -> None:
+    shown = "0000:01:00.0 VGA\n\tKernel driver in use: vfio-pci\n0000:01:00.1 Audio\n\tKernel driver in use: snd_hda_intel\n"
+    (error,) = plan.verify(bound(lspci=shown), settings(), plan.wanted(desktop(), settings()))
+    assert error.found == "lspci shows 0000:01:00.1 on snd_hda_intel"
+
+
 def test_a_bound_host_is_verified() -> None:
     assert plan.verify(bound(), settings(), plan.wanted(desktop(), settings())) == []
 
@@ -209,7 +223,7 @@ def test_the_plan_tells_people_what_would_happen() -> None:
 
 def test_the_plan_of_a_finished_host_has_nothing_in_it() -> None:
     facts = bound(managed=[{"layer": "vfio", "path": path, "state": "ok"} for path in plan._files(
-        desktop(), plan.wanted(desktop(), settings()), {"quiet"})], cmdline=cmdline(f"quiet {WORDS}", others="quiet"))  # fmt: skip
+        desktop(), plan.wanted(desktop(), settings()))], cmdline=cmdline(f"quiet {WORDS}", others="quiet"))  # fmt: skip
     text = plan.describe("pve", facts, settings(), plan.wanted(facts, settings()))
     assert "(stays)" in text and "writes" not in text and "reboot: not needed" in text
 

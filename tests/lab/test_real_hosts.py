@@ -1,0 +1,173 @@
+"""Captures of real machines: the unmodified read_host.sh on a host made of each, and what the gates say of every card in it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from host import facts, gates, plan, scripts
+from host.errors import HomelabError
+from lab.listing import scenario_from_listing
+from lab.machine import Machine, load_scenario
+from tests.conftest import shared
+from tests.unit.hosts import settings
+
+# Listing -> slot of each graphics card -> what refuses it: group members that are neither the card nor bridges. None: nothing.
+VERDICTS: dict[str, dict[str, set[str] | None]] = {
+    "b550-vega56-rx550/iommu_groups.txt": {
+        "0000:04:00": {"0000:01:00.0", "0000:02:00.0", "0000:02:00.1", "0000:07:00.0"},
+        "0000:0b:00": None,
+    },
+    "cezanne-igpu-rtx2060/iommu_groups.txt": {"0000:01:00": None, "0000:09:00": None},
+    "i5-9400f-rx580-rx550/iommu_groups.txt": {"0000:01:00": None, "0000:02:00": None},
+    "pve-3x3090/iommu_groups_excerpt.txt": {"0000:1d:00": None, "0000:1e:00": None, "0000:1f:00": None},
+    "pve91-am5-arc-no-nvidia/iommu_groups.txt": {"0000:03:00": None, "0000:0c:00": None},
+    "x570-1080ti-3090-find/iommu_groups_find.txt": {"0000:24:00": None, "0000:2d:00": None},
+    "z370-2080ti-2060/iommu_groups.txt": {
+        "0000:01:00": {f"0000:02:00.{number}" for number in range(4)},
+        "0000:02:00": {f"0000:01:00.{number}" for number in range(4)},
+    },
+    "z370-2080ti-2060/iommu_groups_after_acs_override.txt": {"0000:01:00": None, "0000:02:00": None},
+}
+
+
+def read(machine: Machine) -> facts.HostFacts:
+    done = subprocess.run(
+        ["bash", "-s", "--", "read_host"],
+        input=scripts.read_host(guests=True),
+        env=machine.environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return facts.parse(done.stdout)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, request: pytest.FixtureRequest) -> Machine:
+    """The captured machine ``request.param``, running."""
+    listing = shared("real_hosts", *request.param.split("/"))
+    details = "\n".join(path.read_text(encoding="utf-8") for path in sorted(listing.parent.glob("lspci*.txt")))
+    scenario = scenario_from_listing(listing.read_text(encoding="utf-8"), details, name=listing.parent.name)
+    made = Machine.install(tmp_path, scenario)
+    assert made.boot("start").comes_up
+    return made
+
+
+@pytest.mark.parametrize("machine", VERDICTS, indirect=True, ids=VERDICTS)
+def test_each_card_of_a_real_machine_gets_its_verdict(machine: Machine, request: pytest.FixtureRequest) -> None:
+    found = read(machine)
+    for slot, refused in VERDICTS[request.node.callspec.params["machine"]].items():
+        others = {device.address for device in found.group_of(slot) if device.slot != slot and not device.is_bridge}
+        assert others == (refused or set()), slot
+        errors = gates.isolation(found, "gpu", settings().gpus["rtx5090"], slot)
+        assert bool(errors) is bool(refused)
+        assert all(address in errors[0].found for address in refused or ())
+
+
+@pytest.mark.parametrize("machine", VERDICTS, indirect=True, ids=VERDICTS)
+def test_without_an_iommu_the_topology_predicts_nothing_less_than_the_group(
+    machine: Machine, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """A prediction may hold too much, never too little: what shares the real group is in the predicted one."""
+    found = read(machine)
+    blind = found.model_copy(
+        update={"devices": [device.model_copy(update={"group": None, "acs": False}) for device in found.devices]}
+    )
+    for slot, refused in VERDICTS[request.node.callspec.params["machine"]].items():
+        if refused and all(facts_path(found, slot)):
+            predicted = {device.address for device in blind.group_of(slot)}
+            assert refused <= predicted, slot
+
+
+def facts_path(found: facts.HostFacts, slot: str) -> list[bool]:
+    """Whether the card hangs below a bridge, as the listing lets one tell; without one there is nothing to predict from."""
+    return [bool(device.ancestors) for device in found.functions(slot)]
+
+
+@pytest.mark.parametrize(
+    ("capture", "expected"),
+    [
+        (
+            "pve84-8845hs-rtx5060ti",
+            "quiet amd_iommu=on iommu=pt initcall_blacklist=sysfb_init pcie_acs_override=downstream",
+        ),
+        ("pve-p51-laptop-quadro-m1200", "quiet intel_iommu=on"),
+        (
+            "x570-1080ti-3090-find",
+            "quiet splash amd_iommu=on amd_iommu=pt vfio_pci.ids=10de:1b06,10de:10ef,1102:0010 kvm.ignore_msrs=1",
+        ),
+    ],
+)
+def test_real_grub_settings_are_read_as_grub_reads_them(tmp_path: Path, capture: str, expected: str) -> None:
+    machine = Machine.install(tmp_path, load_scenario("rtx5090"))
+    machine.boot("start")
+    (machine.state / "root/etc/default/grub").write_text(
+        shared("real_hosts", capture, "etc_default_grub.txt").read_text()
+    )
+    assert read(machine).cmdline.others.split() == expected.split()
+
+
+def test_a_card_with_a_forgotten_audio_function_is_half_bound(tmp_path: Path) -> None:
+    """The WTR MAX's CPU with a Blackwell card: the ids name the card's first function only."""
+    machine = Machine.install(tmp_path, load_scenario("wtr-max"))
+    (machine.state / "root/etc/modprobe.d/vfio.conf").write_text(
+        shared("real_hosts", "pve84-8845hs-rtx5060ti", "etc_modprobe_d_vfio_conf.txt").read_text()
+    )
+    (machine.state / "root/etc/default/grub").write_text(
+        shared("real_hosts", "pve84-8845hs-rtx5060ti", "etc_default_grub.txt").read_text()
+    )
+    (machine.state / "root/etc/modules").write_text(
+        shared("real_hosts", "pve84-8845hs-rtx5060ti", "etc_modules.txt").read_text()
+    )
+    machine.boot("start")
+    subprocess.run(
+        ["bash", "-c", "update-initramfs -u -k all && update-grub"],
+        env=machine.environment(),
+        check=True,
+        capture_output=True,
+    )
+    machine.shutdown()
+    machine.boot("reboot")
+    found = read(machine)
+    assert found.vfio_ids == "10de:2d04"
+    want = plan.wanted(found, settings({"rtx5060ti": {"match": "10de:2d04"}}))
+    assert want.by_hand == ["0000:01:00.0"]
+    assert want.vfio_words.startswith("homelab.vfio=0000:01:00.1=10de:22eb")
+
+
+def test_vt_d_off_in_the_firmware_is_seen_through_the_kernels_enabled(tmp_path: Path) -> None:
+    """pve-b660-vtd-off-in-bios: the command line asks for it, the kernel says "enabled", and there is no group."""
+    assert (
+        shared("real_hosts", "pve-b660-vtd-off-in-bios", "dmesg_iommu.txt").read_text().strip() == "DMAR: IOMMU enabled"
+    )
+    machine = Machine.install(tmp_path, load_scenario("firmware-off"))
+    machine.boot("start")
+    found = read(machine)
+    assert "DMAR: IOMMU enabled" in found.iommu.kernel_log
+    with pytest.raises(HomelabError, match="switched on in the firmware"):
+        plan.wanted(found, settings({"gpu": {"address": "01:00"}}))
+
+
+@pytest.mark.parametrize(("capture", "uses"), [("pve-lxc-rtx3060", True), ("pve-lxc-wrong-majors", True)])
+def test_real_containers_that_use_a_card_are_seen(capture: str, uses: bool) -> None:
+    from tests.unit.hosts import desktop
+
+    lines = shared("real_hosts", capture, "lxc_conf.txt").read_text()
+    guests = {"qm": "", "pct": "", "configs": [{"kind": "lxc", "id": 100, "lines": lines}]}
+    found = desktop(guests=guests, nvidia_minors={"0000:01:00.0": 0})
+    assert bool(gates.containers(found, "gpu", settings().gpus["rtx5090"], "0000:01:00")) is uses
+
+
+def test_a_stranded_kernel_log_from_intel_and_amd_is_shown_to_people(tmp_path: Path) -> None:
+    """i5-9400f: an Intel host that prints an AMD-Vi line. The lines are shown, and nothing is concluded from them."""
+    assert "AMD-Vi" in shared("real_hosts", "i5-9400f-rx580-rx550", "dmesg_iommu.txt").read_text()
+    machine = Machine.install(tmp_path, load_scenario("intel-grub-bios"))
+    machine.boot("start")
+    found = read(machine)
+    strange = found.model_copy(update={"iommu": found.iommu.model_copy(update={"kernel_log": "AMD-Vi: not available"})})
+    host = settings({"gpu": {"address": "03:00", "allowConsole": True}})
+    assert plan.wanted(strange, host).iommu_words == "intel_iommu=on iommu=pt"

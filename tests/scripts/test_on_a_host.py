@@ -1,0 +1,197 @@
+"""The scripts on a whole host, without SSH and Pulumi: what happens to its boot when things are not as they should be."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from host import scripts
+from lab.machine import Machine, load_scenario
+
+IOMMU = "amd_iommu=on iommu=pt"
+VFIO = "homelab.vfio=0000:01:00.0=10de:2882,0000:01:00.1=10de:22be"
+
+
+class Host:
+    """A running lab host; scripts run in its environment."""
+
+    def __init__(self, state: Path, scenario: str) -> None:
+        self.machine = Machine.install(state, load_scenario(scenario))
+        self.root = state / "root"
+        self.machine.boot("start")
+
+    def run(self, verb: str, script: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-s", "--", verb],
+            input=script,
+            env=self.machine.environment(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    def bash(self, text: str) -> str:
+        done = subprocess.run(["bash", "-c", text], env=self.machine.environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def files(self) -> dict[str, bytes]:
+        """Everything that a boot reads, and our state."""
+        folders = [self.root / "etc", self.root / "boot", self.root / "var/lib", self.machine.state / "esp"]
+        return {
+            str(path): path.read_bytes()
+            for folder in folders
+            for path in folder.rglob("*")
+            if path.is_file() and not path.is_symlink()
+        }
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Callable[[str], Host]:
+    return lambda scenario: Host(tmp_path / scenario, scenario)
+
+
+def test_a_file_that_is_read_later_and_takes_our_words_away_is_named_and_nothing_is_changed(
+    host: Callable[[str], Host],
+) -> None:
+    desktop = host("rtx5090")
+    (desktop.root / "etc/default/grub.d/zzz-own.cfg").write_text('GRUB_CMDLINE_LINUX_DEFAULT="quiet"\n')
+    before = desktop.files()
+    done = desktop.run("apply", scripts.cmdline("iommu", IOMMU, 0))
+    assert done.returncode == 1
+    assert "what sorts after zz-homelab in /etc/default/grub.d" in done.stdout
+    assert desktop.files() == before
+
+
+def test_an_iommu_word_with_more_options_is_left_to_its_owner(host: Callable[[str], Host]) -> None:
+    desktop = host("rtx5090")
+    default = desktop.root / "etc/default/grub"
+    default.write_text(default.read_text().replace('"quiet"', '"quiet intel_iommu=on,sm_on iommu=pt"'))
+    desktop.bash("update-grub")
+    before = desktop.files()
+    done = desktop.run("apply", scripts.cmdline("iommu", "intel_iommu=on iommu=pt", 0))
+    assert (done.returncode, '"added":[]' in done.stdout) == (0, True)
+    assert desktop.files() == before
+
+
+@pytest.mark.parametrize("scenario", ["rtx5090", "intel-zfs", "zfs-grub-shim"])
+def test_applied_twice_and_taken_back_twice_is_as_once(host: Callable[[str], Host], scenario: str) -> None:
+    machine = host(scenario)
+    stock = machine.files()
+    layers = [
+        scripts.cmdline("iommu", IOMMU, 0),
+        scripts.vfio_initramfs(True, 0),
+        scripts.cmdline("vfio", VFIO, 0, entry=True),
+    ]
+    for script in layers:
+        assert machine.run("apply", script).returncode == 0
+    configured = machine.files()
+    for script in layers:
+        assert '"changed":"no"' in machine.run("apply", script).stdout
+    assert machine.files() == configured
+    for _ in range(2):
+        for script in reversed(layers):
+            assert machine.run("revert", script).returncode == 0
+    assert machine.files() == stock
+
+
+@pytest.mark.parametrize(
+    ("scenario", "stale"),
+    [("rtx5090", "root/boot/grub/grub.cfg"), ("intel-zfs", "esp/*/loader/entries/proxmox-*.conf")],
+)
+def test_a_power_cut_before_the_boot_configuration_was_generated_is_made_good(
+    host: Callable[[str], Host], scenario: str, stale: str
+) -> None:
+    machine = host(scenario)
+    old = {path: path.read_bytes() for path in machine.machine.state.glob(stale)}
+    script = scripts.cmdline("iommu", IOMMU, 0)
+    machine.run("apply", script)
+    configured = machine.files()
+    for path, text in old.items():
+        path.write_bytes(text)
+    pending = machine.root / "var/lib/homelab/pending/boot"
+    pending.parent.mkdir()
+    pending.touch()
+    assert machine.run("apply", script).returncode == 0
+    assert machine.files() == configured
+
+
+def test_a_power_cut_before_the_initramfs_was_made_is_made_good(host: Callable[[str], Host]) -> None:
+    machine = host("rtx5090")
+    old = {path: path.read_bytes() for path in (machine.root / "boot").glob("initrd.img-*")}
+    machine.run("apply", scripts.vfio_initramfs(True, 0))
+    configured = machine.files()
+    for path, text in old.items():
+        path.write_bytes(text)
+    pending = machine.root / "var/lib/homelab/pending/initramfs"
+    pending.parent.mkdir()
+    pending.touch()
+    assert machine.run("apply", scripts.vfio_initramfs(True, 0)).returncode == 0
+    assert machine.files() == configured
+
+
+def test_an_initramfs_that_fails_for_one_kernel_leaves_no_file_of_ours(host: Callable[[str], Host]) -> None:
+    machine = host("rtx5090")
+    stock = machine.files()
+    oldest = sorted(path.name.removeprefix("vmlinuz-") for path in (machine.root / "boot").glob("vmlinuz-*"))[0]
+    machine.machine.set_fault("update-initramfs", f"fail:{oldest}")
+    done = machine.run("apply", scripts.vfio_initramfs(True, 0))
+    assert done.returncode == 1 and done.stdout.startswith("wanted: the initramfs of every installed kernel made anew")
+    assert machine.files() == stock
+
+
+def test_pinning_a_kernel_still_works_beside_the_second_boot_entry(host: Callable[[str], Host]) -> None:
+    """proxmox-boot-tool takes the root device's id from grub.cfg by a pattern that a doubled entry would match twice."""
+    machine = host("zfs-grub-shim")
+    machine.run("apply", scripts.cmdline("vfio", VFIO, 0, entry=True))
+    machine.bash("update-grub")
+    kernel = machine.bash("proxmox-boot-tool kernel list").split()[-1]
+    machine.bash(f"proxmox-boot-tool kernel pin {kernel}; proxmox-boot-tool refresh")
+    pinned = (machine.root / "etc/default/grub.d/proxmox-kernel-pin.cfg").read_text()
+    assert pinned.count("\n") == 1 and f"gnulinux-{kernel}-advanced-" in pinned
+    machine.machine.shutdown()
+    assert machine.machine.boot("reboot").kernel == kernel
+
+
+def test_an_esp_that_is_gone_is_passed_over_as_proxmox_does(host: Callable[[str], Host]) -> None:
+    machine = host("intel-zfs")
+    uuids = machine.root / "etc/kernel/proxmox-boot-uuids"
+    uuids.write_text(uuids.read_text() + "DEAD-BEEF\n")
+    assert machine.run("apply", scripts.cmdline("vfio", VFIO, 0, entry=True)).returncode == 0
+    for esp in (machine.machine.state / "esp").iterdir():
+        entries = {path.name for path in (esp / "loader/entries").iterdir()}
+        ours = {name for name in entries if name.startswith("homelab-without-gpu-")}
+        assert len(ours) == len(entries) - len(ours) > 0
+        assert all("homelab.vfio" not in (esp / "loader/entries" / name).read_text() for name in ours)
+        assert all("without GPU passthrough" in (esp / "loader/entries" / name).read_text() for name in ours)
+
+
+def test_a_boot_without_a_switch_can_be_confirmed(host: Callable[[str], Host]) -> None:
+    machine = host("rtx5090")
+    before = machine.files()
+    assert machine.run("apply", scripts.confirm_boot()).returncode == 0
+    assert machine.files() == before
+
+
+def test_taking_everything_back_disarms_the_switch_too(host: Callable[[str], Host]) -> None:
+    machine = host("rtx5090")
+    stock = machine.files()
+    words = scripts.cmdline("iommu", IOMMU, 0)
+    machine.run("apply", words)
+    machine.machine.set_fault("reboot-ignored", True)
+    assert '"reboot":"yes"' in machine.run("apply", scripts.reboot_host("auto", IOMMU, [], 600)).stdout
+    assert (machine.root / "etc/systemd/system/homelab-rollback.timer").exists()
+    machine.run("revert", words)
+    assert machine.files() == stock
+    assert not list((machine.root / "etc/systemd/system").rglob("homelab*"))
+
+
+def test_a_manual_reboot_arms_nothing(host: Callable[[str], Host]) -> None:
+    machine = host("rtx5090")
+    machine.run("apply", scripts.cmdline("iommu", IOMMU, 0))
+    done = machine.run("apply", scripts.reboot_host("manual", IOMMU, [], 600))
+    assert '"reboot":"manual"' in done.stdout and "VM 103 (Sandbox)" in done.stdout
+    assert not list((machine.root / "etc/systemd/system").rglob("homelab*"))
