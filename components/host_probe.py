@@ -4,7 +4,7 @@ pulumi-command has no read, so this dynamic resource stands beside its commands.
 gate or fail before anything is changed, and put out what is wanted: words of the command line, functions for vfio-pci. `read`
 (``pulumi refresh``, ``up --refresh``) compares the host with that, names every difference, and raises the ``generation`` of each
 layer that drifted: the commands that take it run again, with the chain behind them, and a preview shows exactly these. A card that
-is no longer where it was makes the plan itself stale: then `diff` asks for an update.
+is no longer where it was, or no longer bound by hand, makes the plan itself stale: then `diff` asks for an update.
 It owns nothing on the host: destroying it changes nothing.
 """
 
@@ -70,7 +70,7 @@ class HostProbeProvider(HostProvider):
             for difference in differences:
                 print(f"{props['host']}: drift ({layer}): {difference}")
         generation = _raised(props["generation"], {layer for layer, differences in drift.items() if differences})
-        return ReadResult(id_, {**props, "generation": generation, "stale": bool(plan.misplaced(facts, want))})
+        return ReadResult(id_, {**props, "generation": generation, "stale": plan.stale(facts, want)})
 
     def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
         changed = bool(olds.get("stale")) or any(olds.get(key) != news.get(key) for key in ("host", "wanted"))
@@ -83,7 +83,11 @@ class HostProbeProvider(HostProvider):
 
     def _wanted(self, props: dict[str, Any]) -> dict[str, Any]:
         host = self.host(props)
-        return dataclasses.asdict(plan.wanted(asyncio.run(_read(host, guests=True)), host))
+        facts = asyncio.run(_read(host, guests=True))
+        want = plan.wanted(facts, host)
+        # Also for those who skip the preview: what a reboot stops is said before anything is changed.
+        print(f"{props['host']}: reboot: {plan.reboot(facts, host, want)}")
+        return dataclasses.asdict(want)
 
     def delete(self, _id: str, props: dict[str, Any]) -> None:
         if props.get("iommu_words") or props.get("vfio_words"):

@@ -123,6 +123,11 @@ def misplaced(facts: HostFacts, want: Wanted) -> list[str]:
     return found
 
 
+def stale(facts: HostFacts, want: Wanted) -> bool:
+    """Must be decided anew: hardware was changed, or somebody took back the binding that they had made by hand."""
+    return bool(misplaced(facts, want)) or not facts.bound_by_hand().issuperset(want.by_hand)
+
+
 def _lost_binding(facts: HostFacts, want: Wanted) -> list[str]:
     found = misplaced(facts, want)
     if want.binds:
@@ -231,7 +236,7 @@ def describe(name: str, facts: HostFacts, host: Host, want: Wanted) -> str:
             by_hand = ", bound by hand" if device.address in want.by_hand else ""
             lines.append(f"    {device.address} [{device.id}] {device.driver or 'no driver'} -> {then}{by_hand}")
         lines.append(f"    IOMMU group {_group(facts, found['slot'])}")
-    lines.append(f"  reboot: {_reboot(facts, host, want)}")
+    lines.append(f"  reboot: {reboot(facts, host, want)}")
     return "\n".join(lines)
 
 
@@ -262,7 +267,8 @@ def _group(facts: HostFacts, slot: str) -> str:
     return f"{group or 'none yet (predicted)'}, with it: {'; '.join(others) or 'nothing else'}"
 
 
-def _reboot(facts: HostFacts, host: Host, want: Wanted) -> str:
+def reboot(facts: HostFacts, host: Host, want: Wanted) -> str:
+    """Whether the host must be rebooted, why, and the running guests that this stops."""
     reasons = _not_running(facts, want)
     extra = set(bound_by_word(facts.cmdline.running)) - set(bound_by_word(want.vfio_words))
     reasons += [f"{address} is still bound" for address in sorted(extra)]

@@ -45,11 +45,12 @@ class Session:
         """
         import asyncssh
 
+        command = scripts.command(verb, self._host.ssh.user)
         try:
-            done = await self._connection.run(
-                scripts.command(verb, self._host.ssh.user), input=script, encoding="utf-8"
-            )
-        except (OSError, asyncssh.Error) as error:
+            # A host that goes down may keep a connection open and answer its keepalives without ever running the script.
+            async with asyncio.timeout(SCRIPT_SECONDS):
+                done = await self._connection.run(command, input=script, encoding="utf-8")
+        except (OSError, TimeoutError, asyncssh.Error) as error:
             raise _lost(self._host, error) from error
         if done.exit_status is None:
             raise _lost(self._host, ConnectionError("the connection ended before the script did"))

@@ -94,3 +94,4 @@ second_entries() {
 }
 
 "$1" </dev/null
+exit

@@ -16,3 +16,4 @@ apply() {
 }
 
 "$1" </dev/null
+exit

@@ -171,3 +171,4 @@ list_guests() { # qm | pct
 }
 
 "$1" </dev/null
+exit

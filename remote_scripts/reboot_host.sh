@@ -24,8 +24,8 @@ apply() {
   else
     log "rebooting (${reasons[*]}); this stops: ${guests:-no guest}"
     arm
-    # In a unit of its own, a moment later: this script still has to answer.
-    run_logged systemd-run --collect --on-active=1 systemctl reboot || die "a reboot of this host" "$OUTPUT" \
+    # In a unit of its own, a moment later: this script still has to answer. (Timers are a minute inexact by default.)
+    run_logged systemd-run --collect --on-active=1 --timer-property=AccuracySec=100ms systemctl reboot || die "a reboot of this host" "$OUTPUT" \
       "the running kernel lacks what was configured" "reboot it by hand, then run \`pulumi up\` again"
     report yes
   fi
@@ -86,6 +86,7 @@ Description=homelab: wait for the boot to be confirmed
 
 [Timer]
 OnBootSec=${ROLLBACK_AFTER}s
+AccuracySec=1s
 
 [Install]
 WantedBy=timers.target
@@ -97,3 +98,4 @@ UNIT
 }
 
 "$1" </dev/null
+exit

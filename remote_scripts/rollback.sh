@@ -30,3 +30,4 @@ apply() {
 }
 
 apply </dev/null
+exit

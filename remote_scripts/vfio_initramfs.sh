@@ -84,3 +84,4 @@ update() {
 }
 
 "$1" </dev/null
+exit

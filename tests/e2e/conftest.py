@@ -5,6 +5,7 @@ What is asserted is the host's state (its files, boots, connections) and the eng
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -66,6 +67,23 @@ class Result:
         found = [event["diagnosticEvent"] for event in self.events if "diagnosticEvent" in event]
         text = "\n".join(one["message"] for one in found if one["severity"] == "error")
         return re.sub(r"<\{%.*?%\}>", "", text)
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL to a process and all its descendants; plugins have process groups of their own."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # ended meanwhile
+        children.setdefault(parent, []).append(int(stat.parent.name))
+    doomed = [pid]
+    for one in doomed:
+        doomed += children.get(one, [])
+    for one in doomed:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
 
 
 def gpus_of(scenario: str | Path) -> dict[str, Any]:
@@ -190,7 +208,7 @@ class Stack:
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         """SIGKILL to the engine and everything that it started, as a power cut on the user's machine would."""
-        os.killpg(process.pid, signal.SIGKILL)
+        kill_tree(process.pid)
         process.wait()
 
 

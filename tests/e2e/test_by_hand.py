@@ -27,6 +27,25 @@ def test_it_is_taken_over_only_when_asked(stack_on: Callable[..., Stack]) -> Non
     assert stack.lab.snapshot() == before
 
 
+def test_a_binding_by_hand_that_is_taken_back_is_made_by_us(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("bound-by-hand")
+    stack.up()
+    stack.lab.run(
+        """
+rm "$ROOT"/etc/modprobe.d/vfio*.conf
+sed -i 's/vfio-pci.ids=[^ "]*//' "$ROOT/etc/default/grub"
+update-initramfs -u -k all; update-grub
+"""
+    )
+    stack.lab.reboot()
+    assert stack.drivers()["0000:01:00.0"] != "vfio-pci"
+    mark = stack.lab.mark()
+    stack.up("--refresh")
+    assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
+    assert len(stack.lab.boots(since=mark)) == 1
+    assert stack.up("--refresh").changed == set()
+
+
 def test_a_host_that_has_half_of_it_gets_the_rest(stack_on: Callable[..., Stack]) -> None:
     """As on a real host with a forgotten audio function: the ids name the card only; the IOMMU words are there."""
     stack = stack_on("half-bound")

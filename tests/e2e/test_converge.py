@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Stack
+from lab import Lab
+from tests.e2e.conftest import Stack, gpus_of
 
 # Scenario, the slot that must be on vfio-pci afterwards.
 SCENARIOS = {
@@ -72,8 +75,15 @@ def test_the_steps_happen_in_the_order_of_their_dependencies(stack_on: Callable[
         "pve-boot-reboot",
         "pve-boot-verified",
     ]
-    made = [name for _, name in stack.up().steps if name in chain]
-    assert made == chain
+    up = stack.up()
+    assert [name for _, name in up.steps if name in chain] == chain
+    # What the reboot stops is said before anything is changed.
+    texts = [json.dumps(event) for event in up.events]
+    said = next(number for number, text in enumerate(texts) if "it stops VM 103 (Sandbox)" in text)
+    changed = next(
+        number for number, text in enumerate(texts) if "resourcePreEvent" in text and "pve-iommu-cmdline" in text
+    )
+    assert said < changed
     taken = [name for operation, name in stack.destroy().steps if operation == "delete" and name in chain]
     assert taken == chain[::-1]
 
@@ -113,3 +123,22 @@ if [ -s "$ROOT/etc/kernel/proxmox-boot-uuids" ]; then proxmox-boot-tool refresh;
     stack.lab.reboot()
     assert stack.lab.boots()[-1]["kernel"] == version
     assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
+
+
+def test_two_hosts_in_one_stack_do_not_wait_for_each_other(stack_on: Callable[..., Stack], tmp_path: Path) -> None:
+    stack = stack_on("rtx5090")
+    with Lab.start("intel-zfs", state=tmp_path / "second") as second:
+        ssh = {name: second.connection[name] for name in ("port", "hostKey", "privateKeyFile")}
+        stack.config["homelab:hosts"]["second"] = stack.host | {"ssh": ssh, "gpus": gpus_of("intel-zfs")}
+        stock = second.snapshot()
+        mark = second.mark()
+        stack.up()
+        assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
+        assert [boot["reason"] for boot in second.boots(since=mark)] == ["reboot"]
+        assert set(stack.output()["hosts"]) == {"pve", "second"}
+        # One host given up: the other is left in peace.
+        del stack.config["homelab:hosts"]["second"]
+        mark = stack.lab.mark()
+        stack.up()
+        assert second.snapshot() == stock
+        assert stack.lab.connections(since=mark) == []

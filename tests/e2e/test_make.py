@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from engine import install
 from lab import Lab
 from tests.conftest import PROJECT
-from tests.e2e.conftest import PATIENCE_SECONDS
+from tests.e2e.conftest import PATIENCE_SECONDS, kill_tree
 
 
 def deploy(verb: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -56,7 +55,7 @@ def test_up_goes_on_after_one_that_was_killed(tmp_path: Path, engine: install.En
                 cwd=PROJECT, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
             Lab.start("rtx5090", state=state).wait_command("NEEDED=yes", timeout=PATIENCE_SECONDS)
-            os.killpg(process.pid, signal.SIGKILL)
+            kill_tree(process.pid)
             process.wait()
         up = deploy("up", state)
         assert up.returncode == 0, up.stdout + up.stderr

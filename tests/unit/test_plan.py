@@ -83,6 +83,14 @@ def test_a_binding_made_by_hand_is_recognised_and_taken_over_only_when_asked(fac
     assert plan.wanted(facts, settings(takeOver=True)).vfio_words.startswith(WORD)
 
 
+def test_a_binding_by_hand_that_was_taken_back_makes_the_plan_stale() -> None:
+    want = plan.wanted(by_hand(vfio_ids="10de:2b85,10de:22e8"), settings())
+    assert not plan.stale(by_hand(vfio_ids="10de:2b85,10de:22e8"), want)
+    assert plan.stale(by_hand(driver="nouveau"), want)
+    assert plan.stale(desktop(devices=[]), want)
+    assert not plan.stale(bound(), plan.wanted(desktop(), settings()))
+
+
 def test_of_a_half_made_binding_only_the_rest_is_bound() -> None:
     want = plan.wanted(by_hand(vfio_ids="10de:2b85"), settings())
     assert want.vfio_words.startswith("homelab.vfio=0000:01:00.1=10de:22e8 ")

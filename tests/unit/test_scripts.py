@@ -1,0 +1,39 @@
+"""host/scripts.py: what is sent to a host."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from host import scripts
+
+
+@pytest.mark.parametrize("value", ["plain", "it's", '"; rm -rf / #', "$(id)", "two\nlines", "--", ""])
+def test_every_value_arrives_as_one_quoted_word(value: str) -> None:
+    first = scripts.compose("confirm_boot.sh", VALUE=value).partition("#!/usr/bin/env bash")[0]
+    assert shlex.split(first) == [f"VALUE={value}"]
+
+
+def test_root_runs_bash_itself_and_others_through_sudo_without_a_password() -> None:
+    assert scripts.command("apply", "root") == "bash -s -- apply"
+    assert scripts.command("apply", "admin") == "sudo -n bash -s -- apply"
+
+
+def test_a_new_generation_changes_the_text_and_nothing_else() -> None:
+    one, two = scripts.cmdline("iommu", "iommu=pt", 1), scripts.cmdline("iommu", "iommu=pt", 2)
+    assert one != two and one.replace("GENERATION=1", "GENERATION=2") == two
+
+
+def test_a_checkout_with_windows_line_ends_sends_unix_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in scripts.FOLDER.rglob("*.sh"):
+        copy = tmp_path / path.relative_to(scripts.FOLDER)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    monkeypatch.setattr(scripts, "FOLDER", tmp_path)
+    scripts._text.cache_clear()
+    try:
+        assert "\r" not in scripts.compose("read_host.sh", GUESTS="no", LSPCI="no")
+    finally:
+        scripts._text.cache_clear()
