@@ -311,13 +311,7 @@ def _start_service(host: HostState, unit: str, no_block: bool) -> None:
         raise Failure(f"Failed to start {unit}: {error}") from error
     rooted = units.rooted_command(host, command)
     if no_block:
-        subprocess.Popen(
-            ["/bin/bash", "-c", rooted],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        _start_detached(rooted)
         return
     done = subprocess.run(
         ["/bin/bash", "-c", rooted],
@@ -497,17 +491,22 @@ def _first_word(arguments: list[str], known: tuple[str, ...]) -> int:
     return index
 
 
+def _start_detached(command: str) -> None:
+    """A command on its own, as a unit is: nothing of the caller's session reaches it."""
+    subprocess.Popen(
+        ["/bin/bash", "-c", command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
 def _run_now(host: HostState, unit: str, command: str, options: Options) -> int:
     rooted = units.rooted_command(host, command)
     if not options.has("q", "quiet"):
         print(f"Running as unit: {unit}.service", file=sys.stderr)
     if options.has("wait", "scope", "pipe"):
         return subprocess.run(["/bin/bash", "-c", rooted], stdin=subprocess.DEVNULL, check=False).returncode
-    subprocess.Popen(
-        ["/bin/bash", "-c", rooted],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    _start_detached(rooted)
     return 0

@@ -99,37 +99,27 @@ def test_applied_twice_and_taken_back_twice_is_as_once(host: Callable[[str], Hos
 
 
 @pytest.mark.parametrize(
-    ("scenario", "stale"),
-    [("rtx5090", "root/boot/grub/grub.cfg"), ("intel-zfs", "esp/*/loader/entries/proxmox-*.conf")],
+    ("scenario", "generated", "step", "script"),
+    [
+        ("rtx5090", "root/boot/grub/grub.cfg", "boot", scripts.cmdline("iommu", IOMMU, 0)),
+        ("intel-zfs", "esp/*/loader/entries/proxmox-*.conf", "boot", scripts.cmdline("iommu", IOMMU, 0)),
+        ("rtx5090", "root/boot/initrd.img-*", "initramfs", scripts.vfio_initramfs(True, 0)),
+    ],
 )
-def test_a_power_cut_before_the_boot_configuration_was_generated_is_made_good(
-    host: Callable[[str], Host], scenario: str, stale: str
+def test_a_power_cut_before_a_file_was_generated_is_made_good(
+    host: Callable[[str], Host], scenario: str, generated: str, step: str, script: str
 ) -> None:
     machine = host(scenario)
-    old = {path: path.read_bytes() for path in machine.machine.state.glob(stale)}
-    script = scripts.cmdline("iommu", IOMMU, 0)
+    old = {path: path.read_bytes() for path in machine.machine.state.glob(generated)}
     machine.run("apply", script)
     configured = machine.files()
+    assert old and all(path.read_bytes() != text for path, text in old.items())
     for path, text in old.items():
         path.write_bytes(text)
-    pending = machine.root / "var/lib/homelab/pending/boot"
+    pending = machine.root / "var/lib/homelab/pending" / step
     pending.parent.mkdir()
     pending.touch()
     assert machine.run("apply", script).returncode == 0
-    assert machine.files() == configured
-
-
-def test_a_power_cut_before_the_initramfs_was_made_is_made_good(host: Callable[[str], Host]) -> None:
-    machine = host("rtx5090")
-    old = {path: path.read_bytes() for path in (machine.root / "boot").glob("initrd.img-*")}
-    machine.run("apply", scripts.vfio_initramfs(True, 0))
-    configured = machine.files()
-    for path, text in old.items():
-        path.write_bytes(text)
-    pending = machine.root / "var/lib/homelab/pending/initramfs"
-    pending.parent.mkdir()
-    pending.touch()
-    assert machine.run("apply", scripts.vfio_initramfs(True, 0)).returncode == 0
     assert machine.files() == configured
 
 
