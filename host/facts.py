@@ -126,6 +126,8 @@ class HostFacts(_Fact):
     devices: list[Device]
     lspci: str
     disks: str
+    boot_free: int
+    largest_initramfs: int
     managed: list[Managed]
     stale_initramfs: list[str]
     rolled_back: str

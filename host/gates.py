@@ -119,6 +119,23 @@ def iommu(facts: HostFacts, host: Host) -> list[HomelabError]:
     return errors
 
 
+def room(facts: HostFacts, host: Host) -> list[HomelabError]:
+    """/boot takes the new initramfs, which is written beside the old one (the largest one, plus a tenth)."""
+    made = any(file.path.endswith("/init-top/homelab-vfio") and file.state == "ok" for file in facts.managed)
+    needed = facts.largest_initramfs * 11 // 10
+    wants_vfio = any(gpu.use == "vm" for gpu in host.gpus.values())
+    if not wants_vfio or (made and not facts.stale_initramfs) or facts.boot_free >= needed:
+        return []
+    return [
+        HomelabError(
+            f"room on /boot for a new initramfs ({needed // 2**20 + 1} MiB)",
+            f"{facts.boot_free // 2**20} MiB free",
+            "update-initramfs would fail half-way and leave kernels without the binding",
+            "remove old kernels (`apt autoremove --purge`; `dpkg -l 'proxmox-kernel-*'`), then run `pulumi up` again",
+        )
+    ]
+
+
 def isolation(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
     """The card's IOMMU group holds nothing but the card and bridges: starting a VM takes the whole group from the host."""
     others = [
@@ -179,7 +196,7 @@ def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
 def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabError]]:
     """All gates. Returns the slot of each GPU that could be resolved, and every reason not to go on."""
     slots, unresolved = resolve(facts, host.gpus)
-    errors = [*tools(facts, host), *iommu(facts, host), *unresolved]
+    errors = [*tools(facts, host), *iommu(facts, host), *room(facts, host), *unresolved]
     for name, slot in slots.items():
         gpu = host.gpus[name]
         if gpu.use == "vm":

@@ -77,7 +77,7 @@ regenerate() {
     undo # first the files, then once more what is made of them: a half-generated configuration must not stay
     generate_boot_config || log "the boot configuration could not be generated from the old files either"
     die "the boot configuration generated anew" "${output:-no output}" \
-      "the next boot would not have what was configured; the files are as they were before" \
+      "the next boot would not have what was configured; this step's files are as they were before (earlier steps stay, in the stack too)" \
       "mend what the message says (often: a full /boot or ESP), then run \`pulumi up\` again"
   fi
   done_with boot

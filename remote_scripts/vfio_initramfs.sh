@@ -55,15 +55,11 @@ check_tools() {
 
 # An initramfs is written beside the old one before it takes its place: the largest, plus a tenth, must fit.
 check_space() {
-  local largest=0 free size file
-  for file in "$ROOT"/boot/initrd.img-*; do
-    [[ -e $file ]] || continue
-    size=$(stat -c %s "$file")
-    ((size <= largest)) || largest=$size
-  done
-  free=$(df -P -B1 "$ROOT/boot" | awk 'NR == 2 { print $4 }')
-  ((free >= largest + largest / 10)) || die "room on /boot for a new initramfs ($(((largest + largest / 10) / 1048576 + 1)) MiB)" \
-    "$((free / 1048576)) MiB free" "update-initramfs would fail half-way and leave kernels without the binding" \
+  local needed
+  measure_boot
+  needed=$((LARGEST_INITRAMFS * 11 / 10))
+  ((BOOT_FREE >= needed)) || die "room on /boot for a new initramfs ($((needed / 1048576 + 1)) MiB)" \
+    "$((BOOT_FREE / 1048576)) MiB free" "update-initramfs would fail half-way and leave kernels without the binding" \
     "remove old kernels (apt autoremove --purge; dpkg -l 'proxmox-kernel-*'), then run \`pulumi up\` again"
 }
 
@@ -77,7 +73,7 @@ update() {
     done_with initramfs
     tidy
     die "the initramfs of every installed kernel made anew" "$output" \
-      "without it the GPU would not be bound at boot; the files are as they were before" \
+      "without it the GPU would not be bound at boot; this step's files are as they were before (earlier steps stay, in the stack too)" \
       "mend what the message says, try \`update-initramfs -u -k all\`, then run \`pulumi up\` again"
   fi
   done_with initramfs

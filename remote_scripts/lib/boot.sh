@@ -55,3 +55,16 @@ stale_initramfs() {
     [[ ! -e $image || $ROOT/boot/initrd.img-$version -nt $script ]] || printf '%s\n' "$version"
   done
 }
+
+# measure_boot - sets BOOT_FREE (room on /boot) and LARGEST_INITRAMFS, in bytes.
+measure_boot() {
+  local file size
+  LARGEST_INITRAMFS=0
+  for file in "$ROOT"/boot/initrd.img-*; do
+    [[ -e $file ]] || continue
+    size=$(stat -c %s "$file")
+    ((size <= LARGEST_INITRAMFS)) || LARGEST_INITRAMFS=$size
+  done
+  BOOT_FREE=$(df -P -B1 "$ROOT/boot" 2>/dev/null | awk 'NR == 2 { print $4 }') || :
+  BOOT_FREE=${BOOT_FREE:-0}
+}

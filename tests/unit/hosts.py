@@ -45,7 +45,7 @@ def desktop(*more: dict[str, Any], **changes: Any) -> HostFacts:
                     "others": "quiet", "generated": "root=/dev/mapper/pve-root ro quiet"},
         "iommu": {"tables": ["IVRS"], "groups": 21, "kernel_log": "AMD-Vi: Interrupt remapping enabled"},
         "vfio_ids": "", "modules": [], "devices": [*devices, *more], "managed": [], "stale_initramfs": [], "rolled_back": "",
-        "lspci": "",
+        "lspci": "", "boot_free": 10**9, "largest_initramfs": 10**8,
         "disks": "nvme0n1   \nnvme0n1p3 nvme0n1 LVM2_member \npve-root nvme0n1p3 ext4 /", "nvidia_minors": {},
         "guests": {"qm": "      VMID NAME     STATUS\n       103 Sandbox  running    16384  64.00 4321", "pct": "", "configs": []},
     }  # fmt: skip

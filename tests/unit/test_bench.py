@@ -185,6 +185,20 @@ def test_a_host_without_the_programs_files_is_refused_by_name(tmp_path: Path) ->
         job.collect(tmp_path / "job", root, [])
 
 
+def test_a_command_that_is_not_there_is_an_error_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="to run no-such-tool"):
+        measure.run([str(tmp_path / "no-such-tool")], tmp_path, {}, tmp_path / "log")
+
+
+def test_a_run_keeps_the_exit_code_and_both_outputs(tmp_path: Path) -> None:
+    done, peak = measure.peak_memory(
+        ["/bin/sh", "-c", "echo out; echo err >&2; exit 3"], tmp_path, {}, tmp_path / "log"
+    )
+    assert (done.code, sorted(done.output.split())) == (3, ["err", "out"])
+    assert done.seconds > 0
+    assert peak < 1_000_000_000
+
+
 def test_the_peers_manage_every_file_of_the_job() -> None:
     for source in ("pyinfra/deploy.py", "ansible/playbook.yml"):
         text = (subjects.FOLDER / source).read_text(encoding="utf-8")
