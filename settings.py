@@ -16,7 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import (
+# Without this, pydantic looks through every installed package for plugins, at each start.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+
+from pydantic import (  # noqa: E402
     AfterValidator,
     BaseModel,
     ConfigDict,
@@ -27,7 +30,7 @@ from pydantic import (
     model_validator,
 )
 
-from host.errors import HomelabError
+from host.errors import HomelabError  # noqa: E402
 
 PROJECT = Path(__file__).resolve().parent
 

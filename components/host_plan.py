@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pulumi
 
 from components.host_probe import HostProbe
-from host import plan, ssh
 from host.errors import HomelabError, UnreachableError
-from settings import Host
+
+if TYPE_CHECKING:
+    from settings import Host
 
 # How long a preview waits for a host that may be out of reach, in seconds.
 PATIENCE_SECONDS = 2.0
@@ -35,6 +38,8 @@ async def _printed(name: str, host: Host, probe: HostProbe, mode: str) -> bool:
         return False
     if mode == "auto" and await probe.generation.is_known():
         return False  # nothing would change: no reason to disturb the host
+    from host import plan, ssh  # only now: an `up` doesn't pay for it
+
     try:
         async with ssh.connect(host, PATIENCE_SECONDS) as session:
             facts = await session.read(guests=True)

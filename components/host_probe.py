@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pulumi
 from pulumi.dynamic import (
@@ -25,9 +25,15 @@ from pulumi.dynamic import (
     UpdateResult,
 )
 
-from host import plan, ssh
-from host.facts import HostFacts
-from settings import Host, load_host
+if TYPE_CHECKING:
+    from host.facts import HostFacts
+    from settings import Host
+
+# Imports of `host` and `settings` are inside what reads a host: a run without a change starts this module's process, too, and
+# needs none of them (a quarter of a second).
+
+# The parts of a host that drift by themselves; `boot` is what only a reboot can mend.
+LAYERS = ("iommu", "vfio", "boot")
 
 # What `create` puts out, beside the inputs.
 OUTPUTS = ("iommu_words", "vfio_words", "functions", "by_hand", "gpus", "generation", "stale")
@@ -44,10 +50,14 @@ class HostProvider(ResourceProvider):
 
     def host(self, props: dict[str, Any]) -> Host:
         """The settings of the resource's host. Raises HomelabError when the configuration no longer has it."""
+        from settings import load_host
+
         return load_host(self._hosts, props["host"])
 
 
 async def _read(host: Host, *, guests: bool) -> HostFacts:
+    from host import ssh
+
     async with ssh.connect(host) as session:
         return await session.read(guests=guests)
 
@@ -57,12 +67,14 @@ class HostProbeProvider(HostProvider):
 
     def create(self, props: dict[str, Any]) -> CreateResult:
         want = self._wanted(props)
-        generation = dict.fromkeys(plan.LAYERS, 0)
+        generation = dict.fromkeys(LAYERS, 0)
         return CreateResult(props["host"], {**props, **want, "generation": generation, "stale": False})
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         if "functions" not in props:  # `pulumi import` has nothing to compare with yet
             return ReadResult(id_, props)
+        from host import plan
+
         facts = asyncio.run(_read(self.host(props), guests=False))
         want = plan.Wanted(**{field.name: props[field.name] for field in dataclasses.fields(plan.Wanted)})
         drift = plan.drift(facts, want)
@@ -82,6 +94,8 @@ class HostProbeProvider(HostProvider):
         )
 
     def _wanted(self, props: dict[str, Any]) -> dict[str, Any]:
+        from host import plan
+
         host = self.host(props)
         facts = asyncio.run(_read(host, guests=True))
         want = plan.wanted(facts, host)
@@ -99,7 +113,7 @@ class HostProbeProvider(HostProvider):
 
 def _raised(generation: dict[str, float], layers: set[str]) -> dict[str, int]:
     """The generations, one higher for ``layers``. (Numbers come back from the state as floats.)"""
-    return {layer: int(generation[layer]) + (layer in layers) for layer in plan.LAYERS}
+    return {layer: int(generation[layer]) + (layer in layers) for layer in LAYERS}
 
 
 class HostProbe(Resource, module="homelab", name="HostProbe"):

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pulumi
 from pulumi.dynamic import CreateResult, DiffResult, Resource
 
 from components import remote
 from components.host_probe import HostProbe, HostProvider
-from host import plan, scripts, ssh
+from host import scripts
 from host.errors import HomelabError, raise_all
-from host.facts import HostFacts
-from settings import Host
+
+if TYPE_CHECKING:
+    from host import plan
+    from host.facts import HostFacts
+    from settings import Host
 
 OUTPUTS = ("kernel", "boot_id", "iommu", "devices")
 
@@ -42,6 +45,8 @@ class BootVerificationProvider(HostProvider):
 
 
 async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted) -> HostFacts:
+    from host import plan, ssh
+
     if reboot["reboot"] == "yes":
         print(f"{name}: rebooting, because {'; '.join(reboot['reasons'])}; it stops {reboot['guests'] or 'no guest'}")
         facts = await ssh.wait_for_boot(host, reboot["boot_id"], lambda text: print(f"{name}: {text}"))
@@ -70,6 +75,8 @@ async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wa
 
 
 def _wanted(props: dict[str, Any]) -> plan.Wanted:
+    from host import plan
+
     return plan.Wanted(props["iommu_words"], props["vfio_words"], props["functions"], [], props["gpus"])
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pulumi
 from pulumi_command import remote
 
 from host import scripts
 from host.errors import HomelabError
-from settings import Host
+
+if TYPE_CHECKING:
+    from settings import Host
 
 # A refused connection, a wrong key and a wrong password are all retried by the plugin; a host that answers does so at once.
 DIAL_ATTEMPTS = 3

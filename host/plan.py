@@ -10,8 +10,6 @@ from host.errors import HomelabError, raise_all
 from host.facts import HostFacts, bound_by_word, missing_words
 from settings import Host
 
-LAYERS = ("iommu", "vfio", "boot")
-
 # Drivers that would claim an NVIDIA card. Blacklisted only where none stays with the host, as belt and braces: the binding
 # doesn't need it. nova_core is nouveau's successor (Linux 7.0 on); nvidiafb Proxmox VE blacklists itself.
 NVIDIA_DRIVERS = "nouveau,nvidia,nvidia_drm,nvidia_modeset,nvidia_uvm,nvidiafb,nova_core"
