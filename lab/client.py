@@ -247,6 +247,11 @@ class Lab:
         return dict(self._require_lab_file().ssh)
 
     @property
+    def api(self) -> dict[str, Any]:
+        """How to reach the Proxmox VE API: url, host, port, node, caFile, fingerprint, user, password, tokenId, tokenSecret."""
+        return dict(self._require_lab_file().api)
+
+    @property
     def root(self) -> Path:
         """The host's file system."""
         return self._paths.root
@@ -363,6 +368,10 @@ class Lab:
     def programs(self, since: LogMark | None = None) -> list[dict[str, Any]]:
         """Return the runs of simulated programs that change something."""
         return self.log("programs", since)
+
+    def api_calls(self, since: LogMark | None = None) -> list[dict[str, Any]]:
+        """Return the API's requests: who, method, path, parameters (secrets hidden), status, reason."""
+        return self.log("api", since)
 
     def snapshot(self, *folders: str) -> dict[str, SnapshotEntry]:
         """Return what the host's folders hold, for a comparison byte for byte.

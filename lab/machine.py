@@ -41,6 +41,14 @@ FAULTS = {
     "hang-seconds": "a number of seconds",
     "reboot-ignored": "true",
     "drop-connection-during": "a part of a command or script",
+    "task-fails": 'a type of task, such as "qmstart", or "qmstart=its exit status"',
+    "task-seconds": "a number of seconds",
+    "api-answers": '"[METHOD ]PART OF PATH=STATUS REASON"',
+    "api-drops": '"[METHOD ]PART OF PATH"',
+    "api-seconds": "a number of seconds",
+    "foreign-change": "a number of changes",
+    "guest-ignores-shutdown": "true, or a guest's id",
+    "agent-silent": "true, or a VM's id",
 }
 
 

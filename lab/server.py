@@ -22,6 +22,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from lab.api.server import ApiServer
 from lab.machine import BootResult, Machine, MachineError, Scenario, ScenarioError, load_scenario
 from lab.processes import Processes, left_behind, send_signal
 from lab.requests import Answer, ControlServer
@@ -66,6 +67,7 @@ class Daemon:
         self.boots = len(read_log(state, "boots"))
         self._lab = lab
         self._ssh: Server | None = None
+        self._api: ApiServer | None = None
         self._booted_at = 0.0
         self._changed = asyncio.Condition()
         self._transition = asyncio.Lock()
@@ -119,6 +121,21 @@ class Daemon:
             "hostKeyFile": f"{paths.host_key}.pub",
         }
 
+    def take_api_port(self, port: int) -> None:
+        """Take the API's port: the one that the lab had, or another when that is taken."""
+        try:
+            self._api = ApiServer(self, port, self._lab.node)
+        except OSError:
+            _LOG.warning("port %d, which the lab's API had, is taken; another one is used", port)
+            self._api = ApiServer(self, 0, self._lab.node)
+        self._lab.api = self._api.connection(self._lab.node)
+
+    @property
+    def api(self) -> ApiServer:
+        """The API's server, once `take_api_port` has made it."""
+        assert self._api is not None
+        return self._api
+
     async def serve(self, ready: Callable[[], None]) -> None:
         """Boot the host, and keep it until asked to stop.
 
@@ -151,6 +168,7 @@ class Daemon:
             if lab is None or lab.pid != os.getpid():
                 # The folder was removed, or is another daemon's, or the start was given up: leave it alone.
                 self.ssh.close()
+                await self.api.close()
                 await self.processes.kill_all()
                 return
             await self._power_off()
@@ -244,6 +262,7 @@ class Daemon:
             self._write_lab_file(pid=os.getpid())
             await self.processes.with_children_of_its_own(lambda: install(self.state, scenario))
             self._lab.scenario, self._lab.node, self._lab.installed = name, scenario.node, True
+            self._lab.api["node"] = scenario.node
             self.boots = 0
             self.ssh.count_from_log()
             await self._power_on("start")
@@ -289,7 +308,10 @@ class Daemon:
         await self._until(self._booted_at + result.seconds)
         if self._interrupted.is_set():
             return
+        if result.comes_up:
+            self.api.settle()
         if result.comes_up and result.network:
+            await self.api.listen()
             await self.ssh.listen()
         self._set_phase("dead" if not result.comes_up else "up" if result.network else "unreachable")
 
@@ -329,6 +351,7 @@ class Daemon:
         self._set_phase("going-down")
         self.timers.stop_all()
         self.ssh.close()
+        await self.api.close()
         await self.processes.kill_all()
         await self.ssh.wait_commands_ended()
         await self.timers.wait_services_ended()
@@ -357,7 +380,7 @@ class Daemon:
 
 def install(state: Path, scenario: Scenario) -> None:
     """Write the stock host, in place of what was there; logs start empty."""
-    for name in ("root", "esp"):
+    for name in ("root", "esp", "guests"):
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(state / name)
     for name in LOG_NAMES:
@@ -384,8 +407,8 @@ def _prepare(state: Path, scenario: str) -> LabFile:
         # lab.json comes after the tree: a start that was killed half-way begins again.
         loaded = load_scenario(scenario)
         install(state, loaded)
-        ssh = lab.ssh if lab is not None else {}
-        lab = LabFile(scenario, loaded.node, pid=None, started=None, installed=True, control="", ssh=ssh)
+        ports = {"ssh": lab.ssh, "api": lab.api} if lab is not None else {}
+        lab = LabFile(scenario, loaded.node, pid=None, started=None, installed=True, control="", **ports)
     lab.control = _control_socket(state)
     return lab
 
@@ -395,6 +418,7 @@ async def _run(arguments: argparse.Namespace, ready: Callable[[], None]) -> None
     lab = _prepare(state, arguments.scenario)
     daemon = Daemon(state, Processes(asyncio.get_running_loop()), lab)
     daemon.take_port(arguments.ssh_port or int(lab.ssh.get("port", 0)), exactly=bool(arguments.ssh_port))
+    daemon.take_api_port(int(lab.api.get("port", 0)))
     if arguments.lifeline_fd is not None:
         asyncio.get_running_loop().add_reader(arguments.lifeline_fd, daemon.end)
     await daemon.serve(ready)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 FORMAT_VERSION = 1
-LOG_NAMES = ("connections", "commands", "boots", "programs", "timers")
+LOG_NAMES = ("connections", "commands", "boots", "programs", "timers", "api")
 
 
 class LabError(Exception):
@@ -44,6 +44,7 @@ class LabFile:
     control: str
     resets: int = 0
     ssh: dict[str, Any] = field(default_factory=dict)
+    api: dict[str, Any] = field(default_factory=dict)
     version: int = FORMAT_VERSION
 
 
@@ -121,9 +122,9 @@ def read_lab_file(state: Path) -> LabFile | None:
 
 
 def write_lab_file(state: Path, lab: LabFile) -> None:
-    """Write lab.json, whole; `version` first and `ssh` last, as people read it."""
+    """Write lab.json, whole; `version` first and `ssh` and `api` last, as people read it."""
     first = {"version": lab.version, "scenario": lab.scenario, "node": lab.node, "pid": lab.pid}
-    text = json.dumps({**first, **lab.__dict__, "ssh": lab.ssh}, indent=2)
+    text = json.dumps({**first, **lab.__dict__, "ssh": lab.ssh, "api": lab.api}, indent=2)
     write_whole(StatePaths(state).lab_file, text + "\n")
 
 

@@ -1,0 +1,15 @@
+"""The Proxmox VE API of a lab host, over HTTPS, on the same state as its SSH side.
+
+How it is laid out, after a request's way through it:
+
+- `server`: HTTPS (certificates: `tls`) and the daemon's side of tasks;
+- `responses`: who asks (`auth`), what for (`reference`, read from reference.txt), whether it may (`users`) and
+  whether its parameters are right (`checks`, `formats`), then the operation; errors (`errors`) become status lines;
+- the operations, on files below the host's /etc/pve, /run and /var/log/pve, as a real node has them: `cluster`,
+  `node`, `mapping`, `storage`, `qemu`, `lxc`, `snapshots`, `agent`, `tasks`; what the guests' two kinds share is in
+  `guests` and `guest_config`, handing a GPU over in `passthrough`;
+- `commands`: qm, pct and pvesh are the same operations, asked for by root@pam at a shell.
+
+Everything but `server` and `tls` uses the standard library alone, so that the commands start fast. README.md says
+what is simulated, COVERAGE.md how that was compared with a real node.
+"""

@@ -1,0 +1,44 @@
+"""One request on its way through an operation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lab.host.state import HostState
+
+from .guest_config import Kind
+from .guests import Guest
+from .tasks import Starter
+from .users import Caller, Users
+
+
+@dataclass
+class Answer:
+    """What an operation returns when it isn't the data alone: fields beside `data`, as lists of tasks have."""
+
+    data: Any
+    beside: dict[str, Any]
+
+
+@dataclass
+class Call:
+    """One request: who asks, for what on which host, with verified parameters; `start` starts a task."""
+
+    host: HostState
+    caller: Caller
+    users: Users
+    parameters: dict[str, Any]
+    start: Starter
+
+    def guest(self, kind: Kind) -> Guest:
+        """The guest that the path names."""
+        return Guest(self.host, kind, int(self.parameters["vmid"]))
+
+    def require(self, path: str, *privileges: str, any_of: bool = False) -> None:
+        """Refuse a caller without some privileges (`Users.require`)."""
+        self.users.require(self.caller, path, *privileges, any_of=any_of)
+
+    def may(self, path: str, *privileges: str, any_of: bool = False) -> bool:
+        """Whether the caller has some privileges."""
+        return self.users.may(self.caller, path, privileges, any_of=any_of)

@@ -1,0 +1,231 @@
+"""The cluster: its nodes, everything on them, the next free id, PCI mappings, options.
+
+A host alone is a cluster of one. /etc/pve/.members, as pmxcfs writes it, makes one of several: a scenario's `files` may
+give it, with nodes that are offline.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from lab.host.state import HostState
+
+from . import lxc, node, qemu
+from .call import Call
+from .errors import ApiError, Died, bad_parameters
+from .formats import split_list
+from .guests import all_ids, guests_of
+from .mapping import Mapping, Mappings
+from .storage import Storages
+
+_OPTIONS = "/etc/pve/datacenter.cfg"
+
+
+class Members:
+    """The nodes of a host's cluster; `quorate` whether most of them see each other."""
+
+    def __init__(self, host: HostState) -> None:
+        text = host.read("/etc/pve/.members", "")
+        data = json.loads(text) if text else {}
+        self.name: str | None = data.get("cluster", {}).get("name")
+        self.quorate = bool(data.get("cluster", {}).get("quorate", 1))
+        self.nodes: dict[str, dict[str, Any]] = data.get("nodelist") or {
+            host.node: {"id": 0, "online": 1, "ip": _own_address(host)}
+        }
+
+
+def _own_address(host: HostState) -> str:
+    match = re.search(rf"(?m)^(\d\S+)\s.*\b{re.escape(host.node)}$", host.read("/etc/hosts", ""))
+    return match[1] if match else "127.0.0.1"
+
+
+def require_reachable(host: HostState, name: str) -> None:
+    """Refuse what is for another node: the lab is one host.
+
+    Raises:
+        ApiError: 500 for a name that nobody knows, 595 for a node that is in the cluster but doesn't answer.
+    """
+    if name in (host.node, "localhost"):
+        return
+    if name not in Members(host).nodes:
+        raise Died(
+            f"hostname lookup '{name}' failed - failed to get address info for: {name}: "
+            "Temporary failure in name resolution"
+        )
+    raise ApiError(595, "No route to host", body=False)
+
+
+def require_quorum(host: HostState, method: str, path: str) -> None:
+    """Refuse to write below /etc/pve without a quorum.
+
+    Raises:
+        ApiError: 500.
+    """
+    if method != "GET" and path != "/access/ticket" and not Members(host).quorate:
+        raise Died("cluster not ready - no quorum?")
+
+
+def status(call: Call) -> list[dict[str, Any]]:
+    """GET /cluster/status."""
+    members = Members(call.host)
+    found: list[dict[str, Any]] = []
+    if members.name:
+        cluster: dict[str, Any] = {"id": "cluster", "type": "cluster", "name": members.name, "version": 2}
+        found.append(cluster | {"nodes": len(members.nodes), "quorate": int(members.quorate)})
+    for name, about in members.nodes.items():
+        found.append(
+            {
+                "id": f"node/{name}", "type": "node", "name": name, "nodeid": about["id"], "ip": about["ip"],
+                "local": int(name == call.host.node), "online": about["online"], "level": "",
+            }  # fmt: skip
+        )
+    return found
+
+
+def nodes(call: Call, fingerprint: str) -> list[dict[str, Any]]:
+    """GET /nodes."""
+    found = []
+    for entry in _node_resources(call.host):
+        del entry["cgroup-mode"]
+        found.append(entry | ({"ssl_fingerprint": fingerprint} if entry["node"] == call.host.node else {}))
+    return found
+
+
+def _node_resources(host: HostState) -> list[dict[str, Any]]:
+    found = []
+    for name, about in Members(host).nodes.items():
+        here = name == host.node
+        entry: dict[str, Any] = {"id": f"node/{name}", "type": "node", "node": name, "level": "", "cgroup-mode": 2}
+        online = here or about["online"]
+        found.append(entry | {"status": "online" if online else "offline"} | (node.usage(host) if here else {}))
+    return found
+
+
+def resources(call: Call) -> list[dict[str, Any]]:
+    """GET /cluster/resources."""
+    wanted = call.parameters.get("type")
+    found: list[dict[str, Any]] = []
+    if wanted in (None, "vm"):
+        found += _guest_resources(call)
+    if wanted in (None, "node"):
+        found += _node_resources(call.host)
+    if wanted in (None, "storage"):
+        found += _storage_resources(call)
+    if wanted in (None, "sdn"):
+        zone = {"type": "network", "network": "localnetwork", "network-type": "zone", "node": call.host.node}
+        found.append(zone | {"id": f"network/{call.host.node}/zone/localnetwork", "status": "ok"})
+    return found
+
+
+def _guest_resources(call: Call) -> list[dict[str, Any]]:
+    entries = [("qemu", qemu.summary(guest)) for guest in guests_of(call.host, "qemu")]
+    entries += [("lxc", lxc.summary(guest)) for guest in guests_of(call.host, "lxc")]
+    found: list[dict[str, Any]] = []
+    for kind, entry in entries:
+        if not call.may(f"/vms/{entry['vmid']}", "VM.Audit"):
+            continue
+        kept = {k: v for k, v in entry.items() if k not in ("cpus", "swap", "maxswap", "pid")}
+        defaults = {"diskread": 0, "diskwrite": 0, "memhost": entry["mem"], "template": 0, "maxcpu": entry["cpus"]}
+        found.append(
+            {**defaults, **kept, "type": kind, "id": f"{kind}/{entry['vmid']}", "node": call.host.node}
+        )
+    for vmid, (name, kind) in all_ids(call.host).items():
+        if name != call.host.node and call.may(f"/vms/{vmid}", "VM.Audit"):
+            found.append({"type": kind, "id": f"{kind}/{vmid}", "vmid": vmid, "node": name, "status": "unknown"})
+    return found
+
+
+def _storage_resources(call: Call) -> list[dict[str, Any]]:
+    storages = Storages(call.host)
+    found = []
+    for storage in storages.all.values():
+        state = storages.status(storage)
+        found.append(
+            {
+                "type": "storage", "id": f"storage/{call.host.node}/{storage.name}", "storage": storage.name,
+                "node": call.host.node, "plugintype": storage.kind, "content": state["content"],
+                "shared": state["shared"], "status": "available", "disk": state["used"], "maxdisk": state["total"],
+            }  # fmt: skip
+        )
+    return found
+
+
+def next_id(call: Call) -> str:
+    """GET /cluster/nextid: the lowest free one from 100 on, or the one asked for if it is free."""
+    taken = all_ids(call.host)
+    wanted = call.parameters.get("vmid")
+    if wanted is None:
+        return str(next(vmid for vmid in range(100, 1_000_000_000) if vmid not in taken))
+    if wanted in taken:
+        raise bad_parameters({"vmid": f"VM {wanted} already exists"})
+    return str(wanted)
+
+
+# -- mappings --------------------------------------------------------------------------------------------------
+_MAPPING_PRIVILEGES = ("Mapping.Use", "Mapping.Modify", "Mapping.Audit")
+
+
+def mappings(call: Call) -> list[dict[str, Any]]:
+    """GET /cluster/mapping/pci, with `check-node` compared with that node's hardware."""
+    every = Mappings(call.host)
+    found = []
+    for mapping in every.all.values():
+        if not call.may(f"/mapping/pci/{mapping.name}", *_MAPPING_PRIVILEGES, any_of=True):
+            continue
+        entry = {**every.shown(mapping), "id": mapping.name}
+        if name := call.parameters.get("check-node"):
+            entry["checks"] = every.checks(mapping, name)
+        found.append(entry)
+    return found
+
+
+def mapping(call: Call) -> dict[str, Any]:
+    """GET /cluster/mapping/pci/{id}."""
+    every = Mappings(call.host)
+    if call.parameters["id"] not in every.all:
+        raise Died(f"mapping '{call.parameters['id']}' not found")
+    return every.shown(every.all[call.parameters["id"]])
+
+
+def create_mapping(call: Call) -> None:
+    """POST /cluster/mapping/pci."""
+    Mappings(call.host).create(call.parameters["id"], call.parameters)
+
+
+def update_mapping(call: Call) -> None:
+    """PUT /cluster/mapping/pci/{id}."""
+    Mappings(call.host).update(call.parameters["id"], call.parameters)
+
+
+def delete_mapping(call: Call) -> None:
+    """DELETE /cluster/mapping/pci/{id}; one that isn't there is no mistake."""
+    every = Mappings(call.host)
+    gone: Mapping | None = every.all.pop(call.parameters["id"], None)
+    if gone is not None:
+        every.save()
+
+
+# -- options ---------------------------------------------------------------------------------------------------
+def options(call: Call) -> dict[str, Any]:
+    """GET /cluster/options."""
+    text = call.host.read(_OPTIONS, "")
+    found = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
+    return {**found, "digest": hashlib.sha1(text.encode()).hexdigest()}
+
+
+def change_options(call: Call) -> None:
+    """PUT /cluster/options."""
+    found = {key: value for key, value in options(call).items() if key != "digest"}
+    for key in split_list(call.parameters.get("delete", "")):
+        found.pop(key, None)
+    found |= {key: call.parameters[key] for key in ("keyboard", "description") if key in call.parameters}
+    call.host.write(_OPTIONS, "".join(f"{key}: {value}\n" for key, value in sorted(found.items())), 0o640)
+
+
+def certificate_path(host: HostState) -> Path:
+    """Where the node keeps the certificate that the API shows."""
+    return host.rooted(f"/etc/pve/nodes/{host.node}/pve-ssl.pem")

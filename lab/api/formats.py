@@ -1,0 +1,196 @@
+"""Values as Proxmox VE writes them: names, ids, and property strings such as `virtio=BC:24:11:00:00:01,bridge=vmbr0`.
+
+The messages are those of a real node (PVE::JSONSchema), which names the format, then what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from .reference import Parameter, PropertyFormat, reference
+
+
+class FormatError(ValueError):
+    """A value that hasn't the format; the text follows `invalid format - `, and ends with a newline."""
+
+
+_BOOLEANS = {"1": 1, "on": 1, "yes": 1, "true": 1, "0": 0, "off": 0, "no": 0, "false": 0}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)")
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_DNS_LABEL = r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)"
+
+
+def split_list(text: str) -> list[str]:
+    """The words of a list, separated by commas, semicolons, blanks or NUL."""
+    return [word for word in re.split(r"[,;\s\0]+", text) if word]
+
+
+def _matching(pattern: str, message: str) -> Callable[[str], None]:
+    compiled = re.compile(pattern)
+
+    def check(value: str) -> None:
+        if not compiled.fullmatch(value):
+            raise FormatError(message.format(value) + "\n")
+
+    return check
+
+
+def _list_of(check: Callable[[str], None]) -> Callable[[str], None]:
+    def check_all(value: str) -> None:
+        for word in split_list(value):
+            check(word)
+
+    return check_all
+
+
+def _device_path(value: str) -> None:
+    if not re.fullmatch(r"/dev/(?!(?:.*/)?\.\.(?:/|$))\S+", value):
+        raise FormatError(f"{value} is not a valid device path\n")
+
+
+_configuration_id = _matching(r"[A-Za-z][A-Za-z0-9_-]+", "invalid configuration ID '{}'")
+# Keys of options that may be deleted have the same form, but `delete` takes unknown ones as far as the handler.
+_CHECKS: dict[str, Callable[[str], None]] = {
+    "pve-vmid": _matching(r"[1-9][0-9]{2,8}", "value does not look like a valid VM ID"),
+    "pve-node": _matching(_DNS_LABEL, "value does not look like a valid node name"),
+    "dns-name": _matching(rf"(?:{_DNS_LABEL}\.)*{_DNS_LABEL}", "value does not look like a valid DNS name"),
+    "pve-configid": _configuration_id,
+    "pve-configid-list": _list_of(_configuration_id),
+    "pve-storage-id": _matching(r"[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]", "storage ID '{}' contains illegal characters"),
+    "pve-tag-list": _list_of(_matching(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", "invalid characters in tag")),
+    "pve-userid": _matching(r"[^\s:/@]+@[A-Za-z][A-Za-z0-9._-]+", "value '{}' does not look like a valid user name"),
+    "pve-roleid": _matching(r"[A-Za-z0-9_-]+", "role ID '{}' contains invalid characters"),
+    "mac-addr": _matching(
+        r"[0-9a-fA-F][02468aceACE](?::[0-9a-fA-F]{2}){5}", "value does not look like a valid unicast MAC address"
+    ),
+    "lxc-device-path": _device_path,
+}
+
+
+def check_format(name: str, value: str, path: str) -> None:
+    """Check a text against a format; formats that neither table has are not checked.
+
+    Args:
+        path: the parameter's name, with which errors inside a property string begin.
+
+    Raises:
+        FormatError: it hasn't the format.
+    """
+    if name in _CHECKS:
+        _CHECKS[name](value)
+    elif name in reference().formats:
+        parse_properties(name, value, path)
+
+
+def check_value(parameter: Parameter, value: str, path: str) -> str | None:
+    """Return what is wrong with a value, None when nothing is."""
+    kind = parameter.kind
+    if kind == "boolean" and value not in ("0", "1"):
+        return f"type check ('boolean') failed - got '{value}'"
+    if kind == "integer" and not re.fullmatch(r"[+-]?\d+", value):
+        return f"type check ('integer') failed - got '{value}'"
+    if kind == "number" and not re.fullmatch(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", value):
+        return f"type check ('number') failed - got '{value}'"
+    if parameter.format:
+        try:
+            check_format(parameter.format, value, path)
+        except FormatError as error:
+            return f"invalid format - {error}"
+    if parameter.pattern and not re.fullmatch(parameter.pattern, value):
+        return "value does not match the regex pattern"
+    if kind == "one of" and value not in parameter.words:
+        return f"value '{value}' does not have a value in the enumeration '{', '.join(parameter.words)}'"
+    return _check_bounds(parameter, value)
+
+
+def _check_bounds(parameter: Parameter, value: str) -> str | None:
+    if parameter.kind in ("integer", "number"):
+        if parameter.low is not None and float(value) < parameter.low:
+            return f"value must have a minimum value of {parameter.low:g}"
+        if parameter.high is not None and float(value) > parameter.high:
+            return f"value must have a maximum value of {parameter.high:.0f}"
+    elif parameter.kind == "text":
+        if parameter.high is not None and len(value) > parameter.high:
+            return f"value may only be {parameter.high:.0f} characters long"
+        if parameter.low is not None and len(value) < parameter.low:
+            return f"value must be at least {parameter.low:.0f} characters long"
+    return None
+
+
+def parse_properties(name: str, text: str, path: str = "") -> dict[str, str]:
+    """A property string's keys and values; booleans as `0` and `1`.
+
+    Args:
+        name: a format of reference.txt.
+        path: the parameter's name, for errors.
+
+    Raises:
+        FormatError: a key that isn't known, is missing or given twice, or a value that isn't right.
+    """
+    form = reference().formats[name]
+    found: dict[str, str] = {}
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            key, value = form.default or "", part
+            if not key:
+                raise FormatError("value without key, but schema does not define a default key\n")
+        if key in found or (form.aliases and key == form.default and form.default in found):
+            raise FormatError(f"duplicate key in comma-separated list property: {key}\n")
+        if form.aliases and form.default and key in form.keys[form.default].words:
+            found[form.default], key = key, form.aliases
+        if key in form.keys and form.keys[key].kind == "boolean":
+            value = str(_BOOLEANS.get(value.lower(), value))
+        found[key] = value
+    errors = check_all(form.keys, found, path)
+    if errors:
+        raise FormatError("format error\n" + "".join(f"{key}: {message}\n" for key, message in sorted(errors.items())))
+    return found
+
+
+def check_all(known: dict[str, Parameter], given: dict[str, str], path: str = "") -> dict[str, str]:
+    """Return the errors of a set of texts, by name (with the path before it)."""
+    errors: dict[str, str] = {}
+    for name, value in given.items():
+        full = f"{path}.{name}" if path else name
+        if name not in known:
+            errors[full] = "property is not defined in schema and the schema does not allow additional properties"
+        elif message := check_value(known[name], value, full):
+            errors[full] = message
+        elif (needed := known[name].requires) and needed not in given:
+            errors[full] = f"missing property - '{needed}' requires this property"
+    for name, parameter in known.items():
+        if not parameter.optional and name not in given:
+            errors[f"{path}.{name}" if path else name] = "property is missing and it is not optional"
+    return errors
+
+
+def format_properties(name: str, values: dict[str, str]) -> str:
+    """A property string as Proxmox VE prints it: the default key first and bare, then required keys, then the rest."""
+    form: PropertyFormat = reference().formats[name]
+    left = dict(values)
+    parts: list[str] = []
+    if form.default in left and form.default is not None:
+        first = left.pop(form.default)
+        parts.append(f"{first}={left.pop(form.aliases)}" if form.aliases and form.aliases in left else first)
+    required = sorted(key for key in left if key in form.keys and not form.keys[key].optional)
+    parts += [f"{key}={left[key]}" for key in [*required, *sorted(set(left) - set(required))]]
+    return ",".join(parts)
+
+
+def size_of(text: str) -> int:
+    """Bytes of a size such as `32G`; a bare number counts bytes."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise FormatError(f"invalid size format '{text}'\n")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def format_size(size: int) -> str:
+    """A size in the largest unit that divides it (`1G`, `528K`); nothing is `0T`, as a real node has it."""
+    unit = "TGMK"
+    for letter in unit:
+        if size % _UNITS[letter] == 0:
+            return f"{size // _UNITS[letter]}{letter}"
+    return str(size)

@@ -1,0 +1,243 @@
+"""What VMs and containers share: their files, whether they run, locks, and changing a configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab.host.boot import mark_running
+from lab.host.state import HostState
+
+from .errors import Died, bad_parameters
+from .formats import split_list
+from .guest_config import GuestConfig, Kind
+from .reference import reference
+
+_FOLDERS: dict[Kind, str] = {"qemu": "qemu-server", "lxc": "lxc"}
+_NAMES: dict[Kind, str] = {"qemu": "VM", "lxc": "CT"}
+_MACHINE_KINDS: dict[Kind, str] = {"qemu": "vm", "lxc": "container"}
+#: From a guest's start until its agent, or its init, answers.
+BOOT_SECONDS = 0.3
+_LOCK_FILE = ".pve.lock"
+
+
+@contextlib.contextmanager
+def exclusively(host: HostState) -> Iterator[None]:
+    """Keep other writers of /etc/pve out, in the daemon and at a shell, between a read and the write that follows."""
+    with (host.state / _LOCK_FILE).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        host.reload()
+        yield
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A VM or a container of this node, whether its configuration exists or not."""
+
+    host: HostState
+    kind: Kind
+    vmid: int
+
+    @property
+    def label(self) -> str:
+        """`VM 103` or `CT 200`."""
+        return f"{_NAMES[self.kind]} {self.vmid}"
+
+    @property
+    def relative_path(self) -> str:
+        """The configuration's path below /etc/pve."""
+        return f"nodes/{self.host.node}/{_FOLDERS[self.kind]}/{self.vmid}.conf"
+
+    @property
+    def path(self) -> Path:
+        """The configuration's file."""
+        return self.host.rooted(f"/etc/pve/{self.relative_path}")
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a configuration."""
+        return self.path.exists()
+
+    def config(self) -> GuestConfig:
+        """The configuration.
+
+        Raises:
+            ApiError: 500, there is none.
+        """
+        try:
+            return GuestConfig.parse(self.kind, self.path.read_text(encoding="utf-8", errors="surrogateescape"))
+        except FileNotFoundError:
+            raise Died(f"Configuration file '{self.relative_path}' does not exist") from None
+
+    def save(self, config: GuestConfig) -> None:
+        """Write the configuration, and what the machine keeps of it: its name, whether it starts with the host."""
+        self.host.write(f"/etc/pve/{self.relative_path}", config.text(), 0o640)
+        with self.host.changing() as machine:
+            entry = machine["guests"].setdefault(str(self.vmid), {"running": False, "at_start": False})
+            onboot = config.merged().get("onboot") == "1"
+            entry |= {"kind": _MACHINE_KINDS[self.kind], "name": self.name(config), "onboot": onboot}
+
+    def remove(self) -> None:
+        """Remove the configuration."""
+        self.path.unlink()
+        with self.host.changing() as machine:
+            machine["guests"].pop(str(self.vmid), None)
+
+    def name(self, config: GuestConfig) -> str:
+        """What it is called in lists."""
+        fallback = f"VM {self.vmid}" if self.kind == "qemu" else f"CT{self.vmid}"
+        return config.merged().get("name" if self.kind == "qemu" else "hostname", fallback)
+
+    # -- the running guest -------------------------------------------------------------------------------
+    @property
+    def _record(self) -> dict[str, Any]:
+        self.host.reload()
+        found: dict[str, Any] = self.host.machine["guests"].get(str(self.vmid), {})
+        return found
+
+    @property
+    def running(self) -> bool:
+        """Whether it runs."""
+        return self.exists and bool(self._record.get("running"))
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since it was started; 0 when it doesn't run."""
+        started = self._record.get("started_at") or self.host.running.get("started_at")
+        return max(0.0, time.time() - float(started)) if self.running and started else 0.0
+
+    @property
+    def booted(self) -> bool:
+        """Whether what runs in it has come up: it reacts to a shutdown, its agent answers."""
+        return self.running and self.uptime >= BOOT_SECONDS
+
+    @property
+    def pid(self) -> int:
+        """The process that it runs in."""
+        return 20000 + self.vmid
+
+    def set_running(self, running: bool) -> None:
+        """Let it run, or not."""
+        with self.host.changing() as machine:
+            entry = machine["guests"][str(self.vmid)]
+            entry |= {"running": running, "started_at": time.time() if running else None}
+        mark_running(self.host, str(self.vmid), running)
+
+    def ignores_shutdown(self) -> bool:
+        """Whether the fault guest-ignores-shutdown names it, or every guest."""
+        fault = self.host.fault("guest-ignores-shutdown")
+        return fault is True or (fault is not None and fault is not False and str(fault) == str(self.vmid))
+
+
+def guests_of(host: HostState, kind: Kind) -> list[Guest]:
+    """This node's VMs or containers, by id."""
+    folder = host.rooted(f"/etc/pve/nodes/{host.node}/{_FOLDERS[kind]}")
+    found = [path.stem for path in folder.glob("*.conf") if path.stem.isdigit()]
+    return [Guest(host, kind, int(vmid)) for vmid in sorted(found, key=int)]
+
+
+def all_ids(host: HostState) -> dict[int, tuple[str, Kind]]:
+    """Every guest of the cluster: id -> node and kind."""
+    found: dict[int, tuple[str, Kind]] = {}
+    for kind, folder in _FOLDERS.items():
+        for path in host.rooted("/etc/pve/nodes").glob(f"*/{folder}/*.conf"):
+            if path.stem.isdigit():
+                found[int(path.stem)] = (path.parent.parent.name, kind)
+    return found
+
+
+def require_free_id(host: HostState, kind: Kind, vmid: int) -> None:
+    """Refuse to create a guest whose id is taken, on this node or another.
+
+    Raises:
+        ApiError: 500, with who has it.
+    """
+    if vmid in all_ids(host):
+        node, other = all_ids(host)[vmid]
+        raise Died(
+            f"unable to create {_NAMES[kind]} {vmid} - {_NAMES[other]} {vmid} already exists on node '{node}'"
+        )
+
+
+def require_unlocked(guest: Guest, config: GuestConfig) -> None:
+    """Refuse to change a guest that is locked.
+
+    Raises:
+        ApiError: 500, with the lock.
+    """
+    if lock := config.values.get("lock"):
+        raise Died(f"{_NAMES[guest.kind]} is locked ({lock})")
+
+
+@dataclass
+class Change:
+    """What a request wants changed in a configuration: values as texts, keys to delete, pending ones to give up."""
+
+    values: dict[str, str]
+    delete: list[str]
+    revert: list[str]
+    digest: str | None
+
+    @classmethod
+    def of(cls, kind: Kind, parameters: dict[str, Any]) -> Change:
+        """Take a change out of a request's parameters.
+
+        Raises:
+            ApiError: nothing is wanted, or what can't be.
+        """
+        options = reference().options[kind]
+        values = option_values(kind, parameters)
+        delete = split_list(parameters.get("delete", ""))
+        revert = split_list(parameters.get("revert", ""))
+        if not (values or delete or revert):
+            raise Died("no options specified")
+        for name, keys in (("delete", delete), ("revert", revert)):
+            for key in keys:
+                if key in values:
+                    raise bad_parameters({name: f"you can't use '-{key}' and -{name} {key}' at the same time"})
+                if key not in options:
+                    raise bad_parameters({name: f"unknown option '{key}'"})
+        return cls(values, delete, revert, parameters.get("digest"))
+
+    @property
+    def keys(self) -> list[str]:
+        """All keys that it is about."""
+        return [*self.delete, *self.revert, *self.values]
+
+
+def option_values(kind: Kind, parameters: dict[str, Any]) -> dict[str, str]:
+    """Those of a request's parameters that go into a configuration, as texts."""
+    options = reference().options[kind]
+    found = {name: _text(value) for name, value in parameters.items() if name in options}
+    return found | ({"tags": normal_tags(found["tags"])} if "tags" in found else {})
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def normal_tags(text: str) -> str:
+    """Tags as a node keeps them: each once whatever its case, sorted, separated by semicolons."""
+    seen: dict[str, str] = {}
+    for tag in split_list(text):
+        seen.setdefault(tag.lower(), tag)
+    return ";".join(seen[key] for key in sorted(seen))
+
+
+def new_mac(seed: str) -> str:
+    """A MAC address with Proxmox' prefix; the same for the same seed."""
+    digest = hashlib.sha256(seed.encode()).hexdigest().upper()
+    return "BC:24:11:" + ":".join(digest[i : i + 2] for i in (0, 2, 4))
+
+
+def bridge_of(text: str) -> str | None:
+    """The bridge that a network device's property string names."""
+    match = re.search(r"(?:^|,)bridge=([^,]+)", text)
+    return match[1] if match else None

@@ -1,0 +1,394 @@
+"""Containers: /nodes/{node}/lxc. Messages and order of checks are PVE::API2::LXC's."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import Any
+
+from .call import Call
+from .errors import ApiError, Died, not_allowed
+from .formats import format_properties, format_size, parse_properties, size_of
+from .guest_config import GuestConfig
+from .guests import (
+    Change,
+    Guest,
+    bridge_of,
+    guests_of,
+    new_mac,
+    option_values,
+    require_free_id,
+    require_unlocked,
+)
+from .qemu import require_digest, shown_config
+from .storage import Storages
+from .tasks import TaskLog, Work
+
+_GIB = 1 << 30
+_BLOCK = 4096
+_DEVICE = re.compile(r"dev\d+")
+_NET = re.compile(r"net\d+")
+_VOLUME = re.compile(r"rootfs|mp\d+|unused\d+")
+_DIGEST_MISMATCH = "detected modified configuration - file changed by other user? Try again."
+_PRIVILEGES = {
+    "VM.Config.CPU": "cores cpulimit cpuunits",
+    "VM.Config.Memory": "memory swap",
+    "VM.Config.Network": "hostname nameserver searchdomain",
+}
+_PRIVILEGE_OF = {option: privilege for privilege, options in _PRIVILEGES.items() for option in options.split()}
+# What a running container doesn't take before its next start.
+_WAITS = frozenset({"arch", "cmode", "console", "entrypoint", "env", "features", "ostype", "tty", "unprivileged"})
+
+
+# -- what is asked ---------------------------------------------------------------------------------------------
+def listing(call: Call) -> list[dict[str, Any]]:
+    """GET /nodes/{node}/lxc."""
+    found = [guest for guest in guests_of(call.host, "lxc") if call.may(f"/vms/{guest.vmid}", "VM.Audit")]
+    return [summary(guest) for guest in found]
+
+
+def summary(guest: Guest) -> dict[str, Any]:
+    """What lists say of a container."""
+    config = guest.config()
+    values, running = config.values, guest.running
+    memory, swap = int(values.get("memory", "512")) << 20, int(values.get("swap", "512")) << 20
+    size = re.search(r"(?:^|,)size=([^,]+)", values.get("rootfs", ""))
+    found: dict[str, Any] = {
+        "vmid": guest.vmid, "type": "lxc", "name": values.get("hostname", f"CT{guest.vmid}"),
+        "status": "running" if running else "stopped", "cpu": 0, "cpus": int(values.get("cores", "2")),
+        "mem": memory // 8 if running else 0, "maxmem": memory, "swap": 0, "maxswap": swap,
+        # A folder without a quota counts as the 4 GiB that a new container gets.
+        "disk": 0, "maxdisk": (size_of(size[1]) if size else 0) or 4 * _GIB,
+        "diskread": 0, "diskwrite": 0, "netin": 0, "netout": 0, "uptime": int(guest.uptime),
+    }  # fmt: skip
+    found |= {key: values[key] for key in ("tags", "lock") if key in values}
+    return found | ({"pid": guest.pid} if running else {})
+
+
+def status(call: Call) -> dict[str, Any]:
+    """GET .../status/current."""
+    guest = call.guest("lxc")
+    guest.config()
+    return {**summary(guest), "ha": {"managed": 0}}
+
+
+def config(call: Call) -> dict[str, Any]:
+    """GET .../config."""
+    return shown_config(call, call.guest("lxc"))
+
+
+def pending(call: Call) -> list[dict[str, Any]]:
+    """GET .../pending."""
+    return call.guest("lxc").config().shown_pending()
+
+
+def interfaces(call: Call) -> list[dict[str, Any]]:
+    """GET .../interfaces: those of the running container."""
+    guest = call.guest("lxc")
+    values = guest.config().values
+    if not guest.running:
+        raise Died(f"CT {guest.vmid} not running")
+    found = [_interface("lo", "00:00:00:00:00:00", [])]
+    for key in sorted(k for k in values if _NET.fullmatch(k)):
+        option = parse_properties("lxc-net", values[key])
+        address, slash, prefix = option.get("ip", "").partition("/")
+        addresses = [{"ip-address": address, "ip-address-type": "inet", "prefix": prefix}] if slash else []
+        found.append(_interface(option["name"], option.get("hwaddr", "").lower(), addresses))
+    return found
+
+
+def _interface(name: str, mac: str, addresses: list[dict[str, str]]) -> dict[str, Any]:
+    return {"name": name, "hwaddr": mac, "hardware-address": mac, "ip-addresses": addresses}
+
+
+# -- who may what ----------------------------------------------------------------------------------------------
+def _require_option(call: Call, vmid: int, key: str, value: str | None, *, unprivileged: bool) -> None:
+    if call.caller.is_root_ticket:
+        return
+    path = f"/vms/{vmid}"
+    if _DEVICE.fullmatch(key):
+        raise not_allowed("configuring device passthrough is only allowed for root@pam")
+    if _VOLUME.fullmatch(key):
+        call.require(path, "VM.Config.Disk")
+        volume = parse_properties("lxc-rootfs", (value or "").partition(",")[0]).get("volume", "")
+        if volume.startswith("/"):
+            kind = "device" if volume.startswith("/dev/") else "bind"
+            raise not_allowed(f"mount point type {kind} is only allowed for root@pam")
+    elif key == "features":
+        _require_features(call, path, value, unprivileged=unprivileged)
+    elif _NET.fullmatch(key):
+        call.require(path, "VM.Config.Network")
+        if value and (bridge := bridge_of(value)):
+            call.require(f"/sdn/zones/localnetwork/{bridge}", "SDN.Use")
+    elif key == "hookscript":
+        raise not_allowed("changing the hookscript is only allowed for root@pam")
+    else:
+        call.require(path, _PRIVILEGE_OF.get(key, "VM.Config.Options"))
+
+
+def _require_features(call: Call, path: str, value: str | None, *, unprivileged: bool) -> None:
+    if not unprivileged:
+        raise not_allowed("changing feature flags for privileged container is only allowed for root@pam")
+    if value is not None and set(parse_properties("lxc-features", value)) - {"nesting"}:
+        raise not_allowed("changing feature flags (except nesting) is only allowed for root@pam")
+    call.require(path, "VM.Allocate")
+
+
+def _require_devices(call: Call, values: dict[str, str]) -> None:
+    """Refuse device nodes that the host hasn't."""
+    for key in (k for k in sorted(values) if _DEVICE.fullmatch(k)):
+        path = parse_properties("lxc-dev", values[key])["path"]
+        # The few that every kernel has are not in the lab's /dev, which holds what hardware brings.
+        if path not in ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"):
+            if not call.host.rooted(path).exists():
+                raise Died(f"Device {path} does not exist")
+
+
+# -- create and delete -----------------------------------------------------------------------------------------
+def create(call: Call) -> str:
+    """POST /nodes/{node}/lxc."""
+    guest = call.guest("lxc")
+    if not call.may(f"/vms/{guest.vmid}", "VM.Allocate"):
+        raise not_allowed()
+    if call.parameters.get("restore"):
+        raise Died("the lab restores no backups: create the container from a template")
+    wanted = option_values("lxc", call.parameters)
+    for key, value in wanted.items():
+        unprivileged = wanted.get("unprivileged") == "1"
+        _require_option(call, guest.vmid, key, value, unprivileged=unprivileged)
+    _require_devices(call, wanted)
+    require_free_id(call.host, "lxc", guest.vmid)
+    reserved = GuestConfig("lxc")
+    reserved.values["lock"] = "create"
+    guest.save(reserved)
+
+    def work(log: TaskLog) -> Work:
+        yield 0.05
+        volumes: list[str] = []
+        try:
+            made = GuestConfig("lxc")
+            made.values.update(_new_values(call, guest.vmid, wanted, log, volumes))
+            _extract(call, wanted, log)
+        except ApiError as error:
+            for volume in volumes:
+                Storages(call.host).free(volume)
+            guest.remove()
+            raise Died(f"unable to create CT {guest.vmid} - {error.text}") from error
+        guest.save(made)
+        if call.parameters.get("start"):
+            yield from start_work(call, guest, log)
+
+    return call.start("vzcreate", str(guest.vmid), work)
+
+
+def _new_values(
+    call: Call, vmid: int, wanted: dict[str, str], log: TaskLog, volumes: list[str]
+) -> dict[str, str]:
+    made = {"arch": "amd64", "memory": "512", "swap": "512", "ostype": "unmanaged", **wanted}
+    if made.get("unprivileged") == "0":
+        del made["unprivileged"]
+    made.setdefault("rootfs", f"{call.parameters.get('storage', 'local')}:4")
+    for key in sorted(made):
+        if _NET.fullmatch(key):
+            made[key] = _filled_net(vmid, key, made[key])
+        elif _VOLUME.fullmatch(key):
+            made[key] = _filled_volume(call, vmid, key, made[key], log, volumes)
+    return made
+
+
+def _filled_net(vmid: int, key: str, value: str) -> str:
+    option = parse_properties("lxc-net", value)
+    option = {"type": "veth", "hwaddr": new_mac(f"{vmid}/{key}/{uuid.uuid4()}"), **option}
+    # A node prints the name before all else.
+    name = option.pop("name")
+    return ",".join([f"name={name}", *(f"{k}={v}" for k, v in sorted(option.items()))])
+
+
+def _filled_volume(call: Call, vmid: int, key: str, value: str, log: TaskLog, volumes: list[str]) -> str:
+    form = "lxc-rootfs" if key == "rootfs" else "lxc-mountpoint"
+    option = parse_properties(form, value)
+    storage, _, rest = option["volume"].partition(":")
+    if not re.fullmatch(r"\d+(?:\.\d+)?", rest):
+        return value
+    size = int(float(rest) * _GIB)
+    option["volume"] = Storages(call.host).allocate(storage, vmid, size, set(volumes), log, "rootdir")
+    volumes.append(option["volume"])
+    if size:
+        _log_file_system(log, size)
+    option["size"] = format_size(size)
+    return format_properties(form, option)
+
+
+def _log_file_system(log: TaskLog, size: int) -> None:
+    """What mkfs.ext4 says; copies of the superblock lie in groups 1 and powers of 3, 5 and 7."""
+    blocks = size // _BLOCK
+    log(f"Creating filesystem with {blocks} 4k blocks and {blocks // 4} inodes")
+    log(f"Filesystem UUID: {uuid.uuid4()}")
+    groups = sorted({1} | {base**power for base in (3, 5, 7) for power in range(1, 12)})
+    log("Superblock backups stored on blocks: ")
+    log("\t" + ", ".join(str(g * 32768) for g in groups if g * 32768 < blocks))
+
+
+def _extract(call: Call, wanted: dict[str, str], log: TaskLog) -> None:
+    template = call.parameters["ostemplate"]
+    storages = Storages(call.host)
+    storages.require_volume(template)
+    storage, _, rest = template.partition(":")
+    path = f"{storages.get(storage).settings['path']}/template/cache/{rest.partition('/')[2]}"
+    size = call.host.rooted(path).stat().st_size
+    log(f"extracting archive '{path}'")
+    log(f"Total bytes read: {size} ({size / (1 << 20):.1f}MiB, 126MiB/s)")
+    if wanted.get("ostype", "unmanaged") == "unmanaged" and "arch" not in wanted:
+        log("Falling back to amd64.")
+        log("Use `pct set VMID --arch ARCH` to change.")
+
+
+def destroy(call: Call) -> str:
+    """DELETE .../{vmid}; a running one only with `force`."""
+    guest = call.guest("lxc")
+    config = guest.config()
+    if config.values.get("protection") == "1":
+        raise Died(f"can't remove CT {guest.vmid} - protection mode enabled")
+    if guest.running and not call.parameters.get("force"):
+        raise Died(f"unable to destroy CT {guest.vmid} - container is running")
+    require_unlocked(guest, config)
+
+    def work(log: TaskLog) -> Work:
+        yield 0.05
+        if guest.running:
+            guest.set_running(False)
+        for key, value in guest.config().values.items():
+            if _VOLUME.fullmatch(key):
+                Storages(call.host).free(value.partition(",")[0])
+        guest.remove()
+
+    return call.start("vzdestroy", str(guest.vmid), work)
+
+
+# -- change ----------------------------------------------------------------------------------------------------
+def update(call: Call) -> None:
+    """PUT .../config."""
+    guest = call.guest("lxc")
+    change = Change.of("lxc", call.parameters)
+    config = guest.config()
+    unprivileged = config.values.get("unprivileged") == "1"
+    for key in change.keys:
+        _require_option(call, guest.vmid, key, change.values.get(key), unprivileged=unprivileged)
+    require_digest(config, change.digest, _DIGEST_MISMATCH)
+    require_unlocked(guest, config)
+    _require_changeable(change)
+    _require_devices(call, change.values)
+    config.revert(change.revert)
+    values = {key: _filled(call, guest.vmid, key, value) for key, value in change.values.items()}
+    running = guest.running
+    for key in change.delete:
+        config.change({}, [key], at_once=not running or not (_DEVICE.fullmatch(key) or key in _WAITS))
+    for key, value in values.items():
+        # A device that is there can't be exchanged while the container runs; a new one is put in.
+        waits = key in _WAITS or (_DEVICE.fullmatch(key) is not None and key in config.values)
+        config.change({key: value}, [], at_once=not (running and waits))
+    guest.save(config)
+
+
+def _require_changeable(change: Change) -> None:
+    for key in change.delete:
+        if key in ("memory", "rootfs", "swap", "arch", "ostype"):
+            raise Died(f"unable to delete required option '{key}'")
+    for key in change.keys:
+        if key == "unprivileged":
+            raise Died(f"unable to modify read-only option: '{key}'")
+
+
+def _filled(call: Call, vmid: int, key: str, value: str) -> str:
+    if _NET.fullmatch(key):
+        return _filled_net(vmid, key, value)
+    if _VOLUME.fullmatch(key):
+        return _filled_volume(call, vmid, key, value, lambda _: None, [])  # type: ignore[arg-type]
+    return value
+
+
+# -- power -----------------------------------------------------------------------------------------------------
+def start_work(call: Call, guest: Guest, log: TaskLog) -> Work:
+    """Start a container: pending changes come into force, its devices must be there.
+
+    Raises:
+        ApiError: what the task ends with.
+    """
+    config = guest.config()
+    require_unlocked(guest, config)
+    if guest.running:
+        raise Died(f"CT {guest.vmid} already running")
+    if config.pending or config.pending_delete:
+        config.apply_pending()
+        guest.save(config)
+    _require_devices(call, config.values)
+    yield 0.1
+    guest.set_running(True)
+
+
+def stop_work(guest: Guest) -> Work:
+    """Stop a container at once."""
+    yield 0.05
+    if guest.running:
+        guest.set_running(False)
+
+
+def shutdown_work(guest: Guest, log: TaskLog, timeout: float, *, force: bool) -> Work:
+    """Shut a container down within a time limit in seconds.
+
+    Raises:
+        ApiError: it didn't go off, and isn't to be forced.
+    """
+    waited = 0.0
+    while guest.running and (guest.ignores_shutdown() or not guest.booted):
+        if waited >= timeout:
+            if not force:
+                raise Died(f"command 'lxc-stop -n {guest.vmid} --nokill --timeout {timeout:.0f}' failed: exit code 1")
+            break
+        step = min(0.1, timeout - waited)
+        yield step
+        waited += step
+    yield from stop_work(guest)
+
+
+def _require_running(guest: Guest) -> None:
+    guest.config()
+    if not guest.running:
+        raise Died(f"CT {guest.vmid} not running")
+
+
+def start(call: Call) -> str:
+    """POST .../status/start."""
+    guest = call.guest("lxc")
+    guest.config()
+    if guest.running:
+        raise Died(f"CT {guest.vmid} already running")
+    return call.start("vzstart", str(guest.vmid), lambda log: start_work(call, guest, log))
+
+
+def stop(call: Call) -> str:
+    """POST .../status/stop."""
+    guest = call.guest("lxc")
+    _require_running(guest)
+    return call.start("vzstop", str(guest.vmid), lambda log: stop_work(guest))
+
+
+def shutdown(call: Call) -> str:
+    """POST .../status/shutdown."""
+    guest = call.guest("lxc")
+    _require_running(guest)
+    timeout, force = float(call.parameters.get("timeout", 60)), bool(call.parameters.get("forceStop"))
+    return call.start("vzshutdown", str(guest.vmid), lambda log: shutdown_work(guest, log, timeout, force=force))
+
+
+def reboot(call: Call) -> str:
+    """POST .../status/reboot."""
+    guest = call.guest("lxc")
+    _require_running(guest)
+    timeout = float(call.parameters.get("timeout", 60))
+
+    def work(log: TaskLog) -> Work:
+        yield from shutdown_work(guest, log, timeout, force=True)
+        yield from start_work(call, guest, log)
+
+    return call.start("vzreboot", str(guest.vmid), work)

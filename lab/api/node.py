@@ -1,0 +1,223 @@
+"""The node itself: version, state, hardware, network, storages, tasks."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from lab.host.catalogue import SUBSYSTEM_VENDORS, VENDORS
+from lab.host.devices import load_devices
+from lab.host.kernel import RunningKernel
+from lab.host.state import HostState
+from lab.host.system_programs import packages
+
+from .call import Answer, Call
+from .errors import Died
+from .formats import split_list
+from .mapping import full_address
+from .storage import Storages
+from .tasks import Tasks
+
+_GIB = 1 << 30
+_REPOSITORY_ID = "9d436f37a0ac4172"
+# Numbers that nothing in the lab depends on, in the order of magnitude of a small host.
+_CORES, _MHZ = 8, "3600.000"
+_MEMORY, _DISK = 64 * _GIB, 96 * _GIB
+
+
+def version(host: HostState) -> dict[str, str]:
+    """GET /version and /nodes/{node}/version."""
+    manager = packages(host)["pve-manager"]
+    return {"version": manager, "release": host.machine["pve"], "repoid": _REPOSITORY_ID}
+
+
+def usage(host: HostState) -> dict[str, Any]:
+    """What lists of nodes say of this one's load."""
+    return {
+        "cpu": 0.01, "maxcpu": _CORES, "mem": _MEMORY // 8, "maxmem": _MEMORY, "disk": _DISK // 10, "maxdisk": _DISK,
+        "uptime": int(host.uptime()),
+    }  # fmt: skip
+
+
+def status(call: Call) -> dict[str, Any]:
+    """GET /nodes/{node}/status."""
+    host = call.host
+    hardware = host.machine["hardware"]
+    intel = hardware["cpu"]["vendor"] == "GenuineIntel"
+    release = host.read("/proc/sys/kernel/osrelease", "").strip()
+    build = "#1 SMP PREEMPT_DYNAMIC"
+    firmware = hardware["firmware"]
+    boot = {"mode": "efi", "secureboot": int(firmware["secure_boot"])} if firmware["mode"] == "uefi" else {}
+    return {
+        "boot-info": boot or {"mode": "legacy-bios"},
+        "cpu": 0.01, "wait": 0, "idle": 0, "loadavg": ["0.10", "0.08", "0.05"], "uptime": int(host.uptime()),
+        "cpuinfo": {
+            "cores": _CORES, "cpus": _CORES, "sockets": 1, "model": hardware["cpu"]["model"],
+            "vendor": hardware["cpu"]["vendor"], "family": "6" if intel else "25", "mhz": _MHZ, "user_hz": 100,
+            "hvm": "1", "flags": "vmx" if intel else "svm",
+        },
+        "current-kernel": {"sysname": "Linux", "release": release, "version": build, "machine": "x86_64"},
+        "kversion": f"Linux {release} {build}",
+        "ksm": {"shared": 0},
+        "memory": {"total": _MEMORY, "used": _MEMORY // 8, "free": _MEMORY // 2, "available": _MEMORY // 8 * 7},
+        "swap": {"total": 0, "used": 0, "free": 0},
+        "rootfs": {"total": _DISK, "used": _DISK // 10, "free": _DISK // 10 * 9, "avail": _DISK // 10 * 9},
+        "pveversion": f"pve-manager/{packages(host)['pve-manager']}/{_REPOSITORY_ID}",
+    }  # fmt: skip
+
+
+# -- hardware --------------------------------------------------------------------------------------------------
+def hardware(call: Call) -> list[dict[str, str]]:
+    """GET /nodes/{node}/hardware."""
+    return [{"type": "pci"}, {"type": "usb"}]
+
+
+def pci(call: Call) -> list[dict[str, Any]]:
+    """GET /nodes/{node}/hardware/pci: without memory, bridges and processors unless asked otherwise."""
+    hidden = tuple(split_list(call.parameters.get("pci-class-blacklist", "05;06;0b")))
+    if not call.parameters.get("verbose", 1):
+        return [{"id": entry["id"]} for entry in _devices(call.host, hidden)]
+    return _devices(call.host, hidden)
+
+
+def pci_device(call: Call) -> list[dict[str, str]]:
+    """GET /nodes/{node}/hardware/pci/{pci-id-or-mapping}: what there is to ask about it."""
+    name = call.parameters["pci-id-or-mapping"]
+    if ":" in name and full_address(name) not in [d.address for d in load_devices(call.host.machine)]:
+        raise Died(f"pci device '{name}' not found")
+    return [{"method": "mdev"}]
+
+
+def _devices(host: HostState, hidden: tuple[str, ...]) -> list[dict[str, Any]]:
+    kernel = RunningKernel.attach(host)
+    found = []
+    for device in load_devices(host.machine):
+        if hidden and device.pci_class.startswith(hidden):
+            continue
+        group = kernel.group_of(device.address)
+        entry: dict[str, Any] = {
+            "id": device.address, "class": f"0x{device.pci_class}{device.prog_if}", "vendor": f"0x{device.vendor}",
+            "device": f"0x{device.device}", "vendor_name": device.vendor_name,
+            "iommugroup": -1 if group is None else group,
+        }  # fmt: skip
+        if device.name:
+            entry["device_name"] = device.name
+        if device.subsystem:
+            vendor, _, number = device.subsystem.partition(":")
+            entry |= {"subsystem_vendor": f"0x{vendor}", "subsystem_device": f"0x{number}"}
+            if name := SUBSYSTEM_VENDORS.get(vendor) or VENDORS.get(vendor):
+                entry["subsystem_vendor_name"] = name
+        found.append(entry)
+    return found
+
+
+def network(call: Call) -> list[dict[str, Any]]:
+    """GET /nodes/{node}/network: the interfaces of /etc/network/interfaces."""
+    found = []
+    text = call.host.read("/etc/network/interfaces", "")
+    for block in re.split(r"(?m)^(?=iface )", text)[1:]:
+        _, name, _, method, *_ = block.split()
+        settings = dict(line.split(None, 1) for line in block.splitlines()[1:] if len(line.split(None, 1)) == 2)
+        if name == "lo":
+            continue
+        entry: dict[str, Any] = {
+            "iface": name, "type": "bridge" if "bridge-ports" in settings else "eth", "method": method,
+            "method6": "manual", "families": ["inet"], "active": 1, "priority": 3 + len(found),
+        }  # fmt: skip
+        if re.search(rf"(?m)^auto {re.escape(name)}$", text):
+            entry["autostart"] = 1
+        if "address" in settings:
+            address, _, prefix = settings["address"].partition("/")
+            entry |= {"address": address, "netmask": prefix, "cidr": settings["address"].strip()}
+        if entry["type"] == "bridge":
+            ports = settings["bridge-ports"].strip()
+            entry |= {"bridge_ports": "" if ports == "none" else ports}
+            entry |= {"bridge_stp": settings["bridge-stp"].strip(), "bridge_fd": settings["bridge-fd"].strip()}
+        found.append(entry)
+    return found
+
+
+# -- storages --------------------------------------------------------------------------------------------------
+def storage_configuration(call: Call) -> list[dict[str, Any]]:
+    """GET /storage."""
+    storages = Storages(call.host)
+    visible = [s for s in storages.all.values() if _may_see(call, s.name)]
+    return [storages.shown(s) for s in visible if call.parameters.get("type") in (None, s.kind)]
+
+
+def storage_status(call: Call) -> list[dict[str, Any]]:
+    """GET /nodes/{node}/storage."""
+    storages = Storages(call.host)
+    wanted = set(split_list(call.parameters.get("content", "")))
+    found = [s for s in storages.all.values() if _may_see(call, s.name) and (not wanted or wanted & s.content)]
+    return [storages.status(s) for s in found if call.parameters.get("storage") in (None, s.name)]
+
+
+def _may_see(call: Call, name: str) -> bool:
+    return call.may(f"/storage/{name}", "Datastore.Audit", "Datastore.AllocateSpace", any_of=True)
+
+
+def change_storage(call: Call) -> dict[str, str]:
+    """PUT /storage/{storage}."""
+    storages = Storages(call.host)
+    storage = storages.get(call.parameters["storage"])
+    if call.parameters.get("digest") not in (None, storages.digest):
+        raise Died("detected modified configuration - file changed by other user? Try again.")
+    for key in split_list(call.parameters.get("delete", "")):
+        storage.settings.pop(key, None)
+    for key in ("content", "disable"):
+        if key in call.parameters:
+            storage.settings[key] = str(call.parameters[key])
+    storages.save()
+    return {"storage": storage.name, "type": storage.kind}
+
+
+# -- tasks -----------------------------------------------------------------------------------------------------
+def tasks(call: Call) -> Answer:
+    """GET /nodes/{node}/tasks: those that the caller started, or all with Sys.Audit."""
+    asked = call.parameters
+    source = asked.get("source", "archive")
+    every = Tasks(call.host)
+    found: list[dict[str, Any]] = [] if source == "active" else every.finished()
+    if source != "archive":
+        found = [upid.described() for upid in every.running()] + found
+    everything = call.may(f"/nodes/{call.host.node}", "Sys.Audit")
+    kept = [task for task in found if everything or task["user"] == call.caller.user]
+    kept = [task for task in kept if _is_wanted(task, asked)]
+    start, limit = asked.get("start", 0), asked.get("limit", 50)
+    return Answer(kept[start : start + limit], {"total": len(kept)})
+
+
+def _is_wanted(task: dict[str, Any], asked: dict[str, Any]) -> bool:
+    return (
+        ("vmid" not in asked or task["id"] == str(asked["vmid"]))
+        and ("typefilter" not in asked or asked["typefilter"] in task["type"])
+        and ("userfilter" not in asked or asked["userfilter"] in task["user"])
+        and (not asked.get("errors") or task.get("status", "OK") != "OK")
+        and asked.get("since", 0) <= task["starttime"] <= asked.get("until", task["starttime"])
+    )
+
+
+def task_status(call: Call) -> dict[str, Any]:
+    """GET /nodes/{node}/tasks/{upid}/status."""
+    every = Tasks(call.host)
+    upid = every.find(call.parameters["upid"])
+    _require_own_task(call, upid.identity)
+    return every.status(upid)
+
+
+def task_log(call: Call) -> Answer:
+    """GET /nodes/{node}/tasks/{upid}/log."""
+    every = Tasks(call.host)
+    upid = every.find(call.parameters["upid"])
+    _require_own_task(call, upid.identity)
+    lines = every.log(upid)
+    start = call.parameters.get("start", 0)
+    limit = call.parameters.get("limit", 50) or len(lines)
+    shown = [{"n": n, "t": line} for n, line in enumerate(lines, 1)][start : start + limit]
+    return Answer(shown or [{"n": 1, "t": "no content"}], {"total": len(lines) or 1})
+
+
+def _require_own_task(call: Call, identity: str) -> None:
+    if identity.partition("!")[0] != call.caller.user:
+        call.require(f"/nodes/{call.host.node}", "Sys.Audit")

@@ -1,0 +1,176 @@
+"""Handing PCI devices to a VM at its start: finding them, choosing, reserving, and binding their group to vfio-pci.
+
+The order is a node's own, and so decides which message comes first: mappings are compared with the hardware, the
+machine model is looked at, devices are chosen and reserved, and only then is the IOMMU asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from lab.host.boot import root_modprobe_config
+from lab.host.devices import load_devices
+from lab.host.kernel import ModprobeError, RunningKernel, modules_on_disk
+from lab.host.state import HostState
+
+from .errors import ApiError, Died
+from .formats import parse_properties
+from .mapping import Mappings, full_address
+
+_RESERVATIONS = "/run/qemu-server/pci-id-reservations"
+_SLOTS = 16
+#: The functions that one hostpci option may get: alternatives, of which one is chosen.
+Alternatives = list[list[str]]
+
+
+def hostpci_options(values: dict[str, str]) -> dict[str, dict[str, str]]:
+    """The hostpci options of a configuration, taken apart, in the order of their numbers."""
+    names = [f"hostpci{number}" for number in range(_SLOTS)]
+    return {name: parse_properties("pve-qm-hostpci", values[name]) for name in names if name in values}
+
+
+def find_devices(host: HostState, values: dict[str, str]) -> dict[str, Alternatives]:
+    """What each hostpci option stands for on this host.
+
+    Raises:
+        ApiError: 500: no such mapping, one that doesn't fit the hardware, no device at the address.
+    """
+    found: dict[str, Alternatives] = {}
+    for name, option in hostpci_options(values).items():
+        if "mapping" in option:
+            found[name] = _mapped(host, option["mapping"])
+        else:
+            found[name] = [[a for text in option.get("host", "").split(";") for a in _functions(host, text)]]
+    return found
+
+
+def _mapped(host: HostState, name: str) -> Alternatives:
+    mappings = Mappings(host)
+    mapping = mappings.all.get(name)
+    entries = mapping.of_node(host.node) if mapping else []
+    if mapping is None or not entries:
+        raise Died(f"PCI device mapping not found for '{name}'")
+    for entry in entries:
+        if problem := mappings.problem(mapping, entry):
+            raise Died(f"PCI device mapping invalid (hardware probably changed): {problem}\n\n")
+    return [[a for text in entry["path"].split(";") for a in _functions(host, text)] for entry in entries]
+
+
+def _functions(host: HostState, text: str) -> list[str]:
+    """A function's address, or those of all functions of a slot."""
+    wanted = full_address(text)
+    every = [device.address for device in load_devices(host.machine)]
+    found = [a for a in every if a == wanted or ("." not in wanted and a.startswith(f"{wanted}."))]
+    if not found:
+        raise Died(f"no PCI device found for '{text}'")
+    return found
+
+
+# -- reservations ------------------------------------------------------------------------------------------
+def reservations(host: HostState) -> dict[str, int]:
+    """Which VM has which device: address -> VM id."""
+    lines = [line.split() for line in host.read(_RESERVATIONS, "").splitlines()]
+    return {address: int(vmid) for address, vmid, *_ in lines}
+
+
+def _reserve(host: HostState, addresses: list[str], vmid: int, pid: int) -> None:
+    taken = reservations(host)
+    for address in addresses:
+        if taken.get(address, vmid) != vmid:
+            raise Died(f"PCI device '{address}' already in use by VMID '{taken[address]}'")
+    lines = [f"{address} {other}" for address, other in taken.items() if address not in addresses]
+    kept = {line.split()[0]: line for line in host.read(_RESERVATIONS, "").splitlines()}
+    text = [kept[line.split()[0]] for line in lines] + [f"{address} {vmid} pid {pid}" for address in addresses]
+    host.write(_RESERVATIONS, "".join(f"{line}\n" for line in text))
+
+
+def release(host: HostState, vmid: int) -> None:
+    """Give back what a VM has reserved; its devices stay with vfio-pci, as on a real host."""
+    kept = [line for line in host.read(_RESERVATIONS, "").splitlines() if line.split()[1] != str(vmid)]
+    host.write(_RESERVATIONS, "".join(f"{line}\n" for line in kept))
+
+
+# -- a VM's start and end ------------------------------------------------------------------------------------
+def attach(host: HostState, vmid: int, pid: int, values: dict[str, str]) -> None:
+    """Give a VM that starts its devices.
+
+    Raises:
+        ApiError: 500, why it can't have them; then nothing is reserved.
+    """
+    try:
+        alternatives = find_devices(host, values)
+        _require_q35(values)
+        addresses = _choose(host, vmid, pid, alternatives)
+        if addresses and not any(host.rooted("/sys/class/iommu").iterdir()):
+            raise Died("cannot prepare PCI pass-through, IOMMU not present")
+        keep = {name for name, option in hostpci_options(values).items() if option.get("driver") == "keep"}
+        for name, chosen in addresses.items():
+            if name not in keep:
+                _bind_groups(host, chosen)
+    except ApiError:
+        release(host, vmid)
+        raise
+
+
+def cleanup(host: HostState, vmid: int, values: dict[str, str], log: Callable[[str], None]) -> None:
+    """What a node does after a VM's end, or a start that failed: it looks its devices up again, and says what it finds."""
+    try:
+        find_devices(host, values)
+    except ApiError as error:
+        log(error.text.removesuffix("\n"))
+    release(host, vmid)
+
+
+def _require_q35(values: dict[str, str]) -> None:
+    machine = parse_properties("qemu-machine", values.get("machine", "")).get("type", "pc")
+    if "q35" not in machine and any(o.get("pcie") == "1" for o in hostpci_options(values).values()):
+        raise Died("q35 machine model is not enabled at /usr/share/perl5/PVE/QemuServer/PCI.pm line 510.")
+
+
+def _choose(host: HostState, vmid: int, pid: int, wanted: dict[str, Alternatives]) -> dict[str, list[str]]:
+    """Choose among alternatives, those without any first, and reserve them."""
+    chosen: dict[str, list[str]] = {}
+    for name in sorted(wanted, key=lambda n: (len(wanted[n]) > 1, int(n.removeprefix("hostpci")))):
+        used = {address for addresses in chosen.values() for address in addresses}
+        taken = {address for address, other in reservations(host).items() if other != vmid}
+        if len(wanted[name]) == 1:
+            [addresses] = wanted[name]
+            if twice := used & set(addresses):
+                raise Died(f"device '{min(twice)}' assigned more than once")
+        else:
+            free = [addresses for addresses in wanted[name] if not (used | taken) & set(addresses)]
+            if not free:
+                raise Died(f"could not find a free device for '{name}'")
+            addresses = free[0]
+        _reserve(host, addresses, vmid, pid)
+        chosen[name] = addresses
+    return chosen
+
+
+def _bind_groups(host: HostState, addresses: list[str]) -> None:
+    """Bind every device of the groups to vfio-pci, bridges left out."""
+    kernel = RunningKernel.attach(host)
+    try:
+        kernel.load_module("vfio_pci", root_modprobe_config(host), modules_on_disk(host.root, kernel.data["kernel"]))
+    except ModprobeError:
+        raise Died("Cannot find vfio-pci module!") from None
+    groups = {kernel.group_of(address) for address in addresses}
+    members = [a for a in kernel.devices if kernel.group_of(a) in groups and None not in groups]
+    for address in members:
+        if kernel.devices[address].pci_class != "0604" and not _bind(kernel, address):
+            kernel.save()
+            raise Died(f"can't unbind/bind PCI group to VFIO '{addresses[0]}'")
+    kernel.save()
+
+
+def _bind(kernel: RunningKernel, address: str) -> bool:
+    if kernel.bound.get(address) == "vfio-pci":
+        return True
+    # As a node does it: the id is made known to vfio-pci, which takes what is without a driver at once.
+    kernel.write("drivers/vfio-pci/new_id", re.sub(":", " ", kernel.devices[address].ids))
+    if address in kernel.bound and kernel.bound[address] != "vfio-pci":
+        kernel.write(f"drivers/{kernel.bound[address]}/unbind", address)
+    if address not in kernel.bound:
+        kernel.write("drivers/vfio-pci/bind", address)
+    return kernel.bound.get(address) == "vfio-pci"

@@ -1,0 +1,326 @@
+"""From a request to its answer: who asks, what for, whether it may, whether it is right; then the operation.
+
+The order of these questions is a node's own, so that of several things that are wrong the same one is said.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lab.host.state import HostState
+from lab.state import append_log, now
+
+from . import access, agent, cluster, lxc, node, qemu, snapshots
+from .auth import Authenticator
+from .call import Answer, Call
+from .checks import verify
+from .errors import ApiError, not_allowed
+from .guests import exclusively
+from .reference import Operation, reference
+from .tasks import TaskLog, Tasks, Work
+from .users import Caller, Users
+
+Handler = Callable[[Call], Any]
+_SECRETS = frozenset({"password", "cipassword", "input-data", "otp"})
+_GUEST = "/nodes/{node}/qemu/{vmid}"
+_CONTAINER = "/nodes/{node}/lxc/{vmid}"
+
+
+@dataclass
+class Request:
+    """A request, without how it came: `path` below /api2/json, parameters from query and body."""
+
+    method: str
+    path: str
+    parameters: dict[str, list[str]] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    cookie: str | None = None
+
+
+@dataclass
+class Response:
+    """An answer; `body` None is an empty one."""
+
+    status: int
+    reason: str
+    body: dict[str, Any] | None
+
+    def encoded(self) -> bytes:
+        """The body as it is sent."""
+        return b"" if self.body is None else json.dumps(self.body, ensure_ascii=False).encode()
+
+
+class Api:
+    """The API of one host.
+
+    Args:
+        state: the lab's folder.
+        authenticator: knows tickets.
+        fingerprint: of the certificate that it shows.
+        run: takes a task's work on: it is called with the host and the work, and returns at once.
+        power: reboots the host, or shuts it down, in a moment: it gets `reboot` or `shutdown`.
+        commands: runs commands in guests; None where that can't be done.
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        authenticator: Authenticator,
+        fingerprint: str,
+        run: Callable[[HostState, Work], None],
+        power: Callable[[str], None],
+        commands: agent.GuestCommands | None = None,
+    ) -> None:
+        self._state = state
+        self._authenticator = authenticator
+        self._run = run
+        self._handlers = handlers(authenticator, fingerprint, power, commands)
+
+    def respond(self, request: Request) -> Response:
+        """Answer a request, and log it."""
+        host = HostState(self._state)
+        began = time.monotonic()
+        with exclusively(host):
+            users = Users(host)
+            who = ""
+            try:
+                who, operation, given = self._recognise(host, users, request)
+                data = self._serve(host, users, who, operation, given)
+                response = _answered(data)
+            except ApiError as error:
+                response = _refused(error)
+        self._log(request, who.identity if isinstance(who, Caller) else None, response, time.monotonic() - began)
+        return response
+
+    def perform(self, caller: Caller, method: str, path: str, parameters: dict[str, list[str]]) -> Any:
+        """Do what a command at the host's shell asks for.
+
+        Raises:
+            ApiError: it is refused.
+        """
+        host = HostState(self._state)
+        with exclusively(host):
+            operation, given = _find(Request(method, path, parameters))
+            data = self._serve(host, Users(host), caller, operation, given)
+        return data.data if isinstance(data, Answer) else data
+
+    def _recognise(
+        self, host: HostState, users: Users, request: Request
+    ) -> tuple[Caller | str, Operation, dict[str, list[str]]]:
+        _require_no_fault(host, request)
+        caller: Caller | str = ""
+        if request.path != "/access/ticket":
+            caller = self._authenticator.caller(users, request.method, request.headers, request.cookie)
+        operation, given = _find(request)
+        return caller, operation, given
+
+    def _serve(
+        self, host: HostState, users: Users, who: Caller | str, operation: Operation, given: dict[str, list[str]]
+    ) -> Any:
+        caller = who if isinstance(who, Caller) else Caller("")
+        _require_access(users, caller, operation, given)
+        if operation.of_node:
+            cluster.require_reachable(host, given["node"][0])
+        parameters = verify(operation, given)
+        cluster.require_quorum(host, operation.method, operation.path)
+        call = Call(host, caller, users, parameters, partial(self._start, host, caller))
+        return self._handlers[operation.method, operation.path](call)
+
+    def _start(
+        self, host: HostState, caller: Caller, kind: str, identifier: str, work: Callable[[TaskLog], Work]
+    ) -> str:
+        tasks = Tasks(host)
+        upid, log = tasks.begin(kind, identifier, caller)
+        self._run(host, tasks.follow(upid, log, work(log)))
+        return upid.text
+
+    def _log(self, request: Request, who: str | None, response: Response, seconds: float) -> None:
+        shown = {k: "***" if k in _SECRETS else v[0] if len(v) == 1 else v for k, v in request.parameters.items()}
+        entry = {"at": now(), "who": who, "method": request.method, "path": request.path, "parameters": shown}
+        entry |= {"status": response.status, "reason": response.reason, "seconds": round(seconds, 4)}
+        append_log(self._state, "api", entry)
+
+
+def _find(request: Request) -> tuple[Operation, dict[str, list[str]]]:
+    found = reference().find(request.method, request.path)
+    if found is None:
+        raise ApiError(501, f"Method '{request.method} {request.path}' not implemented")
+    operation, in_path = found
+    return operation, {**request.parameters, **{name: [value] for name, value in in_path.items()}}
+
+
+def _require_access(users: Users, caller: Caller, operation: Operation, given: dict[str, list[str]]) -> None:
+    path = operation.access_path
+    for name, values in given.items():
+        path = path.replace(f"{{{name}}}", values[0])
+    if operation.access in ("all", "any"):
+        users.require(caller, path, *operation.privileges, any_of=operation.access == "any")
+    elif operation.access == "either" and not users.may(caller, path, operation.privileges, any_of=True):
+        raise not_allowed()
+
+
+def _require_no_fault(host: HostState, request: Request) -> None:
+    """Refuse what the fault api-answers names: `[METHOD ]PART OF PATH=STATUS[ REASON]`."""
+    fault = host.fault("api-answers")
+    if fault is None:
+        return
+    part, _, answer = str(fault).rpartition("=")
+    if part in f"{request.method} {request.path}":
+        status, _, reason = answer.partition(" ")
+        raise ApiError(int(status), reason or "the lab's fault api-answers", body=int(status) == 500)
+
+
+def _answered(data: Any) -> Response:
+    if isinstance(data, Answer):
+        return Response(200, "OK", {"data": data.data, **data.beside})
+    return Response(200, "OK", {"data": data})
+
+
+def _refused(error: ApiError) -> Response:
+    if not error.body:
+        return Response(error.status, error.reason, None)
+    body: dict[str, Any] = {"data": None, "message": error.text}
+    if error.errors:
+        body["errors"] = error.errors
+    return Response(error.status, error.reason, body)
+
+
+def handlers(
+    authenticator: Authenticator,
+    fingerprint: str,
+    power: Callable[[str], None],
+    commands: agent.GuestCommands | None,
+) -> dict[tuple[str, str], Handler]:
+    """What serves each operation of the reference."""
+    return {
+        **_access_handlers(authenticator),
+        **_node_handlers(power),
+        **_cluster_handlers(fingerprint),
+        **_qemu_handlers(commands),
+        **_lxc_handlers(),
+    }
+
+
+def _access_handlers(authenticator: Authenticator) -> dict[tuple[str, str], Handler]:
+    token = "/access/users/{userid}/token/{tokenid}"
+    return {
+        ("GET", "/access/acl"): access.entries,
+        ("PUT", "/access/acl"): access.change_entries,
+        ("GET", "/access/permissions"): access.permissions,
+        ("GET", "/access/roles"): access.roles,
+        ("POST", "/access/roles"): access.create_role,
+        ("PUT", "/access/roles/{roleid}"): access.change_role,
+        ("DELETE", "/access/roles/{roleid}"): access.delete_role,
+        ("GET", "/access/ticket"): lambda _: None,
+        ("POST", "/access/ticket"): lambda call: access.log_in(call, authenticator),
+        ("GET", "/access/users"): access.users,
+        ("POST", "/access/users"): access.create_user,
+        ("DELETE", "/access/users/{userid}"): access.delete_user,
+        ("GET", "/access/users/{userid}/token"): access.tokens,
+        ("GET", token): access.token,
+        ("POST", token): access.create_token,
+        ("PUT", token): access.change_token,
+        ("DELETE", token): access.delete_token,
+    }
+
+
+def _node_handlers(power: Callable[[str], None]) -> dict[tuple[str, str], Handler]:
+    return {
+        ("GET", "/version"): lambda call: node.version(call.host),
+        ("GET", "/nodes/{node}/version"): lambda call: node.version(call.host),
+        ("GET", "/nodes/{node}/status"): node.status,
+        ("POST", "/nodes/{node}/status"): lambda call: power(call.parameters["command"]),
+        ("GET", "/nodes/{node}/hardware"): node.hardware,
+        ("GET", "/nodes/{node}/hardware/pci"): node.pci,
+        ("GET", "/nodes/{node}/hardware/pci/{pci-id-or-mapping}"): node.pci_device,
+        ("GET", "/nodes/{node}/network"): node.network,
+        ("GET", "/nodes/{node}/storage"): node.storage_status,
+        ("GET", "/nodes/{node}/tasks"): node.tasks,
+        ("GET", "/nodes/{node}/tasks/{upid}/status"): node.task_status,
+        ("GET", "/nodes/{node}/tasks/{upid}/log"): node.task_log,
+        ("GET", "/storage"): node.storage_configuration,
+        ("PUT", "/storage/{storage}"): node.change_storage,
+    }
+
+
+def _cluster_handlers(fingerprint: str) -> dict[tuple[str, str], Handler]:
+    return {
+        ("GET", "/nodes"): lambda call: cluster.nodes(call, fingerprint),
+        ("GET", "/cluster/status"): cluster.status,
+        ("GET", "/cluster/resources"): cluster.resources,
+        ("GET", "/cluster/nextid"): cluster.next_id,
+        ("GET", "/cluster/options"): cluster.options,
+        ("PUT", "/cluster/options"): cluster.change_options,
+        ("GET", "/cluster/mapping/pci"): cluster.mappings,
+        ("POST", "/cluster/mapping/pci"): cluster.create_mapping,
+        ("GET", "/cluster/mapping/pci/{id}"): cluster.mapping,
+        ("PUT", "/cluster/mapping/pci/{id}"): cluster.update_mapping,
+        ("DELETE", "/cluster/mapping/pci/{id}"): cluster.delete_mapping,
+    }
+
+
+def _index(*names: str) -> Handler:
+    return lambda _: [{"subdir": name} for name in names]
+
+
+def _qemu_handlers(commands: agent.GuestCommands | None) -> dict[tuple[str, str], Handler]:
+    return {
+        ("GET", "/nodes/{node}/qemu"): qemu.listing,
+        ("POST", "/nodes/{node}/qemu"): qemu.create,
+        ("GET", _GUEST): _index("config", "pending", "status", "agent", "snapshot", "clone", "resize"),
+        ("DELETE", _GUEST): qemu.destroy,
+        ("GET", f"{_GUEST}/config"): qemu.config,
+        ("PUT", f"{_GUEST}/config"): qemu.update,
+        ("POST", f"{_GUEST}/config"): qemu.update_in_background,
+        ("GET", f"{_GUEST}/pending"): qemu.pending,
+        ("POST", f"{_GUEST}/clone"): qemu.clone,
+        ("PUT", f"{_GUEST}/resize"): qemu.resize,
+        ("GET", f"{_GUEST}/status"): _index("current", "start", "stop", "shutdown", "reboot"),
+        ("GET", f"{_GUEST}/status/current"): qemu.status,
+        ("POST", f"{_GUEST}/status/start"): qemu.start,
+        ("POST", f"{_GUEST}/status/stop"): qemu.stop,
+        ("POST", f"{_GUEST}/status/shutdown"): qemu.shutdown,
+        ("POST", f"{_GUEST}/status/reboot"): qemu.reboot,
+        **_snapshot_handlers(_GUEST, "qemu"),
+        ("POST", f"{_GUEST}/agent/ping"): agent.ping,
+        ("GET", f"{_GUEST}/agent/get-osinfo"): agent.system,
+        ("GET", f"{_GUEST}/agent/network-get-interfaces"): agent.interfaces,
+        ("POST", f"{_GUEST}/agent/exec"): lambda call: agent.execute(call, commands),
+        ("GET", f"{_GUEST}/agent/exec-status"): lambda call: agent.execution(call, commands),
+    }
+
+
+def _lxc_handlers() -> dict[tuple[str, str], Handler]:
+    return {
+        ("GET", "/nodes/{node}/lxc"): lxc.listing,
+        ("POST", "/nodes/{node}/lxc"): lxc.create,
+        ("GET", _CONTAINER): _index("config", "pending", "status", "interfaces", "snapshot"),
+        ("DELETE", _CONTAINER): lxc.destroy,
+        ("GET", f"{_CONTAINER}/config"): lxc.config,
+        ("PUT", f"{_CONTAINER}/config"): lxc.update,
+        ("GET", f"{_CONTAINER}/pending"): lxc.pending,
+        ("GET", f"{_CONTAINER}/interfaces"): lxc.interfaces,
+        ("GET", f"{_CONTAINER}/status"): _index("current", "start", "stop", "shutdown", "reboot"),
+        ("GET", f"{_CONTAINER}/status/current"): lxc.status,
+        ("POST", f"{_CONTAINER}/status/start"): lxc.start,
+        ("POST", f"{_CONTAINER}/status/stop"): lxc.stop,
+        ("POST", f"{_CONTAINER}/status/shutdown"): lxc.shutdown,
+        ("POST", f"{_CONTAINER}/status/reboot"): lxc.reboot,
+        **_snapshot_handlers(_CONTAINER, "lxc"),
+    }
+
+
+def _snapshot_handlers(base: str, kind: Any) -> dict[tuple[str, str], Handler]:
+    one = f"{base}/snapshot/{{snapname}}"
+    return {
+        ("GET", f"{base}/snapshot"): lambda call: snapshots.listing(call, kind),
+        ("POST", f"{base}/snapshot"): lambda call: snapshots.create(call, kind),
+        ("DELETE", one): lambda call: snapshots.delete(call, kind),
+        ("POST", f"{one}/rollback"): lambda call: snapshots.rollback(call, kind),
+    }

@@ -1,0 +1,267 @@
+"""The API's HTTPS server in the lab's daemon, and the daemon's side of tasks and of commands in guests.
+
+aiohttp is what serves: it is maintained, its tests are thorough, and unlike ASGI servers it lets the status line's text
+be chosen, in which Proxmox VE says what is wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from lab.host.state import HostState
+from lab.processes import Processes
+from lab.state import write_whole
+
+from . import qemu
+from .auth import Authenticator
+from .cluster import certificate_path
+from .errors import ApiError
+from .guest_system import GuestSystems
+from .guests import exclusively
+from .responses import Api, Request, Response
+from .tasks import Tasks, Work
+from .tls import Certificates
+from .users import ROOT, Token, Users
+
+_LOG = logging.getLogger("lab.api")
+_PREFIX = "/api2/json"
+_TOKEN = "lab"
+_BODY_MAX = 4 << 20
+# A connection that does nothing is closed after this long; proxmoxer keeps one for a run.
+_KEEPALIVE_SECONDS = 75.0
+
+
+class Owner(Protocol):
+    """What the server needs from the daemon."""
+
+    state: Path
+    processes: Processes
+
+    def begin_reboot(self) -> None:
+        """Reboot the host in a moment."""
+
+    def begin_power_off(self) -> None:
+        """Switch the host off in a moment."""
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """What a lab's clients log in with, and what its tickets are signed with; kept over resets."""
+
+    password: str
+    token: str
+    ticket_key: str
+
+    @classmethod
+    def of(cls, folder: Path) -> Secrets:
+        """Those of a lab, made when it has none."""
+        path = folder / "secrets.json"
+        if not path.exists():
+            made = {"password": secrets.token_urlsafe(12), "token": _random_uuid(), "ticket_key": secrets.token_hex(32)}
+            write_whole(path, json.dumps(made, indent=1) + "\n")
+            path.chmod(0o600)
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def _random_uuid() -> str:
+    text = secrets.token_hex(16)
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
+class ApiServer:
+    """The API of one host: listens or not, on a port that stays the lab's all the time.
+
+    Args:
+        owner: the daemon.
+        port: TCP port on 127.0.0.1, 0 for a free one.
+
+    Raises:
+        OSError: the port is taken.
+    """
+
+    def __init__(self, owner: Owner, port: int, node: str) -> None:
+        self._owner = owner
+        folder = owner.state / "api"
+        self._certificates = Certificates(folder)
+        self._certificates.make(node)
+        self._secrets = Secrets.of(folder)
+        # As lab.ssh.Server does: one socket keeps the port for the daemon's life, another one listens.
+        self._holder = _bind(port)
+        self.port: int = self._holder.getsockname()[1]
+        self._systems = GuestSystems(owner.processes)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._runner: web.AppRunner | None = None
+        self._api = Api(
+            owner.state,
+            Authenticator(bytes.fromhex(self._secrets.ticket_key)),
+            self._certificates.fingerprint,
+            self._run,
+            lambda command: owner.begin_reboot() if command == "reboot" else owner.begin_power_off(),
+            self._systems,
+        )
+
+    def connection(self, node: str) -> dict[str, Any]:
+        """What lab.json tells clients."""
+        return {
+            "url": f"https://127.0.0.1:{self.port}",
+            "host": "127.0.0.1",
+            "port": self.port,
+            "node": node,
+            "caFile": str(self._certificates.authority),
+            "fingerprint": self._certificates.fingerprint,
+            "user": ROOT.user,
+            "password": self._secrets.password,
+            "tokenId": f"{ROOT.user}!{_TOKEN}",
+            "tokenSecret": self._secrets.token,
+        }
+
+    # -- up and down -------------------------------------------------------------------------------------
+    async def listen(self) -> None:
+        """Serve, on a host that has just come up."""
+        self._configure()
+        # One resource for all paths: which there are is the reference's business.
+        application = web.Application(client_max_size=_BODY_MAX)
+        application.router.add_route("*", "/{path:.*}", self._serve)
+        runner = web.AppRunner(
+            application, access_log=None, keepalive_timeout=_KEEPALIVE_SECONDS, handle_signals=False, shutdown_timeout=0.0
+        )
+        await runner.setup()
+        listener = _bind(self.port)
+        listener.listen(128)
+        await web.SockSite(runner, listener, ssl_context=self._certificates.context()).start()
+        self._runner = runner
+
+    def settle(self) -> None:
+        """After a boot: no task runs any more, and the VMs that came up with the host get their devices."""
+        host = HostState(self._owner.state)
+        with exclusively(host):
+            tasks = Tasks(host)
+            tasks.end_all()
+
+            def report(vmid: int, error: ApiError) -> None:
+                upid, log = tasks.begin("qmstart", str(vmid), ROOT)
+                tasks.end(upid, log, error)
+
+            qemu.settle_after_boot(host, report)
+
+    async def close(self) -> None:
+        """Stop serving, break every connection, end every task."""
+        if self._runner is not None:
+            runner, self._runner = self._runner, None
+            await runner.cleanup()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._systems.forget()
+
+    def _configure(self) -> None:
+        """The files that an installed node has: certificates, root's password, and the lab's token."""
+        host = HostState(self._owner.state)
+        with exclusively(host):
+            host.write("/etc/pve/pve-root-ca.pem", self._certificates.authority.read_bytes(), 0o640)
+            certificate = certificate_path(host)
+            host.write(host.unrooted(certificate), self._certificates.server.read_bytes(), 0o640)
+            users = Users(host)
+            if not users.has_password(ROOT.user, self._secrets.password):
+                users.set_password(ROOT.user, self._secrets.password)
+                users.users[ROOT.user].tokens.setdefault(_TOKEN, Token(separated=False))
+                users.set_token_secret(f"{ROOT.user}!{_TOKEN}", self._secrets.token)
+                users.save()
+
+    # -- requests ----------------------------------------------------------------------------------------
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        host = HostState(self._owner.state)
+        if seconds := host.fault("api-seconds"):
+            await asyncio.sleep(float(seconds))
+        if not request.path.startswith(f"{_PREFIX}/"):
+            return _encoded(Response(501, f"Method '{request.method} {request.path}' not implemented", None))
+        asked = Request(
+            request.method,
+            request.path.removeprefix(_PREFIX).rstrip("/"),
+            await _parameters(request),
+            request.headers,
+            request.cookies.get("PVEAuthCookie"),
+        )
+        try:
+            response = self._api.respond(asked)
+        except Exception as error:
+            # The daemon outlives a request that failed; who asked is told, and the log has the trace.
+            _LOG.exception("%s %s failed", asked.method, asked.path)
+            text = f"the lab's API failed: {type(error).__name__}: {error}"
+            response = Response(500, text.replace("\n", " "), {"data": None, "message": f"{text}\n"})
+        dropped = host.fault("api-drops")
+        if dropped is not None and str(dropped) in f"{asked.method} {asked.path}" and request.transport is not None:
+            request.transport.abort()  # what was asked for is done: the answer alone is lost
+        return _encoded(response)
+
+    # -- tasks -------------------------------------------------------------------------------------------
+    def _run(self, host: HostState, work: Work) -> None:
+        task = asyncio.get_running_loop().create_task(self._follow(host, work))
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+
+    @staticmethod
+    async def _follow(host: HostState, work: Work) -> None:
+        try:
+            while True:
+                with exclusively(host):
+                    seconds = next(work, None)
+                if seconds is None:
+                    return
+                await asyncio.sleep(seconds)
+        finally:
+            with exclusively(host):
+                work.close()
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _LOG.error("a task failed", exc_info=error)
+
+
+async def _parameters(request: web.Request) -> dict[str, list[str]]:
+    """All parameters of a request: query, and a body as form or as JSON."""
+    found: dict[str, list[str]] = {}
+    for name in request.query:
+        found[name] = request.query.getall(name)
+    if request.content_type == "application/json":
+        text = await request.text()
+        given: Mapping[str, Any] = json.loads(text) if text else {}
+        for name, value in given.items():
+            values = value if isinstance(value, list) else [value]
+            found[name] = [str(int(item)) if isinstance(item, bool) else str(item) for item in values]
+        return found
+    form = await request.post()
+    for name in form:
+        found[name] = [str(value) for value in form.getall(name)]
+    return found
+
+
+def _encoded(response: Response) -> web.Response:
+    headers = {"Server": "pve-api-daemon/3.0", "Cache-Control": "max-age=0", "Pragma": "no-cache"}
+    if response.body is not None:
+        headers["Content-Type"] = "application/json;charset=UTF-8"
+    return web.Response(
+        status=response.status, reason=response.reason, body=response.encoded() or None, headers=headers
+    )
+
+
+def _bind(port: int) -> socket.socket:
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(("127.0.0.1", port))
+    except OSError:
+        bound.close()
+        raise
+    return bound

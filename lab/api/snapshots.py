@@ -1,0 +1,114 @@
+"""Snapshots of VMs and containers: sections in the guest's configuration; disks' contents aren't simulated."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+from .call import Call
+from .errors import Died
+from .guest_config import Kind, Section
+from .guests import require_unlocked
+from .storage import Storages
+from .tasks import TaskLog, Work
+
+_VOLUMES: dict[Kind, re.Pattern[str]] = {
+    "qemu": re.compile(r"(?:ide|sata|scsi|virtio)\d+|efidisk0|tpmstate0"),
+    "lxc": re.compile(r"rootfs|mp\d+"),
+}
+_PREFIX: dict[Kind, str] = {"qemu": "qm", "lxc": "vz"}
+
+
+def listing(call: Call, kind: Kind) -> list[dict[str, Any]]:
+    """GET .../snapshot: all of them, and the present as `current`."""
+    guest = call.guest(kind)
+    config = guest.config()
+    found: list[dict[str, Any]] = []
+    for name, section in config.snapshots.items():
+        entry: dict[str, Any] = {"name": name, "description": section.values.get("description", "")}
+        entry["snaptime"] = int(section.values.get("snaptime", "0"))
+        if "parent" in section.values:
+            entry["parent"] = section.values["parent"]
+        if kind == "qemu":
+            entry["vmstate"] = int("vmstate" in section.values)
+        found.append(entry)
+    current = {"name": "current", "description": "You are here!", "digest": config.digest, "running": int(guest.running)}
+    return [*found, current | ({"parent": config.values["parent"]} if "parent" in config.values else {})]
+
+
+def create(call: Call, kind: Kind) -> str:
+    """POST .../snapshot."""
+    guest, name = call.guest(kind), call.parameters["snapname"]
+
+    def work(log: TaskLog) -> Work:
+        config = guest.config()
+        require_unlocked(guest, config)
+        if name in config.snapshots:
+            raise Died(f"snapshot name '{name}' already used")
+        volumes = [v for k, v in config.values.items() if _VOLUMES[kind].fullmatch(k) and "media=cdrom" not in v]
+        storages = Storages(call.host)
+        if not all(storages.get(volume.partition(":")[0]).has_snapshots for volume in volumes):
+            raise Died("snapshot feature is not available")
+        with_memory = bool(call.parameters.get("vmstate")) and guest.running
+        if with_memory and any(key.startswith("hostpci") for key in config.values):
+            raise Died("VFIO migration is not supported in kernel: a VM with a PCI device can't save its RAM")
+        section = config.current.copy()
+        section.values.pop("description", None)
+        section.values |= {"snaptime": str(int(time.time())), **_described(call)}
+        if with_memory:
+            section.values["vmstate"] = f"{volumes[0].partition(':')[0]}:vm-{guest.vmid}-state-{name}"
+        config.snapshots[name] = section
+        config.values["parent"] = name
+        guest.save(config)
+        yield 0.05
+
+    return call.start(f"{_PREFIX[kind]}snapshot", str(guest.vmid), work)
+
+
+def _described(call: Call) -> dict[str, str]:
+    return {"description": call.parameters["description"]} if call.parameters.get("description") else {}
+
+
+def delete(call: Call, kind: Kind) -> str:
+    """DELETE .../snapshot/{snapname}."""
+    guest, name = call.guest(kind), call.parameters["snapname"]
+
+    def work(log: TaskLog) -> Work:
+        config = guest.config()
+        if name not in config.snapshots:
+            raise Died(f"snapshot '{name}' does not exist")
+        require_unlocked(guest, config)
+        parent = config.snapshots.pop(name).values.get("parent")
+        for section in [config.current, *config.snapshots.values()]:
+            if section.values.get("parent") == name:
+                section.values.pop("parent")
+                section.values |= {"parent": parent} if parent else {}
+        guest.save(config)
+        yield 0.05
+
+    return call.start(f"{_PREFIX[kind]}delsnapshot", str(guest.vmid), work)
+
+
+def rollback(call: Call, kind: Kind) -> str:
+    """POST .../snapshot/{snapname}/rollback: the configuration of then; a running guest is stopped."""
+    guest, name = call.guest(kind), call.parameters["snapname"]
+
+    def work(log: TaskLog) -> Work:
+        config = guest.config()
+        if name not in config.snapshots:
+            raise Died(f"snapshot '{name}' does not exist")
+        require_unlocked(guest, config)
+        yield 0.05
+        if guest.running:
+            guest.set_running(False)
+        then: Section = config.snapshots[name].copy()
+        for key in ("snaptime", "snapstate", "vmstate", "description"):
+            then.values.pop(key, None)
+        if "description" in config.values:
+            then.values["description"] = config.values["description"]
+        then.values["parent"] = name
+        config.current, config.pending, config.pending_delete = then, {}, []
+        guest.save(config)
+
+    return call.start(f"{_PREFIX[kind]}rollback", str(guest.vmid), work)

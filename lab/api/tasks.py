@@ -1,0 +1,190 @@
+"""Tasks: work that goes on after its request was answered, known by a UPID, with a log, below /var/log/pve/tasks.
+
+A task's work is a generator: what it yields are seconds to wait, so that the daemon serves on meanwhile; what it
+raises as `Died` is the task's exit status. As on a real node the log ends with `TASK OK` or `TASK ERROR: ...`, the
+finished ones are listed in `index`, those that run in `active`.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+from lab.host.state import HostState
+
+from .errors import ApiError, bad_parameters
+from .users import Caller
+
+_FOLDER = "/var/log/pve/tasks"
+_UPID = re.compile(
+    r"UPID:(?P<node>[A-Za-z0-9-]+):(?P<pid>[0-9A-F]{8}):(?P<pstart>[0-9A-F]{8,9}):(?P<start>[0-9A-F]{8}):"
+    r"(?P<type>[^:\s]+):(?P<id>[^:\s]*):(?P<user>[^:\s]+):"
+)
+#: How long a task takes at least, besides what its work waits for: forking a worker, its start, its end.
+LEAST_SECONDS = 0.05
+
+Work = Generator[float, None, None]
+
+
+@dataclass(frozen=True)
+class Upid:
+    """What a UPID says: node, process, its start in clock ticks, start in seconds since 1970, what it does, for whom."""
+
+    text: str
+    node: str
+    pid: int
+    pstart: int
+    start: int
+    type: str
+    id: str
+    identity: str
+
+    @classmethod
+    def parse(cls, text: str) -> Upid:
+        """Take a UPID apart.
+
+        Raises:
+            ApiError: 400, it is none.
+        """
+        match = _UPID.fullmatch(text)
+        if match is None:
+            raise bad_parameters({"upid": "unable to parse worker upid"})
+        numbers = [int(match[name], 16) for name in ("pid", "pstart", "start")]
+        return cls(text, match["node"], *numbers, match["type"], match["id"], match["user"])
+
+    def described(self) -> dict[str, Any]:
+        """The fields that every answer about a task has."""
+        user, _, token = self.identity.partition("!")
+        found = {
+            "id": self.id, "node": self.node, "pid": self.pid, "pstart": self.pstart, "starttime": self.start,
+            "type": self.type, "upid": self.text, "user": user,
+        }  # fmt: skip
+        return {**found, "tokenid": token} if token else found
+
+
+class TaskLog:
+    """One task's log, while it runs."""
+
+    def __init__(self, host: HostState, upid: Upid) -> None:
+        self._path = host.rooted(f"{_FOLDER}/{_place(upid)}")
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.touch(mode=0o640)
+
+    def __call__(self, text: str) -> None:
+        """Add a message, of one line or several."""
+        with self._path.open("a", encoding="utf-8") as log:
+            log.write(f"{text}\n")
+
+
+class Tasks:
+    """The tasks of a host.
+
+    Args:
+        host: whose they are.
+    """
+
+    def __init__(self, host: HostState) -> None:
+        self._host = host
+
+    def begin(self, kind: str, identifier: str, caller: Caller) -> tuple[Upid, TaskLog]:
+        """Register a new task as running."""
+        ticks = int(self._host.uptime() * 100)
+        pid = secrets.randbelow(0x3F0000) + 0x400
+        text = f"UPID:{self._host.node}:{pid:08X}:{ticks:08X}:{int(time.time()):08X}:{kind}:{identifier}:{caller.identity}:"
+        upid = Upid.parse(text)
+        log = TaskLog(self._host, upid)
+        self._change_active(add=text)
+        return upid, log
+
+    def follow(self, upid: Upid, log: TaskLog, work: Work) -> Work:
+        """The whole course of a task: yields the seconds to wait, does the work, ends the log."""
+        status = self._host.fault("task-fails")
+        try:
+            yield LEAST_SECONDS + float(self._host.fault("task-seconds") or 0)
+            if status and str(status).partition("=")[0] == upid.type:
+                raise ApiError(500, (str(status).partition("=")[2] or "the lab's fault task-fails") + "\n")
+            yield from work
+        except ApiError as error:
+            self._end(upid, log, _exit_status(error.text))
+        except GeneratorExit:
+            self._end(upid, log, "interrupted by signal")
+            raise
+        except Exception as error:
+            self._end(upid, log, f"{type(error).__name__}: {error}")
+            raise
+        else:
+            self._end(upid, log, "OK")
+
+    def end(self, upid: Upid, log: TaskLog, error: ApiError) -> None:
+        """End a task that failed."""
+        self._end(upid, log, _exit_status(error.text))
+
+    def _end(self, upid: Upid, log: TaskLog, status: str) -> None:
+        log("TASK OK" if status == "OK" else f"TASK ERROR: {status}")
+        with self._host.rooted(f"{_FOLDER}/index").open("a", encoding="utf-8") as index:
+            index.write(f"{upid.text} {int(time.time()):08X} {status}\n")
+        self._change_active(remove=upid.text)
+
+    def _change_active(self, add: str = "", remove: str = "") -> None:
+        left = [line for line in self._host.read(f"{_FOLDER}/active", "").splitlines() if line != remove]
+        self._host.write(f"{_FOLDER}/active", "".join(f"{line}\n" for line in [*left, *([add] if add else [])]))
+
+    def end_all(self) -> None:
+        """Forget those that ran when the host went down."""
+        self._host.rooted(f"{_FOLDER}/active").unlink(missing_ok=True)
+
+    # -- what is asked -----------------------------------------------------------------------------------
+    def find(self, text: str) -> Upid:
+        """A task that there is.
+
+        Raises:
+            ApiError: 400, no UPID, or none of a task here.
+        """
+        upid = Upid.parse(text)
+        if not self._host.rooted(f"{_FOLDER}/{_place(upid)}").exists():
+            raise bad_parameters({"upid": "no such task"})
+        return upid
+
+    def running(self) -> list[Upid]:
+        """The tasks that run."""
+        return [Upid.parse(line) for line in self._host.read(f"{_FOLDER}/active", "").splitlines()]
+
+    def status(self, upid: Upid) -> dict[str, Any]:
+        """A task's state, with its exit status once it has one."""
+        if upid.text in self._host.read(f"{_FOLDER}/active", "").splitlines():
+            return {**upid.described(), "status": "running"}
+        last = (self.log(upid) or [""])[-1]
+        status = "OK" if last == "TASK OK" else last.removeprefix("TASK ERROR: ")
+        if not last.startswith("TASK "):
+            status = "unexpected status"
+        return {**upid.described(), "status": "stopped", "exitstatus": status}
+
+    def log(self, upid: Upid) -> list[str]:
+        """A task's log, line by line."""
+        return self._host.read(f"{_FOLDER}/{_place(upid)}").split("\n")[:-1]
+
+    def finished(self) -> list[dict[str, Any]]:
+        """The tasks that have ended, the latest first."""
+        found = []
+        for line in self._host.read(f"{_FOLDER}/index", "").splitlines():
+            text, ended, status = line.split(" ", 2)
+            found.append({**Upid.parse(text).described(), "endtime": int(ended, 16), "status": status})
+        return found[::-1]
+
+
+def _place(upid: Upid) -> str:
+    """The log's place below the folder: a real node spreads them by the last digit of the start."""
+    return f"{upid.start & 0xF:X}/{upid.text}"
+
+
+def _exit_status(text: str) -> str:
+    """An error as an exit status: one line, whose inner newlines have become blanks."""
+    return text.removesuffix("\n").replace("\n", " ")
+
+
+#: How an operation starts its task: type, id, and what makes the work from the log; returns the UPID.
+Starter = Callable[[str, str, Callable[[TaskLog], Work]], str]
