@@ -407,8 +407,8 @@ def _prepare(state: Path, scenario: str) -> LabFile:
         # lab.json comes after the tree: a start that was killed half-way begins again.
         loaded = load_scenario(scenario)
         install(state, loaded)
-        ports = {"ssh": lab.ssh, "api": lab.api} if lab is not None else {}
-        lab = LabFile(scenario, loaded.node, pid=None, started=None, installed=True, control="", **ports)
+        ssh, api = (lab.ssh, lab.api) if lab is not None else ({}, {})
+        lab = LabFile(scenario, loaded.node, pid=None, started=None, installed=True, control="", ssh=ssh, api=api)
     lab.control = _control_socket(state)
     return lab
 

@@ -11,7 +11,12 @@ from .guests import Guest
 from .qemu import agent_enabled
 
 _SYSTEMS = {
-    "l26": {"id": "debian", "name": "Debian GNU/Linux", "pretty-name": "Debian GNU/Linux 13 (trixie)", "version-id": "13"},
+    "l26": {
+        "id": "debian",
+        "name": "Debian GNU/Linux",
+        "pretty-name": "Debian GNU/Linux 13 (trixie)",
+        "version-id": "13",
+    },
     "win11": {"id": "mswindows", "name": "Microsoft Windows", "pretty-name": "Windows 11 Pro", "version-id": "11"},
 }
 

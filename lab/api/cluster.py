@@ -79,8 +79,14 @@ def status(call: Call) -> list[dict[str, Any]]:
     for name, about in members.nodes.items():
         found.append(
             {
-                "id": f"node/{name}", "type": "node", "name": name, "nodeid": about["id"], "ip": about["ip"],
-                "local": int(name == call.host.node), "online": about["online"], "level": "",
+                "id": f"node/{name}",
+                "type": "node",
+                "name": name,
+                "nodeid": about["id"],
+                "ip": about["ip"],
+                "local": int(name == call.host.node),
+                "online": about["online"],
+                "level": "",
             }  # fmt: skip
         )
     return found
@@ -130,9 +136,7 @@ def _guest_resources(call: Call) -> list[dict[str, Any]]:
             continue
         kept = {k: v for k, v in entry.items() if k not in ("cpus", "swap", "maxswap", "pid")}
         defaults = {"diskread": 0, "diskwrite": 0, "memhost": entry["mem"], "template": 0, "maxcpu": entry["cpus"]}
-        found.append(
-            {**defaults, **kept, "type": kind, "id": f"{kind}/{entry['vmid']}", "node": call.host.node}
-        )
+        found.append({**defaults, **kept, "type": kind, "id": f"{kind}/{entry['vmid']}", "node": call.host.node})
     for vmid, (name, kind) in all_ids(call.host).items():
         if name != call.host.node and call.may(f"/vms/{vmid}", "VM.Audit"):
             found.append({"type": kind, "id": f"{kind}/{vmid}", "vmid": vmid, "node": name, "status": "unknown"})
@@ -146,9 +150,16 @@ def _storage_resources(call: Call) -> list[dict[str, Any]]:
         state = storages.status(storage)
         found.append(
             {
-                "type": "storage", "id": f"storage/{call.host.node}/{storage.name}", "storage": storage.name,
-                "node": call.host.node, "plugintype": storage.kind, "content": state["content"],
-                "shared": state["shared"], "status": "available", "disk": state["used"], "maxdisk": state["total"],
+                "type": "storage",
+                "id": f"storage/{call.host.node}/{storage.name}",
+                "storage": storage.name,
+                "node": call.host.node,
+                "plugintype": storage.kind,
+                "content": state["content"],
+                "shared": state["shared"],
+                "status": "available",
+                "disk": state["used"],
+                "maxdisk": state["total"],
             }  # fmt: skip
         )
     return found

@@ -207,5 +207,3 @@ def message(error: ApiError) -> str:
         return str(error)
     lines = [f"{name}: {text.strip()}" for name, text in sorted(error.errors.items())]
     return "\n".join([f"{error.status} {error.reason}", *lines])
-
-

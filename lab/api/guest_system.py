@@ -199,7 +199,9 @@ def guest_devices(host: HostState, vmid: int, config: GuestConfig) -> list[PciDe
     if config.values.get("vga", "std").partition(",")[0] != "none":
         found.append(_virtual("0000:00:01.0" if q35 else "0000:00:02.0", "1234", "1111", "0300", "QEMU Virtual Video"))
     for number, key in enumerate(k for k in sorted(config.values) if k.startswith("net")):
-        found.append(_virtual(f"0000:06:{0x12 + number:02x}.0", "1af4", "1000", "0200", f"Virtio network device ({key})"))
+        found.append(
+            _virtual(f"0000:06:{0x12 + number:02x}.0", "1af4", "1000", "0200", f"Virtio network device ({key})")
+        )
     mine = sorted(address for address, owner in reservations(host).items() if owner == vmid)
     slots = sorted({address[:-2] for address in mine})
     options = list(hostpci_options(config.values).values())

@@ -125,6 +125,8 @@ class Guest:
 
     def set_running(self, running: bool) -> None:
         """Let it run, or not."""
+        if str(self.vmid) not in self.host.machine["guests"]:
+            self.save(self.config())  # its file was put there by hand
         with self.host.changing() as machine:
             entry = machine["guests"][str(self.vmid)]
             entry |= {"running": running, "started_at": time.time() if running else None}
@@ -161,9 +163,7 @@ def require_free_id(host: HostState, kind: Kind, vmid: int) -> None:
     """
     if vmid in all_ids(host):
         node, other = all_ids(host)[vmid]
-        raise Died(
-            f"unable to create {_NAMES[kind]} {vmid} - {_NAMES[other]} {vmid} already exists on node '{node}'"
-        )
+        raise Died(f"unable to create {_NAMES[kind]} {vmid} - {_NAMES[other]} {vmid} already exists on node '{node}'")
 
 
 def require_unlocked(guest: Guest, config: GuestConfig) -> None:

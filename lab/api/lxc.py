@@ -36,6 +36,8 @@ _PRIVILEGES = {
     "VM.Config.Network": "hostname nameserver searchdomain",
 }
 _PRIVILEGE_OF = {option: privilege for privilege, options in _PRIVILEGES.items() for option in options.split()}
+# The few that every kernel has are not in the lab's /dev, which holds what hardware brings.
+_KERNEL_DEVICES = frozenset(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty"))
 # What a running container doesn't take before its next start.
 _WAITS = frozenset({"arch", "cmode", "console", "entrypoint", "env", "features", "ostype", "tty", "unprivileged"})
 
@@ -110,7 +112,7 @@ def _require_option(call: Call, vmid: int, key: str, value: str | None, *, unpri
         raise not_allowed("configuring device passthrough is only allowed for root@pam")
     if _VOLUME.fullmatch(key):
         call.require(path, "VM.Config.Disk")
-        volume = parse_properties("lxc-rootfs", (value or "").partition(",")[0]).get("volume", "")
+        volume = (value or "").partition(",")[0].removeprefix("volume=")
         if volume.startswith("/"):
             kind = "device" if volume.startswith("/dev/") else "bind"
             raise not_allowed(f"mount point type {kind} is only allowed for root@pam")
@@ -138,10 +140,8 @@ def _require_devices(call: Call, values: dict[str, str]) -> None:
     """Refuse device nodes that the host hasn't."""
     for key in (k for k in sorted(values) if _DEVICE.fullmatch(k)):
         path = parse_properties("lxc-dev", values[key])["path"]
-        # The few that every kernel has are not in the lab's /dev, which holds what hardware brings.
-        if path not in ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"):
-            if not call.host.rooted(path).exists():
-                raise Died(f"Device {path} does not exist")
+        if path not in _KERNEL_DEVICES and not call.host.rooted(path).exists():
+            raise Died(f"Device {path} does not exist")
 
 
 # -- create and delete -----------------------------------------------------------------------------------------
@@ -173,6 +173,7 @@ def create(call: Call) -> str:
             for volume in volumes:
                 Storages(call.host).free(volume)
             guest.remove()
+            log(error.text.removesuffix("\n"))
             raise Died(f"unable to create CT {guest.vmid} - {error.text}") from error
         guest.save(made)
         if call.parameters.get("start"):
@@ -181,9 +182,7 @@ def create(call: Call) -> str:
     return call.start("vzcreate", str(guest.vmid), work)
 
 
-def _new_values(
-    call: Call, vmid: int, wanted: dict[str, str], log: TaskLog, volumes: list[str]
-) -> dict[str, str]:
+def _new_values(call: Call, vmid: int, wanted: dict[str, str], log: TaskLog, volumes: list[str]) -> dict[str, str]:
     made = {"arch": "amd64", "memory": "512", "swap": "512", "ostype": "unmanaged", **wanted}
     if made.get("unprivileged") == "0":
         del made["unprivileged"]

@@ -20,6 +20,8 @@ from .tasks import Tasks
 
 _GIB = 1 << 30
 _REPOSITORY_ID = "9d436f37a0ac4172"
+# pci.ids' names of cards (device, then subsystem), as far as a recording has one.
+_SUBSYSTEM_NAMES = {("8086:1533", "8086:0001"): "Ethernet Server Adapter I210-T1"}
 # Numbers that nothing in the lab depends on, in the order of magnitude of a small host.
 _CORES, _MHZ = 8, "3600.000"
 _MEMORY, _DISK = 64 * _GIB, 96 * _GIB
@@ -107,13 +109,15 @@ def _devices(host: HostState, hidden: tuple[str, ...]) -> list[dict[str, Any]]:
             entry |= {"subsystem_vendor": f"0x{vendor}", "subsystem_device": f"0x{number}"}
             if name := SUBSYSTEM_VENDORS.get(vendor) or VENDORS.get(vendor):
                 entry["subsystem_vendor_name"] = name
+            if name := _SUBSYSTEM_NAMES.get((device.ids, device.subsystem)):
+                entry["subsystem_device_name"] = name
         found.append(entry)
     return found
 
 
 def network(call: Call) -> list[dict[str, Any]]:
     """GET /nodes/{node}/network: the interfaces of /etc/network/interfaces."""
-    found = []
+    found: list[dict[str, Any]] = []
     text = call.host.read("/etc/network/interfaces", "")
     for block in re.split(r"(?m)^(?=iface )", text)[1:]:
         _, name, _, method, *_ = block.split()

@@ -49,9 +49,11 @@ _PRIVILEGES = {
 _PRIVILEGE_OF = {option: privilege for privilege, options in _PRIVILEGES.items() for option in options.split()}
 # What a running VM takes at once; all else waits for its next start.
 _AT_ONCE = frozenset(
-    "lock name onboot shares startup description protection vmstatestorage hookscript tags freeze migrate_downtime "
-    "migrate_speed autostart".split()
-)
+    (
+        "lock", "name", "onboot", "shares", "startup", "description", "protection", "vmstatestorage", "hookscript",
+        "tags", "freeze", "migrate_downtime", "migrate_speed", "autostart",
+    )
+)  # fmt: skip
 
 
 # -- what is asked ---------------------------------------------------------------------------------------------
@@ -636,4 +638,3 @@ def settle_after_boot(host: HostState, log: Any) -> None:
         except ApiError as error:
             guest.set_running(False)
             log(guest.vmid, error)
-

@@ -104,9 +104,9 @@ class Reference:
                     into = self.options[rest] = {}
                 elif verb == "format":
                     name, *words = rest.split()
-                    about = dict(zip(words[::2], words[1::2], strict=True))
+                    keys = dict(zip(words[::2], words[1::2], strict=True))
                     into = {}
-                    self.formats[name] = PropertyFormat(into, about.get("default"), about.get("aliases"))
+                    self.formats[name] = PropertyFormat(into, keys.get("default"), keys.get("aliases"))
                 elif verb == "parameter":
                     self._of_paths.update(_parameters(rest))
                 else:

@@ -88,14 +88,14 @@ class Api:
         began = time.monotonic()
         with exclusively(host):
             users = Users(host)
-            who = ""
+            who: Caller | None = None
             try:
                 who, operation, given = self._recognise(host, users, request)
                 data = self._serve(host, users, who, operation, given)
                 response = _answered(data)
             except ApiError as error:
                 response = _refused(error)
-        self._log(request, who.identity if isinstance(who, Caller) else None, response, time.monotonic() - began)
+        self._log(request, who.identity if who else None, response, time.monotonic() - began)
         return response
 
     def perform(self, caller: Caller, method: str, path: str, parameters: dict[str, list[str]]) -> Any:
@@ -112,18 +112,18 @@ class Api:
 
     def _recognise(
         self, host: HostState, users: Users, request: Request
-    ) -> tuple[Caller | str, Operation, dict[str, list[str]]]:
+    ) -> tuple[Caller | None, Operation, dict[str, list[str]]]:
         _require_no_fault(host, request)
-        caller: Caller | str = ""
+        caller: Caller | None = None
         if request.path != "/access/ticket":
             caller = self._authenticator.caller(users, request.method, request.headers, request.cookie)
         operation, given = _find(request)
         return caller, operation, given
 
     def _serve(
-        self, host: HostState, users: Users, who: Caller | str, operation: Operation, given: dict[str, list[str]]
+        self, host: HostState, users: Users, who: Caller | None, operation: Operation, given: dict[str, list[str]]
     ) -> Any:
-        caller = who if isinstance(who, Caller) else Caller("")
+        caller = who or Caller("")  # nobody: the login itself
         _require_access(users, caller, operation, given)
         if operation.of_node:
             cluster.require_reachable(host, given["node"][0])
@@ -142,7 +142,13 @@ class Api:
 
     def _log(self, request: Request, who: str | None, response: Response, seconds: float) -> None:
         shown = {k: "***" if k in _SECRETS else v[0] if len(v) == 1 else v for k, v in request.parameters.items()}
-        entry = {"at": now(), "who": who, "method": request.method, "path": request.path, "parameters": shown}
+        entry: dict[str, Any] = {
+            "at": now(),
+            "who": who,
+            "method": request.method,
+            "path": request.path,
+            "parameters": shown,
+        }
         entry |= {"status": response.status, "reason": response.reason, "seconds": round(seconds, 4)}
         append_log(self._state, "api", entry)
 

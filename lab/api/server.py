@@ -133,7 +133,11 @@ class ApiServer:
         application = web.Application(client_max_size=_BODY_MAX)
         application.router.add_route("*", "/{path:.*}", self._serve)
         runner = web.AppRunner(
-            application, access_log=None, keepalive_timeout=_KEEPALIVE_SECONDS, handle_signals=False, shutdown_timeout=0.0
+            application,
+            access_log=None,
+            keepalive_timeout=_KEEPALIVE_SECONDS,
+            handle_signals=False,
+            shutdown_timeout=0.0,
         )
         await runner.setup()
         listener = _bind(self.port)

@@ -33,7 +33,12 @@ def listing(call: Call, kind: Kind) -> list[dict[str, Any]]:
         if kind == "qemu":
             entry["vmstate"] = int("vmstate" in section.values)
         found.append(entry)
-    current = {"name": "current", "description": "You are here!", "digest": config.digest, "running": int(guest.running)}
+    current = {
+        "name": "current",
+        "description": "You are here!",
+        "digest": config.digest,
+        "running": int(guest.running),
+    }
     return [*found, current | ({"parent": config.values["parent"]} if "parent" in config.values else {})]
 
 

@@ -23,7 +23,13 @@ _HEADER = re.compile(r"(\w+):\s*(\S+)\s*")
 _IMPLICIT = {"path": "/var/lib/vz", "content": "images,iso,snippets,rootdir,vztmpl,backup", "priority": "0"}
 _NUMBERS = frozenset({"priority", "maxfiles", "sparse", "shared", "disable"})
 _SNAPSHOTS = frozenset({"lvmthin", "zfspool", "rbd", "btrfs"})
-_FOLDERS = {"iso": "template/iso", "vztmpl": "template/cache", "snippets": "snippets", "backup": "dump", "import": "import"}
+_FOLDERS = {
+    "iso": "template/iso",
+    "vztmpl": "template/cache",
+    "snippets": "snippets",
+    "backup": "dump",
+    "import": "import",
+}
 _TOTAL, _USED = 100 << 30, 20 << 30
 
 

@@ -53,8 +53,8 @@ class Upid:
         match = _UPID.fullmatch(text)
         if match is None:
             raise bad_parameters({"upid": "unable to parse worker upid"})
-        numbers = [int(match[name], 16) for name in ("pid", "pstart", "start")]
-        return cls(text, match["node"], *numbers, match["type"], match["id"], match["user"])
+        pid, pstart, start = (int(match[name], 16) for name in ("pid", "pstart", "start"))
+        return cls(text, match["node"], pid, pstart, start, match["type"], match["id"], match["user"])
 
     def described(self) -> dict[str, Any]:
         """The fields that every answer about a task has."""

@@ -1,0 +1,329 @@
+"""Recorded exchanges with a real node's API, sent again and compared; and the plain client that sends them."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import ssl
+import time
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+# Answers whose values depend on the moment, the machine or chance: their types are compared.
+VOLATILE = frozenset(
+    (
+        "avail", "available", "cgroup-mode", "cpu", "digest", "disk", "diskread", "diskwrite", "endtime", "free", "idle",
+        "loadavg", "maxcpu", "maxdisk", "maxmem", "mem", "memhost", "mhz", "netin", "netout", "pid", "pstart",
+        "ssl_fingerprint", "starttime", "total", "uptime", "used", "used_fraction", "value", "wait",
+    )
+)  # fmt: skip
+# Of those, what the lab computes as a node does where a guest is described, so that it must be right.
+COMPUTED = frozenset({"maxcpu", "maxdisk", "maxmem", "maxswap"})
+_PLACEHOLDERS = (
+    (re.compile(r"BC:24:11(?::[0-9A-F]{2}){3}"), "<mac>"),
+    (re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"), "<uuid>"),
+    (re.compile(r"ctime=\d+"), "ctime=<seconds>"),
+    (re.compile(r"bytes read: \d+ \([^)]*\)"), "bytes read: <size>"),
+)
+# What the recording node's own installation says in logs, for want of KVM, cgroups and AppArmor.
+_NOISE = re.compile(
+    r"Prototype mismatch: .*|failed to connect to monitor socket: .*|lxc-start: .*|explicitly configured lxc\.apparmor.*|"
+    r"vm \d+ - unable to parse value of .*"
+)
+_UNORDERED_BY = ("vmid", "key", "roleid", "userid", "id", "storage", "iface", "type")
+
+
+@dataclass
+class Reply:
+    """An answer as it came."""
+
+    status: int
+    reason: str
+    content_type: str | None
+    body: Any
+
+
+class Client:
+    """Plain HTTPS to an API, as each of the recording's callers.
+
+    Args:
+        url: `https://host:port`.
+        ca: the authority to trust; None for the system's.
+        verify: False takes any certificate.
+    """
+
+    def __init__(self, url: str, ca: str | None = None, *, verify: bool = True) -> None:
+        parts = urlsplit(url)
+        self._host, self._port = parts.hostname or "", parts.port or 8006
+        self._context = ssl.create_default_context(cafile=ca)
+        if not verify:
+            self._context.check_hostname = False
+            self._context.verify_mode = ssl.CERT_NONE
+        self._connection: http.client.HTTPSConnection | None = None
+        self.headers: dict[str | None, dict[str, str]] = {
+            None: {},
+            "bad": {"Authorization": "PVEAPIToken=nonsense"},
+            "bad2": {"Authorization": f"PVEAPIToken=root@pam!nosuch={'0' * 8}-0000-0000-0000-{'0' * 12}"},
+            "bad3": {"Authorization": f"PVEAPIToken=nobody@pve!tok={'0' * 8}-0000-0000-0000-{'0' * 12}"},
+        }
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+
+    def send(self, who: str | None, method: str, path: str, params: dict[str, Any] | None = None) -> Reply:
+        """One request, form-encoded as proxmoxer does it."""
+        encoded = urlencode(params, doseq=True) if params else ""
+        target = f"/api2/json{quote(path, safe='/:@!')}"
+        headers = dict(self.headers[who])
+        body = None
+        if method in ("GET", "DELETE"):
+            target += f"?{encoded}" if encoded else ""
+        else:
+            body = encoded.encode()
+            headers["Content-Type"] = "application/x-www-form-urlencoded"
+        if self._connection is None:
+            self._connection = http.client.HTTPSConnection(self._host, self._port, context=self._context, timeout=60)
+        self._connection.request(method, target, body, headers)
+        answer = self._connection.getresponse()
+        content = answer.read().decode()
+        return Reply(
+            answer.status, answer.reason, answer.getheader("Content-Type"), json.loads(content) if content else ""
+        )
+
+    def data(self, who: str | None, method: str, path: str, /, **params: Any) -> Any:
+        """What a request that must succeed gives."""
+        reply = self.send(who, method, path, {name.replace("_", "-"): value for name, value in params.items()})
+        assert reply.status == 200, f"{method} {path} {params}: {reply.status} {reply.reason} {reply.body}"
+        return reply.body["data"]
+
+    def log_in(self, user: str, password: str) -> None:
+        """Become `root` and `root-nocsrf` by a ticket."""
+        login = self.data(None, "POST", "/access/ticket", username=user, password=password)
+        cookie = {"Cookie": f"PVEAuthCookie={quote(login['ticket'], safe='')}"}
+        self.headers["root-nocsrf"] = cookie
+        self.headers["root"] = {**cookie, "CSRFPreventionToken": login["CSRFPreventionToken"]}
+
+    def use_token(self, who: str, identity: str, secret: str) -> None:
+        """Let a caller of the recording be that token."""
+        self.headers[who] = {"Authorization": f"PVEAPIToken={identity}={secret}"}
+
+
+def recorded(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The exchanges of a transcript, with their line numbers."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        yield number, json.loads(line)
+
+
+def coverage(page: Path) -> dict[tuple[str, int], str]:
+    """How lines are treated that aren't simply sent and compared: the tables of COVERAGE.md.
+
+    Returns:
+        (file without .jsonl, line) -> treatment, the table's third column.
+    """
+    found = {}
+    for row in re.findall(r"(?m)^\| (\w+) \| ([\d, –-]+) \| ([\w ]+) \|", page.read_text(encoding="utf-8")):
+        for part in row[1].split(","):
+            first, _, last = part.strip().replace("–", "-").partition("-")
+            for number in range(int(first), int(last or first) + 1):
+                found[row[0], number] = row[2].strip()
+    return found
+
+
+@dataclass
+class Replay:
+    """Sends a transcript's exchanges and collects differences.
+
+    Args:
+        client: who sends.
+        name: the transcript's.
+        treatments: of COVERAGE.md.
+        shell: runs a command on the node and returns its output; None where that can't be done.
+        before: by line number, what to do before it.
+    """
+
+    client: Client
+    name: str
+    treatments: dict[tuple[str, int], str]
+    shell: Callable[[str], str] | None = None
+    before: dict[int, Callable[[], object]] = field(default_factory=dict)
+    differences: list[str] = field(default_factory=list)
+    sent: int = 0
+    _upids: dict[str, str] = field(default_factory=dict)
+    _digests: dict[str, str] = field(default_factory=dict)
+
+    def run(self, path: Path) -> None:
+        """The whole transcript."""
+        lines = list(recorded(path))
+        polled = {part for _, line in lines for part in line.get("path", "").split("/") if part.startswith("UPID:")}
+        for number, line in lines:
+            if number in self.before:
+                self.before[number]()
+            treatment = self.treatments.get((self.name, number), "")
+            if treatment == "not sent":
+                continue
+            found = self._shell(line, treatment) if "shell" in line else self.compare(line, treatment, polled)
+            self.sent += 1
+            self.differences += [f"{self.name}.jsonl:{number}: {text}" for text in found]
+
+    # -- one line ----------------------------------------------------------------------------------------
+    def _shell(self, line: dict[str, Any], treatment: str) -> list[str]:
+        assert self.shell is not None
+        got, wanted = self.shell(line["shell"]), line["out"]
+        if treatment == "configuration alone":
+            wanted = wanted.partition("\0")[0]
+        return _compare(_neutral(wanted), _neutral(got), "out", exact=True)
+
+    def compare(self, line: dict[str, Any], treatment: str, polled: Set[str] = frozenset()) -> list[str]:
+        """Send one exchange's request and return how the answer differs.
+
+        Args:
+            polled: recorded task ids that later lines ask about; others' ends are waited for here.
+        """
+        method = line.get("method", "GET")
+        path = "/".join(self._upids.get(part, part) for part in (line.get("url") or line["path"]).split("/"))
+        params = dict(line.get("params") or {})
+        if params.get("digest") in self._digests:
+            params["digest"] = self._digests[params["digest"]]
+        who = line.get("who", "roottoken")
+        wanted = line["body"]
+        reply = self.client.send(who, method, path, params)
+        if path.endswith("/status") and "/tasks/" in path and isinstance(wanted.get("data"), dict):
+            wanted, reply = self._poll(line, who, path, reply)
+        self._learn(line, reply, polled)
+        found = [f"status {reply.status} {reply.reason!r}, recorded {line['status']} {line['reason']!r}"]
+        if (reply.status, reply.reason) == (line["status"], line["reason"]):
+            found = []
+        if reply.status == line["status"]:
+            if "ctype" in line and reply.content_type != line["ctype"]:
+                found.append(f"content type {reply.content_type}, recorded {line['ctype']}")
+            found += _compare_bodies(self._translated(wanted), reply.body, treatment, is_log=path.endswith("/log"))
+        return [f"{who} {method} {path} {params}: {text}" for text in found]
+
+    def _poll(self, line: dict[str, Any], who: str, path: str, reply: Reply) -> tuple[Any, Reply]:
+        """A task that had ended when it was recorded is waited for; one that still ran may have ended here."""
+        wanted = json.loads(json.dumps(line["body"]))
+        deadline = time.monotonic() + 60
+        while wanted["data"]["status"] == "stopped" and reply.body["data"]["status"] != "stopped":
+            assert time.monotonic() < deadline, f"{path} didn't end"
+            time.sleep(0.02)
+            reply = self.client.send(who, "GET", path)
+        if wanted["data"]["status"] == "running" and isinstance(reply.body, dict):
+            reply.body["data"].pop("exitstatus", None)
+            reply.body["data"]["status"] = "running"
+        return wanted, reply
+
+    def _learn(self, line: dict[str, Any], reply: Reply, polled: Set[str]) -> None:
+        """Take note of what the answer's own ids and secrets are here."""
+        theirs = line["body"].get("data") if isinstance(line["body"], dict) else None
+        ours = reply.body.get("data") if isinstance(reply.body, dict) else None
+        if isinstance(theirs, str) and theirs.startswith("UPID:") and isinstance(ours, str):
+            self._upids[theirs] = ours
+            if theirs not in polled:
+                self.wait(ours)
+        if isinstance(theirs, dict) and isinstance(ours, dict):
+            if "digest" in theirs and "digest" in ours:
+                self._digests[theirs["digest"]] = ours["digest"]
+            if "full-tokenid" in theirs and "value" in ours:
+                identity = ours["full-tokenid"]
+                who = {"ops@pve!sep": "opssep", "lim@pve!tok": "lim"}.get(identity, "ops")
+                self.client.use_token(who, identity, ours["value"])
+
+    def wait(self, upid: str) -> None:
+        """Wait until a task has ended."""
+        node = upid.split(":")[1]
+        deadline = time.monotonic() + 60
+        while self.client.data("roottoken", "GET", f"/nodes/{node}/tasks/{upid}/status")["status"] != "stopped":
+            assert time.monotonic() < deadline, f"{upid} didn't end"
+            time.sleep(0.02)
+
+    def _translated(self, wanted: Any) -> Any:
+        """The recorded body with the ids that tasks have here."""
+        text = json.dumps(wanted)
+        for theirs, ours in self._upids.items():
+            text = text.replace(theirs, ours)
+        return json.loads(text)
+
+
+def _neutral(text: str) -> str:
+    for pattern, name in _PLACEHOLDERS:
+        text = pattern.sub(name, text)
+    return text
+
+
+def _compare_bodies(wanted: Any, got: Any, treatment: str, *, is_log: bool) -> list[str]:
+    if is_log and isinstance(wanted, dict) and isinstance(got, dict):
+        logs = [
+            [_neutral(entry["t"]) for entry in body["data"] if not _NOISE.fullmatch(entry["t"])]
+            for body in (wanted, got)
+        ]
+        return _compare(logs[0], logs[1], "log", exact=True)
+    if treatment == "types alone":
+        return _compare_types(wanted, got, "body")
+    if treatment == "recorded ones":
+        return _compare(wanted, got, "body", subset=True)
+    return _compare(wanted, got, "body")
+
+
+def _compare(wanted: Any, got: Any, where: str, *, exact: bool = False, subset: bool = False) -> list[str]:
+    if isinstance(wanted, dict) and isinstance(got, dict):
+        found = [f"{where} lacks {key!r}" for key in sorted(set(wanted) - set(got))]
+        found += [f"{where} has {key!r}: {got[key]!r}, which wasn't there" for key in sorted(set(got) - set(wanted))]
+        guest = "vmid" in wanted
+        for key in sorted(set(wanted) & set(got)):
+            if key in VOLATILE and not (guest and key in COMPUTED):
+                found += _compare_types(wanted[key], got[key], f"{where}.{key}")
+            else:
+                found += _compare(wanted[key], got[key], f"{where}.{key}", exact=exact, subset=subset)
+        if wanted.get("key") == "digest":
+            return []
+        return found
+    if isinstance(wanted, list) and isinstance(got, list):
+        return _compare_lists(wanted, got, where, exact=exact, subset=subset)
+    if isinstance(wanted, str) and isinstance(got, str):
+        sides = [_sorted_words(_neutral(text)) if not exact else text for text in (wanted, got)]
+        return [] if sides[0] == sides[1] else [f"{where} is {got!r}, recorded {wanted!r}"]
+    same_type = type(wanted) is type(got) or {type(wanted), type(got)} == {int, float}
+    return [] if same_type and wanted == got else [f"{where} is {got!r}, recorded {wanted!r}"]
+
+
+def _sorted_words(text: str) -> str:
+    """A list of kinds of content, whose order is Perl's; other texts as they are."""
+    words = text.split(",")
+    return ",".join(sorted(words)) if {"images", "iso"} <= set(words) else text
+
+
+def _compare_lists(wanted: list[Any], got: list[Any], where: str, *, exact: bool, subset: bool) -> list[str]:
+    if subset:
+        names = {entry["id"] for entry in wanted}
+        got = [entry for entry in got if entry["id"] in names]
+    if len(wanted) != len(got):
+        return [f"{where} has {len(got)} entries, recorded {len(wanted)}: {got!r:.400}"]
+    keys = [key for key in _UNORDERED_BY if all(isinstance(e, dict) and key in e for e in [*wanted, *got])]
+    if wanted and keys and "n" not in wanted[0] and "upid" not in wanted[0]:
+        by = keys[0]
+
+        def order(entry: dict[str, Any]) -> str:
+            return json.dumps([entry[by], entry.get("roleid"), entry.get("ugid")])
+
+        wanted, got = sorted(wanted, key=order), sorted(got, key=order)
+    pairs = zip(wanted, got, strict=True)
+    return [t for n, (w, g) in enumerate(pairs) for t in _compare(w, g, f"{where}[{n}]", exact=exact, subset=subset)]
+
+
+def _compare_types(wanted: Any, got: Any, where: str) -> list[str]:
+    """Same keys, same types; entries of a list need one recorded entry that they are like."""
+    if isinstance(wanted, dict) and isinstance(got, dict):
+        if set(wanted) != set(got):
+            return [f"{where} has the keys {sorted(got)}, recorded {sorted(wanted)}"]
+        return [text for key in wanted for text in _compare_types(wanted[key], got[key], f"{where}.{key}")]
+    if isinstance(wanted, list) and isinstance(got, list):
+        unlike = [entry for entry in got if all(_compare_types(one, entry, where) for one in wanted)]
+        return [f"{where}: {entry!r:.300} is like none of those recorded" for entry in unlike]
+    numbers = {type(wanted), type(got)} <= {int, float}
+    return [] if numbers or type(wanted) is type(got) else [f"{where} is {got!r}, recorded {wanted!r}"]
