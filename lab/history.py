@@ -62,12 +62,19 @@ def _timer(entry: dict[str, Any]) -> str:
     return f"{entry['unit']} ran {_shortened(entry['command'])}: exit {entry['exit']}"
 
 
+def _api(entry: dict[str, Any]) -> str:
+    given = " ".join(f"{name}={value}" for name, value in entry["parameters"].items())
+    about = _shortened(f"{entry['method']} {entry['path']} {given}".rstrip())
+    return f"{entry['who'] or 'nobody'}: {about}: {entry['status']} {entry['reason']}"
+
+
 _KINDS: dict[str, tuple[str, str, Callable[[dict[str, Any]], str]]] = {
     "boots": ("boot", "at", _boot),
     "connections": ("connection", "at", _connection),
     "commands": ("command", "started", _command),
     "programs": ("program", "at", _program),
     "timers": ("timer", "started", _timer),
+    "api": ("api", "at", _api),
 }
 
 

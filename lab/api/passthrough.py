@@ -15,7 +15,7 @@ from lab.host.kernel import ModprobeError, RunningKernel, modules_on_disk
 from lab.host.state import HostState
 
 from .errors import ApiError, Died
-from .formats import parse_properties
+from .formats import FormatError, parse_properties
 from .mapping import Mappings, full_address
 
 _RESERVATIONS = "/run/qemu-server/pci-id-reservations"
@@ -25,9 +25,17 @@ Alternatives = list[list[str]]
 
 
 def hostpci_options(values: dict[str, str]) -> dict[str, dict[str, str]]:
-    """The hostpci options of a configuration, taken apart, in the order of their numbers."""
+    """The hostpci options of a configuration, taken apart, in the order of their numbers.
+
+    Raises:
+        ApiError: 500, one can't be parsed.
+    """
     names = [f"hostpci{number}" for number in range(_SLOTS)]
-    return {name: parse_properties("pve-qm-hostpci", values[name]) for name in names if name in values}
+    try:
+        return {name: parse_properties("pve-qm-hostpci", values[name]) for name in names if name in values}
+    except FormatError as error:
+        # Written by hand: the API takes no such value.
+        raise Died(f"unable to parse a hostpci option - {error}") from error
 
 
 def find_devices(host: HostState, values: dict[str, str]) -> dict[str, Alternatives]:

@@ -177,7 +177,8 @@ class ApiServer:
             host.write(host.unrooted(certificate), self._certificates.server.read_bytes(), 0o640)
             users = Users(host)
             if not users.has_password(ROOT.user, self._secrets.password):
-                users.set_password(ROOT.user, self._secrets.password)
+                # A reset gives the same bytes again, the salt among them.
+                users.set_password(ROOT.user, self._secrets.password, self._secrets.ticket_key[:16])
                 users.users[ROOT.user].tokens.setdefault(_TOKEN, Token(separated=False))
                 users.set_token_secret(f"{ROOT.user}!{_TOKEN}", self._secrets.token)
                 users.save()

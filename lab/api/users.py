@@ -170,9 +170,9 @@ class Users:
         self._host.write(_USERS, "\n".join(lines) + "\n", 0o640)
 
     # -- secrets -----------------------------------------------------------------------------------------
-    def set_password(self, user: str, password: str) -> None:
-        """Give a user a password."""
-        salt = secrets.token_hex(8)
+    def set_password(self, user: str, password: str, salt: str | None = None) -> None:
+        """Give a user a password, hashed with a salt that is new unless said otherwise."""
+        salt = salt or secrets.token_hex(8)
         self._keep(_PASSWORDS, user, f"{user}:{salt}:{_hashed(password, salt)}:")
 
     def has_password(self, user: str, password: str) -> bool:

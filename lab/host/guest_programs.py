@@ -54,8 +54,10 @@ def _shell(host: HostState, name: str, arguments: list[str]) -> int:
         except Misused as error:
             raise UsageError(str(error)) from error
         except ApiError as error:
+            if error.status == 501:
+                raise UsageError(str(error)) from error
             missing = "does not exist" in str(error) and str(error).startswith("Configuration file")
-            raise Failure(message(error), 2 if missing or error.status in (400, 501) else 255) from error
+            raise Failure(message(error), 2 if missing else 255) from error
         return 0
 
     return work() if arguments[:1] and arguments[0] in reads else logged(host, name, arguments, work)

@@ -160,6 +160,8 @@ def is_harmless(name: str, line: dict[str, Any]) -> bool:
         return False
     if re.search(r"/(?:qemu|lxc)/\d+/", line["path"] + "/") or line.get("method") == "DELETE":
         return False  # a guest of that number may be somebody's
+    if "password" in (line.get("params") or {}):
+        return False  # a wrong password may get its sender locked out
     return name == "reads" or line["status"] in (401, 501) or line["reason"] == "Parameter verification failed."
 
 
@@ -171,5 +173,5 @@ def test_what_is_sent_to_a_real_node_is_what_the_lab_answers_too(lab: Lab, clien
         if is_harmless("auth_and_mapping", line):
             replay.differences += [f"{number}: {text}" for text in replay.compare(line, "")]
             replay.sent += 1
-    assert replay.sent >= 12
+    assert replay.sent >= 10
     assert not replay.differences, "\n".join(replay.differences)
