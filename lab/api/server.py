@@ -137,7 +137,8 @@ class ApiServer:
             access_log=None,
             keepalive_timeout=_KEEPALIVE_SECONDS,
             handle_signals=False,
-            shutdown_timeout=0.0,
+            # A host that goes down waits for no request; to aiohttp 0 would mean for ever.
+            shutdown_timeout=0.01,
         )
         await runner.setup()
         listener = _bind(self.port)
