@@ -138,3 +138,14 @@ def test_another_card_chosen_is_bound_in_place_of_the_first(stack_on: Callable[.
     stack.up()
     assert stack.drivers()["0000:1d:00.0"] == "vfio-pci"
     assert stack.drivers()["0000:1e:00.0"] == before["0000:1e:00.0"]
+
+
+def test_a_refresh_that_cannot_read_the_host_fails_and_changes_nothing(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("rtx5090")
+    stack.up()
+    outputs = stack.output()
+    stack.lab.stop()
+    failed = stack.up("--refresh", ok=False)
+    assert "an SSH connection to 127.0.0.1" in failed.message
+    assert failed.changed == set()
+    assert stack.output() == outputs
