@@ -86,7 +86,8 @@ def test_a_reboot_gives_a_new_boot_id_on_the_same_port(lab: Lab) -> None:
 
 def test_the_reboot_command_answers_at_once_and_ends_what_runs(lab: Lab) -> None:
     boots, mark = len(lab.boots()), lab.mark()
-    with ssh(lab, "trap '' TERM HUP; echo started; while :; do sleep 60; done") as stubborn:
+    # One process: a shell whose child is killed first says so, to a pipe that is closed by then, and dies of that.
+    with ssh(lab, "trap '' TERM HUP; echo started; exec sleep 300") as stubborn:
         assert stubborn.stdout is not None
         assert stubborn.stdout.readline() == "started\n"
         assert lab.run("reboot").returncode == 0
