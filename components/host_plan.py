@@ -41,8 +41,7 @@ async def _printed(name: str, host: Host, probe: HostProbe, mode: str) -> bool:
     from host import plan, ssh  # only now: an `up` doesn't pay for it
 
     try:
-        async with ssh.connect(host, PATIENCE_SECONDS) as session:
-            facts = await session.read(guests=True)
+        facts = await ssh.read(host, PATIENCE_SECONDS, guests=True)
         text = plan.describe(name, facts, host, plan.wanted(facts, host))
     except UnreachableError as error:
         if mode == "always":

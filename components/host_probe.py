@@ -26,7 +26,6 @@ from pulumi.dynamic import (
 )
 
 if TYPE_CHECKING:
-    from host.facts import HostFacts
     from settings import Host
 
 # Imports of `host` and `settings` are inside what reads a host: a run without a change starts this module's process, too, and
@@ -55,13 +54,6 @@ class HostProvider(ResourceProvider):
         return load_host(self._hosts, props["host"])
 
 
-async def _read(host: Host, *, guests: bool) -> HostFacts:
-    from host import ssh
-
-    async with ssh.connect(host) as session:
-        return await session.read(guests=guests)
-
-
 class HostProbeProvider(HostProvider):
     """See the module."""
 
@@ -73,9 +65,9 @@ class HostProbeProvider(HostProvider):
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         if "functions" not in props:  # `pulumi import` has nothing to compare with yet
             return ReadResult(id_, props)
-        from host import plan
+        from host import plan, ssh
 
-        facts = asyncio.run(_read(self.host(props), guests=False))
+        facts = asyncio.run(ssh.read(self.host(props)))
         want = plan.Wanted(**{field.name: props[field.name] for field in dataclasses.fields(plan.Wanted)})
         drift = plan.drift(facts, want)
         for layer, differences in drift.items():
@@ -94,10 +86,10 @@ class HostProbeProvider(HostProvider):
         )
 
     def _wanted(self, props: dict[str, Any]) -> dict[str, Any]:
-        from host import plan
+        from host import plan, ssh
 
         host = self.host(props)
-        facts = asyncio.run(_read(host, guests=True))
+        facts = asyncio.run(ssh.read(host, guests=True))
         want = plan.wanted(facts, host)
         # Also for those who skip the preview: what a reboot stops is said before anything is changed.
         print(f"{props['host']}: reboot: {plan.reboot(facts, host, want)}")

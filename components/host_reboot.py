@@ -51,8 +51,7 @@ async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wa
         print(f"{name}: rebooting, because {'; '.join(reboot['reasons'])}; it stops {reboot['guests'] or 'no guest'}")
         facts = await ssh.wait_for_boot(host, reboot["boot_id"], lambda text: print(f"{name}: {text}"))
     else:
-        async with ssh.connect(host) as session:
-            facts = await session.read(lspci=True)
+        facts = await ssh.read(host, lspci=True)
         if reboot["reboot"] == "manual" and facts.boot_id == reboot["boot_id"]:
             raise HomelabError(
                 f"{name} rebooted, because {'; '.join(reboot['reasons'])}",

@@ -135,6 +135,14 @@ async def connect(host: Host, timeout: float | None = None) -> AsyncIterator[Ses
         connection.abort()
 
 
+async def read(
+    host: Host, timeout: float | None = None, *, guests: bool = False, lspci: bool = False
+) -> facts.HostFacts:
+    """One reading on a connection of its own. Arguments and errors as of `connect` and `Session.read`."""
+    async with connect(host, timeout) as session:
+        return await session.read(guests=guests, lspci=lspci)
+
+
 async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:
     import asyncssh
 
@@ -165,11 +173,10 @@ async def wait_for_boot(host: Host, old_boot_id: str, say: Callable[[str], None]
     last = "it went down and nothing answers"
     while True:
         try:
-            async with connect(host) as session:
-                found = await session.read(lspci=True)
-                if found.boot_id != old_boot_id:
-                    return found
-                last = "it answers, but has not rebooted"
+            found = await read(host, lspci=True)
+            if found.boot_id != old_boot_id:
+                return found
+            last = "it answers, but has not rebooted"
         except UnreachableError as error:
             last = error.found
         if time.monotonic() - started > patience:

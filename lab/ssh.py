@@ -12,7 +12,6 @@ import contextlib
 import os
 import posixpath
 import signal
-import socket
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any, Protocol
 import asyncssh
 from asyncssh.channel import SSHChannel
 
+from lab import ports
 from lab.processes import Processes
 from lab.state import StatePaths, append_log, now, read_log
 
@@ -422,7 +422,7 @@ class Server:
         self.commands: set[Command] = set()
         paths = StatePaths(owner.state)
         self.accepted_key = asyncssh.read_public_key(f"{paths.user_key}.pub").public_data
-        self._holder = self._bind(port)
+        self._holder = ports.bind(port)
         self.port: int = self._holder.getsockname()[1]
         self._acceptor: asyncssh.SSHAcceptor | None = None
         self._options: asyncssh.SSHServerConnectionOptions | None = None
@@ -431,17 +431,6 @@ class Server:
         """Number connections and commands on from what the logs have."""
         last = {name: read_log(self.owner.state, name) for name in ("connections", "commands")}
         self.numbers = Numbers(*(max((entry["n"] for entry in entries), default=0) for entries in last.values()))
-
-    @staticmethod
-    def _bind(port: int) -> socket.socket:
-        bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bound.bind(("127.0.0.1", port))
-        except OSError:
-            bound.close()
-            raise
-        return bound
 
     async def listen(self) -> None:
         """Accept connections."""
@@ -463,7 +452,7 @@ class Server:
                 kex_algs=["curve25519-sha256", "curve25519-sha256@libssh.org", "ecdh-sha2-nistp256"],
             )
         self.listening = True  # before the first client can be there
-        self._acceptor = await asyncssh.listen(sock=self._bind(self.port), options=self._options)
+        self._acceptor = await asyncssh.listen(sock=ports.bind(self.port), options=self._options)
 
     def close(self) -> None:
         """Stop accepting and break every connection."""

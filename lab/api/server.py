@@ -10,7 +10,6 @@ import asyncio
 import json
 import logging
 import secrets
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
+from lab import ports
 from lab.host.state import HostState
 from lab.processes import Processes
 from lab.state import write_whole
@@ -96,7 +96,7 @@ class ApiServer:
         self._certificates.make(node)
         self._secrets = Secrets.of(folder)
         # As lab.ssh.Server does: one socket keeps the port for the daemon's life, another one listens.
-        self._holder = _bind(port)
+        self._holder = ports.bind(port)
         self.port: int = self._holder.getsockname()[1]
         self._systems = GuestSystems(owner.processes)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -141,7 +141,7 @@ class ApiServer:
             shutdown_timeout=0.01,
         )
         await runner.setup()
-        listener = _bind(self.port)
+        listener = ports.bind(self.port)
         listener.listen(128)
         await web.SockSite(runner, listener, ssl_context=self._certificates.context()).start()
         self._runner = runner
@@ -260,14 +260,3 @@ def _encoded(response: Response) -> web.Response:
     return web.Response(
         status=response.status, reason=response.reason, body=response.encoded() or None, headers=headers
     )
-
-
-def _bind(port: int) -> socket.socket:
-    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(("127.0.0.1", port))
-    except OSError:
-        bound.close()
-        raise
-    return bound

@@ -111,15 +111,7 @@ def test_a_kernel_installed_meanwhile_is_bound_too(stack_on: Callable[..., Stack
     stack = stack_on(scenario)
     stack.up()
     version = "6.17.13-21-pve"
-    stack.lab.run(
-        f"""
-cp "$ROOT"/boot/vmlinuz-* "$ROOT/boot/vmlinuz-{version}.all" 2>/dev/null || cp "$(ls "$ROOT"/boot/vmlinuz-* | head -1)" "$ROOT/boot/vmlinuz-{version}"
-rm -f "$ROOT/boot/vmlinuz-{version}.all"
-cp -r "$ROOT/lib/modules/$(uname -r)" "$ROOT/lib/modules/{version}"
-update-initramfs -c -k {version}
-if [ -s "$ROOT/etc/kernel/proxmox-boot-uuids" ]; then proxmox-boot-tool refresh; else update-grub; fi
-"""
-    )
+    stack.lab.machine.install_kernel(version)
     stack.lab.reboot()
     assert stack.lab.boots()[-1]["kernel"] == version
     assert stack.drivers()["0000:01:00.0"] == "vfio-pci"

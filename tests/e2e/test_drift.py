@@ -11,10 +11,6 @@ from tests.e2e.conftest import Stack
 REBOOT = {"pve-boot-reboot", "pve-boot-verified"}
 
 
-def spoil(stack: Stack, text: str) -> None:
-    stack.lab.run(text)
-
-
 CASES = {
     "a drop-in edited": (
         'echo "GRUB_CMDLINE_LINUX_DEFAULT=quiet" >>"$ROOT/etc/default/grub.d/zz-homelab-iommu.cfg"; update-grub',

@@ -1,0 +1,21 @@
+"""The ports of a lab: bound for as long as it exists, so that nobody else gets them while the host is down."""
+
+from __future__ import annotations
+
+import socket
+
+
+def bind(port: int) -> socket.socket:
+    """A socket on the port (0: a free one) of 127.0.0.1 that doesn't listen: whoever connects is refused.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(("127.0.0.1", port))
+    except OSError:
+        bound.close()
+        raise
+    return bound
