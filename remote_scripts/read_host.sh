@@ -165,7 +165,7 @@ guests() {
       "$(json_string "$(sed '/^\[/,$d' "$conf" | grep -E '^(hostpci[0-9]+|dev[0-9]+|lxc\.mount\.entry|onboot|name|hostname):' || :)")"
     separator=,
   done
-  printf ']}'
+  printf '],"mappings":%s,"reservations":%s}' "$(string_of /etc/pve/mapping/pci.cfg)" "$(string_of /run/qemu-server/pci-id-reservations)"
 }
 
 list_guests() { # qm | pct
