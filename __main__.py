@@ -24,7 +24,6 @@ except HomelabError as error:
 hosts, vms = {}, {}
 for name, host in settings.hosts.items():
     probe = HostProbe(f"{name}-probe", name, host)
-    preview(name, host, probe, settings.plan)
     iommu = IommuHost(f"{name}-iommu", host, probe)
     vfio = VfioBinding(f"{name}-vfio", host, probe, pulumi.ResourceOptions(depends_on=[iommu]))
     boot = HostReboot(f"{name}-boot", name, host, probe, pulumi.ResourceOptions(depends_on=[iommu, vfio]))
@@ -34,6 +33,7 @@ for name, host in settings.hosts.items():
     cards = GpuCards(f"{name}-cards", name, host, boot, guests, pulumi.ResourceOptions(depends_on=[boot]))
     for guest, vm in guests.items():
         vms[guest] = GpuVm(guest, vm, host, boot, cards, pulumi.ResourceOptions(depends_on=[cards])).vm
+    preview(name, host, probe, guests, [probe.generation, *(vms[guest] for guest in guests)], settings.plan)
 
 for name, value in contract.outputs(settings, hosts, vms).items():
     pulumi.export(name, value)

@@ -89,9 +89,17 @@ class Managed(_Fact):
 
 
 class GuestConfig(_Fact):
+    """``kind``: vm or lxc; ``lines``: those that matter for cards, as they stand in the file."""
+
     kind: str
     id: int
     lines: str
+
+    @property
+    def values(self) -> dict[str, str]:
+        """Key -> value; of keys that may be there twice (lxc.mount.entry) the last."""
+        pairs = (line.partition(":") for line in self.lines.splitlines())
+        return {key: value.strip() for key, _, value in pairs}
 
 
 class CardUser(_Fact):
@@ -138,8 +146,7 @@ class Guests(_Fact):
         reserved = {int(words[1]) for words in lines if len(words) > 1 and slot_of(words[0]) == slot}
         users = []
         for config in self.configs:
-            options = [line.partition(": ") for line in config.lines.splitlines()]
-            values = {key: value.strip() for key, _, value in options}
+            values = config.values
             hostpci = [parse_properties(key, value) for key, value in values.items() if key.startswith("hostpci")]
             named = any(slot in self._slots(option, node) for option in hostpci)
             if config.kind == "vm" and (named or config.id in reserved):

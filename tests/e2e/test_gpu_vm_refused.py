@@ -18,7 +18,7 @@ OFF = "qm set 103 --onboot 0; qm stop 103"
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, engine: install.Engine) -> Iterator[Stack]:
     """A host whose card is bound, without a VM that has it."""
-    stack = make_stack(engine, tmp_path_factory.mktemp("bound"), "rtx5090", vms={})
+    stack = make_stack(engine, tmp_path_factory.mktemp("bound"), "bound-by-hand", vms={})
     stack.up()
     yield stack
     stack.lab.stop()
