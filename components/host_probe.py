@@ -65,10 +65,16 @@ class HostProbeProvider(HostProvider):
 
     def _wanted(self, props: dict[str, Any]) -> dict[str, Any]:
         from host import plan, ssh
+        from host.errors import raise_all
+        from proxmox import api, vm_plan
 
-        host = self.host(props)
+        host, vms = self.host(props), self.vms(props)
         facts = asyncio.run(ssh.read(host, guests=True))
         want = plan.wanted(facts, host)
+        # What would stop the way to a VM is found before the host is rebooted for it.
+        raise_all(vm_plan.describe(props["host"], facts, host, want, vms)[1])
+        if vms:
+            api.Api(host, host.node or props["host"]).get("version", f"to log in to {props['host']}'s Proxmox VE API")
         # Also for those who skip the preview: what a reboot stops is said before anything is changed.
         print(f"{props['host']}: reboot: {plan.reboot(facts, host, want)}")
         return dataclasses.asdict(want)

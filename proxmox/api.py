@@ -219,7 +219,8 @@ def _ticket(session: Any, base: str, user: str, password: str, about: dict[str, 
             self, password: str | None = None, otp: str | None = None, otptype: str | None = None
         ) -> None:
             # A ticket, which lives for two hours, is renewed by itself.
-            answer = session.post(
+            answer = session.request(
+                "POST",
                 f"{base}/access/ticket",
                 data={"username": user, "password": password or self.pve_auth_ticket},
                 auth=_NoAuth(),
