@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 
 
-def bind(port: int) -> socket.socket:
-    """A socket on the port (0: a free one) of 127.0.0.1 that doesn't listen: whoever connects is refused.
+def bind(port: int, address: str = "127.0.0.1") -> socket.socket:
+    """A socket on the port (0: a free one) of a loopback address that doesn't listen: whoever connects is refused.
 
     Raises:
         OSError: the port is taken.
@@ -14,7 +14,7 @@ def bind(port: int) -> socket.socket:
     bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(("127.0.0.1", port))
+        bound.bind((address, port))
     except OSError:
         bound.close()
         raise

@@ -161,7 +161,7 @@ class ControlServer:
         conditions: dict[str, Callable[[], bool]] = {
             "settled": lambda: daemon.boots >= boots and daemon.settled,
             "idle": lambda: not daemon.ssh.commands,
-            "disconnected": lambda: not daemon.ssh.connections,
+            "disconnected": lambda: daemon.ssh.disconnected,
             "command": lambda: any(command.mentions(text) for command in daemon.ssh.commands),
         }
         condition = conditions.get(request.get("for", str))

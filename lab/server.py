@@ -22,11 +22,13 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import asyncssh
+
 from lab.api.server import ApiServer
 from lab.machine import BootResult, Machine, MachineError, Scenario, ScenarioError, load_scenario
 from lab.processes import Processes, left_behind, send_signal
 from lab.requests import Answer, ControlServer
-from lab.ssh import Server, make_keys, public_key
+from lab.ssh import Numbers, Server, is_authorized, make_keys, public_key
 from lab.state import (
     LOG_NAMES,
     LabError,
@@ -61,6 +63,8 @@ class Daemon:
     def __init__(self, state: Path, processes: Processes, lab: LabFile) -> None:
         self.state = state
         self.processes = processes
+        self.numbers = Numbers()
+        self.numbers.count(state)
         self.environment = Machine.open(state).environment()
         self.timers = Timers(state, processes, lambda: self.environment)
         self.phase = "off"
@@ -75,7 +79,24 @@ class Daemon:
         self._ending = asyncio.Event()
         self._interrupted = asyncio.Event()
 
-    # What the SSH server asks (lab.ssh.Owner)
+    # What the SSH server asks (lab.ssh.System)
+
+    @property
+    def root(self) -> Path:
+        """The host's file system."""
+        return StatePaths(self.state).root
+
+    @property
+    def guest(self) -> None:
+        """The host is no guest."""
+
+    def environment_of(self, user: str) -> dict[str, str]:
+        """Return root's environment: the host's one account."""
+        return self.environment
+
+    def accepts(self, user: str, key: asyncssh.SSHKey) -> bool:
+        """Let root in with the lab's key."""
+        return user == "root" and is_authorized(key, public_key(StatePaths(self.state).user_key))
 
     def cut_during(self) -> str | None:
         """Return the fault drop-connection-during, read anew: tests change it while the host runs."""
@@ -101,8 +122,9 @@ class Daemon:
             port: the wanted one, 0 for a free one.
             exactly: whether another one won't do.
         """
+        host_key = StatePaths(self.state).host_key
         try:
-            self._ssh = Server(self, port)
+            self._ssh = Server(self, host_key, port)
         except OSError as error:
             if exactly:
                 raise LabError(
@@ -110,7 +132,7 @@ class Daemon:
                     f"taken ({error.strerror}). Give another --ssh-port, or none for a free one."
                 ) from error
             _LOG.warning("port %d, which the lab had, is taken; another one is used", port)
-            self._ssh = Server(self, 0)
+            self._ssh = Server(self, host_key, 0)
         paths = StatePaths(self.state)
         self._lab.ssh = {
             "host": "127.0.0.1",
@@ -264,7 +286,7 @@ class Daemon:
             self._lab.scenario, self._lab.node, self._lab.installed = name, scenario.node, True
             self._lab.api["node"] = scenario.node
             self.boots = 0
-            self.ssh.count_from_log()
+            self.numbers.count(self.state)
             await self._power_on("start")
             self._write_lab_file(pid=os.getpid())
 
