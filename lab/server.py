@@ -25,6 +25,7 @@ from typing import Any
 import asyncssh
 
 from lab.api.server import ApiServer
+from lab.guests import Guests
 from lab.machine import BootResult, Machine, MachineError, Scenario, ScenarioError, load_scenario
 from lab.processes import Processes, left_behind, send_signal
 from lab.requests import Answer, ControlServer
@@ -70,6 +71,7 @@ class Daemon:
         self.phase = "off"
         self.boots = len(read_log(state, "boots"))
         self._lab = lab
+        self.guests = Guests(self, lab.guests, self._save)
         self._ssh: Server | None = None
         self._api: ApiServer | None = None
         self._booted_at = 0.0
@@ -104,8 +106,14 @@ class Daemon:
         return None if value is None else str(value)
 
     def activity(self) -> None:
-        """Wake up those who wait for a command or a connection to start or end."""
-        self._in_background(self._tell())
+        """Wake up those who wait for a command or a connection to start or end, or for a guest to answer."""
+        self.in_background(self._tell())
+
+    # What the API asks (lab.api.server.Owner)
+
+    def guests_changed(self) -> None:
+        """Look anew which VMs run."""
+        self.guests.look()
 
     # Serving
 
@@ -190,6 +198,7 @@ class Daemon:
             if lab is None or lab.pid != os.getpid():
                 # The folder was removed, or is another daemon's, or the start was given up: leave it alone.
                 self.ssh.close()
+                self.guests.close()
                 await self.api.close()
                 await self.processes.kill_all()
                 return
@@ -213,6 +222,11 @@ class Daemon:
         self._lab.pid = pid
         self._lab.started = None if pid is None else process_start_time(pid)
         write_lab_file(self.state, self._lab)
+
+    def _save(self) -> None:
+        """Write what has changed of lab.json, once it is this daemon's."""
+        if self._lab.pid is not None:
+            self._write_lab_file(self._lab.pid)
 
     # What the control socket asks
 
@@ -259,6 +273,7 @@ class Daemon:
         """Set a fault, None clears it; return all that are set."""
         async with self._transition:
             Machine.open(self.state).set_fault(name, value)
+            self.guests.look()
         return self._faults()
 
     async def rebind(self, address: str, driver: str | None) -> None:
@@ -313,7 +328,7 @@ class Daemon:
                 await asyncio.sleep(_GOING_DOWN_SECONDS)
                 await change()
 
-        self._in_background(later())
+        self.in_background(later())
 
     async def _power_on(self, reason: str) -> None:
         """Boot, and listen if the host comes up with its network."""
@@ -335,6 +350,8 @@ class Daemon:
         if result.comes_up and result.network:
             await self.api.listen()
             await self.ssh.listen()
+        if result.comes_up:
+            self.guests.open(network=result.network)
         self._set_phase("dead" if not result.comes_up else "up" if result.network else "unreachable")
 
     def _boot(self, reason: str) -> BootResult:
@@ -373,9 +390,11 @@ class Daemon:
         self._set_phase("going-down")
         self.timers.stop_all()
         self.ssh.close()
+        self.guests.close()
         await self.api.close()
         await self.processes.kill_all()
         await self.ssh.wait_commands_ended()
+        await self.guests.wait_commands_ended()
         await self.timers.wait_services_ended()
         await self.processes.with_children_of_its_own(lambda: Machine.open(self.state).shutdown())
         self._set_phase("off")
@@ -383,16 +402,18 @@ class Daemon:
     def _set_phase(self, phase: str) -> None:
         self.phase = phase
         _LOG.info("phase: %s", phase)
-        self._in_background(self._tell())
+        self.in_background(self._tell())
 
     async def _tell(self) -> None:
         async with self._changed:
             self._changed.notify_all()
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+    def in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Do something while the daemon serves on; a failure is logged."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._forget)
+        return task
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -429,8 +450,8 @@ def _prepare(state: Path, scenario: str) -> LabFile:
         # lab.json comes after the tree: a start that was killed half-way begins again.
         loaded = load_scenario(scenario)
         install(state, loaded)
-        ssh, api = (lab.ssh, lab.api) if lab is not None else ({}, {})
-        lab = LabFile(scenario, loaded.node, pid=None, started=None, installed=True, control="", ssh=ssh, api=api)
+        kept: dict[str, Any] = {"ssh": lab.ssh, "api": lab.api, "guests": lab.guests} if lab is not None else {}
+        lab = LabFile(scenario, loaded.node, pid=None, started=None, installed=True, control="", **kept)
     lab.control = _control_socket(state)
     return lab
 
@@ -441,6 +462,7 @@ async def _run(arguments: argparse.Namespace, ready: Callable[[], None]) -> None
     daemon = Daemon(state, Processes(asyncio.get_running_loop()), lab)
     daemon.take_port(arguments.ssh_port or int(lab.ssh.get("port", 0)), exactly=bool(arguments.ssh_port))
     daemon.take_api_port(int(lab.api.get("port", 0)))
+    daemon.guests.take_ports()
     if arguments.lifeline_fd is not None:
         asyncio.get_running_loop().add_reader(arguments.lifeline_fd, daemon.end)
     await daemon.serve(ready)
