@@ -373,6 +373,7 @@ def clone(call: Call) -> str:
             new.remove()
             raise Died(f"clone failed: {error.text}") from error
         new.save(made)
+        new.set_system(source.system)
 
     return call.start("qmclone", str(source.vmid), work)
 
