@@ -16,7 +16,7 @@ from tests.e2e.test_gpu_vm import MAPPING, conf, given_back, vms, with_card
 
 SANDBOX = {"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}}
 # The README's commands for a user of one's own, as a person copies them.
-COMMANDS = re.findall(r"^pveum .*", (PROJECT / "README.md").read_text(), re.MULTILINE)
+COMMANDS = [line.strip() for line in re.findall(r"^ *pveum .*", (PROJECT / "README.md").read_text(), re.MULTILINE)]
 
 
 def readme_role(name: str) -> list[str]:
