@@ -185,7 +185,7 @@ class ControlServer:
             "idle": lambda: not ssh.commands,
             "disconnected": lambda: ssh.disconnected,
             "command": lambda: any(command.mentions(text) for command in ssh.commands),
-            "answering": lambda: ssh.listening,
+            "answering": lambda: ssh.answering,
         }
         condition = conditions.get(request.get("for", str))
         if condition is None:

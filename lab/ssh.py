@@ -535,6 +535,11 @@ class Server:
             connection.abort()
 
     @property
+    def answering(self) -> bool:
+        """Whether a client gets in now; `listening` holds a moment earlier."""
+        return self._acceptor is not None
+
+    @property
     def disconnected(self) -> bool:
         """Whether nobody is connected, and every command whose client was lost has noticed."""
         return not self.connections and all(command.let_go for command in self.commands)

@@ -661,9 +661,10 @@ def test_a_timer_that_is_enabled_runs_after_the_guests_boot(lab: Lab) -> None:
     )
     mark = lab.mark()
     execute(lab, "reboot; sleep 300")
-    wait_until((root_of(lab) / "var/lib/at-boot").exists)
+    written = root_of(lab) / "var/lib/at-boot"
+    wait_until(lambda: written.exists() and written.read_text().endswith("\n"))
     [boot] = lab.guest_boots(VM, since=mark)
-    assert (root_of(lab) / "var/lib/at-boot").read_text().strip() == boot["boot_id"]
+    assert written.read_text().strip() == boot["boot_id"]
     output(lab, "systemctl disable once.timer")
 
 
@@ -717,8 +718,7 @@ def test_a_lab_that_is_stopped_or_killed_has_its_guests_again_as_they_were(tmp_p
     again = Lab.start("rtx5090", state=lab.state)
     again.wait_guest(VM)
     assert again.guest(VM) == to
-    with session(again, "echo ready; echo $$ >$ROOT/var/lib/pid; exec sleep 300") as client:
-        wait_until((root_of(lab) / "var/lib/pid").exists)
+    with session(again, "echo $$ >$ROOT/var/lib/pid; echo ready; exec sleep 300") as client:
         orphan = int((root_of(lab) / "var/lib/pid").read_text())
         found = read_lab_file(lab.state)
         assert found is not None and found.pid is not None
