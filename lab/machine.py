@@ -271,6 +271,19 @@ class Machine:
         with self._host().changing() as machine:
             machine["next_entry"] = entry
 
+    def exchange(self, address: str, ids: str, subsystem: str) -> None:
+        """Put another card's function where one is, as a person does while the host is off; seen from the next boot on.
+
+        Args:
+            address: the function's, such as 0000:01:00.0.
+            ids: vendor:device.
+            subsystem: subsystem vendor:device.
+        """
+        with self._host().changing() as machine:
+            device = next(entry for entry in machine["hardware"]["devices"] if entry["address"] == address)
+            device["vendor"], device["device"] = ids.split(":")
+            device |= {"subsystem": subsystem, "name": None}
+
     def rebind(self, address: str, driver: str | None) -> None:
         """Give a device to another driver on the running system, or to none, as a person does in sysfs.
 

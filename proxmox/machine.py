@@ -92,6 +92,9 @@ class Machine:
             if running:
                 self.shut_down(policy)
             return False
+        if not running and not change and keys and not ran:
+            # What still waits on a VM that is off was written while it ran, by a run that was killed during the restart.
+            ran = bool(self._waiting(keys))
         if not running and (power == "running" or ran):
             self._start_with(before, change, was_running=ran)
             return True

@@ -193,3 +193,90 @@ def test_values_that_had_to_change_come_back(stack_on: Callable[..., Stack]) -> 
     stack.destroy()
     assert conf(stack, 104) == before
     given_back(stack, stock)
+
+
+def test_another_card_in_the_slot_is_mapped_and_given_anew(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("rtx5090", vms=SANDBOX)
+    stack.up()
+    # The host is switched off, the card exchanged: VM 103 doesn't start with the host, as Proxmox VE compares.
+    stack.lab.machine.exchange("0000:01:00.0", "10de:2684", "1458:40bf")
+    stack.lab.machine.exchange("0000:01:00.1", "10de:22ba", "1458:40bf")
+    stack.lab.power_cycle()
+    assert running(stack) == set()
+    stack.host["gpus"]["rtx5090"]["match"] = "10de:2684"
+    vms(stack)["sandbox"]["power"] = "running"
+    stack.up("--refresh")
+    assert (
+        "id=10de:2684,iommugroup=14,node=pve,path=0000:01:00,subsystem-id=1458:40bf"
+        in (stack.lab.root / MAPPING).read_text()
+    )
+    assert with_card(stack) == {"0000:01:00.0": 103, "0000:01:00.1": 103}
+
+
+def test_a_mapping_changed_or_removed_by_hand_is_mended(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("bound-by-hand", vms=SANDBOX)
+    stack.up()
+    entry = (stack.lab.root / MAPPING).read_text()
+    for command in (
+        "pvesh set /cluster/mapping/pci/rtx5090 --map id=10de:2b85,iommugroup=99,node=pve,path=0000:01:00,subsystem-id=1043:89e3",
+        "pvesh delete /cluster/mapping/pci/rtx5090",
+    ):
+        stack.lab.run(command)
+        up = stack.up("--refresh")
+        assert "drift: the PCI mapping" in up.output
+        assert up.changed == {"pve-rtx5090-mapping"}
+        assert (stack.lab.root / MAPPING).read_text() == entry
+
+
+def test_others_entries_of_a_mapping_stay(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("bound-by-hand", vms=SANDBOX)
+    others = "id=10de:2b85,iommugroup=7,node=elsewhere,path=0000:41:00,subsystem-id=1043:89e3"
+    stack.lab.run(f"pvesh create /cluster/mapping/pci --id rtx5090 --description theirs --map {others}")
+    before = (stack.lab.root / MAPPING).read_text()
+    stack.up()
+    assert with_card(stack)["0000:01:00.0"] == 103
+    stack.destroy()
+    assert (stack.lab.root / MAPPING).read_text() == before
+
+
+def test_a_vm_that_is_gone_is_named_and_does_not_keep_from_destroying(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("bound-by-hand", vms=SANDBOX)
+    stack.up()
+    stack.lab.run("qm stop 103; qm destroy 103")
+    refused = stack.preview("--refresh", ok=False)
+    assert "drift: VM 103 is gone" in refused.output
+    assert "no such VM on the host; there are: none" in refused.message
+    assert "'nodes/pve/qemu-server/103.conf' does not exist" in stack.up(ok=False).message
+    stack.destroy()
+
+
+def test_what_is_done_by_hand_stays(stack_on: Callable[..., Stack]) -> None:
+    """The card had been given by the same mapping already: nothing is ours, and nothing is taken away."""
+    stack = stack_on("bound-by-hand", vms=SANDBOX)
+    entry = "id=10de:2b85,iommugroup=14,node=pve,path=0000:01:00,subsystem-id=1043:89e3"
+    stack.lab.run(
+        f"pvesh create /cluster/mapping/pci --id rtx5090 --map {entry}; qm stop 103; qm set 103 --hostpci3 pcie=1,mapping=rtx5090; qm start 103"
+    )
+    stock = stack.lab.snapshot()
+    mark = stack.lab.mark()
+    stack.up()
+    stack.destroy()
+    assert stack.lab.snapshot() == stock
+    assert power_calls(stack, mark) == []
+    assert with_card(stack)["0000:01:00.0"] == 103
+
+
+def test_a_preview_shows_the_vm_and_refuses_what_an_up_would(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("rtx5090", vms=SANDBOX)
+    stock = stack.lab.snapshot()
+    shown = stack.preview().output
+    assert "VM 103 (Sandbox), running: hostpci0: mapping=rtx5090,pcie=1; it is shut down and started again" in shown
+    for vmid, said in ((555, "no such VM on the host; there are: 103 (Sandbox)"), (103, "machine model q35")):
+        vms(stack)["sandbox"]["vmid"] = vmid
+        if vmid == 103:
+            stack.lab.run("qm stop 103; qm set 103 --delete machine; qm start 103")
+            stock = stack.lab.snapshot()
+        assert said in stack.preview(ok=False).message
+        assert said in stack.up(ok=False).message
+        assert stack.lab.snapshot() == stock
+    assert len(stack.lab.boots()) == 1
