@@ -246,7 +246,7 @@ def test_a_vm_that_is_gone_is_named_and_does_not_keep_from_destroying(stack_on: 
     refused = stack.preview("--refresh", ok=False)
     assert "drift: VM 103 is gone" in refused.output
     assert "no such VM on the host; there are: none" in refused.message
-    assert "'nodes/pve/qemu-server/103.conf' does not exist" in stack.up(ok=False).message
+    assert "'nodes/pve/qemu-server/103.conf' does not exist" in stack.up("--refresh", ok=False).message
     stack.destroy()
 
 
