@@ -32,7 +32,8 @@ for name, host in settings.hosts.items():
     guests = {guest: vm for guest, vm in settings.vms.items() if vm.host == name}
     cards = GpuCards(f"{name}-cards", name, host, boot, guests, pulumi.ResourceOptions(depends_on=[boot]))
     for guest, vm in guests.items():
-        vms[guest] = GpuVm(guest, vm, host, boot, cards, pulumi.ResourceOptions(depends_on=[cards])).vm
+        after = pulumi.ResourceOptions(depends_on=[cards])
+        vms[guest] = GpuVm(guest, vm, host.node or name, cards.cards, boot.boot, after).vm
     preview(name, host, probe, guests, [probe.generation, *(vms[guest] for guest in guests)], settings.plan)
 
 for name, value in contract.outputs(settings, hosts, vms).items():

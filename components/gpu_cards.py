@@ -19,8 +19,12 @@ from settings import Host, Vm
 class GpuCards(pulumi.ComponentResource):
     """Nothing is made for a host without an ``api``: its cards are bound, and that is all.
 
+    Outputs: ``cards``, name -> ``mapping`` and ``slot``, as a GpuVm takes them.
+
     :param vms: the VMs of this host, by name.
     """
+
+    cards: pulumi.Output[dict[str, dict[str, str]]]
 
     def __init__(
         self,
@@ -45,19 +49,29 @@ class GpuCards(pulumi.ComponentResource):
                 {**about, "entry": boot.host.apply(functools.partial(mapping_entry, gpu))},
                 pulumi.ResourceOptions(parent=self, depends_on=[boot]),
             )
-            vm_name, vm = holders.get(gpu, (None, None))
-            GpuLease(
+            lease(
                 f"{host_name}-{gpu}-lease",
-                {
-                    **about,
-                    "slot": boot.host.apply(functools.partial(_slot, gpu)),
-                    "vm": vm_name,
-                    "vmid": vm and vm.vmid,
-                    "shutdown": vm and vm.shutdown.model_dump(mode="json"),
-                },
+                {**about, "slot": boot.host.apply(functools.partial(_slot, gpu))},
+                holders.get(gpu),
                 pulumi.ResourceOptions(parent=self, depends_on=[mapping]),
             )
-        self.register_outputs({})
+        self.cards = boot.host.apply(
+            lambda found: {gpu: {"mapping": host.mapping_of(gpu), "slot": _slot(gpu, found)} for gpu in cards}
+        )
+        self.register_outputs({"cards": self.cards})
+
+
+def lease(
+    name: str, card: dict[str, pulumi.Input[str]], holder: tuple[str, Vm] | None, opts: pulumi.ResourceOptions
+) -> GpuLease:
+    """Who has a card.
+
+    :param card: ``host``, ``node``, ``mapping``, ``slot``.
+    :param holder: the VM that gets it and its name in the settings, if one does.
+    """
+    vm_name, vm = holder or (None, None)
+    shutdown = vm and vm.shutdown.model_dump(mode="json")
+    return GpuLease(name, {**card, "vm": vm_name, "vmid": vm and vm.vmid, "shutdown": shutdown}, opts)
 
 
 def _slot(name: str, host: dict[str, Any]) -> str:

@@ -11,16 +11,19 @@ from typing import Any
 
 import pulumi
 
-from components.gpu_cards import GpuCards
-from components.host_reboot import HostReboot
 from proxmox.virtual_machine import VirtualMachine, configuration
 from proxmox.vm_change import VmChange
 from proxmox.vm_record import VmRecord
-from settings import Host, NewVm, Vm
+from settings import NewVm, Vm, VmGpu
 
 
 class GpuVm(pulumi.ComponentResource):
-    """Outputs: ``vm``, as the stack puts it out (contract.py)."""
+    """Outputs: ``vm``, as the stack puts it out (contract.py).
+
+    :param node: the host's name in Proxmox VE.
+    :param cards: name -> ``mapping`` and ``slot``, of each card in ``vm.gpus`` at least (GpuCards).
+    :param boot: of the host: its ``id``, the VMs that a reboot of ours ``stopped``, and when (``at``; BootVerification).
+    """
 
     vm: pulumi.Output[dict[str, Any]]
 
@@ -28,20 +31,20 @@ class GpuVm(pulumi.ComponentResource):
         self,
         name: str,
         vm: Vm,
-        host: Host,
-        boot: HostReboot,
-        cards: GpuCards,
+        node: str,
+        cards: pulumi.Input[dict[str, dict[str, str]]],
+        boot: pulumi.Input[dict[str, Any]],
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("homelab:gpu:GpuVm", name, {}, opts)
         about: dict[str, Any] = {
             "host": vm.host,
-            "node": host.node or vm.host,
+            "node": node,
             "vm": name,
             "vmid": vm.vmid,
             "shutdown": vm.shutdown.model_dump(mode="json"),
         }
-        depends_on: list[pulumi.Resource] = [cards]
+        depends_on = opts.depends_on if opts else None
         instance: pulumi.Input[str] = ""
         if vm.create is not None:
             made = VirtualMachine(
@@ -49,19 +52,19 @@ class GpuVm(pulumi.ComponentResource):
                 {**about, **_creation(name, vm.create)},
                 pulumi.ResourceOptions(parent=self, depends_on=depends_on),
             )
-            instance, depends_on = made.instance, [*depends_on, made]
+            instance, depends_on = made.instance, [made]
         record = VmRecord(
             f"{name}-record",
             {
                 **about,
-                "cards": boot.host.apply(lambda found: [_card(host, use, found) for use in vm.gpus]),
+                "cards": pulumi.Output.from_input(cards).apply(lambda found: [_card(use, found) for use in vm.gpus]),
                 "machine": vm.machine,
                 "display": vm.display,
                 "shared_onboot": vm.allow_shared_onboot,
                 "power": vm.wanted_power,
                 "instance": instance,
                 "goes_away": vm.create is not None and not vm.create.protect,
-                "boot": boot.boot,
+                "boot": boot,
             },
             pulumi.ResourceOptions(parent=self, depends_on=depends_on),
         )
@@ -80,17 +83,13 @@ class GpuVm(pulumi.ComponentResource):
         )
         self.vm = pulumi.Output.all(
             record=record.record, name=record.guest_name, state=change.state, address=change.guest_address
-        ).apply(lambda found: _output(vm, host, found))
+        ).apply(lambda found: _output(vm, node, found))
         self.register_outputs({"vm": self.vm})
 
 
-def _card(host: Host, use: Any, found: dict[str, Any]) -> dict[str, Any]:
+def _card(use: VmGpu, cards: dict[str, dict[str, str]]) -> dict[str, Any]:
     """The inputs of `vm_config.Card`."""
-    return {
-        **use.model_dump(mode="json"),
-        "mapping": host.mapping_of(use.gpu),
-        "slot": found["gpus"][use.gpu]["slot"],
-    }
+    return {**use.model_dump(mode="json"), **cards[use.gpu]}
 
 
 def _creation(name: str, new: NewVm) -> dict[str, Any]:
@@ -115,10 +114,10 @@ def _static_address(vm: Vm) -> str | None:
     return None if ip == "dhcp" else ip.partition("/")[0]
 
 
-def _output(vm: Vm, host: Host, found: dict[str, Any]) -> dict[str, Any]:
+def _output(vm: Vm, node: str, found: dict[str, Any]) -> dict[str, Any]:
     return {
         "host": vm.host,
-        "node": host.node or vm.host,
+        "node": node,
         "vmid": vm.vmid,
         "name": found["name"],
         "state": found["state"],

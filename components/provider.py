@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pulumi.dynamic import ConfigureRequest, ResourceProvider
 
@@ -18,12 +19,21 @@ class HostProvider(ResourceProvider):
     """
 
     serialize_as_secret_always = True
+    # How the process of the dynamic resources finds a provider: (its module, its class) -> it. That process has only the folder of
+    # the running project on its path. A project in another folder names here a function of a module that lies in its own.
+    found_by: ClassVar[Callable[[str, str], ResourceProvider] | None] = None
     _hosts: str | None = None
     _vms: str | None = None
 
+    def __reduce_ex__(self, protocol: Any) -> str | tuple[Any, ...]:
+        if HostProvider.found_by is None:
+            return super().__reduce_ex__(protocol)
+        return HostProvider.found_by, (type(self).__module__, type(self).__qualname__)
+
     def configure(self, req: ConfigureRequest) -> None:
-        self._hosts = req.config.get("hosts")
-        self._vms = req.config.get("vms")
+        # With its namespace: another project that uses these resources has its hosts under the same key.
+        self._hosts = req.config.get("homelab:hosts")
+        self._vms = req.config.get("homelab:vms")
 
     def host(self, props: dict[str, Any]) -> Host:
         """The settings of the resource's host. Raises HomelabError when the configuration no longer has it."""
