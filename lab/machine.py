@@ -49,6 +49,8 @@ FAULTS = {
     "foreign-change": "a number of changes",
     "guest-ignores-shutdown": "true, or a guest's id",
     "agent-silent": "true, or a VM's id",
+    "guest-boot-hangs": "true, or a VM's id",
+    "card-invisible": "a PCI address, such as 0000:01:00.0",
 }
 
 

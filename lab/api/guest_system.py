@@ -144,24 +144,35 @@ def _prepared(guest: Guest) -> HostState:
     devices = guest_devices(guest.host, guest.vmid, config)
     machine = _machine(guest, config, devices)
     if not (system.state / "machine.json").exists() or system.machine != machine:
-        shutil.rmtree(system.state, ignore_errors=True)
-        (system.root / "root").mkdir(parents=True)
-        system._machine = machine
-        system.save_machine()
-        _fill(system, machine["node"])
+        return make_system(guest, _KERNEL, f"BOOT_IMAGE=/boot/vmlinuz-{_KERNEL} root=/dev/sda1 ro quiet")
+    return system
+
+
+def make_system(guest: Guest, kernel: str, cmdline: str) -> HostState:
+    """The system of a guest that has just started, made anew: its devices in /sys, the kernel's answers in /proc."""
+    system = HostState(guest.host.state / "guests" / str(guest.vmid))
+    config = guest.config()
+    machine = _machine(guest, config, guest_devices(guest.host, guest.vmid, config))
+    shutil.rmtree(system.state, ignore_errors=True)
+    (system.root / "root").mkdir(parents=True)
+    system._machine = machine
+    system.save_machine()
+    sysfs.build(system, sysfs.Running(kernel, cmdline, str(uuid.uuid4()), False, False, ""))
+    _fill(system, machine["node"])
     return system
 
 
 def _fill(system: HostState, name: str) -> None:
-    boot_id = str(uuid.uuid4())
-    cmdline = f"BOOT_IMAGE=/boot/vmlinuz-{_KERNEL} root=/dev/sda1 ro quiet"
-    sysfs.build(system, sysfs.Running(_KERNEL, cmdline, boot_id, False, False, ""))
     system.write("/etc/hostname", f"{name}\n")
     system.write("/etc/os-release", 'PRETTY_NAME="Debian GNU/Linux 13 (trixie)"\nID=debian\nVERSION_ID="13"\n')
-    folder = system.state / "bin"
+    write_launchers(system.state / "bin", _PROGRAMS)
+
+
+def write_launchers(folder: Path, programs: tuple[str, ...]) -> None:
+    """A folder with simulated commands, for a guest's PATH."""
     folder.mkdir()
     runner = Path(host_run.__file__)
-    for program in _PROGRAMS:
+    for program in programs:
         path = folder / program
         start = f"exec {shlex.quote(os.path.realpath(sys.executable))} -I -S {shlex.quote(str(runner))} {program}"
         path.write_text(f'#!/bin/sh\n{start} "$@"\n', encoding="utf-8")
@@ -202,6 +213,7 @@ def guest_devices(host: HostState, vmid: int, config: GuestConfig) -> list[PciDe
         found.append(
             _virtual(f"0000:06:{0x12 + number:02x}.0", "1af4", "1000", "0200", f"Virtio network device ({key})")
         )
+    hidden = str(host.fault("card-invisible"))
     mine = sorted(address for address, owner in reservations(host).items() if owner == vmid)
     slots = sorted({address[:-2] for address in mine})
     options = list(hostpci_options(config.values).values())
@@ -209,6 +221,8 @@ def guest_devices(host: HostState, vmid: int, config: GuestConfig) -> list[PciDe
         on_port = number < len(options) and options[number].get("pcie") == "1"
         where = f"0000:{number + 1:02x}:00" if on_port else f"0000:00:{_FIRST_I440FX_SLOT + number:02x}"
         for device in load_devices(host.machine):
+            if device.address == hidden or slot == hidden:
+                continue
             if device.address in mine and device.address.startswith(f"{slot}."):
                 found.append(_moved(device, where + device.address[-2:]))
     return found

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -85,8 +86,9 @@ class Guest:
             entry |= {"kind": _MACHINE_KINDS[self.kind], "name": self.name(config), "onboot": onboot}
 
     def remove(self) -> None:
-        """Remove the configuration."""
+        """Remove the configuration, and the system inside."""
         self.path.unlink()
+        shutil.rmtree(self.host.state / "guests" / str(self.vmid), ignore_errors=True)
         with self.host.changing() as machine:
             machine["guests"].pop(str(self.vmid), None)
 
@@ -108,10 +110,16 @@ class Guest:
         return self.exists and bool(self._record.get("running"))
 
     @property
+    def started_at(self) -> float | None:
+        """When it was started, in seconds since 1970; for one that came up with the host, when that did."""
+        started = self._record.get("started_at") or self.host.running.get("started_at")
+        return float(started) if started else None
+
+    @property
     def uptime(self) -> float:
         """Seconds since it was started; 0 when it doesn't run."""
-        started = self._record.get("started_at") or self.host.running.get("started_at")
-        return max(0.0, time.time() - float(started)) if self.running and started else 0.0
+        started = self.started_at
+        return max(0.0, time.time() - started) if self.running and started else 0.0
 
     @property
     def booted(self) -> bool:
@@ -134,7 +142,14 @@ class Guest:
 
     def ignores_shutdown(self) -> bool:
         """Whether the fault guest-ignores-shutdown names it, or every guest."""
-        fault = self.host.fault("guest-ignores-shutdown")
+        return self._named_by("guest-ignores-shutdown")
+
+    def hangs(self) -> bool:
+        """Whether the fault guest-boot-hangs names it, or every guest."""
+        return self._named_by("guest-boot-hangs")
+
+    def _named_by(self, name: str) -> bool:
+        fault = self.host.fault(name)
         return fault is True or (fault is not None and fault is not False and str(fault) == str(self.vmid))
 
 

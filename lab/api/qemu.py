@@ -12,6 +12,7 @@ from lab.host.state import HostState
 
 from . import passthrough
 from .call import Call
+from .direct_boot import DirectBoot, power_off, power_on, require_files
 from .errors import ApiError, Died, bad_parameters, not_allowed
 from .formats import format_properties, format_size, parse_properties, size_of
 from .guest_config import GuestConfig
@@ -543,14 +544,18 @@ def start_work(guest: Guest, log: TaskLog, *, skip_lock: bool = False) -> Work:
     if config.pending or config.pending_delete:
         config.apply_pending()
         guest.save(config)
+    direct = DirectBoot.of(config.values)
     try:
         passthrough.attach(guest.host, guest.vmid, guest.pid, config.values)
+        if direct:
+            require_files(guest.host, direct, log)
     except ApiError:
         passthrough.cleanup(guest.host, guest.vmid, config.values, log)
         raise
     yield 0.05
     if guest.exists:
         guest.set_running(True)
+        power_on(guest)
 
 
 def stop_work(guest: Guest, log: TaskLog) -> Work:
@@ -559,6 +564,7 @@ def stop_work(guest: Guest, log: TaskLog) -> Work:
     if not guest.running:
         return
     yield 0.05
+    power_off(guest)
     guest.set_running(False)
     passthrough.cleanup(guest.host, guest.vmid, config.values, log)
 
@@ -635,6 +641,7 @@ def settle_after_boot(host: HostState, log: Any) -> None:
             guest.save(config)
         try:
             passthrough.attach(host, guest.vmid, guest.pid, config.values)
+            power_on(guest)
         except ApiError as error:
             guest.set_running(False)
             log(guest.vmid, error)
