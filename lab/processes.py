@@ -147,7 +147,7 @@ def descendants(pid: int) -> set[tuple[int, int]]:
 
 
 def left_behind(state: Path) -> set[tuple[int, int]]:
-    """Return the processes that a killed daemon left: those with its lab's LAB_STATE in their environment."""
+    """Return the processes that a killed daemon left: those with its lab's LAB_STATE, or a guest's, in their environment."""
     mark = f"LAB_STATE={state}".encode()
     found = set()
     for pid, (_, started) in _all_processes().items():
@@ -155,6 +155,7 @@ def left_behind(state: Path) -> set[tuple[int, int]]:
             environment = Path(f"/proc/{pid}/environ").read_bytes()
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # ended, or another user's, and so not ours
-        if pid != os.getpid() and mark in environment.split(b"\0"):
+        entries = environment.split(b"\0")
+        if pid != os.getpid() and any(entry == mark or entry.startswith(mark + b"/guests/") for entry in entries):
             found.add((pid, started))
     return found

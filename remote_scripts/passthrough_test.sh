@@ -21,7 +21,7 @@ READER=''                       # the process that takes what comes from the con
 
 apply() {
   take_lock
-  [[ $FOLDER == /run/homelab-?* ]] || die "a folder of our own below /run, which is removed at the end" "'$FOLDER'" \
+  [[ $FOLDER =~ ^/run/homelab-[a-z0-9-]+$ ]] || die "a folder of our own below /run, which is removed at the end" "'$FOLDER'" \
     "what is in another one would be lost" "name one such as /run/homelab-passthrough-test"
   remove_leftovers
   check_functions

@@ -9,13 +9,12 @@ from __future__ import annotations
 import itertools
 import os
 import shlex
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab.host.state import HostState
-from lab.state import process_start_time
+from lab.state import kill_group, process_start_time
 
 from .errors import Died
 from .guests import Guest
@@ -110,14 +109,15 @@ def power_on(guest: Guest) -> None:
         file_actions=[(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)],
         setsid=True,
     )
+    started = process_start_time(pid)
     with guest.host.changing() as machine:
-        machine["guests"][str(guest.vmid)]["process"] = [pid, process_start_time(pid)]
+        # None: it has ended already, and there is nothing to be ended any more.
+        machine["guests"][str(guest.vmid)]["process"] = None if started is None else [pid, started]
 
 
 def power_off(guest: Guest) -> None:
     """End the process of a VM, and all that runs in it."""
     with guest.host.changing() as machine:
-        pid, started = machine["guests"].get(str(guest.vmid), {}).pop("process", (None, None))
-    if started is not None and process_start_time(pid) == started:
-        # It leads a session and a process group of its own (setsid).
-        os.killpg(pid, signal.SIGKILL)
+        process = machine["guests"].get(str(guest.vmid), {}).pop("process", None)
+    if process:
+        kill_group(*process)

@@ -13,12 +13,12 @@ make_initramfs() {
 
 # find_programs - sets SHELL_FILE and MOUNT_FILE (empty: the shell is a busybox, which is mount too), LIBRARIES.
 find_programs() {
-  local busybox program found
+  local busybox program found applets=''
   busybox=$(type -P busybox) || busybox=''
   MOUNT_FILE=''
   LIBRARIES=()
-  # Not into `grep -q`: that ends at the first match, and busybox with a broken pipe.
-  if [[ -n $busybox && $'\n'$("$busybox" --list)$'\n' == *$'\nmount\n'*$'\nsh\n'* ]]; then
+  [[ -z $busybox ]] || applets=" $("$busybox" --list | tr '\n' ' ') "
+  if [[ $applets == *" mount "* && $applets == *" sh "* ]]; then
     SHELL_FILE=$busybox
   else
     SHELL_FILE=$(type -P sh) || SHELL_FILE=''

@@ -1,4 +1,4 @@
-"""VMs that boot a kernel and an initramfs of their `args`, in a lab without a daemon, by qm as a script calls it."""
+"""VMs that boot a kernel and an initramfs of their `args`, started by qm as a script calls it, and by the API."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
+from proxmoxer import ProxmoxAPI
 
+from lab import Lab
 from lab.host import archive
 from lab.host.archive import Member
+from lab.state import process_start_time
 from tests.lab.host_kit import Host
 
 KERNEL = "/boot/vmlinuz-6.17.2-1-pve"
@@ -182,3 +185,37 @@ def test_a_vm_without_such_args_starts_as_ever(host: Host) -> None:
     host.output("qm create 500 --args '-cpu host -smbios type=1' && qm start 500")
     assert "running" in host.output("qm status 500")
     assert "process" not in host.machine._host().machine["guests"]["500"]
+
+
+# -- with the daemon -----------------------------------------------------------------------------------------------
+def test_a_vm_that_the_api_starts_boots_as_well_and_a_reboot_of_the_host_ends_it(tmp_path: Path) -> None:
+    with Lab.start("rtx5090", state=tmp_path / "lab") as lab:
+        host = Host.__new__(Host)
+        host.machine, host.root = lab.machine, lab.root
+        (lab.root / "srv").mkdir(exist_ok=True)
+        put_initrd(host, f'{SAYS}mount -t proc proc "$root/proc"\necho hello\n{OFF}')
+        lab.run(f'qm create 500 --machine q35 --args "{ARGS}"')
+        api = ProxmoxAPI(
+            lab.api["host"],
+            port=lab.api["port"],
+            user=lab.api["user"],
+            password=lab.api["password"],
+            verify_ssl=lab.api["caFile"],
+            timeout=60,
+        )
+        api.nodes("pve").qemu(500).status.start.post()
+        until_says(host, "hello")
+        until_off(host)
+        host.write("/srv/initrd.img", "no archive")
+        lab.run(
+            f'qm set 500 --onboot 1 --args "{ARGS.replace(" panic=-1", "")}" && rm $ROOT/srv/console && qm start 500'
+        )
+        until_says(host, "Kernel panic")
+        [pid, started] = lab.machine._host().machine["guests"]["500"]["process"]
+        assert process_start_time(pid) == started
+        (lab.root / "srv/console").unlink()
+        lab.reboot()
+        assert process_start_time(pid) != started
+        # It starts with the host, and so boots again.
+        until_says(host, "Kernel panic")
+        lab.run("qm stop 500 && qm destroy 500")

@@ -382,7 +382,7 @@ def test_a_kernel_that_is_gone_is_named(machine: Folder) -> None:
     assert_nothing_is_left(machine)
 
 
-@pytest.mark.parametrize("folder_name", ["/", "/run", "/etc/homelab-x", ""])
+@pytest.mark.parametrize("folder_name", ["/", "/run", "/etc/homelab-x", "/run/homelab-x/../../etc", ""])
 def test_a_folder_that_is_not_its_own_is_refused_and_not_removed(machine: Folder, folder_name: str) -> None:
     before = machine.tree()
     assert "a folder of our own" in refusal(
