@@ -64,7 +64,7 @@ undo() {
     log "$LEFT"
   fi
   VM=''
-  rm -rf "${ROOT:?}$FOLDER"
+  rm -rf "$ROOT$FOLDER"
 }
 
 stopped_by() {
@@ -92,7 +92,7 @@ remove_leftovers() {
     remove_vm "$id" || die "VM $id removed, which an interrupted test has left" "$OUTPUT" "it may hold the card" \
       "look at it with \`qm config $id\`, remove it with \`qm destroy $id\`"
   done
-  rm -rf "${ROOT:?}$FOLDER"
+  rm -rf "$ROOT$FOLDER"
 }
 
 check_functions() {

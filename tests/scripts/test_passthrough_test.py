@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -181,6 +182,29 @@ def test_cards_with_the_same_ids_are_told_apart_by_their_order(machine: Folder) 
         (AUDIO, "0000:01:00.1"),
         ("0000:41:00.0", "0000:02:00.0"),
     ]
+
+
+def test_on_a_host_where_the_prefix_is_empty_it_does_the_same(machine: Folder) -> None:
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0:
+        pytest.skip("a root folder of its own takes root, and mounts")
+    for path in ("usr", "dev", "tmp"):
+        (machine.root / path).mkdir()
+    for path in ("bin", "sbin", "lib", "lib64"):
+        (machine.root / path).symlink_to(f"usr/{path}")
+    shutil.copytree(machine.commands, machine.root / "commands")
+    shutil.copytree("/etc/alternatives", machine.root / "etc/alternatives", symlinks=True)
+    own_root = 'for f in usr dev proc; do mount --bind "/$f" "$0/$f" || exit; done; exec chroot "$0" bash -s -- apply'
+    done = subprocess.run(
+        ["unshare", "--mount", "bash", "-c", own_root, str(machine.root)],
+        input=scripts.passthrough_test(FUNCTIONS, timeout=20),
+        env={"PATH": "/commands:/usr/sbin:/usr/bin:/sbin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(json.loads(done.stdout)["functions"]) == 2
+    assert_nothing_is_left(machine)
 
 
 # -- what fails --------------------------------------------------------------------------------------------------------
