@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,13 +17,14 @@ from typing import Any, Literal
 import yaml
 
 from lab.host import boot as booting
+from lab.host import launchers
 from lab.host.bootloader import write_grubenv
 from lab.host.catalogue import module_of_driver
 from lab.host.grub import mkconfig
 from lab.host.initramfs import build_image
 from lab.host.kernel import ModprobeError, RunningKernel, modules_on_disk
 from lab.host.proxmox_boot import sync
-from lab.host.run import PROGRAMS
+from lab.host.run import GUEST_ONLY, PROGRAMS
 from lab.host.state import HostState
 from lab.scenario import Scenario, ScenarioError, load_scenario, scenario_from, scenario_names
 from lab.state import kill_group
@@ -50,6 +49,7 @@ FAULTS = {
     "foreign-change": "a number of changes",
     "guest-ignores-shutdown": "true, or a guest's id",
     "agent-silent": "true, or a VM's id",
+    "guest-unreachable": "true, or a VM's id",
     "guest-boot-hangs": "true, or a VM's id",
     "card-invisible": "a PCI address, such as 0000:01:00.0",
 }
@@ -159,24 +159,9 @@ class Machine:
             sync(host, environment)
 
     def _write_launchers(self, host: HostState) -> None:
-        """STATE/bin: one launcher for each simulated command this host has.
-
-        They name the Python and the checkout in use, and are made anew when one of these has moved.
-        """
-        folder = self.state / "bin"
-        runner = Path(__file__).parent / "host" / "run.py"
-        start = f"exec {shlex.quote(os.path.realpath(sys.executable))} -I -S {shlex.quote(str(runner))}"
-        known = folder / "lspci"
-        if known.exists() and start in known.read_text(encoding="utf-8"):
-            return
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        for name in PROGRAMS:
-            if name == "nvidia-smi" and host.machine["nvidia"] is None:
-                continue
-            path = folder / name
-            path.write_text(f'#!/bin/sh\n{start} {name} "$@"\n', encoding="utf-8")
-            path.chmod(0o755)
+        """STATE/bin: one launcher for each simulated command this host has."""
+        missing = GUEST_ONLY | ({"nvidia-smi"} if host.machine["nvidia"] is None else set())
+        launchers.write(self.state / "bin", [name for name in PROGRAMS if name not in missing])
 
     # -- kernel packages ---------------------------------------------------------------------------------
     def install_kernel(self, kernel: str) -> None:

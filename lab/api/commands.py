@@ -37,10 +37,12 @@ class Shell:
     Args:
         state: the lab's folder.
         power: reboots the host or shuts it down.
+        tell: says to the daemon that guests have changed.
     """
 
-    def __init__(self, state: Path, power: Callable[[str], None]) -> None:
+    def __init__(self, state: Path, power: Callable[[str], None], tell: Callable[[], object]) -> None:
         self.host = HostState(state)
+        self._tell = tell
         self._works: list[tuple[HostState, Work]] = []
         # No tickets are made or read at a shell, and no certificate is shown.
         authenticator = Authenticator(b"")
@@ -53,10 +55,12 @@ class Shell:
             ApiError: it is refused, or its task failed.
         """
         answer = self._api.perform(ROOT, method, path, options or {})
+        if method != "GET":
+            self._tell()
         if not self._works:
             return answer
         for host, work in self._works:
-            _carry_out(host, work)
+            self._carry_out(host, work)
         self._works.clear()
         tasks = Tasks(self.host)
         upid = tasks.find(str(answer))
@@ -66,6 +70,16 @@ class Shell:
         if status != "OK":
             raise ApiError(500, f"{status}\n")
         return answer
+
+    def _carry_out(self, host: HostState, work: Work) -> None:
+        """A task's work, waited for here."""
+        while True:
+            with exclusively(host):
+                seconds = next(work, None)
+            self._tell()
+            if seconds is None:
+                return
+            time.sleep(seconds)
 
     # -- qm and pct --------------------------------------------------------------------------------------
     def guest(self, name: str, arguments: list[str]) -> None:
@@ -139,16 +153,6 @@ class Shell:
             raise Misused("the lab's pvesh needs --output-format json or json-pretty")
         if answer is not None:
             print(json.dumps(answer, indent=3 if form == "json-pretty" else None, sort_keys=True))
-
-
-def _carry_out(host: HostState, work: Work) -> None:
-    """A task's work, waited for here."""
-    while True:
-        with exclusively(host):
-            seconds = next(work, None)
-        if seconds is None:
-            return
-        time.sleep(seconds)
 
 
 def _options(words: list[str]) -> dict[str, list[str]]:

@@ -10,6 +10,7 @@ import itertools
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from lab.host.state import HostState
 from lab.state import kill_group, process_start_time
 
 from .errors import Died
+from .guest_config import GuestConfig
 from .guests import Guest
-from .tasks import TaskLog
 
 _PROJECT = Path(__file__).parents[2]
 
@@ -62,7 +63,15 @@ class DirectBoot:
         )
 
 
-def require_files(host: HostState, direct: DirectBoot, log: TaskLog) -> None:
+def boots_directly(config: GuestConfig) -> bool:
+    """Whether a VM starts so; `args` that can't be taken apart have started none."""
+    try:
+        return DirectBoot.of(config.values) is not None
+    except Died:
+        return False
+
+
+def require_files(host: HostState, direct: DirectBoot, log: Callable[[str], None]) -> None:
     """Refuse a start for which QEMU would miss a file.
 
     Raises:
@@ -93,7 +102,7 @@ def power_on(guest: Guest) -> None:
     direct = DirectBoot.of(guest.config().values)
     if direct is None:
         return
-    if guest.hangs():
+    if guest.has_fault("guest-boot-hangs"):
         # The console is opened, and nothing comes.
         console = guest.host.rooted(direct.serial) if direct.serial else None
         if console and not console.is_fifo():

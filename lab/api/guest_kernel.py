@@ -17,13 +17,14 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from lab.host import archive
+from lab.host import archive, launchers
+from lab.host.program import ask_daemon
 from lab.host.state import HostState
 
-from . import passthrough
 from .direct_boot import DirectBoot
-from .guest_system import make_system, write_launchers
+from .guest_system import directly_booted
 from .guests import BOOT_SECONDS, Guest, exclusively
+from .qemu import went_off
 
 _NO_ROOT = "VFS: Unable to mount root fs on unknown-block(0,0)"
 _NO_INIT = "No working init found.  Try passing init= option to kernel. See Linux Documentation/admin-guide/init.rst for guidance."
@@ -82,16 +83,18 @@ def main(arguments: list[str]) -> None:
         signal.pause()
     with exclusively(host):
         if guest.running and guest.started_at == start:
-            guest.set_running(False)
-            passthrough.cleanup(host, guest.vmid, guest.config().values, lambda _: None)
-    console.close()
-    os.killpg(0, signal.SIGKILL)  # the machine is off, and all that ran in it ends
+            went_off(guest)
+    try:
+        ask_daemon(host, "guests")
+    finally:
+        console.close()
+        os.killpg(0, signal.SIGKILL)  # the machine is off, and all that ran in it ends
 
 
 def _boot(guest: Guest, direct: DirectBoot, console: _Console) -> End:
     kernel = direct.kernel.rpartition("/")[2].removeprefix("vmlinuz-")
     with exclusively(guest.host):
-        system = make_system(guest, kernel, direct.cmdline)
+        system = directly_booted(guest, kernel, direct.cmdline)
     console.kernel(0, system.read("/proc/version").strip())
     console.kernel(0, f"Command line: {direct.cmdline}")
     time.sleep(BOOT_SECONDS)
@@ -170,7 +173,7 @@ def _take_out_of_view(system: HostState) -> None:
 
 def _environment(system: HostState, folder: Path) -> dict[str, str]:
     programs = system.state / "init-bin"
-    write_launchers(programs, ("mount",) if _has(folder, "mount") else ())
+    launchers.write(programs, ("mount",) if _has(folder, "mount") else ())
     inside = ":".join(str(folder / name) for name in ("sbin", "usr/sbin", "bin", "usr/bin"))
     return {
         "HOMELAB_SYSROOT": str(system.root),

@@ -6,6 +6,7 @@ import hashlib
 import re
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from lab.host.state import HostState
@@ -374,6 +375,7 @@ def clone(call: Call) -> str:
             new.remove()
             raise Died(f"clone failed: {error.text}") from error
         new.save(made)
+        new.set_system(source.system)
 
     return call.start("qmclone", str(source.vmid), work)
 
@@ -544,29 +546,46 @@ def start_work(guest: Guest, log: TaskLog, *, skip_lock: bool = False) -> Work:
     if config.pending or config.pending_delete:
         config.apply_pending()
         guest.save(config)
-    direct = DirectBoot.of(config.values)
-    try:
-        passthrough.attach(guest.host, guest.vmid, guest.pid, config.values)
-        if direct:
-            require_files(guest.host, direct, log)
-    except ApiError:
-        passthrough.cleanup(guest.host, guest.vmid, config.values, log)
-        raise
+    _prepare(guest, config, log)
     yield 0.05
     if guest.exists:
         guest.set_running(True)
         power_on(guest)
 
 
+def _prepare(guest: Guest, config: GuestConfig, log: Callable[[str], None]) -> None:
+    """Give a VM that is to start its devices, and look whether QEMU would find its files; a refusal leaves nothing reserved.
+
+    Raises:
+        ApiError: what the start fails with.
+    """
+    try:
+        passthrough.attach(guest.host, guest.vmid, guest.pid, config.values)
+        if direct := DirectBoot.of(config.values):
+            require_files(guest.host, direct, log)
+    except ApiError:
+        passthrough.cleanup(guest.host, guest.vmid, config.values, log)
+        raise
+
+
+def _unheard(_: str) -> None:
+    """What is done to a VM without a task has no log."""
+
+
+def went_off(guest: Guest, log: Callable[[str], None] = _unheard) -> None:
+    """Note that a VM has gone off, whoever ended it, and take its devices back."""
+    guest.set_running(False)
+    passthrough.cleanup(guest.host, guest.vmid, guest.config().values, log)
+
+
 def stop_work(guest: Guest, log: TaskLog) -> Work:
     """Stop a VM at once; nothing happens to one that doesn't run."""
-    config = _existing(guest)
+    _existing(guest)
     if not guest.running:
         return
     yield 0.05
     power_off(guest)
-    guest.set_running(False)
-    passthrough.cleanup(guest.host, guest.vmid, config.values, log)
+    went_off(guest, log)
 
 
 def shutdown_work(guest: Guest, log: TaskLog, timeout: float, *, force: bool) -> Work:
@@ -640,7 +659,7 @@ def settle_after_boot(host: HostState, log: Any) -> None:
             config.apply_pending()
             guest.save(config)
         try:
-            passthrough.attach(host, guest.vmid, guest.pid, config.values)
+            _prepare(guest, config, _unheard)
             power_on(guest)
         except ApiError as error:
             guest.set_running(False)

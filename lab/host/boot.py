@@ -414,6 +414,7 @@ def _nvidia_files(host: HostState, kernel: RunningKernel) -> None:
 def _start_guests(host: HostState, reason: str) -> None:
     for identifier, guest in host.machine["guests"].items():
         guest["running"] = bool(guest["at_start"] if reason == "start" else guest["onboot"])
+        guest.update(started_at=None, restarted_at=None)  # with the host
         if guest["running"]:
             mark_running(host, identifier, True)
 

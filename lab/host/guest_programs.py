@@ -45,7 +45,7 @@ def _shell(host: HostState, name: str, arguments: list[str]) -> int:
     reads = {"list", "config", "status", "pending", "listsnapshot", "get"}
 
     def work() -> int:
-        shell = Shell(host.state, lambda command: _power(host, command))
+        shell = Shell(host.state, lambda command: _power(host, command), lambda: ask_daemon(host, "guests"))
         try:
             if name == "pvesh":
                 shell.pvesh(arguments)

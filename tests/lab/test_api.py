@@ -288,7 +288,7 @@ def test_the_agent_shows_the_card_inside_the_guest(lab: Lab, token: ProxmoxAPI) 
     assert "01:00.1 0403: 10de:22e8 (rev a1)\n" in listed["out-data"]
     bars = execute(guest, ["sh", "-c", f"head -2 $ROOT/sys/bus/pci/devices/{GPU}.0/resource; exit 3"])
     assert bars["exitcode"] == 3 and bars["out-data"].count("0x00") >= 4
-    assert guest("get-osinfo").get()["result"]["id"] == "debian"
+    assert guest("get-osinfo").get()["result"]["id"] == "ubuntu"
 
 
 def until_answers(guest: Any) -> None:
