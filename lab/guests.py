@@ -16,17 +16,17 @@ from typing import Any, Literal, Protocol
 import asyncssh
 
 from lab import ports
-from lab.api import passthrough
 from lab.api.guest_system import (
     authorized_keys,
     booted,
     environment_of,
+    has_system,
     is_connected,
-    is_linux,
     system_of,
     user_of,
 )
 from lab.api.guests import BOOT_SECONDS, Guest, all_ids, exclusively, guests_of
+from lab.api.qemu import went_off
 from lab.host import units
 from lab.host.state import HostState
 from lab.processes import Processes
@@ -158,7 +158,7 @@ class GuestSide:
         guest = self._fresh()
         if not guest.running:
             return
-        if is_linux(guest.config()):
+        if has_system(guest.config()):
             self._boot_linux(guest)
         self.up, self._going_down = True, False
         self._adjust()
@@ -177,7 +177,7 @@ class GuestSide:
         reachable = self.up and self._network and not self._going_down and guest.exists
         if reachable:
             config = guest.config()
-            reachable = is_linux(config) and is_connected(config) and not guest.has_fault("guest-unreachable")
+            reachable = has_system(config) and is_connected(config) and not guest.has_fault("guest-unreachable")
         if reachable == self._reachable:
             return
         self._reachable = reachable
@@ -338,10 +338,5 @@ class Guests:
             if do == "reboot":
                 guest.restart_system()  # QEMU goes on, and what is pending in the configuration waits on
             else:
-                guest.set_running(False)
-                passthrough.cleanup(host, guest.vmid, guest.config().values, _unheard)
+                went_off(guest)
         self.look()
-
-
-def _unheard(_: str) -> None:
-    """A VM that ended by itself is cleaned up after without a task, and so without a log."""

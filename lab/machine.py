@@ -27,6 +27,7 @@ from lab.host.proxmox_boot import sync
 from lab.host.run import GUEST_ONLY, PROGRAMS
 from lab.host.state import HostState
 from lab.scenario import Scenario, ScenarioError, load_scenario, scenario_from, scenario_names
+from lab.state import kill_group
 from lab.stock import write_kernel, write_stock_tree
 
 #: Faults by name, with what their value may be (lab/scenarios/README.md says what each does).
@@ -49,6 +50,8 @@ FAULTS = {
     "guest-ignores-shutdown": "true, or a guest's id",
     "agent-silent": "true, or a VM's id",
     "guest-unreachable": "true, or a VM's id",
+    "guest-boot-hangs": "true, or a VM's id",
+    "card-invisible": "a PCI address, such as 0000:01:00.0",
 }
 
 
@@ -227,7 +230,12 @@ class Machine:
 
     def shutdown(self) -> None:
         """Stop guests, unmount, and leave an empty /run: what a clean shutdown does."""
-        booting.shutdown(self._host())
+        host = self._host()
+        for guest in host.machine["guests"].values():
+            # A VM's process is no child of whoever shuts the host down, and outlives whoever started it.
+            if process := guest.get("process"):
+                kill_group(*process)
+        booting.shutdown(host)
 
     def power(self) -> Literal["on", "off"]:
         """Whether the machine is on."""

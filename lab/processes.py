@@ -170,7 +170,7 @@ def of_system(state: Path) -> set[tuple[int, int]]:
     mark, processes = f"LAB_STATE={state}".encode(), _all_processes()
     found: set[tuple[int, int]] = set()
     for pid, started in _below(os.getpid(), processes):
-        if mark in _environment(pid) or _folder(pid).is_relative_to(state):
+        if mark in _environment(pid) or _folder(pid).is_relative_to(state / "root"):
             found |= {(pid, started)} | _below(pid, processes)
     return found
 

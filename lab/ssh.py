@@ -497,8 +497,11 @@ class Server:
                 self._options = await self._make_options()
             if turn != self._turn:
                 return
-            self.listening = True  # before the first client can be there
-            acceptor = await asyncssh.listen(sock=ports.bind(self.port, self.address), options=self._options)
+            socket = ports.bind(self.port, self.address)
+            # From here on nobody is refused, though asyncssh takes a moment until it accepts: so it can be said.
+            socket.listen()
+            self.listening = True
+            acceptor = await asyncssh.listen(sock=socket, options=self._options)
             if turn == self._turn:
                 self._acceptor = acceptor
             else:

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -144,6 +145,12 @@ def process_start_time(pid: int) -> int | None:
     # The command name, second and in parentheses, may hold spaces and parentheses itself.
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] in "ZX" else int(fields[19])
+
+
+def kill_group(leader: int, started: int) -> None:
+    """Kill a process group by its leader's pid and start time; nothing happens when the leader has ended."""
+    if process_start_time(leader) == started:
+        os.killpg(leader, signal.SIGKILL)
 
 
 def is_running(lab: LabFile | None) -> bool:

@@ -8,6 +8,7 @@ from lab.host.distributions import DISTRIBUTIONS
 from lab.ports import guest_address
 
 from .call import Call
+from .direct_boot import boots_directly
 from .errors import Died
 from .formats import parse_properties
 from .guest_system import is_linux, system_of
@@ -28,17 +29,18 @@ class GuestCommands(Protocol):
 
 
 def _answering(call: Call) -> Guest:
-    """The VM, if its agent answers.
+    """The VM, if its agent answers; a kernel of its `args` brings none.
 
     Raises:
         ApiError: 500: no agent configured, the VM off, the agent silent.
     """
     guest = call.guest("qemu")
-    if not agent_enabled(guest.config().values):
+    config = guest.config()
+    if not agent_enabled(config.values):
         raise Died("No QEMU guest agent configured")
     if not guest.running:
         raise Died(f"VM {guest.vmid} is not running")
-    if not guest.booted or guest.has_fault("agent-silent"):
+    if not guest.booted or boots_directly(config) or guest.has_fault("agent-silent"):
         raise Died("QEMU guest agent is not running")
     return guest
 

@@ -1,14 +1,14 @@
-"""qm, pct and pvesh at the host's shell: the API's operations, asked for by root@pam, as on a real node.
+"""qm, pct, pvesh and pveum at the host's shell: the API's operations, asked for by root@pam, as on a real node.
 
 Only what is in use is there; anything else ends with exit status 2 and a line in log/programs.jsonl.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,68 @@ from .errors import ApiError
 from .guest_config import Kind
 from .guests import exclusively
 from .responses import Api
+from .tables import FORMATS, formatted
 from .tasks import Tasks, Work
 from .users import ROOT
 
 _KINDS: dict[str, Kind] = {"qm": "qemu", "pct": "lxc"}
 _METHODS = {"get": "GET", "set": "PUT", "create": "POST", "delete": "DELETE"}
 _POWER = ("start", "stop", "shutdown", "reboot")
+
+
+@dataclass(frozen=True)
+class _Command:
+    """One command of pveum: the operation that it asks for, and what its arguments are there, in their order.
+
+    `listed_by` is the field by which the entries of a list are known; `fixed` is sent besides the options.
+    """
+
+    method: str
+    path: str
+    arguments: tuple[str, ...] = ()
+    listed_by: str = ""
+    fixed: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def reads(self) -> bool:
+        return self.method == "GET"
+
+
+_ROLE, _USER = "/access/roles/{roleid}", "/access/users/{userid}"
+_TOKENS, _TOKEN = f"{_USER}/token", f"{_USER}/token/{{tokenid}}"
+_USER_MANAGER = {
+    "acl delete": _Command("PUT", "/access/acl", ("path",), fixed=(("delete", "1"),)),
+    "acl list": _Command("GET", "/access/acl", listed_by="path"),
+    "acl modify": _Command("PUT", "/access/acl", ("path",)),
+    "role add": _Command("POST", "/access/roles", ("roleid",)),
+    "role delete": _Command("DELETE", _ROLE, ("roleid",)),
+    "role list": _Command("GET", "/access/roles", listed_by="roleid"),
+    "role modify": _Command("PUT", _ROLE, ("roleid",)),
+    "user add": _Command("POST", "/access/users", ("userid",)),
+    "user delete": _Command("DELETE", _USER, ("userid",)),
+    "user list": _Command("GET", "/access/users", listed_by="userid"),
+    "user token add": _Command("POST", _TOKEN, ("userid", "tokenid")),
+    "user token list": _Command("GET", _TOKENS, ("userid",), listed_by="tokenid"),
+    "user token delete": _Command("DELETE", _TOKEN, ("userid", "tokenid")),
+}
+_USER_MANAGER["user token remove"] = _USER_MANAGER["user token delete"]  # an alias on a real node
+
+
+def only_reads(name: str, arguments: list[str]) -> bool:
+    """Whether a command, such as `qm list`, changes nothing."""
+    if name == "pveum":
+        known = _user_command(arguments)
+        return known is not None and known[0].reads
+    return arguments[:1] in ([verb] for verb in ("list", "config", "status", "pending", "listsnapshot", "get"))
+
+
+def _user_command(arguments: list[str]) -> tuple[_Command, list[str]] | None:
+    """A command of pveum, and the words after its name; None for one that isn't known."""
+    for length in (3, 2):
+        name = " ".join(arguments[:length])
+        if name in _USER_MANAGER:
+            return _USER_MANAGER[name], arguments[length:]
+    return None
 
 
 class Misused(Exception):
@@ -102,6 +158,8 @@ class Shell:
             print(f"status: {self.ask('GET', f'{one}/status/current')['status']}")
         elif verb in _POWER:
             self._power(kind, one, verb, vmid, words)
+        elif verb == "unlock" and kind == "qemu":
+            self.ask("PUT", f"{one}/config", {"delete": ["lock"], "skiplock": ["1"]})
         elif verb == "set":
             self.ask("PUT", f"{one}/config", _options(words))
         elif verb == "create":
@@ -145,14 +203,42 @@ class Shell:
         if len(arguments) < 2 or arguments[0] not in _METHODS:
             raise Misused(f"the lab's pvesh has {', '.join(_METHODS)} and a path")
         options = _options(arguments[2:])
-        form = options.pop("output-format", ["text"])[0]
-        for name in ("noborder", "noheader", "human-readable", "quiet"):
-            options.pop(name, None)
+        form = _form(options)
         answer = self.ask(_METHODS[arguments[0]], arguments[1].rstrip("/"), options)
-        if arguments[0] == "get" and form not in ("json", "json-pretty"):
+        if arguments[0] == "get" and form == "text":
             raise Misused("the lab's pvesh needs --output-format json or json-pretty")
-        if answer is not None:
-            print(json.dumps(answer, indent=3 if form == "json-pretty" else None, sort_keys=True))
+        print(formatted(answer, "json" if form == "text" else form), end="")
+
+    # -- pveum -------------------------------------------------------------------------------------------
+    def pveum(self, arguments: list[str]) -> None:
+        """`pveum role|user|acl|user token VERB ... [--option value ...]`, with --output-format."""
+        known = _user_command(arguments)
+        if known is None:
+            raise Misused(f"the lab's pveum has no {' '.join(arguments[:3])!r}; it has {', '.join(_USER_MANAGER)}")
+        command, words = known
+        count = len(command.arguments)
+        given = dict(zip(command.arguments, words, strict=False))
+        if len(given) < count or any(word.startswith("-") for word in given.values()):
+            raise Misused(f"wanted {' '.join(f'<{name}>' for name in command.arguments)}, found {' '.join(words)!r}")
+        options = _options(words[count:])
+        form = _form(options)
+        options |= {
+            name: [value] for name, value in (*given.items(), *command.fixed) if f"{{{name}}}" not in command.path
+        }
+        answer = self.ask(command.method, command.path.format(**given), options)
+        print(formatted(answer, form, command.listed_by), end="")
+
+
+def _form(options: dict[str, list[str]]) -> str:
+    """Take out of a command's options how its answer is to be printed; what shapes tables alone is left unheard."""
+    form = options.pop("output-format", ["text"])[-1]
+    for name in ("noborder", "noheader", "human-readable"):
+        options.pop(name, None)
+    if options.pop("quiet", ["0"])[-1] != "0":
+        return "quiet"
+    if form not in FORMATS:
+        raise Misused(f"the lab prints {', '.join(FORMATS)}, not {form!r}")
+    return form
 
 
 def _options(words: list[str]) -> dict[str, list[str]]:

@@ -1,5 +1,8 @@
 """What runs inside a VM: a Linux of its own, for the guest agent and for those who log in by SSH.
 
+A VM that boots a kernel of its `args` (`direct_boot`) has none of that: what its initramfs runs in is made for that one
+boot, in STATE/guests/ID/direct, and nobody can log in to it. What the VM has installed stays as it is meanwhile.
+
 A guest's tree lies in STATE/guests/ID/root. It is installed at the first boot (distribution, kernel, accounts with the
 lab's key) and stays until the VM is removed; each boot makes /proc, /sys, /run and /dev anew, with the devices that the
 VM was given and its own virtual ones, and a new boot id. Cloud-init's settings reach it at its boots: the name, the
@@ -9,6 +12,7 @@ with the simulated commands, and so see the guest, not the host.
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +27,7 @@ from lab.host.state import HostState
 from lab.ports import guest_address
 from lab.state import StatePaths
 
+from .direct_boot import boots_directly
 from .formats import parse_properties
 from .guest_config import GuestConfig
 from .guests import Guest
@@ -38,8 +43,13 @@ _FIRST_I440FX_SLOT = 0x10
 
 
 def system_of(guest: Guest) -> HostState:
-    """A guest's system: its tree and what the lab keeps beside it."""
+    """The system that a guest has installed: its tree and what the lab keeps beside it."""
     return HostState(guest.folder)
+
+
+def has_system(config: GuestConfig) -> bool:
+    """Whether a VM boots what it has installed, and that is a Linux: then its agent and its SSH server answer."""
+    return is_linux(config) and not boots_directly(config)
 
 
 def is_linux(config: GuestConfig) -> bool:
@@ -97,12 +107,10 @@ def _boot(guest: Guest, system: HostState) -> None:
     if not system.rooted("/etc/os-release").exists():
         _install(guest, system, config)
     _cloud_init(guest, system, config)
-    system._machine = _machine(guest, system, config)
-    system.save_machine()
-    launchers.write(system.state / "bin", _PROGRAMS)
-    kernel, boot_id = system.kernels()[-1], str(uuid.uuid4())
+    kernel = system.kernels()[-1]
     cmdline = f"BOOT_IMAGE=/boot/vmlinuz-{kernel} root=/dev/sda1 ro quiet"
-    sysfs.build(system, sysfs.Running(kernel, cmdline, boot_id, False, False, ""))
+    boot_id = _start_kernel(guest, system, config, kernel, cmdline)
+    launchers.write(system.state / "bin", _PROGRAMS)
     version = f"Linux version {kernel} (build@lab) (gcc) {DISTRIBUTIONS[guest.system['distribution']].build}"
     system.write("/proc/version", f"{version}\n")
     system.write("/proc/net/route", _ROUTE)
@@ -115,6 +123,24 @@ def _boot(guest: Guest, system: HostState) -> None:
     (system.state / "dmesg").unlink(missing_ok=True)
     system.kernel_message(version, 0.0)
     system.kernel_message(f"Command line: {cmdline}", 0.0)
+
+
+def directly_booted(guest: Guest, kernel: str, cmdline: str) -> HostState:
+    """The system of a VM that boots a kernel of its `args`: that kernel's /proc and /sys, made anew, and nothing besides."""
+    system = HostState(guest.folder / "direct")
+    shutil.rmtree(system.state, ignore_errors=True)
+    system.root.mkdir(parents=True)
+    _start_kernel(guest, system, guest.config(), kernel, cmdline)
+    return system
+
+
+def _start_kernel(guest: Guest, system: HostState, config: GuestConfig, kernel: str, cmdline: str) -> str:
+    """What a kernel shows once it has started: the VM's devices in /sys, its own answers in /proc. Returns the boot's id."""
+    boot_id = str(uuid.uuid4())
+    system._machine = _machine(guest, system, config)
+    system.save_machine()
+    sysfs.build(system, sysfs.Running(kernel, cmdline, boot_id, False, False, ""))
+    return boot_id
 
 
 # 192.168.0.1 as gateway, as the host's own.
@@ -189,7 +215,7 @@ def _machine(guest: Guest, system: HostState, config: GuestConfig) -> dict[str, 
     devices = guest_devices(guest.host, guest.vmid, config)
     return {
         "version": 1,
-        "node": system.read("/etc/hostname").strip(),
+        "node": system.read("/etc/hostname", "(none)").strip(),
         "guest": {"vmid": guest.vmid, "lab": str(guest.host.state)},
         "address": guest_address(guest.vmid),
         "pve": host["pve"],
@@ -220,6 +246,7 @@ def guest_devices(host: HostState, vmid: int, config: GuestConfig) -> list[PciDe
         found.append(
             _virtual(f"0000:06:{0x12 + number:02x}.0", "1af4", "1000", "0200", f"Virtio network device ({key})")
         )
+    hidden = str(host.fault("card-invisible"))
     mine = sorted(address for address, owner in reservations(host).items() if owner == vmid)
     slots = sorted({address[:-2] for address in mine})
     options = list(hostpci_options(config.values).values())
@@ -227,6 +254,8 @@ def guest_devices(host: HostState, vmid: int, config: GuestConfig) -> list[PciDe
         on_port = number < len(options) and options[number].get("pcie") == "1"
         where = f"0000:{number + 1:02x}:00" if on_port else f"0000:00:{_FIRST_I440FX_SLOT + number:02x}"
         for device in load_devices(host.machine):
+            if device.address == hidden or slot == hidden:
+                continue
             if device.address in mine and device.address.startswith(f"{slot}."):
                 found.append(_moved(device, where + device.address[-2:]))
     return found

@@ -117,17 +117,21 @@ class Guest:
         return self.exists and bool(self._record.get("running"))
 
     @property
+    def started_at(self) -> float | None:
+        """When it was started, in seconds since 1970; for one that came up with the host, when that did."""
+        started = self._record.get("started_at") or self.host.running.get("started_at")
+        return float(started) if started else None
+
+    @property
     def uptime(self) -> float:
         """Seconds since it was started; 0 when it doesn't run."""
-        started = self._record.get("started_at") or self.host.running.get("started_at")
-        return max(0.0, time.time() - float(started)) if self.running and started else 0.0
+        started = self.started_at
+        return max(0.0, time.time() - started) if self.running and started else 0.0
 
     @property
     def system_started(self) -> float:
         """When the system in it was last started, in seconds since 1970: at the guest's start, or its last reboot from inside."""
-        record = self._record
-        began = record.get("started_at") or self.host.running.get("started_at") or 0.0
-        return max(float(began), float(record.get("restarted_at") or 0.0))
+        return max(self.started_at or 0.0, float(self._record.get("restarted_at") or 0.0))
 
     @property
     def booted(self) -> bool:

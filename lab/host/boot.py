@@ -436,6 +436,7 @@ def shutdown(host: HostState) -> None:
         machine["power"] = "off"
         for guest in machine["guests"].values():
             guest["running"] = False
+            guest.pop("process", None)
     undo_mounts(host)
     for name in ("proc", "sys", "run", "dev"):
         folder = host.root / name

@@ -54,6 +54,7 @@ PROGRAMS = {
     "whoami": "account_programs",
     "pveversion": "guest_programs",
     "pvesh": "guest_programs",
+    "pveum": "guest_programs",
     "qm": "guest_programs",
     "pct": "guest_programs",
 }

@@ -607,6 +607,24 @@ def test_a_scenario_says_what_its_vms_have_installed(tmp_path: Path) -> None:
     assert copy == found[1][1:], "a clone has what its origin has"
 
 
+def test_a_kernel_of_the_args_brings_neither_ssh_nor_agent_and_leaves_what_is_installed(lab: Lab, other: int) -> None:
+    lab.run(f"qm start {other}")
+    lab.wait_guest(other)
+    output(lab, "echo kept >$ROOT/root/file", vmid=other)
+    kernel = next(path.name for path in (lab.root / "boot").glob("vmlinuz-*"))
+    args = f"-kernel /boot/{kernel} -append console=ttyS0 -serial file:/var/tmp/console"
+    lab.run(f"qm stop {other} && qm set {other} --args '{args}' && qm start {other}")
+    console = lab.root / "var/tmp/console"
+    wait_until(lambda: console.exists() and b"Kernel panic" in console.read_bytes())
+    assert not connects(lab, other)
+    refused = lab.run(f"pvesh create /nodes/pve/qemu/{other}/agent/ping", check=False)
+    assert refused.stderr.strip() == "QEMU guest agent is not running"
+    assert lab.run(f"qm status {other}").stdout == "status: running\n"
+    lab.run(f"qm stop {other} && qm set {other} --delete args && qm start {other}")
+    lab.wait_guest(other)
+    assert output(lab, "cat $ROOT/root/file", vmid=other) == "kept\n"
+
+
 def test_pre_enrolled_keys_mean_secure_boot_as_with_ovmf(lab: Lab) -> None:
     lab.run(
         f"qm create 203 --memory 512 --net0 {NET} --bios ovmf --efidisk0 local-lvm:1,efitype=4m,pre-enrolled-keys=1"
