@@ -21,7 +21,7 @@ try:
 except HomelabError as error:
     raise pulumi.RunError(str(error)) from None
 
-hosts, vms = {}, {}
+hosts, tests, vms = {}, {}, {}
 for name, host in settings.hosts.items():
     probe = HostProbe(f"{name}-probe", name, host)
     iommu = IommuHost(f"{name}-iommu", host, probe)
@@ -31,10 +31,11 @@ for name, host in settings.hosts.items():
 
     guests = {guest: vm for guest, vm in settings.vms.items() if vm.host == name}
     cards = GpuCards(f"{name}-cards", name, host, boot, guests, pulumi.ResourceOptions(depends_on=[boot]))
+    tests[name] = cards.tests
     for guest, vm in guests.items():
         after = pulumi.ResourceOptions(depends_on=[cards])
         vms[guest] = GpuVm(guest, vm, host.node or name, cards.cards, boot.boot, after).vm
     preview(name, host, probe, guests, [probe.generation, *(vms[guest] for guest in guests)], settings.plan)
 
-for name, value in contract.outputs(settings, hosts, vms).items():
+for name, value in contract.outputs(settings, hosts, tests, vms).items():
     pulumi.export(name, value)

@@ -47,6 +47,32 @@ class Function(_Part):
     iommu_group: Whole | None = Field(None, alias="iommuGroup")
 
 
+class Bar(_Part):
+    """A base address register. ``size`` in bytes."""
+
+    index: int
+    size: int
+
+
+class SeenFunction(_Part):
+    """A PCI function as a VM saw it. ``guest``: its address in the VM; ``address``: the host's."""
+
+    guest: str
+    address: str
+    id: str
+    class_code: str = Field(alias="class")
+    bars: list[Bar]
+
+
+class Test(_Part):
+    """A passthrough test: what was there from inside, under which kernel."""
+
+    __test__ = False  # for pytest, which takes every class of that name for tests
+
+    kernel: str
+    functions: list[SeenFunction]
+
+
 class Gpu(_Part):
     """A card of a host."""
 
@@ -59,7 +85,7 @@ class Gpu(_Part):
     )
     hostpci: str | None = Field(None, description="a value for a VM's hostpciN option")
     holder: str | None = Field(None, description="the VM of this stack that has it, by its name in `vms`")
-    test: dict[str, Any] | None = Field(default=None, description="what the passthrough test's VM saw of it")
+    test: Test | None = Field(default=None, description="what the passthrough test's VM saw of it; null: not asked for")
 
 
 class Iommu(_Part):
@@ -150,12 +176,19 @@ def consumed(stack: str, values: Mapping[str, Any]) -> Outputs:
 
 
 def outputs(
-    settings: Settings, hosts: dict[str, pulumi.Output[dict[str, Any]]], vms: dict[str, pulumi.Output[dict[str, Any]]]
+    settings: Settings,
+    hosts: dict[str, pulumi.Output[dict[str, Any]]],
+    tests: dict[str, pulumi.Output[dict[str, Any]]],
+    vms: dict[str, pulumi.Output[dict[str, Any]]],
 ) -> dict[str, Any]:
-    """What a program exports, from what its components put out."""
+    """What a program exports, from what its components put out.
+
+    :param hosts: name -> HostReboot's ``host``; ``tests``: name -> GpuCards' ``tests``; ``vms``: name -> GpuVm's ``vm``.
+    """
     holders = {(vm.host, use.gpu): name for name, vm in settings.vms.items() for use in vm.gpus}
 
-    def of_host(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    def of_host(name: str, values: list[dict[str, Any]]) -> dict[str, Any]:
+        found, tested = values
         host = settings.hosts[name]
         gpus = {}
         for gpu, about in found["gpus"].items():
@@ -165,12 +198,16 @@ def outputs(
                 "mapping": mapping,
                 "hostpci": mapping and f"mapping={mapping},pcie=1",
                 "holder": holders.get((name, gpu)),
+                "test": tested.get(gpu),
             }
         return {**found, "node": host.node or name, "gpus": gpus}
 
     return {
         "version": VERSION,
-        "hosts": {name: found.apply(functools.partial(of_host, name)) for name, found in hosts.items()},
+        "hosts": {
+            name: pulumi.Output.all(found, tests[name]).apply(functools.partial(of_host, name))
+            for name, found in hosts.items()
+        },
         "vms": vms,
     }
 

@@ -1,6 +1,7 @@
 """GpuCards: the bound cards of a host, offered to its VMs: a PCI mapping for each, and who has it.
 
-Owns one entry of each card's mapping. Undone by taking that entry away; a mapping goes with its last entry.
+Owns one entry of each card's mapping. Undone by taking that entry away; a mapping goes with its last entry. A card with
+`passthroughTest` is proved before a VM gets it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 import pulumi
 
 from components.host_reboot import HostReboot
+from components.passthrough_test import PassthroughTest
 from proxmox.gpu_lease import GpuLease
 from proxmox.pci_mapping import PciMapping
 from settings import Host, Vm
@@ -19,12 +21,13 @@ from settings import Host, Vm
 class GpuCards(pulumi.ComponentResource):
     """Nothing is made for a host without an ``api``: its cards are bound, and that is all.
 
-    Outputs: ``cards``, name -> ``mapping`` and ``slot``, as a GpuVm takes them.
+    Outputs: ``cards``, name -> ``mapping`` and ``slot``, as a GpuVm takes them; ``tests``, name -> what the passthrough test saw.
 
     :param vms: the VMs of this host, by name.
     """
 
     cards: pulumi.Output[dict[str, dict[str, str]]]
+    tests: pulumi.Output[dict[str, dict[str, Any]]]
 
     def __init__(
         self,
@@ -37,6 +40,8 @@ class GpuCards(pulumi.ComponentResource):
     ) -> None:
         super().__init__("homelab:gpu:GpuCards", name, {}, opts)
         holders = {use.gpu: (vm_name, vm) for vm_name, vm in vms.items() for use in vm.gpus}
+        tests: dict[str, pulumi.Output[dict[str, Any]]] = {}
+        released: dict[str, pulumi.Resource] = {}
         cards = [gpu for gpu, about in host.gpus.items() if about.use == "vm"] if host.api else []
         for gpu in cards:
             about: dict[str, Any] = {
@@ -49,16 +54,24 @@ class GpuCards(pulumi.ComponentResource):
                 {**about, "entry": boot.host.apply(functools.partial(mapping_entry, gpu))},
                 pulumi.ResourceOptions(parent=self, depends_on=[boot]),
             )
-            lease(
+            released[gpu] = lease(
                 f"{host_name}-{gpu}-lease",
                 {**about, "slot": boot.host.apply(functools.partial(_slot, gpu))},
                 holders.get(gpu),
                 pulumi.ResourceOptions(parent=self, depends_on=[mapping]),
             )
+        for gpu, about_gpu in host.gpus.items():
+            if about_gpu.use == "vm" and about_gpu.passthrough_test:
+                # Before a VM has it: the test refuses a card that another VM runs with. Not again after each reboot, when one may.
+                after = [boot, *([released[gpu]] if gpu in released else [])]
+                options = pulumi.ResourceOptions(parent=self, depends_on=after)
+                functions = boot.host.apply(functools.partial(_functions, gpu))
+                tests[gpu] = PassthroughTest(f"{host_name}-{gpu}-test", host, functions, [], options).seen
+        self.tests = pulumi.Output.all(**tests)
         self.cards = boot.host.apply(
             lambda found: {gpu: {"mapping": host.mapping_of(gpu), "slot": _slot(gpu, found)} for gpu in cards}
         )
-        self.register_outputs({"cards": self.cards})
+        self.register_outputs({"cards": self.cards, "tests": self.tests})
 
 
 def lease(
@@ -72,6 +85,10 @@ def lease(
     vm_name, vm = holder or (None, None)
     shutdown = vm and vm.shutdown.model_dump(mode="json")
     return GpuLease(name, {**card, "vm": vm_name, "vmid": vm and vm.vmid, "shutdown": shutdown}, opts)
+
+
+def _functions(name: str, host: dict[str, Any]) -> dict[str, str]:
+    return {function["address"]: function["id"] for function in host["gpus"][name]["functions"]}
 
 
 def _slot(name: str, host: dict[str, Any]) -> str:
