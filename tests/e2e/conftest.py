@@ -109,13 +109,18 @@ def name_of(urn: str) -> str:
 
 @dataclass
 class Stack:
-    """A stack of its own: backend, configuration and lab belong to one test."""
+    """A stack of its own: backend, configuration and lab belong to one test.
+
+    ``project``: the folder with the program; ``backend``: the folder with the state, if another stack's is to be shared.
+    """
 
     lab: Lab
     folder: Path
     engine: install.Engine
     config: dict[str, Any] = field(default_factory=dict)
     runs: int = 0
+    project: Path = PROJECT
+    backend: Path | None = None
 
     @property
     def host(self) -> dict[str, Any]:
@@ -126,7 +131,7 @@ class Stack:
     @property
     def environment(self) -> dict[str, str]:
         return self.engine.environment(os.environ) | {
-            "PULUMI_BACKEND_URL": stacks.backend_url(self.folder),
+            "PULUMI_BACKEND_URL": stacks.backend_url(self.backend or self.folder),
             "PULUMI_CONFIG_PASSPHRASE": "",
             "PULUMI_SKIP_UPDATE_CHECK": "true",
             "NO_COLOR": "1",
@@ -136,7 +141,7 @@ class Stack:
 
     def command(self, *arguments: str) -> list[str]:
         self.runs += 1
-        where = ["--stack", "lab", "--non-interactive", "--cwd", str(PROJECT)]
+        where = ["--stack", "lab", "--non-interactive", "--cwd", str(self.project)]
         if arguments[0] not in ("cancel", "stack"):  # which read no configuration
             where += ["--config-file", str(self.folder / "Pulumi.lab.yaml")]
             where += ["--event-log", str(self.folder / f"events-{self.runs}.jsonl")]
@@ -196,7 +201,7 @@ class Stack:
     def output(self) -> dict[str, Any]:
         """The stack's outputs."""
         done = subprocess.run(
-            [str(self.engine.pulumi), "stack", "output", "--json", "--stack", "lab", "--cwd", str(PROJECT)],
+            [str(self.engine.pulumi), "stack", "output", "--json", "--stack", "lab", "--cwd", str(self.project)],
             env=self.environment, capture_output=True, text=True, check=True,
         )  # fmt: skip
         outputs: dict[str, Any] = json.loads(done.stdout)
