@@ -67,7 +67,7 @@ class GpuCards(pulumi.ComponentResource):
                 options = pulumi.ResourceOptions(parent=self, depends_on=after)
                 functions = boot.host.apply(functools.partial(_functions, gpu))
                 tests[gpu] = PassthroughTest(f"{host_name}-{gpu}-test", host, functions, [], options).seen
-        self.tests = pulumi.Output.all(**tests)
+        self.tests = pulumi.Output.all(**tests) if tests else pulumi.Output.from_input({})  # `all` of nothing is a list
         self.cards = boot.host.apply(
             lambda found: {gpu: {"mapping": host.mapping_of(gpu), "slot": _slot(gpu, found)} for gpu in cards}
         )

@@ -280,3 +280,30 @@ def test_a_preview_shows_the_vm_and_refuses_what_an_up_would(stack_on: Callable[
         assert said in stack.up(ok=False).message
         assert stack.lab.snapshot() == stock
     assert len(stack.lab.boots()) == 1
+
+
+def test_a_small_vm_proves_the_card_before_a_vm_gets_it(stack_on: Callable[..., Stack]) -> None:
+    gpu = {"match": "10de:2b85", "passthroughTest": True}
+    stack = stack_on("rtx5090", gpus={"rtx5090": gpu}, vms=SANDBOX)
+    before = conf(stack, 103)
+    stack.lab.fault("card-invisible", "0000:01:00.1")
+    message = stack.up(ok=False).message
+    assert "0000:01:00.1" in message and "next:   " in message
+    assert conf(stack, 103) == before
+    stack.lab.fault("card-invisible", None)
+
+    up = stack.up()
+    order = [name for _, name in up.steps]
+    assert order.index("pve-rtx5090-test-vm") < order.index("sandbox-record")
+    seen = stack.output()["hosts"]["pve"]["gpus"]["rtx5090"]["test"]
+    assert [(one["address"], one["id"]) for one in seen["functions"]] == [
+        ("0000:01:00.0", "10de:2b85"),
+        ("0000:01:00.1", "10de:22e8"),
+    ]
+    assert {"index": 1, "size": 32 << 30} in seen["functions"][0]["bars"]
+    assert sorted(path.name for path in (stack.lab.root / "etc/pve/qemu-server").iterdir()) == ["103.conf"]
+    assert with_card(stack)["0000:01:00.0"] == 103
+    # A reboot that brings the VM back with its card needs no other proof.
+    stack.host["iommu"] = {"passthrough": False}
+    assert "pve-rtx5090-test-vm" not in stack.up().changed
+    assert with_card(stack)["0000:01:00.0"] == 103
