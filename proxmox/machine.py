@@ -216,10 +216,8 @@ class Machine:
             left = max(1, round(deadline - time.monotonic()))
             last = left <= PRESS_SECONDS
             force = {"forceStop": 1} if last and policy.otherwise == "stop" else {}
+            upid = self._api.post(f"{self._path}/status/shutdown", wanted, timeout=min(left, PRESS_SECONDS), **force)
             try:
-                upid = self._api.post(
-                    f"{self._path}/status/shutdown", wanted, timeout=min(left, PRESS_SECONDS), **force
-                )
                 self._api.task(upid, wanted, left + TASK_SECONDS, self.say)
             except ApiError as error:
                 if not self.running():
