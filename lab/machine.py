@@ -23,7 +23,8 @@ from lab.host.bootloader import write_grubenv
 from lab.host.catalogue import module_of_driver
 from lab.host.grub import mkconfig
 from lab.host.initramfs import build_image
-from lab.host.kernel import ModprobeError, RunningKernel, modules_on_disk
+from lab.host.kernel import ModprobeError, RunningKernel, modules_of
+from lab.host.node_programs import ELSEWHERE_REAL
 from lab.host.proxmox_boot import sync
 from lab.host.run import PROGRAMS
 from lab.host.state import HostState
@@ -49,6 +50,8 @@ FAULTS = {
     "foreign-change": "a number of changes",
     "guest-ignores-shutdown": "true, or a guest's id",
     "agent-silent": "true, or a VM's id",
+    "nvidia-uvm-missing": "true",
+    "nvidia-majors-change": "true",
 }
 
 
@@ -169,10 +172,10 @@ class Machine:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         for name in PROGRAMS:
-            if name == "nvidia-smi" and host.machine["nvidia"] is None:
+            if name.startswith("nvidia-") and host.machine["nvidia"] is None:
                 continue
             path = folder / name
-            path.write_text(f'#!/bin/sh\n{start} {name} "$@"\n', encoding="utf-8")
+            path.write_text(f'#!/bin/sh\n{_first_choice(name)}{start} {name} "$@"\n', encoding="utf-8")
             path.chmod(0o755)
 
     # -- kernel packages ---------------------------------------------------------------------------------
@@ -227,7 +230,12 @@ class Machine:
         Args:
             reason: "start", "reboot" or "power".
         """
-        done = booting.boot(self._host(), reason)
+        # As late as this: the API's modules need this one's package.
+        from lab.api.boot import settle
+
+        done = booting.boot(self._host(), reason, self.environment())
+        if done.comes_up:
+            settle(self._host())
         return BootResult(
             done.boot_id,
             done.kernel,
@@ -316,7 +324,7 @@ class Machine:
             kernel.write(f"drivers/{kernel.bound[address]}/unbind", address)
         if driver is None:
             return
-        available = modules_on_disk(host.root, kernel.data["kernel"])
+        available = modules_of(host, kernel.data["kernel"])
         try:
             kernel.load_module(module_of_driver(driver), booting.root_modprobe_config(host), available)
         except ModprobeError as error:
@@ -339,6 +347,12 @@ class Machine:
             "LOGNAME": "root",
             "SHELL": "/bin/bash",
         }
+
+
+def _first_choice(name: str) -> str:
+    """A launcher's line for programs that are this machine's own wherever no path in /dev is named."""
+    program = shutil.which(name, path="/usr/local/bin:/usr/bin:/bin") if name in ELSEWHERE_REAL else None
+    return f'case "$PWD $*" in */dev*) ;; *) exec {shlex.quote(program)} "$@" ;; esac\n' if program else ""
 
 
 __all__ = [

@@ -123,6 +123,12 @@ class Guest:
         """The process that it runs in."""
         return 20000 + self.vmid
 
+    @property
+    def nvidia_at_first(self) -> str | None:
+        """The version of NVIDIA's libraries in a container as its scenario describes it."""
+        found: str | None = self._record.get("nvidia")
+        return found
+
     def set_running(self, running: bool) -> None:
         """Let it run, or not."""
         if str(self.vmid) not in self.host.machine["guests"]:
@@ -136,6 +142,18 @@ class Guest:
         """Whether the fault guest-ignores-shutdown names it, or every guest."""
         fault = self.host.fault("guest-ignores-shutdown")
         return fault is True or (fault is not None and fault is not False and str(fault) == str(self.vmid))
+
+
+def disturbed(guest: Guest) -> GuestConfig:
+    """The configuration; under the fault foreign-change somebody else has written it a moment ago."""
+    count = guest.host.fault("foreign-change")
+    if count:
+        with guest.host.changing() as machine:
+            machine["faults"]["foreign-change"] = int(count) - 1
+        config = guest.config()
+        config.values["description"] = f"changed by somebody else, {time.time():.6f}"
+        guest.save(config)
+    return guest.config()
 
 
 def guests_of(host: HostState, kind: Kind) -> list[Guest]:
