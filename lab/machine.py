@@ -108,7 +108,7 @@ class Machine:
         """
         machine = cls(state)
         machine.state.mkdir(parents=True, exist_ok=True)
-        for name in ("root", "esp", "covered", "initramfs", "bin"):
+        for name in ("root", "esp", "covered", "initramfs", "bin", "guests"):
             shutil.rmtree(machine.state / name, ignore_errors=True)
         for name in ("kernel.json", "dmesg"):
             (machine.state / name).unlink(missing_ok=True)
