@@ -157,7 +157,7 @@ class Start:
         words = entry.split()
         if len(words) < 4:
             raise self._failed(f'Invalid mount entry "{entry}"')
-        source, target, options = words[0], words[1], words[3].split(",")
+        source, target, options = words[0].rstrip("/"), words[1].rstrip("/"), words[3].split(",")
         if not {"bind", "rbind"} & set(options) or target.startswith("/"):
             # A file system of its own, or an absolute target: that is a path of the host, and nothing is seen inside.
             return
@@ -172,19 +172,25 @@ class Start:
             return
         if not source.startswith("/dev/"):
             self.binds.append((source, place))
-        elif self._host.rooted(source).is_dir():
-            for path in sorted(self._host.rooted(source).rglob("*")):
-                self._bind_node(path, f"{place}/{path.relative_to(self._host.rooted(source))}")
-        else:
+            return
+        below = self._nodes_below(source)
+        for name, node in below.items():
+            self.nodes[f"{place}/{name}"] = self._as_seen(node)
+        if not below and not self._host.rooted(source).is_dir():
             self.nodes[place] = self._as_seen(host_node(self._host, source))
 
-    def _bind_node(self, path: Path, place: str) -> None:
-        node = read_node(path)
-        if node is not None and not path.is_symlink():
-            self.nodes[place] = self._as_seen(node)
+    def _nodes_below(self, folder: str) -> dict[str, Node]:
+        """The nodes in a folder of the host's /dev, by their path below it."""
+        base = self._host.rooted(folder)
+        found = {path[len(folder) + 1 :]: node for path, node in KERNEL_NODES.items() if path.startswith(f"{folder}/")}
+        for path in base.rglob("*") if base.is_dir() else []:
+            if not path.is_symlink() and (node := read_node(path)) is not None:
+                found[str(path.relative_to(base))] = node
+        return found
 
     def _exists(self, source: str) -> bool:
-        return source in KERNEL_NODES or self._host.rooted(source).exists()
+        known = any(path == source or path.startswith(f"{source}/") for path in KERNEL_NODES)
+        return known or self._host.rooted(source).exists()
 
     def _as_seen(self, node: Node) -> Node:
         """A node of the host inside: an unprivileged container doesn't know its owners."""

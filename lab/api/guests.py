@@ -37,6 +37,27 @@ def exclusively(host: HostState) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def locked_config(guest: Guest) -> Iterator[None]:
+    """Hold the file lock under which a node reads and writes a container's configuration.
+
+    A node waits ten seconds for it; here whoever holds it may need this very process to go on, so that it is refused at
+    once, in the words that come after these seconds.
+
+    Raises:
+        ApiError: 500, somebody holds it, such as a script with flock(1).
+    """
+    path = f"/run/lock/lxc/pve-config-{guest.vmid}.lock"
+    place = guest.host.rooted(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Died(f"can't lock file '{path}' - got timeout") from None
+        yield
+
+
 @dataclass(frozen=True)
 class Guest:
     """A VM or a container of this node, whether its configuration exists or not."""

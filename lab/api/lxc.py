@@ -20,6 +20,7 @@ from .guests import (
     bridge_of,
     disturbed,
     guests_of,
+    locked_config,
     new_mac,
     option_values,
     require_free_id,
@@ -274,6 +275,11 @@ def destroy(call: Call) -> str:
 def update(call: Call) -> None:
     """PUT .../config."""
     guest = call.guest("lxc")
+    with locked_config(guest):
+        _update(call, guest)
+
+
+def _update(call: Call, guest: Guest) -> None:
     change = Change.of("lxc", call.parameters)
     config = disturbed(guest)
     unprivileged = config.values.get("unprivileged") == "1"
@@ -340,7 +346,8 @@ def start_work(call: Call, guest: Guest, log: TaskLog) -> Work:
 def _begin(guest: Guest, config: GuestConfig, log: Callable[[str], None]) -> None:
     """Start what runs in it; what lxc prints goes to the log, the last line is what the task ends with."""
     try:
-        container_system.begin(guest, config)
+        with locked_config(guest):
+            container_system.begin(guest, config)
     except ApiError as error:
         *lines, last = error.text.removesuffix("\n").split("\n")
         for line in lines:

@@ -212,6 +212,15 @@ def test_the_confs_that_people_trust_are_found_out(phoenix: Host) -> None:
     assert phoenix.output("pct exec 901 -- stat -c %t:%T /dev/nvidia-caps/nvidia-cap1") == f"{uvm(phoenix):x}:1\n"
 
 
+@pytest.mark.parametrize(
+    "entry", ["/dev/net/tun dev/net/tun none bind,create=file", "/dev/net dev/net none bind,create=dir"]
+)
+def test_a_node_that_every_kernel_has_is_on_every_host(phoenix: Host, entry: str) -> None:
+    conf(phoenix, allow("c 10:200 rwm") + f"lxc.mount.entry: {entry}\n")
+    assert phoenix.output("pct exec 901 -- stat -c %t:%T /dev/net/tun") == "a:c8\n"
+    assert opening(phoenix, "net/tun") == ""
+
+
 def test_a_mount_without_optional_keeps_a_container_from_starting(phoenix: Host) -> None:
     phoenix.output("pct stop 901; rm $ROOT/dev/nvidia1")
     path = phoenix.root / "etc/pve/lxc/901.conf"
@@ -417,6 +426,14 @@ def test_unlock(phoenix: Host) -> None:
     phoenix.output("pct unlock 901")
     assert path.read_text(encoding="utf-8") == stock
     assert phoenix.run("pct unlock 901").returncode == 255
+
+
+def test_a_script_that_holds_the_configurations_file_lock_keeps_others_out(phoenix: Host) -> None:
+    lock = "/run/lock/lxc/pve-config-901.lock"
+    done = phoenix.run(f"flock $ROOT{lock} pct set 901 -cores 2")
+    assert (done.returncode, done.stderr) == (255, f"can't lock file '{lock}' - got timeout\n")
+    assert "cores: 8" in phoenix.output("pct config 901")
+    phoenix.output("pct set 901 -cores 2")
 
 
 def test_a_container_that_ignores_a_shutdown(phoenix: Host) -> None:
