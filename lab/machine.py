@@ -352,7 +352,7 @@ class Machine:
 def _first_choice(name: str) -> str:
     """A launcher's line for programs that are this machine's own wherever no path in /dev is named."""
     program = shutil.which(name, path="/usr/local/bin:/usr/bin:/bin") if name in ELSEWHERE_REAL else None
-    return f'case "$PWD $*" in */dev*) ;; *) exec {shlex.quote(program)} "$@" ;; esac\n' if program else ""
+    return f'case "$PWD $*" in */dev* | *" dev"*) ;; *) exec {shlex.quote(program)} "$@" ;; esac\n' if program else ""
 
 
 __all__ = [

@@ -130,6 +130,11 @@ def real(name: str, arguments: list[str]) -> int:
     return done.returncode if done.returncode >= 0 else 128 - done.returncode
 
 
+def _without(arguments: list[str], operands: list[str]) -> list[str]:
+    """A command's options alone."""
+    return [word for word in arguments if word not in operands and word != "--"]
+
+
 # -- stat ------------------------------------------------------------------------------------------------------
 def _stat(tree: Tree, arguments: list[str]) -> int:
     options = Options(arguments, "Lc:ft", ("dereference", "format=", "printf=", "file-system", "terse"))
@@ -138,7 +143,7 @@ def _stat(tree: Tree, arguments: list[str]) -> int:
     for path in options.rest:
         node = None if tree.place(path).is_symlink() and not options.has("L", "dereference") else tree.node(path)
         if node is None:
-            own = [a for a in arguments if a not in options.rest]
+            own = _without(arguments, options.rest)
             status = real("stat", [*own, "--", str(tree.place(path))]) or status
         elif form is not None or printf is not None:
             text = format_node(tree, path, node, form if form is not None else printf or "")
@@ -189,7 +194,7 @@ def _ls(tree: Tree, arguments: list[str]) -> int:
     paths = options.rest or ["."]
     involved = [p for p in paths if tree.node(p) is not None or _holds_nodes(tree, p)]
     if not involved or "R" in options:
-        own = [a for a in arguments if a not in options.rest]
+        own = _without(arguments, options.rest)
         return real("ls", [*own, "--", *(str(tree.place(p)) for p in paths)])
     status, folders = 0, []
     for path in sorted(paths):

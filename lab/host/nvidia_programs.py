@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import container, nvidia
 from .boot import root_modprobe_config
@@ -27,6 +27,13 @@ _LIBRARY = re.compile(r"libnvidia-ml\.so\.(\d+\.\d+(?:\.\d+)?)")
 _PERMISSION, _NOT_FOUND, _DRIVER_NOT_LOADED, _LIBRARY_NOT_FOUND, _MISMATCH, _UNKNOWN = 4, 6, 9, 12, 18, 255
 
 
+#: Memory in MiB, as nvidia-smi prints it, and compute capability, by PCI device id.
+_CAPACITIES = {
+    "2b85": (32607, "12.0"), "2d04": (16311, "12.0"), "2684": (24564, "8.9"), "2786": (12282, "8.9"),
+    "2882": (8188, "8.9"), "2204": (24576, "8.6"), "2504": (12288, "8.6"),
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Card:
     """A card as NVML lists it: by PCI order, whatever its minor number."""
@@ -36,6 +43,7 @@ class Card:
     minor: int
     name: str
     uuid: str
+    device: str
 
 
 def main(host: HostState, name: str, arguments: list[str]) -> int:
@@ -117,10 +125,17 @@ def _cards_of_host(host: HostState) -> list[Card]:
 
 
 def _cards(host: HostState) -> list[Card]:
-    names = {d["address"]: nvidia.model_of(d["name"], d["device"]) for d in host.machine["hardware"]["devices"]}
+    known = {d["address"]: d for d in host.machine["hardware"]["devices"]}
     by_address = sorted((address, minor) for minor, address in nvidia.cards(host.running).items())
     return [
-        Card(index, address, minor, names[address], nvidia.uuid_of(host, address))
+        Card(
+            index,
+            address,
+            minor,
+            nvidia.model_of(known[address]["name"], known[address]["device"]),
+            nvidia.uuid_of(host, address),
+            known[address]["device"],
+        )
         for index, (address, minor) in enumerate(by_address)
     ]
 
@@ -148,7 +163,7 @@ def _cards_inside(system: HostState) -> list[Card]:
         text = f"Failed to initialize NVML: Driver/library version mismatch\nNVML library version: {short}"
         raise Failure(text, _MISMATCH)
     seen = [c for c in _cards(host) if container.opening(system, f"/dev/nvidia{c.minor}", "rw", who) == 0]
-    return [Card(index, c.address, c.minor, c.name, c.uuid) for index, c in enumerate(seen)]
+    return [replace(card, index=index) for index, card in enumerate(seen)]
 
 
 def library_version(system: HostState) -> str | None:
@@ -198,10 +213,13 @@ def _bus_id(card: Card) -> str:
 def _query(fields: list[str], cards: list[Card], version: str, arguments: list[str]) -> None:
     form = next((a.removeprefix("--format=") for a in arguments if a.startswith("--format=")), "").split(",")
     for card in cards:
+        memory, capability = _CAPACITIES.get(card.device, (None, "[N/A]"))
+        unit = "" if "nounits" in form else " MiB"
         values = {
             "index": str(card.index), "count": str(len(cards)), "name": card.name, "gpu_name": card.name,
             "uuid": card.uuid, "gpu_uuid": card.uuid, "driver_version": version, "pci.bus_id": _bus_id(card),
-            "gpu_bus_id": _bus_id(card), "memory.total": "24576" if "nounits" in form else "24576 MiB",
+            "gpu_bus_id": _bus_id(card), "compute_cap": capability,
+            "memory.total": "[N/A]" if memory is None else f"{memory}{unit}",
         }  # fmt: skip
         unknown = [field for field in fields if field not in values]
         if unknown:

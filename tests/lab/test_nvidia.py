@@ -181,6 +181,7 @@ def test_mknod_makes_a_node_that_every_program_takes_for_one(mixed: Host) -> Non
     assert mixed.output("env test -c $ROOT/dev/nvidia7 && echo yes") == "yes\n"
     assert mixed.run("env test -b $ROOT/dev/nvidia7").returncode == 1
     assert mixed.run("mknod $ROOT/dev/nvidia7 c 195 7").stderr.endswith("nvidia7: File exists\n")
+    assert mixed.output("cd $ROOT && stat -c %F -- dev/nvidia7") == "character special file\n"
     mixed.output("chmod 0600 $ROOT/dev/nvidia7")
     assert nodes(mixed)["nvidia7"].split()[-3] == "600"
     mixed.output("chmod 0000 $ROOT/dev/nvidia7")
@@ -194,9 +195,19 @@ def test_files_that_are_no_nodes_are_left_to_the_machines_own_programs(mixed: Ho
         "regular file 4",
     ]
     assert mixed.output("cd $ROOT/etc/dev && ls").split() == ["notes"]
+    assert mixed.output("stat -c %s -- $ROOT/etc/dev/notes; ls -- $ROOT/etc/dev/notes").split()[0] == "4"
     assert mixed.run("stat $ROOT/dev/nope").returncode == 1
     assert mixed.run("ls $ROOT/dev/nope").returncode == 2
     assert mixed.run("env [ -f $ROOT/etc/dev/notes -a -s $ROOT/etc/dev/notes ]").returncode == 0
+
+
+def test_nvidia_smi_tells_of_each_card(phoenix: Host) -> None:
+    query = "nvidia-smi --query-gpu=index,name,memory.total,compute_cap --format=csv,noheader"
+    assert phoenix.output(query).splitlines() == [
+        "0, NVIDIA GeForce RTX 5090, 32607 MiB, 12.0",
+        "1, NVIDIA GeForce RTX 4090, 24564 MiB, 8.9",
+    ]
+    assert phoenix.run("nvidia-smi --query-gpu=nope --format=csv").returncode == 2
 
 
 @pytest.mark.parametrize(
