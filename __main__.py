@@ -1,10 +1,13 @@
-"""From a stock Proxmox VE host to a GPU on vfio-pci, layer by layer; each waits for the one before it.
+"""From a stock Proxmox VE host to a GPU in a VM, layer by layer; each waits for the one before it.
 
-HostProbe ─► IommuHost ─► VfioBinding ─► HostReboot (one, only if needed) ─► verified
+HostProbe ─► IommuHost ─► VfioBinding ─► HostReboot (one, only if needed) ─► verified ─► GpuCards (PCI mappings) ─► GpuVm
 """
 
 import pulumi
 
+import contract
+from components.gpu_cards import GpuCards
+from components.gpu_vm import GpuVm
 from components.host_plan import preview
 from components.host_probe import HostProbe
 from components.host_reboot import HostReboot
@@ -18,13 +21,21 @@ try:
 except HomelabError as error:
     raise pulumi.RunError(str(error)) from None
 
-hosts = {}
+hosts, tests, vms = {}, {}, {}
 for name, host in settings.hosts.items():
     probe = HostProbe(f"{name}-probe", name, host)
-    preview(name, host, probe, settings.plan)
     iommu = IommuHost(f"{name}-iommu", host, probe)
     vfio = VfioBinding(f"{name}-vfio", host, probe, pulumi.ResourceOptions(depends_on=[iommu]))
-    reboot = HostReboot(f"{name}-boot", name, host, probe, pulumi.ResourceOptions(depends_on=[iommu, vfio]))
-    hosts[name] = reboot.host
+    boot = HostReboot(f"{name}-boot", name, host, probe, pulumi.ResourceOptions(depends_on=[iommu, vfio]))
+    hosts[name] = boot.host
 
-pulumi.export("hosts", hosts)
+    guests = {guest: vm for guest, vm in settings.vms.items() if vm.host == name}
+    cards = GpuCards(f"{name}-cards", name, host, boot, guests, pulumi.ResourceOptions(depends_on=[boot]))
+    tests[name] = cards.tests
+    for guest, vm in guests.items():
+        after = pulumi.ResourceOptions(depends_on=[cards])
+        vms[guest] = GpuVm(guest, vm, host.node or name, cards.cards, boot.boot, after).vm
+    preview(name, host, probe, guests, [probe.generation, *(vms[guest] for guest in guests)], settings.plan)
+
+for name, value in contract.outputs(settings, hosts, tests, vms).items():
+    pulumi.export(name, value)

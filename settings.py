@@ -41,6 +41,11 @@ _HOSTNAME = re.compile(
 _PCI_SLOT = re.compile(r"(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([01][0-9a-f])(?:\.[0-7])?")
 _PCI_FUNCTION = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 _PCI_ID = re.compile(r"[0-9a-f]{4}:[0-9a-f]{4}")
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+_TOKEN = re.compile(r"[^\s:/!@]+@[A-Za-z][A-Za-z0-9._-]+![A-Za-z][A-Za-z0-9._-]+")
+_USER = re.compile(r"[^\s:/!@]+@[A-Za-z][A-Za-z0-9._-]+")
+# pve-configid, what Proxmox VE takes as a mapping's id.
+_CONFIG_ID = re.compile(r"[A-Za-z][A-Za-z0-9_-]+")
 _HOST_KEY = re.compile(r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(?:256|384|521)) ([A-Za-z0-9+/]+=*)(?: .*)?")
 
 
@@ -179,6 +184,80 @@ def _path(text: str) -> Path:
     return path if path.is_absolute() else PROJECT / path
 
 
+class Api(_Model):
+    """How the Proxmox VE API is reached: by ``token`` and ``tokenSecret``, or by ``user`` and ``password`` (raw devices, ROM files:
+    root@pam alone). Its certificate is checked by exactly one of ``caFile`` (a copy of the host's /etc/pve/pve-root-ca.pem),
+    ``fingerprint`` (SHA-256, as `pvenode cert info` shows it) and ``publicCa`` (a certificate that this machine trusts anyway).
+    """
+
+    port: Annotated[int, Field(ge=1, le=65535)] = 8006
+    token: str | None = None
+    token_secret: SecretStr | None = None
+    user: str | None = None
+    password: SecretStr | None = None
+    ca_file: str | None = None
+    fingerprint: str | None = None
+    public_ca: bool = False
+
+    @field_validator("token")
+    @classmethod
+    def _token_id(cls, value: str | None) -> str | None:
+        if value is not None and not _TOKEN.fullmatch(value):
+            raise ValueError("expected a token's id such as homelab@pve!pulumi")
+        return value
+
+    @field_validator("user")
+    @classmethod
+    def _with_realm(cls, value: str | None) -> str | None:
+        if value is not None and not _USER.fullmatch(value):
+            raise ValueError("expected a user with its realm, such as root@pam")
+        return value
+
+    @field_validator("fingerprint")
+    @classmethod
+    def _sha256(cls, value: str | None) -> str | None:
+        plain = value and value.replace(":", "").lower()
+        if plain is not None and not _FINGERPRINT.fullmatch(plain):
+            raise ValueError("expected a SHA-256 fingerprint, 64 hexadecimal digits (see `pvenode cert info`)")
+        return plain
+
+    @model_validator(mode="after")
+    def _one_way_in(self) -> Self:
+        by_token = (self.token is not None, self.token_secret is not None)
+        by_user = (self.user is not None, self.password is not None)
+        if (by_token, by_user) not in (((True, True), (False, False)), ((False, False), (True, True))):
+            raise ValueError("expected token and tokenSecret, or user and password")
+        if sum((self.ca_file is not None, self.fingerprint is not None, self.public_ca)) != 1:
+            raise ValueError(
+                "expected exactly one of caFile, fingerprint, publicCa: without it, whoever answers at the address would be given "
+                "the credentials"
+            )
+        return self
+
+    @property
+    def is_root(self) -> bool:
+        """Whether this is root@pam itself, who alone may use a device by its address; a token of root@pam is not."""
+        return self.user == "root@pam"
+
+    @property
+    def ca_path(self) -> Path | None:
+        """The file with the authority to trust.
+
+        :raises HomelabError: it isn't there.
+        """
+        if self.ca_file is None:
+            return None
+        path = _path(self.ca_file)
+        if not path.is_file():
+            raise HomelabError(
+                f"the certificate authority of the host in {path} (api.caFile)",
+                "no such file",
+                "without it nobody can tell whether the right host answers",
+                "copy the host's /etc/pve/pve-root-ca.pem there, or set api.fingerprint",
+            )
+        return path
+
+
 class Iommu(_Model):
     """``enable``: put amd_iommu=on or intel_iommu=on on the command line; ``passthrough``: iommu=pt (host devices bypass it)."""
 
@@ -190,6 +269,7 @@ class Gpu(_Model):
     """A card, by what it is (``match``), where it is (``address``), or both; and who gets it (``use``).
 
     ``allow…`` opens one gate each: group members that may go along, the firmware's console, containers that lose the card.
+    ``mapping``: the id of its PCI mapping, by default the card's name. ``passthroughTest``: prove it with a small VM.
     """
 
     match: str | None = None
@@ -198,6 +278,15 @@ class Gpu(_Model):
     allow_group_members: list[Function] = []
     allow_console: bool = False
     allow_containers: list[int] = []
+    mapping: str | None = None
+    passthrough_test: bool = False
+
+    @field_validator("mapping")
+    @classmethod
+    def _mapping_id(cls, value: str | None) -> str | None:
+        if value is not None and not _CONFIG_ID.fullmatch(value):
+            raise ValueError("expected a mapping's id: a letter, then letters, digits, hyphens, underscores")
+        return value
 
     @field_validator("match", mode="before")
     @classmethod
@@ -223,10 +312,15 @@ class Timeouts(_Model):
 
 
 class Host(_Model):
-    """One Proxmox VE node. ``takeOver``: bind with this program's means what somebody else's configuration binds already."""
+    """One Proxmox VE node. ``takeOver``: bind with this program's means what somebody else's configuration binds already.
+
+    ``node``: its name in Proxmox VE, by default the name it has here. ``api`` is needed where cards go to VMs.
+    """
 
     address: str
     ssh: Ssh
+    api: Api | None = None
+    node: str | None = None
     iommu: Iommu = Iommu()
     gpus: dict[Name, Gpu] = {}
     take_over: bool = False
@@ -245,6 +339,28 @@ class Host(_Model):
             raise ValueError("expected an IP address or a host name, such as 192.168.0.202 or pve.lan")
         return value
 
+    @field_validator("node")
+    @classmethod
+    def _node_name(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", value):
+            raise ValueError("expected a node's name, as `hostname` prints it on the host")
+        return value
+
+    def mapping_of(self, gpu: str) -> str:
+        """The id of a card's PCI mapping."""
+        return self.gpus[gpu].mapping or gpu
+
+    @model_validator(mode="after")
+    def _distinct_mappings(self) -> Self:
+        passed = [name for name, gpu in self.gpus.items() if gpu.use == "vm"] if self.api else []
+        ids = [self.mapping_of(name) for name in passed]
+        for name in passed:
+            if not _CONFIG_ID.fullmatch(self.mapping_of(name)):
+                raise ValueError(f"gpus.{name}: Proxmox VE takes no mapping id of one letter: set `mapping`")
+            if ids.count(self.mapping_of(name)) > 1:
+                raise ValueError(f"gpus.{name}: another card of this host has the mapping {self.mapping_of(name)}, too")
+        return self
+
     @model_validator(mode="after")
     def _distinct_gpus(self) -> Self:
         for name, gpu in self.gpus.items():
@@ -258,11 +374,184 @@ class Host(_Model):
         return self
 
 
+class VmGpu(_Model):
+    """A card in a VM, as one hostpci option; just a name in the settings where nothing else is said.
+
+    ``byAddress``: the raw form, without a mapping. It and ``romfile`` (a file in the host's /usr/share/kvm) take root@pam.
+    """
+
+    gpu: Name
+    x_vga: bool = False
+    rombar: bool = True
+    pcie: bool = True
+    romfile: str | None = None
+    by_address: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"gpu": value} if isinstance(value, str) else value
+
+    @field_validator("romfile")
+    @classmethod
+    def _file_name(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+            raise ValueError("expected the name of a file in the host's /usr/share/kvm")
+        return value
+
+
+class Shutdown(_Model):
+    """How a VM is shut down for a change that needs it off: ``timeout`` in seconds, then ``fail`` or ``stop`` (as by its power switch)."""
+
+    timeout: Annotated[int, Field(ge=1)] = 180
+    otherwise: Literal["fail", "stop"] = "fail"
+
+
+class CloudInit(_Model):
+    """What cloud-init makes of an image: a user with SSH keys; ``ip``: `dhcp` or an address with its prefix (192.168.0.50/24)."""
+
+    user: str | None = None
+    ssh_keys: list[str] = []
+    password: SecretStr | None = None
+    ip: str = "dhcp"
+    gateway: str | None = None
+    nameserver: str | None = None
+
+    @field_validator("ip")
+    @classmethod
+    def _interface(cls, value: str) -> str:
+        if value != "dhcp":
+            try:
+                ipaddress.IPv4Interface(value)
+            except ValueError:
+                raise ValueError("expected `dhcp` or an address with its prefix, such as 192.168.0.50/24") from None
+            if "/" not in value:
+                raise ValueError("expected the prefix as well, such as 192.168.0.50/24")
+        return value
+
+    @field_validator("ssh_keys")
+    @classmethod
+    def _public_keys(cls, value: list[str]) -> list[str]:
+        for key in value:
+            if not _is_public_key(key):
+                raise ValueError(f"expected public keys such as `ssh-ed25519 AAAA…`; found {key[:40]!r}")
+        return value
+
+
+class Disk(_Model):
+    """The system disk: on which ``storage``, of how many GiB."""
+
+    storage: str
+    size: Annotated[int, Field(ge=1)]
+
+
+class NewVm(_Model):
+    """A VM that is created: from a cloud ``image`` (a volume such as local:import/noble.qcow2), as a full clone of a ``template``
+    (its VM id), or with an empty disk and ``isos``. Memory in MiB. ``options``: further keys of its configuration, as `qm set`
+    takes them. A ``protect``ed VM is never deleted.
+    """
+
+    name: str | None = None
+    cores: Annotated[int, Field(ge=1)] = 4
+    memory: Annotated[int, Field(ge=64)] = 8192
+    disk: Disk
+    image: str | None = None
+    template: Annotated[int, Field(ge=100)] | None = None
+    isos: list[str] = []
+    bridge: str = "vmbr0"
+    machine: Literal["q35", "pc"] = "q35"
+    bios: Literal["ovmf", "seabios"] = "ovmf"
+    secure_boot: bool = False
+    tpm: bool = False
+    cpu: str = "host"
+    os_type: Literal["l26", "win11", "win10", "other"] = "l26"
+    agent: bool = True
+    onboot: bool = False
+    cloud_init: CloudInit | None = None
+    options: dict[str, str] = {}
+    protect: bool = False
+
+    @field_validator("name")
+    @classmethod
+    def _dns_name(cls, value: str | None) -> str | None:
+        if value is not None and not _HOSTNAME.fullmatch(value):
+            raise ValueError("expected a name as DNS has it: letters, digits, hyphens, dots")
+        return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if sum((self.image is not None, self.template is not None, bool(self.isos))) > 1:
+            raise ValueError("expected one of image, template and isos")
+        if self.secure_boot and self.bios != "ovmf":
+            raise ValueError("secureBoot takes bios: ovmf")
+        return self
+
+
+class Vm(_Model):
+    """A VM that gets cards: adopted by its ``vmid`` as it is, or made from ``create``.
+
+    ``power``: keep (as it is found; the default for an adopted VM), running (the default for a created one), stopped. ``machine``:
+    change it to that. ``display: none``: no emulated screen beside the card. ``address``: where the guest is reached, or `agent` to
+    ask its guest agent. ``allowSharedOnboot``: it and another VM with the card may both start with the host.
+    """
+
+    host: Name
+    vmid: Annotated[int, Field(ge=100, le=999_999_999)]
+    gpus: list[VmGpu] = []
+    power: Literal["keep", "running", "stopped"] | None = None
+    shutdown: Shutdown = Shutdown()
+    machine: Literal["q35"] | None = None
+    display: Literal["keep", "none"] = "keep"
+    address: str | None = None
+    allow_shared_onboot: bool = False
+    create: NewVm | None = None
+
+    @property
+    def wanted_power(self) -> str:
+        return self.power or ("keep" if self.create is None else "running")
+
+    @model_validator(mode="after")
+    def _options(self) -> Self:
+        names = [gpu.gpu for gpu in self.gpus]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"gpus: {twice} is there twice")
+        if sum(gpu.x_vga for gpu in self.gpus) > 1:
+            raise ValueError("gpus: one card at most can be the VM's screen (xVga)")
+        if self.create is not None and self.machine is not None:
+            raise ValueError("machine changes an adopted VM; for a new one it is create.machine")
+        if self.create is not None and self.create.machine == "pc" and any(gpu.pcie for gpu in self.gpus):
+            raise ValueError("create.machine: a card with pcie needs q35")
+        return self
+
+
 class Settings(_Model):
     """All of `homelab:`. ``plan``: whether a preview reads the host (auto: when something would change and it is in reach)."""
 
     hosts: dict[Name, Host]
+    vms: dict[Name, Vm] = {}
     plan: Literal["auto", "always", "never"] = "auto"
+
+    @model_validator(mode="after")
+    def _vms_fit(self) -> Self:
+        holders: dict[tuple[str, str], str] = {}
+        ids: dict[tuple[str, int], str] = {}
+        for name, vm in self.vms.items():
+            host = self.hosts.get(vm.host)
+            if host is None:
+                raise ValueError(f"vms.{name}.host: no such host; there are {', '.join(self.hosts)}")
+            if host.api is None:
+                raise ValueError(f"hosts.{vm.host}.api is missing: cards go to VMs ({name}) through the Proxmox VE API")
+            if other := ids.get((vm.host, vm.vmid)):
+                raise ValueError(f"vms.{name} and vms.{other} have the same vmid {vm.vmid}")
+            ids[vm.host, vm.vmid] = name
+            for use in vm.gpus:
+                _check_use(name, vm, use, host)
+                if other := holders.get((vm.host, use.gpu)):
+                    raise ValueError(
+                        f"gpus: {use.gpu} is given to vms.{other} and vms.{name}; one VM at a time can have it"
+                    )
+                holders[vm.host, use.gpu] = name
+        return self
 
     @field_validator("hosts")
     @classmethod
@@ -274,6 +563,20 @@ class Settings(_Model):
             if addresses.count(address) > 1:
                 raise ValueError(f"two hosts with the address {address}")
         return value
+
+
+def _check_use(name: str, vm: Vm, use: VmGpu, host: Host) -> None:
+    gpu = host.gpus.get(use.gpu)
+    if gpu is None:
+        raise ValueError(
+            f"vms.{name}.gpus: hosts.{vm.host} has no card {use.gpu}; it has {', '.join(host.gpus) or 'none'}"
+        )
+    if gpu.use != "vm":
+        raise ValueError(f"vms.{name}.gpus: {use.gpu} stays with the host (use: {gpu.use}); a VM needs use: vm")
+    if (use.by_address or use.romfile) and not (host.api and host.api.is_root):
+        raise ValueError(
+            f"vms.{name}.gpus: byAddress and romfile are root@pam's alone, no token's: set hosts.{vm.host}.api.user and password"
+        )
 
 
 def load(values: Mapping[str, str] | None = None) -> Settings:
@@ -318,6 +621,10 @@ def _decode(text: str) -> Any:
         return text
 
 
+# Below these keys there are secrets.
+_SECRET_PLACES = {"ssh", "api", "cloudInit"}
+
+
 def _explain(error: ValidationError) -> HomelabError:
     """Pydantic's list as the text a person gets. Values never appear where they may be secret."""
     lines = []
@@ -328,9 +635,9 @@ def _explain(error: ValidationError) -> HomelabError:
             text = f"unknown key{_meant(problem['loc'])}"
         elif problem["type"] == "missing":
             text = "missing"
-        elif isinstance(problem["input"], str | int | float | bool) and "ssh" not in problem["loc"]:
+        elif isinstance(problem["input"], str | int | float | bool) and not _SECRET_PLACES & set(problem["loc"]):
             text = f"{text}; found {problem['input']!r}"
-        lines.append(f"homelab:{place}: {text}")
+        lines.append(f"homelab:{place}{': ' if place else ''}{text}")
     return HomelabError(
         "a configuration that can be carried out",
         ("\n        ").join(lines),
@@ -343,10 +650,24 @@ def _meant(location: tuple[int | str, ...]) -> str:
     """`, did you mean …` for an unknown key, from the keys that its model has."""
     model: Any = Settings
     for part in location[:-1]:
+        model = _inside(model)
         if isinstance(model, type) and issubclass(model, BaseModel):
             model = next(field.annotation for field in model.model_fields.values() if field.alias == part)
-        else:  # a mapping of names to models
-            model = get_args(model)[1]
-    known = [field.alias or "" for field in model.model_fields.values()]
+        else:  # a mapping of names to models, or a list of them
+            model = get_args(model)[-1]
+    known = [field.alias or "" for field in _inside(model).model_fields.values()]
     close = difflib.get_close_matches(str(location[-1]), known, n=1)
     return f", did you mean `{close[0]}`?" if close else f"; known are {', '.join(known)}"
+
+
+def _inside(annotation: Any) -> Any:
+    """``X`` for ``X | None``."""
+    return (
+        next((one for one in get_args(annotation) if one is not type(None)), None)
+        if _optional(annotation)
+        else annotation
+    )
+
+
+def _optional(annotation: Any) -> bool:
+    return type(None) in get_args(annotation)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pulumi
 
 from components.host_probe import HostProbe
-from host.errors import HomelabError, UnreachableError
+from host.errors import HomelabError, UnreachableError, raise_all
 
 if TYPE_CHECKING:
-    from settings import Host
+    from settings import Host, Vm
 
 # How long a preview waits for a host that may be out of reach, in seconds.
 PATIENCE_SECONDS = 2.0
 
 
-def preview(name: str, host: Host, probe: HostProbe, mode: str) -> pulumi.Output[bool]:
-    """Prints the plan for ``host`` in a preview; does nothing in an `up`. The output says whether it did.
+def preview(
+    name: str, host: Host, probe: HostProbe, vms: dict[str, Vm], results: list[pulumi.Output[Any]], mode: str
+) -> pulumi.Output[bool]:
+    """Prints the plan for ``host`` and its VMs in a preview; does nothing in an `up`. The output says whether it did.
 
+    :param vms: the VMs of this host, by name.
+    :param results: what isn't known yet exactly when something would change.
     :param mode: ``auto``: when something would change and the host is in reach; ``always``: also when nothing would, and it
         must be in reach; ``never``.
     """
@@ -29,20 +33,26 @@ def preview(name: str, host: Host, probe: HostProbe, mode: str) -> pulumi.Output
             pulumi.log.warn(f"{name}: previewing without the key to the host: {error.found}", probe)
             mode = "never"
     # An output awaits the coroutine, so that the program doesn't end before it, and fails with it.
-    printed: pulumi.Output[bool] = pulumi.Output.from_input(_printed(name, host, probe, mode))
+    printed: pulumi.Output[bool] = pulumi.Output.from_input(_printed(name, host, probe, vms, results, mode))
     return printed
 
 
-async def _printed(name: str, host: Host, probe: HostProbe, mode: str) -> bool:
+async def _printed(
+    name: str, host: Host, probe: HostProbe, vms: dict[str, Vm], results: list[pulumi.Output[Any]], mode: str
+) -> bool:
     if not pulumi.runtime.is_dry_run() or mode == "never":
         return False
-    if mode == "auto" and await probe.generation.is_known():
+    if mode == "auto" and all([await result.is_known() for result in results]):
         return False  # nothing would change: no reason to disturb the host
     from host import plan, ssh  # only now: an `up` doesn't pay for it
+    from proxmox import vm_plan
 
     try:
         facts = await ssh.read(host, PATIENCE_SECONDS, guests=True)
-        text = plan.describe(name, facts, host, plan.wanted(facts, host))
+        want = plan.wanted(facts, host)
+        guests, errors = vm_plan.describe(name, facts, host, want, vms)
+        raise_all(errors)
+        text = "\n".join(part for part in (plan.describe(name, facts, host, want), guests) if part)
     except UnreachableError as error:
         if mode == "always":
             raise pulumi.RunError(str(error)) from None

@@ -15,15 +15,9 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import pulumi
-from pulumi.dynamic import (
-    ConfigureRequest,
-    CreateResult,
-    DiffResult,
-    ReadResult,
-    Resource,
-    ResourceProvider,
-    UpdateResult,
-)
+from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
+
+from components.provider import HostProvider
 
 if TYPE_CHECKING:
     from settings import Host
@@ -36,22 +30,6 @@ LAYERS = ("iommu", "vfio", "boot")
 
 # What `create` puts out, beside the inputs.
 OUTPUTS = ("iommu_words", "vfio_words", "functions", "by_hand", "gpus", "generation", "stale")
-
-
-class HostProvider(ResourceProvider):
-    """A provider whose credentials come from the stack's configuration; none of them is in a resource's state."""
-
-    serialize_as_secret_always = True
-    _hosts: str | None = None
-
-    def configure(self, req: ConfigureRequest) -> None:
-        self._hosts = req.config.get("hosts")
-
-    def host(self, props: dict[str, Any]) -> Host:
-        """The settings of the resource's host. Raises HomelabError when the configuration no longer has it."""
-        from settings import load_host
-
-        return load_host(self._hosts, props["host"])
 
 
 class HostProbeProvider(HostProvider):
@@ -87,10 +65,16 @@ class HostProbeProvider(HostProvider):
 
     def _wanted(self, props: dict[str, Any]) -> dict[str, Any]:
         from host import plan, ssh
+        from host.errors import raise_all
+        from proxmox import api, vm_plan
 
-        host = self.host(props)
+        host, vms = self.host(props), self.vms(props)
         facts = asyncio.run(ssh.read(host, guests=True))
         want = plan.wanted(facts, host)
+        # What would stop the way to a VM is found before the host is rebooted for it.
+        raise_all(vm_plan.describe(props["host"], facts, host, want, vms)[1])
+        if vms:
+            api.Api(host, host.node or props["host"]).get("version", f"to log in to {props['host']}'s Proxmox VE API")
         # Also for those who skip the preview: what a reboot stops is said before anything is changed.
         print(f"{props['host']}: reboot: {plan.reboot(facts, host, want)}")
         return dataclasses.asdict(want)
@@ -126,7 +110,8 @@ class HostProbe(Resource, module="homelab", name="HostProbe"):
 
     def __init__(self, name: str, host_name: str, host: Host, opts: pulumi.ResourceOptions | None = None) -> None:
         # The settings that decide what is wanted; how the host is reached may change without a reading.
-        wanted = host.model_dump(mode="json", include={"iommu", "gpus", "take_over"})
+        elsewhere = {"gpus": {"__all__": {"mapping", "passthrough_test"}}}
+        wanted = host.model_dump(mode="json", include={"iommu", "gpus", "take_over"}, exclude=elsewhere)
         inputs = {"host": host_name, "wanted": wanted, **dict.fromkeys(OUTPUTS)}
         super().__init__(HostProbeProvider(), name, inputs, opts)
 

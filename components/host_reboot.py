@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import time
 from typing import TYPE_CHECKING, Any
 
 import pulumi
 from pulumi.dynamic import CreateResult, DiffResult, Resource
 
 from components import remote
-from components.host_probe import HostProbe, HostProvider
+from components.host_probe import HostProbe
+from components.provider import HostProvider
 from host import scripts
 from host.errors import HomelabError, raise_all
 
@@ -23,7 +26,10 @@ if TYPE_CHECKING:
     from host.facts import HostFacts
     from settings import Host
 
-OUTPUTS = ("kernel", "boot_id", "iommu", "devices")
+# A running VM in what reboot_host.sh answers: `VM 103 (Sandbox), container 901 (ai-lab)`. Names hold no brackets.
+_VM = re.compile(r"VM (\d+) \(")
+
+OUTPUTS = ("kernel", "boot_id", "iommu", "devices", "boot")
 
 
 class BootVerificationProvider(HostProvider):
@@ -37,7 +43,9 @@ class BootVerificationProvider(HostProvider):
         print(
             f"{props['host']}: verified: kernel {facts.kernel}, {facts.iommu.groups} IOMMU groups, {_bound(facts, props)} on vfio-pci"
         )
-        return CreateResult(props["host"], {**props, **_outputs(facts, props)})
+        stopped = _VM.findall(reboot["guests"]) if reboot["reboot"] == "yes" else []
+        boot = {"id": facts.boot_id, "stopped": [int(vmid) for vmid in stopped], "at": int(time.time())}
+        return CreateResult(props["host"], {**props, **_outputs(facts, props), "boot": boot})
 
     def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
         changed = [key for key in news if key not in OUTPUTS and key in olds and olds[key] != news[key]]
@@ -81,7 +89,7 @@ def _wanted(props: dict[str, Any]) -> plan.Wanted:
 
 def _bound(facts: HostFacts, props: dict[str, Any]) -> str:
     return (
-        ", ".join(address for address in props["functions"] if facts.by_address[address].driver == "vfio-pci")
+        ", ".join(address for address in sorted(props["functions"]) if facts.by_address[address].driver == "vfio-pci")
         or "nothing"
     )
 
@@ -101,21 +109,27 @@ def _outputs(facts: HostFacts, props: dict[str, Any]) -> dict[str, Any]:
 
 
 class BootVerification(Resource, module="homelab", name="BootVerification"):
-    """The dynamic resource. Outputs: ``kernel``, ``boot_id``, ``iommu`` (groups, kernelLog), ``devices`` (address -> id, driver, group)."""
+    """The dynamic resource. Outputs: ``kernel``, ``boot_id``, ``iommu`` (groups, kernelLog), ``devices`` (address -> id, driver, group),
+    ``boot`` (id; the VMs that our reboot stopped; when, in seconds since 1970).
+    """
 
     kernel: pulumi.Output[str]
     boot_id: pulumi.Output[str]
     iommu: pulumi.Output[dict[str, Any]]
     devices: pulumi.Output[dict[str, Any]]
+    boot: pulumi.Output[dict[str, Any]]
 
     def __init__(self, name: str, inputs: dict[str, Any], opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(BootVerificationProvider(), name, {**inputs, **dict.fromkeys(OUTPUTS)}, opts)
 
 
 class HostReboot(pulumi.ComponentResource):
-    """Outputs: ``host``, the verified host as the stack puts it out (kernel, bootId, iommu, gpus with functions and drivers)."""
+    """Outputs: ``host``, the verified host as the stack puts it out (kernel, bootId, iommu, gpus with functions and drivers);
+    ``boot`` (BootVerification).
+    """
 
     host: pulumi.Output[dict[str, Any]]
+    boot: pulumi.Output[dict[str, Any]]
 
     def __init__(
         self, name: str, host_name: str, host: Host, probe: HostProbe, opts: pulumi.ResourceOptions | None = None
@@ -148,6 +162,7 @@ class HostReboot(pulumi.ComponentResource):
             },
             pulumi.ResourceOptions(parent=self, depends_on=[reboot]),
         )
+        self.boot = verified.boot
         self.host = pulumi.Output.all(
             kernel=verified.kernel,
             boot_id=verified.boot_id,

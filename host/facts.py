@@ -11,6 +11,8 @@ from functools import cached_property
 from pydantic import BaseModel, ConfigDict, Field
 
 from host.errors import HomelabError
+from host.properties import parse as parse_properties
+from host.properties import slot_of
 
 # PCI classes (pci.ids): the first two digits are the base class.
 DISPLAY = "03"
@@ -87,17 +89,42 @@ class Managed(_Fact):
 
 
 class GuestConfig(_Fact):
+    """``kind``: vm or lxc; ``lines``: those that matter for cards, as they stand in the file."""
+
     kind: str
     id: int
     lines: str
 
+    @property
+    def values(self) -> dict[str, str]:
+        """Key -> value; of keys that may be there twice (lxc.mount.entry) the last."""
+        pairs = (line.partition(":") for line in self.lines.splitlines())
+        return {key: value.strip() for key, _, value in pairs}
+
+
+class CardUser(_Fact):
+    """A VM whose configuration names a card, or that runs with it."""
+
+    vmid: int
+    name: str
+    running: bool
+    onboot: bool
+
+    def __str__(self) -> str:
+        return f"VM {self.vmid} ({self.name})"
+
 
 class Guests(_Fact):
-    """The texts of ``qm list`` and ``pct list``, and the lines of guests' configurations that matter for cards."""
+    """The texts of ``qm list`` and ``pct list``, and the lines of guests' configurations that matter for cards.
+
+    ``mappings``: /etc/pve/mapping/pci.cfg; ``reservations``: which VM runs with which PCI function, as qemu-server notes it.
+    """
 
     qm: str
     pct: str
     configs: list[GuestConfig]
+    mappings: str
+    reservations: str
 
     @property
     def running(self) -> list[str]:
@@ -107,6 +134,47 @@ class Guests(_Fact):
         return [f"VM {words[0]} ({words[1]})" for words in machines if words[2:3] == ["running"]] + [
             f"container {words[0]} ({words[-1]})" for words in containers if words[1:2] == ["running"]
         ]
+
+    @property
+    def running_vms(self) -> set[int]:
+        """Ids of the VMs that run."""
+        return {int(line.split()[0]) for line in self.qm.splitlines()[1:] if line.split()[2:3] == ["running"]}
+
+    def users_of(self, slot: str, node: str) -> list[CardUser]:
+        """The VMs that the card in ``slot`` is given to, by its address or by any mapping of this node that has it."""
+        lines = (line.split() for line in self.reservations.splitlines())
+        reserved = {int(words[1]) for words in lines if len(words) > 1 and slot_of(words[0]) == slot}
+        users = []
+        for config in self.configs:
+            values = config.values
+            hostpci = [parse_properties(key, value) for key, value in values.items() if key.startswith("hostpci")]
+            named = any(slot in self._slots(option, node) for option in hostpci)
+            if config.kind == "vm" and (named or config.id in reserved):
+                users.append(
+                    CardUser(
+                        vmid=config.id,
+                        name=values.get("name", f"VM {config.id}"),
+                        running=config.id in self.running_vms,
+                        onboot=values.get("onboot") == "1",
+                    )
+                )
+        return users
+
+    def _slots(self, option: dict[str, str], node: str) -> set[str]:
+        """The slots that a hostpci option may get."""
+        if "mapping" not in option:
+            return {slot_of(part) for part in option.get("host", "").split(";") if part}
+        slots: set[str] = set()
+        mapping = ""
+        for line in self.mappings.splitlines():
+            key, _, value = line.strip().partition(" ")
+            if not line[:1].isspace():
+                mapping = key
+            elif mapping == option["mapping"] and key == "map":
+                entry = parse_properties("map", value)
+                if entry.get("node") == node:
+                    slots |= {slot_of(part) for part in entry.get("path", "").split(";") if part}
+        return slots
 
 
 class HostFacts(_Fact):

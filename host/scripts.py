@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import functools
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent.parent / "remote_scripts"
 
+# By its name the test VM of a run that was killed is known to the next one, and removed.
+PASSTHROUGH_TEST_NAME = "homelab-passthrough-test"
+PASSTHROUGH_TEST_FOLDER = "/run/homelab-passthrough-test"
+
 # In the order in which they are read; each says in its header what it gives.
 LIBRARY = ("common", "files", "boot", "words", "rollback")
+# What one script needs besides.
+PARTS = {"passthrough_test.sh": ("small_initramfs",)}
 
 
 @functools.cache
@@ -39,7 +46,7 @@ def compose(script: str, **arguments: str) -> str:
     :raises FileNotFoundError: there is no such script.
     """
     assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in sorted(arguments.items()))
-    library = "".join(_text(f"lib/{name}.sh") for name in LIBRARY)
+    library = "".join(_text(f"lib/{name}.sh") for name in (*LIBRARY, *PARTS.get(script, ())))
     return f"{assignments}{library}{_text(script)}"
 
 
@@ -95,6 +102,27 @@ def reboot_host(policy: str, words: str, functions: list[str], rollback_after: i
 def read_host(*, guests: bool = False, lspci: bool = False) -> str:
     """Standard input of read_host.sh; ``guests`` also lists what runs, which takes a real host a second or two."""
     return compose("read_host.sh", GUESTS="yes" if guests else "no", LSPCI="yes" if lspci else "no")
+
+
+def passthrough_test(
+    functions: Mapping[str, str], *, vmid: int | None = None, timeout: int = 180, folder: str = PASSTHROUGH_TEST_FOLDER
+) -> str:
+    """Standard input of passthrough_test.sh, with the verbs ``apply``, or ``build`` and ``report`` for any QEMU.
+
+    :param functions: PCI address -> vendor:device of what the test VM gets: whole cards.
+    :param vmid: the VM's id; None: the next free one.
+    :param timeout: seconds from the VM's start until it has said what it sees.
+    :param folder: where the test's files are; for ``apply`` below /run, since it is removed.
+    """
+    return compose(
+        "passthrough_test.sh",
+        FUNCTIONS=" ".join(f"{address}={ids}" for address, ids in sorted(functions.items())),
+        VMID="" if vmid is None else str(vmid),
+        TIMEOUT=str(timeout),
+        NAME=PASSTHROUGH_TEST_NAME,
+        FOLDER=folder,
+        INIT=file("passthrough_init.sh"),
+    )
 
 
 def confirm_boot() -> str:

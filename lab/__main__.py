@@ -31,7 +31,13 @@ def _describe(status: dict[str, Any], state: Path) -> str:
     api = status.get("api")
     web = f"\n  {api['url']} (token {api['tokenId']}, authority {api['caFile']})" if api else ""
     login = f"ssh -i {ssh['privateKeyFile']} -p {ssh['port']} {ssh['user']}@{ssh['host']}"
-    return f"lab {status['scenario']} (node {status['node']}): {status['phase']}\n  {login} <command>{web}\n  {state}"
+    vms = "".join(
+        f"\n  VM {vmid}: ssh -i {vm['privateKeyFile']} -p {vm['port']} {vm['user']}@{vm['host']} <command>"
+        for vmid, vm in sorted(status.get("guests", {}).items())
+    )
+    return (
+        f"lab {status['scenario']} (node {status['node']}): {status['phase']}\n  {login} <command>{vms}{web}\n  {state}"
+    )
 
 
 def _start(arguments: argparse.Namespace) -> int:

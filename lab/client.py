@@ -251,6 +251,25 @@ class Lab:
         """How to reach the Proxmox VE API: url, host, port, node, caFile, fingerprint, user, password, tokenId, tokenSecret."""
         return dict(self._require_lab_file().api)
 
+    def guest(self, vmid: int) -> dict[str, Any]:
+        """How to reach a VM: host, port, user, hostKey, privateKeyFile, hostKeyFile, as `connection` for the host.
+
+        They stay the same as long as there is the lab; also those of a VM that is yet to be made. `user` has sudo; root
+        gets in with the same key.
+
+        Raises:
+            LabError: it is a container; or the lab doesn't run, and has no such VM.
+        """
+        lab = self._require_lab_file()
+        if is_running(lab):
+            return dict(request(self.state, "guest", id=vmid)["connection"])
+        if str(vmid) not in lab.guests:
+            raise LabError(
+                f"Unable to reach guest {vmid} of the lab in {self.state}: wanted one of its VMs, found "
+                f"{', '.join(sorted(lab.guests)) or 'none'}. While the lab doesn't run, no other gets a port."
+            )
+        return dict(lab.guests[str(vmid)])
+
     @property
     def root(self) -> Path:
         """The host's file system."""
@@ -319,17 +338,21 @@ class Lab:
         """
         return str(self._wait("settled", timeout, boots=boots)["phase"])
 
-    def wait_idle(self, timeout: float = 60.0) -> None:
-        """Wait until no command that came over SSH runs on the host, also none whose client is gone."""
-        self._wait("idle", timeout)
+    def wait_guest(self, vmid: int, timeout: float = 60.0) -> None:
+        """Wait until a VM answers SSH."""
+        self._wait("answering", timeout, guest=vmid)
 
-    def wait_disconnected(self, timeout: float = 60.0) -> None:
-        """Wait until the host has noticed that no SSH client is connected any more."""
-        self._wait("disconnected", timeout)
+    def wait_idle(self, timeout: float = 60.0, guest: int | None = None) -> None:
+        """Wait until no command that came over SSH runs on the host (or in a guest), also none whose client is gone."""
+        self._wait("idle", timeout, guest=guest)
 
-    def wait_command(self, text: str, timeout: float = 60.0) -> None:
+    def wait_disconnected(self, timeout: float = 60.0, guest: int | None = None) -> None:
+        """Wait until the host (or a guest) has noticed that no SSH client is connected any more."""
+        self._wait("disconnected", timeout, guest=guest)
+
+    def wait_command(self, text: str, timeout: float = 60.0, guest: int | None = None) -> None:
         """Wait until a command runs that contains text, in its command line or the script on its stdin."""
-        self._wait("command", timeout, text=text)
+        self._wait("command", timeout, text=text, guest=guest)
 
     def _wait(self, what: str, seconds: float, **arguments: Any) -> dict[str, Any]:
         # The daemon's time limit is the one that counts: its error says how things stand.
@@ -353,13 +376,17 @@ class Lab:
             return entries
         return entries[since.entries[name] :]
 
-    def connections(self, since: LogMark | None = None) -> list[dict[str, Any]]:
-        """Return the SSH connections."""
-        return self.log("connections", since)
+    def connections(self, since: LogMark | None = None, guest: int | None = None) -> list[dict[str, Any]]:
+        """Return the SSH connections to the host, or to a guest."""
+        return [entry for entry in self.log("connections", since) if entry.get("guest") == guest]
 
-    def commands(self, since: LogMark | None = None) -> list[dict[str, Any]]:
-        """Return the commands that came over SSH and have ended."""
-        return self.log("commands", since)
+    def commands(self, since: LogMark | None = None, guest: int | None = None) -> list[dict[str, Any]]:
+        """Return the commands that came over SSH and have ended, on the host or in a guest."""
+        return [entry for entry in self.log("commands", since) if entry.get("guest") == guest]
+
+    def guest_boots(self, vmid: int, since: LogMark | None = None) -> list[dict[str, Any]]:
+        """Return the boots of a VM's system."""
+        return [entry for entry in self.log("guests", since) if entry["guest"] == vmid]
 
     def boots(self, since: LogMark | None = None) -> list[dict[str, Any]]:
         """Return the boots."""

@@ -2,10 +2,13 @@
 
 JSON lines over the Unix socket that lab.json names as `control` (STATE/control.sock, where that path is short
 enough): a request is an object with `do`, its answer `{"ok": true, ...}` or `{"ok": false, "error": "..."}`;
-several may follow one another on a connection. The simulated programs speak it as well. Times in seconds.
+several may follow one another on a connection. The simulated programs speak it as well. Times in seconds. With
+`guest`, a VM's id, the requests about power off and on again, timers and waiting mean that VM instead of the host.
 
     reboot                                   answered at once; the host goes down a moment later
     poweroff, power-on                       the same, for off and on
+    guests                                   look anew which VMs run: somebody has started, stopped or changed one
+    guest        id                          `connection`: how to reach that VM; its port is kept from then on
     timer-start  unit, command, seconds      run command that long from now; with `since_boot`: true, that
                                              long after the boot. Replaces one of that name
     timer-stop   unit                        `stopped`: whether there was one; what it started runs on
@@ -14,7 +17,7 @@ several may follow one another on a connection. The simulated programs speak it 
     wait         for, boots, text, seconds   answered when it is so: `for` is settled (no boot under way and,
                                              with `boots`, at least that many so far), idle (no command runs),
                                              disconnected (no SSH connection is open) or command (one that
-                                             contains `text`, there or on stdin, runs)
+                                             contains `text`, there or on stdin, runs), or answering (SSH does)
     fault        name, value                 set a fault; null clears it
     rebind       address, driver             what a person does by hand in sysfs
     reset        [scenario]                  the stock host again, booted, logs empty; same port and keys

@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -49,7 +48,7 @@ class Deployment:
         """The lab running, the configuration written, the stack there."""
         lab = Lab.start(self.scenario, state=self.state, outlives_caller=True)
         self.backend.mkdir(parents=True, exist_ok=True)
-        self._write_config(lab.connection)
+        self._write_config(lab)
         if not (self.backend / ".pulumi" / "stacks" / "homelab" / f"{STACK}.json").exists():
             stacks.create(self.engine.pulumi, STACK, self.environment)
         stacks.release_dead_lock(self.engine.pulumi, STACK, self.backend, self.environment)
@@ -62,16 +61,22 @@ class Deployment:
         names = ("PULUMI_HOME", "PULUMI_BACKEND_URL", "PULUMI_CONFIG_PASSPHRASE", "PULUMI_SKIP_UPDATE_CHECK")
         return {name: self.environment[name] for name in names} | {"PATH": self.environment["PATH"]}
 
-    def _write_config(self, ssh: dict[str, Any]) -> None:
+    def _write_config(self, lab: Lab) -> None:
         written = yaml.safe_load((PROJECT / "Pulumi.lab.yaml").read_text(encoding="utf-8"))
+        config, host = written["config"], written["config"]["homelab:hosts"]["pve"]
         own = PROJECT / "lab" / "stacks" / f"{self.scenario}.yaml"
         if own.exists():
-            written["config"]["homelab:hosts"]["pve"] |= yaml.safe_load(own.read_text(encoding="utf-8"))
-        host = written["config"]["homelab:hosts"]["pve"]
-        host["address"] = ssh["host"]
+            stack = yaml.safe_load(own.read_text(encoding="utf-8"))
+            config["homelab:vms"] = {name: {"host": "pve"} | vm for name, vm in stack.pop("vms", {}).items()}
+            host |= stack
+        ssh, api = lab.connection, lab.api
+        host["address"], host["node"] = ssh["host"], api["node"]
         host["ssh"] = {"port": ssh["port"], "hostKey": ssh["hostKey"], "privateKeyFile": ssh["privateKeyFile"]}
+        secret = {"token": api["tokenId"], "tokenSecret": api["tokenSecret"]}
+        host["api"] = {"port": api["port"], **secret, "caFile": api["caFile"]}
         kept = yaml.safe_load(self.config_file.read_text(encoding="utf-8")) if self.config_file.exists() else {}
         self.config_file.write_text(yaml.safe_dump(kept | written, sort_keys=False), encoding="utf-8")
+        self.config_file.chmod(0o600)
 
 
 def main(arguments: list[str] | None = None) -> int:

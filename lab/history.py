@@ -34,9 +34,15 @@ def _boot(entry: dict[str, Any]) -> str:
 
 
 def _connection(entry: dict[str, Any]) -> str:
+    where = _where(entry)
     if entry["accepted"]:
-        return f"#{entry['n']} {entry['user']} from {entry['peer']}"
-    return f"#{entry['n']} refused or given up: user {entry['user'] or 'never said'}, from {entry['peer']}"
+        return f"#{entry['n']}{where} {entry['user']} from {entry['peer']}"
+    return f"#{entry['n']}{where} refused or given up: user {entry['user'] or 'never said'}, from {entry['peer']}"
+
+
+def _where(entry: dict[str, Any]) -> str:
+    """In which guest; nothing for the host."""
+    return f" in VM {entry['guest']}:" if "guest" in entry else ""
 
 
 def _shortened(command: str) -> str:
@@ -48,7 +54,7 @@ def _command(entry: dict[str, Any]) -> str:
     lost = ", its client was gone" if entry.get("client") == "lost" else ""
     took = (datetime.fromisoformat(entry["ended"]) - datetime.fromisoformat(entry["started"])).total_seconds()
     return (
-        f"#{entry['n']} on connection #{entry['connection']}: exit {entry['exit']} after {took:.2f} s, "
+        f"#{entry['n']}{_where(entry)} on connection #{entry['connection']}: exit {entry['exit']} after {took:.2f} s, "
         f"{entry['stdin_bytes']} bytes of stdin{lost}: {_shortened(entry['command'])}"
     )
 
@@ -68,8 +74,13 @@ def _api(entry: dict[str, Any]) -> str:
     return f"{entry['who'] or 'nobody'}: {about}: {entry['status']} {entry['reason']}"
 
 
+def _guest(entry: dict[str, Any]) -> str:
+    return f"VM {entry['guest']}: {entry['kernel']}, boot id {entry['boot_id']}"
+
+
 _KINDS: dict[str, tuple[str, str, Callable[[dict[str, Any]], str]]] = {
     "boots": ("boot", "at", _boot),
+    "guests": ("guest", "at", _guest),
     "connections": ("connection", "at", _connection),
     "commands": ("command", "started", _command),
     "programs": ("program", "at", _program),

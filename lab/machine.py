@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,16 +17,17 @@ from typing import Any, Literal
 import yaml
 
 from lab.host import boot as booting
+from lab.host import launchers
 from lab.host.bootloader import write_grubenv
 from lab.host.catalogue import module_of_driver
 from lab.host.grub import mkconfig
 from lab.host.initramfs import build_image
 from lab.host.kernel import ModprobeError, RunningKernel, modules_of
-from lab.host.node_programs import ELSEWHERE_REAL
 from lab.host.proxmox_boot import sync
-from lab.host.run import PROGRAMS
+from lab.host.run import GUEST_ONLY, PROGRAMS
 from lab.host.state import HostState
 from lab.scenario import Scenario, ScenarioError, load_scenario, scenario_from, scenario_names
+from lab.state import kill_group
 from lab.stock import write_kernel, write_stock_tree
 
 #: Faults by name, with what their value may be (lab/scenarios/README.md says what each does).
@@ -52,6 +51,9 @@ FAULTS = {
     "agent-silent": "true, or a VM's id",
     "nvidia-uvm-missing": "true",
     "nvidia-majors-change": "true",
+    "guest-unreachable": "true, or a VM's id",
+    "guest-boot-hangs": "true, or a VM's id",
+    "card-invisible": "a PCI address, such as 0000:01:00.0",
 }
 
 
@@ -159,24 +161,9 @@ class Machine:
             sync(host, environment)
 
     def _write_launchers(self, host: HostState) -> None:
-        """STATE/bin: one launcher for each simulated command this host has.
-
-        They name the Python and the checkout in use, and are made anew when one of these has moved.
-        """
-        folder = self.state / "bin"
-        runner = Path(__file__).parent / "host" / "run.py"
-        start = f"exec {shlex.quote(os.path.realpath(sys.executable))} -I -S {shlex.quote(str(runner))}"
-        known = folder / "lspci"
-        if known.exists() and start in known.read_text(encoding="utf-8"):
-            return
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        for name in PROGRAMS:
-            if name.startswith("nvidia-") and host.machine["nvidia"] is None:
-                continue
-            path = folder / name
-            path.write_text(f'#!/bin/sh\n{_first_choice(name)}{start} {name} "$@"\n', encoding="utf-8")
-            path.chmod(0o755)
+        """STATE/bin: one launcher for each simulated command this host has."""
+        missing = GUEST_ONLY | ({"nvidia-smi", "nvidia-modprobe"} if host.machine["nvidia"] is None else set())
+        launchers.write(self.state / "bin", [name for name in PROGRAMS if name not in missing])
 
     # -- kernel packages ---------------------------------------------------------------------------------
     def install_kernel(self, kernel: str) -> None:
@@ -250,7 +237,12 @@ class Machine:
 
     def shutdown(self) -> None:
         """Stop guests, unmount, and leave an empty /run: what a clean shutdown does."""
-        booting.shutdown(self._host())
+        host = self._host()
+        for guest in host.machine["guests"].values():
+            # A VM's process is no child of whoever shuts the host down, and outlives whoever started it.
+            if process := guest.get("process"):
+                kill_group(*process)
+        booting.shutdown(host)
 
     def power(self) -> Literal["on", "off"]:
         """Whether the machine is on."""
@@ -293,6 +285,19 @@ class Machine:
         """Choose by title, id, number, or a path of these joined by `>`."""
         with self._host().changing() as machine:
             machine["next_entry"] = entry
+
+    def exchange(self, address: str, ids: str, subsystem: str) -> None:
+        """Put another card's function where one is, as a person does while the host is off; seen from the next boot on.
+
+        Args:
+            address: the function's, such as 0000:01:00.0.
+            ids: vendor:device.
+            subsystem: subsystem vendor:device.
+        """
+        with self._host().changing() as machine:
+            device = next(entry for entry in machine["hardware"]["devices"] if entry["address"] == address)
+            device["vendor"], device["device"] = ids.split(":")
+            device |= {"subsystem": subsystem, "name": None}
 
     def rebind(self, address: str, driver: str | None) -> None:
         """Give a device to another driver on the running system, or to none, as a person does in sysfs.
@@ -347,12 +352,6 @@ class Machine:
             "LOGNAME": "root",
             "SHELL": "/bin/bash",
         }
-
-
-def _first_choice(name: str) -> str:
-    """A launcher's line for programs that are this machine's own wherever no path in /dev is named."""
-    program = shutil.which(name, path="/usr/local/bin:/usr/bin:/bin") if name in ELSEWHERE_REAL else None
-    return f'case "$PWD $*" in */dev* | *" dev"*) ;; *) exec {shlex.quote(program)} "$@" ;; esac\n' if program else ""
 
 
 __all__ = [

@@ -92,11 +92,24 @@ class Processes:
         return True
 
     async def kill_all(self) -> None:
-        """End every process of the host: SIGTERM, and SIGKILL for those that stay."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        """End every process of the host, its guests' too: SIGTERM, and SIGKILL for those that stay."""
+        await self._kill(lambda: descendants(os.getpid()), (signal.SIGTERM, signal.SIGKILL))
+
+    async def kill_system(self, state: Path, *, at_once: bool) -> None:
+        """End every process of one guest.
+
+        Args:
+            state: the guest's own LAB_STATE.
+            at_once: SIGKILL, as to a machine whose power is cut; otherwise SIGTERM first.
+        """
+        signals = (signal.SIGKILL,) if at_once else (signal.SIGTERM, signal.SIGKILL)
+        await self._kill(lambda: of_system(state), signals)
+
+    async def _kill(self, find: Callable[[], set[tuple[int, int]]], signals: Iterable[signal.Signals]) -> None:
+        for number in signals:
             deadline = time.monotonic() + TERMINATE_SECONDS
             signalled: set[tuple[int, int]] = set()
-            while (alive := descendants(os.getpid())) and time.monotonic() < deadline:
+            while (alive := find()) and time.monotonic() < deadline:
                 send_signal(alive - signalled, number)
                 signalled |= alive
                 await asyncio.sleep(0.01)  # SIGCHLD doesn't come for grandchildren
@@ -133,7 +146,10 @@ def _all_processes() -> dict[int, tuple[int, int]]:
 
 def descendants(pid: int) -> set[tuple[int, int]]:
     """Return (pid, start time) of the living children of a process, their children, and so on."""
-    processes = _all_processes()
+    return _below(pid, _all_processes())
+
+
+def _below(pid: int, processes: dict[int, tuple[int, int]]) -> set[tuple[int, int]]:
     children: dict[int, list[int]] = {}
     for child, (parent, _) in processes.items():
         children.setdefault(parent, []).append(child)
@@ -146,15 +162,40 @@ def descendants(pid: int) -> set[tuple[int, int]]:
     return {(child, processes[child][1]) for child in found}
 
 
+def of_system(state: Path) -> set[tuple[int, int]]:
+    """Return the daemon's descendants that belong to one guest, and theirs.
+
+    A guest's processes have its folder as LAB_STATE in their environment, or, when they cleared that, work in its tree.
+    """
+    mark, processes = f"LAB_STATE={state}".encode(), _all_processes()
+    found: set[tuple[int, int]] = set()
+    for pid, started in _below(os.getpid(), processes):
+        if mark in _environment(pid) or _folder(pid).is_relative_to(state / "root"):
+            found |= {(pid, started)} | _below(pid, processes)
+    return found
+
+
+def _environment(pid: int) -> list[bytes]:
+    """A process's environment; nothing when it has ended, or is another user's, and so not ours."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return []
+
+
+def _folder(pid: int) -> Path:
+    """The folder in which a process works; / when it has ended, or is another user's."""
+    try:
+        return Path(f"/proc/{pid}/cwd").readlink()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return Path("/")
+
+
 def left_behind(state: Path) -> set[tuple[int, int]]:
-    """Return the processes that a killed daemon left: those with its lab's LAB_STATE in their environment."""
-    mark = f"LAB_STATE={state}".encode()
+    """Return the processes that a killed daemon left: those with LAB_STATE of its host, or of a guest, in their environment."""
+    host, guests = f"LAB_STATE={state}".encode(), f"LAB_STATE={state}/guests/".encode()
     found = set()
     for pid, (_, started) in _all_processes().items():
-        try:
-            environment = Path(f"/proc/{pid}/environ").read_bytes()
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue  # ended, or another user's, and so not ours
-        if pid != os.getpid() and mark in environment.split(b"\0"):
+        if pid != os.getpid() and any(word == host or word.startswith(guests) for word in _environment(pid)):
             found.add((pid, started))
     return found

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lab.machine import MachineError, ScenarioError
 from lab.state import LabError
+from lab.timers import Timers
 
 if TYPE_CHECKING:
     from lab.server import Daemon
@@ -70,6 +71,8 @@ class ControlServer:
             "timer-start": self._timer_start,
             "timer-stop": self._timer_stop,
             "timers": self._timers,
+            "guests": self._guests,
+            "guest": self._guest,
             "wait": self._wait,
             "fault": self._fault,
             "rebind": self._rebind,
@@ -128,12 +131,18 @@ class ControlServer:
     async def _status(self, _: Request) -> Answer:
         return self._daemon.status()
 
-    async def _reboot(self, _: Request) -> Answer:
-        self._daemon.begin_reboot()
+    async def _reboot(self, request: Request) -> Answer:
+        if vmid := request.find("guest", int, 0):
+            self._daemon.guests.begin_power(vmid, "reboot")
+        else:
+            self._daemon.begin_reboot()
         return self._daemon.status()
 
-    async def _poweroff(self, _: Request) -> Answer:
-        self._daemon.begin_power_off()
+    async def _poweroff(self, request: Request) -> Answer:
+        if vmid := request.find("guest", int, 0):
+            self._daemon.guests.begin_power(vmid, "poweroff")
+        else:
+            self._daemon.begin_power_off()
         return self._daemon.status()
 
     async def _power_on(self, _: Request) -> Answer:
@@ -141,28 +150,42 @@ class ControlServer:
         return self._daemon.status()
 
     async def _timer_start(self, request: Request) -> Answer:
-        self._daemon.start_timer(
-            request.get("unit", str),
-            request.get("command", str),
-            request.get("seconds", float),
-            since_boot=request.find("since_boot", bool, False),
-        )
+        unit, command = request.get("unit", str), request.get("command", str)
+        seconds, since_boot = request.get("seconds", float), request.find("since_boot", bool, False)
+        if vmid := request.find("guest", int, 0):
+            self._daemon.guests.running(vmid).start_timer(unit, command, seconds, since_boot=since_boot)
+        else:
+            self._daemon.start_timer(unit, command, seconds, since_boot=since_boot)
         return {}
 
     async def _timer_stop(self, request: Request) -> Answer:
-        return {"stopped": self._daemon.timers.stop(request.get("unit", str))}
+        return {"stopped": self._timers_of(request).stop(request.get("unit", str))}
 
-    async def _timers(self, _: Request) -> Answer:
-        return {"timers": self._daemon.timers.listing()}
+    async def _timers(self, request: Request) -> Answer:
+        return {"timers": self._timers_of(request).listing()}
+
+    def _timers_of(self, request: Request) -> Timers:
+        vmid = request.find("guest", int, 0)
+        return self._daemon.guests.running(vmid).timers if vmid else self._daemon.timers
+
+    async def _guests(self, _: Request) -> Answer:
+        self._daemon.guests_changed()
+        return {}
+
+    async def _guest(self, request: Request) -> Answer:
+        return {"connection": self._daemon.guests.connection(request.get("id", int))}
 
     async def _wait(self, request: Request) -> Answer:
         daemon = self._daemon
         boots, text = request.find("boots", int, 0), request.find("text", str, "")
+        vmid = request.find("guest", int, 0)
+        ssh = daemon.guests.server(vmid) if vmid else daemon.ssh
         conditions: dict[str, Callable[[], bool]] = {
             "settled": lambda: daemon.boots >= boots and daemon.settled,
-            "idle": lambda: not daemon.ssh.commands,
-            "disconnected": lambda: not daemon.ssh.connections,
-            "command": lambda: any(command.mentions(text) for command in daemon.ssh.commands),
+            "idle": lambda: not ssh.commands,
+            "disconnected": lambda: ssh.disconnected,
+            "command": lambda: any(command.mentions(text) for command in ssh.commands),
+            "answering": lambda: ssh.answering,
         }
         condition = conditions.get(request.get("for", str))
         if condition is None:
@@ -171,7 +194,7 @@ class ControlServer:
         if not await daemon.wait(condition, seconds):
             raise LabError(
                 f"Waited {seconds:g} seconds in vain for {json.dumps(request.arguments)}: found the host "
-                f"{daemon.phase!r} after {daemon.boots} boots, with {len(daemon.ssh.commands)} commands "
+                f"{daemon.phase!r} after {daemon.boots} boots, with {len(ssh.commands)} commands "
                 "running. `python -m lab log` says what happened."
             )
         return daemon.status()

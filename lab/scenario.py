@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from lab.host import catalogue
+from lab.host import catalogue, distributions
 
 SCENARIO_FOLDER = Path(__file__).parent / "scenarios"
 _GIB = 1 << 30
@@ -153,6 +153,21 @@ class Pci(_Model):
         }
 
 
+class System(_Model):
+    """What a VM has installed, and whether its firmware demands signed modules (None: as its efidisk says)."""
+
+    distribution: Literal["ubuntu-24.04", "ubuntu-22.04", "debian-12", "debian-13"] = "ubuntu-24.04"
+    kernel: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+[-+.~a-z0-9]*$")] | None = None
+    user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]*$")] | None = None
+    secure_boot: bool | None = None
+
+    @model_validator(mode="after")
+    def _another_user(self) -> Self:
+        if self.user == "root":
+            raise ValueError("user: root is there anyway; name the other account, which has sudo")
+        return self
+
+
 class Guest(_Model):
     """A VM or a container: its configuration's text, whether it starts with the host; `nvidia` is the version of
     NVIDIA's libraries that are installed in a container."""
@@ -164,6 +179,20 @@ class Guest(_Model):
     onboot: bool = False
     running: bool | None = None
     nvidia: str | None = None
+    system: System | None = None
+
+    @model_validator(mode="after")
+    def _fitting_system(self) -> Self:
+        if self.system is None:
+            return self
+        lines = [line.replace(" ", "") for line in self.conf.splitlines()]
+        if self.kind != "vm" or any(line.startswith("ostype:w") for line in lines):
+            raise ValueError(f"system: is for a VM with Linux; a container, or Windows, has none (guest {self.id})")
+        if self.system.secure_boot and "bios:ovmf" not in lines:
+            raise ValueError(
+                f"system.secure-boot: wanted `bios: ovmf` in the conf of guest {self.id}; SeaBIOS has none"
+            )
+        return self
 
     @property
     def starts(self) -> bool:
@@ -302,6 +331,7 @@ class Scenario(_Model):
                     "running": False,
                     "nvidia": g.nvidia,
                 }
+                | ({"system": distributions.system(**g.system.model_dump())} if g.system else {})
                 for g in self.guests
             },
             "nvidia": self.nvidia.model_dump() if self.nvidia else None,

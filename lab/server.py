@@ -22,11 +22,14 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import asyncssh
+
 from lab.api.server import ApiServer
+from lab.guests import Guests
 from lab.machine import BootResult, Machine, MachineError, Scenario, ScenarioError, load_scenario
 from lab.processes import Processes, left_behind, send_signal
 from lab.requests import Answer, ControlServer
-from lab.ssh import Server, make_keys, public_key
+from lab.ssh import Numbers, Server, is_authorized, make_keys, public_key
 from lab.state import (
     LOG_NAMES,
     LabError,
@@ -61,11 +64,14 @@ class Daemon:
     def __init__(self, state: Path, processes: Processes, lab: LabFile) -> None:
         self.state = state
         self.processes = processes
+        self.numbers = Numbers()
+        self.numbers.count(state)
         self.environment = Machine.open(state).environment()
         self.timers = Timers(state, processes, lambda: self.environment)
         self.phase = "off"
         self.boots = len(read_log(state, "boots"))
         self._lab = lab
+        self.guests = Guests(self, lab.guests, self._save)
         self._ssh: Server | None = None
         self._api: ApiServer | None = None
         self._booted_at = 0.0
@@ -75,7 +81,24 @@ class Daemon:
         self._ending = asyncio.Event()
         self._interrupted = asyncio.Event()
 
-    # What the SSH server asks (lab.ssh.Owner)
+    # What the SSH server asks (lab.ssh.System)
+
+    @property
+    def root(self) -> Path:
+        """The host's file system."""
+        return StatePaths(self.state).root
+
+    @property
+    def guest(self) -> None:
+        """The host is no guest."""
+
+    def environment_of(self, user: str) -> dict[str, str]:
+        """Return root's environment: the host's one account."""
+        return self.environment
+
+    def accepts(self, user: str, key: asyncssh.SSHKey) -> bool:
+        """Let root in with the lab's key."""
+        return user == "root" and is_authorized(key, public_key(StatePaths(self.state).user_key))
 
     def cut_during(self) -> str | None:
         """Return the fault drop-connection-during, read anew: tests change it while the host runs."""
@@ -83,8 +106,14 @@ class Daemon:
         return None if value is None else str(value)
 
     def activity(self) -> None:
-        """Wake up those who wait for a command or a connection to start or end."""
-        self._in_background(self._tell())
+        """Wake up those who wait for a command or a connection to start or end, or for a guest to answer."""
+        self.in_background(self._tell())
+
+    # What the API asks (lab.api.server.Owner)
+
+    def guests_changed(self) -> None:
+        """Look anew which VMs run."""
+        self.guests.look()
 
     # Serving
 
@@ -101,8 +130,9 @@ class Daemon:
             port: the wanted one, 0 for a free one.
             exactly: whether another one won't do.
         """
+        host_key = StatePaths(self.state).host_key
         try:
-            self._ssh = Server(self, port)
+            self._ssh = Server(self, host_key, port)
         except OSError as error:
             if exactly:
                 raise LabError(
@@ -110,7 +140,7 @@ class Daemon:
                     f"taken ({error.strerror}). Give another --ssh-port, or none for a free one."
                 ) from error
             _LOG.warning("port %d, which the lab had, is taken; another one is used", port)
-            self._ssh = Server(self, 0)
+            self._ssh = Server(self, host_key, 0)
         paths = StatePaths(self.state)
         self._lab.ssh = {
             "host": "127.0.0.1",
@@ -168,6 +198,7 @@ class Daemon:
             if lab is None or lab.pid != os.getpid():
                 # The folder was removed, or is another daemon's, or the start was given up: leave it alone.
                 self.ssh.close()
+                self.guests.close()
                 await self.api.close()
                 await self.processes.kill_all()
                 return
@@ -191,6 +222,11 @@ class Daemon:
         self._lab.pid = pid
         self._lab.started = None if pid is None else process_start_time(pid)
         write_lab_file(self.state, self._lab)
+
+    def _save(self) -> None:
+        """Write what has changed of lab.json, once it is this daemon's."""
+        if self._lab.pid is not None:
+            self._write_lab_file(self._lab.pid)
 
     # What the control socket asks
 
@@ -237,6 +273,7 @@ class Daemon:
         """Set a fault, None clears it; return all that are set."""
         async with self._transition:
             Machine.open(self.state).set_fault(name, value)
+            self.guests.look()
         return self._faults()
 
     async def rebind(self, address: str, driver: str | None) -> None:
@@ -264,7 +301,7 @@ class Daemon:
             self._lab.scenario, self._lab.node, self._lab.installed = name, scenario.node, True
             self._lab.api["node"] = scenario.node
             self.boots = 0
-            self.ssh.count_from_log()
+            self.numbers.count(self.state)
             await self._power_on("start")
             self._write_lab_file(pid=os.getpid())
 
@@ -291,7 +328,7 @@ class Daemon:
                 await asyncio.sleep(_GOING_DOWN_SECONDS)
                 await change()
 
-        self._in_background(later())
+        self.in_background(later())
 
     async def _power_on(self, reason: str) -> None:
         """Boot, and listen if the host comes up with its network."""
@@ -311,6 +348,8 @@ class Daemon:
         if result.comes_up and result.network:
             await self.api.listen()
             await self.ssh.listen()
+        if result.comes_up:
+            self.guests.open(network=result.network)
         self._set_phase("dead" if not result.comes_up else "up" if result.network else "unreachable")
 
     def _boot(self, reason: str) -> BootResult:
@@ -349,9 +388,11 @@ class Daemon:
         self._set_phase("going-down")
         self.timers.stop_all()
         self.ssh.close()
+        self.guests.close()
         await self.api.close()
         await self.processes.kill_all()
         await self.ssh.wait_commands_ended()
+        await self.guests.wait_commands_ended()
         await self.timers.wait_services_ended()
         await self.processes.with_children_of_its_own(lambda: Machine.open(self.state).shutdown())
         self._set_phase("off")
@@ -359,16 +400,18 @@ class Daemon:
     def _set_phase(self, phase: str) -> None:
         self.phase = phase
         _LOG.info("phase: %s", phase)
-        self._in_background(self._tell())
+        self.in_background(self._tell())
 
     async def _tell(self) -> None:
         async with self._changed:
             self._changed.notify_all()
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+    def in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Do something while the daemon serves on; a failure is logged."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._forget)
+        return task
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -405,8 +448,8 @@ def _prepare(state: Path, scenario: str) -> LabFile:
         # lab.json comes after the tree: a start that was killed half-way begins again.
         loaded = load_scenario(scenario)
         install(state, loaded)
-        ssh, api = (lab.ssh, lab.api) if lab is not None else ({}, {})
-        lab = LabFile(scenario, loaded.node, pid=None, started=None, installed=True, control="", ssh=ssh, api=api)
+        kept: dict[str, Any] = {"ssh": lab.ssh, "api": lab.api, "guests": lab.guests} if lab is not None else {}
+        lab = LabFile(scenario, loaded.node, pid=None, started=None, installed=True, control="", **kept)
     lab.control = _control_socket(state)
     return lab
 
@@ -417,6 +460,7 @@ async def _run(arguments: argparse.Namespace, ready: Callable[[], None]) -> None
     daemon = Daemon(state, Processes(asyncio.get_running_loop()), lab)
     daemon.take_port(arguments.ssh_port or int(lab.ssh.get("port", 0)), exactly=bool(arguments.ssh_port))
     daemon.take_api_port(int(lab.api.get("port", 0)))
+    daemon.guests.take_ports()
     if arguments.lifeline_fd is not None:
         asyncio.get_running_loop().add_reader(arguments.lifeline_fd, daemon.end)
     await daemon.serve(ready)

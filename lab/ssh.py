@@ -1,8 +1,8 @@
-"""The host's SSH server: commands in bash on the host's tree, and sftp in it, as OpenSSH would serve them.
+"""SSH servers, the host's and its guests': commands in bash on a system's tree, and sftp in it, as OpenSSH would serve them.
 
-What it does as sshd on a Proxmox host does: one account (root, by public key), no environment variables taken
-from the client (sshd_config has no AcceptEnv for them), exit status or signal reported, background processes
-that hold a command's stdout keep the channel open. What it doesn't have: login shells, terminals, forwarding.
+What one does as sshd does: accounts of its system, by public key; no environment variables taken from the client
+(sshd_config has no AcceptEnv for them); exit status or signal reported; background processes that hold a command's
+stdout keep the channel open. What it doesn't have: login shells, terminals, forwarding.
 """
 
 from __future__ import annotations
@@ -30,12 +30,42 @@ _CHUNK = 65536
 _SCRIPT_KEPT = 1 << 20
 
 
-class Owner(Protocol):
-    """What the server needs from the daemon."""
+@dataclass
+class Numbers:
+    """The last numbers of connections and commands in a lab's logs, counted from 1 over all its servers."""
+
+    connections: int = 0
+    commands: int = 0
+
+    def count(self, state: Path) -> None:
+        """Go on from what the logs have."""
+        for name in ("connections", "commands"):
+            setattr(self, name, max((entry["n"] for entry in read_log(state, name)), default=0))
+
+
+class System(Protocol):
+    """What a server needs to know of the system that it belongs to: the host, or a guest.
+
+    `state` is the lab's folder, in which the logs are; `root` the system's own tree; `guest` a guest's id.
+    """
 
     state: Path
     processes: Processes
-    environment: dict[str, str]
+    numbers: Numbers
+
+    @property
+    def root(self) -> Path:
+        """The system's file system."""
+
+    @property
+    def guest(self) -> int | None:
+        """The guest's id; None for the host."""
+
+    def environment_of(self, user: str) -> dict[str, str]:
+        """Return the environment in which a user's commands run."""
+
+    def accepts(self, user: str, key: asyncssh.SSHKey) -> bool:
+        """Return whether a key lets a user in."""
 
     def cut_during(self) -> str | None:
         """Return the text whose commands lose their connection half-way, None when there's no such fault."""
@@ -44,24 +74,27 @@ class Owner(Protocol):
         """Say that a command has started, read its script or ended, or that a connection has."""
 
 
-@dataclass
-class Numbers:
-    """The last numbers of connections and commands in the logs, counted from 1."""
-
-    connections: int = 0
-    commands: int = 0
+def make_key(path: Path, comment: str) -> None:
+    """Generate a key pair, `path` and `path.pub`, unless it is there."""
+    if path.exists() and Path(f"{path}.pub").exists():
+        return
+    key = asyncssh.generate_private_key("ssh-ed25519", comment=comment)
+    Path(f"{path}.pub").write_bytes(key.export_public_key())
+    path.touch(mode=0o600)
+    path.write_bytes(key.export_private_key())
 
 
 def make_keys(state: Path) -> None:
     """Generate the user's key and the host's, unless they are there."""
     paths = StatePaths(state)
-    for path, comment in ((paths.user_key, "homelab-lab"), (paths.host_key, "homelab-lab-host")):
-        if path.exists() and Path(f"{path}.pub").exists():
-            continue
-        key = asyncssh.generate_private_key("ssh-ed25519", comment=comment)
-        Path(f"{path}.pub").write_bytes(key.export_public_key())
-        path.touch(mode=0o600)
-        path.write_bytes(key.export_private_key())
+    make_key(paths.user_key, "homelab-lab")
+    make_key(paths.host_key, "homelab-lab-host")
+
+
+def is_authorized(key: asyncssh.SSHKey, authorized_keys: str) -> bool:
+    """Return whether the lines of an authorized_keys file have a key; their options aren't looked at."""
+    wanted = key.export_public_key().decode("ascii").split()[1]
+    return any(wanted in line.split() for line in authorized_keys.splitlines() if not line.startswith("#"))
 
 
 def public_key(private_key: Path) -> str:
@@ -126,15 +159,17 @@ class Pipe:
 
 
 class Command:
-    """One command on the host, started through a channel."""
+    """One command of a system, started through a channel."""
 
-    def __init__(self, owner: Owner, number: int, connection: Connection, channel: CommandChannel) -> None:
-        self._owner = owner
+    def __init__(self, system: System, number: int, connection: Connection, channel: CommandChannel) -> None:
+        self._system = system
         self._connection = connection
         self._channel = channel
         self.number = number
         self.text = channel.command or ""
         self.script = bytearray()
+        #: Its pipes are closed, by its end or because its client was lost.
+        self.let_go = False
         self._stdin_bytes = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -145,7 +180,7 @@ class Command:
         """Start the command; it is logged when it has ended."""
         self._connection.server.commands.add(self)
         self._task = asyncio.get_running_loop().create_task(self._run())
-        self._owner.activity()
+        self._system.activity()
 
     async def wait(self) -> None:
         """Wait until the command has ended and is logged."""
@@ -179,17 +214,18 @@ class Command:
         finally:
             self._connection.server.commands.discard(self)
             self._log(started, status)
-            self._owner.activity()
+            self._system.activity()
         self._report(status)
 
     async def _serve(self) -> int:
         stdin, stdout, stderr = Pipe(ours_reads=False), Pipe(ours_reads=True), Pipe(ours_reads=True)
         pipes = (stdin, stdout, stderr)
         try:
-            home = Path(self._owner.environment["HOME"])
-            self._process, ended = self._owner.processes.start(
+            environment = self._system.environment_of(self._connection.user)
+            home = Path(environment["HOME"])
+            self._process, ended = self._system.processes.start(
                 ["bash", "-c", self.text],
-                self._owner.environment,
+                environment,
                 home if home.is_dir() else Path("/"),  # as sshd, when a script has removed it
                 *(pipe.theirs for pipe in pipes),
             )
@@ -205,6 +241,8 @@ class Command:
             await asyncio.gather(incoming, return_exceptions=True)
             for pipe in pipes:
                 pipe.close(pipe.ours)
+            self.let_go = True
+            self._system.activity()
             return await ended
         finally:
             for pipe in pipes:
@@ -229,12 +267,12 @@ class Command:
                 self._stdin_bytes += len(data)
                 if len(self.script) < _SCRIPT_KEPT:
                     self.script += data
-                    self._owner.activity()
+                    self._system.activity()
                 if readable:
                     readable = await self._give(pipe, data)
         pipe.close(pipe.ours)
         self._cut_if_wanted()
-        self._owner.activity()
+        self._system.activity()
 
     @staticmethod
     async def _give(pipe: Pipe, data: bytes) -> bool:
@@ -257,7 +295,7 @@ class Command:
 
         It is called when the whole script is in, and before an answer goes out.
         """
-        wanted = self._owner.cut_during()
+        wanted = self._system.cut_during()
         if wanted is not None and not self._cut and self.mentions(wanted):
             self._cut = True
             self._connection.abort()
@@ -281,10 +319,16 @@ class Command:
             "ended": now(),
             # As a shell has it: 128 + signal.
             "exit": status if status is None or status >= 0 else 128 - status,
+            **_named(self._system),
         }
         if self._lost.is_set() or self._cut:
             entry["client"] = "lost"
-        append_log(self._owner.state, "commands", entry)
+        append_log(self._system.state, "commands", entry)
+
+
+def _named(system: System) -> dict[str, Any]:
+    """What a log's line says of whose it is: nothing for the host."""
+    return {} if system.guest is None else {"guest": system.guest}
 
 
 class CommandChannel(asyncssh.SSHServerProcess[bytes]):
@@ -310,12 +354,16 @@ class CommandChannel(asyncssh.SSHServerProcess[bytes]):
             self.running.lose_client()
 
 
-class HostFiles(asyncssh.SFTPServer):
-    """The host's tree over sftp. Relative paths are below root's home, where sshd's sftp starts."""
+class Files(asyncssh.SFTPServer):
+    """A system's tree over sftp. Relative paths are below the user's home, where sshd's sftp starts."""
+
+    def __init__(self, channel: asyncssh.SSHServerChannel[bytes], root: Path, home: Path) -> None:
+        super().__init__(channel, chroot=os.fsencode(root))
+        self._home = b"/" + os.fsencode(home.relative_to(root))
 
     def map_path(self, path: bytes) -> bytes:
-        """Return the machine's path for one of the host."""
-        return super().map_path(posixpath.join(b"/root", path))
+        """Return the machine's path for one of the system."""
+        return super().map_path(posixpath.join(self._home, path))
 
 
 class Connection(asyncssh.SSHServer):
@@ -323,12 +371,18 @@ class Connection(asyncssh.SSHServer):
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        server.numbers.connections += 1
-        self.number = server.numbers.connections
+        server.system.numbers.connections += 1
+        self.number = server.system.numbers.connections
         self._connection: asyncssh.SSHServerConnection | None = None
         self._user: str | None = None
         self._peer = ""
         self._logged = False
+
+    @property
+    def user(self) -> str:
+        """Who has logged in."""
+        assert self._user is not None
+        return self._user
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         """Take note of the peer."""
@@ -337,13 +391,13 @@ class Connection(asyncssh.SSHServer):
         self._peer = f"{host}:{port}"
         self.server.connections.add(self)
         if not self.server.listening:
-            self.abort()  # accepted at the very moment in which the host went down
+            self.abort()  # accepted at the very moment in which the system went down
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Log one that never authenticated."""
         self.server.connections.discard(self)
         self._log(accepted=False)
-        self.server.owner.activity()
+        self.server.system.activity()
 
     def begin_auth(self, username: str) -> bool:
         """Ask every user for a key."""
@@ -359,8 +413,8 @@ class Connection(asyncssh.SSHServer):
         return True
 
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
-        """Accept root with the lab's key."""
-        return username == "root" and key.public_data == self.server.accepted_key
+        """Accept the keys of the system's accounts."""
+        return self.server.system.accepts(username, key)
 
     def session_requested(self) -> tuple[asyncssh.SSHServerChannel[bytes], CommandChannel]:
         """Open a channel that takes no environment variables from the client, as sshd without AcceptEnv.
@@ -376,14 +430,16 @@ class Connection(asyncssh.SSHServer):
     def run(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
         """Start a channel's command."""
         assert isinstance(process, CommandChannel)
-        self.server.numbers.commands += 1
-        process.running = Command(self.server.owner, self.server.numbers.commands, self, process)
+        numbers = self.server.system.numbers
+        numbers.commands += 1
+        process.running = Command(self.server.system, numbers.commands, self, process)
         process.running.begin()
 
-    def sftp(self, channel: SSHChannel[bytes]) -> HostFiles:
-        """Serve the host's tree."""
+    def sftp(self, channel: SSHChannel[bytes]) -> Files:
+        """Serve the system's tree."""
         assert isinstance(channel, asyncssh.SSHServerChannel)
-        return HostFiles(channel, chroot=os.fsencode(StatePaths(self.server.owner.state).root))
+        system = self.server.system
+        return Files(channel, system.root, Path(system.environment_of(self.user)["HOME"]))
 
     def abort(self) -> None:
         """Break the connection without a word."""
@@ -394,68 +450,85 @@ class Connection(asyncssh.SSHServer):
         if self._logged:
             return
         self._logged = True
+        system = self.server.system
         entry = {"n": self.number, "at": now(), "peer": self._peer, "user": self._user, "accepted": accepted}
-        append_log(self.server.owner.state, "connections", entry)
+        append_log(system.state, "connections", entry | _named(system))
 
 
 class Server:
-    """The SSH server of one host: listens or not, on a port that stays the lab's all the time."""
+    """The SSH server of one system: listens or not, on a port that stays the lab's all the time."""
 
-    def __init__(self, owner: Owner, port: int) -> None:
+    def __init__(self, system: System, host_key: Path, port: int, address: str = "127.0.0.1") -> None:
         """Take the port, and don't listen yet.
 
-        Two sockets share it: one is bound for the daemon's life and never listens, so that while the host is
-        down connecting is refused and nobody else is given the port; the other listens while the host is up.
+        Two sockets share it: one is bound for the daemon's life and never listens, so that while the system is
+        down connecting is refused and nobody else is given the port; the other listens while the system is up.
         Linux lets both bind with SO_REUSEADDR as long as none that listens was there before, which is also
         how a port that is taken is noticed.
 
         Args:
-            port: TCP port on 127.0.0.1, 0 for a free one.
+            host_key: the private key that the server shows itself by.
+            port: TCP port, 0 for a free one.
+            address: the loopback address that it is on.
 
         Raises:
             OSError: the port is taken.
         """
-        self.owner = owner
-        self.count_from_log()
+        self.system = system
         self.listening = False
         self.connections: set[Connection] = set()
         self.commands: set[Command] = set()
-        paths = StatePaths(owner.state)
-        self.accepted_key = asyncssh.read_public_key(f"{paths.user_key}.pub").public_data
-        self._holder = ports.bind(port)
+        self.address = address
+        self._host_key = host_key
+        self._holder = ports.bind(port, address)
         self.port: int = self._holder.getsockname()[1]
         self._acceptor: asyncssh.SSHAcceptor | None = None
         self._options: asyncssh.SSHServerConnectionOptions | None = None
-
-    def count_from_log(self) -> None:
-        """Number connections and commands on from what the logs have."""
-        last = {name: read_log(self.owner.state, name) for name in ("connections", "commands")}
-        self.numbers = Numbers(*(max((entry["n"] for entry in entries), default=0) for entries in last.values()))
+        # Which call of listen or close was the last, and one listen at a time: both may come while one is under way.
+        self._turn = 0
+        self._starting = asyncio.Lock()
 
     async def listen(self) -> None:
-        """Accept connections."""
-        if self._options is None:
-            self._options = await asyncssh.SSHServerConnectionOptions.construct(
-                server_factory=lambda: Connection(self),
-                server_host_keys=[str(StatePaths(self.owner.state).host_key)],
-                password_auth=False,
-                kbdint_auth=False,
-                host_based_auth=False,
-                gss_host=None,
-                allow_pty=False,
-                line_editor=False,
-                agent_forwarding=False,
-                x11_forwarding=False,
-                encoding=None,
-                login_timeout=30,
-                # The classic exchange alone: the post-quantum ones cost more than the rest of a connection.
-                kex_algs=["curve25519-sha256", "curve25519-sha256@libssh.org", "ecdh-sha2-nistp256"],
-            )
-        self.listening = True  # before the first client can be there
-        self._acceptor = await asyncssh.listen(sock=ports.bind(self.port), options=self._options)
+        """Accept connections, unless it is closed again meanwhile."""
+        self._turn += 1
+        turn = self._turn
+        async with self._starting:
+            if self._options is None:
+                self._options = await self._make_options()
+            if turn != self._turn:
+                return
+            socket = ports.bind(self.port, self.address)
+            # From here on nobody is refused, though asyncssh takes a moment until it accepts: so it can be said.
+            socket.listen()
+            self.listening = True
+            acceptor = await asyncssh.listen(sock=socket, options=self._options)
+            if turn == self._turn:
+                self._acceptor = acceptor
+            else:
+                acceptor.close()
+
+    async def _make_options(self) -> asyncssh.SSHServerConnectionOptions:
+        options: asyncssh.SSHServerConnectionOptions = await asyncssh.SSHServerConnectionOptions.construct(
+            server_factory=lambda: Connection(self),
+            server_host_keys=[str(self._host_key)],
+            password_auth=False,
+            kbdint_auth=False,
+            host_based_auth=False,
+            gss_host=None,
+            allow_pty=False,
+            line_editor=False,
+            agent_forwarding=False,
+            x11_forwarding=False,
+            encoding=None,
+            login_timeout=30,
+            # The classic exchange alone: the post-quantum ones cost more than the rest of a connection.
+            kex_algs=["curve25519-sha256", "curve25519-sha256@libssh.org", "ecdh-sha2-nistp256"],
+        )
+        return options
 
     def close(self) -> None:
         """Stop accepting and break every connection."""
+        self._turn += 1
         self.listening = False
         if self._acceptor is not None:
             # Not waited for: from Python 3.12 on that lasts until the last connection is gone.
@@ -463,6 +536,16 @@ class Server:
             self._acceptor = None
         for connection in list(self.connections):
             connection.abort()
+
+    @property
+    def answering(self) -> bool:
+        """Whether a client gets in now; `listening` holds a moment earlier."""
+        return self._acceptor is not None
+
+    @property
+    def disconnected(self) -> bool:
+        """Whether nobody is connected, and every command whose client was lost has noticed."""
+        return not self.connections and all(command.let_go for command in self.commands)
 
     async def wait_commands_ended(self) -> None:
         """Wait until no command runs. Those that were killed log themselves before they count as ended."""

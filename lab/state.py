@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 FORMAT_VERSION = 1
-LOG_NAMES = ("connections", "commands", "boots", "programs", "timers", "api")
+LOG_NAMES = ("connections", "commands", "boots", "guests", "programs", "timers", "api")
 
 
 class LabError(Exception):
@@ -33,7 +34,7 @@ class LabFile:
     in clock ticks since the machine's boot (proc(5), field 22 of stat), without which a pid that the
     kernel has given to another process would pass for the daemon. `installed` is False while the stock
     tree is being written. `control` is the daemon's control socket. `resets` counts how often the host was
-    made stock again.
+    made stock again. `guests` says how to reach the VMs, by id, as `ssh` the host.
     """
 
     scenario: str
@@ -45,6 +46,7 @@ class LabFile:
     resets: int = 0
     ssh: dict[str, Any] = field(default_factory=dict)
     api: dict[str, Any] = field(default_factory=dict)
+    guests: dict[str, Any] = field(default_factory=dict)
     version: int = FORMAT_VERSION
 
 
@@ -73,6 +75,10 @@ class StatePaths:
     def host_key(self) -> Path:
         """The SSH server's private key."""
         return self.state / "ssh_host_ed25519_key"
+
+    def guest_key(self, vmid: int) -> Path:
+        """Return the private key of a guest's SSH server; it stays the guest's through resets and reinstallations."""
+        return self.state / "guest_keys" / str(vmid)
 
     @property
     def control_socket(self) -> Path:
@@ -122,9 +128,11 @@ def read_lab_file(state: Path) -> LabFile | None:
 
 
 def write_lab_file(state: Path, lab: LabFile) -> None:
-    """Write lab.json, whole; `version` first and `ssh` and `api` last, as people read it."""
+    """Write lab.json, whole; `version` first, how to reach what is there last, as people read it."""
     first = {"version": lab.version, "scenario": lab.scenario, "node": lab.node, "pid": lab.pid}
-    text = json.dumps({**first, **lab.__dict__, "ssh": lab.ssh, "api": lab.api}, indent=2)
+    last = {"ssh": lab.ssh, "api": lab.api, "guests": lab.guests}
+    rest = {name: value for name, value in lab.__dict__.items() if name not in last}
+    text = json.dumps({**first, **rest, **last}, indent=2)
     write_whole(StatePaths(state).lab_file, text + "\n")
 
 
@@ -137,6 +145,12 @@ def process_start_time(pid: int) -> int | None:
     # The command name, second and in parentheses, may hold spaces and parentheses itself.
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] in "ZX" else int(fields[19])
+
+
+def kill_group(leader: int, started: int) -> None:
+    """Kill a process group by its leader's pid and start time; nothing happens when the leader has ended."""
+    if process_start_time(leader) == started:
+        os.killpg(leader, signal.SIGKILL)
 
 
 def is_running(lab: LabFile | None) -> bool:

@@ -162,10 +162,10 @@ guests() {
     [[ $conf != */lxc/* ]] || kind=lxc
     # The part above the first [snapshot] section is the guest as it is.
     printf '%s{"kind":"%s","id":%s,"lines":%s}' "$separator" "$kind" "$(basename "$conf" .conf)" \
-      "$(json_string "$(sed '/^\[/,$d' "$conf" | grep -E '^(hostpci[0-9]+|dev[0-9]+|lxc\.mount\.entry|onboot|name|hostname):' || :)")"
+      "$(json_string "$(sed '/^\[/,$d' "$conf" | grep -E '^(hostpci[0-9]+|dev[0-9]+|lxc\.mount\.entry|onboot|name|hostname|machine|bios|memory|balloon|vga|lock|template|parent):' || :)")"
     separator=,
   done
-  printf ']}'
+  printf '],"mappings":%s,"reservations":%s}' "$(string_of /etc/pve/mapping/pci.cfg)" "$(string_of /run/qemu-server/pci-id-reservations)"
 }
 
 list_guests() { # qm | pct

@@ -8,7 +8,8 @@ How it is laid out, after a request's way through it:
 - the operations, on files below the host's /etc/pve, /run and /var/log/pve, as a real node has them: `cluster`,
   `node`, `mapping`, `storage`, `qemu`, `lxc`, `snapshots`, `agent`, `tasks`; what the guests' two kinds share is in
   `guests` and `guest_config`, handing a GPU over in `passthrough`;
-- `commands`: qm, pct and pvesh are the same operations, asked for by root@pam at a shell.
+- what runs inside a VM: `guest_system` for its agent's commands, `direct_boot` and `guest_kernel` where its `args` name a kernel;
+- `commands`: qm, pct, pvesh and pveum are the same operations, asked for by root@pam at a shell.
 
 Everything but `server` and `tls` uses the standard library alone, so that the commands start fast. README.md says
 what is simulated, COVERAGE.md how that was compared with a real node.

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from lab.host.distributions import DISTRIBUTIONS
+from lab.ports import guest_address
+
 from .call import Call
+from .direct_boot import boots_directly
 from .errors import Died
 from .formats import parse_properties
+from .guest_system import is_linux, system_of
 from .guests import Guest
 from .qemu import agent_enabled
 
-_SYSTEMS = {
-    "l26": {
-        "id": "debian",
-        "name": "Debian GNU/Linux",
-        "pretty-name": "Debian GNU/Linux 13 (trixie)",
-        "version-id": "13",
-    },
-    "win11": {"id": "mswindows", "name": "Microsoft Windows", "pretty-name": "Windows 11 Pro", "version-id": "11"},
-}
+_WINDOWS = {"id": "mswindows", "name": "Microsoft Windows", "pretty-name": "Windows 11 Pro", "version-id": "11"}
 
 
 class GuestCommands(Protocol):
@@ -32,18 +29,18 @@ class GuestCommands(Protocol):
 
 
 def _answering(call: Call) -> Guest:
-    """The VM, if its agent answers.
+    """The VM, if its agent answers; a kernel of its `args` brings none.
 
     Raises:
         ApiError: 500: no agent configured, the VM off, the agent silent.
     """
     guest = call.guest("qemu")
-    if not agent_enabled(guest.config().values):
+    config = guest.config()
+    if not agent_enabled(config.values):
         raise Died("No QEMU guest agent configured")
     if not guest.running:
         raise Died(f"VM {guest.vmid} is not running")
-    silent = guest.host.fault("agent-silent")
-    if not guest.booted or silent is True or str(silent) == str(guest.vmid):
+    if not guest.booted or boots_directly(config) or guest.has_fault("agent-silent"):
         raise Died("QEMU guest agent is not running")
     return guest
 
@@ -56,29 +53,40 @@ def ping(call: Call) -> dict[str, Any]:
 
 def system(call: Call) -> dict[str, Any]:
     """GET .../agent/get-osinfo."""
-    values = _answering(call).config().values
-    return {"result": _SYSTEMS.get(values.get("ostype", "l26"), _SYSTEMS["l26"]) | {"machine": "x86_64"}}
+    guest = _answering(call)
+    if not is_linux(guest.config()):
+        return {"result": _WINDOWS | {"machine": "x86_64"}}
+    known = DISTRIBUTIONS[guest.system["distribution"]]
+    found = {
+        "id": known.id, "name": known.name, "pretty-name": known.pretty_name, "version": known.version,
+        "version-id": known.version_id, "kernel-release": system_of(guest).running.get("kernel", guest.system["kernel"]),
+        "kernel-version": known.build, "machine": "x86_64",
+    }  # fmt: skip
+    return {"result": found}
 
 
 def interfaces(call: Call) -> dict[str, Any]:
-    """GET .../agent/network-get-interfaces: addresses as cloud-init was told them, else by DHCP."""
-    values = _answering(call).config().values
-    found = [_interface("lo", "00:00:00:00:00:00", "127.0.0.1", 8)]
+    """GET .../agent/network-get-interfaces: addresses as cloud-init was told them, else the guest's own on loopback.
+
+    That one the first interface has that nothing is said about, as if by DHCP; any other such one has none.
+    """
+    guest = _answering(call)
+    values, own = guest.config().values, [f"{guest_address(guest.vmid)}/8"]
+    found = [_interface("lo", "00:00:00:00:00:00", "127.0.0.1/8")]
     for number in range(32):
         if f"net{number}" not in values:
             continue
         option = parse_properties("qemu-net", values[f"net{number}"])
         static = parse_properties("pve-qm-ipconfig", values.get(f"ipconfig{number}", "")).get("ip", "dhcp")
-        address, slash, prefix = static.partition("/")
-        if not slash:
-            address, prefix = f"192.168.0.{100 + int(call.parameters['vmid']) % 100}", "24"
-        mac = option.get("macaddr", "").lower()
-        found.append(_interface(f"eth{number}", mac, address, int(prefix)))
+        address = static if "/" in static else own.pop() if own and option.get("link_down", "0") != "1" else ""
+        found.append(_interface(f"eth{number}", option.get("macaddr", "").lower(), address))
     return {"result": found}
 
 
-def _interface(name: str, mac: str, address: str, prefix: int) -> dict[str, Any]:
-    addresses = [{"ip-address": address, "ip-address-type": "ipv4", "prefix": prefix}]
+def _interface(name: str, mac: str, text: str) -> dict[str, Any]:
+    """One interface with its `address/prefix`, or without any."""
+    address, _, prefix = text.partition("/")
+    addresses = [{"ip-address": address, "ip-address-type": "ipv4", "prefix": int(prefix)}] if text else []
     return {"name": name, "hardware-address": mac, "ip-addresses": addresses}
 
 

@@ -1,14 +1,14 @@
-"""qm, pct and pvesh at the host's shell: the API's operations, asked for by root@pam, as on a real node.
+"""qm, pct, pvesh and pveum at the host's shell: the API's operations, asked for by root@pam, as on a real node.
 
 Only what is in use is there; anything else ends with exit status 2 and a line in log/programs.jsonl.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,68 @@ from .errors import ApiError, Died
 from .guest_config import Kind
 from .guests import Guest, exclusively
 from .responses import Api
+from .tables import FORMATS, formatted
 from .tasks import Tasks, Work
 from .users import ROOT
 
 _KINDS: dict[str, Kind] = {"qm": "qemu", "pct": "lxc"}
 _METHODS = {"get": "GET", "set": "PUT", "create": "POST", "delete": "DELETE"}
 _POWER = ("start", "stop", "shutdown", "reboot")
+
+
+@dataclass(frozen=True)
+class _Command:
+    """One command of pveum: the operation that it asks for, and what its arguments are there, in their order.
+
+    `listed_by` is the field by which the entries of a list are known; `fixed` is sent besides the options.
+    """
+
+    method: str
+    path: str
+    arguments: tuple[str, ...] = ()
+    listed_by: str = ""
+    fixed: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def reads(self) -> bool:
+        return self.method == "GET"
+
+
+_ROLE, _USER = "/access/roles/{roleid}", "/access/users/{userid}"
+_TOKENS, _TOKEN = f"{_USER}/token", f"{_USER}/token/{{tokenid}}"
+_USER_MANAGER = {
+    "acl delete": _Command("PUT", "/access/acl", ("path",), fixed=(("delete", "1"),)),
+    "acl list": _Command("GET", "/access/acl", listed_by="path"),
+    "acl modify": _Command("PUT", "/access/acl", ("path",)),
+    "role add": _Command("POST", "/access/roles", ("roleid",)),
+    "role delete": _Command("DELETE", _ROLE, ("roleid",)),
+    "role list": _Command("GET", "/access/roles", listed_by="roleid"),
+    "role modify": _Command("PUT", _ROLE, ("roleid",)),
+    "user add": _Command("POST", "/access/users", ("userid",)),
+    "user delete": _Command("DELETE", _USER, ("userid",)),
+    "user list": _Command("GET", "/access/users", listed_by="userid"),
+    "user token add": _Command("POST", _TOKEN, ("userid", "tokenid")),
+    "user token list": _Command("GET", _TOKENS, ("userid",), listed_by="tokenid"),
+    "user token delete": _Command("DELETE", _TOKEN, ("userid", "tokenid")),
+}
+_USER_MANAGER["user token remove"] = _USER_MANAGER["user token delete"]  # an alias on a real node
+
+
+def only_reads(name: str, arguments: list[str]) -> bool:
+    """Whether a command, such as `qm list`, changes nothing."""
+    if name == "pveum":
+        known = _user_command(arguments)
+        return known is not None and known[0].reads
+    return arguments[:1] in ([verb] for verb in ("list", "config", "status", "pending", "listsnapshot", "get"))
+
+
+def _user_command(arguments: list[str]) -> tuple[_Command, list[str]] | None:
+    """A command of pveum, and the words after its name; None for one that isn't known."""
+    for length in (3, 2):
+        name = " ".join(arguments[:length])
+        if name in _USER_MANAGER:
+            return _USER_MANAGER[name], arguments[length:]
+    return None
 
 
 class Misused(Exception):
@@ -38,10 +94,12 @@ class Shell:
     Args:
         state: the lab's folder.
         power: reboots the host or shuts it down.
+        tell: says to the daemon that guests have changed.
     """
 
-    def __init__(self, state: Path, power: Callable[[str], None]) -> None:
+    def __init__(self, state: Path, power: Callable[[str], None], tell: Callable[[], object]) -> None:
         self.host = HostState(state)
+        self._tell = tell
         self._works: list[tuple[HostState, Work]] = []
         #: What the command ends with: that of a command in a guest.
         self.status = 0
@@ -56,10 +114,12 @@ class Shell:
             ApiError: it is refused, or its task failed.
         """
         answer = self._api.perform(ROOT, method, path, options or {})
+        if method != "GET":
+            self._tell()
         if not self._works:
             return answer
         for host, work in self._works:
-            _carry_out(host, work)
+            self._carry_out(host, work)
         self._works.clear()
         tasks = Tasks(self.host)
         upid = tasks.find(str(answer))
@@ -69,6 +129,16 @@ class Shell:
         if status != "OK":
             raise ApiError(500, f"{status}\n")
         return answer
+
+    def _carry_out(self, host: HostState, work: Work) -> None:
+        """A task's work, waited for here."""
+        while True:
+            with exclusively(host):
+                seconds = next(work, None)
+            self._tell()
+            if seconds is None:
+                return
+            time.sleep(seconds)
 
     # -- qm and pct --------------------------------------------------------------------------------------
     def guest(self, name: str, arguments: list[str]) -> None:
@@ -91,6 +161,8 @@ class Shell:
             print(f"status: {self.ask('GET', f'{one}/status/current')['status']}")
         elif verb in _POWER:
             self._power(kind, one, verb, vmid, words)
+        elif verb == "unlock" and kind == "qemu":
+            self.ask("PUT", f"{one}/config", {"delete": ["lock"], "skiplock": ["1"]})
         elif verb == "set":
             self.ask("PUT", f"{one}/config", _options(words))
         elif verb == "create":
@@ -100,8 +172,8 @@ class Shell:
             self.ask("DELETE", one, _options(words))
         elif kind == "lxc" and verb in ("exec", "push", "pull"):
             self._inside(Guest(self.host, "lxc", int(vmid)), verb, words)
-        elif verb == "unlock":
-            self._unlock(Guest(self.host, kind, int(vmid)))
+        elif kind == "lxc" and verb == "unlock":
+            self._unlock(Guest(self.host, "lxc", int(vmid)))
         elif verb in ("snapshot", "delsnapshot", "rollback", "listsnapshot"):
             self._snapshot(one, verb, words)
         else:
@@ -164,24 +236,42 @@ class Shell:
         if len(arguments) < 2 or arguments[0] not in _METHODS:
             raise Misused(f"the lab's pvesh has {', '.join(_METHODS)} and a path")
         options = _options(arguments[2:])
-        form = options.pop("output-format", ["text"])[0]
-        for name in ("noborder", "noheader", "human-readable", "quiet"):
-            options.pop(name, None)
+        form = _form(options)
         answer = self.ask(_METHODS[arguments[0]], arguments[1].rstrip("/"), options)
-        if arguments[0] == "get" and form not in ("json", "json-pretty"):
+        if arguments[0] == "get" and form == "text":
             raise Misused("the lab's pvesh needs --output-format json or json-pretty")
-        if answer is not None:
-            print(json.dumps(answer, indent=3 if form == "json-pretty" else None, sort_keys=True))
+        print(formatted(answer, "json" if form == "text" else form), end="")
+
+    # -- pveum -------------------------------------------------------------------------------------------
+    def pveum(self, arguments: list[str]) -> None:
+        """`pveum role|user|acl|user token VERB ... [--option value ...]`, with --output-format."""
+        known = _user_command(arguments)
+        if known is None:
+            raise Misused(f"the lab's pveum has no {' '.join(arguments[:3])!r}; it has {', '.join(_USER_MANAGER)}")
+        command, words = known
+        count = len(command.arguments)
+        given = dict(zip(command.arguments, words, strict=False))
+        if len(given) < count or any(word.startswith("-") for word in given.values()):
+            raise Misused(f"wanted {' '.join(f'<{name}>' for name in command.arguments)}, found {' '.join(words)!r}")
+        options = _options(words[count:])
+        form = _form(options)
+        options |= {
+            name: [value] for name, value in (*given.items(), *command.fixed) if f"{{{name}}}" not in command.path
+        }
+        answer = self.ask(command.method, command.path.format(**given), options)
+        print(formatted(answer, form, command.listed_by), end="")
 
 
-def _carry_out(host: HostState, work: Work) -> None:
-    """A task's work, waited for here."""
-    while True:
-        with exclusively(host):
-            seconds = next(work, None)
-        if seconds is None:
-            return
-        time.sleep(seconds)
+def _form(options: dict[str, list[str]]) -> str:
+    """Take out of a command's options how its answer is to be printed; what shapes tables alone is left unheard."""
+    form = options.pop("output-format", ["text"])[-1]
+    for name in ("noborder", "noheader", "human-readable"):
+        options.pop(name, None)
+    if options.pop("quiet", ["0"])[-1] != "0":
+        return "quiet"
+    if form not in FORMATS:
+        raise Misused(f"the lab prints {', '.join(FORMATS)}, not {form!r}")
+    return form
 
 
 def _options(words: list[str]) -> dict[str, list[str]]:

@@ -9,17 +9,14 @@ the tree for each node, for every other one.
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
 import shutil
 import stat
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lab.host import container
+from lab.host import container, launchers
 from lab.host import run as host_run
 from lab.host.nodes import Node, Rule, parse_rule, read_node
 from lab.host.state import HostState, version_key
@@ -216,7 +213,7 @@ class Start:
             if not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.symlink_to(self._host.rooted(source))
-        write_launchers(system)
+        launchers.write(system.state / "bin", host_run.CONTAINER_PROGRAMS, container=True)
 
     def _machine(self, name: str) -> dict[str, Any]:
         return {
@@ -245,7 +242,7 @@ class Start:
 
 def system_of(guest: Guest) -> HostState:
     """A container's own system."""
-    return HostState(guest.host.state / "guests" / str(guest.vmid))
+    return HostState(guest.folder)
 
 
 def begin(guest: Guest, config: GuestConfig) -> None:
@@ -270,11 +267,6 @@ def plug(guest: Guest, config: GuestConfig, values: dict[str, str]) -> None:
     inside["rules"] += start.rules[len(_COMMON_RULES) :]
     system.save_machine()
     container.materialise(system)
-
-
-def forget(guest: Guest) -> None:
-    """Remove a destroyed container's tree."""
-    shutil.rmtree(system_of(guest).state, ignore_errors=True)
 
 
 def _running(guest: Guest, config: GuestConfig) -> HostState:
@@ -311,7 +303,7 @@ def install_nvidia(system: HostState, version: str) -> None:
     for stem in ("libnvidia-ml.so", "libcuda.so"):
         system.write(f"{_LIBRARIES}/{stem}.{version}", f"{stem} {version}\n")
         system.symlink(f"{_LIBRARIES}/{stem}.1", f"{stem}.{version}")
-    system.write("/usr/bin/nvidia-smi", _launcher("nvidia-smi"), 0o755)
+    system.write("/usr/bin/nvidia-smi", launchers.text_of("nvidia-smi", container=True), 0o755)
 
 
 def _proc(host: HostState, system: HostState) -> None:
@@ -323,21 +315,6 @@ def _proc(host: HostState, system: HostState) -> None:
         (proc / name).symlink_to(host.root / "proc" / name)
     if not (system.root / "sys").is_symlink():
         (system.root / "sys").symlink_to(host.root / "sys")
-
-
-def write_launchers(system: HostState) -> None:
-    """STATE/bin: the programs that the lab has inside a container."""
-    folder = system.state / "bin"
-    folder.mkdir(exist_ok=True)
-    for name in host_run.CONTAINER_PROGRAMS:
-        path = folder / name
-        path.write_text(_launcher(name), encoding="utf-8")
-        path.chmod(0o755)
-
-
-def _launcher(name: str) -> str:
-    runner = shlex.quote(str(Path(host_run.__file__)))
-    return f'#!/bin/sh\nexec {shlex.quote(os.path.realpath(sys.executable))} -I -S {runner} --container {name} "$@"\n'
 
 
 # -- commands --------------------------------------------------------------------------------------------------

@@ -1,186 +1,229 @@
-"""What runs inside a VM: a small system of its own, in which the guest agent carries commands out.
+"""What runs inside a VM: a Linux of its own, for the guest agent and for those who log in by SSH.
 
-A guest's tree lies in STATE/guests/ID/root and is made when its agent is first asked after a start: the devices that the
-VM was given and its own virtual ones in /sys, its name, its system's name. Commands run as those of the host do, in
-bash's environment with ROOT, LAB_STATE and a PATH that begins with the simulated lspci, uname and dmesg, and so see the
-guest's hardware, not the host's.
+A VM that boots a kernel of its `args` (`direct_boot`) has none of that: what its initramfs runs in is made for that one
+boot, in STATE/guests/ID/direct, and nobody can log in to it. What the VM has installed stays as it is meanwhile.
+
+A guest's tree lies in STATE/guests/ID/root. It is installed at the first boot (distribution, kernel, accounts with the
+lab's key) and stays until the VM is removed; each boot makes /proc, /sys, /run and /dev anew, with the devices that the
+VM was given and its own virtual ones, and a new boot id. Cloud-init's settings reach it at its boots: the name, the
+user, the keys. Commands run as those of the host do, in bash's environment with ROOT, LAB_STATE and a PATH that begins
+with the simulated commands, and so see the guest, not the host.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
-import shlex
 import shutil
-import sys
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
-from lab.host import run as host_run
-from lab.host import sysfs
+from lab.host import launchers, sysfs
+from lab.host.account_programs import Account, accounts
 from lab.host.devices import PciDevice, load_devices
+from lab.host.distributions import DISTRIBUTIONS
 from lab.host.state import HostState
-from lab.processes import Processes
+from lab.ports import guest_address
+from lab.state import StatePaths
 
+from .direct_boot import boots_directly
+from .formats import parse_properties
 from .guest_config import GuestConfig
 from .guests import Guest
 from .passthrough import hostpci_options, reservations
 
-_KERNEL = "6.12.48-amd64"
-_PROGRAMS = ("lspci", "uname", "dmesg", "hostname")
-_OUTPUT_MAX = 1 << 20
+_PROGRAMS = (
+    "lspci", "uname", "dmesg", "journalctl", "hostname", "uptime", "systemd-detect-virt", "mokutil", "systemctl",
+    "systemd-run", "reboot", "shutdown", "poweroff", "sudo", "id", "whoami",
+)  # fmt: skip
+_FIRST_UID = 1000
 # Where QEMU puts devices: behind a root port each on q35, on the one bus of i440fx.
 _FIRST_I440FX_SLOT = 0x10
 
 
-@dataclass
-class _Command:
-    """A command in a guest: its output so far, its exit status once it has ended."""
-
-    vmid: int
-    started: float
-    exit: int | None = None
-    output: list[bytes] = field(default_factory=list)
-    errors: list[bytes] = field(default_factory=list)
+def system_of(guest: Guest) -> HostState:
+    """The system that a guest has installed: its tree and what the lab keeps beside it."""
+    return HostState(guest.folder)
 
 
-class GuestSystems:
-    """The systems inside a host's VMs.
-
-    Args:
-        processes: what runs on the host; the guests' commands end with it.
-    """
-
-    def __init__(self, processes: Processes) -> None:
-        self._processes = processes
-        self._commands: dict[int, _Command] = {}
-        self._waiting: set[asyncio.Task[None]] = set()
-
-    def forget(self) -> None:
-        """The host went down, and all guests with it."""
-        self._commands.clear()
-
-    def start(self, guest: Guest, command: list[str], stdin: str) -> int:
-        """Start a command in a guest and return its process id."""
-        system = _prepared(guest)
-        read_in, write_in = os.pipe()
-        with os.fdopen(write_in, "wb") as feed:
-            # agent/exec takes 64 KiB at most, which is what a pipe holds.
-            feed.write(stdin.encode()[:65536])
-        out, errors = os.pipe(), os.pipe()
-        try:
-            process, ended = self._processes.start(
-                _command_line(command), _environment(system), system.root, read_in, out[1], errors[1]
-            )
-        finally:
-            for descriptor in (read_in, out[1], errors[1]):
-                os.close(descriptor)
-        found = self._commands[process.pid] = _Command(guest.vmid, guest.uptime)
-        for descriptor, parts in ((out[0], found.output), (errors[0], found.errors)):
-            self._collect(descriptor, parts)
-        task = asyncio.get_running_loop().create_task(self._wait(found, ended))
-        self._waiting.add(task)
-        task.add_done_callback(self._waiting.discard)
-        return process.pid
-
-    @staticmethod
-    async def _wait(command: _Command, ended: asyncio.Future[int]) -> None:
-        command.exit = await ended
-
-    @staticmethod
-    def _collect(descriptor: int, parts: list[bytes]) -> None:
-        """Take a pipe's content as it comes, up to what the agent gives back."""
-        loop = asyncio.get_running_loop()
-        os.set_blocking(descriptor, False)
-
-        def read() -> None:
-            data = os.read(descriptor, 65536)
-            if not data:
-                loop.remove_reader(descriptor)
-                os.close(descriptor)
-            elif sum(map(len, parts)) < _OUTPUT_MAX:
-                parts.append(data)
-
-        loop.add_reader(descriptor, read)
-
-    def status(self, guest: Guest, pid: int) -> dict[str, Any] | None:
-        """Whether a command has ended, and with what output; None when the guest has no such process."""
-        command = self._commands.get(pid)
-        if command is None or command.vmid != guest.vmid:
-            return None
-        if command.exit is None:
-            return {"exited": 0}
-        found: dict[str, Any] = {"exited": 1}
-        found |= {"exitcode": command.exit} if command.exit >= 0 else {"signal": -command.exit}
-        for name, parts in (("out-data", command.output), ("err-data", command.errors)):
-            if parts:
-                found[name] = b"".join(parts).decode("utf-8", "replace")
-        return found
+def has_system(config: GuestConfig) -> bool:
+    """Whether a VM boots what it has installed, and that is a Linux: then its agent and its SSH server answer."""
+    return is_linux(config) and not boots_directly(config)
 
 
-def _command_line(command: list[str]) -> list[str]:
-    """The command, found on the guest's PATH, whatever path it was named by."""
-    return ["/usr/bin/env", "--", command[0], *command[1:]]
+def is_linux(config: GuestConfig) -> bool:
+    """Whether the lab has a system for it; Windows and Solaris it hasn't."""
+    return config.values.get("ostype", "other") in ("l24", "l26", "other")
 
 
-def _environment(system: HostState) -> dict[str, str]:
+def is_connected(config: GuestConfig) -> bool:
+    """Whether one of the VM's network devices has its cable in."""
+    devices = [parse_properties("qemu-net", value) for key, value in config.values.items() if _is_net(key)]
+    return any(device.get("link_down", "0") != "1" for device in devices)
+
+
+def _is_net(key: str) -> bool:
+    return key.startswith("net") and key[3:].isdigit()
+
+
+def user_of(guest: Guest, config: GuestConfig) -> str:
+    """The account besides root: cloud-init's user, or the one that the image has."""
+    return config.values.get("ciuser") or str(guest.system["user"])
+
+
+def authorized_keys(system: HostState, user: str) -> str:
+    """The keys that let a user in, as in its authorized_keys; none for an account that isn't there."""
+    account = accounts(system).get(user)
+    return system.read(f"{account.home}/.ssh/authorized_keys", "") if account else ""
+
+
+def environment_of(system: HostState, user: str) -> dict[str, str]:
+    """The environment in which a user's commands run in a guest; nothing of the caller's is in it."""
+    account = accounts(system).get(user) or Account(user, 0, 0, "/")
     return {
         "ROOT": str(system.root),
         "LAB_STATE": str(system.state),
-        "HOME": str(system.root / "root"),
+        "HOME": str(system.rooted(account.home)),
         "PATH": f"{system.state}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "LC_ALL": "C.UTF-8",
-        "USER": "root",
-        "LOGNAME": "root",
+        "USER": user,
+        "LOGNAME": user,
+        "SHELL": "/bin/bash",
     }
 
 
-def _prepared(guest: Guest) -> HostState:
-    """The guest's system, made anew when it isn't that of this start with these devices."""
-    system = HostState(guest.host.state / "guests" / str(guest.vmid))
-    config = guest.config()
-    devices = guest_devices(guest.host, guest.vmid, config)
-    machine = _machine(guest, config, devices)
-    if not (system.state / "machine.json").exists() or system.machine != machine:
-        shutil.rmtree(system.state, ignore_errors=True)
-        (system.root / "root").mkdir(parents=True)
-        system._machine = machine
-        system.save_machine()
-        _fill(system, machine["node"])
+# -- boot ------------------------------------------------------------------------------------------------------
+def booted(guest: Guest) -> HostState:
+    """A running guest's system, booted now if it hasn't been since the guest's start, or its reboot from inside."""
+    system = system_of(guest)
+    if system.running.get("started_at") != guest.system_started:
+        _boot(guest, system)
     return system
 
 
-def _fill(system: HostState, name: str) -> None:
+def _boot(guest: Guest, system: HostState) -> None:
+    config = guest.config()
+    if not system.rooted("/etc/os-release").exists():
+        _install(guest, system, config)
+    _cloud_init(guest, system, config)
+    kernel = system.kernels()[-1]
+    cmdline = f"BOOT_IMAGE=/boot/vmlinuz-{kernel} root=/dev/sda1 ro quiet"
+    boot_id = _start_kernel(guest, system, config, kernel, cmdline)
+    launchers.write(system.state / "bin", _PROGRAMS)
+    version = f"Linux version {kernel} (build@lab) (gcc) {DISTRIBUTIONS[guest.system['distribution']].build}"
+    system.write("/proc/version", f"{version}\n")
+    system.write("/proc/net/route", _ROUTE)
+    system.save_running(
+        {
+            "started_at": guest.system_started, "boot_id": boot_id, "kernel": kernel, "cmdline": cmdline, "iommu": False,
+            "loaded": {}, "drivers": [], "bound": {}, "ids": {},
+        }
+    )  # fmt: skip
+    (system.state / "dmesg").unlink(missing_ok=True)
+    system.kernel_message(version, 0.0)
+    system.kernel_message(f"Command line: {cmdline}", 0.0)
+
+
+def directly_booted(guest: Guest, kernel: str, cmdline: str) -> HostState:
+    """The system of a VM that boots a kernel of its `args`: that kernel's /proc and /sys, made anew, and nothing besides."""
+    system = HostState(guest.folder / "direct")
+    shutil.rmtree(system.state, ignore_errors=True)
+    system.root.mkdir(parents=True)
+    _start_kernel(guest, system, guest.config(), kernel, cmdline)
+    return system
+
+
+def _start_kernel(guest: Guest, system: HostState, config: GuestConfig, kernel: str, cmdline: str) -> str:
+    """What a kernel shows once it has started: the VM's devices in /sys, its own answers in /proc. Returns the boot's id."""
     boot_id = str(uuid.uuid4())
-    cmdline = f"BOOT_IMAGE=/boot/vmlinuz-{_KERNEL} root=/dev/sda1 ro quiet"
-    sysfs.build(system, sysfs.Running(_KERNEL, cmdline, boot_id, False, False, ""))
-    system.write("/etc/hostname", f"{name}\n")
-    system.write("/etc/os-release", 'PRETTY_NAME="Debian GNU/Linux 13 (trixie)"\nID=debian\nVERSION_ID="13"\n')
-    folder = system.state / "bin"
-    folder.mkdir()
-    runner = Path(host_run.__file__)
-    for program in _PROGRAMS:
-        path = folder / program
-        start = f"exec {shlex.quote(os.path.realpath(sys.executable))} -I -S {shlex.quote(str(runner))} {program}"
-        path.write_text(f'#!/bin/sh\n{start} "$@"\n', encoding="utf-8")
-        path.chmod(0o755)
+    system._machine = _machine(guest, system, config)
+    system.save_machine()
+    sysfs.build(system, sysfs.Running(kernel, cmdline, boot_id, False, False, ""))
+    return boot_id
 
 
-def _machine(guest: Guest, config: GuestConfig, devices: list[PciDevice]) -> dict[str, Any]:
-    """machine.json of the guest, for the programs that it shares with hosts."""
-    host = guest.host.machine
+# 192.168.0.1 as gateway, as the host's own.
+_ROUTE = (
+    "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"
+    "eth0\t00000000\t0100A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n"
+)
+
+
+def _install(guest: Guest, system: HostState, config: GuestConfig) -> None:
+    """What the image brings, with the lab's key for both accounts: somebody put it there when the guest was set up."""
+    wanted = guest.system
+    system.log.mkdir(parents=True, exist_ok=True)
+    system.write("/etc/hostname", f"{_host_name(guest, config)}\n")
+    system.write(f"/boot/vmlinuz-{wanted['kernel']}", "")
+    for folder in ("etc/sudoers.d", "etc/systemd/system", "tmp", "usr/lib/modules", "var/lib", "var/log", "var/tmp"):
+        (system.root / folder).mkdir(parents=True, exist_ok=True)
+    system.write("/etc/passwd", "root:x:0:0:root:/root:/bin/bash\n")
+    lab_key = Path(f"{StatePaths(guest.host.state).user_key}.pub").read_text(encoding="ascii")
+    for user in ("root", user_of(guest, config)):
+        _add_user(system, user)
+        _authorize(system, user, lab_key)
+    # Last: an installation that was cut short begins again.
+    system.write("/etc/os-release", DISTRIBUTIONS[wanted["distribution"]].os_release())
+
+
+def _cloud_init(guest: Guest, system: HostState, config: GuestConfig) -> None:
+    """What cloud-init's settings ask for. It comes to each boot, and adds: what is there stays."""
+    values = config.values
+    if any("cloudinit" in value for value in values.values() if "media=cdrom" in value):
+        system.write("/etc/hostname", f"{_host_name(guest, config)}\n")
+    user = user_of(guest, config)
+    if "ciuser" in values and user not in accounts(system):
+        _add_user(system, user)
+        _authorize(system, user, authorized_keys(system, "root"))
+    for key in unquote(values.get("sshkeys", "")).splitlines():
+        _authorize(system, user, key)
+
+
+def _host_name(guest: Guest, config: GuestConfig) -> str:
+    return guest.name(config).replace(" ", "-")
+
+
+def _add_user(system: HostState, user: str) -> None:
+    """An account with a home, and sudo without a password, as cloud images set up their user."""
+    known = accounts(system)
+    if user not in known:
+        uid = max([_FIRST_UID - 1, *(account.uid for account in known.values())]) + 1
+        line = f"{user}:x:{uid}:{uid}::/home/{user}:/bin/bash\n"
+        system.write("/etc/passwd", system.read("/etc/passwd") + line)
+        sudoers = "/etc/sudoers.d/90-cloud-init-users"
+        system.write(sudoers, system.read(sudoers, "") + f"{user} ALL=(ALL) NOPASSWD:ALL\n")
+    system.rooted(accounts(system)[user].home).mkdir(parents=True, exist_ok=True)
+
+
+def _authorize(system: HostState, user: str, keys: str) -> None:
+    """Add public keys to those that let a user in."""
+    path = f"{accounts(system)[user].home}/.ssh/authorized_keys"
+    there = system.read(path, "")
+    new = [line for line in keys.splitlines() if line.strip() and line not in there.splitlines()]
+    system.write(path, there + "".join(f"{line}\n" for line in new), 0o600)
+
+
+def _machine(guest: Guest, system: HostState, config: GuestConfig) -> dict[str, Any]:
+    """machine.json of the guest, for the programs that it shares with hosts; `guest` says whose it is."""
+    host, values = guest.host.machine, config.values
+    uefi = values.get("bios") == "ovmf"
+    secure_boot = guest.system["secure_boot"]
+    if secure_boot is None:
+        efidisk = parse_properties("qemu-efidisk", values["efidisk0"]) if "efidisk0" in values else {}
+        secure_boot = efidisk.get("pre-enrolled-keys") == "1"
+    devices = guest_devices(guest.host, guest.vmid, config)
     return {
         "version": 1,
-        "node": guest.name(config).replace(" ", "-"),
+        "node": system.read("/etc/hostname", "(none)").strip(),
+        "guest": {"vmid": guest.vmid, "lab": str(guest.host.state)},
+        "address": guest_address(guest.vmid),
         "pve": host["pve"],
         "power": "on",
         "faults": {},
         "hardware": {
             "cpu": host["hardware"]["cpu"],
-            "firmware": {"mode": "uefi" if config.values.get("bios") == "ovmf" else "bios", "iommu": False}
-            | {"secure_boot": False},
+            "firmware": {"mode": "uefi" if uefi else "bios", "iommu": False, "secure_boot": uefi and secure_boot},
             "devices": [asdict(device) | {"blocks": [], "nets": []} for device in devices],
             "volumes": [],
         },
@@ -192,6 +235,7 @@ def _machine(guest: Guest, config: GuestConfig, devices: list[PciDevice]) -> dic
     }
 
 
+# -- devices ---------------------------------------------------------------------------------------------------
 def guest_devices(host: HostState, vmid: int, config: GuestConfig) -> list[PciDevice]:
     """The PCI devices that a running VM sees: the machine's own, and those that it was given, at the guest's addresses."""
     q35 = "q35" in config.values.get("machine", "")
@@ -202,6 +246,7 @@ def guest_devices(host: HostState, vmid: int, config: GuestConfig) -> list[PciDe
         found.append(
             _virtual(f"0000:06:{0x12 + number:02x}.0", "1af4", "1000", "0200", f"Virtio network device ({key})")
         )
+    hidden = str(host.fault("card-invisible"))
     mine = sorted(address for address, owner in reservations(host).items() if owner == vmid)
     slots = sorted({address[:-2] for address in mine})
     options = list(hostpci_options(config.values).values())
@@ -209,6 +254,8 @@ def guest_devices(host: HostState, vmid: int, config: GuestConfig) -> list[PciDe
         on_port = number < len(options) and options[number].get("pcie") == "1"
         where = f"0000:{number + 1:02x}:00" if on_port else f"0000:00:{_FIRST_I440FX_SLOT + number:02x}"
         for device in load_devices(host.machine):
+            if device.address == hidden or slot == hidden:
+                continue
             if device.address in mine and device.address.startswith(f"{slot}."):
                 found.append(_moved(device, where + device.address[-2:]))
     return found

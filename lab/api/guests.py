@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.host.boot import mark_running
+from lab.host.distributions import system as default_system
 from lab.host.state import HostState
 
 from .errors import Died, bad_parameters
@@ -82,6 +84,11 @@ class Guest:
         return self.host.rooted(f"/etc/pve/{self.relative_path}")
 
     @property
+    def folder(self) -> Path:
+        """Where the lab keeps what is inside the guest."""
+        return self.host.state / "guests" / str(self.vmid)
+
+    @property
     def exists(self) -> bool:
         """Whether there is a configuration."""
         return self.path.exists()
@@ -106,8 +113,10 @@ class Guest:
             entry |= {"kind": _MACHINE_KINDS[self.kind], "name": self.name(config), "onboot": onboot}
 
     def remove(self) -> None:
-        """Remove the configuration."""
+        """Remove the configuration, and what was inside the guest."""
         self.path.unlink()
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
         with self.host.changing() as machine:
             machine["guests"].pop(str(self.vmid), None)
 
@@ -129,15 +138,37 @@ class Guest:
         return self.exists and bool(self._record.get("running"))
 
     @property
+    def started_at(self) -> float | None:
+        """When it was started, in seconds since 1970; for one that came up with the host, when that did."""
+        started = self._record.get("started_at") or self.host.running.get("started_at")
+        return float(started) if started else None
+
+    @property
     def uptime(self) -> float:
         """Seconds since it was started; 0 when it doesn't run."""
-        started = self._record.get("started_at") or self.host.running.get("started_at")
-        return max(0.0, time.time() - float(started)) if self.running and started else 0.0
+        started = self.started_at
+        return max(0.0, time.time() - started) if self.running and started else 0.0
+
+    @property
+    def system_started(self) -> float:
+        """When the system in it was last started, in seconds since 1970: at the guest's start, or its last reboot from inside."""
+        return max(self.started_at or 0.0, float(self._record.get("restarted_at") or 0.0))
 
     @property
     def booted(self) -> bool:
         """Whether what runs in it has come up: it reacts to a shutdown, its agent answers."""
-        return self.running and self.uptime >= BOOT_SECONDS
+        return self.running and time.time() - self.system_started >= BOOT_SECONDS
+
+    @property
+    def system(self) -> dict[str, Any]:
+        """What it has installed (lab.host.distributions.system)."""
+        found: dict[str, Any] = self._record.get("system") or default_system()
+        return found
+
+    def set_system(self, system: dict[str, Any]) -> None:
+        """Have it another system installed, or that of the VM that it's a clone of."""
+        with self.host.changing() as machine:
+            machine["guests"][str(self.vmid)]["system"] = system
 
     @property
     def pid(self) -> int:
@@ -156,13 +187,22 @@ class Guest:
             self.save(self.config())  # its file was put there by hand
         with self.host.changing() as machine:
             entry = machine["guests"][str(self.vmid)]
-            entry |= {"running": running, "started_at": time.time() if running else None}
+            entry |= {"running": running, "started_at": time.time() if running else None, "restarted_at": None}
         mark_running(self.host, str(self.vmid), running)
+
+    def restart_system(self) -> None:
+        """Note that the system in it reboots; QEMU, and so the guest's uptime, goes on."""
+        with self.host.changing() as machine:
+            machine["guests"][str(self.vmid)]["restarted_at"] = time.time()
+
+    def has_fault(self, name: str) -> bool:
+        """Whether a fault names it, or every guest."""
+        fault = self.host.fault(name)
+        return fault is True or (fault is not None and fault is not False and str(fault) == str(self.vmid))
 
     def ignores_shutdown(self) -> bool:
         """Whether the fault guest-ignores-shutdown names it, or every guest."""
-        fault = self.host.fault("guest-ignores-shutdown")
-        return fault is True or (fault is not None and fault is not False and str(fault) == str(self.vmid))
+        return self.has_fault("guest-ignores-shutdown")
 
 
 def disturbed(guest: Guest) -> GuestConfig:

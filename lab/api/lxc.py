@@ -266,7 +266,6 @@ def destroy(call: Call) -> str:
             if _VOLUME.fullmatch(key):
                 Storages(call.host).free(value.partition(",")[0])
         guest.remove()
-        container_system.forget(guest)
 
     return call.start("vzdestroy", str(guest.vmid), work)
 

@@ -6,12 +6,14 @@ import hashlib
 import re
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from lab.host.state import HostState
 
 from . import passthrough
 from .call import Call
+from .direct_boot import DirectBoot, power_off, power_on, require_files
 from .errors import ApiError, Died, bad_parameters, not_allowed
 from .formats import format_properties, format_size, parse_properties, size_of
 from .guest_config import GuestConfig
@@ -374,6 +376,7 @@ def clone(call: Call) -> str:
             new.remove()
             raise Died(f"clone failed: {error.text}") from error
         new.save(made)
+        new.set_system(source.system)
 
     return call.start("qmclone", str(source.vmid), work)
 
@@ -532,24 +535,46 @@ def start_work(guest: Guest, log: TaskLog, *, skip_lock: bool = False) -> Work:
     if config.pending or config.pending_delete:
         config.apply_pending()
         guest.save(config)
-    try:
-        passthrough.attach(guest.host, guest.vmid, guest.pid, config.values)
-    except ApiError:
-        passthrough.cleanup(guest.host, guest.vmid, config.values, log)
-        raise
+    _prepare(guest, config, log)
     yield 0.05
     if guest.exists:
         guest.set_running(True)
+        power_on(guest)
+
+
+def _prepare(guest: Guest, config: GuestConfig, log: Callable[[str], None]) -> None:
+    """Give a VM that is to start its devices, and look whether QEMU would find its files; a refusal leaves nothing reserved.
+
+    Raises:
+        ApiError: what the start fails with.
+    """
+    try:
+        passthrough.attach(guest.host, guest.vmid, guest.pid, config.values)
+        if direct := DirectBoot.of(config.values):
+            require_files(guest.host, direct, log)
+    except ApiError:
+        passthrough.cleanup(guest.host, guest.vmid, config.values, log)
+        raise
+
+
+def _unheard(_: str) -> None:
+    """What is done to a VM without a task has no log."""
+
+
+def went_off(guest: Guest, log: Callable[[str], None] = _unheard) -> None:
+    """Note that a VM has gone off, whoever ended it, and take its devices back."""
+    guest.set_running(False)
+    passthrough.cleanup(guest.host, guest.vmid, guest.config().values, log)
 
 
 def stop_work(guest: Guest, log: TaskLog) -> Work:
     """Stop a VM at once; nothing happens to one that doesn't run."""
-    config = _existing(guest)
+    _existing(guest)
     if not guest.running:
         return
     yield 0.05
-    guest.set_running(False)
-    passthrough.cleanup(guest.host, guest.vmid, config.values, log)
+    power_off(guest)
+    went_off(guest, log)
 
 
 def shutdown_work(guest: Guest, log: TaskLog, timeout: float, *, force: bool) -> Work:
@@ -623,7 +648,8 @@ def settle_after_boot(host: HostState, log: Any) -> None:
             config.apply_pending()
             guest.save(config)
         try:
-            passthrough.attach(host, guest.vmid, guest.pid, config.values)
+            _prepare(guest, config, _unheard)
+            power_on(guest)
         except ApiError as error:
             guest.set_running(False)
             log(guest.vmid, error)

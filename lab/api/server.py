@@ -22,9 +22,9 @@ from lab.host.state import HostState
 from lab.processes import Processes
 from lab.state import write_whole
 
+from .agent_commands import AgentCommands
 from .auth import Authenticator
 from .cluster import certificate_path
-from .guest_system import GuestSystems
 from .guests import exclusively
 from .responses import Api, Request, Response
 from .tasks import Work
@@ -50,6 +50,9 @@ class Owner(Protocol):
 
     def begin_power_off(self) -> None:
         """Switch the host off in a moment."""
+
+    def guests_changed(self) -> None:
+        """Look anew which guests run, and how they are connected."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class ApiServer:
         # As lab.ssh.Server does: one socket keeps the port for the daemon's life, another one listens.
         self._holder = ports.bind(port)
         self.port: int = self._holder.getsockname()[1]
-        self._systems = GuestSystems(owner.processes)
+        self._commands = AgentCommands(owner.processes)
         self._tasks: set[asyncio.Task[None]] = set()
         self._runner: web.AppRunner | None = None
         self._api = Api(
@@ -105,7 +108,7 @@ class ApiServer:
             self._certificates.fingerprint,
             self._run,
             lambda command: owner.begin_reboot() if command == "reboot" else owner.begin_power_off(),
-            self._systems,
+            self._commands,
         )
 
     def connection(self, node: str) -> dict[str, Any]:
@@ -152,7 +155,7 @@ class ApiServer:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._systems.forget()
+        self._commands.forget()
 
     def _configure(self) -> None:
         """The files that an installed node has: certificates, root's password, and the lab's token."""
@@ -190,6 +193,8 @@ class ApiServer:
             _LOG.exception("%s %s failed", asked.method, asked.path)
             text = f"the lab's API failed: {type(error).__name__}: {error}"
             response = Response(500, text.replace("\n", " "), {"data": None, "message": f"{text}\n"})
+        if asked.method != "GET":
+            self._owner.guests_changed()
         dropped = host.fault("api-drops")
         if dropped is not None and str(dropped) in f"{asked.method} {asked.path}" and request.transport is not None:
             request.transport.abort()  # what was asked for is done: the answer alone is lost
@@ -201,12 +206,12 @@ class ApiServer:
         self._tasks.add(task)
         task.add_done_callback(self._forget)
 
-    @staticmethod
-    async def _follow(host: HostState, work: Work) -> None:
+    async def _follow(self, host: HostState, work: Work) -> None:
         try:
             while True:
                 with exclusively(host):
                     seconds = next(work, None)
+                self._owner.guests_changed()
                 if seconds is None:
                     return
                 await asyncio.sleep(seconds)

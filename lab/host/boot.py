@@ -420,6 +420,7 @@ def _note_state(host: HostState, unit: str, state: str) -> None:
 def _start_guests(host: HostState, reason: str) -> None:
     for identifier, guest in host.machine["guests"].items():
         guest["running"] = bool(guest["at_start"] if reason == "start" else guest["onboot"])
+        guest.update(started_at=None, restarted_at=None)  # with the host
         if guest["running"]:
             mark_running(host, identifier, True)
 
@@ -441,6 +442,7 @@ def shutdown(host: HostState) -> None:
         machine["power"] = "off"
         for guest in machine["guests"].values():
             guest["running"] = False
+            guest.pop("process", None)
     undo_mounts(host)
     for name in ("proc", "sys", "run", "dev"):
         folder = host.root / name

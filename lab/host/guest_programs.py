@@ -1,4 +1,4 @@
-"""pveversion, pvesh, qm and pct of a lab host; the last three are the API at a shell (lab.api.commands)."""
+"""pveversion, pvesh, pveum, qm and pct of a lab host; all but the first are the API at a shell (lab.api.commands)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from .system_programs import packages
 
 def main(host: HostState, name: str, arguments: list[str]) -> int:
     """One of Proxmox VE's commands."""
-    work = {"pveversion": _pveversion, "pvesh": _shell, "qm": _shell, "pct": _shell}[name]
-    return work(host, name, arguments)
+    return (_pveversion if name == "pveversion" else _shell)(host, name, arguments)
 
 
 def _pveversion(host: HostState, name: str, arguments: list[str]) -> int:
@@ -33,22 +32,22 @@ def _pveversion(host: HostState, name: str, arguments: list[str]) -> int:
 
 
 def _shell(host: HostState, name: str, arguments: list[str]) -> int:
-    """qm, pct and pvesh: the API's operations, done here as root@pam.
+    """qm, pct, pvesh and pveum: the API's operations, done here as root@pam.
 
     The one place at which this package needs another: what a VM's start asks of a card is written once, in lab.api,
     which uses the standard library alone as well.
     """
     sys.path.append(str(Path(__file__).parents[2]))
-    from lab.api.commands import Misused, Shell, message
+    from lab.api.commands import Misused, Shell, message, only_reads
     from lab.api.errors import ApiError
 
-    reads = {"list", "config", "status", "pending", "listsnapshot", "get"}
-
     def work() -> int:
-        shell = Shell(host.state, lambda command: _power(host, command))
+        shell = Shell(host.state, lambda command: _power(host, command), lambda: ask_daemon(host, "guests"))
         try:
             if name == "pvesh":
                 shell.pvesh(arguments)
+            elif name == "pveum":
+                shell.pveum(arguments)
             else:
                 shell.guest(name, arguments)
         except Misused as error:
@@ -60,7 +59,7 @@ def _shell(host: HostState, name: str, arguments: list[str]) -> int:
             raise Failure(message(error), 2 if missing else 255) from error
         return shell.status
 
-    return work() if arguments[:1] and arguments[0] in reads else logged(host, name, arguments, work)
+    return work() if only_reads(name, arguments) else logged(host, name, arguments, work)
 
 
 def _power(host: HostState, command: str) -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from .state import HostState
@@ -132,10 +133,15 @@ class Options:
 def ask_daemon(host: HostState, do: str, **arguments: Any) -> dict[str, Any] | None:
     """Ask the lab's daemon over its control socket; None when no daemon runs (a tree used without one).
 
+    A guest's machine.json names the lab that it is in: its request says which guest asks.
+
     Raises:
         Failure: the daemon refuses.
     """
-    lab_file = host.state / "lab.json"
+    state = host.state
+    if inside := host.machine.get("guest"):
+        state, arguments = Path(inside["lab"]), {**arguments, "guest": inside["vmid"]}
+    lab_file = state / "lab.json"
     if not lab_file.exists():
         return None
     path = json.loads(lab_file.read_text(encoding="utf-8")).get("control")

@@ -55,11 +55,17 @@ PROGRAMS = {
     "reboot": "systemd_programs",
     "shutdown": "systemd_programs",
     "poweroff": "systemd_programs",
+    "sudo": "account_programs",
+    "id": "account_programs",
+    "whoami": "account_programs",
     "pveversion": "guest_programs",
     "pvesh": "guest_programs",
+    "pveum": "guest_programs",
     "qm": "guest_programs",
     "pct": "guest_programs",
 }
+#: Commands that a guest alone has: a Proxmox host has no sudo, and is root's.
+GUEST_ONLY = frozenset({"sudo", "id", "whoami"})
 
 #: The same for the programs that every container has.
 CONTAINER_PROGRAMS = {

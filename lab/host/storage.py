@@ -12,6 +12,9 @@ from typing import Any
 
 from .state import HostState
 
+# A system has them from its start on; only an initramfs comes before.
+_KERNELS_OWN = ("proc", "sysfs")
+
 
 class MountError(Exception):
     """mount or umount refuses; `status` is the exit status of the real command."""
@@ -59,6 +62,9 @@ def mount(host: HostState, source: str, target: str, fstype: str, bind: bool) ->
     point = host.rooted(target)
     if not point.is_dir():
         raise MountError(f"mount: {target}: mount point does not exist.")
+    if fstype in _KERNELS_OWN:
+        _show(host, point, fstype)
+        return
     if bind:
         folder = host.rooted(source)
         if not folder.is_dir():
@@ -72,6 +78,14 @@ def mount(host: HostState, source: str, target: str, fstype: str, bind: bool) ->
     with host.changing():
         _cover(host, point, folder, source, found, bind)
     _write_table(host)
+
+
+def _show(host: HostState, point: Path, fstype: str) -> None:
+    """Bring what the kernel shows into view, where it isn't yet: in an initramfs (STATE/unmounted holds it)."""
+    kept = host.state / "unmounted" / fstype
+    if kept.is_dir():
+        point.rmdir()
+        kept.rename(point)
 
 
 def _cover(host: HostState, point: Path, folder: Path, source: str, fstype: str, bind: bool) -> None:

@@ -147,7 +147,7 @@ def _hostname(host: HostState, arguments: list[str]) -> int:
     elif options.has("d", "domain"):
         print("lan")
     elif options.has("i", "I", "ip-address", "all-ip-addresses"):
-        print("192.168.0.202 ")
+        print(f"{host.machine.get('address', '192.168.0.202')} ")
     else:
         print(host.node)
     return 0
@@ -155,9 +155,10 @@ def _hostname(host: HostState, arguments: list[str]) -> int:
 
 def _detect_virt(host: HostState, arguments: list[str]) -> int:
     options = Options(arguments, "qcvr", ("quiet", "container", "vm", "chroot", "private-users"))
+    inside = "guest" in host.machine
     if not options.has("q", "quiet"):
-        print("none")
-    return 1
+        print("kvm" if inside else "none")
+    return 0 if inside else 1
 
 
 def _ip(host: HostState, arguments: list[str]) -> int:

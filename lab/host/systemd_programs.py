@@ -1,4 +1,4 @@
-"""systemctl, systemd-run, reboot, shutdown and poweroff of a lab host.
+"""systemctl, systemd-run, reboot, shutdown and poweroff of a lab host, or of a guest in it.
 
 Timers and power are the daemon's: it is asked over the control socket. Without a daemon (a tree used alone),
 timers are only noted, and a reboot is refused.
@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 from . import units
+from .account_programs import current_user
 from .program import Failure, Options, UsageError, ask_daemon, logged
 from .state import HostState
 
@@ -30,6 +31,18 @@ STOCK = (
     "networking.service",
     "pve-firewall.service",
     "qmeventd.service",
+    "timers.target",
+    "multi-user.target",
+)
+#: And on the guests' distributions.
+GUEST_STOCK = (
+    "ssh.service",
+    "systemd-journald.service",
+    "systemd-udevd.service",
+    "systemd-networkd.service",
+    "systemd-logind.service",
+    "cron.service",
+    "qemu-guest-agent.service",
     "timers.target",
     "multi-user.target",
 )
@@ -89,7 +102,15 @@ def _power_command(host: HostState, name: str, arguments: list[str]) -> int:
     return logged(host, name, arguments, lambda: _arm(host, "shutdown.timer", command, 60.0 * int(when[1:]), False))
 
 
+def _stock(host: HostState) -> tuple[str, ...]:
+    return GUEST_STOCK if "guest" in host.machine else STOCK
+
+
 def _power(host: HostState, do: str) -> int:
+    if current_user() != "root":
+        raise Failure(
+            f"Call to {'Reboot' if do == 'reboot' else 'PowerOff'} failed: Interactive authentication required."
+        )
     if do == "reboot" and host.fault("reboot-ignored"):
         return 0
     if ask_daemon(host, do) is None:
@@ -135,7 +156,7 @@ def _systemctl(host: HostState, arguments: list[str]) -> int:
 
 
 def _known(host: HostState, unit: str) -> bool:
-    return unit in STOCK or units.find(host, unit) is not None
+    return unit in _stock(host) or units.find(host, unit) is not None
 
 
 def _require(host: HostState, verb: str, unit: str) -> None:
@@ -147,7 +168,7 @@ def _state(host: HostState, unit: str) -> str:
     state = host.running.get("units", {}).get(unit)
     if state is not None:
         return str(state)
-    if unit in STOCK:
+    if unit in _stock(host):
         return "active"
     if unit.endswith(".timer") and any(t["unit"] == unit for t in _daemon_timers(host)):
         return "active"
@@ -192,7 +213,7 @@ def _enabled_state(host: HostState, unit: str) -> str:
     if host.rooted(f"/etc/systemd/system/{unit}").is_symlink():
         return "masked" if str(host.rooted(f"/etc/systemd/system/{unit}").readlink()) == "/dev/null" else "linked"
     base = host.rooted("/etc/systemd/system")
-    if unit in STOCK or any(os.path.lexists(base / folder / unit) for folder in _links(host, unit)):
+    if unit in _stock(host) or any(os.path.lexists(base / folder / unit) for folder in _links(host, unit)):
         return "enabled"
     path = units.find(host, unit)
     if path is None:
@@ -222,10 +243,10 @@ def _reload(host: HostState, names: list[str], options: Options) -> int:
 def _enable(host: HostState, names: list[str], options: Options) -> int:
     for unit in names:
         path = units.find(host, unit)
-        if path is None and unit not in STOCK:
+        if path is None and unit not in _stock(host):
             raise Failure(f"Failed to enable unit: Unit file {unit} does not exist.", 1)
         folders = _links(host, unit)
-        if not folders and unit not in STOCK:
+        if not folders and unit not in _stock(host):
             print(
                 "The unit files have no installation config (WantedBy=, RequiredBy=, UpheldBy=,\n"
                 "Also=, or Alias= settings in the [Install] section, and DefaultInstance= for\n"
@@ -280,7 +301,7 @@ def _start(host: HostState, names: list[str], options: Options) -> int:
             raise Failure(f"Failed to start {unit}: Unit {unit} is masked.")
         if unit.endswith(".timer"):
             _start_timer(host, unit)
-        elif unit.endswith(".service") and unit not in STOCK:
+        elif unit.endswith(".service") and unit not in _stock(host):
             _start_service(host, unit, options.has("no-block"))
         else:
             _set_state(host, unit, "active")
@@ -336,7 +357,7 @@ def _stop(host: HostState, names: list[str], options: Options) -> int:
 def _restart(host: HostState, names: list[str], options: Options) -> int:
     for unit in names:
         _require(host, "restart", unit)
-    if all(unit in STOCK for unit in names):
+    if all(unit in _stock(host) for unit in names):
         return 0
     _stop(host, names, options)
     return _start(host, names, options)
@@ -347,7 +368,7 @@ def _show(host: HostState, verb: str, names: list[str], options: Options) -> int
         return _list_timers(host, names, options)
     if verb in ("list-units", "list-unit-files"):
         wanted = names or [
-            *STOCK,
+            *_stock(host),
             *sorted(p.name for f in units.FOLDERS for p in host.rooted(f).glob("*.*") if p.is_file()),
         ]
         for unit in wanted:
@@ -360,7 +381,7 @@ def _show(host: HostState, verb: str, names: list[str], options: Options) -> int
     for unit in names:
         path = units.find(host, unit)
         if verb == "show":
-            _show_properties(host, unit, path is not None or unit in STOCK, options)
+            _show_properties(host, unit, path is not None or unit in _stock(host), options)
             continue
         if not _known(host, unit):
             print(

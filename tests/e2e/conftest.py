@@ -92,19 +92,35 @@ def gpus_of(scenario: str | Path) -> dict[str, Any]:
     return gpus
 
 
+def api_token(lab: Lab) -> dict[str, Any]:
+    """How a lab's API is reached with its token."""
+    api = lab.api
+    return {
+        "port": api["port"],
+        "token": api["tokenId"],
+        "tokenSecret": api["tokenSecret"],
+        "caFile": api["caFile"],
+    }
+
+
 def name_of(urn: str) -> str:
     return urn.rpartition("::")[2]
 
 
 @dataclass
 class Stack:
-    """A stack of its own: backend, configuration and lab belong to one test."""
+    """A stack of its own: backend, configuration and lab belong to one test.
+
+    ``project``: the folder with the program; ``backend``: the folder with the state, if another stack's is to be shared.
+    """
 
     lab: Lab
     folder: Path
     engine: install.Engine
     config: dict[str, Any] = field(default_factory=dict)
     runs: int = 0
+    project: Path = PROJECT
+    backend: Path | None = None
 
     @property
     def host(self) -> dict[str, Any]:
@@ -115,7 +131,7 @@ class Stack:
     @property
     def environment(self) -> dict[str, str]:
         return self.engine.environment(os.environ) | {
-            "PULUMI_BACKEND_URL": stacks.backend_url(self.folder),
+            "PULUMI_BACKEND_URL": stacks.backend_url(self.backend or self.folder),
             "PULUMI_CONFIG_PASSPHRASE": "",
             "PULUMI_SKIP_UPDATE_CHECK": "true",
             "NO_COLOR": "1",
@@ -125,7 +141,7 @@ class Stack:
 
     def command(self, *arguments: str) -> list[str]:
         self.runs += 1
-        where = ["--stack", "lab", "--non-interactive", "--cwd", str(PROJECT)]
+        where = ["--stack", "lab", "--non-interactive", "--cwd", str(self.project)]
         if arguments[0] not in ("cancel", "stack"):  # which read no configuration
             where += ["--config-file", str(self.folder / "Pulumi.lab.yaml")]
             where += ["--event-log", str(self.folder / f"events-{self.runs}.jsonl")]
@@ -185,7 +201,7 @@ class Stack:
     def output(self) -> dict[str, Any]:
         """The stack's outputs."""
         done = subprocess.run(
-            [str(self.engine.pulumi), "stack", "output", "--json", "--stack", "lab", "--cwd", str(PROJECT)],
+            [str(self.engine.pulumi), "stack", "output", "--json", "--stack", "lab", "--cwd", str(self.project)],
             env=self.environment, capture_output=True, text=True, check=True,
         )  # fmt: skip
         outputs: dict[str, Any] = json.loads(done.stdout)
@@ -217,28 +233,48 @@ def engine() -> install.Engine:
     return install.ensure(os.environ | {"PULUMI_HOME": str(install.cache_folder() / "home")})
 
 
+def make_stack(
+    engine: install.Engine,
+    folder: Path,
+    scenario: str | Path,
+    gpus: dict[str, Any] | None = None,
+    vms: dict[str, Any] | None = None,
+    **host: Any,
+) -> Stack:
+    """A lab with that scenario, and a stack `lab` for it that is not deployed yet; all of it in ``folder``."""
+    lab = Lab.start(str(scenario), state=folder / "lab")
+    (folder / "stack").mkdir()
+    settings = {**host_settings(lab), "gpus": gpus_of(scenario) if gpus is None else gpus}
+    if vms is not None:
+        settings |= {"api": api_token(lab), "node": lab.api["node"]}
+    config: dict[str, Any] = {"homelab:hosts": {"pve": settings | host}, "homelab:plan": "auto"}
+    if vms is not None:
+        config["homelab:vms"] = {name: {"host": "pve"} | vm for name, vm in vms.items()}
+    stack = Stack(lab, folder / "stack", engine, config)
+    stack.write_config()
+    stacks.create(engine.pulumi, "lab", stack.environment)
+    return stack
+
+
+def host_settings(lab: Lab) -> dict[str, Any]:
+    """How a lab's host is reached."""
+    ssh = lab.connection
+    return {
+        "address": ssh["host"],
+        "ssh": {"port": ssh["port"], "hostKey": ssh["hostKey"], "privateKeyFile": ssh["privateKeyFile"]},
+        "timeouts": {"connect": 10, "reboot": 60, "rollback": 60},
+    }
+
+
 @pytest.fixture
 def stack_on(tmp_path: Path, engine: install.Engine) -> Iterator[Callable[..., Stack]]:
-    """`stack_on("rtx5090")`: a lab with that scenario, and a stack `lab` for it that is not deployed yet."""
-    started: list[Lab] = []
+    """`stack_on("rtx5090")`: as `make_stack`; its lab is stopped at the end."""
+    started: list[Stack] = []
 
-    def make(scenario: str | Path, gpus: dict[str, Any] | None = None, **host: Any) -> Stack:
-        lab = Lab.start(str(scenario), state=tmp_path / "lab")
-        started.append(lab)
-        folder = tmp_path / "stack"
-        folder.mkdir()
-        ssh = lab.connection
-        settings = {
-            "address": ssh["host"],
-            "ssh": {"port": ssh["port"], "hostKey": ssh["hostKey"], "privateKeyFile": ssh["privateKeyFile"]},
-            "gpus": gpus_of(scenario) if gpus is None else gpus,
-            "timeouts": {"connect": 10, "reboot": 60, "rollback": 60},
-        }
-        stack = Stack(lab, folder, engine, {"homelab:hosts": {"pve": settings | host}, "homelab:plan": "auto"})
-        stack.write_config()
-        stacks.create(engine.pulumi, "lab", stack.environment)
-        return stack
+    def make(*arguments: Any, **keywords: Any) -> Stack:
+        started.append(make_stack(engine, tmp_path, *arguments, **keywords))
+        return started[-1]
 
     yield make
-    for lab in started:
-        lab.stop()
+    for stack in started:
+        stack.lab.stop()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from tests.e2e.conftest import PATIENCE_SECONDS, Stack, name_of
+from tests.e2e.test_gpu_vm import given_back, running, with_card
 
 CHAIN = ["pve-probe", "pve-iommu-cmdline", "pve-vfio-initramfs", "pve-vfio-cmdline", "pve-boot-reboot"]
 
@@ -80,3 +81,49 @@ def test_killed_during_a_destroy_the_next_one_finishes(stack_on: Callable[..., S
     assert stack.run("cancel", "--yes").code == 0
     stack.destroy()
     assert stack.lab.snapshot() == stock
+
+
+# Requests, by which a run has got so far.
+REQUESTS = (
+    "POST /cluster/mapping/pci",
+    "PUT /nodes/pve/qemu/103/config",
+    "POST /nodes/pve/qemu/103/status/shutdown",
+    "POST /nodes/pve/qemu/103/status/start",
+)
+
+
+def wait_for_request(stack: Stack, request: str) -> None:
+    """Until the host's API was asked that. Its log is a file, too."""
+    method, path = request.split()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not any(call["method"] == method and call["path"] == path for call in stack.lab.api_calls()):
+        assert time.monotonic() < deadline, f"{request} was not asked"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+@pytest.mark.parametrize("run", ["up", "destroy"])
+def test_killed_while_a_vm_is_changed_the_next_run_finishes(
+    stack_on: Callable[..., Stack], request_: str, run: str
+) -> None:
+    stack = stack_on("bound-by-hand", vms={"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}})
+    stock = stack.lab.snapshot()
+    if run == "destroy":
+        if "mapping" in request_:
+            request_ = "DELETE /cluster/mapping/pci/rtx5090"
+        stack.up()
+        (stack.lab.state / "log/api.jsonl").unlink()
+    stack.lab.fault("task-seconds", 1)  # time to be killed in
+    process = stack.start(run, "--yes", "--skip-preview")
+    wait_for_request(stack, request_)
+    stack.kill(process)
+    stack.lab.fault("task-seconds", None)
+    stack.lab.wait_idle()
+    assert stack.run("cancel", "--yes").code == 0
+    if run == "up":
+        stack.up()
+        assert with_card(stack)["0000:01:00.0"] == 103
+        assert stack.up("--refresh").changed == set()
+    stack.destroy()
+    assert running(stack) == {103}
+    given_back(stack, stock)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import socket
 import ssl
 import time
@@ -203,6 +205,100 @@ def test_pvesh_asks_the_same_api(lab: Lab, token: ProxmoxAPI) -> None:
     assert (done.returncode, done.stderr.strip()) == (255, "mapping 'none' not found")
 
 
+def test_pveum_makes_a_token_that_may_what_its_role_says(lab: Lab, root: ProxmoxAPI) -> None:
+    lab.run('pveum role add Homelab --privs "VM.Audit VM.Config.Options"')
+    lab.run("pveum role modify Homelab --privs VM.PowerMgmt,VM.Config.CPU --append 1")
+    lab.run("pveum user add homelab@pve --comment 'of the program'")
+    lab.run("pveum acl modify /vms --users homelab@pve --roles Homelab")
+    done = lab.run("pveum user token add homelab@pve pulumi --privsep 1 --output-format json")
+    made = json.loads(done.stdout)
+    assert (made["full-tokenid"], made["info"]) == ("homelab@pve!pulumi", {"privsep": "1"})
+    user = by_token(lab, made["full-tokenid"], made["value"])
+    with pytest.raises(ResourceException) as refused:
+        user.nodes(NODE).qemu(VM).config.get()
+    assert refusal(refused) == f"403 Permission check failed (/vms/{VM}, VM.Audit)"
+    lab.run("pveum acl modify /vms --tokens 'homelab@pve!pulumi' --roles Homelab --propagate 0")
+    with pytest.raises(ResourceException):
+        user.nodes(NODE).qemu(VM).config.get()
+    lab.run("pveum acl modify /vms --tokens 'homelab@pve!pulumi' --roles Homelab --propagate 1")
+    user.nodes(NODE).qemu(VM).config.put(cores=3)
+    assert [role["privs"] for role in root.access.roles.get() if role["roleid"] == "Homelab"] == [
+        "VM.Audit,VM.Config.CPU,VM.Config.Options,VM.PowerMgmt"
+    ]
+    listed = json.loads(lab.run("pveum acl list --output-format json").stdout)
+    assert [entry["ugid"] for entry in listed if entry["roleid"] == "Homelab"] == ["homelab@pve", "homelab@pve!pulumi"]
+    lab.run("pveum acl delete /vms --users homelab@pve --roles Homelab")
+    with pytest.raises(ResourceException):
+        user.nodes(NODE).qemu(VM).config.get()
+    lab.run("pveum role delete Homelab && pveum user delete homelab@pve")
+    with pytest.raises(ResourceException) as gone:
+        user.version.get()
+    assert gone.value.status_code == 401
+    assert "homelab" not in lab.run("cat $ROOT/etc/pve/user.cfg").stdout.lower()
+
+
+def test_pveum_prints_tables_for_people(lab: Lab) -> None:
+    lab.run("pveum user add gpu@pve")
+    made = lab.run("pveum user token add gpu@pve second --privsep=0").stdout
+    secret = re.search(r"│ value +│ ([0-9a-f-]{36}) │\n", made)
+    assert secret is not None
+    assert made.splitlines() == [
+        "┌──────────────┬──────────────────────────────────────┐",
+        "│ key          │ value                                │",
+        "╞══════════════╪══════════════════════════════════════╡",
+        "│ full-tokenid │ gpu@pve!second                       │",
+        "├──────────────┼──────────────────────────────────────┤",
+        '│ info         │ {"privsep":"0"}                      │',
+        "├──────────────┼──────────────────────────────────────┤",
+        f"│ value        │ {secret[1]} │",
+        "└──────────────┴──────────────────────────────────────┘",
+    ]
+    assert lab.run("pveum user token add gpu@pve first --comment 'the other' --quiet").stdout == ""
+    listed = lab.run("pveum user token list gpu@pve").stdout
+    assert listed.splitlines()[1::2] == [
+        "│ tokenid │ comment   │ expire │ privsep │",
+        "│ first   │ the other │      0 │       1 │",
+        "│ second  │           │      0 │       0 │",
+    ]
+    lab.run("pveum user token delete gpu@pve first && pveum user token remove gpu@pve second")
+    assert lab.run("pveum user token list gpu@pve").stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "words"),
+    [
+        ("pveum user token add nobody@pve pulumi", 255, "no such user ('nobody@pve')"),
+        ("pveum role add PVEAdmin", 255, "role 'PVEAdmin' already exists"),
+        ("pveum role add Homelab --privs 'VM.Everything'", 255, "invalid privilege 'VM.Everything'"),
+        ("pveum acl modify / --users nobody@pve --roles PVEAdmin", 255, "user 'nobody@pve' does not exist"),
+        ("pveum acl modify '/no where' --users root@pam --roles PVEAdmin", 255, "invalid ACL path '/no where'"),
+        ("pveum user token add root@pam", 2, "wanted <userid> <tokenid>, found 'root@pam'"),
+        ("pveum user token add root@pam --privsep 0", 2, "wanted <userid> <tokenid>"),
+        ("pveum user add one@pve two@pve", 2, "unexpected argument 'two@pve'"),
+        ("pveum realm list", 2, "the lab's pveum has no 'realm list'"),
+        ("pveum user list --output-format yaml", 2, "not 'yaml'"),
+    ],
+)
+def test_what_pveum_cant_do_it_refuses(lab: Lab, command: str, status: int, words: str) -> None:
+    before = lab.run("cat $ROOT/etc/pve/user.cfg").stdout
+    done = lab.run(command, check=False)
+    assert done.returncode == status and words in done.stderr, done.stderr
+    assert lab.run("cat $ROOT/etc/pve/user.cfg").stdout == before
+
+
+def test_a_lock_that_was_left_goes_with_qm_unlock(lab: Lab, token: ProxmoxAPI) -> None:
+    lab.run(f"echo 'lock: backup' >>$ROOT/etc/pve/qemu-server/{VM}.conf")
+    with pytest.raises(ResourceException) as refused:
+        token.nodes(NODE).qemu(VM).config.put(cores=3)
+    assert refusal(refused) == "500 VM is locked (backup)"
+    lab.run(f"qm unlock {VM}")
+    token.nodes(NODE).qemu(VM).config.put(cores=3)
+    assert "lock" not in token.nodes(NODE).qemu(VM).config.get()
+    lab.run(f"qm unlock {VM}")  # that there is none is no error
+    done = lab.run("qm unlock 999", check=False)
+    assert (done.returncode, "Configuration file" in done.stderr) == (2, True)
+
+
 # -- a GPU -----------------------------------------------------------------------------------------------------------
 def test_a_start_binds_the_cards_whole_group_to_vfio(lab: Lab, token: ProxmoxAPI) -> None:
     map_gpu(token)
@@ -288,7 +384,7 @@ def test_the_agent_shows_the_card_inside_the_guest(lab: Lab, token: ProxmoxAPI) 
     assert "01:00.1 0403: 10de:22e8 (rev a1)\n" in listed["out-data"]
     bars = execute(guest, ["sh", "-c", f"head -2 $ROOT/sys/bus/pci/devices/{GPU}.0/resource; exit 3"])
     assert bars["exitcode"] == 3 and bars["out-data"].count("0x00") >= 4
-    assert guest("get-osinfo").get()["result"]["id"] == "debian"
+    assert guest("get-osinfo").get()["result"]["id"] == "ubuntu"
 
 
 def until_answers(guest: Any) -> None:

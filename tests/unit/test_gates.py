@@ -142,7 +142,13 @@ def test_the_hosts_console_is_not_taken_unless_accepted() -> None:
     ],
 )
 def test_a_card_that_containers_use_is_not_taken_from_them(line: str, uses: bool) -> None:
-    guests = {"qm": "", "pct": "", "configs": [{"kind": "lxc", "id": 950, "lines": f"{line}\nonboot: 1"}]}
+    guests = {
+        "qm": "",
+        "pct": "",
+        "configs": [{"kind": "lxc", "id": 950, "lines": f"{line}\nonboot: 1"}],
+        "mappings": "",
+        "reservations": "",
+    }
     facts = desktop(guests=guests, nvidia_minors={"0000:01:00.0": 0, "0000:41:00.0": 1})
     assert reasons(facts, settings()) == (["containers that use it: 950"] if uses else [])
     assert reasons(facts, settings({"g": {"match": "10de:2b85", "allowContainers": [950]}})) == []

@@ -133,3 +133,72 @@ def test_the_host_key_may_be_in_a_file(tmp_path: Path) -> None:
 def test_a_host_that_left_the_configuration_is_named() -> None:
     with pytest.raises(HomelabError, match=r"homelab:hosts\.old"):
         load_host(json.dumps(hosts()), "old")
+
+
+API = {"token": "homelab@pve!pulumi", "tokenSecret": "s3cret", "caFile": "pve-root-ca.pem"}
+VM = {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}
+
+
+def with_vms(vms: dict[str, Any], api: dict[str, Any] | None = API, **gpus: Any) -> dict[str, str]:
+    ssh = {"agent": True, "hostKeyFile": "key"}
+    host = {"address": "192.168.0.202", "ssh": ssh, "gpus": gpus or {"rtx5090": {"match": "10de:2b85"}}}
+    hosts = {"pve": host | ({"api": api} if api else {})}
+    return {"hosts": json.dumps(hosts), "vms": json.dumps(vms)}
+
+
+MISTAKEN_VMS: dict[str, tuple[dict[str, str], str]] = {
+    "no such host": (with_vms({"a": VM | {"host": "pv"}}), "homelab:vms.a.host: no such host; there are pve"),
+    "no API": (with_vms({"a": VM}, api=None), "homelab:hosts.pve.api is missing"),
+    "no such card": (with_vms({"a": VM | {"gpus": ["rtx"]}}), "hosts.pve has no card rtx; it has rtx5090"),
+    "a card that stays": (with_vms({"a": VM}, rtx5090={"match": "10de:2b85", "use": "lxc"}), "stays with the host"),
+    "one card, two VMs": (with_vms({"a": VM, "b": VM | {"vmid": 104}}), "given to vms.a and vms.b"),
+    "one card twice": (with_vms({"a": VM | {"gpus": ["rtx5090", "rtx5090"]}}), "rtx5090 is there twice"),
+    "one id twice": (with_vms({"a": VM, "b": VM | {"gpus": []}}), "have the same vmid 103"),
+    "an id that can't be": (with_vms({"a": VM | {"vmid": 99}}), "greater than or equal to 100; found 99"),
+    "an address by a token": (
+        with_vms({"a": VM | {"gpus": [{"gpu": "rtx5090", "byAddress": True}]}}),
+        "root@pam's alone",
+    ),
+    "a ROM file by a token": (
+        with_vms({"a": VM | {"gpus": [{"gpu": "rtx5090", "romfile": "x.rom"}]}}),
+        "root@pam's alone",
+    ),
+    "a ROM file elsewhere": (with_vms({"a": VM | {"gpus": [{"gpu": "rtx5090", "romfile": "/x"}]}}), "/usr/share/kvm"),
+    "a misspelt option": (with_vms({"a": VM | {"gpus": [{"gpu": "rtx5090", "xvga": True}]}}), "did you mean `xVga`?"),
+    "an address without prefix": (
+        with_vms({"a": VM | {"create": {"disk": {"storage": "x", "size": 9}, "cloudInit": {"ip": "10.0.0.1"}}}}),
+        "expected the prefix as well",
+    ),
+    "two sources": (
+        with_vms({"a": VM | {"create": {"disk": {"storage": "x", "size": 9}, "image": "a", "template": 900}}}),
+        "expected one of image, template and isos",
+    ),
+    "a one-letter mapping": (with_vms({}, x={"match": "10de:2b85"}), "set `mapping`"),
+    "one mapping, two cards": (
+        with_vms({}, aa={"address": "01:00"}, bb={"address": "41:00", "mapping": "aa"}),
+        "another card of this host has the mapping aa",
+    ),
+    "a token without its secret": (with_vms({}, api={"token": "a@pve!bb", "caFile": "x"}), "token and tokenSecret, or"),
+    "two ways in": (with_vms({}, api=API | {"user": "root@pam", "password": "p"}), "token and tokenSecret, or"),
+    "no check of the certificate": (with_vms({}, api={**API, "caFile": None}), "exactly one of caFile, fingerprint"),
+    "a short fingerprint": (with_vms({}, api={**API, "caFile": None, "fingerprint": "AB:CD"}), "64 hexadecimal digits"),
+    "a user without a realm": (with_vms({}, api={"user": "root", "password": "p", "publicCa": True}), "with its realm"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKEN_VMS)
+def test_a_mistake_in_vms_or_api_is_named(case: str) -> None:
+    values, said = MISTAKEN_VMS[case]
+    with pytest.raises(HomelabError) as raised:
+        load(values)
+    assert said in str(raised.value), str(raised.value)
+    assert "s3cret" not in str(raised.value)
+
+
+def test_vms_are_read_with_their_defaults() -> None:
+    settings = load(
+        with_vms({"a": VM, "b": {"host": "pve", "vmid": 104, "create": {"disk": {"storage": "x", "size": 9}}}})
+    )
+    assert settings.vms["a"].gpus[0].gpu == "rtx5090"
+    assert (settings.vms["a"].wanted_power, settings.vms["b"].wanted_power) == ("keep", "running")
+    assert settings.hosts["pve"].mapping_of("rtx5090") == "rtx5090"

@@ -1,0 +1,109 @@
+"""GpuCards: the bound cards of a host, offered to its VMs: a PCI mapping for each, and who has it.
+
+Owns one entry of each card's mapping. Undone by taking that entry away; a mapping goes with its last entry. A card with
+`passthroughTest` is proved before a VM gets it.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pulumi
+
+from components.host_reboot import HostReboot
+from components.passthrough_test import PassthroughTest
+from proxmox.gpu_lease import GpuLease
+from proxmox.pci_mapping import PciMapping
+from settings import Host, Vm
+
+
+class GpuCards(pulumi.ComponentResource):
+    """Nothing is made for a host without an ``api``: its cards are bound, and that is all.
+
+    Outputs: ``cards``, name -> ``mapping`` and ``slot``, as a GpuVm takes them; ``tests``, name -> what the passthrough test saw.
+
+    :param vms: the VMs of this host, by name.
+    """
+
+    cards: pulumi.Output[dict[str, dict[str, str]]]
+    tests: pulumi.Output[dict[str, dict[str, Any]]]
+
+    def __init__(
+        self,
+        name: str,
+        host_name: str,
+        host: Host,
+        boot: HostReboot,
+        vms: dict[str, Vm],
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        super().__init__("homelab:gpu:GpuCards", name, {}, opts)
+        holders = {use.gpu: (vm_name, vm) for vm_name, vm in vms.items() for use in vm.gpus}
+        tests: dict[str, pulumi.Output[dict[str, Any]]] = {}
+        released: dict[str, pulumi.Resource] = {}
+        cards = [gpu for gpu, about in host.gpus.items() if about.use == "vm"] if host.api else []
+        for gpu in cards:
+            about: dict[str, Any] = {
+                "host": host_name,
+                "node": host.node or host_name,
+                "mapping": host.mapping_of(gpu),
+            }
+            mapping = PciMapping(
+                f"{host_name}-{gpu}-mapping",
+                {**about, "entry": boot.host.apply(functools.partial(mapping_entry, gpu))},
+                pulumi.ResourceOptions(parent=self, depends_on=[boot]),
+            )
+            released[gpu] = lease(
+                f"{host_name}-{gpu}-lease",
+                {**about, "slot": boot.host.apply(functools.partial(_slot, gpu))},
+                holders.get(gpu),
+                pulumi.ResourceOptions(parent=self, depends_on=[mapping]),
+            )
+        for gpu, about_gpu in host.gpus.items():
+            if about_gpu.use == "vm" and about_gpu.passthrough_test:
+                # Before a VM has it: the test refuses a card that another VM runs with. Not again after each reboot, when one may.
+                after = [boot, *([released[gpu]] if gpu in released else [])]
+                options = pulumi.ResourceOptions(parent=self, depends_on=after)
+                functions = boot.host.apply(functools.partial(_functions, gpu))
+                tests[gpu] = PassthroughTest(f"{host_name}-{gpu}-test", host, functions, [], options).seen
+        self.tests = pulumi.Output.all(**tests) if tests else pulumi.Output.from_input({})  # `all` of nothing is a list
+        self.cards = boot.host.apply(
+            lambda found: {gpu: {"mapping": host.mapping_of(gpu), "slot": _slot(gpu, found)} for gpu in cards}
+        )
+        self.register_outputs({"cards": self.cards, "tests": self.tests})
+
+
+def lease(
+    name: str, card: dict[str, pulumi.Input[str]], holder: tuple[str, Vm] | None, opts: pulumi.ResourceOptions
+) -> GpuLease:
+    """Who has a card.
+
+    :param card: ``host``, ``node``, ``mapping``, ``slot``.
+    :param holder: the VM that gets it and its name in the settings, if one does.
+    """
+    vm_name, vm = holder or (None, None)
+    shutdown = vm and vm.shutdown.model_dump(mode="json")
+    return GpuLease(name, {**card, "vm": vm_name, "vmid": vm and vm.vmid, "shutdown": shutdown}, opts)
+
+
+def _functions(name: str, host: dict[str, Any]) -> dict[str, str]:
+    return {function["address"]: function["id"] for function in host["gpus"][name]["functions"]}
+
+
+def _slot(name: str, host: dict[str, Any]) -> str:
+    return str(host["gpus"][name]["slot"])
+
+
+def mapping_entry(name: str, host: dict[str, Any]) -> dict[str, str]:
+    """What Proxmox VE compares with the hardware at a VM's start: those of the slot's first function.
+
+    :param name: the card's.
+    :param host: as HostReboot puts it out.
+    """
+    gpu = host["gpus"][name]
+    first = gpu["functions"][0]
+    group = first["iommuGroup"]
+    entry = {"path": gpu["slot"], "id": first["id"], "iommugroup": "-1" if group is None else str(int(group))}
+    # A card without a subsystem id has the property left out; 0000:0000 is how sysfs says so.
+    return entry if first["subsystem"] in ("", "0000:0000") else {**entry, "subsystem-id": first["subsystem"]}

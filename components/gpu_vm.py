@@ -1,0 +1,126 @@
+"""GpuVm: a VM with cards. Adopted as it is, or created.
+
+Owns the hostpci options of the cards and the options that had to change for them (machine, balloon, vga): nothing else of an
+adopted VM, all of a created one. Undone by giving back each option that still is as it was set, with a shutdown and a start if the
+VM runs; a created VM is removed, unless it is protected.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pulumi
+
+from proxmox.virtual_machine import VirtualMachine, configuration
+from proxmox.vm_change import VmChange
+from proxmox.vm_record import VmRecord
+from settings import NewVm, Vm, VmGpu
+
+
+class GpuVm(pulumi.ComponentResource):
+    """Outputs: ``vm``, as the stack puts it out (contract.py).
+
+    :param node: the host's name in Proxmox VE.
+    :param cards: name -> ``mapping`` and ``slot``, of each card in ``vm.gpus`` at least (GpuCards).
+    :param boot: of the host: its ``id``, the VMs that a reboot of ours ``stopped``, and when (``at``; BootVerification).
+    """
+
+    vm: pulumi.Output[dict[str, Any]]
+
+    def __init__(
+        self,
+        name: str,
+        vm: Vm,
+        node: str,
+        cards: pulumi.Input[dict[str, dict[str, str]]],
+        boot: pulumi.Input[dict[str, Any]],
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        super().__init__("homelab:gpu:GpuVm", name, {}, opts)
+        about: dict[str, Any] = {
+            "host": vm.host,
+            "node": node,
+            "vm": name,
+            "vmid": vm.vmid,
+            "shutdown": vm.shutdown.model_dump(mode="json"),
+        }
+        depends_on = opts.depends_on if opts else None
+        instance: pulumi.Input[str] = ""
+        if vm.create is not None:
+            made = VirtualMachine(
+                f"{name}-vm",
+                {**about, **_creation(name, vm.create)},
+                pulumi.ResourceOptions(parent=self, depends_on=depends_on),
+            )
+            instance, depends_on = made.instance, [made]
+        record = VmRecord(
+            f"{name}-record",
+            {
+                **about,
+                "cards": pulumi.Output.from_input(cards).apply(lambda found: [_card(use, found) for use in vm.gpus]),
+                "machine": vm.machine,
+                "display": vm.display,
+                "shared_onboot": vm.allow_shared_onboot,
+                "power": vm.wanted_power,
+                "instance": instance,
+                "goes_away": vm.create is not None and not vm.create.protect,
+                "boot": boot,
+            },
+            pulumi.ResourceOptions(parent=self, depends_on=depends_on),
+        )
+        change = VmChange(
+            f"{name}-change",
+            {
+                **about,
+                "record": record.record,
+                "restore": record.restore,
+                "running": record.running,
+                "generation": record.generation,
+                "power": vm.wanted_power,
+                "address": vm.address or _static_address(vm),
+            },
+            pulumi.ResourceOptions(parent=self, depends_on=[record]),
+        )
+        self.vm = pulumi.Output.all(
+            record=record.record, name=record.guest_name, state=change.state, address=change.guest_address
+        ).apply(lambda found: _output(vm, node, found))
+        self.register_outputs({"vm": self.vm})
+
+
+def _card(use: VmGpu, cards: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """The inputs of `vm_config.Card`."""
+    return {**use.model_dump(mode="json"), **cards[use.gpu]}
+
+
+def _creation(name: str, new: NewVm) -> dict[str, Any]:
+    """The inputs of a VirtualMachine beside those that every VM has."""
+    password = new.cloud_init.password if new.cloud_init else None
+    secret = {} if password is None else {"cipassword": password.get_secret_value()}
+    plain = new.model_dump(mode="json", exclude={"cloud_init": {"password"}})
+    return {
+        "config": configuration(name, plain),
+        "secret_config": pulumi.Output.secret(secret) if secret else {},
+        "disk": plain["disk"],
+        "image": new.image,
+        "template": new.template,
+        "protect": new.protect,
+        "mark": f"Created by Pulumi: {pulumi.get_project()}/{pulumi.get_stack()}/{name}",
+    }
+
+
+def _static_address(vm: Vm) -> str | None:
+    """What cloud-init was told."""
+    ip = vm.create.cloud_init.ip if vm.create and vm.create.cloud_init else "dhcp"
+    return None if ip == "dhcp" else ip.partition("/")[0]
+
+
+def _output(vm: Vm, node: str, found: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "host": vm.host,
+        "node": node,
+        "vmid": vm.vmid,
+        "name": found["name"],
+        "state": found["state"],
+        "gpus": [use.gpu for use in vm.gpus],
+        "address": found["address"],
+    }

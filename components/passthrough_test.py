@@ -1,0 +1,58 @@
+"""PassthroughTest: a small VM gets the cards, boots the host's own kernel and says from inside what it sees; then it is removed.
+
+Owns nothing that lasts, so nothing is undone. It is an act: its triggers are what it depends on, and the functions are among
+them, so that a change there, such as another boot of the host or another card, replaces it, which tests again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pulumi
+
+from components import remote
+from host import scripts
+
+if TYPE_CHECKING:
+    from settings import Host
+
+
+def answer(output: str) -> dict[str, Any]:
+    """What passthrough_test.sh answers. The last line: a login may print something of its own before."""
+    seen: dict[str, Any] = json.loads(output.strip().rpartition("\n")[2])
+    return seen
+
+
+class PassthroughTest(pulumi.ComponentResource):
+    """Outputs: ``seen``: ``kernel``, ``vmid``, and ``functions`` as the VM saw them (``guest`` and ``address``: on the VM's bus
+    and the host's; ``id``, ``class``, ``bars`` with ``index`` and ``size`` in bytes).
+
+    :param functions: PCI address -> vendor:device of every function of the cards; they must be on vfio-pci, and no VM that
+        runs may have one.
+    :param triggers: what must be followed by another test, such as the verified boot.
+    """
+
+    seen: pulumi.Output[dict[str, Any]]
+
+    def __init__(
+        self,
+        name: str,
+        host: Host,
+        functions: pulumi.Input[Mapping[str, str]],
+        triggers: Sequence[pulumi.Input[object]],
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        super().__init__("homelab:gpu:PassthroughTest", name, {}, opts)
+        wanted = pulumi.Output.from_input(functions)
+        test = remote.script(
+            f"{name}-vm",
+            host,
+            wanted.apply(scripts.passthrough_test),
+            pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
+            undone=False,
+            triggers=[wanted, *triggers],
+        )
+        self.seen = test.stdout.apply(answer)
+        self.register_outputs({"seen": self.seen})

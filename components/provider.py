@@ -1,0 +1,49 @@
+"""What the dynamic resources have in common: where their credentials come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pulumi.dynamic import ConfigureRequest, ResourceProvider
+
+if TYPE_CHECKING:
+    from settings import Host, Vm
+
+
+class HostProvider(ResourceProvider):
+    """A provider whose credentials come from the stack's configuration; none of them is in a resource's state.
+
+    `settings` and what reads a host or its API are imported where they are used: a run without a change starts the process of the
+    dynamic resources, too, and needs none of them (a quarter of a second).
+    """
+
+    serialize_as_secret_always = True
+    # How the process of the dynamic resources finds a provider: (its module, its class) -> it. That process has only the folder of
+    # the running project on its path. A project in another folder names here a function of a module that lies in its own.
+    found_by: ClassVar[Callable[[str, str], ResourceProvider] | None] = None
+    _hosts: str | None = None
+    _vms: str | None = None
+
+    def __reduce_ex__(self, protocol: Any) -> str | tuple[Any, ...]:
+        if HostProvider.found_by is None:
+            return super().__reduce_ex__(protocol)
+        return HostProvider.found_by, (type(self).__module__, type(self).__qualname__)
+
+    def configure(self, req: ConfigureRequest) -> None:
+        # With its namespace: another project that uses these resources has its hosts under the same key.
+        self._hosts = req.config.get("homelab:hosts")
+        self._vms = req.config.get("homelab:vms")
+
+    def host(self, props: dict[str, Any]) -> Host:
+        """The settings of the resource's host. Raises HomelabError when the configuration no longer has it."""
+        from settings import load_host
+
+        return load_host(self._hosts, props["host"])
+
+    def vms(self, props: dict[str, Any]) -> dict[str, Vm]:
+        """The settings of the VMs of the resource's host, by name. Raises HomelabError when they are mistaken."""
+        from settings import load
+
+        settings = load({"hosts": self._hosts or "{}", "vms": self._vms or "{}"})
+        return {name: vm for name, vm in settings.vms.items() if vm.host == props["host"]}

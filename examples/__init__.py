@@ -1,0 +1,1 @@
+"""Programs that build on the homelab stack."""

@@ -1,0 +1,27 @@
+"""A Windows VM for games, with a card that the homelab stack has bound and offers to VMs.
+
+homelab's outputs ─► LentCards (their version, who has the card) ─► GpuVm (created, with the card)
+"""
+
+import pulumi
+import repository  # type: ignore[import-not-found]  # noqa: F401 - of this folder; finds the modules below, for all processes
+
+from components.gpu_vm import GpuVm
+from examples.gaming_vm.lent_cards import LentCards
+from host.errors import HomelabError
+from settings import load
+
+try:
+    settings = load()
+except HomelabError as error:
+    raise pulumi.RunError(str(error)) from None
+
+homelab = pulumi.StackReference(pulumi.Config().require("homelab"))
+vms = {}
+for name, vm in settings.vms.items():
+    host = settings.hosts[vm.host]
+    cards = LentCards(f"{name}-cards", homelab, name, vm, host)
+    after = pulumi.ResourceOptions(depends_on=[cards])
+    vms[name] = GpuVm(name, vm, host.node or vm.host, cards.cards, cards.boot, after).vm
+
+pulumi.export("vms", vms)

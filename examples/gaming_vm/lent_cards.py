@@ -1,0 +1,133 @@
+"""LentCards: cards of the homelab stack for a VM of this one, as its outputs (contract.py) have them.
+
+Owns nothing on the host: the PCI mappings are the homelab stack's. A lease for each card takes it out of the VM before the card
+goes to another one of this stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pulumi
+
+from components.gpu_cards import lease
+from contract import Gpu, Outputs, consumed
+from contract import Host as LendingHost
+from host.errors import HomelabError, raise_all
+from settings import Host, Vm
+
+
+def lent(stack: str, values: Mapping[str, Any], name: str, vm: Vm, node: str) -> dict[str, Any]:
+    """What a GpuVm takes: ``cards`` (name -> mapping, slot) and ``boot``.
+
+    :param stack: the homelab stack's name, for messages.
+    :param values: its outputs.
+    :param name: the VM's, in the settings.
+    :param node: where the VM is, by its name in Proxmox VE.
+    :raises HomelabError: the outputs are of another version; they don't fit these settings; a VM of that stack has a card.
+    """
+    outputs = consumed(stack, values)
+    host = outputs.hosts.get(vm.host)
+    if host is None or host.node != node:
+        raise HomelabError(
+            f"vms.{name} on hosts.{vm.host}, node {node}, with a card of that host",
+            f"{stack} has {', '.join(f'{other} (node {about.node})' for other, about in sorted(outputs.hosts.items()))}",
+            "the card would be looked for in another machine",
+            f"give the host the name and the node that it has in {stack}",
+        )
+    raise_all(_shared(stack, outputs, name, vm, node) + _cards_in_the_way(stack, outputs, host, name, vm))
+    return {
+        "cards": {use.gpu: {"mapping": host.gpus[use.gpu].mapping, "slot": host.gpus[use.gpu].slot} for use in vm.gpus},
+        # The VMs that a reboot by the homelab stack stops are its own business; this one runs again as its `power` says.
+        "boot": {"id": host.boot_id, "stopped": [], "at": 0},
+    }
+
+
+def _shared(stack: str, outputs: Outputs, name: str, vm: Vm, node: str) -> list[HomelabError]:
+    """One VM, two programs: each would undo what the other does."""
+    return [
+        HomelabError(
+            f"VM {vm.vmid} of {node} for vms.{name} alone",
+            f"it is vms.{other} of {stack}",
+            "two stacks that change one VM undo each other's work",
+            f"choose another vmid for vms.{name}",
+        )
+        for other, theirs in outputs.vms.items()
+        if (theirs.node, theirs.vmid) == (node, vm.vmid)
+    ]
+
+
+def _cards_in_the_way(stack: str, outputs: Outputs, host: LendingHost, name: str, vm: Vm) -> list[HomelabError]:
+    errors = []
+    for use in vm.gpus:
+        gpu = host.gpus.get(use.gpu)
+        if gpu is None or gpu.mapping is None:
+            errors.append(_not_offered(stack, host, name, vm, use.gpu))
+        elif gpu.holder is not None:
+            errors.append(_held(stack, outputs, gpu, name, vm, use.gpu))
+    return errors
+
+
+def _not_offered(stack: str, host: LendingHost, name: str, vm: Vm, card: str) -> HomelabError:
+    offered = ", ".join(other for other, gpu in sorted(host.gpus.items()) if gpu.mapping is not None)
+    kept = f"{card} has use: {host.gpus[card].use} and no PCI mapping" if card in host.gpus else f"no {card}"
+    return HomelabError(
+        f"{card} of {vm.host} for vms.{name}",
+        f"{kept}; {stack} offers to VMs: {offered or 'nothing'}",
+        "a VM gets a card by its PCI mapping, which that stack makes",
+        f"correct vms.{name}.gpus, or set use: vm and hosts.{vm.host}.api in {stack} and run `pulumi up` there",
+    )
+
+
+def _held(stack: str, outputs: Outputs, gpu: Gpu, name: str, vm: Vm, card: str) -> HomelabError:
+    holder = outputs.vms.get(str(gpu.holder))
+    which = f" (VM {holder.vmid}, {holder.name}, {holder.state})" if holder else ""
+    return HomelabError(
+        f"{card} ({gpu.slot}) of {vm.host} free for vms.{name} (VM {vm.vmid})",
+        f"vms.{gpu.holder}{which} of {stack} has it",
+        "a card can be in one running VM only, and it is not this program's to take; nothing was changed",
+        f"hand it over: take {card} out of homelab:vms.{gpu.holder}.gpus, `pulumi up` in {stack}, then `pulumi up` here "
+        '(examples/gaming_vm/README.md, "Hand-over")',
+    )
+
+
+class LentCards(pulumi.ComponentResource):
+    """Outputs: ``cards``, ``boot``, as GpuVm takes them; ``leases`` is what a VM with the cards comes after.
+
+    :param stack: the homelab stack.
+    :param vm_name: the VM's name in the settings.
+    """
+
+    cards: pulumi.Output[dict[str, dict[str, str]]]
+    boot: pulumi.Output[dict[str, Any]]
+
+    def __init__(
+        self,
+        name: str,
+        stack: pulumi.StackReference,
+        vm_name: str,
+        vm: Vm,
+        host: Host,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        super().__init__("homelab:gpu:LentCards", name, {}, opts)
+        node = host.node or vm.host
+
+        def found(values: list[Any]) -> dict[str, Any]:
+            try:
+                return lent(str(values[0]), values[1], vm_name, vm, node)
+            except HomelabError as error:
+                raise pulumi.RunError(str(error)) from None
+
+        self._lent: pulumi.Output[dict[str, Any]] = pulumi.Output.all(stack.name, stack.outputs).apply(found)
+        self.cards, self.boot = self._lent["cards"], self._lent["boot"]
+        for use in vm.gpus:
+            card = self.cards[use.gpu]
+            lease(
+                f"{vm_name}-{use.gpu}-lease",
+                {"host": vm.host, "node": node, "mapping": card["mapping"], "slot": card["slot"]},
+                (vm_name, vm),
+                pulumi.ResourceOptions(parent=self),
+            )
+        self.register_outputs({"cards": self.cards})

@@ -1,0 +1,42 @@
+"""Proxmox VE's property strings, such as ``mapping=rtx5090,pcie=1``, and PCI addresses as they stand in them."""
+
+from __future__ import annotations
+
+import re
+
+# The key that a value without one is for, by option (PVE::JSONSchema, `default_key`).
+_DEFAULT_KEYS = (("hostpci", "host"), ("machine", "type"), ("agent", "enabled"), ("memory", "current"), ("vga", "type"))
+_NUMBERED = re.compile(r"\d+$")
+
+
+def parse(option: str, value: str) -> dict[str, str]:
+    """``parse("hostpci0", "01:00,pcie=1")`` -> ``{"host": "01:00", "pcie": "1"}``."""
+    name = _NUMBERED.sub("", option)
+    default = next((key for start, key in _DEFAULT_KEYS if start == name), "file")
+    parts = (part.partition("=") for part in value.split(",") if part)
+    return {key if found else default: content if found else key for key, found, content in parts}
+
+
+def same(option: str, one: str | None, other: str | None) -> bool:
+    """Do two values of an option mean the same? The order of properties doesn't count, nor a PCI domain 0000 left out."""
+    if one is None or other is None:
+        return one is other
+    return one == other or _normal(option, one) == _normal(option, other)
+
+
+def _normal(option: str, value: str) -> dict[str, str]:
+    found = parse(option, value)
+    if "host" in found:
+        found["host"] = ";".join(address(part) for part in found["host"].split(";"))
+    return found
+
+
+def address(text: str) -> str:
+    """``0000:01:00.0`` for ``01:00.0``; a slot stays a slot."""
+    text = text.lower()
+    return text if text.count(":") == 2 else f"0000:{text}"
+
+
+def slot_of(text: str) -> str:
+    """``0000:01:00`` for ``01:00.1``."""
+    return address(text).partition(".")[0]

@@ -1,0 +1,261 @@
+"""A VM through the API: its configuration changed under its digest, its power with care.
+
+A change is written first, while the VM still runs: what Proxmox VE refuses (rights, locks, digests) it refuses then, before anything
+is stopped. What waits for the next start is brought into force by a shutdown and a start; if the VM won't go off, or not start with
+it, the change is taken back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from host.errors import HomelabError
+from proxmox.api import Api, ApiError, ChangedMeanwhileError, NotThereError, UnansweredError
+from proxmox.vm_config import Change, strings
+
+# A guest that is still booting ignores the power button: it is pressed again, this often.
+PRESS_SECONDS = 60
+# How long a task may take beside what it waits for: a busy node, a start with a card that has to be reset.
+TASK_SECONDS = 300
+# How long to look for the effect of a start whose answer was lost.
+LOST_SECONDS = 30
+
+# From a VM's present configuration to what is to be written.
+Target = Callable[[dict[str, str]], Change]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How to shut down: within ``timeout`` seconds, then ``otherwise``: fail or stop."""
+
+    timeout: int
+    otherwise: str
+
+
+class Machine:
+    """One VM.
+
+    :param name: for messages, such as ``sandbox``.
+    """
+
+    def __init__(self, api: Api, vmid: int, name: str) -> None:
+        self._api = api
+        self.vmid = vmid
+        self.name = name
+        self._path = f"nodes/{api.node}/qemu/{vmid}"
+        self.label = f"VM {vmid} ({name})"
+
+    def say(self, text: str) -> None:
+        """Shows a line in Pulumi's display."""
+        print(f"{self.name}: {text}")
+
+    # -- what it is ----------------------------------------------------------------------------------------------
+    def config(self) -> dict[str, str]:
+        """Its configuration, with what waits for the next start. Raises NotThereError, ApiError."""
+        return strings(self._read())
+
+    def _read(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._api.get(f"{self._path}/config", f"to read the configuration of {self.label}")
+        return found
+
+    def running(self) -> bool:
+        """Does it run? Raises ApiError."""
+        return bool(self._status()["status"] == "running")
+
+    def _status(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._api.get(f"{self._path}/status/current", f"to see whether {self.label} runs")
+        return found
+
+    def _waiting(self, keys: list[str]) -> list[str]:
+        """Those keys whose change waits for the next start."""
+        found = self._api.get(f"{self._path}/pending", f"to see what waits for the next start of {self.label}")
+        return [one["key"] for one in found if one["key"] in keys and ("pending" in one or one.get("delete"))]
+
+    # -- changes -------------------------------------------------------------------------------------------------
+    def converge(self, target: Target, keys: list[str], policy: Policy, power: str, *, ran: bool = False) -> bool:
+        """Writes what is to be written, brings it into force, and sees to the power. Returns whether the VM runs.
+
+        :param keys: all that may be waiting from an earlier, interrupted change.
+        :param power: ``keep``, ``running`` or ``stopped``.
+        :param ran: it ran before an interrupted change, or before a reboot of ours, and is to run again.
+        :raises HomelabError: it is as it was then, unless the text says otherwise.
+        """
+        running = self.running()
+        before, change = self._write(target)
+        if running and self._waiting(sorted({*keys, *change.keys})):
+            self._restart(before, change, policy, start=power != "stopped")
+            return power != "stopped"
+        if power == "stopped":
+            if running:
+                self.shut_down(policy)
+            return False
+        if not running and not change and keys and not ran:
+            # What still waits on a VM that is off was written while it ran, by a run that was killed during the restart.
+            ran = bool(self._waiting(keys))
+        if not running and (power == "running" or ran):
+            self._start_with(before, change, was_running=ran)
+            return True
+        return running
+
+    def _write(self, target: Target) -> tuple[dict[str, str], Change]:
+        """Writes under the digest; a change by somebody else in between is read anew, once."""
+        try:
+            return self._write_once(target)
+        except ChangedMeanwhileError:
+            self.say(f"somebody else has changed {self.label} a moment ago; reading it again")
+            return self._write_once(target)
+
+    def _write_once(self, target: Target) -> tuple[dict[str, str], Change]:
+        read = self._read()
+        before = strings(read)
+        change = target(before)
+        if change:
+            try:
+                self._put(change, read["digest"])
+            except UnansweredError:
+                # It may have been carried out, and only the answer was lost.
+                if target(self.config()):
+                    raise
+            for key, value in change.values.items():
+                self.say(f"{key}: {value}")
+            for key in change.delete:
+                self.say(f"{key} removed")
+        return before, change
+
+    def _put(self, change: Change, digest: str | None) -> None:
+        parameters: dict[str, Any] = dict(change.values)
+        if change.delete:
+            parameters["delete"] = ",".join(change.delete)
+        if digest is not None:
+            parameters["digest"] = digest
+        self._api.put(f"{self._path}/config", f"to change {', '.join(change.keys)} of {self.label}", **parameters)
+
+    def _restart(self, before: dict[str, str], change: Change, policy: Policy, *, start: bool) -> None:
+        try:
+            self.shut_down(policy)
+        except HomelabError:
+            if change:  # it runs on, as it was
+                self._api.put(
+                    f"{self._path}/config", f"to take back what waits for {self.label}", revert=",".join(change.keys)
+                )
+            raise
+        if start:
+            self._start_with(before, change, was_running=True)
+
+    def _start_with(self, before: dict[str, str], change: Change, *, was_running: bool) -> None:
+        """Starts it; if that fails because of the change, it is taken back, and a VM that ran runs again as before."""
+        try:
+            self.start()
+        except ApiError as error:
+            if change and not isinstance(error, UnansweredError):
+                self._take_back(before, change, start=was_running, error=error)
+            raise
+
+    def _take_back(self, before: dict[str, str], change: Change, *, start: bool, error: ApiError) -> None:
+        old = {key: before[key] for key in change.keys if key in before}
+        self._put(Change(old, [key for key in change.keys if key not in before]), None)
+        outcome = f"{self.label} has back what it had"
+        if start:
+            try:
+                self.start()
+                outcome += ", and runs again without the change"
+            except ApiError as second:
+                outcome += f", and doesn't start without the change either: {second.reason}"
+        raise ApiError(
+            error.wanted,
+            f"{error.found}\n        {outcome}",
+            error.why,
+            error.next_step,
+            error.status,
+            error.reason,
+        ) from error
+
+    # -- power ---------------------------------------------------------------------------------------------------
+    def start(self) -> None:
+        """Starts it and waits till it runs. Raises ApiError."""
+        wanted = f"{self.label} started"
+        self.say("starting")
+        try:
+            upid = self._api.post(f"{self._path}/status/start", wanted)
+            self._api.task(upid, wanted, TASK_SECONDS, self.say)
+        except ApiError as error:
+            # Somebody else was faster, or the answer was lost.
+            if "already running" not in error.reason and not (isinstance(error, UnansweredError) and self._comes_up()):
+                raise
+        if not self.running():
+            raise ApiError(
+                wanted,
+                "its task ended well, and it doesn't run",
+                "it went off at once: QEMU or the guest ended by itself",
+                f"look at `journalctl -u {self.vmid}.scope` on the host and the VM's console, then run `pulumi up` again",
+                500,
+                "not running",
+            )
+
+    def _comes_up(self) -> bool:
+        """Has a start that wasn't answered been begun all the same? Its task has no number to ask for."""
+        deadline = time.monotonic() + LOST_SECONDS
+        while not self.running():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(1)
+        return True
+
+    def shut_down(self, policy: Policy) -> None:
+        """Shuts it down through its agent or ACPI; pressed again for a guest that is still booting.
+
+        :raises ApiError: it is still on, and ``otherwise`` is fail.
+        """
+        wanted = f"{self.label} shut down within {policy.timeout} seconds"
+        self.say("shutting down")
+        deadline = time.monotonic() + policy.timeout
+        while True:
+            left = max(1, round(deadline - time.monotonic()))
+            last = left <= PRESS_SECONDS
+            force = {"forceStop": 1} if last and policy.otherwise == "stop" else {}
+            try:
+                upid = self._api.post(
+                    f"{self._path}/status/shutdown", wanted, timeout=min(left, PRESS_SECONDS), **force
+                )
+                self._api.task(upid, wanted, left + TASK_SECONDS, self.say)
+            except ApiError as error:
+                if not self.running():
+                    return
+                if last or isinstance(error, UnansweredError):
+                    raise _still_on(self, policy, error) from error
+            else:
+                return
+
+    def stop(self) -> None:
+        """Switches it off, as by its power switch. Raises ApiError."""
+        wanted = f"{self.label} stopped"
+        self._api.task(self._api.post(f"{self._path}/status/stop", wanted), wanted, TASK_SECONDS, self.say)
+
+    def destroy(self) -> None:
+        """Removes it, with its disks. Raises ApiError."""
+        wanted = f"{self.label} removed"
+        upid = self._api.delete(self._path, wanted, purge=1, **{"destroy-unreferenced-disks": 1})
+        self._api.task(upid, wanted, TASK_SECONDS, self.say)
+
+    def exists(self) -> bool:
+        """Is there such a VM? Raises ApiError."""
+        try:
+            self._read()
+        except NotThereError:
+            return False
+        return True
+
+
+def _still_on(machine: Machine, policy: Policy, error: ApiError) -> HomelabError:
+    return ApiError(
+        error.wanted,
+        f"it is still on: {error.found}",
+        "what was to be changed takes a VM that is off; it runs on as it was",
+        f"shut it down from inside, give it longer (vms.{machine.name}.shutdown.timeout, now {policy.timeout}), or let it be switched "
+        f"off then (shutdown.otherwise: stop)",
+        error.status,
+        error.reason,
+    )

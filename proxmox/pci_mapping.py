@@ -1,0 +1,179 @@
+"""PciMapping: a card as a cluster-wide resource mapping, so that a token may give it to a VM.
+
+Proxmox VE lets nobody but root@pam with a password give a device by its address; a mapping can be used by whoever has Mapping.Use
+on it. One resource owns one entry of the mapping: the one of its node. Entries of other nodes, and a mapping's description and
+flags, stay as they are; the mapping goes with its last entry. Fields: PVE::Mapping::PCI; what a start compares is in
+`assert_valid` there: id, subsystem-id, IOMMU group of the slot's first function.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pulumi
+from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
+
+from proxmox.provider import ApiProvider
+
+if TYPE_CHECKING:
+    from proxmox.api import Api
+
+# What identifies a resource; a change of any makes another one.
+IDENTITY = ("host", "node", "mapping")
+
+
+class PciMappingProvider(ApiProvider):
+    """See the module. Inputs: host, node, mapping, entry (path, id, subsystem-id, iommugroup)."""
+
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        before = _write(self.api(props), props, None)
+        return CreateResult(
+            f"{props['node']}/{props['mapping']}", {**props, "before": before, "found": entry_of(props)}
+        )
+
+    def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
+        from proxmox.api import NotThereError
+
+        name = props["mapping"]
+        try:
+            mapping = self.reading(props, f"cluster/mapping/pci/{name}", f"to read the mapping {name}")
+        except NotThereError:
+            print(f"{name}: drift: the PCI mapping is gone")
+            return ReadResult("", {})
+        ours = _ours(mapping["map"], props["node"], props["entry"]["path"])
+        if ours is None:
+            print(
+                f"{name}: drift: the PCI mapping has no entry for {props['entry']['path']} of {props['node']} any more"
+            )
+            return ReadResult("", {})
+        if not _equal(ours, entry_of(props)):
+            print(f"{name}: drift: the PCI mapping's entry is {ours} instead of {entry_of(props)}")
+        return ReadResult(id_, {**props, "found": entry_of(props) if _equal(ours, entry_of(props)) else ours})
+
+    def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
+        replaces = [key for key in IDENTITY if olds.get(key) != news.get(key)]
+        changed = bool(replaces) or olds.get("entry") != news.get("entry") or olds.get("found") != entry_of(news)
+        return DiffResult(changes=changed, replaces=replaces, stables=[], delete_before_replace=False)
+
+    def update(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
+        _write(self.api(news), news, olds["entry"]["path"])
+        return UpdateResult({**news, "before": olds.get("before"), "found": entry_of(news)})
+
+    def delete(self, _id: str, props: dict[str, Any]) -> None:
+        from proxmox.api import ChangedMeanwhileError
+
+        api = self.api(props)
+        try:
+            _remove(api, props)
+        except ChangedMeanwhileError:
+            _remove(api, props)
+
+
+def entry_of(props: dict[str, Any]) -> str:
+    """The entry as Proxmox VE writes it: properties in the order of their names."""
+    entry = {"node": props["node"], **props["entry"]}
+    return ",".join(f"{key}={entry[key]}" for key in sorted(entry) if entry[key] not in (None, ""))
+
+
+def _parsed(entry: str) -> dict[str, str]:
+    from host.properties import parse, slot_of
+
+    found = parse("map", entry)
+    return {
+        **found,
+        "path": ";".join(slot_of(path) if path.endswith(".0") else path for path in found["path"].split(";")),
+    }
+
+
+def _equal(one: str, other: str) -> bool:
+    """The same entry? A description of it is somebody's own."""
+    first, second = _parsed(one), _parsed(other)
+    return {**first, "description": ""} == {**second, "description": ""}
+
+
+def _ours(entries: list[str], node: str, path: str) -> str | None:
+    from host.properties import slot_of
+
+    for entry in entries:
+        found = _parsed(entry)
+        if found.get("node") == node and slot_of(found["path"]) == path:
+            return entry
+    return None
+
+
+def _write(api: Api, props: dict[str, Any], old_path: str | None) -> str | None:
+    """Puts the entry in; returns the one that stood there before. Somebody else's change in between is read anew, once."""
+    from proxmox.api import ApiError, ChangedMeanwhileError, UnansweredError
+
+    try:
+        return _write_once(api, props, old_path)
+    except (ChangedMeanwhileError, UnansweredError):
+        return _write_once(api, props, old_path)
+    except ApiError as error:
+        if "already defined" not in error.reason:  # another node's resource was faster
+            raise
+        return _write_once(api, props, old_path)
+
+
+def _write_once(api: Api, props: dict[str, Any], old_path: str | None) -> str | None:
+    from proxmox.api import NotThereError
+
+    name, entry = props["mapping"], entry_of(props)
+    path = f"cluster/mapping/pci/{name}"
+    try:
+        mapping = api.get(path, f"to read the mapping {name}")
+    except NotThereError:
+        api.post("cluster/mapping/pci", f"to create the PCI mapping {name}", id=name, map=[entry])
+        return None
+    entries = list(mapping["map"])
+    ours = _ours(entries, props["node"], props["entry"]["path"])
+    if ours is None and old_path is not None:
+        ours = _ours(entries, props["node"], old_path)
+    _require_free(props, [other for other in entries if other != ours])
+    if ours is None or not _equal(ours, entry):
+        kept = [other for other in entries if other != ours]
+        api.put(path, f"to change the PCI mapping {name}", map=[*kept, entry], digest=mapping["digest"])
+    return ours
+
+
+def _require_free(props: dict[str, Any], others: list[str]) -> None:
+    from host.errors import HomelabError
+
+    taken = next((one for one in others if _parsed(one).get("node") == props["node"]), None)
+    if taken is not None:
+        raise HomelabError(
+            f"the PCI mapping {props['mapping']} for {props['entry']['path']} of {props['node']}",
+            f"there is one of that name, for another device of this node: {taken}",
+            "a VM with it would get either of the two; it isn't ours to change",
+            "choose another name with gpus.<gpu>.mapping, or remove that entry (Datacenter -> Resource Mappings)",
+        )
+
+
+def _remove(api: Api, props: dict[str, Any]) -> None:
+    """Takes the entry away, or puts back the one that stood there; somebody's own is left alone."""
+    from proxmox.api import NotThereError
+
+    name, before = props["mapping"], props.get("before")
+    path, wanted = f"cluster/mapping/pci/{name}", f"to remove {props['node']}'s entry from the PCI mapping {name}"
+    try:
+        mapping = api.get(path, wanted)
+    except NotThereError:
+        return
+    entries = list(mapping["map"])
+    ours = _ours(entries, props["node"], props["entry"]["path"])
+    if ours is None or (before is not None and _equal(ours, before)):
+        return
+    left = [other for other in entries if other != ours] + ([before] if before else [])
+    if left:
+        api.put(path, wanted, map=left, digest=mapping["digest"])
+    else:
+        api.delete(path, wanted)
+
+
+class PciMapping(Resource, module="homelab", name="PciMapping"):
+    """The dynamic resource. Output ``mapping``: its id."""
+
+    mapping: pulumi.Output[str]
+
+    def __init__(self, name: str, inputs: dict[str, Any], opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__(PciMappingProvider(), name, {**inputs, "before": None, "found": None}, opts)

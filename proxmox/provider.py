@@ -1,0 +1,54 @@
+"""What the dynamic resources over the API have in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from components.provider import HostProvider
+
+if TYPE_CHECKING:
+    from proxmox.api import Api
+    from proxmox.machine import Machine, Policy
+
+# What a refresh has read already in this process, by host and path: several resources look at the same VM. Only `read` uses it; a
+# change always reads anew.
+_READINGS: dict[tuple[str, str], Any] = {}
+
+
+class ApiProvider(HostProvider):
+    """A provider for resources of a node; their inputs have ``host`` (its name in the settings) and ``node``."""
+
+    def api(self, props: dict[str, Any]) -> Api:
+        """The API. Raises HomelabError: the host is no longer configured, or can't be logged in to."""
+        from host.errors import HomelabError
+        from proxmox.api import Api
+
+        host = self.host(props)
+        if host.api is None:
+            raise HomelabError(
+                f"homelab:hosts.{props['host']}.api in the stack's configuration",
+                "it is missing",
+                "mappings and VMs are changed through it",
+                "put it back; to give them up, take them out and run `pulumi up` while it is still there",
+            )
+        return Api(host, str(props["node"]))
+
+    def machine(self, props: dict[str, Any]) -> Machine:
+        """The VM of a resource whose inputs have ``vmid`` and ``vm``."""
+        from proxmox.machine import Machine
+
+        return Machine(self.api(props), int(props["vmid"]), str(props["vm"]))
+
+    def reading(self, props: dict[str, Any], path: str, wanted: str) -> Any:
+        """A GET for a refresh: at most one of a path in a run."""
+        key = (str(props["host"]), path)
+        if key not in _READINGS:
+            _READINGS[key] = self.api(props).get(path, wanted)
+        return _READINGS[key]
+
+
+def policy(props: dict[str, Any]) -> Policy:
+    """How the VM of a resource is shut down."""
+    from proxmox.machine import Policy
+
+    return Policy(int(props["shutdown"]["timeout"]), str(props["shutdown"]["otherwise"]))

@@ -1,0 +1,81 @@
+"""The plan for VMs, from a reading of the host: what an `up` would refuse is refused by a preview, with the same words."""
+
+from __future__ import annotations
+
+from host.errors import HomelabError
+from host.facts import HostFacts
+from host.plan import Wanted
+from proxmox.vm_config import Card, Record, Wish, change_to, check, recorded
+from settings import Host, Vm
+
+
+def cards_of(vm: Vm, host: Host, slots: dict[str, str]) -> list[Card]:
+    """A VM's cards. ``slots``: GPU name -> slot."""
+    return [
+        Card(**use.model_dump(mode="json"), mapping=host.mapping_of(use.gpu), slot=slots[use.gpu])
+        for use in vm.gpus
+        if use.gpu in slots
+    ]
+
+
+def describe(
+    name: str, facts: HostFacts, host: Host, want: Wanted, vms: dict[str, Vm]
+) -> tuple[str, list[HomelabError]]:
+    """The plan's lines, and what stands against it.
+
+    A VM that runs with a card that another is to get is no reason against it here: whether this stack gave it that card, and so
+    may take it, only the run itself knows.
+
+    :param name: the host's name in the settings.
+    :param vms: those of this host, by name.
+    """
+    slots = {gpu: str(about["slot"]) for gpu, about in want.gpus.items()}
+    configs = {config.id: config.values for config in facts.guests.configs if config.kind == "vm"}
+    lines: list[str] = []
+    errors: list[HomelabError] = []
+    for guest, vm in vms.items():
+        config = configs.get(vm.vmid)
+        wish = Wish(
+            guest, vm.vmid, cards_of(vm, host, slots), vm.machine, vm.display, vm.allow_shared_onboot, _root(host)
+        )
+        if config is None and vm.create is None:
+            errors.append(_missing(guest, vm, configs))
+        elif config is None:
+            lines.append(
+                f"  VM {vm.vmid} ({guest}): created with {', '.join(card.hostpci for card in wish.cards) or 'no card'}"
+            )
+        else:
+            users = {card.gpu: facts.guests.users_of(card.slot, host.node or name) for card in wish.cards}
+            others = [user for found in users.values() for user in found if user.vmid != vm.vmid and user.running]
+            found, notes = check(config, wish, {gpu: [u for u in has if u not in others] for gpu, has in users.items()})
+            errors += found
+            lines += [_line(guest, vm, config, wish, vm.vmid in facts.guests.running_vms)]
+            lines += [
+                f"    {other} runs with a card of it now: refused, unless it was given by this stack"
+                for other in others
+            ]
+            lines += [f"    {note}" for note in notes]
+    return "\n".join(lines), errors
+
+
+def _root(host: Host) -> bool:
+    return bool(host.api and host.api.is_root)
+
+
+def _line(guest: str, vm: Vm, config: dict[str, str], wish: Wish, running: bool) -> str:
+    nothing: Record = {}
+    made, _ = recorded(config, wish, nothing)
+    change = change_to(config, made, nothing)
+    told = ", ".join(f"{key}: {value}" for key, value in change.values.items()) or "has its cards"
+    power = "; it is shut down and started again" if running and change else ""
+    return f"  VM {vm.vmid} ({config.get('name', guest)}), {'running' if running else 'off'}: {told}{power}"
+
+
+def _missing(guest: str, vm: Vm, configs: dict[int, dict[str, str]]) -> HomelabError:
+    there = ", ".join(f"{vmid} ({values.get('name', '')})" for vmid, values in sorted(configs.items()))
+    return HomelabError(
+        f"VM {vm.vmid}, to be adopted as vms.{guest}",
+        f"no such VM on the host; there are: {there or 'none'}",
+        "a card can't be given to a VM that isn't there",
+        f"correct vms.{guest}.vmid, or describe the VM under vms.{guest}.create",
+    )

@@ -1,0 +1,147 @@
+"""Who we are to Proxmox VE, and whom we believe to be it: tokens, tickets, rights, certificates; several hosts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import Lab
+from tests.conftest import PROJECT
+from tests.e2e.conftest import Stack, api_token, host_settings
+from tests.e2e.test_gpu_vm import MAPPING, conf, given_back, vms, with_card
+
+SANDBOX = {"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}}
+# The README's commands for a user of one's own, as a person copies them.
+COMMANDS = [line.strip() for line in re.findall(r"^ *pveum .*", (PROJECT / "README.md").read_text(), re.MULTILINE)]
+
+
+def readme_role(name: str) -> list[str]:
+    """The privileges of a role that the README makes."""
+    line = next(line for line in COMMANDS if line.startswith(f"pveum role add {name} "))
+    return re.search(r'--privs "(.*)"', line)[1].split()  # type: ignore[index]
+
+
+def use_readme_token(stack: Stack) -> None:
+    """The README's commands carried out, and their token used."""
+    for command in COMMANDS:
+        stack.lab.run(command)
+    made = stack.lab.run("pvesh create /access/users/homelab@pve/token/tests --privsep 0 --output-format json").stdout
+    secret = re.search(r'"value": *"([0-9a-f-]+)"', made)[1]  # type: ignore[index]
+    stack.host["api"] |= {"token": "homelab@pve!tests", "tokenSecret": secret}
+
+
+def test_the_readmes_role_is_enough_and_each_privilege_is_needed(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("bound-by-hand", vms={})
+    stack.lab.run("qm set 103 --balloon 4096; qm stop 103; qm start 103")
+    use_readme_token(stack)
+    stock = stack.lab.snapshot()
+    privileges = readme_role("Homelab")
+
+    def allow(granted: list[str]) -> None:
+        stack.lab.run(f"pvesh set /access/roles/Homelab --privs {','.join(granted)}")
+
+    # Without VMs only the mapping is made.
+    for missing in privileges:
+        allow([one for one in privileges if one != missing])
+        stack.config["homelab:vms"] = {"sandbox": {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}}
+        refused = stack.up(ok=False)
+        assert missing in refused.message, refused.message
+        assert "homelab@pve!tests lacks the right" in refused.message
+        assert "hostpci" not in conf(stack, 103)
+    allow(privileges)
+    stack.up()
+    assert with_card(stack)["0000:01:00.0"] == 103
+    assert stack.up("--refresh").changed == set()
+    stack.destroy()
+    given_back(stack, stock)
+
+
+def test_root_with_a_password_works_logs_in_once_and_may_use_the_address(stack_on: Callable[..., Stack]) -> None:
+    by_address = {"gpu": "rtx5090", "byAddress": True, "romfile": "card.rom", "rombar": False}
+    stack = stack_on("bound-by-hand", vms={"sandbox": {"vmid": 103, "gpus": [by_address]}})
+    api = stack.lab.api
+    secure = {"port": api["port"], "fingerprint": api["fingerprint"]}
+    stack.host["api"] = {**secure, "user": api["user"], "password": api["password"]}
+    stock = stack.lab.snapshot()
+    mark = stack.lab.mark()
+    stack.up()
+    assert "hostpci0: host=0000:01:00,pcie=1,rombar=0,romfile=card.rom" in conf(stack, 103)
+    assert with_card(stack)["0000:01:00.0"] == 103
+    assert [call["path"] for call in stack.lab.api_calls(mark)].count("/access/ticket") == 1
+    assert api["password"] not in stack.up("--refresh").output
+    stack.destroy()
+    given_back(stack, stock)
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "a token that isn't": ({"token": "root@pam!nobody"}, "the node doesn't know root@pam!nobody by these credentials"),
+    "a wrong secret": ({"tokenSecret": "00000000-0000-0000-0000-000000000000"}, "401"),
+    "another certificate authority": ({"caFile": "OTHER"}, "whose certificate is the one in api.caFile"),
+    "another fingerprint": ({"caFile": None, "fingerprint": "ab" * 32}, "the certificate's fingerprint is"),
+    "a port where nobody is": ({"port": 1}, "no answer from https://127.0.0.1:1"),
+    "another node's name": ({"node": "pvee"}, "hosts.<name>.node"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_credentials_and_strangers_are_refused_before_anything_changes(
+    stack_on: Callable[..., Stack], name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    stack = stack_on("bound-by-hand", vms=SANDBOX)
+    stock = stack.lab.snapshot()
+    change, said = WRONG[name]
+    if change.get("caFile") == "OTHER":
+        other = tmp_path_factory.mktemp("other")
+        with Lab.start("rtx5090", state=other) as stranger:
+            change = {"caFile": str(stranger.api["caFile"])}
+    if "node" in change:
+        stack.host.update(change)
+    else:
+        stack.host["api"] = {key: value for key, value in (stack.host["api"] | change).items() if value is not None}
+    message = stack.up(ok=False).message
+    assert said in message, message
+    assert stack.lab.api["tokenSecret"] not in message
+    assert "hostpci" not in conf(stack, 103)
+    if name != "another node's name":  # the mapping is the cluster's, and was made for that node
+        assert stack.lab.snapshot() == stock
+
+
+@pytest.fixture
+def second(tmp_path: Path) -> Iterator[Lab]:
+    """Another host."""
+    lab = Lab.start("rtx5090", state=tmp_path / "second")
+    yield lab
+    lab.stop()
+
+
+def test_two_hosts_in_one_stack(stack_on: Callable[..., Stack], second: Lab) -> None:
+    stack = stack_on("bound-by-hand", vms=SANDBOX)
+    second_stock = second.snapshot()
+    gpus = {"rtx5090": {"match": "10de:2b85"}}
+    hosts = stack.config["homelab:hosts"]
+    hosts["second"] = {**host_settings(second), "api": api_token(second), "node": second.api["node"], "gpus": gpus}
+    vms(stack)["other"] = {"host": "second", "vmid": 103, "gpus": ["rtx5090"]}
+    stack.up()
+    assert with_card(stack)["0000:01:00.0"] == 103
+    assert "0000:01:00.0 103" in (second.root / "run/qemu-server/pci-id-reservations").read_text()
+    outputs = stack.output()
+    assert outputs["hosts"]["second"]["gpus"]["rtx5090"]["holder"] == "other"
+    assert outputs["vms"]["other"]["host"] == "second"
+    assert outputs["vms"]["other"]["state"] == "running"
+
+    # One host out of reach doesn't keep the other from being changed.
+    vms(stack)["sandbox"]["gpus"] = []
+    second.stop()
+    stack.up()
+    assert with_card(stack) == {}
+    Lab.start("rtx5090", state=second.state, outlives_caller=True)
+    hosts["second"] |= {**host_settings(second), "api": api_token(second)}
+    stack.destroy()
+    now = second.snapshot()
+    assert (second.root / MAPPING).read_text() == ""
+    del now[MAPPING]
+    assert now == second_stock

@@ -1,0 +1,171 @@
+"""The gaming project: a second program takes the card by the homelab stack's outputs, and gives it back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+
+import contract
+from engine import stacks
+from tests.conftest import PROJECT
+from tests.e2e.conftest import Stack
+from tests.e2e.test_gpu_vm import conf, running, vms, with_card
+
+GAMING = PROJECT / "examples" / "gaming_vm"
+SANDBOX = {"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}}
+
+
+def example() -> dict[str, Any]:
+    """The configuration that comes with the example."""
+    config: dict[str, Any] = yaml.safe_load((GAMING / "Pulumi.gaming.yaml").read_text())["config"]
+    return config
+
+
+def gaming_beside(homelab: Stack) -> Stack:
+    """The gaming project's stack in the same backend: its own example filled in, as its README says."""
+    config = example()
+    config["gaming-vm:homelab"] = "organization/homelab/lab"
+    config["homelab:hosts"] = {"pve": homelab.host}
+    folder = homelab.folder.parent / "gaming"
+    folder.mkdir()
+    stack = Stack(homelab.lab, folder, homelab.engine, config, project=GAMING, backend=homelab.folder)
+    isos = [volume.rpartition("/")[2] for volume in config["homelab:vms"]["gaming"]["create"]["isos"]]
+    homelab.lab.run(f'cd "$ROOT/var/lib/vz" && mkdir -p template/iso && cd template/iso && touch {" ".join(isos)}')
+    stack.write_config()
+    stacks.create(stack.engine.pulumi, "lab", stack.environment, GAMING)
+    return stack
+
+
+def test_the_card_is_handed_over_and_back(stack_on: Callable[..., Stack]) -> None:
+    homelab = stack_on("rtx5090", vms=SANDBOX)
+    homelab.up()
+    gaming = gaming_beside(homelab)
+    sandbox, before, mark = vms(homelab)["sandbox"], conf(homelab, 103), homelab.lab.mark()
+
+    # The sandbox has it: a preview says so, and an `up` changes nothing.
+    for refused in (gaming.preview(ok=False), gaming.up(ok=False)):
+        assert "vms.sandbox (VM 103, Sandbox, running) of organization/homelab/lab has it" in refused.message
+        assert "take rtx5090 out of homelab:vms.sandbox.gpus" in refused.message
+    assert homelab.lab.api_calls(mark) == []
+
+    # The other way round: first the sandbox gives it away.
+    sandbox["gpus"] = []
+    homelab.up()
+    assert contract.consumed("lab", homelab.output()).hosts["pve"].gpus["rtx5090"].holder is None
+    assert ("create", "gaming-vm") in gaming.preview().planned
+    gaming.up()
+    assert with_card(homelab) == {"0000:01:00.0": 104, "0000:01:00.1": 104}
+    assert running(homelab) == {103, 104}
+    written = set(conf(homelab, 104).splitlines())
+    assert {"hostpci0: mapping=rtx5090,pcie=1", "machine: q35", "bios: ovmf", "cpu: host", "ostype: win11"} <= written
+    assert any(line.startswith("tpmstate0: ") and "version=v2.0" in line for line in written)
+    assert any(line.startswith("efidisk0: ") and "pre-enrolled-keys=1" in line for line in written)
+    assert {line.partition(",")[0] for line in written if line.startswith("sata")} == {
+        "sata0: local:iso/Win11_24H2_English_x64.iso",
+        "sata1: local:iso/virtio-win.iso",
+    }
+    assert gaming.output()["vms"]["gaming"]["gpus"] == ["rtx5090"]
+    mark = homelab.lab.mark()
+    assert gaming.up().changed == set()
+    assert homelab.lab.api_calls(mark) == []
+    assert gaming.up("--refresh").changed == set()
+
+    # Windows is installed: the card becomes its screen.
+    gaming.config["homelab:vms"]["gaming"]["gpus"] = [{"gpu": "rtx5090", "xVga": True}]
+    gaming.up()
+    assert "hostpci0: mapping=rtx5090,pcie=1,x-vga=1" in conf(homelab, 104).splitlines()
+
+    # Back, in the wrong order: nothing is taken from a VM that runs.
+    sandbox["gpus"] = ["rtx5090"]
+    assert "VM 104 (gaming) runs with it" in homelab.up(ok=False).message
+    assert with_card(homelab)["0000:01:00.0"] == 104
+    # An `up` that failed leaves the outputs of the one before: the gaming project goes on.
+    assert contract.consumed("lab", homelab.output()).hosts["pve"].gpus["rtx5090"].holder is None
+    assert gaming.up().changed == set()
+
+    # And in the right one.
+    gaming.config["homelab:vms"]["gaming"]["gpus"] = []
+    gaming.up()
+    assert with_card(homelab) == {}
+    assert running(homelab) == {103, 104}
+    homelab.up()
+    assert conf(homelab, 103) == before
+    assert with_card(homelab) == {"0000:01:00.0": 103, "0000:01:00.1": 103}
+
+    gaming.destroy()
+    assert running(homelab) == {103}
+    assert not (homelab.lab.root / "etc/pve/qemu-server/104.conf").exists()
+    assert conf(homelab, 103) == before
+    homelab.destroy()
+
+
+def test_a_vm_that_nobody_put_out_and_that_runs_with_the_card_stops_it(stack_on: Callable[..., Stack]) -> None:
+    homelab = stack_on("rtx5090", vms={})
+    homelab.up()
+    gaming = gaming_beside(homelab)
+    homelab.lab.run("qm shutdown 103; qm set 103 --hostpci0 mapping=rtx5090,pcie=1; qm start 103")
+    message = gaming.up(ok=False).message
+    assert "VM 103 (Sandbox) runs with it" in message and "qm shutdown 103" in message
+    assert with_card(homelab)["0000:01:00.0"] == 103
+    assert running(homelab) == {103}
+    assert "hostpci" not in conf(homelab, 104)
+    homelab.lab.run("qm shutdown 103")
+    gaming.up()
+    assert with_card(homelab)["0000:01:00.0"] == 104
+    # Destroyed with the card in it: the card is free, the mapping stays.
+    gaming.destroy()
+    assert with_card(homelab) == {}
+    assert homelab.up("--refresh").changed == set()
+
+
+@pytest.mark.parametrize("version", [None, 2])
+def test_outputs_of_another_version_are_not_used(stack_on: Callable[..., Stack], version: int | None) -> None:
+    homelab = stack_on("rtx5090", vms={})
+    gaming = gaming_beside(homelab)
+    if version is not None:
+        homelab.up()
+        with_version(homelab, version)
+    mark = homelab.lab.mark()
+    message = gaming.up(ok=False).message
+    assert ("version 2" if version else "`version`; there is nothing") in message
+    assert "wanted: " in message and "next:   " in message
+    assert homelab.lab.api_calls(mark) == []
+
+
+def with_version(stack: Stack, version: int) -> None:
+    """The stack's state, with another version in its outputs."""
+    command = [str(stack.engine.pulumi), "stack", "{}", "--stack", "lab", "--cwd", str(PROJECT), "--file"]
+    file = stack.folder / "state.json"
+    for verb in ("export", "import"):
+        if verb == "import":
+            state = json.loads(file.read_text())
+            root = next(one for one in state["deployment"]["resources"] if one["type"] == "pulumi:pulumi:Stack")
+            root["outputs"]["version"] = version
+            file.write_text(json.dumps(state))
+        words = [word.format(verb) for word in command]
+        subprocess.run([*words, str(file)], env=stack.environment, check=True, capture_output=True, text=True)
+
+
+def test_it_runs_where_it_lies_with_the_readmes_words(stack_on: Callable[..., Stack]) -> None:
+    """No option names the configuration: `pulumi up --stack lab` in the folder, with Pulumi.lab.yaml beside Pulumi.yaml."""
+    homelab = stack_on("rtx5090", vms={})
+    homelab.up()
+    gaming = gaming_beside(homelab)
+    gaming.write_config()
+    file = GAMING / "Pulumi.lab.yaml"
+    shutil.copy(gaming.folder / file.name, file)
+    try:
+        done = subprocess.run(
+            [str(gaming.engine.pulumi), "preview", "--stack", "lab", "--non-interactive"],
+            cwd=GAMING, env=gaming.environment, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    finally:
+        file.unlink()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "gaming-vm" in done.stdout

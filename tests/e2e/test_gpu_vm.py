@@ -1,0 +1,309 @@
+"""Cards to VMs, through the API: adopted, moved, mended, given back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import Stack
+
+SANDBOX = {"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}}
+MAPPING = "etc/pve/mapping/pci.cfg"
+
+
+def conf(stack: Stack, vmid: int) -> str:
+    return (stack.lab.root / f"etc/pve/qemu-server/{vmid}.conf").read_text()
+
+
+def running(stack: Stack) -> set[int]:
+    lines = stack.lab.run("qm list").stdout.splitlines()[1:]
+    return {int(line.split()[0]) for line in lines if line.split()[2] == "running"}
+
+
+def with_card(stack: Stack) -> dict[str, int]:
+    """PCI address -> the VM that runs with it."""
+    lines = (stack.lab.root / "run/qemu-server/pci-id-reservations").read_text().splitlines()
+    return {line.split()[0]: int(line.split()[1]) for line in lines}
+
+
+def vms(stack: Stack) -> dict[str, Any]:
+    """The settings of the VMs, to be changed."""
+    found: dict[str, Any] = stack.config["homelab:vms"]
+    return found
+
+
+def given_back(stack: Stack, stock: dict[str, Any]) -> None:
+    """All is as in the snapshot; but for the list of mappings, which Proxmox VE leaves behind empty."""
+    now = stack.lab.snapshot()
+    if MAPPING not in stock and MAPPING in now:
+        assert (stack.lab.root / MAPPING).read_text() == ""
+        del now[MAPPING]
+    assert now == stock
+
+
+def power_calls(stack: Stack, mark: Any) -> list[str]:
+    """`103 shutdown`, `103 start` and their like, in the order in which they were asked for."""
+    found = []
+    for call in stack.lab.api_calls(mark):
+        words = call["path"].split("/")
+        if "status" in words and call["method"] == "POST":
+            found.append(f"{words[words.index('qemu') + 1]} {words[-1]}")
+    return found
+
+
+def test_a_running_vm_is_adopted_and_given_back(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("rtx5090", vms=SANDBOX)
+    stock, before = stack.lab.snapshot(), conf(stack, 103)
+    stack.up()
+    assert conf(stack, 103) == before.replace("\nmachine", "\nhostpci0: mapping=rtx5090,pcie=1\nmachine")
+    assert running(stack) == {103}
+    assert with_card(stack) == {"0000:01:00.0": 103, "0000:01:00.1": 103}
+
+    mark = stack.lab.mark()
+    again = stack.up()
+    assert again.changed == set()
+    assert stack.lab.api_calls(mark) == []
+    # With a refresh: at most one look at each object.
+    assert stack.up("--refresh").changed == set()
+    paths = [call["path"] for call in stack.lab.api_calls(mark)]
+    assert len(paths) == len(set(paths)) == 2
+
+    stack.destroy()
+    assert running(stack) == {103}
+    assert with_card(stack) == {}
+    given_back(stack, stock)
+
+
+def test_a_vm_that_is_off_gets_the_card_with_few_calls_and_stays_off(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("rtx5090", vms=SANDBOX)
+    stack.lab.run("qm set 103 --onboot 0; qm stop 103")
+    stack.up()
+    assert "hostpci0: mapping=rtx5090,pcie=1" in conf(stack, 103)
+    assert running(stack) == set()
+    assert len(stack.lab.api_calls()) <= 8
+
+
+def test_a_vm_that_our_reboot_stopped_runs_again(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("rtx5090", vms=SANDBOX)
+    stack.lab.run("qm set 103 --onboot 0")
+    stack.up()
+    assert with_card(stack)["0000:01:00.0"] == 103
+
+
+def test_a_card_taken_out_by_hand_is_put_back_by_a_refresh(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("rtx5090", vms=SANDBOX)
+    stack.up()
+    stack.lab.run("qm shutdown 103; qm set 103 --delete hostpci0; qm start 103")
+    assert with_card(stack) == {}
+    preview = stack.preview("--refresh")
+    assert "drift: hostpci0 is not there instead of mapping=rtx5090,pcie=1" in preview.output
+    assert {name for operation, name in preview.planned if operation == "update"} == {
+        "sandbox-record",
+        "sandbox-change",
+    }
+    up = stack.up("--refresh")
+    assert up.changed == {"sandbox-record", "sandbox-change"}
+    assert with_card(stack)["0000:01:00.0"] == 103
+
+
+TWO = {
+    "first": {"match": "10de:2204", "address": "0000:1d:00", "allowConsole": True},
+    "second": {"match": "10de:2204", "address": "0000:1e:00"},
+}
+
+
+def second_vm(stack: Stack, vmid: int = 104, name: str = "gaming") -> None:
+    stack.lab.run(f"qm create {vmid} --name {name} --machine q35 --bios ovmf --cores 4 --memory 8192 --ostype l26")
+
+
+def test_a_card_moves_from_one_vm_to_another_in_one_run(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("rtx5090", vms={**SANDBOX, "gaming": {"vmid": 104, "power": "running"}})
+    second_vm(stack)
+    stack.up()
+    assert with_card(stack) == {"0000:01:00.0": 103, "0000:01:00.1": 103}
+    assert running(stack) == {103, 104}
+
+    mark = stack.lab.mark()
+    vms(stack)["sandbox"]["gpus"], vms(stack)["gaming"]["gpus"] = [], ["rtx5090"]
+    stack.up()
+    assert with_card(stack) == {"0000:01:00.0": 104, "0000:01:00.1": 104}
+    assert running(stack) == {103, 104}
+    assert power_calls(stack, mark) == ["103 shutdown", "103 start", "104 shutdown", "104 start"]
+
+    # Back, and the one that had it isn't managed any more.
+    mark = stack.lab.mark()
+    del vms(stack)["gaming"]
+    vms(stack)["sandbox"]["gpus"] = ["rtx5090"]
+    stack.up()
+    assert with_card(stack) == {"0000:01:00.0": 103, "0000:01:00.1": 103}
+    assert running(stack) == {103, 104}
+    assert power_calls(stack, mark) == ["104 shutdown", "104 start", "103 shutdown", "103 start"]
+
+
+def test_two_vms_exchange_their_cards_in_one_run(stack_on: Callable[..., Stack]) -> None:
+    guests = {"one": {"vmid": 103, "gpus": ["first"]}, "two": {"vmid": 104, "gpus": ["second"]}}
+    stack = stack_on("two-identical", gpus=TWO, vms={name: {**vm, "power": "running"} for name, vm in guests.items()})
+    second_vm(stack)
+    stack.up()
+    assert (with_card(stack)["0000:1d:00.0"], with_card(stack)["0000:1e:00.0"]) == (103, 104)
+    vms(stack)["one"]["gpus"], vms(stack)["two"]["gpus"] = ["second"], ["first"]
+    stack.up()
+    assert (with_card(stack)["0000:1d:00.0"], with_card(stack)["0000:1e:00.0"]) == (104, 103)
+    # Both in one VM: one shutdown, one start.
+    mark = stack.lab.mark()
+    vms(stack)["one"]["gpus"], vms(stack)["two"]["gpus"] = ["second", {"gpu": "first", "rombar": False}], []
+    stack.up()
+    assert set(with_card(stack).values()) == {103}
+    assert "hostpci0: mapping=second,pcie=1\nhostpci1: mapping=first,pcie=1,rombar=0\n" in conf(stack, 103)
+    assert power_calls(stack, mark) == ["104 shutdown", "104 start", "103 shutdown", "103 start"]
+    assert stack.up().changed == set()
+    stack.destroy()
+    assert running(stack) == {103, 104}
+
+
+@pytest.mark.parametrize("kind", ["renamed", "mapped otherwise"])
+def test_a_card_that_gets_another_name_is_given_under_that_one(stack_on: Callable[..., Stack], kind: str) -> None:
+    stack = stack_on("rtx5090", vms=SANDBOX)
+    stack.up()
+    if kind == "renamed":
+        stack.host["gpus"] = {"big": stack.host["gpus"]["rtx5090"]}
+        vms(stack)["sandbox"]["gpus"] = ["big"]
+    else:
+        stack.host["gpus"]["rtx5090"]["mapping"] = "big"
+    stack.up()
+    assert "hostpci0: mapping=big,pcie=1" in conf(stack, 103)
+    assert [line for line in (stack.lab.root / MAPPING).read_text().splitlines() if not line.startswith("\t")] == [
+        "big"
+    ]
+    assert with_card(stack)["0000:01:00.0"] == 103
+    assert stack.up("--refresh").changed == set()
+
+
+def test_values_that_had_to_change_come_back(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on(
+        "rtx5090", vms={"sandbox": {"vmid": 104, "gpus": ["rtx5090"], "machine": "q35", "display": "none"}}
+    )
+    stack.lab.run("qm create 104 --name old --memory 8192 --balloon 2048 --vga std --ostype l26 --cores 2")
+    before, stock = conf(stack, 104), stack.lab.snapshot()
+    up = stack.up()
+    assert {"machine: q35", "balloon: 0", "vga: none"} <= set(conf(stack, 104).splitlines())
+    assert "OVMF is recommended" in up.output
+    stack.destroy()
+    assert conf(stack, 104) == before
+    given_back(stack, stock)
+
+
+def test_another_card_in_the_slot_is_mapped_and_given_anew(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("rtx5090", vms=SANDBOX)
+    stack.up()
+    # The host is switched off, the card exchanged: VM 103 doesn't start with the host, as Proxmox VE compares.
+    stack.lab.machine.exchange("0000:01:00.0", "10de:2684", "1458:40bf")
+    stack.lab.machine.exchange("0000:01:00.1", "10de:22ba", "1458:40bf")
+    stack.lab.power_cycle()
+    assert running(stack) == set()
+    stack.host["gpus"]["rtx5090"]["match"] = "10de:2684"
+    vms(stack)["sandbox"]["power"] = "running"
+    stack.up("--refresh")
+    assert (
+        "id=10de:2684,iommugroup=14,node=pve,path=0000:01:00,subsystem-id=1458:40bf"
+        in (stack.lab.root / MAPPING).read_text()
+    )
+    assert with_card(stack) == {"0000:01:00.0": 103, "0000:01:00.1": 103}
+
+
+def test_a_mapping_changed_or_removed_by_hand_is_mended(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("bound-by-hand", vms=SANDBOX)
+    stack.up()
+    entry = (stack.lab.root / MAPPING).read_text()
+    for command in (
+        "pvesh set /cluster/mapping/pci/rtx5090 --map id=10de:2b85,iommugroup=99,node=pve,path=0000:01:00,subsystem-id=1043:89e3",
+        "pvesh delete /cluster/mapping/pci/rtx5090",
+    ):
+        stack.lab.run(command)
+        up = stack.up("--refresh")
+        assert "drift: the PCI mapping" in up.output
+        assert up.changed == {"pve-rtx5090-mapping"}
+        assert (stack.lab.root / MAPPING).read_text() == entry
+
+
+def test_others_entries_of_a_mapping_stay(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("bound-by-hand", vms=SANDBOX)
+    others = "id=10de:2b85,iommugroup=7,node=elsewhere,path=0000:41:00,subsystem-id=1043:89e3"
+    stack.lab.run(f"pvesh create /cluster/mapping/pci --id rtx5090 --description theirs --map {others}")
+    before = (stack.lab.root / MAPPING).read_text()
+    stack.up()
+    assert with_card(stack)["0000:01:00.0"] == 103
+    stack.destroy()
+    assert (stack.lab.root / MAPPING).read_text() == before
+
+
+def test_a_vm_that_is_gone_is_named_and_does_not_keep_from_destroying(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("bound-by-hand", vms=SANDBOX)
+    stack.up()
+    stack.lab.run("qm stop 103; qm destroy 103")
+    refused = stack.preview("--refresh", ok=False)
+    assert "drift: VM 103 is gone" in refused.output
+    assert "no such VM on the host; there are: none" in refused.message
+    assert "'nodes/pve/qemu-server/103.conf' does not exist" in stack.up("--refresh", ok=False).message
+    stack.destroy()
+
+
+def test_what_is_done_by_hand_stays(stack_on: Callable[..., Stack]) -> None:
+    """The card had been given by the same mapping already: nothing is ours, and nothing is taken away."""
+    stack = stack_on("bound-by-hand", vms=SANDBOX)
+    entry = "id=10de:2b85,iommugroup=14,node=pve,path=0000:01:00,subsystem-id=1043:89e3"
+    stack.lab.run(
+        f"pvesh create /cluster/mapping/pci --id rtx5090 --map {entry}; qm stop 103; qm set 103 --hostpci3 pcie=1,mapping=rtx5090; qm start 103"
+    )
+    stock = stack.lab.snapshot()
+    mark = stack.lab.mark()
+    stack.up()
+    stack.destroy()
+    assert stack.lab.snapshot() == stock
+    assert power_calls(stack, mark) == []
+    assert with_card(stack)["0000:01:00.0"] == 103
+
+
+def test_a_preview_shows_the_vm_and_refuses_what_an_up_would(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("rtx5090", vms=SANDBOX)
+    stock = stack.lab.snapshot()
+    shown = stack.preview().output
+    assert "VM 103 (Sandbox), running: hostpci0: mapping=rtx5090,pcie=1; it is shut down and started again" in shown
+    for vmid, said in ((555, "no such VM on the host; there are: 103 (Sandbox)"), (103, "machine model q35")):
+        vms(stack)["sandbox"]["vmid"] = vmid
+        if vmid == 103:
+            stack.lab.run("qm stop 103; qm set 103 --delete machine; qm start 103")
+            stock = stack.lab.snapshot()
+        assert said in stack.preview(ok=False).message
+        assert said in stack.up(ok=False).message
+        assert stack.lab.snapshot() == stock
+    assert len(stack.lab.boots()) == 1
+
+
+def test_a_small_vm_proves_the_card_before_a_vm_gets_it(stack_on: Callable[..., Stack]) -> None:
+    gpu = {"match": "10de:2b85", "passthroughTest": True}
+    stack = stack_on("rtx5090", gpus={"rtx5090": gpu}, vms=SANDBOX)
+    before = conf(stack, 103)
+    stack.lab.fault("card-invisible", "0000:01:00.1")
+    message = stack.up(ok=False).message
+    assert "0000:01:00.1" in message and "next:   " in message
+    assert conf(stack, 103) == before
+    stack.lab.fault("card-invisible", None)
+
+    up = stack.up()
+    order = [name for _, name in up.steps]
+    assert order.index("pve-rtx5090-test-vm") < order.index("sandbox-record")
+    seen = stack.output()["hosts"]["pve"]["gpus"]["rtx5090"]["test"]
+    assert [(one["address"], one["id"]) for one in seen["functions"]] == [
+        ("0000:01:00.0", "10de:2b85"),
+        ("0000:01:00.1", "10de:22e8"),
+    ]
+    assert {"index": 1, "size": 32 << 30} in seen["functions"][0]["bars"]
+    assert sorted(path.name for path in (stack.lab.root / "etc/pve/qemu-server").iterdir()) == ["103.conf"]
+    assert with_card(stack)["0000:01:00.0"] == 103
+    # A reboot that brings the VM back with its card needs no other proof.
+    stack.host["iommu"] = {"passthrough": False}
+    assert "pve-rtx5090-test-vm" not in stack.up().changed
+    assert with_card(stack)["0000:01:00.0"] == 103

@@ -1,0 +1,87 @@
+"""VMs that are made from settings: created, changed in place, found again, removed; or left where they are protected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.e2e.conftest import Stack
+from tests.e2e.test_gpu_vm import conf, given_back, running, vms, with_card
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJXQnY2nn8pYE3d0ZV8cJ1mkkfZ0w1eYF5mC5p4Jm1Xb somebody@pc"
+
+
+def new_vm(**more: Any) -> dict[str, Any]:
+    return {
+        "vmid": 200,
+        "gpus": ["rtx5090"],
+        "create": {"cores": 8, "memory": 16384, "disk": {"storage": "local-lvm", "size": 64}, **more},
+    }
+
+
+def test_a_vm_is_made_changed_in_place_and_removed(stack_on: Callable[..., Stack]) -> None:
+    cloud = {"user": "dev", "sshKeys": [KEY], "ip": "192.168.0.50/24", "gateway": "192.168.0.1"}
+    stack = stack_on("bound-by-hand", vms={"dev": new_vm(cloudInit=cloud)})
+    stock = stack.lab.snapshot()
+    stack.up()
+    lines = conf(stack, 200).splitlines()
+    for line in (
+        "agent: 1", "balloon: 0", "bios: ovmf", "ciuser: dev", "cores: 8", "cpu: host", "hostpci0: mapping=rtx5090,pcie=1",
+        "ipconfig0: ip=192.168.0.50/24,gw=192.168.0.1", "machine: q35", "memory: 16384", "name: dev", "scsihw: virtio-scsi-single",
+    ):  # fmt: skip
+        assert line in lines, line
+    assert any("efitype=4m,pre-enrolled-keys=0" in line for line in lines)
+    assert any("size=64G" in line for line in lines)
+    assert with_card(stack)["0000:01:00.0"] == 200
+    assert stack.output()["vms"]["dev"]["address"] == "192.168.0.50"
+    assert stack.up("--refresh").changed == set()
+
+    # In place, with one shutdown; a disk that grows, too.
+    vms(stack)["dev"]["create"] |= {"cores": 4, "disk": {"storage": "local-lvm", "size": 80}}
+    changed = stack.up()
+    assert [operation for operation, name in changed.steps if name == "dev-vm"] == ["update"]
+    assert "cores: 4" in conf(stack, 200) and "size=80G" in conf(stack, 200)
+    assert with_card(stack)["0000:01:00.0"] == 200
+
+    # What would lose the disk is refused.
+    vms(stack)["dev"]["create"]["disk"] = {"storage": "local", "size": 80}
+    assert "what is on its disk would be lost" in stack.up(ok=False).message
+    vms(stack)["dev"]["create"]["disk"] = {"storage": "local-lvm", "size": 80}
+
+    # Changed and removed by hand: mended.
+    stack.lab.run("qm set 200 --cores 2")
+    assert "drift: cores is 2 instead of 4" in stack.up("--refresh").output
+    assert "cores: 4" in conf(stack, 200)
+    stack.lab.run("qm stop 200; qm destroy 200")
+    stack.up("--refresh")
+    assert with_card(stack)["0000:01:00.0"] == 200
+    stack.destroy()
+    assert running(stack) == {103}
+    given_back(stack, stock)
+
+
+def test_a_taken_id_is_refused_and_a_protected_vm_stays(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("bound-by-hand", vms={"dev": {**new_vm(protect=True), "vmid": 103}})
+    before = conf(stack, 103)
+    message = stack.up(ok=False).message
+    assert "there is a VM 103 already: Sandbox" in message and "to adopt that VM" in message
+    assert conf(stack, 103) == before
+    vms(stack)["dev"]["vmid"] = 200
+    stack.up()
+    gone = stack.destroy()
+    assert "VM 200 stays: it is protected" in gone.output
+    assert "hostpci" not in conf(stack, 200)
+
+
+def test_a_vm_is_cloned_from_a_template(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("bound-by-hand", vms={"dev": new_vm(template=900, cloudInit={"user": "dev", "sshKeys": [KEY]})})
+    stack.lab.run(
+        "qm create 900 --name noble --machine q35 --bios ovmf --memory 2048 --net0 virtio,bridge=vmbr0 --scsihw virtio-scsi-single "
+        "--efidisk0 local-lvm:1,efitype=4m --scsi0 local-lvm:3; qm set 900 --template 1"
+    )
+    template = conf(stack, 900)
+    stack.up()
+    assert "size=64G" in conf(stack, 200) and "ciuser: dev" in conf(stack, 200)
+    assert with_card(stack)["0000:01:00.0"] == 200
+    stack.destroy()
+    assert conf(stack, 900) == template

@@ -1,0 +1,750 @@
+"""What is inside the lab's VMs: they answer SSH as a Linux does, and boot, reboot and go off as their VM."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import asyncssh
+import pytest
+import yaml
+from proxmoxer import ProxmoxAPI
+
+from lab import Lab, LabError
+from lab.ports import guest_address
+from lab.scenario import SCENARIO_FOLDER, ScenarioError, scenario_from
+from lab.state import process_start_time, read_lab_file
+
+VM = 103
+BOOT_ID = "cat $ROOT/proc/sys/kernel/random/boot_id"
+NET = "virtio,bridge=vmbr0"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab.start("rtx5090", state=tmp_path_factory.mktemp("guests") / "lab") as started:
+        yield started
+
+
+@pytest.fixture
+def lab(shared: Lab) -> Lab:
+    """A lab whose VM 103 answers SSH."""
+    for name in shared.machine.faults:
+        shared.fault(name, None)
+    if "stopped" in shared.run(f"qm status {VM}").stdout:
+        shared.run(f"qm start {VM}")
+    shared.wait_guest(VM)
+    return shared
+
+
+@pytest.fixture
+def other(lab: Lab) -> Iterator[int]:
+    """A second VM, 200, made at the shell; it is off, and removed in the end."""
+    lab.run(f"qm create 200 --name other --memory 512 --agent 1 --net0 {NET}")
+    yield 200
+    lab.run("qm stop 200 && qm destroy 200")
+
+
+async def connect(lab: Lab, vmid: int = VM, **changes: Any) -> asyncssh.SSHClientConnection:
+    to = lab.guest(vmid)
+    known = asyncssh.import_known_hosts(f"[{to['host']}]:{to['port']} {to['hostKey']}\n")
+    options = {
+        "username": "root",
+        "client_keys": [to["privateKeyFile"]],
+        "known_hosts": known,
+        "config": None,
+        "agent_path": None,
+        **changes,
+    }
+    return await asyncssh.connect(to["host"], to["port"], **options)
+
+
+@contextlib.asynccontextmanager
+async def connected(lab: Lab, vmid: int = VM, **changes: Any) -> AsyncIterator[asyncssh.SSHClientConnection]:
+    async with await connect(lab, vmid, **changes) as connection:
+        yield connection
+
+
+def execute(lab: Lab, command: str, stdin: str = "", vmid: int = VM, **changes: Any) -> asyncssh.SSHCompletedProcess:
+    async def main() -> asyncssh.SSHCompletedProcess:
+        async with connected(lab, vmid, **changes) as connection:
+            return await connection.run(command, input=stdin)
+
+    return asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def output(lab: Lab, command: str, stdin: str = "", vmid: int = VM, **changes: Any) -> str:
+    done = execute(lab, command, stdin, vmid, **changes)
+    assert done.exit_status == 0, f"{command}\n{done.stdout!s}{done.stderr!s}"
+    return str(done.stdout)
+
+
+@contextlib.contextmanager
+def session(lab: Lab, command: str, vmid: int = VM) -> Iterator[subprocess.Popen[str]]:
+    """A command over OpenSSH's client that has said its first line, `ready`."""
+    to = lab.guest(vmid)
+    options = ["-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null", "-oLogLevel=ERROR", "-F/dev/null"]
+    target = ["-i", to["privateKeyFile"], "-p", str(to["port"]), f"root@{to['host']}"]
+    with subprocess.Popen(
+        ["ssh", *options, *target, command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    ) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == "ready\n"
+        yield client
+
+
+def connects(lab: Lab, vmid: int = VM) -> bool:
+    to = lab.guest(vmid)
+    with socket.socket() as client:
+        return client.connect_ex((to["host"], to["port"])) == 0
+
+
+def root_of(lab: Lab, vmid: int = VM) -> Path:
+    return lab.state / "guests" / str(vmid) / "root"
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Wait for what another process does, where nothing tells of it."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def api(lab: Lab) -> Any:
+    to = lab.api
+    client = ProxmoxAPI(
+        to["host"], port=to["port"], user=to["user"], password=to["password"], verify_ssl=to["caFile"], timeout=30
+    )
+    return client.nodes(to["node"])
+
+
+def agent_output(lab: Lab, command: list[str], vmid: int = VM) -> str:
+    agent = api(lab).qemu(vmid).agent
+    pid = agent.exec.post(command=command)["pid"]
+    deadline = time.monotonic() + 60
+    while not (done := agent("exec-status").get(pid=pid))["exited"]:
+        assert time.monotonic() < deadline, f"{command} didn't end"
+        time.sleep(0.02)
+    return str(done.get("out-data", ""))
+
+
+# -- logging in ----------------------------------------------------------------------------------------------------
+def test_openssh_logs_in_by_what_the_lab_says_of_the_guest(lab: Lab, tmp_path: Path) -> None:
+    to = lab.guest(VM)
+    assert (to["host"], to["user"]) == ("127.64.0.103", "ubuntu")
+    assert to["port"] >= 1024
+    known = tmp_path / "known_hosts"
+    known.write_text(f"[{to['host']}]:{to['port']} {to['hostKey']}\n")
+    options = ["-F/dev/null", "-oStrictHostKeyChecking=yes", f"-oUserKnownHostsFile={known}"]
+    target = ["-i", to["privateKeyFile"], "-p", str(to["port"]), f"{to['user']}@{to['host']}"]
+    script = 'printf "%s\\n" "$(whoami)" "$@"; exit 7\n'
+    done = subprocess.run(
+        ["ssh", *options, *target, "whoami; sudo -n bash -s -- apply"],
+        input=script,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.returncode) == ("ubuntu\nroot\napply\n", 7)
+
+
+def test_root_and_the_user_log_in_each_in_a_home_of_its_own(lab: Lab) -> None:
+    for user, home in (("root", "/root"), ("ubuntu", "/home/ubuntu")):
+        said = output(lab, "whoami; id -un; pwd; echo $HOME", username=user).splitlines()
+        assert said == [user, user, *[str(root_of(lab)) + home] * 2]
+    assert output(lab, "id -u", username="root") == "0\n"
+    assert output(lab, "id -u", username="ubuntu") == "1000\n"
+
+
+def test_output_exit_status_and_signals_are_as_on_the_host(lab: Lab) -> None:
+    done = execute(lab, "cat; echo err >&2; exit 3", "in")
+    assert (done.stdout, done.stderr, done.exit_status) == ("in", "err\n", 3)
+    killed = execute(lab, "kill -TERM $$")
+    assert killed.exit_signal is not None and killed.exit_signal[0] == "TERM"
+
+
+@pytest.mark.parametrize("user", ["root", "ubuntu", "nobody-here"])
+def test_a_wrong_key_and_an_unknown_user_are_refused(lab: Lab, user: str) -> None:
+    right = [lab.guest(VM)["privateKeyFile"]]
+    keys = right if user == "nobody-here" else [asyncssh.generate_private_key("ssh-ed25519")]
+    mark = lab.mark()
+    with pytest.raises(asyncssh.PermissionDenied):
+        asyncio.run(connect(lab, username=user, client_keys=keys))
+    wait_until(lambda: len(lab.connections(since=mark, guest=VM)) == 1)
+    [refused] = lab.connections(since=mark, guest=VM)
+    assert (refused["user"], refused["accepted"]) == (user, False)
+
+
+def test_a_guest_has_a_host_key_of_its_own(lab: Lab) -> None:
+    assert lab.guest(VM)["hostKey"] != lab.connection["hostKey"]
+    known = asyncssh.import_known_hosts(f"* {lab.connection['hostKey']}\n")
+    with pytest.raises(asyncssh.HostKeyNotVerifiable):
+        asyncio.run(connect(lab, known_hosts=known))
+
+
+def test_who_is_taken_out_of_authorized_keys_gets_in_no_more(lab: Lab) -> None:
+    path = "$ROOT/home/ubuntu/.ssh/authorized_keys"
+    output(lab, f"mv {path} {path}.away", username="root")
+    try:
+        with pytest.raises(asyncssh.PermissionDenied):
+            asyncio.run(connect(lab, username="ubuntu"))
+    finally:
+        output(lab, f"mv {path}.away {path}", username="root")
+    assert output(lab, "whoami", username="ubuntu") == "ubuntu\n"
+
+
+def test_what_happens_in_a_guest_is_logged_as_its_own(lab: Lab) -> None:
+    mark = lab.mark()
+    output(lab, "true # in the guest")
+    assert lab.commands(since=mark) == lab.connections(since=mark) == []
+    [connection], [command] = lab.connections(since=mark, guest=VM), lab.commands(since=mark, guest=VM)
+    assert (connection["user"], command["command"], command["exit"]) == ("root", "true # in the guest", 0)
+    assert command["connection"] == connection["n"]
+    shown = subprocess.run(
+        [sys.executable, "-m", "lab", "log", "--state", str(lab.state)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
+    assert any(f"in VM {VM}:" in line and "true # in the guest" in line for line in shown.splitlines())
+    assert f"guest       VM {VM}: 6.8.0-86-generic" in shown
+
+
+def test_sftp_starts_in_the_users_home_and_stays_in_the_guests_tree(lab: Lab) -> None:
+    async def main() -> str:
+        async with connected(lab, username="ubuntu") as connection, connection.start_sftp_client() as sftp:
+            async with sftp.open("by-sftp", "wb") as file:
+                await file.write(b"\0\xff")
+            await sftp.stat("/etc/os-release")
+            assert not await sftp.exists("../../../../../../etc/pve")
+            return str(await sftp.realpath("."))
+
+    assert asyncio.run(main()) == "/home/ubuntu"
+    assert (root_of(lab) / "home/ubuntu/by-sftp").read_bytes() == b"\0\xff"
+
+
+def test_the_fault_that_drops_connections_works_in_guests(lab: Lab) -> None:
+    lab.fault("drop-connection-during", "cut-in-guest")
+    done = execute(lab, "bash -s", "cat >/dev/null </dev/null; echo cut-in-guest >>$ROOT/var/lib/cut\n")
+    assert done.returncode is None
+    lab.wait_idle(guest=VM)
+    assert output(lab, "cat $ROOT/var/lib/cut") == "cut-in-guest\n"
+
+
+# -- sudo ----------------------------------------------------------------------------------------------------------
+def test_sudo_asks_for_a_password_where_no_line_lets_the_user_do_without(lab: Lab) -> None:
+    sudoers = "$ROOT/etc/sudoers.d/90-cloud-init-users"
+    output(lab, f"mv {sudoers} $ROOT/var/lib/sudoers")
+    try:
+        done = execute(lab, "sudo -n true", username="ubuntu")
+        assert (done.exit_status, done.stderr) == (1, "sudo: a password is required\n")
+        assert output(lab, "sudo -n whoami", username="root") == "root\n"
+    finally:
+        output(lab, f"mv $ROOT/var/lib/sudoers {sudoers}")
+    assert output(lab, "sudo -n whoami", username="ubuntu") == "root\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("A=1 sudo -n bash -c 'echo ${A-gone} $HOME $SUDO_USER'", "gone {root}/root ubuntu"),
+        ("A=1 sudo -nE bash -c 'echo $A'", "1"),
+        ("sudo -n A=2 bash -c 'echo $A'", "2"),
+        ("sudo -n -H -u ubuntu -- bash -c 'whoami; echo $HOME'", "ubuntu\n{root}/home/ubuntu"),
+        ("sudo -n bash -c 'exit 5'; echo $?", "5"),
+        ("sudo -n no-such-command 2>&1; echo $?", "sudo: no-such-command: command not found\n1"),
+        ("sudo -nu nobody-here true 2>&1 | head -1", "sudo: unknown user nobody-here"),
+        ("sudo -v && echo fine", "fine"),
+    ],
+)
+def test_sudo_does_what_scripts_use_of_it(lab: Lab, command: str, said: str) -> None:
+    assert output(lab, command, username="ubuntu").rstrip("\n") == said.format(root=root_of(lab))
+
+
+# -- one system, by SSH and by the agent ------------------------------------------------------------------------------
+def test_ssh_and_the_agent_see_one_system_and_not_the_hosts(lab: Lab) -> None:
+    by_ssh = {line for line in output(lab, "env").splitlines() if not line.startswith(("PWD=", "SHLVL=", "_="))}
+    assert by_ssh == set(agent_output(lab, ["env"]).splitlines())
+    assert f"ROOT={root_of(lab)}" in by_ssh
+    agent_output(lab, ["sh", "-c", "echo by agent >$ROOT/var/lib/both"])
+    assert output(lab, "cat $ROOT/var/lib/both") == "by agent\n"
+    assert not (lab.root / "var/lib/both").exists()
+
+
+def test_a_vm_has_ubuntu_2404_unless_said_otherwise(lab: Lab) -> None:
+    assert output(lab, "uname -r; hostname; systemd-detect-virt").splitlines() == ["6.8.0-86-generic", "Sandbox", "kvm"]
+    assert output(lab, ". $ROOT/etc/os-release; echo $ID $VERSION_ID $VERSION_CODENAME") == "ubuntu 24.04 noble\n"
+    told = api(lab).qemu(VM).agent("get-osinfo").get()["result"]
+    assert (told["id"], told["version-id"], told["kernel-release"]) == ("ubuntu", "24.04", "6.8.0-86-generic")
+
+
+def test_the_agent_tells_an_address_at_which_the_guest_answers(lab: Lab, other: int) -> None:
+    lab.run("qm start 200")
+    lab.wait_guest(200)
+    for vmid in (VM, other):
+        interfaces = api(lab).qemu(vmid).agent("network-get-interfaces").get()["result"]
+        [address] = [a["ip-address"] for i in interfaces if i["name"] == "eth0" for a in i["ip-addresses"]]
+        assert address == lab.guest(vmid)["host"]
+        assert output(lab, "hostname -I", vmid=vmid) == f"{address} \n"
+    assert lab.guest(VM)["host"] != lab.guest(other)["host"]
+
+
+def test_a_static_address_is_told_though_the_lab_maps_it_nowhere(lab: Lab, other: int) -> None:
+    lab.run(f"qm set {other} --net1 {NET} --ipconfig0 ip=10.1.2.3/16,gw=10.1.0.1 && qm start {other}")
+    lab.wait_guest(other)
+    told = {
+        i["name"]: [(a["ip-address"], a["prefix"]) for a in i["ip-addresses"]]
+        for i in api(lab).qemu(other).agent("network-get-interfaces").get()["result"]
+    }
+    assert told == {"lo": [("127.0.0.1", 8)], "eth0": [("10.1.2.3", 16)], "eth1": [("127.64.0.200", 8)]}
+    assert output(lab, "echo here", vmid=other) == "here\n"
+
+
+@pytest.mark.parametrize(
+    ("vmid", "address"), [(100, "127.64.0.100"), (9000, "127.64.35.40"), (999999999, "127.90.201.255")]
+)
+def test_addresses_come_from_ids(vmid: int, address: str) -> None:
+    assert guest_address(vmid) == address
+
+
+# -- reboots ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("command", ["reboot", "systemctl reboot", "shutdown -r now"])
+def test_a_reboot_inside_gives_a_new_boot_id_and_keeps_the_tree(lab: Lab, command: str) -> None:
+    before, to, mark = output(lab, BOOT_ID), lab.guest(VM), lab.mark()
+    output(lab, f"echo kept >$ROOT/var/lib/kept; echo gone >$ROOT/run/gone; echo '{command}' >>$ROOT/etc/changed")
+    uptime = api(lab).qemu(VM).status.current.get()["uptime"]
+    done = execute(lab, f"sudo -n {command}; sleep 300", username="ubuntu")
+    assert done.returncode is None, "the connection is lost"
+    wait_until(lambda: len(lab.guest_boots(VM, since=mark)) == 1)
+    lab.wait_guest(VM)
+    assert output(lab, BOOT_ID) != before
+    assert output(lab, "cat $ROOT/var/lib/kept; tail -1 $ROOT/etc/changed; ls $ROOT/run/gone 2>&1 || true").startswith(
+        f"kept\n{command}\nls: "
+    )
+    assert lab.guest(VM) == to
+    assert api(lab).qemu(VM).status.current.get()["uptime"] >= uptime, "QEMU goes on"
+
+
+def test_a_reboot_inside_concerns_that_vm_alone_and_leaves_pending_changes_pending(lab: Lab, other: int) -> None:
+    lab.run(f"qm start {other}")
+    lab.wait_guest(other)
+    lab.run(f"qm set {VM} --cores 3")
+    boots, mark = len(lab.boots()), lab.mark()
+    with session(lab, "echo ready; exec sleep 300", other) as client:
+        execute(lab, "reboot; sleep 300")
+        wait_until(lambda: len(lab.guest_boots(VM, since=mark)) == 1)
+        assert client.poll() is None
+        client.terminate()
+    assert len(lab.boots()) == boots
+    assert lab.guest_boots(other, since=mark) == []
+    assert "new cores: 3" in lab.run(f"qm pending {VM}").stdout
+    lab.run(f"qm set {VM} --revert cores")
+
+
+def test_the_newest_kernel_is_booted(lab: Lab) -> None:
+    mark = lab.mark()
+    output(lab, "touch $ROOT/boot/vmlinuz-6.8.0-107-generic")
+    assert output(lab, "uname -r") == "6.8.0-86-generic\n"
+    execute(lab, "reboot; sleep 300")
+    wait_until(lambda: len(lab.guest_boots(VM, since=mark)) == 1)
+    lab.wait_guest(VM)
+    assert output(lab, "uname -r") == "6.8.0-107-generic\n"
+    output(lab, "rm $ROOT/boot/vmlinuz-6.8.0-107-generic")
+
+
+def test_an_ordinary_user_may_not_reboot(lab: Lab) -> None:
+    before = output(lab, BOOT_ID)
+    done = execute(lab, "reboot", username="ubuntu")
+    assert (done.exit_status, done.stderr) == (1, "Call to Reboot failed: Interactive authentication required.\n")
+    assert output(lab, BOOT_ID) == before
+
+
+def test_the_agent_forgets_what_it_ran_before_a_reboot(lab: Lab) -> None:
+    mark, agent = lab.mark(), api(lab).qemu(VM).agent
+    pid = agent.exec.post(command=["true"])["pid"]
+    agent.exec.post(command=["reboot"])
+    wait_until(lambda: len(lab.guest_boots(VM, since=mark)) == 1)
+    lab.wait_guest(VM)
+    with pytest.raises(Exception, match="no process"):
+        agent("exec-status").get(pid=pid)
+
+
+def test_a_reboot_by_the_api_is_a_boot_too(lab: Lab) -> None:
+    before, mark = output(lab, BOOT_ID), lab.mark()
+    with session(lab, "echo ready; exec sleep 300") as client:
+        lab.run(f"qm reboot {VM}")
+        assert client.wait(30) == 255
+    lab.wait_guest(VM)
+    assert output(lab, BOOT_ID) != before
+    assert len(lab.guest_boots(VM, since=mark)) == 1
+
+
+def test_a_reboot_of_the_host_is_one_of_its_guests(lab: Lab) -> None:
+    before, boots, to = output(lab, BOOT_ID), len(lab.boots()), lab.guest(VM)
+    output(lab, "echo kept >$ROOT/var/lib/over-host-reboot")
+    with session(lab, "echo ready; exec sleep 300") as client:
+        lab.run("reboot")
+        lab.wait_settled(boots=boots + 1)
+        assert client.wait(30) == 255
+    lab.wait_guest(VM)
+    assert lab.guest(VM) == to
+    assert output(lab, BOOT_ID) != before
+    assert output(lab, "cat $ROOT/var/lib/over-host-reboot") == "kept\n"
+
+
+# -- off ---------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("command", ["poweroff", "systemctl poweroff", "shutdown -h now"])
+def test_a_poweroff_inside_stops_the_vm_and_it_alone(lab: Lab, command: str) -> None:
+    to = lab.guest(VM)
+    assert execute(lab, f"{command}; sleep 300").returncode is None
+    wait_until(lambda: "stopped" in lab.run(f"qm status {VM}").stdout)
+    assert not connects(lab)
+    assert lab.status()["phase"] == "up"
+    assert not (lab.root / f"run/qemu-server/{VM}.pid").exists()
+    lab.run(f"qm start {VM}")
+    lab.wait_guest(VM)
+    assert lab.guest(VM) == to
+
+
+def test_a_poweroff_inside_gives_the_card_back(lab: Lab) -> None:
+    lab.run(
+        f"qm stop {VM} && pvesh create /cluster/mapping/pci --id gpu0 --map node=pve,path=0000:01:00,id=10de:2b85,iommugroup=14,subsystem-id=1043:89e3"
+        f" && qm set {VM} --hostpci0 mapping=gpu0,pcie=1 && qm start {VM}"
+    )
+    lab.wait_guest(VM)
+    assert "10de:2b85" in output(lab, "lspci -n")
+    reserved = lab.root / "run/qemu-server/pci-id-reservations"
+    assert f" {VM} " in reserved.read_text()
+    execute(lab, "poweroff; sleep 300")
+    wait_until(lambda: "stopped" in lab.run(f"qm status {VM}").stdout)
+    assert reserved.read_text() == ""
+    lab.run(f"qm set {VM} --delete hostpci0 && pvesh delete /cluster/mapping/pci/gpu0")
+
+
+def test_a_stopped_vm_refuses_connections_drops_those_it_had_and_ends_what_ran(lab: Lab) -> None:
+    pids = root_of(lab) / "var/lib/pids"
+    pids.unlink(missing_ok=True)
+    detached = f"setsid -f bash -c 'echo $$ >>{pids}; exec sleep 300' >/dev/null 2>&1 </dev/null"
+    bare = detached.replace("bash", "env -i bash", 1)
+    with session(lab, f"trap '' TERM HUP; {detached}; {bare}; echo $$ >>{pids}; echo ready; exec sleep 300") as client:
+        wait_until(lambda: pids.exists() and pids.read_text().count("\n") == 3)
+        found = [int(line) for line in pids.read_text().split()]
+        assert all(process_start_time(pid) for pid in found)
+        lab.run(f"qm stop {VM}")
+        assert not connects(lab)
+        assert client.wait(30) == 255
+    wait_until(lambda: not any(process_start_time(pid) for pid in found))
+    with socket.socket() as taken, pytest.raises(OSError, match="in use"):
+        taken.bind((lab.guest(VM)["host"], lab.guest(VM)["port"]))
+
+
+def test_a_stop_by_the_api_closes_before_its_task_has_ended(lab: Lab) -> None:
+    node = api(lab)
+    upid = node.qemu(VM).status.stop.post()
+    wait_until(lambda: node.tasks(upid).status.get()["status"] == "stopped")
+    assert not connects(lab)
+
+
+def test_a_vm_that_boots_answers_nobody_until_it_has(lab: Lab) -> None:
+    lab.run(f"qm stop {VM}")
+    mark = lab.mark()
+    lab.run(f"qm start {VM}")
+    wait_until(lambda: connects(lab))
+    assert len(lab.guest_boots(VM, since=mark)) == 1
+    lab.wait_disconnected(guest=VM)
+    assert len(lab.connections(since=mark, guest=VM)) == 1
+
+
+# -- out of reach --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("value", [VM, str(VM), True])
+def test_a_guest_can_be_out_of_reach_though_it_runs(lab: Lab, value: object) -> None:
+    with session(lab, "echo ready; exec sleep 300") as client:
+        lab.fault("guest-unreachable", value)
+        assert client.wait(30) == 255
+    assert not connects(lab)
+    assert agent_output(lab, ["echo", "alive"]) == "alive\n"
+    lab.fault("guest-unreachable", None)
+    lab.wait_guest(VM)
+    assert output(lab, "echo back") == "back\n"
+
+
+def test_the_fault_concerns_the_vm_that_it_names(lab: Lab) -> None:
+    lab.fault("guest-unreachable", 200)
+    assert connects(lab)
+
+
+def test_a_vm_without_a_connected_network_device_is_out_of_reach(lab: Lab, other: int) -> None:
+    lab.run(f"qm set {other} --net0 {NET},link_down=1 && qm start {other}")
+    wait_until(lambda: len(lab.guest_boots(other)) > 0)
+    assert not connects(lab, other)
+    lab.run(f"qm set {other} --net0 {NET}")
+    lab.wait_guest(other)
+    lab.run(f"qm set {other} --delete net0")
+    assert not connects(lab, other)
+
+
+def test_windows_answers_no_ssh(lab: Lab, other: int) -> None:
+    lab.run(f"qm set {other} --ostype win11 && qm start {other}")
+    agent = api(lab).qemu(other).agent
+    wait_until(lambda: lab.run(f"qm status {other}").stdout == "status: running\n" and answers(agent))
+    assert not connects(lab, other)
+    assert agent("get-osinfo").get()["result"]["id"] == "mswindows"
+
+
+def answers(agent: Any) -> bool:
+    try:
+        agent.ping.post()
+    except Exception as error:
+        assert "is not running" in str(error)
+        return False
+    return True
+
+
+def test_a_host_without_its_network_takes_its_guests_with_it(lab: Lab) -> None:
+    boots = len(lab.boots())
+    lab.fault("no-network-when", "quiet")
+    lab.run("reboot")
+    assert lab.wait_settled(boots=boots + 1) == "unreachable"
+    assert "running" in lab.run(f"qm status {VM}").stdout
+    assert not connects(lab)
+    lab.fault("no-network-when", None)
+    lab.power_cycle()
+    lab.wait_guest(VM)
+
+
+# -- what a VM has installed -----------------------------------------------------------------------------------------------
+def test_a_vm_made_over_the_api_has_cloud_inits_user_and_keys(lab: Lab) -> None:
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    node = api(lab)
+    line = key.export_public_key().decode().strip()
+    node.qemu.post(
+        vmid=201,
+        name="made",
+        memory=512,
+        net0=NET,
+        ide2="local-lvm:cloudinit",
+        ciuser="ada",
+        sshkeys=quote(line, safe=""),
+    )
+    wait_until(lambda: "lock" not in node.qemu(201).config.get())
+    lab.run("qm start 201")
+    lab.wait_guest(201)
+    assert lab.guest(201)["user"] == "ada"
+    assert output(lab, "whoami; hostname", vmid=201, username="ada", client_keys=[key]) == "ada\nmade\n"
+    assert output(lab, "sudo -n whoami", vmid=201, username="ada") == "root\n", "the lab's key is let in too"
+    with pytest.raises(asyncssh.PermissionDenied):
+        asyncio.run(connect(lab, 201, client_keys=[key]))  # root has the lab's key alone
+    with pytest.raises(asyncssh.PermissionDenied):
+        asyncio.run(connect(lab, 201, username="ubuntu"))
+    lab.run("qm stop 201 && qm destroy 201")
+
+
+def test_a_vm_that_is_made_again_is_new_inside_and_reached_as_before(lab: Lab) -> None:
+    before = lab.guest(202)
+    for _ in range(2):
+        lab.run(f"qm create 202 --memory 512 --net0 {NET} && qm start 202")
+        lab.wait_guest(202)
+        output(lab, "test ! -e $ROOT/var/lib/mine && touch $ROOT/var/lib/mine", vmid=202)
+        assert lab.guest(202) == before
+        lab.run("qm stop 202 && qm destroy 202")
+        assert not root_of(lab, 202).exists()
+
+
+def finish(node: Any, upid: str) -> None:
+    wait_until(lambda: node.tasks(upid).status.get()["status"] == "stopped")
+    assert node.tasks(upid).status.get()["exitstatus"] == "OK"
+
+
+def with_vms(*systems: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """The scenario rtx5090 with VMs from 110 on that have these systems."""
+    data: dict[str, Any] = yaml.safe_load((SCENARIO_FOLDER / "rtx5090.yaml").read_text())
+    conf = f"bios: ovmf\nefidisk0: local-lvm:vm-0-disk-0,efitype=4m,size=4M\nnet0: {NET}\n"
+    data["guests"] = [
+        {"id": 110 + n, "kind": "vm", "name": f"vm{n}", "conf": conf, "running": True, "system": system, **changes}
+        for n, system in enumerate(systems)
+    ]
+    return data
+
+
+def test_a_scenario_says_what_its_vms_have_installed(tmp_path: Path) -> None:
+    systems: list[dict[str, Any]] = [
+        {"distribution": "ubuntu-22.04"},
+        {"distribution": "debian-12", "kernel": "6.1.0-25-amd64", "user": "ada"},
+        {"distribution": "debian-13", "secure-boot": True},
+        {},
+    ]
+    (tmp_path / "four.yaml").write_text(yaml.safe_dump(with_vms(*systems)))
+    read = ". $ROOT/etc/os-release; echo $ID-$VERSION_ID $(uname -r); mokutil --sb-state; sudo -n whoami"
+    with Lab.start(str(tmp_path / "four.yaml"), state=tmp_path / "lab") as lab:
+        found = []
+        for vmid in range(110, 114):
+            lab.wait_guest(vmid)
+            user = lab.guest(vmid)["user"]
+            found.append([user, *output(lab, read, vmid=vmid, username=user).splitlines()])
+        node = api(lab)
+        finish(node, node.qemu(111).clone.post(newid=120, name="copy"))
+        lab.run("qm start 120")
+        lab.wait_guest(120)
+        copy = output(lab, read, vmid=120, username="ada").splitlines()
+    assert found == [
+        ["ubuntu", "ubuntu-22.04 5.15.0-160-generic", "SecureBoot disabled", "root"],
+        ["ada", "debian-12 6.1.0-25-amd64", "SecureBoot disabled", "root"],
+        ["debian", "debian-13 6.12.48+deb13-amd64", "SecureBoot enabled", "root"],
+        ["ubuntu", "ubuntu-24.04 6.8.0-86-generic", "SecureBoot disabled", "root"],
+    ]
+    assert copy == found[1][1:], "a clone has what its origin has"
+
+
+def test_a_kernel_of_the_args_brings_neither_ssh_nor_agent_and_leaves_what_is_installed(lab: Lab, other: int) -> None:
+    lab.run(f"qm start {other}")
+    lab.wait_guest(other)
+    output(lab, "echo kept >$ROOT/root/file", vmid=other)
+    kernel = next(path.name for path in (lab.root / "boot").glob("vmlinuz-*"))
+    args = f"-kernel /boot/{kernel} -append console=ttyS0 -serial file:/var/tmp/console"
+    lab.run(f"qm stop {other} && qm set {other} --args '{args}' && qm start {other}")
+    console = lab.root / "var/tmp/console"
+    wait_until(lambda: console.exists() and b"Kernel panic" in console.read_bytes())
+    assert not connects(lab, other)
+    refused = lab.run(f"pvesh create /nodes/pve/qemu/{other}/agent/ping", check=False)
+    assert refused.stderr.strip() == "QEMU guest agent is not running"
+    assert lab.run(f"qm status {other}").stdout == "status: running\n"
+    lab.run(f"qm stop {other} && qm set {other} --delete args && qm start {other}")
+    lab.wait_guest(other)
+    assert output(lab, "cat $ROOT/root/file", vmid=other) == "kept\n"
+
+
+def test_pre_enrolled_keys_mean_secure_boot_as_with_ovmf(lab: Lab) -> None:
+    lab.run(
+        f"qm create 203 --memory 512 --net0 {NET} --bios ovmf --efidisk0 local-lvm:1,efitype=4m,pre-enrolled-keys=1"
+        " && qm start 203"
+    )
+    lab.wait_guest(203)
+    assert output(lab, "mokutil --sb-state", vmid=203) == "SecureBoot enabled\n"
+    lab.run("qm stop 203 && qm set 203 --bios seabios && qm start 203")
+    lab.wait_guest(203)
+    done = execute(lab, "mokutil --sb-state", vmid=203)
+    assert (done.exit_status, done.stderr) == (255, "EFI variables are not supported on this system\n")
+    lab.run("qm stop 203 && qm destroy 203")
+
+
+@pytest.mark.parametrize(
+    ("system", "changes", "wanted"),
+    [
+        ({"distribution": "fedora-42"}, {}, r"system\.distribution.*fedora-42"),
+        ({"kernel": "newest"}, {}, r"system\.kernel.*newest"),
+        ({"user": "root"}, {}, "root is there anyway"),
+        ({}, {"kind": "container", "conf": ""}, "is for a VM with Linux"),
+        ({}, {"conf": "ostype: win11\n"}, "is for a VM with Linux"),
+        ({"secure-boot": True}, {"conf": "bios: seabios\n"}, "wanted `bios: ovmf`"),
+    ],
+)
+def test_a_system_that_cant_be_is_refused(system: dict[str, Any], changes: dict[str, Any], wanted: str) -> None:
+    with pytest.raises(ScenarioError, match=wanted):
+        scenario_from(with_vms(system, **changes), "test.yaml", "test")
+
+
+# -- timers ----------------------------------------------------------------------------------------------------------------
+def test_a_guests_timers_are_its_own(lab: Lab) -> None:
+    output(lab, "systemd-run --quiet --on-active=0.1 /bin/bash -c 'whoami >$ROOT/var/lib/by-timer'")
+    wait_until((root_of(lab) / "var/lib/by-timer").exists)
+    output(lab, "shutdown -r +60")
+    assert "shutdown.timer" in output(lab, "systemctl list-timers")
+    assert lab.timers() == []
+    output(lab, "shutdown -c")
+    assert "shutdown.timer" not in output(lab, "systemctl list-timers")
+
+
+def test_a_timer_that_is_enabled_runs_after_the_guests_boot(lab: Lab) -> None:
+    output(
+        lab,
+        "bash -s",
+        """
+        printf '[Service]\\nExecStart=/bin/bash -c "cat $ROOT/proc/sys/kernel/random/boot_id >$ROOT/var/lib/at-boot"\\n' \
+          >$ROOT/etc/systemd/system/once.service
+        printf '[Timer]\\nOnBootSec=1s\\n[Install]\\nWantedBy=timers.target\\n' >$ROOT/etc/systemd/system/once.timer
+        systemctl enable once.timer
+        """,
+    )
+    mark = lab.mark()
+    execute(lab, "reboot; sleep 300")
+    written = root_of(lab) / "var/lib/at-boot"
+    wait_until(lambda: written.exists() and written.read_text().endswith("\n"))
+    [boot] = lab.guest_boots(VM, since=mark)
+    assert written.read_text().strip() == boot["boot_id"]
+    output(lab, "systemctl disable once.timer")
+
+
+# -- the lab's life --------------------------------------------------------------------------------------------------------
+def test_a_vm_that_is_yet_to_be_made_has_its_address_already(lab: Lab) -> None:
+    future = lab.guest(204)
+    assert (future["user"], connects(lab, 204)) == ("ubuntu", False)
+    lab.run(f"qm create 204 --memory 512 --net0 {NET} && qm start 204")
+    lab.wait_guest(204)
+    assert lab.guest(204) == future
+    assert output(lab, "echo here", vmid=204) == "here\n"
+    lab.run("qm stop 204 && qm destroy 204")
+
+
+def test_a_container_is_reached_by_pct(tmp_path: Path) -> None:
+    with Lab.start("phoenix", state=tmp_path / "lab") as lab:
+        with pytest.raises(LabError, match="`pct exec 901`"):
+            lab.guest(901)
+        with pytest.raises(LabError, match="wanted a VM's id"):
+            lab.guest(1)
+
+
+def test_status_says_how_to_log_in_to_the_vms(lab: Lab) -> None:
+    to = lab.guest(VM)
+    shown = subprocess.run(
+        [sys.executable, "-m", "lab", "status", "--state", str(lab.state)], capture_output=True, text=True, timeout=60
+    ).stdout
+    assert f"VM 103: ssh -i {to['privateKeyFile']} -p {to['port']} ubuntu@127.64.0.103 <command>" in shown
+
+
+def test_a_reset_keeps_port_and_key_of_a_guest_that_is_new_inside(tmp_path: Path) -> None:
+    with Lab.start("rtx5090", state=tmp_path / "lab") as lab:
+        lab.wait_guest(VM)
+        to = lab.guest(VM)
+        output(lab, "touch $ROOT/var/lib/mine")
+        lab.reset()
+        lab.wait_guest(VM)
+        assert lab.guest(VM) == to
+        assert execute(lab, "test -e $ROOT/var/lib/mine").exit_status == 1
+        assert len(lab.guest_boots(VM)) == 1
+
+
+def test_a_lab_that_is_stopped_or_killed_has_its_guests_again_as_they_were(tmp_path: Path) -> None:
+    with Lab.start("rtx5090", state=tmp_path / "lab") as lab:
+        lab.wait_guest(VM)
+        to = lab.guest(VM)
+        output(lab, "echo kept >$ROOT/var/lib/kept")
+    assert lab.guest(VM) == to
+    with pytest.raises(LabError, match="found 103"):
+        lab.guest(200)
+    again = Lab.start("rtx5090", state=lab.state)
+    again.wait_guest(VM)
+    assert again.guest(VM) == to
+    with session(again, "echo $$ >$ROOT/var/lib/pid; echo ready; exec sleep 300") as client:
+        orphan = int((root_of(lab) / "var/lib/pid").read_text())
+        found = read_lab_file(lab.state)
+        assert found is not None and found.pid is not None
+        os.kill(found.pid, signal.SIGKILL)
+        assert client.wait(30) == 255
+    assert process_start_time(orphan) is not None
+    with Lab.start("rtx5090", state=lab.state) as third:
+        assert process_start_time(orphan) is None
+        third.wait_guest(VM)
+        assert third.guest(VM) == to
+        assert output(third, "cat $ROOT/var/lib/kept") == "kept\n"

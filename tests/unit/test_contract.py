@@ -1,0 +1,179 @@
+"""contract.py: what a stack puts out is what its consumers were promised, and what isn't is refused in words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import contract
+from host.errors import HomelabError
+from tests.conftest import PROJECT
+
+Values = dict[str, Any]
+
+
+def values() -> Values:
+    """As a StackReference gives them: numbers are floats, nulls are gone."""
+    function = {
+        "address": "0000:01:00.0",
+        "id": "10de:2b85",
+        "subsystem": "1043:89e3",
+        "class": "030000",
+        "driver": "vfio-pci",
+        "iommuGroup": 14.0,
+    }
+    gpu = {
+        "slot": "0000:01:00",
+        "use": "vm",
+        "functions": [function],
+        "iommuGroup": 14.0,
+        "mapping": "rtx5090",
+        "hostpci": "mapping=rtx5090,pcie=1",
+        "holder": "sandbox",
+    }
+    host = {
+        "node": "pve",
+        "kernel": "6.17.2-1-pve",
+        "bootId": "3381e9c6-41c1-4b83-8c78-774635b464fd",
+        "iommu": {"groups": 17.0, "kernelLog": []},
+        "gpus": {"rtx5090": gpu},
+    }
+    vm = {
+        "host": "pve",
+        "node": "pve",
+        "vmid": 103.0,
+        "name": "Sandbox",
+        "state": "running",
+        "gpus": ["rtx5090"],
+    }
+    return {"version": 1.0, "hosts": {"pve": host}, "vms": {"sandbox": vm}}
+
+
+def refused(found: Values) -> str:
+    with pytest.raises(HomelabError) as error:
+        contract.consumed("organization/homelab/homelab", found)
+    return str(error.value)
+
+
+def test_the_schema_in_the_docs_is_that_of_the_models() -> None:
+    written = (PROJECT / "docs" / "outputs.schema.json").read_text(encoding="utf-8")
+    assert written == contract.text(), "write it anew: python -m contract"
+
+
+def test_the_schema_requires_what_a_consumer_works_with() -> None:
+    schema = contract.schema()
+    required = {name: set(about["required"]) for name, about in schema["$defs"].items()}
+    assert required["Host"] == {"node", "kernel", "bootId", "iommu", "gpus"}
+    assert required["Function"] == {"address", "id", "subsystem", "class", "driver"}
+    assert {"slot", "use", "functions"} <= required["Gpu"]
+    assert {"iommuGroup", "mapping", "hostpci", "holder"} <= set(schema["$defs"]["Gpu"]["properties"])
+    assert required["Vm"] == {"host", "node", "vmid", "name", "state", "gpus"}
+    assert schema["properties"]["version"]["const"] == contract.VERSION
+
+
+def test_outputs_are_read_as_pulumi_hands_them_over() -> None:
+    found = contract.consumed("homelab", values())
+    assert found.vms["sandbox"].vmid == 103
+    assert found.vms["sandbox"].address is None
+    assert found.hosts["pve"].gpus["rtx5090"].functions[0].iommu_group == 14
+    assert found.hosts["pve"].gpus["rtx5090"].holder == "sandbox"
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of every object in ``value``."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    below = [place for key, one in inside for place in places(one, (*path, key))]
+    return [path, *below] if isinstance(value, dict) else below
+
+
+def at(value: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        value = value[key]
+    return value
+
+
+# Objects whose keys are names of things, not of the contract.
+NAMES = {("hosts",), ("vms",), ("hosts", "pve", "gpus")}
+
+
+@pytest.mark.parametrize("place", [place for place in places(values()) if place not in NAMES], ids=str)
+def test_a_key_that_is_new_breaks_nobody(place: tuple[Any, ...]) -> None:
+    more = values()
+    at(more, place)["comesLater"] = {"with": ["anything"]}
+    assert contract.consumed("homelab", more) == contract.consumed("homelab", values())
+
+
+# Null where nothing is known; its absence says the same.
+NULLABLE = {"iommuGroup", "mapping", "hostpci", "holder", "address"}
+KEYS = [
+    (*place, key)
+    for place in places(values())
+    if place not in NAMES
+    for key in at(values(), place)
+    if key not in NULLABLE
+]
+
+
+@pytest.mark.parametrize("key", KEYS, ids=str)
+def test_a_key_that_is_gone_is_named(key: tuple[Any, ...]) -> None:
+    less = values()
+    del at(less, key[:-1])[key[-1]]
+    message = refused(less)
+    assert (".".join(map(str, key)) if key != ("version",) else "no `version`") in message
+    assert "run `pulumi up` in organization/homelab/homelab" in message
+
+
+def _as_text(value: Any) -> Any:
+    return str(value)
+
+
+def _as_list(value: Any) -> Any:
+    return [value]
+
+
+@pytest.mark.parametrize(
+    ("key", "changed"),
+    [
+        (("vms", "sandbox", "vmid"), _as_text),
+        (("vms", "sandbox", "vmid"), lambda _: 103.5),
+        (("vms", "sandbox", "state"), lambda _: "paused by somebody"),
+        (("vms", "sandbox", "gpus"), lambda _: "rtx5090"),
+        (("hosts", "pve", "gpus", "rtx5090", "use"), lambda _: "container"),
+        (("hosts", "pve", "gpus", "rtx5090", "slot"), _as_list),
+        (("hosts", "pve", "gpus", "rtx5090", "holder"), lambda _: 103.0),
+        (("hosts", "pve", "gpus", "rtx5090", "functions"), lambda functions: functions[0]),
+        (("hosts",), lambda hosts: list(hosts.values())),
+    ],
+)
+def test_a_key_that_has_changed_is_named(key: tuple[Any, ...], changed: Callable[[Any], Any]) -> None:
+    other = values()
+    at(other, key[:-1])[key[-1]] = changed(at(values(), key))
+    assert ".".join(map(str, key)) in refused(other)
+
+
+@pytest.mark.parametrize(
+    ("version", "found", "remedy"),
+    [
+        (2.0, "version 2", "update this program"),
+        (0.0, "version 0", "run `pulumi up`"),
+        ("1", "version '1'", "run `pulumi up`"),
+        ([], "version []", "run `pulumi up`"),
+    ],
+)
+def test_another_version_is_refused_before_anything_is_read(version: Any, found: str, remedy: str) -> None:
+    message = refused({"version": version, "hosts": "not looked at"})
+    for text in ("wanted: version 1 of the outputs", found, "why: ", remedy):
+        assert text in message
+
+
+def test_a_stack_that_was_never_deployed_has_no_version() -> None:
+    assert "no `version`; there is nothing" in refused({})
+
+
+def test_what_was_read_can_be_handed_on() -> None:
+    read = contract.consumed("homelab", values())
+    again = json.loads(json.dumps(read.model_dump(mode="json", by_alias=True)))
+    assert contract.consumed("homelab", again) == read

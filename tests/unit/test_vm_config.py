@@ -1,0 +1,176 @@
+"""proxmox/vm_config.py: what a VM is to have for its cards, what stands against it, and the way back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from host.facts import CardUser
+from host.properties import same
+from proxmox.vm_config import Card, Change, Record, Wish, change_to, check, drift, recorded, undo
+
+FIRST = Card("first", "first", "0000:01:00")
+SECOND = Card("second", "second", "0000:41:00")
+Q35 = {"name": "Sandbox", "machine": "pc-q35-9.2", "bios": "ovmf", "memory": "32768"}
+
+
+def wish(*cards: Card, **more: Any) -> Wish:
+    return Wish("sandbox", 103, list(cards), **more)
+
+
+def planned(config: dict[str, str], wanted: Wish, record: Record | None = None) -> Change:
+    made, restore = recorded(config, wanted, record or {})
+    return change_to(config, made, restore)
+
+
+@pytest.mark.parametrize(
+    ("card", "value"),
+    [
+        (FIRST, "mapping=first,pcie=1"),
+        (Card("g", "g", "0000:01:00", x_vga=True, rombar=False), "mapping=g,pcie=1,rombar=0,x-vga=1"),
+        (Card("g", "g", "0000:01:00", by_address=True, romfile="a.rom", pcie=False), "host=0000:01:00,romfile=a.rom"),
+    ],
+)
+def test_a_card_becomes_a_hostpci_value(card: Card, value: str) -> None:
+    assert card.hostpci == value
+
+
+def test_cards_get_the_lowest_free_numbers_and_keep_them() -> None:
+    config = {**Q35, "hostpci0": "0000:05:00.0"}
+    made, _ = recorded(config, wish(FIRST, SECOND), {})
+    assert {key: entry["ours"] for key, entry in made.items()} == {
+        "hostpci1": "mapping=first,pcie=1",
+        "hostpci2": "mapping=second,pcie=1",
+    }
+    # The first goes: the second stays where it is. It comes back, by another name: to the number that is free.
+    now = {**config, "hostpci2": "mapping=second,pcie=1", "hostpci1": "mapping=first,pcie=1"}
+    left, restore = recorded(now, wish(SECOND), made)
+    assert (list(left), list(restore)) == (["hostpci2"], ["hostpci1"])
+    renamed = Card("big", "big", "0000:41:00")
+    assert planned(now, wish(renamed), left).values == {"hostpci2": "mapping=big,pcie=1"}
+
+
+def test_there_are_sixteen_numbers() -> None:
+    config = Q35 | {f"hostpci{number}": f"0000:{number + 2:02x}:00" for number in range(16)}
+    with pytest.raises(Exception, match="all 16 are taken"):
+        recorded(config, wish(FIRST), {})
+
+
+def test_what_is_as_wanted_already_stays_somebody_elses() -> None:
+    config = Q35 | {"hostpci0": "pcie=1,mapping=first"}
+    made, _ = recorded(config, wish(FIRST), {})
+    assert made == {}
+    assert not planned(config, wish(FIRST))
+
+
+def test_only_what_has_to_change_changes_and_comes_back() -> None:
+    config = {
+        "memory": "8192",
+        "balloon": "2048",
+        "machine": "pc-i440fx-9.2",
+        "vga": "std",
+        "bios": "ovmf",
+        "cores": "2",
+    }
+    wanted = wish(FIRST, machine="q35", display="none")
+    made, _ = recorded(config, wanted, {})
+    change = change_to(config, made, {})
+    assert change.values == {"hostpci0": "mapping=first,pcie=1", "machine": "q35", "balloon": "0", "vga": "none"}
+    after = config | change.values
+    assert not planned(after, wanted, made)
+    assert undo(after, made) == Change(
+        {"machine": "pc-i440fx-9.2", "balloon": "2048", "vga": "std"}, delete=["hostpci0"]
+    )
+    # The card goes, the rest of the wish stays: the balloon comes back.
+    less, restore = recorded(after, wish(machine="q35", display="none"), made)
+    assert change_to(after, less, restore) == Change({"balloon": "2048"}, ["hostpci0"])
+
+
+@pytest.mark.parametrize("config", [{}, {"balloon": "0"}, {"balloon": "32768"}])
+def test_memory_that_is_fixed_already_is_left_alone(config: dict[str, str]) -> None:
+    assert list(planned(Q35 | config, wish(FIRST)).values) == ["hostpci0"]
+
+
+def test_what_somebody_else_has_changed_since_is_not_taken_back() -> None:
+    record: Record = {
+        "hostpci0": {"ours": "mapping=first,pcie=1", "before": None},
+        "balloon": {"ours": "0", "before": "2048"},
+    }
+    assert undo({"hostpci0": "mapping=first,pcie=1,x-vga=1", "balloon": "1024"}, record) == Change()
+    assert undo({}, record) == Change()
+
+
+def test_drift_names_what_is_and_what_should_be() -> None:
+    record: Record = {"hostpci0": {"ours": "mapping=first,pcie=1", "before": None}}
+    assert drift({"hostpci0": "pcie=1,mapping=first"}, record) == []
+    assert drift({"hostpci0": "mapping=other"}, record) == ["hostpci0 is mapping=other instead of mapping=first,pcie=1"]
+    assert drift({}, record) == ["hostpci0 is not there instead of mapping=first,pcie=1"]
+
+
+def user(vmid: int = 104, *, running: bool = False, onboot: bool = False) -> CardUser:
+    return CardUser(vmid=vmid, name="gaming", running=running, onboot=onboot)
+
+
+REFUSED: dict[str, tuple[dict[str, str], Wish, list[CardUser], str]] = {
+    "locked": (Q35 | {"lock": "backup"}, wish(FIRST), [], "qm unlock 103"),
+    "a template": (Q35 | {"template": "1"}, wish(FIRST), [], "it is a template"),
+    "i440fx": ({"name": "old"}, wish(FIRST), [], "vms.sandbox.machine: q35"),
+    "held": (Q35, wish(FIRST), [user(running=True)], "VM 104 (gaming) runs with it"),
+    "both at boot": (Q35 | {"onboot": "1"}, wish(FIRST), [user(onboot=True)], "allowSharedOnboot"),
+    "by hand, by address": (Q35 | {"hostpci0": "01:00,pcie=1"}, wish(FIRST), [], "qm set 103 --delete hostpci0"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_stands_against_a_change_is_named_with_its_remedy(case: str) -> None:
+    config, wanted, others, said = REFUSED[case]
+    errors, _ = check(config, wanted, {"first": others})
+    assert len(errors) == 1
+    assert said in str(errors[0])
+
+
+ALLOWED: dict[str, tuple[dict[str, str], Wish, list[CardUser]]] = {
+    "itself": (Q35 | {"onboot": "1"}, wish(FIRST), [user(103, running=True, onboot=True)]),
+    "another one that is off": (Q35, wish(FIRST), [user()]),
+    "both at boot, and accepted": (Q35 | {"onboot": "1"}, wish(FIRST, shared_onboot=True), [user(onboot=True)]),
+    "i440fx without PCI Express": ({}, wish(Card("first", "first", "0000:01:00", pcie=False)), []),
+    "i440fx that is to become q35": ({}, wish(FIRST, machine="q35"), []),
+    "by address, replaced by root": (Q35 | {"hostpci0": "01:00"}, wish(FIRST, may_replace_raw=True), []),
+    "no card": ({}, wish(), []),
+}
+
+
+@pytest.mark.parametrize("case", ALLOWED)
+def test_what_does_not_stand_against_it(case: str) -> None:
+    config, wanted, others = ALLOWED[case]
+    assert check(config, wanted, {"first": others})[0] == []
+
+
+def test_what_a_card_means_for_a_vm_is_said() -> None:
+    config = {"machine": "q35", "balloon": "1024", "memory": "4096", "parent": "before-upgrade"}
+    _, notes = check(config, wish(FIRST), {"first": [user()]})
+    for text in (
+        "OVMF is recommended",
+        "balloon: 1024 becomes 0",
+        "has snapshots",
+        "can't be migrated",
+        "which is off, has first as well",
+    ):
+        assert any(text in note for note in notes), text
+    assert check(config, wish(), {})[1] == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        ("mapping=a,pcie=1", "pcie=1,mapping=a", True),
+        ("01:00,pcie=1", "host=0000:01:00,pcie=1", True),
+        ("0000:01:00.0;01:00.1", "01:00.0;0000:01:00.1", True),
+        ("mapping=a", "mapping=b", False),
+        ("mapping=a", None, False),
+        (None, None, True),
+    ],
+)
+def test_values_that_mean_the_same(one: str | None, other: str | None, equal: bool) -> None:
+    assert same("hostpci0", one, other) is equal
