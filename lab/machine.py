@@ -22,7 +22,7 @@ from lab.host.bootloader import write_grubenv
 from lab.host.catalogue import module_of_driver
 from lab.host.grub import mkconfig
 from lab.host.initramfs import build_image
-from lab.host.kernel import ModprobeError, RunningKernel, modules_on_disk
+from lab.host.kernel import ModprobeError, RunningKernel, modules_of
 from lab.host.proxmox_boot import sync
 from lab.host.run import GUEST_ONLY, PROGRAMS
 from lab.host.state import HostState
@@ -49,6 +49,8 @@ FAULTS = {
     "foreign-change": "a number of changes",
     "guest-ignores-shutdown": "true, or a guest's id",
     "agent-silent": "true, or a VM's id",
+    "nvidia-uvm-missing": "true",
+    "nvidia-majors-change": "true",
     "guest-unreachable": "true, or a VM's id",
     "guest-boot-hangs": "true, or a VM's id",
     "card-invisible": "a PCI address, such as 0000:01:00.0",
@@ -108,7 +110,7 @@ class Machine:
         """
         machine = cls(state)
         machine.state.mkdir(parents=True, exist_ok=True)
-        for name in ("root", "esp", "covered", "initramfs", "bin"):
+        for name in ("root", "esp", "covered", "initramfs", "bin", "guests"):
             shutil.rmtree(machine.state / name, ignore_errors=True)
         for name in ("kernel.json", "dmesg"):
             (machine.state / name).unlink(missing_ok=True)
@@ -160,7 +162,7 @@ class Machine:
 
     def _write_launchers(self, host: HostState) -> None:
         """STATE/bin: one launcher for each simulated command this host has."""
-        missing = GUEST_ONLY | ({"nvidia-smi"} if host.machine["nvidia"] is None else set())
+        missing = GUEST_ONLY | ({"nvidia-smi", "nvidia-modprobe"} if host.machine["nvidia"] is None else set())
         launchers.write(self.state / "bin", [name for name in PROGRAMS if name not in missing])
 
     # -- kernel packages ---------------------------------------------------------------------------------
@@ -215,7 +217,12 @@ class Machine:
         Args:
             reason: "start", "reboot" or "power".
         """
-        done = booting.boot(self._host(), reason)
+        # As late as this: the API's modules need this one's package.
+        from lab.api.boot import settle
+
+        done = booting.boot(self._host(), reason, self.environment())
+        if done.comes_up:
+            settle(self._host())
         return BootResult(
             done.boot_id,
             done.kernel,
@@ -322,7 +329,7 @@ class Machine:
             kernel.write(f"drivers/{kernel.bound[address]}/unbind", address)
         if driver is None:
             return
-        available = modules_on_disk(host.root, kernel.data["kernel"])
+        available = modules_of(host, kernel.data["kernel"])
         try:
             kernel.load_module(module_of_driver(driver), booting.root_modprobe_config(host), available)
         except ModprobeError as error:

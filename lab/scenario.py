@@ -18,6 +18,8 @@ from lab.host import catalogue, distributions
 
 SCENARIO_FOLDER = Path(__file__).parent / "scenarios"
 _GIB = 1 << 30
+#: pve-container of the releases; `dev[n]` came with 5.0.7, its hotplug with 6.0.4 (its changelog).
+_PVE_CONTAINER = {"8.4": "5.3.3", "9.1": "6.0.18"}
 
 
 class ScenarioError(ValueError):
@@ -167,7 +169,8 @@ class System(_Model):
 
 
 class Guest(_Model):
-    """A VM or a container: its configuration's text, whether it starts with the host."""
+    """A VM or a container: its configuration's text, whether it starts with the host; `nvidia` is the version of
+    NVIDIA's libraries that are installed in a container."""
 
     id: Annotated[int, Field(ge=100)]
     kind: Literal["vm", "container"]
@@ -175,6 +178,7 @@ class Guest(_Model):
     conf: str
     onboot: bool = False
     running: bool | None = None
+    nvidia: str | None = None
     system: System | None = None
 
     @model_validator(mode="after")
@@ -198,11 +202,18 @@ class Guest(_Model):
 
 
 class NvidiaDriver(_Model):
-    """NVIDIA's driver installed on the host."""
+    """NVIDIA's driver installed on the host.
+
+    `loaded`: not blacklisted; `uvm`: nvidia-uvm is loaded at boot too; `nodes`: something that runs at boot makes the
+    nodes in /dev; `minors`: numbers N of /dev/nvidiaN by PCI address, where they aren't in PCI order.
+    """
 
     version: str
     open: bool = True
     loaded: bool = True
+    uvm: bool = True
+    nodes: bool = True
+    minors: dict[Address, Annotated[int, Field(ge=0, le=253)]] = {}
 
 
 class File(_Model):
@@ -219,6 +230,7 @@ class Scenario(_Model):
     title: str
     node: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")] = "pve"
     pve: Literal["8.4", "9.1"] = "9.1"
+    pve_container: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")] | None = None
     kernels: Annotated[list[Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+-\d+-pve$")]], Field(min_length=1)]
     cpu: Cpu
     firmware: Firmware = Firmware()
@@ -250,7 +262,19 @@ class Scenario(_Model):
             raise ValueError("pci: no disk has `use: root`; a host boots from somewhere")
         if len({g.id for g in self.guests}) < len(self.guests):
             raise ValueError("guests: an id is there twice")
+        self._consistent_nvidia(addresses)
         return self
+
+    def _consistent_nvidia(self, addresses: list[str]) -> None:
+        for guest in self.guests:
+            if guest.nvidia and guest.kind == "vm":
+                raise ValueError(f"guests: {guest.id}: `nvidia` is for containers; a VM's driver isn't simulated")
+        minors = self.nvidia.minors if self.nvidia else {}
+        for address in minors:
+            if address not in addresses:
+                raise ValueError(f"nvidia: minors: {address} is no device of pci")
+        if len(set(minors.values())) < len(minors):
+            raise ValueError("nvidia: minors: a number is there twice; a number names one card")
 
     def functions(self) -> list[Pci]:
         """All PCI functions, nested ones with their bridge as parent."""
@@ -283,6 +307,7 @@ class Scenario(_Model):
             "version": 1,
             "node": self.node,
             "pve": self.pve,
+            "pve_container": self.pve_container or _PVE_CONTAINER[self.pve],
             "power": "off",
             "boots": 0,
             "next_entry": None,
@@ -304,6 +329,7 @@ class Scenario(_Model):
                     "onboot": g.onboot,
                     "at_start": g.starts,
                     "running": False,
+                    "nvidia": g.nvidia,
                 }
                 | ({"system": distributions.system(**g.system.model_dump())} if g.system else {})
                 for g in self.guests

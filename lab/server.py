@@ -345,8 +345,6 @@ class Daemon:
         await self._until(self._booted_at + result.seconds)
         if self._interrupted.is_set():
             return
-        if result.comes_up:
-            self.api.settle()
         if result.comes_up and result.network:
             await self.api.listen()
             await self.ssh.listen()

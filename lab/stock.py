@@ -201,7 +201,8 @@ def _modules_config(host: HostState) -> None:
     if host.machine["nvidia"]:
         host.write(
             "/etc/modprobe.d/nvidia-graphics-drivers.conf",
-            "blacklist nouveau\nblacklist nova_core\noptions nvidia-drm modeset=1\n",
+            "blacklist nouveau\nblacklist nova_core\noptions nvidia-drm modeset=1\n"
+            + ("" if host.machine["nvidia"]["loaded"] else "blacklist nvidia\nblacklist nvidia-drm\n"),
         )
 
 

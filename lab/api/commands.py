@@ -14,10 +14,11 @@ from typing import Any
 
 from lab.host.state import HostState
 
+from . import container_system
 from .auth import Authenticator
-from .errors import ApiError
+from .errors import ApiError, Died
 from .guest_config import Kind
-from .guests import exclusively
+from .guests import Guest, exclusively
 from .responses import Api
 from .tables import FORMATS, formatted
 from .tasks import Tasks, Work
@@ -100,6 +101,8 @@ class Shell:
         self.host = HostState(state)
         self._tell = tell
         self._works: list[tuple[HostState, Work]] = []
+        #: What the command ends with: that of a command in a guest.
+        self.status = 0
         # No tickets are made or read at a shell, and no certificate is shown.
         authenticator = Authenticator(b"")
         self._api = Api(state, authenticator, "", lambda host, work: self._works.append((host, work)), power)
@@ -167,6 +170,10 @@ class Shell:
             self.ask("POST", base, given | ({"ostemplate": words[:1]} if kind == "lxc" else {}))
         elif verb == "destroy":
             self.ask("DELETE", one, _options(words))
+        elif kind == "lxc" and verb in ("exec", "push", "pull"):
+            self._inside(Guest(self.host, "lxc", int(vmid)), verb, words)
+        elif kind == "lxc" and verb == "unlock":
+            self._unlock(Guest(self.host, "lxc", int(vmid)))
         elif verb in ("snapshot", "delsnapshot", "rollback", "listsnapshot"):
             self._snapshot(one, verb, words)
         else:
@@ -181,6 +188,32 @@ class Shell:
             self.ask("GET", f"{one}/config")  # a missing one is said in the words of a shell
         self.ask("GET", f"{one}/config")
         self.ask("POST", f"{one}/status/{verb}", _options(words))
+
+    def _inside(self, guest: Guest, verb: str, words: list[str]) -> None:
+        """pct exec, push and pull: what runs inside takes its time, and nobody waits for it."""
+        guest.config()
+        if verb == "exec":
+            command = words[1:] if words[:1] == ["--"] else words
+            if not command:
+                raise Died("missing command")
+            self.status = container_system.execute(guest, command)
+            return
+        paths = [word for word in words[:2] if not word.startswith("-")]
+        options = _options(words[2:])
+        if len(paths) != 2:
+            raise Misused(f"{verb} needs two paths")
+        mode = int(options["perms"][0], 8) if "perms" in options else None
+        if verb == "push":
+            container_system.push(guest, self.host.rooted(paths[0]), paths[1], mode)
+        else:
+            container_system.pull(guest, paths[0], self.host.rooted(paths[1]), mode)
+
+    def _unlock(self, guest: Guest) -> None:
+        with exclusively(self.host):
+            config = guest.config()
+            if config.values.pop("lock", None) is None:
+                raise Died(f"no lock found for {guest.label}")
+            guest.save(config)
 
     def _snapshot(self, one: str, verb: str, words: list[str]) -> None:
         if verb == "listsnapshot":

@@ -39,6 +39,27 @@ def exclusively(host: HostState) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def locked_config(guest: Guest) -> Iterator[None]:
+    """Hold the file lock under which a node reads and writes a container's configuration.
+
+    A node waits ten seconds for it; here whoever holds it may need this very process to go on, so that it is refused at
+    once, in the words that come after these seconds.
+
+    Raises:
+        ApiError: 500, somebody holds it, such as a script with flock(1).
+    """
+    path = f"/run/lock/lxc/pve-config-{guest.vmid}.lock"
+    place = guest.host.rooted(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Died(f"can't lock file '{path}' - got timeout") from None
+        yield
+
+
 @dataclass(frozen=True)
 class Guest:
     """A VM or a container of this node, whether its configuration exists or not."""
@@ -154,6 +175,12 @@ class Guest:
         """The process that it runs in."""
         return 20000 + self.vmid
 
+    @property
+    def nvidia_at_first(self) -> str | None:
+        """The version of NVIDIA's libraries in a container as its scenario describes it."""
+        found: str | None = self._record.get("nvidia")
+        return found
+
     def set_running(self, running: bool) -> None:
         """Let it run, or not."""
         if str(self.vmid) not in self.host.machine["guests"]:
@@ -176,6 +203,18 @@ class Guest:
     def ignores_shutdown(self) -> bool:
         """Whether the fault guest-ignores-shutdown names it, or every guest."""
         return self.has_fault("guest-ignores-shutdown")
+
+
+def disturbed(guest: Guest) -> GuestConfig:
+    """The configuration; under the fault foreign-change somebody else has written it a moment ago."""
+    count = guest.host.fault("foreign-change")
+    if count:
+        with guest.host.changing() as machine:
+            machine["faults"]["foreign-change"] = int(count) - 1
+        config = guest.config()
+        config.values["description"] = f"changed by somebody else, {time.time():.6f}"
+        guest.save(config)
+    return guest.config()
 
 
 def guests_of(host: HostState, kind: Kind) -> list[Guest]:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Callable
 from typing import Any
 
+from lab.host.state import HostState
+
+from . import container_system
 from .call import Call
-from .errors import ApiError, Died, not_allowed
+from .errors import ApiError, Died, bad_parameters, not_allowed
 from .formats import format_properties, format_size, parse_properties, size_of
 from .guest_config import GuestConfig
 from .guests import (
     Change,
     Guest,
     bridge_of,
+    disturbed,
     guests_of,
+    locked_config,
     new_mac,
     option_values,
     require_free_id,
@@ -36,8 +42,6 @@ _PRIVILEGES = {
     "VM.Config.Network": "hostname nameserver searchdomain",
 }
 _PRIVILEGE_OF = {option: privilege for privilege, options in _PRIVILEGES.items() for option in options.split()}
-# The few that every kernel has are not in the lab's /dev, which holds what hardware brings.
-_KERNEL_DEVICES = frozenset(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty"))
 # What a running container doesn't take before its next start.
 _WAITS = frozenset({"arch", "cmode", "console", "entrypoint", "env", "features", "ostype", "tty", "unprivileged"})
 
@@ -137,11 +141,13 @@ def _require_features(call: Call, path: str, value: str | None, *, unprivileged:
 
 
 def _require_devices(call: Call, values: dict[str, str]) -> None:
-    """Refuse device nodes that the host hasn't."""
-    for key in (k for k in sorted(values) if _DEVICE.fullmatch(k)):
-        path = parse_properties("lxc-dev", values[key])["path"]
-        if path not in _KERNEL_DEVICES and not call.host.rooted(path).exists():
-            raise Died(f"Device {path} does not exist")
+    """Refuse dev[n] where pve-container doesn't know it, and device nodes that the host hasn't."""
+    if not container_system.has_device_options(call.host):
+        unknown = "property is not defined in schema and the schema does not allow additional properties"
+        if named := [key for key in values if _DEVICE.fullmatch(key)]:
+            raise bad_parameters(dict.fromkeys(named, unknown))
+    for option in container_system.device_options(call.host, values).values():
+        container_system.host_node(call.host, option["path"])
 
 
 # -- create and delete -----------------------------------------------------------------------------------------
@@ -268,8 +274,13 @@ def destroy(call: Call) -> str:
 def update(call: Call) -> None:
     """PUT .../config."""
     guest = call.guest("lxc")
+    with locked_config(guest):
+        _update(call, guest)
+
+
+def _update(call: Call, guest: Guest) -> None:
     change = Change.of("lxc", call.parameters)
-    config = guest.config()
+    config = disturbed(guest)
     unprivileged = config.values.get("unprivileged") == "1"
     for key in change.keys:
         _require_option(call, guest.vmid, key, change.values.get(key), unprivileged=unprivileged)
@@ -280,13 +291,20 @@ def update(call: Call) -> None:
     config.revert(change.revert)
     values = {key: _filled(call, guest.vmid, key, value) for key, value in change.values.items()}
     running = guest.running
+    plugged = {key: value for key, value in values.items() if _is_plugged(call, config, key)} if running else {}
     for key in change.delete:
         config.change({}, [key], at_once=not running or not (_DEVICE.fullmatch(key) or key in _WAITS))
     for key, value in values.items():
-        # A device that is there can't be exchanged while the container runs; a new one is put in.
-        waits = key in _WAITS or (_DEVICE.fullmatch(key) is not None and key in config.values)
+        waits = key in _WAITS or (_DEVICE.fullmatch(key) is not None and key not in plugged)
         config.change({key: value}, [], at_once=not (running and waits))
     guest.save(config)
+    if plugged:
+        container_system.plug(guest, config, plugged)
+
+
+def _is_plugged(call: Call, config: GuestConfig, key: str) -> bool:
+    """Whether a running container gets an option's device at once: a new one; one that is there can't be exchanged."""
+    return bool(_DEVICE.fullmatch(key)) and key not in config.values and container_system.plugs_devices(call.host)
 
 
 def _require_changeable(change: Change) -> None:
@@ -320,9 +338,42 @@ def start_work(call: Call, guest: Guest, log: TaskLog) -> Work:
     if config.pending or config.pending_delete:
         config.apply_pending()
         guest.save(config)
-    _require_devices(call, config.values)
     yield 0.1
+    _begin(guest, config, log)
+
+
+def _begin(guest: Guest, config: GuestConfig, log: Callable[[str], None]) -> None:
+    """Start what runs in it; what lxc prints goes to the log, the last line is what the task ends with."""
+    try:
+        with locked_config(guest):
+            container_system.begin(guest, config)
+    except ApiError as error:
+        *lines, last = error.text.removesuffix("\n").split("\n")
+        for line in lines:
+            log(line)
+        raise Died(last) from error
     guest.set_running(True)
+
+
+def settle_after_boot(host: HostState, report: Callable[[int, ApiError], None]) -> None:
+    """Start the containers that came up with the host.
+
+    Args:
+        report: makes a failed start's task.
+    """
+    for guest in guests_of(host, "lxc"):
+        if not guest.running:
+            continue
+        config = guest.config()
+        try:
+            require_unlocked(guest, config)
+            if config.pending or config.pending_delete:
+                config.apply_pending()
+                guest.save(config)
+            container_system.begin(guest, config)
+        except ApiError as error:
+            guest.set_running(False)
+            report(guest.vmid, error)
 
 
 def stop_work(guest: Guest) -> Work:

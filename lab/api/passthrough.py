@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from lab.host.boot import root_modprobe_config
 from lab.host.devices import load_devices
-from lab.host.kernel import ModprobeError, RunningKernel, modules_on_disk
+from lab.host.kernel import ModprobeError, RunningKernel, modules_of
 from lab.host.state import HostState
 
 from .errors import ApiError, Died
@@ -160,7 +160,7 @@ def _bind_groups(host: HostState, addresses: list[str]) -> None:
     """Bind every device of the groups to vfio-pci, bridges left out."""
     kernel = RunningKernel.attach(host)
     try:
-        kernel.load_module("vfio_pci", root_modprobe_config(host), modules_on_disk(host.root, kernel.data["kernel"]))
+        kernel.load_module("vfio_pci", root_modprobe_config(host), modules_of(host, kernel.data["kernel"]))
     except ModprobeError:
         raise Died("Cannot find vfio-pci module!") from None
     groups = {kernel.group_of(address) for address in addresses}

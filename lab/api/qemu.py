@@ -21,6 +21,7 @@ from .guests import (
     Change,
     Guest,
     bridge_of,
+    disturbed,
     guests_of,
     new_mac,
     option_values,
@@ -491,18 +492,6 @@ def _change(call: Call, change: Change, log: Any) -> None:
         gone = [k for k in change.delete if (not running or _fits_running(k)) is at_once]
         config.change(chosen, gone, at_once=at_once)
     guest.save(config)
-
-
-def disturbed(guest: Guest) -> GuestConfig:
-    """The configuration; under the fault foreign-change somebody else has written it a moment ago."""
-    count = guest.host.fault("foreign-change")
-    if count:
-        with guest.host.changing() as machine:
-            machine["faults"]["foreign-change"] = int(count) - 1
-        config = guest.config()
-        config.values["description"] = f"changed by somebody else, {time.time():.6f}"
-        guest.save(config)
-    return guest.config()
 
 
 def _fits_running(key: str) -> bool:

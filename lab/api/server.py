@@ -22,14 +22,12 @@ from lab.host.state import HostState
 from lab.processes import Processes
 from lab.state import write_whole
 
-from . import qemu
 from .agent_commands import AgentCommands
 from .auth import Authenticator
 from .cluster import certificate_path
-from .errors import ApiError
 from .guests import exclusively
 from .responses import Api, Request, Response
-from .tasks import Tasks, Work
+from .tasks import Work
 from .tls import Certificates
 from .users import ROOT, Token, Users
 
@@ -148,19 +146,6 @@ class ApiServer:
         listener.listen(128)
         await web.SockSite(runner, listener, ssl_context=self._certificates.context()).start()
         self._runner = runner
-
-    def settle(self) -> None:
-        """After a boot: no task runs any more, and the VMs that came up with the host get their devices."""
-        host = HostState(self._owner.state)
-        with exclusively(host):
-            tasks = Tasks(host)
-            tasks.end_all()
-
-            def report(vmid: int, error: ApiError) -> None:
-                upid, log = tasks.begin("qmstart", str(vmid), ROOT)
-                tasks.end(upid, log, error)
-
-            qemu.settle_after_boot(host, report)
 
     async def close(self) -> None:
         """Stop serving, break every connection, end every task."""

@@ -15,19 +15,20 @@ import subprocess
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import archive, sysfs
+from . import archive, nvidia, sysfs, units
 from .bootloader import BootEntry, BootError, choose
 from .devices import load_devices
-from .kernel import ModprobeError, RunningKernel, modules_on_disk
+from .kernel import ModprobeError, RunningKernel, modules_of, modules_on_disk
 from .modprobe import ModprobeConfig
 from .state import HostState, kernel_release
-from .units import enabled_timers
 
 _SCRIPT_TIMEOUT = 120.0
+_GUESTS = "pve-guests.service"
 
 # Sourced in front of each init-top script: `echo` and `printf` do what they do, then let the kernel act on
 # what may have been written into sysfs before the next command runs, with its answer as exit status.
@@ -61,11 +62,12 @@ class Booted:
     problem: str | None = None
 
 
-def boot(host: HostState, reason: str) -> Booted:
+def boot(host: HostState, reason: str, environment: Mapping[str, str]) -> Booted:
     """Start the host and bring its trees to what a running system shows.
 
     Args:
         reason: "start", "reboot" or "power".
+        environment: that of the host's commands, in which its services run.
     """
     machine = host.machine
     seconds = float(machine["boot_seconds"]) + float(machine["faults"].get("hang-seconds", 0) or 0)
@@ -75,7 +77,7 @@ def boot(host: HostState, reason: str) -> Booted:
         if machine["faults"].get("never-comes-back") and reason == "reboot":
             raise BootError("the machine stays dark (fault never-comes-back)")
         entry = choose(host)
-        _start(host, entry, boot_id, reason)
+        _start(host, entry, boot_id, reason, environment)
         result = Booted(
             boot_id,
             entry.kernel,
@@ -84,7 +86,7 @@ def boot(host: HostState, reason: str) -> Booted:
             _network(host, entry.cmdline),
             True,
             seconds,
-            enabled_timers(host),
+            units.enabled_timers(host),
         )
     except BootError as error:
         sysfs.clear(host)
@@ -101,7 +103,7 @@ def _network(host: HostState, cmdline: str) -> bool:
     return not (substring and str(substring) in cmdline)
 
 
-def _start(host: HostState, entry: BootEntry, boot_id: str, reason: str) -> None:
+def _start(host: HostState, entry: BootEntry, boot_id: str, reason: str, environment: Mapping[str, str]) -> None:
     machine = host.machine
     if entry.initrd is None or not entry.initrd.exists():
         raise BootError("Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)")
@@ -142,7 +144,9 @@ def _start(host: HostState, entry: BootEntry, boot_id: str, reason: str) -> None
         raise BootError(f"ALERT!  root= of the command line is not {machine['boot']['root']}. Dropping to a shell!")
     _root_stage(host, kernel)
     kernel.save()
-    _start_guests(host, reason)
+    if "nvidia" in kernel.drivers and host.machine["nvidia"]["nodes"]:
+        nvidia.make_all_nodes(host)
+    _start_services_and_guests(host, reason, environment)
 
 
 def _kernel_messages(host: HostState, running: sysfs.Running) -> None:
@@ -338,7 +342,7 @@ class _EarlyShell:
 def _root_stage(host: HostState, kernel: RunningKernel) -> None:
     """systemd: modules-load, then udev's coldplug. (The two race on a real host; this order is the usual one.)"""
     config = root_modprobe_config(host)
-    available = modules_on_disk(host.root, kernel.data["kernel"])
+    available = modules_of(host, kernel.data["kernel"])
     for line in modules_to_load(host):
         words = line.split()
         if words[0].replace("-", "_") in config.blacklist:
@@ -351,11 +355,9 @@ def _root_stage(host: HostState, kernel: RunningKernel) -> None:
     kvm = "kvm_amd" if host.machine["hardware"]["cpu"]["vendor"] == "AuthenticAMD" else "kvm_intel"
     for module in (kvm, *(("zfs",) if host.machine["boot"]["root"].startswith("ZFS=") else ())):
         kernel.load_module(module, config, available)
-    nvidia = host.machine["nvidia"]
-    if nvidia and nvidia["loaded"] and "nvidia" in kernel.drivers:
-        for module in ("nvidia_drm", "nvidia_uvm"):
-            kernel.load_module(module, config, available)
-        _nvidia_files(host, kernel)
+    installed = host.machine["nvidia"]
+    if installed and installed["uvm"] and "nvidia" in kernel.drivers and "nvidia_uvm" in available:
+        kernel.load_module("nvidia_uvm", config, available)
 
 
 def root_modprobe_config(host: HostState) -> ModprobeConfig:
@@ -382,33 +384,37 @@ def modules_to_load(host: HostState) -> list[str]:
     return lines
 
 
-def _nvidia_files(host: HostState, kernel: RunningKernel) -> None:
-    """/proc/driver/nvidia and the device nodes that nvidia-modprobe makes."""
-    nvidia = host.machine["nvidia"]
-    flavour = "NVIDIA UNIX Open Kernel Module for x86_64" if nvidia["open"] else "NVIDIA UNIX x86_64 Kernel Module"
-    proc = host.root / "proc/driver/nvidia"
-    sysfs.put(
-        proc / "version",
-        f"NVRM version: {flavour}  {nvidia['version']}  Release Build\n"
-        "GCC version:  gcc version 14.2.0 (Debian 14.2.0-19) \n",
-    )
-    cards = [a for a, d in sorted(kernel.bound.items()) if d == "nvidia"]
-    for minor, address in enumerate(cards):
-        sysfs.put(
-            proc / "gpus" / address / "information",
-            f"Model: \t\t {kernel.devices[address].name or 'Unknown'}\nBus Location: \t {address}\n"
-            f"Device Minor: \t {minor}\n",
-        )
-        sysfs.put(host.root / f"dev/nvidia{minor}", b"")
-    for name in (
-        "nvidiactl",
-        "nvidia-modeset",
-        "nvidia-uvm",
-        "nvidia-uvm-tools",
-        "nvidia-caps/nvidia-cap1",
-        "nvidia-caps/nvidia-cap2",
-    ):
-        sysfs.put(host.root / "dev" / name, b"")
+def _start_services_and_guests(host: HostState, reason: str, environment: Mapping[str, str]) -> None:
+    """Enabled services: those before pve-guests.service, then the guests, then the others."""
+    services = units.enabled_services(host)
+    first = [name for name in services if _GUESTS in units.orderings(host, name, "Before")]
+    failed = {name for name in first if _run_service(host, name, environment) == "failed"}
+    if broken := failed & units.required_by(host, _GUESTS):
+        host.kernel_message(f"systemd[1]: Dependency failed for {_GUESTS}: {', '.join(sorted(broken))}")
+        _note_state(host, _GUESTS, "inactive")
+    else:
+        _start_guests(host, reason)
+    for name in services:
+        if name not in first:
+            _run_service(host, name, environment)
+
+
+def _run_service(host: HostState, unit: str, environment: Mapping[str, str]) -> str:
+    try:
+        state = units.run_service(host, unit, environment)
+    except units.UnitError as error:
+        host.kernel_message(f"systemd[1]: {error}")
+        state = "failed"
+    _note_state(host, unit, state)
+    if state == "failed":
+        host.kernel_message(f"systemd[1]: Failed to start {unit}.")
+    return state
+
+
+def _note_state(host: HostState, unit: str, state: str) -> None:
+    running = host.running
+    running.setdefault("units", {})[unit] = state
+    host.save_running(running)
 
 
 def _start_guests(host: HostState, reason: str) -> None:

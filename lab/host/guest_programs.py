@@ -57,7 +57,7 @@ def _shell(host: HostState, name: str, arguments: list[str]) -> int:
                 raise UsageError(str(error)) from error
             missing = "does not exist" in str(error) and str(error).startswith("Configuration file")
             raise Failure(message(error), 2 if missing else 255) from error
-        return 0
+        return shell.status
 
     return work() if only_reads(name, arguments) else logged(host, name, arguments, work)
 

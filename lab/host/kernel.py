@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
-from . import catalogue
+from . import catalogue, nvidia
 from .catalogue import MODULES, normal
 from .devices import PciDevice, load_devices
 from .modprobe import ModprobeConfig
@@ -129,31 +130,32 @@ class RunningKernel:
         (self.host.root / "sys/bus/pci/drivers" / driver / address).symlink_to(back)
         (folder / "enable").write_text("1\n" if driver != "vfio-pci" else "0\n", encoding="utf-8")
         self.bound[address] = driver
-        self._device_nodes(address)
+        self._vfio_node(address)
+        if driver == "nvidia":
+            nvidia.card_bound(self, address)
+        elif driver in nvidia.DRM_DRIVERS and self.devices[address].is_display:
+            nvidia.add_drm_card(self, address)
 
     def _detach(self, address: str) -> None:
         driver = self.bound.pop(address)
         (self.device_folder(address) / "driver").unlink()
         (self.host.root / "sys/bus/pci/drivers" / driver / address).unlink()
         (self.device_folder(address) / "enable").write_text("0\n", encoding="utf-8")
-        self._device_nodes(address)
+        self._vfio_node(address)
+        if driver == "nvidia":
+            nvidia.card_released(self, address)
+        elif driver in nvidia.DRM_DRIVERS:
+            nvidia.remove_drm_card(self, address)
 
-    def _device_nodes(self, address: str) -> None:
-        """/dev/vfio/<group> exists while a device of the group is on vfio-pci; /dev/dri nodes with a DRM driver."""
-        dev, device = self.host.root / "dev", self.devices[address]
+    def _vfio_node(self, address: str) -> None:
+        """/dev/vfio/<group> exists while a device of the group is on vfio-pci."""
+        dev = self.host.root / "dev"
         group = self.group_of(address)
         if group is not None:
             members = [a for a in self.devices if self.group_of(a) == group]
             node = dev / "vfio" / str(group)
             if any(self.bound.get(a) == "vfio-pci" for a in members):
                 node.parent.mkdir(exist_ok=True)
-                node.touch()
-            else:
-                node.unlink(missing_ok=True)
-        if device.is_display:
-            node = dev / "dri/by-path" / f"pci-{address}-card"
-            if self.bound.get(address) in ("nouveau", "amdgpu", "i915", "xe", "ast", "radeon", "nvidia"):
-                node.parent.mkdir(parents=True, exist_ok=True)
                 node.touch()
             else:
                 node.unlink(missing_ok=True)
@@ -269,6 +271,8 @@ class RunningKernel:
             node = self.host.root / "dev/vfio/vfio"
             node.parent.mkdir(parents=True, exist_ok=True)
             node.touch()
+        if name in catalogue.NVIDIA_HOST_MODULES:
+            nvidia.module_loaded(self, name)
         driver = MODULES[name].driver
         if driver is None:
             return
@@ -308,7 +312,9 @@ class RunningKernel:
         if driver is not None and driver in self.drivers:
             self.unregister_driver(driver)
         del self.loaded[name]
-        (self.host.root / "sys/module" / name).rmdir()
+        shutil.rmtree(self.host.root / "sys/module" / name)
+        if name in catalogue.NVIDIA_HOST_MODULES:
+            nvidia.module_removed(self, name)
 
     def coldplug(self, config: ModprobeConfig, available: set[str]) -> None:
         """What udev does for every device that is there: load the modules whose alias matches.
@@ -345,3 +351,11 @@ def modules_on_disk(root: Path, kernel: str) -> set[str]:
         if folder.is_dir():
             return {normal(path.name.split(".ko")[0]) for path in folder.rglob("*.ko*")}
     return set()
+
+
+def modules_of(host: HostState, kernel: str) -> set[str]:
+    """Normalised names of the modules that a host has for a kernel, in its root file system.
+
+    With the fault nvidia-uvm-missing that one isn't among them, as when its build failed.
+    """
+    return modules_on_disk(host.root, kernel) - ({"nvidia_uvm"} if host.fault("nvidia-uvm-missing") else set())

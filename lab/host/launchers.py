@@ -10,27 +10,43 @@ from collections.abc import Collection
 from pathlib import Path
 
 from . import run
+from .node_programs import ELSEWHERE_REAL
 
 
-def write(folder: Path, names: Collection[str]) -> None:
+def write(folder: Path, names: Collection[str], *, container: bool = False) -> None:
     """Make the launchers, unless they are there.
 
     They name the Python and the checkout in use, and are made anew when one of these has moved.
 
     Args:
         folder: STATE/bin.
-        names: commands, of those in run.PROGRAMS.
+        names: commands, of those in run.PROGRAMS, or in run.CONTAINER_PROGRAMS for a container.
+        container: whether they are a container's.
     """
-    start = f"exec {shlex.quote(os.path.realpath(sys.executable))} -I -S {shlex.quote(str(Path(run.__file__)))}"
-    if all(_starts_with(folder / name, start) for name in names):
+    texts = {name: text_of(name, container=container) for name in names}
+    if all(_is(folder / name, text) for name, text in texts.items()):
         return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for name in names:
+    for name, text in texts.items():
         path = folder / name
-        path.write_text(f'#!/bin/sh\n{start} {name} "$@"\n', encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
         path.chmod(0o755)
 
 
-def _starts_with(launcher: Path, start: str) -> bool:
-    return launcher.exists() and start in launcher.read_text(encoding="utf-8")
+def text_of(name: str, *, container: bool = False) -> str:
+    """What starts one simulated command."""
+    start = f"exec {shlex.quote(os.path.realpath(sys.executable))} -I -S {shlex.quote(str(Path(run.__file__)))}"
+    if container:
+        return f'#!/bin/sh\n{start} --container {name} "$@"\n'
+    return f'#!/bin/sh\n{_first_choice(name)}{start} {name} "$@"\n'
+
+
+def _first_choice(name: str) -> str:
+    """A launcher's line for programs that are this machine's own wherever no path in /dev is named."""
+    program = shutil.which(name, path="/usr/local/bin:/usr/bin:/bin") if name in ELSEWHERE_REAL else None
+    return f'case "$PWD $*" in */dev* | *" dev"*) ;; *) exec {shlex.quote(program)} "$@" ;; esac\n' if program else ""
+
+
+def _is(launcher: Path, text: str) -> bool:
+    return launcher.exists() and launcher.read_text(encoding="utf-8") == text

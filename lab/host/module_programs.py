@@ -6,7 +6,7 @@ import sys
 
 from .boot import root_modprobe_config
 from .catalogue import MODULES, exists_in, normal
-from .kernel import ModprobeError, RunningKernel, modules_on_disk
+from .kernel import ModprobeError, RunningKernel, modules_of
 from .program import Failure, Options, UsageError, logged
 from .state import HostState
 
@@ -69,7 +69,7 @@ def _change(host: HostState, jobs: list[tuple[str, str]], options: Options, remo
     config = root_modprobe_config(host)
     if options.has("i", "ignore-install"):
         config.install = {}
-    available = modules_on_disk(host.root, kernel.data["kernel"])
+    available = modules_of(host, kernel.data["kernel"])
     status = 0
     for module, text in jobs:
         if options.has("b", "use-blacklist") and normal(module) in config.blacklist:
@@ -104,7 +104,7 @@ def _known(host: HostState, module: str, kernel: str) -> list[str]:
     running = RunningKernel.attach(host)
     if running.is_built_in(name):
         return []
-    available = modules_on_disk(host.root, kernel)
+    available = modules_of(host, kernel)
     if name not in available or name not in MODULES:
         raise Failure(f"modprobe: FATAL: Module {module} not found in directory /lib/modules/{kernel}")
     return [n for n in _closure(name) if n in available]
@@ -178,7 +178,7 @@ def _modinfo(host: HostState, arguments: list[str]) -> int:
         name = normal(module)
         if RunningKernel.attach(host).is_built_in(name):
             values = {"name": name, "filename": "(builtin)"}
-        elif name in modules_on_disk(host.root, kernel) and name in MODULES:
+        elif name in modules_of(host, kernel) and name in MODULES:
             values = _fields(host, name, kernel)
         else:
             raise Failure(f"modinfo: ERROR: Module {module} not found.")

@@ -1,4 +1,4 @@
-"""Starts one simulated command: `python -I -S run.py NAME ARGS...`. PROGRAMS says which module has it."""
+"""Starts one simulated command: `python -I -S run.py [--container] NAME ARGS...`. PROGRAMS says which module has it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,13 @@ PROGRAMS = {
     "lsb_release": "system_programs",
     "dpkg": "system_programs",
     "dpkg-query": "system_programs",
-    "nvidia-smi": "system_programs",
+    "nvidia-smi": "nvidia_programs",
+    "nvidia-modprobe": "nvidia_programs",
+    "mknod": "node_programs",
+    "stat": "node_programs",
+    "ls": "node_programs",
+    "test": "node_programs",
+    "[": "node_programs",
     "uptime": "system_programs",
     "udevadm": "system_programs",
     "mount": "storage_programs",
@@ -61,14 +67,26 @@ PROGRAMS = {
 #: Commands that a guest alone has: a Proxmox host has no sudo, and is root's.
 GUEST_ONLY = frozenset({"sudo", "id", "whoami"})
 
+#: The same for the programs that every container has.
+CONTAINER_PROGRAMS = {
+    **{name: "node_programs" for name in ("mknod", "stat", "ls", "test", "[")},
+    **{name: "container_programs" for name in ("cat", "head", "dd", "su", "runuser", "setpriv", "id", "whoami")},
+    **{name: "system_programs" for name in ("uname", "hostname")},
+}
+#: And for those that are installed in a container, or not.
+INSTALLED_IN_CONTAINER = {"nvidia-smi": "nvidia_programs"}
+
 
 def main() -> int:
-    """Run the command that the launcher names."""
-    name, arguments = sys.argv[1], sys.argv[2:]
+    """Run the command that the launcher names, after `--container` one of a container."""
+    programs, words = PROGRAMS, sys.argv[1:]
+    if words[0] == "--container":
+        programs, words = {**CONTAINER_PROGRAMS, **INSTALLED_IN_CONTAINER}, words[1:]
+    name, arguments = words[0], words[1:]
     # At the end of the path: the package is found as `host`, and nothing beside it hides a standard module.
     sys.path.append(__file__.rpartition("/host/")[0])
     program = importlib.import_module("host.program")
-    module = importlib.import_module(f"host.{PROGRAMS[name]}")
+    module = importlib.import_module(f"host.{programs[name]}")
     return int(program.run(module.main, name, arguments))
 
 

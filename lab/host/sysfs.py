@@ -322,7 +322,7 @@ def _proc(host: HostState, running: Running) -> None:
 
 
 def _run(host: HostState) -> None:
-    for folder in ("run/lock", "run/systemd/system", "run/systemd/transient", "run/qemu-server", "run/lxc"):
+    for folder in ("run/lock/lxc", "run/systemd/system", "run/systemd/transient", "run/qemu-server", "run/lxc"):
         (host.root / folder).mkdir(parents=True, exist_ok=True)
     put(host.root / "dev/kmsg", b"")
 

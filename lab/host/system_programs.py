@@ -1,4 +1,4 @@
-"""uname, dmesg, journalctl, hostname, systemd-detect-virt, ip, lsb_release, dpkg, nvidia-smi, ... of a lab host."""
+"""uname, dmesg, journalctl, hostname, systemd-detect-virt, ip, lsb_release, dpkg, ... of a lab host."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
         "lsb_release": _lsb_release,
         "dpkg": _dpkg,
         "dpkg-query": _dpkg_query,
-        "nvidia-smi": _nvidia_smi,
         "uptime": _uptime,
         "udevadm": _udevadm,
     }[name]
@@ -209,7 +208,7 @@ def packages(host: HostState) -> dict[str, str]:
         "grub-common": pve[3],
         "proxmox-kernel-helper": pve[4],
         "qemu-server": pve[0],
-        "pve-container": pve[0],
+        "pve-container": host.machine["pve_container"],
         "pciutils": "1:3.13.0-2",
     }
     for kernel in host.kernels():
@@ -287,58 +286,3 @@ def _udevadm(host: HostState, arguments: list[str]) -> int:
         host.log_program("udevadm", arguments, 0)
         return 0
     raise UsageError(f"the lab's udevadm has settle, trigger and control --reload, not {' '.join(arguments)!r}")
-
-
-def _nvidia_smi(host: HostState, arguments: list[str]) -> int:
-    bus = host.root / "sys/bus/pci/drivers/nvidia"
-    cards = sorted(p.name for p in bus.iterdir() if p.name.count(":") == 2) if bus.is_dir() else []
-    if not (host.root / "proc/driver/nvidia/version").exists():
-        raise Failure(
-            "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. "
-            "Make sure that the latest NVIDIA driver is installed and running.\n",
-            9,
-        )
-    if not cards:
-        print("No devices were found")
-        return 6
-    names = {d["address"]: d["name"] or "NVIDIA Graphics Device" for d in host.machine["hardware"]["devices"]}
-    version = host.machine["nvidia"]["version"]
-    if arguments == ["-L"]:
-        for index, address in enumerate(cards):
-            print(f"GPU {index}: {names[address]} (UUID: GPU-{address.replace(':', '').replace('.', '')})")
-        return 0
-    queries = [a.removeprefix("--query-gpu=") for a in arguments if a.startswith("--query-gpu=")]
-    if queries:
-        _nvidia_query(queries[0].split(","), cards, names, version, arguments)
-        return 0
-    if arguments:
-        raise UsageError(f"the lab's nvidia-smi has -L and --query-gpu=...; not {' '.join(arguments)!r}")
-    line = "+" + "-" * 89 + "+"
-    print(time.strftime("%a %b %d %H:%M:%S %Y"))
-    print(f"{line}\n| NVIDIA-SMI {version:<22} Driver Version: {version:<14} CUDA Version: 13.0     |\n{line}")
-    for index, address in enumerate(cards):
-        print(
-            f"| {index:>3}  {names[address][:23]:<23}        On  |   0000{address.upper()} Off |                  Off |"
-        )
-    print(line)
-    return 0
-
-
-def _nvidia_query(
-    fields: list[str], cards: list[str], names: dict[str, str], version: str, arguments: list[str]
-) -> None:
-    form = next((a.removeprefix("--format=") for a in arguments if a.startswith("--format=")), "")
-    if "noheader" not in form:
-        print(", ".join(fields))
-    for index, address in enumerate(cards):
-        values = {
-            "index": str(index),
-            "name": names[address],
-            "driver_version": version,
-            "pci.bus_id": f"0000{address.upper()}",
-            "gpu_bus_id": f"0000{address.upper()}",
-        }
-        unknown = [f for f in fields if f not in values]
-        if unknown:
-            raise Failure(f'Field "{unknown[0]}" is not a valid field to query.', 2)
-        print(", ".join(values[f] for f in fields))

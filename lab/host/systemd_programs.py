@@ -330,28 +330,16 @@ def _start_service(host: HostState, unit: str, no_block: bool) -> None:
         command = units.exec_start(path)
     except units.UnitError as error:
         raise Failure(f"Failed to start {unit}: {error}") from error
-    rooted = units.rooted_command(host, command)
     if no_block:
-        _start_detached(rooted)
+        _start_detached(units.rooted_command(host, command))
         return
-    done = subprocess.run(
-        ["/bin/bash", "-c", rooted],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        check=False,
-    )
-    kind = units.parse(path).get("Service", {}).get("Type", ["simple"])[-1]
-    stays = units.parse(path).get("Service", {}).get("RemainAfterExit", ["no"])[-1] in ("yes", "true", "1")
-    if done.returncode != 0:
-        _set_state(host, unit, "failed")
-        if kind == "oneshot":
-            raise Failure(
-                f"Job for {unit} failed because the control process exited with error code.\n"
-                f'See "systemctl status {unit}" and "journalctl -xeu {unit}" for details.'
-            )
-        return
-    _set_state(host, unit, "active" if stays or kind != "oneshot" else "inactive")
+    state = units.run_service(host, unit)
+    _set_state(host, unit, state)
+    if state == "failed":
+        raise Failure(
+            f"Job for {unit} failed because the control process exited with error code.\n"
+            f'See "systemctl status {unit}" and "journalctl -xeu {unit}" for details.'
+        )
 
 
 def _stop(host: HostState, names: list[str], options: Options) -> int:

@@ -1,0 +1,226 @@
+"""Programs inside a container: those that open device nodes, those that become another user, id.
+
+A node of a driver is opened and no more: what NVIDIA's say to read(2) is EINVAL, and so it is here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+from . import container
+from .container import Identity
+from .node_programs import real
+from .program import Failure, Options, UsageError
+from .state import HostState
+
+# What can be read from and written to is this machine's own node.
+_SAME_EVERYWHERE = frozenset(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty"))
+
+
+def main(system: HostState, name: str, arguments: list[str]) -> int:
+    """One of the programs."""
+    work: dict[str, Callable[[HostState, list[str]], int]] = {
+        "cat": _cat, "head": _head, "dd": _dd, "su": _su, "runuser": _runuser, "setpriv": _setpriv, "id": _id,
+        "whoami": lambda system, arguments: _id(system, ["-un"]),
+    }  # fmt: skip
+    return work[name](system, arguments)
+
+
+# -- opening ---------------------------------------------------------------------------------------------------
+class Opened:
+    """What open(2) makes of a path: `error` is its errno or 0, `node` whether a driver's node is behind it."""
+
+    def __init__(self, system: HostState, path: str, wanted: str) -> None:
+        self.path = path
+        inside = container.name_inside(system, path)
+        self.node = inside in container.nodes(system) and inside not in _SAME_EVERYWHERE
+        self.error = container.opening(system, inside, wanted, Identity.current()) if inside.startswith("/dev/") else 0
+        self.place = inside if inside in _SAME_EVERYWHERE else str(system.rooted(inside))
+
+    @property
+    def text(self) -> str:
+        """The error as strerror(3) has it."""
+        return os.strerror(self.error)
+
+
+def _cat(system: HostState, arguments: list[str]) -> int:
+    return _read_files(system, "cat", arguments, "{name}: {path}: {error}", "{name}: {path}: {error}")
+
+
+def _head(system: HostState, arguments: list[str]) -> int:
+    return _read_files(
+        system,
+        "head",
+        arguments,
+        "{name}: cannot open '{path}' for reading: {error}",
+        "{name}: error reading '{path}': {error}",
+    )
+
+
+def _read_files(system: HostState, name: str, arguments: list[str], refused: str, unreadable: str) -> int:
+    """A program that reads files: this machine's own, with devices left out and reported."""
+    kept, status, takes_value = [], 0, False
+    for word in arguments:
+        if takes_value or (word.startswith("-") and word != "-") or word == "-":
+            takes_value = not takes_value and name == "head" and word in ("-n", "-c")
+            kept.append(word)
+            continue
+        opened = Opened(system, word, "r")
+        if opened.error or opened.node:
+            text = opened.text if opened.error else os.strerror(errno.EINVAL)
+            form = refused if opened.error else unreadable
+            print(form.format(name=name, path=word, error=text), file=sys.stderr)
+            status = 1
+            continue
+        kept.append(opened.place)
+    if status and not any(not word.startswith("-") for word in kept):
+        return status
+    return real(name, kept) or status
+
+
+def _dd(system: HostState, arguments: list[str]) -> int:
+    """dd: its two openings, in its order, then nothing is copied from or to a driver's node."""
+    operands = dict(word.partition("=")[::2] for word in arguments)
+    flags = operands.get("conv", "").split(",")
+    opened = [
+        (key, Opened(system, operands[key], "r" if key == "if" else "w")) for key in ("if", "of") if key in operands
+    ]
+    for key, file in opened:
+        missing = file.error == errno.ENOENT
+        if file.error and not (missing and key == "of" and "nocreat" not in flags):
+            raise Failure(f"dd: failed to open '{file.path}': {file.text}")
+    quiet = operands.get("status") in ("none", "noxfer")
+    if not any(file.node for _, file in opened):
+        places = {key: file.place for key, file in opened}
+        return real("dd", [f"{k}={places[k]}" if k in places else w for w in arguments for k in [w.partition("=")[0]]])
+    counts = "0+0 records in\n0+0 records out\n0 bytes copied, 0 s, 0.0 kB/s"
+    if operands.get("count") == "0":
+        if not quiet:
+            print(counts, file=sys.stderr)
+        return 0
+    reading, file = opened[0]
+    verb = "reading" if reading == "if" and file.node else "writing"
+    raise Failure(f"dd: error {verb} '{file.path}': {os.strerror(errno.EINVAL)}" + ("" if quiet else f"\n{counts}"))
+
+
+# -- becoming another user -------------------------------------------------------------------------------------
+def _accounts(system: HostState) -> dict[str, list[str]]:
+    lines = (line.split(":") for line in system.read("/etc/passwd", "").splitlines())
+    return {fields[0]: fields for fields in lines if len(fields) == 7}
+
+
+def _identity_of(system: HostState, program: str, name: str) -> tuple[Identity, list[str]]:
+    """A user by name or number, with all groups.
+
+    Raises:
+        Failure: there is none of that name.
+    """
+    accounts = _accounts(system)
+    fields = accounts.get(name) or next((f for f in accounts.values() if f[2] == name), None)
+    if fields is None:
+        raise Failure(
+            f"{program}: user {name} does not exist or the user entry does not contain all the required fields"
+        )
+    groups = [line.split(":") for line in system.read("/etc/group", "").splitlines()]
+    others = {int(g[2]) for g in groups if len(g) == 4 and fields[0] in g[3].split(",")}
+    return Identity(int(fields[2]), frozenset({int(fields[3])} | others)), fields
+
+
+def _become(system: HostState, who: Identity, command: list[str]) -> int:
+    """Run a command as somebody else; paths of the tree in it become those of that user's view."""
+    old, new = os.environ["ROOT"], str(container.view_of(system, who))
+    return container.run(system, [word.replace(old, new) for word in command], who)
+
+
+def _require_root(program: str) -> None:
+    if Identity.current().uid != 0:
+        raise Failure(
+            f"{program}: Authentication failure" if program == "su" else f"{program}: may not be used by non-root users"
+        )
+
+
+def _su(system: HostState, arguments: list[str], program: str = "su") -> int:
+    _require_root(program)
+    words = ["--login" if word == "-" else word for word in arguments]
+    options = Options(words, "lmps:c:g:G:P", ("login", "preserve-environment", "shell=", "command=", "pty"))
+    rest = options.rest
+    who, fields = _identity_of(system, program, rest[0] if rest else "root")
+    shell = options.value("s", "shell") or fields[6]
+    if shell.endswith(("/nologin", "/false")):
+        if shell.endswith("/nologin"):
+            print("This account is currently not available.")
+        return 1
+    command = options.value("c", "command")
+    return _become(system, who, [shell, *(["-c", command] if command is not None else []), *rest[1:]])
+
+
+def _runuser(system: HostState, arguments: list[str]) -> int:
+    if not any(word.startswith(("-u", "--user")) for word in arguments):
+        return _su(system, arguments, "runuser")
+    _require_root("runuser")
+    queue, name = list(arguments), None
+    while queue and queue[0].startswith("-"):
+        word = queue.pop(0)
+        if word == "--":
+            break
+        if word in ("-u", "--user"):
+            name = queue.pop(0) if queue else None
+        elif word.startswith("--user="):
+            name = word.partition("=")[2]
+        else:
+            raise UsageError(f"unrecognized option '{word}'")
+    if name is None or not queue:
+        raise Failure("runuser: no command was specified")
+    return _become(system, _identity_of(system, "runuser", name)[0], queue)
+
+
+def _setpriv(system: HostState, arguments: list[str]) -> int:
+    current = Identity.current()
+    uid, gid, groups = current.uid, min(current.gids), set(current.gids)
+    queue = list(arguments)
+    while queue and queue[0].startswith("--"):
+        key, equals, value = queue.pop(0).partition("=")
+        if key == "--":
+            break
+        if key in ("--clear-groups", "--keep-groups", "--init-groups", "--no-new-privs", "--reset-env"):
+            groups = set() if key == "--clear-groups" else groups
+            continue
+        value = value if equals else queue.pop(0) if queue else ""
+        if key in ("--reuid", "--ruid", "--euid"):
+            uid = int(value) if value.isdigit() else _identity_of(system, "setpriv", value)[0].uid
+        elif key in ("--regid", "--rgid", "--egid"):
+            gid = int(value) if value.isdigit() else _group_id(system, value)
+        elif key == "--groups":
+            groups = {int(g) if g.isdigit() else _group_id(system, g) for g in value.split(",")}
+        elif key not in ("--inh-caps", "--ambient-caps", "--bounding-set"):
+            raise UsageError(f"unrecognized option '{key}'")
+    if current.uid != 0 and (uid != current.uid or gid not in current.gids):
+        raise Failure("setpriv: setresuid failed: Operation not permitted")
+    if not queue:
+        raise Failure("setpriv: No program specified")
+    return _become(system, Identity(uid, frozenset(groups | {gid})), queue)
+
+
+def _group_id(system: HostState, name: str) -> int:
+    for line in system.read("/etc/group", "").splitlines():
+        fields = line.split(":")
+        if fields[0] == name:
+            return int(fields[2])
+    raise Failure(f"setpriv: failed to parse regid: {name}")
+
+
+def _id(system: HostState, arguments: list[str]) -> int:
+    options = Options(arguments, "ugGnr", ("user", "group", "groups", "name", "real"))
+    who = Identity.current()
+    by_number = {fields[2]: name for name, fields in _accounts(system).items()}
+    name = by_number.get(str(who.uid), str(who.uid))
+    if options.has("u", "user"):
+        print(name if options.has("n", "name") else who.uid)
+    elif options.has("g", "G", "group", "groups"):
+        print(*sorted(who.gids))
+    else:
+        print(f"uid={who.uid}({name}) gid={min(who.gids)} groups={','.join(map(str, sorted(who.gids)))}")
+    return 0

@@ -1,0 +1,284 @@
+"""stat, ls, test, [ and mknod where device nodes are concerned, on a lab host and in its containers.
+
+Every other file is left to this machine's own programs. On the host the launchers ask for these only when a path in
+/dev is named, so that a script pays nothing for them elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from . import container
+from .nodes import Node, read_node, write_node
+from .program import Failure, Options, UsageError
+from .state import HostState
+
+#: What the host's launchers give to this machine's own programs unless a path in /dev is named.
+ELSEWHERE_REAL = ("stat", "ls", "test", "[")
+_REAL_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+_KINDS = {"c": "character special file", "b": "block special file"}
+
+
+class Tree(Protocol):
+    """A tree whose nodes are looked at."""
+
+    def node(self, path: str) -> Node | None:
+        """The node at a path, links followed."""
+
+    def place(self, path: str) -> Path:
+        """Where a path of the tree lies on this machine."""
+
+    def owner(self, node: Node) -> tuple[str, str]:
+        """The names of a node's owner and group."""
+
+    def refused(self, path: str, wanted: str) -> bool:
+        """Whether access(2) would say no."""
+
+    def make(self, path: str, node: Node) -> None:
+        """mknod(2).
+
+        Raises:
+            PermissionError: not allowed here.
+        """
+
+
+_NAMES = {0: "root", container.NOBODY: "nobody"}
+_GROUP_NAMES = {0: "root", 5: "tty", 44: "video", 104: "render", container.NOBODY: "nogroup"}
+
+
+class HostTree:
+    """The host's tree, in which a node is a file with a line in it."""
+
+    def __init__(self, host: HostState) -> None:
+        self._host = host
+
+    def node(self, path: str) -> Node | None:
+        """The node at a path, links followed."""
+        return read_node(self.place(path))
+
+    def place(self, path: str) -> Path:
+        """Where a path lies: a host path, one that begins with ROOT, or a relative one."""
+        return self._host.rooted(path) if path.startswith("/") else Path.cwd() / path
+
+    def owner(self, node: Node) -> tuple[str, str]:
+        """The names of a node's owner and group."""
+        return _NAMES.get(node.uid, str(node.uid)), _GROUP_NAMES.get(node.gid, str(node.gid))
+
+    def refused(self, path: str, wanted: str) -> bool:
+        """Nothing is refused to the host's root."""
+        return False
+
+    def make(self, path: str, node: Node) -> None:
+        """mknod(2)."""
+        write_node(self.place(path), node)
+
+
+class ContainerTree(HostTree):
+    """A container's tree, whose nodes are those of its machine.json."""
+
+    def node(self, path: str) -> Node | None:
+        """The node at a path, links followed."""
+        return container.nodes(self._host).get(self._inside(path))
+
+    def place(self, path: str) -> Path:
+        """Where a path lies."""
+        return self._host.rooted(self._inside(path))
+
+    def _inside(self, path: str) -> str:
+        return container.name_inside(self._host, path)
+
+    def refused(self, path: str, wanted: str) -> bool:
+        """As access(2): the node's mode and the control group are asked, not the driver behind it."""
+        return bool(container.opening(self._host, self._inside(path), wanted, container.Identity.current()))
+
+    def make(self, path: str, node: Node) -> None:
+        """mknod(2): never in a user namespace, else as the control group allows."""
+        inside = self._host.machine["container"]
+        allowed = any(rule.covers(node, "m") for rule in container.rules(self._host))
+        if inside["unprivileged"] or container.Identity.current().uid != 0 or not allowed:
+            raise PermissionError
+        container.add_node(self._host, self._inside(path), node)
+
+
+def main(host: HostState, name: str, arguments: list[str]) -> int:
+    """One of the programs."""
+    tree = ContainerTree(host) if "container" in host.machine else HostTree(host)
+    work: dict[str, Callable[[Tree, list[str]], int]] = {
+        "stat": _stat, "ls": _ls, "test": _test, "[": _bracket, "mknod": _mknod,
+    }  # fmt: skip
+    return work[name](tree, arguments)
+
+
+def real(name: str, arguments: list[str]) -> int:
+    """Let this machine's own program do it.
+
+    Raises:
+        Failure: it has none.
+    """
+    program = shutil.which(name, path=_REAL_PATH)
+    if program is None:
+        raise Failure(f"{name}: not found on this machine", 127)
+    sys.stdout.flush()
+    done = subprocess.run([program, *arguments], check=False)
+    return done.returncode if done.returncode >= 0 else 128 - done.returncode
+
+
+def _without(arguments: list[str], operands: list[str]) -> list[str]:
+    """A command's options alone."""
+    return [word for word in arguments if word not in operands and word != "--"]
+
+
+# -- stat ------------------------------------------------------------------------------------------------------
+def _stat(tree: Tree, arguments: list[str]) -> int:
+    options = Options(arguments, "Lc:ft", ("dereference", "format=", "printf=", "file-system", "terse"))
+    form, status = options.value("c", "format"), 0
+    printf = options.value("printf")
+    for path in options.rest:
+        node = None if tree.place(path).is_symlink() and not options.has("L", "dereference") else tree.node(path)
+        if node is None:
+            own = _without(arguments, options.rest)
+            status = real("stat", [*own, "--", str(tree.place(path))]) or status
+        elif form is not None or printf is not None:
+            text = format_node(tree, path, node, form if form is not None else printf or "")
+            print(text) if form is not None else print(text.replace("\\n", "\n"), end="")
+        else:
+            names = "/".join(tree.owner(node))
+            print(
+                f"  File: {path}\n  Size: 0\t\tBlocks: 0          IO Block: 4096   {_KINDS[node.kind]}\n"
+                f"Device type: {node.major},{node.minor}\nAccess: ({node.mode:04o}/{_permissions(node)})  {names}"
+            )
+    return status
+
+
+def format_node(tree: Tree, path: str, node: Node, form: str) -> str:
+    """A node in a format of stat(1)."""
+    user, group = tree.owner(node)
+    values = {
+        "F": _KINDS[node.kind], "t": f"{node.major:x}", "T": f"{node.minor:x}", "a": f"{node.mode:o}", "h": "1",
+        "A": _permissions(node), "u": str(node.uid), "g": str(node.gid), "U": user, "G": group, "n": path, "s": "0",
+        "f": f"{(0o020000 if node.kind == 'c' else 0o060000) | node.mode:x}", "Hr": str(node.major),
+        "Lr": str(node.minor), "r": str(os.makedev(node.major, node.minor)), "N": f"'{path}'", "%": "%",
+        "Y": str(int(tree.place(path).lstat().st_mtime)), "i": str(tree.place(path).lstat().st_ino),
+    }  # fmt: skip
+    text, rest = "", form
+    while rest:
+        head, percent, rest = rest.partition("%")
+        text += head
+        if not percent:
+            break
+        key = next((k for k in ("Hr", "Lr", rest[:1]) if rest.startswith(k) and k in values), None)
+        if key is None:
+            raise UsageError(f"stat: the lab's has no %{rest[:1]} for a device node")
+        text, rest = text + values[key], rest[len(key) :]
+    return text
+
+
+def _permissions(node: Node) -> str:
+    return node.kind + "".join(
+        letter if node.mode >> (8 - index) & 1 else "-" for index, letter in enumerate("rwxrwxrwx")
+    )
+
+
+# -- ls --------------------------------------------------------------------------------------------------------
+def _ls(tree: Tree, arguments: list[str]) -> int:
+    options = Options(
+        arguments, "laAnd1LhtrRFps", ("all", "almost-all", "numeric-uid-gid", "directory", "color=", "color")
+    )
+    paths = options.rest or ["."]
+    involved = [p for p in paths if tree.node(p) is not None or _holds_nodes(tree, p)]
+    if not involved or "R" in options:
+        own = _without(arguments, options.rest)
+        return real("ls", [*own, "--", *(str(tree.place(p)) for p in paths)])
+    status, folders = 0, []
+    for path in sorted(paths):
+        place = tree.place(path)
+        if not os.path.lexists(place):
+            print(f"ls: cannot access '{path}': No such file or directory", file=sys.stderr)
+            status = 2
+        elif place.is_dir() and tree.node(path) is None and not options.has("d", "directory"):
+            folders.append(path)
+        else:
+            print(_line(tree, path, path, options))
+    for folder in folders:
+        if len(paths) > 1:
+            print(f"\n{folder}:")
+        if options.has("l", "n", "numeric-uid-gid"):
+            print("total 0")
+        names = sorted(entry.name for entry in tree.place(folder).iterdir())
+        for name in names:
+            if not name.startswith(".") or options.has("a", "A", "all", "almost-all"):
+                print(_line(tree, f"{folder}/{name}", name, options))
+    return status
+
+
+def _holds_nodes(tree: Tree, path: str) -> bool:
+    place = tree.place(path)
+    return place.is_dir() and any(tree.node(f"{path}/{entry.name}") is not None for entry in place.iterdir())
+
+
+def _line(tree: Tree, path: str, shown: str, options: Options) -> str:
+    if not options.has("l", "n", "numeric-uid-gid"):
+        return shown
+    place = tree.place(path)
+    numeric = options.has("n", "numeric-uid-gid")
+    found = place.lstat()
+    when = time.strftime("%b %e %H:%M", time.gmtime(found.st_mtime))
+    if place.is_symlink():
+        return (
+            f"lrwxrwxrwx 1 {'0 0' if numeric else 'root root'} {found.st_size:>8} {when} {shown} -> {place.readlink()}"
+        )
+    node = tree.node(path)
+    if node is None:
+        kind = "d" if place.is_dir() else "-"
+        letters = f"{kind}{'rwxr-xr-x' if kind == 'd' else 'rw-r--r--'}"
+        return f"{letters} {found.st_nlink} {'0 0' if numeric else 'root root'} {found.st_size:>8} {when} {shown}"
+    owner = f"{node.uid} {node.gid}" if numeric else " ".join(tree.owner(node))
+    return f"{_permissions(node)} 1 {owner} {node.major:>3}, {node.minor:>3} {when} {shown}"
+
+
+# -- test and mknod --------------------------------------------------------------------------------------------
+def _bracket(tree: Tree, arguments: list[str]) -> int:
+    if arguments[-1:] != ["]"]:
+        raise Failure("[: missing ']'", 2)
+    return _test(tree, arguments[:-1])
+
+
+def _test(tree: Tree, arguments: list[str]) -> int:
+    if arguments[:1] == ["!"]:
+        return int(_test(tree, arguments[1:]) == 0)
+    if len(arguments) != 2 or arguments[0] not in ("-b", "-c", "-d", "-e", "-f", "-h", "-L", "-r", "-s", "-w"):
+        return real("test", arguments)
+    verb, path = arguments
+    node = tree.node(path)
+    if node is None or verb in ("-h", "-L"):
+        return real("test", [verb, str(tree.place(path))])
+    if verb in ("-r", "-w"):
+        return int(tree.refused(path, verb[1]))
+    return int(verb not in ("-e", f"-{node.kind}"))
+
+
+def _mknod(tree: Tree, arguments: list[str]) -> int:
+    options = Options(arguments, "m:Z", ("mode=",))
+    mode = int(options.value("m", "mode") or "0644", 8)
+    if options.rest[1:2] == ["p"] and len(options.rest) == 2:
+        os.mkfifo(tree.place(options.rest[0]), mode)
+        return 0
+    if len(options.rest) != 4 or options.rest[1] not in ("c", "u", "b"):
+        raise Failure("mknod: missing operand\nTry 'mknod --help' for more information.")
+    path, kind, major, minor = options.rest
+    if os.path.lexists(tree.place(path)):
+        raise Failure(f"mknod: {path}: File exists")
+    if not tree.place(path).parent.is_dir():
+        raise Failure(f"mknod: {path}: No such file or directory")
+    try:
+        tree.make(path, Node("b" if kind == "b" else "c", int(major), int(minor), mode))
+    except PermissionError:
+        raise Failure(f"mknod: {path}: Operation not permitted") from None
+    return 0

@@ -1,0 +1,251 @@
+"""NVIDIA's driver on a lab host: its numbers, what it shows in /proc, which device nodes there are and who makes them.
+
+As on a real host, the kernel makes no node in /dev for this driver except those of nvidia-drm: the others come from
+nvidia-modprobe, which nvidia-smi and every CUDA program run first. 195 is the driver's for ever; the majors of nvidia-uvm
+and of the capabilities are given out at each boot, from the top of the kernel's dynamic range downwards, after whatever
+other drivers of that kernel took (Documentation/admin-guide/devices.txt: 234 to 254, then 384 to 511).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from .nodes import Node, write_node
+from .state import HostState
+
+if TYPE_CHECKING:
+    from .kernel import RunningKernel
+
+MAJOR = 195
+CONTROL_MINOR, MODESET_MINOR = 255, 254
+DRM_MAJOR = 226
+#: Drivers whose devices have nodes in /dev/dri; NVIDIA's own needs nvidia-drm besides.
+DRM_DRIVERS = frozenset({"nouveau", "amdgpu", "i915", "xe", "ast", "radeon"})
+_PROC = "/proc/driver/nvidia"
+_CAPABILITIES = {"mig/config": (1, 0o400), "mig/monitor": (2, 0o444)}
+_HIGHEST_MAJOR = 511
+#: Of these sizes are the gaps that other drivers leave between one kernel's numbers and the next one's.
+_KERNEL_STEP, _BOOT_STEP, _SPAN = 1, 17, 64
+# In the order in which the modules ask for their numbers when they are loaded.
+_DYNAMIC = {
+    "nvidia": ("nvidia-caps-imex-channels", "nvidia-caps", "nvidia-nvlink", "nvidia-nvswitch"),
+    "nvidia_uvm": ("nvidia-uvm",),
+}
+_STATIC = {"nvidia": ("nvidia", "nvidiactl"), "nvidia_modeset": ("nvidia-modeset",)}
+
+#: Cards that the driver knows by name, and pci.ids of Debian 12 and 13 doesn't.
+_NEWER = {"2b85": "GeForce RTX 5090", "2c02": "GeForce RTX 5080", "2d04": "GeForce RTX 5060 Ti"}
+
+
+class NvidiaError(Exception):
+    """What nvidia-modprobe can't do."""
+
+
+def first_major(host: HostState, kernel: str, boots: int) -> int:
+    """The number that the first dynamic major of this boot gets: it depends on the kernel, and with the fault
+    nvidia-majors-change on the boot."""
+    shift = sum(int(number) for number in re.findall(r"\d+", kernel)) * _KERNEL_STEP
+    if host.fault("nvidia-majors-change"):
+        shift += (boots + 1) * _BOOT_STEP
+    return _HIGHEST_MAJOR - shift % _SPAN
+
+
+# -- what the kernel tells of it -------------------------------------------------------------------------------
+def module_loaded(kernel: RunningKernel, name: str) -> None:
+    """One of the driver's modules was loaded: it takes its numbers and shows itself."""
+    majors = _majors(kernel)
+    for device in _DYNAMIC.get(name, ()):
+        if device not in majors:
+            majors[device] = first_major(kernel.host, kernel.data["kernel"], kernel.host.machine["boots"]) - len(majors)
+    if name == "nvidia":
+        _write_driver(kernel.host)
+    if name == "nvidia_drm":
+        for address in kernel.devices:
+            if kernel.bound.get(address) == "nvidia":
+                add_drm_card(kernel, address)
+    write_proc_devices(kernel)
+
+
+def module_removed(kernel: RunningKernel, name: str) -> None:
+    """One of the driver's modules was removed. Nodes that nvidia-modprobe made stay, with nothing behind them."""
+    if name == "nvidia":
+        shutil.rmtree(kernel.host.rooted(_PROC), ignore_errors=True)
+    if name == "nvidia_drm":
+        for address in kernel.devices:
+            if kernel.bound.get(address) == "nvidia":
+                remove_drm_card(kernel, address)
+    write_proc_devices(kernel)
+
+
+def _majors(kernel: RunningKernel) -> dict[str, int]:
+    # Kept while the system runs: a module that comes back gets the number that it gave back.
+    found: dict[str, int] = kernel.data.setdefault("majors", {})
+    return found
+
+
+def write_proc_devices(kernel: RunningKernel) -> None:
+    """Write /proc/devices: what has a driver now."""
+    lines = [(1, "mem"), (4, "tty"), (10, "misc"), (DRM_MAJOR, "drm"), (242, "vfio")]
+    for module in kernel.loaded:
+        lines += [(MAJOR, device) for device in _STATIC.get(module, ())]
+        lines += [(_majors(kernel)[device], device) for device in _DYNAMIC.get(module, ())]
+    text = "".join(f"{major:3d} {name}\n" for major, name in sorted(lines, key=lambda line: line[0]))
+    kernel.host.write("/proc/devices", f"Character devices:\n{text}\nBlock devices:\n259 blkext\n252 device-mapper\n")
+
+
+def _write_driver(host: HostState) -> None:
+    nvidia = host.machine["nvidia"]
+    flavour = "NVIDIA UNIX Open Kernel Module for x86_64" if nvidia["open"] else "NVIDIA UNIX x86_64 Kernel Module"
+    host.write(
+        f"{_PROC}/version",
+        f"NVRM version: {flavour}  {nvidia['version']}  Release Build\n"
+        "GCC version:  gcc version 14.2.0 (Debian 14.2.0-19) \n",
+    )
+    for name, (minor, mode) in _CAPABILITIES.items():
+        host.write(
+            f"{_PROC}/capabilities/{name}",
+            f"DeviceFileMinor: {minor}\nDeviceFileMode: {mode}\nDeviceFileModify: 1\n",
+            0o400 if mode == 0o400 else 0o444,
+        )
+    host.write("/sys/module/nvidia/version", f"{nvidia['version']}\n")
+
+
+# -- cards -----------------------------------------------------------------------------------------------------
+def card_bound(kernel: RunningKernel, address: str) -> None:
+    """The driver has taken a card: it gives it a minor number and shows it."""
+    minors: dict[str, int] = kernel.data.setdefault("nvidia_minors", {})
+    wanted = (kernel.host.machine["nvidia"] or {}).get("minors", {}).get(address)
+    free = (n for n in range(CONTROL_MINOR) if n not in minors.values())
+    minors[address] = next(free) if wanted is None or wanted in minors.values() else wanted
+    kernel.host.write(
+        f"{_PROC}/gpus/{address}/information",
+        f"Model: \t\t {model_of(kernel.devices[address].name, kernel.devices[address].device)}\nIRQ:   \t\t 0\nGPU UUID: \t {uuid_of(kernel.host, address)}\n"
+        f"Video BIOS: \t ??.??.??.??.??\nBus Type: \t PCIe\nDMA Size: \t 52 bits\nDMA Mask: \t 0xfffffffffffff\n"
+        f"Bus Location: \t {address}\nDevice Minor: \t {minors[address]}\nGPU Excluded:\t No\n",
+    )
+    if "nvidia_drm" in kernel.loaded:
+        add_drm_card(kernel, address)
+
+
+def card_released(kernel: RunningKernel, address: str) -> None:
+    """The driver has lost a card; its node in /dev stays, as nobody removes it."""
+    kernel.data.setdefault("nvidia_minors", {}).pop(address, None)
+    shutil.rmtree(kernel.host.rooted(f"{_PROC}/gpus/{address}"), ignore_errors=True)
+    remove_drm_card(kernel, address)
+
+
+def add_drm_card(kernel: RunningKernel, address: str) -> None:
+    """A DRM driver has a card: nodes in /dev/dri, with links by the card's path and by the card in /sys."""
+    cards: dict[str, int] = kernel.data.setdefault("drm_cards", {})
+    if address in cards:
+        return
+    number = cards[address] = next(n for n in range(64) if n not in cards.values())
+    host, folder = kernel.host, kernel.device_folder(address).resolve()
+    for name, minor, kind, gid in (
+        (f"card{number}", number, "card", 44),
+        (f"renderD{128 + number}", 128 + number, "render", 104),
+    ):
+        write_node(host.rooted(f"/dev/dri/{name}"), Node("c", DRM_MAJOR, minor, 0o660, 0, gid))
+        host.symlink(f"/dev/dri/by-path/pci-{address}-{kind}", f"../{name}")
+        host.write(str(folder / "drm" / name / "dev"), f"{DRM_MAJOR}:{minor}\n")
+        host.symlink(str(folder / "drm" / name / "device"), "../..")
+        host.symlink(f"/sys/class/drm/{name}", f"../../{folder.relative_to(host.root / 'sys')}/drm/{name}")
+
+
+def remove_drm_card(kernel: RunningKernel, address: str) -> None:
+    """A DRM driver has lost a card, and its nodes are gone."""
+    number = kernel.data.setdefault("drm_cards", {}).pop(address, None)
+    if number is None:
+        return
+    host = kernel.host
+    for name, kind in ((f"card{number}", "card"), (f"renderD{128 + number}", "render")):
+        for path in (f"/dev/dri/{name}", f"/dev/dri/by-path/pci-{address}-{kind}", f"/sys/class/drm/{name}"):
+            host.rooted(path).unlink(missing_ok=True)
+    shutil.rmtree(kernel.device_folder(address).resolve() / "drm", ignore_errors=True)
+
+
+def model_of(name: str | None, device: str) -> str:
+    """What the driver calls a card: pci.ids' `AD102 [GeForce RTX 4090]` is its `NVIDIA GeForce RTX 4090`."""
+    match = re.search(r"\[(.+)\]", name or "")
+    return f"NVIDIA {match[1] if match else _NEWER.get(device, 'Graphics Device')}"
+
+
+def uuid_of(host: HostState, address: str) -> str:
+    """A card's UUID: the same on every boot, another for every card."""
+    digest = hashlib.sha256(f"{host.node}/{address}".encode()).hexdigest()
+    return f"GPU-{digest[:8]}-{digest[8:12]}-{digest[12:16]}-{digest[16:20]}-{digest[20:32]}"
+
+
+# -- nvidia-modprobe -------------------------------------------------------------------------------------------
+def cards(running: dict[str, Any]) -> dict[int, str]:
+    """The driver's cards of a running system: minor number -> PCI address, by minor number."""
+    return {minor: address for address, minor in sorted(running.get("nvidia_minors", {}).items(), key=lambda i: i[1])}
+
+
+def make_card_node(host: HostState, minor: int) -> None:
+    """/dev/nvidiaN, or /dev/nvidiactl for minor 255, as nvidia-modprobe -c makes it."""
+    name = "nvidiactl" if minor == CONTROL_MINOR else f"nvidia{minor}"
+    write_node(host.rooted(f"/dev/{name}"), Node("c", MAJOR, minor))
+
+
+def make_modeset_node(host: HostState) -> None:
+    """/dev/nvidia-modeset, as nvidia-modprobe -m makes it."""
+    write_node(host.rooted("/dev/nvidia-modeset"), Node("c", MAJOR, MODESET_MINOR))
+
+
+def make_uvm_nodes(host: HostState, base: int) -> None:
+    """/dev/nvidia-uvm and /dev/nvidia-uvm-tools, as nvidia-modprobe -u -c BASE makes them."""
+    major = registered_major(host, "nvidia-uvm")
+    write_node(host.rooted("/dev/nvidia-uvm"), Node("c", major, base))
+    write_node(host.rooted("/dev/nvidia-uvm-tools"), Node("c", major, base + 1))
+
+
+def make_capability_node(host: HostState, path: str) -> None:
+    """/dev/nvidia-caps/nvidia-capN of a file in /proc/driver/nvidia/capabilities, as nvidia-modprobe -f makes it.
+
+    Raises:
+        NvidiaError: there is no such file.
+    """
+    text = host.read(path, "")
+    minor, mode = (re.search(rf"{key}: (\d+)", text) for key in ("DeviceFileMinor", "DeviceFileMode"))
+    if minor is None or mode is None:
+        raise NvidiaError(f"Failed to read {path}")
+    node = Node("c", registered_major(host, "nvidia-caps"), int(minor[1]), int(mode[1]))
+    write_node(host.rooted(f"/dev/nvidia-caps/nvidia-cap{minor[1]}"), node)
+
+
+def make_all_nodes(host: HostState) -> None:
+    """Every node that a system has after a graphics or CUDA program ran as root."""
+    make_card_node(host, CONTROL_MINOR)
+    for minor in cards(host.running):
+        make_card_node(host, minor)
+    loaded = host.running.get("loaded", {})
+    if "nvidia_modeset" in loaded:
+        make_modeset_node(host)
+    if "nvidia_uvm" in loaded:
+        make_uvm_nodes(host, 0)
+    for name in _CAPABILITIES:
+        make_capability_node(host, f"{_PROC}/capabilities/{name}")
+
+
+def registered_major(host: HostState, device: str) -> int:
+    """The major number that /proc/devices has for a driver.
+
+    Raises:
+        NvidiaError: there is none: its module isn't loaded.
+    """
+    match = re.search(rf"^\s*(\d+) {re.escape(device)}$", host.read("/proc/devices", ""), re.M)
+    if match is None:
+        raise NvidiaError(f"{device} is not in /proc/devices")
+    return int(match[1])
+
+
+def behind(host: HostState, node: Node) -> bool:
+    """Whether a driver answers at a node's numbers: its major is registered, and one of NVIDIA's has its card."""
+    registered = {int(m) for m in re.findall(r"^\s*(\d+) ", host.read("/proc/devices", ""), re.M)}
+    if node.major not in registered:
+        return False
+    return node.major != MAJOR or node.minor in (CONTROL_MINOR, MODESET_MINOR) or node.minor in cards(host.running)
