@@ -304,9 +304,12 @@ class Gpu(_Model):
 
 
 class Timeouts(_Model):
-    """Seconds. ``reboot``: until a rebooting host answers again; ``rollback``: after its start, until an unconfirmed boot is undone."""
+    """Seconds. ``connect``: for a connection; ``api``: until the API answers; ``reboot``: until a rebooting host answers again;
+    ``rollback``: after its start, until an unconfirmed boot is undone.
+    """
 
     connect: Annotated[int, Field(ge=1)] = 15
+    api: Annotated[int, Field(ge=1)] = 60
     reboot: Annotated[int, Field(ge=1)] = 600
     rollback: Annotated[int, Field(ge=1)] = 600
 

@@ -307,3 +307,15 @@ def test_a_small_vm_proves_the_card_before_a_vm_gets_it(stack_on: Callable[..., 
     stack.host["iommu"] = {"passthrough": False}
     assert "pve-rtx5090-test-vm" not in stack.up().changed
     assert with_card(stack)["0000:01:00.0"] == 103
+
+
+def test_a_vm_that_is_to_run_or_to_be_off_is_so_again_after_a_refresh(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("bound-by-hand", vms={"sandbox": {"vmid": 103, "gpus": ["rtx5090"], "power": "running"}})
+    stack.up()
+    stack.lab.run("qm shutdown 103")
+    assert "drift: VM 103 is stopped instead of running" in stack.up("--refresh").output
+    assert running(stack) == {103}
+    vms(stack)["sandbox"]["power"] = "stopped"
+    stack.up()
+    assert running(stack) == set()
+    assert stack.output()["vms"]["sandbox"]["state"] == "stopped"

@@ -23,7 +23,7 @@ def test_a_vm_is_made_changed_in_place_and_removed(stack_on: Callable[..., Stack
     cloud = {"user": "dev", "sshKeys": [KEY], "ip": "192.168.0.50/24", "gateway": "192.168.0.1"}
     stack = stack_on("bound-by-hand", vms={"dev": new_vm(cloudInit=cloud)})
     stock = stack.lab.snapshot()
-    stack.up()
+    assert "dev: scsi0: successfully created disk" in stack.up().output  # the task's own words
     lines = conf(stack, 200).splitlines()
     for line in (
         "agent: 1", "balloon: 0", "bios: ovmf", "ciuser: dev", "cores: 8", "cpu: host", "hostpci0: mapping=rtx5090,pcie=1",
@@ -85,3 +85,11 @@ def test_a_vm_is_cloned_from_a_template(stack_on: Callable[..., Stack]) -> None:
     assert with_card(stack)["0000:01:00.0"] == 200
     stack.destroy()
     assert conf(stack, 900) == template
+
+
+def test_a_vm_is_made_of_a_cloud_image(stack_on: Callable[..., Stack]) -> None:
+    image = "local:import/noble-server-cloudimg-amd64.qcow2"
+    stack = stack_on("bound-by-hand", vms={"dev": new_vm(image=image, cloudInit={"user": "dev", "sshKeys": [KEY]})})
+    stack.up()
+    assert "size=64G" in conf(stack, 200) and "ide2: local-lvm:vm-200-cloudinit,media=cdrom" in conf(stack, 200)
+    assert with_card(stack)["0000:01:00.0"] == 200
