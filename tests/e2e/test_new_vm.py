@@ -68,6 +68,16 @@ def test_a_taken_id_is_refused_and_a_protected_vm_stays(stack_on: Callable[..., 
     assert conf(stack, 103) == before
     vms(stack)["dev"]["vmid"] = 200
     stack.up()
+    # No longer described, only adopted: it isn't taken for one that is to go.
+    described = vms(stack)["dev"].pop("create")
+    assert "VM 200 stays: it is protected" in stack.up().output
+    vms(stack)["dev"]["create"] = described | {"protect": False}
+    stack.up()
+    vms(stack)["dev"].pop("create")
+    assert "VM 200 stays: vms.dev adopts it" in stack.up().output
+    assert with_card(stack)["0000:01:00.0"] == 200
+    vms(stack)["dev"]["create"] = described
+    stack.up()
     gone = stack.destroy()
     assert "VM 200 stays: it is protected" in gone.output
     assert "hostpci" not in conf(stack, 200)
