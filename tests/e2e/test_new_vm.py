@@ -100,6 +100,10 @@ def test_a_vm_is_cloned_from_a_template(stack_on: Callable[..., Stack]) -> None:
 def test_a_vm_is_made_of_a_cloud_image(stack_on: Callable[..., Stack]) -> None:
     image = "local:import/noble-server-cloudimg-amd64.qcow2"
     stack = stack_on("bound-by-hand", vms={"dev": new_vm(image=image, cloudInit={"user": "dev", "sshKeys": [KEY]})})
+    assert "noble-server-cloudimg-amd64.qcow2' does not exist" in stack.up(ok=False).message
+    stack.lab.run(
+        'mkdir -p "$ROOT/var/lib/vz/import"; touch "$ROOT/var/lib/vz/import/noble-server-cloudimg-amd64.qcow2"'
+    )
     stack.up()
     assert "size=64G" in conf(stack, 200) and "ide2: local-lvm:vm-200-cloudinit,media=cdrom" in conf(stack, 200)
     assert with_card(stack)["0000:01:00.0"] == 200
