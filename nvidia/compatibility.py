@@ -140,6 +140,13 @@ class Key(_Row):
     fingerprint: Fingerprint
 
 
+class NewerKernels(_Row):
+    """Kernels of later versions than a release's own, and what follows their updates."""
+
+    than: DataVersion
+    headers_follow: str
+
+
 class Distribution(_Sourced):
     """A distribution, by os-release's ID and VERSION_ID. `path`: of its CUDA repository, below the base."""
 
@@ -150,6 +157,7 @@ class Distribution(_Sourced):
     key: Key
     headers: str
     headers_follow: str
+    newer_kernels: NewerKernels | None = None
 
 
 class Headers(_Sourced):
@@ -240,6 +248,7 @@ class _Distributions(_Row):
     proxmox: Headers
     names: tuple[Names, ...]
     pinned: tuple[str, ...]
+    unattended: tuple[str, ...]
     prerequisites: tuple[str, ...]
     build: tuple[str, ...]
     toolkit: Toolkit

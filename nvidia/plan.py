@@ -15,12 +15,12 @@ from .checks import card_text, least_driver_of_cuda, refusals
 from .compatibility import Flavour, Key, Runtime, Target
 from .flavour import Choice, choose
 from .request import Driver, Request, System, offered_versions
-from .versions import Version, flavour_of_kernel, of_package, parse
+from .versions import Version, flavour_of_kernel, of_kernel, of_package, parse
 
 __all__ = [
     "Cuda",
     "Plan",
-    "Preferences",
+    "AptFile",
     "Reboot",
     "Repository",
     "Request",
@@ -48,8 +48,8 @@ class Repository:
 
 
 @dataclass(frozen=True)
-class Preferences:
-    """An apt preferences file that keeps the driver where it is."""
+class AptFile:
+    """A file of apt's configuration, written whole."""
 
     path: str
     content: str
@@ -103,7 +103,8 @@ class Plan:
     """What is going to be done. ``version`` is None where only the repository can tell which release of a branch it has.
 
     ``source: either``: packages where the repositories have the version, else the installer. ``no_recommends``: packages are
-    installed without those that they recommend, as the modules among them have no place in a container.
+    installed without those that they recommend, as the modules among them have no place in a container. ``preferences`` keeps the
+    driver where it is; ``unattended`` keeps unattended-upgrades from replacing libraries beside a loaded module.
     """
 
     target: Target
@@ -116,7 +117,8 @@ class Plan:
     prerequisites: tuple[str, ...]
     packages: tuple[str, ...]
     no_recommends: bool
-    preferences: Preferences | None
+    preferences: AptFile | None
+    unattended: AptFile | None
     run: Runfile | None
     reboot: Reboot
     cuda: Cuda | None
@@ -147,6 +149,7 @@ def plan_stack(request: Request) -> Plan:
         packages=packages if source != "run" else (),
         no_recommends=request.target == "lxc",
         preferences=_preferences(request, driver, source),
+        unattended=_unattended(request, source),
         run=run,
         reboot=_reboot(request, driver, choice),
         cuda=_cuda(request),
@@ -293,14 +296,20 @@ def _headers(request: Request) -> tuple[str, ...]:
     On Proxmox VE for every kernel, as any of them may be the next one to boot; in a guest for the running one.
     """
     system, data = request.system, request.data.packaging
-    row = data.distributions and request.data.distribution(system.distribution or "", system.version or "")
+    row = request.data.distribution(system.distribution or "", system.version or "")
     names = data.proxmox if request.target == "host" else row
     running = system.running or (system.kernels or ("",))[-1]
-    kernels = system.kernels if request.target == "host" else (running,) if running else ()
-    if not names or not kernels:
+    kernels = system.kernels if request.target == "host" else (running,)
+    if names is None or not kernels or not running:
         return ()
-    follow = names.headers_follow.format(flavour=flavour_of_kernel(running))
-    return (*(names.headers.format(kernel=kernel) for kernel in kernels), follow)
+    follow = names.headers_follow
+    newer = row.newer_kernels if row and names is row else None
+    if newer and (of_kernel(running) or newer.than).numbers[:2] > newer.than.numbers:
+        follow = newer.headers_follow
+    flavour = flavour_of_kernel(running)
+    # A kernel of somebody's own has no package that follows it.
+    after = (follow.format(flavour=flavour),) if flavour else ()
+    return (*(names.headers.format(kernel=kernel) for kernel in kernels), *after)
 
 
 def _repositories(request: Request, source: str) -> tuple[Repository, ...]:
@@ -330,7 +339,7 @@ def _repository(name: str, url: str, key_base: str, key: Key) -> Repository:
     )
 
 
-def _preferences(request: Request, driver: Driver, source: str) -> Preferences | None:
+def _preferences(request: Request, driver: Driver, source: str) -> AptFile | None:
     data, parts = request.data.packaging, []
     if source != "run":
         packages = " ".join(data.pinned)
@@ -340,7 +349,15 @@ def _preferences(request: Request, driver: Driver, source: str) -> Preferences |
         base = request.settings.mirror.container_toolkit or data.repositories.container_toolkit
         packages = " ".join(data.toolkit.packages)
         parts.append(f"Package: {packages}\nPin: origin {urlsplit(base).hostname}\nPin-Priority: {_PRIORITY}\n")
-    return Preferences("/etc/apt/preferences.d/homelab-nvidia", "\n".join(parts)) if parts else None
+    return AptFile("/etc/apt/preferences.d/homelab-nvidia", "\n".join(parts)) if parts else None
+
+
+def _unattended(request: Request, source: str) -> AptFile | None:
+    if source == "run":
+        return None
+    patterns = "".join(f'  "{pattern}";\n' for pattern in request.data.packaging.unattended)
+    content = f"Unattended-Upgrade::Package-Blacklist {{\n{patterns}}};\n"
+    return AptFile("/etc/apt/apt.conf.d/52homelab-nvidia", content)
 
 
 def _reboot(request: Request, driver: Driver, choice: Choice | None) -> Reboot:

@@ -237,6 +237,31 @@ def test_an_exact_version_is_pinned_exactly_and_a_branch_as_a_branch() -> None:
     assert branch and "Pin: version 580.*\n" in branch.content
 
 
+def test_unattended_upgrades_leave_the_driver_alone() -> None:
+    plan = planned("vm", UBUNTU, driver="580")
+    assert plan.unattended and plan.unattended.content.startswith("Unattended-Upgrade::Package-Blacklist {\n")
+    assert '  "libnvidia-";\n' in plan.unattended.content
+    assert planned("vm", UBUNTU, driver="580", source="run").unattended is None
+
+
+@pytest.mark.parametrize(
+    ("system", "running", "follows"),
+    [
+        (("ubuntu", "24.04"), "6.8.0-86-generic", "linux-headers-generic"),
+        (("ubuntu", "24.04"), "6.14.0-33-generic", "linux-headers-generic-hwe-24.04"),
+        (("ubuntu", "22.04"), "5.15.0-160-generic", "linux-headers-generic"),
+        (("ubuntu", "22.04"), "6.8.0-60-generic", "linux-headers-generic-hwe-22.04"),
+        (("debian", "12"), "6.1.0-40-cloud-amd64", "linux-headers-cloud-amd64"),
+        (("debian", "13"), "6.12.48+deb13-amd64", "linux-headers-amd64"),
+        (("debian", "13"), "6.12.48", "linux-headers-6.12.48"),
+    ],
+)
+def test_headers_follow_the_kernel_that_runs(system: tuple[str, str], running: str, follows: str) -> None:
+    changes = {"distribution": system[0], "version": system[1], "kernels": (running,), "running": running}
+    prerequisites = planned("vm", UBUNTU | changes, driver="580").prerequisites
+    assert prerequisites[-1] == follows and f"linux-headers-{running}" in prerequisites
+
+
 def test_the_container_toolkit_comes_from_its_own_repository() -> None:
     plan = planned("vm", UBUNTU, driver="580", containerToolkit="docker")
     assert plan.preferences and "Pin: origin nvidia.github.io" in plan.preferences.content
