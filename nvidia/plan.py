@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from host.errors import HomelabError, raise_all
 
 from .checks import card_text, least_driver_of_cuda, refusals
-from .compatibility import Flavour, Key, Runtime, Target
+from .compatibility import Flavour, Key, Names, Runtime, Target
 from .flavour import Choice, choose
 from .request import Driver, Request, System, offered_versions
 from .versions import Version, flavour_of_kernel, of_kernel, of_package, parse
@@ -27,6 +27,7 @@ __all__ = [
     "Runfile",
     "System",
     "Toolkit",
+    "packages_to_ask_for",
     "plan_stack",
     "refusals",
 ]
@@ -134,13 +135,15 @@ def plan_stack(request: Request) -> Plan:
     raise_all(refusals(request))
     driver = _driver(request)
     _distribution_known(request)
+    raise_all(_not_offered(request))
     choice = choose(request) if request.target != "lxc" else None
     packages, source = _packages(request, driver, choice)
+    version = _version_of(packages) or (str(driver.version) if driver.exact else None)
     run = _runfile(request, driver, choice) if source != "packages" else None
     return Plan(
         target=request.target,
         driver=str(driver.version) if driver.exact else str(driver.branch),
-        version=str(driver.version) if driver.exact or _offered(request, driver) else None,
+        version=version or (run.version if run and source == "run" else None),
         flavour=choice.flavour if choice else None,
         why_flavour=choice.why if choice else "a container has the libraries alone; the modules are the host's",
         source=source,
@@ -179,7 +182,40 @@ def _distribution_known(request: Request) -> None:
         )
 
 
+def _not_offered(request: Request) -> list[HomelabError]:
+    """CUDA's and the toolkit's packages that were asked for and aren't there."""
+    cuda, offered = _cuda(request), request.system.offered or {}
+    names = [name.partition("=")[0] for name in cuda.packages] if cuda else []
+    if request.settings.container_toolkit:
+        names += request.data.packaging.toolkit.packages
+    missing = [name for name in names if name in offered and not offered[name]]
+    if not missing:
+        return []
+    return [
+        HomelabError(
+            f"{request.name}: {', '.join(missing)}, from NVIDIA's repository for {request.system.distribution} "
+            f"{request.system.version}",
+            "its repositories don't offer it",
+            "apt could not install it: `Unable to locate package`; not every release is there for every distribution",
+            "set nvidia.cuda to a release that is there (`apt-cache search --names-only '^cuda-toolkit-[0-9]'`), or leave it out"
+            if any(name.startswith("cuda") for name in missing)
+            else "check nvidia.mirror.containerToolkit, and the system's network",
+        )
+    ]
+
+
 # -- packages or installer -------------------------------------------------------------------------------------
+def packages_to_ask_for(request: Request) -> tuple[str, ...]:
+    """The packages whose offered versions decide a plan: what a reading of the system looks up (`System.offered`)."""
+    branch = request.driver.branch if request.driver else 0
+    lists = [names for row in request.naming for names in (row.open, row.proprietary, row.userspace)]
+    driver = [name.format(branch=branch) for names in lists for name in names]
+    cuda = _cuda(request)
+    toolkit = request.data.packaging.toolkit.packages if request.settings.container_toolkit else ()
+    asked = [*driver, *((name.partition("=")[0] for name in cuda.packages) if cuda else ()), *toolkit]
+    return tuple(dict.fromkeys(asked))
+
+
 def _packages(
     request: Request, driver: Driver, choice: Choice | None
 ) -> tuple[tuple[str, ...], Literal["packages", "run", "either"]]:
@@ -187,26 +223,41 @@ def _packages(
 
     :raises HomelabError: packages are asked for, and there are none.
     """
-    wanted, names = request.settings.source, request.names
+    wanted, offered = request.settings.source, request.system.offered or {}
     if wanted == "run":
         return (), "run"
-    listed = () if names is None else (names.userspace if choice is None else getattr(names, choice.flavour))
-    plain = tuple(name.format(branch=driver.branch) for name in listed)
-    missing = _missing(request, driver, plain)
-    if plain and not missing:
-        known = request.system.offered is not None or not driver.exact
-        return tuple(
-            _pinned(request, driver, name) for name in plain
-        ), "packages" if known or wanted == "packages" else "either"
+    lists = [
+        tuple(
+            name.format(branch=driver.branch) for name in (row.userspace if choice is None else _modules(row, choice))
+        )
+        for row in request.naming
+    ]
+    asked = [names for names in lists if all(name in offered for name in names)]
+    for names in asked:
+        if version := _common(request, driver, names):
+            return tuple(_pinned(request, Driver(driver.branch, True, version), name) for name in names), "packages"
+    if lists and lists[0] not in asked:
+        # Nobody has looked yet. A branch's newest release is in its repository; an old version may not be.
+        names = tuple(_pinned(request, driver, name) for name in lists[0])
+        return names, "packages" if wanted == "packages" or not driver.exact else "either"
     if wanted == "packages" or not driver.known:
-        raise _no_packages(request, driver, missing)
+        raise _no_packages(request, driver, _missing(request, driver, lists[0]) if lists else [])
     return (), "run"
 
 
+def _modules(row: Names, choice: Choice) -> tuple[str, ...]:
+    return row.open if choice.flavour == "open" else row.proprietary
+
+
+def _common(request: Request, driver: Driver, packages: tuple[str, ...]) -> Version | None:
+    """The newest fitting version that all the packages are offered in: modules and libraries must be of one."""
+    offered = request.system.offered or {}
+    each = [{of_package(text) for text in offered[name] if _fits(driver, text)} for name in packages]
+    return max((version for version in set.intersection(*each) if version), default=None)
+
+
 def _missing(request: Request, driver: Driver, packages: tuple[str, ...]) -> list[str]:
-    offered = request.system.offered
-    if offered is None:
-        return []
+    offered = request.system.offered or {}
     return [name for name in packages if not any(_fits(driver, version) for version in offered.get(name, ()))]
 
 
@@ -232,8 +283,10 @@ def _pattern(driver: Driver) -> str:
     return f"{driver.version}-*" if driver.exact else f"{driver.branch}.*"
 
 
-def _offered(request: Request, driver: Driver) -> bool:
-    return driver.version in offered_versions(request, driver.branch)
+def _version_of(packages: tuple[str, ...]) -> str | None:
+    """The driver's version in a package list; None where it has patterns."""
+    version = of_package(packages[0].partition("=")[2]) if packages and not packages[0].endswith("*") else None
+    return str(version) if version else None
 
 
 def _no_packages(request: Request, driver: Driver, missing: list[str]) -> HomelabError:
@@ -241,8 +294,8 @@ def _no_packages(request: Request, driver: Driver, missing: list[str]) -> Homela
     there = sorted({version.text for version in offered_versions(request, driver.branch)}, key=parse)
     return HomelabError(
         f"{request.name}: packages of {driver.text} for {system.distribution} {system.version}",
-        f"not offered: {', '.join(missing)}; offered: {', '.join(there) or 'nothing of that branch'}"
-        if missing
+        f"not offered: {', '.join(missing) or 'one version of all of them'}; offered: {', '.join(there) or 'nothing of that branch'}"
+        if request.naming
         else f"no package names of branch {driver.branch} are known there",
         "apt could not install them: `Unable to locate package`, or `Version … was not found`",
         "set nvidia.driver to one that is offered, or nvidia.source: run for NVIDIA's installer"

@@ -23,8 +23,8 @@ class System:
 
     ``cards``: vendor:device of its graphics cards. ``host_driver``: in a container, the version of the host's loaded driver,
     empty where none is loaded. ``loaded``: the version of the loaded nvidia module, empty where none is; ``nouveau``: it has the
-    card. ``offered``: package -> versions, as `apt-cache madison` lists them from all repositories. ``runtimes``: those that are
-    installed. ``mok_enrolled``: DKMS's key is among those that Secure Boot takes.
+    card. ``offered``: package -> versions, as `apt-cache madison` lists them, for every package that was asked for (`packages_to_ask_for`),
+    empty for one that isn't there. ``runtimes``: those that are installed. ``mok_enrolled``: DKMS's key is among those that Secure Boot takes.
     """
 
     distribution: str | None = None
@@ -114,11 +114,16 @@ class Request:
         return self.data.branches.get(self.driver.branch) if self.driver else None
 
     @property
-    def names(self) -> Names | None:
-        """What the driver's packages are called; None where distribution or driver aren't known, or the names aren't."""
-        if self.driver is None or self.system.distribution is None:
-            return None
-        return self.data.names(self.system.distribution, self.driver.branch)
+    def naming(self) -> list[Names]:
+        """The ways in which the driver's packages may be called: the branch's own first, then the others that the distribution
+        has had, which are taken only if the repositories say so; empty where distribution or driver aren't known, or no names are.
+        """
+        distribution = self.system.distribution
+        if self.driver is None or distribution is None:
+            return []
+        own = self.data.names(distribution, self.driver.branch)
+        others = [row for row in self.data.packaging.names if row.distribution == distribution and row is not own]
+        return [own, *others] if own else []
 
 
 def ranked_branches(request: Request) -> list[Branch]:
@@ -141,18 +146,19 @@ def driver_of(request: Request, text: str) -> Driver:
     version = parse(text)
     if len(version.numbers) > 1:
         return Driver(version.major, True, version)
-    offered = [one for one in offered_versions(request, version.major) if one.major == version.major]
     row = request.data.branches.get(version.major)
-    newest = max(offered, default=row.newest if row else None)
+    newest = max(offered_versions(request, version.major), default=row.newest if row else None)
     return Driver(version.major, False, newest or parse(f"{version.major}.{_NEWEST}"))
 
 
 def offered_versions(request: Request, branch: int) -> list[Version]:
-    """The driver's versions that the repositories offer under a branch's names; empty where nothing is known of that."""
-    offered, distribution = request.system.offered, request.system.distribution
-    names = request.data.names(distribution, branch) if distribution else None
-    if offered is None or names is None:
-        return []
+    """The driver's versions of a branch that the repositories offer, under any of its names; empty where nothing is known of that."""
+    offered, distribution = request.system.offered or {}, request.system.distribution
     # The libraries are there in every case, whichever modules are wanted.
-    package = names.userspace[0].format(branch=branch)
-    return [version for version in map(of_package, offered.get(package, ())) if version]
+    packages = [
+        row.userspace[0].format(branch=branch)
+        for row in request.data.packaging.names
+        if row.distribution == distribution
+    ]
+    found = [of_package(text) for package in packages for text in offered.get(package, ())]
+    return [version for version in found if version and version.major == branch]

@@ -10,7 +10,7 @@ import pytest
 
 from host.errors import HomelabError
 from nvidia.compatibility import Target, load
-from nvidia.plan import Plan, Request, System, plan_stack, refusals
+from nvidia.plan import Plan, Request, System, packages_to_ask_for, plan_stack, refusals
 from nvidia.settings import Nvidia
 
 TODAY = datetime.date(2026, 11, 20)
@@ -361,12 +361,44 @@ def test_what_the_repositories_offer_decides_the_version() -> None:
 
 
 def test_packages_that_are_not_offered() -> None:
-    offered = {"libnvidia-compute-580": ("580.159.03-1ubuntu1",), "nvidia-utils-580": ("580.159.03-1ubuntu1",)}
+    versions = ("580.159.03-1ubuntu1",)
+    offered = dict.fromkeys(("nvidia-dkms-580-open", "libnvidia-compute-580", "nvidia-utils-580"), versions)
     with pytest.raises(HomelabError) as error:
         planned("vm", UBUNTU | {"offered": offered}, driver="580.105.08", source="packages")
     assert "offered: 580.159.03" in str(error.value) and "nvidia.source: run" in str(error.value)
     plan = planned("vm", UBUNTU | {"offered": offered}, driver="580.105.08")
     assert plan.source == "run" and plan.run and plan.run.version == "580.105.08"
+
+
+def test_names_are_looked_up_where_the_repositories_were_read() -> None:
+    suffixed = dict.fromkeys(("nvidia-dkms-580-open", "libnvidia-compute-580", "nvidia-utils-580"), ())
+    plain = dict.fromkeys(("nvidia-dkms-open", "libnvidia-compute", "nvidia-utils"), ("580.178.04-1ubuntu1",))
+    plan = planned("vm", UBUNTU | {"offered": suffixed | plain}, driver="580")
+    assert plan.packages[0] == "nvidia-dkms-open=580.178.04-1ubuntu1" and plan.version == "580.178.04"
+
+
+def test_modules_and_libraries_are_of_one_version() -> None:
+    older, newer = "580.159.03-1ubuntu1", "580.178.04-1ubuntu1"
+    offered = {"nvidia-dkms-580-open": (older,), "libnvidia-compute-580": (newer, older)}
+    offered |= {"nvidia-utils-580": (newer, older)}
+    plan = planned("vm", UBUNTU | {"offered": offered}, driver="580")
+    assert plan.version == "580.159.03" and all(name.endswith(f"={older}") for name in plan.packages)
+    apart = offered | {"nvidia-utils-580": (newer,)}
+    with pytest.raises(HomelabError, match="one version of all of them"):
+        planned("vm", UBUNTU | {"offered": apart}, driver="580", source="packages")
+
+
+def test_what_is_asked_for_decides_the_plan() -> None:
+    wanted = request("vm", UBUNTU, driver="580", cuda="12.8", containerToolkit="docker")
+    asked = packages_to_ask_for(wanted)
+    assert {"nvidia-dkms-580-open", "nvidia-dkms-open", "cuda-toolkit-12-8", "libnvidia-container1"} <= set(asked)
+    assert len(asked) == len(set(asked))
+
+
+@pytest.mark.parametrize("missing", ["cuda-toolkit-12-8", "nvidia-container-toolkit"])
+def test_cuda_or_the_toolkit_is_not_offered(missing: str) -> None:
+    with pytest.raises(HomelabError, match=missing):
+        planned("vm", UBUNTU | {"offered": {missing: ()}}, driver="580", cuda="12.8", containerToolkit="docker")
 
 
 def test_the_installer_of_a_branch_is_its_newest_known_release() -> None:
