@@ -202,3 +202,13 @@ def test_a_kernels_release_tells_numbers_and_flavour(release: str, numbers: str,
     version = of_kernel(release)
     assert version is not None and version.text == numbers
     assert flavour_of_kernel(release) == flavour
+
+
+def test_of_two_reports_the_failure_counts(tmp_path: Path) -> None:
+    for path in FOLDER.glob("*.yaml"):
+        (tmp_path / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    row = {"kernel": {"from": "6.17"}, "driver": {"from": "580"}, "source": "a test's report", "evidence": "report"}
+    rows = [row | {"verdict": "builds"}, row | {"verdict": "fails"}]
+    (tmp_path / "kernels.yaml").write_text(yaml.safe_dump({"rows": rows}), encoding="utf-8")
+    found = Compatibility(tmp_path).kernel_verdict("6.17.13-2-pve", parse("580.105.08"))
+    assert found is not None and found.verdict == "fails"

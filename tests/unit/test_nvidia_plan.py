@@ -189,6 +189,11 @@ def test_an_unknown_card_is_taken_for_a_new_one_and_that_is_said() -> None:
     assert any("10de:3f01 (unknown): taken for a card that is newer" in note for note in plan.notes)
 
 
+def test_an_unknown_card_needs_the_open_modules() -> None:
+    assert "10de:3f01" in refusal("vm", {"cards": ("10de:3f01",)}, driver="580", flavour="proprietary").found
+    assert "10de:3f01" in refusal("host", {"cards": ("10de:3f01", GTX_1080_TI)}, driver="580").found
+
+
 def test_a_systems_cards_are_nvidias() -> None:
     assert "1002:744c" in refusal("vm", {"cards": ("1002:744c",)}, driver="580").found
     assert refusals(request("vm", {"cards": ("1002:13c0", RTX_5090)}, driver="580")) == []
