@@ -1,17 +1,20 @@
-"""From a stock Proxmox VE host to a GPU in a VM, layer by layer; each waits for the one before it.
+"""From a stock Proxmox VE host to a GPU in a VM or a container, layer by layer; each waits for the one before it.
 
-HostProbe ─► IommuHost ─► VfioBinding ─► HostReboot (one, only if needed) ─► verified ─► GpuCards (PCI mappings) ─► GpuVm
+HostProbe ─► IommuHost ─► VfioBinding ─► HostReboot (one, only if needed) ─► verified ─┬► GpuCards (PCI mappings) ─► GpuVm
+                                                                                       └► NvidiaNodes ─► GpuLxc
 """
 
 import pulumi
 
 import contract
 from components.gpu_cards import GpuCards
+from components.gpu_lxc import GpuLxc
 from components.gpu_vm import GpuVm
 from components.host_plan import preview
 from components.host_probe import HostProbe
 from components.host_reboot import HostReboot
 from components.iommu_host import IommuHost
+from components.nvidia_nodes import NvidiaNodes
 from components.vfio_binding import VfioBinding
 from host.errors import HomelabError
 from settings import load
@@ -21,7 +24,7 @@ try:
 except HomelabError as error:
     raise pulumi.RunError(str(error)) from None
 
-hosts, tests, vms = {}, {}, {}
+hosts, tests, vms, containers = {}, {}, {}, {}
 for name, host in settings.hosts.items():
     probe = HostProbe(f"{name}-probe", name, host)
     iommu = IommuHost(f"{name}-iommu", host, probe)
@@ -35,7 +38,16 @@ for name, host in settings.hosts.items():
     for guest, vm in guests.items():
         after = pulumi.ResourceOptions(depends_on=[cards])
         vms[guest] = GpuVm(guest, vm, host.node or name, cards.cards, boot.boot, after).vm
-    preview(name, host, probe, guests, [probe.generation, *(vms[guest] for guest in guests)], settings.plan)
 
-for name, value in contract.outputs(settings, hosts, tests, vms).items():
+    shared = {guest: container for guest, container in settings.containers.items() if container.host == name}
+    if shared:
+        nodes = NvidiaNodes(f"{name}-nvidia-nodes", host, probe, pulumi.ResourceOptions(depends_on=[boot]))
+    for guest, container in shared.items():
+        after = pulumi.ResourceOptions(depends_on=[nodes])
+        containers[guest] = GpuLxc(guest, container, host, host.node or name, probe, boot, after).container
+
+    results = [probe.generation, *(vms[guest] for guest in guests), *(containers[guest] for guest in shared)]
+    preview(name, host, probe, guests, shared, results, settings.plan)
+
+for name, value in contract.outputs(settings, hosts, tests, vms, containers).items():
     pulumi.export(name, value)

@@ -117,12 +117,28 @@ class Vm(_Part):
     address: str | None = Field(None, description="where the guest is reached, if it is known")
 
 
+class Container(_Part):
+    """A container of this stack, which shares cards with the host's driver."""
+
+    host: str = Field(description="by its name in `hosts`")
+    node: str
+    ctid: Whole
+    name: str = Field(description="its name in Proxmox VE")
+    state: Literal["running", "stopped"] = Field(description="as the last change left it")
+    gpus: list[Whole] = Field(description="the driver's numbers of its cards: N of /dev/nvidiaN")
+    nodes: list[str] = Field(description="devices that were opened in it; none where it was off")
+    method: Literal["device", "mount-entry", "mixed"] | None = Field(
+        None, description="how its configuration gives it the devices; null: it has none"
+    )
+
+
 class Outputs(_Part):
     """All outputs of a stack."""
 
     version: Whole = Field(description="of the contract", json_schema_extra={"const": VERSION})
     hosts: dict[str, Host]
     vms: dict[str, Vm]
+    containers: dict[str, Container] = {}
 
 
 def schema() -> dict[str, Any]:
@@ -180,10 +196,12 @@ def outputs(
     hosts: dict[str, pulumi.Output[dict[str, Any]]],
     tests: dict[str, pulumi.Output[dict[str, Any]]],
     vms: dict[str, pulumi.Output[dict[str, Any]]],
+    containers: dict[str, pulumi.Output[dict[str, Any]]],
 ) -> dict[str, Any]:
     """What a program exports, from what its components put out.
 
-    :param hosts: name -> HostReboot's ``host``; ``tests``: name -> GpuCards' ``tests``; ``vms``: name -> GpuVm's ``vm``.
+    :param hosts: name -> HostReboot's ``host``; ``tests``: name -> GpuCards' ``tests``; ``vms``: name -> GpuVm's ``vm``;
+        ``containers``: name -> GpuLxc's ``container``.
     """
     holders = {(vm.host, use.gpu): name for name, vm in settings.vms.items() for use in vm.gpus}
 
@@ -209,6 +227,7 @@ def outputs(
             for name, found in hosts.items()
         },
         "vms": vms,
+        "containers": containers,
     }
 
 

@@ -404,10 +404,28 @@ class VmGpu(_Model):
 
 
 class Shutdown(_Model):
-    """How a VM is shut down for a change that needs it off: ``timeout`` in seconds, then ``fail`` or ``stop`` (as by its power switch)."""
+    """How a guest is shut down for a change that needs it off: ``timeout`` in seconds, then ``fail`` or ``stop`` (as by its power switch)."""
 
     timeout: Annotated[int, Field(ge=1)] = 180
     otherwise: Literal["fail", "stop"] = "fail"
+
+
+def _interface(value: str) -> str:
+    if value != "dhcp":
+        try:
+            ipaddress.IPv4Interface(value)
+        except ValueError:
+            raise ValueError("expected `dhcp` or an address with its prefix, such as 192.168.0.50/24") from None
+        if "/" not in value:
+            raise ValueError("expected the prefix as well, such as 192.168.0.50/24")
+    return value
+
+
+def _public_keys(value: list[str]) -> list[str]:
+    for key in value:
+        if not _is_public_key(key):
+            raise ValueError(f"expected public keys such as `ssh-ed25519 AAAA…`; found {key[:40]!r}")
+    return value
 
 
 class CloudInit(_Model):
@@ -420,25 +438,8 @@ class CloudInit(_Model):
     gateway: str | None = None
     nameserver: str | None = None
 
-    @field_validator("ip")
-    @classmethod
-    def _interface(cls, value: str) -> str:
-        if value != "dhcp":
-            try:
-                ipaddress.IPv4Interface(value)
-            except ValueError:
-                raise ValueError("expected `dhcp` or an address with its prefix, such as 192.168.0.50/24") from None
-            if "/" not in value:
-                raise ValueError("expected the prefix as well, such as 192.168.0.50/24")
-        return value
-
-    @field_validator("ssh_keys")
-    @classmethod
-    def _public_keys(cls, value: list[str]) -> list[str]:
-        for key in value:
-            if not _is_public_key(key):
-                raise ValueError(f"expected public keys such as `ssh-ed25519 AAAA…`; found {key[:40]!r}")
-        return value
+    _ip = field_validator("ip")(_interface)
+    _keys = field_validator("ssh_keys")(_public_keys)
 
 
 class Disk(_Model):
@@ -527,11 +528,131 @@ class Vm(_Model):
         return self
 
 
+class Features(_Model):
+    """What a container may besides: ``nesting`` anybody can set; the others root@pam alone, no token."""
+
+    nesting: bool = True
+    keyctl: bool = False
+    fuse: bool = False
+
+    @property
+    def takes_root(self) -> bool:
+        """Whether only root@pam itself can make a container so."""
+        return self.keyctl or self.fuse
+
+
+class NewContainer(_Model):
+    """A container that is created from a ``template`` (a volume such as local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst).
+
+    Memory and swap in MiB; ``ip``: `dhcp` or an address with its prefix. A ``protect``ed container is never deleted.
+    """
+
+    template: str
+    hostname: str | None = None
+    disk: Disk
+    cores: Annotated[int, Field(ge=1)] = 4
+    memory: Annotated[int, Field(ge=16)] = 4096
+    swap: Annotated[int, Field(ge=0)] = 512
+    bridge: str = "vmbr0"
+    ip: str = "dhcp"
+    gateway: str | None = None
+    nameserver: str | None = None
+    unprivileged: bool = True
+    features: Features = Features()
+    onboot: bool = True
+    ssh_keys: list[str] = []
+    password: SecretStr | None = None
+    protect: bool = False
+
+    _ip = field_validator("ip")(_interface)
+    _keys = field_validator("ssh_keys")(_public_keys)
+
+    @field_validator("hostname")
+    @classmethod
+    def _dns_name(cls, value: str | None) -> str | None:
+        if value is not None and not _HOSTNAME.fullmatch(value):
+            raise ValueError("expected a name as DNS has it: letters, digits, hyphens, dots")
+        return value
+
+    @field_validator("template")
+    @classmethod
+    def _volume(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]*:vztmpl/\S+", value):
+            raise ValueError("expected a template's volume, such as local:vztmpl/NAME.tar.zst (see `pveam list local`)")
+        return value
+
+
+class Container(_Model):
+    """A container that shares cards with the host's driver: adopted by its ``ctid`` as it is, or made from ``create``.
+
+    Which cards: ``gpuAssignment``, numbers of the driver (/dev/nvidiaN), `all` or `none`; or ``gpus``, names of the host's cards
+    with use: lxc. ``method``: as `dev[n]` options (device) or raw lines (mount-entry); by default what the host can. ``power``: keep
+    (as it is found; the default for an adopted one), running, stopped; ``start: true`` is the same as ``power: running``.
+    """
+
+    host: Name
+    ctid: Annotated[int, Field(ge=100, le=999_999_999)]
+    gpu_assignment: str | None = None
+    gpus: list[Name] | None = None
+    method: Literal["device", "mount-entry"] | None = None
+    power: Literal["keep", "running", "stopped"] | None = None
+    start: bool = False
+    shutdown: Shutdown = Shutdown()
+    create: NewContainer | None = None
+
+    @field_validator("gpu_assignment", mode="before")
+    @classmethod
+    def _assignment(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)  # YAML takes a 0 without quotation marks for a number
+        if isinstance(value, str):
+            _numbers(value)
+        return value
+
+    @property
+    def numbers(self) -> list[int] | Literal["all"] | None:
+        """The driver's numbers of the assigned cards, ascending; `all`; None where cards are named instead."""
+        return None if self.gpu_assignment is None else _numbers(self.gpu_assignment)
+
+    @property
+    def wanted_power(self) -> str:
+        return self.power or ("running" if self.start or self.create is not None else "keep")
+
+    @model_validator(mode="after")
+    def _options(self) -> Self:
+        if (self.gpu_assignment is None) == (self.gpus is None):
+            raise ValueError(
+                'expected exactly one of gpuAssignment (such as "0,1", "all" or "none") and gpus (names of cards)'
+            )
+        names = self.gpus or []
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"gpus: {twice} is there twice")
+        if self.start and self.power not in (None, "running"):
+            raise ValueError(f"start: true and power: {self.power} contradict each other")
+        return self
+
+
+def _numbers(text: str) -> list[int] | Literal["all"]:
+    """`0,1` as [0, 1]; `none` as []; `all`. Raises ValueError: it is none of these, or names a card twice."""
+    plain = text.strip().lower()
+    if plain == "all":
+        return "all"
+    parts = [] if plain == "none" else [part.strip() for part in plain.split(",")]
+    if not all(re.fullmatch(r"[0-9]{1,3}", part) for part in parts):
+        raise ValueError('expected numbers of /dev/nvidiaN such as "0" or "0,1", or "all", or "none"')
+    found = sorted(int(part) for part in parts)
+    for number in found:
+        if found.count(number) > 1:
+            raise ValueError(f"card {number} is there twice")
+    return found
+
+
 class Settings(_Model):
     """All of `homelab:`. ``plan``: whether a preview reads the host (auto: when something would change and it is in reach)."""
 
     hosts: dict[Name, Host]
     vms: dict[Name, Vm] = {}
+    containers: dict[Name, Container] = {}
     plan: Literal["auto", "always", "never"] = "auto"
 
     @model_validator(mode="after")
@@ -554,6 +675,23 @@ class Settings(_Model):
                         f"gpus: {use.gpu} is given to vms.{other} and vms.{name}; one VM at a time can have it"
                     )
                 holders[vm.host, use.gpu] = name
+        return self
+
+    @model_validator(mode="after")
+    def _containers_fit(self) -> Self:
+        ids = {(vm.host, vm.vmid): f"vms.{name}" for name, vm in self.vms.items()}
+        for name, container in self.containers.items():
+            host = self.hosts.get(container.host)
+            if host is None:
+                raise ValueError(f"containers.{name}.host: no such host; there are {', '.join(self.hosts)}")
+            if name in self.vms:
+                raise ValueError(f"containers.{name} and vms.{name}: a name is one guest's")
+            if other := ids.get((container.host, container.ctid)):
+                raise ValueError(f"containers.{name} and {other} have the same id {container.ctid}")
+            ids[container.host, container.ctid] = f"containers.{name}"
+            for gpu in container.gpus or []:
+                _check_shared(name, container, gpu, host)
+            _check_creation(name, container, host)
         return self
 
     @field_validator("hosts")
@@ -579,6 +717,30 @@ def _check_use(name: str, vm: Vm, use: VmGpu, host: Host) -> None:
     if (use.by_address or use.romfile) and not (host.api and host.api.is_root):
         raise ValueError(
             f"vms.{name}.gpus: byAddress and romfile are root@pam's alone, no token's: set hosts.{vm.host}.api.user and password"
+        )
+
+
+def _check_shared(name: str, container: Container, gpu: str, host: Host) -> None:
+    about = host.gpus.get(gpu)
+    if about is None:
+        raise ValueError(
+            f"containers.{name}.gpus: hosts.{container.host} has no card {gpu}; it has {', '.join(host.gpus) or 'none'}"
+        )
+    if about.use != "lxc":
+        raise ValueError(f"containers.{name}.gpus: {gpu} is for use: {about.use}; a container needs use: lxc")
+
+
+def _check_creation(name: str, container: Container, host: Host) -> None:
+    if container.create is None:
+        return
+    if host.api is None:
+        raise ValueError(
+            f"hosts.{container.host}.api is missing: containers.{name} is created through the Proxmox VE API"
+        )
+    if container.create.features.takes_root and not host.api.is_root:
+        raise ValueError(
+            f"containers.{name}.create.features: all but nesting are root@pam's alone, no token's: set "
+            f"hosts.{container.host}.api.user and password"
         )
 
 

@@ -10,18 +10,24 @@ from components.host_probe import HostProbe
 from host.errors import HomelabError, UnreachableError, raise_all
 
 if TYPE_CHECKING:
-    from settings import Host, Vm
+    from settings import Container, Host, Vm
 
 # How long a preview waits for a host that may be out of reach, in seconds.
 PATIENCE_SECONDS = 2.0
 
 
 def preview(
-    name: str, host: Host, probe: HostProbe, vms: dict[str, Vm], results: list[pulumi.Output[Any]], mode: str
+    name: str,
+    host: Host,
+    probe: HostProbe,
+    vms: dict[str, Vm],
+    containers: dict[str, Container],
+    results: list[pulumi.Output[Any]],
+    mode: str,
 ) -> pulumi.Output[bool]:
-    """Prints the plan for ``host`` and its VMs in a preview; does nothing in an `up`. The output says whether it did.
+    """Prints the plan for ``host`` and its guests in a preview; does nothing in an `up`. The output says whether it did.
 
-    :param vms: the VMs of this host, by name.
+    :param vms: the VMs of this host, by name; ``containers``: the same.
     :param results: what isn't known yet exactly when something would change.
     :param mode: ``auto``: when something would change and the host is in reach; ``always``: also when nothing would, and it
         must be in reach; ``never``.
@@ -33,26 +39,33 @@ def preview(
             pulumi.log.warn(f"{name}: previewing without the key to the host: {error.found}", probe)
             mode = "never"
     # An output awaits the coroutine, so that the program doesn't end before it, and fails with it.
-    printed: pulumi.Output[bool] = pulumi.Output.from_input(_printed(name, host, probe, vms, results, mode))
+    printed: pulumi.Output[bool] = pulumi.Output.from_input(_printed(name, host, probe, vms, containers, results, mode))
     return printed
 
 
 async def _printed(
-    name: str, host: Host, probe: HostProbe, vms: dict[str, Vm], results: list[pulumi.Output[Any]], mode: str
+    name: str,
+    host: Host,
+    probe: HostProbe,
+    vms: dict[str, Vm],
+    containers: dict[str, Container],
+    results: list[pulumi.Output[Any]],
+    mode: str,
 ) -> bool:
     if not pulumi.runtime.is_dry_run() or mode == "never":
         return False
     if mode == "auto" and all([await result.is_known() for result in results]):
         return False  # nothing would change: no reason to disturb the host
-    from host import plan, ssh  # only now: an `up` doesn't pay for it
+    from host import container_plan, plan, ssh  # only now: an `up` doesn't pay for it
     from proxmox import vm_plan
 
     try:
         facts = await ssh.read(host, PATIENCE_SECONDS, guests=True)
         want = plan.wanted(facts, host)
         guests, errors = vm_plan.describe(name, facts, host, want, vms)
-        raise_all(errors)
-        text = "\n".join(part for part in (plan.describe(name, facts, host, want), guests) if part)
+        shared, refused = container_plan.describe(facts, want, containers, vms, host.node or name)
+        raise_all([*errors, *refused])
+        text = "\n".join(part for part in (plan.describe(name, facts, host, want), guests, shared) if part)
     except UnreachableError as error:
         if mode == "always":
             raise pulumi.RunError(str(error)) from None

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 # Imports of `host` and `settings` are inside what reads a host: a run without a change starts this module's process, too, and
 # needs none of them (a quarter of a second).
 
-# The parts of a host that drift by themselves; `boot` is what only a reboot can mend.
-LAYERS = ("iommu", "vfio", "boot")
+# The parts of a host that drift by themselves; `boot` is what only a reboot can mend, `nodes` NVIDIA's device nodes.
+BOOT_LAYERS = ("iommu", "vfio", "boot")
+LAYERS = (*BOOT_LAYERS, "nodes")
 
 # What `create` puts out, beside the inputs.
 OUTPUTS = ("iommu_words", "vfio_words", "functions", "by_hand", "gpus", "generation", "stale")
@@ -43,9 +44,9 @@ class HostProbeProvider(HostProvider):
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         if "functions" not in props:  # `pulumi import` has nothing to compare with yet
             return ReadResult(id_, props)
-        from host import plan, ssh
+        from host import plan
 
-        facts = asyncio.run(ssh.read(self.host(props)))
+        facts = self.facts_of_refresh(props)
         want = plan.Wanted(**{field.name: props[field.name] for field in dataclasses.fields(plan.Wanted)})
         drift = plan.drift(facts, want)
         for layer, differences in drift.items():
@@ -64,15 +65,20 @@ class HostProbeProvider(HostProvider):
         )
 
     def _wanted(self, props: dict[str, Any]) -> dict[str, Any]:
-        from host import plan, ssh
+        from host import container_plan, plan, ssh
         from host.errors import raise_all
         from proxmox import api, vm_plan
 
-        host, vms = self.host(props), self.vms(props)
+        host, vms, containers = self.host(props), self.vms(props), self.containers(props)
         facts = asyncio.run(ssh.read(host, guests=True))
         want = plan.wanted(facts, host)
-        # What would stop the way to a VM is found before the host is rebooted for it.
-        raise_all(vm_plan.describe(props["host"], facts, host, want, vms)[1])
+        # What would stop the way to a VM or a container is found before the host is rebooted for it.
+        raise_all(
+            [
+                *vm_plan.describe(props["host"], facts, host, want, vms)[1],
+                *container_plan.describe(facts, want, containers, vms, host.node or props["host"])[1],
+            ]
+        )
         if vms:
             api.Api(host, host.node or props["host"]).get("version", f"to log in to {props['host']}'s Proxmox VE API")
         # Also for those who skip the preview: what a reboot stops is said before anything is changed.
@@ -89,7 +95,7 @@ class HostProbeProvider(HostProvider):
 
 def _raised(generation: dict[str, float], layers: set[str]) -> dict[str, int]:
     """The generations, one higher for ``layers``. (Numbers come back from the state as floats.)"""
-    return {layer: int(generation[layer]) + (layer in layers) for layer in LAYERS}
+    return {layer: int(generation.get(layer, 0)) + (layer in layers) for layer in LAYERS}
 
 
 class HostProbe(Resource, module="homelab", name="HostProbe"):
@@ -117,4 +123,9 @@ class HostProbe(Resource, module="homelab", name="HostProbe"):
 
     def generation_of(self, layer: str) -> pulumi.Output[int]:
         """How often this layer had to be mended."""
-        return self.generation.apply(lambda generation: int(generation[layer]))
+        return self.generation.apply(lambda generation: int(generation.get(layer, 0)))
+
+    @property
+    def boot_generation(self) -> pulumi.Output[dict[str, int]]:
+        """How often each of the layers had to be mended that a reboot is about."""
+        return self.generation.apply(lambda generation: {layer: generation[layer] for layer in BOOT_LAYERS})

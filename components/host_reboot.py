@@ -147,7 +147,7 @@ class HostReboot(pulumi.ComponentResource):
             ),
             pulumi.ResourceOptions(parent=self, depends_on=depends_on),
             undone=False,
-            triggers=[probe.iommu_words, probe.vfio_words, probe.functions, probe.generation],
+            triggers=[probe.iommu_words, probe.vfio_words, probe.functions, probe.boot_generation],
         )
         verified = BootVerification(
             f"{name}-verified",
@@ -158,7 +158,7 @@ class HostReboot(pulumi.ComponentResource):
                 "vfio_words": probe.vfio_words,
                 "functions": probe.functions,
                 "gpus": probe.gpus,
-                "generation": probe.generation,
+                "generation": probe.boot_generation,
             },
             pulumi.ResourceOptions(parent=self, depends_on=[reboot]),
         )

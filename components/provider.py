@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pulumi.dynamic import ConfigureRequest, ResourceProvider
 
 if TYPE_CHECKING:
-    from settings import Host, Vm
+    from host.facts import HostFacts
+    from settings import Container, Host, Vm
+
+# What a refresh has read already in this process, by host: its probe and its containers look at the same reading. Resources are
+# refreshed at the same time, in threads.
+_READINGS: dict[str, HostFacts] = {}
+_READING = threading.Lock()
 
 
 class HostProvider(ResourceProvider):
@@ -24,6 +32,7 @@ class HostProvider(ResourceProvider):
     found_by: ClassVar[Callable[[str, str], ResourceProvider] | None] = None
     _hosts: str | None = None
     _vms: str | None = None
+    _containers: str | None = None
 
     def __reduce_ex__(self, protocol: Any) -> str | tuple[Any, ...]:
         if HostProvider.found_by is None:
@@ -34,6 +43,7 @@ class HostProvider(ResourceProvider):
         # With its namespace: another project that uses these resources has its hosts under the same key.
         self._hosts = req.config.get("homelab:hosts")
         self._vms = req.config.get("homelab:vms")
+        self._containers = req.config.get("homelab:containers")
 
     def host(self, props: dict[str, Any]) -> Host:
         """The settings of the resource's host. Raises HomelabError when the configuration no longer has it."""
@@ -47,3 +57,21 @@ class HostProvider(ResourceProvider):
 
         settings = load({"hosts": self._hosts or "{}", "vms": self._vms or "{}"})
         return {name: vm for name, vm in settings.vms.items() if vm.host == props["host"]}
+
+    def containers(self, props: dict[str, Any]) -> dict[str, Container]:
+        """The settings of the containers of the resource's host, by name. Raises HomelabError when they are mistaken."""
+        from settings import load
+
+        settings = load({"hosts": self._hosts or "{}", "containers": self._containers or "{}"})
+        return {name: one for name, one in settings.containers.items() if one.host == props["host"]}
+
+    def facts_of_refresh(self, props: dict[str, Any]) -> HostFacts:
+        """The host as a refresh sees it: read once in a run, on one connection. Raises HomelabError: it can't be read."""
+        from host import ssh
+
+        name = str(props["host"])
+        with _READING:
+            if name not in _READINGS:
+                # With a list of what runs only where it matters: that takes a real host a second or two.
+                _READINGS[name] = asyncio.run(ssh.read(self.host(props), guests=bool(self.containers(props))))
+            return _READINGS[name]

@@ -140,6 +140,15 @@ class Guests(_Fact):
         """Ids of the VMs that run."""
         return {int(line.split()[0]) for line in self.qm.splitlines()[1:] if line.split()[2:3] == ["running"]}
 
+    @property
+    def running_containers(self) -> set[int]:
+        """Ids of the containers that run."""
+        return {int(line.split()[0]) for line in self.pct.splitlines()[1:] if line.split()[1:2] == ["running"]}
+
+    def config(self, vmid: int) -> GuestConfig | None:
+        """The configuration of a VM or container; None: there is none of that id."""
+        return next((config for config in self.configs if config.id == vmid), None)
+
     def users_of(self, slot: str, node: str) -> list[CardUser]:
         """The VMs that the card in ``slot`` is given to, by its address or by any mapping of this node that has it."""
         lines = (line.split() for line in self.reservations.splitlines())
@@ -177,6 +186,30 @@ class Guests(_Fact):
         return slots
 
 
+class Nvidia(_Fact):
+    """NVIDIA's driver on the host.
+
+    ``version``: of the loaded one, empty: none. ``trouble``, ``uvm_trouble``: what keeps the driver, and nvidia-uvm, from being there,
+    and what mends it; empty where nothing does. ``missing_nodes``: device nodes that it serves and that aren't in /dev.
+    ``nodes_enabled``: is our service that makes them at boot enabled? ``pve_container``: version of the package.
+    """
+
+    version: str = ""
+    trouble: list[str] = []
+    uvm_trouble: list[str] = []
+    missing_nodes: list[str] = []
+    nodes_enabled: bool = False
+    pve_container: str = ""
+
+
+class SharedWith(_Fact):
+    """A container that was given cards by this program: numbers of /dev/nvidiaN, and how it differs from what was set up."""
+
+    id: int
+    minors: str
+    drift: list[str]
+
+
 class HostFacts(_Fact):
     """One reading of a host. Raises ``pydantic.ValidationError`` when the script's answer has another shape."""
 
@@ -200,6 +233,8 @@ class HostFacts(_Fact):
     stale_initramfs: list[str]
     rolled_back: str
     nvidia_minors: dict[str, int]
+    nvidia: Nvidia = Nvidia()
+    containers: list[SharedWith] = []
     guests: Guests
 
     @cached_property

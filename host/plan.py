@@ -95,7 +95,17 @@ def drift(facts: HostFacts, want: Wanted) -> dict[str, list[str]]:
         "iommu": [*_changed_files(facts, "iommu"), *_lost_words(facts, want.iommu_words)],
         "vfio": [*_changed_files(facts, "vfio"), *_lost_words(facts, want.vfio_words), *_lost_binding(facts, want)],
         "boot": [*_not_running(facts, want), *([facts.rolled_back] if facts.rolled_back else [])],
+        "nodes": _lost_nodes(facts),
     }
+
+
+def _lost_nodes(facts: HostFacts) -> list[str]:
+    """NVIDIA's device nodes, where we see to them."""
+    if not any(file.layer == "nodes" for file in facts.managed):
+        return []
+    found = _changed_files(facts, "nodes")
+    found += [] if facts.nvidia.nodes_enabled else ["homelab-nvidia-nodes.service is not enabled"]
+    return found + [f"{path} is not there" for path in facts.nvidia.missing_nodes]
 
 
 def _changed_files(facts: HostFacts, layer: str) -> list[str]:

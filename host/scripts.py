@@ -10,6 +10,7 @@ import functools
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).resolve().parent.parent / "remote_scripts"
 
@@ -20,7 +21,14 @@ PASSTHROUGH_TEST_FOLDER = "/run/homelab-passthrough-test"
 # In the order in which they are read; each says in its header what it gives.
 LIBRARY = ("common", "files", "boot", "words", "rollback")
 # What one script needs besides.
-PARTS = {"passthrough_test.sh": ("small_initramfs",)}
+PARTS = {
+    "passthrough_test.sh": ("small_initramfs",),
+    "nvidia_nodes.sh": ("nvidia",),
+    "read_host.sh": ("nvidia", "containers"),
+    "container_gpus.sh": ("nvidia", "containers"),
+    "container_restart.sh": ("nvidia", "containers"),
+    "container_verification.sh": ("nvidia", "containers"),
+}
 
 
 @functools.cache
@@ -123,6 +131,49 @@ def passthrough_test(
         FOLDER=folder,
         INIT=file("passthrough_init.sh"),
     )
+
+
+def nvidia_nodes(generation: int) -> str:
+    """Standard input of nvidia_nodes.sh."""
+    about = "# Written by homelab, which takes it away again (pulumi destroy)."
+    program = f"#!/bin/bash\n{about}\nset -eu\nROOT=${{ROOT:-}}\n{_text('lib/nvidia.sh')}make_nvidia_nodes"
+    return compose(
+        "nvidia_nodes.sh", NODES=program, UNIT=file("homelab-nvidia-nodes.service"), GENERATION=str(generation)
+    )
+
+
+def container_gpus(
+    ctid: int, devices: Mapping[str, str], shutdown: Mapping[str, Any], generation: int, *, keep: bool = False
+) -> str:
+    """Standard input of container_gpus.sh.
+
+    :param devices: ``METHOD``, ``MINORS`` and ``FUNCTIONS``, as the script's header has them.
+    :param shutdown: ``timeout`` in seconds, ``otherwise``.
+    :param keep: the container goes with the stack, so that nothing is taken out of it.
+    """
+    return compose(
+        "container_gpus.sh",
+        CTID=str(ctid),
+        **devices,
+        **_shutdown(shutdown),
+        KEEP="yes" if keep else "no",
+        GENERATION=str(generation),
+    )
+
+
+def container_restart(ctid: int, devices: Mapping[str, str], shutdown: Mapping[str, Any], power: str) -> str:
+    """Standard input of container_restart.sh; arguments as of `container_gpus`, ``power``: keep, running or stopped."""
+    return compose("container_restart.sh", CTID=str(ctid), **devices, **_shutdown(shutdown), POWER=power)
+
+
+def container_verification(ctid: int, devices: Mapping[str, str]) -> str:
+    """Standard input of container_verification.sh; arguments as of `container_gpus`."""
+    return compose("container_verification.sh", CTID=str(ctid), **devices)
+
+
+def _shutdown(policy: Mapping[str, Any]) -> dict[str, str]:
+    # Numbers come back from the state as floating-point ones.
+    return {"TIMEOUT": str(int(policy["timeout"])), "OTHERWISE": str(policy["otherwise"])}
 
 
 def confirm_boot() -> str:

@@ -67,7 +67,8 @@ class Deployment:
         own = PROJECT / "lab" / "stacks" / f"{self.scenario}.yaml"
         if own.exists():
             stack = yaml.safe_load(own.read_text(encoding="utf-8"))
-            config["homelab:vms"] = {name: {"host": "pve"} | vm for name, vm in stack.pop("vms", {}).items()}
+            for kind in ("vms", "containers"):
+                config[f"homelab:{kind}"] = {name: {"host": "pve"} | one for name, one in stack.pop(kind, {}).items()}
             host |= stack
         ssh, api = lab.connection, lab.api
         host["address"], host["node"] = ssh["host"], api["node"]

@@ -25,6 +25,8 @@ read_host() {
   printf ',"boot_free":%s,"largest_initramfs":%s' "$BOOT_FREE" "$LARGEST_INITRAMFS"
   managed
   nvidia_minors
+  nvidia
+  containers
   guests
   printf '}\n'
 }
@@ -129,7 +131,7 @@ functions_with_acs() { # " 0000:00:01.0 0000:00:02.0 "
 managed() {
   local layer path separator=
   printf ',"managed":['
-  for layer in iommu vfio; do
+  for layer in iommu vfio nodes; do
     while IFS= read -r path; do
       printf '%s{"layer":"%s","path":%s,"state":"%s"}' "$separator" "$layer" "$(json_string "$path")" "$(file_state "$layer" "$path")"
       separator=,
@@ -152,6 +154,37 @@ nvidia_minors() {
   printf '}'
 }
 
+# The driver that containers share, and whether its nodes are there, now and at the next boot.
+nvidia() {
+  local trouble='' uvm='' enabled=false container='' names=()
+  if [[ -n $(find "$PCI"/*/vendor -maxdepth 0 -exec grep -lx 0x10de {} + 2>/dev/null) ]]; then
+    nvidia_trouble
+    trouble="$(json_string "$FOUND"),$(json_string "$NEXT")"
+    nvidia_uvm_trouble
+    uvm="$(json_string "$FOUND"),$(json_string "$NEXT")"
+    mapfile -t names < <(missing_nvidia_nodes)
+    container=$(dpkg-query -W -f '${Version}' pve-container 2>/dev/null) || container=''
+  fi
+  [[ ! -L $ROOT$NODES_ENABLED ]] || enabled=true
+  printf ',"nvidia":{"version":"%s","trouble":[%s],"uvm_trouble":[%s],"missing_nodes":%s,"nodes_enabled":%s,"pve_container":"%s"}' \
+    "$(nvidia_version)" "$trouble" "$uvm" "$(json_list "${names[@]}")" "$enabled" "$container"
+}
+
+# Containers that were given cards by us, and how they differ from what was set up.
+containers() {
+  local dir separator='' drift
+  printf ',"containers":['
+  for dir in "$STATE"/containers/*/; do
+    [[ -r $dir/wanted ]] || continue
+    CTID=$(basename "$dir")
+    { read -r METHOD && read -r MINORS && read -r FUNCTIONS; } <"$dir/wanted"
+    mapfile -t drift < <(container_drift)
+    printf '%s{"id":%s,"minors":"%s","drift":%s}' "$separator" "$CTID" "$MINORS" "$(json_list "${drift[@]}")"
+    separator=,
+  done
+  printf ']'
+}
+
 # Guests that run, and guests that use a PCI card. Container and VM configurations are passed on for host/facts.py.
 guests() {
   local conf kind separator=
@@ -162,7 +195,7 @@ guests() {
     [[ $conf != */lxc/* ]] || kind=lxc
     # The part above the first [snapshot] section is the guest as it is.
     printf '%s{"kind":"%s","id":%s,"lines":%s}' "$separator" "$kind" "$(basename "$conf" .conf)" \
-      "$(json_string "$(sed '/^\[/,$d' "$conf" | grep -E '^(hostpci[0-9]+|dev[0-9]+|lxc\.mount\.entry|onboot|name|hostname|machine|bios|memory|balloon|vga|lock|template|parent):' || :)")"
+      "$(json_string "$(sed '/^\[/,$d' "$conf" | grep -E '^(hostpci[0-9]+|dev[0-9]+|lxc\.mount\.entry|lxc\.cgroup2?\.devices\.(allow|deny)|onboot|name|hostname|machine|bios|memory|balloon|vga|lock|template|parent):' || :)")"
     separator=,
   done
   printf '],"mappings":%s,"reservations":%s}' "$(string_of /etc/pve/mapping/pci.cfg)" "$(string_of /run/qemu-server/pci-id-reservations)"

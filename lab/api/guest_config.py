@@ -1,8 +1,8 @@
 """A guest's configuration file: /etc/pve/nodes/NODE/qemu-server/ID.conf or lxc/ID.conf, read and written.
 
 The form is a node's own: a description as `#` lines, sorted `key: value` lines, for a container its `lxc.*` lines last and
-in their order, a section [PENDING] with changes that wait for the next start, then one section for each snapshot. A
-comment anywhere becomes description; lines that a node doesn't understand are lost when it writes the file.
+in their order, a section ([PENDING], a container's [pve:pending]) with changes that wait for the next start, then one section
+for each snapshot. A comment anywhere becomes description; lines that a node doesn't understand are lost when it writes the file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ Kind = Literal["qemu", "lxc"]
 _OWN = frozenset({"meta", "parent", "runningcpu", "runningmachine", "snapstate", "snaptime", "vmstate"})
 _KEY_VALUE = re.compile(r"([a-z][a-z_-]*\d*):\s*(.+?)\s*")
 _RAW = re.compile(r"(lxc\.[a-zA-Z0-9_.-]+)\s*[:=]\s*(.*?)\s*")
-_SECTION = re.compile(r"\[([A-Za-z][\w-]*)\]\s*")
+#: Where changes are that wait for the next start; a container can have a snapshot named PENDING.
+_PENDING: dict[Kind, str] = {"qemu": "PENDING", "lxc": "pve:pending"}
+_SECTION = re.compile(r"\[([A-Za-z][\w:-]*)\]\s*")
 # lxc.container.conf(5), as far as a node lets them through (PVE::LXC::Config).
 _RAW_KEYS = re.compile(
     r"lxc\.(?:apparmor\.(?:profile|allow_incomplete|allow_nesting|raw)|selinux\.context|seccomp\.profile|"
@@ -74,7 +76,7 @@ class GuestConfig:
             if match := _SECTION.fullmatch(line):
                 _describe(section, comments, kind)
                 name, comments, section = match[1], [], Section()
-                if name.upper() != "PENDING":
+                if name.lower() != _PENDING[kind].lower():
                     config.snapshots[name] = section
             elif line.startswith("#"):
                 comments.append(unquote(line[1:]))
@@ -87,7 +89,7 @@ class GuestConfig:
         return config
 
     def _take(self, section: Section, name: str, key: str, value: str) -> None:
-        if name.upper() == "PENDING":
+        if name.lower() == _PENDING[self.kind].lower():
             if key == "delete":
                 self.pending_delete = [word.lstrip("!") for word in value.split(",")]
             else:
@@ -104,7 +106,7 @@ class GuestConfig:
             lines = dict(self.pending)
             if self.pending_delete:
                 lines["delete"] = ",".join(self.pending_delete)
-            parts.append("[PENDING]\n" + _section_text(Section(lines), self.kind))
+            parts.append(f"[{_PENDING[self.kind]}]\n" + _section_text(Section(lines), self.kind))
         parts += [f"[{name}]\n{_section_text(section, self.kind)}" for name, section in sorted(self.snapshots.items())]
         return "\n".join(parts)
 

@@ -239,6 +239,7 @@ def make_stack(
     scenario: str | Path,
     gpus: dict[str, Any] | None = None,
     vms: dict[str, Any] | None = None,
+    containers: dict[str, Any] | None = None,
     **host: Any,
 ) -> Stack:
     """A lab with that scenario, and a stack `lab` for it that is not deployed yet; all of it in ``folder``."""
@@ -250,6 +251,8 @@ def make_stack(
     config: dict[str, Any] = {"homelab:hosts": {"pve": settings | host}, "homelab:plan": "auto"}
     if vms is not None:
         config["homelab:vms"] = {name: {"host": "pve"} | vm for name, vm in vms.items()}
+    if containers is not None:
+        config["homelab:containers"] = {name: {"host": "pve"} | one for name, one in containers.items()}
     stack = Stack(lab, folder / "stack", engine, config)
     stack.write_config()
     stacks.create(engine.pulumi, "lab", stack.environment)

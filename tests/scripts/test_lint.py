@@ -22,6 +22,10 @@ ARGUMENTS = {
     "rollback.sh": ("AFTER", "ENTRY_SYSTEMD_BOOT"),
     "read_host.sh": ("GUESTS", "LSPCI"),
     "confirm_boot.sh": (),
+    "nvidia_nodes.sh": ("NODES", "UNIT"),
+    "container_gpus.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS", "TIMEOUT", "OTHERWISE", "KEEP"),
+    "container_restart.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS", "TIMEOUT", "OTHERWISE", "POWER"),
+    "container_verification.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS"),
     "passthrough_test.sh": ("FUNCTIONS", "VMID", "TIMEOUT", "NAME", "FOLDER", "INIT"),
 }
 COMPOSED = {name: scripts.compose(name, **dict.fromkeys(names, "x")) for name, names in ARGUMENTS.items()}

@@ -1,0 +1,137 @@
+"""GpuLxc: a container that shares cards with the host's driver. Adopted as it is, or created.
+
+In this order: the device nodes on the host (NvidiaNodes), the container's configuration, a restart, a look from inside. Owns in the
+configuration the keys and lines that it added, found again by content; what others have given the container stays. Undone by
+taking them out, with a restart if the container runs; a created one is removed, unless it is protected.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pulumi
+
+from components import remote
+from components.container_probe import ContainerProbe
+from components.host_probe import HostProbe
+from components.host_reboot import HostReboot
+from host import scripts
+from settings import Container, Host
+
+
+class GpuLxc(pulumi.ComponentResource):
+    """Outputs: ``container``, as the stack puts it out (contract.py); ``in_force``: changes with each restart, for the triggers of
+    what is installed in it.
+
+    :param node: the host's name in Proxmox VE.
+    """
+
+    container: pulumi.Output[dict[str, Any]]
+    in_force: pulumi.Output[str]
+
+    def __init__(
+        self,
+        name: str,
+        container: Container,
+        host: Host,
+        node: str,
+        probe: HostProbe,
+        boot: HostReboot,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        super().__init__("homelab:gpu:GpuLxc", name, {}, opts)
+        depends_on = opts.depends_on if opts else None
+        instance: pulumi.Input[str] = ""
+        wanted = ContainerProbe(
+            f"{name}-probe",
+            {
+                "host": container.host,
+                "node": node,
+                "container": name,
+                "ctid": container.ctid,
+                "wanted": {
+                    **container.model_dump(mode="json", include={"gpu_assignment", "gpus", "method"}),
+                    "power": container.wanted_power,
+                },
+                "gpus": probe.gpus,
+                "boot": boot.host.apply(lambda found: found["bootId"]),
+                "instance": instance,
+            },
+            pulumi.ResourceOptions(parent=self, depends_on=depends_on),
+        )
+        devices = pulumi.Output.all(wanted.minors, wanted.functions).apply(
+            lambda found: _devices(container, found[0], found[1])
+        )
+        shutdown = container.shutdown.model_dump(mode="json")
+        conf = remote.script(
+            f"{name}-conf",
+            host,
+            pulumi.Output.all(devices, wanted.generation, instance).apply(
+                lambda found: scripts.container_gpus(
+                    container.ctid, found[0], shutdown, int(found[1]), keep=_goes_away(container)
+                )
+            ),
+            pulumi.ResourceOptions(parent=self, depends_on=[wanted]),
+        )
+        # An act on what the configuration has become: a change there replaces it, and what is behind it.
+        restart = remote.script(
+            f"{name}-restart",
+            host,
+            devices.apply(
+                lambda found: scripts.container_restart(container.ctid, found, shutdown, container.wanted_power)
+            ),
+            pulumi.ResourceOptions(parent=self, depends_on=[conf]),
+            undone=False,
+            triggers=[conf.stdout, wanted.generation],
+        )
+        verification = remote.script(
+            f"{name}-verification",
+            host,
+            devices.apply(lambda found: scripts.container_verification(container.ctid, found)),
+            pulumi.ResourceOptions(parent=self, depends_on=[restart]),
+            undone=False,
+            triggers=[restart.id, restart.stdout],
+        )
+        self.in_force = restart.id
+        self.container = pulumi.Output.all(
+            name=wanted.guest_name, minors=wanted.minors, conf=conf.stdout, seen=verification.stdout
+        ).apply(lambda found: _output(container, node, found))
+        self.register_outputs({"container": self.container, "in_force": self.in_force})
+
+
+def _goes_away(container: Container) -> bool:
+    return container.create is not None and not container.create.protect
+
+
+def _devices(container: Container, minors: list[int], functions: list[str]) -> dict[str, str]:
+    """The arguments of the scripts that say what the container is to have."""
+    return {
+        "METHOD": container.method or "auto",
+        "MINORS": " ".join(str(int(minor)) for minor in minors),
+        "FUNCTIONS": " ".join(functions),
+    }
+
+
+def answer(output: str) -> dict[str, Any]:
+    """What a script answers. The last line: a login may print something of its own before."""
+    found: dict[str, Any] = json.loads(output.strip().rpartition("\n")[2])
+    return found
+
+
+def _output(container: Container, node: str, found: dict[str, Any]) -> dict[str, Any]:
+    ways = set(answer(found["conf"])["devices"].values())
+    return {
+        "host": container.host,
+        "node": node,
+        "ctid": container.ctid,
+        "name": found["name"],
+        "state": answer(found["seen"])["state"],
+        "gpus": [int(minor) for minor in found["minors"]],
+        "nodes": answer(found["seen"])["nodes"],
+        "method": {"dev": "device", "mount": "mount-entry"}[ways.pop()]
+        if len(ways) == 1
+        else "mixed"
+        if ways
+        else None,
+    }

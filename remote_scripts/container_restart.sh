@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Brings a container's changed configuration into force: a shutdown and a start, only if it runs and was changed. Then its power.
+#
+# Arguments: CTID, METHOD, MINORS, FUNCTIONS, TIMEOUT, OTHERWISE (as of container_gpus.sh), POWER (keep | running | stopped).
+# Changes: whether the container runs. If it won't go off, its configuration is put back to what it runs with.
+# Verbs: apply.
+# Answer: {"state","restarted"}.
+
+apply() {
+  local restarted=no
+  take_lock
+  CHANGED=no
+  set_up # where an earlier restart failed, the configuration was put back
+  if [[ -e $ROOT$(record_dir)/restart ]] && is_up; then
+    shut_down || refuse
+    restarted=yes
+  fi
+  in_force
+  case $POWER in
+    running) is_up || start_up ;;
+    stopped) ! is_up || shut_down || refuse ;;
+    *) [[ $restarted == no ]] || start_up ;;
+  esac
+  tidy
+  printf '{"state":"%s","restarted":"%s"}\n' "$(is_up && printf running || printf stopped)" "$restarted"
+}
+
+refuse() {
+  local state="its configuration stays as it was written, and comes into force with its next start"
+  ! put_back || state="it runs on, and its configuration is as it was before"
+  die "container $CTID off within $TIMEOUT s" "it still runs: $OUTPUT" "$state" \
+    "see what keeps it (\`pct exec $CTID -- ps\`), give it more time (shutdown.timeout), or set shutdown.otherwise: stop; then run \`pulumi up\` again"
+}
+
+"$1" </dev/null
+exit

@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# NVIDIA's driver on a host, and its device nodes. The kernel makes none of them but those in /dev/dri; who needs one makes it.
+# Majors come from /proc/devices (uvm's and caps' change with kernels), minors of cards from /proc/driver/nvidia/gpus.
+NVIDIA_PROC=/proc/driver/nvidia
+# What `systemctl enable` makes of the service that makes the nodes at boot.
+NODES_ENABLED=/etc/systemd/system/multi-user.target.wants/homelab-nvidia-nodes.service
+
+nvidia_version() { grep -oEs -m1 '[0-9]{3,}\.[0-9]+(\.[0-9]+)?' "$ROOT$NVIDIA_PROC/version" | head -n 1 || :; }
+
+# nvidia_major DRIVER - its major number; nothing while its module isn't loaded.
+nvidia_major() { awk -v name="$1" '$2 == name { print $1; exit } /^Block/ { exit }' "$ROOT/proc/devices"; }
+
+# nvidia_trouble - sets FOUND and NEXT: why there is no driver that serves cards. FOUND is empty where one does.
+nvidia_trouble() {
+  FOUND='' NEXT=''
+  [[ ! -r $ROOT$NVIDIA_PROC/version ]] || return 0
+  if ! modinfo -n nvidia >/dev/null 2>&1; then
+    FOUND="the kernel $(uname -r) has no module nvidia: the driver isn't installed, or wasn't built for this kernel"
+    NEXT="install NVIDIA's driver on the host; if it is there (\`dkms status\`), build it for this kernel: \`dkms autoinstall\`"
+  elif grep -qsE '^[[:space:]]*(blacklist[[:space:]]+nvidia|install[[:space:]]+nvidia[[:space:]])' "$ROOT"/etc/modprobe.d/*.conf ||
+    grep -qsE '(^|[ ,=])modprobe\.blacklist=[^ ]*\bnvidia\b' "$ROOT/proc/cmdline"; then
+    FOUND="the driver is installed and not loaded: it is blacklisted"
+    NEXT="see \`grep -r nvidia /etc/modprobe.d\` and /proc/cmdline; when it may be loaded: \`modprobe nvidia\`"
+  else
+    FOUND="the driver is installed and not loaded"
+    NEXT="try \`modprobe nvidia\` and read \`dmesg | grep -iE 'nvidia|NVRM'\`"
+  fi
+}
+
+# nvidia_uvm_trouble - the same for nvidia-uvm, without which there is no CUDA.
+nvidia_uvm_trouble() {
+  FOUND='' NEXT=''
+  if [[ -z $(nvidia_major nvidia-uvm) ]] && ! modinfo -n nvidia-uvm >/dev/null 2>&1; then
+    FOUND="the kernel $(uname -r) has no module nvidia-uvm, though it has nvidia: the driver's build is incomplete"
+    NEXT="build it again (\`dkms autoinstall\`, or install the driver anew), then \`modprobe nvidia-uvm\`"
+  fi
+}
+
+# nvidia_nodes - a line for each node that the loaded modules serve: PATH MAJOR MINOR MODE(octal).
+nvidia_nodes() {
+  local file minor mode major
+  [[ -r $ROOT$NVIDIA_PROC/version ]] || return 0
+  # 195 is NVIDIA's own (Documentation/admin-guide/devices.txt); only its name in /proc/devices has changed.
+  printf '/dev/nvidiactl 195 255 666\n'
+  for file in "$ROOT$NVIDIA_PROC"/gpus/*/information; do
+    [[ -r $file ]] || continue
+    minor=$(sed -nE 's/^Device Minor:[[:space:]]*([0-9]+).*/\1/p' "$file")
+    printf '/dev/nvidia%s 195 %s 666\n' "$minor" "$minor"
+  done
+  [[ -z $(nvidia_major nvidia-modeset) ]] || printf '/dev/nvidia-modeset 195 254 666\n'
+  major=$(nvidia_major nvidia-uvm)
+  [[ -z $major ]] || printf '/dev/nvidia-uvm %s 0 666\n/dev/nvidia-uvm-tools %s 1 666\n' "$major" "$major"
+  major=$(nvidia_major nvidia-caps)
+  [[ -n $major ]] || return 0
+  for file in "$ROOT$NVIDIA_PROC"/capabilities/mig/*; do
+    [[ -r $file ]] || continue
+    minor=$(sed -n 's/^DeviceFileMinor: //p' "$file") mode=$(sed -n 's/^DeviceFileMode: //p' "$file")
+    [[ -z $minor ]] || printf '/dev/nvidia-caps/nvidia-cap%s %s %s %o\n' "$minor" "$major" "$minor" "$mode"
+  done
+}
+
+# is_node PATH MAJOR MINOR - is it that device?
+is_node() { [[ -e $ROOT$1 && $(stat -c '%t:%T' "$ROOT$1") == "$(printf '%x:%x' "$2" "$3")" ]]; }
+
+# missing_nvidia_nodes - paths of those that aren't there, or have other numbers.
+missing_nvidia_nodes() {
+  local path major minor
+  while read -r path major minor _; do
+    is_node "$path" "$major" "$minor" || printf '%s\n' "$path"
+  done < <(nvidia_nodes)
+}
+
+# make_nvidia_nodes - those that are missing, or have numbers of an earlier boot. Without nvidia-uvm there is no CUDA; nvidia comes
+# with it. The program that runs at boot is this file and a call of this.
+make_nvidia_nodes() {
+  local path major minor mode
+  modprobe nvidia-uvm || printf 'nvidia-uvm could not be loaded\n' >&2
+  while read -r path major minor mode; do
+    ! is_node "$path" "$major" "$minor" || continue
+    mkdir -p "$ROOT${path%/*}"
+    rm -f "$ROOT$path"
+    mknod -m "$mode" "$ROOT$path" c "$major" "$minor"
+    printf 'made %s (%s:%s)\n' "$path" "$major" "$minor" >&2
+  done < <(nvidia_nodes)
+}

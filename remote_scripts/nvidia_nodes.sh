@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# NVIDIA's device nodes in /dev: now, and at every boot before guests start.
+#
+# Arguments: NODES (the program that makes them), UNIT (the service that runs it), GENERATION (no part in what happens).
+# Changes: /usr/local/sbin/homelab-nvidia-nodes, /etc/systemd/system/homelab-nvidia-nodes.service, which is enabled; the nodes.
+# Undone by `revert`: the files and the service; nodes stay until the next boot, as others may use them.
+# Verbs: apply, revert.
+
+PROGRAM=/usr/local/sbin/homelab-nvidia-nodes
+SERVICE=homelab-nvidia-nodes.service
+
+apply() {
+  local missing
+  take_lock
+  nvidia_trouble
+  [[ -z $FOUND ]] || die "NVIDIA's driver loaded on the host" "$FOUND" "containers share the cards with the host's driver" "$NEXT"
+  nvidia_uvm_trouble
+  [[ -z $FOUND ]] || die "/dev/nvidia-uvm, of the module nvidia-uvm" "$FOUND" "without it nothing can use CUDA in a container" "$NEXT"
+  put_file nodes "$PROGRAM" 0755 "$NODES"
+  put_file nodes "/etc/systemd/system/$SERVICE" 0644 "$UNIT"
+  if [[ $CHANGED == yes || ! -L $ROOT$NODES_ENABLED ]]; then
+    run_logged systemctl daemon-reload || :
+    run_logged systemctl enable "$SERVICE" || die "$SERVICE enabled" "$OUTPUT" \
+      "after a reboot containers would find no device nodes" "mend what systemctl says, then run \`pulumi up\` again"
+  fi
+  run_logged "$ROOT$PROGRAM" || die "NVIDIA's device nodes made" "$OUTPUT" "containers are given them" \
+    "run $PROGRAM on the host and read \`dmesg | tail\`"
+  missing=$(missing_nvidia_nodes)
+  [[ -z $missing && -e $ROOT/dev/nvidia-uvm ]] || die "NVIDIA's device nodes in /dev" "missing: ${missing:-/dev/nvidia-uvm}; $OUTPUT" \
+    "containers are given them" "run $PROGRAM on the host and read \`dmesg | tail\`"
+  finish
+  printf '{"driver":%s,"changed":"%s"}\n' "$(json_string "$(nvidia_version)")" "$CHANGED"
+}
+
+revert() {
+  take_lock
+  # Also where its file is gone: what `enable` made is a link.
+  [[ ! -L $ROOT$NODES_ENABLED ]] || run_logged systemctl disable "$SERVICE" || rm -f "$ROOT$NODES_ENABLED"
+  drop_file nodes "/etc/systemd/system/$SERVICE"
+  drop_file nodes "$PROGRAM"
+  [[ $CHANGED == no ]] || run_logged systemctl daemon-reload || :
+  finish
+  printf '{"changed":"%s"}\n' "$CHANGED"
+}
+
+"$1" </dev/null
+exit

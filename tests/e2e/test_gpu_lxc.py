@@ -1,0 +1,227 @@
+"""Cards to containers: from broken to working, on both methods, mended, changed, given back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from tests.e2e.conftest import Stack
+
+PHOENIX = {"phoenix": {"ctid": 901, "gpuAssignment": "0,1"}}
+# Without a card for a VM the host needs no IOMMU, and so no reboot.
+NO_REBOOT = {"iommu": {"enable": False, "passthrough": False}}
+CARDS: dict[str, Any] = {}
+
+
+def conf(stack: Stack, ctid: int) -> str:
+    return (stack.lab.root / f"etc/pve/lxc/{ctid}.conf").read_text()
+
+
+def opens(stack: Stack, ctid: int, path: str, who: str = "") -> bool:
+    """Whether root, or another user, can open a device in the container."""
+    command = f"pct exec {ctid} -- {who} dd if={path} of={path} count=0 conv=notrunc"
+    return stack.lab.run(command, check=False).returncode == 0
+
+
+NOBODY = "setpriv --reuid 65534 --regid 65534 --clear-groups"
+
+
+def containers(stack: Stack) -> dict[str, Any]:
+    """The settings of the containers, to be changed."""
+    found: dict[str, Any] = stack.config["homelab:containers"]
+    return found
+
+
+def power(stack: Stack, ctid: int, mark: Any = None) -> list[str]:
+    """What was done to a container's power, in order."""
+    programs = [entry["args"] for entry in stack.lab.programs(mark) if entry["program"] == "pct"]
+    return [words[0] for words in programs if words[1:2] == [str(ctid)] and words[0] in ("shutdown", "stop", "start")]
+
+
+def test_901_goes_from_broken_to_working_and_back_with_950_untouched(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("phoenix", gpus=CARDS, containers=PHOENIX, **NO_REBOOT)
+    stock, before, working = stack.lab.snapshot(), conf(stack, 901), conf(stack, 950)
+    assert not opens(stack, 901, "/dev/nvidia0")
+    up = stack.up()
+    for path in ("/dev/nvidia0", "/dev/nvidia1", "/dev/nvidiactl", "/dev/nvidia-uvm"):
+        assert opens(stack, 901, path)
+        assert opens(stack, 901, path, NOBODY)
+    assert conf(stack, 950) == working
+    assert power(stack, 950) == []
+    assert power(stack, 901) == ["shutdown", "start"]
+    names = [name for operation, name in up.steps if operation == "create"]
+    order = ["pve-nvidia-nodes-service", "phoenix-probe", "phoenix-conf", "phoenix-restart", "phoenix-verification"]
+    assert [name for name in names if name in order] == order
+    found = stack.output()["containers"]["phoenix"]
+    assert (found["ctid"], found["gpus"], found["method"], found["state"]) == (901, [0, 1], "device", "running")
+
+    again = stack.up()
+    assert again.changed == set()
+    mark = stack.lab.mark()
+    assert stack.up("--refresh").changed == set()
+    assert len(stack.lab.connections(mark)) == 1
+
+    stack.destroy()
+    assert not opens(stack, 901, "/dev/nvidia0")
+    assert conf(stack, 901) == before
+    assert stack.lab.snapshot() == stock
+
+
+def raw_lines(stack: Stack, ctid: int) -> list[str]:
+    return [line for line in conf(stack, ctid).splitlines() if line.startswith("lxc.")]
+
+
+def device_lines(stack: Stack, ctid: int) -> list[str]:
+    return [line for line in conf(stack, ctid).splitlines() if re.match(r"dev\d+:", line)]
+
+
+def test_both_methods_on_pve_8_privileged_and_unprivileged_and_from_one_to_the_other(
+    stack_on: Callable[..., Stack],
+) -> None:
+    wanted = {"jellyfin": {"ctid": 210, "gpus": ["rtx4060"]}, "ai": {"ctid": 211, "gpuAssignment": "all"}}
+    stack = stack_on("containers-pve8", containers=wanted, **NO_REBOOT)
+    containers(stack)["ai"]["method"] = "mount-entry"
+    stock = {ctid: conf(stack, ctid) for ctid in (210, 211, 212)}
+    stack.up()
+    # The RTX 4060 comes first on the bus, and is number 1.
+    assert "dev0: /dev/nvidia1,mode=0666" in device_lines(stack, 210)
+    assert not opens(stack, 210, "/dev/nvidia0")
+    assert opens(stack, 210, "/dev/nvidia1", NOBODY)
+    assert device_lines(stack, 211) == []
+    assert "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file" in raw_lines(stack, 211)
+    for path in ("/dev/nvidia0", "/dev/nvidia1", "/dev/nvidia-uvm"):
+        assert opens(stack, 211, path, NOBODY)
+
+    containers(stack)["ai"]["method"] = "device"
+    containers(stack)["jellyfin"]["method"] = "mount-entry"
+    changed = stack.up().changed
+    assert {"ai-restart", "jellyfin-restart", "ai-verification", "jellyfin-verification"} <= changed
+    assert (raw_lines(stack, 211), device_lines(stack, 210)) == ([], [])
+    assert opens(stack, 211, "/dev/nvidia0", NOBODY)
+    assert opens(stack, 210, "/dev/nvidia1", NOBODY)
+    assert not opens(stack, 210, "/dev/nvidia0")
+    outputs = stack.output()["containers"]
+    assert [outputs[name]["method"] for name in ("ai", "jellyfin")] == ["device", "mount-entry"]
+
+    stack.destroy()
+    assert {ctid: conf(stack, ctid) for ctid in stock} == stock
+
+
+def test_another_assignment_is_written_then_restarted_then_verified_in_this_order(
+    stack_on: Callable[..., Stack],
+) -> None:
+    stack = stack_on("phoenix", gpus=CARDS, containers=PHOENIX, **NO_REBOOT)
+    stack.up()
+    containers(stack)["phoenix"]["gpuAssignment"] = "1"
+    mark = stack.lab.mark()
+    up = stack.up()
+    order = ["phoenix-probe", "phoenix-conf", "phoenix-restart", "phoenix-verification"]
+    made = [(operation, name) for operation, name in up.steps if "delete" not in operation]
+    assert [name for _, name in dict.fromkeys(made) if name in order][:4] == ["phoenix-probe", *order[1:2], *[]] + [
+        name for _, name in dict.fromkeys(made) if name in order[2:]
+    ][:2]
+    assert {name for operation, name in up.steps if "replace" in operation} == set(order[2:])
+    assert power(stack, 901, mark) == ["shutdown", "start"]
+    assert not opens(stack, 901, "/dev/nvidia0")
+    assert opens(stack, 901, "/dev/nvidia1", NOBODY)
+
+    containers(stack)["phoenix"]["gpuAssignment"] = "none"
+    stack.up()
+    assert device_lines(stack, 901) == []
+    assert not opens(stack, 901, "/dev/nvidia1")
+
+
+def test_a_container_that_is_off_gets_its_configuration_and_stays_off(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("phoenix", gpus=CARDS, containers=PHOENIX, **NO_REBOOT)
+    stack.lab.run("pct stop 901")
+    before, mark = conf(stack, 901), stack.lab.mark()
+    stack.up()
+    assert power(stack, 901, mark) == []
+    assert "dev0: /dev/nvidia0,mode=0666" in device_lines(stack, 901)
+    assert stack.output()["containers"]["phoenix"]["state"] == "stopped"
+    containers(stack)["phoenix"]["start"] = True
+    stack.up()
+    assert power(stack, 901, mark) == ["start"]
+    assert opens(stack, 901, "/dev/nvidia0", NOBODY)
+    stack.lab.run("pct stop 901")
+    mark = stack.lab.mark()
+    stack.destroy()
+    assert (power(stack, 901, mark), conf(stack, 901)) == ([], before)
+
+
+def test_what_was_changed_by_hand_or_by_a_kernel_is_mended_by_a_refresh(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("phoenix", gpus=CARDS, containers=PHOENIX, **NO_REBOOT)
+    containers(stack)["phoenix"]["method"] = "mount-entry"
+    stack.up()
+    path = stack.lab.root / "etc/pve/lxc/901.conf"
+    line = "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file\n"
+    path.write_text(path.read_text().replace(line, ""))
+    preview = stack.preview("--refresh")
+    assert (
+        "drift: lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file is not there" in preview.output
+    )
+    assert stack.up("--refresh").changed == {"phoenix-conf", "phoenix-restart", "phoenix-verification", "phoenix-probe"}
+    assert line in conf(stack, 901)
+    assert opens(stack, 901, "/dev/nvidia0", NOBODY)
+
+    stack.lab.fault("nvidia-majors-change")
+    stack.lab.reboot()
+    assert not opens(stack, 901, "/dev/nvidia-uvm")
+    stack.up("--refresh")
+    assert opens(stack, 901, "/dev/nvidia-uvm", NOBODY)
+    assert len([one for one in raw_lines(stack, 901) if "devices.allow" in one]) == len(set(raw_lines(stack, 901))) / 2
+
+    stack.lab.run("rm /etc/systemd/system/homelab-nvidia-nodes.service".replace(" /", f" {stack.lab.root}/"))
+    assert "homelab-nvidia-nodes.service is gone" in stack.preview("--refresh").output
+    assert stack.up("--refresh").changed == {"pve-probe", "pve-nvidia-nodes-service"}
+    assert (stack.lab.root / "etc/systemd/system/homelab-nvidia-nodes.service").exists()
+
+
+def test_somebody_elses_change_in_between_is_kept_and_snapshots_stay(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("phoenix", gpus=CARDS, containers=PHOENIX, **NO_REBOOT)
+    stack.lab.run("pct snapshot 901 before-gpu")
+    snapshot = conf(stack, 901).partition("[before-gpu]")[2]
+    stack.lab.fault("foreign-change", 1)
+    stack.up()
+    assert "#changed by somebody else" in conf(stack, 901)
+    assert conf(stack, 901).partition("[before-gpu]")[2] == snapshot
+    containers(stack)["phoenix"]["method"] = "mount-entry"
+    stack.up()
+    assert conf(stack, 901).partition("[before-gpu]")[2] == snapshot
+    assert "nvidia" in conf(stack, 901).partition("[before-gpu]")[0]
+    stack.destroy()
+    assert "nvidia" not in conf(stack, 901)
+    assert conf(stack, 901).partition("[before-gpu]")[2] == snapshot
+
+
+def test_the_working_container_is_recognised_and_left_as_it_is(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("phoenix", gpus=CARDS, containers={"media": {"ctid": 950, "gpuAssignment": "all"}}, **NO_REBOOT)
+    before, mark = conf(stack, 950), stack.lab.mark()
+    stack.up()
+    assert (conf(stack, 950), power(stack, 950, mark)) == (before, [])
+    assert stack.output()["containers"]["media"]["method"] == "mount-entry"
+    stack.destroy()
+    assert (conf(stack, 950), power(stack, 950, mark)) == (before, [])
+
+
+def test_one_of_two_identical_cards_to_a_vm_the_other_to_containers_in_one_run(stack_on: Callable[..., Stack]) -> None:
+    cards = {
+        "vm": {"match": "10de:2204", "address": "1d:00"},
+        "shared": {"match": "10de:2204", "address": "1e:00", "use": "lxc"},
+    }
+    stack = stack_on(
+        "mixed",
+        gpus=cards,
+        vms={"sandbox": {"vmid": 103, "gpus": ["vm"], "power": "running"}},
+        containers={"ollama": {"ctid": 201, "gpus": ["shared"]}, "transcode": {"ctid": 202, "gpuAssignment": "0"}},
+    )
+    stack.up()
+    assert stack.drivers()["0000:1d:00.0"] == "vfio-pci"
+    assert stack.drivers()["0000:1e:00.0"] == "nvidia"
+    assert opens(stack, 201, "/dev/nvidia0", NOBODY)
+    assert opens(stack, 201, "/dev/nvidia-uvm", NOBODY)
+    assert "dev0: /dev/nvidia0,mode=0666" in conf(stack, 202)
+    stack.lab.reboot()  # nothing but the service makes the nodes on this host
+    assert opens(stack, 201, "/dev/nvidia-uvm", NOBODY)
+    assert stack.up("--refresh").changed == set()
