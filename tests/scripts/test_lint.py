@@ -22,6 +22,7 @@ ARGUMENTS = {
     "rollback.sh": ("AFTER", "ENTRY_SYSTEMD_BOOT"),
     "read_host.sh": ("GUESTS", "LSPCI"),
     "confirm_boot.sh": (),
+    "diagnose.sh": ("IDS", "INSIDE"),
     "passthrough_test.sh": ("FUNCTIONS", "VMID", "TIMEOUT", "NAME", "FOLDER", "INIT"),
 }
 COMPOSED = {name: scripts.compose(name, **dict.fromkeys(names, "x")) for name, names in ARGUMENTS.items()}
