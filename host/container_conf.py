@@ -18,7 +18,8 @@ _RAW = re.compile(r"(lxc\.[a-z0-9_.-]+)(?:\s*=|\s*:)\s*(.*?)\s*")
 _OPTION = re.compile(r"([a-z][a-z_]*\d*):\s*(.+?)\s*")
 _DEVICE = re.compile(r"dev\d+")
 _RULE = re.compile(r"([abc])(?:\s+(\d+|\*):(\d+|\*)(?:\s+([rwm]+))?)?")
-_PENDING = "pve:pending"
+# PVE::LXC::Config writes [pve:pending]; that of VMs is [PENDING], and no snapshot may have that name.
+_PENDING = ("pve:pending", "pending")
 # pct(1): the mode of a node that dev[n] makes, unless it says another.
 DEVICE_MODE = 0o660
 
@@ -130,7 +131,7 @@ def parse(text: str) -> ContainerConf:
     for line in map(str.strip, text.splitlines()):
         if line.startswith("[") and line.endswith("]"):
             section = line[1:-1].strip()
-        elif section == _PENDING:
+        elif section.lower() in _PENDING:
             pending.append(line)
         elif section:
             if _is_about_devices(line):

@@ -38,12 +38,15 @@ text_of() { # PATH - as a JSON string; empty when it isn't there
 
 # Every guest of the cluster: a wrong id is answered by what it is.
 known_guests() {
-  local path node kind separator=
+  local path node kind pending separator=
   for path in "$ROOT"/etc/pve/nodes/*/{lxc,qemu-server}/*.conf; do
     [[ $path =~ /nodes/([^/]+)/(lxc|qemu-server)/([0-9]+)\.conf$ && -e $path ]] || continue
     node=${BASH_REMATCH[1]} kind=vm
     [[ ${BASH_REMATCH[2]} != lxc ]] || kind=lxc
-    printf '%s{"id":%s,"kind":"%s","node":%s}' "$separator" "${BASH_REMATCH[3]}" "$kind" "$(json_string "$node")"
+    # What a VM gets at its next start; a container's is passed on with its configuration.
+    pending=$(sed -n '/^\[PENDING\]/,/^\[/p' "$path" | grep -E '^(hostpci[0-9]+|machine|delete):') || :
+    printf '%s{"id":%s,"kind":"%s","node":%s,"pending":%s}' "$separator" "$(basename "$path" .conf)" "$kind" "$(json_string "$node")" \
+      "$(json_string "$pending")"
     separator=,
   done
 }
