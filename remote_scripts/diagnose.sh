@@ -8,8 +8,9 @@
 #   configuration only lines that are about devices are passed on: others may hold passwords (lxc.environment, mount options).
 # Verbs: diagnose.
 
-# How long a container may take to be looked into, in seconds: a hung one must not hide what is known without it.
-PATIENCE=20
+# How long a container may take to be looked into, in seconds: a hung one must not hide what is known without it. Opening a card that
+# nobody uses takes its driver a second or two.
+PATIENCE=25
 
 diagnose() {
   local id separator=

@@ -6,6 +6,8 @@
 #   root PATH RESULT, user PATH RESULT                  ok, or why it can't be opened; user: nobody, in no other group
 #   library PATH TARGET                                 what the loader takes, links followed
 ROOT=${ROOT:-}
+# The results are words of the system: in its own language.
+export LC_ALL=C
 SHELL_OF_NOBODY=/bin/sh
 
 # A shell's redirection would make a file where there is no node. dd opens for reading first, which makes nothing.
