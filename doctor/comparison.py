@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from doctor.container_findings import Case
+from doctor.case import Case
 from doctor.devices import Cards, Row, cards_in, rows_of
 from doctor.reading import Container
 from doctor.report import Table

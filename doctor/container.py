@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from doctor.case import Case
 from doctor.comparison import Difference, compared
-from doctor.container_findings import Case, findings, restart_step, unused_rules
+from doctor.configuration import unused_rules
+from doctor.container_findings import findings, restart_step
 from doctor.devices import COLUMNS, Cards, cards_of, is_gpu, rows_of
 from doctor.reading import Container, Reading
 from doctor.report import Finding, Report, Stage, Table, in_order
@@ -138,7 +140,8 @@ def _steps(case: Case, found: list[Finding]) -> list[str]:
     before = [one for one in found if one.stage < Stage.RESTART]
     after = [one for one in found if one.stage > Stage.RESTART]
     restart = [one.next for one in found if one.stage == Stage.RESTART]
-    if before and case.container.running and not case.cards.managed:
+    # `pulumi up` restarts it by itself.
+    if case.container.running and any(one.next != case.up for one in before):
         restart = [restart_step(case)]
     return [*in_order(before), *restart, *in_order(after)]
 

@@ -200,6 +200,19 @@ def test_a_device_that_is_given_to_somebody_on_purpose_is_open(option: str) -> N
     assert diagnose(reading(DEVICE_LINES.replace("mode=0666", option, 1)), 901).well
 
 
+def test_a_device_that_can_not_be_written_is_not_taken_for_an_old_configuration() -> None:
+    conf = DEVICE_LINES.replace("mode=0666", "mode=0666,deny-write=1", 1)
+    seen = inside(NODES).replace("root /dev/nvidia0 ok", "root /dev/nvidia0 Operation not permitted")
+    (finding,) = diagnose(reading(conf, seen), 901).findings
+    assert finding.wanted == "/dev/nvidia0 open for writing, too"
+    assert finding.next == "`pct set 901 --dev0 /dev/nvidia0,mode=0666`"
+
+
+def test_for_a_container_of_the_settings_an_up_is_the_next_step() -> None:
+    report = diagnose(reading("", inside({})), 901, cards=Cards([0], "homelab:containers.ai.gpus", managed=True))
+    assert report.next == ["`pulumi up --refresh` gives it what the stack's settings want"]
+
+
 def test_without_a_driver_its_cause_is_told_once() -> None:
     bound = desktop(devices=[*(one | {"driver": "vfio-pci"} for one in gpu())])
     report = diagnose(reading(DEVICE_LINES, nodes={}, driver="", facts=bound, char_devices=""), 901)
