@@ -18,7 +18,9 @@ from components.container_verification import ContainerVerification
 from components.host_probe import HostProbe
 from components.host_reboot import HostReboot
 from host import scripts
+from proxmox.container import NewContainer, configuration
 from settings import Container, Host
+from settings import NewContainer as NewContainerSettings
 
 
 class GpuLxc(pulumi.ComponentResource):
@@ -44,6 +46,13 @@ class GpuLxc(pulumi.ComponentResource):
         super().__init__("homelab:gpu:GpuLxc", name, {}, opts)
         depends_on = opts.depends_on if opts else None
         instance: pulumi.Input[str] = ""
+        if container.create is not None:
+            made = NewContainer(
+                f"{name}-container",
+                _creation(name, container, container.create, node),
+                pulumi.ResourceOptions(parent=self, depends_on=depends_on),
+            )
+            instance, depends_on = made.instance, [made]
         wanted = ContainerProbe(
             f"{name}-probe",
             {
@@ -70,7 +79,7 @@ class GpuLxc(pulumi.ComponentResource):
             host,
             pulumi.Output.all(devices, wanted.generation, instance).apply(
                 lambda found: scripts.container_gpus(
-                    container.ctid, found[0], shutdown, int(found[1]), keep=_goes_away(container)
+                    container.ctid, found[0], shutdown, f"{found[2]}{int(found[1])}", keep=_goes_away(container)
                 )
             ),
             pulumi.ResourceOptions(parent=self, depends_on=[wanted]),
@@ -84,7 +93,7 @@ class GpuLxc(pulumi.ComponentResource):
             ),
             pulumi.ResourceOptions(parent=self, depends_on=[conf]),
             undone=False,
-            triggers=[conf.stdout, wanted.generation],
+            triggers=[conf.stdout, wanted.generation, instance],
         )
         verification = ContainerVerification(
             f"{name}-verification",
@@ -105,6 +114,22 @@ class GpuLxc(pulumi.ComponentResource):
             nodes=verification.nodes,
         ).apply(lambda found: _output(container, node, found))
         self.register_outputs({"container": self.container, "in_force": self.in_force})
+
+
+def _creation(name: str, container: Container, new: NewContainerSettings, node: str) -> dict[str, Any]:
+    """The inputs of a NewContainer."""
+    password = None if new.password is None else new.password.get_secret_value()
+    return {
+        "host": container.host,
+        "node": node,
+        "container": name,
+        "ctid": container.ctid,
+        "config": configuration(name, new.model_dump(mode="json", exclude={"password"})),
+        "secret_config": {} if password is None else pulumi.Output.secret({"password": password}),
+        "protect": new.protect,
+        "mark": f"Created by Pulumi: {pulumi.get_project()}/{pulumi.get_stack()}/{name}",
+        "shutdown": container.shutdown.model_dump(mode="json"),
+    }
 
 
 def _goes_away(container: Container) -> bool:

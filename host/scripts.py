@@ -143,12 +143,13 @@ def nvidia_nodes(generation: int) -> str:
 
 
 def container_gpus(
-    ctid: int, devices: Mapping[str, str], shutdown: Mapping[str, Any], generation: int, *, keep: bool = False
+    ctid: int, devices: Mapping[str, str], shutdown: Mapping[str, Any], generation: str, *, keep: bool = False
 ) -> str:
     """Standard input of container_gpus.sh.
 
     :param devices: ``METHOD``, ``MINORS`` and ``FUNCTIONS``, as the script's header has them.
     :param shutdown: ``timeout`` in seconds, ``otherwise``.
+    :param generation: has no part in what happens; a new one makes Pulumi run the script again.
     :param keep: the container goes with the stack, so that nothing is taken out of it.
     """
     return compose(
@@ -157,7 +158,7 @@ def container_gpus(
         **devices,
         **_shutdown(shutdown),
         KEEP="yes" if keep else "no",
-        GENERATION=str(generation),
+        GENERATION=generation,
     )
 
 

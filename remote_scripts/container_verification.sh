@@ -17,7 +17,7 @@ apply() {
   plan
   if is_up; then
     state=running
-    look_inside
+    ((${#PROVIDED[@]} == 0)) || look_inside
     for path in "${DEVICES[@]}"; do
       [[ -z ${PROVIDED[$path]:-} ]] || judge "$path"
     done

@@ -342,6 +342,7 @@ set_up() {
   choose_method
   while read_conf && need_changeable && plan && changes_something; do
     tries=$((tries + 1))
+    ((tries <= 5)) || [[ $CHANGED == yes ]] || forget_change
     ((tries <= 5)) || die "the configuration of container $CTID changed" \
       "${OUTPUT:-somebody else changed it five times meanwhile}" "nothing of somebody else's may be lost" \
       "see who changes it, then run \`pulumi up\` again"

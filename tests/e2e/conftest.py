@@ -246,7 +246,7 @@ def make_stack(
     lab = Lab.start(str(scenario), state=folder / "lab")
     (folder / "stack").mkdir()
     settings = {**host_settings(lab), "gpus": gpus_of(scenario) if gpus is None else gpus}
-    if vms is not None:
+    if vms is not None or any("create" in one for one in (containers or {}).values()):
         settings |= {"api": api_token(lab), "node": lab.api["node"]}
     config: dict[str, Any] = {"homelab:hosts": {"pve": settings | host}, "homelab:plan": "auto"}
     if vms is not None:

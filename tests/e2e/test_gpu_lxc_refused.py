@@ -70,7 +70,7 @@ def test_a_host_without_the_driver(stack_on: Callable[..., Stack]) -> None:
 def test_a_card_on_vfio_pci_and_one_of_a_vm(stack_on: Callable[..., Stack]) -> None:
     stack = stack_on("phoenix", gpus={}, containers=PHOENIX, **NO_REBOOT)
     before = conf(stack, 901)
-    stack.lab.run("qm set 103 --hostpci0 0000:02:00")
+    stack.lab.run("qm stop 103; qm set 103 --hostpci0 0000:02:00")
     refused(stack, "card 1 (gpuAssignment)", "0000:02:00 is given to VM 103 (Sandbox)", before)
     stack.lab.rebind("0000:02:00.0", "vfio-pci")
     refused(stack, "card 1 (gpuAssignment)", "0000:02:00 is bound to vfio-pci for VM 103 (Sandbox)", before)

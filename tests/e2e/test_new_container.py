@@ -1,0 +1,49 @@
+"""Containers that are made from settings: created with their cards, changed in place, found again, removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.e2e.conftest import Stack
+from tests.e2e.test_gpu_lxc import NO_REBOOT, NOBODY, conf, containers, opens
+
+TEMPLATE = "local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"
+
+
+def test_a_container_is_made_with_its_cards_changed_mended_and_removed(stack_on: Callable[..., Stack]) -> None:
+    create = {"template": TEMPLATE, "disk": {"storage": "local-lvm", "size": 32}, "memory": 8192}
+    stack = stack_on(
+        "phoenix", gpus={}, containers={"ai": {"ctid": 300, "gpuAssignment": "all", "create": create}}, **NO_REBOOT
+    )
+    template = stack.lab.root / "var/lib/vz/template/cache" / TEMPLATE.rpartition("/")[2]
+    template.parent.mkdir(parents=True, exist_ok=True)
+    template.write_text("an archive")
+    stock = stack.lab.snapshot()
+    stack.up()
+    lines = conf(stack, 300).splitlines()
+    for line in ("hostname: ai", "memory: 8192", "features: nesting=1", "unprivileged: 1", "onboot: 1"):
+        assert line in lines
+    assert opens(stack, 300, "/dev/nvidia1", NOBODY)
+    assert stack.up("--refresh").changed == set()
+
+    containers(stack)["ai"]["create"]["cores"] = 8
+    assert stack.up().changed == {"ai-container"}
+    assert "cores: 8" in conf(stack, 300)
+    containers(stack)["ai"]["create"]["unprivileged"] = False
+    assert "what is on its disk would be lost" in stack.up(ok=False).message
+    del containers(stack)["ai"]["create"]["unprivileged"]
+
+    stack.lab.run("pct stop 300; pct destroy 300")
+    up = stack.up("--refresh")
+    assert "drift: container 300 is gone" in up.output
+    assert opens(stack, 300, "/dev/nvidia1", NOBODY)
+    stack.destroy()
+    assert stack.lab.snapshot() == stock
+
+
+def test_features_that_only_root_may_set_are_refused_for_a_token(stack_on: Callable[..., Stack]) -> None:
+    create = {"template": TEMPLATE, "disk": {"storage": "local-lvm", "size": 32}, "features": {"keyctl": True}}
+    stack = stack_on(
+        "phoenix", gpus={}, containers={"ai": {"ctid": 300, "gpuAssignment": "0", "create": create}}, **NO_REBOOT
+    )
+    assert "all but nesting are root@pam's alone" in stack.preview(ok=False).output

@@ -1,0 +1,180 @@
+"""Which of the driver's cards a container gets, and what stands against it; mistakes in its settings."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from host import container_plan, plan
+from host.errors import HomelabError
+from host.facts import HostFacts
+from proxmox.container import configuration
+from settings import Container, load
+from tests.unit.hosts import KEY, desktop, device, settings
+
+DRIVER = {"version": "580.105.08", "trouble": ["", ""], "uvm_trouble": ["", ""], "pve_container": "6.0.18"}
+SECOND = [device("0000:03:00.0", "10de:2684", "030000", 18, driver="nvidia", parent="0000:00:01.1")]
+GPUS = {"big": {"match": "10de:2b85", "use": "lxc"}, "small": {"match": "10de:2684", "use": "lxc"}}
+
+
+def conf(kind: str, guest: int, lines: str) -> dict[str, Any]:
+    return {"kind": kind, "id": guest, "lines": lines}
+
+
+def shared(**changes: Any) -> HostFacts:
+    """A host with two cards that its driver has: the one that comes first on the bus is number 1."""
+    guests = {
+        "qm": "", "pct": "VMID Status Lock Name\n901 running  ai-lab", "mappings": "", "reservations": "",
+        "configs": [conf("lxc", 901, "hostname: ai-lab"), conf("vm", 103, "name: Sandbox"), *changes.pop("configs", [])],
+    }  # fmt: skip
+    numbers = {"0000:01:00.0": 1, "0000:03:00.0": 0}
+    found = desktop(*SECOND, **({"nvidia_minors": numbers, "nvidia": DRIVER, "guests": guests} | changes))
+    return on_driver(found)
+
+
+def on_driver(facts: HostFacts, slot: str = "0000:01:00", driver: str = "nvidia") -> HostFacts:
+    devices = [
+        one.model_copy(update={"driver": driver}) if one.address == f"{slot}.0" else one for one in facts.devices
+    ]
+    return facts.model_copy(update={"devices": devices})
+
+
+def container(**changes: Any) -> Container:
+    return Container.model_validate({"host": "pve", "ctid": 901, "gpuAssignment": "0,1"} | changes)
+
+
+def want(facts: HostFacts, gpus: dict[str, Any] | None = None) -> plan.Wanted:
+    host = settings(GPUS if gpus is None else gpus)
+    return plan.wanted(facts, host)
+
+
+def planned(facts: HostFacts, one: Container, gpus: dict[str, Any] | None = None) -> list[int]:
+    wanted = want(facts, gpus)
+    found = container_plan.cards(facts, wanted, {}, "pve")
+    minors, errors = container_plan.check("phoenix", one, facts, found, wanted)
+    if errors:
+        raise errors[0]
+    return minors
+
+
+@pytest.mark.parametrize(
+    ("assignment", "minors"),
+    [("0", [0]), ("0,1", [0, 1]), (" 1 , 0", [0, 1]), ("all", [0, 1]), ("ALL ", [0, 1]), ("none", []), (1, [1])],
+)
+def test_an_assignment_is_of_the_drivers_numbers(assignment: Any, minors: list[int]) -> None:
+    assert planned(shared(), container(gpuAssignment=assignment)) == minors
+
+
+@pytest.mark.parametrize(("names", "minors"), [(["big"], [1]), (["small"], [0]), (["small", "big"], [0, 1]), ([], [])])
+def test_a_named_card_has_the_number_that_the_driver_gave_it(names: list[str], minors: list[int]) -> None:
+    assert planned(shared(), container(gpuAssignment=None, gpus=names)) == minors
+
+
+NO_MODULE = {**DRIVER, "version": "", "trouble": ["no module nvidia", "install it"]}
+NO_UVM = {**DRIVER, "uvm_trouble": ["no module nvidia-uvm", "build it"]}
+
+
+@pytest.mark.parametrize(
+    ("facts", "changes", "said"),
+    [
+        ({}, {"gpuAssignment": "2"}, "0 (0000:03:00), 1 (0000:01:00)"),
+        ({}, {"ctid": 999}, "no such container on the host; there are: 901 (ai-lab)"),
+        ({}, {"ctid": 103}, "103 is a virtual machine (Sandbox)"),
+        ({"configs": [conf("lxc", 5000, "hostname: x\nlock: backup")]}, {"ctid": 5000}, "it is locked: backup"),
+        ({"configs": [conf("lxc", 5000, "template: 1")]}, {"ctid": 5000}, "it is a template"),
+        ({"configs": [conf("vm", 7000, "name: g\nhostpci0: 01:00,pcie=1")]}, {}, "given to VM 7000 (g)"),
+        ({"configs": [conf("vm", 7000, "name: g\nhostpci0: 0000:01:00.0")]}, {}, "given to VM 7000 (g)"),
+        ({"nvidia": NO_MODULE}, {}, "no module nvidia"),
+        ({"nvidia": NO_UVM}, {}, "no module nvidia-uvm"),
+        ({"nvidia": {**DRIVER, "pve_container": "5.0.6"}}, {"method": "device"}, "pve-container 5.0.6"),
+    ],
+)
+def test_what_stands_against_it_is_said(facts: dict[str, Any], changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(HomelabError) as caught:
+        planned(shared(**facts), container(**changes))
+    assert said in caught.value.found
+
+
+def test_no_card_needs_no_driver() -> None:
+    assert planned(shared(nvidia=NO_MODULE), container(gpuAssignment="none")) == []
+
+
+def test_a_card_that_somebody_bound_to_vfio_pci_is_refused() -> None:
+    facts = on_driver(shared(nvidia_minors={"0000:03:00.0": 0}), driver="vfio-pci")
+    with pytest.raises(HomelabError, match="0000:01:00 is gpus.big, bound to vfio-pci"):
+        planned(facts, container(gpuAssignment="1"))
+
+
+def test_the_other_cards_number_is_the_one_after_the_reboot_that_takes_one_away() -> None:
+    gpus = {"small": {"match": "10de:2684"}, "big": {"match": "10de:2b85", "use": "lxc"}}
+    facts = shared()
+    assert planned(facts, container(gpuAssignment="0"), gpus) == [0]
+    assert planned(facts, container(gpuAssignment=None, gpus=["big"]), gpus) == [0]
+    with pytest.raises(HomelabError, match=r"0000:03:00 is gpus\.small, which is for a VM"):
+        planned(facts, container(gpuAssignment="1"), gpus)
+
+
+HOST = {"address": "192.168.0.202", "ssh": {"hostKey": KEY, "agent": True}, "gpus": GPUS}
+
+
+def loaded(vms: dict[str, Any] | None = None, **containers: dict[str, Any]) -> None:
+    values = {"hosts": {"pve": HOST}, "containers": containers, "vms": vms or {}}
+    load({key: json.dumps(value) for key, value in values.items()})
+
+
+DISK = {"storage": "local-lvm", "size": 8}
+TEMPLATE = "local:vztmpl/debian.tar.zst"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"gpuAssignment": "0,0"}, "card 0 is there twice"),
+        ({"gpuAssignment": "00,0"}, "card 0 is there twice"),
+        ({"gpuAssignment": "0,"}, "expected numbers of /dev/nvidiaN"),
+        ({"gpuAssignment": ""}, "expected numbers of /dev/nvidiaN"),
+        ({"gpuAssignment": "-1"}, "expected numbers of /dev/nvidiaN"),
+        ({"gpuAssignment": "0;1"}, "expected numbers of /dev/nvidiaN"),
+        ({"gpuAssignment": "all,0"}, "expected numbers of /dev/nvidiaN"),
+        ({"gpuAssignment": "rtx5090"}, "expected numbers of /dev/nvidiaN"),
+        ({"gpuAssignment": True}, "containers.phoenix.gpuAssignment"),
+        ({"gpuAssignment": None}, "expected exactly one of gpuAssignment"),
+        ({"gpus": ["big"]}, "expected exactly one of gpuAssignment"),
+        ({"gpuAssignment": None, "gpus": ["big", "big"]}, "big is there twice"),
+        ({"gpuAssignment": None, "gpus": ["huge"]}, "hosts.pve has no card huge; it has big, small"),
+        ({"host": "other"}, "containers.phoenix.host: no such host; there are pve"),
+        ({"ctid": 99}, "containers.phoenix.ctid"),
+        ({"method": "bind"}, "found 'bind'"),
+        ({"start": True, "power": "stopped"}, "contradict each other"),
+        ({"create": {"template": "debian", "disk": DISK}}, "expected a template's volume"),
+        ({"create": {"template": TEMPLATE, "disk": DISK}}, "hosts.pve.api is missing: containers.phoenix"),
+        ({"gpuAssignement": "0"}, "did you mean `gpuAssignment`?"),
+    ],
+)
+def test_a_mistake_in_the_settings_is_named(changes: dict[str, Any], said: str) -> None:
+    one = {"host": "pve", "ctid": 901, "gpuAssignment": "0,1"} | changes
+    with pytest.raises(HomelabError) as caught:
+        loaded(phoenix={key: value for key, value in one.items() if value is not None})
+    assert said in str(caught.value)
+
+
+def test_two_containers_may_share_a_card_but_not_an_id() -> None:
+    one = {"host": "pve", "ctid": 901, "gpuAssignment": "0"}
+    loaded(one=one, two=one | {"ctid": 902})
+    with pytest.raises(HomelabError, match="have the same id 901"):
+        loaded(one=one, two=one)
+
+
+def test_a_new_containers_parameters() -> None:
+    new = {
+        "template": TEMPLATE, "hostname": None, "disk": DISK, "cores": 4, "memory": 4096, "swap": 0, "bridge": "vmbr0",
+        "ip": "192.168.0.50/24", "gateway": "192.168.0.1", "nameserver": None, "unprivileged": True, "onboot": True,
+        "features": {"nesting": True, "keyctl": True, "fuse": False}, "ssh_keys": [KEY],
+    }  # fmt: skip
+    found = configuration("ai", new)
+    assert found["net0"] == "name=eth0,bridge=vmbr0,ip=192.168.0.50/24,gw=192.168.0.1"
+    assert found["features"] == "keyctl=1,nesting=1"
+    assert (found["rootfs"], found["hostname"], found["unprivileged"]) == ("local-lvm:8", "ai", "1")
+    assert found["ssh-public-keys"] == KEY
