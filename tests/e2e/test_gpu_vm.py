@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from doctor.__main__ import WELL
+from doctor.__main__ import main as doctor
 from tests.e2e.conftest import Stack
 
 SANDBOX = {"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}}
@@ -60,6 +62,8 @@ def test_a_running_vm_is_adopted_and_given_back(stack_on: Callable[..., Stack]) 
     assert conf(stack, 103) == before.replace("\nmachine", "\nhostpci0: mapping=rtx5090,pcie=1\nmachine")
     assert running(stack) == {103}
     assert with_card(stack) == {"0000:01:00.0": 103, "0000:01:00.1": 103}
+    file = ["--config-file", str(stack.folder / "Pulumi.lab.yaml")]
+    assert (doctor(["vm", "103", *file]), doctor(["host", *file])) == (WELL, WELL)
 
     mark = stack.lab.mark()
     again = stack.up()
