@@ -15,7 +15,7 @@ from pathlib import Path
 from doctor import container, reading, stack, vm
 from doctor import host as host_judge
 from doctor.devices import Cards
-from doctor.report import Report
+from doctor.report import Report, unreadable
 from host.errors import HomelabError
 
 WELL, FINDINGS, UNREADABLE = 0, 1, 2
@@ -74,7 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         report = diagnose(arguments)
     except HomelabError as error:
-        print(error, file=sys.stderr)
+        if arguments.json:
+            print(unreadable(arguments.kind, error))
+        else:
+            print(error, file=sys.stderr)
         return UNREADABLE
     print(report.json() if arguments.json else report.text())
     return WELL if report.well else FINDINGS

@@ -37,9 +37,7 @@ class Case:
     def method(self) -> str:
         """How a further device is best given: as those that are there, else by dev[n] where this Proxmox VE has it."""
         used = {row.entry.method for row in self.given if row.entry is not None}
-        if len(used) == 1:
-            return used.pop()
-        return "device" if has_devices(self.reading) else "mount-entry"
+        return "device" if used != {"mount-entry"} and has_devices(self.reading) else "mount-entry"
 
     @property
     def unknown(self) -> set[int]:

@@ -103,6 +103,12 @@ class Report:
         )
 
 
+def unreadable(kind: str, error: HomelabError) -> str:
+    """JSON in place of a report: why there is none."""
+    said = [{"wanted": one.wanted, "found": one.found, "why": one.why, "next": one.next} for one in Finding.of(error)]
+    return json.dumps({"version": VERSION, "kind": kind, "errors": said}, indent=2)
+
+
 def in_order(findings: Sequence[Finding]) -> list[str]:
     """Their next steps by stage, each once."""
     return list(dict.fromkeys(one.next for one in sorted(findings, key=lambda one: one.stage)))

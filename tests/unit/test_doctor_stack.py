@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,13 @@ def test_what_can_not_be_read_ends_with_2(tmp_path: Path, capsys: pytest.Capture
     assert main(["host", "--config-file", str(tmp_path / "x.yaml")]) == 2
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.startswith("wanted: a stack's configuration in ")
+
+
+def test_a_program_gets_the_reason_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["host", "--json", "--config-file", str(tmp_path / "x.yaml")]) == 2
+    value = json.loads(capsys.readouterr().out)
+    assert (value["version"], value["kind"]) == (1, "host")
+    assert value["errors"][0]["found"] == "No such file or directory"
 
 
 @pytest.mark.parametrize("words", [[], ["container"], ["container", "x"], ["host", "1"], ["vm", "1", "--like", "2"]])
