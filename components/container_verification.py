@@ -34,6 +34,7 @@ class ContainerVerificationProvider(HostProvider):
 
 async def _verified(host: Host, ctid: int, devices: dict[str, str]) -> dict[str, Any]:
     from doctor import container_report, reading
+    from doctor.devices import Cards
     from host import scripts, ssh
     from host.errors import HomelabError, UnreachableError
 
@@ -43,7 +44,8 @@ async def _verified(host: Host, ctid: int, devices: dict[str, str]) -> dict[str,
     except UnreachableError:
         raise
     except HomelabError as error:
-        table = container_report(await reading.read(host, [ctid]), ctid)
+        cards = Cards([int(number) for number in devices["MINORS"].split()], "the stack's configuration")
+        table = container_report(await reading.read(host, [ctid]), ctid, cards=cards)
         raise HomelabError(error.wanted, f"{error.found}\n{table}", error.why, error.next_step) from error
     # The last line: a login may print something of its own before.
     answer: dict[str, Any] = json.loads(text.strip().rpartition("\n")[2])

@@ -13,7 +13,7 @@ from doctor.devices import Cards
 from doctor.reading import Reading
 from host import gates
 from host.errors import HomelabError
-from settings import PROJECT, Host, Settings, load
+from settings import PROJECT, Host, Settings, assigned_numbers, load
 
 # In place of what Pulumi has encrypted and nothing here asks for.
 _ENCRYPTED = "encrypted"
@@ -102,19 +102,16 @@ def assignment(text: str, reading: Reading, place: str) -> list[int]:
     :param place: where the text stands, for the message.
     :raises HomelabError: it is something else.
     """
-    words = [word.strip() for word in text.split(",")]
-    if words == ["none"]:
-        return []
-    if words == ["all"]:
-        return list(reading.cards)
-    if not all(word.isascii() and word.isdigit() for word in words) or len(set(words)) != len(words):
+    try:
+        found = assigned_numbers(text)
+    except ValueError:
         raise HomelabError(
             f"cards in {place}: numbers such as 0,1, or all, or none",
             repr(text),
             "a number is N of the host's /dev/nvidiaN",
             f"the host has {', '.join(f'{n} ({address})' for n, address in reading.cards.items()) or 'none with a driver'}",
-        )
-    return [int(word) for word in words]
+        ) from None
+    return list(reading.cards) if found == "all" else found
 
 
 def _numbers_of(reading: Reading, host: Host, names: list[Any], place: str) -> list[int]:

@@ -80,7 +80,7 @@ def test_a_mistake_in_the_settings_is_named(tmp_path: Path) -> None:
         written(tmp_path, {"hosts": {"pve": host() | {"adress": "x"}}}).host(None)
 
 
-@pytest.mark.parametrize(("text", "numbers"), [("0", [0]), (" 1 , 0", [1, 0]), ("all", [0]), ("none", [])])
+@pytest.mark.parametrize(("text", "numbers"), [("0", [0]), (" 1 , 0", [0, 1]), ("all", [0]), ("none", [])])
 def test_an_assignment_of_cards(text: str, numbers: list[int]) -> None:
     assert stack.assignment(text, reading(), "--gpus") == numbers
 
