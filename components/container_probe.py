@@ -13,24 +13,26 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
-from components.provider import HostProvider
+from components.provider import HostProvider, stopped_by_us
 
 if TYPE_CHECKING:
     from host.facts import HostFacts
     from settings import Container
 
-OUTPUTS = ("minors", "functions", "guest_name", "generation", "stale")
+OUTPUTS = ("minors", "functions", "guest_name", "resume", "generation", "stale")
 
 
 class ContainerProbeProvider(HostProvider):
     """See the module. Inputs: host, node, container (its name in the settings), ctid, wanted, gpus (as HostProbe has them), boot, instance."""
 
     def create(self, props: dict[str, Any]) -> CreateResult:
-        return CreateResult(str(int(props["ctid"])), {**props, **self._planned(props), "generation": 0, "stale": False})
+        return CreateResult(
+            str(int(props["ctid"])), {**props, **self._planned(props, None), "generation": 0, "stale": False}
+        )
 
     def update(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
         return UpdateResult(
-            {**news, **self._planned(news), "generation": int(olds["generation"]), "stale": False},
+            {**news, **self._planned(news, olds.get("boot")), "generation": int(olds["generation"]), "stale": False},
         )
 
     def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
@@ -67,7 +69,8 @@ class ContainerProbeProvider(HostProvider):
     def _settings(self, props: dict[str, Any]) -> Container | None:
         return self.containers(props).get(props["container"])
 
-    def _planned(self, props: dict[str, Any]) -> dict[str, Any]:
+    def _planned(self, props: dict[str, Any], boot: dict[str, Any] | None) -> dict[str, Any]:
+        """``boot``: the last one that this container was planned under."""
         from host import container_plan, ssh
         from host.errors import HomelabError, raise_all
 
@@ -88,6 +91,7 @@ class ContainerProbeProvider(HostProvider):
         return {
             "minors": minors,
             "functions": container_plan.functions([found.slots[number] for number in minors], facts),
+            "resume": props["wanted"]["power"] == "keep" and stopped_by_us(int(props["ctid"]), props["boot"], boot),
             "guest_name": config.values.get("hostname", props["container"]) if config else props["container"],
         }
 
@@ -113,12 +117,13 @@ def _drift(facts: HostFacts, props: dict[str, Any]) -> list[str]:
 
 class ContainerProbe(Resource, module="homelab", name="ContainerProbe"):
     """The dynamic resource. Outputs: ``minors`` (numbers of /dev/nvidiaN), ``functions`` (addresses of the cards' display
-    functions), ``guest_name``, ``generation`` (how often it drifted).
+    functions), ``guest_name``, ``resume`` (did a reboot of ours stop it?), ``generation`` (how often it drifted).
     """
 
     minors: pulumi.Output[list[int]]
     functions: pulumi.Output[list[str]]
     guest_name: pulumi.Output[str]
+    resume: pulumi.Output[bool]
     generation: pulumi.Output[int]
 
     def __init__(self, name: str, inputs: dict[str, Any], opts: pulumi.ResourceOptions | None = None) -> None:

@@ -65,7 +65,7 @@ class GpuLxc(pulumi.ComponentResource):
                     "power": container.wanted_power,
                 },
                 "gpus": probe.gpus,
-                "boot": boot.host.apply(lambda found: found["bootId"]),
+                "boot": boot.boot,
                 "instance": instance,
             },
             pulumi.ResourceOptions(parent=self, depends_on=depends_on),
@@ -83,13 +83,16 @@ class GpuLxc(pulumi.ComponentResource):
                 )
             ),
             pulumi.ResourceOptions(parent=self, depends_on=[wanted]),
+            identity=[container.host, str(container.ctid)],
         )
         # An act on what the configuration has become: a change there replaces it, and what is behind it.
         restart = remote.script(
             f"{name}-restart",
             host,
-            devices.apply(
-                lambda found: scripts.container_restart(container.ctid, found, shutdown, container.wanted_power)
+            pulumi.Output.all(devices, wanted.resume).apply(
+                lambda found: scripts.container_restart(
+                    container.ctid, found[0], shutdown, "running" if found[1] else container.wanted_power
+                )
             ),
             pulumi.ResourceOptions(parent=self, depends_on=[conf]),
             undone=False,

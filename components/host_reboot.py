@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from host.facts import HostFacts
     from settings import Host
 
-# A running VM in what reboot_host.sh answers: `VM 103 (Sandbox), container 901 (ai-lab)`. Names hold no brackets.
-_VM = re.compile(r"VM (\d+) \(")
+# A running guest in what reboot_host.sh answers: `VM 103 (Sandbox), container 901 (ai-lab)`. Names hold no brackets.
+_GUEST = re.compile(r"(?:VM|container) (\d+) \(")
 
 OUTPUTS = ("kernel", "boot_id", "iommu", "devices", "boot")
 
@@ -43,7 +43,7 @@ class BootVerificationProvider(HostProvider):
         print(
             f"{props['host']}: verified: kernel {facts.kernel}, {facts.iommu.groups} IOMMU groups, {_bound(facts, props)} on vfio-pci"
         )
-        stopped = _VM.findall(reboot["guests"]) if reboot["reboot"] == "yes" else []
+        stopped = _GUEST.findall(reboot["guests"]) if reboot["reboot"] == "yes" else []
         boot = {"id": facts.boot_id, "stopped": [int(vmid) for vmid in stopped], "at": int(time.time())}
         return CreateResult(props["host"], {**props, **_outputs(facts, props), "boot": boot})
 
@@ -110,7 +110,7 @@ def _outputs(facts: HostFacts, props: dict[str, Any]) -> dict[str, Any]:
 
 class BootVerification(Resource, module="homelab", name="BootVerification"):
     """The dynamic resource. Outputs: ``kernel``, ``boot_id``, ``iommu`` (groups, kernelLog), ``devices`` (address -> id, driver, group),
-    ``boot`` (id; the VMs that our reboot stopped; when, in seconds since 1970).
+    ``boot`` (id; the guests that our reboot stopped; when, in seconds since 1970).
     """
 
     kernel: pulumi.Output[str]

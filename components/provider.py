@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +18,21 @@ if TYPE_CHECKING:
 # refreshed at the same time, in threads.
 _READINGS: dict[str, HostFacts] = {}
 _READING = threading.Lock()
+
+
+# How long after a reboot of ours a guest that it stopped is started again; later, that it is off is somebody's wish.
+REBOOT_SECONDS = 3600
+
+
+def stopped_by_us(vmid: int, boot: dict[str, Any], known: dict[str, Any] | None) -> bool:
+    """Has a reboot of ours stopped the guest, just now?
+
+    :param boot: of the host: the guests that a reboot of ours ``stopped``, and when (``at``; BootVerification).
+    :param known: the same when the guest was last seen to; None: never.
+    """
+    if known == boot:
+        return False
+    return vmid in [int(stopped) for stopped in boot["stopped"]] and time.time() - boot["at"] < REBOOT_SECONDS
 
 
 class HostProvider(ResourceProvider):

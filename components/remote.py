@@ -57,14 +57,19 @@ def script(
     *,
     undone: bool = True,
     triggers: Sequence[pulumi.Input[object]] | None = None,
+    identity: Sequence[str] = (),
 ) -> remote.Command:
     """``stdin`` run as ``bash -s -- apply`` on create and update, and, when ``undone``, as ``bash -s -- revert`` on destroy.
 
     :param triggers: their change replaces the resource. Never together with ``undone``: Pulumi creates the new one first and
         deletes the old one then, so that the undo would run after the redo.
+    :param identity: what the script is about, such as a container's id: a change undoes the old one first, where it was, and then
+        makes the new one.
     """
     if undone and triggers is not None:
         raise ValueError(f"{name}: a script that is undone can't have triggers")
+    if identity and triggers is not None:
+        raise ValueError(f"{name}: identity is for a script that is undone, triggers are for an act")
     arguments, ignored = connection(host)
     return remote.Command(
         name,
@@ -72,9 +77,11 @@ def script(
         create=scripts.command("apply", host.ssh.user),
         delete=scripts.command("revert", host.ssh.user) if undone else None,
         stdin=stdin,
-        triggers=None if triggers is None else list(triggers),
+        triggers=list(triggers) if triggers is not None else list(identity) or None,
         # sshd accepts no variables by default, and an error shows what went to stdout and stderr anyway.
         add_previous_output_in_env=False,
         logging=remote.Logging.NONE,
-        opts=pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(ignore_changes=ignored)),
+        opts=pulumi.ResourceOptions.merge(
+            opts, pulumi.ResourceOptions(ignore_changes=ignored, delete_before_replace=bool(identity) or None)
+        ),
     )

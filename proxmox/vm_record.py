@@ -8,20 +8,18 @@ that is gone. `delete` gives back every key that still is as we set it, with a s
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, Any
 
 import pulumi
 from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
+from components.provider import stopped_by_us
 from proxmox.provider import ApiProvider, policy
 
 if TYPE_CHECKING:
     from proxmox.vm_config import Record, Wish
 
 OUTPUTS = ("record", "restore", "running", "generation", "drift", "guest_name")
-# How long after a reboot of ours a VM that it stopped is started again; later, that it is off is somebody's wish.
-REBOOT_SECONDS = 3600
 
 
 class VmRecordProvider(ApiProvider):
@@ -99,7 +97,7 @@ class VmRecordProvider(ApiProvider):
                 for key, entry in {**restore, **given_back}.items()
                 if key not in made and same(key, config.get(key), entry["ours"])
             },
-            "running": running or _stopped_by_us(props, olds),
+            "running": running or stopped_by_us(int(props["vmid"]), props["boot"], olds and olds.get("boot")),
             "generation": generation,
             "drift": [],
             "guest_name": config.get("name", props["vm"]),
@@ -133,13 +131,6 @@ def wish_of(props: dict[str, Any], *, may_replace_raw: bool) -> Wish:
         props["shared_onboot"],
         may_replace_raw,
     )
-
-
-def _stopped_by_us(props: dict[str, Any], olds: dict[str, Any] | None) -> bool:
-    boot = props["boot"]
-    if olds is not None and olds.get("boot") == boot:
-        return False
-    return int(props["vmid"]) in [int(vmid) for vmid in boot["stopped"]] and time.time() - boot["at"] < REBOOT_SECONDS
 
 
 class VmRecord(Resource, module="homelab", name="VmRecord"):

@@ -331,11 +331,23 @@ note() {
 }
 noted() { [[ ! -r $ROOT$(record_dir)/$1 ]] || cat "$ROOT$(record_dir)/$1"; }
 
+# wait_for_guests - until those that start with the host have been started: one that starts while its configuration is written would
+# run with what was before, and nobody would know.
+wait_for_guests() {
+  local waited=0
+  while [[ $(systemctl is-active pve-guests.service 2>/dev/null) == activating ]] && ((waited < 300)); do
+    ((waited > 0)) || log "waiting for the guests that start with the host"
+    sleep 1
+    waited=$((waited + 1))
+  done
+}
+
 # set_up - brings the configuration to what METHOD, MINORS and FUNCTIONS say. It is written whole, under the digest of what was read:
 # whatever somebody else has written meanwhile is read anew. Sets CHANGED.
 set_up() {
   local tries=0
   need_container
+  wait_for_guests
   find_devices
   look_up
   need_devices

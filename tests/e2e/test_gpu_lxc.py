@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.e2e.conftest import Stack
+from tests.e2e.test_kill import wait_for_resource
 
 PHOENIX = {"phoenix": {"ctid": 901, "gpuAssignment": "0,1"}}
 # Without a card for a VM the host needs no IOMMU, and so no reboot.
@@ -205,6 +206,18 @@ def test_the_working_container_is_recognised_and_left_as_it_is(stack_on: Callabl
     assert (conf(stack, 950), power(stack, 950, mark)) == (before, [])
 
 
+def test_another_container_gets_them_and_the_first_is_given_back(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("containers-pve8", containers={"ai": {"ctid": 211, "gpuAssignment": "0"}}, **NO_REBOOT)
+    stock = conf(stack, 211)
+    stack.up()
+    assert conf(stack, 211) != stock
+    containers(stack)["ai"]["ctid"] = 210
+    stack.up()
+    assert conf(stack, 211) == stock
+    assert not opens(stack, 211, "/dev/nvidia0")
+    assert opens(stack, 210, "/dev/nvidia0", NOBODY)
+
+
 def test_one_of_two_identical_cards_to_a_vm_the_other_to_containers_in_one_run(stack_on: Callable[..., Stack]) -> None:
     cards = {
         "vm": {"match": "10de:2204", "address": "1d:00"},
@@ -216,12 +229,29 @@ def test_one_of_two_identical_cards_to_a_vm_the_other_to_containers_in_one_run(s
         vms={"sandbox": {"vmid": 103, "gpus": ["vm"]}},
         containers={"ollama": {"ctid": 201, "gpus": ["shared"]}, "transcode": {"ctid": 202, "gpuAssignment": "0"}},
     )
+    stack.lab.run("pct set 201 --onboot 0")
     stack.up()
     assert stack.drivers()["0000:1d:00.0"] == "vfio-pci"
     assert stack.drivers()["0000:1e:00.0"] == "nvidia"
-    assert opens(stack, 201, "/dev/nvidia0", NOBODY)
+    assert opens(stack, 201, "/dev/nvidia0", NOBODY)  # it runs again, though our reboot stopped it
     assert opens(stack, 201, "/dev/nvidia-uvm", NOBODY)
+    stack.lab.run("pct set 201 --onboot 1")
     assert "dev0: /dev/nvidia0,mode=0666" in conf(stack, 202)
     stack.lab.reboot()  # nothing but the service makes the nodes on this host
     assert opens(stack, 201, "/dev/nvidia-uvm", NOBODY)
     assert stack.up("--refresh").changed == set()
+
+
+def test_a_run_that_was_killed_before_the_restart_is_finished_by_the_next(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("phoenix", gpus=CARDS, containers=PHOENIX, **NO_REBOOT)
+    before = conf(stack, 901)
+    process = stack.start("up", "--yes", "--skip-preview")
+    wait_for_resource(stack, "phoenix-conf")
+    stack.kill(process)
+    stack.lab.wait_idle()
+    assert stack.run("cancel", "--yes").code == 0
+    stack.up()
+    for path in ("/dev/nvidia0", "/dev/nvidia1", "/dev/nvidia-uvm"):
+        assert opens(stack, 901, path, NOBODY)
+    stack.destroy()
+    assert conf(stack, 901) == before
