@@ -22,7 +22,6 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 from pydantic import (  # noqa: E402
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
@@ -31,6 +30,7 @@ from pydantic import (  # noqa: E402
 )
 
 from host.errors import HomelabError  # noqa: E402
+from nvidia.model import Model  # noqa: E402
 
 PROJECT = Path(__file__).resolve().parent
 
@@ -89,17 +89,7 @@ Slot = Annotated[str, AfterValidator(_slot)]
 Function = Annotated[str, AfterValidator(_function)]
 
 
-def _camel(name: str) -> str:
-    head, *rest = name.split("_")
-    return head + "".join(word.capitalize() for word in rest)
-
-
-class _Model(BaseModel):
-    # Names in YAML are camelCase, as everywhere in Pulumi.
-    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=_camel, strict=True)
-
-
-class Ssh(_Model):
+class Ssh(Model):
     """How a host is reached: exactly one of ``privateKeyFile``, ``privateKey``, ``password`` and ``agent``; its host key, pinned."""
 
     user: str = "root"
@@ -184,7 +174,7 @@ def _path(text: str) -> Path:
     return path if path.is_absolute() else PROJECT / path
 
 
-class Api(_Model):
+class Api(Model):
     """How the Proxmox VE API is reached: by ``token`` and ``tokenSecret``, or by ``user`` and ``password`` (raw devices, ROM files:
     root@pam alone). Its certificate is checked by exactly one of ``caFile`` (a copy of the host's /etc/pve/pve-root-ca.pem),
     ``fingerprint`` (SHA-256, as `pvenode cert info` shows it) and ``publicCa`` (a certificate that this machine trusts anyway).
@@ -258,14 +248,14 @@ class Api(_Model):
         return path
 
 
-class Iommu(_Model):
+class Iommu(Model):
     """``enable``: put amd_iommu=on or intel_iommu=on on the command line; ``passthrough``: iommu=pt (host devices bypass it)."""
 
     enable: bool = True
     passthrough: bool = True
 
 
-class Gpu(_Model):
+class Gpu(Model):
     """A card, by what it is (``match``), where it is (``address``), or both; and who gets it (``use``).
 
     ``allow…`` opens one gate each: group members that may go along, the firmware's console, containers that lose the card.
@@ -303,7 +293,7 @@ class Gpu(_Model):
         return self
 
 
-class Timeouts(_Model):
+class Timeouts(Model):
     """Seconds. ``connect``: for a connection; ``api``: until the API answers; ``reboot``: until a rebooting host answers again;
     ``rollback``: after its start, until an unconfirmed boot is undone.
     """
@@ -314,7 +304,7 @@ class Timeouts(_Model):
     rollback: Annotated[int, Field(ge=1)] = 600
 
 
-class Host(_Model):
+class Host(Model):
     """One Proxmox VE node. ``takeOver``: bind with this program's means what somebody else's configuration binds already.
 
     ``node``: its name in Proxmox VE, by default the name it has here. ``api`` is needed where cards go to VMs.
@@ -377,7 +367,7 @@ class Host(_Model):
         return self
 
 
-class VmGpu(_Model):
+class VmGpu(Model):
     """A card in a VM, as one hostpci option; just a name in the settings where nothing else is said.
 
     ``byAddress``: the raw form, without a mapping. It and ``romfile`` (a file in the host's /usr/share/kvm) take root@pam.
@@ -403,7 +393,7 @@ class VmGpu(_Model):
         return value
 
 
-class Shutdown(_Model):
+class Shutdown(Model):
     """How a guest is shut down for a change that needs it off: ``timeout`` in seconds, then ``fail`` or ``stop`` (as by its power switch)."""
 
     timeout: Annotated[int, Field(ge=1)] = 180
@@ -428,7 +418,7 @@ def _public_keys(value: list[str]) -> list[str]:
     return value
 
 
-class CloudInit(_Model):
+class CloudInit(Model):
     """What cloud-init makes of an image: a user with SSH keys; ``ip``: `dhcp` or an address with its prefix (192.168.0.50/24)."""
 
     user: str | None = None
@@ -442,14 +432,14 @@ class CloudInit(_Model):
     _keys = field_validator("ssh_keys")(_public_keys)
 
 
-class Disk(_Model):
+class Disk(Model):
     """The system disk: on which ``storage``, of how many GiB."""
 
     storage: str
     size: Annotated[int, Field(ge=1)]
 
 
-class NewVm(_Model):
+class NewVm(Model):
     """A VM that is created: from a cloud ``image`` (a volume such as local:import/noble.qcow2), as a full clone of a ``template``
     (its VM id), or with an empty disk and ``isos``. Memory in MiB. ``options``: further keys of its configuration, as `qm set`
     takes them. A ``protect``ed VM is never deleted.
@@ -491,7 +481,7 @@ class NewVm(_Model):
         return self
 
 
-class Vm(_Model):
+class Vm(Model):
     """A VM that gets cards: adopted by its ``vmid`` as it is, or made from ``create``.
 
     ``power``: keep (as it is found; the default for an adopted VM), running (the default for a created one), stopped. ``machine``:
@@ -528,7 +518,7 @@ class Vm(_Model):
         return self
 
 
-class Features(_Model):
+class Features(Model):
     """What a container may besides: ``nesting`` anybody can set; the others root@pam alone, no token."""
 
     nesting: bool = True
@@ -541,7 +531,7 @@ class Features(_Model):
         return self.keyctl or self.fuse
 
 
-class NewContainer(_Model):
+class NewContainer(Model):
     """A container that is created from a ``template`` (a volume such as local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst).
 
     Memory and swap in MiB; ``ip``: `dhcp` or an address with its prefix. A ``protect``ed container is never deleted.
@@ -582,7 +572,7 @@ class NewContainer(_Model):
         return value
 
 
-class Container(_Model):
+class Container(Model):
     """A container that shares cards with the host's driver: adopted by its ``ctid`` as it is, or made from ``create``.
 
     Which cards: ``gpuAssignment``, numbers of the driver (/dev/nvidiaN), `all` or `none`; or ``gpus``, names of the host's cards
@@ -647,7 +637,7 @@ def assigned_numbers(text: str) -> list[int] | Literal["all"]:
     return found
 
 
-class Settings(_Model):
+class Settings(Model):
     """All of `homelab:`. ``plan``: whether a preview reads the host (auto: when something would change and it is in reach)."""
 
     hosts: dict[Name, Host]
