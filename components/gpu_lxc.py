@@ -83,6 +83,7 @@ class GpuLxc(pulumi.ComponentResource):
             ),
             pulumi.ResourceOptions(parent=self, depends_on=[wanted]),
             identity=[container.host, str(container.ctid)],
+            told=True,
         )
         # An act on what the configuration has become: a change there replaces it, and what is behind it.
         restart = remote.script(
@@ -96,6 +97,7 @@ class GpuLxc(pulumi.ComponentResource):
             pulumi.ResourceOptions(parent=self, depends_on=[conf]),
             undone=False,
             triggers=[conf.stdout, wanted.generation, instance],
+            told=True,
         )
         verification = remote.script(
             f"{name}-verification",
@@ -104,6 +106,7 @@ class GpuLxc(pulumi.ComponentResource):
             pulumi.ResourceOptions(parent=self, depends_on=[restart]),
             undone=False,
             triggers=[restart.id, restart.stdout],
+            told=True,
         )
         self.in_force = restart.id
         self.container = pulumi.Output.all(
