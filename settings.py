@@ -304,9 +304,12 @@ class Gpu(_Model):
 
 
 class Timeouts(_Model):
-    """Seconds. ``reboot``: until a rebooting host answers again; ``rollback``: after its start, until an unconfirmed boot is undone."""
+    """Seconds. ``connect``: for a connection; ``api``: until the API answers; ``reboot``: until a rebooting host answers again;
+    ``rollback``: after its start, until an unconfirmed boot is undone.
+    """
 
     connect: Annotated[int, Field(ge=1)] = 15
+    api: Annotated[int, Field(ge=1)] = 60
     reboot: Annotated[int, Field(ge=1)] = 600
     rollback: Annotated[int, Field(ge=1)] = 600
 
@@ -603,13 +606,13 @@ class Container(_Model):
         if isinstance(value, int) and not isinstance(value, bool):
             value = str(value)  # YAML takes a 0 without quotation marks for a number
         if isinstance(value, str):
-            _numbers(value)
+            assigned_numbers(value)
         return value
 
     @property
     def numbers(self) -> list[int] | Literal["all"] | None:
         """The driver's numbers of the assigned cards, ascending; `all`; None where cards are named instead."""
-        return None if self.gpu_assignment is None else _numbers(self.gpu_assignment)
+        return None if self.gpu_assignment is None else assigned_numbers(self.gpu_assignment)
 
     @property
     def wanted_power(self) -> str:
@@ -629,7 +632,7 @@ class Container(_Model):
         return self
 
 
-def _numbers(text: str) -> list[int] | Literal["all"]:
+def assigned_numbers(text: str) -> list[int] | Literal["all"]:
     """`0,1` as [0, 1]; `none` as []; `all`. Raises ValueError: it is none of these, or names a card twice."""
     plain = text.strip().lower()
     if plain == "all":

@@ -14,6 +14,7 @@ import pulumi
 
 from components import remote
 from components.container_probe import ContainerProbe
+from components.container_verification import ContainerVerification
 from components.host_probe import HostProbe
 from components.host_reboot import HostReboot
 from host import scripts
@@ -99,18 +100,23 @@ class GpuLxc(pulumi.ComponentResource):
             triggers=[conf.stdout, wanted.generation, instance],
             told=True,
         )
-        verification = remote.script(
+        verification = ContainerVerification(
             f"{name}-verification",
-            host,
-            devices.apply(lambda found: scripts.container_verification(container.ctid, found)),
+            {
+                "host": container.host,
+                "ctid": container.ctid,
+                "devices": devices,
+                "after": pulumi.Output.all(restart.id, restart.stdout),
+            },
             pulumi.ResourceOptions(parent=self, depends_on=[restart]),
-            undone=False,
-            triggers=[restart.id, restart.stdout],
-            told=True,
         )
         self.in_force = restart.id
         self.container = pulumi.Output.all(
-            name=wanted.guest_name, minors=wanted.minors, conf=conf.stdout, seen=verification.stdout
+            name=wanted.guest_name,
+            minors=wanted.minors,
+            conf=conf.stdout,
+            state=verification.state,
+            nodes=verification.nodes,
         ).apply(lambda found: _output(container, node, found))
         self.register_outputs({"container": self.container, "in_force": self.in_force})
 
@@ -157,9 +163,9 @@ def _output(container: Container, node: str, found: dict[str, Any]) -> dict[str,
         "node": node,
         "ctid": container.ctid,
         "name": found["name"],
-        "state": answer(found["seen"])["state"],
+        "state": found["state"],
         "gpus": [int(minor) for minor in found["minors"]],
-        "nodes": answer(found["seen"])["nodes"],
+        "nodes": found["nodes"],
         "method": {"dev": "device", "mount": "mount-entry"}[ways.pop()]
         if len(ways) == 1
         else "mixed"

@@ -169,20 +169,27 @@ class Guests(_Fact):
                 )
         return users
 
+    @property
+    def mapping_entries(self) -> dict[str, list[dict[str, str]]]:
+        """PCI mapping's id -> its entries, one a device and node (section configuration: PVE::SectionConfig)."""
+        found: dict[str, list[dict[str, str]]] = {}
+        entries: list[dict[str, str]] = []
+        for line in self.mappings.splitlines():
+            key, _, value = line.strip().partition(" ")
+            if key and not line[:1].isspace():
+                entries = found.setdefault(key, [])
+            elif key == "map":
+                entries.append(parse_properties("map", value))
+        return found
+
     def _slots(self, option: dict[str, str], node: str) -> set[str]:
         """The slots that a hostpci option may get."""
         if "mapping" not in option:
             return {slot_of(part) for part in option.get("host", "").split(";") if part}
         slots: set[str] = set()
-        mapping = ""
-        for line in self.mappings.splitlines():
-            key, _, value = line.strip().partition(" ")
-            if not line[:1].isspace():
-                mapping = key
-            elif mapping == option["mapping"] and key == "map":
-                entry = parse_properties("map", value)
-                if entry.get("node") == node:
-                    slots |= {slot_of(part) for part in entry.get("path", "").split(";") if part}
+        for entry in self.mapping_entries.get(option["mapping"], []):
+            if entry.get("node") == node:
+                slots |= {slot_of(part) for part in entry.get("path", "").split(";") if part}
         return slots
 
 

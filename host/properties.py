@@ -5,7 +5,14 @@ from __future__ import annotations
 import re
 
 # The key that a value without one is for, by option (PVE::JSONSchema, `default_key`).
-_DEFAULT_KEYS = (("hostpci", "host"), ("machine", "type"), ("agent", "enabled"), ("memory", "current"), ("vga", "type"))
+_DEFAULT_KEYS = (
+    ("hostpci", "host"),
+    ("machine", "type"),
+    ("agent", "enabled"),
+    ("memory", "current"),
+    ("vga", "type"),
+    ("dev", "path"),
+)
 _NUMBERED = re.compile(r"\d+$")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +180,8 @@ def _shutdown(policy: Mapping[str, Any]) -> dict[str, str]:
 def confirm_boot() -> str:
     """Standard input of confirm_boot.sh."""
     return compose("confirm_boot.sh")
+
+
+def diagnose(containers: Sequence[int] = ()) -> str:
+    """Standard input of diagnose.sh, with the verb ``diagnose``; ``containers``: ids of those to look into, should they be there."""
+    return compose("diagnose.sh", IDS=" ".join(str(ctid) for ctid in containers), INSIDE=file("inspect_inside.sh"))

@@ -18,8 +18,6 @@ from settings import Host
 if TYPE_CHECKING:
     from proxmoxer.core import ProxmoxResource, ResourceException
 
-# How long one answer may take. A node whose storage hangs answers late, but not never.
-ANSWER_SECONDS = 60
 # A read is asked again when the proxy in front of the node failed (pveproxy's own codes: connection, TLS, reading).
 RETRIED = (595, 596, 597, 599)
 READ_TRIES = 3
@@ -143,7 +141,8 @@ def _connected(host: Host) -> ProxmoxResource:
     assert host.api is not None, "the settings are checked for it"
     secret = host.api.token_secret or host.api.password
     with _LOCK:
-        return _connection(host.address, host.api.model_dump_json(), secret and secret.get_secret_value(), _Key(host))
+        settings = host.model_dump_json(include={"address", "api", "timeouts"})
+        return _connection(settings, secret and secret.get_secret_value(), _Key(host))
 
 
 class _Key:
@@ -160,12 +159,12 @@ class _Key:
 
 
 @functools.cache
-def _connection(address: str, _api: str, secret: str | None, key: _Key) -> ProxmoxResource:
+def _connection(_settings: str, secret: str | None, key: _Key) -> ProxmoxResource:
     import requests
     from proxmoxer.backends.https import JsonSerializer, ProxmoxHTTPApiTokenAuth, ProxmoxHttpSession
     from proxmoxer.core import ProxmoxResource
 
-    api = key.host.api
+    host, api = key.host, key.host.api
     assert api is not None
     # Not proxmoxer.ProxmoxAPI: that logs in outside of its session, where no fingerprint could be compared.
     session = ProxmoxHttpSession()
@@ -174,8 +173,8 @@ def _connection(address: str, _api: str, secret: str | None, key: _Key) -> Proxm
     # Not from the environment: a proxy is not on the way to a host of one's own network, and .netrc knows nothing of it.
     session.trust_env = False
     verify: str | bool = str(api.ca_path) if api.ca_path else api.fingerprint is None
-    about: dict[str, Any] = {"verify_ssl": verify, "timeout": ANSWER_SECONDS}
-    shown = f"[{address}]" if ":" in address else address
+    about: dict[str, Any] = {"verify_ssl": verify, "timeout": (host.timeouts.connect, host.timeouts.api)}
+    shown = f"[{host.address}]" if ":" in host.address else host.address
     base = f"https://{shown}:{api.port}/api2/json"
     try:
         if api.token:

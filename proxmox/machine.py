@@ -20,7 +20,7 @@ from proxmox.vm_config import Change, strings
 PRESS_SECONDS = 60
 # How long a task may take beside what it waits for: a busy node, a start with a card that has to be reset.
 TASK_SECONDS = 300
-# How long to look for the effect of a start whose answer was lost.
+# How long to look for the effect of a start that no task can be waited for.
 LOST_SECONDS = 30
 
 # From a VM's present configuration to what is to be written.
@@ -185,7 +185,7 @@ class Machine:
             # Somebody else was faster, or the answer was lost.
             if "already running" not in error.reason and not (isinstance(error, UnansweredError) and self._comes_up()):
                 raise
-        if not self.running():
+        if not self._comes_up():
             raise ApiError(
                 wanted,
                 "its task ended well, and it doesn't run",
@@ -196,9 +196,11 @@ class Machine:
             )
 
     def _comes_up(self) -> bool:
-        """Has a start that wasn't answered been begun all the same? Its task has no number to ask for."""
-        deadline = time.monotonic() + LOST_SECONDS
-        while not self.running():
+        """Does it run, within a while? There may be no task to wait for: the answer was lost, or the HA manager does it."""
+        return self._becomes(running=True, deadline=time.monotonic() + LOST_SECONDS)
+
+    def _becomes(self, *, running: bool, deadline: float) -> bool:
+        while self.running() is not running:
             if time.monotonic() > deadline:
                 return False
             time.sleep(1)
@@ -216,10 +218,8 @@ class Machine:
             left = max(1, round(deadline - time.monotonic()))
             last = left <= PRESS_SECONDS
             force = {"forceStop": 1} if last and policy.otherwise == "stop" else {}
+            upid = self._api.post(f"{self._path}/status/shutdown", wanted, timeout=min(left, PRESS_SECONDS), **force)
             try:
-                upid = self._api.post(
-                    f"{self._path}/status/shutdown", wanted, timeout=min(left, PRESS_SECONDS), **force
-                )
                 self._api.task(upid, wanted, left + TASK_SECONDS, self.say)
             except ApiError as error:
                 if not self.running():
@@ -227,6 +227,9 @@ class Machine:
                 if last or isinstance(error, UnansweredError):
                     raise _still_on(self, policy, error) from error
             else:
+                # A VM under HA goes off after its task has ended.
+                if not self._becomes(running=False, deadline=deadline):
+                    raise _still_on(self, policy, ApiError(wanted, "its task ended well", "", "", 500, "still running"))
                 return
 
     def stop(self) -> None:

@@ -29,8 +29,8 @@ class VmRecordProvider(ApiProvider):
         return CreateResult(str(int(props["vmid"])), {**props, **self._planned(props, {}, {}, 0)})
 
     def update(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
-        record = olds["record"] if olds.get("instance") == news.get("instance") else {}
-        restore = olds["restore"] if record else {}
+        same = olds.get("instance") == news.get("instance")
+        record, restore = (olds["record"], olds["restore"]) if same else ({}, {})
         return UpdateResult({**news, **self._planned(news, record, restore, int(olds["generation"]) + 1, olds)})
 
     def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
@@ -74,6 +74,7 @@ class VmRecordProvider(ApiProvider):
     ) -> dict[str, Any]:
         from host import ssh
         from host.errors import raise_all
+        from host.properties import same
         from proxmox.vm_config import check, recorded
 
         machine = self.machine(props)
@@ -90,8 +91,12 @@ class VmRecordProvider(ApiProvider):
         running = int(props["vmid"]) in guests.running_vms
         return {
             "record": made,
-            # What an earlier update was to give back, and was interrupted, still is.
-            "restore": {key: entry for key, entry in {**restore, **given_back}.items() if key not in made},
+            # What an earlier update was to give back, and was interrupted, still is; what is no longer ours has been.
+            "restore": {
+                key: entry
+                for key, entry in {**restore, **given_back}.items()
+                if key not in made and same(key, config.get(key), entry["ours"])
+            },
             "running": running or stopped_by_us(int(props["vmid"]), props["boot"], olds and olds.get("boot")),
             "generation": generation,
             "drift": [],

@@ -21,7 +21,6 @@ apply() {
     for path in "${DEVICES[@]}"; do
       [[ -z ${PROVIDED[$path]:-} ]] || judge "$path"
     done
-    [[ ${#opened[@]} == 0 ]] || log "opened in container $CTID, by root and by an ordinary user: ${opened[*]}"
     ((${#problems[@]} == 0)) || die "devices that can be opened in container $CTID, by root and by an ordinary user" \
       "$(printf '%s\n' "${problems[@]}")" "what uses the card inside would fail" \
       "compare with \`pct config $CTID\`; was it changed by hand since its last start? then: \`pct reboot $CTID\`"

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from doctor.__main__ import WELL
+from doctor.__main__ import main as doctor
 from tests.e2e.conftest import Stack
 
 SANDBOX = {"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}}
@@ -60,6 +62,8 @@ def test_a_running_vm_is_adopted_and_given_back(stack_on: Callable[..., Stack]) 
     assert conf(stack, 103) == before.replace("\nmachine", "\nhostpci0: mapping=rtx5090,pcie=1\nmachine")
     assert running(stack) == {103}
     assert with_card(stack) == {"0000:01:00.0": 103, "0000:01:00.1": 103}
+    file = ["--config-file", str(stack.folder / "Pulumi.lab.yaml")]
+    assert (doctor(["vm", "103", *file]), doctor(["host", *file])) == (WELL, WELL)
 
     mark = stack.lab.mark()
     again = stack.up()
@@ -307,3 +311,15 @@ def test_a_small_vm_proves_the_card_before_a_vm_gets_it(stack_on: Callable[..., 
     stack.host["iommu"] = {"passthrough": False}
     assert "pve-rtx5090-test-vm" not in stack.up().changed
     assert with_card(stack)["0000:01:00.0"] == 103
+
+
+def test_a_vm_that_is_to_run_or_to_be_off_is_so_again_after_a_refresh(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("bound-by-hand", vms={"sandbox": {"vmid": 103, "gpus": ["rtx5090"], "power": "running"}})
+    stack.up()
+    stack.lab.run("qm shutdown 103")
+    assert "drift: VM 103 is stopped instead of running" in stack.up("--refresh").output
+    assert running(stack) == {103}
+    vms(stack)["sandbox"]["power"] = "stopped"
+    stack.up()
+    assert running(stack) == set()
+    assert stack.output()["vms"]["sandbox"]["state"] == "stopped"

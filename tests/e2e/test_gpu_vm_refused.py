@@ -133,6 +133,18 @@ def test_it_is_said_and_the_vm_is_as_it_was(bound: Stack, name: str) -> None:
     assert "mapping=rtx5090,pcie=1" in conf(bound, 103)
 
 
+def test_an_api_that_answers_too_late_is_named(bound: Stack) -> None:
+    before = conf(bound, 103)
+    bound.lab.fault("api-seconds", 3)
+    bound.host["timeouts"] |= {"api": 1}
+    bound.config["homelab:vms"] = {"sandbox": {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}}
+    message = bound.up(ok=False).message
+    bound.lab.fault("api-seconds", None)
+    bound.host["timeouts"]["api"] = 60
+    assert "no answer from https://127.0.0.1" in message and "systemctl status pveproxy" in message
+    assert conf(bound, 103) == before
+
+
 def test_a_change_by_somebody_else_is_kept_and_ours_made(bound: Stack) -> None:
     bound.lab.fault("foreign-change", 1)
     bound.config["homelab:vms"] = {"sandbox": {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}}

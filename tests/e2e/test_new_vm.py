@@ -23,7 +23,7 @@ def test_a_vm_is_made_changed_in_place_and_removed(stack_on: Callable[..., Stack
     cloud = {"user": "dev", "sshKeys": [KEY], "ip": "192.168.0.50/24", "gateway": "192.168.0.1"}
     stack = stack_on("bound-by-hand", vms={"dev": new_vm(cloudInit=cloud)})
     stock = stack.lab.snapshot()
-    stack.up()
+    assert "dev: scsi0: successfully created disk" in stack.up().output  # the task's own words
     lines = conf(stack, 200).splitlines()
     for line in (
         "agent: 1", "balloon: 0", "bios: ovmf", "ciuser: dev", "cores: 8", "cpu: host", "hostpci0: mapping=rtx5090,pcie=1",
@@ -68,6 +68,16 @@ def test_a_taken_id_is_refused_and_a_protected_vm_stays(stack_on: Callable[..., 
     assert conf(stack, 103) == before
     vms(stack)["dev"]["vmid"] = 200
     stack.up()
+    # No longer described, only adopted: it isn't taken for one that is to go.
+    described = vms(stack)["dev"].pop("create")
+    assert "VM 200 stays: it is protected" in stack.up().output
+    vms(stack)["dev"]["create"] = described | {"protect": False}
+    stack.up()
+    vms(stack)["dev"].pop("create")
+    assert "VM 200 stays: vms.dev adopts it" in stack.up().output
+    assert with_card(stack)["0000:01:00.0"] == 200
+    vms(stack)["dev"]["create"] = described
+    stack.up()
     gone = stack.destroy()
     assert "VM 200 stays: it is protected" in gone.output
     assert "hostpci" not in conf(stack, 200)
@@ -85,3 +95,15 @@ def test_a_vm_is_cloned_from_a_template(stack_on: Callable[..., Stack]) -> None:
     assert with_card(stack)["0000:01:00.0"] == 200
     stack.destroy()
     assert conf(stack, 900) == template
+
+
+def test_a_vm_is_made_of_a_cloud_image(stack_on: Callable[..., Stack]) -> None:
+    image = "local:import/noble-server-cloudimg-amd64.qcow2"
+    stack = stack_on("bound-by-hand", vms={"dev": new_vm(image=image, cloudInit={"user": "dev", "sshKeys": [KEY]})})
+    assert "noble-server-cloudimg-amd64.qcow2' does not exist" in stack.up(ok=False).message
+    stack.lab.run(
+        'mkdir -p "$ROOT/var/lib/vz/import"; touch "$ROOT/var/lib/vz/import/noble-server-cloudimg-amd64.qcow2"'
+    )
+    stack.up()
+    assert "size=64G" in conf(stack, 200) and "ide2: local-lvm:vm-200-cloudinit,media=cdrom" in conf(stack, 200)
+    assert with_card(stack)["0000:01:00.0"] == 200

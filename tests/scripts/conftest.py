@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ class Folder:
             text=True,
             env=self.environment,
             timeout=60,
+            preexec_fn=_as_sshd_starts_it,
         )
 
     def run(self, verb: str, script: str) -> subprocess.CompletedProcess[str]:
@@ -78,6 +80,12 @@ def folder(tmp_path: Path) -> Folder:
         (root / path).mkdir(parents=True)
     commands.mkdir()
     return Folder(root, commands)
+
+
+def _as_sshd_starts_it() -> None:
+    """With no signal ignored, whoever started the tests: bash can't trap one that it was started without."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def quoted(text: str) -> str:

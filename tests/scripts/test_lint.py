@@ -26,6 +26,7 @@ ARGUMENTS = {
     "container_gpus.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS", "TIMEOUT", "OTHERWISE", "KEEP"),
     "container_restart.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS", "TIMEOUT", "OTHERWISE", "POWER"),
     "container_verification.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS"),
+    "diagnose.sh": ("IDS", "INSIDE"),
     "passthrough_test.sh": ("FUNCTIONS", "VMID", "TIMEOUT", "NAME", "FOLDER", "INIT"),
 }
 COMPOSED = {name: scripts.compose(name, **dict.fromkeys(names, "x")) for name, names in ARGUMENTS.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,27 @@ class Engine(pulumi.runtime.Mocks):
 
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """Pulumi with mocks for an engine, on a loop of its own: the thread's is gone once another test has used asyncio.run."""
+    loops: list[asyncio.AbstractEventLoop] = []
+    make = asyncio.new_event_loop
+
+    def noted() -> asyncio.AbstractEventLoop:
+        loops.append(make())
+        return loops[-1]
+
+    # Pulumi makes one in each thread in which it calls the mocks, and closes none.
+    monkeypatch.setattr(asyncio, "new_event_loop", noted)
+    main = noted()
+    asyncio.set_event_loop(main)
     mocks = Engine()
     pulumi.runtime.set_mocks(mocks, preview=False)
     yield mocks
     pulumi.runtime.settings.reset_options()
+    main.run_until_complete(main.shutdown_default_executor())
+    asyncio.set_event_loop(None)
+    for loop in loops:
+        loop.close()
 
 
 # pulumi-command imports its deprecated resources too.

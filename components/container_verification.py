@@ -1,0 +1,64 @@
+"""ContainerVerification: a look from inside a container, once what gives it its cards is in force. An act, which owns nothing.
+
+What is wrong is said device by device, and the diagnosis (`python -m doctor container ID`) is part of the message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import pulumi
+from pulumi.dynamic import CreateResult, DiffResult, Resource
+
+from components.provider import HostProvider
+
+if TYPE_CHECKING:
+    from settings import Host
+
+OUTPUTS = ("state", "nodes")
+
+
+class ContainerVerificationProvider(HostProvider):
+    """See the module. Inputs: host, ctid, devices (as container_gpus.sh takes them), after (what it follows)."""
+
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        answer = asyncio.run(_verified(self.host(props), int(props["ctid"]), props["devices"]))
+        told = ", ".join(answer["nodes"]) or f"nothing (it is {answer['state']})"
+        print(f"opened in container {int(props['ctid'])}, by root and by an ordinary user: {told}")
+        return CreateResult(str(int(props["ctid"])), {**props, **answer})
+
+    def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
+        changed = [key for key in news if key not in OUTPUTS and olds.get(key) != news.get(key)]
+        return DiffResult(changes=bool(changed), replaces=changed, stables=[], delete_before_replace=False)
+
+
+async def _verified(host: Host, ctid: int, devices: dict[str, str]) -> dict[str, Any]:
+    from doctor import container_report, reading
+    from doctor.devices import Cards
+    from host import scripts, ssh
+    from host.errors import HomelabError, UnreachableError
+
+    try:
+        async with ssh.connect(host) as session:
+            text = await session.run("apply", scripts.container_verification(ctid, devices))
+    except UnreachableError:
+        raise
+    except HomelabError as error:
+        cards = Cards([int(number) for number in devices["MINORS"].split()], "the stack's configuration")
+        table = container_report(await reading.read(host, [ctid]), ctid, cards=cards)
+        raise HomelabError(error.wanted, f"{error.found}\n{table}", error.why, error.next_step) from error
+    # The last line: a login may print something of its own before.
+    answer: dict[str, Any] = json.loads(text.strip().rpartition("\n")[2])
+    return {name: answer[name] for name in OUTPUTS}
+
+
+class ContainerVerification(Resource, module="homelab", name="ContainerVerification"):
+    """The dynamic resource. Outputs: ``state`` (running or stopped), ``nodes`` (paths that could be opened inside)."""
+
+    state: pulumi.Output[str]
+    nodes: pulumi.Output[list[str]]
+
+    def __init__(self, name: str, inputs: dict[str, Any], opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__(ContainerVerificationProvider(), name, {**inputs, **dict.fromkeys(OUTPUTS)}, opts)

@@ -1,0 +1,190 @@
+"""A PCI card as a VM and a host see it: its functions, their drivers, its IOMMU group, its mapping, who has it. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from doctor.reading import Reading
+from doctor.report import Finding, Stage, Table
+from host.facts import Device
+from host.properties import parse as parse_properties
+from host.properties import slot_of
+
+COLUMNS = ["function", "id", "driver", "group", "also in the group", "mapping", "held by"]
+
+# What the kernel says of a card that has failed -> what it means, and what to try. Sources: NVIDIA's open-gpu-kernel-modules and
+# its list of Xid errors; drivers/pci/pci.c; drivers/vfio/pci.
+_FAILURES = (
+    (
+        "not ready .* after FLR",
+        "the card didn't come back from its reset, after a guest that had it stopped",
+        "switch the host off, not only reboot it",
+    ),
+    (
+        "requires use of the NVIDIA open kernel modules",
+        "this card works with NVIDIA's open kernel modules only",
+        "install the open kernel modules (nvidia-open, or nvidia-kernel-open-dkms)",
+    ),
+    (
+        "RmInitAdapter failed",
+        "the driver is loaded and could not initialise the card",
+        "switch on Above 4G Decoding and Resizable BAR in the firmware; switch the host off and on if a guest has had the card",
+    ),
+    ("GPU has fallen off the bus", "the card no longer answers on the PCI bus", "look at its power cables and its slot"),
+    (
+        "API mismatch",
+        "the module that is loaded and NVIDIA's programs on the host are of different versions",
+        "reboot the host, or unload and load the module",
+    ),
+    (
+        "can't reserve",
+        "something of the host, mostly its console's framebuffer, holds the card's memory",
+        "let another card be the firmware's screen, or add initcall_blacklist=sysfb_init to the kernel command line",
+    ),
+)  # fmt: skip
+
+
+def group_names(reading: Reading, slot: str) -> str:
+    """What else is in the card's group; bridges, of which VFIO asks nothing, are left out."""
+    others = [one for one in reading.facts.group_of(slot) if one.slot != slot and not one.is_bridge]
+    return "; ".join(reading.facts.describe(device) for device in others) or "nothing"
+
+
+def mappings_of(reading: Reading, slot: str) -> list[str]:
+    """Ids of the PCI mappings of this node that have the card."""
+    return [
+        name
+        for name, entries in reading.facts.guests.mapping_entries.items()
+        for entry in entries
+        if entry.get("node") == reading.node and slot in {slot_of(part) for part in entry.get("path", "").split(";") if part}
+    ]  # fmt: skip
+
+
+def containers_of(reading: Reading, slot: str) -> list[int]:
+    """Ids of the containers whose configuration names the card's node."""
+    minors = [minor for address, minor in reading.facts.nvidia_minors.items() if slot_of(address) == slot]
+    return [
+        config.id
+        for config in reading.facts.guests.configs
+        if config.kind == "lxc" and any(re.search(rf"/dev/nvidia{minor}(?!\d)", config.lines) for minor in minors)
+    ]
+
+
+def holders(reading: Reading, slot: str) -> list[str]:
+    """Who has the card: VMs by configuration or reservation, containers by configuration."""
+    users = reading.facts.guests.users_of(slot, reading.node)
+    found = [f"{user}{', running' if user.running else ''}" for user in users]
+    return found + [f"container {ctid}" for ctid in containers_of(reading, slot)]
+
+
+def table(reading: Reading, slots: list[str]) -> Table:
+    """Every function of these cards."""
+    rows = []
+    for slot in slots:
+        for device in reading.facts.functions(slot):
+            rows.append(_row(reading, device))
+    return Table("cards", COLUMNS, rows)
+
+
+def _row(reading: Reading, device: Device) -> list[str]:
+    first = device == reading.facts.functions(device.slot)[0]
+    said = [group_names(reading, device.slot), ", ".join(mappings_of(reading, device.slot)) or "none"]
+    said.append("; ".join(holders(reading, device.slot)) or "nobody")
+    group = "none" if device.group is None else str(device.group)
+    return [device.address, device.id, device.driver or "none", group, *(said if first else ["", "", ""])]
+
+
+def data(reading: Reading, slot: str) -> dict[str, Any]:
+    """For the report's JSON."""
+    functions = reading.facts.functions(slot)
+    return {
+        "slot": slot,
+        "functions": [
+            {
+                "address": one.address,
+                "id": one.id,
+                "subsystem": one.subsystem,
+                "class": one.class_code,
+                "driver": one.driver or None,
+                "group": one.group,
+            }
+            for one in functions
+        ],
+        "groupMembers": [one.address for one in reading.facts.group_of(slot) if one.slot != slot],
+        "mappings": mappings_of(reading, slot),
+        "vms": [
+            {"id": user.vmid, "name": user.name, "running": user.running}
+            for user in reading.facts.guests.users_of(slot, reading.node)
+        ],
+        "containers": containers_of(reading, slot),
+    }
+
+
+def mapping_findings(reading: Reading, name: str) -> list[Finding]:
+    """How a mapping's entry for this node differs from the hardware, as Proxmox VE compares them at each start of a VM
+    (PVE::Mapping::PCI, assert_valid)."""
+    every = reading.facts.guests.mapping_entries
+    if name not in every:
+        return [_mapping_finding(name, f"there is no such mapping (there are: {', '.join(every) or 'none'})")]
+    entries = [entry for entry in every[name] if entry.get("node") == reading.node]
+    if not entries:
+        nodes = ", ".join(sorted({entry.get("node", "?") for entry in every[name]}))
+        return [_mapping_finding(name, f"it has entries for {nodes or 'no node'}, none for {reading.node}")]
+    wrong = [one for entry in entries for one in _differences(reading, entry)]
+    return [_mapping_finding(name, "; ".join(wrong))] if wrong else []
+
+
+def _mapping_finding(name: str, found: str) -> Finding:
+    return Finding(
+        f"the PCI mapping {name} to be what is in the slot",
+        found,
+        "Proxmox VE compares them at each start and refuses a VM whose card has changed",
+        f"`pulumi up --refresh`, where the stack's settings have this mapping; else correct {name} under Datacenter -> Resource Mappings",
+        Stage.CONFIGURATION,
+    )
+
+
+def _differences(reading: Reading, entry: dict[str, str]) -> list[str]:
+    found = []
+    for number, part in enumerate(path for path in entry.get("path", "").split(";") if path):
+        address = part if "." in part else f"{part}.0"
+        device = reading.facts.by_address.get(address.lower())
+        if device is None:
+            found.append(f"there is no {address} on the host")
+            continue
+        hardware = {"id": device.id, "subsystem-id": device.subsystem if ":" in device.subsystem else "0:0"}
+        if number == 0:
+            hardware["iommugroup"] = "-1" if device.group is None else str(device.group)
+        for key, value in hardware.items():
+            # A function without a subsystem: sysfs has no such file, and Proxmox VE nothing to compare.
+            if (entry.get(key) or "").lower() != value and value != "0:0":
+                found.append(f"{key} of {address}: {value}, the mapping says {entry.get(key, 'nothing')}")
+    return found
+
+
+def slots_of(reading: Reading, key: str, value: str) -> list[str]:
+    """The slots that a hostpci option gets."""
+    option = parse_properties(key, value)
+    if "mapping" not in option:
+        return [slot_of(part) for part in option.get("host", "").split(";") if part]
+    entries = reading.facts.guests.mapping_entries.get(option["mapping"], [])
+    paths = [entry.get("path", "") for entry in entries if entry.get("node") == reading.node]
+    return list(dict.fromkeys(slot_of(part) for path in paths for part in path.split(";") if part))
+
+
+def log_findings(reading: Reading, slots: list[str]) -> list[Finding]:
+    """Failures of these cards that the kernel's log tells of, since the boot; the last line of each kind."""
+    found = []
+    for pattern, meaning, step in _FAILURES:
+        said = [line for line in reading.extra.kernel_log.splitlines() if re.search(pattern, line)]
+        said = [line for line in said if not _other_card(line, slots)]
+        if said:
+            found.append(Finding("the kernel's log without a failure of the card", said[-1].strip(), meaning, step))
+    return found
+
+
+def _other_card(line: str, slots: list[str]) -> bool:
+    """Does it name PCI devices, and none of these?"""
+    named = re.findall(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}", line.lower())
+    return bool(named) and not any(slot in named for slot in slots)

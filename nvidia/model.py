@@ -1,0 +1,23 @@
+"""The base of the settings' models: strict, frozen, camelCase, no unknown key."""
+
+from __future__ import annotations
+
+import os
+
+# Without this, pydantic looks through every installed package for plugins, at each start.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+
+from pydantic import BaseModel, ConfigDict  # noqa: E402
+
+
+def camel(name: str) -> str:
+    """``on_destroy`` as ``onDestroy``."""
+    head, *rest = name.split("_")
+    return head + "".join(word.capitalize() for word in rest)
+
+
+class Model(BaseModel):
+    """A part of the stack's configuration."""
+
+    # Names in YAML are camelCase, as everywhere in Pulumi.
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=camel, strict=True)

@@ -1,0 +1,115 @@
+"""What a user writes under `nvidia:`: for a VM, a container, or a host that keeps its card."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, SecretStr, field_validator
+
+from .compatibility import Runtime
+from .model import Model
+
+_DRIVER = re.compile(r"\d{3}(?:\.\d{2,3}(?:\.\d{2})?)?")
+_CUDA = re.compile(r"\d{1,2}\.\d{1,2}(?:\.\d)?")
+
+
+def _written_as_text(value: Any) -> Any:
+    # YAML has read 12.10 as 12.1 and 580.10 as 580.1 before anybody here sees them: what was meant can't be told any more.
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise ValueError(
+            'expected text in quotes, such as "580" or "12.8": YAML reads 12.10 without them as the number 12.1'
+        )
+    return value
+
+
+VersionText = Annotated[str, BeforeValidator(_written_as_text)]
+
+
+def _web_address(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("expected an address such as https://mirror.lan/cuda")
+    return value.rstrip("/")
+
+
+class Mirror(Model):
+    """Copies that stand for NVIDIA's servers; keys are fetched from there, too, and their fingerprints checked all the same.
+
+    ``cuda``: for https://developer.download.nvidia.com/compute/cuda/repos; ``containerToolkit``: for
+    https://nvidia.github.io/libnvidia-container; ``run``: for https://download.nvidia.com/XFree86.
+    """
+
+    cuda: str | None = None
+    container_toolkit: str | None = None
+    run: str | None = None
+
+    @field_validator("cuda", "container_toolkit", "run")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        return value if value is None else _web_address(value)
+
+
+class Timeouts(Model):
+    """Seconds. ``lock``: until another apt has finished; ``download``: for one file; ``install``: for one run of apt or the
+    installer, DKMS's build included; ``reboot``: until the system answers again; ``verify``: for the checks at the end.
+    """
+
+    lock: Annotated[int, Field(ge=1)] = 600
+    download: Annotated[int, Field(ge=1)] = 1800
+    install: Annotated[int, Field(ge=1)] = 3600
+    reboot: Annotated[int, Field(ge=1)] = 600
+    verify: Annotated[int, Field(ge=1)] = 300
+
+
+class Nvidia(Model):
+    """NVIDIA's stack on one system.
+
+    ``driver``: a branch ("580") or an exact version ("580.105.08"); in a container the host's, which need not be said; else the
+    recommended branch. ``cuda``: a release ("12.8") or one of its updates ("12.8.1"). ``containerToolkit``: for this runtime.
+    ``flavour``: of the kernel modules. ``source``: packages, NVIDIA's .run installer, or packages where the version exists.
+    ``docker: install``: also install the runtime, if it is missing. ``onDestroy: purge``: remove exactly what was added.
+    ``allowMinorVersionCompatibility``: take a driver that is older than CUDA's own, of the same major family.
+    """
+
+    driver: VersionText | None = None
+    cuda: VersionText | None = None
+    container_toolkit: Runtime | None = None
+    flavour: Literal["auto", "open", "proprietary"] = "auto"
+    source: Literal["auto", "packages", "run"] = "auto"
+    docker: Literal["as-is", "install"] = "as-is"
+    allow_minor_version_compatibility: bool = False
+    mirror: Mirror = Mirror()
+    proxy: SecretStr | None = None
+    timeouts: Timeouts = Timeouts()
+    on_destroy: Literal["keep", "purge"] = "keep"
+
+    @field_validator("driver")
+    @classmethod
+    def _branch_or_version(cls, value: str | None) -> str | None:
+        if value is None or _DRIVER.fullmatch(value):
+            return value
+        if re.fullmatch(r"\d{3}\S*-(open|server)\S*", value):
+            raise ValueError('expected a branch ("580") or a version ("580.105.08"); open or proprietary is `flavour`')
+        if value.endswith("+") or value.startswith(">"):
+            raise ValueError('expected one branch ("580") or version ("580.105.08"), which is then kept; no range')
+        raise ValueError('expected a branch ("580") or an exact version ("580.105.08")')
+
+    @field_validator("cuda")
+    @classmethod
+    def _release(cls, value: str | None) -> str | None:
+        if value is not None and not _CUDA.fullmatch(value):
+            raise ValueError('expected a release ("12.8") or an update of one ("12.8.1")')
+        return value
+
+    @field_validator("proxy")
+    @classmethod
+    def _proxy(cls, value: SecretStr | None) -> SecretStr | None:
+        # It may hold a password: the message quotes nothing.
+        parts = urlsplit(value.get_secret_value()) if value else None
+        if parts and (parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/")):
+            raise ValueError(
+                "expected http://HOST:PORT, with USER:PASSWORD@ before the host where the proxy asks for them"
+            )
+        return value

@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# Reads what a diagnosis needs besides read_host.sh: device nodes, NVIDIA's driver, containers' configurations and insides. Changes
+# nothing, and therefore runs no nvidia-smi: as root it loads modules and makes nodes.
+#
+# Arguments: IDS (containers to look into, separated by spaces; those that aren't here are left out), INSIDE (the script that runs in
+#   them).
+# Output: one JSON object; doctor/reading.py models it. Texts of commands are passed on as they are and parsed there. Of a container's
+#   configuration only lines that are about devices are passed on: others may hold passwords (lxc.environment, mount options).
+# Verbs: diagnose.
+
+# How long a container may take to be looked into, in seconds: a hung one must not hide what is known without it. Opening a card that
+# nobody uses takes its driver a second or two.
+PATIENCE=25
+
+diagnose() {
+  local id separator=
+  printf '{"node":%s,"pve_container":%s,"guests":[' "$(json_string "$(hostname)")" "$(json_string "$(version_of pve-container)")"
+  known_guests
+  printf '],"driver":%s,"char_devices":%s' "$(text_of /sys/module/nvidia/version)" "$(text_of /proc/devices)"
+  printf ',"nodes":%s,"links":%s' "$(json_string "$(nodes)")" "$(json_string "$(find "$ROOT/dev/dri/by-path" -type l -printf '%f %l\n' 2>/dev/null)")"
+  printf ',"kernel_log":%s,"containers":[' \
+    "$(json_string "$(dmesg 2>/dev/null | grep -E 'NVRM|nvidia|nouveau|vfio-pci|homelab-vfio|FLR' | tail -n 60 || :)")"
+  for id in $IDS; do
+    [[ -r $ROOT/etc/pve/lxc/$id.conf ]] || continue
+    printf '%s' "$separator"
+    container "$id"
+    separator=,
+  done
+  printf ']}\n'
+}
+
+version_of() { dpkg-query -W -f '${Version}' "$1" 2>/dev/null || :; }
+
+text_of() { # PATH - as a JSON string; empty when it isn't there
+  local text=
+  [[ ! -r $ROOT$1 ]] || text=$(<"$ROOT$1")
+  json_string "$text"
+}
+
+# Every guest of the cluster: a wrong id is answered by what it is.
+known_guests() {
+  local path node kind pending separator=
+  for path in "$ROOT"/etc/pve/nodes/*/{lxc,qemu-server}/*.conf; do
+    [[ $path =~ /nodes/([^/]+)/(lxc|qemu-server)/([0-9]+)\.conf$ && -e $path ]] || continue
+    node=${BASH_REMATCH[1]} kind=vm
+    [[ ${BASH_REMATCH[2]} != lxc ]] || kind=lxc
+    # What a VM gets at its next start; a container's is passed on with its configuration.
+    pending=$(sed -n '/^\[PENDING\]/,/^\[/p' "$path" | grep -E '^(hostpci[0-9]+|machine|delete):') || :
+    printf '%s{"id":%s,"kind":"%s","node":%s,"pending":%s}' "$separator" "$(basename "$path" .conf)" "$kind" "$(json_string "$node")" \
+      "$(json_string "$pending")"
+    separator=,
+  done
+}
+
+# The nodes that graphics cards have: path, major, minor (hexadecimal), mode, owner, group, kind.
+nodes() {
+  local line
+  while IFS= read -r line; do
+    printf '%s\n' "${line#"$ROOT"}"
+  done < <(stat -c '%n %t %T %a %u %g %F' "$ROOT"/dev/nvidia* "$ROOT"/dev/nvidia-caps/* "$ROOT"/dev/dri/* 2>/dev/null)
+}
+
+container() { # ID
+  local conf=$ROOT/etc/pve/lxc/$1.conf running=false found='' problem=''
+  local keys='^(dev[0-9]+|lxc\.cgroup2?\.devices\.(allow|deny)|lxc\.idmap|hostname|unprivileged|lock|template|features|ostype|delete)[[:space:]]*[:=]'
+  if [[ $(pct status "$1" 2>/dev/null) == *running* ]]; then
+    running=true
+    found=$(timeout "$PATIENCE" pct exec "$1" -- sh -c "$INSIDE" 2>&1) || problem="exit status $?: $(tail -n 3 <<<"$found")"
+  fi
+  printf '{"id":%s,"conf":%s,"other_keys":%s,"running":%s,"inside":%s,"problem":%s}' "$1" \
+    "$(json_string "$(grep -E "$keys|^\[|^lxc\.mount\.entry[[:space:]]*[:=][[:space:]]*/dev/" "$conf" || :)")" \
+    "$(other_keys "$conf")" "$running" "$(json_string "$found")" "$(json_string "$problem")"
+}
+
+# Raw keys that can give a container devices in ways that aren't judged here; their values stay where they are.
+other_keys() { # PATH
+  local keys
+  mapfile -t keys < <(sed '/^\[/,$d' "$1" | grep -oE '^lxc\.(include|hook\.[a-z-]+|environment|cap\.[a-z]+|autodev|apparmor\.profile)' | sort -u)
+  json_list "${keys[@]}"
+}
+
+"$1" </dev/null
+exit

@@ -1,0 +1,393 @@
+"""``python -m doctor`` against the lab, over SSH as against a real host: what it says, its exit status, and that it changes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from doctor.__main__ import main
+from lab import Lab
+
+SECRET = "not-to-be-shown"
+BINDS = ["nvidia0", "nvidiactl", "nvidia-uvm"]
+
+
+class Doctor:
+    """A lab, and the command run on it with a stack's file that leads there."""
+
+    def __init__(self, lab: Lab, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.lab, self._folder, self._capsys = lab, folder, capsys
+        self.gpus: dict[str, Any] = {}
+        self.more: dict[str, Any] = {}
+        self.changed = False
+
+    def change(self, command: str) -> None:
+        """Something happens on the host."""
+        self.changed = True
+        done = self.lab.run(command)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def to_vfio(self, slot: str) -> None:
+        """A card with two functions is given to vfio-pci."""
+        self.changed = True
+        for number in (0, 1):
+            self.lab.rebind(f"{slot}.{number}", "vfio-pci")
+
+    def config(self) -> Path:
+        connection = self.lab.connection
+        ssh = {key: connection[key] for key in ("port", "hostKey", "privateKeyFile")}
+        host = {"address": connection["host"], "node": self.lab.api["node"], "ssh": ssh, "gpus": self.gpus}
+        file = self._folder / "Pulumi.lab.yaml"
+        file.write_text(yaml.safe_dump({"config": {"homelab:hosts": {"pve": host}, **self.more}}))
+        return file
+
+    def run(self, *words: str) -> tuple[int, str, str]:
+        """Exit status, standard output, standard error; the host is as it was before."""
+        before = self.lab.snapshot("etc", "var", "dev", "run")
+        status = main([*words, "--config-file", str(self.config())])
+        shown = self._capsys.readouterr()
+        assert self.lab.snapshot("etc", "var", "dev", "run") == before
+        assert SECRET not in shown.out + shown.err
+        return status, shown.out, shown.err
+
+    def json(self, *words: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.run(*words, "--json")[1])
+        return found
+
+    def refused(self, *words: str) -> str:
+        status, out, error = self.run(*words)
+        assert (status, out) == (2, "") and error.startswith("wanted: ")
+        return error
+
+    def append(self, ctid: int, *lines: str, restart: bool = True) -> None:
+        """Lines at the end of a container's configuration, which has no section."""
+        text = "".join(f"{line}\\n" for line in lines)
+        again = f" && pct reboot {ctid}" if restart else ""
+        self.change(f"printf '{text}' >>$ROOT/etc/pve/lxc/{ctid}.conf{again}")
+
+
+@pytest.fixture(scope="module")
+def labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Lab]]:
+    """Each scenario is started once, when a test first asks for it."""
+    started: dict[str, Lab] = {}
+    with ExitStack() as stack:
+
+        def lab(scenario: str) -> Lab:
+            if scenario not in started:
+                state = tmp_path_factory.mktemp(scenario) / "lab"
+                started[scenario] = stack.enter_context(Lab.start(scenario, state=state))
+            return started[scenario]
+
+        yield lab
+
+
+@pytest.fixture
+def doctor(
+    labs: Callable[[str], Lab], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[[str], Doctor]]:
+    used: list[Doctor] = []
+
+    def on(scenario: str) -> Doctor:
+        used.append(Doctor(labs(scenario), tmp_path, capsys))
+        return used[-1]
+
+    yield on
+    for one in used:
+        if one.changed:
+            one.lab.reset()
+
+
+def bind(name: str) -> str:
+    return f"lxc.mount.entry: /dev/{name} dev/{name} none bind,optional,create=file"
+
+
+def devices(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {device["path"]: device for device in report["devices"]}
+
+
+# -- containers --------------------------------------------------------------------------------------------------------
+def test_the_broken_container_beside_the_working_one(doctor: Callable[[str], Doctor]) -> None:
+    phoenix = doctor("phoenix")
+    status, text, _ = phoenix.run("container", "901", "--like", "950")
+    assert status == 1
+    assert "container 901 (ai-lab) on phoenix" in text
+    assert "lines that container 950 has and container 901 lacks" in text
+    assert "lxc.cgroup2.devices.allow: c 480:* rwm" in text
+    steps = text.rpartition("what to do, in this order")[2]
+    assert steps.index("pct set 901 --dev0 /dev/nvidia0,mode=0666") < steps.index("pct reboot 901")
+    assert steps.index("pct reboot 901") < steps.index("exactly 580.105.08")
+    report = phoenix.json("container", "901", "--like", "950")
+    assert report["cards"] == {"numbers": [0, 1], "by": "container 950"}
+    assert len(report["like"]["lines"]) == 11 and report["like"]["onlyHere"] == []
+    assert report["equal"] is False and report["libraries"] == {}
+    nvidia0 = devices(report)["/dev/nvidia0"]
+    assert nvidia0["host"] == {"path": "/dev/nvidia0", "major": 195, "minor": 0, "mode": "0666"}
+    assert (nvidia0["needed"], nvidia0["conf"], nvidia0["allowed"], nvidia0["inside"]) == (True, None, None, None)
+
+
+def test_what_it_says_to_do_makes_the_container_well(doctor: Callable[[str], Doctor]) -> None:
+    phoenix = doctor("phoenix")
+    steps = phoenix.json("container", "901", "--gpus", "0,1")["next"]
+    commands = [step.rpartition(": ")[2].strip("`") for step in steps[:2]]
+    assert [command.split()[:2] for command in commands] == [["pct", "set"], ["pct", "reboot"]]
+    phoenix.change(" && ".join(commands))
+    left = phoenix.json("container", "901", "--gpus", "0,1")
+    assert [one["wanted"].partition(" of version")[0] for one in left["findings"]] == ["NVIDIA's libraries"]
+    assert {one["inside"]["user"] for one in left["devices"] if one["needed"]} == {"ok"}
+
+
+def test_the_working_container_is_well(doctor: Callable[[str], Doctor]) -> None:
+    phoenix = doctor("phoenix")
+    status, text, _ = phoenix.run("container", "950")
+    assert (status, text.rstrip().endswith("nothing is wrong")) == (0, True)
+    report = phoenix.json("container", "950")
+    assert (report["well"], report["equal"], report["findings"], report["next"]) == (True, True, [], [])
+    uvm = devices(report)["/dev/nvidia-uvm"]
+    assert uvm["conf"]["method"] == "mount-entry" and uvm["rule"] == "c 480:* rwm" and uvm["allowed"] is True
+    assert uvm["inside"] == {"major": 480, "minor": 0, "mode": "0666", "root": "ok", "user": "ok"}
+
+
+def test_the_settings_say_which_cards_a_container_is_to_have(doctor: Callable[[str], Doctor]) -> None:
+    phoenix = doctor("phoenix")
+    phoenix.gpus = {"big": {"match": "10de:2b85", "use": "lxc"}, "small": {"match": "10de:2684", "use": "lxc"}}
+    phoenix.more = {"homelab:containers": {"ai": {"host": "pve", "ctid": 901, "gpuAssignment": " 1 "}}}
+    report = phoenix.json("container", "901")
+    assert report["cards"] == {"numbers": [1], "by": "homelab:containers.ai.gpuAssignment"}
+    assert "/dev/nvidia0" not in devices(report)
+    assert report["next"][0] == "`pulumi up --refresh` gives it what the stack's settings want"
+    phoenix.more = {"homelab:containers": {"ai": {"host": "pve", "ctid": 901, "gpus": ["small"]}}}
+    assert phoenix.json("container", "901")["cards"] == {"numbers": [1], "by": "homelab:containers.ai.gpus"}
+
+
+def test_majors_of_another_kernel_are_named_with_the_rule_that_is_missing(doctor: Callable[[str], Doctor]) -> None:
+    phoenix = doctor("phoenix")
+    phoenix.change("sed -i 's/c 480:/c 508:/' $ROOT/etc/pve/lxc/950.conf && pct reboot 950")
+    report = phoenix.json("container", "950")
+    (finding,) = report["findings"]
+    assert finding["wanted"] == "device rules for 480:* (/dev/nvidia-uvm, /dev/nvidia-uvm-tools)"
+    assert "no device of the host has the major 508" in finding["found"]
+    assert "lxc.cgroup2.devices.allow: c 480:* rwm" in finding["next"]
+    assert devices(report)["/dev/nvidia-uvm"]["inside"]["root"] == "Operation not permitted"
+    assert devices(report)["/dev/nvidia0"]["inside"]["root"] == "ok"
+
+
+def test_rules_of_version_1_do_nothing(doctor: Callable[[str], Doctor]) -> None:
+    pve8 = doctor("containers-pve8")
+    rules = ["lxc.cgroup.devices.allow: c 195:* rwm", "lxc.cgroup.devices.allow: c 466:* rwm"]
+    pve8.append(211, *rules, *(bind(name) for name in BINDS))
+    report = pve8.json("container", "211")
+    assert report["findings"][0]["found"] == "; ".join(rules)
+    assert not any(one["wanted"].startswith("device rules for 195") for one in report["findings"])
+    assert {devices(report)[f"/dev/{name}"]["inside"]["root"] for name in BINDS} == {"Operation not permitted"}
+
+
+def test_a_library_of_another_patch_level(doctor: Callable[[str], Doctor]) -> None:
+    report = doctor("containers-pve8").json("container", "212", "--gpus", "none")
+    assert (report["driver"], set(report["libraries"].values())) == ("550.163.01", {"550.144.03"})
+    assert report["equal"] is False and report["well"] is True
+    report = doctor("containers-pve8").json("container", "212", "--gpus", "1")
+    assert report["findings"][-1]["found"].startswith("550.144.03 (")
+    assert "/dev/nvidia0" not in devices(report)
+
+
+def test_minors_that_are_not_in_pci_order(doctor: Callable[[str], Doctor]) -> None:
+    pve8 = doctor("containers-pve8")
+    pve8.gpus = {"rtx3060": {"match": "10de:2504", "use": "lxc"}}
+    pve8.more = {"homelab:containers": {"one": {"host": "pve", "ctid": 211, "gpus": ["rtx3060"]}}}
+    status, text, _ = pve8.run("container", "211")
+    assert status == 1 and "cards that it is to have: 0 (0000:04:00.0)" in text
+
+
+def test_entries_that_wait_for_a_restart(doctor: Callable[[str], Doctor]) -> None:
+    pve8 = doctor("containers-pve8")
+    pve8.change(
+        "pct set 211 -dev0 /dev/nvidia0,mode=0666 -dev1 /dev/nvidiactl,mode=0666 -dev2 /dev/nvidia-uvm,mode=0666"
+    )
+    report = pve8.json("container", "211")
+    assert [one["stage"] for one in report["findings"]] == ["restart", "inside"]
+    assert report["next"][0] == "restart it: `pct reboot 211`"
+    assert devices(report)["/dev/nvidia0"]["conf"]["pending"] is True
+
+
+def test_a_node_of_the_usual_mode_is_closed_to_ordinary_users(doctor: Callable[[str], Doctor]) -> None:
+    phoenix = doctor("phoenix")
+    phoenix.append(901, "dev0: /dev/nvidia0,uid=0", "dev1: /dev/nvidiactl,mode=0666", "dev2: /dev/nvidia-uvm,gid=44")
+    report = phoenix.json("container", "901")
+    assert report["findings"][0]["wanted"] == "/dev/nvidia0 open to ordinary users in container 901"
+    assert report["findings"][0]["next"] == "`pct set 901 --dev0 /dev/nvidia0,uid=0,mode=0666`"
+    inside = devices(report)["/dev/nvidia0"]["inside"]
+    assert (inside["root"], inside["user"]) == ("ok", "Permission denied")
+
+
+def test_nodes_that_nothing_has_made_and_what_makes_them(doctor: Callable[[str], Doctor]) -> None:
+    mixed = doctor("mixed")
+    report = mixed.json("container", "201", "--gpus", "1")
+    first = report["findings"][0]
+    assert first["wanted"] == "/dev/nvidia1, /dev/nvidiactl, /dev/nvidia-uvm on the host"
+    assert "the module nvidia_uvm isn't loaded" in first["found"]
+    mixed.change(first["next"].strip("`"))
+    report = mixed.json("container", "201", "--gpus", "1")
+    assert report["findings"][0]["wanted"] == "container 201 given /dev/nvidia1, /dev/nvidiactl, /dev/nvidia-uvm"
+
+
+def test_a_stopped_container_is_judged_by_what_can_be_seen(doctor: Callable[[str], Doctor]) -> None:
+    phoenix = doctor("phoenix")
+    phoenix.change("pct stop 950")
+    report = phoenix.json("container", "950")
+    assert (report["well"], report["running"], report["equal"]) == (True, False, None)
+    assert all(device["inside"] is None for device in report["devices"])
+    assert "what it has inside isn't known" in report["notes"][0]
+
+
+def test_lines_in_a_snapshot_and_a_lock(doctor: Callable[[str], Doctor]) -> None:
+    phoenix = doctor("phoenix")
+    phoenix.append(901, "lock: backup", "", "[before]", bind("nvidia0"), restart=False)
+    report = phoenix.json("container", "901")
+    assert report["lock"] == "backup" and "pct unlock 901" in report["next"][0]
+    assert "snapshot section before" in report["findings"][1]["found"]
+    assert devices(report)["/dev/nvidia0"]["conf"] is None
+
+
+def test_a_card_that_is_on_vfio_pci(doctor: Callable[[str], Doctor]) -> None:
+    phoenix = doctor("phoenix")
+    phoenix.to_vfio("0000:02:00")
+    phoenix.change("qm stop 103; qm set 103 --hostpci0 0000:02:00")
+    report = phoenix.json("container", "950")
+    assert report["findings"][0]["wanted"].startswith("/dev/nvidia1 on the host")
+    assert "0000:02:00.0 is on vfio-pci, given to VM 103 (Sandbox)" in report["findings"][0]["found"]
+    assert devices(report)["/dev/nvidia1"]["inside"]["root"] == "No such device or address"
+
+
+def test_secrets_of_a_configuration_stay_on_the_host(doctor: Callable[[str], Doctor]) -> None:
+    phoenix = doctor("phoenix")
+    phoenix.append(
+        901,
+        f"lxc.environment: TOKEN={SECRET}",
+        f"lxc.mount.entry: //nas/x mnt/x cifs username=a,password={SECRET},create=dir 0 0",
+        f"#{SECRET}",
+        restart=False,
+    )
+    status, text, _ = phoenix.run("container", "901", "--like", "950")
+    assert status == 1 and "it also has lxc.environment, which aren't judged here" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["container", "999"], "no guest of the cluster has this id"),
+        (["container", "103"], "it is a virtual machine"),
+        (["container", "901", "--like", "103"], "it is a virtual machine"),
+        (["container", "901", "--gpus", "0,x"], "'0,x'"),
+        (["vm", "901"], "it is a container"),
+        (["vm", "104"], "no guest of the cluster has this id"),
+    ],
+)
+def test_an_id_of_something_else_is_said(doctor: Callable[[str], Doctor], words: list[str], found: str) -> None:
+    assert f"found:  {found}" in doctor("phoenix").refused(*words)
+
+
+# -- VMs ---------------------------------------------------------------------------------------------------------------
+MAPPING = "--id gpu --map node=phoenix,path=0000:02:00,id={id},iommugroup={group},subsystem-id=1458:40bf"
+
+
+def with_mapping(doctor: Doctor, ids: str = "10de:2684", group: int = 15) -> None:
+    doctor.to_vfio("0000:02:00")
+    doctor.change(f"pvesh create /cluster/mapping/pci {MAPPING.format(id=ids, group=group)}")
+    doctor.change("qm stop 103; qm set 103 --hostpci0 mapping=gpu,pcie=1")
+
+
+def test_a_vm_that_runs_with_its_card(doctor: Callable[[str], Doctor]) -> None:
+    phoenix = doctor("phoenix")
+    with_mapping(phoenix)
+    phoenix.change("qm start 103")
+    report = phoenix.json("vm", "103")
+    assert (report["well"], report["running"], report["findings"]) == (True, True, [])
+    assert report["hostpci"] == [{"option": "hostpci0", "value": "mapping=gpu,pcie=1", "slots": ["0000:02:00"]}]
+    (card,) = report["cards"]
+    assert {one["driver"] for one in card["functions"]} == {"vfio-pci"} and card["mappings"] == ["gpu"]
+    assert card["vms"] == [{"id": 103, "name": "Sandbox", "running": True}] and card["groupMembers"] == []
+
+
+def test_a_mapping_that_is_not_what_is_in_the_slot(doctor: Callable[[str], Doctor]) -> None:
+    phoenix = doctor("phoenix")
+    with_mapping(phoenix)
+    phoenix.change("sed -i 's/id=10de:2684/id=10de:2685/; s/iommugroup=15/iommugroup=3/' $ROOT/etc/pve/mapping/pci.cfg")
+    found = phoenix.json("vm", "103")["findings"][0]["found"]
+    assert "id of 0000:02:00.0: 10de:2684, the mapping says 10de:2685" in found
+    assert "iommugroup of 0000:02:00.0: 15, the mapping says 3" in found
+
+
+def test_a_vm_beside_others_that_have_its_card(doctor: Callable[[str], Doctor]) -> None:
+    phoenix = doctor("phoenix")
+    with_mapping(phoenix)
+    phoenix.change("qm create 104 --name Other --machine q35 --memory 1024 --hostpci0 mapping=gpu,pcie=1; qm start 104")
+    report = phoenix.json("vm", "103")
+    wanted = {one["wanted"]: one["found"] for one in report["findings"]}
+    assert wanted["hostpci0 (0000:02:00) free for VM 103 (Sandbox)"] == "VM 104 (Other) runs with it"
+
+
+def test_a_card_of_a_vm_that_containers_use(doctor: Callable[[str], Doctor]) -> None:
+    phoenix = doctor("phoenix")
+    phoenix.change("qm stop 103; qm set 103 --hostpci0 0000:02:00,pcie=1")
+    finding = phoenix.json("vm", "103")["findings"][0]
+    assert finding["wanted"] == "gpus.<name> (0000:02:00) free to be taken from the host"
+    assert finding["found"] == "containers that use it: 950"
+
+
+def test_a_vm_without_a_card(doctor: Callable[[str], Doctor]) -> None:
+    status, text, _ = doctor("phoenix").run("vm", "103")
+    assert status == 0 and "no hostpci option: it has no card" in text
+
+
+def test_an_option_that_waits_for_the_vms_next_start_is_told(doctor: Callable[[str], Doctor]) -> None:
+    phoenix = doctor("phoenix")
+    phoenix.change("qm set 103 --hostpci0 0000:02:00,pcie=1")
+    status, text, _ = phoenix.run("vm", "103")
+    assert "pending until it is off and starts again: hostpci0: 0000:02:00,pcie=1" in text
+
+
+# -- hosts -------------------------------------------------------------------------------------------------------------
+def test_a_host_that_was_never_configured(doctor: Callable[[str], Doctor]) -> None:
+    mixed = doctor("mixed")
+    mixed.gpus = {
+        "vm": {"match": "10de:2204", "address": "1d:00"},
+        "containers": {"match": "10de:2204", "address": "1e:00", "use": "lxc"},
+    }
+    report = mixed.json("host")
+    (finding,) = report["findings"]
+    assert "homelab.vfio=0000:1d:00.0=10de:2204,0000:1d:00.1=10de:1aef; 0000:1d:00.0 is on nvidia" in finding["found"]
+    assert [card["slot"] for card in report["cards"]] == ["0000:1d:00", "0000:1e:00"]
+    assert report["iommu"]["groups"] > 0 and report["driver"] == "580.105.08"
+    status, text, _ = mixed.run("host")
+    assert status == 1 and "/dev/nvidia1 is 0000:1e:00.0" in text
+
+
+def test_a_host_that_needs_nothing_is_well(doctor: Callable[[str], Doctor]) -> None:
+    phoenix = doctor("phoenix")
+    phoenix.gpus = {"big": {"match": "10de:2b85", "use": "lxc"}}
+    connection = yaml.safe_load(phoenix.config().read_text())["config"]["homelab:hosts"]["pve"]
+    connection["iommu"] = {"enable": False, "passthrough": False}
+    phoenix.more = {"homelab:hosts": {"pve": connection}}
+    status, text, _ = phoenix.run("host")
+    assert (status, "nothing is wrong" in text) == (0, True)
+
+
+def test_a_gate_that_is_closed_is_a_finding(doctor: Callable[[str], Doctor]) -> None:
+    phoenix = doctor("phoenix")
+    phoenix.gpus = {"small": {"match": "10de:2684"}}
+    finding = phoenix.json("host")["findings"][0]
+    assert finding["found"] == "containers that use it: 950"
+    assert "gpus.small.allowContainers" in finding["next"]
+
+
+def test_a_host_that_does_not_answer(doctor: Callable[[str], Doctor]) -> None:
+    phoenix = doctor("phoenix")
+    config = phoenix.config()
+    config.write_text(config.read_text().replace(f"port: {phoenix.lab.connection['port']}", "port: 1"))
+    assert main(["host", "--config-file", str(config)]) == 2

@@ -1,0 +1,98 @@
+"""A container's configuration as devices and rules."""
+
+from __future__ import annotations
+
+import pytest
+
+from host.container_conf import parse
+from tests.conftest import shared
+
+BIND = "lxc.mount.entry: /dev/nvidia-uvm dev/nvidia-uvm none bind,optional,create=file"
+
+
+def test_a_device_entry_has_its_own_mode_and_owner() -> None:
+    plain, full = parse("dev0: /dev/nvidia0\ndev1: path=/dev/nvidiactl,mode=0666,uid=7,gid=44,deny-write=1\n").entries
+    assert (plain.path, plain.method, plain.mode, plain.uid, plain.gid) == ("/dev/nvidia0", "device", 0o660, 0, 0)
+    assert (full.path, full.mode, full.uid, full.gid, full.deny_write) == ("/dev/nvidiactl", 0o666, 7, 44, True)
+
+
+@pytest.mark.parametrize("separator", [": ", ":", " = ", "=", " : "])
+def test_a_raw_line_may_have_a_colon_or_an_equals_sign(separator: str) -> None:
+    conf = parse(f"lxc.mount.entry{separator}/dev/nvidia0 dev/nvidia0 none bind,create=file\n")
+    assert [(entry.path, entry.optional) for entry in conf.entries] == [("/dev/nvidia0", False)]
+
+
+def test_a_mounted_folder_gives_every_node_below_it() -> None:
+    conf = parse("lxc.mount.entry: /dev/dri dev/dri none bind,optional,create=dir\n")
+    entry = conf.entry_for("/dev/dri/renderD128")
+    assert entry is not None and entry.source_of("/dev/dri/renderD128") == "/dev/dri/renderD128"
+    assert conf.entry_for("/dev/drink") is None
+
+
+def test_lines_of_a_snapshot_have_no_effect() -> None:
+    conf = parse(f"hostname: x\n[before]\n{BIND}\ndev0: /dev/nvidia0\nhostname: y\n")
+    assert (conf.entries, conf.options) == ([], {"hostname": "x"})
+    assert conf.elsewhere == {"before": [BIND, "dev0: /dev/nvidia0"]}
+
+
+def test_pending_changes_count_from_the_next_start_on() -> None:
+    conf = parse(
+        "dev0: /dev/nvidia0\ndev1: /dev/nvidia1\n\n[pve:pending]\ndelete: dev1\ndev2: /dev/nvidiactl\n\n[snap]\n"
+    )
+    assert [(entry.path, entry.pending) for entry in conf.entries] == [
+        ("/dev/nvidia0", False),
+        ("/dev/nvidiactl", True),
+    ]
+
+
+def test_rules_count_in_their_order() -> None:
+    conf = parse(
+        "lxc.cgroup2.devices.allow: c 195:* rwm\nlxc.cgroup2.devices.allow: c 480:0 r\n"
+        "lxc.cgroup2.devices.deny: c 195:* rwm\nlxc.cgroup2.devices.allow: c 483:*\n"
+    )
+    assert [rule.line.partition(": ")[2] for rule in conf.in_force] == ["c 480:0 r", "c 483:*"]
+    assert conf.rule_for(195, 0, "rw") is None
+    assert conf.rule_for(480, 0, "rw") is None and conf.rule_for(480, 0, "r")
+    assert conf.rule_for(483, 2, "rw")
+
+
+def test_a_rule_for_all_takes_the_others_place() -> None:
+    assert parse("lxc.cgroup2.devices.allow: a\n").rule_for(1, 2, "rw")
+    denied = parse("lxc.cgroup2.devices.allow: c 195:* rwm\nlxc.cgroup2.devices.deny: a\n")
+    assert denied.rule_for(195, 0, "rw") is None
+
+
+def test_rules_of_version_1_are_kept_apart() -> None:
+    conf = parse("lxc.cgroup.devices.allow: c 195:* rwm\n")
+    assert [rule.version for rule in conf.rules] == [1] and conf.in_force == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "lxc.cgroup2.devices.allow: c 195 rwm",
+        "lxc.mount.entry: /dev/nvidia0 dev/nvidia0",
+        "lxc.mount.entry: /dev/nvidia0 /dev/nvidia0 none bind,create=file",
+        "dev0: /dev/nvidia0,mode=rw",
+    ],
+)
+def test_what_has_no_effect_is_kept_as_such(line: str) -> None:
+    conf = parse(f"{line}\n")
+    assert (conf.broken, conf.entries, conf.rules) == ([line], [], [])
+
+
+@pytest.mark.parametrize("text", ["", "# dev0: /dev/nvidia0\n", "mp0: local:x,mp=/y\nlxc.idmap: u 0 100000 65536\n"])
+def test_other_lines_give_nothing(text: str) -> None:
+    conf = parse(text)
+    assert (conf.entries, conf.rules, conf.broken) == ([], [], [])
+
+
+def test_windows_line_ends_and_a_missing_last_newline_change_nothing() -> None:
+    assert parse(f"{BIND}\r\n[s]\r\nx: y").lines == [BIND]
+
+
+def test_a_published_configuration_with_a_wrong_source() -> None:
+    conf = parse(shared("real_hosts", "pve-lxc-rtx3060", "lxc_conf.txt").read_text())
+    wrong = [entry.path for entry in conf.entries if entry.path != entry.source]
+    assert wrong == ["/dev/nvidia-caps/nvidia-cap1", "/dev/nvidia-caps/nvidia-cap2"]
+    assert conf.rule_for(234, 0, "rw") and conf.rule_for(238, 1, "r") and not conf.rule_for(508, 0, "rw")

@@ -1,0 +1,404 @@
+"""What `python -m doctor` makes of a reading: captures of real machines, and hosts that are described here."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from doctor import Reading, container_report, host_report, vm_report
+from doctor.container import diagnose
+from doctor.devices import Cards
+from doctor.host import diagnose as diagnose_host
+from doctor.reading import parse
+from doctor.report import Finding, Report, Stage, Table, in_order
+from doctor.vm import diagnose as diagnose_vm
+from host.errors import HomelabError
+from tests.conftest import shared
+from tests.unit.hosts import desktop, device, gpu, settings
+
+DEVICES = "Character devices:\n  1 mem\n195 nvidia\n195 nvidiactl\n226 drm\n508 nvidia-uvm\n511 nvidia-caps\n\nBlock devices:\n259 blkext\n"
+NODES = {
+    "nvidia0": "c3 0 666", "nvidiactl": "c3 ff 666", "nvidia-uvm": "1fc 0 666", "nvidia-uvm-tools": "1fc 1 666",
+    "nvidia-caps/nvidia-cap1": "1ff 1 400",
+}  # fmt: skip
+DEVICE_LINES = "".join(
+    f"dev{n}: /dev/{name},mode=0666\n" for n, name in enumerate(("nvidia0", "nvidiactl", "nvidia-uvm"))
+)
+LIBRARY = "library /usr/lib/libcuda.so.1 /usr/lib/libcuda.so.580.105.08\n"
+
+
+def lines(nodes: dict[str, str], owner: str = "0 0") -> str:
+    return "\n".join(f"/dev/{name} {numbers} {owner} character special file" for name, numbers in nodes.items())
+
+
+def inside(nodes: dict[str, str], root: str = "ok", user: str = "ok") -> str:
+    """What inspect_inside.sh prints in a container with these nodes and the right libraries."""
+    found = lines(nodes, "65534 65534").splitlines()
+    words = [f"node {line}\nroot {line.split()[0]} {root}\nuser {line.split()[0]} {user}" for line in found]
+    return "\n".join([*words, LIBRARY])
+
+
+def reading(conf: str = "", seen: str | None = None, *, nodes: dict[str, str] | None = None, **changes: Any) -> Reading:
+    """A desktop whose RTX 5090 is NVIDIA's driver's, with container 901; ``seen`` None: it is off."""
+    facts = desktop(nvidia_minors={"0000:01:00.0": 0}, modules=["nvidia", "nvidia_uvm"])
+    container = {
+        "id": 901,
+        "conf": conf,
+        "other_keys": [],
+        "running": seen is not None,
+        "inside": seen or "",
+        "problem": "",
+    }
+    extra: dict[str, Any] = {
+        "node": "pve", "pve_container": "6.0.18", "driver": "580.105.08", "char_devices": DEVICES,
+        "nodes": lines(NODES if nodes is None else nodes), "links": "pci-0000:01:00.0-render ../renderD128",
+        "kernel_log": "", "containers": [container, *changes.pop("containers", [])],
+        "guests": [{"id": 901, "kind": "lxc", "node": "pve"}, {"id": 103, "kind": "vm", "node": "pve"}, {"id": 300, "kind": "lxc", "node": "far"}],
+    }  # fmt: skip
+    return parse(changes.pop("facts", facts), json.dumps(extra | changes))
+
+
+def found(report: Report) -> dict[str, str]:
+    return {one.wanted: one.found for one in report.findings}
+
+
+# -- containers --------------------------------------------------------------------------------------------------------
+def test_a_container_with_all_that_it_needs_is_well() -> None:
+    report = diagnose(reading(DEVICE_LINES, inside(NODES)), 901)
+    assert (report.findings, report.next, report.well) == ([], [], True)
+    assert container_report(reading(DEVICE_LINES, inside(NODES)), 901).endswith("nothing is wrong")
+
+
+def capture(name: str) -> tuple[str, dict[str, str]]:
+    """A published configuration, and the nodes of its host, from a listing."""
+    folder = shared("real_hosts", name)
+    listing = (folder / "dev_nvidia.txt").read_text()
+    found_nodes = re.findall(r"^c([rw-]{9}) 1 root \w+ +(\d+), +(\d+) .* (\S+)$", listing, re.M)
+    nodes = {}
+    for mode, major, minor, path in found_nodes:
+        below = {"n": "", "c": "dri/"}[path.removeprefix("/dev/")[0]]
+        name_of = "nvidia-caps/" + path if path.startswith("nvidia-cap") else below + path.removeprefix("/dev/")
+        bits = sum(1 << 8 - place for place, letter in enumerate(mode) if letter != "-")
+        nodes[name_of] = f"{int(major):x} {int(minor):x} {bits:o}"
+    return (folder / "lxc_conf.txt").read_text(), nodes
+
+
+def test_a_published_configuration_with_majors_that_nothing_has() -> None:
+    conf, nodes = capture("pve-lxc-wrong-majors")
+    devices = "Character devices:\n195 nvidia\n226 drm\n508 nvidia-uvm\n511 nvidia-caps\n"
+    report = diagnose(reading(conf, nodes=nodes, char_devices=devices), 901)
+    assert report.findings == []  # what is too much harms nothing
+    assert [note.rpartition(": ")[2] for note in report.notes if "no device of the host" in note] == [
+        "c 60:* rwm",
+        "c 254:* rwm",
+        "c 255:* rwm",
+    ]
+
+
+def test_a_published_configuration_that_gives_another_device_than_its_name() -> None:
+    conf, nodes = capture("pve-lxc-rtx3060")
+    devices = "Character devices:\n195 nvidia\n234 nvidia-uvm\n238 nvidia-caps\n"
+    (finding,) = diagnose(reading(conf, nodes=nodes, char_devices=devices), 901).findings
+    assert finding.found.startswith("/dev/nvidia-caps/nvidia-cap1 is the host's /dev/nvidia-uvm-tools; ")
+
+
+def test_the_same_after_a_kernel_that_gives_other_majors() -> None:
+    conf, nodes = capture("pve-lxc-rtx3060")
+    nodes = {name: numbers.replace("ea ", "1fc ").replace("ee ", "1ff ") for name, numbers in nodes.items()}
+    report = diagnose(reading(conf, nodes=nodes), 901)
+    (wanted,) = (one for one in found(report) if one.startswith("device rules"))
+    assert "508:* (/dev/nvidia-uvm, /dev/nvidia-uvm-tools" in wanted
+    assert "the major 234, 238" in found(report)[wanted]
+
+
+def test_rules_of_the_other_version_ask_for_a_rewrite_once() -> None:
+    binds = "".join(
+        f"lxc.mount.entry: /dev/{n} dev/{n} none bind,create=file\n" for n in ("nvidia0", "nvidiactl", "nvidia-uvm")
+    )
+    rules = "lxc.cgroup.devices.allow: c 195:* rwm\nlxc.cgroup.devices.allow: c 508:* rwm\n"
+    (finding,) = diagnose(reading(binds + rules), 901).findings
+    assert finding.next == "write lxc.cgroup2 for lxc.cgroup in /etc/pve/lxc/901.conf"
+
+
+def test_what_opens_without_a_rule_is_no_finding_but_is_told() -> None:
+    binds = "".join(
+        f"lxc.mount.entry: /dev/{n} dev/{n} none bind,create=file\n" for n in ("nvidia0", "nvidiactl", "nvidia-uvm")
+    )
+    report = diagnose(reading(binds, inside(NODES)), 901)
+    assert report.well and any("can be opened although no line allows it" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("seen", "said"),
+    [
+        ({k: v for k, v in NODES.items() if k != "nvidia0"}, "/dev/nvidia0 isn't inside"),
+        ({**NODES, "nvidia-uvm": "1e0 0 666"}, "/dev/nvidia-uvm is 480:0 inside, 508:0 on the host"),
+    ],
+)
+def test_a_container_that_runs_with_an_older_configuration_is_restarted(seen: dict[str, str], said: str) -> None:
+    (finding,) = diagnose(reading(DEVICE_LINES, inside(seen)), 901).findings
+    assert (finding.stage, finding.found, finding.next) == (Stage.RESTART, said, "restart it: `pct reboot 901`")
+
+
+def test_a_rule_that_is_not_in_force_yet_asks_for_a_restart() -> None:
+    report = diagnose(reading(DEVICE_LINES, inside(NODES, "Operation not permitted", "Operation not permitted")), 901)
+    assert "/dev/nvidia0: Operation not permitted, although a rule allows it" in report.findings[0].found
+
+
+def test_a_change_comes_before_the_restart_and_that_before_the_libraries() -> None:
+    report = diagnose(reading("", inside({}).replace(LIBRARY, "")), 901)
+    assert [step.split(":")[0].split()[0].strip("`") for step in report.next] == ["pct", "restart", "install"]
+
+
+def test_no_restart_is_asked_of_a_container_that_is_off() -> None:
+    assert not any("reboot" in step for step in diagnose(reading(""), 901).next)
+
+
+def test_numbers_of_device_options_that_are_taken_are_left_alone() -> None:
+    (finding, *_) = diagnose(reading("dev0: /dev/net/tun\ndev2: /dev/nvidia0,mode=0666\n"), 901).findings
+    assert "--dev1 /dev/nvidiactl,mode=0666 --dev3 /dev/nvidia-uvm,mode=0666" in finding.next
+
+
+def test_an_older_proxmox_gets_lines_in_place_of_device_options() -> None:
+    report = diagnose(reading("", pve_container="5.0.6"), 901)
+    assert "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file" in report.next[0]
+    assert report.next[0].endswith("lxc.cgroup2.devices.allow: c 195:* rwm\nlxc.cgroup2.devices.allow: c 508:* rwm")
+    report = diagnose(reading(DEVICE_LINES, pve_container="5.0.6"), 901)
+    assert report.findings[0].wanted == "a pve-container that knows dev[n] (5.0.7 or later)"
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional", "mount entries below /dev with create=file"),
+        ("lxc.mount.entry: /dev/nvidia0 /dev/nvidia0 none bind,create=file", "device lines that lxc and Proxmox VE"),
+        ("dev9: /dev/dri/renderD200,mode=0666", "the devices that the configuration names"),
+        ("lock: snapshot-delete", "container 901 free to be changed"),
+    ],
+)  # fmt: skip
+def test_lines_that_do_not_do_what_they_say(line: str, wanted: str) -> None:
+    report = diagnose(reading(f"{DEVICE_LINES}{line}\n"), 901)
+    assert any(one.startswith(wanted) for one in found(report)), found(report)
+
+
+def test_a_missing_device_that_may_be_missing_is_none() -> None:
+    line = "lxc.mount.entry: /dev/dri/renderD200 dev/dri/renderD200 none bind,optional,create=file\n"
+    assert diagnose(reading(DEVICE_LINES + line), 901).well
+
+
+@pytest.mark.parametrize("option", ["mode=0660", "mode=0600,gid=44"])
+def test_a_mode_that_shuts_ordinary_users_out(option: str) -> None:
+    report = diagnose(reading(DEVICE_LINES.replace("mode=0666", option, 1)), 901)
+    assert list(found(report)) == ["/dev/nvidia0 open to ordinary users in container 901"]
+
+
+@pytest.mark.parametrize("option", ["gid=44", "mode=0660,gid=44", "uid=1000"])
+def test_a_device_that_is_given_to_somebody_on_purpose_is_open(option: str) -> None:
+    assert diagnose(reading(DEVICE_LINES.replace("mode=0666", option, 1)), 901).well
+
+
+def test_a_device_that_can_not_be_written_is_not_taken_for_an_old_configuration() -> None:
+    conf = DEVICE_LINES.replace("mode=0666", "mode=0666,deny-write=1", 1)
+    seen = inside(NODES).replace("root /dev/nvidia0 ok", "root /dev/nvidia0 Operation not permitted")
+    (finding,) = diagnose(reading(conf, seen), 901).findings
+    assert finding.wanted == "/dev/nvidia0 open for writing, too"
+    assert finding.next == "`pct set 901 --dev0 /dev/nvidia0,mode=0666`"
+
+
+def test_for_a_container_of_the_settings_an_up_is_the_next_step() -> None:
+    report = diagnose(reading("", inside({})), 901, cards=Cards([0], "homelab:containers.ai.gpus", managed=True))
+    assert report.next == ["`pulumi up --refresh` gives it what the stack's settings want"]
+
+
+def test_without_a_driver_its_cause_is_told_once() -> None:
+    bound = desktop(devices=[*(one | {"driver": "vfio-pci"} for one in gpu())])
+    report = diagnose(reading(DEVICE_LINES, nodes={}, driver="", facts=bound, char_devices=""), 901)
+    (finding,) = report.findings
+    assert finding.found == "no /sys/module/nvidia; 0000:01:00.0 is on vfio-pci"
+    assert "use: lxc" in finding.next
+    nouveau = diagnose(reading(DEVICE_LINES, nodes={}, driver="", facts=desktop(), char_devices=""), 901)
+    assert "0000:01:00.0 is on nouveau" in nouveau.findings[0].found and "modprobe nvidia" in nouveau.findings[0].next
+
+
+def test_a_node_of_an_earlier_boot() -> None:
+    report = diagnose(reading(DEVICE_LINES, nodes={**NODES, "nvidia-uvm": "1e0 0 666"}), 901)
+    assert "/dev/nvidia-uvm has 480, /proc/devices says 508" in report.findings[0].found
+
+
+def test_a_card_that_the_host_lacks_is_not_asked_of_the_configuration() -> None:
+    report = diagnose(reading(DEVICE_LINES), 901, cards=Cards([0, 7], "--gpus"))
+    (finding,) = report.findings
+    assert finding.wanted.startswith("/dev/nvidia7 on the host") and "0 is 0000:01:00.0" in finding.found
+
+
+@pytest.mark.parametrize(
+    ("libraries", "said"),
+    [
+        (LIBRARY.replace("580.105.08", "580.95.05"), "580.95.05 (/usr/lib/libcuda.so.1)"),
+        (LIBRARY + LIBRARY.replace("usr/lib/", "usr/local/lib/").replace("580.105.08", "575.51.03"), "/usr/lib/libcuda.so.1: 580.105.08; /usr/local/lib/libcuda.so.1: 575.51.03"),
+        ("library /usr/lib/libcuda.so.1 /opt/libcuda.so\n", "libraries that say no version (/usr/lib/libcuda.so.1)"),
+        ("", "none (no libnvidia-ml.so.1, no libcuda.so.1)"),
+    ],
+)  # fmt: skip
+def test_libraries_that_are_not_the_drivers(libraries: str, said: str) -> None:
+    (finding,) = diagnose(reading(DEVICE_LINES, inside(NODES).replace(LIBRARY, libraries)), 901).findings
+    assert (finding.found, finding.stage) == (said, Stage.INSIDE)
+
+
+def test_a_container_that_can_not_be_looked_into() -> None:
+    broken = {
+        "id": 902,
+        "conf": DEVICE_LINES,
+        "other_keys": [],
+        "running": True,
+        "inside": "x",
+        "problem": "exit status 124: x",
+    }
+    (finding,) = diagnose(reading(containers=[broken]), 902).findings
+    assert finding.found == "`pct exec`: exit status 124: x"
+
+
+def test_a_container_that_is_to_have_no_card_needs_nothing() -> None:
+    report = diagnose(reading("", inside({}).replace(LIBRARY, "")), 901, cards=Cards([], "--gpus"))
+    assert report.well and report.tables[0].rows == []
+
+
+def test_two_containers_with_other_spellings_of_the_same_lines_are_equal() -> None:
+    model = {
+        "id": 950,
+        "conf": DEVICE_LINES.replace("dev0: ", "dev7: path="),
+        "other_keys": [],
+        "running": False,
+        "inside": "",
+        "problem": "",
+    }
+    report = diagnose(reading(DEVICE_LINES, containers=[model]), 901, like=950)
+    assert (report.data["like"]["lines"], report.data["like"]["onlyHere"], report.data["like"]["devices"]) == (
+        [],
+        [],
+        [],
+    )
+
+
+def test_a_model_that_is_not_well_itself_is_no_model() -> None:
+    model = {"id": 950, "conf": "dev0: /dev/nvidia0\n", "other_keys": [], "running": False, "inside": "", "problem": ""}
+    report = diagnose(reading(DEVICE_LINES, containers=[model]), 901, like=950)
+    assert any(note.startswith("container 950 isn't well itself") for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("ctid", "said"), [(103, "it is a virtual machine"), (300, "it is on the node far"), (7, "no guest of the cluster")]
+)
+def test_what_is_no_container_of_this_host_is_refused(ctid: int, said: str) -> None:
+    with pytest.raises(HomelabError) as raised:
+        container_report(reading(), ctid)
+    assert raised.value.found.startswith(said)
+
+
+# -- VMs and hosts -----------------------------------------------------------------------------------------------------
+ENTRY = "node=pve,path=0000:01:00,id=10de:2b85,subsystem-id=1043:88e2,iommugroup=16"
+
+
+def with_vm(entry: str = ENTRY, hostpci: str = "mapping=gpu,pcie=1", **changes: Any) -> Reading:
+    conf = f"bios: ovmf\nhostpci0: {hostpci}\nmachine: q35\nname: Sandbox\n"
+    guests = {
+        "qm": "", "pct": "", "configs": [{"kind": "vm", "id": 103, "lines": conf}],
+        "mappings": f"gpu\n\tmap {entry}\n", "reservations": "",
+    }  # fmt: skip
+    return reading(facts=desktop(guests=guests, **changes))
+
+
+def test_a_vm_whose_mapping_is_what_is_in_the_slot_is_well() -> None:
+    assert vm_report(with_vm(), 103).endswith("nothing is wrong")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("id=10de:2b85", "id=10de:2684", "id of 0000:01:00.0: 10de:2b85, the mapping says 10de:2684"),
+        ("iommugroup=16", "iommugroup=9", "iommugroup of 0000:01:00.0: 16, the mapping says 9"),
+        (",subsystem-id=1043:88e2", "", "subsystem-id of 0000:01:00.0: 1043:88e2, the mapping says nothing"),
+        ("path=0000:01:00", "path=0000:09:00", "there is no 0000:09:00.0 on the host"),
+        ("node=pve", "node=other", "it has entries for other, none for pve"),
+    ],
+)
+def test_a_mapping_that_proxmox_would_refuse(old: str, new: str, said: str) -> None:
+    assert said in [one.found for one in diagnose_vm(with_vm(ENTRY.replace(old, new)), 103).findings]
+
+
+def test_a_mapping_that_is_not_there_and_an_address_that_is_not_there() -> None:
+    assert "there is no such mapping (there are: gpu)" in found(diagnose_vm(with_vm(hostpci="mapping=x"), 103)).values()
+    report = diagnose_vm(with_vm(hostpci="09:00,pcie=1"), 103)
+    assert "the device of hostpci0 on the host" in found(report)
+
+
+def test_a_group_that_holds_more_than_the_card() -> None:
+    more = device("0000:03:00.0", "144d:a80c", "010802", 16, driver="nvme", behind="nvme0n1")
+    conf = {
+        "qm": "",
+        "pct": "",
+        "configs": [{"kind": "vm", "id": 103, "lines": "hostpci0: 01:00\n"}],
+        "mappings": "",
+        "reservations": "",
+    }
+    report = diagnose_vm(reading(facts=desktop(more, guests=conf)), 103)
+    assert any("0000:03:00.0 NVMe disk" in one.found for one in report.findings)
+
+
+def test_a_host_beside_its_settings() -> None:
+    text = host_report(reading(), settings())
+    assert "0000:01:00.0 is on nouveau" in text and "`pulumi up`" in text
+    assert diagnose_host(reading(), settings()).data["gpus"] == [{"name": "rtx5090", "use": "vm", "slot": "0000:01:00"}]
+
+
+@pytest.mark.parametrize(
+    ("line", "seen"),
+    [
+        ("[9.1] vfio-pci 0000:01:00.0: not ready 65535ms after FLR; giving up", True),
+        ("[9.1] vfio-pci 0000:05:00.0: not ready 65535ms after FLR; giving up", False),
+        ("[9.1] NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus.", True),
+        ("[9.1] NVRM: loading NVIDIA UNIX Open Kernel Module", False),
+    ],
+)
+def test_failures_in_the_kernels_log_are_the_cards_own(line: str, seen: bool) -> None:
+    report = diagnose_host(reading(kernel_log=line), settings())
+    assert (line in [one.found for one in report.findings]) is seen
+
+
+def test_a_card_for_containers_that_the_driver_has_not_got() -> None:
+    lxc = settings({"rtx5090": {"match": "10de:2b85", "use": "lxc"}})
+    report = diagnose_host(reading(facts=desktop()), lxc)
+    assert found(report)["the cards for containers with NVIDIA's driver"] == "gpus.rtx5090: 0000:01:00.0 is on nouveau"
+
+
+# -- reports -----------------------------------------------------------------------------------------------------------
+def test_next_steps_come_by_stage_and_once() -> None:
+    findings = [
+        Finding("", "", "", step, stage)
+        for step, stage in (("c", Stage.INSIDE), ("a", Stage.HOST), ("a", Stage.RESTART))
+    ]
+    assert in_order(findings) == ["a", "c"]
+
+
+def test_a_table_is_aligned_and_an_empty_cell_is_a_dash() -> None:
+    text = Table("t", ["a", "long name"], [["x" * 5, ""], ["y", "z"]]).text()
+    assert text.splitlines() == ["t", "  a      long name", "  xxxxx  -", "  y      z"]
+
+
+def test_commands_and_configuration_lines_are_not_broken() -> None:
+    command = "`pct set 901 " + "--dev0 /dev/nvidia0,mode=0666 " * 9 + "`"
+    report = Report("host", "x", [], [], [Finding("w " * 120, "f", "y", command)])
+    assert command in report.text() and max(map(len, report.text().splitlines()[2:5])) <= 132
+
+
+def test_the_json_has_what_the_text_has() -> None:
+    value = json.loads(diagnose(reading(DEVICE_LINES, inside(NODES)), 901).json())
+    assert {"version", "kind", "subject", "well", "findings", "notes", "next", "devices", "driver"} <= set(value)
+
+
+def test_an_answer_of_another_shape_is_said() -> None:
+    with pytest.raises(HomelabError, match="one line of JSON from diagnose.sh"):
+        parse(desktop(), "Welcome!")

@@ -1,0 +1,137 @@
+"""The stack's file as `python -m doctor` reads it: which host, how it is logged in to, which cards a container is to have."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from doctor import stack
+from doctor.__main__ import main, parser
+from host.errors import HomelabError
+from settings import PROJECT
+from tests.unit.hosts import KEY
+from tests.unit.test_doctor import reading
+
+SECURE = {"secure": "v1:abcdef:0123456789"}
+
+
+def host(**ssh: Any) -> dict[str, Any]:
+    return {"address": "192.168.0.202", "ssh": {"hostKey": KEY, **(ssh or {"agent": True})}, "gpus": {"big": {"match": "10de:2b85", "use": "lxc"}}}  # fmt: skip
+
+
+def written(folder: Path, config: dict[str, Any]) -> stack.Stack:
+    file = folder / "Pulumi.x.yaml"
+    file.write_text(yaml.safe_dump({"config": {f"homelab:{key}": value for key, value in config.items()}}))
+    return stack.read(file)
+
+
+def test_the_only_host_needs_no_name(tmp_path: Path) -> None:
+    assert written(tmp_path, {"hosts": {"pve": host()}}).host(None)[0] == "pve"
+
+
+def test_one_of_several_is_asked_for(tmp_path: Path) -> None:
+    both = written(tmp_path, {"hosts": {"a": host(), "b": host() | {"address": "10.0.0.1"}}})
+    assert both.host("b")[1].address == "10.0.0.1"
+    for name in (None, "c"):
+        with pytest.raises(HomelabError, match="hosts there: a, b"):
+            both.host(name)
+
+
+@pytest.mark.parametrize("ssh", [{"privateKey": SECURE}, {"password": SECURE}])
+def test_a_login_that_pulumi_has_encrypted_is_said_with_what_needs_none(tmp_path: Path, ssh: dict[str, Any]) -> None:
+    found = written(tmp_path, {"hosts": {"pve": host(**ssh)}})
+    with pytest.raises(HomelabError) as raised:
+        found.host(None)
+    assert f"hosts.pve.ssh.{next(iter(ssh))} is encrypted" in raised.value.found
+    assert "--identity" in raised.value.next_step and "agent" in raised.value.next_step
+    assert SECURE["secure"] not in str(raised.value)
+    key = tmp_path / "key"
+    key.write_text("-")
+    assert found.host(None, str(key))[1].ssh.key == "-"
+
+
+def test_other_secrets_are_not_asked_for(tmp_path: Path) -> None:
+    api = {"token": "a@pve!bb", "tokenSecret": SECURE, "publicCa": True}
+    assert written(tmp_path, {"hosts": {"pve": host() | {"api": api}}}).host(None)[1].api is not None
+
+
+@pytest.mark.parametrize("config", [{}, {"hosts": {}}, {"hosts": SECURE}, {"hosts": [1]}])
+def test_a_file_without_hosts(tmp_path: Path, config: dict[str, Any]) -> None:
+    with pytest.raises(HomelabError, match="hosts under homelab:hosts"):
+        written(tmp_path, config).host(None)
+
+
+def test_a_file_that_is_not_there_or_not_yaml(tmp_path: Path) -> None:
+    with pytest.raises(HomelabError, match="Pulumi.homelab.yaml"):
+        stack.read(tmp_path / "Pulumi.none.yaml")
+    broken = tmp_path / "Pulumi.broken.yaml"
+    broken.write_text("config: {password: hunter2")
+    with pytest.raises(HomelabError) as raised:
+        stack.read(broken)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_a_mistake_in_the_settings_is_named(tmp_path: Path) -> None:
+    with pytest.raises(HomelabError, match="homelab:hosts.pve.adress"):
+        written(tmp_path, {"hosts": {"pve": host() | {"adress": "x"}}}).host(None)
+
+
+@pytest.mark.parametrize(("text", "numbers"), [("0", [0]), (" 1 , 0", [0, 1]), ("all", [0]), ("none", [])])
+def test_an_assignment_of_cards(text: str, numbers: list[int]) -> None:
+    assert stack.assignment(text, reading(), "--gpus") == numbers
+
+
+@pytest.mark.parametrize("text", ["", "0,", "0,0", "a", "-1", "0 1", "all,0", "²"])
+def test_what_is_no_assignment(text: str) -> None:
+    with pytest.raises(HomelabError, match="numbers such as 0,1"):
+        stack.assignment(text, reading(), "--gpus")
+
+
+def test_the_settings_say_which_cards_a_container_is_to_have(tmp_path: Path) -> None:
+    containers = {
+        "ai": {"host": "pve", "ctid": 901, "gpus": ["big"]},
+        "old": {"host": "pve", "ctid": 950, "gpuAssignment": "0"},
+        "far": {"host": "other", "ctid": 300, "gpuAssignment": "5"},
+    }
+    found = written(tmp_path, {"hosts": {"pve": host()}, "containers": containers})
+    name, its = found.host(None)
+    for ctid, by in ((901, "ai.gpus"), (950, "old.gpuAssignment")):
+        cards = found.cards(name, its, ctid, reading())
+        assert cards is not None
+        assert (cards.numbers, cards.by, cards.managed) == ([0], f"homelab:containers.{by}", True)
+    assert found.cards(name, its, 300, reading()) is None
+
+
+def test_a_card_of_the_settings_without_nvidias_driver_is_named(tmp_path: Path) -> None:
+    containers = {"ai": {"host": "pve", "ctid": 901, "gpus": ["big", "none"]}}
+    found = written(tmp_path, {"hosts": {"pve": host()}, "containers": containers})
+    with pytest.raises(HomelabError, match=r"without it: none \(not found\)"):
+        found.cards(*found.host(None), 901, reading())
+
+
+def test_a_stack_is_named_as_pulumi_names_it() -> None:
+    assert stack.path_of("organization/homelab/lab") == PROJECT / "Pulumi.lab.yaml"
+
+
+def test_what_can_not_be_read_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["host", "--config-file", str(tmp_path / "x.yaml")]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith("wanted: a stack's configuration in ")
+
+
+def test_a_program_gets_the_reason_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["host", "--json", "--config-file", str(tmp_path / "x.yaml")]) == 2
+    value = json.loads(capsys.readouterr().out)
+    assert (value["version"], value["kind"]) == (1, "host")
+    assert value["errors"][0]["found"] == "No such file or directory"
+
+
+@pytest.mark.parametrize("words", [[], ["container"], ["container", "x"], ["host", "1"], ["vm", "1", "--like", "2"]])
+def test_wrong_words_end_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        parser().parse_args(words)
+    assert raised.value.code == 2 and "usage: python -m doctor" in capsys.readouterr().err

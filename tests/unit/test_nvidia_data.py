@@ -1,0 +1,214 @@
+"""nvidia/data: every row has its source, can be reached, and agrees with the others and with the document."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from nvidia.compatibility import FOLDER, Branch, Compatibility, Device, Generation, KernelRow, load
+from nvidia.document import DOCUMENT, all_tables, written
+from nvidia.versions import Version, flavour_of_kernel, of_kernel, of_package, parse
+
+DATA = load()
+
+
+@pytest.mark.parametrize("row", DATA.gpus.generations, ids=lambda row: row.name)
+def test_every_block_of_a_generation_leads_to_it(row: Generation) -> None:
+    for first, last in row.ranges:
+        assert first <= last
+        assert DATA.generation(f"{first:04x}") is DATA.generation(f"{last:04x}") is row
+
+
+@pytest.mark.parametrize(
+    ("device", "generation"),
+    [
+        ("128b", "Kepler"),
+        ("13c2", "Maxwell"),
+        ("15f8", "Pascal"),
+        ("1b06", "Pascal"),
+        ("1d01", "Pascal"),
+        ("1db4", "Volta"),
+        ("1eb8", "Turing"),
+        ("1f82", "Turing"),
+        ("2184", "Turing"),
+        ("20b0", "Ampere"),
+        ("2204", "Ampere"),
+        ("25a0", "Ampere"),
+        ("2331", "Hopper"),
+        ("2684", "Ada"),
+        ("28e0", "Ada"),
+        ("2b85", "Blackwell"),
+        ("2c02", "Blackwell"),
+        ("2d04", "Blackwell"),
+        ("2f04", "Blackwell"),
+        ("2901", "Blackwell"),
+        ("3182", "Blackwell"),
+    ],
+)
+def test_well_known_cards_are_of_their_generation(device: str, generation: str) -> None:
+    found = DATA.generation(device)
+    assert found is not None and found.name == generation
+
+
+@pytest.mark.parametrize("device", ["22e8", "10f8", "1ad8", "228b", "2f80", "22a3", "0fb9"])
+def test_a_cards_other_functions_are_no_cards(device: str) -> None:
+    assert DATA.generation(device) is None
+    assert DATA.function(device) is not None
+
+
+@pytest.mark.parametrize("row", DATA.gpus.devices, ids=lambda row: next(iter(row.cards)))
+def test_a_late_card_is_of_a_generation_that_has_a_driver_before_it(row: Device) -> None:
+    assert row.absent < row.listed
+    for device in row.cards:
+        generation = DATA.generation(device)
+        assert DATA.device(device) is row and generation is not None
+        assert generation.least <= row.listed
+
+
+@pytest.mark.parametrize("row", DATA.branches.values(), ids=lambda row: str(row.branch))
+def test_a_branchs_newest_release_is_of_it(row: Branch) -> None:
+    assert row.newest is None or row.newest.major == row.branch
+
+
+def test_the_recommended_branch_is_maintained_and_knows_all_that_is_not_legacy() -> None:
+    row = DATA.branches[DATA.recommended]
+    assert not row.ended(datetime.date(2026, 11, 20)) and len(row.flavours) == 2
+
+
+def test_a_branch_has_ended_when_its_month_is_over() -> None:
+    row = DATA.branches[570]
+    assert not row.ended(datetime.date(2026, 2, 28))
+    assert row.ended(datetime.date(2026, 3, 1))
+
+
+@pytest.mark.parametrize("row", DATA.kernels, ids=lambda row: row.source[:40])
+def test_every_kernel_row_can_be_reached_and_no_two_contradict(row: KernelRow) -> None:
+    kernel = row.kernel.start or parse("4.15")
+    driver = row.driver.start or Version(tuple([row.driver.end.numbers[0] - 1]) if row.driver.end else (1,), "")
+    others = [one for one in DATA.kernels if kernel in one.kernel and driver in one.driver]
+    assert row in others
+    assert {one.verdict for one in others} == {row.verdict}
+    assert DATA.kernel_verdict(f"{kernel}-1-pve", driver) in others
+
+
+@pytest.mark.parametrize(
+    ("kernel", "driver", "verdict"),
+    [
+        ("6.17.13-2-pve", "550.163.01", "fails"),
+        ("6.17.13-2-pve", "555.58.02", "fails"),
+        ("6.17.13-2-pve", "580.105.08", "builds"),
+        ("6.17.13-2-pve", "580.95.05", None),
+        ("6.15.4-1-pve", "570.153.02", "fails"),
+        ("6.15.4-1-pve", "570.169", "builds"),
+        ("6.8.0-86-generic", "580.65.06", "builds"),
+        ("6.12.48+deb13-amd64", "550.163.01", "builds"),
+        ("7.0.14-14-pve", "580.119.02", "fails"),
+        ("7.0.14-14-pve", "580.178.04", "builds"),
+        ("7.1.2-1-pve", "580.142", "fails"),
+        ("7.1.2-1-pve", "580.159.04", "builds"),
+        ("5.15.0-160-generic", "575.64.05", None),
+        ("not-a-kernel", "580.105.08", None),
+    ],
+)
+def test_what_is_known_of_kernels_and_drivers(kernel: str, driver: str, verdict: str | None) -> None:
+    row = DATA.kernel_verdict(kernel, parse(driver))
+    assert (row.verdict if row else None) == verdict
+
+
+def test_every_release_of_cuda_has_its_first_driver_and_the_floor_of_its_family() -> None:
+    for row in DATA.cuda.releases:
+        floor = DATA.cuda_major(row.release.major)
+        assert floor is not None and "0" in row.least
+        assert floor.least <= row.least["0"] <= max(row.least.values())
+        assert DATA.cuda_release(parse(f"{row.release}.1")) is row
+    assert {row.major for row in DATA.cuda.majors} == {row.release.major for row in DATA.cuda.releases}
+
+
+@pytest.mark.parametrize("distribution", DATA.packaging.distributions, ids=lambda row: f"{row.id}-{row.version}")
+def test_every_distribution_has_names_for_the_recommended_and_the_newest_branch(distribution: object) -> None:
+    row = next(one for one in DATA.packaging.distributions if one is distribution)
+    for branch in (DATA.recommended, DATA.newest_branch):
+        assert DATA.names(row.id, branch) is not None
+    assert DATA.distribution(row.id, row.version) is row
+
+
+def test_a_branchs_suffix_stops_at_580() -> None:
+    old, new = DATA.names("ubuntu", 580), DATA.names("ubuntu", 590)
+    assert old and new and "{branch}" in old.open[0] and "{branch}" not in new.open[0]
+
+
+def test_a_row_without_a_source_is_refused(tmp_path: Path) -> None:
+    for path in FOLDER.glob("*.yaml"):
+        (tmp_path / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    text = yaml.safe_load((tmp_path / "kernels.yaml").read_text(encoding="utf-8"))
+    del text["rows"][0]["source"]
+    (tmp_path / "kernels.yaml").write_text(yaml.safe_dump(text), encoding="utf-8")
+    with pytest.raises(ValidationError, match=r"rows\.0\.source"):
+        Compatibility(tmp_path)
+
+
+def test_two_generations_with_the_same_ids_are_refused(tmp_path: Path) -> None:
+    for path in FOLDER.glob("*.yaml"):
+        (tmp_path / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    text = (tmp_path / "gpus.yaml").read_text(encoding="utf-8").replace("2300-23ff", "2300-2480")
+    (tmp_path / "gpus.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ValidationError, match="share the ids"):
+        Compatibility(tmp_path)
+
+
+def test_the_document_has_the_tables_of_the_data() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert written(text) == text, "run `python -m nvidia.document`"
+    assert all(f"<!-- table: {name} -->" in text for name in all_tables(DATA))
+
+
+def test_versions_are_compared_as_numbers() -> None:
+    assert parse("570.26") < parse("570.124.06") < parse("580") < parse("580.65.06") < parse("580.105.08")
+    assert str(parse("580.105.08")) == "580.105.08"
+    with pytest.raises(ValueError, match="dotted numbers"):
+        parse("580-open")
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("580.105.08-1ubuntu1", "580.105.08"),
+        ("580.173.02-0ubuntu0.24.04.1", "580.173.02"),
+        ("1:550.163.01-4~bpo13+1", "550.163.01"),
+        ("580.65.06", "580.65.06"),
+        ("unknown", None),
+    ],
+)
+def test_a_packages_version_has_the_drivers_inside(text: str, version: str | None) -> None:
+    found = of_package(text)
+    assert (found.text if found else None) == version
+
+
+@pytest.mark.parametrize(
+    ("release", "numbers", "flavour"),
+    [
+        ("6.8.0-86-generic", "6.8.0", "generic"),
+        ("6.12.48+deb13-amd64", "6.12.48", "amd64"),
+        ("6.1.0-40-cloud-amd64", "6.1.0", "cloud-amd64"),
+        ("6.8.0-1008-kvm", "6.8.0", "kvm"),
+        ("6.17.13-2-pve", "6.17.13", "pve"),
+    ],
+)
+def test_a_kernels_release_tells_numbers_and_flavour(release: str, numbers: str, flavour: str) -> None:
+    version = of_kernel(release)
+    assert version is not None and version.text == numbers
+    assert flavour_of_kernel(release) == flavour
+
+
+def test_of_two_reports_the_failure_counts(tmp_path: Path) -> None:
+    for path in FOLDER.glob("*.yaml"):
+        (tmp_path / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    row = {"kernel": {"from": "6.17"}, "driver": {"from": "580"}, "source": "a test's report", "evidence": "report"}
+    rows = [row | {"verdict": "builds"}, row | {"verdict": "fails"}]
+    (tmp_path / "kernels.yaml").write_text(yaml.safe_dump({"rows": rows}), encoding="utf-8")
+    found = Compatibility(tmp_path).kernel_verdict("6.17.13-2-pve", parse("580.105.08"))
+    assert found is not None and found.verdict == "fails"

@@ -1,0 +1,557 @@
+"""nvidia/checks.py and nvidia/plan.py: what can't work is refused with its reason, the rest becomes an exact plan."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+from typing import Any
+
+import pytest
+
+from host.errors import HomelabError
+from nvidia.compatibility import Target, load
+from nvidia.plan import Plan, Request, System, packages_to_ask_for, plan_stack, refusals
+from nvidia.settings import Nvidia
+
+TODAY = datetime.date(2026, 11, 20)
+RTX_5090, RTX_3090, GTX_1080_TI, V100 = "10de:2b85", "10de:2204", "10de:1b06", "10de:1db4"
+UBUNTU: dict[str, Any] = {
+    "distribution": "ubuntu",
+    "version": "24.04",
+    "architecture": "x86_64",
+    "kernels": ("6.8.0-86-generic",),
+    "running": "6.8.0-86-generic",
+    "secure_boot": False,
+    "cards": (RTX_5090,),
+    "loaded": "",
+    "nouveau": False,
+}
+PROXMOX: dict[str, Any] = {
+    "distribution": "debian",
+    "version": "13",
+    "architecture": "x86_64",
+    "kernels": ("6.14.11-9-pve", "6.17.13-2-pve"),
+    "running": "6.17.13-2-pve",
+    "secure_boot": False,
+    "cards": (RTX_3090,),
+    "loaded": "",
+}
+CONTAINER: dict[str, Any] = {"distribution": "ubuntu", "version": "24.04", "host_driver": "580.105.08"}
+
+
+def request(target: Target, system: dict[str, Any] | None = None, **settings: Any) -> Request:
+    return Request(target, Nvidia.model_validate(settings), System(**(system or {})), "vms.gaming", today=TODAY)
+
+
+def planned(target: Target, system: dict[str, Any], **settings: Any) -> Plan:
+    return plan_stack(request(target, system, **settings))
+
+
+def refusal(target: Target, system: dict[str, Any] | None = None, **settings: Any) -> HomelabError:
+    (error,) = refusals(request(target, system, **settings))
+    return error
+
+
+# -- the issue's examples --------------------------------------------------------------------------------------
+def test_an_rtx_5090_in_an_ubuntu_vm() -> None:
+    plan = planned("vm", UBUNTU, driver="580", cuda="12.8", containerToolkit="docker")
+    assert plan.flavour == "open" and "open modules alone" in plan.why_flavour
+    assert plan.packages == ("nvidia-dkms-580-open=580.*", "libnvidia-compute-580=580.*", "nvidia-utils-580=580.*")
+    assert plan.prerequisites[-3:] == ("dkms", "linux-headers-6.8.0-86-generic", "linux-headers-generic")
+    assert plan.cuda and plan.cuda.packages == ("cuda-toolkit-12-8",)
+    assert plan.cuda.nvcc == "/usr/local/cuda-12.8/bin/nvcc"
+    assert plan.toolkit and plan.toolkit.configure[-1] == "--runtime=docker" and plan.toolkit.restart == "docker"
+    assert [one.name for one in plan.repositories] == ["homelab-cuda", "homelab-nvidia-container-toolkit"]
+    assert plan.repositories[0].line.endswith("/compute/cuda/repos/ubuntu2404/x86_64 /\n")
+    assert plan.repositories[0].key_fingerprint == "EB693B3035CD5710E231E123A4B469963BF863CC"
+    assert plan.repositories[1].key_url == "https://nvidia.github.io/libnvidia-container/gpgkey"
+    assert plan.reboot.needed is False and plan.notes == () and plan.run is None
+
+
+def test_a_proxmox_host_gets_headers_for_every_kernel() -> None:
+    plan = planned("host", PROXMOX, driver="580")
+    assert plan.packages == ("nvidia-kernel-open-dkms=580.*", "nvidia-driver-cuda=580.*", "libcuda1=580.*")
+    assert plan.prerequisites[-3:] == (
+        "proxmox-headers-6.14.11-9-pve",
+        "proxmox-headers-6.17.13-2-pve",
+        "proxmox-default-headers",
+    )
+    assert plan.repositories[0].key_url.endswith("/debian13/x86_64/8793F200.pub")
+
+
+def test_a_container_gets_exactly_the_hosts_version_and_no_modules() -> None:
+    offered = {
+        name: ("580.105.08-1ubuntu1", "580.178.04-1ubuntu1") for name in ("libnvidia-compute-580", "nvidia-utils-580")
+    }
+    plan = planned("lxc", CONTAINER | {"offered": offered}, containerToolkit="docker", cuda="12.8")
+    assert (plan.version, plan.flavour, plan.source, plan.run) == ("580.105.08", None, "packages", None)
+    assert plan.packages == ("libnvidia-compute-580=580.105.08-1ubuntu1", "nvidia-utils-580=580.105.08-1ubuntu1")
+    assert plan.no_recommends and not any("headers" in name or "dkms" in name for name in plan.prerequisites)
+    assert plan.toolkit and plan.toolkit.cdi == "/etc/cdi/nvidia.yaml" and not plan.toolkit.no_cgroups
+    assert plan.reboot.needed is False
+
+
+def test_a_container_whose_repositories_lack_the_version_takes_nvidias_installer() -> None:
+    offered = {name: ("580.178.04-1ubuntu1",) for name in ("libnvidia-compute-580", "nvidia-utils-580")}
+    plan = planned("lxc", CONTAINER | {"offered": offered})
+    assert plan.source == "run" and plan.packages == () and plan.repositories == () and plan.preferences is None
+    assert plan.run is not None
+    assert plan.run.url == (
+        "https://download.nvidia.com/XFree86/Linux-x86_64/580.105.08/NVIDIA-Linux-x86_64-580.105.08.run"
+    )
+    assert plan.run.checksum_url == f"{plan.run.url}.sha256sum"
+    assert "--no-kernel-module" in plan.run.arguments and "kmod" in plan.run.prerequisites
+    assert not any("kernel-module-type" in argument for argument in plan.run.arguments)
+
+
+def test_a_container_whose_repositories_were_not_read_has_both_ways() -> None:
+    plan = planned("lxc", CONTAINER)
+    assert plan.source == "either" and plan.run and plan.packages[0] == "libnvidia-compute-580=580.105.08-*"
+
+
+# -- cards -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("driver", ["535", "550", "560", "565", "565.77"])
+def test_an_rtx_5090_needs_570_from_settings_alone(driver: str) -> None:
+    error = refusal("vm", {"cards": (RTX_5090,)}, driver=driver)
+    assert "GeForce RTX 5090" in error.wanted and "branch 570 or later, with the open kernel modules" in error.wanted
+    assert driver in error.found
+    assert '"565+" is wrong' in error.why
+    assert error.next_step == 'set nvidia.driver: "580"'
+
+
+@pytest.mark.parametrize("driver", ["570", "570.86.16", "580", "595", "610.57.04", "615", "620"])
+def test_an_rtx_5090_takes_570_and_later(driver: str) -> None:
+    assert refusals(request("vm", {"cards": (RTX_5090,)}, driver=driver)) == []
+
+
+def test_a_card_that_came_later_in_its_generation() -> None:
+    assert "570.133.07" in refusal("vm", {"cards": ("10de:2c05",)}, driver="570.86.16").why
+    assert refusals(request("vm", {"cards": ("10de:2c05",)}, driver="570")) == []
+    note = planned("vm", UBUNTU | {"cards": ("10de:2c05",)}, driver="570.124.06").notes[0]
+    assert "nobody has looked" in note
+
+
+@pytest.mark.parametrize(("card", "name"), [(GTX_1080_TI, "Pascal"), (V100, "Volta"), ("10de:13c2", "Maxwell")])
+@pytest.mark.parametrize("driver", ["590", "595.58.03", "610"])
+def test_branches_after_580_have_dropped_older_cards(card: str, name: str, driver: str) -> None:
+    error = refusal("vm", {"cards": (card,)}, driver=driver)
+    assert f"branch 580 is the last one that knows {name} cards" in error.why
+    assert error.next_step == 'set nvidia.driver: "580"'
+
+
+def test_a_fermi_card_has_no_driver_here() -> None:
+    assert "use a newer card" in refusal("vm", {"cards": ("10de:06c0",)}, driver="470").next_step
+
+
+def test_older_cards_get_the_proprietary_modules() -> None:
+    plan = planned("vm", UBUNTU | {"cards": (GTX_1080_TI,)}, driver="580")
+    assert plan.flavour == "proprietary" and plan.packages[0] == "nvidia-dkms-580=580.*"
+    assert "need a GSP" in plan.why_flavour
+
+
+@pytest.mark.parametrize(("target", "way"), [("host", "VM of its own"), ("vm", "different VMs")])
+def test_blackwell_and_pascal_can_not_share_a_kernel(target: Target, way: str) -> None:
+    error = refusal(target, {"cards": (RTX_5090, GTX_1080_TI)}, driver="580")
+    assert "works with the open ones alone" in error.found and "with the proprietary ones alone" in error.found
+    assert way in error.next_step
+
+
+def test_pascal_and_ampere_share_the_proprietary_modules() -> None:
+    assert planned("host", PROXMOX | {"cards": (RTX_3090, GTX_1080_TI)}).flavour == "proprietary"
+
+
+@pytest.mark.parametrize(
+    ("card", "flavour", "driver", "why"),
+    [
+        (RTX_5090, "proprietary", "580", "No devices were found"),
+        (GTX_1080_TI, "open", "580", "GSP"),
+        (RTX_3090, "proprietary", "615", "open modules alone"),
+        (RTX_3090, "open", "470", "proprietary modules alone"),
+    ],
+)
+def test_a_flavour_that_can_not_be(card: str, flavour: str, driver: str, why: str) -> None:
+    assert why in refusal("vm", {"cards": (card,)}, driver=driver, flavour=flavour).why
+
+
+def test_a_flavour_that_can_be_is_taken() -> None:
+    plan = planned("vm", UBUNTU | {"cards": (RTX_3090,)}, driver="580", flavour="proprietary")
+    assert (plan.flavour, plan.why_flavour) == ("proprietary", "the settings say so")
+
+
+def test_branches_from_615_on_have_the_open_modules_alone() -> None:
+    plan = planned("vm", UBUNTU | {"cards": (RTX_3090,)}, driver="615")
+    assert plan.flavour == "open" and plan.packages[0] == "nvidia-dkms-open=615.*"
+
+
+def test_an_unknown_card_is_taken_for_a_new_one_and_that_is_said() -> None:
+    plan = planned("vm", UBUNTU | {"cards": ("10de:3f01",)})
+    assert plan.flavour == "open"
+    assert any("10de:3f01 (unknown): taken for a card that is newer" in note for note in plan.notes)
+
+
+def test_an_unknown_card_needs_the_open_modules() -> None:
+    assert "10de:3f01" in refusal("vm", {"cards": ("10de:3f01",)}, driver="580", flavour="proprietary").found
+    assert "10de:3f01" in refusal("host", {"cards": ("10de:3f01", GTX_1080_TI)}, driver="580").found
+
+
+def test_a_systems_cards_are_nvidias() -> None:
+    assert "1002:744c" in refusal("vm", {"cards": ("1002:744c",)}, driver="580").found
+    assert refusals(request("vm", {"cards": ("1002:13c0", RTX_5090)}, driver="580")) == []
+
+
+def test_an_audio_function_is_no_card() -> None:
+    errors = refusals(request("vm", {"cards": ("10de:22e8",)}, driver="580"))
+    assert "audio function" in errors[0].found
+
+
+def test_ids_may_be_written_in_capitals() -> None:
+    assert "GeForce RTX 5090" in refusal("vm", {"cards": ("10DE:2B85",)}, driver="565").wanted
+
+
+# -- the driver ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("cards", "branch"),
+    [((), 580), ((RTX_5090,), 580), ((GTX_1080_TI,), 580), (("10de:128b",), 470), (("10de:2c3a",), 595)],
+)
+def test_without_a_driver_in_the_settings_the_recommended_one_that_knows_the_cards(
+    cards: tuple[str, ...], branch: int
+) -> None:
+    driver = request("vm", {"cards": cards}).driver
+    assert driver is not None and driver.branch == branch
+
+
+def test_a_branch_that_is_none_is_refused() -> None:
+    error = refusal("vm", driver="581")
+    assert "Windows" in error.why and "580" in error.wanted
+
+
+def test_a_branch_that_is_newer_than_the_data_is_taken_and_that_is_said() -> None:
+    plan = planned("vm", UBUNTU, driver="640.10.02")
+    assert plan.flavour == "open" and any("newer than this program's data" in note for note in plan.notes)
+
+
+def test_a_branch_whose_life_is_over_is_said() -> None:
+    plan = planned("vm", UBUNTU, driver="570")
+    assert any("branch 570 has had its end of life (2026-02)" in note for note in plan.notes)
+    assert not any("end of life" in note for note in planned("vm", UBUNTU, driver="580").notes)
+
+
+def test_an_exact_version_is_pinned_exactly_and_a_branch_as_a_branch() -> None:
+    exact, branch = (planned("vm", UBUNTU, driver=driver).preferences for driver in ("580.105.08", "580"))
+    assert exact and "Pin: version 580.105.08-*\nPin-Priority: 1001" in exact.content
+    assert branch and "Pin: version 580.*\n" in branch.content
+
+
+def test_unattended_upgrades_leave_the_driver_alone() -> None:
+    plan = planned("vm", UBUNTU, driver="580")
+    assert plan.unattended and plan.unattended.content.startswith("Unattended-Upgrade::Package-Blacklist {\n")
+    assert '  "libnvidia-";\n' in plan.unattended.content
+    assert planned("vm", UBUNTU, driver="580", source="run").unattended is None
+
+
+@pytest.mark.parametrize(
+    ("system", "running", "follows"),
+    [
+        (("ubuntu", "24.04"), "6.8.0-86-generic", "linux-headers-generic"),
+        (("ubuntu", "24.04"), "6.14.0-33-generic", "linux-headers-generic-hwe-24.04"),
+        (("ubuntu", "22.04"), "5.15.0-160-generic", "linux-headers-generic"),
+        (("ubuntu", "22.04"), "6.8.0-60-generic", "linux-headers-generic-hwe-22.04"),
+        (("debian", "12"), "6.1.0-40-cloud-amd64", "linux-headers-cloud-amd64"),
+        (("debian", "13"), "6.12.48+deb13-amd64", "linux-headers-amd64"),
+        (("debian", "13"), "6.12.48", "linux-headers-6.12.48"),
+    ],
+)
+def test_headers_follow_the_kernel_that_runs(system: tuple[str, str], running: str, follows: str) -> None:
+    changes = {"distribution": system[0], "version": system[1], "kernels": (running,), "running": running}
+    prerequisites = planned("vm", UBUNTU | changes, driver="580").prerequisites
+    assert prerequisites[-1] == follows and f"linux-headers-{running}" in prerequisites
+
+
+def test_the_container_toolkit_comes_from_its_own_repository() -> None:
+    plan = planned("vm", UBUNTU, driver="580", containerToolkit="docker")
+    assert plan.preferences and "Pin: origin nvidia.github.io" in plan.preferences.content
+
+
+# -- kernels and Secure Boot -----------------------------------------------------------------------------------
+def test_a_kernel_for_which_the_driver_does_not_build_is_refused_with_a_pair_that_does() -> None:
+    error = refusal("host", PROXMOX, driver="550")
+    assert "6.17.13-2-pve" in error.wanted and "550.163.01" in error.found
+    assert error.next_step == 'set nvidia.driver: "580", of which 580.178.04 builds for 6.17.13-2-pve'
+
+
+def test_every_installed_kernel_counts_not_the_running_one_alone() -> None:
+    assert refusals(request("host", PROXMOX | {"running": "6.14.11-9-pve"}, driver="550.163.01"))
+    assert refusals(request("host", PROXMOX | {"kernels": ("6.14.11-9-pve",)}, driver="550.163.01")) == []
+
+
+def test_a_pair_that_nobody_tried_is_a_note() -> None:
+    plan = planned("host", PROXMOX | {"kernels": ("7.4.1-1-pve",), "running": "7.4.1-1-pve"}, driver="580")
+    assert any("isn't known here" in note and "7.4.1-1-pve" in note for note in plan.notes)
+
+
+def test_a_containers_kernel_is_the_hosts_matter() -> None:
+    system = CONTAINER | {"host_driver": "550.163.01", "kernels": ("6.17.13-2-pve",), "secure_boot": True}
+    assert refusals(request("lxc", system)) == []
+
+
+@pytest.mark.parametrize("target", ["vm", "host"])
+def test_secure_boot_is_said_before_anything_is_installed(target: Target) -> None:
+    error = refusal(target, {"secure_boot": True, "cards": (RTX_3090,)}, driver="580")
+    assert "Key was rejected by service" in error.why
+    assert "either turn Secure Boot off" in error.next_step and "mokutil --import" in error.next_step
+    assert refusals(request(target, {"secure_boot": True, "mok_enrolled": True, "cards": (RTX_3090,)})) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "needed"),
+    [
+        ({"loaded": "", "nouveau": False}, False),
+        ({"nouveau": True}, True),
+        ({"loaded": "580.178.04", "loaded_flavour": "open"}, False),
+        ({"loaded": "580.178.04", "loaded_flavour": "proprietary"}, True),
+        ({"loaded": "570.211.01"}, True),
+        ({"loaded": None, "nouveau": None}, None),
+    ],
+)
+def test_a_reboot_only_when_something_else_is_loaded(changes: dict[str, Any], needed: bool | None) -> None:
+    assert planned("vm", UBUNTU | changes, driver="580").reboot.needed is needed
+
+
+# -- systems ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("distribution", "version", "target"),
+    [("ubuntu", "20.04", "vm"), ("debian", "11", "vm"), ("fedora", "43", "vm"), ("ubuntu", "24.04", "host")],
+)
+def test_another_system_is_refused(distribution: str, version: str, target: Target) -> None:
+    error = refusal(target, {"distribution": distribution, "version": version}, driver="580")
+    assert f"{distribution} {version}" in error.found and "Debian 13" in error.wanted
+
+
+def test_another_architecture_is_refused() -> None:
+    assert "aarch64" in refusal("vm", UBUNTU | {"architecture": "aarch64"}, driver="580").found
+
+
+@pytest.mark.parametrize(
+    ("row", "branch"), [(row, branch) for row in load().packaging.distributions for branch in (580, 590, 595, 615)]
+)
+def test_every_distribution_and_target_has_a_plan(row: Any, branch: int) -> None:
+    for target in row.targets:
+        system = {"distribution": row.id, "version": row.version, "cards": (RTX_3090,), "host_driver": ""}
+        kernel = {"ubuntu": "6.8.0-86-generic", "debian": "6.12.48+deb13-amd64"}[row.id]
+        if target == "lxc":
+            system |= {"host_driver": f"{branch}.48.01", "cards": None}
+        plan = planned(target, system | {"kernels": (kernel,), "running": kernel}, driver=str(branch))
+        assert plan.packages and all(str(branch) in package for package in plan.packages)
+        assert plan.repositories[0].line.count(row.path) == 1
+
+
+def test_a_plan_takes_the_distribution() -> None:
+    with pytest.raises(HomelabError, match="os-release"):
+        planned("vm", {"cards": (RTX_5090,)}, driver="580")
+
+
+def test_all_that_stands_against_a_stack_is_said_at_once() -> None:
+    with pytest.raises(HomelabError) as error:
+        planned("host", PROXMOX | {"cards": (RTX_5090,), "secure_boot": True}, driver="550", cuda="13.0")
+    assert [f"{number}.\n" in str(error.value) for number in (1, 2, 3, 4)] == [True] * 4
+
+
+# -- packages and the installer --------------------------------------------------------------------------------
+def test_what_the_repositories_offer_decides_the_version() -> None:
+    names = ("nvidia-dkms-580-open", "libnvidia-compute-580", "nvidia-utils-580")
+    offered = {name: ("580.105.08-1ubuntu1", "580.159.03-0ubuntu0.24.04.1", "580.159.03-1ubuntu1") for name in names}
+    plan = planned("vm", UBUNTU | {"offered": offered}, driver="580")
+    assert plan.version == "580.159.03"
+    assert plan.packages[0] == "nvidia-dkms-580-open=580.159.03-1ubuntu1"
+
+
+def test_packages_that_are_not_offered() -> None:
+    versions = ("580.159.03-1ubuntu1",)
+    offered = dict.fromkeys(("nvidia-dkms-580-open", "libnvidia-compute-580", "nvidia-utils-580"), versions)
+    with pytest.raises(HomelabError) as error:
+        planned("vm", UBUNTU | {"offered": offered}, driver="580.105.08", source="packages")
+    assert "offered: 580.159.03" in str(error.value) and "nvidia.source: run" in str(error.value)
+    plan = planned("vm", UBUNTU | {"offered": offered}, driver="580.105.08")
+    assert plan.source == "run" and plan.run and plan.run.version == "580.105.08"
+
+
+def test_names_are_looked_up_where_the_repositories_were_read() -> None:
+    suffixed = dict.fromkeys(("nvidia-dkms-580-open", "libnvidia-compute-580", "nvidia-utils-580"), ())
+    plain = dict.fromkeys(("nvidia-dkms-open", "libnvidia-compute", "nvidia-utils"), ("580.178.04-1ubuntu1",))
+    plan = planned("vm", UBUNTU | {"offered": suffixed | plain}, driver="580")
+    assert plan.packages[0] == "nvidia-dkms-open=580.178.04-1ubuntu1" and plan.version == "580.178.04"
+
+
+def test_modules_and_libraries_are_of_one_version() -> None:
+    older, newer = "580.159.03-1ubuntu1", "580.178.04-1ubuntu1"
+    offered = {"nvidia-dkms-580-open": (older,), "libnvidia-compute-580": (newer, older)}
+    offered |= {"nvidia-utils-580": (newer, older)}
+    plan = planned("vm", UBUNTU | {"offered": offered}, driver="580")
+    assert plan.version == "580.159.03" and all(name.endswith(f"={older}") for name in plan.packages)
+    apart = offered | {"nvidia-utils-580": (newer,)}
+    with pytest.raises(HomelabError, match="one version of all of them"):
+        planned("vm", UBUNTU | {"offered": apart}, driver="580", source="packages")
+
+
+def test_what_is_asked_for_decides_the_plan() -> None:
+    wanted = request("vm", UBUNTU, driver="580", cuda="12.8", containerToolkit="docker")
+    asked = packages_to_ask_for(wanted)
+    assert {"nvidia-dkms-580-open", "nvidia-dkms-open", "cuda-toolkit-12-8", "libnvidia-container1"} <= set(asked)
+    assert len(asked) == len(set(asked))
+
+
+@pytest.mark.parametrize("missing", ["cuda-toolkit-12-8", "nvidia-container-toolkit"])
+def test_cuda_or_the_toolkit_is_not_offered(missing: str) -> None:
+    with pytest.raises(HomelabError, match=missing):
+        planned("vm", UBUNTU | {"offered": {missing: ()}}, driver="580", cuda="12.8", containerToolkit="docker")
+
+
+def test_the_installer_of_a_branch_is_its_newest_known_release() -> None:
+    plan = planned("vm", UBUNTU, driver="580", source="run")
+    assert plan.run and plan.run.version == "580.178.04" and plan.run.arguments[-1] == "--kernel-module-type=open"
+    assert "linux-headers-6.8.0-86-generic" in plan.run.prerequisites
+    assert plan.repositories == () and plan.preferences is None
+
+
+def test_an_installer_before_555_takes_its_flavour_otherwise() -> None:
+    system = UBUNTU | {"cards": (RTX_3090,)}
+    plan = planned("vm", system, driver="550.163.01", source="run")
+    assert plan.run and plan.run.arguments[-1] == "-m=kernel-open"
+
+
+def test_a_branch_of_which_no_release_is_known_has_no_installer() -> None:
+    with pytest.raises(HomelabError, match="exact version"):
+        planned("vm", UBUNTU, driver="620", source="run")
+
+
+def test_mirrors_stand_for_nvidias_servers() -> None:
+    mirror = {"cuda": "https://m.lan/cuda", "containerToolkit": "https://m.lan/ctk", "run": "https://m.lan/run"}
+    plan = planned("vm", UBUNTU, driver="580", containerToolkit="docker", mirror=mirror)
+    assert "https://m.lan/cuda/ubuntu2404/x86_64 /" in plan.repositories[0].line
+    assert plan.repositories[1].key_url == "https://m.lan/ctk/gpgkey"
+    assert plan.repositories[1].key_fingerprint == "C95B321B61E88C1809C4F759DDCAE044F796ECB0"
+    assert plan.preferences and "Pin: origin m.lan" in plan.preferences.content
+    run = planned("vm", UBUNTU, driver="580", source="run", mirror=mirror).run
+    assert run and run.url.startswith("https://m.lan/run/Linux-x86_64/")
+
+
+# -- containers ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("driver", ["595", "580.105.09", "580.105", "58"])
+def test_a_container_can_not_have_another_version_than_its_host(driver: str) -> None:
+    settings = Nvidia.model_construct(**(Nvidia().model_dump() | {"driver": driver}))
+    errors = refusals(Request("lxc", settings, System(**CONTAINER), "ct"))
+    fits = driver == "580.105"
+    assert [error.wanted for error in errors] == ([] if fits else ["ct: the host's driver, 580.105.08"])
+
+
+@pytest.mark.parametrize("driver", ["580", "580.105.08"])
+def test_a_container_may_say_what_its_host_has(driver: str) -> None:
+    assert planned("lxc", CONTAINER, driver=driver).version == "580.105.08"
+
+
+def test_a_container_on_a_host_without_a_driver() -> None:
+    assert "/proc/driver/nvidia/version" in refusal("lxc", CONTAINER | {"host_driver": ""}).found
+
+
+def test_a_container_whose_host_was_not_read() -> None:
+    with pytest.raises(HomelabError, match="the host wasn't read"):
+        planned("lxc", CONTAINER | {"host_driver": None})
+
+
+def test_no_cgroups_only_for_the_old_hook_in_an_unprivileged_container() -> None:
+    old = CONTAINER | {"offered": {"nvidia-container-toolkit": ("1.17.8-1",)}}
+    new = CONTAINER | {"offered": {"nvidia-container-toolkit": ("1.17.8-1", "1.20.0-1")}}
+    results = [planned("lxc", system, containerToolkit="docker").toolkit for system in (old, new)]
+    assert [toolkit.no_cgroups for toolkit in results if toolkit] == [True, False]
+    assert results[1] and results[1].packages[0] == "nvidia-container-toolkit=1.20.0-*"
+    privileged = planned("lxc", old | {"unprivileged": False}, containerToolkit="docker").toolkit
+    assert privileged and not privileged.no_cgroups
+
+
+# -- CUDA and runtimes -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("driver", "cuda", "least"),
+    [
+        ("550", "12.8", "570.26"),
+        ("570.86.16", "12.8.1", "570.124.06"),
+        ("575", "13.0", "580.65.06"),
+        ("580", "13.1", "590.44.01"),
+        ("535", "12.4", "550.54.14"),
+        ("595", "13.5", "610.43.02"),
+    ],
+)
+def test_cuda_needs_a_newer_driver(driver: str, cuda: str, least: str) -> None:
+    error = refusal("vm", {"cards": (RTX_3090,)}, driver=driver, cuda=cuda)
+    assert f"{least} or later" in error.wanted and "unsupported toolchain" in error.why
+    assert "set nvidia.driver" in error.next_step
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda"), [("580", "12.8"), ("580", "13.0.2"), ("570.26", "12.8"), ("595", "13.2"), ("610", "12.4")]
+)
+def test_cuda_with_a_driver_that_is_new_enough(driver: str, cuda: str) -> None:
+    assert refusals(request("vm", {"cards": (RTX_3090,)}, driver=driver, cuda=cuda)) == []
+
+
+def test_a_driver_of_the_same_major_family_can_be_allowed() -> None:
+    system = UBUNTU | {"cards": (RTX_3090,)}
+    assert "allowMinorVersionCompatibility" in refusal("vm", system, driver="580", cuda="13.1").next_step
+    plan = planned("vm", system, driver="580", cuda="13.1", allowMinorVersionCompatibility=True)
+    assert any("without PTX" in note for note in plan.notes)
+    below = refusal("vm", system, driver="570", cuda="13.0", allowMinorVersionCompatibility=True)
+    assert "allowMinorVersionCompatibility" not in below.next_step
+
+
+def test_the_way_out_of_an_old_driver_fits_card_and_cuda() -> None:
+    assert 'set nvidia.driver: "595"' in refusal("vm", {"cards": (RTX_5090,)}, driver="580", cuda="13.2").next_step
+
+
+def test_in_a_container_it_is_the_hosts_driver_that_is_too_old() -> None:
+    assert "for the host" in refusal("lxc", CONTAINER, cuda="13.2").next_step
+
+
+@pytest.mark.parametrize(
+    ("card", "cuda", "wanted"),
+    [(RTX_5090, "12.6", "CUDA 12.8 or later"), (GTX_1080_TI, "13.0", "CUDA 12.9 or earlier")],
+)
+def test_a_cuda_that_can_not_build_for_the_card(card: str, cuda: str, wanted: str) -> None:
+    assert wanted in refusal("vm", {"cards": (card,)}, driver="580", cuda=cuda).wanted
+
+
+def test_a_cuda_that_does_not_exist_and_one_that_is_newer_than_the_data() -> None:
+    assert "12.8" in refusal("vm", {}, driver="580", cuda="12.7").wanted
+    plan = planned("vm", UBUNTU, driver="610", cuda="13.9")
+    assert any("CUDA 13.9 is newer than this program's data" in note for note in plan.notes)
+    assert plan.cuda and plan.cuda.packages == ("cuda-toolkit-13-9",)
+
+
+def test_an_update_of_cuda_is_installed_as_that_update() -> None:
+    plan = planned("vm", UBUNTU, driver="580", cuda="12.8.1")
+    assert plan.cuda and plan.cuda.packages == ("cuda-toolkit-12-8=12.8.1-*",)
+
+
+def test_cuda_beside_the_installer_still_takes_the_repository() -> None:
+    plan = planned("vm", UBUNTU, driver="580", source="run", cuda="12.8")
+    assert [one.name for one in plan.repositories] == ["homelab-cuda"] and plan.preferences is None
+
+
+def test_a_runtime_is_never_installed_unasked() -> None:
+    system = UBUNTU | {"runtimes": frozenset({"podman"})}
+    assert "nvidia.docker: install" in refusal("vm", system, driver="580", containerToolkit="docker").next_step
+    toolkit = planned("vm", system, driver="580", containerToolkit="docker", docker="install").toolkit
+    assert toolkit and toolkit.install == ("docker.io",)
+    there = planned("vm", system, driver="580", containerToolkit="podman", docker="install").toolkit
+    assert there and there.install == () and there.configure == () and there.cdi == "/etc/cdi/nvidia.yaml"
+
+
+# -- all together ----------------------------------------------------------------------------------------------
+def test_every_pair_of_branch_and_generation_is_planned_or_refused_with_a_way_out() -> None:
+    data = load()
+    for branch, generation in itertools.product(data.branches.values(), data.gpus.generations):
+        card = f"10de:{generation.ranges[-1][0]:04x}"
+        errors = refusals(request("vm", UBUNTU | {"cards": (card,)}, driver=str(branch.branch)))
+        new_enough = branch.newest is None or branch.newest >= generation.least
+        flavours = set(generation.flavours) & set(branch.flavours)
+        fits = bool(flavours) and new_enough and not generation.outlived_by(branch.branch)
+        assert bool(errors) != fits, (branch.branch, generation.name)
+        assert all(error.next_step and error.why and error.found and error.wanted for error in errors)

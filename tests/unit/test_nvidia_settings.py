@@ -1,0 +1,78 @@
+"""nvidia/settings.py: what a user writes under `nvidia:`, and what is said of a mistake."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from nvidia.settings import Nvidia
+
+
+def refused(**values: Any) -> str:
+    with pytest.raises(ValidationError) as error:
+        Nvidia.model_validate(values)
+    return str(error.value)
+
+
+def test_the_issues_example() -> None:
+    settings = Nvidia.model_validate({"driver": "580", "cuda": "12.8", "containerToolkit": "docker"})
+    assert (settings.driver, settings.cuda, settings.container_toolkit) == ("580", "12.8", "docker")
+    assert (settings.flavour, settings.source, settings.on_destroy, settings.docker) == (
+        "auto",
+        "auto",
+        "keep",
+        "as-is",
+    )
+
+
+def test_nothing_has_to_be_said() -> None:
+    assert Nvidia().driver is None
+
+
+@pytest.mark.parametrize("driver", ["580", "580.105.08", "565.77", "570.169"])
+def test_a_branch_or_a_version(driver: str) -> None:
+    assert Nvidia.model_validate({"driver": driver}).driver == driver
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"cuda": 12.1}, "in quotes"),
+        ({"cuda": 12.8}, "YAML reads 12.10 without them as the number 12.1"),
+        ({"driver": 580}, "in quotes"),
+        ({"driver": 580.1}, "in quotes"),
+        ({"driver": "580-open"}, "open or proprietary is `flavour`"),
+        ({"driver": "580-server"}, "open or proprietary is `flavour`"),
+        ({"driver": "565+"}, "no range"),
+        ({"driver": ">=570"}, "no range"),
+        ({"driver": "latest"}, "a branch"),
+        ({"driver": "580.105.08-1ubuntu1"}, "an exact version"),
+        ({"driver": True}, "valid string"),
+        ({"cuda": "12"}, "a release"),
+        ({"cuda": "12-8"}, "a release"),
+        ({"containerToolkit": "lxd"}, "'docker', 'containerd' or 'podman'"),
+        ({"flavour": "closed"}, "'auto', 'open' or 'proprietary'"),
+        ({"onDestroy": "remove"}, "'keep' or 'purge'"),
+        ({"docker": True}, "'as-is' or 'install'"),
+        ({"mirror": {"cuda": "mirror.lan"}}, "expected an address"),
+        ({"mirror": {"cuda": "https://mirror.lan/?x=1"}}, "expected an address"),
+        ({"proxy": "proxy:3128"}, "expected http://HOST:PORT"),
+        ({"timeouts": {"install": 0}}, "greater than or equal to 1"),
+        ({"timeouts": {"build": 10}}, "Extra inputs are not permitted"),
+        ({"drivers": "580"}, "Extra inputs are not permitted"),
+    ],
+)
+def test_a_mistake_is_named(values: dict[str, Any], said: str) -> None:
+    assert said in refused(**values)
+
+
+def test_a_proxys_password_is_not_shown() -> None:
+    settings = Nvidia.model_validate({"proxy": "http://me:secret@proxy.lan:3128"})
+    assert "secret" not in repr(settings)
+    assert settings.proxy and settings.proxy.get_secret_value() == "http://me:secret@proxy.lan:3128"
+
+
+def test_a_mirrors_last_slash_does_not_matter() -> None:
+    assert Nvidia.model_validate({"mirror": {"run": "https://mirror.lan/x/"}}).mirror.run == "https://mirror.lan/x"

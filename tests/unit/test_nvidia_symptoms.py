@@ -1,0 +1,83 @@
+"""nvidia/symptoms.py: real texts are recognised, and answered with the cause that the system has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nvidia.symptoms import Context, Symptom, recognise, symptoms
+
+TEXTS: dict[str, list[str]] = yaml.safe_load((Path(__file__).parent / "nvidia_texts.yaml").read_text(encoding="utf-8"))
+ROWS = {row.name: row for row in symptoms()}
+
+
+def test_every_symptom_has_a_real_text_and_every_text_a_symptom() -> None:
+    assert sorted(TEXTS) == sorted(ROWS)
+    assert len(ROWS) == len(symptoms())
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in TEXTS.items() for text in texts])
+def test_a_real_text_is_answered_by_its_symptom_and_by_nothing_vaguer(name: str, text: str) -> None:
+    (error,) = recognise(text, Context(name="vms.gaming"))
+    assert error.wanted == ROWS[name].wanted.format(name="vms.gaming")
+    assert error.found.startswith(ROWS[name].where)
+
+
+@pytest.mark.parametrize("row", symptoms(), ids=lambda row: row.name)
+def test_every_cause_can_be_reached_and_what_a_symptom_hides_is_there(row: Symptom) -> None:
+    text = TEXTS[row.name][0]
+    answers = {recognise(text, Context(**cause.when.model_dump()))[0].why.partition("{")[0] for cause in row.causes}
+    assert len(answers) == len(row.causes)
+    assert set(row.hides) <= set(ROWS) - {row.name}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "NVRM: loading NVIDIA UNIX Open Kernel Module for x86_64  580.105.08",
+        "GPU 0: NVIDIA GeForce RTX 5090 (UUID: GPU-0b11d014)",
+        "nvidia/580.105.08, 6.17.13-2-pve, x86_64: installed",
+        "Setting up nvidia-dkms-580-open (580.105.08-1ubuntu1) ...",
+    ],
+)
+def test_a_healthy_text_has_no_symptom(text: str) -> None:
+    assert recognise(text) == []
+
+
+def test_an_unrecognised_failure_of_a_card_is_not_told_twice() -> None:
+    errors = recognise("NVRM: GPU 0000:01:00.0: RmInitAdapter failed! (0x23:0x65:1401)\nNo devices were found\n")
+    assert [error.found for error in errors] == [
+        "kernel log: NVRM: GPU 0000:01:00.0: RmInitAdapter failed! (0x23:0x65:1401)"
+    ]
+
+
+def test_two_failures_are_told_both() -> None:
+    text = "No space left on device\nmodprobe: ERROR: could not insert 'nvidia': Key was rejected by service"
+    assert len(recognise(text)) == 2
+
+
+def test_the_same_text_has_another_cause_in_a_container() -> None:
+    text = "Failed to initialize NVML: Driver/library version mismatch"
+    inside = recognise(text, Context(target="lxc", host_driver="580.105.08"))[0]
+    outside = recognise(text, Context(target="vm"))[0]
+    assert "580.105.08" in inside.why and "pulumi up --refresh" in inside.next_step
+    assert "stayed loaded" in outside.why
+
+
+def test_no_devices_with_the_wrong_modules_is_told_as_that() -> None:
+    error = recognise("No devices were found", Context(needs_open=True, flavour="proprietary"))[0]
+    assert "open ones alone" in error.why and "nvidia.flavour" in error.next_step
+
+
+def test_an_xid_without_a_row_of_its_own_is_told_by_its_number_also_beside_one_that_has() -> None:
+    errors = recognise(
+        "NVRM: Xid (PCI:0000:01:00): 79, x\nNVRM: Xid (PCI:0000:01:00): 154, GPU recovery action changed"
+    )
+    assert [error.why.split(":")[0] for error in errors] == ["Xid 79", "Xid 154"]
+
+
+def test_a_long_line_is_cut() -> None:
+    assert len(recognise("No space left on device " + "x" * 5000)[0].found) < 300
