@@ -84,6 +84,7 @@ class GpuLxc(pulumi.ComponentResource):
             ),
             pulumi.ResourceOptions(parent=self, depends_on=[wanted]),
             identity=[container.host, str(container.ctid)],
+            told=True,
         )
         # An act on what the configuration has become: a change there replaces it, and what is behind it.
         restart = remote.script(
@@ -97,6 +98,7 @@ class GpuLxc(pulumi.ComponentResource):
             pulumi.ResourceOptions(parent=self, depends_on=[conf]),
             undone=False,
             triggers=[conf.stdout, wanted.generation, instance],
+            told=True,
         )
         verification = ContainerVerification(
             f"{name}-verification",

@@ -24,5 +24,6 @@ class NvidiaNodes(pulumi.ComponentResource):
             host,
             probe.generation_of("nodes").apply(scripts.nvidia_nodes),
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
+            told=True,
         )
         self.register_outputs({})

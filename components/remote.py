@@ -58,6 +58,7 @@ def script(
     undone: bool = True,
     triggers: Sequence[pulumi.Input[object]] | None = None,
     identity: Sequence[str] = (),
+    told: bool = False,
 ) -> remote.Command:
     """``stdin`` run as ``bash -s -- apply`` on create and update, and, when ``undone``, as ``bash -s -- revert`` on destroy.
 
@@ -65,6 +66,7 @@ def script(
         deletes the old one then, so that the undo would run after the redo.
     :param identity: what the script is about, such as a container's id: a change undoes the old one first, where it was, and then
         makes the new one.
+    :param told: whether Pulumi's display shows the script's log.
     """
     if undone and triggers is not None:
         raise ValueError(f"{name}: a script that is undone can't have triggers")
@@ -80,7 +82,7 @@ def script(
         triggers=list(triggers) if triggers is not None else list(identity) or None,
         # sshd accepts no variables by default, and an error shows what went to stdout and stderr anyway.
         add_previous_output_in_env=False,
-        logging=remote.Logging.NONE,
+        logging=remote.Logging.STDERR if told else remote.Logging.NONE,
         opts=pulumi.ResourceOptions.merge(
             opts, pulumi.ResourceOptions(ignore_changes=ignored, delete_before_replace=bool(identity) or None)
         ),

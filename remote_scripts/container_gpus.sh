@@ -14,6 +14,9 @@ apply() {
   take_lock
   CHANGED=no
   set_up
+  if [[ $CHANGED == no ]]; then
+    log "container $CTID has what it is to have"
+  fi
   printf '{"digest":"%s","revision":%s,"devices":{' "$(provided | sha256sum | cut -c 1-16)" "$(revision)"
   for path in "${DEVICES[@]}"; do
     [[ -n ${PROVIDED[$path]:-} ]] || continue

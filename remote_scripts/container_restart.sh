@@ -16,6 +16,7 @@ apply() {
     restarted=yes
   fi
   in_force
+  [[ $restarted == yes ]] || log "container $CTID needs no restart: it is off, or has what its configuration says"
   case $POWER in
     running) is_up || start_up ;;
     stopped) ! is_up || shut_down || refuse ;;

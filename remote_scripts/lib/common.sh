@@ -65,7 +65,7 @@ take_lock() {
 run_logged() {
   local status=0
   "$@" >"$ROOT/run/lock/homelab.log" 2>&1 </dev/null {LOCK}>&- || status=$?
-  log "$(<"$ROOT/run/lock/homelab.log")"
+  [[ ! -s $ROOT/run/lock/homelab.log ]] || log "$(<"$ROOT/run/lock/homelab.log")"
   OUTPUT=$(tail -n 5 "$ROOT/run/lock/homelab.log")
   rm -f "$ROOT/run/lock/homelab.log"
   return "$status"

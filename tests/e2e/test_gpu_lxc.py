@@ -48,6 +48,8 @@ def test_901_goes_from_broken_to_working_and_back_with_950_untouched(stack_on: C
     for path in ("/dev/nvidia0", "/dev/nvidia1", "/dev/nvidiactl", "/dev/nvidia-uvm"):
         assert opens(stack, 901, path)
         assert opens(stack, 901, path, NOBODY)
+    for said in ("dev0: /dev/nvidia0,mode=0666", "shutting container 901 down", "opened in container 901"):
+        assert said in up.output  # each step says what it did
     assert conf(stack, 950) == working
     assert power(stack, 950) == []
     assert power(stack, 901) == ["shutdown", "start"]
