@@ -123,7 +123,7 @@ def test_a_failing_boot_tool_with_systemd_boot_leaves_everything_as_it_was(stack
 
 
 def test_a_host_that_never_comes_back_is_reported_and_the_next_up_finishes(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on("rtx5090", timeouts={"connect": 5, "reboot": 3, "rollback": 1})
+    stack = stack_on("rtx5090", timeouts={"connect": 5, "reboot": 3, "rollback": 30})
     stack.lab.fault("never-comes-back", True)
     one_message(stack.up(ok=False), "127.0.0.1 back after its reboot", "boot menu")
     stack.lab.machine.clear_faults()
