@@ -6,7 +6,6 @@ What is wrong is said device by device, and the diagnosis (`python -m doctor con
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import TYPE_CHECKING, Any
 
 import pulumi
@@ -49,8 +48,7 @@ async def _verified(host: Host, ctid: int, devices: dict[str, str]) -> dict[str,
         cards = Cards([int(number) for number in devices["MINORS"].split()], "the stack's configuration")
         table = container_report(await reading.read(host, [ctid]), ctid, cards=cards)
         raise HomelabError(error.wanted, f"{error.found}\n{table}", error.why, error.next_step) from error
-    # The last line: a login may print something of its own before.
-    answer: dict[str, Any] = json.loads(text.strip().rpartition("\n")[2])
+    answer = scripts.answer(text)
     return {name: answer[name] for name in OUTPUTS}
 
 

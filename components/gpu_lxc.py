@@ -7,7 +7,6 @@ taking them out, with a restart if the container runs; a created one is removed,
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pulumi
@@ -150,14 +149,8 @@ def _devices(container: Container, minors: list[int], functions: list[str]) -> d
     }
 
 
-def answer(output: str) -> dict[str, Any]:
-    """What a script answers. The last line: a login may print something of its own before."""
-    found: dict[str, Any] = json.loads(output.strip().rpartition("\n")[2])
-    return found
-
-
 def _output(container: Container, node: str, found: dict[str, Any]) -> dict[str, Any]:
-    ways = set(answer(found["conf"])["devices"].values())
+    ways = set(scripts.answer(found["conf"])["devices"].values())
     return {
         "host": container.host,
         "node": node,

@@ -7,7 +7,6 @@ acts: their triggers are what they depend on, so that a change there replaces th
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import time
 from typing import TYPE_CHECKING, Any
@@ -37,8 +36,7 @@ class BootVerificationProvider(HostProvider):
 
     def create(self, props: dict[str, Any]) -> CreateResult:
         host = self.host(props)
-        # The last line: a login may print something of its own before.
-        reboot = json.loads(props["reboot"].strip().rpartition("\n")[2])
+        reboot = scripts.answer(props["reboot"])
         facts = asyncio.run(_verified(host, props["host"], reboot, _wanted(props)))
         print(
             f"{props['host']}: verified: kernel {facts.kernel}, {facts.iommu.groups} IOMMU groups, {_bound(facts, props)} on vfio-pci"

@@ -6,7 +6,6 @@ them, so that a change there, such as another boot of the host or another card, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +16,6 @@ from host import scripts
 
 if TYPE_CHECKING:
     from settings import Host
-
-
-def answer(output: str) -> dict[str, Any]:
-    """What passthrough_test.sh answers. The last line: a login may print something of its own before."""
-    seen: dict[str, Any] = json.loads(output.strip().rpartition("\n")[2])
-    return seen
 
 
 class PassthroughTest(pulumi.ComponentResource):
@@ -54,5 +47,5 @@ class PassthroughTest(pulumi.ComponentResource):
             undone=False,
             triggers=[wanted, *triggers],
         )
-        self.seen = test.stdout.apply(answer)
+        self.seen = test.stdout.apply(scripts.answer)
         self.register_outputs({"seen": self.seen})

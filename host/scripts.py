@@ -7,6 +7,7 @@ what was done.
 from __future__ import annotations
 
 import functools
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,6 +57,12 @@ def compose(script: str, **arguments: str) -> str:
     assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in sorted(arguments.items()))
     library = "".join(_text(f"lib/{name}.sh") for name in (*LIBRARY, *PARTS.get(script, ())))
     return f"{assignments}{library}{_text(script)}"
+
+
+def answer(output: str) -> dict[str, Any]:
+    """What a script answers: the JSON of its last line. A login may print something of its own before."""
+    found: dict[str, Any] = json.loads(output.strip().rpartition("\n")[2])
+    return found
 
 
 def command(verb: str, user: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import pulumi
 from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
-from proxmox.provider import ApiProvider
+from proxmox.provider import ApiProvider, stays
 
 OUTPUTS = ("instance", "drift")
 # Of `config`, what is read back on a refresh, and changed in place.
@@ -146,8 +146,8 @@ class NewContainerProvider(ApiProvider):
         if config is None:
             return
         api, ctid, name = self.api(props), int(props["ctid"]), props["container"]
-        if props["protect"] or props["mark"] not in config.get("description", ""):
-            why = "it is protected" if props["protect"] else "it is not the container that was created here"
+        same = [name for name, one in self.containers(props).items() if one.ctid == ctid and one.create is None]
+        if why := stays(props, config, "container", [f"containers.{name}" for name in same]):
             print(f"{name}: container {ctid} stays: {why}")
             return
         base = f"nodes/{api.node}/lxc/{ctid}"

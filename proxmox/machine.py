@@ -232,11 +232,6 @@ class Machine:
                     raise _still_on(self, policy, ApiError(wanted, "its task ended well", "", "", 500, "still running"))
                 return
 
-    def stop(self) -> None:
-        """Switches it off, as by its power switch. Raises ApiError."""
-        wanted = f"{self.label} stopped"
-        self._api.task(self._api.post(f"{self._path}/status/stop", wanted), wanted, TASK_SECONDS, self.say)
-
     def destroy(self) -> None:
         """Removes it, with its disks. Raises ApiError."""
         wanted = f"{self.label} removed"

@@ -47,6 +47,19 @@ class ApiProvider(HostProvider):
         return _READINGS[key]
 
 
+def stays(props: dict[str, Any], config: dict[str, str], kind: str, adopted: list[str]) -> str | None:
+    """Why a guest that was made here isn't deleted with its resource; None: it is.
+
+    :param kind: VM or container.
+    :param adopted: the settings that have it without `create`.
+    """
+    if props["protect"]:
+        return "it is protected"
+    if props["mark"] not in config.get("description", ""):
+        return f"it is not the {kind} that was created here"
+    return f"{adopted[0]} adopts it" if adopted else None
+
+
 def policy(props: dict[str, Any]) -> Policy:
     """How the VM of a resource is shut down."""
     from proxmox.machine import Policy

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pulumi
 from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
-from proxmox.provider import ApiProvider, policy
+from proxmox.provider import ApiProvider, policy, stays
 
 OUTPUTS = ("instance", "drift")
 SYSTEM_DISK = "scsi0"
@@ -195,21 +195,13 @@ class VirtualMachineProvider(ApiProvider):
             config = machine.config()
         except NotThereError:
             return
-        if why := self._stays(props, config):
+        same = [name for name, vm in self.vms(props).items() if vm.vmid == machine.vmid and vm.create is None]
+        if why := stays(props, config, "VM", [f"vms.{name}" for name in same]):
             print(f"{props['vm']}: VM {machine.vmid} stays: {why}")
             return
         if machine.running():
             machine.shut_down(policy(props))
         machine.destroy()
-
-    def _stays(self, props: dict[str, Any], config: dict[str, str]) -> str | None:
-        """Why the VM isn't deleted with its resource."""
-        if props["protect"]:
-            return "it is protected"
-        if props["mark"] not in config.get("description", ""):
-            return "it is not the VM that was created here"
-        adopted = [name for name, vm in self.vms(props).items() if vm.vmid == int(props["vmid"]) and vm.create is None]
-        return f"vms.{adopted[0]} adopts it" if adopted else None
 
 
 def _require_same_disk(olds: dict[str, Any], news: dict[str, Any]) -> None:

@@ -33,6 +33,13 @@ def test_a_container_is_made_with_its_cards_changed_mended_and_removed(stack_on:
     assert "what is on its disk would be lost" in stack.up(ok=False).message
     del containers(stack)["ai"]["create"]["unprivileged"]
 
+    # No longer described, only adopted: it isn't taken for one that is to go.
+    described = containers(stack)["ai"].pop("create")
+    assert "container 300 stays: containers.ai adopts it" in stack.up().output
+    assert opens(stack, 300, "/dev/nvidia1", NOBODY)
+    containers(stack)["ai"]["create"] = described
+    stack.up()
+
     stack.lab.run("pct stop 300; pct destroy 300")
     up = stack.up("--refresh")
     assert "drift: container 300 is gone" in up.output

@@ -10,7 +10,8 @@ from typing import Any
 import pulumi
 import pytest
 
-from components.passthrough_test import PassthroughTest, answer
+from components.passthrough_test import PassthroughTest
+from host.scripts import answer
 from settings import Host
 from tests.unit.hosts import KEY
 
