@@ -283,37 +283,44 @@ def inside(host: Host, script: str) -> str:
     return host.output(f"pct exec 901 -- bash -c '{script}'")
 
 
-def test_the_installers_userspace_in_a_container(phoenix: Host) -> None:
+def repository_of(host: Host) -> str:
+    """NVIDIA's repository for container 901."""
+    return "debian13" if "debian" in inside(host, "cat $ROOT/etc/os-release") else "ubuntu2404"
+
+
+def test_the_installers_userspace_in_a_container_is_the_hosts_version(phoenix: Host) -> None:
     version = phoenix.output("cat $ROOT/sys/module/nvidia/version").strip()
+    other = "580.159.03"
     install = "sh $ROOT/root/d.run --silent --no-kernel-modules --no-questions"
+    assert version != other
     assert phoenix.run("pct exec 901 -- nvidia-smi").returncode == 127
-    inside(phoenix, f"curl -fsSLo /root/d.run {RUN.format('580.159.03')}")
+    inside(phoenix, f"curl -fsSLo /root/d.run {RUN.format(other)}")
     assert "Unable to find the module utility" in phoenix.run(f"pct exec 901 -- bash -c '{install}'").stderr
     inside(phoenix, f"apt-get -qq update; apt-get -qq install -y kmod; {install}")
-    done = phoenix.run("pct exec 901 -- nvidia-smi")
-    assert (done.returncode == 0) == (version == "580.159.03")
-    if version != "580.159.03":
-        assert "Driver/library version mismatch" in done.stderr
-        phoenix.output("test ! -e $ROOT/nothing")
-    assert "NVIDIA driver currently" not in inside(phoenix, "nvidia-uninstall")
+    refused = phoenix.run("pct exec 901 -- nvidia-smi")
+    assert refused.returncode == 18 and "Driver/library version mismatch" in refused.stderr
+    inside(phoenix, f"curl -fsSLo /root/d.run {RUN.format(version)}; {install}")
+    assert version in inside(phoenix, "nvidia-smi --query-gpu=driver_version --format=csv,noheader")
+    inside(phoenix, "nvidia-uninstall")
     assert phoenix.run("pct exec 901 -- nvidia-smi").returncode == 127
 
 
-def test_packages_and_cuda_in_a_container(phoenix: Host) -> None:
+def test_a_cuda_program_in_a_container_needs_uvm(phoenix: Host) -> None:
     version = phoenix.output("cat $ROOT/sys/module/nvidia/version").strip()
-    inside(phoenix, "apt-get -qq update")
-    assert phoenix.run("pct exec 901 -- modprobe nvidia").returncode == 127, "a container template has no kmod"
-    repository = "debian13" if "debian" in inside(phoenix, "cat $ROOT/etc/os-release") else "ubuntu2404"
-    inside(phoenix, KEYRING.format(repository))
-    library = "libnvidia-ml1" if repository == "debian13" else "libnvidia-compute-580"
-    found = inside(phoenix, f"apt-cache madison {library}")
-    assert "580.159.03" in found and version.startswith("5")
+    inside(phoenix, f"apt-get -qq update; apt-get -qq install -y kmod; curl -fsSLo /root/d.run {RUN.format(version)}")
+    inside(phoenix, "sh $ROOT/root/d.run --silent --no-kernel-modules")
+    inside(phoenix, KEYRING.format(repository_of(phoenix)) + "; apt-get -qq install -y cuda-toolkit-13-0")
+    phoenix.write("/root/t.cu", PROGRAM.replace("\\n", "\n"))
+    phoenix.output("pct push 901 $ROOT/root/t.cu /root/t.cu")
+    inside(phoenix, "$ROOT/usr/local/cuda/bin/nvcc -o /root/t /root/t.cu")
+    assert inside(phoenix, "$ROOT/root/t").endswith("Result = PASS\n")
+    phoenix.output("pct stop 901; sed -i /nvidia-uvm/d $ROOT/etc/pve/lxc/901.conf; pct start 901")
+    assert "CUDA error 999" in phoenix.run("pct exec 901 -- bash -c '$ROOT/root/t'").stderr
 
 
 def test_control_groups_are_the_legacy_hooks_business(phoenix: Host) -> None:
     inside(phoenix, "apt-get -qq update; apt-get -qq install -y docker.io kmod")
-    repository = "debian13" if "debian" in inside(phoenix, "cat $ROOT/etc/os-release") else "ubuntu2404"
-    inside(phoenix, KEYRING.format(repository) + "; apt-get -qq install -y nvidia-container-toolkit")
+    inside(phoenix, KEYRING.format(repository_of(phoenix)) + "; apt-get -qq install -y nvidia-container-toolkit")
     version = phoenix.output("cat $ROOT/sys/module/nvidia/version").strip()
     libraries = phoenix.root.parent / "guests/901/root/usr/lib/x86_64-linux-gnu"
     libraries.mkdir(parents=True, exist_ok=True)
