@@ -30,6 +30,17 @@ PARTS = {
     "container_restart.sh": ("nvidia", "containers"),
     "container_verification.sh": ("nvidia", "containers"),
 }
+# The same for scripts that run in a guest as well, which has no boot configuration of this program.
+GUEST_LIBRARY = ("common", "files")
+GUEST_PARTS = {
+    "read_system.sh": (),
+    "in_container.sh": (),
+    "nvidia_repository.sh": ("packages",),
+    "nvidia_driver.sh": ("packages",),
+    "cuda_toolkit.sh": ("packages",),
+    "container_toolkit.sh": ("packages",),
+    "nvidia_verification.sh": (),
+}
 
 
 @functools.cache
@@ -55,8 +66,15 @@ def compose(script: str, **arguments: str) -> str:
     :raises FileNotFoundError: there is no such script.
     """
     assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in sorted(arguments.items()))
-    library = "".join(_text(f"lib/{name}.sh") for name in (*LIBRARY, *PARTS.get(script, ())))
+    library = "".join(_text(f"lib/{name}.sh") for name in library_of(script))
     return f"{assignments}{library}{_text(script)}"
+
+
+def library_of(script: str) -> tuple[str, ...]:
+    """The parts of the library that a script is composed with, in their order."""
+    if script in GUEST_PARTS:
+        return (*GUEST_LIBRARY, *GUEST_PARTS[script])
+    return (*LIBRARY, *PARTS.get(script, ()))
 
 
 def answer(output: str) -> dict[str, Any]:
