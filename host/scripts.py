@@ -23,6 +23,7 @@ PASSTHROUGH_TEST_FOLDER = "/run/homelab-passthrough-test"
 LIBRARY = ("common", "files", "boot", "words", "rollback")
 # What one script needs besides.
 PARTS = {
+    "reboot_host.sh": ("nvidia",),
     "passthrough_test.sh": ("small_initramfs",),
     "nvidia_nodes.sh": ("nvidia",),
     "read_host.sh": ("nvidia", "containers"),
@@ -33,13 +34,14 @@ PARTS = {
 # The same for scripts that run in a guest as well, which has no boot configuration of this program.
 GUEST_LIBRARY = ("common", "files")
 GUEST_PARTS = {
-    "read_system.sh": (),
+    "reboot_guest.sh": (),
+    "read_system.sh": ("nvidia", "driver"),
     "in_container.sh": (),
-    "nvidia_repository.sh": ("packages",),
-    "nvidia_driver.sh": ("packages",),
+    "nvidia_repository.sh": ("nvidia", "driver", "packages"),
+    "nvidia_driver.sh": ("nvidia", "driver", "packages"),
     "cuda_toolkit.sh": ("packages",),
     "container_toolkit.sh": ("packages",),
-    "nvidia_verification.sh": (),
+    "nvidia_verification.sh": ("packages",),
 }
 
 
@@ -117,8 +119,8 @@ def vfio_initramfs(needed: bool, generation: int) -> str:
     )
 
 
-def reboot_host(policy: str, words: str, functions: list[str], rollback_after: int) -> str:
-    """Standard input of reboot_host.sh; ``rollback_after`` in seconds after the boot."""
+def reboot_host(policy: str, words: str, functions: list[str], rollback_after: int, driver: str = "") -> str:
+    """Standard input of reboot_host.sh; ``rollback_after`` in seconds after the boot; ``driver``: NVIDIA's that is to be in use, if any."""
     rollback = compose(
         "rollback.sh", AFTER=str(rollback_after), ENTRY_SYSTEMD_BOOT=file("systemd_boot_entry.sh")
     ).removesuffix("\n")
@@ -127,14 +129,25 @@ def reboot_host(policy: str, words: str, functions: list[str], rollback_after: i
         POLICY=policy,
         WORDS=words,
         FUNCTIONS=" ".join(functions),
+        DRIVER=driver,
         ROLLBACK_AFTER=str(rollback_after),
         ROLLBACK=f"#!/bin/bash\n{rollback}",
     )
 
 
-def read_host(*, guests: bool = False, lspci: bool = False) -> str:
-    """Standard input of read_host.sh; ``guests`` also lists what runs, which takes a real host a second or two."""
-    return compose("read_host.sh", GUESTS="yes" if guests else "no", LSPCI="yes" if lspci else "no")
+def read_host(*, guests: bool = False, lspci: bool = False, systems: Sequence[str] = (), read_system: str = "") -> str:
+    """Standard input of read_host.sh.
+
+    :param guests: also lists what runs, which takes a real host a second or two.
+    :param systems: `host` and ids of containers, which are read as well, each by the composed script ``read_system``.
+    """
+    return compose(
+        "read_host.sh",
+        GUESTS="yes" if guests else "no",
+        LSPCI="yes" if lspci else "no",
+        SYSTEMS=" ".join(systems),
+        READ_SYSTEM=read_system,
+    )
 
 
 def passthrough_test(

@@ -8,13 +8,30 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from host.scripts import compose
+
 from .settings import Nvidia
 from .symptoms import Context, Symptom, symptoms
 
-__all__ = ["package_arguments"]
+__all__ = ["in_container", "package_arguments", "read_system"]
 
 # Where the texts come from that the scripts meet; those of the card itself are judged in Python.
 _MET_BY_SCRIPTS = re.compile(r"apt|dpkg|dkms|curl|sha256sum|installer|modprobe")
+
+
+def read_system(asked: Sequence[str] = ()) -> str:
+    """Standard input of read_system.sh; ``asked``: packages whose offered versions are told (`plan.packages_to_ask_for`)."""
+    return compose("read_system.sh", ASK=" ".join(asked))
+
+
+def in_container(ctid: int, script: str, verb: str) -> str:
+    """Standard input of in_container.sh, to be run on the host with the same verb.
+
+    :param script: standard input of a script for inside.
+    """
+    if verb not in ("apply", "revert", "read_system"):
+        raise ValueError(f"in_container.sh has no verb {verb!r}")
+    return compose("in_container.sh", CTID=str(ctid), SCRIPT=script)
 
 
 def package_arguments(settings: Nvidia, context: Context) -> dict[str, str]:
