@@ -20,12 +20,13 @@ _Drift = Annotated[str, StringConstraints(pattern=r"^(repository|driver|boot|cud
 
 @dataclass(frozen=True)
 class Reading:
-    """``boot_id``: of the system's kernel, in a container of the host's. ``drift``: what isn't as the steps left it, each line with its
-    step in front (`driver: ...`).
+    """``boot_id``: of the system's kernel, in a container of the host's. ``steps``: those that were carried out there. ``drift``: what isn't
+    as they left it, each line with its step in front (`driver: ...`).
     """
 
     system: System
     boot_id: str
+    steps: frozenset[str]
     drift: tuple[str, ...]
 
     def drift_of(self, step: str) -> tuple[str, ...]:
@@ -54,6 +55,7 @@ class _Answer(BaseModel):
     unprivileged: bool | None
     runtimes: frozenset[Runtime]
     offered: dict[str, tuple[str, ...]] | None
+    steps: frozenset[str]
     drift: tuple[_Drift, ...]
 
 
@@ -71,7 +73,7 @@ def parse(text: str | dict[str, Any]) -> Reading:
             "an NVIDIA stack is planned from it",
             "run that script by hand there, and see what it says on stderr",
         ) from error
-    values = found.model_dump(exclude={"boot_id", "drift", "unprivileged"})
+    values = found.model_dump(exclude={"boot_id", "steps", "drift", "unprivileged"})
     # Where it can't be told, the careful answer.
     system = System(**values, unprivileged=found.unprivileged is not False)
-    return Reading(system, found.boot_id, found.drift)
+    return Reading(system, found.boot_id, found.steps, found.drift)

@@ -10,28 +10,64 @@ from collections.abc import Sequence
 
 from host.scripts import compose
 
+from .compatibility import load
+from .plan import AptFile, Plan, Repository
 from .settings import Nvidia
 from .symptoms import Context, Symptom, symptoms
 
-__all__ = ["in_container", "package_arguments", "read_system"]
+__all__ = ["in_container", "package_arguments", "read_system", "repository"]
 
 # Where the texts come from that the scripts meet; those of the card itself are judged in Python.
 _MET_BY_SCRIPTS = re.compile(r"apt|dpkg|dkms|curl|sha256sum|installer|modprobe")
 
 
-def read_system(asked: Sequence[str] = ()) -> str:
-    """Standard input of read_system.sh; ``asked``: packages whose offered versions are told (`plan.packages_to_ask_for`)."""
-    return compose("read_system.sh", ASK=" ".join(asked))
+def read_system(asked: Sequence[str] = (), passed: Sequence[str] = ()) -> str:
+    """Standard input of read_system.sh.
 
-
-def in_container(ctid: int, script: str, verb: str) -> str:
-    """Standard input of in_container.sh, to be run on the host with the same verb.
-
-    :param script: standard input of a script for inside.
+    :param asked: packages whose offered versions are told (`plan.packages_to_ask_for`).
+    :param passed: slots of a host's cards that VMs get.
     """
-    if verb not in ("apply", "revert", "read_system"):
-        raise ValueError(f"in_container.sh has no verb {verb!r}")
+    return compose("read_system.sh", ASK=" ".join(asked), PASSED=" ".join(passed))
+
+
+def in_container(ctid: int, script: str) -> str:
+    """Standard input of in_container.sh, to be run on the host with the verb that ``script``, a composed one, is to get inside."""
     return compose("in_container.sh", CTID=str(ctid), SCRIPT=script)
+
+
+def repository(
+    plan: Plan, settings: Nvidia, asked: Sequence[str] = (), *, context: Context | None = None, generation: str = "0"
+) -> str:
+    """Standard input of nvidia_repository.sh.
+
+    :param asked: packages whose versions its answer has (`plan.packages_to_ask_for`).
+    :param generation: has no part in what happens; a new one makes Pulumi run the script again.
+    """
+    first = [name for name in plan.prerequisites if name in load().packaging.prerequisites]
+    files = [file for file in (plan.preferences, plan.unattended) if file]
+    return compose(
+        "nvidia_repository.sh",
+        **package_arguments(settings, context or _context(plan)),
+        PREREQUISITES=" ".join(first),
+        REPOSITORIES="\n".join("\t".join(_fields(one)) for one in plan.repositories),
+        APT_FILES="\n".join(f"{file.path}\t{_one_line(file)}" for file in files),
+        ASK=" ".join(asked),
+        GENERATION=generation,
+    )
+
+
+def _fields(one: Repository) -> Sequence[str]:
+    address, suite = one.line.split()[-2:]
+    return (address.rstrip("/"), suite, one.list_file, one.line.strip(), one.key_url, one.key_fingerprint, one.keyring)
+
+
+def _one_line(file: AptFile) -> str:
+    # For printf %b; put_file adds the last end of line.
+    return file.content.removesuffix("\n").replace("\\", "\\\\").replace("\n", "\\n")
+
+
+def _context(plan: Plan) -> Context:
+    return Context(target=plan.target, flavour=plan.flavour, driver=plan.version or f"branch {plan.driver}")
 
 
 def package_arguments(settings: Nvidia, context: Context) -> dict[str, str]:

@@ -3,11 +3,13 @@
 #
 # Arguments: CTID, SCRIPT (a composed script, which gets the same verb).
 # Changes, answer, and how that is undone: the script's. For a container that is gone there is nothing to undo.
-# Verbs: apply, revert, read_system.
+# Verbs: apply, revert, read_system, verify.
 
 apply() { inside apply; }
 
 read_system() { inside read_system; }
+
+verify() { inside verify; }
 
 revert() {
   if ! pct config "$CTID" >/dev/null 2>&1; then

@@ -2,7 +2,8 @@
 # Reads what an NVIDIA stack is planned from, on a host, in a VM or in a container, and how far what was put there is still so.
 # Changes nothing, and asks no repository.
 #
-# Arguments: ASK (packages whose offered versions are told, separated by spaces).
+# Arguments: ASK (packages whose offered versions are told, separated by spaces), PASSED (slots of the host's cards that VMs get, separated by
+#   spaces).
 # Output: one JSON object; nvidia/reading.py models it. `drift` has a line for each thing that isn't as the steps left it, which begins
 #   with the step: repository, driver, boot, cuda, toolkit.
 # Verbs: read_system.
@@ -10,7 +11,7 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin
 DRIFT=()
 
 read_system() {
-  local kernels=() cards=() nouveau=no version flavour
+  local kernels=() cards=() steps=() nouveau=no version flavour
   version=$(nvidia_version) flavour=$(loaded_flavour)
   mapfile -t kernels < <(installed_kernels)
   find_cards
@@ -29,10 +30,11 @@ read_system() {
   read_packages
   printf ',"runtimes":%s' "$(runtimes)"
   printf ',"offered":%s' "$(offered)"
+  mapfile -t steps < <(find "$STATE/steps" -type f -printf '%f\n' 2>/dev/null | sort)
   files_drift
   packages_drift
   driver_drift
-  printf ',"drift":%s}\n' "$(json_list "${DRIFT[@]}")"
+  printf ',"steps":%s,"drift":%s}\n' "$(json_list "${steps[@]}")" "$(json_list "${DRIFT[@]}")"
 }
 
 json_bool() { [[ $1 == yes ]] && printf true || printf false; }
@@ -46,7 +48,7 @@ os_release() { # KEY - a value of os-release as JSON
 
 # find_cards - sets `cards` and `nouveau`: a container's are those whose node it has; a host's those that no VM is to have.
 find_cards() {
-  local device driver file minor
+  local device driver file minor slot
   if is_container; then
     for file in "$ROOT$NVIDIA_PROC"/gpus/*/information; do
       [[ -r $file ]] || continue
@@ -58,8 +60,8 @@ find_cards() {
   fi
   for device in "$ROOT"/sys/bus/pci/devices/*; do
     [[ -r $device/class && $(<"$device/class") == 0x03* ]] || continue
-    driver=$(driver_of "$device")
-    [[ $driver != vfio-pci ]] || continue
+    driver=$(driver_of "$device") slot=${device##*/}
+    [[ $driver != vfio-pci && " $PASSED " != *" ${slot%.*} "* ]] || continue
     cards+=("$(ids_of "$device")")
     [[ $driver != nouveau && $driver != nova* || $(<"$device/vendor") != 0x10de ]] || nouveau=yes
   done

@@ -379,6 +379,12 @@ only_these() {
   ! announced "$file" | awk -F'\t' -v names=" $* " '$3 != "-" || index(names, " " $1 " ") == 0 { found = 1 } END { exit !found }'
 }
 
+# -- steps -----------------------------------------------------------------------------------------------------
+# step_done LAYER / step_undone LAYER - that a step was carried out here is known from here: a system that was reinstalled, or went back to
+# a snapshot, tells of none.
+step_done() { mkdir -p "$STATE/steps" && : >"$STATE/steps/$1"; }
+step_undone() { rm -f "$STATE/steps/$1"; }
+
 # -- downloads -------------------------------------------------------------------------------------------------
 # download URL FILE - FILE (without ROOT) is there only when all of it is; a broken transfer goes on where it ended, in the next run, too.
 download() {
