@@ -8,17 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from host.scripts import compose
+from host.scripts import compose, file
 
 from .compatibility import load
 from .plan import AptFile, Plan, Repository
 from .settings import Nvidia
 from .symptoms import Context, Symptom, symptoms
 
-__all__ = ["in_container", "package_arguments", "read_system", "repository"]
+__all__ = ["cuda", "in_container", "package_arguments", "read_system", "repository", "toolkit", "verification"]
 
 # Where the texts come from that the scripts meet; those of the card itself are judged in Python.
-_MET_BY_SCRIPTS = re.compile(r"apt|dpkg|dkms|curl|sha256sum|installer|modprobe")
+_MET_BY_SCRIPTS = re.compile(r"apt|dpkg|dkms|curl|sha256sum|installer|modprobe|nvidia-ctk")
 
 
 def read_system(asked: Sequence[str] = (), passed: Sequence[str] = ()) -> str:
@@ -52,6 +52,79 @@ def repository(
         REPOSITORIES="\n".join("\t".join(_fields(one)) for one in plan.repositories),
         APT_FILES="\n".join(f"{file.path}\t{_one_line(file)}" for file in files),
         ASK=" ".join(asked),
+        GENERATION=generation,
+    )
+
+
+def cuda(plan: Plan, settings: Nvidia, *, context: Context | None = None, generation: str = "0") -> str:
+    """Standard input of cuda_toolkit.sh.
+
+    :param context: for messages.
+    :param generation: has no part in what happens; a new one makes Pulumi run the script again.
+    :raises ValueError: the plan has no CUDA.
+    """
+    if plan.cuda is None:
+        raise ValueError("the plan has no CUDA")
+    return compose(
+        "cuda_toolkit.sh",
+        **package_arguments(settings, context or _context(plan)),
+        # nvcc hands half of its work to the host's compiler, which its package doesn't bring everywhere.
+        PACKAGES=" ".join((*plan.cuda.packages, load().packaging.build[-1])),
+        RELEASE=plan.cuda.release,
+        NVCC=plan.cuda.nvcc,
+        GENERATION=generation,
+    )
+
+
+def toolkit(
+    plan: Plan, settings: Nvidia, driver_version: str, *, context: Context | None = None, generation: str = "0"
+) -> str:
+    """Standard input of container_toolkit.sh; other arguments as of `cuda`.
+
+    :param driver_version: of the libraries that the CDI specification names.
+    :raises ValueError: the plan has no container toolkit.
+    """
+    if plan.toolkit is None:
+        raise ValueError("the plan has no container toolkit")
+    found = plan.toolkit
+    # What the settings say, not what the plan has to install now: the text stays the same once the runtime is there.
+    install = load().packaging.toolkit.runtimes[found.runtime] if settings.docker == "install" else ""
+    return compose(
+        "container_toolkit.sh",
+        **package_arguments(settings, context or _context(plan)),
+        TARGET=plan.target,
+        RUNTIME=found.runtime,
+        PACKAGES=" ".join(found.packages),
+        INSTALL=install,
+        CONFIGURE=" ".join(found.configure),
+        RESTART=found.restart,
+        NO_CGROUPS=_yes(found.no_cgroups),
+        CDI=found.cdi,
+        DRIVER=driver_version,
+        GENERATION=generation,
+    )
+
+
+def verification(
+    plan: Plan, settings: Nvidia, cards: int | None, *, context: Context | None = None, generation: str = "0"
+) -> str:
+    """Standard input of nvidia_verification.sh, whose verb is ``verify``; other arguments as of `cuda`.
+
+    :param cards: how many the system is to see, None where that isn't known. With none there is nothing to try them with.
+    """
+    try_them = cards != 0
+    with_cuda, engine = plan.cuda if try_them else None, plan.toolkit if try_them else None
+    return compose(
+        "nvidia_verification.sh",
+        **package_arguments(settings, context or _context(plan)),
+        NVCC=plan.cuda.nvcc if plan.cuda else "",
+        PROGRAM=file("vector_addition.cu") if with_cuda else "",
+        ENGINE=engine.runtime if engine else "",
+        IMAGE=load().packaging.toolkit.image,
+        CDI=_yes(engine is not None and bool(engine.cdi)),
+        UVM=_yes(try_them),
+        KERNEL_LOG=_yes(plan.target != "lxc"),
+        TIMEOUT=str(settings.timeouts.verify),
         GENERATION=generation,
     )
 
@@ -94,3 +167,7 @@ def _columns(row: Symptom, context: Context) -> Sequence[str]:
     values = {**row.values(context), "what": "{what}"}
     texts = (text.format(**values) for text in (row.wanted, cause.why, cause.next))
     return (row.name, row.pattern, row.where, *texts, " ".join(row.hides))
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"

@@ -41,6 +41,8 @@ PROGRAMS = {
     "systemd-detect-virt": "system_programs",
     "ip": "system_programs",
     "mknod": "node_programs",
+    "dd": "container_programs",
+    "setpriv": "container_programs",
     "stat": "node_programs",
     "ls": "node_programs",
     "test": "node_programs",

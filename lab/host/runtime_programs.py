@@ -31,6 +31,7 @@ _CDI_FOLDERS = ("/etc/cdi", "/run/cdi")
 _IMAGES = re.compile(
     r"(?:docker\.io/)?(?:library/)?(ubuntu|debian|nvidia/cuda|hello-world)(?::[\w.-]+)?|nvcr\.io/nvidia/cuda:[\w.-]+"
 )
+_IMAGES_FILE = "/var/lib/docker/images"
 _KIND = "nvidia.com/gpu"
 _CGROUPS = (
     "nvidia-container-cli: mount error: failed to add device rules: unable to find any existing device filters attached to the "
@@ -40,7 +41,12 @@ _CGROUPS = (
 
 def main(host: HostState, name: str, arguments: list[str]) -> int:
     """One of the programs."""
-    work: dict[str, Callable[[HostState, list[str]], int]] = {"nvidia-ctk": _ctk, "docker": _docker, "podman": _podman}
+    work: dict[str, Callable[[HostState, list[str]], int]] = {
+        "nvidia-ctk": _ctk,
+        "docker": _docker,
+        "podman": _podman,
+        "ctr": _ctr,
+    }
     if name not in work:
         if arguments in (["--version"], ["-v"]):
             print(f"{name} version 1")
@@ -271,18 +277,15 @@ def _docker(host: HostState, arguments: list[str]) -> int:
         )
     if arguments[:1] == ["info"]:
         return _docker_info(host, arguments[1:])
-    if arguments[:1] in (["ps"], ["images"]):
-        print(
-            "CONTAINER ID   IMAGE     COMMAND   CREATED   STATUS    PORTS     NAMES"
-            if arguments[0] == "ps"
-            else "REPOSITORY   TAG       IMAGE ID   CREATED   SIZE"
-        )
-        return 0
+    if _of_images(arguments):
+        return _images(host, "docker", arguments)
     if arguments[:1] == ["pull"]:
         return logged(host, "docker", arguments, lambda: _pull(host, arguments[-1]))
     if arguments[:1] == ["run"]:
         return logged(host, "docker", arguments, lambda: _run(host, "docker", arguments[1:]))
-    raise UsageError(f"the lab's docker has info, run, pull, ps, images and --version, not {' '.join(arguments[:1])!r}")
+    raise UsageError(
+        f"the lab's docker has info, run, pull, ps, images, image inspect, rm, rmi and --version, not {' '.join(arguments[:1])!r}"
+    )
 
 
 def _unit_state(host: HostState, unit: str) -> str:
@@ -311,8 +314,11 @@ def _docker_info(host: HostState, arguments: list[str]) -> int:
             f"Server:\n Runtimes: {' '.join(runtimes)}\n Default Runtime: {_daemon(host).get('default-runtime', 'runc')}\n Cgroup Driver: systemd"
         )
         return 0
+    if "LiveRestoreEnabled" in form:
+        print(str(_daemon(host).get("live-restore", False)).lower())
+        return 0
     if "Runtimes" not in form:
-        raise UsageError("the lab's docker info has --format for .Runtimes alone")
+        raise UsageError("the lab's docker info has --format for .Runtimes and .LiveRestoreEnabled alone")
     print(
         json.dumps({name: {"path": name} for name in runtimes})
         if "json" in form
@@ -321,12 +327,82 @@ def _docker_info(host: HostState, arguments: list[str]) -> int:
     return 0
 
 
-def _pull(host: HostState, image: str) -> int:
+def _of_images(arguments: list[str]) -> bool:
+    return arguments[:1] in (["ps"], ["images"], ["rm"], ["rmi"]) or arguments[:2] == ["image", "inspect"]
+
+
+def _images(host: HostState, engine: str, arguments: list[str]) -> int:
+    """Images that were pulled; no container outlives its `run`."""
+    verb, names = arguments[0], [word for word in arguments[1:] if not word.startswith("-")]
+    known = host.read(_IMAGES_FILE, "").split()
+    if verb in ("ps", "images"):
+        if not any(word.startswith(("-q", "--quiet", "--format")) for word in arguments):
+            head = "CONTAINER ID   IMAGE     COMMAND   CREATED   STATUS    PORTS     NAMES"
+            print(head if verb == "ps" else "REPOSITORY   TAG       IMAGE ID   CREATED   SIZE")
+        return 0
+    if verb == "rm":
+        raise Failure(f"Error response from daemon: No such container: {' '.join(names)}")
+    missing = [name for name in names[verb == "image" :] if name not in known]
+    if missing:
+        raise Failure(f"Error response from daemon: No such image: {missing[0]}")
+    if verb == "rmi":
+        host.write(_IMAGES_FILE, "".join(f"{name}\n" for name in known if name not in names))
+    return 0
+
+
+def _ctr(host: HostState, arguments: list[str]) -> int:
+    """containerd's own client, in one namespace."""
+    if arguments in (["--version"], ["-v"]):
+        print("ctr containerd.io 1")
+        return 0
+    words = arguments[2:] if arguments[:1] in (["-n"], ["--namespace"]) else arguments
+    if _unit_state(host, "containerd.service") != "active":
+        raise Failure(
+            'ctr: failed to dial "/run/containerd/containerd.sock": connection error: no such file or directory'
+        )
+    if words[:2] in (["images", "pull"], ["image", "pull"]):
+        return logged(host, "ctr", arguments, lambda: _pull(host, words[-1], "ctr: "))
+    if words[:2] in (["images", "rm"], ["image", "rm"]):
+        return _images(host, "ctr", ["rmi", *words[2:]])
+    if words[:2] == ["namespaces", "rm"]:
+        return 0
+    if words[:1] == ["run"]:
+        return logged(host, "ctr", arguments, lambda: _ctr_run(host, words[1:]))
+    raise UsageError(
+        f"the lab's ctr has images pull, images rm, run, namespaces rm and --version, not {' '.join(words[:2])!r}"
+    )
+
+
+def _ctr_run(host: HostState, arguments: list[str]) -> int:
+    """`run`: unlike docker it pulls nothing, and wants a name for the container behind the image."""
+    index = 0
+    while index < len(arguments) and arguments[index].startswith("-"):
+        index += 2 if arguments[index] in ("--env", "--runc-binary", "--runtime", "--gpus") else 1
+    options = Options(arguments[:index], "td", ("rm", "tty", "env=", "runc-binary=", "runtime=", "gpus=", "net-host"))
+    if len(arguments) < index + 2:
+        raise Failure("ctr: container id must be provided")
+    image, command = arguments[index], arguments[index + 2 :]
+    if image not in host.read(_IMAGES_FILE, "").split():
+        raise Failure(f'ctr: image "{image}": not found')
+    binary = options.value("runc-binary") or "runc"
+    if binary != "runc" and not host.rooted(binary).exists():
+        raise Failure(
+            f"ctr: failed to create shim task: OCI runtime create failed: fork/exec {binary}: no such file or directory"
+        )
+    if binary.endswith("nvidia-container-runtime"):
+        _require_driver(host, "ctr")
+        return nvidia_programs.main(host, "nvidia-smi", command[1:])
+    raise Failure(
+        'ctr: failed to create shim task: OCI runtime create failed: exec: "nvidia-smi": executable file not found in $PATH'
+    )
+
+
+def _pull(host: HostState, image: str, before: str = "") -> int:
     from .network import offline
 
     if name := offline(host, "https://registry-1.docker.io/v2/"):
         raise Failure(
-            f'Error response from daemon: Get "https://{name}/v2/": dial tcp: lookup {name}: Temporary failure in name resolution',
+            f'{before or "Error response from daemon: "}Get "https://{name}/v2/": dial tcp: lookup {name}: Temporary failure in name resolution',
             125,
         )
     if not _IMAGES.fullmatch(image):
@@ -334,9 +410,9 @@ def _pull(host: HostState, image: str) -> int:
             f"Error response from daemon: pull access denied for {image}, repository does not exist or may require 'docker login'",
             125,
         )
-    known = host.read("/var/lib/docker/images", "").split()
+    known = host.read(_IMAGES_FILE, "").split()
     if image not in known:
-        host.write("/var/lib/docker/images", "\n".join([*known, image]) + "\n")
+        host.write(_IMAGES_FILE, "\n".join([*known, image]) + "\n")
     return 0
 
 
@@ -347,7 +423,9 @@ def _podman(host: HostState, arguments: list[str]) -> int:
         return 0
     if arguments[:1] == ["run"]:
         return logged(host, "podman", arguments, lambda: _run(host, "podman", arguments[1:]))
-    raise UsageError("the lab's podman has run and --version")
+    if _of_images(arguments):
+        return _images(host, "podman", arguments)
+    raise UsageError("the lab's podman has run, ps, images, image inspect, rm, rmi and --version")
 
 
 def _run(host: HostState, engine: str, arguments: list[str]) -> int:
@@ -374,7 +452,7 @@ def _run(host: HostState, engine: str, arguments: list[str]) -> int:
     image, command = (arguments[index], arguments[index + 1 :]) if index < len(arguments) else ("", [])
     if not image:
         raise Failure(f'"{engine} run" requires at least 1 argument.')
-    if image not in host.read("/var/lib/docker/images", "").split():
+    if image not in host.read(_IMAGES_FILE, "").split():
         _pull(host, image)
     gpus = _wanted(host, engine, options)
     if command[:1] not in (["nvidia-smi"], ["true"], ["echo"], []):
