@@ -56,16 +56,16 @@ read_driver_note() {
 # offered_json NAME... - JSON: for each package the versions that apt knows of, the newest first.
 offered_json() {
   local name version _ separator=''
-  declare -A found=()
+  declare -A versions=()
   if command -v apt-cache >/dev/null; then
     while read -r name _ version _; do
-      [[ " ${found[$name]:-} " == *" $version "* ]] || found[$name]+=" $version"
+      [[ " ${versions[$name]:-} " == *" $version "* ]] || versions[$name]+=" $version"
     done < <(apt-cache madison "$@" 2>/dev/null | grep 'Packages$')
   fi
   printf '{'
   for name in "$@"; do
     # shellcheck disable=SC2086 # versions, separated by spaces
-    printf '%s%s:%s' "$separator" "$(json_string "$name")" "$(json_list ${found[$name]:-})"
+    printf '%s%s:%s' "$separator" "$(json_string "$name")" "$(json_list ${versions[$name]:-})"
     separator=,
   done
   printf '}'
