@@ -15,7 +15,16 @@ from .plan import AptFile, Plan, Repository
 from .settings import Nvidia
 from .symptoms import Context, Symptom, symptoms
 
-__all__ = ["cuda", "in_container", "package_arguments", "read_system", "repository", "toolkit", "verification"]
+__all__ = [
+    "cuda",
+    "driver",
+    "in_container",
+    "package_arguments",
+    "read_system",
+    "repository",
+    "toolkit",
+    "verification",
+]
 
 # Where the texts come from that the scripts meet; those of the card itself are judged in Python.
 _MET_BY_SCRIPTS = re.compile(r"apt|dpkg|dkms|curl|sha256sum|installer|modprobe|nvidia-ctk")
@@ -44,13 +53,13 @@ def repository(
     :param generation: has no part in what happens; a new one makes Pulumi run the script again.
     """
     first = [name for name in plan.prerequisites if name in load().packaging.prerequisites]
-    files = [file for file in (plan.preferences, plan.unattended) if file]
+    files = [one for one in (plan.preferences, plan.unattended) if one]
     return compose(
         "nvidia_repository.sh",
         **package_arguments(settings, context or _context(plan)),
         PREREQUISITES=" ".join(first),
         REPOSITORIES="\n".join("\t".join(_fields(one)) for one in plan.repositories),
-        APT_FILES="\n".join(f"{file.path}\t{_one_line(file)}" for file in files),
+        APT_FILES="\n".join(f"{one.path}\t{_one_line(one)}" for one in files),
         ASK=" ".join(asked),
         GENERATION=generation,
     )
@@ -129,14 +138,37 @@ def verification(
     )
 
 
+def driver(plan: Plan, settings: Nvidia, *, context: Context | None = None, generation: str = "0") -> str:
+    """Standard input of nvidia_driver.sh; arguments as of `repository`."""
+    first, run = load().packaging.prerequisites, plan.run
+    return compose(
+        "nvidia_driver.sh",
+        **package_arguments(settings, context or _context(plan)),
+        TARGET=plan.target,
+        DRIVER=plan.driver,
+        FLAVOUR=plan.flavour or "",
+        SOURCE=plan.source,
+        PREREQUISITES=" ".join(name for name in plan.prerequisites if name not in first),
+        PACKAGES=" ".join(plan.packages),
+        RECOMMENDS="no" if plan.no_recommends else "yes",
+        RUN_VERSION=run.version if run else "",
+        RUN_URL=run.url if run else "",
+        RUN_CHECKSUM_URL=run.checksum_url if run else "",
+        RUN_PREREQUISITES=" ".join(run.prerequisites) if run else "",
+        RUN_ARGUMENTS=" ".join(run.arguments) if run else "",
+        PERSISTENCE=file("homelab-nvidia-persistence.service") if plan.target == "host" else "",
+        GENERATION=generation,
+    )
+
+
 def _fields(one: Repository) -> Sequence[str]:
     address, suite = one.line.split()[-2:]
     return (address.rstrip("/"), suite, one.list_file, one.line.strip(), one.key_url, one.key_fingerprint, one.keyring)
 
 
-def _one_line(file: AptFile) -> str:
+def _one_line(apt: AptFile) -> str:
     # For printf %b; put_file adds the last end of line.
-    return file.content.removesuffix("\n").replace("\\", "\\\\").replace("\n", "\\n")
+    return apt.content.removesuffix("\n").replace("\\", "\\\\").replace("\n", "\\n")
 
 
 def _context(plan: Plan) -> Context:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # NVIDIA's driver as it is installed and loaded: flavour, modules, libraries, kernels. After nvidia.sh.
-# STATE/nvidia-driver: what the step for the driver has left: version, source (packages, run or found: somebody else's), flavour, target.
+# STATE/nvidia-driver: what the step for the driver has left: version, source (packages, run or found: somebody else's), target, flavour.
 
 is_container() { [[ ${container:-} == lxc || -e $ROOT/run/systemd/container ]]; }
 
@@ -31,10 +31,11 @@ module_flavour() {
 
 # library_version - of the libraries that nvidia-smi and CUDA programs load.
 library_version() {
-  local file
-  for file in "$ROOT"/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.[0-9]*.[0-9]* "$ROOT"/usr/lib/x86_64-linux-gnu/nvidia/*/libnvidia-ml.so.[0-9]*.[0-9]*; do
-    [[ -e $file ]] || continue
-    printf '%s' "${file##*.so.}"
+  local folder file
+  for folder in "$ROOT"/usr/lib/x86_64-linux-gnu "$ROOT"/usr/lib/x86_64-linux-gnu/nvidia/*; do
+    file=$(readlink -f "$folder/libnvidia-ml.so.1") || continue
+    [[ -e $file && $file =~ \.so\.([0-9]{3}\.[0-9.]+)$ ]] || continue
+    printf '%s' "${BASH_REMATCH[1]}"
     return 0
   done
 }
