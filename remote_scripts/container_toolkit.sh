@@ -23,11 +23,13 @@ apply() {
   for other in docker containerd; do
     [[ $other == "$RUNTIME" ]] || give_back_engine "$other"
   done
+  restart_others "$RUNTIME"
   allow_no_cgroups
   configure
   make_specification
   restart_if_changed "$RESTART"
   check_engine
+  step_done toolkit
   finish
   printf '{"runtime":"%s","version":%s,"cdi":%s,"changed":"%s","restarted":"%s"}\n' "$RUNTIME" \
     "$(json_string "$(package_version nvidia-container-toolkit)")" "$(json_string "$CDI")" "$CHANGED" "$RESTARTED"
@@ -51,6 +53,8 @@ revert() {
     give_back_engine "$engine"
   done
   remove_packages toolkit
+  restart_others
+  step_undone toolkit
   finish
   printf '{"changed":"%s","kept":%s}\n' "$CHANGED" "$(json_list "${KEPT[@]}")"
 }
@@ -94,11 +98,18 @@ configure() {
   is_pending "restart-$RUNTIME" && WAS_PENDING=yes || WAS_PENDING=no
   pending "restart-$RUNTIME"
   for_each begin_change "${paths[@]}"
-  run_streamed "$INSTALL_SECONDS" "$file" "${command[@]}" || explain "$file" "$NAME: $RUNTIME configured by \`${command[*]}\`" \
+  quietly "$file" "${command[@]}" || explain "$file" "$NAME: $RUNTIME configured by \`${command[*]}\`" \
     "without it no container gets a card" "correct $(tr '\n' ' ' < <(config_files "$RUNTIME"))as the lines above say, then run \`pulumi up\` again"
   for_each end_change "${paths[@]}"
   if [[ $CONFIG_CHANGED == yes ]]; then CHANGED=yes; fi
   [[ $CONFIG_CHANGED == yes || $WAS_PENDING == yes ]] || done_with "restart-$RUNTIME"
+}
+
+# quietly LOG COMMAND... - nvidia-ctk says that it wrote a file also where nothing has changed.
+quietly() {
+  local file=$1
+  shift
+  timeout -k 5 "$INSTALL_SECONDS" env --default-signal=TERM,HUP,PIPE "$@" >"$file" 2>&1 </dev/null {LOCK}>&-
 }
 
 for_each() { # FUNCTION ITEM...
@@ -117,8 +128,16 @@ give_back_engine() {
   done
   [[ $CONFIG_CHANGED == no ]] || CHANGED=yes
   CONFIG_CHANGED=no
-  if is_pending "restart-$1" && has_engine "$1"; then restart_if_changed "$1"; fi
-  done_with "restart-$1"
+}
+
+# restart_others - engines whose configuration was given back, where they are still there.
+restart_others() {
+  local engine
+  for engine in docker containerd; do
+    [[ ${1:-} != "$engine" ]] || continue
+    ! has_engine "$engine" || restart_if_changed "$engine"
+    done_with "restart-$engine"
+  done
 }
 
 # restart_if_changed UNIT - containers of docker stop with it, unless it has live-restore; those that ran are started again.
@@ -176,7 +195,7 @@ allow_no_cgroups() {
     give_back_config "$path"
   elif ! awk '/^\[/ { table = $0 } table == "[nvidia-container-cli]" && /^no-cgroups *= *true/ { found = 1 } END { exit !found }' "$ROOT$path" 2>/dev/null; then
     begin_change "$path"
-    run_streamed "$INSTALL_SECONDS" "$file" nvidia-ctk config --set nvidia-container-cli.no-cgroups=true --in-place ||
+    quietly "$file" nvidia-ctk config --set nvidia-container-cli.no-cgroups=true --in-place ||
       explain "$file" "$NAME: no-cgroups in $path" "in an unprivileged LXC container the toolkit's hook fails without it"
     end_change "$path"
   fi
@@ -204,7 +223,7 @@ make_specification() {
     explain "$file" "$NAME: a CDI specification of its cards" "by it $RUNTIME gives cards to containers" \
       "\`nvidia-smi\` there must work first; then run \`pulumi up\` again"
   grep -qE '^ *-? *name: "?all"?$' "$LOGS/cdi.yaml" || die "$NAME: a CDI specification of its cards" "nvidia-ctk found none" \
-    "by it $RUNTIME gives cards to containers" "look at \`nvidia-smi -L\` and \`ls -l /dev/nvidia*\` there, then run \`pulumi up\` again"
+    "by it $RUNTIME gives cards to containers" "look at \`nvidia-smi -L\` there, and at its nodes in /dev, then run \`pulumi up\` again"
   put_file toolkit "$CDI" 0644 "$(<"$LOGS/cdi.yaml")"
   printf '%s\n' "$made_for" | write_atomically /var/lib/homelab/toolkit-cdi 0600
 }

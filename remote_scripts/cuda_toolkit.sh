@@ -29,6 +29,7 @@ apply() {
     "programs are compiled with it" "\`apt-get install --reinstall cuda-nvcc-${short/./-}\` there, then run \`pulumi up\` again"
   # shellcheck disable=SC2016 # for the shell that logs in
   put_file cuda "$PROFILE" 0644 "# Written by homelab, which takes it away again (pulumi destroy)."$'\n'"PATH=${NVCC%/*}"'${PATH:+:$PATH}'
+  step_done cuda
   finish
   mapfile -t packages < <(packages_of cuda)
   printf '{"release":"%s","nvcc":%s,"packages":%s,"changed":"%s"}\n' "$release" "$(json_string "$NVCC")" "$(json_list "${packages[@]}")" "$CHANGED"
@@ -38,6 +39,7 @@ revert() {
   take_lock
   drop_file cuda "$PROFILE"
   remove_packages cuda
+  step_undone cuda
   finish
   printf '{"changed":"%s","kept":%s}\n' "$CHANGED" "$(json_list "${KEPT[@]}")"
 }

@@ -138,7 +138,7 @@ toml_without_ours() {
     if [[ -n $others ]] || grep -qs '^imports *=.*/etc/containerd/conf\.d/' "$2"; then
       cat
     else
-      sed -E -e "/^imports *=/{ s#, *$import##; s#$import *,? *##; /= *\[ *\]/d; }"
+      sed -E "/^imports *=/ { s#, *$import##; s#$import *,? *##; /= *\[ *\]\$/d; }"
     fi
 }
 
