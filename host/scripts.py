@@ -40,7 +40,7 @@ GUEST_PARTS = {
     "nvidia_repository.sh": ("nvidia", "driver", "packages"),
     "nvidia_driver.sh": ("nvidia", "driver", "packages"),
     "cuda_toolkit.sh": ("packages",),
-    "container_toolkit.sh": ("packages",),
+    "container_toolkit.sh": ("packages", "engines"),
     "nvidia_verification.sh": ("packages",),
 }
 

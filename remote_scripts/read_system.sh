@@ -30,7 +30,7 @@ read_system() {
   read_packages
   printf ',"runtimes":%s' "$(runtimes)"
   printf ',"offered":%s' "$(offered)"
-  mapfile -t steps < <(find "$STATE/steps" -type f -printf '%f\n' 2>/dev/null | sort)
+  mapfile -t steps < <(find "$STATE/steps" -type f -printf '%f\n' 2>/dev/null | sed 's/^nvidia-//' | sort)
   files_drift
   packages_drift
   driver_drift
