@@ -40,6 +40,7 @@ apply() {
   local reboot=no-module why="a container has no kernel of its own"
   if [[ $TARGET != lxc ]]; then
     build_modules
+    renew_initramfs
     note_driver
     persist
     load
@@ -117,6 +118,10 @@ install_from_packages() {
   local names
   read -ra names <<<"$PACKAGES"
   remove_run
+  # The packages renew the newest kernel's at most.
+  if [[ $TARGET == host ]] || held_by_others; then
+    pending nvidia-initramfs
+  fi
   install_packages "$LAYER" "$RECOMMENDS" "${names[@]}"
   remove_old "$(library_version)"
 }
@@ -366,6 +371,7 @@ revert() {
   [[ $CHANGED == no ]] || run_logged systemctl daemon-reload || :
   [[ ! -e $STATE/nvidia-run ]] || remove_run
   MAY_REMOVE=
+  [[ $NOTED_TARGET != host ]] || pending nvidia-initramfs
   remove_packages "$LAYER"
   if [[ -e $STATE/files/$LAYER$BLACKLIST ]]; then
     pending nvidia-initramfs
