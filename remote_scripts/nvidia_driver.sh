@@ -48,7 +48,7 @@ apply() {
     require_host_version
     note_driver
   fi
-  step_done "$LAYER"
+  step_done driver
   finish
   printf '{"version":%s,"source":"%s","packages":%s,"reboot":"%s","why":%s,"changed":"%s"}\n' "$(json_string "$VERSION")" "$source" \
     "$(list_packages)" "$reboot" "$(json_string "$why")" "$CHANGED"
@@ -380,7 +380,7 @@ revert() {
   fi
   TARGET=${NOTED_TARGET:-$TARGET} renew_initramfs
   rm -rf "$ROOT$DOWNLOADS" "$STATE/nvidia-driver"
-  step_undone "$LAYER"
+  step_undone driver
   finish
   printf '{"kept":%s,"changed":"%s"}\n' "$(json_list "${KEPT[@]}")" "$CHANGED"
 }

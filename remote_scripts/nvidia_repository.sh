@@ -31,7 +31,7 @@ apply() {
   write_apt_files
   write_repositories
   fetch_lists
-  step_done "$LAYER"
+  step_done repository
   finish
   printf '{"offered":%s,"packages":%s,"changed":"%s"}\n' "$(offered_json "${asked[@]}")" "$(list_packages)" "$CHANGED"
 }
@@ -44,7 +44,7 @@ revert() {
     drop_file "$LAYER" "$path"
   done < <(layer_files "$LAYER")
   remove_packages "$LAYER"
-  step_undone "$LAYER"
+  step_undone repository
   finish
   printf '{"kept":%s,"changed":"%s"}\n' "$(json_list "${KEPT[@]}")" "$CHANGED"
 }
