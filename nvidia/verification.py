@@ -243,15 +243,17 @@ def _errors(
         yield from _driver_and_cards(wanted, result, cards, data)
     else:
         yield from _no_cards(smi, str(result.get("kernelLog") or ""), context)
-    if nvcc := parts["nvcc"]:
+    nvcc = parts["nvcc"]
+    if nvcc is not None:
         yield from _compiler(wanted, nvcc, release, context)
     for key, (what, why, next_step) in _PROGRAMS.items():
         part = parts[key]
         if part is None or _passed(key, part):
             continue
         known = recognise(part.output, context)
-        # Nothing works without the driver; only what says something of its own is told besides.
-        if known or (smi.works and cards):
+        # Nothing works without the driver, nor a program without its compiler: what says nothing of its own isn't told besides.
+        without = key == "program" and nvcc is not None and not nvcc.works
+        if known or (smi.works and cards and not without):
             yield from known or [_unknown(f"{wanted.name}: {what}", part, why, next_step)]
     if (devices := parts["uvm"]) and not devices.works and smi.works and cards:
         yield _refused(wanted, devices)

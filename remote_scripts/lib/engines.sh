@@ -168,7 +168,7 @@ json_edit() {
     }
     sub load {
       open my $in, "<", $_[0] or return { pairs => [] };
-      local $/; $text = <$in> // ""; pos($text) = 0;
+      local $/; $text = <$in>; $text = "" unless defined $text; pos($text) = 0;
       return { pairs => [] } if $text !~ /\S/;
       return value();
     }
