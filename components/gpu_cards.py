@@ -14,7 +14,7 @@ import pulumi
 from components.host_reboot import HostReboot
 from components.passthrough_test import PassthroughTest
 from proxmox.gpu_lease import GpuLease
-from proxmox.pci_mapping import PciMapping
+from proxmox.pci_mapping import PciMapping, PciMappingRecord
 from settings import Host, Vm
 
 
@@ -49,14 +49,25 @@ class GpuCards(pulumi.ComponentResource):
                 "node": host.node or host_name,
                 "mapping": host.mapping_of(gpu),
             }
+            slot = boot.host.apply(functools.partial(_slot, gpu))
+            record = PciMappingRecord(
+                f"{host_name}-{gpu}-mapping-record",
+                {**about, "path": slot},
+                pulumi.ResourceOptions(parent=self, depends_on=[boot]),
+            )
             mapping = PciMapping(
                 f"{host_name}-{gpu}-mapping",
-                {**about, "entry": boot.host.apply(functools.partial(mapping_entry, gpu))},
-                pulumi.ResourceOptions(parent=self, depends_on=[boot]),
+                {
+                    **about,
+                    "entry": boot.host.apply(functools.partial(mapping_entry, gpu)),
+                    "before": record.before,
+                    "known": record.known,
+                },
+                pulumi.ResourceOptions(parent=self, depends_on=[record]),
             )
             released[gpu] = lease(
                 f"{host_name}-{gpu}-lease",
-                {**about, "slot": boot.host.apply(functools.partial(_slot, gpu))},
+                {**about, "slot": slot},
                 holders.get(gpu),
                 pulumi.ResourceOptions(parent=self, depends_on=[mapping]),
             )

@@ -48,6 +48,7 @@ FAULTS = {
     "task-seconds": "a number of seconds",
     "api-answers": '"[METHOD ]PART OF PATH=STATUS REASON"',
     "api-drops": '"[METHOD ]PART OF PATH"',
+    "api-holds": '"[METHOD ]PART OF PATH"',
     "api-seconds": "a number of seconds",
     "foreign-change": "a number of changes",
     "guest-ignores-shutdown": "true, or a guest's id",

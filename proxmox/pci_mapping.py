@@ -4,6 +4,9 @@ Proxmox VE lets nobody but root@pam with a password give a device by its address
 on it. One resource owns one entry of the mapping: the one of its node. Entries of other nodes, and a mapping's description and
 flags, stay as they are; the mapping goes with its last entry. Fields: PVE::Mapping::PCI; what a start compares is in
 `assert_valid` there: id, subsystem-id, IOMMU group of the slot's first function.
+
+What stood there before is in the state, as PciMappingRecord's, before anything is written: a run that is killed right after its
+request can't take its own entry for somebody's.
 """
 
 from __future__ import annotations
@@ -23,13 +26,15 @@ IDENTITY = ("host", "node", "mapping")
 
 
 class PciMappingProvider(ApiProvider):
-    """See the module. Inputs: host, node, mapping, entry (path, id, subsystem-id, iommugroup)."""
+    """See the module. Inputs: host, node, mapping, entry (path, id, subsystem-id, iommugroup), before (an entry, or none), known (was
+    there such a mapping?).
+    """
 
     def create(self, props: dict[str, Any]) -> CreateResult:
-        before = _write(self.api(props), props, None)
-        return CreateResult(
-            f"{props['node']}/{props['mapping']}", {**props, "before": before, "found": entry_of(props)}
-        )
+        api = self.api(props)
+        if props["known"] or not _made(api, props):
+            _write(api, props, None)
+        return CreateResult(_id(props), {**props, "found": entry_of(props)})
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         from proxmox.api import NotThereError
@@ -57,7 +62,7 @@ class PciMappingProvider(ApiProvider):
 
     def update(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
         _write(self.api(news), news, olds["entry"]["path"])
-        return UpdateResult({**news, "before": olds.get("before"), "found": entry_of(news)})
+        return UpdateResult({**news, "found": entry_of(news)})
 
     def delete(self, _id: str, props: dict[str, Any]) -> None:
         from proxmox.api import ChangedMeanwhileError
@@ -67,6 +72,30 @@ class PciMappingProvider(ApiProvider):
             _remove(api, props)
         except ChangedMeanwhileError:
             _remove(api, props)
+
+
+class PciMappingRecordProvider(ApiProvider):
+    """What a card's entry was before. Inputs: host, node, mapping, path (of the card, when it was recorded)."""
+
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        from proxmox.api import NotThereError
+
+        name = props["mapping"]
+        try:
+            mapping = self.api(props).get(f"cluster/mapping/pci/{name}", f"to read the mapping {name}")
+        except NotThereError:
+            return CreateResult(_id(props), {**props, "before": None, "known": False})
+        before = _ours(mapping["map"], props["node"], props["path"])
+        return CreateResult(_id(props), {**props, "before": before, "known": True})
+
+    def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
+        # A card that is in another slot now has the same mapping, and what that was at first is still what comes back.
+        replaces = [key for key in IDENTITY if olds.get(key) != news.get(key)]
+        return DiffResult(changes=bool(replaces), replaces=replaces, stables=[], delete_before_replace=False)
+
+
+def _id(props: dict[str, Any]) -> str:
+    return f"{props['node']}/{props['mapping']}"
 
 
 def entry_of(props: dict[str, Any]) -> str:
@@ -101,21 +130,37 @@ def _ours(entries: list[str], node: str, path: str) -> str | None:
     return None
 
 
-def _write(api: Api, props: dict[str, Any], old_path: str | None) -> str | None:
-    """Puts the entry in; returns the one that stood there before. Somebody else's change in between is read anew, once."""
+def _made(api: Api, props: dict[str, Any]) -> bool:
+    """Makes a mapping that wasn't there a moment ago; False where somebody, or a run of ours that was killed, was faster."""
+    from proxmox.api import ApiError, UnansweredError
+
+    name = props["mapping"]
+    try:
+        api.post("cluster/mapping/pci", f"to create the PCI mapping {name}", id=name, map=[entry_of(props)])
+    except UnansweredError:
+        return False
+    except ApiError as error:
+        if "already defined" not in error.reason:
+            raise
+        return False
+    return True
+
+
+def _write(api: Api, props: dict[str, Any], old_path: str | None) -> None:
+    """Puts the entry in. Somebody else's change in between is read anew, once."""
     from proxmox.api import ApiError, ChangedMeanwhileError, UnansweredError
 
     try:
-        return _write_once(api, props, old_path)
+        _write_once(api, props, old_path)
     except (ChangedMeanwhileError, UnansweredError):
-        return _write_once(api, props, old_path)
+        _write_once(api, props, old_path)
     except ApiError as error:
         if "already defined" not in error.reason:  # another node's resource was faster
             raise
-        return _write_once(api, props, old_path)
+        _write_once(api, props, old_path)
 
 
-def _write_once(api: Api, props: dict[str, Any], old_path: str | None) -> str | None:
+def _write_once(api: Api, props: dict[str, Any], old_path: str | None) -> None:
     from proxmox.api import NotThereError
 
     name, entry = props["mapping"], entry_of(props)
@@ -124,7 +169,7 @@ def _write_once(api: Api, props: dict[str, Any], old_path: str | None) -> str | 
         mapping = api.get(path, f"to read the mapping {name}")
     except NotThereError:
         api.post("cluster/mapping/pci", f"to create the PCI mapping {name}", id=name, map=[entry])
-        return None
+        return
     entries = list(mapping["map"])
     ours = _ours(entries, props["node"], props["entry"]["path"])
     if ours is None and old_path is not None:
@@ -133,7 +178,6 @@ def _write_once(api: Api, props: dict[str, Any], old_path: str | None) -> str | 
     if ours is None or not _equal(ours, entry):
         kept = [other for other in entries if other != ours]
         api.put(path, f"to change the PCI mapping {name}", map=[*kept, entry], digest=mapping["digest"])
-    return ours
 
 
 def _require_free(props: dict[str, Any], others: list[str]) -> None:
@@ -176,4 +220,14 @@ class PciMapping(Resource, module="homelab", name="PciMapping"):
     mapping: pulumi.Output[str]
 
     def __init__(self, name: str, inputs: dict[str, Any], opts: pulumi.ResourceOptions | None = None) -> None:
-        super().__init__(PciMappingProvider(), name, {**inputs, "before": None, "found": None}, opts)
+        super().__init__(PciMappingProvider(), name, {**inputs, "found": None}, opts)
+
+
+class PciMappingRecord(Resource, module="homelab", name="PciMappingRecord"):
+    """The dynamic resource. Outputs: ``before``: the entry as it was, or None; ``known``: was there such a mapping?"""
+
+    before: pulumi.Output[str | None]
+    known: pulumi.Output[bool]
+
+    def __init__(self, name: str, inputs: dict[str, Any], opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__(PciMappingRecordProvider(), name, {**inputs, "before": None, "known": None}, opts)

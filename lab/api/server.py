@@ -34,6 +34,7 @@ from .users import ROOT, Token, Users
 _LOG = logging.getLogger("lab.api")
 _PREFIX = "/api2/json"
 _TOKEN = "lab"
+_HOLD_SECONDS = 0.05  # how often it is looked whether an answer may go
 _BODY_MAX = 4 << 20
 # A connection that does nothing is closed after this long; proxmoxer keeps one for a run.
 _KEEPALIVE_SECONDS = 75.0
@@ -195,6 +196,8 @@ class ApiServer:
             response = Response(500, text.replace("\n", " "), {"data": None, "message": f"{text}\n"})
         if asked.method != "GET":
             self._owner.guests_changed()
+        while (held := host.fault("api-holds")) is not None and str(held) in f"{asked.method} {asked.path}":
+            await asyncio.sleep(_HOLD_SECONDS)  # faults are a file, which tells nobody
         dropped = host.fault("api-drops")
         if dropped is not None and str(dropped) in f"{asked.method} {asked.path}" and request.transport is not None:
             request.transport.abort()  # what was asked for is done: the answer alone is lost

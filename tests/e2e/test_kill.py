@@ -113,10 +113,13 @@ def test_killed_while_a_vm_is_changed_the_next_run_finishes(
             request_ = "DELETE /cluster/mapping/pci/rtx5090"
         stack.up()
         (stack.lab.state / "log/api.jsonl").unlink()
-    stack.lab.fault("task-seconds", 1)  # time to be killed in
+    stack.lab.fault("task-seconds", 1)
+    # Killed when the request has been carried out and nobody knows it: the answer doesn't come before that.
+    stack.lab.fault("api-holds", request_)
     process = stack.start(run, "--yes", "--skip-preview")
     wait_for_request(stack, request_)
     stack.kill(process)
+    stack.lab.fault("api-holds", None)
     stack.lab.fault("task-seconds", None)
     stack.lab.wait_idle()
     assert stack.run("cancel", "--yes").code == 0

@@ -191,7 +191,7 @@ def test_a_file_that_another_process_has_locked_is_waited_for_and_left(container
     lock = containers.host.root / "run/lock/lxc/pve-config-300.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     holder = subprocess.Popen(
-        ["flock", str(lock), "-c", "echo held; read -r"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ["flock", str(lock), "-c", "echo held; read -r _"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert holder.stdin and holder.stdout
     assert holder.stdout.readline() == "held\n"
