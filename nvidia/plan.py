@@ -273,10 +273,15 @@ def _pinned(request: Request, driver: Driver, name: str) -> str:
     return f"{name}={max(exact, key=_revision)}" if exact else f"{name}={_pattern(driver)}"
 
 
-def _revision(package_version: str) -> tuple[int, ...]:
-    """The numbers of a package's revision, to take the newest of several."""
+def _revision(package_version: str) -> tuple[int, tuple[int, ...]]:
+    """To take one of several packages of a version: NVIDIA's own before a distribution's, then the newest.
+
+    A distribution's revision has its release in it (0ubuntu1.24.04.1, 0+deb12u1). Its packages of a branch that has ended lead to the
+    next branch's.
+    """
     digits = "".join(c if c.isdigit() else " " for c in package_version.rpartition("-")[2])
-    return tuple(int(number) for number in digits.split())
+    numbers = tuple(int(number) for number in digits.split())
+    return -len(numbers), numbers
 
 
 def _pattern(driver: Driver) -> str:

@@ -36,6 +36,9 @@ apply() {
     finish # What is put in place from here on is of use to the next run, should this one fail.
     if [[ $source == packages ]]; then install_from_packages; else install_from_run; fi
     VERSION=$(library_version)
+    fits "$VERSION" || die "NVIDIA's driver $DRIVER" "${VERSION:-no driver} is installed by: ${PACKAGES:-the installer of $RUN_VERSION}" \
+      "a branch that has ended leads to the next one's packages, in a distribution's own archive" \
+      "set nvidia.driver to a branch that is maintained, or nvidia.source: run"
   fi
   local reboot=no-module why="a container has no kernel of its own"
   if [[ $TARGET != lxc ]]; then

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from lab.host import boot, launchers, nvidia, sysfs, units
+from lab.host import boot, dkms, launchers, nvidia, sysfs, units
 from lab.host import run as host_run
 from lab.host.account_programs import Account, accounts
 from lab.host.devices import PciDevice, load_devices
@@ -190,6 +190,8 @@ def _install(guest: Guest, system: HostState, config: GuestConfig) -> None:
     distribution = DISTRIBUTIONS[wanted["distribution"]]
     install_base(system, distribution.id, wanted["distribution"])
     note_package(system, f"linux-image-{wanted['kernel']}", "1")
+    if wanted.get("mok_enrolled"):  # somebody made it, and confirmed it at the console
+        dkms.write_key(system)
     # Last: an installation that was cut short begins again.
     system.write("/etc/os-release", distribution.os_release())
 

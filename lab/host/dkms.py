@@ -31,6 +31,11 @@ def add(host: HostState, build: Build) -> None:
     text = f'PACKAGE_NAME="{NAME}"\nPACKAGE_VERSION="{build.version}"\nAUTOINSTALL="yes"\n# flavour={build.flavour}\n'
     host.write(f"{source}/dkms.conf", text)
     host.symlink(f"{_TREE}/{build.version}/source", source)
+    write_key(host)
+
+
+def write_key(host: HostState) -> None:
+    """Make the key that DKMS signs with, unless it is there."""
     if not host.rooted(KEY).exists():
         host.write(KEY, "lab certificate DKMS module signing key\n")
 

@@ -301,7 +301,7 @@ remove_packages() {
   settle_record "$layer"
   ((${#NOW[@]} > 0)) || return 0
   repair_packages
-  mapfile -t back < <(versions_to_restore)
+  find_versions_to_restore
   if ((${#back[@]} > 0)); then
     # Ours that stand in their way go; nobody else's.
     if simulated "$file" install --allow-downgrades --no-install-recommends "${back[@]}"; then
@@ -328,17 +328,18 @@ remove_packages() {
   rm -f "$(record_of "$layer")"
 }
 
-# versions_to_restore - NAME=VERSION of what had another version, or was removed, if that version can still be had.
-versions_to_restore() {
+# find_versions_to_restore - `back`: NAME=VERSION of what had another version, or was removed, if that version can still be had.
+find_versions_to_restore() {
   local name
   for name in "${!NOW[@]}"; do
     [[ ${BEFORE[$name]} != - && ${PRESENT[$name]:-} != "${BEFORE[$name]}" ]] || continue
     if apt-cache madison "$name" | awk -v version="${BEFORE[$name]}" '$3 == version { found = 1 } END { exit !found }'; then
-      printf '%s=%s\n' "$name" "${BEFORE[$name]}"
+      back+=("$name=${BEFORE[$name]}")
     else
-      log "$name was ${BEFORE[$name]} before, which no repository has any more: it stays as it is"
+      log "$name was ${BEFORE[$name]} before, which no repository has any more: it stays ${PRESENT[$name]:-away}"
+      KEPT+=("$name")
     fi
-  done | sort
+  done
 }
 
 # mark_as_before NAME... - what was installed for others alone is so again.

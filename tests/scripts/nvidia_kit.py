@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,11 +36,17 @@ class Machine:
     def __init__(self, host: Host, root: Path) -> None:
         self.host, self.root = host, root
         self.settings = Nvidia()
+        #: A folder of programs that come before all others.
+        self.environment_first: Path | None = None
 
     # -- running ----------------------------------------------------------------------------------------------
     def environment(self) -> dict[str, str]:
         """Of the commands that run the scripts."""
         return self.host.machine.environment()
+
+    def _environment(self) -> dict[str, str]:
+        found = self.environment()
+        return found | {"PATH": f"{self.environment_first}:{found['PATH']}"} if self.environment_first else found
 
     def script(self, verb: str, script: str) -> str:
         """What is run where `environment` is: the script, or what brings it there."""
@@ -50,7 +58,7 @@ class Machine:
             ["bash", "-s", "--", verb],
             stdin=subprocess.PIPE,
             text=True,
-            env=self.environment(),
+            env=self._environment(),
             cwd=self.host.root,
             start_new_session=True,
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
@@ -60,6 +68,14 @@ class Machine:
         process.stdin.close()
         process.stdin = None
         return process
+
+    def kill(self, process: subprocess.Popen[str]) -> None:
+        """A script with all that it has started, as when the machine loses its power."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        session = subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
+        assert session.returncode in (0, 1)
 
     def run(self, verb: str, script: str) -> subprocess.CompletedProcess[str]:
         """A script, run to its end."""
@@ -140,7 +156,17 @@ class Machine:
     def tree(self) -> dict[str, tuple[int, bytes]]:
         """Mode and content of every file that stays over a reboot, but for logs and lists of packages."""
         found = {}
-        passing = ("run", "proc", "sys", "dev", "tmp", "var/log", "var/lib/apt/lists", "var/cache", "var/lib/dpkg/lock-frontend")
+        passing = (
+            "run",
+            "proc",
+            "sys",
+            "dev",
+            "tmp",
+            "var/log",
+            "var/lib/apt/lists",
+            "var/cache",
+            "var/lib/dpkg/lock-frontend",
+        )
         for place in sorted(self.root.rglob("*")):
             name = place.relative_to(self.root).as_posix()
             if name.startswith(passing):
@@ -158,13 +184,20 @@ class Machine:
 
 
 class VirtualMachine(Machine):
-    """VM 103 with the RTX 5090."""
+    """VM 103 with a card: the RTX 5090, or another by its device id, or none."""
 
     target = "vm"
 
-    def __init__(self, state: Path, distribution: str = "ubuntu-24.04", **system: Any) -> None:
-        vm = {"distribution": distribution, **system}
-        self.vm = Vm(state, scenario(vm=vm))
+    def __init__(
+        self,
+        state: Path,
+        distribution: str = "ubuntu-24.04",
+        *,
+        card: str | None = "2b85",
+        system: dict[str, Any] | None = None,
+    ) -> None:
+        wanted = scenario(vm={"distribution": distribution, **(system or {})}, pci=other_card(card or "2b85"))
+        self.vm = Vm(state, wanted, card=card is not None)
         super().__init__(self.vm.host, self.vm.root)
 
     def environment(self) -> dict[str, str]:
@@ -177,6 +210,21 @@ class VirtualMachine(Machine):
         """Down and up again."""
         self.vm.reboot()
 
+    def enrolled(self, value: bool) -> None:
+        """Whether DKMS's key is among those that Secure Boot takes."""
+        with self.vm.system.changing() as machine:
+            machine["mok_enrolled"] = value
+
+
+def other_card(device: str) -> list[Any]:
+    """The rtx5090 scenario's devices with another card in its place."""
+    pci: list[Any] = scenario().model_dump(mode="json", by_alias=True, exclude_defaults=True)["pci"]
+    for bridge in pci:
+        for child in bridge.get("children", []):
+            if child["address"].endswith("01:00.0") and device != "2b85":
+                child |= {"device": device, "name": f"another card ({device})"}
+    return pci
+
 
 class ProxmoxHost(Machine):
     """A host that keeps its cards."""
@@ -186,6 +234,13 @@ class ProxmoxHost(Machine):
     def __init__(self, state: Path, name: str = "rtx5090") -> None:
         host = Host(state, name).booted()
         super().__init__(host, host.root)
+
+    @classmethod
+    def of(cls, host: Host) -> ProxmoxHost:
+        """One that runs already."""
+        found = cls.__new__(cls)
+        Machine.__init__(found, host, host.root)
+        return found
 
     def bash(self, text: str) -> subprocess.CompletedProcess[str]:
         return self.host.run(text)
