@@ -246,6 +246,7 @@ def _errors(
     nvcc = parts["nvcc"]
     if nvcc is not None:
         yield from _compiler(wanted, nvcc, release, context)
+    told: list[HomelabError] = []
     for key, (what, why, next_step) in _PROGRAMS.items():
         part = parts[key]
         if part is None or _passed(key, part):
@@ -254,9 +255,13 @@ def _errors(
         # Nothing works without the driver, nor a program without its compiler: what says nothing of its own isn't told besides.
         without = key == "program" and nvcc is not None and not nvcc.works
         if known or (smi.works and cards and not without):
-            yield from known or [_unknown(f"{wanted.name}: {what}", part, why, next_step)]
-    if (devices := parts["uvm"]) and not devices.works and smi.works and cards:
+            told += known or [_unknown(f"{wanted.name}: {what}", part, why, next_step)]
+    devices = parts["uvm"]
+    if devices and not devices.works and smi.works and cards:
+        # What the kernel says of a node tells more than the CUDA program, which failed for the same reason.
+        told = [error for error in told if not error.wanted.endswith("/dev/nvidia-uvm")]
         yield _refused(wanted, devices)
+    yield from told
     if (container := parts["container"]) and _passed("container", container):
         yield from _cards_of_container(wanted, container, cards)
 

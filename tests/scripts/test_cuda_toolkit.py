@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
@@ -177,13 +175,10 @@ def test_after_a_kill_the_next_run_finishes_and_everything_can_be_taken_back(vm:
     before, tree = vm.packages(), vm.tree()
     text = script(vm)
     vm.fault("apt-slow", 60)
-    process = vm.start("apply", text)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("Get:"):
-            break
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    with vm.start("apply", text) as process:
+        assert process.stderr is not None
+        assert any(line.startswith("Get:") for line in process.stderr)
+        vm.kill(process)
     vm.fault("apt-slow", None)
     assert vm.answer("apply", text)["release"] == "12.8"
     vm.answer("revert", text)
