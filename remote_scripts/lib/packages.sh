@@ -45,7 +45,7 @@ run_streamed() {
   # Signals that a script ignores would be ignored by its children, too, and `timeout` could end none of them.
   with_proxy timeout -k 30 "$seconds" env --default-signal=TERM,HUP,PIPE "$@" >"$file" 2>&1 </dev/null {LOCK}>&- &
   child=$!
-  tail -n +1 -s 0.1 -f --pid="$child" "$file" 2>/dev/null | while IFS= read -r line; do log "$(masked "${line%$'\r'}")"; done &
+  tail -n +1 -s 0.1 -f --pid="$child" "$file" 2>/dev/null | stream &
   reader=$!
   wait "$child" || status=$?
   wait "$reader" || :
@@ -53,12 +53,21 @@ run_streamed() {
   return "$status"
 }
 
+# stream - the lines of standard input into the log; of those that were written over (dpkg's counting) the last state.
+stream() {
+  local line
+  while IFS= read -r line; do
+    line=${line%$'\r'}
+    log "$(masked "${line##*$'\r'}")"
+  done
+}
+
 # explain LOG WANTED WHY [NEXT] - ends the run with the message of the first known failure that LOG has, else with LOG's last lines.
 # SYMPTOMS has a line for each: name, Perl's regular expression, where, wanted, why, next, names of those that it hides; tabs between.
 explain() {
   local answer
   answer=$(SYMPTOMS=${SYMPTOMS:-} perl -e '
-    local $/; my $text = <STDIN> // ""; my (%found, %hidden, @order);
+    local $/; my $text = <STDIN> // ""; $text =~ s/^Waiting for cache lock.*\n//mg; my (%found, %hidden, @order);
     for (split /\n/, $ENV{SYMPTOMS}) {
       my ($name, $pattern, $where, $wanted, $why, $next, $hides) = split /\t/, $_, -1;
       next unless $text =~ /$pattern/i;
@@ -87,8 +96,8 @@ build_log() {
 }
 
 # -- apt -------------------------------------------------------------------------------------------------------
-# locked LOG - did a command fail as another one holds apt's or dpkg's lock?
-locked() { grep -qE 'Could not get lock|Unable to (acquire the dpkg frontend lock|lock directory)|frontend lock was locked by' "$1"; }
+# locked LOG - did a command fail as another one holds apt's or dpkg's lock? That it has waited for one is no failure.
+locked() { grep -qE '^(E|Error|dpkg): .*(Could not get lock|Unable to (acquire the dpkg frontend lock|lock directory)|lock was locked by)' "$1"; }
 
 # run_apt LOG COMMAND... - waits for others' locks: apt-get itself for dpkg's, this function for those that it doesn't wait for.
 run_apt() {
@@ -120,13 +129,13 @@ apt_update() {
   apt_get "$file" update -o APT::Update::Error-Mode=any || status=$?
   rm -f "$UPDATE_LOG"
   [[ $status != 0 ]] || return 0
-  grep -E '^(E|W|Err)[: ]|^ ' "$file" >"$UPDATE_LOG" || cp "$file" "$UPDATE_LOG"
+  grep -E '^(E|W|Err|Error|Warning)[: ]|^ ' "$file" >"$UPDATE_LOG" || cp "$file" "$UPDATE_LOG"
   if ((status >= 124)) || locked "$file" || grep -qE 'sources could not be read|No space left' "$file"; then
     explain "$file" "the lists of packages, by apt-get update" "packages are installed from them"
   fi
   for url in "$@"; do
     # The lines that are about this repository, and those that continue them.
-    awk -v url="$url" '/^(E|W|Err)[: ]/ { mine = index($0, url) > 0 } mine && /^(E|W|Err|[[:space:]])/' "$file" >"$LOGS/mine"
+    awk -v url="$url" '/^(E|W|Err|Error|Warning)[: ]/ { mine = index($0, url) > 0 } mine && /^(E|W|Err|Error|Warning)[: ]|^[[:space:]]/' "$file" >"$LOGS/mine"
     [[ ! -s $LOGS/mine ]] || explain "$LOGS/mine" "the list of packages of $url" "what is wanted comes from there"
   done
   log "not all lists could be fetched; those that are needed here are there"
