@@ -129,14 +129,17 @@ install_from_packages() {
   remove_old "$(library_version)"
 }
 
-# remove_old VERSION - packages of the driver that we added for another version, and that nothing needs any more.
+# remove_old VERSION - packages of the driver that we added for another version, and that nothing needs any more; and what was left of those
+# that made way.
 remove_old() {
   local name old=() file=$LOGS/apt
   read_installed
   read_record "$LAYER"
   for name in "${!NOW[@]}"; do
-    [[ ${BEFORE[$name]} == - && $name =~ $FAMILY && -n ${PRESENT[$name]:-} && ${PRESENT[$name]} =~ [0-9]{3}\.[0-9]+ &&
-      ${PRESENT[$name]} != *"$1"* ]] && old+=("$name")
+    [[ ${BEFORE[$name]} == - && $name =~ $FAMILY ]] || continue
+    if [[ -n ${LEFT[$name]:-} || (${PRESENT[$name]:-} =~ [0-9]{3}\.[0-9]+ && ${PRESENT[$name]} != *"$1"*) ]]; then
+      old+=("$name")
+    fi
   done
   leave_what_others_need "$file" "${old[@]}"
   ((${#GONE[@]} > 0)) || return 0

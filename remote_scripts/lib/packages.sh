@@ -67,7 +67,7 @@ stream() {
 explain() {
   local answer
   answer=$(SYMPTOMS=${SYMPTOMS:-} perl -e '
-    local $/; my $text = <STDIN> // ""; $text =~ s/^Waiting for cache lock.*\n//mg; my (%found, %hidden, @order);
+    local $/; my $text = join "", <STDIN>; $text =~ s{^Waiting for cache lock.*\n}{}mg; my (%found, %hidden, @order);
     for (split /\n/, $ENV{SYMPTOMS}) {
       my ($name, $pattern, $where, $wanted, $why, $next, $hides) = split /\t/, $_, -1;
       next unless $text =~ /$pattern/i;
@@ -88,11 +88,14 @@ explain() {
   die "$2" "$(masked "$(tail -n 8 "$1")")$(build_log "$1")" "$3" "${4:-mend what the lines above say, then run \`pulumi up\` again}"
 }
 
-# build_log LOG - the end of the compiler's output, where LOG names that.
+# build_log LOG - the end of the compiler's output, or of the installer's own log, where LOG names that.
 build_log() {
   local file
-  file=$(grep -oE '/var/lib/dkms/[^ ]+/make\.log' "$1" | tail -n 1) || return 0
-  [[ ! -r $ROOT$file ]] || printf '\n%s ends:\n%s' "$file" "$(tail -n 12 "$ROOT$file")"
+  while IFS= read -r file; do
+    [[ -r $ROOT$file ]] || continue
+    printf '\n%s ends:\n%s' "$file" "$(tail -n 12 "$ROOT$file")"
+    return 0
+  done < <(grep -oE '/var/lib/dkms/[^ ]+/make\.log|/var/log/nvidia-installer\.log' "$1" | sort -u)
 }
 
 # -- apt -------------------------------------------------------------------------------------------------------
@@ -208,7 +211,8 @@ settle_record() {
   read_record "$1"
   for name in "${!NOW[@]}"; do
     NOW[$name]=${PRESENT[$name]:--}
-    [[ ${NOW[$name]} != "${BEFORE[$name]}" ]] || unset "NOW[$name]"
+    # What is left of one that was removed for another of ours is purged with the rest.
+    [[ ${NOW[$name]} != "${BEFORE[$name]}" || -n ${LEFT[$name]:-} ]] || unset "NOW[$name]"
   done
   write_record "$1"
 }
