@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
 # NVIDIA's driver of one branch or version: from packages or NVIDIA's installer; modules and libraries, in a container the libraries alone.
 #
-# Arguments: NAME, SYMPTOMS, PROXY, LOCK_SECONDS, DOWNLOAD_SECONDS, INSTALL_SECONDS (lib/packages.sh), TARGET (vm, host or lxc), DRIVER (branch
-#   or version), FLAVOUR (open or proprietary; empty for lxc), SOURCE (packages, run or either: packages if the repositories have them),
-#   PREREQUISITES, PACKAGES (separated by spaces, NAME=VERSION), RECOMMENDS (yes or no), RUN_VERSION, RUN_URL, RUN_CHECKSUM_URL,
-#   RUN_PREREQUISITES, RUN_ARGUMENTS (of the installer, where it may be used), PERSISTENCE (a unit; for a host), GENERATION (no part in what
-#   happens).
+# Arguments: TARGET (vm, host or lxc), DRIVER (branch or version), FLAVOUR (open or proprietary; empty for lxc), SOURCE (packages, run or
+#   either: packages if the repositories have them), PREREQUISITES, PACKAGES (separated by spaces, NAME=VERSION), RECOMMENDS (yes or no),
+#   RUN_VERSION, RUN_URL, RUN_CHECKSUM_URL, RUN_PREREQUISITES, RUN_ARGUMENTS (of the installer, where it may be used), PERSISTENCE (a unit; for
+#   a host), those of packages.sh, GENERATION (no part in what happens).
 # Changes: packages, or what the installer puts there; DKMS's modules; a blacklist for nouveau where the packages bring none; on a host a
 #   service that keeps the cards initialised. The module is loaded where nothing is in its way.
 # Undone by `revert`: exactly these, and what was replaced comes back. A driver that was there and is what is wanted is left as it is.

@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
 # NVIDIA's repositories, each with a key whose fingerprint is known; which versions may be installed, and which not by themselves.
 #
-# Arguments: NAME, SYMPTOMS, PROXY, LOCK_SECONDS, DOWNLOAD_SECONDS, INSTALL_SECONDS (lib/packages.sh), PREREQUISITES (packages),
-#   REPOSITORIES (a line for each: address, suite, list file, its line, the key's address, its fingerprint, keyring; tabs between),
-#   APT_FILES (a line for each: path, and the content with \n for its ends of lines; a tab between), ASK (packages), GENERATION (no part
-#   in what happens).
+# Arguments: PREREQUISITES (packages), REPOSITORIES (a line for each: address, suite, list file, its line, the key's address, its
+#   fingerprint, keyring; tabs between), APT_FILES (a line for each: path, and the content with \n for its ends of lines; a tab between), ASK
+#   (packages), those of packages.sh, GENERATION (no part in what happens).
 # Changes: the packages, lists, keyrings and files of apt's configuration; the lists of packages are fetched.
 # Undone by `revert`: exactly these. Where somebody has a repository already, theirs is used, and no second entry is written: apt refuses
 #   two with different keyrings.

@@ -4,7 +4,7 @@
 #
 # Arguments: NVCC (path of the compiler to ask and to use, or nothing), PROGRAM (CUDA source that is compiled and run, or nothing),
 # ENGINE (docker, containerd, podman, or nothing) and IMAGE, in which nvidia-smi is run; CDI (yes: give it the cards by their CDI names),
-# UVM (yes: does an ordinary user get the devices?), KERNEL_LOG (yes | no), PROXY (may hold a password), TIMEOUT (seconds, for all of it),
+# UVM (yes: does an ordinary user get the devices?), KERNEL_LOG (yes | no), TIMEOUT (seconds, for all of it), those of packages.sh,
 # GENERATION (no part in what happens).
 # Verbs: verify.
 # Answer: {"nvidiaSmi","nvcc","program","container","uvm": each {"status","output"}, or null where it wasn't asked for, "kernelLog",

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Restarts the system that it runs on, a moment after it has answered.
 #
-# Arguments: none. Changes: nothing that lasts. Verbs: apply.
+# Arguments: none. Changes: nothing that lasts.
+# Verbs: apply.
 
 apply() {
   take_lock # a step whose client was killed goes on to its end
