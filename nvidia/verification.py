@@ -24,6 +24,13 @@ from .symptoms import Context, recognise
 
 # Of `timeout`, and of a shell that finds no such program.
 _TIMED_OUT, _NO_PROGRAM = 124, 127
+# What nvidia-smi says of many different causes.
+_VAGUE = (
+    "No devices were found",
+    "couldn't communicate with the NVIDIA driver",
+    "Unable to determine the device handle",
+    "Unknown Error",
+)
 # So many lines of a program that failed are quoted.
 _QUOTED = 8
 # Columns of nvidia-smi by the words with which their headings begin; units follow in brackets.
@@ -251,11 +258,10 @@ def _errors(
         part = parts[key]
         if part is None or _passed(key, part):
             continue
-        known = recognise(part.output, context)
-        # Nothing works without the driver, nor a program without its compiler: what says nothing of its own isn't told besides.
-        without = key == "program" and nvcc is not None and not nvcc.works
-        if known or (smi.works and cards and not without):
-            told += known or [_unknown(f"{wanted.name}: {what}", part, why, next_step)]
+        # Nothing works without the driver, nor a program without its compiler.
+        if not (smi.works and cards) or (key == "program" and nvcc is not None and not nvcc.works):
+            continue
+        told += recognise(part.output, context) or [_unknown(f"{wanted.name}: {what}", part, why, next_step)]
     devices = parts["uvm"]
     if devices and not devices.works and smi.works and cards:
         # What the kernel says of a node tells more than the CUDA program, which failed for the same reason.
@@ -283,8 +289,9 @@ def _seen(wanted: Wanted, result: Mapping[str, Any]) -> Context:
 
 
 def _no_cards(smi: _Part, log: str, context: Context) -> Iterator[HomelabError]:
-    """Why nvidia-smi lists no card. The kernel log tells more than nvidia-smi does."""
-    known = recognise(f"{log}\n{smi.output}", context)
+    """Why nvidia-smi lists no card. Where it doesn't say that itself, the kernel log does, of the time since the module was loaded."""
+    vague = smi.status == _TIMED_OUT or any(text in smi.output for text in _VAGUE)
+    known = recognise(f"{log}\n{smi.output}" if vague else smi.output, context)
     if known:
         yield from known
     elif smi.status == _NO_PROGRAM:

@@ -310,6 +310,8 @@ class RunningKernel:
     def _insert_nvidia(self) -> None:
         """NVIDIA's module registers its driver, and stays if that gets a card."""
         self.__dict__.pop("nvidia_build", None)  # the file may have changed since
+        self.host.kernel_message("nvidia: loading out-of-tree module taints kernel.")
+        self.host.kernel_message("nvidia-nvlink: Nvlink Core is being initialized, major device number 511")
         self.register_driver("nvidia", "nvidia")
         if nvidia.insertion_refused(self):
             self.unregister_driver("nvidia")

@@ -246,7 +246,6 @@ def _write_driver(host: HostState, build: Build) -> None:
             0o400 if mode == 0o400 else 0o444,
         )
     host.write("/sys/module/nvidia/version", f"{build.version}\n")
-    host.kernel_message("nvidia: loading out-of-tree module taints kernel.")
     host.kernel_message(f"NVRM: loading {flavour}  {build.version}  Release Build")
 
 
