@@ -170,23 +170,32 @@ gpg_quietly() {
 
 # fetch_lists - unless they were fetched a short while ago, and nothing that matters to them has changed since.
 fetch_lists() {
-  local path fresh
+  local path url fresh
   fresh=$(find "$LOGS/updated" -mmin "-$LISTS_MINUTES" 2>/dev/null) || :
   while IFS= read -r path; do
     [[ -z $fresh || ! $ROOT$path -nt $LOGS/updated ]] || fresh=
   done < <(layer_files "$LAYER")
+  for url in "${URLS[@]}"; do
+    compgen -G "$(lists_of "$url")" >/dev/null || fresh=
+  done
   [[ -z $fresh ]] || return 0
   apt_update "${URLS[@]}"
   : >"$LOGS/updated"
+}
+
+# lists_of URL - a pattern of what apt has fetched from it, by apt's way of making a file's name of an address.
+lists_of() {
+  local name=${1#*://}
+  name=${name//_/%5f}
+  printf '%s/var/lib/apt/lists/%s_*' "$ROOT" "${name//\//_}"
 }
 
 # remove_lists LIST - what apt has fetched for the repository in it: nobody else has an entry for that.
 remove_lists() {
   local url
   url=$(entries_of "$ROOT$1" | cut -d ' ' -f 1)
-  url=${url#*://}
-  url=${url//_/%5f}
-  [[ -z $url ]] || rm -f "$ROOT/var/lib/apt/lists/${url//\//_}"_*
+  # shellcheck disable=SC2046 # a pattern
+  [[ -z $url ]] || rm -f $(lists_of "$url")
   rm -f "$LOGS/updated"
 }
 

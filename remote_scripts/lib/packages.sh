@@ -42,8 +42,8 @@ run_streamed() {
   shift 2
   mkdir -p "$LOGS"
   : >"$file"
-  # Signals that a script ignores would be ignored by its children, too, and `timeout` could end none of them.
-  with_proxy timeout -k 30 "$seconds" env --default-signal=TERM,HUP,PIPE "$@" >"$file" 2>&1 </dev/null {LOCK}>&- &
+  # What a script ignores its children ignore, too: `timeout` could end none of them, and maintainers' scripts count on SIGPIPE.
+  with_proxy timeout -k 30 "$seconds" env --default-signal=TERM,PIPE "$@" >"$file" 2>&1 </dev/null {LOCK}>&- &
   child=$!
   tail -n +1 -s 0.1 -f --pid="$child" "$file" 2>/dev/null | stream &
   reader=$!

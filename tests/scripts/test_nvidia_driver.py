@@ -220,6 +220,15 @@ def test_what_others_need_by_now_stays_and_is_named(vm: VirtualMachine) -> None:
     assert "nvidia-dkms-580-open" not in vm.packages() and "nvidia-compute-utils-580" in vm.packages()
 
 
+def test_a_package_that_somebody_holds_is_not_changed(vm: VirtualMachine) -> None:
+    vm.output("apt-get -qq update && apt-get -qq install -y linux-headers-$(uname -r) nvidia-driver-580-open")
+    vm.output("apt-mark hold libnvidia-compute-580")
+    vm.want(driver="590")
+    text = vm.refusal(vm.driver(vm.answer("apply", vm.repository())["offered"]))
+    assert "apt-mark showhold" in text
+    assert of_driver(vm)["libnvidia-compute-580"].startswith("580.173.02")
+
+
 # -- drift -----------------------------------------------------------------------------------------------------
 def test_a_kernel_that_comes_without_the_module_is_drift_of_a_host(tmp_path: Path) -> None:
     host = ProxmoxHost(tmp_path)

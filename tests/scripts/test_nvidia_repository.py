@@ -62,6 +62,12 @@ def test_what_is_no_longer_wanted_goes(vm: VirtualMachine) -> None:
     assert "Pin: version 590.*" in (vm.root / "etc/apt/preferences.d/homelab-nvidia").read_text()
 
 
+def test_lists_that_somebody_removed_are_fetched_again(vm: VirtualMachine) -> None:
+    offered = vm.answer("apply", vm.repository())["offered"]
+    vm.output("rm -r $ROOT/var/lib/apt/lists && mkdir $ROOT/var/lib/apt/lists")
+    assert vm.answer("apply", vm.repository())["offered"] == offered
+
+
 # -- keys ------------------------------------------------------------------------------------------------------
 def test_a_key_with_another_fingerprint_is_not_taken(vm: VirtualMachine) -> None:
     vm.fault("key-wrong")
