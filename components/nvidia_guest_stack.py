@@ -102,7 +102,10 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             done.append(toolkit.stdout)
         about = {
             "script": self._composed("boot", verify),
-            "wanted": self._planned(lambda request, plan: dataclasses.asdict(Wanted.of(request, plan))),
+            # The installed version: of a branch, one that was there already is as good as the newest.
+            "wanted": pulumi.Output.all(
+                self._planned(lambda request, plan: dataclasses.asdict(Wanted.of(request, plan))), version
+            ).apply(lambda found: {**found[0], "driver": found[1]}),
             "timeout": stack.timeouts.verify,
             "done": pulumi.Output.all(*done),
         }
@@ -131,7 +134,9 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             (request, plan), (driver, again) = found
             return script(request, plan, Wanted.of(request, plan).context, str(driver), str(again))
 
-        return pulumi.Output.all(self._planned(lambda *both: both), known).apply(composed)
+        text = pulumi.Output.all(self._planned(lambda *both: both), known).apply(composed)
+        # The proxy's address may hold a password.
+        return pulumi.Output.secret(text) if self._system.nvidia.proxy else text
 
     def _planned(self, use: Callable[[Request, Plan], Any]) -> pulumi.Output[Any]:
         """What ``use`` makes of the plan, as far as what the repositories offer is known by now."""

@@ -43,6 +43,14 @@ class NvidiaSystemProvider(SystemProvider):
         replaces = [key for key in ("host", "system_name", "target", "ctid") if olds.get(key) != news.get(key)]
         return DiffResult(changes=changed, replaces=replaces, stables=[], delete_before_replace=False)
 
+    def delete(self, _id: str, props: dict[str, Any]) -> None:
+        # Said whatever the steps do: under `purge` they have taken back what they added by now.
+        if props["nvidia"]["on_destroy"] == "keep" and props["stays"]:
+            print(
+                f"{props['system_name']}: NVIDIA's stack stays as it is (onDestroy: keep): driver, CUDA, container toolkit, their "
+                "repositories and the pin"
+            )
+
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         if "facts" not in props or self.stack(props) is None:  # `pulumi import`, or it leaves the stack
             return ReadResult(id_, props)
@@ -101,7 +109,7 @@ class NvidiaSystemProvider(SystemProvider):
 def _expected(props: dict[str, Any]) -> list[str]:
     """The layers that the settings ask for."""
     stack = props["nvidia"]
-    wanted = {"repository": True, "driver": True, "cuda": stack.get("cuda"), "toolkit": stack.get("containerToolkit")}
+    wanted = {"repository": True, "driver": True, "cuda": stack.get("cuda"), "toolkit": stack.get("container_toolkit")}
     return [layer for layer, there in wanted.items() if there]
 
 

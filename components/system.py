@@ -61,7 +61,14 @@ class System:
         """What a dynamic resource of this system is told; SystemProvider knows it again by that."""
         stack = self.nvidia.model_dump(mode="json", exclude={"proxy", "timeouts"})
         about = {"target": self.target, "system_name": self.name, "host": self.host, "ctid": self.ctid}
-        return {**about, "address": self.address, "nvidia": stack, "after": self.after, "passed": self.passed}
+        return {
+            **about,
+            "address": self.address,
+            "nvidia": stack,
+            "after": self.after,
+            "passed": self.passed,
+            "stays": self.stays,
+        }
 
     @property
     def purged(self) -> bool:
@@ -76,8 +83,6 @@ class System:
         text = pulumi.Output.from_input(stdin)
         if ctid is not None:
             text = text.apply(lambda script: steps.in_container(ctid, script))
-        if self.nvidia.proxy is not None:  # it may hold a password
-            text = pulumi.Output.secret(text)
         return commands.script(
             name,
             self.reached,
