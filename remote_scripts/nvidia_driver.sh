@@ -86,9 +86,29 @@ note_driver() {
 
 # -- installing ------------------------------------------------------------------------------------------------
 install_prerequisites() {
-  local names
+  local package names wanted=()
   read -ra names <<<"$PREREQUISITES"
-  ((${#names[@]} == 0)) || install_packages "$LAYER" no "${names[@]}"
+  read_installed
+  for package in "${names[@]}"; do
+    ! can_be_had "$package" || wanted+=("$package")
+  done
+  ((${#wanted[@]} == 0)) || install_packages "$LAYER" no "${wanted[@]}"
+}
+
+# can_be_had PACKAGE - where it is the headers of a kernel. If not: somebody has put them there in another way.
+can_be_had() {
+  local kernel
+  [[ $1 =~ ^(linux|proxmox)-headers-([0-9].*)$ ]] || return 0
+  kernel=${BASH_REMATCH[2]}
+  if is_whole "$1" || [[ -n $(apt-cache madison "$1") ]]; then
+    return 0
+  fi
+  [[ ! -e $ROOT/usr/lib/modules/$kernel/build && ! -L $ROOT/usr/lib/modules/$kernel/build ]] || {
+    log "no repository has $1; the headers in /lib/modules/$kernel/build are used"
+    return 1
+  }
+  die "headers of the kernel $kernel, the package $1" "no repository has it" "DKMS builds the driver's modules for that kernel with them" \
+    "update that kernel to one whose headers are there (\`apt full-upgrade\`, a reboot), and remove the old one; or install its headers by hand"
 }
 
 # choose_source - sets `source`.

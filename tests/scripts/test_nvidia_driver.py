@@ -307,6 +307,19 @@ def test_each_failure_of_the_installer_has_its_message(
     vm.output("nvidia-smi")
 
 
+def test_a_kernel_whose_headers_nobody_has_is_named(vm: VirtualMachine) -> None:
+    script = failing(vm, driver="580")
+    vm.fault("package-missing", "linux-headers-6.8.0-86-generic")
+    text = vm.refusal(script)
+    assert "headers of the kernel 6.8.0-86-generic" in text and "linux-headers-6.8.0-86-generic" in text
+    # Somebody has them from elsewhere.
+    vm.output(
+        "mkdir -p $ROOT/usr/src/linux-headers-6.8.0-86-generic && touch $ROOT/usr/src/linux-headers-6.8.0-86-generic/Makefile"
+        " && ln -s ../../../src/linux-headers-6.8.0-86-generic $ROOT/usr/lib/modules/6.8.0-86-generic/build"
+    )
+    assert vm.answer("apply", script)["reboot"] == "no"
+
+
 def test_a_download_that_breaks_goes_on_where_it_ended(vm: VirtualMachine) -> None:
     script = failing(vm, driver="580.159.03", source="run")
     vm.fault("download-breaks", ".run")
