@@ -95,7 +95,8 @@ install_prerequisites() {
   ((${#wanted[@]} == 0)) || install_packages "$LAYER" no "${wanted[@]}"
 }
 
-# can_be_had PACKAGE - where it is the headers of a kernel. If not: somebody has put them there in another way.
+# can_be_had PACKAGE - no for headers of a kernel that no repository has, and that somebody has put there in another way. Without any it
+# ends the run.
 can_be_had() {
   local kernel
   [[ $1 =~ ^(linux|proxmox)-headers-([0-9].*)$ ]] || return 0

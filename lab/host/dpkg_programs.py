@@ -201,7 +201,8 @@ def _matching(host: HostState, patterns: list[str]) -> tuple[list[Package], int]
     database = Database(host)
     everything = [p for _, p in sorted(database.packages.items())]
     if not patterns:
-        return [p for p in everything if p.present], 0
+        # Those that were removed with their configuration left, too: only purged ones aren't known any more.
+        return everything, 0
     found = database.matching(patterns)
     missing = [pattern for pattern, packages in found.items() if not packages]
     for pattern in missing:

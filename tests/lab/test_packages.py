@@ -160,7 +160,7 @@ def test_open_and_proprietary_modules_exclude_each_other(vm: Vm) -> None:
     vm.output("apt-get -qq install -y nvidia-dkms-580-open")
     assert "Remv nvidia-dkms-580-open" in vm.output("apt-get install -s nvidia-dkms-580")
     vm.output("apt-get -qq install -y nvidia-dkms-580")
-    assert "nvidia-dkms-580-open" not in vm.output("dpkg-query -W")
+    assert vm.output("dpkg-query -W -f='${db:Status-Status}' nvidia-dkms-580-open") == "config-files"
 
 
 def test_without_yes_nothing_happens(vm: Vm) -> None:
