@@ -551,7 +551,11 @@ def remove_package(
         say(f"Removing {package.name} ({package.version}) ...")
     if purge:
         say(f"Purging configuration files for {package.name} ({package.version}) ...")
-    contents.remove(host, package.name, _gives(host, package), purge=purge)
+    if package.present:
+        contents.remove(host, package.name, _gives(host, package), purge=purge)
+    elif purge:
+        # Its other files are gone, and those of that name are somebody else's by now.
+        contents.remove_configuration(host, _gives(host, package))
     package.state, package.hold = "config-files", False
     if purge:
         database.packages.pop(package.name, None)

@@ -246,13 +246,19 @@ def remove(host: HostState, name: str, gives: dict[str, Any], *, purge: bool) ->
         host.rooted(f"/etc/apt/preferences.d/{name}").unlink(missing_ok=True)
     if "key" in gives:
         host.rooted(gives["key"]["path"]).unlink(missing_ok=True)
-    for path in gives.get("files", {}) if purge else {}:
-        host.rooted(path).unlink(missing_ok=True)
     for unit in gives.get("units", []):
         _remove_unit(host, unit)
     if "alternative" in gives:
         _remove_cuda(host, gives["alternative"])
-    if "toolkit" in gives and purge:
+    if purge:
+        remove_configuration(host, gives)
+
+
+def remove_configuration(host: HostState, gives: dict[str, Any]) -> None:
+    """Take away what a package leaves when it is removed and not purged."""
+    for path in gives.get("files", {}):
+        host.rooted(path).unlink(missing_ok=True)
+    if "toolkit" in gives:
         host.rooted(TOOLKIT_CONFIG).unlink(missing_ok=True)
 
 
