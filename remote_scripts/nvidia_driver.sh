@@ -126,6 +126,16 @@ choose_source() {
       return 0
     }
   done
+  if [[ $TARGET == lxc ]] && brings_modules "${names[@]}"; then
+    source=run
+    log "the packages would bring kernel modules, which have no place in a container: NVIDIA's installer is used"
+  fi
+}
+
+# brings_modules NAME[=PATTERN]... - would apt install something of the kernel's with them?
+brings_modules() {
+  simulated "$LOGS/simulation.log" install --no-install-recommends --allow-downgrades "$@" || return 1
+  announced "$LOGS/simulation.log" | awk -F'\t' '$3 != "-" && $1 ~ /dkms|^linux-|^nvidia-kernel-/ { found = 1 } END { exit !found }'
 }
 
 is_offered() { # NAME=PATTERN

@@ -70,7 +70,11 @@ def test_other_distributions(
     stack.up()
     found = stack.output()["vms"]["sandbox"]["nvidia"]
     assert found["driver"].startswith(f"{nvidia['driver']}.")
-    assert (found["program"], found.get("container"), found["uvm"]) == (True, "containerToolkit" in nvidia or None, True)
+    assert (found["program"], found.get("container"), found["uvm"]) == (
+        True,
+        "containerToolkit" in nvidia or None,
+        True,
+    )
     again = stack.up("--refresh")
     assert again.changed == set(), again.output
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from host.scripts import answer
 from lab.api.guest_system import environment_of
+from lab.machine import Scenario
 from nvidia import plan as planning
 from nvidia import steps
 from nvidia.compatibility import Target
@@ -251,14 +252,14 @@ class Container(Machine):
 
     target = "lxc"
 
-    def __init__(self, state: Path, name: str = "phoenix", ctid: int = 901) -> None:
+    def __init__(self, state: Path, name: str | Scenario = "phoenix", ctid: int = 901) -> None:
         host = Host(state, name).booted()
         self.ctid = ctid
         host.output(f"pct stop {ctid}; rm -rf $LAB_STATE/guests/{ctid}")
         conf = host.root / f"etc/pve/lxc/{ctid}.conf"
         head = conf.read_text().partition("\n[")[0]
         kept = [line for line in head.splitlines() if not line.startswith(("dev", "lxc."))]
-        if name == "phoenix":
+        if name != "containers-pve8":
             nodes = ("nvidia0", "nvidiactl", "nvidia-uvm")
             kept += [f"dev{n}: /dev/{node},mode=0666" for n, node in enumerate(nodes)]
         else:

@@ -300,7 +300,9 @@ def test_a_podman_that_knows_no_cdi_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_driver_that_isnt_loaded_is_told_by_its_cause(vm: Machine) -> None:
-    vm.output("for m in nvidia_uvm nvidia_drm nvidia_modeset nvidia; do rmmod $m; done; mv $ROOT/usr/lib/modules $ROOT/usr/lib/away")
+    vm.output(
+        "for m in nvidia_uvm nvidia_drm nvidia_modeset nvidia; do rmmod $m; done; mv $ROOT/usr/lib/modules $ROOT/usr/lib/away"
+    )
     try:
         said = vm.refusal(script(vm, "podman"))
     finally:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nvidia.symptoms import recognise
+from tests.lab.guest_kit import scenario
 from tests.scripts.nvidia_kit import GUESTS, Container, Machine, ProxmoxHost, VirtualMachine
 
 # The key that DKMS makes for itself stays: somebody may have enrolled it.
@@ -104,6 +105,22 @@ def test_a_container_gets_the_hosts_libraries_and_nothing_else(tmp_path: Path, n
     assert "GPU 0:" in container.output("nvidia-smi -L")
     assert not [name for name in container.packages() if "dkms" in name or "headers" in name]
     assert container.install()["changed"] == "no" and not container.read().drift
+    undo_container(container)
+    assert kept(container) == before
+
+
+def test_a_debian_container_gets_no_modules(tmp_path: Path) -> None:
+    """There the package with nvidia-smi asks for modules, so that the installer brings the libraries alone."""
+    guests = scenario("phoenix").model_dump(mode="json", by_alias=True, exclude_defaults=True)["guests"]
+    for guest in guests:
+        if guest["id"] == 950:
+            del guest["nvidia"]
+    container = Container(tmp_path, scenario("phoenix", guests=guests), 950)
+    before = kept(container)
+    answer = container.install()
+    assert (answer["source"], answer["version"]) == ("run", container.read().system.host_driver)
+    assert "GPU 0:" in container.output("nvidia-smi -L")
+    assert not [name for name in container.packages() if "dkms" in name or "headers" in name]
     undo_container(container)
     assert kept(container) == before
 
