@@ -229,7 +229,7 @@ class SystemProvider(HostProvider):
         """
         from host.errors import UnreachableError
 
-        deadline, last = time.monotonic() + seconds, "it has not gone down"
+        deadline, last = time.monotonic() + seconds, ""
         while True:
             try:
                 reading = await self.read_system(props)
@@ -238,12 +238,16 @@ class SystemProvider(HostProvider):
             except UnreachableError as error:
                 if props["target"] != "vm":
                     raise
+                if not last:
+                    print(
+                        f"{props['system_name']}: waiting until it answers at {props['address']}, for {seconds:.0f} s at most"
+                    )
                 last = error.found
             if time.monotonic() > deadline:
                 raise HomelabError(
                     f"{props['system_name']} in reach at {props['address']}"
                     + (" after its reboot" if old_boot else ""),
-                    f"{last}, for {seconds:.0f} s",
+                    f"{last or 'it has not gone down'}, for {seconds:.0f} s",
                     "NVIDIA's stack is installed from inside the guest",
                     "see whether it runs (its console in Proxmox VE) and has that address and SSH port; then run `pulumi up` again: it "
                     "goes on from here",

@@ -91,7 +91,33 @@ def describe(
             label = f"container {container.ctid} ({guest})"
             requests.append((label, Request("lxc", container.nvidia, system, f"containers.{guest}")))
     lines = [f"  NVIDIA's stack in {label}: {_text(request)}" for label, request in requests]
-    return "\n".join(lines), [error for _, request in requests for error in refusals(request)]
+    errors = [error for _, request in requests for error in refusals(request)]
+    return "\n".join(lines), [*errors, *_off(facts, vms, containers)]
+
+
+def _off(facts: HostFacts, vms: dict[str, Vm], containers: dict[str, Container]) -> list[HomelabError]:
+    """Guests that are off, and stay so: nothing can be installed in them."""
+    guests: dict[str, tuple[int, bool]] = {
+        f"vms.{name}": (vm.vmid, vm.vmid in facts.guests.running_vms)
+        for name, vm in vms.items()
+        if vm.nvidia and vm.wanted_power == "keep"
+    }
+    guests |= {
+        f"containers.{name}": (one.ctid, one.ctid in facts.guests.running_containers)
+        for name, one in containers.items()
+        if one.nvidia and one.wanted_power == "keep"
+    }
+    return [
+        HomelabError(
+            f"{place} running",
+            f"{vmid} is off, and {place}.power is keep",
+            "NVIDIA's stack is installed from inside the guest",
+            f"start it, or set {place}.power: running",
+        )
+        for place, (vmid, runs) in guests.items()
+        # One that isn't there is another error's.
+        if not runs and facts.guests.config(vmid)
+    ]
 
 
 def _text(request: Request) -> str:

@@ -135,7 +135,7 @@ choose_source() {
 # brings_modules NAME[=PATTERN]... - would apt install something of the kernel's with them?
 brings_modules() {
   simulated "$LOGS/simulation.log" install --no-install-recommends --allow-downgrades "$@" || return 1
-  announced "$LOGS/simulation.log" | awk -F'\t' '$3 != "-" && $1 ~ /dkms|^linux-|^nvidia-kernel-/ { found = 1 } END { exit !found }'
+  announced "$LOGS/simulation.log" | awk -F'\t' '$3 != "-" && $1 ~ /dkms|^linux-(image|headers|modules|objects)|^nvidia-kernel-(source|open|support)/ { found = 1 } END { exit !found }'
 }
 
 is_offered() { # NAME=PATTERN

@@ -11,10 +11,12 @@ from tests.e2e.conftest import Stack
 WHOLE = {"driver": "580", "cuda": "12.8", "containerToolkit": "docker", "docker": "install"}
 
 
-def reached(lab: Lab, vmid: int = 103) -> dict[str, Any]:
-    """A VM's settings by which its guest is reached."""
+def reached(lab: Lab, vmid: int = 103, *, sudo: bool = False) -> dict[str, Any]:
+    """A VM's settings by which its guest is reached: as root, or as the user that its image has, with sudo."""
     guest = lab.guest(vmid)
     ssh = {name: guest[name] for name in ("port", "hostKey", "privateKeyFile")}
+    if sudo:
+        ssh["user"] = guest["user"]
     return {"address": guest["host"], "ssh": ssh}
 
 

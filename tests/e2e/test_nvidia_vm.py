@@ -12,7 +12,7 @@ import yaml
 
 from lab.scenario import SCENARIO_FOLDER
 from tests.e2e.conftest import Stack
-from tests.e2e.nvidia import inside, with_stack
+from tests.e2e.nvidia import inside, reached, with_stack
 
 SANDBOX = {"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}}
 CARD = {"rtx5090": {"match": "10de:2b85"}}
@@ -67,6 +67,8 @@ def test_other_distributions(
 ) -> None:
     stack = stack_on(on_system(tmp_path, distribution=distribution), gpus=CARD, vms=SANDBOX)
     with_stack(stack, nvidia)
+    # Not root, but whoever the image has; and where the guest agent says that it is.
+    stack.config["homelab:vms"]["sandbox"] |= reached(stack.lab, sudo=True) | {"address": "agent"}
     stack.up()
     found = stack.output()["vms"]["sandbox"]["nvidia"]
     assert found["driver"].startswith(f"{nvidia['driver']}.")
