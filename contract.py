@@ -95,6 +95,30 @@ class Iommu(_Part):
     kernel_log: list[str] = Field(alias="kernelLog", description="the kernel's lines about it")
 
 
+class NvidiaGpu(_Part):
+    """A card as nvidia-smi sees it; null: it doesn't say."""
+
+    name: str | None
+    uuid: str | None
+    memory: str | None = Field(description="such as `32607 MiB`")
+    address: str | None = Field(description="on the PCI bus of the system that has the driver")
+    compute_capability: str | None = Field(alias="computeCapability")
+
+
+class Nvidia(_Part):
+    """NVIDIA's stack on a system, verified from inside."""
+
+    driver: str = Field(description="the version in use")
+    flavour: Literal["open", "proprietary"] | None = Field(
+        None, description="of the kernel modules; null in a container"
+    )
+    gpus: list[NvidiaGpu]
+    cuda: str | None = Field(None, description="nvcc's release; null: not asked for")
+    program: bool | None = Field(None, description="a CUDA program was compiled and run; null: not asked for")
+    container: bool | None = Field(None, description="a container on the system saw the cards; null: not asked for")
+    uvm: bool | None = Field(None, description="an ordinary user can use CUDA; null: not asked for")
+
+
 class Host(_Part):
     """A verified host."""
 
@@ -103,6 +127,7 @@ class Host(_Part):
     boot_id: str = Field(alias="bootId", description="tells this boot from every other")
     iommu: Iommu
     gpus: dict[str, Gpu]
+    nvidia: Nvidia | None = Field(None, description="the driver on the host itself; null: not of this stack")
 
 
 class Vm(_Part):
@@ -115,6 +140,7 @@ class Vm(_Part):
     state: Literal["running", "stopped"] = Field(description="as the last change left it")
     gpus: list[str] = Field(description="cards, by their names in the host's gpus")
     address: str | None = Field(None, description="where the guest is reached, if it is known")
+    nvidia: Nvidia | None = Field(None, description="the driver in the guest; null: not of this stack")
 
 
 class Container(_Part):
@@ -130,6 +156,7 @@ class Container(_Part):
     method: Literal["device", "mount-entry", "mixed"] | None = Field(
         None, description="how its configuration gives it the devices; null: it has none"
     )
+    nvidia: Nvidia | None = Field(None, description="the driver's libraries in it; null: not of this stack")
 
 
 class Outputs(_Part):
@@ -197,11 +224,13 @@ def outputs(
     tests: dict[str, pulumi.Output[dict[str, Any]]],
     vms: dict[str, pulumi.Output[dict[str, Any]]],
     containers: dict[str, pulumi.Output[dict[str, Any]]],
+    stacks: dict[str, pulumi.Output[dict[str, Any]]],
 ) -> dict[str, Any]:
     """What a program exports, from what its components put out.
 
     :param hosts: name -> HostReboot's ``host``; ``tests``: name -> GpuCards' ``tests``; ``vms``: name -> GpuVm's ``vm``;
-        ``containers``: name -> GpuLxc's ``container``.
+        ``containers``: name -> GpuLxc's ``container``; ``stacks``: place in the settings, such as `vms.sandbox`, -> NvidiaGuestStack's
+        ``result``.
     """
     holders = {(vm.host, use.gpu): name for name, vm in settings.vms.items() for use in vm.gpus}
 
@@ -220,14 +249,19 @@ def outputs(
             }
         return {**found, "node": host.node or name, "gpus": gpus}
 
+    def with_stack(place: str, value: pulumi.Output[dict[str, Any]]) -> pulumi.Output[dict[str, Any]]:
+        both = pulumi.Output.all(value, stacks.get(place))
+        return both.apply(lambda found: {**found[0], "nvidia": found[1]})
+
+    verified = {
+        name: pulumi.Output.all(found, tests[name]).apply(functools.partial(of_host, name))
+        for name, found in hosts.items()
+    }
     return {
         "version": VERSION,
-        "hosts": {
-            name: pulumi.Output.all(found, tests[name]).apply(functools.partial(of_host, name))
-            for name, found in hosts.items()
-        },
-        "vms": vms,
-        "containers": containers,
+        "hosts": {name: with_stack(f"hosts.{name}", value) for name, value in verified.items()},
+        "vms": {name: with_stack(f"vms.{name}", value) for name, value in vms.items()},
+        "containers": {name: with_stack(f"containers.{name}", value) for name, value in containers.items()},
     }
 
 

@@ -29,8 +29,9 @@ from pydantic import (  # noqa: E402
     model_validator,
 )
 
-from host.errors import HomelabError  # noqa: E402
+from host.errors import HomelabError, raise_all  # noqa: E402
 from nvidia.model import Model  # noqa: E402
+from nvidia.settings import Nvidia  # noqa: E402
 
 PROJECT = Path(__file__).resolve().parent
 
@@ -307,7 +308,8 @@ class Timeouts(Model):
 class Host(Model):
     """One Proxmox VE node. ``takeOver``: bind with this program's means what somebody else's configuration binds already.
 
-    ``node``: its name in Proxmox VE, by default the name it has here. ``api`` is needed where cards go to VMs.
+    ``node``: its name in Proxmox VE, by default the name it has here. ``api`` is needed where cards go to VMs. ``nvidia``: NVIDIA's
+    driver on the node itself, for the cards that stay with it.
     """
 
     address: str
@@ -318,6 +320,7 @@ class Host(Model):
     gpus: dict[Name, Gpu] = {}
     take_over: bool = False
     reboot: Literal["auto", "manual"] = "auto"
+    nvidia: Nvidia | None = None
     timeouts: Timeouts = Timeouts()
 
     @field_validator("address")
@@ -486,7 +489,8 @@ class Vm(Model):
 
     ``power``: keep (as it is found; the default for an adopted VM), running (the default for a created one), stopped. ``machine``:
     change it to that. ``display: none``: no emulated screen beside the card. ``address``: where the guest is reached, or `agent` to
-    ask its guest agent. ``allowSharedOnboot``: it and another VM with the card may both start with the host.
+    ask its guest agent. ``allowSharedOnboot``: it and another VM with the card may both start with the host. ``nvidia``: NVIDIA's
+    stack in the guest, which is reached by ``ssh``.
     """
 
     host: Name
@@ -497,12 +501,34 @@ class Vm(Model):
     machine: Literal["q35"] | None = None
     display: Literal["keep", "none"] = "keep"
     address: str | None = None
+    ssh: Ssh | None = None
+    nvidia: Nvidia | None = None
     allow_shared_onboot: bool = False
     create: NewVm | None = None
 
     @property
     def wanted_power(self) -> str:
         return self.power or ("keep" if self.create is None else "running")
+
+    @property
+    def static_address(self) -> str | None:
+        """Where the guest is reached, as far as the settings say it; `agent`: its guest agent does."""
+        ip = self.create.cloud_init.ip if self.create and self.create.cloud_init else "dhcp"
+        return self.address or (None if ip == "dhcp" else ip.partition("/")[0])
+
+    @model_validator(mode="after")
+    def _stack(self) -> Self:
+        if self.nvidia is None:
+            return self
+        if self.ssh is None:
+            raise ValueError("ssh is missing: nvidia is installed in the guest, as root or with sudo")
+        if self.static_address is None:
+            raise ValueError("address is missing: where ssh reaches the guest, or `agent` to ask its guest agent")
+        if not self.gpus:
+            raise ValueError("nvidia without gpus: a driver without a card can be neither loaded nor verified")
+        if self.power == "stopped":
+            raise ValueError("nvidia needs a VM that runs, and power is stopped")
+        return self
 
     @model_validator(mode="after")
     def _options(self) -> Self:
@@ -577,7 +603,8 @@ class Container(Model):
 
     Which cards: ``gpuAssignment``, numbers of the driver (/dev/nvidiaN), `all` or `none`; or ``gpus``, names of the host's cards
     with use: lxc. ``method``: as `dev[n]` options (device) or raw lines (mount-entry); by default what the host can. ``power``: keep
-    (as it is found; the default for an adopted one), running, stopped; ``start: true`` is the same as ``power: running``.
+    (as it is found; the default for an adopted one), running, stopped; ``start: true`` is the same as ``power: running``. ``nvidia``: the
+    libraries that fit the host's driver, in the container.
     """
 
     host: Name
@@ -588,6 +615,7 @@ class Container(Model):
     power: Literal["keep", "running", "stopped"] | None = None
     start: bool = False
     shutdown: Shutdown = Shutdown()
+    nvidia: Nvidia | None = None
     create: NewContainer | None = None
 
     @field_validator("gpu_assignment", mode="before")
@@ -619,6 +647,10 @@ class Container(Model):
             raise ValueError(f"gpus: {twice} is there twice")
         if self.start and self.power not in (None, "running"):
             raise ValueError(f"start: true and power: {self.power} contradict each other")
+        if self.nvidia is not None and (self.gpus == [] or self.numbers == []):
+            raise ValueError("nvidia without a card: there is nothing to verify it with")
+        if self.nvidia is not None and self.power == "stopped":
+            raise ValueError("nvidia needs a container that runs, and power is stopped")
         return self
 
 
@@ -644,6 +676,14 @@ class Settings(Model):
     vms: dict[Name, Vm] = {}
     containers: dict[Name, Container] = {}
     plan: Literal["auto", "always", "never"] = "auto"
+
+    @property
+    def stacks(self) -> dict[str, Nvidia]:
+        """Where NVIDIA's stack is wanted: a place, such as `vms.sandbox`, -> what."""
+        hosts = {f"hosts.{name}": host.nvidia for name, host in self.hosts.items()}
+        vms = {f"vms.{name}": vm.nvidia for name, vm in self.vms.items()}
+        containers = {f"containers.{name}": one.nvidia for name, one in self.containers.items()}
+        return {place: stack for place, stack in {**hosts, **vms, **containers}.items() if stack is not None}
 
     @model_validator(mode="after")
     def _vms_fit(self) -> Self:
@@ -748,9 +788,14 @@ def load(values: Mapping[str, str] | None = None) -> Settings:
     for key, text in values.items():
         parsed[key] = _decode(text)
     try:
-        return Settings.model_validate(parsed)
+        found = Settings.model_validate(parsed)
     except ValidationError as error:
         raise _explain(error) from None
+    if found.stacks:
+        from nvidia import preview  # only here: its data is read
+
+        raise_all(preview.from_settings(found))
+    return found
 
 
 def load_host(hosts: str | None, name: str) -> Host:
@@ -777,7 +822,7 @@ def _decode(text: str) -> Any:
 
 
 # Below these keys there are secrets.
-_SECRET_PLACES = {"ssh", "api", "cloudInit"}
+_SECRET_PLACES = {"ssh", "api", "cloudInit", "proxy"}
 
 
 def _explain(error: ValidationError) -> HomelabError:

@@ -18,7 +18,8 @@ from settings import NewVm, Vm, VmGpu
 
 
 class GpuVm(pulumi.ComponentResource):
-    """Outputs: ``vm``, as the stack puts it out (contract.py).
+    """Outputs: ``vm``, as the stack puts it out (contract.py); ``in_force``: changes with the VM and its cards, for what is installed
+    in it.
 
     :param node: the host's name in Proxmox VE.
     :param cards: name -> ``mapping`` and ``slot``, of each card in ``vm.gpus`` at least (GpuCards).
@@ -26,6 +27,7 @@ class GpuVm(pulumi.ComponentResource):
     """
 
     vm: pulumi.Output[dict[str, Any]]
+    in_force: pulumi.Output[str]
 
     def __init__(
         self,
@@ -77,14 +79,17 @@ class GpuVm(pulumi.ComponentResource):
                 "running": record.running,
                 "generation": record.generation,
                 "power": vm.wanted_power,
-                "address": vm.address or _static_address(vm),
+                "address": vm.static_address,
             },
             pulumi.ResourceOptions(parent=self, depends_on=[record]),
         )
         self.vm = pulumi.Output.all(
             record=record.record, name=record.guest_name, state=change.state, address=change.guest_address
         ).apply(lambda found: _output(vm, node, found))
-        self.register_outputs({"vm": self.vm})
+        self.in_force = pulumi.Output.all(instance, change.state).apply(
+            lambda found: f"{found[0]} {' '.join(use.gpu for use in vm.gpus)}"
+        )
+        self.register_outputs({"vm": self.vm, "in_force": self.in_force})
 
 
 def _card(use: VmGpu, cards: dict[str, dict[str, str]]) -> dict[str, Any]:
@@ -106,12 +111,6 @@ def _creation(name: str, new: NewVm) -> dict[str, Any]:
         "protect": new.protect,
         "mark": f"Created by Pulumi: {pulumi.get_project()}/{pulumi.get_stack()}/{name}",
     }
-
-
-def _static_address(vm: Vm) -> str | None:
-    """What cloud-init was told."""
-    ip = vm.create.cloud_init.ip if vm.create and vm.create.cloud_init else "dhcp"
-    return None if ip == "dhcp" else ip.partition("/")[0]
 
 
 def _output(vm: Vm, node: str, found: dict[str, Any]) -> dict[str, Any]:

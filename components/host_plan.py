@@ -10,6 +10,8 @@ from components.host_probe import HostProbe
 from host.errors import HomelabError, UnreachableError, raise_all
 
 if TYPE_CHECKING:
+    from host.facts import HostFacts
+    from host.plan import Wanted
     from settings import Container, Host, Vm
 
 # How long a preview waits for a host that may be out of reach, in seconds.
@@ -43,6 +45,18 @@ def preview(
     return printed
 
 
+def described(
+    name: str, host: Host, facts: HostFacts, want: Wanted, vms: dict[str, Vm], containers: dict[str, Container]
+) -> tuple[str, list[HomelabError]]:
+    """The plan of NVIDIA's stacks, and what stands against it; its data is read only where there is one."""
+    stacks = [host.nvidia, *(vm.nvidia for vm in vms.values()), *(one.nvidia for one in containers.values())]
+    if not any(stacks):
+        return "", []
+    from nvidia import preview
+
+    return preview.describe(name, host, facts, want, vms, containers)
+
+
 async def _printed(
     name: str,
     host: Host,
@@ -63,9 +77,12 @@ async def _printed(
         facts = await ssh.read(host, PATIENCE_SECONDS, guests=True)
         want = plan.wanted(facts, host)
         guests, errors = vm_plan.describe(name, facts, host, want, vms)
-        shared, refused = container_plan.describe(facts, want, containers, vms, host.node or name)
-        raise_all([*errors, *refused])
-        text = "\n".join(part for part in (plan.describe(name, facts, host, want), guests, shared) if part)
+        shared, refused = container_plan.describe(
+            facts, want, containers, vms, host.node or name, driver_comes=host.nvidia is not None
+        )
+        stacks, impossible = described(name, host, facts, want, vms, containers)
+        raise_all([*errors, *refused, *impossible])
+        text = "\n".join(part for part in (plan.describe(name, facts, host, want), guests, shared, stacks) if part)
     except UnreachableError as error:
         if mode == "always":
             raise pulumi.RunError(str(error)) from None

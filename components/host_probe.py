@@ -65,6 +65,7 @@ class HostProbeProvider(HostProvider):
         )
 
     def _wanted(self, props: dict[str, Any]) -> dict[str, Any]:
+        from components.host_plan import described
         from host import container_plan, plan, ssh
         from host.errors import raise_all
         from proxmox import api, vm_plan
@@ -76,7 +77,10 @@ class HostProbeProvider(HostProvider):
         raise_all(
             [
                 *vm_plan.describe(props["host"], facts, host, want, vms)[1],
-                *container_plan.describe(facts, want, containers, vms, host.node or props["host"])[1],
+                *container_plan.describe(
+                    facts, want, containers, vms, host.node or props["host"], driver_comes=host.nvidia is not None
+                )[1],
+                *described(props["host"], host, facts, want, vms, containers)[1],
             ]
         )
         if vms:

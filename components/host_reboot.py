@@ -123,29 +123,42 @@ class BootVerification(Resource, module="homelab", name="BootVerification"):
 
 class HostReboot(pulumi.ComponentResource):
     """Outputs: ``host``, the verified host as the stack puts it out (kernel, bootId, iommu, gpus with functions and drivers);
-    ``boot`` (BootVerification).
+    ``boot`` (BootVerification); ``driver``, as it was given.
+
+    :param layers: what the boot brings into effect.
+    :param driver: NVIDIA's that is installed on the host, and to be in use; empty: it doesn't matter.
     """
 
     host: pulumi.Output[dict[str, Any]]
     boot: pulumi.Output[dict[str, Any]]
 
     def __init__(
-        self, name: str, host_name: str, host: Host, probe: HostProbe, opts: pulumi.ResourceOptions | None = None
+        self,
+        name: str,
+        host_name: str,
+        host: Host,
+        probe: HostProbe,
+        layers: list[pulumi.Resource],
+        driver: pulumi.Input[str] = "",
+        opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("homelab:host:HostReboot", name, {}, opts)
-        depends_on = opts.depends_on if opts else None
-        wanted = pulumi.Output.all(probe.iommu_words, probe.vfio_words, probe.functions)
+        wanted = pulumi.Output.all(probe.iommu_words, probe.vfio_words, probe.functions, driver)
         reboot = remote.script(
             f"{name}-reboot",
             host,
             wanted.apply(
                 lambda values: scripts.reboot_host(
-                    host.reboot, f"{values[0]} {values[1]}".strip(), sorted(values[2]), host.timeouts.rollback
+                    host.reboot,
+                    f"{values[0]} {values[1]}".strip(),
+                    sorted(values[2]),
+                    host.timeouts.rollback,
+                    values[3],
                 )
             ),
-            pulumi.ResourceOptions(parent=self, depends_on=depends_on),
+            pulumi.ResourceOptions(parent=self, depends_on=layers),
             undone=False,
-            triggers=[probe.iommu_words, probe.vfio_words, probe.functions, probe.boot_generation],
+            triggers=[probe.iommu_words, probe.vfio_words, probe.functions, probe.boot_generation, driver],
         )
         verified = BootVerification(
             f"{name}-verified",
@@ -161,6 +174,7 @@ class HostReboot(pulumi.ComponentResource):
             pulumi.ResourceOptions(parent=self, depends_on=[reboot]),
         )
         self.boot = verified.boot
+        self.driver = driver
         self.host = pulumi.Output.all(
             kernel=verified.kernel,
             boot_id=verified.boot_id,

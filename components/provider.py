@@ -88,6 +88,9 @@ class HostProvider(ResourceProvider):
         name = str(props["host"])
         with _READING:
             if name not in _READINGS:
+                host, containers = self.host(props), self.containers(props)
+                systems = ["host"] * (host.nvidia is not None)
+                systems += [str(one.ctid) for one in containers.values() if one.nvidia is not None]
                 # With a list of what runs only where it matters: that takes a real host a second or two.
-                _READINGS[name] = asyncio.run(ssh.read(self.host(props), guests=bool(self.containers(props))))
+                _READINGS[name] = asyncio.run(ssh.read(host, guests=bool(containers), systems=systems))
             return _READINGS[name]

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 DIAL_ATTEMPTS = 3
 
 
-def connection(host: Host) -> tuple[remote.ConnectionArgs, list[str]]:
+def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[remote.ConnectionArgs, list[str]]:
     """How pulumi-command reaches ``host``, and the inputs to ignore changes of.
+
+    :param address: of a guest, whose address may be known later than its settings; by default the host's.
 
     A preview in a pull request has no private key. It needs none, and the key that the state knows must not look changed.
 
@@ -36,7 +38,7 @@ def connection(host: Host) -> tuple[remote.ConnectionArgs, list[str]]:
     password = None if host.ssh.password is None else host.ssh.password.get_secret_value()
     return (
         remote.ConnectionArgs(
-            host=host.address,
+            host=address or host.address,
             port=host.ssh.port,
             user=host.ssh.user,
             host_key=host.ssh.pinned_host_key,
@@ -59,6 +61,7 @@ def script(
     triggers: Sequence[pulumi.Input[object]] | None = None,
     identity: Sequence[str] = (),
     told: bool = False,
+    address: pulumi.Input[str] | None = None,
 ) -> remote.Command:
     """``stdin`` run as ``bash -s -- apply`` on create and update, and, when ``undone``, as ``bash -s -- revert`` on destroy.
 
@@ -67,12 +70,13 @@ def script(
     :param identity: what the script is about, such as a container's id: a change undoes the old one first, where it was, and then
         makes the new one.
     :param told: whether Pulumi's display shows the script's log.
+    :param address: as of `connection`.
     """
     if undone and triggers is not None:
         raise ValueError(f"{name}: a script that is undone can't have triggers")
     if identity and triggers is not None:
         raise ValueError(f"{name}: identity is for a script that is undone, triggers are for an act")
-    arguments, ignored = connection(host)
+    arguments, ignored = connection(host, address)
     return remote.Command(
         name,
         connection=arguments,

@@ -32,12 +32,16 @@ class Cards:
         """For a message."""
         there = ", ".join(f"{number} ({slot})" for number, slot in sorted(self.slots.items())) or "none"
         taken = "; ".join(f"{slot} {who}" for slot, who in sorted(self.taken.items()))
-        after = " after the reboot that gives a VM its card" if self.predicted else ""
+        after = " at its next start" if self.predicted else ""
         return f"the driver has{after} {there}" + (f"; {taken}" if taken else "")
 
 
-def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str) -> Cards:
-    """The host's NVIDIA cards. ``vms``: those of this host, by name; ``node``: its name in Proxmox VE."""
+def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driver_comes: bool = False) -> Cards:
+    """The host's NVIDIA cards.
+
+    :param vms: those of this host, by name; ``node``: its name in Proxmox VE.
+    :param driver_comes: whether this program installs the host's driver, before a container needs it.
+    """
     holders = {use.gpu: f"vms.{name}" for name, vm in vms.items() for use in vm.gpus}
     graphics = [device for device in facts.devices if device.vendor == NVIDIA and device.class_code.startswith(DISPLAY)]
     taken: dict[str, str] = {}
@@ -58,7 +62,8 @@ def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str) -> Card
     now = {address.rpartition(".")[0]: number for address, number in facts.nvidia_minors.items()}
     staying = [device.slot for device in graphics if device.slot not in taken]
     leaves = any(slot in now for slot in want_slots(want, "vm"))
-    comes = any(slot not in now for slot in staying) and any(_released(slot, facts, want) for slot in staying)
+    released = any(_released(slot, facts, want) for slot in staying)
+    comes = any(slot not in now for slot in staying) and (driver_comes or released)
     if not leaves and not comes:
         return Cards({number: slot for slot, number in now.items() if slot not in taken}, False, taken)
     # Which number a card gets at the next boot is the driver's matter; it counts them as it finds them.
@@ -204,15 +209,22 @@ def _named(config: GuestConfig) -> str:
 
 
 def describe(
-    facts: HostFacts, want: Wanted, containers: dict[str, Container], vms: dict[str, Vm], node: str
+    facts: HostFacts,
+    want: Wanted,
+    containers: dict[str, Container],
+    vms: dict[str, Vm],
+    node: str,
+    *,
+    driver_comes: bool = False,
 ) -> tuple[str, list[HomelabError]]:
     """The plan's lines, and what stands against it.
 
     :param containers: those of this host, by name; ``vms``: the same; ``node``: the host's name in Proxmox VE.
+    :param driver_comes: as of `cards`.
     """
     lines: list[str] = []
     errors: list[HomelabError] = []
-    found = cards(facts, want, vms, node)
+    found = cards(facts, want, vms, node, driver_comes=driver_comes)
     for name, container in containers.items():
         chosen, refused = check(name, container, facts, found, want)
         errors += refused

@@ -242,6 +242,8 @@ class HostFacts(_Fact):
     nvidia_minors: dict[str, int]
     nvidia: Nvidia = Nvidia()
     containers: list[SharedWith] = []
+    # `host` or a container's id -> what read_system.sh answered there; None: it doesn't run.
+    systems: dict[str, str | None] = {}
     guests: Guests
 
     @cached_property

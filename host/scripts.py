@@ -23,12 +23,25 @@ PASSTHROUGH_TEST_FOLDER = "/run/homelab-passthrough-test"
 LIBRARY = ("common", "files", "boot", "words", "rollback")
 # What one script needs besides.
 PARTS = {
+    "reboot_host.sh": ("nvidia",),
     "passthrough_test.sh": ("small_initramfs",),
     "nvidia_nodes.sh": ("nvidia",),
     "read_host.sh": ("nvidia", "containers"),
     "container_gpus.sh": ("nvidia", "containers"),
     "container_restart.sh": ("nvidia", "containers"),
     "container_verification.sh": ("nvidia", "containers"),
+}
+# The same for scripts that run in a guest as well, which has no boot configuration of this program.
+GUEST_LIBRARY = ("common", "files")
+GUEST_PARTS = {
+    "reboot_guest.sh": (),
+    "read_system.sh": ("nvidia", "driver"),
+    "in_container.sh": (),
+    "nvidia_repository.sh": ("nvidia", "driver", "packages"),
+    "nvidia_driver.sh": ("nvidia", "driver", "packages"),
+    "cuda_toolkit.sh": ("packages",),
+    "container_toolkit.sh": ("packages", "engines"),
+    "nvidia_verification.sh": ("packages",),
 }
 
 
@@ -55,8 +68,15 @@ def compose(script: str, **arguments: str) -> str:
     :raises FileNotFoundError: there is no such script.
     """
     assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in sorted(arguments.items()))
-    library = "".join(_text(f"lib/{name}.sh") for name in (*LIBRARY, *PARTS.get(script, ())))
+    library = "".join(_text(f"lib/{name}.sh") for name in library_of(script))
     return f"{assignments}{library}{_text(script)}"
+
+
+def library_of(script: str) -> tuple[str, ...]:
+    """The parts of the library that a script is composed with, in their order."""
+    if script in GUEST_PARTS:
+        return (*GUEST_LIBRARY, *GUEST_PARTS[script])
+    return (*LIBRARY, *PARTS.get(script, ()))
 
 
 def answer(output: str) -> dict[str, Any]:
@@ -99,8 +119,8 @@ def vfio_initramfs(needed: bool, generation: int) -> str:
     )
 
 
-def reboot_host(policy: str, words: str, functions: list[str], rollback_after: int) -> str:
-    """Standard input of reboot_host.sh; ``rollback_after`` in seconds after the boot."""
+def reboot_host(policy: str, words: str, functions: list[str], rollback_after: int, driver: str = "") -> str:
+    """Standard input of reboot_host.sh; ``rollback_after`` in seconds after the boot; ``driver``: NVIDIA's that is to be in use, if any."""
     rollback = compose(
         "rollback.sh", AFTER=str(rollback_after), ENTRY_SYSTEMD_BOOT=file("systemd_boot_entry.sh")
     ).removesuffix("\n")
@@ -109,14 +129,25 @@ def reboot_host(policy: str, words: str, functions: list[str], rollback_after: i
         POLICY=policy,
         WORDS=words,
         FUNCTIONS=" ".join(functions),
+        DRIVER=driver,
         ROLLBACK_AFTER=str(rollback_after),
         ROLLBACK=f"#!/bin/bash\n{rollback}",
     )
 
 
-def read_host(*, guests: bool = False, lspci: bool = False) -> str:
-    """Standard input of read_host.sh; ``guests`` also lists what runs, which takes a real host a second or two."""
-    return compose("read_host.sh", GUESTS="yes" if guests else "no", LSPCI="yes" if lspci else "no")
+def read_host(*, guests: bool = False, lspci: bool = False, systems: Sequence[str] = (), read_system: str = "") -> str:
+    """Standard input of read_host.sh.
+
+    :param guests: also lists what runs, which takes a real host a second or two.
+    :param systems: `host` and ids of containers, which are read as well, each by the composed script ``read_system``.
+    """
+    return compose(
+        "read_host.sh",
+        GUESTS="yes" if guests else "no",
+        LSPCI="yes" if lspci else "no",
+        SYSTEMS=" ".join(systems),
+        READ_SYSTEM=read_system,
+    )
 
 
 def passthrough_test(

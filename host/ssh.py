@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -37,9 +37,10 @@ class Session:
         self._host = host
         self._connection = connection
 
-    async def run(self, verb: str, script: str) -> str:
+    async def run(self, verb: str, script: str, seconds: float = SCRIPT_SECONDS) -> str:
         """Runs a composed script and returns what it printed.
 
+        :param seconds: how long it may take.
         :raises HomelabError: the script failed (its own message), or sudo did.
         :raises UnreachableError: the connection was lost meanwhile.
         """
@@ -48,7 +49,7 @@ class Session:
         command = scripts.command(verb, self._host.ssh.user)
         try:
             # A host that goes down may keep a connection open and answer its keepalives without ever running the script.
-            async with asyncio.timeout(SCRIPT_SECONDS):
+            async with asyncio.timeout(seconds):
                 done = await self._connection.run(command, input=script, encoding="utf-8")
         except (OSError, TimeoutError, asyncssh.Error) as error:
             raise _lost(self._host, error) from error
@@ -58,9 +59,15 @@ class Session:
             raise _failed(verb, str(done.stdout), str(done.stderr), done.exit_status)
         return str(done.stdout)
 
-    async def read(self, *, guests: bool = False, lspci: bool = False) -> facts.HostFacts:
-        """One reading of the host. Raises as `run`."""
-        return facts.parse(await self.run("read_host", scripts.read_host(guests=guests, lspci=lspci)))
+    async def read(self, *, guests: bool = False, lspci: bool = False, systems: Sequence[str] = ()) -> facts.HostFacts:
+        """One reading of the host. Arguments as of `scripts.read_host`. Raises as `run`."""
+        inside = ""
+        if systems:
+            from nvidia import steps
+
+            inside = steps.read_system()
+        text = scripts.read_host(guests=guests, lspci=lspci, systems=systems, read_system=inside)
+        return facts.parse(await self.run("read_host", text))
 
 
 def _failed(verb: str, output: str, log: str, status: int) -> HomelabError:
@@ -136,11 +143,16 @@ async def connect(host: Host, timeout: float | None = None) -> AsyncIterator[Ses
 
 
 async def read(
-    host: Host, timeout: float | None = None, *, guests: bool = False, lspci: bool = False
+    host: Host,
+    timeout: float | None = None,
+    *,
+    guests: bool = False,
+    lspci: bool = False,
+    systems: Sequence[str] = (),
 ) -> facts.HostFacts:
     """One reading on a connection of its own. Arguments and errors as of `connect` and `Session.read`."""
     async with connect(host, timeout) as session:
-        return await session.read(guests=guests, lspci=lspci)
+        return await session.read(guests=guests, lspci=lspci, systems=systems)
 
 
 async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:

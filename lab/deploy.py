@@ -70,6 +70,11 @@ class Deployment:
             for kind in ("vms", "containers"):
                 config[f"homelab:{kind}"] = {name: {"host": "pve"} | one for name, one in stack.pop(kind, {}).items()}
             host |= stack
+            for vm in config["homelab:vms"].values():
+                if "nvidia" in vm:
+                    guest = lab.guest(vm["vmid"])
+                    vm["address"] = guest["host"]
+                    vm["ssh"] = {name: guest[name] for name in ("port", "hostKey", "privateKeyFile")}
         ssh, api = lab.connection, lab.api
         host["address"], host["node"] = ssh["host"], api["node"]
         host["ssh"] = {"port": ssh["port"], "hostKey": ssh["hostKey"], "privateKeyFile": ssh["privateKeyFile"]}

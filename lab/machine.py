@@ -7,28 +7,31 @@ boots is the daemon's business (lab.server).
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from lab import network
 from lab.host import boot as booting
-from lab.host import launchers
+from lab.host import contents, dkms, kernel_files, launchers
 from lab.host.bootloader import write_grubenv
 from lab.host.catalogue import module_of_driver
+from lab.host.dpkg import Database
 from lab.host.grub import mkconfig
 from lab.host.initramfs import build_image
+from lab.host.installed import forget_package, note_package
 from lab.host.kernel import ModprobeError, RunningKernel, modules_of
+from lab.host.network import FAULTS as NETWORK_FAULTS
+from lab.host.program import Failure
 from lab.host.proxmox_boot import sync
 from lab.host.run import GUEST_ONLY, PROGRAMS
-from lab.host.state import HostState
+from lab.host.state import HostState, own_path
 from lab.scenario import Scenario, ScenarioError, load_scenario, scenario_from, scenario_names
 from lab.state import kill_group
-from lab.stock import write_kernel, write_stock_tree
+from lab.stock import write_stock_tree
 
 #: Faults by name, with what their value may be (lab/scenarios/README.md says what each does).
 FAULTS = {
@@ -55,6 +58,7 @@ FAULTS = {
     "guest-unreachable": "true, or a VM's id",
     "guest-boot-hangs": "true, or a VM's id",
     "card-invisible": "a PCI address, such as 0000:01:00.0",
+    **NETWORK_FAULTS,
 }
 
 
@@ -123,7 +127,8 @@ class Machine:
         host = machine._host()
         faults, host.machine["faults"] = host.machine["faults"], {}
         host.save_machine()  # installing is free of faults, whatever the scenario sets for later
-        machine._write_launchers(host)
+        network.write(machine.state)
+        machine._write_launchers()
         host.esp.mkdir()
         write_stock_tree(host, scenario)
         machine._generate_boot(host)
@@ -143,7 +148,8 @@ class Machine:
             raise MachineError(
                 f"no machine in {state}: expected its machine.json. Install one first (python -m lab start)"
             )
-        machine._write_launchers(machine._host())
+        network.write(machine.state)
+        machine._write_launchers()
         return machine
 
     def _host(self) -> HostState:
@@ -161,10 +167,9 @@ class Machine:
         if host.machine["boot"]["esps"]:
             sync(host, environment)
 
-    def _write_launchers(self, host: HostState) -> None:
+    def _write_launchers(self) -> None:
         """STATE/bin: one launcher for each simulated command this host has."""
-        missing = GUEST_ONLY | ({"nvidia-smi", "nvidia-modprobe"} if host.machine["nvidia"] is None else set())
-        launchers.write(self.state / "bin", [name for name in PROGRAMS if name not in missing])
+        launchers.write(self.state / "bin", [name for name in PROGRAMS if name not in GUEST_ONLY])
 
     # -- kernel packages ---------------------------------------------------------------------------------
     def install_kernel(self, kernel: str) -> None:
@@ -176,7 +181,16 @@ class Machine:
         Raises:
             MachineError: a hook fails.
         """
-        write_kernel(self._host(), kernel)
+        host = self._host()
+        kernel_files.write_kernel(host, kernel)
+        note_package(host, f"proxmox-kernel-{kernel}-signed", kernel.removesuffix("-pve"))
+        if Database(host).get("proxmox-default-headers"):
+            kernel_files.write_headers(host, kernel)
+            note_package(host, f"proxmox-headers-{kernel}", kernel.removesuffix("-pve"))
+        try:
+            dkms.autoinstall(host, kernel)
+        except Failure as error:
+            raise MachineError(f"run-parts: /etc/kernel/postinst.d/dkms exited with return code 11: {error}") from error
         self._kernel_hooks("postinst.d", kernel)
 
     def remove_kernel(self, kernel: str) -> None:
@@ -186,30 +200,16 @@ class Machine:
             MachineError: a hook fails.
         """
         host = self._host()
-        for name in ("vmlinuz", "config", "System.map"):
-            host.rooted(f"/boot/{name}-{kernel}").unlink(missing_ok=True)
+        kernel_files.remove_kernel(host, kernel)
         self._kernel_hooks("postrm.d", kernel)
-        shutil.rmtree(host.rooted(f"/usr/lib/modules/{kernel}"), ignore_errors=True)
+        kernel_files.remove_modules(host, kernel)
+        forget_package(host, f"proxmox-kernel-{kernel}-signed")
 
     def _kernel_hooks(self, folder: str, kernel: str) -> None:
-        host = self._host()
-        for hook in sorted(host.rooted(f"/etc/kernel/{folder}").iterdir()):
-            if not os.access(hook, os.X_OK):
-                continue
-            done = subprocess.run(
-                [str(hook), kernel, f"/boot/vmlinuz-{kernel}"],
-                env=self.environment(),
-                cwd=host.root,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode != 0:
-                raise MachineError(
-                    f"run-parts: {host.unrooted(hook)} exited with return code {done.returncode}:"
-                    f" {done.stdout}{done.stderr}"
-                )
+        try:
+            contents.run_hooks(self._host(), folder, kernel, self.environment())
+        except Failure as error:
+            raise MachineError(str(error)) from error
 
     # -- power -------------------------------------------------------------------------------------------
     def boot(self, reason: str) -> BootResult:
@@ -347,7 +347,7 @@ class Machine:
             "ROOT": str(self.state / "root"),
             "LAB_STATE": str(self.state),
             "HOME": str(self.state / "root/root"),
-            "PATH": f"{self.state}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "PATH": f"{own_path(self.state / 'root')}:{self.state}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "LC_ALL": "C.UTF-8",
             "USER": "root",
             "LOGNAME": "root",

@@ -160,6 +160,7 @@ class System(_Model):
     kernel: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+[-+.~a-z0-9]*$")] | None = None
     user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]*$")] | None = None
     secure_boot: bool | None = None
+    mok_enrolled: bool = False
 
     @model_validator(mode="after")
     def _another_user(self) -> Self:
@@ -308,6 +309,8 @@ class Scenario(_Model):
             "node": self.node,
             "pve": self.pve,
             "pve_container": self.pve_container or _PVE_CONTAINER[self.pve],
+            # Whoever installed a driver with Secure Boot on has enrolled the key that its modules are signed with.
+            "mok_enrolled": self.nvidia is not None,
             "power": "off",
             "boots": 0,
             "next_entry": None,

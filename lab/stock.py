@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lab.host import catalogue
-from lab.host.catalogue import MODULES
-from lab.host.devices import load_devices, modules_of_kernel
-from lab.host.state import HostState, kernel_release
+from lab.host.installed import install_base, install_driver
+from lab.host.kernel_files import Build, write_kernel
+from lab.host.state import HostState
+from lab.host.system_programs import stock_packages
 from lab.scenario import File, Scenario
 
 TEMPLATES = Path(__file__).parent / "stock_files"
@@ -93,7 +93,9 @@ def write_stock_tree(host: HostState, scenario: Scenario) -> None:
     _grub_defaults(host, scenario)
     _modules_config(host)
     _pve(host, scenario)
-    _kernels(host, scenario)
+    for kernel in scenario.kernels:
+        write_kernel(host, kernel)
+    _packages(host, scenario)
     _esps(host, scenario)
     for path, content in scenario.files.items():
         file = content if isinstance(content, File) else File(content=content)
@@ -230,33 +232,11 @@ def _pve(host: HostState, scenario: Scenario) -> None:
         host.write(f"{node}/{folder}/{guest.id}.conf", guest.conf, 0o640)
 
 
-def _kernels(host: HostState, scenario: Scenario) -> None:
-    for kernel in scenario.kernels:
-        write_kernel(host, kernel)
-
-
-def write_kernel(host: HostState, kernel: str) -> None:
-    """The files of a kernel package: image, configuration, modules; and that initramfs-tools looks after it."""
-    devices = load_devices(host.machine)
-    built_in = {catalogue.module_of_driver(d.driver) for d in devices if d.built_in and d.driver}
-    release = kernel_release(kernel)
-    host.write(f"/boot/vmlinuz-{kernel}", f"Linux kernel x86 boot executable, version {kernel}\n")
-    host.write(f"/boot/config-{kernel}", "CONFIG_VFIO=m\nCONFIG_VFIO_PCI=m\nCONFIG_INTEL_IOMMU=y\nCONFIG_AMD_IOMMU=y\n")
-    host.write(f"/boot/System.map-{kernel}", "ffffffff81000000 T _text\n")
-    host.write(f"/var/lib/initramfs-tools/{kernel}", "")
-    base = f"/usr/lib/modules/{kernel}"
-    present = [n for n in modules_of_kernel(host.machine, devices) if catalogue.exists_in(n, release)]
-    for name in present:
-        host.write(f"{base}/{MODULES[name].path}", f"module {name} of {kernel}\n")
-    inside = [MODULES[name].path for name in sorted(built_in & set(MODULES))]
-    host.write(
-        f"{base}/modules.builtin", "".join(f"{path}\n" for path in [*inside, "kernel/drivers/pci/pcie/pcieport.ko"])
-    )
-    lines = [
-        f"{MODULES[n].path}: {' '.join(MODULES[d].path for d in MODULES[n].needs if d in present)}".rstrip()
-        for n in present
-    ]
-    host.write(f"{base}/modules.dep", "".join(f"{line}\n" for line in lines))
+def _packages(host: HostState, scenario: Scenario) -> None:
+    kernels = {f"proxmox-kernel-{kernel}-signed": kernel.removesuffix("-pve") for kernel in scenario.kernels}
+    install_base(host, "pve", f"pve-{scenario.pve}", {**stock_packages(host), **kernels})
+    if scenario.nvidia is not None:
+        install_driver(host, Build(scenario.nvidia.version, "open" if scenario.nvidia.open else "proprietary"))
 
 
 def _esps(host: HostState, scenario: Scenario) -> None:

@@ -179,13 +179,14 @@ class Names(_Sourced):
 
 
 class Toolkit(_Sourced):
-    """The container toolkit's repository, and for each runtime the distribution's package of it."""
+    """The container toolkit's repository, for each runtime the distribution's package of it, and an image to try them with."""
 
     path: str
     key: Key
     packages: tuple[str, ...]
     cdi_since: DataVersion
     runtimes: dict[Runtime, str]
+    image: str
 
 
 class Runfile(_Sourced):

@@ -103,7 +103,7 @@ class Toolkit:
 class Plan:
     """What is going to be done. ``version`` is None where only the repository can tell which release of a branch it has.
 
-    ``source: either``: packages where the repositories have the version, else the installer. ``no_recommends``: packages are
+    ``source: either``: packages where the repositories have the version, and in a container without modules, else the installer. ``no_recommends``: packages are
     installed without those that they recommend, as the modules among them have no place in a container. ``preferences`` keeps the
     driver where it is; ``unattended`` keeps unattended-upgrades from replacing libraries beside a loaded module.
     """
@@ -235,7 +235,10 @@ def _packages(
     asked = [names for names in lists if all(name in offered for name in names)]
     for names in asked:
         if version := _common(request, driver, names):
-            return tuple(_pinned(request, Driver(driver.branch, True, version), name) for name in names), "packages"
+            pinned = tuple(_pinned(request, Driver(driver.branch, True, version), name) for name in names)
+            # Whether the libraries come without modules, which a container has no place for, shows when apt is asked.
+            alone = request.target != "lxc" or wanted == "packages" or not driver.known
+            return pinned, "packages" if alone else "either"
     if lists and lists[0] not in asked:
         # Nobody has looked yet. A branch's newest release is in its repository; an old version may not be.
         names = tuple(_pinned(request, driver, name) for name in lists[0])
@@ -273,10 +276,15 @@ def _pinned(request: Request, driver: Driver, name: str) -> str:
     return f"{name}={max(exact, key=_revision)}" if exact else f"{name}={_pattern(driver)}"
 
 
-def _revision(package_version: str) -> tuple[int, ...]:
-    """The numbers of a package's revision, to take the newest of several."""
+def _revision(package_version: str) -> tuple[int, tuple[int, ...]]:
+    """To take one of several packages of a version: NVIDIA's own before a distribution's, then the newest.
+
+    A distribution's revision has its release in it (0ubuntu1.24.04.1, 0+deb12u1). Its packages of a branch that has ended lead to the
+    next branch's.
+    """
     digits = "".join(c if c.isdigit() else " " for c in package_version.rpartition("-")[2])
-    return tuple(int(number) for number in digits.split())
+    numbers = tuple(int(number) for number in digits.split())
+    return -len(numbers), numbers
 
 
 def _pattern(driver: Driver) -> str:

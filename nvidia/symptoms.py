@@ -83,6 +83,20 @@ class Symptom(_Row):
         """Where the text has it."""
         return re.search(self.pattern, text, re.IGNORECASE)
 
+    def cause(self, context: Context) -> Cause:
+        """The cause that holds in a context."""
+        return next((one for one in self.causes if one.when.holds(context)), self.causes[-1])
+
+    @staticmethod
+    def values(context: Context) -> dict[str, str]:
+        """What the texts' fields stand for, but `what`, which the pattern catches."""
+        return {
+            "name": context.name,
+            "driver": context.driver or "the wanted driver",
+            "host_driver": context.host_driver or "not known",
+            "kernel": context.kernel or "not known",
+        }
+
 
 class _Symptoms(_Row):
     symptoms: tuple[Symptom, ...]
@@ -116,14 +130,8 @@ def _first(row: Symptom, text: str) -> re.Match[str] | None:
 
 
 def _answer(row: Symptom, match: re.Match[str], text: str, context: Context) -> HomelabError:
-    cause = next((one for one in row.causes if one.when.holds(context)), row.causes[-1])
-    values = {
-        "name": context.name,
-        "driver": context.driver or "the wanted driver",
-        "host_driver": context.host_driver or "not known",
-        "kernel": context.kernel or "not known",
-        "what": match.groupdict().get("what") or "",
-    }
+    cause = row.cause(context)
+    values = {**row.values(context), "what": match.groupdict().get("what") or ""}
     return HomelabError(
         row.wanted.format(**values),
         f"{row.where}: {_line(text, match)}",

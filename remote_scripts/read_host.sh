@@ -2,7 +2,8 @@
 # Reads what is decided upon before a host is changed, and what is verified after its reboot. Changes nothing.
 #
 # Arguments: GUESTS (yes | no: also list virtual machines and containers, which takes qm and pct a second each),
-#   LSPCI (yes | no: also what lspci says).
+#   LSPCI (yes | no: also what lspci says), SYSTEMS (`host` and ids of containers whose NVIDIA stack is read, too; separated by
+#   spaces), READ_SYSTEM (the script that reads it).
 # Output: one JSON object; host/facts.py models it. Texts of commands are passed on as they are and parsed there.
 # Verbs: read_host.
 
@@ -27,6 +28,7 @@ read_host() {
   nvidia_minors
   nvidia
   containers
+  systems
   guests
   printf '}\n'
 }
@@ -183,6 +185,26 @@ containers() {
     separator=,
   done
   printf ']'
+}
+
+# NVIDIA's stack on this host, and in containers that run: each read by a script of its own.
+systems() {
+  local name text separator=
+  printf ',"systems":{'
+  for name in $SYSTEMS; do
+    printf '%s"%s":' "$separator" "$name"
+    separator=,
+    if [[ $name == host ]]; then
+      text=$(bash -s -- read_system <<<"$READ_SYSTEM")
+    elif [[ $(pct status "$name" 2>/dev/null) == "status: running" ]]; then
+      text=$(pct exec "$name" -- bash -s -- read_system <<<"$READ_SYSTEM")
+    else
+      printf null && continue
+    fi || { printf '\n' && die "container $name read" "$text" "it can't be told whether NVIDIA's stack in it is as it was installed" \
+      "see whether \`pct exec $name -- true\` works on the host"; }
+    json_string "$(tail -n 1 <<<"$text")"
+  done
+  printf '}'
 }
 
 # Guests that run, and guests that use a PCI card. Container and VM configurations are passed on for host/facts.py.

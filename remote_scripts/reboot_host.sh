@@ -2,7 +2,8 @@
 # Reboots the host if its running kernel lacks what is configured, with a dead man's switch armed before.
 #
 # Arguments: POLICY (auto | manual), WORDS (of the command line; separated by spaces), FUNCTIONS (PCI addresses that must be on
-#   vfio-pci; separated by spaces), ROLLBACK_AFTER (seconds after boot), ROLLBACK (the script that the switch runs).
+#   vfio-pci; separated by spaces), DRIVER (version of NVIDIA's driver that is installed and to be used; empty: it doesn't matter),
+#   ROLLBACK_AFTER (seconds after boot), ROLLBACK (the script that the switch runs).
 # Changes: /etc/systemd/system/homelab-rollback.{service,timer}, /var/lib/homelab/rollback; then the host restarts.
 #   Undone by confirm_boot.sh once the new boot was verified, by the switch itself otherwise.
 # The switch: unless the boot is confirmed within ROLLBACK_AFTER seconds of its start, it takes our configuration away and
@@ -56,6 +57,19 @@ what_is_lacking() {
   for address in $FUNCTIONS; do
     driver=$(readlink "$ROOT/sys/bus/pci/devices/$address/driver") || driver=none
     [[ ${driver##*/} == vfio-pci ]] || printf '%s is on %s\n' "$address" "${driver##*/}"
+  done
+  [[ -z $DRIVER ]] || driver_lacks
+}
+
+# Another module of NVIDIA's, or nouveau, lets go of a card at a boot alone. One that nothing has is taken without.
+driver_lacks() {
+  local loaded device address driver
+  loaded=$(nvidia_version)
+  [[ -z $loaded || $loaded == "$DRIVER" ]] || printf "NVIDIA's driver %s is loaded, and %s is installed\n" "$loaded" "$DRIVER"
+  for device in "$ROOT"/sys/bus/pci/drivers/nouveau/*:*; do
+    address=${device##*/}
+    [[ -e $device && " $FUNCTIONS " != *" $address "* ]] || continue
+    printf '%s is on nouveau\n' "$address"
   done
 }
 

@@ -18,6 +18,8 @@ from typing import Any
 
 from lab.host import container, launchers
 from lab.host import run as host_run
+from lab.host.contents import install_libraries, install_program
+from lab.host.installed import install_base
 from lab.host.nodes import Node, Rule, parse_rule, read_node
 from lab.host.state import HostState, version_key
 
@@ -51,9 +53,9 @@ _SYSTEMS = {
     "ubuntu": ("Ubuntu 24.04.3 LTS", "24.04", "noble"),
     "alpine": ("Alpine Linux v3.22", "3.22.1", ""),
 }
+_SOURCES = {"debian": "debian-13", "ubuntu": "ubuntu-24.04"}
 _USERS = "root:x:0:0:root:/root:/bin/bash\nwww-data:x:33:33:www-data:/var/www:/usr/sbin/nologin\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
 _GROUPS = "root:x:0:\nvideo:x:44:\nrender:x:104:\nwww-data:x:33:\nnogroup:x:65534:\n"
-_LIBRARIES = "/usr/lib/x86_64-linux-gnu"
 
 
 def has_device_options(host: HostState) -> bool:
@@ -206,6 +208,7 @@ class Start:
         system._machine = self._machine(name)
         system.save_machine()
         _first_files(system, name, self._config.values.get("ostype", "unmanaged"), self._guest.nvidia_at_first)
+        (system.state / "kernel.json").unlink(missing_ok=True)
         _proc(self._host, system)
         self._dev(system)
         for source, place in self.binds:
@@ -291,19 +294,11 @@ def _first_files(system: HostState, name: str, ostype: str, nvidia: str | None) 
     system.write("/etc/group", _GROUPS)
     for folder in ("tmp", "usr/bin", "usr/local/bin", "usr/sbin", "usr/lib", "var/lib", "run"):
         (system.root / folder).mkdir(parents=True, exist_ok=True)
-    if nvidia:
-        install_nvidia(system, nvidia)
-
-
-def install_nvidia(system: HostState, version: str) -> None:
-    """Put NVIDIA's userspace into a container, as its installer without kernel modules does: libraries and nvidia-smi.
-
-    Their version is that of the file libnvidia-ml.so.VERSION, as for the loader.
-    """
-    for stem in ("libnvidia-ml.so", "libcuda.so"):
-        system.write(f"{_LIBRARIES}/{stem}.{version}", f"{stem} {version}\n")
-        system.symlink(f"{_LIBRARIES}/{stem}.1", f"{stem}.{version}")
-    system.write("/usr/bin/nvidia-smi", launchers.text_of("nvidia-smi", container=True), 0o755)
+    if nvidia:  # as NVIDIA's installer puts its userspace there
+        install_libraries(system, ["libnvidia-ml.so", "libcuda.so"], nvidia)
+        install_program(system, "/usr/bin/nvidia-smi")
+    if sources := _SOURCES.get(ostype):
+        install_base(system, "container", sources)
 
 
 def _proc(host: HostState, system: HostState) -> None:

@@ -19,11 +19,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from lab.host import launchers, sysfs
+from lab.host import boot, dkms, launchers, nvidia, sysfs, units
+from lab.host import run as host_run
 from lab.host.account_programs import Account, accounts
 from lab.host.devices import PciDevice, load_devices
 from lab.host.distributions import DISTRIBUTIONS
-from lab.host.state import HostState
+from lab.host.installed import install_base, note_package
+from lab.host.kernel import ModprobeError, RunningKernel, modules_of
+from lab.host.kernel_files import write_kernel
+from lab.host.state import HostState, own_path
 from lab.ports import guest_address
 from lab.state import StatePaths
 
@@ -35,7 +39,8 @@ from .passthrough import hostpci_options, reservations
 
 _PROGRAMS = (
     "lspci", "uname", "dmesg", "journalctl", "hostname", "uptime", "systemd-detect-virt", "mokutil", "systemctl",
-    "systemd-run", "reboot", "shutdown", "poweroff", "sudo", "id", "whoami",
+    "systemd-run", "reboot", "shutdown", "poweroff", "sudo", "id", "whoami", "modprobe", "rmmod", "lsmod", "modinfo",
+    "depmod", "udevadm", "df", "mknod", "dd", "setpriv", "stat", "test", "[", *host_run.OF_PACKAGES,
 )  # fmt: skip
 _FIRST_UID = 1000
 # Where QEMU puts devices: behind a root port each on q35, on the one bus of i440fx.
@@ -85,7 +90,7 @@ def environment_of(system: HostState, user: str) -> dict[str, str]:
         "ROOT": str(system.root),
         "LAB_STATE": str(system.state),
         "HOME": str(system.rooted(account.home)),
-        "PATH": f"{system.state}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PATH": f"{own_path(system.root)}:{system.state}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "LC_ALL": "C.UTF-8",
         "USER": user,
         "LOGNAME": user,
@@ -114,15 +119,34 @@ def _boot(guest: Guest, system: HostState) -> None:
     version = f"Linux version {kernel} (build@lab) (gcc) {DISTRIBUTIONS[guest.system['distribution']].build}"
     system.write("/proc/version", f"{version}\n")
     system.write("/proc/net/route", _ROUTE)
-    system.save_running(
-        {
-            "started_at": guest.system_started, "boot_id": boot_id, "kernel": kernel, "cmdline": cmdline, "iommu": False,
-            "loaded": {}, "drivers": [], "bound": {}, "ids": {},
-        }
-    )  # fmt: skip
+    running: dict[str, Any] = {
+        "started_at": guest.system_started, "boot_id": boot_id, "kernel": kernel, "cmdline": cmdline, "iommu": False,
+        "loaded": {}, "drivers": [], "bound": {}, "ids": {}, "units": {},
+    }  # fmt: skip
+    system.save_running(running)
     (system.state / "dmesg").unlink(missing_ok=True)
     system.kernel_message(version, 0.0)
     system.kernel_message(f"Command line: {cmdline}", 0.0)
+    _load_drivers(system, running)
+    for unit in units.enabled_services(system):
+        units.note_state(system, unit, "active")
+
+
+def _load_drivers(system: HostState, running: dict[str, Any]) -> None:
+    """What udev and systemd-modules-load do at a boot: drivers for the devices that are there, modules that are listed."""
+    kernel = RunningKernel(system, running)
+    config, available = boot.root_modprobe_config(system), modules_of(system, running["kernel"])
+    kernel.coldplug(config, available)
+    for line in boot.modules_to_load(system):
+        name, *options = line.split()
+        try:
+            kernel.load_module(name, config, available, " ".join(options))
+        except ModprobeError as error:
+            system.kernel_message(f"systemd-modules-load[312]: {error}")
+    boot.load_beside_nvidia(system, kernel, config, available)
+    kernel.save()
+    if "nvidia" in kernel.drivers and nvidia.at_boot(system)[1]:
+        nvidia.make_all_nodes(system)
 
 
 def directly_booted(guest: Guest, kernel: str, cmdline: str) -> HostState:
@@ -137,8 +161,7 @@ def directly_booted(guest: Guest, kernel: str, cmdline: str) -> HostState:
 def _start_kernel(guest: Guest, system: HostState, config: GuestConfig, kernel: str, cmdline: str) -> str:
     """What a kernel shows once it has started: the VM's devices in /sys, its own answers in /proc. Returns the boot's id."""
     boot_id = str(uuid.uuid4())
-    system._machine = _machine(guest, system, config)
-    system.save_machine()
+    _write_machine(guest, system, config)
     sysfs.build(system, sysfs.Running(kernel, cmdline, boot_id, False, False, ""))
     return boot_id
 
@@ -155,7 +178,8 @@ def _install(guest: Guest, system: HostState, config: GuestConfig) -> None:
     wanted = guest.system
     system.log.mkdir(parents=True, exist_ok=True)
     system.write("/etc/hostname", f"{_host_name(guest, config)}\n")
-    system.write(f"/boot/vmlinuz-{wanted['kernel']}", "")
+    _write_machine(guest, system, config)
+    write_kernel(system, wanted["kernel"])
     for folder in ("etc/sudoers.d", "etc/systemd/system", "tmp", "usr/lib/modules", "var/lib", "var/log", "var/tmp"):
         (system.root / folder).mkdir(parents=True, exist_ok=True)
     system.write("/etc/passwd", "root:x:0:0:root:/root:/bin/bash\n")
@@ -163,8 +187,13 @@ def _install(guest: Guest, system: HostState, config: GuestConfig) -> None:
     for user in ("root", user_of(guest, config)):
         _add_user(system, user)
         _authorize(system, user, lab_key)
+    distribution = DISTRIBUTIONS[wanted["distribution"]]
+    install_base(system, distribution.id, wanted["distribution"])
+    note_package(system, f"linux-image-{wanted['kernel']}", "1")
+    if wanted.get("mok_enrolled"):  # somebody made it, and confirmed it at the console
+        dkms.write_key(system)
     # Last: an installation that was cut short begins again.
-    system.write("/etc/os-release", DISTRIBUTIONS[wanted["distribution"]].os_release())
+    system.write("/etc/os-release", distribution.os_release())
 
 
 def _cloud_init(guest: Guest, system: HostState, config: GuestConfig) -> None:
@@ -204,6 +233,11 @@ def _authorize(system: HostState, user: str, keys: str) -> None:
     system.write(path, there + "".join(f"{line}\n" for line in new), 0o600)
 
 
+def _write_machine(guest: Guest, system: HostState, config: GuestConfig) -> None:
+    system._machine = _machine(guest, system, config)
+    system.save_machine()
+
+
 def _machine(guest: Guest, system: HostState, config: GuestConfig) -> dict[str, Any]:
     """machine.json of the guest, for the programs that it shares with hosts; `guest` says whose it is."""
     host, values = guest.host.machine, config.values
@@ -219,7 +253,9 @@ def _machine(guest: Guest, system: HostState, config: GuestConfig) -> dict[str, 
         "guest": {"vmid": guest.vmid, "lab": str(guest.host.state)},
         "address": guest_address(guest.vmid),
         "pve": host["pve"],
+        "mok_enrolled": bool(guest.system.get("mok_enrolled")),
         "power": "on",
+        "boots": 0,
         "faults": {},
         "hardware": {
             "cpu": host["hardware"]["cpu"],
@@ -269,6 +305,6 @@ def _virtual(address: str, vendor: str, device: str, pci_class: str, name: str) 
 
 
 def _moved(device: PciDevice, address: str) -> PciDevice:
-    """A device as the guest sees it: no group, no bridge above, no driver yet."""
-    data = asdict(device) | {"address": address, "parent": None, "group": None, "acs_group": None, "driver": None}
+    """A device as the guest sees it: no group, no bridge above."""
+    data = asdict(device) | {"address": address, "parent": None, "group": None, "acs_group": None}
     return PciDevice.from_dict(data | {"boot_vga": False, "built_in": False, "blocks": (), "nets": ()})

@@ -9,7 +9,7 @@ from lab.host.catalogue import SUBSYSTEM_VENDORS, VENDORS
 from lab.host.devices import load_devices
 from lab.host.kernel import RunningKernel
 from lab.host.state import HostState
-from lab.host.system_programs import packages
+from lab.host.system_programs import pve_packages
 
 from .call import Answer, Call
 from .errors import Died
@@ -29,7 +29,7 @@ _MEMORY, _DISK = 64 * _GIB, 96 * _GIB
 
 def version(host: HostState) -> dict[str, str]:
     """GET /version and /nodes/{node}/version."""
-    manager = packages(host)["pve-manager"]
+    manager = pve_packages(host)["pve-manager"]
     return {"version": manager, "release": host.machine["pve"], "repoid": _REPOSITORY_ID}
 
 
@@ -64,7 +64,7 @@ def status(call: Call) -> dict[str, Any]:
         "memory": {"total": _MEMORY, "used": _MEMORY // 8, "free": _MEMORY // 2, "available": _MEMORY // 8 * 7},
         "swap": {"total": 0, "used": 0, "free": 0},
         "rootfs": {"total": _DISK, "used": _DISK // 10, "free": _DISK // 10 * 9, "avail": _DISK // 10 * 9},
-        "pveversion": f"pve-manager/{packages(host)['pve-manager']}/{_REPOSITORY_ID}",
+        "pveversion": f"pve-manager/{pve_packages(host)['pve-manager']}/{_REPOSITORY_ID}",
     }  # fmt: skip
 
 

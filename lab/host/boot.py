@@ -144,7 +144,7 @@ def _start(host: HostState, entry: BootEntry, boot_id: str, reason: str, environ
         raise BootError(f"ALERT!  root= of the command line is not {machine['boot']['root']}. Dropping to a shell!")
     _root_stage(host, kernel)
     kernel.save()
-    if "nvidia" in kernel.drivers and host.machine["nvidia"]["nodes"]:
+    if "nvidia" in kernel.drivers and nvidia.at_boot(host)[1]:
         nvidia.make_all_nodes(host)
     _start_services_and_guests(host, reason, environment)
 
@@ -355,8 +355,12 @@ def _root_stage(host: HostState, kernel: RunningKernel) -> None:
     kvm = "kvm_amd" if host.machine["hardware"]["cpu"]["vendor"] == "AuthenticAMD" else "kvm_intel"
     for module in (kvm, *(("zfs",) if host.machine["boot"]["root"].startswith("ZFS=") else ())):
         kernel.load_module(module, config, available)
-    installed = host.machine["nvidia"]
-    if installed and installed["uvm"] and "nvidia" in kernel.drivers and "nvidia_uvm" in available:
+    load_beside_nvidia(host, kernel, config, available)
+
+
+def load_beside_nvidia(host: HostState, kernel: RunningKernel, config: ModprobeConfig, available: set[str]) -> None:
+    """nvidia-uvm, where something loads it when the driver has come."""
+    if nvidia.at_boot(host)[0] and "nvidia" in kernel.drivers and "nvidia_uvm" in available:
         kernel.load_module("nvidia_uvm", config, available)
 
 
@@ -391,7 +395,7 @@ def _start_services_and_guests(host: HostState, reason: str, environment: Mappin
     failed = {name for name in first if _run_service(host, name, environment) == "failed"}
     if broken := failed & units.required_by(host, _GUESTS):
         host.kernel_message(f"systemd[1]: Dependency failed for {_GUESTS}: {', '.join(sorted(broken))}")
-        _note_state(host, _GUESTS, "inactive")
+        units.note_state(host, _GUESTS, "inactive")
     else:
         _start_guests(host, reason)
     for name in services:
@@ -405,16 +409,10 @@ def _run_service(host: HostState, unit: str, environment: Mapping[str, str]) -> 
     except units.UnitError as error:
         host.kernel_message(f"systemd[1]: {error}")
         state = "failed"
-    _note_state(host, unit, state)
+    units.note_state(host, unit, state)
     if state == "failed":
         host.kernel_message(f"systemd[1]: Failed to start {unit}.")
     return state
-
-
-def _note_state(host: HostState, unit: str, state: str) -> None:
-    running = host.running
-    running.setdefault("units", {})[unit] = state
-    host.save_running(running)
 
 
 def _start_guests(host: HostState, reason: str) -> None:
@@ -464,6 +462,7 @@ __all__ = [
     "acs_override",
     "boot",
     "iommu_active",
+    "load_beside_nvidia",
     "modules_to_load",
     "root_modprobe_config",
     "shutdown",

@@ -444,12 +444,25 @@ def _efibootmgr(host: HostState, name: str, arguments: list[str]) -> int:
 
 
 def _mokutil(host: HostState, name: str, arguments: list[str]) -> int:
-    if arguments != ["--sb-state"]:
-        raise UsageError("the lab's mokutil only has --sb-state")
     if not is_uefi(host):
         raise Failure("EFI variables are not supported on this system", 255)
-    print(f"SecureBoot {'enabled' if host.machine['hardware']['firmware']['secure_boot'] else 'disabled'}")
-    return 0
+    if arguments == ["--sb-state"]:
+        print(f"SecureBoot {'enabled' if host.machine['hardware']['firmware']['secure_boot'] else 'disabled'}")
+        return 0
+    options = Options(arguments, "t:", ("test-key=", "list-enrolled"))
+    enrolled, key = bool(host.machine.get("mok_enrolled")), options.value("t", "test-key")
+    if key is not None:
+        if not host.rooted(key).is_file():
+            raise Failure(f"Failed to get file status, {key}")
+        # As in its source: 0 for a key that isn't enrolled, 1 for one that is.
+        print(f"{key} is {'already enrolled' if enrolled else 'not enrolled'}")
+        return int(enrolled)
+    if options.has("list-enrolled"):
+        print("[key 1]\nSubject: CN=DKMS module signing key" if enrolled else "MokListRT is empty")
+        return 0
+    raise UsageError(
+        "the lab's mokutil has --sb-state, --test-key and --list-enrolled; keys are enrolled at the console"
+    )
 
 
 def _bootctl(host: HostState, name: str, arguments: list[str]) -> int:

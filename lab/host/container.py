@@ -20,7 +20,7 @@ from typing import Any
 
 from . import nvidia
 from .nodes import Node, Rule, parse_rule, refusal
-from .state import HostState
+from .state import HostState, own_path
 
 #: What the kernel shows for an owner that a user namespace doesn't know (/proc/sys/kernel/overflowuid).
 NOBODY = 65534
@@ -153,7 +153,6 @@ def view_of(system: HostState, who: Identity) -> Path:
 def environment(system: HostState, who: Identity) -> dict[str, str]:
     """The environment of a command inside: nothing of the host's but its terminal."""
     tree = view_of(system, who)
-    own = ":".join(str(tree / folder) for folder in ("usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin"))
     home, name = _account(system, who.uid)
     kept: dict[str, Any] = {key: os.environ[key] for key in ("TERM", "LANG") if key in os.environ}
     return kept | {
@@ -162,7 +161,7 @@ def environment(system: HostState, who: Identity) -> dict[str, str]:
         "LAB_UID": str(who.uid),
         "LAB_GIDS": ",".join(str(gid) for gid in sorted(who.gids)),
         "HOME": str(tree / home.lstrip("/")),
-        "PATH": f"{own}:{system.state}/bin:{_SYSTEM_PATH}",
+        "PATH": f"{own_path(tree)}:{system.state}/bin:{_SYSTEM_PATH}",
         "LC_ALL": "C.UTF-8",
         "USER": name,
         "LOGNAME": name,

@@ -1,4 +1,5 @@
-"""Programs inside a container: those that open device nodes, those that become another user, id.
+"""Programs that open device nodes, those that become another user, id: all of them inside a container; dd and setpriv on
+the host and in VMs as well.
 
 A node of a driver is opened and no more: what NVIDIA's say to read(2) is EINVAL, and so it is here.
 """
@@ -7,12 +8,15 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from . import container
+from . import container, nvidia
 from .container import Identity
 from .node_programs import real
+from .nodes import read_node
 from .program import Failure, Options, UsageError
 from .state import HostState
 
@@ -35,10 +39,26 @@ class Opened:
 
     def __init__(self, system: HostState, path: str, wanted: str) -> None:
         self.path = path
+        if "container" not in system.machine:
+            self._open_outside(system, wanted)
+            return
         inside = container.name_inside(system, path)
         self.node = inside in container.nodes(system) and inside not in _SAME_EVERYWHERE
         self.error = container.opening(system, inside, wanted, Identity.current()) if inside.startswith("/dev/") else 0
         self.place = inside if inside in _SAME_EVERYWHERE else str(system.rooted(inside))
+
+    def _open_outside(self, system: HostState, wanted: str) -> None:
+        """On the host or in a VM: the node's mode counts, and whether one of NVIDIA's has its driver behind it."""
+        place = system.rooted(self.path) if self.path.startswith("/") else Path.cwd() / self.path
+        same = system.unrooted(place) in _SAME_EVERYWHERE
+        found, who = None if same else read_node(place), Identity.current()
+        self.place, self.node, self.error = system.unrooted(place) if same else str(place), found is not None, 0
+        if found is None and not same and not place.exists():
+            self.error = errno.ENOENT
+        elif found is not None and not found.permits(wanted, who.uid, who.gids):
+            self.error = errno.EACCES
+        elif found is not None and not nvidia.behind(system, found):
+            self.error = errno.ENXIO
 
     @property
     def text(self) -> str:
@@ -130,7 +150,12 @@ def _identity_of(system: HostState, program: str, name: str) -> tuple[Identity, 
 
 
 def _become(system: HostState, who: Identity, command: list[str]) -> int:
-    """Run a command as somebody else; paths of the tree in it become those of that user's view."""
+    """Run a command as somebody else; paths of a container's tree in it become those of that user's view."""
+    if "container" not in system.machine:
+        gids = ",".join(str(gid) for gid in sorted(who.gids))
+        where = {**os.environ, "LAB_UID": str(who.uid), "LAB_GIDS": gids}
+        done = subprocess.run(command, env=where, check=False)
+        return done.returncode if done.returncode >= 0 else 128 - done.returncode
     old, new = os.environ["ROOT"], str(container.view_of(system, who))
     return container.run(system, [word.replace(old, new) for word in command], who)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .catalogue import MODULES, NVIDIA_HOST_MODULES, class_name, module_of_driver
+from .catalogue import class_name
 
 
 @dataclass(frozen=True)
@@ -99,13 +99,3 @@ def load_devices(machine: dict[str, Any]) -> list[PciDevice]:
     """All devices of a machine, in address order."""
     devices = [PciDevice.from_dict(entry) for entry in machine["hardware"]["devices"]]
     return sorted(devices, key=lambda device: device.address)
-
-
-def modules_of_kernel(machine: dict[str, Any], devices: list[PciDevice]) -> list[str]:
-    """Modules that a kernel package of this machine ships: all of the catalogue, NVIDIA's only if installed.
-
-    A driver that the scenario says is built in has no module file.
-    """
-    built_in = {module_of_driver(d.driver) for d in devices if d.built_in and d.driver}
-    installed = machine["nvidia"] is not None
-    return [name for name in MODULES if name not in built_in and (installed or name not in NVIDIA_HOST_MODULES)]

@@ -61,7 +61,11 @@ DEFAULT = "ubuntu-24.04"
 
 
 def system(
-    distribution: str = DEFAULT, kernel: str | None = None, user: str | None = None, secure_boot: bool | None = None
+    distribution: str = DEFAULT,
+    kernel: str | None = None,
+    user: str | None = None,
+    secure_boot: bool | None = None,
+    mok_enrolled: bool = False,
 ) -> dict[str, Any]:
     """What machine.json has of a VM's system; without arguments that of a VM about which nobody said anything.
 
@@ -70,6 +74,7 @@ def system(
         kernel: version, such as 6.8.0-86-generic; None: the distribution's.
         user: the account besides root; None: the distribution's.
         secure_boot: None: on if its efidisk has pre-enrolled keys, as OVMF decides.
+        mok_enrolled: whether somebody has enrolled DKMS's key at its console.
     """
     known = DISTRIBUTIONS[distribution]
     return {
@@ -77,4 +82,5 @@ def system(
         "kernel": kernel or known.kernel,
         "user": user or known.user,
         "secure_boot": secure_boot,
+        "mok_enrolled": mok_enrolled,
     }

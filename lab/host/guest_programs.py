@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .program import Failure, Options, UsageError, ask_daemon, logged
 from .state import HostState
-from .system_programs import packages
+from .system_programs import pve_packages
 
 
 def main(host: HostState, name: str, arguments: list[str]) -> int:
@@ -17,7 +17,7 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
 
 def _pveversion(host: HostState, name: str, arguments: list[str]) -> int:
     options = Options(arguments, "v", ("verbose",))
-    versions = packages(host)
+    versions = pve_packages(host)
     kernel = host.read("/proc/sys/kernel/osrelease", "").strip()
     short = f"pve-manager/{versions['pve-manager']}/{'3c2a1b0d9e8f7a65' if host.machine['pve'] < '9' else '9d436f37a0ac4172'}"
     if not options.has("v", "verbose"):

@@ -11,10 +11,11 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from . import catalogue, nvidia
+from . import catalogue, kernel_files, nvidia
 from .catalogue import MODULES, normal
 from .devices import PciDevice, load_devices
 from .modprobe import ModprobeConfig
@@ -41,7 +42,16 @@ class RunningKernel:
         self.drivers: list[str] = data["drivers"]
         self.bound: dict[str, str] = data["bound"]
         self.ids: dict[str, list[str]] = data["ids"]
-        self.nvidia_installed = host.machine["nvidia"] is not None
+
+    @cached_property
+    def nvidia_build(self) -> kernel_files.Build | None:
+        """What NVIDIA's module of this kernel was built from: of the loaded one, else of the file; None without one."""
+        return nvidia.running_build(self.host) or nvidia.installed_build(self.host, self.data["kernel"])
+
+    @property
+    def nvidia_installed(self) -> bool:
+        """Whether this kernel has NVIDIA's modules."""
+        return self.nvidia_build is not None
 
     @classmethod
     def attach(cls, host: HostState) -> RunningKernel:
@@ -116,8 +126,12 @@ class RunningKernel:
         if not self.matches(driver, address):
             return False
         device = self.devices[address]
-        if driver == "nouveau" and device.driver != "nouveau":
+        # On the host the scenario says what nouveau takes; a guest's kernel is another one.
+        known = "guest" not in self.host.machine or nvidia.nouveau_knows(self.host, self.data["kernel"], device.device)
+        if driver == "nouveau" and (device.driver != "nouveau" or not known):
             self.host.kernel_message(f"nouveau {address}: unknown chipset ({device.device}00a1)")
+            return False
+        if driver == "nvidia" and not nvidia.probe(self, address):
             return False
         self._attach(driver, address)
         return True
@@ -247,6 +261,7 @@ class RunningKernel:
         for needed in MODULES[name].needs:
             if catalogue.exists_in(needed, self.release):
                 self.load_module(needed, config, available)
+        self._require_signature(name)
         self._insert(name, " ".join([*config.options.get(name, []), *arguments.split()]))
         for after in [*catalogue.SOFT_AFTER.get(name, ()), *config.soft_after.get(name, [])]:
             try:
@@ -261,11 +276,23 @@ class RunningKernel:
             for d in self.devices.values()
         )
 
+    def _require_signature(self, name: str) -> None:
+        """With Secure Boot the kernel is locked down, and takes modules alone that were signed with a key that it knows."""
+        if not self.host.machine["hardware"]["firmware"]["secure_boot"] or self.host.machine.get("mok_enrolled"):
+            return
+        build = kernel_files.build_of(self.host, self.data["kernel"], name)
+        if build is not None and build.signer != kernel_files.KERNEL_KEY:
+            self.host.kernel_message("Loading of module with unavailable key is rejected")
+            raise ModprobeError(f"modprobe: ERROR: could not insert '{name}': Key was rejected by service")
+
     def _insert(self, name: str, options: str) -> None:
         if name in self.loaded:  # a dependency's soft dependency was this very module
             return
         self.loaded[name] = options
         (self.host.root / "sys/module" / name).mkdir(parents=True, exist_ok=True)
+        if name == "nvidia":
+            self._insert_nvidia()
+            return
         if name == "vfio":
             self.host.kernel_message("VFIO - User Level meta-driver version: 0.3")
             node = self.host.root / "dev/vfio/vfio"
@@ -279,6 +306,19 @@ class RunningKernel:
         if name == "vfio_pci":
             self._take_vfio_ids(options)
         self.register_driver(driver, name)
+
+    def _insert_nvidia(self) -> None:
+        """NVIDIA's module registers its driver, and stays if that gets a card."""
+        self.__dict__.pop("nvidia_build", None)  # the file may have changed since
+        self.host.kernel_message("nvidia: loading out-of-tree module taints kernel.")
+        self.host.kernel_message("nvidia-nvlink: Nvlink Core is being initialized, major device number 511")
+        self.register_driver("nvidia", "nvidia")
+        if nvidia.insertion_refused(self):
+            self.unregister_driver("nvidia")
+            del self.loaded["nvidia"]
+            shutil.rmtree(self.host.root / "sys/module/nvidia")
+            raise ModprobeError("modprobe: ERROR: could not insert 'nvidia': No such device")
+        nvidia.module_loaded(self, "nvidia")
 
     def _take_vfio_ids(self, options: str) -> None:
         for word in options.split():

@@ -31,7 +31,6 @@ class _Listing:
         self.kernel = "k" in options
         self.slot = _slot_filter(options.value("s"))
         self.ids = _id_filter(options.value("d"))
-        self.nvidia = host.machine["nvidia"] is not None
         bus = host.root / "sys/bus/pci/devices"
         self.devices = [d for d in load_devices(host.machine) if (bus / d.address).exists()]
         self.domain = "D" in options or any(not d.address.startswith("0000:") for d in self.devices)
@@ -142,7 +141,7 @@ class _Listing:
         kernel = self.host.read("/proc/sys/kernel/osrelease", "").strip()
         dep = self.host.read(f"/usr/lib/modules/{kernel}/modules.dep", "")
         present = {normal(m) for m in re.findall(r"([\w-]+)\.ko\S*:", dep)}
-        return [m for m in device.candidates(self.nvidia) if m in present]
+        return [m for m in device.candidates(nvidia_installed=True) if m in present]
 
     def _machine_readable(self, device: PciDevice) -> None:
         vendor = self._named(device.vendor_name, device.vendor)

@@ -6,7 +6,9 @@ import sys
 
 from .boot import root_modprobe_config
 from .catalogue import MODULES, exists_in, normal
+from .dpkg import Database
 from .kernel import ModprobeError, RunningKernel, modules_of
+from .kernel_files import build_of, depmod, module_file
 from .program import Failure, Options, UsageError, logged
 from .state import HostState
 
@@ -33,6 +35,8 @@ _MODPROBE_LONG = (
 
 def main(host: HostState, name: str, arguments: list[str]) -> int:
     """One of the module commands."""
+    if "container" in host.machine and name != "lsmod":
+        return _in_container(host, name, arguments)
     if name == "modprobe":
         return _modprobe(host, arguments)
     if name == "rmmod":
@@ -45,7 +49,20 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
     for version in options.rest:
         if not (host.root / "usr/lib/modules" / version).is_dir():
             raise Failure(f"depmod: ERROR: could not open directory /lib/modules/{version}: No such file or directory")
+    for version in options.rest or [host.running["kernel"]]:
+        depmod(host, version)
     return 0
+
+
+def _in_container(host: HostState, name: str, arguments: list[str]) -> int:
+    """A container has no modules of its own, and may load none."""
+    if Database(host).get("kmod") is None:
+        raise Failure(f"bash: line 1: {name}: command not found", 127)
+    module = next((word for word in arguments if not word.startswith("-")), "")
+    if name == "modinfo":
+        raise Failure(f"modinfo: ERROR: Module {module} not found.")
+    kernel = host.read("/proc/sys/kernel/osrelease", "").strip()
+    raise Failure(f"modprobe: FATAL: Module {module} not found in directory /lib/modules/{kernel}")
 
 
 def _modprobe(host: HostState, arguments: list[str]) -> int:
@@ -194,10 +211,14 @@ def _modinfo(host: HostState, arguments: list[str]) -> int:
 def _fields(host: HostState, name: str, kernel: str) -> dict[str, str]:
     info = MODULES[name]
     release = (int(kernel.split(".")[0]), int(kernel.split(".")[1]))
-    values = {"filename": f"/lib/modules/{kernel}/{info.path}"}
-    nvidia = host.machine["nvidia"]
-    if name.startswith("nvidia") and name != "nvidiafb" and nvidia:
-        values |= {"version": nvidia["version"], "license": "Dual MIT/GPL" if nvidia["open"] else "NVIDIA"}
+    path, build = module_file(host, kernel, name), build_of(host, kernel, name)
+    values = {
+        "filename": host.unrooted(path).replace("/usr/lib/", "/lib/", 1)
+        if path
+        else f"/lib/modules/{kernel}/{info.path}"
+    }
+    if build is not None:
+        values |= {"version": build.version, "license": build.licence, "signer": build.signer}
     else:
         values |= {"license": "GPL v2"}
     if info.description:

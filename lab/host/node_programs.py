@@ -21,7 +21,7 @@ from .program import Failure, Options, UsageError
 from .state import HostState
 
 #: What the host's launchers give to this machine's own programs unless a path in /dev is named.
-ELSEWHERE_REAL = ("stat", "ls", "test", "[")
+ELSEWHERE_REAL = ("stat", "ls", "test", "[", "dd")
 _REAL_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 _KINDS = {"c": "character special file", "b": "block special file"}
 

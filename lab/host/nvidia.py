@@ -11,10 +11,14 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from . import network
+from .kernel_files import Build, build_of
 from .nodes import Node, write_node
-from .state import HostState
+from .state import HostState, kernel_release
+from .versions import holds
 
 if TYPE_CHECKING:
     from .kernel import RunningKernel
@@ -40,8 +44,137 @@ _STATIC = {"nvidia": ("nvidia", "nvidiactl"), "nvidia_modeset": ("nvidia-modeset
 _NEWER = {"2b85": "GeForce RTX 5090", "2c02": "GeForce RTX 5080", "2d04": "GeForce RTX 5060 Ti"}
 
 
+#: What makes the nodes in /dev when the module comes, where the driver's packages bring it.
+UDEV_RULES = "/usr/lib/udev/rules.d/71-nvidia.rules"
+_README = (
+    "NVRM: Please see 'Appendix A - Supported NVIDIA GPU Products'",
+    "NVRM: in this release's README, available on the operating system",
+    "NVRM: specific graphics driver download page at www.nvidia.com.",
+)
+_NO_GSP = (
+    "NVRM: installed in this system is not supported by open",
+    "NVRM: nvidia.ko because it does not include the required GPU",
+    "NVRM: System Processor (GSP).",
+    "NVRM: Please see the 'Open Linux Kernel Modules' and 'GSP",
+    "NVRM: Firmware' sections in the driver README, available on",
+    "NVRM: the Linux graphics driver download page at",
+    "NVRM: www.nvidia.com.",
+)
+_TAKEN = (
+    "NVRM: This can occur when another driver was loaded and",
+    "NVRM: obtained ownership of the NVIDIA device(s).",
+    "NVRM: Try unloading the conflicting kernel module (and/or",
+    "NVRM: reconfigure your kernel without the conflicting",
+    "NVRM: driver(s)), then try loading the NVIDIA kernel module",
+    "NVRM: again.",
+)
+
+
 class NvidiaError(Exception):
     """What nvidia-modprobe can't do."""
+
+
+# -- which driver drives which card ----------------------------------------------------------------------------
+def generation_of(host: HostState, device: str) -> dict[str, Any]:
+    """The generation of a card by its PCI device id, as driver.yaml has it."""
+    known: list[dict[str, Any]] = network.data(host)["driver"]["generations"]
+    older = [entry for entry in known if int(entry["from"], 16) <= int(device, 16)]
+    return older[-1] if older else {"name": "older", "last": 390, "open": "never"}
+
+
+def nouveau_knows(host: HostState, kernel: str, device: str) -> bool:
+    """Whether a kernel's nouveau drives a card."""
+    since = generation_of(host, device).get("nouveau")
+    return since is None or kernel_release(kernel) >= kernel_release(f"{since}.0")
+
+
+def _unsupported(host: HostState, device: str, build: Build) -> tuple[str, ...]:
+    """What the driver says of a card that it doesn't take; nothing for one that it takes."""
+    found = generation_of(host, device)
+    if build.open and found["open"] == "never":
+        return _NO_GSP
+    branch = int(build.version.split(".")[0])
+    if branch > found.get("last", branch) or not holds(build.version, ">=", found.get("least", "0")):
+        return (
+            "NVRM: installed in this system is not supported by the",
+            f"NVRM: NVIDIA {build.version} driver release.",
+            *_README,
+        )
+    return ()
+
+
+def probe(kernel: RunningKernel, address: str) -> bool:
+    """Whether the driver takes a card that it is offered; what it has against one goes to the kernel's log."""
+    device, build = kernel.devices[address], kernel.nvidia_build
+    assert build is not None  # its driver is there
+    texts = _unsupported(kernel.host, device.device, build)
+    if not texts:
+        return True
+    for text in (f"NVRM: The NVIDIA GPU {address} (PCI ID: {device.ids})", *texts):
+        kernel.host.kernel_message(text)
+    newer = kernel_release(kernel.data["kernel"]) >= (6, 8)
+    words = f"nvidia {address}: probe with driver nvidia" if newer else f"nvidia: probe of {address}"
+    kernel.host.kernel_message(f"{words} failed with error -1")
+    return False
+
+
+def insertion_refused(kernel: RunningKernel) -> bool:
+    """Whether nvidia's module goes again at once, as it does when it got no card; it says why in the kernel's log."""
+    there = [a for a, device in kernel.devices.items() if device.vendor == "10de" and device.is_display]
+    mine = [a for a in there if kernel.bound.get(a) == "nvidia"]
+    taken = [a for a in there if kernel.bound.get(a) not in (None, "nvidia")]
+    say = kernel.host.kernel_message
+    if not there:
+        say("NVRM: No NVIDIA GPU found.")
+        return True
+    if taken:
+        say(f"NVRM: The NVIDIA probe routine was not called for {len(taken)} device(s).")
+        for text in _TAKEN:
+            say(text)
+    if len(taken) == len(there):
+        say("NVRM: No NVIDIA devices probed.")
+        return True
+    if failed := len(there) - len(taken) - len(mine):
+        say(f"NVRM: The NVIDIA probe routine failed for {failed} device(s).")
+    if not mine:
+        say("NVRM: None of the NVIDIA devices were initialized.")
+        return True
+    return False
+
+
+def initialised(host: HostState, address: str, device: str) -> bool:
+    """Whether a card that the driver has comes up when it is opened; what goes wrong is in the kernel's log."""
+    build = running_build(host)
+    reason = network.fault(host, "gpu-fails")
+    if build is not None and not build.open and generation_of(host, device)["open"] == "must":
+        host.kernel_message(f"NVRM: The NVIDIA GPU {address} (PCI ID: 10de:{device})")
+        host.kernel_message("NVRM: installed in this system requires use of the NVIDIA open kernel modules.")
+        reason = "0x22:0x56:884"
+    if reason is None:
+        return True
+    if reason.isdigit():
+        slot = address.rpartition(".")[0]
+        what = {
+            "79": "GPU has fallen off the bus.",
+            "119": "Timeout after 6s of waiting for RPC response from GPU0 GSP!",
+        }
+        host.kernel_message(f"NVRM: Xid (PCI:{slot}): {reason}, {what.get(reason, 'pid=1200, name=nvidia-smi')}")
+        reason = "0x23:0x65:1500"
+    host.kernel_message(f"NVRM: GPU {address}: RmInitAdapter failed! ({reason or '0x62:0x40:2168'})")
+    minor = host.running.get("nvidia_minors", {}).get(address, 0)
+    host.kernel_message(f"NVRM: GPU {address}: rm_init_adapter failed, device minor number {minor}")
+    return False
+
+
+def running_build(host: HostState) -> Build | None:
+    """What the loaded module was built from, None when none is loaded."""
+    found = host.running.get("nvidia_build")
+    return Build(**found) if found else None
+
+
+def installed_build(host: HostState, kernel: str) -> Build | None:
+    """What the module beside a kernel was built from, whether it is loaded or not."""
+    return build_of(host, kernel)
 
 
 def first_major(host: HostState, kernel: str, boots: int) -> int:
@@ -61,7 +194,9 @@ def module_loaded(kernel: RunningKernel, name: str) -> None:
         if device not in majors:
             majors[device] = first_major(kernel.host, kernel.data["kernel"], kernel.host.machine["boots"]) - len(majors)
     if name == "nvidia":
-        _write_driver(kernel.host)
+        assert kernel.nvidia_build is not None  # it was there to be loaded
+        kernel.data["nvidia_build"] = asdict(kernel.nvidia_build)
+        _write_driver(kernel.host, kernel.nvidia_build)
     if name == "nvidia_drm":
         for address in kernel.devices:
             if kernel.bound.get(address) == "nvidia":
@@ -72,6 +207,7 @@ def module_loaded(kernel: RunningKernel, name: str) -> None:
 def module_removed(kernel: RunningKernel, name: str) -> None:
     """One of the driver's modules was removed. Nodes that nvidia-modprobe made stay, with nothing behind them."""
     if name == "nvidia":
+        kernel.data.pop("nvidia_build", None)
         shutil.rmtree(kernel.host.rooted(_PROC), ignore_errors=True)
     if name == "nvidia_drm":
         for address in kernel.devices:
@@ -96,12 +232,11 @@ def write_proc_devices(kernel: RunningKernel) -> None:
     kernel.host.write("/proc/devices", f"Character devices:\n{text}\nBlock devices:\n259 blkext\n252 device-mapper\n")
 
 
-def _write_driver(host: HostState) -> None:
-    nvidia = host.machine["nvidia"]
-    flavour = "NVIDIA UNIX Open Kernel Module for x86_64" if nvidia["open"] else "NVIDIA UNIX x86_64 Kernel Module"
+def _write_driver(host: HostState, build: Build) -> None:
+    flavour = "NVIDIA UNIX Open Kernel Module for x86_64" if build.open else "NVIDIA UNIX x86_64 Kernel Module"
     host.write(
         f"{_PROC}/version",
-        f"NVRM version: {flavour}  {nvidia['version']}  Release Build\n"
+        f"NVRM version: {flavour}  {build.version}  Release Build\n"
         "GCC version:  gcc version 14.2.0 (Debian 14.2.0-19) \n",
     )
     for name, (minor, mode) in _CAPABILITIES.items():
@@ -110,7 +245,8 @@ def _write_driver(host: HostState) -> None:
             f"DeviceFileMinor: {minor}\nDeviceFileMode: {mode}\nDeviceFileModify: 1\n",
             0o400 if mode == 0o400 else 0o444,
         )
-    host.write("/sys/module/nvidia/version", f"{nvidia['version']}\n")
+    host.write("/sys/module/nvidia/version", f"{build.version}\n")
+    host.kernel_message(f"NVRM: loading {flavour}  {build.version}  Release Build")
 
 
 # -- cards -----------------------------------------------------------------------------------------------------
@@ -229,6 +365,15 @@ def make_all_nodes(host: HostState) -> None:
         make_uvm_nodes(host, 0)
     for name in _CAPABILITIES:
         make_capability_node(host, f"{_PROC}/capabilities/{name}")
+
+
+def at_boot(host: HostState) -> tuple[bool, bool]:
+    """Whether something loads nvidia-uvm at boot, and whether something makes the nodes: by the scenario where it has
+    the driver installed, else by the driver's udev rules."""
+    if host.machine["nvidia"] is not None:
+        return bool(host.machine["nvidia"]["uvm"]), bool(host.machine["nvidia"]["nodes"])
+    rules = host.rooted(UDEV_RULES).exists()
+    return rules, rules
 
 
 def registered_major(host: HostState, device: str) -> int:

@@ -34,6 +34,13 @@ _CAPACITIES = {
 }  # fmt: skip
 
 
+# The CUDA with which each branch of the driver came.
+_CUDA_OF_BRANCH = (
+    (610, "13.3"), (595, "13.2"), (590, "13.1"), (580, "13.0"), (575, "12.9"), (570, "12.8"), (560, "12.6"), (550, "12.4"),
+    (535, "12.2"), (525, "12.0"), (0, "11.4"),
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Card:
     """A card as NVML lists it: by PCI order, whatever its minor number."""
@@ -45,14 +52,23 @@ class Card:
     uuid: str
     device: str
 
+    @property
+    def capability(self) -> str | None:
+        """Its compute capability, such as 12.0; None where the lab doesn't know it."""
+        return _CAPACITIES[self.device][1] if self.device in _CAPACITIES else None
+
 
 def main(host: HostState, name: str, arguments: list[str]) -> int:
     """One of NVIDIA's programs."""
     if name == "nvidia-modprobe":
         return logged(host, name, arguments, lambda: _nvidia_modprobe(host, arguments))
-    if "container" in host.machine:
-        return _smi(container.outer(host), _cards_inside(host), arguments)
-    return _smi(host, _cards_of_host(host), arguments)
+    inside = "container" in host.machine
+    return _smi(kernel_of(host), _cards_inside(host) if inside else _cards_of_host(host), arguments)
+
+
+def kernel_of(system: HostState) -> HostState:
+    """The system whose kernel this is: a container's is its host's."""
+    return container.outer(system) if "container" in system.machine else system
 
 
 # -- nvidia-modprobe -------------------------------------------------------------------------------------------
@@ -66,6 +82,11 @@ def _load(host: HostState, module: str) -> bool:
     finally:
         kernel.save()
     return True
+
+
+def load_uvm(host: HostState) -> bool:
+    """Have nvidia-uvm loaded, as a CUDA program's start has; False when that can't be."""
+    return "nvidia_uvm" in host.running.get("loaded", {}) or _load(host, "nvidia_uvm")
 
 
 def _nvidia_modprobe(host: HostState, arguments: list[str]) -> int:
@@ -111,12 +132,12 @@ def _cards_of_host(host: HostState) -> list[Card]:
     """What root's nvidia-smi finds on the host: it loads the driver and makes the nodes that it needs.
 
     Raises:
-        Failure: there is no driver.
+        Failure: there is no driver, no library, or they don't go together.
     """
-    if not (host.root / "proc/driver/nvidia/version").exists() and not _load(host, "nvidia"):
+    version = _require_library(host)
+    if driver_version(host) is None and not _load(host, "nvidia"):
         raise Failure(_NO_DRIVER, _DRIVER_NOT_LOADED)
-    if not (host.root / "proc/driver/nvidia/version").exists():
-        raise Failure(_NO_DRIVER, _DRIVER_NOT_LOADED)
+    _require_match(version, driver_version(host))
     found = _cards(host)
     for minor in (nvidia.CONTROL_MINOR, *(card.minor for card in found)):
         if not host.rooted(f"/dev/{'nvidiactl' if minor == nvidia.CONTROL_MINOR else f'nvidia{minor}'}").exists():
@@ -124,9 +145,49 @@ def _cards_of_host(host: HostState) -> list[Card]:
     return found
 
 
+def _require_library(system: HostState) -> str:
+    """The version of NVML's library in a system.
+
+    Raises:
+        Failure: there is none.
+    """
+    version = library_version(system)
+    if version is None:
+        raise Failure(_NO_LIBRARY, _LIBRARY_NOT_FOUND)
+    return version
+
+
+def _require_match(version: str, running: str | None) -> None:
+    """The library speaks with a driver of its own version alone.
+
+    Raises:
+        Failure: there is no driver, or it is of another version.
+    """
+    if running is None:
+        raise Failure(_NO_DRIVER, _DRIVER_NOT_LOADED)
+    if version != running:
+        short = ".".join(version.split(".")[:2])
+        text = f"Failed to initialize NVML: Driver/library version mismatch\nNVML library version: {short}"
+        raise Failure(text, _MISMATCH)
+
+
+def cards_of(system: HostState) -> list[Card]:
+    """The cards that a CUDA program finds in a system; nvidia-smi's are the same.
+
+    Raises:
+        Failure: in NVML's words, what is missing.
+    """
+    return _cards_inside(system) if "container" in system.machine else _cards_of_host(system)
+
+
 def _cards(host: HostState) -> list[Card]:
+    """The cards that the driver has, and that come up."""
     known = {d["address"]: d for d in host.machine["hardware"]["devices"]}
-    by_address = sorted((address, minor) for minor, address in nvidia.cards(host.running).items())
+    by_address = sorted(
+        (address, minor)
+        for minor, address in nvidia.cards(host.running).items()
+        if nvidia.initialised(host, address, known[address]["device"])
+    )
     return [
         Card(
             index,
@@ -146,9 +207,7 @@ def _cards_inside(system: HostState) -> list[Card]:
     Raises:
         Failure: in NVML's words, what is missing.
     """
-    version = library_version(system)
-    if version is None:
-        raise Failure(_NO_LIBRARY, _LIBRARY_NOT_FOUND)
+    version = _require_library(system)
     host, who = container.outer(system), container.Identity.current()
     running = driver_version(host)
     refused = container.opening(system, "/dev/nvidiactl", "rw", who)
@@ -158,10 +217,7 @@ def _cards_inside(system: HostState) -> list[Card]:
         raise Failure("Failed to initialize NVML: Insufficient Permissions", _PERMISSION)
     if refused:
         raise Failure("Failed to initialize NVML: Unknown Error", _UNKNOWN)
-    if version != running:
-        short = ".".join(version.split(".")[:2])
-        text = f"Failed to initialize NVML: Driver/library version mismatch\nNVML library version: {short}"
-        raise Failure(text, _MISMATCH)
+    _require_match(version, running)
     seen = [c for c in _cards(host) if container.opening(system, f"/dev/nvidia{c.minor}", "rw", who) == 0]
     return [replace(card, index=index) for index, card in enumerate(seen)]
 
@@ -191,26 +247,58 @@ def _smi(host: HostState, cards: list[Card], arguments: list[str]) -> int:
         for card in cards:
             print(f"GPU {card.index}: {card.name} (UUID: {card.uuid})")
         return 0
+    if arguments in (["-pm", "1"], ["-pm", "0"], ["--persistence-mode=1"], ["--persistence-mode=0"]):
+        return logged(host, "nvidia-smi", arguments, lambda: _persistence(host, cards, arguments[-1][-1] == "1"))
+    if arguments in (["--version"],):
+        print(f"NVIDIA-SMI version  : {version}\nNVML version        : {version}\nDRIVER version      : {version}")
+        print(f"CUDA Version        : {cuda_of(version)}")
+        return 0
     queries = [a.removeprefix("--query-gpu=") for a in arguments if a.startswith("--query-gpu=")]
     if queries:
-        _query([field.strip() for field in queries[0].split(",")], cards, version, arguments)
+        _query(host, [field.strip() for field in queries[0].split(",")], cards, version, arguments)
         return 0
     if arguments:
-        raise UsageError(f"the lab's nvidia-smi has -L and --query-gpu=...; not {' '.join(arguments)!r}")
+        raise UsageError(
+            f"the lab's nvidia-smi has -L, -pm, --version and --query-gpu=...; not {' '.join(arguments)!r}"
+        )
     line = "+" + "-" * 89 + "+"
     print(time.strftime("%a %b %d %H:%M:%S %Y"))
-    print(f"{line}\n| NVIDIA-SMI {version:<22} Driver Version: {version:<14} CUDA Version: 13.0     |\n{line}")
+    print(
+        f"{line}\n| NVIDIA-SMI {version:<22} Driver Version: {version:<14} CUDA Version: {cuda_of(version):<8} |\n{line}"
+    )
     for card in cards:
-        print(f"| {card.index:>3}  {card.name[:23]:<23}        On  |   {_bus_id(card)} Off |                  Off |")
+        print(
+            f"| {card.index:>3}  {card.name[:23]:<23}       {_mode(host):>3}  |   {_bus_id(card)} Off |                  Off |"
+        )
     print(line)
     return 0
+
+
+def _mode(host: HostState) -> str:
+    return "On" if host.running.get("nvidia_persistence") else "Off"
+
+
+def _persistence(host: HostState, cards: list[Card], wanted: bool) -> int:
+    running = host.running
+    running["nvidia_persistence"] = wanted
+    host.save_running(running)
+    for card in cards:
+        print(f"{'En' if wanted else 'Dis'}abled persistence mode for GPU {_bus_id(card)}.")
+    print("All done.")
+    return 0
+
+
+def cuda_of(version: str) -> str:
+    """The newest CUDA that a driver serves, by its branch."""
+    branch = int(version.split(".")[0])
+    return next(cuda for least, cuda in _CUDA_OF_BRANCH if branch >= least)
 
 
 def _bus_id(card: Card) -> str:
     return f"0000{card.address.upper()}"
 
 
-def _query(fields: list[str], cards: list[Card], version: str, arguments: list[str]) -> None:
+def _query(host: HostState, fields: list[str], cards: list[Card], version: str, arguments: list[str]) -> None:
     form = next((a.removeprefix("--format=") for a in arguments if a.startswith("--format=")), "").split(",")
     for card in cards:
         memory, capability = _CAPACITIES.get(card.device, (None, "[N/A]"))
@@ -219,6 +307,8 @@ def _query(fields: list[str], cards: list[Card], version: str, arguments: list[s
             "index": str(card.index), "count": str(len(cards)), "name": card.name, "gpu_name": card.name,
             "uuid": card.uuid, "gpu_uuid": card.uuid, "driver_version": version, "pci.bus_id": _bus_id(card),
             "gpu_bus_id": _bus_id(card), "compute_cap": capability,
+            "persistence_mode": "Enabled" if host.running.get("nvidia_persistence") else "Disabled",
+            "pci.device_id": f"0x{card.device.upper()}10DE", "pstate": "P8", "mig.mode.current": "[N/A]",
             "memory.total": "[N/A]" if memory is None else f"{memory}{unit}",
         }  # fmt: skip
         unknown = [field for field in fields if field not in values]

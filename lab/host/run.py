@@ -5,8 +5,17 @@ from __future__ import annotations
 import importlib
 import sys
 
+#: What every system with packages has: a host, a VM, a container.
+OF_PACKAGES = {
+    **{name: "apt_programs" for name in ("apt-get", "apt-cache", "apt-mark")},
+    **{name: "dpkg_programs" for name in ("dpkg", "dpkg-query")},
+    **{name: "download_programs" for name in ("curl", "wget", "gpg", "sha256sum")},
+    "nvidia-installer": "nvidia_installer",
+    "lsb_release": "system_programs",
+}
 #: Command name -> module of this package with a `main(host, name, args) -> exit status`.
 PROGRAMS = {
+    **OF_PACKAGES,
     "lspci": "lspci",
     "update-grub": "boot_programs",
     "grub-mkconfig": "boot_programs",
@@ -31,12 +40,9 @@ PROGRAMS = {
     "hostname": "system_programs",
     "systemd-detect-virt": "system_programs",
     "ip": "system_programs",
-    "lsb_release": "system_programs",
-    "dpkg": "system_programs",
-    "dpkg-query": "system_programs",
-    "nvidia-smi": "nvidia_programs",
-    "nvidia-modprobe": "nvidia_programs",
     "mknod": "node_programs",
+    "dd": "container_programs",
+    "setpriv": "container_programs",
     "stat": "node_programs",
     "ls": "node_programs",
     "test": "node_programs",
@@ -72,16 +78,30 @@ CONTAINER_PROGRAMS = {
     **{name: "node_programs" for name in ("mknod", "stat", "ls", "test", "[")},
     **{name: "container_programs" for name in ("cat", "head", "dd", "su", "runuser", "setpriv", "id", "whoami")},
     **{name: "system_programs" for name in ("uname", "hostname")},
+    **OF_PACKAGES,
+    **{name: "module_programs" for name in ("modprobe", "lsmod", "modinfo")},
+    "systemctl": "systemd_programs",
 }
-#: And for those that are installed in a container, or not.
-INSTALLED_IN_CONTAINER = {"nvidia-smi": "nvidia_programs"}
+#: And for those that a package or an installer puts into a system's tree.
+INSTALLED = {
+    **{name: "nvidia_programs" for name in ("nvidia-smi", "nvidia-modprobe")},
+    **{name: "cuda_programs" for name in ("nvcc", "cuda-program")},
+    **{name: "runtime_programs" for name in ("nvidia-ctk", "docker", "podman", "ctr", "containerd", "dockerd")},
+    **{
+        name: "runtime_programs"
+        for name in ("nvidia-container-runtime", "nvidia-container-runtime-hook", "nvidia-container-cli")
+    },
+    "dkms": "dpkg_programs",
+    "nvidia-uninstall": "nvidia_installer",
+}
 
 
 def main() -> int:
     """Run the command that the launcher names, after `--container` one of a container."""
     programs, words = PROGRAMS, sys.argv[1:]
     if words[0] == "--container":
-        programs, words = {**CONTAINER_PROGRAMS, **INSTALLED_IN_CONTAINER}, words[1:]
+        programs, words = CONTAINER_PROGRAMS, words[1:]
+    programs = {**programs, **INSTALLED}
     name, arguments = words[0], words[1:]
     # At the end of the path: the package is found as `host`, and nothing beside it hides a standard module.
     sys.path.append(__file__.rpartition("/host/")[0])

@@ -208,6 +208,11 @@ class HostState:
         return max(0.0, time.time() - float(started)) if started is not None else 0.0
 
 
+def own_path(root: Path) -> str:
+    """The part of PATH that leads to a system's own programs, in its tree."""
+    return ":".join(str(root / folder) for folder in ("usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin"))
+
+
 def version_key(version: str) -> tuple[tuple[int, int, str], ...]:
     """A sort key for kernel versions, numbers compared as numbers (`sort -V`)."""
     parts = re.split(r"(\d+)", version)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fnmatch
-import sys
 import time
 
-from .program import Failure, Options, UsageError
+from .dpkg import Database
+from .program import Options, UsageError
 from .state import HostState
 
 
@@ -20,8 +19,6 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
         "ip": _ip,
         "systemd-detect-virt": _detect_virt,
         "lsb_release": _lsb_release,
-        "dpkg": _dpkg,
-        "dpkg-query": _dpkg_query,
         "uptime": _uptime,
         "udevadm": _udevadm,
     }[name]
@@ -183,9 +180,11 @@ def _ip(host: HostState, arguments: list[str]) -> int:
 
 
 def _lsb_release(host: HostState, arguments: list[str]) -> int:
-    codename = "bookworm" if host.machine["pve"].startswith("8") else "trixie"
-    number = "12" if codename == "bookworm" else "13"
-    values = {"i": "Debian", "d": f"Debian GNU/Linux {number} ({codename})", "r": number, "c": codename}
+    release = dict(line.partition("=")[::2] for line in host.read("/etc/os-release", "").splitlines())
+    field = {name: value.strip('"') for name, value in release.items()}
+    name = "Ubuntu" if field.get("ID") == "ubuntu" else "Debian"
+    number, codename = field.get("VERSION_ID", ""), field.get("VERSION_CODENAME", "")
+    values = {"i": name, "d": field.get("PRETTY_NAME", ""), "r": number, "c": codename}
     options = Options(arguments, "idrcsa", ("id", "description", "release", "codename", "short", "all"))
     names = {"i": "Distributor ID", "d": "Description", "r": "Release", "c": "Codename"}
     longs = {"i": "id", "d": "description", "r": "release", "c": "codename"}
@@ -195,8 +194,8 @@ def _lsb_release(host: HostState, arguments: list[str]) -> int:
     return 0
 
 
-def packages(host: HostState) -> dict[str, str]:
-    """Installed packages that somebody may ask for, with their versions."""
+def stock_packages(host: HostState) -> dict[str, str]:
+    """The packages of a Proxmox host that has just been installed, besides what Debian is made of, with their versions."""
     pve = {
         "8.4": ("8.4.14", "8.4.0", "0.142+deb12u3", "2.06-13+pmx7", "8.1.1"),
         "9.1": ("9.1.2", "9.1.0", "0.148.3", "2.12-9+pmx2", "9.0.4"),
@@ -211,65 +210,18 @@ def packages(host: HostState) -> dict[str, str]:
         "pve-container": host.machine["pve_container"],
         "pciutils": "1:3.13.0-2",
     }
-    for kernel in host.kernels():
-        found[f"proxmox-kernel-{kernel}-signed"] = kernel.removesuffix("-pve")
     if host.machine["hardware"]["firmware"]["mode"] == "uefi":
         found["grub-efi-amd64"] = pve[3]
     if host.machine["boot"]["loader"] == "systemd-boot":
         found["systemd-boot"] = "257.9-1~deb13u1" if host.machine["pve"].startswith("9") else "252.39-1~deb12u1"
-    if host.machine["nvidia"]:
-        found["nvidia-driver-cuda"] = host.machine["nvidia"]["version"] + "-1"
-    return dict(sorted(found.items()))
+    return found
 
 
-def _dpkg(host: HostState, arguments: list[str]) -> int:
-    options = Options(arguments, "lsW", ("list", "status", "print-architecture", "compare-versions"))
-    if "print-architecture" in options:
-        print("amd64")
-        return 0
-    if not options.has("l", "list"):
-        raise UsageError("the lab's dpkg has -l and --print-architecture")
-    chosen = _matching(host, options.rest, "dpkg-query")
-    print(
-        "Desired=Unknown/Install/Remove/Purge/Hold\n| Status=Not/Inst/Conf-files/Unpacked/halF-conf/Half-inst/trig-aWait/"
-        "Trig-pend\n|/ Err?=(none)/Reinst-required (Status,Err: uppercase=bad)\n||/ Name Version Architecture Description"
-    )
-    for name, version in chosen.items():
-        print(f"ii  {name:<36} {version:<20} amd64        {name}")
-    return 0
-
-
-def _matching(host: HostState, patterns: list[str], program: str) -> dict[str, str]:
-    everything = packages(host)
-    if not patterns:
-        return everything
-    chosen = {n: v for n, v in everything.items() if any(fnmatch.fnmatch(n, p) for p in patterns)}
-    missing = [p for p in patterns if not any(fnmatch.fnmatch(n, p) for n in everything)]
-    if missing:
-        print("\n".join(f"{program}: no packages found matching {p}" for p in missing), file=sys.stderr)
-        if not chosen:
-            raise Failure("")
-    return chosen
-
-
-def _dpkg_query(host: HostState, arguments: list[str]) -> int:
-    options = Options(arguments, "Wlsf:", ("show", "list", "status", "showformat="))
-    if not options.has("W", "show"):
-        raise UsageError("the lab's dpkg-query has -W [-f FORMAT]")
-    form = options.value("f", "showformat") or "${Package}\\t${Version}\\n"
-    for name, version in _matching(host, options.rest, "dpkg-query").items():
-        text = form
-        for field, value in (
-            ("Package", name),
-            ("Version", version),
-            ("Status", "install ok installed"),
-            ("db:Status-Status", "installed"),
-            ("Architecture", "amd64"),
-            ("binary:Package", name),
-        ):
-            text = text.replace("${" + field + "}", value)
-        print(text.replace("\\n", "\n").replace("\\t", "\t"), end="")
-    return 0
+def pve_packages(host: HostState) -> dict[str, str]:
+    """The installed packages that Proxmox VE tells of, with their versions."""
+    database = Database(host)
+    kernels = [name for name in database.packages if name.startswith("proxmox-kernel-")]
+    return {n: p.version for n in sorted({*stock_packages(host), *kernels}) if (p := database.get(n))}
 
 
 def _uptime(host: HostState, arguments: list[str]) -> int:

@@ -103,7 +103,7 @@ def _power_command(host: HostState, name: str, arguments: list[str]) -> int:
 
 
 def _stock(host: HostState) -> tuple[str, ...]:
-    return GUEST_STOCK if "guest" in host.machine else STOCK
+    return STOCK if host.machine.keys().isdisjoint({"guest", "container"}) else GUEST_STOCK
 
 
 def _power(host: HostState, do: str) -> int:
@@ -179,12 +179,6 @@ def _daemon_timers(host: HostState) -> list[dict[str, Any]]:
     answer = ask_daemon(host, "timers")
     timers: list[dict[str, Any]] = answer["timers"] if answer else []
     return timers
-
-
-def _set_state(host: HostState, unit: str, state: str) -> None:
-    running = host.running
-    running.setdefault("units", {})[unit] = state
-    host.save_running(running)
 
 
 def _is_active(host: HostState, names: list[str], quiet: bool) -> int:
@@ -304,7 +298,7 @@ def _start(host: HostState, names: list[str], options: Options) -> int:
         elif unit.endswith(".service") and unit not in _stock(host):
             _start_service(host, unit, options.has("no-block"))
         else:
-            _set_state(host, unit, "active")
+            units.note_state(host, unit, "active")
     return 0
 
 
@@ -320,7 +314,7 @@ def _start_timer(host: HostState, unit: str) -> None:
     since_boot = timer["on_active"] is None
     seconds = timer["on_boot"] if since_boot else timer["on_active"]
     ask_daemon(host, "timer-start", unit=unit, command=timer["exec_start"], seconds=seconds, since_boot=since_boot)
-    _set_state(host, unit, "active")
+    units.note_state(host, unit, "active")
 
 
 def _start_service(host: HostState, unit: str, no_block: bool) -> None:
@@ -334,7 +328,7 @@ def _start_service(host: HostState, unit: str, no_block: bool) -> None:
         _start_detached(units.rooted_command(host, command))
         return
     state = units.run_service(host, unit)
-    _set_state(host, unit, state)
+    units.note_state(host, unit, state)
     if state == "failed":
         raise Failure(
             f"Job for {unit} failed because the control process exited with error code.\n"
@@ -348,7 +342,7 @@ def _stop(host: HostState, names: list[str], options: Options) -> int:
         stopped = timer and bool((ask_daemon(host, "timer-stop", unit=unit) or {}).get("stopped"))
         if not stopped and not _known(host, unit):
             raise Failure(f"Failed to stop {unit}: Unit {unit} not loaded.", 5)
-        _set_state(host, unit, "inactive")
+        units.note_state(host, unit, "inactive")
         transient = host.rooted(f"/run/systemd/transient/{unit}")
         transient.unlink(missing_ok=True)
     return 0

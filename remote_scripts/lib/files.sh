@@ -70,11 +70,35 @@ file_state() {
 
 # put_file LAYER PATH MODE CONTENT - a file of ours; what was there before us is kept for `drop_file`.
 put_file() {
-  local layer=$1 path=$2 mode=$3 content=$4 record=/var/lib/homelab/files/$1$2 kept=/var/lib/homelab/kept$2 sum
-  sum=$(printf '%s\n' "$content" | sha256sum)
-  if [[ -e $ROOT$record && $(<"$ROOT$record") == "$mode ${sum%% *}" && $(file_state "$layer" "$path") == ok ]]; then
-    return 0
-  fi
+  local sum
+  sum=$(printf '%s\n' "$4" | sha256sum)
+  ! is_put "$1" "$2" "$3" "${sum%% *}" || return 0
+  claim_file "$1" "$2" "$3" "${sum%% *}"
+  printf '%s\n' "$4" | write_atomically "$2" "$3"
+  CHANGED=yes
+  log "wrote $2"
+}
+
+# put_copy LAYER PATH MODE FILE - the same with the content of FILE, which may be binary.
+put_copy() {
+  local sum
+  sum=$(sha256sum <"$4")
+  ! is_put "$1" "$2" "$3" "${sum%% *}" || return 0
+  claim_file "$1" "$2" "$3" "${sum%% *}"
+  write_atomically "$2" "$3" <"$4"
+  CHANGED=yes
+  log "wrote $2"
+}
+
+# is_put LAYER PATH MODE SHA256 - is it there as we would write it, and ours?
+is_put() {
+  local record=$STATE/files/$1$2
+  [[ -e $record && $(<"$record") == "$3 $4" && $(file_state "$1" "$2") == ok ]]
+}
+
+# claim_file LAYER PATH MODE SHA256 - notes that we are about to write it, and keeps what somebody else has there.
+claim_file() {
+  local path=$2 record=/var/lib/homelab/files/$1$2 kept=/var/lib/homelab/kept$2
   remember "$path"
   remember "$record"
   if [[ -e $ROOT$path && ! -e $ROOT$record ]]; then
@@ -82,11 +106,8 @@ put_file() {
     copy_atomically "$ROOT$path" "$kept"
   fi
   mkdir -p "$ROOT${record%/*}"
-  printf '%s %s\n' "$mode" "${sum%% *}" | write_atomically "$record" 0600
+  printf '%s %s\n' "$3" "$4" | write_atomically "$record" 0600
   make_dir "${path%/*}"
-  printf '%s\n' "$content" | write_atomically "$path" "$mode"
-  CHANGED=yes
-  log "wrote $path"
 }
 
 # drop_file LAYER PATH - takes our file away and puts back what was there before it. Nothing happens if we never wrote it.

@@ -18,9 +18,9 @@ TOOLS = Path(sys.executable).parent
 ARGUMENTS = {
     "cmdline.sh": ("NAME", "WORDS", "ENTRY", "ENTRY_GRUB", "ENTRY_SYSTEMD_BOOT", "NOTICE"),
     "vfio_initramfs.sh": ("NEEDED", "INIT_TOP", "HOOK"),
-    "reboot_host.sh": ("POLICY", "WORDS", "FUNCTIONS", "ROLLBACK_AFTER", "ROLLBACK"),
+    "reboot_host.sh": ("POLICY", "WORDS", "FUNCTIONS", "DRIVER", "ROLLBACK_AFTER", "ROLLBACK"),
     "rollback.sh": ("AFTER", "ENTRY_SYSTEMD_BOOT"),
-    "read_host.sh": ("GUESTS", "LSPCI"),
+    "read_host.sh": ("GUESTS", "LSPCI", "SYSTEMS", "READ_SYSTEM"),
     "confirm_boot.sh": (),
     "nvidia_nodes.sh": ("NODES", "UNIT"),
     "container_gpus.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS", "TIMEOUT", "OTHERWISE", "KEEP"),
@@ -28,8 +28,28 @@ ARGUMENTS = {
     "container_verification.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS"),
     "diagnose.sh": ("IDS", "INSIDE"),
     "passthrough_test.sh": ("FUNCTIONS", "VMID", "TIMEOUT", "NAME", "FOLDER", "INIT"),
+    "reboot_guest.sh": (),
+    "read_system.sh": ("ASK", "PASSED"),
+    "in_container.sh": ("CTID", "SCRIPT"),
+    "nvidia_repository.sh": ("PREREQUISITES", "REPOSITORIES", "APT_FILES", "ASK"),
+    "nvidia_driver.sh": (
+        "TARGET", "DRIVER", "FLAVOUR", "SOURCE", "PREREQUISITES", "PACKAGES", "RECOMMENDS", "RUN_VERSION", "RUN_URL", "RUN_CHECKSUM_URL",
+        "RUN_PREREQUISITES", "RUN_ARGUMENTS", "PERSISTENCE",
+    ),
+    "cuda_toolkit.sh": ("PACKAGES", "RELEASE", "NVCC"),
+    "container_toolkit.sh": (
+        "TARGET", "RUNTIME", "PACKAGES", "INSTALL", "CONFIGURE", "RESTART", "NO_CGROUPS", "CDI", "DRIVER",
+    ),
+    "nvidia_verification.sh": ("NVCC", "PROGRAM", "ENGINE", "IMAGE", "CDI", "UVM", "KERNEL_LOG", "TIMEOUT"),
+}  # fmt: skip
+# Of a part of the library; its header names them.
+OF_PACKAGES = ("NAME", "SYMPTOMS", "PROXY", "LOCK_SECONDS", "DOWNLOAD_SECONDS", "INSTALL_SECONDS")
+COMPOSED = {
+    name: scripts.compose(
+        name, **dict.fromkeys((*names, *(OF_PACKAGES if "packages" in scripts.library_of(name) else ())), "x")
+    )
+    for name, names in ARGUMENTS.items()
 }
-COMPOSED = {name: scripts.compose(name, **dict.fromkeys(names, "x")) for name, names in ARGUMENTS.items()}
 INSTALLED = sorted((scripts.FOLDER / "files").glob("*.sh"))
 SOURCES = sorted(scripts.FOLDER.rglob("*.sh"))
 
@@ -47,6 +67,12 @@ def test_the_header_of_a_script_names_its_arguments(name: str) -> None:
     header = (scripts.FOLDER / name).read_text().partition("\n\n")[0]
     assert all(argument in header for argument in ARGUMENTS[name])
     assert "# Verbs: " in header
+    assert ("packages.sh" in header) == ("packages" in scripts.library_of(name))
+
+
+def test_the_header_of_the_packages_library_names_its_arguments() -> None:
+    header = (scripts.FOLDER / "lib/packages.sh").read_text().partition("\nPATH=")[0]
+    assert all(argument in header for argument in OF_PACKAGES)
 
 
 @pytest.mark.parametrize("name", sorted(COMPOSED))

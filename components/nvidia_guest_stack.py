@@ -1,0 +1,158 @@
+"""NvidiaGuestStack: NVIDIA's driver, CUDA and the container toolkit on one system: a VM, a container, or the host itself.
+
+NvidiaSystem (what it is) ─► repository ─► driver ─► reboot, if needed ─► CUDA ─► container toolkit ─► NvidiaVerification
+
+Each step is a resource, so that a run that failed goes on where it stopped. What a step does follows from nvidia/plan.py; a
+container has the libraries alone, of exactly its host's version. Undone on `onDestroy: purge` by each step's own `revert`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pulumi
+
+from components.guest_reboot import GuestReboot
+from components.host_reboot import HostReboot
+from components.nvidia_system import NvidiaSystem, request_of
+from components.nvidia_verification import NvidiaVerification
+from components.system import System
+from host import scripts
+from host.errors import HomelabError
+
+if TYPE_CHECKING:
+    from pulumi_command import remote
+
+    from nvidia.plan import Plan, Request
+    from nvidia.symptoms import Context
+
+    # (request, plan, context for messages, the installed driver, generation) -> a composed script.
+    Script = Callable[[Request, Plan, Context, str, str], str]
+
+
+class Reboot(Protocol):
+    """Boots a host once for all its layers, where they take that."""
+
+    def __call__(self, driver: pulumi.Output[str]) -> HostReboot:
+        """``driver``: the installed version."""
+
+
+class NvidiaGuestStack(pulumi.ComponentResource):
+    """Outputs: ``result`` (contract.Nvidia). ``boot``: what ``reboot`` made.
+
+    :param reboot: for a host. A VM is rebooted from inside, a container not at all.
+    """
+
+    result: pulumi.Output[dict[str, Any]]
+    boot: HostReboot
+
+    def __init__(
+        self, name: str, system: System, reboot: Reboot | None = None, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        super().__init__("homelab:guest:NvidiaGuestStack", name, {}, opts)
+        from nvidia import steps
+        from nvidia.plan import packages_to_ask_for
+        from nvidia.verification import Wanted
+
+        self._name, self._system = name, system
+        stack = system.nvidia
+        self._found = NvidiaSystem(
+            f"{name}-system",
+            system.inputs,
+            pulumi.ResourceOptions(parent=self, depends_on=list(system.depends_on)),
+        )
+        self._offered: pulumi.Input[Any] = None
+        self._driver: pulumi.Input[str] = ""
+
+        def add_repository(request: Request, plan: Plan, context: Context, _: str, again: str) -> str:
+            return steps.repository(plan, stack, packages_to_ask_for(request), context=context, generation=again)
+
+        def install_driver(_request: Request, plan: Plan, context: Context, _: str, again: str) -> str:
+            return steps.driver(plan, stack, context=context, generation=again)
+
+        def install_cuda(_request: Request, plan: Plan, context: Context, _: str, again: str) -> str:
+            return steps.cuda(plan, stack, context=context, generation=again)
+
+        def install_toolkit(_request: Request, plan: Plan, context: Context, driver: str, again: str) -> str:
+            return steps.toolkit(plan, stack, driver, context=context, generation=again)
+
+        def verify(request: Request, plan: Plan, context: Context, *_: str) -> str:
+            return steps.verification(plan, stack, len(request.devices or ()), context=context)
+
+        repository = self._step("repository", add_repository, self._found)
+        self._offered = _answered(repository, "offered")
+        driver = self._step("driver", install_driver, repository)
+        self._driver = version = _answered(driver, "version")
+        last: pulumi.Resource = driver
+        done: list[pulumi.Input[Any]] = [driver.stdout, self._generation("boot")]
+        if reboot is not None:
+            last = self.boot = reboot(driver=version)
+            done.append(self.boot.boot)
+        elif system.target == "vm":
+            about = {"driver": version, "timeout": stack.timeouts.reboot, "step": pulumi.Output.all(*done)}
+            last = restart = GuestReboot(f"{name}-reboot", {**system.inputs, **about}, self._following(last))
+            done.append(restart.boot_id)
+        if stack.cuda is not None:
+            last = cuda = self._step("cuda", install_cuda, last)
+            done.append(cuda.stdout)
+        if stack.container_toolkit is not None:
+            last = toolkit = self._step("toolkit", install_toolkit, last)
+            done.append(toolkit.stdout)
+        about = {
+            "script": self._composed("boot", verify),
+            # The installed version: of a branch, one that was there already is as good as the newest.
+            "wanted": pulumi.Output.all(
+                self._planned(lambda request, plan: dataclasses.asdict(Wanted.of(request, plan))), version
+            ).apply(lambda found: {**found[0], "driver": found[1]}),
+            "timeout": stack.timeouts.verify,
+            "done": pulumi.Output.all(*done),
+        }
+        self.result = NvidiaVerification(
+            f"{name}-verification", {**system.inputs, **about}, self._following(last)
+        ).result
+        self.register_outputs({"result": self.result})
+
+    def _step(self, layer: str, script: Script, after: pulumi.Resource) -> remote.Command:
+        return self._system.script(f"{self._name}-{layer}", self._composed(layer, script), self._following(after))
+
+    def _following(self, step: pulumi.Resource) -> pulumi.ResourceOptions:
+        return pulumi.ResourceOptions(parent=self, depends_on=[step])
+
+    def _generation(self, layer: str) -> pulumi.Output[str]:
+        """How often the layer had to be mended, and what for: a new one makes its step run again."""
+        known = pulumi.Output.all(self._found.generation, self._system.after)
+        return known.apply(lambda found: f"{int(found[0].get(layer, 0))} {found[1]}")
+
+    def _composed(self, layer: str, script: Script) -> pulumi.Output[str]:
+        from nvidia.verification import Wanted
+
+        known = pulumi.Output.all(self._driver, self._generation(layer))
+
+        def composed(found: list[Any]) -> str:
+            (request, plan), (driver, again) = found
+            return script(request, plan, Wanted.of(request, plan).context, str(driver), str(again))
+
+        text = pulumi.Output.all(self._planned(lambda *both: both), known).apply(composed)
+        # The proxy's address may hold a password.
+        return pulumi.Output.secret(text) if self._system.nvidia.proxy else text
+
+    def _planned(self, use: Callable[[Request, Plan], Any]) -> pulumi.Output[Any]:
+        """What ``use`` makes of the plan, as far as what the repositories offer is known by now."""
+
+        def planned(known: list[Any]) -> Any:
+            from nvidia.plan import plan_stack
+
+            about = {"target": self._system.target, "system_name": self._system.name}
+            request = request_of(about, known[0], self._system.nvidia, known[1])
+            try:
+                return use(request, plan_stack(request))
+            except HomelabError as error:
+                raise pulumi.RunError(str(error)) from None
+
+        return pulumi.Output.all(self._found.facts, self._offered).apply(planned)
+
+
+def _answered(step: remote.Command, key: str) -> pulumi.Output[Any]:
+    return step.stdout.apply(lambda text: scripts.answer(text)[key])

@@ -1,0 +1,276 @@
+"""What packages do to a system when they are unpacked, configured and removed: the keys of `gives` in packages.yaml."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+from . import dkms, kernel_files, launchers, network, units
+from .kernel_files import KERNEL_KEY, Build
+from .nvidia import UDEV_RULES
+from .program import Failure
+from .state import HostState
+
+LIBRARIES = "/usr/lib/x86_64-linux-gnu"
+_BLACKLIST = "/usr/lib/modprobe.d/nvidia-graphics-drivers.conf"
+_PINNED = "nvidia-* libnvidia-* xserver-xorg-video-nvidia* cuda-drivers* libcuda1 libnvcuvid1 firmware-nvidia-*"
+_UNITS = {
+    "docker.service": "[Unit]\nDescription=Docker Application Container Engine\nAfter=containerd.service\n[Service]\nExecStart=/usr/bin/dockerd -H fd://\n[Install]\nWantedBy=multi-user.target\n",
+    "containerd.service": "[Unit]\nDescription=containerd container runtime\n[Service]\nExecStart=/usr/bin/containerd\n[Install]\nWantedBy=multi-user.target\n",
+    "nvidia-persistenced.service": "[Unit]\nDescription=NVIDIA Persistence Daemon\nStopWhenUnneeded=true\n[Service]\nType=forking\nExecStart=/usr/bin/nvidia-persistenced --user nvidia-persistenced --no-persistence-mode --verbose\n",
+}
+#: What the toolkit's package puts into its configuration (nvidia-container-runtime, config.toml).
+TOOLKIT_CONFIG = "/etc/nvidia-container-runtime/config.toml"
+_TOOLKIT_TEXT = """\
+#accept-nvidia-visible-devices-as-volume-mounts = false
+#accept-nvidia-visible-devices-envvar-when-unprivileged = true
+disable-require = false
+supported-driver-capabilities = "compat32,compute,display,graphics,ngx,utility,video"
+#swarm-resource = "DOCKER_RESOURCE_GPU"
+
+[nvidia-container-cli]
+#debug = "/var/log/nvidia-container-toolkit.log"
+environment = []
+#ldcache = "/etc/ld.so.cache"
+ldconfig = "@/sbin/ldconfig.real"
+load-kmods = true
+#no-cgroups = false
+#path = "/usr/bin/nvidia-container-cli"
+#root = "/run/nvidia/driver"
+#user = "root:video"
+
+[nvidia-container-runtime]
+#debug = "/var/log/nvidia-container-runtime.log"
+log-level = "info"
+mode = "auto"
+runtimes = ["runc", "crun"]
+
+[nvidia-container-runtime.modes]
+
+[nvidia-container-runtime.modes.cdi]
+annotation-prefixes = ["cdi.k8s.io/"]
+default-kind = "nvidia.com/gpu"
+spec-dirs = ["/etc/cdi", "/var/run/cdi"]
+"""
+
+
+# -- what is unpacked ------------------------------------------------------------------------------------------
+def unpack(host: HostState, name: str, gives: dict[str, Any]) -> None:
+    """Put a package's files there."""
+    for path in gives.get("programs", []):
+        install_program(host, path)
+    if "libraries" in gives:
+        install_libraries(host, gives["libraries"], gives["version"])
+    if gives.get("kernel-common"):
+        host.write(
+            UDEV_RULES,
+            'ACTION=="add", DEVPATH=="/module/nvidia", SUBSYSTEM=="module", RUN+="/sbin/modprobe nvidia-uvm"\n',
+        )
+    if gives.get("kernel-common") or gives.get("blacklist"):
+        host.write(
+            _BLACKLIST, "blacklist nouveau\nblacklist nova_core\nblacklist nova_drm\noptions nvidia-drm modeset=1\n"
+        )
+    if "dkms" in gives:
+        dkms.add(host, Build(gives["version"], gives["dkms"]))
+    if "headers" in gives:
+        kernel_files.write_headers(host, gives["headers"])
+    if "kernel" in gives:
+        kernel_files.write_kernel(host, gives["kernel"])
+    if "modules" in gives:
+        _modules(host, gives["modules"])
+    if "pin" in gives:
+        text = f"Package: {_PINNED}\nPin: version {gives['pin']}\nPin-Priority: 1000\n"
+        host.write(f"/etc/apt/preferences.d/{name}", text)
+    if "key" in gives:
+        host.write(gives["key"]["path"], network.key_named(host, gives["key"]["key"]).binary())
+    for path, text in gives.get("files", {}).items():
+        host.write(path, text)
+    if "cuda" in gives:
+        _cuda(host, gives)
+    if "toolkit" in gives and not host.rooted(TOOLKIT_CONFIG).exists():
+        host.write(TOOLKIT_CONFIG, _TOOLKIT_TEXT)
+
+
+def install_program(host: HostState, path: str) -> None:
+    """Put one of the lab's programs into a system's tree."""
+    name = path.rpartition("/")[2]
+    text = launchers.text_of(name, container="container" in host.machine)
+    # nvcc is asked by its path which toolkit it belongs to.
+    host.write(path, text.replace("exec ", 'LAB_PROGRAM="$0" exec ', 1), 0o755)
+
+
+def install_libraries(host: HostState, stems: list[str], version: str) -> None:
+    """Put NVIDIA's libraries there, in place of those of another version.
+
+    Their version is that of the file, as for the loader.
+    """
+    for stem in stems:
+        remove_libraries(host, [stem])
+        host.write(f"{LIBRARIES}/{stem}.{version}", f"{stem} {version}\n")
+        host.symlink(f"{LIBRARIES}/{stem}.1", f"{stem}.{version}")
+
+
+def remove_libraries(host: HostState, stems: list[str], version: str | None = None) -> None:
+    """Take libraries away.
+
+    Args:
+        version: only if they are of it; None: of whatever version they are.
+    """
+    folder = host.rooted(LIBRARIES)
+    for stem in stems:
+        pattern = re.compile(rf"{re.escape(stem)}\.(\d+\.[\d.]+)")
+        found = [path for path in folder.glob(f"{stem}.*") if pattern.fullmatch(path.name)] if folder.is_dir() else []
+        for path in found:
+            if version in (None, path.name.removeprefix(f"{stem}.")):
+                path.unlink()
+                (folder / f"{stem}.1").unlink(missing_ok=True)
+
+
+def _modules(host: HostState, wanted: dict[str, str]) -> None:
+    """Modules that were built and signed with the kernel."""
+    build = Build(wanted["version"], wanted["flavour"], KERNEL_KEY)
+    kernel_files.write_nvidia(host, wanted["kernel"], build, _modules_folder(wanted))
+
+
+def _modules_folder(wanted: dict[str, str]) -> str:
+    return f"kernel/nvidia-{wanted['version'].split('.')[0]}-{wanted['flavour']}"
+
+
+def _cuda(host: HostState, gives: dict[str, Any]) -> None:
+    release = gives["cuda"]
+    if "alternative" in gives:
+        host.write(
+            f"/usr/local/cuda-{release}/version.json", f'{{"cuda": {{"name": "CUDA SDK", "version": "{release}"}}}}\n'
+        )
+        host.symlink("/usr/local/cuda", f"cuda-{release}")
+
+
+# -- what is configured ----------------------------------------------------------------------------------------
+def configure(host: HostState, gives: dict[str, Any]) -> list[str]:
+    """Do what a package's postinst does, and return what it says.
+
+    Raises:
+        Failure: it fails, with its words and its exit status.
+    """
+    said: list[str] = []
+    if "dkms" in gives:
+        said += _build_all(host, gives["version"])
+    for kernel in filter(None, (gives.get("headers"), gives.get("kernel"))):
+        dkms.autoinstall(host, kernel)
+    if "kernel" in gives:
+        run_hooks(host, "postinst.d", gives["kernel"])
+    for unit in gives.get("units", []):
+        _install_unit(host, unit)
+    return said
+
+
+def _build_all(host: HostState, version: str) -> list[str]:
+    said = [f"Loading new nvidia-{version} DKMS files..."]
+    kernels = [kernel for kernel in host.kernels() if kernel_files.has_headers(host, kernel)]
+    running = host.read("/proc/sys/kernel/osrelease", "").strip()
+    if running not in kernels:
+        said.append(
+            f"Module build for kernel {running} was skipped since the\nkernel headers for this kernel do not seem to be installed."
+        )
+    for kernel in kernels:
+        said.append(f"Building for {kernel}")
+        dkms.install(host, version, kernel)
+    return said
+
+
+def run_hooks(host: HostState, folder: str, kernel: str, environment: Mapping[str, str] | None = None) -> None:
+    """Run the hooks in /etc/kernel that a kernel package runs.
+
+    Args:
+        environment: that of the system's commands; None for this process's own.
+
+    Raises:
+        Failure: one fails.
+    """
+    base = host.rooted(f"/etc/kernel/{folder}")
+    for hook in sorted(base.iterdir()) if base.is_dir() else []:
+        if not os.access(hook, os.X_OK):
+            continue
+        done = subprocess.run(
+            [str(hook), kernel, f"/boot/vmlinuz-{kernel}"],
+            env=environment,
+            cwd=host.root,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise Failure(
+                f"run-parts: {host.unrooted(hook)} exited with return code {done.returncode}: {done.stdout}{done.stderr}",
+                done.returncode,
+            )
+
+
+def _install_unit(host: HostState, unit: str) -> None:
+    """A service's file; one with an [Install] section is enabled and started, as Debian's packages do."""
+    path = f"/usr/lib/systemd/system/{unit}"
+    host.write(path, _UNITS[unit])
+    if "[Install]" in _UNITS[unit]:
+        host.symlink(f"/etc/systemd/system/multi-user.target.wants/{unit}", path)
+        if host.running or "container" in host.machine:
+            units.note_state(host, unit, "active")
+
+
+# -- what is removed -------------------------------------------------------------------------------------------
+def remove(host: HostState, name: str, gives: dict[str, Any], *, purge: bool) -> None:
+    """Take a package's files away; purged, its configuration as well."""
+    for path in gives.get("programs", []):
+        host.rooted(path).unlink(missing_ok=True)
+    if "libraries" in gives:
+        remove_libraries(host, gives["libraries"], gives["version"])
+    if gives.get("kernel-common"):
+        host.rooted(UDEV_RULES).unlink(missing_ok=True)
+    if gives.get("kernel-common") or gives.get("blacklist"):
+        host.rooted(_BLACKLIST).unlink(missing_ok=True)
+    if "dkms" in gives:
+        dkms.remove(host, gives["version"])
+    if "headers" in gives:
+        kernel_files.remove_headers(host, gives["headers"])
+    if "kernel" in gives:
+        kernel_files.remove_kernel(host, gives["kernel"])
+        run_hooks(host, "postrm.d", gives["kernel"])
+        kernel_files.remove_modules(host, gives["kernel"])
+    if "modules" in gives:
+        kernel_files.remove_nvidia(host, gives["modules"]["kernel"], _modules_folder(gives["modules"]))
+    if "pin" in gives:
+        host.rooted(f"/etc/apt/preferences.d/{name}").unlink(missing_ok=True)
+    if "key" in gives:
+        host.rooted(gives["key"]["path"]).unlink(missing_ok=True)
+    for unit in gives.get("units", []):
+        _remove_unit(host, unit)
+    if "alternative" in gives:
+        _remove_cuda(host, gives["alternative"])
+    if purge:
+        remove_configuration(host, gives)
+
+
+def remove_configuration(host: HostState, gives: dict[str, Any]) -> None:
+    """Take away what a package leaves when it is removed and not purged."""
+    for path in gives.get("files", {}):
+        host.rooted(path).unlink(missing_ok=True)
+    if "toolkit" in gives:
+        host.rooted(TOOLKIT_CONFIG).unlink(missing_ok=True)
+
+
+def _remove_unit(host: HostState, unit: str) -> None:
+    for path in (f"/usr/lib/systemd/system/{unit}", f"/etc/systemd/system/multi-user.target.wants/{unit}"):
+        host.rooted(path).unlink(missing_ok=True)
+    if host.running:
+        units.note_state(host, unit, "inactive")
+
+
+def _remove_cuda(host: HostState, release: str) -> None:
+    shutil.rmtree(host.rooted(f"/usr/local/cuda-{release}"), ignore_errors=True)
+    link = host.rooted("/usr/local/cuda")
+    if link.is_symlink() and str(link.readlink()) == f"cuda-{release}":
+        link.unlink()

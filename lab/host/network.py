@@ -1,0 +1,212 @@
+"""What a lab's host, VM or container finds on the network, and the faults that stand in the way.
+
+STATE/network.json of the lab holds the data (`lab.network` writes it). A file's content is made here, the same every
+time, so that its checksum is as good as a real one; where the real file's checksum is known it stands in the data.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import textwrap
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .state import HostState
+
+_WHERE = "true, `host` or a guest's id"
+#: Faults of packages, downloads and the driver, with what their value may be; each may be SYSTEM=VALUE as well.
+FAULTS = {
+    "apt-slow": "a number of seconds, or SYSTEM=SECONDS",
+    "apt-locked": "a number of seconds, or SYSTEM=SECONDS",
+    "apt-offline": f"{_WHERE}, or a part of an address",
+    "apt-broken": _WHERE,
+    "disk-full": _WHERE,
+    "package-missing": f"a name or a pattern of packages, or SYSTEM=PATTERN; {_WHERE}: all packages",
+    "download-corrupt": f"{_WHERE}, or a part of an address",
+    "download-breaks": f"{_WHERE}, or a part of an address",
+    "key-wrong": f"{_WHERE}, or a key's name: cuda, toolkit",
+    "dkms-fails": f"{_WHERE}, or a part of a kernel's version",
+    "gpu-fails": f"{_WHERE}, an Xid such as 79, or RmInitAdapter's code such as 0x62:0x40:2168; or SYSTEM=VALUE",
+}
+# Of these a value alone is never a system's name.
+_VALUED = frozenset({"apt-slow", "apt-locked"})
+
+_KEY_BEGIN, _KEY_END = "-----BEGIN PGP PUBLIC KEY BLOCK-----", "-----END PGP PUBLIC KEY BLOCK-----"
+_KEY_LINE = re.compile(rb"lab public key ([0-9A-F]{40}) (.+)\n")
+_DEB_LINE = re.compile(rb"lab package (\S+) (\S+) (\S+)\n")
+# Enough that a transfer can be broken off half-way and gone on with.
+_INSTALLER_LINES = 2000
+
+
+def lab_of(system: HostState) -> tuple[HostState, str]:
+    """The lab that a system is in, and the system's name for faults: `host`, or the guest's id."""
+    if inside := system.machine.get("guest"):
+        return HostState(Path(inside["lab"])), str(inside["vmid"])
+    if inside := system.machine.get("container"):
+        return HostState(Path(inside["host"])), str(inside["id"])
+    return system, "host"
+
+
+def fault(system: HostState, name: str) -> str | None:
+    """What a fault of packages and downloads says for this system, None when it doesn't concern it.
+
+    Its value is `true`, a system (`host`, or a guest's id), a value, or `SYSTEM=VALUE`.
+    """
+    lab, who = lab_of(system)
+    value = lab.fault(name)
+    if value is None or value is False:
+        return None
+    if value is True:
+        return ""
+    text = str(value)
+    whose, equals, rest = text.partition("=")
+    known = {"host", *(identifier for identifier in lab.machine["guests"])}
+    if equals and whose in known:
+        return rest if whose == who else None
+    if text in known and name not in _VALUED:
+        return "" if text == who else None
+    return text
+
+
+def data(system: HostState) -> dict[str, Any]:
+    """The network's data."""
+    return _data(lab_of(system)[0].state / "network.json")
+
+
+@cache
+def _data(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def offline(system: HostState, url: str) -> str | None:
+    """The name that can't be resolved when a system is off the network, None when it is on."""
+    part = fault(system, "apt-offline")
+    if part is None or part not in url:
+        return None
+    return re.sub(r"^[a-z]+://([^/:]+).*$", r"\1", url)
+
+
+# -- keys ------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Key:
+    """A public key: its fingerprint and whose it is."""
+
+    fingerprint: str
+    uid: str
+
+    def binary(self) -> bytes:
+        """The key as gpg --dearmor leaves it."""
+        return f"lab public key {self.fingerprint} {self.uid}\n".encode()
+
+    def armored(self) -> str:
+        """The key as it is published."""
+        body = textwrap.fill(base64.b64encode(self.binary()).decode(), 64)
+        return f"{_KEY_BEGIN}\n\n{body}\n{_KEY_END}\n"
+
+
+def key_named(system: HostState, name: str) -> Key:
+    """A key by its name in the data."""
+    return Key(**data(system)["keys"][name])
+
+
+def dearmored(content: bytes) -> bytes | None:
+    """The binary form of keys in either form; None when there is no key in it."""
+    if content.startswith(_KEY_BEGIN.encode()):
+        text = content.decode("ascii", "replace")
+        bodies = re.findall(f"{_KEY_BEGIN}\n(.*?){_KEY_END}", text, re.DOTALL)
+        try:
+            content = b"".join(base64.b64decode("".join(body.split()), validate=True) for body in bodies)
+        except ValueError:
+            return None
+    return content if _KEY_LINE.match(content) else None
+
+
+def keys_in(content: bytes) -> list[Key]:
+    """The keys of a file, armored or not."""
+    return [Key(m[1].decode(), m[2].decode()) for m in _KEY_LINE.finditer(dearmored(content) or b"")]
+
+
+# -- files -----------------------------------------------------------------------------------------------------
+def installer(version: str) -> bytes:
+    """NVIDIA-Linux-x86_64-VERSION.run: a script that hands itself to the lab's nvidia-installer."""
+    head = f'#!/bin/sh\n# NVIDIA Accelerated Graphics Driver for Linux-x86_64 {version}\nexec nvidia-installer --archive "$0" {version} "$@"\n'
+    line = hashlib.sha256(version.encode()).hexdigest()
+    return (head + f"{line}\n" * _INSTALLER_LINES).encode()
+
+
+def package_file(name: str, version: str, group: str) -> bytes:
+    """A .deb: what says which package it is, and some bulk."""
+    line = hashlib.sha256(f"{name}/{version}/{group}".encode()).hexdigest()
+    return f"lab package {name} {version} {group}\n".encode() + f"{line}\n".encode() * 60
+
+
+def package_in(content: bytes) -> tuple[str, str, str] | None:
+    """Name, version and group of a .deb; None for what isn't one, or isn't whole."""
+    match = _DEB_LINE.match(content)
+    if match is None:
+        return None
+    name, version, group = (match[number].decode() for number in (1, 2, 3))
+    return (name, version, group) if content == package_file(name, version, group) else None
+
+
+def known_digest(system: HostState, content: bytes) -> str:
+    """The SHA-256 of a file: the real one's where the data knows it, else that of the lab's stand-in."""
+    found = package_in(content)
+    if found:
+        name, version, group = found
+        for record in data(system)["groups"][group]["packages"].get(name, []):
+            if record["version"] == version and "sha256" in record:
+                return str(record["sha256"])
+    return hashlib.sha256(content).hexdigest()
+
+
+def file_at(system: HostState, url: str) -> bytes | None:
+    """What a URL leads to, None when there is nothing."""
+    known = data(system)
+    for entry in known["files"]:
+        if entry["url"] == url:
+            return entry["text"].encode() if "text" in entry else _published_key(system, entry["key"])
+    if match := re.fullmatch(r"(.+)/([\d.]+)/NVIDIA-Linux-x86_64-([\d.]+)\.run(\.sha256sum)?", url):
+        address, folder, version = match[1], match[2], match[3]
+        installers = known["installers"]
+        if address in installers["addresses"] and folder == version and version in installers["versions"]:
+            content = installer(version)
+            if match[4]:
+                return f"{known_digest(system, content)}  NVIDIA-Linux-x86_64-{version}.run\n".encode()
+            return content
+        return None
+    return _package_at(known, url)
+
+
+def _published_key(system: HostState, name: str) -> bytes:
+    wanted = fault(system, "key-wrong")
+    if wanted is not None and wanted in ("", name, name.partition("-")[0]):
+        return Key(**data(system)["wrong_key"]).armored().encode()
+    return key_named(system, name).armored().encode()
+
+
+def _package_at(known: dict[str, Any], url: str) -> bytes | None:
+    for repository in known["repositories"]:
+        prefix = f"{repository['url']}/"
+        match = re.fullmatch(r"(?:.*/)?([a-z0-9.+-]+)_([^_/]+)_(?:all|amd64)\.deb", url.removeprefix(prefix))
+        if not url.startswith(prefix) or match is None:
+            continue
+        for group in repository["groups"]:
+            records = known["groups"][group]["packages"].get(match[1], [])
+            if any(
+                record["version"].partition(":")[2] == match[2] or record["version"] == match[2] for record in records
+            ):
+                return package_file(match[1], match[2], group)
+    return None
+
+
+def corrupted(content: bytes) -> bytes:
+    """A transfer that went wrong: as long as it should be, and one byte differs."""
+    place = len(content) * 2 // 3
+    return content[:place] + bytes([content[place] ^ 0x20]) + content[place + 1 :]

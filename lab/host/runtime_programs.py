@@ -1,0 +1,547 @@
+"""nvidia-ctk and the container engines of a lab's system, as far as they have to do with GPUs.
+
+An engine pulls the images that the lab knows and runs `nvidia-smi` and `true` in them. Whether the card is seen inside
+follows from the engine's configuration, the CDI specification and the system's own driver.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tomllib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from . import nvidia, nvidia_programs, units
+from .contents import TOOLKIT_CONFIG
+from .dpkg import Database
+from .nvidia_programs import cards_of, library_version
+from .program import Failure, Options, UsageError, logged
+from .state import HostState
+
+_DAEMON, _CONTAINERD, _CONTAINERD_DROP_IN = (
+    "/etc/docker/daemon.json",
+    "/etc/containerd/config.toml",
+    "/etc/containerd/conf.d/99-nvidia.toml",
+)
+_CDI_FOLDERS = ("/etc/cdi", "/run/cdi")
+_IMAGES = re.compile(
+    r"(?:docker\.io/)?(?:library/)?(ubuntu|debian|nvidia/cuda|hello-world)(?::[\w.-]+)?|nvcr\.io/nvidia/cuda:[\w.-]+"
+)
+_IMAGES_FILE = "/var/lib/docker/images"
+_KIND = "nvidia.com/gpu"
+_CGROUPS = (
+    "nvidia-container-cli: mount error: failed to add device rules: unable to find any existing device filters attached to the "
+    "cgroup: bpf_prog_query(BPF_CGROUP_DEVICE) failed: operation not permitted: unknown"
+)
+
+
+def main(host: HostState, name: str, arguments: list[str]) -> int:
+    """One of the programs."""
+    work: dict[str, Callable[[HostState, list[str]], int]] = {
+        "nvidia-ctk": _ctk,
+        "docker": _docker,
+        "podman": _podman,
+        "ctr": _ctr,
+    }
+    if name not in work:
+        if arguments in (["--version"], ["-v"]):
+            print(f"{name} version 1")
+            return 0
+        raise UsageError(f"the lab's {name} has --version alone")
+    return work[name](host, arguments)
+
+
+def _toolkit_version(host: HostState) -> str:
+    package = Database(host).get("nvidia-container-toolkit-base")
+    return package.version.partition("-")[0] if package else "0"
+
+
+# -- nvidia-ctk ------------------------------------------------------------------------------------------------
+def _ctk(host: HostState, arguments: list[str]) -> int:
+    if arguments in (["--version"], ["-v"]):
+        print(
+            f"NVIDIA Container Toolkit CLI version {_toolkit_version(host)}\ncommit: 0000000000000000000000000000000000000000"
+        )
+        return 0
+    words = [word for word in arguments if not word.startswith("-")]
+    verbs: dict[tuple[str, ...], Callable[[HostState, list[str]], int]] = {
+        ("runtime", "configure"): _ctk_configure, ("cdi", "generate"): _ctk_generate, ("cdi", "list"): _ctk_list,
+        ("config",): _ctk_config, ("system", "create-device-nodes"): _ctk_nodes,
+    }  # fmt: skip
+    for verb, work in verbs.items():
+        if tuple(words[: len(verb)]) == verb and arguments[: len(verb)] == list(verb):
+            rest = arguments[len(verb) :]
+            if verb == ("cdi", "list"):
+                return work(host, rest)
+            return logged(host, "nvidia-ctk", arguments, partial(work, host, rest))
+    raise UsageError(
+        f"the lab's nvidia-ctk has runtime configure, cdi generate, cdi list, config and system, not {' '.join(arguments)!r}"
+    )
+
+
+def _ctk_configure(host: HostState, arguments: list[str]) -> int:
+    options = Options(
+        arguments,
+        "",
+        ("runtime=", "config=", "set-as-default", "nvidia-set-as-default", "cdi.enabled", "dry-run", "drop-in-config="),
+    )
+    runtime = options.value("runtime") or "docker"
+    if runtime == "docker":
+        path = options.value("config") or _DAEMON
+        text = host.read(path, "{}")
+        try:
+            data: dict[str, Any] = json.loads(text or "{}")
+        except ValueError as error:
+            raise Failure(f'level=error msg="unable to load config for runtime docker: {error}"') from error
+        data.setdefault("runtimes", {})["nvidia"] = {"args": [], "path": "nvidia-container-runtime"}
+        if options.has("set-as-default", "nvidia-set-as-default"):
+            data["default-runtime"] = "nvidia"
+        if options.has("cdi.enabled"):
+            data.setdefault("features", {})["cdi"] = True
+        written = json.dumps(data, indent=4) + "\n"
+    elif runtime == "containerd":
+        path = options.value("drop-in-config") or _CONTAINERD_DROP_IN
+        written = (
+            'version = 2\n\n[plugins]\n  [plugins."io.containerd.grpc.v1.cri"]\n    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nvidia]\n'
+            '      runtime_type = "io.containerd.runc.v2"\n      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nvidia.options]\n'
+            '        BinaryName = "/usr/bin/nvidia-container-runtime"\n'
+        )
+        _import_drop_ins(host)
+    else:
+        raise Failure(f"level=error msg=\"unrecognized runtime '{runtime}'\"")
+    if options.has("dry-run"):
+        print(written, end="")
+        return 0
+    host.write(path, written)
+    print(
+        f'level=info msg="Wrote updated config to {path}"\nlevel=info msg="It is recommended that {runtime} daemon be restarted."',
+        file=sys.stderr,
+    )
+    return 0
+
+
+def _import_drop_ins(host: HostState) -> None:
+    text = host.read(_CONTAINERD, "version = 2\n")
+    if "imports" not in text:
+        host.write(_CONTAINERD, f'imports = ["/etc/containerd/conf.d/*.toml"]\n{text}')
+
+
+def _ctk_config(host: HostState, arguments: list[str]) -> int:
+    options = Options(arguments, "", ("set=", "in-place", "config-file=", "config=", "output=", "default"))
+    path = options.value("config-file", "config") or TOOLKIT_CONFIG
+    text = host.read(path, "")
+    for setting in [value for name, value in options.given if name == "set"]:
+        key, equals, value = setting.partition("=")
+        text = _with_setting(text, key, value if equals else "true")
+    if options.has("in-place"):
+        host.write(path, text)
+    else:
+        print(text, end="")
+    return 0
+
+
+def _with_setting(text: str, key: str, value: str) -> str:
+    """A TOML text with one key of a table set; a line that is commented out is taken."""
+    table, _, name = key.rpartition(".")
+    literal = value if value in ("true", "false") or value.lstrip("-").isdigit() else f'"{value}"'
+    head, found = "", False
+    lines = text.splitlines()
+    for index, line in enumerate(lines):
+        if match := re.fullmatch(r"\[([\w.-]+)\]", line.strip()):
+            if head == table and not found:
+                lines.insert(index, f"{name} = {literal}")
+                return "\n".join(lines) + "\n"
+            head = match[1]
+        elif head == table and re.match(rf"#?\s*{re.escape(name)}\s*=", line):
+            lines[index], found = f"{name} = {literal}", True
+            break
+    if not found:
+        lines += [f"[{table}]", f"{name} = {literal}"] if head != table and table else [f"{name} = {literal}"]
+    return "\n".join(lines) + "\n"
+
+
+def no_cgroups(host: HostState) -> bool:
+    """Whether the legacy hook leaves control groups alone: a key of [nvidia-container-cli], and of nothing else."""
+    try:
+        data = tomllib.loads(host.read(TOOLKIT_CONFIG, ""))
+    except tomllib.TOMLDecodeError:
+        return False
+    return data.get("nvidia-container-cli", {}).get("no-cgroups") is True
+
+
+def _ctk_generate(host: HostState, arguments: list[str]) -> int:
+    options = Options(
+        arguments,
+        "",
+        (
+            "output=",
+            "format=",
+            "mode=",
+            "device-name-strategy=",
+            "vendor=",
+            "class=",
+            "nvidia-ctk-path=",
+            "ldcache-path=",
+        ),
+    )
+    try:
+        cards = cards_of(host)
+    except Failure as error:
+        raise Failure(
+            f'level=error msg="failed to generate CDI spec: failed to create device CDI specs: failed to initialize NVML: {_nvml(error)}"'
+        ) from error
+    text = _specification(library_version(host) or "", [card.minor for card in cards], [card.uuid for card in cards])
+    output = options.value("output")
+    if output is None:
+        print(text, end="")
+        return 0
+    host.write(output, text)
+    print('level=info msg="Generated CDI spec with version 0.8.0"', file=sys.stderr)
+    return 0
+
+
+def _nvml(error: Failure) -> str:
+    if "mismatch" in str(error):
+        return "ERROR_LIB_RM_VERSION_MISMATCH"
+    return {9: "ERROR_DRIVER_NOT_LOADED", 12: "ERROR_LIBRARY_NOT_FOUND", 4: "ERROR_NO_PERMISSION"}.get(
+        error.status, "ERROR_UNKNOWN"
+    )
+
+
+def _specification(version: str, minors: list[int], uuids: list[str]) -> str:
+    devices = [(str(index), [minor]) for index, minor in enumerate(minors)]
+    devices += [(uuid, [minor]) for uuid, minor in zip(uuids, minors, strict=True)]
+    devices.append(("all", minors))
+    lines = ["---", "cdiVersion: 0.8.0", "containerEdits:", "  deviceNodes:"]
+    lines += [f"  - path: /dev/{name}" for name in ("nvidia-modeset", "nvidia-uvm", "nvidia-uvm-tools", "nvidiactl")]
+    lines.append("  mounts:")
+    for stem in ("libcuda.so", "libnvidia-ml.so"):
+        path = f"/usr/lib/x86_64-linux-gnu/{stem}.{version}"
+        lines += [f"  - containerPath: {path}", f"    hostPath: {path}"]
+    lines.append("devices:")
+    for name, numbers in devices:
+        lines += [
+            "- containerEdits:",
+            "    deviceNodes:",
+            *(f"    - path: /dev/nvidia{number}" for number in numbers),
+            f'  name: "{name}"',
+        ]
+    return "\n".join([*lines, f"kind: {_KIND}", ""])
+
+
+def _specifications(host: HostState) -> list[Path]:
+    folders = [host.rooted(folder) for folder in _CDI_FOLDERS]
+    return [
+        path
+        for folder in folders
+        if folder.is_dir()
+        for path in sorted(folder.iterdir())
+        if path.suffix in (".yaml", ".json")
+    ]
+
+
+def _cdi_devices(host: HostState) -> list[str]:
+    texts = [path.read_text(encoding="utf-8") for path in _specifications(host)]
+    return [f"{_KIND}={name}" for text in texts for name in re.findall(r'^  name: "?([^"\n]+)"?$', text, re.M)]
+
+
+def _ctk_list(host: HostState, arguments: list[str]) -> int:
+    found = _cdi_devices(host)
+    print(f'level=info msg="Found {len(found)} CDI devices"', file=sys.stderr)
+    for name in found:
+        print(name)
+    return 0
+
+
+def _ctk_nodes(host: HostState, arguments: list[str]) -> int:
+    Options(arguments, "", ("control-devices", "load-kernel-modules", "dev-root=", "driver-root=", "dry-run"))
+    if not nvidia_programs.load_uvm(host):
+        raise Failure('level=error msg="failed to create device nodes: failed to load kernel modules"')
+    nvidia.make_all_nodes(host)
+    return 0
+
+
+# -- engines ---------------------------------------------------------------------------------------------------
+def _docker(host: HostState, arguments: list[str]) -> int:
+    if arguments in (["--version"], ["-v"]):
+        package = Database(host).get("docker.io")
+        print(f"Docker version {(package.version if package else '0').partition('-')[0]}, build 28.2.2")
+        return 0
+    if _unit_state(host, "docker.service") != "active":
+        raise Failure(
+            "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?"
+        )
+    if arguments[:1] == ["info"]:
+        return _docker_info(host, arguments[1:])
+    if _of_images(arguments):
+        return _images(host, "docker", arguments)
+    if arguments[:1] == ["pull"]:
+        return logged(host, "docker", arguments, lambda: _pull(host, arguments[-1]))
+    if arguments[:1] == ["run"]:
+        return logged(host, "docker", arguments, lambda: _run(host, "docker", arguments[1:]))
+    raise UsageError(
+        f"the lab's docker has info, run, pull, ps, images, image inspect, rm, rmi and --version, not {' '.join(arguments[:1])!r}"
+    )
+
+
+def _unit_state(host: HostState, unit: str) -> str:
+    found = host.running.get("units", {}).get(unit)
+    if found is None and "container" in host.machine:
+        return "active" if units.find(host, unit) else "inactive"
+    return str(found or "inactive")
+
+
+def _daemon(host: HostState) -> dict[str, Any]:
+    """What the daemon was started with: it reads its file at its start."""
+    noted = host.running.get("docker_config")
+    text = noted if noted is not None else host.read(_DAEMON, "{}")
+    found: dict[str, Any] = json.loads(text or "{}")
+    return found
+
+
+def _docker_info(host: HostState, arguments: list[str]) -> int:
+    runtimes = sorted({"runc", "io.containerd.runc.v2", *_daemon(host).get("runtimes", {})})
+    form = next(
+        (a.partition("=")[2] or arguments[i + 1] for i, a in enumerate(arguments) if a.startswith(("--format", "-f"))),
+        None,
+    )
+    if form is None:
+        print(
+            f"Server:\n Runtimes: {' '.join(runtimes)}\n Default Runtime: {_daemon(host).get('default-runtime', 'runc')}\n Cgroup Driver: systemd"
+        )
+        return 0
+    if "LiveRestoreEnabled" in form:
+        print(str(_daemon(host).get("live-restore", False)).lower())
+        return 0
+    if "Runtimes" not in form:
+        raise UsageError("the lab's docker info has --format for .Runtimes and .LiveRestoreEnabled alone")
+    print(
+        json.dumps({name: {"path": name} for name in runtimes})
+        if "json" in form
+        else f"map[{' '.join(f'{n}:{{{n} [] <nil>}}' for n in runtimes)}]"
+    )
+    return 0
+
+
+def _of_images(arguments: list[str]) -> bool:
+    return arguments[:1] in (["ps"], ["images"], ["rm"], ["rmi"]) or arguments[:2] == ["image", "inspect"]
+
+
+def _images(host: HostState, engine: str, arguments: list[str]) -> int:
+    """Images that were pulled; no container outlives its `run`."""
+    verb, names = arguments[0], [word for word in arguments[1:] if not word.startswith("-")]
+    known = host.read(_IMAGES_FILE, "").split()
+    if verb in ("ps", "images"):
+        if not any(word.startswith(("-q", "--quiet", "--format")) for word in arguments):
+            head = "CONTAINER ID   IMAGE     COMMAND   CREATED   STATUS    PORTS     NAMES"
+            print(head if verb == "ps" else "REPOSITORY   TAG       IMAGE ID   CREATED   SIZE")
+        return 0
+    if verb == "rm":
+        raise Failure(f"Error response from daemon: No such container: {' '.join(names)}")
+    missing = [name for name in names[verb == "image" :] if name not in known]
+    if missing:
+        raise Failure(f"Error response from daemon: No such image: {missing[0]}")
+    if verb == "rmi":
+        host.write(_IMAGES_FILE, "".join(f"{name}\n" for name in known if name not in names))
+    return 0
+
+
+def _ctr(host: HostState, arguments: list[str]) -> int:
+    """containerd's own client, in one namespace."""
+    if arguments in (["--version"], ["-v"]):
+        print("ctr containerd.io 1")
+        return 0
+    words = arguments[2:] if arguments[:1] in (["-n"], ["--namespace"]) else arguments
+    if _unit_state(host, "containerd.service") != "active":
+        raise Failure(
+            'ctr: failed to dial "/run/containerd/containerd.sock": connection error: no such file or directory'
+        )
+    if words[:2] in (["images", "pull"], ["image", "pull"]):
+        return logged(host, "ctr", arguments, lambda: _pull(host, words[-1], "ctr: "))
+    if words[:2] in (["images", "rm"], ["image", "rm"]):
+        return _images(host, "ctr", ["rmi", *words[2:]])
+    if words[:2] == ["namespaces", "rm"]:
+        return 0
+    if words[:1] == ["run"]:
+        return logged(host, "ctr", arguments, lambda: _ctr_run(host, words[1:]))
+    raise UsageError(
+        f"the lab's ctr has images pull, images rm, run, namespaces rm and --version, not {' '.join(words[:2])!r}"
+    )
+
+
+def _ctr_run(host: HostState, arguments: list[str]) -> int:
+    """`run`: unlike docker it pulls nothing, and wants a name for the container behind the image."""
+    index = 0
+    while index < len(arguments) and arguments[index].startswith("-"):
+        index += 2 if arguments[index] in ("--env", "--runc-binary", "--runtime", "--gpus") else 1
+    options = Options(arguments[:index], "td", ("rm", "tty", "env=", "runc-binary=", "runtime=", "gpus=", "net-host"))
+    if len(arguments) < index + 2:
+        raise Failure("ctr: container id must be provided")
+    image, command = arguments[index], arguments[index + 2 :]
+    if image not in host.read(_IMAGES_FILE, "").split():
+        raise Failure(f'ctr: image "{image}": not found')
+    binary = options.value("runc-binary") or "runc"
+    if binary != "runc" and not host.rooted(binary).exists():
+        raise Failure(
+            f"ctr: failed to create shim task: OCI runtime create failed: fork/exec {binary}: no such file or directory"
+        )
+    if binary.endswith("nvidia-container-runtime"):
+        _require_driver(host, "ctr")
+        return nvidia_programs.main(host, "nvidia-smi", command[1:])
+    raise Failure(
+        'ctr: failed to create shim task: OCI runtime create failed: exec: "nvidia-smi": executable file not found in $PATH'
+    )
+
+
+def _pull(host: HostState, image: str, before: str = "") -> int:
+    from .network import offline
+
+    if name := offline(host, "https://registry-1.docker.io/v2/"):
+        raise Failure(
+            f'{before or "Error response from daemon: "}Get "https://{name}/v2/": dial tcp: lookup {name}: Temporary failure in name resolution',
+            125,
+        )
+    if not _IMAGES.fullmatch(image):
+        raise Failure(
+            f"Error response from daemon: pull access denied for {image}, repository does not exist or may require 'docker login'",
+            125,
+        )
+    known = host.read(_IMAGES_FILE, "").split()
+    if image not in known:
+        host.write(_IMAGES_FILE, "\n".join([*known, image]) + "\n")
+    return 0
+
+
+def _podman(host: HostState, arguments: list[str]) -> int:
+    if arguments in (["--version"], ["-v"]):
+        package = Database(host).get("podman")
+        print(f"podman version {(package.version if package else '0').partition('+')[0]}")
+        return 0
+    if arguments[:1] == ["run"]:
+        return logged(host, "podman", arguments, lambda: _run(host, "podman", arguments[1:]))
+    if _of_images(arguments):
+        return _images(host, "podman", arguments)
+    raise UsageError("the lab's podman has run, ps, images, image inspect, rm, rmi and --version")
+
+
+def _run(host: HostState, engine: str, arguments: list[str]) -> int:
+    """`run`: with --gpus or the nvidia runtime through the toolkit's hook, with --device through CDI."""
+    long = (
+        "rm",
+        "gpus=",
+        "runtime=",
+        "device=",
+        "security-opt=",
+        "env=",
+        "entrypoint=",
+        "pull=",
+        "network=",
+        "name=",
+        "quiet",
+        "privileged",
+    )
+    index = 0
+    while index < len(arguments) and arguments[index].startswith("-"):
+        word = arguments[index]
+        index += 2 if f"{word[2:]}=" in long or word in ("-e", "-v") else 1
+    options = Options(arguments[:index], "ite:v:q", long)
+    image, command = (arguments[index], arguments[index + 1 :]) if index < len(arguments) else ("", [])
+    if not image:
+        raise Failure(f'"{engine} run" requires at least 1 argument.')
+    if image not in host.read(_IMAGES_FILE, "").split():
+        _pull(host, image)
+    gpus = _wanted(host, engine, options)
+    if command[:1] not in (["nvidia-smi"], ["true"], ["echo"], []):
+        raise UsageError(f"the lab's {engine} runs nvidia-smi, true and echo in a container, not {command[0]!r}")
+    if command[:1] == ["echo"]:
+        print(*command[1:])
+    if command[:1] != ["nvidia-smi"]:
+        return 0
+    if not gpus:
+        raise Failure(
+            f"{engine}: Error response from daemon: failed to create task for container: failed to create shim task: OCI runtime "
+            'create failed: runc create failed: unable to start container process: exec: "nvidia-smi": executable file not found '
+            "in $PATH: unknown",
+            127,
+        )
+    return nvidia_programs.main(host, "nvidia-smi", command[1:])
+
+
+def _wanted(host: HostState, engine: str, options: Options) -> bool:
+    """Whether a container gets a card.
+
+    Raises:
+        Failure: it can't be given one.
+    """
+    device = options.value("device")
+    if device is not None and device.startswith(_KIND):
+        if device not in _cdi_devices(host):
+            raise Failure(
+                f"{engine}: Error response from daemon: CDI device injection failed: unresolvable CDI devices {device}",
+                125,
+            )
+        _require_current(host, engine)
+        return True
+    runtime = options.value("runtime") or _daemon(host).get("default-runtime")
+    if runtime == "nvidia" and engine == "docker" and "nvidia" not in _daemon(host).get("runtimes", {}):
+        raise Failure("docker: Error response from daemon: unknown or invalid runtime name: nvidia", 125)
+    if options.has("gpus"):
+        if Database(host).get("nvidia-container-toolkit") is None:
+            raise Failure(
+                'docker: Error response from daemon: could not select device driver "" with capabilities: [[gpu]].', 125
+            )
+        _legacy_hook(host)
+        return True
+    if runtime == "nvidia":
+        _require_driver(host, engine)
+        return True
+    return False
+
+
+def _require_driver(host: HostState, engine: str) -> None:
+    try:
+        cards_of(host)
+    except Failure as error:
+        reason = (
+            "nvml error: driver/library version mismatch"
+            if "mismatch" in str(error)
+            else "load library failed: libnvidia-ml.so.1: cannot open shared object file: no such file or directory"
+            if error.status == 12
+            else "nvml error: driver not loaded"
+        )
+        raise Failure(
+            f"{engine}: Error response from daemon: failed to create task for container: failed to create shim task: OCI runtime "
+            "create failed: runc create failed: unable to start container process: error during container init: error running "
+            f"prestart hook #0: exit status 1, stdout: , stderr: Auto-detected mode as 'legacy'\nnvidia-container-cli: initialization error: {reason}: unknown",
+            125,
+        ) from error
+
+
+def _require_current(host: HostState, engine: str) -> None:
+    """A CDI specification names files with the driver's version in them: an old one leads nowhere."""
+    version = library_version(host)
+    for path in _specifications(host):
+        named = re.search(r"hostPath: \S+libcuda\.so\.([\d.]+)", path.read_text(encoding="utf-8"))
+        if named and named[1] != version:
+            raise Failure(
+                f"{engine}: Error response from daemon: failed to create task for container: OCI runtime create failed: error mounting "
+                f'"/usr/lib/x86_64-linux-gnu/libcuda.so.{named[1]}" to rootfs: no such file or directory: unknown',
+                125,
+            )
+    _require_driver(host, engine)
+
+
+def _legacy_hook(host: HostState) -> None:
+    """The hook sets device rules in the container's control group, which an unprivileged container may not."""
+    _require_driver(host, "docker")
+    if host.machine.get("container", {}).get("unprivileged") and not no_cgroups(host):
+        raise Failure(
+            "docker: Error response from daemon: failed to create task for container: failed to create shim task: OCI runtime create "
+            "failed: runc create failed: unable to start container process: error during container init: error running prestart hook "
+            f"#0: exit status 1, stdout: , stderr: Auto-detected mode as 'legacy'\n{_CGROUPS}",
+            125,
+        )

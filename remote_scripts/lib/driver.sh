@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# NVIDIA's driver as it is installed and loaded: flavour, modules, libraries, kernels. After nvidia.sh.
+# STATE/nvidia-driver: what the step for the driver has left: version, source (packages, run or found: somebody else's), target, flavour.
+
+is_container() { [[ ${container:-} == lxc || -e $ROOT/run/systemd/container ]]; }
+
+loaded_flavour() {
+  local file=$ROOT$NVIDIA_PROC/version
+  [[ -r $file ]] || return 0
+  grep -q 'Open Kernel Module' "$file" && printf open || printf proprietary
+}
+
+# installed_kernels - those that can be booted, the oldest first; a container has none.
+installed_kernels() {
+  ! is_container || return 0
+  find "$ROOT/boot" -maxdepth 1 -name 'vmlinuz-*' -printf '%f\n' 2>/dev/null | sed 's/^vmlinuz-//' | sort -V
+}
+
+# kernels_of TARGET - those that must have the module: on a host any of them may be the next one to boot.
+kernels_of() { if [[ $1 == host ]]; then installed_kernels; else uname -r; fi; }
+
+# module_version KERNEL, module_flavour KERNEL - of the module that this kernel would load; nothing where it has none.
+module_version() { modinfo -k "$1" -F version nvidia 2>/dev/null || :; }
+module_flavour() {
+  case $(modinfo -k "$1" -F license nvidia 2>/dev/null) in
+    '') ;;
+    NVIDIA) printf proprietary ;;
+    *) printf open ;;
+  esac
+}
+
+# library_version - of the libraries that nvidia-smi and CUDA programs load.
+library_version() {
+  local folder file
+  for folder in "$ROOT"/usr/lib/x86_64-linux-gnu "$ROOT"/usr/lib/x86_64-linux-gnu/nvidia/*; do
+    file=$(readlink -f "$folder/libnvidia-ml.so.1") || continue
+    [[ -e $file && $file =~ \.so\.([0-9]{3}\.[0-9.]+)$ ]] || continue
+    printf '%s' "${BASH_REMATCH[1]}"
+    return 0
+  done
+}
+
+# run_version - of NVIDIA's installer, where it has installed a driver.
+run_version() {
+  [[ -x $ROOT/usr/bin/nvidia-uninstall ]] || return 0
+  library_version
+}
+
+driver_of() { [[ ! -L $1/driver ]] || { local link && link=$(readlink "$1/driver") && printf '%s' "${link##*/}"; }; }
+
+# read_driver_note - NOTED_VERSION, NOTED_SOURCE, NOTED_FLAVOUR, NOTED_TARGET; empty where there is none.
+read_driver_note() {
+  NOTED_VERSION='' NOTED_SOURCE='' NOTED_FLAVOUR='' NOTED_TARGET=''
+  [[ ! -f $STATE/nvidia-driver ]] || IFS=$'\t' read -r NOTED_VERSION NOTED_SOURCE NOTED_TARGET NOTED_FLAVOUR <"$STATE/nvidia-driver"
+}
+
+# offered_json NAME... - JSON: for each package the versions that apt knows of, the newest first.
+offered_json() {
+  local name version _ separator=''
+  declare -A versions=()
+  if command -v apt-cache >/dev/null; then
+    while read -r name _ version _; do
+      [[ " ${versions[$name]:-} " == *" $version "* ]] || versions[$name]+=" $version"
+    done < <(apt-cache madison "$@" 2>/dev/null | grep 'Packages$')
+  fi
+  printf '{'
+  for name in "$@"; do
+    # shellcheck disable=SC2086 # versions, separated by spaces
+    printf '%s%s:%s' "$separator" "$(json_string "$name")" "$(json_list ${versions[$name]:-})"
+    separator=,
+  done
+  printf '}'
+}

@@ -1,0 +1,199 @@
+#!/usr/bin/env bash
+# The configuration of container engines: what nvidia-ctk puts in, and how that is taken out again.
+#
+# nvidia-ctk writes an engine's configuration anew, with all that somebody had in it. What was there before is kept (STATE/kept), what it
+# became is noted (STATE/files/toolkit, `pending` while it is being changed). As long as nobody changes it, the kept bytes are given back;
+# else what is ours is taken out of what it has become. Needs files.sh.
+
+# config_files ENGINE
+config_files() {
+  case $1 in
+    docker) printf '%s\n' /etc/docker/daemon.json ;;
+    containerd) printf '%s\n' /etc/containerd/conf.d/99-nvidia.toml /etc/containerd/config.toml ;;
+    toolkit) printf '%s\n' /etc/nvidia-container-runtime/config.toml ;;
+  esac
+}
+
+record_file() { printf '/var/lib/homelab/files/toolkit%s' "$1"; }
+kept_file() { printf '/var/lib/homelab/kept%s' "$1"; }
+
+# config_state PATH - absent (not ours), pending (a run was killed), ok, changed (by somebody, since), missing.
+config_state() {
+  local record
+  record=$ROOT$(record_file "$1")
+  if [[ ! -e $record ]]; then
+    printf absent
+  elif [[ $(<"$record") == pending ]]; then
+    printf pending
+  else
+    file_state toolkit "$1"
+  fi
+}
+
+# remember_config PATH - for `undo`, with our notes about it.
+remember_config() {
+  remember "$1"
+  remember "$(record_file "$1")"
+  remember "$(kept_file "$1")"
+}
+
+# begin_change PATH - before nvidia-ctk writes to it.
+begin_change() {
+  local path=$1 kept
+  kept=$(kept_file "$path")
+  remember_config "$path"
+  case $(config_state "$path") in
+    absent)
+      # Kept, and no record: a run was killed between the two. The kept bytes are the ones that were there.
+      [[ ! -e $ROOT$path || -e $ROOT$kept ]] || copy_atomically "$ROOT$path" "$kept"
+      mkdir -p "$ROOT$(dirname "$(record_file "$path")")"
+      printf 'pending\n' | write_atomically "$(record_file "$path")" 0600
+      ;;
+    changed) keep_without_ours "$path" ;; # what is to be given back has changed as well
+  esac
+  make_dir "${path%/*}"
+  rm -f "$ROOT$(before_file "$path")"
+  [[ ! -e $ROOT$path ]] || copy_atomically "$ROOT$path" "$(before_file "$path")"
+}
+before_file() { printf '/run/homelab/before%s' "$1"; }
+
+# end_change PATH - after it: sets CONFIG_CHANGED where that means something else now; the bytes stay as they were where it doesn't.
+end_change() {
+  local path=$1 before sum
+  before=$ROOT$(before_file "$path")
+  if same_meaning "$path" "$before"; then
+    [[ ! -e $before ]] || cmp -s "$before" "$ROOT$path" || copy_atomically "$before" "$path"
+    # Somebody had it so before us: then it isn't ours.
+    if [[ $(config_state "$path") == pending ]] && same_meaning "$path" "$ROOT$(kept_file "$path")"; then
+      rm -f "$ROOT$(record_file "$path")" "$ROOT$(kept_file "$path")" "$before"
+      return
+    fi
+  else
+    CONFIG_CHANGED=yes
+    log "wrote $path"
+  fi
+  rm -f "$before"
+  [[ -e $ROOT$path ]] || { rm -f "$ROOT$(record_file "$path")" && return; }
+  sum=$(sha256sum <"$ROOT$path")
+  printf '%s %s\n' "$(stat -c %a "$ROOT$path")" "${sum%% *}" | write_atomically "$(record_file "$path")" 0600
+}
+
+# same_meaning PATH FILE - FILE is taken as it is, without ROOT.
+same_meaning() {
+  [[ -e $ROOT$1 && -e $2 ]] || { [[ ! -e $ROOT$1 && ! -e $2 ]] && return; }
+  cmp -s "$ROOT$1" "$2" && return
+  [[ $1 == *.json && $(json_edit canonical "$ROOT$1") == "$(json_edit canonical "$2")" ]]
+}
+
+# keep_without_ours PATH - what is to be given back: the file as it is now, without what is ours; nothing where that is nothing.
+keep_without_ours() {
+  local path=$1 kept text
+  kept=$(kept_file "$path")
+  text=$(without_ours "$path")
+  if [[ -z ${text//[[:space:]\{\}]/} && ! -e $ROOT$kept ]]; then
+    rm -f "$ROOT$kept"
+  else
+    mkdir -p "$ROOT${kept%/*}"
+    printf '%s\n' "$text" | write_atomically "$kept" "0$(stat -c %a "$ROOT$path")"
+  fi
+}
+
+# give_back_config PATH - sets CONFIG_CHANGED where there was something of ours.
+give_back_config() {
+  local path=$1 state
+  state=$(config_state "$path")
+  [[ $state != absent ]] || return 0
+  remember_config "$path"
+  [[ $state != changed ]] || keep_without_ours "$path"
+  if [[ $state == missing ]]; then
+    : # somebody has removed it since; so it stays
+  elif [[ -e $ROOT$(kept_file "$path") ]]; then
+    copy_atomically "$ROOT$(kept_file "$path")" "$path"
+  else
+    rm -f "$ROOT$path"
+  fi
+  rm -f "$ROOT$(record_file "$path")" "$ROOT$(kept_file "$path")"
+  CONFIG_CHANGED=yes
+  log "gave back $path"
+}
+
+# without_ours PATH - its text without what nvidia-ctk puts in.
+without_ours() {
+  local kept
+  kept=$ROOT$(kept_file "$1")
+  case $1 in
+    */daemon.json) json_edit without "$ROOT$1" "$kept" ;;
+    */99-nvidia.toml) [[ ! -e $kept ]] || cat "$kept" ;;
+    */containerd/config.toml) toml_without_ours "$ROOT$1" "$kept" ;;
+    */nvidia-container-runtime/config.toml) sed -E 's/^(no-cgroups *= *)true/\1false/' "$ROOT$1" ;;
+  esac
+}
+
+# toml_without_ours FILE KEPT - without the tables of the runtime nvidia (older toolkits put them here) and the import of conf.d, unless
+# that was there before, or something else is in it.
+toml_without_ours() {
+  local import='"/etc/containerd/conf\.d/\*\.toml"' others
+  others=$(find "$ROOT/etc/containerd/conf.d" -name '*.toml' ! -name 99-nvidia.toml 2>/dev/null | head -n 1) || :
+  awk '/^[[:space:]]*\[/ { skip = ($0 ~ /runtimes\.["'\'']?nvidia["'\'']?(\.[^]]*)?\]/) } !skip' "$1" |
+    if [[ -n $others ]] || grep -qs '^imports *=.*/etc/containerd/conf\.d/' "$2"; then
+      cat
+    else
+      sed -E "/^imports *=/ { s#, *$import##; s#$import *,? *##; /= *\[ *\]\$/d; }"
+    fi
+}
+
+# json_edit canonical FILE | without FILE KEPT - JSON by Perl's own means: perl-base is everywhere, jq and Python aren't. `without` takes out
+# the keys that nvidia-ctk adds to docker's configuration, or gives them the value that they had in KEPT.
+json_edit() {
+  # shellcheck disable=SC2016 # Perl's variables
+  perl -e '
+    use strict; my ($verb, $file, $kept) = @ARGV; my $text;
+    sub wrong { die "$file: not JSON at " . (substr($text, pos($text) // 0, 20) || "its end") . "\n" }
+    sub value {
+      if ($text =~ /\G\s*\{/gc) {
+        my @pairs;
+        until ($text =~ /\G\s*\}/gc) {
+          $text =~ /\G\s*("(?:[^"\\]|\\.)*")\s*:/gcs or wrong(); my $key = $1; push @pairs, [$key, value()];
+          $text =~ /\G\s*,/gc or $text =~ /\G\s*(?=\})/gc or wrong();
+        }
+        return { pairs => \@pairs };
+      }
+      if ($text =~ /\G\s*\[/gc) {
+        my @items;
+        until ($text =~ /\G\s*\]/gc) { push @items, value(); $text =~ /\G\s*,/gc or $text =~ /\G\s*(?=\])/gc or wrong(); }
+        return \@items;
+      }
+      $text =~ /\G\s*("(?:[^"\\]|\\.)*"|[-+.\w]+)/gcs or wrong();
+      return $1;
+    }
+    sub load {
+      open my $in, "<", $_[0] or return { pairs => [] };
+      local $/; $text = <$in>; $text = "" unless defined $text; pos($text) = 0;
+      return { pairs => [] } if $text !~ /\S/;
+      return value();
+    }
+    sub shown {
+      my ($v, $in, $sorted) = @_; my $more = "$in    ";
+      if (ref $v eq "HASH") {
+        my @pairs = @{ $v->{pairs} }; @pairs = sort { $a->[0] cmp $b->[0] } @pairs if $sorted;
+        return @pairs ? "{\n" . join(",\n", map { "$more$_->[0]: " . shown($_->[1], $more, $sorted) } @pairs) . "\n$in}" : "{}";
+      }
+      return ref $v ? (@$v ? "[\n" . join(",\n", map { $more . shown($_, $more, $sorted) } @$v) . "\n$in]" : "[]") : $v;
+    }
+    sub at { my ($v, $key) = @_; return undef unless ref $v eq "HASH"; my ($pair) = grep { $_->[0] eq $key } @{ $v->{pairs} }; $pair }
+    my $now = load($file);
+    if ($verb eq "without") {
+      my $old = load($kept);
+      for (["\"runtimes\"", "\"nvidia\""], ["\"features\"", "\"cdi\""]) {
+        my ($outer, $key) = @$_; my $pair = at($now, $outer) or next;
+        my $was = at($old, $outer); my $before = $was && at($was->[1], $key);
+        my $list = $pair->[1]{pairs} or next;
+        @$list = map { $_->[0] ne $key ? $_ : $before ? [$key, $before->[1]] : () } @$list;
+        @{ $now->{pairs} } = grep { $_ != $pair } @{ $now->{pairs} } if !@$list && !$was;
+      }
+      my $default = at($now, "\"default-runtime\""); my $runtimes = at($now, "\"runtimes\"");
+      my $left = $runtimes && at($runtimes->[1], "\"nvidia\"");
+      @{ $now->{pairs} } = grep { $_ != $default } @{ $now->{pairs} } if $default && $default->[1] eq "\"nvidia\"" && !$left;
+    }
+    print shown($now, "", $verb eq "canonical"), "\n";' "$@"
+}

@@ -1,0 +1,183 @@
+#!/usr/bin/env bash
+# Tries what NVIDIA's stack is for, and says what came of it; it judges nothing (nvidia/verification.py does). Installs nothing, and leaves
+# nothing behind: an image that it had to fetch goes again.
+#
+# Arguments: NVCC (path of the compiler to ask and to use, or nothing), PROGRAM (CUDA source that is compiled and run, or nothing),
+# ENGINE (docker, containerd, podman, or nothing) and IMAGE, in which nvidia-smi is run; CDI (yes: give it the cards by their CDI names),
+# UVM (yes: does an ordinary user get the devices?), KERNEL_LOG (yes | no), TIMEOUT (seconds, for all of it), those of packages.sh,
+# GENERATION (no part in what happens).
+# Verbs: verify.
+# Answer: {"nvidiaSmi","nvcc","program","container","uvm": each {"status","output"}, or null where it wasn't asked for, "kernelLog",
+# "loaded","flavour","bootId"}. A status is the command's own; 124: it wasn't done in time; 127: there is no such program.
+
+FIELDS=index,name,uuid,driver_version,memory.total,pci.bus_id,pci.device_id
+CONTAINER=homelab-verification
+# A program's compiled code is cached in the user's home; nothing is to stay there.
+export CUDA_CACHE_DISABLE=1
+
+verify() {
+  local smi nvcc=null program=null container=null uvm=null
+  take_lock
+  DEADLINE=$((SECONDS + TIMEOUT))
+  FOLDER=$STATE/verification # not below /tmp or /run, from which nothing can be started in places
+  rm -rf "$FOLDER"
+  mkdir -p "$FOLDER"
+  part "nvidia-smi" ask_driver
+  smi=$ANSWER
+  [[ -z $NVCC ]] || { part "nvcc" limited "$ROOT$NVCC" --version && nvcc=$ANSWER; }
+  [[ -z $PROGRAM ]] || { part "a CUDA program" compile_and_run && program=$ANSWER; }
+  [[ $UVM != yes ]] || { part "the devices, for an ordinary user" open_devices && uvm=$ANSWER; }
+  [[ -z $ENGINE ]] || { part "a container of $ENGINE" in_container && container=$ANSWER; }
+  printf '{"nvidiaSmi":%s,"nvcc":%s,"program":%s,"container":%s,"uvm":%s,' "$smi" "$nvcc" "$program" "$container" "$uvm"
+  printf '"kernelLog":%s,"loaded":%s,"flavour":%s,"bootId":%s}\n' "$(json_string "$(kernel_log)")" "$(json_string "$(loaded_version)")" \
+    "$(json_string "$(loaded_flavour)")" "$(json_string "$(content /proc/sys/kernel/random/boot_id)")"
+  rm -rf "$FOLDER"
+  finish
+}
+
+content() { [[ ! -r $ROOT$1 ]] || cat "$ROOT$1"; }
+
+# part WHAT COMMAND... - sets ANSWER. A program that hangs in the driver can't be ended by any signal: it isn't waited for, then.
+part() {
+  local what=$1 status text answered
+  shift
+  LEFT=$((DEADLINE > SECONDS ? DEADLINE - SECONDS : 1))
+  exec {answered}< <(
+    status=0
+    "$@" >"$FOLDER/output" 2>&1 </dev/null || status=$?
+    printf '%s\n' "$status"
+  )
+  read -r -t $((LEFT + 5)) -u "$answered" status || status=124
+  exec {answered}<&-
+  [[ $status != 137 ]] || status=124
+  text=$(tail -n 60 "$FOLDER/output" | tr '\r' '\n')
+  text=$(masked "$text")
+  log "$what: $([[ $status == 0 ]] && printf 'works' || printf 'status %s' "$status")"
+  ANSWER="{\"status\":$status,\"output\":$(json_string "$text")}"
+}
+
+# limited COMMAND... - within what is left of the time. What these scripts ignore, their children would, too.
+limited() { timeout -k 2 "$LEFT" env --default-signal=TERM,HUP,PIPE "$@" {LOCK}>&-; }
+
+# -- the driver ------------------------------------------------------------------------------------------------
+# compute_cap is known to nvidia-smi of branch 510 and later.
+ask_driver() {
+  local status=0
+  limited nvidia-smi "--query-gpu=$FIELDS,compute_cap" --format=csv || status=$?
+  [[ $status == 0 ]] || ! grep -q '"compute_cap" is not a valid field' "$FOLDER/output" || {
+    : >"$FOLDER/output"
+    status=0
+    limited nvidia-smi "--query-gpu=$FIELDS" --format=csv || status=$?
+  }
+  cp "$FOLDER/output" "$FOLDER/cards"
+  return "$status"
+}
+
+loaded_version() { content /proc/driver/nvidia/version | grep -oE '[0-9]{3,}\.[0-9]+(\.[0-9]+)?' | head -n 1; }
+loaded_flavour() {
+  local text
+  text=$(content /proc/driver/nvidia/version)
+  case $text in
+    *'Open Kernel Module'*) printf open ;;
+    ?*) printf proprietary ;;
+  esac
+}
+
+# kernel_log - the driver's words since it was last loaded, and those about modules that the kernel didn't take.
+kernel_log() {
+  local text
+  [[ $KERNEL_LOG == yes ]] || return 0
+  text=$(journalctl -k -b -q --no-pager -o short-monotonic 2>/dev/null) || text=''
+  [[ -n $text ]] || text=$(dmesg 2>/dev/null) || text=''
+  grep -E 'NVRM|Xid|[Nn][Vv]idia|nouveau|module verification|unsigned module' <<<"$text" |
+    awk '/nvidia-nvlink: Nvlink Core is being initialized/ { n = 0 } { line[n++] = $0 }
+      END { for (i = (n > 60 ? n - 60 : 0); i < n; i++) print line[i] }' || :
+}
+
+# -- CUDA ------------------------------------------------------------------------------------------------------
+compile_and_run() {
+  local code=() capability
+  printf '%s\n' "$PROGRAM" >"$FOLDER/program.cu"
+  # Code for these very cards: what nvcc builds by default may be for others, and needs a driver that translates it.
+  while read -r capability; do
+    code+=("-gencode=arch=compute_${capability/./},code=sm_${capability/./}")
+  done < <(sed -nE 's/^[0-9]+, .*, ([0-9]+\.[0-9]+)$/\1/p' "$FOLDER/cards" | sort -u)
+  # It asks the host's compiler for much room; in a container of some, /tmp is small.
+  TMPDIR=$FOLDER limited "$ROOT$NVCC" "${code[@]}" -o "$FOLDER/program" "$FOLDER/program.cu" || return
+  limited "$FOLDER/program"
+}
+
+# -- an ordinary user ------------------------------------------------------------------------------------------
+# Opened for reading and writing, as the driver's libraries do. dd opens, and makes nothing where there is nothing.
+open_devices() {
+  local path said status=0
+  # Nothing loads nvidia-uvm before the first CUDA program; for an ordinary user nvidia-modprobe does it, which is setuid root.
+  [[ -e $ROOT/dev/nvidia-uvm ]] || limited nvidia-modprobe -u -c 0 >/dev/null 2>&1 || :
+  for path in "$ROOT/dev/nvidiactl" "$ROOT/dev/nvidia-uvm" "$ROOT"/dev/nvidia[0-9]*; do
+    [[ $path != *'*' ]] || path=$ROOT/dev/nvidia0
+    if said=$(limited setpriv --reuid 65534 --regid 65534 --clear-groups dd if="$path" of="$path" count=0 conv=notrunc status=none 2>&1); then
+      said=opened
+    else
+      status=1 said=${said##*: }
+    fi
+    printf '%s: %s\n' "${path#"$ROOT"}" "${said:-no answer}"
+  done
+  return "$status"
+}
+
+# -- a container -----------------------------------------------------------------------------------------------
+in_container() {
+  local options=()
+  case $ENGINE in
+    docker | podman) choose_options && in_engine ;;
+    containerd) in_containerd ;;
+  esac
+}
+
+# choose_options - how the engine is told to give the cards. docker takes CDI names from 25 on, and all by itself from 28.3 on; before,
+# the toolkit's runtime does.
+choose_options() {
+  local version
+  if [[ $ENGINE == podman ]]; then
+    options=(--device nvidia.com/gpu=all --security-opt label=disable)
+    return
+  fi
+  version=$(limited docker --version) || return
+  version=$(grep -oE '[0-9]+' <<<"$version" | head -n 1)
+  if [[ $CDI != yes ]]; then
+    options=(--runtime=nvidia --gpus all)
+  elif ((version >= 25)); then
+    options=(--device nvidia.com/gpu=all)
+  else
+    options=(--runtime=nvidia -e NVIDIA_VISIBLE_DEVICES=all)
+  fi
+}
+
+in_engine() {
+  local status=0 there=yes
+  limited "$ENGINE" image inspect "$IMAGE" >/dev/null 2>&1 || there=no
+  limited "$ENGINE" rm -f "$CONTAINER" >/dev/null 2>&1 || : # of a run that was killed
+  with_proxy limited "$ENGINE" run --rm --name "$CONTAINER" "${options[@]}" "$IMAGE" nvidia-smi -L || status=$?
+  ((status < 124)) || "$ENGINE" rm -f "$CONTAINER" >/dev/null 2>&1 || :
+  [[ $there == yes ]] || "$ENGINE" rmi "$IMAGE" >/dev/null 2>&1 || :
+  return "$status"
+}
+
+# containerd's own client, in a namespace of our own; Kubernetes reaches the same runtime by containerd's configuration.
+in_containerd() {
+  local status=0
+  local ctr=(ctr -n "$CONTAINER")
+  with_proxy limited "${ctr[@]}" images pull "$IMAGE" >"$FOLDER/pull" 2>&1 || {
+    status=$?
+    cat "$FOLDER/pull"
+    return "$status"
+  }
+  limited "${ctr[@]}" run --rm --runc-binary=/usr/bin/nvidia-container-runtime --env NVIDIA_VISIBLE_DEVICES=all "$IMAGE" "$CONTAINER" \
+    nvidia-smi -L || status=$?
+  "${ctr[@]}" images rm "$IMAGE" >/dev/null 2>&1 || :
+  ctr namespaces rm "$CONTAINER" >/dev/null 2>&1 || :
+  return "$status"
+}
+
+"$1" </dev/null
+exit

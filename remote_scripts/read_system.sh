@@ -1,0 +1,188 @@
+#!/usr/bin/env bash
+# Reads what an NVIDIA stack is planned from, on a host, in a VM or in a container, and how far what was put there is still so.
+# Changes nothing, and asks no repository.
+#
+# Arguments: ASK (packages whose offered versions are told, separated by spaces), PASSED (slots of the host's cards that VMs get, separated by
+#   spaces).
+# Output: one JSON object; nvidia/reading.py models it. `drift` has a line for each thing that isn't as the steps left it, which begins
+#   with the step: repository, driver, boot, cuda, toolkit.
+# Verbs: read_system.
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin
+DRIFT=()
+
+read_system() {
+  local kernels=() cards=() steps=() nouveau=no version flavour
+  version=$(nvidia_version) flavour=$(loaded_flavour)
+  mapfile -t kernels < <(installed_kernels)
+  find_cards
+  printf '{"bootId":%s,"distribution":%s,"version":%s' "$(json_string "$(cat "$ROOT/proc/sys/kernel/random/boot_id" 2>/dev/null)")" \
+    "$(os_release ID)" "$(os_release VERSION_ID)"
+  printf ',"architecture":%s,"kernels":%s,"running":%s' "$(json_string "$(uname -m)")" "$(json_list "${kernels[@]}")" \
+    "$(json_string "$(uname -r)")"
+  secure_boot
+  printf ',"cards":%s,"nouveau":%s' "$(json_list "${cards[@]}")" "$(json_bool "$nouveau")"
+  printf ',"loaded":%s,"loadedFlavour":%s' "$(json_string "$version")" "$(json_or_null "$flavour")"
+  if is_container; then
+    printf ',"hostDriver":%s,"unprivileged":%s' "$(json_string "$version")" "$(unprivileged)"
+  else
+    printf ',"hostDriver":null,"unprivileged":null'
+  fi
+  read_packages
+  printf ',"runtimes":%s' "$(runtimes)"
+  printf ',"offered":%s' "$(offered)"
+  mapfile -t steps < <(find "$STATE/steps" -type f -printf '%f\n' 2>/dev/null | sed 's/^nvidia-//' | sort)
+  files_drift
+  packages_drift
+  driver_drift
+  printf ',"steps":%s,"drift":%s}\n' "$(json_list "${steps[@]}")" "$(json_list "${DRIFT[@]}")"
+}
+
+json_bool() { [[ $1 == yes ]] && printf true || printf false; }
+json_or_null() { [[ -n $1 ]] && json_string "$1" || printf null; }
+
+os_release() { # KEY - a value of os-release as JSON
+  local file=$ROOT/etc/os-release
+  [[ -r $file ]] || file=$ROOT/usr/lib/os-release
+  json_or_null "$(sed -nE "s/^$1=[\"']?([^\"']*)[\"']?\$/\\1/p" "$file" 2>/dev/null | head -n 1)"
+}
+
+# find_cards - sets `cards` and `nouveau`: a container's are those whose node it has; a host's those that no VM is to have.
+find_cards() {
+  local device driver file minor slot
+  if is_container; then
+    for file in "$ROOT$NVIDIA_PROC"/gpus/*/information; do
+      [[ -r $file ]] || continue
+      minor=$(sed -nE 's/^Device Minor:[[:space:]]*([0-9]+).*/\1/p' "$file")
+      device=${file%/*} device=$ROOT/sys/bus/pci/devices/${device##*/}
+      [[ ! -e $ROOT/dev/nvidia$minor || ! -r $device/vendor ]] || cards+=("$(ids_of "$device")")
+    done
+    return 0
+  fi
+  for device in "$ROOT"/sys/bus/pci/devices/*; do
+    [[ -r $device/class && $(<"$device/class") == 0x03* ]] || continue
+    driver=$(driver_of "$device") slot=${device##*/}
+    [[ $driver != vfio-pci && " $PASSED " != *" ${slot%.*} "* ]] || continue
+    cards+=("$(ids_of "$device")")
+    [[ $driver != nouveau && $driver != nova* || $(<"$device/vendor") != 0x10de ]] || nouveau=yes
+  done
+}
+
+ids_of() { # DEVICE'S FOLDER - vendor:device
+  local vendor id
+  vendor=$(<"$1/vendor") id=$(<"$1/device")
+  printf '%s:%s' "${vendor#0x}" "${id#0x}"
+}
+
+# secure_boot - whether the kernel takes only signed modules, and whether the key that DKMS signs with is among its own.
+secure_boot() {
+  local on=null enrolled=null file key
+  file=$ROOT/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c
+  if is_container; then
+    :
+  elif [[ ! -d $ROOT/sys/firmware/efi ]]; then
+    on=false
+  elif [[ -r $file ]]; then
+    # Four bytes of attributes, then the value.
+    on=false
+    [[ $(od -An -tu1 -j4 -N1 "$file") != *1* ]] || on=true
+  else
+    case $(mokutil --sb-state 2>/dev/null) in
+      *enabled*) on=true ;;
+      *disabled*) on=false ;;
+    esac
+  fi
+  if [[ $on == true ]] && command -v mokutil >/dev/null; then
+    enrolled=false
+    # Debian's and Proxmox VE's key, Ubuntu's.
+    for key in /var/lib/dkms/mok.pub /var/lib/shim-signed/mok/MOK.der; do
+      [[ ! -r $ROOT$key || $(mokutil --test-key "$ROOT$key" 2>&1) != *"already enrolled"* ]] || enrolled=true
+    done
+  fi
+  printf ',"secureBoot":%s,"mokEnrolled":%s' "$on" "$enrolled"
+}
+
+unprivileged() {
+  local inside outside
+  read -r inside outside _ 2>/dev/null <"$ROOT/proc/self/uid_map" || { printf null && return; }
+  [[ $inside != 0 || $outside != 0 ]] && printf true || printf false
+}
+
+# read_packages - PRESENT[name] = version of everything that is installed; configured or not.
+read_packages() {
+  local name state version
+  declare -gA PRESENT=()
+  command -v dpkg-query >/dev/null || return 0
+  while IFS=$'\t' read -r name state version; do
+    [[ $state == config-files || $state == not-installed ]] || PRESENT[$name]=$version
+  done < <(dpkg-query -W -f='${Package}\t${db:Status-Status}\t${Version}\n' 2>/dev/null)
+}
+
+runtimes() {
+  local found=()
+  [[ -z ${PRESENT["docker.io"]:-}${PRESENT["docker-ce"]:-} ]] || found+=(docker)
+  [[ -z ${PRESENT["containerd"]:-}${PRESENT["containerd.io"]:-} ]] || found+=(containerd)
+  [[ -z ${PRESENT["podman"]:-} ]] || found+=(podman)
+  json_list "${found[@]}"
+}
+
+offered() {
+  local names
+  [[ -n $ASK ]] || { printf null && return; }
+  read -ra names <<<"$ASK"
+  offered_json "${names[@]}"
+}
+
+# -- drift -----------------------------------------------------------------------------------------------------
+# step_of LAYER - nvidia-driver -> driver
+step_of() { printf '%s' "${1#nvidia-}"; }
+
+files_drift() {
+  local layer path state
+  for layer in "$STATE"/files/nvidia-*; do
+    [[ -d $layer ]] || continue
+    layer=${layer##*/}
+    while IFS= read -r path; do
+      state=$(file_state "$layer" "$path")
+      [[ $state == ok ]] || DRIFT+=("$(step_of "$layer"): $path is $state")
+    done < <(layer_files "$layer")
+  done
+}
+
+packages_drift() {
+  local file name now before _
+  for file in "$STATE"/packages/nvidia-*; do
+    [[ -f $file ]] || continue
+    while IFS=$'\t' read -r name now before _; do
+      [[ ${PRESENT[$name]:--} != "$now" ]] || continue
+      DRIFT+=("$(step_of "${file##*/}"): package $name is ${PRESENT[$name]:-gone}, it was $now")
+    done <"$file"
+  done
+}
+
+driver_drift() {
+  local kernel found
+  read_driver_note
+  if [[ -z $NOTED_VERSION ]]; then
+    return 0
+  fi
+  found=$(library_version)
+  [[ $found == "$NOTED_VERSION" ]] || DRIFT+=("driver: its libraries are ${found:-gone}, they were $NOTED_VERSION")
+  if is_container; then
+    [[ -z $version || $version == "$NOTED_VERSION" ]] || DRIFT+=("driver: its libraries are ${found:-gone}, the host's driver is $version")
+    return 0
+  fi
+  while IFS= read -r kernel; do
+    found=$(module_version "$kernel")
+    [[ $found == "$NOTED_VERSION" ]] || DRIFT+=("driver: the kernel $kernel has ${found:-no module}${found:+ as module}, the driver is $NOTED_VERSION")
+  done < <(kernels_of "$NOTED_TARGET")
+  if [[ -z $version ]]; then
+    DRIFT+=("boot: no module is loaded, the driver is $NOTED_VERSION")
+  elif [[ $version != "$NOTED_VERSION" ]]; then
+    DRIFT+=("boot: $version is loaded, the driver is $NOTED_VERSION")
+  elif [[ -n $NOTED_FLAVOUR && $flavour != "$NOTED_FLAVOUR" ]]; then
+    DRIFT+=("boot: the $flavour modules are loaded, the $NOTED_FLAVOUR ones are installed")
+  fi
+}
+
+"$1" </dev/null
+exit

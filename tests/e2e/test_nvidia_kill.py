@@ -1,0 +1,50 @@
+"""The engine killed (SIGKILL) in the middle of every step of NVIDIA's stack, one after the other: the last `up` finishes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.e2e.conftest import PATIENCE_SECONDS, Stack
+from tests.e2e.nvidia import inside, inside_container, with_stack
+from tests.e2e.test_gpu_lxc import CARDS, NO_REBOOT
+from tests.e2e.test_nvidia_vm import DOCKER, SANDBOX
+
+# What only that step's script has in it, in the order of the steps.
+READING, REPOSITORY, DRIVER, CUDA, TOOLKIT = "ASK=", "APT_FILES=", "RUN_CHECKSUM_URL=", "NVCC=/usr", "NO_CGROUPS="
+REBOOT, VERIFICATION = "Restarts the system that it runs on", "KERNEL_LOG="
+
+
+def killed_at(stack: Stack, script: str, guest: int | None) -> None:
+    """An `up` that is killed while that script runs on the host, or in a guest."""
+    process = stack.start("up", "--yes", "--skip-preview")
+    stack.lab.wait_command(script, timeout=PATIENCE_SECONDS, guest=guest)
+    stack.kill(process)
+    stack.lab.wait_disconnected(guest=guest)
+    # The next one comes while the step still runs, and waits for it: nothing here does.
+    assert stack.run("cancel", "--yes").code == 0
+
+
+def test_a_vms_stack_killed_at_each_step_is_finished_by_the_last_run(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("bound-by-hand", vms=SANDBOX)
+    nvidia = with_stack(stack)
+    for script in (READING, REPOSITORY, DRIVER, CUDA, TOOLKIT, VERIFICATION):
+        killed_at(stack, script, 103)
+    # Another branch takes a reboot: the loaded module isn't the installed one.
+    nvidia["driver"] = "595"
+    for script in (DRIVER, REBOOT, VERIFICATION):
+        killed_at(stack, script, 103)
+    stack.up()
+    assert "GPU 0: NVIDIA GeForce RTX 5090" in inside(stack, DOCKER)
+    again = stack.up("--refresh")
+    assert again.changed == set(), again.output
+
+
+def test_a_containers_stack_killed_at_each_step_is_finished_by_the_last_run(stack_on: Callable[..., Stack]) -> None:
+    settings = {"phoenix": {"ctid": 901, "gpuAssignment": "0,1", "nvidia": {"cuda": "12.8"}}}
+    stack = stack_on("phoenix", gpus=CARDS, containers=settings, nvidia={"driver": "580"}, **NO_REBOOT)
+    for script in ("PERSISTENCE=", "CTID=901", REPOSITORY, DRIVER, CUDA, VERIFICATION):
+        killed_at(stack, script, None)
+    stack.up()
+    assert "580.105.08" in inside_container(stack, 901, "nvidia-smi --query-gpu=driver_version --format=csv,noheader")
+    again = stack.up("--refresh")
+    assert again.changed == set(), again.output

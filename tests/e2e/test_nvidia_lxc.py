@@ -1,0 +1,131 @@
+"""NVIDIA's libraries in containers, of exactly their host's version: working, followed, mended, purged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.e2e.conftest import Stack
+from tests.e2e.nvidia import inside_container
+from tests.e2e.test_gpu_lxc import CARDS, NO_REBOOT, containers
+
+PHOENIX = {"phoenix": {"ctid": 901, "gpuAssignment": "0,1", "nvidia": {"cuda": "12.8"}}}
+MEDIA = {"media": {"ctid": 950, "gpuAssignment": "all", "nvidia": {}}}
+SMI = "nvidia-smi --query-gpu=driver_version --format=csv,noheader"
+
+
+def driver_in(stack: Stack, ctid: int) -> set[str]:
+    return set(inside_container(stack, ctid, SMI).split())
+
+
+def test_901_runs_a_cuda_program_and_950_keeps_what_it_has(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("phoenix", gpus=CARDS, containers={**PHOENIX, **MEDIA}, **NO_REBOOT)
+    up = stack.up()
+    made = [name for operation, name in up.steps if operation == "create" and name.startswith("phoenix")]
+    order = [
+        "restart",
+        "verification",
+        "nvidia-system",
+        "nvidia-repository",
+        "nvidia-driver",
+        "nvidia-cuda",
+        "nvidia-verification",
+    ]
+    assert [name.removeprefix("phoenix-") for name in made if name.removeprefix("phoenix-") in order] == order
+    assert driver_in(stack, 901) == driver_in(stack, 950) == {"580.105.08"}
+    found = stack.output()["containers"]
+    assert [card["name"] for card in found["phoenix"]["nvidia"]["gpus"]] == [
+        "NVIDIA GeForce RTX 5090",
+        "NVIDIA GeForce RTX 4090",
+    ]
+    assert (found["phoenix"]["nvidia"]["program"], found["phoenix"]["nvidia"]["cuda"]) == (True, "12.8")
+    # No module, and no package that would build one, in a container.
+    assert "dkms" not in inside_container(stack, 901, "dpkg-query -W")
+
+    mark = stack.lab.mark()
+    assert stack.up().changed == set()
+    again = stack.up("--refresh")
+    assert again.changed == set(), again.output
+    assert len(stack.lab.connections(mark)) == 1
+
+
+def test_a_new_driver_on_the_host_reaches_every_container_after_it(stack_on: Callable[..., Stack]) -> None:
+    both: dict[str, Any] = {
+        "phoenix": {"ctid": 901, "gpuAssignment": "0,1", "nvidia": {}},
+        **MEDIA,
+    }
+    stack = stack_on("phoenix", gpus=CARDS, containers=both, nvidia={"driver": "580"}, **NO_REBOOT)
+    stack.up()
+    before = driver_in(stack, 901)
+    assert all(version.startswith("580.") for version in before)
+    boots = len(stack.lab.boots())
+    stack.host["nvidia"]["driver"] = "595"
+    up = stack.up()
+    assert len(stack.lab.boots()) == boots + 1
+    after = driver_in(stack, 901)
+    assert after == driver_in(stack, 950)
+    assert all(version.startswith("595.") for version in after)
+    done = [name for _, name in up.steps]
+    for container in ("phoenix", "media"):
+        assert (
+            done.index("pve-nvidia-driver") < done.index("pve-boot-verified") < done.index(f"{container}-nvidia-driver")
+        )
+    again = stack.up("--refresh")
+    assert again.changed == set(), again.output
+
+
+def test_a_host_whose_driver_somebody_else_changed_is_followed_by_a_refresh(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on(
+        "phoenix", gpus=CARDS, containers={"phoenix": {"ctid": 901, "gpuAssignment": "0,1", "nvidia": {}}}, **NO_REBOOT
+    )
+    stack.up()
+    # As NVIDIA's guide has it: its repository by its keyring package, then what is there anew.
+    keyring = "https://developer.download.nvidia.com/compute/cuda/repos/debian13/x86_64/cuda-keyring_1.1-1_all.deb"
+    stack.lab.run(f"curl -fsSLo $ROOT/root/k.deb {keyring} && dpkg -i $ROOT/root/k.deb")
+    packages = stack.lab.run("dpkg-query -W 'libnvidia-*' 'nvidia-*' libcuda1 | cut -f1").stdout.split()
+    stack.lab.run(f"apt-get -qq update && apt-get -qq install -y {' '.join(packages)}")
+    stack.lab.reboot()
+    stack.lab.run("pct start 901", check=False)
+    found = stack.lab.run("cat $ROOT/proc/driver/nvidia/version").stdout
+    assert "580.105.08" not in found, "the host's driver is as before: nothing is shown"
+    preview = stack.preview("--refresh")
+    assert "drift" in preview.output
+    stack.up("--refresh")
+    (version,) = driver_in(stack, 901)
+    assert version in found
+    again = stack.up("--refresh")
+    assert again.changed == set(), again.output
+
+
+def test_libraries_that_were_removed_by_hand_come_back(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on(
+        "phoenix", gpus=CARDS, containers={"phoenix": {"ctid": 901, "gpuAssignment": "0,1", "nvidia": {}}}, **NO_REBOOT
+    )
+    stack.up()
+    gone = '$(dpkg-query -W "libnvidia-*" "nvidia-*" libcuda1 | cut -f1)'
+    inside_container(stack, 901, f"apt-get -qq purge -y {gone}")
+    up = stack.up("--refresh")
+    assert "phoenix-nvidia-driver" in up.changed
+    assert driver_in(stack, 901) == {"580.105.08"}
+
+
+def test_a_purge_takes_away_what_was_added_and_nothing_else(stack_on: Callable[..., Stack]) -> None:
+    settings = {"phoenix": {"ctid": 901, "gpuAssignment": "0,1", "nvidia": {"onDestroy": "purge"}}}
+    stack = stack_on("phoenix", gpus=CARDS, containers=settings, **NO_REBOOT)
+    inventory = "dpkg-query -W; find $ROOT/etc/apt $ROOT/usr/share/keyrings -type f | sort | xargs sha256sum"
+    before = inside_container(stack, 901, inventory)
+    stack.up()
+    assert inside_container(stack, 901, inventory) != before
+    stack.destroy()
+    assert inside_container(stack, 901, inventory) == before
+
+
+def test_a_container_that_leaves_the_stack_keeps_its_libraries_by_default(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on(
+        "phoenix", gpus=CARDS, containers={"phoenix": {"ctid": 901, "gpuAssignment": "0,1", "nvidia": {}}}, **NO_REBOOT
+    )
+    stack.up()
+    del containers(stack)["phoenix"]["nvidia"]
+    up = stack.up()
+    assert "stays" in up.output
+    assert driver_in(stack, 901) == {"580.105.08"}

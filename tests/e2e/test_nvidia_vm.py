@@ -1,0 +1,127 @@
+"""NVIDIA's stack in a VM: from a stock host to a container with the card, mended, changed, purged."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lab.scenario import SCENARIO_FOLDER
+from tests.e2e.conftest import Stack
+from tests.e2e.nvidia import inside, reached, with_stack
+
+SANDBOX = {"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}}
+CARD = {"rtx5090": {"match": "10de:2b85"}}
+SMI = "nvidia-smi --query-gpu=driver_version --format=csv,noheader"
+STEPS = ["sandbox-nvidia-system", "sandbox-nvidia-repository", "sandbox-nvidia-driver", "sandbox-nvidia-reboot"]
+MORE = ["sandbox-nvidia-cuda", "sandbox-nvidia-toolkit", "sandbox-nvidia-verification"]
+DOCKER = "docker run --rm --gpus all nvidia/cuda:12.8.1-base-ubuntu24.04 nvidia-smi -L"
+
+
+def test_from_a_stock_host_to_a_container_with_the_card(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("rtx5090", vms=SANDBOX)
+    with_stack(stack)
+    up = stack.up()
+    made = [name for operation, name in up.steps if operation == "create"]
+    assert [name for name in made if name in (*STEPS, *MORE)] == [*STEPS, *MORE]
+    assert "GPU 0: NVIDIA GeForce RTX 5090" in inside(stack, DOCKER)
+    assert "release 12.8" in inside(stack, "$ROOT/usr/local/cuda-12.8/bin/nvcc --version")
+    assert "Open Kernel Module" in inside(stack, "cat $ROOT/proc/driver/nvidia/version")
+    found = stack.output()["vms"]["sandbox"]["nvidia"]
+    assert found["driver"].startswith("580.")
+    assert (found["cuda"], found["flavour"], found["program"], found["container"]) == ("12.8", "open", True, True)
+    assert [card["name"] for card in found["gpus"]] == ["NVIDIA GeForce RTX 5090"]
+
+    boots = len(stack.lab.guest_boots(103))
+    mark = stack.lab.mark()
+    assert stack.up().changed == set()
+    again = stack.up("--refresh")
+    assert again.changed == set(), again.output
+    assert (len(stack.lab.connections(mark)), len(stack.lab.connections(mark, guest=103))) == (1, 1)
+    assert len(stack.lab.guest_boots(103)) == boots
+
+
+def on_system(folder: Path, **system: Any) -> Path:
+    """The scenario in which no reboot of the host is needed, with another system in VM 103."""
+    scenario = yaml.safe_load((SCENARIO_FOLDER / "bound-by-hand.yaml").read_text())
+    next(guest for guest in scenario["guests"] if guest["id"] == 103)["system"] = system
+    path = folder / "changed.yaml"
+    path.write_text(yaml.safe_dump(scenario))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("distribution", "nvidia"),
+    [
+        ("ubuntu-22.04", {"driver": "580", "cuda": "12.8", "containerToolkit": "docker", "docker": "install"}),
+        ("debian-12", {"driver": "580", "cuda": "12.8", "containerToolkit": "podman", "docker": "install"}),
+        ("debian-13", {"driver": "595", "cuda": "13.0"}),
+    ],
+)
+def test_other_distributions(
+    stack_on: Callable[..., Stack], tmp_path: Path, distribution: str, nvidia: dict[str, Any]
+) -> None:
+    stack = stack_on(on_system(tmp_path, distribution=distribution), gpus=CARD, vms=SANDBOX)
+    with_stack(stack, nvidia)
+    # Not root, but whoever the image has; and where the guest agent says that it is.
+    stack.config["homelab:vms"]["sandbox"] |= reached(stack.lab, sudo=True) | {"address": "agent"}
+    stack.up()
+    found = stack.output()["vms"]["sandbox"]["nvidia"]
+    assert found["driver"].startswith(f"{nvidia['driver']}.")
+    assert (found["program"], found.get("container"), found["uvm"]) == (
+        True,
+        "containerToolkit" in nvidia or None,
+        True,
+    )
+    again = stack.up("--refresh")
+    assert again.changed == set(), again.output
+
+
+def test_a_guest_that_was_changed_rebooted_and_reinstalled_is_mended(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("bound-by-hand", vms=SANDBOX)
+    with_stack(stack, {"driver": "580"})
+    stack.up()
+    # A reboot alone is nothing to mend.
+    stack.lab.run("qm stop 103; qm start 103")
+    stack.lab.wait_guest(103)
+    assert stack.up("--refresh").changed == set()
+    # By hand: a file of ours, and the libraries.
+    inside(stack, "echo >> $ROOT/etc/apt/preferences.d/homelab-nvidia; apt-get -qq purge -y 'libnvidia-compute-580'")
+    preview = stack.preview("--refresh")
+    assert "drift: repository: /etc/apt/preferences.d/homelab-nvidia" in preview.output
+    assert "sandbox-nvidia-driver" in {name for operation, name in preview.planned if operation == "update"}
+    stack.up("--refresh")
+    inside(stack, SMI)
+    # As after a restored disk: another system, in which nothing tells of us.
+    stack.lab.run("qm stop 103")
+    shutil.rmtree(stack.lab.state / "guests/103/root")
+    stack.lab.run("qm start 103")
+    stack.lab.wait_guest(103)
+    inside(stack, SMI, ok=False)
+    up = stack.up("--refresh")
+    assert {"sandbox-nvidia-repository", "sandbox-nvidia-driver", "sandbox-nvidia-verification"} <= up.changed
+    inside(stack, SMI)
+    again = stack.up("--refresh")
+    assert again.changed == set(), again.output
+
+
+def test_another_branch_and_a_purge(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("bound-by-hand", vms=SANDBOX)
+    nvidia = with_stack(
+        stack, {"driver": "580", "containerToolkit": "docker", "docker": "install", "onDestroy": "purge"}
+    )
+    inventory = "dpkg-query -W; find $ROOT/etc -type f | sort | xargs sha256sum"
+    before = inside(stack, inventory)
+    stack.up()
+    boots = len(stack.lab.guest_boots(103))
+    nvidia["driver"] = "595"
+    up = stack.up()
+    assert len(stack.lab.guest_boots(103)) == boots + 1  # another module is loaded
+    assert stack.output()["vms"]["sandbox"]["nvidia"]["driver"].startswith("595.")
+    assert "sandbox-nvidia-toolkit" in up.changed
+    stack.destroy()
+    assert inside(stack, inventory) == before

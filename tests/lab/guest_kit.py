@@ -1,0 +1,80 @@
+"""A VM of a lab host without a daemon: given its card, booted, commands run inside; and the same for a container."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from lab.api.guest_system import booted, environment_of
+from lab.api.guests import Guest
+from lab.host.state import HostState
+from lab.machine import Scenario, load_scenario, scenario_from
+from lab.ssh import make_key
+from lab.state import StatePaths
+from tests.lab.host_kit import Host
+
+CARD = "0000:01:00"
+
+
+def scenario(name: str = "rtx5090", vm: dict[str, Any] | None = None, **keys: Any) -> Scenario:
+    """A scenario of the lab whose VM 103 has another `system`, or with other keys changed."""
+    data = load_scenario(name).model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    data.pop("name")
+    for guest in data.get("guests", []):
+        if vm is not None and guest["id"] == 103:
+            guest["system"] = vm
+    return scenario_from({**data, **keys}, "changed", name)
+
+
+class Vm:
+    """VM 103 of a scenario, running, with the card at 01:00 unless told otherwise."""
+
+    def __init__(self, state: Path, wanted: Scenario | str = "rtx5090", *, card: bool = True) -> None:
+        self.host = Host(state, wanted)
+        key = StatePaths(self.host.machine.state).user_key
+        key.parent.mkdir(parents=True, exist_ok=True)
+        make_key(key, "test")
+        self.host.booted()
+        self.host.output("qm stop 103")
+        if card:
+            self.host.output(f"qm set 103 --hostpci0 {CARD},pcie=1")
+        self.host.output("qm start 103")
+        self.system = booted(self._guest)
+        self.root = self.system.root
+
+    @property
+    def _guest(self) -> Guest:
+        return Guest(HostState(self.host.machine.state), "qemu", 103)
+
+    def reboot(self) -> None:
+        """Its system goes down and comes up again."""
+        self._guest.restart_system()
+        self.system = booted(self._guest)
+
+    def fault(self, name: str, value: Any) -> None:
+        """Set a fault of the lab."""
+        self.host.machine.set_fault(name, value)
+
+    def run(self, script: str, user: str = "root") -> subprocess.CompletedProcess[str]:
+        """A script in bash inside."""
+        return subprocess.run(
+            ["bash", "-c", script],
+            env=environment_of(self.system, user),
+            cwd=self.root,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def output(self, script: str) -> str:
+        """What a script that must succeed prints."""
+        done = self.run(script)
+        assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def refusal(self, script: str, status: int | None = None) -> str:
+        """What a script that must fail says, on either stream."""
+        done = self.run(script)
+        assert done.returncode != 0 and status in (None, done.returncode), f"{script}\n{done}"
+        return done.stdout + done.stderr

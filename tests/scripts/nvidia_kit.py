@@ -1,0 +1,283 @@
+"""The lab's systems as the scripts of NVIDIA's stack meet them: a VM, a host, a container; without SSH and Pulumi."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from host.scripts import answer
+from lab.api.guest_system import environment_of
+from lab.machine import Scenario
+from nvidia import plan as planning
+from nvidia import steps
+from nvidia.compatibility import Target
+from nvidia.plan import Plan
+from nvidia.reading import Reading, parse
+from nvidia.request import Request
+from nvidia.settings import Nvidia
+from nvidia.symptoms import Context
+from tests.lab.guest_kit import Vm, scenario
+from tests.lab.host_kit import Host
+
+# What a VM can have installed.
+GUESTS = ("ubuntu-24.04", "ubuntu-22.04", "debian-12", "debian-13")
+
+
+class Machine:
+    """One system of a lab. ``root``: its tree; ``host``: the lab's host."""
+
+    target: Target
+
+    def __init__(self, host: Host, root: Path) -> None:
+        self.host, self.root = host, root
+        self.settings = Nvidia()
+        #: A folder of programs that come before all others.
+        self.environment_first: Path | None = None
+
+    # -- running ----------------------------------------------------------------------------------------------
+    def environment(self) -> dict[str, str]:
+        """Of the commands that run the scripts."""
+        return self.host.machine.environment()
+
+    def _environment(self) -> dict[str, str]:
+        found = self.environment()
+        return found | {"PATH": f"{self.environment_first}:{found['PATH']}"} if self.environment_first else found
+
+    def script(self, verb: str, script: str) -> str:
+        """What is run where `environment` is: the script, or what brings it there."""
+        return script
+
+    def start(self, verb: str, script: str, **options: Any) -> subprocess.Popen[str]:
+        """A script, begun, in a process group of its own."""
+        process = subprocess.Popen(
+            ["bash", "-s", "--", verb],
+            stdin=subprocess.PIPE,
+            text=True,
+            env=self._environment(),
+            cwd=self.host.root,
+            start_new_session=True,
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
+        )
+        assert process.stdin is not None
+        process.stdin.write(self.script(verb, script))
+        process.stdin.close()
+        process.stdin = None
+        return process
+
+    def kill(self, process: subprocess.Popen[str]) -> None:
+        """A script with all that it has started, as when the machine loses its power."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        session = subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
+        assert session.returncode in (0, 1)
+
+    def run(self, verb: str, script: str) -> subprocess.CompletedProcess[str]:
+        """A script, run to its end."""
+        process = self.start(verb, script)
+        out, log = process.communicate(timeout=240)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, log)
+
+    def answer(self, verb: str, script: str) -> dict[str, Any]:
+        """What a script that must succeed answers."""
+        done = self.run(verb, script)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return answer(done.stdout)
+
+    def refusal(self, script: str, verb: str = "apply") -> str:
+        """The message of a script that must fail, of the four lines that it has."""
+        done = self.run(verb, script)
+        assert done.returncode == 1, done.stdout + done.stderr
+        lines = [line.partition(":")[0] for line in done.stdout.splitlines()]
+        assert (lines[0], *lines[-2:]) == ("wanted", "why", "next"), done.stdout
+        return done.stdout
+
+    def bash(self, text: str) -> subprocess.CompletedProcess[str]:
+        """A person's commands on it."""
+        raise NotImplementedError
+
+    def output(self, text: str) -> str:
+        """What a person's commands print, which must succeed."""
+        done = self.bash(text)
+        assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def fault(self, name: str, value: Any = True) -> None:
+        """Set a fault of the lab; None takes it back."""
+        self.host.machine.set_fault(name, value)
+
+    # -- the steps --------------------------------------------------------------------------------------------
+    def want(self, **settings: Any) -> None:
+        """The settings from now on."""
+        self.settings = Nvidia.model_validate(settings)
+
+    def read(self, asked: Sequence[str] = ()) -> Reading:
+        """A reading."""
+        return parse(self.run("read_system", steps.read_system(asked)).stdout)
+
+    def plan(self, offered: dict[str, list[str]] | None = None) -> Plan:
+        """What follows from settings and a reading, and what the repositories offer."""
+        system = self.read().system
+        if offered is not None:
+            system = dataclasses.replace(system, offered={name: tuple(found) for name, found in offered.items()})
+        return planning.plan_stack(Request(self.target, self.settings, system, "it"))
+
+    def asked(self) -> tuple[str, ...]:
+        """What the reading is to look up."""
+        return planning.packages_to_ask_for(Request(self.target, self.settings, self.read().system, "it"))
+
+    def context(self, plan: Plan) -> Context:
+        """For messages."""
+        return Context("it", self.target, plan.flavour, driver=plan.driver)
+
+    def repository(self) -> str:
+        """The first step's script."""
+        plan = self.plan()
+        return steps.repository(plan, self.settings, self.asked(), context=self.context(plan))
+
+    def driver(self, offered: dict[str, list[str]]) -> str:
+        """The second step's script."""
+        plan = self.plan(offered)
+        return steps.driver(plan, self.settings, context=self.context(plan))
+
+    def install(self, **settings: Any) -> dict[str, Any]:
+        """Both steps; the driver's answer."""
+        if settings:
+            self.want(**settings)
+        offered = self.answer("apply", self.repository())["offered"]
+        return self.answer("apply", self.driver(offered))
+
+    # -- what is there ----------------------------------------------------------------------------------------
+    def tree(self) -> dict[str, tuple[int, bytes]]:
+        """Mode and content of every file that stays over a reboot, but for logs and lists of packages."""
+        found = {}
+        passing = (
+            "run",
+            "proc",
+            "sys",
+            "dev",
+            "tmp",
+            "var/log",
+            "var/lib/apt/lists",
+            "var/cache",
+            "var/lib/dpkg/lock-frontend",
+        )
+        for place in sorted(self.root.rglob("*")):
+            name = place.relative_to(self.root).as_posix()
+            if name.startswith(passing):
+                continue
+            if place.is_symlink():
+                found[name] = (0, str(place.readlink()).encode())
+            elif place.is_file():
+                found[name] = (place.stat().st_mode & 0o7777, place.read_bytes())
+        return found
+
+    def packages(self) -> dict[str, str]:
+        """Installed packages with their versions."""
+        lines = self.output("dpkg-query -W -f='${Package} ${db:Status-Status} ${Version}\\n'").splitlines()
+        return {name: version for name, state, version in (line.split(" ") for line in lines) if state == "installed"}
+
+
+class VirtualMachine(Machine):
+    """VM 103 with a card: the RTX 5090, or another by its device id, or none."""
+
+    target = "vm"
+
+    def __init__(
+        self,
+        state: Path,
+        distribution: str = "ubuntu-24.04",
+        *,
+        card: str | None = "2b85",
+        system: dict[str, Any] | None = None,
+    ) -> None:
+        wanted = scenario(vm={"distribution": distribution, **(system or {})}, pci=other_card(card or "2b85"))
+        self.vm = Vm(state, wanted, card=card is not None)
+        super().__init__(self.vm.host, self.vm.root)
+
+    def environment(self) -> dict[str, str]:
+        return environment_of(self.vm.system, "root")
+
+    def bash(self, text: str) -> subprocess.CompletedProcess[str]:
+        return self.vm.run(text)
+
+    def reboot(self) -> None:
+        """Down and up again."""
+        self.vm.reboot()
+
+    def enrolled(self, value: bool) -> None:
+        """Whether DKMS's key is among those that Secure Boot takes."""
+        with self.vm.system.changing() as machine:
+            machine["mok_enrolled"] = value
+
+
+def other_card(device: str) -> list[Any]:
+    """The rtx5090 scenario's devices with another card in its place."""
+    pci: list[Any] = scenario().model_dump(mode="json", by_alias=True, exclude_defaults=True)["pci"]
+    for bridge in pci:
+        for child in bridge.get("children", []):
+            if child["address"].endswith("01:00.0") and device != "2b85":
+                child |= {"device": device, "name": f"another card ({device})"}
+    return pci
+
+
+class ProxmoxHost(Machine):
+    """A host that keeps its cards."""
+
+    target = "host"
+
+    def __init__(self, state: Path, name: str = "rtx5090") -> None:
+        host = Host(state, name).booted()
+        super().__init__(host, host.root)
+
+    @classmethod
+    def of(cls, host: Host) -> ProxmoxHost:
+        """One that runs already."""
+        found = cls.__new__(cls)
+        Machine.__init__(found, host, host.root)
+        return found
+
+    def bash(self, text: str) -> subprocess.CompletedProcess[str]:
+        return self.host.run(text)
+
+
+class Container(Machine):
+    """A container that has a card's nodes, on a host with a driver; nothing is installed in it."""
+
+    target = "lxc"
+
+    def __init__(self, state: Path, name: str | Scenario = "phoenix", ctid: int = 901) -> None:
+        host = Host(state, name).booted()
+        self.ctid = ctid
+        host.output(f"pct stop {ctid}; rm -rf $LAB_STATE/guests/{ctid}")
+        conf = host.root / f"etc/pve/lxc/{ctid}.conf"
+        head = conf.read_text().partition("\n[")[0]
+        kept = [line for line in head.splitlines() if not line.startswith(("dev", "lxc."))]
+        if name != "containers-pve8":
+            nodes = ("nvidia0", "nvidiactl", "nvidia-uvm")
+            kept += [f"dev{n}: /dev/{node},mode=0666" for n, node in enumerate(nodes)]
+        else:
+            binds = ("nvidia0", "nvidiactl", "nvidia-uvm")
+            kept += ["lxc.cgroup2.devices.allow: a"]
+            kept += [f"lxc.mount.entry: /dev/{node} dev/{node} none bind,optional,create=file" for node in binds]
+        conf.write_text("\n".join(kept) + "\n")
+        host.output(f"pct start {ctid}")
+        super().__init__(host, host.root.parent / f"guests/{ctid}/root")
+
+    def script(self, verb: str, script: str) -> str:
+        return steps.in_container(self.ctid, script)
+
+    def bash(self, text: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["pct", "exec", str(self.ctid), "--", "bash", "-c", text],
+            env=self.environment() | {"PATH": f"{self.host.machine.state}/bin:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )

@@ -1,0 +1,402 @@
+"""NVIDIA's container toolkit: engines configured, restarted only where that changed, and given back as they were."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from host import scripts
+from nvidia import steps
+from nvidia.plan import Plan
+from nvidia.settings import Nvidia
+from tests.scripts.conftest import Folder
+from tests.scripts.nvidia_kit import GUESTS, Container, Machine, VirtualMachine
+from tests.scripts.test_cuda_toolkit import with_repository
+
+RUN = "docker run --rm --runtime=nvidia --gpus all ubuntu nvidia-smi -L"
+DAEMON, CONTAINERD, DROP_IN = (
+    "etc/docker/daemon.json",
+    "etc/containerd/config.toml",
+    "etc/containerd/conf.d/99-nvidia.toml",
+)
+CDI = "etc/cdi/nvidia.yaml"
+# As people write them: no indentation, or another one, and an order of their own.
+OTHERS = '{"log-driver": "local",\n  "live-restore": true, "dns": ["192.168.1.1"], "insecure-registries": []}\n'
+DRIVER = "apt-get -qq install -y linux-headers-$(uname -r) nvidia-driver-580-open && modprobe nvidia"
+
+
+@pytest.fixture(scope="module")
+def with_docker(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """Ubuntu 24.04 with a driver, docker, containerd and podman, which somebody has installed."""
+    vm = with_repository(VirtualMachine(tmp_path_factory.mktemp("vm")), GUESTS[0])
+    vm.output(f"{DRIVER} && apt-get -qq install -y docker.io podman")
+    return vm
+
+
+@pytest.fixture
+def vm(with_docker: Machine) -> Iterator[Machine]:
+    """The same; whatever a test does is taken back, and leaves nothing."""
+    packages = with_docker.packages()
+    yield with_docker
+    with_docker.answer("revert", script(with_docker))
+    for path in (DAEMON, CONTAINERD):
+        (with_docker.root / path).unlink(missing_ok=True)
+    (with_docker.root / "var/lib/docker/images").unlink(missing_ok=True)
+    with_docker.output("systemctl restart docker containerd")
+    with_docker.answer("revert", script(with_docker))  # folders that it made and that weren't empty
+    assert with_docker.packages() == packages
+    assert not (with_docker.root / "var/lib/homelab").exists()
+
+
+def plan(machine: Machine, runtime: str = "docker", **settings: Any) -> Plan:
+    machine.want(driver="580", containerToolkit=runtime, timeouts={"lock": 1}, **settings)
+    return machine.plan()
+
+
+def script(machine: Machine, runtime: str = "docker", driver: str = "580.178.04", **settings: Any) -> str:
+    return steps.toolkit(plan(machine, runtime, **settings), machine.settings, driver)
+
+
+def calls(machine: Machine, program: str, *arguments: str) -> int:
+    """How often a program was called with such arguments, by the lab's log of programs."""
+    lines = (machine.root.parent / "log/programs.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [line for line in map(json.loads, lines) if line["program"] == program]
+    return sum(tuple(line["args"][: len(arguments)]) == arguments for line in found)
+
+
+def restarts(machine: Machine) -> int:
+    """How often docker was restarted."""
+    return calls(machine, "systemctl", "restart", "docker")
+
+
+# -- docker ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("distribution", GUESTS[1:])
+def test_docker_is_installed_where_that_was_asked_for_and_all_of_it_goes_again(
+    tmp_path: Path, distribution: str
+) -> None:
+    machine = with_repository(VirtualMachine(tmp_path, distribution), distribution)
+    packages, tree = machine.packages(), machine.tree()
+    text = script(machine, docker="install")
+    said = machine.refusal(steps.toolkit(plan(machine, docker="install"), Nvidia(), ""))
+    assert "docker, for which nvidia.containerToolkit is set" in said and "nvidia.docker: install" in said
+    assert machine.packages() == packages
+    answer = machine.answer("apply", text)
+    assert (answer["runtime"], answer["changed"], answer["restarted"]) == ("docker", "yes", "yes")
+    assert answer["version"] == machine.packages()["nvidia-container-toolkit"]
+    assert "docker.io" in machine.packages() and "nvidia" in machine.output("docker info")
+    assert script(machine, docker="install") == text, "the same once docker is there"
+    assert machine.answer("apply", text) == {**answer, "changed": "no", "restarted": "no"}
+    assert machine.answer("revert", text) == {"changed": "yes", "kept": []}
+    assert (machine.packages(), machine.tree()) == (packages, tree)
+
+
+@pytest.mark.parametrize("before", [None, "", "{}", OTHERS, '{"runtimes": {"kata": {"path": "kata-runtime"}}}'])
+def test_somebodys_configuration_is_kept_and_given_back_byte_for_byte(vm: Machine, before: str | None) -> None:
+    path = vm.root / DAEMON
+    if before is not None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(before)
+        path.chmod(0o600)
+    tree = vm.tree()
+    answer = vm.answer("apply", script(vm))
+    assert answer["restarted"] == "yes"
+    assert "GPU 0: NVIDIA GeForce RTX 5090" in vm.output(RUN)
+    now = json.loads(path.read_text())
+    assert now["runtimes"].pop("nvidia")["path"] == "nvidia-container-runtime"
+    if not now["runtimes"]:
+        del now["runtimes"]
+    assert now == json.loads(before or "{}")
+    vm.output("docker rmi ubuntu; rm $ROOT/var/lib/docker/images")
+    vm.answer("revert", script(vm))
+    assert vm.tree() == tree
+    assert "unknown or invalid runtime name: nvidia" in vm.bash(RUN).stderr
+
+
+def test_what_somebody_changes_later_stays_when_ours_is_taken_out(vm: Machine) -> None:
+    path = vm.root / DAEMON
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(OTHERS)
+    vm.answer("apply", script(vm))
+    for key in ("debug", "bip"):
+        data = json.loads(path.read_text())
+        path.write_text(json.dumps({**data, key: "ours?"}))
+        assert vm.answer("apply", script(vm))["changed"] == "no", "it is as we want it"
+    vm.answer("revert", script(vm))
+    assert json.loads(path.read_text()) == {**json.loads(OTHERS), "debug": "ours?", "bip": "ours?"}
+
+
+def test_a_default_that_would_point_to_nothing_goes_with_the_runtime(vm: Machine) -> None:
+    path = vm.root / DAEMON
+    vm.answer("apply", script(vm))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "default-runtime": "nvidia", "debug": True}))
+    vm.answer("revert", script(vm))
+    assert json.loads(path.read_text()) == {"debug": True}
+
+
+def test_what_somebody_has_taken_out_is_put_in_again(vm: Machine) -> None:
+    vm.answer("apply", script(vm))
+    (vm.root / DAEMON).write_text('{"debug": true}')
+    assert vm.answer("apply", script(vm))["restarted"] == "yes"
+    assert "GPU 0:" in vm.output(RUN)
+    vm.answer("revert", script(vm))
+    assert json.loads((vm.root / DAEMON).read_text()) == {"debug": True}
+
+
+def test_a_file_that_somebody_has_removed_stays_away(vm: Machine) -> None:
+    vm.answer("apply", script(vm))
+    (vm.root / DAEMON).unlink()
+    vm.answer("revert", script(vm))
+    assert not (vm.root / DAEMON).exists()
+
+
+def test_docker_that_somebody_has_configured_is_neither_written_nor_restarted(vm: Machine) -> None:
+    path = vm.root / DAEMON
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('{ "runtimes": {"nvidia": {"path": "nvidia-container-runtime", "args": []}} }')
+    vm.output("systemctl restart docker")
+    before, count = path.read_bytes(), restarts(vm)
+    assert vm.answer("apply", script(vm))["restarted"] == "no"
+    assert (path.read_bytes(), restarts(vm)) == (before, count)
+    vm.answer("revert", script(vm))
+    assert (path.read_bytes(), restarts(vm)) == (before, count)
+
+
+def test_a_configuration_that_isnt_json_is_told_and_left(vm: Machine) -> None:
+    path = vm.root / DAEMON
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('{"debug": true,}}')
+    said = vm.refusal(script(vm))
+    assert "unable to load config for runtime docker" in said and "/etc/docker/daemon.json" in said
+    assert path.read_text() == '{"debug": true,}}'
+    path.write_text('{"debug": true}')
+    assert vm.answer("apply", script(vm))["restarted"] == "yes"
+
+
+@pytest.mark.parametrize("mark", ["files/toolkit/etc/docker/daemon.json", "pending/restart-docker"])
+def test_after_a_kill_the_next_run_finishes(vm: Machine, mark: str) -> None:
+    path = vm.root / DAEMON
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(OTHERS)
+    text = script(vm)
+    process = vm.start("apply", text, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (vm.root / "var/lib/homelab" / mark).exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    vm.kill(process)
+    assert vm.answer("apply", text)["changed"] == "yes"
+    assert "GPU 0:" in vm.output(RUN)
+    assert vm.answer("apply", text)["changed"] == "no"
+    vm.answer("revert", text)
+    assert path.read_text() == OTHERS
+
+
+def test_a_restart_that_fails_puts_the_configuration_back(vm: Machine, tmp_path: Path) -> None:
+    path = vm.root / DAEMON
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(OTHERS)
+    broken = tmp_path / "systemctl"
+    real = vm.output("command -v systemctl").strip()
+    broken.write_text(
+        f'#!/bin/bash\n[[ "$*" != "restart docker" ]] || ! grep -q nvidia "$ROOT/{DAEMON}" || {{ echo "Job for docker.service failed"; exit 1; }}\nexec {real} "$@"\n'
+    )
+    broken.chmod(0o755)
+    vm.environment_first = tmp_path
+    try:
+        said = vm.refusal(script(vm))
+    finally:
+        vm.environment_first = None
+    assert "Job for docker.service failed" in said and "put back" in said
+    assert path.read_text() == OTHERS
+    assert vm.output("systemctl is-active docker") == "active\n"
+    assert vm.answer("apply", script(vm))["restarted"] == "yes"
+    assert "GPU 0:" in vm.output(RUN)
+
+
+# -- other engines ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "before", [None, 'version = 2\n\n# a comment\n[plugins]\n  [plugins."io.containerd.grpc.v1.cri"]\n']
+)
+def test_containerd(vm: Machine, before: str | None) -> None:
+    if before is not None:
+        (vm.root / CONTAINERD).parent.mkdir(exist_ok=True)
+        (vm.root / CONTAINERD).write_text(before)
+    tree = vm.tree()
+    answer = vm.answer("apply", script(vm, "containerd"))
+    assert answer["restarted"] == "yes" and "runtimes.nvidia" in (vm.root / DROP_IN).read_text()
+    assert "conf.d" in (vm.root / CONTAINERD).read_text()
+    assert vm.answer("apply", script(vm, "containerd"))["changed"] == "no"
+    vm.answer("revert", script(vm, "containerd"))
+    assert vm.tree() == tree
+
+
+def test_containerd_whose_configuration_somebody_has_changed_since(vm: Machine) -> None:
+    vm.answer("apply", script(vm, "containerd"))
+    path = vm.root / CONTAINERD
+    path.write_text(
+        f'{path.read_text()}oom_score = -999\n[plugins.cri.runtimes.nvidia]\n  a = 1\n[metrics]\n  address = ""\n'
+    )
+    vm.answer("revert", script(vm, "containerd"))
+    assert path.read_text() == 'version = 2\noom_score = -999\n[metrics]\n  address = ""\n'
+    assert not (vm.root / DROP_IN).exists()
+
+
+def test_another_engine_gives_the_first_one_back(vm: Machine) -> None:
+    path = vm.root / DAEMON
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(OTHERS)
+    vm.answer("apply", script(vm))
+    vm.answer("apply", script(vm, "containerd"))
+    assert path.read_text() == OTHERS
+    assert "unknown or invalid runtime name: nvidia" in vm.bash(RUN).stderr, "docker was restarted"
+    vm.answer("revert", script(vm, "containerd"))
+
+
+def test_podman_gets_a_specification_which_is_made_anew_for_another_driver(vm: Machine) -> None:
+    text = script(vm, "podman")
+    answer = vm.answer("apply", text)
+    assert (answer["cdi"], answer["restarted"]) == (f"/{CDI}", "no")
+    assert "GPU 0:" in vm.output("podman run --rm --device nvidia.com/gpu=all ubuntu nvidia-smi -L")
+    assert vm.answer("apply", text)["changed"] == "no"
+    (vm.root / CDI).write_text("kind: nonsense\n")
+    assert vm.answer("apply", text)["changed"] == "yes", "somebody has changed it"
+    made = calls(vm, "nvidia-ctk", "cdi")
+    for driver, more in (("580.159.03", 1), ("580.159.03", 1), ("580.178.04", 2)):
+        vm.answer("apply", script(vm, "podman", driver))
+        assert calls(vm, "nvidia-ctk", "cdi") == made + more
+    vm.answer("revert", text)
+    assert not (vm.root / CDI).exists() and not (vm.root / "etc/cdi").exists()
+
+
+def test_a_specification_of_somebodys_is_kept_and_left_where_it_fits(vm: Machine) -> None:
+    vm.output("apt-get -qq install -y nvidia-container-toolkit")
+    vm.output("nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml")
+    before = (vm.root / CDI).read_bytes()
+    vm.answer("apply", script(vm, "podman"))
+    assert not (vm.root / "var/lib/homelab/files/toolkit").exists(), "it is for this driver"
+    (vm.root / CDI).write_bytes(before.replace(b"580.178.04", b"580.105.08"))
+    vm.answer("apply", script(vm, "podman"))
+    assert b"580.178.04" in (vm.root / CDI).read_bytes()
+    vm.answer("revert", script(vm, "podman"))
+    assert b"580.105.08" in (vm.root / CDI).read_bytes()
+    vm.output(
+        "rm -r $ROOT/etc/cdi; apt-get -qq purge -y 'nvidia-container-toolkit*' && apt-get -qq autoremove -y --purge"
+    )
+
+
+def test_a_podman_that_knows_no_cdi_is_refused(tmp_path: Path) -> None:
+    machine = with_repository(VirtualMachine(tmp_path, "ubuntu-22.04"), "ubuntu-22.04")
+    machine.output("apt-get -qq install -y podman")
+    before = machine.packages()
+    said = machine.refusal(script(machine, "podman"))
+    assert "podman 4.1 or later" in said and "3.4.4" in said
+    assert machine.packages() == before
+
+
+def test_a_driver_that_isnt_loaded_is_told_by_its_cause(vm: Machine) -> None:
+    vm.output(
+        "for m in nvidia_uvm nvidia_drm nvidia_modeset nvidia; do rmmod $m; done; mv $ROOT/usr/lib/modules $ROOT/usr/lib/away"
+    )
+    try:
+        said = vm.refusal(script(vm, "podman"))
+    finally:
+        vm.output("mv $ROOT/usr/lib/away $ROOT/usr/lib/modules; modprobe nvidia")
+    assert "ERROR_DRIVER_NOT_LOADED" in said and "no module is loaded" in said
+
+
+# -- a container -----------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def inside(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """Container 901 with the host's libraries."""
+    machine = with_repository(Container(tmp_path_factory.mktemp("container")), GUESTS[0])
+    version = machine.host.output("cat $ROOT/sys/module/nvidia/version").strip()
+    machine.output(
+        f"apt-get -qq install -y --no-install-recommends libnvidia-compute-580={version}-* nvidia-utils-580={version}-* nvidia-kernel-common-580={version}-* nvidia-firmware-580={version}-*"
+    )
+    return machine
+
+
+def test_in_a_container_docker_gets_cards_by_their_cdi_names(inside: Machine) -> None:
+    packages, tree = inside.packages(), inside.tree()
+    version = inside.host.output("cat $ROOT/sys/module/nvidia/version").strip()
+    text = script(inside, driver=version, docker="install")
+    assert inside.answer("apply", text)["cdi"] == f"/{CDI}"
+    run = "docker run --rm --device nvidia.com/gpu=all ubuntu nvidia-smi -L"
+    assert "GPU 0:" in inside.output(run)
+    assert json.loads((inside.root / DAEMON).read_text())["features"] == {"cdi": True}
+    assert "no-cgroups = true" not in inside.output("cat $ROOT/etc/nvidia-container-runtime/config.toml").replace(
+        "#", ""
+    )
+    assert inside.answer("apply", text)["changed"] == "no"
+    inside.output("rm -r $ROOT/var/lib/docker")
+    inside.answer("revert", text)
+    assert (inside.packages(), inside.tree()) == (packages, tree)
+
+
+def test_control_groups_are_left_alone_only_where_the_old_hook_needs_it(inside: Machine) -> None:
+    version = inside.host.output("cat $ROOT/sys/module/nvidia/version").strip()
+    found = plan(inside, docker="install")
+    assert found.toolkit is not None
+    old = dataclasses.replace(found, toolkit=dataclasses.replace(found.toolkit, no_cgroups=True))
+    inside.answer("apply", steps.toolkit(old, inside.settings, version))
+    assert "GPU 0:" in inside.output("docker run --rm --gpus all ubuntu nvidia-smi -L")
+    inside.answer("apply", steps.toolkit(old, inside.settings, version))
+    assert inside.answer("apply", steps.toolkit(found, inside.settings, version))["changed"] == "yes"
+    assert "bpf_prog_query" in inside.bash("docker run --rm --gpus all ubuntu nvidia-smi -L").stderr
+    inside.answer("revert", steps.toolkit(found, inside.settings, version))
+
+
+# -- on a folder -----------------------------------------------------------------------------------------------
+JSON = [
+    ("{}", "{}"),
+    ("", "{}"),
+    ('{"a": [1, -2.5e3, true, null, "x\\"}\\\\"], "b": {}, "c": []}', None),
+    ('{"runtimes": {"nvidia": {"path": "x"}}}', "{}"),
+    ('{"runtimes": {"nvidia": {}, "kata": {"path": "k"}}, "features": {"cdi": true, "buildkit": true}}', '{"runtimes": {"kata": {"path": "k"}}, "features": {"buildkit": true}}'),
+    ('{"default-runtime": "nvidia", "x": "ü"}', '{"x": "ü"}'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "after"), JSON)
+def test_our_keys_are_taken_out_of_json_and_all_else_stays(folder: Folder, before: str, after: str | None) -> None:
+    folder.write("etc/docker/daemon.json", before)
+    done = folder.bash(
+        f'{scripts._text("lib/engines.sh")}\njson_edit without "$ROOT/etc/docker/daemon.json" "$ROOT/none"'
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads(before if after is None else after)
+
+
+@pytest.mark.parametrize("text", ["{", '{"a" 1}', '{"a": 1 "b": 2}', "[1 2]", '{"a": }'])
+def test_what_isnt_json_is_said(folder: Folder, text: str) -> None:
+    folder.write("etc/docker/daemon.json", text)
+    done = folder.bash(f'{scripts._text("lib/engines.sh")}\njson_edit canonical "$ROOT/etc/docker/daemon.json"')
+    assert done.returncode != 0 and "not JSON" in done.stderr
+
+
+def test_containers_that_a_restart_stops_are_started_again_and_those_that_run_on_arent(folder: Folder) -> None:
+    folder.command("systemctl", 'echo "systemctl $*" >>"$ROOT/log"')
+    folder.command(
+        "docker",
+        'case "$1 $3" in "ps {{.Names}}") printf "web\\ndb\\n" ;; "info {{.LiveRestoreEnabled}}") cat "$ROOT/live" ;; *) echo "docker $*" >>"$ROOT/log" ;; esac',
+    )
+    body = scripts._text("container_toolkit.sh").partition('\n"$1" </dev/null')[0]
+    library = "".join(scripts._text(f"lib/{name}.sh") for name in ("packages", "engines"))
+    call = 'take_lock; mkdir -p "$LOGS"; NAME=it TARGET=vm PROXY="" INSTALL_SECONDS=60; pending restart-docker; restart_if_changed docker; restart_if_changed docker'
+    for live, expected in (("false", ["docker start web", "docker start db"]), ("true", [])):
+        (folder.root / "log").unlink(missing_ok=True)
+        folder.write("live", f"{live}\n")
+        done = folder.bash(f"{library}{body}\n{call}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert folder.read("log").splitlines() == [
+            "systemctl restart docker",
+            "systemctl is-active -q docker",
+            *expected,
+        ]
+        assert "web db" in done.stderr

@@ -1,0 +1,418 @@
+"""NVIDIA's driver on the lab's systems: installed, changed, replaced, given back; and what is said where it can't be."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from nvidia.symptoms import recognise
+from tests.lab.guest_kit import scenario
+from tests.scripts.nvidia_kit import GUESTS, Container, Machine, ProxmoxHost, VirtualMachine
+
+# The key that DKMS makes for itself stays: somebody may have enrolled it.
+KEY = "var/lib/dkms/mok.pub"
+RUN = "https://download.nvidia.com/XFree86/Linux-x86_64/{0}/NVIDIA-Linux-x86_64-{0}.run"
+
+
+@pytest.fixture
+def vm(tmp_path: Path) -> VirtualMachine:
+    return VirtualMachine(tmp_path)
+
+
+def undo(machine: Machine) -> None:
+    """Both steps' way back, in its order."""
+    machine.want(driver="580")
+    machine.answer("revert", machine.driver({}))
+    machine.answer("revert", machine.repository())
+
+
+def kept(machine: Machine) -> dict[str, tuple[int, bytes]]:
+    """What the way back must give back."""
+    return {name: value for name, value in machine.tree().items() if name != KEY}
+
+
+def of_driver(machine: Machine) -> dict[str, str]:
+    """Its packages."""
+    return {name: version for name, version in machine.packages().items() if "nvidia" in name or name == "libcuda1"}
+
+
+def loaded(machine: Machine) -> str | None:
+    return machine.read().system.loaded
+
+
+# -- there and back --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("distribution", GUESTS)
+def test_a_vm_gets_the_driver_without_a_reboot_and_is_given_back(tmp_path: Path, distribution: str) -> None:
+    vm = VirtualMachine(tmp_path, distribution)
+    before = kept(vm)
+    answer = vm.install(driver="580")
+    assert answer["source"] == "packages" and answer["changed"] == "yes"
+    assert answer["reboot"] == "no" and answer["version"].startswith("580.")
+    assert f", {answer['version']}\n" in vm.output("nvidia-smi --query-gpu=name,driver_version --format=csv,noheader")
+    assert "installed" in vm.output("dkms status")
+    reading = vm.read()
+    assert (reading.system.loaded, reading.system.loaded_flavour) == (answer["version"], "open")
+    assert reading.steps == {"repository", "driver"} and not reading.drift
+    assert vm.install()["changed"] == "no"
+    vm.reboot()
+    assert vm.install()["changed"] == "no" and not vm.read().drift
+    undo(vm)
+    assert kept(vm) == before
+
+
+def test_a_host_gets_the_driver_for_every_kernel(tmp_path: Path) -> None:
+    host = ProxmoxHost(tmp_path)
+    before = kept(host)
+    answer = host.install(driver="580")
+    assert answer["reboot"] == "yes"
+    for kernel in host.read().system.kernels or ():
+        assert host.output(f"modinfo -k {kernel} -F version nvidia").strip() == answer["version"]
+    assert host.install()["changed"] == "no"
+    assert [line.partition(":")[0] for line in host.read().drift] == ["boot"]
+    host.host.reboot()
+    assert loaded(host) == answer["version"] and not host.read().drift
+    assert "active" in host.output("systemctl is-active homelab-nvidia-persistence.service")
+    undo(host)
+    assert kept(host) == before
+
+
+def test_a_hosts_older_driver_is_replaced_for_every_kernel(tmp_path: Path) -> None:
+    host = ProxmoxHost(tmp_path, "containers-pve8")
+    before = host.packages()
+    answer = host.install(driver="580")
+    assert answer["reboot"] == "yes" and answer["why"].endswith(f"{answer['version']} (open) is installed")
+    for kernel in host.read().system.kernels or ():
+        assert host.output(f"modinfo -k {kernel} -F version nvidia").strip() == answer["version"]
+    host.host.reboot()
+    assert loaded(host) == answer["version"] and not host.read().drift
+    host.want(driver="580")
+    # No repository has what was there before.
+    answer = host.answer("revert", host.driver({}))
+    assert {name for name, version in before.items() if host.packages().get(name) != version} <= set(answer["kept"])
+
+
+@pytest.mark.parametrize(("name", "ctid"), [("phoenix", 901), ("containers-pve8", 211)])
+def test_a_container_gets_the_hosts_libraries_and_nothing_else(tmp_path: Path, name: str, ctid: int) -> None:
+    container = Container(tmp_path, name, ctid)
+    before = kept(container)
+    answer = container.install()
+    assert answer["version"] == container.read().system.host_driver
+    assert (answer["source"], answer["reboot"]) == ("packages", "no-module")
+    assert "GPU 0:" in container.output("nvidia-smi -L")
+    assert not [name for name in container.packages() if "dkms" in name or "headers" in name]
+    assert container.install()["changed"] == "no" and not container.read().drift
+    undo_container(container)
+    assert kept(container) == before
+
+
+def test_a_debian_container_gets_no_modules(tmp_path: Path) -> None:
+    """There the package with nvidia-smi asks for modules, so that the installer brings the libraries alone."""
+    guests = scenario("phoenix").model_dump(mode="json", by_alias=True, exclude_defaults=True)["guests"]
+    for guest in guests:
+        if guest["id"] == 950:
+            del guest["nvidia"]
+    container = Container(tmp_path, scenario("phoenix", guests=guests), 950)
+    before = kept(container)
+    answer = container.install()
+    assert (answer["source"], answer["version"]) == ("run", container.read().system.host_driver)
+    assert "GPU 0:" in container.output("nvidia-smi -L")
+    assert not [name for name in container.packages() if "dkms" in name or "headers" in name]
+    undo_container(container)
+    assert kept(container) == before
+
+
+def undo_container(container: Container) -> None:
+    container.answer("revert", container.driver({}))
+    container.answer("revert", container.repository())
+
+
+def test_a_container_takes_the_installer_where_the_version_has_no_packages(tmp_path: Path) -> None:
+    container = Container(tmp_path)
+    before = kept(container)
+    container.fault("package-missing", f"{container.ctid}=libnvidia-compute*")
+    answer = container.install()
+    assert answer["source"] == "run" and "kmod" in answer["packages"]
+    assert "GPU 0:" in container.output("nvidia-smi -L")
+    assert container.install()["changed"] == "no" and not container.read().drift
+    container.fault("package-missing", None)
+    undo_container(container)
+    assert kept(container) == before
+
+
+def test_a_container_follows_its_host(tmp_path: Path) -> None:
+    container = Container(tmp_path)
+    container.install()
+    host = ProxmoxHost.of(container.host)
+    host.install(driver="595")
+    container.host.reboot()
+    container.host.output(f"pct start {container.ctid} 2>/dev/null || :")
+    assert any(line.startswith("driver: ") and "the host's driver is 595." in line for line in container.read().drift)
+    assert container.bash("nvidia-smi").returncode == 18
+    answer = container.install()
+    assert answer["version"] == loaded(host) and "GPU 0:" in container.output("nvidia-smi -L")
+    assert not container.read().drift
+
+
+# -- from one to the other -------------------------------------------------------------------------------------
+def test_every_change_of_branch_flavour_and_source_converges(tmp_path: Path) -> None:
+    vm = VirtualMachine(tmp_path)
+    pci = vm.read().system.cards
+    assert pci and "10de:2b85" in pci
+    before = kept(vm)
+    for settings, flavour in (
+        ({"driver": "580"}, "open"),
+        ({"driver": "590"}, "open"),
+        ({"driver": "570.211.01", "source": "packages"}, "open"),
+        ({"driver": "580.159.03", "source": "run"}, "open"),
+        ({"driver": "580.105.08", "source": "run"}, "open"),
+        ({"driver": "580.105.08", "source": "packages"}, "open"),
+    ):
+        answer = vm.install(**settings)
+        wanted = settings["driver"]
+        assert answer["version"].startswith(wanted) and answer["changed"] == "yes", answer
+        if settings.get("source") == "run":
+            assert answer["source"] == "run" and not of_driver(vm)
+        else:
+            assert answer["source"] == "packages" and not (vm.root / "usr/bin/nvidia-uninstall").exists()
+            assert {v.partition("-")[0] for v in of_driver(vm).values()} == {answer["version"]}
+        assert [line.partition(":")[0] for line in vm.read().drift] in ([], ["boot"])
+        assert vm.install()["changed"] == "no"
+        vm.reboot()
+        assert (loaded(vm), vm.read().system.loaded_flavour) == (answer["version"], flavour)
+        assert not vm.read().drift
+        vm.output("nvidia-smi")
+    undo(vm)
+    assert kept(vm) == before
+
+
+@pytest.mark.parametrize("distribution", ["ubuntu-24.04", "debian-13"])
+def test_flavours_replace_each_other(tmp_path: Path, distribution: str) -> None:
+    vm = VirtualMachine(tmp_path, distribution, card="1e81")
+    for flavour in ("proprietary", "open"):
+        answer = vm.install(driver="580", flavour=flavour)
+        assert answer["changed"] == "yes"
+        vm.reboot()
+        assert vm.read().system.loaded_flavour == flavour and not vm.read().drift
+        vm.output("nvidia-smi")
+
+
+# -- somebody's own --------------------------------------------------------------------------------------------
+def test_a_driver_that_is_what_is_wanted_stays_somebodys(vm: VirtualMachine) -> None:
+    vm.output("apt-get -qq update && apt-get -qq install -y linux-headers-$(uname -r) nvidia-driver-580-open")
+    vm.reboot()
+    before = kept(vm)
+    answer = vm.install(driver="580")
+    assert answer == answer | {"source": "found", "changed": "no", "packages": [], "reboot": "no"}
+    assert answer["version"] == "580.173.02"
+    assert vm.read().steps == {"repository", "driver"} and not vm.read().drift
+    undo(vm)
+    assert kept(vm) == before
+
+
+@pytest.mark.parametrize("distribution", ["ubuntu-24.04", "debian-12"])
+@pytest.mark.parametrize("source", ["packages", "run"])
+def test_somebodys_other_driver_is_replaced_and_comes_back(tmp_path: Path, distribution: str, source: str) -> None:
+    vm = VirtualMachine(tmp_path, distribution)
+    theirs = "nvidia-driver-535-open" if "ubuntu" in distribution else "nvidia-driver nvidia-open-kernel-dkms"
+    vm.output(f"apt-get -qq update && apt-get -qq install -y linux-headers-$(uname -r) {theirs}")
+    before, automatic = vm.packages(), vm.output("apt-mark showauto")
+    answer = vm.install(driver="580.159.03", source=source)
+    assert answer["source"] == source and answer["version"] == "580.159.03"
+    vm.reboot()
+    assert loaded(vm) == "580.159.03"
+    undo(vm)
+    assert vm.packages() == before
+    assert vm.output("apt-mark showauto") == automatic
+
+
+def test_what_others_need_by_now_stays_and_is_named(vm: VirtualMachine) -> None:
+    vm.install(driver="580")
+    vm.output("apt-get -qq install -y nvidia-compute-utils-580")
+    answer = vm.answer("revert", vm.driver({}))
+    assert {"libnvidia-compute-580", "nvidia-kernel-common-580", "nvidia-firmware-580"} <= set(answer["kept"])
+    assert "nvidia-dkms-580-open" not in vm.packages() and "nvidia-compute-utils-580" in vm.packages()
+
+
+def test_a_package_that_somebody_holds_is_not_changed(vm: VirtualMachine) -> None:
+    vm.output("apt-get -qq update && apt-get -qq install -y linux-headers-$(uname -r) nvidia-driver-580-open")
+    vm.output("apt-mark hold libnvidia-compute-580")
+    vm.want(driver="590")
+    text = vm.refusal(vm.driver(vm.answer("apply", vm.repository())["offered"]))
+    assert "apt-mark showhold" in text
+    assert of_driver(vm)["libnvidia-compute-580"].startswith("580.173.02")
+
+
+# -- drift -----------------------------------------------------------------------------------------------------
+def test_a_kernel_that_comes_without_the_module_is_drift_of_a_host(tmp_path: Path) -> None:
+    host = ProxmoxHost(tmp_path)
+    host.install(driver="580")
+    host.host.reboot()
+    host.output("apt-get -qq purge -y proxmox-default-headers proxmox-headers-6.17.13-2-pve")
+    host.output("apt-get -qq install -y --no-install-recommends proxmox-kernel-6.17.13-2-pve-signed")
+    drift = host.read().drift
+    assert any("the kernel 6.17.13-2-pve has no module" in line for line in drift), drift
+    assert host.install()["changed"] == "yes"
+    assert not host.read().drift
+    assert "6.17.13-2-pve, x86_64: installed" in host.output("dkms status")
+
+
+def test_packages_that_went_and_files_that_changed_are_drift_and_come_back(vm: VirtualMachine) -> None:
+    vm.install(driver="580")
+    vm.output("apt-get -qq purge -y nvidia-utils-580 && rm $ROOT/etc/apt/apt.conf.d/52homelab-nvidia")
+    drift = vm.read().drift
+    assert "repository: /etc/apt/apt.conf.d/52homelab-nvidia is missing" in drift
+    assert any(line.startswith("driver: package nvidia-utils-580 is gone") for line in drift)
+    vm.install()
+    assert not vm.read().drift
+    vm.output("nvidia-smi")
+
+
+# -- what goes wrong -------------------------------------------------------------------------------------------
+def failing(vm: VirtualMachine, **settings: object) -> str:
+    """The script of the driver after the repositories, for a fault that is set after them."""
+    vm.want(**settings)
+    offered = vm.answer("apply", vm.repository())["offered"]
+    return vm.driver(offered)
+
+
+@pytest.mark.parametrize(
+    ("fault", "value", "words"),
+    [
+        ("apt-offline", True, "names aren't resolved, or nothing answers"),
+        ("disk-full", True, "it: room on its disk"),
+        ("download-corrupt", "libnvidia-compute", "Hash Sum mismatch"),
+        ("package-missing", "nvidia-utils-580", "Unable to locate package nvidia-utils-580"),
+        ("dkms-fails", "6.8.0-86", "make.log ends:"),
+        ("apt-locked", 600, "held by process 1482 (unattended-upgr)"),
+    ],
+)
+def test_each_failure_has_its_message_and_the_next_run_goes_on(
+    vm: VirtualMachine, fault: str, value: object, words: str
+) -> None:
+    script = failing(vm, driver="580", timeouts={"lock": 1})
+    vm.fault(fault, value)
+    text = vm.refusal(script)
+    assert words in text and "{" not in text
+    if fault == "dkms-fails":
+        assert "implicit declaration of function 'lab_fault'" in text and recognise(text)
+    vm.fault(fault, None)
+    assert vm.answer("apply", script)["reboot"] == "no"
+    vm.output("nvidia-smi")
+    assert vm.answer("apply", script)["changed"] == "no" and not vm.read().drift
+
+
+@pytest.mark.parametrize(
+    ("fault", "value", "words"),
+    [
+        ("download-corrupt", ".run", "the checksum "),
+        ("apt-offline", "download.nvidia.com", "names aren't resolved, or nothing answers"),
+        ("dkms-fails", "6.8.0-86", "nvidia-installer.log ends:"),
+    ],
+)
+def test_each_failure_of_the_installer_has_its_message(
+    vm: VirtualMachine, fault: str, value: object, words: str
+) -> None:
+    script = failing(vm, driver="580.159.03", source="run")
+    vm.fault(fault, value)
+    assert words in vm.refusal(script)
+    vm.fault(fault, None)
+    assert vm.answer("apply", script)["source"] == "run"
+    vm.output("nvidia-smi")
+
+
+def test_a_kernel_whose_headers_nobody_has_is_named(vm: VirtualMachine) -> None:
+    script = failing(vm, driver="580")
+    vm.fault("package-missing", "linux-headers-6.8.0-86-generic")
+    text = vm.refusal(script)
+    assert "headers of the kernel 6.8.0-86-generic" in text and "linux-headers-6.8.0-86-generic" in text
+    # Somebody has them from elsewhere.
+    vm.output(
+        "mkdir -p $ROOT/usr/src/linux-headers-6.8.0-86-generic && touch $ROOT/usr/src/linux-headers-6.8.0-86-generic/Makefile"
+        " && ln -s ../../../src/linux-headers-6.8.0-86-generic $ROOT/usr/lib/modules/6.8.0-86-generic/build"
+    )
+    assert vm.answer("apply", script)["reboot"] == "no"
+
+
+def test_a_download_that_breaks_goes_on_where_it_ended(vm: VirtualMachine) -> None:
+    script = failing(vm, driver="580.159.03", source="run")
+    vm.fault("download-breaks", ".run")
+    assert vm.answer("apply", script)["version"] == "580.159.03"
+
+
+def test_a_missing_installer_is_named_by_its_address(vm: VirtualMachine) -> None:
+    text = vm.refusal(failing(vm, driver="580.99.99", source="run"))
+    assert RUN.format("580.99.99") in text and "404" in text
+
+
+def test_secure_boot_without_the_key_is_said_by_the_module(tmp_path: Path) -> None:
+    vm = VirtualMachine(tmp_path, system={"secure-boot": True, "mok-enrolled": True})
+    script = failing(vm, driver="580")
+    vm.enrolled(False)
+    text = vm.refusal(script)
+    assert "Key was rejected by service" in text and "mokutil --import /var/lib/dkms/mok.pub" in text
+
+
+def test_a_vm_without_a_card_says_so(tmp_path: Path) -> None:
+    # It was planned when it had one.
+    vm, other = VirtualMachine(tmp_path / "a", card=None), VirtualMachine(tmp_path / "b")
+    other.want(driver="580")
+    script = other.driver(vm.answer("apply", other.repository())["offered"])
+    text = vm.refusal(script)
+    assert "NVRM: No NVIDIA GPU found." in text and "lspci -nnk" in text
+
+
+def test_nouveau_keeps_the_card_until_the_reboot(tmp_path: Path) -> None:
+    for source, state in (("packages", "a"), ("run", "b")):
+        vm = VirtualMachine(tmp_path / state, card="2684")
+        assert vm.read().system.nouveau
+        answer = vm.install(driver="580.159.03", source=source)
+        assert answer["reboot"] == "yes" and "nouveau has a card" in answer["why"]
+        vm.reboot()
+        assert loaded(vm) == "580.159.03" and not vm.read().system.nouveau
+
+
+@pytest.mark.parametrize("source", ["packages", "run"])
+@pytest.mark.parametrize("seconds", [0.5, 1.5, 3, 4.5, 6])
+def test_what_is_killed_is_finished_by_the_next_run(tmp_path: Path, source: str, seconds: float) -> None:
+    vm = VirtualMachine(tmp_path)
+    before = kept(vm)
+    script = failing(vm, driver="580.159.03", source=source)
+    process = vm.start("apply", script, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # At any point: nothing is waited for.
+    time.sleep(seconds)
+    vm.kill(process)
+    assert vm.answer("apply", script)["version"] == "580.159.03"
+    assert vm.answer("apply", script)["changed"] == "no" and not vm.read().drift
+    vm.output("nvidia-smi")
+    undo(vm)
+    assert kept(vm) == before
+
+
+def test_a_client_that_dies_stops_nothing(vm: VirtualMachine) -> None:
+    script = failing(vm, driver="580")
+    process = vm.start("apply", script)
+    assert process.stdout and process.stderr
+    assert process.stderr.readline()
+    process.stdout.close()
+    process.stderr.close()
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=120) is not None
+    vm.output("nvidia-smi")
+    assert vm.answer("apply", script)["changed"] == "no"
+
+
+def test_long_runs_are_seen_as_they_go(vm: VirtualMachine) -> None:
+    script = failing(vm, driver="580")
+    vm.fault("apt-slow", 3)
+    process = vm.start("apply", script)
+    assert process.stderr
+    for line in process.stderr:
+        if line.startswith("Get:1 "):
+            assert process.poll() is None
+            assert "nvidia-utils-580" not in vm.packages()
+            break
+    assert process.communicate(timeout=120)[0]

@@ -1,0 +1,190 @@
+"""What a reading says of the lab's systems, and of folders that stand for others."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from host.errors import HomelabError
+from nvidia import steps
+from nvidia.reading import parse
+from tests.scripts.conftest import Folder
+from tests.scripts.nvidia_kit import GUESTS, Container, ProxmoxHost, VirtualMachine
+
+MOK = "/var/lib/dkms/mok.pub"
+
+
+@pytest.mark.parametrize("distribution", GUESTS)
+def test_a_vm(tmp_path: Path, distribution: str) -> None:
+    vm = VirtualMachine(tmp_path, distribution)
+    system = vm.read().system
+    assert f"{system.distribution}-{system.version}" == distribution
+    assert system.architecture == "x86_64"
+    assert system.kernels == (system.running,) == (vm.output("uname -r").strip(),)
+    assert system.secure_boot is False and system.mok_enrolled is None
+    assert set(system.cards or ()) >= {"10de:2b85"}
+    assert (system.loaded, system.loaded_flavour, system.nouveau) == ("", None, False)
+    assert system.host_driver is None and system.offered is None and system.runtimes == frozenset()
+
+
+def test_a_host_with_its_kernels_and_what_has_the_card(tmp_path: Path) -> None:
+    host = ProxmoxHost(tmp_path)
+    reading = host.read()
+    assert (reading.system.distribution, reading.system.version) == ("debian", "13")
+    assert reading.system.kernels == ("6.14.11-4-pve", "6.17.2-1-pve")
+    assert reading.system.nouveau is True
+    assert reading.boot_id == (host.root / "proc/sys/kernel/random/boot_id").read_text().strip()
+    assert not reading.steps and not reading.drift
+
+
+def test_a_host_with_a_driver(tmp_path: Path) -> None:
+    system = ProxmoxHost(tmp_path, "phoenix").read().system
+    assert (system.loaded, system.loaded_flavour) == ("580.105.08", "open")
+    assert {"10de:2b85", "10de:2684"} <= set(system.cards or ())
+
+
+def test_cards_that_vms_get_are_not_the_hosts(tmp_path: Path) -> None:
+    host = ProxmoxHost(tmp_path, "phoenix")
+    done = host.run("read_system", steps.read_system(passed=["0000:01:00"]))
+    assert "10de:2b85" not in (parse(done.stdout).system.cards or ())
+    assert "10de:2684" in (parse(done.stdout).system.cards or ())
+
+
+def test_a_container_has_the_cards_whose_nodes_it_has(tmp_path: Path) -> None:
+    container = Container(tmp_path)
+    system = container.read().system
+    assert (system.distribution, system.version) == ("ubuntu", "24.04")
+    assert system.cards == ("10de:2b85",), "nvidia0 is the first card"
+    assert system.host_driver == "580.105.08" and system.kernels == ()
+
+
+def test_a_container_that_is_off_or_gone_is_named(tmp_path: Path) -> None:
+    container = Container(tmp_path)
+    container.host.output("pct stop 901")
+    text = container.refusal(steps.read_system(), "read_system")
+    assert "container 901 running" in text and "pct start 901" in text
+    container.host.output("pct destroy 901 --force 1 2>/dev/null || rm $ROOT/etc/pve/lxc/901.conf")
+    assert "901" in container.refusal(steps.read_system(), "read_system")
+    assert container.answer("revert", container_script()) == {"changed": "no"}
+
+
+def container_script() -> str:
+    return steps.read_system()
+
+
+def test_secure_boot_and_whether_the_key_is_enrolled(tmp_path: Path) -> None:
+    vm = VirtualMachine(tmp_path, system={"secure-boot": True, "mok-enrolled": True})
+    assert (vm.read().system.secure_boot, vm.read().system.mok_enrolled) == (True, True)
+    vm.enrolled(False)
+    assert vm.read().system.mok_enrolled is False
+    (vm.root / MOK.lstrip("/")).unlink()
+    assert vm.read().system.mok_enrolled is False
+
+
+def test_what_is_asked_for_is_told_even_where_there_is_none(tmp_path: Path) -> None:
+    vm = VirtualMachine(tmp_path)
+    vm.output("apt-get -qq update")
+    offered = vm.read(["libnvidia-compute-580", "no-such-package"]).system.offered
+    assert offered == {
+        "libnvidia-compute-580": ("580.173.02-0ubuntu0.24.04.1", "580.159.03-0ubuntu0.24.04.1"),
+        "no-such-package": (),
+    }
+
+
+def test_runtimes_are_those_of_packages(tmp_path: Path) -> None:
+    vm = VirtualMachine(tmp_path)
+    vm.output("apt-get -qq update && apt-get -qq install -y docker.io podman")
+    assert sorted(vm.read().system.runtimes or ()) == ["containerd", "docker", "podman"]
+    vm.output("apt-get -qq remove -y docker.io containerd")
+    assert sorted(vm.read().system.runtimes or ()) == ["podman"]
+
+
+def test_it_is_quick(tmp_path: Path) -> None:
+    host = ProxmoxHost(tmp_path, "phoenix")
+    script = steps.read_system()
+    start = time.monotonic()
+    host.run("read_system", script)
+    # Generous: the lab's programs start a Python each, and this machine may be busy.
+    assert time.monotonic() - start < 15
+    assert len([line for line in host.host.programs() if line["program"] == "apt-get"]) == 0
+
+
+# -- folders ---------------------------------------------------------------------------------------------------
+@pytest.fixture
+def bare(folder: Folder) -> Folder:
+    """A system of which nothing can be said."""
+    for name in ("dpkg-query", "apt-cache", "mokutil"):
+        folder.command(name, "exit 1")
+    return folder
+
+
+def read(folder: Folder) -> dict[str, Any]:
+    done = folder.run("read_system", steps.read_system())
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    parse(done.stdout)
+    return found
+
+
+def test_a_system_of_which_nothing_is_known_is_read(bare: Folder) -> None:
+    found = read(bare)
+    assert found["distribution"] is None and found["version"] is None
+    assert found["cards"] == [] and found["kernels"] == [] and found["drift"] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('ID=debian\nVERSION_ID="12"\n', ("debian", "12")),
+        ("ID=debian\n", ("debian", None)),
+        ("VERSION_ID='24.04'\nID=\"ubuntu\"\nID_LIKE=debian\n", ("ubuntu", "24.04")),
+    ],
+)
+def test_os_release_in_its_shapes(bare: Folder, text: str, expected: tuple[str, str | None]) -> None:
+    bare.write("/etc/os-release", text)
+    found = read(bare)
+    assert (found["distribution"], found["version"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "version", "flavour"),
+    [
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.105.08  Release Build  (dvs-builder)", "580.105.08", "open"),
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.163.01  Tue Apr  8 12:41:17 UTC 2025", "550.163.01", "proprietary"),
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  390.157  Wed Oct 12 09:19:07 UTC 2022", "390.157", "proprietary"),
+    ],
+)  # fmt: skip
+def test_the_loaded_module_in_the_drivers_own_words(bare: Folder, line: str, version: str, flavour: str) -> None:
+    bare.write("/proc/driver/nvidia/version", f"{line}\nGCC version:  gcc version 14.2.0 (Debian 14.2.0-19)\n")
+    found = read(bare)
+    assert (found["loaded"], found["loadedFlavour"]) == (version, flavour)
+
+
+@pytest.mark.parametrize(("byte", "on"), [(0, False), (1, True)])
+def test_secure_boot_from_the_firmwares_variable(bare: Folder, byte: int, on: bool) -> None:
+    place = bare.root / "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(bytes([6, 0, 0, 0, byte]))
+    assert read(bare)["secureBoot"] is on
+
+
+def test_a_firmware_that_tells_nothing_leaves_secure_boot_open(bare: Folder) -> None:
+    (bare.root / "sys/firmware/efi").mkdir(parents=True)
+    assert read(bare)["secureBoot"] is None
+
+
+def test_kernels_are_those_that_can_be_booted_the_oldest_first(bare: Folder) -> None:
+    for name in ("6.8.0-9-generic", "6.8.0-86-generic", "6.14.0-5-generic"):
+        bare.write(f"/boot/vmlinuz-{name}", "")
+    bare.write("/lib/modules/5.15.0-1-generic/updates/dkms/nvidia.ko", "")
+    assert read(bare)["kernels"] == ["6.8.0-9-generic", "6.8.0-86-generic", "6.14.0-5-generic"]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "nonsense", '{"bootId": 1}'])
+def test_what_is_no_reading_is_said_so(text: str) -> None:
+    with pytest.raises(HomelabError, match="read_system.sh"):
+        parse(text)

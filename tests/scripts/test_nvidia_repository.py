@@ -1,0 +1,255 @@
+"""NVIDIA's repositories on the lab's systems: keys, somebody's own entries, what apt says, and the way back."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.scripts.nvidia_kit import GUESTS, Container, Machine, ProxmoxHost, VirtualMachine
+
+CUDA_LIST = "etc/apt/sources.list.d/homelab-cuda.list"
+KEYRING = (
+    "curl -fsSLo /root/k.deb https://developer.download.nvidia.com/compute/cuda/repos/{}/x86_64/cuda-keyring_1.1-1_all.deb"
+    " && dpkg -i /root/k.deb && rm -f $ROOT/root/k.deb"
+)
+SYSTEMS: dict[str, Callable[[Path], Machine]] = {
+    **{name: lambda state, name=name: VirtualMachine(state, name) for name in GUESTS},  # type: ignore[misc]
+    "pve-9": ProxmoxHost,
+    "pve-8": lambda state: ProxmoxHost(state, "containers-pve8"),
+    "container-9": Container,
+    "container-8": lambda state: Container(state, "containers-pve8", 211),
+}
+
+
+@pytest.fixture
+def vm(tmp_path: Path) -> VirtualMachine:
+    machine = VirtualMachine(tmp_path)
+    machine.want(driver="580")
+    return machine
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_repositories_come_stay_and_go_without_a_trace(tmp_path: Path, name: str) -> None:
+    machine = SYSTEMS[name](tmp_path)
+    machine.want(**({} if machine.target == "lxc" else {"driver": "580"}), containerToolkit="docker", docker="install")
+    before = machine.tree()
+    answer = machine.answer("apply", machine.repository())
+    assert answer["changed"] == "yes"
+    offered = answer["offered"]
+    assert set(offered) == set(machine.asked()) and offered["nvidia-container-toolkit"]
+    assert any(found for name, found in offered.items() if "toolkit" not in name and "-container" not in name)
+    assert machine.read().steps == {"repository"} and not machine.read().drift
+    again = machine.run("apply", machine.repository())
+    assert '"changed":"no"' in again.stdout and "fetching" not in again.stderr
+    assert machine.answer("revert", machine.repository()) == {"kept": [], "changed": "yes"}
+    assert machine.tree() == before
+    assert machine.answer("revert", machine.repository()) == {"kept": [], "changed": "no"}
+
+
+def test_what_is_no_longer_wanted_goes(vm: VirtualMachine) -> None:
+    vm.want(driver="580", containerToolkit="docker", docker="install")
+    vm.answer("apply", vm.repository())
+    lists = vm.root / "etc/apt/sources.list.d"
+    assert (lists / "homelab-nvidia-container-toolkit.list").exists()
+    vm.want(driver="590")
+    vm.answer("apply", vm.repository())
+    assert not (lists / "homelab-nvidia-container-toolkit.list").exists()
+    assert "Pin: version 590.*" in (vm.root / "etc/apt/preferences.d/homelab-nvidia").read_text()
+
+
+def test_lists_that_somebody_removed_are_fetched_again(vm: VirtualMachine) -> None:
+    offered = vm.answer("apply", vm.repository())["offered"]
+    vm.output("rm -r $ROOT/var/lib/apt/lists && mkdir $ROOT/var/lib/apt/lists")
+    assert vm.answer("apply", vm.repository())["offered"] == offered
+
+
+# -- keys ------------------------------------------------------------------------------------------------------
+def test_a_key_with_another_fingerprint_is_not_taken(vm: VirtualMachine) -> None:
+    vm.fault("key-wrong")
+    before = vm.tree()
+    text = vm.refusal(vm.repository())
+    assert "0123456789ABCDEF0123456789ABCDEF01234567" in text and "EB693B3035CD5710E231E123A4B469963BF863CC" in text
+    assert not list((vm.root / "usr/share/keyrings").glob("homelab*"))
+    assert vm.tree() == before
+    vm.fault("key-wrong", None)
+    assert vm.answer("apply", vm.repository())["changed"] == "yes"
+
+
+def test_a_key_that_somebody_changed_is_fetched_again(vm: VirtualMachine) -> None:
+    vm.answer("apply", vm.repository())
+    keyring = vm.root / "usr/share/keyrings/homelab-cuda.gpg"
+    good = keyring.read_bytes()
+    keyring.write_bytes(b"lab public key 0123456789ABCDEF0123456789ABCDEF01234567 Somebody Else\n")
+    assert vm.read().drift == ("repository: /usr/share/keyrings/homelab-cuda.gpg is changed",)
+    vm.answer("apply", vm.repository())
+    assert keyring.read_bytes() == good and not vm.read().drift
+
+
+# -- somebody's own --------------------------------------------------------------------------------------------
+def test_somebodys_entry_for_the_same_repository_is_used(vm: VirtualMachine) -> None:
+    vm.output(KEYRING.format("ubuntu2404"))
+    before = vm.tree()
+    done = vm.run("apply", vm.repository())
+    assert done.returncode == 0, done.stdout
+    assert (
+        "is in /etc/apt/sources.list.d/cuda-ubuntu2404-x86_64.list already: that entry is used" in done.stderr
+        and not (vm.root / CUDA_LIST).exists()
+    )
+    vm.answer("revert", vm.repository())
+    assert vm.tree() == before
+
+
+def test_an_entry_that_comes_later_replaces_ours(vm: VirtualMachine) -> None:
+    vm.answer("apply", vm.repository())
+    vm.output(KEYRING.format("ubuntu2404"))
+    assert "Conflicting values set for option Signed-By" in vm.bash("apt-get update").stderr
+    vm.answer("apply", vm.repository())
+    assert not (vm.root / CUDA_LIST).exists()
+    vm.output("apt-get -qq update")
+
+
+ENTRIES = [
+    ("x.sources", "Types: deb deb-src\nURIs: {0}\nSuites: /\nSigned-By: /k.gpg\n", True),
+    ("x.sources", "Enabled: no\nTypes: deb\nURIs: {0}\nSuites: /\nSigned-By: /k.gpg\n", False),
+    ("x.sources", "# a note\nTypes: deb\nURIs: http://a.example\n {0}/\nSuites:\n /\nSigned-By: /k.gpg\n", True),
+    (
+        "x.sources",
+        "Types: deb\nURIs: http://a.example\nSuites: x\n\nTypes: deb\nURIs: {0}\nSuites: /\nSigned-By: /k.gpg\n",
+        True,
+    ),
+    ("x.list", "deb [arch=amd64 signed-by=/k.gpg] {0} /\n", True),
+    ("x.list", "# deb [signed-by=/k.gpg] {0} /\n", False),
+    ("x.list", "deb-src {0} /\n", False),
+    ("x.list.bak", "deb {0} /\n", False),
+]
+
+
+def test_apts_formats_are_understood(vm: VirtualMachine) -> None:
+    url = "https://developer.download.nvidia.com/compute/cuda/repos/ubuntu2404/x86_64"
+    script = vm.repository()
+    vm.answer("apply", script)
+    (vm.root / "k.gpg").write_bytes((vm.root / "usr/share/keyrings/homelab-cuda.gpg").read_bytes())
+    for name, text, theirs in ENTRIES:
+        file = vm.root / "etc/apt/sources.list.d" / name
+        file.write_text(text.format(url))
+        vm.run("apply", script)
+        assert (vm.root / CUDA_LIST).exists() != theirs, text
+        file.unlink()
+
+
+def test_a_file_of_ours_that_was_somebodys_comes_back(vm: VirtualMachine) -> None:
+    theirs = vm.root / "etc/apt/preferences.d/homelab-nvidia"
+    theirs.parent.mkdir(parents=True, exist_ok=True)
+    theirs.write_text("Package: x\nPin: version 1\nPin-Priority: 1\n")
+    before = vm.tree()
+    vm.answer("apply", vm.repository())
+    vm.answer("revert", vm.repository())
+    assert vm.tree() == before
+
+
+def test_a_repository_that_is_out_of_order_and_not_ours_doesnt_matter(tmp_path: Path) -> None:
+    host = ProxmoxHost(tmp_path)
+    host.want(driver="580")
+    host.host.write(
+        "/etc/apt/sources.list.d/pve-enterprise.sources",
+        "Types: deb\nURIs: https://enterprise.proxmox.com/debian/pve\nSuites: trixie\nComponents: pve-enterprise\n"
+        "Signed-By: /usr/share/keyrings/proxmox-archive-keyring.gpg\n",
+    )
+    assert host.bash("apt-get update").returncode == 100
+    done = host.run("apply", host.repository())
+    assert done.returncode == 0, done.stdout
+    assert "not all lists could be fetched; those that are needed here are there" in done.stderr
+
+
+# -- what goes wrong -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("fault", "value", "words"),
+    [
+        ("apt-offline", True, "names aren't resolved, or nothing answers"),
+        ("apt-offline", "developer.download.nvidia.com", "names aren't resolved, or nothing answers"),
+        ("disk-full", True, "Failure writing output to destination"),
+    ],
+)
+def test_each_failure_has_its_message_and_the_next_run_goes_on(
+    vm: VirtualMachine, fault: str, value: object, words: str
+) -> None:
+    before = vm.tree()
+    vm.fault(fault, value)
+    assert words in vm.refusal(vm.repository())
+    assert vm.tree() == before
+    vm.fault(fault, None)
+    assert vm.answer("apply", vm.repository())["changed"] == "yes"
+
+
+def test_a_container_without_network_says_so_instead_of_package_not_found(tmp_path: Path) -> None:
+    container = Container(tmp_path)
+    container.fault("apt-offline")
+    text = container.refusal(container.repository())
+    assert "it: a way to NVIDIA's servers" in text and "Temporary failure resolving" in text
+
+
+def test_a_lock_is_waited_for_with_a_line_that_says_who_has_it(tmp_path: Path) -> None:
+    machine = VirtualMachine(tmp_path, "debian-12")
+    machine.want(driver="580")
+    machine.fault("apt-locked", 2)
+    done = machine.run("apply", machine.repository())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "It is held by process 1482 (unattended-upgr)" in done.stderr
+
+
+def test_a_lock_that_stays_is_named(tmp_path: Path) -> None:
+    machine = VirtualMachine(tmp_path, "debian-12")
+    machine.want(driver="580", timeouts={"lock": 1})
+    machine.fault("apt-locked", 600)
+    text = machine.refusal(machine.repository())
+    assert "held by process 1482 (unattended-upgr)" in text and "nvidia.timeouts.lock" in text
+
+
+def test_an_interrupted_dpkg_is_repaired_first(tmp_path: Path) -> None:
+    machine = VirtualMachine(tmp_path, "debian-12")
+    machine.want(driver="580")
+    machine.fault("apt-broken")
+    done = machine.run("apply", machine.repository())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "repairing that first" in done.stderr
+
+
+def test_the_proxys_password_is_in_the_environment_alone(tmp_path: Path) -> None:
+    machine = VirtualMachine(tmp_path, "debian-12")
+    machine.want(driver="580", proxy="http://someone:s3cret@proxy.lan:3128")
+    # A curl that tells what it was given, and where.
+    machine.output(
+        "mkdir -p $ROOT/usr/local/bin && printf '%s\\n' '#!/bin/bash' 'echo \"$https_proxy $http_proxy $*\" >>$ROOT/tmp/seen' "
+        "'echo \"via $https_proxy: Could not resolve proxy: proxy.lan\" >&2; exit 5' >$ROOT/usr/local/bin/curl"
+        " && chmod +x $ROOT/usr/local/bin/curl"
+    )
+    machine.environment_first = machine.root / "usr/local/bin"
+    done = machine.run("apply", machine.repository())
+    assert done.returncode == 1
+    seen = (machine.root / "tmp/seen").read_text().split(" ", 2)
+    assert seen[0] == seen[1] == "http://someone:s3cret@proxy.lan:3128" and "s3cret" not in seen[2]
+    assert "s3cret" not in done.stdout + done.stderr
+    assert "via http://(secret)@proxy.lan:3128: Could not resolve proxy" in done.stdout + done.stderr
+    for place in (machine.root / "var/lib/homelab").rglob("*"):
+        assert place.is_dir() or b"s3cret" not in place.read_bytes()
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.8, 1.4])
+def test_what_is_killed_is_finished_by_the_next_run(vm: VirtualMachine, seconds: float) -> None:
+    vm.want(driver="580", containerToolkit="docker", docker="install")
+    before = vm.tree()
+    script = vm.repository()
+    process = vm.start("apply", script, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # At any point: nothing is waited for.
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert vm.answer("apply", script)["offered"]["nvidia-container-toolkit"]
+    assert vm.answer("apply", script)["changed"] == "no"
+    vm.answer("revert", script)
+    assert vm.tree() == before

@@ -1,0 +1,336 @@
+"""The verification on the lab's systems: what works is put out, each failure is recognised by what the programs really said."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from host.errors import HomelabError
+from nvidia import steps
+from nvidia.plan import Plan, Request
+from nvidia.verification import Wanted, judge
+from tests.scripts.nvidia_kit import GUESTS, Container, Machine, ProxmoxHost, VirtualMachine
+from tests.scripts.test_container_toolkit import CDI, DRIVER
+from tests.scripts.test_cuda_toolkit import with_repository
+
+Verify = Callable[..., tuple[dict[str, Any], list[HomelabError]]]
+VERSION = "580.178.04"
+
+
+def wanted_of(
+    machine: Machine, settings: dict[str, Any], changed: Callable[[Plan], Plan] = lambda plan: plan
+) -> tuple[str, Wanted]:
+    """The script of a stack, and what it is to have."""
+    machine.want(**settings)
+    request = Request(machine.target, machine.settings, machine.read().system, "vms.gaming")
+    plan = changed(machine.plan())
+    wanted = Wanted.of(request, plan)
+    script = steps.verification(plan, machine.settings, len(request.devices or ()), context=wanted.context)
+    return script, wanted
+
+
+def verified(
+    machine: Machine, settings: dict[str, Any], changed: Callable[[Plan], Plan] = lambda plan: plan, **wanted: Any
+) -> Any:
+    """What the verification of a stack puts out, and what it says."""
+    script, meant = wanted_of(machine, settings, changed)
+    return judge(machine.answer("verify", script), dataclasses.replace(meant, **wanted))
+
+
+SETTINGS = {"driver": "580", "cuda": "12.8", "containerToolkit": "docker"}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """Ubuntu 24.04 with everything."""
+    vm = with_repository(VirtualMachine(tmp_path_factory.mktemp("vm")), GUESTS[0])
+    vm.output(f"{DRIVER} && apt-get -qq install -y docker.io podman cuda-toolkit-12-8 nvidia-container-toolkit")
+    vm.output(
+        "nvidia-ctk runtime configure --runtime=docker; systemctl restart docker; nvidia-modprobe -u -c 0; nvidia-smi"
+    )
+    vm.output("nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml")
+    return vm
+
+
+@pytest.fixture
+def vm(installed: Machine) -> Iterator[Machine]:
+    """The same; each test takes back what it does."""
+    tree = installed.tree()
+    yield installed
+    after = installed.tree()
+    assert {name for name in tree.keys() | after.keys() if tree.get(name) != after.get(name)} <= {
+        "var/lib/docker/images"
+    }
+
+
+def one(found: tuple[dict[str, Any], list[HomelabError]]) -> HomelabError:
+    """The only error."""
+    assert len(found[1]) == 1, "\n\n".join(map(str, found[1])) or found[0]
+    return found[1][0]
+
+
+# -- what works ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("runtime", ["docker", "podman", "containerd"])
+def test_all_of_a_stack_is_used_from_inside(vm: Machine, runtime: str) -> None:
+    output, errors = verified(vm, {**SETTINGS, "containerToolkit": runtime})
+    assert errors == []
+    assert (output["driver"], output["flavour"], output["cuda"]) == (VERSION, "open", "12.8")
+    assert (output["program"], output["container"], output["uvm"]) == (True, True, True)
+    (card,) = output["gpus"]
+    assert (card["name"], card["memory"], card["address"]) == ("NVIDIA GeForce RTX 5090", "32607 MiB", "0000:01:00.0")
+    assert card["computeCapability"] == "12.0" and card["uuid"].startswith("GPU-")
+    assert "ubuntu" not in (vm.root / "var/lib/docker/images").read_text(), "what it fetched goes again"
+
+
+def test_an_image_that_was_there_stays(vm: Machine) -> None:
+    vm.output("docker pull docker.io/library/ubuntu:24.04")
+    assert verified(vm, SETTINGS)[1] == []
+    assert "ubuntu:24.04" in (vm.root / "var/lib/docker/images").read_text()
+    vm.output("docker rmi docker.io/library/ubuntu:24.04")
+
+
+def test_the_driver_alone(vm: Machine) -> None:
+    output, errors = verified(vm, {"driver": "580"})
+    assert (errors, output["uvm"]) == ([], True)
+    assert (output["cuda"], output["program"], output["container"]) == (None, None, None)
+
+
+def test_a_host_that_keeps_its_card(tmp_path: Path) -> None:
+    output, errors = verified(ProxmoxHost(tmp_path, "phoenix"), {"driver": "580"})
+    assert (errors, output["driver"], output["flavour"]) == ([], "580.105.08", "open")
+
+
+def test_the_proxys_password_is_in_no_output(vm: Machine) -> None:
+    settings = {**SETTINGS, "proxy": "http://me:hunter2@proxy.lan:3128"}
+    vm.want(**settings)
+    script = steps.verification(vm.plan(), vm.settings, 1)
+    done = vm.run("verify", script)
+    assert done.returncode == 0 and "hunter2" not in done.stdout + done.stderr
+
+
+# -- what doesn't ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [("0x62:0x40:2168", "wasn't reset"), ("79", "doesn't answer any more"), ("119", "GSP"), ("0x23:0x65:1401", "could not be started")],
+)  # fmt: skip
+def test_a_card_that_doesnt_come_up(vm: Machine, value: str, words: str) -> None:
+    vm.fault("gpu-fails", value)
+    try:
+        error = one(verified(vm, SETTINGS))
+    finally:
+        vm.fault("gpu-fails", None)
+        vm.output("rmmod nvidia_uvm; rmmod nvidia; modprobe nvidia; nvidia-modprobe -u -c 0; nvidia-smi")
+    assert words in error.why and error.found.startswith("kernel log: "), str(error)
+    assert verified(vm, SETTINGS)[1] == [], "lines of before the module was loaded anew don't count"
+
+
+def test_libraries_of_another_version(vm: Machine) -> None:
+    library = f"$ROOT/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.{VERSION}"
+    vm.output(f"mv {library} {library.replace(VERSION, '580.159.03')}")
+    error = one(verified(vm, SETTINGS))
+    vm.output(f"mv {library.replace(VERSION, '580.159.03')} {library}")
+    assert "Driver/library version mismatch" in error.found and "older module stayed loaded" in error.why
+
+
+def test_a_module_that_isnt_loaded(vm: Machine) -> None:
+    vm.output("rmmod nvidia_uvm; rmmod nvidia && mv $ROOT/usr/lib/modules $ROOT/usr/lib/away")
+    found = verified(vm, SETTINGS)
+    vm.output("mv $ROOT/usr/lib/away $ROOT/usr/lib/modules; modprobe nvidia; nvidia-modprobe -u -c 0; nvidia-smi")
+    error = one(found)
+    assert "couldn't communicate" in error.found and "DKMS's build failed" in error.why
+    assert (found[0]["driver"], found[0]["gpus"], found[0]["program"]) == (None, [], False)
+
+
+def test_nvidia_smi_isnt_there(vm: Machine) -> None:
+    vm.output("mv $ROOT/usr/bin/nvidia-smi $ROOT/root/")
+    error = one(verified(vm, {"driver": "580"}))
+    vm.output("mv $ROOT/root/nvidia-smi $ROOT/usr/bin/")
+    assert error.wanted == "vms.gaming: nvidia-smi"
+
+
+def test_a_card_that_hangs_is_not_waited_for(vm: Machine) -> None:
+    vm.output(
+        "mv $ROOT/usr/bin/nvidia-smi $ROOT/root/; printf '#!/bin/sh\\nexec sleep 600\\n' >$ROOT/usr/bin/nvidia-smi; chmod +x $ROOT/usr/bin/nvidia-smi"
+    )
+    found = verified(vm, {"driver": "580", "timeouts": {"verify": 1}})
+    vm.output("mv $ROOT/root/nvidia-smi $ROOT/usr/bin/")
+    assert "nvidia.timeouts.verify" in one(found).found
+
+
+def test_the_module_for_cuda_is_missing(vm: Machine) -> None:
+    module = "$ROOT/usr/lib/modules/$(uname -r)/updates/dkms/nvidia-uvm.ko"
+    vm.output(f"rmmod nvidia_uvm; rm -f $ROOT/dev/nvidia-uvm*; mv {module} $ROOT/root/")
+    found = verified(vm, SETTINGS)
+    vm.output(f"mv $ROOT/root/nvidia-uvm.ko {module}; nvidia-modprobe -u -c 0")
+    error = one(found)
+    assert error.found == "/dev/nvidia-uvm: No such file or directory" and "nvidia-modprobe" in error.next_step
+    assert (found[0]["program"], found[0]["uvm"], len(found[0]["gpus"])) == (False, False, 1)
+
+
+def test_nodes_that_are_for_root_alone(vm: Machine) -> None:
+    vm.output("nvidia-modprobe -u -c 0; nvidia-smi; chmod 0660 $ROOT/dev/nvidia*")
+    error = one(verified(vm, SETTINGS))
+    vm.output("chmod 0666 $ROOT/dev/nvidia*")
+    assert "/dev/nvidia0: Permission denied" in error.found and "NVreg_DeviceFileMode" in error.next_step
+
+
+def test_a_cuda_that_is_older_than_the_card(vm: Machine) -> None:
+    vm.output("apt-get -qq install -y cuda-toolkit-12-6; ln -sfn cuda-12.8 $ROOT/usr/local/cuda")
+
+    def older(plan: Plan) -> Plan:
+        assert plan.cuda is not None
+        return dataclasses.replace(plan, cuda=dataclasses.replace(plan.cuda, nvcc="/usr/local/cuda-12.6/bin/nvcc"))
+
+    _, errors = verified(vm, SETTINGS, older)
+    vm.output(
+        "apt-get -qq purge -y cuda-toolkit-12-6 && apt-get -qq autoremove -y --purge; ln -sfn cuda-12.8 $ROOT/usr/local/cuda"
+    )
+    assert [error.found for error in errors] == [
+        "nvcc is of 12.6",
+        "nvcc, CUDA programs: nvcc fatal : Unsupported gpu architecture 'compute_120'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ("systemctl stop docker", "systemctl start docker", "isn't, often as its configuration"),
+        ("mv $ROOT/etc/docker $ROOT/root/d; systemctl restart docker", "mv $ROOT/root/d $ROOT/etc/docker; systemctl restart docker", "isn't installed or not configured"),
+    ],
+)  # fmt: skip
+def test_an_engine_that_isnt_ready(vm: Machine, before: str, after: str, words: str) -> None:
+    vm.output(before)
+    found = verified(vm, SETTINGS)
+    vm.output(after)
+    assert words in one(found).why and found[0]["container"] is False and found[0]["program"] is True
+
+
+@pytest.mark.parametrize("runtime", ["docker", "podman", "containerd"])
+def test_an_image_that_cant_be_fetched(vm: Machine, runtime: str) -> None:
+    vm.fault("apt-offline", "103")
+    error = one(verified(vm, {**SETTINGS, "containerToolkit": runtime}))
+    vm.fault("apt-offline", None)
+    assert "a way to NVIDIA's servers" in error.wanted and "registry-1.docker.io" in error.found
+
+
+def test_a_specification_of_another_driver(vm: Machine) -> None:
+    before = (vm.root / CDI).read_bytes()
+    (vm.root / CDI).write_bytes(before.replace(VERSION.encode(), b"580.105.08"))
+    error = one(verified(vm, {**SETTINGS, "containerToolkit": "podman"}))
+    (vm.root / CDI).write_bytes(before)
+    assert "580.105.08" in error.why and "cdi generate" in error.next_step
+
+
+def test_another_driver_and_another_card_than_were_wanted(vm: Machine) -> None:
+    _, errors = verified(vm, SETTINGS, driver="590", cards=["10de:2684"], flavour="proprietary")
+    assert [error.wanted.partition(": ")[2][:10] for error in errors] == ["driver 590", "the propri", "1 card(s):"]
+
+
+def test_a_run_that_was_killed_leaves_nothing_for_long(vm: Machine) -> None:
+    folder = vm.root / "var/lib/homelab/verification"
+    folder.mkdir(parents=True)
+    (folder / "program").write_text("half")
+    assert verified(vm, SETTINGS)[1] == []
+    assert not (vm.root / "var/lib/homelab").exists()
+
+
+# -- modules that don't fit ------------------------------------------------------------------------------------
+def test_proprietary_modules_with_a_card_that_needs_the_open_ones(tmp_path: Path) -> None:
+    vm = with_repository(VirtualMachine(tmp_path), GUESTS[0])
+    vm.output("apt-get -qq install -y linux-headers-$(uname -r) nvidia-driver-580 && modprobe nvidia")
+    error = one(verified(vm, {"driver": "580"}))
+    assert (
+        "works with the open ones alone" in error.why
+        and "requires use of the NVIDIA open kernel modules" in error.found
+    )
+
+
+def test_nouveau_has_the_card(tmp_path: Path) -> None:
+    vm = with_repository(VirtualMachine(tmp_path, card="2684"), GUESTS[0])
+    vm.output("apt-get -qq install -y linux-headers-$(uname -r) nvidia-driver-580-open; modprobe nvidia || :")
+    errors = verified(vm, {"driver": "580"})[1]
+    assert len(errors) == 1 and "nouveau" in errors[0].why
+
+
+def test_a_key_that_isnt_enrolled(tmp_path: Path) -> None:
+    vm = VirtualMachine(tmp_path, system={"secure-boot": True, "mok-enrolled": True})
+    with_repository(vm, GUESTS[0])
+    vm.output("apt-get -qq install -y linux-headers-$(uname -r) nvidia-driver-580-open")
+    script, wanted = wanted_of(vm, {"driver": "580"})
+    vm.enrolled(False)
+    vm.output("modprobe nvidia || :")
+    answer = vm.answer("verify", script)
+    errors = judge(answer, dataclasses.replace(wanted, secure_boot=True))[1]
+    assert len(errors) == 1 and "Secure Boot is on" in errors[0].why
+
+
+# -- in a container --------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module", params=["phoenix", "containers-pve8"])
+def inside(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Container:
+    """A container with the libraries of its host's driver, CUDA and docker."""
+    name = str(request.param)
+    machine = Container(tmp_path_factory.mktemp("container"), name, CTID[name])
+    release = machine.output(". $ROOT/etc/os-release; echo $ID-$VERSION_ID").strip()
+    with_repository(machine, release)
+    machine.want(driver=None, cuda=CUDA[name], containerToolkit="docker", docker="install")
+    offered = machine.answer("apply", machine.repository())["offered"]
+    version = machine.answer("apply", machine.driver(offered))["version"]
+    plan = machine.plan(offered)
+    machine.answer("apply", steps.cuda(plan, machine.settings))
+    machine.answer("apply", steps.toolkit(plan, machine.settings, version))
+    return machine
+
+
+CTID = {"phoenix": 901, "containers-pve8": 211}
+CUDA = {"phoenix": "13.0", "containers-pve8": "12.4"}
+
+
+def inner(machine: Machine) -> dict[str, Any]:
+    return {"cuda": machine.settings.cuda, "containerToolkit": "docker", "docker": "install"}
+
+
+def test_a_container_with_a_card(inside: Container) -> None:
+    output, errors = verified(inside, inner(inside))
+    assert errors == []
+    assert output["driver"] == inside.host.output("cat $ROOT/sys/module/nvidia/version").strip()
+    assert (output["program"], output["container"], output["uvm"]) == (True, True, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("s#/dev/nvidia-uvm,mode=0666#/dev/nvidia-uvm#; s#/dev/nvidia0,mode=0666#/dev/nvidia0#", "its mode keeps ordinary users out"),
+        ("/nvidia-uvm/d", "wasn't given it"),
+        ("/nvidia0/d", "no card's"),
+        ("/nvidiactl/d", "no /dev/nvidiactl"),
+    ],
+)  # fmt: skip
+def test_nodes_that_a_container_hasnt(inside: Container, change: str, words: str) -> None:
+    conf = inside.host.root / f"etc/pve/lxc/{inside.ctid}.conf"
+    before, (script, wanted) = conf.read_text(), wanted_of(inside, inner(inside))
+    if "mode" in change and "mode=" not in before:
+        pytest.skip("bind mounts have the host's modes")
+    inside.host.output(f"pct stop {inside.ctid}; sed -i '{change}' {conf}; pct start {inside.ctid}")
+    try:
+        found = judge(inside.answer("verify", script), wanted)
+    finally:
+        inside.host.output(f"pct stop {inside.ctid}")
+        conf.write_text(before)
+        inside.host.output(f"pct start {inside.ctid}")
+    assert words in "\n".join(error.why for error in found[1]), found[1]
+
+
+def test_a_host_whose_driver_was_changed(inside: Container) -> None:
+    version = inside.host.output("cat $ROOT/sys/module/nvidia/version").strip()
+    library = f"$ROOT/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.{version}"
+    other = library.replace(version, "580.65.06")
+    inside.output(f"mv {library} {other}")
+    try:
+        error = one(verified(inside, inner(inside)))
+    finally:
+        inside.output(f"mv {other} {library}")
+    assert version in error.why and "the container's libraries" in error.why

@@ -1,0 +1,128 @@
+"""lib/packages.sh by itself: what a failure's message is made of, what apt announces, what is taken for a lock."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+
+import pytest
+
+from host import scripts
+from nvidia.settings import Nvidia
+from nvidia.steps import package_arguments
+from nvidia.symptoms import Context, recognise, symptoms
+from tests.scripts.conftest import Folder
+
+APT = """\
+Reading package lists...
+E: {}
+"""
+# Real texts, and the name of the row that answers.
+TEXTS = [
+    ("package-not-found", APT.format("Unable to locate package nvidia-driver-999-open")),
+    ("package-not-found", APT.format("Version '580.1-*' for 'libnvidia-compute-580' was not found")),
+    ("disk-full", APT.format("You don't have enough free space in /var/cache/apt/archives/.")),
+    ("no-network", "curl: (6) Could not resolve host: developer.download.nvidia.com\n"),
+    ("repository-twice", APT.format("Conflicting values set for option Signed-By regarding source https://x/ /: /a != /b")),
+    ("apt-locked", APT.format("Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 812 (apt-get)")),
+    ("checksum", APT.format("Failed to fetch https://x/y.deb  Hash Sum mismatch")),
+    ("unmet-dependencies", "The following packages have unmet dependencies:\n a : Depends: b but it is not installable\nE: Sub-process /usr/bin/dpkg returned an error code (1)\n"),
+    (
+        "dkms-build-failed",
+        "Waiting for cache lock: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 812 (apt-get)...\n"
+        "Error! Bad return status for module build on kernel: 6.17.2-1-pve (x86_64)\nE: Sub-process /usr/bin/dpkg returned an error code (1)\n",
+    ),
+]  # fmt: skip
+
+
+def library(folder: Folder, text: str, **settings: object) -> subprocess.CompletedProcess[str]:
+    """The library with its arguments, then ``text``."""
+    arguments = package_arguments(
+        Nvidia.model_validate(settings), Context("vms.gaming", "vm", kernel="6.8.0-86-generic")
+    )
+    assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in arguments.items())
+    names = (*scripts.GUEST_LIBRARY, "packages")
+    parts = "".join(scripts._text(f"lib/{name}.sh") for name in names)
+    return folder.bash(f"{assignments}{parts}take_lock\nmkdir -p $LOGS\n{text}", library=False)
+
+
+@pytest.mark.parametrize(("name", "text"), TEXTS, ids=[f"{n}-{name}" for n, (name, _) in enumerate(TEXTS)])
+def test_a_known_failure_is_answered_as_python_would(folder: Folder, name: str, text: str) -> None:
+    folder.write("/log", text)
+    done = library(folder, 'explain "$ROOT/log" wanted why')
+    assert done.returncode == 1
+    row = next(row for row in symptoms() if row.name == name)
+    (expected, *_) = recognise(text, Context("vms.gaming", "vm", kernel="6.8.0-86-generic"))
+    assert expected.wanted == row.wanted.format(name="vms.gaming")
+    assert done.stdout == f"{expected}\n"
+
+
+def test_an_unknown_failure_shows_its_last_lines(folder: Folder) -> None:
+    folder.write("/log", "".join(f"line {number}\n" for number in range(20)))
+    done = library(folder, 'explain "$ROOT/log" "to do it" "it matters"')
+    assert (
+        done.stdout.startswith("wanted: to do it\nfound:  line 12\n")
+        and "line 19\nwhy:    it matters\nnext:   mend" in done.stdout
+    )
+
+
+def test_the_end_of_the_compilers_output_is_shown(folder: Folder) -> None:
+    folder.write("/var/lib/dkms/nvidia/580.1/build/make.log", "noise\n" * 30 + "error: too few arguments\n")
+    folder.write("/log", "Consult /var/lib/dkms/nvidia/580.1/build/make.log for more information.\n")
+    done = library(folder, 'explain "$ROOT/log" wanted why')
+    assert "make.log ends:\nnoise" in done.stdout and "error: too few arguments\nwhy:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "held"),
+    [
+        ("E: Could not get lock /var/lib/apt/lists/lock. It is held by process 1 (apt-get)", True),
+        ("E: Unable to acquire the dpkg frontend lock (/var/lib/dpkg/lock-frontend), is another process using it?", True),
+        ("Error: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 1 (apt)", True),
+        ("dpkg: error: dpkg frontend lock was locked by another process with pid 12", True),
+        ("Waiting for cache lock: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 1 (apt)...", False),
+        ("E: Unable to locate package lock", False),
+    ],
+)  # fmt: skip
+def test_what_is_a_lock_of_others(folder: Folder, line: str, held: bool) -> None:
+    folder.write("/log", f"{line}\n")
+    assert (library(folder, 'locked "$ROOT/log" || exit 99').returncode == 0) == held
+
+
+def test_what_apt_announces(folder: Folder) -> None:
+    folder.write(
+        "/log",
+        "Reading package lists...\nRemv nvidia-smi [550.1-1]\nPurg nvidia-smi [550.1-1]\n"
+        "Inst libcuda1 [550.1-1] (580.1-1 NVIDIA:/ [amd64]) []\nInst dkms (3.0 Debian:12.5/stable [all])\nConf dkms (3.0 Debian:12.5/stable [all])\n",
+    )
+    done = library(folder, 'announced "$ROOT/log"')
+    assert done.stdout.splitlines() == ["nvidia-smi\t550.1-1\t-", "libcuda1\t550.1-1\t580.1-1", "dkms\t-\t3.0"]
+
+
+@pytest.mark.parametrize("proxy", ["http://u:p%40ss@proxy:1", "http://u@proxy:1", "http://proxy:1", None])
+def test_what_is_secret_of_a_proxy_is_masked(folder: Folder, proxy: str | None) -> None:
+    done = library(
+        folder,
+        'masked "at http://u:p%40ss@proxy:1 and p%40ss, http://u@proxy:1"',
+        **({"proxy": proxy} if proxy else {}),
+    )
+    assert "at http://" in done.stdout
+    assert ("p%40ss" in done.stdout) == (proxy != "http://u:p%40ss@proxy:1")
+
+
+def test_output_goes_on_without_a_reader_and_with_its_status(folder: Folder) -> None:
+    done = library(
+        folder,
+        'exec 2>&-\nrun_streamed 20 "$LOGS/x" bash -c "seq 1000; exit 3" || printf "%s %s" $? "$(wc -l <"$LOGS/x")"',
+    )
+    assert done.stdout == "3 1000"
+
+
+def test_what_takes_too_long_is_ended(folder: Folder) -> None:
+    done = library(folder, 'run_streamed 1 "$LOGS/x" sleep 60 || printf "%s %s" $? "$(<"$LOGS/x")"')
+    assert done.stdout == "124 ended after 1 s"
+
+
+def test_a_line_that_was_written_over_is_seen_in_its_last_state(folder: Folder) -> None:
+    done = library(folder, 'run_streamed 20 "$LOGS/x" printf "Reading 1\\rReading 2\\r\\nend\\r\\n"')
+    assert done.stderr.splitlines() == ["Reading 2", "end"]

@@ -1,0 +1,300 @@
+"""nvidia/verification.py: what a verification found is judged, and each failure answered with its cause."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from host.errors import HomelabError
+from nvidia.plan import Request, System, plan_stack
+from nvidia.settings import Nvidia
+from nvidia.verification import Wanted, judge
+
+TEXTS: dict[str, list[str]] = yaml.safe_load((Path(__file__).parent / "nvidia_texts.yaml").read_text(encoding="utf-8"))
+HEAD = "index, name, uuid, driver_version, memory.total [MiB], pci.bus_id, pci.device_id, compute_cap\n"
+ROW = "{}, NVIDIA GeForce RTX 5090, GPU-0b11d014-{}, 580.105.08, 32607 MiB, 00000000:0{}:00.0, 0x2B8510DE, 12.0\n"
+NVCC = "nvcc: NVIDIA (R) Cuda compiler driver\nCuda compilation tools, release 12.8, V12.8.93\n"
+NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia0")
+WANTED = Wanted(
+    "vms.gaming", "vm", "580", ["10de:2b85"], "12.8", "docker", "open", True, False, None, "6.8.0-86-generic"
+)
+
+
+def done(output: str = "", status: int = 0) -> dict[str, Any]:
+    return {"status": status, "output": output}
+
+
+def found(cards: int = 1, **changes: Any) -> dict[str, Any]:
+    """A system on which all works, with changes."""
+    rows = "".join(ROW.format(number, number, number + 1) for number in range(cards))
+    return {
+        "nvidiaSmi": done(HEAD + rows),
+        "nvcc": done(NVCC),
+        "program": done("1 CUDA device(s)\nResult = PASS\n"),
+        "container": done("".join(f"GPU {n}: NVIDIA GeForce RTX 5090 (UUID: x)\n" for n in range(cards))),
+        "uvm": done("".join(f"{path}: opened\n" for path in NODES)),
+        "kernelLog": "",
+        "loaded": "580.105.08",
+        "flavour": "open",
+        "bootId": "b1",
+        **changes,
+    }
+
+
+def errors(wanted: Wanted = WANTED, **changes: Any) -> list[HomelabError]:
+    return judge(found(**changes), wanted)[1]
+
+
+def test_what_works_is_put_out_and_there_is_nothing_to_say() -> None:
+    output, said = judge(found(), WANTED)
+    assert said == []
+    assert output == {
+        "driver": "580.105.08",
+        "flavour": "open",
+        "gpus": [
+            {
+                "name": "NVIDIA GeForce RTX 5090",
+                "uuid": "GPU-0b11d014-0",
+                "memory": "32607 MiB",
+                "address": "0000:01:00.0",
+                "computeCapability": "12.0",
+            }
+        ],
+        "cuda": "12.8",
+        "program": True,
+        "container": True,
+        "uvm": True,
+    }
+
+
+def test_what_wasnt_asked_for_is_null() -> None:
+    output, said = judge(
+        found(nvcc=None, program=None, container=None, uvm=None), replace(WANTED, cuda=None, runtime=None)
+    )
+    assert said == []
+    assert {key: output[key] for key in ("cuda", "program", "container", "uvm")} == dict.fromkeys(
+        ("cuda", "program", "container", "uvm")
+    )
+
+
+def test_it_goes_through_a_stacks_state() -> None:
+    wanted = Wanted(**json.loads(json.dumps(asdict(WANTED))))
+    result = json.loads(json.dumps(found()), parse_int=float)  # numbers come back as floating-point ones
+    assert judge(result, wanted) == judge(found(), WANTED)
+
+
+def test_it_follows_from_a_plan() -> None:
+    system = System(
+        "ubuntu", "24.04", running="6.8.0-86-generic", kernels=("6.8.0-86-generic",), cards=("10DE:2B85", "1002:744c")
+    )
+    settings = Nvidia.model_validate({"driver": "580.105.08", "cuda": "12.8.1", "containerToolkit": "podman"})
+    request = Request("vm", settings, system, "vms.gaming")
+    wanted = Wanted.of(request, plan_stack(request))
+    assert (wanted.driver, wanted.cards, wanted.cuda, wanted.runtime) == (
+        "580.105.08",
+        ["10de:2b85"],
+        "12.8.1",
+        "podman",
+    )
+    assert (wanted.flavour, wanted.needs_open, wanted.context.kernel) == ("open", True, "6.8.0-86-generic")
+    assert judge(found(), wanted)[1] == []
+
+
+# -- what isn't as wanted --------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        ({"driver": "590"}, ("driver 590", "580.105.08 is in use", "reboot")),
+        ({"driver": "580.105"}, ("driver 580.105", "580.105.08 is in use", "reboot")),
+        ({"driver": "580.95.05"}, ("driver 580.95.05", "580.105.08 is in use", "reboot")),
+        ({"flavour": "proprietary"}, ("the proprietary kernel modules", "open ones are loaded", "--refresh")),
+        ({"cuda": "13.0"}, ("CUDA 13.0", "nvcc is of 12.8", "--refresh")),
+        ({"cards": ["10de:2684"]}, ("Ada (10de:2684)", "NVIDIA GeForce RTX 5090 (10de:2b85)", "gpuAssignment")),
+        ({"cards": ["10de:2b85", "10de:2b85"]}, ("2 card(s)", "1 in nvidia-smi", "dmesg")),
+        ({"cards": ["10de:2b85", "10de:9999"]}, ("a card (10de:9999)", "1 in nvidia-smi", "dmesg")),
+    ],
+)  # fmt: skip
+def test_what_differs_is_told(wanted: dict[str, Any], words: tuple[str, str, str]) -> None:
+    (error,) = errors(replace(WANTED, **wanted))
+    assert error.wanted.startswith("vms.gaming: ")
+    assert (words[0] in error.wanted, words[1] in error.found, words[2] in error.next_step) == (True, True, True)
+
+
+def test_the_exact_version_and_the_branch_are_both_right() -> None:
+    assert errors(replace(WANTED, driver="580.105.08")) == errors(replace(WANTED, driver="580")) == []
+
+
+def test_two_cards_in_any_order_are_the_two_that_were_wanted() -> None:
+    rows = ROW.format(0, 0, 1) + ROW.format(1, 1, 2).replace("0x2B85", "0x2684").replace("5090", "4090")
+    wanted = replace(WANTED, cards=["10de:2684", "10DE:2B85"])
+    inside = done("GPU 0: a (UUID: x)\nGPU 1: b (UUID: y)\n")
+    assert errors(wanted, nvidiaSmi=done(HEAD + rows), container=inside) == []
+
+
+def test_a_container_that_sees_fewer_cards_is_told() -> None:
+    (error,) = errors(
+        replace(WANTED, cards=None), cards=2, container=done("GPU 0: NVIDIA GeForce RTX 5090 (UUID: x)\n")
+    )
+    assert "all of its 2 cards" in error.wanted and "lists 1" in error.found
+
+
+def test_cards_that_nobody_knows_may_be_any() -> None:
+    assert errors(replace(WANTED, cards=None), cards=3) == []
+
+
+def test_an_nvidia_smi_that_knows_neither_ids_nor_capabilities_counts() -> None:
+    head = "index, name, uuid, driver_version, memory.total [MiB], pci.bus_id\n"
+    row = "0, GeForce GTX 1080, GPU-1, 470.256.02, 8118 MiB, 00000000:01:00.0\nWARNING: infoROM is corrupted at gpu 0000:01:00.0\n"
+    wanted = replace(WANTED, driver="470", cards=["10de:1b80"])
+    output, said = judge(found(nvidiaSmi=done(head + row)), wanted)
+    assert (said, len(output["gpus"]), output["gpus"][0]["computeCapability"]) == ([], 1, None)
+
+
+def test_what_isnt_known_of_a_card_is_null() -> None:
+    text = HEAD + ROW.format(0, 0, 1).replace("32607 MiB", "[N/A]").replace("12.0", "[Not Supported]")
+    card = judge(found(nvidiaSmi=done(text)), WANTED)[0]["gpus"][0]
+    assert (card["memory"], card["computeCapability"]) == (None, None)
+
+
+# -- failures, by their real texts -----------------------------------------------------------------------------
+NOTHING = {
+    "program": done("CUDA error 100: no CUDA-capable device is detected\n", 1),
+    "uvm": done("/dev/nvidia0: No such file or directory\n", 1),
+}
+
+
+@pytest.mark.parametrize(
+    ("smi", "log", "words"),
+    [
+        ("No devices were found", TEXTS["needs-open-modules"][0], "works with the open ones alone"),
+        ("No devices were found", TEXTS["memory-window"][0], "no room"),
+        ("No devices were found", TEXTS["not-reset"][0], "power the host off"),
+        ("No devices were found", TEXTS["fallen-off-the-bus"][0], "doesn't answer any more"),
+        ("No devices were found", TEXTS["gsp-timeout"][0], "GSP timed out"),
+        ("No devices were found", "", "works with the open ones alone"),
+        (TEXTS["not-communicating"][-1], "", "no module is loaded"),
+        (TEXTS["not-communicating"][-1], TEXTS["needs-proprietary-modules"][0], "older than Turing"),
+        (TEXTS["not-communicating"][-1], TEXTS["dropped-card"][0], "dropped the card's generation"),
+        (TEXTS["not-communicating"][-1], "Loading of unsigned module is rejected", "Secure Boot"),
+        (TEXTS["version-mismatch"][0], TEXTS["version-mismatch"][1], "while the older module stayed loaded"),
+        (TEXTS["libraries-missing"][0], "", "without them"),
+    ],
+)  # fmt: skip
+def test_a_driver_that_doesnt_work_is_one_error_with_its_cause(smi: str, log: str, words: str) -> None:
+    (error,) = errors(
+        nvidiaSmi=done(smi, 9),
+        kernelLog=log,
+        program=done("x", 1),
+        container=done("y", 125),
+        uvm=NOTHING["uvm"],
+        flavour="proprietary",
+    )
+    assert words in error.why + error.next_step, str(error)
+    assert error.wanted.startswith("vms.gaming: ")
+
+
+def test_no_devices_with_the_right_modules_points_to_the_kernel_log() -> None:
+    (error,) = errors(nvidiaSmi=done("No devices were found", 6), program=None, container=None, uvm=None)
+    assert "dmesg | grep NVRM" in error.next_step
+
+
+def test_in_a_container_the_same_text_is_the_hosts_business() -> None:
+    wanted = replace(WANTED, target="lxc", host_driver="580.105.08", flavour=None)
+    (error,) = errors(
+        wanted, nvidiaSmi=done(TEXTS["version-mismatch"][0], 18), program=done("x", 1), container=None, uvm=None
+    )
+    assert "580.105.08" in error.why
+
+
+def test_a_missing_nvidia_smi_is_told() -> None:
+    (error,) = errors(
+        nvidiaSmi=done("timeout: failed to run command 'nvidia-smi'", 127), program=None, container=None, uvm=None
+    )
+    assert error.wanted == "vms.gaming: nvidia-smi" and "isn't installed" in error.found
+
+
+def test_the_kernel_log_of_a_card_that_works_is_nobodys_business() -> None:
+    assert errors(kernelLog=TEXTS["fallen-off-the-bus"][0]) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "text", "words"),
+    [
+        ("program", TEXTS["no-kernel-image"][0], "older than the card"),
+        ("program", TEXTS["no-kernel-image"][1], "older than the card"),
+        ("program", TEXTS["driver-too-old-for-cuda"][0], "older than the CUDA toolkit"),
+        ("program", "CUDA error 999: unknown error", "nvidia-uvm isn't loaded"),
+        ("program", TEXTS["compiler-missing"][0], "g++"),
+        ("program", "card 0: 1 + 1 gave 3 at 0", "other CUDA programs would fail as well"),
+        ("container", TEXTS["runtime-not-configured"][0], "nvidia-ctk runtime configure"),
+        ("container", TEXTS["cgroup-rules"][0], "cgroup rules"),
+        ("container", TEXTS["specification-outdated"][0], "580.95.05"),
+        ("container", TEXTS["hook-not-supported"][0], "--runtime=nvidia"),
+        ("container", TEXTS["engine-down"][0], "journalctl"),
+        ("container", TEXTS["no-network"][0], "nvidia.proxy"),
+        ("container", TEXTS["nvml-lost"][0], "daemon-reload"),
+        ("container", "exec format error", "by hand"),
+    ],
+)
+def test_a_program_that_fails_beside_a_driver_that_works_has_a_cause_of_its_own(
+    part: str, text: str, words: str
+) -> None:
+    changes: dict[str, Any] = {part: done(text, 1)}
+    output, (error,) = judge(found(**changes), WANTED)
+    assert words in error.why + error.next_step, str(error)
+    quoted = [" ".join(line.split())[:50] for line in text.splitlines()]
+    assert any(line in error.found for line in quoted)
+    assert output[part] is False
+
+
+def test_a_program_that_ends_well_and_says_nothing_hasnt_passed() -> None:
+    output, (error,) = judge(found(program=done("")), WANTED)
+    assert output["program"] is False and "nothing was said" in error.found
+
+
+@pytest.mark.parametrize(
+    ("target", "reason", "words"),
+    [
+        ("vm", "No such file or directory", "nvidia-modprobe -u -c 0"),
+        ("lxc", "No such file or directory", "wasn't given it"),
+        ("lxc", "Permission denied", "mode=0666"),
+        ("host", "Permission denied", "NVreg_DeviceFileMode"),
+        ("lxc", "Operation not permitted", "control group"),
+        ("lxc", "No such device or address", "no driver"),
+        ("vm", "Input/output error", "can't start the card"),
+        ("vm", "no answer", "refuses"),
+    ],
+)
+def test_why_an_ordinary_user_cant_use_cuda(target: Any, reason: str, words: str) -> None:
+    text = f"/dev/nvidiactl: opened\n/dev/nvidia-uvm: {reason}\n/dev/nvidia0: {reason}\n"
+    (error,) = errors(replace(WANTED, target=target), uvm=done(text, 1))
+    assert words in error.why + error.next_step
+    assert error.found == f"/dev/nvidia-uvm: {reason}; /dev/nvidia0: {reason}"
+
+
+def test_what_took_too_long_is_told_as_that() -> None:
+    (smi,) = errors(nvidiaSmi=done("", 124), program=done("", 124), container=None, uvm=None)
+    (program,) = errors(program=done("", 124))
+    assert "nvidia.timeouts.verify" in smi.found + smi.next_step and "hangs" in smi.why
+    assert "nvidia.timeouts.verify" in program.next_step
+
+
+def test_a_compiler_that_isnt_there_is_told() -> None:
+    missing = done("env: '/usr/local/cuda-12.8/bin/nvcc': No such file or directory", 127)
+    said = errors(nvcc=missing, program=missing)
+    assert [error.wanted for error in said][0] == "vms.gaming: nvcc of CUDA 12.8"
+    assert len(said) == 1
+
+
+def test_different_failures_are_all_told() -> None:
+    said = errors(
+        replace(WANTED, driver="590"),
+        program=done(TEXTS["no-kernel-image"][0], 1),
+        container=done(TEXTS["runtime-not-configured"][0], 125),
+    )
+    assert len(said) == 3
