@@ -1,7 +1,7 @@
 """The disk of the emulated host: a Debian of this machine's own mirror, made once and kept in the cache.
 
 No loop device, no grub-install and no root are needed: mmdebstrap makes the system in a folder, mke2fs puts the folder into a file, and
-the boot sectors are written beside it. Then the system is booted once, for what takes a running kernel: its initramfs and GRUB's menu.
+the boot sectors are written beside it. Then the system is booted once, for GRUB's menu, which takes a running kernel.
 The partition table: 1, the root file system; 2, an ESP, with GRUB for UEFI.
 """
 

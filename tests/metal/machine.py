@@ -359,12 +359,12 @@ class _Monitor:
 
 
 def first_boot(image: Image) -> None:
-    """What an image needs a running kernel for: its initramfs of the modules in use, and GRUB's menu."""
+    """What an image needs a running kernel for: GRUB's menu."""
     machine = Machine(image, [*INTEL, *SCREEN], image.folder.parent / "first-boot", disk=image.disk)
     machine.start()
     try:
         machine.wait_for_ssh()
-        machine.run("update-initramfs -u -k all && update-grub && sync")
+        machine.run("update-grub && sync")
         machine.run("systemd-run --quiet --on-active=1 systemctl poweroff")
         machine.wait_for_end()
     finally:

@@ -17,7 +17,15 @@ if [[ -z $newest || -z $previous || $previous == "$newest" ]]; then
   exit 1
 fi
 read -ra packages <<<"$1"
-apt-get -qq -y -o Dpkg::Use-Pty=0 --no-install-recommends install "$previous" "${packages[@]}"
+apt-get -qq -y -o Dpkg::Use-Pty=0 --no-install-recommends install "${packages[@]}"
+
+# Proxmox VE's defaults are MODULES=most and zstd's own level: on an emulated processor that takes minutes for each initramfs. The
+# card's own drivers are among those loaded from it: the binding has to be there before them.
+sed -i -e 's/^MODULES=.*/MODULES=list/' -e 's/^#\? *COMPRESS=.*/COMPRESS=zstd/' -e '/COMPRESSLEVEL=/d' /etc/initramfs-tools/initramfs.conf
+echo COMPRESSLEVEL=1 >>/etc/initramfs-tools/initramfs.conf
+printf '%s\n' virtio_pci virtio_blk ext4 bochs snd_hda_intel >>/etc/initramfs-tools/modules
+
+apt-get -qq -y -o Dpkg::Use-Pty=0 --no-install-recommends install "$previous"
 mkdir -p /var/lib/kernel-update
 (cd /var/lib/kernel-update && apt-get -qq -o APT::Sandbox::User=root download "$newest")
 apt-get clean
@@ -43,11 +51,6 @@ systemctl -q mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e
 sed -i -e 's/^GRUB_TIMEOUT=.*/GRUB_TIMEOUT=0/' -e 's/^GRUB_CMDLINE_LINUX=.*/GRUB_CMDLINE_LINUX="mitigations=off"/' \
   -e 's/^GRUB_CMDLINE_LINUX_DEFAULT=.*/GRUB_CMDLINE_LINUX_DEFAULT="quiet intel_iommu=off"/' /etc/default/grub
 printf 'GRUB_DISABLE_OS_PROBER=true\nGRUB_TERMINAL=console\n' >>/etc/default/grub
-# Proxmox VE's defaults are MODULES=most and zstd's own level: on an emulated processor that takes minutes for each initramfs.
-sed -i -e 's/^MODULES=.*/MODULES=dep/' -e 's/^#\? *COMPRESS=.*/COMPRESS=zstd/' -e 's/^#\? *COMPRESSLEVEL=.*/COMPRESSLEVEL=1/' \
-  /etc/initramfs-tools/initramfs.conf
-grep -q '^COMPRESSLEVEL=1' /etc/initramfs-tools/initramfs.conf || echo COMPRESSLEVEL=1 >>/etc/initramfs-tools/initramfs.conf
-
 # The boot loaders, for BIOS and for UEFI. `grub-install` would need the disk; this is what it does.
 version=${previous#linux-image-}
 mkdir -p /boot/grub /out
