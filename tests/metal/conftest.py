@@ -41,7 +41,7 @@ def hosts(engine: install.Engine, tmp_path_factory: pytest.TempPathFactory) -> I
         try:
             yield found
         finally:
-            found.stop()
+            found.close()
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ OWN_DRIVERS = {".0": "bochs-drm", ".1": "snd_hda_intel"}
 
 # What is to be as it was after `destroy`. The initramfs is compared by its list of contents: two of the same files differ in times.
 _FILES = r"""
-where='/etc /boot /usr/local /root /var/lib/homelab /var/lib/initramfs-tools /usr/lib/systemd'
+where='/etc /boot /usr/local /root /var/lib/homelab /usr/lib/systemd'
 find $where -xdev ! -name 'initrd.img-*' -printf '%p %y %m %u:%g %l\n' 2>/dev/null | sort
 find $where -xdev -type f ! -name 'initrd.img-*' -print0 2>/dev/null | sort -z | xargs -0 sha256sum
 for image in /boot/initrd.img-*; do echo "$image"; lsinitramfs "$image" | sort; done
@@ -109,6 +109,12 @@ class Hosts:
     def stop(self) -> None:
         for machine in self._machines.values():
             machine.stop()
+
+    def close(self) -> None:
+        """Off, and their disks gone: each has a machine's memory in it."""
+        self.stop()
+        for machine in self._machines.values():
+            shutil.rmtree(machine.folder)
 
     def stack(self, machine: Machine, folder: Path, gpus: dict[str, Any], kept: Path | None = None) -> MetalStack:
         """A stack `lab` for the machine, not deployed yet; or one that was kept."""

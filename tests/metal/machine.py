@@ -163,6 +163,12 @@ class Machine:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """QEMU's."""
+        assert self._process is not None
+        return self._process.pid
+
     def stop(self) -> None:
         """The power is cut. Nothing happens if it is off."""
         if self._process is not None:
