@@ -54,7 +54,17 @@ def first_up(hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> FirstUp:
     result = stack.up()
     kept = folder / "kept"
     stack.kept_as(kept)
-    found = FirstUp(files, drivers, boots, result, stack, stack.boots(), stack.drivers(), machine.run("dmesg"), kept)
+    found = FirstUp(
+        files,
+        drivers,
+        boots,
+        result,
+        stack,
+        stack.boots(),
+        stack.drivers(),
+        machine.run("dmesg"),
+        kept,
+    )
     machine.save("bound")
     return found
 
