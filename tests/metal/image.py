@@ -1,7 +1,7 @@
 """The disk of the emulated host: a Debian of this machine's own mirror, made once and kept in the cache.
 
 No loop device, no grub-install and no root are needed: mmdebstrap makes the system in a folder, mke2fs puts the folder into a file, and
-the boot sectors are written beside it. Then the system is booted once, for GRUB's menu, which takes a running kernel.
+the boot sectors are written beside it. Then the system is booted once, for what takes a running kernel: its initramfs and GRUB's menu.
 The partition table: 1, the root file system; 2, an ESP, with GRUB for UEFI.
 """
 
@@ -33,6 +33,9 @@ PACKAGES = (
     "openssh-server", "pciutils", "grub-pc", "grub-efi-amd64-bin", "initramfs-tools", "kmod", "udev", "systemd-sysv", "dbus",
     "iproute2", "zstd", "procps", "busybox", "lxc", "qemu-system-x86", "seabios", "dosfstools", "systemd-boot-efi", "efibootmgr",
 )  # fmt: skip
+
+#: Run on the system's first boot, since a running kernel is what these look at.
+FIRST_BOOT = "update-initramfs -u -k all && update-grub && sync"
 
 SECTOR = 512
 ROOT_START = 2048  # sectors

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.metal import prerequisites
-from tests.metal.image import Image
+from tests.metal.image import FIRST_BOOT, Image
 from tests.metal.prerequisites import call
 
 #: How long an emulated host on a busy machine may take from its power button to SSH, in seconds.
@@ -365,12 +365,12 @@ class _Monitor:
 
 
 def first_boot(image: Image) -> None:
-    """What an image needs a running kernel for: GRUB's menu."""
+    """What an image needs a running kernel for."""
     machine = Machine(image, [*INTEL, *SCREEN], image.folder.parent / "first-boot", disk=image.disk)
     machine.start()
     try:
         machine.wait_for_ssh()
-        machine.run("update-grub && sync")
+        machine.run(FIRST_BOOT)
         machine.run("systemd-run --quiet --on-active=1 systemctl poweroff")
         machine.wait_for_end()
     finally:

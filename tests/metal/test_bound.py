@@ -145,9 +145,9 @@ def test_a_vm_started_as_the_passthrough_test_starts_one_sees_the_card(bound: Me
     script = scripts.passthrough_test({one: IDS[one[-2:]] for one in CARD}, folder=folder, timeout=600)
     built = json.loads(machine.run("bash -s -- build", input=script))
     devices = [
-        "pcie-root-port,id=port,chassis=1,slot=1",
-        f"vfio-pci,host={CARD[0]},bus=port,addr=0.0,multifunction=on,rombar=0",
-        f"vfio-pci,host={CARD[1]},bus=port,addr=0.1",
+        "pcie-root-port,id=rp1,chassis=1,slot=1",
+        f"vfio-pci,host={CARD[0]},bus=rp1,addr=0.0,multifunction=on,rombar=0",
+        f"vfio-pci,host={CARD[1]},bus=rp1,addr=0.1",
     ]
     machine.run(
         "timeout 600 qemu-system-x86_64 -machine q35 -accel tcg -cpu qemu64 -m 256 -nodefaults -vga none -display none "
