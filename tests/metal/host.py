@@ -51,8 +51,8 @@ class MetalStack(EngineStack):
         return len(self.machine.run("journalctl --list-boots --no-pager --quiet").splitlines())
 
     def kept_as(self, folder: Path) -> None:
-        """A copy of the stack's own files: configuration and state."""
-        shutil.copytree(self.folder, folder)
+        """A copy of the stack's own files: configuration and state, without what was logged."""
+        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("events-*.jsonl"))
 
 
 def own_drivers(*functions: str) -> dict[str, str]:

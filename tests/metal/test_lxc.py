@@ -24,6 +24,7 @@ set -e
 root=/var/lib/lxc/{CTID}/rootfs
 mkdir -p $root/bin $root/dev $root/proc $root/sys $root/etc $root/tmp /etc/pve/lxc /etc/pve/qemu-server
 cp /bin/busybox $root/bin/
+for library in $(ldd /bin/busybox | grep -o '/[^ ]*'); do cp -L --parents $library $root; done
 for applet in $(busybox --list); do [ $applet = busybox ] || ln -sf busybox $root/bin/$applet; done
 printf 'root:x:0:0::/:/bin/sh\\nnobody:x:65534:65534::/:/bin/sh\\n' >$root/etc/passwd
 cat >/var/lib/lxc/{CTID}/base <<'BASE'
