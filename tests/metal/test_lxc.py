@@ -27,13 +27,15 @@ cp /bin/busybox $root/bin/
 for library in $(ldd /bin/busybox | grep -o '/[^ ]*'); do cp -L --parents $library $root; done
 for applet in $(busybox --list); do [ $applet = busybox ] || ln -sf busybox $root/bin/$applet; done
 printf 'root:x:0:0::/:/bin/sh\\nnobody:x:65534:65534::/:/bin/sh\\n' >$root/etc/passwd
+printf '#!/bin/sh\nwhile :; do /bin/sleep 3600; done\n' >$root/bin/idle
+chmod 755 $root/bin/idle
 cat >/var/lib/lxc/{CTID}/base <<'BASE'
 lxc.include = /usr/share/lxc/config/common.conf
 lxc.uts.name = ai-lab
 lxc.rootfs.path = dir:/var/lib/lxc/{CTID}/rootfs
 lxc.net.0.type = empty
 lxc.apparmor.profile = unconfined
-lxc.init.cmd = /bin/sh -c "while :; do sleep 3600; done"
+lxc.init.cmd = /bin/idle
 BASE
 mknod -m 666 /dev/nvidia0 c 195 0
 mknod -m 666 /dev/nvidiactl c 195 255
@@ -71,8 +73,8 @@ def test_a_container_may_open_what_its_lines_allow_and_nothing_else(hosts: Hosts
     said = verification(machine)
     # Allowed, and nobody is behind their numbers; the card's own node opens.
     for path in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia-uvm"):
-        assert f"{path}: root: no driver is behind it" in said
-    assert "/dev/dri/" not in said
+        assert f"{path}: root: no driver is behind it" in said, said
+    assert "/dev/dri/" not in said, said
     inside = f"pct exec {CTID} -- dd if=/dev/dri/{card} of=/dev/null count=0"
     machine.run(inside)
 
@@ -80,9 +82,9 @@ def test_a_container_may_open_what_its_lines_allow_and_nothing_else(hosts: Hosts
     rules = r"lxc\.cgroup2\.devices\.allow: c (195:0|226:[0-9]+) "
     machine.run(f"sed -i -E '/^{rules}/d' /etc/pve/lxc/{CTID}.conf; pct stop {CTID}; pct start {CTID}")
     said = verification(machine)
-    assert "/dev/nvidia0: root: no rule of the control group allows it" in said
-    assert f"/dev/dri/{card}: root: no rule of the control group allows it" in said
-    assert "/dev/nvidiactl: root: no driver is behind it" in said
+    assert "/dev/nvidia0: root: no rule of the control group allows it" in said, said
+    assert f"/dev/dri/{card}: root: no rule of the control group allows it" in said, said
+    assert "/dev/nvidiactl: root: no driver is behind it" in said, said
 
     # Mended, restarted, and given back byte for byte.
     machine.run("bash -s -- apply", input=scripts.container_gpus(CTID, DEVICES, shutdown, "1"))
@@ -107,5 +109,5 @@ def test_nothing_is_written_where_a_node_is_missing(hosts: Hosts) -> None:
         input=scripts.container_gpus(CTID, DEVICES, {"timeout": 30, "otherwise": "stop"}, "0"),
         check=False,
     )
-    assert "not on the host: /dev/nvidia-uvm" in said
+    assert "not on the host: /dev/nvidia-uvm" in said, said
     assert conf(machine) == CONF
