@@ -27,7 +27,7 @@ cp /bin/busybox $root/bin/
 for library in $(ldd /bin/busybox | grep -o '/[^ ]*'); do cp -L --parents $library $root; done
 for applet in $(busybox --list); do [ $applet = busybox ] || ln -sf busybox $root/bin/$applet; done
 printf 'root:x:0:0::/:/bin/sh\\nnobody:x:65534:65534::/:/bin/sh\\n' >$root/etc/passwd
-printf '#!/bin/sh\nwhile :; do /bin/sleep 3600; done\n' >$root/bin/idle
+printf '#!/bin/sh\\nwhile :; do /bin/sleep 3600; done\\n' >$root/bin/idle
 chmod 755 $root/bin/idle
 cat >/var/lib/lxc/{CTID}/base <<'BASE'
 lxc.include = /usr/share/lxc/config/common.conf
