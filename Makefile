@@ -7,7 +7,7 @@ SCENARIO ?= rtx5090
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help up down preview pull-request-preview outputs test test-fast lint format check bench engine lock clean
+.PHONY: help up down preview pull-request-preview outputs test test-fast test-metal test-metal-core lint format check bench engine lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 32
@@ -33,6 +33,14 @@ test: .venv/.dev ## the whole test suite
 test-fast: .venv/.dev ## the tests that need no engine: seconds
 	@$(VENV) -m pytest -n $(WORKERS) tests/unit tests/scripts tests/lab
 
+test-metal: .venv/.dev ## the program on a real kernel: a Debian under QEMU (Linux; half an hour, the first time more)
+	@$(VENV) -m tests.metal.prerequisites
+	@$(VENV) -m pytest -m metal tests/metal
+
+test-metal-core: .venv/.dev ## of these, the way from a stock host to a bound card
+	@$(VENV) -m tests.metal.prerequisites
+	@$(VENV) -m pytest -m core tests/metal
+
 lint: .venv/.dev ## formatters and linters, nothing changed
 	@$(VENV) -m ruff format --check .
 	@$(VENV) -m ruff check .
@@ -43,7 +51,7 @@ lint: .venv/.dev ## formatters and linters, nothing changed
 format: .venv/.dev ## bring every file into form
 	@$(VENV) -m ruff format .
 	@$(VENV) -m ruff check --fix .
-	@.venv/bin/shfmt -i 2 -ci -w $$(git ls-files 'remote_scripts/*.sh')
+	@.venv/bin/shfmt -i 2 -ci -w $$(git ls-files 'remote_scripts/*.sh' tests/metal/guest)
 
 check: lint test ## what CI runs
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+from engine import install
 
 PROJECT = Path(__file__).resolve().parent.parent
 SHARED = PROJECT.parent / "shared"
@@ -18,3 +21,8 @@ def shared(*parts: str) -> Path:
             f"{Path('..', 'shared', *parts)} is not there: captures of real machines are kept beside the project"
         )
     return path
+
+
+@pytest.fixture(scope="session")
+def engine() -> install.Engine:
+    return install.ensure(os.environ | {"PULUMI_HOME": str(install.cache_folder() / "home")})

@@ -1,19 +1,9 @@
-"""The unmodified program, run by the real Pulumi engine, on the lab.
-
-What is asserted is the host's state (its files, boots, connections) and the engine's event log, not our own words.
-"""
+"""The unmodified program, run by the real Pulumi engine, on the lab."""
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import json
-import os
-import re
-import signal
-import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,67 +13,19 @@ import yaml
 from engine import install, stacks
 from lab import Lab
 from tests.conftest import PROJECT
+from tests.engine_stack import PATIENCE_SECONDS, EngineStack, Result, kill_tree, name_of
 
-# Long enough for a machine under load; nothing waits for it in a run that goes well.
-PATIENCE_SECONDS = 300
-
-
-@dataclass
-class Result:
-    """One run of the CLI: exit code, what a person saw, what the engine logged."""
-
-    code: int
-    output: str
-    events: list[dict[str, Any]]
-
-    @property
-    def steps(self) -> list[tuple[str, str]]:
-        """(operation, resource name) of every step that did something, in the order in which it ended."""
-        done = []
-        for event in self.events:
-            step = event.get("resOutputsEvent", {}).get("metadata")
-            if step and step["op"] not in ("same", "read") and not step["type"].startswith("pulumi:providers:"):
-                done.append((step["op"], name_of(step["urn"])))
-        return done
-
-    @property
-    def planned(self) -> list[tuple[str, str]]:
-        """(operation, resource name) of every step that was begun, in that order; what a preview shows."""
-        begun = []
-        for event in self.events:
-            step = event.get("resourcePreEvent", {}).get("metadata")
-            if step and step["op"] not in ("same", "read") and not step["type"].startswith("pulumi:providers:"):
-                begun.append((step["op"], name_of(step["urn"])))
-        return begun
-
-    @property
-    def changed(self) -> set[str]:
-        """Names of the resources that something was done to; a refresh that found nothing is nothing."""
-        return {name for operation, name in self.steps if operation != "refresh"}
-
-    @property
-    def message(self) -> str:
-        """The error messages of the engine's event log, colours taken out."""
-        found = [event["diagnosticEvent"] for event in self.events if "diagnosticEvent" in event]
-        text = "\n".join(one["message"] for one in found if one["severity"] == "error")
-        return re.sub(r"<\{%.*?%\}>", "", text)
-
-
-def kill_tree(pid: int) -> None:
-    """SIGKILL to a process and all its descendants; plugins have process groups of their own."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # ended meanwhile
-        children.setdefault(parent, []).append(int(stat.parent.name))
-    doomed = [pid]
-    for one in doomed:
-        doomed += children.get(one, [])
-    for one in doomed:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(one, signal.SIGKILL)
+__all__ = [
+    "PATIENCE_SECONDS",
+    "Result",
+    "Stack",
+    "api_token",
+    "gpus_of",
+    "host_settings",
+    "kill_tree",
+    "make_stack",
+    "name_of",
+]
 
 
 def gpus_of(scenario: str | Path) -> dict[str, Any]:
@@ -103,109 +45,11 @@ def api_token(lab: Lab) -> dict[str, Any]:
     }
 
 
-def name_of(urn: str) -> str:
-    return urn.rpartition("::")[2]
-
-
-@dataclass
-class Stack:
-    """A stack of its own: backend, configuration and lab belong to one test.
-
-    ``project``: the folder with the program; ``backend``: the folder with the state, if another stack's is to be shared.
-    """
+@dataclass(kw_only=True)
+class Stack(EngineStack):
+    """A stack on a lab of its own."""
 
     lab: Lab
-    folder: Path
-    engine: install.Engine
-    config: dict[str, Any] = field(default_factory=dict)
-    runs: int = 0
-    project: Path = PROJECT
-    backend: Path | None = None
-
-    @property
-    def host(self) -> dict[str, Any]:
-        """The settings of the one host, to be changed by a test; written before each run."""
-        host: dict[str, Any] = self.config["homelab:hosts"]["pve"]
-        return host
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return self.engine.environment(os.environ) | {
-            "PULUMI_BACKEND_URL": stacks.backend_url(self.backend or self.folder),
-            "PULUMI_CONFIG_PASSPHRASE": "",
-            "PULUMI_SKIP_UPDATE_CHECK": "true",
-            "NO_COLOR": "1",
-            # What makes the CLI know --event-log, which the Automation API uses.
-            "PULUMI_DEBUG_COMMANDS": "true",
-        }
-
-    def command(self, *arguments: str) -> list[str]:
-        self.runs += 1
-        where = ["--stack", "lab", "--non-interactive", "--cwd", str(self.project)]
-        if arguments[0] not in ("cancel", "stack"):  # which read no configuration
-            where += ["--config-file", str(self.folder / "Pulumi.lab.yaml")]
-            where += ["--event-log", str(self.folder / f"events-{self.runs}.jsonl")]
-        return [str(self.engine.pulumi), *arguments, *where]
-
-    def write_config(self) -> None:
-        path = self.folder / "Pulumi.lab.yaml"
-        kept = yaml.safe_load(path.read_text()) if path.exists() else {}
-        path.write_text(yaml.safe_dump(kept | {"config": copy.deepcopy(self.config)}))
-
-    def run(self, *arguments: str) -> Result:
-        self.write_config()
-        command = self.command(*arguments)
-        done = subprocess.run(
-            command,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_SECONDS,
-            stdin=subprocess.DEVNULL,
-        )
-        return Result(done.returncode, done.stdout + done.stderr, self.events())
-
-    def events(self, *, partial: bool = False) -> list[dict[str, Any]]:
-        """The event log of the last run; ``partial``: of one that still runs, whose last line may be incomplete."""
-        path = self.folder / f"events-{self.runs}.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n") or not partial]
-
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """A run in a process group of its own, to be killed; its output goes to a file."""
-        self.write_config()
-        with (self.folder / "killed.log").open("ab") as log:
-            return subprocess.Popen(
-                self.command(*arguments),
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def up(self, *arguments: str, ok: bool = True) -> Result:
-        return self._checked(self.run("up", "--yes", "--skip-preview", *arguments), ok)
-
-    def preview(self, *arguments: str, ok: bool = True) -> Result:
-        return self._checked(self.run("preview", *arguments), ok)
-
-    def destroy(self, *arguments: str, ok: bool = True) -> Result:
-        return self._checked(self.run("destroy", "--yes", "--skip-preview", *arguments), ok)
-
-    @staticmethod
-    def _checked(result: Result, ok: bool) -> Result:
-        assert (result.code == 0) is ok, result.output
-        return result
-
-    def output(self) -> dict[str, Any]:
-        """The stack's outputs."""
-        done = subprocess.run(
-            [str(self.engine.pulumi), "stack", "output", "--json", "--stack", "lab", "--cwd", str(self.project)],
-            env=self.environment, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        outputs: dict[str, Any] = json.loads(done.stdout)
-        return outputs
 
     def reboot_without_passthrough(self) -> None:
         """The person at the boot menu chooses the second entry, once."""
@@ -221,16 +65,6 @@ class Stack:
             driver = path / "driver"
             found[path.name] = driver.readlink().name if driver.is_symlink() else ""
         return found
-
-    def kill(self, process: subprocess.Popen[bytes]) -> None:
-        """SIGKILL to the engine and everything that it started, as a power cut on the user's machine would."""
-        kill_tree(process.pid)
-        process.wait()
-
-
-@pytest.fixture(scope="session")
-def engine() -> install.Engine:
-    return install.ensure(os.environ | {"PULUMI_HOME": str(install.cache_folder() / "home")})
 
 
 def make_stack(
@@ -253,7 +87,7 @@ def make_stack(
         config["homelab:vms"] = {name: {"host": "pve"} | vm for name, vm in vms.items()}
     if containers is not None:
         config["homelab:containers"] = {name: {"host": "pve"} | one for name, one in containers.items()}
-    stack = Stack(lab, folder / "stack", engine, config)
+    stack = Stack(folder / "stack", engine, config, lab=lab)
     stack.write_config()
     stacks.create(engine.pulumi, "lab", stack.environment)
     return stack

@@ -34,7 +34,7 @@ def gaming_beside(homelab: Stack) -> Stack:
     config["homelab:hosts"] = {"pve": homelab.host}
     folder = homelab.folder.parent / "gaming"
     folder.mkdir()
-    stack = Stack(homelab.lab, folder, homelab.engine, config, project=GAMING, backend=homelab.folder)
+    stack = Stack(folder, homelab.engine, config, project=GAMING, backend=homelab.folder, lab=homelab.lab)
     isos = [volume.rpartition("/")[2] for volume in config["homelab:vms"]["gaming"]["create"]["isos"]]
     homelab.lab.run(f'cd "$ROOT/var/lib/vz" && mkdir -p template/iso && cd template/iso && touch {" ".join(isos)}')
     stack.write_config()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from host import scripts
+from tests.conftest import PROJECT
 
 # Beside the interpreter: the linters come as wheels.
 TOOLS = Path(sys.executable).parent
@@ -52,6 +53,8 @@ COMPOSED = {
 }
 INSTALLED = sorted((scripts.FOLDER / "files").glob("*.sh"))
 SOURCES = sorted(scripts.FOLDER.rglob("*.sh"))
+# What runs in the metal tier's hosts.
+METAL = sorted((PROJECT / "tests" / "metal" / "guest").iterdir())
 
 # SC2329/SC2317: functions of the library that this script doesn't call. SC2034: variables that it doesn't read.
 # SC2154: what arguments assign.
@@ -93,7 +96,13 @@ def test_what_is_installed_on_a_host_is_plain_sh(path: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", METAL, ids=lambda path: path.name)
+def test_what_runs_in_the_hosts_of_the_metal_tier_passes_shellcheck(path: Path) -> None:
+    done = subprocess.run([str(TOOLS / "shellcheck"), str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *METAL], ids=lambda path: path.name)
 def test_scripts_are_formatted(path: Path) -> None:
     done = subprocess.run([str(TOOLS / "shfmt"), "-i", "2", "-ci", "-d", str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -1,0 +1,131 @@
+"""The emulated hosts of a run, one at a time, and a stack of the program for each."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine import install, stacks
+from tests.engine_stack import EngineStack
+from tests.metal.image import Image
+from tests.metal.machine import AMD, INTEL, NO_IOMMU, SCREEN, Machine, card, nvme
+
+#: The card that is given away, and one like it that stays.
+CARD = ("0000:01:00.0", "0000:01:00.1")
+NEIGHBOUR = ("0000:02:00.0", "0000:02:00.1")
+IDS = {".0": "1234:1111", ".1": "8086:293e"}
+#: The drivers that Debian has for them.
+OWN_DRIVERS = {".0": "bochs-drm", ".1": "snd_hda_intel"}
+
+# What is to be as it was after `destroy`. The initramfs is compared by its list of contents: two of the same files differ in times.
+_FILES = r"""
+where='/etc /boot /usr/local /root /var/lib/homelab /usr/lib/systemd'
+find $where -xdev ! -name 'initrd.img-*' -printf '%p %y %m %u:%g %l\n' 2>/dev/null | sort
+find $where -xdev -type f ! -name 'initrd.img-*' -print0 2>/dev/null | sort -z | xargs -0 sha256sum
+for image in /boot/initrd.img-*; do echo "$image"; lsinitramfs "$image" | sort; done
+"""
+
+
+@dataclass(kw_only=True)
+class MetalStack(EngineStack):
+    """A stack on an emulated host."""
+
+    machine: Machine
+
+    def drivers(self) -> dict[str, str]:
+        """PCI address -> driver, as the host's sysfs has it."""
+        text = self.machine.run(
+            "cd /sys/bus/pci/devices; for one in *; do "
+            'printf "%s %s\\n" "$one" "$(basename "$(readlink "$one/driver")")"; done'
+        )
+        return {line.split(" ")[0]: line.split(" ")[1] for line in text.splitlines()}
+
+    def files(self) -> list[str]:
+        """The host's files: names, modes, owners, contents."""
+        return self.machine.run(_FILES).splitlines()
+
+    def boots(self) -> int:
+        """How often the host was booted since it was made."""
+        return len(self.machine.run("journalctl --list-boots --no-pager --quiet").splitlines())
+
+    def kept_as(self, folder: Path) -> None:
+        """A copy of the stack's own files: configuration and state, without what was logged."""
+        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("events-*.jsonl"))
+
+
+def own_drivers(*functions: str) -> dict[str, str]:
+    return {function: OWN_DRIVERS[function[-2:]] for function in functions}
+
+
+@dataclass
+class Hosts:
+    """The machines of a run. Never more than one is on."""
+
+    image: Image
+    engine: install.Engine
+    folder: Path
+    _machines: dict[str, Machine] = field(default_factory=dict)
+
+    def intel(self, snapshot: str = "stock") -> Machine:
+        """A host with two identical cards; from a snapshot. Its IOMMU is off in `stock`."""
+        machine = self._machines.get("intel")
+        if machine is None:
+            machine = self._boot("intel", [*INTEL, *SCREEN, *card(1), *card(2)])
+            machine.save("stock")
+        self.stop()
+        machine.start(snapshot)
+        return machine
+
+    def amd(self) -> Machine:
+        """The same with AMD's processor and IOMMU, of which QEMU can take no snapshot: freshly booted."""
+        return self._boot("amd", [*AMD, *SCREEN, *card(1), *card(2)])
+
+    def without_iommu(self) -> Machine:
+        """A host whose firmware offers none; freshly booted."""
+        return self._boot("none", [*NO_IOMMU, *SCREEN, *card(1)])
+
+    def shared_group(self) -> Machine:
+        """A host whose second card can't be told apart from an NVMe disk by the IOMMU; freshly booted (NVMe: no snapshots)."""
+        disk = self.folder / "nvme.raw"
+        with disk.open("wb") as file:
+            file.truncate(64 << 20)
+        devices = [*card(1), *card(2, isolated=False), *nvme(3, disk, isolated=False)]
+        return self._boot("shared", [*INTEL, *SCREEN, *devices])
+
+    def uefi(self) -> Machine:
+        """A host that UEFI starts; freshly booted."""
+        return self._boot("uefi", [*INTEL, *SCREEN, *card(1), *card(2)], uefi=True)
+
+    def _boot(self, name: str, devices: list[str], *, uefi: bool = False) -> Machine:
+        self.stop()
+        machine = self._machines[name] = Machine(self.image, devices, self.folder / name, uefi=uefi)
+        machine.start()
+        machine.wait_for_ssh()
+        machine.run("systemctl is-system-running --wait || systemctl --failed", check=False)
+        return machine
+
+    def stop(self) -> None:
+        for machine in self._machines.values():
+            machine.stop()
+
+    def close(self) -> None:
+        """Off, and their disks gone: each has a machine's memory in it."""
+        self.stop()
+        for machine in self._machines.values():
+            shutil.rmtree(machine.folder)
+
+    def stack(self, machine: Machine, folder: Path, gpus: dict[str, Any], kept: Path | None = None) -> MetalStack:
+        """A stack `lab` for the machine, not deployed yet; or one that was kept."""
+        # Everything on an emulated processor takes its time, and more on a busy machine.
+        timeouts = {"connect": 60, "reboot": 600, "rollback": 900}
+        config: dict[str, Any] = {"homelab:hosts": {"pve": {**machine.settings, "gpus": gpus, "timeouts": timeouts}}}
+        if kept is not None:
+            shutil.copytree(kept, folder, dirs_exist_ok=True)
+        folder.mkdir(exist_ok=True)
+        stack = MetalStack(folder, self.engine, config, patience=1800, machine=machine)
+        if kept is None:
+            stack.write_config()
+            stacks.create(self.engine.pulumi, "lab", stack.environment)
+        return stack

@@ -1,0 +1,113 @@
+"""Device nodes in a container, by the lines that the program writes, taken by the real lxc and the real control groups.
+
+There is no NVIDIA driver here: its nodes have numbers behind which nobody is (ENXIO once they may be opened, EPERM before). The card's
+node in /dev/dri has its real driver, and opens.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from host import scripts
+from tests.metal.host import CARD, Hosts
+from tests.metal.image import GUEST
+from tests.metal.machine import Machine
+
+pytestmark = [pytest.mark.metal, pytest.mark.timeout(3600)]
+
+CTID = 901
+DEVICES = {"METHOD": "auto", "MINORS": "0", "FUNCTIONS": CARD[0]}
+CONF = "arch: amd64\nhostname: ai-lab\nunprivileged: 0\nlxc.cgroup2.devices.allow: c 10:200 rwm\n"
+
+_CONTAINER = f"""
+set -e
+root=/var/lib/lxc/{CTID}/rootfs
+mkdir -p $root/bin $root/dev $root/proc $root/sys $root/etc $root/tmp /etc/pve/lxc /etc/pve/qemu-server
+cp /bin/busybox $root/bin/
+for library in $(ldd /bin/busybox | grep -o '/[^ ]*'); do cp -L --parents $library $root; done
+for applet in $(busybox --list); do [ $applet = busybox ] || ln -sf busybox $root/bin/$applet; done
+printf 'root:x:0:0::/:/bin/sh\\nnobody:x:65534:65534::/:/bin/sh\\n' >$root/etc/passwd
+printf '#!/bin/sh\\nwhile :; do /bin/sleep 3600; done\\n' >$root/bin/idle
+chmod 755 $root/bin/idle
+cat >/var/lib/lxc/{CTID}/base <<'BASE'
+lxc.include = /usr/share/lxc/config/common.conf
+lxc.uts.name = ai-lab
+lxc.rootfs.path = dir:/var/lib/lxc/{CTID}/rootfs
+lxc.net.0.type = empty
+lxc.apparmor.profile = unconfined
+lxc.init.cmd = /bin/idle
+BASE
+mknod -m 666 /dev/nvidia0 c 195 0
+mknod -m 666 /dev/nvidiactl c 195 255
+mknod -m 666 /dev/nvidia-uvm c 510 0
+"""
+
+
+def conf(machine: Machine) -> str:
+    return machine.run(f"cat /etc/pve/lxc/{CTID}.conf")
+
+
+def verification(machine: Machine) -> str:
+    return machine.run("bash -s -- apply", input=scripts.container_verification(CTID, DEVICES), check=False)
+
+
+def test_a_container_may_open_what_its_lines_allow_and_nothing_else(hosts: Hosts) -> None:
+    machine = hosts.intel()
+    machine.run("bash -s", input=_CONTAINER)
+    machine.run("cat >/usr/local/sbin/pct && chmod 755 /usr/local/sbin/pct", input=(GUEST / "pct").read_text())
+    machine.run(f"cat >/etc/pve/lxc/{CTID}.conf", input=CONF)
+    card = machine.run(f"basename $(readlink /dev/dri/by-path/pci-{CARD[0]}-card)").strip()
+    shutdown = {"timeout": 30, "otherwise": "stop"}
+
+    machine.run("bash -s -- apply", input=scripts.container_gpus(CTID, DEVICES, shutdown, "0"))
+    written = conf(machine)
+    for line in (
+        "lxc.cgroup2.devices.allow: c 195:0 rwm",
+        "lxc.cgroup2.devices.allow: c 510:0 rwm",
+        "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file",
+        f"lxc.mount.entry: /dev/dri/{card} dev/dri/{card} none bind,optional,create=file",
+    ):
+        assert line in written.splitlines()
+
+    machine.run(f"pct start {CTID}")
+    said = verification(machine)
+    # Allowed, and nobody is behind their numbers; the card's own node opens.
+    for path in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia-uvm"):
+        assert f"{path}: root: no driver is behind it" in said, said
+    assert "/dev/dri/" not in said, said
+    inside = f"pct exec {CTID} -- dd if=/dev/dri/{card} of=/dev/null count=0"
+    machine.run(inside)
+
+    # The same without its rules: there, and not to be opened.
+    rules = r"lxc\.cgroup2\.devices\.allow: c (195:0|226:[0-9]+) "
+    machine.run(f"sed -i -E '/^{rules}/d' /etc/pve/lxc/{CTID}.conf; pct stop {CTID}; pct start {CTID}")
+    said = verification(machine)
+    assert "/dev/nvidia0: root: no rule of the control group allows it" in said, said
+    assert f"/dev/dri/{card}: root: no rule of the control group allows it" in said, said
+    assert "/dev/nvidiactl: root: no driver is behind it" in said, said
+
+    # Mended, restarted, and given back byte for byte.
+    machine.run("bash -s -- apply", input=scripts.container_gpus(CTID, DEVICES, shutdown, "1"))
+    assert sorted(conf(machine).splitlines()) == sorted(written.splitlines())
+    machine.run("bash -s -- apply", input=scripts.container_restart(CTID, DEVICES, shutdown, "keep"))
+    machine.run(inside)
+    machine.run("bash -s -- revert", input=scripts.container_gpus(CTID, DEVICES, shutdown, "1"))
+    assert conf(machine) == CONF
+    assert "Operation not permitted" in machine.run(
+        f"mknod -m 666 /var/lib/lxc/{CTID}/rootfs/tmp/nvidia0 c 195 0; "
+        f"pct exec {CTID} -- dd if=/tmp/nvidia0 of=/dev/null count=0 2>&1",
+        check=False,
+    )
+
+
+def test_nothing_is_written_where_a_node_is_missing(hosts: Hosts) -> None:
+    machine = hosts.intel()
+    machine.run("bash -s", input=_CONTAINER)
+    machine.run(f"rm /dev/nvidia-uvm; cat >/etc/pve/lxc/{CTID}.conf", input=CONF)
+    said = machine.run(
+        "bash -s -- apply",
+        input=scripts.container_gpus(CTID, DEVICES, {"timeout": 30, "otherwise": "stop"}, "0"),
+        check=False,
+    )
+    assert "not on the host: /dev/nvidia-uvm" in said, said
+    assert conf(machine) == CONF
