@@ -26,7 +26,7 @@ LAYERS = ("repository", "driver", "boot", "cuda", "toolkit")
 
 
 class NvidiaSystemProvider(SystemProvider):
-    """See the module. Inputs: `System.inputs`, as `System` has them."""
+    """See the module. Inputs: `System.inputs`."""
 
     def create(self, props: dict[str, Any]) -> CreateResult:
         facts = self._planned(props)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from .model import Runtime
 from .versions import Range, Version, of_kernel, parse
 
 FOLDER = Path(__file__).resolve().parent / "data"
@@ -23,7 +24,6 @@ VENDOR = "10de"
 Evidence = Literal["primary", "report", "unconfirmed"]
 Flavour = Literal["open", "proprietary"]
 Target = Literal["vm", "host", "lxc"]
-Runtime = Literal["docker", "containerd", "podman"]
 
 
 def _version(value: Any) -> Any:

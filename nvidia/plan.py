@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 from host.errors import HomelabError, raise_all
 
 from .checks import card_text, least_driver_of_cuda, refusals
-from .compatibility import Flavour, Key, Names, Runtime, Target
+from .compatibility import Flavour, Key, Names, Target
 from .flavour import Choice, choose
+from .model import Runtime
 from .request import Driver, Request, System, offered_versions
 from .versions import Version, flavour_of_kernel, of_kernel, of_package, parse
 

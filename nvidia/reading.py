@@ -12,7 +12,8 @@ from pydantic.types import StringConstraints
 
 from host.errors import HomelabError
 
-from .compatibility import Flavour, Runtime
+from .compatibility import Flavour
+from .model import Runtime
 from .request import System
 
 _Drift = Annotated[str, StringConstraints(pattern=r"^(repository|driver|boot|cuda|toolkit): ")]

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from .compatibility import VENDOR, Branch, Compatibility, Flavour, Generation, Names, Runtime, Target, load
+from .compatibility import VENDOR, Branch, Compatibility, Flavour, Generation, Names, Target, load
+from .model import Runtime
 from .settings import Nvidia
 from .versions import Version, of_package, parse
 

@@ -8,8 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator
 
-from .compatibility import Runtime
-from .model import Model
+from .model import Model, Runtime
 
 _DRIVER = re.compile(r"\d{3}(?:\.\d{2,3}(?:\.\d{2})?)?")
 _CUDA = re.compile(r"\d{1,2}\.\d{1,2}(?:\.\d)?")

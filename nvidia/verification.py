@@ -16,8 +16,9 @@ from typing import Any
 
 from host.errors import HomelabError
 
-from .compatibility import VENDOR, Compatibility, Flavour, Runtime, Target, load
+from .compatibility import VENDOR, Compatibility, Flavour, Target, load
 from .flavour import allowed_by_card
+from .model import Runtime
 from .plan import Plan
 from .request import Request
 from .symptoms import Context, recognise
