@@ -196,9 +196,9 @@ def test_a_lock_is_waited_for_if_somebody_says_so(vm: Vm) -> None:
 
 
 def test_two_at_once_exclude_each_other(vm: Vm) -> None:
-    vm.fault("apt-slow", 3)
+    vm.fault("apt-slow", 15)
     text = vm.output(
-        "apt-get install -y podman >$ROOT/root/first 2>&1 & until grep -q Get: $ROOT/root/first 2>&-; do :; done; "
+        "apt-get install -y podman >$ROOT/root/first 2>&1 & until grep -q Get: $ROOT/root/first 2>&-; do sleep 0.05; done; "
         "apt-get install -y jq 2>&1; echo $?; wait"
     )
     assert "Could not get lock" in text and "100" in text.split()
