@@ -30,7 +30,7 @@ class _Armed:
     handle: asyncio.TimerHandle
 
 
-def host_command(exec_start: str, root: Path, programs: str) -> str:
+def host_command(exec_start: str, root: Path, programs: Path) -> str:
     """Return a service's command as bash can run it here.
 
     An absolute path that exists in the host's tree is taken from there; another executable that the lab
@@ -47,7 +47,7 @@ def host_command(exec_start: str, root: Path, programs: str) -> str:
             commands.append([])
         else:
             commands[-1].append(word)
-    return " && ".join(_one_command(words, root, Path(programs)) for words in commands)
+    return " && ".join(_one_command(words, root, programs) for words in commands)
 
 
 def _one_command(words: list[str], root: Path, programs: Path) -> str:
@@ -110,7 +110,7 @@ class Timers:
         environment = self._environment()
         output = self._state / "log" / f"{unit}.out"
         with output.open("wb") as file:
-            text = host_command(command, self._state / "root", environment["PATH"].split(":")[0])
+            text = host_command(command, self._state / "root", self._state / "bin")
             _, ended = self._processes.start(
                 ["bash", "-c", text],
                 environment,
