@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 from pulumi.dynamic import CreateResult, DiffResult, Resource
 
-from components.provider import HostProvider
+from components.provider import HostProvider, replaced_by
 
 if TYPE_CHECKING:
     from settings import Host
@@ -29,8 +29,7 @@ class ContainerVerificationProvider(HostProvider):
         return CreateResult(str(int(props["ctid"])), {**props, **answer})
 
     def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
-        changed = [key for key in news if key not in OUTPUTS and olds.get(key) != news.get(key)]
-        return DiffResult(changes=bool(changed), replaces=changed, stables=[], delete_before_replace=False)
+        return replaced_by(olds, news, *OUTPUTS)
 
 
 async def _verified(host: Host, ctid: int, devices: dict[str, str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 from pulumi.dynamic import CreateResult, DiffResult, Resource
 
+from components.provider import replaced_by
 from components.system import READING_SECONDS, SystemProvider
 
 if TYPE_CHECKING:
@@ -27,8 +28,7 @@ class GuestRebootProvider(SystemProvider):
         return CreateResult(props["system_name"], {**props, "boot_id": reading.boot_id, "rebooted": why})
 
     def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
-        changed = [key for key in news if key not in (*OUTPUTS, "timeout") and olds.get(key) != news.get(key)]
-        return DiffResult(changes=bool(changed), replaces=changed, stables=[], delete_before_replace=False)
+        return replaced_by(olds, news, *OUTPUTS, "timeout")
 
     async def _booted(self, props: dict[str, Any]) -> tuple[Reading, str]:
         """The system once no reboot is needed, and why there was one; empty: there was none."""

@@ -27,9 +27,19 @@ if TYPE_CHECKING:
 
     from nvidia.plan import Plan, Request
     from nvidia.symptoms import Context
+    from nvidia.verification import Wanted
 
     # (request, plan, context for messages, the installed driver, generation) -> a composed script.
     Script = Callable[[Request, Plan, Context, str, str], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Planned:
+    """A plan, what it was made from, and what it leads to."""
+
+    request: Request
+    plan: Plan
+    wanted: Wanted
 
 
 class Reboot(Protocol):
@@ -54,7 +64,6 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         super().__init__("homelab:guest:NvidiaGuestStack", name, {}, opts)
         from nvidia import steps
         from nvidia.plan import packages_to_ask_for
-        from nvidia.verification import Wanted
 
         self._name, self._system = name, system
         stack = system.nvidia
@@ -63,8 +72,9 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             system.inputs,
             pulumi.ResourceOptions(parent=self, depends_on=list(system.depends_on)),
         )
-        self._offered: pulumi.Input[Any] = None
         self._driver: pulumi.Input[str] = ""
+        # Made twice: from the system alone, and from what its repositories offer.
+        self._plan = self._planned(None)
 
         def add_repository(request: Request, plan: Plan, context: Context, _: str, again: str) -> str:
             return steps.repository(plan, stack, packages_to_ask_for(request), context=context, generation=again)
@@ -82,7 +92,7 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             return steps.verification(plan, stack, len(request.devices or ()), context=context)
 
         repository = self._step("repository", add_repository, self._found)
-        self._offered = _answered(repository, "offered")
+        self._plan = self._planned(_answered(repository, "offered"))
         driver = self._step("driver", install_driver, repository)
         self._driver = version = _answered(driver, "version")
         last: pulumi.Resource = driver
@@ -103,9 +113,9 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         about = {
             "script": self._composed("boot", verify),
             # The installed version: of a branch, one that was there already is as good as the newest.
-            "wanted": pulumi.Output.all(
-                self._planned(lambda request, plan: dataclasses.asdict(Wanted.of(request, plan))), version
-            ).apply(lambda found: {**found[0], "driver": found[1]}),
+            "wanted": pulumi.Output.all(self._plan, version).apply(
+                lambda found: {**dataclasses.asdict(found[0].wanted), "driver": found[1]}
+            ),
             "timeout": stack.timeouts.verify,
             "done": pulumi.Output.all(*done),
         }
@@ -126,32 +136,29 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         return known.apply(lambda found: f"{int(found[0].get(layer, 0))} {found[1]}")
 
     def _composed(self, layer: str, script: Script) -> pulumi.Output[str]:
-        from nvidia.verification import Wanted
-
-        known = pulumi.Output.all(self._driver, self._generation(layer))
-
-        def composed(found: list[Any]) -> str:
-            (request, plan), (driver, again) = found
-            return script(request, plan, Wanted.of(request, plan).context, str(driver), str(again))
-
-        text = pulumi.Output.all(self._planned(lambda *both: both), known).apply(composed)
+        known = pulumi.Output.all(self._plan, self._driver, self._generation(layer))
+        text = known.apply(
+            lambda found: script(found[0].request, found[0].plan, found[0].wanted.context, str(found[1]), found[2])
+        )
         # The proxy's address may hold a password.
         return pulumi.Output.secret(text) if self._system.nvidia.proxy else text
 
-    def _planned(self, use: Callable[[Request, Plan], Any]) -> pulumi.Output[Any]:
-        """What ``use`` makes of the plan, as far as what the repositories offer is known by now."""
+    def _planned(self, offered: pulumi.Input[dict[str, list[str]] | None]) -> pulumi.Output[_Planned]:
+        """:param offered: package -> versions; None as long as nobody has looked."""
 
-        def planned(known: list[Any]) -> Any:
+        def planned(known: list[Any]) -> _Planned:
             from nvidia.plan import plan_stack
+            from nvidia.verification import Wanted
 
             about = {"target": self._system.target, "system_name": self._system.name}
             request = request_of(about, known[0], self._system.nvidia, known[1])
             try:
-                return use(request, plan_stack(request))
+                plan = plan_stack(request)
             except HomelabError as error:
                 raise pulumi.RunError(str(error)) from None
+            return _Planned(request, plan, Wanted.of(request, plan))
 
-        return pulumi.Output.all(self._found.facts, self._offered).apply(planned)
+        return pulumi.Output.all(self._found.facts, offered).apply(planned)
 
 
 def _answered(step: remote.Command, key: str) -> pulumi.Output[Any]:

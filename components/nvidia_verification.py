@@ -11,6 +11,7 @@ from typing import Any
 import pulumi
 from pulumi.dynamic import CreateResult, DiffResult, Resource
 
+from components.provider import replaced_by
 from components.system import SystemProvider
 
 OUTPUTS = ("result",)
@@ -25,8 +26,7 @@ class NvidiaVerificationProvider(SystemProvider):
         return CreateResult(props["system_name"], {**props, "result": asyncio.run(self._verified(props))})
 
     def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
-        changed = [key for key in news if key not in (*OUTPUTS, "timeout") and olds.get(key) != news.get(key)]
-        return DiffResult(changes=bool(changed), replaces=changed, stables=[], delete_before_replace=False)
+        return replaced_by(olds, news, *OUTPUTS, "timeout")
 
     async def _verified(self, props: dict[str, Any]) -> dict[str, Any]:
         from host import scripts

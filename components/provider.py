@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pulumi.dynamic import ConfigureRequest, ResourceProvider
+from pulumi.dynamic import ConfigureRequest, DiffResult, ResourceProvider
 
 if TYPE_CHECKING:
     from host.facts import HostFacts
@@ -33,6 +33,15 @@ def stopped_by_us(vmid: int, boot: dict[str, Any], known: dict[str, Any] | None)
     if known == boot:
         return False
     return vmid in [int(stopped) for stopped in boot["stopped"]] and time.time() - boot["at"] < REBOOT_SECONDS
+
+
+def replaced_by(olds: dict[str, Any], news: dict[str, Any], *others: str) -> DiffResult:
+    """The `diff` of an act: it is done again with the change of any input.
+
+    :param others: properties that are no reason: outputs, and inputs that only say how.
+    """
+    changed = [key for key in news if key not in others and olds.get(key) != news.get(key)]
+    return DiffResult(changes=bool(changed), replaces=changed, stables=[], delete_before_replace=False)
 
 
 class HostProvider(ResourceProvider):

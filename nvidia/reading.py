@@ -30,10 +30,6 @@ class Reading:
     steps: frozenset[str]
     drift: tuple[str, ...]
 
-    def drift_of(self, step: str) -> tuple[str, ...]:
-        """What concerns one step: repository, driver, boot, cuda or toolkit."""
-        return tuple(line for line in self.drift if line.startswith(f"{step}: "))
-
 
 class _Answer(BaseModel):
     """The script's JSON."""

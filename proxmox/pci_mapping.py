@@ -130,13 +130,17 @@ def _ours(entries: list[str], node: str, path: str) -> str | None:
     return None
 
 
+def _make(api: Api, props: dict[str, Any]) -> None:
+    name = props["mapping"]
+    api.post("cluster/mapping/pci", f"to create the PCI mapping {name}", id=name, map=[entry_of(props)])
+
+
 def _made(api: Api, props: dict[str, Any]) -> bool:
     """Makes a mapping that wasn't there a moment ago; False where somebody, or a run of ours that was killed, was faster."""
     from proxmox.api import ApiError, UnansweredError
 
-    name = props["mapping"]
     try:
-        api.post("cluster/mapping/pci", f"to create the PCI mapping {name}", id=name, map=[entry_of(props)])
+        _make(api, props)
     except UnansweredError:
         return False
     except ApiError as error:
@@ -168,7 +172,7 @@ def _write_once(api: Api, props: dict[str, Any], old_path: str | None) -> None:
     try:
         mapping = api.get(path, f"to read the mapping {name}")
     except NotThereError:
-        api.post("cluster/mapping/pci", f"to create the PCI mapping {name}", id=name, map=[entry])
+        _make(api, props)
         return
     entries = list(mapping["map"])
     ours = _ours(entries, props["node"], props["entry"]["path"])

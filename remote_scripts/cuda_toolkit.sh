@@ -31,8 +31,7 @@ apply() {
   put_file cuda "$PROFILE" 0644 "# Written by homelab, which takes it away again (pulumi destroy)."$'\n'"PATH=${NVCC%/*}"'${PATH:+:$PATH}'
   step_done cuda
   finish
-  mapfile -t packages < <(packages_of cuda)
-  printf '{"release":"%s","nvcc":%s,"packages":%s,"changed":"%s"}\n' "$release" "$(json_string "$NVCC")" "$(json_list "${packages[@]}")" "$CHANGED"
+  printf '{"release":"%s","nvcc":%s,"packages":%s,"changed":"%s"}\n' "$release" "$(json_string "$NVCC")" "$(packages_json cuda)" "$CHANGED"
 }
 
 revert() {

@@ -53,13 +53,7 @@ apply() {
   step_done driver
   finish
   printf '{"version":%s,"source":"%s","packages":%s,"reboot":"%s","why":%s,"changed":"%s"}\n' "$(json_string "$VERSION")" "$source" \
-    "$(list_packages)" "$reboot" "$(json_string "$why")" "$CHANGED"
-}
-
-list_packages() {
-  local found=()
-  mapfile -t found < <(packages_of "$LAYER")
-  json_list "${found[@]}"
+    "$(packages_json "$LAYER")" "$reboot" "$(json_string "$why")" "$CHANGED"
 }
 
 # -- what is there ---------------------------------------------------------------------------------------------

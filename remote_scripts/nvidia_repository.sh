@@ -32,7 +32,7 @@ apply() {
   fetch_lists
   step_done repository
   finish
-  printf '{"offered":%s,"packages":%s,"changed":"%s"}\n' "$(offered_json "${asked[@]}")" "$(list_packages)" "$CHANGED"
+  printf '{"offered":%s,"packages":%s,"changed":"%s"}\n' "$(offered_json "${asked[@]}")" "$(packages_json "$LAYER")" "$CHANGED"
 }
 
 revert() {
@@ -46,12 +46,6 @@ revert() {
   step_undone repository
   finish
   printf '{"kept":%s,"changed":"%s"}\n' "$(json_list "${KEPT[@]}")" "$CHANGED"
-}
-
-list_packages() {
-  local found=()
-  mapfile -t found < <(packages_of "$LAYER")
-  json_list "${found[@]}"
 }
 
 all_whole() {

@@ -220,6 +220,13 @@ settle_record() {
 # packages_of LAYER - what it added or changed and is there.
 packages_of() { [[ ! -f $(record_of "$1") ]] || awk -F'\t' '$2 != "-" { print $1 }' "$(record_of "$1")"; }
 
+# packages_json LAYER - the same as a JSON list.
+packages_json() {
+  local found=()
+  mapfile -t found < <(packages_of "$1")
+  json_list "${found[@]}"
+}
+
 # is_ours NAME - did some layer of ours add it?
 is_ours() { [[ -d $STATE/packages ]] && awk -F'\t' -v name="$1" '$1 == name && $3 == "-" { found = 1 } END { exit !found }' "$STATE/packages"/*; }
 
