@@ -45,8 +45,8 @@ class Owner(Protocol):
     processes: Processes
     numbers: Numbers
 
-    def cut_during(self) -> str | None:
-        """Return the text whose commands lose their connection half-way, None when there's no such fault."""
+    def fault(self, name: str) -> str | None:
+        """Return a fault of the host's, None when it isn't set."""
 
     def activity(self) -> None:
         """Wake up those who wait for something to happen."""
@@ -111,9 +111,9 @@ class GuestSide:
         """Let those in whose key is in their authorized_keys."""
         return is_authorized(key, authorized_keys(self._system, user))
 
-    def cut_during(self) -> str | None:
-        """Return the text whose commands lose their connection half-way: the host's fault holds in guests too."""
-        return self._owner.cut_during()
+    def fault(self, name: str) -> str | None:
+        """Return a fault of commands and scripts: the host's holds in guests too."""
+        return self._owner.fault(name)
 
     def activity(self) -> None:
         """Wake up those who wait for something to happen."""

@@ -44,6 +44,7 @@ FAULTS = {
     "hang-seconds": "a number of seconds",
     "reboot-ignored": "true",
     "drop-connection-during": "a part of a command or script",
+    "script-hangs": "a part of a script",
     "task-fails": 'a type of task, such as "qmstart", or "qmstart=its exit status"',
     "task-seconds": "a number of seconds",
     "api-answers": '"[METHOD ]PART OF PATH=STATUS REASON"',

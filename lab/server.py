@@ -100,9 +100,9 @@ class Daemon:
         """Let root in with the lab's key."""
         return user == "root" and is_authorized(key, public_key(StatePaths(self.state).user_key))
 
-    def cut_during(self) -> str | None:
-        """Return the fault drop-connection-during, read anew: tests change it while the host runs."""
-        value = self._faults().get("drop-connection-during")
+    def fault(self, name: str) -> str | None:
+        """Return a fault, read anew: tests change it while the host runs."""
+        value = self._faults().get(name)
         return None if value is None else str(value)
 
     def activity(self) -> None:

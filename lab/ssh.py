@@ -67,8 +67,8 @@ class System(Protocol):
     def accepts(self, user: str, key: asyncssh.SSHKey) -> bool:
         """Return whether a key lets a user in."""
 
-    def cut_during(self) -> str | None:
-        """Return the text whose commands lose their connection half-way, None when there's no such fault."""
+    def fault(self, name: str) -> str | None:
+        """Return a fault that is set, a part of a command or script here; None when there's no such fault."""
 
     def activity(self) -> None:
         """Say that a command has started, read its script or ended, or that a connection has."""
@@ -231,14 +231,7 @@ class Command:
             )
             for pipe in pipes:
                 pipe.close(pipe.theirs)
-            incoming = asyncio.create_task(self._feed(stdin))
-            outgoing = asyncio.gather(
-                self._forward(stdout, self._channel.stdout), self._forward(stderr, self._channel.stderr)
-            )
-            await self._until_lost(outgoing, ended)
-            incoming.cancel()
-            # Before its descriptor is closed: the number may be another command's a moment later.
-            await asyncio.gather(incoming, return_exceptions=True)
+            await self._exchange(stdin, stdout, stderr, ended)
             for pipe in pipes:
                 pipe.close(pipe.ours)
             self.let_go = True
@@ -249,25 +242,35 @@ class Command:
                 pipe.close(pipe.ours)
                 pipe.close(pipe.theirs)
 
-    async def _until_lost(self, outgoing: asyncio.Future[Any], ended: asyncio.Future[int]) -> None:
-        """Wait until all output is forwarded and the command has ended, or the client is lost."""
-        complete = asyncio.gather(outgoing, asyncio.shield(ended))
+    async def _exchange(self, stdin: Pipe, stdout: Pipe, stderr: Pipe, ended: asyncio.Future[int]) -> None:
+        """Pass data on until all output is forwarded and the command has ended, or the client is lost."""
+        outgoing = [
+            asyncio.create_task(self._forward(stdout, self._channel.stdout)),
+            asyncio.create_task(self._forward(stderr, self._channel.stderr)),
+        ]
+        complete = asyncio.gather(*outgoing, asyncio.shield(ended))
         lost = asyncio.create_task(self._lost.wait())
-        either: tuple[asyncio.Future[Any], ...] = (complete, lost)
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        for waiting in either:
-            waiting.cancel()
-        await asyncio.gather(*either, return_exceptions=True)
+        all_of_it: list[asyncio.Future[Any]] = [complete, lost, *outgoing, asyncio.create_task(self._feed(stdin))]
+        await asyncio.wait((complete, lost), return_when=asyncio.FIRST_COMPLETED)
+        for one in all_of_it:
+            one.cancel()
+        # Each has let go of its descriptor before that is closed: the next command may be given the same number a
+        # moment later, and the event loop would take it for the old one, and never wake anybody.
+        await asyncio.gather(*all_of_it, return_exceptions=True)
 
     async def _feed(self, pipe: Pipe) -> None:
         """Forward the client's data to the command's stdin; its end closes the pipe."""
         readable = True
+        hangs = self._system.fault("script-hangs")
         with contextlib.suppress(asyncssh.Error, OSError):  # the connection was lost: an end-of-file as well
             while data := await self._channel.stdin.read(_CHUNK):
                 self._stdin_bytes += len(data)
                 if len(self.script) < _SCRIPT_KEPT:
                     self.script += data
                     self._system.activity()
+                if hangs is not None and self.mentions(hangs):
+                    await self._lost.wait()
+                    break
                 if readable:
                     readable = await self._give(pipe, data)
         pipe.close(pipe.ours)
@@ -286,16 +289,19 @@ class Command:
 
     async def _forward(self, pipe: Pipe, writer: asyncssh.SSHWriter[bytes]) -> None:
         """Forward the command's output to the client, no faster than it takes it."""
-        while data := await _read(pipe.ours):
-            writer.write(data)
-            await writer.drain()
+        try:
+            while data := await _read(pipe.ours):
+                writer.write(data)
+                await writer.drain()
+        except (asyncssh.Error, OSError):
+            self.lose_client()  # there is nobody to forward to, which the channel may be told of a moment later
 
     def _cut_if_wanted(self) -> None:
         """Cut the connection where the fault drop-connection-during asks for it.
 
         It is called when the whole script is in, and before an answer goes out.
         """
-        wanted = self._system.cut_during()
+        wanted = self._system.fault("drop-connection-during")
         if wanted is not None and not self._cut and self.mentions(wanted):
             self._cut = True
             self._connection.abort()
