@@ -26,6 +26,8 @@ _MESSAGE = re.compile(r"^wanted: (.*?)\nfound:  (.*?)\nwhy:    (.*?)\nnext:   (.
 KEEPALIVE_SECONDS = 5
 # How long reading a host, or confirming its boot, may take. A real one takes two or three seconds.
 SCRIPT_SECONDS = 60
+# How much of the time until an unconfirmed boot is undone one reading may take at least.
+SHORT_SECONDS = 15
 # Between two tries to reach a host that is booting. Nothing on this side tells when it is back.
 RETRY_SECONDS = 1.0
 
@@ -51,7 +53,9 @@ class Session:
             # A host that goes down may keep a connection open and answer its keepalives without ever running the script.
             async with asyncio.timeout(seconds):
                 done = await self._connection.run(command, input=script, encoding="utf-8")
-        except (OSError, TimeoutError, asyncssh.Error) as error:
+        except TimeoutError as error:
+            raise _lost(self._host, TimeoutError(f"the script has not ended within {seconds:g} s")) from error
+        except (OSError, asyncssh.Error) as error:
             raise _lost(self._host, error) from error
         if done.exit_status is None:
             raise _lost(self._host, ConnectionError("the connection ended before the script did"))
@@ -59,15 +63,22 @@ class Session:
             raise _failed(verb, str(done.stdout), str(done.stderr), done.exit_status)
         return str(done.stdout)
 
-    async def read(self, *, guests: bool = False, lspci: bool = False, systems: Sequence[str] = ()) -> facts.HostFacts:
-        """One reading of the host. Arguments as of `scripts.read_host`. Raises as `run`."""
+    async def read(
+        self,
+        *,
+        guests: bool = False,
+        lspci: bool = False,
+        systems: Sequence[str] = (),
+        seconds: float = SCRIPT_SECONDS,
+    ) -> facts.HostFacts:
+        """One reading of the host. Arguments as of `scripts.read_host` and `run`. Raises as `run`."""
         inside = ""
         if systems:
             from nvidia import steps
 
             inside = steps.read_system()
         text = scripts.read_host(guests=guests, lspci=lspci, systems=systems, read_system=inside)
-        return facts.parse(await self.run("read_host", text))
+        return facts.parse(await self.run("read_host", text, seconds))
 
 
 def _failed(verb: str, output: str, log: str, status: int) -> HomelabError:
@@ -149,10 +160,11 @@ async def read(
     guests: bool = False,
     lspci: bool = False,
     systems: Sequence[str] = (),
+    seconds: float = SCRIPT_SECONDS,
 ) -> facts.HostFacts:
     """One reading on a connection of its own. Arguments and errors as of `connect` and `Session.read`."""
     async with connect(host, timeout) as session:
-        return await session.read(guests=guests, lspci=lspci, systems=systems)
+        return await session.read(guests=guests, lspci=lspci, systems=systems, seconds=seconds)
 
 
 async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:
@@ -181,11 +193,13 @@ async def wait_for_boot(host: Host, old_boot_id: str, say: Callable[[str], None]
     """
     started = time.monotonic()
     patience = host.timeouts.reboot
+    # One reading that hangs, on a host that has just come up, must not take all the time in which the boot can be confirmed.
+    seconds = min(SCRIPT_SECONDS, max(SHORT_SECONDS, host.timeouts.rollback / 3))
     extended = False
     last = "it went down and nothing answers"
     while True:
         try:
-            found = await read(host, lspci=True)
+            found = await read(host, lspci=True, seconds=seconds)
             if found.boot_id != old_boot_id:
                 return found
             last = "it answers, but has not rebooted"

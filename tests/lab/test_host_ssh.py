@@ -1,0 +1,38 @@
+"""The program's own SSH side on a lab: a host that reboots is waited for."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from host import ssh
+from lab import Lab
+from settings import Host
+
+
+def host_of(lab: Lab, **timeouts: int) -> Host:
+    reached = lab.connection
+    access = {"port": reached["port"], "hostKey": reached["hostKey"], "privateKeyFile": reached["privateKeyFile"]}
+    return Host.model_validate({"address": reached["host"], "ssh": access, "timeouts": timeouts})
+
+
+def test_a_reading_that_hangs_after_the_reboot_leaves_time_to_confirm_the_boot(tmp_path: Path) -> None:
+    late: list[str] = []
+
+    async def main(lab: Lab) -> str:
+        host = host_of(lab, reboot=30, rollback=30)
+        before = (await ssh.read(host)).boot_id
+        lab.reboot()
+        lab.fault("script-hangs", "GUESTS=no")
+        waiting = asyncio.create_task(ssh.wait_for_boot(host, before, late.append))
+        await asyncio.to_thread(lab.wait_command, "GUESTS=no")
+        lab.fault("script-hangs", None)
+        return (await waiting).boot_id
+
+    with Lab.start("rtx5090", state=tmp_path / "lab") as lab:
+        boot_id = asyncio.run(main(lab))
+        assert lab.boots()[-1]["boot_id"] == boot_id
+        lab.wait_idle()
+        assert [entry.get("client") for entry in lab.commands()][-2:] == ["lost", None]
+    # It wasn't waited for until the dead man's switch would have given the host back.
+    assert late == []
