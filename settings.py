@@ -774,23 +774,14 @@ def _check_creation(name: str, container: Container, host: Host) -> None:
         )
 
 
-def load(values: Mapping[str, str] | None = None) -> Settings:
-    """The settings of this run.
+def load() -> Settings:
+    """The settings of the running program, refused where it is plain from them alone that they can't be carried out.
 
-    :param values: key (without `homelab:`) -> text, structured values as JSON; by default the running program's configuration.
     :raises HomelabError: one error that names every mistake.
     """
-    if values is None:
-        # What the language host hands to a program; pulumi.Config can't list keys, so an unknown one would go unnoticed.
-        whole = json.loads(os.environ.get("PULUMI_CONFIG", "{}"))
-        values = {key.removeprefix("homelab:"): text for key, text in whole.items() if key.startswith("homelab:")}
-    parsed: dict[str, Any] = {}
-    for key, text in values.items():
-        parsed[key] = _decode(text)
-    try:
-        found = Settings.model_validate(parsed)
-    except ValidationError as error:
-        raise _explain(error) from None
+    # What the language host hands to a program; pulumi.Config can't list keys, so an unknown one would go unnoticed.
+    whole = json.loads(os.environ.get("PULUMI_CONFIG", "{}"))
+    found = parse({key.removeprefix("homelab:"): text for key, text in whole.items() if key.startswith("homelab:")})
     if found.stacks:
         from nvidia import preview  # only here: its data is read
 
@@ -798,16 +789,29 @@ def load(values: Mapping[str, str] | None = None) -> Settings:
     return found
 
 
+def parse(values: Mapping[str, str]) -> Settings:
+    """Settings, or a part of them, that can be read; what can't be carried out must not keep anybody from taking it away.
+
+    :param values: key (without `homelab:`) -> text, structured values as JSON.
+    :raises HomelabError: one error that names every mistake.
+    """
+    try:
+        return Settings.model_validate({key: _decode(text) for key, text in values.items()})
+    except ValidationError as error:
+        raise _explain(error) from None
+
+
 def load_host(hosts: str | None, name: str) -> Host:
     """One host from the text of `homelab:hosts`; for the processes that don't run the program.
 
     :raises HomelabError: it is missing or mistaken.
     """
-    host = load({"hosts": hosts or "{}"}).hosts.get(name)
+    known = parse({"hosts": hosts or "{}"}).hosts
+    host = known.get(name)
     if host is None:
         raise HomelabError(
             f"homelab:hosts.{name} in the stack's configuration",
-            f"hosts: {sorted(load({'hosts': hosts or '{}'}).hosts)}",
+            f"hosts: {sorted(known)}",
             "it says how to reach the host",
             "put it back; to give the host up, take it out and run `pulumi up` while it can still be reached",
         )

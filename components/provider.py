@@ -78,16 +78,16 @@ class HostProvider(ResourceProvider):
 
     def vms(self, props: dict[str, Any]) -> dict[str, Vm]:
         """The settings of the VMs of the resource's host, by name. Raises HomelabError when they are mistaken."""
-        from settings import load
+        from settings import parse
 
-        settings = load({"hosts": self._hosts or "{}", "vms": self._vms or "{}"})
+        settings = parse({"hosts": self._hosts or "{}", "vms": self._vms or "{}"})
         return {name: vm for name, vm in settings.vms.items() if vm.host == props["host"]}
 
     def containers(self, props: dict[str, Any]) -> dict[str, Container]:
         """The settings of the containers of the resource's host, by name. Raises HomelabError when they are mistaken."""
-        from settings import load
+        from settings import parse
 
-        settings = load({"hosts": self._hosts or "{}", "containers": self._containers or "{}"})
+        settings = parse({"hosts": self._hosts or "{}", "containers": self._containers or "{}"})
         return {name: one for name, one in settings.containers.items() if one.host == props["host"]}
 
     def facts_of_refresh(self, props: dict[str, Any]) -> HostFacts:

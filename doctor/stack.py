@@ -13,7 +13,7 @@ from doctor.devices import Cards
 from doctor.reading import Reading
 from host import gates
 from host.errors import HomelabError
-from settings import PROJECT, Host, Settings, assigned_numbers, load
+from settings import PROJECT, Host, Settings, assigned_numbers, parse
 
 # In place of what Pulumi has encrypted and nothing here asks for.
 _ENCRYPTED = "encrypted"
@@ -51,7 +51,7 @@ class Stack:
         return chosen, self._settings({chosen: _reachable(chosen, hosts[chosen], self.path, identity)}).hosts[chosen]
 
     def _settings(self, hosts: dict[str, Any]) -> Settings:
-        return load({"hosts": json.dumps(_readable(hosts))})
+        return parse({"hosts": json.dumps(_readable(hosts))})
 
     def cards(self, host_name: str, host: Host, ctid: int, reading: Reading) -> Cards | None:
         """The cards that the settings give a container; None where they don't have it.

@@ -11,7 +11,7 @@ from host import container_plan, plan
 from host.errors import HomelabError
 from host.facts import HostFacts
 from proxmox.container import configuration
-from settings import Container, load
+from settings import Container, parse
 from tests.unit.hosts import KEY, desktop, device, settings
 
 DRIVER = {"version": "580.105.08", "trouble": ["", ""], "uvm_trouble": ["", ""], "pve_container": "6.0.18"}
@@ -121,7 +121,7 @@ HOST = {"address": "192.168.0.202", "ssh": {"hostKey": KEY, "agent": True}, "gpu
 
 def loaded(vms: dict[str, Any] | None = None, **containers: dict[str, Any]) -> None:
     values = {"hosts": {"pve": HOST}, "containers": containers, "vms": vms or {}}
-    load({key: json.dumps(value) for key, value in values.items()})
+    parse({key: json.dumps(value) for key, value in values.items()})
 
 
 DISK = {"storage": "local-lvm", "size": 8}

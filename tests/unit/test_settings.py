@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from host.errors import HomelabError
-from settings import Settings, load, load_host
+from settings import Settings, load_host, parse
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
 
@@ -24,7 +24,7 @@ def hosts(**changes: Any) -> dict[str, Any]:
 
 
 def loaded(configuration: dict[str, Any], **others: str) -> Settings:
-    return load({"hosts": json.dumps(configuration), **others})
+    return parse({"hosts": json.dumps(configuration), **others})
 
 
 def refused(configuration: dict[str, Any], **others: str) -> str:
@@ -106,7 +106,7 @@ def test_every_mistake_is_named_at_once() -> None:
 def test_no_hosts_at_all_is_a_mistake() -> None:
     assert "expected at least one host" in refused({})
     with pytest.raises(HomelabError, match="homelab:hosts: missing"):
-        load({})
+        parse({})
 
 
 def test_two_hosts_with_one_address_are_a_mistake() -> None:
@@ -190,13 +190,13 @@ MISTAKEN_VMS: dict[str, tuple[dict[str, str], str]] = {
 def test_a_mistake_in_vms_or_api_is_named(case: str) -> None:
     values, said = MISTAKEN_VMS[case]
     with pytest.raises(HomelabError) as raised:
-        load(values)
+        parse(values)
     assert said in str(raised.value), str(raised.value)
     assert "s3cret" not in str(raised.value)
 
 
 def test_vms_are_read_with_their_defaults() -> None:
-    settings = load(
+    settings = parse(
         with_vms({"a": VM, "b": {"host": "pve", "vmid": 104, "create": {"disk": {"storage": "x", "size": 9}}}})
     )
     assert settings.vms["a"].gpus[0].gpu == "rtx5090"
