@@ -335,8 +335,7 @@ class _Monitor:
             answer = json.loads(line)
             if "error" in answer:
                 raise MachineError(f"{command}: {answer['error']['desc']}")
-            if "event" in answer:
-                self._events.append(answer["event"])
+            self._note(answer)
             if "return" in answer:
                 return answer["return"] if isinstance(answer["return"], str) else ""
         raise MachineError(f"{command}: QEMU has ended")
@@ -355,9 +354,14 @@ class _Monitor:
                 raise MachineError(f"no {event} within {seconds} s") from None
             if not line:
                 raise MachineError(f"QEMU ended before {event}")
-            self._events.append(json.loads(line).get("event", ""))
+            self._note(json.loads(line))
         self._events.remove(event)
         self._connection.settimeout(300)
+
+    def _note(self, message: dict[str, Any]) -> None:
+        # That a snapshot is loaded is told as a reset, too; one that the guest asked for is a boot.
+        if "event" in message and message.get("data", {}).get("guest", True):
+            self._events.append(message["event"])
 
     def close(self) -> None:
         self._lines.close()
