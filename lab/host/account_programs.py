@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -117,6 +116,8 @@ def _sudo(host: HostState, arguments: list[str]) -> int:
 
 def _become(command: list[str], environment: dict[str, str]) -> NoReturn:
     """Run the command in place of sudo, which so passes on its streams and its end."""
+    import shutil
+
     program = shutil.which(command[0], path=environment["PATH"])
     if program is None:
         raise Failure(f"sudo: {command[0]}: command not found")

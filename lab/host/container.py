@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -112,6 +110,8 @@ def _put(place: Path, allowed: str) -> None:
     if place.exists():
         if stat.S_IFMT(place.stat().st_mode) == wanted:
             return
+        import shutil
+
         shutil.rmtree(place) if place.is_dir() else place.unlink()
     place.parent.mkdir(parents=True, exist_ok=True)
     if wanted == stat.S_IFDIR:
@@ -179,6 +179,8 @@ def _account(system: HostState, uid: int) -> tuple[str, str]:
 
 def run(system: HostState, command: list[str], who: Identity) -> int:
     """Run a command inside and return its exit status, with lxc-attach's words when there is no such command."""
+    import subprocess
+
     where = environment(system, who)
     program = find_program(system, command[0], where["PATH"])
     if program is None:
@@ -202,6 +204,8 @@ def find_program(system: HostState, name: str, path: str) -> str | None:
         if inside.is_file():
             return str(inside) if os.access(inside, os.X_OK) else None
         name = name.rpartition("/")[2]
+    import shutil
+
     return shutil.which(name, path=path)
 
 

@@ -7,7 +7,6 @@ and who signed it stand in it, and are read when it is loaded.
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +68,7 @@ def remove_kernel(host: HostState, kernel: str) -> None:
 
 def remove_modules(host: HostState, kernel: str) -> None:
     """Remove all of a kernel's modules."""
-    shutil.rmtree(host.rooted(_folder(kernel)), ignore_errors=True)
+    host.remove_tree(_folder(kernel))
 
 
 def write_headers(host: HostState, kernel: str) -> None:
@@ -80,7 +79,7 @@ def write_headers(host: HostState, kernel: str) -> None:
 
 def remove_headers(host: HostState, kernel: str) -> None:
     """Remove a headers package's files."""
-    shutil.rmtree(host.rooted(f"/usr/src/linux-headers-{kernel}"), ignore_errors=True)
+    host.remove_tree(f"/usr/src/linux-headers-{kernel}")
     host.rooted(f"{_folder(kernel)}/build").unlink(missing_ok=True)
 
 
