@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -260,7 +259,7 @@ def _machine(guest: Guest, system: HostState, config: GuestConfig) -> dict[str, 
         "hardware": {
             "cpu": host["hardware"]["cpu"],
             "firmware": {"mode": "uefi" if uefi else "bios", "iommu": False, "secure_boot": uefi and secure_boot},
-            "devices": [asdict(device) | {"blocks": [], "nets": []} for device in devices],
+            "devices": [device._asdict() | {"blocks": [], "nets": []} for device in devices],
             "volumes": [],
         },
         "boot": {"loader": "grub", "esps": []},
@@ -306,5 +305,5 @@ def _virtual(address: str, vendor: str, device: str, pci_class: str, name: str) 
 
 def _moved(device: PciDevice, address: str) -> PciDevice:
     """A device as the guest sees it: no group, no bridge above."""
-    data = asdict(device) | {"address": address, "parent": None, "group": None, "acs_group": None}
+    data = device._asdict() | {"address": address, "parent": None, "group": None, "acs_group": None}
     return PciDevice.from_dict(data | {"boot_vga": False, "built_in": False, "blocks": (), "nets": ()})

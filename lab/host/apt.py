@@ -9,8 +9,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import network
 from .dpkg import Database, Package, paragraphs
@@ -23,8 +22,7 @@ _TRUSTED = "/etc/apt/trusted.gpg.d"
 _LINE = re.compile(r"deb\s+(?:\[([^\]]*)\]\s+)?(\S+)\s+(\S+)\s*(.*)")
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """One repository as /etc/apt names it; `signed_by` are the keyrings that it is checked with, none: the trusted ones."""
 
     url: str
@@ -141,14 +139,13 @@ def missing_key(host: HostState, source: Source, repository: dict[str, Any]) -> 
 
 
 # -- what can be installed -------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Version:
+class Version(NamedTuple):
     """A version of a package in a repository."""
 
     name: str
     version: str
     group: str
-    record: dict[str, Any] = field(compare=False)
+    record: dict[str, Any]
     source: Source
     origin: str = ""
 
@@ -158,8 +155,7 @@ class Version:
         return {self.name, *(clause[0].name for clause in relations(self.record.get("provides", "")))}
 
 
-@dataclass(frozen=True)
-class _Pin:
+class _Pin(NamedTuple):
     patterns: tuple[str, ...]
     what: str
     priority: int

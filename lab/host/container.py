@@ -12,9 +12,8 @@ import errno
 import os
 import stat
 import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import nvidia
 from .nodes import Node, Rule, parse_rule, refusal
@@ -26,8 +25,7 @@ _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SHELLS = frozenset({"sh", "bash", "dash", "env"})
 
 
-@dataclass(frozen=True)
-class Identity:
+class Identity(NamedTuple):
     """A user inside a container."""
 
     uid: int
@@ -123,7 +121,7 @@ def _put(place: Path, allowed: str) -> None:
 def add_node(system: HostState, path: str, node: Node) -> None:
     """A node that mknod made inside."""
     with system.changing() as machine:
-        machine["container"]["nodes"][path] = asdict(node)
+        machine["container"]["nodes"][path] = node._asdict()
     materialise(system)
 
 

@@ -12,7 +12,6 @@ import fnmatch
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from . import network
@@ -27,16 +26,24 @@ _HALF_WAY = "ca-certificates"
 _POLL_SECONDS = 0.05
 
 
-@dataclass
 class Package:
     """One package of the database. `state` is dpkg's: installed, half-configured, unpacked, config-files."""
 
-    name: str
-    version: str
-    state: str = "installed"
-    hold: bool = False
-    group: str = ""
-    fields: dict[str, str] = field(default_factory=dict)
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        state: str = "installed",
+        hold: bool = False,
+        group: str = "",
+        fields: dict[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.state = state
+        self.hold = hold
+        self.group = group
+        self.fields = {} if fields is None else fields
 
     @property
     def status(self) -> str:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .state import HostState
 
@@ -90,8 +89,7 @@ def offline(system: HostState, url: str) -> str | None:
 
 
 # -- keys ------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """A public key: its fingerprint and whose it is."""
 
     fingerprint: str

@@ -9,7 +9,6 @@ other drivers of that kernel took (Documentation/admin-guide/devices.txt: 234 to
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from . import network
@@ -193,7 +192,7 @@ def module_loaded(kernel: RunningKernel, name: str) -> None:
             majors[device] = first_major(kernel.host, kernel.data["kernel"], kernel.host.machine["boots"]) - len(majors)
     if name == "nvidia":
         assert kernel.nvidia_build is not None  # it was there to be loaded
-        kernel.data["nvidia_build"] = asdict(kernel.nvidia_build)
+        kernel.data["nvidia_build"] = kernel.nvidia_build._asdict()
         _write_driver(kernel.host, kernel.nvidia_build)
     if name == "nvidia_drm":
         for address in kernel.devices:
