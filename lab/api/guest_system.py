@@ -26,6 +26,7 @@ from lab.host.distributions import DISTRIBUTIONS
 from lab.host.installed import install_base, note_package
 from lab.host.kernel import ModprobeError, RunningKernel, modules_of
 from lab.host.kernel_files import write_kernel
+from lab.host.modprobe import root_modprobe_config
 from lab.host.state import HostState, own_path
 from lab.ports import guest_address
 from lab.state import StatePaths
@@ -134,7 +135,7 @@ def _boot(guest: Guest, system: HostState) -> None:
 def _load_drivers(system: HostState, running: dict[str, Any]) -> None:
     """What udev and systemd-modules-load do at a boot: drivers for the devices that are there, modules that are listed."""
     kernel = RunningKernel(system, running)
-    config, available = boot.root_modprobe_config(system), modules_of(system, running["kernel"])
+    config, available = root_modprobe_config(system), modules_of(system, running["kernel"])
     kernel.coldplug(config, available)
     for line in boot.modules_to_load(system):
         name, *options = line.split()

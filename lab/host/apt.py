@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import network
@@ -290,6 +291,28 @@ def _filled(value: Any, kernel: str) -> Any:
     if isinstance(value, dict):
         return {name: _filled(item, kernel) for name, item in value.items()}
     return value
+
+
+def version_of_file(host: HostState, path: str) -> Version:
+    """The package in a .deb.
+
+    Raises:
+        Failure: there is no such file, or it isn't a whole package.
+    """
+    place = host.rooted(path) if path.startswith("/") else Path.cwd() / path
+    if not place.is_file():
+        raise Failure(f"E: Unsupported file {path} given on commandline", 100)
+    found = network.package_in(place.read_bytes())
+    if found is None:
+        raise Failure(
+            f"dpkg-deb: error: '{path}' is not a Debian format archive\n"
+            f"dpkg: error processing archive {path} (--install):\n dpkg-deb --control subprocess returned error exit status 2\n"
+            f"Errors were encountered while processing:\n {path}",
+            1,
+        )
+    name, version, group = found
+    record = next(r for r in network.data(host)["groups"][group]["packages"][name] if r["version"] == version)
+    return Version(name, version, group, record, Source(path, "now"))
 
 
 # -- what an installation changes ------------------------------------------------------------------------------

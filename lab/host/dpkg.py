@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import network
+from .account_programs import current_user
 from .program import Failure
 from .state import HostState
 from .versions import relations
@@ -162,6 +163,31 @@ def package_of(name: str, record: dict[str, Any], group: str, state: str = "inst
         if record.get(key):
             fields[key.capitalize()] = record[key]
     return Package(name, record["version"], state, False, group, fields)
+
+
+# -- who may use it --------------------------------------------------------------------------------------------
+def require_debian(host: HostState, name: str) -> None:
+    """Refuse where the system has no apt.
+
+    Raises:
+        Failure: as a shell does that finds no such command.
+    """
+    if not re.search(r"^ID=\"?(debian|ubuntu)", host.read("/etc/os-release", ""), re.M):
+        raise Failure(f"bash: line 1: {name}: command not found", 127)
+
+
+def require_root(path: str) -> None:
+    """Refuse to anybody but root.
+
+    Raises:
+        Failure: in apt's words.
+    """
+    if current_user() != "root":
+        raise Failure(
+            f"E: Could not open lock file {path} - open (13: Permission denied)\n"
+            f"E: Unable to acquire the dpkg frontend lock ({path}), are you root?",
+            100,
+        )
 
 
 # -- the lock --------------------------------------------------------------------------------------------------

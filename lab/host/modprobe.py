@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .catalogue import normal
+from .state import HostState
 
 
 class ModprobeConfig:
@@ -84,6 +85,12 @@ class ModprobeConfig:
             ["/usr/bin/false"],
             ["/usr/bin/true"],
         )
+
+
+def root_modprobe_config(host: HostState) -> ModprobeConfig:
+    """modprobe's configuration on the running system."""
+    folders = [host.root / name for name in ("etc/modprobe.d", "run/modprobe.d", "usr/lib/modprobe.d")]
+    return ModprobeConfig.read(folders, host.cmdline())
 
 
 def kernel_words(cmdline: str) -> list[str]:

@@ -8,8 +8,8 @@ import time
 from typing import NamedTuple
 
 from . import container, nvidia
-from .boot import root_modprobe_config
 from .kernel import ModprobeError, RunningKernel, modules_of
+from .modprobe import root_modprobe_config
 from .program import Failure, Options, UsageError, logged
 from .state import HostState
 
