@@ -24,6 +24,7 @@ from lab.host.grub import mkconfig
 from lab.host.initramfs import build_image
 from lab.host.installed import forget_package, note_package
 from lab.host.kernel import ModprobeError, RunningKernel, modules_of
+from lab.host.modprobe import root_modprobe_config
 from lab.host.network import FAULTS as NETWORK_FAULTS
 from lab.host.program import Failure
 from lab.host.proxmox_boot import sync
@@ -333,7 +334,7 @@ class Machine:
             return
         available = modules_of(host, kernel.data["kernel"])
         try:
-            kernel.load_module(module_of_driver(driver), booting.root_modprobe_config(host), available)
+            kernel.load_module(module_of_driver(driver), root_modprobe_config(host), available)
         except ModprobeError as error:
             raise MachineError(f"unable to give {address} to {driver}: {error}") from error
         if driver == "vfio-pci":

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from lab.host.installed import install_base, install_driver
 from lab.host.kernel_files import Build, write_kernel
+from lab.host.pve_packages import stock_packages
 from lab.host.state import HostState
-from lab.host.system_programs import stock_packages
 from lab.scenario import File, Scenario
 
 TEMPLATES = Path(__file__).parent / "stock_files"

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 import shutil
 import stat
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +227,7 @@ class Start:
                 "host": str(self._host.state),
                 "id": self._guest.vmid,
                 "unprivileged": self._unprivileged,
-                "nodes": {path: asdict(node) for path, node in sorted(self.nodes.items())},
+                "nodes": {path: node._asdict() for path, node in sorted(self.nodes.items())},
                 "rules": self.rules,
             },
         }
@@ -266,7 +265,7 @@ def plug(guest: Guest, config: GuestConfig, values: dict[str, str]) -> None:
     for option in device_options(guest.host, values).values():
         start.add_device(option)
     inside = system.machine["container"]
-    inside["nodes"] |= {path: asdict(node) for path, node in start.nodes.items()}
+    inside["nodes"] |= {path: node._asdict() for path, node in start.nodes.items()}
     inside["rules"] += start.rules[len(_COMMON_RULES) :]
     system.save_machine()
     container.materialise(system)

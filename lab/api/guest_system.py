@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -27,6 +26,7 @@ from lab.host.distributions import DISTRIBUTIONS
 from lab.host.installed import install_base, note_package
 from lab.host.kernel import ModprobeError, RunningKernel, modules_of
 from lab.host.kernel_files import write_kernel
+from lab.host.modprobe import root_modprobe_config
 from lab.host.state import HostState, own_path
 from lab.ports import guest_address
 from lab.state import StatePaths
@@ -135,7 +135,7 @@ def _boot(guest: Guest, system: HostState) -> None:
 def _load_drivers(system: HostState, running: dict[str, Any]) -> None:
     """What udev and systemd-modules-load do at a boot: drivers for the devices that are there, modules that are listed."""
     kernel = RunningKernel(system, running)
-    config, available = boot.root_modprobe_config(system), modules_of(system, running["kernel"])
+    config, available = root_modprobe_config(system), modules_of(system, running["kernel"])
     kernel.coldplug(config, available)
     for line in boot.modules_to_load(system):
         name, *options = line.split()
@@ -260,7 +260,7 @@ def _machine(guest: Guest, system: HostState, config: GuestConfig) -> dict[str, 
         "hardware": {
             "cpu": host["hardware"]["cpu"],
             "firmware": {"mode": "uefi" if uefi else "bios", "iommu": False, "secure_boot": uefi and secure_boot},
-            "devices": [asdict(device) | {"blocks": [], "nets": []} for device in devices],
+            "devices": [device._asdict() | {"blocks": [], "nets": []} for device in devices],
             "volumes": [],
         },
         "boot": {"loader": "grub", "esps": []},
@@ -306,5 +306,5 @@ def _virtual(address: str, vendor: str, device: str, pci_class: str, name: str) 
 
 def _moved(device: PciDevice, address: str) -> PciDevice:
     """A device as the guest sees it: no group, no bridge above."""
-    data = asdict(device) | {"address": address, "parent": None, "group": None, "acs_group": None}
+    data = device._asdict() | {"address": address, "parent": None, "group": None, "acs_group": None}
     return PciDevice.from_dict(data | {"boot_vga": False, "built_in": False, "blocks": (), "nets": ()})

@@ -8,8 +8,8 @@ from typing import Any
 from lab.host.catalogue import SUBSYSTEM_VENDORS, VENDORS
 from lab.host.devices import load_devices
 from lab.host.kernel import RunningKernel
+from lab.host.pve_packages import pve_packages
 from lab.host.state import HostState
-from lab.host.system_programs import pve_packages
 
 from .call import Answer, Call
 from .errors import Died

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from lab.host.boot import root_modprobe_config
 from lab.host.devices import load_devices
 from lab.host.kernel import ModprobeError, RunningKernel, modules_of
+from lab.host.modprobe import root_modprobe_config
 from lab.host.state import HostState
 
 from .errors import ApiError, Died

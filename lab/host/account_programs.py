@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
-from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from .program import Failure, Options, UsageError
 from .state import HostState
@@ -30,8 +28,7 @@ _LONG = {
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Account:
+class Account(NamedTuple):
     """One line of /etc/passwd."""
 
     name: str
@@ -85,16 +82,16 @@ def _id(host: HostState, arguments: list[str]) -> int:
 
 
 # -- sudo ------------------------------------------------------------------------------------------------------
-@dataclass
 class _Asked:
     """What sudo was asked for."""
 
-    user: str = "root"
-    ask: bool = True
-    keep: bool = False
-    validate: bool = False
-    variables: dict[str, str] = field(default_factory=dict)
-    command: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.user = "root"
+        self.ask = True
+        self.keep = False
+        self.validate = False
+        self.variables: dict[str, str] = {}
+        self.command: list[str] = []
 
 
 def _sudo(host: HostState, arguments: list[str]) -> int:
@@ -117,6 +114,8 @@ def _sudo(host: HostState, arguments: list[str]) -> int:
 
 def _become(command: list[str], environment: dict[str, str]) -> NoReturn:
     """Run the command in place of sudo, which so passes on its streams and its end."""
+    import shutil
+
     program = shutil.which(command[0], path=environment["PATH"])
     if program is None:
         raise Failure(f"sudo: {command[0]}: command not found")

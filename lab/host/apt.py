@@ -9,8 +9,8 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from . import network
 from .dpkg import Database, Package, paragraphs
@@ -23,8 +23,7 @@ _TRUSTED = "/etc/apt/trusted.gpg.d"
 _LINE = re.compile(r"deb\s+(?:\[([^\]]*)\]\s+)?(\S+)\s+(\S+)\s*(.*)")
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """One repository as /etc/apt names it; `signed_by` are the keyrings that it is checked with, none: the trusted ones."""
 
     url: str
@@ -141,14 +140,13 @@ def missing_key(host: HostState, source: Source, repository: dict[str, Any]) -> 
 
 
 # -- what can be installed -------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Version:
+class Version(NamedTuple):
     """A version of a package in a repository."""
 
     name: str
     version: str
     group: str
-    record: dict[str, Any] = field(compare=False)
+    record: dict[str, Any]
     source: Source
     origin: str = ""
 
@@ -158,8 +156,7 @@ class Version:
         return {self.name, *(clause[0].name for clause in relations(self.record.get("provides", "")))}
 
 
-@dataclass(frozen=True)
-class _Pin:
+class _Pin(NamedTuple):
     patterns: tuple[str, ...]
     what: str
     priority: int
@@ -294,6 +291,28 @@ def _filled(value: Any, kernel: str) -> Any:
     if isinstance(value, dict):
         return {name: _filled(item, kernel) for name, item in value.items()}
     return value
+
+
+def version_of_file(host: HostState, path: str) -> Version:
+    """The package in a .deb.
+
+    Raises:
+        Failure: there is no such file, or it isn't a whole package.
+    """
+    place = host.rooted(path) if path.startswith("/") else Path.cwd() / path
+    if not place.is_file():
+        raise Failure(f"E: Unsupported file {path} given on commandline", 100)
+    found = network.package_in(place.read_bytes())
+    if found is None:
+        raise Failure(
+            f"dpkg-deb: error: '{path}' is not a Debian format archive\n"
+            f"dpkg: error processing archive {path} (--install):\n dpkg-deb --control subprocess returned error exit status 2\n"
+            f"Errors were encountered while processing:\n {path}",
+            1,
+        )
+    name, version, group = found
+    record = next(r for r in network.data(host)["groups"][group]["packages"][name] if r["version"] == version)
+    return Version(name, version, group, record, Source(path, "now"))
 
 
 # -- what an installation changes ------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from . import archive, nvidia, sysfs, units
 from .bootloader import BootEntry, BootError, choose
 from .devices import load_devices
 from .kernel import ModprobeError, RunningKernel, modules_of, modules_on_disk
-from .modprobe import ModprobeConfig
+from .modprobe import ModprobeConfig, root_modprobe_config
 from .state import HostState, kernel_release
 
 _SCRIPT_TIMEOUT = 120.0
@@ -364,12 +364,6 @@ def load_beside_nvidia(host: HostState, kernel: RunningKernel, config: ModprobeC
         kernel.load_module("nvidia_uvm", config, available)
 
 
-def root_modprobe_config(host: HostState) -> ModprobeConfig:
-    """modprobe's configuration on the running system."""
-    folders = [host.root / name for name in ("etc/modprobe.d", "run/modprobe.d", "usr/lib/modprobe.d")]
-    return ModprobeConfig.read(folders, host.cmdline())
-
-
 def modules_to_load(host: HostState) -> list[str]:
     """Lines of /etc/modules and modules-load.d, in systemd-modules-load's order."""
     files: dict[str, Path] = {}
@@ -464,6 +458,5 @@ __all__ = [
     "iommu_active",
     "load_beside_nvidia",
     "modules_to_load",
-    "root_modprobe_config",
     "shutdown",
 ]

@@ -6,7 +6,7 @@ the Proxmox kernel's configuration (what is a module and what is built in), pci.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 CLASSES = {
     "0100": "SCSI storage controller",
@@ -88,8 +88,7 @@ SUBSYSTEM_VENDORS = {
 }
 
 
-@dataclass(frozen=True)
-class ModuleInfo:
+class ModuleInfo(NamedTuple):
     """A kernel module: where its file lies, the PCI driver it registers, what it needs first.
 
     `driver` is None for a module that registers no PCI driver. `initrd`: MODULES=most puts it into every

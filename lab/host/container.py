@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
-import subprocess
 import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import nvidia
 from .nodes import Node, Rule, parse_rule, refusal
@@ -28,8 +25,7 @@ _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SHELLS = frozenset({"sh", "bash", "dash", "env"})
 
 
-@dataclass(frozen=True)
-class Identity:
+class Identity(NamedTuple):
     """A user inside a container."""
 
     uid: int
@@ -112,6 +108,8 @@ def _put(place: Path, allowed: str) -> None:
     if place.exists():
         if stat.S_IFMT(place.stat().st_mode) == wanted:
             return
+        import shutil
+
         shutil.rmtree(place) if place.is_dir() else place.unlink()
     place.parent.mkdir(parents=True, exist_ok=True)
     if wanted == stat.S_IFDIR:
@@ -123,7 +121,7 @@ def _put(place: Path, allowed: str) -> None:
 def add_node(system: HostState, path: str, node: Node) -> None:
     """A node that mknod made inside."""
     with system.changing() as machine:
-        machine["container"]["nodes"][path] = asdict(node)
+        machine["container"]["nodes"][path] = node._asdict()
     materialise(system)
 
 
@@ -179,6 +177,8 @@ def _account(system: HostState, uid: int) -> tuple[str, str]:
 
 def run(system: HostState, command: list[str], who: Identity) -> int:
     """Run a command inside and return its exit status, with lxc-attach's words when there is no such command."""
+    import subprocess
+
     where = environment(system, who)
     program = find_program(system, command[0], where["PATH"])
     if program is None:
@@ -202,6 +202,8 @@ def find_program(system: HostState, name: str, path: str) -> str | None:
         if inside.is_file():
             return str(inside) if os.access(inside, os.X_OK) else None
         name = name.rpartition("/")[2]
+    import shutil
+
     return shutil.which(name, path=path)
 
 

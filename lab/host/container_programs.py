@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -152,6 +151,8 @@ def _identity_of(system: HostState, program: str, name: str) -> tuple[Identity, 
 def _become(system: HostState, who: Identity, command: list[str]) -> int:
     """Run a command as somebody else; paths of a container's tree in it become those of that user's view."""
     if "container" not in system.machine:
+        import subprocess
+
         gids = ",".join(str(gid) for gid in sorted(who.gids))
         where = {**os.environ, "LAB_UID": str(who.uid), "LAB_GIDS": gids}
         done = subprocess.run(command, env=where, check=False)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import subprocess
 from collections.abc import Mapping
 from typing import Any
 
@@ -191,6 +189,8 @@ def run_hooks(host: HostState, folder: str, kernel: str, environment: Mapping[st
     Raises:
         Failure: one fails.
     """
+    import subprocess
+
     base = host.rooted(f"/etc/kernel/{folder}")
     for hook in sorted(base.iterdir()) if base.is_dir() else []:
         if not os.access(hook, os.X_OK):
@@ -270,7 +270,7 @@ def _remove_unit(host: HostState, unit: str) -> None:
 
 
 def _remove_cuda(host: HostState, release: str) -> None:
-    shutil.rmtree(host.rooted(f"/usr/local/cuda-{release}"), ignore_errors=True)
+    host.remove_tree(f"/usr/local/cuda-{release}")
     link = host.rooted("/usr/local/cuda")
     if link.is_symlink() and str(link.readlink()) == f"cuda-{release}":
         link.unlink()

@@ -171,7 +171,7 @@ def _run(host: HostState, about: dict[str, object]) -> int:
     cards = cards_of(host)
     print(f"{len(cards)} CUDA device(s)")
     for card in cards:
-        print(f"  {card.index}: {card.name}, compute capability {card.capability or 'unknown'}")
+        print(f"  {card.number}: {card.name}, compute capability {card.capability or 'unknown'}")
     print("Result = PASS")
     return 0
 

@@ -6,8 +6,6 @@ build fails where driver.yaml says that this driver doesn't build for this kerne
 
 from __future__ import annotations
 
-import shutil
-
 from . import kernel_files, network
 from .kernel_files import DKMS_KEY, Build
 from .program import Failure
@@ -44,10 +42,10 @@ def remove(host: HostState, version: str) -> None:
     """Forget a driver: its modules, its source."""
     for kernel in built(host, version):
         kernel_files.remove_nvidia(host, kernel)
-    shutil.rmtree(host.rooted(f"{_TREE}/{version}"), ignore_errors=True)
-    shutil.rmtree(host.rooted(f"/usr/src/{NAME}-{version}"), ignore_errors=True)
+    host.remove_tree(f"{_TREE}/{version}")
+    host.remove_tree(f"/usr/src/{NAME}-{version}")
     if not versions(host):
-        shutil.rmtree(host.rooted(_TREE), ignore_errors=True)
+        host.remove_tree(_TREE)
 
 
 def versions(host: HostState) -> list[str]:
@@ -105,7 +103,7 @@ def note_built(host: HostState, build: Build, kernel: str) -> None:
     """Have a driver's modules beside a kernel, in place of another version's."""
     for other in versions(host):
         if other != build.version:
-            shutil.rmtree(host.rooted(f"{_TREE}/{other}/{kernel}"), ignore_errors=True)
+            host.remove_tree(f"{_TREE}/{other}/{kernel}")
     host.write(f"{_TREE}/{build.version}/{kernel}/x86_64/module/nvidia.ko", f"{build.version} for {kernel}\n")
     kernel_files.write_nvidia(host, kernel, build)
 
@@ -113,7 +111,7 @@ def note_built(host: HostState, build: Build, kernel: str) -> None:
 def uninstall(host: HostState, version: str, kernel: str) -> None:
     """Take a driver's modules away from a kernel."""
     if kernel in built(host, version):
-        shutil.rmtree(host.rooted(f"{_TREE}/{version}/{kernel}"))
+        host.remove_tree(f"{_TREE}/{version}/{kernel}")
         kernel_files.remove_nvidia(host, kernel)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
 import time
@@ -227,6 +226,8 @@ def _write_out(host: HostState, options: Options, binary: bytes) -> int:
 
 def _show_key(key: network.Key, *, colons: bool) -> None:
     if colons:
+        import hashlib
+
         print(f"pub:-:4096:1:{key.fingerprint[-16:]}:1649894400:::-:::scSC::::::23::0:")
         print(f"fpr:::::::::{key.fingerprint}:")
         print(

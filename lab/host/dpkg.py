@@ -12,10 +12,10 @@ import fnmatch
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from . import network
+from .account_programs import current_user
 from .program import Failure
 from .state import HostState
 from .versions import relations
@@ -27,16 +27,24 @@ _HALF_WAY = "ca-certificates"
 _POLL_SECONDS = 0.05
 
 
-@dataclass
 class Package:
     """One package of the database. `state` is dpkg's: installed, half-configured, unpacked, config-files."""
 
-    name: str
-    version: str
-    state: str = "installed"
-    hold: bool = False
-    group: str = ""
-    fields: dict[str, str] = field(default_factory=dict)
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        state: str = "installed",
+        hold: bool = False,
+        group: str = "",
+        fields: dict[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.state = state
+        self.hold = hold
+        self.group = group
+        self.fields = {} if fields is None else fields
 
     @property
     def status(self) -> str:
@@ -155,6 +163,31 @@ def package_of(name: str, record: dict[str, Any], group: str, state: str = "inst
         if record.get(key):
             fields[key.capitalize()] = record[key]
     return Package(name, record["version"], state, False, group, fields)
+
+
+# -- who may use it --------------------------------------------------------------------------------------------
+def require_debian(host: HostState, name: str) -> None:
+    """Refuse where the system has no apt.
+
+    Raises:
+        Failure: as a shell does that finds no such command.
+    """
+    if not re.search(r"^ID=\"?(debian|ubuntu)", host.read("/etc/os-release", ""), re.M):
+        raise Failure(f"bash: line 1: {name}: command not found", 127)
+
+
+def require_root(path: str) -> None:
+    """Refuse to anybody but root.
+
+    Raises:
+        Failure: in apt's words.
+    """
+    if current_user() != "root":
+        raise Failure(
+            f"E: Could not open lock file {path} - open (13: Permission denied)\n"
+            f"E: Unable to acquire the dpkg frontend lock ({path}), are you root?",
+            100,
+        )
 
 
 # -- the lock --------------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from .program import Failure, Options, UsageError, ask_daemon, logged
+from .pve_packages import pve_packages
 from .state import HostState
-from .system_programs import pve_packages
 
 
 def main(host: HostState, name: str, arguments: list[str]) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -316,7 +315,7 @@ class RunningKernel:
         if nvidia.insertion_refused(self):
             self.unregister_driver("nvidia")
             del self.loaded["nvidia"]
-            shutil.rmtree(self.host.root / "sys/module/nvidia")
+            self.host.remove_tree("/sys/module/nvidia")
             raise ModprobeError("modprobe: ERROR: could not insert 'nvidia': No such device")
         nvidia.module_loaded(self, "nvidia")
 
@@ -352,7 +351,7 @@ class RunningKernel:
         if driver is not None and driver in self.drivers:
             self.unregister_driver(driver)
         del self.loaded[name]
-        shutil.rmtree(self.host.root / "sys/module" / name)
+        self.host.remove_tree(f"/sys/module/{name}")
         if name in catalogue.NVIDIA_HOST_MODULES:
             nvidia.module_removed(self, name)
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from .catalogue import normal
+from .state import HostState
 
 
-@dataclass
 class ModprobeConfig:
     """Options, blacklist, install commands and soft dependencies, by normalised module name."""
 
-    options: dict[str, list[str]] = field(default_factory=dict)
-    blacklist: set[str] = field(default_factory=set)
-    install: dict[str, str] = field(default_factory=dict)
-    soft_before: dict[str, list[str]] = field(default_factory=dict)
-    soft_after: dict[str, list[str]] = field(default_factory=dict)
-    ignored: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.options: dict[str, list[str]] = {}
+        self.blacklist: set[str] = set()
+        self.install: dict[str, str] = {}
+        self.soft_before: dict[str, list[str]] = {}
+        self.soft_after: dict[str, list[str]] = {}
+        self.ignored: list[str] = []
 
     @classmethod
     def read(cls, folders: Iterable[Path], cmdline: str) -> ModprobeConfig:
@@ -85,6 +85,12 @@ class ModprobeConfig:
             ["/usr/bin/false"],
             ["/usr/bin/true"],
         )
+
+
+def root_modprobe_config(host: HostState) -> ModprobeConfig:
+    """modprobe's configuration on the running system."""
+    folders = [host.root / name for name in ("etc/modprobe.d", "run/modprobe.d", "usr/lib/modprobe.d")]
+    return ModprobeConfig.read(folders, host.cmdline())
 
 
 def kernel_words(cmdline: str) -> list[str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from .boot import root_modprobe_config
 from .catalogue import MODULES, exists_in, normal
 from .dpkg import Database
 from .kernel import ModprobeError, RunningKernel, modules_of
 from .kernel_files import build_of, depmod, module_file
+from .modprobe import root_modprobe_config
 from .program import Failure, Options, UsageError, logged
 from .state import HostState
 

@@ -6,15 +6,11 @@ time, so that its checksum is as good as a real one; where the real file's check
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
-import textwrap
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .state import HostState
 
@@ -93,8 +89,7 @@ def offline(system: HostState, url: str) -> str | None:
 
 
 # -- keys ------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """A public key: its fingerprint and whose it is."""
 
     fingerprint: str
@@ -106,6 +101,9 @@ class Key:
 
     def armored(self) -> str:
         """The key as it is published."""
+        import base64
+        import textwrap
+
         body = textwrap.fill(base64.b64encode(self.binary()).decode(), 64)
         return f"{_KEY_BEGIN}\n\n{body}\n{_KEY_END}\n"
 
@@ -118,6 +116,8 @@ def key_named(system: HostState, name: str) -> Key:
 def dearmored(content: bytes) -> bytes | None:
     """The binary form of keys in either form; None when there is no key in it."""
     if content.startswith(_KEY_BEGIN.encode()):
+        import base64
+
         text = content.decode("ascii", "replace")
         bodies = re.findall(f"{_KEY_BEGIN}\n(.*?){_KEY_END}", text, re.DOTALL)
         try:
@@ -136,13 +136,13 @@ def keys_in(content: bytes) -> list[Key]:
 def installer(version: str) -> bytes:
     """NVIDIA-Linux-x86_64-VERSION.run: a script that hands itself to the lab's nvidia-installer."""
     head = f'#!/bin/sh\n# NVIDIA Accelerated Graphics Driver for Linux-x86_64 {version}\nexec nvidia-installer --archive "$0" {version} "$@"\n'
-    line = hashlib.sha256(version.encode()).hexdigest()
+    line = _digest(version.encode())
     return (head + f"{line}\n" * _INSTALLER_LINES).encode()
 
 
 def package_file(name: str, version: str, group: str) -> bytes:
     """A .deb: what says which package it is, and some bulk."""
-    line = hashlib.sha256(f"{name}/{version}/{group}".encode()).hexdigest()
+    line = _digest(f"{name}/{version}/{group}".encode())
     return f"lab package {name} {version} {group}\n".encode() + f"{line}\n".encode() * 60
 
 
@@ -163,7 +163,7 @@ def known_digest(system: HostState, content: bytes) -> str:
         for record in data(system)["groups"][group]["packages"].get(name, []):
             if record["version"] == version and "sha256" in record:
                 return str(record["sha256"])
-    return hashlib.sha256(content).hexdigest()
+    return _digest(content)
 
 
 def file_at(system: HostState, url: str) -> bytes | None:
@@ -204,6 +204,12 @@ def _package_at(known: dict[str, Any], url: str) -> bytes | None:
             ):
                 return package_file(match[1], match[2], group)
     return None
+
+
+def _digest(content: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(content).hexdigest()
 
 
 def corrupted(content: bytes) -> bytes:

@@ -7,8 +7,6 @@ Every other file is left to this machine's own programs. On the host the launche
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -122,6 +120,9 @@ def real(name: str, arguments: list[str]) -> int:
     Raises:
         Failure: it has none.
     """
+    import shutil
+    import subprocess
+
     program = shutil.which(name, path=_REAL_PATH)
     if program is None:
         raise Failure(f"{name}: not found on this machine", 127)

@@ -12,17 +12,15 @@ import errno
 import os
 import re
 import stat
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 _LINE = re.compile(r"device ([cb]) (\d+):(\d+) owner (\d+):(\d+)\n")
 _LONGEST = 80
 READ, WRITE, MKNOD = "r", "w", "m"
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """A character (`c`) or block (`b`) device; `mode` are the permission bits.
 
     `mapped` is False for one whose owner the user namespace that looks at it doesn't know: nobody there owns it, and not
@@ -91,8 +89,7 @@ def _text(path: Path, mode: int) -> str:
             path.chmod(stat.S_IMODE(mode))
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(NamedTuple):
     """A device rule of a control group: `c 195:* rwm`; None stands for `*`."""
 
     kind: str

@@ -8,10 +8,7 @@ other drivers of that kernel took (Documentation/admin-guide/devices.txt: 234 to
 
 from __future__ import annotations
 
-import hashlib
 import re
-import shutil
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from . import network
@@ -195,7 +192,7 @@ def module_loaded(kernel: RunningKernel, name: str) -> None:
             majors[device] = first_major(kernel.host, kernel.data["kernel"], kernel.host.machine["boots"]) - len(majors)
     if name == "nvidia":
         assert kernel.nvidia_build is not None  # it was there to be loaded
-        kernel.data["nvidia_build"] = asdict(kernel.nvidia_build)
+        kernel.data["nvidia_build"] = kernel.nvidia_build._asdict()
         _write_driver(kernel.host, kernel.nvidia_build)
     if name == "nvidia_drm":
         for address in kernel.devices:
@@ -208,7 +205,7 @@ def module_removed(kernel: RunningKernel, name: str) -> None:
     """One of the driver's modules was removed. Nodes that nvidia-modprobe made stay, with nothing behind them."""
     if name == "nvidia":
         kernel.data.pop("nvidia_build", None)
-        shutil.rmtree(kernel.host.rooted(_PROC), ignore_errors=True)
+        kernel.host.remove_tree(_PROC)
     if name == "nvidia_drm":
         for address in kernel.devices:
             if kernel.bound.get(address) == "nvidia":
@@ -269,7 +266,7 @@ def card_bound(kernel: RunningKernel, address: str) -> None:
 def card_released(kernel: RunningKernel, address: str) -> None:
     """The driver has lost a card; its node in /dev stays, as nobody removes it."""
     kernel.data.setdefault("nvidia_minors", {}).pop(address, None)
-    shutil.rmtree(kernel.host.rooted(f"{_PROC}/gpus/{address}"), ignore_errors=True)
+    kernel.host.remove_tree(f"{_PROC}/gpus/{address}")
     remove_drm_card(kernel, address)
 
 
@@ -300,7 +297,7 @@ def remove_drm_card(kernel: RunningKernel, address: str) -> None:
     for name, kind in ((f"card{number}", "card"), (f"renderD{128 + number}", "render")):
         for path in (f"/dev/dri/{name}", f"/dev/dri/by-path/pci-{address}-{kind}", f"/sys/class/drm/{name}"):
             host.rooted(path).unlink(missing_ok=True)
-    shutil.rmtree(kernel.device_folder(address).resolve() / "drm", ignore_errors=True)
+    host.remove_tree(kernel.device_folder(address).resolve() / "drm")
 
 
 def model_of(name: str | None, device: str) -> str:
@@ -311,6 +308,8 @@ def model_of(name: str | None, device: str) -> str:
 
 def uuid_of(host: HostState, address: str) -> str:
     """A card's UUID: the same on every boot, another for every card."""
+    import hashlib
+
     digest = hashlib.sha256(f"{host.node}/{address}".encode()).hexdigest()
     return f"GPU-{digest[:8]}-{digest[8:12]}-{digest[12:16]}-{digest[16:20]}-{digest[20:32]}"
 

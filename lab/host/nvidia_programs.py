@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import re
 import time
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from . import container, nvidia
-from .boot import root_modprobe_config
 from .kernel import ModprobeError, RunningKernel, modules_of
+from .modprobe import root_modprobe_config
 from .program import Failure, Options, UsageError, logged
 from .state import HostState
 
@@ -41,11 +41,10 @@ _CUDA_OF_BRANCH = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Card:
+class Card(NamedTuple):
     """A card as NVML lists it: by PCI order, whatever its minor number."""
 
-    index: int
+    number: int
     address: str
     minor: int
     name: str
@@ -190,14 +189,14 @@ def _cards(host: HostState) -> list[Card]:
     )
     return [
         Card(
-            index,
+            number,
             address,
             minor,
             nvidia.model_of(known[address]["name"], known[address]["device"]),
             nvidia.uuid_of(host, address),
             known[address]["device"],
         )
-        for index, (address, minor) in enumerate(by_address)
+        for number, (address, minor) in enumerate(by_address)
     ]
 
 
@@ -219,7 +218,7 @@ def _cards_inside(system: HostState) -> list[Card]:
         raise Failure("Failed to initialize NVML: Unknown Error", _UNKNOWN)
     _require_match(version, running)
     seen = [c for c in _cards(host) if container.opening(system, f"/dev/nvidia{c.minor}", "rw", who) == 0]
-    return [replace(card, index=index) for index, card in enumerate(seen)]
+    return [card._replace(number=number) for number, card in enumerate(seen)]
 
 
 def library_version(system: HostState) -> str | None:
@@ -245,7 +244,7 @@ def _smi(host: HostState, cards: list[Card], arguments: list[str]) -> int:
     version = driver_version(host) or ""
     if arguments in (["-L"], ["--list-gpus"]):
         for card in cards:
-            print(f"GPU {card.index}: {card.name} (UUID: {card.uuid})")
+            print(f"GPU {card.number}: {card.name} (UUID: {card.uuid})")
         return 0
     if arguments in (["-pm", "1"], ["-pm", "0"], ["--persistence-mode=1"], ["--persistence-mode=0"]):
         return logged(host, "nvidia-smi", arguments, lambda: _persistence(host, cards, arguments[-1][-1] == "1"))
@@ -268,7 +267,7 @@ def _smi(host: HostState, cards: list[Card], arguments: list[str]) -> int:
     )
     for card in cards:
         print(
-            f"| {card.index:>3}  {card.name[:23]:<23}       {_mode(host):>3}  |   {_bus_id(card)} Off |                  Off |"
+            f"| {card.number:>3}  {card.name[:23]:<23}       {_mode(host):>3}  |   {_bus_id(card)} Off |                  Off |"
         )
     print(line)
     return 0
@@ -304,7 +303,7 @@ def _query(host: HostState, fields: list[str], cards: list[Card], version: str, 
         memory, capability = _CAPACITIES.get(card.device, (None, "[N/A]"))
         unit = "" if "nounits" in form else " MiB"
         values = {
-            "index": str(card.index), "count": str(len(cards)), "name": card.name, "gpu_name": card.name,
+            "index": str(card.number), "count": str(len(cards)), "name": card.name, "gpu_name": card.name,
             "uuid": card.uuid, "gpu_uuid": card.uuid, "driver_version": version, "pci.bus_id": _bus_id(card),
             "gpu_bus_id": _bus_id(card), "compute_cap": capability,
             "persistence_mode": "Enabled" if host.running.get("nvidia_persistence") else "Disabled",
@@ -314,6 +313,6 @@ def _query(host: HostState, fields: list[str], cards: list[Card], version: str, 
         unknown = [field for field in fields if field not in values]
         if unknown:
             raise Failure(f'Field "{unknown[0]}" is not a valid field to query.', 2)
-        if card.index == 0 and "noheader" not in form:
+        if card.number == 0 and "noheader" not in form:
             print(", ".join(fields))
         print(", ".join(values[field] for field in fields))

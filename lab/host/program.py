@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -147,6 +146,8 @@ def ask_daemon(host: HostState, do: str, **arguments: Any) -> dict[str, Any] | N
     path = json.loads(lab_file.read_text(encoding="utf-8")).get("control")
     if not path:
         return None
+    import socket  # here, as few commands ask anything: see the package's docstring
+
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(60)
     try:

@@ -91,7 +91,7 @@ INSTALLED = {
         name: "runtime_programs"
         for name in ("nvidia-container-runtime", "nvidia-container-runtime-hook", "nvidia-container-cli")
     },
-    "dkms": "dpkg_programs",
+    "dkms": "dkms_programs",
     "nvidia-uninstall": "nvidia_installer",
 }
 

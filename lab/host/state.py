@@ -137,6 +137,12 @@ class HostState:
             link.unlink()
         link.symlink_to(target)
 
+    def remove_tree(self, path: str | Path) -> None:
+        """Remove a folder with all that is in it, nothing where there is none: a host path, or a Path of this machine."""
+        import shutil
+
+        shutil.rmtree(path if isinstance(path, Path) else self.rooted(path), ignore_errors=True)
+
     # -- the running system ------------------------------------------------------------------------------
     @property
     def running(self) -> dict[str, Any]:

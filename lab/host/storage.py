@@ -6,7 +6,6 @@ STATE/covered.
 from __future__ import annotations
 
 import itertools
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +139,8 @@ def unmount_all(host: HostState) -> None:
     with host.changing() as machine:
         for entry in [e for e in reversed(machine["mounts"]) if e.get("covered")]:
             _undo(host, entry)
+    import shutil
+
     shutil.rmtree(host.state / "covered", ignore_errors=True)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-from .dpkg import Database
 from .program import Options, UsageError
 from .state import HostState
 
@@ -192,36 +191,6 @@ def _lsb_release(host: HostState, arguments: list[str]) -> int:
         if options.has("a", "all", key, longs[key]):
             print(value if options.has("s", "short") else f"{names[key]}:\t{value}")
     return 0
-
-
-def stock_packages(host: HostState) -> dict[str, str]:
-    """The packages of a Proxmox host that has just been installed, besides what Debian is made of, with their versions."""
-    pve = {
-        "8.4": ("8.4.14", "8.4.0", "0.142+deb12u3", "2.06-13+pmx7", "8.1.1"),
-        "9.1": ("9.1.2", "9.1.0", "0.148.3", "2.12-9+pmx2", "9.0.4"),
-    }[host.machine["pve"]]
-    found = {
-        "pve-manager": pve[0],
-        "proxmox-ve": pve[1],
-        "initramfs-tools": pve[2],
-        "grub-common": pve[3],
-        "proxmox-kernel-helper": pve[4],
-        "qemu-server": pve[0],
-        "pve-container": host.machine["pve_container"],
-        "pciutils": "1:3.13.0-2",
-    }
-    if host.machine["hardware"]["firmware"]["mode"] == "uefi":
-        found["grub-efi-amd64"] = pve[3]
-    if host.machine["boot"]["loader"] == "systemd-boot":
-        found["systemd-boot"] = "257.9-1~deb13u1" if host.machine["pve"].startswith("9") else "252.39-1~deb12u1"
-    return found
-
-
-def pve_packages(host: HostState) -> dict[str, str]:
-    """The installed packages that Proxmox VE tells of, with their versions."""
-    database = Database(host)
-    kernels = [name for name in database.packages if name.startswith("proxmox-kernel-")]
-    return {n: p.version for n in sorted({*stock_packages(host), *kernels}) if (p := database.get(n))}
 
 
 def _uptime(host: HostState, arguments: list[str]) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 import sys
 from typing import Any
 
@@ -496,6 +495,8 @@ def _first_word(arguments: list[str], known: tuple[str, ...]) -> int:
 
 def _start_detached(command: str) -> None:
     """A command on its own, as a unit is: nothing of the caller's session reaches it."""
+    import subprocess
+
     subprocess.Popen(
         ["/bin/bash", "-c", command],
         stdin=subprocess.DEVNULL,
@@ -510,6 +511,8 @@ def _run_now(host: HostState, unit: str, command: str, options: Options) -> int:
     if not options.has("q", "quiet"):
         print(f"Running as unit: {unit}.service", file=sys.stderr)
     if options.has("wait", "scope", "pipe"):
+        import subprocess
+
         return subprocess.run(["/bin/bash", "-c", rooted], stdin=subprocess.DEVNULL, check=False).returncode
     _start_detached(rooted)
     return 0

@@ -6,10 +6,8 @@ active is in kernel.json (`units`), since it is gone with a reboot.
 
 from __future__ import annotations
 
-import graphlib
 import re
 import shlex
-import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -192,6 +190,8 @@ def run_service(host: HostState, unit: str, environment: Mapping[str, str] | Non
 
 
 def _succeeds(text: str, environment: Mapping[str, str] | None, seconds: float) -> bool:
+    import subprocess
+
     try:
         done = subprocess.run(
             ["/bin/bash", "-c", text],
@@ -222,6 +222,8 @@ def _condition_holds(host: HostState, text: str) -> bool:
 
 def enabled_services(host: HostState) -> list[str]:
     """Services that a target or another unit wants at boot, in an order that fits their After= and Before=."""
+    import graphlib
+
     base = host.rooted("/etc/systemd/system")
     # Not glob("*.wants/*.service"): before Python 3.13 that leaves out links whose target, seen from here, isn't there.
     folders = [*base.glob("*.wants"), *base.glob("*.requires")]

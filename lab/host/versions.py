@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cmp_to_key
+from typing import NamedTuple
 
 _RELATION = re.compile(r"([a-z0-9][a-z0-9+.-]*)(?::\w+)?(?:\s*\((<<|<=|=|>=|>>)\s*([^)\s]+)\s*\))?")
 
@@ -70,8 +70,7 @@ def holds(version: str, relation: str, wanted: str) -> bool:
     }[relation]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Relation:
+class Relation(NamedTuple):
     """One alternative of a dependency: a package's name, and what its version must be."""
 
     name: str

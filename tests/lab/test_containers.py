@@ -376,7 +376,8 @@ def test_a_container_sees_the_hosts_driver(phoenix: Host) -> None:
     assert phoenix.output("pct exec 901 -- cat /proc/driver/nvidia/version") == phoenix.output(
         "cat $ROOT/proc/driver/nvidia/version"
     )
-    assert phoenix.output("pct exec 901 -- uname -r") == phoenix.output("uname -r")
+    for command in ("uname -r", "uname --kernel-release"):
+        assert phoenix.output(f"pct exec 901 -- {command}") == phoenix.output("uname -r")
     assert phoenix.output("pct exec 901 -- hostname") == "ai-lab\n"
 
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from lab.host import run
 from lab.host.program import Options, UsageError
 from lab.host.run import GUEST_ONLY, PROGRAMS
 from lab.host.units import UnitError, parse_time_span
 from tests.conftest import shared
 from tests.lab.host_kit import Host
+
+#: What costs more than the answer, in a command that only answers a question (see `lab.host`).
+NOT_FOR_QUESTIONS = frozenset(
+    {
+        "base64", "bz2", "dataclasses", "datetime", "graphlib", "hashlib", "inspect", "lzma", "random", "selectors",
+        "shutil", "socket", "subprocess", "tempfile", "textwrap", "threading", "uuid", "zlib",
+    }
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -476,12 +488,44 @@ def test_dmesg_of_intel_has_the_lines_of_a_real_one(tmp_path: Path) -> None:
 
 def test_uname_and_versions_agree(host: Host) -> None:
     assert host.output("uname -r") == "6.17.2-1-pve\n"
+    assert host.output("uname --kernel-release; uname -r -r") == "6.17.2-1-pve\n" * 2, "uname itself, not its launcher"
     assert host.output("uname -srm") == "Linux 6.17.2-1-pve x86_64\n"
     assert re.match(
         r"^pve-manager/9\.1\.\d+/[0-9a-f]{16} \(running kernel: 6\.17\.2-1-pve\)$", host.output("pveversion")
     )
     assert "proxmox-kernel-6.17.2-1-pve-signed" in host.output("dpkg-query -W -f '${Package}\\n' 'proxmox-kernel-*'")
     assert host.run("systemd-detect-virt").returncode == 1
+
+
+def test_uname_r_needs_a_lab_as_every_other_command_does(host: Host) -> None:
+    done = host.run("env -u LAB_STATE uname -r")
+    assert done.returncode == 1 and "LAB_STATE is not set" in done.stderr
+    assert host.run("mv $ROOT/proc/sys/kernel/osrelease $ROOT/proc/away; uname -r").stdout == "\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "uname -a", "dmesg", "journalctl -k", "hostname", "lsmod", "modinfo -n vfio-pci", "modprobe -n vfio-pci",
+        "dpkg-query -W", "dpkg -l", "dpkg --compare-versions 1 lt 2", "apt-cache policy kmod", "apt-mark showhold", "apt-get check",
+        "apt-get -s install kmod", "apt-get -qq update", "dkms status", "systemctl is-enabled ssh", "systemctl is-active ssh",
+        "df /", "lsblk", "findmnt /", "mount", "lspci -nnk", "pveversion", "udevadm settle",
+    ],
+)  # fmt: skip
+def test_a_command_imports_only_what_it_needs(wtr: Host, command: str) -> None:
+    python = os.path.realpath(sys.executable)
+    done = subprocess.run(
+        [python, "-X", "importtime", "-I", "-S", run.__file__, *command.split()],
+        env=wtr.machine.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    imported = {line.rpartition("|")[2].strip() for line in lines}
+    assert "host.state" in imported, "the list of imports was not read"
+    assert not imported & NOT_FOR_QUESTIONS
 
 
 def test_guests_are_listed_as_qm_and_pct_do(tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""dkms of a lab's system."""
+
+from __future__ import annotations
+
+from . import dkms
+from .kernel_files import has_headers
+from .program import Failure, Options, UsageError, logged
+from .state import HostState
+
+
+def main(host: HostState, name: str, arguments: list[str]) -> int:
+    """dkms."""
+    options = Options(arguments, "m:v:k:a:q", ("all", "force", "kernelver=", "arch=", "kernelsourcedir=", "no-depmod"))
+    if not options.rest:
+        raise UsageError("no action was given")
+    verb = options.rest[0]
+    module, version = _named(options)
+    kernel = options.value("k", "kernelver") or host.read("/proc/sys/kernel/osrelease", "").strip()
+    if verb == "status":
+        return _status(host, module, version, options.value("k", "kernelver"))
+    if verb not in ("build", "install", "uninstall", "remove", "add", "autoinstall"):
+        raise UsageError(f"the lab's dkms has status, install, build, uninstall, remove and autoinstall, not {verb!r}")
+    return logged(host, "dkms", arguments, lambda: _change(host, verb, version, kernel, every=options.has("all")))
+
+
+def _named(options: Options) -> tuple[str | None, str | None]:
+    """Module and version: `-m nvidia -v 1`, `nvidia/1`, `nvidia -v 1`."""
+    word = options.value("m") or (options.rest[1] if len(options.rest) > 1 else None)
+    if word is None:
+        return None, options.value("v")
+    module, _, version = word.partition("/")
+    return module, version or options.value("v")
+
+
+def _status(host: HostState, module: str | None, version: str | None, kernel: str | None) -> int:
+    if module not in (None, dkms.NAME):
+        return 0
+    for each in dkms.versions(host):
+        if version not in (None, each):
+            continue
+        kernels = [k for k in dkms.built(host, each) if kernel in (None, k)]
+        if not kernels and kernel is None:
+            print(f"{dkms.NAME}/{each}: added")
+        for name in kernels:
+            print(f"{dkms.NAME}/{each}, {name}, x86_64: installed")
+    return 0
+
+
+def _change(host: HostState, verb: str, version: str | None, kernel: str, *, every: bool) -> int:
+    if verb == "autoinstall":
+        dkms.autoinstall(host, kernel)
+        return 0
+    if version is None:
+        raise Failure("Error! Invalid number of parameters passed.\nUsage: " + verb + " <module>/<module-version>", 1)
+    dkms.source_of(host, version)
+    if verb in ("build", "install"):
+        for each in [k for k in host.kernels() if has_headers(host, k)] if every else [kernel]:
+            dkms.install(host, version, each)
+    elif verb == "uninstall":
+        dkms.uninstall(host, version, kernel)
+    elif verb == "remove":
+        if every or dkms.built(host, version) in ([kernel], []):
+            dkms.remove(host, version)
+        else:
+            dkms.uninstall(host, version, kernel)
+    return 0
