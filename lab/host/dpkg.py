@@ -115,11 +115,15 @@ class Database:
         }
 
     def save(self) -> None:
-        """Write the database."""
-        self.host.write(STATUS, "".join(_paragraph(p) for _, p in sorted(self.packages.items())))
+        """Write the database, each file whole or not at all, as dpkg and apt do."""
+        self._replace(STATUS, "".join(_paragraph(p) for _, p in sorted(self.packages.items())))
         names = sorted(name for name in self.automatic if self.get(name))
         text = "".join(f"Package: {name}\nArchitecture: amd64\nAuto-Installed: 1\n\n" for name in names)
-        self.host.write(EXTENDED, text)
+        self._replace(EXTENDED, text)
+
+    def _replace(self, path: str, text: str) -> None:
+        self.host.write(f"{path}-new", text)
+        self.host.rooted(f"{path}-new").rename(self.host.rooted(path))
 
 
 def paragraphs(text: str) -> list[dict[str, str]]:
