@@ -75,17 +75,16 @@ ids_of() { # DEVICE'S FOLDER - vendor:device
 
 # secure_boot - whether the kernel takes only signed modules, and whether the key that DKMS signs with is among its own.
 secure_boot() {
-  local on=null enrolled=null file key bytes=()
+  local on=null enrolled=null file key
   file=$ROOT/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c
   if is_container; then
     :
   elif [[ ! -d $ROOT/sys/firmware/efi ]]; then
     on=false
   elif [[ -r $file ]]; then
-    # Four bytes of attributes, then the value. Read from the beginning: there is no seeking in these files.
-    read -ra bytes < <(od -An -tu1 -N5 "$file")
+    # Four bytes of attributes, then the value.
     on=false
-    [[ ${bytes[4]:-0} != 1 ]] || on=true
+    [[ $(od -An -tu1 -j4 -N1 "$file") != *1* ]] || on=true
   else
     case $(mokutil --sb-state 2>/dev/null) in
       *enabled*) on=true ;;

@@ -10,7 +10,6 @@ from collections.abc import Collection
 from pathlib import Path
 
 from . import run
-from .efi_programs import SEEKING
 from .node_programs import ELSEWHERE_REAL
 
 #: Scripts ask for the kernel's release more often than for anything else: a shell reads it from where uname does. Without
@@ -65,7 +64,7 @@ def _of_stdin(name: str) -> str:
 
 def _first_choice(name: str) -> str:
     """A launcher's line for programs that are this machine's own wherever no path in /dev, or in efivars, is named."""
-    ours = '*/dev* | *" dev"*' if name in ELSEWHERE_REAL else "*/efivars*" if name in SEEKING else None
+    ours = '*/dev* | *" dev"*' if name in ELSEWHERE_REAL else "*/efivars*" if name == "tail" else None
     program = shutil.which(name, path="/usr/local/bin:/usr/bin:/bin") if ours else None
     return f'case "$PWD $*" in {ours}) ;; *) exec {shlex.quote(program)} "$@" ;; esac\n' if program else ""
 

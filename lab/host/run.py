@@ -47,7 +47,7 @@ PROGRAMS = {
     "ls": "node_programs",
     "test": "node_programs",
     "[": "node_programs",
-    **{name: "efi_programs" for name in ("tail", "od")},
+    "tail": "efi_programs",
     "uptime": "system_programs",
     "udevadm": "system_programs",
     "mount": "storage_programs",

@@ -14,7 +14,7 @@ find_boot_loader() {
     return
   fi
   # The boot loader says its own name in an EFI variable: 4 attribute bytes, then UTF-16. GRUB does so from 2.12 on. It is read from
-  # its beginning: there is no seeking in these files, which `tail -c +5` and `od -j` want.
+  # its beginning: there is no seeking in these files, and `tail -c +5` gives up.
   [[ ! -r $info ]] || name=$(tr -cd '[:print:]' <"$info")
   if has_managed_esps; then
     kinds=$(proxmox-boot-tool status 2>&1 | sed -n 's/^[^ ]* is configured with: //p' | grep -oE '(uefi|grub) \(' | sort -u | tr -d ' (\n') || :

@@ -497,17 +497,13 @@ def test_uname_and_versions_agree(host: Host) -> None:
     assert host.run("systemd-detect-virt").returncode == 1
 
 
-def test_nobody_seeks_in_an_efi_variable(host: Host) -> None:
-    """Seen on a real kernel: what is told to skip the attributes fails, and what reads them doesn't."""
+def test_tail_cannot_begin_later_in_an_efi_variable(host: Host) -> None:
+    """Seen on a real kernel: tail gives up, where od reads on."""
     variable = "$ROOT/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
-    for skipping in ("tail -c +5", "od -An -tu1 -j4 -N1", "od --skip-bytes=4"):
-        done = host.run(f"{skipping} {variable}")
-        assert (done.returncode, done.stdout) == (1, "") and "Illegal seek" in done.stderr
-    assert host.output(f"od -An -tu1 -N4 {variable}").split() == ["6", "0", "0", "0"]
-    assert (
-        host.output("printf abc >$ROOT/tmp/plain; tail -c +3 $ROOT/tmp/plain; od -An -tu1 -j2 $ROOT/tmp/plain")
-        == "c  99\n"
-    )
+    done = host.run(f"tail -c +5 {variable}")
+    assert (done.returncode, done.stdout) == (1, "") and "Illegal seek" in done.stderr
+    assert host.output(f"od -An -tu1 -j4 -N1 {variable}").split() == [str(ord("G"))]
+    assert host.output("printf abc >$ROOT/tmp/plain; tail -c +3 $ROOT/tmp/plain") == "c"
 
 
 def test_uname_r_needs_a_lab_as_every_other_command_does(host: Host) -> None:
