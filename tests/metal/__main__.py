@@ -1,0 +1,21 @@
+"""`python -m tests.metal`: makes the emulated host's image, unless it is there. The tests do so, too; this tells whether it can be done."""
+
+from __future__ import annotations
+
+import sys
+
+from host.errors import HomelabError
+from tests.metal import image, prerequisites
+from tests.metal.machine import MachineError, first_boot
+
+
+def main() -> None:
+    try:
+        prerequisites.check()
+        with image.alone():
+            print(image.ensure(first_boot).folder)
+    except (HomelabError, MachineError) as error:
+        sys.exit(f"the emulated host can't be made\n{error}")
+
+
+main()
