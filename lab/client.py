@@ -198,10 +198,10 @@ class Lab:
             if process_start_time(lab.pid) != lab.started:
                 return  # it ended by itself meanwhile
         # It doesn't answer any more: end it, and what its host leaves running.
-        from lab.processes import left_behind, send_signal
+        from lab.processes import end_left_behind
 
         os.kill(lab.pid, signal.SIGKILL)
-        send_signal(left_behind(self.state), signal.SIGKILL)
+        end_left_behind(self.state)
         write_lab_file(self.state, LabFile(**{**lab.__dict__, "pid": None, "started": None}))
 
     def reset(self, scenario: str | None = None) -> None:

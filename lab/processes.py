@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from lab.state import process_start_time
+from lab.state import LabError, process_start_time
 
 T = TypeVar("T")
 
 _PR_SET_CHILD_SUBREAPER = 36  # include/uapi/linux/prctl.h
+KILL_SECONDS = 30.0  # how long one that was sent SIGKILL may take to be gone, on a busy machine
 TERMINATE_SECONDS = 2.0  # how long processes may take to end at SIGTERM before SIGKILL; systemd gives 90
 
 
@@ -191,7 +192,7 @@ def _folder(pid: int) -> Path:
         return Path("/")
 
 
-def left_behind(state: Path) -> set[tuple[int, int]]:
+def _left_behind(state: Path) -> set[tuple[int, int]]:
     """Return the processes that a killed daemon left: those with LAB_STATE of its host, or of a guest, in their environment."""
     host, guests = f"LAB_STATE={state}".encode(), f"LAB_STATE={state}/guests/".encode()
     found = set()
@@ -199,3 +200,21 @@ def left_behind(state: Path) -> set[tuple[int, int]]:
         if pid != os.getpid() and any(word == host or word.startswith(guests) for word in _environment(pid)):
             found.add((pid, started))
     return found
+
+
+def end_left_behind(state: Path) -> None:
+    """Kill what a killed daemon left, and wait until it is gone: nobody must go on in a system that is started anew.
+
+    Raises:
+        LabError: something is still there after `KILL_SECONDS`.
+    """
+    deadline = time.monotonic() + KILL_SECONDS
+    while found := _left_behind(state):
+        send_signal(found, signal.SIGKILL)
+        while any(process_start_time(pid) == started for pid, started in found):
+            if time.monotonic() > deadline:
+                raise LabError(
+                    f"Unable to start or stop the lab in {state}: wanted the processes that a killed one left to end, "
+                    f"found {sorted(pid for pid, _ in found)} alive {KILL_SECONDS:g} s after SIGKILL."
+                )
+            time.sleep(0.005)  # they are nobody's children here: nothing tells of their end

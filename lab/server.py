@@ -27,7 +27,7 @@ import asyncssh
 from lab.api.server import ApiServer
 from lab.guests import Guests
 from lab.machine import BootResult, Machine, MachineError, Scenario, ScenarioError, load_scenario
-from lab.processes import Processes, left_behind, send_signal
+from lab.processes import Processes, end_left_behind
 from lab.requests import Answer, ControlServer
 from lab.ssh import Numbers, Server, is_authorized, make_keys, public_key
 from lab.state import (
@@ -439,7 +439,7 @@ def _control_socket(state: Path) -> str:
 def _prepare(state: Path, scenario: str) -> LabFile:
     """Make the folder ready: a new lab is installed, one that was there is taken over as it is."""
     (state / "log").mkdir(parents=True, exist_ok=True)
-    send_signal(left_behind(state), signal.SIGKILL)
+    end_left_behind(state)
     make_keys(state)
     lab = read_lab_file(state)
     if lab is not None and lab.control and Path(lab.control).parent != state:
