@@ -26,6 +26,7 @@ import asyncssh
 
 from lab.api.server import ApiServer
 from lab.guests import Guests
+from lab.host.state import HostState
 from lab.machine import BootResult, Machine, MachineError, Scenario, ScenarioError, load_scenario
 from lab.processes import Processes, end_left_behind
 from lab.requests import Answer, ControlServer
@@ -306,7 +307,8 @@ class Daemon:
             self._write_lab_file(pid=os.getpid())
 
     def _faults(self) -> dict[str, Any]:
-        return Machine.open(self.state).faults
+        # Not by Machine.open, which looks through all launchers: every command asks for them.
+        return dict(HostState(self.state).machine["faults"])
 
     # Going up and down
 

@@ -122,6 +122,7 @@ class Database:
         self._replace(EXTENDED, text)
 
     def _replace(self, path: str, text: str) -> None:
+        # By dpkg's own name, not one for each process: what a killed one left is the next one's.
         self.host.write(f"{path}-new", text)
         self.host.rooted(f"{path}-new").rename(self.host.rooted(path))
 

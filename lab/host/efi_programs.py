@@ -6,9 +6,9 @@ variables to programs that read on where they can't seek (od, dd).
 
 from __future__ import annotations
 
-import os
 import sys
 
+from .node_programs import real
 from .state import HostState
 
 
@@ -18,4 +18,4 @@ def main(_: HostState, name: str, arguments: list[str]) -> int:
         file = next(argument for argument in arguments if "efivars/" in argument)
         print(f"{name}: {file}: cannot seek to relative offset: Illegal seek", file=sys.stderr)
         return 1
-    return os.spawnv(os.P_WAIT, f"/usr/bin/{name}", [name, *arguments])
+    return real(name, arguments)

@@ -21,6 +21,8 @@ if [ "$*" = -r ] && [ -r "$file" ] && read -r release <"$file"; then
   exit
 fi
 """
+#: Program -> the shell's pattern of the working directory and arguments with which it is the lab's.
+_OURS_WHERE = {**dict.fromkeys(ELSEWHERE_REAL, '*/dev* | *" dev"*'), "tail": "*/efivars*"}
 
 
 def write(folder: Path, names: Collection[str], *, container: bool = False) -> None:
@@ -63,10 +65,9 @@ def _of_stdin(name: str) -> str:
 
 
 def _first_choice(name: str) -> str:
-    """A launcher's line for programs that are this machine's own wherever no path in /dev, or in efivars, is named."""
-    ours = '*/dev* | *" dev"*' if name in ELSEWHERE_REAL else "*/efivars*" if name == "tail" else None
-    program = shutil.which(name, path="/usr/local/bin:/usr/bin:/bin") if ours else None
-    return f'case "$PWD $*" in {ours}) ;; *) exec {shlex.quote(program)} "$@" ;; esac\n' if program else ""
+    """A launcher's line for programs that are this machine's own wherever no path is named for which there is one of the lab's."""
+    program = shutil.which(name, path="/usr/local/bin:/usr/bin:/bin") if name in _OURS_WHERE else None
+    return f'case "$PWD $*" in {_OURS_WHERE[name]}) ;; *) exec {shlex.quote(program)} "$@" ;; esac\n' if program else ""
 
 
 def _is(launcher: Path, text: str) -> bool:

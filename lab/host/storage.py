@@ -139,9 +139,7 @@ def unmount_all(host: HostState) -> None:
     with host.changing() as machine:
         for entry in [e for e in reversed(machine["mounts"]) if e.get("covered")]:
             _undo(host, entry)
-    import shutil
-
-    shutil.rmtree(host.state / "covered", ignore_errors=True)
+    host.remove_tree(host.state / "covered")
 
 
 def _write_table(host: HostState) -> None:

@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import settings
+from lab import Lab
 from lab.machine import BootResult, Machine, Scenario, load_scenario
 
 GPU_SCRIPT = """\
@@ -26,6 +28,13 @@ for address in {addresses}; do
 done
 echo "early: $(readlink "$bus/devices/{first}/driver")" >"$HOMELAB_SYSROOT/dev/kmsg"
 """
+
+
+def settings_of(lab: Lab, **timeouts: int) -> settings.Host:
+    """How the program reaches a lab that runs; with the program's own timeouts where none are given."""
+    reached = lab.connection
+    access = {"port": reached["port"], "hostKey": reached["hostKey"], "privateKeyFile": reached["privateKeyFile"]}
+    return settings.Host.model_validate({"address": reached["host"], "ssh": access, "timeouts": timeouts})
 
 
 class Host:

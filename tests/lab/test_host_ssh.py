@@ -7,20 +7,14 @@ from pathlib import Path
 
 from host import ssh
 from lab import Lab
-from settings import Host
-
-
-def host_of(lab: Lab, **timeouts: int) -> Host:
-    reached = lab.connection
-    access = {"port": reached["port"], "hostKey": reached["hostKey"], "privateKeyFile": reached["privateKeyFile"]}
-    return Host.model_validate({"address": reached["host"], "ssh": access, "timeouts": timeouts})
+from tests.lab.host_kit import settings_of
 
 
 def test_a_reading_that_hangs_after_the_reboot_leaves_time_to_confirm_the_boot(tmp_path: Path) -> None:
     late: list[str] = []
 
     async def main(lab: Lab) -> str:
-        host = host_of(lab, reboot=30, rollback=30)
+        host = settings_of(lab, reboot=30, rollback=30)
         before = (await ssh.read(host)).boot_id
         lab.reboot()
         lab.fault("script-hangs", "GUESTS=no")

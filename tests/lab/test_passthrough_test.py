@@ -13,7 +13,7 @@ import pytest
 from host import scripts, ssh
 from host.errors import HomelabError
 from lab import Lab, LogMark
-from settings import Host
+from tests.lab.host_kit import settings_of
 
 NAME = scripts.PASSTHROUGH_TEST_NAME
 FUNCTIONS = {"0000:01:00.0": "10de:2b85", "0000:01:00.1": "10de:22e8"}
@@ -36,11 +36,7 @@ def lab(shared_lab: Lab) -> Iterator[Lab]:
 
 
 async def _run(lab: Lab, script: str) -> str:
-    keys = {"hostKey": lab.connection["hostKey"], "privateKeyFile": lab.connection["privateKeyFile"]}
-    host = Host.model_validate(
-        {"address": lab.connection["host"], "ssh": {"port": lab.connection["port"], **keys}},
-    )
-    async with ssh.connect(host) as session:
+    async with ssh.connect(settings_of(lab)) as session:
         return await session.run("apply", script)
 
 

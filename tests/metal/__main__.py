@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 
 from host.errors import HomelabError
-from tests.metal import image, prerequisites
+from tests.metal import image
 from tests.metal.machine import MachineError, first_boot
 
 
 def main() -> None:
     try:
-        prerequisites.check()
         with image.alone():
             print(image.ensure(first_boot).folder)
     except (HomelabError, MachineError) as error:

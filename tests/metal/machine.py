@@ -367,9 +367,10 @@ class _Monitor:
         # That a snapshot is loaded is told as a reset, too; one that the guest asked for is a boot. It is told of twice, by the
         # kernel's request and by the firmware's.
         if message["event"] == "RESET":
-            seconds = message["timestamp"]["seconds"]
-            again, self._reset_at = seconds - self._reset_at < _ONE_RESET_SECONDS, seconds
-            if again or not message["data"]["guest"]:
+            if not message["data"]["guest"]:
+                return
+            before, self._reset_at = self._reset_at, message["timestamp"]["seconds"]
+            if self._reset_at - before < _ONE_RESET_SECONDS:
                 return
         self._events.append(message["event"])
 

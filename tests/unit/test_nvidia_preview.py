@@ -65,7 +65,8 @@ def test_what_can_never_work_is_refused_from_the_settings_alone(asked: dict[str,
     ],
 )
 def test_what_may_work_passes(asked: dict[str, Any]) -> None:
-    assert preview.from_settings(settings(**asked)) == []
+    found = settings(**asked)
+    assert found.stacks and preview.from_settings(found) == []
 
 
 def described(found: Settings, **changes: Any) -> tuple[str, list[HomelabError]]:
