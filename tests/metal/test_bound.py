@@ -105,7 +105,7 @@ def begin_reboot(stack: MetalStack) -> None:
 def test_a_host_whose_power_fails_during_the_reboot_is_told_of_and_the_next_up_finishes(bound: MetalStack) -> None:
     # A change that takes a reboot and no new initramfs.
     bound.host["iommu"] = {"passthrough": False}
-    bound.host["timeouts"] |= {"connect": 15, "reboot": 20, "rollback": 160}
+    bound.host["timeouts"] |= {"connect": 15, "reboot": 20, "rollback": 90}
     process = bound.start("up", "--yes", "--skip-preview")
     begin_reboot(bound)
     bound.machine.stop()

@@ -1,16 +1,28 @@
-"""A machine that can't run the metal tier is told all that it lacks, at once."""
+"""A machine that can't run the metal tier is told all that it lacks, at once; one that can runs one emulated host at a time."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from host.errors import HomelabError
+from tests.conftest import PROJECT
 from tests.metal import image, prerequisites
+
+_TURN = """
+import sys
+from tests.metal import image
+with image.alone():
+    print("mine", flush=True)
+    sys.stdin.read()
+"""
 
 
 def lacking(name: str) -> Callable[..., str | None]:
@@ -47,3 +59,30 @@ def test_another_recipe_is_another_image(monkeypatch: pytest.MonkeyPatch) -> Non
     assert image.recipe() == first
     monkeypatch.setattr(image, "mirror", lambda: ("bookworm", ["deb another"]))
     assert image.recipe() != first
+
+
+def waits_for_a_lock(process: subprocess.Popen[str]) -> bool:
+    # proc(5): a line with an arrow is of one that waits.
+    lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return any(line[1] == "->" and str(process.pid) in line for line in lines)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the metal tier and /proc/locks are Linux's")
+def test_a_run_waits_for_another_one_to_end_however_that_ends(tmp_path: Path) -> None:
+    def take_turn() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", _TURN]
+        environ = os.environ | {"HOMELAB_CACHE": str(tmp_path)}
+        return subprocess.Popen(
+            command, cwd=PROJECT, env=environ, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    with take_turn() as first, take_turn() as second:
+        deadline = time.monotonic() + 60
+        while not (waits_for_a_lock(first) or waits_for_a_lock(second)):
+            assert time.monotonic() < deadline, "neither waits for the other"
+            time.sleep(0.02)
+        waiting, holder = (first, second) if waits_for_a_lock(first) else (second, first)
+        holder.kill()
+        assert waiting.stdout is not None
+        assert waiting.stdout.readline() == "mine\n"
+        waiting.kill()
