@@ -16,7 +16,7 @@ from pulumi.dynamic import CreateResult, DiffResult, Resource
 
 from components import remote
 from components.host_probe import HostProbe
-from components.provider import HostProvider
+from components.provider import HostProvider, replaced_by
 from host import scripts
 from host.errors import HomelabError, raise_all
 
@@ -46,8 +46,7 @@ class BootVerificationProvider(HostProvider):
         return CreateResult(props["host"], {**props, **_outputs(facts, props), "boot": boot})
 
     def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
-        changed = [key for key in news if key not in OUTPUTS and key in olds and olds[key] != news[key]]
-        return DiffResult(changes=bool(changed), replaces=changed, stables=[], delete_before_replace=False)
+        return replaced_by(olds, news, *OUTPUTS)
 
 
 async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted) -> HostFacts:
@@ -158,7 +157,9 @@ class HostReboot(pulumi.ComponentResource):
             ),
             pulumi.ResourceOptions(parent=self, depends_on=layers),
             undone=False,
-            triggers=[probe.iommu_words, probe.vfio_words, probe.functions, probe.boot_generation, driver],
+            # All that the verification is replaced by, too: another one would take the reboot of long ago, and the guests that it
+            # stopped, for one of now.
+            triggers=[probe.iommu_words, probe.vfio_words, probe.functions, probe.gpus, probe.boot_generation, driver],
         )
         verified = BootVerification(
             f"{name}-verified",

@@ -185,6 +185,23 @@ def test_a_card_that_gets_another_name_is_given_under_that_one(stack_on: Callabl
     assert stack.up("--refresh").changed == set()
 
 
+def test_a_vm_that_was_switched_off_since_the_reboot_stays_off_when_its_card_is_renamed(
+    stack_on: Callable[..., Stack],
+) -> None:
+    stack = stack_on("rtx5090", vms=SANDBOX)
+    stack.lab.run("qm set 103 --onboot 0")
+    stack.up()
+    assert running(stack) == {103}  # our reboot had stopped it
+    stack.lab.run("qm stop 103")
+    mark = stack.lab.mark()
+    stack.host["gpus"] = {"big": stack.host["gpus"]["rtx5090"]}
+    vms(stack)["sandbox"]["gpus"] = ["big"]
+    renamed = stack.up()
+    assert "rebooting, because" not in renamed.output
+    assert stack.lab.boots(since=mark) == []
+    assert running(stack) == set()
+
+
 def test_values_that_had_to_change_come_back(stack_on: Callable[..., Stack]) -> None:
     stack = stack_on(
         "rtx5090", vms={"sandbox": {"vmid": 104, "gpus": ["rtx5090"], "machine": "q35", "display": "none"}}
