@@ -8,13 +8,16 @@ set -euo pipefail
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C
 
 echo "grub-pc grub-pc/install_devices_empty boolean true" | debconf-set-selections
-# The release's kernel, and the one before it.
+# The release's kernel, and the one before it. Where the mirror has one alone, that one and the same for real-time, which sorts after it.
 newest=$(apt-cache depends linux-image-amd64 | sed -n 's/^ *Depends: //p' | head -n 1)
 previous=$(apt-cache search --names-only '^linux-image-[0-9][0-9.]*[-+][0-9a-z]+-amd64$' | cut -d ' ' -f 1 | sort -V |
-  grep -x -B 1 -F "$newest" | head -n 1)
-if [[ -z $newest || -z $previous || $previous == "$newest" ]]; then
-  echo "wanted: two kernels of this release on the mirror, for a kernel update; found: '$newest' alone" >&2
+  grep -x -B 1 -F "${newest:-none}" | head -n 1 || true)
+if [[ -z $previous ]]; then
+  echo "wanted: a kernel of this release on the mirror; found: linux-image-amd64 depends on '$newest', which isn't there" >&2
   exit 1
+fi
+if [[ $previous == "$newest" ]]; then
+  newest=${newest%-amd64}-rt-amd64
 fi
 read -ra packages <<<"$1"
 apt-get -qq -y -o Dpkg::Use-Pty=0 --no-install-recommends install "${packages[@]}"
