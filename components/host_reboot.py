@@ -142,6 +142,15 @@ class HostReboot(pulumi.ComponentResource):
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("homelab:host:HostReboot", name, {}, opts)
+        # What the verification is replaced by. The reboot is, too: another verification would take the reboot of long ago, and the
+        # guests that it stopped, for one of now.
+        checked = {
+            "iommu_words": probe.iommu_words,
+            "vfio_words": probe.vfio_words,
+            "functions": probe.functions,
+            "gpus": probe.gpus,
+            "generation": probe.boot_generation,
+        }
         wanted = pulumi.Output.all(probe.iommu_words, probe.vfio_words, probe.functions, driver)
         reboot = remote.script(
             f"{name}-reboot",
@@ -157,21 +166,11 @@ class HostReboot(pulumi.ComponentResource):
             ),
             pulumi.ResourceOptions(parent=self, depends_on=layers),
             undone=False,
-            # All that the verification is replaced by, too: another one would take the reboot of long ago, and the guests that it
-            # stopped, for one of now.
-            triggers=[probe.iommu_words, probe.vfio_words, probe.functions, probe.gpus, probe.boot_generation, driver],
+            triggers=[*checked.values(), driver],
         )
         verified = BootVerification(
             f"{name}-verified",
-            {
-                "host": host_name,
-                "reboot": reboot.stdout,
-                "iommu_words": probe.iommu_words,
-                "vfio_words": probe.vfio_words,
-                "functions": probe.functions,
-                "gpus": probe.gpus,
-                "generation": probe.boot_generation,
-            },
+            {"host": host_name, "reboot": reboot.stdout, **checked},
             pulumi.ResourceOptions(parent=self, depends_on=[reboot]),
         )
         self.boot = verified.boot

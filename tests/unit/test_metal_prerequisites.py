@@ -76,13 +76,15 @@ def test_a_run_waits_for_another_one_to_end_however_that_ends(tmp_path: Path) ->
             command, cwd=PROJECT, env=environ, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
-    with take_turn() as first, take_turn() as second:
-        deadline = time.monotonic() + 60
-        while not (waits_for_a_lock(first) or waits_for_a_lock(second)):
-            assert time.monotonic() < deadline, "neither waits for the other"
-            time.sleep(0.02)
-        waiting, holder = (first, second) if waits_for_a_lock(first) else (second, first)
-        holder.kill()
-        assert waiting.stdout is not None
-        assert waiting.stdout.readline() == "mine\n"
-        waiting.kill()
+    with take_turn() as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "mine\n"
+        with take_turn() as second:
+            assert second.stdout is not None
+            deadline = time.monotonic() + 60
+            while not waits_for_a_lock(second):
+                assert time.monotonic() < deadline, "it doesn't wait"
+                time.sleep(0.02)
+            first.kill()
+            assert second.stdout.readline() == "mine\n"
+            second.kill()
