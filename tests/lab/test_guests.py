@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,6 +25,10 @@ from lab import Lab, LabError
 from lab.ports import guest_address
 from lab.scenario import SCENARIO_FOLDER, ScenarioError, scenario_from
 from lab.state import process_start_time, read_lab_file
+from tests import waiting
+
+# A guest takes its time to boot.
+wait_until = functools.partial(waiting.wait_until, seconds=30.0)
 
 VM = 103
 BOOT_ID = "cat $ROOT/proc/sys/kernel/random/boot_id"
@@ -111,14 +116,6 @@ def connects(lab: Lab, vmid: int = VM) -> bool:
 
 def root_of(lab: Lab, vmid: int = VM) -> Path:
     return lab.state / "guests" / str(vmid) / "root"
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    """Wait for what another process does, where nothing tells of it."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def api(lab: Lab) -> Any:

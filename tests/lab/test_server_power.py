@@ -8,8 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ import pytest
 from lab import Lab, LabError
 from lab.control import request
 from lab.state import process_start_time, read_lab_file
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -498,11 +498,3 @@ def test_a_snapshot_tells_content_mode_and_links_apart(tmp_path: Path) -> None:
 
 def changed(before: Mapping[str, object], after: Mapping[str, object]) -> set[str]:
     return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} - {"etc"}
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait for what another process does, where nothing tells of it."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)

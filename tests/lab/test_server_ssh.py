@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import asyncssh
@@ -17,6 +17,7 @@ import pytest
 from asyncssh.packet import String
 
 from lab import Lab
+from tests.waiting import wait_until
 
 CLIENT = """
 import asyncio, sys, asyncssh
@@ -362,11 +363,3 @@ def test_a_command_over_a_new_connection_takes_milliseconds(lab: Lab) -> None:
         return time.monotonic() - started
 
     assert min(asyncio.run(main()) for _ in range(5)) < 1.0
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait for what another process does, where nothing tells of it."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 from host.errors import HomelabError
 from tests.conftest import PROJECT
 from tests.metal import image, prerequisites
+from tests.waiting import wait_until
 
 _TURN = """
 import sys
@@ -81,10 +81,7 @@ def test_a_run_waits_for_another_one_to_end_however_that_ends(tmp_path: Path) ->
         assert first.stdout.readline() == "mine\n"
         with take_turn() as second:
             assert second.stdout is not None
-            deadline = time.monotonic() + 60
-            while not waits_for_a_lock(second):
-                assert time.monotonic() < deadline, "it doesn't wait"
-                time.sleep(0.02)
+            wait_until(lambda: waits_for_a_lock(second), 60)
             first.kill()
             assert second.stdout.readline() == "mine\n"
             second.kill()
