@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import difflib
-import ipaddress
 import json
 import os
 import re
@@ -23,7 +22,6 @@ from pydantic import (  # noqa: E402
     AfterValidator,
     BaseModel,
     Field,
-    SecretStr,
     ValidationError,
     field_validator,
     model_validator,
@@ -32,34 +30,89 @@ from pydantic import (  # noqa: E402
 from host.errors import HomelabError, raise_all  # noqa: E402
 from nvidia.model import Model  # noqa: E402
 from nvidia.settings import Nvidia  # noqa: E402
+from setting_types import (  # noqa: E402
+    Bridge,
+    Cores,
+    CpuModel,
+    DiskGiB,
+    GuestId,
+    GuestUser,
+    HostName,
+    Ipv4,
+    Ipv4Interface,
+    LocalPath,
+    MemoryMiB,
+    NameServers,
+    NetworkAddress,
+    OptionName,
+    OptionValue,
+    Plain,
+    Port,
+    PrivateKey,
+    Seconds,
+    Secret,
+    Storage,
+    Template,
+    UnixUser,
+    Volume,
+    matching,
+    plain,
+)
 
 PROJECT = Path(__file__).resolve().parent
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,39}")
-_HOSTNAME = re.compile(
-    r"(?=.{1,253}$)([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
-)
 _PCI_SLOT = re.compile(r"(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([01][0-9a-f])(?:\.[0-7])?")
 _PCI_FUNCTION = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 _PCI_ID = re.compile(r"[0-9a-f]{4}:[0-9a-f]{4}")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
-_TOKEN = re.compile(r"[^\s:/!@]+@[A-Za-z][A-Za-z0-9._-]+![A-Za-z][A-Za-z0-9._-]+")
-_USER = re.compile(r"[^\s:/!@]+@[A-Za-z][A-Za-z0-9._-]+")
+_TOKEN = re.compile(r"[^\s:/!@,]+@[A-Za-z][A-Za-z0-9._-]+![A-Za-z][A-Za-z0-9._-]+")
+_USER = re.compile(r"[^\s:/!@,]+@[A-Za-z][A-Za-z0-9._-]+")
 # pve-configid, what Proxmox VE takes as a mapping's id.
 _CONFIG_ID = re.compile(r"[A-Za-z][A-Za-z0-9_-]+")
 _HOST_KEY = re.compile(r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(?:256|384|521)) ([A-Za-z0-9+/]+=*)(?: .*)?")
+# The bytes of each part of a key after its type (RFC 4253, 5656 and 8709); None: any number, of a number.
+_KEY_PARTS: dict[str, tuple[int | None, ...]] = {
+    "ssh-ed25519": (32,),
+    "ssh-rsa": (None, None),
+    "ecdsa-sha2-nistp256": (8, 65),
+    "ecdsa-sha2-nistp384": (8, 97),
+    "ecdsa-sha2-nistp521": (8, 133),
+}
 
 
 def _is_public_key(value: str) -> bool:
-    """``type base64 [comment]``, with the type once more inside, as RFC 4253 has it."""
+    """``type base64 [comment]``, whole: with the type once more inside, all the parts that it has, and nothing after them."""
     match = _HOST_KEY.fullmatch(value.strip())
     if match is None:
         return False
     try:
-        blob = base64.b64decode(match[2], validate=True)
+        rest = base64.b64decode(match[2], validate=True)
     except ValueError:
         return False
-    return blob[4 : 4 + int.from_bytes(blob[:4])] == match[1].encode()
+    parts = []
+    while rest:
+        length = int.from_bytes(rest[:4])
+        parts.append(rest[4 : 4 + length])
+        if len(rest) < 4 + length or length == 0:
+            return False
+        rest = rest[4 + length :]
+    lengths = _KEY_PARTS[match[1]]
+    return (
+        parts[:1] == [match[1].encode()]
+        and [len(part) if length is not None else None for part, length in zip(parts[1:], lengths, strict=False)]
+        == list(lengths)
+        and len(parts) == 1 + len(lengths)
+    )
+
+
+def _public_key(value: str) -> str:
+    plain(value.strip())
+    if not _is_public_key(value):
+        raise ValueError(
+            "expected a public key such as `ssh-ed25519 AAAA…`, all of it (see `ssh-keyscan -t ed25519 ADDRESS`)"
+        )
+    return value.strip()
 
 
 def _lower(value: Any) -> Any:
@@ -88,33 +141,27 @@ def _name(value: str) -> str:
 Name = Annotated[str, AfterValidator(_name)]
 Slot = Annotated[str, AfterValidator(_slot)]
 Function = Annotated[str, AfterValidator(_function)]
+PublicKey = Annotated[str, AfterValidator(_public_key)]
+# pve-node (Proxmox VE, PVE::JSONSchema).
+NodeName = Annotated[
+    str,
+    AfterValidator(
+        matching(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", "a node's name, as `hostname` prints it on the host")
+    ),
+]
 
 
 class Ssh(Model):
     """How a host is reached: exactly one of ``privateKeyFile``, ``privateKey``, ``password`` and ``agent``; its host key, pinned."""
 
-    user: str = "root"
-    port: Annotated[int, Field(ge=1, le=65535)] = 22
-    host_key: str | None = None
-    host_key_file: str | None = None
-    private_key_file: str | None = None
-    private_key: SecretStr | None = None
-    password: SecretStr | None = None
+    user: UnixUser = "root"
+    port: Port = 22
+    host_key: PublicKey | None = None
+    host_key_file: LocalPath | None = None
+    private_key_file: LocalPath | None = None
+    private_key: PrivateKey | None = None
+    password: Secret | None = None
     agent: bool = False
-
-    @field_validator("user")
-    @classmethod
-    def _plain_user(cls, value: str) -> str:
-        if not re.fullmatch(r"[a-z_][a-z0-9_.-]*", value):
-            raise ValueError("expected a Unix user's name")
-        return value
-
-    @field_validator("host_key")
-    @classmethod
-    def _public_key(cls, value: str | None) -> str | None:
-        if value is not None and not _is_public_key(value):
-            raise ValueError("expected a public key such as `ssh-ed25519 AAAA…` (see `ssh-keyscan -t ed25519 ADDRESS`)")
-        return value and value.strip()
 
     @model_validator(mode="after")
     def _one_way_in(self) -> Self:
@@ -138,13 +185,13 @@ class Ssh(Model):
             return " ".join(self.host_key.split()[:2])
         path = _path(self.host_key_file or "")
         try:
-            return " ".join(path.read_text(encoding="ascii").split()[:2])
-        except (OSError, UnicodeDecodeError) as error:
+            return " ".join(_public_key(path.read_text(encoding="utf-8")).split()[:2])
+        except (OSError, ValueError) as error:  # what isn't text is a ValueError, too
             raise HomelabError(
                 f"the host's public key in {path}",
                 str(error),
                 "without it nobody can tell whether the right host answers",
-                "save it there (`ssh-keyscan -t ed25519 ADDRESS`), or set hostKey",
+                "save it there (the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address), or set hostKey",
             ) from error
 
     @property
@@ -181,13 +228,13 @@ class Api(Model):
     ``fingerprint`` (SHA-256, as `pvenode cert info` shows it) and ``publicCa`` (a certificate that this machine trusts anyway).
     """
 
-    port: Annotated[int, Field(ge=1, le=65535)] = 8006
-    token: str | None = None
-    token_secret: SecretStr | None = None
-    user: str | None = None
-    password: SecretStr | None = None
-    ca_file: str | None = None
-    fingerprint: str | None = None
+    port: Port = 8006
+    token: Plain | None = None
+    token_secret: Secret | None = None
+    user: Plain | None = None
+    password: Secret | None = None
+    ca_file: LocalPath | None = None
+    fingerprint: Plain | None = None
     public_ca: bool = False
 
     @field_validator("token")
@@ -263,13 +310,13 @@ class Gpu(Model):
     ``mapping``: the id of its PCI mapping, by default the card's name. ``passthroughTest``: prove it with a small VM.
     """
 
-    match: str | None = None
+    match: Plain | None = None
     address: Slot | None = None
     use: Literal["vm", "lxc", "host"] = "vm"
     allow_group_members: list[Function] = []
     allow_console: bool = False
-    allow_containers: list[int] = []
-    mapping: str | None = None
+    allow_containers: list[GuestId] = []
+    mapping: Plain | None = None
     passthrough_test: bool = False
 
     @field_validator("mapping")
@@ -294,15 +341,29 @@ class Gpu(Model):
         return self
 
 
+# Seconds from a host's start until it can have been reached and its boot confirmed.
+SHORTEST_ROLLBACK = 30
+
+
 class Timeouts(Model):
     """Seconds. ``connect``: for a connection; ``api``: until the API answers; ``reboot``: until a rebooting host answers again;
     ``rollback``: after its start, until an unconfirmed boot is undone.
     """
 
-    connect: Annotated[int, Field(ge=1)] = 15
-    api: Annotated[int, Field(ge=1)] = 60
-    reboot: Annotated[int, Field(ge=1)] = 600
-    rollback: Annotated[int, Field(ge=1)] = 600
+    connect: Seconds = 15
+    api: Seconds = 60
+    reboot: Seconds = 600
+    rollback: Seconds = 600
+
+    @field_validator("rollback")
+    @classmethod
+    def _long_enough(cls, value: int) -> int:
+        if value < SHORTEST_ROLLBACK:
+            raise ValueError(
+                f"expected {SHORTEST_ROLLBACK} seconds at least: a healthy host needs them to start its services and be asked how it "
+                "is; a shorter time undoes every boot"
+            )
+        return value
 
 
 class Host(Model):
@@ -312,35 +373,16 @@ class Host(Model):
     driver on the node itself, for the cards that stay with it.
     """
 
-    address: str
+    address: NetworkAddress
     ssh: Ssh
     api: Api | None = None
-    node: str | None = None
+    node: NodeName | None = None
     iommu: Iommu = Iommu()
     gpus: dict[Name, Gpu] = {}
     take_over: bool = False
     reboot: Literal["auto", "manual"] = "auto"
     nvidia: Nvidia | None = None
     timeouts: Timeouts = Timeouts()
-
-    @field_validator("address")
-    @classmethod
-    def _reachable(cls, value: str) -> str:
-        if re.fullmatch(r"[0-9.]+|.*:.*", value):
-            try:
-                return str(ipaddress.ip_address(value))
-            except ValueError:
-                raise ValueError("expected an IP address or a host name, such as 192.168.0.202 or pve.lan") from None
-        if not _HOSTNAME.fullmatch(value):
-            raise ValueError("expected an IP address or a host name, such as 192.168.0.202 or pve.lan")
-        return value
-
-    @field_validator("node")
-    @classmethod
-    def _node_name(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", value):
-            raise ValueError("expected a node's name, as `hostname` prints it on the host")
-        return value
 
     def mapping_of(self, gpu: str) -> str:
         """The id of a card's PCI mapping."""
@@ -380,7 +422,7 @@ class VmGpu(Model):
     x_vga: bool = False
     rombar: bool = True
     pcie: bool = True
-    romfile: str | None = None
+    romfile: Plain | None = None
     by_address: bool = False
 
     @model_validator(mode="before")
@@ -399,47 +441,66 @@ class VmGpu(Model):
 class Shutdown(Model):
     """How a guest is shut down for a change that needs it off: ``timeout`` in seconds, then ``fail`` or ``stop`` (as by its power switch)."""
 
-    timeout: Annotated[int, Field(ge=1)] = 180
+    timeout: Seconds = 180
     otherwise: Literal["fail", "stop"] = "fail"
-
-
-def _interface(value: str) -> str:
-    if value != "dhcp":
-        try:
-            ipaddress.IPv4Interface(value)
-        except ValueError:
-            raise ValueError("expected `dhcp` or an address with its prefix, such as 192.168.0.50/24") from None
-        if "/" not in value:
-            raise ValueError("expected the prefix as well, such as 192.168.0.50/24")
-    return value
-
-
-def _public_keys(value: list[str]) -> list[str]:
-    for key in value:
-        if not _is_public_key(key):
-            raise ValueError(f"expected public keys such as `ssh-ed25519 AAAA…`; found {key[:40]!r}")
-    return value
 
 
 class CloudInit(Model):
     """What cloud-init makes of an image: a user with SSH keys; ``ip``: `dhcp` or an address with its prefix (192.168.0.50/24)."""
 
-    user: str | None = None
-    ssh_keys: list[str] = []
-    password: SecretStr | None = None
-    ip: str = "dhcp"
-    gateway: str | None = None
-    nameserver: str | None = None
-
-    _ip = field_validator("ip")(_interface)
-    _keys = field_validator("ssh_keys")(_public_keys)
+    user: GuestUser | None = None
+    ssh_keys: list[PublicKey] = []
+    password: Secret | None = None
+    ip: Ipv4Interface = "dhcp"
+    gateway: Ipv4 | None = None
+    nameserver: NameServers | None = None
 
 
 class Disk(Model):
     """The system disk: on which ``storage``, of how many GiB."""
 
-    storage: str
-    size: Annotated[int, Field(ge=1)]
+    storage: Storage
+    size: DiskGiB
+
+
+# Keys of a VM's configuration that have a setting of their own: pattern -> the setting.
+_OPTIONS_WITH_A_SETTING = {
+    "name": "create.name",
+    "cores|sockets|vcpus": "create.cores",
+    "memory": "create.memory",
+    "cpu": "create.cpu",
+    "machine": "create.machine",
+    "bios|efidisk0": "create.bios and secureBoot",
+    "ostype": "create.osType",
+    "agent": "create.agent",
+    "onboot": "create.onboot",
+    "scsi0": "create.disk",
+    "tpmstate0": "create.tpm",
+    "protection": "create.protect",
+    "ci[a-z]+|sshkeys|ipconfig0|nameserver": "create.cloudInit",
+    "hostpci[0-9]+": "gpus",
+}
+# Keys that this program or Proxmox VE writes for itself, and parameters of the API that are no option of a VM.
+_OPTIONS_OF_NOBODY = {
+    "description": "it has the mark by which this program knows its VM again",
+    "balloon": "a card pins all of a VM's memory",
+    "lock|digest|meta|vmgenid|parent|snaptime|vmstate|running[a-z-]*|unused[0-9]+|template": "Proxmox VE writes it itself",
+    "vmid|node|newid|archive|storage|pool|start|force|unique|delete|revert|skiplock|skip_lock|autostart|full|target|format|snapname"
+    "|background_delay|bwlimit|live-restore|ha-managed|import-working-storage": "it is no key of a VM's configuration",
+}
+
+
+def _owner_of_option(key: str, new: NewVm) -> str | None:
+    """Why an option can't be set under ``options``; None: it can."""
+    for pattern, setting in _OPTIONS_WITH_A_SETTING.items():
+        if re.fullmatch(pattern, key):
+            return f"it has a setting of its own, {setting}"
+    for pattern, why in _OPTIONS_OF_NOBODY.items():
+        if re.fullmatch(pattern, key):
+            return f"{why}; take it out"
+    if key in [f"sata{number}" for number in range(len(new.isos))]:
+        return "create.isos are there"
+    return "create.cloudInit has its drive there" if key == "ide2" and new.cloud_init is not None else None
 
 
 class NewVm(Model):
@@ -448,32 +509,33 @@ class NewVm(Model):
     takes them. A ``protect``ed VM is never deleted.
     """
 
-    name: str | None = None
-    cores: Annotated[int, Field(ge=1)] = 4
-    memory: Annotated[int, Field(ge=64)] = 8192
+    name: HostName | None = None
+    cores: Cores = 4
+    memory: Annotated[MemoryMiB, Field(ge=64)] = 8192
     disk: Disk
-    image: str | None = None
-    template: Annotated[int, Field(ge=100)] | None = None
-    isos: list[str] = []
-    bridge: str = "vmbr0"
+    image: Volume | None = None
+    template: GuestId | None = None
+    # sata0 to sata5, and no more.
+    isos: Annotated[list[Volume], Field(max_length=6)] = []
+    bridge: Bridge = "vmbr0"
     machine: Literal["q35", "pc"] = "q35"
     bios: Literal["ovmf", "seabios"] = "ovmf"
     secure_boot: bool = False
     tpm: bool = False
-    cpu: str = "host"
+    cpu: CpuModel = "host"
     os_type: Literal["l26", "win11", "win10", "other"] = "l26"
     agent: bool = True
     onboot: bool = False
     cloud_init: CloudInit | None = None
-    options: dict[str, str] = {}
+    options: dict[OptionName, OptionValue] = {}
     protect: bool = False
 
-    @field_validator("name")
-    @classmethod
-    def _dns_name(cls, value: str | None) -> str | None:
-        if value is not None and not _HOSTNAME.fullmatch(value):
-            raise ValueError("expected a name as DNS has it: letters, digits, hyphens, dots")
-        return value
+    @model_validator(mode="after")
+    def _options_of_others(self) -> Self:
+        for key in self.options:
+            if owner := _owner_of_option(key, self):
+                raise ValueError(f"options.{key}: {owner}")
+        return self
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -494,13 +556,13 @@ class Vm(Model):
     """
 
     host: Name
-    vmid: Annotated[int, Field(ge=100, le=999_999_999)]
+    vmid: GuestId
     gpus: list[VmGpu] = []
     power: Literal["keep", "running", "stopped"] | None = None
     shutdown: Shutdown = Shutdown()
     machine: Literal["q35"] | None = None
     display: Literal["keep", "none"] = "keep"
-    address: str | None = None
+    address: NetworkAddress | None = None
     ssh: Ssh | None = None
     nvidia: Nvidia | None = None
     allow_shared_onboot: bool = False
@@ -563,39 +625,22 @@ class NewContainer(Model):
     Memory and swap in MiB; ``ip``: `dhcp` or an address with its prefix. A ``protect``ed container is never deleted.
     """
 
-    template: str
-    hostname: str | None = None
+    template: Template
+    hostname: HostName | None = None
     disk: Disk
-    cores: Annotated[int, Field(ge=1)] = 4
-    memory: Annotated[int, Field(ge=16)] = 4096
-    swap: Annotated[int, Field(ge=0)] = 512
-    bridge: str = "vmbr0"
-    ip: str = "dhcp"
-    gateway: str | None = None
-    nameserver: str | None = None
+    cores: Cores = 4
+    memory: MemoryMiB = 4096
+    swap: Annotated[int, Field(ge=0, le=16 * 1024 * 1024)] = 512
+    bridge: Bridge = "vmbr0"
+    ip: Ipv4Interface = "dhcp"
+    gateway: Ipv4 | None = None
+    nameserver: NameServers | None = None
     unprivileged: bool = True
     features: Features = Features()
     onboot: bool = True
-    ssh_keys: list[str] = []
-    password: SecretStr | None = None
+    ssh_keys: list[PublicKey] = []
+    password: Secret | None = None
     protect: bool = False
-
-    _ip = field_validator("ip")(_interface)
-    _keys = field_validator("ssh_keys")(_public_keys)
-
-    @field_validator("hostname")
-    @classmethod
-    def _dns_name(cls, value: str | None) -> str | None:
-        if value is not None and not _HOSTNAME.fullmatch(value):
-            raise ValueError("expected a name as DNS has it: letters, digits, hyphens, dots")
-        return value
-
-    @field_validator("template")
-    @classmethod
-    def _volume(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]*:vztmpl/\S+", value):
-            raise ValueError("expected a template's volume, such as local:vztmpl/NAME.tar.zst (see `pveam list local`)")
-        return value
 
 
 class Container(Model):
@@ -608,8 +653,8 @@ class Container(Model):
     """
 
     host: Name
-    ctid: Annotated[int, Field(ge=100, le=999_999_999)]
-    gpu_assignment: str | None = None
+    ctid: GuestId
+    gpu_assignment: Plain | None = None
     gpus: list[Name] | None = None
     method: Literal["device", "mount-entry"] | None = None
     power: Literal["keep", "running", "stopped"] | None = None
@@ -624,6 +669,7 @@ class Container(Model):
         if isinstance(value, int) and not isinstance(value, bool):
             value = str(value)  # YAML takes a 0 without quotation marks for a number
         if isinstance(value, str):
+            value = value.strip()
             assigned_numbers(value)
         return value
 
@@ -821,26 +867,27 @@ def load_host(hosts: str | None, name: str) -> Host:
 def _decode(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
-# Below these keys there are secrets.
-_SECRET_PLACES = {"ssh", "api", "cloudInit", "proxy"}
+# Below these keys there are secrets, or may be by mistake.
+_SECRET_PLACES = {"ssh", "api", "cloudInit", "proxy", "password", "mirror", "options"}
 
 
 def _explain(error: ValidationError) -> HomelabError:
     """Pydantic's list as the text a person gets. Values never appear where they may be secret."""
     lines = []
     for problem in error.errors(include_url=False):
-        place = ".".join(str(part) for part in problem["loc"] if part != "[key]")
+        # A key may be anything that JSON can say, control characters of a terminal too.
+        place = ".".join(_visible(str(part)) for part in problem["loc"] if part != "[key]")
         text = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             text = f"unknown key{_meant(problem['loc'])}"
         elif problem["type"] == "missing":
             text = "missing"
         elif isinstance(problem["input"], str | int | float | bool) and not _SECRET_PLACES & set(problem["loc"]):
-            text = f"{text}; found {problem['input']!r}"
+            text = f"{text}; found {_visible(repr(problem['input']))}"
         lines.append(f"homelab:{place}{': ' if place else ''}{text}")
     return HomelabError(
         "a configuration that can be carried out",
@@ -848,6 +895,15 @@ def _explain(error: ValidationError) -> HomelabError:
         "nothing was done: a mistake here would surface half-way through a change to the host",
         "correct Pulumi.<stack>.yaml; the keys are described in docs/guide.md",
     )
+
+
+# How much of a mistaken value or key a message shows.
+_SHOWN = 120
+
+
+def _visible(text: str) -> str:
+    shown = text if text.isprintable() else ascii(text)[1:-1]
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
 
 
 def _meant(location: tuple[int | str, ...]) -> str:

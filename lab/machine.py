@@ -43,6 +43,7 @@ FAULTS = {
     "never-comes-back": "true",
     "no-network-when": "a part of the kernel command line",
     "hang-seconds": "a number of seconds",
+    "timers-run-fast": "how many times as fast",
     "reboot-ignored": "true",
     "drop-connection-during": "a part of a command or script",
     "script-hangs": "a part of a script",

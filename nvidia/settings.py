@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic import AfterValidator, BeforeValidator, field_validator
+
+from setting_types import Proxy, Seconds, WebAddress, plain
 
 from .model import Model, Runtime
 
-_DRIVER = re.compile(r"\d{3}(?:\.\d{2,3}(?:\.\d{2})?)?")
-_CUDA = re.compile(r"\d{1,2}\.\d{1,2}(?:\.\d)?")
+_DRIVER = re.compile(r"[0-9]{3}(?:\.[0-9]{2,3}(?:\.[0-9]{2})?)?")
+_CUDA = re.compile(r"[0-9]{1,2}\.[0-9]{1,2}(?:\.[0-9])?")
 
 
 def _written_as_text(value: Any) -> Any:
@@ -23,14 +24,7 @@ def _written_as_text(value: Any) -> Any:
     return value
 
 
-VersionText = Annotated[str, BeforeValidator(_written_as_text)]
-
-
-def _web_address(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError("expected an address such as https://mirror.lan/cuda")
-    return value.rstrip("/")
+VersionText = Annotated[str, BeforeValidator(_written_as_text), AfterValidator(plain)]
 
 
 class Mirror(Model):
@@ -40,14 +34,9 @@ class Mirror(Model):
     https://nvidia.github.io/libnvidia-container; ``run``: for https://download.nvidia.com/XFree86.
     """
 
-    cuda: str | None = None
-    container_toolkit: str | None = None
-    run: str | None = None
-
-    @field_validator("cuda", "container_toolkit", "run")
-    @classmethod
-    def _address(cls, value: str | None) -> str | None:
-        return value if value is None else _web_address(value)
+    cuda: WebAddress | None = None
+    container_toolkit: WebAddress | None = None
+    run: WebAddress | None = None
 
 
 class Timeouts(Model):
@@ -55,11 +44,11 @@ class Timeouts(Model):
     installer, DKMS's build included; ``reboot``: until the system answers again; ``verify``: for the checks at the end.
     """
 
-    lock: Annotated[int, Field(ge=1)] = 600
-    download: Annotated[int, Field(ge=1)] = 1800
-    install: Annotated[int, Field(ge=1)] = 3600
-    reboot: Annotated[int, Field(ge=1)] = 600
-    verify: Annotated[int, Field(ge=1)] = 300
+    lock: Seconds = 600
+    download: Seconds = 1800
+    install: Seconds = 3600
+    reboot: Seconds = 600
+    verify: Seconds = 300
 
 
 class Nvidia(Model):
@@ -80,7 +69,7 @@ class Nvidia(Model):
     docker: Literal["as-is", "install"] = "as-is"
     allow_minor_version_compatibility: bool = False
     mirror: Mirror = Mirror()
-    proxy: SecretStr | None = None
+    proxy: Proxy | None = None
     timeouts: Timeouts = Timeouts()
     on_destroy: Literal["keep", "purge"] = "keep"
 
@@ -100,15 +89,4 @@ class Nvidia(Model):
     def _release(cls, value: str | None) -> str | None:
         if value is not None and not _CUDA.fullmatch(value):
             raise ValueError('expected a release ("12.8") or an update of one ("12.8.1")')
-        return value
-
-    @field_validator("proxy")
-    @classmethod
-    def _proxy(cls, value: SecretStr | None) -> SecretStr | None:
-        # It may hold a password: the message quotes nothing.
-        parts = urlsplit(value.get_secret_value()) if value else None
-        if parts and (parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/")):
-            raise ValueError(
-                "expected http://HOST:PORT, with USER:PASSWORD@ before the host where the proxy asks for them"
-            )
         return value

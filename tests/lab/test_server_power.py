@@ -220,6 +220,14 @@ def test_a_stopped_timer_does_nothing(lab: Lab) -> None:
     assert [entry["unit"] for entry in lab.log("timers", since=mark)] == ["later.timer"]
 
 
+def test_timers_can_run_fast(lab: Lab) -> None:
+    mark = lab.mark()
+    lab.fault("timers-run-fast", 600)
+    start_timer(lab, "soon.timer", "true", 60)
+    wait_until(lambda: bool(lab.log("timers", since=mark)))
+    lab.machine.clear_faults()
+
+
 def test_armed_timers_are_listed_with_the_time_left_and_end_with_the_boot(lab: Lab) -> None:
     start_timer(lab, "far.timer", "true", 600)
     [armed] = lab.timers()

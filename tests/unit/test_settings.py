@@ -166,11 +166,16 @@ MISTAKEN_VMS: dict[str, tuple[dict[str, str], str]] = {
     "a ROM file elsewhere": (with_vms({"a": VM | {"gpus": [{"gpu": "rtx5090", "romfile": "/x"}]}}), "/usr/share/kvm"),
     "a misspelt option": (with_vms({"a": VM | {"gpus": [{"gpu": "rtx5090", "xvga": True}]}}), "did you mean `xVga`?"),
     "an address without prefix": (
-        with_vms({"a": VM | {"create": {"disk": {"storage": "x", "size": 9}, "cloudInit": {"ip": "10.0.0.1"}}}}),
+        with_vms({"a": VM | {"create": {"disk": {"storage": "xx", "size": 9}, "cloudInit": {"ip": "10.0.0.1"}}}}),
         "expected the prefix as well",
     ),
     "two sources": (
-        with_vms({"a": VM | {"create": {"disk": {"storage": "x", "size": 9}, "image": "a", "template": 900}}}),
+        with_vms(
+            {
+                "a": VM
+                | {"create": {"disk": {"storage": "xx", "size": 9}, "image": "local:import/a.qcow2", "template": 900}}
+            }
+        ),
         "expected one of image, template and isos",
     ),
     "a one-letter mapping": (with_vms({}, x={"match": "10de:2b85"}), "set `mapping`"),
@@ -197,7 +202,7 @@ def test_a_mistake_in_vms_or_api_is_named(case: str) -> None:
 
 def test_vms_are_read_with_their_defaults() -> None:
     settings = parse(
-        with_vms({"a": VM, "b": {"host": "pve", "vmid": 104, "create": {"disk": {"storage": "x", "size": 9}}}})
+        with_vms({"a": VM, "b": {"host": "pve", "vmid": 104, "create": {"disk": {"storage": "xx", "size": 9}}}})
     )
     assert settings.vms["a"].gpus[0].gpu == "rtx5090"
     assert (settings.vms["a"].wanted_power, settings.vms["b"].wanted_power) == ("keep", "running")

@@ -1,0 +1,224 @@
+"""What a setting's text may consist of: each ends up in a file, a command or a property string that root reads.
+
+`plain` is the rule for all of them: text on one line, nothing that can't be seen, no hyphen at its beginning (a command takes that
+for an option). What has a form of its own gets its alphabet besides. Every text in the settings is of one of these types, or is
+matched whole by a validator of its own; a test goes through all fields of all models.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import unicodedata
+from collections.abc import Callable
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, SecretStr
+
+# Control characters and what else can't be seen (other directions of writing, zero width), ends of lines that are none of ASCII's,
+# and halves of characters.
+_UNSEEN = {"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"}
+_HOSTNAME = re.compile(
+    r"(?=.{1,253}$)([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
+)
+
+
+def visible(value: str) -> str:
+    """Text on one line without control characters. Raises ValueError: it isn't."""
+    if any(unicodedata.category(character) in _UNSEEN for character in value):
+        raise ValueError("expected text on one line, without newline, tab or another control character")
+    if not value.strip():
+        raise ValueError("expected text, found none")
+    return value
+
+
+def plain(value: str) -> str:
+    """Text that can stand in a file, and as a word of a command. Raises ValueError: it can't."""
+    visible(value)
+    if value != value.strip():
+        raise ValueError("expected no space at the beginning or the end")
+    if value.startswith("-"):
+        raise ValueError("expected no hyphen at the beginning: a command would take it for an option")
+    return value
+
+
+def matching(pattern: str, expected: str) -> Callable[[str], str]:
+    """A check of the whole text against a regular expression, whose `\\d` and `\\w` are ASCII's."""
+    compiled = re.compile(pattern, re.ASCII)
+
+    def check(value: str) -> str:
+        plain(value)
+        if not compiled.fullmatch(value):
+            raise ValueError(f"expected {expected}")
+        return value
+
+    return check
+
+
+def _secret(value: SecretStr) -> SecretStr:
+    visible(value.get_secret_value())
+    return value
+
+
+def _private_key(value: SecretStr) -> SecretStr:
+    # The one text of several lines. It goes to SSH libraries alone.
+    for line in value.get_secret_value().strip().splitlines() or [""]:
+        visible(line)
+    return value
+
+
+def _web_address(value: str) -> str:
+    """An address for lists of packages and for curl: it stands on a line of its own fields there."""
+    plain(value)
+    parts = urlsplit(value)
+    if parts.scheme == "http":
+        raise ValueError("expected https: whoever stands between could change what is installed as root")
+    if "@" in parts.netloc:
+        raise ValueError("expected an address without a user and password: it stands in files that everybody can read")
+    if not re.fullmatch(r"https://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~/%+=-]*)?", value) or not parts.hostname:
+        raise ValueError("expected an address such as https://mirror.lan/cuda")
+    _port(value)
+    return value.rstrip("/")
+
+
+def _port(value: str) -> None:
+    try:
+        port = urlsplit(value).port
+    except ValueError:
+        port = 0
+    if port == 0:
+        raise ValueError("expected a port from 1 to 65535")
+
+
+def _proxy(value: SecretStr) -> SecretStr:
+    # It may hold a password: the messages quote nothing.
+    text = value.get_secret_value()
+    plain(text)
+    if not re.fullmatch(r"https?://([^\s:/@'\"\\]+(:[^\s/@'\"\\]*)?@)?[A-Za-z0-9.-]+(:[0-9]{1,5})?/?", text):
+        raise ValueError("expected http://HOST:PORT, with USER:PASSWORD@ before the host where the proxy asks for them")
+    _port(text)
+    return value
+
+
+def network_address(value: str) -> str:
+    """An IP address or a host name. Raises ValueError: it is neither."""
+    plain(value)
+    expected = "expected an IP address or a host name, such as 192.168.0.202 or pve.lan"
+    if re.fullmatch(r"[0-9.]+|[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]{1,15})?", value) and re.search(r":|^[0-9.]+$", value):
+        try:
+            return str(ipaddress.ip_address(value))
+        except ValueError:
+            raise ValueError(expected) from None
+    if not _HOSTNAME.fullmatch(value):
+        raise ValueError(expected)
+    return value
+
+
+def _host_name(value: str) -> str:
+    plain(value)
+    if not _HOSTNAME.fullmatch(value):
+        raise ValueError("expected a name as DNS has it: letters, digits, hyphens, dots")
+    return value
+
+
+def _ipv4(value: str) -> str:
+    plain(value)
+    try:
+        return str(ipaddress.IPv4Address(value))
+    except ValueError:
+        raise ValueError("expected an IPv4 address, such as 192.168.0.1") from None
+
+
+def _ipv4_interface(value: str) -> str:
+    plain(value)
+    if value != "dhcp":
+        try:
+            ipaddress.IPv4Interface(value)
+        except ValueError:
+            raise ValueError("expected `dhcp` or an address with its prefix, such as 192.168.0.50/24") from None
+        if not re.fullmatch(r"[0-9.]+/[0-9]{1,2}", value):
+            raise ValueError("expected the prefix as well, such as 192.168.0.50/24")
+    return value
+
+
+def _name_servers(value: str) -> str:
+    plain(value)
+    try:
+        return " ".join(str(ipaddress.ip_address(one)) for one in value.split(" "))
+    except ValueError:
+        raise ValueError(
+            "expected addresses of name servers, with a space between, such as 192.168.0.1 1.1.1.1"
+        ) from None
+
+
+_STORAGE = r"[A-Za-z][A-Za-z0-9._-]*[A-Za-z0-9]"
+# What may follow a storage's name; no comma and no space, which end it in a property string.
+_IN_STORAGE = r"[A-Za-z0-9._+@=~()%/-]+"
+
+Plain = Annotated[str, AfterValidator(plain)]
+Secret = Annotated[SecretStr, AfterValidator(_secret)]
+PrivateKey = Annotated[SecretStr, AfterValidator(_private_key)]
+#: A file on the machine on which Pulumi runs.
+LocalPath = Annotated[str, AfterValidator(plain)]
+#: https, and nothing that means something in a list of packages or a shell.
+WebAddress = Annotated[str, AfterValidator(_web_address)]
+Proxy = Annotated[SecretStr, AfterValidator(_proxy)]
+NetworkAddress = Annotated[str, AfterValidator(network_address)]
+HostName = Annotated[str, AfterValidator(_host_name)]
+Ipv4 = Annotated[str, AfterValidator(_ipv4)]
+Ipv4Interface = Annotated[str, AfterValidator(_ipv4_interface)]
+NameServers = Annotated[str, AfterValidator(_name_servers)]
+#: pve-storage-id (Proxmox VE, PVE::JSONSchema).
+Storage = Annotated[str, AfterValidator(matching(_STORAGE, "a storage's name, such as local-lvm (see `pvesm status`)"))]
+Volume = Annotated[
+    str,
+    AfterValidator(
+        matching(
+            rf"{_STORAGE}:(?!.*\.\.){_IN_STORAGE}", "a volume, such as local:iso/NAME.iso (see `pvesm list STORAGE`)"
+        )
+    ),
+]
+Template = Annotated[
+    str,
+    AfterValidator(
+        matching(
+            rf"{_STORAGE}:vztmpl/(?!.*\.\.){_IN_STORAGE}",
+            "a template's volume, such as local:vztmpl/NAME.tar.zst (see `pveam list local`)",
+        )
+    ),
+]
+#: A network interface's name has 15 characters at most.
+Bridge = Annotated[str, AfterValidator(matching(r"[A-Za-z][A-Za-z0-9_.-]{0,14}", "a bridge's name, such as vmbr0"))]
+CpuModel = Annotated[
+    str,
+    AfterValidator(
+        matching(
+            r"[A-Za-z0-9][A-Za-z0-9._-]*(,[a-z-]+=[A-Za-z0-9+._;-]+)*",
+            "a CPU's model, such as host or x86-64-v3, and its options, as in host,flags=+aes",
+        )
+    ),
+]
+#: What logs in to a Unix system.
+UnixUser = Annotated[str, AfterValidator(matching(r"[a-z_][a-z0-9_.-]{0,31}", "a Unix user's name"))]
+#: What cloud-init makes; on Windows, names have capitals.
+GuestUser = Annotated[str, AfterValidator(matching(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", "a user's name, such as ubuntu"))]
+#: One option of a VM's configuration.
+OptionName = Annotated[
+    str, AfterValidator(matching(r"[a-z][a-z0-9_-]{0,39}", "a key of a VM's configuration, as `qm set` takes it"))
+]
+#: `args` begins with a hyphen.
+OptionValue = Annotated[str, AfterValidator(visible)]
+Sha256 = Annotated[
+    str, AfterValidator(matching(r"[0-9a-f]{64}", "a SHA-256 checksum, 64 hexadecimal digits in lower case"))
+]
+
+#: Proxmox VE's range for guests.
+GuestId = Annotated[int, Field(ge=100, le=999_999_999)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+#: A day: what takes longer never ends.
+Seconds = Annotated[int, Field(ge=1, le=86_400)]
+#: No host has more.
+Cores = Annotated[int, Field(ge=1, le=1024)]
+MemoryMiB = Annotated[int, Field(ge=16, le=16 * 1024 * 1024)]
+DiskGiB = Annotated[int, Field(ge=1, le=64 * 1024)]

@@ -1,0 +1,366 @@
+"""Settings reach files, commands and property strings that root reads: no text of theirs may say more than one thing there."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, get_args, get_origin
+
+import pytest
+from pydantic import BaseModel, SecretStr
+
+from host.errors import HomelabError
+from nvidia.settings import Nvidia
+from settings import Settings, parse
+from tests.unit.test_settings import KEY, refused
+from tests.unit.test_settings import hosts as one_host
+
+NVIDIA = {
+    "driver": "580",
+    "cuda": "12.8",
+    "containerToolkit": "docker",
+    "mirror": {"cuda": "https://m.lan/cuda", "containerToolkit": "https://m.lan/ctk", "run": "https://m.lan:8443/run"},
+    "proxy": "http://me:pass@proxy.lan:3128",
+}
+CLOUD_INIT = {
+    "user": "ubuntu",
+    "sshKeys": [KEY],
+    "password": "geheim",
+    "ip": "192.168.0.50/24",
+    "gateway": "192.168.0.1",
+    "nameserver": "192.168.0.1 1.1.1.1",
+}
+DISK = {"storage": "local-lvm", "size": 32}
+SSH = {"user": "root", "hostKey": KEY, "privateKey": "-----BEGIN KEY-----\nAAAA\n-----END KEY-----\n"}
+# Between them every field that holds text.
+WHOLE: list[dict[str, Any]] = [
+    {
+        "hosts": {
+            "pve": {
+                "address": "pve.lan",
+                "node": "pve",
+                "ssh": SSH,
+                "api": {"token": "homelab@pve!up", "tokenSecret": "s3cret", "fingerprint": "ab" * 32},
+                "gpus": {
+                    "big": {"match": "10de:2b85", "address": "0000:01:00", "mapping": "big-card"},
+                    "small": {"match": "10de:2684", "use": "lxc", "allowGroupMembers": ["0000:02:00.0"]},
+                },
+                "reboot": "manual",
+                "nvidia": NVIDIA,
+            }
+        },
+        "vms": {
+            "gaming": {
+                "host": "pve",
+                "vmid": 104,
+                "gpus": ["big"],
+                "power": "running",
+                "display": "none",
+                "shutdown": {"timeout": 30, "otherwise": "stop"},
+                "address": "192.168.0.50",
+                "ssh": {"hostKeyFile": "k.pub", "privateKeyFile": "~/.ssh/id"},
+                "nvidia": {"flavour": "open", "source": "run", "docker": "install", "onDestroy": "purge"},
+                "create": {
+                    "name": "gaming.lan",
+                    "disk": DISK,
+                    "image": "local:import/noble.qcow2",
+                    "bridge": "vmbr0",
+                    "machine": "q35",
+                    "bios": "ovmf",
+                    "cpu": "host,flags=+aes",
+                    "osType": "l26",
+                    "cloudInit": CLOUD_INIT,
+                    "options": {"usb0": "mapping=keyboard", "args": "-smbios type=1"},
+                },
+            }
+        },
+        "containers": {
+            "ai": {
+                "host": "pve",
+                "ctid": 901,
+                "gpus": ["small"],
+                "method": "device",
+                "create": {
+                    "template": "local:vztmpl/debian.tar.zst",
+                    "hostname": "ai",
+                    "disk": DISK,
+                    "bridge": "vmbr0",
+                    **{key: one for key, one in CLOUD_INIT.items() if key != "user"},
+                },
+            }
+        },
+        "plan": "never",
+    },
+    {
+        "hosts": {
+            "pve": {
+                "address": "fe80::1%eth0",
+                "ssh": {"hostKey": KEY, "password": "geheim"},
+                "api": {"user": "root@pam", "password": "geheim", "caFile": "ca.pem"},
+                "gpus": {"big": {"match": "10de:2b85"}},
+            }
+        },
+        "vms": {
+            "old": {
+                "host": "pve",
+                "vmid": 103,
+                "machine": "q35",
+                "gpus": [{"gpu": "big", "romfile": "big.rom"}],
+            },
+            "isos": {"host": "pve", "vmid": 105, "create": {"disk": DISK, "isos": ["local:iso/win.iso"]}},
+        },
+        "containers": {"ai": {"host": "pve", "ctid": 901, "gpuAssignment": "0,1"}},
+    },
+]
+Place = tuple[Any, ...]
+
+
+def leaves(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    """Every value of a configuration, the parts before what they are parts of."""
+    for key, one in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from leaves(one, (*place, key))
+    if place:
+        yield place, value
+
+
+def changed(which: int, place: Place, value: Any) -> dict[str, str]:
+    """The values of a whole configuration with one of them replaced."""
+    config = copy.deepcopy(WHOLE[which])
+    inner: Any = config
+    for part in place[:-1]:
+        inner = inner[part]
+    inner[place[-1]] = value
+    return {key: json.dumps(one) for key, one in config.items()}
+
+
+def text_fields(model: type[BaseModel]) -> set[tuple[str, str]]:
+    """(model, field) of all text below a model."""
+    found: set[tuple[str, str]] = set()
+    for name, field in model.model_fields.items():
+        for part in _types(field.annotation):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                found |= text_fields(part)
+            elif part in (str, SecretStr):
+                found.add((model.__name__, name))
+    return found
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    # A mapping's keys are names, which have a test of their own.
+    for one in get_args(annotation)[1 if get_origin(annotation) is dict else 0 :]:
+        yield from _types(one)
+
+
+def _filled(value: Any) -> set[tuple[str, str]]:
+    """(model, field) of all text that settings have."""
+    found: set[tuple[str, str]] = set()
+    for name, one in value if isinstance(value, BaseModel) else ():
+        for part in _parts(one):
+            if isinstance(part, BaseModel):
+                found |= _filled(part)
+            elif isinstance(part, str | SecretStr):
+                found.add((type(value).__name__, name))
+    return found
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    yield value
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _parts(one)
+
+
+TEXTS = [
+    (which, place, value)
+    for which, config in enumerate(WHOLE)
+    for place, value in leaves(config)
+    if isinstance(value, str)
+]
+# Of several lines by its nature.
+PEM = ("ssh", "privateKey")
+# Sent to the API as they are, or to an SSH library: a hyphen or a comma means nothing there.
+FREE = {"password", "tokenSecret", "privateKey", "args", "usb0"}
+# A comma of their own, or in a file's name that no property string ever holds.
+WITH_COMMAS = FREE | {"cpu", "gpuAssignment", "hostKeyFile", "privateKeyFile", "caFile", "proxy", "hostKey", "sshKeys"}
+
+
+def ids(case: Any) -> str | None:
+    return ".".join(str(part) for part in case) if isinstance(case, tuple) else None
+
+
+def said(which: int, place: Place, value: Any) -> str:
+    with pytest.raises(HomelabError) as raised:
+        parse(changed(which, place, value))
+    message = str(raised.value)
+    assert [line[:7] for line in message.splitlines() if not line.startswith(" ")] == [
+        "wanted:", "found: ", "why:   ", "next:  ",
+    ], message  # fmt: skip
+    assert all(character.isprintable() or character == "\n" for character in message), message
+    return message
+
+
+def test_the_whole_configurations_are_valid_and_have_every_text_that_there_is() -> None:
+    found: set[tuple[str, str]] = set()
+    for config in WHOLE:
+        found |= _filled(parse({key: json.dumps(one) for key, one in config.items()}))
+    assert text_fields(Settings) - found == set()
+
+
+@pytest.mark.parametrize(("which", "place", "value"), TEXTS, ids=ids)
+@pytest.mark.parametrize(
+    "added", ["\nx", "\tx", "\rx", "\x00", "\x1b[31m", "\x7f", "\x85x", "\u2028x", "\u202ex", "\u200b"]
+)
+def test_no_text_has_a_control_character(which: int, place: Place, value: str, added: str) -> None:
+    if place[-2:] == PEM and added in ("\nx", "\rx", "\x85x", "\u2028x"):
+        return  # ends of lines
+    assert place[0] in said(which, place, value + added)
+    said(which, place, value[:1] + added + value[1:])
+
+
+@pytest.mark.parametrize(("which", "place", "value"), TEXTS, ids=ids)
+def test_no_text_is_taken_for_an_option_of_a_command(which: int, place: Place, value: str) -> None:
+    if FREE & set(place):
+        return
+    for option in (f"-{value}", f"--{value}", "-oProxyCommand=reboot"):
+        said(which, place, option)
+
+
+@pytest.mark.parametrize(("which", "place", "value"), TEXTS, ids=ids)
+def test_no_text_goes_on_behind_a_comma_in_a_property_string(which: int, place: Place, value: str) -> None:
+    if WITH_COMMAS & set(place):
+        return
+    said(which, place, f"{value},romfile=/x")
+    said(which, place, f"{value} romfile")
+
+
+@pytest.mark.parametrize(("which", "place", "value"), TEXTS, ids=ids)
+def test_no_text_is_empty_or_not_text_at_all(which: int, place: Place, value: str) -> None:
+    for wrong in ("", " ", "\ud800"):
+        said(which, place, wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, True, 0, -1, 1e400, 2**80, "x", "{", [], [[]], {}, {"x": {}}, {"\x1b": 1}, "é" * 999], ids=repr
+)
+def test_a_value_of_another_kind_is_a_sentence_wherever_it_stands(wrong: Any) -> None:
+    for which, config in enumerate(WHOLE):
+        for place, _ in leaves(config):
+            try:
+                parse(changed(which, place, wrong))
+            except HomelabError as error:
+                assert all(character.isprintable() or character == "\n" for character in str(error)), place
+
+
+def test_a_key_of_another_kind_is_a_sentence_wherever_it_stands() -> None:
+    for which, config in enumerate(WHOLE):
+        for place, value in leaves(config):
+            if isinstance(value, dict):
+                for key in ("", "\x1b[31m", "a\nb", "-x", "x,y", "é" * 999):
+                    text = said(which, place, {**value, key: next(iter(value.values()))})
+                    assert len(text) < 2000
+
+
+def test_a_secret_that_is_mistaken_is_not_quoted() -> None:
+    for which, config in enumerate(WHOLE):
+        for place, _ in leaves(config):
+            if place[-1] in ("password", "tokenSecret", "privateKey", "proxy"):
+                assert "hunter2" not in said(which, place, "hunter2\x00")
+                assert "8271828" not in said(which, place, 8271828)
+                assert "hunter2" not in said(which, place, ["hunter2"])
+
+
+NUMBERS = [
+    (which, place) for which, config in enumerate(WHOLE) for place, value in leaves(config) if type(value) is int
+]
+
+
+@pytest.mark.parametrize(("which", "place"), NUMBERS, ids=ids)
+def test_a_number_has_bounds(which: int, place: Place) -> None:
+    for wrong in (-1, 0, 2**31, 1.5, "1"):
+        said(which, place, wrong)
+
+
+@pytest.mark.parametrize("seconds", [1, 29, 86_401])
+def test_a_dead_mans_switch_that_undoes_every_boot_is_refused(seconds: int) -> None:
+    said = refused(one_host(timeouts={"rollback": seconds}))
+    assert "homelab:hosts.pve.timeouts.rollback" in said
+    assert ("a healthy host needs them" in said) is (seconds < 30)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"hostpci0": "0000:01:00"}, "setting of its own, gpus"),
+        ({"description": "mine"}, "the mark by which this program knows its VM again"),
+        ({"balloon": "1024"}, "a card pins all"),
+        ({"scsi0": "local:8"}, "create.disk"),
+        ({"lock": "backup"}, "Proxmox VE writes it itself"),
+        ({"cipassword": "x"}, "create.cloudInit"),
+        ({"delete": "net0"}, "no key of a VM's configuration"),
+        ({"skiplock": "1"}, "no key of a VM's configuration"),
+        ({"vmid": "100"}, "no key of a VM's configuration"),
+        ({"name": "x"}, "create.name"),
+        ({"ide2": "none"}, "create.cloudInit has its drive there"),
+        ({"Usb0": "x"}, "expected a key of a VM's configuration"),
+        ({"usb0 ": "x"}, "expected no space"),
+    ],
+)
+def test_an_option_of_a_new_vm_that_is_not_the_users_is_refused(options: dict[str, str], why: str) -> None:
+    assert why in said(0, ("vms", "gaming", "create", "options"), options)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"usb0": "mapping=keyboard"}, {"net0": "virtio,bridge=vmbr0,tag=20"}, {"boot": "order=scsi0"}, {"args": "-cpu x"}],
+)
+def test_any_other_option_of_a_new_vm_is_the_users(option: dict[str, str]) -> None:
+    assert parse(changed(0, ("vms", "gaming", "create", "options"), option)).vms["gaming"].create
+
+
+@pytest.mark.parametrize("kept", range(0, len(KEY.split()[1]), 7))
+def test_a_host_key_that_was_cut_short_is_a_sentence(kept: int) -> None:
+    cut = f"ssh-ed25519 {KEY.split()[1][:kept]}"
+    assert "expected a public key" in refused(one_host(ssh={"hostKey": cut, "agent": True}))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://m.lan/cuda",  # no TLS
+        "https://m.lan/cuda\n* * * * * root reboot",
+        "https://m.lan/\tcuda",
+        "https://me:secret@m.lan/cuda",
+        "https://m.lan/cuda [trusted=yes]",
+        "https://m.lan/cuda?x=1",
+        "https://m.lan/$(reboot)",
+        "https://m.lan/`reboot`",
+        "https://m.lan:0/cuda",
+        "https://m.lan:99999/cuda",
+        "https:///cuda",
+        "file:///cuda",
+        "ftp://m.lan/cuda",
+        "-o https://m.lan",
+    ],
+)
+def test_a_mirror_is_an_address_of_one_word_over_tls(url: str) -> None:
+    for which in ("cuda", "containerToolkit", "run"):
+        with pytest.raises(ValueError, match="mirror"):
+            Nvidia.model_validate({"mirror": {which: url}})
+
+
+@pytest.mark.parametrize(
+    "address", ["fe80::1%$(reboot)", "fe80::1%eth0,x", "-oProxyCommand=x", "a b", "a@b", "1.2.3", "pve;x"]
+)
+def test_an_address_is_no_shell_text(address: str) -> None:
+    assert "expected" in said(0, ("vms", "gaming", "address"), address)
+    assert "expected" in said(0, ("hosts", "pve", "address"), address)
+
+
+def test_every_pattern_of_the_settings_is_ascii() -> None:
+    # \d and \w of other scripts would go through, and mean nothing to a host.
+    for text in ("٥٨٠", "５８０"):
+        with pytest.raises(ValueError, match="driver"):
+            Nvidia.model_validate({"driver": text})
+    assert re.search("expected", said(0, ("vms", "gaming", "create", "bridge"), "vmbr٠"))
