@@ -24,6 +24,10 @@ _HOSTNAME = re.compile(
 )
 
 
+# What stands for a value that Pulumi has encrypted where nobody has the passphrase: in a pull request's preview, in the doctor.
+ENCRYPTED = "(encrypted)"
+
+
 def visible(value: str) -> str:
     """Text on one line without control characters. Raises ValueError: it isn't."""
     if any(unicodedata.category(character) in _UNSEEN for character in value):
@@ -94,6 +98,8 @@ def _port(value: str) -> None:
 def _proxy(value: SecretStr) -> SecretStr:
     # It may hold a password: the messages quote nothing.
     text = value.get_secret_value()
+    if text == ENCRYPTED:
+        return value
     plain(text)
     if not re.fullmatch(r"https?://([^\s:/@'\"\\]+(:[^\s/@'\"\\]*)?@)?[A-Za-z0-9.-]+(:[0-9]{1,5})?/?", text):
         raise ValueError("expected http://HOST:PORT, with USER:PASSWORD@ before the host where the proxy asks for them")

@@ -716,12 +716,16 @@ def assigned_numbers(text: str) -> list[int] | Literal["all"]:
 
 
 class Settings(Model):
-    """All of `homelab:`. ``plan``: whether a preview reads the host (auto: when something would change and it is in reach)."""
+    """All of `homelab:`. ``plan``: whether a preview reads the host (auto: when something would change and it is in reach).
+
+    ``allowPlainSecrets``: secrets may stand in the stack's file as they are.
+    """
 
     hosts: dict[Name, Host]
     vms: dict[Name, Vm] = {}
     containers: dict[Name, Container] = {}
     plan: Literal["auto", "always", "never"] = "auto"
+    allow_plain_secrets: bool = False
 
     @property
     def stacks(self) -> dict[str, Nvidia]:
@@ -828,11 +832,39 @@ def load() -> Settings:
     # What the language host hands to a program; pulumi.Config can't list keys, so an unknown one would go unnoticed.
     whole = json.loads(os.environ.get("PULUMI_CONFIG", "{}"))
     found = parse({key.removeprefix("homelab:"): text for key, text in whole.items() if key.startswith("homelab:")})
+    errors = _unsafe(found)
     if found.stacks:
         from nvidia import preview  # only here: its data is read
 
-        raise_all(preview.from_settings(found))
+        errors += preview.from_settings(found)
+    raise_all(errors)
     return found
+
+
+def _unsafe(found: Settings) -> list[HomelabError]:
+    """What stands against secrets in plain text and values of the example; in a preview, the latter are only named."""
+    import pulumi
+
+    import secret_settings
+
+    stack, errors = pulumi.get_stack(), []
+    if not found.allow_plain_secrets:
+        file = Path.cwd() / f"Pulumi.{stack.rpartition('/')[2]}.yaml"
+        plain_ones, unknown = secret_settings.in_plain_text(found, os.environ, file)
+        if plain_ones:
+            errors.append(secret_settings.plain_secrets(plain_ones, stack))
+        if unknown:
+            pulumi.log.warn(
+                f"whether all of {', '.join(map(secret_settings.path_of, unknown))} are encrypted can't be told: some are, and {file} "
+                "isn't the file that was read"
+            )
+    if places := secret_settings.left_open(found):
+        error = secret_settings.still_open(places, stack)
+        if pulumi.runtime.is_dry_run():
+            pulumi.log.warn(f"`pulumi up` will refuse this:\n{error}")
+        else:
+            errors.append(error)
+    return errors
 
 
 def parse(values: Mapping[str, str]) -> Settings:

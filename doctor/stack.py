@@ -13,10 +13,8 @@ from doctor.devices import Cards
 from doctor.reading import Reading
 from host import gates
 from host.errors import HomelabError
+from secret_settings import is_encrypted, readable
 from settings import PROJECT, Host, Settings, assigned_numbers, parse
-
-# In place of what Pulumi has encrypted and nothing here asks for.
-_ENCRYPTED = "encrypted"
 
 
 @dataclass(frozen=True)
@@ -33,10 +31,10 @@ class Stack:
         :raises HomelabError: it is missing or mistaken, or can't be logged in to without a secret that Pulumi has encrypted.
         """
         hosts = self.values.get("hosts")
-        if not isinstance(hosts, dict) or not hosts or _is_encrypted(hosts):
+        if not isinstance(hosts, dict) or not hosts or is_encrypted(hosts):
             raise HomelabError(
                 f"hosts under homelab:hosts in {self.path}",
-                "they are encrypted as a whole" if _is_encrypted(hosts) else "none",
+                "they are encrypted as a whole" if is_encrypted(hosts) else "none",
                 "they say how a host is reached",
                 "see Pulumi.homelab.yaml for an example; only single values in it are secrets",
             )
@@ -51,7 +49,7 @@ class Stack:
         return chosen, self._settings({chosen: _reachable(chosen, hosts[chosen], self.path, identity)}).hosts[chosen]
 
     def _settings(self, hosts: dict[str, Any]) -> Settings:
-        return parse({"hosts": json.dumps(_readable(hosts))})
+        return parse({"hosts": json.dumps(readable(hosts))})
 
     def cards(self, host_name: str, host: Host, ctid: int, reading: Reading) -> Cards | None:
         """The cards that the settings give a container; None where they don't have it.
@@ -129,19 +127,6 @@ def _numbers_of(reading: Reading, host: Host, names: list[Any], place: str) -> l
 
 
 # -- what Pulumi has encrypted --------------------------------------------------------------------------------------
-def _is_encrypted(value: Any) -> bool:
-    return isinstance(value, dict) and list(value) == ["secure"]
-
-
-def _readable(value: Any) -> Any:
-    """With a word in place of each encrypted value: none of those that are left is asked for."""
-    if _is_encrypted(value):
-        return _ENCRYPTED
-    if isinstance(value, dict):
-        return {key: _readable(one) for key, one in value.items()}
-    return [_readable(one) for one in value] if isinstance(value, list) else value
-
-
 def _reachable(name: str, host: Any, path: Path, identity: str | None) -> Any:
     """The host with a login that needs no secret."""
     ssh = host.get("ssh") if isinstance(host, dict) else None
@@ -153,8 +138,8 @@ def _reachable(name: str, host: Any, path: Path, identity: str | None) -> Any:
             key: one for key, one in ssh.items() if key not in ("privateKey", "privateKeyFile", "password", "agent")
         }
         return {**host, "ssh": {**plain, "privateKeyFile": str(Path(identity).expanduser().absolute())}}
-    encrypted = [key for key, one in ssh.items() if _is_encrypted(one)]
-    if _is_encrypted(ssh) or encrypted:
+    encrypted = [key for key, one in ssh.items() if is_encrypted(one)]
+    if is_encrypted(ssh) or encrypted:
         raise HomelabError(
             f"to log in to {name} with what is in {path}",
             f"hosts.{name}.ssh{'.' + encrypted[0] if encrypted else ''} is encrypted, and only Pulumi can read it",

@@ -83,6 +83,8 @@ def make_stack(
     if vms is not None or any("create" in one for one in (containers or {}).values()):
         settings |= {"api": api_token(lab), "node": lab.api["node"]}
     config: dict[str, Any] = {"homelab:hosts": {"pve": settings | host}, "homelab:plan": "auto"}
+    if "api" in config["homelab:hosts"]["pve"]:
+        config["homelab:allowPlainSecrets"] = True  # the lab's own, in a file of the test's
     if vms is not None:
         config["homelab:vms"] = {name: {"host": "pve"} | vm for name, vm in vms.items()}
     if containers is not None:

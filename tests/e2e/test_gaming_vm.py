@@ -32,6 +32,7 @@ def gaming_beside(homelab: Stack) -> Stack:
     config = example()
     config["gaming-vm:homelab"] = "organization/homelab/lab"
     config["homelab:hosts"] = {"pve": homelab.host}
+    config["homelab:allowPlainSecrets"] = True
     folder = homelab.folder.parent / "gaming"
     folder.mkdir()
     stack = Stack(folder, homelab.engine, config, project=GAMING, backend=homelab.folder, lab=homelab.lab)

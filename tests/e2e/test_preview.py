@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.e2e.conftest import Stack
 
@@ -37,6 +39,27 @@ def test_a_preview_needs_no_key_and_sees_no_change_for_want_of_it(
     preview = stack.preview()
     assert preview.planned == []
     assert "previewing without the key to the host" in preview.output
+
+
+def test_a_secret_in_plain_text_is_refused_until_the_command_that_is_named_has_encrypted_it(
+    stack_on: Callable[..., Stack],
+) -> None:
+    stack = stack_on("rtx5090", vms={})
+    del stack.config["homelab:allowPlainSecrets"]
+    secret = stack.host["api"]["tokenSecret"]
+    place = "homelab:hosts.pve.api.tokenSecret"
+    for refused in (stack.preview(ok=False), stack.up(ok=False)):
+        assert f"pulumi config set --stack lab --secret --path '{place}'" in refused.message
+        assert secret not in refused.output
+    file = stack.folder / "Pulumi.lab.yaml"
+    subprocess.run(
+        [str(stack.engine.pulumi), "config", "set", "--stack", "lab", "--secret", "--path", place, "--config-file", str(file)]
+        + ["--cwd", str(stack.project)],
+        input=secret, text=True, env=stack.environment, check=True, capture_output=True,
+    )  # fmt: skip
+    stack.config = yaml.safe_load(file.read_text())["config"]
+    assert secret not in file.read_text()
+    assert secret not in stack.preview().output
 
 
 def test_the_plan_is_printed_and_nothing_is_changed(stack_on: Callable[..., Stack]) -> None:
