@@ -14,6 +14,7 @@ import pulumi
 from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
 from components.provider import HostProvider, stopped_by_us
+from host.text import tell
 
 if TYPE_CHECKING:
     from host.facts import HostFacts
@@ -47,7 +48,7 @@ class ContainerProbeProvider(HostProvider):
         drift = _drift(facts, props)
         moved = self._moved(facts, props)
         for difference in drift + moved:
-            print(f"{props['container']}: drift: {difference}")
+            tell(f"{props['container']}: drift: {difference}")
         gone = facts.guests.config(int(props["ctid"])) is None
         generation = int(props["generation"]) + bool(drift)
         return ReadResult(id_, {**props, "generation": generation, "stale": bool(moved) or gone})

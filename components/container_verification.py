@@ -12,6 +12,7 @@ import pulumi
 from pulumi.dynamic import CreateResult, DiffResult, Resource
 
 from components.provider import HostProvider, replaced_by
+from host.text import tell
 
 if TYPE_CHECKING:
     from settings import Host
@@ -25,7 +26,7 @@ class ContainerVerificationProvider(HostProvider):
     def create(self, props: dict[str, Any]) -> CreateResult:
         answer = asyncio.run(_verified(self.host(props), int(props["ctid"]), props["devices"]))
         told = ", ".join(answer["nodes"]) or f"nothing (it is {answer['state']})"
-        print(f"opened in container {int(props['ctid'])}, by root and by an ordinary user: {told}")
+        tell(f"opened in container {int(props['ctid'])}, by root and by an ordinary user: {told}")
         return CreateResult(str(int(props["ctid"])), {**props, **answer})
 
     def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:

@@ -13,6 +13,7 @@ from pulumi.dynamic import CreateResult, DiffResult, Resource
 
 from components.provider import replaced_by
 from components.system import READING_SECONDS, SystemProvider
+from host.text import tell
 
 if TYPE_CHECKING:
     from nvidia.reading import Reading
@@ -40,13 +41,13 @@ class GuestRebootProvider(SystemProvider):
         why = reboot_reason(reading, version)
         if not why:
             return reading, ""
-        print(f"{name}: rebooting it, because {why}")
+        tell(f"{name}: rebooting it, because {why}")
         async with self.session(props, READING_SECONDS) as run:
             await run("apply", scripts.compose("reboot_guest.sh"))
         reading = await self.read_system_in_time(props, patience, reading.boot_id)
         if still := reboot_reason(reading, version):
             raise self._no_use(name, version, still)
-        print(f"{name}: it is back, kernel {reading.system.running}")
+        tell(f"{name}: it is back, kernel {reading.system.running}")
         return reading, why
 
     @staticmethod

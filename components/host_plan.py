@@ -8,6 +8,7 @@ import pulumi
 
 from components.host_probe import HostProbe
 from host.errors import HomelabError, UnreachableError, raise_all
+from host.text import clean
 
 if TYPE_CHECKING:
     from host.facts import HostFacts
@@ -38,7 +39,7 @@ def preview(
         try:
             _ = host.ssh.key
         except HomelabError as error:
-            pulumi.log.warn(f"{name}: previewing without the key to the host: {error.found}", probe)
+            pulumi.log.warn(clean(f"{name}: previewing without the key to the host: {error.found}"), probe)
             mode = "never"
     # An output awaits the coroutine, so that the program doesn't end before it, and fails with it.
     printed: pulumi.Output[bool] = pulumi.Output.from_input(_printed(name, host, probe, vms, containers, results, mode))
@@ -86,9 +87,9 @@ async def _printed(
     except UnreachableError as error:
         if mode == "always":
             raise pulumi.RunError(str(error)) from None
-        pulumi.log.info(f"{name} is not in reach ({error.found}): previewed without reading it", probe)
+        pulumi.log.info(clean(f"{name} is not in reach ({error.found}): previewed without reading it"), probe)
         return False
     except HomelabError as error:
         raise pulumi.RunError(str(error)) from None
-    pulumi.log.info(text, probe)
+    pulumi.log.info(clean(text), probe)
     return True

@@ -18,6 +18,7 @@ import pulumi
 from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
 from components.provider import HostProvider
+from host.text import tell
 
 if TYPE_CHECKING:
     from settings import Host
@@ -51,7 +52,7 @@ class HostProbeProvider(HostProvider):
         drift = plan.drift(facts, want)
         for layer, differences in drift.items():
             for difference in differences:
-                print(f"{props['host']}: drift ({layer}): {difference}")
+                tell(f"{props['host']}: drift ({layer}): {difference}")
         generation = _raised(props["generation"], {layer for layer, differences in drift.items() if differences})
         return ReadResult(id_, {**props, "generation": generation, "stale": plan.stale(facts, want)})
 
@@ -86,12 +87,12 @@ class HostProbeProvider(HostProvider):
         if vms:
             api.Api(host, host.node or props["host"]).get("version", f"to log in to {props['host']}'s Proxmox VE API")
         # Also for those who skip the preview: what a reboot stops is said before anything is changed.
-        print(f"{props['host']}: reboot: {plan.reboot(facts, host, want)}")
+        tell(f"{props['host']}: reboot: {plan.reboot(facts, host, want)}")
         return dataclasses.asdict(want)
 
     def delete(self, _id: str, props: dict[str, Any]) -> None:
         if props.get("iommu_words") or props.get("vfio_words"):
-            print(
+            tell(
                 f"{props['host']}: the boot configuration is as it was; the running kernel keeps the old command line and the "
                 "GPU's binding until the next reboot"
             )

@@ -19,6 +19,7 @@ from components.host_probe import HostProbe
 from components.provider import HostProvider, replaced_by
 from host import scripts
 from host.errors import HomelabError, raise_all
+from host.text import tell
 
 if TYPE_CHECKING:
     from host import plan
@@ -38,7 +39,7 @@ class BootVerificationProvider(HostProvider):
         host = self.host(props)
         reboot = scripts.answer(props["reboot"])
         facts = asyncio.run(_verified(host, props["host"], reboot, _wanted(props)))
-        print(
+        tell(
             f"{props['host']}: verified: kernel {facts.kernel}, {facts.iommu.groups} IOMMU groups, {_bound(facts, props)} on vfio-pci"
         )
         stopped = _GUEST.findall(reboot["guests"]) if reboot["reboot"] == "yes" else []
@@ -53,8 +54,8 @@ async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wa
     from host import plan, ssh
 
     if reboot["reboot"] == "yes":
-        print(f"{name}: rebooting, because {'; '.join(reboot['reasons'])}; it stops {reboot['guests'] or 'no guest'}")
-        facts = await ssh.wait_for_boot(host, reboot["boot_id"], lambda text: print(f"{name}: {text}"))
+        tell(f"{name}: rebooting, because {'; '.join(reboot['reasons'])}; it stops {reboot['guests'] or 'no guest'}")
+        facts = await ssh.wait_for_boot(host, reboot["boot_id"], lambda text: tell(f"{name}: {text}"))
     else:
         facts = await ssh.read(host, lspci=True)
         if reboot["reboot"] == "manual" and facts.boot_id == reboot["boot_id"]:

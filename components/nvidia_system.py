@@ -15,6 +15,7 @@ import pulumi
 from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
 from components.system import SystemProvider
+from host.text import tell
 
 if TYPE_CHECKING:
     from nvidia.plan import Request
@@ -46,7 +47,7 @@ class NvidiaSystemProvider(SystemProvider):
     def delete(self, _id: str, props: dict[str, Any]) -> None:
         # Said whatever the steps do: under `purge` they have taken back what they added by now.
         if props["nvidia"]["on_destroy"] == "keep" and props["stays"]:
-            print(
+            tell(
                 f"{props['system_name']}: NVIDIA's stack stays as it is (onDestroy: keep): driver, CUDA, container toolkit, their "
                 "repositories and the pin"
             )
@@ -69,9 +70,9 @@ class NvidiaSystemProvider(SystemProvider):
             if old.get(key) != new.get(key)
         ]
         for difference in drift:
-            print(f"{name}: drift: {difference}")
+            tell(f"{name}: drift: {difference}")
         for key in changed:
-            print(f"{name}: drift: {key.replace('_', ' ')} is {new.get(key)} instead of {old.get(key)}")
+            tell(f"{name}: drift: {key.replace('_', ' ')} is {new.get(key)} instead of {old.get(key)}")
         drifted = {line.partition(":")[0] for line in drift}
         generation = {layer: int(props["generation"].get(layer, 0)) + (layer in drifted) for layer in LAYERS}
         return ReadResult(id_, {**props, "generation": generation, "stale": bool(changed)})
@@ -85,13 +86,13 @@ class NvidiaSystemProvider(SystemProvider):
             key = "host" if props["target"] == "host" else str(int(props["ctid"]))
             text = self.facts_of_refresh(props).systems.get(key)
             if text is None:
-                print(f"{props['system_name']}: it doesn't run: NVIDIA's stack in it was not compared")
+                tell(f"{props['system_name']}: it doesn't run: NVIDIA's stack in it was not compared")
             return None if text is None else reading.parse(text)
         try:
             return asyncio.run(self.read_system(props))
         except UnreachableError as error:
             # A VM may be off for good reasons; that is no reason to stop the refresh of everything else.
-            print(f"{props['system_name']}: not in reach, and not compared: {error.found}")
+            tell(f"{props['system_name']}: not in reach, and not compared: {error.found}")
             return None
 
     def _planned(self, props: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +103,7 @@ class NvidiaSystemProvider(SystemProvider):
         facts = _facts(asyncio.run(self.read_system_in_time(props, patience)), props)
         request = request_of(props, facts, stack)
         for note in plan_stack(request).notes:  # or all that stands against it
-            print(f"{props['system_name']}: {note}")
+            tell(f"{props['system_name']}: {note}")
         return facts
 
 

@@ -13,6 +13,7 @@ from pulumi.dynamic import CreateResult, DiffResult, Resource
 
 from components.provider import replaced_by
 from components.system import SystemProvider
+from host.text import tell
 
 OUTPUTS = ("result",)
 # What a script's own time limit leaves for the connection and the answer, in seconds.
@@ -38,7 +39,7 @@ class NvidiaVerificationProvider(SystemProvider):
         result, errors = verification.judge(answer, verification.Wanted(**props["wanted"]))
         raise_all(errors)
         cards = ", ".join(card["name"] for card in result["gpus"])
-        print(f"{props['system_name']}: verified from inside: {cards}, driver {result['driver']}")
+        tell(f"{props['system_name']}: verified from inside: {cards}, driver {result['driver']}")
         return result
 
 

@@ -15,6 +15,7 @@ from pulumi_command import remote
 from components import remote as commands
 from components.provider import HostProvider
 from host.errors import HomelabError
+from host.text import tell
 
 if TYPE_CHECKING:
     from components.gpu_lxc import GpuLxc
@@ -239,7 +240,7 @@ class SystemProvider(HostProvider):
                 if props["target"] != "vm":
                     raise
                 if not last:
-                    print(
+                    tell(
                         f"{props['system_name']}: waiting until it answers at {props['address']}, for {seconds:.0f} s at most"
                     )
                 last = error.found

@@ -10,6 +10,7 @@ from enum import IntEnum
 from typing import Any
 
 from host.errors import HomelabError, SeveralErrors
+from host.text import clean
 
 # Raised when a key of the JSON is taken away or changes its meaning; keys are only added within a version.
 VERSION = 1
@@ -83,7 +84,10 @@ class Report:
         return self.steps or in_order(self.findings)
 
     def text(self) -> str:
-        """For people."""
+        """For people: what the host says in it is made safe to show."""
+        return clean(self._text())
+
+    def _text(self) -> str:
         parts = ["\n".join([self.subject, *(f"  {line}" for line in self.head)])]
         parts += [table.text() for table in self.tables if table.rows]
         if self.notes:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from host.text import clean
+
 
 class HomelabError(Exception):
-    """Something a person has to act on; its text says what was wanted, what was found, why it matters, what to do next."""
+    """Something a person has to act on; its text says what was wanted, what was found, why it matters, what to do next.
+
+    Whatever a host has put into a part is made safe to show (host/text.py).
+    """
 
     def __init__(self, wanted: str, found: str, why: str, next_step: str) -> None:
+        wanted, found, why, next_step = (clean(part) for part in (wanted, found, why, next_step))
         super().__init__(f"wanted: {wanted}\nfound:  {found}\nwhy:    {why}\nnext:   {next_step}")
         self.wanted, self.found, self.why, self.next_step = wanted, found, why, next_step
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from host.errors import HomelabError
+
 FOLDER = Path(__file__).resolve().parent.parent / "remote_scripts"
 
 # By its name the test VM of a run that was killed is known to the next one, and removed.
@@ -80,9 +82,33 @@ def library_of(script: str) -> tuple[str, ...]:
 
 
 def answer(output: str) -> dict[str, Any]:
-    """What a script answers: the JSON of its last line. A login may print something of its own before."""
-    found: dict[str, Any] = json.loads(output.strip().rpartition("\n")[2])
-    return found
+    """What a script answers: the JSON of its last line. A login may print something of its own before.
+
+    :raises HomelabError: it is none.
+    """
+    line = output.strip().rpartition("\n")[2]
+    try:
+        found = json.loads(line)
+        if isinstance(found, dict):
+            # Half a surrogate pair, which JSON can escape, can't be written anywhere.
+            return found if "\\ud" not in line.lower() else dict(_writable(found))
+        problem = "it is no object"
+    except ValueError as error:
+        problem = str(error)
+    raise HomelabError(
+        "one line of JSON from a script",
+        f"{line[:200]!r} ({problem})",
+        "nothing follows from an answer that can't be read",
+        "log in and see whether root's shell prints something of its own for non-interactive sessions (~/.bashrc)",
+    )
+
+
+def _writable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_writable(key): _writable(one) for key, one in value.items()}
+    return [_writable(one) for one in value] if isinstance(value, list) else value
 
 
 def command(verb: str, user: str) -> str:

@@ -9,7 +9,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from host import facts, scripts
@@ -28,6 +28,11 @@ KEEPALIVE_SECONDS = 5
 SCRIPT_SECONDS = 60
 # How much of the time until an unconfirmed boot is undone one reading may take at least.
 SHORT_SECONDS = 15
+# What is taken of a script's answer, in bytes: a host with hundreds of devices and guests says a quarter of a megabyte. Of its log
+# the end is kept.
+OUTPUT_BYTES = 16 * 1024**2
+LOG_BYTES = 64 * 1024
+_CHUNK = 64 * 1024
 # Between two tries to reach a host that is booting. Nothing on this side tells when it is back.
 RETRY_SECONDS = 1.0
 
@@ -40,10 +45,10 @@ class Session:
         self._connection = connection
 
     async def run(self, verb: str, script: str, seconds: float = SCRIPT_SECONDS) -> str:
-        """Runs a composed script and returns what it printed.
+        """Runs a composed script and returns what it printed; bytes that aren't UTF-8 are U+FFFD in it.
 
         :param seconds: how long it may take.
-        :raises HomelabError: the script failed (its own message), or sudo did.
+        :raises HomelabError: the script failed (its own message), or sudo did; or it said more than OUTPUT_BYTES.
         :raises UnreachableError: the connection was lost meanwhile.
         """
         import asyncssh
@@ -52,16 +57,38 @@ class Session:
         try:
             # A host that goes down may keep a connection open and answer its keepalives without ever running the script.
             async with asyncio.timeout(seconds):
-                done = await self._connection.run(command, input=script, encoding="utf-8")
+                status, output, log = await self._exchange(command, script)
         except TimeoutError as error:
             raise _lost(self._host, TimeoutError(f"the script has not ended within {seconds:g} s")) from error
         except (OSError, asyncssh.Error) as error:
             raise _lost(self._host, error) from error
-        if done.exit_status is None:
+        if len(output) > OUTPUT_BYTES:
+            self._connection.abort()  # or it would go on sending
+            raise _endless(verb, output)
+        if status is None:
             raise _lost(self._host, ConnectionError("the connection ended before the script did"))
-        if done.exit_status != 0:
-            raise _failed(verb, str(done.stdout), str(done.stderr), done.exit_status)
-        return str(done.stdout)
+        if status != 0:
+            raise _failed(verb, _text(output), _text(log), status)
+        return _text(output)
+
+    async def _exchange(self, command: str, script: str) -> tuple[int | None, bytes, bytes]:
+        """Exit status (None: there was none), answer, end of the log; once the answer is too long, no more is waited for."""
+        process = await self._connection.create_process(command, encoding=None)
+        with suppress(OSError):  # it reads no more: its output and its status say why
+            process.stdin.write(script.encode())
+            process.stdin.write_eof()
+        log = asyncio.create_task(_end_of(process.stderr))
+        try:
+            output = bytearray()
+            while len(output) <= OUTPUT_BYTES and (data := await process.stdout.read(_CHUNK)):
+                output += data
+            if len(output) > OUTPUT_BYTES:
+                return None, bytes(output), b""
+            said = await log
+            await process.wait_closed()
+        finally:
+            log.cancel()
+        return process.exit_status, bytes(output), said
 
     async def read(
         self,
@@ -79,6 +106,27 @@ class Session:
             inside = steps.read_system()
         text = scripts.read_host(guests=guests, lspci=lspci, systems=systems, read_system=inside)
         return facts.parse(await self.run("read_host", text, seconds))
+
+
+async def _end_of(stream: asyncssh.SSHReader[bytes]) -> bytes:
+    """The last LOG_BYTES of all that comes."""
+    end = b""
+    while data := await stream.read(_CHUNK):
+        end = (end + data)[-LOG_BYTES:]
+    return end
+
+
+def _text(said: bytes) -> str:
+    return said.decode("utf-8", errors="replace")
+
+
+def _endless(verb: str, output: bytes) -> HomelabError:
+    return HomelabError(
+        f"an answer of at most {OUTPUT_BYTES // 1024**2} MiB from the script to {verb.replace('_', ' ')}",
+        f"more, and no end; it begins: {_text(output[:200])!r}",
+        "taking all of it in could use up this machine's memory; nothing was decided",
+        "log in as the script does and see what prints so much: `ssh HOST bash -s </dev/null`, root's ~/.bashrc, a file that has grown",
+    )
 
 
 def _failed(verb: str, output: str, log: str, status: int) -> HomelabError:

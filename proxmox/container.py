@@ -13,6 +13,7 @@ from typing import Any
 import pulumi
 from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
+from host.text import tell
 from proxmox.provider import ApiProvider, stays
 
 OUTPUTS = ("instance", "drift")
@@ -65,14 +66,14 @@ class NewContainerProvider(ApiProvider):
         wanted = f"container {ctid} ({name}) created"
         config = self._config(props)
         if config is None:
-            print(f"{name}: creating container {ctid}")
+            tell(f"{name}: creating container {ctid}")
             about = {"description": f"{props['mark']} {instance}"}
             upid = api.post(
                 f"nodes/{api.node}/lxc", wanted, vmid=ctid, **props["config"], **props["secret_config"], **about
             )
-            api.task(upid, wanted, CREATE_SECONDS, lambda text: print(f"{name}: {text}"))
+            api.task(upid, wanted, CREATE_SECONDS, lambda text: tell(f"{name}: {text}"))
         elif props["mark"] in config.get("description", "") and "lock" not in config:
-            print(f"{name}: container {ctid} was made by an earlier run that was interrupted")
+            tell(f"{name}: container {ctid} was made by an earlier run that was interrupted")
         else:
             raise HomelabError(
                 wanted,
@@ -109,14 +110,14 @@ class NewContainerProvider(ApiProvider):
         try:
             found = self.reading(props, self._path(props), f"to read the configuration of container {ctid}")
         except NotThereError:
-            print(f"{props['container']}: drift: container {ctid} is gone")
+            tell(f"{props['container']}: drift: container {ctid} is gone")
             return ReadResult("", {})
         config = strings(found)
         drift = [
             key for key in COMPARED if key in props["config"] and not same(key, config.get(key), props["config"][key])
         ]
         for key in drift:
-            print(
+            tell(
                 f"{props['container']}: drift: {key} is {config.get(key, 'not there')} instead of {props['config'][key]}"
             )
         return ReadResult(id_, {**props, "drift": drift})
@@ -148,7 +149,7 @@ class NewContainerProvider(ApiProvider):
         api, ctid, name = self.api(props), int(props["ctid"]), props["container"]
         same = [name for name, one in self.containers(props).items() if one.ctid == ctid and one.create is None]
         if why := stays(props, config, "container", [f"containers.{name}" for name in same]):
-            print(f"{name}: container {ctid} stays: {why}")
+            tell(f"{name}: container {ctid} stays: {why}")
             return
         base = f"nodes/{api.node}/lxc/{ctid}"
         if api.get(f"{base}/status/current", f"to see whether container {ctid} runs")["status"] == "running":
@@ -156,9 +157,9 @@ class NewContainerProvider(ApiProvider):
             timeout = int(props["shutdown"]["timeout"])
             # It is removed next: one that doesn't shut down is stopped.
             upid = api.post(f"{base}/status/shutdown", wanted, timeout=timeout, forceStop=1)
-            api.task(upid, wanted, timeout + TASK_SECONDS, lambda text: print(f"{name}: {text}"))
+            api.task(upid, wanted, timeout + TASK_SECONDS, lambda text: tell(f"{name}: {text}"))
         wanted = f"container {ctid} ({name}) removed"
-        api.task(api.delete(base, wanted, purge=1), wanted, TASK_SECONDS, lambda text: print(f"{name}: {text}"))
+        api.task(api.delete(base, wanted, purge=1), wanted, TASK_SECONDS, lambda text: tell(f"{name}: {text}"))
 
 
 def _require_same(olds: dict[str, Any], news: dict[str, Any]) -> None:

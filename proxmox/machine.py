@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from host.errors import HomelabError
+from host.text import tell
 from proxmox.api import Api, ApiError, ChangedMeanwhileError, NotThereError, UnansweredError
 from proxmox.vm_config import Change, strings
 
@@ -50,7 +51,7 @@ class Machine:
 
     def say(self, text: str) -> None:
         """Shows a line in Pulumi's display."""
-        print(f"{self.name}: {text}")
+        tell(f"{self.name}: {text}")
 
     # -- what it is ----------------------------------------------------------------------------------------------
     def config(self) -> dict[str, str]:

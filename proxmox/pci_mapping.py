@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
+from host.text import tell
 from proxmox.provider import ApiProvider
 
 if TYPE_CHECKING:
@@ -43,16 +44,16 @@ class PciMappingProvider(ApiProvider):
         try:
             mapping = self.reading(props, f"cluster/mapping/pci/{name}", f"to read the mapping {name}")
         except NotThereError:
-            print(f"{name}: drift: the PCI mapping is gone")
+            tell(f"{name}: drift: the PCI mapping is gone")
             return ReadResult("", {})
         ours = _ours(mapping["map"], props["node"], props["entry"]["path"])
         if ours is None:
-            print(
+            tell(
                 f"{name}: drift: the PCI mapping has no entry for {props['entry']['path']} of {props['node']} any more"
             )
             return ReadResult("", {})
         if not _equal(ours, entry_of(props)):
-            print(f"{name}: drift: the PCI mapping's entry is {ours} instead of {entry_of(props)}")
+            tell(f"{name}: drift: the PCI mapping's entry is {ours} instead of {entry_of(props)}")
         return ReadResult(id_, {**props, "found": entry_of(props) if _equal(ours, entry_of(props)) else ours})
 
     def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:

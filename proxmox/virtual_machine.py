@@ -13,6 +13,7 @@ from urllib.parse import quote
 import pulumi
 from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
+from host.text import tell
 from proxmox.provider import ApiProvider, policy, stays
 
 OUTPUTS = ("instance", "drift")
@@ -154,13 +155,13 @@ class VirtualMachineProvider(ApiProvider):
         try:
             config = strings(self.reading(props, path, f"to read the configuration of VM {int(props['vmid'])}"))
         except NotThereError:
-            print(f"{props['vm']}: drift: VM {int(props['vmid'])} is gone")
+            tell(f"{props['vm']}: drift: VM {int(props['vmid'])} is gone")
             return ReadResult("", {})
         drift = [
             key for key in COMPARED if key in props["config"] and not same(key, config.get(key), props["config"][key])
         ]
         for key in drift:
-            print(f"{props['vm']}: drift: {key} is {config.get(key, 'not there')} instead of {props['config'][key]}")
+            tell(f"{props['vm']}: drift: {key} is {config.get(key, 'not there')} instead of {props['config'][key]}")
         return ReadResult(id_, {**props, "drift": drift})
 
     def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
@@ -197,7 +198,7 @@ class VirtualMachineProvider(ApiProvider):
             return
         same = [name for name, vm in self.vms(props).items() if vm.vmid == machine.vmid and vm.create is None]
         if why := stays(props, config, "VM", [f"vms.{name}" for name in same]):
-            print(f"{props['vm']}: VM {machine.vmid} stays: {why}")
+            tell(f"{props['vm']}: VM {machine.vmid} stays: {why}")
             return
         if machine.running():
             machine.shut_down(policy(props))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 from pulumi.dynamic import CreateResult, DiffResult, Resource, UpdateResult
 
+from host.text import tell
 from proxmox.provider import ApiProvider, policy
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _asked(api: Api, props: dict[str, Any]) -> str | None:
             if address is not None:
                 return address
         if time.monotonic() > deadline:
-            print(
+            tell(
                 f"{props['vm']}: its guest agent has named no address for {AGENT_SECONDS} seconds: install qemu-guest-agent in it"
             )
             return None

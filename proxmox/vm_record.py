@@ -14,6 +14,7 @@ import pulumi
 from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
 from components.provider import stopped_by_us
+from host.text import tell
 from proxmox.provider import ApiProvider, policy
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class VmRecordProvider(ApiProvider):
             return ReadResult(id_, props)
         drift = self._drift(props)
         for line in drift:
-            print(f"{props['vm']}: drift: {line}")
+            tell(f"{props['vm']}: drift: {line}")
         return ReadResult(id_, {**props, "drift": drift})
 
     def _drift(self, props: dict[str, Any]) -> list[str]:
@@ -87,7 +88,7 @@ class VmRecordProvider(ApiProvider):
         raise_all(errors)
         made, given_back = recorded(config, wish, record)
         for note in notes if made != record else []:
-            print(f"{props['vm']}: {note}")
+            tell(f"{props['vm']}: {note}")
         running = int(props["vmid"]) in guests.running_vms
         return {
             "record": made,
@@ -115,7 +116,7 @@ class VmRecordProvider(ApiProvider):
         try:
             self.machine(props).converge(lambda config: undo(config, owned), sorted(owned), policy(props), "keep")
         except NotThereError:
-            print(f"{props['vm']}: VM {int(props['vmid'])} is gone: there is nothing to give back")
+            tell(f"{props['vm']}: VM {int(props['vmid'])} is gone: there is nothing to give back")
 
 
 def wish_of(props: dict[str, Any], *, may_replace_raw: bool) -> Wish:

@@ -16,7 +16,7 @@ diagnose() {
   local id separator=
   printf '{"node":%s,"pve_container":%s,"guests":[' "$(json_string "$(hostname)")" "$(json_string "$(version_of pve-container)")"
   known_guests
-  printf '],"driver":%s,"char_devices":%s' "$(text_of /sys/module/nvidia/version)" "$(text_of /proc/devices)"
+  printf '],"driver":%s,"char_devices":%s' "$(string_of /sys/module/nvidia/version)" "$(string_of /proc/devices)"
   printf ',"nodes":%s,"links":%s' "$(json_string "$(nodes)")" "$(json_string "$(find "$ROOT/dev/dri/by-path" -type l -printf '%f %l\n' 2>/dev/null)")"
   printf ',"kernel_log":%s,"containers":[' \
     "$(json_string "$(dmesg 2>/dev/null | grep -E 'NVRM|nvidia|nouveau|vfio-pci|homelab-vfio|FLR' | tail -n 60 || :)")"
@@ -31,11 +31,7 @@ diagnose() {
 
 version_of() { dpkg-query -W -f '${Version}' "$1" 2>/dev/null || :; }
 
-text_of() { # PATH - as a JSON string; empty when it isn't there
-  local text=
-  [[ ! -r $ROOT$1 ]] || text=$(<"$ROOT$1")
-  json_string "$text"
-}
+string_of() { json_string "$(of_file "$ROOT$1")"; } # PATH - its text; empty when it isn't there
 
 # Every guest of the cluster: a wrong id is answered by what it is.
 known_guests() {

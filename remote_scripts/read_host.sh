@@ -33,11 +33,7 @@ read_host() {
   printf '}\n'
 }
 
-string_of() { # PATH - its text as a JSON string; empty when it isn't there
-  local text=
-  [[ ! -r $ROOT$1 ]] || text=$(<"$ROOT$1")
-  json_string "$text"
-}
+string_of() { json_string "$(of_file "$ROOT$1")"; } # PATH - its text; empty when it isn't there
 
 pve_version() { # pve-manager/9.1.1/... -> 9.1.1; nothing where this isn't Proxmox VE
   ! command -v pveversion >/dev/null || pveversion | sed -nE 's#^pve-manager/([^/]+)/.*#\1#p'
@@ -118,9 +114,11 @@ devices() {
     group=${links[$name]:-null}
     flag=false
     [[ $acs != *" $address "* ]] || flag=true
-    printf '%s{"address":"%s","vendor":"%s","device":"%s","subsystem":"%s:%s","class":"%s","boot_vga":%s,"driver":"%s","group":%s,"acs":%s,"path":"%s","behind":"%s"}' \
+    printf '%s{"address":"%s","vendor":"%s","device":"%s","subsystem":"%s:%s","class":"%s","boot_vga":%s,"driver":"%s","group":%s,"acs":%s,"path":"%s","behind":' \
       "$separator" "$address" "${vendor#0x}" "${device#0x}" "${subsystem_vendor#0x}" "${subsystem_device#0x}" "${class#0x}" \
-      "$boot_vga" "${link##*/}" "${group##*/}" "$flag" "${links[$address]:-}" "${behind[$address]:-}"
+      "$boot_vga" "${link##*/}" "${group##*/}" "$flag" "${links[$address]:-}"
+    json_string "${behind[$address]:-}" # an interface may have nearly any name
+    printf '}'
     separator=,
   done
 }
@@ -168,8 +166,8 @@ nvidia() {
     container=$(dpkg-query -W -f '${Version}' pve-container 2>/dev/null) || container=''
   fi
   [[ ! -L $ROOT$NODES_ENABLED ]] || enabled=true
-  printf ',"nvidia":{"version":"%s","trouble":[%s],"uvm_trouble":[%s],"missing_nodes":%s,"nodes_enabled":%s,"pve_container":"%s"}' \
-    "$(nvidia_version)" "$trouble" "$uvm" "$(json_list "${names[@]}")" "$enabled" "$container"
+  printf ',"nvidia":{"version":%s,"trouble":[%s],"uvm_trouble":[%s],"missing_nodes":%s,"nodes_enabled":%s,"pve_container":%s}' \
+    "$(json_string "$(nvidia_version)")" "$trouble" "$uvm" "$(json_list "${names[@]}")" "$enabled" "$(json_string "$container")"
 }
 
 # Containers that were given cards by us, and how they differ from what was set up.

@@ -15,29 +15,86 @@ trap '' PIPE HUP TERM
 trap 'failed_at="line $LINENO: $BASH_COMMAND"' ERR
 trap 'status=$?; [[ $status == 0 || $status == 99 ]] || unexpected "$status"; [[ $status != 99 ]] || exit 1' EXIT
 
-log() { printf '%s\n' "$*" >&2 2>/dev/null || :; }
+# What a file or a program of this host says may hold any bytes, and be of any length. What goes out is text: UTF-8 without escape
+# sequences and control characters (U+FFFD stands for what isn't), a carriage return as the end of its line, of long ones head and tail.
+# The characters that turn or hide writing go, too. \x01 marks the end of each character that stays.
+AS_TEXT='s/\x1b\[[0-?]*[ -\/]*[@-~]//g
+s/\x1b[]PX^_][^\x07\x1b]*(\x07|\x1b\\)//g
+s/\r+$//
+s/\r/\n/g
+/[\x00-\x08\x0b-\x1f\x7f-\xff]/ {
+  s/[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]|\xd8\x9c|\xe2\x80[\x8b-\x8f\xa8-\xae]|\xe2\x81[\xa0-\xaf]|\xef\xbb\xbf/\xff/g
+  s/((([\xc2-\xdf]|\xe0[\xa0-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf]|\xed[\x80-\x9f]|\xf0[\x90-\xbf][\x80-\xbf]|[\xf1-\xf3][\x80-\xbf]{2}|\xf4[\x80-\x8f][\x80-\xbf])[\x80-\xbf]))|[\x80-\xff]/\1\x01/g
+  s/([\x80-\xff])\x01/\1/g
+  s/\x01/\xef\xbf\xbd/g
+}'
+# How much of a text goes into an answer, and how much into the log at once, in bytes.
+ANSWER_BYTES=262144
+LOG_BYTES=65536
+
+# Whatever else the commands of this script say, too. (Nothing is left to be waited for: it ends with the last who writes.)
+exec 2> >(exec sed -u -E "$AS_TEXT" >&2)
+
+# text_of TEXT [BYTES] - sets TEXT: it as text, BYTES at most.
+text_of() {
+  local bytes=${2:-$ANSWER_BYTES}
+  TEXT=$1
+  ((${#TEXT} <= bytes)) || TEXT="${TEXT:0:bytes/2}"$'\n'"… $((${#TEXT} - bytes)) bytes are left out here …"$'\n'"${TEXT: -(bytes / 2)}"
+  [[ $TEXT == *[!$'\t\n\x20-\x7e']* ]] || return 0
+  TEXT=$(printf '%s\nx' "$TEXT" | sed -E "$AS_TEXT")
+  TEXT=${TEXT%$'\n'x}
+}
+
+# of_file PATH - what it holds, head and tail of much; nothing where it can't be read.
+of_file() {
+  local TEXT='' size
+  [[ -r $1 && ! -d $1 ]] || return 0
+  { # bash says of each NUL that it leaves it out
+    TEXT=$(head -c $((ANSWER_BYTES + 1)) "$1")
+    if ((${#TEXT} > ANSWER_BYTES)); then
+      size=$(wc -c <"$1")
+      TEXT=${TEXT:0:ANSWER_BYTES/2}$'\n'"… $((size - ANSWER_BYTES)) bytes are left out here …"$'\n'$(tail -c $((ANSWER_BYTES / 2)) "$1")
+    fi
+  } 2>/dev/null
+  printf '%s' "$TEXT"
+}
+
+log() {
+  local TEXT
+  text_of "$*" "$LOG_BYTES"
+  printf '%s\n' "$TEXT" >&2 2>/dev/null || :
+}
 
 # die WANTED FOUND WHY NEXT - the one message a person gets; everything this run changed is put back first.
 die() {
+  local TEXT part parts=()
   undo
-  printf 'wanted: %s\nfound:  %s\nwhy:    %s\nnext:   %s\n' "$1" "$2" "$3" "$4"
+  for part in "$@"; do
+    text_of "$part" "$LOG_BYTES"
+    parts+=("$TEXT")
+  done
+  printf 'wanted: %s\nfound:  %s\nwhy:    %s\nnext:   %s\n' "${parts[@]}"
   exit 99 # turned into 1 by the EXIT trap: the message is out
 }
 
 unexpected() {
+  local TEXT
   undo
+  text_of "${failed_at:-an unknown place}" "$LOG_BYTES"
   printf 'wanted: every command of this script to succeed\nfound:  exit status %s at %s\nwhy:    %s\nnext:   %s\n' "$1" \
-    "${failed_at:-an unknown place}" "going on would leave the host half configured; what this run changed was put back" \
+    "$TEXT" "going on would leave the host half configured; what this run changed was put back" \
     "see the log above, mend it, and run \`pulumi up\` again"
 }
 
-# json_string TEXT - as a JSON string, quotes included. Control characters other than tab and newline are dropped.
+# json_string TEXT - as a JSON string, quotes included.
 json_string() {
-  local s=${1//\\/\\\\}
+  local TEXT s
+  text_of "$1"
+  s=${TEXT//\\/\\\\}
   s=${s//\"/\\\"}
   s=${s//$'\t'/\\t}
   s=${s//$'\n'/\\n}
-  printf '"%s"' "${s//[[:cntrl:]]/}"
+  printf '"%s"' "$s"
 }
 
 # json_list ITEM... - as a JSON list of strings.
@@ -65,8 +122,8 @@ take_lock() {
 run_logged() {
   local status=0
   "$@" >"$ROOT/run/lock/homelab.log" 2>&1 </dev/null {LOCK}>&- || status=$?
-  [[ ! -s $ROOT/run/lock/homelab.log ]] || log "$(<"$ROOT/run/lock/homelab.log")"
-  OUTPUT=$(tail -n 5 "$ROOT/run/lock/homelab.log")
+  [[ ! -s $ROOT/run/lock/homelab.log ]] || log "$(of_file "$ROOT/run/lock/homelab.log")"
+  OUTPUT=$(tail -n 5 "$ROOT/run/lock/homelab.log" | tail -c "$LOG_BYTES")
   rm -f "$ROOT/run/lock/homelab.log"
   return "$status"
 }

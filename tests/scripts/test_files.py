@@ -103,4 +103,4 @@ def test_json_strings_survive_any_text(folder: Folder, text: str) -> None:
     import json
 
     done = folder.bash('json_string "$TEXT"'.replace("$TEXT", "$(cat <<'END'\n" + text + "\nEND\n)"))
-    assert json.loads(done.stdout) == text.replace("\x07", "")
+    assert json.loads(done.stdout) == text.replace("\x07", "\ufffd")

@@ -1,0 +1,148 @@
+"""lib/common.sh: whatever bytes a host's files and programs hold, what a script says is text, JSON stays JSON, and has an end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+import pytest
+
+from host import scripts
+from host.facts import parse
+from host.text import clean
+from tests.scripts.conftest import Folder
+from tests.unit.hosts import desktop
+
+LIBRARY = "".join(scripts._text(f"lib/{name}.sh") for name in scripts.LIBRARY)
+JUNK = {
+    "a byte of Latin-1": b"f\xfcr",
+    "a character that was cut": b"f\xc3",
+    "half of a surrogate pair": b"\xed\xa0\x80",
+    "an overlong slash": b"\xc0\xaf \xe0\x80\xaf",
+    "beyond the last character": b"\xf4\x90\x80\x80 \xf8\x88\x80\x80\x80",
+    "bytes alone": b"\x80\xbf\xfe\xff",
+    "control characters": b"a\x01\x07\x08\x0b\x1f\x7fb",
+    "the second row of control characters": b"\xc2\x80\xc2\x9b31m",
+    "an escape sequence": b"\x1b[31;1mred\x1b[0m \x1b]0;title\x07 \x1b]8;;http://x\x1b\\link",
+    "half an escape sequence": b"x\x1b[",
+    "carriage returns": b"10%\r50%\r100%\r\ndone",
+    "backslashes": b"\\ \\\\ \\n \\u0041 \\x \\",
+    "quotes": b'"\' "\\"',
+    "what turns the writing": "a\u202eb\u2066c\u200fd\u200be\ufefff".encode(),
+    "many of them": bytes(range(1, 256)),
+    "ampersands, which bash may replace": b"& \\& &&",
+    "good text": "für 日本 😀 €".encode(),
+    "newlines and tabs": b"\ta\n\nb\t\n",
+}
+
+
+def run(folder: Folder, script: bytes) -> subprocess.CompletedProcess[bytes]:
+    """Like `Folder.bash`, by bytes."""
+    whole = LIBRARY.encode() + script
+    return subprocess.run(["bash", "-s"], input=whole, capture_output=True, env=folder.environment, timeout=60)
+
+
+def quoted(junk: bytes) -> bytes:
+    return b"'" + junk.replace(b"'", b"'\\''") + b"'"
+
+
+def is_text(said: bytes) -> str:
+    text = said.decode("utf-8")
+    assert clean(text) == text
+    return text
+
+
+@pytest.mark.parametrize("junk", JUNK.values(), ids=JUNK)
+def test_json_stays_json_and_says_as_much_as_can_be_said(folder: Folder, junk: bytes) -> None:
+    done = run(folder, b"json_string " + quoted(junk))
+    assert done.returncode == 0
+    found: str = json.loads(is_text(done.stdout))
+    ordinary = "".join(chr(byte) for byte in junk if 0x20 <= byte < 0x7F)
+    if b"\x1b" not in junk:
+        assert "".join(char for char in found if " " <= char <= "~") == ordinary
+
+
+def test_good_text_arrives_as_it_is(folder: Folder) -> None:
+    for name in ("good text", "backslashes", "quotes", "newlines and tabs", "ampersands, which bash may replace"):
+        done = run(folder, b"json_string " + quoted(JUNK[name]))
+        assert json.loads(done.stdout) == JUNK[name].decode()
+
+
+@pytest.mark.parametrize("junk", JUNK.values(), ids=JUNK)
+def test_messages_and_the_log_are_text(folder: Folder, junk: bytes) -> None:
+    value = quoted(junk)
+    logged = b"log %b\n run_logged printf %%s %b\nprintf '%%s\\n' %b >&2\n" % (value, value, value)
+    done = run(folder, b"take_lock\n" + logged + b"die %b %b why next\n" % (value, value))
+    assert done.returncode == 1
+    said = is_text(done.stdout)
+    assert said.startswith("wanted: ") and said.endswith("\nwhy:    why\nnext:   next\n")
+    is_text(done.stderr)
+
+
+def test_an_unexpected_failure_is_told_in_text(folder: Folder) -> None:
+    done = run(folder, b"false 'f\xfcr' '\x1b[2J'\n")
+    assert "exit status 1 at" in is_text(done.stdout)
+
+
+def test_the_log_is_out_when_the_script_has_ended_and_in_its_order(folder: Folder) -> None:
+    done = run(folder, b"for n in {1..200}; do log $n; echo $n >&2; done\n")
+    assert done.stderr.split() == [b"%d" % (n // 2 + 1) for n in range(400)]
+
+
+def test_long_texts_keep_their_head_and_their_tail(folder: Folder) -> None:
+    folder.write("/etc/big", "begins\n" + "x" * 3_000_000 + "\nends")
+    done = run(folder, b'json_string "$(of_file "$ROOT/etc/big")"\n log "$(cat "$ROOT/etc/big")"\n')
+    found = json.loads(done.stdout)
+    assert found.startswith("begins\n") and found.endswith("\nends")
+    assert len(found) < 300_000 and "bytes are left out here" in found
+    assert len(done.stderr) < 100_000 and done.stderr.endswith(b"\nends\n")
+
+
+def test_a_program_that_talks_without_end_fills_no_log(folder: Folder) -> None:
+    done = run(folder, b"take_lock\nrun_logged bash -c 'yes begins | head -c 40000000; echo ends' && log $OUTPUT\n")
+    assert len(done.stderr) < 400_000 and b"ends" in done.stderr
+
+
+def test_a_file_with_nul_bytes_is_read_without_them(folder: Folder) -> None:
+    folder.write("/etc/words", "a\0b\0")
+    done = run(folder, b'json_string "$(of_file "$ROOT/etc/words")"\n')
+    assert json.loads(done.stdout) == "ab" and done.stderr == b""
+
+
+@pytest.mark.parametrize("junk", JUNK.values(), ids=JUNK)
+def test_a_host_whose_files_hold_anything_can_be_read(folder: Folder, junk: bytes) -> None:
+    for path in (
+        "proc/cmdline", "proc/cpuinfo", "proc/modules", "etc/modprobe.d/mine.conf", "etc/default/grub", "etc/pve/mapping/pci.cfg",
+        "etc/pve/qemu-server/103.conf", "etc/pve/lxc/901.conf", "var/lib/homelab/rolled-back", "run/qemu-server/pci-id-reservations",
+        "proc/driver/nvidia/version",
+    ):  # fmt: skip
+        file = folder.root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"name: " + junk + b"\noptions vfio-pci ids=" + junk + b"\n")
+    folder.write("proc/sys/kernel/random/boot_id", "1\n")
+    folder.write("boot/grub/grub.cfg", "")
+    folder.write("etc/kernel/cmdline", "quiet\n")
+    devices = folder.root / "sys/bus/pci/devices"
+    real = folder.root / "sys/devices/pci0000:00/0000:00:01.0"
+    real.mkdir(parents=True)
+    devices.mkdir(parents=True)
+    (devices / "0000:00:01.0").symlink_to("../../../devices/pci0000:00/0000:00:01.0")
+    (real / "net").mkdir()
+    interface = junk.replace(b"/", b"").replace(b"\n", b"").replace(b" ", b"")[:15] or b"eth0"
+    (folder.root / "sys/class/net").mkdir(parents=True)
+    target = real / "net" / interface.decode("utf-8", "surrogateescape")
+    target.mkdir()
+    (folder.root / "sys/class/net" / target.name).symlink_to(f"../../devices/pci0000:00/0000:00:01.0/net/{target.name}")
+    for name in ("dmesg", "lspci", "lsblk", "qm", "pct", "dpkg-query"):
+        folder.command(name, f"cat {folder.root}/proc/cmdline")
+    folder.command("pveversion", "echo pve-manager/9.1.1/x")
+    text = scripts.read_host(guests=True, lspci=True)
+    done = subprocess.run(
+        ["bash", "-s", "--", "read_host"], input=text.encode(), capture_output=True, env=folder.environment, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    is_text(done.stderr)
+    facts: Any = parse(is_text(done.stdout))
+    assert facts.devices[0].behind != "" and facts.boot_id == "1"
+    assert set(facts.model_dump()) == set(desktop().model_dump())

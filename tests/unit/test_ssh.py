@@ -1,0 +1,110 @@
+"""host/ssh.py over a real SSH connection, to a server that answers whatever a host could."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import asyncssh
+import pytest
+
+from host import ssh
+from host.errors import HomelabError, UnreachableError
+from settings import Host
+
+Serve = Callable[["asyncssh.SSHServerProcess[bytes]"], Awaitable[None]]
+
+
+def talk(folder: Path, serve: Serve, seconds: float = 20) -> str:
+    """What `Session.run` makes of it."""
+
+    async def main() -> str:
+        key = asyncssh.generate_private_key("ssh-ed25519")
+        (folder / "key").write_bytes(key.export_private_key())
+        (folder / "authorized").write_bytes(key.export_public_key())
+        server = await asyncssh.listen(
+            "127.0.0.1",
+            0,
+            server_host_keys=[key],
+            authorized_client_keys=str(folder / "authorized"),
+            process_factory=serve,
+            encoding=None,
+        )
+        host = Host.model_validate(
+            {
+                "address": "127.0.0.1",
+                "ssh": {
+                    "port": server.get_port(),
+                    "hostKey": key.export_public_key().decode().strip(),
+                    "privateKeyFile": str(folder / "key"),
+                },
+            }
+        )
+        try:
+            async with ssh.connect(host) as session:
+                return await session.run("read_host", "script\n", seconds)
+        finally:
+            server.close()
+
+    return asyncio.run(main())
+
+
+def test_bytes_that_are_no_text_are_an_answer_all_the_same(tmp_path: Path) -> None:
+    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        assert await process.stdin.read() == b"script\n"
+        process.stdout.write(b'{"name": "f\xfcr"}\n')
+        process.stderr.write(b"\xff\xfe")
+        process.exit(0)
+
+    assert talk(tmp_path, serve) == '{"name": "f�r"}\n'
+
+
+def test_a_failure_whose_log_is_no_text_is_told(tmp_path: Path) -> None:
+    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        process.stderr.write(b"\xff cannot \x1b[31mgo on\x1b[0m\n")
+        process.exit(3)
+
+    with pytest.raises(HomelabError, match=r"exit status 3: \ufffd cannot go on"):
+        talk(tmp_path, serve)
+
+
+def test_an_answer_without_end_is_given_up_in_time(tmp_path: Path) -> None:
+    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        while True:
+            process.stdout.write(b"y\n" * 2**19)
+            await process.stdout.drain()
+
+    with pytest.raises(HomelabError, match="an answer of at most 16 MiB") as raised:
+        talk(tmp_path, serve)
+    assert len(str(raised.value)) < 2000
+
+
+def test_of_a_log_without_end_the_end_is_kept(tmp_path: Path) -> None:
+    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        for _ in range(32):
+            process.stderr.write(b"y\n" * 2**19)
+            await process.stderr.drain()
+        process.stderr.write(b"the last line")
+        process.exit(1)
+
+    with pytest.raises(HomelabError, match="the last line"):
+        talk(tmp_path, serve)
+
+
+def test_a_script_that_is_not_read_but_answers_is_heard(tmp_path: Path) -> None:
+    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        process.stdout.write(b"wanted: a\nfound:  b\nwhy:    c\nnext:   d\n")
+        process.exit(1)
+
+    with pytest.raises(HomelabError, match="wanted: a\nfound:  b"):
+        talk(tmp_path, serve)
+
+
+def test_a_command_that_never_ends_is_given_up(tmp_path: Path) -> None:
+    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        await process.stdin.read()
+        await asyncio.sleep(3600)
+
+    with pytest.raises(UnreachableError, match="the script has not ended within 0.5 s"):
+        talk(tmp_path, serve, seconds=0.5)

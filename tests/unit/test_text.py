@@ -1,0 +1,83 @@
+"""host/text.py: what a host says, on its way to a person; and that there is no other way."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from doctor.report import Finding, Report
+from host import scripts
+from host.errors import HomelabError, SeveralErrors
+from host.text import clean, tell
+from tests.conftest import PROJECT
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("plain text\n\twith für 日本 😀", "plain text\n\twith für 日本 😀"),
+        ("\x1b[31;1mred\x1b[0m", "red"),
+        ("\x9b31mred", "red"),
+        ("\x1b]0;a title\x07text", "text"),
+        ("\x1b]8;;http://evil\x1b\\link\x1b]8;;\x1b\\", "link"),
+        ("\x1bP1$r\x1b\\x", "x"),
+        ("\x1b(Btext\x1b7", "text"),
+        ("10%\r100%\r\ndone", "10%\n100%\ndone"),
+        ("all is well\rwanted: x", "all is well\nwanted: x"),
+        ("\x1b", "\\x1b"),
+        ("\x1b\x1b[0m[2J", "\\x1b[2J"),
+        ("a\x00b\x07c\x7fd\x85e", "a\\x00b\\x07c\\x7fd\\x85e"),
+        ("a\u202eb\u2066c\u200f\u200b\ufeff\u2028", "a\\u202eb\\u2066c\\u200f\\u200b\\ufeff\\u2028"),
+        ("a\ud800b", "a\\ud800b"),
+        ("\U000e0041", "\\ue0041"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_taken_out_or_shown_as_a_number(said: str, shown: str) -> None:
+    assert clean(said) == shown
+    assert clean(shown) == shown
+
+
+def test_an_error_is_clean_in_its_text_and_in_its_parts() -> None:
+    error = HomelabError("\x1b[2Ja", "b\rc", "\x07d", "e\u202e")
+    assert str(error) == "wanted: a\nfound:  b\nc\nwhy:    \\x07d\nnext:   e\\u202e"
+    assert error.found == "b\nc"
+    assert "\x07" not in str(SeveralErrors([error]))
+
+
+def test_what_is_told_is_clean(capsys: pytest.CaptureFixture[str]) -> None:
+    tell("VM 103 (\x1b]0;x\x07Sand\x1b[5mbox\ud800)")
+    assert capsys.readouterr().out == "VM 103 (Sandbox\\ud800)\n"
+
+
+def test_a_diagnosis_is_clean() -> None:
+    report = Report("host", "a\x1b[2J", ["b\r"], [], [Finding("\x07", "d", "e", "f")], ["g\u202e"])
+    text = report.text()
+    assert clean(text) == text and "\\x07" in text
+    assert "\x07" not in report.json() and "\x1b" not in report.json()
+
+
+@pytest.mark.parametrize("folder", ["components", "host", "nvidia", "proxmox"])
+def test_nothing_is_printed_past_it(folder: str) -> None:
+    for path in sorted((PROJECT / folder).rglob("*.py")):
+        if path == PROJECT / "host" / "text.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            printed = isinstance(node.func, ast.Name) and node.func.id == "print"
+            assert not printed, f"{path.relative_to(PROJECT)}:{node.lineno}: use tell of host/text.py"
+            if ast.unparse(node.func).startswith("pulumi.log."):
+                logged = ast.unparse(node.args[0])
+                assert logged.startswith("clean("), f"{path.relative_to(PROJECT)}:{node.lineno}: clean() what is logged"
+
+
+def test_a_scripts_answer_holds_nothing_that_cannot_be_written() -> None:
+    assert scripts.answer('hello\n{"a": ["\\ud800", {"b\\udfff": 1}]}\n') == {"a": ["?", {"b?": 1}]}
+    assert scripts.answer('{"a": "\\ud83d\\ude00"}') == {"a": "😀"}
+
+
+@pytest.mark.parametrize("said", ["", "not json", "[1]", '{"a": "\x01"}', '{"a":'])
+def test_an_answer_that_cannot_be_read_is_a_message(said: str) -> None:
+    with pytest.raises(HomelabError, match="one line of JSON from a script"):
+        scripts.answer(said)
