@@ -77,6 +77,10 @@ class Gpu(_Part):
     """A card of a host."""
 
     slot: str = Field(description="0000:01:00")
+    path: str | None = Field(
+        None,
+        description="the card in Proxmox VE's notation: its slot, or its functions where the slot holds others, too",
+    )
     use: Literal["vm", "lxc", "host"] = Field(description="who it is for")
     functions: list[Function]
     iommu_group: Whole | None = Field(None, alias="iommuGroup")

@@ -62,7 +62,7 @@ from setting_types import (  # noqa: E402
 PROJECT = Path(__file__).resolve().parent
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,39}")
-_PCI_SLOT = re.compile(r"(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([01][0-9a-f])(?:\.[0-7])?")
+_PCI_PLACE = re.compile(r"(?:([0-9a-f]{4}):)?([0-9a-f]{2}:[01][0-9a-f](?:\.[0-7])?)")
 _PCI_FUNCTION = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 _PCI_ID = re.compile(r"[0-9a-f]{4}:[0-9a-f]{4}")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
@@ -119,11 +119,12 @@ def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
-def _slot(value: str) -> str:
-    match = _PCI_SLOT.fullmatch(value.lower())
+def _place(value: str) -> str:
+    match = _PCI_PLACE.fullmatch(value.lower())
     if match is None:
         raise ValueError("expected a PCI address such as 0000:01:00 or 01:00.0 (see `lspci -D`)")
-    return f"{match[1] or '0000'}:{match[2]}:{match[3]}"
+    # Function 0 is the slot's card itself; another one is what it says, such as a virtual function.
+    return f"{match[1] or '0000'}:{match[2].removesuffix('.0')}"
 
 
 def _function(value: str) -> str:
@@ -139,7 +140,7 @@ def _name(value: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_name)]
-Slot = Annotated[str, AfterValidator(_slot)]
+Place = Annotated[str, AfterValidator(_place)]
 Function = Annotated[str, AfterValidator(_function)]
 PublicKey = Annotated[str, AfterValidator(_public_key)]
 # pve-node (Proxmox VE, PVE::JSONSchema).
@@ -297,21 +298,24 @@ class Api(Model):
 
 
 class Iommu(Model):
-    """``enable``: put amd_iommu=on or intel_iommu=on on the command line; ``passthrough``: iommu=pt (host devices bypass it)."""
+    """``enable``: put amd_iommu=on or intel_iommu=on on the command line; ``passthrough``: iommu=pt (host devices bypass it).
 
-    enable: bool = True
-    passthrough: bool = True
+    None: where a VM gets a card, see `Host.wants_iommu`.
+    """
+
+    enable: bool | None = None
+    passthrough: bool | None = None
 
 
 class Gpu(Model):
-    """A card, by what it is (``match``), where it is (``address``), or both; and who gets it (``use``).
+    """A card, by what it is (``match``), where it is (``address``: its slot, or its graphics function), or both; and who gets it (``use``).
 
     ``allow…`` opens one gate each: group members that may go along, the firmware's console, containers that lose the card.
     ``mapping``: the id of its PCI mapping, by default the card's name. ``passthroughTest``: prove it with a small VM.
     """
 
     match: Plain | None = None
-    address: Slot | None = None
+    address: Place | None = None
     use: Literal["vm", "lxc", "host"] = "vm"
     allow_group_members: list[Function] = []
     allow_console: bool = False
@@ -383,6 +387,22 @@ class Host(Model):
     reboot: Literal["auto", "manual"] = "auto"
     nvidia: Nvidia | None = None
     timeouts: Timeouts = Timeouts()
+
+    @property
+    def gives_cards(self) -> bool:
+        """Does a VM get a card?"""
+        return any(gpu.use == "vm" for gpu in self.gpus.values())
+
+    @property
+    def wants_iommu(self) -> bool:
+        """Is the IOMMU to be switched on? Where no VM gets a card, only if the settings ask for it."""
+        return self.gives_cards if self.iommu.enable is None else self.iommu.enable
+
+    @property
+    def bypasses_iommu(self) -> bool:
+        """Are the host's own devices to bypass it (iommu=pt)?"""
+        default = self.gives_cards or self.wants_iommu
+        return default if self.iommu.passthrough is None else self.iommu.passthrough
 
     def mapping_of(self, gpu: str) -> str:
         """The id of a card's PCI mapping."""

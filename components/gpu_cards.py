@@ -21,7 +21,7 @@ from settings import Host, Vm
 class GpuCards(pulumi.ComponentResource):
     """Nothing is made for a host without an ``api``: its cards are bound, and that is all.
 
-    Outputs: ``cards``, name -> ``mapping`` and ``slot``, as a GpuVm takes them; ``tests``, name -> what the passthrough test saw.
+    Outputs: ``cards``, name -> ``mapping`` and ``slot`` (its path: see `_path`), as a GpuVm takes them; ``tests``, name -> what the passthrough test saw.
 
     :param vms: the VMs of this host, by name.
     """
@@ -49,7 +49,8 @@ class GpuCards(pulumi.ComponentResource):
                 "node": host.node or host_name,
                 "mapping": host.mapping_of(gpu),
             }
-            slot = boot.host.apply(functools.partial(_slot, gpu))
+            # By its path the mapping's entry and a VM's option are known to be this card's.
+            slot = boot.host.apply(functools.partial(_path, gpu))
             record = PciMappingRecord(
                 f"{host_name}-{gpu}-mapping-record",
                 {**about, "path": slot},
@@ -80,7 +81,7 @@ class GpuCards(pulumi.ComponentResource):
                 tests[gpu] = PassthroughTest(f"{host_name}-{gpu}-test", host, functions, [], options).seen
         self.tests = pulumi.Output.all(**tests) if tests else pulumi.Output.from_input({})  # `all` of nothing is a list
         self.cards = boot.host.apply(
-            lambda found: {gpu: {"mapping": host.mapping_of(gpu), "slot": _slot(gpu, found)} for gpu in cards}
+            lambda found: {gpu: {"mapping": host.mapping_of(gpu), "slot": _path(gpu, found)} for gpu in cards}
         )
         self.register_outputs({"cards": self.cards, "tests": self.tests})
 
@@ -90,7 +91,7 @@ def lease(
 ) -> GpuLease:
     """Who has a card.
 
-    :param card: ``host``, ``node``, ``mapping``, ``slot``.
+    :param card: ``host``, ``node``, ``mapping``, ``slot`` (its path).
     :param holder: the VM that gets it and its name in the settings, if one does.
     """
     vm_name, vm = holder or (None, None)
@@ -102,19 +103,33 @@ def _functions(name: str, host: dict[str, Any]) -> dict[str, str]:
     return {function["address"]: function["id"] for function in host["gpus"][name]["functions"]}
 
 
-def _slot(name: str, host: dict[str, Any]) -> str:
-    return str(host["gpus"][name]["slot"])
+def _path(name: str, host: dict[str, Any]) -> str:
+    """The card as Proxmox VE names it: its slot, or its functions, joined by ``;``, where others are in the slot, too."""
+    gpu = host["gpus"][name]
+    return str(gpu.get("path") or gpu["slot"])
 
 
 def mapping_entry(name: str, host: dict[str, Any]) -> dict[str, str]:
-    """What Proxmox VE compares with the hardware at a VM's start: those of the slot's first function.
+    """What Proxmox VE compares with the hardware at a VM's start: id, subsystem and group of the slot's first function.
+
+    Of a path of several functions it compares the one id and subsystem with each, which functions of different kinds never pass. So
+    a card that shares its slot is offered by its graphics function alone.
 
     :param name: the card's.
     :param host: as HostReboot puts it out.
     """
-    gpu = host["gpus"][name]
-    first = gpu["functions"][0]
+    path, functions = _path(name, host), host["gpus"][name]["functions"]
+    shared = ";" in path or "." in path
+    first = (
+        next((one for one in functions if one["class"].startswith(("03", "12"))), functions[0])
+        if shared
+        else functions[0]
+    )
     group = first["iommuGroup"]
-    entry = {"path": gpu["slot"], "id": first["id"], "iommugroup": "-1" if group is None else str(int(group))}
-    # A card without a subsystem id has the property left out; 0000:0000 is how sysfs says so.
-    return entry if first["subsystem"] in ("", "0000:0000") else {**entry, "subsystem-id": first["subsystem"]}
+    return {
+        "path": first["address"] if shared else path,
+        "id": first["id"],
+        "iommugroup": "-1" if group is None else str(int(group)),
+        # 0000:0000, too, is compared; only a function without these files in sysfs has none.
+        "subsystem-id": "" if first["subsystem"] in ("", "0:0") else first["subsystem"],
+    }

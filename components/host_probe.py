@@ -67,7 +67,7 @@ class HostProbeProvider(HostProvider):
 
     def _wanted(self, props: dict[str, Any]) -> dict[str, Any]:
         from components.host_plan import described
-        from host import container_plan, plan, ssh
+        from host import container_plan, gates, plan, ssh
         from host.errors import raise_all
         from proxmox import api, vm_plan
 
@@ -87,6 +87,9 @@ class HostProbeProvider(HostProvider):
         if vms:
             api.Api(host, host.node or props["host"]).get("version", f"to log in to {props['host']}'s Proxmox VE API")
         # Also for those who skip the preview: what a reboot stops is said before anything is changed.
+        slots = {gpu: str(about["slot"]) for gpu, about in want.gpus.items()}
+        for said in gates.remarks(facts, host, slots):
+            tell(f"{props['host']}: note: {said}")
         tell(f"{props['host']}: reboot: {plan.reboot(facts, host, want)}")
         return dataclasses.asdict(want)
 
@@ -107,7 +110,7 @@ class HostProbe(Resource, module="homelab", name="HostProbe"):
     """The dynamic resource.
 
     Outputs: ``iommu_words``, ``vfio_words`` (str), ``functions`` (address -> vendor:device), ``by_hand`` (addresses), ``gpus``
-    (name -> slot, use, functions, iommuGroup), ``generation`` (layer -> how often it drifted), ``stale`` (does the plan still fit
+    (name -> slot, path, use, functions, iommuGroup), ``generation`` (layer -> how often it drifted), ``stale`` (does the plan still fit
     the hardware?).
     """
 

@@ -93,7 +93,7 @@ def _bound(facts: HostFacts, props: dict[str, Any]) -> str:
 
 
 def _outputs(facts: HostFacts, props: dict[str, Any]) -> dict[str, Any]:
-    cards = {gpu["slot"] for gpu in props["gpus"].values()}
+    cards = {function["address"] for gpu in props["gpus"].values() for function in gpu["functions"]}
     return {
         "kernel": facts.kernel,
         "boot_id": facts.boot_id,
@@ -101,7 +101,7 @@ def _outputs(facts: HostFacts, props: dict[str, Any]) -> dict[str, Any]:
         "devices": {
             device.address: {"id": device.id, "driver": device.driver, "iommuGroup": device.group}
             for device in facts.devices
-            if device.slot in cards
+            if device.address in cards
         },
     }
 

@@ -8,8 +8,8 @@ from typing import Any
 from doctor.reading import Reading
 from doctor.report import Finding, Stage, Table
 from host.facts import Device
+from host.properties import overlap
 from host.properties import parse as parse_properties
-from host.properties import slot_of
 
 COLUMNS = ["function", "id", "driver", "group", "also in the group", "mapping", "held by"]
 
@@ -47,8 +47,7 @@ _FAILURES = (
 
 def group_names(reading: Reading, slot: str) -> str:
     """What else is in the card's group; bridges, of which VFIO asks nothing, are left out."""
-    others = [one for one in reading.facts.group_of(slot) if one.slot != slot and not one.is_bridge]
-    return "; ".join(reading.facts.describe(device) for device in others) or "nothing"
+    return "; ".join(map(reading.facts.describe, reading.facts.others_in_group(slot))) or "nothing"
 
 
 def mappings_of(reading: Reading, slot: str) -> list[str]:
@@ -57,13 +56,14 @@ def mappings_of(reading: Reading, slot: str) -> list[str]:
         name
         for name, entries in reading.facts.guests.mapping_entries.items()
         for entry in entries
-        if entry.get("node") == reading.node and slot in {slot_of(part) for part in entry.get("path", "").split(";") if part}
+        if entry.get("node") == reading.node and overlap(entry.get("path", ""), reading.facts.path_of(slot))
     ]  # fmt: skip
 
 
 def containers_of(reading: Reading, slot: str) -> list[int]:
     """Ids of the containers whose configuration names the card's node."""
-    minors = [minor for address, minor in reading.facts.nvidia_minors.items() if slot_of(address) == slot]
+    mine = {device.address for device in reading.facts.functions(slot)}
+    minors = [minor for address, minor in reading.facts.nvidia_minors.items() if address in mine]
     return [
         config.id
         for config in reading.facts.guests.configs
@@ -73,7 +73,7 @@ def containers_of(reading: Reading, slot: str) -> list[int]:
 
 def holders(reading: Reading, slot: str) -> list[str]:
     """Who has the card: VMs by configuration or reservation, containers by configuration."""
-    users = reading.facts.guests.users_of(slot, reading.node)
+    users = reading.facts.users_of(slot, reading.node)
     found = [f"{user}{', running' if user.running else ''}" for user in users]
     return found + [f"container {ctid}" for ctid in containers_of(reading, slot)]
 
@@ -83,14 +83,14 @@ def table(reading: Reading, slots: list[str]) -> Table:
     rows = []
     for slot in slots:
         for device in reading.facts.functions(slot):
-            rows.append(_row(reading, device))
+            rows.append(_row(reading, device, slot))
     return Table("cards", COLUMNS, rows)
 
 
-def _row(reading: Reading, device: Device) -> list[str]:
-    first = device == reading.facts.functions(device.slot)[0]
-    said = [group_names(reading, device.slot), ", ".join(mappings_of(reading, device.slot)) or "none"]
-    said.append("; ".join(holders(reading, device.slot)) or "nobody")
+def _row(reading: Reading, device: Device, slot: str) -> list[str]:
+    first = device == reading.facts.functions(slot)[0]
+    said = [group_names(reading, slot), ", ".join(mappings_of(reading, slot)) or "none"]
+    said.append("; ".join(holders(reading, slot)) or "nobody")
     group = "none" if device.group is None else str(device.group)
     return [device.address, device.id, device.driver or "none", group, *(said if first else ["", "", ""])]
 
@@ -111,11 +111,11 @@ def data(reading: Reading, slot: str) -> dict[str, Any]:
             }
             for one in functions
         ],
-        "groupMembers": [one.address for one in reading.facts.group_of(slot) if one.slot != slot],
+        "groupMembers": [one.address for one in reading.facts.group_of(slot) if one not in functions],
         "mappings": mappings_of(reading, slot),
         "vms": [
             {"id": user.vmid, "name": user.name, "running": user.running}
-            for user in reading.facts.guests.users_of(slot, reading.node)
+            for user in reading.facts.users_of(slot, reading.node)
         ],
         "containers": containers_of(reading, slot),
     }
@@ -164,13 +164,9 @@ def _differences(reading: Reading, entry: dict[str, str]) -> list[str]:
 
 
 def slots_of(reading: Reading, key: str, value: str) -> list[str]:
-    """The slots that a hostpci option gets."""
-    option = parse_properties(key, value)
-    if "mapping" not in option:
-        return [slot_of(part) for part in option.get("host", "").split(";") if part]
-    entries = reading.facts.guests.mapping_entries.get(option["mapping"], [])
-    paths = [entry.get("path", "") for entry in entries if entry.get("node") == reading.node]
-    return list(dict.fromkeys(slot_of(part) for path in paths for part in path.split(";") if part))
+    """Where the cards are that a hostpci option gets: their slots; of anything else in a card's slot, the function."""
+    places = reading.facts.guests.places_of(parse_properties(key, value), reading.node)
+    return list(dict.fromkeys(reading.facts.place_of(place) for place in places))
 
 
 def log_findings(reading: Reading, slots: list[str]) -> list[Finding]:

@@ -148,7 +148,9 @@ def _gates(reading: Reading, slot: str, host: Host | None) -> list[Finding]:
         slots, _ = gates.resolve(reading.facts, host.gpus)
         gpu_name = next((one for one, its in slots.items() if its == slot), _UNNAMED)
         gpu = host.gpus.get(gpu_name, gpu)
-    errors = gates.isolation(reading.facts, gpu_name, gpu, slot) + gates.containers(reading.facts, gpu_name, gpu, slot)
+    errors = [
+        error for gate in (*gates.VERIFIED, gates.containers) for error in gate(reading.facts, gpu_name, gpu, slot)
+    ]
     return [one for error in errors for one in Finding.of(error)]
 
 
@@ -163,7 +165,13 @@ def _guest(
         for slot in cards.slots_of(reading, key, value):
             mapping = option.get("mapping", "")
             wish_cards.append(
-                Card(key, mapping, slot, pcie=option.get("pcie") == "1", by_address="mapping" not in option)
+                Card(
+                    key,
+                    mapping,
+                    reading.facts.path_of(slot),
+                    pcie=option.get("pcie") == "1",
+                    by_address="mapping" not in option,
+                )
             )
             users.setdefault(key, []).extend(_users(reading, slot))
     # What may replace a raw option asks nothing of it: here nothing is replaced.
@@ -172,7 +180,7 @@ def _guest(
 
 
 def _users(reading: Reading, slot: str) -> list[CardUser]:
-    return reading.facts.guests.users_of(slot, reading.node)
+    return reading.facts.users_of(slot, reading.node)
 
 
 def _hostpci_table(reading: Reading, options: dict[str, str]) -> Table:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from host.errors import HomelabError
-from host.facts import DISPLAY, NVIDIA, GuestConfig, HostFacts, bound_by_word
+from host.facts import NVIDIA, GuestConfig, HostFacts, bound_by_word
 from host.plan import Wanted
 from settings import Container, Vm
 
@@ -43,7 +43,7 @@ def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driv
     :param driver_comes: whether this program installs the host's driver, before a container needs it.
     """
     holders = {use.gpu: f"vms.{name}" for name, vm in vms.items() for use in vm.gpus}
-    graphics = [device for device in facts.devices if device.vendor == NVIDIA and device.class_code.startswith(DISPLAY)]
+    graphics = [device for device in facts.display_devices if device.vendor == NVIDIA]
     taken: dict[str, str] = {}
     for gpu, about in want.gpus.items():
         if about["use"] == "vm":
@@ -54,7 +54,7 @@ def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driv
         if device.slot in taken or _released(device.slot, facts, want):
             continue
         name = f"gpus.{names[device.slot]}, " if device.slot in names else ""
-        users = ", ".join(str(user) for user in facts.guests.users_of(device.slot, node))
+        users = ", ".join(str(user) for user in facts.users_of(device.slot, node))
         if device.driver == "vfio-pci":
             taken[device.slot] = f"is {name}bound to vfio-pci" + (f" for {users}" if users else "")
         elif users:
@@ -115,9 +115,7 @@ def _refused(name: str, what: str, about: str, found: Cards) -> HomelabError:
 
 def functions(slots: list[str], facts: HostFacts) -> list[str]:
     """Addresses of the cards' display functions: by them their nodes in /dev/dri are known."""
-    return [
-        device.address for device in facts.devices if device.slot in slots and device.class_code.startswith(DISPLAY)
-    ]
+    return [device.address for device in facts.display_devices if device.slot in slots]
 
 
 def check(

@@ -6,18 +6,41 @@ Pure: no Pulumi, no SSH. The tests feed it captures of real machines.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cached_property
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from host.errors import HomelabError
+from host.properties import functions_of, overlap, slot_of
 from host.properties import parse as parse_properties
-from host.properties import slot_of
 
-# PCI classes (pci.ids): the first two digits are the base class.
+# PCI classes (pci.ids): the first two digits are the base class. A 3D controller is 0302.
 DISPLAY = "03"
+ACCELERATOR = "12"
+AUDIO = "0403"
 BRIDGES = ("0600", "0604")  # host bridge, PCI-to-PCI bridge: VFIO asks nothing of these
 NVIDIA = "10de"
+# What NVIDIA's cards with a USB-C socket have besides: its USB controller, and the port's own controller (UCSI).
+USB_C = ("0c03", "0c80")
+# Classes of what may have disks or networks behind it.
+CARRIERS = ("01", "02", "0d", "0c00", "0c03", "0c04", "0c06")
+
+# Names of classes, the most exact one counts (pci.ids).
+_KINDS = {
+    "00": "device older than PCI's classes", "01": "storage controller", "0100": "SCSI controller", "0101": "IDE controller",
+    "0104": "RAID controller", "0105": "ATA controller", "0106": "SATA controller", "0107": "SAS controller",
+    "0108": "NVMe disk", "02": "network card", "0280": "wireless network card", "03": "graphics card",
+    "04": "multimedia device", "0400": "video device", "0401": "audio device", "0403": "audio device",
+    "0480": "audio coprocessor", "05": "memory controller", "0580": "memory device", "06": "bridge", "0600": "host bridge",
+    "0601": "ISA bridge", "0604": "PCI bridge", "0680": "bridge", "07": "communication controller",
+    "0700": "serial port", "0703": "modem", "08": "system device", "0805": "SD card reader", "0806": "IOMMU", "09": "input device",
+    "0a": "docking station", "0b": "processor", "0c": "serial bus controller", "0c00": "FireWire controller",
+    "0c03": "USB controller", "0c04": "Fibre Channel controller", "0c05": "SMBus", "0c06": "InfiniBand controller",
+    "0c80": "USB-C port controller", "0d": "wireless controller", "0d11": "Bluetooth controller", "0e": "I/O controller",
+    "0f": "satellite receiver", "10": "encryption controller", "1080": "security processor", "11": "signal processor",
+    "12": "accelerator", "13": "instrumentation device", "40": "coprocessor", "ff": "device without a class",
+}  # fmt: skip
 
 
 # A domain has more than four digits behind Intel's Volume Management Device.
@@ -42,10 +65,15 @@ class Device(_Fact):
     acs: bool
     path: str
     behind: str
+    # The physical function of a virtual one (SR-IOV), else empty; how many virtual functions it has now.
+    physfn: str = ""
+    vfs: int = 0
+    # Can it be pulled out while the host runs (sysfs: removable)? True of what hangs on Thunderbolt or USB4.
+    removable: bool = False
 
     @property
     def slot(self) -> str:
-        """``dddd:bb:ss``: what a card's functions share."""
+        """``dddd:bb:ss``: what a card's functions share, and maybe others with them."""
         return self.address.rpartition(".")[0]
 
     @property
@@ -56,6 +84,22 @@ class Device(_Fact):
     @property
     def is_bridge(self) -> bool:
         return self.class_code[:4] in BRIDGES
+
+    @property
+    def is_display(self) -> bool:
+        """Is it what makes a card: a display controller, a 3D controller or an accelerator?"""
+        return self.class_code[:2] in (DISPLAY, ACCELERATOR)
+
+    @property
+    def may_carry(self) -> bool:
+        """May disks or a network be behind it?"""
+        return self.class_code.startswith(CARRIERS)
+
+    @property
+    def kind(self) -> str:
+        """What it is, for a person."""
+        names = (_KINDS.get(self.class_code[:digits]) for digits in (4, 2))
+        return next((name for name in names if name), f"device of class {self.class_code[:4]}")
 
     @property
     def ancestors(self) -> list[str]:
@@ -149,15 +193,15 @@ class Guests(_Fact):
         """The configuration of a VM or container; None: there is none of that id."""
         return next((config for config in self.configs if config.id == vmid), None)
 
-    def users_of(self, slot: str, node: str) -> list[CardUser]:
-        """The VMs that the card in ``slot`` is given to, by its address or by any mapping of this node that has it."""
+    def users_of(self, path: str, node: str) -> list[CardUser]:
+        """The VMs that have a function of ``path`` (as `HostFacts.path_of`), by address or by any mapping of this node that has it."""
         lines = (line.split() for line in self.reservations.splitlines())
-        reserved = {int(words[1]) for words in lines if len(words) > 1 and slot_of(words[0]) == slot}
+        reserved = {int(words[1]) for words in lines if len(words) > 1 and overlap(words[0], path)}
         users = []
         for config in self.configs:
             values = config.values
             hostpci = [parse_properties(key, value) for key, value in values.items() if key.startswith("hostpci")]
-            named = any(slot in self._slots(option, node) for option in hostpci)
+            named = any(overlap(";".join(self.places_of(option, node)), path) for option in hostpci)
             if config.kind == "vm" and (named or config.id in reserved):
                 users.append(
                     CardUser(
@@ -182,15 +226,12 @@ class Guests(_Fact):
                 entries.append(parse_properties("map", value))
         return found
 
-    def _slots(self, option: dict[str, str], node: str) -> set[str]:
-        """The slots that a hostpci option may get."""
+    def places_of(self, option: dict[str, str], node: str) -> list[str]:
+        """The slots and functions that a hostpci option may get."""
         if "mapping" not in option:
-            return {slot_of(part) for part in option.get("host", "").split(";") if part}
-        slots: set[str] = set()
-        for entry in self.mapping_entries.get(option["mapping"], []):
-            if entry.get("node") == node:
-                slots |= {slot_of(part) for part in entry.get("path", "").split(";") if part}
-        return slots
+            return functions_of(option.get("host", ""))
+        entries = self.mapping_entries.get(option["mapping"], [])
+        return [part for entry in entries if entry.get("node") == node for part in functions_of(entry.get("path", ""))]
 
 
 class Nvidia(_Fact):
@@ -217,6 +258,30 @@ class SharedWith(_Fact):
     drift: list[str]
 
 
+class Vital(_Fact):
+    """What the host can't do without, and what carries it.
+
+    ``kind``: storage, network or keyboard; ``name``: for a person, such as ``/ (ext4 on /dev/mapper/pve-root)``; ``devices``: addresses of
+    the PCI functions on the way to it; ``trouble``: why they could not be told, empty where they could.
+    """
+
+    kind: str
+    name: str
+    devices: list[str]
+    trouble: str = ""
+
+
+class Holder(_Fact):
+    """A process of the host, or its text console (``pid`` 0), that has cards open: addresses of their functions."""
+
+    pid: int
+    name: str
+    devices: list[str]
+
+    def __str__(self) -> str:
+        return f"{self.name} (process {self.pid})" if self.pid else self.name
+
+
 class HostFacts(_Fact):
     """One reading of a host. Raises ``pydantic.ValidationError`` when the script's answer has another shape."""
 
@@ -230,10 +295,15 @@ class HostFacts(_Fact):
     cmdline: CommandLines
     iommu: Iommu
     vfio_ids: str
+    # File -> the ids in it; files that speak of vfio-pci in any other way. None of them is ours.
+    vfio_files: dict[str, str] = {}
+    vfio_mentions: list[str] = []
     modules: list[str]
     devices: list[Device]
     lspci: str
     disks: str
+    vital: list[Vital] = []
+    holders: list[Holder] = []
     boot_free: int
     largest_initramfs: int
     managed: list[Managed]
@@ -264,28 +334,85 @@ class HostFacts(_Fact):
 
     @property
     def display_devices(self) -> list[Device]:
-        return [device for device in self.devices if device.class_code.startswith(DISPLAY)]
+        """The functions that show a picture, virtual ones (SR-IOV) left out."""
+        return [device for device in self.devices if device.class_code.startswith(DISPLAY) and not device.physfn]
 
-    def functions(self, slot: str) -> list[Device]:
-        """All the functions of the card in ``slot``, in their order."""
+    def in_slot(self, slot: str) -> list[Device]:
+        """Every function of a slot, whatever it is."""
         return [device for device in self.devices if device.slot == slot]
+
+    def functions(self, place: str) -> list[Device]:
+        """The functions of the card in a slot, in their order: what makes it a card, and the companions that are its own (ADR 12).
+
+        In a slot without a card: all of them. ``place`` may be a single function: that one.
+        """
+        if place in self.by_address:
+            return [self.by_address[place]]
+        slot = self.in_slot(place)
+        shown = [device for device in slot if device.is_display and not device.physfn]
+        if not shown:
+            return slot
+        return [device for device in slot if _is_part(device, shown[0], slot)]
+
+    def place_of(self, part: str) -> str:
+        """Where the card is that a slot or a function of a configuration belongs to: its slot; of anything else in a slot, the function."""
+        slot = slot_of(part)
+        mine = {device.address for device in self.functions(slot)}
+        return slot if part == slot or part in mine or part not in self.by_address else part
+
+    def path_of(self, place: str) -> str:
+        """The card as Proxmox VE names it where all of it is given: its slot, or its functions where the slot holds others, too."""
+        mine = self.functions(place)
+        if not mine or len(mine) == len(self.in_slot(place)):
+            return place
+        return ";".join(device.address for device in mine)
+
+    def users_of(self, place: str, node: str) -> list[CardUser]:
+        """The VMs that the card is given to, or a function of it."""
+        return self.guests.users_of(self.path_of(place), node)
+
+    def pluggable(self, address: str) -> bool:
+        """Can the function, or a bridge above it, be pulled out while the host runs?"""
+        device = self.by_address[address]
+        above = [self.by_address[one] for one in device.ancestors if one in self.by_address]
+        return any(one.removable for one in (device, *above))
+
+    def using(self, addresses: Iterable[str]) -> list[Holder]:
+        """What has one of these functions open."""
+        wanted = set(addresses)
+        return [holder for holder in self.holders if wanted.intersection(holder.devices)]
 
     def bound_by_hand(self) -> set[str]:
         """Addresses that somebody else's configuration gives to vfio-pci, and that are on it now: ``vfio-pci.ids=`` or modprobe.d.
 
         Both are needed: ids alone may never have had an effect, and a driver alone may be what a starting VM left behind.
         """
-        ids = set(self.vfio_ids.lower().split(","))
-        for word in f"{self.cmdline.others} {self.cmdline.running}".split():
-            name, _, value = word.partition("=")
-            if name.replace("-", "_") == "vfio_pci.ids":
-                ids.update(value.lower().split(","))
+        ids = set(self.vfio_ids.lower().split(",")).union(*(given for _, given in self._ids_by_word()))
         ours = bound_by_word(self.cmdline.running)
         return {
             device.address
             for device in self.devices
             if device.driver == "vfio-pci" and device.id in ids and device.address not in ours
         }
+
+    def _ids_by_word(self) -> list[tuple[str, set[str]]]:
+        found = []
+        for word in dict.fromkeys(f"{self.cmdline.others} {self.cmdline.running}".split()):
+            name, _, value = word.partition("=")
+            if name.replace("-", "_") == "vfio_pci.ids":
+                found.append((word, set(value.lower().split(","))))
+        return found
+
+    def who_binds(self, devices: Iterable[Device]) -> list[str]:
+        """Files and words by which somebody else gives these functions to vfio-pci."""
+        ids = {device.id for device in devices}
+        files = [path for path, given in self.vfio_files.items() if ids & set(given.lower().split(","))]
+        return files + [f"{word} on the kernel command line" for word, given in self._ids_by_word() if ids & given]
+
+    def others_in_group(self, place: str) -> list[Device]:
+        """What else a VM's start with the card takes from the host; bridges, of which VFIO asks nothing, are left out."""
+        mine = {device.address for device in self.functions(place)}
+        return [one for one in self.group_of(place) if one.address not in mine and not one.is_bridge]
 
     def group_of(self, slot: str) -> list[Device]:
         """Every function in the IOMMU group or groups of this card, the card's own included.
@@ -307,25 +434,33 @@ class HostFacts(_Fact):
         """
         together = {device.address for device in card}
         for device in card:
+            # Without ACS of their own, the functions of one slot aren't isolated from each other.
+            together |= {other.address for other in self.in_slot(device.slot) if not other.acs}
             for ancestor in device.ancestors:
                 bridge = self.by_address.get(ancestor)
                 if bridge is None or bridge.acs:
                     break
-                siblings = {function.address for function in self.functions(bridge.slot) if not function.acs}
+                siblings = {function.address for function in self.in_slot(bridge.slot) if not function.acs}
                 together |= siblings
                 together |= {other.address for other in self.devices if siblings & set(other.ancestors)}
         return [device for device in self.devices if device.address in together]
 
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        """Address -> name and id, as `lspci -Dnnk` prints them: ``Ethernet Controller I226-V [8086:125c]``; empty where it was not asked."""
+        found = {}
+        for line in self.lspci.splitlines():
+            address, _, rest = line.partition(" ")
+            named = re.search(r"\[[0-9a-f]{4}\]: (.+) \[([0-9a-f]{4}:[0-9a-f]{4})\]", rest)
+            if address.strip() and named:
+                found[address] = f"{named[1]}, {named[2]}"
+        return found
+
     def describe(self, device: Device) -> str:
         """The function for a person: address, what kind of thing, what depends on it."""
-        kinds = {
-            "0106": "SATA controller", "0108": "NVMe disk", "0104": "RAID controller", "0107": "SAS controller",
-            "0200": "network card", "0280": "wireless network card", "0300": "graphics card", "0302": "graphics card",
-            "0380": "graphics card", "0403": "audio device", "0c03": "USB controller", "0601": "ISA bridge", "0c05": "SMBus",
-        }  # fmt: skip
-        kind = kinds.get(device.class_code[:4], f"device of class {device.class_code[:4]}")
         uses = [use for name in device.behind.split() for use in self._uses(name)]
-        return f"{device.address} {kind} [{device.id}]" + (f" ({', '.join(uses)})" if uses else "")
+        name = self._names.get(device.address, device.id)
+        return f"{device.address} {device.kind} [{name}]" + (f" ({', '.join(uses)})" if uses else "")
 
     def _uses(self, name: str) -> list[str]:
         """What hangs on a disk or network interface, such as ``nvme0n1: / on ext4``."""
@@ -338,6 +473,24 @@ class HostFacts(_Fact):
             if parents[child] == name and (mountpoint or kind == "zfs_member"):
                 found.append(f"{mountpoint or 'ZFS'} on {child}")
         return found
+
+
+def _is_part(device: Device, display: Device, slot: list[Device]) -> bool:
+    """Is a function a part of the card that ``display`` makes, or only in its slot (ADR 12)?
+
+    A processor's graphics share their slot with its security processor, USB controllers and the board's audio; these are the board's.
+    The maker tells them apart: AMD's graphics and their audio are 1002, what else is there 1022.
+    """
+    same = device.vendor == display.vendor
+    if device.physfn:
+        return False
+    if device.is_display:
+        return same
+    if device.class_code.startswith(AUDIO):
+        # An audio function of another maker is the card's where the slot is nothing but a card's: function 0, and 1.
+        pair = [one.address[-2:] for one in slot if not one.physfn] == [".0", ".1"] and display.address.endswith(".0")
+        return same or pair
+    return same and display.vendor == NVIDIA and device.class_code.startswith(USB_C)
 
 
 def missing_words(words: str, cmdline: str) -> list[str]:

@@ -53,7 +53,10 @@ def wanted(facts: HostFacts, host: Host) -> Wanted:
         if host.gpus[name].use == "vm"
         for device in facts.functions(slot)
     }
-    by_hand = [] if host.take_over else sorted(facts.bound_by_hand() & set(functions))
+    by_hand = sorted(facts.bound_by_hand() & set(functions))
+    if host.take_over:
+        # What can be plugged in later needs its ids with vfio-pci: our word is for what is there when the host starts.
+        by_hand = [address for address in by_hand if facts.pluggable(address)]
     ours = {address: ids for address, ids in functions.items() if address not in by_hand}
     return Wanted(
         iommu_words=_iommu_words(facts, host),
@@ -66,8 +69,8 @@ def wanted(facts: HostFacts, host: Host) -> Wanted:
 
 def _iommu_words(facts: HostFacts, host: Host) -> str:
     vendor = "intel_iommu=on" if facts.cpu_vendor == "GenuineIntel" else "amd_iommu=on"
-    words = [vendor] if host.iommu.enable else []
-    return " ".join([*words, "iommu=pt"] if host.iommu.passthrough else words)
+    words = [vendor] if host.wants_iommu else []
+    return " ".join([*words, "iommu=pt"] if host.bypasses_iommu else words)
 
 
 def _vfio_words(facts: HostFacts, ours: dict[str, str], bound: set[str]) -> str:
@@ -80,6 +83,7 @@ def _vfio_words(facts: HostFacts, ours: dict[str, str], bound: set[str]) -> str:
 def _gpu(facts: HostFacts, host: Host, name: str, slot: str) -> dict[str, Any]:
     return {
         "slot": slot,
+        "path": facts.path_of(slot),
         "use": host.gpus[name].use,
         "functions": [
             {"address": device.address, "id": device.id, "subsystem": device.subsystem, "class": device.class_code}
@@ -198,7 +202,8 @@ def verify(facts: HostFacts, host: Host, want: Wanted) -> list[HomelabError]:
     if facts.iommu.groups:
         slots = {name: str(gpu["slot"]) for name, gpu in want.gpus.items() if gpu["use"] == "vm"}
         for name, slot in slots.items():
-            errors += gates.isolation(facts, name, host.gpus[name], slot)
+            for gate in gates.VERIFIED:
+                errors += gate(facts, name, host.gpus[name], slot)
     return errors
 
 
@@ -243,7 +248,9 @@ def describe(name: str, facts: HostFacts, host: Host, want: Wanted) -> str:
             then = "vfio-pci" if device.address in want.functions else device.driver or "no driver"
             by_hand = ", bound by hand" if device.address in want.by_hand else ""
             lines.append(f"    {device.address} [{device.id}] {device.driver or 'no driver'} -> {then}{by_hand}")
-        lines.append(f"    IOMMU group {_group(facts, found['slot'])}")
+        lines += [f"    {line}" for line in _groups(facts, found["slot"])]
+    slots = {gpu: str(found["slot"]) for gpu, found in want.gpus.items()}
+    lines += [f"  note: {said}" for said in gates.remarks(facts, host, slots)]
     lines.append(f"  reboot: {reboot(facts, host, want)}")
     return "\n".join(lines)
 
@@ -269,10 +276,25 @@ def _files(facts: HostFacts, want: Wanted) -> list[str]:
     return [path for path in files if path not in ours]
 
 
-def _group(facts: HostFacts, slot: str) -> str:
-    group = next((str(device.group) for device in facts.functions(slot) if device.group is not None), "")
-    others = [facts.describe(device) for device in facts.group_of(slot) if device.slot != slot]
-    return f"{group or 'none yet (predicted)'}, with it: {'; '.join(others) or 'nothing else'}"
+def _groups(facts: HostFacts, slot: str) -> list[str]:
+    """A line for each IOMMU group that functions of the card are in, or are going to be in."""
+    functions = facts.functions(slot)
+    others = "; ".join(facts.describe(device) for device in facts.others_in_group(slot)) or "nothing else"
+    if not facts.iommu.groups:
+        return [f"IOMMU group none yet; predicted with it: {others}"]
+    of_group: dict[int | None, list[str]] = {}
+    for device in functions:
+        of_group.setdefault(device.group, []).append(device.address)
+    if len(of_group) == 1:
+        return [f"IOMMU group {'none' if group is None else group}, with it: {others}" for group in of_group]
+    return [
+        f"{', '.join(addresses)}: IOMMU group {'none' if group is None else group}, with it: "
+        + (
+            "; ".join(facts.describe(one) for one in facts.others_in_group(slot) if one.group == group)
+            or "nothing else"
+        )
+        for group, addresses in of_group.items()
+    ]
 
 
 def reboot(facts: HostFacts, host: Host, want: Wanted) -> str:

@@ -44,6 +44,18 @@ def address(text: str) -> str:
     return text if text.count(":") == 2 else f"0000:{text}"
 
 
+def functions_of(path: str) -> list[str]:
+    """The parts of a mapping's path, or of a raw ``host``: slots and functions, each with its domain."""
+    return [address(part) for part in path.split(";") if part]
+
+
+def overlap(one: str, other: str) -> bool:
+    """Have two such paths a function in common? A slot stands for all of its functions."""
+    return any(
+        a == b or a.startswith(f"{b}.") or b.startswith(f"{a}.") for a in functions_of(one) for b in functions_of(other)
+    )
+
+
 def slot_of(text: str) -> str:
     """``0000:01:00`` for ``01:00.1``."""
     return address(text).partition(".")[0]

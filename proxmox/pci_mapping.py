@@ -3,7 +3,7 @@
 Proxmox VE lets nobody but root@pam with a password give a device by its address; a mapping can be used by whoever has Mapping.Use
 on it. One resource owns one entry of the mapping: the one of its node. Entries of other nodes, and a mapping's description and
 flags, stay as they are; the mapping goes with its last entry. Fields: PVE::Mapping::PCI; what a start compares is in
-`assert_valid` there: id, subsystem-id, IOMMU group of the slot's first function.
+`assert_valid` there: id and subsystem-id of each function of its path (of a slot: the first), IOMMU group of the first one.
 
 What stood there before is in the state, as PciMappingRecord's, before anything is written: a run that is killed right after its
 request can't take its own entry for somebody's.
@@ -106,27 +106,27 @@ def entry_of(props: dict[str, Any]) -> str:
 
 
 def _parsed(entry: str) -> dict[str, str]:
-    from host.properties import parse, slot_of
+    from host.properties import parse
 
-    found = parse("map", entry)
-    return {
-        **found,
-        "path": ";".join(slot_of(path) if path.endswith(".0") else path for path in found["path"].split(";")),
-    }
+    return parse("map", entry)
 
 
 def _equal(one: str, other: str) -> bool:
-    """The same entry? A description of it is somebody's own."""
+    """The same entry? A description of it is somebody's own. A slot's first function, where the other has the slot, is the card, too:
+    the one that a person chose.
+    """
     first, second = _parsed(one), _parsed(other)
+    if first["path"] == f"{second['path']}.0":
+        first = {**first, "path": second["path"]}
     return {**first, "description": ""} == {**second, "description": ""}
 
 
 def _ours(entries: list[str], node: str, path: str) -> str | None:
-    from host.properties import slot_of
+    from host.properties import overlap
 
     for entry in entries:
         found = _parsed(entry)
-        if found.get("node") == node and slot_of(found["path"]) == path:
+        if found.get("node") == node and overlap(found["path"], path):
             return entry
     return None
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from host.errors import HomelabError
 from host.facts import CardUser
-from host.properties import parse, same, slot_of
+from host.properties import overlap, parse, same
 
 # PVE::QemuServer::PCI: hostpci0 to hostpci15.
 SLOTS = 16
@@ -22,7 +22,9 @@ Record = dict[str, dict[str, str | None]]
 
 @dataclass(frozen=True)
 class Card:
-    """One card for a VM. ``mapping``: the mapping's id; ``slot``: ``0000:01:00``."""
+    """One card for a VM. ``mapping``: the mapping's id; ``slot``: where it is, ``0000:01:00``, or its functions, joined by ``;``,
+    where it shares its slot with others.
+    """
 
     gpu: str
     mapping: str
@@ -45,11 +47,7 @@ class Card:
     def is_in(self, option: str, value: str) -> bool:
         """Does a hostpci option give this card, by whichever form?"""
         found = parse(option, value)
-        return found.get("mapping") == self.mapping or self.slot in _slots(found)
-
-
-def _slots(option: dict[str, str]) -> set[str]:
-    return {slot_of(part) for part in option.get("host", "").split(";") if part}
+        return found.get("mapping") == self.mapping or overlap(found.get("host", ""), self.slot)
 
 
 @dataclass(frozen=True)
@@ -255,7 +253,7 @@ def _raw(config: dict[str, str], wish: Wish, name: str) -> list[HomelabError]:
         for card in wish.cards
         for key, value in config.items()
         if key.startswith("hostpci")
-        and card.slot in _slots(parse(key, value))
+        and overlap(parse(key, value).get("host", ""), card.slot)
         and not same(key, value, card.hostpci)
         and not wish.may_replace_raw
     ]

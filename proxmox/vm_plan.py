@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from host import gates
 from host.errors import HomelabError
 from host.facts import HostFacts
 from host.plan import Wanted
@@ -10,7 +11,7 @@ from settings import Host, Vm
 
 
 def cards_of(vm: Vm, host: Host, slots: dict[str, str]) -> list[Card]:
-    """A VM's cards. ``slots``: GPU name -> slot."""
+    """A VM's cards. ``slots``: GPU name -> its path."""
     return [
         Card(**use.model_dump(mode="json"), mapping=host.mapping_of(use.gpu), slot=slots[use.gpu])
         for use in vm.gpus
@@ -29,10 +30,10 @@ def describe(
     :param name: the host's name in the settings.
     :param vms: those of this host, by name.
     """
-    slots = {gpu: str(about["slot"]) for gpu, about in want.gpus.items()}
+    slots = {gpu: str(about["path"]) for gpu, about in want.gpus.items()}
     configs = {config.id: config.values for config in facts.guests.configs if config.kind == "vm"}
     lines: list[str] = []
-    errors: list[HomelabError] = []
+    errors = _apart(name, facts, host, want, vms)
     for guest, vm in vms.items():
         config = configs.get(vm.vmid)
         wish = Wish(
@@ -56,6 +57,39 @@ def describe(
             ]
             lines += [f"    {note}" for note in notes]
     return "\n".join(lines), errors
+
+
+def _apart(name: str, facts: HostFacts, host: Host, want: Wanted, vms: dict[str, Vm]) -> list[HomelabError]:
+    """Two cards of one IOMMU group for two VMs: the one that starts second gets nothing, since the first has the whole group."""
+    cards = [(vm_name, vm, use.gpu) for vm_name, vm in vms.items() for use in vm.gpus if use.gpu in want.gpus]
+    errors = []
+    for number, (guest, vm, gpu) in enumerate(cards):
+        slot = str(want.gpus[gpu]["slot"])
+        group = {device.address for device in facts.others_in_group(slot)}
+        others = [
+            (f"VM {other.vmid} (vms.{other_guest})", other_gpu, str(want.gpus[other_gpu]["slot"]))
+            for other_guest, other, other_gpu in cards[number + 1 :]
+            if other.vmid != vm.vmid
+        ]
+        known = {one.vmid for one in vms.values()}
+        foreign = {device.slot for device in facts.display_devices if device.address in group}
+        others += [
+            (f"{user}, which runs,", place, place)
+            for place in sorted(foreign)
+            for user in facts.users_of(place, host.node or name)
+            if user.running and user.vmid not in known
+        ]
+        for who, card, place in others:
+            if group & {device.address for device in facts.functions(place)}:
+                errors.append(
+                    HomelabError(
+                        f"{gpu} ({slot}) for VM {vm.vmid} (vms.{guest}) while {who} has {card}",
+                        f"both cards are in one {gates.predicted(facts)}IOMMU group",
+                        "the VM that starts first takes the whole group; the other one can't start as long as it runs",
+                        "give both cards to the same VM, or put one of them into a slot with a group of its own",
+                    )
+                )
+    return errors
 
 
 def _root(host: Host) -> bool:

@@ -17,7 +17,8 @@ read_host() {
   printf ',"loader":"%s","loader_clues":%s,"missing_tools":%s' "$LOADER" "$(json_string "$LOADER_CLUES")" "$(missing_tools)"
   cmdlines
   iommu
-  printf ',"vfio_ids":%s,"modules":%s' "$(vfio_ids)" "$(modules)"
+  bound_by_others
+  printf ',"modules":%s' "$(modules)"
   printf ',"devices":['
   devices
   printf '],"lspci":%s' "$(json_string "$([[ $LSPCI != yes ]] || lspci -Dnnk 2>/dev/null)")"
@@ -70,11 +71,21 @@ iommu() {
     "$(find "$ROOT/sys/kernel/iommu_groups" -mindepth 1 -maxdepth 1 2>/dev/null | wc -l)" "$(json_string "$kernel_log")"
 }
 
-# Ids that somebody gave to vfio-pci in modprobe.d. (Those on the command line are seen there.)
-vfio_ids() {
-  local ids
-  ids=$(cat "$ROOT"/etc/modprobe.d/*.conf 2>/dev/null | sed -nE 's/^[[:space:]]*options[[:space:]]+vfio[-_]pci[[:space:]].*\bids=([^[:space:]]+).*/\1/p') || :
-  json_string "${ids//$'\n'/,}"
+# What somebody else gives to vfio-pci: ids in modprobe.d, by file (those on the command line are seen there), and files that speak of
+# vfio-pci in another way, from which nothing is concluded.
+bound_by_others() {
+  local file ids all='' files='' mentions=()
+  for file in "$ROOT"/etc/modprobe.d/*.conf; do
+    [[ -r $file ]] || continue
+    ids=$(sed -nE 's/^[[:space:]]*options[[:space:]]+vfio[-_]pci[[:space:]].*\bids=([^[:space:]]+).*/\1/p' "$file")
+    [[ -n $ids ]] || continue
+    ids=${ids//$'\n'/,}
+    all+=${all:+,}$ids
+    files+="${files:+,}$(json_string "${file#"$ROOT"}"):$(json_string "$ids")"
+  done
+  mapfile -t mentions < <(cd "${ROOT:-/}" && grep -rlsE 'vfio[-_]pci' etc/driverctl.d etc/udev/rules.d etc/initramfs-tools/scripts \
+    etc/systemd/system etc/rc.local | grep -v '/homelab-' | sed 's#^#/#' | sort)
+  printf ',"vfio_ids":%s,"vfio_files":{%s},"vfio_mentions":%s' "$(json_string "$all")" "$files" "$(json_list "${mentions[@]}")"
 }
 
 modules() {
@@ -92,10 +103,11 @@ modules() {
 # Without command substitutions inside the loop: a host has a hundred functions, and each would be a process.
 devices() {
   local file target address name link separator='' acs=' ' path vendor device class subsystem_vendor subsystem_device boot_vga flag group
+  local sriov_numvfs removable physfn
   declare -A links=() behind=()
   while IFS=' ' read -r file target; do
     links[${file#"$PCI/"}]=$target
-  done < <(find "$PCI"/* "$PCI"/*/driver "$PCI"/*/iommu_group -maxdepth 0 -type l -printf '%p %l\n' 2>/dev/null)
+  done < <(find "$PCI"/* "$PCI"/*/driver "$PCI"/*/iommu_group "$PCI"/*/physfn -maxdepth 0 -type l -printf '%p %l\n' 2>/dev/null)
   while IFS=' ' read -r name target; do
     [[ $target =~ .*/([0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])/ ]] || continue
     behind[${BASH_REMATCH[1]}]+="${behind[${BASH_REMATCH[1]}]:+ }$name"
@@ -104,7 +116,7 @@ devices() {
   [[ -n $(find "$ROOT/sys/kernel/iommu_groups" -mindepth 1 -maxdepth 1 -print -quit 2>/dev/null) ]] || acs=$(functions_with_acs)
   for path in "$PCI"/*; do
     address=${path##*/}
-    for name in vendor device class subsystem_vendor subsystem_device boot_vga; do
+    for name in vendor device class subsystem_vendor subsystem_device boot_vga sriov_numvfs removable; do
       printf -v "$name" 0
       [[ ! -r $path/$name ]] || read -r "${name?}" <"$path/$name"
     done
@@ -112,13 +124,17 @@ devices() {
     link=${links[$name]:-}
     name=$address/iommu_group
     group=${links[$name]:-null}
+    name=$address/physfn
+    physfn=${links[$name]:-}
+    # "removable" is what hangs on an external port; "fixed" or "unknown" isn't known to.
+    [[ $removable == removable ]] && removable=true || removable=false
     flag=false
     [[ $acs != *" $address "* ]] || flag=true
     printf '%s{"address":"%s","vendor":"%s","device":"%s","subsystem":"%s:%s","class":"%s","boot_vga":%s,"driver":"%s","group":%s,"acs":%s,"path":"%s","behind":' \
       "$separator" "$address" "${vendor#0x}" "${device#0x}" "${subsystem_vendor#0x}" "${subsystem_device#0x}" "${class#0x}" \
       "$boot_vga" "${link##*/}" "${group##*/}" "$flag" "${links[$address]:-}"
     json_string "${behind[$address]:-}" # an interface may have nearly any name
-    printf '}'
+    printf ',"physfn":"%s","vfs":%s,"removable":%s}' "${physfn##*/}" "$sriov_numvfs" "$removable"
     separator=,
   done
 }

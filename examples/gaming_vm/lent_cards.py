@@ -38,7 +38,10 @@ def lent(stack: str, values: Mapping[str, Any], name: str, vm: Vm, node: str) ->
         )
     raise_all(_shared(stack, outputs, name, vm, node) + _cards_in_the_way(stack, outputs, host, name, vm))
     return {
-        "cards": {use.gpu: {"mapping": host.gpus[use.gpu].mapping, "slot": host.gpus[use.gpu].slot} for use in vm.gpus},
+        "cards": {
+            use.gpu: {"mapping": host.gpus[use.gpu].mapping, "slot": host.gpus[use.gpu].path or host.gpus[use.gpu].slot}
+            for use in vm.gpus
+        },
         # The VMs that a reboot by the homelab stack stops are its own business; this one runs again as its `power` says.
         "boot": {"id": host.boot_id, "stopped": [], "at": 0},
     }

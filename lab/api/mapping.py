@@ -142,7 +142,8 @@ class Mappings:
             "id": device.ids,
             "iommugroup": str(-1 if group is None else group),
             "mdev": "0",
-            "subsystem-id": device.subsystem,
+            # sysfs always has the two files; a device without a subsystem shows zeros there.
+            "subsystem-id": device.subsystem or "0000:0000",
         }
         configured = {**entry, "mdev": str(mapping.flags.get("mdev", 0))}
         for key, wanted in expected.items():

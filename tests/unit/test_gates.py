@@ -54,7 +54,7 @@ def test_an_address_that_holds_something_else_is_refused() -> None:
         ),
         (device("0000:05:00.0", "10ec:8125", "020000", 16, behind="enp5s0"), "network card [10ec:8125] (enp5s0)"),
         (device("0000:06:00.0", "1022:43f4", "0c0330", 16), "USB controller [1022:43f4]"),
-        (device("0000:07:00.0", "1234:5678", "118000", 16), "device of class 1180 [1234:5678]"),
+        (device("0000:07:00.0", "1234:5678", "118000", 16), "signal processor [1234:5678]"),
         (device("0000:01:01.0", "10de:2684", "030000", 16), "graphics card [10de:2684]"),
     ],
 )

@@ -43,14 +43,14 @@ def test_a_minimal_configuration_has_safe_defaults() -> None:
         False,
         "auto",
     )
-    assert (host.iommu.enable, host.iommu.passthrough, host.gpus["rtx5090"].use) == (True, True, "vm")
+    assert (host.wants_iommu, host.bypasses_iommu, host.gpus["rtx5090"].use) == (True, True, "vm")
 
 
 @pytest.mark.parametrize(
     ("written", "meant"),
-    [("0000:01:00.0", "0000:01:00"), ("01:00", "0000:01:00"), ("0001:C1:00.1", "0001:c1:00")],
+    [("0000:01:00.0", "0000:01:00"), ("01:00", "0000:01:00"), ("0001:C1:00.1", "0001:c1:00.1")],
 )
-def test_a_pci_address_is_the_slot_however_it_is_written(written: str, meant: str) -> None:
+def test_a_pci_address_is_the_slot_or_a_function_however_it_is_written(written: str, meant: str) -> None:
     assert loaded(hosts(gpus={"g": {"address": written}})).hosts["pve"].gpus["g"].address == meant
 
 

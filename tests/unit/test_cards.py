@@ -1,0 +1,427 @@
+"""What a card is (host/facts.py), and what may go with it (host/gates.py): slots that hold more than a card, SR-IOV, groups, and
+what the host can't do without."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from components.gpu_cards import mapping_entry
+from host import gates, plan
+from host.errors import HomelabError
+from host.facts import HostFacts
+from host.properties import overlap
+from proxmox import vm_plan
+from proxmox.vm_config import Card
+from settings import Host, Vm
+from tests.unit.hosts import desktop, device, gpu, settings
+
+
+def reasons(facts: HostFacts, host: Host) -> list[str]:
+    return [error.found for error in gates.check(facts, host)[1]]
+
+
+def apu(*, together: bool = False, **changes: Any) -> HostFacts:
+    """A Ryzen's graphics: everything of the processor in one slot, each function in a group of its own, or all ``together``."""
+    parts = [
+        ("0", "1002:1900", "030000", "amdgpu"),
+        ("1", "1002:1640", "040300", "snd_hda_intel"),
+        ("2", "1022:15c7", "108000", "ccp"),
+        ("3", "1022:15b9", "0c0330", "xhci_hcd"),
+        ("4", "1022:15ba", "0c0330", "xhci_hcd"),
+        ("5", "1022:15e2", "048000", "snd_pci_ps"),
+        ("6", "1022:15e3", "040300", "snd_hda_intel"),
+    ]
+    devices = [
+        device("0000:00:08.1", "1022:14eb", "060400", 8, driver="pcieport"),
+        *(
+            device(
+                f"0000:c6:00.{number}",
+                ids,
+                code,
+                17 if together else 17 + int(number),
+                driver=driver,
+                parent="0000:00:08.1",
+            )
+            for number, ids, code, driver in parts
+        ),
+    ]
+    return desktop(devices=devices, **changes)
+
+
+APU = settings({"igpu": {"match": "1002:1900", "allowConsole": True}})
+OTHERS = [f"0000:c6:00.{number}" for number in range(2, 7)]
+ALL_ALLOWED = settings({"igpu": {"match": "1002:1900", "allowConsole": True, "allowGroupMembers": OTHERS}})
+
+
+def test_of_a_processors_slot_only_the_graphics_and_their_own_audio_are_the_card() -> None:
+    want = plan.wanted(apu(), APU)
+    assert want.functions == {"0000:c6:00.0": "1002:1900", "0000:c6:00.1": "1002:1640"}
+    assert want.gpus["igpu"]["path"] == "0000:c6:00.0;0000:c6:00.1"
+    assert "homelab.vfio=0000:c6:00.0=1002:1900,0000:c6:00.1=1002:1640 " in f"{want.vfio_words} "
+
+
+def test_another_function_of_the_slot_is_a_group_member_like_any_other() -> None:
+    (found,) = reasons(apu(together=True), APU)
+    for said in (
+        "0000:c6:00.2 security processor",
+        "0000:c6:00.3 USB controller",
+        "0000:c6:00.5 audio coprocessor",
+        "0000:c6:00.6 audio device [1022:15e3]",
+    ):
+        assert said in found
+    assert "c6:00.0" not in found and "c6:00.1 " not in found
+    assert reasons(apu(together=True), ALL_ALLOWED) == []
+    # What may go along goes at a VM's start; it is not bound at boot.
+    assert list(plan.wanted(apu(together=True), ALL_ALLOWED).functions) == ["0000:c6:00.0", "0000:c6:00.1"]
+
+
+SLOT = "0000:01:00"
+
+
+@pytest.mark.parametrize(
+    ("others", "own"),
+    [
+        # An RTX 20 with its USB-C socket.
+        ([("1", "10de:10f9", "040300"), ("2", "10de:1ada", "0c0330"), ("3", "10de:1adb", "0c8000")], "0123"),
+        # The same functions, made by somebody else.
+        ([("1", "10de:10f9", "040300"), ("2", "1b21:2142", "0c0330"), ("3", "1022:1adb", "0c8000")], "01"),
+        # What NVIDIA's chipsets had besides graphics.
+        ([("1", "10de:0e08", "040300"), ("2", "10de:0ab8", "010601"), ("3", "10de:0ab0", "020000")], "01"),
+        ([("1", "10de:2330", "030200")], "01"),
+        ([("1", "8086:293e", "040300")], "01"),
+        ([("6", "8086:293e", "040300")], "0"),
+        ([], "0"),
+    ],
+)
+def test_a_card_is_its_graphics_function_and_the_companions_that_are_its_own(
+    others: list[tuple[str, str, str]], own: str
+) -> None:
+    slot = [("0", "10de:1e04", "030000"), *others]
+    facts = desktop(devices=[device(f"{SLOT}.{number}", ids, code, 16) for number, ids, code in slot])
+    assert "".join(one.address[-1] for one in facts.functions(SLOT)) == own
+    whole = len(own) == len(slot)
+    assert facts.path_of(SLOT) == (SLOT if whole else ";".join(f"{SLOT}.{number}" for number in own))
+
+
+@pytest.mark.parametrize("code", ["030000", "030200", "038000", "120000"])
+def test_a_3d_controller_and_an_accelerator_are_cards_too(code: str) -> None:
+    facts = desktop(device("0000:41:00.0", "10de:2330", code, 30))
+    for chosen in ({"match": "10de:2330"}, {"address": "41:00"}, {"address": "41:00.0"}):
+        assert gates.check(facts, settings({"h100": chosen})) == ({"h100": "0000:41:00"}, [])
+
+
+@pytest.mark.parametrize("chosen", [{"match": "10de:22e8"}, {"address": "01:00.1"}])
+def test_a_card_isnt_named_by_its_audio_function(chosen: dict[str, str]) -> None:
+    (error,) = gates.check(desktop(), settings({"g": chosen}))[1]
+    assert error.found.startswith(
+        "0000:01:00.1 audio device [10de:22e8]; the graphics card of its slot is 0000:01:00.0"
+    )
+    assert 'set `address: "0000:01:00"` or `match: 10de:2b85`' in str(error)
+
+
+# -- SR-IOV -----------------------------------------------------------------------------------------------------------
+def split(vfs: int = 2) -> HostFacts:
+    """An accelerator with virtual functions in its own slot."""
+    virtual = [
+        device(f"0000:41:00.{4 + number}", "10de:26b9", "030200", 31 + number, physfn="0000:41:00.0")
+        for number in range(vfs)
+    ]
+    return desktop(device("0000:41:00.0", "10de:26b9", "030200", 30, vfs=vfs), *virtual)
+
+
+def test_a_virtual_function_is_refused_as_such_and_two_of_them_are_two() -> None:
+    host = settings({"a": {"address": "41:00.4"}, "b": {"address": "41:00.5"}})
+    first, second = reasons(split(), host)
+    assert first == "0000:41:00.4 graphics card [10de:26b9] is a virtual function of 0000:41:00.0 (SR-IOV)"
+    assert second.startswith("0000:41:00.5")
+
+
+@pytest.mark.parametrize("chosen", [{"address": "41:00"}, {"address": "41:00.0"}, {"match": "10de:26b9"}])
+def test_a_card_with_virtual_functions_isnt_taken(chosen: dict[str, str]) -> None:
+    (found,) = reasons(split(), settings({"g": chosen}))
+    assert found == "0000:41:00.0 graphics card [10de:26b9] has 2 virtual functions (SR-IOV)"
+    assert reasons(split(), settings({"g": {**chosen, "use": "host"}})) == []
+
+
+def test_a_card_that_could_have_virtual_functions_and_has_none_is_taken() -> None:
+    want = plan.wanted(split(vfs=0), settings({"g": {"match": "10de:26b9"}}))
+    assert want.functions == {"0000:41:00.0": "10de:26b9"}
+
+
+# -- groups -----------------------------------------------------------------------------------------------------------
+def test_a_card_that_the_iommu_leaves_out_is_refused() -> None:
+    left_out = desktop(
+        device("0000:00:02.0", "8086:3e92", "030000", None),
+        cmdline={"running": "intel_iommu=on,igfx_off", "configured": "", "others": "", "generated": ""},
+    )
+    (found,) = reasons(left_out, settings({"igpu": {"match": "8086:3e92"}}))
+    assert found == (
+        "the host has 21 groups, and in none of them is 0000:00:02.0 graphics card [8086:3e92]; "
+        "the kernel was started with intel_iommu=on,igfx_off"
+    )
+
+
+def lines_of(facts: HostFacts, host: Host) -> str:
+    return plan.describe("pve", facts, host, plan.wanted(facts, host))
+
+
+def test_a_group_is_said_of_each_function() -> None:
+    text = lines_of(apu(), APU)
+    assert "0000:c6:00.0: IOMMU group 17, with it: nothing else" in text
+    assert "0000:c6:00.1: IOMMU group 18, with it: nothing else" in text
+    assert "note: gpus.igpu: stays with the host, though in its slot: 0000:c6:00.2 security processor" in text
+
+
+def without_groups(*more: dict[str, Any]) -> HostFacts:
+    devices = [
+        device("0000:00:01.0", "8086:1901", "060400"),
+        *gpu(group=None, parent="0000:00:01.0"),
+        *more,
+    ]
+    return desktop(devices=devices, iommu={"tables": ["IVRS"], "groups": 0, "kernel_log": ""})
+
+
+def test_a_predicted_group_is_said_to_be_one_and_bridges_arent_in_it() -> None:
+    text = lines_of(without_groups(), settings())
+    assert "IOMMU group none yet; predicted with it: nothing else" in text and "class 06" not in text
+    nvme = device("0000:01:00.2", "144d:a80c", "010802", parent="0000:00:01.0")
+    (error,) = gates.check(without_groups(nvme), settings())[1]
+    assert error.found == "with it in the predicted group: 0000:01:00.2 NVMe disk [144d:a80c]"
+
+
+def test_a_member_is_named_as_lspci_does_where_it_was_asked() -> None:
+    shown = (
+        "0000:06:00.0 Ethernet controller [0200]: Intel Corporation Ethernet Controller I226-V [8086:125c] (rev 04)\n"
+    )
+    facts = desktop(device("0000:06:00.0", "8086:125c", "020000", 16), lspci=shown)
+    assert "network card [Intel Corporation Ethernet Controller I226-V, 8086:125c]" in reasons(facts, settings())[0]
+
+
+def two_in_one_group() -> tuple[HostFacts, Host]:
+    facts = desktop(*gpu("0000:02:00", 16))
+    members = {"one": ["0000:02:00.0", "0000:02:00.1"], "two": ["0000:01:00.0", "0000:01:00.1"]}
+    places = {"one": "01:00", "two": "02:00"}
+    api = {"token": "homelab@pve!pulumi", "tokenSecret": "x", "publicCa": True}
+    host = settings({name: {"address": places[name], "allowGroupMembers": members[name]} for name in members}, api=api)
+    return facts, host
+
+
+def vm(vmid: int, *gpus: str) -> Vm:
+    return Vm.model_validate({"host": "pve", "vmid": vmid, "gpus": list(gpus)})
+
+
+def vm_errors(facts: HostFacts, host: Host, vms: dict[str, Vm]) -> list[str]:
+    return [str(error) for error in vm_plan.describe("pve", facts, host, plan.wanted(facts, host), vms)[1]]
+
+
+def test_two_cards_of_one_group_go_to_one_vm_or_none() -> None:
+    facts, host = two_in_one_group()
+    guests = facts.guests.model_copy(
+        update={
+            "configs": [
+                facts_config(103, "machine: q35\nname: one"),
+                facts_config(104, "machine: q35\nname: two"),
+            ]
+        }
+    )
+    facts = facts.model_copy(update={"guests": guests})
+    apart = vm_errors(facts, host, {"one": vm(103, "one"), "two": vm(104, "two")})
+    assert len(apart) == 1 and "one (0000:01:00) for VM 103 (vms.one) while VM 104 (vms.two) has two" in apart[0]
+    assert vm_errors(facts, host, {"one": vm(103, "one", "two")}) == []
+
+
+def facts_config(vmid: int, lines: str) -> Any:
+    from host.facts import GuestConfig
+
+    return GuestConfig(kind="vm", id=vmid, lines=lines)
+
+
+def test_a_card_that_stays_isnt_in_the_group_of_one_that_goes() -> None:
+    facts, _ = two_in_one_group()
+    members = ["0000:02:00.0", "0000:02:00.1"]
+    host = settings({"a": {"address": "01:00", "allowGroupMembers": members}, "b": {"address": "02:00", "use": "lxc"}})
+    assert reasons(facts, host) == ["both are in one IOMMU group"]
+
+
+# -- what the host can't do without -----------------------------------------------------------------------------------
+def vital(kind: str, name: str, *devices: str, trouble: str = "") -> dict[str, Any]:
+    return {"kind": kind, "name": name, "devices": list(devices), "trouble": trouble}
+
+
+ROOT = "/ (ext4 on /dev/mapper/pve-root)"
+
+
+def test_no_setting_lets_the_root_disk_behind_a_group_member_go() -> None:
+    facts = apu(together=True, vital=[vital("storage", ROOT, "0000:00:08.1", "0000:c6:00.3")])
+    (found,) = reasons(facts, ALL_ALLOWED)
+    assert found == f"0000:c6:00.3 USB controller [1022:15b9], which is in the card's IOMMU group, carries {ROOT}"
+    # In a group of its own it is left alone: nothing to refuse.
+    assert reasons(apu(vital=facts.model_dump()["vital"]), APU) == []
+
+
+def test_nor_one_behind_the_cards_own_usb_socket() -> None:
+    usb = device("0000:01:00.2", "10de:1ada", "0c0330", 16, driver="xhci_hcd")
+    (found,) = reasons(desktop(usb, vital=[vital("storage", "swap on /dev/sdb2", "0000:01:00.2")]), settings())
+    assert (
+        found == "0000:01:00.2 USB controller [10de:1ada], which is a function of the card, carries swap on /dev/sdb2"
+    )
+
+
+def test_nor_the_network_over_which_the_host_is_reached() -> None:
+    nic = device("0000:05:00.0", "10ec:8125", "020000", 16, driver="r8169", behind="enp5s0")
+    host = settings({"g": {"match": "10de:2b85", "allowGroupMembers": ["0000:05:00.0"]}})
+    assert reasons(desktop(nic), host) == []
+    (found,) = reasons(desktop(nic, vital=[vital("network", "the network (vmbr0)", "0000:05:00.0")]), host)
+    assert "carries the network (vmbr0)" in found
+
+
+def test_what_may_carry_a_root_that_nobody_can_find_isnt_taken() -> None:
+    unknown = [vital("storage", "/", trouble="no block device behind overlay")]
+    assert reasons(desktop(vital=unknown), settings()) == []  # a graphics card alone carries no disk
+    usb = device("0000:06:00.0", "1022:43f4", "0c0330", 16)
+    host = settings({"g": {"match": "10de:2b85", "allowGroupMembers": ["0000:06:00.0"]}})
+    (found,) = reasons(desktop(usb, vital=unknown), host)
+    assert found == "no block device behind overlay; with the card go 0000:06:00.0 USB controller [1022:43f4]"
+
+
+def test_it_is_looked_at_again_with_the_real_groups() -> None:
+    facts = apu(together=True, vital=[vital("storage", ROOT, "0000:c6:00.3")])
+    want = plan.wanted(apu(together=True), ALL_ALLOWED)
+    assert any(ROOT in error.found for error in plan.verify(facts, ALL_ALLOWED, want))
+
+
+# -- what is said -----------------------------------------------------------------------------------------------------
+def said(facts: HostFacts, host: Host) -> list[str]:
+    return gates.remarks(facts, host, gates.check(facts, host)[0])
+
+
+def test_the_last_keyboard_is_a_warning_and_one_of_two_is_none() -> None:
+    usb = device("0000:01:00.2", "10de:1ada", "0c0330", 16)
+    behind = vital("keyboard", "Logitech K120", "0000:01:00.2")
+    assert said(desktop(usb, vital=[behind]), settings()) == [
+        "the host's last keyboard goes with a card: Logitech K120; its console takes no input then"
+    ]
+    assert said(desktop(usb, vital=[behind, vital("keyboard", "AT keyboard")]), settings()) == []
+
+
+def test_who_has_the_card_open_is_named_in_the_plan_and_beside_its_reboot() -> None:
+    holders = [
+        {"pid": 812, "name": "Xorg", "devices": ["0000:01:00.0"]},
+        {"pid": 0, "name": "the text console (fb0)", "devices": ["0000:01:00.0"]},
+        {"pid": 900, "name": "other", "devices": ["0000:0b:00.0"]},
+    ]
+    text = lines_of(desktop(holders=holders), settings())
+    assert "gpus.rtx5090 is in use by Xorg (process 812), the text console (fb0): after the reboot" in text
+    assert "other" not in text.partition("note:")[2]
+
+
+def test_a_card_on_an_external_port_is_said_to_be_one_and_takes_no_ids_from_vfio_pci() -> None:
+    parent = device("0000:00:01.1", "8086:9a23", "060400", 1, driver="pcieport", removable=True)
+    cards = [
+        device(f"0000:01:00.{number}", ids, code, 16, driver="vfio-pci", parent="0000:00:01.1")
+        for number, ids, code in (("0", "10de:2b85", "030000"), ("1", "10de:22e8", "040300"))
+    ]
+    facts = desktop(devices=[parent, *cards], vfio_ids="10de:2b85,10de:22e8")
+    (remark,) = said(facts, settings(takeOver=True))
+    assert remark.startswith("gpus.rtx5090 hangs on an external port") and "takeOver leaves these" in remark
+    assert plan.wanted(facts, settings(takeOver=True)).by_hand == ["0000:01:00.0", "0000:01:00.1"]
+
+
+# -- cards that stay --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("use", ["lxc", "host"])
+def test_a_host_that_keeps_its_cards_needs_no_iommu(use: str) -> None:
+    off = desktop(iommu={"tables": [], "groups": 0, "kernel_log": ""})
+    host = settings({"g": {"match": "10de:2b85", "use": use}})
+    want = plan.wanted(off, host)
+    assert want.words == "" and plan.reboot(off, host, want) == "not needed"
+    asked = settings({"g": {"match": "10de:2b85", "use": use}}, iommu={"enable": True})
+    assert "no IVRS table" in reasons(off, asked)[0]
+    assert plan.wanted(desktop(), asked).iommu_words == "amd_iommu=on iommu=pt"
+
+
+@pytest.mark.parametrize("use", ["lxc", "host"])
+@pytest.mark.parametrize(
+    ("changes", "by"),
+    [
+        (
+            {"vfio_ids": "10de:2b85", "vfio_files": {"/etc/modprobe.d/vfio.conf": "10de:2b85"}},
+            "/etc/modprobe.d/vfio.conf",
+        ),
+        (
+            {"cmdline": {"running": "", "configured": "", "others": "vfio-pci.ids=10de:2b85", "generated": ""}},
+            "vfio-pci.ids=10de:2b85 on the kernel command line",
+        ),
+    ],
+)
+def test_a_card_that_is_bound_by_hand_and_is_to_stay_is_refused_with_what_binds_it(
+    use: str, changes: dict[str, Any], by: str
+) -> None:
+    devices = [device("0000:01:00.0", "10de:2b85", "030000", 16, driver="vfio-pci")]
+    facts = desktop(devices=devices, **changes)
+    host = settings({"g": {"match": "10de:2b85", "use": use}})
+    assert reasons(facts, host) == [f"0000:01:00.0 on vfio-pci, by {by}"]
+    ours = {"running": "homelab.vfio=0000:01:00.0=10de:2b85", "configured": "", "others": "", "generated": ""}
+    assert reasons(desktop(devices=devices, cmdline=ours), host) == []
+
+
+def test_nothing_is_promised_of_a_card_that_something_unknown_binds() -> None:
+    devices = [device("0000:01:00.0", "10de:2b85", "030000", 16, driver="vfio-pci")]
+    facts = desktop(devices=devices, vfio_mentions=["/etc/driverctl.d/0000:01:00.0"])
+    (remark,) = said(facts, settings({"g": {"match": "10de:2b85", "use": "lxc"}}))
+    assert remark.endswith("stays there: look at /etc/driverctl.d/0000:01:00.0")
+
+
+# -- names in Proxmox VE ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        ("0000:01:00", "0000:01:00.1", True),
+        ("01:00.1", "0000:01:00", True),
+        ("0000:c6:00.0;0000:c6:00.1", "0000:c6:00", True),
+        ("0000:c6:00.0;0000:c6:00.1", "0000:c6:00.3", False),
+        ("0000:01:00", "0000:01:00", True),
+        ("0000:01:00", "0000:01:01.0", False),
+        ("", "0000:01:00", False),
+    ],
+)
+def test_paths_are_compared_by_their_functions(one: str, other: str, shared: bool) -> None:
+    assert overlap(one, other) is overlap(other, one) is shared
+
+
+def found_of(facts: HostFacts, host: Host) -> dict[str, Any]:
+    """As HostReboot puts it out."""
+    gpus = plan.wanted(facts, host).gpus
+    for about in gpus.values():
+        for function in about["functions"]:
+            function["iommuGroup"] = facts.by_address[function["address"]].group
+    return {"gpus": gpus}
+
+
+def test_a_card_that_is_its_slot_is_mapped_by_it_and_another_by_its_graphics_function() -> None:
+    assert mapping_entry("rtx5090", found_of(desktop(), settings()))["path"] == "0000:01:00"
+    entry = mapping_entry("igpu", found_of(apu(), APU))
+    assert (entry["path"], entry["id"], entry["iommugroup"]) == ("0000:c6:00.0", "1002:1900", "17")
+
+
+@pytest.mark.parametrize(("sysfs", "written"), [("0000:0000", "0000:0000"), ("1043:88e2", "1043:88e2"), ("0:0", "")])
+def test_a_subsystem_of_zeros_is_written_into_the_mapping(sysfs: str, written: str) -> None:
+    facts = desktop(devices=[device("0000:01:00.0", "10de:2b85", "030000", 16, subsystem=sysfs)])
+    assert mapping_entry("rtx5090", found_of(facts, settings()))["subsystem-id"] == written
+
+
+def test_a_vm_with_another_function_of_the_slot_doesnt_have_the_card() -> None:
+    guests = desktop().guests.model_dump() | {"configs": [{"kind": "vm", "id": 104, "lines": "hostpci0: 0000:c6:00.3"}]}
+    facts = apu(guests=guests)
+    assert facts.users_of("0000:c6:00", "pve") == []
+    assert [user.vmid for user in facts.guests.users_of("0000:c6:00.3", "pve")] == [104]
+    card = Card("igpu", "igpu", facts.path_of("0000:c6:00"), by_address=True)
+    assert card.hostpci == "host=0000:c6:00.0;0000:c6:00.1,pcie=1"
+    assert not card.is_in("hostpci0", "0000:c6:00.3") and card.is_in("hostpci0", "c6:00,pcie=1")
+
+
+def test_a_closed_gate_is_one_message() -> None:
+    facts = apu(together=True, vital=[vital("storage", ROOT, "0000:c6:00.3")])
+    with pytest.raises(HomelabError, match=r"(?s)alone in its IOMMU group.*can't do without"):
+        plan.wanted(facts, APU)
