@@ -8,8 +8,11 @@ from .auth import Authenticator
 from .call import Call
 from .errors import Died, bad_parameters, not_allowed
 from .formats import split_list
-from .users import BUILT_IN_ROLES, PRIVILEGES, Caller, Entry, Token, User, normal_path
+from .quorum import require_cluster_lock
+from .users import BUILT_IN_ROLES, Caller, Entry, Token, User, normal_path
 
+_LOCK = "file-user_cfg"
+_REALMS = frozenset({"pam", "pve"})
 # What the web interface shows or hides by; the path that each stands for.
 _CAPABILITIES = {
     "access": "/access", "dc": "/", "mapping": "/mapping", "nodes": "/nodes", "sdn": "/sdn", "storage": "/storage",
@@ -68,6 +71,7 @@ def change_entries(call: Call) -> None:
         raise bad_parameters(dict.fromkeys(kinds.values(), "either 'users', 'groups' or 'tokens' is required."))
     for kind, name in kinds.items():
         for who in split_list(call.parameters.get(name, "")):
+            require_cluster_lock(call.host, _LOCK, "ACL update failed")
             _require_known(call, kind, who)
             for role in split_list(call.parameters["roles"]):
                 _change_entry(call, Entry(path, bool(call.parameters.get("propagate", 1)), kind, who, role))
@@ -77,9 +81,11 @@ def change_entries(call: Call) -> None:
 def _require_known(call: Call, kind: str, who: str) -> None:
     user, _, token = who.partition("!")
     known = user in call.users.users and (not token or token in call.users.users[user].tokens)
-    if kind != "group" and not known:
-        what = "token" if token else "user"
-        raise Died(f"ACL update failed: {what} '{who}' does not exist")
+    if kind == "group" or known:
+        return
+    if token and user in call.users.users:
+        raise Died(f"ACL update failed: no such token '{token}' for user '{user}'")
+    raise Died(f"ACL update failed: user '{user}' does not exist")
 
 
 def _change_entry(call: Call, entry: Entry) -> None:
@@ -103,35 +109,45 @@ def roles(call: Call) -> list[dict[str, Any]]:
 
 def create_role(call: Call) -> None:
     """POST /access/roles."""
-    name = call.parameters["roleid"]
+    name, privileges = call.parameters["roleid"], _privileges(call)
+    if name.lower().startswith("pve"):
+        raise bad_parameters({"roleid": "cannot use role ID starting with the (case-insensitive) 'PVE' namespace"})
+    require_cluster_lock(call.host, _LOCK, "create role failed")
     if name in BUILT_IN_ROLES or name in call.users.roles:
         raise Died(f"create role failed: role '{name}' already exists")
-    call.users.roles[name] = _privileges(call, "create")
+    call.users.roles[name] = privileges
     call.users.save()
 
 
 def change_role(call: Call) -> None:
     """PUT /access/roles/{roleid}."""
-    name = call.parameters["roleid"]
+    name, privileges = call.parameters["roleid"], _privileges(call)
+    require_cluster_lock(call.host, _LOCK, "update role failed")
     if name not in call.users.roles:
         why = "auto-generated role cannot be modified" if name in BUILT_IN_ROLES else f"role '{name}' does not exist"
         raise Died(f"update role failed: {why}")
     kept = call.users.roles[name] if call.parameters.get("append") else frozenset[str]()
-    call.users.roles[name] = kept | _privileges(call, "update")
+    call.users.roles[name] = kept | privileges
     call.users.save()
 
 
-def _privileges(call: Call, verb: str) -> frozenset[str]:
+def _privileges(call: Call) -> frozenset[str]:
+    """The privileges that a request names.
+
+    Raises:
+        ApiError: 400, this version of Proxmox VE has none of that name.
+    """
     wanted = split_list(call.parameters.get("privs", ""))
     for name in wanted:
-        if name not in PRIVILEGES:
-            raise Died(f"{verb} role failed: invalid privilege '{name}'")
+        if name not in call.users.every_privilege:
+            raise bad_parameters({"privs": f"invalid format - invalid privilege '{name}'\n"})
     return frozenset(wanted)
 
 
 def delete_role(call: Call) -> None:
     """DELETE /access/roles/{roleid}."""
     name = call.parameters["roleid"]
+    require_cluster_lock(call.host, _LOCK, "delete role failed")
     if name in BUILT_IN_ROLES:
         raise Died(f"delete role failed: auto-generated role '{name}' cannot be deleted")
     if name not in call.users.roles:
@@ -150,7 +166,8 @@ def users(call: Call) -> list[dict[str, Any]]:
         if not everything and name != call.caller.user:
             continue
         entry: dict[str, Any] = {"userid": name, "enable": int(user.enabled), "expire": user.expires}
-        entry["realm-type"] = name.partition("@")[2]
+        if (realm := name.partition("@")[2]) in _REALMS:
+            entry["realm-type"] = realm
         if user.comment:
             entry["comment"] = user.comment
         if call.parameters.get("full"):
@@ -166,6 +183,7 @@ def create_user(call: Call) -> None:
     name = asked["userid"]
     call.require(f"/access/realm/{name.partition('@')[2]}", "Realm.AllocateUser")
     call.require("/access/groups", "User.Modify")
+    require_cluster_lock(call.host, _LOCK, "create user failed")
     if name in call.users.users:
         raise Died(f"create user failed: user '{name}' already exists")
     call.users.users[name] = User(bool(asked.get("enable", 1)), asked.get("expire", 0), asked.get("comment", ""))
@@ -176,10 +194,13 @@ def create_user(call: Call) -> None:
 
 def delete_user(call: Call) -> None:
     """DELETE /access/users/{userid}."""
-    name = _modified_user(call)
+    name = str(call.parameters["userid"])
+    if not call.caller.is_root_ticket:
+        _modified_user(call)  # for root@pam nothing is looked up, so that one who isn't there is no mistake
+    require_cluster_lock(call.host, _LOCK, "delete user failed")
     if name == "root@pam":
         raise Died("delete user failed: unable to delete root@pam")
-    del call.users.users[name]
+    call.users.users.pop(name, None)
     call.users.forget(name)
     call.users.entries = [e for e in call.users.entries if e.who != name and not e.who.startswith(f"{name}!")]
     call.users.save()
@@ -223,14 +244,15 @@ def create_token(call: Call) -> dict[str, Any]:
     user, name, asked = _modified_user(call), call.parameters["tokenid"], call.parameters
     if name in call.users.users[user].tokens:
         raise bad_parameters({"tokenid": "Token already exists."})
+    require_cluster_lock(call.host, _LOCK, "generating token failed")
     made = Token(bool(asked.get("privsep", 1)), asked.get("expire", 0), asked.get("comment", ""))
     call.users.users[user].tokens[name] = made
     call.users.save()
     identity = f"{user}!{name}"
-    # The flags come back as they were sent, that is as texts.
-    info = {key: str(asked[key]) for key in ("comment", "expire") if key in asked}
+    # The flags come back as they were sent, that is as texts; the default is a number.
+    info = {key: str(asked[key]) for key in ("comment", "expire", "privsep") if key in asked}
     secret = call.users.set_token_secret(identity)
-    return {"full-tokenid": identity, "value": secret, "info": {"privsep": str(int(made.separated)), **info}}
+    return {"full-tokenid": identity, "value": secret, "info": {"privsep": int(made.separated), **info}}
 
 
 def change_token(call: Call) -> dict[str, Any]:

@@ -40,9 +40,15 @@ def _answering(call: Call) -> Guest:
         raise Died("No QEMU guest agent configured")
     if not guest.running:
         raise Died(f"VM {guest.vmid} is not running")
-    if not guest.booted or boots_directly(config) or guest.has_fault("agent-silent"):
+    if not answers(guest):
         raise Died("QEMU guest agent is not running")
     return guest
+
+
+def answers(guest: Guest) -> bool:
+    """Whether the agent in a running VM says something."""
+    silent = guest.paused or guest.has_fault("agent-silent") or boots_directly(guest.config())
+    return guest.booted and not silent
 
 
 def ping(call: Call) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +22,23 @@ class Answer:
     beside: dict[str, Any]
 
 
+def unheard(_: str) -> None:
+    """What an operation prints over HTTP goes to the node's own log."""
+
+
 @dataclass
 class Call:
-    """One request: who asks, for what on which host, with verified parameters; `start` starts a task."""
+    """One request: who asks, for what on which host, with verified parameters; `start` starts a task.
+
+    `say` is what the operation prints besides its answer, which only a command at the node's shell shows.
+    """
 
     host: HostState
     caller: Caller
     users: Users
     parameters: dict[str, Any]
     start: Starter
+    say: Callable[[str], None] = unheard
 
     def guest(self, kind: Kind) -> Guest:
         """The guest that the path names."""

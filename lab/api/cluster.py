@@ -7,8 +7,6 @@ give it, with nodes that are offline.
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +18,10 @@ from .errors import ApiError, Died, bad_parameters
 from .formats import split_list
 from .guests import all_ids, guests_of
 from .mapping import Mapping, Mappings
+from .quorum import Members, require_cluster_lock
 from .storage import Storages
 
 _OPTIONS = "/etc/pve/datacenter.cfg"
-
-
-class Members:
-    """The nodes of a host's cluster; `quorate` whether most of them see each other."""
-
-    def __init__(self, host: HostState) -> None:
-        text = host.read("/etc/pve/.members", "")
-        data = json.loads(text) if text else {}
-        self.name: str | None = data.get("cluster", {}).get("name")
-        self.quorate = bool(data.get("cluster", {}).get("quorate", 1))
-        self.nodes: dict[str, dict[str, Any]] = data.get("nodelist") or {
-            host.node: {"id": 0, "online": 1, "ip": _own_address(host)}
-        }
-
-
-def _own_address(host: HostState) -> str:
-    match = re.search(rf"(?m)^(\d\S+)\s.*\b{re.escape(host.node)}$", host.read("/etc/hosts", ""))
-    return match[1] if match else "127.0.0.1"
 
 
 def require_reachable(host: HostState, name: str) -> None:
@@ -57,16 +38,6 @@ def require_reachable(host: HostState, name: str) -> None:
             "Temporary failure in name resolution"
         )
     raise ApiError(595, "No route to host", body=False)
-
-
-def require_quorum(host: HostState, method: str, path: str) -> None:
-    """Refuse to write below /etc/pve without a quorum.
-
-    Raises:
-        ApiError: 500.
-    """
-    if method != "GET" and path != "/access/ticket" and not Members(host).quorate:
-        raise Died("cluster not ready - no quorum?")
 
 
 def status(call: Call) -> list[dict[str, Any]]:
@@ -177,11 +148,14 @@ def next_id(call: Call) -> str:
 
 
 # -- mappings --------------------------------------------------------------------------------------------------
+_MAPPING_LOCK = "file-mapping_pci_cfg"
 _MAPPING_PRIVILEGES = ("Mapping.Use", "Mapping.Modify", "Mapping.Audit")
 
 
 def mappings(call: Call) -> list[dict[str, Any]]:
     """GET /cluster/mapping/pci, with `check-node` compared with that node's hardware."""
+    if name := call.parameters.get("check-node"):
+        require_reachable(call.host, name)
     every = Mappings(call.host)
     found = []
     for mapping in every.all.values():
@@ -204,16 +178,19 @@ def mapping(call: Call) -> dict[str, Any]:
 
 def create_mapping(call: Call) -> None:
     """POST /cluster/mapping/pci."""
+    require_cluster_lock(call.host, _MAPPING_LOCK, "create hardware mapping failed")
     Mappings(call.host).create(call.parameters["id"], call.parameters)
 
 
 def update_mapping(call: Call) -> None:
     """PUT /cluster/mapping/pci/{id}."""
+    require_cluster_lock(call.host, _MAPPING_LOCK, "update hardware mapping failed")
     Mappings(call.host).update(call.parameters["id"], call.parameters)
 
 
 def delete_mapping(call: Call) -> None:
     """DELETE /cluster/mapping/pci/{id}; one that isn't there is no mistake."""
+    require_cluster_lock(call.host, _MAPPING_LOCK, "delete pci mapping failed")
     every = Mappings(call.host)
     gone: Mapping | None = every.all.pop(call.parameters["id"], None)
     if gone is not None:
@@ -230,6 +207,7 @@ def options(call: Call) -> dict[str, Any]:
 
 def change_options(call: Call) -> None:
     """PUT /cluster/options."""
+    require_cluster_lock(call.host, "file-datacenter_cfg")
     found = {key: value for key, value in options(call).items() if key != "digest"}
     for key in split_list(call.parameters.get("delete", "")):
         found.pop(key, None)

@@ -19,6 +19,7 @@ from .auth import Authenticator
 from .errors import ApiError, Died
 from .guest_config import Kind
 from .guests import Guest, exclusively
+from .quorum import Members
 from .responses import Api
 from .tables import FORMATS, formatted
 from .tasks import Tasks, Work
@@ -26,21 +27,23 @@ from .users import ROOT
 
 _KINDS: dict[str, Kind] = {"qm": "qemu", "pct": "lxc"}
 _METHODS = {"get": "GET", "set": "PUT", "create": "POST", "delete": "DELETE"}
-_POWER = ("start", "stop", "shutdown", "reboot")
+_UNKNOWN = "property is not defined in schema"
+_POWER = ("start", "stop", "shutdown", "reboot", "suspend", "resume", "reset")
 
 
 @dataclass(frozen=True)
 class _Command:
     """One command of pveum: the operation that it asks for, and what its arguments are there, in their order.
 
-    `listed_by` is the field by which the entries of a list are known; `fixed` is sent besides the options.
+    `columns` are those of a list; `fixed` is sent besides the options; `usage` is what its usage says after the arguments.
     """
 
     method: str
     path: str
     arguments: tuple[str, ...] = ()
-    listed_by: str = ""
+    columns: tuple[str, ...] = ()
     fixed: tuple[tuple[str, str], ...] = ()
+    usage: str = "[OPTIONS]"
 
     @property
     def reads(self) -> bool:
@@ -49,20 +52,27 @@ class _Command:
 
 _ROLE, _USER = "/access/roles/{roleid}", "/access/users/{userid}"
 _TOKENS, _TOKEN = f"{_USER}/token", f"{_USER}/token/{{tokenid}}"
+_FORMATTED = "[OPTIONS] [FORMAT_OPTIONS]"
+_ACL_USAGE = "--roles <string> [OPTIONS]"
+_USER_COLUMNS = (
+    "userid", "comment", "email", "enable", "expire", "firstname", "groups", "keys", "lastname", "realm-type",
+    "tfa-locked-until", "tokens", "totp-locked",
+)  # fmt: skip
 _USER_MANAGER = {
-    "acl delete": _Command("PUT", "/access/acl", ("path",), fixed=(("delete", "1"),)),
-    "acl list": _Command("GET", "/access/acl", listed_by="path"),
-    "acl modify": _Command("PUT", "/access/acl", ("path",)),
+    "acl delete": _Command("PUT", "/access/acl", ("path",), fixed=(("delete", "1"),), usage=_ACL_USAGE),
+    "acl list": _Command("GET", "/access/acl", columns=("path", "roleid", "type", "ugid", "propagate")),
+    "acl modify": _Command("PUT", "/access/acl", ("path",), usage=_ACL_USAGE),
     "role add": _Command("POST", "/access/roles", ("roleid",)),
     "role delete": _Command("DELETE", _ROLE, ("roleid",)),
-    "role list": _Command("GET", "/access/roles", listed_by="roleid"),
+    "role list": _Command("GET", "/access/roles", columns=("roleid", "privs", "special")),
     "role modify": _Command("PUT", _ROLE, ("roleid",)),
     "user add": _Command("POST", "/access/users", ("userid",)),
     "user delete": _Command("DELETE", _USER, ("userid",)),
-    "user list": _Command("GET", "/access/users", listed_by="userid"),
-    "user token add": _Command("POST", _TOKEN, ("userid", "tokenid")),
-    "user token list": _Command("GET", _TOKENS, ("userid",), listed_by="tokenid"),
-    "user token delete": _Command("DELETE", _TOKEN, ("userid", "tokenid")),
+    "user list": _Command("GET", "/access/users", columns=_USER_COLUMNS),
+    "user token add": _Command("POST", _TOKEN, ("userid", "tokenid"), usage=_FORMATTED),
+    "user token list": _Command("GET", _TOKENS, ("userid",), columns=("tokenid", "comment", "expire", "privsep")),
+    "user token modify": _Command("PUT", _TOKEN, ("userid", "tokenid"), usage=_FORMATTED),
+    "user token delete": _Command("DELETE", _TOKEN, ("userid", "tokenid"), usage=_FORMATTED),
 }
 _USER_MANAGER["user token remove"] = _USER_MANAGER["user token delete"]  # an alias on a real node
 
@@ -88,6 +98,10 @@ class Misused(Exception):
     """A command that isn't known, or was asked for what it hasn't."""
 
 
+class TaskFailed(ApiError):
+    """A task that a command started and waited for has failed."""
+
+
 class Shell:
     """What the commands share.
 
@@ -103,6 +117,10 @@ class Shell:
         self._works: list[tuple[HostState, Work]] = []
         #: What the command ends with: that of a command in a guest.
         self.status = 0
+        #: How the command is used, which follows what is wrong with its parameters.
+        self.usage = ""
+        #: The last task that was waited for.
+        self.last_task = ""
         # No tickets are made or read at a shell, and no certificate is shown.
         authenticator = Authenticator(b"")
         self._api = Api(state, authenticator, "", lambda host, work: self._works.append((host, work)), power)
@@ -113,7 +131,8 @@ class Shell:
         Raises:
             ApiError: it is refused, or its task failed.
         """
-        answer = self._api.perform(ROOT, method, path, options or {})
+        self._tell_of_cluster_lock(method, path)
+        answer = self._api.perform(ROOT, method, path, options or {}, print)
         if method != "GET":
             self._tell()
         if not self._works:
@@ -122,13 +141,27 @@ class Shell:
             self._carry_out(host, work)
         self._works.clear()
         tasks = Tasks(self.host)
-        upid = tasks.find(str(answer))
+        self.last_task = str(answer)
+        upid = tasks.find(self.last_task)
         *lines, _ = tasks.log(upid) or [""]
         print("".join(f"{line}\n" for line in lines), end="", file=sys.stderr)
         status = tasks.status(upid)["exitstatus"]
         if status != "OK":
-            raise ApiError(500, f"{status}\n")
+            raise TaskFailed(500, f"{status}\n")
         return answer
+
+    def _tell_of_cluster_lock(self, method: str, path: str) -> None:
+        """What a shell shows in the ten seconds for which a file of the whole cluster can't be had."""
+        names = {
+            "/cluster/mapping/pci": "file-mapping_pci_cfg",
+            "/access": "file-user_cfg",
+            "/storage": "file-storage_cfg",
+        }
+        if method == "GET" or Members(self.host).quorate:
+            return
+        for start, name in names.items():
+            if path.startswith(start):
+                print(f"trying to acquire cfs lock '{name}' ...\n" * 10, end="", file=sys.stderr)
 
     def _carry_out(self, host: HostState, work: Work) -> None:
         """A task's work, waited for here."""
@@ -153,16 +186,25 @@ class Shell:
             raise Misused(f"the lab's {name} has no {' '.join(arguments)!r}")
         vmid, words = rest[0], rest[1:]
         one = f"{base}/{vmid}"
+        self.usage = f"{name} {verb} <vmid>{' <ostemplate>' if (name, verb) == ('pct', 'create') else ''} [OPTIONS]"
         if verb == "config":
             _print_config(self.ask("GET", f"{one}/config", _options(words)))
         elif verb == "pending":
             _print_pending(self.ask("GET", f"{one}/pending"))
         elif verb == "status":
-            print(f"status: {self.ask('GET', f'{one}/status/current')['status']}")
+            self._status(one, _options(words))
         elif verb in _POWER:
             self._power(kind, one, verb, vmid, words)
         elif verb == "unlock" and kind == "qemu":
             self.ask("PUT", f"{one}/config", {"delete": ["lock"], "skiplock": ["1"]})
+        elif verb == "template" and kind == "qemu":
+            self.ask("POST", f"{one}/template", _options(words))
+        elif verb == "clone" and kind == "qemu" and words:
+            self.ask("POST", f"{one}/clone", _options(words[1:]) | {"newid": words[:1]})
+        elif verb == "resize" and kind == "qemu" and len(words) > 1:
+            self.ask("PUT", f"{one}/resize", _options(words[2:]) | {"disk": words[:1], "size": words[1:2]})
+        elif verb == "agent" and kind == "qemu" and words == ["ping"]:
+            self.ask("POST", f"{one}/agent/ping")
         elif verb == "set":
             self.ask("PUT", f"{one}/config", _options(words))
         elif verb == "create":
@@ -180,14 +222,15 @@ class Shell:
             raise Misused(f"the lab's {name} has no {verb!r}")
 
     def _power(self, kind: Kind, one: str, verb: str, vmid: str, words: list[str]) -> None:
-        if kind == "lxc" and verb in ("stop", "shutdown"):
-            # The command does nothing for a container that is off; the API refuses.
-            if self.ask("GET", f"{one}/status/current")["status"] == "stopped":
-                return
-        elif verb != "start":
-            self.ask("GET", f"{one}/config")  # a missing one is said in the words of a shell
-        self.ask("GET", f"{one}/config")
         self.ask("POST", f"{one}/status/{verb}", _options(words))
+
+    def _status(self, one: str, options: dict[str, list[str]]) -> None:
+        known = self.ask("GET", f"{one}/status/current")
+        if options.pop("verbose", ["0"])[-1] == "0":
+            print(f"status: {known['status']}")
+            return
+        for key in sorted(set(known) - {"cpu", "ha", "agent", "clipboard", "serial"}):
+            print(f"{key}: {known[key]}")
 
     def _inside(self, guest: Guest, verb: str, words: list[str]) -> None:
         """pct exec, push and pull: what runs inside takes its time, and nobody waits for it."""
@@ -212,7 +255,7 @@ class Shell:
         with exclusively(self.host):
             config = guest.config()
             if config.values.pop("lock", None) is None:
-                raise Died(f"no lock found for {guest.label}")
+                raise Died("no lock found trying to remove any lock")
             guest.save(config)
 
     def _snapshot(self, one: str, verb: str, words: list[str]) -> None:
@@ -237,10 +280,14 @@ class Shell:
             raise Misused(f"the lab's pvesh has {', '.join(_METHODS)} and a path")
         options = _options(arguments[2:])
         form = _form(options)
-        answer = self.ask(_METHODS[arguments[0]], arguments[1].rstrip("/"), options)
-        if arguments[0] == "get" and form == "text":
-            raise Misused("the lab's pvesh needs --output-format json or json-pretty")
-        print(formatted(answer, "json" if form == "text" else form), end="")
+        self.usage = f"pvesh {arguments[0]} <api_path> {_FORMATTED}"
+        try:
+            answer = self.ask(_METHODS[arguments[0]], arguments[1].rstrip("/"), options)
+        except TaskFailed as error:
+            # That the task failed is said, and no failure of the command; its id is what it prints.
+            print(error, file=sys.stderr)
+            answer = self.last_task
+        print(formatted(answer, form), end="")
 
     # -- pveum -------------------------------------------------------------------------------------------
     def pveum(self, arguments: list[str]) -> None:
@@ -255,11 +302,13 @@ class Shell:
             raise Misused(f"wanted {' '.join(f'<{name}>' for name in command.arguments)}, found {' '.join(words)!r}")
         options = _options(words[count:])
         form = _form(options)
+        named = next(name for name, other in _USER_MANAGER.items() if other is command)
+        self.usage = " ".join([f"pveum {named}", *(f"<{name}>" for name in command.arguments), command.usage])
         options |= {
             name: [value] for name, value in (*given.items(), *command.fixed) if f"{{{name}}}" not in command.path
         }
         answer = self.ask(command.method, command.path.format(**given), options)
-        print(formatted(answer, form, command.listed_by), end="")
+        print(formatted(answer, form, command.columns), end="")
 
 
 def _form(options: dict[str, list[str]]) -> str:
@@ -324,9 +373,20 @@ def _print_containers(entries: list[dict[str, Any]]) -> None:
         print(f"{entry['vmid']:<10} {entry['status']:<10} {entry.get('lock', ''):<12} {entry['name']:<20}")
 
 
-def message(error: ApiError) -> str:
-    """An error as a command prints it: wrong parameters one by one."""
+def message(error: ApiError, usage: str) -> str:
+    """An error as a command prints it: wrong parameters one by one, with how the command is used."""
     if not error.errors:
         return str(error)
-    lines = [f"{name}: {text.strip()}" for name, text in sorted(error.errors.items())]
-    return "\n".join([f"{error.status} {error.reason}", *lines])
+    unknown = [name for name, text in error.errors.items() if "." not in name and text.startswith(_UNKNOWN)]
+    if unknown:
+        lines = [*(f"Unknown option: {name}" for name in sorted(unknown)), "400 unable to parse option"]
+    else:
+        lines = [f"{error.status} {error.reason}"]
+        lines += [f"{name}: {text.strip()}" for name, text in sorted(error.errors.items())]
+    return "\n".join([*lines, usage])
+
+
+def exit_status(error: ApiError) -> int:
+    """What a command ends with: a guest that isn't there is ENOENT, unless it was a task that missed it."""
+    missing = str(error).startswith("Configuration file") and "does not exist" in str(error)
+    return 2 if missing and not isinstance(error, TaskFailed) else 255

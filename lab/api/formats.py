@@ -49,6 +49,12 @@ def _device_path(value: str) -> None:
         raise FormatError(f"{value} is not a valid device path\n")
 
 
+def _user_name(value: str) -> None:
+    if len(value) < 3:
+        raise FormatError(f"user name '{value}' is too short\n")
+    _matching(r"[^\s:/@]+@[A-Za-z][A-Za-z0-9._-]+", "value '{}' does not look like a valid user name")(value)
+
+
 _configuration_id = _matching(r"[A-Za-z][A-Za-z0-9_-]+", "invalid configuration ID '{}'")
 # Keys of options that may be deleted have the same form, but `delete` takes unknown ones as far as the handler.
 _CHECKS: dict[str, Callable[[str], None]] = {
@@ -59,7 +65,7 @@ _CHECKS: dict[str, Callable[[str], None]] = {
     "pve-configid-list": _list_of(_configuration_id),
     "pve-storage-id": _matching(r"[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]", "storage ID '{}' contains illegal characters"),
     "pve-tag-list": _list_of(_matching(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", "invalid characters in tag")),
-    "pve-userid": _matching(r"[^\s:/@]+@[A-Za-z][A-Za-z0-9._-]+", "value '{}' does not look like a valid user name"),
+    "pve-userid": _user_name,
     "pve-roleid": _matching(r"[A-Za-z0-9_-]+", "role ID '{}' contains invalid characters"),
     "mac-addr": _matching(
         r"[0-9a-fA-F][02468aceACE](?::[0-9a-fA-F]{2}){5}", "value does not look like a valid unicast MAC address"

@@ -8,7 +8,7 @@ import hashlib
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from lab.host.boot import mark_running
 from lab.host.distributions import system as default_system
 from lab.host.state import HostState
 
-from .errors import Died, bad_parameters
+from .errors import ApiError, Died, bad_parameters
 from .formats import split_list
 from .guest_config import GuestConfig, Kind
+from .quorum import require_writable
 from .reference import reference
 
 _FOLDERS: dict[Kind, str] = {"qemu": "qemu-server", "lxc": "lxc"}
@@ -28,6 +29,12 @@ _MACHINE_KINDS: dict[Kind, str] = {"qemu": "vm", "lxc": "container"}
 #: From a guest's start until its agent, or its init, answers.
 BOOT_SECONDS = 0.3
 _LOCK_FILE = ".pve.lock"
+_LOCKS: dict[Kind, str] = {
+    "qemu": "/var/lock/qemu-server/lock-{}.conf",
+    "lxc": "/run/lock/lxc/pve-config-{}.lock",
+}
+#: How long after a VM's stop `qm cleanup` may still take the VM's next run for the one that it waits for.
+CLEANUP_SECONDS = 30.0
 
 
 @contextlib.contextmanager
@@ -41,23 +48,42 @@ def exclusively(host: HostState) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked_config(guest: Guest) -> Iterator[None]:
-    """Hold the file lock under which a node reads and writes a container's configuration.
+    """Hold the file lock under which a node reads and writes a guest's configuration.
 
     A node waits ten seconds for it; here whoever holds it may need this very process to go on, so that it is refused at
-    once, in the words that come after these seconds.
+    once, in the words that come after these seconds. Who holds it: a script with flock(1), or, as the faults
+    `config-lock` and `cleanup-lock` have it, another process of the node.
 
     Raises:
-        ApiError: 500, somebody holds it, such as a script with flock(1).
+        ApiError: 500, somebody holds it.
     """
-    path = f"/run/lock/lxc/pve-config-{guest.vmid}.lock"
-    place = guest.host.rooted(path)
+    path = _LOCKS[guest.kind].format(guest.vmid)
+    # /var/lock is a link to /run/lock on a node.
+    place = guest.host.rooted(path.replace("/var/lock/", "/run/lock/"))
     place.parent.mkdir(parents=True, exist_ok=True)
     with place.open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = not guest.meets_held_lock()
         except BlockingIOError:
-            raise Died(f"can't lock file '{path}' - got timeout") from None
+            free = False
+        if not free:
+            raise Died(f"can't lock file '{path}' - got timeout")
         yield
+
+
+def await_config_lock(guest: Guest, log: Callable[[str], None]) -> None:
+    """A task's way to the configuration's lock; it is held for the moment alone in which the task has begun.
+
+    Raises:
+        ApiError: 500, somebody else holds it for more than ten seconds.
+    """
+    try:
+        with locked_config(guest):
+            pass
+    except ApiError:
+        log("trying to acquire lock...")
+        raise
 
 
 @dataclass(frozen=True)
@@ -105,7 +131,12 @@ class Guest:
             raise Died(f"Configuration file '{self.relative_path}' does not exist") from None
 
     def save(self, config: GuestConfig) -> None:
-        """Write the configuration, and what the machine keeps of it: its name, whether it starts with the host."""
+        """Write the configuration, and what the machine keeps of it: its name, whether it starts with the host.
+
+        Raises:
+            ApiError: 500, the node has no quorum, so that /etc/pve can't be written.
+        """
+        require_writable(self.host, f"/etc/pve/{self.relative_path}")
         self.host.write(f"/etc/pve/{self.relative_path}", config.text(), 0o640)
         with self.host.changing() as machine:
             entry = machine["guests"].setdefault(str(self.vmid), {"running": False, "at_start": False})
@@ -136,6 +167,16 @@ class Guest:
     def running(self) -> bool:
         """Whether it runs."""
         return self.exists and bool(self._record.get("running"))
+
+    @property
+    def paused(self) -> bool:
+        """Whether it runs and its processors are halted."""
+        return self.running and bool(self._record.get("paused"))
+
+    def set_paused(self, paused: bool) -> None:
+        """Halt its processors, or let them go on."""
+        with self.host.changing() as machine:
+            machine["guests"][str(self.vmid)]["paused"] = paused
 
     @property
     def started_at(self) -> float | None:
@@ -187,7 +228,13 @@ class Guest:
             self.save(self.config())  # its file was put there by hand
         with self.host.changing() as machine:
             entry = machine["guests"][str(self.vmid)]
+            if self.kind == "qemu" and not running and entry.get("running"):
+                entry["stopped_at"] = time.time()
+            just_stopped = time.time() - float(entry.get("stopped_at") or 0) < CLEANUP_SECONDS
+            if running and just_stopped and (held := machine["faults"].get("cleanup-lock")):
+                entry["cleanup_holds"] = int(held)
             entry |= {"running": running, "started_at": time.time() if running else None, "restarted_at": None}
+            entry.pop("paused", None)
         mark_running(self.host, str(self.vmid), running)
 
     def restart_system(self) -> None:
@@ -199,6 +246,18 @@ class Guest:
         """Whether a fault names it, or every guest."""
         fault = self.host.fault(name)
         return fault is True or (fault is not None and fault is not False and str(fault) == str(self.vmid))
+
+    def meets_held_lock(self) -> bool:
+        """Whether another process has its configuration's lock just now: each time this is asked uses one up."""
+        with self.host.changing() as machine:
+            faults, entry = machine["faults"], machine["guests"].get(str(self.vmid), {})
+            if int(faults.get("config-lock") or 0) > 0:
+                faults["config-lock"] = int(faults["config-lock"]) - 1
+                return True
+            if entry.get("cleanup_holds", 0) > 0:
+                entry["cleanup_holds"] -= 1
+                return True
+        return False
 
     def ignores_shutdown(self) -> bool:
         """Whether the fault guest-ignores-shutdown names it, or every guest."""
@@ -234,15 +293,12 @@ def all_ids(host: HostState) -> dict[int, tuple[str, Kind]]:
     return found
 
 
-def require_free_id(host: HostState, kind: Kind, vmid: int) -> None:
-    """Refuse to create a guest whose id is taken, on this node or another.
-
-    Raises:
-        ApiError: 500, with who has it.
-    """
-    if vmid in all_ids(host):
-        node, other = all_ids(host)[vmid]
-        raise Died(f"unable to create {_NAMES[kind]} {vmid} - {_NAMES[other]} {vmid} already exists on node '{node}'")
+def taken_by(host: HostState, vmid: int) -> str | None:
+    """Who has an id, on this node or another, in a node's words; None when it is free."""
+    if vmid not in all_ids(host):
+        return None
+    node, kind = all_ids(host)[vmid]
+    return f"{_NAMES[kind]} {vmid} already exists on node '{node}'"
 
 
 def require_unlocked(guest: Guest, config: GuestConfig) -> None:

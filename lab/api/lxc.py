@@ -17,16 +17,18 @@ from .guest_config import GuestConfig
 from .guests import (
     Change,
     Guest,
+    await_config_lock,
     bridge_of,
     disturbed,
     guests_of,
     locked_config,
     new_mac,
     option_values,
-    require_free_id,
     require_unlocked,
+    taken_by,
 )
 from .qemu import require_digest, shown_config
+from .quorum import require_cluster_ready
 from .storage import Storages
 from .tasks import TaskLog, Work
 
@@ -88,12 +90,12 @@ def pending(call: Call) -> list[dict[str, Any]]:
     return call.guest("lxc").config().shown_pending()
 
 
-def interfaces(call: Call) -> list[dict[str, Any]]:
-    """GET .../interfaces: those of the running container."""
+def interfaces(call: Call) -> list[dict[str, Any]] | None:
+    """GET .../interfaces: those of the running container; nothing of one that is off, or isn't there."""
     guest = call.guest("lxc")
-    values = guest.config().values
     if not guest.running:
-        raise Died(f"CT {guest.vmid} not running")
+        return None
+    values = guest.config().values
     found = [_interface("lo", "00:00:00:00:00:00", [])]
     for key in sorted(k for k in values if _NET.fullmatch(k)):
         option = parse_properties("lxc-net", values[key])
@@ -163,7 +165,9 @@ def create(call: Call) -> str:
         unprivileged = wanted.get("unprivileged") == "1"
         _require_option(call, guest.vmid, key, value, unprivileged=unprivileged)
     _require_devices(call, wanted)
-    require_free_id(call.host, "lxc", guest.vmid)
+    require_cluster_ready(call.host)
+    if taken := taken_by(call.host, guest.vmid):
+        raise Died(taken)
     reserved = GuestConfig("lxc")
     reserved.values["lock"] = "create"
     guest.save(reserved)
@@ -256,9 +260,12 @@ def destroy(call: Call) -> str:
         raise Died(f"can't remove CT {guest.vmid} - protection mode enabled")
     if guest.running and not call.parameters.get("force"):
         raise Died(f"unable to destroy CT {guest.vmid} - container is running")
-    require_unlocked(guest, config)
 
     def work(log: TaskLog) -> Work:
+        await_config_lock(guest, log)
+        read = guest.config()
+        require_unlocked(guest, read)
+        guest.save(read)
         yield 0.05
         if guest.running:
             guest.set_running(False)
@@ -266,6 +273,8 @@ def destroy(call: Call) -> str:
             if _VOLUME.fullmatch(key):
                 Storages(call.host).free(value.partition(",")[0])
         guest.remove()
+        if call.parameters.get("purge"):
+            log(f"purging CT {guest.vmid} from related configurations..")
 
     return call.start("vzdestroy", str(guest.vmid), work)
 
@@ -333,8 +342,6 @@ def start_work(call: Call, guest: Guest, log: TaskLog) -> Work:
     """
     config = guest.config()
     require_unlocked(guest, config)
-    if guest.running:
-        raise Died(f"CT {guest.vmid} already running")
     if config.pending or config.pending_delete:
         config.apply_pending()
         guest.save(config)
@@ -376,8 +383,15 @@ def settle_after_boot(host: HostState, report: Callable[[int, ApiError], None]) 
             report(guest.vmid, error)
 
 
-def stop_work(guest: Guest) -> Work:
-    """Stop a container at once."""
+def stop_work(guest: Guest, log: TaskLog, *, skip_lock: bool = False) -> Work:
+    """Stop a container at once.
+
+    Raises:
+        ApiError: it is locked.
+    """
+    await_config_lock(guest, log)
+    if not skip_lock:
+        require_unlocked(guest, guest.config())
     yield 0.05
     if guest.running:
         guest.set_running(False)
@@ -389,6 +403,8 @@ def shutdown_work(guest: Guest, log: TaskLog, timeout: float, *, force: bool) ->
     Raises:
         ApiError: it didn't go off, and isn't to be forced.
     """
+    await_config_lock(guest, log)
+    require_unlocked(guest, guest.config())
     waited = 0.0
     while guest.running and (guest.ignores_shutdown() or not guest.booted):
         if waited >= timeout:
@@ -398,11 +414,11 @@ def shutdown_work(guest: Guest, log: TaskLog, timeout: float, *, force: bool) ->
         step = min(0.1, timeout - waited)
         yield step
         waited += step
-    yield from stop_work(guest)
+    yield from stop_work(guest, log, skip_lock=True)
 
 
 def _require_running(guest: Guest) -> None:
-    guest.config()
+    """Refuse what only a running container takes; one that isn't there doesn't run either."""
     if not guest.running:
         raise Died(f"CT {guest.vmid} not running")
 
@@ -410,7 +426,7 @@ def _require_running(guest: Guest) -> None:
 def start(call: Call) -> str:
     """POST .../status/start."""
     guest = call.guest("lxc")
-    guest.config()
+    require_cluster_ready(call.host)
     if guest.running:
         raise Died(f"CT {guest.vmid} already running")
     return call.start("vzstart", str(guest.vmid), lambda log: start_work(call, guest, log))
@@ -420,7 +436,8 @@ def stop(call: Call) -> str:
     """POST .../status/stop."""
     guest = call.guest("lxc")
     _require_running(guest)
-    return call.start("vzstop", str(guest.vmid), lambda log: stop_work(guest))
+    skip = bool(call.parameters.get("skiplock")) and call.caller.is_root_ticket
+    return call.start("vzstop", str(guest.vmid), lambda log: stop_work(guest, log, skip_lock=skip))
 
 
 def shutdown(call: Call) -> str:
@@ -432,9 +449,11 @@ def shutdown(call: Call) -> str:
 
 
 def reboot(call: Call) -> str:
-    """POST .../status/reboot."""
+    """POST .../status/reboot; of one that is off it is said as of a VM."""
     guest = call.guest("lxc")
-    _require_running(guest)
+    guest.config()
+    if not guest.running:
+        raise Died(f"VM {guest.vmid} not running")
     timeout = float(call.parameters.get("timeout", 60))
 
     def work(log: TaskLog) -> Work:

@@ -58,9 +58,15 @@ class Mappings:
                     mapping.description = value
 
     def save(self) -> None:
-        """Write pci.cfg."""
+        """Write pci.cfg.
+
+        Raises:
+            ApiError: 500, a description of several lines, which the file's form has no place for.
+        """
         parts = []
         for mapping in self.all.values():
+            if re.search(r"[\n\r]", mapping.description or ""):
+                raise Died("property 'description' contains a line feed")
             lines = [f"description {mapping.description}"] if mapping.description else []
             lines += [f"{key} {value}" for key, value in mapping.flags.items()]
             lines += [f"map {entry}" for entry in mapping.entries]
@@ -77,12 +83,15 @@ class Mappings:
         """Add a mapping.
 
         Raises:
-            ApiError: 500, there is one of that name.
+            ApiError: 500, there is one of that name, or it can't be written.
         """
         if name in self.all:
             raise Died(f"create hardware mapping failed: pci ID '{name}' already defined")
         self.all[name] = Mapping(name, list(parameters["map"]), parameters.get("description"), _flags(parameters))
-        self.save()
+        try:
+            self.save()
+        except Died as error:
+            raise Died(f"create hardware mapping failed: {error.text}") from error
 
     def update(self, name: str, parameters: dict[str, Any]) -> None:
         """Change a mapping.
@@ -107,7 +116,10 @@ class Mappings:
         mapping.flags |= _flags(parameters)
         mapping.flags = {key: value for key, value in mapping.flags.items() if key not in delete}
         mapping.description = None if "description" in delete else parameters.get("description", mapping.description)
-        self.save()
+        try:
+            self.save()
+        except Died as error:
+            raise _update_failed(error.text) from error
 
     # -- the hardware ------------------------------------------------------------------------------------
     def checks(self, mapping: Mapping, node: str) -> list[dict[str, str]]:

@@ -15,6 +15,7 @@ from .call import Answer, Call
 from .errors import Died
 from .formats import split_list
 from .mapping import full_address
+from .quorum import require_cluster_lock
 from .storage import Storages
 from .tasks import Tasks
 
@@ -165,6 +166,7 @@ def change_storage(call: Call) -> dict[str, str]:
     """PUT /storage/{storage}."""
     storages = Storages(call.host)
     storage = storages.get(call.parameters["storage"])
+    require_cluster_lock(call.host, "file-storage_cfg", "update storage failed")
     if call.parameters.get("digest") not in (None, storages.digest):
         raise Died("detected modified configuration - file changed by other user? Try again.")
     for key in split_list(call.parameters.get("delete", "")):

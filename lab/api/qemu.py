@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import time
@@ -9,10 +10,11 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from lab.host.pve_packages import is_pve9
 from lab.host.state import HostState
 
 from . import passthrough
-from .call import Call
+from .call import Call, unheard
 from .direct_boot import DirectBoot, power_off, power_on, require_files
 from .errors import ApiError, Died, bad_parameters, not_allowed
 from .formats import format_properties, format_size, parse_properties, size_of
@@ -20,14 +22,17 @@ from .guest_config import GuestConfig
 from .guests import (
     Change,
     Guest,
+    await_config_lock,
     bridge_of,
     disturbed,
     guests_of,
+    locked_config,
     new_mac,
     option_values,
-    require_free_id,
     require_unlocked,
+    taken_by,
 )
+from .quorum import require_cluster_ready, require_writable
 from .storage import Storages
 from .tasks import TaskLog, Work
 
@@ -38,17 +43,20 @@ _HOSTPCI = re.compile(r"hostpci\d+")
 # Fixed sizes of the disks that hold firmware state, as they come out on a directory.
 _EFIDISK_BYTES, _TPMSTATE_BYTES = 528 << 10, 4 << 20
 _GIB = 1 << 30
+_PRESSURES = ("cpufull", "cpusome", "iofull", "iosome", "memoryfull", "memorysome")
+_SUPPORT = ("pbs-dirty-bitmap", "query-bitmap-info")
 #: Options by the privilege that setting them takes; what is in none of these only root@pam may set.
 _PRIVILEGES = {
     "VM.Config.CPU": "cores cpu cpulimit cpuunits numa smp sockets vcpus",
     "VM.Config.Memory": "memory balloon shares",
-    "VM.Config.HWType": "acpi hotplug kvm machine scsihw smbios1 tablet vga watchdog audio0 vmgenid rng0",
+    "VM.Config.HWType": "acpi hotplug kvm machine scsihw smbios1 tablet vga watchdog audio0 rng0",
     "VM.Config.Options": "agent autostart bios description keyboard localtime migrate_downtime migrate_speed name "
     "onboot ostype protection reboot startdate startup tdf template tags allow-ksm spice_enhancements",
     "VM.PowerMgmt": "freeze",
     "VM.Config.Disk": "boot bootdisk vmstatestorage",
-    "VM.Config.Cloudinit": "cicustom cipassword citype ciupgrade ciuser nameserver searchdomain sshkeys",
 }
+# Either of two privileges is enough for what cloud-init is told.
+_CLOUD_INIT = re.compile(r"cicustom|cipassword|citype|ciupgrade|ciuser|nameserver|searchdomain|sshkeys|ipconfig\d+")
 _PRIVILEGE_OF = {option: privilege for privilege, options in _PRIVILEGES.items() for option in options.split()}
 # What a running VM takes at once; all else waits for its next start.
 _AT_ONCE = frozenset(
@@ -63,7 +71,9 @@ _AT_ONCE = frozenset(
 def listing(call: Call) -> list[dict[str, Any]]:
     """GET /nodes/{node}/qemu."""
     found = [guest for guest in guests_of(call.host, "qemu") if call.may(f"/vms/{guest.vmid}", "VM.Audit")]
-    return [summary(guest) for guest in found]
+    if not call.parameters.get("full"):
+        return [summary(guest) for guest in found]
+    return [summary(guest) | _running_details(guest) | {"qmpstatus": _qmp_status(guest)} for guest in found]
 
 
 def summary(guest: Guest) -> dict[str, Any]:
@@ -86,15 +96,33 @@ def summary(guest: Guest) -> dict[str, Any]:
         found["template"] = 1
     if running:
         found["pid"] = guest.pid
+        if is_pve9(guest.host):
+            found |= {f"pressure{what}": 0 for what in _PRESSURES}
+    if not is_pve9(guest.host):
+        del found["memhost"]
     return found
+
+
+def _running_details(guest: Guest) -> dict[str, Any]:
+    """What QEMU itself says of a running VM, which takes longer to ask for."""
+    if not guest.running:
+        return {}
+    kind = "q35" if "q35" in guest.config().values.get("machine", "") else "i440fx"
+    return {
+        "diskread": 0, "diskwrite": 0, "proxmox-support": dict.fromkeys(_SUPPORT, True), "running-qemu": _QEMU,
+        "running-machine": f"pc-{kind}-{_QEMU.rpartition('.')[0]}+pve0",
+    }  # fmt: skip
+
+
+def _qmp_status(guest: Guest) -> str:
+    return "paused" if guest.paused else "running" if guest.running else "stopped"
 
 
 def status(call: Call) -> dict[str, Any]:
     """GET .../status/current."""
     guest = call.guest("qemu")
     values = guest.config().values
-    found = {**summary(guest), "ha": {"managed": 0}}
-    found["qmpstatus"] = found["status"]
+    found = {**summary(guest), **_running_details(guest), "ha": {"managed": 0}, "qmpstatus": _qmp_status(guest)}
     if agent_enabled(values):
         found["agent"] = 1
     if "vga" in values:
@@ -102,8 +130,6 @@ def status(call: Call) -> dict[str, Any]:
     if any(key.startswith("serial") for key in values):
         found["serial"] = 1
     if guest.running:
-        pressures = ("cpufull", "cpusome", "iofull", "iosome", "memoryfull", "memorysome")
-        found |= {f"pressure{what}": 0 for what in pressures}
         nets = sorted(key for key in values if _NET.fullmatch(key))
         if nets:
             found["nics"] = {f"tap{guest.vmid}i{key.removeprefix('net')}": {"netin": 0, "netout": 0} for key in nets}
@@ -165,14 +191,16 @@ def require_option(call: Call, vmid: int, key: str, value: str | None) -> None:
     path = f"/vms/{vmid}"
     if key in _PRIVILEGE_OF:
         call.require(path, _PRIVILEGE_OF[key])
+        if key == "startup":
+            call.require("/", "Sys.Modify")
     elif _NET.fullmatch(key):
         call.require(path, "VM.Config.Network")
-    elif key.startswith("ipconfig"):
-        call.require(path, "VM.Config.Cloudinit")
+    elif _CLOUD_INIT.fullmatch(key):
+        call.require(path, "VM.Config.Cloudinit", "VM.Config.Network", any_of=True)
     elif key.startswith("numa"):
         call.require(path, "VM.Config.CPU")
     elif _DISK.fullmatch(key) or key.startswith("unused"):
-        call.require(path, "VM.Config.CDROM" if value and "media=cdrom" in value else "VM.Config.Disk")
+        _require_disk(call, path, value)
     elif key.startswith("serial") and value in (None, "socket"):
         call.require(path, "VM.Config.HWType")
     elif key.startswith("usb"):
@@ -181,11 +209,29 @@ def require_option(call: Call, vmid: int, key: str, value: str | None) -> None:
         raise Died(f"only root can set '{key}' config")
 
 
+def _require_disk(call: Call, path: str, value: str | None) -> None:
+    """A drive's privileges: those of its storage come first; a CD needs none there."""
+    if value and _is_cloud_init_drive(value):
+        call.require(path, "VM.Config.Cloudinit")
+        call.require(path, "VM.Config.CDROM")
+        return
+    if value and "media=cdrom" in value:
+        call.require(path, "VM.Config.CDROM")
+        return
+    if value and ":" in value:
+        call.require(f"/storage/{value.partition(':')[0].removeprefix('file=')}", "Datastore.AllocateSpace")
+    call.require(path, "VM.Config.Disk")
+
+
+def _is_cloud_init_drive(value: str) -> bool:
+    return value.partition(",")[0].endswith(":cloudinit")
+
+
 def _require_usb(call: Call, path: str, key: str, value: str | None) -> None:
     option = parse_properties("qemu-usb", value or "spice")
+    call.require(path, "VM.Config.HWType")
     if option.get("host", "spice") != "spice":
         raise Died(f"only root can set '{key}' config for real devices")
-    call.require(path, "VM.Config.HWType")
     if "mapping" in option:
         call.require(f"/mapping/usb/{option['mapping']}", "Mapping.Use")
 
@@ -194,7 +240,7 @@ def require_hostpci(call: Call, vmid: int, key: str, value: str) -> None:
     """Refuse a caller that may not set a hostpci option, or take away the one that is there.
 
     Raises:
-        ApiError: 500 for a device by its address, 403 without the right to the mapping.
+        ApiError: 500 for a device by its address, 400 for one with a romfile, 403 without the right to the mapping.
     """
     if call.caller.is_root_ticket:
         return
@@ -202,20 +248,33 @@ def require_hostpci(call: Call, vmid: int, key: str, value: str) -> None:
     if "host" in option or "mapping" not in option:
         raise Died(f"only root can set '{key}' config for non-mapped devices")
     if "romfile" in option:
-        raise Died("only root@pam can set 'romfile' option")
-    call.require(f"/vms/{vmid}", "VM.Config.HWType")
+        raise bad_parameters({key: "only root@pam can set 'romfile' option"})
     call.require(f"/mapping/pci/{option['mapping']}", "Mapping.Use")
+    call.require(f"/vms/{vmid}", "VM.Config.HWType")
 
 
-def _require_values(call: Call, values: dict[str, str]) -> None:
-    """The rights to what new values name: bridges, storages."""
+def _require_bridges(call: Call, values: dict[str, str]) -> None:
+    """The rights to the bridges that new values name."""
     if call.caller.is_root_ticket:
         return
     for key, value in values.items():
         if _NET.fullmatch(key) and (bridge := bridge_of(value)):
             call.require(f"/sdn/zones/localnetwork/{bridge}", "SDN.Use")
-        if _DISK.fullmatch(key) and ":" in value and not value.startswith("none"):
-            call.require(f"/storage/{value.partition(':')[0]}", "Datastore.AllocateSpace")
+
+
+def _require_hook_script(host: HostState, values: dict[str, str]) -> None:
+    """Refuse a hook script that isn't a file among a storage's snippets; who asks is looked at later.
+
+    Raises:
+        ApiError: 400.
+    """
+    if "hookscript" not in values:
+        return
+    volume = values["hookscript"]
+    if not volume.partition(":")[2].startswith("snippets/"):
+        raise bad_parameters({"hookscript": f"'{volume}' is not in the snippets directory\n"})
+    if not Storages(host).has_file(volume):
+        raise bad_parameters({"hookscript": f"script '{volume}' does not exist\n"})
 
 
 # -- values on their way into the configuration -----------------------------------------------------------------
@@ -290,12 +349,17 @@ def create(call: Call) -> str:
     if "archive" in call.parameters:
         raise Died("the lab restores no backups: create the VM from its settings")
     wanted = option_values("qemu", call.parameters)
+    _require_hook_script(call.host, wanted)
     for key, value in wanted.items():
+        if _DISK.fullmatch(key) and (_is_cloud_init_drive(value) or "media=cdrom" in value):
+            continue  # a new VM's CDs take no privilege
         require_option(call, guest.vmid, key, value)
         if _HOSTPCI.fullmatch(key):
             require_hostpci(call, guest.vmid, key, value)
-    _require_values(call, wanted)
-    require_free_id(call.host, "qemu", guest.vmid)
+    _require_bridges(call, wanted)
+    require_cluster_ready(call.host)
+    if taken := taken_by(call.host, guest.vmid):
+        raise Died(f"unable to create VM {guest.vmid} - {taken}")
     reserved = GuestConfig("qemu")
     reserved.values["lock"] = "create"
     guest.save(reserved)
@@ -327,7 +391,8 @@ def _defaults(values: dict[str, str]) -> dict[str, str]:
     devices = [k for k in disks if "media=cdrom" not in values[k]][:1]
     devices += [k for k in disks if "media=cdrom" in values[k] and "cloudinit" not in values[k]]
     devices += sorted(k for k in values if _NET.fullmatch(k))
-    return {**made, "boot": f"order={';'.join(devices)}"} if devices else made
+    # Nothing to boot from is written down as well: `boot:` and a blank.
+    return {**made, "boot": f"order={';'.join(devices)}" if devices else ""}
 
 
 def destroy(call: Call) -> str:
@@ -339,14 +404,19 @@ def destroy(call: Call) -> str:
         raise Died(f"can't remove VM {guest.vmid} - protection mode enabled")
     if guest.running:
         raise Died(f"VM {guest.vmid} is running - destroy failed")
-    if not call.parameters.get("skiplock"):
-        require_unlocked(guest, config)
 
     def work(log: TaskLog) -> Work:
+        await_config_lock(guest, log)
+        read = guest.config()
+        if not call.parameters.get("skiplock") and read.values.get("lock") != "suspended":
+            require_unlocked(guest, read)
+        guest.save(read)
         yield 0.05
-        for volume in sorted(_volumes(guest.config().values)):
+        for volume in sorted(_volumes(read.values)):
             Storages(call.host).free(volume)
         guest.remove()
+        if call.parameters.get("purge"):
+            log(f"purging VM {guest.vmid} from related configurations..")
 
     return call.start("qmdestroy", str(guest.vmid), work)
 
@@ -356,18 +426,22 @@ def clone(call: Call) -> str:
     source, new = call.guest("qemu"), Guest(call.host, "qemu", int(call.parameters["newid"]))
     call.require(f"/vms/{source.vmid}", "VM.Clone")
     if not call.may(f"/vms/{new.vmid}", "VM.Allocate"):
-        raise not_allowed(f"/vms/{new.vmid}, VM.Allocate")
-    config = source.config()
+        raise not_allowed()
+    require_cluster_ready(call.host)
+    config = _existing(source)
     require_unlocked(source, config)
-    require_free_id(call.host, "qemu", new.vmid)
+    if taken_by(call.host, new.vmid):
+        raise Died(f"unable to create VM {new.vmid}: config file already exists")
     full = call.parameters.get("full", 0 if config.values.get("template") == "1" else 1)
-    if not full and config.values.get("template") != "1":
+    if not full and config.values.get("template") != "1" and _volumes(config.values):
         raise Died("Linked clone feature is not available for a VM that is no template")
     reserved = GuestConfig("qemu")
     reserved.values["lock"] = "clone"
     new.save(reserved)
 
     def work(log: TaskLog) -> Work:
+        if is_pve9(call.host):
+            log(f"creating a clone of VM {source.vmid} with ID {new.vmid}")
         yield 0.1
         made = GuestConfig("qemu")
         try:
@@ -405,22 +479,25 @@ def resize(call: Call) -> str:
     """PUT .../resize: a disk grows; with `+`, by that much."""
     guest, disk, wanted = call.guest("qemu"), call.parameters["disk"], call.parameters["size"]
     _require_root_for(call, "skiplock")
-    config = guest.config()
-    require_digest(config, call.parameters.get("digest"), "checksum mismatch (file change by other user?)")
-    require_unlocked(guest, config)
-    if disk not in config.values:
-        raise Died(f"disk '{disk}' does not exist")
-    old = re.search(r"size=([^,]+)", config.values[disk])
-    before = size_of(old[1]) if old else 0
-    size = size_of(wanted.removeprefix("+")) + (before if wanted.startswith("+") else 0)
-    if size < before:
-        raise Died("shrinking disks is not supported")
 
     def work(log: TaskLog) -> Work:
+        await_config_lock(guest, log)
+        config = guest.config()
+        require_digest(config, call.parameters.get("digest"), "checksum mismatch (file change by other user?)")
+        if not call.parameters.get("skiplock"):
+            require_unlocked(guest, config)
+        if disk not in config.values:
+            raise Died(f"disk '{disk}' does not exist")
+        old = re.search(r"size=([^,]+)", config.values[disk])
+        before = size_of(old[1]) if old else 0
+        size = size_of(wanted.removeprefix("+")) + (before if wanted.startswith("+") else 0)
+        if size < before:
+            raise Died("shrinking disks is not supported")
+        if Storages(call.host).get(config.values[disk].partition(":")[0]).kind == "dir" and not guest.running:
+            log("Image resized.")
+        config.values[disk] = re.sub(r",size=[^,]+", "", config.values[disk]) + f",size={format_size(size)}"
+        guest.save(config)
         yield 0.02
-        read = guest.config()
-        read.values[disk] = re.sub(r",size=[^,]+", "", read.values[disk]) + f",size={format_size(size)}"
-        guest.save(read)
 
     return call.start("resize", str(guest.vmid), work)
 
@@ -443,46 +520,80 @@ def _require_root_for(call: Call, name: str) -> None:
 
 def update(call: Call) -> None:
     """PUT .../config: done when it is answered."""
-    change = _checked_change(call)
-    _change(call, change, lambda _: None)
+    guest, change = call.guest("qemu"), _checked_change(call)
+    with locked_config(guest):
+        _require_applicable(call, guest, change, disturbed(guest))
+        call.say(_described(guest, change))
+        _change(call, change, call.say)
 
 
 def update_in_background(call: Call) -> str:
-    """POST .../config: the same as a task."""
-    change = _checked_change(call)
-    words = [f"-{key} {value}" for key, value in sorted(change.values.items())]
-    words += [f"-delete {','.join(change.delete)}"] if change.delete else []
+    """POST .../config: the same as a task; what is refused is refused before it."""
+    guest, change = call.guest("qemu"), _checked_change(call)
+    with locked_config(guest):
+        _require_applicable(call, guest, change, guest.config())
 
     def work(log: TaskLog) -> Work:
-        log(f"update VM {call.parameters['vmid']}: {' '.join(words)}")
+        await_config_lock(guest, log)
+        log(_described(guest, change))
         _change(call, change, log)
         yield 0.0
 
-    return call.start("qmconfig", str(call.parameters["vmid"]), work)
+    return call.start("qmconfig", str(guest.vmid), work)
+
+
+def _described(guest: Guest, change: Change) -> str:
+    """What `qm set` and a task's log say of a change."""
+    words = [f"-{key} {value}" for key, value in sorted(change.values.items())]
+    words += [f"-delete {','.join(change.delete)}"] if change.delete else []
+    words += [f"-revert {','.join(change.revert)}"] if change.revert else []
+    return f"update VM {guest.vmid}: {' '.join(words)}"
 
 
 def _checked_change(call: Call) -> Change:
+    """What a request wants changed, if its sender may; to revert what waits takes no privilege of its own."""
     vmid = int(call.parameters["vmid"])
     _require_root_for(call, "skiplock")
     change = Change.of("qemu", call.parameters)
-    for key in change.keys:
+    _require_hook_script(call.host, change.values)
+    for key in (*change.delete, *change.values):
         require_option(call, vmid, key, change.values.get(key))
-    _require_values(call, change.values)
+    _require_bridges(call, change.values)
     return change
 
 
-def _change(call: Call, change: Change, log: Any) -> None:
-    guest = call.guest("qemu")
-    config = disturbed(guest)
+def _require_applicable(call: Call, guest: Guest, change: Change, config: GuestConfig) -> None:
+    """Refuse a change of what is locked, was changed meanwhile, or holds a device that isn't the caller's to set.
+
+    Raises:
+        ApiError: 500, 400 or 403.
+    """
     require_digest(config, change.digest, "checksum mismatch (file change by other user?)")
     if not call.parameters.get("skiplock"):
         require_unlocked(guest, config)
     before = config.merged()
-    for key in (k for k in change.keys if _HOSTPCI.fullmatch(k)):
+    for key in (k for k in (*change.delete, *change.values) if _HOSTPCI.fullmatch(k)):
         if key in before:
             require_hostpci(call, guest.vmid, key, before[key])
         if key in change.values:
             require_hostpci(call, guest.vmid, key, change.values[key])
+    _require_bootable(change, before)
+
+
+def _require_bootable(change: Change, before: dict[str, str]) -> None:
+    order = re.search(r"order=([^,]+)", change.values.get("boot", ""))
+    for device in order[1].split(";") if order else []:
+        if device not in before and device not in change.values:
+            raise Died(f"invalid bootorder: device '{device}' does not exist'")
+
+
+def _change(call: Call, change: Change, log: Callable[[str], None]) -> None:
+    guest = call.guest("qemu")
+    config = guest.config()
+    before = config.merged()
+    for key in change.delete:
+        if key not in before:
+            log(f"cannot delete '{key}' - not set in current configuration!")
     config.revert(change.revert)
     values = _Filler(call.host, guest.vmid, log, _volumes(before)).fill(change.values)
     _detach_disks(call, config, change, values)
@@ -519,17 +630,26 @@ def _existing(guest: Guest) -> GuestConfig:
     return guest.config()
 
 
-def start_work(guest: Guest, log: TaskLog, *, skip_lock: bool = False) -> Work:
+def start_work(guest: Guest, log: Callable[[str], None], *, skip_lock: bool = False) -> Work:
     """Start a VM: pending changes come into force, devices are given to it.
 
     Raises:
         ApiError: what the task ends with.
     """
-    config = _existing(guest)
-    if not skip_lock:
+    await_config_lock(guest, log)
+    config = guest.config()
+    lock = config.values.get("lock")
+    if guest.paused and lock == "backup":
+        guest.set_paused(False)  # a backup that was broken off left it halted
+        return
+    if not skip_lock and lock != "suspended":
         require_unlocked(guest, config)
     if guest.running:
         raise Died(f"VM {guest.vmid} already running")
+    if lock == "suspended":
+        require_writable(guest.host, f"/etc/pve/{guest.relative_path}")
+        del config.values["lock"]
+        guest.save(config)
     if config.values.get("template") == "1":
         raise Died("you can't start a vm if it's a template")
     if config.pending or config.pending_delete:
@@ -553,54 +673,57 @@ def _prepare(guest: Guest, config: GuestConfig, log: Callable[[str], None]) -> N
         if direct := DirectBoot.of(config.values):
             require_files(guest.host, direct, log)
     except ApiError:
-        passthrough.cleanup(guest.host, guest.vmid, config.values, log)
+        passthrough.cleanup(guest.host, guest.vmid, config.values, log if is_pve9(guest.host) else unheard)
         raise
 
 
-def _unheard(_: str) -> None:
-    """What is done to a VM without a task has no log."""
-
-
-def went_off(guest: Guest, log: Callable[[str], None] = _unheard) -> None:
+def went_off(guest: Guest, log: Callable[[str], None] = unheard) -> None:
     """Note that a VM has gone off, whoever ended it, and take its devices back."""
     guest.set_running(False)
     passthrough.cleanup(guest.host, guest.vmid, guest.config().values, log)
 
 
-def stop_work(guest: Guest, log: TaskLog) -> Work:
-    """Stop a VM at once; nothing happens to one that doesn't run."""
-    _existing(guest)
+def stop_work(guest: Guest, log: TaskLog, *, skip_lock: bool = False) -> Work:
+    """Stop a VM at once; nothing happens to one that doesn't run, whatever its lock."""
+    config = _existing(guest)
+    await_config_lock(guest, log)
     if not guest.running:
         return
+    if not skip_lock:
+        require_unlocked(guest, config)
     yield 0.05
     power_off(guest)
     went_off(guest, log)
 
 
-def shutdown_work(guest: Guest, log: TaskLog, timeout: float, *, force: bool) -> Work:
+def shutdown_work(guest: Guest, log: TaskLog, timeout: float, *, force: bool, skip_lock: bool = False) -> Work:
     """Shut a VM down, through its agent or ACPI, within a time limit in seconds.
 
     Raises:
-        ApiError: it didn't go off, and isn't to be forced.
+        ApiError: it is locked, or didn't go off, and isn't to be forced.
     """
-    _existing(guest)
+    config = _existing(guest)
+    await_config_lock(guest, log)
+    if guest.running and not skip_lock:
+        require_unlocked(guest, config)
     waited = 0.0
     while guest.running and (guest.ignores_shutdown() or not guest.booted):
         if waited >= timeout:
             if not force:
                 raise Died("VM quit/powerdown failed - got timeout")
-            log("VM quit/powerdown failed - terminating now with SIGTERM")
+            log("VM still running - terminating now with SIGTERM")
             break
         step = min(0.1, timeout - waited)
         yield step
         waited += step
-    yield from stop_work(guest, log)
+    yield from stop_work(guest, log, skip_lock=True)
 
 
 def start(call: Call) -> str:
     """POST .../status/start."""
     guest = call.guest("qemu")
     _require_root_for(call, "skiplock")
+    require_cluster_ready(call.host)
     skip = bool(call.parameters.get("skiplock"))
     return call.start("qmstart", str(guest.vmid), lambda log: start_work(guest, log, skip_lock=skip))
 
@@ -609,7 +732,8 @@ def stop(call: Call) -> str:
     """POST .../status/stop."""
     guest = call.guest("qemu")
     _require_root_for(call, "skiplock")
-    return call.start("qmstop", str(guest.vmid), lambda log: stop_work(guest, log))
+    skip = bool(call.parameters.get("skiplock"))
+    return call.start("qmstop", str(guest.vmid), lambda log: stop_work(guest, log, skip_lock=skip))
 
 
 def shutdown(call: Call) -> str:
@@ -617,21 +741,113 @@ def shutdown(call: Call) -> str:
     guest = call.guest("qemu")
     _require_root_for(call, "skiplock")
     timeout, force = float(call.parameters.get("timeout", 180)), bool(call.parameters.get("forceStop"))
-    return call.start("qmshutdown", str(guest.vmid), lambda log: shutdown_work(guest, log, timeout, force=force))
+    skip = bool(call.parameters.get("skiplock"))
+    _say_why_it_cant_react(call, guest)
+    if guest.paused and not force:
+        raise Died("VM is paused - cannot shutdown")
+    return call.start(
+        "qmshutdown", str(guest.vmid), lambda log: shutdown_work(guest, log, timeout, force=force, skip_lock=skip)
+    )
+
+
+def _say_why_it_cant_react(call: Call, guest: Guest) -> None:
+    """What a shutdown and a reboot print before they begin, when QEMU can't be asked."""
+    if not guest.exists:
+        call.say(f"unable to find configuration file for VM {guest.vmid} on node '{guest.host.node}'\n")
+    elif not guest.running:
+        call.say(f"VM {guest.vmid} not running\n")
 
 
 def reboot(call: Call) -> str:
     """POST .../status/reboot: down and up again, with what was pending in force."""
     guest = call.guest("qemu")
     timeout = float(call.parameters.get("timeout", 180))
-    if not guest.running:
-        raise Died(f"VM {guest.vmid} is not running")
+    _say_why_it_cant_react(call, guest)
+    if guest.paused:
+        raise Died("VM is paused - cannot shutdown")
+    _require_running(guest)
 
     def work(log: TaskLog) -> Work:
         yield from shutdown_work(guest, log, timeout, force=False)
-        yield from start_work(guest, log)
+        # It is `qm cleanup` that starts the VM again: a start that fails is no failure of this task.
+        with contextlib.suppress(ApiError):
+            require_cluster_ready(guest.host)
+            yield from start_work(guest, unheard)
 
     return call.start("qmreboot", str(guest.vmid), work)
+
+
+def _require_running(guest: Guest) -> None:
+    if not guest.running:
+        raise Died(f"VM {guest.vmid} not running")
+
+
+def suspend(call: Call) -> str:
+    """POST .../status/suspend: halts the processors; to disk, not with a device passed through."""
+    guest = call.guest("qemu")
+    _require_root_for(call, "skiplock")
+    values = guest.config().values
+    _require_running(guest)
+    if call.parameters.get("todisk"):
+        call.require(f"/vms/{guest.vmid}", "VM.Config.Disk")
+        if any(_HOSTPCI.fullmatch(key) for key in values):
+            raise Died(
+                "cannot suspend VM to disk due to passed-through PCI device(s), which lack the possibility to"
+                " save/restore their internal state"
+            )
+        raise Died("the lab suspends no VM to disk")
+
+    def work(log: TaskLog) -> Work:
+        await_config_lock(guest, log)
+        config = guest.config()
+        if config.values.get("lock") != "backup" and not call.parameters.get("skiplock"):
+            require_unlocked(guest, config)
+        yield 0.02
+        guest.set_paused(True)
+
+    return call.start("qmpause", str(guest.vmid), work)
+
+
+def resume(call: Call) -> str:
+    """POST .../status/resume."""
+    return _on_running(call, "qmresume", lambda guest: guest.set_paused(False))
+
+
+def reset(call: Call) -> str:
+    """POST .../status/reset: the system in it begins anew."""
+    return _on_running(call, "qmreset", lambda guest: guest.restart_system())
+
+
+def _on_running(call: Call, kind: str, act: Callable[[Guest], None]) -> str:
+    guest = call.guest("qemu")
+    _require_root_for(call, "skiplock")
+    guest.config()
+    _require_running(guest)
+
+    def work(log: TaskLog) -> Work:
+        await_config_lock(guest, log)
+        yield 0.02
+        act(guest)
+
+    return call.start(kind, str(guest.vmid), work)
+
+
+def make_template(call: Call) -> str:
+    """POST .../template."""
+    guest = call.guest("qemu")
+    config = guest.config()
+    require_unlocked(guest, config)
+    if guest.running:
+        raise Died("you can't convert a VM to template if VM is running")
+
+    def work(log: TaskLog) -> Work:
+        await_config_lock(guest, log)
+        read = guest.config()
+        read.values["template"] = "1"
+        guest.save(read)
+        yield 0.02
+
+    return call.start("qmtemplate", str(guest.vmid), work)
 
 
 def settle_after_boot(host: HostState, log: Any) -> None:
@@ -648,7 +864,7 @@ def settle_after_boot(host: HostState, log: Any) -> None:
             config.apply_pending()
             guest.save(config)
         try:
-            _prepare(guest, config, _unheard)
+            _prepare(guest, config, unheard)
             power_on(guest)
         except ApiError as error:
             guest.set_running(False)

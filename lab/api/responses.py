@@ -18,7 +18,7 @@ from lab.state import append_log, now
 
 from . import access, agent, cluster, lxc, node, qemu, snapshots
 from .auth import Authenticator
-from .call import Answer, Call
+from .call import Answer, Call, unheard
 from .checks import verify
 from .errors import ApiError, not_allowed
 from .guests import exclusively
@@ -98,8 +98,10 @@ class Api:
         self._log(request, who.identity if who else None, response, time.monotonic() - began)
         return response
 
-    def perform(self, caller: Caller, method: str, path: str, parameters: dict[str, list[str]]) -> Any:
-        """Do what a command at the host's shell asks for.
+    def perform(
+        self, caller: Caller, method: str, path: str, parameters: dict[str, list[str]], say: Callable[[str], None]
+    ) -> Any:
+        """Do what a command at the host's shell asks for; `say` prints what the operation says meanwhile.
 
         Raises:
             ApiError: it is refused.
@@ -107,7 +109,7 @@ class Api:
         host = HostState(self._state)
         with exclusively(host):
             operation, given = _find(Request(method, path, parameters))
-            data = self._serve(host, Users(host), caller, operation, given)
+            data = self._serve(host, Users(host), caller, operation, given, say)
         return data.data if isinstance(data, Answer) else data
 
     def _recognise(
@@ -121,15 +123,20 @@ class Api:
         return caller, operation, given
 
     def _serve(
-        self, host: HostState, users: Users, who: Caller | None, operation: Operation, given: dict[str, list[str]]
+        self,
+        host: HostState,
+        users: Users,
+        who: Caller | None,
+        operation: Operation,
+        given: dict[str, list[str]],
+        say: Callable[[str], None] = unheard,
     ) -> Any:
         caller = who or Caller("")  # nobody: the login itself
         _require_access(users, caller, operation, given)
         if operation.of_node:
             cluster.require_reachable(host, given["node"][0])
         parameters = verify(operation, given)
-        cluster.require_quorum(host, operation.method, operation.path)
-        call = Call(host, caller, users, parameters, partial(self._start, host, caller))
+        call = Call(host, caller, users, parameters, partial(self._start, host, caller), say)
         return self._handlers[operation.method, operation.path](call)
 
     def _start(
@@ -154,20 +161,24 @@ class Api:
 
 
 def _find(request: Request) -> tuple[Operation, dict[str, list[str]]]:
+    if request.method not in ("GET", "POST", "PUT", "DELETE"):
+        raise ApiError(501, f"method '{request.method}' not available", body=False)
     found = reference().find(request.method, request.path)
     if found is None:
         raise ApiError(501, f"Method '{request.method} {request.path}' not implemented")
     operation, in_path = found
-    return operation, {**request.parameters, **{name: [value] for name, value in in_path.items()}}
+    # `_dc` is what a browser sends to get nothing that is stale.
+    asked = {name: values for name, values in request.parameters.items() if name != "_dc"}
+    return operation, {**asked, **{name: [value] for name, value in in_path.items()}}
 
 
 def _require_access(users: Users, caller: Caller, operation: Operation, given: dict[str, list[str]]) -> None:
-    path = operation.access_path
+    path, privileges = operation.access_path, users.known_as(operation.privileges)
     for name, values in given.items():
         path = path.replace(f"{{{name}}}", values[0])
     if operation.access in ("all", "any"):
-        users.require(caller, path, *operation.privileges, any_of=operation.access == "any")
-    elif operation.access == "either" and not users.may(caller, path, operation.privileges, any_of=True):
+        users.require(caller, path, *privileges, any_of=operation.access == "any")
+    elif operation.access == "either" and not users.may(caller, path, privileges, any_of=True):
         raise not_allowed()
 
 
@@ -293,6 +304,10 @@ def _qemu_handlers(commands: agent.GuestCommands | None) -> dict[tuple[str, str]
         ("POST", f"{_GUEST}/status/stop"): qemu.stop,
         ("POST", f"{_GUEST}/status/shutdown"): qemu.shutdown,
         ("POST", f"{_GUEST}/status/reboot"): qemu.reboot,
+        ("POST", f"{_GUEST}/status/suspend"): qemu.suspend,
+        ("POST", f"{_GUEST}/status/resume"): qemu.resume,
+        ("POST", f"{_GUEST}/status/reset"): qemu.reset,
+        ("POST", f"{_GUEST}/template"): qemu.make_template,
         **_snapshot_handlers(_GUEST, "qemu"),
         ("POST", f"{_GUEST}/agent/ping"): agent.ping,
         ("GET", f"{_GUEST}/agent/get-osinfo"): agent.system,
@@ -328,5 +343,6 @@ def _snapshot_handlers(base: str, kind: Any) -> dict[tuple[str, str], Handler]:
         ("GET", f"{base}/snapshot"): lambda call: snapshots.listing(call, kind),
         ("POST", f"{base}/snapshot"): lambda call: snapshots.create(call, kind),
         ("DELETE", one): lambda call: snapshots.delete(call, kind),
+        ("GET", f"{one}/config"): lambda call: snapshots.config(call, kind),
         ("POST", f"{one}/rollback"): lambda call: snapshots.rollback(call, kind),
     }

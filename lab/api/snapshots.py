@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import time
+import uuid
 from typing import Any
 
+from . import agent, qemu
 from .call import Call
 from .errors import Died
 from .guest_config import Kind, Section
-from .guests import require_unlocked
+from .guests import await_config_lock, require_unlocked
 from .storage import Storages
 from .tasks import TaskLog, Work
 
@@ -42,11 +44,26 @@ def listing(call: Call, kind: Kind) -> list[dict[str, Any]]:
     return [*found, current | ({"parent": config.values["parent"]} if "parent" in config.values else {})]
 
 
+def config(call: Call, kind: Kind) -> dict[str, Any]:
+    """GET .../snapshot/{snapname}/config: as it was then; without a digest, since it can't be changed.
+
+    Raises:
+        ApiError: 500, no such guest or snapshot.
+    """
+    read, name = call.guest(kind).config(), call.parameters["snapname"]
+    if name not in read.snapshots:
+        raise Died(f"snapshot '{name}' does not exist")
+    found = read.shown(read.snapshots[name].values, read.snapshots[name].raw)
+    del found["digest"]
+    return found
+
+
 def create(call: Call, kind: Kind) -> str:
     """POST .../snapshot."""
     guest, name = call.guest(kind), call.parameters["snapname"]
 
     def work(log: TaskLog) -> Work:
+        await_config_lock(guest, log)
         config = guest.config()
         require_unlocked(guest, config)
         if name in config.snapshots:
@@ -66,6 +83,8 @@ def create(call: Call, kind: Kind) -> str:
         config.snapshots[name] = section
         config.values["parent"] = name
         guest.save(config)
+        if guest.running and kind == "qemu" and qemu.agent_enabled(config.values) and not agent.answers(guest):
+            log("skipping guest filesystem freeze - agent configured but not running?")
         yield 0.05
 
     return call.start(f"{_PREFIX[kind]}snapshot", str(guest.vmid), work)
@@ -113,6 +132,8 @@ def rollback(call: Call, kind: Kind) -> str:
         if "description" in config.values:
             then.values["description"] = config.values["description"]
         then.values["parent"] = name
+        if "vmgenid" in then.values:
+            then.values["vmgenid"] = str(uuid.uuid4())  # the guest is to see that it was gone back
         config.current, config.pending, config.pending_delete = then, {}, []
         guest.save(config)
 

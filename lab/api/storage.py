@@ -107,6 +107,13 @@ class Storages:
             "total": _TOTAL, "used": _USED, "avail": _TOTAL - _USED, "used_fraction": _USED / _TOTAL,
         }  # fmt: skip
 
+    def has_file(self, volume: str) -> bool:
+        """Whether a volume that is a file of a directory, such as `local:snippets/hook.sh`, is there."""
+        name, _, rest = volume.partition(":")
+        kind, _, file = rest.partition("/")
+        path = self.all[name].settings.get("path") if name in self.all else None
+        return path is not None and kind in _FOLDERS and self._host.rooted(f"{path}/{_FOLDERS[kind]}/{file}").exists()
+
     # -- volumes -----------------------------------------------------------------------------------------
     def require_volume(self, volume: str) -> None:
         """Refuse a file that isn't on its storage: an image of a CD, a container template.
@@ -115,9 +122,8 @@ class Storages:
             ApiError: 500 with the volume's name.
         """
         name, _, rest = volume.partition(":")
-        kind, _, file = rest.partition("/")
-        storage = self.get(name)
-        if kind in _FOLDERS and not self._host.rooted(f"{storage.settings['path']}/{_FOLDERS[kind]}/{file}").exists():
+        self.get(name)
+        if rest.partition("/")[0] in _FOLDERS and not self.has_file(volume):
             raise Died(f"volume '{volume}' does not exist")
 
     def allocate(

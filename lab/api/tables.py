@@ -11,13 +11,17 @@ from typing import Any
 FORMATS = ("text", "json", "json-pretty")
 
 
-def formatted(answer: Any, form: str, first: str = "") -> str:
+# What is a yes or a no stands at the left of its column, as words do; other numbers at the right.
+_FLAGS = frozenset({"enable", "privsep", "propagate", "special"})
+
+
+def formatted(answer: Any, form: str, columns: tuple[str, ...] = ()) -> str:
     """An answer as text; empty for none.
 
     Args:
         answer: what an operation gives back.
         form: one of FORMATS, or `quiet` for nothing.
-        first: the column by which a list is known: it is the first one, and rows are sorted by it.
+        columns: those that a list always has, in their order; rows are sorted by the first. Others follow by name.
     """
     if answer is None or form == "quiet":
         return ""
@@ -26,9 +30,9 @@ def formatted(answer: Any, form: str, first: str = "") -> str:
     if isinstance(answer, dict):
         return _table(["key", "value"], [{"key": key, "value": answer[key]} for key in sorted(answer)])
     if isinstance(answer, list):
-        others = {name for entry in answer for name in entry} - {first}
-        rows = sorted(answer, key=lambda entry: str(entry.get(first, "")))
-        return _table([first, *sorted(others)], rows)
+        others = {name for entry in answer for name in entry} - set(columns)
+        rows = sorted(answer, key=lambda entry: [str(entry.get(name, "")) for name in columns[:1]])
+        return _table([*columns, *sorted(others)], rows)
     return f"{answer}\n"
 
 
@@ -38,7 +42,12 @@ def _table(names: list[str], rows: list[dict[str, Any]]) -> str:
         return ""
     cells = [[_cell(row.get(name)) for name in names] for row in rows]
     widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
-    to_the_right = [all(isinstance(row.get(name, 0), int) for row in rows) for name in names]
+    to_the_right = [
+        name not in _FLAGS
+        and all(isinstance(row[name], int) for row in rows if name in row)
+        and any(name in row for row in rows)
+        for name in names
+    ]
 
     def line(left: str, fill: str, between: str, right: str) -> str:
         return left + between.join(fill * (width + 2) for width in widths) + right + "\n"

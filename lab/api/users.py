@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from lab.host.pve_packages import is_pve9
 from lab.host.state import HostState
 
 from .errors import not_allowed
@@ -71,7 +72,9 @@ BUILT_IN_ROLES: dict[str, frozenset[str]] = {
         "PVEVMUser": _VM_USER,
     }.items()
 }  # fmt: skip
-PRIVILEGES = BUILT_IN_ROLES["Administrator"]
+# What Proxmox VE 8 has otherwise: one privilege for all of the agent, none for replication alone.
+_ONLY_IN_9 = frozenset({*_AGENT, "VM.GuestAgent.Unrestricted", "VM.Replicate"})
+_ONLY_IN_8 = "VM.Monitor"
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,9 @@ class Users:
 
     def __init__(self, host: HostState) -> None:
         self._host = host
+        self._is_9 = is_pve9(host)
+        #: All privileges that this version of Proxmox VE knows.
+        self.every_privilege = self.privileges_of_role("Administrator")
         self.users: dict[str, User] = {"root@pam": User()}
         self.roles: dict[str, frozenset[str]] = {}
         self.entries: list[Entry] = []
@@ -207,11 +213,25 @@ class Users:
     # -- what somebody may -------------------------------------------------------------------------------
     def privileges_of_role(self, role: str) -> frozenset[str]:
         """What a role allows; nothing when there is none of that name."""
-        return BUILT_IN_ROLES.get(role) or self.roles.get(role, frozenset())
+        if role not in BUILT_IN_ROLES:
+            return self.roles.get(role, frozenset())
+        built_in = BUILT_IN_ROLES[role]
+        if self._is_9:
+            return built_in
+        return built_in - _ONLY_IN_9 | ({_ONLY_IN_8} if "VM.GuestAgent.Unrestricted" in built_in else set())
+
+    def known_as(self, privileges: Iterable[str]) -> tuple[str, ...]:
+        """Privileges as this version of Proxmox VE calls them."""
+        names = (_ONLY_IN_8 if name in _ONLY_IN_9 and not self._is_9 else name for name in privileges)
+        return tuple(dict.fromkeys(names))
 
     def privileges(self, caller: Caller, path: str) -> dict[str, bool]:
         """What a caller may on a path: privilege -> whether it goes on to the paths below."""
-        of_user = dict.fromkeys(PRIVILEGES, True) if caller.user == "root@pam" else self._of("user", caller.user, path)
+        of_user = (
+            dict.fromkeys(self.every_privilege, True)
+            if caller.user == "root@pam"
+            else self._of("user", caller.user, path)
+        )
         token = self.users[caller.user].tokens.get(caller.token or "") if caller.user in self.users else None
         if not caller.token or (token is not None and not token.separated):
             return of_user
@@ -265,7 +285,17 @@ def _hashed(password: str, salt: str) -> str:
     return hashlib.pbkdf2_hmac("sha256", password.encode(), salt.encode(), _ITERATIONS).hex()
 
 
+# PVE::AccessControl::check_path: what an entry can be for.
+_NAME = r"[A-Za-z0-9._-]+"
+_PATH = re.compile(
+    rf"/|/access(?:/groups(?:/{_NAME})?|/realm(?:/{_NAME})?)?|/nodes(?:/{_NAME})?|/pool(?:/{_NAME}){{0,3}}|"
+    rf"/sdn(?:/(?:controllers|dns|fabrics|ipams|prefix-lists|route-maps|zones)(?:/{_NAME})?)?|"
+    rf"/sdn/zones/{_NAME}/{_NAME}(?:/[1-9][0-9]{{0,3}})?|/storage(?:/{_NAME})?|/vms(?:/[1-9][0-9]{{2,}})?|"
+    rf"/mapping(?:/{_NAME}(?:/{_NAME})?)?"
+)
+
+
 def normal_path(path: str) -> str | None:
-    """An access path without doubled or final slashes; None when it can't be one."""
+    """An access path without doubled or final slashes; None when there is nothing of that kind."""
     path = "/" + "/".join(part for part in path.split("/") if part)
-    return path if re.fullmatch(r"/(?:[\w.-]+(?:/[\w.-]+)*)?", path) else None
+    return path if _PATH.fullmatch(path) else None

@@ -38,7 +38,7 @@ def _shell(host: HostState, name: str, arguments: list[str]) -> int:
     which uses the standard library alone as well.
     """
     sys.path.append(str(Path(__file__).parents[2]))
-    from lab.api.commands import Misused, Shell, message, only_reads
+    from lab.api.commands import Misused, Shell, exit_status, message, only_reads
     from lab.api.errors import ApiError
 
     def work() -> int:
@@ -55,8 +55,7 @@ def _shell(host: HostState, name: str, arguments: list[str]) -> int:
         except ApiError as error:
             if error.status == 501:
                 raise UsageError(str(error)) from error
-            missing = "does not exist" in str(error) and str(error).startswith("Configuration file")
-            raise Failure(message(error), 2 if missing else 255) from error
+            raise Failure(message(error, shell.usage), exit_status(error)) from error
         return shell.status
 
     return work() if only_reads(name, arguments) else logged(host, name, arguments, work)

@@ -6,6 +6,11 @@ from .dpkg import Database
 from .state import HostState
 
 
+def is_pve9(host: HostState) -> bool:
+    """Whether it is Proxmox VE 9, whose answers and privileges aren't all those of 8."""
+    return int(str(host.machine["pve"]).partition(".")[0]) >= 9
+
+
 def stock_packages(host: HostState) -> dict[str, str]:
     """The packages of a Proxmox host that has just been installed, besides what Debian is made of, with their versions."""
     pve = {

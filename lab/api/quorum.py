@@ -1,0 +1,68 @@
+"""The cluster's members, and what a node without a quorum refuses: three ways, each in words of its own.
+
+pmxcfs shows /etc/pve read-only then: a guest's file can't be written, at once; what changes a file of the whole cluster
+asks for that file's lock and gives up after ten seconds (here at once); what begins something new on a guest asks beforehand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from typing import Any
+
+from lab.host.state import HostState
+
+from .errors import Died
+
+
+class Members:
+    """The nodes of a host's cluster; `quorate` whether most of them see each other."""
+
+    def __init__(self, host: HostState) -> None:
+        text = host.read("/etc/pve/.members", "")
+        data = json.loads(text) if text else {}
+        self.name: str | None = data.get("cluster", {}).get("name")
+        self.quorate = bool(data.get("cluster", {}).get("quorate", 1)) and not host.fault("no-quorum")
+        self.nodes: dict[str, dict[str, Any]] = data.get("nodelist") or {
+            host.node: {"id": 0, "online": 1, "ip": _own_address(host)}
+        }
+
+
+def _own_address(host: HostState) -> str:
+    match = re.search(rf"(?m)^(\d\S+)\s.*\b{re.escape(host.node)}$", host.read("/etc/hosts", ""))
+    return match[1] if match else "127.0.0.1"
+
+
+def require_cluster_ready(host: HostState) -> None:
+    """Refuse to begin something on a guest: a start, a new one, a clone.
+
+    Raises:
+        ApiError: 500.
+    """
+    if not Members(host).quorate:
+        raise Died("cluster not ready - no quorum?")
+
+
+def require_writable(host: HostState, path: str) -> None:
+    """Refuse to write a guest's file below /etc/pve.
+
+    Raises:
+        ApiError: 500, as open(2) says it of the file that would replace it.
+    """
+    if not Members(host).quorate:
+        raise Died(f"unable to open file '{path}.tmp.{100 + secrets.randbelow(900)}' - Permission denied")
+
+
+def require_cluster_lock(host: HostState, name: str, doing: str = "") -> None:
+    """Refuse to change a file of the whole cluster.
+
+    Args:
+        name: its lock's, such as `file-user_cfg`.
+        doing: what is then said to have failed, such as `create user failed`; nothing for some.
+
+    Raises:
+        ApiError: 500.
+    """
+    if not Members(host).quorate:
+        raise Died(f"{doing + ': ' if doing else ''}cfs-lock '{name}' error: no quorum!")

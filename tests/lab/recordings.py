@@ -1,0 +1,212 @@
+"""Recorded states of a node, brought about in a lab that needs no daemon, and the exchanges sent through them.
+
+The API is asked in this very process, its tasks are carried out at once and without their waits, and so are the commands
+of a node's shell: what is compared here is what is answered, not how it comes (test_api_transcripts.py has that).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lab.api.auth import Authenticator
+from lab.api.guests import exclusively
+from lab.api.responses import Api, Request
+from lab.api.tasks import Work
+from lab.api.users import Token, Users
+from lab.host import guest_programs
+from lab.host.program import Failure, UsageError
+from lab.host.state import HostState
+from tests.lab.api_replay import Client, Replay, Reply, recorded
+from tests.lab.host_kit import Host
+
+_LIST = Path(__file__).with_name("api_not_held.txt")
+_ROW = re.compile(r"(\w+) ([\d, -]+) (sent|skipped): (\S.*)")
+_PASSWORD = "recorded"
+_SHELL = ("qm", "pct", "pvesh", "pveum")
+
+
+@dataclass(frozen=True)
+class NotHeld:
+    """An exchange to which the lab isn't held: `sent` without being compared, or not even sent; and why."""
+
+    sent: bool
+    reason: str
+
+
+def not_held() -> dict[tuple[str, int], NotHeld]:
+    """(transcript, line) -> how api_not_held.txt has it.
+
+    Raises:
+        ValueError: a row that can't be read, or a line that is named twice.
+    """
+    found: dict[tuple[str, int], NotHeld] = {}
+    for row in _LIST.read_text(encoding="utf-8").splitlines():
+        if not row.strip() or row.startswith("#"):
+            continue
+        match = _ROW.fullmatch(row)
+        if match is None:
+            raise ValueError(f"{_LIST.name}: wanted `transcript lines sent|skipped: why`, found {row!r}")
+        for number in _numbers(match[2]):
+            if (match[1], number) in found:
+                raise ValueError(f"{_LIST.name}: {match[1]} {number} is there twice")
+            found[match[1], number] = NotHeld(match[3] == "sent", match[4])
+    return found
+
+
+def _numbers(text: str) -> Iterator[int]:
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        yield from range(int(first), int(last or first) + 1)
+
+
+class Node(Client):
+    """A recording's node in this process: its API as `Client` asks it, its shell, its files.
+
+    Args:
+        host: the lab's host, booted.
+    """
+
+    def __init__(self, host: Host) -> None:
+        super().__init__("https://127.0.0.1")
+        self.host = host
+        self.state = HostState(host.machine.state)
+        self.state.log.mkdir(exist_ok=True)
+        self._api = Api(self.state.state, Authenticator(b"key"), "AA:BB", self._carry_out, lambda _: None)
+        with exclusively(self.state):
+            users = Users(self.state)
+            users.set_password("root@pam", _PASSWORD)
+            users.users["root@pam"].tokens["bench"] = Token(separated=False)
+            secret = users.set_token_secret("root@pam!bench")
+            users.save()
+        self.log_in("root@pam", _PASSWORD)
+        self.use_token("roottoken", "root@pam!bench", secret)
+
+    @staticmethod
+    def _carry_out(_: HostState, work: Work) -> None:
+        for _seconds in work:
+            pass  # nobody waits
+
+    def send(self, who: str | None, method: str, path: str, params: dict[str, Any] | None = None) -> Reply:
+        """One request, as if it had come over HTTPS."""
+        headers = dict(self.headers[who])
+        cookie = headers.pop("Cookie", "").removeprefix("PVEAuthCookie=") or None
+        given = {
+            k: [str(v) for v in (value if isinstance(value, list) else [value])] for k, value in (params or {}).items()
+        }
+        response = self._api.respond(Request(method, path.rstrip("/"), given, headers, cookie))
+        kind = None if response.body is None else "application/json;charset=UTF-8"
+        return Reply(response.status, response.reason, kind, "" if response.body is None else response.body)
+
+    # -- state -------------------------------------------------------------------------------------------
+    def fault(self, name: str, value: Any = True) -> None:
+        """Set a fault; None clears it."""
+        self.host.machine.set_fault(name, value)
+
+    def vm(self, vmid: int, *, running: bool = False, **options: Any) -> None:
+        """Make a VM as the recording's were made, and start it if it is to run."""
+        settings = {"name": f"v{vmid}", "memory": 512, "machine": "q35", "ostype": "l26", **options}
+        self.done("POST", "/nodes/pve1/qemu", vmid=vmid, **settings)
+        if running:
+            self.power(vmid, "start")
+
+    def power(self, vmid: int, verb: str) -> None:
+        """Start or stop a VM."""
+        self.done("POST", f"/nodes/pve1/qemu/{vmid}/status/{verb}")
+
+    def done(self, method: str, path: str, /, **params: Any) -> None:
+        """What root@pam does between two exchanges; a task must end well."""
+        answer = self.data("root", method, path, **params)
+        if isinstance(answer, str) and answer.startswith("UPID:"):
+            status = self.data("root", "GET", f"/nodes/pve1/tasks/{answer}/status")["exitstatus"]
+            assert status == "OK", f"{method} {path} {params}: {status}"
+
+    def write(self, path: str, text: str) -> None:
+        """A file of the node."""
+        self.state.write(path, text)
+
+    # -- the shell ---------------------------------------------------------------------------------------
+    def shell(self, command: str) -> tuple[str, int]:
+        """A command at the node's shell: what it prints, errors included, and its exit status."""
+        words = shlex.split(command)
+        if words and words[0] in _SHELL and not {"|", ";", ">"} & set(words):
+            return self._program(words[0], words[1:])
+        done = self.host.run(command.replace("/etc/pve", "$ROOT/etc/pve"))
+        return done.stderr + done.stdout, done.returncode
+
+    def _program(self, name: str, arguments: list[str]) -> tuple[str, int]:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            try:
+                status = guest_programs.main(HostState(self.state.state), name, arguments)
+            except UsageError as error:
+                print(f"{name}: {error}")
+                status = 2
+            except Failure as error:
+                print(error)
+                status = error.status
+        return printed.getvalue(), status
+
+
+@dataclass
+class Outcome:
+    """What a replay found: differences by line, lines compared, and lines of the list that don't differ at all."""
+
+    differences: dict[int, list[str]] = field(default_factory=dict)
+    compared: int = 0
+    same_though_listed: list[int] = field(default_factory=list)
+
+
+def replay(
+    node: Node, name: str, path: Path, before: dict[int, Callable[[], object]], only: Iterable[int] | None = None
+) -> Outcome:
+    """Send a transcript's exchanges.
+
+    Args:
+        before: by line, what the recording's makers did between two lines without writing it down.
+        only: the lines to send; None for all.
+    """
+    listed, found = not_held(), Outcome()
+    one = Replay(node, name, {})
+    # A task that isn't asked about later has ended as well here, where none is waited for.
+    for number, line in recorded(path):
+        if number in before:
+            before[number]()
+        held = listed.get((name, number))
+        if (
+            (only is not None and number not in only)
+            or not (line.get("path") or line.get("shell"))
+            or (held and not held.sent)
+        ):
+            continue
+        differences = _compare_shell(node, one, line) if "shell" in line else one.compare(line, "")
+        if held is None:
+            found.compared += 1
+            if differences:
+                found.differences[number] = differences
+        elif not differences:
+            found.same_though_listed.append(number)
+    return found
+
+
+def _compare_shell(node: Node, one: Replay, line: dict[str, Any]) -> list[str]:
+    """A command's exit status, and its lines in any order: which of its two streams came first wasn't recorded."""
+    printed, status = node.shell(line["shell"])
+    found = (
+        []
+        if _class(status) == _class(line["rc"])
+        else [f"{line['shell']}: exit status {status}, recorded {line['rc']}"]
+    )
+    wanted, got = one.lines(line["out"]), one.lines(printed)
+    return found if wanted == got else [*found, f"{line['shell']}: printed {got}, recorded {wanted}"]
+
+
+def _class(status: int) -> int:
+    """Other exit statuses than these are left-over error numbers on a real node: not 0 is all that they say."""
+    return status if status in (0, 1) else 255
