@@ -312,6 +312,8 @@ class HostFacts(_Fact):
     nvidia_minors: dict[str, int]
     nvidia: Nvidia = Nvidia()
     containers: list[SharedWith] = []
+    # What this program noted of VMs and mappings (host/ledger.py): name -> JSON.
+    ledger: dict[str, str] = {}
     # `host` or a container's id -> what read_system.sh answered there; None: it doesn't run.
     systems: dict[str, str | None] = {}
     guests: Guests

@@ -241,6 +241,15 @@ def _shutdown(policy: Mapping[str, Any]) -> dict[str, str]:
     return {"TIMEOUT": str(int(policy["timeout"])), "OTHERWISE": str(policy["otherwise"])}
 
 
+def ledger(name: str, note: str, *, keep: bool = False) -> str:
+    """Standard input of ledger.sh.
+
+    :param note: one line of JSON; empty: what is noted is forgotten.
+    :param keep: what is noted already stays, and is answered.
+    """
+    return compose("ledger.sh", NAME=name, NOTE=note, KEEP="yes" if keep else "no")
+
+
 def confirm_boot() -> str:
     """Standard input of confirm_boot.sh."""
     return compose("confirm_boot.sh")

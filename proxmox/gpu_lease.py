@@ -7,6 +7,7 @@ the two VMs could come in either order.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pulumi
@@ -56,15 +57,26 @@ class GpuLeaseProvider(ApiProvider):
             return
 
     def _by_hand(self, props: dict[str, Any]) -> bool:
-        """Has the VM the card already? A VM that is yet to be made has not."""
+        """Has somebody given the VM the card already? A VM that is yet to be made has not; what is noted on the host was us."""
         from proxmox.api import NotThereError
 
         if props.get("vmid") is None:
             return False
         try:
-            return bool(_options_with(self.machine(props).config(), props))
+            config = self.machine(props).config()
         except NotThereError:
             return False
+        options = _options_with(config, props)
+        return bool(options) and not set(options) <= self._noted(props, config)
+
+    def _noted(self, props: dict[str, Any], config: dict[str, str]) -> set[str]:
+        """The VM's options that this program set, by what it noted on the host: a state that was lost doesn't know them."""
+        from host import ledger, ssh
+        from proxmox.vm_config import noted_of
+
+        facts = asyncio.run(ssh.read(self.host(props)))
+        record, restore = noted_of(config, ledger.found(facts.ledger, ledger.of_vm(int(props["vmid"]))))
+        return {*record, *restore}
 
 
 def _options_with(config: dict[str, str], props: dict[str, Any]) -> list[str]:

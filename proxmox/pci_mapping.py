@@ -11,6 +11,7 @@ request can't take its own entry for somebody's.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pulumi
@@ -21,6 +22,7 @@ from proxmox.provider import ApiProvider
 
 if TYPE_CHECKING:
     from proxmox.api import Api
+    from settings import Host
 
 # What identifies a resource; a change of any makes another one.
 IDENTITY = ("host", "node", "mapping")
@@ -76,23 +78,52 @@ class PciMappingProvider(ApiProvider):
 
 
 class PciMappingRecordProvider(ApiProvider):
-    """What a card's entry was before. Inputs: host, node, mapping, path (of the card, when it was recorded)."""
+    """What a card's entry was before. Inputs: host, node, mapping, path (of the card, when it was recorded).
+
+    It is noted on the host as well (host/ledger.py), so that a stack whose state was lost doesn't take our own entry for somebody's.
+    """
 
     def create(self, props: dict[str, Any]) -> CreateResult:
         from proxmox.api import NotThereError
 
         name = props["mapping"]
+        before, known = None, True
         try:
             mapping = self.api(props).get(f"cluster/mapping/pci/{name}", f"to read the mapping {name}")
+            before = _ours(mapping["map"], props["node"], props["path"])
         except NotThereError:
-            return CreateResult(_id(props), {**props, "before": None, "known": False})
-        before = _ours(mapping["map"], props["node"], props["path"])
-        return CreateResult(_id(props), {**props, "before": before, "known": True})
+            known = False
+        # Without an entry of this card there is none of ours: what may be noted of an earlier one is over.
+        noted = asyncio.run(
+            _noted(self.host(props), props, {"before": before, "known": known}, keep=before is not None)
+        )
+        return CreateResult(_id(props), {**props, **noted})
 
     def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
         # A card that is in another slot now has the same mapping, and what that was at first is still what comes back.
         replaces = [key for key in IDENTITY if olds.get(key) != news.get(key)]
         return DiffResult(changes=bool(replaces), replaces=replaces, stables=[], delete_before_replace=False)
+
+    def delete(self, _id: str, props: dict[str, Any]) -> None:
+        asyncio.run(_forgotten(self.host(props), props))
+
+
+async def _noted(host: Host, props: dict[str, Any], about: dict[str, Any], *, keep: bool) -> dict[str, Any]:
+    from host import ledger, ssh
+
+    name = ledger.of_mapping(props["node"], props["mapping"])
+    async with ssh.connect(host) as session:
+        if keep:
+            return await ledger.keep(session, name, about)
+        await ledger.note(session, name, about)
+        return about
+
+
+async def _forgotten(host: Host, props: dict[str, Any]) -> None:
+    from host import ledger, ssh
+
+    async with ssh.connect(host) as session:
+        await ledger.forget(session, ledger.of_mapping(props["node"], props["mapping"]))
 
 
 def _id(props: dict[str, Any]) -> str:

@@ -178,6 +178,25 @@ def undo(config: dict[str, str], record: Record) -> Change:
     return Change(values, delete)
 
 
+def identity(config: dict[str, str]) -> str:
+    """What a VM keeps for life, and another one of the same id hasn't: its UUID, or when it was made."""
+    return config.get("smbios1") or config.get("meta") or ""
+
+
+def noted_of(config: dict[str, str], noted: dict[str, Any] | None) -> tuple[Record, Record]:
+    """What is still ours of what was noted of a VM (host/ledger.py): ``record`` and ``restore``.
+
+    What has another value by now is somebody's. Of another VM with that id, nothing is.
+    """
+    if noted is None or noted.get("identity") != identity(config):
+        return {}, {}
+    kept = [
+        {key: entry for key, entry in noted.get(part, {}).items() if same(key, config.get(key), entry["ours"])}
+        for part in ("record", "restore")
+    ]
+    return kept[0], kept[1]
+
+
 def drift(config: dict[str, str], record: Record) -> list[str]:
     """How a VM differs from what was recorded, a line each."""
     return [

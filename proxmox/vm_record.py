@@ -1,8 +1,9 @@
 """VmRecord: what a VM had before, and what it is to have for its cards. It owns those keys, and no others.
 
 `create` and `update` read the VM and the host, pass every check or fail before anything is changed, and put the record into the
-state *before* VmChange acts on it: a run that is killed in between loses nothing. `read` (``pulumi refresh``) finds drift, and a VM
-that is gone. `delete` gives back every key that still is as we set it, with a shutdown and a start if the VM runs.
+state *before* VmChange acts on it: a run that is killed in between loses nothing. The same record is noted on the host (host/ledger.py):
+`create` with a state that was lost goes on from there. `read` (``pulumi refresh``) finds drift, and a VM that is gone. `delete` gives
+back every key that still is as we set it, with a shutdown and a start if the VM runs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from proxmox.provider import ApiProvider, policy
 
 if TYPE_CHECKING:
     from proxmox.vm_config import Record, Wish
+    from settings import Host
 
 OUTPUTS = ("record", "restore", "running", "generation", "drift", "guest_name")
 
@@ -27,12 +29,10 @@ class VmRecordProvider(ApiProvider):
     """See the module. Inputs: host, node, vm, vmid, cards, machine, display, shared_onboot, power, shutdown, instance, boot."""
 
     def create(self, props: dict[str, Any]) -> CreateResult:
-        return CreateResult(str(int(props["vmid"])), {**props, **self._planned(props, {}, {}, 0)})
+        return CreateResult(str(int(props["vmid"])), {**props, **asyncio.run(self._planned(props, None))})
 
     def update(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
-        same = olds.get("instance") == news.get("instance")
-        record, restore = (olds["record"], olds["restore"]) if same else ({}, {})
-        return UpdateResult({**news, **self._planned(news, record, restore, int(olds["generation"]) + 1, olds)})
+        return UpdateResult({**news, **asyncio.run(self._planned(news, olds))})
 
     def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
         inputs = [key for key in news if key not in OUTPUTS]
@@ -65,40 +65,43 @@ class VmRecordProvider(ApiProvider):
             found += [] if status == props["power"] else [f"VM {vmid} is {status} instead of {props['power']}"]
         return found
 
-    def _planned(
-        self,
-        props: dict[str, Any],
-        record: Record,
-        restore: Record,
-        generation: int,
-        olds: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        from host import ssh
+    async def _planned(self, props: dict[str, Any], olds: dict[str, Any] | None) -> dict[str, Any]:
+        """The outputs. ``olds``: as the state has the resource; None: it doesn't, and what is noted on the host counts."""
+        from host import ledger, ssh
         from host.errors import raise_all
         from host.properties import same
-        from proxmox.vm_config import check, recorded
+        from proxmox.vm_config import check, identity, recorded
 
-        machine = self.machine(props)
-        config = machine.config()
+        vmid = int(props["vmid"])
+        config = self.machine(props).config()
         host = self.host(props)
-        guests = asyncio.run(ssh.read(host, guests=True)).guests
-        wish = wish_of(props, may_replace_raw=bool(host.api and host.api.is_root))
-        users = {card.gpu: guests.users_of(card.slot, props["node"]) for card in wish.cards}
-        errors, notes = check(config, wish, users)
-        raise_all(errors)
-        made, given_back = recorded(config, wish, record)
-        for note in notes if made != record else []:
-            tell(f"{props['vm']}: {note}")
-        running = int(props["vmid"]) in guests.running_vms
-        return {
-            "record": made,
+        async with ssh.connect(host) as session:
+            facts = await session.read(guests=True)
+            guests = facts.guests
+            record, restore, generation = _before(props, config, olds, ledger.found(facts.ledger, ledger.of_vm(vmid)))
+            wish = wish_of(props, may_replace_raw=bool(host.api and host.api.is_root))
+            users = {card.gpu: guests.users_of(card.slot, props["node"]) for card in wish.cards}
+            errors, notes = check(config, wish, users)
+            raise_all(errors)
+            made, given_back = recorded(config, wish, record)
             # What an earlier update was to give back, and was interrupted, still is; what is no longer ours has been.
-            "restore": {
+            left = {
                 key: entry
                 for key, entry in {**restore, **given_back}.items()
                 if key not in made and same(key, config.get(key), entry["ours"])
-            },
-            "running": running or stopped_by_us(int(props["vmid"]), props["boot"], olds and olds.get("boot")),
+            }
+            if made or left:
+                about = {"record": made, "restore": left, "identity": identity(config)}
+                await ledger.note(session, ledger.of_vm(vmid), about)
+            elif ledger.of_vm(vmid) in facts.ledger:
+                await ledger.forget(session, ledger.of_vm(vmid))
+        for note in notes if made != record else []:
+            tell(f"{props['vm']}: {note}")
+        running = vmid in guests.running_vms
+        return {
+            "record": made,
+            "restore": left,
+            "running": running or stopped_by_us(vmid, props["boot"], olds and olds.get("boot")),
             "generation": generation,
             "drift": [],
             "guest_name": config.get("name", props["vm"]),
@@ -108,15 +111,41 @@ class VmRecordProvider(ApiProvider):
         from proxmox.api import NotThereError
         from proxmox.vm_config import undo
 
-        if props.get("goes_away"):
-            return  # the VM itself is deleted next
         owned = {**props["restore"], **props["record"]}
         if not owned:
             return
-        try:
-            self.machine(props).converge(lambda config: undo(config, owned), sorted(owned), policy(props), "keep")
-        except NotThereError:
-            tell(f"{props['vm']}: VM {int(props['vmid'])} is gone: there is nothing to give back")
+        if not props.get("goes_away"):  # else the VM itself is deleted next
+            try:
+                self.machine(props).converge(lambda config: undo(config, owned), sorted(owned), policy(props), "keep")
+            except NotThereError:
+                tell(f"{props['vm']}: VM {int(props['vmid'])} is gone: there is nothing to give back")
+        asyncio.run(_forget(self.host(props), int(props["vmid"])))
+
+
+async def _forget(host: Host, vmid: int) -> None:
+    from host import ledger, ssh
+
+    async with ssh.connect(host) as session:
+        await ledger.forget(session, ledger.of_vm(vmid))
+
+
+def _before(
+    props: dict[str, Any], config: dict[str, str], olds: dict[str, Any] | None, noted: dict[str, Any] | None
+) -> tuple[Record, Record, int]:
+    """What was recorded of the VM, what of that is still to be given back, and the generation of the new record."""
+    from proxmox.vm_config import noted_of
+
+    if olds is not None:
+        same = olds.get("instance") == props.get("instance")
+        record, restore = (olds["record"], olds["restore"]) if same else ({}, {})
+        return record, restore, int(olds["generation"]) + 1
+    record, restore = noted_of(config, noted)
+    if record or restore:
+        tell(
+            f"{props['vm']}: VM {int(props['vmid'])} was given {', '.join(sorted({**record, **restore}))} by this program before, and "
+            "this stack's state doesn't know it: taken over from what is noted on the host"
+        )
+    return record, restore, 0
 
 
 def wish_of(props: dict[str, Any], *, may_replace_raw: bool) -> Wish:

@@ -29,6 +29,7 @@ read_host() {
   nvidia_minors
   nvidia
   containers
+  ledger
   systems
   guests
   printf '}\n'
@@ -199,6 +200,17 @@ containers() {
     separator=,
   done
   printf ']'
+}
+
+# What was noted of VMs and mappings (ledger.sh): name -> its text.
+ledger() {
+  local name separator=
+  printf ',"ledger":{'
+  while IFS= read -r name; do
+    printf '%s%s:%s' "$separator" "$(json_string "$name")" "$(string_of "/var/lib/homelab/ledger/$name")"
+    separator=,
+  done < <(find "$STATE/ledger" -type f ! -name '.*' -printf '%P\n' 2>/dev/null | sort)
+  printf '}'
 }
 
 # NVIDIA's stack on this host, and in containers that run: each read by a script of its own.

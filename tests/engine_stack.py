@@ -123,7 +123,7 @@ class EngineStack:
     def command(self, *arguments: str) -> list[str]:
         self.runs += 1
         where = ["--stack", "lab", "--non-interactive", "--cwd", str(self.project)]
-        if arguments[0] not in ("cancel", "stack"):  # which read no configuration
+        if arguments[0] not in ("cancel", "stack", "state"):  # which read no configuration
             where += ["--config-file", str(self.folder / "Pulumi.lab.yaml")]
             where += ["--event-log", str(self.folder / f"events-{self.runs}.jsonl")]
         return [str(self.engine.pulumi), *arguments, *where]
@@ -178,6 +178,15 @@ class EngineStack:
     def _checked(result: Result, ok: bool) -> Result:
         assert (result.code == 0) is ok, result.output
         return result
+
+    def urns(self) -> list[str]:
+        """Of all resources in the state, but for the stack itself and providers."""
+        done = subprocess.run(
+            [str(self.engine.pulumi), "stack", "export", "--stack", "lab", "--cwd", str(self.project)],
+            env=self.environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        resources = json.loads(done.stdout)["deployment"].get("resources", [])
+        return [one["urn"] for one in resources if not one["type"].startswith(("pulumi:pulumi:", "pulumi:providers:"))]
 
     def output(self) -> dict[str, Any]:
         """The stack's outputs."""

@@ -23,6 +23,7 @@ ARGUMENTS = {
     "rollback.sh": ("AFTER", "ENTRY_SYSTEMD_BOOT"),
     "read_host.sh": ("GUESTS", "LSPCI", "SYSTEMS", "READ_SYSTEM"),
     "confirm_boot.sh": (),
+    "ledger.sh": ("NAME", "NOTE", "KEEP"),
     "nvidia_nodes.sh": ("NODES", "UNIT"),
     "container_gpus.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS", "TIMEOUT", "OTHERWISE", "KEEP"),
     "container_restart.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS", "TIMEOUT", "OTHERWISE", "POWER"),

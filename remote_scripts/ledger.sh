@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# What `destroy` needs about things that aren't files of this host (a VM's options, a PCI mapping), kept on the host as well as in
+# Pulumi's state: a stack whose state was lost takes over by it what is ours.
+#
+# Arguments: NAME (such as vm/103), NOTE (one line of JSON; empty: forget what is noted), KEEP (yes: what is noted already stays).
+# Changes: /var/lib/homelab/ledger/NAME. Undone by `apply` with an empty NOTE.
+# Output: {"note": what is noted now}.
+# Verbs: apply.
+
+apply() {
+  local file=/var/lib/homelab/ledger/$NAME
+  take_lock
+  if [[ -z $NOTE ]]; then
+    rm -f "$ROOT$file"
+  elif [[ $KEEP != yes || ! -s $ROOT$file ]]; then
+    mkdir -p "$ROOT${file%/*}"
+    printf '%s\n' "$NOTE" | write_atomically "$file" 0600
+  else
+    NOTE=$(<"$ROOT$file")
+  fi
+  finish
+  printf '{"note":%s}\n' "$(json_string "$NOTE")"
+}
+
+"$1" </dev/null
+exit

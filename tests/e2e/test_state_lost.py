@@ -1,0 +1,61 @@
+"""Pulumi's state is gone: what lies on the host is enough to take over and to give back. A host that is gone: its part of the state goes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+
+from engine import stacks
+from tests.e2e.conftest import Stack, name_of
+from tests.e2e.test_gpu_vm import MAPPING, SANDBOX, conf, given_back, power_calls, running, with_card
+
+
+def lose_the_state(stack: Stack) -> None:
+    """The folder with the state is gone; a new, empty stack has the same settings."""
+    backend = stack.backend or stack.folder
+    shutil.rmtree(backend / ".pulumi")
+    stacks.create(stack.engine.pulumi, "lab", stack.environment)
+
+
+def test_a_stack_without_its_state_takes_over_what_is_ours_and_gives_it_back(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("rtx5090", vms=SANDBOX)
+    stack.lab.run("qm set 103 --balloon 2048; qm stop 103; qm start 103")
+    stock = stack.lab.snapshot()
+    stack.up()
+    assert "balloon: 0" in conf(stack, 103)
+    made, mark, boots = stack.lab.snapshot(), stack.lab.mark(), len(stack.lab.boots())
+
+    lose_the_state(stack)
+    taken = stack.up()
+    assert "VM 103 was given balloon, hostpci0 by this program before" in taken.output
+    assert stack.lab.snapshot() == made
+    assert (power_calls(stack, mark), len(stack.lab.boots())) == ([], boots)
+    assert stack.up("--refresh").changed == set()
+
+    stack.destroy()
+    assert (running(stack), with_card(stack)) == ({103}, {})
+    given_back(stack, stock)
+
+
+def test_what_somebody_changed_since_the_state_was_lost_is_theirs(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("rtx5090", vms=SANDBOX)
+    stack.lab.run("qm set 103 --balloon 2048; qm stop 103; qm start 103")
+    stack.up()
+    lose_the_state(stack)
+    stack.lab.run("qm set 103 --balloon 4096; qm stop 103; qm start 103")
+    stack.up()
+    stack.destroy()
+    assert "balloon: 4096" in conf(stack, 103) and "hostpci0" not in conf(stack, 103)
+    assert (stack.lab.root / MAPPING).read_text() == ""
+
+
+def test_a_host_that_is_gone_for_good_is_forgotten_by_one_command(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("rtx5090", vms=SANDBOX)
+    stack.up()
+    probe = next(urn for urn in stack.urns() if name_of(urn) == "pve-probe")
+    stack.lab.stop()
+    assert stack.destroy(ok=False).message
+    assert stack.run("state", "delete", probe, "--target-dependents", "--yes").code == 0
+    # What is left are components, which nobody needs to be asked for.
+    stack.destroy()
+    assert stack.urns() == []
