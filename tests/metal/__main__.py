@@ -14,7 +14,8 @@ def main() -> None:
         with image.alone():
             print(image.ensure(first_boot).folder)
     except (HomelabError, MachineError) as error:
-        sys.exit(f"the emulated host can't be made\n{error}")
+        notes = "\n".join(getattr(error, "__notes__", []))
+        sys.exit(f"the emulated host can't be made\n{error}\n{notes}")
 
 
 main()

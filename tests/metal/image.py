@@ -37,6 +37,10 @@ PACKAGES = (
 #: Run on the system's first boot, since a running kernel is what these look at.
 FIRST_BOOT = "update-initramfs -u -k all && update-grub && sync"
 
+# Where an image is made. One run at a time does so: what another left there had failed.
+_BUILD_FOLDER = "/var/tmp"
+_BUILD_PREFIX = "homelab-metal-"
+
 SECTOR = 512
 ROOT_START = 2048  # sectors
 ROOT_SECTORS = 3584 * 2048
@@ -87,29 +91,39 @@ def ensure(first_boot: Callable[[Image], None]) -> Image:
     prerequisites.check()
     say(f"building the host's image in {target.folder} (once; some minutes)")
     log = target.folder.with_suffix(".log")
-    with tempfile.TemporaryDirectory(prefix="homelab-metal-", dir="/var/tmp") as temporary:
-        build = Path(temporary)
-        # With user namespaces, mmdebstrap's root is another user here.
-        build.chmod(0o755)
-        made = build / "image"
-        made.mkdir()
-        made.chmod(0o777)
-        with log.open("wb") as file:
-            done = _bootstrap(build, made, file)
-        if done != 0:
-            raise HomelabError(
-                "a Debian in a folder, made by mmdebstrap",
-                f"exit status {done}; {log} ends with:\n{log.read_text(errors='replace')[-2000:]}",
-                "without the image there is no host to boot",
-                "mend what it says (often: the mirror that apt is configured with), and run it again",
-            )
-        made.chmod(0o755)
-        _partition(made)
-        first_boot(Image(made))
-        unfinished = target.folder.with_name(f".{target.folder.name}.{os.getpid()}")
-        shutil.copytree(made, unfinished, copy_function=_copy_sparse)
-        unfinished.rename(target.folder)
+    for failed in Path(_BUILD_FOLDER).glob(f"{_BUILD_PREFIX}*"):
+        shutil.rmtree(failed, ignore_errors=True)
+    build = Path(tempfile.mkdtemp(prefix=_BUILD_PREFIX, dir=_BUILD_FOLDER))
+    try:
+        _make(build, log, first_boot, target.folder)
+    except Exception as error:
+        error.add_note(f"what was made, with the first boot's console, is kept until the next try: {build}")
+        raise
+    shutil.rmtree(build)
     return target
+
+
+def _make(build: Path, log: Path, first_boot: Callable[[Image], None], target: Path) -> None:
+    # With user namespaces, mmdebstrap's root is another user here.
+    build.chmod(0o755)
+    made = build / "image"
+    made.mkdir()
+    made.chmod(0o777)
+    with log.open("wb") as file:
+        done = _bootstrap(build, made, file)
+    if done != 0:
+        raise HomelabError(
+            "a Debian in a folder, made by mmdebstrap",
+            f"exit status {done}; {log} ends with:\n{log.read_text(errors='replace')[-2000:]}",
+            "without the image there is no host to boot",
+            "mend what it says (often: the mirror that apt is configured with), and run it again",
+        )
+    made.chmod(0o755)
+    _partition(made)
+    first_boot(Image(made))
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.copytree(made, unfinished, copy_function=_copy_sparse)
+    unfinished.rename(target)
 
 
 def recipe() -> str:

@@ -49,10 +49,11 @@ printf '%s\n' "$2" >/root/.ssh/authorized_keys
 # Nothing of its own accord: a test's host changes only by what the test does.
 systemctl -q mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer e2scrub_reap.service \
   systemd-networkd-wait-online.service systemd-pstore.service lxc.service lxc-net.service lxc-monitord.service
+# The serial console is what is seen of a boot that fails.
 # A stock host without an IOMMU in use. Debian's kernel has Intel's on by default, other than what Proxmox VE had up to 8.1.
 # On an emulated processor, page tables of the kernel's own cost more than all the rest (mitigations=off), and every program is translated
 # anew whenever it lies elsewhere in memory: three quarters of the time of what starts many programs (norandmaps).
-sed -i -e 's/^GRUB_TIMEOUT=.*/GRUB_TIMEOUT=0/' -e 's/^GRUB_CMDLINE_LINUX=.*/GRUB_CMDLINE_LINUX="mitigations=off norandmaps"/' \
+sed -i -e 's/^GRUB_TIMEOUT=.*/GRUB_TIMEOUT=0/' -e 's/^GRUB_CMDLINE_LINUX=.*/GRUB_CMDLINE_LINUX="mitigations=off norandmaps console=tty0 console=ttyS0"/' \
   -e 's/^GRUB_CMDLINE_LINUX_DEFAULT=.*/GRUB_CMDLINE_LINUX_DEFAULT="quiet intel_iommu=off"/' /etc/default/grub
 printf 'GRUB_DISABLE_OS_PROBER=true\nGRUB_TERMINAL=console\n' >>/etc/default/grub
 # The boot loaders, for BIOS and for UEFI. `grub-install` would need the disk; this is what it does.
@@ -63,7 +64,7 @@ cp /usr/lib/grub/i386-pc/boot.img /out/boot.img
 grub-mkimage -O i386-pc -o /out/core.img -p '(hd0,msdos1)/boot/grub' biosdisk part_msdos ext2
 grub-mkimage -O x86_64-efi -o /out/grubx64.efi -p '(hd0,msdos1)/boot/grub' part_msdos ext2 fat
 cat >/boot/grub/grub.cfg <<CONFIG
-linux /boot/vmlinuz-$version root=LABEL=root quiet mitigations=off norandmaps
+linux /boot/vmlinuz-$version root=LABEL=root mitigations=off norandmaps console=ttyS0
 initrd /boot/initrd.img-$version
 boot
 CONFIG
