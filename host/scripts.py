@@ -28,7 +28,7 @@ PARTS = {
     "reboot_host.sh": ("nvidia",),
     "passthrough_test.sh": ("small_initramfs",),
     "nvidia_nodes.sh": ("nvidia",),
-    "read_host.sh": ("nvidia", "containers"),
+    "read_host.sh": ("nvidia", "containers", "carriers"),
     "container_gpus.sh": ("nvidia", "containers"),
     "container_restart.sh": ("nvidia", "containers"),
     "container_verification.sh": ("nvidia", "containers"),

@@ -119,6 +119,8 @@ class Pci(_Model):
     acs: bool = False
     bars: list[Annotated[str, Field(pattern=r"^[0-9]+[KMG]$")]] = []
     parent: Address | None = None
+    physfn: Address | None = None
+    removable: bool = False
     blocks: list[Disk] = []
     nets: list[Net] = []
     children: list[Pci] = []
@@ -150,6 +152,8 @@ class Pci(_Model):
             "acs": self.acs,
             "bars": self.bars,
             "parent": self.parent,
+            "physfn": self.physfn,
+            "removable": self.removable,
         }
 
 
@@ -251,6 +255,8 @@ class Scenario(_Model):
             if addresses.count(address) > 1:
                 raise ValueError(f"pci: {address} is there twice; an address names one function")
         for function in functions:
+            if function.physfn is not None and function.physfn not in addresses:
+                raise ValueError(f"pci: {function.address}: its physfn {function.physfn} is no device of the list")
             if function.parent is not None and function.parent not in addresses:
                 raise ValueError(f"pci: {function.address}: its parent {function.parent} is no device of the list")
         if self.boot.loader == "systemd-boot" and (self.firmware.mode != "uefi" or not self.boot.esps):

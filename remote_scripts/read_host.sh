@@ -23,6 +23,8 @@ read_host() {
   devices
   printf '],"lspci":%s' "$(json_string "$([[ $LSPCI != yes ]] || lspci -Dnnk 2>/dev/null)")"
   printf ',"disks":%s' "$(json_string "$(lsblk -nro NAME,PKNAME,FSTYPE,MOUNTPOINT 2>/dev/null)")"
+  vital
+  holders
   measure_boot
   printf ',"boot_free":%s,"largest_initramfs":%s' "$BOOT_FREE" "$LARGEST_INITRAMFS"
   managed

@@ -12,7 +12,8 @@ class PciDevice(NamedTuple):
 
     `group` is its IOMMU group once an IOMMU is at work (None: outside of any), `acs_group` its group under
     `pcie_acs_override`. `driver` is the driver that claims it on a stock host, `built_in` says that this
-    driver is inside the kernel image, `modules` are those with a matching alias.
+    driver is inside the kernel image, `modules` are those with a matching alias. `physfn` is the physical function of a
+    virtual one; `removable`: it hangs on an external port.
     """
 
     address: str
@@ -35,6 +36,8 @@ class PciDevice(NamedTuple):
     bars: tuple[str, ...]
     blocks: tuple[dict[str, Any], ...]
     nets: tuple[dict[str, Any], ...]
+    physfn: str | None = None
+    removable: bool = False
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> PciDevice:

@@ -99,6 +99,7 @@ def _pci(host: HostState, running: Running, devices: list[PciDevice], paths: dic
         folder = paths[device.address]
         folder.mkdir(parents=True, exist_ok=True)
         _device_files(device, folder)
+        _sriov(device, devices, folder, paths)
         link(bus / "devices" / device.address, folder)
         group = device.acs_group if running.acs_override and device.acs_group is not None else device.group
         if running.iommu and group is not None:
@@ -134,8 +135,21 @@ def _device_files(device: PciDevice, folder: Path) -> None:
     put(folder / "irq", "0\n")
     put(folder / "resource", _resource(device))
     put(folder / "config", _config(device))
+    put(folder / "removable", "removable\n" if device.removable else "fixed\n")
     if device.is_display:
         put(folder / "boot_vga", "1\n" if device.boot_vga else "0\n")
+
+
+def _sriov(device: PciDevice, devices: list[PciDevice], folder: Path, paths: dict[str, Path]) -> None:
+    """The links between a function and its virtual ones, and how many they are."""
+    virtual = [other.address for other in devices if other.physfn == device.address]
+    if device.physfn:
+        link(folder / "physfn", paths[device.physfn])
+    if virtual:
+        put(folder / "sriov_totalvfs", f"{len(virtual)}\n")
+        put(folder / "sriov_numvfs", f"{len(virtual)}\n")
+    for number, address in enumerate(virtual):
+        link(folder / f"virtfn{number}", paths[address])
 
 
 def _resource(device: PciDevice) -> str:
@@ -184,6 +198,8 @@ def _block(host: HostState, devices: list[PciDevice], paths: dict[str, Path]) ->
         for disk in device.blocks:
             name = disk["name"]
             middle = f"nvme/{name.rsplit('n', 1)[0]}/{name}" if name.startswith("nvme") else f"ata1/host0/{name}"
+            if device.pci_class == "0c03":
+                middle = f"usb2/2-1/2-1:1.0/host4/target4:0:0/4:0:0:0/block/{name}"
             folder = paths[device.address] / middle
             _one_block(host, folder, name, disk["size"])
             for part in disk["partitions"]:
@@ -311,6 +327,12 @@ def _proc(host: HostState, running: Running) -> None:
     put(
         proc / "mounts",
         "".join(f"{m['source']} {m['target']} {m['fstype']} {m['options']} 0 0\n" for m in machine["mounts"]),
+    )
+    swaps = [f"/dev/dm-{n}" for n, v in enumerate(machine["hardware"]["volumes"]) if v["fstype"] == "swap"]
+    put(
+        proc / "swaps",
+        "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+        + "".join(f"{path}                               partition\t8388604\t\t0\t\t-2\n" for path in swaps),
     )
     put(
         proc / "net/route",

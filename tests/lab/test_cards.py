@@ -1,0 +1,72 @@
+"""Machines on which a card isn't its slot, seen by the unmodified read_host.sh on the lab."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from host import gates, plan, scripts
+from lab.machine import Machine, load_scenario, scenario_names
+from tests.lab.host_kit import Host
+from tests.lab.test_real_hosts import read
+from tests.unit.hosts import settings
+
+
+def booted(path: Path, scenario: str) -> Machine:
+    machine = Machine.install(path, load_scenario(scenario))
+    assert machine.boot("start").comes_up
+    return machine
+
+
+def test_a_processors_graphics_leave_the_root_disk_behind_their_slot_alone(tmp_path: Path) -> None:
+    found = read(booted(tmp_path, "apu"))
+    host = settings({"igpu": {"match": "1002:1900", "allowConsole": True}})
+    want = plan.wanted(found, host)
+    assert list(want.functions) == ["0000:c6:00.0", "0000:c6:00.1"]
+    root = next(one for one in found.vital if one.name.startswith("/ "))
+    assert "0000:c6:00.3" in root.devices
+    # In one group with it, as on other boards, nothing opens the gate.
+    together = found.model_copy(
+        update={
+            "devices": [
+                one.model_copy(update={"group": 17 if one.slot == "0000:c6:00" else one.group}) for one in found.devices
+            ]
+        }
+    )
+    others = [f"0000:c6:00.{number}" for number in (2, 3, 4, 6)]
+    allowed = settings({"igpu": {"match": "1002:1900", "allowConsole": True, "allowGroupMembers": others}})
+    (error,) = gates.check(together, allowed)[1]
+    assert "0000:c6:00.3 USB controller" in error.found and "carries / (ext4 on /dev/mapper/pve-root)" in error.found
+
+
+def test_virtual_functions_are_told_from_the_card_that_has_them(tmp_path: Path) -> None:
+    found = read(booted(tmp_path, "sriov"))
+    card = found.by_address["0000:41:00.0"]
+    assert (card.vfs, card.physfn, found.by_address["0000:41:00.4"].physfn) == (2, "", "0000:41:00.0")
+    errors = gates.check(found, settings({"a": {"match": "10de:25b6"}, "b": {"address": "41:00.4"}}))[1]
+    assert ["is a virtual function of" in error.found for error in errors] == [True, False]
+    assert "has 2 virtual functions" in errors[1].found
+
+
+def test_a_card_on_thunderbolt_keeps_its_ids_and_one_outside_the_iommu_is_refused(tmp_path: Path) -> None:
+    found = read(booted(tmp_path, "laptop-egpu"))
+    host = settings({"egpu": {"match": "10de:2803"}}, takeOver=True)
+    want = plan.wanted(found, host)
+    assert want.by_hand == ["0000:04:00.0", "0000:04:00.1"] and not want.binds
+    assert "external port" in gates.remarks(found, host, {"egpu": "0000:04:00"})[0]
+    (error,) = gates.check(found, settings({"igpu": {"match": "8086:9a49", "allowConsole": True}}))[1]
+    assert "the kernel was started with intel_iommu=on,igfx_off" in error.found
+    (error,) = gates.check(found, settings({"egpu": {"match": "10de:2803", "use": "lxc"}}))[1]
+    assert error.found.endswith("by /etc/modprobe.d/vfio.conf")
+
+
+@pytest.mark.parametrize("name", scenario_names())
+def test_on_every_host_it_is_known_what_carries_its_disks_and_its_network(tmp_path: Path, name: str) -> None:
+    host = Host(tmp_path, name).booted()
+    text = scripts.compose("read_host.sh").partition('"$1" </dev/null')[0]
+    done = host.output(f"{text}\nvital")
+    assert '"kind":"storage"' in done and '"kind":"network"' in done
+    # The recorded node has no network card that was recorded.
+    unknown = done.count('"trouble"') - done.count('"trouble":""')
+    assert unknown == (1 if name == "recorded-node" else 0)
