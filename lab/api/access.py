@@ -107,6 +107,18 @@ def roles(call: Call) -> list[dict[str, Any]]:
     ]
 
 
+def role(call: Call) -> dict[str, int]:
+    """GET /access/roles/{roleid}: what it allows.
+
+    Raises:
+        ApiError: 500, there is none of that name.
+    """
+    name = call.parameters["roleid"]
+    if name not in BUILT_IN_ROLES and name not in call.users.roles:
+        raise Died(f"role '{name}' does not exist")
+    return dict.fromkeys(sorted(call.users.privileges_of_role(name)), 1)
+
+
 def create_role(call: Call) -> None:
     """POST /access/roles."""
     name, privileges = call.parameters["roleid"], _privileges(call)
@@ -175,6 +187,24 @@ def users(call: Call) -> list[dict[str, Any]]:
         if call.parameters.get("enabled") in (None, entry["enable"]):
             found.append(entry)
     return found
+
+
+def user(call: Call) -> dict[str, Any]:
+    """GET /access/users/{userid}."""
+    about = call.users.users[_modified_user(call)]
+    found: dict[str, Any] = {"enable": int(about.enabled), "expire": about.expires, "groups": []}
+    found |= {"comment": about.comment} if about.comment else {}
+    return found | (
+        {"tokens": {name: _token_info(token) for name, token in about.tokens.items()}} if about.tokens else {}
+    )
+
+
+def domains(_: Call) -> list[dict[str, str]]:
+    """GET /access/domains: the two that every node has."""
+    return [
+        {"comment": "Proxmox VE authentication server", "realm": "pve", "type": "pve"},
+        {"comment": "Linux PAM standard authentication", "realm": "pam", "type": "pam"},
+    ]
 
 
 def create_user(call: Call) -> None:

@@ -22,6 +22,8 @@ from .quorum import Members, require_cluster_lock
 from .storage import Storages
 
 _OPTIONS = "/etc/pve/datacenter.cfg"
+#: What a node shows where nothing is written.
+_DEFAULTS: dict[str, Any] = {"allowed-tags": [], "description": "", "mac_prefix": "BC:24:11"}
 
 
 def require_reachable(host: HostState, name: str) -> None:
@@ -45,7 +47,8 @@ def status(call: Call) -> list[dict[str, Any]]:
     members = Members(call.host)
     found: list[dict[str, Any]] = []
     if members.name:
-        cluster: dict[str, Any] = {"id": "cluster", "type": "cluster", "name": members.name, "version": 2}
+        cluster: dict[str, Any] = {"id": "cluster", "type": "cluster", "name": members.name}
+        cluster["version"] = members.version
         found.append(cluster | {"nodes": len(members.nodes), "quorate": int(members.quorate)})
     for name, about in members.nodes.items():
         found.append(
@@ -98,6 +101,10 @@ def resources(call: Call) -> list[dict[str, Any]]:
     return found
 
 
+#: What a guest's own lists say of it, and the cluster's doesn't.
+_LEFT_OUT = frozenset({"cpus", "swap", "maxswap", "pid", *qemu.PRESSURES})
+
+
 def _guest_resources(call: Call) -> list[dict[str, Any]]:
     entries = [("qemu", qemu.summary(guest)) for guest in guests_of(call.host, "qemu")]
     entries += [("lxc", lxc.summary(guest)) for guest in guests_of(call.host, "lxc")]
@@ -105,7 +112,7 @@ def _guest_resources(call: Call) -> list[dict[str, Any]]:
     for kind, entry in entries:
         if not call.may(f"/vms/{entry['vmid']}", "VM.Audit"):
             continue
-        kept = {k: v for k, v in entry.items() if k not in ("cpus", "swap", "maxswap", "pid")}
+        kept = {k: v for k, v in entry.items() if k not in _LEFT_OUT}
         defaults = {"diskread": 0, "diskwrite": 0, "memhost": entry["mem"], "template": 0, "maxcpu": entry["cpus"]}
         found.append({**defaults, **kept, "type": kind, "id": f"{kind}/{entry['vmid']}", "node": call.host.node})
     for vmid, (name, kind) in all_ids(call.host).items():
@@ -202,13 +209,13 @@ def options(call: Call) -> dict[str, Any]:
     """GET /cluster/options."""
     text = call.host.read(_OPTIONS, "")
     found = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
-    return {**found, "digest": hashlib.sha1(text.encode()).hexdigest()}
+    return {**_DEFAULTS, **found} | ({"digest": hashlib.sha1(text.encode()).hexdigest()} if text else {})
 
 
 def change_options(call: Call) -> None:
     """PUT /cluster/options."""
     require_cluster_lock(call.host, "file-datacenter_cfg")
-    found = {key: value for key, value in options(call).items() if key != "digest"}
+    found = {key: value for key, value in options(call).items() if key != "digest" and value != _DEFAULTS.get(key)}
     for key in split_list(call.parameters.get("delete", "")):
         found.pop(key, None)
     found |= {key: call.parameters[key] for key in ("keyboard", "description") if key in call.parameters}

@@ -5,6 +5,7 @@ Only what is in use is there; anything else ends with exit status 2 and a line i
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from lab.host.state import HostState
 
 from . import container_system
 from .auth import Authenticator
-from .errors import ApiError, Died
+from .errors import ApiError, Died, bad_parameters
 from .guest_config import Kind
 from .guests import Guest, exclusively
 from .quorum import Members
@@ -27,6 +28,7 @@ from .users import ROOT
 
 _KINDS: dict[str, Kind] = {"qm": "qemu", "pct": "lxc"}
 _METHODS = {"get": "GET", "set": "PUT", "create": "POST", "delete": "DELETE"}
+_ATTEMPTS = 9
 _UNKNOWN = "property is not defined in schema"
 _POWER = ("start", "stop", "shutdown", "reboot", "suspend", "resume", "reset")
 
@@ -85,6 +87,16 @@ def only_reads(name: str, arguments: list[str]) -> bool:
     return arguments[:1] in ([verb] for verb in ("list", "config", "status", "pending", "listsnapshot", "get"))
 
 
+_BOTH = {
+    *("config", "pending", "status", "start", "stop", "shutdown", "reboot", "unlock", "set", "create", "destroy"),
+    *("snapshot", "delsnapshot", "rollback", "listsnapshot"),
+}
+_VERBS: dict[Kind, set[str]] = {
+    "qemu": _BOTH | {"suspend", "resume", "reset", "template", "clone", "resize", "agent"},
+    "lxc": _BOTH | {"exec", "push", "pull"},
+}
+
+
 def _user_command(arguments: list[str]) -> tuple[_Command, list[str]] | None:
     """A command of pveum, and the words after its name; None for one that isn't known."""
     for length in (3, 2):
@@ -96,6 +108,10 @@ def _user_command(arguments: list[str]) -> tuple[_Command, list[str]] | None:
 
 class Misused(Exception):
     """A command that isn't known, or was asked for what it hasn't."""
+
+
+class Unhandled(ApiError):
+    """A path that pvesh was asked for and that the API hasn't."""
 
 
 class TaskFailed(ApiError):
@@ -131,8 +147,11 @@ class Shell:
         Raises:
             ApiError: it is refused, or its task failed.
         """
-        self._tell_of_cluster_lock(method, path)
-        answer = self._api.perform(ROOT, method, path, options or {}, print)
+        try:
+            answer = self._api.perform(ROOT, method, path, options or {}, print)
+        except ApiError as error:
+            self._tell_how_it_tried(error)
+            raise
         if method != "GET":
             self._tell()
         if not self._works:
@@ -150,18 +169,11 @@ class Shell:
             raise TaskFailed(500, f"{status}\n")
         return answer
 
-    def _tell_of_cluster_lock(self, method: str, path: str) -> None:
+    @staticmethod
+    def _tell_how_it_tried(error: ApiError) -> None:
         """What a shell shows in the ten seconds for which a file of the whole cluster can't be had."""
-        names = {
-            "/cluster/mapping/pci": "file-mapping_pci_cfg",
-            "/access": "file-user_cfg",
-            "/storage": "file-storage_cfg",
-        }
-        if method == "GET" or Members(self.host).quorate:
-            return
-        for start, name in names.items():
-            if path.startswith(start):
-                print(f"trying to acquire cfs lock '{name}' ...\n" * 10, end="", file=sys.stderr)
+        if match := re.search(r"cfs-lock '([^']+)' error: no quorum", str(error)):
+            print(f"trying to acquire cfs lock '{match[1]}' ...\n" * _ATTEMPTS, end="", file=sys.stderr)
 
     def _carry_out(self, host: HostState, work: Work) -> None:
         """A task's work, waited for here."""
@@ -182,8 +194,9 @@ class Shell:
         if verb == "list":
             (_print_vms if kind == "qemu" else _print_containers)(self.ask("GET", base))
             return
-        if not rest or not rest[0].isdigit():
-            raise Misused(f"the lab's {name} has no {' '.join(arguments)!r}")
+        if verb not in _VERBS[kind]:
+            raise Misused(f"the lab's {name} has no {verb!r}")
+        self._require_id(f"{name} {verb} <vmid> [OPTIONS]", rest)
         vmid, words = rest[0], rest[1:]
         one = f"{base}/{vmid}"
         self.usage = f"{name} {verb} <vmid>{' <ostemplate>' if (name, verb) == ('pct', 'create') else ''} [OPTIONS]"
@@ -195,8 +208,6 @@ class Shell:
             self._status(one, _options(words))
         elif verb in _POWER:
             self._power(kind, one, verb, vmid, words)
-        elif verb == "unlock" and kind == "qemu":
-            self.ask("PUT", f"{one}/config", {"delete": ["lock"], "skiplock": ["1"]})
         elif verb == "template" and kind == "qemu":
             self.ask("POST", f"{one}/template", _options(words))
         elif verb == "clone" and kind == "qemu" and words:
@@ -214,12 +225,19 @@ class Shell:
             self.ask("DELETE", one, _options(words))
         elif kind == "lxc" and verb in ("exec", "push", "pull"):
             self._inside(Guest(self.host, "lxc", int(vmid)), verb, words)
-        elif kind == "lxc" and verb == "unlock":
-            self._unlock(Guest(self.host, "lxc", int(vmid)))
+        elif verb == "unlock":
+            self._unlock(Guest(self.host, kind, int(vmid)))
         elif verb in ("snapshot", "delsnapshot", "rollback", "listsnapshot"):
             self._snapshot(one, verb, words)
         else:
             raise Misused(f"the lab's {name} has no {verb!r}")
+
+    def _require_id(self, usage: str, words: list[str]) -> None:
+        self.usage = usage
+        if not words:
+            raise Died(f"400 not enough arguments\n{usage}")
+        if not words[0].isdigit():
+            raise bad_parameters({"vmid": f"type check ('integer') failed - got '{words[0]}'"})
 
     def _power(self, kind: Kind, one: str, verb: str, vmid: str, words: list[str]) -> None:
         self.ask("POST", f"{one}/status/{verb}", _options(words))
@@ -254,14 +272,13 @@ class Shell:
     def _unlock(self, guest: Guest) -> None:
         with exclusively(self.host):
             config = guest.config()
-            if config.values.pop("lock", None) is None:
+            if config.values.pop("lock", None) is None and guest.kind == "lxc":
                 raise Died("no lock found trying to remove any lock")
             guest.save(config)
 
     def _snapshot(self, one: str, verb: str, words: list[str]) -> None:
         if verb == "listsnapshot":
-            for entry in self.ask("GET", f"{one}/snapshot"):
-                print(f"`-> {entry['name']:<20} {entry.get('description', '')}")
+            _print_snapshots(self.ask("GET", f"{one}/snapshot"))
             return
         if not words:
             raise Misused(f"{verb} needs a snapshot's name")
@@ -283,7 +300,16 @@ class Shell:
         self.usage = f"pvesh {arguments[0]} <api_path> {_FORMATTED}"
         try:
             answer = self.ask(_METHODS[arguments[0]], arguments[1].rstrip("/"), options)
-        except TaskFailed as error:
+        except ApiError as error:
+            if error.status == 595:
+                # pvesh goes to another node by SSH.
+                peer = Members(self.host).nodes[arguments[1].split("/")[2]]
+                text = f"proxy handler failed: ssh: connect to host {peer['ip']} port 22: {error.reason}"
+                raise Died(text) from error
+            if error.status == 501:
+                raise Unhandled(501, f"No '{arguments[0]}' handler defined for '{arguments[1]}'\n") from error
+            if not isinstance(error, TaskFailed):
+                raise
             # That the task failed is said, and no failure of the command; its id is what it prints.
             print(error, file=sys.stderr)
             answer = self.last_task
@@ -356,6 +382,19 @@ def _print_pending(entries: list[dict[str, Any]]) -> None:
             print(f"new {entry['key']}: {entry['pending']}")
 
 
+def _print_snapshots(entries: list[dict[str, Any]]) -> None:
+    """The snapshots as a tree, each below the one that it was taken after."""
+
+    def show(parent: str | None, depth: int) -> None:
+        for entry in (e for e in entries if e.get("parent") == parent):
+            made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["snaptime"])) if "snaptime" in entry else ""
+            text = entry["description"].replace("\n", " ") or "no-description"
+            print(f"{' ' * depth + '`-> ' + entry['name']:<31} {made:<23} {text}")
+            show(entry["name"], depth + 1)
+
+    show(None, 0)
+
+
 def _print_vms(entries: list[dict[str, Any]]) -> None:
     if entries:
         print("      VMID NAME                 STATUS     MEM(MB)    BOOTDISK(GB) PID       ")
@@ -377,7 +416,7 @@ def message(error: ApiError, usage: str) -> str:
     """An error as a command prints it: wrong parameters one by one, with how the command is used."""
     if not error.errors:
         return str(error)
-    unknown = [name for name, text in error.errors.items() if "." not in name and text.startswith(_UNKNOWN)]
+    unknown = [name for name, text in error.errors.items() if text.startswith(_UNKNOWN)]
     if unknown:
         lines = [*(f"Unknown option: {name}" for name in sorted(unknown)), "400 unable to parse option"]
     else:
@@ -388,5 +427,7 @@ def message(error: ApiError, usage: str) -> str:
 
 def exit_status(error: ApiError) -> int:
     """What a command ends with: a guest that isn't there is ENOENT, unless it was a task that missed it."""
+    if isinstance(error, Unhandled):
+        return 1
     missing = str(error).startswith("Configuration file") and "does not exist" in str(error)
     return 2 if missing and not isinstance(error, TaskFailed) else 255

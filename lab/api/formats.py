@@ -65,6 +65,9 @@ _CHECKS: dict[str, Callable[[str], None]] = {
     "pve-configid-list": _list_of(_configuration_id),
     "pve-storage-id": _matching(r"[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]", "storage ID '{}' contains illegal characters"),
     "pve-tag-list": _list_of(_matching(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", "invalid characters in tag")),
+    "pve-storage-content-list": _list_of(
+        _matching(r"images|rootdir|vztmpl|iso|backup|snippets|import|none", "invalid content type '{}'")
+    ),
     "pve-userid": _user_name,
     "pve-roleid": _matching(r"[A-Za-z0-9_-]+", "role ID '{}' contains invalid characters"),
     "mac-addr": _matching(

@@ -60,6 +60,8 @@ class GuestConfig:
     pending_delete: list[str] = field(default_factory=list)
     snapshots: dict[str, Section] = field(default_factory=dict)
     digest: str = ""
+    #: Lines that say nothing to a node: named where it starts the guest, lost where it writes the file.
+    unread: list[str] = field(default_factory=list)
 
     @property
     def values(self) -> dict[str, str]:
@@ -85,6 +87,8 @@ class GuestConfig:
                     section.raw.append((match[1], match[2]))
             elif match := _KEY_VALUE.fullmatch(line):
                 config._take(section, name, match[1], match[2])
+            elif line.strip():
+                config.unread.append(line)
         _describe(section, comments, kind)
         return config
 

@@ -293,6 +293,8 @@ def _update(call: Call, guest: Guest) -> None:
     unprivileged = config.values.get("unprivileged") == "1"
     for key in change.keys:
         _require_option(call, guest.vmid, key, change.values.get(key), unprivileged=unprivileged)
+    if "hookscript" in change.values and not Storages(call.host).has_file(change.values["hookscript"]):
+        raise Died(f"script '{change.values['hookscript']}' does not exist")
     require_digest(config, change.digest, _DIGEST_MISMATCH)
     require_unlocked(guest, config)
     _require_changeable(change)
@@ -302,6 +304,8 @@ def _update(call: Call, guest: Guest) -> None:
     running = guest.running
     plugged = {key: value for key, value in values.items() if _is_plugged(call, config, key)} if running else {}
     for key in change.delete:
+        if key not in config.merged():
+            call.say(f"cannot delete '{key}' - not set in current configuration!")
         config.change({}, [key], at_once=not running or not (_DEVICE.fullmatch(key) or key in _WAITS))
     for key, value in values.items():
         waits = key in _WAITS or (_DEVICE.fullmatch(key) is not None and key not in plugged)

@@ -8,16 +8,15 @@ from typing import Any
 from lab.host.catalogue import SUBSYSTEM_VENDORS, VENDORS
 from lab.host.devices import load_devices
 from lab.host.kernel import RunningKernel
-from lab.host.pve_packages import pve_packages
+from lab.host.pve_packages import is_pve9, pve_packages
 from lab.host.state import HostState
 
 from .call import Answer, Call
-from .errors import Died
+from .errors import Died, bad_parameters
 from .formats import split_list
-from .mapping import full_address
 from .quorum import require_cluster_lock
 from .storage import Storages
-from .tasks import Tasks
+from .tasks import Tasks, Upid
 
 _GIB = 1 << 30
 _REPOSITORY_ID = "9d436f37a0ac4172"
@@ -85,9 +84,7 @@ def pci(call: Call) -> list[dict[str, Any]]:
 
 def pci_device(call: Call) -> list[dict[str, str]]:
     """GET /nodes/{node}/hardware/pci/{pci-id-or-mapping}: what there is to ask about it."""
-    name = call.parameters["pci-id-or-mapping"]
-    if ":" in name and full_address(name) not in [d.address for d in load_devices(call.host.machine)]:
-        raise Died(f"pci device '{name}' not found")
+    # The same of every name, also of one that nothing has.
     return [{"method": "mdev"}]
 
 
@@ -148,6 +145,21 @@ def storage_configuration(call: Call) -> list[dict[str, Any]]:
     storages = Storages(call.host)
     visible = [s for s in storages.all.values() if _may_see(call, s.name)]
     return [storages.shown(s) for s in visible if call.parameters.get("type") in (None, s.kind)]
+
+
+def one_storage(call: Call) -> dict[str, Any]:
+    """GET /storage/{storage}."""
+    storages = Storages(call.host)
+    return storages.shown(storages.get(call.parameters["storage"]))
+
+
+def status_of_storage(call: Call) -> dict[str, Any]:
+    """GET /nodes/{node}/storage/{storage}/status."""
+    storages = Storages(call.host)
+    if call.parameters["storage"] not in storages.all:
+        raise bad_parameters({"storage": "No such storage."})
+    found = storages.status(storages.get(call.parameters["storage"]))
+    return {key: value for key, value in found.items() if key not in ("storage", "used_fraction")}
 
 
 def storage_status(call: Call) -> list[dict[str, Any]]:
@@ -215,8 +227,11 @@ def task_status(call: Call) -> dict[str, Any]:
 def task_log(call: Call) -> Answer:
     """GET /nodes/{node}/tasks/{upid}/log."""
     every = Tasks(call.host)
-    upid = every.find(call.parameters["upid"])
+    upid = Upid.parse(call.parameters["upid"])
     _require_own_task(call, upid.identity)
+    if not every.has_log(upid):
+        line = {"n": 1, "t": "unable to open file - No such file or directory"}
+        return Answer([line] if is_pve9(call.host) else line, {"total": 1})
     lines = every.log(upid)
     start = call.parameters.get("start", 0)
     limit = call.parameters.get("limit", 50) or len(lines)

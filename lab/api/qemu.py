@@ -43,7 +43,8 @@ _HOSTPCI = re.compile(r"hostpci\d+")
 # Fixed sizes of the disks that hold firmware state, as they come out on a directory.
 _EFIDISK_BYTES, _TPMSTATE_BYTES = 528 << 10, 4 << 20
 _GIB = 1 << 30
-_PRESSURES = ("cpufull", "cpusome", "iofull", "iosome", "memoryfull", "memorysome")
+#: How long what runs in a VM waited for want of something.
+PRESSURES = tuple(f"pressure{what}" for what in ("cpufull", "cpusome", "iofull", "iosome", "memoryfull", "memorysome"))
 _SUPPORT = ("pbs-dirty-bitmap", "query-bitmap-info")
 #: Options by the privilege that setting them takes; what is in none of these only root@pam may set.
 _PRIVILEGES = {
@@ -97,7 +98,7 @@ def summary(guest: Guest) -> dict[str, Any]:
     if running:
         found["pid"] = guest.pid
         if is_pve9(guest.host):
-            found |= {f"pressure{what}": 0 for what in _PRESSURES}
+            found |= dict.fromkeys(PRESSURES, 0)
     if not is_pve9(guest.host):
         del found["memhost"]
     return found
@@ -457,7 +458,7 @@ def clone(call: Call) -> str:
 
 def _cloned(call: Call, values: dict[str, str], vmid: int, log: TaskLog) -> dict[str, str]:
     kept = {k: v for k, v in values.items() if k not in ("template", "lock", "parent") and not k.startswith("unused")}
-    made = kept | {k: v for k, v in _defaults({}).items() if k in kept}
+    made = kept | {k: v for k, v in _defaults({}).items() if k in kept and k != "boot"}
     made["name"] = call.parameters.get("name", f"Copy-of-{values.get('name', 'VM')}")
     if "description" in call.parameters:
         made["description"] = call.parameters["description"]
@@ -646,6 +647,8 @@ def start_work(guest: Guest, log: Callable[[str], None], *, skip_lock: bool = Fa
         require_unlocked(guest, config)
     if guest.running:
         raise Died(f"VM {guest.vmid} already running")
+    for line in config.unread:
+        log(f"vm {guest.vmid} - unable to parse config: {line}")
     if lock == "suspended":
         require_writable(guest.host, f"/etc/pve/{guest.relative_path}")
         del config.values["lock"]

@@ -23,6 +23,8 @@ class Members:
         text = host.read("/etc/pve/.members", "")
         data = json.loads(text) if text else {}
         self.name: str | None = data.get("cluster", {}).get("name")
+        #: Of the cluster's own configuration.
+        self.version = int(data.get("cluster", {}).get("version", 2))
         self.quorate = bool(data.get("cluster", {}).get("quorate", 1)) and not host.fault("no-quorum")
         self.nodes: dict[str, dict[str, Any]] = data.get("nodelist") or {
             host.node: {"id": 0, "online": 1, "ip": _own_address(host)}

@@ -232,6 +232,9 @@ def _access_handlers(authenticator: Authenticator) -> dict[tuple[str, str], Hand
         ("GET", "/access/permissions"): access.permissions,
         ("GET", "/access/roles"): access.roles,
         ("POST", "/access/roles"): access.create_role,
+        ("GET", "/access/domains"): access.domains,
+        ("GET", "/access/roles/{roleid}"): access.role,
+        ("GET", "/access/users/{userid}"): access.user,
         ("PUT", "/access/roles/{roleid}"): access.change_role,
         ("DELETE", "/access/roles/{roleid}"): access.delete_role,
         ("GET", "/access/ticket"): lambda _: None,
@@ -262,6 +265,8 @@ def _node_handlers(power: Callable[[str], None]) -> dict[tuple[str, str], Handle
         ("GET", "/nodes/{node}/tasks/{upid}/status"): node.task_status,
         ("GET", "/nodes/{node}/tasks/{upid}/log"): node.task_log,
         ("GET", "/storage"): node.storage_configuration,
+        ("GET", "/nodes/{node}/storage/{storage}/status"): node.status_of_storage,
+        ("GET", "/storage/{storage}"): node.one_storage,
         ("PUT", "/storage/{storage}"): node.change_storage,
     }
 

@@ -26,7 +26,12 @@ def formatted(answer: Any, form: str, columns: tuple[str, ...] = ()) -> str:
     if answer is None or form == "quiet":
         return ""
     if form != "text":
-        return json.dumps(answer, indent=3 if form == "json-pretty" else None, sort_keys=True) + "\n"
+        pretty = form == "json-pretty"
+        signs = (",", " : ") if pretty else (",", ":")
+        return (
+            json.dumps(answer, indent=3 if pretty else None, separators=signs, sort_keys=True, ensure_ascii=False)
+            + "\n"
+        )
     if isinstance(answer, dict):
         return _table(["key", "value"], [{"key": key, "value": answer[key]} for key in sorted(answer)])
     if isinstance(answer, list):

@@ -145,9 +145,13 @@ class Tasks:
             ApiError: 400, no UPID, or none of a task here.
         """
         upid = Upid.parse(text)
-        if not self._host.rooted(f"{_FOLDER}/{_place(upid)}").exists():
+        if not self.has_log(upid):
             raise bad_parameters({"upid": "no such task"})
         return upid
+
+    def has_log(self, upid: Upid) -> bool:
+        """Whether there was such a task here."""
+        return self._host.rooted(f"{_FOLDER}/{_place(upid)}").exists()
 
     def running(self) -> list[Upid]:
         """The tasks that run."""

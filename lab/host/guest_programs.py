@@ -38,7 +38,7 @@ def _shell(host: HostState, name: str, arguments: list[str]) -> int:
     which uses the standard library alone as well.
     """
     sys.path.append(str(Path(__file__).parents[2]))
-    from lab.api.commands import Misused, Shell, exit_status, message, only_reads
+    from lab.api.commands import Misused, Shell, Unhandled, exit_status, message, only_reads
     from lab.api.errors import ApiError
 
     def work() -> int:
@@ -53,7 +53,7 @@ def _shell(host: HostState, name: str, arguments: list[str]) -> int:
         except Misused as error:
             raise UsageError(str(error)) from error
         except ApiError as error:
-            if error.status == 501:
+            if error.status == 501 and not isinstance(error, Unhandled):
                 raise UsageError(str(error)) from error
             raise Failure(message(error, shell.usage), exit_status(error)) from error
         return shell.status

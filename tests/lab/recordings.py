@@ -112,6 +112,7 @@ class Node(Client):
     def vm(self, vmid: int, *, running: bool = False, **options: Any) -> None:
         """Make a VM as the recording's were made, and start it if it is to run."""
         settings = {"name": f"v{vmid}", "memory": 512, "machine": "q35", "ostype": "l26", **options}
+        settings = {name: value for name, value in settings.items() if value is not None}
         self.done("POST", "/nodes/pve1/qemu", vmid=vmid, **settings)
         if running:
             self.power(vmid, "start")
@@ -203,6 +204,10 @@ def _compare_shell(node: Node, one: Replay, line: dict[str, Any]) -> list[str]:
         if _class(status) == _class(line["rc"])
         else [f"{line['shell']}: exit status {status}, recorded {line['rc']}"]
     )
+    if differs := one.compare_json(line["out"], printed):
+        return [*found, *(f"{line['shell']}: {text}" for text in differs)]
+    if differs == []:
+        return found
     wanted, got = one.lines(line["out"]), one.lines(printed)
     return found if wanted == got else [*found, f"{line['shell']}: printed {got}, recorded {wanted}"]
 
