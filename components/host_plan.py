@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 
 from components.host_probe import HostProbe
-from host.errors import HomelabError, UnreachableError, raise_all
+from host.errors import HomelabError, UnreachableError
 from host.text import clean
 
 if TYPE_CHECKING:
-    from host.facts import HostFacts
-    from host.plan import Wanted
     from settings import Container, Host, Vm
 
 # How long a preview waits for a host that may be out of reach, in seconds.
@@ -46,18 +44,6 @@ def preview(
     return printed
 
 
-def described(
-    name: str, host: Host, facts: HostFacts, want: Wanted, vms: dict[str, Vm], containers: dict[str, Container]
-) -> tuple[str, list[HomelabError]]:
-    """The plan of NVIDIA's stacks, and what stands against it; its data is read only where there is one."""
-    stacks = [host.nvidia, *(vm.nvidia for vm in vms.values()), *(one.nvidia for one in containers.values())]
-    if not any(stacks):
-        return "", []
-    from nvidia import preview
-
-    return preview.describe(name, host, facts, want, vms, containers)
-
-
 async def _printed(
     name: str,
     host: Host,
@@ -71,19 +57,11 @@ async def _printed(
         return False
     if mode == "auto" and all([await result.is_known() for result in results]):
         return False  # nothing would change: no reason to disturb the host
-    from host import container_plan, plan, ssh  # only now: an `up` doesn't pay for it
-    from proxmox import vm_plan
+    from host import plan, planning  # only now: an `up` doesn't pay for it
 
     try:
-        facts = await ssh.read(host, PATIENCE_SECONDS, guests=True)
-        want = plan.wanted(facts, host)
-        guests, errors = vm_plan.describe(name, facts, host, want, vms)
-        shared, refused = container_plan.describe(
-            facts, want, containers, vms, host.node or name, driver_comes=host.nvidia is not None
-        )
-        stacks, impossible = described(name, host, facts, want, vms, containers)
-        raise_all([*errors, *refused, *impossible])
-        text = "\n".join(part for part in (plan.describe(name, facts, host, want), guests, shared, stacks) if part)
+        found = await planning.planned(name, host, vms, containers, PATIENCE_SECONDS)
+        text = plan.describe(name, found.facts, host, found.want, found.reboot)
     except UnreachableError as error:
         if mode == "always":
             raise pulumi.RunError(str(error)) from None
@@ -91,5 +69,5 @@ async def _printed(
         return False
     except HomelabError as error:
         raise pulumi.RunError(str(error)) from None
-    pulumi.log.info(clean(text), probe)
+    pulumi.log.info(clean("\n".join(part for part in (text, found.guests) if part)), probe)
     return True

@@ -66,32 +66,19 @@ class HostProbeProvider(HostProvider):
         )
 
     def _wanted(self, props: dict[str, Any]) -> dict[str, Any]:
-        from components.host_plan import described
-        from host import container_plan, gates, plan, ssh
-        from host.errors import raise_all
-        from proxmox import api, vm_plan
+        from host import gates, planning
+        from proxmox import api
 
         host, vms, containers = self.host(props), self.vms(props), self.containers(props)
-        facts = asyncio.run(ssh.read(host, guests=True))
-        want = plan.wanted(facts, host)
-        # What would stop the way to a VM or a container is found before the host is rebooted for it.
-        raise_all(
-            [
-                *vm_plan.describe(props["host"], facts, host, want, vms)[1],
-                *container_plan.describe(
-                    facts, want, containers, vms, host.node or props["host"], driver_comes=host.nvidia is not None
-                )[1],
-                *described(props["host"], host, facts, want, vms, containers)[1],
-            ]
-        )
+        found = asyncio.run(planning.planned(props["host"], host, vms, containers))
         if vms:
             api.Api(host, host.node or props["host"]).get("version", f"to log in to {props['host']}'s Proxmox VE API")
         # Also for those who skip the preview: what a reboot stops is said before anything is changed.
-        slots = {gpu: str(about["slot"]) for gpu, about in want.gpus.items()}
-        for said in gates.remarks(facts, host, slots):
+        slots = {gpu: str(about["slot"]) for gpu, about in found.want.gpus.items()}
+        for said in gates.remarks(found.facts, host, slots):
             tell(f"{props['host']}: note: {said}")
-        tell(f"{props['host']}: reboot: {plan.reboot(facts, host, want)}")
-        return dataclasses.asdict(want)
+        tell(f"{props['host']}: reboot: {found.reboot}")
+        return dataclasses.asdict(found.want)
 
     def delete(self, _id: str, props: dict[str, Any]) -> None:
         if props.get("iommu_words") or props.get("vfio_words"):

@@ -126,7 +126,7 @@ class HostReboot(pulumi.ComponentResource):
     ``boot`` (BootVerification); ``driver``, as it was given.
 
     :param layers: what the boot brings into effect.
-    :param driver: NVIDIA's that is installed on the host, and to be in use; empty: it doesn't matter.
+    :param driver: NVIDIA's that is installed on the host, and to be in use; empty: it doesn't matter. ``flavour``: of its modules.
     """
 
     host: pulumi.Output[dict[str, Any]]
@@ -140,6 +140,7 @@ class HostReboot(pulumi.ComponentResource):
         probe: HostProbe,
         layers: list[pulumi.Resource],
         driver: pulumi.Input[str] = "",
+        flavour: pulumi.Input[str] = "",
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("homelab:host:HostReboot", name, {}, opts)
@@ -152,7 +153,7 @@ class HostReboot(pulumi.ComponentResource):
             "gpus": probe.gpus,
             "generation": probe.boot_generation,
         }
-        wanted = pulumi.Output.all(probe.iommu_words, probe.vfio_words, probe.functions, driver)
+        wanted = pulumi.Output.all(probe.iommu_words, probe.vfio_words, probe.functions, driver, flavour)
         reboot = remote.script(
             f"{name}-reboot",
             host,
@@ -163,11 +164,12 @@ class HostReboot(pulumi.ComponentResource):
                     sorted(values[2]),
                     host.timeouts.rollback,
                     values[3],
+                    values[4],
                 )
             ),
             pulumi.ResourceOptions(parent=self, depends_on=layers),
             undone=False,
-            triggers=[*checked.values(), driver],
+            triggers=[*checked.values(), driver, flavour],
         )
         verified = BootVerification(
             f"{name}-verified",

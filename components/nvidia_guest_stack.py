@@ -45,8 +45,8 @@ class _Planned:
 class Reboot(Protocol):
     """Boots a host once for all its layers, where they take that."""
 
-    def __call__(self, driver: pulumi.Output[str]) -> HostReboot:
-        """``driver``: the installed version."""
+    def __call__(self, driver: pulumi.Output[str], flavour: pulumi.Output[str]) -> HostReboot:
+        """``driver``: the installed version; ``flavour``: of its modules."""
 
 
 class NvidiaGuestStack(pulumi.ComponentResource):
@@ -98,7 +98,9 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         last: pulumi.Resource = driver
         done: list[pulumi.Input[Any]] = [driver.stdout, self._generation("boot")]
         if reboot is not None:
-            last = self.boot = reboot(driver=version)
+            last = self.boot = reboot(
+                driver=version, flavour=self._plan.apply(lambda found: str(found.plan.flavour or ""))
+            )
             done.append(self.boot.boot)
         elif system.target == "vm":
             about = {"driver": version, "timeout": stack.timeouts.reboot, "step": pulumi.Output.all(*done)}

@@ -171,15 +171,6 @@ class Guests(_Fact):
     reservations: str
 
     @property
-    def running(self) -> list[str]:
-        """Such as ``VM 103 (Sandbox)``; what a reboot stops."""
-        machines = [line.split() for line in self.qm.splitlines()[1:]]
-        containers = [line.split() for line in self.pct.splitlines()[1:]]
-        return [f"VM {words[0]} ({words[1]})" for words in machines if words[2:3] == ["running"]] + [
-            f"container {words[0]} ({words[-1]})" for words in containers if words[1:2] == ["running"]
-        ]
-
-    @property
     def running_vms(self) -> set[int]:
         """Ids of the VMs that run."""
         return {int(line.split()[0]) for line in self.qm.splitlines()[1:] if line.split()[2:3] == ["running"]}
@@ -309,6 +300,8 @@ class HostFacts(_Fact):
     managed: list[Managed]
     stale_initramfs: list[str]
     rolled_back: str
+    # What the last boot was to have and the running kernel lacks, a sentence each; None: it isn't noted on the host.
+    boot_lacks: list[str] | None = None
     nvidia_minors: dict[str, int]
     nvidia: Nvidia = Nvidia()
     containers: list[SharedWith] = []

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from host import gates
 from host.errors import HomelabError, raise_all
-from host.facts import HostFacts, bound_by_word, missing_words
+from host.facts import HostFacts, missing_words
 from settings import Host
 
 # Drivers that would claim an NVIDIA card. Blacklisted only where none stays with the host, as belt and braces: the binding
@@ -98,9 +98,20 @@ def drift(facts: HostFacts, want: Wanted) -> dict[str, list[str]]:
     return {
         "iommu": [*_changed_files(facts, "iommu"), *_lost_words(facts, want.iommu_words)],
         "vfio": [*_changed_files(facts, "vfio"), *_lost_words(facts, want.vfio_words), *_lost_binding(facts, want)],
-        "boot": [*_not_running(facts, want), *([facts.rolled_back] if facts.rolled_back else [])],
+        "boot": _boot_drift(facts, want),
         "nodes": _lost_nodes(facts),
     }
+
+
+def _boot_drift(facts: HostFacts, want: Wanted) -> list[str]:
+    """What the host itself says that only a reboot brings, and what a verification would find."""
+    if facts.boot_lacks is None:  # nothing was booted for it yet, or by an older version of this program
+        found = ["it isn't noted on the host what its boot is to have"]
+    else:
+        found = list(facts.boot_lacks)
+    if want.functions and facts.iommu.groups == 0:
+        found.append("the running kernel has no IOMMU group")
+    return found + ([facts.rolled_back] if facts.rolled_back else [])
 
 
 def _lost_nodes(facts: HostFacts) -> list[str]:
@@ -147,14 +158,6 @@ def _lost_binding(facts: HostFacts, want: Wanted) -> list[str]:
             found.append("the initramfs script for vfio-pci is gone")
         found += [f"the initramfs of {kernel} is older than its script" for kernel in facts.stale_initramfs]
     return found
-
-
-def _not_running(facts: HostFacts, want: Wanted) -> list[str]:
-    lost = missing_words(want.words, facts.cmdline.running)
-    found = [f"{' '.join(lost)} is not on the running kernel's command line"] if lost else []
-    if want.functions and facts.iommu.groups == 0:
-        found.append("the running kernel has no IOMMU group")
-    return found + _on_another_driver(facts, want)
 
 
 def _on_another_driver(facts: HostFacts, want: Wanted) -> list[str]:
@@ -227,7 +230,38 @@ def _log_excerpt(facts: HostFacts) -> str:
     return " | ".join(facts.iommu.kernel_log.splitlines()[:3]) or "nothing about an IOMMU"
 
 
-def describe(name: str, facts: HostFacts, host: Host, want: Wanted) -> str:
+@dataclass(frozen=True)
+class Reboot:
+    """Whether the host must be rebooted, as reboot_host.sh decides it (remote_scripts/lib/lacking.sh).
+
+    ``reasons``: why; ``perhaps``: what would be a reason, where only the installation of packages shows whether it is one;
+    ``guests``: what runs and is stopped by it.
+    """
+
+    reboot: Literal["yes", "no", "manual"]
+    boot_id: str
+    reasons: list[str]
+    perhaps: list[str]
+    guests: str
+
+    def __str__(self) -> str:
+        if self.reboot != "no":
+            by = "by you (reboot: manual)" if self.reboot == "manual" else "one"
+            return f"{by}, because {self.because}; it stops {self.stops}"
+        if self.perhaps:
+            return f"not needed, unless {'; '.join(self.perhaps)}; then it stops {self.stops}"
+        return "not needed"
+
+    @property
+    def because(self) -> str:
+        return "; ".join(self.reasons)
+
+    @property
+    def stops(self) -> str:
+        return self.guests or "no running guest"
+
+
+def describe(name: str, facts: HostFacts, host: Host, want: Wanted, reboot: Reboot) -> str:
     """The plan for people: command line before -> after, files, each function with its driver now and then, the reboot."""
     have = facts.cmdline.others.split()
     added = missing_words(want.words, facts.cmdline.others)
@@ -251,7 +285,7 @@ def describe(name: str, facts: HostFacts, host: Host, want: Wanted) -> str:
         lines += [f"    {line}" for line in _groups(facts, found["slot"])]
     slots = {gpu: str(found["slot"]) for gpu, found in want.gpus.items()}
     lines += [f"  note: {said}" for said in gates.remarks(facts, host, slots)]
-    lines.append(f"  reboot: {reboot(facts, host, want)}")
+    lines.append(f"  reboot: {reboot}")
     return "\n".join(lines)
 
 
@@ -295,15 +329,3 @@ def _groups(facts: HostFacts, slot: str) -> list[str]:
         )
         for group, addresses in of_group.items()
     ]
-
-
-def reboot(facts: HostFacts, host: Host, want: Wanted) -> str:
-    """Whether the host must be rebooted, why, and the running guests that this stops."""
-    reasons = _not_running(facts, want)
-    extra = set(bound_by_word(facts.cmdline.running)) - set(bound_by_word(want.vfio_words))
-    reasons += [f"{address} is still bound" for address in sorted(extra)]
-    if not reasons:
-        return "not needed"
-    stops = ", ".join(facts.guests.running) or "no running guest"
-    by = "by you (reboot: manual)" if host.reboot == "manual" else "one"
-    return f"{by}, because {'; '.join(reasons)}; it stops {stops}"

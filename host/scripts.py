@@ -25,10 +25,10 @@ PASSTHROUGH_TEST_FOLDER = "/run/homelab-passthrough-test"
 LIBRARY = ("common", "files", "boot", "words", "rollback")
 # What one script needs besides.
 PARTS = {
-    "reboot_host.sh": ("nvidia",),
+    "reboot_host.sh": ("nvidia", "driver", "lacking"),
     "passthrough_test.sh": ("small_initramfs",),
     "nvidia_nodes.sh": ("nvidia",),
-    "read_host.sh": ("nvidia", "containers", "carriers"),
+    "read_host.sh": ("nvidia", "driver", "lacking", "containers", "carriers"),
     "container_gpus.sh": ("nvidia", "containers"),
     "container_restart.sh": ("nvidia", "containers"),
     "container_verification.sh": ("nvidia", "containers"),
@@ -145,8 +145,21 @@ def vfio_initramfs(needed: bool, generation: int) -> str:
     )
 
 
-def reboot_host(policy: str, words: str, functions: list[str], rollback_after: int, driver: str = "") -> str:
-    """Standard input of reboot_host.sh; ``rollback_after`` in seconds after the boot; ``driver``: NVIDIA's that is to be in use, if any."""
+def reboot_host(
+    policy: str,
+    words: str,
+    functions: Sequence[str],
+    rollback_after: int,
+    driver: str = "",
+    flavour: str = "",
+    source: str = "either",
+) -> str:
+    """Standard input of reboot_host.sh, with the verb ``apply``, or ``plan``, which decides the same and changes nothing.
+
+    :param rollback_after: in seconds after the boot.
+    :param driver: NVIDIA's that the host's own cards are to have: the installed version; for ``plan`` also the branch that is to be
+        installed. Empty: it doesn't matter. ``flavour``: of its modules; ``source``: where it is installed from.
+    """
     rollback = compose(
         "rollback.sh", AFTER=str(rollback_after), ENTRY_SYSTEMD_BOOT=file("systemd_boot_entry.sh")
     ).removesuffix("\n")
@@ -156,6 +169,8 @@ def reboot_host(policy: str, words: str, functions: list[str], rollback_after: i
         WORDS=words,
         FUNCTIONS=" ".join(functions),
         DRIVER=driver,
+        FLAVOUR=flavour,
+        SOURCE=source,
         ROLLBACK_AFTER=str(rollback_after),
         ROLLBACK=f"#!/bin/bash\n{rollback}",
     )

@@ -67,18 +67,8 @@ def describe(
     :param want: of the same reading.
     """
     requests: list[tuple[str, Request]] = []
-    passed = {str(gpu["slot"]) for gpu in want.gpus.values() if gpu["use"] == "vm"}
     if host.nvidia:
-        staying = tuple(device.id for device in facts.display_devices if device.slot not in passed)
-        base = _BASE.get(facts.pve.partition(".")[0])
-        system = System(
-            distribution="debian" if base else None,
-            version=base,
-            cards=staying,
-            kernels=(facts.kernel,),
-            running=facts.kernel,
-        )
-        requests.append(("the host", Request("host", host.nvidia, system, f"hosts.{name}")))
+        requests.append(("the host", _of_host(name, host.nvidia, facts, want)))
     for guest, vm in vms.items():
         if vm.nvidia:
             slots = [str(want.gpus[use.gpu]["slot"]) for use in vm.gpus if use.gpu in want.gpus]
@@ -93,6 +83,34 @@ def describe(
     lines = [f"  NVIDIA's stack in {label}: {_text(request)}" for label, request in requests]
     errors = [error for _, request in requests for error in refusals(request)]
     return "\n".join(lines), [*errors, *_off(facts, vms, containers)]
+
+
+def _of_host(name: str, stack: Nvidia, facts: HostFacts, want: Wanted) -> Request:
+    passed = {str(gpu["slot"]) for gpu in want.gpus.values() if gpu["use"] == "vm"}
+    staying = tuple(device.id for device in facts.display_devices if device.slot not in passed)
+    base = _BASE.get(facts.pve.partition(".")[0])
+    system = System(
+        distribution="debian" if base else None,
+        version=base,
+        cards=staying,
+        kernels=(facts.kernel,),
+        running=facts.kernel,
+    )
+    return Request("host", stack, system, f"hosts.{name}")
+
+
+def driver_to_be(name: str, host: Host, facts: HostFacts, want: Wanted) -> dict[str, str]:
+    """The driver that a host is going to have, as far as it is known before its repositories are asked: ``driver``, ``flavour`` and
+    ``source`` of `scripts.reboot_host`. Empty where the settings have none."""
+    request = _of_host(name, host.nvidia, facts, want) if host.nvidia else None
+    if request is None or request.driver is None:
+        return {}
+    choice, source = choose(request), request.settings.source
+    return {
+        "driver": str(request.driver.version if request.driver.exact else request.driver.branch),
+        "flavour": choice.flavour if choice else "",
+        "source": source if source in ("packages", "run") else "either",
+    }
 
 
 def _off(facts: HostFacts, vms: dict[str, Vm], containers: dict[str, Container]) -> list[HomelabError]:

@@ -38,7 +38,7 @@ revert() {
     log "$NOTICE"
   fi
   if [[ -e $STATE/rollback ]]; then disarm; fi
-  rm -f "$STATE/rolled-back"
+  rm -f "$STATE/rolled-back" "$STATE/wanted-boot"
   finish
   printf '{"changed":"%s"}\n' "$CHANGED"
 }

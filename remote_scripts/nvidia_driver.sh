@@ -57,22 +57,6 @@ apply() {
 }
 
 # -- what is there ---------------------------------------------------------------------------------------------
-# is_wanted - is the wanted driver installed, whoever did that? Sets VERSION.
-is_wanted() {
-  local kernel
-  VERSION=$(library_version)
-  fits "$VERSION" && [[ -x $ROOT/usr/bin/nvidia-smi && -z $(dpkg --audit 2>/dev/null) ]] || return 1
-  # One that we installed from packages doesn't go on as an installer's, or the other way round, if that is what is wanted now.
-  [[ $NOTED_SOURCE != packages || $SOURCE != run ]] && [[ $NOTED_SOURCE != run || $SOURCE != packages ]] || return 1
-  [[ $TARGET != lxc ]] || return 0
-  while IFS= read -r kernel; do
-    [[ $(module_version "$kernel") == "$VERSION" && $(module_flavour "$kernel") == "$FLAVOUR" ]] || return 1
-  done < <(kernels_of "$TARGET")
-}
-
-# fits VERSION - is it the wanted one, or of the wanted branch?
-fits() { [[ -n $1 ]] && [[ $1 == "$DRIVER" || ($DRIVER != *.* && $1 == "$DRIVER".*) ]]; }
-
 note_driver() {
   mkdir -p "$STATE"
   printf '%s\t%s\t%s\t%s\n' "$VERSION" "$source" "$TARGET" "$FLAVOUR" | write_atomically /var/lib/homelab/nvidia-driver 0600
@@ -326,16 +310,8 @@ has_module() { [[ $(module_version "$1") == "$VERSION" && $(module_flavour "$1")
 
 # held_by_others - does another driver have one of NVIDIA's cards? HOLDER names it.
 held_by_others() {
-  local device driver
-  for device in "$ROOT"/sys/bus/pci/devices/*; do
-    [[ -r $device/class && $(<"$device/class") == 0x03* && $(<"$device/vendor") == 0x10de ]] || continue
-    driver=$(driver_of "$device")
-    if [[ $driver == nouveau || $driver == nova* ]]; then
-      HOLDER=$driver
-      return 0
-    fi
-  done
-  return 1
+  HOLDER=$(held_cards | awk 'NR == 1 { print $2 }')
+  [[ -n $HOLDER ]]
 }
 
 # load - at once where that can be done; sets `reboot` and `why`.

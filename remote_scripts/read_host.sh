@@ -54,7 +54,7 @@ missing_tools() {
 
 cmdlines() {
   local configured='' others='' generated=''
-  if [[ $LOADER == grub || -f $ROOT/etc/kernel/cmdline ]] && [[ -n $LOADER ]]; then
+  if is_configurable; then
     configured=$(configured_words)
     others=$(configured_words others)
     [[ $LOADER != grub ]] || has_managed_esps || generated=$(generated_words)
@@ -158,6 +158,7 @@ managed() {
   done
   # shellcheck disable=SC2046 # kernel versions hold no spaces
   printf '],"stale_initramfs":%s,"rolled_back":%s' "$(json_list $(stale_initramfs))" "$(string_of /var/lib/homelab/rolled-back)"
+  printf ',"boot_lacks":%s' "$(noted_boot_lacks)"
 }
 
 # The numbers N of /dev/nvidiaN that the host's driver gave to its cards; they need not be in PCI order.

@@ -63,8 +63,10 @@ find_cards() {
     driver=$(driver_of "$device") slot=${device##*/}
     [[ $driver != vfio-pci && " $PASSED " != *" ${slot%.*} "* ]] || continue
     cards+=("$(ids_of "$device")")
-    [[ $driver != nouveau && $driver != nova* || $(<"$device/vendor") != 0x10de ]] || nouveau=yes
   done
+  while read -r slot driver; do
+    [[ " $PASSED " == *" ${slot%.*} "* ]] || nouveau=yes
+  done < <(held_cards)
 }
 
 ids_of() { # DEVICE'S FOLDER - vendor:device

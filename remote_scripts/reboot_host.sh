@@ -2,82 +2,53 @@
 # Reboots the host if its running kernel lacks what is configured, with a dead man's switch armed before.
 #
 # Arguments: POLICY (auto | manual), WORDS (of the command line; separated by spaces), FUNCTIONS (PCI addresses that must be on
-#   vfio-pci; separated by spaces), DRIVER (version of NVIDIA's driver that is installed and to be used; empty: it doesn't matter),
+#   vfio-pci; separated by spaces), DRIVER, FLAVOUR and SOURCE (NVIDIA's driver, as of lib/lacking.sh, which decides),
 #   ROLLBACK_AFTER (seconds after boot), ROLLBACK (the script that the switch runs).
 # Changes: /etc/systemd/system/homelab-rollback.{service,timer}, /var/lib/homelab/rollback; then the host restarts.
+#   /var/lib/homelab/wanted-boot, which `revert` of cmdline.sh takes away.
 #   Undone by confirm_boot.sh once the new boot was verified, by the switch itself otherwise.
 # The switch: unless the boot is confirmed within ROLLBACK_AFTER seconds of its start, it takes our configuration away and
 #   reboots. So a host that comes back without its network comes back again, as it was.
-# Verbs: apply.
+# Verbs: apply; plan (answers the same, before or after the layers were written, and changes nothing).
+# Answer: {"reboot":"yes|no|manual","boot_id","reasons":[why],"perhaps":[what would be a reason],"guests":what a reboot stops}
 
 apply() {
-  local reasons=() guests
   take_lock
   need_boot_loader
-  mapfile -t reasons < <(what_is_lacking)
-  guests=$(running_guests)
-  if ((${#reasons[@]} == 0)); then
+  decide
+  note_wanted_boot
+  if [[ $DECISION == no ]]; then
     log "no reboot is needed: the running kernel has what is wanted"
-    report no
-  elif [[ $POLICY == manual ]]; then
-    log "a reboot is needed (${reasons[*]}) and left to you"
-    report manual
+  elif [[ $DECISION == manual ]]; then
+    log "a reboot is needed (${REASONS[*]}) and left to you"
   else
-    log "rebooting (${reasons[*]}); this stops: ${guests:-no guest}"
+    log "rebooting (${REASONS[*]}); this stops: ${GUESTS:-no guest}"
     arm
     # In a unit of its own, a moment later: this script still has to answer. (Timers are a minute inexact by default.)
     run_logged systemd-run --collect --on-active=1 --timer-property=AccuracySec=100ms systemctl reboot || die "a reboot of this host" "$OUTPUT" \
       "the running kernel lacks what was configured" "reboot it by hand, then run \`pulumi up\` again"
-    report yes
   fi
+  report
+}
+
+plan() {
+  need_boot_loader
+  decide
+  report
+}
+
+# decide - sets DECISION (yes, no or manual), REASONS, PERHAPS and GUESTS.
+decide() {
+  what_is_lacking
+  GUESTS=$(running_guests)
+  DECISION=no
+  ((${#REASONS[@]} == 0)) || DECISION=yes
+  [[ $DECISION == no || $POLICY != manual ]] || DECISION=manual
 }
 
 report() {
-  printf '{"reboot":"%s","boot_id":"%s","reasons":%s,"guests":%s}\n' "$1" "$(<"$ROOT/proc/sys/kernel/random/boot_id")" \
-    "$(json_list "${reasons[@]}")" "$(json_string "$guests")"
-}
-
-# A line for each thing that only a reboot can bring.
-what_is_lacking() {
-  local running configured word address driver missing=()
-  running=$(<"$ROOT/proc/cmdline")
-  configured=$(configured_words)
-  for word in $WORDS; do
-    has_words "$running" "$word" || missing+=("$word")
-  done
-  ((${#missing[@]} == 0)) || printf '%s not on the running command line\n' "${missing[*]}"
-  # What was configured away: words of the kinds that we write, running but no longer configured.
-  for word in $running; do
-    case $word in
-      amd_iommu=* | intel_iommu=* | iommu=* | homelab.vfio=* | modprobe.blacklist=*)
-        has_words "$configured" "$word" || printf '%s is no longer wanted\n' "$word"
-        ;;
-    esac
-  done
-  for address in $FUNCTIONS; do
-    driver=$(readlink "$ROOT/sys/bus/pci/devices/$address/driver") || driver=none
-    [[ ${driver##*/} == vfio-pci ]] || printf '%s is on %s\n' "$address" "${driver##*/}"
-  done
-  [[ -z $DRIVER ]] || driver_lacks
-}
-
-# Another module of NVIDIA's, or nouveau, lets go of a card at a boot alone. One that nothing has is taken without.
-driver_lacks() {
-  local loaded device address driver
-  loaded=$(nvidia_version)
-  [[ -z $loaded || $loaded == "$DRIVER" ]] || printf "NVIDIA's driver %s is loaded, and %s is installed\n" "$loaded" "$DRIVER"
-  for device in "$ROOT"/sys/bus/pci/drivers/nouveau/*:*; do
-    address=${device##*/}
-    [[ -e $device && " $FUNCTIONS " != *" $address "* ]] || continue
-    printf '%s is on nouveau\n' "$address"
-  done
-}
-
-running_guests() {
-  {
-    ! command -v qm >/dev/null || qm list | awk '$3 == "running" { printf "VM %s (%s), ", $1, $2 }'
-    ! command -v pct >/dev/null || pct list | awk '$2 == "running" { printf "container %s (%s), ", $1, $NF }'
-  } | sed 's/, $//'
+  printf '{"reboot":"%s","boot_id":"%s","reasons":%s,"perhaps":%s,"guests":%s}\n' "$DECISION" \
+    "$(<"$ROOT/proc/sys/kernel/random/boot_id")" "$(json_list "${REASONS[@]}")" "$(json_list "${PERHAPS[@]}")" "$(json_string "$GUESTS")"
 }
 
 arm() {

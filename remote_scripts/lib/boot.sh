@@ -28,12 +28,15 @@ find_boot_loader() {
   esac
 }
 
+# is_configurable - can the kernel command line of the next boot be told, and changed? After find_boot_loader.
+is_configurable() { [[ $LOADER == grub || ($LOADER == systemd-boot && -f $ROOT/etc/kernel/cmdline) ]]; }
+
 need_boot_loader() {
   find_boot_loader
   [[ -n $LOADER ]] || die "to know which boot loader makes the kernel command line: GRUB, or systemd-boot with proxmox-boot-tool" \
     "$LOADER_CLUES" "the wrong one would be configured without effect" \
     "see \`proxmox-boot-tool status\`; drop ESPs that are no longer used with \`proxmox-boot-tool clean\`"
-  [[ $LOADER == grub || -f $ROOT/etc/kernel/cmdline ]] || die "/etc/kernel/cmdline, from which systemd-boot's entries are made" \
+  is_configurable || die "/etc/kernel/cmdline, from which systemd-boot's entries are made" \
     "no such file" "without it proxmox-boot-tool copies the running command line" \
     "write the command line you want into /etc/kernel/cmdline (one line, with root=), then \`proxmox-boot-tool refresh\`"
 }

@@ -48,6 +48,16 @@ run_version() {
 
 driver_of() { [[ ! -L $1/driver ]] || { local link && link=$(readlink "$1/driver") && printf '%s' "${link##*/}"; }; }
 
+# held_cards - a line for each of NVIDIA's cards that nouveau or its successor has: ADDRESS DRIVER.
+held_cards() {
+  local device driver
+  for device in "$ROOT"/sys/bus/pci/devices/*; do
+    [[ -r $device/class && $(<"$device/class") == 0x03* && $(<"$device/vendor") == 0x10de ]] || continue
+    driver=$(driver_of "$device")
+    [[ $driver != nouveau && $driver != nova* ]] || printf '%s %s\n' "${device##*/}" "$driver"
+  done
+}
+
 # read_driver_note - NOTED_VERSION, NOTED_SOURCE, NOTED_FLAVOUR, NOTED_TARGET; empty where there is none.
 read_driver_note() {
   NOTED_VERSION='' NOTED_SOURCE='' NOTED_FLAVOUR='' NOTED_TARGET=''
@@ -71,3 +81,20 @@ offered_json() {
   done
   printf '}'
 }
+
+# is_wanted - is the wanted driver installed (TARGET, DRIVER, FLAVOUR and SOURCE as of nvidia_driver.sh), whoever did that? Sets VERSION.
+# After read_driver_note.
+is_wanted() {
+  local kernel
+  VERSION=$(library_version)
+  fits "$VERSION" && [[ -x $ROOT/usr/bin/nvidia-smi && -z $(dpkg --audit 2>/dev/null) ]] || return 1
+  # One that we installed from packages doesn't go on as an installer's, or the other way round, if that is what is wanted now.
+  [[ $NOTED_SOURCE != packages || $SOURCE != run ]] && [[ $NOTED_SOURCE != run || $SOURCE != packages ]] || return 1
+  [[ $TARGET != lxc ]] || return 0
+  while IFS= read -r kernel; do
+    [[ $(module_version "$kernel") == "$VERSION" && $(module_flavour "$kernel") == "$FLAVOUR" ]] || return 1
+  done < <(kernels_of "$TARGET")
+}
+
+# fits VERSION - is it the wanted one, or of the wanted branch?
+fits() { [[ -n $1 ]] && [[ $1 == "$DRIVER" || ($DRIVER != *.* && $1 == "$DRIVER".*) ]]; }

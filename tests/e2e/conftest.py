@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,10 @@ __all__ = [
     "name_of",
 ]
 
+# What an `up` says before anything is changed (HostProbe); nothing where the host's settings are as they were. A `not needed, unless` is
+# left to the test.
+_SAID_OF_REBOOT = re.compile(r"pve: reboot: (one, because|by you|not needed)(?!, unless)")
+
 
 def gpus_of(scenario: str | Path) -> dict[str, Any]:
     """The cards that the scenario's own stack names, as `make up SCENARIO=…` uses it."""
@@ -50,6 +55,19 @@ class Stack(EngineStack):
     """A stack on a lab of its own."""
 
     lab: Lab
+
+    def up(self, *arguments: str, ok: bool = True) -> Result:
+        """As of the engine's stack; what it said of a reboot beforehand is held against the boots that the host has made."""
+        known = len(self.lab.boots())
+        result = super().up(*arguments, ok=ok)
+        made = [boot["reason"] for boot in self.lab.boots()[known:]]
+        said = set(_SAID_OF_REBOOT.findall(result.output))
+        assert len(said) <= 1, said
+        if said == {"one, because"} and ok:
+            assert made == ["reboot"], result.output
+        elif said & {"not needed", "by you"}:
+            assert "reboot" not in made, result.output
+        return result
 
     def reboot_without_passthrough(self) -> None:
         """The person at the boot menu chooses the second entry, once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -94,6 +95,33 @@ def test_a_preview_without_changes_leaves_the_host_in_peace_unless_told_otherwis
     stack.host["iommu"] = {"passthrough": False}
     stack.preview()
     assert len(stack.lab.connections(since=mark)) == 1
+
+
+# A setting that is changed after an `up` -> what the preview says of the command line, and why it reboots.
+CHANGED: dict[str, tuple[dict[str, Any], str]] = {
+    "passthrough mode off": ({"iommu": {"passthrough": False}}, "iommu=pt is no longer wanted"),
+    "the card stays with the host": (
+        {"gpus": {}},
+        "homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8 is no longer wanted",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_a_preview_says_what_reboot_a_change_of_settings_takes_and_up_makes_that_one(
+    stack_on: Callable[..., Stack], change: str
+) -> None:
+    stack = stack_on("rtx5090")
+    stack.up()
+    settings, why = CHANGED[change]
+    stack.host.update(settings)
+    preview = stack.preview()
+    for said in (f"reboot: one, because {why}", "it stops VM 103 (Sandbox)"):
+        assert said in preview.output, preview.output
+    up = stack.up()  # which holds its sentence against the boots that follow
+    assert f"reboot: one, because {why}" in up.output
+    stack.config["homelab:plan"] = "always"
+    assert "reboot: not needed" in stack.preview().output
 
 
 # Scenario -> what the refusal names.

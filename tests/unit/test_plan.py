@@ -32,6 +32,7 @@ def bound(**changes: Any) -> HostFacts:
         "modules": ["vfio", "vfio_iommu_type1", "vfio_pci"],
         "devices": devices,
         "managed": managed,
+        "boot_lacks": [],
     }
     return desktop(**(values | changes))
 
@@ -145,16 +146,8 @@ WORDS = plan.wanted(desktop(), settings()).words
         ),
         ({"managed": []}, "vfio", "the initramfs script for vfio-pci is gone"),
         ({"stale_initramfs": ["6.14.11-9-pve"]}, "vfio", "the initramfs of 6.14.11-9-pve is older than its script"),
-        (
-            {"cmdline": cmdline("quiet", configured=f"quiet {WORDS}")},
-            "boot",
-            "is not on the running kernel's command line",
-        ),
-        (
-            {"devices": desktop().model_dump(by_alias=True)["devices"]},
-            "boot",
-            "0000:01:00.0 is on nouveau, not on vfio-pci",
-        ),
+        ({"boot_lacks": ["iommu=pt is no longer wanted"]}, "boot", "iommu=pt is no longer wanted"),
+        ({"boot_lacks": None}, "boot", "it isn't noted on the host what its boot is to have"),
         ({"devices": []}, "vfio", "0000:01:00.0 is not there, not 10de:2b85"),
         (
             {"iommu": {"tables": ["IVRS"], "groups": 0, "kernel_log": ""}},
@@ -171,10 +164,10 @@ def test_drift_is_named_by_layer(changes: dict[str, Any], layer: str, said: str)
 
 def test_an_iommu_word_with_more_options_is_the_word() -> None:
     running = "quiet intel_iommu=on,sm_on iommu=pt"
-    facts = desktop(cpu_vendor="GenuineIntel", cmdline=cmdline(running, others=running))
+    facts = desktop(cpu_vendor="GenuineIntel", cmdline=cmdline(running, others=running), boot_lacks=[])
     want = plan.wanted(facts, settings({}))
     assert plan.drift(facts, want) == {"iommu": [], "vfio": [], "boot": [], "nodes": []}
-    assert "(stays)" in plan.describe("pve", facts, settings({}), want)
+    assert "(stays)" in plan.describe("pve", facts, settings({}), want, reboot())
 
 
 def test_lspci_is_held_against_sysfs() -> None:
@@ -213,9 +206,15 @@ def test_the_verification_says_which_check_failed(changes: dict[str, Any], wante
     assert len(errors) == 1 and wanted in errors[0].wanted, errors
 
 
+def reboot(decision: Any = "no", reasons: tuple[str, ...] = (), perhaps: tuple[str, ...] = ()) -> plan.Reboot:
+    return plan.Reboot(decision, "1", list(reasons), list(perhaps), "VM 103 (Sandbox)")
+
+
 def test_the_plan_tells_people_what_would_happen() -> None:
     facts = desktop()
-    text = plan.describe("pve", facts, settings(), plan.wanted(facts, settings()))
+    text = plan.describe(
+        "pve", facts, settings(), plan.wanted(facts, settings()), reboot("yes", ("iommu=pt is not running",))
+    )
     for said in (
         "command line: quiet\n             -> quiet amd_iommu=on iommu=pt homelab.vfio=",
         "writes /etc/default/grub.d/zz-homelab-iommu.cfg",
@@ -223,8 +222,7 @@ def test_the_plan_tells_people_what_would_happen() -> None:
         "0000:01:00.0 [10de:2b85] nouveau -> vfio-pci",
         "0000:01:00.1 [10de:22e8] snd_hda_intel -> vfio-pci",
         "IOMMU group 16, with it: nothing else",
-        "reboot: one, because",
-        "it stops VM 103 (Sandbox)",
+        "reboot: one, because iommu=pt is not running; it stops VM 103 (Sandbox)",
     ):
         assert said in text, text
 
@@ -232,11 +230,20 @@ def test_the_plan_tells_people_what_would_happen() -> None:
 def test_the_plan_of_a_finished_host_has_nothing_in_it() -> None:
     facts = bound(managed=[{"layer": "vfio", "path": path, "state": "ok"} for path in plan._files(
         desktop(), plan.wanted(desktop(), settings()))], cmdline=cmdline(f"quiet {WORDS}", others="quiet"))  # fmt: skip
-    text = plan.describe("pve", facts, settings(), plan.wanted(facts, settings()))
+    text = plan.describe("pve", facts, settings(), plan.wanted(facts, settings()), reboot())
     assert "(stays)" in text and "writes" not in text and "reboot: not needed" in text
 
 
-def test_a_manual_reboot_is_said_to_be_yours() -> None:
-    facts = desktop()
-    text = plan.describe("pve", facts, settings(reboot="manual"), plan.wanted(facts, settings()))
-    assert "reboot: by you (reboot: manual)" in text
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (reboot(), "not needed"),
+        (reboot("yes", ("a", "b")), "one, because a; b; it stops VM 103 (Sandbox)"),
+        (reboot("manual", ("a",)), "by you (reboot: manual), because a; it stops VM 103 (Sandbox)"),
+        (reboot("no", (), ("it is older",)), "not needed, unless it is older; then it stops VM 103 (Sandbox)"),
+        (reboot("yes", ("a",), ("b",)), "one, because a; it stops VM 103 (Sandbox)"),
+        (plan.Reboot("yes", "1", ["a"], [], ""), "one, because a; it stops no running guest"),
+    ],
+)
+def test_the_scripts_decision_about_a_reboot_is_put_into_a_sentence(found: plan.Reboot, said: str) -> None:
+    assert str(found) == said

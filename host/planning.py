@@ -1,0 +1,76 @@
+"""A host read, judged and planned over one connection: what a preview shows, and what an `up` refuses or goes by.
+
+What is to be is decided from facts and settings (`plan.wanted`). What that means on the host (whether it must be rebooted, which files
+change) the very scripts say that do it, with the verb `plan`, which changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from host import container_plan, plan, scripts, ssh
+from host.errors import HomelabError, raise_all
+
+if TYPE_CHECKING:
+    from host.facts import HostFacts
+    from settings import Container, Host, Vm
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A reading, what is wanted on that host, and whether it is going to be rebooted. ``guests``: the plan's lines for guests and
+    NVIDIA's stacks."""
+
+    facts: HostFacts
+    want: plan.Wanted
+    reboot: plan.Reboot
+    guests: str
+
+
+async def planned(
+    name: str,
+    host: Host,
+    vms: dict[str, Vm],
+    containers: dict[str, Container],
+    timeout: float | None = None,
+) -> Planned:
+    """Reads ``host`` and asks its scripts.
+
+    :param name: the host's in the settings; ``vms`` and ``containers``: its guests, by theirs.
+    :param timeout: seconds until there is a connection; by default the host's ``timeouts.connect``.
+    :raises UnreachableError: as of `ssh.connect`.
+    :raises HomelabError: whatever stands against the change, all of it at once.
+    """
+    from proxmox import vm_plan
+
+    async with ssh.connect(host, timeout) as session:
+        facts = await session.read(guests=True)
+        want = plan.wanted(facts, host)
+        # What would stop the way to a VM or a container is found before the host is rebooted for it.
+        machines, errors = vm_plan.describe(name, facts, host, want, vms)
+        shared, refused = container_plan.describe(
+            facts, want, containers, vms, host.node or name, driver_comes=host.nvidia is not None
+        )
+        stacks, impossible = _stacks(name, host, facts, want, vms, containers)
+        raise_all([*errors, *refused, *impossible])
+        driver: dict[str, str] = {}
+        if host.nvidia:
+            from nvidia import preview
+
+            driver = preview.driver_to_be(name, host, facts, want)
+        script = scripts.reboot_host(host.reboot, want.words, sorted(want.functions), host.timeouts.rollback, **driver)
+        reboot = plan.Reboot(**scripts.answer(await session.run("plan", script)))
+    return Planned(facts, want, reboot, "\n".join(part for part in (machines, shared, stacks) if part))
+
+
+def _stacks(
+    name: str, host: Host, facts: HostFacts, want: plan.Wanted, vms: dict[str, Vm], containers: dict[str, Container]
+) -> tuple[str, list[HomelabError]]:
+    """The plan of NVIDIA's stacks, and what stands against it; its data is read only where there is one."""
+    stacks: list[Any] = [host.nvidia, *(vm.nvidia for vm in vms.values()), *(one.nvidia for one in containers.values())]
+    if not any(stacks):
+        return "", []
+    from nvidia import preview
+
+    return preview.describe(name, host, facts, want, vms, containers)

@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# What only a reboot of this host can bring. Decided here alone: for the reboot itself, for a preview, and for what looks for drift.
+# The answer is the same before and after the boot configuration was written: what counts is what it is going to have. Needs LOADER
+# (boot.sh), words.sh, nvidia.sh and driver.sh.
+#
+# Variables: WORDS (of the command line), FUNCTIONS (PCI addresses that must be on vfio-pci), both separated by spaces; DRIVER (NVIDIA's
+#   that is to have the other cards: the installed version, or the version or branch that is going to be installed; empty: it doesn't
+#   matter), FLAVOUR (open or proprietary, of its modules) and SOURCE (as of nvidia_driver.sh).
+# STATE/wanted-boot: what the last reboot was decided by: WORDS, FUNCTIONS, DRIVER and FLAVOUR, a line each. By it read_host.sh finds drift.
+WANTED_BOOT=/var/lib/homelab/wanted-boot
+
+# what_is_lacking - sets REASONS: a sentence for each thing; PERHAPS: for each that isn't known before packages are installed.
+what_is_lacking() {
+  REASONS=() PERHAPS=()
+  words_lack
+  functions_lack
+  [[ -z $DRIVER ]] || driver_lacks
+}
+
+words_lack() {
+  local running next word missing=()
+  running=$(<"$ROOT/proc/cmdline")
+  for word in $WORDS; do
+    has_words "$running" "$word" || missing+=("$word")
+  done
+  ((${#missing[@]} == 0)) || REASONS+=("${missing[*]} is not on the running kernel's command line")
+  # Words of the kinds that we write, running, and neither wanted nor anybody else's.
+  next="$(configured_words others) $WORDS"
+  for word in $running; do
+    case $word in
+      amd_iommu=* | intel_iommu=* | iommu=* | homelab.vfio=* | modprobe.blacklist=*)
+        has_words "$next" "$word" || REASONS+=("$word is no longer wanted")
+        ;;
+    esac
+  done
+}
+
+# A card that isn't there is nothing that a boot brings; the gates and the verification name it.
+functions_lack() {
+  local address driver
+  for address in $FUNCTIONS; do
+    [[ -e $ROOT/sys/bus/pci/devices/$address ]] || continue
+    driver=$(driver_of "$ROOT/sys/bus/pci/devices/$address")
+    [[ $driver == vfio-pci ]] || REASONS+=("$address is on ${driver:-no driver}, not on vfio-pci")
+  done
+}
+
+# Another module of NVIDIA's, or nouveau, lets go of a card at a boot alone. One that nothing has is taken without.
+driver_lacks() {
+  local TARGET=host loaded flavour address driver
+  loaded=$(nvidia_version) flavour=$(loaded_flavour)
+  if [[ -n $loaded ]]; then
+    if [[ -n $FLAVOUR && $flavour != "$FLAVOUR" ]]; then
+      REASONS+=("NVIDIA's $flavour modules are loaded, not the $FLAVOUR ones")
+    elif ! fits "$loaded"; then
+      REASONS+=("NVIDIA's driver $loaded is loaded, not $DRIVER")
+    elif [[ $loaded == "$DRIVER" ]]; then
+      : # that one, to the last digit
+    elif read_driver_note && is_wanted; then
+      [[ $loaded == "$VERSION" ]] || REASONS+=("NVIDIA's driver $loaded is loaded, and $VERSION is installed")
+    else
+      PERHAPS+=("what is installed is another version of branch $DRIVER than $loaded, which is loaded")
+    fi
+  fi
+  while read -r address driver; do
+    [[ " $FUNCTIONS " == *" $address "* ]] || REASONS+=("$address is on $driver, not on NVIDIA's driver")
+  done < <(held_cards)
+}
+
+# running_guests - what a reboot stops, for people: `VM 103 (Sandbox), container 901 (ai-lab)`.
+running_guests() {
+  {
+    ! command -v qm >/dev/null || qm list | awk '$3 == "running" { printf "VM %s (%s), ", $1, $2 }'
+    ! command -v pct >/dev/null || pct list | awk '$2 == "running" { printf "container %s (%s), ", $1, $NF }'
+  } | sed 's/, $//'
+}
+
+# note_wanted_boot - so that it is known on this host what its boot is to have.
+note_wanted_boot() {
+  mkdir -p "$STATE"
+  printf '%s\n' "$WORDS" "$FUNCTIONS" "$DRIVER" "$FLAVOUR" | write_atomically "$WANTED_BOOT" 0600
+}
+
+# noted_boot_lacks - prints REASONS for what was noted, as JSON; null where nothing was, or where it can't be told what is configured.
+noted_boot_lacks() {
+  local WORDS FUNCTIONS DRIVER FLAVOUR SOURCE=either
+  if [[ ! -r $ROOT$WANTED_BOOT ]] || ! is_configurable; then
+    printf null
+    return
+  fi
+  { read -r WORDS && read -r FUNCTIONS && read -r DRIVER && read -r FLAVOUR; } <"$ROOT$WANTED_BOOT"
+  what_is_lacking
+  json_list "${REASONS[@]}"
+}
