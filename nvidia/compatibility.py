@@ -189,6 +189,17 @@ class Toolkit(_Sourced):
     image: str
 
 
+class Installer(_Sourced):
+    """One release of NVIDIA's own installer, and the SHA-256 without which it isn't run."""
+
+    version: DataVersion
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Installers(_Row):
+    installers: tuple[Installer, ...]
+
+
 class Runfile(_Sourced):
     """NVIDIA's own installer: addresses below the base, and its options."""
 
@@ -267,6 +278,8 @@ class Compatibility:
         branches = _Branches.model_validate(_read(folder / "branches.yaml"))
         self.branches = {row.branch: row for row in branches.branches}
         self.recommended = branches.recommended
+        installers = _Installers.model_validate(_read(folder / "installers.yaml")).installers
+        self.installers = {str(row.version): row for row in installers}
 
     def generation(self, device: str) -> Generation | None:
         """The generation of a device id (four hexadecimal digits); None for one that no block has."""

@@ -35,6 +35,7 @@ def all_tables(data: Compatibility) -> dict[str, str]:
         "cuda": _cuda(data),
         "kernels": _kernels(data),
         "distributions": _distributions(data),
+        "installers": _installers(data),
         "symptoms": _symptoms(),
     }
 
@@ -114,6 +115,11 @@ def _distributions(data: Compatibility) -> str:
         for row in data.packaging.distributions
     ]
     return _table(("system", "as", "CUDA repository", "its key", "evidence"), rows)
+
+
+def _installers(data: Compatibility) -> str:
+    rows = [(version, row.sha256, row.evidence) for version, row in data.installers.items()]
+    return _table(("installer", "SHA-256", "evidence"), rows)
 
 
 def _symptoms() -> str:

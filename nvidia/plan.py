@@ -59,10 +59,13 @@ class AptFile:
 
 @dataclass(frozen=True)
 class Runfile:
-    """NVIDIA's installer. ``checksum_url``: `sha256  file name`."""
+    """NVIDIA's installer. ``sha256``: without it nothing is run; empty where neither data nor settings know it. ``checksum_url``: where
+    NVIDIA publishes it, for people.
+    """
 
     version: str
     url: str
+    sha256: str
     checksum_url: str
     prerequisites: tuple[str, ...]
     arguments: tuple[str, ...]
@@ -141,6 +144,8 @@ def plan_stack(request: Request) -> Plan:
     packages, source = _packages(request, driver, choice)
     version = _version_of(packages) or (str(driver.version) if driver.exact else None)
     run = _runfile(request, driver, choice) if source != "packages" else None
+    if run and source == "run" and not run.sha256:
+        raise HomelabError(*unpinned(run, request.name))
     return Plan(
         target=request.target,
         driver=str(driver.version) if driver.exact else str(driver.branch),
@@ -328,13 +333,25 @@ def _runfile(request: Request, driver: Driver, choice: Choice | None) -> Runfile
     return Runfile(
         version=version,
         url=f"{base}/{data.url.format(version=version)}",
-        checksum_url=f"{base}/{data.checksum.format(version=version)}",
+        sha256=request.run_sha256(version),
+        checksum_url=f"{request.data.packaging.repositories.run}/{data.checksum.format(version=version)}",
         prerequisites=data.prerequisites
         if choice is None
         else data.prerequisites + request.data.packaging.build + _headers(request),
         arguments=data.userspace
         if choice is None
         else (*data.driver, _module_type(driver.version, data.module_type_since, choice.flavour)),
+    )
+
+
+def unpinned(run: Runfile, name: str) -> tuple[str, str, str, str]:
+    """The four parts of the message about an installer whose SHA-256 isn't known."""
+    return (
+        f"{name}: the SHA-256 of NVIDIA's installer {run.version}",
+        "neither this program's data nor nvidia.runSha256 has it",
+        "the installer runs as root, and a server, mirror or proxy that has another file must not decide what is run",
+        f"read it at {run.checksum_url}, from another network than the one that it is installed over, and set nvidia.runSha256: "
+        f'{{"{run.version}": "..."}}; or choose a version that is known here (docs/nvidia.md), or nvidia.source: packages',
     )
 
 

@@ -109,6 +109,11 @@ class Request:
             return False
         return row is None or driver.version > row.absent
 
+    def run_sha256(self, version: str) -> str:
+        """Of NVIDIA's installer of a version: the settings', else the known one; empty where nobody has it."""
+        known = self.data.installers.get(version)
+        return self.settings.run_sha256.get(version) or (known.sha256 if known else "")
+
     @property
     def branch(self) -> Branch | None:
         """What is known of the driver's branch."""

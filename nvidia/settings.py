@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, field_validator
 
-from setting_types import Proxy, Seconds, WebAddress, plain
+from setting_types import Proxy, Seconds, Sha256, WebAddress, matching, plain
 
 from .model import Model, Runtime
 
@@ -27,8 +27,15 @@ def _written_as_text(value: Any) -> Any:
 VersionText = Annotated[str, BeforeValidator(_written_as_text), AfterValidator(plain)]
 
 
+# An exact version, as a key.
+DriverText = Annotated[
+    str, AfterValidator(matching(r"[0-9]{3}(\.[0-9]{2,3}){1,2}", 'an exact version, such as "580.105.08"'))
+]
+
+
 class Mirror(Model):
-    """Copies that stand for NVIDIA's servers; keys are fetched from there, too, and their fingerprints checked all the same.
+    """Copies that stand for NVIDIA's servers. They change the place, never the trust: keys are fetched from there, too, and taken with the
+    known fingerprint alone; an installer is run with the known SHA-256 alone.
 
     ``cuda``: for https://developer.download.nvidia.com/compute/cuda/repos; ``containerToolkit``: for
     https://nvidia.github.io/libnvidia-container; ``run``: for https://download.nvidia.com/XFree86.
@@ -58,6 +65,7 @@ class Nvidia(Model):
     recommended branch. ``cuda``: a release ("12.8") or one of its updates ("12.8.1"). ``containerToolkit``: for this runtime.
     ``flavour``: of the kernel modules. ``source``: packages, NVIDIA's .run installer, or packages where the version exists.
     ``docker: install``: also install the runtime, if it is missing. ``onDestroy: purge``: remove exactly what was added.
+    ``runSha256``: the SHA-256 of NVIDIA's installer for a version; before what is known here.
     ``allowMinorVersionCompatibility``: take a driver that is older than CUDA's own, of the same major family.
     """
 
@@ -69,6 +77,7 @@ class Nvidia(Model):
     docker: Literal["as-is", "install"] = "as-is"
     allow_minor_version_compatibility: bool = False
     mirror: Mirror = Mirror()
+    run_sha256: dict[DriverText, Sha256] = {}
     proxy: Proxy | None = None
     timeouts: Timeouts = Timeouts()
     on_destroy: Literal["keep", "purge"] = "keep"

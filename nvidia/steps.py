@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from host.scripts import compose, file
 
 from .compatibility import load
-from .plan import AptFile, Plan, Repository
+from .plan import AptFile, Plan, Repository, unpinned
 from .settings import Nvidia
 from .symptoms import Context, Symptom, symptoms
 
@@ -153,7 +153,8 @@ def driver(plan: Plan, settings: Nvidia, *, context: Context | None = None, gene
         RECOMMENDS="no" if plan.no_recommends else "yes",
         RUN_VERSION=run.version if run else "",
         RUN_URL=run.url if run else "",
-        RUN_CHECKSUM_URL=run.checksum_url if run else "",
+        RUN_SHA256=run.sha256 if run else "",
+        RUN_UNPINNED="\n".join(unpinned(run, (context or _context(plan)).name)) if run and not run.sha256 else "",
         RUN_PREREQUISITES=" ".join(run.prerequisites) if run else "",
         RUN_ARGUMENTS=" ".join(run.arguments) if run else "",
         PERSISTENCE=file("homelab-nvidia-persistence.service") if plan.target == "host" else "",

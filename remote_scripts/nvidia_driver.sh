@@ -3,8 +3,9 @@
 #
 # Arguments: TARGET (vm, host or lxc), DRIVER (branch or version), FLAVOUR (open or proprietary; empty for lxc), SOURCE (packages, run or
 #   either: packages if the repositories have them), PREREQUISITES, PACKAGES (separated by spaces, NAME=VERSION), RECOMMENDS (yes or no),
-#   RUN_VERSION, RUN_URL, RUN_CHECKSUM_URL, RUN_PREREQUISITES, RUN_ARGUMENTS (of the installer, where it may be used), PERSISTENCE (a unit; for
-#   a host), those of packages.sh, GENERATION (no part in what happens).
+#   RUN_VERSION, RUN_URL, RUN_SHA256, RUN_UNPINNED (the message where that is not known, a line for each part), RUN_PREREQUISITES,
+#   RUN_ARGUMENTS (of the installer, where it may be used), PERSISTENCE (a unit; for a host), those of packages.sh, GENERATION (no part in
+#   what happens).
 # Changes: packages, or what the installer puts there; DKMS's modules; a blacklist for nouveau where the packages bring none; on a host a
 #   service that keeps the cards initialised. The module is loaded where nothing is in its way.
 # Undone by `revert`: exactly these, and what was replaced comes back. A driver that was there and is what is wanted is left as it is.
@@ -158,7 +159,11 @@ remove_old() {
 }
 
 install_from_run() {
-  local names arguments file=$DOWNLOADS/NVIDIA-Linux-x86_64-$RUN_VERSION.run out=$LOGS/installer
+  local names arguments message file=$DOWNLOADS/NVIDIA-Linux-x86_64-$RUN_VERSION.run out=$LOGS/installer
+  if [[ -z $RUN_SHA256 ]]; then
+    mapfile -t message <<<"$RUN_UNPINNED"
+    die "${message[@]}"
+  fi
   read -ra names <<<"$RUN_PREREQUISITES"
   install_packages "$LAYER" no "${names[@]}"
   fetch_installer "$file"
@@ -175,19 +180,16 @@ install_from_run() {
   CHANGED=yes
 }
 
-# fetch_installer FILE - with the checksum that is published beside it.
+# fetch_installer FILE - with the checksum that was known before: whoever can replace the file can replace what is published beside it.
 fetch_installer() {
-  local wanted found
+  local found
   [[ -e $ROOT$1 ]] || download "$RUN_URL" "$1"
-  download "$RUN_CHECKSUM_URL" "$1.sha256sum"
-  wanted=$(grep -oE -m1 '^[0-9a-f]{64}' "$ROOT$1.sha256sum") || wanted=
   found=$(sha256sum "$ROOT$1" | cut -d ' ' -f 1)
-  rm -f "$ROOT$1.sha256sum"
-  [[ -n $wanted && $wanted == "$found" ]] && return 0
+  [[ $RUN_SHA256 == "$found" ]] && return 0
   # The next run fetches it anew.
   rm -f "$ROOT$1"
-  die "NVIDIA's installer $RUN_VERSION, with the checksum ${wanted:-that is published}" "$found at $RUN_URL" \
-    "it runs as root; it is incomplete, or a proxy or mirror has another file" \
+  die "NVIDIA's installer $RUN_VERSION, with the checksum $RUN_SHA256" "$found at $RUN_URL" \
+    "it runs as root, and wasn't run; it is incomplete, or a server, proxy or mirror has another file" \
     "run \`pulumi up\` again; if it stays, empty the proxy's cache or set another nvidia.mirror"
 }
 

@@ -64,11 +64,24 @@ find_repositories() {
     URLS+=("$url")
     theirs=$(other_entry "$url" "$(cut -f 2 <<<"$line")" "$(cut -f 3 <<<"$line")")
     if [[ -n $theirs ]]; then
+      ! is_unchecked "$ROOT$theirs" || die "$url with its signatures checked" "$theirs switches that off for it (trusted, allow-insecure or allow-weak)" \
+        "whoever stands between could have anything installed here as root" \
+        "take that option or the entry out of $theirs; without the entry this program writes its own, with the known key"
       log "$url is in $theirs already: that entry is used"
     else
       OURS[$url]=$line
     fi
   done <<<"$REPOSITORIES"
+}
+
+# is_unchecked FILE - has it an entry whose packages apt takes without a good signature?
+is_unchecked() {
+  local unsigned='(trusted|allow-insecure|allow-weak|allow-downgrade-to-insecure)'
+  if [[ $1 == *.sources ]]; then
+    grep -qiE "^$unsigned:[[:space:]]*(yes|true|1|on|with)" "$1"
+  else
+    grep -qiE "^[[:space:]]*deb[[:space:]]+\[[^]]*\b$unsigned=(yes|true|1|on|with)" "$1"
+  fi
 }
 
 # other_entry URL SUITE LIST - the file that has an entry for this repository, if it isn't LIST.

@@ -72,7 +72,7 @@ def _curl(host: HostState, arguments: list[str]) -> int:
         "fsSLo:OC:x:r:vkI4m:w:H:A:",
         (
             "fail", "silent", "show-error", "location", "output=", "remote-name", "continue-at=", "retry=", "retry-delay=",
-            "retry-connrefused", "retry-all-errors", "retry-max-time=", "connect-timeout=", "max-time=", "proxy=", "proto=",
+            "retry-connrefused", "retry-all-errors", "retry-max-time=", "connect-timeout=", "max-time=", "proxy=", "proto=", "proto-redir=",
             "tlsv1.2", "create-dirs", "head", "write-out=", "compressed", "speed-limit=", "speed-time=", "no-progress-meter",
             "progress-bar", "ipv4", "header=", "user-agent=", "noproxy=",
         ),

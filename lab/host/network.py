@@ -133,6 +133,9 @@ def keys_in(content: bytes) -> list[Key]:
 
 
 # -- files -----------------------------------------------------------------------------------------------------
+_INSTALLER_LINE = re.compile(rb"#!/bin/sh\n# NVIDIA Accelerated Graphics Driver for Linux-x86_64 ([0-9.]+)\n")
+
+
 def installer(version: str) -> bytes:
     """NVIDIA-Linux-x86_64-VERSION.run: a script that hands itself to the lab's nvidia-installer."""
     head = f'#!/bin/sh\n# NVIDIA Accelerated Graphics Driver for Linux-x86_64 {version}\nexec nvidia-installer --archive "$0" {version} "$@"\n'
@@ -163,6 +166,9 @@ def known_digest(system: HostState, content: bytes) -> str:
         for record in data(system)["groups"][group]["packages"].get(name, []):
             if record["version"] == version and "sha256" in record:
                 return str(record["sha256"])
+    known = _INSTALLER_LINE.match(content)
+    if known and content == installer(version := known[1].decode()):
+        return str(data(system)["installers"]["versions"].get(version) or _digest(content))
     return _digest(content)
 
 

@@ -29,7 +29,7 @@ _DAEMON, _CONTAINERD, _CONTAINERD_DROP_IN = (
 )
 _CDI_FOLDERS = ("/etc/cdi", "/run/cdi")
 _IMAGES = re.compile(
-    r"(?:docker\.io/)?(?:library/)?(ubuntu|debian|nvidia/cuda|hello-world)(?::[\w.-]+)?|nvcr\.io/nvidia/cuda:[\w.-]+"
+    r"(?:docker\.io/)?(?:library/)?(ubuntu|debian|nvidia/cuda|hello-world)(?::[\w.-]+)?(?:@sha256:[0-9a-f]{64})?|nvcr\.io/nvidia/cuda:[\w.-]+"
 )
 _IMAGES_FILE = "/var/lib/docker/images"
 _KIND = "nvidia.com/gpu"

@@ -407,7 +407,7 @@ step_done() { mkdir -p "$STATE/steps" && : >"$STATE/steps/$1"; }
 step_undone() { rm -f "$STATE/steps/$1"; }
 
 # -- downloads -------------------------------------------------------------------------------------------------
-# download URL FILE - FILE (without ROOT) is there only when all of it is; a broken transfer goes on where it ended, in the next run, too.
+# download URL FILE - by https alone, redirections too. FILE (without ROOT) is there only when all of it is; a broken transfer goes on where it ended, in the next run, too.
 download() {
   local url=$1 file=$2 part=$2.part log_file=$LOGS/download try status=0 until
   mkdir -p "$ROOT${file%/*}" "$LOGS"
@@ -416,7 +416,7 @@ download() {
   for try in 1 2 3 4 5; do
     ((SECONDS < until)) || break
     status=0
-    run_streamed "$((until - SECONDS + 5))" "$log_file" curl -fsSL --connect-timeout 20 --max-time "$((until - SECONDS))" -C - -o "$ROOT$part" "$url" ||
+    run_streamed "$((until - SECONDS + 5))" "$log_file" curl -fsSL --proto =https --proto-redir =https --connect-timeout 20 --max-time "$((until - SECONDS))" -C - -o "$ROOT$part" "$url" ||
       status=$?
     case $status in
       0)

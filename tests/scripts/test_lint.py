@@ -35,7 +35,7 @@ ARGUMENTS = {
     "in_container.sh": ("CTID", "SCRIPT"),
     "nvidia_repository.sh": ("PREREQUISITES", "REPOSITORIES", "APT_FILES", "ASK"),
     "nvidia_driver.sh": (
-        "TARGET", "DRIVER", "FLAVOUR", "SOURCE", "PREREQUISITES", "PACKAGES", "RECOMMENDS", "RUN_VERSION", "RUN_URL", "RUN_CHECKSUM_URL",
+        "TARGET", "DRIVER", "FLAVOUR", "SOURCE", "PREREQUISITES", "PACKAGES", "RECOMMENDS", "RUN_VERSION", "RUN_URL", "RUN_SHA256", "RUN_UNPINNED",
         "RUN_PREREQUISITES", "RUN_ARGUMENTS", "PERSISTENCE",
     ),
     "cuda_toolkit.sh": ("PACKAGES", "RELEASE", "NVCC"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import subprocess
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from nvidia import steps
 from nvidia.symptoms import recognise
 from tests.lab.guest_kit import scenario
 from tests.scripts.nvidia_kit import GUESTS, Container, Machine, ProxmoxHost, VirtualMachine
@@ -344,8 +346,30 @@ def test_a_download_that_breaks_goes_on_where_it_ended(vm: VirtualMachine) -> No
 
 
 def test_a_missing_installer_is_named_by_its_address(vm: VirtualMachine) -> None:
-    text = vm.refusal(failing(vm, driver="580.99.99", source="run"))
+    known = {"580.99.99": "ab" * 32}
+    text = vm.refusal(failing(vm, driver="580.99.99", source="run", runSha256=known))
     assert RUN.format("580.99.99") in text and "404" in text
+
+
+def test_an_installer_with_another_checksum_than_the_known_one_is_not_run(vm: VirtualMachine) -> None:
+    """A mirror, or NVIDIA's server itself, has another file, with a checksum of its own beside it."""
+    text = vm.refusal(failing(vm, driver="580.159.03", source="run", runSha256={"580.159.03": "ab" * 32}))
+    assert f"with the checksum {'ab' * 32}" in text and "wasn't run" in text
+    assert not (vm.root / "usr/bin/nvidia-smi").exists() and not list(vm.root.rglob("*.run"))
+
+
+def test_an_installer_that_only_the_repositories_show_to_be_needed_is_refused_before_it_is_fetched(
+    tmp_path: Path,
+) -> None:
+    container = Container(tmp_path)
+    container.fault("package-missing", f"{container.ctid}=libnvidia-compute*")
+    container.answer("apply", container.repository())
+    plan = container.plan()
+    assert plan.source == "either" and plan.run
+    unknown = dataclasses.replace(plan, run=dataclasses.replace(plan.run, sha256=""))
+    text = container.refusal(steps.driver(unknown, container.settings, context=container.context(plan)))
+    assert "the SHA-256 of NVIDIA's installer" in text and "nvidia.runSha256" in text
+    assert "kmod" not in container.packages() and not list(container.root.rglob("*.run"))
 
 
 def test_secure_boot_without_the_key_is_said_by_the_module(tmp_path: Path) -> None:

@@ -142,6 +142,21 @@ def test_apts_formats_are_understood(vm: VirtualMachine) -> None:
         file.unlink()
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.list", "deb [signed-by=/k.gpg trusted=yes] {0} /\n"),
+        ("x.list", "deb [allow-insecure=yes] {0} /\n"),
+        ("x.sources", "Types: deb\nURIs: {0}\nSuites: /\nTrusted: yes\n"),
+    ],
+)
+def test_somebodys_entry_that_needs_no_signature_is_not_used(vm: VirtualMachine, name: str, text: str) -> None:
+    url = "https://developer.download.nvidia.com/compute/cuda/repos/ubuntu2404/x86_64"
+    (vm.root / "etc/apt/sources.list.d" / name).write_text(text.format(url))
+    message = vm.refusal(vm.repository())
+    assert f"{url} with its signatures checked" in message and f"/etc/apt/sources.list.d/{name}" in message
+
+
 def test_a_file_of_ours_that_was_somebodys_comes_back(vm: VirtualMachine) -> None:
     theirs = vm.root / "etc/apt/preferences.d/homelab-nvidia"
     theirs.parent.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ import pytest
 
 from host.errors import HomelabError
 from nvidia import steps
+from nvidia.compatibility import load
 from nvidia.plan import Plan, Request
 from nvidia.verification import Wanted, judge
 from tests.scripts.nvidia_kit import GUESTS, Container, Machine, ProxmoxHost, VirtualMachine
@@ -87,10 +88,12 @@ def test_all_of_a_stack_is_used_from_inside(vm: Machine, runtime: str) -> None:
 
 
 def test_an_image_that_was_there_stays(vm: Machine) -> None:
-    vm.output("docker pull docker.io/library/ubuntu:24.04")
+    image = load().packaging.toolkit.image
+    assert "@sha256:" in image, "nobody else's image is run"
+    vm.output(f"docker pull {image}")
     assert verified(vm, SETTINGS)[1] == []
-    assert "ubuntu:24.04" in (vm.root / "var/lib/docker/images").read_text()
-    vm.output("docker rmi docker.io/library/ubuntu:24.04")
+    assert image in (vm.root / "var/lib/docker/images").read_text()
+    vm.output(f"docker rmi {image}")
 
 
 def test_the_driver_alone(vm: Machine) -> None:

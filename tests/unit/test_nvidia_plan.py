@@ -100,6 +100,7 @@ def test_a_container_whose_repositories_lack_the_version_takes_nvidias_installer
         "https://download.nvidia.com/XFree86/Linux-x86_64/580.105.08/NVIDIA-Linux-x86_64-580.105.08.run"
     )
     assert plan.run.checksum_url == f"{plan.run.url}.sha256sum"
+    assert plan.run.sha256 == "d9c6e8188672f3eb74dd04cfa69dd58479fa1d0162c8c28c8d17625763293475"
     assert "--no-kernel-module" in plan.run.arguments and "kmod" in plan.run.prerequisites
     assert not any("kernel-module-type" in argument for argument in plan.run.arguments)
 
@@ -433,6 +434,32 @@ def test_mirrors_stand_for_nvidias_servers() -> None:
     assert plan.preferences and "Pin: origin m.lan" in plan.preferences.content
     run = planned("vm", UBUNTU, driver="580", source="run", mirror=mirror).run
     assert run and run.url.startswith("https://m.lan/run/Linux-x86_64/")
+    there = planned("vm", UBUNTU, driver="580", source="run").run
+    assert there and run.sha256 == there.sha256 and run.checksum_url == there.checksum_url
+
+
+def test_an_installer_whose_checksum_nobody_knows_is_refused_until_the_settings_have_it() -> None:
+    with pytest.raises(HomelabError) as error:
+        planned("vm", UBUNTU, driver="570.211.01", source="run")
+    message = str(error.value)
+    assert (
+        "the SHA-256 of NVIDIA's installer 570.211.01" in message
+        and "NVIDIA-Linux-x86_64-570.211.01.run.sha256sum" in message
+    )
+    assert 'nvidia.runSha256: {"570.211.01": "..."}' in message
+    known = {"570.211.01": "ab" * 32}
+    run = planned("vm", UBUNTU, driver="570.211.01", source="run", runSha256=known).run
+    assert run and run.sha256 == "ab" * 32
+
+
+def test_the_settings_checksum_comes_before_the_known_one() -> None:
+    run = planned("vm", UBUNTU, driver="580.105.08", source="run", runSha256={"580.105.08": "cd" * 32}).run
+    assert run and run.sha256 == "cd" * 32
+
+
+def test_an_unknown_checksum_does_not_stand_in_the_way_of_packages() -> None:
+    plan = planned("vm", UBUNTU, driver="570.211.01")
+    assert plan.source == "either" and plan.run and plan.run.sha256 == ""
 
 
 # -- containers ------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ NVIDIA = {
     "cuda": "12.8",
     "containerToolkit": "docker",
     "mirror": {"cuda": "https://m.lan/cuda", "containerToolkit": "https://m.lan/ctk", "run": "https://m.lan:8443/run"},
+    "runSha256": {"580.105.08": "ab" * 32},
     "proxy": "http://me:pass@proxy.lan:3128",
 }
 CLOUD_INIT = {
