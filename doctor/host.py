@@ -108,7 +108,7 @@ def _for_containers(reading: Reading, host: Host, slots: dict[str, str]) -> list
             "the cards for containers with NVIDIA's driver",
             "; ".join(wrong),
             "containers use the host's driver; a card that it hasn't got has no /dev/nvidia node",
-            "install and load NVIDIA's driver on the host; a card that is still on vfio-pci is given back by `pulumi up` and its reboot",
+            "install and load NVIDIA's driver on the host; a card that this program has bound is given back by `pulumi up` and its reboot",
         )
     ]
 

@@ -247,8 +247,13 @@ def _carries(facts: HostFacts, name: str, slot: str, device: Device, carried: li
         f"gpus.{name} ({slot}) without anything that the host can't do without",
         f"{facts.describe(device)}, which {how}, carries {', '.join(carried)}",
         "a VM's start takes it from the host, which then loses its disk or its network and goes down; no setting allows that",
-        "connect the disk or the network cable to another controller, or put the card into another slot, and run `pulumi up` again",
+        "connect the disk or the network cable to another controller, or put the card into another slot, and run `pulumi up` again"
+        + ("" if own or facts.iommu.groups else SWITCH_ON),
     )
+
+
+# A prediction may hold too much; what the group really is, the running IOMMU tells.
+SWITCH_ON = "; or run it with iommu.enable: true and without the card first: once the IOMMU is on, the real groups are read instead"
 
 
 def _unknown_carrier(
@@ -373,6 +378,13 @@ def _about(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
     ]
     if left:
         said.append(f"gpus.{name}: stays with the host, though in its slot: {'; '.join(map(facts.describe, left))}")
+    path = facts.path_of(slot)
+    if host.api and ";" in path:
+        shown = next(device for device in mine if device.is_display)
+        said.append(
+            f"gpus.{name}: its mapping offers {shown.address} alone, since Proxmox VE compares a mapping's id with each of its functions; "
+            f"all of them ({path.replace(';', ', ')}) go with byAddress"
+        )
     holders = facts.using(device.address for device in mine if device.driver != "vfio-pci")
     if holders:
         said.append(

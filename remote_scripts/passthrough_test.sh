@@ -168,13 +168,26 @@ check_other_vms() {
 }
 
 # -- the VM ------------------------------------------------------------------------------------------------------------
+# place_in SLOT - the slot, where all that is in it is given; else those of its functions that are.
+place_in() {
+  local function path mine=() there=0 IFS=$' \n'
+  for function in $FUNCTIONS; do
+    [[ ${function%%=*} != "$1".* ]] || mine+=("${function%%=*}")
+  done
+  for path in "$PCI/$1".*; do
+    [[ ! -e $path ]] || there=$((there + 1))
+  done
+  IFS=';'
+  if ((${#mine[@]} == there)); then printf '%s' "$1"; else printf '%s' "${mine[*]}"; fi
+}
+
 create_vm() {
   local function slot slots=() hostpci=()
   for function in $FUNCTIONS; do
     slot=${function%%.*}
     [[ " ${slots[*]} " != *" $slot "* ]] || continue
     # rombar=0: the card's option ROM must not run in SeaBIOS, where it can hang before the kernel starts.
-    hostpci+=("--hostpci${#slots[@]}" "host=$slot,pcie=1,rombar=0")
+    hostpci+=("--hostpci${#slots[@]}" "host=$(place_in "$slot"),pcie=1,rombar=0")
     slots+=("$slot")
   done
   [[ -n $VMID ]] || VMID=$(pvesh get /cluster/nextid --output-format json | tr -d '"')

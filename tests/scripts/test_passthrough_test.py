@@ -160,6 +160,13 @@ def test_the_vm_gets_each_slot_once_and_its_kernel_by_args(machine: Folder) -> N
     assert f"-serial file:{PLACE}/serial -no-reboot" in created and "--onboot 0" in created
 
 
+def test_of_a_slot_that_holds_more_than_the_card_the_vm_gets_the_cards_functions(machine: Folder) -> None:
+    add_function(machine, "0000:01:00.3", "1022:15b9", "0x0 0x0 0x0\n", driver="xhci_hcd")
+    apply(machine)
+    created = next(line for line in machine.read("/qm").splitlines() if line.startswith("create"))
+    assert f"--hostpci0 host={GPU};{AUDIO},pcie=1,rombar=0 --args" in created
+
+
 def test_an_id_that_is_given_is_taken(machine: Folder) -> None:
     done = machine.run("apply", scripts.passthrough_test(FUNCTIONS, vmid=9000, timeout=20))
     assert json.loads(done.stdout)["vmid"] == 9000

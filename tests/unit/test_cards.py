@@ -262,6 +262,17 @@ def test_no_setting_lets_the_root_disk_behind_a_group_member_go() -> None:
     assert reasons(apu(vital=facts.model_dump()["vital"]), APU) == []
 
 
+def test_where_the_group_is_only_predicted_there_is_a_way_to_know_it() -> None:
+    nvme = device("0000:01:00.2", "144d:a80c", "010802", parent="0000:00:01.0")
+    host = settings({"g": {"match": "10de:2b85", "allowGroupMembers": ["0000:01:00.2"]}})
+    facts = without_groups(nvme).model_copy(
+        update={"vital": desktop(vital=[vital("storage", ROOT, "0000:01:00.2")]).vital}
+    )
+    (error,) = gates.check(facts, host)[1]
+    assert "is in the card's predicted IOMMU group, carries" in error.found
+    assert "iommu.enable: true and without the card first" in error.next_step
+
+
 def test_nor_one_behind_the_cards_own_usb_socket() -> None:
     usb = device("0000:01:00.2", "10de:1ada", "0c0330", 16, driver="xhci_hcd")
     (found,) = reasons(desktop(usb, vital=[vital("storage", "swap on /dev/sdb2", "0000:01:00.2")]), settings())
