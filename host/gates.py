@@ -180,9 +180,14 @@ def one_function(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[Home
     ]
 
 
+def _outside(facts: HostFacts, slot: str) -> list[Device]:
+    """The functions of a card that are in no group, although the host has groups."""
+    return [device for device in facts.functions(slot) if device.group is None] if facts.iommu.groups else []
+
+
 def grouped(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
     """Every function of the card is in an IOMMU group, where there are groups."""
-    outside = [device for device in facts.functions(slot) if device.group is None] if facts.iommu.groups else []
+    outside = _outside(facts, slot)
     if not outside:
         return []
     words = [word for word in facts.cmdline.running.split() if "igfx_off" in word]
@@ -199,9 +204,14 @@ def grouped(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabEr
     ]
 
 
+def _going(facts: HostFacts, slot: str) -> list[Device]:
+    """Everything that a VM's start with the card takes from the host."""
+    return [*facts.functions(slot), *([] if _outside(facts, slot) else facts.others_in_group(slot))]
+
+
 def isolation(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
     """The card's IOMMU group holds nothing but the card and bridges: starting a VM takes the whole group from the host."""
-    if grouped(facts, name, gpu, slot):
+    if _outside(facts, slot):
         return []  # without a group, nothing can be said of what is in it
     others = [device for device in facts.others_in_group(slot) if device.address not in gpu.allow_group_members]
     if not others:
@@ -224,9 +234,9 @@ def predicted(facts: HostFacts) -> str:
 
 def vital(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
     """Nothing that the host can't do without goes with the card, or as a member of its group. No setting opens this gate."""
-    if grouped(facts, name, _gpu, slot):
+    if _outside(facts, slot):
         return []
-    going = {device.address: device for device in [*facts.functions(slot), *facts.others_in_group(slot)]}
+    going = {device.address: device for device in _going(facts, slot)}
     errors = []
     needed = [one for one in facts.vital if one.kind != "keyboard"]
     for address, device in going.items():
@@ -306,13 +316,16 @@ def by_hand(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabErr
 
 
 def console(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
-    """The card isn't the screen on which the firmware and the host's console show."""
-    if gpu.allow_console or not any(device.boot_vga for device in facts.functions(slot)):
+    """Neither the card nor a member of its group is the screen on which the firmware and the host's console show."""
+    screens = [device for device in _going(facts, slot) if device.boot_vga]
+    if gpu.allow_console or not screens:
         return []
+    own = screens[0] in facts.functions(slot)
+    which = "this card" if own else f"{facts.describe(screens[0])}, which is in its {predicted(facts)}IOMMU group,"
     return [
         HomelabError(
             f"gpus.{name} ({slot}) not to be the host's console",
-            "the firmware uses this card as its screen (boot_vga)",
+            f"the firmware uses {which} as its screen (boot_vga)",
             "once it is bound, the host shows nothing on its screen after the boot menu; it can be reached over the network only",
             "make the other card the primary one in the firmware, or accept it with "
             f"gpus.{name}.allowConsole: true (the boot entry 'without GPU passthrough' gives the screen back)",
@@ -321,8 +334,8 @@ def console(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabErr
 
 
 def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
-    """No container uses the card through the host's driver."""
-    mine = {device.address for device in facts.functions(slot)}
+    """No container uses the card, or another one of its group, through the host's driver."""
+    mine = {device.address for device in _going(facts, slot)}
     minors = {minor for address, minor in facts.nvidia_minors.items() if address in mine}
     users = [
         guest.id
@@ -385,7 +398,7 @@ def _about(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
             f"gpus.{name}: its mapping offers {shown.address} alone, since Proxmox VE compares a mapping's id with each of its functions; "
             f"all of them ({path.replace(';', ', ')}) go with byAddress"
         )
-    holders = facts.using(device.address for device in mine if device.driver != "vfio-pci")
+    holders = facts.using(device.address for device in _going(facts, slot) if device.driver != "vfio-pci")
     if holders:
         said.append(
             f"gpus.{name} is in use by {', '.join(map(str, holders))}: after the reboot the card is gone for them"
@@ -400,9 +413,7 @@ def _about(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
 
 
 def _keyboards(facts: HostFacts, given: dict[str, str]) -> list[str]:
-    going = {
-        device.address for slot in given.values() for device in [*facts.functions(slot), *facts.others_in_group(slot)]
-    }
+    going = {device.address for slot in given.values() for device in _going(facts, slot)}
     keyboards = [one for one in facts.vital if one.kind == "keyboard"]
     lost = [one for one in keyboards if going.intersection(one.devices)]
     if not lost or len(lost) < len(keyboards):

@@ -246,6 +246,20 @@ def test_a_card_that_stays_isnt_in_the_group_of_one_that_goes() -> None:
     assert reasons(facts, host) == ["both are in one IOMMU group"]
 
 
+def test_a_member_of_the_group_is_neither_the_console_nor_a_containers_card() -> None:
+    facts, _ = two_in_one_group()
+    devices = [one.model_copy(update={"boot_vga": one.address == "0000:02:00.0"}) for one in facts.devices]
+    users = desktop().guests.model_copy(
+        update={"configs": [facts_config(950, "dev0: /dev/nvidia1").model_copy(update={"kind": "lxc"})]}
+    )
+    facts = facts.model_copy(update={"devices": devices, "guests": users, "nvidia_minors": {"0000:02:00.0": 1}})
+    host = settings({"a": {"address": "01:00", "allowGroupMembers": ["0000:02:00.0", "0000:02:00.1"]}})
+    assert reasons(facts, host) == [
+        "the firmware uses 0000:02:00.0 graphics card [10de:2b85], which is in its IOMMU group, as its screen (boot_vga)",
+        "containers that use it: 950",
+    ]
+
+
 # -- what the host can't do without -----------------------------------------------------------------------------------
 def vital(kind: str, name: str, *devices: str, trouble: str = "") -> dict[str, Any]:
     return {"kind": kind, "name": name, "devices": list(devices), "trouble": trouble}
