@@ -57,7 +57,7 @@ async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wa
         tell(f"{name}: rebooting, because {'; '.join(reboot['reasons'])}; it stops {reboot['guests'] or 'no guest'}")
         facts = await ssh.wait_for_boot(host, reboot["boot_id"], lambda text: tell(f"{name}: {text}"))
     else:
-        facts = await ssh.read(host, lspci=True)
+        facts = await ssh.read(host, lspci=True, kernel_log=True)
         if reboot["reboot"] == "manual" and facts.boot_id == reboot["boot_id"]:
             raise HomelabError(
                 f"{name} rebooted, because {'; '.join(reboot['reasons'])}",
@@ -75,8 +75,22 @@ async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wa
     # Within reach, the host needs no switch any more, whatever the checks say: a person can act.
     async with ssh.connect(host) as session:
         await session.run("apply", scripts.confirm_boot())
-    raise_all(plan.verify(facts, host, want))
+    raise_all([*plan.verify(facts, host, want), *said_by_kernel(facts, name, want)])
     return facts
+
+
+def said_by_kernel(facts: HostFacts, name: str, want: plan.Wanted) -> list[HomelabError]:
+    """What is wrong with a card since the boot; what need not stop anybody is told."""
+    from host import kernel_log
+
+    found = kernel_log.of_host(facts, name) if want.functions else []
+    for gpu, about in want.gpus.items():
+        functions = [str(function["address"]) for function in about["functions"]]
+        found += kernel_log.of_card(facts, f"{name}, gpus.{gpu}", functions)
+    for trouble in found:
+        if not trouble.stops:
+            tell(f"{name}: to know: {trouble.error.found}: {trouble.error.why}; {trouble.error.next_step}")
+    return [trouble.error for trouble in found if trouble.stops]
 
 
 def _wanted(props: dict[str, Any]) -> plan.Wanted:

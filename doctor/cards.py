@@ -7,42 +7,13 @@ from typing import Any
 
 from doctor.reading import Reading
 from doctor.report import Finding, Stage, Table
+from host import kernel_log
 from host.facts import Device
 from host.properties import overlap
 from host.properties import parse as parse_properties
+from nvidia.symptoms import Context, recognise
 
 COLUMNS = ["function", "id", "driver", "group", "also in the group", "mapping", "held by"]
-
-# What the kernel says of a card that has failed -> what it means, and what to try. Sources: NVIDIA's open-gpu-kernel-modules and
-# its list of Xid errors; drivers/pci/pci.c; drivers/vfio/pci.
-_FAILURES = (
-    (
-        "not ready .* after FLR",
-        "the card didn't come back from its reset, after a guest that had it stopped",
-        "switch the host off, not only reboot it",
-    ),
-    (
-        "requires use of the NVIDIA open kernel modules",
-        "this card works with NVIDIA's open kernel modules only",
-        "install the open kernel modules (nvidia-open, or nvidia-kernel-open-dkms)",
-    ),
-    (
-        "RmInitAdapter failed",
-        "the driver is loaded and could not initialise the card",
-        "switch on Above 4G Decoding and Resizable BAR in the firmware; switch the host off and on if a guest has had the card",
-    ),
-    ("GPU has fallen off the bus", "the card no longer answers on the PCI bus", "look at its power cables and its slot"),
-    (
-        "API mismatch",
-        "the module that is loaded and NVIDIA's programs on the host are of different versions",
-        "reboot the host, or unload and load the module",
-    ),
-    (
-        "can't reserve",
-        "something of the host, mostly its console's framebuffer, holds the card's memory",
-        "let another card be the firmware's screen, or add initcall_blacklist=sysfb_init to the kernel command line",
-    ),
-)  # fmt: skip
 
 
 def group_names(reading: Reading, slot: str) -> str:
@@ -170,17 +141,11 @@ def slots_of(reading: Reading, key: str, value: str) -> list[str]:
 
 
 def log_findings(reading: Reading, slots: list[str]) -> list[Finding]:
-    """Failures of these cards that the kernel's log tells of, since the boot; the last line of each kind."""
+    """What the kernel and NVIDIA's driver have said of these cards since the boot, and cards that are gone from the bus."""
     found = []
-    for pattern, meaning, step in _FAILURES:
-        said = [line for line in reading.extra.kernel_log.splitlines() if re.search(pattern, line)]
-        said = [line for line in said if not _other_card(line, slots)]
-        if said:
-            found.append(Finding("the kernel's log without a failure of the card", said[-1].strip(), meaning, step))
-    return found
-
-
-def _other_card(line: str, slots: list[str]) -> bool:
-    """Does it name PCI devices, and none of these?"""
-    named = re.findall(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}", line.lower())
-    return bool(named) and not any(slot in named for slot in slots)
+    for slot in slots:
+        functions = [one.address for one in reading.facts.functions(slot)]
+        found += [one.error for one in kernel_log.of_card(reading.facts, slot, functions)]
+        found += recognise(kernel_log.about_card(reading.facts, functions), Context(slot, "host"))
+    # What names no card is the same for each.
+    return list(dict.fromkeys(one for error in found for one in Finding.of(error)))

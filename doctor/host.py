@@ -7,7 +7,7 @@ from typing import Any
 from doctor import cards
 from doctor.reading import Reading
 from doctor.report import Finding, Report, Stage, Table
-from host import gates, plan
+from host import gates, kernel_log, plan
 from host.errors import HomelabError
 from host.facts import NVIDIA, missing_words
 from settings import Host
@@ -26,6 +26,9 @@ def diagnose(reading: Reading, host: Host) -> Report:
     shown = sorted(every)
     found = [*_wanted(reading, host), *_for_containers(reading, host, slots), *_mappings(reading, host, slots)]
     found += cards.log_findings(reading, shown)
+    if any(gpu.use == "vm" for gpu in host.gpus.values()):
+        found += [one for trouble in kernel_log.of_host(facts, reading.node) for one in Finding.of(trouble.error)]
+    found += _boot(reading)
     return Report(
         "host",
         f"host {reading.node}: {facts.kernel}, Proxmox VE {facts.pve or 'not found'}",
@@ -113,6 +116,22 @@ def _for_containers(reading: Reading, host: Host, slots: dict[str, str]) -> list
     ]
 
 
+def _boot(reading: Reading) -> list[Finding]:
+    """ESPs that proxmox-boot-tool should keep, and can't."""
+    said = reading.facts.boot_warnings.strip()
+    if not said:
+        return []
+    return [
+        Finding(
+            "every boot partition (ESP) that proxmox-boot-tool keeps",
+            kernel_log.excerpt(said),
+            "new kernels and command lines don't reach one that is gone; if the firmware boots from it, they never come into effect",
+            "see `proxmox-boot-tool status`; drop a disk that was taken out with `proxmox-boot-tool clean`, give a new one its own with "
+            "`proxmox-boot-tool format` and `init`",
+        )
+    ]
+
+
 def _mappings(reading: Reading, host: Host, slots: dict[str, str]) -> list[Finding]:
     """The mappings of the settings' cards that are there."""
     there = reading.facts.guests.mapping_entries
@@ -124,7 +143,7 @@ def _notes(reading: Reading) -> list[str]:
     facts = reading.facts
     notes = []
     if facts.iommu.kernel_log and not facts.iommu.groups:
-        notes.append(f"the kernel says of the IOMMU: {' | '.join(facts.iommu.kernel_log.splitlines()[:3])}")
+        notes.append(f"the kernel says of the IOMMU: {kernel_log.excerpt(facts.iommu.kernel_log)}")
     stale = missing_words(
         " ".join(w for w in facts.cmdline.configured.split() if "iommu" in w or "vfio" in w), facts.cmdline.running
     )

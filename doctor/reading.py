@@ -121,7 +121,7 @@ class Container(_Fact):
 
 class Extra(_Fact):
     """diagnose.sh's answer. ``driver``: version of the NVIDIA module that is loaded; ``char_devices``: /proc/devices; ``links``: those in
-    /dev/dri/by-path; ``kernel_log``: the end of what the kernel says about cards."""
+    /dev/dri/by-path."""
 
     node: str
     pve_container: str
@@ -130,7 +130,6 @@ class Extra(_Fact):
     char_devices: str
     nodes: str
     links: str
-    kernel_log: str
     containers: list[Container]
 
 
@@ -220,5 +219,5 @@ async def read(host: Host, containers: Sequence[int] = ()) -> Reading:
     :raises HomelabError: the login is refused, another host key, a script failed.
     """
     async with ssh.connect(host) as session:
-        facts = await session.read(guests=True, lspci=True)
+        facts = await session.read(guests=True, lspci=True, kernel_log=True)
         return parse(facts, await session.run("diagnose", scripts.diagnose(containers)))

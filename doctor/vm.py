@@ -7,7 +7,7 @@ from typing import Any
 from doctor import cards
 from doctor.reading import Reading
 from doctor.report import Finding, Report, Stage, Table
-from host import gates
+from host import gates, kernel_log
 from host.errors import HomelabError
 from host.facts import CardUser
 from host.properties import parse as parse_properties
@@ -42,6 +42,9 @@ def diagnose(reading: Reading, vmid: int, host: Host | None = None) -> Report:
     found += held
     if slots:
         found += cards.log_findings(reading, slots)
+        found += [
+            one for trouble in kernel_log.of_host(reading.facts, reading.node) for one in Finding.of(trouble.error)
+        ]
     if (guest := reading.guest(vmid)) is not None and guest.pending:
         notes.append(f"pending until it is off and starts again: {'; '.join(guest.pending.splitlines())}")
     if not slots and not options:

@@ -307,6 +307,12 @@ class HostFacts(_Fact):
     containers: list[SharedWith] = []
     # What this program noted of VMs and mappings (host/ledger.py): name -> JSON.
     ledger: dict[str, str] = {}
+    # What the kernel has said since it booted, as far as it matters for cards (host/kernel_log.py); empty where it was not asked.
+    kernel_log: str = ""
+    # Cards' functions whose configuration space can't be read: every bit is one.
+    lost: list[str] = []
+    # What proxmox-boot-tool warns of.
+    boot_warnings: str = ""
     # `host` or a container's id -> what read_system.sh answered there; None: it doesn't run.
     systems: dict[str, str | None] = {}
     guests: Guests

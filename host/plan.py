@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from host import gates
+from host import gates, kernel_log
 from host.errors import HomelabError, raise_all
 from host.facts import HostFacts, missing_words
 from settings import Host
@@ -227,7 +227,7 @@ def _verify_drivers(facts: HostFacts, want: Wanted) -> list[HomelabError]:
 
 
 def _log_excerpt(facts: HostFacts) -> str:
-    return " | ".join(facts.iommu.kernel_log.splitlines()[:3]) or "nothing about an IOMMU"
+    return kernel_log.excerpt(facts.iommu.kernel_log) or "nothing about an IOMMU"
 
 
 @dataclass(frozen=True)

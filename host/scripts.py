@@ -176,16 +176,20 @@ def reboot_host(
     )
 
 
-def read_host(*, guests: bool = False, lspci: bool = False, systems: Sequence[str] = (), read_system: str = "") -> str:
+def read_host(
+    *, guests: bool = False, lspci: bool = False, signs: str = "", systems: Sequence[str] = (), read_system: str = ""
+) -> str:
     """Standard input of read_host.sh.
 
     :param guests: also lists what runs, which takes a real host a second or two.
+    :param signs: an extended regular expression; lines of the kernel's log that it finds are passed on.
     :param systems: `host` and ids of containers, which are read as well, each by the composed script ``read_system``.
     """
     return compose(
         "read_host.sh",
         GUESTS="yes" if guests else "no",
         LSPCI="yes" if lspci else "no",
+        SIGNS=signs,
         SYSTEMS=" ".join(systems),
         READ_SYSTEM=read_system,
     )

@@ -95,16 +95,23 @@ class Session:
         *,
         guests: bool = False,
         lspci: bool = False,
+        kernel_log: bool = False,
         systems: Sequence[str] = (),
         seconds: float = SCRIPT_SECONDS,
     ) -> facts.HostFacts:
-        """One reading of the host. Arguments as of `scripts.read_host` and `run`. Raises as `run`."""
-        inside = ""
+        """One reading of the host. Arguments as of `scripts.read_host` and `run`; ``kernel_log``: also what the kernel says of cards.
+        Raises as `run`.
+        """
+        inside = signs = ""
+        if kernel_log:
+            from host.kernel_log import filter_of_lines
+
+            signs = filter_of_lines()
         if systems:
             from nvidia import steps
 
             inside = steps.read_system()
-        text = scripts.read_host(guests=guests, lspci=lspci, systems=systems, read_system=inside)
+        text = scripts.read_host(guests=guests, lspci=lspci, signs=signs, systems=systems, read_system=inside)
         return facts.parse(await self.run("read_host", text, seconds))
 
 
@@ -207,12 +214,13 @@ async def read(
     *,
     guests: bool = False,
     lspci: bool = False,
+    kernel_log: bool = False,
     systems: Sequence[str] = (),
     seconds: float = SCRIPT_SECONDS,
 ) -> facts.HostFacts:
     """One reading on a connection of its own. Arguments and errors as of `connect` and `Session.read`."""
     async with connect(host, timeout) as session:
-        return await session.read(guests=guests, lspci=lspci, systems=systems, seconds=seconds)
+        return await session.read(guests=guests, lspci=lspci, kernel_log=kernel_log, systems=systems, seconds=seconds)
 
 
 async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:
@@ -247,7 +255,7 @@ async def wait_for_boot(host: Host, old_boot_id: str, say: Callable[[str], None]
     last = "it went down and nothing answers"
     while True:
         try:
-            found = await read(host, lspci=True, seconds=seconds)
+            found = await read(host, lspci=True, kernel_log=True, seconds=seconds)
             if found.boot_id != old_boot_id:
                 return found
             last = "it answers, but has not rebooted"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from host.text import tell
 from proxmox.provider import ApiProvider, policy
 
 if TYPE_CHECKING:
+    from host.errors import HomelabError
     from proxmox.api import Api
 
 OUTPUTS = ("state", "guest_address")
@@ -35,20 +37,51 @@ class VmChangeProvider(ApiProvider):
         return DiffResult(changes=changed, replaces=replaces, stables=[], delete_before_replace=True)
 
     def _done(self, props: dict[str, Any]) -> dict[str, Any]:
+        from proxmox.api import ApiError
         from proxmox.vm_config import change_to
 
         record, restore = props["record"], props["restore"]
-        runs = self.machine(props).converge(
-            lambda config: change_to(config, record, restore),
-            sorted({*record, *restore}),
-            policy(props),
-            props["power"],
-            ran=bool(props["running"]),
-        )
+        machine = self.machine(props)
+        try:
+            runs = machine.converge(
+                lambda config: change_to(config, record, restore),
+                sorted({*record, *restore}),
+                policy(props),
+                props["power"],
+                ran=bool(props["running"]),
+            )
+        except ApiError as error:
+            if error.wanted != f"{machine.label} started":
+                raise
+            raise self._explained(error, props) from error
         address = props.get("address")
         if address == "agent":
             address = _asked(self.api(props), props) if runs else None
         return {"state": "running" if runs else "stopped", "guest_address": address}
+
+    def _explained(self, error: HomelabError, props: dict[str, Any]) -> HomelabError:
+        """A start that failed, with what the host's kernel says of the VM's cards."""
+        from host import kernel_log, ssh
+        from host.errors import HomelabError
+
+        try:
+            facts = asyncio.run(ssh.read(self.host(props), kernel_log=True))
+        except HomelabError:
+            return error  # the start's own message is what there is
+        slots = {str(entry["slot"]) for entry in props["record"].values() if entry.get("slot")}
+        functions = [one.address for slot in sorted(slots) for one in facts.functions(slot)]
+        found = [
+            *kernel_log.of_card(facts, f"the card of VM {int(props['vmid'])}", functions),
+            *kernel_log.of_host(facts, props["host"]),
+        ]
+        if not found:
+            return error
+        return HomelabError(
+            error.wanted,
+            "\n        ".join([error.found, *(trouble.error.found for trouble in found)]),
+            "; ".join([error.why, *(trouble.error.why for trouble in found)]),
+            "; ".join([*(trouble.error.next_step for trouble in found), error.next_step]),
+        )
 
 
 def _asked(api: Api, props: dict[str, Any]) -> str | None:

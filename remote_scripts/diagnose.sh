@@ -18,8 +18,7 @@ diagnose() {
   known_guests
   printf '],"driver":%s,"char_devices":%s' "$(string_of /sys/module/nvidia/version)" "$(string_of /proc/devices)"
   printf ',"nodes":%s,"links":%s' "$(json_string "$(nodes)")" "$(json_string "$(find "$ROOT/dev/dri/by-path" -type l -printf '%f %l\n' 2>/dev/null)")"
-  printf ',"kernel_log":%s,"containers":[' \
-    "$(json_string "$(dmesg 2>/dev/null | grep -E 'NVRM|nvidia|nouveau|vfio-pci|homelab-vfio|FLR' | tail -n 60 || :)")"
+  printf ',"containers":['
   for id in $IDS; do
     [[ -r $ROOT/etc/pve/lxc/$id.conf ]] || continue
     printf '%s' "$separator"
@@ -59,7 +58,7 @@ nodes() {
 container() { # ID
   local conf=$ROOT/etc/pve/lxc/$1.conf running=false found='' problem=''
   local keys='^(dev[0-9]+|lxc\.cgroup2?\.devices\.(allow|deny)|lxc\.idmap|hostname|unprivileged|lock|template|features|ostype|delete)[[:space:]]*[:=]'
-  if [[ $(pct status "$1" 2>/dev/null) == *running* ]]; then
+  if [[ $(within "$ASK_SECONDS" pct status "$1" 2>/dev/null) == *running* ]]; then
     running=true
     found=$(timeout "$PATIENCE" pct exec "$1" -- sh -c "$INSIDE" 2>&1) || problem="exit status $?: $(tail -n 3 <<<"$found")"
   fi

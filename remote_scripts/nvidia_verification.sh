@@ -87,8 +87,7 @@ loaded_flavour() {
 kernel_log() {
   local text
   [[ $KERNEL_LOG == yes ]] || return 0
-  text=$(journalctl -k -b -q --no-pager -o short-monotonic 2>/dev/null) || text=''
-  [[ -n $text ]] || text=$(dmesg 2>/dev/null) || text=''
+  text=$(kernel_says)
   grep -E 'NVRM|Xid|[Nn][Vv]idia|nouveau|module verification|unsigned module' <<<"$text" |
     awk '/nvidia-nvlink: Nvlink Core is being initialized/ { n = 0 } { line[n++] = $0 }
       END { for (i = (n > 60 ? n - 60 : 0); i < n; i++) print line[i] }' || :

@@ -2,7 +2,8 @@
 # Reads what is decided upon before a host is changed, and what is verified after its reboot. Changes nothing.
 #
 # Arguments: GUESTS (yes | no: also list virtual machines and containers, which takes qm and pct a second each),
-#   LSPCI (yes | no: also what lspci says), SYSTEMS (`host` and ids of containers whose NVIDIA stack is read, too; separated by
+#   LSPCI (yes | no: also what lspci says), SIGNS (an extended regular expression: lines of the kernel's log that are passed on; empty:
+#   the log isn't read), SYSTEMS (`host` and ids of containers whose NVIDIA stack is read, too; separated by
 #   spaces), READ_SYSTEM (the script that reads it).
 # Output: one JSON object; host/facts.py models it. Texts of commands are passed on as they are and parsed there.
 # Verbs: read_host.
@@ -21,10 +22,11 @@ read_host() {
   printf ',"modules":%s' "$(modules)"
   printf ',"devices":['
   devices
-  printf '],"lspci":%s' "$(json_string "$([[ $LSPCI != yes ]] || lspci -Dnnk 2>/dev/null)")"
-  printf ',"disks":%s' "$(json_string "$(lsblk -nro NAME,PKNAME,FSTYPE,MOUNTPOINT 2>/dev/null)")"
+  printf '],"lspci":%s' "$(json_string "$([[ $LSPCI != yes ]] || within "$ASK_SECONDS" lspci -Dnnk 2>/dev/null)")"
+  printf ',"disks":%s' "$(json_string "$(within "$ASK_SECONDS" lsblk -nro NAME,PKNAME,FSTYPE,MOUNTPOINT 2>/dev/null)")"
   vital
   holders
+  signs
   measure_boot
   printf ',"boot_free":%s,"largest_initramfs":%s' "$BOOT_FREE" "$LARGEST_INITRAMFS"
   managed
@@ -40,7 +42,7 @@ read_host() {
 string_of() { json_string "$(of_file "$ROOT$1")"; } # PATH - its text; empty when it isn't there
 
 pve_version() { # pve-manager/9.1.1/... -> 9.1.1; nothing where this isn't Proxmox VE
-  ! command -v pveversion >/dev/null || pveversion | sed -nE 's#^pve-manager/([^/]+)/.*#\1#p'
+  ! command -v pveversion >/dev/null || within "$ASK_SECONDS" pveversion | sed -nE 's#^pve-manager/([^/]+)/.*#\1#p'
 }
 
 missing_tools() {
@@ -69,9 +71,34 @@ iommu() {
   for table in DMAR IVRS; do
     [[ ! -e $ROOT/sys/firmware/acpi/tables/$table ]] || tables+=("$table")
   done
-  kernel_log=$(dmesg 2>/dev/null | grep -E 'AMD-Vi|DMAR|iommu: Default domain|1:1 IOMMU mapping' | head -n 40) || :
+  kernel_log=$(within "$ASK_SECONDS" dmesg 2>/dev/null | grep -E 'AMD-Vi|DMAR|iommu: Default domain|1:1 IOMMU mapping' |
+    head_and_tail 40) || :
   printf ',"iommu":{"tables":%s,"groups":%s,"kernel_log":%s}' "$(json_list "${tables[@]}")" \
     "$(find "$ROOT/sys/kernel/iommu_groups" -mindepth 1 -maxdepth 1 2>/dev/null | wc -l)" "$(json_string "$kernel_log")"
+}
+
+# What is wrong with cards or with how the host boots, as the kernel and Proxmox VE's tools say it; what it means is decided elsewhere.
+signs() {
+  local path code bytes said='' lost=()
+  [[ -z $SIGNS ]] || said=$(kernel_says | grep -iE "$SIGNS" | head_and_tail 1000) || :
+  for path in "$PCI"/*; do
+    code=''
+    [[ ! -r $path/class ]] || read -r code <"$path/class"
+    [[ $code == 0x03* || $code == 0x12* || $code == 0x0403* ]] || continue
+    # Reading a card that is gone can take long; a virtual function has no ids there, but a class.
+    bytes=$(within 5 od -An -v -tx1 -N16 "$path/config" 2>/dev/null) || continue
+    bytes=${bytes//[[:space:]]/}
+    [[ $bytes != ffffffffffffffffffffffffffffffff && $bytes != 0100ffff* ]] || lost+=("${path##*/}")
+  done
+  printf ',"kernel_log":%s,"lost":%s,"boot_warnings":%s' "$(json_string "$said")" "$(json_list "${lost[@]}")" \
+    "$(json_string "$(grep '^WARN: ' <<<"$BOOT_STATUS" || :)")"
+}
+
+# head_and_tail LINES - of standard input.
+head_and_tail() {
+  awk -v most="$1" '{ line[NR] = $0 } END { for (i = 1; i <= NR; i++) {
+    if (NR <= most || i <= most / 2 || i > NR - most / 2) print line[i]
+    else if (i - 1 <= most / 2) print "… " NR - most " lines are left out here …" } }'
 }
 
 # What somebody else gives to vfio-pci: ids in modprobe.d, by file (those on the command line are seen there), and files that speak of
@@ -116,7 +143,7 @@ devices() {
     behind[${BASH_REMATCH[1]}]+="${behind[${BASH_REMATCH[1]}]:+ }$name"
   done < <(find "$ROOT"/sys/block/* "$ROOT"/sys/class/net/* -maxdepth 0 -type l -printf '%f %l\n' 2>/dev/null | sort)
   # Before there are groups, the bridges' Access Control Services tell how the kernel is going to draw them.
-  [[ -n $(find "$ROOT/sys/kernel/iommu_groups" -mindepth 1 -maxdepth 1 -print -quit 2>/dev/null) ]] || acs=$(functions_with_acs)
+  [[ -n $(find "$ROOT/sys/kernel/iommu_groups" -mindepth 1 -maxdepth 1 -print -quit 2>/dev/null) ]] || acs=$(functions_with_acs) || :
   for path in "$PCI"/*; do
     address=${path##*/}
     for name in vendor device class subsystem_vendor subsystem_device boot_vga sriov_numvfs removable; do
@@ -143,7 +170,7 @@ devices() {
 }
 
 functions_with_acs() { # " 0000:00:01.0 0000:00:02.0 "
-  lspci -D -vv 2>/dev/null | awk '/^[0-9a-f]/ { address = $1 } /Access Control Services/ { printf " %s", address } END { print " " }'
+  within "$ASK_SECONDS" lspci -D -vv 2>/dev/null | awk '/^[0-9a-f]/ { address = $1 } /Access Control Services/ { printf " %s", address } END { print " " }'
 }
 
 # What we wrote, and what became of it.
@@ -225,8 +252,8 @@ systems() {
     separator=,
     if [[ $name == host ]]; then
       text=$(bash -s -- read_system <<<"$READ_SYSTEM")
-    elif [[ $(pct status "$name" 2>/dev/null) == "status: running" ]]; then
-      text=$(pct exec "$name" -- bash -s -- read_system <<<"$READ_SYSTEM")
+    elif [[ $(within "$ASK_SECONDS" pct status "$name" 2>/dev/null) == "status: running" ]]; then
+      text=$(within 50 pct exec "$name" -- bash -s -- read_system <<<"$READ_SYSTEM")
     else
       printf null && continue
     fi || { printf '\n' && die "container $name read" "$text" "it can't be told whether NVIDIA's stack in it is as it was installed" \
@@ -253,7 +280,7 @@ guests() {
 }
 
 list_guests() { # qm | pct
-  [[ $GUESTS != yes ]] || ! command -v "$1" >/dev/null || "$1" list 2>/dev/null || :
+  [[ $GUESTS != yes ]] || ! command -v "$1" >/dev/null || within "$ASK_SECONDS" "$1" list 2>/dev/null || :
 }
 
 "$1" </dev/null

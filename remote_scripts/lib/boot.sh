@@ -5,10 +5,12 @@
 
 has_managed_esps() { grep -qs '[^[:space:]]' "$ROOT/etc/kernel/proxmox-boot-uuids"; }
 
-# find_boot_loader - sets LOADER to grub or systemd-boot; to '' and LOADER_CLUES where that can't be told.
+# find_boot_loader - sets LOADER to grub or systemd-boot; to '' and LOADER_CLUES where that can't be told; BOOT_STATUS to what
+# proxmox-boot-tool says of the ESPs.
 find_boot_loader() {
   local info=$ROOT/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f name='' kinds=''
-  LOADER='' LOADER_CLUES=''
+  LOADER='' LOADER_CLUES='' BOOT_STATUS=''
+  ! has_managed_esps || BOOT_STATUS=$(within "$ASK_SECONDS" proxmox-boot-tool status 2>&1) || :
   if [[ ! -d $ROOT/sys/firmware/efi ]]; then
     LOADER=grub # legacy BIOS: Proxmox VE has GRUB only
     return
@@ -17,7 +19,7 @@ find_boot_loader() {
   # its beginning: there is no seeking in these files, and `tail -c +5` gives up.
   [[ ! -r $info ]] || name=$(tr -cd '[:print:]' <"$info")
   if has_managed_esps; then
-    kinds=$(proxmox-boot-tool status 2>&1 | sed -n 's/^[^ ]* is configured with: //p' | grep -oE '(uefi|grub) \(' | sort -u | tr -d ' (\n') || :
+    kinds=$(sed -n 's/^[^ ]* is configured with: //p' <<<"$BOOT_STATUS" | grep -oE '(uefi|grub) \(' | sort -u | tr -d ' (\n') || :
   fi
   LOADER_CLUES="LoaderInfo '${name:-not set}', proxmox-boot-tool '${kinds:-no ESP}'"
   case $name:$kinds in
@@ -69,6 +71,6 @@ measure_boot() {
     size=$(stat -c %s "$file")
     ((size <= LARGEST_INITRAMFS)) || LARGEST_INITRAMFS=$size
   done
-  BOOT_FREE=$(df -P -B1 "$ROOT/boot" 2>/dev/null | awk 'NR == 2 { print $4 }') || :
+  BOOT_FREE=$(within "$ASK_SECONDS" df -P -B1 "$ROOT/boot" 2>/dev/null | awk 'NR == 2 { print $4 }') || :
   BOOT_FREE=${BOOT_FREE:-0}
 }

@@ -59,6 +59,21 @@ of_file() {
   printf '%s' "$TEXT"
 }
 
+# How long a question to a program of this host may take, in seconds: one that hangs (a dead NFS mount, a card that is gone) must not
+# hide what is known without it.
+ASK_SECONDS=20
+
+# within SECONDS COMMAND... - with an end: status 124 after that time. What these scripts ignore, their children would, too.
+within() { timeout -k 2 "$1" env --default-signal=TERM,HUP,PIPE "${@:2}"; }
+
+# kernel_says - the kernel's log since it booted, whole where the journal has it.
+kernel_says() {
+  local text
+  text=$(within "$ASK_SECONDS" journalctl -k -b -q --no-pager -o short-monotonic 2>/dev/null) || text=''
+  [[ -n $text ]] || text=$(within "$ASK_SECONDS" dmesg 2>/dev/null) || text=''
+  printf '%s\n' "$text"
+}
+
 log() {
   local TEXT
   text_of "$*" "$LOG_BYTES"

@@ -70,8 +70,8 @@ driver_lacks() {
 # running_guests - what a reboot stops, for people: `VM 103 (Sandbox), container 901 (ai-lab)`.
 running_guests() {
   {
-    ! command -v qm >/dev/null || qm list | awk '$3 == "running" { printf "VM %s (%s), ", $1, $2 }'
-    ! command -v pct >/dev/null || pct list | awk '$2 == "running" { printf "container %s (%s), ", $1, $NF }'
+    ! command -v qm >/dev/null || within "$ASK_SECONDS" qm list | awk '$3 == "running" { printf "VM %s (%s), ", $1, $2 }'
+    ! command -v pct >/dev/null || within "$ASK_SECONDS" pct list | awk '$2 == "running" { printf "container %s (%s), ", $1, $NF }'
   } | sed 's/, $//'
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -49,7 +50,6 @@ def host(folder: Folder) -> Folder:
     """A node with a container of each state, and a neighbour in the cluster."""
     folder.command("hostname", "echo pve")
     folder.command("dpkg-query", "printf 6.0.18")
-    folder.command("dmesg", "echo '[1.0] NVRM: loading'; echo '[2.0] usb 1-1: new device'")
     folder.command("stat", STAT)
     folder.command(
         "pct", '[[ $1 == status ]] && { echo "status: $(cat "$ROOT/state/$2")"; exit; }\necho "node /dev/nvidia0"'
@@ -110,7 +110,10 @@ def test_a_container_that_is_off_is_not_looked_into(host: Folder) -> None:
 
 
 def test_a_container_that_hangs_hides_nothing_else(host: Folder) -> None:
-    host.command("timeout", "echo 'half an answer'; exit 124")
+    host.command(
+        "timeout",
+        f"[[ $* == *inspect* || $* == *sh\\ -c* ]] || exec {shutil.which('timeout')} \"$@\"\necho 'half an answer'; exit 124",
+    )
     extra, _ = read(host, 950, 901)
     assert [one.problem for one in extra.containers] == ["exit status 124: half an answer", ""]
 
@@ -119,7 +122,6 @@ def test_nodes_are_told_by_their_path_on_the_host(host: Folder) -> None:
     extra, _ = read(host)
     assert "/dev/nvidia0 c3 0 666 0 0 character special file" in extra.nodes.splitlines()
     assert "/dev/nvidia-caps/nvidia-cap1 1e3 1 400 0 0 character special file" in extra.nodes.splitlines()
-    assert extra.kernel_log == "[1.0] NVRM: loading"
 
 
 def test_a_machine_that_is_no_proxmox_host_is_read_all_the_same(folder: Folder) -> None:

@@ -21,7 +21,7 @@ ARGUMENTS = {
     "vfio_initramfs.sh": ("NEEDED", "INIT_TOP", "HOOK"),
     "reboot_host.sh": ("POLICY", "WORDS", "FUNCTIONS", "DRIVER", "FLAVOUR", "SOURCE", "ROLLBACK_AFTER", "ROLLBACK"),
     "rollback.sh": ("AFTER", "ENTRY_SYSTEMD_BOOT"),
-    "read_host.sh": ("GUESTS", "LSPCI", "SYSTEMS", "READ_SYSTEM"),
+    "read_host.sh": ("GUESTS", "LSPCI", "SIGNS", "SYSTEMS", "READ_SYSTEM"),
     "confirm_boot.sh": (),
     "ledger.sh": ("NAME", "NOTE", "KEEP"),
     "nvidia_nodes.sh": ("NODES", "UNIT"),

@@ -1,0 +1,119 @@
+"""read_host.sh: what it passes on of the kernel's log, of cards that are gone, of boot partitions; and what hangs."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from host import kernel_log, scripts
+from host.facts import HostFacts, parse
+from tests.scripts.conftest import Folder
+
+LOG = """\
+[ 1.0] NVRM: loading NVIDIA UNIX Open Kernel Module
+[ 2.0] usb 1-1: new device
+[ 3.0] vfio-pci 0000:01:00.0: Unable to change power state from D3cold to D0, device inaccessible
+"""
+ONES = b"\xff" * 64
+
+
+@pytest.fixture
+def host(folder: Folder) -> Folder:
+    """The least that read_host.sh needs of a host."""
+    folder.write("proc/sys/kernel/random/boot_id", "1\n")
+    for path in ("proc/cmdline", "proc/cpuinfo", "proc/modules", "etc/default/grub", "boot/grub/grub.cfg"):
+        folder.write(path, "")
+    for name in ("journalctl", "lspci", "lsblk", "qm", "pct", "dpkg-query", "dmesg"):
+        folder.command(name, "exit 0")
+    folder.command("pveversion", "echo pve-manager/9.1.1/x")
+    return folder
+
+
+def read(host: Folder, signs: str = "") -> HostFacts:
+    done = host.run("read_host", scripts.read_host(guests=True, lspci=True, signs=signs))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return parse(done.stdout)
+
+
+def function(host: Folder, address: str, code: str, config: bytes) -> None:
+    host.write(f"sys/bus/pci/devices/{address}/class", f"{code}\n")
+    (host.root / f"sys/bus/pci/devices/{address}/config").write_bytes(config)
+
+
+def test_the_lines_that_matter_are_passed_on_from_the_journal_of_this_boot(host: Folder) -> None:
+    host.command("journalctl", f'[[ " $* " == *" -k -b "* ]] || exit 1\ncat <<"END"\n{LOG}END')
+    assert read(host, kernel_log.filter_of_lines()).kernel_log.splitlines() == LOG.splitlines()[::2]
+    assert read(host).kernel_log == ""
+
+
+def test_without_a_journal_it_is_what_dmesg_still_has(host: Folder) -> None:
+    host.command("dmesg", f'cat <<"END"\n{LOG}END')
+    assert len(read(host, kernel_log.filter_of_lines()).kernel_log.splitlines()) == 2
+
+
+def test_of_a_flood_of_lines_head_and_tail_are_passed_on(host: Folder) -> None:
+    host.command(
+        "journalctl",
+        'for n in {1..3000}; do echo "[$n.0] vfio-pci 0000:01:00.0: not ready ${n}ms after FLR; giving up"; done',
+    )
+    host.command("dmesg", 'for n in {1..3000}; do echo "[$n.0] DMAR: line $n"; done')
+    found = read(host, kernel_log.filter_of_lines())
+    for text, most in ((found.kernel_log, 1000), (found.iommu.kernel_log, 40)):
+        lines = text.splitlines()
+        assert len(lines) == most + 1 and lines[0].startswith("[1.0]") and lines[-1].startswith("[3000.0]")
+        assert "lines are left out here" in lines[most // 2]
+
+
+@pytest.mark.parametrize(
+    ("code", "config", "lost"),
+    [
+        ("0x030000", ONES, True),
+        ("0x030200", ONES, True),
+        ("0x040300", ONES, True),
+        ("0x120000", ONES, True),
+        ("0x030000", b"\x01\x00\xff\xff" + ONES, True),  # it goes on asking to be asked again
+        ("0x030000", b"\xde\x10\x85\x2b" + b"\x00" * 60, False),
+        ("0x030000", b"\xff\xff\xff\xff\x00\x00\x10\x00\xa1\x00\x00\x03" + b"\x00" * 60, False),  # a virtual function
+        ("0x020000", ONES, False),
+        ("0x030000", b"", False),
+    ],
+)
+def test_a_card_is_lost_when_its_configuration_space_reads_as_ones(
+    host: Folder, code: str, config: bytes, lost: bool
+) -> None:
+    function(host, "0000:01:00.0", code, config)
+    assert read(host).lost == (["0000:01:00.0"] if lost else [])
+
+
+def test_what_proxmox_boot_tool_warns_of_is_passed_on(host: Folder) -> None:
+    host.write("etc/kernel/proxmox-boot-uuids", "AAAA-0001\n")
+    host.command(
+        "proxmox-boot-tool",
+        "echo 'AAAA-0001 is configured with: grub (versions: 6.8)'; echo 'WARN: /dev/disk/by-uuid/AAAA-0002 does not exist'",
+    )
+    assert read(host).boot_warnings == "WARN: /dev/disk/by-uuid/AAAA-0002 does not exist"
+
+
+HANGING = ("journalctl", "dmesg", "lspci", "lsblk", "df", "qm", "pct", "pveversion", "proxmox-boot-tool", "od")
+
+
+@pytest.mark.parametrize("names", [*([name] for name in HANGING), ["dmesg", "journalctl", "lsblk", "df"]], ids=" ".join)
+def test_a_program_that_hangs_hides_nothing_that_is_known_without_it(host: Folder, names: Sequence[str]) -> None:
+    host.write("etc/kernel/proxmox-boot-uuids", "AAAA-0001\n")
+    host.command("proxmox-boot-tool", "echo")
+    function(host, "0000:01:00.0", "0x030000", ONES)
+    for name in names:
+        host.command(name, "trap '' TERM; while :; do sleep 60; done")
+    short = scripts.read_host(guests=True, lspci=True, signs="x").replace("ASK_SECONDS=20", "ASK_SECONDS=0.2")
+    short = short.replace("within 5 od", "within 0.2 od").replace("timeout -k 2", "timeout -k 0.1")
+    started = time.monotonic()
+    done = subprocess.run(
+        ["bash", "-s", "--", "read_host"], input=short, text=True, capture_output=True, env=host.environment, timeout=60
+    )
+    assert done.returncode == 0, done.stdout
+    found = parse(done.stdout)
+    assert found.boot_id == "1" and found.devices[0].address == "0000:01:00.0"
+    assert time.monotonic() - started < 30

@@ -1,0 +1,288 @@
+"""host/kernel_log.py: real texts are recognised, for the card that they are about, and healthy ones are not."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.host_reboot import said_by_kernel
+from doctor import host_report
+from doctor.host import diagnose as diagnose_host
+from host import kernel_log, plan
+from host.errors import HomelabError
+from host.facts import HostFacts
+from host.kernel_log import Sign, signs
+from proxmox.api import ApiError
+from proxmox.vm_change import VmChangeProvider
+from settings import Host
+from tests.conftest import shared
+from tests.unit.hosts import desktop, device, settings
+from tests.unit.test_doctor import reading
+
+TEXTS: dict[str, list[str]] = yaml.safe_load((Path(__file__).parent / "kernel_texts.yaml").read_text(encoding="utf-8"))
+ROWS = {row.name: row for row in signs()}
+CARD = ["0000:01:00.0", "0000:01:00.1"]
+HEALTHY = [
+    "[ 0.03] DMAR: IOMMU enabled",
+    "[ 0.07] DMAR-IR: Enabled IRQ remapping in x2apic mode",
+    "[ 0.07] x2apic: IRQ remapping doesn't support X2APIC mode",
+    "[ 0.38] iommu: Default domain type: Passthrough (set via kernel command line)",
+    "[ 0.49] pci 0000:01:00.0: Adding to iommu group 16",
+    "[ 0.5] pci 0000:01:00.0: BAR 5 [io  size 0x0080]: can't assign; no space",
+    "[ 0.5] pci 0000:01:00.0: ROM [mem size 0x00080000 pref]: can't assign; no space",
+    "[ 0.5] pci 0000:01:00.0: BAR 6: no space for [mem size 0x00080000 pref]",
+    "[ 0.5] pci 0000:01:00.0: VF BAR 1 [mem size 0x1000000000 64bit pref]: can't assign; no space",
+    "[ 0.5] pci 0000:00:01.1: bridge window [io  size 0x1000]: can't assign; no space",
+    "[ 7.1] vfio-pci 0000:01:00.0: resetting",
+    "[ 7.2] vfio-pci 0000:01:00.0: reset done",
+    "[ 7.2] vfio-pci 0000:01:00.0: not ready 1023ms after FLR; waiting",
+    "[ 7.2] vfio-pci 0000:01:00.0: vgaarb: VGA decodes changed: olddecodes=io+mem,decodes=io+mem:owns=none",
+    "[ 9.9] pcieport 0000:00:01.1: AER: Corrected error message received from 0000:01:00.0",
+    "[ 9.9] pcieport 0000:00:01.1: PCIe Bus Error: severity=Corrected, type=Physical Layer, (Receiver ID)",
+    "[ 9.9] pcieport 0000:00:01.1: pciehp: Slot(1): Link Down/Up ignored",
+    "[ 9.9] vfio-pci 0000:01:00.0: enabling device (0000 -> 0003)",
+]
+
+
+def names(facts: HostFacts, functions: list[str] | None = None) -> list[str]:
+    found = [*kernel_log.of_card(facts, "gpus.a", functions or CARD), *kernel_log.of_host(facts, "pve")]
+    wanted = {row.wanted: row.name for row in signs()}
+    return [wanted[trouble.error.wanted.partition(": ")[2]] for trouble in found]
+
+
+def test_every_sign_has_a_real_text_and_every_text_a_sign() -> None:
+    assert sorted(TEXTS) == sorted(ROWS)
+    assert all(set(row.hides) <= set(ROWS) - {row.name} for row in ROWS.values())
+    assert len({row.wanted for row in signs()}) == len(signs())
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in TEXTS.items() for text in texts])
+def test_a_real_text_is_told_as_its_sign_and_as_nothing_else(name: str, text: str) -> None:
+    facts = desktop(kernel_log="\n".join([*HEALTHY, text]))
+    (trouble,) = [*kernel_log.of_card(facts, "gpus.a", CARD), *kernel_log.of_host(facts, "gpus.a")]
+    assert trouble.error.wanted == f"gpus.a: {ROWS[name].wanted}"
+    assert trouble.error.found == f"the kernel says: {text}"
+    assert trouble.stops is ROWS[name].stops
+
+
+@pytest.mark.parametrize("text", [text for texts in TEXTS.values() for text in texts])
+def test_the_hosts_grep_finds_the_same_lines(text: str) -> None:
+    done = subprocess.run(["grep", "-iE", kernel_log.filter_of_lines()], input=text, text=True, capture_output=True)
+    assert done.stdout.strip() == text
+
+
+@pytest.mark.parametrize("text", HEALTHY)
+def test_a_healthy_text_is_no_sign(text: str) -> None:
+    assert names(desktop(kernel_log=text)) == []
+
+
+@pytest.mark.parametrize("row", [row for row in signs() if row.of != "host"], ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    ("mine", "others"),
+    [
+        (":01:00.", ":02:00."),  # a disk
+        (":01:00.", ":0b:00."),  # another card
+        ("0000:01:00.", "0001:01:00."),  # the same slot of another domain
+    ],
+)
+def test_what_is_about_another_device_is_not_about_the_card(row: Sign, mine: str, others: str) -> None:
+    for text in TEXTS[row.name]:
+        other = text.replace(mine, others).replace("0000:00:01.1", "0000:00:02.1")
+        assert other != text and names(desktop(kernel_log=other)) == []
+
+
+def test_what_a_shared_port_says_of_another_device_behind_it_is_that_ones() -> None:
+    line = "pcieport 0000:00:01.1: AER: Uncorrectable (Fatal) error message received from 0000:09:00.0"
+    assert names(desktop(kernel_log=line)) == []
+
+
+def test_another_function_of_the_slot_is_not_the_card() -> None:
+    line = "[1] xhci_hcd 0000:01:00.3: Unable to change power state from D3cold to D0, device inaccessible"
+    assert names(desktop(kernel_log=line)) == []
+    assert names(desktop(kernel_log=line), ["0000:01:00.3"]) == ["inaccessible"]
+
+
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [
+        ("no-room", "[ 1.1] pci 0000:01:00.0: BAR 1 [mem 0x4000000000-0x47ffffffff 64bit pref]: assigned"),
+        ("no-room", "[ 1.1] pci 0000:01:00.0: BAR 1: assigned [mem 0x4000000000-0x47ffffffff 64bit pref]"),
+        ("link-down", "[ 502.0] pcieport 0000:00:01.1: pciehp: Slot(1): Link Up"),
+        ("bus-fatal", "[ 32.0] pcieport 0000:00:01.1: AER: device recovery successful"),
+        ("bus-error", "[ 32.0] pcieport 0000:00:01.1: AER: device recovery successful"),
+        ("no-remapping", "[ 0.9] DMAR-IR: Enabled IRQ remapping in xapic mode"),
+    ],
+)
+def test_what_a_later_line_takes_back_is_over_and_what_comes_after_it_is_not(name: str, cure: str) -> None:
+    text = TEXTS[name][0]
+    assert names(desktop(kernel_log=f"{text}\n{cure}")) == []
+    assert names(desktop(kernel_log=f"{text}\n{cure}\n{text}")) == [name]
+
+
+def test_a_window_that_got_its_room_says_nothing_of_another_one() -> None:
+    text, other = TEXTS["no-room"][0], "[ 1.1] pci 0000:01:00.0: BAR 3 [mem 0x40-0x4f 64bit pref]: assigned"
+    assert names(desktop(kernel_log=f"{text}\n{other}")) == ["no-room"]
+
+
+def test_a_card_whose_configuration_space_is_all_ones_is_lost() -> None:
+    (trouble,) = kernel_log.of_card(desktop(lost=["0000:01:00.0", "0000:0b:00.0"]), "gpus.a", CARD)
+    assert "0000:01:00.0" in trouble.error.found and "0b:00" not in trouble.error.found and trouble.stops
+
+
+def test_a_long_log_is_quoted_by_head_and_tail() -> None:
+    lines = [f"[{n}.0] vfio-pci 0000:01:00.0: not ready 65535ms after FLR; giving up" for n in range(100)]
+    (trouble,) = kernel_log.of_card(desktop(kernel_log="\n".join(lines)), "gpus.a", CARD)
+    assert "[0.0]" in trouble.error.found and "[99.0]" in trouble.error.found and "… 96 lines …" in trouble.error.found
+    assert kernel_log.excerpt("a\nb\nc\nd\ne\n", 4) == "a | b | … 1 line … | d | e"
+    assert kernel_log.excerpt("a\n\nb\n") == "a | b" and kernel_log.excerpt("") == ""
+
+
+# -- captures of real machines -------------------------------------------------------------------------------------------
+def eight() -> HostFacts:
+    """The host with eight RTX 3080, as its files tell it."""
+    ids = shared("real_hosts", "pve-8x3080-gpu-lost", "host_nvidia_bdf.txt").read_text().split()
+    cards = []
+    for group, address in enumerate(ids):
+        port = f"0000:{int(address[5:7], 16) - 1:02x}:08.0"
+        path = f"../../../devices/pci0000:80/{port}/{address}"
+        cards.append(device(address, "10de:2206", "030000", group, driver="vfio-pci", path=path))
+        audio = address[:-1] + "1"
+        cards.append(device(audio, "10de:1aef", "040300", group, driver="vfio-pci", path=path[:-1] + "1"))
+    log = shared("real_hosts", "pve-8x3080-gpu-lost", "host_journal_vfio.txt").read_text()
+    return desktop(devices=cards, kernel_log=log)
+
+
+def test_the_doctor_names_the_lost_card_among_eight_and_no_other() -> None:
+    facts = eight()
+    seen = reading(facts=facts)
+    report = diagnose_host(seen, settings({}))
+    lost = [one for one in report.findings if "device inaccessible" in one.found]
+    assert len(lost) == 1 and lost[0].wanted.startswith("0000:88:00:") and not report.well
+    assert not any("0000:89:00" in f"{one.wanted} {one.found}" for one in report.findings)
+    assert "the card is lost" in host_report(seen, settings({}))
+
+
+def test_of_the_lost_card_the_cause_is_told_and_not_its_echoes() -> None:
+    assert names(eight(), ["0000:88:00.0", "0000:88:00.1"]) == ["inaccessible"]
+    assert names(eight(), ["0000:89:00.0", "0000:89:00.1"]) == []
+
+
+@pytest.mark.parametrize(
+    ("capture", "file"),
+    [
+        ("pve-i5-7200u-journal", "journal_k_iommu.txt"),
+        ("cezanne-igpu-rtx2060", "dmesg_amd_vi.txt"),
+        ("i5-9400f-rx580-rx550", "dmesg_iommu.txt"),
+    ],
+)
+def test_the_log_of_a_real_healthy_host_has_no_sign(capture: str, file: str) -> None:
+    assert names(desktop(kernel_log=shared("real_hosts", capture, file).read_text())) == []
+
+
+def test_the_doctor_names_a_firmware_without_vt_d() -> None:
+    log = shared("real_hosts", "pve-b660-vtd-off-in-bios", "dmesg_iommu.txt").read_text()
+    off = {"tables": [], "groups": 0, "kernel_log": log}
+    report = diagnose_host(reading(facts=desktop(iommu=off, cpu_vendor="GenuineIntel")), settings())
+    assert not report.well
+    assert any("firmware" in f"{one.wanted} {one.next}" for one in report.findings)
+
+
+@pytest.mark.parametrize(
+    ("file", "named"),
+    [
+        ("legacy_bios_grub_stale_esp.txt", ["AAAA-0002"]),
+        ("uefi_systemd_boot_stale_esp.txt", ["AAAA-0001"]),
+        ("uefi_grub.txt", []),
+    ],
+)
+def test_the_doctor_names_a_boot_partition_that_is_gone(file: str, named: list[str]) -> None:
+    status = shared("real_hosts", "pve-boot-status-variants", file).read_text()
+    said = "\n".join(line for line in status.splitlines() if line.startswith("WARN: "))
+    report = diagnose_host(reading(facts=desktop(boot_warnings=said)), settings({}))
+    found = [one.found for one in report.findings if "proxmox-boot-tool keeps" in one.wanted]
+    assert len(found) == len(named) and all(name in text for name, text in zip(named, found, strict=True))
+    assert not (named and report.well)
+
+
+# -- who asks --------------------------------------------------------------------------------------------------------------
+LOST = TEXTS["inaccessible"][0]
+FUNCTIONS = [{"address": address, "id": "10de:2b85"} for address in CARD]
+WANT = plan.Wanted("", "homelab.vfio=x", dict.fromkeys(CARD, ""), [], {"rtx5090": {"slot": "0000:01:00", "use": "vm", "functions": FUNCTIONS}})  # fmt: skip
+
+
+def test_the_verification_after_a_reboot_fails_for_a_lost_card(capsys: pytest.CaptureFixture[str]) -> None:
+    (error,) = said_by_kernel(desktop(kernel_log=LOST), "pve", WANT)
+    assert error.wanted.startswith("pve, gpus.rtx5090: ") and LOST in error.found
+    assert capsys.readouterr().out == ""
+
+
+def test_the_verification_only_tells_what_need_not_stop_anybody(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said_by_kernel(desktop(kernel_log=TEXTS["bus-error"][0]), "pve", WANT) == []
+    assert "pve: to know: the kernel says: [ 31.2] pcieport" in capsys.readouterr().out
+
+
+def test_a_host_without_a_card_for_a_vm_may_lack_interrupt_remapping() -> None:
+    facts = desktop(kernel_log=TEXTS["no-remapping"][0])
+    assert len(said_by_kernel(facts, "pve", WANT)) == 1
+    assert said_by_kernel(facts, "pve", plan.Wanted("", "", {}, [], {})) == []
+
+
+class _Stopped(VmChangeProvider):
+    """A VM whose start fails."""
+
+    def host(self, props: dict[str, Any]) -> Host:
+        return settings()
+
+    def machine(self, props: dict[str, Any]) -> Any:
+        class Machine:
+            label = "VM 103 (sandbox)"
+
+            def converge(self, *_: Any, **__: Any) -> bool:
+                raise ApiError(props["wanted"], "start failed: QEMU exited with code 1", "why", "next", 500, "failed")
+
+        return Machine()
+
+
+def failed_start(monkeypatch: pytest.MonkeyPatch, facts: HostFacts | HomelabError, wanted: str) -> HomelabError:
+    async def read(*_: Any, **__: Any) -> HostFacts:
+        if isinstance(facts, HomelabError):
+            raise facts
+        return facts
+
+    monkeypatch.setattr("host.ssh.read", read)
+    record = {
+        "hostpci0": {"ours": "mapping=a", "before": None, "slot": "0000:01:00"},
+        "balloon": {"ours": "0", "before": None},
+    }
+    shutdown = {"timeout": 1, "otherwise": "fail"}
+    with pytest.raises(HomelabError) as raised:
+        _Stopped().create(
+            {"host": "pve", "vmid": 103, "record": record, "restore": {}, "running": True, "power": "keep", "shutdown": shutdown, "wanted": wanted}
+        )  # fmt: skip
+    return raised.value
+
+
+def test_a_start_that_failed_is_told_with_what_the_kernel_says_of_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = failed_start(monkeypatch, desktop(kernel_log=LOST), "VM 103 (sandbox) started")
+    assert "QEMU exited with code 1" in error.found and LOST in error.found
+    assert "the card is lost" in error.why and error.next_step.startswith("switch the host off")
+
+
+@pytest.mark.parametrize(
+    ("facts", "wanted"),
+    [
+        (desktop(), "VM 103 (sandbox) started"),
+        (desktop(kernel_log=LOST.replace(":01:00", ":05:00")), "VM 103 (sandbox) started"),
+        (HomelabError("a", "b", "c", "d"), "VM 103 (sandbox) started"),
+        (desktop(kernel_log=LOST), "to change hostpci0 of VM 103 (sandbox)"),
+    ],
+)
+def test_any_other_failure_stays_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, facts: HostFacts | HomelabError, wanted: str
+) -> None:
+    error = failed_start(monkeypatch, facts, wanted)
+    assert isinstance(error, ApiError) and error.why == "why"
