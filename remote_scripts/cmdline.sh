@@ -11,6 +11,7 @@
 apply() {
   local wanted present missing=()
   take_lock
+  FOLLOWED_BY=boot
   need_boot_loader
   read -ra wanted <<<"$WORDS"
   present=$(configured_words others)
@@ -30,6 +31,7 @@ apply() {
 
 revert() {
   take_lock
+  FOLLOWED_BY=boot
   need_boot_loader
   ENTRY=no
   write_words
@@ -37,8 +39,9 @@ revert() {
     regenerate
     log "$NOTICE"
   fi
+  finish_initramfs
   if [[ -e $STATE/rollback ]]; then disarm; fi
-  rm -f "$STATE/rolled-back" "$STATE/wanted-boot"
+  remove_file /var/lib/homelab/rolled-back /var/lib/homelab/wanted-boot
   finish
   printf '{"changed":"%s"}\n' "$CHANGED"
 }
@@ -70,12 +73,16 @@ file_of_ours() { # yes|no PATH MODE CONTENT
 generated() { has_managed_esps || has_words "$(generated_words)" "$@"; }
 
 regenerate() {
-  local hook=$ROOT/etc/kernel/postinst.d/zzz-homelab output
-  pending boot
-  if ! generate_boot_config || ! second_entries "$hook"; then
+  local output
+  begin_step boot
+  if ! generate_all; then
     output=$OUTPUT
     undo # first the files, then once more what is made of them: a half-generated configuration must not stay
-    generate_boot_config || log "the boot configuration could not be generated from the old files either"
+    if generate_all; then
+      done_with boot
+    else
+      log "the boot configuration could not be generated from the old files either: the next run tries that again"
+    fi
     die "the boot configuration generated anew" "${output:-no output}" \
       "the next boot would not have what was configured; this step's files are as they were before (earlier steps stay, in the stack too)" \
       "mend what the message says (often: a full /boot or ESP), then run \`pulumi up\` again"
@@ -83,13 +90,28 @@ regenerate() {
   done_with boot
 }
 
-# second_entries HOOK - systemd-boot's second entries: made by the hook; removed by its text when the hook is gone.
+generate_all() { generate_boot_config && second_entries; }
+
+# second_entries - systemd-boot's second entries: made by the hook; removed by its text when the hook is gone.
 second_entries() {
+  local hook=$ROOT/etc/kernel/postinst.d/zzz-homelab
   [[ $LOADER == systemd-boot ]] || return 0
-  if [[ -x $1 ]]; then
-    run_logged "$1"
-  elif [[ $NAME == vfio ]]; then
+  if [[ -x $hook ]]; then
+    run_logged "$hook"
+  else
     run_logged bash -c "$ENTRY_SYSTEMD_BOOT" zzz-homelab remove
+  fi
+}
+
+# finish_initramfs - of a run of vfio_initramfs.sh that was cut short, or could not make them from the old files either: where nothing of
+# ours is in them any more, nobody else may come to make them anew.
+finish_initramfs() {
+  is_pending initramfs && [[ ! -e $STATE/files/vfio/etc/initramfs-tools/scripts/init-top/homelab-vfio ]] || return 0
+  clear_half_made
+  if run_logged update-initramfs -u -k all; then
+    done_with initramfs
+  else
+    log "the initramfs of an earlier run could not be made anew: $OUTPUT"
   fi
 }
 

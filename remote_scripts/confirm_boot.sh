@@ -10,7 +10,7 @@ apply() {
   if [[ -e $STATE/rollback || -e $ROOT/etc/systemd/system/homelab-rollback.timer ]]; then
     disarm
   fi
-  rm -f "$STATE/rolled-back"
+  remove_file /var/lib/homelab/rolled-back
   finish
   printf '{"confirmed":"%s"}\n' "$(<"$ROOT/proc/sys/kernel/random/boot_id")"
 }

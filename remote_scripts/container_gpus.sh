@@ -17,6 +17,7 @@ apply() {
   if [[ $CHANGED == no ]]; then
     log "container $CTID has what it is to have"
   fi
+  finish
   printf '{"digest":"%s","revision":%s,"devices":{' "$(provided | sha256sum | cut -c 1-16)" "$(revision)"
   for path in "${DEVICES[@]}"; do
     [[ -n ${PROVIDED[$path]:-} ]] || continue
@@ -50,7 +51,7 @@ revert() {
     [[ ! -e $ROOT$(record_dir)/restart ]] || restart
     rm -rf "$ROOT$(record_dir)"
   fi
-  tidy
+  finish
   printf '{"changed":"%s"}\n' "$CHANGED"
 }
 

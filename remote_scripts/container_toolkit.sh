@@ -17,7 +17,6 @@ apply() {
   local packages other
   read -ra packages <<<"$PACKAGES"
   take_lock
-  mkdir -p "$LOGS"
   need_engine
   install_packages toolkit no "${packages[@]}"
   for other in docker containerd; do
@@ -38,14 +37,13 @@ apply() {
 revert() {
   local engine path
   take_lock
-  mkdir -p "$LOGS"
   for path in $(layer_files toolkit); do
     case $path in
       *.toml | */daemon.json) ;;
       *) drop_file toolkit "$path" ;;
     esac
   done
-  rm -f "$STATE/toolkit-cdi"
+  remove_file /var/lib/homelab/toolkit-cdi
   give_back_config "$(config_files toolkit)"
   [[ $CONFIG_CHANGED == no ]] || CHANGED=yes
   CONFIG_CHANGED=no
@@ -109,7 +107,7 @@ configure() {
 quietly() {
   local file=$1
   shift
-  timeout -k 5 "$INSTALL_SECONDS" env --default-signal=TERM,HUP,PIPE "$@" >"$file" 2>&1 </dev/null {LOCK}>&-
+  holding_lock timeout -k 5 "$INSTALL_SECONDS" env --default-signal=TERM,HUP,PIPE "$@" >"$file" 2>&1 </dev/null
 }
 
 for_each() { # FUNCTION ITEM...
@@ -211,7 +209,7 @@ make_specification() {
   for path in $(layer_files toolkit); do
     [[ $path != */cdi/* || $path == "$CDI" ]] || drop_file toolkit "$path"
   done
-  [[ -n $CDI ]] || { rm -f "$STATE/toolkit-cdi" && return; }
+  [[ -n $CDI ]] || { remove_file /var/lib/homelab/toolkit-cdi && return; }
   made_for="$DRIVER $(find "$ROOT/dev" -maxdepth 1 -name 'nvidia[0-9]*' -printf '%f ' 2>/dev/null | tr ' ' '\n' | sort | tr '\n' ' ')"
   if [[ -e $ROOT$(record_file "$CDI") ]]; then
     [[ $(file_state toolkit "$CDI") != ok || $(cat "$STATE/toolkit-cdi" 2>/dev/null) != "$made_for" ]] || return 0

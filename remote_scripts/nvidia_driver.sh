@@ -22,7 +22,6 @@ FAMILY='^(nvidia-(driver|dkms|kernel|open|headless|utils|compute|firmware|smi|mo
 
 apply() {
   take_lock
-  mkdir -p "$LOGS"
   MAY_REMOVE=$FAMILY
   read_driver_note
   if is_wanted; then
@@ -59,7 +58,7 @@ apply() {
 
 # -- what is there ---------------------------------------------------------------------------------------------
 note_driver() {
-  mkdir -p "$STATE"
+  need_dir "$STATE"
   printf '%s\t%s\t%s\t%s\n' "$VERSION" "$source" "$TARGET" "$FLAVOUR" | write_atomically /var/lib/homelab/nvidia-driver 0600
 }
 
@@ -225,14 +224,15 @@ unload() { run_streamed 60 "$LOGS/unload" rmmod nvidia_uvm nvidia_drm nvidia_mod
 blacklist_nouveau() {
   local changed=$CHANGED
   CHANGED=no
+  FOLLOWED_BY=nvidia-initramfs
   put_file "$LAYER" "$BLACKLIST" 0644 "# NVIDIA's driver has the cards.
 blacklist nouveau
 blacklist nova_core
 blacklist nova_drm
 options nouveau modeset=0"
-  [[ $CHANGED == no ]] || pending nvidia-initramfs
   [[ $changed == no ]] || CHANGED=yes
   finish
+  FOLLOWED_BY=''
   renew_initramfs
 }
 
@@ -270,15 +270,15 @@ remove_driver_packages() {
 }
 
 # note_run - that what the installer puts there is ours, before it begins. Somebody's own that was there before is named, for `revert`.
-note_run() { mkdir -p "$STATE" && printf '%s\n' "$RUN_VERSION" | write_atomically /var/lib/homelab/nvidia-run 0600; }
+note_run() { need_dir "$STATE" && printf '%s\n' "$RUN_VERSION" | write_atomically /var/lib/homelab/nvidia-run 0600; }
 
 # remove_run - what the installer has put there, ours or somebody's: its files and those of packages have the same names.
 remove_run() {
-  [[ -n $(run_version) ]] || { rm -f "$STATE/nvidia-run" && return 0; }
+  [[ -n $(run_version) ]] || { remove_file /var/lib/homelab/nvidia-run && return 0; }
   [[ -e $STATE/nvidia-run ]] || log "replacing the driver $(run_version) that somebody installed with NVIDIA's installer; it doesn't come back"
   run_streamed "$INSTALL_SECONDS" "$LOGS/uninstall" "$ROOT/usr/bin/nvidia-uninstall" --silent ||
     explain "$LOGS/uninstall" "what NVIDIA's installer has installed, removed" "two drivers don't go together"
-  rm -f "$STATE/nvidia-run"
+  remove_file /var/lib/homelab/nvidia-run
   CHANGED=yes
 }
 
@@ -372,7 +372,6 @@ require_host_version() {
 revert() {
   local unit=/etc/systemd/system/multi-user.target.wants/$SERVICE
   take_lock
-  mkdir -p "$LOGS"
   read_driver_note
   [[ ! -L $ROOT$unit ]] || run_logged systemctl disable "$SERVICE" || rm -f "$ROOT$unit"
   drop_file "$LAYER" "/etc/systemd/system/$SERVICE"
@@ -387,7 +386,8 @@ revert() {
     finish
   fi
   TARGET=${NOTED_TARGET:-$TARGET} renew_initramfs
-  rm -rf "$ROOT$DOWNLOADS" "$STATE/nvidia-driver"
+  rm -rf "$ROOT$DOWNLOADS"
+  remove_file /var/lib/homelab/nvidia-driver
   step_undone driver
   finish
   printf '{"kept":%s,"changed":"%s"}\n' "$(json_list "${KEPT[@]}")" "$CHANGED"

@@ -17,7 +17,6 @@ LISTS_MINUTES=60
 apply() {
   local names asked
   take_lock
-  mkdir -p "$LOGS"
   read -ra names <<<"$PREREQUISITES"
   read -ra asked <<<"$ASK"
   find_repositories

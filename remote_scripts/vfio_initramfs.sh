@@ -18,7 +18,9 @@ apply() {
     return
   fi
   take_lock
+  FOLLOWED_BY=initramfs
   check_tools
+  clear_half_made
   check_space
   put_file vfio "$HOOK_PATH" 0755 "$HOOK"
   put_file vfio "$SCRIPT_PATH" 0755 "$INIT_TOP"
@@ -36,6 +38,8 @@ vfio_pci"
 
 revert() {
   take_lock
+  FOLLOWED_BY=initramfs
+  clear_half_made
   drop_file vfio "$SCRIPT_PATH"
   drop_file vfio "$HOOK_PATH"
   drop_file vfio "$MODULES_PATH"
@@ -65,13 +69,17 @@ check_space() {
 
 update() {
   local output
-  pending initramfs
+  begin_step initramfs
   if ! run_logged update-initramfs -u -k all; then
     output=$OUTPUT
     undo
-    run_logged update-initramfs -u -k all || log "the initramfs could not be made from the old files either"
-    done_with initramfs
-    tidy
+    clear_half_made
+    if run_logged update-initramfs -u -k all; then
+      done_with initramfs
+    else
+      clear_half_made
+      log "the initramfs could not be made from the old files either: the next run tries that again"
+    fi
     die "the initramfs of every installed kernel made anew" "$output" \
       "without it the GPU would not be bound at boot; this step's files are as they were before (earlier steps stay, in the stack too)" \
       "mend what the message says, try \`update-initramfs -u -k all\`, then run \`pulumi up\` again"

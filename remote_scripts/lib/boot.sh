@@ -52,13 +52,21 @@ generate_boot_config() {
   fi
 }
 
-# stale_initramfs - kernels whose initramfs is older than our script for it, or missing.
+# clear_half_made - initramfs that something was cut short in writing: update-initramfs gives them their names only when they are whole.
+# They take the room that new ones need.
+clear_half_made() {
+  # Somebody else's may be at work: the kernel knows a process by the first 15 letters of its name.
+  ! grep -qsxE 'update-initramf|mkinitramfs' "$ROOT"/proc/[0-9]*/comm || return 0
+  rm -f "$ROOT"/boot/initrd.img-*.new
+}
+
+# stale_initramfs - kernels whose initramfs is older than our script for it, or missing, or empty, as a power cut can leave it.
 stale_initramfs() {
   local image version script=$ROOT/etc/initramfs-tools/scripts/init-top/homelab-vfio
   [[ -e $script ]] || return 0
   for image in "$ROOT"/boot/vmlinuz-*; do
     version=${image##*/vmlinuz-}
-    [[ ! -e $image || $ROOT/boot/initrd.img-$version -nt $script ]] || printf '%s\n' "$version"
+    [[ ! -e $image || (-s $ROOT/boot/initrd.img-$version && $ROOT/boot/initrd.img-$version -nt $script) ]] || printf '%s\n' "$version"
   done
 }
 

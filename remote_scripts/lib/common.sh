@@ -80,25 +80,42 @@ log() {
   printf '%s\n' "$TEXT" >&2 2>/dev/null || :
 }
 
-# die WANTED FOUND WHY NEXT - the one message a person gets; everything this run changed is put back first.
+# die WANTED FOUND WHY NEXT - the one message a person gets; then everything this run changed is put back. The message comes first:
+# it is out whatever becomes of the rest.
 die() {
+  message "$@"
+  put_back_all
+  exit 99 # turned into 1 by the EXIT trap: the message is out
+}
+
+message() {
   local TEXT part parts=()
-  undo
   for part in "$@"; do
     text_of "$part" "$LOG_BYTES"
     parts+=("$TEXT")
   done
-  printf 'wanted: %s\nfound:  %s\nwhy:    %s\nnext:   %s\n' "${parts[@]}"
-  exit 99 # turned into 1 by the EXIT trap: the message is out
+  printf 'wanted: %s\nfound:  %s\nwhy:    %s\nnext:   %s\n' "${parts[@]}" || : # nobody may be there to read it
 }
 
 unexpected() {
-  local TEXT
-  undo
-  text_of "${failed_at:-an unknown place}" "$LOG_BYTES"
-  printf 'wanted: every command of this script to succeed\nfound:  exit status %s at %s\nwhy:    %s\nnext:   %s\n' "$1" \
-    "$TEXT" "going on would leave the host half configured; what this run changed was put back" \
+  message "every command of this script to succeed" "exit status $1 at ${failed_at:-an unknown place}$(full_places)" \
+    "going on would leave the host half configured; what this run changed is put back" \
     "see the log above, mend it, and run \`pulumi up\` again"
+  put_back_all
+}
+
+put_back_all() {
+  undo || :
+  [[ -z $NOT_PUT_BACK ]] || printf 'left:   %s could not be put back; the next run goes on from what is noted in /var/lib/homelab\n' "$NOT_PUT_BACK" || :
+}
+
+# full_places - which file systems that we write to have no room left, in words.
+full_places() {
+  local place
+  for place in /etc /var/lib /boot /run; do
+    [[ ! -d $ROOT$place || $(df -P -B1 "$ROOT$place" 2>/dev/null | awk 'NR == 2 { print ($4 < 65536) }') != 1 ]] ||
+      printf '; the file system of %s is full' "$place"
+  done
 }
 
 # json_string TEXT - as a JSON string, quotes included.
@@ -124,21 +141,53 @@ json_list() {
   printf ']'
 }
 
-# One writer at a time: a run whose client was killed goes on to its end, and the next one waits for it.
-take_lock() {
-  mkdir -p "$ROOT/run/lock"
-  exec {LOCK}>"$ROOT/run/lock/homelab"
-  flock -w "${LOCK_TIMEOUT:-900}" "$LOCK" || die "to be the only one changing this host" \
-    "another run still holds /run/lock/homelab after ${LOCK_TIMEOUT:-900} s" \
-    "two runs at once would write over each other" "wait for it, or look at it with: fuser -v /run/lock/homelab"
+# -- one writer at a time ----------------------------------------------------------------------------------------------
+# The lock and the logs lie where root alone can make a file: in a folder that everybody may write to (/run/lock), anybody could hold
+# the lock for ever.
+RUN=$ROOT/run/homelab
+
+# make_run_dir - fails where somebody else's folder, or a link, has its name.
+make_run_dir() {
+  [[ -d $ROOT/run ]] || mkdir "$ROOT/run"
+  mkdir -m 0700 "$RUN" 2>/dev/null || [[ -d $RUN && ! -L $RUN && -O $RUN ]] || return 1
+  chmod 0700 "$RUN"
 }
+
+# get_lock SECONDS - waits that long; status 1: another run has it still.
+get_lock() {
+  exec {LOCK}>"$RUN/lock"
+  flock -w "$1" "$LOCK" && return 0
+  exec {LOCK}>&-
+  LOCK=''
+  return 1
+}
+
+# take_lock - a run whose client was killed goes on to its end, and the next one waits for it. What a run that was itself cut short has
+# left lying about is cleared away.
+take_lock() {
+  make_run_dir || die "a folder of root's own, /run/homelab, for the lock and logs" \
+    "something else has that name: $(stat -c '%F, %U:%G, mode %a' "$RUN" 2>&1)" \
+    "whoever may write to it could keep this program from running" "find out whose /run/homelab is, and move it away"
+  get_lock "${LOCK_TIMEOUT:-900}" || die "to be the only one changing this host" \
+    "another run still holds /run/homelab/lock after ${LOCK_TIMEOUT:-900} s" \
+    "two runs at once would write over each other" "wait for it, or look at it with: fuser -v /run/homelab/lock"
+  clear_leftovers
+}
+
+# holding_lock COMMAND... - a subshell has the lock until the command has ended, also where this script is killed meanwhile. The command
+# itself hasn't: what it leaves running would have it for ever.
+holding_lock() (
+  "$@" {LOCK}>&-
+  exit
+)
 
 # run_logged COMMAND... - its output goes to a file first, so that it outlives a client that is gone; OUTPUT is its tail.
 run_logged() {
-  local status=0
-  "$@" >"$ROOT/run/lock/homelab.log" 2>&1 </dev/null {LOCK}>&- || status=$?
-  [[ ! -s $ROOT/run/lock/homelab.log ]] || log "$(of_file "$ROOT/run/lock/homelab.log")"
-  OUTPUT=$(tail -n 5 "$ROOT/run/lock/homelab.log" | tail -c "$LOG_BYTES")
-  rm -f "$ROOT/run/lock/homelab.log"
+  local status=0 file=$RUN/log
+  (: >"$file") 2>/dev/null || file=/dev/null # /run is full: the command may work all the same
+  holding_lock "$@" >"$file" 2>&1 </dev/null || status=$?
+  OUTPUT=$(tail -n 5 "$file" 2>/dev/null | tail -c "$LOG_BYTES") || OUTPUT=''
+  [[ ! -s $file ]] || log "$(of_file "$file")"
+  [[ $file == /dev/null ]] || rm -f "$file"
   return "$status"
 }

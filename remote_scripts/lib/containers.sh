@@ -326,7 +326,7 @@ need_changeable() {
 
 # note NAME - standard input becomes that part of the record.
 note() {
-  mkdir -p "$ROOT$(record_dir)"
+  need_dir "$ROOT$(record_dir)"
   write_atomically "$(record_dir)/$1" 0600
 }
 noted() { [[ ! -r $ROOT$(record_dir)/$1 ]] || cat "$ROOT$(record_dir)/$1"; }
@@ -472,8 +472,9 @@ insert_lines() {
 # refuses chmod and chown, and gives every file the rights that a configuration has.
 replace_conf() {
   local temporary=$ROOT$PVE_LXC/$CTID.conf.tmp.$$
+  rm -f "$ROOT$PVE_LXC/$CTID.conf.tmp."* # of a run that was killed: the lock is ours
   (umask 027 && cat >"$temporary") || { rm -f "$temporary" && return 1; }
-  mv -fT "$temporary" "$ROOT$PVE_LXC/$CTID.conf"
+  in_place "$temporary" "$PVE_LXC/$CTID.conf"
 }
 
 # take_out - our lines go, and nothing else. Sets CHANGED.

@@ -30,29 +30,23 @@ config_state() {
   fi
 }
 
-# remember_config PATH - for `undo`, with our notes about it.
-remember_config() {
-  remember "$1"
-  remember "$(record_file "$1")"
-  remember "$(kept_file "$1")"
-}
+sum_file() { printf '/var/lib/homelab/sums%s' "$1"; }
 
 # begin_change PATH - before nvidia-ctk writes to it.
 begin_change() {
-  local path=$1 kept
-  kept=$(kept_file "$path")
-  remember_config "$path"
+  local path=$1 record
+  record=$(record_file "$path")
+  remember "$(kept_file "$path")" "$(sum_file "$path")" "$record" "$path"
   case $(config_state "$path") in
     absent)
-      # Kept, and no record: a run was killed between the two. The kept bytes are the ones that were there.
-      [[ ! -e $ROOT$path || -e $ROOT$kept ]] || copy_atomically "$ROOT$path" "$kept"
-      mkdir -p "$ROOT$(dirname "$(record_file "$path")")"
-      printf 'pending\n' | write_atomically "$(record_file "$path")" 0600
+      if is_there "$path"; then keep_file "$path"; else forget_kept "$path"; fi
+      need_dir "$ROOT${record%/*}"
+      printf 'pending\n' | write_atomically "$record" 0600
       ;;
     changed) keep_without_ours "$path" ;; # what is to be given back has changed as well
   esac
   make_dir "${path%/*}"
-  rm -f "$ROOT$(before_file "$path")"
+  remove_file "$(before_file "$path")"
   [[ ! -e $ROOT$path ]] || copy_atomically "$ROOT$path" "$(before_file "$path")"
 }
 before_file() { printf '/run/homelab/before%s' "$1"; }
@@ -65,15 +59,16 @@ end_change() {
     [[ ! -e $before ]] || cmp -s "$before" "$ROOT$path" || copy_atomically "$before" "$path"
     # Somebody had it so before us: then it isn't ours.
     if [[ $(config_state "$path") == pending ]] && same_meaning "$path" "$ROOT$(kept_file "$path")"; then
-      rm -f "$ROOT$(record_file "$path")" "$ROOT$(kept_file "$path")" "$before"
+      remove_file "$(record_file "$path")" "$(before_file "$path")"
+      forget_kept "$path"
       return
     fi
   else
     CONFIG_CHANGED=yes
     log "wrote $path"
   fi
-  rm -f "$before"
-  [[ -e $ROOT$path ]] || { rm -f "$ROOT$(record_file "$path")" && return; }
+  remove_file "$(before_file "$path")"
+  [[ -e $ROOT$path ]] || { remove_file "$(record_file "$path")" && return; }
   sum=$(sha256sum <"$ROOT$path")
   printf '%s %s\n' "$(stat -c %a "$ROOT$path")" "${sum%% *}" | write_atomically "$(record_file "$path")" 0600
 }
@@ -91,10 +86,12 @@ keep_without_ours() {
   kept=$(kept_file "$path")
   text=$(without_ours "$path")
   if [[ -z ${text//[[:space:]\{\}]/} && ! -e $ROOT$kept ]]; then
-    rm -f "$ROOT$kept"
+    forget_kept "$path"
   else
-    mkdir -p "$ROOT${kept%/*}"
+    need_dir "$ROOT${kept%/*}"
+    remove_file "$(sum_file "$path")" # without one it counts as whole
     printf '%s\n' "$text" | write_atomically "$kept" "0$(stat -c %a "$ROOT$path")"
+    note_kept "$path"
   fi
 }
 
@@ -103,16 +100,13 @@ give_back_config() {
   local path=$1 state
   state=$(config_state "$path")
   [[ $state != absent ]] || return 0
-  remember_config "$path"
+  need_kept "$path"
+  remember "$path" "$(record_file "$path")" "$(sum_file "$path")" "$(kept_file "$path")"
   [[ $state != changed ]] || keep_without_ours "$path"
-  if [[ $state == missing ]]; then
-    : # somebody has removed it since; so it stays
-  elif [[ -e $ROOT$(kept_file "$path") ]]; then
-    copy_atomically "$ROOT$(kept_file "$path")" "$path"
-  else
-    rm -f "$ROOT$path"
-  fi
-  rm -f "$ROOT$(record_file "$path")" "$ROOT$(kept_file "$path")"
+  # Somebody may have removed it since; so it stays.
+  [[ $state == missing ]] || put_kept_back "$path"
+  remove_file "$(record_file "$path")"
+  forget_kept "$path"
   CONFIG_CHANGED=yes
   log "gave back $path"
 }

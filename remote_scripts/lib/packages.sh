@@ -8,7 +8,7 @@
 # killed leaves nothing unknown behind, and brought to what really is there at the end of a run.
 # Over pct exec and sudo the path may lack these.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin
-LOGS=$ROOT/run/homelab  # logs of the commands of this run
+LOGS=$RUN               # logs of the commands of this run
 UPDATE_LOG=$LOGS/update # what apt-get update complained of, where it did
 MAY_REMOVE=             # a regular expression: what an installation may remove, besides what this program added
 KEPT=()                 # of `remove_packages`: what it left, as others need it
@@ -40,10 +40,9 @@ with_proxy() {
 run_streamed() {
   local seconds=$1 file=$2 status=0 child reader
   shift 2
-  mkdir -p "$LOGS"
   : >"$file"
   # What a script ignores its children ignore, too: `timeout` could end none of them, and maintainers' scripts count on SIGPIPE.
-  with_proxy timeout -k 30 "$seconds" env --default-signal=TERM,PIPE "$@" >"$file" 2>&1 </dev/null {LOCK}>&- &
+  with_proxy holding_lock timeout -k 30 "$seconds" env --default-signal=TERM,PIPE "$@" >"$file" 2>&1 </dev/null &
   child=$!
   tail -n +1 -s 0.1 -f --pid="$child" "$file" 2>/dev/null | stream &
   reader=$!
@@ -196,10 +195,10 @@ read_record() {
 write_record() {
   local name
   if ((${#NOW[@]} == 0)); then
-    rm -f "$(record_of "$1")"
+    remove_file "/var/lib/homelab/packages/$1"
     return 0
   fi
-  mkdir -p "$STATE/packages"
+  need_dir "$STATE/packages"
   for name in "${!NOW[@]}"; do
     printf '%s\t%s\t%s\t%s\n' "$name" "${NOW[$name]}" "${BEFORE[$name]}" "${MARK[$name]}"
   done | sort | write_atomically "/var/lib/homelab/packages/$1" 0600
@@ -256,7 +255,6 @@ announced() {
 simulated() {
   local file=$1
   shift
-  mkdir -p "$LOGS"
   apt-get -s -q "$@" >"$file" 2>&1 </dev/null
 }
 
@@ -276,7 +274,6 @@ require_others_kept() {
 install_packages() {
   local layer=$1 recommends=$2 package missing=() options=() file=$LOGS/apt
   shift 2
-  mkdir -p "$LOGS"
   read_installed
   for package in "$@"; do is_whole "$package" || missing+=("$package"); done
   if ((${#missing[@]} == 0)); then
@@ -316,7 +313,6 @@ explain_install() {
 remove_packages() {
   local layer=$1 name gone=() back=() file=$LOGS/apt
   KEPT=()
-  mkdir -p "$LOGS"
   read_installed
   settle_record "$layer"
   ((${#NOW[@]} > 0)) || return 0
@@ -345,7 +341,7 @@ remove_packages() {
     apt_get "$file" purge "${GONE[@]}" || explain "$file" "to remove ${GONE[*]}" "this program installed them"
     CHANGED=yes
   fi
-  rm -f "$(record_of "$layer")"
+  remove_file "/var/lib/homelab/packages/$layer"
 }
 
 # find_versions_to_restore - `back`: NAME=VERSION of what had another version, or was removed, if that version can still be had.
@@ -403,14 +399,14 @@ only_these() {
 # -- steps -----------------------------------------------------------------------------------------------------
 # step_done LAYER / step_undone LAYER - that a step was carried out here is known from here: a system that was reinstalled, or went back to
 # a snapshot, tells of none.
-step_done() { mkdir -p "$STATE/steps" && : >"$STATE/steps/$1"; }
-step_undone() { rm -f "$STATE/steps/$1"; }
+step_done() { mark "/var/lib/homelab/steps/$1"; }
+step_undone() { remove_file "/var/lib/homelab/steps/$1"; }
 
 # -- downloads -------------------------------------------------------------------------------------------------
 # download URL FILE - by https alone, redirections too. FILE (without ROOT) is there only when all of it is; a broken transfer goes on where it ended, in the next run, too.
 download() {
   local url=$1 file=$2 part=$2.part log_file=$LOGS/download try status=0 until
-  mkdir -p "$ROOT${file%/*}" "$LOGS"
+  need_dir "$ROOT${file%/*}"
   log "downloading $(masked "$url")"
   until=$((SECONDS + ${DOWNLOAD_SECONDS:-1800}))
   for try in 1 2 3 4 5; do
@@ -420,7 +416,7 @@ download() {
       status=$?
     case $status in
       0)
-        mv -fT "$ROOT$part" "$ROOT$file"
+        in_place "$ROOT$part" "$file"
         return 0
         ;;
       # The server doesn't go on from there: an old part is longer than the file, or the file has changed. From the beginning, then.

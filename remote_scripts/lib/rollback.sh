@@ -6,9 +6,9 @@ disarm() {
   if [[ -e $ROOT/etc/systemd/system/homelab-rollback.timer ]]; then
     run_logged systemctl disable --now homelab-rollback.timer || log "systemctl disable homelab-rollback.timer failed: $OUTPUT"
   fi
-  for unit in service timer; do
-    rm -f "$ROOT/etc/systemd/system/homelab-rollback.$unit"
+  for unit in timers.target.wants/homelab-rollback.timer homelab-rollback.service homelab-rollback.timer; do
+    remove_file "/etc/systemd/system/$unit"
   done
-  rm -f "$STATE/rollback" "$ROOT/etc/systemd/system/timers.target.wants/homelab-rollback.timer"
+  remove_file /var/lib/homelab/rollback
   run_logged systemctl daemon-reload || log "systemctl daemon-reload failed: $OUTPUT"
 }

@@ -50,7 +50,7 @@ configured_words() {
   if [[ ${1:-} == others ]]; then
     for added in "$STATE"/cmdline/*; do
       [[ -f $added ]] || continue
-      read -ra words <"$added" || true
+      read -rd '' -a words <"$added" || true
       line=$(without_words "$line" "${words[@]}")
     done
   fi
@@ -64,37 +64,67 @@ generated_words() {
 }
 
 # edit_kernel_cmdline NAME TEXT - puts TEXT (words, or nothing) at the end of /etc/kernel/cmdline's first line, in place of
-# what we put there before under this name. The exact text is recorded, so that taking it away leaves every other byte.
+# what we put there before under this name. The exact text is recorded, so that taking it away leaves every other byte. While the
+# file changes, the record has a line for each text that may be there, the old and the new; `finish` leaves the new one alone.
 edit_kernel_cmdline() {
-  local record=/var/lib/homelab/cmdline/$1 new=${2:+ $2} old='' file whole first rest words
+  local record=/var/lib/homelab/cmdline/$1 new=${2:+ $2} texts=() file whole first rest
   file=$(readlink -f "$ROOT/etc/kernel/cmdline")
   file=${file#"$ROOT"}
-  [[ ! -e $ROOT$record ]] || old=$(<"$ROOT$record")
+  # The longest first: one may be the beginning of another.
+  [[ ! -e $ROOT$record ]] || mapfile -t texts < <(awk '{ print length, $0 }' "$ROOT$record" | sort -rn | sed 's/^[0-9]* //')
+  LINE[$1]=$2
   whole=$(cat "$ROOT$file" && printf x)
   whole=${whole%x}
   first=${whole%%$'\n'*}
   rest=${whole#"$first"}
-  [[ $old != "$new" || "$first " != *"$old "* ]] || return 0 # there already, also in the middle
-  if [[ -n $old && "$first " == *"$old "* ]]; then
-    first="$first "
-    first="${first%"$old "*} ${first##*"$old "}"
-    first=${first% }
-  elif [[ -n $old ]]; then # somebody moved our words
-    read -ra words <<<"$old"
-    first=$(without_words "$first" "${words[@]}")
-  fi
-  first+=$new
-  remember "$file"
-  remember "$record"
-  if [[ -n $new ]]; then
-    mkdir -p "$ROOT${record%/*}"
-    printf '%s\n' "$new" | write_atomically "$record" 0600
-  fi
-  copy_atomically "$ROOT$file" "$file.homelab-new" # owner and mode as they are
-  printf '%s' "$first$rest" >"$ROOT$file.homelab-new"
-  sync "$ROOT$file.homelab-new"
-  mv -fT "$ROOT$file.homelab-new" "$ROOT$file"
-  [[ -n $new ]] || rm -f "$ROOT$record"
+  ! has_text_alone || return 0
+  about_to_change
+  remember "$record" "$file"
+  need_dir "$ROOT${record%/*}"
+  printf '%s\n' "${texts[@]}" "$new" | sed '/^$/d' | sort -u | write_atomically "$record" 0600
+  take_texts_out
+  printf '%s' "$first$new$rest" | rewrite_atomically "$file"
   CHANGED=yes
   log "wrote $file"
+}
+
+# settle_kernel_cmdline NAME TEXT - the record says just that.
+settle_kernel_cmdline() {
+  local record=/var/lib/homelab/cmdline/$1
+  if [[ -z $2 ]]; then
+    remove_file "$record"
+  elif [[ $(<"$ROOT$record") != " $2" ]]; then
+    printf ' %s\n' "$2" | write_atomically "$record" 0600
+  fi
+}
+
+# Is `new`, and no other of `texts`, in `first`? In its middle, too. Without a record nothing of ours is there.
+has_text_alone() {
+  local text noted=no
+  if [[ -z $new ]]; then
+    ((${#texts[@]} == 0))
+    return
+  fi
+  for text in "${texts[@]}"; do
+    [[ $text != "$new" ]] || noted=yes
+    [[ "$first " != *"$text "* || "$new " == *"$text "* ]] || return 1
+  done
+  [[ $noted == yes && "$first " == *"$new "* ]]
+}
+
+# take_texts_out - of `first`, the one of `texts` that is there; words of theirs, if somebody has moved these.
+take_texts_out() {
+  local text words
+  for text in "${texts[@]}"; do
+    if [[ "$first " == *"$text "* ]]; then
+      first="$first "
+      first="${first%"$text "*} ${first##*"$text "}"
+      first=${first% }
+      return 0
+    fi
+  done
+  for text in "${texts[@]}"; do
+    read -ra words <<<"$text"
+    first=$(without_words "$first" "${words[@]}")
+  done
 }
