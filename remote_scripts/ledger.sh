@@ -11,9 +11,9 @@ apply() {
   local file=/var/lib/homelab/ledger/$NAME
   take_lock
   if [[ -z $NOTE ]]; then
-    rm -f "$ROOT$file"
+    remove_file "$file"
   elif [[ $KEEP != yes || ! -s $ROOT$file ]]; then
-    mkdir -p "$ROOT${file%/*}"
+    need_dir "$ROOT${file%/*}"
     printf '%s\n' "$NOTE" | write_atomically "$file" 0600
   else
     NOTE=$(<"$ROOT$file")

@@ -72,6 +72,10 @@ class Folder:
                 found[name] = (path.stat().st_mode & 0o7777, "directory")
         return found
 
+    def files(self) -> dict[str, tuple[int, str]]:
+        """The same without directories."""
+        return {name: about for name, about in self.tree().items() if about[1] != "directory"}
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:

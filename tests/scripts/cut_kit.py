@@ -43,6 +43,7 @@ _COMMANDS = {
     "systemctl": "",
     # Of every file that the real one reads, as it reads them.
     "update-grub": """\
+set -e
 [[ ! -e $ROOT/fail ]] || { echo "no room" >&2; exit 1; }
 cd "$ROOT/etc/default"
 GRUB_CMDLINE_LINUX_DEFAULT=
@@ -61,6 +62,7 @@ rm "$ROOT/boot/grub/grub.cfg.new"
 """,
     # It takes whatever lies in its folders, and whatever is in modules-load.d.
     "update-initramfs": """\
+set -e
 [[ ! -e $ROOT/fail ]] || { echo "no room" >&2; exit 1; }
 for kernel in "$ROOT"/boot/vmlinuz-*; do
   image=$ROOT/boot/initrd.img-${kernel##*/vmlinuz-}
@@ -74,6 +76,7 @@ done
 [[ ! -e $ROOT/etc/kernel/proxmox-boot-uuids ]] || proxmox-boot-tool refresh
 """,
     "proxmox-boot-tool": """\
+set -e
 if [[ $1 == status ]]; then echo "AAAA-0001 is configured with: uefi (versions: x)"; exit; fi
 [[ ! -e $ROOT/fail ]] || { echo "no room" >&2; exit 1; }
 read -r line <"$ROOT/etc/kernel/cmdline"
@@ -344,7 +347,7 @@ def cuts(folder: Folder, verb: str, script: str, output: Path, *, status: int = 
 
 
 def _fingerprint(root: Path) -> int:
-    found = []
+    found: list[tuple[int, ...]] = []
     for name in LASTING:
         for folder, _, names in os.walk(root / name):
             about = Path(folder).stat()

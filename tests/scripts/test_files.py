@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+
 import pytest
 
+from host import scripts
 from tests.scripts.conftest import Folder
+from tests.waiting import wait_until
 
 
 def test_a_new_file_is_written_and_taken_away_with_the_directories_made_for_it(folder: Folder) -> None:
@@ -63,8 +68,6 @@ def test_a_command_that_fails_unexpectedly_is_reported_and_undone(folder: Folder
 
 
 def test_a_script_cut_off_on_its_way_does_nothing(folder: Folder) -> None:
-    from host import scripts
-
     whole = scripts.cmdline("iommu", "amd_iommu=on", 0)
     before = folder.tree()
     for part in range(0, len(whole) - 20, len(whole) // 40):
@@ -96,6 +99,118 @@ message=$(other) || echo "refused: $message"
 """
     )
     assert "refused: wanted: to be the only one changing this host" in done.stdout
+
+
+# Its command lasts until the test writes a line.
+HOLDS = """
+take_lock
+exec {wait}<>"$ROOT/run/go"
+echo ready
+run_logged bash -c ": >'$ROOT/run/running'; read -ru $wait _"
+"""
+
+
+def test_the_lock_is_held_until_the_command_of_a_killed_run_has_ended(folder: Folder) -> None:
+    os.mkfifo(folder.root / "run/go")
+    text = "".join(scripts._text(f"lib/{name}.sh") for name in scripts.LIBRARY) + HOLDS
+    killed = subprocess.Popen(["bash", "-c", text], env=folder.environment, stdout=subprocess.PIPE)
+    assert killed.stdout is not None and killed.stdout.readline() == b"ready\n"
+    wait_until((folder.root / "run/running").exists, 30)
+    killed.kill()
+    killed.wait()
+    killed.stdout.close()
+    assert folder.bash("make_run_dir; get_lock 0 || echo held").stdout == "held\n"
+    (folder.root / "run/go").write_text("\n")
+    assert folder.bash("LOCK_TIMEOUT=30; take_lock; echo free").stdout == "free\n"
+
+
+def test_lock_and_logs_lie_where_root_alone_may_write(folder: Folder) -> None:
+    done = folder.bash('take_lock; run_logged true; ls -A "$ROOT/run/homelab"; stat -c %a "$ROOT/run/homelab"')
+    assert done.stdout == "lock\n700\n"
+
+
+@pytest.mark.parametrize("made", ["ln -s /tmp {}", "touch {}", "mkdir {}; chown 65534 {}"])
+def test_a_folder_for_the_lock_that_somebody_else_made_is_refused(folder: Folder, made: str) -> None:
+    if "chown" in made and os.geteuid() != 0:
+        pytest.skip("a folder of another user takes root")
+    folder.bash(made.format('"$ROOT/run/homelab"', '"$ROOT/run/homelab"'), library=False)
+    before = folder.tree()
+    done = folder.bash("take_lock; put_file a /etc/one 0644 x; finish")
+    assert (done.returncode, done.stdout.split(",")[0]) == (1, "wanted: a folder of root's own")
+    assert folder.tree() == before
+
+
+def test_who_does_not_get_the_lock_leaves_the_files_of_the_other_run_alone(folder: Folder) -> None:
+    folder.write("/etc/.file.homelab-tmp", "half of it")
+    folder.write("/var/lib/homelab/.homelab-undo/0", "what it was")
+    before = folder.tree()
+    done = folder.bash("make_run_dir; get_lock 0; held=$LOCK; LOCK_TIMEOUT=0; take_lock")
+    assert done.stdout.startswith("wanted: to be the only one changing this host")
+    assert folder.tree() == before
+
+
+def test_the_message_comes_also_where_nothing_can_be_put_back(folder: Folder) -> None:
+    folder.write("/etc/theirs", "theirs")
+    done = folder.bash("put_file vfio /etc/theirs 0644 x; mv() { return 1; }; die want found why next")
+    assert done.stdout.startswith("wanted: want\nfound:  found\n")
+    assert done.stdout.endswith(
+        "left:   /etc/theirs could not be put back; the next run goes on from what is noted in /var/lib/homelab\n"
+    )
+    assert folder.bash("take_lock; drop_file vfio /etc/theirs; finish").returncode == 0
+    assert folder.read("/etc/theirs") == "theirs"
+
+
+@pytest.mark.parametrize(
+    "damage", [': >"$KEPT"', 'rm "$KEPT"', 'echo other >"$KEPT"', 'head -c 3 "$KEPT" >"$ROOT/x"; mv "$ROOT/x" "$KEPT"']
+)
+def test_a_kept_original_that_was_damaged_is_never_written_back(folder: Folder, damage: str) -> None:
+    folder.write("/etc/docker/daemon.json", '{"bip": "10.0.0.1/24"}\n')
+    folder.bash("put_file a /etc/docker/daemon.json 0644 ours; finish")
+    folder.bash(f"KEPT=$ROOT/var/lib/homelab/kept/etc/docker/daemon.json; {damage}", library=False)
+    before = folder.files()
+    done = folder.bash("take_lock; drop_file a /etc/docker/daemon.json; finish")
+    assert done.returncode == 1
+    assert "wanted: to give back /etc/docker/daemon.json as it was before this program" in done.stdout
+    assert folder.files() == before
+
+
+def test_an_original_that_an_older_version_kept_comes_back(folder: Folder) -> None:
+    folder.write("/etc/file", "theirs")
+    folder.bash('put_file a /etc/file 0644 ours; finish; rm -r "$STATE/sums"')
+    folder.bash("drop_file a /etc/file; finish")
+    assert folder.read("/etc/file") == "theirs"
+
+
+def test_a_link_that_leads_nowhere_comes_back(folder: Folder) -> None:
+    (folder.root / "etc/file").symlink_to("/nowhere")
+    before = folder.tree()
+    folder.bash("put_file a /etc/file 0644 ours; finish")
+    folder.bash("drop_file a /etc/file; finish")
+    assert folder.tree() == before
+
+
+def test_another_layers_file_keeps_its_original_when_one_that_never_wrote_it_drops_it(folder: Folder) -> None:
+    folder.write("/etc/file", "theirs")
+    folder.bash("put_file a /etc/file 0644 ours; finish")
+    folder.bash("drop_file b /etc/file; finish")
+    folder.bash("drop_file a /etc/file; finish")
+    assert folder.read("/etc/file") == "theirs"
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        "/etc/default/.x.homelab-tmp",
+        "/etc/kernel/cmdline.homelab-new",
+        "/etc/.homelab-undo/0",
+        "/var/lib/homelab/undo/0",
+    ],
+)
+def test_what_a_run_that_was_cut_short_left_lying_about_goes_with_the_next(folder: Folder, left: str) -> None:
+    before = folder.tree()
+    folder.write(left, "half of it")
+    assert folder.bash("take_lock; finish").returncode == 0
+    assert folder.tree().keys() - before.keys() <= {"etc/default", "etc/kernel"}
 
 
 @pytest.mark.parametrize("text", ['say "hi"', "back\\slash", "tab\there", "two\nlines", "bell\x07", "plain"])

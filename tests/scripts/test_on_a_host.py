@@ -139,6 +139,18 @@ def test_an_initramfs_that_fails_for_one_kernel_leaves_no_file_of_ours_and_is_me
     assert machine.files() == stock
 
 
+def test_an_initramfs_that_a_power_cut_left_empty_is_made_anew_and_half_ones_go(host: Callable[[str], Host]) -> None:
+    machine = host("rtx5090")
+    machine.run("apply", scripts.vfio_initramfs(True, 0))
+    configured = machine.files()
+    image = sorted((machine.root / "boot").glob("initrd.img-*"))[0]
+    image.write_bytes(b"")
+    image.with_name(image.name + ".new").write_bytes(b"")
+    image.with_name("initrd.img-of-a-kernel-that-is-gone.new").write_bytes(b"half")
+    assert machine.run("apply", scripts.vfio_initramfs(True, 0)).returncode == 0
+    assert machine.files() == configured
+
+
 def test_pinning_a_kernel_still_works_beside_the_second_boot_entry(host: Callable[[str], Host]) -> None:
     """proxmox-boot-tool takes the root device's id from grub.cfg by a pattern that a doubled entry would match twice."""
     machine = host("zfs-grub-shim")

@@ -1,0 +1,153 @@
+"""Disks that are full: a script says so first, leaves nothing of its own, and the next run, with room, does its work.
+
+The disks are small tmpfs in a mount namespace of the test's own. By default a sample of how full they are is tried, the same in each run;
+HOMELAB_EVERY_CUT=1 tries every one.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from host import scripts
+from tests.scripts import cut_kit
+from tests.scripts.conftest import Folder, quoted
+from tests.scripts.test_cuts import CHAIN, SAMPLE, run, up_to
+
+#: Pages of 4 KiB that are free: from none to more than a script takes.
+PAGES = range(12)
+_NAMESPACE = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+
+#: This machine's own, not the stand-in.
+_MOUNT = shutil.which("mount") or "mount"
+
+_ON_A_FULL_DISK = """\
+set -eu
+"$MOUNT" -t tmpfs -o size=4m none "$DISK"
+cp -a "$STOCK/." "$DISK"
+cat /dev/zero >"$DISK/ballast" 2>/dev/null || :
+truncate -s "-$((PAGES * 4096))" "$DISK/ballast"
+bash -s -- apply <"$SCRIPT" >"$OUT/stdout" 2>"$OUT/stderr" && echo 0 >"$OUT/status" || echo "$?" >"$OUT/status"
+rm "$DISK/ballast"
+cp -a "$ROOT" "$OUT/left"
+bash -s -- apply <"$SCRIPT" >/dev/null 2>"$OUT/stderr-again"
+cp -a "$ROOT" "$OUT/again"
+"""
+
+
+@pytest.fixture(autouse=True)
+def needs_mounts() -> None:
+    if subprocess.run([*_NAMESPACE, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode != 0:
+        pytest.skip("this machine lets nobody mount a tmpfs in a namespace of their own")
+
+
+def on_a_full_disk(host: Folder, disk: str, script: str, pages: int, out: Path) -> None:
+    """Run ``script`` on a copy of ``host`` with that many ``pages`` free on ``disk``; then once more with room."""
+    root = out / "root"
+    shutil.copytree(host.root, root, symlinks=True)
+    shutil.copytree(root / disk, out / "stock", symlinks=True)
+    (out / "script").write_text(script)
+    places = {"ROOT": root, "DISK": root / disk, "STOCK": out / "stock", "SCRIPT": out / "script", "OUT": out}
+    environment = {
+        **host.environment,
+        **{key: str(path) for key, path in places.items()},
+        "PAGES": str(pages),
+        "MOUNT": _MOUNT,
+    }
+    done = subprocess.run(
+        [*_NAMESPACE, "bash", "-c", _ON_A_FULL_DISK], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("disk", ["", "etc", "var", "boot", "run"])
+@pytest.mark.parametrize("layer", CHAIN)
+def test_on_a_full_disk_the_message_comes_first_and_nothing_of_ours_is_left(
+    folder: Folder, layer: str, disk: str, tmp_path: Path
+) -> None:
+    cut_kit.stock(folder, "grub")
+    up_to(folder, layer)
+    before = cut_kit.tree(folder.root)
+    failed = 0
+    levels = (
+        PAGES if SAMPLE is None else sorted(random.Random(f"{layer}{disk}").sample(PAGES, 3) if disk else PAGES[::3])
+    )
+    for pages in levels:
+        out = tmp_path / f"pages-{pages}"
+        out.mkdir()
+        on_a_full_disk(folder, disk, CHAIN[layer], pages, out)
+        left = cut_kit.tree(out / "left")
+        if (out / "status").read_text() != "0\n":
+            failed += 1
+            assert (out / "stdout").read_text().startswith("wanted: "), (pages, (out / "stderr").read_text())
+            ours = {key for key in {*left, *before} if left.get(key) != before.get(key)}
+            # What could not be made of the old files either is still to be done; what is made is the next run's to mend.
+            pending = {key for key in ours if key.startswith("var/lib/homelab")}
+            assert pending <= {
+                "var/lib/homelab",
+                "var/lib/homelab/pending",
+                *(f"var/lib/homelab/pending/{each}" for each in ("boot", "initramfs")),
+            }, pages
+            assert not {key for key in ours if not key.startswith(("boot/", "var/"))}, pages
+            assert pending or not ours, pages
+    run(folder, "apply", CHAIN[layer])
+    configured = cut_kit.tree(folder.root)
+    for pages in levels:
+        assert cut_kit.tree(tmp_path / f"pages-{pages}" / "again") == configured
+    assert failed > 0 or disk
+
+
+_ON_A_FULL_ESP = """\
+set -eu
+esp=$ROOT/esp/AAAA-0001
+cp -a "$esp" "$OUT/esp"
+"$MOUNT" -t tmpfs -o size=256k none "$esp"
+cp -a "$OUT/esp/." "$esp"
+cat /dev/zero >"$esp/ballast" 2>/dev/null || :
+truncate -s "-$((PAGES * 4096))" "$esp/ballast"
+sh "$SCRIPT" >"$OUT/stdout" 2>&1 && echo 0 >"$OUT/status" || echo "$?" >"$OUT/status"
+rm "$esp/ballast"
+cp -a "$esp" "$OUT/left"
+"""
+
+
+@pytest.mark.parametrize("pages", range(4))
+def test_a_full_esp_gets_no_truncated_entry_and_its_error_is_reported(
+    folder: Folder, pages: int, tmp_path: Path
+) -> None:
+    cut_kit.stock(folder, "systemd-boot")
+    script, out = tmp_path / "entry.sh", tmp_path / "out"
+    script.write_text(scripts.file("systemd_boot_entry.sh") + "\n")
+    out.mkdir()
+    folder.write("/var/lib/homelab/cmdline/vfio", " quiet\n")
+    environment = {**folder.environment, "SCRIPT": str(script), "OUT": str(out), "PAGES": str(pages), "MOUNT": _MOUNT}
+    done = subprocess.run(
+        [*_NAMESPACE, "bash", "-c", _ON_A_FULL_ESP], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    entries = {path.name: path.read_text() for path in (out / "left/loader/entries").iterdir()}
+    ours = {name: text for name, text in entries.items() if not name.startswith("proxmox-")}
+    assert len(ours) == min(pages, 2)
+    for name, text in ours.items():
+        assert name.startswith("homelab-without-gpu-")
+        assert "linux    /vmlinuz\n" in text and text.endswith("options  root=ZFS=rpool/ROOT/pve-1 boot=zfs \n")
+    assert (out / "status").read_text() == ("1\n" if pages < 2 else "0\n")
+    assert ("could not be written to the ESP AAAA-0001" in (out / "stdout").read_text()) == (pages < 2)
+    # The other ESP is written all the same, and none stays mounted.
+    others = sorted(path.name for path in (folder.root / "esp/AAAA-0002/loader/entries").glob("homelab-without-gpu-*"))
+    assert len(others) == 2
+    assert not list((folder.root / "run").glob("homelab-esp*"))
+
+
+def test_an_entry_of_proxmox_that_is_cut_short_gets_no_second_one(folder: Folder, tmp_path: Path) -> None:
+    cut_kit.stock(folder, "systemd-boot")
+    entry = folder.root / "esp/AAAA-0001/loader/entries/proxmox-6.8.12-1-pve.conf"
+    entry.write_text("title    Proxmox\n")
+    done = folder.bash(f"sh -c {quoted(scripts.file('systemd_boot_entry.sh'))}", library=False)
+    assert done.returncode == 1
+    assert "proxmox-6.8.12-1-pve.conf on the ESP AAAA-0001 has no options" in done.stderr
