@@ -10,6 +10,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from lab.host.pve_packages import is_pve9
 from lab.host.state import HostState
 
 from . import lxc, node, qemu
@@ -113,7 +114,9 @@ def _guest_resources(call: Call) -> list[dict[str, Any]]:
         if not call.may(f"/vms/{entry['vmid']}", "VM.Audit"):
             continue
         kept = {k: v for k, v in entry.items() if k not in _LEFT_OUT}
-        defaults = {"diskread": 0, "diskwrite": 0, "memhost": entry["mem"], "template": 0, "maxcpu": entry["cpus"]}
+        defaults = {"diskread": 0, "diskwrite": 0, "template": 0, "maxcpu": entry["cpus"]}
+        if is_pve9(call.host):
+            defaults["memhost"] = entry["mem"]
         found.append({**defaults, **kept, "type": kind, "id": f"{kind}/{entry['vmid']}", "node": call.host.node})
     for vmid, (name, kind) in all_ids(call.host).items():
         if name != call.host.node and call.may(f"/vms/{vmid}", "VM.Audit"):

@@ -249,6 +249,8 @@ class Guest:
 
     def meets_held_lock(self) -> bool:
         """Whether another process has its configuration's lock just now: each time this is asked uses one up."""
+        if not self.host.fault("config-lock") and not self._record.get("cleanup_holds"):
+            return False
         with self.host.changing() as machine:
             faults, entry = machine["faults"], machine["guests"].get(str(self.vmid), {})
             if int(faults.get("config-lock") or 0) > 0:

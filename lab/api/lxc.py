@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from lab.host.pve_packages import is_pve9
 from lab.host.state import HostState
 
 from . import container_system
@@ -38,6 +39,8 @@ _DEVICE = re.compile(r"dev\d+")
 _NET = re.compile(r"net\d+")
 _VOLUME = re.compile(r"rootfs|mp\d+|unused\d+")
 _DIGEST_MISMATCH = "detected modified configuration - file changed by other user? Try again."
+_ONLY_IN_9 = frozenset({"entrypoint", "env"})
+_UNKNOWN = "property is not defined in schema and the schema does not allow additional properties"
 _PRIVILEGES = {
     "VM.Config.CPU": "cores cpulimit cpuunits",
     "VM.Config.Memory": "memory swap",
@@ -142,12 +145,17 @@ def _require_features(call: Call, path: str, value: str | None, *, unprivileged:
     call.require(path, "VM.Allocate")
 
 
+def _require_known(call: Call, values: dict[str, str]) -> None:
+    """Refuse what Proxmox VE 8 doesn't know."""
+    if not is_pve9(call.host) and (named := [key for key in values if key in _ONLY_IN_9]):
+        raise bad_parameters(dict.fromkeys(named, _UNKNOWN))
+
+
 def _require_devices(call: Call, values: dict[str, str]) -> None:
     """Refuse dev[n] where pve-container doesn't know it, and device nodes that the host hasn't."""
-    if not container_system.has_device_options(call.host):
-        unknown = "property is not defined in schema and the schema does not allow additional properties"
-        if named := [key for key in values if _DEVICE.fullmatch(key)]:
-            raise bad_parameters(dict.fromkeys(named, unknown))
+    named = [key for key in values if _DEVICE.fullmatch(key)]
+    if named and not container_system.has_device_options(call.host):
+        raise bad_parameters(dict.fromkeys(named, _UNKNOWN))
     for option in container_system.device_options(call.host, values).values():
         container_system.host_node(call.host, option["path"])
 
@@ -161,6 +169,7 @@ def create(call: Call) -> str:
     if call.parameters.get("restore"):
         raise Died("the lab restores no backups: create the container from a template")
     wanted = option_values("lxc", call.parameters)
+    _require_known(call, wanted)
     for key, value in wanted.items():
         unprivileged = wanted.get("unprivileged") == "1"
         _require_option(call, guest.vmid, key, value, unprivileged=unprivileged)
@@ -289,6 +298,7 @@ def update(call: Call) -> None:
 
 def _update(call: Call, guest: Guest) -> None:
     change = Change.of("lxc", call.parameters)
+    _require_known(call, change.values)
     config = disturbed(guest)
     unprivileged = config.values.get("unprivileged") == "1"
     for key in change.keys:

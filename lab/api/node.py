@@ -49,19 +49,23 @@ def status(call: Call) -> dict[str, Any]:
     release = host.read("/proc/sys/kernel/osrelease", "").strip()
     build = "#1 SMP PREEMPT_DYNAMIC"
     firmware = hardware["firmware"]
+    newer = is_pve9(host)
     boot = {"mode": "efi", "secureboot": int(firmware["secure_boot"])} if firmware["mode"] == "uefi" else {}
     return {
         "boot-info": boot or {"mode": "legacy-bios"},
         "cpu": 0.01, "wait": 0, "idle": 0, "loadavg": ["0.10", "0.08", "0.05"], "uptime": int(host.uptime()),
         "cpuinfo": {
-            "cores": _CORES, "cpus": _CORES, "sockets": 1, "model": hardware["cpu"]["model"],
-            "vendor": hardware["cpu"]["vendor"], "family": "6" if intel else "25", "mhz": _MHZ, "user_hz": 100,
-            "hvm": "1", "flags": "vmx" if intel else "svm",
+            "cores": _CORES, "cpus": _CORES, "sockets": 1, "model": hardware["cpu"]["model"], "mhz": _MHZ,
+            "user_hz": 100, "hvm": "1", "flags": "vmx" if intel else "svm",
+            **({"vendor": hardware["cpu"]["vendor"], "family": "6" if intel else "25"} if newer else {}),
         },
         "current-kernel": {"sysname": "Linux", "release": release, "version": build, "machine": "x86_64"},
         "kversion": f"Linux {release} {build}",
         "ksm": {"shared": 0},
-        "memory": {"total": _MEMORY, "used": _MEMORY // 8, "free": _MEMORY // 2, "available": _MEMORY // 8 * 7},
+        "memory": {
+            "total": _MEMORY, "used": _MEMORY // 8, "free": _MEMORY // 2,
+            **({"available": _MEMORY // 8 * 7} if newer else {}),
+        },
         "swap": {"total": 0, "used": 0, "free": 0},
         "rootfs": {"total": _DISK, "used": _DISK // 10, "free": _DISK // 10 * 9, "avail": _DISK // 10 * 9},
         "pveversion": f"pve-manager/{pve_packages(host)['pve-manager']}/{_REPOSITORY_ID}",

@@ -216,6 +216,26 @@ class Replay:
             found += _compare_bodies(self._translated(wanted), reply.body, treatment, is_log=path.endswith("/log"))
         return [f"{who} {method} {path} {params}: {text}" for text in found]
 
+    def version_differences(
+        self, line: dict[str, Any], version: str, upid: str, treatment: str, shell: Callable[[str], tuple[str, int]]
+    ) -> list[str]:
+        """Send an exchange of which the answers of two versions were recorded, and return how one of them differs.
+
+        Args:
+            version: `v8` or `v9`.
+            upid: the task that a path means whose UPID was cut.
+        """
+        answer = line[version]
+        if "shell" in line:
+            printed, status = shell(line["shell"])
+            same = self.lines(printed) == self.lines(answer["out"]) and status == answer["rc"]
+            return [] if same else [f"{line['shell']}: {status} {printed!r}, recorded {answer}"]
+        path = re.sub(r"UPID:…[^/]*", upid, line["path"])
+        if "body" in answer:
+            return self.compare({**line, **answer, "path": path}, treatment)
+        reply = self.client.send(line["who"], line["method"], path, line["params"])
+        return [] if reply.status == answer["status"] else [f"{path}: {reply.status} {reply.reason}, recorded {answer}"]
+
     def _poll(self, line: dict[str, Any], who: str, path: str, reply: Reply) -> tuple[Any, Reply]:
         """A task that had ended when it was recorded is waited for; one that still ran may have ended here."""
         wanted = json.loads(json.dumps(line["body"]))
@@ -284,7 +304,7 @@ def _neutral(text: str) -> str:
 
 
 def _compare_bodies(wanted: Any, got: Any, treatment: str, *, is_log: bool) -> list[str]:
-    if is_log and isinstance(wanted, dict) and isinstance(got, dict):
+    if is_log and all(isinstance(body, dict) and isinstance(body.get("data"), list) for body in (wanted, got)):
         logs = [
             [_neutral(entry["t"]) for entry in body["data"] if not _NOISE.fullmatch(entry["t"])]
             for body in (wanted, got)
