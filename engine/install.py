@@ -5,7 +5,6 @@ Owns the project's cache folder (``HOMELAB_CACHE``, default ``.cache`` in the re
 
 - ``engine/<key>/bin``: the CLI built from Go modules; the key names its version and the module files' hash.
 - ``engine/plugin-<key>/``: the stand-in for pulumi-command's plugin, keyed by the hash of its sources.
-- ``engine/installed-<version>/bin``: the CLI as the official installer puts it.
 - ``home/``: a ``PULUMI_HOME`` of the project's own. The user's ``~/.pulumi`` is read, never written.
 
 Every folder appears whole, by a rename, and under a lock: several runs at once make each thing once. The
@@ -45,7 +44,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 MODULES = REPOSITORY / "engine"
 
 PULUMI_VERSION = "3.259.0"
-"""The CLI that is installed or built; pinned in engine/go.mod too."""
+"""The CLI that is built; pinned in engine/go.mod too."""
 
 REQUIRED_PULUMI_VERSION = ">=3.187.0 <4.0.0"
 """The CLIs that the program runs on: ``requiredPulumiVersion`` in Pulumi.yaml (a test compares them)."""
@@ -55,10 +54,10 @@ PLUGIN_FOLDER = f"resource-command-v{PLUGIN_VERSION}"
 STAND_IN_NOTE = "STAND-IN.txt"
 """A file that only the stand-in's plugin folder has. Its first line is the key of its sources."""
 
-INSTALLER_HOST = "https://get.pulumi.com"
+PLUGIN_HOST = "https://get.pulumi.com"
 REACHABLE_SECONDS = 3.0
 """Patience for a host that neither answers nor refuses. Without a way out, DNS mostly fails at once."""
-INSTALLER_SECONDS = 600.0
+PLUGIN_SECONDS = 600.0
 VERSION_SECONDS = 60.0
 
 WINDOWS = os.name == "nt"
@@ -78,7 +77,7 @@ class Cli:
 
     pulumi: Path
     version: str
-    source: Literal["path", "installer", "built"]
+    source: Literal["path", "built"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Engine:
 
     pulumi: Path
     version: str
-    source: Literal["path", "installer", "built"]
+    source: Literal["path", "built"]
     plugin: Literal["real", "stand-in"]
     home: Path
     bin: Path
@@ -178,7 +177,7 @@ def key_of(folder: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def reachable(url: str = INSTALLER_HOST, seconds: float = REACHABLE_SECONDS) -> str | None:
+def reachable(url: str = PLUGIN_HOST, seconds: float = REACHABLE_SECONDS) -> str | None:
     """None when the host answers within ``seconds``, else why not. Proxies of the environment are used."""
     answer = [f"no answer within {seconds:g} seconds"]
 
@@ -197,10 +196,13 @@ def reachable(url: str = INSTALLER_HOST, seconds: float = REACHABLE_SECONDS) -> 
     return answer[0] or None
 
 
-def download(url: str) -> bytes:
-    """The body of a small file."""
-    with urllib.request.urlopen(url, timeout=REACHABLE_SECONDS * 10) as response:
-        return bytes(response.read())
+# What a program that only builds or fetches has no use for. Addresses of proxies stay, which it needs.
+_SECRET = re.compile(r"PASSPHRASE|PASSWORD|SECRET|TOKEN|CREDENTIAL|(ACCESS|PRIVATE|API)_?KEY", re.IGNORECASE)
+
+
+def without_secrets(environ: Environ) -> dict[str, str]:
+    """An environment without the user's passphrase and tokens: for whatever is run here to find, fetch or build the engine."""
+    return {name: value for name, value in environ.items() if not _SECRET.search(name)}
 
 
 @contextlib.contextmanager
@@ -289,12 +291,16 @@ class Maker:
     # The CLI.
 
     def cli(self) -> Cli:
-        """The CLI: on PATH, else made earlier, else installed, else built."""
+        """The CLI: on PATH, else made earlier, else built.
+
+        Nothing is downloaded to be run: a build checks every source against go.sum, and Pulumi's installer is a script that changes with
+        every release and checks nothing that it fetches.
+        """
         found = self.cli_on_path() or self.cli_made_earlier()
         if found:
             return found
         with self.lock():
-            return self.cli_made_earlier() or self.install_cli() or self.build_cli()
+            return self.cli_made_earlier() or self.build_cli()
 
     def cli_on_path(self) -> Cli | None:
         """``pulumi`` on PATH, when its version is in range and Python programs can run on it."""
@@ -349,7 +355,7 @@ class Maker:
                 text=True,
                 check=True,
                 timeout=VERSION_SECONDS,
-                env={**self.environ, "PULUMI_SKIP_UPDATE_CHECK": "true"},
+                env={**without_secrets(self.environ), "PULUMI_SKIP_UPDATE_CHECK": "true"},
             )
             parse_version(answer.stdout)
         except (OSError, subprocess.SubprocessError, ValueError) as error:
@@ -358,16 +364,9 @@ class Maker:
         return answer.stdout.strip().removeprefix("v")
 
     def cli_made_earlier(self) -> Cli | None:
-        """What an earlier run installed or built; whole folders only, so that its being there is enough."""
-        installed = self.installed_folder() / "bin" / f"pulumi{EXE}"
-        if installed.exists():
-            return Cli(installed, PULUMI_VERSION, "installer")
+        """What an earlier run built; whole folders only, so that its being there is enough."""
         built = self.built_folder() / "bin" / f"pulumi{EXE}"
         return Cli(built, PULUMI_VERSION, "built") if built.exists() else None
-
-    def installed_folder(self) -> Path:
-        """Where the official installer's CLI goes."""
-        return self.folder / f"installed-{PULUMI_VERSION}"
 
     def built_folder(self) -> Path:
         """Where the CLI that is built goes; another pin or checksum is another folder."""
@@ -376,36 +375,6 @@ class Maker:
             for name in ("go.mod", "go.sum"):
                 key.update((module / name).read_bytes())
         return self.folder / f"{PULUMI_VERSION}-{key.hexdigest()[:12]}"
-
-    def install_cli(self) -> Cli | None:
-        """The official installer's CLI; None, with a line said, when that isn't possible."""
-        why_not = self.unreachable()
-        if why_not is None:
-            try:
-                self.run_installer()
-                return self.cli_made_earlier()
-            except (OSError, subprocess.SubprocessError) as error:
-                why_not = f"its installer failed: {error}"
-        self.say(f"{INSTALLER_HOST} can't be used ({why_not}); building the Pulumi CLI from Go modules instead")
-        return None
-
-    def run_installer(self) -> None:
-        """Runs the published script into a folder of ours; the user's shell files are left alone."""
-        self.say(f"installing Pulumi {PULUMI_VERSION} from {INSTALLER_HOST}")
-        script = "install.ps1" if WINDOWS else "install.sh"
-        with appearing(self.installed_folder()) as root, tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch, script)
-            path.write_bytes(download(f"{INSTALLER_HOST}/{script}"))
-            subprocess.run(
-                installer_command(path, root),
-                check=True,
-                stdin=subprocess.DEVNULL,
-                stdout=sys.stderr,
-                timeout=INSTALLER_SECONDS,
-                env=dict(self.environ),
-            )
-            if not (root / "bin" / f"pulumi{EXE}").exists():
-                raise FileNotFoundError(f"it put no bin/pulumi{EXE} into the folder that it was given")
 
     def build_cli(self) -> Cli:
         """The CLI and the Python language host from their Go modules, with the two files that aren't Go."""
@@ -438,11 +407,10 @@ class Maker:
         if where is None:
             raise EngineError(
                 f"wanted: the Go command (1.25 or newer), to build {for_what}; found: none on PATH. "
-                f"Without it nothing can be built, and downloading isn't possible either "
-                f"({self.unreachable() or 'the download failed, see above'}). "
-                "Next: install Go (https://go.dev/dl, or your distribution's golang) and run this again, or "
-                f"put pulumi {REQUIRED_PULUMI_VERSION} on PATH and the plugin into "
-                f"~/.pulumi/plugins/{PLUGIN_FOLDER}."
+                "Without it nothing can be built, and nothing is downloaded to be run unchecked. "
+                "Next: install Pulumi (https://www.pulumi.com/docs/iac/download-install) and run this again, or Go "
+                "(https://go.dev/dl, or your distribution's golang); "
+                f"pulumi {REQUIRED_PULUMI_VERSION} is looked for on PATH, its plugin in ~/.pulumi/plugins/{PLUGIN_FOLDER}."
             )
         return Go(Path(where), self.environ, self.folder / "build.log")
 
@@ -514,8 +482,12 @@ class Maker:
                 [str(cli.pulumi), "plugin", "install", "resource", "command", PLUGIN_VERSION],
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr,
-                timeout=INSTALLER_SECONDS,
-                env={**self.environ, "PULUMI_HOME": str(self.home), "PULUMI_SKIP_UPDATE_CHECK": "true"},
+                timeout=PLUGIN_SECONDS,
+                env={
+                    **without_secrets(self.environ),
+                    "PULUMI_HOME": str(self.home),
+                    "PULUMI_SKIP_UPDATE_CHECK": "true",
+                },
                 check=False,
             )
         except (OSError, subprocess.SubprocessError) as error:
@@ -544,15 +516,6 @@ class Maker:
                 "utf-8",
             )
         return "stand-in"
-
-
-def installer_command(script: Path, root: Path) -> list[str]:
-    """How the published installer is run."""
-    if WINDOWS:
-        policy = ["-NoProfile", "-InputFormat", "None", "-ExecutionPolicy", "Bypass"]
-        arguments = ["-NoEditPath", "-InstallRoot", str(root), "-Version", PULUMI_VERSION]
-        return ["powershell.exe", *policy, "-File", str(script), *arguments]
-    return ["sh", str(script), "--no-edit-path", "--install-root", str(root), "--version", PULUMI_VERSION]
 
 
 def plugin_in(home: Path) -> Path:
@@ -593,7 +556,8 @@ class Go:
         self.log = log
         # GOFLAGS and GOWORK may be in the environment or in the file of `go env -w`: a value set here wins
         # over both. GOOS and GOARCH would cross-compile what has to run here.
-        self.environ = {name: value for name, value in environ.items() if name not in {"GOOS", "GOARCH"}}
+        known = without_secrets(environ)
+        self.environ = {name: value for name, value in known.items() if name not in {"GOOS", "GOARCH"}}
         self.environ |= {"GOFLAGS": "-mod=readonly", "GOWORK": "off", "CGO_ENABLED": "0"}
 
     def build(self, module: Path, package: str, target: Path) -> None:
