@@ -46,6 +46,7 @@ lint: .venv/.dev ## formatters and linters, nothing changed
 	@$(VENV) -m ruff check .
 	@$(VENV) -m mypy .
 	@$(VENV) -m pytest -q tests/scripts/test_lint.py
+	@.venv/bin/zizmor --offline --no-progress --quiet .github/workflows
 	@if command -v gofmt >/dev/null; then test -z "$$(gofmt -l engine)" || { gofmt -d engine; exit 1; }; fi
 
 format: .venv/.dev ## bring every file into form
