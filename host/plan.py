@@ -69,8 +69,12 @@ def wanted(facts: HostFacts, host: Host) -> Wanted:
 
 def _iommu_words(facts: HostFacts, host: Host) -> str:
     vendor = "intel_iommu=on" if facts.cpu_vendor == "GenuineIntel" else "amd_iommu=on"
-    words = [vendor] if host.wants_iommu else []
-    return " ".join([*words, "iommu=pt"] if host.bypasses_iommu else words)
+    wanted = {vendor: host.wants_iommu, "iommu=pt": host.bypasses_iommu}
+    # Where no VM gets a card any more and nobody says otherwise, what is ours stays: without need, taking it away would be a reboot.
+    ours = set(facts.cmdline.configured.split()) - set(facts.cmdline.others.split())
+    if not host.gives_cards and host.iommu.enable is None:
+        wanted |= {word: word in ours for word in (vendor, *(["iommu=pt"] * (host.iommu.passthrough is None)))}
+    return " ".join(word for word, is_wanted in wanted.items() if is_wanted)
 
 
 def _vfio_words(facts: HostFacts, ours: dict[str, str], bound: set[str]) -> str:

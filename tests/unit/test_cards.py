@@ -367,6 +367,17 @@ def test_a_host_that_keeps_its_cards_needs_no_iommu(use: str) -> None:
     assert plan.wanted(desktop(), asked).iommu_words == "amd_iommu=on iommu=pt"
 
 
+@pytest.mark.parametrize("gpus", [{}, {"g": {"match": "10de:2b85", "use": "lxc"}}])
+def test_an_iommu_that_is_on_stays_on_until_somebody_says_otherwise(gpus: dict[str, Any]) -> None:
+    """So that an older version's host, or one whose last card comes back, isn't rebooted for nothing."""
+    words = "amd_iommu=on iommu=pt"
+    on = desktop(cmdline={"running": words, "configured": f"quiet {words}", "others": "quiet", "generated": ""})
+    assert plan.wanted(on, settings(gpus)).iommu_words == words
+    assert plan.wanted(on, settings(gpus, iommu={"enable": False, "passthrough": False})).iommu_words == ""
+    theirs = desktop(cmdline={"running": words, "configured": words, "others": words, "generated": ""})
+    assert plan.wanted(theirs, settings(gpus)).iommu_words == ""
+
+
 @pytest.mark.parametrize("use", ["lxc", "host"])
 @pytest.mark.parametrize(
     ("changes", "by"),
