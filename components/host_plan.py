@@ -61,7 +61,7 @@ async def _printed(
 
     try:
         found = await planning.planned(name, host, vms, containers, PATIENCE_SECONDS)
-        text = plan.describe(name, found.facts, host, found.want, found.reboot)
+        text = plan.describe(name, found.facts, host, found.want, found.reboot, found.files)
     except UnreachableError as error:
         if mode == "always":
             raise pulumi.RunError(str(error)) from None

@@ -33,7 +33,7 @@ class VfioBinding(pulumi.ComponentResource):
         remote.script(
             f"{name}-cmdline",
             host,
-            wanted.apply(lambda values: scripts.cmdline("vfio", values[0], values[1], entry=True)),
+            wanted.apply(lambda values: scripts.vfio_cmdline(values[0], values[1])),
             pulumi.ResourceOptions(parent=self, depends_on=[initramfs]),
         )
         self.register_outputs({"functions": self.functions})

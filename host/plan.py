@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -265,7 +266,21 @@ class Reboot:
         return self.guests or "no running guest"
 
 
-def describe(name: str, facts: HostFacts, host: Host, want: Wanted, reboot: Reboot) -> str:
+@dataclass(frozen=True)
+class PlannedFile:
+    """What a script's `plan` says of a file: ``how`` (a key of FILES) and ``what``, a path or several in words."""
+
+    how: str
+    what: str
+
+
+# How a file changes -> the same in a sentence. Given back: what somebody had there before us; made: from other files.
+FILES = {"new": "writes", "changed": "changes", "given back": "gives back", "removed": "removes", "made": "makes anew"}
+
+
+def describe(
+    name: str, facts: HostFacts, host: Host, want: Wanted, reboot: Reboot, files: Sequence[PlannedFile] = ()
+) -> str:
     """The plan for people: command line before -> after, files, each function with its driver now and then, the reboot."""
     have = facts.cmdline.others.split()
     added = missing_words(want.words, facts.cmdline.others)
@@ -279,7 +294,8 @@ def describe(name: str, facts: HostFacts, host: Host, want: Wanted, reboot: Rebo
         if set(before.split()) == set(after.split())
         else f"  command line: {before.strip()}\n             -> {after}"
     )
-    lines += [f"  writes {path}" for path in _files(facts, want)]
+    # Of two layers that touch the same file, once.
+    lines += dict.fromkeys(f"  {FILES[file.how]} {file.what}" for file in files)
     for gpu, found in want.gpus.items():
         lines.append(f"  {gpu} ({found['slot']}), for {found['use']}:")
         for device in facts.functions(found["slot"]):
@@ -291,27 +307,6 @@ def describe(name: str, facts: HostFacts, host: Host, want: Wanted, reboot: Rebo
     lines += [f"  note: {said}" for said in gates.remarks(facts, host, slots)]
     lines.append(f"  reboot: {reboot}")
     return "\n".join(lines)
-
-
-def _files(facts: HostFacts, want: Wanted) -> list[str]:
-    files = []
-    grub = facts.loader == "grub"
-    layers = (("iommu", want.iommu_words), ("vfio", want.vfio_words))
-    written = [layer for layer, words in layers if missing_words(words, facts.cmdline.others)]
-    files += [f"/etc/default/grub.d/zz-homelab-{layer}.cfg" for layer in written if grub]
-    files += ["/etc/kernel/cmdline"] if written and not grub else []
-    if want.binds:
-        entry = (
-            ["/etc/grub.d/12_homelab"] if grub else [f"/etc/kernel/post{verb}.d/zzz-homelab" for verb in ("inst", "rm")]
-        )
-        files += [
-            *entry,
-            "/etc/initramfs-tools/scripts/init-top/homelab-vfio",
-            "/etc/initramfs-tools/hooks/homelab-vfio",
-            "/etc/modules-load.d/homelab-vfio.conf",
-        ]
-    ours = {file.path for file in facts.managed if file.state == "ok"}
-    return [path for path in files if path not in ours]
 
 
 def _groups(facts: HostFacts, slot: str) -> list[str]:

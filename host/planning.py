@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Planned:
-    """A reading, what is wanted on that host, and whether it is going to be rebooted. ``guests``: the plan's lines for guests and
-    NVIDIA's stacks."""
+    """A reading, what is wanted on that host, the files that are going to be written, changed or given back for it, and whether it is
+    going to be rebooted. ``guests``: the plan's lines for guests and NVIDIA's stacks."""
 
     facts: HostFacts
     want: plan.Wanted
+    files: list[plan.PlannedFile]
     reboot: plan.Reboot
     guests: str
 
@@ -54,6 +55,7 @@ async def planned(
         )
         stacks, impossible = _stacks(name, host, facts, want, vms, containers)
         raise_all([*errors, *refused, *impossible])
+        files = await _files(session, host, want, bool(containers))
         driver: dict[str, str] = {}
         if host.nvidia:
             from nvidia import preview
@@ -61,7 +63,25 @@ async def planned(
             driver = preview.driver_to_be(name, host, facts, want)
         script = scripts.reboot_host(host.reboot, want.words, sorted(want.functions), host.timeouts.rollback, **driver)
         reboot = plan.Reboot(**scripts.answer(await session.run("plan", script)))
-    return Planned(facts, want, reboot, "\n".join(part for part in (machines, shared, stacks) if part))
+    return Planned(facts, want, files, reboot, "\n".join(part for part in (machines, shared, stacks) if part))
+
+
+async def _files(session: ssh.Session, host: Host, want: plan.Wanted, nodes: bool) -> list[plan.PlannedFile]:
+    """What the layers' scripts would change, in their order.
+
+    :param nodes: are there containers, which take NVIDIA's device nodes?
+    :raises HomelabError: a script's own refusal, such as of a /boot that is too full.
+    """
+    layers = [
+        scripts.iommu_cmdline(want.iommu_words),
+        scripts.vfio_initramfs(bool(want.vfio_words)),
+        scripts.vfio_cmdline(want.vfio_words),
+    ]
+    layers += [scripts.nvidia_nodes()] if nodes else []
+    files = []
+    for script in layers:
+        files += scripts.answer(await session.run("plan", script))["files"]
+    return [plan.PlannedFile(**file) for file in files]
 
 
 def _stacks(

@@ -134,7 +134,17 @@ def cmdline(name: str, words: str, generation: int, *, entry: bool = False) -> s
     )
 
 
-def vfio_initramfs(needed: bool, generation: int) -> str:
+def iommu_cmdline(words: str, generation: int = 0) -> str:
+    """The layer of the IOMMU, as of `cmdline`."""
+    return cmdline("iommu", words, generation)
+
+
+def vfio_cmdline(words: str, generation: int = 0) -> str:
+    """The layer of the binding, as of `cmdline`."""
+    return cmdline("vfio", words, generation, entry=True)
+
+
+def vfio_initramfs(needed: bool, generation: int = 0) -> str:
     """Standard input of vfio_initramfs.sh; ``needed`` is False where nothing is bound by this program."""
     return compose(
         "vfio_initramfs.sh",
@@ -216,7 +226,7 @@ def passthrough_test(
     )
 
 
-def nvidia_nodes(generation: int) -> str:
+def nvidia_nodes(generation: int = 0) -> str:
     """Standard input of nvidia_nodes.sh."""
     about = "# Written by homelab, which takes it away again (pulumi destroy)."
     program = f"#!/bin/bash\n{about}\nset -eu\nROOT=${{ROOT:-}}\n{_text('lib/nvidia.sh')}make_nvidia_nodes"

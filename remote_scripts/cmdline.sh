@@ -6,28 +6,47 @@
 # Changes: GRUB: /etc/default/grub.d/zz-homelab-NAME.cfg, /etc/grub.d/12_homelab; systemd-boot: the end of the first line of
 #   /etc/kernel/cmdline, /etc/kernel/{postinst,postrm}.d/zzz-homelab; then the generated boot configuration.
 # Words that are there already, from others, are left to them. Undone by `revert`, byte for byte.
-# Verbs: apply, revert.
+# Verbs: apply, revert, plan (what `apply` would change, as files.sh answers it).
 
 apply() {
-  local wanted present missing=()
   take_lock
   FOLLOWED_BY=boot
   need_boot_loader
-  read -ra wanted <<<"$WORDS"
-  present=$(configured_words others)
-  for word in "${wanted[@]}"; do
-    has_words "$present" "$word" || missing+=("$word")
-  done
-  write_words "${missing[@]}"
-  has_words "$(configured_words)" "${wanted[@]}" || die "'$WORDS' on the kernel command line" \
+  write_missing
+  has_words "$(configured_words)" "${WANTED[@]}" || die "'$WORDS' on the kernel command line" \
     "'$(configured_words)'" "something that is read after our file takes it away again; nothing was changed" \
     "look into /etc/default/grub and what sorts after zz-homelab in /etc/default/grub.d"
-  if [[ $CHANGED == yes ]] || is_pending boot || ! generated "${wanted[@]}"; then
+  if is_generated_anew; then
     regenerate
   fi
   finish
-  printf '{"loader":"%s","added":%s,"changed":"%s"}\n' "$LOADER" "$(json_list "${missing[@]}")" "$CHANGED"
+  printf '{"loader":"%s","added":%s,"changed":"%s"}\n' "$LOADER" "$(json_list "${MISSING[@]}")" "$CHANGED"
 }
+
+plan() {
+  PLANNING=yes
+  need_boot_loader
+  write_missing
+  if is_generated_anew; then
+    note_boot_config
+  fi
+  answer_planned
+}
+
+# write_missing - of the WANTED words those that nobody else has configured: MISSING.
+write_missing() {
+  local word others
+  read -ra WANTED <<<"$WORDS"
+  MISSING=()
+  others=$(configured_words others)
+  for word in "${WANTED[@]}"; do
+    has_words "$others" "$word" || MISSING+=("$word")
+  done
+  write_words "${MISSING[@]}"
+}
+
+# is_generated_anew - what was written isn't in what the next boot reads, or that can't be told.
+is_generated_anew() { [[ $CHANGED == yes ]] || is_pending boot || ! generated "${WANTED[@]}"; }
 
 revert() {
   take_lock

@@ -4,7 +4,7 @@
 # Arguments: NODES (the program that makes them), UNIT (the service that runs it), GENERATION (no part in what happens).
 # Changes: /usr/local/sbin/homelab-nvidia-nodes, /etc/systemd/system/homelab-nvidia-nodes.service, which is enabled; the nodes.
 # Undone by `revert`: the files and the service; nodes stay until the next boot, as others may use them.
-# Verbs: apply, revert.
+# Verbs: apply, revert, plan (what `apply` would change, as files.sh answers it).
 
 PROGRAM=/usr/local/sbin/homelab-nvidia-nodes
 SERVICE=homelab-nvidia-nodes.service
@@ -16,8 +16,7 @@ apply() {
   [[ -z $FOUND ]] || die "NVIDIA's driver loaded on the host" "$FOUND" "containers share the cards with the host's driver" "$NEXT"
   nvidia_uvm_trouble
   [[ -z $FOUND ]] || die "/dev/nvidia-uvm, of the module nvidia-uvm" "$FOUND" "without it nothing can use CUDA in a container" "$NEXT"
-  put_file nodes "$PROGRAM" 0755 "$NODES"
-  put_file nodes "/etc/systemd/system/$SERVICE" 0644 "$UNIT"
+  write_files
   if [[ $CHANGED == yes || ! -L $ROOT$NODES_ENABLED ]]; then
     run_logged systemctl daemon-reload || :
     run_logged systemctl enable "$SERVICE" || die "$SERVICE enabled" "$OUTPUT" \
@@ -30,6 +29,19 @@ apply() {
     "containers are given them" "run $PROGRAM on the host and read \`dmesg | tail\`"
   finish
   printf '{"driver":%s,"changed":"%s"}\n' "$(json_string "$(nvidia_version)")" "$CHANGED"
+}
+
+# The driver may be installed only by the run that is planned.
+plan() {
+  PLANNING=yes
+  write_files
+  [[ -L $ROOT$NODES_ENABLED ]] || note_planned new "$NODES_ENABLED"
+  answer_planned
+}
+
+write_files() {
+  put_file nodes "$PROGRAM" 0755 "$NODES"
+  put_file nodes "/etc/systemd/system/$SERVICE" 0644 "$UNIT"
 }
 
 revert() {

@@ -5,31 +5,20 @@
 # Arguments: NEEDED (yes | no: nothing of ours is bound), INIT_TOP and HOOK (the files' contents).
 # Changes: /etc/initramfs-tools/scripts/init-top/homelab-vfio, /etc/initramfs-tools/hooks/homelab-vfio,
 #   /etc/modules-load.d/homelab-vfio.conf, /boot/initrd.img-*. Undone by `revert`.
-# Verbs: apply, revert.
+# Verbs: apply, revert, plan (what `apply` would change, as files.sh answers it).
 
 SCRIPT_PATH=/etc/initramfs-tools/scripts/init-top/homelab-vfio
 HOOK_PATH=/etc/initramfs-tools/hooks/homelab-vfio
 MODULES_PATH=/etc/modules-load.d/homelab-vfio.conf
 
 apply() {
-  local stale
-  if [[ $NEEDED != yes ]]; then
-    revert
-    return
-  fi
   take_lock
   FOLLOWED_BY=initramfs
-  check_tools
+  [[ $NEEDED != yes ]] || check_tools
   clear_half_made
-  check_space
-  put_file vfio "$HOOK_PATH" 0755 "$HOOK"
-  put_file vfio "$SCRIPT_PATH" 0755 "$INIT_TOP"
-  put_file vfio "$MODULES_PATH" 0644 "# Written by homelab, which takes it away again (pulumi destroy).
-vfio
-vfio_iommu_type1
-vfio_pci"
-  stale=$(stale_initramfs)
-  if [[ $CHANGED == yes || -n $stale ]] || is_pending initramfs; then
+  if [[ $NEEDED == yes ]] && is_made_anew; then check_space; fi
+  write_files
+  if [[ $CHANGED == yes ]] || is_unfinished; then
     update
   fi
   finish
@@ -37,18 +26,45 @@ vfio_pci"
 }
 
 revert() {
-  take_lock
-  FOLLOWED_BY=initramfs
-  clear_half_made
-  drop_file vfio "$SCRIPT_PATH"
-  drop_file vfio "$HOOK_PATH"
-  drop_file vfio "$MODULES_PATH"
-  if [[ $CHANGED == yes ]] || is_pending initramfs; then
-    update
-  fi
-  finish
-  printf '{"changed":"%s"}\n' "$CHANGED"
+  NEEDED=no
+  apply
 }
+
+plan() {
+  [[ $NEEDED != yes ]] || check_tools
+  if is_made_anew; then
+    [[ $NEEDED != yes ]] || check_space
+    PLANNING=yes
+    write_files
+    note_planned made "the initramfs of $(find "$ROOT/boot" -maxdepth 1 -name 'vmlinuz-*' | wc -l) kernel(s)"
+  fi
+  answer_planned
+}
+
+write_files() {
+  if [[ $NEEDED == yes ]]; then
+    put_file vfio "$HOOK_PATH" 0755 "$HOOK"
+    put_file vfio "$SCRIPT_PATH" 0755 "$INIT_TOP"
+    put_file vfio "$MODULES_PATH" 0644 "# Written by homelab, which takes it away again (pulumi destroy).
+vfio
+vfio_iommu_type1
+vfio_pci"
+  else
+    drop_file vfio "$SCRIPT_PATH"
+    drop_file vfio "$HOOK_PATH"
+    drop_file vfio "$MODULES_PATH"
+  fi
+}
+
+# is_made_anew - would this run make every initramfs anew? In a subshell: what it notes is nobody's.
+is_made_anew() (
+  PLANNING=yes
+  write_files
+  [[ $CHANGED == yes ]] || is_unfinished
+) >/dev/null
+
+# is_unfinished - an initramfs that lacks the script, or an earlier run's that was cut short.
+is_unfinished() { is_pending initramfs || [[ $NEEDED == yes && -n $(stale_initramfs) ]]; }
 
 check_tools() {
   if ! command -v update-initramfs >/dev/null || [[ ! -e $ROOT/usr/share/initramfs-tools/hook-functions ]]; then

@@ -52,6 +52,15 @@ generate_boot_config() {
   fi
 }
 
+# note_boot_config - the same, only planned.
+note_boot_config() {
+  if has_managed_esps; then
+    note_planned made "the boot entries on $(grep -c '[^[:space:]]' "$ROOT/etc/kernel/proxmox-boot-uuids") ESP(s)"
+  else
+    note_planned made /boot/grub/grub.cfg
+  fi
+}
+
 # clear_half_made - initramfs that something was cut short in writing: update-initramfs gives them their names only when they are whole.
 # They take the room that new ones need.
 clear_half_made() {

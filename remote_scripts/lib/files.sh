@@ -23,6 +23,34 @@ declare -A LINE # name -> what edit_kernel_cmdline (words.sh) put there; its rec
 # Where there are files of ours, and the folders for what they were.
 PLACES=(/etc /usr /var/lib/homelab)
 
+# -- only planned ------------------------------------------------------------------------------------------------------
+# What is only planned (the verb `plan`) is noted instead of written. PLANNED: HOW<TAB>WHAT, where HOW is new, changed, given back, removed
+# (a file that nobody had there before us) or made (from other files). CHANGED says whether there is anything.
+PLANNING=no
+PLANNED=()
+
+note_planned() { # HOW WHAT
+  PLANNED+=("$1"$'\t'"$2")
+  CHANGED=yes
+}
+
+# note_put PATH - that it would be written.
+note_put() { if is_there "$1"; then note_planned changed "$1"; else note_planned new "$1"; fi; }
+
+# note_dropped PATH - that it would be taken away.
+note_dropped() { if is_there "/var/lib/homelab/kept$1"; then note_planned 'given back' "$1"; else note_planned removed "$1"; fi; }
+
+# answer_planned - the answer of the verb `plan`: {"files":[{"how","what"}]}
+answer_planned() {
+  local line separator=''
+  printf '{"files":['
+  for line in "${PLANNED[@]}"; do
+    printf '%s{"how":%s,"what":%s}' "$separator" "$(json_string "${line%%$'\t'*}")" "$(json_string "${line#*$'\t'}")"
+    separator=,
+  done
+  printf ']}\n'
+}
+
 # -- flushed -----------------------------------------------------------------------------------------------------------
 is_there() { [[ -e $ROOT$1 || -L $ROOT$1 ]]; }
 
@@ -151,6 +179,7 @@ put_file() {
   local sum
   sum=$(printf '%s\n' "$4" | sha256sum)
   ! is_put "$1" "$2" "$3" "${sum%% *}" || return 0
+  [[ $PLANNING == no ]] || { note_put "$2" && return; }
   claim_file "$1" "$2" "$3" "${sum%% *}"
   printf '%s\n' "$4" | write_atomically "$2" "$3"
   CHANGED=yes
@@ -162,6 +191,7 @@ put_copy() {
   local sum
   sum=$(sha256sum <"$4")
   ! is_put "$1" "$2" "$3" "${sum%% *}" || return 0
+  [[ $PLANNING == no ]] || { note_put "$2" && return; }
   claim_file "$1" "$2" "$3" "${sum%% *}"
   write_atomically "$2" "$3" <"$4"
   CHANGED=yes
@@ -190,6 +220,10 @@ claim_file() {
 # drop_file LAYER PATH - takes our file away and puts back what was there before it. Nothing happens if we never wrote it.
 drop_file() {
   local path=$2 record=/var/lib/homelab/files/$1$2
+  if [[ $PLANNING == yes ]]; then
+    [[ ! -e $ROOT$record ]] || { need_kept "$path" && note_dropped "$path"; }
+    return 0
+  fi
   if [[ ! -e $ROOT$record ]]; then
     # A run that was cut short before it wrote anything had kept it already.
     compgen -G "$STATE/files/*$path" >/dev/null || forget_kept "$path"

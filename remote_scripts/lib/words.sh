@@ -78,6 +78,7 @@ edit_kernel_cmdline() {
   first=${whole%%$'\n'*}
   rest=${whole#"$first"}
   ! has_text_alone || return 0
+  [[ $PLANNING == no ]] || { note_planned changed "$file" && return; }
   about_to_change
   remember "$record" "$file"
   need_dir "$ROOT${record%/*}"

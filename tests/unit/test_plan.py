@@ -212,24 +212,34 @@ def reboot(decision: Any = "no", reasons: tuple[str, ...] = (), perhaps: tuple[s
 
 def test_the_plan_tells_people_what_would_happen() -> None:
     facts = desktop()
+    files = [
+        plan.PlannedFile("new", "/etc/default/grub.d/zz-homelab-iommu.cfg"),
+        plan.PlannedFile("made", "/boot/grub/grub.cfg"),
+        plan.PlannedFile("changed", "/etc/initramfs-tools/scripts/init-top/homelab-vfio"),
+        plan.PlannedFile("made", "/boot/grub/grub.cfg"),
+        plan.PlannedFile("removed", "/etc/a"),
+        plan.PlannedFile("given back", "/etc/b"),
+    ]
     text = plan.describe(
-        "pve", facts, settings(), plan.wanted(facts, settings()), reboot("yes", ("iommu=pt is not running",))
+        "pve", facts, settings(), plan.wanted(facts, settings()), reboot("yes", ("iommu=pt is not running",)), files
     )
     for said in (
         "command line: quiet\n             -> quiet amd_iommu=on iommu=pt homelab.vfio=",
         "writes /etc/default/grub.d/zz-homelab-iommu.cfg",
-        "writes /etc/initramfs-tools/scripts/init-top/homelab-vfio",
+        "changes /etc/initramfs-tools/scripts/init-top/homelab-vfio",
+        "removes /etc/a",
+        "gives back /etc/b",
         "0000:01:00.0 [10de:2b85] nouveau -> vfio-pci",
         "0000:01:00.1 [10de:22e8] snd_hda_intel -> vfio-pci",
         "IOMMU group 16, with it: nothing else",
         "reboot: one, because iommu=pt is not running; it stops VM 103 (Sandbox)",
     ):
         assert said in text, text
+    assert text.count("makes anew /boot/grub/grub.cfg") == 1
 
 
 def test_the_plan_of_a_finished_host_has_nothing_in_it() -> None:
-    facts = bound(managed=[{"layer": "vfio", "path": path, "state": "ok"} for path in plan._files(
-        desktop(), plan.wanted(desktop(), settings()))], cmdline=cmdline(f"quiet {WORDS}", others="quiet"))  # fmt: skip
+    facts = bound(cmdline=cmdline(f"quiet {WORDS}", others="quiet"))
     text = plan.describe("pve", facts, settings(), plan.wanted(facts, settings()), reboot())
     assert "(stays)" in text and "writes" not in text and "reboot: not needed" in text
 

@@ -1,0 +1,129 @@
+"""What a script says that it would change is what it changes: files of the layers, on whole hosts, from one state to another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from host import scripts
+from tests.scripts.conftest import Folder
+from tests.scripts.test_on_a_host import Host
+
+IOMMU = "amd_iommu=on iommu=pt"
+VFIO = "homelab.vfio=0000:01:00.0=10de:2882,0000:01:00.1=10de:22be"
+GRUB, SYSTEMD_BOOT = "rtx5090", "intel-zfs"
+CONFIGURED = (IOMMU, VFIO)
+INIT_TOP = "etc/initramfs-tools/scripts/init-top/homelab-vfio"
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Callable[[str], Host]:
+    return lambda scenario: Host(tmp_path / scenario, scenario)
+
+
+def layers(iommu: str, vfio: str) -> list[str]:
+    return [scripts.iommu_cmdline(iommu), scripts.vfio_initramfs(bool(vfio)), scripts.vfio_cmdline(vfio)]
+
+
+def planned(machine: Host, iommu: str, vfio: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for script in layers(iommu, vfio):
+        done = machine.run("plan", script)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found |= {file["what"]: file["how"] for file in json.loads(done.stdout)["files"]}
+    return found
+
+
+def apply(machine: Host, iommu: str, vfio: str) -> None:
+    for script in layers(iommu, vfio):
+        done = machine.run("apply", script)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def etc(machine: Host) -> dict[str, bytes]:
+    return {
+        f"/{path.relative_to(machine.root)}": path.read_bytes()
+        for path in (machine.root / "etc").rglob("*")
+        if path.is_file() and not path.is_symlink()
+    }
+
+
+# (boot loader's host, what is there, what somebody does to it, what is wanted then)
+STEPS = {
+    "a stock host": (GRUB, None, "", CONFIGURED),
+    "a host that is as wanted": (GRUB, CONFIGURED, "", CONFIGURED),
+    "passthrough mode off": (GRUB, CONFIGURED, "", ("amd_iommu=on", VFIO)),
+    "another card": (GRUB, CONFIGURED, "", (IOMMU, "homelab.vfio=0000:41:00.0=10de:2684")),
+    "no card any more": (GRUB, CONFIGURED, "", (IOMMU, "")),
+    "nothing any more": (GRUB, CONFIGURED, "", ("", "")),
+    "a file changed by hand": (GRUB, CONFIGURED, f"echo >>$ROOT/{INIT_TOP}", CONFIGURED),
+    "a file gone": (GRUB, CONFIGURED, f"rm $ROOT/{INIT_TOP}", CONFIGURED),
+    "somebody's file in our place": (GRUB, None, "echo own >$ROOT/etc/modules-load.d/homelab-vfio.conf", CONFIGURED),
+    "somebody's file given back": (GRUB, CONFIGURED, "", (IOMMU, "")),
+    "words that somebody else has by now": (
+        GRUB, CONFIGURED, "echo 'GRUB_CMDLINE_LINUX=\"iommu=pt\"' >$ROOT/etc/default/grub.d/a.cfg", CONFIGURED,
+    ),
+    "a stock host with systemd-boot": (SYSTEMD_BOOT, None, "", CONFIGURED),
+    "systemd-boot, as wanted": (SYSTEMD_BOOT, CONFIGURED, "", CONFIGURED),
+    "systemd-boot, another card": (SYSTEMD_BOOT, CONFIGURED, "", (IOMMU, "homelab.vfio=0000:41:00.0=10de:2684")),
+    "systemd-boot, no card any more": (SYSTEMD_BOOT, CONFIGURED, "", (IOMMU, "")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_plan_names_each_file_that_apply_changes_and_changes_none(host: Callable[[str], Host], step: str) -> None:
+    scenario, there, by_hand, wanted = STEPS[step]
+    machine = host(scenario)
+    if there:
+        apply(machine, *there)
+    if by_hand:
+        machine.bash(by_hand)
+    everything, before = machine.files(), etc(machine)
+    said = planned(machine, *wanted)
+    assert machine.files() == everything
+    apply(machine, *wanted)
+    after = etc(machine)
+    changed = {path: "changed" for path in before.keys() & after.keys() if before[path] != after[path]}
+    changed |= dict.fromkeys(after.keys() - before.keys(), "new")
+    changed |= dict.fromkeys(before.keys() - after.keys(), "removed")
+    assert {what: how for what, how in said.items() if how != "made"} == changed
+    made = {what for what, how in said.items() if how == "made"}
+    assert (machine.files() == everything) is (not made)
+    assert made <= {"/boot/grub/grub.cfg", "the boot entries on 1 ESP(s)", "the boot entries on 2 ESP(s)"} | {
+        f"the initramfs of {number} kernel(s)" for number in range(1, 5)
+    }
+    assert planned(machine, *wanted) == {}  # nothing is left to do
+
+
+def test_what_somebody_had_there_is_said_to_come_back(host: Callable[[str], Host]) -> None:
+    machine = host(GRUB)
+    machine.bash("echo own >$ROOT/etc/modules-load.d/homelab-vfio.conf")
+    apply(machine, *CONFIGURED)
+    assert planned(machine, IOMMU, "")["/etc/modules-load.d/homelab-vfio.conf"] == "given back"
+
+
+def test_a_boot_that_is_too_full_is_refused_by_the_plan_and_only_where_an_initramfs_is_made(
+    host: Callable[[str], Host],
+) -> None:
+    machine = host(GRUB)
+    full = scripts.vfio_initramfs(True).replace("measure_boot\n", "measure_boot; BOOT_FREE=1\n")
+    assert "measure_boot; BOOT_FREE=1" in full
+    for verb in ("plan", "apply"):
+        assert "wanted: room on /boot for a new initramfs" in machine.run(verb, full).stdout
+    assert machine.run("apply", scripts.vfio_initramfs(True)).returncode == 0
+    for verb in ("plan", "apply"):
+        assert machine.run(verb, full).returncode == 0
+
+
+def test_the_service_that_makes_device_nodes_is_planned_also_before_there_is_a_driver(folder: Folder) -> None:
+    before = folder.tree()
+    done = folder.run("plan", scripts.nvidia_nodes())
+    assert [file["what"] for file in json.loads(done.stdout)["files"]] == [
+        "/usr/local/sbin/homelab-nvidia-nodes",
+        "/etc/systemd/system/homelab-nvidia-nodes.service",
+        "/etc/systemd/system/multi-user.target.wants/homelab-nvidia-nodes.service",
+    ]
+    assert folder.tree() == before
