@@ -6,7 +6,7 @@ How it is laid out, after a request's way through it:
 - `responses`: who asks (`auth`), what for (`reference`, read from reference.txt), whether it may (`users`) and
   whether its parameters are right (`checks`, `formats`), then the operation; errors (`errors`) become status lines;
 - the operations, on files below the host's /etc/pve, /run and /var/log/pve, as a real node has them: `cluster`,
-  `node`, `mapping`, `storage`, `qemu`, `lxc`, `snapshots`, `agent`, `tasks`; what the guests' two kinds share is in
+  `node`, `mapping`, `storage`, `qemu`, `qemu_power`, `lxc`, `snapshots`, `agent`, `tasks`, `quorum`; what the guests' two kinds share is in
   `guests` and `guest_config`, handing a GPU over in `passthrough`;
 - what runs inside a VM: `guest_system` for its agent's commands, `direct_boot` and `guest_kernel` where its `args` name a kernel;
 - `commands`: qm, pct, pvesh and pveum are the same operations, asked for by root@pam at a shell.

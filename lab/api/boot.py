@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lab.host.state import HostState
 
-from . import lxc, qemu
+from . import lxc, qemu_power
 from .errors import ApiError
 from .guests import exclusively
 from .tasks import Tasks
@@ -21,5 +21,5 @@ def settle(host: HostState) -> None:
             upid, log = tasks.begin(kind, str(vmid), ROOT)
             tasks.end(upid, log, error)
 
-        qemu.settle_after_boot(host, lambda vmid, error: report("qmstart", vmid, error))
+        qemu_power.settle_after_boot(host, lambda vmid, error: report("qmstart", vmid, error))
         lxc.settle_after_boot(host, lambda vmid, error: report("vzstart", vmid, error))

@@ -8,6 +8,7 @@ from typing import Any
 
 from lab.host.state import HostState
 
+from .errors import bad_parameters
 from .guest_config import Kind
 from .guests import Guest
 from .tasks import Starter
@@ -47,6 +48,11 @@ class Call:
     def require(self, path: str, *privileges: str, any_of: bool = False) -> None:
         """Refuse a caller without some privileges (`Users.require`)."""
         self.users.require(self.caller, path, *privileges, any_of=any_of)
+
+    def require_root_for(self, name: str) -> None:
+        """Refuse a parameter that root@pam's own ticket alone may give."""
+        if self.parameters.get(name) and not self.caller.is_root_ticket:
+            raise bad_parameters({name: "Only root may use this option."})
 
     def may(self, path: str, *privileges: str, any_of: bool = False) -> bool:
         """Whether the caller has some privileges."""

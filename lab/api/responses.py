@@ -16,7 +16,7 @@ from typing import Any
 from lab.host.state import HostState
 from lab.state import append_log, now
 
-from . import access, agent, cluster, lxc, node, qemu, snapshots
+from . import access, agent, cluster, lxc, node, qemu, qemu_power, snapshots
 from .auth import Authenticator
 from .call import Answer, Call, unheard
 from .checks import verify
@@ -305,13 +305,13 @@ def _qemu_handlers(commands: agent.GuestCommands | None) -> dict[tuple[str, str]
         ("PUT", f"{_GUEST}/resize"): qemu.resize,
         ("GET", f"{_GUEST}/status"): _index("current", "start", "stop", "shutdown", "reboot"),
         ("GET", f"{_GUEST}/status/current"): qemu.status,
-        ("POST", f"{_GUEST}/status/start"): qemu.start,
-        ("POST", f"{_GUEST}/status/stop"): qemu.stop,
-        ("POST", f"{_GUEST}/status/shutdown"): qemu.shutdown,
-        ("POST", f"{_GUEST}/status/reboot"): qemu.reboot,
-        ("POST", f"{_GUEST}/status/suspend"): qemu.suspend,
-        ("POST", f"{_GUEST}/status/resume"): qemu.resume,
-        ("POST", f"{_GUEST}/status/reset"): qemu.reset,
+        ("POST", f"{_GUEST}/status/start"): qemu_power.start,
+        ("POST", f"{_GUEST}/status/stop"): qemu_power.stop,
+        ("POST", f"{_GUEST}/status/shutdown"): qemu_power.shutdown,
+        ("POST", f"{_GUEST}/status/reboot"): qemu_power.reboot,
+        ("POST", f"{_GUEST}/status/suspend"): qemu_power.suspend,
+        ("POST", f"{_GUEST}/status/resume"): qemu_power.resume,
+        ("POST", f"{_GUEST}/status/reset"): qemu_power.reset,
         ("POST", f"{_GUEST}/template"): qemu.make_template,
         **_snapshot_handlers(_GUEST, "qemu"),
         ("POST", f"{_GUEST}/agent/ping"): agent.ping,
