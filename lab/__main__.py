@@ -114,6 +114,11 @@ def _run(arguments: argparse.Namespace) -> int:
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     # One argument is bash text; several are a command and its arguments as they are.
     text = command[0] if len(command) == 1 else shlex.join(command)
+    if not arguments.unprotected:
+        from lab import confined
+
+        known = read_lab_file(lab.state)
+        return confined.run(text, lab.state, lab.machine.environment(), known.control if known else "")
     done = subprocess.run(["bash", "-c", text], env=lab.machine.environment(), cwd=lab.root / "root", check=False)
     return done.returncode if done.returncode >= 0 else 128 - done.returncode
 
@@ -127,6 +132,20 @@ def _log(arguments: argparse.Namespace) -> int:
     return 0
 
 
+_RUN = """\
+The command can write in the lab's folder alone: this machine is read-only to it, has no devices and shows no processes, and the
+lab's folders stand where a host has them. So look, and break what you like; `python -m lab reset` makes the host stock again.
+
+  python -m lab run -- cat /etc/hostname                     the lab's
+  python -m lab run -- lspci -nnk                            its cards, and the drivers that have them
+  python -m lab run -- 'grep . /etc/default/grub.d/*'        what an `up` has written
+  python -m lab run -- 'rm /etc/initramfs-tools/hooks/*; update-initramfs -u; reboot'
+  python -m lab run -- 'sed -i s/iommu=pt// /etc/default/grub.d/*; update-grub'    then: pulumi up --refresh
+
+$ROOT is the host's tree by its own path, as the program's scripts name it; /proc and the programs are this machine's.
+"""
+
+
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--scenario", metavar="FILE|NAME", help=f"default: {DEFAULT_SCENARIO}")
@@ -135,8 +154,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lab", description="A simulated Proxmox VE host over real SSH.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def add(name: str, work: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        verb = verbs.add_parser(name, parents=[common], help=text, description=text)
+    def add(
+        name: str, work: Callable[[argparse.Namespace], int], text: str, more: str | None = None
+    ) -> argparse.ArgumentParser:
+        verb = verbs.add_parser(
+            name,
+            parents=[common],
+            help=text,
+            description=text,
+            epilog=more,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         verb.set_defaults(work=work)
         return verb
 
@@ -152,7 +180,10 @@ def _parser() -> argparse.ArgumentParser:
     rebind = add("rebind", _rebind, "bind a PCI function to a driver by hand")
     rebind.add_argument("address", help="as in 0000:01:00.0")
     rebind.add_argument("driver", help="a driver's name, or none")
-    run = add("run", _run, "run a command, or one argument of bash text, on the host, as at its console")
+    run = add("run", _run, "run a command, or one argument of bash text, on the host, as at its console", _RUN)
+    run.add_argument(
+        "--unprotected", action="store_true", help="without namespaces: a path without $ROOT is this machine's"
+    )
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     add("log", _log, "what happened: boots, connections, commands, programs")
     return parser

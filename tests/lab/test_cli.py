@@ -16,6 +16,15 @@ from lab import Lab
 REPOSITORY = Path(__file__).parents[2]
 
 
+def _namespaces() -> bool:
+    """Whether this machine gives some, to root or to users."""
+    found = (subprocess.run(["unshare", *options, "true"], capture_output=True) for options in (["-mp"], ["-Ump"]))
+    return any(done.returncode == 0 for done in found)
+
+
+NEEDS_NAMESPACES = pytest.mark.skipif(not _namespaces(), reason="without namespaces `python -m lab run` runs nothing")
+
+
 def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "lab", *arguments],
@@ -78,14 +87,106 @@ def test_stop_is_idempotent_and_a_start_finds_the_host_as_it_was(tmp_path: Path)
     assert (tmp_path / "lab/root/etc/kept").exists()
 
 
+@NEEDS_NAMESPACES
 def test_run_passes_output_and_exit_status_on(state: Path) -> None:
     done = cli("run", "--state", str(state), "--", 'echo "$ROOT"; exit 9')
     assert (done.stdout.strip(), done.returncode) == (str(state / "root"), 9)
 
 
+@NEEDS_NAMESPACES
 def test_run_keeps_the_arguments_of_a_command_apart(state: Path) -> None:
     done = cli("run", "--state", str(state), "--", "printf", "<%s>", "a b", "$ROOT")
     assert done.stdout == "<a b><$ROOT>"
+
+
+def run(state: Path, text: str, *before: str) -> subprocess.CompletedProcess[str]:
+    """What a person's command does; ``before``: what runs the command line."""
+    return subprocess.run(
+        [*before, sys.executable, "-m", "lab", "run", "--state", str(state), "--", text],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+# As in a container: a root that may not mount, who gets a namespace of users.
+LESS_ROOT = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
+NEEDS_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="root alone can give up a right of root's")
+BOTH = pytest.mark.parametrize(
+    "before", [pytest.param((), id="own"), pytest.param(LESS_ROOT, id="less-root", marks=NEEDS_ROOT)]
+)
+
+
+@BOTH
+@NEEDS_NAMESPACES
+def test_a_command_sees_the_labs_files_where_a_host_has_them(state: Path, before: tuple[str, ...]) -> None:
+    done = run(
+        state,
+        "cat /etc/hostname; touch /etc/modprobe.d/mine.conf; cd /sys/bus/pci && uname -r; wc -l < <(echo)",
+        *before,
+    )
+    assert done.stdout.split() == ["pve", "6.17.2-1-pve", "1"], done.stderr
+    written = state / "root/etc/modprobe.d/mine.conf"
+    assert written.exists()
+    written.unlink()
+
+
+@BOTH
+@NEEDS_NAMESPACES
+def test_a_command_can_write_nothing_of_this_machine(state: Path, tmp_path: Path, before: tuple[str, ...]) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    for path in (str(mine), str(REPOSITORY / "README.md"), "/usr/bin/env", "/proc/sys/kernel/hostname"):
+        done = run(state, f"{{ : >>{path}; }} 2>&1 && echo written", *before)
+        assert "Read-only file system" in done.stdout and "written" not in done.stdout, (path, done.stdout)
+    gone = run(
+        state,
+        f"rm -rf {tmp_path}/mine 2>&1; /bin/mount -o remount,rw / 2>&1; /bin/umount /etc 2>&1; : >>{mine}",
+        *before,
+    )
+    assert gone.returncode != 0 and mine.read_text() == "mine"
+
+
+@BOTH
+@NEEDS_NAMESPACES
+def test_a_command_reaches_no_device_and_no_process_of_this_machine(state: Path, before: tuple[str, ...]) -> None:
+    """bash's own tests and globs: ls and test are the lab's."""
+    done = run(
+        state,
+        f"shopt -s nullglob; echo $$ /dev/*; [[ -d /proc/{os.getpid()} ]] && echo seen; [[ -S /run/docker.sock ]]",
+        *before,
+    )
+    shown = {"fd", "full", "null", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom", "zero"}
+    assert done.stdout.split()[0] == "1" and {Path(one).name for one in done.stdout.split()[1:]} <= shown, done.stdout
+    assert done.returncode == 1
+
+
+@NEEDS_NAMESPACES
+def test_breaking_things_is_the_labs_alone(state: Path) -> None:
+    lab = Lab.open(state)
+    mark = lab.mark()
+    assert run(state, "rm -rf /etc/default/grub.d /home/* /opt/*; update-grub && reboot").returncode == 0
+    lab.wait_settled()
+    assert not (state / "root/etc/default/grub.d").exists() and Path("/etc/passwd").exists()
+    assert len(lab.boots(since=mark)) == 1
+    lab.reset()
+
+
+@NEEDS_ROOT
+@NEEDS_NAMESPACES
+def test_where_there_are_no_namespaces_nothing_is_run(state: Path, tmp_path: Path) -> None:
+    """In a namespace of users that may have no other, as root without the right to mount."""
+    without = (
+        'echo 0 >/proc/sys/user/max_user_namespaces; exec setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin "$@"'
+    )
+    done = run(state, f"touch {state}/root/tmp/ran", "unshare", "-Ur", "bash", "-c", without, "bash")
+    assert done.returncode == 1 and "namespaces of its own" in done.stderr and "--unprotected" in done.stderr, (
+        done.stderr
+    )
+    assert not (state / "root/tmp/ran").exists()
+
+
+def test_help_says_how_to_look_and_to_break_things() -> None:
+    text = cli("run", "--help").stdout
+    assert "cat /etc/hostname" in text and "update-grub" in text and "reset" in text
 
 
 def test_a_fault_is_set_and_cleared(state: Path) -> None:
