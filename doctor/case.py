@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from doctor.devices import Cards, Row, card_number
 from doctor.reading import Container, Reading
 
 # pve-container's changelog.
-FIRST_WITH_DEVICES = "5.0.7"
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,5 @@ class Case:
 
 
 def has_devices(reading: Reading) -> bool:
-    """Does this pve-container know dev[n]? One whose version isn't known counts as new."""
-    found = [int(part) for part in re.findall(r"\d+", reading.extra.pve_container)[:3]]
-    return not found or found >= [int(part) for part in FIRST_WITH_DEVICES.split(".")]
+    """Does this host's pve-container know dev[n]? As the script that gives containers their cards decides it."""
+    return not any(reading.facts.nvidia.dev_trouble[:1])

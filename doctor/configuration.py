@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from doctor.case import FIRST_WITH_DEVICES, Case, has_devices
+from doctor.case import Case, has_devices
 from doctor.devices import Row, is_for_everybody, is_gpu, names
 from doctor.reading import OK
 from doctor.report import Finding, Stage
@@ -89,9 +89,9 @@ def _without_effect(case: Case) -> list[Finding]:
     old = [row.entry.line for row in case.given if row.entry and row.entry.method == "device"]
     if old and not has_devices(case.reading):
         return _finding(
-            f"a pve-container that knows dev[n] ({FIRST_WITH_DEVICES} or later)",
-            f"{case.reading.extra.pve_container}; {'; '.join(old)}",
-            "this release passes such lines over",
+            "a pve-container that knows dev[n]",
+            f"{case.reading.facts.nvidia.dev_trouble[0]}; the configuration has {'; '.join(old)}",
+            "a release without them passes such lines over",
             "`apt update && apt install pve-container`, or give the devices by lxc.mount.entry lines",
         )
     if not conf.broken:

@@ -124,7 +124,6 @@ class Extra(_Fact):
     /dev/dri/by-path."""
 
     node: str
-    pve_container: str
     guests: list[Guest]
     driver: str
     char_devices: str

@@ -187,7 +187,7 @@ def _take_mount(conf: ContainerConf, value: str, line: str) -> None:
         return
     options = words[3].split(",")
     # An absolute target is a path of the host, below which nobody inside ever looks.
-    if {"bind", "rbind"} & set(options) and words[0].startswith("/dev/") and not words[1].startswith("/"):
+    if {"bind", "rbind"} & set(options) and f"{words[0]}/".startswith("/dev/") and not words[1].startswith("/"):
         conf.entries.append(
             Entry(
                 path=f"/{words[1].rstrip('/')}",

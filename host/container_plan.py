@@ -12,9 +12,6 @@ from host.facts import NVIDIA, GuestConfig, HostFacts, bound_by_word
 from host.plan import Wanted
 from settings import Container, Vm
 
-# dev[n] options are there from this version of pve-container on (its debian/changelog).
-DEVICE_METHOD_SINCE = (5, 0, 7)
-
 
 @dataclass(frozen=True)
 class Cards:
@@ -133,21 +130,18 @@ def check(
     if facts.nvidia.uvm_trouble and facts.nvidia.uvm_trouble[0] and not facts.nvidia.trouble[0]:
         cause, mends = facts.nvidia.uvm_trouble
         errors.append(_no_driver(name, "/dev/nvidia-uvm, of the module nvidia-uvm, on the host", cause, mends))
-    if container.method == "device" and _version(facts.nvidia.pve_container) < DEVICE_METHOD_SINCE:
+    if container.method == "device" and facts.nvidia.dev_trouble and facts.nvidia.dev_trouble[0]:
+        cause, mends = facts.nvidia.dev_trouble
         errors.append(
             HomelabError(
                 f"containers.{name}.method: device, dev[n] options",
-                f"pve-container {facts.nvidia.pve_container or 'of no known version'}; they are there from 5.0.7 on",
+                cause,
                 "the container couldn't be given its devices that way",
-                "upgrade Proxmox VE, or set method: mount-entry (or none: what the host can is chosen)",
+                mends,
             )
         )
     chosen, refused = numbers(name, container, found, want)
     return chosen, errors + refused
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split("-")[0].split(".") if part.isdigit())
 
 
 def _no_driver(name: str, wanted: str, cause: str, mends: str) -> HomelabError:

@@ -229,8 +229,8 @@ class Nvidia(_Fact):
     """NVIDIA's driver on the host.
 
     ``version``: of the loaded one, empty: none. ``trouble``, ``uvm_trouble``: what keeps the driver, and nvidia-uvm, from being there,
-    and what mends it; empty where nothing does. ``missing_nodes``: device nodes that it serves and that aren't in /dev.
-    ``nodes_enabled``: is our service that makes them at boot enabled? ``pve_container``: version of the package.
+    and what mends it; empty where nothing does. ``dev_trouble``: the same of dev[n] options for containers. ``missing_nodes``: device nodes that it serves and that aren't in /dev.
+    ``nodes_enabled``: is our service that makes them at boot enabled?
     """
 
     version: str = ""
@@ -238,7 +238,7 @@ class Nvidia(_Fact):
     uvm_trouble: list[str] = []
     missing_nodes: list[str] = []
     nodes_enabled: bool = False
-    pve_container: str = ""
+    dev_trouble: list[str] = []
 
 
 class SharedWith(_Fact):

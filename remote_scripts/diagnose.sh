@@ -14,7 +14,7 @@ PATIENCE=25
 
 diagnose() {
   local id separator=
-  printf '{"node":%s,"pve_container":%s,"guests":[' "$(json_string "$(hostname)")" "$(json_string "$(version_of pve-container)")"
+  printf '{"node":%s,"guests":[' "$(json_string "$(hostname)")"
   known_guests
   printf '],"driver":%s,"char_devices":%s' "$(string_of /sys/module/nvidia/version)" "$(string_of /proc/devices)"
   printf ',"nodes":%s,"links":%s' "$(json_string "$(nodes)")" "$(json_string "$(find "$ROOT/dev/dri/by-path" -type l -printf '%f %l\n' 2>/dev/null)")"
@@ -27,8 +27,6 @@ diagnose() {
   done
   printf ']}\n'
 }
-
-version_of() { dpkg-query -W -f '${Version}' "$1" 2>/dev/null || :; }
 
 string_of() { json_string "$(of_file "$ROOT$1")"; } # PATH - its text; empty when it isn't there
 

@@ -203,18 +203,19 @@ nvidia_minors() {
 
 # The driver that containers share, and whether its nodes are there, now and at the next boot.
 nvidia() {
-  local trouble='' uvm='' enabled=false container='' names=()
+  local trouble='' uvm='' dev='' enabled=false names=()
   if [[ -n $(find "$PCI"/*/vendor -maxdepth 0 -exec grep -lx 0x10de {} + 2>/dev/null) ]]; then
     nvidia_trouble
     trouble="$(json_string "$FOUND"),$(json_string "$NEXT")"
     nvidia_uvm_trouble
     uvm="$(json_string "$FOUND"),$(json_string "$NEXT")"
     mapfile -t names < <(missing_nvidia_nodes)
-    container=$(dpkg-query -W -f '${Version}' pve-container 2>/dev/null) || container=''
+    dev_trouble
+    dev="$(json_string "$FOUND"),$(json_string "$NEXT")"
   fi
   [[ ! -L $ROOT$NODES_ENABLED ]] || enabled=true
-  printf ',"nvidia":{"version":%s,"trouble":[%s],"uvm_trouble":[%s],"missing_nodes":%s,"nodes_enabled":%s,"pve_container":%s}' \
-    "$(json_string "$(nvidia_version)")" "$trouble" "$uvm" "$(json_list "${names[@]}")" "$enabled" "$(json_string "$container")"
+  printf ',"nvidia":{"version":%s,"trouble":[%s],"uvm_trouble":[%s],"missing_nodes":%s,"nodes_enabled":%s,"dev_trouble":[%s]}' \
+    "$(json_string "$(nvidia_version)")" "$trouble" "$uvm" "$(json_list "${names[@]}")" "$enabled" "$dev"
 }
 
 # Containers that were given cards by us, and how they differ from what was set up.

@@ -159,7 +159,8 @@ allows() {
   read -r kind numbers access <<<"$1"
   [[ $kind != a || -n ${numbers:-} ]] || return 0 # `a` alone is everything
   [[ $kind == a || $kind == c ]] || return 1
-  [[ ${access:-} == *r* && $access == *w* ]] || return 1
+  access=${access:-rwm} # as lxc takes it
+  [[ $access == *r* && $access == *w* ]] || return 1
   major=${numbers%%:*} minor=${numbers#*:}
   [[ $major == '*' || $major == "$2" ]] && [[ $minor == '*' || $minor == "$3" ]]
 }
@@ -199,7 +200,7 @@ find_ours() {
 
 # find_provider PATH - sets PROVIDER to how others give the container PATH: `dev VALUE`, `mount`, or nothing; RULE: is it allowed?
 find_provider() {
-  local index
+  local index kind numbers rules=()
   PROVIDER='' RULE=no
   for index in "${!DEV[@]}"; do
     find_dev_path "${DEV[$index]}"
@@ -212,25 +213,49 @@ find_provider() {
     [[ -z ${OUR_LXC[$index]:-} ]] || continue
     case ${LXC_KEY[index]} in
       lxc.mount.entry) ! binds "${LXC_VALUE[index]}" "$1" || PROVIDER=mount ;;
-      lxc.cgroup2.devices.allow) ! allows "${LXC_VALUE[index]}" "${MAJOR[$1]}" "${MINOR[$1]}" || RULE=yes ;;
+      lxc.cgroup2.devices.allow | lxc.cgroup2.devices.deny)
+        # In their order: one for everything takes the place of all before it, another one of the same devices.
+        read -r kind numbers _ <<<"${LXC_VALUE[index]}"
+        if [[ $kind == a ]]; then rules=(); else without_rule "$kind $numbers"; fi
+        [[ ${LXC_KEY[index]} == *.deny ]] || ! allows "${LXC_VALUE[index]}" "${MAJOR[$1]}" "${MINOR[$1]}" || rules+=("$kind $numbers")
+        ;;
     esac
   done
+  ((${#rules[@]} == 0)) || RULE=yes
+}
+
+# dev_trouble - sets FOUND and NEXT: why this host's containers can't be given dev[n] options. FOUND is empty where they can. They are there
+# from pve-container 5.0.7 on (its debian/changelog), which is Proxmox VE 8.1; an older one passes over such lines without a word, so that
+# one whose version isn't known counts as older.
+dev_trouble() {
+  local version
+  FOUND='' NEXT=''
+  version=$(dpkg-query -W -f '${Version}' pve-container 2>/dev/null) || version=''
+  [[ $version != [0-9]* || $(printf '5.0.7\n%s\n' "$version" | sort -V | head -n 1) != 5.0.7 ]] || return 0
+  FOUND="pve-container ${version:-of no known version}; dev[n] options are there from 5.0.7 on"
+  NEXT="upgrade Proxmox VE, or set method: mount-entry (or none: what the host can is chosen)"
+}
+
+# without_rule DEVICES - takes it out of `rules`.
+without_rule() {
+  local rule kept=()
+  for rule in "${rules[@]}"; do
+    [[ $rule == "$1" ]] || kept+=("$rule")
+  done
+  rules=("${kept[@]}")
 }
 
 # choose_method - sets HOW: device or mount-entry.
 choose_method() {
-  local version
   HOW=$METHOD
   [[ $HOW == auto || $HOW == device ]] || return 0
-  version=$(dpkg-query -W -f '${Version}' pve-container 2>/dev/null) || version=0
-  # dev[n] is there from pve-container 5.0.7 on (its debian/changelog), which is Proxmox VE 8.1.
-  if [[ $(printf '5.0.7\n%s\n' "$version" | sort -V | head -n 1) == 5.0.7 ]]; then
+  dev_trouble
+  if [[ -z $FOUND ]]; then
     HOW=device
   elif [[ $METHOD == auto ]]; then
     HOW=mount-entry
   else
-    die "container $CTID given devices as dev[n] options (method: device)" "pve-container $version; they are there from 5.0.7 on" \
-      "its configuration is unchanged" "upgrade Proxmox VE, or set method: mount-entry (or none: what the host can is chosen)"
+    die "container $CTID given devices as dev[n] options (method: device)" "$FOUND" "its configuration is unchanged" "$NEXT"
   fi
 }
 

@@ -128,7 +128,7 @@ def test_a_machine_that_is_no_proxmox_host_is_read_all_the_same(folder: Folder) 
     folder.command("dpkg-query", "exit 1")
     folder.command("dmesg", "exit 1")
     extra, _ = read(folder, 950)
-    assert (extra.guests, extra.containers, extra.driver, extra.nodes, extra.pve_container) == ([], [], "", "", "")
+    assert (extra.guests, extra.containers, extra.driver, extra.nodes) == ([], [], "", "")
 
 
 # -- inside ------------------------------------------------------------------------------------------------------------

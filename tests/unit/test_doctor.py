@@ -43,7 +43,11 @@ def inside(nodes: dict[str, str], root: str = "ok", user: str = "ok") -> str:
 
 def reading(conf: str = "", seen: str | None = None, *, nodes: dict[str, str] | None = None, **changes: Any) -> Reading:
     """A desktop whose RTX 5090 is NVIDIA's driver's, with container 901; ``seen`` None: it is off."""
-    facts = desktop(nvidia_minors={"0000:01:00.0": 0}, modules=["nvidia", "nvidia_uvm"])
+    facts = desktop(
+        nvidia_minors={"0000:01:00.0": 0},
+        modules=["nvidia", "nvidia_uvm"],
+        nvidia={"dev_trouble": changes.pop("dev_trouble", ["", ""])},
+    )
     container = {
         "id": 901,
         "conf": conf,
@@ -53,7 +57,7 @@ def reading(conf: str = "", seen: str | None = None, *, nodes: dict[str, str] | 
         "problem": "",
     }
     extra: dict[str, Any] = {
-        "node": "pve", "pve_container": "6.0.18", "driver": "580.105.08", "char_devices": DEVICES,
+        "node": "pve", "driver": "580.105.08", "char_devices": DEVICES,
         "nodes": lines(NODES if nodes is None else nodes), "links": "pci-0000:01:00.0-render ../renderD128",
         "containers": [container, *changes.pop("containers", [])],
         "guests": [{"id": 901, "kind": "lxc", "node": "pve"}, {"id": 103, "kind": "vm", "node": "pve"}, {"id": 300, "kind": "lxc", "node": "far"}],
@@ -163,11 +167,12 @@ def test_numbers_of_device_options_that_are_taken_are_left_alone() -> None:
 
 
 def test_an_older_proxmox_gets_lines_in_place_of_device_options() -> None:
-    report = diagnose(reading("", pve_container="5.0.6"), 901)
+    report = diagnose(reading("", dev_trouble=["pve-container 5.0.6", "upgrade"]), 901)
     assert "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file" in report.next[0]
     assert report.next[0].endswith("lxc.cgroup2.devices.allow: c 195:* rwm\nlxc.cgroup2.devices.allow: c 508:* rwm")
-    report = diagnose(reading(DEVICE_LINES, pve_container="5.0.6"), 901)
-    assert report.findings[0].wanted == "a pve-container that knows dev[n] (5.0.7 or later)"
+    report = diagnose(reading(DEVICE_LINES, dev_trouble=["pve-container 5.0.6", "upgrade"]), 901)
+    assert report.findings[0].wanted == "a pve-container that knows dev[n]"
+    assert report.findings[0].found.startswith("pve-container 5.0.6; the configuration has dev0: ")
 
 
 @pytest.mark.parametrize(
