@@ -10,6 +10,7 @@ import functools
 import pulumi
 
 import contract
+from components import limits
 from components.gpu_cards import GpuCards
 from components.gpu_lxc import GpuLxc
 from components.gpu_vm import GpuVm
@@ -28,6 +29,8 @@ try:
     settings = load()
 except HomelabError as error:
     raise pulumi.RunError(str(error)) from None
+
+limits.limit_every_resource(settings)
 
 hosts, tests, vms, containers, stacks = {}, {}, {}, {}, {}
 for name, host in settings.hosts.items():

@@ -351,13 +351,16 @@ SHORTEST_ROLLBACK = 30
 
 class Timeouts(Model):
     """Seconds. ``connect``: for a connection; ``api``: until the API answers; ``reboot``: until a rebooting host answers again;
-    ``rollback``: after its start, until an unconfirmed boot is undone.
+    ``rollback``: after its start, until an unconfirmed boot is undone; ``script``: for one script on the host, the wait for another
+    run's included; ``task``: for one change over the API, or for one reading, beside what it has to wait for.
     """
 
     connect: Seconds = 15
     api: Seconds = 60
     reboot: Seconds = 600
     rollback: Seconds = 600
+    script: Seconds = 3600
+    task: Seconds = 10_800
 
     @field_validator("rollback")
     @classmethod

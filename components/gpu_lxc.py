@@ -24,13 +24,14 @@ from settings import NewContainer as NewContainerSettings
 
 class GpuLxc(pulumi.ComponentResource):
     """Outputs: ``container``, as the stack puts it out (contract.py); ``in_force``: changes with each restart, for the triggers of
-    what is installed in it.
+    what is installed in it; ``started``: the same with each boot of the host that was ours.
 
     :param node: the host's name in Proxmox VE.
     """
 
     container: pulumi.Output[dict[str, Any]]
     in_force: pulumi.Output[str]
+    started: pulumi.Output[str]
 
     def __init__(
         self,
@@ -110,6 +111,9 @@ class GpuLxc(pulumi.ComponentResource):
             pulumi.ResourceOptions(parent=self, depends_on=[restart]),
         )
         self.in_force = restart.id
+        self.started = pulumi.Output.all(boot.boot, restart.stdout).apply(
+            lambda found: f"boot {found[0]['id']}, {found[1]}"
+        )
         self.container = pulumi.Output.all(
             name=wanted.guest_name,
             minors=wanted.minors,

@@ -19,7 +19,7 @@ from settings import NewVm, Vm, VmGpu
 
 class GpuVm(pulumi.ComponentResource):
     """Outputs: ``vm``, as the stack puts it out (contract.py); ``in_force``: changes with the VM and its cards, for what is installed
-    in it.
+    in it; ``started``: changes when it, or its host, was started anew by us.
 
     :param node: the host's name in Proxmox VE.
     :param cards: name -> ``mapping`` and ``slot``, of each card in ``vm.gpus`` at least (GpuCards).
@@ -28,6 +28,7 @@ class GpuVm(pulumi.ComponentResource):
 
     vm: pulumi.Output[dict[str, Any]]
     in_force: pulumi.Output[str]
+    started: pulumi.Output[str]
 
     def __init__(
         self,
@@ -88,6 +89,9 @@ class GpuVm(pulumi.ComponentResource):
         ).apply(lambda found: _output(vm, node, found))
         self.in_force = pulumi.Output.all(instance, change.state).apply(
             lambda found: f"{found[0]} {' '.join(use.gpu for use in vm.gpus)}"
+        )
+        self.started = pulumi.Output.all(boot, change.starts).apply(
+            lambda found: f"boot {found[0]['id']}, start {int(found[1] or 0)}"
         )
         self.register_outputs({"vm": self.vm, "in_force": self.in_force})
 

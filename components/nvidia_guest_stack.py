@@ -120,6 +120,7 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             ),
             "timeout": stack.timeouts.verify,
             "done": pulumi.Output.all(*done),
+            "started": system.started,
         }
         self.result = NvidiaVerification(
             f"{name}-verification", {**system.inputs, **about}, self._following(last)

@@ -21,7 +21,9 @@ SLACK_SECONDS = 60
 
 
 class NvidiaVerificationProvider(SystemProvider):
-    """See the module. Inputs: `System.inputs`, script, wanted (`nvidia.verification.Wanted` as a mapping), timeout, after."""
+    """See the module. Inputs: `System.inputs`, script, wanted (`nvidia.verification.Wanted` as a mapping), timeout,
+    after, done and started (what it is done again after).
+    """
 
     def create(self, props: dict[str, Any]) -> CreateResult:
         return CreateResult(props["system_name"], {**props, "result": asyncio.run(self._verified(props))})
@@ -34,6 +36,10 @@ class NvidiaVerificationProvider(SystemProvider):
         from host.errors import raise_all
         from nvidia import verification
 
+        stack = self.stack(props)
+        if props["target"] == "vm" and stack is not None:
+            # It may have been started a moment ago.
+            await self.read_system_in_time(props, stack.timeouts.reboot)
         async with self.session(props, float(props["timeout"]) + SLACK_SECONDS) as run:
             answer = scripts.answer(await run("verify", props["script"]))
         result, errors = verification.judge(answer, verification.Wanted(**props["wanted"]))

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pulumi.dynamic import ConfigureRequest, DiffResult, ResourceProvider
 
+from components import limits
+
 if TYPE_CHECKING:
     from host.facts import HostFacts
     from settings import Container, Host, Vm
@@ -58,6 +60,24 @@ class HostProvider(ResourceProvider):
     _hosts: str | None = None
     _vms: str | None = None
     _containers: str | None = None
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Whatever a provider does with its resource has an end (components/limits.py)."""
+        super().__init_subclass__(**arguments)
+        for name in ("create", "read", "update", "delete"):
+            if name in cls.__dict__:
+                setattr(cls, name, limits.limited(cls.__dict__[name]))
+
+    def seconds(self, props: dict[str, Any]) -> int:
+        """How long one of them may take."""
+        from host.errors import HomelabError
+        from settings import Host, Timeouts
+
+        try:
+            host = self.host(props)
+        except HomelabError:  # it is no longer configured, which is for the act itself to say
+            host = Host.model_construct(timeouts=Timeouts())
+        return limits.of_task(host, props)
 
     def __reduce_ex__(self, protocol: Any) -> str | tuple[Any, ...]:
         if HostProvider.found_by is None:

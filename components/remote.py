@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pulumi
 from pulumi_command import remote
 
+from components import limits
 from host import scripts
 from host.errors import HomelabError
 
@@ -62,6 +63,7 @@ def script(
     identity: Sequence[str] = (),
     told: bool = False,
     address: pulumi.Input[str] | None = None,
+    seconds: int | None = None,
 ) -> remote.Command:
     """``stdin`` run as ``bash -s -- apply`` on create and update, and, when ``undone``, as ``bash -s -- revert`` on destroy.
 
@@ -71,6 +73,7 @@ def script(
         makes the new one.
     :param told: whether Pulumi's display shows the script's log.
     :param address: as of `connection`.
+    :param seconds: how long it may take; by default the host's ``timeouts.script``.
     """
     if undone and triggers is not None:
         raise ValueError(f"{name}: a script that is undone can't have triggers")
@@ -88,6 +91,11 @@ def script(
         add_previous_output_in_env=False,
         logging=remote.Logging.STDERR if told else remote.Logging.NONE,
         opts=pulumi.ResourceOptions.merge(
-            opts, pulumi.ResourceOptions(ignore_changes=ignored, delete_before_replace=bool(identity) or None)
+            opts,
+            pulumi.ResourceOptions(
+                ignore_changes=ignored,
+                delete_before_replace=bool(identity) or None,
+                custom_timeouts=limits.timeouts(seconds or limits.of_script(host)),
+            ),
         ),
     )

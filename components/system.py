@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 from pulumi_command import remote
 
+from components import limits
 from components import remote as commands
 from components.provider import HostProvider
 from host.errors import HomelabError
@@ -42,7 +43,8 @@ class System:
     ``name``: its place in the settings, such as `vms.sandbox`; ``host``: its host's name there; ``ctid``: of a container;
     ``reached``: the SSH settings; ``address``: where they lead (a VM's may be known only once it runs); ``stays``: is it there after
     a `destroy`?; ``after``: with its change all steps look again: another VM, a restart with other cards, the host's driver;
-    ``passed``: of a host: slots of cards that VMs get.
+    ``passed``: of a host: slots of cards that VMs get; ``started``: with its change what is installed is verified again: the system, or
+    the host below it, was started anew by us.
     """
 
     target: Target
@@ -56,6 +58,7 @@ class System:
     ctid: int | None = None
     stays: bool = True
     passed: pulumi.Input[list[str]] = field(default_factory=list)
+    started: pulumi.Input[str] = ""
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -93,6 +96,7 @@ class System:
             identity=[self.host, self.name, str(ctid or "")] if self.purged else (),
             told=True,
             address=self.address,
+            seconds=limits.of_script(self.reached, self.nvidia),
         )
 
 
@@ -125,6 +129,7 @@ def in_vm(name: str, vm: Vm, host: Host, gpu_vm: GpuVm) -> System | None:
         vm.nvidia,
         (gpu_vm,),
         gpu_vm.in_force,
+        started=gpu_vm.started,
         stays=vm.create is None or vm.create.protect,
     )
 
@@ -166,6 +171,7 @@ def in_container(
         (gpu_lxc,),
         pulumi.Output.all(gpu_lxc.in_force, driver).apply(" ".join),
         container.ctid,
+        started=gpu_lxc.started,
         stays=container.create is None or container.create.protect,
     )
 

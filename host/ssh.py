@@ -227,9 +227,10 @@ async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:
     import asyncssh
 
     try:
-        found = await asyncssh.get_server_host_key(host.address, host.ssh.port, config=None)
+        async with asyncio.timeout(host.timeouts.connect):
+            found = await asyncssh.get_server_host_key(host.address, host.ssh.port, config=None)
         shown = found.get_fingerprint() if found else "none"
-    except (OSError, asyncssh.Error) as error:
+    except (OSError, TimeoutError, asyncssh.Error) as error:
         shown = f"another one ({error})"
     return HomelabError(
         f"host key {wanted} at {host.address}:{host.ssh.port}",

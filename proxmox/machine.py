@@ -48,6 +48,8 @@ class Machine:
         self.name = name
         self._path = f"nodes/{api.node}/qemu/{vmid}"
         self.label = f"VM {vmid} ({name})"
+        # How often it was started by this.
+        self.starts = 0
 
     def say(self, text: str) -> None:
         """Shows a line in Pulumi's display."""
@@ -186,6 +188,7 @@ class Machine:
             # Somebody else was faster, or the answer was lost.
             if "already running" not in error.reason and not (isinstance(error, UnansweredError) and self._comes_up()):
                 raise
+        self.starts += 1
         if not self._comes_up():
             raise ApiError(
                 wanted,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from host.errors import HomelabError
     from proxmox.api import Api
 
-OUTPUTS = ("state", "guest_address")
+OUTPUTS = ("state", "guest_address", "starts")
 # How long a guest agent may take to answer after a start, and how often it is asked: it tells nobody when it is there.
 AGENT_SECONDS = 120
 AGENT_POLL_SECONDS = 1.0
@@ -26,17 +26,18 @@ class VmChangeProvider(ApiProvider):
     """See the module. Inputs: host, node, vm, vmid, record, restore, running, generation, power, shutdown, address."""
 
     def create(self, props: dict[str, Any]) -> CreateResult:
-        return CreateResult(str(int(props["vmid"])), {**props, **self._done(props)})
+        return CreateResult(str(int(props["vmid"])), {**props, **self._done(props, 0)})
 
-    def update(self, _id: str, _olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
-        return UpdateResult({**news, **self._done(news)})
+    def update(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
+        return UpdateResult({**news, **self._done(news, int(olds.get("starts") or 0))})
 
     def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
         changed = any(olds.get(key) != news.get(key) for key in news if key not in OUTPUTS)
         replaces = [key for key in ("host", "node", "vmid") if olds.get(key) != news.get(key)]
         return DiffResult(changes=changed, replaces=replaces, stables=[], delete_before_replace=True)
 
-    def _done(self, props: dict[str, Any]) -> dict[str, Any]:
+    def _done(self, props: dict[str, Any], starts: int) -> dict[str, Any]:
+        """``starts``: how often it was started so far."""
         from proxmox.api import ApiError
         from proxmox.vm_config import change_to
 
@@ -57,7 +58,7 @@ class VmChangeProvider(ApiProvider):
         address = props.get("address")
         if address == "agent":
             address = _asked(self.api(props), props) if runs else None
-        return {"state": "running" if runs else "stopped", "guest_address": address}
+        return {"state": "running" if runs else "stopped", "guest_address": address, "starts": starts + machine.starts}
 
     def _explained(self, error: HomelabError, props: dict[str, Any]) -> HomelabError:
         """A start that failed, with what the host's kernel says of the VM's cards."""
@@ -125,9 +126,12 @@ def _first(interfaces: list[dict[str, Any]]) -> str | None:
 
 
 class VmChange(Resource, module="homelab", name="VmChange"):
-    """The dynamic resource. Outputs: ``state`` (running or stopped, as it was left), ``guest_address``."""
+    """The dynamic resource. Outputs: ``state`` (running or stopped, as it was left), ``guest_address``, ``starts`` (how often it
+    was started here; None in a state from before that was counted).
+    """
 
     state: pulumi.Output[str]
+    starts: pulumi.Output[int | None]
     guest_address: pulumi.Output[str | None]
 
     def __init__(self, name: str, inputs: dict[str, Any], opts: pulumi.ResourceOptions | None = None) -> None:

@@ -79,7 +79,7 @@ need_engine() {
   fi
   [[ $RUNTIME == podman ]] || return 0
   # The first that reads specifications as the toolkit writes them (NVIDIA/cloud-native-docs, cdi-support.md).
-  version=$(podman --version 2>&1 | grep -oE '[0-9]+(\.[0-9]+)+' | head -n 1) || :
+  version=$(within "$ASK_SECONDS" podman --version 2>&1 | grep -oE '[0-9]+(\.[0-9]+)+' | head -n 1) || :
   [[ $(printf '4.1.0\n%s\n' "${version:-0}" | sort -V | head -n 1) == 4.1.0 ]] || die "$NAME: podman 4.1 or later" "${version:-no version}" \
     "podman gets cards by CDI, which it knows from there on" "update podman (Ubuntu from 24.04 on and Debian from 12 on have it), or use docker"
 }
@@ -143,10 +143,10 @@ restart_if_changed() {
   local unit=$1 running=() name file=$LOGS/restart
   [[ -n $unit ]] && is_pending "restart-$unit" || return 0
   if [[ $unit == docker ]]; then
-    mapfile -t running < <(docker ps --format '{{.Names}}' 2>/dev/null </dev/null || :)
+    mapfile -t running < <(within "$ASK_SECONDS" docker ps --format '{{.Names}}' 2>/dev/null </dev/null || :)
     if ((${#running[@]} == 0)); then
       log "restarting docker: no container runs"
-    elif [[ $(docker info --format '{{.LiveRestoreEnabled}}' 2>/dev/null </dev/null || :) == true ]]; then
+    elif [[ $(within "$ASK_SECONDS" docker info --format '{{.LiveRestoreEnabled}}' 2>/dev/null </dev/null || :) == true ]]; then
       log "restarting docker: its containers run on (live-restore): ${running[*]}"
       running=()
     else
@@ -179,7 +179,7 @@ engine_down() {
 check_engine() {
   local known
   [[ $RUNTIME == docker ]] || return 0
-  known=$(docker info --format '{{json .Runtimes}}' 2>&1 </dev/null) || :
+  known=$(within "$ASK_SECONDS" docker info --format '{{json .Runtimes}}' 2>&1 </dev/null) || :
   [[ $known == *'"nvidia"'* ]] || die "$NAME: docker with the runtime nvidia" "\`docker info\` knows: $(tail -n 2 <<<"$known")" \
     "no container gets a card" "is dockerd started with another --config-file, or docker a remote one (DOCKER_HOST)? then \`pulumi up\` again"
 }

@@ -39,7 +39,7 @@ look_inside() {
   while IFS=$'\t' read -r who path text; do
     who+=" $path"
     [[ -z $path ]] || SAID[$who]=${text:-opened}
-  done < <(pct exec "$CTID" -- sh -c '
+  done < <(within 60 pct exec "$CTID" -- sh -c '
     shell=/bin/sh
     try() { dd if="$1" of="$1" count=0 conv=notrunc 2>&1 | sed -n "s/^.*dd: *//p"; }
     if setpriv --reuid 65534 --regid 65534 --clear-groups dd if=/dev/null of=/dev/null count=0 >/dev/null 2>&1; then

@@ -12,7 +12,7 @@ read_system() { inside read_system; }
 verify() { inside verify; }
 
 revert() {
-  if ! pct config "$CTID" >/dev/null 2>&1; then
+  if ! within "$ASK_SECONDS" pct config "$CTID" >/dev/null 2>&1; then
     log "container $CTID is gone: there is nothing to take out of it"
     printf '{"changed":"no"}\n'
     return 0
@@ -22,7 +22,7 @@ revert() {
 
 inside() {
   local status=0 state
-  state=$(pct status "$CTID" 2>&1) || die "container $CTID" "$state" "NVIDIA's libraries go into it" \
+  state=$(within "$ASK_SECONDS" pct status "$CTID" 2>&1) || die "container $CTID" "$state" "NVIDIA's libraries go into it" \
     "create the container, or take it out of the settings"
   [[ $state == *running* ]] || die "container $CTID running" "pct status: $state" "what is in it is changed from inside" \
     "start it: \`pct start $CTID\`, then run \`pulumi up\` again"

@@ -292,7 +292,7 @@ build_modules() {
     run_streamed "$INSTALL_SECONDS" "$LOGS/dkms" dkms install -m "$(dkms_name)" -v "$VERSION" -k "$kernel" ||
       explain "$LOGS/dkms" "the modules of $VERSION, built for $kernel" "that kernel would come up without the driver"
     has_module "$kernel" || {
-      status=$(dkms status 2>/dev/null | grep -i nvidia)
+      status=$(within "$ASK_SECONDS" dkms status 2>/dev/null | grep -i nvidia)
       die "the modules of $VERSION ($FLAVOUR), installed for $kernel" \
         "modinfo: $(module_version "$kernel") $(module_flavour "$kernel"); dkms status: ${status:-nothing}" \
         "that kernel would come up without the driver" "build it by hand, \`dkms install nvidia/$VERSION -k $kernel\`, and read what it says"
@@ -304,7 +304,7 @@ build_modules() {
 # dkms_name - what the packages call it: nvidia, nvidia-open, nvidia-current.
 dkms_name() {
   local name
-  name=$(dkms status 2>/dev/null | sed -nE "s#^(nvidia[a-z-]*)(/|, )${VERSION//./\\.}[:,].*#\\1#p" | head -n 1)
+  name=$(within "$ASK_SECONDS" dkms status 2>/dev/null | sed -nE "s#^(nvidia[a-z-]*)(/|, )${VERSION//./\\.}[:,].*#\\1#p" | head -n 1)
   printf '%s' "${name:-nvidia}"
 }
 
@@ -337,10 +337,10 @@ load() {
 
 load_module() {
   local file=$LOGS/load lines
-  lines=$(dmesg 2>/dev/null | wc -l)
+  lines=$(within "$ASK_SECONDS" dmesg 2>/dev/null | wc -l)
   run_streamed 120 "$file" modprobe nvidia && return 0
   # What the driver said of the card is in the kernel's log.
-  dmesg 2>/dev/null | tail -n "+$((lines + 1))" | grep -E 'NVRM|nvidia|signature' >>"$file" || :
+  within "$ASK_SECONDS" dmesg 2>/dev/null | tail -n "+$((lines + 1))" | grep -E 'NVRM|nvidia|signature' >>"$file" || :
   explain "$file" "the module nvidia of $VERSION, loaded" "nothing can use the card without it" \
     "look at \`dmesg | grep NVRM\`; is there a card of NVIDIA's, free of other drivers (\`lspci -nnk\`)?"
 }

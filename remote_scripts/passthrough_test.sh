@@ -73,7 +73,7 @@ stopped_by() {
 
 # -- before ----------------------------------------------------------------------------------------------------------
 vm_name() { sed -n '/^\[/q; s/^name: //p' "$ROOT/etc/pve/qemu-server/$1.conf" 2>/dev/null || :; } # ID; nothing where there is none
-is_running() { [[ $(qm status "$1") == "status: running" ]]; }
+is_running() { [[ $(within "$ASK_SECONDS" qm status "$1") == "status: running" ]]; }
 
 # remove_vm ID - a lock that an interrupted command has left is passed over.
 remove_vm() { run_logged qm stop "$1" --skiplock 1 && run_logged qm destroy "$1" --skiplock 1 --purge 1; }
@@ -190,7 +190,7 @@ create_vm() {
     hostpci+=("--hostpci${#slots[@]}" "host=$(place_in "$slot"),pcie=1,rombar=0")
     slots+=("$slot")
   done
-  [[ -n $VMID ]] || VMID=$(pvesh get /cluster/nextid --output-format json | tr -d '"')
+  [[ -n $VMID ]] || VMID=$(within "$ASK_SECONDS" pvesh get /cluster/nextid --output-format json | tr -d '"')
   VM=$VMID # before there is one: a signal may come while qm still makes it
   # No OVMF: QEMU hands the kernel of -kernel over itself, which SeaBIOS is enough for. cpu host: it has the host's address width,
   # that large BARs need. Only root@pam may set args, and raw hostpci: qm is root@pam.

@@ -181,12 +181,16 @@ class EngineStack:
 
     def urns(self) -> list[str]:
         """Of all resources in the state, but for the stack itself and providers."""
+        return [one["urn"] for one in self.resources()]
+
+    def resources(self) -> list[dict[str, Any]]:
+        """All of them in the state, but for the stack itself and providers."""
         done = subprocess.run(
             [str(self.engine.pulumi), "stack", "export", "--stack", "lab", "--cwd", str(self.project)],
             env=self.environment, capture_output=True, text=True, check=True,
         )  # fmt: skip
         resources = json.loads(done.stdout)["deployment"].get("resources", [])
-        return [one["urn"] for one in resources if not one["type"].startswith(("pulumi:pulumi:", "pulumi:providers:"))]
+        return [one for one in resources if not one["type"].startswith(("pulumi:pulumi:", "pulumi:providers:"))]
 
     def output(self) -> dict[str, Any]:
         """The stack's outputs."""

@@ -188,14 +188,14 @@ pool_carriers() { # NAME OF A ZFS POOL
     [[ $device == /dev/* ]] || continue
     found=yes
     device_carriers "$device"
-  done < <(timeout 20 zpool status -LP "$1" 2>/dev/null)
+  done < <(within "$ASK_SECONDS" zpool status -LP "$1" 2>/dev/null)
   [[ $found == no ]] || return 0
   # Without an answer: every disk that is a member of any pool.
   while read -r device type _; do
     [[ $type == zfs_member ]] || continue
     found=yes
     block_carriers "$device" "/dev/$device"
-  done < <(lsblk -nro NAME,FSTYPE 2>/dev/null)
+  done < <(within "$ASK_SECONDS" lsblk -nro NAME,FSTYPE 2>/dev/null)
   [[ $found == yes ]] || TROUBLE="nothing says which disks the ZFS pool $1 is on"
 }
 
@@ -236,8 +236,8 @@ reached_over() {
   if connection=$(ssh_connection) && [[ -n $connection ]]; then
     read -r client _ server _ <<<"$connection"
     client=${client#::ffff:} server=${server#::ffff:}
-    ip -o route get "${client%%%*}" 2>/dev/null | sed -nE 's/.* dev ([^ ]+).*/\1/p' || :
-    ip -o addr show 2>/dev/null | awk -v address="${server%%%*}" '{ split($4, part, "/") } part[1] == address { print $2 }' || :
+    within "$ASK_SECONDS" ip -o route get "${client%%%*}" 2>/dev/null | sed -nE 's/.* dev ([^ ]+).*/\1/p' || :
+    within "$ASK_SECONDS" ip -o addr show 2>/dev/null | awk -v address="${server%%%*}" '{ split($4, part, "/") } part[1] == address { print $2 }' || :
   fi
   if [[ -r $ROOT/proc/net/route ]]; then
     while read -r name destination rest; do

@@ -62,6 +62,8 @@ of_file() {
 # How long a question to a program of this host may take, in seconds: one that hangs (a dead NFS mount, a card that is gone) must not
 # hide what is known without it.
 ASK_SECONDS=20
+# And how long what changes something may take: an initramfs for each kernel on a slow disk takes minutes.
+RUN_SECONDS=1800
 
 # within SECONDS COMMAND... - with an end: status 124 after that time. What these scripts ignore, their children would, too.
 within() { timeout -k 2 "$1" env --default-signal=TERM,HUP,PIPE "${@:2}"; }
@@ -113,7 +115,7 @@ put_back_all() {
 full_places() {
   local place
   for place in /etc /var/lib /boot /run; do
-    [[ ! -d $ROOT$place || $(df -P -B1 "$ROOT$place" 2>/dev/null | awk 'NR == 2 { print ($4 < 65536) }') != 1 ]] ||
+    [[ ! -d $ROOT$place || $(within "$ASK_SECONDS" df -P -B1 "$ROOT$place" 2>/dev/null | awk 'NR == 2 { print ($4 < 65536) }') != 1 ]] ||
       printf '; the file system of %s is full' "$place"
   done
 }
@@ -185,7 +187,9 @@ holding_lock() (
 run_logged() {
   local status=0 file=$RUN/log
   (: >"$file") 2>/dev/null || file=/dev/null # /run is full: the command may work all the same
-  holding_lock "$@" >"$file" 2>&1 </dev/null || status=$?
+  # In a subshell, so that only it writes to the file: a trap of this shell may come meanwhile, and has a message for the person.
+  (holding_lock within "$RUN_SECONDS" "$@") >"$file" 2>&1 </dev/null || status=$?
+  ((status != 124 && status != 137)) || printf '%s: given up after %s s\n' "$*" "$RUN_SECONDS" >>"$file"
   OUTPUT=$(tail -n 5 "$file" 2>/dev/null | tail -c "$LOG_BYTES") || OUTPUT=''
   [[ ! -s $file ]] || log "$(of_file "$file")"
   [[ $file == /dev/null ]] || rm -f "$file"

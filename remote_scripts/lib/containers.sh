@@ -330,7 +330,13 @@ container_drift() {
 }
 
 # -- changes -------------------------------------------------------------------------------------------------------------
-is_up() { [[ $(pct status "$CTID" 2>/dev/null) == 'status: running' ]]; }
+is_up() {
+  local text status=0
+  text=$(within "$ASK_SECONDS" pct status "$CTID" 2>/dev/null) || status=$?
+  ((status != 124 && status != 137)) || die "whether container $CTID runs" "pct status $CTID has not answered within $ASK_SECONDS s" \
+    "a container that hangs is neither on nor off" "see \`pct status $CTID\` and \`ps\` on the host; then run \`pulumi up\` again"
+  [[ $text == 'status: running' ]]
+}
 
 need_container() {
   local others
@@ -360,7 +366,7 @@ noted() { [[ ! -r $ROOT$(record_dir)/$1 ]] || cat "$ROOT$(record_dir)/$1"; }
 # run with what was before, and nobody would know.
 wait_for_guests() {
   local waited=0
-  while [[ $(systemctl is-active pve-guests.service 2>/dev/null) == activating ]] && ((waited < 300)); do
+  while [[ $(within "$ASK_SECONDS" systemctl is-active pve-guests.service 2>/dev/null) == activating ]] && ((waited < 300)); do
     ((waited > 0)) || log "waiting for the guests that start with the host"
     sleep 1
     waited=$((waited + 1))
@@ -516,7 +522,7 @@ in_force() { rm -f "$ROOT$(record_dir)"/{restart,before,after,ours_before,wanted
 # shut_down - within TIMEOUT seconds, then OTHERWISE (fail | stop). Returns 1 if it still runs.
 shut_down() {
   log "shutting container $CTID down"
-  run_logged pct shutdown "$CTID" --timeout "$TIMEOUT" || : # what counts is whether it is off
+  RUN_SECONDS=$((TIMEOUT + 120)) run_logged pct shutdown "$CTID" --timeout "$TIMEOUT" || : # what counts is whether it is off
   is_up || return 0
   [[ $OTHERWISE == stop ]] || return 1
   log "it didn't within $TIMEOUT s: stopping it"

@@ -180,3 +180,18 @@ def test_a_verification_that_fails_says_which_check_and_what_to_try(stack_on: Ca
     assert "on the running kernel's command line" in result.message
     assert "every function on vfio-pci" in result.message
     assert "pulumi up --refresh" in result.message
+
+
+def test_a_script_that_hangs_is_given_up_in_time_and_finished_by_the_next_up(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("rtx5090")
+    stack.host["timeouts"] |= {"script": 5}
+    stack.lab.fault("script-hangs", "NAME=iommu")
+    failed = stack.up(ok=False)
+    assert "deadline exceeded" in failed.output, failed.output
+    assert len(stack.lab.boots()) == 1
+    stack.lab.fault("script-hangs", None)
+    stack.host["timeouts"] |= {"script": 300}
+    stack.up()
+    assert len(stack.lab.boots()) == 2
+    # Every resource has a limit, also those of which nothing hung.
+    assert [one["urn"] for one in stack.resources() if one["custom"] and not one.get("customTimeouts")] == []

@@ -109,6 +109,26 @@ def test_a_guest_that_was_changed_rebooted_and_reinstalled_is_mended(stack_on: C
     assert again.changed == set(), again.output
 
 
+def test_what_we_restarted_is_verified_again_and_nothing_else_is_done(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("bound-by-hand", vms=SANDBOX)
+    with_stack(stack, {"driver": "580"})
+    stack.up()
+    verification, driver = "sandbox-nvidia-verification", "sandbox-nvidia-driver"
+    # The VM: an option of its card comes into force by a restart.
+    stack.config["homelab:vms"]["sandbox"]["gpus"] = [{"gpu": "rtx5090", "rombar": False}]
+    up = stack.up()
+    assert verification in up.changed and driver not in up.changed, up.output
+    assert stack.up().changed == set()
+    # The host.
+    boots = len(stack.lab.boots())
+    stack.config["homelab:hosts"]["pve"]["iommu"] = {"passthrough": False}
+    up = stack.up()
+    if len(stack.lab.boots()) > boots:
+        assert verification in up.changed and driver not in up.changed, up.output
+    again = stack.up("--refresh")
+    assert again.changed == set(), again.output
+
+
 def test_another_branch_and_a_purge(stack_on: Callable[..., Stack]) -> None:
     stack = stack_on("bound-by-hand", vms=SANDBOX)
     nvidia = with_stack(

@@ -34,6 +34,11 @@ homelab-passthrough END 4
 """
 
 QM = r"""
+script() { # the bash that runs all of it, above what limits the time of its commands
+  local process=$PPID parent
+  while parent=$(cut -d' ' -f4 "/proc/$process/stat") && [[ $(<"/proc/$parent/comm") =~ ^(bash|timeout)$ ]]; do process=$parent; done
+  echo "$process"
+}
 echo "$*" >>"$ROOT/qm"
 conf=$ROOT/etc/pve/qemu-server/$2.conf
 case $1 in
@@ -45,10 +50,10 @@ case $1 in
       printf '%s: %s\n' "${1#--}" "$2" >>"$conf"
       shift 2
     done
-    [[ ! -e $ROOT/signal-at-create ]] || kill -s "$(<"$ROOT/signal-at-create")" "$PPID" ;;
+    [[ ! -e $ROOT/signal-at-create ]] || kill -s "$(<"$ROOT/signal-at-create")" "$(script)" ;;
   start)
     [[ ! -e $ROOT/start-fails ]] || { cat "$ROOT/start-fails" >&2; exit 255; }
-    [[ ! -e $ROOT/signal ]] || kill -s "$(<"$ROOT/signal")" "$PPID"
+    [[ ! -e $ROOT/signal ]] || kill -s "$(<"$ROOT/signal")" "$(script)"
     [[ -e $ROOT/says ]] || exit 0
     serial=$(sed -nE 's/^args: .* -serial file:([^ ]+).*/\1/p' "$conf")
     touch "$ROOT/runs/$2"
@@ -114,7 +119,7 @@ def commands(machine: Folder) -> list[str]:
 def assert_nothing_is_left(machine: Folder) -> None:
     assert sorted(path.name for path in (machine.root / "etc/pve/qemu-server").iterdir()) == ["103.conf"]
     assert machine.read("/etc/pve/qemu-server/103.conf") == "name: Sandbox\nmemory: 2048\n"
-    assert [path.name for path in (machine.root / "run").iterdir()] == ["lock"]
+    assert [path.name for path in (machine.root / "run").iterdir()] == ["homelab"]
     assert not (machine.root / "var/lib/homelab").exists()
 
 

@@ -1,0 +1,47 @@
+"""lib/common.sh: nothing that a script starts on a host may hold it, and its lock, for ever."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from host import scripts
+from tests.scripts.conftest import Folder
+
+HANGS = "trap '' TERM HUP; echo half an answer; while :; do sleep 60; done"
+SHORT = (
+    'RUN_SECONDS=0.3\nASK_SECONDS=0.3\nwithin() { timeout -k 0.1 "$1" env --default-signal=TERM,HUP,PIPE "${@:2}"; }\n'
+)
+
+
+def test_a_program_that_hangs_is_given_up_and_the_lock_with_it(folder: Folder) -> None:
+    folder.command("update-initramfs", HANGS)
+    started = time.monotonic()
+    done = folder.bash(f'{SHORT}take_lock\nrun_logged update-initramfs -u || die "an initramfs" "$OUTPUT" why next')
+    assert done.returncode == 1 and time.monotonic() - started < 20
+    assert "found:  half an answer" in done.stdout and "update-initramfs -u: given up after 0.3 s" in done.stdout
+    assert folder.bash("LOCK_TIMEOUT=0\ntake_lock && echo free").stdout == "free\n"
+
+
+def test_a_program_that_ends_in_time_keeps_its_status_and_its_output(folder: Folder) -> None:
+    done = folder.bash(
+        f"{SHORT}take_lock\nstatus=0\nrun_logged bash -c 'echo said; exit 7' || status=$?\necho \"$status $OUTPUT\""
+    )
+    assert done.stdout == "7 said\n"
+
+
+def test_what_is_started_obeys_the_signals_that_the_script_ignores(folder: Folder) -> None:
+    done = folder.bash("within 30 bash -c 'kill -TERM $$; echo survived' || echo \"$?\"")
+    assert done.stdout.strip() == "143"
+
+
+@pytest.mark.parametrize("answer", ["status: running", "status: stopped"])
+def test_whether_a_container_runs_is_not_guessed_when_it_hangs(folder: Folder, answer: str) -> None:
+    library = scripts._text("lib/containers.sh")
+    folder.command("pct", f"echo '{answer}'")
+    asked = f"{library}\n{SHORT}CTID=901\nis_up && echo up || echo down"
+    assert folder.bash(asked).stdout == ("up\n" if answer.endswith("running") else "down\n")
+    folder.command("pct", HANGS)
+    done = folder.bash(asked)
+    assert done.returncode == 1 and "found:  pct status 901 has not answered within 0.3 s" in done.stdout
