@@ -26,7 +26,7 @@ def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[re
 
     A preview in a pull request has no private key. It needs none, and the key that the state knows must not look changed.
 
-    :raises HomelabError: the key can't be read, and this is not a preview.
+    :raises pulumi.RunError: the host's key can't be read; the private key can't be, and this is not a preview.
     """
     ignored: list[str] = []
     key: str | None = None
@@ -36,13 +36,17 @@ def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[re
         if not pulumi.runtime.is_dry_run():
             raise pulumi.RunError(str(error)) from None
         ignored = ["connection.privateKey"]
+    try:
+        host_key = host.ssh.pinned_host_key
+    except HomelabError as error:
+        raise pulumi.RunError(str(error)) from None
     password = None if host.ssh.password is None else host.ssh.password.get_secret_value()
     return (
         remote.ConnectionArgs(
             host=address or host.address,
             port=host.ssh.port,
             user=host.ssh.user,
-            host_key=host.ssh.pinned_host_key,
+            host_key=host_key,
             private_key=None if key is None else pulumi.Output.secret(key),
             password=None if password is None else pulumi.Output.secret(password),
             dial_error_limit=DIAL_ATTEMPTS,

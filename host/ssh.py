@@ -157,6 +157,21 @@ def _lost(host: Host, error: Exception) -> UnreachableError:
     )
 
 
+def _pinned(host: Host) -> asyncssh.SSHKey:
+    """:raises HomelabError: it has a key's form, and is none."""
+    import asyncssh
+
+    try:
+        return asyncssh.import_public_key(host.ssh.pinned_host_key)
+    except (asyncssh.KeyImportError, ValueError) as error:
+        raise HomelabError(
+            f"the public key of {host.address}, pinned in ssh.hostKey or hostKeyFile",
+            f"{error}",
+            "without it nobody can tell whether the right host answers",
+            "take the whole line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address",
+        ) from error
+
+
 @asynccontextmanager
 async def connect(host: Host, timeout: float | None = None) -> AsyncIterator[Session]:
     """A connection; exactly the pinned host key is accepted.
@@ -167,7 +182,7 @@ async def connect(host: Host, timeout: float | None = None) -> AsyncIterator[Ses
     """
     import asyncssh
 
-    key, pinned = host.ssh.key, asyncssh.import_public_key(host.ssh.pinned_host_key)
+    key, pinned = host.ssh.key, _pinned(host)
     try:
         connection = await asyncio.wait_for(
             asyncssh.connect(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
 from pathlib import Path
 from typing import Any
 
+import pulumi
 import pytest
 
+from components.remote import connection
+from host import ssh
 from host.errors import HomelabError
 from settings import Settings, load_host, parse
 
@@ -128,6 +133,32 @@ def test_the_host_key_may_be_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "key.pub").write_text(f"{KEY} root@pve\n")
     host = loaded(hosts(ssh={"hostKeyFile": str(tmp_path / "key.pub"), "agent": True})).hosts["pve"]
     assert host.ssh.pinned_host_key == KEY
+
+
+@pytest.mark.parametrize(
+    "text", ["", "ssh-ed25519", KEY[:60], f"192.168.0.202 {KEY}", "\x00\xff", "-----BEGIN OPENSSH PRIVATE KEY-----"]
+)
+def test_a_host_key_file_that_was_cut_short_or_holds_something_else_is_a_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "key.pub").write_bytes(text.encode("latin-1"))
+    host = loaded(hosts(ssh={"hostKeyFile": str(tmp_path / "key.pub"), "agent": True})).hosts["pve"]
+    with pytest.raises(HomelabError, match=r"key\.pub"):
+        _ = host.ssh.pinned_host_key
+    with pytest.raises(pulumi.RunError, match=r"key\.pub"):
+        connection(host)
+
+
+def test_a_host_key_of_the_right_form_that_is_no_point_of_its_curve_is_a_sentence() -> None:
+    parts = [b"ecdsa-sha2-nistp256", b"nistp256", b"\x04" + b"\x01" * 64]
+    blob = b"".join(len(part).to_bytes(4) + part for part in parts)
+    key = f"ecdsa-sha2-nistp256 {base64.b64encode(blob).decode()}"
+    host = loaded(hosts(ssh={"hostKey": key, "agent": True})).hosts["pve"]
+
+    async def tried() -> None:
+        async with ssh.connect(host, 1):
+            raise AssertionError
+
+    with pytest.raises(HomelabError, match="pinned in ssh.hostKey"):
+        asyncio.run(tried())
 
 
 def test_a_host_that_left_the_configuration_is_named() -> None:
