@@ -406,8 +406,8 @@ def _about(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
     if any(facts.pluggable(device.address) for device in mine):
         said.append(
             f"gpus.{name} hangs on an external port (Thunderbolt, USB4): it must be connected and on when the host starts; "
-            "one that comes later is given to the host's driver"
-            + (", or to vfio-pci by the ids that were set by hand: takeOver leaves these" if host.take_over else "")
+            "homelab binds none that comes later"
+            + ("; ids for vfio-pci that were set by hand do, so takeOver leaves these" if host.take_over else "")
         )
     return said
 

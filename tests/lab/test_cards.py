@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from host import gates, plan, scripts
+from lab.api.mapping import Mapping, Mappings
+from lab.host.state import HostState
 from lab.machine import Machine, load_scenario, scenario_names
 from tests.lab.host_kit import Host
 from tests.lab.test_real_hosts import read
@@ -38,6 +40,33 @@ def test_a_processors_graphics_leave_the_root_disk_behind_their_slot_alone(tmp_p
     allowed = settings({"igpu": {"match": "1002:1900", "allowConsole": True, "allowGroupMembers": others}})
     (error,) = gates.check(together, allowed)[1]
     assert "0000:c6:00.3 USB controller" in error.found and "carries / (ext4 on /dev/mapper/pve-root)" in error.found
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        (
+            {"path": "0000:c6:00.0", "id": "1002:1900", "iommugroup": "17"},
+            "missing expected property 'subsystem-id' for device '0000:c6:00.0'",
+        ),
+        ({"path": "0000:c6:00.0", "id": "1002:1900", "iommugroup": "17", "subsystem-id": "0000:0000"}, None),
+        # Each function of a path is held against the mapping's one id.
+        (
+            {
+                "path": "0000:c6:00.0;0000:c6:00.1",
+                "id": "1002:1900",
+                "iommugroup": "17",
+                "subsystem-id": "0000:0000",
+            },
+            "'id' does not match for 'igpu' (1002:1640 != 1002:1900)",
+        ),
+    ],
+)
+def test_the_labs_node_compares_a_mapping_as_proxmox_does(
+    tmp_path: Path, entry: dict[str, str], problem: str | None
+) -> None:
+    host = HostState(booted(tmp_path, "apu").state)
+    assert Mappings(host).problem(Mapping("igpu"), {"node": "pve", **entry}) == problem
 
 
 def test_virtual_functions_are_told_from_the_card_that_has_them(tmp_path: Path) -> None:

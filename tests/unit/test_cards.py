@@ -351,7 +351,7 @@ def test_a_card_on_an_external_port_is_said_to_be_one_and_takes_no_ids_from_vfio
     ]
     facts = desktop(devices=[parent, *cards], vfio_ids="10de:2b85,10de:22e8")
     (remark,) = said(facts, settings(takeOver=True))
-    assert remark.startswith("gpus.rtx5090 hangs on an external port") and "takeOver leaves these" in remark
+    assert remark.startswith("gpus.rtx5090 hangs on an external port") and "so takeOver leaves these" in remark
     assert plan.wanted(facts, settings(takeOver=True)).by_hand == ["0000:01:00.0", "0000:01:00.1"]
 
 
