@@ -62,8 +62,9 @@ from setting_types import (  # noqa: E402
 PROJECT = Path(__file__).resolve().parent
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,39}")
-_PCI_PLACE = re.compile(r"(?:([0-9a-f]{4}):)?([0-9a-f]{2}:[01][0-9a-f](?:\.[0-7])?)")
-_PCI_FUNCTION = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
+# A domain has more than four digits behind Intel's Volume Management Device.
+_PCI_PLACE = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}:[01][0-9a-f](?:\.[0-7])?)")
+_PCI_FUNCTION = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 _PCI_ID = re.compile(r"[0-9a-f]{4}:[0-9a-f]{4}")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _TOKEN = re.compile(r"[^\s:/!@,]+@[A-Za-z][A-Za-z0-9._-]+![A-Za-z][A-Za-z0-9._-]+")

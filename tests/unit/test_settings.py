@@ -53,7 +53,12 @@ def test_a_minimal_configuration_has_safe_defaults() -> None:
 
 @pytest.mark.parametrize(
     ("written", "meant"),
-    [("0000:01:00.0", "0000:01:00"), ("01:00", "0000:01:00"), ("0001:C1:00.1", "0001:c1:00.1")],
+    [
+        ("0000:01:00.0", "0000:01:00"),
+        ("01:00", "0000:01:00"),
+        ("0001:C1:00.1", "0001:c1:00.1"),
+        ("10000:e1:00.0", "10000:e1:00"),
+    ],
 )
 def test_a_pci_address_is_the_slot_or_a_function_however_it_is_written(written: str, meant: str) -> None:
     assert loaded(hosts(gpus={"g": {"address": written}})).hosts["pve"].gpus["g"].address == meant
