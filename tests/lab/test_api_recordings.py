@@ -271,12 +271,14 @@ def test_each_privilege_opens_what_it_opened(tmp_path: Path, version: str) -> No
     for number, line in recorded(RIGHTS):
         if "answers" not in line or line["version"] != version or ("rights", number) in listed:
             continue
+        in_state(node, line["option"] or "")
         for answer in line["answers"]:
             for privs in answer["privs"]:
-                in_state(node, line["option"] or "")
                 who = as_caller(node, privs)
                 reply = node.send(who, line["method"], line["path"], line["params"])
                 compared += 1
+                if reply.status == 200 and line["method"] != "GET":
+                    in_state(node, line["option"] or "")
                 if (reply.status, reply.reason) != (answer["status"], answer["reason"]):
                     wanted = f"{answer['status']} {answer['reason']}"
                     wrong.append(
