@@ -80,7 +80,7 @@ check_space() {
   needed=$((LARGEST_INITRAMFS * 11 / 10))
   ((BOOT_FREE >= needed)) || die "room on /boot for a new initramfs ($((needed / 1048576 + 1)) MiB)" \
     "$((BOOT_FREE / 1048576)) MiB free" "update-initramfs would fail half-way and leave kernels without the binding" \
-    "remove old kernels (apt autoremove --purge; dpkg -l 'proxmox-kernel-*'), then run \`pulumi up\` again"
+    "remove old kernels (\`apt autoremove --purge\`; \`dpkg -l 'proxmox-kernel-*'\`), then run \`pulumi up\` again"
 }
 
 update() {

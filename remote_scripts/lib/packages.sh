@@ -61,10 +61,11 @@ stream() {
   done
 }
 
-# explain LOG WANTED WHY [NEXT] - ends the run with the message of the first known failure that LOG has, else with LOG's last lines.
+# recognise LOG - sets SYMPTOM: name, wanted, found, why and next of the first known failure that LOG has; nothing where it has none.
 # SYMPTOMS has a line for each: name, Perl's regular expression, where, wanted, why, next, names of those that it hides; tabs between.
-explain() {
+recognise() {
   local answer
+  SYMPTOM=()
   answer=$(SYMPTOMS=${SYMPTOMS:-} perl -e '
     local $/; my $text = join "", <STDIN>; $text =~ s{^Waiting for cache lock.*\n}{}mg; my (%found, %hidden, @order);
     for (split /\n/, $ENV{SYMPTOMS}) {
@@ -79,10 +80,15 @@ explain() {
       $hidden{$_} = 1 for split / /, $hides;
       push @order, [$name, $wanted, "$where: $line", $why, $next];
     }
-    for (@order) { next if $hidden{$_->[0]}; print join "\n", @$_[1 .. 4]; last }' <"$1") || answer=
-  if [[ -n $answer ]]; then
-    mapfile -t answer <<<"$answer"
-    die "${answer[0]}" "$(masked "${answer[1]}")$(build_log "$1")" "${answer[2]}" "${answer[3]}"
+    for (@order) { next if $hidden{$_->[0]}; print join "\n", @$_[0 .. 4]; last }' <"$1") || answer=
+  [[ -z $answer ]] || mapfile -t SYMPTOM <<<"$answer"
+}
+
+# explain LOG WANTED WHY [NEXT] - ends the run with the message of the first known failure that LOG has, else with LOG's last lines.
+explain() {
+  recognise "$1"
+  if ((${#SYMPTOM[@]} > 0)); then
+    die "${SYMPTOM[1]}" "$(masked "${SYMPTOM[2]}")$(build_log "$1")" "${SYMPTOM[3]}" "${SYMPTOM[4]}"
   fi
   die "$2" "$(masked "$(tail -n 8 "$1")")$(build_log "$1")" "$3" "${4:-mend what the lines above say, then run \`pulumi up\` again}"
 }
@@ -303,7 +309,8 @@ install_packages() {
 # explain_install LOG WHAT
 explain_install() {
   # What isn't known to apt may only be so as its lists couldn't be fetched.
-  if [[ -s $UPDATE_LOG ]] && grep -qE 'Unable to locate package|no installation candidate|was not found' "$1"; then
+  recognise "$1"
+  if [[ -s $UPDATE_LOG && ${SYMPTOM[0]:-} == package-not-found ]]; then
     explain "$UPDATE_LOG" "the lists of packages, by apt-get update" "$2 is to be installed from them"
   fi
   explain "$1" "to install $2" "what follows needs it"

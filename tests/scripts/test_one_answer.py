@@ -6,10 +6,11 @@ import json
 
 import pytest
 
-from host import scripts
+from host import gates, scripts
 from host.container_conf import parse
 from host.facts import missing_words
 from tests.scripts.conftest import Folder, quoted
+from tests.unit.hosts import desktop, settings
 
 CONTAINERS = "".join(scripts._text(f"lib/{name}.sh") for name in ("nvidia", "containers"))
 
@@ -110,3 +111,35 @@ def test_an_older_pve_container_and_one_of_no_known_version_get_raw_lines(
     assert known or (version or "of no known version") in found
     refused = folder.bash(f"{CONTAINERS}\nCTID=300 METHOD=device\nchoose_method\n")
     assert (refused.returncode == 0) is known
+
+
+# -- what a gate refuses from a reading, before the script would: with the same words ---------------------------------
+def message(text: str) -> tuple[str, ...]:
+    """The four parts of a message, whoever says it."""
+    return tuple(line.partition(":")[2].strip() for line in text.strip().splitlines())
+
+
+@pytest.mark.parametrize(("free", "fits"), [(0, False), (109, False), (110, True), (1000, True)])
+def test_gate_and_script_agree_on_whether_boot_has_room_and_in_their_words(
+    folder: Folder, free: int, fits: bool
+) -> None:
+    mebi = 2**20
+    folder.write("usr/share/initramfs-tools/hook-functions", "")
+    folder.write("boot/vmlinuz-6.17.2-1-pve", "")
+    with folder.write("boot/initrd.img-6.17.2-1-pve", "").open("r+b") as image:
+        image.truncate(100 * mebi)
+    folder.command("update-initramfs", "exit 0")
+    folder.command("df", f"printf 'Filesystem 1-blocks Used Available\\n/dev/x 1 1 {free * mebi} 1%% /boot\\n'")
+    done = folder.run("plan", scripts.vfio_initramfs(True))
+    refused = gates.room(desktop(boot_free=free * mebi, largest_initramfs=100 * mebi), settings())
+    assert (done.returncode == 0, refused == []) == (fits, fits), done.stdout
+    assert fits or message(str(refused[0])) == message(done.stdout)
+
+
+def test_gate_and_script_say_the_same_of_a_boot_loader_that_is_not_known(folder: Folder) -> None:
+    (folder.root / "sys/firmware/efi").mkdir(parents=True)
+    done = folder.run("plan", scripts.iommu_cmdline("iommu=pt"))
+    clues = message(done.stdout)[1]
+    (refused,) = gates.tools(desktop(loader="", loader_clues=clues), settings())
+    wanted, found, why, following = message(done.stdout)
+    assert (found, why, following) == message(str(refused))[1:] and wanted.startswith(refused.wanted)
