@@ -52,7 +52,7 @@ report() {
 }
 
 arm() {
-  mkdir -p "$STATE"
+  need_dir "$STATE"
   printf '%s\n' "$ROLLBACK" | write_atomically /var/lib/homelab/rollback 0700
   rm -f "$STATE/rolled-back"
   write_atomically /etc/systemd/system/homelab-rollback.service 0644 <<'UNIT'

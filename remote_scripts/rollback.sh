@@ -23,7 +23,7 @@ apply() {
   done_with initramfs
   disarm
   finish
-  mkdir -p "$STATE"
+  need_dir "$STATE"
   printf 'boot %s was not confirmed within %s s of its start' "$(<"$ROOT/proc/sys/kernel/random/boot_id")" "$AFTER" |
     write_atomically /var/lib/homelab/rolled-back 0600
   systemctl reboot

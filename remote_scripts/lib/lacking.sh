@@ -77,7 +77,7 @@ running_guests() {
 
 # note_wanted_boot - so that it is known on this host what its boot is to have.
 note_wanted_boot() {
-  mkdir -p "$STATE"
+  need_dir "$STATE"
   printf '%s\n' "$WORDS" "$FUNCTIONS" "$DRIVER" "$FLAVOUR" | write_atomically "$WANTED_BOOT" 0600
 }
 

@@ -18,7 +18,7 @@ from tests.scripts.conftest import Folder
 IOMMU = "amd_iommu=on iommu=pt"
 VFIO = "homelab.vfio=0000:01:00.0=10de:2882 modprobe.blacklist=nouveau"
 OTHER = "homelab.vfio=0000:01:00.0=10de:2882"
-SAMPLE = None if os.environ.get("HOMELAB_EVERY_CUT") else 6
+SAMPLE = None if os.environ.get("HOMELAB_EVERY_CUT") else 4
 
 LOADERS = ("grub", "systemd-boot")
 CHAIN = {
