@@ -107,7 +107,7 @@ configure() {
 quietly() {
   local file=$1
   shift
-  holding_lock timeout -k 5 "$INSTALL_SECONDS" env --default-signal=TERM,HUP,PIPE "$@" >"$file" 2>&1 </dev/null
+  holding_lock "$file" timeout -k 5 "$INSTALL_SECONDS" env --default-signal=TERM,HUP,PIPE "$@"
 }
 
 for_each() { # FUNCTION ITEM...

@@ -176,10 +176,11 @@ take_lock() {
   clear_leftovers
 }
 
-# holding_lock COMMAND... - a subshell has the lock until the command has ended, also where this script is killed meanwhile. The command
-# itself hasn't: what it leaves running would have it for ever.
+# holding_lock LOG COMMAND... - a subshell has the lock until the command has ended, also where this script is killed meanwhile. The command
+# itself hasn't: what it leaves running would have it for ever. (What it says goes to LOG in there, so that a trap of this script still has
+# its own standard output.)
 holding_lock() (
-  "$@" {LOCK}>&-
+  "${@:2}" >"$1" 2>&1 </dev/null {LOCK}>&-
   exit
 )
 
@@ -187,9 +188,9 @@ holding_lock() (
 run_logged() {
   local status=0 file=$RUN/log
   (: >"$file") 2>/dev/null || file=/dev/null # /run is full: the command may work all the same
-  # In a subshell, so that only it writes to the file: a trap of this shell may come meanwhile, and has a message for the person.
-  (holding_lock within "$RUN_SECONDS" "$@") >"$file" 2>&1 </dev/null || status=$?
-  ((status != 124 && status != 137)) || printf '%s: given up after %s s\n' "$*" "$RUN_SECONDS" >>"$file"
+  holding_lock "$file" within "$RUN_SECONDS" "$@" || status=$?
+  ((status != 124 && status != 137)) || printf '%s: given up after %s s
+' "$*" "$RUN_SECONDS" >>"$file"
   OUTPUT=$(tail -n 5 "$file" 2>/dev/null | tail -c "$LOG_BYTES") || OUTPUT=''
   [[ ! -s $file ]] || log "$(of_file "$file")"
   [[ $file == /dev/null ]] || rm -f "$file"

@@ -42,7 +42,7 @@ run_streamed() {
   shift 2
   : >"$file"
   # What a script ignores its children ignore, too: `timeout` could end none of them, and maintainers' scripts count on SIGPIPE.
-  with_proxy holding_lock timeout -k 30 "$seconds" env --default-signal=TERM,PIPE "$@" >"$file" 2>&1 </dev/null &
+  with_proxy holding_lock "$file" timeout -k 30 "$seconds" env --default-signal=TERM,PIPE "$@" &
   child=$!
   tail -n +1 -s 0.1 -f --pid="$child" "$file" 2>/dev/null | stream &
   reader=$!
