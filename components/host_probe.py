@@ -81,6 +81,16 @@ class HostProbeProvider(HostProvider):
         return dataclasses.asdict(found.want)
 
     def delete(self, _id: str, props: dict[str, Any]) -> None:
+        from host import ssh
+        from host.errors import HomelabError
+
+        try:
+            edits = asyncio.run(ssh.read(self.host(props))).edits
+        except HomelabError as error:  # nothing is left to be given back: no reason to fail
+            tell(f"{props['host']}: it can't be read once more ({error.found})")
+            edits = []
+        for copy in edits:
+            tell(f"{props['host']}: a file of this program's had been edited by hand; what it was is kept in {copy}")
         if props.get("iommu_words") or props.get("vfio_words"):
             tell(
                 f"{props['host']}: the boot configuration is as it was; the running kernel keeps the old command line and the "

@@ -307,6 +307,8 @@ class HostFacts(_Fact):
     containers: list[SharedWith] = []
     # What this program noted of VMs and mappings (host/ledger.py): name -> JSON.
     ledger: dict[str, str] = {}
+    # Copies of files of ours that somebody had edited when they were written anew or taken away.
+    edits: list[str] = []
     # What the kernel has said since it booted, as far as it matters for cards (host/kernel_log.py); empty where it was not asked.
     kernel_log: str = ""
     # Cards' functions whose configuration space can't be read: every bit is one.

@@ -34,6 +34,7 @@ read_host() {
   nvidia
   containers
   ledger
+  edits
   systems
   guests
   printf '}\n'
@@ -231,6 +232,13 @@ containers() {
     separator=,
   done
   printf ']'
+}
+
+# Copies of what somebody made of our files (lib/files.sh, keep_edit).
+edits() {
+  local copies=()
+  mapfile -t copies < <(find "$ROOT$EDITS" -type f -printf "$EDITS/%P\n" 2>/dev/null | sort)
+  printf ',"edits":%s' "$(json_list "${copies[@]}")"
 }
 
 # What was noted of VMs and mappings (ledger.sh): name -> its text.

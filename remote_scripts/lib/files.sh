@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Files that are written whole, are on the disk before anything goes on from there, and can be given back.
 #
-# STATE (/var/lib/homelab) holds what `revert` needs: files/<layer>/<path> says that we wrote the path (mode, SHA-256),
+# STATE (/var/lib/homelab) holds what `revert` needs: files/<layer>/<path> says that we wrote the path (mode, SHA-256; maybe those before),
 # kept/<path> is what we found there, sums/<path> is the SHA-256 of that copy, dirs lists the directories that we made, pending/ the steps
 # that must still follow, cmdline/ what we put on /etc/kernel/cmdline. It is gone when nothing is managed any more.
 #
@@ -198,22 +198,40 @@ put_copy() {
   log "wrote $2"
 }
 
+# keep_edit LAYER PATH - what somebody made of a file of ours is theirs to lose: a copy, where backups lie. Named by its content, so that a
+# run that was cut short makes no second one.
+EDITS=/var/backups/homelab
+keep_edit() {
+  local sum copy
+  [[ -f $ROOT$2 && -e $STATE/files/$1$2 ]] || return 0
+  sum=$(sha256sum <"$ROOT$2")
+  # One that we wrote, or what was there before us: a run that was cut short hadn't come further.
+  ! grep -qF " ${sum%% *}" "$STATE/files/$1$2" || return 0
+  [[ ${sum%% *} != "$(kept_sum "$2")" ]] || return 0
+  copy=$EDITS$2.${sum:0:8}
+  is_there "$copy" || copy_atomically "$ROOT$2" "$copy"
+  log "$2 was edited by hand; what it was is kept in $copy"
+}
+
 # is_put LAYER PATH MODE SHA256 - is it there as we would write it, and ours?
 is_put() {
-  local record=$STATE/files/$1$2
-  [[ -e $record && $(<"$record") == "$3 $4" && $(file_state "$1" "$2") == ok ]]
+  local record=$STATE/files/$1$2 latest
+  [[ -e $record ]] && read -r latest <"$record" && [[ $latest == "$3 $4" && $(file_state "$1" "$2") == ok ]]
 }
 
 # claim_file LAYER PATH MODE SHA256 - notes that we are about to write it, and keeps what somebody else has there.
 claim_file() {
-  local path=$2 record=/var/lib/homelab/files/$1$2
+  local path=$2 record=/var/lib/homelab/files/$1$2 earlier
   about_to_change
+  keep_edit "$1" "$path"
   remember "/var/lib/homelab/kept$path" "/var/lib/homelab/sums$path" "$record" "$path"
   if [[ ! -e $ROOT$record ]]; then
     if is_there "$path"; then keep_file "$path"; else forget_kept "$path"; fi
   fi
   need_dir "$ROOT${record%/*}"
-  printf '%s %s\n' "$3" "$4" | write_atomically "$record" 0600
+  # With the one before: until the file is written, it still is what that says, and nobody's edit.
+  earlier=$(grep -vxFm 1 "$3 $4" "$ROOT$record" 2>/dev/null) || earlier=''
+  printf '%s\n' "$3 $4" ${earlier:+"$earlier"} | write_atomically "$record" 0600
   make_dir "${path%/*}"
 }
 
@@ -231,6 +249,7 @@ drop_file() {
   fi
   need_kept "$path"
   about_to_change
+  keep_edit "$1" "$path"
   remember "$path" "$record" "/var/lib/homelab/sums$path" "/var/lib/homelab/kept$path"
   put_kept_back "$path"
   remove_file "$record"

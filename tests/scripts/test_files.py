@@ -47,6 +47,32 @@ def test_a_file_changed_by_hand_is_noticed_and_mended(folder: Folder, tamper: st
     assert folder.bash("file_state vfio /etc/file").stdout == "ok"
 
 
+def copies(folder: Folder) -> list[str]:
+    return [path.read_text() for path in (folder.root / "var/backups").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    "then", ["put_file vfio /etc/file 0644 ours", "put_file vfio /etc/file 0644 new", "drop_file vfio /etc/file"]
+)
+def test_what_somebody_made_of_a_file_of_ours_is_kept_once_and_told(folder: Folder, then: str) -> None:
+    folder.bash("put_file vfio /etc/file 0644 ours; finish")
+    folder.write("/etc/file", "edited")
+    done = folder.bash(f"{then}; finish")
+    assert copies(folder) == ["edited"]
+    kept = next(path for path in (folder.root / "var/backups").rglob("*") if path.is_file())
+    assert f"what it was is kept in /{kept.relative_to(folder.root)}" in done.stderr
+    folder.bash(f"{then}; finish")
+    assert copies(folder) == ["edited"]
+
+
+def test_a_file_of_an_older_version_is_nobodys_edit_also_where_a_run_was_cut_short(folder: Folder) -> None:
+    folder.bash("put_file vfio /etc/file 0644 old; finish")
+    folder.bash("claim_file vfio /etc/file 0644 $(printf 'new\\n' | sha256sum | cut -d ' ' -f 1); kill -9 $$")
+    assert folder.read("/etc/file") == "old\n"
+    folder.bash("put_file vfio /etc/file 0644 new; finish")
+    assert (folder.read("/etc/file"), copies(folder)) == ("new\n", [])
+
+
 def test_a_failing_run_leaves_every_file_as_it_was(folder: Folder) -> None:
     folder.write("/etc/theirs", "theirs")
     folder.bash("put_file vfio /etc/ours 0644 first; finish")
