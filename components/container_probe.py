@@ -72,7 +72,7 @@ class ContainerProbeProvider(HostProvider):
 
     def _planned(self, props: dict[str, Any], boot: dict[str, Any] | None) -> dict[str, Any]:
         """``boot``: the last one that this container was planned under."""
-        from host import container_plan, ssh
+        from host import container_plan, guard, ssh
         from host.errors import HomelabError, raise_all
 
         container = self._settings(props)
@@ -83,6 +83,7 @@ class ContainerProbeProvider(HostProvider):
                 "it says which cards the container is to have",
                 "put it back, or run `pulumi up` to give the container up",
             )
+        guard.hold(props["host"], self.host(props))
         facts = asyncio.run(ssh.read(self.host(props), guests=True))
         want = _wanted(props)
         found = container_plan.cards(facts, want, self.vms(props), props["node"])

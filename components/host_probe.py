@@ -66,9 +66,10 @@ class HostProbeProvider(HostProvider):
         )
 
     def _wanted(self, props: dict[str, Any]) -> dict[str, Any]:
-        from host import gates, planning
+        from host import gates, guard, planning
         from proxmox import api
 
+        guard.hold(props["host"], self.host(props))
         host, vms, containers = self.host(props), self.vms(props), self.containers(props)
         found = asyncio.run(planning.planned(props["host"], host, vms, containers))
         if vms:

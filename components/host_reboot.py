@@ -51,7 +51,7 @@ class BootVerificationProvider(HostProvider):
 
 
 async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted) -> HostFacts:
-    from host import plan, ssh
+    from host import guard, plan, ssh
 
     if reboot["reboot"] == "yes":
         tell(f"{name}: rebooting, because {'; '.join(reboot['reasons'])}; it stops {reboot['guests'] or 'no guest'}")
@@ -75,6 +75,10 @@ async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wa
     # Within reach, the host needs no switch any more, whatever the checks say: a person can act.
     async with ssh.connect(host) as session:
         await session.run("apply", scripts.confirm_boot())
+    try:
+        await asyncio.to_thread(guard.hold, name, host)  # the reboot has ended what held it
+    except HomelabError as error:
+        tell(f"{name}: to know: {error.found}")  # whoever it is finds this host as it is to be
     raise_all([*plan.verify(facts, host, want), *said_by_kernel(facts, name, want)])
     return facts
 

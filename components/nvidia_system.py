@@ -96,6 +96,10 @@ class NvidiaSystemProvider(SystemProvider):
             return None
 
     def _planned(self, props: dict[str, Any]) -> dict[str, Any]:
+        if props["target"] != "vm":
+            from host import guard
+
+            guard.hold(props["host"], self.host(props))
         from nvidia.plan import plan_stack
 
         stack = self.stack(props)

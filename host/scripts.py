@@ -37,6 +37,7 @@ PARTS = {
 GUEST_LIBRARY = ("common", "files")
 GUEST_PARTS = {
     "reboot_guest.sh": (),
+    "run_guard.sh": (),
     "read_system.sh": ("nvidia", "driver"),
     "in_container.sh": (),
     "nvidia_repository.sh": ("nvidia", "driver", "packages"),

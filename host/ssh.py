@@ -71,6 +71,32 @@ class Session:
             raise _failed(verb, _text(output), _text(log), status)
         return _text(output)
 
+    async def keep(self, verb: str, script: str, answered: Callable[[], None], beat: float) -> None:
+        """Runs a script that goes on after its answer, for as long as it hears from here; returns when it has ended.
+
+        :param answered: called once it has answered.
+        :param beat: seconds between two signs of life.
+        :raises HomelabError: it failed instead of answering.
+        :raises UnreachableError: the connection was lost before.
+        """
+        import asyncssh
+
+        process = await self._connection.create_process(scripts.command(verb, self._host.ssh.user), encoding=None)
+        try:
+            process.stdin.write(script.encode())
+            async with asyncio.timeout(SCRIPT_SECONDS):
+                said = await process.stdout.readline()
+                if not said.startswith(b"{"):
+                    said += await process.stdout.read(LOG_BYTES)
+                    await process.wait_closed()
+                    raise _failed(verb, _text(said), "", process.exit_status or 1)
+            answered()
+            while not process.stdout.at_eof():
+                await asyncio.sleep(beat)
+                process.stdin.write(b"\n")
+        except (OSError, TimeoutError, asyncssh.Error) as error:
+            raise _lost(self._host, error) from error
+
     async def _exchange(self, command: str, script: str) -> tuple[int | None, bytes, bytes]:
         """Exit status (None: there was none), answer, end of the log; once the answer is too long, no more is waited for."""
         process = await self._connection.create_process(command, encoding=None)

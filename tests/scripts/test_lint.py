@@ -31,6 +31,7 @@ ARGUMENTS = {
     "diagnose.sh": ("IDS", "INSIDE"),
     "passthrough_test.sh": ("FUNCTIONS", "VMID", "TIMEOUT", "NAME", "FOLDER", "INIT"),
     "reboot_guest.sh": (),
+    "run_guard.sh": ("WHO",),
     "read_system.sh": ("ASK", "PASSED"),
     "in_container.sh": ("CTID", "SCRIPT"),
     "nvidia_repository.sh": ("PREREQUISITES", "REPOSITORIES", "APT_FILES", "ASK"),

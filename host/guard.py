@@ -1,0 +1,81 @@
+"""One `pulumi up` at a time on a host, whichever machine it comes from (ADR 13).
+
+Two stacks with states of their own, on two machines, know nothing of each other; the backend's lock is for one stack. So whoever is about
+to change a host opens a connection on which a script holds a lock (run_guard.sh) until that connection ends: with the process, whatever
+ends it. Nothing has to be cleared away after a run that was killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import platform
+import threading
+import time
+
+from host import scripts, ssh
+from settings import Host
+
+# How often the script hears from here; it gives up after six times that.
+BEAT_SECONDS = 10.0
+
+_GUARDS: dict[str, _Guard] = {}
+_TAKING = threading.Lock()
+
+
+def hold(name: str, host: Host) -> None:
+    """Holds ``host`` for this process, unless it does already.
+
+    :param name: of the host in the settings.
+    :raises HomelabError: another run is at work on it, or it can't be reached.
+    """
+    with _TAKING:
+        known = _GUARDS.get(name)
+        if known is not None and known.is_alive():
+            return
+        guard = _Guard(host)
+        guard.start()
+        guard.answered.wait()
+        if guard.error is not None:
+            raise guard.error
+        _GUARDS[name] = guard
+
+
+def release(name: str) -> None:
+    """Lets go of it; a process that ends does so by itself."""
+    guard = _GUARDS.pop(name, None)
+    if guard is not None:
+        guard.stop()
+
+
+class _Guard(threading.Thread):
+    """Holds a host until the process ends, or the connection does."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(daemon=True, name=f"guard of {host.address}")
+        self._host = host
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.answered = threading.Event()
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            asyncio.run(self._hold())
+        except asyncio.CancelledError:
+            pass  # released
+        except Exception as error:
+            self.error = error  # before the answer: why there is none; after it: the connection has ended
+        finally:
+            self.answered.set()
+
+    def stop(self) -> None:
+        if self._loop is not None and self._task is not None:
+            self._loop.call_soon_threadsafe(self._task.cancel)
+            self.join()
+
+    async def _hold(self) -> None:
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        who = f"{getpass.getuser()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}"
+        async with ssh.connect(self._host) as session:
+            await session.keep("hold", scripts.compose("run_guard.sh", WHO=who), self.answered.set, BEAT_SECONDS)

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Lets one `pulumi up` at a time be at work on this host: held as long as the client's connection lasts, whatever ends it.
+#
+# Arguments: WHO (who is at work, for the message that another one gets).
+# Changes: /run/homelab/up, which is locked meanwhile, and empty afterwards.
+# Verbs: hold. It answers at once, and ends with its standard input, or when nothing has come there for a while: a client that was
+#   switched off says no goodbye.
+
+# The client says something every ten seconds (host/guard.py).
+SILENCE_SECONDS=60
+# How long the one before may take to notice that its client has gone.
+PATIENCE_SECONDS=5
+
+hold() {
+  local held
+  # A host that shuts down need not wait for this one.
+  trap - PIPE HUP TERM
+  make_run_dir || die "a folder of root's own, /run/homelab" "something else has that name" \
+    "whoever may write to it could keep this program from running" "find out whose /run/homelab is, and move it away"
+  exec {held}>>"$RUN/up"
+  flock -w "$PATIENCE_SECONDS" "$held" || die "to be the only \`pulumi up\` at work on this host" \
+    "another one is: $(of_file "$RUN/up")" "two at once would take each other's ground away, and could reboot the host twice" \
+    "nothing was changed: wait until it has ended, then run \`pulumi up\` again"
+  printf '%s\n' "$WHO" >"$RUN/up"
+  printf '{"held":"yes"}\n'
+  while read -r -t "$SILENCE_SECONDS" _; do :; done
+  : >"$RUN/up"
+}
+
+# Not from /dev/null, as in other scripts: what follows on standard input is the client's.
+{
+  "$1"
+  exit
+}

@@ -1,0 +1,36 @@
+"""Two `pulumi up` at once on one host, of stacks with states of their own, as from two machines."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+from engine import install, stacks
+from tests.e2e.conftest import Stack
+from tests.engine_stack import PATIENCE_SECONDS
+
+
+def test_the_second_run_gets_one_sentence_and_the_host_one_reboot(
+    stack_on: Callable[..., Stack], engine: install.Engine, tmp_path: Path
+) -> None:
+    first = stack_on("rtx5090")
+    (tmp_path / "second").mkdir()
+    second = Stack(tmp_path / "second", engine, copy.deepcopy(first.config), lab=first.lab)
+    second.write_config()
+    stacks.create(engine.pulumi, "lab", second.environment)
+    # The first has the host from here on; its first script waits until the second has been answered.
+    first.lab.fault("script-hangs", "NAME=iommu")
+    running = first.start("up", "--yes", "--skip-preview")
+    first.lab.wait_command("NAME=iommu", timeout=PATIENCE_SECONDS)
+    refused = second.up(ok=False)
+    assert refused.message.count("wanted:") == 1, refused.message
+    assert "to be the only `pulumi up` at work on this host" in refused.message and "since 20" in refused.message
+    first.kill(running)
+    first.lab.fault("script-hangs", None)
+    # It was killed: nothing has to be cleared away, and whoever comes next makes the one reboot.
+    first.run("cancel", "--yes")
+    second.up()
+    assert len(first.lab.boots()) == 2
+    first.up()
+    assert len(first.lab.boots()) == 2
