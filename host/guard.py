@@ -1,4 +1,4 @@
-"""One `pulumi up` at a time on a host, whichever machine it comes from (ADR 13).
+"""One `pulumi up` at a time on a host, whichever machine it comes from (ADR 15).
 
 Two stacks with states of their own, on two machines, know nothing of each other; the backend's lock is for one stack. So whoever is about
 to change a host opens a connection on which a script holds a lock (run_guard.sh) until that connection ends: with the process, whatever
