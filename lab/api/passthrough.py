@@ -100,8 +100,8 @@ def release(host: HostState, vmid: int) -> None:
 
 
 # -- a VM's start and end ------------------------------------------------------------------------------------
-def attach(host: HostState, vmid: int, pid: int, values: dict[str, str]) -> None:
-    """Give a VM that starts its devices.
+def attach(host: HostState, vmid: int, pid: int, values: dict[str, str], log: Callable[[str], None]) -> None:
+    """Give a VM that starts its devices. One that can't be reset is said in the log, and given all the same.
 
     Raises:
         ApiError: 500, why it can't have them; then nothing is reserved.
@@ -116,9 +116,17 @@ def attach(host: HostState, vmid: int, pid: int, values: dict[str, str]) -> None
         for name, chosen in addresses.items():
             if name not in keep:
                 _bind_groups(host, chosen)
+                _reset(host, chosen, log)
     except ApiError:
         release(host, vmid)
         raise
+
+
+def _reset(host: HostState, addresses: list[str], log: Callable[[str], None]) -> None:
+    fault = host.fault("reset-fails")
+    for address in addresses:
+        if fault is True or (fault and str(fault) in address):
+            log(f"failed to reset PCI device '{address}', but trying to continue as not all devices need a reset")
 
 
 def cleanup(host: HostState, vmid: int, values: dict[str, str], log: Callable[[str], None]) -> None:

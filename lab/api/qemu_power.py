@@ -70,7 +70,7 @@ def _prepare(guest: Guest, config: GuestConfig, log: Callable[[str], None]) -> N
         ApiError: what the start fails with.
     """
     try:
-        passthrough.attach(guest.host, guest.vmid, guest.pid, config.values)
+        passthrough.attach(guest.host, guest.vmid, guest.pid, config.values, log)
         if direct := DirectBoot.of(config.values):
             require_files(guest.host, direct, log)
     except ApiError:

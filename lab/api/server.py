@@ -187,6 +187,9 @@ class ApiServer:
             request.headers,
             request.cookies.get("PVEAuthCookie"),
         )
+        if _is_lost(host, f"{asked.method} {asked.path}") and request.transport is not None:
+            request.transport.abort()
+            return _encoded(Response(500, "nobody reads it", None))
         try:
             response = self._api.respond(asked)
         except Exception as error:
@@ -226,6 +229,16 @@ class ApiServer:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _LOG.error("a task failed", exc_info=error)
+
+
+def _is_lost(host: HostState, asked: str) -> bool:
+    """Whether the fault api-loses, `PART=NUMBER`, has this request lost; it counts down."""
+    part, _, left = str(host.fault("api-loses") or "").rpartition("=")
+    if not part or part not in asked or int(left) < 1:
+        return False
+    with exclusively(host), host.changing() as machine:
+        machine["faults"]["api-loses"] = f"{part}={int(left) - 1}"
+    return True
 
 
 async def _parameters(request: web.Request) -> dict[str, list[str]]:

@@ -497,6 +497,15 @@ def test_an_answer_can_be_lost_though_the_request_was_carried_out(lab: Lab, toke
     assert token.nodes(NODE).qemu(VM).config.get()["cores"] == 2
 
 
+def test_a_request_can_be_lost_before_it_is_carried_out(lab: Lab, token: ProxmoxAPI) -> None:
+    lab.fault("api-loses", f"PUT /nodes/{NODE}/qemu/{VM}/config=1")
+    with pytest.raises(requests.exceptions.ConnectionError):
+        token.nodes(NODE).qemu(VM).config.put(cores=2)
+    assert token.nodes(NODE).qemu(VM).config.get()["cores"] == 8
+    token.nodes(NODE).qemu(VM).config.put(cores=2)
+    assert token.nodes(NODE).qemu(VM).config.get()["cores"] == 2
+
+
 def test_the_api_can_be_too_slow(lab: Lab) -> None:
     impatient = connect(lab, timeout=1)
     lab.fault("api-seconds", 600)
