@@ -339,10 +339,14 @@ is_up() {
 }
 
 need_container() {
-  local others
+  local others elsewhere
   [[ ! -e $ROOT/etc/pve/qemu-server/$CTID.conf ]] || die "container $CTID" "$CTID is a virtual machine" \
     "cards are shared with containers; a VM gets one whole" "correct ctid; a VM is described under homelab:vms"
   [[ -e $ROOT$PVE_LXC/$CTID.conf ]] && return 0
+  elsewhere=$(find "$ROOT/etc/pve/nodes" -mindepth 3 -maxdepth 3 -name "$CTID.conf" -printf '%P\n' 2>/dev/null | head -n 1)
+  [[ -z $elsewhere ]] || die "container $CTID" "it is on the node ${elsewhere%%/*}, not on this one" \
+    "a card is in one machine: a guest can have it only on the node that the card is in" \
+    "migrate it to this node (\`pct migrate $CTID NODE\` on ${elsewhere%%/*}), or describe ${elsewhere%%/*} as a host of its own"
   others=$(find "$ROOT$PVE_LXC/" -name '[1-9]*.conf' -printf '%f\n' 2>/dev/null | sed 's/\.conf$//' | sort -n | tr '\n' ' ')
   die "container $CTID" "no such container on this host; there are: ${others:-none}" "nothing can be given to it" \
     "correct ctid, or describe the container under \`create\`"
@@ -376,7 +380,8 @@ wait_for_guests() {
 # set_up - brings the configuration to what METHOD, MINORS and FUNCTIONS say. It is written whole, under the digest of what was read:
 # whatever somebody else has written meanwhile is read anew. Sets CHANGED.
 set_up() {
-  local tries=0
+  local tries=0 most
+  OUTPUT=''
   need_container
   wait_for_guests
   find_devices
@@ -384,15 +389,19 @@ set_up() {
   need_devices
   choose_method
   while read_conf && need_changeable && plan && changes_something; do
-    tries=$((tries + 1))
-    ((tries <= 5)) || [[ $CHANGED == yes ]] || forget_change
-    ((tries <= 5)) || die "the configuration of container $CTID changed" \
+    tries=$((tries + 1)) most=5
+    # Each try has waited ten seconds for the lock: for a minute at least.
+    [[ $OUTPUT != *"got timeout"* && $OUTPUT != *"held by another process"* ]] || most=7
+    ((tries <= most)) || [[ $CHANGED == yes ]] || forget_change
+    ((tries <= most)) || die "the configuration of container $CTID changed" \
       "${OUTPUT:-somebody else changed it five times meanwhile}" "nothing of somebody else's may be lost" \
       "see who changes it, then run \`pulumi up\` again"
     note_change
+    OUTPUT=''
     if write_devs && write_lines; then
       CHANGED=yes # and once more round: what was written is read
     else
+      need_quorum
       log "the configuration of container $CTID was changed by somebody else, or is being changed: reading it again"
     fi
   done
@@ -446,6 +455,7 @@ write_devs() {
   fi
   # Changed meanwhile, or somebody has the file's lock: that passes. Anything else stays.
   [[ $OUTPUT == *"detected modified configuration"* || $OUTPUT == *"got timeout"* ]] && return 1
+  need_quorum
   forget_change
   die "container $CTID given its devices: pct set ${arguments[*]}" "$OUTPUT" "its configuration is unchanged" \
     "mend what pct says, then run \`pulumi up\` again"
@@ -479,7 +489,7 @@ write_lines() {
   elif [[ $(sha1sum <"$ROOT$PVE_LXC/$CTID.conf") != "$DIGEST "* ]]; then
     status=1
   else
-    printf '%s' "$text" | replace_conf
+    replace_conf < <(printf '%s' "$text") || status=1
   fi
   exec {lock}>&-
   return "$status"
@@ -500,12 +510,25 @@ insert_lines() {
 }
 
 # replace_conf - standard input becomes the configuration. The name is one that Proxmox VE's own writers use; its file system
-# refuses chmod and chown, and gives every file the rights that a configuration has.
+# refuses chmod and chown, and gives every file the rights that a configuration has. Where it can't be written, OUTPUT says why.
 replace_conf() {
   local temporary=$ROOT$PVE_LXC/$CTID.conf.tmp.$$
   rm -f "$ROOT$PVE_LXC/$CTID.conf.tmp."* # of a run that was killed: the lock is ours
-  (umask 027 && cat >"$temporary") || { rm -f "$temporary" && return 1; }
-  in_place "$temporary" "$PVE_LXC/$CTID.conf"
+  OUTPUT=$({ (umask 027 && cat >"$temporary") && in_place "$temporary" "$PVE_LXC/$CTID.conf"; } 2>&1) && return 0
+  rm -f "$temporary"
+  return 1
+}
+
+# need_quorum - where OUTPUT says that /etc/pve can only be read: nobody has changed anything, and trying again is of no use.
+need_quorum() {
+  local missing said=${OUTPUT##*$'\n'}
+  [[ $OUTPUT == *"no quorum"* || $OUTPUT == *".conf.tmp."*"Permission denied"* || $OUTPUT == *".conf.tmp."*"Read-only file system"* ]] || return 0
+  [[ $CHANGED == yes ]] || forget_change
+  missing=$(grep -oE '"[^"]+": *\{[^{}]*"online": *0[^{}]*\}' "$ROOT/etc/pve/.members" 2>/dev/null | cut -d'"' -f2 | tr '\n' ' ')
+  [[ -z $missing ]] || missing="; these nodes of the cluster don't answer: $missing"
+  die "the configuration of container $CTID written" "$said: no quorum$missing" \
+    "without a quorum /etc/pve can only be read: nothing can be changed or started; the container runs on as it was" \
+    "see \`pvecm status\`; bring the missing nodes back, or wait until they are, then run \`pulumi up\` again"
 }
 
 # take_out - our lines go, and nothing else. Sets CHANGED.
@@ -538,12 +561,14 @@ start_up() {
 
 # put_back - the container won't go off, so that it runs on as it was: its configuration says what it runs with, too.
 put_back() {
-  local before lock
+  local before lock status=0
   before=$(noted before && printf x)
   before=${before%x}
   [[ -n $before && -e $ROOT$(record_dir)/after && $(sha1sum <"$ROOT$PVE_LXC/$CTID.conf") == "$(noted after) "* ]] || return 1
   exec {lock}>>"$ROOT/run/lock/lxc/pve-config-$CTID.lock"
-  flock -w "${CONF_LOCK_TIMEOUT:-10}" "$lock" && printf '%s' "$before" | replace_conf
+  flock -w "${CONF_LOCK_TIMEOUT:-10}" "$lock" && replace_conf < <(printf '%s' "$before") || status=1
   exec {lock}>&-
-  forget_change
+  # Where it couldn't be put back, what was noted stays: the next run brings the container to what is written.
+  ((status != 0)) || forget_change
+  return "$status"
 }

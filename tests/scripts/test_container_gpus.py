@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import shutil
 import subprocess
 
 import pytest
@@ -232,3 +234,60 @@ def test_the_digest_tells_what_gives_it_the_devices(containers: Containers) -> N
 
     assert answer(BASE) == answer(BASE.replace("512", "1024"))
     assert answer(BASE) != answer(BASE, "1")
+
+
+# bash as it is when pmxcfs has made itself read-only: the file that would replace a configuration can't be made.
+READ_ONLY = """umask() {
+  if [[ ${temporary:-} == *.conf.tmp.* ]]; then printf '%s: Permission denied\\n' "$temporary" >&2 && return 1; fi
+  builtin umask "$@"
+}
+"""
+MEMBERS = """{"nodename": "pve", "cluster": {"name": "c", "nodes": 2, "quorate": 0}, "nodelist": {
+ "pve": {"id": 1, "online": 1, "ip": "192.168.0.202"},
+ "pve2": {"id": 2, "online": 0, "ip": "192.168.0.203"}}}"""
+
+
+@pytest.mark.parametrize("method", ["mount-entry", "device"])
+def test_a_file_that_cant_be_written_for_want_of_a_quorum_was_changed_by_nobody(
+    containers: Containers, method: str
+) -> None:
+    containers.path.write_text(BASE)
+    members = containers.host.root / "etc/pve/.members"
+    members.write_text(MEMBERS)
+    devices = {"METHOD": method, "MINORS": "0", "FUNCTIONS": ""}
+    text = scripts.container_gpus(300, devices, SHUTDOWN, "0")
+    try:
+        done = containers.host.run("apply", READ_ONLY + text)
+    finally:
+        members.unlink()
+    assert done.returncode != 0
+    assert "Permission denied: no quorum; these nodes of the cluster don't answer: pve2" in done.stdout, done.stdout
+    assert "pvecm status" in done.stdout and "somebody else" not in done.stdout
+    assert containers.path.read_text() == BASE
+    assert containers.apply(method) != BASE
+    assert containers.revert() == BASE
+
+
+def test_a_lock_that_another_process_holds_is_waited_for_a_minute_and_named(containers: Containers) -> None:
+    containers.path.write_text(BASE)
+    lock = containers.host.root / "run/lock/lxc/pve-config-300.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    devices = {"METHOD": "mount-entry", "MINORS": "0", "FUNCTIONS": ""}
+    text = "CONF_LOCK_TIMEOUT=0.01\n" + scripts.container_gpus(300, devices, SHUTDOWN, "0")
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = containers.host.run("apply", text)
+    assert "pve-config-300.lock is held by another process" in done.stdout
+    assert done.stderr.count("is being changed: reading it again") == 7, "ten seconds each"
+    assert containers.path.read_text() == BASE
+
+
+def test_a_container_of_another_node_is_named_with_its_node(containers: Containers) -> None:
+    far = containers.host.root / "etc/pve/nodes/pve2/lxc/310.conf"
+    far.parent.mkdir(parents=True)
+    far.write_text(BASE)
+    done = containers.host.run(
+        "apply", scripts.container_gpus(310, {"METHOD": "auto", "MINORS": "0", "FUNCTIONS": ""}, SHUTDOWN, "0")
+    )
+    shutil.rmtree(far.parent.parent)
+    assert "it is on the node pve2, not on this one" in done.stdout and "pct migrate 310" in done.stdout
