@@ -25,7 +25,7 @@ Place = tuple[str | int, ...]
 _OPEN = re.compile(r"FILL[-+]IN|0{64}")
 _HOW = {
     "hostKey": "the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address",
-    "fingerprint": "the SHA-256 fingerprint of pve-ssl.pem that `pvenode cert info` shows on the host",
+    "fingerprint": "the SHA-256 fingerprint that `openssl x509 -in /etc/pve/local/pve-ssl.pem -noout -fingerprint -sha256` prints on the host",
 }
 
 

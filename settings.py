@@ -227,7 +227,7 @@ def _path(text: str) -> Path:
 class Api(Model):
     """How the Proxmox VE API is reached: by ``token`` and ``tokenSecret``, or by ``user`` and ``password`` (raw devices, ROM files:
     root@pam alone). Its certificate is checked by exactly one of ``caFile`` (a copy of the host's /etc/pve/pve-root-ca.pem),
-    ``fingerprint`` (SHA-256, as `pvenode cert info` shows it) and ``publicCa`` (a certificate that this machine trusts anyway).
+    ``fingerprint`` (SHA-256, of pve-ssl.pem) and ``publicCa`` (a certificate that this machine trusts anyway).
     """
 
     port: Port = 8006
@@ -258,7 +258,9 @@ class Api(Model):
     def _sha256(cls, value: str | None) -> str | None:
         plain = value and value.replace(":", "").lower()
         if plain is not None and not _FINGERPRINT.fullmatch(plain):
-            raise ValueError("expected a SHA-256 fingerprint, 64 hexadecimal digits (see `pvenode cert info`)")
+            raise ValueError(
+                "expected a SHA-256 fingerprint, 64 hexadecimal digits (`openssl x509 -in /etc/pve/local/pve-ssl.pem -noout -fingerprint -sha256`)"
+            )
         return plain
 
     @model_validator(mode="after")
@@ -351,13 +353,16 @@ SHORTEST_ROLLBACK = 30
 
 
 class Timeouts(Model):
-    """Seconds. ``connect``: for a connection; ``api``: until the API answers; ``reboot``: until a rebooting host answers again;
-    ``rollback``: after its start, until an unconfirmed boot is undone; ``script``: for one script on the host, the wait for another
-    run's included; ``task``: for one change over the API, or for one reading, beside what it has to wait for.
+    """Seconds. ``connect``: for a connection; ``api``: until the API answers; ``api_task``: for a task of Proxmox VE, besides what it
+    waits for; ``create``: for making a guest, whose disk may have to be copied over a network; ``reboot``: until a rebooting host
+    answers again; ``rollback``: after its start, until an unconfirmed boot is undone; ``script``: for one script on the host, the wait
+    for another run's included; ``task``: for one change over the API, or for one reading, beside what it has to wait for.
     """
 
     connect: Seconds = 15
     api: Seconds = 60
+    api_task: Seconds = 300
+    create: Seconds = 7200
     reboot: Seconds = 600
     rollback: Seconds = 600
     script: Seconds = 3600

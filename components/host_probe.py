@@ -67,13 +67,10 @@ class HostProbeProvider(HostProvider):
 
     def _wanted(self, props: dict[str, Any]) -> dict[str, Any]:
         from host import gates, guard, planning
-        from proxmox import api
 
         guard.hold(props["host"], self.host(props))
         host, vms, containers = self.host(props), self.vms(props), self.containers(props)
         found = asyncio.run(planning.planned(props["host"], host, vms, containers))
-        if vms:
-            api.Api(host, host.node or props["host"]).get("version", f"to log in to {props['host']}'s Proxmox VE API")
         # Also for those who skip the preview: what a reboot stops is said before anything is changed.
         slots = {gpu: str(about["slot"]) for gpu, about in found.want.gpus.items()}
         for said in gates.remarks(found.facts, host, slots):

@@ -157,6 +157,9 @@ def _container(name: str, container: Container, facts: HostFacts) -> list[Homela
     """What stands against changing the container, whatever it gets."""
     config = facts.guests.config(container.ctid)
     if config is None:
+        away = facts.cluster.elsewhere(f"container {container.ctid}, as containers.{name}", container.ctid)
+        if away is not None:
+            return [away]
         return [] if container.create else [_missing(name, container, facts)]
     label = f"container {container.ctid}, as containers.{name}"
     if config.kind != "lxc":

@@ -33,3 +33,18 @@ def raise_all(errors: list[HomelabError]) -> None:
     """Raises the error, or all of them as one; nothing for an empty list."""
     if errors:
         raise errors[0] if len(errors) == 1 else SeveralErrors(errors)
+
+
+def elsewhere(wanted: str, kind: str, guest: int, here: str, there: str) -> HomelabError:
+    """A guest that is on another node of the cluster.
+
+    :param kind: qemu or lxc; ``here``, ``there``: nodes' names.
+    """
+    name, command = ("VM", "qm") if kind == "qemu" else ("container", "pct")
+    return HomelabError(
+        wanted,
+        f"{name} {guest} is on the node {there}, not on {here}",
+        "a card is in one machine: a guest can have it only on the node that the card is in",
+        f"migrate it to {here} (on {there}: `{command} migrate {guest} {here}`); or describe {there} as a host of its own under "
+        "homelab:hosts, and name that host for the guest",
+    )

@@ -11,7 +11,7 @@ from functools import cached_property
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from host.errors import HomelabError
+from host.errors import HomelabError, elsewhere
 from host.properties import functions_of, overlap, slot_of
 from host.properties import parse as parse_properties
 
@@ -225,6 +225,28 @@ class Guests(_Fact):
         return [part for entry in entries if entry.get("node") == node for part in functions_of(entry.get("path", ""))]
 
 
+class Cluster(_Fact):
+    """What Proxmox VE knows of the host's surroundings, where guests were asked for.
+
+    ``node``: the host's name in it; ``places``: each guest's file below /etc/pve/nodes, such as ``pve2/qemu-server/203.conf``, a line each; ``users``:
+    /etc/pve/user.cfg; ``certificate``: what the API shows, ``authority``: /etc/pve/pve-root-ca.pem, as PEM.
+    """
+
+    node: str = ""
+    places: str = ""
+    users: str = ""
+    authority: str = ""
+    certificate: str = ""
+
+    def elsewhere(self, wanted: str, guest: int) -> HomelabError | None:
+        """The error for a guest, VM or container, that is on another node; None: it is here, or nowhere."""
+        for line in self.places.splitlines():
+            node, folder, file = line.split("/")
+            if file == f"{guest}.conf" and node != self.node:
+                return elsewhere(wanted, "lxc" if folder == "lxc" else "qemu", guest, self.node, node)
+        return None
+
+
 class Nvidia(_Fact):
     """NVIDIA's driver on the host.
 
@@ -318,6 +340,7 @@ class HostFacts(_Fact):
     # `host` or a container's id -> what read_system.sh answered there; None: it doesn't run.
     systems: dict[str, str | None] = {}
     guests: Guests
+    cluster: Cluster = Cluster()
 
     @cached_property
     def by_address(self) -> dict[str, Device]:

@@ -6,6 +6,7 @@ change) the very scripts say that do it, with the verb `plan`, which changes not
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,8 @@ async def planned(
     :raises UnreachableError: as of `ssh.connect`.
     :raises HomelabError: whatever stands against the change, all of it at once.
     """
-    from proxmox import vm_plan
+    from proxmox import probe, vm_plan
+    from proxmox.api import OUTAGE_SECONDS
 
     async with ssh.connect(host, timeout) as session:
         facts = await session.read(guests=True)
@@ -54,7 +56,10 @@ async def planned(
             facts, want, containers, vms, host.node or name, driver_comes=host.nvidia is not None
         )
         stacks, impossible = _stacks(name, host, facts, want, vms, containers)
-        raise_all([*errors, *refused, *impossible])
+        # In a thread: requests knows nothing of this loop.
+        patience = OUTAGE_SECONDS if timeout is None else timeout
+        closed = await asyncio.to_thread(probe.check, name, host, facts, want, vms, containers, patience)
+        raise_all([*errors, *refused, *impossible, *closed])
         files = await _files(session, host, want, bool(containers))
         driver: dict[str, str] = {}
         if host.nvidia:

@@ -19,8 +19,7 @@ from proxmox.provider import ApiProvider, stays
 OUTPUTS = ("instance", "drift")
 # Of `config`, what is read back on a refresh, and changed in place.
 COMPARED = ("hostname", "cores", "memory", "swap", "onboot", "nameserver", "features")
-# A template is unpacked as fast as the storage takes it.
-CREATE_SECONDS = 3600
+MOVED = "node"  # of drift: it is on another node of the cluster
 
 
 def configuration(name: str, new: dict[str, Any]) -> dict[str, str]:
@@ -68,10 +67,10 @@ class NewContainerProvider(ApiProvider):
         if config is None:
             tell(f"{name}: creating container {ctid}")
             about = {"description": f"{props['mark']} {instance}"}
-            upid = api.post(
-                f"nodes/{api.node}/lxc", wanted, vmid=ctid, **props["config"], **props["secret_config"], **about
+            about |= {**props["config"], **props["secret_config"]}
+            self._task(
+                props, "post", f"nodes/{api.node}/lxc", wanted, "vzcreate", api.host.timeouts.create, vmid=ctid, **about
             )
-            api.task(upid, wanted, CREATE_SECONDS, lambda text: tell(f"{name}: {text}"))
         elif props["mark"] in config.get("description", "") and "lock" not in config:
             tell(f"{name}: container {ctid} was made by an earlier run that was interrupted")
         else:
@@ -83,9 +82,17 @@ class NewContainerProvider(ApiProvider):
                 f"choose another ctid, or leave `create` out of containers.{name} to adopt that container as it is",
             )
 
+    def _task(
+        self, props: dict[str, Any], verb: str, path: str, wanted: str, kind: str, seconds: float, **parameters: Any
+    ) -> None:
+        def say(text: str) -> None:
+            tell(f"{props['container']}: {text}")
+
+        self.api(props).carry_out(verb, path, wanted, seconds, say, kinds=(kind,), **parameters)
+
     def _config(self, props: dict[str, Any]) -> dict[str, str] | None:
         """The container's configuration; None: there is none."""
-        from proxmox.api import NotThereError
+        from proxmox.errors import NotThereError
         from proxmox.vm_config import strings
 
         api = self.api(props)
@@ -101,7 +108,7 @@ class NewContainerProvider(ApiProvider):
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         from host.properties import same
-        from proxmox.api import NotThereError
+        from proxmox.errors import ElsewhereError, NotThereError
         from proxmox.vm_config import strings
 
         if "config" not in props:
@@ -112,6 +119,9 @@ class NewContainerProvider(ApiProvider):
         except NotThereError:
             tell(f"{props['container']}: drift: container {ctid} is gone")
             return ReadResult("", {})
+        except ElsewhereError as error:
+            tell(f"{props['container']}: drift: {error.found}")
+            return ReadResult(id_, {**props, "drift": [MOVED]})
         config = strings(found)
         drift = [
             key for key in COMPARED if key in props["config"] and not same(key, config.get(key), props["config"][key])
@@ -129,6 +139,8 @@ class NewContainerProvider(ApiProvider):
 
     def update(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
         _require_same(olds, news)
+        if MOVED in olds["drift"]:
+            self._config(news)  # refused, unless it is back
         had, have = olds["config"], news["config"]
         again = [
             key for key in (*COMPARED, "net0") if key in have and (had.get(key) != have[key] or key in olds["drift"])
@@ -137,12 +149,12 @@ class NewContainerProvider(ApiProvider):
         if again or gone:
             api, ctid = self.api(news), int(news["ctid"])
             change = {key: have[key] for key in again} | ({"delete": ",".join(gone)} if gone else {})
-            api.put(self._path(news), f"to change {', '.join([*again, *gone])} of container {ctid}", **change)
+            wanted = f"to change {', '.join([*again, *gone])} of container {ctid}"
+            digest = api.get(self._path(news), wanted)["digest"]
+            api.put(self._path(news), wanted, digest=digest, **change)
         return UpdateResult({**news, "instance": olds["instance"], "drift": []})
 
     def delete(self, _id: str, props: dict[str, Any]) -> None:
-        from proxmox.machine import TASK_SECONDS
-
         config = self._config(props)
         if config is None:
             return
@@ -156,10 +168,10 @@ class NewContainerProvider(ApiProvider):
             wanted = f"container {ctid} ({name}) off"
             timeout = int(props["shutdown"]["timeout"])
             # It is removed next: one that doesn't shut down is stopped.
-            upid = api.post(f"{base}/status/shutdown", wanted, timeout=timeout, forceStop=1)
-            api.task(upid, wanted, timeout + TASK_SECONDS, lambda text: tell(f"{name}: {text}"))
+            limit, force = timeout + api.host.timeouts.api_task, {"timeout": timeout, "forceStop": 1}
+            self._task(props, "post", f"{base}/status/shutdown", wanted, "vzshutdown", limit, **force)
         wanted = f"container {ctid} ({name}) removed"
-        api.task(api.delete(base, wanted, purge=1), wanted, TASK_SECONDS, lambda text: tell(f"{name}: {text}"))
+        self._task(props, "delete", base, wanted, "vzdestroy", api.host.timeouts.api_task, purge=1)
 
 
 def _require_same(olds: dict[str, Any], news: dict[str, Any]) -> None:

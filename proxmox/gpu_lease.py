@@ -39,7 +39,7 @@ class GpuLeaseProvider(ApiProvider):
 
     def delete(self, _id: str, props: dict[str, Any]) -> None:
         """Takes the card out of its VM, unless somebody else had put it there. On destroy that has been done already."""
-        from proxmox.api import NotThereError
+        from proxmox.errors import NotThereError
         from proxmox.vm_config import Change
 
         if props.get("vmid") is None or props.get("by_hand"):
@@ -58,7 +58,7 @@ class GpuLeaseProvider(ApiProvider):
 
     def _by_hand(self, props: dict[str, Any]) -> bool:
         """Has somebody given the VM the card already? A VM that is yet to be made has not; what is noted on the host was us."""
-        from proxmox.api import NotThereError
+        from proxmox.errors import NotThereError
 
         if props.get("vmid") is None:
             return False

@@ -7,20 +7,32 @@ it, the change is taken back.
 
 from __future__ import annotations
 
-import time
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from host.errors import HomelabError
 from host.text import tell
-from proxmox.api import Api, ApiError, ChangedMeanwhileError, NotThereError, UnansweredError
+from proxmox.api import Api
+from proxmox.errors import (
+    ApiError,
+    CardNotResetError,
+    ChangedMeanwhileError,
+    NotThereError,
+    TaskFailedError,
+    UnansweredError,
+    retold,
+)
 from proxmox.vm_config import Change, strings
 
 # A guest that is still booting ignores the power button: it is pressed again, this often.
 PRESS_SECONDS = 60
-# How long a task may take beside what it waits for: a busy node, a start with a card that has to be reset.
-TASK_SECONDS = 300
+# qemu-server's words for a card that has a reset which failed; its start task says OK all the same (PVE::QemuServer::PCI). A card
+# without any way to be reset isn't reset, and there is no such line.
+_NOT_RESET = re.compile(r"failed to reset PCI device '([^']+)'")
+# How far the clock of a task and the uptime of its VM may be apart, in seconds.
+CLOCK_SECONDS = 5
 # How long to look for the effect of a start that no task can be waited for.
 LOST_SECONDS = 30
 
@@ -88,6 +100,7 @@ class Machine:
         """
         running = self.running()
         before, change = self._write(target)
+        has_card = any(key.startswith("hostpci") for key in {*before, *change.values} - {*change.delete})
         if running and self._waiting(sorted({*keys, *change.keys})):
             self._restart(before, change, policy, start=power != "stopped")
             return power != "stopped"
@@ -101,6 +114,8 @@ class Machine:
         if not running and (power == "running" or ran):
             self._start_with(before, change, was_running=ran)
             return True
+        if running and has_card:
+            self._require_last_start_reset()
         return running
 
     def _write(self, target: Target) -> tuple[dict[str, str], Change]:
@@ -118,8 +133,8 @@ class Machine:
         if change:
             try:
                 self._put(change, read["digest"])
-            except UnansweredError:
-                # It may have been carried out, and only the answer was lost.
+            except (ChangedMeanwhileError, UnansweredError):
+                # It may have been carried out, and only the answer was lost: then nothing is left to be written.
                 if target(self.config()):
                     raise
             for key, value in change.values.items():
@@ -142,7 +157,10 @@ class Machine:
         except HomelabError:
             if change:  # it runs on, as it was
                 self._api.put(
-                    f"{self._path}/config", f"to take back what waits for {self.label}", revert=",".join(change.keys)
+                    f"{self._path}/config",
+                    f"to take back what waits for {self.label}",
+                    repeatable=True,
+                    revert=",".join(change.keys),
                 )
             raise
         if start:
@@ -153,28 +171,30 @@ class Machine:
         try:
             self.start()
         except ApiError as error:
-            if change and not isinstance(error, UnansweredError):
+            # One that runs with a card that wasn't reset is left running: what is in it isn't ours to switch off.
+            if change and not isinstance(error, UnansweredError | CardNotResetError):
                 self._take_back(before, change, start=was_running, error=error)
             raise
 
     def _take_back(self, before: dict[str, str], change: Change, *, start: bool, error: ApiError) -> None:
         old = {key: before[key] for key in change.keys if key in before}
-        self._put(Change(old, [key for key in change.keys if key not in before]), None)
-        outcome = f"{self.label} has back what it had"
+
+        def as_before(config: dict[str, str]) -> Change:
+            values = {key: value for key, value in old.items() if config.get(key) != value}
+            return Change(values, [key for key in change.keys if key not in before and key in config])
+
+        try:
+            self._write(as_before)
+            outcome = f"{self.label} has back what it had"
+        except ApiError as second:
+            outcome, start = f"{self.label} is off, and couldn't be given back what it had: {second.found}", False
         if start:
             try:
                 self.start()
                 outcome += ", and runs again without the change"
             except ApiError as second:
                 outcome += f", and doesn't start without the change either: {second.reason}"
-        raise ApiError(
-            error.wanted,
-            f"{error.found}\n        {outcome}",
-            error.why,
-            error.next_step,
-            error.status,
-            error.reason,
-        ) from error
+        raise retold(error, f"{error.found}\n        {outcome}") from error
 
     # -- power ---------------------------------------------------------------------------------------------------
     def start(self) -> None:
@@ -182,9 +202,9 @@ class Machine:
         wanted = f"{self.label} started"
         self.say("starting")
         try:
-            upid = self._api.post(f"{self._path}/status/start", wanted)
-            self._api.task(upid, wanted, TASK_SECONDS, self.say)
+            log = self._task("post", "/status/start", wanted, ("qmstart", "hastart"))
         except ApiError as error:
+            log = []
             # Somebody else was faster, or the answer was lost.
             if "already running" not in error.reason and not (isinstance(error, UnansweredError) and self._comes_up()):
                 raise
@@ -198,16 +218,42 @@ class Machine:
                 500,
                 "not running",
             )
+        self._require_reset(log)
+
+    def _task(
+        self, verb: str, below: str, wanted: str, kinds: tuple[str, ...], seconds: float = 0, **parameters: Any
+    ) -> list[str]:
+        """Has the node do something for which it starts a task; ``seconds``: what the task waits for besides working."""
+        limit = seconds + self._api.host.timeouts.api_task
+        return self._api.carry_out(verb, f"{self._path}{below}", wanted, limit, self.say, kinds=kinds, **parameters)
+
+    def _require_reset(self, log: list[str]) -> None:
+        """Refuses a start that says in its log alone that a card was not reset.
+
+        :raises CardNotResetError: it runs on.
+        """
+        failed = sorted({match[1] for line in log if (match := _NOT_RESET.search(line))})
+        if failed:
+            raise _not_reset(self, failed)
+
+    def _require_last_start_reset(self) -> None:
+        """The same for a VM that runs already, as far as it was us who started it: a run that failed for it isn't made good by another."""
+        up = self._status().get("uptime", 0)
+        started = self._api.node_time - float(up)
+        mine = self._api.tasks(source="archive", vmid=self.vmid, typefilter="qmstart", limit=1)
+        for task in mine:
+            if task["starttime"] - CLOCK_SECONDS <= started <= task.get("endtime", 0) + CLOCK_SECONDS:
+                self._require_reset(self._api.task_log(task["upid"]))
 
     def _comes_up(self) -> bool:
         """Does it run, within a while? There may be no task to wait for: the answer was lost, or the HA manager does it."""
-        return self._becomes(running=True, deadline=time.monotonic() + LOST_SECONDS)
+        return self._becomes(running=True, deadline=self._api.clock.now() + LOST_SECONDS)
 
     def _becomes(self, *, running: bool, deadline: float) -> bool:
         while self.running() is not running:
-            if time.monotonic() > deadline:
+            if self._api.clock.now() > deadline:
                 return False
-            time.sleep(1)
+            self._api.clock.sleep(1)
         return True
 
     def shut_down(self, policy: Policy) -> None:
@@ -217,19 +263,24 @@ class Machine:
         """
         wanted = f"{self.label} shut down within {policy.timeout} seconds"
         self.say("shutting down")
-        deadline = time.monotonic() + policy.timeout
+        clock = self._api.clock
+        deadline = clock.now() + policy.timeout
         while True:
-            left = max(1, round(deadline - time.monotonic()))
+            left = max(1, round(deadline - clock.now()))
             last = left <= PRESS_SECONDS
             force = {"forceStop": 1} if last and policy.otherwise == "stop" else {}
-            upid = self._api.post(f"{self._path}/status/shutdown", wanted, timeout=min(left, PRESS_SECONDS), **force)
+            options = {"timeout": min(left, PRESS_SECONDS), **force}
             try:
-                self._api.task(upid, wanted, left + TASK_SECONDS, self.say)
-            except ApiError as error:
+                self._task("post", "/status/shutdown", wanted, ("qmshutdown", "hastop"), left, **options)
+            except TaskFailedError as error:
                 if not self.running():
                     return
-                if last or isinstance(error, UnansweredError):
+                if last:
                     raise _still_on(self, policy, error) from error
+            except ApiError:  # it wasn't even tried: a right, a lock
+                if not self.running():
+                    return
+                raise
             else:
                 # A VM under HA goes off after its task has ended.
                 if not self._becomes(running=False, deadline=deadline):
@@ -239,8 +290,7 @@ class Machine:
     def destroy(self) -> None:
         """Removes it, with its disks. Raises ApiError."""
         wanted = f"{self.label} removed"
-        upid = self._api.delete(self._path, wanted, purge=1, **{"destroy-unreferenced-disks": 1})
-        self._api.task(upid, wanted, TASK_SECONDS, self.say)
+        self._task("delete", "", wanted, ("qmdestroy",), purge=1, **{"destroy-unreferenced-disks": 1})
 
     def exists(self) -> bool:
         """Is there such a VM? Raises ApiError."""
@@ -260,4 +310,16 @@ def _still_on(machine: Machine, policy: Policy, error: ApiError) -> HomelabError
         f"off then (shutdown.otherwise: stop)",
         error.status,
         error.reason,
+    )
+
+
+def _not_reset(machine: Machine, functions: list[str]) -> CardNotResetError:
+    return CardNotResetError(
+        f"{machine.label} started with its card reset",
+        f"its start task's log says: failed to reset PCI device {', '.join(functions)}; the task says OK, and the VM runs",
+        "a card that wasn't reset is as its last user left it: the guest's driver finds it dead, or the host loses it",
+        "look at the kernel's log on the host (`journalctl -k -g 'vfio|FLR|D3cold'`); shut the VM down, switch the host off and on again "
+        "(a reboot is not enough for a card that hangs), then run `pulumi up` again",
+        500,
+        "failed to reset PCI device",
     )

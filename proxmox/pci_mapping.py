@@ -40,7 +40,7 @@ class PciMappingProvider(ApiProvider):
         return CreateResult(_id(props), {**props, "found": entry_of(props)})
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
-        from proxmox.api import NotThereError
+        from proxmox.errors import NotThereError
 
         name = props["mapping"]
         try:
@@ -68,12 +68,12 @@ class PciMappingProvider(ApiProvider):
         return UpdateResult({**news, "found": entry_of(news)})
 
     def delete(self, _id: str, props: dict[str, Any]) -> None:
-        from proxmox.api import ChangedMeanwhileError
+        from proxmox.errors import ChangedMeanwhileError, UnansweredError
 
         api = self.api(props)
         try:
             _remove(api, props)
-        except ChangedMeanwhileError:
+        except (ChangedMeanwhileError, UnansweredError):
             _remove(api, props)
 
 
@@ -84,7 +84,7 @@ class PciMappingRecordProvider(ApiProvider):
     """
 
     def create(self, props: dict[str, Any]) -> CreateResult:
-        from proxmox.api import NotThereError
+        from proxmox.errors import NotThereError
 
         name = props["mapping"]
         before, known = None, True
@@ -169,7 +169,7 @@ def _make(api: Api, props: dict[str, Any]) -> None:
 
 def _made(api: Api, props: dict[str, Any]) -> bool:
     """Makes a mapping that wasn't there a moment ago; False where somebody, or a run of ours that was killed, was faster."""
-    from proxmox.api import ApiError, UnansweredError
+    from proxmox.errors import ApiError, UnansweredError
 
     try:
         _make(api, props)
@@ -184,7 +184,7 @@ def _made(api: Api, props: dict[str, Any]) -> bool:
 
 def _write(api: Api, props: dict[str, Any], old_path: str | None) -> None:
     """Puts the entry in. Somebody else's change in between is read anew, once."""
-    from proxmox.api import ApiError, ChangedMeanwhileError, UnansweredError
+    from proxmox.errors import ApiError, ChangedMeanwhileError, UnansweredError
 
     try:
         _write_once(api, props, old_path)
@@ -197,7 +197,7 @@ def _write(api: Api, props: dict[str, Any], old_path: str | None) -> None:
 
 
 def _write_once(api: Api, props: dict[str, Any], old_path: str | None) -> None:
-    from proxmox.api import NotThereError
+    from proxmox.errors import NotThereError
 
     name, entry = props["mapping"], entry_of(props)
     path = f"cluster/mapping/pci/{name}"
@@ -231,7 +231,7 @@ def _require_free(props: dict[str, Any], others: list[str]) -> None:
 
 def _remove(api: Api, props: dict[str, Any]) -> None:
     """Takes the entry away, or puts back the one that stood there; somebody's own is left alone."""
-    from proxmox.api import NotThereError
+    from proxmox.errors import NotThereError
 
     name, before = props["mapping"], props.get("before")
     path, wanted = f"cluster/mapping/pci/{name}", f"to remove {props['node']}'s entry from the PCI mapping {name}"

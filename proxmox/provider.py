@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from components.provider import HostProvider
@@ -9,6 +10,7 @@ from components.provider import HostProvider
 if TYPE_CHECKING:
     from proxmox.api import Api
     from proxmox.machine import Machine, Policy
+    from proxmox.rights import Access
 
 # What a refresh has read already in this process, by host and path: several resources look at the same VM. Only `read` uses it; a
 # change always reads anew.
@@ -31,7 +33,18 @@ class ApiProvider(HostProvider):
                 "mappings and VMs are changed through it",
                 "put it back; to give them up, take them out and run `pulumi up` while it is still there",
             )
-        return Api(host, str(props["node"]))
+        return Api(host, str(props["node"]), access=lambda: self._access(props))
+
+    def _access(self, props: dict[str, Any]) -> Access | None:
+        """Who may what on the node, for advice on a right that is missing; None: it can't be read."""
+        from host import ssh
+        from host.errors import HomelabError
+        from proxmox.rights import Access
+
+        try:
+            return Access.parse(asyncio.run(ssh.read(self.host(props), guests=True)).cluster.users)
+        except HomelabError:
+            return None
 
     def machine(self, props: dict[str, Any]) -> Machine:
         """The VM of a resource whose inputs have ``vmid`` and ``vm``."""

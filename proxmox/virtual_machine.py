@@ -19,9 +19,8 @@ from proxmox.provider import ApiProvider, policy, stays
 OUTPUTS = ("instance", "drift")
 SYSTEM_DISK = "scsi0"
 # Of `config`, what is read back on a refresh. Disks and network cards come back with what Proxmox VE added to them.
+MOVED = "node"  # of drift: it is on another node of the cluster
 COMPARED = ("name", "cores", "memory", "balloon", "cpu", "machine", "bios", "ostype", "agent", "onboot")
-# Making a disk, or copying one over a network, takes as long as it takes.
-CREATE_SECONDS = 7200
 
 
 def configuration(name: str, new: dict[str, Any]) -> dict[str, str]:
@@ -84,36 +83,35 @@ class VirtualMachineProvider(ApiProvider):
         return CreateResult(str(int(props["vmid"])), {**props, "instance": instance, "drift": []})
 
     def _made(self, props: dict[str, Any], instance: str) -> None:
-        from proxmox.machine import TASK_SECONDS
-
         api, machine, vmid = self.api(props), self.machine(props), int(props["vmid"])
+        limit = api.host.timeouts.create
         wanted = f"{machine.label} created"
         config = {**props["config"], **props["secret_config"], "description": f"{props['mark']} {instance}"}
         if machine.exists():
             self._finish(props, config)
         elif props.get("template") is None:
             machine.say("creating")
-            upid = api.post(f"nodes/{api.node}/qemu", wanted, vmid=vmid, **config)
-            api.task(upid, wanted, CREATE_SECONDS, machine.say)
+            path = f"nodes/{api.node}/qemu"
+            api.carry_out("post", path, wanted, limit, machine.say, kinds=("qmcreate",), vmid=vmid, **config)
         else:
             source = f"nodes/{api.node}/qemu/{int(props['template'])}/clone"
             machine.say(f"cloning {int(props['template'])}")
             # The mark travels with the clone: the VM is known as ours from its first moment.
             about = {"newid": vmid, "full": 1, "name": config["name"], "description": config["description"]}
-            upid = api.post(source, wanted, storage=props["disk"]["storage"], **about)
-            api.task(upid, wanted, CREATE_SECONDS, machine.say)
-            api.put(f"nodes/{api.node}/qemu/{vmid}/config", wanted, **config)
+            about["storage"] = props["disk"]["storage"]
+            api.carry_out("post", source, wanted, limit, machine.say, kinds=("qmclone",), **about)
+            path = f"nodes/{api.node}/qemu/{vmid}/config"
+            api.put(path, wanted, digest=api.get(path, wanted)["digest"], **config)
         if props.get("template") is not None or props.get("image") is not None:
-            self._resize(props, TASK_SECONDS)
+            self._resize(props)
 
-    def _resize(self, props: dict[str, Any], seconds: float) -> None:
+    def _resize(self, props: dict[str, Any]) -> None:
         """The disk as large as wanted, if it is smaller: that of an image or a template seldom is."""
         api, machine = self.api(props), self.machine(props)
         wanted = f"the disk of {machine.label} {int(props['disk']['size'])} GiB large"
         path = f"nodes/{api.node}/qemu/{int(props['vmid'])}/resize"
-        upid = api.put(path, wanted, disk=SYSTEM_DISK, size=f"{int(props['disk']['size'])}G")
-        if upid:  # since Proxmox VE 8 it is a task
-            api.task(upid, wanted, seconds, machine.say)
+        about = {"disk": SYSTEM_DISK, "size": f"{int(props['disk']['size'])}G"}
+        api.carry_out("put", path, wanted, api.host.timeouts.api_task, machine.say, kinds=("resize",), **about)
 
     def _finish(self, props: dict[str, Any], wanted: dict[str, str]) -> None:
         """An existing VM of that id is our own, from an interrupted run, and is finished; or nothing is done."""
@@ -146,7 +144,7 @@ class VirtualMachineProvider(ApiProvider):
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         from host.properties import same
-        from proxmox.api import NotThereError
+        from proxmox.errors import ElsewhereError, NotThereError
         from proxmox.vm_config import strings
 
         if "config" not in props:
@@ -157,6 +155,9 @@ class VirtualMachineProvider(ApiProvider):
         except NotThereError:
             tell(f"{props['vm']}: drift: VM {int(props['vmid'])} is gone")
             return ReadResult("", {})
+        except ElsewhereError as error:
+            tell(f"{props['vm']}: drift: {error.found}")
+            return ReadResult(id_, {**props, "drift": [MOVED]})
         drift = [
             key for key in COMPARED if key in props["config"] and not same(key, config.get(key), props["config"][key])
         ]
@@ -170,10 +171,11 @@ class VirtualMachineProvider(ApiProvider):
         return DiffResult(changes=changed, replaces=replaces, stables=[], delete_before_replace=False)
 
     def update(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
-        from proxmox.machine import TASK_SECONDS
         from proxmox.vm_config import Change
 
         _require_same_disk(olds, news)
+        if MOVED in olds.get("drift", []):
+            self.machine(news).config()  # refused, unless it is back
         both = {**news["config"], **news["secret_config"]}
         had = {**olds["config"], **olds["secret_config"]}
         again = [key for key, value in both.items() if had.get(key) != value or key in olds.get("drift", [])]
@@ -185,11 +187,11 @@ class VirtualMachineProvider(ApiProvider):
         if again or gone:
             self.machine(news).converge(target, [*again, *gone], policy(news), "keep")
         if news["disk"]["size"] != olds["disk"]["size"]:
-            self._resize(news, TASK_SECONDS)
+            self._resize(news)
         return UpdateResult({**news, "instance": olds["instance"], "drift": []})
 
     def delete(self, _id: str, props: dict[str, Any]) -> None:
-        from proxmox.api import NotThereError
+        from proxmox.errors import NotThereError
 
         machine = self.machine(props)
         try:

@@ -38,7 +38,7 @@ class VmChangeProvider(ApiProvider):
 
     def _done(self, props: dict[str, Any], starts: int) -> dict[str, Any]:
         """``starts``: how often it was started so far."""
-        from proxmox.api import ApiError
+        from proxmox.errors import ApiError
         from proxmox.vm_config import change_to
 
         record, restore = props["record"], props["restore"]
@@ -52,7 +52,7 @@ class VmChangeProvider(ApiProvider):
                 ran=bool(props["running"]),
             )
         except ApiError as error:
-            if error.wanted != f"{machine.label} started":
+            if not error.wanted.startswith(f"{machine.label} started"):
                 raise
             raise self._explained(error, props) from error
         address = props.get("address")
@@ -87,7 +87,7 @@ class VmChangeProvider(ApiProvider):
 
 def _asked(api: Api, props: dict[str, Any]) -> str | None:
     """The guest's address, as its agent says; None, with a word about it, if it says nothing."""
-    from proxmox.api import ApiError
+    from proxmox.errors import ApiError
 
     vmid = int(props["vmid"])
     deadline = time.monotonic() + AGENT_SECONDS

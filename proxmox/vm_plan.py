@@ -39,7 +39,10 @@ def describe(
         wish = Wish(
             guest, vm.vmid, cards_of(vm, host, slots), vm.machine, vm.display, vm.allow_shared_onboot, _root(host)
         )
-        if config is None and vm.create is None:
+        away = None if config else facts.cluster.elsewhere(f"VM {vm.vmid}, as vms.{guest}", vm.vmid)
+        if away is not None:
+            errors.append(away)
+        elif config is None and vm.create is None:
             errors.append(_missing(guest, vm, configs))
         elif config is None:
             lines.append(

@@ -50,7 +50,7 @@ class VmRecordProvider(ApiProvider):
         return ReadResult(id_, {**props, "drift": drift})
 
     def _drift(self, props: dict[str, Any]) -> list[str]:
-        from proxmox.api import NotThereError
+        from proxmox.errors import ElsewhereError, NotThereError
         from proxmox.vm_config import drift, strings
 
         vmid = int(props["vmid"])
@@ -59,6 +59,8 @@ class VmRecordProvider(ApiProvider):
             config = strings(self.reading(props, f"{path}/config", f"to read the configuration of VM {vmid}"))
         except NotThereError:
             return [f"VM {vmid} is gone"]
+        except ElsewhereError as error:
+            return [error.found]
         found = drift(config, props["record"])
         if props["power"] != "keep":
             status = self.reading(props, f"{path}/status/current", f"to see whether VM {vmid} runs")["status"]
@@ -108,7 +110,7 @@ class VmRecordProvider(ApiProvider):
         }
 
     def delete(self, _id: str, props: dict[str, Any]) -> None:
-        from proxmox.api import NotThereError
+        from proxmox.errors import NotThereError
         from proxmox.vm_config import undo
 
         owned = {**props["restore"], **props["record"]}

@@ -37,6 +37,7 @@ read_host() {
   edits
   systems
   guests
+  cluster
   printf '}\n'
 }
 
@@ -286,6 +287,22 @@ guests() {
     separator=,
   done
   printf '],"mappings":%s,"reservations":%s}' "$(string_of /etc/pve/mapping/pci.cfg)" "$(string_of /run/qemu-server/pci-id-reservations)"
+}
+
+# What Proxmox VE knows of the host's surroundings: where each guest of the cluster is, who may what (no secret is in that file), the
+# certificate that its API shows, and its authority's.
+cluster() {
+  local node='' files='' users='' authority='' certificate=/etc/pve/local/pve-ssl.pem shown=''
+  if [[ $GUESTS == yes ]]; then
+    node=$(readlink "$ROOT/etc/pve/local")
+    files=$(cd "$ROOT/etc/pve/nodes" 2>/dev/null && find . -mindepth 3 -maxdepth 3 -name '[1-9]*.conf' -printf '%P\n' | sort)
+    users=$(string_of /etc/pve/user.cfg)
+    authority=$(string_of /etc/pve/pve-root-ca.pem)
+    [[ ! -e $ROOT/etc/pve/local/pveproxy-ssl.pem ]] || certificate=/etc/pve/local/pveproxy-ssl.pem
+    shown=$(string_of "$certificate")
+  fi
+  printf ',"cluster":{"node":%s,"places":%s,"users":%s,"authority":%s,"certificate":%s}' "$(json_string "${node##*/}")" \
+    "$(json_string "$files")" "${users:-\"\"}" "${authority:-\"\"}" "${shown:-\"\"}"
 }
 
 list_guests() { # qm | pct

@@ -16,7 +16,7 @@ from host import kernel_log, plan
 from host.errors import HomelabError
 from host.facts import HostFacts
 from host.kernel_log import Sign, signs
-from proxmox.api import ApiError
+from proxmox.errors import ApiError
 from proxmox.vm_change import VmChangeProvider
 from settings import Host
 from tests.conftest import shared

@@ -134,7 +134,11 @@ def test_the_examples_values_are_named_one_by_one_by_a_preview_and_refused_by_up
     assert all(place in warning for place in places)
     message = loaded(monkeypatch, example, preview=False)
     assert f"still as in the example: {', '.join(places)}" in message
-    assert "ssh-keyscan" in message and "pvenode cert info" in message and "--secret --path" in message
+    assert (
+        "ssh-keyscan" in message
+        and "openssl x509 -in /etc/pve/local/pve-ssl.pem" in message
+        and "--secret --path" in message
+    )
     assert "allowPlainSecrets" not in message
 
 

@@ -1,0 +1,397 @@
+"""The program's own client on the lab's API: what it outlasts, what it asks again, what it says."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from lab import Lab
+from proxmox import api as api_module
+from proxmox import rights
+from proxmox.api import Api, Clock
+from proxmox.errors import (
+    ApiError,
+    CardNotResetError,
+    ElsewhereError,
+    ForbiddenError,
+    LockHeldError,
+    NoQuorumError,
+    TaskFailedError,
+    UnansweredError,
+)
+from proxmox.machine import Machine, Policy
+from proxmox.rights import Access
+from proxmox.vm_config import Change
+from settings import Host
+
+NODE, VM = "pve", 103
+CONFIG = f"nodes/{NODE}/qemu/{VM}/config"
+POLICY = Policy(5, "fail")
+MAPPED = {"hostpci0": "mapping=rtx5090,pcie=1"}
+
+
+class Quick(Clock):
+    """Time that passes by being waited for; ``then`` is what happens meanwhile: after so many waits, do that."""
+
+    def __init__(self, then: dict[int, Callable[[], object]] | None = None) -> None:
+        self.at, self.waits, self._then = 0.0, 0, then or {}
+
+    def now(self) -> float:
+        return self.at
+
+    def sleep(self, seconds: float) -> None:
+        self.at += seconds
+        self.waits += 1
+        self._then.get(self.waits, lambda: None)()
+        time.sleep(0.005)  # the lab's tasks take real time
+
+
+@pytest.fixture(scope="module")
+def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A host whose card can be given to a VM."""
+    with Lab.start("bound-by-hand", state=tmp_path_factory.mktemp("api") / "lab") as started:
+        yield started
+
+
+@pytest.fixture
+def lab(shared_lab: Lab) -> Iterator[Lab]:
+    yield shared_lab
+    shared_lab.reset()
+
+
+def host_of(lab: Lab, **api: Any) -> Host:
+    ssh, about = lab.connection, lab.api
+    how = {
+        "port": about["port"],
+        "token": about["tokenId"],
+        "tokenSecret": about["tokenSecret"],
+        "caFile": about["caFile"],
+    }
+    how = {key: value for key, value in {**how, **api}.items() if value is not None}
+    return Host.model_validate(
+        {
+            "address": ssh["host"],
+            "ssh": {"hostKey": ssh["hostKey"], "privateKeyFile": ssh["privateKeyFile"], "port": ssh["port"]},
+            "api": how,
+            "gpus": {"rtx5090": {"match": "10de:2b85"}},
+        }
+    )
+
+
+def client(lab: Lab, clock: Clock | None = None, **api: Any) -> Api:
+    return Api(host_of(lab, **api), NODE, clock=clock or Quick(), access=lambda: access_of(lab))
+
+
+def access_of(lab: Lab) -> Access:
+    return Access.parse((lab.root / "etc/pve/user.cfg").read_text())
+
+
+def machine(lab: Lab, clock: Clock | None = None) -> Machine:
+    return Machine(client(lab, clock), VM, "sandbox")
+
+
+def set_to(**values: str) -> Callable[[dict[str, str]], Change]:
+    """What is still to be written so that these hold."""
+    return lambda config: Change({key: value for key, value in values.items() if config.get(key) != value})
+
+
+def held(lab: Lab) -> IO[str]:
+    """The VM's lock file, held as by another process."""
+    path = lab.root / f"run/lock/qemu-server/lock-{VM}.conf"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def without_quorum(lab: Lab) -> None:
+    nodes = {NODE: {"id": 1, "online": 1, "ip": "192.168.0.202"}, "pve2": {"id": 2, "online": 0, "ip": "192.168.0.203"}}
+    lab.run(
+        "cat >$ROOT/etc/pve/.members", stdin=json.dumps({"cluster": {"name": "c", "quorate": 0}, "nodelist": nodes})
+    )
+
+
+def map_card(lab: Lab) -> None:
+    entry = "node=pve,path=0000:01:00,id=10de:2b85,iommugroup=14,subsystem-id=1043:89e3"
+    client(lab).post("cluster/mapping/pci", "a mapping", id="rtx5090", map=entry)
+
+
+# -- the lock of a VM's configuration --------------------------------------------------------------------------------
+def test_a_change_waits_for_a_lock_that_another_process_holds_for_half_a_minute(lab: Lab) -> None:
+    lock = held(lab)
+    clock = Quick({15: lock.close})
+    assert machine(lab, clock).converge(set_to(onboot="0"), [], POLICY, "keep") is True
+    assert client(lab).get(CONFIG, "")["onboot"] == 0
+    assert clock.at > 20
+
+
+@pytest.mark.parametrize("verb", ["stop", "shutdown"])
+def test_a_task_that_waited_for_the_lock_in_vain_is_started_again(lab: Lab, verb: str) -> None:
+    said: list[str] = []
+    lock = held(lab)
+    clock = Quick({12: lock.close})
+    client(lab, clock).carry_out(
+        "post", f"nodes/{NODE}/qemu/{VM}/status/{verb}", "off", 60, said.append, kinds=(f"qm{verb}",)
+    )
+    assert client(lab).get(f"nodes/{NODE}/qemu/{VM}/status/current", "")["status"] == "stopped"
+    assert "another process holds its lock: trying again" in said
+
+
+def test_a_lock_that_is_never_released_ends_after_more_than_a_minute_and_names_the_task_that_holds_it(lab: Lab) -> None:
+    clock = Quick()
+    lab.fault("task-seconds", 30)
+    upid = client(lab).post(f"nodes/{NODE}/qemu/{VM}/status/shutdown", "off", timeout=30)
+    with held(lab), pytest.raises(LockHeldError) as error:
+        machine(lab, clock).converge(set_to(onboot="0"), [], POLICY, "keep")
+    assert 60 < clock.at < 180
+    assert f"qmshutdown of root@pam ({upid})" in error.value.found
+    assert "nothing was done" in error.value.why
+
+
+def test_a_lock_held_by_no_task_that_we_may_see_says_how_to_see_it(lab: Lab) -> None:
+    with held(lab), pytest.raises(LockHeldError, match="qm cleanup"):
+        machine(lab).converge(set_to(onboot="0"), [], POLICY, "keep")
+
+
+def test_a_task_that_had_begun_before_it_lacked_a_lock_is_not_started_again(lab: Lab) -> None:
+    lab.fault(
+        "task-fails", f"qmstop=stopping failed: can't lock file '/var/lock/qemu-server/lock-{VM}.conf' - got timeout"
+    )
+    mark = lab.mark()
+    with pytest.raises(ApiError):
+        client(lab).carry_out("post", f"nodes/{NODE}/qemu/{VM}/status/stop", "off", 60, print, kinds=("qmstop",))
+    assert len([call for call in lab.api_calls(mark) if call["path"].endswith("/status/stop")]) == 1
+
+
+# -- outages, lost requests, lost answers ---------------------------------------------------------------------------------
+def test_a_read_outlasts_a_second_without_pveproxy(lab: Lab) -> None:
+    lab.fault("api-loses", f"GET /{CONFIG}=4")
+    assert client(lab).get(CONFIG, "")["name"] == "Sandbox"
+
+
+def test_a_read_fails_when_nobody_answers_for_long(lab: Lab) -> None:
+    lab.fault("api-loses", f"GET /{CONFIG}=1000")
+    clock = Quick()
+    with pytest.raises(UnansweredError, match="systemctl status pveproxy"):
+        client(lab, clock).get(CONFIG, "")
+    assert api_module.OUTAGE_SECONDS <= clock.at < 2 * api_module.OUTAGE_SECONDS
+
+
+@pytest.mark.parametrize("fault", ["api-loses", "api-drops"])
+def test_a_change_whose_request_or_answer_is_lost_is_made_once(lab: Lab, fault: str) -> None:
+    asked = f"PUT /{CONFIG}"
+    lab.fault(fault, f"{asked}=1" if fault == "api-loses" else asked)
+    mark = lab.mark()
+    machine(lab).converge(set_to(onboot="0", tags="ours"), [], POLICY, "keep")
+    lab.fault(fault, None)
+    assert client(lab).get(CONFIG, "")["tags"] == "ours"
+    done = [call for call in lab.api_calls(mark) if call["method"] == "PUT" and call["status"] == 200]
+    assert len(done) == 1
+
+
+def test_a_change_whose_answer_is_lost_can_still_be_taken_back(lab: Lab) -> None:
+    map_card(lab)
+    machine(lab).shut_down(POLICY)
+    before = client(lab).get(CONFIG, "")
+    lab.fault("api-drops", f"PUT /{CONFIG}")
+    lab.fault("task-fails", "qmstart=out of luck")
+    with pytest.raises(TaskFailedError, match="has back what it had"):
+        machine(lab).converge(set_to(**MAPPED), [], POLICY, "running")
+    assert client(lab).get(CONFIG, "") == before
+
+
+@pytest.mark.parametrize("fault", ["api-loses", "api-drops"])
+@pytest.mark.parametrize(("verb", "kind"), [("stop", "qmstop"), ("shutdown", "qmshutdown")])
+def test_what_starts_a_task_is_carried_out_once_though_its_request_or_answer_is_lost(
+    lab: Lab, fault: str, verb: str, kind: str
+) -> None:
+    path = f"nodes/{NODE}/qemu/{VM}/status/{verb}"
+    lab.fault(fault, f"POST /{path}=1" if fault == "api-loses" else f"POST /{path}")
+    client(lab).carry_out("post", path, "off", 60, print, kinds=(kind,))
+    assert client(lab).get(f"nodes/{NODE}/qemu/{VM}/status/current", "")["status"] == "stopped"
+    started = [task for task in client(lab).tasks(source="all", vmid=VM) if task["type"] == kind]
+    assert len(started) == 1
+
+
+def test_a_vm_whose_creation_was_answered_too_late_is_made_once(lab: Lab) -> None:
+    lab.fault("api-drops", f"POST /nodes/{NODE}/qemu")
+    client(lab).carry_out("post", f"nodes/{NODE}/qemu", "a VM", 60, print, kinds=("qmcreate",), vmid=200, name="new")
+    assert client(lab).get(f"nodes/{NODE}/qemu/200/config", "")["name"] == "new"
+
+
+# -- clusters --------------------------------------------------------------------------------------------------------------
+def removed(vm: Machine) -> None:
+    vm.shut_down(POLICY)
+    vm.destroy()
+
+
+CHANGES: dict[str, Callable[[Lab], object]] = {
+    "a configuration": lambda lab: machine(lab).converge(set_to(onboot="0"), [], POLICY, "keep"),
+    "a mapping": map_card,
+    "a start": lambda lab: client(lab).post(f"nodes/{NODE}/qemu/{VM}/status/start", "on"),
+    "a removal": lambda lab: removed(machine(lab)),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_without_a_quorum_there_is_one_message_for_all_texts(lab: Lab, what: str) -> None:
+    without_quorum(lab)
+    with pytest.raises(NoQuorumError) as error:
+        CHANGES[what](lab)
+    assert "no quorum; pve2 of the cluster's 2 nodes don't answer" in error.value.found
+    assert "pvecm status" in error.value.next_step and "pvecm expected 1" in error.value.next_step
+
+
+def test_right_after_the_quorum_is_back_a_start_is_tried_again(lab: Lab) -> None:
+    machine(lab).shut_down(POLICY)
+    without_quorum(lab)
+    clock = Quick({2: (lab.root / "etc/pve/.members").unlink})
+    machine(lab, clock).start()
+
+
+def test_a_vm_of_another_node_is_named_with_its_node(lab: Lab) -> None:
+    lab.run(
+        "mkdir -p $ROOT/etc/pve/nodes/pve2/qemu-server; echo 'name: far' >$ROOT/etc/pve/nodes/pve2/qemu-server/203.conf"
+    )
+    far = Machine(client(lab), 203, "far")
+    for asked in (far.config, far.exists, far.start):
+        with pytest.raises(ElsewhereError) as error:
+            asked()
+        assert "VM 203 is on the node pve2, not on pve" in error.value.found
+        assert "qm migrate 203 pve" in error.value.next_step
+    with pytest.raises(ElsewhereError, match="VM 203 is on the node pve2"):
+        client(lab).carry_out("post", f"nodes/{NODE}/qemu", "a VM", 60, print, kinds=("qmcreate",), vmid=203)
+
+
+# -- a card that wasn't reset ----------------------------------------------------------------------------------------------
+def test_a_reset_that_failed_in_the_start_tasks_log_is_a_failure_each_time_it_is_looked_at(lab: Lab) -> None:
+    map_card(lab)
+    machine(lab).shut_down(POLICY)
+    lab.fault("reset-fails", True)
+    for _ in range(2):
+        with pytest.raises(CardNotResetError) as error:
+            machine(lab).converge(set_to(**MAPPED), [], POLICY, "running")
+        assert "failed to reset PCI device 0000:01:00.0" in error.value.found
+        assert machine(lab).running(), "what is in the VM isn't ours to switch off"
+    lab.fault("reset-fails", None)
+    machine(lab).shut_down(POLICY)
+    assert machine(lab).converge(set_to(**MAPPED), [], POLICY, "running")
+    assert machine(lab).converge(set_to(**MAPPED), [], POLICY, "running")
+
+
+# -- credentials, secrets, texts -------------------------------------------------------------------------------------------
+def test_a_refused_login_shows_no_empty_details(lab: Lab) -> None:
+    with pytest.raises(ApiError) as error:
+        client(lab, tokenSecret="00000000-0000-0000-0000-000000000000").get("version", "the version")
+    assert error.value.found == "401 Authentication failed!"
+    assert "b''" not in str(error.value)
+
+
+def test_no_message_shows_a_secret_or_a_control_character(lab: Lab) -> None:
+    secret = lab.api["tokenSecret"]
+    lab.fault("api-answers", f"GET /{CONFIG}=500 unable to use {secret}\x1b[31m")
+    with pytest.raises(ApiError) as error:
+        client(lab).get(CONFIG, "")
+    assert secret not in str(error.value) and "\x1b" not in str(error.value)
+    lab.fault("api-answers", f"PUT /{CONFIG}=400 got 'hunter2hunter2'")
+    with pytest.raises(ApiError) as error:
+        client(lab).put(CONFIG, "", cipassword="hunter2hunter2")
+    assert "hunter2" not in str(error.value)
+
+
+def test_a_fingerprint_that_does_not_fit_names_the_file_that_it_is_of(lab: Lab) -> None:
+    with pytest.raises(ApiError) as error:
+        client(lab, caFile=None, fingerprint="ab" * 32).get("version", "the version")
+    assert "openssl x509 -in /etc/pve/local/pve-ssl.pem -noout -fingerprint -sha256" in error.value.next_step
+
+
+def test_a_task_that_says_much_is_shown_in_part(lab: Lab, tmp_path: Path) -> None:
+    said: list[str] = []
+    log = api_module._Log(said.append, "UPID", [])
+    log.add([f"{number} {'x' * 1000}" for number in range(5000)])
+    assert len(said) == api_module.SHOWN_LINES + 1 and max(map(len, said)) < 500
+    assert len(log.lines) == api_module.SHOWN_LINES + api_module.TAIL_LINES
+    assert log.lines[-1].startswith("4999 ")
+
+
+# -- rights ----------------------------------------------------------------------------------------------------------------
+def homelab(lab: Lab, *grants: tuple[str, str, str], separated: bool = False) -> dict[str, Any]:
+    """A token of homelab@pve; grants: path, subject (users or tokens), role."""
+    lab.run("pveum user add homelab@pve")
+    made = lab.run(
+        f"pvesh create /access/users/homelab@pve/token/pulumi --privsep {int(separated)} --output-format json"
+    ).stdout
+    for path, subject, role in grants:
+        who = "homelab@pve!pulumi" if subject == "tokens" else "homelab@pve"
+        lab.run(f"pveum acl modify {path} --{subject} '{who}' --roles {role}")
+    return {"token": "homelab@pve!pulumi", "tokenSecret": json.loads(made)["value"]}
+
+
+# Who has what, and what a missing VM.PowerMgmt is mended with.
+GRANTS: dict[str, tuple[bool, list[tuple[str, str, str]]]] = {
+    "the README's role on /vms": (False, [("/vms", "users", "Part")]),
+    "its role on /": (False, [("/", "users", "Part")]),
+    "its role on the VM": (False, [("/", "users", "Part"), (f"/vms/{VM}", "users", "Part")]),
+    "a built-in role on /": (False, [("/", "users", "PVEAuditor")]),
+    "a built-in role and its own": (False, [("/vms", "users", "PVEAuditor"), ("/vms", "users", "Part")]),
+    "a separated token, with the same role": (True, [("/vms", "users", "Part"), ("/vms", "tokens", "Part")]),
+    "a separated token of an administrator": (True, [("/", "users", "PVEAdmin"), ("/vms", "tokens", "Part")]),
+    "a separated token without anything": (True, [("/", "users", "PVEAdmin")]),
+    "nothing at all": (False, []),
+    "no access to this VM": (False, [("/vms", "users", "Enough"), (f"/vms/{VM}", "users", "NoAccess")]),
+}
+
+
+@pytest.mark.parametrize("granted", GRANTS)
+def test_the_commands_for_a_missing_right_cure_it_and_take_nothing_away(lab: Lab, granted: str) -> None:
+    separated, grants = GRANTS[granted]
+    lab.run('pveum role add Part --privs "VM.Audit VM.Config.HWType VM.Backup"')
+    lab.run('pveum role add Enough --privs "VM.Audit VM.PowerMgmt"')
+    login = homelab(lab, *grants, separated=separated)
+    limited = client(lab, **login)
+    paths = ["/", "/vms", f"/vms/{VM}", "/vms/999", "/mapping/pci", "/storage/local"]
+
+    def rights_now() -> dict[str, set[str]]:
+        return {path: set(limited.get("access/permissions", "", path=path).get(path, ())) for path in paths}
+
+    before = rights_now()
+    with pytest.raises(ForbiddenError) as error:
+        limited.post(f"nodes/{NODE}/qemu/{VM}/status/stop", "off")
+    for command in rights.commands(access_of(lab), login["token"], {f"/vms/{VM}": {"VM.PowerMgmt"}}):
+        assert f"`{command}`" in error.value.next_step
+        lab.run(command)
+    limited.post(f"nodes/{NODE}/qemu/{VM}/status/stop", "off")
+    after = rights_now()
+    for path in paths:
+        assert before[path] <= after[path], path
+
+
+def test_of_several_rights_that_would_do_the_lesser_is_advised(lab: Lab) -> None:
+    login = homelab(lab, ("/vms", "users", "PVEVMUser"))
+    with pytest.raises(ForbiddenError) as error:
+        client(lab, **login).put(CONFIG, "the disk", scsi5="local-lvm:1", digest=None)
+    assert error.value.status == 403
+    made = ForbiddenError("", "", "", "", 403, "")
+    made.path, made.privileges, made.either = "/storage/x", ("Datastore.AllocateSpace", "Datastore.Audit"), True
+    told = client(lab)._advised(made)
+    assert '--privs "Datastore.Audit"' in told.next_step
+    assert "either of Datastore.AllocateSpace and Datastore.Audit would do" in told.why
+
+
+def test_without_a_look_at_the_nodes_users_the_role_is_left_to_be_named(lab: Lab) -> None:
+    login = homelab(lab, ("/vms", "users", "PVEAuditor"))
+    blind = Api(host_of(lab, **login), NODE, clock=Quick())
+    with pytest.raises(ForbiddenError, match='pveum role modify ROLE --append 1 --privs "VM.PowerMgmt"'):
+        blind.post(f"nodes/{NODE}/qemu/{VM}/status/stop", "off")
+
+
+def test_the_right_to_make_a_vm_which_the_node_doesnt_name_is_named(lab: Lab) -> None:
+    login = homelab(lab, ("/vms", "users", "PVEAuditor"))
+    with pytest.raises(ForbiddenError, match=r"VM\.Allocate"):
+        client(lab, **login).post(f"nodes/{NODE}/qemu", "a VM", vmid=200)

@@ -1,0 +1,176 @@
+"""proxmox/rights.py: what the settings need, as the README and the guide list it; whose entries count; which command adds a right."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from proxmox import probe, rights
+from proxmox.rights import Access, advice, commands
+from settings import Container, Vm
+from tests.conftest import PROJECT
+from tests.unit import hosts
+
+API = {"token": "homelab@pve!pulumi", "tokenSecret": "x" * 36, "fingerprint": "ab" * 32}
+NEW = {"disk": {"storage": "fast", "size": 32}}
+
+
+def needed(vm: dict[str, Any] | None = None, container: dict[str, Any] | None = None, config: str = "") -> rights.Needs:
+    host = hosts.settings(api=API, node="pve")
+    vms = {"sandbox": Vm.model_validate({"host": "pve", "vmid": 103, **vm})} if vm is not None else {}
+    boxes = {"box": Container.model_validate({"host": "pve", "ctid": 901, **container})} if container else {}
+    configs = [{"kind": "vm", "id": 103, "lines": config}] if config else []
+    guests = {"qm": "", "pct": "", "configs": configs, "mappings": "", "reservations": ""}
+    facts = hosts.desktop(guests=guests)
+    from host import plan
+
+    return probe.needed("pve", host, facts, plan.wanted(facts, host), vms, boxes)
+
+
+def on_vms(needs: rights.Needs) -> set[str]:
+    return {name for path, names in needs.items() if path.startswith("/vms/") for name in names}
+
+
+def readme_role() -> set[str]:
+    match = re.search(r'pveum role add Homelab --privs "([^"]+)"', (PROJECT / "README.md").read_text())
+    assert match is not None
+    return set(match[1].split())
+
+
+def guide_row(reason: str) -> set[str]:
+    """The privileges of a row of the guide's table."""
+    lines = (PROJECT / "docs/guide.md").read_text().splitlines()
+    cells = next(line.split("|") for line in lines if line.startswith("| /") and line.split("|")[3].strip() == reason)
+    return set(cells[2].split())
+
+
+def test_the_readmes_role_is_what_a_vm_whose_memory_balloons_takes() -> None:
+    needs = needed({"gpus": ["rtx5090"]}, config="name: Sandbox\nmachine: q35\nmemory: 8192\nballoon: 4096\n")
+    assert {name for names in needs.values() for name in names} == readme_role()
+    assert needs["/mapping/pci"] == {"Mapping.Modify"}
+    assert needs["/mapping/pci/rtx5090"] == {"Mapping.Use"}
+
+
+def test_a_vm_without_a_balloon_takes_no_right_to_its_memory() -> None:
+    needs = needed({"gpus": ["rtx5090"]}, config="name: Sandbox\nmachine: q35\nmemory: 8192\n")
+    assert on_vms(needs) == readme_role() - {"Mapping.Modify", "Mapping.Use", "VM.Config.Memory"}
+
+
+@pytest.mark.parametrize(
+    ("create", "more"),
+    [
+        ({}, []),
+        ({"image": "local:import/noble.qcow2", "cloudInit": {"user": "me"}}, []),
+        ({"isos": ["local:iso/win.iso"]}, ["`isos`"]),
+        ({"template": 900}, ["`template`"]),
+        ({"template": 900, "cloudInit": {"user": "me"}}, ["`template`", "`template` with `cloudInit`"]),
+    ],
+)
+def test_the_guides_rows_are_what_a_new_vm_takes(create: dict[str, Any], more: list[str]) -> None:
+    needs = needed({"gpus": ["rtx5090"], "create": {**NEW, **create}})
+    listed = guide_row("every new VM").union(*(guide_row(reason) for reason in more))
+    # Where one of two would do, the other is listed for another reason.
+    assert {name for name in on_vms(needs) if "|" not in name} == listed
+    assert all(set(name.split("|")) & listed for name in on_vms(needs))
+    assert needs["/storage/fast"] == guide_row("its disks")
+    assert needs["/sdn/zones/localnetwork/vmbr0"] == guide_row("its bridge")
+
+
+def test_the_guides_rows_are_what_a_new_container_takes() -> None:
+    template = "local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"
+    needs = needed(container={"gpus": [], "create": {**NEW, "template": template}})
+    assert on_vms(needs) == guide_row("every new container")
+    assert needs["/storage/local"] == {"Datastore.Audit|Datastore.AllocateSpace"}
+
+
+def test_a_host_without_an_api_needs_no_rights() -> None:
+    facts = hosts.desktop()
+    from host import plan
+
+    host = hosts.settings()
+    assert probe.check("pve", host, facts, plan.wanted(facts, host), {}, {}) == []
+
+
+USERS = """user:homelab@pve:1:0::::::
+token:homelab@pve!pulumi:0:0::
+token:homelab@pve!narrow:0:1::
+group:admins:homelab@pve,other@pve:
+role:Homelab:VM.Audit,VM.PowerMgmt:
+role:Guests:VM.Audit:
+"""
+LACKING = {"/vms/103": {"VM.Config.HWType"}}
+
+
+@pytest.mark.parametrize(
+    ("entries", "who", "expected"),
+    [
+        (
+            "acl:1:/vms:homelab@pve:Homelab:",
+            "homelab@pve!pulumi",
+            ['pveum role modify Homelab --append 1 --privs "VM.Config.HWType"'],
+        ),
+        (
+            "acl:1:/vms:@admins:Guests:",
+            "homelab@pve",
+            ['pveum role modify Guests --append 1 --privs "VM.Config.HWType"'],
+        ),
+        (  # beside a role of Proxmox VE's own, where that one is, for the group that has it
+            "acl:1:/:@admins:PVEAuditor:",
+            "homelab@pve",
+            [
+                'pveum role add Homelab2 --privs "VM.Config.HWType"',
+                "pveum acl modify / --groups 'admins' --roles Homelab2",
+            ],
+        ),
+        (  # a deeper entry is the one that counts; one that doesn't propagate doesn't
+            "acl:1:/vms:homelab@pve:Homelab:\nacl:0:/vms/103:homelab@pve:Guests:\nacl:0:/:homelab@pve:PVEAdmin:",
+            "homelab@pve",
+            ['pveum role modify Guests --append 1 --privs "VM.Config.HWType"'],
+        ),
+        (  # a separated token takes it for itself and for its user
+            "acl:1:/vms:homelab@pve:Homelab:\nacl:1:/vms:homelab@pve!narrow:Guests:",
+            "homelab@pve!narrow",
+            [
+                'pveum role modify Guests --append 1 --privs "VM.Config.HWType"',
+                'pveum role modify Homelab --append 1 --privs "VM.Config.HWType"',
+            ],
+        ),
+        (
+            "",
+            "homelab@pve",
+            [
+                'pveum role add Homelab2 --privs "VM.Config.HWType"',
+                "pveum acl modify /vms --users 'homelab@pve' --roles Homelab2",
+            ],
+        ),
+    ],
+)
+def test_a_right_is_added_where_it_counts(entries: str, who: str, expected: list[str]) -> None:
+    assert commands(Access.parse(USERS + entries), who, LACKING) == expected
+
+
+def test_the_advice_holds_all_that_is_missing_in_one_go() -> None:
+    access = Access.parse(USERS + "acl:1:/vms:homelab@pve:Homelab:\nacl:1:/mapping/pci:homelab@pve:Homelab:")
+    text = advice(
+        access, "homelab@pve", {"/vms/103": {"VM.Config.HWType"}, "/mapping/pci/a": {"Mapping.Use|Mapping.Audit"}}
+    )
+    assert '`pveum role modify Homelab --append 1 --privs "Mapping.Audit VM.Config.HWType"`' in text
+
+
+@pytest.mark.parametrize(
+    ("either", "lesser"),
+    [
+        ("Datastore.AllocateSpace|Datastore.Audit", "Datastore.Audit"),
+        ("Mapping.Modify|Mapping.Use", "Mapping.Use"),
+        ("VM.GuestAgent.Unrestricted|VM.GuestAgent.Audit", "VM.GuestAgent.Audit"),
+        ("VM.Config.Disk|VM.Config.CDROM", "VM.Config.Disk"),
+    ],
+)
+def test_of_several_the_lesser_is_named(either: str, lesser: str) -> None:
+    assert rights.least(either.split("|")) == lesser
+
+
+def test_lines_of_other_kinds_and_broken_ones_are_passed_over() -> None:
+    assert Access.parse("pool:p::100:\n\nrole\nacl:1\nnonsense\n").entries == []
