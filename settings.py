@@ -378,6 +378,11 @@ class Timeouts(Model):
             )
         return value
 
+    @property
+    def boot(self) -> int:
+        """For how long a host that was told to reboot is waited for: its reboot; then the switch's time, and the reboot that it makes."""
+        return self.reboot + self.rollback + self.reboot
+
 
 class Host(Model):
     """One Proxmox VE node. ``takeOver``: bind with this program's means what somebody else's configuration binds already.

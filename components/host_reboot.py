@@ -53,28 +53,26 @@ class BootVerificationProvider(HostProvider):
 async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted) -> HostFacts:
     from host import guard, plan, ssh
 
+    old_boot_id = None
     if reboot["reboot"] == "yes":
         tell(f"{name}: rebooting, because {'; '.join(reboot['reasons'])}; it stops {reboot['guests'] or 'no guest'}")
-        facts = await ssh.wait_for_boot(host, reboot["boot_id"], lambda text: tell(f"{name}: {text}"))
-    else:
-        facts = await ssh.read(host, lspci=True, kernel_log=True)
-        if reboot["reboot"] == "manual" and facts.boot_id == reboot["boot_id"]:
-            raise HomelabError(
-                f"{name} rebooted, because {'; '.join(reboot['reasons'])}",
-                f"it has not been since (reboot: manual); a reboot stops {reboot['guests'] or 'no guest'}",
-                "the boot configuration is in place, but only a reboot brings it into effect; what depends on it waits",
-                f"reboot {name} when it suits you, then run `pulumi up` again: it goes on from here",
-            )
+        old_boot_id = reboot["boot_id"]
+    elif reboot["reboot"] == "manual" and (await ssh.read(host)).boot_id == reboot["boot_id"]:
+        raise HomelabError(
+            f"{name} rebooted, because {'; '.join(reboot['reasons'])}",
+            f"it has not been since (reboot: manual); a reboot stops {reboot['guests'] or 'no guest'}",
+            "the boot configuration is in place, but only a reboot brings it into effect; what depends on it waits",
+            f"reboot {name} when it suits you, then run `pulumi up` again: it goes on from here",
+        )
+    # Within reach, the host needs no switch any more, whatever the checks say: a person can act.
+    facts = await ssh.confirm(host, old_boot_id, lambda text: tell(f"{name}: {text}"))
     if facts.rolled_back:
         raise HomelabError(
             f"the new boot of {name} confirmed",
-            f"it has returned by itself to what it was: {facts.rolled_back}",
+            f"it has returned by itself to what it was{', but for its restart' if facts.rolling_back else ''}: {facts.rolled_back}",
             "it came up with the new configuration, but out of reach: most likely its network depends on a device that was taken away",
             "compare `journalctl -b -1` on the host with the plan (`pulumi preview`); when the cause is gone, run `pulumi up --refresh`",
         )
-    # Within reach, the host needs no switch any more, whatever the checks say: a person can act.
-    async with ssh.connect(host) as session:
-        await session.run("apply", scripts.confirm_boot())
     try:
         await asyncio.to_thread(guard.hold, name, host)  # the reboot has ended what held it
     except HomelabError as error:
@@ -183,6 +181,7 @@ class HostReboot(pulumi.ComponentResource):
                     host.timeouts.rollback,
                     values[3],
                     values[4],
+                    awaited=host.timeouts.boot,
                 )
             ),
             pulumi.ResourceOptions(parent=self, depends_on=layers),

@@ -27,7 +27,7 @@ class IommuHost(pulumi.ComponentResource):
             f"{name}-cmdline",
             host,
             pulumi.Output.all(probe.iommu_words, probe.generation_of("iommu")).apply(
-                lambda values: scripts.iommu_cmdline(values[0], values[1])
+                lambda values: scripts.iommu_cmdline(values[0], values[1], rollback_after=host.timeouts.rollback)
             ),
             pulumi.ResourceOptions(parent=self, depends_on=[probe]),
         )

@@ -27,13 +27,17 @@ class VfioBinding(pulumi.ComponentResource):
         initramfs = remote.script(
             f"{name}-initramfs",
             host,
-            wanted.apply(lambda values: scripts.vfio_initramfs(bool(values[0]), values[1])),
+            wanted.apply(
+                lambda values: scripts.vfio_initramfs(bool(values[0]), values[1], rollback_after=host.timeouts.rollback)
+            ),
             pulumi.ResourceOptions(parent=self, depends_on=[probe]),
         )
         remote.script(
             f"{name}-cmdline",
             host,
-            wanted.apply(lambda values: scripts.vfio_cmdline(values[0], values[1])),
+            wanted.apply(
+                lambda values: scripts.vfio_cmdline(values[0], values[1], rollback_after=host.timeouts.rollback)
+            ),
             pulumi.ResourceOptions(parent=self, depends_on=[initramfs]),
         )
         self.register_outputs({"functions": self.functions})

@@ -321,7 +321,11 @@ class HostFacts(_Fact):
     largest_initramfs: int
     managed: list[Managed]
     stale_initramfs: list[str]
+    # What became of a boot that nobody confirmed, as the host wrote it down; empty: nothing. It may still have to restart for it.
     rolled_back: str
+    rolling_back: bool = False
+    # That the host judged a boot itself for which no `up` waited, and stays as it is configured.
+    judged: str = ""
     # What the last boot was to have and the running kernel lacks, a sentence each; None: it isn't noted on the host.
     boot_lacks: list[str] | None = None
     nvidia_minors: dict[str, int]

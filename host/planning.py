@@ -61,7 +61,7 @@ async def planned(
         closed = await asyncio.to_thread(probe.check, name, host, facts, want, vms, containers, patience)
         raise_all([*errors, *refused, *impossible, *closed])
         files = await _files(session, host, want, bool(containers))
-        driver: dict[str, str] = {}
+        driver: dict[str, Any] = {}
         if host.nvidia:
             from nvidia import preview
 

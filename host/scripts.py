@@ -22,13 +22,21 @@ PASSTHROUGH_TEST_NAME = "homelab-passthrough-test"
 PASSTHROUGH_TEST_FOLDER = "/run/homelab-passthrough-test"
 
 # In the order in which they are read; each says in its header what it gives.
-LIBRARY = ("common", "files", "boot", "words", "rollback")
+LIBRARY = ("common", "files", "boot", "words")
+# After its start until the dead man's switch looks at a boot, in seconds; the settings' default.
+ROLLBACK_SECONDS = 600
+# How long a boot's confirmation waits for another run on the host, in seconds.
+CONFIRM_LOCK_SECONDS = 45
 # What one script needs besides.
 PARTS = {
-    "reboot_host.sh": ("nvidia", "driver", "lacking"),
+    "cmdline.sh": ("rollback",),
+    "vfio_initramfs.sh": ("rollback",),
+    "rollback.sh": ("rollback",),
+    "confirm_boot.sh": ("rollback",),
+    "reboot_host.sh": ("rollback", "nvidia", "driver", "lacking"),
     "passthrough_test.sh": ("small_initramfs",),
     "nvidia_nodes.sh": ("nvidia",),
-    "read_host.sh": ("nvidia", "driver", "lacking", "containers", "carriers"),
+    "read_host.sh": ("rollback", "nvidia", "driver", "lacking", "containers", "carriers"),
     "container_gpus.sh": ("nvidia", "containers"),
     "container_restart.sh": ("nvidia", "containers"),
     "container_verification.sh": ("nvidia", "containers"),
@@ -118,10 +126,21 @@ def command(verb: str, user: str) -> str:
     return bash if user == "root" else f"sudo -n {bash}"
 
 
-def cmdline(name: str, words: str, generation: int, *, entry: bool = False) -> str:
+def _switch(rollback_after: int) -> dict[str, str]:
+    # What the dead man's switch is made of, for whoever arms it.
+    program = compose(
+        "rollback.sh", ROLLBACK_AFTER=str(rollback_after), ENTRY_SYSTEMD_BOOT=file("systemd_boot_entry.sh")
+    ).removesuffix("\n")
+    return {"ROLLBACK_AFTER": str(rollback_after), "ROLLBACK": f"#!/bin/bash\n{program}"}
+
+
+def cmdline(
+    name: str, words: str, generation: int, *, entry: bool = False, rollback_after: int = ROLLBACK_SECONDS
+) -> str:
     """Standard input of cmdline.sh: ``words`` on the kernel command line under ``name``; ``entry``: the second boot entry.
 
-    ``generation`` has no part in what happens; a new one makes Pulumi run the script again.
+    ``generation`` has no part in what happens; a new one makes Pulumi run the script again. ``rollback_after``: seconds after a
+    boot's start until the dead man's switch, which this arms, looks at it.
     """
     return compose(
         "cmdline.sh",
@@ -132,27 +151,32 @@ def cmdline(name: str, words: str, generation: int, *, entry: bool = False) -> s
         ENTRY_SYSTEMD_BOOT=file("systemd_boot_entry.sh"),
         NOTICE="the running kernel keeps its command line until the next reboot",
         GENERATION=str(generation),
+        **_switch(rollback_after),
     )
 
 
-def iommu_cmdline(words: str, generation: int = 0) -> str:
+def iommu_cmdline(words: str, generation: int = 0, *, rollback_after: int = ROLLBACK_SECONDS) -> str:
     """The layer of the IOMMU, as of `cmdline`."""
-    return cmdline("iommu", words, generation)
+    return cmdline("iommu", words, generation, rollback_after=rollback_after)
 
 
-def vfio_cmdline(words: str, generation: int = 0) -> str:
+def vfio_cmdline(words: str, generation: int = 0, *, rollback_after: int = ROLLBACK_SECONDS) -> str:
     """The layer of the binding, as of `cmdline`."""
-    return cmdline("vfio", words, generation, entry=True)
+    return cmdline("vfio", words, generation, entry=True, rollback_after=rollback_after)
 
 
-def vfio_initramfs(needed: bool, generation: int = 0) -> str:
-    """Standard input of vfio_initramfs.sh; ``needed`` is False where nothing is bound by this program."""
+def vfio_initramfs(needed: bool, generation: int = 0, *, rollback_after: int = ROLLBACK_SECONDS) -> str:
+    """Standard input of vfio_initramfs.sh; ``needed`` is False where nothing is bound by this program.
+
+    ``rollback_after`` as of `cmdline`.
+    """
     return compose(
         "vfio_initramfs.sh",
         NEEDED="yes" if needed else "no",
         INIT_TOP=file("init_top.sh"),
         HOOK=file("initramfs_hook.sh"),
         GENERATION=str(generation),
+        **_switch(rollback_after),
     )
 
 
@@ -164,16 +188,16 @@ def reboot_host(
     driver: str = "",
     flavour: str = "",
     source: str = "either",
+    *,
+    awaited: int = 3 * ROLLBACK_SECONDS,
 ) -> str:
     """Standard input of reboot_host.sh, with the verb ``apply``, or ``plan``, which decides the same and changes nothing.
 
-    :param rollback_after: in seconds after the boot.
+    :param rollback_after: as of `cmdline`.
     :param driver: NVIDIA's that the host's own cards are to have: the installed version; for ``plan`` also the branch that is to be
         installed. Empty: it doesn't matter. ``flavour``: of its modules; ``source``: where it is installed from.
+    :param awaited: seconds for which an `up` waits for the boot.
     """
-    rollback = compose(
-        "rollback.sh", AFTER=str(rollback_after), ENTRY_SYSTEMD_BOOT=file("systemd_boot_entry.sh")
-    ).removesuffix("\n")
     return compose(
         "reboot_host.sh",
         POLICY=policy,
@@ -182,8 +206,8 @@ def reboot_host(
         DRIVER=driver,
         FLAVOUR=flavour,
         SOURCE=source,
-        ROLLBACK_AFTER=str(rollback_after),
-        ROLLBACK=f"#!/bin/bash\n{rollback}",
+        AWAITED=str(awaited),
+        **_switch(rollback_after),
     )
 
 
@@ -282,7 +306,7 @@ def ledger(name: str, note: str, *, keep: bool = False) -> str:
 
 def confirm_boot() -> str:
     """Standard input of confirm_boot.sh."""
-    return compose("confirm_boot.sh")
+    return compose("confirm_boot.sh", LOCK_TIMEOUT=str(CONFIRM_LOCK_SECONDS))
 
 
 def diagnose(containers: Sequence[int] = ()) -> str:

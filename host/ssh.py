@@ -33,6 +33,8 @@ SHORT_SECONDS = 15
 OUTPUT_BYTES = 16 * 1024**2
 LOG_BYTES = 64 * 1024
 _CHUNK = 64 * 1024
+# How often a host may be lost while its boot is confirmed.
+CONFIRM_TRIES = 3
 # Between two tries to reach a host that is booting. Nothing on this side tells when it is back.
 RETRY_SECONDS = 1.0
 
@@ -281,8 +283,49 @@ async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:
     )
 
 
-async def wait_for_boot(host: Host, old_boot_id: str, say: Callable[[str], None]) -> facts.HostFacts:
-    """The first reading of the host with another boot id than ``old_boot_id``.
+async def confirm(host: Host, old_boot_id: str | None, say: Callable[[str], None]) -> facts.HostFacts:
+    """Confirms the running boot, unless the host has rolled itself back; the reading is made after it, of the boot that was confirmed.
+
+    A host that is rolling back is waited for until it has restarted. ``rolled_back`` of the reading says so; then nothing was confirmed.
+
+    :param old_boot_id: the boot before a reboot that was begun, which is waited for; None: none was.
+    :raises UnreachableError: it can't be reached, or not long enough to be asked.
+    :raises HomelabError: as of `wait_for_boot`, or the confirmation failed.
+    """
+    found = await (
+        read(host, lspci=True, kernel_log=True) if old_boot_id is None else wait_for_boot(host, old_boot_id, say)
+    )
+    lost: list[UnreachableError] = []
+    while True:
+        if found.rolling_back:
+            say(f"it is giving back its boot configuration ({found.rolled_back}), and restarts: waiting for that")
+            try:
+                found = await wait_for_boot(host, found.boot_id, say)
+            except HomelabError as error:
+                say(f"it has not restarted: {error.found}")
+                return found
+            continue
+        if found.rolled_back:
+            return found
+        if found.judged:
+            say(found.judged)
+        try:
+            async with connect(host) as session:
+                answer = scripts.answer(await session.run("apply", scripts.confirm_boot()))
+                found = await session.read(lspci=True, kernel_log=True)
+        except UnreachableError as error:
+            # It may have been going down for a roll-back just then.
+            lost.append(error)
+            if len(lost) > CONFIRM_TRIES:
+                raise
+            found = await wait_for_boot(host, None, say)
+            continue
+        if answer["confirmed"] == found.boot_id:
+            return found
+
+
+async def wait_for_boot(host: Host, old_boot_id: str | None, say: Callable[[str], None]) -> facts.HostFacts:
+    """The first reading of the host with another boot id than ``old_boot_id``; None: with any.
 
     Waits ``timeouts.reboot`` seconds, then as long again as the dead man's switch and its reboot may take.
 
@@ -307,7 +350,7 @@ async def wait_for_boot(host: Host, old_boot_id: str, say: Callable[[str], None]
             if extended:
                 raise _never_back(host, last, time.monotonic() - started)
             extended = True
-            patience += host.timeouts.rollback + host.timeouts.reboot
+            patience = host.timeouts.boot
             say(f"{host.address} is not back after {host.timeouts.reboot} s ({last}); if it only lacks its network, it gives back its "
                 f"boot configuration {host.timeouts.rollback} s after its start and reboots by itself: waiting for that")  # fmt: skip
         await asyncio.sleep(RETRY_SECONDS)

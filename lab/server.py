@@ -26,6 +26,7 @@ import asyncssh
 
 from lab.api.server import ApiServer
 from lab.guests import Guests
+from lab.host import addresses
 from lab.host.state import HostState
 from lab.machine import BootResult, Machine, MachineError, Scenario, ScenarioError, load_scenario
 from lab.processes import Processes, end_left_behind
@@ -94,8 +95,10 @@ class Daemon:
         """The host is no guest."""
 
     def environment_of(self, user: str) -> dict[str, str]:
-        """Return root's environment: the host's one account."""
-        return self.environment
+        """Return root's environment: the host's one account. Who asks comes over the network, as sshd says it."""
+        # The client's own port is of no interest: a fixed one, so that nothing differs between two runs.
+        connection = f"{addresses.CLIENT} 50000 {addresses.ADDRESS} {addresses.SSH_PORT}"
+        return {**self.environment, "SSH_CONNECTION": connection}
 
     def accepts(self, user: str, key: asyncssh.SSHKey) -> bool:
         """Let root in with the lab's key."""

@@ -2,7 +2,8 @@
 # Words on the kernel command line of the next boot, and a second boot entry without them.
 #
 # Arguments: NAME (iommu | vfio), WORDS (separated by spaces; may be empty), ENTRY (yes | no: the second boot entry),
-#   ENTRY_GRUB and ENTRY_SYSTEMD_BOOT (the scripts that make it), NOTICE (what to tell on revert).
+#   ENTRY_GRUB and ENTRY_SYSTEMD_BOOT (the scripts that make it), NOTICE (what to tell on revert), ROLLBACK_AFTER and ROLLBACK (of the
+#   dead man's switch, lib/rollback.sh, which `apply` arms before its first change).
 # Changes: GRUB: /etc/default/grub.d/zz-homelab-NAME.cfg, /etc/grub.d/12_homelab; systemd-boot: the end of the first line of
 #   /etc/kernel/cmdline, /etc/kernel/{postinst,postrm}.d/zzz-homelab; then the generated boot configuration.
 # Words that are there already, from others, are left to them. Undone by `revert`, byte for byte.
@@ -11,6 +12,7 @@
 apply() {
   take_lock
   FOLLOWED_BY=boot
+  BEFORE_WRITE=arm
   need_boot_loader
   write_missing
   has_words "$(configured_words)" "${WANTED[@]}" || die "'$WORDS' on the kernel command line" \
@@ -59,8 +61,8 @@ revert() {
     log "$NOTICE"
   fi
   finish_initramfs
-  if [[ -e $STATE/rollback ]]; then disarm; fi
-  remove_file /var/lib/homelab/rolled-back /var/lib/homelab/wanted-boot
+  remove_file /var/lib/homelab/wanted-boot
+  disarm_when_given_back
   finish
   printf '{"changed":"%s"}\n' "$CHANGED"
 }

@@ -1,18 +1,35 @@
 #!/usr/bin/env bash
-# Confirms a boot that was verified: disarms the dead man's switch and forgets an earlier roll-back.
+# Confirms the running boot, unless this host has taken its boot configuration back, or is about to: disarms the dead man's switch.
 #
-# Arguments: none.
-# Changes: removes /etc/systemd/system/homelab-rollback.*, /var/lib/homelab/rollback and rolled-back.
+# Arguments: LOCK_TIMEOUT (seconds to wait for another run).
+# Answers: confirmed (the boot's id; empty: it is not), rolled_back (which boot was, and why), rolling_back (and has still to restart).
+# Changes: removes /etc/systemd/system/homelab-rollback.*, /var/lib/homelab/rollback, armed and judged.
 # Verbs: apply.
 
 apply() {
-  take_lock
-  if [[ -e $STATE/rollback || -e $ROOT/etc/systemd/system/homelab-rollback.timer ]]; then
-    disarm
+  # Before the lock as well: a roll-back holds it until the host restarts.
+  is_undone || take_lock
+  if is_undone; then
+    answer ''
+    return
   fi
-  remove_file /var/lib/homelab/rolled-back
+  # Whoever takes `armed` away first has decided: a roll-back that couldn't wait for the lock may be at it, too.
+  if [[ -e $STATE/armed ]] && ! rm "$STATE/armed" 2>/dev/null; then
+    answer ''
+    return
+  fi
+  if is_switch_there; then disarm; fi
+  remove_file /var/lib/homelab/judged
   finish
-  printf '{"confirmed":"%s"}\n' "$(<"$ROOT/proc/sys/kernel/random/boot_id")"
+  answer "$(boot_id)"
+}
+
+is_undone() { [[ -e $STATE/rolling-back || -e $STATE/rolled-back ]]; }
+
+answer() { # CONFIRMED
+  local rolling=false
+  ! is_rolling_back || rolling=true
+  printf '{"confirmed":"%s","rolled_back":%s,"rolling_back":%s}\n' "$1" "$(json_string "$(rolled_back)")" "$rolling"
 }
 
 "$1" </dev/null

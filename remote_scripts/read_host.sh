@@ -186,7 +186,8 @@ managed() {
     done < <(layer_files "$layer")
   done
   # shellcheck disable=SC2046 # kernel versions hold no spaces
-  printf '],"stale_initramfs":%s,"rolled_back":%s' "$(json_list $(stale_initramfs))" "$(string_of /var/lib/homelab/rolled-back)"
+  printf '],"stale_initramfs":%s,"rolled_back":%s' "$(json_list $(stale_initramfs))" "$(json_string "$(rolled_back)")"
+  printf ',"rolling_back":%s,"judged":%s' "$(is_rolling_back && printf true || printf false)" "$(string_of /var/lib/homelab/judged)"
   printf ',"boot_lacks":%s' "$(noted_boot_lacks)"
 }
 

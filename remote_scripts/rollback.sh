@@ -1,33 +1,304 @@
 #!/usr/bin/env bash
-# What the dead man's switch runs on the host when nobody confirmed a boot: our configuration is taken away, then a reboot.
-# The command line first, since it is the one switch; whatever fails after that, the reboot still happens.
+# What the dead man's switch runs on the host, ROLLBACK_AFTER seconds after each boot's start, until it is disarmed (lib/rollback.sh): it
+# decides whether the boot is to be undone, then takes our configuration away and restarts the host.
+# The command line first, since it is the one switch. Whatever fails or hangs, the rest still happens.
 #
-# Arguments: AFTER (seconds, for the report), ENTRY_SYSTEMD_BOOT.
-# Changes: all that cmdline.sh and vfio_initramfs.sh wrote; leaves /var/lib/homelab/rolled-back, which `up` reports.
-# Verbs: apply (always).
+# Arguments: ROLLBACK_AFTER (seconds), ENTRY_SYSTEMD_BOOT.
+# Changes: all that cmdline.sh and vfio_initramfs.sh wrote; leaves /var/lib/homelab/rolled-back or judged, which `up` reports.
+# Verbs: none: it decides and rolls back; or a function's name and its arguments, which is one step of that.
 
-apply() {
-  local layer path
-  take_lock
-  find_boot_loader
-  for layer in vfio iommu; do
-    while IFS= read -r path; do
-      drop_file "$layer" "$path"
-    done < <(layer_files "$layer")
-    [[ $LOADER != systemd-boot ]] || edit_kernel_cmdline "$layer" ''
+LOADER=$(switch_note rolling-back loader)
+LOADER=${LOADER:-$(switch_note armed loader)}
+LOADER=${LOADER:-grub}
+exec {LOCK}</dev/null # steps run while the lock is held for them
+
+trap - ERR EXIT HUP TERM # a step that fails says so by its status
+# Nothing is put back here, and a full disk has no room for copies.
+remember() { :; }
+
+# judge - says how this host is reached, or what of it doesn't hold, and fails then. What held when the switch was armed has to.
+judge() {
+  local deadline=$((SECONDS + ROLLBACK_AFTER / 10)) wanted
+  wanted=$(switch_note armed address)
+  if [[ -z $wanted ]]; then
+    printf 'it is not known over which address this host is reached'
+    return 1
+  fi
+  until is_reached "$wanted"; do
+    if ((SECONDS >= deadline)); then
+      printf '%s' "$VERDICT"
+      return 1
+    fi
+    sleep 1
   done
-  generate_boot_config || log "the boot configuration could not be generated: $OUTPUT"
-  [[ $LOADER != systemd-boot ]] || run_logged bash -c "$ENTRY_SYSTEMD_BOOT" zzz-homelab remove || log "$OUTPUT"
-  run_logged update-initramfs -u -k all || log "the initramfs could not be made anew: $OUTPUT"
-  done_with boot
-  done_with initramfs
-  disarm
-  finish
-  need_dir "$STATE"
-  printf 'boot %s was not confirmed within %s s of its start' "$(<"$ROOT/proc/sys/kernel/random/boot_id")" "$AFTER" |
-    write_atomically /var/lib/homelab/rolled-back 0600
-  systemctl reboot
+  printf '%s' "$VERDICT"
 }
 
-apply </dev/null
+# is_reached ADDRESS - sets VERDICT.
+is_reached() {
+  local port old asked=', its gateway was not asked, since none answered when it was configured' heard
+  ADDRESS=$1
+  INTERFACE=$(interface_of "$ADDRESS")
+  if [[ -z $INTERFACE ]]; then
+    VERDICT="no interface that is up has $ADDRESS, over which it was configured ($(switch_note armed interface) had)"
+    return 1
+  fi
+  port=$(switch_note armed port)
+  heard=", whether sshd listens was not asked, since nothing did on port $port when it was configured"
+  if [[ $(switch_note armed listens) == yes ]]; then
+    heard=", and sshd listens on port $port"
+    if ! listens "$port"; then
+      VERDICT="nothing listens on port $port, on which sshd did when it was configured"
+      return 1
+    fi
+  fi
+  old=$(switch_note armed gateway)
+  if [[ -n $old ]]; then
+    GATEWAY=$(answering_gateway)
+    if [[ -z $GATEWAY ]]; then
+      VERDICT="no default gateway answers, and $old did when it was configured"
+      return 1
+    fi
+    asked=", its gateway $GATEWAY answers"
+  fi
+  VERDICT="$INTERFACE is up with $ADDRESS$asked$heard"
+}
+
+# -- rolling back ----------------------------------------------------------------------------------------------
+# roll_back - what the timer runs. Nothing here may stop it: whatever can fail or hang is a step.
+roll_back() {
+  set +eu
+  local reason='' verdict='' status=1 here until noted=yes failed=no layer path
+  here=$(boot_id)
+  if [[ ! -e $STATE/rolling-back ]]; then
+    if [[ ! -e $STATE/armed ]]; then
+      step 60 disarm # what a power cut left of it
+      return 0
+    fi
+    # Armed in this boot it is for the next one: somebody is in reach of this.
+    [[ $(switch_note armed boot) != "$here" ]] || return 0
+    until=$(switch_note armed until)
+    if [[ $until =~ ^[0-9]+$ ]] && (($(date +%s) < until)); then
+      reason="was not confirmed within $ROLLBACK_AFTER s of its start"
+    else
+      verdict=$(step $((ROLLBACK_AFTER / 10 + 120)) judge)
+      status=$?
+      [[ -n $verdict ]] || verdict="how this host is reached could not be told"
+      reason="was waited for by no \`up\`, and judged by this host itself $ROLLBACK_AFTER s after its start: $verdict"
+    fi
+  fi
+  hold_lock
+  if [[ -e $STATE/rolling-back ]]; then
+    log "going on with a roll-back"
+    # Begun in another boot: this one needs a restart only if it still runs with our words.
+    [[ $(switch_note rolling-back boot) == "$here" ]] || here=''
+  elif [[ -z $reason || ! -e $STATE/armed || $(switch_note armed boot) == "$here" ]]; then
+    return 0 # confirmed, given back or armed anew meanwhile
+  elif ((status == 0)); then
+    step 60 stay "boot $here $reason"
+    return 0
+  else
+    log "boot $here $reason: giving back the boot configuration from before"
+    mv -T "$STATE/armed" "$STATE/rolling-back" || [[ -e $STATE/armed ]] || return 0
+  fi
+  step 60 begin "$reason" || noted=no
+  for layer in vfio iommu; do
+    step 60 drop_words "$layer" || failed=yes
+  done
+  step 600 generate || failed=yes
+  if [[ $failed == yes ]]; then
+    step 300 boot_without_us
+  else
+    step 300 drop_second_entries || failed=yes
+  fi
+  if [[ $noted == yes ]]; then
+    for layer in vfio iommu; do
+      while IFS= read -r path <&3; do
+        step 60 drop_file "$layer" "$path" || failed=yes
+      done 3< <(layer_files "$layer")
+    done
+    step 1800 make_initramfs || failed=yes
+  else # a full disk: what has no effect without our words can wait for a boot that can note what is left to do
+    failed=yes
+  fi
+  step 300 sync -f "$ROOT/etc" "$ROOT/boot" "$STATE"
+  if [[ $failed == no ]]; then
+    step 300 conclude
+  else
+    log "the roll-back is not finished: the switch stays armed, and goes on at the next boot"
+  fi
+  if [[ -n $here ]] || step 60 runs_with_our_words; then
+    restart_host
+  elif [[ $failed == yes ]]; then
+    step 60 rest
+  fi
+  return 0
+}
+
+# step SECONDS COMMAND [ARGUMENT...] - a function of this program in a bash of its own (where an error ends it), killed after that time with all that it started.
+step() {
+  local status=0
+  if [[ $2 == sync ]]; then
+    timeout -s KILL "${STEP_SECONDS:-$1}" "${@:2}" </dev/null
+  else
+    timeout -s KILL "${STEP_SECONDS:-$1}" bash "$0" "${@:2}" </dev/null
+  fi || status=$?
+  ((status == 0)) || [[ $2 == judge ]] || log "step failed with status $status (137: it hung): ${*:2}"
+  return "$status"
+}
+
+# hold_lock - so that nobody writes meanwhile; but somebody who hangs must not keep us from it.
+hold_lock() {
+  { make_run_dir && get_lock "${LOCK_TIMEOUT:-60}"; } || log "another run holds the lock: going on without it"
+}
+
+# stay SENTENCE - this boot is in order. The sentence is for the next `up`.
+stay() {
+  printf '%s' "$1" | write_atomically /var/lib/homelab/judged 0600
+  disarm
+}
+
+conclude() {
+  disarm
+  finish
+}
+
+# begin REASON - notes what a later boot needs to go on, and tells. REASON is empty where it was noted.
+begin() {
+  local words reason decided
+  words=$(our_words)
+  reason=$(switch_note rolling-back reason)
+  decided=$(switch_note rolling-back decided)
+  printf 'boot %s\nloader %s\ndecided %s\nreason %s\nwords %s\n' "$(boot_id)" "$LOADER" "${decided:-$(boot_id)}" "${1:-$reason}" "$words" |
+    write_atomically /var/lib/homelab/rolling-back 0600
+  printf 'boot %s %s' "${decided:-$(boot_id)}" "${1:-$reason}" | write_atomically /var/lib/homelab/rolled-back 0600
+  pending boot
+  [[ -z $(layer_files vfio) ]] || pending initramfs
+}
+
+# rest - there is nothing to restart for, and something left to do.
+rest() {
+  sed 's/^boot .*/boot resting/' "$STATE/rolling-back" | write_atomically /var/lib/homelab/rolling-back 0600
+}
+
+# our_words - those that we put on the command line, as they were noted when the roll-back began or are recorded still.
+our_words() {
+  local word found=''
+  for word in $(switch_note rolling-back words) $(cat "$STATE"/cmdline/* 2>/dev/null) \
+    $(sed -nE 's/^export HOMELAB_WORDS="\$\{HOMELAB_WORDS:-\} (.*)"$/\1/p' "$ROOT"/etc/default/grub.d/zz-homelab-*.cfg 2>/dev/null) \
+    $(grep -oE 'homelab\.vfio=[^[:space:]]*' "$ROOT/proc/cmdline"); do
+    [[ " $found " == *" $word "* ]] || found+="${found:+ }$word"
+  done
+  printf '%s' "$found"
+}
+
+runs_with_our_words() {
+  local word running others
+  running=$(<"$ROOT/proc/cmdline")
+  others=$(configured_words others)
+  for word in $(our_words); do
+    ! has_words "$running" "$word" || has_words "$others" "$word" || return 0
+  done
+  return 1
+}
+
+# drop_words LAYER - first of all, since they are the one switch.
+drop_words() {
+  drop_file "$1" "/etc/default/grub.d/zz-homelab-$1.cfg"
+  drop_file "$1" /etc/grub.d/12_homelab
+  [[ ! -e $STATE/cmdline/$1 ]] || edit_kernel_cmdline "$1" ''
+  finish
+}
+
+generate() {
+  generate_boot_config
+  done_with boot
+}
+
+make_initramfs() {
+  is_pending initramfs || return 0
+  clear_half_made
+  run_logged update-initramfs -u -k all
+  done_with initramfs
+}
+
+# drop_second_entries - systemd-boot's. GRUB's went with its configuration.
+drop_second_entries() {
+  [[ $LOADER != systemd-boot ]] || run_logged bash -c "$ENTRY_SYSTEMD_BOOT" zzz-homelab remove
+}
+
+# boot_without_us - where the boot configuration can't be generated: the next boot takes the second entry, and our words go out of the
+# configuration that was generated before. Either is enough.
+boot_without_us() {
+  local done=1
+  ! bash "$0" choose_second_entry || done=0
+  ! bash "$0" take_words_out || done=0
+  return "$done"
+}
+
+choose_second_entry() {
+  local entry
+  if [[ $LOADER == systemd-boot ]]; then
+    bootctl set-oneshot "homelab-without-gpu-$(uname -r).conf"
+    return
+  fi
+  if has_managed_esps; then return 1; fi # there GRUB reads another environment
+  entry=$(sed -nE "s/^menuentry .*'(homelab-without-gpu-[^']*)'.*/\1/p" "$ROOT/boot/grub/grub.cfg" | head -n 1)
+  [[ -n $entry ]]
+  grub-reboot "$entry"
+}
+
+take_words_out() {
+  local words uuid esp failed=0
+  read -ra words <<<"$(our_words)"
+  ((${#words[@]} > 0)) || return 0
+  if ! has_managed_esps; then
+    take_words_out_of "$ROOT/boot/grub/grub.cfg"
+    return
+  fi
+  while read -r uuid || [[ -n $uuid ]]; do
+    [[ -n $uuid && -e $ROOT/dev/disk/by-uuid/$uuid ]] || continue
+    esp=$(mktemp -d "$ROOT/run/homelab-esp.XXXXXX")
+    if mount "$ROOT/dev/disk/by-uuid/$uuid" "$esp"; then
+      take_words_out_of "$esp/grub/grub.cfg" "$esp"/loader/entries/proxmox-*.conf || failed=1
+      umount "$esp" || failed=1
+    else
+      failed=1
+    fi
+    rmdir "$esp" || failed=1
+  done <"$ROOT/etc/kernel/proxmox-boot-uuids"
+  return "$failed"
+}
+
+# take_words_out_of FILE... - out of the lines that give a kernel its command line. Its caller's words.
+take_words_out_of() {
+  local file line text
+  for file; do
+    [[ -e $file ]] || continue
+    text=''
+    while IFS= read -r line || [[ -n $line ]]; do
+      [[ ! $line =~ ^[[:space:]]*(linux|linuxefi|options)[[:space:]] ]] || line=$(without_words "$line" "${words[@]}")
+      text+=$line$'\n'
+    done <"$file"
+    # Its own mode; beside it, so that a full disk leaves the old one.
+    cp -aT "$file" "${file%/*}/.homelab-tmp" && printf '%s' "$text" >"${file%/*}/.homelab-tmp" && sync "${file%/*}/.homelab-tmp" &&
+      mv -fT "${file%/*}/.homelab-tmp" "$file" || return 1
+  done
+}
+
+# restart_host - in an orderly way; by force when that fails, or has not ended it after a while.
+restart_host() {
+  local force
+  for force in '' --force '--force --force'; do
+    # shellcheck disable=SC2086 # several options
+    if timeout -s KILL 60 systemctl reboot $force; then
+      sleep "${REBOOT_SECONDS:-600}"
+    else
+      log "systemctl reboot $force failed"
+      sleep "${RETRY_SECONDS:-5}"
+    fi
+  done
+}
+
+"${@:-roll_back}" </dev/null
 exit

@@ -2,7 +2,8 @@
 # The initramfs part of the binding: a script that gives functions to vfio-pci before any driver is loaded, the modules it
 # needs, in the initramfs of every installed kernel. Which functions: the kernel command line says (cmdline.sh).
 #
-# Arguments: NEEDED (yes | no: nothing of ours is bound), INIT_TOP and HOOK (the files' contents).
+# Arguments: NEEDED (yes | no: nothing of ours is bound), INIT_TOP and HOOK (the files' contents), ROLLBACK_AFTER and
+#   ROLLBACK (as of cmdline.sh).
 # Changes: /etc/initramfs-tools/scripts/init-top/homelab-vfio, /etc/initramfs-tools/hooks/homelab-vfio,
 #   /etc/modules-load.d/homelab-vfio.conf, /boot/initrd.img-*. Undone by `revert`.
 # Verbs: apply, revert, plan (what `apply` would change, as files.sh answers it).
@@ -12,6 +13,11 @@ HOOK_PATH=/etc/initramfs-tools/hooks/homelab-vfio
 MODULES_PATH=/etc/modules-load.d/homelab-vfio.conf
 
 apply() {
+  BEFORE_WRITE=arm
+  change
+}
+
+change() {
   take_lock
   FOLLOWED_BY=initramfs
   [[ $NEEDED != yes ]] || check_tools
@@ -21,13 +27,14 @@ apply() {
   if [[ $CHANGED == yes ]] || is_unfinished; then
     update
   fi
+  [[ $NEEDED == yes ]] || disarm_when_given_back
   finish
   printf '{"changed":"%s"}\n' "$CHANGED"
 }
 
 revert() {
   NEEDED=no
-  apply
+  change
 }
 
 plan() {

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import archive, nvidia, sysfs, units
+from . import addresses, archive, nvidia, sysfs, units
 from .bootloader import BootEntry, BootError, choose
 from .devices import load_devices
 from .kernel import ModprobeError, RunningKernel, modules_of, modules_on_disk
@@ -83,7 +83,7 @@ def boot(host: HostState, reason: str, environment: Mapping[str, str]) -> Booted
             entry.kernel,
             entry.identifier or entry.title,
             entry.cmdline,
-            _network(host, entry.cmdline),
+            addresses.come_up(host, entry.cmdline),
             True,
             seconds,
             units.enabled_timers(host),
@@ -96,11 +96,6 @@ def boot(host: HostState, reason: str, environment: Mapping[str, str]) -> Booted
     with host.changing() as now:  # what others changed meanwhile, such as a fault, stays
         now |= {"next_entry": None, "power": "on", "boots": now["boots"] + 1, "guests": guests}
     return result
-
-
-def _network(host: HostState, cmdline: str) -> bool:
-    substring = host.fault("no-network-when")
-    return not (substring and str(substring) in cmdline)
 
 
 def _start(host: HostState, entry: BootEntry, boot_id: str, reason: str, environment: Mapping[str, str]) -> None:

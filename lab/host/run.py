@@ -40,6 +40,7 @@ PROGRAMS = {
     "hostname": "system_programs",
     "systemd-detect-virt": "system_programs",
     "ip": "system_programs",
+    "ping": "system_programs",
     "mknod": "node_programs",
     "dd": "container_programs",
     "setpriv": "container_programs",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from . import addresses
 from .program import Options, UsageError
 from .state import HostState
 
@@ -16,6 +17,7 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
         "journalctl": _journalctl,
         "hostname": _hostname,
         "ip": _ip,
+        "ping": _ping,
         "systemd-detect-virt": _detect_virt,
         "lsb_release": _lsb_release,
         "uptime": _uptime,
@@ -143,7 +145,7 @@ def _hostname(host: HostState, arguments: list[str]) -> int:
     elif options.has("d", "domain"):
         print("lan")
     elif options.has("i", "I", "ip-address", "all-ip-addresses"):
-        print(f"{host.machine.get('address', '192.168.0.202')} ")
+        print(f"{host.machine.get('address', addresses.ADDRESS)} ")
     else:
         print(host.node)
     return 0
@@ -158,24 +160,77 @@ def _detect_virt(host: HostState, arguments: list[str]) -> int:
 
 
 def _ip(host: HostState, arguments: list[str]) -> int:
-    words = [a for a in arguments if a not in ("-4", "-o", "-br", "-brief", "-j", "-json")]
-    json_output = any(a in ("-j", "-json") for a in arguments)
-    if words[:2] in (["route"], ["route", "show"], ["r"], ["route", "list"]) or words[:3] == [
-        "route",
-        "show",
-        "default",
-    ]:
-        if json_output:
-            print(
-                '[{"dst":"default","gateway":"192.168.0.1","dev":"vmbr0","protocol":"kernel","flags":["onlink"]},'
-                '{"dst":"192.168.0.0/24","dev":"vmbr0","protocol":"kernel","scope":"link","prefsrc":"192.168.0.202","flags":[]}]'
-            )
-        else:
-            print("default via 192.168.0.1 dev vmbr0 proto kernel onlink")
-            if "default" not in words:
-                print("192.168.0.0/24 dev vmbr0 proto kernel scope link src 192.168.0.202 ")
+    flags = {a for a in arguments if a.startswith("-")}
+    words = [a for a in arguments if a not in flags]
+    subject, rest = (words[0], words[1:]) if words else ("", [])
+    rest = [word for word in rest if word not in ("show", "list")]
+    if flags <= {"-4", "-6", "-o", "-j", "-json", "-br", "-brief"}:
+        if subject in ("route", "r") and rest in ([], ["default"]):
+            return _ip_route(host, flags, everything=not rest)
+        if subject in ("address", "addr", "a") and (rest == [] or rest[0] in ("to", "dev")) and "-o" in flags:
+            return _ip_address(host, flags, dict(zip(rest[::2], rest[1::2], strict=True)))
+        if subject in ("neighbour", "neigh", "n") and rest[::2] == ["to", "dev"]:
+            return _ip_neighbour(host, rest[1], rest[3])
+    raise UsageError(
+        "the lab's ip only has `ip [-j] route [show [default]]`, `ip -o address [show [to ADDRESS] [dev INTERFACE]]` and "
+        f"`ip neighbour show to ADDRESS dev INTERFACE`, not {' '.join(arguments)!r}"
+    )
+
+
+def _ip_route(host: HostState, flags: set[str], *, everything: bool) -> int:
+    if "-6" in flags or not (addresses.has(host, "address")):
         return 0
-    raise UsageError(f"the lab's ip only has `ip [-j] route [show [default]]`, not {' '.join(arguments)!r}")
+    gateway, interface, own = addresses.GATEWAY, addresses.INTERFACE, addresses.ADDRESS
+    if flags & {"-j", "-json"}:
+        print(
+            f'[{{"dst":"default","gateway":"{gateway}","dev":"{interface}","protocol":"kernel","flags":["onlink"]}},'
+            f'{{"dst":"192.168.0.0/24","dev":"{interface}","protocol":"kernel","scope":"link","prefsrc":"{own}","flags":[]}}]'
+        )
+        return 0
+    print(f"default via {gateway} dev {interface} proto kernel onlink")
+    if everything:
+        print(f"192.168.0.0/24 dev {interface} proto kernel scope link src {own} ")
+    return 0
+
+
+def _ip_address(host: HostState, flags: set[str], wanted: dict[str, str]) -> int:
+    found = [("1", "lo", "127.0.0.1", 8, "host")]
+    if addresses.has(host, "address"):
+        found.append(("5", addresses.INTERFACE, addresses.ADDRESS, addresses.PREFIX, "global"))
+    for number, interface, address, prefix, scope in found if "-6" not in flags else []:
+        if wanted.get("dev", interface) == interface and wanted.get("to", address) == address:
+            print(
+                f"{number}: {interface}    inet {address}/{prefix} scope {scope} {interface}"
+                "\\       valid_lft forever preferred_lft forever"
+            )
+    return 0
+
+
+def _answers(host: HostState, address: str) -> bool:
+    """Whether somebody at the address answers: the gateway alone is there."""
+    return address == addresses.GATEWAY and all(addresses.has(host, what) for what in ("link", "address", "gateway"))
+
+
+def _ip_neighbour(host: HostState, address: str, interface: str) -> int:
+    if address == addresses.GATEWAY and interface == addresses.INTERFACE:
+        print(f"{address} " + ("lladdr bc:24:11:00:00:01 REACHABLE" if _answers(host, address) else "FAILED"))
+    return 0
+
+
+def _ping(host: HostState, arguments: list[str]) -> int:
+    options = Options(arguments, "nqc:W:w:i:I:46", ())
+    if len(options.rest) != 1 or options.value("c") is None:
+        raise UsageError("the lab's ping takes one address, and -c")
+    address, count = options.rest[0], int(options.value("c") or 1)
+    received = count if _answers(host, address) else 0
+    print(f"PING {address} ({address}) 56(84) bytes of data.")
+    for number in range(1, received + 1):
+        print(f"64 bytes from {address}: icmp_seq={number} ttl=64 time=0.4 ms")
+    lost = 0 if received else 100
+    print(
+        f"\n--- {address} ping statistics ---\n{count} packets transmitted, {received} received, {lost}% packet loss, time 0ms"
+    )
+    return 0 if received else 1
 
 
 def _lsb_release(host: HostState, arguments: list[str]) -> int:

@@ -14,6 +14,7 @@
 STATE=$ROOT/var/lib/homelab
 CHANGED=no      # does what this run wrote differ from what was there?
 FOLLOWED_BY=''  # the step that must follow whatever this run changes, if any
+BEFORE_WRITE=:  # what has to happen before the first change of this run
 STEP_NOTED=no   # was it noted by this run?
 STEP_BEGUN=no   # and begun?
 UNDO=()         # paths that this run touched, newest last; `undo` makes them what they were when the run began
@@ -141,13 +142,21 @@ done_with() {
 
 # about_to_change - before anything is written or taken away.
 about_to_change() {
+  before_the_first_change
   [[ -n $FOLLOWED_BY ]] && ! is_pending "$FOLLOWED_BY" || return 0
   STEP_NOTED=yes
   pending "$FOLLOWED_BY"
 }
 
+before_the_first_change() {
+  local before=$BEFORE_WRITE
+  BEFORE_WRITE=:
+  "$before"
+}
+
 # begin_step NAME - what it makes is half-made from now on, until `done_with`.
 begin_step() {
+  before_the_first_change
   STEP_BEGUN=yes
   pending "$1"
 }

@@ -140,6 +140,43 @@ def test_a_host_that_comes_up_without_its_network_gives_itself_back(bound: Metal
     assert not {"intel_iommu=on", "iommu=pt"} & set(words)
 
 
+def applied_by_hand(stack: MetalStack) -> None:
+    """A change of the boot configuration whose `up` ended before its reboot."""
+    stack.host["iommu"] = {"passthrough": False}
+    stack.host["reboot"] = "manual"
+    stack.host["timeouts"] |= {"rollback": 60}
+    assert "reboot pve when it suits you" in stack.up(ok=False).message
+
+
+def test_a_reboot_that_nobody_waits_for_is_judged_by_the_host_which_stays(bound: MetalStack) -> None:
+    applied_by_hand(bound)
+    armed = bound.machine.run("cat /var/lib/homelab/armed")
+    assert re.search(r"^address 10\.0\.2\.15$", armed, re.M) and "listens yes" in armed, armed
+    bound.machine.reboot()
+    judged = "until test -e /var/lib/homelab/judged -o -e /var/lib/homelab/rolled-back; do sleep 1; done; cat /var/lib/homelab/judged"
+    assert "is up with 10.0.2.15" in bound.machine.run(judged, seconds=900)
+    assert bound.machine.run("while ls /etc/systemd/system | grep -q homelab; do sleep 1; done", seconds=60) == ""
+    assert "judged by this host itself" in bound.up().output
+    assert {bound.drivers()[one] for one in CARD} == {"vfio-pci"}
+
+
+def test_a_reboot_that_nobody_waits_for_is_undone_where_the_host_is_out_of_reach(
+    bound: MetalStack, first_up: FirstUp
+) -> None:
+    applied_by_hand(bound)
+    boots = bound.boots()
+    bound.machine.run("systemd-run --on-active=1 systemctl reboot")
+    bound.machine.connect_network(False)
+    bound.machine.wait_for_reset(600)  # the person's
+    bound.machine.wait_for_reset(1800)  # that of the dead man's switch
+    bound.machine.connect_network(True)
+    bound.machine.wait_for_ssh()
+    assert bound.boots() == boots + 2
+    assert bound.drivers() == first_up.drivers_before
+    assert "judged by this host itself" in bound.machine.run("cat /var/lib/homelab/rolled-back")
+    assert "it has returned by itself to what it was" in bound.up(ok=False).message
+
+
 def test_a_vm_started_as_the_passthrough_test_starts_one_sees_the_card(bound: MetalStack) -> None:
     machine, folder = bound.machine, "/run/homelab-passthrough-test"
     script = scripts.passthrough_test({one: IDS[one[-2:]] for one in CARD}, folder=folder, timeout=600)

@@ -17,12 +17,12 @@ TOOLS = Path(sys.executable).parent
 
 # Arguments as the headers list them; the files among them are linted by themselves.
 ARGUMENTS = {
-    "cmdline.sh": ("NAME", "WORDS", "ENTRY", "ENTRY_GRUB", "ENTRY_SYSTEMD_BOOT", "NOTICE"),
-    "vfio_initramfs.sh": ("NEEDED", "INIT_TOP", "HOOK"),
-    "reboot_host.sh": ("POLICY", "WORDS", "FUNCTIONS", "DRIVER", "FLAVOUR", "SOURCE", "ROLLBACK_AFTER", "ROLLBACK"),
-    "rollback.sh": ("AFTER", "ENTRY_SYSTEMD_BOOT"),
+    "cmdline.sh": ("NAME", "WORDS", "ENTRY", "ENTRY_GRUB", "ENTRY_SYSTEMD_BOOT", "NOTICE", "ROLLBACK_AFTER", "ROLLBACK"),
+    "vfio_initramfs.sh": ("NEEDED", "INIT_TOP", "HOOK", "ROLLBACK_AFTER", "ROLLBACK"),
+    "reboot_host.sh": ("POLICY", "WORDS", "FUNCTIONS", "DRIVER", "FLAVOUR", "SOURCE", "ROLLBACK_AFTER", "ROLLBACK", "AWAITED"),
+    "rollback.sh": ("ROLLBACK_AFTER", "ENTRY_SYSTEMD_BOOT"),
     "read_host.sh": ("GUESTS", "LSPCI", "SIGNS", "SYSTEMS", "READ_SYSTEM"),
-    "confirm_boot.sh": (),
+    "confirm_boot.sh": ("LOCK_TIMEOUT",),
     "ledger.sh": ("NAME", "NOTE", "KEEP"),
     "nvidia_nodes.sh": ("NODES", "UNIT"),
     "container_gpus.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS", "TIMEOUT", "OTHERWISE", "KEEP"),

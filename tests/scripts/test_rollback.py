@@ -1,0 +1,491 @@
+"""The dead man's switch on a whole host: when it is armed, what it decides, and that nothing stops it.
+
+A run of its program is what the timer starts; the host is the lab's, without a daemon, so that nothing really restarts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from host import scripts
+from tests.scripts.conftest import Folder
+from tests.scripts.test_on_a_host import IOMMU, VFIO, Host
+
+AFTER = 20
+LAYERS = {
+    "iommu": scripts.cmdline("iommu", IOMMU, 0, rollback_after=AFTER),
+    "initramfs": scripts.vfio_initramfs(True, 0, rollback_after=AFTER),
+    "vfio": scripts.cmdline("vfio", VFIO, 0, entry=True, rollback_after=AFTER),
+}
+LOADERS = ["rtx5090", "intel-zfs", "zfs-grub-shim"]  # GRUB; systemd-boot; GRUB by proxmox-boot-tool
+WORDS = [*IOMMU.split(), VFIO]
+PATIENCE = {"REBOOT_SECONDS": "0", "RETRY_SECONDS": "0", "GATEWAY_SECONDS": "0", "LOCK_TIMEOUT": "1"}
+
+
+class Switched(Host):
+    """A host with all layers configured, in the boot after that."""
+
+    def __init__(self, state: Path, scenario: str, *, awaited: bool = False) -> None:
+        super().__init__(state, scenario)
+        self.stock = self.files()
+        for script in LAYERS.values():
+            assert self.run("apply", script).returncode == 0
+        if awaited:
+            self.machine.set_fault("reboot-ignored", True)
+            assert '"reboot":"yes"' in self.run("apply", scripts.reboot_host("auto", " ".join(WORDS), [], AFTER)).stdout
+            self.machine.clear_faults()
+        self.boot()
+
+    @property
+    def state(self) -> Path:
+        return self.root / "var/lib/homelab"
+
+    def boot(self) -> str:
+        """Restarts it, and says with which command line."""
+        self.machine.shutdown()
+        result = self.machine.boot("power")
+        assert result.comes_up, result.problem
+        return result.cmdline
+
+    def is_armed(self) -> bool:
+        """Will the next boot be looked at?"""
+        return (self.root / "etc/systemd/system/timers.target.wants/homelab-rollback.timer").is_symlink()
+
+    def elapse(self, *arguments: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+        """What the timer runs."""
+        return subprocess.run(
+            ["bash", str(self.state / "rollback"), *arguments],
+            env={**self.machine.environment(), **PATIENCE, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    def reboots(self) -> list[list[str]]:
+        """With which options it was told to reboot."""
+        log = self.machine.state / "log/programs.jsonl"
+        runs = [json.loads(line) for line in log.read_text().splitlines()]
+        return [run["args"] for run in runs if run["program"] == "systemctl" and "reboot" in run["args"]]
+
+    def spoil(self, command: str, text: str) -> None:
+        """Another program in the place of a command."""
+        path = self.root / "usr/local/sbin" / command
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{text}\n")
+        path.chmod(0o755)
+
+    def mend(self, command: str) -> None:
+        (self.root / "usr/local/sbin" / command).unlink()
+
+    def confirm(self) -> dict[str, object]:
+        answer: dict[str, object] = json.loads(self.run("apply", scripts.confirm_boot()).stdout)
+        return answer
+
+    def differs(self) -> set[str]:
+        """The files that aren't as in the stock host, but for what is told to people."""
+        now = self.files()
+        names = {path for path in {*now, *self.stock} if now.get(path) != self.stock.get(path)}
+        return {path.removeprefix(str(self.machine.state)) for path in names} - {
+            "/root/var/lib/homelab/rolled-back",
+            "/root/var/lib/homelab/wanted-boot",
+            "/root/boot/grub/grubenv",
+        }
+
+
+@pytest.fixture
+def switched(tmp_path: Path) -> Callable[..., Switched]:
+    return lambda scenario="rtx5090", **keywords: Switched(tmp_path / scenario, scenario, **keywords)
+
+
+# -- arming -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("scenario", LOADERS)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_switch_is_armed_before_the_first_write(tmp_path: Path, scenario: str, layer: str) -> None:
+    host = Host(tmp_path / "lab", scenario)
+    for line in ('log "wrote $2"', 'log "wrote $file"'):
+        LAYERS[layer].index(line)
+    cut = LAYERS[layer].replace('log "wrote $2"', "kill -9 $$").replace('log "wrote $file"', "kill -9 $$")
+    assert host.run("apply", cut).returncode == -signal.SIGKILL
+    host.machine.shutdown()
+    assert [timer.unit for timer in host.machine.boot("power").timers] == ["homelab-rollback.timer"]
+
+
+def test_an_apply_that_writes_nothing_arms_nothing(switched: Callable[..., Switched]) -> None:
+    host = switched()
+    host.confirm()
+    before = host.files()
+    for script in LAYERS.values():
+        assert '"changed":"no"' in host.run("apply", script).stdout
+    assert host.files() == before
+    assert not host.is_armed()
+
+
+def test_an_apply_that_fails_leaves_no_switch_behind(tmp_path: Path) -> None:
+    host = Host(tmp_path / "lab", "rtx5090")
+    host.machine.set_fault("update-initramfs", "fail")
+    assert host.run("apply", LAYERS["initramfs"]).returncode == 1
+    assert not list((host.root / "etc/systemd/system").rglob("homelab*"))
+
+
+def test_one_layer_given_back_leaves_the_switch_for_the_other(switched: Callable[..., Switched]) -> None:
+    host = switched()
+    host.run("revert", LAYERS["vfio"])
+    host.run("revert", LAYERS["initramfs"])
+    assert host.is_armed()
+    host.run("revert", LAYERS["iommu"])
+    assert not host.is_armed()
+    assert host.differs() == set()
+
+
+def test_a_manual_reboot_has_a_switch_too(switched: Callable[..., Switched]) -> None:
+    host = switched()
+    assert host.is_armed()
+    assert "until" not in (host.state / "armed").read_text()
+
+
+SSH = "192.168.0.10 50000 192.168.0.202 22"
+
+
+def test_how_the_host_was_reached_is_found_through_sudo(folder: Folder) -> None:
+    """sudo drops SSH_CONNECTION; sudo's own environment has it, two processes up."""
+    text = f"""
+mkdir -p "$ROOT/proc/$$" "$ROOT/proc/70" "$ROOT/proc/71"
+echo "PPid:	70" >"$ROOT/proc/$$/status"; printf 'HOME=/root\\0' >"$ROOT/proc/$$/environ"
+echo "PPid:	71" >"$ROOT/proc/70/status"; printf 'SUDO_UID=1000\\0' >"$ROOT/proc/70/environ"
+echo "PPid:	1" >"$ROOT/proc/71/status"; printf 'USER=me\\0SSH_CONNECTION={SSH}\\0' >"$ROOT/proc/71/environ"
+BASHPID_OF() {{ :; }}
+mkdir -p "$ROOT/proc/self"
+connection() {{ ssh_connection; }}
+unset SSH_CONNECTION
+process=$$ connection
+"""
+    library = scripts._text("lib/rollback.sh").replace("local process=$BASHPID found", "local process=$$ found")
+    assert folder.bash(library + text).stdout == SSH
+
+
+# -- what it decides --------------------------------------------------------------------------------------------
+def test_an_awaited_boot_that_nobody_confirms_is_undone(switched: Callable[..., Switched]) -> None:
+    host = switched(awaited=True)
+    boot_id = (host.root / "proc/sys/kernel/random/boot_id").read_text().strip()
+    host.elapse()
+    assert (host.state / "rolled-back").read_text() == f"boot {boot_id} was not confirmed within 20 s of its start"
+    assert host.reboots()[-3:] == [["reboot"], ["reboot", "--force"], ["reboot", "--force", "--force"]]
+    assert not host.is_armed()
+    assert host.differs() == set()
+    assert not set(WORDS) & set(host.boot().split())
+
+
+def test_a_boot_that_nobody_waits_for_any_more_is_judged(switched: Callable[..., Switched]) -> None:
+    host = switched(awaited=True)
+    armed = host.state / "armed"
+    armed.write_text(
+        "".join(f"until {10**9}\n" if line.startswith("until") else line for line in armed.read_text().splitlines(True))
+    )
+    host.elapse()
+    assert (host.state / "judged").exists()
+
+
+def test_a_healthy_host_that_nobody_waits_for_stays_and_says_so(switched: Callable[..., Switched]) -> None:
+    host = switched()
+    configured = host.boot()
+    host.elapse()
+    said = "vmbr0 is up with 192.168.0.202, its gateway 192.168.0.1 answers, and sshd listens on port 22"
+    assert (host.state / "judged").read_text().endswith(f"judged by this host itself 20 s after its start: {said}")
+    assert not host.is_armed()
+    assert host.reboots() == []
+    assert host.boot() == configured
+    reading = json.loads(host.run("read_host", scripts.read_host()).stdout)
+    assert said in reading["judged"] and reading["rolled_back"] == ""
+    assert host.confirm()["confirmed"]
+    assert not (host.state / "judged").exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("no-network-when", "no interface that is up has 192.168.0.202"),
+        ("no-address-when", "no interface that is up has 192.168.0.202"),
+        ("no-sshd-when", "nothing listens on port 22"),
+        ("gateway-silent-when", "no default gateway answers"),
+    ],
+)
+def test_a_host_out_of_reach_that_nobody_waits_for_is_undone(
+    switched: Callable[..., Switched], fault: str, said: str
+) -> None:
+    host = switched()
+    host.machine.set_fault(fault, "homelab.vfio")
+    host.boot()
+    host.elapse()
+    assert said in (host.state / "rolled-back").read_text()
+    assert host.differs() == set()
+    assert host.reboots()
+    assert not set(WORDS) & set(host.boot().split())
+
+
+def test_a_gateway_that_answers_no_ping_is_known_by_its_hardware_address(switched: Callable[..., Switched]) -> None:
+    host = switched()
+    host.spoil("ping", "exit 1")
+    host.elapse()
+    assert "its gateway 192.168.0.1 answers" in (host.state / "judged").read_text()
+
+
+def test_a_gateway_that_never_answered_is_not_asked(tmp_path: Path) -> None:
+    host = Host(tmp_path / "lab", "rtx5090")
+    host.machine.set_fault("gateway-silent-when", "BOOT_IMAGE")
+    host.machine.shutdown()
+    host.machine.boot("start")
+    subprocess.run(
+        ["bash", "-s", "--", "apply"],
+        input=LAYERS["iommu"],
+        env={**host.machine.environment(), **PATIENCE},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    host.__class__ = Switched
+    assert isinstance(host, Switched)
+    host.boot()
+    host.elapse()
+    assert (
+        "its gateway was not asked, since none answered when it was configured" in (host.state / "judged").read_text()
+    )
+
+
+def test_what_can_not_be_told_is_decided_on_the_safe_side(switched: Callable[..., Switched]) -> None:
+    host = switched()
+    armed = host.state / "armed"
+    armed.write_text("".join(line for line in armed.read_text().splitlines(True) if not line.startswith("address")))
+    host.elapse()
+    assert "it is not known over which address this host is reached" in (host.state / "rolled-back").read_text()
+
+
+def test_the_boot_in_which_it_was_armed_is_left_alone(tmp_path: Path) -> None:
+    host = Host(tmp_path / "lab", "rtx5090")
+    host.run("apply", LAYERS["iommu"])
+    before = host.files()
+    host.__class__ = Switched
+    assert isinstance(host, Switched)
+    assert host.elapse().returncode == 0
+    assert host.files() == before
+
+
+# -- nothing stops it -------------------------------------------------------------------------------------------
+def finished_by_the_next_boot(host: Switched) -> None:
+    """Whatever failed, the next boot was without our words, and the one after that had nothing left to do."""
+    assert host.reboots(), "it was not told to reboot"
+    host.machine.clear_faults()
+    words = host.boot().split()
+    assert not set(WORDS) & set(words)
+    if host.is_armed():
+        assert host.confirm()["confirmed"] == ""
+        host.elapse()
+    assert not host.is_armed()
+    assert host.differs() == set()
+    assert (host.state / "rolled-back").exists()
+
+
+@pytest.mark.parametrize("how", ["exit 1", "trap '' TERM; sleep 1000"], ids=["fails", "hangs"])
+@pytest.mark.parametrize(
+    ("scenario", "command"),
+    [
+        ("rtx5090", "update-grub"),
+        ("rtx5090", "update-initramfs"),
+        ("rtx5090", "grub-reboot"),
+        ("rtx5090", "sync"),
+        ("rtx5090", "sha256sum"),
+        ("rtx5090", "find"),
+        ("intel-zfs", "proxmox-boot-tool"),
+        ("intel-zfs", "update-initramfs"),
+        ("zfs-grub-shim", "proxmox-boot-tool"),
+    ],
+)
+def test_a_step_that_fails_or_hangs_does_not_stop_it(
+    switched: Callable[..., Switched], scenario: str, command: str, how: str
+) -> None:
+    host = switched(scenario, awaited=True)
+    host.spoil(command, how)
+    host.elapse(STEP_SECONDS="4" if "sleep" in how else "60")
+    host.mend(command)
+    finished_by_the_next_boot(host)
+
+
+def test_without_a_second_entry_the_words_are_taken_out_of_what_was_generated(tmp_path: Path) -> None:
+    host = Host(tmp_path / "lab", "rtx5090")
+    stock = host.files()
+    host.run("apply", LAYERS["iommu"])
+    host.__class__ = Switched
+    assert isinstance(host, Switched)
+    host.stock = stock
+    host.machine.set_fault("gateway-silent-when", "BOOT_IMAGE")
+    host.boot()
+    host.machine.set_fault("update-grub", "fail")
+    host.elapse()
+    finished_by_the_next_boot(host)
+
+
+def test_both_ways_to_the_next_boot_without_us_are_enough_alone(switched: Callable[..., Switched]) -> None:
+    host = switched(awaited=True)
+    configured = (host.root / "boot/grub/grub.cfg").read_text()
+    host.machine.set_fault("update-grub", "fail")
+    host.elapse()
+    (host.root / "boot/grub/grub.cfg").chmod(0o644)
+    (host.root / "boot/grub/grub.cfg").write_text(configured)  # as if it could not have been written
+    finished_by_the_next_boot(host)
+
+
+def test_a_roll_back_that_can_not_be_finished_restarts_once_and_rests(switched: Callable[..., Switched]) -> None:
+    host = switched(awaited=True)
+    host.machine.set_fault("update-initramfs", "fail")
+    host.elapse()
+    assert len(host.reboots()) == 3
+    for _ in range(2):
+        assert not set(WORDS) & set(host.boot().split())
+        host.elapse()
+        assert host.is_armed()
+    assert len(host.reboots()) == 3
+    reading = json.loads(host.run("read_host", scripts.read_host()).stdout)
+    assert reading["rolled_back"] and not reading["rolling_back"]
+    # What rests is no obstacle to the next `up`.
+    host.machine.clear_faults()
+    assert host.run("apply", LAYERS["iommu"]).returncode == 0
+    assert not (host.state / "rolled-back").exists()
+
+
+def test_a_run_that_holds_the_lock_does_not_stop_it(switched: Callable[..., Switched]) -> None:
+    host = switched(awaited=True)
+    other = subprocess.Popen(
+        ["bash", "-s", "--", "apply"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=host.machine.environment(),
+        text=True,
+    )
+    assert other.stdin is not None and other.stdout is not None
+    other.stdin.write(LAYERS["iommu"].rpartition('"$1" </dev/null')[0] + "take_lock; echo held; read -r _\n")
+    other.stdin.flush()
+    assert other.stdout.readline() == "held\n"
+    host.elapse()
+    other.communicate()
+    finished_by_the_next_boot(host)
+
+
+def test_what_can_not_be_told_is_not_disarmed(switched: Callable[..., Switched]) -> None:
+    """`rolled-back` is written before the switch goes."""
+    host = switched(awaited=True)
+    (host.state / "rolled-back").mkdir()
+    (host.state / "rolled-back" / "in-the-way").touch()
+    host.elapse()
+    assert host.reboots() and host.is_armed()
+    shutil.rmtree(host.state / "rolled-back")
+    finished_by_the_next_boot(host)
+
+
+# -- it is never contradicted -----------------------------------------------------------------------------------
+def test_a_confirmed_boot_is_not_undone(switched: Callable[..., Switched]) -> None:
+    host = switched(awaited=True)
+    program = (host.state / "rollback").read_text()
+    assert host.confirm()["confirmed"]
+    (host.state / "rollback").parent.mkdir(exist_ok=True)
+    (host.state / "rollback").write_text(program)  # the timer had just elapsed
+    configured = host.boot()
+    host.elapse()
+    assert host.reboots() == []
+    assert host.boot() == configured
+
+
+def test_a_roll_back_is_not_confirmed_while_it_runs(switched: Callable[..., Switched]) -> None:
+    host = switched(awaited=True)
+    host.spoil("update-initramfs", f'exec {host.machine.state}/bin/update-initramfs "$@" <>{host.machine.state}/gate')
+    os.mkfifo(host.machine.state / "gate")
+    host.spoil(
+        "update-initramfs", f'read -r _ <{host.machine.state}/gate; exec {host.machine.state}/bin/update-initramfs "$@"'
+    )
+    running = subprocess.Popen(
+        ["bash", str(host.state / "rollback")],
+        env={**host.machine.environment(), **PATIENCE},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    with (host.machine.state / "gate").open("w") as gate:  # opens when the other end is, in the middle of the roll-back
+        answer = host.confirm()
+        gate.write("go\n")
+    assert running.wait(60) == 0
+    assert answer["confirmed"] == "" and answer["rolling_back"] is True
+    assert "was not confirmed within 20 s" in str(answer["rolled_back"])
+    assert host.confirm()["confirmed"] == ""
+    finished_by_the_next_boot(host)
+
+
+def test_nothing_is_configured_while_a_roll_back_is_about_to_restart_the_host(
+    switched: Callable[..., Switched],
+) -> None:
+    host = switched(awaited=True)
+    host.machine.set_fault("update-initramfs", "fail")
+    host.elapse()
+    before = host.files()
+    done = host.run("apply", LAYERS["iommu"])
+    assert done.returncode == 1 and "it is giving back its boot configuration now" in done.stdout
+    assert host.files() == before
+
+
+# -- a power cut at any command ---------------------------------------------------------------------------------
+_COUNT = """
+set -o functrace
+trap 'read -r _n <"$COUNTER"; echo $((_n + 1)) >"$COUNTER"; [[ $_n != "$CUT" ]] || kill -KILL -- $(ps -o pid= -s "$SESSION")' DEBUG
+"""
+
+
+def cut(host: Switched, at: int) -> int:
+    """Runs the program and kills it, with all that it has started, at that command; says how many commands there were."""
+    program = host.state / "rollback"
+    text = program.read_text()
+    head, exec_line, rest = text.partition("exec {LOCK}</dev/null # steps run while the lock is held for them\n")
+    program.write_text(head + exec_line + "SESSION=${SESSION:-$BASHPID}\nexport SESSION" + _COUNT + rest)
+    counter = host.machine.state / "counter"
+    counter.write_text("0\n")
+    subprocess.run(
+        ["bash", str(program)],
+        env={**host.machine.environment(), **PATIENCE, "COUNTER": str(counter), "CUT": str(at)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        timeout=120,
+    )
+    if program.exists():
+        program.write_text(text)
+    return int(counter.read_text() or 0)
+
+
+@pytest.mark.parametrize("scenario", ["rtx5090", "intel-zfs"])
+def test_a_power_cut_at_any_command_is_made_good_by_the_next_boot(
+    switched: Callable[..., Switched], tmp_path: Path, scenario: str
+) -> None:
+    """A sample of the commands; HOMELAB_CUTS=N takes more."""
+    host = switched(scenario, awaited=True)
+    kept = tmp_path / "kept"
+    shutil.copytree(host.machine.state, kept, symlinks=True)
+    total = cut(host, -1)
+    assert total > 300 and host.differs() == set()
+    for at in sorted(random.Random(5).sample(range(total), min(total, int(os.environ.get("HOMELAB_CUTS", "6"))))):
+        shutil.rmtree(host.machine.state)
+        shutil.copytree(kept, host.machine.state, symlinks=True)
+        cut(host, at)
+        host.boot()
+        if host.is_armed() and (host.state / "rollback").exists():
+            host.elapse()
+        if set(WORDS) & set(host.boot().split()):
+            raise AssertionError(f"cut at command {at} of {total}: the words are still there")
+        assert not host.is_armed(), f"cut at command {at} of {total}"
+        assert host.differs() == set(), f"cut at command {at} of {total}"
