@@ -86,7 +86,7 @@ def test_a_vm_that_is_off_gets_the_card_with_few_calls_and_stays_off(stack_on: C
     stack.up()
     assert "hostpci0: mapping=rtx5090,pcie=1" in conf(stack, 103)
     assert running(stack) == set()
-    assert len(stack.lab.api_calls()) <= 8
+    assert len(stack.lab.api_calls()) <= 12  # three of them ask for rights: on the VM, on mappings, on this one
 
 
 def test_a_vm_that_our_reboot_stopped_runs_again(stack_on: Callable[..., Stack]) -> None:
