@@ -44,10 +44,11 @@ def apply(machine: Host, iommu: str, vfio: str) -> None:
 
 
 def etc(machine: Host) -> dict[str, bytes]:
+    """All below /etc but the dead man's switch, which is there until a boot is confirmed."""
     return {
         f"/{path.relative_to(machine.root)}": path.read_bytes()
         for path in (machine.root / "etc").rglob("*")
-        if path.is_file() and not path.is_symlink()
+        if path.is_file() and not path.is_symlink() and not path.name.startswith("homelab-rollback.")
     }
 
 
