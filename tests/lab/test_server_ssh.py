@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -80,6 +81,8 @@ def test_a_command_sees_the_hosts_environment_and_nothing_of_the_callers(lab: La
     environment = dict(entry.decode().split("=", 1) for entry in entries)
     for of_bash in ("PWD", "SHLVL", "_", "OLDPWD"):
         environment.pop(of_bash, None)
+    # As sshd says it: the client's address and port, the host's.
+    assert re.fullmatch(r"[0-9.]+ [0-9]+ [0-9.]+ [0-9]+", environment.pop("SSH_CONNECTION"))
     assert environment == {k: v for k, v in lab.machine.environment().items() if k != "PWD"}
     assert environment["ROOT"] == str(lab.root)
     assert folder.decode().strip() == environment["HOME"] == str(lab.root / "root")
