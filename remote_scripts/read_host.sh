@@ -295,8 +295,9 @@ guests() {
 cluster() {
   local node='' files='' users='' authority='' certificate=/etc/pve/local/pve-ssl.pem shown=''
   if [[ $GUESTS == yes ]]; then
-    node=$(readlink "$ROOT/etc/pve/local")
-    files=$(cd "$ROOT/etc/pve/nodes" 2>/dev/null && find . -mindepth 3 -maxdepth 3 -name '[1-9]*.conf' -printf '%P\n' | sort)
+    # Where Proxmox VE's file system isn't mounted, these aren't there.
+    node=$(readlink "$ROOT/etc/pve/local") || node=''
+    files=$(cd "$ROOT/etc/pve/nodes" 2>/dev/null && find . -mindepth 3 -maxdepth 3 -name '[1-9]*.conf' -printf '%P\n' | sort) || files=''
     users=$(string_of /etc/pve/user.cfg)
     authority=$(string_of /etc/pve/pve-root-ca.pem)
     [[ ! -e $ROOT/etc/pve/local/pveproxy-ssl.pem ]] || certificate=/etc/pve/local/pveproxy-ssl.pem

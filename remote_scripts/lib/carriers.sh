@@ -252,20 +252,6 @@ reached_over() {
   fi
 }
 
-# ssh_connection - SSH_CONNECTION, also where sudo has taken it out of the environment: of the nearest process above that has it.
-ssh_connection() {
-  local pid=$PPID
-  if [[ -n ${SSH_CONNECTION:-} ]]; then
-    printf '%s' "$SSH_CONNECTION"
-    return 0
-  fi
-  for _ in 1 2 3 4 5 6 7 8; do
-    [[ $pid -gt 1 && -r $ROOT/proc/$pid/environ ]] || return 0
-    tr '\0' '\n' <"$ROOT/proc/$pid/environ" | sed -n 's/^SSH_CONNECTION=//p' | grep . && return 0
-    pid=$(sed -n 's/^PPid:[[:space:]]*//p' "$ROOT/proc/$pid/status") || return 0
-  done
-}
-
 # interface_carriers NAME - down through bridges, bonds, VLANs and Open vSwitch.
 interface_carriers() {
   local dir=$ROOT/sys/class/net/$1 real lower name below=no

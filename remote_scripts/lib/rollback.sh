@@ -185,7 +185,7 @@ find_way() {
 # ssh_connection - what sshd says of the connection: "CLIENT PORT SERVER PORT". sudo takes it from a command's environment; then it is found
 # in that of sudo itself, or of whoever started it.
 ssh_connection() {
-  local process=$BASHPID found
+  local process=$PPID found
   found=${SSH_CONNECTION:-}
   while [[ -z $found && -n $process ]] && ((process > 1)); do
     [[ -r $ROOT/proc/$process/environ ]] || break

@@ -17,7 +17,7 @@ PORT = "0000:00:08.1"
 
 
 def ask(folder: Folder, function: str) -> Any:
-    done = folder.bash(scripts._text("lib/carriers.sh") + function)
+    done = folder.bash(scripts._text("lib/rollback.sh") + scripts._text("lib/carriers.sh") + function)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads("{" + done.stdout.lstrip(",") + "}")[function]
 
