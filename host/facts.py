@@ -172,13 +172,17 @@ class Guests(_Fact):
 
     @property
     def running_vms(self) -> set[int]:
-        """Ids of the VMs that run."""
-        return {int(line.split()[0]) for line in self.qm.splitlines()[1:] if line.split()[2:3] == ["running"]}
+        """Ids of the VMs that run: those with a process, the last column. One without a name is listed as `VM 103`; a paused one runs, too."""
+        rows = (line.split() for line in self.qm.splitlines())
+        return {
+            int(row[0]) for row in rows if len(row) > 3 and row[0].isdecimal() and re.fullmatch("[1-9][0-9]*", row[-1])
+        }
 
     @property
     def running_containers(self) -> set[int]:
         """Ids of the containers that run."""
-        return {int(line.split()[0]) for line in self.pct.splitlines()[1:] if line.split()[1:2] == ["running"]}
+        rows = (line.split() for line in self.pct.splitlines())
+        return {int(row[0]) for row in rows if row[1:2] == ["running"] and row[0].isdecimal()}
 
     def config(self, vmid: int) -> GuestConfig | None:
         """The configuration of a VM or container; None: there is none of that id."""
@@ -241,7 +245,8 @@ class Cluster(_Fact):
     def elsewhere(self, wanted: str, guest: int) -> HomelabError | None:
         """The error for a guest, VM or container, that is on another node; None: it is here, or nowhere."""
         for line in self.places.splitlines():
-            node, folder, file = line.split("/")
+            node, _, rest = line.partition("/")
+            folder, _, file = rest.partition("/")
             if file == f"{guest}.conf" and node != self.node:
                 return elsewhere(wanted, "lxc" if folder == "lxc" else "qemu", guest, self.node, node)
         return None
@@ -339,6 +344,8 @@ class HostFacts(_Fact):
     kernel_log: str = ""
     # Cards' functions whose configuration space can't be read: every bit is one.
     lost: list[str] = []
+    # Does VFIO give cards away without interrupt remapping, as somebody has told it (allow_unsafe_interrupts)?
+    unsafe_interrupts: bool = False
     # What proxmox-boot-tool warns of.
     boot_warnings: str = ""
     # `host` or a container's id -> what read_system.sh answered there; None: it doesn't run.

@@ -28,6 +28,8 @@ _ADDRESS = re.compile(
     r"(?:(?<=PCI:)|(?<![\w:.]))(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}:[01][0-9a-f])(?:\.([0-7])(?!\w)|(?![\w:.]))",
     re.IGNORECASE,
 )
+# The row that VFIO can be told to go on without.
+UNSAFE = "no-remapping"
 # With which NVIDIA's module begins: what was said before is of one that is loaded no more.
 _LOADED = "nvidia-nvlink: Nvlink Core is being initialized"
 
@@ -108,7 +110,8 @@ def of_card(facts: HostFacts, name: str, functions: Iterable[str]) -> list[Troub
 def of_host(facts: HostFacts, name: str) -> list[Trouble]:
     """What keeps the host from giving away any card; ``name``: as it is called in messages."""
     lines = facts.kernel_log.splitlines()
-    return _told(name, [row for row in signs() if row.of == "host"], lambda _: lines)
+    rows = [row for row in signs() if row.of == "host" and not (row.name == UNSAFE and facts.unsafe_interrupts)]
+    return _told(name, rows, lambda _: lines)
 
 
 def about_card(facts: HostFacts, functions: Iterable[str]) -> str:

@@ -81,7 +81,7 @@ iommu() {
 
 # What is wrong with cards or with how the host boots, as the kernel and Proxmox VE's tools say it; what it means is decided elsewhere.
 signs() {
-  local path code bytes said='' lost=()
+  local path code bytes said='' lost=() unsafe=false
   [[ -z $SIGNS ]] || said=$(kernel_says | grep -iE "$SIGNS" | head_and_tail 1000) || :
   for path in "$PCI"/*; do
     code=''
@@ -92,8 +92,9 @@ signs() {
     bytes=${bytes//[[:space:]]/}
     [[ $bytes != ffffffffffffffffffffffffffffffff && $bytes != 0100ffff* ]] || lost+=("${path##*/}")
   done
-  printf ',"kernel_log":%s,"lost":%s,"boot_warnings":%s' "$(json_string "$said")" "$(json_list "${lost[@]}")" \
-    "$(json_string "$(grep '^WARN: ' <<<"$BOOT_STATUS" || :)")"
+  [[ $(cat "$ROOT/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts" 2>/dev/null) != Y ]] || unsafe=true
+  printf ',"kernel_log":%s,"lost":%s,"unsafe_interrupts":%s,"boot_warnings":%s' "$(json_string "$said")" "$(json_list "${lost[@]}")" \
+    "$unsafe" "$(json_string "$(grep '^WARN: ' <<<"$BOOT_STATUS" || :)")"
 }
 
 # head_and_tail LINES - of standard input.
@@ -193,12 +194,13 @@ managed() {
 
 # The numbers N of /dev/nvidiaN that the host's driver gave to its cards; they need not be in PCI order.
 nvidia_minors() {
-  local file address separator=
+  local file address minor separator=
   printf ',"nvidia_minors":{'
   for file in "$ROOT"/proc/driver/nvidia/gpus/*/information; do
-    [[ -r $file ]] || continue
+    minor=$(sed -nE 's/^Device Minor:[[:space:]]*([0-9]+).*/\1/p' "$file" 2>/dev/null) || minor=''
+    [[ -n $minor ]] || continue
     address=${file%/information}
-    printf '%s"%s":%s' "$separator" "${address##*/}" "$(sed -nE 's/^Device Minor:[[:space:]]*([0-9]+).*/\1/p' "$file")"
+    printf '%s"%s":%s' "$separator" "${address##*/}" "$minor"
     separator=,
   done
   printf '}'
@@ -279,7 +281,8 @@ guests() {
   local conf kind separator=
   printf ',"guests":{"qm":%s,"pct":%s,"configs":[' "$(json_string "$(list_guests qm)")" "$(json_string "$(list_guests pct)")"
   for conf in "$ROOT"/etc/pve/qemu-server/*.conf "$ROOT"/etc/pve/lxc/*.conf; do
-    [[ -r $conf ]] || continue
+    # Somebody's copy, such as 103-old.conf, is no guest.
+    [[ ${conf##*/} =~ ^[1-9][0-9]*\.conf$ && -r $conf ]] || continue
     kind=vm
     [[ $conf != */lxc/* ]] || kind=lxc
     # The part above the first [snapshot] section is the guest as it is.

@@ -67,10 +67,12 @@ driver_lacks() {
   done < <(held_cards)
 }
 
-# running_guests - what a reboot stops, for people: `VM 103 (Sandbox), container 901 (ai-lab)`.
+# running_guests - what a reboot stops, for people: `VM 103 (Sandbox), container 901 (ai-lab)`. The last column of `qm list` is the VM's
+# process: one without a name is listed as `VM 103`, so that its status isn't the third, and a paused one is stopped, too.
 running_guests() {
   {
-    ! command -v qm >/dev/null || within "$ASK_SECONDS" qm list | awk '$3 == "running" { printf "VM %s (%s), ", $1, $2 }'
+    ! command -v qm >/dev/null || within "$ASK_SECONDS" qm list |
+      awk '$NF ~ /^[1-9][0-9]*$/ { printf "VM %s (%s), ", $1, $2 == "VM" && $3 == $1 ? "VM " $1 : $2 }'
     ! command -v pct >/dev/null || within "$ASK_SECONDS" pct list | awk '$2 == "running" { printf "container %s (%s), ", $1, $NF }'
   } | sed 's/, $//'
 }

@@ -154,7 +154,12 @@ def make(folder: Folder, case: Case) -> None:
         "modinfo", f'[[ $* == *license* ]] && echo "Dual MIT/GPL" || echo {case.modules}' if case.modules else "exit 1"
     )
     folder.command("dpkg", "exit 0")
-    folder.command("qm", "printf 'VMID NAME STATUS\\n103 Sandbox running 1 2 3\\n104 Other stopped 1 2 0\\n'")
+    # One without a name, and one that is paused.
+    folder.command(
+        "qm",
+        "printf 'VMID NAME STATUS\\n103 Sandbox running 1 2 3\\n104 Other stopped 1 2 0\\n105 VM 105 running 1 2 4\\n106 VM 106 stopped 1 2 0\\n"
+        "107 Idle paused 1 2 5\\n'",
+    )
     folder.command("pct", "printf 'VMID Status Lock Name\\n901 running ai-lab\\n'")
     for name in ("systemctl", "systemd-run", "update-grub"):
         folder.command(name, f"echo {name} $* >>$ROOT/run/called")
@@ -182,7 +187,7 @@ def test_what_only_a_reboot_brings_is_said_before_the_layers_are_written_and_aft
     said = json.loads(done.stdout)
     assert (tuple(said["reasons"]), tuple(said["perhaps"])) == (case.reasons, case.perhaps)
     assert said["reboot"] == ("yes" if case.reasons else "no")
-    assert said["guests"] == "VM 103 (Sandbox), container 901 (ai-lab)"
+    assert said["guests"] == "VM 103 (Sandbox), VM 105 (VM 105), VM 107 (Idle), container 901 (ai-lab)"
     assert folder.tree() == before and not (folder.root / "run/called").exists()
 
     configure(folder, " ".join(word for word in case.words.split() if word not in case.others.split()))

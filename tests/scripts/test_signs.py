@@ -49,6 +49,23 @@ def test_the_lines_that_matter_are_passed_on_from_the_journal_of_this_boot(host:
     assert read(host).kernel_log == ""
 
 
+def test_somebodys_copy_of_a_configuration_is_no_guest(host: Folder) -> None:
+    for name in ("103", "103-old", "010", "notes"):
+        host.write(f"etc/pve/qemu-server/{name}.conf", "name: Sandbox\n")
+    host.write("etc/pve/lxc/901.bak.conf", "hostname: ai-lab\n")
+    host.write("proc/driver/nvidia/gpus/0000:01:00.0/information", "Model: Unknown\n")
+    facts = read(host)
+    assert [config.id for config in facts.guests.configs] == [103]
+    assert facts.nvidia_minors == {}
+
+
+@pytest.mark.parametrize(("value", "allowed"), [("Y", True), ("N", False), (None, False)])
+def test_that_vfio_may_go_without_interrupt_remapping_is_read(host: Folder, value: str | None, allowed: bool) -> None:
+    if value:
+        host.write("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", f"{value}\n")
+    assert read(host).unsafe_interrupts is allowed
+
+
 def test_without_a_journal_it_is_what_dmesg_still_has(host: Folder) -> None:
     host.command("dmesg", f'cat <<"END"\n{LOG}END')
     assert len(read(host, kernel_log.filter_of_lines()).kernel_log.splitlines()) == 2

@@ -37,6 +37,9 @@ HEALTHY = [
     "[ 0.5] pci 0000:01:00.0: BAR 6: no space for [mem size 0x00080000 pref]",
     "[ 0.5] pci 0000:01:00.0: VF BAR 1 [mem size 0x1000000000 64bit pref]: can't assign; no space",
     "[ 0.5] pci 0000:00:01.1: bridge window [io  size 0x1000]: can't assign; no space",
+    # It stays awake, and works.
+    "[ 5.1] snd_hda_intel 0000:01:00.1: Refused to change power state from D0 to D3hot",
+    "[ 5.1] snd_hda_intel 0000:01:00.1: Refused to change power state, currently in D0",
     "[ 7.1] vfio-pci 0000:01:00.0: resetting",
     "[ 7.2] vfio-pci 0000:01:00.0: reset done",
     "[ 7.2] vfio-pci 0000:01:00.0: not ready 1023ms after FLR; waiting",
@@ -286,3 +289,9 @@ def test_any_other_failure_stays_as_it_is(
 ) -> None:
     error = failed_start(monkeypatch, facts, wanted)
     assert isinstance(error, ApiError) and error.why == "why"
+
+
+def test_a_host_that_was_told_to_go_on_without_interrupt_remapping_goes_on() -> None:
+    text = TEXTS["no-remapping"][0]
+    assert names(desktop(kernel_log=text)) == ["no-remapping"]
+    assert names(desktop(kernel_log=text, unsafe_interrupts=True)) == []
