@@ -10,7 +10,8 @@
 # The switch: unless the boot is confirmed within ROLLBACK_AFTER seconds of its start, it takes our configuration away and
 #   reboots. So a host that comes back without its network comes back again, as it was. Where nobody waits, the host judges itself.
 # Verbs: apply; plan (answers the same, before or after the layers were written, and changes nothing).
-# Answer: {"reboot":"yes|no|manual","boot_id","reasons":[why],"perhaps":[what would be a reason],"guests":what a reboot stops}
+# Answer: {"reboot":"yes|no|manual","boot_id","reasons":[why],"perhaps":[what would be a reason],"guests":what a reboot stops}; of `apply`
+#   also "armed":since when the switch is (seconds since 1970; empty: it isn't). An `up` that has armed it anew confirms this boot anew.
 
 apply() {
   take_lock
@@ -31,7 +32,7 @@ apply() {
     run_logged systemd-run --collect --on-active=1 --timer-property=AccuracySec=100ms systemctl reboot || die "a reboot of this host" "$OUTPUT" \
       "the running kernel lacks what was configured" "reboot it by hand, then run \`pulumi up\` again"
   fi
-  report
+  report ",\"armed\":\"$(stat -c %.Y "$STATE/armed" 2>/dev/null)\""
 }
 
 plan() {
@@ -50,8 +51,9 @@ decide() {
 }
 
 report() {
-  printf '{"reboot":"%s","boot_id":"%s","reasons":%s,"perhaps":%s,"guests":%s}\n' "$DECISION" \
-    "$(<"$ROOT/proc/sys/kernel/random/boot_id")" "$(json_list "${REASONS[@]}")" "$(json_list "${PERHAPS[@]}")" "$(json_string "$GUESTS")"
+  printf '{"reboot":"%s","boot_id":"%s","reasons":%s,"perhaps":%s,"guests":%s%s}\n' "$DECISION" \
+    "$(<"$ROOT/proc/sys/kernel/random/boot_id")" "$(json_list "${REASONS[@]}")" "$(json_list "${PERHAPS[@]}")" "$(json_string "$GUESTS")" \
+    "${1:-}"
 }
 
 "$1" </dev/null

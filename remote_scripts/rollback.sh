@@ -68,7 +68,7 @@ is_reached() {
 # roll_back - what the timer runs. Nothing here may stop it: whatever can fail or hang is a step.
 roll_back() {
   set +eu
-  local reason='' verdict='' status=1 here until noted=yes failed=no layer path
+  local reason='' verdict='' status=1 here until noted=yes failed=no restart=yes layer path
   here=$(boot_id)
   if [[ ! -e $STATE/rolling-back ]]; then
     if [[ ! -e $STATE/armed ]]; then
@@ -99,15 +99,22 @@ roll_back() {
     return 0
   else
     log "boot $here $reason: giving back the boot configuration from before"
-    mv -T "$STATE/armed" "$STATE/rolling-back" || [[ -e $STATE/armed ]] || return 0
+    if ! mv -T "$STATE/armed" "$STATE/rolling-back"; then
+      [[ -e $STATE/armed ]] || return 0
+      here='' # the next boot won't know of this one: nothing but our words is a reason to restart again and again
+    fi
   fi
   step 60 begin "$reason" || noted=no
+  # Now: with the last of what was noted goes this program, too.
+  [[ -n $here ]] || step 60 runs_with_our_words || restart=no
   for layer in vfio iommu; do
     step 60 drop_words "$layer" || failed=yes
   done
   step 600 generate || failed=yes
   if [[ $failed == yes ]]; then
-    step 300 boot_without_us
+    # The next boot takes the second entry, and our words go out of the configuration that was generated before. Either is enough.
+    step 150 choose_second_entry
+    step 150 take_words_out
   else
     step 300 drop_second_entries || failed=yes
   fi
@@ -127,13 +134,16 @@ roll_back() {
   else
     log "the roll-back is not finished: the switch stays armed, and goes on at the next boot"
   fi
-  if [[ -n $here ]] || step 60 runs_with_our_words; then
+  if [[ $restart == yes ]]; then
     restart_host
   elif [[ $failed == yes ]]; then
     step 60 rest
   fi
   return 0
 }
+
+# In the process group of the step, so that it ends with that.
+within() { timeout --foreground -k 2 "$1" env --default-signal=TERM,HUP,PIPE "${@:2}"; }
 
 # step SECONDS COMMAND [ARGUMENT...] - a function of this program in a bash of its own (where an error ends it), killed after that time with all that it started.
 step() {
@@ -225,15 +235,6 @@ make_initramfs() {
 # drop_second_entries - systemd-boot's. GRUB's went with its configuration.
 drop_second_entries() {
   [[ $LOADER != systemd-boot ]] || run_logged bash -c "$ENTRY_SYSTEMD_BOOT" zzz-homelab remove
-}
-
-# boot_without_us - where the boot configuration can't be generated: the next boot takes the second entry, and our words go out of the
-# configuration that was generated before. Either is enough.
-boot_without_us() {
-  local done=1
-  ! bash "$0" choose_second_entry || done=0
-  ! bash "$0" take_words_out || done=0
-  return "$done"
 }
 
 choose_second_entry() {

@@ -338,6 +338,55 @@ def test_both_ways_to_the_next_boot_without_us_are_enough_alone(switched: Callab
     finished_by_the_next_boot(host)
 
 
+def test_a_way_that_hangs_leaves_the_other_one(switched: Callable[..., Switched]) -> None:
+    host = switched(awaited=True)
+    host.machine.set_fault("update-grub", "fail")
+    host.spoil("grub-reboot", "trap '' TERM; sleep 1000")
+    host.elapse(STEP_SECONDS="4")
+    host.mend("grub-reboot")
+    finished_by_the_next_boot(host)
+
+
+def test_what_a_step_has_started_ends_with_it(switched: Callable[..., Switched]) -> None:
+    host = switched(awaited=True)
+    host.spoil("update-grub", f"echo $$ >{host.machine.state}/pid; trap '' TERM; exec sleep 1000")
+    host.elapse(STEP_SECONDS="4")
+    process = Path("/proc", (host.machine.state / "pid").read_text().strip())
+    # One that nobody has waited for yet has no command line.
+    assert not process.exists() or not (process / "cmdline").read_bytes()
+
+
+@pytest.mark.parametrize("scenario", LOADERS)
+def test_a_roll_back_that_was_cut_off_restarts_the_boot_that_runs_with_our_words(
+    switched: Callable[..., Switched], scenario: str
+) -> None:
+    host = switched(scenario, awaited=True)
+    program = host.state / "rollback"
+    text = program.read_text()
+    begun = '  step 60 begin "$reason" || noted=no\n'
+    program.write_text(text.replace(begun, f"{begun}  kill -KILL $$\n"))
+    assert host.elapse().returncode == -signal.SIGKILL
+    program.write_text(text)
+    assert set(WORDS) & set(host.boot().split())
+    host.elapse()
+    assert host.differs() == set()
+    finished_by_the_next_boot(host)
+
+
+def test_a_disk_that_takes_no_note_is_no_reason_to_restart_again_and_again(switched: Callable[..., Switched]) -> None:
+    host = switched(awaited=True)
+    host.spoil("mv", 'case "$*" in *rolling-back*) exit 1 ;; esac; exec /usr/bin/mv "$@"')
+    host.elapse()
+    assert len(host.reboots()) == 3
+    for _ in range(2):
+        assert not set(WORDS) & set(host.boot().split())
+        host.elapse()
+    assert len(host.reboots()) == 3
+    host.mend("mv")
+    host.elapse()
+    finished_by_the_next_boot(host)
+
+
 def test_a_roll_back_that_can_not_be_finished_restarts_once_and_rests(switched: Callable[..., Switched]) -> None:
     host = switched(awaited=True)
     host.machine.set_fault("update-initramfs", "fail")
@@ -396,6 +445,31 @@ def test_a_confirmed_boot_is_not_undone(switched: Callable[..., Switched]) -> No
     host.elapse()
     assert host.reboots() == []
     assert host.boot() == configured
+
+
+def test_a_confirmation_that_can_not_be_written_says_so(switched: Callable[..., Switched]) -> None:
+    """Told nothing, `up` would ask again and again."""
+    host = switched()
+    (host.state / "armed").unlink()
+    (host.state / "armed").mkdir()  # which `rm` refuses, as it does on a file system that is read-only
+    done = host.run("apply", scripts.confirm_boot())
+    assert done.returncode == 1
+    assert "wanted: this boot confirmed" in done.stdout and "Is a directory" in done.stdout
+
+
+def test_a_boot_for_which_the_switch_was_armed_anew_is_confirmed_anew(switched: Callable[..., Switched]) -> None:
+    """Pulumi runs the verification, which confirms it, where the answer of the reboot is another one."""
+    host = switched()
+    host.confirm()
+    decide = scripts.reboot_host("auto", " ".join(WORDS), [], AFTER)
+    confirmed = host.run("apply", decide).stdout
+    assert '"reboot":"no"' in confirmed and '"armed":""' in confirmed
+    host.run("apply", LAYERS["initramfs"].replace("homelab-vfio: ", "homelab: "))  # as another version writes it
+    once = host.run("apply", decide).stdout
+    assert '"reboot":"no"' in once and '"armed":""' not in once
+    host.confirm()
+    host.run("apply", LAYERS["initramfs"])
+    assert host.run("apply", decide).stdout not in (confirmed, once)
 
 
 def test_a_roll_back_is_not_confirmed_while_it_runs(switched: Callable[..., Switched]) -> None:
@@ -477,9 +551,10 @@ def test_a_power_cut_at_any_command_is_made_good_by_the_next_boot(
         shutil.rmtree(host.machine.state)
         shutil.copytree(kept, host.machine.state, symlinks=True)
         cut(host, at)
-        host.boot()
+        words, restarts = set(WORDS) & set(host.boot().split()), len(host.reboots())
         if host.is_armed() and (host.state / "rollback").exists():
             host.elapse()
+            assert not words or len(host.reboots()) > restarts, f"cut at command {at} of {total}: it wasn't restarted"
         if set(WORDS) & set(host.boot().split()):
             raise AssertionError(f"cut at command {at} of {total}: the words are still there")
         assert not host.is_armed(), f"cut at command {at} of {total}"
