@@ -48,6 +48,20 @@ def release(name: str) -> None:
         guard.stop()
 
 
+def _who() -> str:
+    """Who is at work, for another one to read."""
+    try:
+        user = getpass.getuser()
+    except (
+        OSError,
+        KeyError,
+        ImportError,
+    ):  # a user id without a name, as in a container; Windows without its variables
+        user = "somebody"
+    who = f"{user} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S %z')}"
+    return " ".join(who.encode("utf-8", "replace").decode().split())
+
+
 class _Guard(threading.Thread):
     """Holds a host until the process ends, or the connection does."""
 
@@ -76,6 +90,5 @@ class _Guard(threading.Thread):
 
     async def _hold(self) -> None:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-        who = f"{getpass.getuser()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}"
         async with ssh.connect(self._host) as session:
-            await session.keep("hold", scripts.compose("run_guard.sh", WHO=who), self.answered.set, BEAT_SECONDS)
+            await session.keep("hold", scripts.compose("run_guard.sh", WHO=_who()), self.answered.set, BEAT_SECONDS)

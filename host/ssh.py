@@ -83,19 +83,24 @@ class Session:
         """
         import asyncssh
 
-        process = await self._connection.create_process(scripts.command(verb, self._host.ssh.user), encoding=None)
+        command = scripts.command(verb, self._host.ssh.user)
         try:
-            process.stdin.write(script.encode())
             async with asyncio.timeout(SCRIPT_SECONDS):
-                said = await process.stdout.readline()
-                if not said.startswith(b"{"):
-                    said += await process.stdout.read(LOG_BYTES)
+                process = await self._connection.create_process(command, encoding=None)
+                with suppress(OSError):  # it reads no more: what it says is why
+                    process.stdin.write(script.encode())
+                said = b""  # a login may print something of its own before
+                while (line := await process.stdout.readline()) and not line.startswith(b"{"):
+                    said = (said + line)[-LOG_BYTES:]
+                if not line:
+                    log = await _end_of(process.stderr)
                     await process.wait_closed()
-                    raise _failed(verb, _text(said), "", process.exit_status or 1)
+                    raise _failed(verb, _text(said), _text(log), process.exit_status or 1)
             answered()
             while not process.stdout.at_eof():
                 await asyncio.sleep(beat)
-                process.stdin.write(b"\n")
+                with suppress(OSError):  # it has just ended
+                    process.stdin.write(b"\n")
         except (OSError, TimeoutError, asyncssh.Error) as error:
             raise _lost(self._host, error) from error
 

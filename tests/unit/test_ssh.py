@@ -14,10 +14,11 @@ from host.errors import HomelabError, UnreachableError
 from settings import Host
 
 Serve = Callable[["asyncssh.SSHServerProcess[bytes]"], Awaitable[None]]
+Use = Callable[[ssh.Session], Awaitable[str]]
 
 
-def talk(folder: Path, serve: Serve, seconds: float = 20) -> str:
-    """What `Session.run` makes of it."""
+def meet(folder: Path, serve: Serve | None, use: Use) -> str:
+    """What ``use`` makes of a server; without ``serve`` it opens no session."""
 
     async def main() -> str:
         key = asyncssh.generate_private_key("ssh-ed25519")
@@ -43,11 +44,62 @@ def talk(folder: Path, serve: Serve, seconds: float = 20) -> str:
         )
         try:
             async with ssh.connect(host) as session:
-                return await session.run("read_host", "script\n", seconds)
+                return await use(session)
         finally:
             server.close()
 
     return asyncio.run(main())
+
+
+def talk(folder: Path, serve: Serve, seconds: float = 20) -> str:
+    """What `Session.run` makes of it."""
+    return meet(folder, serve, lambda session: session.run("read_host", "script\n", seconds))
+
+
+def keep(folder: Path, serve: Serve | None) -> list[str]:
+    """What `Session.keep` makes of it."""
+    said: list[str] = []
+
+    async def held(session: ssh.Session) -> str:
+        await session.keep("hold", "script\n", lambda: said.append("held"), 0.01)
+        return ""
+
+    meet(folder, serve, held)
+    return said
+
+
+def test_what_a_login_prints_before_a_script_that_holds_is_passed_over(tmp_path: Path) -> None:
+    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        process.stdout.write(b"Welcome to\nthe server\n")
+        process.stdout.write(b'{"held":"yes"}\n')
+        assert await process.stdin.readline() == b"script\n"
+        assert await process.stdin.readline() == b"\n"
+        process.exit(0)
+
+    assert keep(tmp_path, serve) == ["held"]
+
+
+def test_a_script_that_refuses_to_hold_says_why(tmp_path: Path) -> None:
+    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        process.stdout.write(b"Welcome\nwanted: to be alone\nfound:  another\nwhy:    two\nnext:   wait\n")
+        process.exit(1)
+
+    with pytest.raises(HomelabError, match="to be alone"):
+        keep(tmp_path, serve)
+
+
+def test_a_sudo_that_asks_for_a_password_is_heard(tmp_path: Path) -> None:
+    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        process.stderr.write(b"sudo: a password is required\n")
+        process.exit(1)
+
+    with pytest.raises(HomelabError, match="a password is required"):
+        keep(tmp_path, serve)
+
+
+def test_a_host_that_opens_no_session_can_not_be_held(tmp_path: Path) -> None:
+    with pytest.raises(UnreachableError, match="ChannelOpenError"):
+        keep(tmp_path, None)
 
 
 def test_bytes_that_are_no_text_are_an_answer_all_the_same(tmp_path: Path) -> None:
