@@ -33,7 +33,7 @@ test: .venv/.dev ## the whole test suite
 test-fast: .venv/.dev ## the tests that need no engine: seconds
 	@$(VENV) -m pytest -n $(WORKERS) tests/unit tests/scripts tests/lab
 
-test-metal: .venv/.dev ## the program on a real kernel: a Debian under QEMU (Linux; 22 to 25 minutes)
+test-metal: .venv/.dev ## the program on a real kernel: a Debian under QEMU (Linux; 35 minutes; CUTS=50 SEED=7: more power cuts)
 	@$(VENV) -m tests.metal.prerequisites
 	@$(VENV) -m pytest -m metal tests/metal
 

@@ -1,0 +1,142 @@
+"""The power is cut at any moment: the host boots, the next `up` finishes, `destroy` gives every byte back.
+
+QEMU is killed: what the guest hadn't written to its disk is gone, as with a plug that is pulled. A moment is drawn from a seed, and
+told with a failure. `make test-metal CUTS=50 SEED=7` takes as many as wanted; without, one for each phase, some ten minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.metal.conftest import GPUS, FirstUp
+from tests.metal.host import CARD, Hosts, MetalStack
+from tests.metal.test_bound import begin_reboot
+
+pytestmark = [pytest.mark.metal, pytest.mark.timeout(3600)]
+
+SEED = os.environ.get("SEED", "1")
+# In the order in which they are most worth it, should somebody want fewer.
+PHASES = ("after destroy", "during up", "during destroy", "after up", "during a roll-back")
+CUTS = int(os.environ.get("CUTS") or len(PHASES))
+
+# How long a run goes on changing files, on an idle machine of two processors: moments are drawn from that, in seconds.
+UP_SECONDS = 45.0
+DESTROY_SECONDS = 25.0
+ROLL_BACK_SECONDS = 25.0
+
+# Two of the files that a run writes, one of them first made by it; what is drawn is when, not what.
+TAMPER = "rm /etc/initramfs-tools/scripts/init-top/homelab-vfio; echo '#' >>/etc/default/grub.d/zz-homelab-iommu.cfg"
+
+
+class Moment:
+    """When the power is cut. ``str`` says all that is needed to cut it there again."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.phase = PHASES[number % len(PHASES)]
+        self._random = random.Random(f"{SEED} {number}")
+
+    def within(self, seconds: float) -> float:
+        return self._random.uniform(0, seconds)
+
+    def __str__(self) -> str:
+        return f"{self.phase} (CUTS={self.number + 1} SEED={SEED})"
+
+
+def cut_after(stack: MetalStack, process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Waits for the run to reach the host, then that long, or until it ends; then neither the host nor the run is there any more."""
+    deadline = time.monotonic() + stack.patience
+    while not stack.machine.run("pgrep -f 'bash -s -- (apply|revert)' || :", check=False) and process.poll() is None:
+        assert time.monotonic() < deadline, "no script has run"
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    stack.machine.stop()
+    stack.kill(process)
+
+
+def boot_again(stack: MetalStack) -> None:
+    stack.machine.start()
+    stack.machine.wait_for_ssh()
+    stack.run("cancel", "--yes")  # the lock of a run that was killed, if there is one
+
+
+def finishes_and_gives_everything_back(stack: MetalStack, before: FirstUp) -> None:
+    stack.up("--refresh")
+    assert {stack.drivers()[one] for one in CARD} == {"vfio-pci"}
+    assert stack.up("--refresh").changed == set()
+    stack.destroy()
+    assert stack.files() == before.files_before
+
+
+def after_destroy(moment: Moment, hosts: Hosts, first_up: FirstUp, folder: Path) -> None:
+    stack = hosts.stack(hosts.intel("bound"), folder, GPUS, first_up.kept)
+    stack.destroy()
+    stack.machine.stop()
+    boot_again(stack)
+    # No stack is left that could mend anything.
+    assert stack.files() == first_up.files_before
+    assert stack.drivers() == first_up.drivers_before
+
+
+def during_up(moment: Moment, hosts: Hosts, first_up: FirstUp, folder: Path) -> None:
+    stack = hosts.stack(hosts.intel(), folder, GPUS)
+    cut_after(stack, stack.start("up", "--yes", "--skip-preview"), moment.within(UP_SECONDS))
+    boot_again(stack)
+    finishes_and_gives_everything_back(stack, first_up)
+
+
+def during_destroy(moment: Moment, hosts: Hosts, first_up: FirstUp, folder: Path) -> None:
+    stack = hosts.stack(hosts.intel("bound"), folder, GPUS, first_up.kept)
+    cut_after(stack, stack.start("destroy", "--yes", "--skip-preview"), moment.within(DESTROY_SECONDS))
+    boot_again(stack)
+    stack.destroy()
+    assert stack.files() == first_up.files_before
+
+
+def after_up(moment: Moment, hosts: Hosts, first_up: FirstUp, folder: Path) -> None:
+    stack = hosts.stack(hosts.intel("bound"), folder, GPUS, first_up.kept)
+    files = stack.files()
+    stack.machine.run(TAMPER)
+    stack.up("--refresh")
+    stack.machine.stop()
+    boot_again(stack)
+    assert stack.files() == files
+    assert {stack.drivers()[one] for one in CARD} == {"vfio-pci"}
+    assert stack.up("--refresh").changed == set()
+
+
+def during_a_roll_back(moment: Moment, hosts: Hosts, first_up: FirstUp, folder: Path) -> None:
+    stack = hosts.stack(hosts.intel("bound"), folder, GPUS, first_up.kept)
+    stack.host["iommu"] = {"passthrough": False}
+    stack.host["timeouts"] |= {"connect": 15, "rollback": 60}
+    process = stack.start("up", "--yes", "--skip-preview")
+    begin_reboot(stack)
+    stack.machine.connect_network(False)
+    stack.machine.wait_for_reset(600)  # ours; the switch fires a minute after the boot's start, and takes some 20 s
+    time.sleep(60 + moment.within(ROLL_BACK_SECONDS))
+    stack.kill(process)
+    stack.machine.stop()
+    boot_again(stack)
+    finishes_and_gives_everything_back(stack, first_up)
+
+
+CUT: dict[str, Callable[[Moment, Hosts, FirstUp, Path], None]] = {
+    "after destroy": after_destroy,
+    "during up": during_up,
+    "during destroy": during_destroy,
+    "after up": after_up,
+    "during a roll-back": during_a_roll_back,
+}
+
+
+@pytest.mark.parametrize("moment", [Moment(number) for number in range(CUTS)], ids=str)
+def test_a_power_cut_loses_nothing(hosts: Hosts, first_up: FirstUp, tmp_path: Path, moment: Moment) -> None:
+    CUT[moment.phase](moment, hosts, first_up, tmp_path / "stack")
