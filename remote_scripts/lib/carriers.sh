@@ -31,13 +31,13 @@ vital_entry() {
 
 # -- disks -------------------------------------------------------------------------------------------------------------------
 vital_storage() {
-  local source target fstype uuid path mounts='' taken=' '
+  local source target fstype options uuid path mounts='' taken=' '
   [[ ! -r $ROOT/proc/mounts ]] || mounts=$(<"$ROOT/proc/mounts")
-  while IFS=' ' read -r source target fstype _; do
+  while IFS=' ' read -r source target fstype options _; do
     # Of what is mounted over each other on one path, the last one counts; all of them are named.
     is_needed "$target" && [[ $taken != *" $source:$target "* ]] || continue
     taken+="$source:$target "
-    file_system_carriers "$source" "$target" "$fstype"
+    file_system_carriers "$source" "$target" "$fstype" "$options"
     vital_entry storage "$target ($fstype on $source)"
   done <<<"$mounts"
   if [[ -r $ROOT/proc/swaps ]]; then
@@ -77,22 +77,25 @@ is_needed() {
 
 # path_carriers PATH - of the file system that a file is on.
 path_carriers() {
-  local source target fstype best='' nearest=()
-  while IFS=' ' read -r source target fstype _; do
+  local source target fstype options best='' nearest=()
+  while IFS=' ' read -r source target fstype options _; do
     if [[ ($1 == "$target" || $target == / || $1 == "$target"/*) && ${#target} -ge ${#best} ]]; then
-      best=$target nearest=("$source" "$target" "$fstype")
+      best=$target nearest=("$source" "$target" "$fstype" "$options")
     fi
   done <"$ROOT/proc/mounts"
   if ((${#nearest[@]})); then file_system_carriers "${nearest[@]}"; else TROUBLE="nothing is mounted that holds $1"; fi
 }
 
-file_system_carriers() { # SOURCE TARGET TYPE
+file_system_carriers() { # SOURCE TARGET TYPE OPTIONS
   local source=$1
   case $3 in
     autofs) return 0 ;; # what stands for a file system that isn't mounted yet
     tmpfs | ramfs | rootfs) return 0 ;;
     zfs) pool_carriers "${source%%/*}" ;;
-    nfs* | cifs | smb3 | ceph | fuse.ceph* | glusterfs | fuse.glusterfs | fuse.sshfs | 9p) network_carriers ;;
+    nfs* | cifs | smb3 | ceph | fuse.ceph* | glusterfs | fuse.glusterfs | fuse.sshfs | 9p)
+      # shellcheck disable=SC2046 # addresses hold no spaces
+      network_carriers $(addresses_in "$source,${4:-}")
+      ;;
     bcachefs)
       # All of its devices, joined by colons.
       while [[ -n $source ]]; do
@@ -178,8 +181,15 @@ block_carriers() {
     */rbd/* | */rbd[0-9]*) network_carriers ;;
     */virtual/*) TROUBLE="nothing says what $1 is on" ;;
     # Without a PCI function on the way: iSCSI through the network, or a disk that is no PCI device at all.
-    *) carriers_in "$dir" || [[ $dir != */session[0-9]*/* ]] || network_carriers ;;
+    *) carriers_in "$dir" || [[ ! $dir =~ /session([0-9]+)/ ]] || iscsi_carriers "${BASH_REMATCH[1]}" ;;
   esac
+}
+
+iscsi_carriers() { # NUMBER OF A SESSION
+  local text
+  text=$(cat "$ROOT/sys/class/iscsi_connection/connection$1:"*/{persistent_address,address} 2>/dev/null) || :
+  # shellcheck disable=SC2046 # addresses hold no spaces
+  network_carriers $(addresses_in "$text")
 }
 
 pool_carriers() { # NAME OF A ZFS POOL
@@ -220,14 +230,25 @@ vital_network() {
   vital_entry network "the network over which this host is reached (${names//$'\n'/, })"
 }
 
+# addresses_in TEXT - the IP addresses that an option or a source of a mount, or a line of sysfs, has.
+addresses_in() { grep -oE '[0-9]{1,3}(\.[0-9]{1,3}){3}|(^|addr=)[0-9a-f]*:[0-9a-f:]+' <<<"$1" | sed 's/^addr=//' | sort -u || :; }
+
+# network_carriers [ADDRESS...] - also on the way to these, which may be another one, as of a network for storage alone.
 network_carriers() {
   local name found=no
   while read -r name; do
     [[ -n $name ]] || continue
     found=yes
     interface_carriers "$name"
-  done < <(reached_over | sort -u)
+  done < <({ reached_over && ways_to "$@"; } | sort -u)
   [[ $found == yes ]] || TROUBLE="no interface has a default route or this connection"
+}
+
+ways_to() { # ADDRESS... - the interface of each, one a line
+  local address
+  for address in "$@"; do
+    within "$ASK_SECONDS" ip -o route get "$address" 2>/dev/null | sed -nE 's/.* dev ([^ ]+).*/\1/p' || :
+  done
 }
 
 # reached_over - the interfaces of this connection and of the default routes, one a line.
@@ -236,7 +257,7 @@ reached_over() {
   if connection=$(ssh_connection) && [[ -n $connection ]]; then
     read -r client _ server _ <<<"$connection"
     client=${client#::ffff:} server=${server#::ffff:}
-    within "$ASK_SECONDS" ip -o route get "${client%%%*}" 2>/dev/null | sed -nE 's/.* dev ([^ ]+).*/\1/p' || :
+    ways_to "${client%%%*}"
     within "$ASK_SECONDS" ip -o addr show 2>/dev/null | awk -v address="${server%%%*}" '{ split($4, part, "/") } part[1] == address { print $2 }' || :
   fi
   if [[ -r $ROOT/proc/net/route ]]; then

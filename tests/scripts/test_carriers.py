@@ -291,6 +291,25 @@ def test_a_network_that_cant_be_found_is_said_to_be_so(folder: Folder) -> None:
     assert carried(folder, "network").popitem()[1] == {"?"}
 
 
+@pytest.mark.parametrize("storage", ["nfs", "ceph", "iscsi"])
+def test_storage_over_a_network_of_its_own_counts_with_that_networks_card(folder: Folder, storage: str) -> None:
+    network(folder)
+    folder.write("/proc/net/route", "Iface\tDestination\n")
+    folder.command("ip", '[[ $* != "-o route get 10.0.0.9" ]] || echo "10.0.0.9 dev wlp6s0 src 10.0.0.2 uid 0"')
+    if storage == "iscsi":
+        disk(folder, "sdc", "platform/host6/session1/target6:0:0/6:0:0:0", "sdc1")
+        folder.write("/sys/class/iscsi_connection/connection1:0/persistent_address", "10.0.0.9\n")
+        mounts(folder, "/dev/sdc1 / ext4")
+    else:
+        line = {
+            "nfs": "nas:/vz / nfs4 rw,vers=4.2,clientaddr=10.0.0.2,addr=10.0.0.9 0 0\n",
+            "ceph": "10.0.0.9:6789,10.0.0.8:6789:/ / ceph rw,name=admin 0 0\n",
+        }[storage]
+        folder.write("/proc/mounts", line)
+    (found,) = carried(folder).values()
+    assert found == {"0000:00:02.4", WIFI}
+
+
 def test_keyboards_are_those_with_keys_and_not_buttons(folder: Folder) -> None:
     folder.write(
         "/proc/bus/input/devices",
