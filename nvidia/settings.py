@@ -47,8 +47,8 @@ class Mirror(Model):
 
 
 class Timeouts(Model):
-    """Seconds. ``lock``: until another apt has finished; ``download``: for one file; ``install``: for one run of apt or the
-    installer, DKMS's build included; ``reboot``: until the system answers again; ``verify``: for the checks at the end.
+    """Seconds. ``lock``: until another apt has finished; ``download``: for one file, or for all that one run of apt fetches;
+    ``install``: for one run of apt or the installer besides, DKMS's build included; ``reboot``: until the system answers again; ``verify``: for the checks at the end.
     """
 
     lock: Seconds = 600

@@ -90,6 +90,9 @@ explain() {
   if ((${#SYMPTOM[@]} > 0)); then
     die "${SYMPTOM[1]}" "$(masked "${SYMPTOM[2]}")$(build_log "$1")" "${SYMPTOM[3]}" "${SYMPTOM[4]}"
   fi
+  # shellcheck disable=SC2016 # meant literally
+  [[ $(tail -n 1 "$1") != "ended after "* ]] ||
+    set -- "${@:1:3}" 'run `pulumi up` again: it goes on from what is there; a slow line or system gets longer with nvidia.timeouts.install'
   die "$2" "$(masked "$(tail -n 8 "$1")")$(build_log "$1")" "$3" "${4:-mend what the lines above say, then run \`pulumi up\` again}"
 }
 
@@ -293,7 +296,9 @@ install_packages() {
   record_change "$layer" "$file"
   CHANGED=yes
   log "installing ${missing[*]}"
-  if ! apt_get "$file" install --allow-downgrades "${options[@]}" "${missing[@]}"; then
+  # It fetches gigabytes, too: a slow line mustn't end it while it unpacks.
+  if ! INSTALL_SECONDS=$((${DOWNLOAD_SECONDS:-1800} + ${INSTALL_SECONDS:-3600})) \
+    apt_get "$file" install --allow-downgrades "${options[@]}" "${missing[@]}"; then
     read_installed
     settle_record "$layer"
     explain_install "$file" "${missing[*]}"

@@ -57,6 +57,13 @@ def test_a_known_failure_is_answered_as_python_would(folder: Folder, name: str, 
     assert done.stdout == f"{expected}\n"
 
 
+def test_what_took_too_long_names_the_setting_that_gives_it_longer(folder: Folder) -> None:
+    done = library(folder, 'run_apt "$ROOT/log" sleep 9 || explain "$ROOT/log" wanted why', timeouts={"install": 1})
+    assert done.returncode == 1
+    assert "found:  ended after 1 s" in done.stdout
+    assert "nvidia.timeouts.install" in done.stdout.rpartition("next:")[2]
+
+
 def test_an_unknown_failure_shows_its_last_lines(folder: Folder) -> None:
     folder.write("/log", "".join(f"line {number}\n" for number in range(20)))
     done = library(folder, 'explain "$ROOT/log" "to do it" "it matters"')
