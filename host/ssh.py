@@ -37,6 +37,8 @@ _CHUNK = 64 * 1024
 CONFIRM_TRIES = 3
 # Between two tries to reach a host that is booting. Nothing on this side tells when it is back.
 RETRY_SECONDS = 1.0
+# The same where it answered and refused: sshd (from OpenSSH 9.8 on) shuts out for a while whoever it refuses more often.
+REFUSED_SECONDS = 6.0
 
 
 class Session:
@@ -335,7 +337,7 @@ async def wait_for_boot(host: Host, old_boot_id: str | None, say: Callable[[str]
     Waits ``timeouts.reboot`` seconds, then as long again as the dead man's switch and its reboot may take.
 
     :raises UnreachableError: it didn't come back in all that time.
-    :raises HomelabError: it never went down, refuses the login, or shows another host key.
+    :raises HomelabError: to the end of that time it refused the login, showed another host key, or failed to be read.
     """
     started = time.monotonic()
     patience = host.timeouts.reboot
@@ -343,22 +345,29 @@ async def wait_for_boot(host: Host, old_boot_id: str | None, say: Callable[[str]
     seconds = min(SCRIPT_SECONDS, max(SHORT_SECONDS, host.timeouts.rollback / 3))
     extended = False
     last = "it went down and nothing answers"
+    refused: HomelabError | None = None
     while True:
         try:
             found = await read(host, lspci=True, kernel_log=True, seconds=seconds)
             if found.boot_id != old_boot_id:
                 return found
-            last = "it answers, but has not rebooted"
+            last, refused = "it answers, but has not rebooted", None
         except UnreachableError as error:
-            last = error.found
+            last, refused = error.found, None
+        except HomelabError as error:
+            # On its way down or up: root's keys lie in /etc/pve, which isn't there yet; the initramfs asks for a disk's passphrase over
+            # SSH, with a host key of its own; the shutdown ended a command of the script.
+            if refused is None:
+                say(f"{host.address} answers, but can't be read yet: {error.found}")
+            last, refused = error.found, error
         if time.monotonic() - started > patience:
             if extended:
-                raise _never_back(host, last, time.monotonic() - started)
+                raise refused or _never_back(host, last, time.monotonic() - started)
             extended = True
             patience = host.timeouts.boot
             say(f"{host.address} is not back after {host.timeouts.reboot} s ({last}); if it only lacks its network, it gives back its "
                 f"boot configuration {host.timeouts.rollback} s after its start and reboots by itself: waiting for that")  # fmt: skip
-        await asyncio.sleep(RETRY_SECONDS)
+        await asyncio.sleep(RETRY_SECONDS if refused is None else REFUSED_SECONDS)
 
 
 def _never_back(host: Host, last: str, waited: float) -> UnreachableError:

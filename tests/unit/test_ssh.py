@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import asyncssh
 import pytest
@@ -160,3 +161,47 @@ def test_a_command_that_never_ends_is_given_up(tmp_path: Path) -> None:
 
     with pytest.raises(UnreachableError, match="the script has not ended within 0.5 s"):
         talk(tmp_path, serve, seconds=0.5)
+
+
+# -- a host that restarts ---------------------------------------------------------------------------------------
+def boots(
+    monkeypatch: pytest.MonkeyPatch, *readings: str | HomelabError, patience: float = 30
+) -> tuple[str, list[str]]:
+    """What is waited for on a host that is read so, one time after the other and the last one for ever; and what is said meanwhile."""
+    left = list(readings)
+
+    async def read(_host: Host, **_: object) -> SimpleNamespace:
+        found = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(found, HomelabError):
+            raise found
+        return SimpleNamespace(boot_id=found)
+
+    monkeypatch.setattr(ssh, "read", read)
+    monkeypatch.setattr(ssh, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(ssh, "REFUSED_SECONDS", 0.001)
+    said: list[str] = []
+    timeouts = SimpleNamespace(reboot=patience, rollback=30, boot=patience * 3)
+    host = SimpleNamespace(address="192.168.0.202", timeouts=timeouts)
+    return asyncio.run(ssh.wait_for_boot(host, "old", said.append)).boot_id, said  # type: ignore[arg-type]
+
+
+OFF = UnreachableError("a connection", "nothing answers", "", "")
+NO_KEYS = HomelabError("to log in", "refused: Permission denied", "", "")
+OTHER_KEY = HomelabError("the host key", "SHA256:of the initramfs", "", "")
+
+
+def test_a_host_that_refuses_the_login_while_it_starts_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proxmox VE keeps root's keys in /etc/pve, which may come after sshd."""
+    boot, said = boots(monkeypatch, "old", NO_KEYS, OFF, NO_KEYS, NO_KEYS, "new")
+    assert boot == "new"
+    assert said == ["192.168.0.202 answers, but can't be read yet: refused: Permission denied"] * 2
+
+
+def test_another_host_key_while_it_starts_may_be_that_of_its_initramfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    boot, said = boots(monkeypatch, OFF, OTHER_KEY, OTHER_KEY, OFF, "new")
+    assert boot == "new" and "SHA256:of the initramfs" in said[0]
+
+
+def test_who_is_refused_to_the_end_hears_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(HomelabError, match="Permission denied"):
+        boots(monkeypatch, OFF, NO_KEYS, patience=0.02)
