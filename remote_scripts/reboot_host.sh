@@ -29,8 +29,10 @@ apply() {
     arm "$AWAITED"
     finish
     # In a unit of its own, a moment later: this script still has to answer. (Timers are a minute inexact by default.)
-    run_logged systemd-run --collect --on-active=1 --timer-property=AccuracySec=100ms systemctl reboot || die "a reboot of this host" "$OUTPUT" \
-      "the running kernel lacks what was configured" "reboot it by hand, then run \`pulumi up\` again"
+    if ! run_logged systemd-run --collect --on-active=1 --timer-property=AccuracySec=100ms systemctl reboot; then
+      await_no_boot
+      die "a reboot of this host" "$OUTPUT" "the running kernel lacks what was configured" "reboot it by hand, then run \`pulumi up\` again"
+    fi
   fi
   report ",\"armed\":\"$(stat -c %.Y "$STATE/armed" 2>/dev/null)\""
 }

@@ -40,6 +40,9 @@ rolled_back() {
 }
 
 # -- arming ----------------------------------------------------------------------------------------------------
+# await_no_boot - whoever restarts this host now, no `up` waits for it.
+await_no_boot() { sed '/^until /d' "$STATE/armed" | write_atomically /var/lib/homelab/armed 0600; }
+
 # arm [SECONDS] - SECONDS: for so long from now an `up` waits for the next boot. Without: what is armed in this boot stays as it is.
 arm() {
   local record boot temporary
@@ -134,9 +137,14 @@ switch_timer() {
 # Written by homelab: see homelab-rollback.service.
 [Unit]
 Description=homelab: wait for the boot to be confirmed
+# Started first of all: a boot that ends in emergency mode, since a disk is gone, starts no other timer.
+DefaultDependencies=no
+Conflicts=shutdown.target
+Before=shutdown.target
 
 [Timer]
-OnBootSec=${ROLLBACK_AFTER}s
+# From systemd's start on: an initramfs may wait for the passphrase of a disk for as long as it likes.
+OnStartupSec=${ROLLBACK_AFTER}s
 AccuracySec=1s
 
 [Install]

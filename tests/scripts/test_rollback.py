@@ -153,6 +153,28 @@ def test_a_manual_reboot_has_a_switch_too(switched: Callable[..., Switched]) -> 
     assert "until" not in (host.state / "armed").read_text()
 
 
+def test_a_reboot_that_could_not_be_ordered_is_waited_for_by_nobody(tmp_path: Path) -> None:
+    """A person restarts the host then, and may take longer for the next `up` than the switch's time."""
+    host = Host(tmp_path / "lab", "rtx5090")
+    host.__class__ = Switched
+    assert isinstance(host, Switched)
+    assert host.run("apply", LAYERS["iommu"]).returncode == 0
+    host.spoil("systemd-run", "echo no bus; exit 1")
+    done = host.run("apply", scripts.reboot_host("auto", IOMMU, [], AFTER))
+    assert done.returncode == 1 and "reboot it by hand" in done.stdout
+    assert "until" not in (host.state / "armed").read_text()
+    host.boot()
+    host.elapse()
+    assert (host.state / "judged").exists()
+
+
+def test_the_time_until_a_boot_is_looked_at_is_that_of_its_system(switched: Callable[..., Switched]) -> None:
+    """Not of an initramfs that waits for a passphrase; and it passes in emergency mode, too, which has none of sysinit.target."""
+    timer = (switched().root / "etc/systemd/system/homelab-rollback.timer").read_text()
+    assert f"\nOnStartupSec={AFTER}s\n" in timer
+    assert "\nDefaultDependencies=no\nConflicts=shutdown.target\nBefore=shutdown.target\n" in timer
+
+
 SSH = "192.168.0.10 50000 192.168.0.202 22"
 
 
