@@ -11,7 +11,7 @@ import re
 
 # ECMA-48: control sequences (colours, cursor), strings that end in BEL or ST (titles, links), and the shorter ones.
 _SEQUENCE = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)|\x1b[ -/]+[0-~]|\x1b[=>78cDEHMNOZ]"
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x90\x98\x9c-\x9f]*(?:\x07|\x1b\\|\x9c)|\x1b[ -/]+[0-~]|\x1b[=>78cDEHMNOZ]"
 )
 # Control characters but for tab and newline; what turns or hides writing (bidirectional marks, zero width, line separators, tags);
 # halves of surrogate pairs, which can't be written at all.

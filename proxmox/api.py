@@ -57,7 +57,7 @@ LINE_CHARACTERS = 400
 CHUNKS = 20
 
 # Parameters that no message may show.
-_SECRETS = ("password", "cipassword")
+SECRETS = ("password", "cipassword")
 _GUEST = re.compile(r"^nodes/(?P<node>[^/]+)/(?P<kind>qemu|lxc)(?:/(?P<id>\d+))?(?:/|$)")
 _TAKEN = re.compile(r"(?P<kind>VM|CT) (?P<id>\d+) already exists on node '(?P<node>[^']+)'")
 _NO_CONTENT = "no content"  # a task that has said nothing yet
@@ -311,7 +311,7 @@ class Api:
         """What no message may show."""
         api = self.host.api
         secrets = [one.get_secret_value() for one in (api and api.token_secret, api and api.password) if one]
-        return secrets + [str(value) for name, value in (parameters or {}).items() if name in _SECRETS]
+        return secrets + [str(value) for name, value in (parameters or {}).items() if name in SECRETS]
 
     def _refused(
         self, verb: str, path: str, wanted: str, parameters: dict[str, Any], error: ResourceException

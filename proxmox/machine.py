@@ -14,7 +14,7 @@ from typing import Any
 
 from host.errors import HomelabError
 from host.text import tell
-from proxmox.api import Api
+from proxmox.api import SECRETS, Api
 from proxmox.errors import (
     ApiError,
     CardNotResetError,
@@ -138,7 +138,7 @@ class Machine:
                 if target(self.config()):
                     raise
             for key, value in change.values.items():
-                self.say(f"{key}: {value}")
+                self.say(f"{key} set anew" if key in SECRETS else f"{key}: {value}")
             for key in change.delete:
                 self.say(f"{key} removed")
         return before, change

@@ -305,6 +305,12 @@ def test_no_message_shows_a_secret_or_a_control_character(lab: Lab) -> None:
     assert "hunter2" not in str(error.value)
 
 
+def test_a_password_that_is_set_is_not_told(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    machine(lab)._write(lambda _: Change({"cipassword": "hunter2hunter2", "onboot": "0"}))
+    told = capsys.readouterr().out
+    assert "onboot: 0" in told and "cipassword" in told and "hunter2" not in told
+
+
 def test_a_fingerprint_that_does_not_fit_names_the_file_that_it_is_of(lab: Lab) -> None:
     with pytest.raises(ApiError) as error:
         client(lab, caFile=None, fingerprint="ab" * 32).get("version", "the version")

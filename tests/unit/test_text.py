@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import time
 
 import pytest
 
@@ -31,11 +32,18 @@ from tests.conftest import PROJECT
         ("a\u202eb\u2066c\u200f\u200b\ufeff\u2028", "a\\u202eb\\u2066c\\u200f\\u200b\\ufeff\\u2028"),
         ("a\ud800b", "a\\ud800b"),
         ("\U000e0041", "\\ue0041"),
+        ("\x9d0;a title\x07text\x90q\x9c", "text"),
     ],
 )
 def test_what_a_terminal_would_obey_is_taken_out_or_shown_as_a_number(said: str, shown: str) -> None:
     assert clean(said) == shown
     assert clean(shown) == shown
+
+
+def test_much_that_begins_and_never_ends_is_cleaned_in_no_time() -> None:
+    began = time.monotonic()
+    assert clean("\x90" * 60_000) == "\\x90" * 60_000
+    assert time.monotonic() - began < 5
 
 
 def test_an_error_is_clean_in_its_text_and_in_its_parts() -> None:
