@@ -918,7 +918,11 @@ def load_host(hosts: str | None, name: str) -> Host:
 
     :raises HomelabError: it is missing or mistaken.
     """
-    known = parse({"hosts": hosts or "{}"}).hosts
+    whole = _decode(hosts or "{}")
+    if isinstance(whole, dict) and name in whole:
+        # A mistake in another host's settings must not keep anybody from giving this one up.
+        whole = {name: whole[name]}
+    known = parse({"hosts": json.dumps(whole)}).hosts
     host = known.get(name)
     if host is None:
         raise HomelabError(

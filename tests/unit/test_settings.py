@@ -171,6 +171,16 @@ def test_a_host_that_left_the_configuration_is_named() -> None:
         load_host(json.dumps(hosts()), "old")
 
 
+def test_a_host_is_given_up_whatever_is_mistaken_about_another_one() -> None:
+    text = json.dumps(hosts() | {"far": {"address": "-x"}})
+    assert load_host(text, "pve").address == "192.168.0.202"
+    with pytest.raises(HomelabError, match=r"homelab:hosts\.far\.address"):
+        load_host(text, "far")
+    for mistaken in ("[]", "null", '"pve"', "{", None):
+        with pytest.raises(HomelabError):
+            load_host(mistaken, "pve")
+
+
 API = {"token": "homelab@pve!pulumi", "tokenSecret": "s3cret", "caFile": "pve-root-ca.pem"}
 VM = {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}
 
