@@ -12,6 +12,9 @@ LOADER=${LOADER:-$(switch_note armed loader)}
 LOADER=${LOADER:-grub}
 exec {LOCK}</dev/null # steps run while the lock is held for them
 
+# So many boots are restarted, where they still run with our words.
+MOST_BOOTS=4
+
 trap - ERR EXIT HUP TERM # a step that fails says so by its status
 # Nothing is put back here, and a full disk has no room for copies.
 remember() { :; }
@@ -68,7 +71,7 @@ is_reached() {
 # roll_back - what the timer runs. Nothing here may stop it: whatever can fail or hang is a step.
 roll_back() {
   set +eu
-  local reason='' verdict='' status=1 here until noted=yes failed=no restart=yes layer path
+  local reason='' verdict='' status=1 here until noted=yes failed=no restart=yes boots layer path
   here=$(boot_id)
   if [[ ! -e $STATE/rolling-back ]]; then
     if [[ ! -e $STATE/armed ]]; then
@@ -106,7 +109,12 @@ roll_back() {
   fi
   step 60 begin "$reason" || noted=no
   # Now: with the last of what was noted goes this program, too.
-  [[ -n $here ]] || step 60 runs_with_our_words || restart=no
+  if [[ -z $here ]]; then
+    step 60 runs_with_our_words || restart=no
+    # What boots had no effect on, another one will not change; and a person may be at work on it.
+    boots=$(switch_note rolling-back boots)
+    [[ ! $boots =~ ^[0-9]+$ ]] || ((boots <= MOST_BOOTS)) || restart=no
+  fi
   for layer in vfio iommu; do
     step 60 drop_words "$layer" || failed=yes
   done
@@ -175,11 +183,13 @@ conclude() {
 
 # begin REASON - notes what a later boot needs to go on, and tells. REASON is empty where it was noted.
 begin() {
-  local words reason decided
+  local words reason decided boots
   words=$(our_words)
+  boots=$(switch_note rolling-back boots)
   reason=$(switch_note rolling-back reason)
   decided=$(switch_note rolling-back decided)
-  printf 'boot %s\nloader %s\ndecided %s\nreason %s\nwords %s\n' "$(boot_id)" "$LOADER" "${decided:-$(boot_id)}" "${1:-$reason}" "$words" |
+  printf 'boot %s\nloader %s\ndecided %s\nreason %s\nwords %s\nboots %s\n' "$(boot_id)" "$LOADER" "${decided:-$(boot_id)}" "${1:-$reason}" "$words" \
+    "$((${boots:-0} + 1))" |
     write_atomically /var/lib/homelab/rolling-back 0600
   printf 'boot %s %s' "${decided:-$(boot_id)}" "${1:-$reason}" | write_atomically /var/lib/homelab/rolled-back 0600
   pending boot
@@ -221,6 +231,7 @@ drop_words() {
 }
 
 generate() {
+  rm -f "$ROOT/boot/grub/.homelab-tmp" # of take_words_out, cut off
   generate_boot_config
   done_with boot
 }
@@ -282,8 +293,11 @@ take_words_out_of() {
       text+=$line$'\n'
     done <"$file"
     # Its own mode; beside it, so that a full disk leaves the old one.
-    cp -aT "$file" "${file%/*}/.homelab-tmp" && printf '%s' "$text" >"${file%/*}/.homelab-tmp" && sync "${file%/*}/.homelab-tmp" &&
-      mv -fT "${file%/*}/.homelab-tmp" "$file" || return 1
+    if ! { cp -aT "$file" "${file%/*}/.homelab-tmp" && printf '%s' "$text" >"${file%/*}/.homelab-tmp" &&
+      sync "${file%/*}/.homelab-tmp" && mv -fT "${file%/*}/.homelab-tmp" "$file"; }; then
+      rm -f "${file%/*}/.homelab-tmp"
+      return 1
+    fi
   done
 }
 

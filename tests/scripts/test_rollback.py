@@ -409,6 +409,24 @@ def test_a_disk_that_takes_no_note_is_no_reason_to_restart_again_and_again(switc
     finished_by_the_next_boot(host)
 
 
+def test_boots_that_keep_our_words_are_not_restarted_for_ever(switched: Callable[..., Switched]) -> None:
+    host = switched(awaited=True)
+    host.machine.set_fault("update-grub", "fail")
+    host.spoil("grub-reboot", "exit 1")
+    host.spoil("mv", 'case "$*" in *grub.cfg) exit 1 ;; esac; exec /usr/bin/mv "$@"')
+    restarts = []
+    for _ in range(6):
+        assert set(WORDS) & set(host.boot().split())
+        before = len(host.reboots())
+        host.elapse()
+        restarts.append(len(host.reboots()) - before)
+    assert restarts == [3, 3, 3, 3, 0, 0]
+    # It rests, and the next run takes over.
+    host.machine.clear_faults()
+    host.mend("mv")
+    assert host.run("apply", LAYERS["iommu"]).returncode == 0
+
+
 def test_a_roll_back_that_can_not_be_finished_restarts_once_and_rests(switched: Callable[..., Switched]) -> None:
     host = switched(awaited=True)
     host.machine.set_fault("update-initramfs", "fail")
