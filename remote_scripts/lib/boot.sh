@@ -45,12 +45,29 @@ need_boot_loader() {
 
 # generate_boot_config - makes what was configured what the next boot uses.
 generate_boot_config() {
+  local menu=/boot/grub/grub.cfg old=''
   if has_managed_esps; then
     run_logged proxmox-boot-tool refresh
-  else
-    run_logged update-grub
+    return
   fi
+  # update-grub may end well with a menu without a kernel, when a command that its scripts call is broken: that host would never start
+  # again. The menu from before comes back then.
+  if starts_kernels "$ROOT$menu"; then
+    old=$STATE/.grub.cfg.homelab-tmp
+    need_dir "$STATE" && cp -aT "$ROOT$menu" "$old" || { rm -f "$old" && old=''; }
+  fi
+  run_logged update-grub || { rm -f "$old" && return 1; }
+  if [[ -n $old ]] && ! starts_kernels "$ROOT$menu"; then
+    copy_atomically "$old" "$menu"
+    rm -f "$old"
+    OUTPUT="update-grub has made a menu without any kernel; the one from before is back"
+    return 1
+  fi
+  rm -f "$old"
 }
+
+# starts_kernels FILE - has GRUB's menu an entry with a kernel?
+starts_kernels() { grep -qsE '^[[:space:]]*linux(efi)?[[:space:]]' "$1"; }
 
 # note_boot_config - the same, only planned.
 note_boot_config() {

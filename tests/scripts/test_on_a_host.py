@@ -151,6 +151,23 @@ def test_an_initramfs_that_a_power_cut_left_empty_is_made_anew_and_half_ones_go(
     assert machine.files() == configured
 
 
+def test_a_menu_without_a_kernel_is_no_menu(host: Callable[[str], Host], tmp_path: Path) -> None:
+    """A broken command makes update-grub's scripts find no kernel, and update-grub end well."""
+    machine = host("rtx5090")
+    stock = machine.files()
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "update-grub").write_text('#!/bin/bash\nsed -i /linux/d "$ROOT/boot/grub/grub.cfg"\n')
+    (broken / "update-grub").chmod(0o755)
+    script = scripts.cmdline("iommu", IOMMU, 0)
+    done = machine.run("apply", f'PATH={broken}:"$PATH"\n{script}')
+    assert (done.returncode, "a menu without any kernel; the one from before is back" in done.stdout) == (1, True)
+    left = {path for path, text in machine.files().items() if stock.get(path) != text}
+    assert {Path(path).name for path in left} <= {"boot"}  # that it must be made anew
+    assert machine.run("revert", script).returncode == 0
+    assert machine.files() == stock
+
+
 def test_pinning_a_kernel_still_works_beside_the_second_boot_entry(host: Callable[[str], Host]) -> None:
     """proxmox-boot-tool takes the root device's id from grub.cfg by a pattern that a doubled entry would match twice."""
     machine = host("zfs-grub-shim")
