@@ -10,7 +10,7 @@ from tests.e2e.test_gpu_lxc import CARDS, NO_REBOOT
 from tests.e2e.test_nvidia_vm import DOCKER, SANDBOX
 
 # What only that step's script has in it, in the order of the steps.
-READING, REPOSITORY, DRIVER, CUDA, TOOLKIT = "ASK=", "APT_FILES=", "RUN_CHECKSUM_URL=", "NVCC=/usr", "NO_CGROUPS="
+READING, REPOSITORY, DRIVER, CUDA, TOOLKIT = "ASK=", "APT_FILES=", "RUN_UNPINNED=", "NVCC=/usr", "NO_CGROUPS="
 REBOOT, VERIFICATION = "Restarts the system that it runs on", "KERNEL_LOG="
 
 
