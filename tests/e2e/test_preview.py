@@ -101,7 +101,10 @@ def test_a_preview_without_changes_leaves_the_host_in_peace_unless_told_otherwis
 # A setting that is changed after an `up` -> what the preview says of the command line, and why it reboots.
 CHANGED: dict[str, tuple[dict[str, Any], str]] = {
     "passthrough mode off": ({"iommu": {"passthrough": False}}, "iommu=pt is no longer wanted"),
-    "no card in the settings any more": ({"gpus": {}}, "amd_iommu=on is no longer wanted"),
+    "no card in the settings any more": (
+        {"gpus": {}},
+        "homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8 is no longer wanted",
+    ),
 }
 
 
