@@ -54,7 +54,10 @@ generate_boot_config() {
   # again. The menu from before comes back then.
   if starts_kernels "$ROOT$menu"; then
     old=$STATE/.grub.cfg.homelab-tmp
-    need_dir "$STATE" && cp -aT "$ROOT$menu" "$old" || { rm -f "$old" && old=''; }
+    if ! need_dir "$STATE" || ! cp -aT "$ROOT$menu" "$old"; then # a full disk
+      rm -f "$old"
+      old=''
+    fi
   fi
   run_logged update-grub || { rm -f "$old" && return 1; }
   if [[ -n $old ]] && ! starts_kernels "$ROOT$menu"; then
