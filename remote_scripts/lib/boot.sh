@@ -59,11 +59,17 @@ generate_boot_config() {
       old=''
     fi
   fi
-  run_logged update-grub || { rm -f "$old" && return 1; }
-  if [[ -n $old ]] && ! starts_kernels "$ROOT$menu"; then
-    copy_atomically "$old" "$menu"
+  if ! run_logged update-grub; then
     rm -f "$old"
+    return 1
+  fi
+  if [[ -n $old ]] && ! starts_kernels "$ROOT$menu"; then
     OUTPUT="update-grub has made a menu without any kernel; the one from before is back"
+    if copy_atomically "$old" "$menu"; then
+      rm -f "$old"
+    else
+      OUTPUT="update-grub has made a menu without any kernel, and the one from before could not be put back: do not restart this host before \`update-grub\` has made a whole one"
+    fi
     return 1
   fi
   rm -f "$old"

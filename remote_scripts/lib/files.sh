@@ -53,6 +53,7 @@ answer_planned() {
 }
 
 # -- flushed -----------------------------------------------------------------------------------------------------------
+# Each stops at its first failure by itself: where it is called in a condition, bash does not stop for it.
 is_there() { [[ -e $ROOT$1 || -L $ROOT$1 ]]; }
 
 # temporary_for PATH - the name starts with a dot and ends in none of the suffixes that GRUB, initramfs-tools or modprobe read.
@@ -60,36 +61,28 @@ temporary_for() { printf '%s' "$ROOT${1%/*}/.${1##*/}.homelab-tmp"; }
 
 # in_place TEMPORARY PATH - TEMPORARY, with ROOT, becomes PATH: its bytes are on the disk before, its name after that.
 in_place() {
-  [[ -L $1 ]] || sync "$1"
-  mv -fT "$1" "$ROOT$2"
-  sync "$ROOT${2%/*}/"
+  { [[ -L $1 ]] || sync "$1"; } && mv -fT "$1" "$ROOT$2" && sync "$ROOT${2%/*}/"
 }
 
 # write_atomically PATH MODE - standard input becomes the file; a reader sees the old bytes or the new, never a mixture.
 write_atomically() {
   local temporary
   temporary=$(temporary_for "$1")
-  (umask 077 && cat >"$temporary")
-  chmod "$2" "$temporary"
-  in_place "$temporary" "$1"
+  (umask 077 && cat >"$temporary") && chmod "$2" "$temporary" && in_place "$temporary" "$1"
 }
 
 # copy_atomically FROM PATH - the same for a copy, owner and times included; FROM, with ROOT, may be on another file system.
 copy_atomically() {
   local temporary
   temporary=$(temporary_for "$2")
-  need_dir "$ROOT${2%/*}"
-  cp -aT --remove-destination "$1" "$temporary"
-  in_place "$temporary" "$2"
+  need_dir "$ROOT${2%/*}" && cp -aT --remove-destination "$1" "$temporary" && in_place "$temporary" "$2"
 }
 
 # rewrite_atomically PATH - standard input becomes the content of a file that is there; owner and mode stay.
 rewrite_atomically() {
   local temporary
   temporary=$(temporary_for "$1")
-  cp -aT --remove-destination "$ROOT$1" "$temporary"
-  cat >"$temporary"
-  in_place "$temporary" "$1"
+  cp -aT --remove-destination "$ROOT$1" "$temporary" && cat >"$temporary" && in_place "$temporary" "$1"
 }
 
 # remove_file PATH...

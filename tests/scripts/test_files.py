@@ -245,3 +245,16 @@ def test_json_strings_survive_any_text(folder: Folder, text: str) -> None:
 
     done = folder.bash('json_string "$TEXT"'.replace("$TEXT", "$(cat <<'END'\n" + text + "\nEND\n)"))
     assert json.loads(done.stdout) == text.replace("\x07", "\ufffd")
+
+
+@pytest.mark.parametrize("writes", ["copy_atomically /dev/zero", "write_atomically", "rewrite_atomically"])
+def test_a_write_that_fails_in_a_condition_leaves_the_file_as_it_was(folder: Folder, writes: str) -> None:
+    """Bash does not stop at an error in a condition: half of the content must not get the file's name all the same."""
+    folder.write("/etc/file", "whole\n")
+    folder.command("cp", '/bin/cp "$@" 2>/dev/null; echo half >"${@: -1}"; exit 1')
+    folder.command("cat", "echo half; exit 1")
+    arguments = {"copy_atomically /dev/zero": "/etc/file", "write_atomically": "/etc/file 0644"}.get(
+        writes, "/etc/file"
+    )
+    done = folder.bash(f"if {writes.replace('/dev/zero', '$ROOT/etc/file')} {arguments} <<<new; then echo written; fi")
+    assert (done.stdout, folder.read("/etc/file")) == ("", "whole\n")
