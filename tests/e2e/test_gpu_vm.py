@@ -207,6 +207,8 @@ def test_values_that_had_to_change_come_back(stack_on: Callable[..., Stack]) -> 
         "rtx5090", vms={"sandbox": {"vmid": 104, "gpus": ["rtx5090"], "machine": "q35", "display": "none"}}
     )
     stack.lab.run("qm create 104 --name old --memory 8192 --balloon 2048 --vga std --ostype l26 --cores 2")
+    # Proxmox VE reads the empty boot order as a blank, and writes that one down from the first change on.
+    stack.lab.run("qm set 104 --cores 4")
     before, stock = conf(stack, 104), stack.lab.snapshot()
     up = stack.up()
     assert {"machine: q35", "balloon: 0", "vga: none"} <= set(conf(stack, 104).splitlines())
