@@ -354,7 +354,7 @@ SHORTEST_ROLLBACK = 30
 
 class Timeouts(Model):
     """Seconds. ``connect``: for a connection; ``api``: until the API answers; ``api_task``: for a task of Proxmox VE, besides what it
-    waits for; ``create``: for making a guest, whose disk may have to be copied over a network; ``reboot``: until a rebooting host
+    waits for; ``create``: for making or removing a guest, whose disk may have to be copied over a network or overwritten; ``reboot``: until a rebooting host
     answers again; ``rollback``: after its start, until an unconfirmed boot is undone; ``script``: for one script on the host, the wait
     for another run's included; ``task``: for one change over the API, or for one reading, beside what it has to wait for.
     """

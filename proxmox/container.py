@@ -171,7 +171,8 @@ class NewContainerProvider(ApiProvider):
             limit, force = timeout + api.host.timeouts.api_task, {"timeout": timeout, "forceStop": 1}
             self._task(props, "post", f"{base}/status/shutdown", wanted, "vzshutdown", limit, **force)
         wanted = f"container {ctid} ({name}) removed"
-        self._task(props, "delete", base, wanted, "vzdestroy", api.host.timeouts.api_task, purge=1)
+        # A storage may overwrite or discard the disk first, for as long as writing one took.
+        self._task(props, "delete", base, wanted, "vzdestroy", api.host.timeouts.create, purge=1)
 
 
 def _require_same(olds: dict[str, Any], news: dict[str, Any]) -> None:

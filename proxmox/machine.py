@@ -290,7 +290,9 @@ class Machine:
     def destroy(self) -> None:
         """Removes it, with its disks. Raises ApiError."""
         wanted = f"{self.label} removed"
-        self._task("delete", "", wanted, ("qmdestroy",), purge=1, **{"destroy-unreferenced-disks": 1})
+        # A storage may overwrite the disks first (saferemove), for as long as writing them took.
+        seconds = self._api.host.timeouts.create
+        self._task("delete", "", wanted, ("qmdestroy",), seconds, purge=1, **{"destroy-unreferenced-disks": 1})
 
     def exists(self) -> bool:
         """Is there such a VM? Raises ApiError."""

@@ -164,7 +164,7 @@ block_carriers() {
   case ${dir#"$ROOT"} in
     */virtual/nvme-subsystem/*) # one disk behind several controllers
       for path in "${dir%/*}"/nvme[0-9]*; do
-        [[ ! -L $path ]] || carriers_in "$(readlink -f "$path")" || network_carriers
+        [[ ! -L $path ]] || carriers_in "$(readlink -f "$path")" || fabric_carriers "${path##*/}"
       done
       ;;
     */virtual/block/loop*)
@@ -177,8 +177,9 @@ block_carriers() {
       if [[ -n $name ]]; then pool_carriers "${name%%/*}"; else TROUBLE="nothing says which ZFS pool $1 is on"; fi
       ;;
     */virtual/block/zram* | */virtual/block/ram[0-9]*) ;; # memory
-    */virtual/block/nbd* | */virtual/block/drbd* | */virtual/nvme-fabrics/*) network_carriers ;;
-    */rbd/* | */rbd[0-9]*) network_carriers ;;
+    */virtual/nvme-fabrics/*) [[ ! $dir =~ /(nvme[0-9]+)/ ]] || fabric_carriers "${BASH_REMATCH[1]}" ;;
+    # Their other ends are nowhere in sysfs.
+    */virtual/block/nbd* | */virtual/block/drbd* | */rbd/* | */rbd[0-9]*) every_network ;;
     */virtual/*) TROUBLE="nothing says what $1 is on" ;;
     # Without a PCI function on the way: iSCSI through the network, or a disk that is no PCI device at all.
     *) carriers_in "$dir" || [[ ! $dir =~ /session([0-9]+)/ ]] || iscsi_carriers "${BASH_REMATCH[1]}" ;;
@@ -190,6 +191,27 @@ iscsi_carriers() { # NUMBER OF A SESSION
   text=$(cat "$ROOT/sys/class/iscsi_connection/connection$1:"*/{persistent_address,address} 2>/dev/null) || :
   # shellcheck disable=SC2046 # addresses hold no spaces
   network_carriers $(addresses_in "$text")
+}
+
+fabric_carriers() { # NAME OF A CONTROLLER - of NVMe over a network: `traddr=10.0.0.9,trsvcid=4420`
+  local text
+  text=$(cat "$ROOT/sys/class/nvme/$1/address" 2>/dev/null) || text=''
+  text=$(addresses_in "${text//traddr=/addr=}")
+  if [[ -n $text ]]; then
+    # shellcheck disable=SC2086 # addresses hold no spaces
+    network_carriers $text
+  else
+    every_network
+  fi
+}
+
+# every_network - where nothing says which way data takes: each interface that has an address.
+every_network() {
+  local name
+  network_carriers
+  while read -r name; do
+    [[ $name == lo ]] || interface_carriers "$name"
+  done < <(within "$ASK_SECONDS" ip -o addr show 2>/dev/null | awk '{ sub(/@.*/, "", $2); print $2 }' | sort -u)
 }
 
 pool_carriers() { # NAME OF A ZFS POOL

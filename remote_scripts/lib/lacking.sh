@@ -69,12 +69,23 @@ driver_lacks() {
 
 # running_guests - what a reboot stops, for people: `VM 103 (Sandbox), container 901 (ai-lab)`. The last column of `qm list` is the VM's
 # process: one without a name is listed as `VM 103`, so that its status isn't the third, and a paused one is stopped, too.
+# A list that doesn't come isn't an empty one.
 running_guests() {
   {
-    ! command -v qm >/dev/null || within "$ASK_SECONDS" qm list |
-      awk '$NF ~ /^[1-9][0-9]*$/ { printf "VM %s (%s), ", $1, $2 == "VM" && $3 == $1 ? "VM " $1 : $2 }'
-    ! command -v pct >/dev/null || within "$ASK_SECONDS" pct list | awk '$2 == "running" { printf "container %s (%s), ", $1, $NF }'
+    ! command -v qm >/dev/null || listed "VMs" qm |
+      awk '$NF ~ /^[1-9][0-9]*$/ { printf "VM %s (%s), ", $1, $2 == "VM" && $3 == $1 ? "VM " $1 : $2 } sub(/^!/, "") { printf "%s, ", $0 }'
+    ! command -v pct >/dev/null || listed "containers" pct |
+      awk '$2 == "running" { printf "container %s (%s), ", $1, $NF } sub(/^!/, "") { printf "%s, ", $0 }'
   } | sed 's/, $//'
+}
+
+listed() { # KINDS PROGRAM
+  local text
+  if text=$(within "$ASK_SECONDS" "$2" list 2>/dev/null); then
+    printf '%s\n' "$text"
+  else
+    echo "!whatever $1 are running (\`$2 list\` gave no answer)"
+  fi
 }
 
 # note_wanted_boot - so that it is known on this host what its boot is to have.

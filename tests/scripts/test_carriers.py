@@ -291,7 +291,7 @@ def test_a_network_that_cant_be_found_is_said_to_be_so(folder: Folder) -> None:
     assert carried(folder, "network").popitem()[1] == {"?"}
 
 
-@pytest.mark.parametrize("storage", ["nfs", "ceph", "iscsi"])
+@pytest.mark.parametrize("storage", ["nfs", "ceph", "iscsi", "nvme over tcp", "nvme over tcp, multipath"])
 def test_storage_over_a_network_of_its_own_counts_with_that_networks_card(folder: Folder, storage: str) -> None:
     network(folder)
     folder.write("/proc/net/route", "Iface\tDestination\n")
@@ -300,6 +300,17 @@ def test_storage_over_a_network_of_its_own_counts_with_that_networks_card(folder
         disk(folder, "sdc", "platform/host6/session1/target6:0:0/6:0:0:0", "sdc1")
         folder.write("/sys/class/iscsi_connection/connection1:0/persistent_address", "10.0.0.9\n")
         mounts(folder, "/dev/sdc1 / ext4")
+    elif "nvme" in storage:
+        controller = "/sys/devices/virtual/nvme-fabrics/ctl/nvme3"
+        folder.write(f"{controller}/address", "traddr=10.0.0.9,trsvcid=4420,src_addr=10.0.0.2\n")
+        link(folder, "/sys/class/nvme/nvme3", controller)
+        subsystem = "/sys/devices/virtual/nvme-subsystem/nvme-subsys3"
+        link(folder, f"{subsystem}/nvme3", controller)
+        home = f"{subsystem if 'multipath' in storage else controller}/nvme3n1"
+        folder.write(f"{home}/size", "1")
+        link(folder, "/sys/class/block/nvme3n1", home)
+        folder.write("/dev/nvme3n1", "")
+        mounts(folder, "/dev/nvme3n1 / ext4")
     else:
         line = {
             "nfs": "nas:/vz / nfs4 rw,vers=4.2,clientaddr=10.0.0.2,addr=10.0.0.9 0 0\n",
@@ -308,6 +319,22 @@ def test_storage_over_a_network_of_its_own_counts_with_that_networks_card(folder
         folder.write("/proc/mounts", line)
     (found,) = carried(folder).values()
     assert found == {"0000:00:02.4", WIFI}
+
+
+@pytest.mark.parametrize("name", ["nbd0", "drbd1000", "rbd0"])
+def test_where_nothing_says_which_network_the_data_takes_every_one_counts(folder: Folder, name: str) -> None:
+    network(folder)
+    folder.write("/proc/net/route", "Iface\tDestination\nenp5s0\t00000000\n")
+    folder.command(
+        "ip",
+        '[[ $* != "-o addr show" ]] || printf "1: lo    inet 127.0.0.1/8\\n5: enp5s0    inet 10.0.0.2/24\\n6: wlp6s0    inet 10.9.0.2/24\\n"',
+    )
+    if name == "rbd0":
+        disk(folder, name, "rbd/0")
+    else:
+        virtual(folder, name)
+    mounts(folder, f"/dev/{name} / ext4")
+    assert carried(folder)[f"/ (ext4 on /dev/{name})"] == {"0000:00:02.3", NIC, "0000:00:02.4", WIFI}
 
 
 def test_keyboards_are_those_with_keys_and_not_buttons(folder: Folder) -> None:

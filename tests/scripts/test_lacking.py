@@ -207,6 +207,14 @@ def test_a_manual_reboot_is_planned_as_one(folder: Folder) -> None:
     assert (said["reboot"], tuple(said["reasons"])) == ("manual", case.reasons)
 
 
+def test_a_list_of_guests_that_doesnt_come_is_no_empty_one(folder: Folder) -> None:
+    case = CASES["a stock host"]
+    make(folder, case)
+    folder.command("qm", "echo 'ipcc_send_rec[1] failed: Connection refused'; exit 255")
+    said = json.loads(folder.run("plan", script(case)).stdout)
+    assert said["guests"] == "whatever VMs are running (`qm list` gave no answer), container 901 (ai-lab)"
+
+
 def read(folder: Folder) -> Any:
     for name in ("lspci", "lsblk", "dmesg", "df", "uname", "dpkg-query"):
         folder.command(name, "exit 0")
