@@ -13,6 +13,7 @@ import pulumi
 
 from components.host_reboot import HostReboot
 from components.passthrough_test import PassthroughTest
+from host.facts import GRAPHICS
 from proxmox.gpu_lease import GpuLease
 from proxmox.pci_mapping import PciMapping, PciMappingRecord
 from settings import Host, Vm
@@ -121,7 +122,7 @@ def mapping_entry(name: str, host: dict[str, Any]) -> dict[str, str]:
     path, functions = _path(name, host), host["gpus"][name]["functions"]
     shared = ";" in path or "." in path
     first = (
-        next((one for one in functions if one["class"].startswith(("03", "12"))), functions[0])
+        next((one for one in functions if one["class"].startswith(GRAPHICS)), functions[0])
         if shared
         else functions[0]
     )

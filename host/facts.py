@@ -18,6 +18,8 @@ from host.properties import parse as parse_properties
 # PCI classes (pci.ids): the first two digits are the base class. A 3D controller is 0302.
 DISPLAY = "03"
 ACCELERATOR = "12"
+# What makes a card.
+GRAPHICS = (DISPLAY, ACCELERATOR)
 AUDIO = "0403"
 BRIDGES = ("0600", "0604")  # host bridge, PCI-to-PCI bridge: VFIO asks nothing of these
 NVIDIA = "10de"
@@ -88,7 +90,7 @@ class Device(_Fact):
     @property
     def is_display(self) -> bool:
         """Is it what makes a card: a display controller, a 3D controller or an accelerator?"""
-        return self.class_code[:2] in (DISPLAY, ACCELERATOR)
+        return self.class_code.startswith(GRAPHICS)
 
     @property
     def may_carry(self) -> bool:
