@@ -122,9 +122,7 @@ def mapping_entry(name: str, host: dict[str, Any]) -> dict[str, str]:
     path, functions = _path(name, host), host["gpus"][name]["functions"]
     shared = ";" in path or "." in path
     first = (
-        next((one for one in functions if one["class"].startswith(GRAPHICS)), functions[0])
-        if shared
-        else functions[0]
+        next((one for one in functions if one["class"].startswith(GRAPHICS)), functions[0]) if shared else functions[0]
     )
     group = first["iommuGroup"]
     return {

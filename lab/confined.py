@@ -31,6 +31,7 @@ _LAST_CAPABILITY = 63
 # Folders of a lab's host that stand in this machine's place. Its programs are needed; /proc is the kernel's own; of /dev below.
 _OF_THE_LAB = ("boot", "etc", "home", "mnt", "opt", "root", "run", "sys", "tmp", "var")
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+_ALTERNATIVES = "/etc/alternatives"
 # What the process that sets all this up ends with, where it can't be had.
 _IMPOSSIBLE = 225
 
@@ -124,11 +125,17 @@ def _mounts(state: Path, needed: list[str]) -> None:
     _bind(str(state), str(state))
     written = [str(state)]
     _devices()
+    # Some of this machine's programs (awk, vi) are links to there.
+    alternatives = os.open(_ALTERNATIVES, os.O_PATH) if Path(_ALTERNATIVES).is_dir() else None
     for name in _OF_THE_LAB:
         here = f"/{name}"
         if (state / "root" / name).is_dir() and Path(here).is_dir() and _is_free(here, needed):
             _bind(str(state / "root" / name), here)
             written.append(here)
+    if alternatives is not None:
+        if "/etc" in written and Path(_ALTERNATIVES).is_dir():
+            _bind(f"/proc/self/fd/{alternatives}", _ALTERNATIVES)
+        os.close(alternatives)
     _read_only("/", _AT_RECURSIVE, on=True)
     for path in written:
         _read_only(path, 0, on=False)

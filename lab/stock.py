@@ -15,6 +15,7 @@ from lab.scenario import File, Scenario
 TEMPLATES = Path(__file__).parent / "stock_files"
 
 _FOLDERS = (
+    "etc/alternatives",
     "etc/default/grub.d",
     "etc/grub.d",
     "etc/kernel/postinst.d",
