@@ -365,8 +365,8 @@ async def wait_for_boot(host: Host, old_boot_id: str | None, say: Callable[[str]
                 raise refused or _never_back(host, last, time.monotonic() - started)
             extended = True
             patience = host.timeouts.boot
-            say(f"{host.address} is not back after {host.timeouts.reboot} s ({last}); if it only lacks its network, it gives back its "
-                f"boot configuration {host.timeouts.rollback} s after its start and reboots by itself: waiting for that")  # fmt: skip
+            say(f"{host.address} is not back after {host.timeouts.reboot} s ({last}); if it only lacks its network, it gives back what was "
+                f"configured of its boot {host.timeouts.rollback} s after its start and reboots by itself: waiting for that")  # fmt: skip
         await asyncio.sleep(RETRY_SECONDS if refused is None else REFUSED_SECONDS)
 
 

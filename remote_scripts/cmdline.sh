@@ -90,8 +90,14 @@ file_of_ours() { # yes|no PATH MODE CONTENT
   fi
 }
 
-# generated WORD... - does the generated configuration have them? Where ESPs hold it, `pending boot` must do.
-generated() { has_managed_esps || has_words "$(generated_words)" "$@"; }
+# generated WORD... - does the generated configuration have them? Where ESPs hold it, `pending boot` must do, and a boot since then without them.
+generated() {
+  if has_managed_esps; then
+    [[ ! -e $STATE/armed || $(switch_note armed boot) == "$(boot_id)" ]] || ! is_another_boot
+  else
+    has_words "$(generated_words)" "$@"
+  fi
+}
 
 regenerate() {
   local output
@@ -128,12 +134,7 @@ second_entries() {
 # ours is in them any more, nobody else may come to make them anew.
 finish_initramfs() {
   is_pending initramfs && [[ ! -e $STATE/files/vfio/etc/initramfs-tools/scripts/init-top/homelab-vfio ]] || return 0
-  clear_half_made
-  if run_logged update-initramfs -u -k all; then
-    done_with initramfs
-  else
-    log "the initramfs of an earlier run could not be made anew: $OUTPUT"
-  fi
+  make_initramfs || log "the initramfs of an earlier run could not be made anew: $OUTPUT"
 }
 
 "$1" </dev/null

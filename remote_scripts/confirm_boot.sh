@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Confirms the running boot, unless this host has taken its boot configuration back, or is about to: disarms the dead man's switch.
+# Confirms the running boot, unless this host has taken its boot configuration back, or is about to: disarms the dead man's switch. That
+# stays armed where this boot doesn't run what is configured.
 #
 # Arguments: LOCK_TIMEOUT (seconds to wait for another run).
 # Answers: confirmed (the boot's id; empty: it is not), rolled_back (which boot was, and why), rolling_back (and has still to restart).
@@ -11,6 +12,14 @@ apply() {
   is_undone || take_lock
   if is_undone; then
     answer ''
+    return
+  fi
+  if [[ -e $STATE/armed ]] && is_another_boot; then
+    log "this boot runs without what is configured: the dead man's switch stays for the next one that has it"
+    await_no_boot
+    remove_file /var/lib/homelab/judged
+    finish
+    answer "$(boot_id)"
     return
   fi
   # Whoever takes `armed` away first has decided: a roll-back that couldn't wait for the lock may be at it, too.
@@ -27,7 +36,7 @@ apply() {
   answer "$(boot_id)"
 }
 
-is_undone() { [[ -e $STATE/rolling-back || -e $STATE/rolled-back ]]; }
+is_undone() { [[ -e $STATE/rolling-back || -e $STATE/rolled-back || -e $RUN/restarting ]]; }
 
 answer() { # CONFIRMED
   local rolling=false

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Reboots the host if its running kernel lacks what is configured, with a dead man's switch armed before.
+# Reboots the host if its running kernel lacks what is configured; with a dead man's switch armed before, if that is in the boot configuration.
 #
 # Arguments: POLICY (auto | manual), WORDS (of the command line; separated by spaces), FUNCTIONS (PCI addresses that must be on
 #   vfio-pci; separated by spaces), DRIVER, FLAVOUR and SOURCE (NVIDIA's driver, as of lib/lacking.sh, which decides),
@@ -26,15 +26,22 @@ apply() {
     log "a reboot is needed (${REASONS[*]}) and left to you"
   else
     log "rebooting (${REASONS[*]}); this stops: ${GUESTS:-no guest}"
-    arm "$AWAITED"
+    ! needs_switch || arm "$AWAITED"
     finish
     # In a unit of its own, a moment later: this script still has to answer. (Timers are a minute inexact by default.)
     if ! run_logged systemd-run --collect --on-active=1 --timer-property=AccuracySec=100ms systemctl reboot; then
-      await_no_boot
+      [[ ! -e $STATE/armed ]] || await_no_boot
       die "a reboot of this host" "$OUTPUT" "the running kernel lacks what was configured" "reboot it by hand, then run \`pulumi up\` again"
     fi
   fi
   report ",\"armed\":\"$(stat -c %.Y "$STATE/armed" 2>/dev/null)\""
+}
+
+# needs_switch - is there anything that a roll-back would give back, and is it new to the next boot? A reboot for NVIDIA's driver alone
+# brings the boot configuration that runs already.
+needs_switch() {
+  ! is_all_given_back || return 1
+  [[ -e $STATE/armed ]] || ((OF_BOOT > 0))
 }
 
 plan() {

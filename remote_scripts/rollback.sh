@@ -71,7 +71,7 @@ is_reached() {
 # roll_back - what the timer runs. Nothing here may stop it: whatever can fail or hang is a step.
 roll_back() {
   set +eu
-  local reason='' verdict='' status=1 here until noted=yes failed=no restart=yes boots layer path
+  local reason='' verdict='' status=1 here until noted=yes failed=no differs=no restart=yes boots layer path
   here=$(boot_id)
   if [[ ! -e $STATE/rolling-back ]]; then
     if [[ ! -e $STATE/armed ]]; then
@@ -81,7 +81,14 @@ roll_back() {
     # Armed in this boot it is for the next one: somebody is in reach of this.
     [[ $(switch_note armed boot) != "$here" ]] || return 0
     until=$(switch_note armed until)
-    if [[ $until =~ ^[0-9]+$ ]] && (($(date +%s) < until)); then
+    if step 60 is_all_given_back; then
+      status=0 reason="has nothing of this program in its boot configuration any more, so that there is nothing to give back"
+    elif step 60 is_another_boot; then
+      # By the second entry, which a person or a roll-back that could note nothing has chosen, or from an older menu: the next boot
+      # with what is configured is the one to look at.
+      step 60 pass_over "boot $here runs without what is configured: another boot entry was chosen, or the entries are older"
+      return 0
+    elif [[ $until =~ ^[0-9]+$ ]] && (($(date +%s) < until)); then
       reason="was not confirmed within $ROLLBACK_AFTER s of its start"
     else
       verdict=$(step $((ROLLBACK_AFTER / 10 + 120)) judge)
@@ -107,6 +114,8 @@ roll_back() {
       here='' # the next boot won't know of this one: nothing but our words is a reason to restart again and again
     fi
   fi
+  { make_run_dir && printf 'boot %s %s' "$(boot_id)" "${reason:-is being undone}" >"$RUN/restarting"; } ||
+    log "it could not be noted in $RUN that this boot is being undone"
   step 60 begin "$reason" || noted=no
   # Now: with the last of what was noted goes this program, too.
   if [[ -z $here ]]; then
@@ -118,11 +127,15 @@ roll_back() {
   for layer in vfio iommu; do
     step 60 drop_words "$layer" || failed=yes
   done
-  step 600 generate || failed=yes
+  if ! step 600 generate; then
+    failed=yes
+  elif [[ $failed == no ]]; then
+    differs=yes
+  fi
   if [[ $failed == yes ]]; then
     # The next boot takes the second entry, and our words go out of the configuration that was generated before. Either is enough.
-    step 150 choose_second_entry
-    step 150 take_words_out
+    if step 150 choose_second_entry && has_second_entry; then differs=yes; fi
+    if step 150 take_words_out; then differs=yes; fi
   else
     step 300 drop_second_entries || failed=yes
   fi
@@ -132,7 +145,7 @@ roll_back() {
         step 60 drop_file "$layer" "$path" || failed=yes
       done 3< <(layer_files "$layer")
     done
-    step 1800 make_initramfs || failed=yes
+    ! is_pending initramfs || step 1800 make_initramfs || failed=yes
   else # a full disk: what has no effect without our words can wait for a boot that can note what is left to do
     failed=yes
   fi
@@ -142,11 +155,19 @@ roll_back() {
   else
     log "the roll-back is not finished: the switch stays armed, and goes on at the next boot"
   fi
+  if [[ $restart == yes && $noted == no && $differs == no ]] && ! step 60 is_next_boot_another; then
+    # It would come back the same, and nobody could count how often.
+    restart=no
+    say_to_all "boot $(boot_id) ${reason:-is to be undone}, and nothing could be written that the next boot would read \
+($(places_in_words)). This host is not restarted, since it would come back the same. Choose the entry 'without GPU passthrough' in its \
+boot menu; once it can write again, the next boot goes on."
+  fi
   if [[ $restart == yes ]]; then
     restart_host
-  elif [[ $failed == yes ]]; then
-    step 60 rest
+    return 0
   fi
+  rm -f "$RUN/restarting"
+  [[ $failed == no || ! -e $STATE/rolling-back ]] || step 60 rest
   return 0
 }
 
@@ -161,7 +182,7 @@ step() {
   else
     timeout -s KILL "${STEP_SECONDS:-$1}" bash "$0" "${@:2}" </dev/null
   fi || status=$?
-  ((status == 0)) || [[ $2 == judge ]] || log "step failed with status $status (137: it hung): ${*:2}"
+  ((status == 0)) || [[ $2 == judge || $2 == is_* || $2 == runs_* ]] || log "step failed with status $status (137: it hung): ${*:2}"
   return "$status"
 }
 
@@ -174,6 +195,12 @@ hold_lock() {
 stay() {
   printf '%s' "$1" | write_atomically /var/lib/homelab/judged 0600
   disarm
+}
+
+# pass_over SENTENCE - for the next `up`; the switch stays.
+pass_over() {
+  log "$1"
+  printf '%s; the one that is configured was not judged' "$1" | write_atomically /var/lib/homelab/judged 0600
 }
 
 conclude() {
@@ -204,9 +231,7 @@ rest() {
 # our_words - those that we put on the command line, as they were noted when the roll-back began or are recorded still.
 our_words() {
   local word found=''
-  for word in $(switch_note rolling-back words) $(cat "$STATE"/cmdline/* 2>/dev/null) \
-    $(sed -nE 's/^export HOMELAB_WORDS="\$\{HOMELAB_WORDS:-\} (.*)"$/\1/p' "$ROOT"/etc/default/grub.d/zz-homelab-*.cfg 2>/dev/null) \
-    $(grep -oE 'homelab\.vfio=[^[:space:]]*' "$ROOT/proc/cmdline"); do
+  for word in $(switch_note rolling-back words) $(words_of_ours) $(grep -oE 'homelab\.vfio=[^[:space:]]*' "$ROOT/proc/cmdline"); do
     [[ " $found " == *" $word "* ]] || found+="${found:+ }$word"
   done
   printf '%s' "$found"
@@ -236,17 +261,26 @@ generate() {
   done_with boot
 }
 
-make_initramfs() {
-  is_pending initramfs || return 0
-  clear_half_made
-  run_logged update-initramfs -u -k all
-  done_with initramfs
-}
-
 # drop_second_entries - systemd-boot's. GRUB's went with its configuration.
 drop_second_entries() {
   [[ $LOADER != systemd-boot ]] || run_logged bash -c "$ENTRY_SYSTEMD_BOOT" zzz-homelab remove
 }
+
+# is_next_boot_another - for GRUB without ESPs of Proxmox VE's, which can be read: does its menu lack a word that this boot has from us?
+is_next_boot_another() {
+  local word running next
+  ! has_managed_esps || return 1
+  running=$(<"$ROOT/proc/cmdline")
+  next=$(generated_words)
+  [[ -n $next ]] || return 1
+  for word in $(our_words); do
+    ! has_words "$running" "$word" || has_words "$next" "$word" || return 0
+  done
+  return 1
+}
+
+# has_second_entry - is there one to choose? With systemd-boot's hook there is; GRUB's was found.
+has_second_entry() { [[ $LOADER != systemd-boot || -e $ROOT/etc/kernel/postinst.d/zzz-homelab ]]; }
 
 choose_second_entry() {
   local entry
@@ -260,12 +294,13 @@ choose_second_entry() {
   grub-reboot "$entry"
 }
 
+# take_words_out - fails where there was nothing to take, too: the next boot is no other one then.
 take_words_out() {
-  local words uuid esp failed=0
+  local words uuid esp failed=0 TAKEN=no
   read -ra words <<<"$(our_words)"
-  ((${#words[@]} > 0)) || return 0
+  ((${#words[@]} > 0)) || return 1
   if ! has_managed_esps; then
-    take_words_out_of "$ROOT/boot/grub/grub.cfg"
+    take_words_out_of "$ROOT/boot/grub/grub.cfg" && [[ $TAKEN == yes ]]
     return
   fi
   while read -r uuid || [[ -n $uuid ]]; do
@@ -279,7 +314,8 @@ take_words_out() {
     fi
     rmdir "$esp" || failed=1
   done <"$ROOT/etc/kernel/proxmox-boot-uuids"
-  return "$failed"
+  ((failed == 0)) || log "our words could not be taken out of every ESP"
+  [[ $TAKEN == yes ]]
 }
 
 # take_words_out_of FILE... - out of the lines that give a kernel its command line. Its caller's words.
@@ -287,6 +323,7 @@ take_words_out_of() {
   local file line text
   for file; do
     [[ -e $file ]] || continue
+    is_in_entries "$file" || continue
     text=''
     while IFS= read -r line || [[ -n $line ]]; do
       [[ ! $line =~ ^[[:space:]]*(linux|linuxefi|options)[[:space:]] ]] || line=$(without_words "$line" "${words[@]}")
@@ -298,10 +335,41 @@ take_words_out_of() {
       rm -f "${file%/*}/.homelab-tmp"
       return 1
     fi
+    TAKEN=yes
   done
 }
 
-# restart_host - in an orderly way; by force when that fails, or has not ended it after a while.
+# is_in_entries FILE - one of `words`, in a line that gives a kernel its command line.
+is_in_entries() {
+  local line word
+  while IFS= read -r line || [[ -n $line ]]; do
+    [[ $line =~ ^[[:space:]]*(linux|linuxefi|options)[[:space:]] ]] || continue
+    for word in "${words[@]}"; do
+      [[ " $line " != *" $word "* ]] || return 0
+    done
+  done <"$1"
+  return 1
+}
+
+# places_in_words - where nothing could be written, as far as it can be told.
+places_in_words() {
+  local place found=''
+  for place in /var/lib/homelab /etc /boot; do
+    [[ -w $ROOT$place ]] || found+="${found:+, }$place"
+  done
+  if [[ -n $found ]]; then printf 'not writable: %s' "$found"; else printf 'the steps above say why'; fi
+}
+
+# say_to_all SENTENCE - to the journal, and by the kernel's log to the host's screen: nobody may get any other word of it.
+say_to_all() {
+  log "$1"
+  # shellcheck disable=SC2016 # of that bash
+  timeout -s KILL 10 bash -c 'printf "<2>homelab: %s\n" "$1" >"$2"' - "$1" "$ROOT/dev/kmsg" 2>/dev/null || :
+}
+
+# restart_host - in an orderly way; by force when that fails, or has not ended it after a while. The last of these is reboot(2) from systemctl
+# itself: it flushes every disk first, and asks every driver to stop, so that a disk or a card that is gone can hang it. The kernel's
+# emergency restart asks nobody; and bash alone writes for it, since no program may start any more.
 restart_host() {
   local force
   for force in '' --force '--force --force'; do
@@ -313,6 +381,11 @@ restart_host() {
       sleep "${RETRY_SECONDS:-5}"
     fi
   done
+  step 60 sync
+  say_to_all "no \`systemctl reboot\` has ended this boot: restarting by the kernel's emergency restart"
+  { printf b >"$ROOT/proc/sysrq-trigger"; } 2>/dev/null || :
+  sleep "${RETRY_SECONDS:-5}"
+  say_to_all "this host could not be restarted: switch it off and on by hand"
 }
 
 "${@:-roll_back}" </dev/null

@@ -93,13 +93,10 @@ check_space() {
 update() {
   local output
   begin_step initramfs
-  if ! run_logged update-initramfs -u -k all; then
+  if ! make_initramfs; then
     output=$OUTPUT
     undo
-    clear_half_made
-    if run_logged update-initramfs -u -k all; then
-      done_with initramfs
-    else
+    if ! make_initramfs; then
       clear_half_made
       log "the initramfs could not be made from the old files either: the next run tries that again"
     fi
@@ -107,7 +104,6 @@ update() {
       "without it the GPU would not be bound at boot; this step's files are as they were before (earlier steps stay, in the stack too)" \
       "mend what the message says, try \`update-initramfs -u -k all\`, then run \`pulumi up\` again"
   fi
-  done_with initramfs
 }
 
 "$1" </dev/null

@@ -95,6 +95,12 @@ clear_half_made() {
   rm -f "$ROOT"/boot/initrd.img-*.new
 }
 
+# make_initramfs - anew, for every kernel. Fails, with OUTPUT, where one could not be; then they are still to be made.
+make_initramfs() {
+  clear_half_made
+  run_logged update-initramfs -u -k all && done_with initramfs
+}
+
 # stale_initramfs - kernels whose initramfs is older than our script for it, or missing, or empty, as a power cut can leave it.
 stale_initramfs() {
   local image version script=$ROOT/etc/initramfs-tools/scripts/init-top/homelab-vfio

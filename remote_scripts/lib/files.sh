@@ -129,8 +129,7 @@ pending() { mark "/var/lib/homelab/pending/$1"; }
 is_pending() { [[ -e $STATE/pending/$1 ]]; }
 done_with() {
   is_pending "$1" || return 0
-  flush_all
-  remove_file "/var/lib/homelab/pending/$1"
+  flush_all && remove_file "/var/lib/homelab/pending/$1"
 }
 
 # about_to_change - before anything is written or taken away.

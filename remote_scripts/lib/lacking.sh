@@ -9,11 +9,13 @@
 # STATE/wanted-boot: what the last reboot was decided by: WORDS, FUNCTIONS, DRIVER and FLAVOUR, a line each. By it read_host.sh finds drift.
 WANTED_BOOT=/var/lib/homelab/wanted-boot
 
-# what_is_lacking - sets REASONS: a sentence for each thing; PERHAPS: for each that isn't known before packages are installed.
+# what_is_lacking - sets REASONS: a sentence for each thing; PERHAPS: for each that isn't known before packages are installed; OF_BOOT: how
+# many of REASONS, the first ones, are for what we have in the boot configuration.
 what_is_lacking() {
   REASONS=() PERHAPS=()
   words_lack
   functions_lack
+  OF_BOOT=${#REASONS[@]}
   [[ -z $DRIVER ]] || driver_lacks
 }
 

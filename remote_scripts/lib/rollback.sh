@@ -8,6 +8,8 @@
 #   rolling-back  `armed`, renamed: taking it away first is what decides between a roll-back and whoever confirms
 #   rolled-back   for people: which boot was undone, and why. The next `up` fails with it
 #   judged        for people: that this host judged its boot itself, and stays. The next `up` says it
+# In RUN, which no boot keeps and every disk fault leaves writable:
+#   restarting    for people: which boot is being undone, and why; until it has ended
 # Variables, for `arm`: ROLLBACK_AFTER (seconds after each boot's start), ROLLBACK (rollback.sh, as the switch runs it).
 SWITCH_PROGRAM=/var/lib/homelab/rollback
 SWITCH_UNITS=/etc/systemd/system
@@ -28,15 +30,46 @@ switch_note() {
 }
 
 # is_rolling_back - has a roll-back begun that still has to restart this host? One that could not be finished rests until the next boot.
-is_rolling_back() { [[ -e $STATE/rolling-back && $(switch_note rolling-back boot) != resting ]]; }
+is_rolling_back() { [[ -e $RUN/restarting || (-e $STATE/rolling-back && $(switch_note rolling-back boot) != resting) ]]; }
 
 # rolled_back - which boot was undone, and why; nothing where none was.
 rolled_back() {
   if [[ -s $STATE/rolled-back ]]; then
     cat "$STATE/rolled-back"
+  elif [[ -s $RUN/restarting ]]; then
+    cat "$RUN/restarting"
   elif [[ -e $STATE/rolling-back ]]; then # cut off before it could tell
     printf 'the boot after %s was not confirmed' "$(switch_note rolling-back boot)"
   fi
+}
+
+# words_of_ours - what we put on the command line of the next boot, as it is recorded.
+words_of_ours() {
+  local word found=''
+  for word in $(cat "$STATE"/cmdline/* 2>/dev/null) \
+    $(sed -nE 's/^export HOMELAB_WORDS="\$\{HOMELAB_WORDS:-\} (.*)"$/\1/p' "$ROOT"/etc/default/grub.d/zz-homelab-*.cfg 2>/dev/null); do
+    [[ " $found " == *" $word "* ]] || found+="${found:+ }$word"
+  done
+  printf '%s' "$found"
+}
+
+# is_another_boot - does this one run without what we configured (by the second entry, or from older entries)? Then it shows nothing of that.
+is_another_boot() {
+  local LOADER word running next
+  LOADER=$(switch_note armed loader)
+  running=$(<"$ROOT/proc/cmdline")
+  next=$(configured_words)
+  for word in $(words_of_ours); do
+    ! has_words "$next" "$word" || has_words "$running" "$word" || return 0
+  done
+  return 1
+}
+
+# is_all_given_back - is nothing of ours left that a boot reads? No, where it can't be told.
+is_all_given_back() {
+  local left
+  left=$(layer_files iommu && layer_files vfio && { [[ ! -d $STATE/cmdline ]] || find "$STATE/cmdline" -type f; }) || return 1
+  [[ -z $left ]] && ! is_pending boot && ! is_pending initramfs
 }
 
 # -- arming ----------------------------------------------------------------------------------------------------
@@ -47,8 +80,8 @@ await_no_boot() { sed '/^until /d' "$STATE/armed" | write_atomically /var/lib/ho
 arm() {
   local record boot temporary
   boot=$(boot_id)
-  [[ $(switch_note rolling-back boot) != "$boot" ]] || die "the next boot of this host configured" \
-    "it is giving back its boot configuration now: boot $(switch_note rolling-back decided) $(switch_note rolling-back reason)" \
+  [[ ! -e $RUN/restarting && $(switch_note rolling-back boot) != "$boot" ]] || die "the next boot of this host configured" \
+    "it is giving back its boot configuration now: $(rolled_back)" \
     "it restarts when that is done, and would lose what is written meanwhile" \
     "wait for its restart (\`journalctl -u homelab-rollback\` on the host shows it), then run \`pulumi up --refresh\`"
   if [[ -z ${1:-} && $(switch_note armed boot) == "$boot" ]]; then
@@ -92,7 +125,8 @@ forget_boots() {
   forget_second_entry
 }
 
-# disarm - first what decides, then the rest: a cut in between leaves a program that only takes itself away.
+# disarm - first what decides, then the rest: a cut in between leaves a program that only takes itself away, or one that nothing starts any
+# more, which goes with the next run.
 disarm() {
   remove_file /var/lib/homelab/armed /var/lib/homelab/rolling-back
   if [[ -e $ROOT$SWITCH_UNITS/homelab-rollback.timer ]]; then
@@ -109,8 +143,7 @@ is_switch_there() { [[ -e $STATE/armed || -e $STATE/rolling-back || -e $ROOT$SWI
 disarm_when_given_back() {
   is_switch_there || [[ -e $STATE/rolled-back || -e $STATE/judged ]] || return 0
   finish # settles the records
-  [[ -z $(layer_files iommu)$(layer_files vfio)$(find "$STATE/cmdline" -type f 2>/dev/null) ]] || return 0
-  ! is_pending boot && ! is_pending initramfs || return 0
+  is_all_given_back || return 0
   if is_switch_there; then disarm; fi
   remove_file /var/lib/homelab/rolled-back /var/lib/homelab/judged
 }

@@ -91,6 +91,10 @@ class Switched(Host):
         answer: dict[str, object] = json.loads(self.run("apply", scripts.confirm_boot()).stdout)
         return answer
 
+    def is_rolling(self) -> bool:
+        """Is its restart to be waited for?"""
+        return bool(json.loads(self.run("read_host", scripts.read_host()).stdout)["rolling_back"])
+
     def differs(self) -> set[str]:
         """The files that aren't as in the stock host, but for what is told to people."""
         now = self.files()
@@ -197,6 +201,8 @@ def test_an_awaited_boot_that_nobody_confirms_is_undone(switched: Callable[..., 
     host.elapse()
     assert (host.state / "rolled-back").read_text() == f"boot {boot_id} was not confirmed within 20 s of its start"
     assert host.reboots()[-3:] == [["reboot"], ["reboot", "--force"], ["reboot", "--force", "--force"]]
+    # Where none of them ends the boot, the kernel does.
+    assert (host.root / "proc/sysrq-trigger").read_text() == "b"
     assert not host.is_armed()
     assert host.differs() == set()
     assert not set(WORDS) & set(host.boot().split())
@@ -294,6 +300,82 @@ def test_the_boot_in_which_it_was_armed_is_left_alone(tmp_path: Path) -> None:
     assert isinstance(host, Switched)
     assert host.elapse().returncode == 0
     assert host.files() == before
+
+
+def driver_reboot(words: str = "") -> str:
+    """The reboot for NVIDIA's driver on the host, which nouveau's having a card makes necessary."""
+    return scripts.reboot_host("auto", words, [], AFTER, driver="580.95.05")
+
+
+def test_a_reboot_for_the_hosts_driver_alone_has_no_switch(tmp_path: Path) -> None:
+    host = Host(tmp_path / "lab", "rtx5090")
+    host.machine.set_fault("reboot-ignored", True)
+    done = host.run("apply", driver_reboot())
+    assert '"reboot":"yes"' in done.stdout and "not on NVIDIA's driver" in done.stdout, done.stdout
+    assert not list((host.root / "etc/systemd/system").rglob("homelab*"))
+
+
+def test_a_reboot_for_the_hosts_driver_leaves_a_confirmed_configuration_alone(
+    switched: Callable[..., Switched],
+) -> None:
+    """It boots what runs already. Nobody may confirm it in time (a laptop sleeps), and the VM's card would be gone."""
+    host = switched()
+    host.confirm()
+    configured = host.boot()
+    host.machine.set_fault("reboot-ignored", True)
+    loaded = host.root / "proc/driver/nvidia/version"
+    loaded.parent.mkdir(parents=True)
+    loaded.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.195.03  Release Build\n")
+    assert '"reboot":"yes"' in host.run("apply", driver_reboot(" ".join(WORDS))).stdout
+    assert not host.is_armed()
+    host.machine.clear_faults()
+    assert host.boot() == configured
+
+
+def test_a_boot_with_nothing_of_ours_has_nothing_to_give_back_and_stays(tmp_path: Path) -> None:
+    """The last words were given back, with the switch armed for that; nobody came to confirm."""
+    host = Host(tmp_path / "lab", "rtx5090")
+    stock = host.files()
+    host.__class__ = Switched
+    assert isinstance(host, Switched)
+    host.stock = stock
+    host.run("apply", LAYERS["iommu"])
+    host.boot()
+    host.confirm()
+    assert host.run("apply", scripts.cmdline("iommu", "", 0, rollback_after=AFTER)).returncode == 0
+    assert host.is_armed()
+    host.boot()
+    host.elapse()
+    assert host.reboots() == []
+    assert "there is nothing to give back" in (host.state / "judged").read_text()
+    assert not host.is_armed()
+
+
+def by_the_second_entry(host: Switched) -> None:
+    entry = next(
+        line.split("'")[3]
+        for line in (host.root / "boot/grub/grub.cfg").read_text().splitlines()
+        if "'homelab-without-gpu-" in line and "menuentry '" in line
+    )
+    host.bash(f"grub-reboot '{entry}'")
+    assert not set(WORDS) & set(host.boot().split())
+
+
+def test_a_boot_by_the_second_entry_shows_nothing_of_the_configured_one(switched: Callable[..., Switched]) -> None:
+    """Neither the host itself nor whoever confirms it disarms the switch: the next boot is the one to look at."""
+    host = switched()
+    host.machine.set_fault("no-network-when", "homelab.vfio")
+    by_the_second_entry(host)
+    host.elapse()
+    assert host.is_armed() and host.reboots() == []
+    assert "runs without what is configured" in (host.state / "judged").read_text()
+    assert host.confirm()["confirmed"], "it can be worked on"
+    assert host.is_armed() and not (host.state / "judged").exists()
+    host.bash("grub-editenv - unset next_entry")  # GRUB can't on LVM
+    assert set(WORDS) < set(host.boot().split())
+    host.elapse()
+    assert "no interface that is up has 192.168.0.202" in (host.state / "rolled-back").read_text()
+    finished_by_the_next_boot(host)
 
 
 # -- nothing stops it -------------------------------------------------------------------------------------------
@@ -445,6 +527,70 @@ def test_a_roll_back_that_can_not_be_finished_restarts_once_and_rests(switched: 
     assert not (host.state / "rolled-back").exists()
 
 
+READ_ONLY = """\
+set -eu
+for place; do "$MOUNT" --bind "$ROOT/$place" "$ROOT/$place"; "$MOUNT" -o remount,ro,bind "$ROOT/$place"; done
+exec bash "$ROOT/var/lib/homelab/rollback"
+"""
+
+
+def elapse_read_only(host: Switched, *places: str) -> str:
+    """What the timer runs, with these folders on a file system that has become read-only; what it said."""
+    namespace = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    mount = shutil.which("mount") or "mount"
+    if subprocess.run([*namespace, mount, "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode != 0:
+        pytest.skip("this machine lets nobody mount anything in a namespace of their own")
+    done = subprocess.run(
+        [*namespace, "bash", "-c", READ_ONLY, "-", *places],
+        env={**host.machine.environment(), **PATIENCE, "MOUNT": mount},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_a_host_that_can_write_nothing_says_so_and_is_not_restarted(switched: Callable[..., Switched]) -> None:
+    host = switched(awaited=True)
+    for _ in range(2):
+        said = elapse_read_only(host, "etc", "var", "boot")
+        told = (host.root / "dev/kmsg").read_text()
+        for text in (said, told):
+            assert "was not confirmed within 20 s" in text and "not writable: /var/lib/homelab, /etc, /boot" in text
+            assert "Choose the entry 'without GPU passthrough'" in text
+        assert host.reboots() == []
+        assert not host.is_rolling()
+        assert host.is_armed() and set(WORDS) < set(host.boot().split())
+    # Once it can be written again, whoever comes first goes on: the switch.
+    host.elapse()
+    finished_by_the_next_boot(host)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "places"),
+    [("rtx5090", ("etc", "var")), ("intel-zfs", ("etc", "var", "boot")), ("zfs-grub-shim", ("etc", "var", "boot"))],
+    ids=["a /boot of its own", "ESPs with systemd-boot", "ESPs with GRUB"],
+)
+def test_a_read_only_root_still_gets_a_boot_without_us_and_one_restart(
+    switched: Callable[..., Switched], scenario: str, places: tuple[str, ...]
+) -> None:
+    host = switched(scenario, awaited=True)
+    elapse_read_only(host, *places)
+    assert len(host.reboots()) == 3
+    for _ in range(2):
+        assert host.is_armed()
+        if set(WORDS) & set(host.boot().split()):  # the choice of an entry is for one boot
+            break
+        elapse_read_only(host, *places)
+        assert len(host.reboots()) == 3, "there is nothing to restart for"
+    # The disk is well again: the next run brings what is configured into the boot, with its switch.
+    assert host.run("apply", LAYERS["vfio"]).returncode == 0
+    assert set(WORDS) < set(host.boot().split())
+    assert host.is_armed()
+
+
 def test_a_run_that_holds_the_lock_does_not_stop_it(switched: Callable[..., Switched]) -> None:
     host = switched(awaited=True)
     other = subprocess.Popen(
@@ -536,6 +682,24 @@ def test_a_roll_back_is_not_confirmed_while_it_runs(switched: Callable[..., Swit
     finished_by_the_next_boot(host)
 
 
+def test_a_roll_back_is_neither_confirmed_nor_contradicted_until_its_restart_has_come(
+    switched: Callable[..., Switched],
+) -> None:
+    """Everything is given back, and the boot that is to end still runs."""
+    host = switched(awaited=True)
+    host.elapse()
+    assert host.differs() == set() and host.is_rolling()
+    (host.state / "rolled-back").unlink()  # as a disk leaves it that takes no note
+    answer = host.confirm()
+    assert answer["confirmed"] == "" and answer["rolling_back"] is True
+    assert "was not confirmed within 20 s" in str(answer["rolled_back"])
+    done = host.run("apply", LAYERS["iommu"])
+    assert done.returncode == 1 and "it is giving back its boot configuration now: boot " in done.stdout
+    host.boot()
+    assert not host.is_rolling()
+    assert host.run("apply", LAYERS["iommu"]).returncode == 0
+
+
 def test_nothing_is_configured_while_a_roll_back_is_about_to_restart_the_host(
     switched: Callable[..., Switched],
 ) -> None:
@@ -546,6 +710,13 @@ def test_nothing_is_configured_while_a_roll_back_is_about_to_restart_the_host(
     done = host.run("apply", LAYERS["iommu"])
     assert done.returncode == 1 and "it is giving back its boot configuration now" in done.stdout
     assert host.files() == before
+
+
+SWITCH_FILES = {
+    "/root/var/lib/homelab/rollback",
+    "/root/etc/systemd/system/homelab-rollback.timer",
+    "/root/etc/systemd/system/homelab-rollback.service",
+}
 
 
 # -- a power cut at any command ---------------------------------------------------------------------------------
@@ -598,4 +769,7 @@ def test_a_power_cut_at_any_command_is_made_good_by_the_next_boot(
         if set(WORDS) & set(host.boot().split()):
             raise AssertionError(f"cut at command {at} of {total}: the words are still there")
         assert not host.is_armed(), f"cut at command {at} of {total}"
+        # In the middle of disarming: what nothing starts any more goes with the next run.
+        if host.differs() and host.differs() <= SWITCH_FILES:
+            assert host.run("revert", LAYERS["iommu"]).returncode == 0
         assert host.differs() == set(), f"cut at command {at} of {total}"
