@@ -46,6 +46,9 @@ class BootVerificationProvider(HostProvider):
         boot = {"id": facts.boot_id, "stopped": [int(vmid) for vmid in stopped], "at": int(time.time())}
         return CreateResult(props["host"], {**props, **_outputs(facts, props), "boot": boot})
 
+    def hold_on(self, props: dict[str, Any]) -> None:
+        """Not now: a reboot ends whatever holds its host, which is taken again once the boot is confirmed."""
+
     def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
         return replaced_by(olds, news, *OUTPUTS)
 
@@ -76,7 +79,9 @@ async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wa
     try:
         await asyncio.to_thread(guard.hold, name, host)  # the reboot has ended what held it
     except HomelabError as error:
-        tell(f"{name}: to know: {error.found}")  # whoever it is finds this host as it is to be
+        tell(
+            f"{name}: to know: {error.found}"
+        )  # the boot is confirmed all the same; what would change something is refused
     raise_all([*plan.verify(facts, host, want), *said_by_kernel(facts, name, want)])
     return facts
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +25,20 @@ _READING = threading.Lock()
 
 # How long after a reboot of ours a guest that it stopped is started again; later, that it is off is somebody's wish.
 REBOOT_SECONDS = 3600
+
+
+# Hosts that could not be reached to be held: they aren't tried again for each resource.
+_OUT_OF_REACH: set[str] = set()
+
+
+def _after(prepare: Callable[..., None], act: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(act)
+    def run(self: HostProvider, *arguments: Any) -> Any:
+        # By its name: a provider may have a way of its own.
+        getattr(self, prepare.__name__)(arguments[-1])
+        return act(self, *arguments)
+
+    return run
 
 
 def stopped_by_us(vmid: int, boot: dict[str, Any], known: dict[str, Any] | None) -> bool:
@@ -62,11 +77,17 @@ class HostProvider(ResourceProvider):
     _containers: str | None = None
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        """Whatever a provider does with its resource has an end (components/limits.py)."""
+        """Whatever a provider does with its resource has an end (components/limits.py); what changes something, a host of its own."""
         super().__init_subclass__(**arguments)
-        for name in ("create", "read", "update", "delete"):
+        for name, prepare in (
+            ("create", cls.hold_on),
+            ("read", None),
+            ("update", cls.hold_on),
+            ("delete", cls.hold),
+        ):
             if name in cls.__dict__:
-                setattr(cls, name, limits.limited(cls.__dict__[name]))
+                act = cls.__dict__[name]
+                setattr(cls, name, limits.limited(act if prepare is None else _after(prepare, act)))
 
     def seconds(self, props: dict[str, Any]) -> int:
         """How long one of them may take."""
@@ -78,6 +99,43 @@ class HostProvider(ResourceProvider):
         except HomelabError:  # it is no longer configured, which is for the act itself to say
             host = Host.model_construct(timeouts=Timeouts())
         return limits.of_task(host, props)
+
+    @limits.limited
+    def delete(self, _id: str, props: dict[str, Any]) -> None:
+        """Nothing but `hold`: a run's last step, which is an act, is the first that a `destroy` deletes."""
+        self.hold(props)
+
+    def hold(self, props: dict[str, Any]) -> None:
+        """Lets no other run at the resource's host while this one is at work there (host/guard.py).
+
+        :raises RefusedError: another one is.
+        """
+        from host import guard
+
+        name = str(props.get("host"))
+        if name not in _OUT_OF_REACH and not self._hold(props, guard.hold):
+            _OUT_OF_REACH.add(name)
+
+    def hold_on(self, props: dict[str, Any]) -> None:
+        """The same where this run has held it, and lost it since."""
+        from host import guard
+
+        self._hold(props, guard.hold_on)
+
+    def _hold(self, props: dict[str, Any], take: Callable[[str, Host], None]) -> bool:
+        """Could it be asked for?"""
+        from host.errors import HomelabError
+        from host.guard import RefusedError
+
+        try:
+            take(str(props.get("host")), self.host(props))
+        except RefusedError:
+            raise
+        except HomelabError:
+            # No longer configured, or not in reach: whether that matters is for the act itself to say. A host that is gone for good
+            # has nobody at work on it.
+            return False
+        return True
 
     def __reduce_ex__(self, protocol: Any) -> str | tuple[Any, ...]:
         if HostProvider.found_by is None:

@@ -1,4 +1,4 @@
-"""One `pulumi up` at a time on a host, whichever machine it comes from (ADR 15).
+"""One run (`pulumi up` or `pulumi destroy`) at a time on a host, whichever machine it comes from (ADR 15).
 
 Two stacks with states of their own, on two machines, know nothing of each other; the backend's lock is for one stack. So whoever is about
 to change a host opens a connection on which a script holds a lock (run_guard.sh) until that connection ends: with the process, whatever
@@ -14,10 +14,16 @@ import threading
 import time
 
 from host import scripts, ssh
+from host.errors import HomelabError, UnreachableError
 from settings import Host
 
 # How often the script hears from here; it gives up after six times that.
 BEAT_SECONDS = 10.0
+
+
+class RefusedError(HomelabError):
+    """Another run is at work on the host."""
+
 
 _GUARDS: dict[str, _Guard] = {}
 _TAKING = threading.Lock()
@@ -27,7 +33,8 @@ def hold(name: str, host: Host) -> None:
     """Holds ``host`` for this process, unless it does already.
 
     :param name: of the host in the settings.
-    :raises HomelabError: another run is at work on it, or it can't be reached.
+    :raises RefusedError: another run is at work on it.
+    :raises HomelabError: it can't be reached.
     """
     with _TAKING:
         known = _GUARDS.get(name)
@@ -39,6 +46,15 @@ def hold(name: str, host: Host) -> None:
         if guard.error is not None:
             raise guard.error
         _GUARDS[name] = guard
+
+
+def hold_on(name: str, host: Host) -> None:
+    """Holds ``host`` again where this process has held it, and lost it since: its machine slept, or the way to the host was cut.
+
+    Somebody else may have changed the host meanwhile, and be at it still. Arguments and errors as of `hold`.
+    """
+    if name in _GUARDS:
+        hold(name, host)
 
 
 def release(name: str) -> None:
@@ -91,4 +107,9 @@ class _Guard(threading.Thread):
     async def _hold(self) -> None:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         async with ssh.connect(self._host) as session:
-            await session.keep("hold", scripts.compose("run_guard.sh", WHO=_who()), self.answered.set, BEAT_SECONDS)
+            try:
+                await session.keep("hold", scripts.compose("run_guard.sh", WHO=_who()), self.answered.set, BEAT_SECONDS)
+            except UnreachableError:
+                raise
+            except HomelabError as error:
+                raise RefusedError(error.wanted, error.found, error.why, error.next_step) from error

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lets one `pulumi up` at a time be at work on this host: held as long as the client's connection lasts, whatever ends it.
+# Lets one run (`pulumi up` or `pulumi destroy`) at a time be at work on this host: held as long as the client's connection lasts, whatever ends it.
 #
 # Arguments: WHO (who is at work, for the message that another one gets).
 # Changes: /run/homelab/up, which is locked meanwhile, and empty afterwards.
@@ -18,9 +18,9 @@ hold() {
   make_run_dir || die "a folder of root's own, /run/homelab" "something else has that name" \
     "whoever may write to it could keep this program from running" "find out whose /run/homelab is, and move it away"
   exec {held}>>"$RUN/up"
-  flock -w "$PATIENCE_SECONDS" "$held" || die "to be the only \`pulumi up\` at work on this host" \
+  flock -w "$PATIENCE_SECONDS" "$held" || die "to be the only run at work on this host" \
     "another one is: $(of_file "$RUN/up")" "two at once would take each other's ground away, and could reboot the host twice" \
-    "nothing was changed: wait until it has ended, then run \`pulumi up\` again"
+    "this run changes nothing more: wait until the other one has ended, then run the same again"
   printf '%s\n' "$WHO" >"$RUN/up"
   printf '{"held":"yes"}\n'
   while read -r -t "$SILENCE_SECONDS" _; do :; done

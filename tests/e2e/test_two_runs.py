@@ -1,4 +1,4 @@
-"""Two `pulumi up` at once on one host, of stacks with states of their own, as from two machines."""
+"""Two runs at once on one host, of stacks with states of their own, as from two machines."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engine import install, stacks
+from host import guard
 from tests.e2e.conftest import Stack
 from tests.engine_stack import PATIENCE_SECONDS
+from tests.lab.host_kit import settings_of
 
 
 def test_the_second_run_gets_one_sentence_and_the_host_one_reboot(
@@ -25,7 +27,7 @@ def test_the_second_run_gets_one_sentence_and_the_host_one_reboot(
     first.lab.wait_command("NAME=iommu", timeout=PATIENCE_SECONDS)
     refused = second.up(ok=False)
     assert refused.message.count("wanted:") == 1, refused.message
-    assert "to be the only `pulumi up` at work on this host" in refused.message and "since 20" in refused.message
+    assert "to be the only run at work on this host" in refused.message and "since 20" in refused.message
     first.kill(running)
     first.lab.fault("script-hangs", None)
     # It was killed: nothing has to be cleared away, and whoever comes next makes the one reboot.
@@ -34,3 +36,20 @@ def test_the_second_run_gets_one_sentence_and_the_host_one_reboot(
     assert len(first.lab.boots()) == 2
     first.up()
     assert len(first.lab.boots()) == 2
+
+
+def test_a_destroy_beside_another_run_gets_one_sentence_and_gives_back_nothing(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("rtx5090")
+    stock = stack.lab.snapshot()
+    stack.up()
+    configured = stack.lab.snapshot()
+    guard.hold("another", settings_of(stack.lab))
+    try:
+        refused = stack.destroy(ok=False)
+        assert refused.message.count("wanted:") == 1, refused.message
+        assert "to be the only run at work on this host" in refused.message
+        assert stack.lab.snapshot() == configured
+    finally:
+        guard.release("another")
+    stack.destroy()
+    assert stack.lab.snapshot() == stock

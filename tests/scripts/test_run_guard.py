@@ -44,7 +44,7 @@ def test_the_second_is_told_who_is_at_work_and_the_first_goes_on(folder: Folder)
         with run(folder, "ben") as second:
             said, _ = second.communicate()
         assert second.returncode == 1
-        assert "found:  another one is: anna on desk, since 14:02\n" in said and "nothing was changed" in said
+        assert "found:  another one is: anna on desk, since 14:02\n" in said and "this run changes nothing more" in said
         assert first.poll() is None
 
 

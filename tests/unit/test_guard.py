@@ -1,14 +1,20 @@
-"""host/guard.py: who is at work on a host, in words."""
+"""host/guard.py: who is at work on a host, in words; and what of a run is held by it."""
 
 from __future__ import annotations
 
 import getpass
 import platform
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
+from pulumi.dynamic import CreateResult
 
+from components import provider
+from components.host_reboot import BootVerificationProvider
+from components.provider import HostProvider
 from host import guard
+from host.errors import UnreachableError
+from settings import Host
 
 
 def test_a_user_without_a_name_is_somebody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,3 +29,86 @@ def test_a_user_without_a_name_is_somebody(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_name_that_is_no_text_can_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(getpass, "getuser", lambda: "f\udcfcr")
     guard._who().encode()
+
+
+class Acts(HostProvider):
+    """A provider that says in which order things happen."""
+
+    def __init__(self, done: list[str]) -> None:
+        super().__init__()
+        self._done = done
+
+    def host(self, props: dict[str, Any]) -> Host:
+        return Host.model_construct(address="192.0.2.1")
+
+    def seconds(self, props: dict[str, Any]) -> int:
+        return 10
+
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        self._done.append("created")
+        return CreateResult("id", props)
+
+    def delete(self, _id: str, props: dict[str, Any]) -> None:
+        self._done.append("deleted")
+
+
+class ActsAlone(BootVerificationProvider):
+    """The same, of one that has nothing to delete."""
+
+    host = Acts.host
+    seconds = Acts.seconds
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done, in its order; a host can be held."""
+    said: list[str] = []
+    monkeypatch.setattr(guard, "hold", lambda name, host: said.append(f"held {name}"))
+    monkeypatch.setattr(guard, "_GUARDS", {})
+    monkeypatch.setattr(provider, "_OUT_OF_REACH", set())
+    return said
+
+
+def test_a_host_is_held_before_anything_of_it_is_deleted(done: list[str]) -> None:
+    Acts(done).delete("id", {"host": "pve"})
+    assert done == ["held pve", "deleted"]
+    # The end of a chain is an act, with nothing to delete: it comes before the scripts that have.
+    ActsAlone().delete("id", {"host": "pve2"})
+    assert done[2:] == ["held pve2"]
+
+
+def test_what_another_run_holds_is_not_deleted(done: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> NoReturn:
+        raise guard.RefusedError("to be the only run", "another one is", "c", "d")
+
+    monkeypatch.setattr(guard, "hold", refused)
+    with pytest.raises(guard.RefusedError):
+        Acts(done).delete("id", {"host": "pve"})
+    assert done == []
+
+
+def test_a_host_that_is_out_of_reach_is_asked_once_and_given_up_all_the_same(
+    done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def gone(name: str, host: Host) -> NoReturn:
+        asked.append(name)
+        raise UnreachableError("a", "b", "c", "d")
+
+    monkeypatch.setattr(guard, "hold", gone)
+    for _ in range(2):
+        Acts(done).delete("id", {"host": "pve"})
+    assert (asked, done) == (["pve"], ["deleted", "deleted"])
+
+
+def test_a_run_that_lost_its_host_notices_before_its_next_change(
+    done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Acts(done).create({"host": "pve"})
+    assert done == ["created"], "it had never held it: what holds a host says so itself"
+    monkeypatch.setitem(
+        guard._GUARDS, "pve", guard._Guard(Host.model_construct(address="192.0.2.1"))
+    )  # one that has ended
+    Acts(done).create({"host": "pve"})
+    assert done[1:] == ["held pve", "created"]
