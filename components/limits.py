@@ -84,7 +84,7 @@ def ended_in_time(what: str, seconds: float, work: Callable[[], T]) -> T:
         f"{what} done within {seconds:g} s",
         "it has not ended",
         "something on the host or on the way to it hangs; how far it got isn't known",
-        "look at the host's tasks (in Proxmox VE's web interface, or `pvenode task list --active 1`); then run `pulumi up` again, which "
+        "look at the host's tasks (in Proxmox VE's web interface, or `pvenode task list --source active`); then run `pulumi up` again, which "
         "finishes what is half done. What takes longer by nature: timeouts.task",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import defaultdict
 
 from doctor.case import Case, has_devices
@@ -9,6 +10,7 @@ from doctor.devices import Row, is_for_everybody, is_gpu, names
 from doctor.reading import OK
 from doctor.report import Finding, Stage
 from host.container_conf import Entry, Rule
+from host.errors import unlocking
 
 # Majors that NVIDIA's driver and the kernel gave out for good (Documentation/admin-guide/devices.txt): NVIDIA's cards, dri.
 _STATIC = {195, 226}
@@ -34,7 +36,7 @@ def _locked(case: Case) -> list[Finding]:
         f"{case.name} free to be changed",
         f"it is locked ({lock})",
         "a task works on it, or died while it did; Proxmox VE changes and starts nothing meanwhile",
-        f"wait for the task; if there is none any more: `pct unlock {case.container.id}`",
+        unlocking("lxc", case.container.id, lock),
     )
 
 
@@ -71,7 +73,9 @@ def _give(case: Case, rows: list[Row]) -> str:
     if case.method == "device":
         used = {entry.line.partition(":")[0] for entry in case.container.parsed.entries if entry.method == "device"}
         free = (f"dev{number}" for number in range(256) if f"dev{number}" not in used)
-        options = " ".join(f"--{key} {row.path},mode=0666" for key, row in zip(free, rows, strict=False))
+        options = " ".join(
+            f"--{key} {shlex.quote(f'{row.path},mode=0666')}" for key, row in zip(free, rows, strict=False)
+        )
         return f"`pct set {ctid} {options}`"
     lines = [f"lxc.mount.entry: {row.path} {row.path[1:]} none bind,optional,create=file" for row in rows]
     majors = sorted({row.host.major for row in rows if row.host is not None})
@@ -226,7 +230,8 @@ def _for_root_only(case: Case) -> list[Finding]:
         keys = " ".join(_changed(row.entry.line, "mode", "0666") for row in own if row.entry is not None)
         step = case.up if case.cards.managed else f"`pct set {case.container.id} {keys}`"
     else:
-        step = "`chmod 0666` these nodes on the host; a module option NVreg_DeviceFileMode in /etc/modprobe.d closes them again"
+        paths = shlex.join(row.host.path for row in rows if row.host)
+        step = f"on the host: `chmod 0666 {paths}`; a module option NVreg_DeviceFileMode in /etc/modprobe.d closes them again"
     return _finding(
         f"{names(rows)} open to ordinary users in {case.name}",
         modes,
@@ -239,7 +244,7 @@ def _changed(line: str, name: str, value: str = "") -> str:
     """A dev[n] line as an option of pct, with another value of one property, or without it, and all else as it is."""
     key, _, properties = line.partition(":")
     kept = [part for part in properties.strip().split(",") if not part.startswith(f"{name}=")]
-    return f"--{key} {','.join([*kept, *([f'{name}={value}'] if value else [])])}"
+    return f"--{key} {shlex.quote(','.join([*kept, *([f'{name}={value}'] if value else [])]))}"
 
 
 def _mode(row: Row) -> int:

@@ -127,7 +127,7 @@ def _boot(reading: Reading) -> list[Finding]:
             kernel_log.excerpt(said),
             "new kernels and command lines don't reach one that is gone; if the firmware boots from it, they never come into effect",
             "see `proxmox-boot-tool status`; drop a disk that was taken out with `proxmox-boot-tool clean`, give a new one its own with "
-            "`proxmox-boot-tool format` and `init`",
+            "`proxmox-boot-tool format PARTITION` and `proxmox-boot-tool init PARTITION`",
         )
     ]
 

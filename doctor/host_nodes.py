@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from doctor.case import Case
 from doctor.devices import card_number, names
 from doctor.report import Finding
@@ -103,6 +105,6 @@ def _stale_nodes(case: Case) -> list[Finding]:
             "nodes on the host with the majors that the driver has now",
             "; ".join(f"{path} has {found}, /proc/devices says {major}" for path, found, major in wrong),
             "the driver gets its numbers anew from the kernel; an old node leads to nothing, or to another driver",
-            f"`rm {' '.join(path for path, _, _ in wrong)}`, then `nvidia-modprobe -u -c 0`",
+            f"`rm {shlex.join(path for path, _, _ in wrong)}`, then `nvidia-modprobe -u -c 0`",
         )
     ]

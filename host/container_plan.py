@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from host.errors import HomelabError
+from host.errors import HomelabError, unlocking
 from host.facts import NVIDIA, GuestConfig, HostFacts, bound_by_word
 from host.plan import Wanted
 from settings import Container, Vm
@@ -177,7 +177,7 @@ def _container(name: str, container: Container, facts: HostFacts) -> list[Homela
                 f"{label}, free to be changed",
                 f"it is locked: {lock}",
                 "something else works on it now (a backup, a snapshot, a migration)",
-                f"wait until that is done; a lock that was left behind: `pct unlock {container.ctid}` on the host",
+                f"{unlocking('lxc', container.ctid, lock)}; then run `pulumi up` again",
             )
         ]
     if config.values.get("template") == "1":

@@ -45,6 +45,17 @@ def elsewhere(wanted: str, kind: str, guest: int, here: str, there: str) -> Home
         wanted,
         f"{name} {guest} is on the node {there}, not on {here}",
         "a card is in one machine: a guest can have it only on the node that the card is in",
-        f"migrate it to {here} (on {there}: `{command} migrate {guest} {here}`); or describe {there} as a host of its own under "
+        f"migrate it to {here} (on {there}, while it is off: `{command} migrate {guest} {here}`); or describe {there} as a host of its own under "
         "homelab:hosts, and name that host for the guest",
     )
+
+
+def unlocking(kind: str, guest: int | str, lock: str) -> str:
+    """What to do about a guest that is locked.
+
+    :param kind: qemu or lxc; ``lock``: the lock's name, such as ``backup``.
+    """
+    if lock == "suspended":
+        # It sleeps, with its memory on a disk: without the lock it would start anew, and that memory would be lost.
+        return f"wake it up: `qm resume {guest}`"
+    return f"wait for the task; if there is none any more: `{'qm' if kind == 'qemu' else 'pct'} unlock {guest}`"

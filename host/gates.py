@@ -111,7 +111,8 @@ def tools(facts: HostFacts, _host: Host) -> list[HomelabError]:
                 "to know which boot loader makes the kernel command line",
                 facts.loader_clues,
                 "the wrong one would be configured without effect",
-                "see `proxmox-boot-tool status`; drop ESPs that are no longer used with `proxmox-boot-tool clean`",
+                "see `proxmox-boot-tool status`; take the UUID of an ESP that the host isn't started from any more out of "
+                "/etc/kernel/proxmox-boot-uuids, and run `pulumi up` again",
             )
         )
     return errors
@@ -197,11 +198,16 @@ def grouped(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabEr
             f"the host has {facts.iommu.groups} groups, and in none of them is {'; '.join(map(facts.describe, outside))}"
             + (f"; the kernel was started with {' '.join(words)}" if words else ""),
             "the IOMMU doesn't translate for it: Proxmox VE refuses to give such a device to a VM",
-            "take igfx_off off the kernel command line and reboot"
+            f"take igfx_off out of where the words are (/etc/default/grub, or /etc/kernel/cmdline), {_new_entries(facts)}, and reboot"
             if words
             else "look for it in `dmesg | grep -iE 'DMAR|AMD-Vi'`; an update of the firmware may put it under the IOMMU",
         )
     ]
+
+
+def _new_entries(facts: HostFacts) -> str:
+    """What brings changed words of the kernel command line into the boot entries."""
+    return "`proxmox-boot-tool refresh`" if facts.loader == "systemd-boot" else "`update-grub`"
 
 
 def _going(facts: HostFacts, slot: str) -> list[Device]:
@@ -304,13 +310,15 @@ def by_hand(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabErr
     if not bound:
         return []
     binds = facts.who_binds(bound) or ["vfio-pci's ids"]
+    by_words = any("on the kernel command line" in one for one in binds)
     return [
         HomelabError(
             f"gpus.{name} ({slot}) with the host's driver (use: {gpu.use})",
             f"{', '.join(device.address for device in bound)} on vfio-pci, by {', '.join(binds)}",
             "that was not written by this program, which doesn't take it away: the card would stay without the host's driver",
-            f"take {', '.join(sorted({device.id for device in bound}))} out there, `update-initramfs -u -k all`, reboot, and run "
-            f"`pulumi up` again; or set gpus.{name}.use: vm",
+            f"take {', '.join(sorted({device.id for device in bound}))} out there, `update-initramfs -u -k all`"
+            + (f", {_new_entries(facts)}" if by_words else "")
+            + f", reboot, and run `pulumi up` again; or set gpus.{name}.use: vm",
         )
     ]
 

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from host.errors import elsewhere
+from host.errors import elsewhere, unlocking
 from proxmox import rights
 from proxmox.connection import Connection, connected, no_answer
 from proxmox.errors import (
@@ -58,6 +58,7 @@ CHUNKS = 20
 
 # Parameters that no message may show.
 SECRETS = ("password", "cipassword")
+_LOCKED = re.compile(r"(?:VM|CT) is locked \((?P<lock>[\w-]+)\)")
 _GUEST = re.compile(r"^nodes/(?P<node>[^/]+)/(?P<kind>qemu|lxc)(?:/(?P<id>\d+))?(?:/|$)")
 _TAKEN = re.compile(r"(?P<kind>VM|CT) (?P<id>\d+) already exists on node '(?P<node>[^']+)'")
 _NO_CONTENT = "no content"  # a task that has said nothing yet
@@ -339,6 +340,9 @@ class Api:
         if isinstance(error, ElsewhereError) and (taken := _TAKEN.search(error.reason)) and taken["node"] != self.node:
             kind = "qemu" if taken["kind"] == "VM" else "lxc"
             return _moved(error, kind, int(taken["id"]), self.node, taken["node"])
+        if guest and guest["id"] and (held := _LOCKED.search(error.reason)):
+            step = f"{unlocking(guest['kind'], guest['id'], held['lock'])}; then run `pulumi up` again"
+            return type(error)(error.wanted, error.found, error.why, step, error.status, error.reason)
         if isinstance(error, NotThereError) and guest and guest["id"]:
             node = self._node_of(int(guest["id"]))
             if node is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 import threading
 import time
 from email.utils import parsedate_to_datetime
@@ -159,7 +160,7 @@ def _login_refused(base: str, user: str, status: int, reason: str) -> ApiError:
         f"{status} {plain(reason)}",
         "without it nothing can be asked of Proxmox VE",
         "correct api.user (with its realm, such as root@pam) and api.password; a user with a second factor needs a token instead "
-        "(`pveum user token add USER pulumi`)",
+        f"(`pveum user token add {shlex.quote(user)} pulumi --privsep 0`)",
         status,
         reason,
     )

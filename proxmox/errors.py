@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 
 from host.errors import HomelabError
@@ -105,7 +106,7 @@ def explained(wanted: str, found: str, who: str, status: int, reason: str) -> Ap
             wanted,
             f"401 {reason or 'Unauthorized'}",
             f"the node doesn't know {who} by these credentials",
-            "correct api.token and api.tokenSecret (`pveum user token list USER` on the host lists the tokens; a secret is shown only "
+            f"correct api.token and api.tokenSecret (`pveum user token list {shlex.quote(who.partition('!')[0])}` on the host lists the tokens; a secret is shown only "
             "once, when its token is made), or api.user and api.password",
             status,
             reason,
@@ -185,8 +186,7 @@ def _other(who: str, status: int, reason: str) -> tuple[str, str]:
     if "is locked" in reason:
         return (
             "another task works on it, such as a backup, a clone, a migration, or died while it did",
-            "wait for it; a lock that a dead task left goes with `qm unlock ID`, a container's with `pct unlock ID`. Then run "
-            "`pulumi up` again",
+            "wait for it, then run `pulumi up` again",
         )
     if status == 501:
         return "this Proxmox VE doesn't know the operation", "PCI mappings need Proxmox VE 8 or later: upgrade"

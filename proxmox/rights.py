@@ -253,7 +253,7 @@ def commands(access: Access, identity: str, lacking: Needs) -> list[str]:
             entries = access.counting(kind, who, path)
             denied = next((entry for entry in entries if entry.role == "NoAccess"), None)
             if denied:
-                lists.append(f"pveum acl delete {denied.path} --{denied.kind}s '{denied.who}' --roles NoAccess")
+                lists.append(f"pveum acl delete {denied.path} --{denied.kind}s {_quoted(denied.who)} --roles NoAccess")
                 continue
             ours = next((entry for entry in entries if entry.role in access.roles), None)
             if ours is not None:
@@ -263,7 +263,7 @@ def commands(access: Access, identity: str, lacking: Needs) -> list[str]:
             beside = entries[0] if entries else Entry(_natural(path), True, kind, who, "")
             role = next(name for name in (ROLE, *(f"{ROLE}{number}" for number in range(2, 99))) if name not in taken)
             roles.setdefault(role, set()).update(wanted)
-            command = f"pveum acl modify {beside.path} --{beside.kind}s '{beside.who}' --roles {role}"
+            command = f"pveum acl modify {beside.path} --{beside.kind}s {_quoted(beside.who)} --roles {role}"
             lists += [command] if command not in lists else []
     made = []
     for role, names in roles.items():
@@ -271,6 +271,11 @@ def commands(access: Access, identity: str, lacking: Needs) -> list[str]:
         verb = f"modify {role} --append 1" if role in taken else f"add {role}"
         made.append(f'pveum role {verb} --privs "{privileges_text}"')
     return made + lists
+
+
+def _quoted(who: str) -> str:
+    """For a shell: the name of a user may have a quote in it."""
+    return "'" + who.replace("'", "'\\''") + "'"
 
 
 def _natural(path: str) -> str:

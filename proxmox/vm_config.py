@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from host.errors import HomelabError
+from host.errors import HomelabError, unlocking
 from host.facts import CardUser
 from host.properties import overlap, parse, same
 
@@ -233,8 +233,8 @@ def _state(config: dict[str, str], name: str) -> list[HomelabError]:
             HomelabError(
                 f"{name} free to be changed",
                 f"it is locked ({config['lock']})",
-                "a task works on it, or died while it did",
-                f"wait for the task; if there is none any more: `qm unlock {name.split()[1]}`. Then run `pulumi up` again",
+                "a task works on it, or died while it did; or it sleeps on disk (suspended)",
+                f"{unlocking('qemu', name.split()[1], config['lock'])}; then run `pulumi up` again",
             )
         )
     if config.get("template") == "1":

@@ -58,7 +58,7 @@ revert() {
 restart() {
   shut_down || die "container $CTID off within $TIMEOUT s, to be started without the cards" "it still runs" \
     "its configuration has no card any more; it runs on with what it was started with" \
-    "shut it down yourself (\`pct shutdown $CTID\`), or set shutdown.otherwise: stop"
+    "see what keeps it (\`pct exec $CTID -- ps\`), or switch it off: \`pct stop $CTID\`, then run \`pulumi up\` again; or set shutdown.otherwise: stop"
   in_force
   start_up
 }

@@ -169,7 +169,7 @@ restart_if_changed() {
 engine_down() {
   local said next="read \`journalctl -xeu $1\`, mend it, and run \`pulumi up\` again"
   said=$(journalctl -q --no-pager -n 8 -o cat -u "$1" 2>/dev/null </dev/null) || :
-  [[ $TARGET != lxc ]] || next="a container needs features: nesting=1,keyctl=1 for $1 (\`pct set ID --features nesting=1,keyctl=1\`); else $next"
+  [[ $TARGET != lxc ]] || next="a container needs features: nesting=1,keyctl=1 for $1 (\`pct set ID --features nesting=1,keyctl=1\`, with those that \`pct config ID\` shows already: others go); else $next"
   undo
   systemctl restart "$1" >/dev/null 2>&1 </dev/null || :
   die "$NAME: $1, started with NVIDIA's runtime in its configuration" "$(tail -n 4 "$LOGS/restart")${said:+$'\n'$said}" \

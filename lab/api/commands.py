@@ -1,4 +1,4 @@
-"""qm, pct, pvesh and pveum at the host's shell: the API's operations, asked for by root@pam, as on a real node.
+"""qm, pct, pvesh, pveum, pvenode and pvecm at the host's shell: the API's operations, asked for by root@pam, as on a real node.
 
 Only what is in use is there; anything else ends with exit status 2 and a line in log/programs.jsonl.
 """
@@ -84,6 +84,8 @@ def only_reads(name: str, arguments: list[str]) -> bool:
     if name == "pveum":
         known = _user_command(arguments)
         return known is not None and known[0].reads
+    if name in ("pvenode", "pvecm"):
+        return arguments[:1] != ["expected"]
     return arguments[:1] in ([verb] for verb in ("list", "config", "status", "pending", "listsnapshot", "get"))
 
 
@@ -315,6 +317,41 @@ class Shell:
             answer = self.last_task
         print(formatted(answer, form), end="")
 
+    # -- pvenode and pvecm -------------------------------------------------------------------------------
+    def pvenode(self, arguments: list[str]) -> None:
+        """`pvenode task list [--source active ...]` and `pvenode task log UPID`."""
+        tasks = f"/nodes/{self.host.node}/tasks"
+        verb, words = " ".join(arguments[:2]), arguments[2:]
+        if verb == "task list":
+            self.usage = f"pvenode task list {_FORMATTED}"
+            options = _options(words)
+            form = _form(options)
+            found = self.ask("GET", tasks, options)
+            print(
+                formatted(found if form != "text" else [_task_row(one) for one in found], form, _TASK_COLUMNS), end=""
+            )
+        elif verb == "task log" and words:
+            self.usage = "pvenode task log <upid> [OPTIONS]"
+            for line in self.ask("GET", f"{tasks}/{words[0]}/log", _options(words[1:])):
+                print(line["t"])
+        else:
+            raise Misused(f"the lab's pvenode has `task list` and `task log UPID`, not {' '.join(arguments)!r}")
+
+    def pvecm(self, arguments: list[str]) -> None:
+        """`pvecm status`, and `pvecm expected NUMBER`, by which the nodes that are left may write again."""
+        members = Members(self.host)
+        if members.name is None:
+            text = "Error: Corosync config '/etc/pve/corosync.conf' does not exist - is this node part of a cluster?"
+            print(text, file=sys.stderr)
+            self.status = 2
+        elif arguments == ["status"]:
+            print(_cluster_status(members, self.host.node), end="")
+            self.status = 0 if members.quorate else 2
+        elif len(arguments) == 2 and arguments[0] == "expected" and arguments[1].isdigit():
+            members.expect(int(arguments[1]))
+        else:
+            raise Misused(f"the lab's pvecm has `status` and `expected NUMBER`, not {' '.join(arguments)!r}")
+
     # -- pveum -------------------------------------------------------------------------------------------
     def pveum(self, arguments: list[str]) -> None:
         """`pveum role|user|acl|user token VERB ... [--option value ...]`, with --output-format."""
@@ -335,6 +372,42 @@ class Shell:
         }
         answer = self.ask(command.method, command.path.format(**given), options)
         print(formatted(answer, form, command.columns), end="")
+
+
+_TASK_COLUMNS = ("UPID", "Type", "ID", "User", "Starttime", "Endtime", "Status")
+
+
+def _task_row(task: dict[str, Any]) -> dict[str, str]:
+    """A task as `pvenode task list` shows it."""
+
+    def at(name: str) -> str:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(task[name])) if name in task else ""
+
+    status = str(task.get("status", "UNKNOWN"))
+    shown = (task["upid"], task["type"], task.get("id", ""), task["user"], at("starttime"), at("endtime"), status)
+    return dict(zip(_TASK_COLUMNS, map(str, shown), strict=True))
+
+
+def _cluster_status(members: Members, node: str) -> str:
+    """What `pvecm status` says of the votes, in a node's own form."""
+    online = [about for about in members.nodes.values() if about["online"]]
+    quorum = len(members.nodes) // 2 + 1
+    here = members.nodes[node]["id"]
+    rows = [f"{one['id']:#010x}          1 {one['ip']}{' (local)' if one['id'] == here else ''}" for one in online]
+    return "\n".join(
+        [
+            "Cluster information", "-------------------", f"Name:             {members.name}",
+            f"Config Version:   {members.version}", "Transport:        knet", "Secure auth:      on", "",
+            "Quorum information", "------------------", "Quorum provider:  corosync_votequorum",
+            f"Nodes:            {len(online)}", f"Node ID:          {here:#010x}",
+            f"Quorate:          {'Yes' if members.quorate else 'No'}", "",
+            "Votequorum information", "----------------------", f"Expected votes:   {len(members.nodes)}",
+            f"Highest expected: {len(members.nodes)}", f"Total votes:      {len(online)}",
+            f"Quorum:           {quorum} {' ' if members.quorate else 'Activity blocked'}",
+            f"Flags:            {'Quorate ' if members.quorate else ''}", "",
+            "Membership information", "----------------------", "    Nodeid      Votes Name", *rows, "",
+        ]
+    )  # fmt: skip
 
 
 def _form(options: dict[str, list[str]]) -> str:

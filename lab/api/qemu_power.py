@@ -210,7 +210,11 @@ def suspend(call: Call) -> str:
 
 
 def resume(call: Call) -> str:
-    """POST .../status/resume."""
+    """POST .../status/resume; one that sleeps on disk is started."""
+    guest = call.guest("qemu")
+    if guest.config().values.get("lock") == "suspended":
+        call.require_root_for("skiplock")
+        return call.start("qmresume", str(guest.vmid), lambda log: start_work(guest, log))
     return _on_running(call, "qmresume", lambda guest: guest.set_paused(False))
 
 

@@ -20,6 +20,7 @@ class Members:
     """The nodes of a host's cluster; `quorate` whether most of them see each other."""
 
     def __init__(self, host: HostState) -> None:
+        self._host = host
         text = host.read("/etc/pve/.members", "")
         data = json.loads(text) if text else {}
         self.name: str | None = data.get("cluster", {}).get("name")
@@ -29,6 +30,13 @@ class Members:
         self.nodes: dict[str, dict[str, Any]] = data.get("nodelist") or {
             host.node: {"id": 0, "online": 1, "ip": _own_address(host)}
         }
+
+    def expect(self, votes: int) -> None:
+        """Let fewer votes be a quorum, as `corosync-quorumtool -e` does: never fewer than more than half of the nodes that are there."""
+        there = sum(bool(about["online"]) for about in self.nodes.values())
+        data = json.loads(self._host.read("/etc/pve/.members"))
+        data["cluster"]["quorate"] = int(there > max(votes, there) // 2)
+        self._host.write("/etc/pve/.members", json.dumps(data))
 
 
 def _own_address(host: HostState) -> str:

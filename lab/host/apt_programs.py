@@ -1,4 +1,4 @@
-"""apt-get, apt-cache and apt-mark of a lab's system, with the options that careful scripts use."""
+"""apt, apt-get, apt-cache and apt-mark of a lab's system, with the options that careful scripts use."""
 
 from __future__ import annotations
 
@@ -75,9 +75,30 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
     """One of apt's programs."""
     require_debian(host, name)
     work: dict[str, Callable[[HostState, list[str]], int]] = {
-        "apt-get": _apt_get, "apt-cache": _apt_cache, "apt-mark": _apt_mark,
+        "apt": _apt, "apt-get": _apt_get, "apt-cache": _apt_cache, "apt-mark": _apt_mark,
     }  # fmt: skip
     return work[name](host, arguments)
+
+
+def _apt(host: HostState, arguments: list[str]) -> int:
+    """What people type: apt-get's operations and apt-cache's, and a list of its own."""
+    print("\nWARNING: apt does not have a stable CLI interface. Use with caution in scripts.\n", file=sys.stderr)
+    if arguments[:1] == ["list"]:
+        return _list(host, arguments[1:])
+    return (_apt_cache if arguments[:1] in (["search"], ["show"], ["policy"]) else _apt_get)(host, arguments)
+
+
+def _list(host: HostState, words: list[str]) -> int:
+    options = Options(words, "", ("installed",))
+    if not options.has("installed"):
+        raise UsageError("the lab's `apt list` has --installed alone")
+    database = Database(host)
+    print("Listing...")
+    for package in sorted(database.packages.values(), key=lambda one: one.name):
+        if package.present and any(fnmatch.fnmatchcase(package.name, one) for one in options.rest or ["*"]):
+            automatic = ",automatic" if package.name in database.automatic else ""
+            print(f"{package.name}/now {package.version} {package.architecture} [installed{automatic}]")
+    return 0
 
 
 # -- apt-get ---------------------------------------------------------------------------------------------------

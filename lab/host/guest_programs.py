@@ -1,4 +1,4 @@
-"""pveversion, pvesh, pveum, qm and pct of a lab host; all but the first are the API at a shell (lab.api.commands)."""
+"""pveversion, pvesh, pveum, pvenode, pvecm, qm and pct of a lab host; all but the first are the API at a shell (lab.api.commands)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _pveversion(host: HostState, name: str, arguments: list[str]) -> int:
 
 
 def _shell(host: HostState, name: str, arguments: list[str]) -> int:
-    """qm, pct, pvesh and pveum: the API's operations, done here as root@pam.
+    """qm, pct, pvesh, pveum, pvenode and pvecm: the API's operations, done here as root@pam.
 
     The one place at which this package needs another: what a VM's start asks of a card is written once, in lab.api,
     which uses the standard library alone as well.
@@ -48,6 +48,10 @@ def _shell(host: HostState, name: str, arguments: list[str]) -> int:
                 shell.pvesh(arguments)
             elif name == "pveum":
                 shell.pveum(arguments)
+            elif name == "pvenode":
+                shell.pvenode(arguments)
+            elif name == "pvecm":
+                shell.pvecm(arguments)
             else:
                 shell.guest(name, arguments)
         except Misused as error:

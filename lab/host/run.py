@@ -7,7 +7,7 @@ import sys
 
 #: What every system with packages has: a host, a VM, a container.
 OF_PACKAGES = {
-    **{name: "apt_programs" for name in ("apt-get", "apt-cache", "apt-mark")},
+    **{name: "apt_programs" for name in ("apt", "apt-get", "apt-cache", "apt-mark")},
     **{name: "dpkg_programs" for name in ("dpkg", "dpkg-query")},
     **{name: "download_programs" for name in ("curl", "wget", "gpg", "sha256sum")},
     "nvidia-installer": "nvidia_installer",
@@ -71,6 +71,8 @@ PROGRAMS = {
     "pveum": "guest_programs",
     "qm": "guest_programs",
     "pct": "guest_programs",
+    "pvenode": "guest_programs",
+    "pvecm": "guest_programs",
 }
 #: Commands that a guest alone has: a Proxmox host has no sudo, and is root's.
 GUEST_ONLY = frozenset({"sudo", "id", "whoami"})

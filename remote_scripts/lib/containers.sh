@@ -346,7 +346,7 @@ need_container() {
   elsewhere=$(find "$ROOT/etc/pve/nodes" -mindepth 3 -maxdepth 3 -name "$CTID.conf" -printf '%P\n' 2>/dev/null | head -n 1)
   [[ -z $elsewhere ]] || die "container $CTID" "it is on the node ${elsewhere%%/*}, not on this one" \
     "a card is in one machine: a guest can have it only on the node that the card is in" \
-    "migrate it to this node (\`pct migrate $CTID NODE\` on ${elsewhere%%/*}), or describe ${elsewhere%%/*} as a host of its own"
+    "migrate it to this node (on ${elsewhere%%/*}, while it is off: \`pct migrate $CTID $(hostname)\`), or describe ${elsewhere%%/*} as a host of its own"
   others=$(find "$ROOT$PVE_LXC/" -name '[1-9]*.conf' -printf '%f\n' 2>/dev/null | sed 's/\.conf$//' | sort -n | tr '\n' ' ')
   die "container $CTID" "no such container on this host; there are: ${others:-none}" "nothing can be given to it" \
     "correct ctid, or describe the container under \`create\`"

@@ -29,10 +29,13 @@ nvidia_trouble() {
 
 # nvidia_uvm_trouble - the same for nvidia-uvm, without which there is no CUDA.
 nvidia_uvm_trouble() {
+  local version
   FOUND='' NEXT=''
   if [[ -z $(nvidia_major nvidia-uvm) ]] && ! modinfo -n nvidia-uvm >/dev/null 2>&1; then
     FOUND="the kernel $(uname -r) has no module nvidia-uvm, though it has nvidia: the driver's build is incomplete"
-    NEXT="build it again (\`dkms autoinstall\`, or install the driver anew), then \`modprobe nvidia-uvm\`"
+    version=$(nvidia_version)
+    # What is installed for a kernel already, autoinstall passes over.
+    NEXT="build it again (\`dkms remove nvidia/$version -k $(uname -r)\`, \`dkms install nvidia/$version -k $(uname -r)\`, or install the driver anew), then \`modprobe nvidia-uvm\`"
   fi
 }
 

@@ -1,0 +1,525 @@
+"""What messages advise is run on the lab as they say it, and cures what it is given for (tests/advice.yaml says which)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import yaml
+
+import settings
+from doctor.__main__ import main as run_doctor
+from host import container_plan, gates, plan, scripts
+from host.errors import HomelabError
+from lab import Lab
+from proxmox import vm_config, vm_plan
+from proxmox.vm_config import Wish
+from tests import advice
+from tests.conftest import shared
+from tests.lab.test_proxmox_api import client, host_of, without_quorum
+from tests.lab.test_real_hosts import read
+from tests.unit.hosts import settings as host_settings
+
+KNOWN: dict[str, Any] = yaml.safe_load(advice.REGISTER.read_text(encoding="utf-8"))
+CURES = [
+    (command, row)
+    for commands in KNOWN["cures"].values()
+    for command, rows in commands.items()
+    for row in (rows if isinstance(rows, list) else [])
+]
+# Programs of this machine that advice may run; all others are the lab's own.
+OF_THIS_MACHINE = {"echo", "rm", "chmod", "grep", "openssl", "ps", "printf", "head"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """How something comes to be refused, and what the program says of it then.
+
+    ``says``: the messages' next steps; nothing where nothing is refused. ``first``: what a message leaves to the person, before the
+    command is run; ``after``: what it says has to follow.
+    """
+
+    scenario: str
+    broken: Callable[[Lab], object]
+    says: Callable[[Lab], list[str]]
+    first: Callable[[Lab], object] = lambda lab: None
+    after: Callable[[Lab], object] = lambda lab: None
+
+
+@pytest.fixture(scope="module")
+def labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Lab]]:
+    """Each scenario is started once, when a row first asks for it."""
+    started: dict[str, Lab] = {}
+    with ExitStack() as stack:
+
+        def lab(scenario: str) -> Lab:
+            if scenario not in started:
+                state = tmp_path_factory.mktemp(scenario) / "lab"
+                started[scenario] = stack.enter_context(Lab.start(scenario, state=state))
+            return started[scenario]
+
+        yield lab
+
+
+# -- what the program says ----------------------------------------------------------------------------------------------
+def steps(work: Callable[[], object]) -> list[str]:
+    """The next step of what it fails with; nothing if it doesn't."""
+    try:
+        work()
+    except HomelabError as error:
+        return [error.next_step]
+    return []
+
+
+def of_gates(**host: Any) -> Callable[[Lab], list[str]]:
+    gpus = host.pop("gpus", None)
+    return lambda lab: [error.next_step for error in gates.check(read(lab.machine), host_settings(gpus, **host))[1]]
+
+
+def of_vms(**vm: Any) -> Callable[[Lab], list[str]]:
+    def said(lab: Lab) -> list[str]:
+        facts, host = read(lab.machine), host_of(lab)
+        wanted = settings.Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["rtx5090"], **vm})
+        found = vm_plan.describe("pve", facts, host, plan.wanted(facts, host), {"sandbox": wanted})[1]
+        return [error.next_step for error in found]
+
+    return said
+
+
+def of_containers(lab: Lab) -> list[str]:
+    facts, host = read(lab.machine), host_settings({})
+    wanted = {"ai": settings.Container.model_validate({"host": "pve", "ctid": 901, "gpuAssignment": "0"})}
+    errors = container_plan.describe(facts, plan.wanted(facts, host), wanted, {}, "phoenix")[1]
+    return [error.next_step for error in errors]
+
+
+def of_script(verb: str, text: str) -> Callable[[Lab], list[str]]:
+    """A script over no SSH: the `next` of its message."""
+
+    def said(lab: Lab) -> list[str]:
+        done = subprocess.run(
+            ["bash", "-s", "--", verb],
+            input=text,
+            env=lab.machine.environment(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        if done.returncode == 0:
+            return []
+        assert done.returncode == 1, done.stdout + done.stderr
+        return re.findall(r"(?m)^next: +(.*)$", done.stdout)
+
+    return said
+
+
+def of_doctor(*words: str) -> Callable[[Lab], list[str]]:
+    def said(lab: Lab) -> list[str]:
+        reached = lab.connection
+        ssh = {key: reached[key] for key in ("port", "hostKey", "privateKeyFile")}
+        host = {"address": reached["host"], "node": lab.api["node"], "ssh": ssh, "gpus": {}}
+        file = lab.state / "Pulumi.lab.yaml"
+        file.write_text(yaml.safe_dump({"config": {"homelab:hosts": {"pve": host}}}))
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            assert run_doctor([*words, "--json", "--config-file", str(file)]) != 2
+        return [finding["next"] for finding in json.loads(out.getvalue())["findings"]]
+
+    return said
+
+
+# -- what is broken, and what a person does ---------------------------------------------------------------------------------
+def on_host(text: str) -> Callable[[Lab], object]:
+    return lambda lab: lab.run(text)
+
+
+def fault(name: str, value: Any = True) -> Callable[[Lab], object]:
+    return lambda lab: lab.fault(name, value)
+
+
+def nothing(lab: Lab) -> None:
+    """It is refused on the host as it is."""
+
+
+def all_of(*work: Callable[[Lab], object]) -> Callable[[Lab], object]:
+    def done(lab: Lab) -> None:
+        for one in work:
+            one(lab)
+
+    return done
+
+
+def reboot(lab: Lab) -> None:
+    lab.reboot()
+
+
+def with_lock(path: str, lock: str = "backup") -> Callable[[Lab], object]:
+    return on_host(f"sed -i '1i lock: {lock}' $ROOT/etc/pve/{path}.conf")
+
+
+def append(ctid: int, *lines: str) -> Callable[[Lab], object]:
+    text = "".join(f"{line}\\n" for line in lines)
+    return on_host(f"printf '{text}' >>$ROOT/etc/pve/lxc/{ctid}.conf")
+
+
+BY_HAND = "0000:01:00,pcie=1"
+SECOND_VM = (
+    "qm create 104 --name second --machine q35 --memory 2048 --onboot 1; "
+    f"qm set 103 --hostpci0 {BY_HAND}; qm set 104 --hostpci0 {BY_HAND}"
+)
+
+
+def held_card(lab: Lab) -> list[str]:
+    """What the change of a VM says of a card that another VM runs with."""
+    facts, host = read(lab.machine), host_of(lab)
+    wish = Wish(
+        "second",
+        104,
+        vm_plan.cards_of(
+            settings.Vm.model_validate({"host": "pve", "vmid": 104, "gpus": ["rtx5090"]}),
+            host,
+            {"rtx5090": "0000:01:00"},
+        ),
+        may_replace_raw=True,
+    )
+    config = facts.guests.config(104)
+    assert config is not None
+    errors = vm_config.check(config.values, wish, {"rtx5090": facts.guests.users_of("0000:01:00", "pve")})[0]
+    return [error.next_step for error in errors]
+
+
+def verified(lab: Lab) -> list[str]:
+    facts, host = read(lab.machine), host_settings()
+    return [error.next_step for error in plan.verify(facts, host, plan.wanted(facts, host))]
+
+
+MEMBERS = {"METHOD": "mount-entry", "MINORS": "0", "FUNCTIONS": ""}
+DEVICES = {"METHOD": "device", "MINORS": "0", "FUNCTIONS": ""}
+SHUTDOWN = {"timeout": 1, "otherwise": "fail"}
+IOMMU = scripts.cmdline("iommu", "intel_iommu=on iommu=pt", 0)
+GIVEN = (
+    "pct set 901 --dev0 /dev/nvidia0,mode=0666 --dev1 /dev/nvidiactl,mode=0666 --dev2 /dev/nvidia-uvm,mode=0666; pct reboot 901",
+)
+LATE_PASSWORD: dict[str, Any] = {"token": None, "tokenSecret": None, "user": "root@pam", "password": "not-it"}
+
+
+def take_out_ids(lab: Lab) -> None:
+    lab.run(
+        "sed -i 's/^options vfio-pci ids=.*//' $ROOT/etc/modprobe.d/vfio.conf; "
+        "sed -i -E 's/ ?vfio-pci.ids=[^ \"]*//' $ROOT/etc/default/grub"
+    )
+
+
+def used_token(lab: Lab) -> list[str]:
+    """By password, until there is the token that is advised."""
+    made = json.loads(lab.run("pveum user token list root@pam --output-format json").stdout)
+    if not any(token["tokenid"] == "pulumi" for token in made):
+        return steps(lambda: client(lab, **LATE_PASSWORD).get("version", "the version"))
+    assert [token["privsep"] for token in made if token["tokenid"] == "pulumi"] == [0], "it can do what its user can"
+    return []
+
+
+def bind_by_words(lab: Lab) -> None:
+    """As some do it on a host of systemd-boot."""
+    lab.run(
+        "sed -i '1s/$/ intel_iommu=on vfio-pci.ids=10de:2786,10de:22bc/' $ROOT/etc/kernel/cmdline; proxmox-boot-tool refresh; "
+        "echo vfio-pci >>$ROOT/etc/initramfs-tools/modules; update-initramfs -u -k all"
+    )
+    lab.reboot()
+
+
+def without_driver(lab: Lab) -> None:
+    lab.run("printf 'blacklist nvidia\\nblacklist nvidia-drm\\n' >$ROOT/etc/modprobe.d/own.conf")
+    lab.reboot()
+
+
+def unconfirmable(lab: Lab) -> None:
+    """The switch looks at this boot, and its note can't be taken away."""
+    assert of_script("apply", scripts.cmdline("iommu", "amd_iommu=on iommu=pt", 0))(lab) == []
+    lab.reboot()
+    lab.run("cd $ROOT/var/lib/homelab && mv armed note && mkdir armed && mv note armed")
+
+
+def about_to_be_undone(lab: Lab) -> list[str]:
+    return of_script("apply", scripts.confirm_boot())(lab) if lab.timers() else []
+
+
+def spoil_menu(lab: Lab) -> None:
+    """update-grub finds no kernel, and the menu from before can't be put back."""
+    folder = lab.state / "broken"
+    folder.mkdir(exist_ok=True)
+    text = 'sed -i /linux/d "$ROOT/boot/grub/grub.cfg"; mkdir -p "$ROOT/boot/grub/.grub.cfg.homelab-tmp/x"'
+    (folder / "update-grub").write_text(f"#!/bin/bash\n{text}\n")
+    (folder / "update-grub").chmod(0o755)
+    script = scripts.cmdline("iommu", "amd_iommu=on iommu=pt", 0)
+    done = lab.run("bash -s -- apply", stdin=f'PATH={folder}:"$PATH"\n{script}', check=False)
+    (lab.state / "said").write_text(done.stdout)
+
+
+ROWS: dict[str, Row] = {
+    # -- VMs
+    "a locked VM": Row("bound-by-hand", with_lock("qemu-server/103"), of_vms()),
+    "a locked VM, for the API": Row(
+        "bound-by-hand",
+        with_lock("qemu-server/103"),
+        lambda lab: steps(lambda: client(lab).put("nodes/pve/qemu/103/config", "a change", tags="x")),
+    ),
+    "a VM that sleeps": Row(
+        "bound-by-hand", all_of(on_host("qm stop 103"), with_lock("qemu-server/103", "suspended")), of_vms()
+    ),
+    "a card given by its address": Row(
+        "bound-by-hand", on_host(f"qm stop 103; qm set 103 --hostpci0 {BY_HAND}"), of_vms()
+    ),
+    "two VMs that start with the host": Row("bound-by-hand", on_host(f"qm stop 103; {SECOND_VM}"), of_vms()),
+    "a card that runs in another VM": Row(
+        "bound-by-hand", on_host(f"qm stop 103; {SECOND_VM}; qm set 104 --onboot 0; qm start 103"), held_card
+    ),
+    "a VM that runs without its card": Row(
+        "phoenix",
+        on_host("sed -i '1i hostpci0: 0000:02:00,pcie=1' $ROOT/etc/pve/qemu-server/103.conf"),
+        of_doctor("vm", "103"),
+    ),
+    "a node without a quorum": Row(
+        "bound-by-hand",
+        without_quorum,
+        lambda lab: steps(lambda: client(lab).put("nodes/pve/qemu/103/config", "a change", tags="x")),
+    ),
+    "a password that isn't taken": Row("bound-by-hand", nothing, used_token),
+    # -- cards and boot
+    "a card that files and words bind": Row(
+        "bound-by-hand", nothing, of_gates(gpus={"g": {"match": "10de:2b85", "use": "lxc"}}), take_out_ids, reboot
+    ),
+    "graphics outside the IOMMU": Row(
+        "laptop-egpu",
+        nothing,
+        of_gates(gpus={"g": {"match": "8086:9a49", "allowConsole": True}}),
+        on_host("sed -i 's/,igfx_off//' $ROOT/etc/default/grub"),
+        reboot,
+    ),
+    "a card with virtual functions": Row("sriov", nothing, of_gates(gpus={"g": {"match": "10de:25b6"}})),
+    "vfio-pci that isn't loaded": Row("rtx5090", nothing, verified),
+    "a card that words bind, with systemd-boot": Row(
+        "intel-zfs",
+        bind_by_words,
+        of_gates(gpus={"g": {"match": "10de:2786", "use": "lxc"}}),
+        on_host("sed -i 's/ vfio-pci.ids=[^ ]*//' $ROOT/etc/kernel/cmdline"),
+        reboot,
+    ),
+    "an ESP that is gone": Row(
+        "intel-zfs", on_host("echo AAAA-0000 >>$ROOT/etc/kernel/proxmox-boot-uuids"), of_doctor("host")
+    ),
+    "a boot that can't be confirmed": Row("rtx5090", unconfirmable, about_to_be_undone),
+    "a menu without a kernel": Row(
+        "rtx5090",
+        spoil_menu,
+        lambda lab: (
+            [] if "\tlinux" in (lab.root / "boot/grub/grub.cfg").read_text() else [(lab.state / "said").read_text()]
+        ),
+    ),
+    "a test VM that was left": Row(
+        "bound-by-hand",
+        all_of(
+            on_host("qm create 900 --name homelab-passthrough-test --memory 64"), fault("task-fails", "qmdestroy=busy")
+        ),
+        of_script("apply", scripts.passthrough_test({"0000:01:00.0": "10de:ffff"}, timeout=1)),
+        fault("task-fails", None),
+    ),
+    "an initramfs that could not be made": Row(
+        "rtx5090",
+        fault("update-initramfs", "fail"),
+        of_script("apply", scripts.vfio_initramfs(True, 0)),
+        fault("update-initramfs", None),
+    ),
+    "no command line for systemd-boot": Row(
+        "intel-zfs",
+        on_host("rm $ROOT/etc/kernel/cmdline"),
+        of_script("apply", IOMMU),
+        on_host("echo 'root=ZFS=rpool/ROOT/pve-1 boot=zfs' >$ROOT/etc/kernel/cmdline"),
+    ),
+    # -- containers
+    "a locked container": Row("phoenix", with_lock("lxc/901"), of_containers),
+    "a locked container, for the doctor": Row("phoenix", with_lock("lxc/901"), of_doctor("container", "901")),
+    "a locked container, for a script": Row(
+        "phoenix", with_lock("lxc/901"), of_script("apply", scripts.container_gpus(901, DEVICES, SHUTDOWN, "0"))
+    ),
+    "a container that is off": Row(
+        "phoenix",
+        on_host("pct stop 901"),
+        of_script("apply", scripts.compose("in_container.sh", CTID="901", SCRIPT="exit 0")),
+    ),
+    "a container that won't go off": Row(
+        "phoenix",
+        all_of(
+            of_script("apply", scripts.container_gpus(901, DEVICES, SHUTDOWN, "0")), fault("guest-ignores-shutdown")
+        ),
+        of_script("revert", scripts.container_gpus(901, DEVICES, SHUTDOWN, "0")),
+    ),
+    "a container that was changed by hand": Row(
+        "phoenix",
+        append(
+            901, "dev0: /dev/nvidia0,mode=0666", "dev1: /dev/nvidiactl,mode=0666", "dev2: /dev/nvidia-uvm,mode=0666"
+        ),
+        of_script("apply", scripts.container_verification(901, DEVICES)),
+    ),
+    "a container that runs with an older configuration": Row(
+        "phoenix",
+        append(
+            901, "dev0: /dev/nvidia0,mode=0666", "dev1: /dev/nvidiactl,mode=0666", "dev2: /dev/nvidia-uvm,mode=0666"
+        ),
+        of_doctor("container", "901", "--gpus", "0"),
+    ),
+    "a device that is not given": Row("phoenix", nothing, of_doctor("container", "901", "--gpus", "0")),
+    "a device for root alone": Row(
+        "phoenix",
+        all_of(
+            on_host(GIVEN[0]),
+            on_host("sed -i '/^dev0/s/mode=0666/mode=0660/' $ROOT/etc/pve/lxc/901.conf; pct reboot 901"),
+        ),
+        of_doctor("container", "901", "--gpus", "0"),
+    ),
+    "a device that can't be written": Row(
+        "phoenix",
+        all_of(
+            on_host(GIVEN[0]), on_host("sed -i '/^dev0/s/$/,deny-write=1/' $ROOT/etc/pve/lxc/901.conf; pct reboot 901")
+        ),
+        of_doctor("container", "901", "--gpus", "0"),
+    ),
+    "nodes closed to users": Row("phoenix", on_host("chmod 0660 $ROOT/dev/nvidia0"), of_doctor("container", "950")),
+    "nodes that nothing has made": Row("mixed", nothing, of_doctor("container", "201", "--gpus", "1")),
+    "nodes of an earlier boot": Row(
+        "phoenix",
+        on_host("rm $ROOT/dev/nvidia-uvm; mknod -m 0666 $ROOT/dev/nvidia-uvm c 499 0"),
+        of_doctor("container", "950"),
+    ),
+    # -- the host's driver
+    "a driver that isn't loaded": Row("phoenix", without_driver, of_containers),
+    "a driver that isn't loaded, for the doctor": Row(
+        "phoenix", without_driver, of_doctor("container", "901", "--gpus", "0")
+    ),
+    "a driver that isn't built": Row(
+        "phoenix", all_of(on_host("dkms remove nvidia/580.105.08 -k $(uname -r)"), reboot), of_containers
+    ),
+    "nvidia-uvm that isn't built": Row(
+        "phoenix",
+        all_of(on_host("find $ROOT/lib/modules $ROOT/usr/lib/modules -name 'nvidia-uvm.ko*' -delete; depmod"), reboot),
+        of_containers,
+    ),
+}
+
+
+def test_an_esp_that_is_taken_out_of_the_list_tells_which_boot_loader_it_is(labs: Callable[[str], Lab]) -> None:
+    lab = labs("intel-zfs")
+    said = of_gates(gpus={})
+    try:
+        lab.run("rm $ROOT/sys/firmware/efi/efivars/LoaderInfo-*")
+        unused = lab.state / "esp/E2B8-B79F"
+        (unused / "loader/loader.conf").unlink()
+        (unused / "grub").mkdir()
+        assert any("take the UUID of an ESP" in step for step in said(lab))
+        lab.run("proxmox-boot-tool clean")
+        assert said(lab), "that drops what is gone, and no more"
+        lab.run(f"sed -i /{unused.name}/d $ROOT/etc/kernel/proxmox-boot-uuids")
+        assert said(lab) == []
+    finally:
+        lab.reset()
+
+
+def test_what_a_cluster_says_of_its_votes_is_what_a_real_one_said(labs: Callable[[str], Lab]) -> None:
+    recorded = shared("pve_api", "transcripts").glob("*.jsonl")
+    said = [
+        json.loads(line)["out"]
+        for file in sorted(recorded)
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if '"shell": "pvecm status"' in line and '"note": ' in line
+    ]
+    lab = labs("bound-by-hand")
+    for text in said:
+        nodes = {
+            f"pve{number}" if number > 1 else "pve": {
+                "id": number,
+                "online": int(f"10.219.77.{number + 1}" in text),
+                "ip": f"10.219.77.{number + 1}",
+            }
+            for number in (1, 2, 3)
+        }
+        cluster = {"name": "bench", "version": 3, "quorate": int("Quorate:          Yes" in text)}
+        lab.run("cat >$ROOT/etc/pve/.members", stdin=json.dumps({"cluster": cluster, "nodelist": nodes}))
+        done = lab.run("pvecm status", check=False)
+        assert done.stdout == re.sub(r"(?m)^(?:Date|Ring ID): .*\n", "", text)
+        assert done.returncode == (0 if cluster["quorate"] else 2)
+    assert len(said) == 2
+    lab.reset()
+
+
+def row_of(name: str) -> Row:
+    if name not in ROWS:
+        pytest.fail(f"tests/advice.yaml names {name!r}, and there is no such row")
+    return ROWS[name]
+
+
+def commands(template: str, said: list[str]) -> list[str]:
+    """The commands of these messages that are made of a text."""
+    return [one for message in said for one in advice.advised(message) if advice.is_made_of(template, one)]
+
+
+def is_run(command: str) -> bool:
+    """Is it the command in question, or one that goes with it?"""
+    left = [*KNOWN["words"], *KNOWN["unrun"], "pulumi {}", "python -m doctor {}"]
+    made_of = [template for template, _ in CURES if template != "{}"]
+    return any(advice.is_made_of(one, command) for one in made_of) or not any(
+        advice.is_made_of(one, command) for one in left
+    )
+
+
+def carry_out(lab: Lab, command: str) -> None:
+    """As a person does; what only looks may end as it likes."""
+    text = advice.on_the_lab(command)
+    for part in re.split(r"&&|\|\||[|;]", command):
+        program = part.split()[0]
+        path = lab.run(f"command -v {program}").stdout.strip()
+        assert program in OF_THIS_MACHINE or path.startswith(str(lab.state)), f"{program} would be this machine's"
+    lab.run(text, check=not any(advice.is_made_of(one, command) for one in KNOWN["looks"]))
+
+
+@pytest.mark.parametrize(("template", "name"), CURES, ids=[f"{row}: {command}" for command, row in CURES])
+def test_what_is_advised_cures_what_it_is_given_for(labs: Callable[[str], Lab], template: str, name: str) -> None:
+    row = row_of(name)
+    lab = labs(row.scenario)
+    try:
+        row.broken(lab)
+        said = row.says(lab)
+        found = commands(template, said)
+        assert found, f"nothing of the kind is advised: {said}"
+        row.first(lab)
+        # A message's commands are run in their order.
+        for command in [one for message in said if commands(template, [message]) for one in advice.advised(message)]:
+            if is_run(command):
+                carry_out(lab, command)
+        row.after(lab)
+        assert commands(template, row.says(lab)) == []
+    finally:
+        lab.reset()
+
+
+def test_no_row_is_left_without_its_command() -> None:
+    assert set(ROWS) == {row for _, row in CURES}
+
+
+@pytest.mark.parametrize(
+    "text", [text for text in KNOWN["looks"] if not text.startswith(("pvecm", "proxmox-boot-tool status"))]
+)
+def test_what_is_to_be_looked_at_can_be(labs: Callable[[str], Lab], text: str) -> None:
+    lab = labs("phoenix")
+    command = KNOWN["looks"][text] or text
+    done = lab.run(advice.on_the_lab(command), check=False)
+    if "create" in command:
+        lab.reset()
+    assert done.returncode == 0 or ("| grep" in command and (done.returncode, done.stderr) == (1, "")), done.stderr
