@@ -8,6 +8,7 @@ ends it. Nothing has to be cleared away after a run that was killed.
 from __future__ import annotations
 
 import asyncio
+import functools
 import getpass
 import platform
 import threading
@@ -19,6 +20,8 @@ from settings import Host
 
 # How often the script hears from here; it gives up after six times that.
 BEAT_SECONDS = 10.0
+# For so long the script of a connection that was cut may go on holding the host for this very run.
+GHOST_SECONDS = 90.0
 
 
 class RefusedError(HomelabError):
@@ -40,11 +43,17 @@ def hold(name: str, host: Host) -> None:
         known = _GUARDS.get(name)
         if known is not None and known.is_alive():
             return
-        guard = _Guard(host)
-        guard.start()
-        guard.answered.wait()
-        if guard.error is not None:
-            raise guard.error
+        ends = time.monotonic() + GHOST_SECONDS
+        while True:
+            guard = _Guard(host)
+            guard.start()
+            guard.answered.wait()
+            if guard.error is None:
+                break
+            # Refused on account of itself: the host hasn't noticed yet that the connection from before is gone.
+            own = isinstance(guard.error, RefusedError) and _this_run() in guard.error.found
+            if known is None or not own or time.monotonic() > ends:
+                raise guard.error
         _GUARDS[name] = guard
 
 
@@ -78,6 +87,12 @@ def _who() -> str:
     return " ".join(who.encode("utf-8", "replace").decode().split())
 
 
+@functools.cache
+def _this_run() -> str:
+    """The same for as long as this process lives: by it a run knows itself."""
+    return _who()
+
+
 class _Guard(threading.Thread):
     """Holds a host until the process ends, or the connection does."""
 
@@ -108,7 +123,9 @@ class _Guard(threading.Thread):
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         async with ssh.connect(self._host) as session:
             try:
-                await session.keep("hold", scripts.compose("run_guard.sh", WHO=_who()), self.answered.set, BEAT_SECONDS)
+                await session.keep(
+                    "hold", scripts.compose("run_guard.sh", WHO=_this_run()), self.answered.set, BEAT_SECONDS
+                )
             except UnreachableError:
                 raise
             except HomelabError as error:

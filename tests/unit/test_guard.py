@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import platform
+import threading
 from typing import Any, NoReturn
 
 import pytest
@@ -112,3 +113,33 @@ def test_a_run_that_lost_its_host_notices_before_its_next_change(
     )  # one that has ended
     Acts(done).create({"host": "pve"})
     assert done[1:] == ["held pve", "created"]
+
+
+class Answers:
+    """A guard that is refused for as long as ``refusals`` has texts."""
+
+    refusals: list[str]
+
+    def __init__(self, host: Host) -> None:
+        self.answered = threading.Event()
+        self.error = guard.RefusedError("w", self.refusals.pop(0), "w", "n") if self.refusals else None
+
+    def start(self) -> None:
+        self.answered.set()
+
+    def is_alive(self) -> bool:
+        return False
+
+
+def test_a_run_that_was_cut_off_waits_for_the_host_to_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_Guard", Answers)
+    monkeypatch.setattr(guard, "_GUARDS", {})
+    host = Host.model_construct(address="192.0.2.1")
+    Answers.refusals = []
+    guard.hold("pve", host)
+    Answers.refusals = [f"another one is: {guard._this_run()}"] * 3
+    guard.hold_on("pve", host)
+    assert Answers.refusals == []
+    Answers.refusals = [f"another one is: {guard._this_run()}", "another one is: ben on desk"]
+    with pytest.raises(guard.RefusedError, match="ben on desk"):
+        guard.hold_on("pve", host)
