@@ -53,12 +53,14 @@ def hold(name: str, host: Host) -> None:
             # Refused on account of itself: the host hasn't noticed yet that the connection from before is gone.
             own = isinstance(guard.error, RefusedError) and _this_run() in guard.error.found
             if known is None or not own or time.monotonic() > ends:
+                if isinstance(guard.error, RefusedError):
+                    _GUARDS[name] = guard  # this run is to hold it, and doesn't: `hold_on` asks again
                 raise guard.error
         _GUARDS[name] = guard
 
 
 def hold_on(name: str, host: Host) -> None:
-    """Holds ``host`` again where this process has held it, and lost it since: its machine slept, or the way to the host was cut.
+    """Holds ``host`` again where this process has held it, and lost it since (its machine slept, the way to the host was cut), or was refused.
 
     Somebody else may have changed the host meanwhile, and be at it still. Arguments and errors as of `hold`.
     """

@@ -76,12 +76,13 @@ class Session:
         return _text(output)
 
     async def keep(self, verb: str, script: str, answered: Callable[[], None], beat: float) -> None:
-        """Runs a script that goes on after its answer, for as long as it hears from here; returns when it has ended.
+        """Runs a script that goes on after its answer, for as long as it hears from here; returns when it has ended, or
+        the connection has.
 
         :param answered: called once it has answered.
         :param beat: seconds between two signs of life.
         :raises HomelabError: it failed instead of answering.
-        :raises UnreachableError: the connection was lost before.
+        :raises UnreachableError: the connection was lost before that.
         """
         import asyncssh
 
@@ -99,8 +100,9 @@ class Session:
                     await process.wait_closed()
                     raise _failed(verb, _text(said), _text(log), process.exit_status or 1)
             answered()
-            while not process.stdout.at_eof():
-                await asyncio.sleep(beat)
+            # Not the end of its output, which never comes where the connection was lost.
+            ended = asyncio.ensure_future(process.wait_closed())
+            while not (await asyncio.wait({ended}, timeout=beat))[0]:
                 with suppress(OSError):  # it has just ended
                     process.stdin.write(b"\n")
         except (OSError, TimeoutError, asyncssh.Error) as error:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import platform
 import threading
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
+import asyncssh
 import pytest
 from pulumi.dynamic import CreateResult
 
@@ -143,3 +146,91 @@ def test_a_run_that_was_cut_off_waits_for_the_host_to_notice(monkeypatch: pytest
     Answers.refusals = [f"another one is: {guard._this_run()}", "another one is: ben on desk"]
     with pytest.raises(guard.RefusedError, match="ben on desk"):
         guard.hold_on("pve", host)
+
+
+class Sshd:
+    """Lets anybody in, and answers that the host is held."""
+
+    def __init__(self) -> None:
+        self.key = asyncssh.generate_private_key("ssh-ed25519")
+        self.connections: list[asyncssh.SSHServerConnection] = []
+        self.loop = asyncio.new_event_loop()
+        self.loop.run_until_complete(self._listen())
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+
+    async def _listen(self) -> None:
+        connections = self.connections
+
+        class Login(asyncssh.SSHServer):
+            def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+                connections.append(conn)
+
+            def begin_auth(self, username: str) -> bool:
+                return False
+
+        async def hold(process: asyncssh.SSHServerProcess[str]) -> None:
+            process.stdout.write('{"held":"yes"}\n')
+            await process.stdin.read()
+
+        self._listener = await asyncssh.listen(
+            "127.0.0.1", 0, server_host_keys=[self.key], server_factory=Login, process_factory=hold
+        )
+
+    async def _close(self) -> None:
+        for connection in self.connections:
+            connection.abort()
+        self._listener.close()
+        await self._listener.wait_closed()
+
+    def host(self) -> Host:
+        access = {
+            "port": self._listener.get_port(),
+            "hostKey": self.key.export_public_key().decode().strip(),
+            "password": "secret",
+        }
+        return Host.model_validate({"address": "127.0.0.1", "ssh": access})
+
+    def stop(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._close(), self.loop).result(20)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
+@pytest.fixture
+def sshd() -> Iterator[Sshd]:
+    server = Sshd()
+    yield server
+    server.stop()
+
+
+def test_a_connection_that_was_lost_holds_nothing_any_more(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host restarted, or a firewall on the way forgot it: nobody said goodbye."""
+    monkeypatch.setattr(guard, "_GUARDS", {})
+    guard.hold("pve", sshd.host())
+    first = guard._GUARDS["pve"]
+    sshd.loop.call_soon_threadsafe(sshd.connections[0].abort)
+    first.join(timeout=20)
+    assert not first.is_alive()
+    guard.hold_on("pve", sshd.host())
+    assert len(sshd.connections) == 2
+    guard.release("pve")
+
+
+def test_a_run_that_came_too_late_after_its_reboot_changes_nothing_more(
+    done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had not held the host before: scripts alone came before its verification."""
+    monkeypatch.undo()
+    monkeypatch.setattr(guard, "_Guard", Answers)
+    monkeypatch.setattr(guard, "_GUARDS", {})
+    host = Host.model_construct(address="192.0.2.1")
+    Answers.refusals = ["another one is: ben on desk"] * 2
+    with pytest.raises(guard.RefusedError):
+        guard.hold("pve", host)
+    with pytest.raises(guard.RefusedError, match="ben on desk"):
+        Acts(done).create({"host": "pve"})
+    assert done == []
+    Acts(done).create({"host": "pve"})
+    assert done == ["created"], "the other one has ended"
