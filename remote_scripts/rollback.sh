@@ -225,7 +225,8 @@ begin() {
 
 # rest - there is nothing to restart for, and something left to do.
 rest() {
-  sed 's/^boot .*/boot resting/' "$STATE/rolling-back" | write_atomically /var/lib/homelab/rolling-back 0600
+  local record
+  record=$(sed 's/^boot .*/boot resting/' "$STATE/rolling-back") && printf '%s\n' "$record" | write_atomically /var/lib/homelab/rolling-back 0600
 }
 
 # our_words - those that we put on the command line, as they were noted when the roll-back began or are recorded still.

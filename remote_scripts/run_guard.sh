@@ -21,7 +21,7 @@ hold() {
   flock -w "$PATIENCE_SECONDS" "$held" || die "to be the only run at work on this host" \
     "another one is: $(of_file "$RUN/up")" "two at once would take each other's ground away, and could reboot the host twice" \
     "this run changes nothing more: wait until the other one has ended, then run the same again"
-  printf '%s\n' "$WHO" >"$RUN/up"
+  printf '%s\n' "$WHO" >"$RUN/up" || log "/run is full: who is at work can't be noted" # and the host is held all the same
   printf '{"held":"yes"}\n'
   while read -r -t "$SILENCE_SECONDS" _; do :; done
   : >"$RUN/up"

@@ -64,7 +64,8 @@ in_place() {
   { [[ -L $1 ]] || sync "$1"; } && mv -fT "$1" "$ROOT$2" && sync "$ROOT${2%/*}/"
 }
 
-# write_atomically PATH MODE - standard input becomes the file; a reader sees the old bytes or the new, never a mixture.
+# write_atomically PATH MODE - standard input becomes the file; a reader sees the old bytes or the new, never a mixture. It can't know whether
+# whoever makes its input has failed: what a program makes goes into a variable first.
 write_atomically() {
   local temporary
   temporary=$(temporary_for "$1")
@@ -156,14 +157,15 @@ begin_step() {
 # -- ours and theirs ---------------------------------------------------------------------------------------------------
 # make_dir DIR - creates it and its parents, remembering which were not there.
 make_dir() {
-  local dir=$1 missing=()
+  local dir=$1 missing=() all
   while [[ ! -d $ROOT$dir ]]; do
     missing=("$dir" "${missing[@]}")
     dir=${dir%/*}
   done
   ((${#missing[@]} > 0)) || return 0
   need_dir "$STATE"
-  { printf '%s\n' "${missing[@]}" && { [[ ! -e $STATE/dirs ]] || cat "$STATE/dirs"; }; } | sort -u | write_atomically /var/lib/homelab/dirs 0600
+  all=$({ printf '%s\n' "${missing[@]}" && { [[ ! -e $STATE/dirs ]] || cat "$STATE/dirs"; }; } | sort -u) || return 1
+  printf '%s\n' "$all" | write_atomically /var/lib/homelab/dirs 0600
   need_dir "$ROOT$1"
 }
 

@@ -74,7 +74,10 @@ is_all_given_back() {
 
 # -- arming ----------------------------------------------------------------------------------------------------
 # await_no_boot - whoever restarts this host now, no `up` waits for it.
-await_no_boot() { sed '/^until /d' "$STATE/armed" | write_atomically /var/lib/homelab/armed 0600; }
+await_no_boot() {
+  local record
+  record=$(sed '/^until /d' "$STATE/armed") && printf '%s\n' "$record" | write_atomically /var/lib/homelab/armed 0600
+}
 
 # arm [SECONDS] - SECONDS: for so long from now an `up` waits for the next boot. Without: what is armed in this boot stays as it is.
 arm() {

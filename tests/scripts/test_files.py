@@ -258,3 +258,10 @@ def test_a_write_that_fails_in_a_condition_leaves_the_file_as_it_was(folder: Fol
     )
     done = folder.bash(f"if {writes.replace('/dev/zero', '$ROOT/etc/file')} {arguments} <<<new; then echo written; fi")
     assert (done.stdout, folder.read("/etc/file")) == ("", "whole\n")
+
+
+def test_a_list_that_could_not_be_made_does_not_take_the_place_of_the_one_before(folder: Folder) -> None:
+    folder.write("/var/lib/homelab/dirs", "/etc/ours\n")
+    folder.command("sort", "exit 1")
+    assert folder.bash("if make_dir /etc/another; then echo made; fi").stdout == ""
+    assert folder.read("/var/lib/homelab/dirs") == "/etc/ours\n"

@@ -378,6 +378,22 @@ def test_a_boot_by_the_second_entry_shows_nothing_of_the_configured_one(switched
     finished_by_the_next_boot(host)
 
 
+def test_a_note_that_could_not_be_rewritten_stays_whole(switched: Callable[..., Switched]) -> None:
+    """Without the address over which it was reached, the host would undo the next boot, however good that is."""
+    host = switched(awaited=True)
+    by_the_second_entry(host)
+    before = (host.state / "armed").read_text()
+    host.spoil("sed", """case "$*" in *"until"*) exit 1 ;; esac; exec /bin/sed "$@" """)
+    assert host.run("apply", scripts.confirm_boot()).returncode == 1
+    assert (host.state / "armed").read_text() == before
+    host.mend("sed")
+    assert host.confirm()["confirmed"]
+    host.bash("grub-editenv - unset next_entry")
+    host.boot()
+    host.elapse()
+    assert "is up with 192.168.0.202" in (host.state / "judged").read_text() and host.reboots()[1:] == []
+
+
 # -- nothing stops it -------------------------------------------------------------------------------------------
 def finished_by_the_next_boot(host: Switched) -> None:
     """Whatever failed, the next boot was without our words, and the one after that had nothing left to do."""

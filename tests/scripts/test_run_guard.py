@@ -69,3 +69,13 @@ def test_it_goes_on_for_as_long_as_it_hears_something(folder: Folder) -> None:
                 first.wait(timeout=0.4)
             first.stdin.write("\n")
             first.stdin.flush()
+
+
+def test_a_full_run_keeps_nobody_from_holding_the_host(folder: Folder) -> None:
+    """What it needs no byte of disk for, and a `destroy` may be what makes room."""
+    folder.write("/run/homelab/up", "")
+    (folder.root / "run/homelab/up").unlink()
+    (folder.root / "run/homelab/up").symlink_to("/dev/full")
+    with run(folder, "anna") as first:
+        assert answer(first) == HELD
+        assert first.poll() is None
