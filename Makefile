@@ -3,7 +3,7 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv/bin/python
 SCENARIO ?= rtx5090
-# Tests run on all processors.
+# Tests run on all processors, two to each on a small machine (tests/conftest.py).
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help

@@ -23,6 +23,13 @@ def shared(*parts: str) -> Path:
     return path
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """`-n auto`. A test with the engine waits, for boots and for the engine's own processes, about as long as it computes; memory
+    (half a gigabyte a worker) sets the limit on large machines."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(2 * processors, processors + 4)
+
+
 @pytest.fixture(scope="session")
 def engine() -> install.Engine:
     return install.ensure(os.environ | {"PULUMI_HOME": str(install.cache_folder() / "home")})
