@@ -274,8 +274,10 @@ keep_file() {
 }
 
 note_kept() {
+  local sum
   need_dir "$STATE/sums${1%/*}"
-  kept_sum "$1" | write_atomically "/var/lib/homelab/sums$1" 0600
+  sum=$(kept_sum "$1") || return 1
+  printf '%s\n' "$sum" | write_atomically "/var/lib/homelab/sums$1" 0600
 }
 
 forget_kept() { remove_file "/var/lib/homelab/kept$1" "/var/lib/homelab/sums$1"; }
@@ -380,7 +382,7 @@ clear_leftovers() {
 
 # tidy - removes what is empty: directories that we made, and our own state.
 tidy() {
-  local dir left=()
+  local dir all left=()
   if [[ -f $STATE/dirs ]]; then
     while IFS= read -r dir; do
       [[ -d $ROOT$dir ]] || continue
@@ -389,8 +391,9 @@ tidy() {
     done < <(sort -ru "$STATE/dirs")
     if ((${#left[@]} == 0)); then
       remove_file /var/lib/homelab/dirs
-    elif [[ $(printf '%s\n' "${left[@]}" | sort) != "$(<"$STATE/dirs")" ]]; then
-      printf '%s\n' "${left[@]}" | sort | write_atomically /var/lib/homelab/dirs 0600
+    else
+      all=$(printf '%s\n' "${left[@]}" | sort) || return 1
+      [[ $all == "$(<"$STATE/dirs")" ]] || printf '%s\n' "$all" | write_atomically /var/lib/homelab/dirs 0600
     fi
   fi
   [[ ! -d $STATE ]] || find "$STATE" -depth -type d -empty -delete

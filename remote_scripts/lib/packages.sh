@@ -202,15 +202,16 @@ read_record() {
 
 # write_record LAYER
 write_record() {
-  local name
+  local name record
   if ((${#NOW[@]} == 0)); then
     remove_file "/var/lib/homelab/packages/$1"
     return 0
   fi
   need_dir "$STATE/packages"
-  for name in "${!NOW[@]}"; do
+  record=$(for name in "${!NOW[@]}"; do
     printf '%s\t%s\t%s\t%s\n' "$name" "${NOW[$name]}" "${BEFORE[$name]}" "${MARK[$name]}"
-  done | sort | write_atomically "/var/lib/homelab/packages/$1" 0600
+  done | sort) || return 1
+  printf '%s\n' "$record" | write_atomically "/var/lib/homelab/packages/$1" 0600
 }
 
 # settle_record LAYER - after `read_installed`: the record says what there is; what is as it was before the layer isn't in it.

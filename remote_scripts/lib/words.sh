@@ -67,7 +67,7 @@ generated_words() {
 # what we put there before under this name. The exact text is recorded, so that taking it away leaves every other byte. While the
 # file changes, the record has a line for each text that may be there, the old and the new; `finish` leaves the new one alone.
 edit_kernel_cmdline() {
-  local record=/var/lib/homelab/cmdline/$1 new=${2:+ $2} texts=() file whole first rest
+  local record=/var/lib/homelab/cmdline/$1 new=${2:+ $2} texts=() all file whole first rest
   file=$(readlink -f "$ROOT/etc/kernel/cmdline")
   file=${file#"$ROOT"}
   # The longest first: one may be the beginning of another.
@@ -82,7 +82,8 @@ edit_kernel_cmdline() {
   about_to_change
   remember "$record" "$file"
   need_dir "$ROOT${record%/*}"
-  printf '%s\n' "${texts[@]}" "$new" | sed '/^$/d' | sort -u | write_atomically "$record" 0600
+  all=$(printf '%s\n' "${texts[@]}" "$new" | sed '/^$/d' | sort -u) || return 1
+  printf '%s' "${all:+$all$'\n'}" | write_atomically "$record" 0600
   take_texts_out
   printf '%s' "$first$new$rest" | rewrite_atomically "$file"
   CHANGED=yes
