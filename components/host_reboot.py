@@ -79,9 +79,8 @@ async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wa
     try:
         await asyncio.to_thread(guard.hold, name, host)  # the reboot has ended what held it
     except HomelabError as error:
-        tell(
-            f"{name}: to know: {error.found}"
-        )  # the boot is confirmed all the same; what would change something is refused
+        # The boot is confirmed all the same; what would change something is refused.
+        tell(f"{name}: to know: {error.found}")
     raise_all([*plan.verify(facts, host, want), *said_by_kernel(facts, name, want)])
     return facts
 
