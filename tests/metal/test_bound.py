@@ -115,6 +115,7 @@ def test_a_host_whose_power_fails_during_the_reboot_is_told_of_and_the_next_up_f
     assert "run `pulumi up` again to go on" in failed.message
 
     bound.machine.start()
+    bound.machine.wait_for_ssh()  # an emulated host takes its time
     bound.host["timeouts"] |= {"connect": 60, "reboot": 600}
     bound.up()
     assert "iommu=pt" not in bound.machine.run("cat /proc/cmdline").split()
