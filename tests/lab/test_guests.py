@@ -460,6 +460,8 @@ def test_a_vm_that_boots_answers_nobody_until_it_has(lab: Lab) -> None:
     lab.run(f"qm start {VM}")
     wait_until(lambda: connects(lab))
     assert len(lab.guest_boots(VM, since=mark)) == 1
+    # The kernel has taken the connection; the lab hears of it a moment later.
+    wait_until(lambda: lab.connections(since=mark, guest=VM) != [])
     lab.wait_disconnected(guest=VM)
     assert len(lab.connections(since=mark, guest=VM)) == 1
 
