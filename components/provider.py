@@ -31,11 +31,17 @@ REBOOT_SECONDS = 3600
 _OUT_OF_REACH: set[str] = set()
 
 
-def _after(prepare: Callable[..., None], act: Callable[..., Any]) -> Callable[..., Any]:
+# What is done before each of a provider's acts, by the method's name: a provider may have a way of its own.
+_PREPARED_BY = {"create": "hold_on", "read": None, "update": "hold_on", "delete": "hold"}
+
+
+def _after(prepare: str | None, act: Callable[..., Any]) -> Callable[..., Any]:
+    if prepare is None:
+        return act
+
     @functools.wraps(act)
     def run(self: HostProvider, *arguments: Any) -> Any:
-        # By its name: a provider may have a way of its own.
-        getattr(self, prepare.__name__)(arguments[-1])
+        getattr(self, prepare)(arguments[-1])
         return act(self, *arguments)
 
     return run
@@ -79,15 +85,9 @@ class HostProvider(ResourceProvider):
     def __init_subclass__(cls, **arguments: Any) -> None:
         """Whatever a provider does with its resource has an end (components/limits.py); what changes something, a host of its own."""
         super().__init_subclass__(**arguments)
-        for name, prepare in (
-            ("create", cls.hold_on),
-            ("read", None),
-            ("update", cls.hold_on),
-            ("delete", cls.hold),
-        ):
+        for name, prepare in _PREPARED_BY.items():
             if name in cls.__dict__:
-                act = cls.__dict__[name]
-                setattr(cls, name, limits.limited(act if prepare is None else _after(prepare, act)))
+                setattr(cls, name, limits.limited(_after(prepare, cls.__dict__[name])))
 
     def seconds(self, props: dict[str, Any]) -> int:
         """How long one of them may take."""

@@ -73,22 +73,24 @@ driver_lacks() {
 # process: one without a name is listed as `VM 103`, so that its status isn't the third, and a paused one is stopped, too.
 # A list that doesn't come isn't an empty one.
 running_guests() {
+  local text
   {
-    ! command -v qm >/dev/null || listed "VMs" qm |
-      awk '$NF ~ /^[1-9][0-9]*$/ { printf "VM %s (%s), ", $1, $2 == "VM" && $3 == $1 ? "VM " $1 : $2 } sub(/^!/, "") { printf "%s, ", $0 }'
-    ! command -v pct >/dev/null || listed "containers" pct |
-      awk '$2 == "running" { printf "container %s (%s), ", $1, $NF } sub(/^!/, "") { printf "%s, ", $0 }'
+    if text=$(listed qm); then
+      awk '$NF ~ /^[1-9][0-9]*$/ { printf "VM %s (%s), ", $1, $2 == "VM" && $3 == $1 ? "VM " $1 : $2 }' <<<"$text"
+    else
+      unlisted VMs qm
+    fi
+    if text=$(listed pct); then
+      awk '$2 == "running" { printf "container %s (%s), ", $1, $NF }' <<<"$text"
+    else
+      unlisted containers pct
+    fi
   } | sed 's/, $//'
 }
 
-listed() { # KINDS PROGRAM
-  local text
-  if text=$(within "$ASK_SECONDS" "$2" list 2>/dev/null); then
-    printf '%s\n' "$text"
-  else
-    echo "!whatever $1 are running (\`$2 list\` gave no answer)"
-  fi
-}
+listed() { ! command -v "$1" >/dev/null || within "$ASK_SECONDS" "$1" list 2>/dev/null; }
+
+unlisted() { printf '%s' "whatever $1 are running (\`$2 list\` gave no answer), "; } # KINDS PROGRAM
 
 # note_wanted_boot - so that it is known on this host what its boot is to have.
 note_wanted_boot() {

@@ -37,6 +37,19 @@ def settings_of(lab: Lab, **timeouts: int) -> settings.Host:
     return settings.Host.model_validate({"address": reached["host"], "ssh": access, "timeouts": timeouts})
 
 
+def run_script(machine: Machine, verb: str, script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A composed script, as it is sent, in the host's environment."""
+    return subprocess.run(
+        ["bash", "-s", "--", verb],
+        input=script,
+        env=machine.environment() | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
 class Host:
     """One installed scenario; `booted()` for a running one."""
 

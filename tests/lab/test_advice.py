@@ -6,9 +6,7 @@ import contextlib
 import io
 import json
 import re
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +22,7 @@ from proxmox import vm_config, vm_plan
 from proxmox.vm_config import Wish
 from tests import advice
 from tests.conftest import shared
+from tests.lab.host_kit import run_script
 from tests.lab.test_proxmox_api import client, host_of, without_quorum
 from tests.lab.test_real_hosts import read
 from tests.unit.hosts import settings as host_settings
@@ -52,21 +51,6 @@ class Row:
     says: Callable[[Lab], list[str]]
     first: Callable[[Lab], object] = lambda lab: None
     after: Callable[[Lab], object] = lambda lab: None
-
-
-@pytest.fixture(scope="module")
-def labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Lab]]:
-    """Each scenario is started once, when a row first asks for it."""
-    started: dict[str, Lab] = {}
-    with ExitStack() as stack:
-
-        def lab(scenario: str) -> Lab:
-            if scenario not in started:
-                state = tmp_path_factory.mktemp(scenario) / "lab"
-                started[scenario] = stack.enter_context(Lab.start(scenario, state=state))
-            return started[scenario]
-
-        yield lab
 
 
 # -- what the program says ----------------------------------------------------------------------------------------------
@@ -105,15 +89,7 @@ def of_script(verb: str, text: str) -> Callable[[Lab], list[str]]:
     """A script over no SSH: the `next` of its message."""
 
     def said(lab: Lab) -> list[str]:
-        done = subprocess.run(
-            ["bash", "-s", "--", verb],
-            input=text,
-            env=lab.machine.environment(),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = run_script(lab.machine, verb, text)
         if done.returncode == 0:
             return []
         assert done.returncode == 1, done.stdout + done.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -70,21 +69,6 @@ class Doctor:
         text = "".join(f"{line}\\n" for line in lines)
         again = f" && pct reboot {ctid}" if restart else ""
         self.change(f"printf '{text}' >>$ROOT/etc/pve/lxc/{ctid}.conf{again}")
-
-
-@pytest.fixture(scope="module")
-def labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Lab]]:
-    """Each scenario is started once, when a test first asks for it."""
-    started: dict[str, Lab] = {}
-    with ExitStack() as stack:
-
-        def lab(scenario: str) -> Lab:
-            if scenario not in started:
-                state = tmp_path_factory.mktemp(scenario) / "lab"
-                started[scenario] = stack.enter_context(Lab.start(scenario, state=state))
-            return started[scenario]
-
-        yield lab
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from host.errors import HomelabError
 from lab.listing import scenario_from_listing
 from lab.machine import Machine, load_scenario
 from tests.conftest import shared
+from tests.lab.host_kit import run_script
 from tests.unit.hosts import settings
 
 # Listing -> slot of each graphics card -> what refuses it: group members that are neither the card nor bridges. None: nothing.
@@ -34,14 +35,7 @@ VERDICTS: dict[str, dict[str, set[str] | None]] = {
 
 
 def read(machine: Machine) -> facts.HostFacts:
-    done = subprocess.run(
-        ["bash", "-s", "--", "read_host"],
-        input=scripts.read_host(guests=True),
-        env=machine.environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = run_script(machine, "read_host", scripts.read_host(guests=True))
     assert done.returncode == 0, done.stdout + done.stderr
     return facts.parse(done.stdout)
 

@@ -10,6 +10,7 @@ import pytest
 
 from host import scripts
 from lab.machine import Machine, load_scenario
+from tests.lab.host_kit import run_script
 
 IOMMU = "amd_iommu=on iommu=pt"
 VFIO = "homelab.vfio=0000:01:00.0=10de:2882,0000:01:00.1=10de:22be"
@@ -24,14 +25,7 @@ class Host:
         self.machine.boot("start")
 
     def run(self, verb: str, script: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["bash", "-s", "--", verb],
-            input=script,
-            env=self.machine.environment(),
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        return run_script(self.machine, verb, script)
 
     def bash(self, text: str) -> str:
         done = subprocess.run(["bash", "-c", text], env=self.machine.environment(), capture_output=True, text=True)

@@ -1,0 +1,25 @@
+"""Shared by the tests on labs that run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from lab import Lab
+
+
+@pytest.fixture(scope="module")
+def labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Lab]]:
+    """Each scenario is started once, when a test first asks for it."""
+    started: dict[str, Lab] = {}
+    with ExitStack() as stack:
+
+        def lab(scenario: str) -> Lab:
+            if scenario not in started:
+                state = tmp_path_factory.mktemp(scenario) / "lab"
+                started[scenario] = stack.enter_context(Lab.start(scenario, state=state))
+            return started[scenario]
+
+        yield lab
