@@ -736,9 +736,13 @@ SWITCH_FILES = {
 
 
 # -- a power cut at any command ---------------------------------------------------------------------------------
+# One character for each command: both sides of a pipe count, and what one appends the other doesn't lose.
 _COUNT = """
 set -o functrace
-trap 'read -r _n <"$COUNTER"; echo $((_n + 1)) >"$COUNTER"; [[ $_n != "$CUT" ]] || kill -KILL -- $(ps -o pid= -s "$SESSION")' DEBUG
+trap 'read -r _n <"$COUNTER" || :; printf . >>"$COUNTER"; ((CUT < 0 || ${#_n} < CUT)) || _end' DEBUG
+_end() { # itself last
+  kill -KILL -- $(ps -o pid= -s "$SESSION" | grep -vwF "$BASHPID") $BASHPID
+}
 """
 
 
@@ -749,7 +753,7 @@ def cut(host: Switched, at: int) -> int:
     head, exec_line, rest = text.partition("exec {LOCK}</dev/null # steps run while the lock is held for them\n")
     program.write_text(head + exec_line + "SESSION=${SESSION:-$BASHPID}\nexport SESSION" + _COUNT + rest)
     counter = host.machine.state / "counter"
-    counter.write_text("0\n")
+    counter.write_text("")
     subprocess.run(
         ["bash", str(program)],
         env={**host.machine.environment(), **PATIENCE, "COUNTER": str(counter), "CUT": str(at)},
@@ -761,7 +765,7 @@ def cut(host: Switched, at: int) -> int:
     )
     if program.exists():
         program.write_text(text)
-    return int(counter.read_text() or 0)
+    return len(counter.read_text())
 
 
 @pytest.mark.parametrize("scenario", ["rtx5090", "intel-zfs"])
