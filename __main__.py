@@ -9,21 +9,21 @@ import functools
 
 import pulumi
 
-import contract
-from components import limits
 from components.gpu_cards import GpuCards
 from components.gpu_lxc import GpuLxc
 from components.gpu_vm import GpuVm
-from components.host_plan import preview
-from components.host_probe import HostProbe
 from components.host_reboot import HostReboot
 from components.iommu_host import IommuHost
 from components.nvidia_guest_stack import NvidiaGuestStack
 from components.nvidia_nodes import NvidiaNodes
-from components.system import in_container, in_vm, on_host
 from components.vfio_binding import VfioBinding
-from host.errors import HomelabError
-from settings import load
+from homelab import contract
+from homelab.errors import HomelabError
+from homelab.resources import limits
+from homelab.resources.host_probe import HostProbe
+from homelab.resources.preview import preview
+from homelab.resources.system import in_container, in_vm, on_host
+from homelab.settings import load
 
 try:
     settings = load()

@@ -13,10 +13,10 @@ import pulumi
 
 from components.host_reboot import HostReboot
 from components.passthrough_test import PassthroughTest
-from host.facts import GRAPHICS
-from proxmox.gpu_lease import GpuLease
-from proxmox.pci_mapping import PciMapping, PciMappingRecord
-from settings import Host, Vm
+from homelab.host.facts import GRAPHICS
+from homelab.resources.gpu_lease import GpuLease
+from homelab.resources.pci_mapping import PciMapping, PciMappingRecord
+from homelab.settings import Host, Vm
 
 
 class GpuCards(pulumi.ComponentResource):

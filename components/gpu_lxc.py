@@ -11,19 +11,19 @@ from typing import Any
 
 import pulumi
 
-from components import remote
-from components.container_probe import ContainerProbe
-from components.container_verification import ContainerVerification
-from components.host_probe import HostProbe
 from components.host_reboot import HostReboot
-from host import scripts
-from proxmox.container import NewContainer, configuration
-from settings import Container, Host
-from settings import NewContainer as NewContainerSettings
+from homelab.remote import scripts
+from homelab.resources import command as remote
+from homelab.resources.container import NewContainer, configuration
+from homelab.resources.container_probe import ContainerProbe
+from homelab.resources.container_verification import ContainerVerification
+from homelab.resources.host_probe import HostProbe
+from homelab.settings import Container, Host
+from homelab.settings import NewContainer as NewContainerSettings
 
 
 class GpuLxc(pulumi.ComponentResource):
-    """Outputs: ``container``, as the stack puts it out (contract.py); ``in_force``: changes with each restart, for the triggers of
+    """Outputs: ``container``, as the stack puts it out (homelab/contract.py); ``in_force``: changes with each restart, for the triggers of
     what is installed in it; ``started``: the same with each boot of the host that was ours.
 
     :param node: the host's name in Proxmox VE.

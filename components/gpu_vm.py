@@ -11,14 +11,14 @@ from typing import Any
 
 import pulumi
 
-from proxmox.virtual_machine import VirtualMachine, configuration
-from proxmox.vm_change import VmChange
-from proxmox.vm_record import VmRecord
-from settings import NewVm, Vm, VmGpu
+from homelab.resources.virtual_machine import VirtualMachine, configuration
+from homelab.resources.vm_change import VmChange
+from homelab.resources.vm_record import VmRecord
+from homelab.settings import NewVm, Vm, VmGpu
 
 
 class GpuVm(pulumi.ComponentResource):
-    """Outputs: ``vm``, as the stack puts it out (contract.py); ``in_force``: changes with the VM and its cards, for what is installed
+    """Outputs: ``vm``, as the stack puts it out (homelab/contract.py); ``in_force``: changes with the VM and its cards, for what is installed
     in it; ``started``: changes when it, or its host, was started anew by us.
 
     :param node: the host's name in Proxmox VE.

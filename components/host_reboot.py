@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 from pulumi.dynamic import CreateResult, DiffResult, Resource
 
-from components import remote
-from components.host_probe import HostProbe
-from components.provider import HostProvider, replaced_by
-from host import scripts
-from host.errors import HomelabError, raise_all
-from host.text import tell
+from homelab.errors import HomelabError, raise_all
+from homelab.remote import scripts
+from homelab.resources import command as remote
+from homelab.resources.base import HostProvider, replaced_by
+from homelab.resources.host_probe import HostProbe
+from homelab.text import tell
 
 if TYPE_CHECKING:
-    from host import plan
-    from host.facts import HostFacts
-    from settings import Host
+    from homelab.host import plan
+    from homelab.host.facts import HostFacts
+    from homelab.settings import Host
 
 # A running guest in what reboot_host.sh answers: `VM 103 (Sandbox), container 901 (ai-lab)`. Names hold no brackets.
 _GUEST = re.compile(r"(?:VM|container) (\d+) \(")
@@ -54,7 +54,8 @@ class BootVerificationProvider(HostProvider):
 
 
 async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted) -> HostFacts:
-    from host import guard, plan, ssh
+    from homelab.host import plan
+    from homelab.remote import guard, ssh
 
     old_boot_id = None
     if reboot["reboot"] == "yes":
@@ -87,7 +88,7 @@ async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wa
 
 def said_by_kernel(facts: HostFacts, name: str, want: plan.Wanted) -> list[HomelabError]:
     """What is wrong with a card since the boot; what need not stop anybody is told."""
-    from host import kernel_log
+    from homelab.host import kernel_log
 
     found = kernel_log.of_host(facts, name) if want.functions else []
     for gpu, about in want.gpus.items():
@@ -100,7 +101,7 @@ def said_by_kernel(facts: HostFacts, name: str, want: plan.Wanted) -> list[Homel
 
 
 def _wanted(props: dict[str, Any]) -> plan.Wanted:
-    from host import plan
+    from homelab.host import plan
 
     return plan.Wanted(props["iommu_words"], props["vfio_words"], props["functions"], [], props["gpus"])
 

@@ -2,7 +2,7 @@
 
 NvidiaSystem (what it is) ─► repository ─► driver ─► reboot, if needed ─► CUDA ─► container toolkit ─► NvidiaVerification
 
-Each step is a resource, so that a run that failed goes on where it stopped. What a step does follows from nvidia/plan.py; a
+Each step is a resource, so that a run that failed goes on where it stopped. What a step does follows from homelab/nvidia/plan.py; a
 container has the libraries alone, of exactly its host's version. Undone on `onDestroy: purge` by each step's own `revert`.
 """
 
@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pulumi
 
-from components.guest_reboot import GuestReboot
 from components.host_reboot import HostReboot
-from components.nvidia_system import NvidiaSystem, request_of
-from components.nvidia_verification import NvidiaVerification
-from components.system import System
-from host import scripts
-from host.errors import HomelabError
+from homelab.errors import HomelabError
+from homelab.remote import scripts
+from homelab.resources.guest_reboot import GuestReboot
+from homelab.resources.nvidia_system import NvidiaSystem, request_of
+from homelab.resources.nvidia_verification import NvidiaVerification
+from homelab.resources.system import System
 
 if TYPE_CHECKING:
     from pulumi_command import remote
 
-    from nvidia.plan import Plan, Request
-    from nvidia.symptoms import Context
-    from nvidia.verification import Wanted
+    from homelab.nvidia.plan import Plan, Request
+    from homelab.nvidia.symptoms import Context
+    from homelab.nvidia.verification import Wanted
 
     # (request, plan, context for messages, the installed driver, generation) -> a composed script.
     Script = Callable[[Request, Plan, Context, str, str], str]
@@ -62,8 +62,8 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         self, name: str, system: System, reboot: Reboot | None = None, opts: pulumi.ResourceOptions | None = None
     ) -> None:
         super().__init__("homelab:guest:NvidiaGuestStack", name, {}, opts)
-        from nvidia import steps
-        from nvidia.plan import packages_to_ask_for
+        from homelab.nvidia.plan import packages_to_ask_for
+        from homelab.remote import nvidia_steps as steps
 
         self._name, self._system = name, system
         stack = system.nvidia
@@ -150,8 +150,8 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         """:param offered: package -> versions; None as long as nobody has looked."""
 
         def planned(known: list[Any]) -> _Planned:
-            from nvidia.plan import plan_stack
-            from nvidia.verification import Wanted
+            from homelab.nvidia.plan import plan_stack
+            from homelab.nvidia.verification import Wanted
 
             about = {"target": self._system.target, "system_name": self._system.name}
             request = request_of(about, known[0], self._system.nvidia, known[1])

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import pulumi
 
-from components import remote
-from components.host_probe import HostProbe
-from host import scripts
-from settings import Host
+from homelab.remote import scripts
+from homelab.resources import command as remote
+from homelab.resources.host_probe import HostProbe
+from homelab.settings import Host
 
 
 class NvidiaNodes(pulumi.ComponentResource):

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pulumi
 
-from components import remote
-from host import scripts
+from homelab.remote import scripts
+from homelab.resources import command as remote
 
 if TYPE_CHECKING:
-    from settings import Host
+    from homelab.settings import Host
 
 
 class PassthroughTest(pulumi.ComponentResource):

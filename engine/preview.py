@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 
 from engine import install, stacks
-from secret_settings import readable
+from homelab.settings.secrets import readable
 
 PROJECT = Path(__file__).resolve().parent.parent
 # What a comment on a pull request may hold, with room to spare (65,536 characters).

@@ -4,7 +4,7 @@
 #
 # Arguments: IDS (containers to look into, separated by spaces; those that aren't here are left out), INSIDE (the script that runs in
 #   them).
-# Output: one JSON object; doctor/reading.py models it. Texts of commands are passed on as they are and parsed there. Of a container's
+# Output: one JSON object; homelab/doctor/reading.py models it. Texts of commands are passed on as they are and parsed there. Of a container's
 #   configuration only lines that are about devices are passed on: others may hold passwords (lxc.environment, mount options).
 # Verbs: diagnose.
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tries what NVIDIA's stack is for, and says what came of it; it judges nothing (nvidia/verification.py does). Installs nothing, and leaves
+# Tries what NVIDIA's stack is for, and says what came of it; it judges nothing (homelab/nvidia/verification.py does). Installs nothing, and leaves
 # nothing behind: an image that it had to fetch goes again.
 #
 # Arguments: NVCC (path of the compiler to ask and to use, or nothing), PROGRAM (CUDA source that is compiled and run, or nothing),

@@ -5,7 +5,7 @@
 #   LSPCI (yes | no: also what lspci says), SIGNS (an extended regular expression: lines of the kernel's log that are passed on; empty:
 #   the log isn't read), SYSTEMS (`host` and ids of containers whose NVIDIA stack is read, too; separated by
 #   spaces), READ_SYSTEM (the script that reads it).
-# Output: one JSON object; host/facts.py models it. Texts of commands are passed on as they are and parsed there.
+# Output: one JSON object; homelab/host/facts.py models it. Texts of commands are passed on as they are and parsed there.
 # Verbs: read_host.
 
 PCI=$ROOT/sys/bus/pci/devices
@@ -276,7 +276,7 @@ systems() {
   printf '}'
 }
 
-# Guests that run, and guests that use a PCI card. Container and VM configurations are passed on for host/facts.py.
+# Guests that run, and guests that use a PCI card. Container and VM configurations are passed on for homelab/host/facts.py.
 guests() {
   local conf kind separator=
   printf ',"guests":{"qm":%s,"pct":%s,"configs":[' "$(json_string "$(list_guests qm)")" "$(json_string "$(list_guests pct)")"

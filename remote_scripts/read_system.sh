@@ -4,7 +4,7 @@
 #
 # Arguments: ASK (packages whose offered versions are told, separated by spaces), PASSED (slots of the host's cards that VMs get, separated by
 #   spaces).
-# Output: one JSON object; nvidia/reading.py models it. `drift` has a line for each thing that isn't as the steps left it, which begins
+# Output: one JSON object; homelab/nvidia/reading.py models it. `drift` has a line for each thing that isn't as the steps left it, which begins
 #   with the step: repository, driver, boot, cuda, toolkit.
 # Verbs: read_system.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin

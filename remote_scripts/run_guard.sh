@@ -6,7 +6,7 @@
 # Verbs: hold. It answers at once, and ends with its standard input, or when nothing has come there for a while: a client that was
 #   switched off says no goodbye.
 
-# The client says something every ten seconds (host/guard.py).
+# The client says something every ten seconds (homelab/remote/guard.py).
 SILENCE_SECONDS=60
 # How long the one before may take to notice that its client has gone.
 PATIENCE_SECONDS=5

@@ -12,7 +12,7 @@ import yaml
 
 PROJECT = Path(__file__).resolve().parent.parent
 #: What speaks to the owner of a host; engine/ is about the PC that the program runs on.
-SPEAKING = ("proxmox", "host", "components", "nvidia", "doctor", "remote_scripts", ".")
+SPEAKING = ("homelab", "components", "remote_scripts", ".")
 #: Which test shows each command.
 REGISTER = PROJECT / "tests/advice.yaml"
 

@@ -1,4 +1,4 @@
-"""LentCards: cards of the homelab stack for a VM of this one, as its outputs (contract.py) have them.
+"""LentCards: cards of the homelab stack for a VM of this one, as its outputs (homelab/contract.py) have them.
 
 Owns nothing on the host: the PCI mappings are the homelab stack's. A lease for each card takes it out of the VM before the card
 goes to another one of this stack.
@@ -12,10 +12,10 @@ from typing import Any
 import pulumi
 
 from components.gpu_cards import lease
-from contract import Gpu, Outputs, consumed
-from contract import Host as LendingHost
-from host.errors import HomelabError, raise_all
-from settings import Host, Vm
+from homelab.contract import Gpu, Outputs, consumed
+from homelab.contract import Host as LendingHost
+from homelab.errors import HomelabError, raise_all
+from homelab.settings import Host, Vm
 
 
 def lent(stack: str, values: Mapping[str, Any], name: str, vm: Vm, node: str) -> dict[str, Any]:

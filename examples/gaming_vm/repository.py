@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from components.provider import HostProvider  # noqa: E402
+from homelab.resources.base import HostProvider  # noqa: E402
 
 
 def provider(module: str, name: str) -> HostProvider:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-import contract
 from engine import stacks
+from homelab import contract
 from tests.conftest import PROJECT
 from tests.e2e.conftest import Stack
 from tests.e2e.test_gpu_vm import conf, running, vms, with_card

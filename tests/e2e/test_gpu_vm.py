@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from doctor.__main__ import WELL
-from doctor.__main__ import main as doctor
+from homelab.cli.doctor import WELL
+from homelab.cli.doctor import main as doctor
 from tests.e2e.conftest import Stack
 
 SANDBOX = {"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}}

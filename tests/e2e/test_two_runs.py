@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engine import install, stacks
-from host import guard
+from homelab.remote import guard
 from tests.e2e.conftest import Stack
 from tests.engine_stack import PATIENCE_SECONDS
 from tests.lab.host_kit import settings_of

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import settings
+from homelab import settings
 from lab import Lab
 from lab.machine import BootResult, Machine, Scenario, load_scenario
 

@@ -13,13 +13,16 @@ from typing import Any
 import pytest
 import yaml
 
-import settings
-from doctor.__main__ import main as run_doctor
-from host import container_plan, gates, plan, scripts
-from host.errors import HomelabError
+from homelab import settings
+from homelab.cli.doctor import main as run_doctor
+from homelab.container import plan as container_plan
+from homelab.errors import HomelabError
+from homelab.host import gates, plan
+from homelab.remote import scripts
+from homelab.vm import config as vm_config
+from homelab.vm import plan as vm_plan
+from homelab.vm.config import Wish
 from lab import Lab
-from proxmox import vm_config, vm_plan
-from proxmox.vm_config import Wish
 from tests import advice
 from tests.conftest import shared
 from tests.lab.host_kit import run_script
@@ -448,7 +451,7 @@ def commands(template: str, said: list[str]) -> list[str]:
 
 def is_run(command: str) -> bool:
     """Is it the command in question, or one that goes with it?"""
-    left = [*KNOWN["words"], *KNOWN["unrun"], "pulumi {}", "python -m doctor {}"]
+    left = [*KNOWN["words"], *KNOWN["unrun"], "pulumi {}", "python -m homelab doctor {}"]
     made_of = [template for template, _ in CURES if template != "{}"]
     return any(advice.is_made_of(one, command) for one in made_of) or not any(
         advice.is_made_of(one, command) for one in left

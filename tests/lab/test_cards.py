@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from host import gates, plan, scripts
+from homelab.host import gates, plan
+from homelab.remote import scripts
 from lab.api.mapping import Mapping, Mappings
 from lab.host.state import HostState
 from lab.machine import Machine, load_scenario, scenario_names

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from host import scripts, ssh
-from host.facts import HostFacts
+from homelab.host.facts import HostFacts
+from homelab.remote import scripts, ssh
 from lab import Lab
 from tests.lab.host_kit import settings_of
 from tests.waiting import wait_until

@@ -1,4 +1,4 @@
-"""``python -m doctor`` against the lab, over SSH as against a real host: what it says, its exit status, and that it changes nothing."""
+"""``python -m homelab doctor`` against the lab, over SSH as against a real host: what it says, its exit status, and that it changes nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from doctor.__main__ import main
+from homelab.cli.doctor import main
 from lab import Lab
 
 SECRET = "not-to-be-shown"

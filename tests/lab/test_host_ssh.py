@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from host import ssh
+from homelab.remote import ssh
 from lab import Lab
 from tests.lab.host_kit import settings_of
 

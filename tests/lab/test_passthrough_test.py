@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from host import scripts, ssh
-from host.errors import HomelabError
+from homelab.errors import HomelabError
+from homelab.remote import scripts, ssh
 from lab import Lab, LogMark
 from tests.lab.host_kit import settings_of
 

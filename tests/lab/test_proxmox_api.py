@@ -11,11 +11,10 @@ from typing import IO, Any
 
 import pytest
 
-from lab import Lab
-from proxmox import api as api_module
-from proxmox import rights
-from proxmox.api import Api, Clock
-from proxmox.errors import (
+from homelab import rights
+from homelab.remote.proxmox import api as api_module
+from homelab.remote.proxmox.api import Api, Clock
+from homelab.remote.proxmox.errors import (
     ApiError,
     CardNotResetError,
     ElsewhereError,
@@ -25,10 +24,11 @@ from proxmox.errors import (
     TaskFailedError,
     UnansweredError,
 )
-from proxmox.machine import Machine, Policy
-from proxmox.rights import Access
-from proxmox.vm_config import Change
-from settings import Host
+from homelab.remote.proxmox.machine import Machine, Policy
+from homelab.rights import Access
+from homelab.settings import Host
+from homelab.vm.config import Change
+from lab import Lab
 
 NODE, VM = "pve", 103
 CONFIG = f"nodes/{NODE}/qemu/{VM}/config"

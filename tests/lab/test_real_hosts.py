@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from host import facts, gates, plan, scripts
-from host.errors import HomelabError
+from homelab.errors import HomelabError
+from homelab.host import facts, gates, plan
+from homelab.remote import scripts
 from lab.listing import scenario_from_listing
 from lab.machine import Machine, load_scenario
 from tests.conftest import shared

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from host.errors import HomelabError
+from homelab.errors import HomelabError
 from tests.metal import image
 from tests.metal.machine import MachineError, first_boot
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from engine.install import cache_folder
-from host.errors import HomelabError
+from homelab.errors import HomelabError
 from tests.metal import prerequisites
 from tests.metal.prerequisites import call
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from host.errors import HomelabError
+from homelab.errors import HomelabError
 
 #: Program -> the Debian package that has it.
 PROGRAMS = {

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from host import scripts
+from homelab.remote import scripts
 from tests.engine_stack import Result, name_of
 from tests.metal.conftest import FirstUp
 from tests.metal.host import CARD, IDS, NEIGHBOUR, MetalStack, own_drivers

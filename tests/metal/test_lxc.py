@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from host import scripts
+from homelab.remote import scripts
 from tests.metal.host import CARD, Hosts
 from tests.metal.image import GUEST
 from tests.metal.machine import Machine

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from host import scripts
+from homelab.remote import scripts
 
 
 @dataclass

@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from host.scripts import answer
+from homelab.nvidia import plan as planning
+from homelab.nvidia.compatibility import Target
+from homelab.nvidia.plan import Plan
+from homelab.nvidia.reading import Reading, parse
+from homelab.nvidia.request import Request
+from homelab.nvidia.symptoms import Context
+from homelab.remote import nvidia_steps as steps
+from homelab.remote.scripts import answer
+from homelab.settings.nvidia import Nvidia
 from lab.api.guest_system import environment_of
 from lab.machine import Scenario
-from nvidia import plan as planning
-from nvidia import steps
-from nvidia.compatibility import Target
-from nvidia.plan import Plan
-from nvidia.reading import Reading, parse
-from nvidia.request import Request
-from nvidia.settings import Nvidia
-from nvidia.symptoms import Context
 from tests.lab.guest_kit import Vm, scenario
 from tests.lab.host_kit import Host
 

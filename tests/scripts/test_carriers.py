@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from host import scripts
+from homelab.remote import scripts
 from tests.scripts.conftest import Folder
 
 NVME, SATA, USB, NIC, WIFI = "0000:02:00.0", "0000:00:17.0", "0000:c6:00.3", "0000:05:00.0", "0000:06:00.0"

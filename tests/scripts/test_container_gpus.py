@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from host import scripts
+from homelab.remote import scripts
 from tests.scripts.test_on_a_host import Host
 
 SHUTDOWN = {"timeout": 5, "otherwise": "fail"}

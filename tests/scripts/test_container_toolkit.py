@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from host import scripts
-from nvidia import steps
-from nvidia.plan import Plan
-from nvidia.settings import Nvidia
+from homelab.nvidia.plan import Plan
+from homelab.remote import nvidia_steps as steps
+from homelab.remote import scripts
+from homelab.settings.nvidia import Nvidia
 from tests.scripts.conftest import Folder
 from tests.scripts.nvidia_kit import GUESTS, Container, Machine, VirtualMachine
 from tests.scripts.test_cuda_toolkit import with_repository

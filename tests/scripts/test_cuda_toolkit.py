@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nvidia import steps
-from nvidia.plan import Cuda, Plan
+from homelab.nvidia.plan import Cuda, Plan
+from homelab.remote import nvidia_steps as steps
 from tests.scripts.nvidia_kit import GUESTS, Container, Machine, VirtualMachine
 
 KEYRING = (

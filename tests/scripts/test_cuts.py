@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from host import scripts
+from homelab.remote import scripts
 from tests.scripts import cut_kit
 from tests.scripts.conftest import Folder
 

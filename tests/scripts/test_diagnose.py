@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from doctor.reading import Extra
-from host import scripts
+from homelab.doctor.reading import Extra
+from homelab.remote import scripts
 from tests.scripts.conftest import Folder
 
 STAT = """

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from host import scripts
+from homelab.remote import scripts
 from tests.scripts.conftest import Folder
 from tests.waiting import wait_until
 

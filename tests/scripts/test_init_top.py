@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from host import scripts
+from homelab.remote import scripts
 from tests.scripts.conftest import Folder
 
 GPU, AUDIO = "0000:01:00.0", "0000:01:00.1"

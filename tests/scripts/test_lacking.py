@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from host import scripts
+from homelab.remote import scripts
 from tests.scripts.conftest import Folder
 
 IOMMU = "amd_iommu=on iommu=pt"

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from host import scripts
+from homelab.remote import scripts
 from tests.scripts.conftest import Folder
 
 HANGS = "trap '' TERM HUP; echo half an answer; while :; do sleep 60; done"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from host import scripts
+from homelab.remote import scripts
 from tests.conftest import PROJECT
 
 # Beside the interpreter: the linters come as wheels.

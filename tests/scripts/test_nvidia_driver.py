@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from nvidia import steps
-from nvidia.symptoms import recognise
+from homelab.nvidia.symptoms import recognise
+from homelab.remote import nvidia_steps as steps
 from tests.lab.guest_kit import scenario
 from tests.scripts.nvidia_kit import GUESTS, Container, Machine, ProxmoxHost, VirtualMachine
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from host.errors import HomelabError
-from nvidia import steps
-from nvidia.reading import parse
+from homelab.errors import HomelabError
+from homelab.nvidia.reading import parse
+from homelab.remote import nvidia_steps as steps
 from tests.scripts.conftest import Folder
 from tests.scripts.nvidia_kit import GUESTS, Container, ProxmoxHost, VirtualMachine
 

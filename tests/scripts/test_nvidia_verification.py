@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from host.errors import HomelabError
-from nvidia import steps
-from nvidia.compatibility import load
-from nvidia.plan import Plan, Request
-from nvidia.verification import Wanted, judge
+from homelab.errors import HomelabError
+from homelab.nvidia.compatibility import load
+from homelab.nvidia.plan import Plan, Request
+from homelab.nvidia.verification import Wanted, judge
+from homelab.remote import nvidia_steps as steps
 from tests.scripts.nvidia_kit import GUESTS, Container, Machine, ProxmoxHost, VirtualMachine
 from tests.scripts.test_container_toolkit import CDI, DRIVER
 from tests.scripts.test_cuda_toolkit import with_repository

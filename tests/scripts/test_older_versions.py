@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from host import scripts
+from homelab.remote import scripts
 from tests.scripts.test_on_a_host import Host
 
 OLDER = Path(__file__).parent / "older_versions"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from host import scripts
+from homelab.remote import scripts
 from lab.machine import Machine, load_scenario
 from tests.lab.host_kit import run_script
 

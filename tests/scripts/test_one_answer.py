@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from host import gates, scripts
-from host.container_conf import parse
-from host.facts import missing_words
+from homelab.container.conf import parse
+from homelab.host import gates
+from homelab.host.facts import missing_words
+from homelab.remote import scripts
 from tests.scripts.conftest import Folder, quoted
 from tests.unit.hosts import desktop, settings
 

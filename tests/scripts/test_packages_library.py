@@ -7,10 +7,10 @@ import subprocess
 
 import pytest
 
-from host import scripts
-from nvidia.settings import Nvidia
-from nvidia.steps import package_arguments
-from nvidia.symptoms import Context, recognise, symptoms
+from homelab.nvidia.symptoms import Context, recognise, symptoms
+from homelab.remote import scripts
+from homelab.remote.nvidia_steps import package_arguments
+from homelab.settings.nvidia import Nvidia
 from tests.scripts.conftest import Folder
 
 APT = """\

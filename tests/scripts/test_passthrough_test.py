@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from host import scripts
+from homelab.remote import scripts
 from lab.host import archive
 from tests.scripts.conftest import Folder
 

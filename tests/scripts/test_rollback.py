@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from host import scripts
+from homelab.remote import scripts
 from tests.scripts.conftest import Folder
 from tests.scripts.test_on_a_host import IOMMU, VFIO, Host
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from host import scripts
+from homelab.remote import scripts
 from tests.scripts.conftest import Folder
 
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from host import kernel_log, scripts
-from host.facts import HostFacts, parse
+from homelab.host import kernel_log
+from homelab.host.facts import HostFacts, parse
+from homelab.remote import scripts
 from tests.scripts.conftest import Folder
 
 LOG = """\

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from host import scripts
-from host.facts import parse
-from host.text import clean
+from homelab.host.facts import parse
+from homelab.remote import scripts
+from homelab.text import clean
 from tests.scripts.conftest import Folder
 from tests.unit.hosts import desktop
 

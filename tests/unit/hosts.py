@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from host.facts import HostFacts
-from settings import Host
+from homelab.host.facts import HostFacts
+from homelab.settings import Host
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
 

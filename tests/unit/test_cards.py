@@ -1,4 +1,4 @@
-"""What a card is (host/facts.py), and what may go with it (host/gates.py): slots that hold more than a card, SR-IOV, groups, and
+"""What a card is (homelab/host/facts.py), and what may go with it (homelab/host/gates.py): slots that hold more than a card, SR-IOV, groups, and
 what the host can't do without."""
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from components.gpu_cards import mapping_entry
-from host import gates, plan
-from host.errors import HomelabError
-from host.facts import HostFacts
-from host.properties import overlap
-from proxmox import vm_plan
-from proxmox.vm_config import Card
-from settings import Host, Vm
+from homelab.errors import HomelabError
+from homelab.host import gates, plan
+from homelab.host.facts import HostFacts
+from homelab.properties import overlap
+from homelab.settings import Host, Vm
+from homelab.vm import plan as vm_plan
+from homelab.vm.config import Card
 from tests.unit.hosts import desktop, device, gpu, settings
 
 
@@ -234,7 +234,7 @@ def test_two_cards_of_one_group_go_to_one_vm_or_none() -> None:
 
 
 def facts_config(vmid: int, lines: str) -> Any:
-    from host.facts import GuestConfig
+    from homelab.host.facts import GuestConfig
 
     return GuestConfig(kind="vm", id=vmid, lines=lines)
 

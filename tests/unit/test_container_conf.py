@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from host.container_conf import parse
+from homelab.container.conf import parse
 from tests.conftest import shared
 
 BIND = "lxc.mount.entry: /dev/nvidia-uvm dev/nvidia-uvm none bind,optional,create=file"

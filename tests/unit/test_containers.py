@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from host import container_plan, plan
-from host.errors import HomelabError
-from host.facts import HostFacts
-from proxmox.container import configuration
-from settings import Container, parse
+from homelab.container import plan as container_plan
+from homelab.errors import HomelabError
+from homelab.host import plan
+from homelab.host.facts import HostFacts
+from homelab.resources.container import configuration
+from homelab.settings import Container, parse
 from tests.unit.hosts import KEY, desktop, device, settings
 
 DRIVER = {"version": "580.105.08", "trouble": ["", ""], "uvm_trouble": ["", ""], "dev_trouble": ["", ""]}

@@ -1,4 +1,4 @@
-"""contract.py: what a stack puts out is what its consumers were promised, and what isn't is refused in words."""
+"""homelab/contract.py: what a stack puts out is what its consumers were promised, and what isn't is refused in words."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-import contract
-from host.errors import HomelabError
+from homelab import contract
+from homelab.errors import HomelabError
 from tests.conftest import PROJECT
 
 Values = dict[str, Any]
@@ -60,7 +60,7 @@ def refused(found: Values) -> str:
 
 def test_the_schema_in_the_docs_is_that_of_the_models() -> None:
     written = (PROJECT / "docs" / "outputs.schema.json").read_text(encoding="utf-8")
-    assert written == contract.text(), "write it anew: python -m contract"
+    assert written == contract.text(), "write it anew: python -m homelab.contract"
 
 
 def test_the_schema_requires_what_a_consumer_works_with() -> None:

@@ -1,4 +1,4 @@
-"""What `python -m doctor` makes of a reading: captures of real machines, and hosts that are described here."""
+"""What `python -m homelab doctor` makes of a reading: captures of real machines, and hosts that are described here."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from doctor import Reading, container_report, host_report, vm_report
-from doctor.container import diagnose
-from doctor.devices import Cards
-from doctor.host import diagnose as diagnose_host
-from doctor.reading import parse
-from doctor.report import Finding, Report, Stage, Table, in_order
-from doctor.vm import diagnose as diagnose_vm
-from host.errors import HomelabError
+from homelab.doctor import Reading, container_report, host_report, vm_report
+from homelab.doctor.container import diagnose
+from homelab.doctor.devices import Cards
+from homelab.doctor.host import diagnose as diagnose_host
+from homelab.doctor.reading import parse
+from homelab.doctor.report import Finding, Report, Stage, Table, in_order
+from homelab.doctor.vm import diagnose as diagnose_vm
+from homelab.errors import HomelabError
 from tests.conftest import shared
 from tests.unit.hosts import desktop, device, gpu, settings
 

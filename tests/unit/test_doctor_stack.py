@@ -1,4 +1,4 @@
-"""The stack's file as `python -m doctor` reads it: which host, how it is logged in to, which cards a container is to have."""
+"""The stack's file as `python -m homelab doctor` reads it: which host, how it is logged in to, which cards a container is to have."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from doctor import stack
-from doctor.__main__ import main, parser
-from host.errors import HomelabError
-from settings import PROJECT
+from homelab.cli.doctor import main, parser
+from homelab.doctor import stack
+from homelab.errors import HomelabError
+from homelab.settings import PROJECT
 from tests.unit.hosts import KEY
 from tests.unit.test_doctor import reading
 
@@ -134,4 +134,4 @@ def test_a_program_gets_the_reason_as_json(tmp_path: Path, capsys: pytest.Captur
 def test_wrong_words_end_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         parser().parse_args(words)
-    assert raised.value.code == 2 and "usage: python -m doctor" in capsys.readouterr().err
+    assert raised.value.code == 2 and "usage: python -m homelab doctor" in capsys.readouterr().err

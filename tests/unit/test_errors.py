@@ -1,11 +1,11 @@
-"""host/errors.py and host/ssh.py's reading of a script's message."""
+"""homelab/errors.py and homelab/remote/ssh.py's reading of a script's message."""
 
 from __future__ import annotations
 
 import pytest
 
-from host.errors import HomelabError, SeveralErrors, raise_all
-from host.ssh import _failed
+from homelab.errors import HomelabError, SeveralErrors, raise_all
+from homelab.remote.ssh import _failed
 
 
 def test_a_scripts_message_becomes_the_error_word_for_word() -> None:

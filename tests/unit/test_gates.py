@@ -1,4 +1,4 @@
-"""host/gates.py: what is refused before a host is changed, and the one setting that opens each gate."""
+"""homelab/host/gates.py: what is refused before a host is changed, and the one setting that opens each gate."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from host import gates
-from host.facts import HostFacts
-from settings import Host
+from homelab.host import gates
+from homelab.host.facts import HostFacts
+from homelab.settings import Host
 from tests.unit.hosts import desktop, device, gpu, settings
 
 NVME = device("0000:01:00.2", "144d:a80c", "010802", 16, driver="nvme", behind="nvme1n1")

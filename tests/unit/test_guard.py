@@ -1,4 +1,4 @@
-"""host/guard.py: who is at work on a host, in words; and what of a run is held by it."""
+"""homelab/remote/guard.py: who is at work on a host, in words; and what of a run is held by it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import asyncssh
 import pytest
 from pulumi.dynamic import CreateResult
 
-from components import provider
 from components.host_reboot import BootVerificationProvider
-from components.provider import HostProvider
-from host import guard
-from host.errors import UnreachableError
-from settings import Host
+from homelab.errors import UnreachableError
+from homelab.remote import guard
+from homelab.resources import base as provider
+from homelab.resources.base import HostProvider
+from homelab.settings import Host
 
 
 def test_a_user_without_a_name_is_somebody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""host/kernel_log.py: real texts are recognised, for the card that they are about, and healthy ones are not."""
+"""homelab/host/kernel_log.py: real texts are recognised, for the card that they are about, and healthy ones are not."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pytest
 import yaml
 
 from components.host_reboot import said_by_kernel
-from doctor import host_report
-from doctor.host import diagnose as diagnose_host
-from host import kernel_log, plan
-from host.errors import HomelabError
-from host.facts import HostFacts
-from host.kernel_log import Sign, signs
-from proxmox.errors import ApiError
-from proxmox.vm_change import VmChangeProvider
-from settings import Host
+from homelab.doctor import host_report
+from homelab.doctor.host import diagnose as diagnose_host
+from homelab.errors import HomelabError
+from homelab.host import kernel_log, plan
+from homelab.host.facts import HostFacts
+from homelab.host.kernel_log import Sign, signs
+from homelab.remote.proxmox.errors import ApiError
+from homelab.resources.vm_change import VmChangeProvider
+from homelab.settings import Host
 from tests.conftest import shared
 from tests.unit.hosts import desktop, device, settings
 from tests.unit.test_doctor import reading
@@ -256,7 +256,7 @@ def failed_start(monkeypatch: pytest.MonkeyPatch, facts: HostFacts | HomelabErro
             raise facts
         return facts
 
-    monkeypatch.setattr("host.ssh.read", read)
+    monkeypatch.setattr("homelab.remote.ssh.read", read)
     record = {
         "hostpci0": {"ours": "mapping=a", "before": None, "slot": "0000:01:00"},
         "balloon": {"ours": "0", "before": None},

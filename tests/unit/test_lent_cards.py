@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from examples.gaming_vm.lent_cards import lent
-from host.errors import HomelabError
-from settings import Host, NewVm, Settings, Vm
+from homelab.errors import HomelabError
+from homelab.settings import Host, NewVm, Settings, Vm
 from tests.conftest import PROJECT
 from tests.unit.test_contract import Values, values
 

@@ -1,4 +1,4 @@
-"""components/limits.py: every resource has an end, from the settings."""
+"""homelab/resources/limits.py: every resource has an end, from the settings."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from pulumi.dynamic import CreateResult
 
-from components import limits
-from components.provider import HostProvider
-from host.errors import HomelabError
-from nvidia.settings import Nvidia
-from settings import Host
+from homelab.errors import HomelabError
+from homelab.resources import limits
+from homelab.resources.base import HostProvider
+from homelab.settings import Host
+from homelab.settings.nvidia import Nvidia
 from tests.conftest import PROJECT
 from tests.unit.hosts import settings
 

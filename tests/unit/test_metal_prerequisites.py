@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from host.errors import HomelabError
+from homelab.errors import HomelabError
 from tests.conftest import PROJECT
 from tests.metal import image, prerequisites
 from tests.waiting import wait_until

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from nvidia.compatibility import FOLDER, Branch, Compatibility, Device, Generation, KernelRow, load
-from nvidia.document import DOCUMENT, all_tables, written
-from nvidia.versions import Version, flavour_of_kernel, of_kernel, of_package, parse
+from homelab.nvidia.compatibility import FOLDER, Branch, Compatibility, Device, Generation, KernelRow, load
+from homelab.nvidia.document import DOCUMENT, all_tables, written
+from homelab.nvidia.versions import Version, flavour_of_kernel, of_kernel, of_package, parse
 
 DATA = load()
 
@@ -162,7 +162,7 @@ def test_two_generations_with_the_same_ids_are_refused(tmp_path: Path) -> None:
 
 def test_the_document_has_the_tables_of_the_data() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
-    assert written(text) == text, "run `python -m nvidia.document`"
+    assert written(text) == text, "run `python -m homelab.nvidia.document`"
     assert all(f"<!-- table: {name} -->" in text for name in all_tables(DATA))
 
 

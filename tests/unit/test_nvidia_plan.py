@@ -1,4 +1,4 @@
-"""nvidia/checks.py and nvidia/plan.py: what can't work is refused with its reason, the rest becomes an exact plan."""
+"""homelab/nvidia/checks.py and homelab/nvidia/plan.py: what can't work is refused with its reason, the rest becomes an exact plan."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from host.errors import HomelabError
-from nvidia.compatibility import Target, load
-from nvidia.plan import Plan, Request, System, packages_to_ask_for, plan_stack, refusals
-from nvidia.settings import Nvidia
+from homelab.errors import HomelabError
+from homelab.nvidia.compatibility import Target, load
+from homelab.nvidia.plan import Plan, Request, System, packages_to_ask_for, plan_stack, refusals
+from homelab.settings.nvidia import Nvidia
 
 TODAY = datetime.date(2026, 11, 20)
 RTX_5090, RTX_3090, GTX_1080_TI, V100 = "10de:2b85", "10de:2204", "10de:1b06", "10de:1db4"

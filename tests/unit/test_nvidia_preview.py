@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from host import plan
-from host.errors import HomelabError
-from nvidia import preview
-from settings import Settings, parse
+from homelab.errors import HomelabError
+from homelab.host import plan
+from homelab.nvidia import preview
+from homelab.settings import Settings, parse
 from tests.unit.hosts import KEY, desktop
 
 SSH = {"hostKey": KEY, "agent": True}

@@ -1,4 +1,4 @@
-"""nvidia/settings.py: what a user writes under `nvidia:`, and what is said of a mistake."""
+"""homelab/settings/nvidia.py: what a user writes under `nvidia:`, and what is said of a mistake."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from nvidia.settings import Nvidia
+from homelab.settings.nvidia import Nvidia
 
 
 def refused(**values: Any) -> str:

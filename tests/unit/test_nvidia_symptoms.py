@@ -1,4 +1,4 @@
-"""nvidia/symptoms.py: real texts are recognised, and answered with the cause that the system has."""
+"""homelab/nvidia/symptoms.py: real texts are recognised, and answered with the cause that the system has."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nvidia.symptoms import Context, Symptom, recognise, symptoms
+from homelab.nvidia.symptoms import Context, Symptom, recognise, symptoms
 
 TEXTS: dict[str, list[str]] = yaml.safe_load((Path(__file__).parent / "nvidia_texts.yaml").read_text(encoding="utf-8"))
 ROWS = {row.name: row for row in symptoms()}

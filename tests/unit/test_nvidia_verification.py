@@ -1,4 +1,4 @@
-"""nvidia/verification.py: what a verification found is judged, and each failure answered with its cause."""
+"""homelab/nvidia/verification.py: what a verification found is judged, and each failure answered with its cause."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from host.errors import HomelabError
-from nvidia.plan import Request, System, plan_stack
-from nvidia.settings import Nvidia
-from nvidia.verification import Wanted, judge
+from homelab.errors import HomelabError
+from homelab.nvidia.plan import Request, System, plan_stack
+from homelab.nvidia.verification import Wanted, judge
+from homelab.settings.nvidia import Nvidia
 
 TEXTS: dict[str, list[str]] = yaml.safe_load((Path(__file__).parent / "nvidia_texts.yaml").read_text(encoding="utf-8"))
 HEAD = "index, name, uuid, driver_version, memory.total [MiB], pci.bus_id, pci.device_id, compute_cap\n"

@@ -11,8 +11,8 @@ import pulumi
 import pytest
 
 from components.passthrough_test import PassthroughTest
-from host.scripts import answer
-from settings import Host
+from homelab.remote.scripts import answer
+from homelab.settings import Host
 from tests.unit.hosts import KEY
 
 ANSWER = '{"kernel":"6.17.2-1-pve","vmid":100,"functions":[]}'

@@ -1,4 +1,4 @@
-"""host/plan.py: what is wanted, drift from it, the verification, the plan as text."""
+"""homelab/host/plan.py: what is wanted, drift from it, the verification, the plan as text."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from host import plan
-from host.errors import HomelabError
-from host.facts import HostFacts
+from homelab.errors import HomelabError
+from homelab.host import plan
+from homelab.host.facts import HostFacts
 from tests.unit.hosts import desktop, device, gpu, settings
 
 WORD = "homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8"

@@ -1,4 +1,4 @@
-"""proxmox/rights.py: what the settings need, as the README and the guide list it; whose entries count; which command adds a right."""
+"""homelab/rights.py: what the settings need, as the README and the guide list it; whose entries count; which command adds a right."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from proxmox import probe, rights
-from proxmox.rights import Access, advice, commands
-from settings import Container, Vm
+from homelab import rights
+from homelab.remote.proxmox import probe
+from homelab.rights import Access, advice, commands
+from homelab.settings import Container, Vm
 from tests.conftest import PROJECT
 from tests.unit import hosts
 
@@ -24,7 +25,7 @@ def needed(vm: dict[str, Any] | None = None, container: dict[str, Any] | None = 
     configs = [{"kind": "vm", "id": 103, "lines": config}] if config else []
     guests = {"qm": "", "pct": "", "configs": configs, "mappings": "", "reservations": ""}
     facts = hosts.desktop(guests=guests)
-    from host import plan
+    from homelab.host import plan
 
     return probe.needed("pve", host, facts, plan.wanted(facts, host), vms, boxes)
 
@@ -87,7 +88,7 @@ def test_the_guides_rows_are_what_a_new_container_takes() -> None:
 
 def test_a_host_without_an_api_needs_no_rights() -> None:
     facts = hosts.desktop()
-    from host import plan
+    from homelab.host import plan
 
     host = hosts.settings()
     assert probe.check("pve", host, facts, plan.wanted(facts, host), {}, {}) == []

@@ -1,4 +1,4 @@
-"""host/scripts.py: what is sent to a host."""
+"""homelab/remote/scripts.py: what is sent to a host."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from host import scripts
+from homelab.remote import scripts
 
 
 @pytest.mark.parametrize("value", ["plain", "it's", '"; rm -rf / #', "$(id)", "two\nlines", "--", ""])

@@ -11,11 +11,11 @@ import pulumi
 import pytest
 import yaml
 
-import secret_settings
-import settings
 from engine import preview
-from host.errors import HomelabError
-from settings import parse
+from homelab import settings
+from homelab.errors import HomelabError
+from homelab.settings import parse
+from homelab.settings import secrets as secret_settings
 from tests.conftest import PROJECT
 from tests.unit.test_setting_types import WHOLE
 

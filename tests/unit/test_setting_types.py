@@ -11,9 +11,9 @@ from typing import Any, get_args, get_origin
 import pytest
 from pydantic import BaseModel, SecretStr
 
-from host.errors import HomelabError
-from nvidia.settings import Nvidia
-from settings import Settings, parse
+from homelab.errors import HomelabError
+from homelab.settings import Settings, parse
+from homelab.settings.nvidia import Nvidia
 from tests.unit.test_settings import KEY, refused
 from tests.unit.test_settings import hosts as one_host
 

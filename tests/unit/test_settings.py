@@ -1,4 +1,4 @@
-"""settings.py: every mistake in the configuration is named, all at once, before anything runs."""
+"""homelab/settings/__init__.py: every mistake in the configuration is named, all at once, before anything runs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import pulumi
 import pytest
 
-from components.remote import connection
-from host import ssh
-from host.errors import HomelabError
-from settings import Settings, load_host, parse
+from homelab.errors import HomelabError
+from homelab.remote import ssh
+from homelab.resources.command import connection
+from homelab.settings import Settings, load_host, parse
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
 

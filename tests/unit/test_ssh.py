@@ -1,4 +1,4 @@
-"""host/ssh.py over a real SSH connection, to a server that answers whatever a host could."""
+"""homelab/remote/ssh.py over a real SSH connection, to a server that answers whatever a host could."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import asyncssh
 import pytest
 
-from host import ssh
-from host.errors import HomelabError, UnreachableError
-from settings import Host
+from homelab.errors import HomelabError, UnreachableError
+from homelab.remote import ssh
+from homelab.settings import Host
 
 Serve = Callable[["asyncssh.SSHServerProcess[bytes]"], Awaitable[None]]
 Use = Callable[[ssh.Session], Awaitable[str]]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import yaml
 
+from homelab.settings import Gpu
 from lab.machine import scenario_names
-from settings import Gpu
 from tests.conftest import PROJECT
 
 

@@ -1,4 +1,4 @@
-"""host/text.py: what a host says, on its way to a person; and that there is no other way."""
+"""homelab/text.py: what a host says, on its way to a person; and that there is no other way."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from doctor.report import Finding, Report
-from host import scripts
-from host.errors import HomelabError, SeveralErrors
-from host.text import clean, tell
+from homelab.doctor.report import Finding, Report
+from homelab.errors import HomelabError, SeveralErrors
+from homelab.remote import scripts
+from homelab.text import clean, tell
 from tests.conftest import PROJECT
 
 
@@ -74,7 +74,7 @@ def test_nothing_is_printed_past_it(folder: str) -> None:
             if not isinstance(node, ast.Call):
                 continue
             printed = isinstance(node.func, ast.Name) and node.func.id == "print"
-            assert not printed, f"{path.relative_to(PROJECT)}:{node.lineno}: use tell of host/text.py"
+            assert not printed, f"{path.relative_to(PROJECT)}:{node.lineno}: use tell of homelab/text.py"
             if ast.unparse(node.func).startswith("pulumi.log."):
                 logged = ast.unparse(node.args[0])
                 assert logged.startswith("clean("), f"{path.relative_to(PROJECT)}:{node.lineno}: clean() what is logged"

@@ -1,4 +1,4 @@
-"""proxmox/vm_config.py: what a VM is to have for its cards, what stands against it, and the way back."""
+"""homelab/vm/config.py: what a VM is to have for its cards, what stands against it, and the way back."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from host.facts import CardUser
-from host.properties import same
-from proxmox.vm_config import Card, Change, Record, Wish, change_to, check, drift, recorded, undo
+from homelab.host.facts import CardUser
+from homelab.properties import same
+from homelab.vm.config import Card, Change, Record, Wish, change_to, check, drift, recorded, undo
 
 FIRST = Card("first", "first", "0000:01:00")
 SECOND = Card("second", "second", "0000:41:00")

@@ -1,0 +1,4 @@
+"""Takes a Proxmox VE host from stock to an NVIDIA GPU in use, and keeps it there.
+
+Imports go one way (docs/adr/0016-house.md; `make lint` holds them to it): cli and components → resources → remote → what is pure.
+"""

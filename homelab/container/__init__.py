@@ -1,0 +1,1 @@
+"""A container's configuration and what is planned for it, without Pulumi and without a network."""

@@ -1,0 +1,275 @@
+"""The stack's outputs as a contract: what other programs may rely on.
+
+`version` is raised when something is taken away or changes its meaning; additions leave it as it is. A consumer reads `version`
+first, ignores keys that it doesn't know, and takes a key that is missing as null where null is allowed: Pulumi's Python SDK drops
+nulls from what a StackReference reads. One in Python calls `consumed`. docs/outputs.schema.json is made from these models, by
+``python -m homelab.contract``.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pulumi
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from homelab.errors import HomelabError
+from homelab.settings import PROJECT, Settings
+
+VERSION = 1
+
+
+def _whole(value: Any) -> Any:
+    """Pulumi carries every number as a floating-point one: 103.0 is 103."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
+class _Part(BaseModel):
+    # Additions don't break a consumer that was written for an earlier set of keys; text for a number would be a change.
+    model_config = ConfigDict(extra="ignore", populate_by_name=True, strict=True)
+
+
+class Function(_Part):
+    """A PCI function. ``address``: 0000:01:00.0; ``id``, ``subsystem``: vendor:device; ``class``: six hexadecimal digits."""
+
+    address: str
+    id: str
+    subsystem: str
+    class_code: str = Field(alias="class")
+    driver: str = Field(description="the kernel driver that has it; empty: none")
+    iommu_group: Whole | None = Field(None, alias="iommuGroup")
+
+
+class Bar(_Part):
+    """A base address register. ``size`` in bytes."""
+
+    index: int
+    size: int
+
+
+class SeenFunction(_Part):
+    """A PCI function as a VM saw it. ``guest``: its address in the VM; ``address``: the host's."""
+
+    guest: str
+    address: str
+    id: str
+    class_code: str = Field(alias="class")
+    bars: list[Bar]
+
+
+class Test(_Part):
+    """A passthrough test: what was there from inside, under which kernel."""
+
+    __test__ = False  # for pytest, which takes every class of that name for tests
+
+    kernel: str
+    functions: list[SeenFunction]
+
+
+class Gpu(_Part):
+    """A card of a host."""
+
+    slot: str = Field(description="0000:01:00")
+    path: str | None = Field(
+        None,
+        description="the card in Proxmox VE's notation: its slot, or its functions where the slot holds others, too",
+    )
+    use: Literal["vm", "lxc", "host"] = Field(description="who it is for")
+    functions: list[Function]
+    iommu_group: Whole | None = Field(None, alias="iommuGroup")
+    mapping: str | None = Field(
+        None, description="id of its PCI mapping in Proxmox VE; null where it isn't offered to VMs"
+    )
+    hostpci: str | None = Field(None, description="a value for a VM's hostpciN option")
+    holder: str | None = Field(None, description="the VM of this stack that has it, by its name in `vms`")
+    test: Test | None = Field(default=None, description="what the passthrough test's VM saw of it; null: not asked for")
+
+
+class Iommu(_Part):
+    """What the running kernel made of it."""
+
+    groups: Whole = Field(description="how many there are; 0: it is off")
+    kernel_log: list[str] = Field(alias="kernelLog", description="the kernel's lines about it")
+
+
+class NvidiaGpu(_Part):
+    """A card as nvidia-smi sees it; null: it doesn't say."""
+
+    name: str | None
+    uuid: str | None
+    memory: str | None = Field(description="such as `32607 MiB`")
+    address: str | None = Field(description="on the PCI bus of the system that has the driver")
+    compute_capability: str | None = Field(alias="computeCapability")
+
+
+class Nvidia(_Part):
+    """NVIDIA's stack on a system, verified from inside."""
+
+    driver: str = Field(description="the version in use")
+    flavour: Literal["open", "proprietary"] | None = Field(
+        None, description="of the kernel modules; null in a container"
+    )
+    gpus: list[NvidiaGpu]
+    cuda: str | None = Field(None, description="nvcc's release; null: not asked for")
+    program: bool | None = Field(None, description="a CUDA program was compiled and run; null: not asked for")
+    container: bool | None = Field(None, description="a container on the system saw the cards; null: not asked for")
+    uvm: bool | None = Field(None, description="an ordinary user can use CUDA; null: not asked for")
+
+
+class Host(_Part):
+    """A verified host."""
+
+    node: str = Field(description="its name in Proxmox VE")
+    kernel: str = Field(description="the running one, as `uname -r` prints it")
+    boot_id: str = Field(alias="bootId", description="tells this boot from every other")
+    iommu: Iommu
+    gpus: dict[str, Gpu]
+    nvidia: Nvidia | None = Field(None, description="the driver on the host itself; null: not of this stack")
+
+
+class Vm(_Part):
+    """A VM of this stack."""
+
+    host: str = Field(description="by its name in `hosts`")
+    node: str
+    vmid: Whole
+    name: str = Field(description="its name in Proxmox VE")
+    state: Literal["running", "stopped"] = Field(description="as the last change left it")
+    gpus: list[str] = Field(description="cards, by their names in the host's gpus")
+    address: str | None = Field(None, description="where the guest is reached, if it is known")
+    nvidia: Nvidia | None = Field(None, description="the driver in the guest; null: not of this stack")
+
+
+class Container(_Part):
+    """A container of this stack, which shares cards with the host's driver."""
+
+    host: str = Field(description="by its name in `hosts`")
+    node: str
+    ctid: Whole
+    name: str = Field(description="its name in Proxmox VE")
+    state: Literal["running", "stopped"] = Field(description="as the last change left it")
+    gpus: list[Whole] = Field(description="the driver's numbers of its cards: N of /dev/nvidiaN")
+    nodes: list[str] = Field(description="devices that were opened in it; none where it was off")
+    method: Literal["device", "mount-entry", "mixed"] | None = Field(
+        None, description="how its configuration gives it the devices; null: it has none"
+    )
+    nvidia: Nvidia | None = Field(None, description="the driver's libraries in it; null: not of this stack")
+
+
+class Outputs(_Part):
+    """All outputs of a stack."""
+
+    version: Whole = Field(description="of the contract", json_schema_extra={"const": VERSION})
+    hosts: dict[str, Host]
+    vms: dict[str, Vm]
+    containers: dict[str, Container] = {}
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of the outputs."""
+    return Outputs.model_json_schema(by_alias=True)
+
+
+def text() -> str:
+    """What docs/outputs.schema.json holds."""
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema()}, indent=2) + "\n"
+
+
+def consumed(stack: str, values: Mapping[str, Any]) -> Outputs:
+    """The outputs of another stack, for a program that takes them by a StackReference.
+
+    :param stack: its name, for messages.
+    :param values: what it has put out.
+    :raises HomelabError: it is of another version, or not what this version has; both before anything is made with it.
+    """
+    version = values.get("version")
+    if version is None:
+        raise HomelabError(
+            f"the outputs of a homelab stack from {stack}",
+            f"no `version`; there is {', '.join(sorted(values)) or 'nothing'}",
+            "without its outputs nobody knows which cards there are and who has them",
+            f"run `pulumi up` in {stack} to its end, or correct the stack's name",
+        )
+    if version != VERSION:
+        newer = isinstance(version, int | float) and version > VERSION
+        raise HomelabError(
+            f"version {VERSION} of the outputs of {stack}",
+            f"version {version:g}" if isinstance(version, float) else f"version {version!r}",
+            "something in them is gone or means something else: a card might be taken from where it must not be",
+            "update this program to the checkout that the stack was made with"
+            if newer
+            else f"run `pulumi up` in {stack} with this checkout of homelab",
+        )
+    try:
+        return Outputs.model_validate(values)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
+            for problem in error.errors(include_url=False)
+        ]
+        raise HomelabError(
+            f"the outputs of {stack} as version {VERSION} has them (docs/outputs.schema.json)",
+            "\n        ".join(problems),
+            "this program would work with half of what it has to know",
+            f"run `pulumi up` in {stack} with this checkout of homelab",
+        ) from None
+
+
+def outputs(
+    settings: Settings,
+    hosts: dict[str, pulumi.Output[dict[str, Any]]],
+    tests: dict[str, pulumi.Output[dict[str, Any]]],
+    vms: dict[str, pulumi.Output[dict[str, Any]]],
+    containers: dict[str, pulumi.Output[dict[str, Any]]],
+    stacks: dict[str, pulumi.Output[dict[str, Any]]],
+) -> dict[str, Any]:
+    """What a program exports, from what its components put out.
+
+    :param hosts: name -> HostReboot's ``host``; ``tests``: name -> GpuCards' ``tests``; ``vms``: name -> GpuVm's ``vm``;
+        ``containers``: name -> GpuLxc's ``container``; ``stacks``: place in the settings, such as `vms.sandbox`, -> NvidiaGuestStack's
+        ``result``.
+    """
+    holders = {(vm.host, use.gpu): name for name, vm in settings.vms.items() for use in vm.gpus}
+
+    def of_host(name: str, values: list[dict[str, Any]]) -> dict[str, Any]:
+        found, tested = values
+        host = settings.hosts[name]
+        gpus = {}
+        for gpu, about in found["gpus"].items():
+            mapping = host.mapping_of(gpu) if host.api and host.gpus[gpu].use == "vm" else None
+            gpus[gpu] = {
+                **about,
+                "mapping": mapping,
+                "hostpci": mapping and f"mapping={mapping},pcie=1",
+                "holder": holders.get((name, gpu)),
+                "test": tested.get(gpu),
+            }
+        return {**found, "node": host.node or name, "gpus": gpus}
+
+    def with_stack(place: str, value: pulumi.Output[dict[str, Any]]) -> pulumi.Output[dict[str, Any]]:
+        both = pulumi.Output.all(value, stacks.get(place))
+        return both.apply(lambda found: {**found[0], "nvidia": found[1]})
+
+    verified = {
+        name: pulumi.Output.all(found, tests[name]).apply(functools.partial(of_host, name))
+        for name, found in hosts.items()
+    }
+    return {
+        "version": VERSION,
+        "hosts": {name: with_stack(f"hosts.{name}", value) for name, value in verified.items()},
+        "vms": {name: with_stack(f"vms.{name}", value) for name, value in vms.items()},
+        "containers": {name: with_stack(f"containers.{name}", value) for name, value in containers.items()},
+    }
+
+
+if __name__ == "__main__":
+    path = Path(PROJECT, "docs", "outputs.schema.json")
+    path.write_text(text(), encoding="utf-8", newline="\n")
+    print(f"written: {path}")

@@ -1,0 +1,12 @@
+"""What is wrong with a card in a container, in a VM or on a host, in one page: ``python -m homelab doctor container 901 --like 950``.
+
+``reading`` runs the scripts, which change nothing; ``container``, ``vm`` and ``host`` judge what they saw, purely; ``report`` shows
+it as text or as JSON. A program that already has a reading calls the functions below.
+"""
+
+from homelab.doctor.container import container_report
+from homelab.doctor.host import host_report
+from homelab.doctor.reading import Reading
+from homelab.doctor.vm import vm_report
+
+__all__ = ["Reading", "container_report", "host_report", "vm_report"]

@@ -1,0 +1,151 @@
+"""A PCI card as a VM and a host see it: its functions, their drivers, its IOMMU group, its mapping, who has it. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from homelab.doctor.reading import Reading
+from homelab.doctor.report import Finding, Stage, Table
+from homelab.host import kernel_log
+from homelab.host.facts import Device
+from homelab.nvidia.symptoms import Context, recognise
+from homelab.properties import overlap
+from homelab.properties import parse as parse_properties
+
+COLUMNS = ["function", "id", "driver", "group", "also in the group", "mapping", "held by"]
+
+
+def group_names(reading: Reading, slot: str) -> str:
+    """What else is in the card's group; bridges, of which VFIO asks nothing, are left out."""
+    return "; ".join(map(reading.facts.describe, reading.facts.others_in_group(slot))) or "nothing"
+
+
+def mappings_of(reading: Reading, slot: str) -> list[str]:
+    """Ids of the PCI mappings of this node that have the card."""
+    return [
+        name
+        for name, entries in reading.facts.guests.mapping_entries.items()
+        for entry in entries
+        if entry.get("node") == reading.node and overlap(entry.get("path", ""), reading.facts.path_of(slot))
+    ]  # fmt: skip
+
+
+def containers_of(reading: Reading, slot: str) -> list[int]:
+    """Ids of the containers whose configuration names the card's node."""
+    mine = {device.address for device in reading.facts.functions(slot)}
+    minors = [minor for address, minor in reading.facts.nvidia_minors.items() if address in mine]
+    return [
+        config.id
+        for config in reading.facts.guests.configs
+        if config.kind == "lxc" and any(re.search(rf"/dev/nvidia{minor}(?!\d)", config.lines) for minor in minors)
+    ]
+
+
+def holders(reading: Reading, slot: str) -> list[str]:
+    """Who has the card: VMs by configuration or reservation, containers by configuration."""
+    users = reading.facts.users_of(slot, reading.node)
+    found = [f"{user}{', running' if user.running else ''}" for user in users]
+    return found + [f"container {ctid}" for ctid in containers_of(reading, slot)]
+
+
+def table(reading: Reading, slots: list[str]) -> Table:
+    """Every function of these cards."""
+    rows = []
+    for slot in slots:
+        for device in reading.facts.functions(slot):
+            rows.append(_row(reading, device, slot))
+    return Table("cards", COLUMNS, rows)
+
+
+def _row(reading: Reading, device: Device, slot: str) -> list[str]:
+    first = device == reading.facts.functions(slot)[0]
+    said = [group_names(reading, slot), ", ".join(mappings_of(reading, slot)) or "none"]
+    said.append("; ".join(holders(reading, slot)) or "nobody")
+    group = "none" if device.group is None else str(device.group)
+    return [device.address, device.id, device.driver or "none", group, *(said if first else ["", "", ""])]
+
+
+def data(reading: Reading, slot: str) -> dict[str, Any]:
+    """For the report's JSON."""
+    functions = reading.facts.functions(slot)
+    return {
+        "slot": slot,
+        "functions": [
+            {
+                "address": one.address,
+                "id": one.id,
+                "subsystem": one.subsystem,
+                "class": one.class_code,
+                "driver": one.driver or None,
+                "group": one.group,
+            }
+            for one in functions
+        ],
+        "groupMembers": [one.address for one in reading.facts.group_of(slot) if one not in functions],
+        "mappings": mappings_of(reading, slot),
+        "vms": [
+            {"id": user.vmid, "name": user.name, "running": user.running}
+            for user in reading.facts.users_of(slot, reading.node)
+        ],
+        "containers": containers_of(reading, slot),
+    }
+
+
+def mapping_findings(reading: Reading, name: str) -> list[Finding]:
+    """How a mapping's entry for this node differs from the hardware, as Proxmox VE compares them at each start of a VM
+    (PVE::Mapping::PCI, assert_valid)."""
+    every = reading.facts.guests.mapping_entries
+    if name not in every:
+        return [_mapping_finding(name, f"there is no such mapping (there are: {', '.join(every) or 'none'})")]
+    entries = [entry for entry in every[name] if entry.get("node") == reading.node]
+    if not entries:
+        nodes = ", ".join(sorted({entry.get("node", "?") for entry in every[name]}))
+        return [_mapping_finding(name, f"it has entries for {nodes or 'no node'}, none for {reading.node}")]
+    wrong = [one for entry in entries for one in _differences(reading, entry)]
+    return [_mapping_finding(name, "; ".join(wrong))] if wrong else []
+
+
+def _mapping_finding(name: str, found: str) -> Finding:
+    return Finding(
+        f"the PCI mapping {name} to be what is in the slot",
+        found,
+        "Proxmox VE compares them at each start and refuses a VM whose card has changed",
+        f"`pulumi up --refresh`, where the stack's settings have this mapping; else correct {name} under Datacenter -> Resource Mappings",
+        Stage.CONFIGURATION,
+    )
+
+
+def _differences(reading: Reading, entry: dict[str, str]) -> list[str]:
+    found = []
+    for number, part in enumerate(path for path in entry.get("path", "").split(";") if path):
+        address = part if "." in part else f"{part}.0"
+        device = reading.facts.by_address.get(address.lower())
+        if device is None:
+            found.append(f"there is no {address} on the host")
+            continue
+        hardware = {"id": device.id, "subsystem-id": device.subsystem if ":" in device.subsystem else "0:0"}
+        if number == 0:
+            hardware["iommugroup"] = "-1" if device.group is None else str(device.group)
+        for key, value in hardware.items():
+            # A function without a subsystem: sysfs has no such file, and Proxmox VE nothing to compare.
+            if (entry.get(key) or "").lower() != value and value != "0:0":
+                found.append(f"{key} of {address}: {value}, the mapping says {entry.get(key, 'nothing')}")
+    return found
+
+
+def slots_of(reading: Reading, key: str, value: str) -> list[str]:
+    """Where the cards are that a hostpci option gets: their slots; of anything else in a card's slot, the function."""
+    places = reading.facts.guests.places_of(parse_properties(key, value), reading.node)
+    return list(dict.fromkeys(reading.facts.place_of(place) for place in places))
+
+
+def log_findings(reading: Reading, slots: list[str]) -> list[Finding]:
+    """What the kernel and NVIDIA's driver have said of these cards since the boot, and cards that are gone from the bus."""
+    found = []
+    for slot in slots:
+        functions = [one.address for one in reading.facts.functions(slot)]
+        found += [one.error for one in kernel_log.of_card(reading.facts, slot, functions)]
+        found += recognise(kernel_log.about_card(reading.facts, functions), Context(slot, "host"))
+    # What names no card is the same for each.
+    return list(dict.fromkeys(one for error in found for one in Finding.of(error)))

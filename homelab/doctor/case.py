@@ -1,0 +1,60 @@
+"""What is judged of a container: the case, and what every judgement asks of it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from homelab.doctor.devices import Cards, Row, card_number
+from homelab.doctor.reading import Container, Reading
+
+# pve-container's changelog.
+
+
+@dataclass(frozen=True)
+class Case:
+    """All that is judged: a container on a host, the cards that it is to have, and its table."""
+
+    reading: Reading
+    container: Container
+    cards: Cards
+    rows: list[Row]
+
+    @property
+    def name(self) -> str:
+        return f"container {self.container.id}"
+
+    @property
+    def needed(self) -> list[Row]:
+        return [row for row in self.rows if row.needed]
+
+    @property
+    def given(self) -> list[Row]:
+        return [row for row in self.rows if row.entry is not None]
+
+    @property
+    def method(self) -> str:
+        """How a further device is best given: as those that are there, else by dev[n] where this Proxmox VE has it."""
+        used = {row.entry.method for row in self.given if row.entry is not None}
+        return "device" if used != {"mount-entry"} and has_devices(self.reading) else "mount-entry"
+
+    @property
+    def unknown(self) -> set[int]:
+        """Cards that it is to have and the driver hasn't got; none of them while there is no driver at all."""
+        if not self.reading.driver:
+            return set()
+        return {number for number in self.cards.numbers if number not in self.reading.cards}
+
+    @property
+    def expected(self) -> list[Row]:
+        """What it needs and can have."""
+        return [row for row in self.needed if card_number(row.path) not in self.unknown]
+
+    @property
+    def up(self) -> str:
+        """What gives a container of the settings what they want."""
+        return "`pulumi up --refresh` gives it what the stack's settings want"
+
+
+def has_devices(reading: Reading) -> bool:
+    """Does this host's pve-container know dev[n]? As the script that gives containers their cards decides it."""
+    return not any(reading.facts.nvidia.dev_trouble[:1])

@@ -1,0 +1,110 @@
+"""A container beside one that works: devices, lines and majors that the other has and this one lacks. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from homelab.container.conf import ContainerConf
+from homelab.doctor.case import Case
+from homelab.doctor.devices import Cards, Row, cards_in, rows_of
+from homelab.doctor.reading import Container
+from homelab.doctor.report import Table
+
+# Options that change what a device line does.
+_OPTIONS = ("unprivileged", "features")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """``lacks``: lines of the other that this one hasn't, ``only``: the other way round; ``devices``: path -> (here, there)."""
+
+    model: Container
+    ctid: int
+    lacks: list[str]
+    only: list[str]
+    devices: dict[str, tuple[str, str]]
+    notes: list[str]
+
+    @property
+    def tables(self) -> list[Table]:
+        """What is shown."""
+        here, there = f"container {self.ctid}", f"container {self.model.id}"
+        devices = [[path, *pair] for path, pair in self.devices.items()]
+        return [
+            Table(f"devices, beside {there}", ["device", here, there], devices),
+            Table(f"lines that {there} has and {here} lacks", ["line"], [[line] for line in self.lacks]),
+            Table(f"lines that {here} has and {there} lacks", ["line"], [[line] for line in self.only]),
+        ]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """For the report's JSON."""
+        return {
+            "id": self.model.id,
+            "name": self.model.name,
+            "lines": self.lacks,
+            "onlyHere": self.only,
+            "devices": [{"path": path, "here": a, "there": b} for path, (a, b) in self.devices.items()],
+            "differences": self.notes,
+        }
+
+
+def compared(case: Case, model: Container) -> Difference:
+    """This container against a working one, on the same host."""
+    conf, other = case.container.parsed, model.parsed
+    here = {row.path: row for row in case.rows}
+    there = {row.path: row for row in rows_of(case.reading, model, Cards(cards_in(other), "its configuration"))}
+    devices = {}
+    for path in dict.fromkeys([*there, *here]):
+        pair = _given(here.get(path)), _given(there.get(path))
+        if pair[0] != pair[1]:
+            devices[path] = pair
+    return Difference(
+        model,
+        case.container.id,
+        _lacking(other, conf),
+        _lacking(conf, other),
+        devices,
+        _notes(case.container, model, case),
+    )
+
+
+def _given(row: Row | None) -> str:
+    if row is None or row.entry is None:
+        return "no"
+    mode = f" {row.entry.mode:04o}" if row.entry.mode is not None else ""
+    rule = "" if row.entry.method == "device" else f", rule {row.rule or 'not known'}"
+    return f"{row.entry.method}{mode}{rule}"
+
+
+def _lacking(one: ContainerConf, other: ContainerConf) -> list[str]:
+    """Lines of the one that the other hasn't; spaces, spelling of the separator and the number of dev[n] don't count."""
+    have = {_normal(line) for line in other.lines}
+    return [line for line in dict.fromkeys(one.lines) if _normal(line) not in have]
+
+
+def _normal(line: str) -> str:
+    key, _, value = re.sub(r"\s*[:=]\s*", ":", line, count=1).partition(":")
+    if key.startswith("dev"):
+        key, value = "dev", ",".join(sorted(value.removeprefix("path=").split(",")))
+    return f"{key}:{' '.join(value.split())}"
+
+
+def _notes(container: Container, model: Container, case: Case) -> list[str]:
+    notes = []
+    for option in _OPTIONS:
+        here, there = (one.parsed.options.get(option, "not set") for one in (container, model))
+        if here != there:
+            notes.append(f"{option}: {here}; in container {model.id} {there}")
+    here_majors, there_majors = ({rule.major for rule in one.parsed.in_force} for one in (container, model))
+    names = {major: name for name, major in reversed(case.reading.majors.items())}
+    for major in sorted(one for one in there_majors - here_majors if one is not None):
+        notes.append(
+            f"container {model.id} allows the major {major} ({names.get(major, 'of no device here')}), this one not"
+        )
+    if container.was_seen and model.was_seen and container.library_versions != model.library_versions:
+        shown = [", ".join(one.library_versions) or "none" for one in (container, model)]
+        notes.append(f"NVIDIA's libraries: {shown[0]}; in container {model.id} {shown[1]}")
+    return notes

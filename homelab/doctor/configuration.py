@@ -1,0 +1,261 @@
+"""What is wrong with a container's configuration: devices that it doesn't give, lines without effect, rules, modes. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from collections import defaultdict
+
+from homelab.container.conf import Entry, Rule
+from homelab.doctor.case import Case, has_devices
+from homelab.doctor.devices import Row, is_for_everybody, is_gpu, names
+from homelab.doctor.reading import OK
+from homelab.doctor.report import Finding, Stage
+from homelab.errors import unlocking
+
+# Majors that NVIDIA's driver and the kernel gave out for good (Documentation/admin-guide/devices.txt): NVIDIA's cards, dri.
+_STATIC = {195, 226}
+
+
+def findings(case: Case) -> list[Finding]:
+    """What its configuration doesn't give it, or gives it in a way that has no effect."""
+    return [
+        *_locked(case), *_not_given(case), *_without_effect(case), *_wrong_source(case), *_not_created(case), *_sourceless(case),
+        *_version_1(case), *_not_allowed(case), *_read_only(case), *_for_root_only(case),
+    ]  # fmt: skip
+
+
+def _finding(wanted: str, found: str, why: str, step: str) -> list[Finding]:
+    return [Finding(wanted, found, why, step, Stage.CONFIGURATION)]
+
+
+def _locked(case: Case) -> list[Finding]:
+    lock = case.container.parsed.options.get("lock")
+    if lock is None:
+        return []
+    return _finding(
+        f"{case.name} free to be changed",
+        f"it is locked ({lock})",
+        "a task works on it, or died while it did; Proxmox VE changes and starts nothing meanwhile",
+        unlocking("lxc", case.container.id, lock),
+    )
+
+
+def _not_given(case: Case) -> list[Finding]:
+    missing = [row for row in case.expected if row.entry is None]
+    if not missing:
+        return []
+    gives = f"its configuration gives it {names([row for row in case.given if is_gpu(row.path)]) or 'no such device'}"
+    sections = [
+        name for name, lines in case.container.parsed.elsewhere.items() if any("nvidia" in one for one in lines)
+    ]
+    if sections:
+        gives += (
+            f"; lines in the snapshot section{'s' if len(sections) > 1 else ''} {', '.join(sections)} have no effect"
+        )
+    wanted = f"{case.name} given {names(missing)}"
+    if case.cards.guessed:
+        wanted += " (or those of the cards that it is to have)"
+    return _finding(
+        wanted,
+        gives,
+        "a container has the devices that its configuration names, and no others",
+        case.up if case.cards.managed else _give(case, [*missing, *_useful(case)]),
+    )
+
+
+def _useful(case: Case) -> list[Row]:
+    return [row for row in case.rows if row.path == "/dev/nvidia-uvm-tools" and row.entry is None and row.host]
+
+
+def _give(case: Case, rows: list[Row]) -> str:
+    """How to give devices, in commands or lines."""
+    ctid = case.container.id
+    if case.method == "device":
+        used = {entry.line.partition(":")[0] for entry in case.container.parsed.entries if entry.method == "device"}
+        free = (f"dev{number}" for number in range(256) if f"dev{number}" not in used)
+        options = " ".join(
+            f"--{key} {shlex.quote(f'{row.path},mode=0666')}" for key, row in zip(free, rows, strict=False)
+        )
+        return f"`pct set {ctid} {options}`"
+    lines = [f"lxc.mount.entry: {row.path} {row.path[1:]} none bind,optional,create=file" for row in rows]
+    majors = sorted({row.host.major for row in rows if row.host is not None})
+    have = case.container.parsed
+    lines += [
+        f"lxc.cgroup2.devices.allow: c {major}:* rwm"
+        for major in majors
+        if not any(rule.covers(major, 0, "rw") for rule in have.in_force)
+    ]
+    return "\n".join([f"put into /etc/pve/lxc/{ctid}.conf, above the first [section]:", *lines])
+
+
+def _without_effect(case: Case) -> list[Finding]:
+    conf = case.container.parsed
+    old = [row.entry.line for row in case.given if row.entry and row.entry.method == "device"]
+    if old and not has_devices(case.reading):
+        return _finding(
+            "a pve-container that knows dev[n]",
+            f"{case.reading.facts.nvidia.dev_trouble[0]}; the configuration has {'; '.join(old)}",
+            "a release without them passes such lines over",
+            "`apt update && apt install pve-container`, or give the devices by lxc.mount.entry lines",
+        )
+    if not conf.broken:
+        return []
+    return _finding(
+        "device lines that lxc and Proxmox VE understand",
+        "; ".join(conf.broken),
+        "such a line has no effect, or keeps the container from starting; a mount's target has no leading slash",
+        f"correct or remove it in /etc/pve/lxc/{case.container.id}.conf",
+    )
+
+
+def _wrong_source(case: Case) -> list[Finding]:
+    wrong = [row.entry for row in case.given if row.entry and row.entry.source_of(row.path) != row.path]
+    if not wrong:
+        return []
+    return _finding(
+        "each node inside to be the host's node of that name",
+        "; ".join(dict.fromkeys(f"{entry.path} is the host's {entry.source}" for entry in wrong)),
+        "programs inside find another device than the one whose name they open",
+        f"correct the source in /etc/pve/lxc/{case.container.id}.conf: "
+        + "; ".join(dict.fromkeys(entry.line for entry in wrong)),
+    )
+
+
+def _not_created(case: Case) -> list[Finding]:
+    entries = {row.entry.line: row.entry for row in case.given if row.entry and not row.entry.created}
+    if not entries:
+        return []
+    return _finding(
+        "mount entries below /dev with create=file (a folder: create=dir)",
+        "; ".join(entries),
+        "a container's /dev is empty at each start: there is nothing to mount over",
+        "add create=file to the options",
+    )
+
+
+def _sourceless(case: Case) -> list[Finding]:
+    """Entries whose device the host lacks, other than the needed ones: those are the host's findings."""
+    needed = {row.path for row in case.needed}
+    folders = {entry.path for entry in case.container.parsed.entries if entry.folder}
+    gone = [
+        row.entry
+        for row in case.given
+        if row.entry and row.host is None and row.path not in needed | folders and not _may_be_missing(row.entry)
+    ]
+    if not gone:
+        return []
+    return _finding(
+        "the devices that the configuration names, on the host",
+        f"not there: {', '.join(dict.fromkeys(entry.source for entry in gone))}",
+        f"{case.name} doesn't start without them",
+        "make them, or take their lines out: " + "; ".join(dict.fromkeys(entry.line for entry in gone)),
+    )
+
+
+def _may_be_missing(entry: Entry) -> bool:
+    return entry.method == "mount-entry" and entry.optional
+
+
+def _version_1(case: Case) -> list[Finding]:
+    conf = case.container.parsed
+    old = [rule for rule in conf.rules if rule.version == 1]
+    if not old or not any(row.allowed is False for row in case.given):
+        return []
+    return _finding(
+        "device rules for control groups of version 2 (lxc.cgroup2.devices.allow)",
+        "; ".join(rule.line for rule in old),
+        "Proxmox VE 7 and later have version 2 only: rules for version 1 do nothing",
+        f"write lxc.cgroup2 for lxc.cgroup in /etc/pve/lxc/{case.container.id}.conf",
+    )
+
+
+def _not_allowed(case: Case) -> list[Finding]:
+    """Devices by raw lines without a rule for the numbers that they have now. What is open inside, is allowed: by lxc's own
+    configuration of unprivileged containers, or by a rule that this program can't see."""
+    rows = [row for row in case.given if row.allowed is False and not (row.seen and row.seen.root == OK)]
+    by_major: dict[int, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.host is not None and not _is_in_version_1(case, row):
+            by_major[row.host.major].append(row)
+    if not by_major:
+        return []
+    conf = case.container.parsed
+    have = ", ".join(rule.line.partition("allow")[2].lstrip(" :=") for rule in conf.in_force) or "none"
+    stale = [str(rule.major) for rule in unused_rules(case)]
+    lines = [f"lxc.cgroup2.devices.allow: c {major}:* rwm" for major in sorted(by_major)]
+    return _finding(
+        "device rules for " + "; ".join(f"{major}:* ({names(found)})" for major, found in sorted(by_major.items())),
+        f"rules: {have}" + (f"; no device of the host has the major {', '.join(stale)}" if stale else ""),
+        "majors of nvidia-uvm and nvidia-caps come from the kernel and change with it; what no rule allows can't be opened",
+        case.up
+        if case.cards.managed
+        else "\n".join([f"put into /etc/pve/lxc/{case.container.id}.conf, above the first [section]:", *lines]),
+    )
+
+
+def _is_in_version_1(case: Case, row: Row) -> bool:
+    """Would a rule for version 1 do, if it were one for version 2?"""
+    old = [rule for rule in case.container.parsed.rules if rule.version == 1 and rule.verb == "allow"]
+    return row.host is not None and any(rule.covers(row.host.major, row.host.minor, row.access) for rule in old)
+
+
+def unused_rules(case: Case) -> list[Rule]:
+    """Raw rules for majors that nothing on the host has."""
+    known = {*case.reading.majors.values(), *(node.major for node in case.reading.nodes.values()), *_STATIC}
+    if not case.reading.majors:
+        return []
+    return [rule for rule in case.container.parsed.in_force if rule.major is not None and rule.major not in known]
+
+
+def _read_only(case: Case) -> list[Finding]:
+    rows = [row for row in case.given if row.entry and row.entry.deny_write and is_for_everybody(row.path)]
+    if not rows:
+        return []
+    keys = " ".join(_changed(row.entry.line, "deny-write") for row in rows if row.entry is not None)
+    return _finding(
+        f"{names(rows)} open for writing, too",
+        "; ".join(row.entry.line for row in rows if row.entry is not None),
+        "NVIDIA's libraries open a device for reading and writing, or not at all",
+        case.up if case.cards.managed else f"`pct set {case.container.id} {keys}`",
+    )
+
+
+def _for_root_only(case: Case) -> list[Finding]:
+    rows = [row for row in case.given if is_for_everybody(row.path) and _is_closed(row)]
+    if not rows:
+        return []
+    own = [row for row in rows if row.entry and row.entry.method == "device"]
+    modes = "; ".join(f"{row.path} has mode {_mode(row):04o}" for row in rows)
+    if own:
+        keys = " ".join(_changed(row.entry.line, "mode", "0666") for row in own if row.entry is not None)
+        step = case.up if case.cards.managed else f"`pct set {case.container.id} {keys}`"
+    else:
+        paths = shlex.join(row.host.path for row in rows if row.host)
+        step = f"on the host: `chmod 0666 {paths}`; a module option NVreg_DeviceFileMode in /etc/modprobe.d closes them again"
+    return _finding(
+        f"{names(rows)} open to ordinary users in {case.name}",
+        modes,
+        "programs inside that don't run as root find no card; dev[n] makes nodes of mode 0660 unless it says another",
+        step,
+    )
+
+
+def _changed(line: str, name: str, value: str = "") -> str:
+    """A dev[n] line as an option of pct, with another value of one property, or without it, and all else as it is."""
+    key, _, properties = line.partition(":")
+    kept = [part for part in properties.strip().split(",") if not part.startswith(f"{name}=")]
+    return f"--{key} {shlex.quote(','.join([*kept, *([f'{name}={value}'] if value else [])]))}"
+
+
+def _mode(row: Row) -> int:
+    if row.entry is not None and row.entry.mode is not None:
+        return row.entry.mode
+    return row.host.mode if row.host else 0
+
+
+def _is_closed(row: Row) -> bool:
+    """Can't somebody in no group open it, by its mode? A user or a group that it is given to on purpose is an answer, too."""
+    if row.host is None or row.entry is None:
+        return False
+    given = (row.entry.uid != 0 and _mode(row) & 0o600 == 0o600) or (row.entry.gid != 0 and _mode(row) & 0o060 == 0o060)
+    return _mode(row) & 0o006 != 0o006 and not given

@@ -1,0 +1,164 @@
+"""A container: is each device on the host, given, allowed, inside and open; are driver and libraries equal; what has a working one. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from homelab.doctor.case import Case
+from homelab.doctor.comparison import Difference, compared
+from homelab.doctor.configuration import unused_rules
+from homelab.doctor.container_findings import findings, restart_step
+from homelab.doctor.devices import COLUMNS, Cards, cards_of, is_gpu, rows_of
+from homelab.doctor.reading import Container, Reading
+from homelab.doctor.report import Finding, Report, Stage, Table, in_order
+from homelab.errors import HomelabError
+
+
+def container_report(reading: Reading, ctid: int, *, like: int | None = None, cards: Cards | None = None) -> str:
+    """The diagnosis as text. Arguments and errors as of `diagnose`."""
+    return diagnose(reading, ctid, like=like, cards=cards).text()
+
+
+def diagnose(reading: Reading, ctid: int, *, like: int | None = None, cards: Cards | None = None) -> Report:
+    """What is wrong with a container's cards.
+
+    :param reading: one that looked into ``ctid`` and ``like``.
+    :param like: id of a container that works, to be compared with.
+    :param cards: those that it is to have, where that is known; else its configuration says, or the other container's.
+    :raises HomelabError: there is no such container on this host.
+    """
+    case, model = _case(reading, ctid, like, cards)
+    found = findings(case)
+    different = compared(case, model) if model is not None else None
+    tables = [Table("devices", COLUMNS, [row.cells(case.container.was_seen) for row in case.rows])]
+    notes = _notes(case)
+    if different is not None:
+        tables += different.tables
+        notes += different.notes
+        if model_findings := findings(_case(reading, different.model.id, None, None)[0]):
+            notes.append(
+                f"container {different.model.id} isn't well itself ({len(model_findings)} findings): "
+                f"`python -m homelab doctor container {different.model.id}`"
+            )
+    return Report(
+        "container",
+        f"{case.name} ({case.container.name}) on {reading.node}",
+        _head(case),
+        tables,
+        found,
+        notes,
+        _steps(case, found),
+        _data(case, different),
+    )
+
+
+def _case(reading: Reading, ctid: int, like: int | None, cards: Cards | None) -> tuple[Case, Container | None]:
+    container = _looked_into(reading, ctid)
+    model = _looked_into(reading, like) if like is not None else None
+    chosen = cards_of(reading, container, model, cards)
+    return Case(reading, container, chosen, rows_of(reading, container, chosen)), model
+
+
+def _looked_into(reading: Reading, ctid: int) -> Container:
+    container = reading.container(ctid)
+    if container is not None:
+        return container
+    guest = reading.guest(ctid)
+    there = ", ".join(str(one.id) for one in reading.extra.guests if (one.kind, one.node) == ("lxc", reading.node))
+    step = f"give the id of a container; there are {there}" if there else "give another host with --host"
+    if guest is None:
+        found = "no guest of the cluster has this id"
+    elif guest.kind == "vm":
+        found = "it is a virtual machine"
+        step = f"`python -m homelab doctor vm {ctid}`, or {step}"
+    else:
+        found = f"it is on the node {guest.node}"
+        step = f"give that host with --host (containers here: {there or 'none'})"
+    raise HomelabError(f"container {ctid} on {reading.node}", found, "there is nothing to look into", step)
+
+
+def _head(case: Case) -> list[str]:
+    container, conf, driver = case.container, case.container.parsed, case.reading.driver
+    state = [
+        "running" if container.running else "off",
+        "unprivileged" if conf.unprivileged else "privileged",
+        *([f"locked ({conf.options['lock']})"] if "lock" in conf.options else []),
+    ]
+    versions = container.library_versions
+    libraries = ", ".join(versions) or ("none" if container.was_seen else "not known")
+    equal = _equal(case)
+    numbers = ", ".join(
+        f"{number} ({case.reading.cards.get(number, 'not on the host')})" for number in case.cards.numbers
+    )
+    return [
+        ", ".join(state),
+        f"driver on the host: {driver or 'none'}; libraries in the container: {libraries}; "
+        f"equal: {'not known' if equal is None else 'yes' if equal else 'no'}",
+        f"cards that it is to have: {numbers or 'none'}, says {case.cards.by}",
+    ]
+
+
+def _equal(case: Case) -> bool | None:
+    """Are driver and libraries of one version? None: it isn't known what is inside."""
+    if not case.container.was_seen:
+        return None
+    return bool(case.reading.driver) and case.container.library_versions == [case.reading.driver]
+
+
+def _notes(case: Case) -> list[str]:
+    container, conf = case.container, case.container.parsed
+    notes = []
+    if not container.running:
+        notes.append("it is off: what it has inside isn't known before it is started")
+    for section, lines in conf.elsewhere.items():
+        notes.append(f"{len(lines)} device line(s) in the snapshot section [{section}] have no effect")
+    paths = [entry.path for entry in conf.entries]
+    for path in dict.fromkeys(path for path in paths if paths.count(path) > 1):
+        notes.append(f"{path} is given {paths.count(path)} times")
+    lines = [line for line in conf.lines if not line.startswith("dev")]
+    for line in dict.fromkeys(line for line in lines if lines.count(line) > 1):
+        notes.append(f"a line is there {lines.count(line)} times: {line}")
+    if pending := [entry.line for entry in conf.entries if entry.pending]:
+        notes.append(f"pending until its next start: {'; '.join(pending)}")
+    notes += [f"a rule for a major that no device of the host has: {rule.line}" for rule in unused_rules(case)]
+    open_anyway = [row.path for row in case.given if row.allowed is False and row.seen and row.seen.root == "ok"]
+    if open_anyway:
+        notes.append(
+            f"{', '.join(open_anyway)} can be opened although no line allows it: lxc takes the device rules from unprivileged "
+            "containers, on some releases"
+        )
+    extra = [row.path for row in case.rows if row.entry is None and row.seen and is_gpu(row.path)]
+    if extra:
+        notes.append(f"inside until the next restart, not by this configuration: {', '.join(extra)}")
+    if container.other_keys:
+        notes.append(f"it also has {', '.join(container.other_keys)}, which aren't judged here")
+    return notes
+
+
+def _steps(case: Case, found: list[Finding]) -> list[str]:
+    """The findings' next steps in order, with the restart that a change of nodes or configuration takes."""
+    before = [one for one in found if one.stage < Stage.RESTART]
+    after = [one for one in found if one.stage > Stage.RESTART]
+    restart = [one.next for one in found if one.stage == Stage.RESTART]
+    # `pulumi up` restarts it by itself.
+    if case.container.running and any(one.next != case.up for one in before):
+        restart = [restart_step(case)]
+    return [*in_order(before), *restart, *in_order(after)]
+
+
+def _data(case: Case, different: Difference | None) -> dict[str, Any]:
+    container, conf = case.container, case.container.parsed
+    return {
+        "node": case.reading.node,
+        "id": container.id,
+        "name": container.name,
+        "running": container.running,
+        "unprivileged": conf.unprivileged,
+        "lock": conf.options.get("lock"),
+        "driver": case.reading.driver or None,
+        "libraries": container.libraries,
+        "equal": _equal(case),
+        "cards": {"numbers": case.cards.numbers, "by": case.cards.by},
+        "devices": [row.data for row in case.rows],
+        "like": different.data if different else None,
+    }

@@ -1,0 +1,120 @@
+"""What is wrong with a container's devices, from the host up to its libraries, in the order in which it must be mended. Pure."""
+
+from __future__ import annotations
+
+from homelab.doctor import configuration, host_nodes
+from homelab.doctor.case import Case
+from homelab.doctor.devices import is_for_everybody, names
+from homelab.doctor.reading import OK
+from homelab.doctor.report import Finding, Stage
+
+NOT_PERMITTED = "Operation not permitted"
+NO_DRIVER = "No such device or address"
+
+
+def findings(case: Case) -> list[Finding]:
+    """Every one, the host's first."""
+    return [
+        *host_nodes.findings(case),
+        *configuration.findings(case),
+        *_restart(case),
+        *_inside(case),
+        *_libraries(case),
+    ]
+
+
+# -- the restart -----------------------------------------------------------------------------------------------------
+def _restart(case: Case) -> list[Finding]:
+    """What the configuration gives and the container, which runs with an older one, hasn't."""
+    if not case.container.was_seen:
+        return []
+    said = []
+    for row in case.given:
+        if row.host is None or not row.entry or not row.entry.created or row.allowed is False:
+            continue
+        if row.seen is None:
+            said.append(f"{row.path} isn't inside")
+        elif row.seen.node.numbers != row.host.numbers:
+            said.append(f"{row.path} is {row.seen.node.numbers} inside, {row.host.numbers} on the host")
+        elif row.seen.root == NOT_PERMITTED and not row.entry.deny_write:
+            said.append(f"{row.path}: {NOT_PERMITTED}, although a rule allows it")
+    if not said:
+        return []
+    return [
+        Finding(
+            f"{case.name} running with its configuration",
+            "; ".join(said),
+            "devices and rules are taken from the configuration at the start: it runs since before they were as they are now",
+            restart_step(case),
+            Stage.RESTART,
+        )
+    ]
+
+
+def restart_step(case: Case) -> str:
+    """The command that gives a running container its configuration."""
+    return f"restart it: `pct reboot {case.container.id}`"
+
+
+# -- inside ----------------------------------------------------------------------------------------------------------
+def _inside(case: Case) -> list[Finding]:
+    if case.container.problem:
+        return [
+            Finding(
+                f"to look into {case.name}",
+                f"`pct exec`: {case.container.problem}",
+                "whether its devices can be opened is only seen there",
+                f"try `pct exec {case.container.id} -- true` on the host, and restart the container if it hangs",
+                Stage.INSIDE,
+            )
+        ]
+    found = []
+    dead = [row for row in case.rows if row.seen and row.seen.root == NO_DRIVER]
+    if dead:
+        found.append(
+            Finding(
+                f"a driver behind {names(dead)}",
+                NO_DRIVER,
+                "the node is there, and no card of NVIDIA's driver has its number: it is on another driver, or has failed",
+                "see `dmesg | grep -iE 'nvrm|vfio'` on the host",
+            )
+        )
+    closed = [row for row in case.given if row.seen and row.seen.root not in (OK, NO_DRIVER, NOT_PERMITTED, "")]
+    closed = [row for row in closed if is_for_everybody(row.path)]
+    if closed:
+        found.append(
+            Finding(
+                f"root of {case.name} to open {names(closed)}",
+                "; ".join(f"{row.path}: {row.seen.root}" for row in closed if row.seen),
+                "in an unprivileged container the host's nodes belong to nobody, and their mode counts for root, too",
+                "give the device by dev[n] with mode=0666, or open its mode on the host",
+                Stage.INSIDE,
+            )
+        )
+    return found
+
+
+# -- libraries -------------------------------------------------------------------------------------------------------
+def _libraries(case: Case) -> list[Finding]:
+    driver, container = case.reading.driver, case.container
+    if not driver or not container.was_seen or not case.needed or container.library_versions == [driver]:
+        return []
+    versions = container.library_versions
+    if driver in versions:
+        found = "; ".join(f"{path}: {version or 'of no version'}" for path, version in container.libraries.items())
+        why = "which of them a program gets depends on its search path; the wrong ones end in `Driver/library version mismatch`"
+    elif container.libraries:
+        found = f"{', '.join(versions) or 'libraries that say no version'} ({', '.join(container.libraries)})"
+        why = "driver and libraries must be equal to the last digit: `Driver/library version mismatch` otherwise"
+    else:
+        found = "none (no libnvidia-ml.so.1, no libcuda.so.1)"
+        why = "without the libraries nothing inside can talk to the driver, and nvidia-smi isn't there"
+    return [
+        Finding(
+            f"NVIDIA's libraries of version {driver} in {case.name}, as the driver on the host",
+            found,
+            why,
+            f"install NVIDIA's userspace of exactly {driver} inside, without kernel modules, once its devices are there",
+            Stage.INSIDE,
+        )
+    ]

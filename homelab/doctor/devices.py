@@ -1,0 +1,178 @@
+"""The rows of a container's table: each device that it needs or is given, from the host's node to who may open it inside. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from homelab.container.conf import ContainerConf, Entry
+from homelab.doctor.reading import Container, Node, Reading, Seen
+
+_CARD = re.compile(r"/dev/nvidia(\d+)")
+# What CUDA takes besides the cards' own nodes. nvidia-smi is content without nvidia-uvm; CUDA isn't.
+NEEDED = ("/dev/nvidiactl", "/dev/nvidia-uvm")
+USEFUL = ("/dev/nvidia-uvm-tools", "/dev/nvidia-modeset")
+
+
+def is_gpu(path: str) -> bool:
+    """Is it one of NVIDIA's nodes, or of the kernel's for graphics?"""
+    return path.startswith(("/dev/nvidia", "/dev/dri/"))
+
+
+def is_for_everybody(path: str) -> bool:
+    """Is it a node that ordinary users open? Capabilities are for who manages them, dri nodes for the groups video and render."""
+    return path.startswith("/dev/nvidia") and not path.startswith("/dev/nvidia-caps")
+
+
+def card_number(path: str) -> int | None:
+    """N of ``/dev/nvidiaN``."""
+    found = _CARD.fullmatch(path)
+    return int(found[1]) if found else None
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Which cards a container is to have: their numbers N of /dev/nvidiaN, and ``by`` whom that is said. ``guessed``: by nobody.
+    ``managed``: the stack's settings have this container."""
+
+    numbers: list[int]
+    by: str
+    guessed: bool = False
+    managed: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One device. ``host``: the node that is behind it there; ``entry``: what in the configuration gives it; ``rule``: the device rule
+    for it, as text; ``allowed``: does a rule match the numbers of now? (None: nothing to match); ``seen``: the node inside."""
+
+    path: str
+    needed: bool
+    host: Node | None
+    entry: Entry | None
+    rule: str
+    allowed: bool | None
+    seen: Seen | None
+
+    @property
+    def access(self) -> str:
+        """What it must be open for: capabilities are taken by reading."""
+        reading = self.path.startswith("/dev/nvidia-caps/") or (self.entry is not None and self.entry.deny_write)
+        return "r" if reading else "rw"
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """For the report's JSON."""
+        host, entry, seen = self.host, self.entry, self.seen
+        return {
+            "path": self.path,
+            "needed": self.needed,
+            "host": host and {"path": host.path, "major": host.major, "minor": host.minor, "mode": f"{host.mode:04o}"},
+            "conf": entry and {"method": entry.method, "line": entry.line, "pending": entry.pending},
+            "rule": self.rule or None,
+            "allowed": self.allowed,
+            "inside": seen
+            and {
+                "major": seen.node.major,
+                "minor": seen.node.minor,
+                "mode": f"{seen.node.mode:04o}",
+                "root": seen.root,
+                "user": seen.user,
+            },
+        }
+
+    def cells(self, was_seen: bool) -> list[str]:
+        """For the report's table; ``was_seen``: is it known what is inside?"""
+        seen = self.seen
+        inside = f"{seen.node.numbers} {seen.node.mode:04o}" if seen else "no" if was_seen else ""
+        return [
+            f"{self.path}{'' if self.needed else ' (optional)'}",
+            f"{self.host.numbers} {self.host.mode:04o}" if self.host else "no",
+            f"{self.entry.method}{', pending' if self.entry.pending else ''}" if self.entry else "no",
+            self.rule,
+            "" if self.allowed is None else "yes" if self.allowed else "no",
+            inside,
+            seen.root if seen else "",
+            seen.user if seen else "",
+        ]
+
+
+COLUMNS = ["device", "on the host", "in the conf", "cgroup rule", "allowed", "inside", "root opens", "user opens"]
+
+
+def cards_in(conf: ContainerConf) -> list[int]:
+    """The cards that a configuration gives."""
+    numbers = (card_number(entry.path) for entry in conf.entries)
+    return sorted({number for number in numbers if number is not None})
+
+
+def cards_of(reading: Reading, container: Container, like: Container | None, said: Cards | None) -> Cards:
+    """Which cards the container is to have: as it is said, else as it is configured, else as its model, else all."""
+    if said is not None:
+        return said
+    if found := cards_in(container.parsed):
+        return Cards(found, "its configuration")
+    if like is not None and (found := cards_in(like.parsed)):
+        return Cards(found, f"container {like.id}")
+    return Cards(list(reading.cards), "nobody: all of the host's are shown", guessed=True)
+
+
+def rows_of(reading: Reading, container: Container, cards: Cards) -> list[Row]:
+    """The table, needed devices first."""
+    conf = container.parsed
+    needed = _needed(reading, cards)
+    paths = [*needed, *(path for path in USEFUL if needed and path in reading.nodes)]
+    if needed:
+        paths += [path for path in reading.nodes if path.startswith("/dev/nvidia-caps/")]
+        paths += [path for number in cards.numbers for path in reading.dri_nodes(reading.cards.get(number, "none"))]
+    paths += _given(reading, conf)
+    paths += [path for path in container.seen if is_gpu(path)]
+    return [_row(reading, container, path, path in needed) for path in dict.fromkeys(paths)]
+
+
+def _needed(reading: Reading, cards: Cards) -> list[str]:
+    if not cards.numbers and not cards.guessed:
+        return []
+    return [*(f"/dev/nvidia{number}" for number in cards.numbers), *NEEDED]
+
+
+def _given(reading: Reading, conf: ContainerConf) -> list[str]:
+    """Every graphics node that the configuration gives, folders taken apart."""
+    found: list[str] = []
+    for entry in conf.entries:
+        if entry.folder:
+            below = (path for path in reading.nodes if path.startswith(f"{entry.source}/"))
+            found += [entry.path + path[len(entry.source) :] for path in below]
+        else:
+            found.append(entry.path)
+    return [path for path in found if is_gpu(path)]
+
+
+def _row(reading: Reading, container: Container, path: str, needed: bool) -> Row:
+    conf = container.parsed
+    entry = conf.entry_for(path)
+    host = reading.nodes.get(entry.source_of(path) if entry else path)
+    bare = Row(path, needed, host, entry, "", None, container.seen.get(path))
+    if entry is None:
+        return bare
+    rule, allowed = _rule(conf, bare)
+    return Row(path, needed, host, entry, rule, allowed, bare.seen)
+
+
+def _rule(conf: ContainerConf, row: Row) -> tuple[str, bool | None]:
+    """The rule for a device that is given, and whether it allows the host's numbers of now."""
+    host, entry = row.host, row.entry
+    if host is None or entry is None:
+        return "", None
+    if entry.method == "device":
+        # Made at each start, of the numbers that the node has then.
+        return "its own", True
+    rule = conf.rule_for(host.major, host.minor, row.access)
+    return (rule.line.partition("allow")[2].lstrip(" :=") if rule else "none"), rule is not None
+
+
+def names(rows: Sequence[Row]) -> str:
+    """Their paths, for a person."""
+    return ", ".join(row.path for row in rows)

@@ -1,0 +1,182 @@
+"""A host: is its IOMMU on, what is every card bound to, who has it, does it still have what the settings want. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from homelab.doctor import cards
+from homelab.doctor.reading import Reading
+from homelab.doctor.report import Finding, Report, Stage, Table
+from homelab.errors import HomelabError
+from homelab.host import gates, kernel_log, plan
+from homelab.host.facts import NVIDIA, missing_words
+from homelab.settings import Host
+
+
+def host_report(reading: Reading, host: Host) -> str:
+    """The diagnosis as text, beside the settings ``host``."""
+    return diagnose(reading, host).text()
+
+
+def diagnose(reading: Reading, host: Host) -> Report:
+    """How a host differs from its settings, what stands against them, and what its kernel says of its cards."""
+    facts = reading.facts
+    slots, _ = gates.resolve(facts, host.gpus)
+    every = {one.slot for one in facts.display_devices if one.vendor == NVIDIA} | set(slots.values())
+    shown = sorted(every)
+    found = [*_wanted(reading, host), *_for_containers(reading, host, slots), *_mappings(reading, host, slots)]
+    found += cards.log_findings(reading, shown)
+    if any(gpu.use == "vm" for gpu in host.gpus.values()):
+        found += [one for trouble in kernel_log.of_host(facts, reading.node) for one in Finding.of(trouble.error)]
+    found += _boot(reading)
+    return Report(
+        "host",
+        f"host {reading.node}: {facts.kernel}, Proxmox VE {facts.pve or 'not found'}",
+        _head(reading),
+        [_settings_table(reading, host, slots), cards.table(reading, shown), _files_table(reading)],
+        found,
+        _notes(reading),
+        data=_data(reading, host, slots, shown),
+    )
+
+
+def _head(reading: Reading) -> list[str]:
+    facts = reading.facts
+    words = [word for word in facts.cmdline.running.split() if "iommu" in word or "vfio" in word]
+    return [
+        f"IOMMU: {facts.iommu.groups} groups; ACPI tables: {', '.join(facts.iommu.tables) or 'none'}; boot loader: {facts.loader or 'not known'}",
+        f"on the running kernel's command line: {' '.join(words) or 'nothing about IOMMU or vfio'}",
+        f"NVIDIA's driver: {reading.driver or 'not loaded'}; cards that it has: "
+        + (", ".join(f"/dev/nvidia{number} is {address}" for number, address in reading.cards.items()) or "none"),
+    ]
+
+
+def _wanted(reading: Reading, host: Host) -> list[Finding]:
+    """What an `up` would refuse; else what a verification would find, and what has drifted beyond that."""
+    facts = reading.facts
+    try:
+        want = plan.wanted(facts, host)
+    except HomelabError as error:
+        return Finding.of(error)
+    if not facts.managed and missing_words(want.words, facts.cmdline.others):
+        return [_not_configured(reading, want)]
+    found = [one for error in plan.verify(facts, host, want) for one in Finding.of(error)]
+    said = {line for layer in ("iommu", "vfio") for line in plan.drift(facts, want)[layer]}
+    misplaced = set(plan.misplaced(facts, want))
+    lost = sorted(said - misplaced)
+    if facts.rolled_back:
+        lost.append(facts.rolled_back.strip())
+    if lost:
+        found.append(
+            Finding(
+                "the host configured as the settings have it",
+                "; ".join(lost),
+                "the next boot, or the next kernel, would be without it",
+                "`pulumi preview --refresh` shows what would be mended, `pulumi up --refresh` mends it",
+                Stage.CONFIGURATION,
+            )
+        )
+    return found
+
+
+def _not_configured(reading: Reading, want: plan.Wanted) -> Finding:
+    """Nothing was done here yet, or all was given back."""
+    on = [reading.facts.by_address[address] for address in want.functions if address in reading.facts.by_address]
+    drivers = "".join(f"; {one.address} is on {one.driver or 'no driver'}" for one in on if one.driver != "vfio-pci")
+    lost = " ".join(missing_words(want.words, reading.facts.cmdline.others))
+    return Finding(
+        "the host configured as the settings have it",
+        f"no file of this program is there; the kernel's command line lacks {lost}{drivers}",
+        "without it the cards stay with the host's drivers",
+        "`pulumi preview` shows what would be done, `pulumi up` does it",
+    )
+
+
+def _for_containers(reading: Reading, host: Host, slots: dict[str, str]) -> list[Finding]:
+    """Cards that stay with the host for its containers: NVIDIA's driver has them."""
+    wrong = []
+    for name, slot in slots.items():
+        first = next(iter(reading.facts.functions(slot)), None)
+        if (
+            host.gpus[name].use == "lxc"
+            and first
+            and first.vendor == NVIDIA
+            and first.address not in reading.cards.values()
+        ):
+            wrong.append(f"gpus.{name}: {first.address} is on {first.driver or 'no driver'}")
+    if not wrong:
+        return []
+    return [
+        Finding(
+            "the cards for containers with NVIDIA's driver",
+            "; ".join(wrong),
+            "containers use the host's driver; a card that it hasn't got has no /dev/nvidia node",
+            "install and load NVIDIA's driver on the host; a card that this program has bound is given back by `pulumi up` and its reboot",
+        )
+    ]
+
+
+def _boot(reading: Reading) -> list[Finding]:
+    """ESPs that proxmox-boot-tool should keep, and can't."""
+    said = reading.facts.boot_warnings.strip()
+    if not said:
+        return []
+    return [
+        Finding(
+            "every boot partition (ESP) that proxmox-boot-tool keeps",
+            kernel_log.excerpt(said),
+            "new kernels and command lines don't reach one that is gone; if the firmware boots from it, they never come into effect",
+            "see `proxmox-boot-tool status`; drop a disk that was taken out with `proxmox-boot-tool clean`, give a new one its own with "
+            "`proxmox-boot-tool format PARTITION` and `proxmox-boot-tool init PARTITION`",
+        )
+    ]
+
+
+def _mappings(reading: Reading, host: Host, slots: dict[str, str]) -> list[Finding]:
+    """The mappings of the settings' cards that are there."""
+    there = reading.facts.guests.mapping_entries
+    names = [host.mapping_of(gpu) for gpu in slots if host.api and host.gpus[gpu].use == "vm"]
+    return [one for name in names if name in there for one in cards.mapping_findings(reading, name)]
+
+
+def _notes(reading: Reading) -> list[str]:
+    facts = reading.facts
+    notes = []
+    if facts.iommu.kernel_log and not facts.iommu.groups:
+        notes.append(f"the kernel says of the IOMMU: {kernel_log.excerpt(facts.iommu.kernel_log)}")
+    stale = missing_words(
+        " ".join(w for w in facts.cmdline.configured.split() if "iommu" in w or "vfio" in w), facts.cmdline.running
+    )
+    if stale:
+        notes.append(f"configured for the next boot, and not running yet: {' '.join(stale)}")
+    return notes
+
+
+def _settings_table(reading: Reading, host: Host, slots: dict[str, str]) -> Table:
+    rows = []
+    for name, gpu in host.gpus.items():
+        slot = slots.get(name, "")
+        drivers = dict.fromkeys(one.driver or "none" for one in reading.facts.functions(slot))
+        rows.append([name, gpu.use, slot or "not found", ", ".join(drivers)])
+    return Table("cards of the settings", ["name", "use", "slot", "drivers"], rows)
+
+
+def _files_table(reading: Reading) -> Table:
+    return Table(
+        "files of this program", ["layer", "path", "state"], [[f.layer, f.path, f.state] for f in reading.facts.managed]
+    )
+
+
+def _data(reading: Reading, host: Host, slots: dict[str, str], shown: list[str]) -> dict[str, Any]:
+    facts = reading.facts
+    return {
+        "node": reading.node,
+        "kernel": facts.kernel,
+        "pve": facts.pve or None,
+        "iommu": {"groups": facts.iommu.groups, "tables": facts.iommu.tables},
+        "cmdline": {"running": facts.cmdline.running, "configured": facts.cmdline.configured},
+        "driver": reading.driver or None,
+        "gpus": [{"name": name, "use": gpu.use, "slot": slots.get(name)} for name, gpu in host.gpus.items()],
+        "cards": [cards.data(reading, slot) for slot in shown],
+        "files": [{"layer": file.layer, "path": file.path, "state": file.state} for file in facts.managed],
+    }

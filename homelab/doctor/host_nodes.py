@@ -1,0 +1,110 @@
+"""What is wrong on the host for a container: its driver, its cards, its nodes. Pure."""
+
+from __future__ import annotations
+
+import shlex
+
+from homelab.doctor.case import Case
+from homelab.doctor.devices import card_number, names
+from homelab.doctor.report import Finding
+from homelab.host.facts import NVIDIA
+
+
+def findings(case: Case) -> list[Finding]:
+    """What the host lacks for a container."""
+    if not case.needed:
+        return []
+    if not case.reading.driver:
+        return [_no_driver(case)]
+    return [*_missing_cards(case), *_missing_nodes(case), *_stale_nodes(case)]
+
+
+def _no_driver(case: Case) -> Finding:
+    cards = [device for device in case.reading.facts.display_devices if device.vendor == NVIDIA]
+    on = "; ".join(f"{device.address} is on {device.driver or 'no driver'}" for device in cards)
+    if cards and all(device.driver == "vfio-pci" for device in cards):
+        step = "leave a card to the host: `use: lxc` in the settings for one of them, `pulumi up`; or take it out of the VM that has it"
+    elif cards:
+        step = (
+            "install NVIDIA's driver on the host; if it is installed: `modprobe nvidia`, then `dmesg | grep -i nvrm` says why it "
+            "isn't loaded (another kernel than the module's, Secure Boot, nouveau in its place)"
+        )
+    else:
+        step = "see whether the card is in `lspci -nn`; if not, look at its power and its slot"
+    return Finding(
+        "NVIDIA's driver loaded on the host",
+        f"no /sys/module/nvidia; {on or 'no NVIDIA card among the PCI devices'}",
+        f"containers have no driver of their own: {case.name} uses the host's",
+        step,
+    )
+
+
+def _missing_cards(case: Case) -> list[Finding]:
+    """Cards that the container is to have and the driver doesn't."""
+    missing = sorted(case.unknown)
+    if not missing:
+        return []
+    facts = case.reading.facts
+    has = ", ".join(f"{number} is {address}" for number, address in case.reading.cards.items())
+    away = []
+    for device in facts.display_devices:
+        if device.vendor == NVIDIA and device.address not in case.reading.cards.values():
+            users = ", ".join(str(user) for user in facts.users_of(device.slot, case.reading.node))
+            away.append(
+                f"{device.address} is on {device.driver or 'no driver'}{f', given to {users}' if users else ''}"
+            )
+    return [
+        Finding(
+            f"{', '.join(f'/dev/nvidia{number}' for number in missing)} on the host, for {case.name} ({case.cards.by})",
+            f"cards that the driver has: {has or 'none'}" + "".join(f"; {one}" for one in away),
+            "the numbers are the driver's own, in its order; a card on vfio-pci has none",
+            "give the container a card that the host has, or give that card back to the host",
+        )
+    ]
+
+
+def _missing_nodes(case: Case) -> list[Finding]:
+    """Nodes of what the driver has, which nothing has made."""
+    missing = [row for row in case.expected if row.host is None]
+    if not missing:
+        return []
+    loaded = "nvidia_uvm" in case.reading.facts.modules
+    uvm = any(row.path == "/dev/nvidia-uvm" for row in missing) and not loaded
+    return [
+        Finding(
+            f"{names(missing)} on the host",
+            f"the driver is loaded, and nothing has made {'them' if len(missing) > 1 else 'it'}"
+            + ("; the module nvidia_uvm isn't loaded" if uvm else ""),
+            "nodes of NVIDIA's driver are made by programs, after each boot; what isn't on the host can't be in a container, and a "
+            "dev[n] entry for it keeps the container from starting",
+            f"`{' && '.join(dict.fromkeys(_made_by(row.path) for row in missing))}`",
+        )
+    ]
+
+
+def _made_by(path: str) -> str:
+    """The command that makes a node. -u and -c in one call make only what -u is for."""
+    number = card_number(path)
+    if number is not None:
+        return f"nvidia-modprobe -c {number}"
+    return "nvidia-modprobe -u -c 0" if "uvm" in path else "nvidia-modprobe -c 255"
+
+
+def _stale_nodes(case: Case) -> list[Finding]:
+    """Nodes of an earlier boot's numbers."""
+    majors = case.reading.majors
+    wrong = []
+    for row in case.rows:
+        driver = "nvidia-caps" if "/nvidia-caps/" in row.path else "nvidia-uvm" if "-uvm" in row.path else ""
+        if row.host and row.host.path == row.path and driver in majors and row.host.major != majors[driver]:
+            wrong.append((row.path, row.host.major, majors[driver]))
+    if not wrong:
+        return []
+    return [
+        Finding(
+            "nodes on the host with the majors that the driver has now",
+            "; ".join(f"{path} has {found}, /proc/devices says {major}" for path, found, major in wrong),
+            "the driver gets its numbers anew from the kernel; an old node leads to nothing, or to another driver",
+            f"`rm {shlex.join(path for path, _, _ in wrong)}`, then `nvidia-modprobe -u -c 0`",
+        )
+    ]

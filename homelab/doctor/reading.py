@@ -1,0 +1,222 @@
+"""What read_host.sh and diagnose.sh saw, as types; parsing of the texts that they pass on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from pydantic import BaseModel, ConfigDict
+
+from homelab.container.conf import ContainerConf
+from homelab.container.conf import parse as parse_conf
+from homelab.errors import HomelabError
+from homelab.host.facts import HostFacts
+from homelab.remote import scripts, ssh
+from homelab.settings import Host
+
+OK = "ok"
+_LIBRARY_VERSION = re.compile(r"\.so\.(\d+\.\d+(?:\.\d+)?)$")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A character device: its numbers, its permission bits, the ids of its owner."""
+
+    path: str
+    major: int
+    minor: int
+    mode: int
+    uid: int
+    gid: int
+
+    @property
+    def numbers(self) -> str:
+        """``195:0``."""
+        return f"{self.major}:{self.minor}"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A node inside a container; ``root`` and ``user``: `ok`, or why it can't be opened."""
+
+    node: Node
+    root: str
+    user: str
+
+
+class _Fact(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
+
+
+class Guest(_Fact):
+    """A guest of the cluster. ``kind``: vm or lxc; ``node``: where it is; ``pending``: what a VM's next start changes about its devices."""
+
+    id: int
+    kind: str
+    node: str
+    pending: str = ""
+
+    def __str__(self) -> str:
+        return f"{'VM' if self.kind == 'vm' else 'container'} {self.id}"
+
+
+class Container(_Fact):
+    """``conf``: the lines of its configuration that are about devices; ``other_keys``: raw keys that may give it more; ``inside``: what
+    inspect_inside.sh printed, empty when it is off; ``problem``: why that failed, if it did."""
+
+    id: int
+    conf: str
+    other_keys: list[str]
+    running: bool
+    inside: str
+    problem: str
+
+    @cached_property
+    def parsed(self) -> ContainerConf:
+        return parse_conf(self.conf)
+
+    @property
+    def name(self) -> str:
+        return self.parsed.options.get("hostname", f"CT{self.id}")
+
+    @property
+    def was_seen(self) -> bool:
+        """Is it known what is inside?"""
+        return self.running and not self.problem
+
+    @cached_property
+    def seen(self) -> dict[str, Seen]:
+        """Path -> the node inside."""
+        answers: dict[tuple[str, str], str] = {}
+        found: list[Node] = []
+        for line in self.inside.splitlines():
+            word, _, rest = line.partition(" ")
+            path, _, answer = rest.partition(" ")
+            if word == "node":
+                found += _nodes(rest)
+            elif word in ("root", "user"):
+                answers[word, path] = answer
+        return {
+            node.path: Seen(node, answers.get(("root", node.path), ""), answers.get(("user", node.path), ""))
+            for node in found
+        }
+
+    @cached_property
+    def libraries(self) -> dict[str, str]:
+        """Where the loader finds a library of NVIDIA's -> its version (empty: its file doesn't say)."""
+        found = {}
+        for line in self.inside.splitlines():
+            if line.startswith("library "):
+                _, path, target = [*line.split(" "), ""][:3]
+                version = _LIBRARY_VERSION.search(target)
+                found[path] = version[1] if version else ""
+        return found
+
+    @property
+    def library_versions(self) -> list[str]:
+        return sorted(set(filter(None, self.libraries.values())))
+
+
+class Extra(_Fact):
+    """diagnose.sh's answer. ``driver``: version of the NVIDIA module that is loaded; ``char_devices``: /proc/devices; ``links``: those in
+    /dev/dri/by-path."""
+
+    node: str
+    guests: list[Guest]
+    driver: str
+    char_devices: str
+    nodes: str
+    links: str
+    containers: list[Container]
+
+
+class Reading(_Fact):
+    """All that a diagnosis is made of."""
+
+    facts: HostFacts
+    extra: Extra
+
+    @property
+    def node(self) -> str:
+        return self.extra.node
+
+    @property
+    def driver(self) -> str:
+        """The version of NVIDIA's driver that is loaded on the host; empty: none is."""
+        return self.extra.driver.strip()
+
+    @cached_property
+    def nodes(self) -> dict[str, Node]:
+        """Path -> node on the host."""
+        return {node.path: node for node in _nodes(self.extra.nodes)}
+
+    @cached_property
+    def majors(self) -> dict[str, int]:
+        """Name -> major number of the kernel's character devices, from /proc/devices."""
+        text = self.extra.char_devices.partition("Block devices:")[0]
+        found = (line.split() for line in text.splitlines())
+        return {words[1]: int(words[0]) for words in found if len(words) == 2 and words[0].isdigit()}
+
+    @property
+    def cards(self) -> dict[int, str]:
+        """N of /dev/nvidiaN -> PCI address, of the cards that NVIDIA's driver has."""
+        return {minor: address for address, minor in sorted(self.facts.nvidia_minors.items(), key=lambda pair: pair[1])}
+
+    def dri_nodes(self, address: str) -> list[str]:
+        """The nodes in /dev/dri of a card, by what udev's links say."""
+        pairs = (line.partition(" ")[::2] for line in self.extra.links.splitlines())
+        found = (
+            f"/dev/dri/{target.rpartition('/')[2]}" for name, target in pairs if name.startswith(f"pci-{address}-")
+        )
+        return sorted(found)
+
+    def container(self, ctid: int) -> Container | None:
+        """The container, if it was looked into."""
+        return next((one for one in self.extra.containers if one.id == ctid), None)
+
+    def guest(self, number: int) -> Guest | None:
+        """What has that id, wherever in the cluster."""
+        return next((guest for guest in self.extra.guests if guest.id == number), None)
+
+
+def _nodes(text: str) -> list[Node]:
+    """Lines of ``path type-major type-minor mode uid gid kind``; numbers as stat(1) prints them. What isn't a character device is left
+    out."""
+    found = []
+    for line in text.splitlines():
+        path, *words = line.split(" ", 6)
+        if len(words) == 6 and words[5] == "character special file":
+            major, minor = (int(word, 16) for word in words[:2])
+            found.append(Node(path, major, minor, int(words[2], 8), int(words[3]), int(words[4])))
+    return found
+
+
+def parse(facts: HostFacts, text: str) -> Reading:
+    """A reading from read_host.sh's facts and diagnose.sh's standard output.
+
+    :raises HomelabError: it is not what the script prints.
+    """
+    line = text.strip().rpartition("\n")[2]
+    try:
+        return Reading(facts=facts, extra=Extra.model_validate_json(line))
+    except ValueError as error:
+        raise HomelabError(
+            "one line of JSON from diagnose.sh",
+            f"{line[:200]!r} ({str(error).splitlines()[0]})",
+            "nothing can be said about a host that can't be read",
+            "log in and see whether root's shell prints something of its own for non-interactive sessions (~/.bashrc)",
+        ) from error
+
+
+async def read(host: Host, containers: Sequence[int] = ()) -> Reading:
+    """Reads a host over one connection; changes nothing there.
+
+    :param containers: those to look into; a container that isn't there is left out.
+    :raises UnreachableError: nobody answers.
+    :raises HomelabError: the login is refused, another host key, a script failed.
+    """
+    async with ssh.connect(host) as session:
+        facts = await session.read(guests=True, lspci=True, kernel_log=True)
+        return parse(facts, await session.run("diagnose", scripts.diagnose(containers)))

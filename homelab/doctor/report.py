@@ -1,0 +1,150 @@
+"""A diagnosis as it is shown: head, tables, what is wrong, what to do; as aligned text or as JSON. Pure."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from enum import IntEnum
+from typing import Any
+
+from homelab.errors import HomelabError, SeveralErrors
+from homelab.text import clean
+
+# Raised when a key of the JSON is taken away or changes its meaning; keys are only added within a version.
+VERSION = 1
+WIDTH = 132
+# What begins a line that is copied as a whole: a command, lines of a container's configuration.
+_COPIED = ("`", "lxc.")
+
+
+class Stage(IntEnum):
+    """What has to be done first: the host before a configuration, that before a restart, that before what is installed inside."""
+
+    HOST = 1
+    CONFIGURATION = 2
+    RESTART = 3
+    INSIDE = 4
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that isn't as it must be."""
+
+    wanted: str
+    found: str
+    why: str
+    next: str
+    stage: Stage = Stage.HOST
+
+    @classmethod
+    def of(cls, error: HomelabError, stage: Stage = Stage.HOST) -> list[Finding]:
+        """The same as an error's text, or texts."""
+        errors = error.errors if isinstance(error, SeveralErrors) else [error]
+        return [cls(one.wanted, one.found, one.why, one.next_step, stage) for one in errors]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under columns; all texts."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+    def text(self) -> str:
+        """Aligned by spaces."""
+        lines = [self.columns, *([cell or "-" for cell in row] for row in self.rows)]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(self.columns))]
+        shown = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        return "\n".join([self.title, *(f"  {line}".rstrip() for line in shown)])
+
+
+@dataclass(frozen=True)
+class Report:
+    """``kind``: container, vm or host; ``head``: lines that say what it is; ``data``: the same as the tables, for programs."""
+
+    kind: str
+    subject: str
+    head: list[str]
+    tables: list[Table]
+    findings: list[Finding]
+    notes: list[str] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def well(self) -> bool:
+        return not self.findings
+
+    @property
+    def next(self) -> list[str]:
+        """What to do, in order, each thing once."""
+        return self.steps or in_order(self.findings)
+
+    def text(self) -> str:
+        """For people: what the host says in it is made safe to show."""
+        return clean(self._text())
+
+    def _text(self) -> str:
+        parts = ["\n".join([self.subject, *(f"  {line}" for line in self.head)])]
+        parts += [table.text() for table in self.tables if table.rows]
+        if self.notes:
+            parts.append("\n".join(["to know", *_items(self.notes)]))
+        if self.well:
+            return "\n\n".join([*parts, "nothing is wrong"])
+        parts.append("\n\n".join(["what is wrong", *(_shown(n, one) for n, one in enumerate(self.findings, start=1))]))
+        parts.append("\n".join(["what to do, in this order", *_numbered(self.next)]))
+        return "\n\n".join(parts)
+
+    def json(self) -> str:
+        """For programs; see the guide for its keys."""
+        findings = [asdict(one) | {"stage": one.stage.name.lower()} for one in self.findings]
+        about = {"version": VERSION, "kind": self.kind, "subject": self.subject, "well": self.well}
+        return json.dumps(
+            {**about, **self.data, "findings": findings, "notes": self.notes, "next": self.next}, indent=2
+        )
+
+
+def unreadable(kind: str, error: HomelabError) -> str:
+    """JSON in place of a report: why there is none."""
+    said = [{"wanted": one.wanted, "found": one.found, "why": one.why, "next": one.next} for one in Finding.of(error)]
+    return json.dumps({"version": VERSION, "kind": kind, "errors": said}, indent=2)
+
+
+def in_order(findings: Sequence[Finding]) -> list[str]:
+    """Their next steps by stage, each once."""
+    return list(dict.fromkeys(one.next for one in sorted(findings, key=lambda one: one.stage)))
+
+
+def _wrapped(text: str, first: str, others: str) -> str:
+    """Long lines broken at spaces; a text's own lines stay, and so do commands and lines to be copied."""
+    lines = text.splitlines() or [""]
+    shown = []
+    for number, line in enumerate(lines):
+        head = first if number == 0 else others
+        if line.startswith(_COPIED):
+            shown.append(f"{head}{line}")
+            continue
+        shown += textwrap.wrap(
+            line, WIDTH, initial_indent=head, subsequent_indent=others, break_long_words=False, break_on_hyphens=False
+        ) or [head.rstrip()]
+    return "\n".join(shown)
+
+
+def _shown(number: int, finding: Finding) -> str:
+    lines = (("wanted", finding.wanted), ("found", finding.found), ("why", finding.why), ("next", finding.next))
+    indent = " " * 11
+    first = (f"{number:>2}. {lines[0][0]}:", *(f"    {name}:" for name, _ in lines[1:]))
+    return "\n".join(
+        _wrapped(text, head.ljust(11) + " ", f"{indent} ") for head, (_, text) in zip(first, lines, strict=True)
+    )
+
+
+def _items(texts: Sequence[str]) -> list[str]:
+    return [_wrapped(text, "  - ", "    ") for text in texts]
+
+
+def _numbered(texts: Sequence[str]) -> list[str]:
+    return [_wrapped(text, f"{number:>3}. ", "     ") for number, text in enumerate(texts, start=1)]

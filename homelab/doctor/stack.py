@@ -1,0 +1,149 @@
+"""The stack's configuration file, read without Pulumi: how to reach a host, and which cards the settings give a container."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from homelab.doctor.devices import Cards
+from homelab.doctor.reading import Reading
+from homelab.errors import HomelabError
+from homelab.host import gates
+from homelab.settings import PROJECT, Host, Settings, assigned_numbers, parse
+from homelab.settings.secrets import is_encrypted, readable
+
+
+@dataclass(frozen=True)
+class Stack:
+    """``path``: the file; ``values``: what it has under `homelab:`, by key without that."""
+
+    path: Path
+    values: dict[str, Any]
+
+    def host(self, name: str | None, identity: str | None = None) -> tuple[str, Host]:
+        """A host by its name, or the only one there is.
+
+        :param identity: a private key's file, in place of what the settings log in with.
+        :raises HomelabError: it is missing or mistaken, or can't be logged in to without a secret that Pulumi has encrypted.
+        """
+        hosts = self.values.get("hosts")
+        if not isinstance(hosts, dict) or not hosts or is_encrypted(hosts):
+            raise HomelabError(
+                f"hosts under homelab:hosts in {self.path}",
+                "they are encrypted as a whole" if is_encrypted(hosts) else "none",
+                "they say how a host is reached",
+                "see Pulumi.homelab.yaml for an example; only single values in it are secrets",
+            )
+        chosen = name or next(iter(hosts))
+        if chosen not in hosts or (name is None and len(hosts) > 1):
+            raise HomelabError(
+                f"one host of {self.path}" if name is None else f"the host {name} in {self.path}",
+                f"hosts there: {', '.join(hosts)}",
+                "one host is looked at at a time",
+                f"say which: --host {next(iter(hosts))}",
+            )
+        return chosen, self._settings({chosen: _reachable(chosen, hosts[chosen], self.path, identity)}).hosts[chosen]
+
+    def _settings(self, hosts: dict[str, Any]) -> Settings:
+        return parse({"hosts": json.dumps(readable(hosts))})
+
+    def cards(self, host_name: str, host: Host, ctid: int, reading: Reading) -> Cards | None:
+        """The cards that the settings give a container; None where they don't have it.
+
+        :raises HomelabError: they name cards that the host hasn't got.
+        """
+        containers = self.values.get("containers")
+        for name, one in (containers if isinstance(containers, dict) else {}).items():
+            if isinstance(one, dict) and (one.get("host"), one.get("ctid")) == (host_name, ctid):
+                place = f"homelab:containers.{name}"
+                if one.get("gpus") is not None:
+                    return Cards(_numbers_of(reading, host, list(one["gpus"]), place), f"{place}.gpus", managed=True)
+                numbers = assignment(str(one.get("gpuAssignment", "none")), reading, f"{place}.gpuAssignment")
+                return Cards(numbers, f"{place}.gpuAssignment", managed=True)
+        return None
+
+
+def read(path: Path) -> Stack:
+    """A stack's configuration file.
+
+    :raises HomelabError: it isn't there, or isn't YAML.
+    """
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        # A parser's message may quote the line, and that a secret.
+        problem = error.strerror if isinstance(error, OSError) else "it isn't valid YAML"
+        others = ", ".join(sorted(one.name for one in PROJECT.glob("Pulumi.*.yaml")))
+        raise HomelabError(
+            f"a stack's configuration in {path}",
+            str(problem),
+            "it says how the host is reached",
+            f"give a stack with --stack NAME, or a file with --config-file (here: {others or 'none'})",
+        ) from None
+    config = found.get("config") if isinstance(found, dict) else None
+    values = config if isinstance(config, dict) else {}
+    return Stack(path, {key.removeprefix("homelab:"): one for key, one in values.items() if key.startswith("homelab:")})
+
+
+def path_of(stack: str) -> Path:
+    """Where Pulumi keeps a stack's configuration; of ``organization/project/stack`` the last part counts."""
+    return PROJECT / f"Pulumi.{stack.rpartition('/')[2]}.yaml"
+
+
+def assignment(text: str, reading: Reading, place: str) -> list[int]:
+    """``"0,1"``, ``"all"``, ``"none"`` as numbers N of /dev/nvidiaN.
+
+    :param place: where the text stands, for the message.
+    :raises HomelabError: it is something else.
+    """
+    try:
+        found = assigned_numbers(text)
+    except ValueError:
+        raise HomelabError(
+            f"cards in {place}: numbers such as 0,1, or all, or none",
+            repr(text),
+            "a number is N of the host's /dev/nvidiaN",
+            f"the host has {', '.join(f'{n} ({address})' for n, address in reading.cards.items()) or 'none with a driver'}",
+        ) from None
+    return list(reading.cards) if found == "all" else found
+
+
+def _numbers_of(reading: Reading, host: Host, names: list[Any], place: str) -> list[int]:
+    slots, _ = gates.resolve(reading.facts, host.gpus)
+    by_slot = {address.rpartition(".")[0]: number for number, address in reading.cards.items()}
+    missing = [f"{name} ({slots.get(name, 'not found')})" for name in names if slots.get(name) not in by_slot]
+    if missing:
+        raise HomelabError(
+            f"the cards of {place}.gpus with NVIDIA's driver on the host",
+            f"without it: {', '.join(missing)}",
+            "containers use the host's driver; a card that it hasn't got has no number",
+            "`python -m homelab doctor host` says what those cards are on",
+        )
+    return sorted(by_slot[slots[name]] for name in names)
+
+
+# -- what Pulumi has encrypted --------------------------------------------------------------------------------------
+def _reachable(name: str, host: Any, path: Path, identity: str | None) -> Any:
+    """The host with a login that needs no secret."""
+    ssh = host.get("ssh") if isinstance(host, dict) else None
+    if not isinstance(ssh, dict):
+        return host
+    if identity is not None:
+        # A path given on the command line counts from there; one in the settings from the project's folder.
+        plain = {
+            key: one for key, one in ssh.items() if key not in ("privateKey", "privateKeyFile", "password", "agent")
+        }
+        return {**host, "ssh": {**plain, "privateKeyFile": str(Path(identity).expanduser().absolute())}}
+    encrypted = [key for key, one in ssh.items() if is_encrypted(one)]
+    if is_encrypted(ssh) or encrypted:
+        raise HomelabError(
+            f"to log in to {name} with what is in {path}",
+            f"hosts.{name}.ssh{'.' + encrypted[0] if encrypted else ''} is encrypted, and only Pulumi can read it",
+            "this command runs without Pulumi, its backend and its passphrase",
+            "give a key with --identity FILE; or log in with ssh.privateKeyFile or ssh.agent, which need no secret in the file",
+        )
+    return host

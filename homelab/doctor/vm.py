@@ -1,0 +1,211 @@
+"""A VM: from each hostpci option to the card behind it: mapping, functions, drivers, IOMMU group, who else has it. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from homelab.doctor import cards
+from homelab.doctor.reading import Reading
+from homelab.doctor.report import Finding, Report, Stage, Table
+from homelab.errors import HomelabError
+from homelab.host import gates, kernel_log
+from homelab.host.facts import CardUser
+from homelab.properties import parse as parse_properties
+from homelab.settings import Gpu, Host
+from homelab.vm.config import Card, Wish
+from homelab.vm.config import check as check_vm
+
+# In messages about settings, for a card or a VM that they don't have.
+_UNNAMED = "<name>"
+
+
+def vm_report(reading: Reading, vmid: int, host: Host | None = None) -> str:
+    """The diagnosis as text. Arguments and errors as of `diagnose`."""
+    return diagnose(reading, vmid, host).text()
+
+
+def diagnose(reading: Reading, vmid: int, host: Host | None = None) -> Report:
+    """What stands between a VM and its cards.
+
+    :param host: the settings, for the gates that are opened there.
+    :raises HomelabError: there is no such VM on this host.
+    """
+    config = _config(reading, vmid)
+    options = {key: value for key, value in sorted(config.items()) if key.startswith("hostpci")}
+    slots = list(dict.fromkeys(slot for key, value in options.items() for slot in cards.slots_of(reading, key, value)))
+    running = vmid in reading.facts.guests.running_vms
+    name = f"VM {vmid} ({config.get('name', 'no name')})"
+    found = [*_iommu(reading, name), *_options(reading, name, options)]
+    for slot in slots:
+        found += [*_functions(reading, name, slot, running), *_gates(reading, slot, host)]
+    held, notes = _guest(reading, vmid, config, options)
+    found += held
+    if slots:
+        found += cards.log_findings(reading, slots)
+        found += [
+            one for trouble in kernel_log.of_host(reading.facts, reading.node) for one in Finding.of(trouble.error)
+        ]
+    if (guest := reading.guest(vmid)) is not None and guest.pending:
+        notes.append(f"pending until it is off and starts again: {'; '.join(guest.pending.splitlines())}")
+    if not slots and not options:
+        notes.append("no hostpci option: it has no card")
+    return Report(
+        "vm",
+        f"{name} on {reading.node}",
+        _head(reading, config, running),
+        [_hostpci_table(reading, options), cards.table(reading, slots)],
+        found,
+        notes,
+        data=_data(reading, vmid, config, options, slots, running),
+    )
+
+
+def _config(reading: Reading, vmid: int) -> dict[str, str]:
+    configs = {one.id: one.values for one in reading.facts.guests.configs if one.kind == "vm"}
+    if vmid in configs:
+        return configs[vmid]
+    guest = reading.guest(vmid)
+    there = ", ".join(f"{one} ({values.get('name', '')})" for one, values in sorted(configs.items())) or "none"
+    step = f"give the id of a virtual machine; there are: {there}"
+    if guest is None:
+        found = "no guest of the cluster has this id"
+    elif guest.kind == "lxc":
+        found, step = "it is a container", f"`python -m homelab doctor container {vmid}`, or {step}"
+    else:
+        found, step = f"it is on the node {guest.node}", f"give that host with --host (VMs here: {there})"
+    raise HomelabError(f"VM {vmid} on {reading.node}", found, "there is nothing to look into", step)
+
+
+def _head(reading: Reading, config: dict[str, str], running: bool) -> list[str]:
+    return [
+        ", ".join(["running" if running else "off", *([f"locked ({config['lock']})"] if "lock" in config else [])]),
+        f"machine: {config.get('machine', 'i440fx, the default')}; bios: {config.get('bios', 'seabios, the default')}; "
+        f"memory: {config.get('memory', 'default')}; balloon: {config.get('balloon', 'as memory')}",
+        f"IOMMU groups: {reading.facts.iommu.groups}",
+    ]
+
+
+def _iommu(reading: Reading, name: str) -> list[Finding]:
+    if reading.facts.iommu.groups:
+        return []
+    return [
+        Finding(
+            "IOMMU groups on the host",
+            f"none; ACPI tables that announce an IOMMU: {', '.join(reading.facts.iommu.tables) or 'none'}",
+            f"without them no device can be given to {name}",
+            "`python -m homelab doctor host` says why; the firmware's switch is VT-d or AMD-Vi (IOMMU)",
+        )
+    ]
+
+
+def _options(reading: Reading, name: str, options: dict[str, str]) -> list[Finding]:
+    found = []
+    for key, value in options.items():
+        option = parse_properties(key, value)
+        if "mapping" in option:
+            found += cards.mapping_findings(reading, option["mapping"])
+            continue
+        missing = [
+            part
+            for part in option.get("host", "").split(";")
+            if part and not any(_is_at(one.address, part) for one in reading.facts.devices)
+        ]
+        if missing:
+            found.append(
+                Finding(
+                    f"the device of {key} on the host",
+                    f"there is no {', '.join(missing)} ({key}: {value})",
+                    f"{name} doesn't start without it; addresses change when hardware does",
+                    f"see `lspci -nn`; correct {key}, or use a PCI mapping, which notices",
+                    Stage.CONFIGURATION,
+                )
+            )
+    return found
+
+
+def _is_at(address: str, part: str) -> bool:
+    part = part if part.count(":") == 2 else f"0000:{part}"
+    return address == part.lower() or address.startswith(f"{part.lower()}.")
+
+
+def _functions(reading: Reading, name: str, slot: str, running: bool) -> list[Finding]:
+    """While it runs, every function is on vfio-pci; before, Proxmox VE binds them at the start."""
+    wrong = [one for one in reading.facts.functions(slot) if one.driver != "vfio-pci"]
+    if not running or not wrong:
+        return []
+    return [
+        Finding(
+            f"every function of {slot} on vfio-pci while {name} runs",
+            "; ".join(f"{one.address} is on {one.driver or 'no driver'}" for one in wrong),
+            "it runs without the card, or was given it by a configuration that it hasn't been started with yet",
+            f"shut it down and start it: `qm shutdown {name.split()[1]} && qm start {name.split()[1]}`",
+            Stage.RESTART,
+        )
+    ]
+
+
+def _gates(reading: Reading, slot: str, host: Host | None) -> list[Finding]:
+    """What the program's own gates say of the card, with what the settings open."""
+    gpu_name, gpu = _UNNAMED, Gpu(address=slot)
+    if host is not None:
+        slots, _ = gates.resolve(reading.facts, host.gpus)
+        gpu_name = next((one for one, its in slots.items() if its == slot), _UNNAMED)
+        gpu = host.gpus.get(gpu_name, gpu)
+    errors = [
+        error for gate in (*gates.VERIFIED, gates.containers) for error in gate(reading.facts, gpu_name, gpu, slot)
+    ]
+    return [one for error in errors for one in Finding.of(error)]
+
+
+def _guest(
+    reading: Reading, vmid: int, config: dict[str, str], options: dict[str, str]
+) -> tuple[list[Finding], list[str]]:
+    """What stands against starting it, by the checks that come before every change to a VM."""
+    wish_cards: list[Card] = []
+    users: dict[str, list[CardUser]] = {}
+    for key, value in options.items():
+        option = parse_properties(key, value)
+        for slot in cards.slots_of(reading, key, value):
+            mapping = option.get("mapping", "")
+            wish_cards.append(
+                Card(
+                    key,
+                    mapping,
+                    reading.facts.path_of(slot),
+                    pcie=option.get("pcie") == "1",
+                    by_address="mapping" not in option,
+                )
+            )
+            users.setdefault(key, []).extend(_users(reading, slot))
+    # What may replace a raw option asks nothing of it: here nothing is replaced.
+    errors, notes = check_vm(config, Wish(_UNNAMED, vmid, wish_cards, may_replace_raw=True), users)
+    return [one for error in errors for one in Finding.of(error, Stage.CONFIGURATION)], notes
+
+
+def _users(reading: Reading, slot: str) -> list[CardUser]:
+    return reading.facts.users_of(slot, reading.node)
+
+
+def _hostpci_table(reading: Reading, options: dict[str, str]) -> Table:
+    rows = [[key, value, ", ".join(cards.slots_of(reading, key, value)) or "nothing"] for key, value in options.items()]
+    return Table("devices of the configuration", ["option", "value", "slot"], rows)
+
+
+def _data(
+    reading: Reading, vmid: int, config: dict[str, str], options: dict[str, str], slots: list[str], running: bool
+) -> dict[str, Any]:
+    return {
+        "node": reading.node,
+        "id": vmid,
+        "name": config.get("name"),
+        "running": running,
+        "lock": config.get("lock"),
+        "machine": config.get("machine"),
+        "bios": config.get("bios"),
+        "iommuGroups": reading.facts.iommu.groups,
+        "hostpci": [
+            {"option": key, "value": value, "slots": cards.slots_of(reading, key, value)}
+            for key, value in options.items()
+        ],
+        "cards": [cards.data(reading, slot) for slot in slots],
+    }

@@ -1,0 +1,61 @@
+"""The one kind of error that a person gets to see."""
+
+from __future__ import annotations
+
+from homelab.text import clean
+
+
+class HomelabError(Exception):
+    """Something a person has to act on; its text says what was wanted, what was found, why it matters, what to do next.
+
+    Whatever a host has put into a part is made safe to show (homelab/text.py).
+    """
+
+    def __init__(self, wanted: str, found: str, why: str, next_step: str) -> None:
+        wanted, found, why, next_step = (clean(part) for part in (wanted, found, why, next_step))
+        super().__init__(f"wanted: {wanted}\nfound:  {found}\nwhy:    {why}\nnext:   {next_step}")
+        self.wanted, self.found, self.why, self.next_step = wanted, found, why, next_step
+
+
+class UnreachableError(HomelabError):
+    """The host doesn't answer on its SSH port, or not in time: it may be off, booting, or out of this network's reach."""
+
+
+class SeveralErrors(HomelabError):
+    """All that stands against a change at once, so that a person can mend it in one go."""
+
+    def __init__(self, errors: list[HomelabError]) -> None:
+        Exception.__init__(self, "\n".join(f"{number}.\n{error}" for number, error in enumerate(errors, start=1)))
+        self.errors = errors
+
+
+def raise_all(errors: list[HomelabError]) -> None:
+    """Raises the error, or all of them as one; nothing for an empty list."""
+    if errors:
+        raise errors[0] if len(errors) == 1 else SeveralErrors(errors)
+
+
+def elsewhere(wanted: str, kind: str, guest: int, here: str, there: str) -> HomelabError:
+    """A guest that is on another node of the cluster.
+
+    :param kind: qemu or lxc; ``here``, ``there``: nodes' names.
+    """
+    name, command = ("VM", "qm") if kind == "qemu" else ("container", "pct")
+    return HomelabError(
+        wanted,
+        f"{name} {guest} is on the node {there}, not on {here}",
+        "a card is in one machine: a guest can have it only on the node that the card is in",
+        f"migrate it to {here} (on {there}, while it is off: `{command} migrate {guest} {here}`); or describe {there} as a host of its own under "
+        "homelab:hosts, and name that host for the guest",
+    )
+
+
+def unlocking(kind: str, guest: int | str, lock: str) -> str:
+    """What to do about a guest that is locked.
+
+    :param kind: qemu or lxc; ``lock``: the lock's name, such as ``backup``.
+    """
+    if lock == "suspended":
+        # It sleeps, with its memory on a disk: without the lock it would start anew, and that memory would be lost.
+        return f"wake it up: `qm resume {guest}`"
+    return f"wait for the task; if there is none any more: `{'qm' if kind == 'qemu' else 'pct'} unlock {guest}`"

@@ -1,0 +1,194 @@
+"""What the kernel of a host says of its cards since it booted, recognised by its real texts (kernel_log.yaml); and cards that are gone.
+
+A line counts for a card only if it is about it: the PCI addresses in it are the card's own functions, or, where it is about the link,
+bridges above them. The scripts pass the lines on (read_host.sh); what they mean is decided here. What NVIDIA's driver says is known to
+homelab/nvidia/symptoms.py. Pure.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from homelab.errors import HomelabError
+from homelab.host.facts import HostFacts
+
+# What NVIDIA's driver says, for homelab/nvidia/symptoms.py.
+_DRIVER = "NVRM|nvidia|nouveau"
+# How many lines of one kind are quoted, the first and the last of them.
+_QUOTED = 4
+_LONGEST = 240
+_ADDRESS = re.compile(
+    r"(?:(?<=PCI:)|(?<![\w:.]))(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}:[01][0-9a-f])(?:\.([0-7])(?!\w)|(?![\w:.]))",
+    re.IGNORECASE,
+)
+# The row that VFIO can be told to go on without.
+UNSAFE = "no-remapping"
+# With which NVIDIA's module begins: what was said before is of one that is loaded no more.
+_LOADED = "nvidia-nvlink: Nvlink Core is being initialized"
+
+
+def _compiles(value: str) -> str:
+    re.compile(value)
+    return value
+
+
+Pattern = Annotated[str, AfterValidator(_compiles)]
+
+
+class Sign(BaseModel):
+    """A row of the data; see there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    pattern: Pattern
+    of: Literal["card", "port", "host"]
+    cured: Pattern | None = None
+    same: Pattern | None = None
+    wanted: str
+    why: str
+    next: str
+    stops: bool = True
+    hides: tuple[str, ...] = ()
+    source: Annotated[str, Field(min_length=3)]
+    evidence: Literal["primary", "report", "unconfirmed"]
+
+    def part(self, line: str) -> tuple[list[str], str]:
+        """What a line is about: addresses, and which part of the device."""
+        match = re.search(self.same, line, re.IGNORECASE) if self.same else None
+        return named(line), match[0] if match else ""
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What a sign tells of a card or the host; ``stops``: is it a reason for `up` to fail?"""
+
+    error: HomelabError
+    stops: bool
+
+
+@functools.cache
+def signs() -> tuple[Sign, ...]:
+    """All rows, in the order in which they are told."""
+    import yaml  # only by those who read the log
+
+    text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
+    return tuple(Sign.model_validate(row) for row in yaml.safe_load(text)["signs"])
+
+
+@functools.cache
+def filter_of_lines() -> str:
+    """The extended regular expression by which the host's grep finds the lines that matter here and to homelab/nvidia/symptoms.py."""
+    patterns = [part for row in signs() for part in (row.pattern, row.cured) if part]
+    return "|".join([_DRIVER, *patterns])
+
+
+def of_card(facts: HostFacts, name: str, functions: Iterable[str]) -> list[Trouble]:
+    """What is wrong with a card.
+
+    :param name: for messages, such as ``gpus.rtx5090``.
+    :param functions: addresses of the functions that are the card.
+    """
+    own = set(functions)
+    above = {bridge for address in own if address in facts.by_address for bridge in facts.by_address[address].ancestors}
+    gone = sorted(own & set(facts.lost))
+    found = [_lost(name, gone)] if gone else []
+    lines = facts.kernel_log.splitlines()
+    rows = [row for row in signs() if row.of != "host"]
+    return found + _told(
+        name, rows, lambda row: [line for line in lines if _is_about(line, own, above, row.of == "port")]
+    )
+
+
+def of_host(facts: HostFacts, name: str) -> list[Trouble]:
+    """What keeps the host from giving away any card; ``name``: as it is called in messages."""
+    lines = facts.kernel_log.splitlines()
+    rows = [row for row in signs() if row.of == "host" and not (row.name == UNSAFE and facts.unsafe_interrupts)]
+    return _told(name, rows, lambda _: lines)
+
+
+def about_card(facts: HostFacts, functions: Iterable[str]) -> str:
+    """What NVIDIA's driver has said since it was last loaded of a card, or without naming one: for homelab/nvidia/symptoms.py."""
+    own = set(functions)
+    lines = facts.kernel_log.splitlines()
+    loaded = max((number for number, line in enumerate(lines) if _LOADED in line), default=0)
+    return "\n".join(
+        line
+        for line in lines[loaded:]
+        if re.search(_DRIVER, line) and (not named(line) or _is_about(line, own, set(), with_ports=False))
+    )
+
+
+def excerpt(text: str, lines: int = _QUOTED) -> str:
+    """Head and tail of a log, in one line."""
+    every = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(every) > lines:
+        head = (lines + 1) // 2
+        left = len(every) - lines
+        every = [*every[:head], f"… {left} {'line' if left == 1 else 'lines'} …", *every[len(every) - (lines - head) :]]
+    return " | ".join(line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…" for line in every)
+
+
+def named(line: str) -> list[str]:
+    """The PCI addresses in a line of the log: ``0000:01:00.0``, or ``0000:01:00`` where it names no function."""
+    found = []
+    for match in _ADDRESS.finditer(line):
+        domain, device, function = match.groups()
+        if domain is None and function is None:
+            continue  # 01:00 alone may be anything, such as a time
+        found.append(f"{(domain or '0000').lower()}:{device.lower()}{'.' + function if function else ''}")
+    return found
+
+
+def _is_about(line: str, own: set[str], above: set[str], with_ports: bool) -> bool:
+    slots = {address.rpartition(".")[0] for address in own}
+    addresses = named(line)
+    if not addresses:
+        return False
+    ours = [address in own or address in slots for address in addresses]
+    if not with_ports:
+        return all(ours)
+    # A port tells of another device behind it by that one's address.
+    return all(mine or address in above for mine, address in zip(ours, addresses, strict=True))
+
+
+def _told(name: str, rows: list[Sign], lines_of: Callable[[Sign], list[str]]) -> list[Trouble]:
+    found = {row.name: (row, said) for row in rows if (said := _uncured(row, lines_of(row)))}
+    hidden = {other for row, _ in found.values() for other in row.hides}
+    return [
+        Trouble(
+            HomelabError(f"{name}: {row.wanted}", f"the kernel says: {excerpt(chr(10).join(said))}", row.why, row.next),
+            row.stops,
+        )
+        for row, said in found.values()
+        if row.name not in hidden
+    ]
+
+
+def _uncured(row: Sign, lines: list[str]) -> list[str]:
+    """The lines of a sign, but for those that a later line takes back."""
+    said: list[str] = []
+    for line in lines:
+        if re.search(row.pattern, line, re.IGNORECASE):
+            said.append(line)
+        elif row.cured and re.search(row.cured, line, re.IGNORECASE):
+            said = [one for one in said if row.of == "card" and row.part(one) != row.part(line)]
+    return said
+
+
+def _lost(name: str, addresses: list[str]) -> Trouble:
+    error = HomelabError(
+        f"{name}: a card that answers on the PCI bus",
+        f"the configuration space of {', '.join(addresses)} can't be read: every bit is one",
+        "the card is lost: no driver and no guest can use it, and what binds or resets it now may hang",
+        "switch the host off, wait half a minute, switch it on (a warm reboot often isn't enough); look at the card's power cables, slot "
+        "and riser if it happens again",
+    )
+    return Trouble(error, stops=True)

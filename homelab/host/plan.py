@@ -1,0 +1,330 @@
+"""From facts and settings to what is wanted: words on the command line, functions on vfio-pci; drift from it; the plan as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from homelab.errors import HomelabError, raise_all
+from homelab.host import gates, kernel_log
+from homelab.host.facts import HostFacts, missing_words
+from homelab.settings import Host
+
+# Drivers that would claim an NVIDIA card. Blacklisted only where none stays with the host, as belt and braces: the binding
+# doesn't need it. nova_core is nouveau's successor (Linux 7.0 on); nvidiafb Proxmox VE blacklists itself.
+NVIDIA_DRIVERS = "nouveau,nvidia,nvidia_drm,nvidia_modeset,nvidia_uvm,nvidiafb,nova_core"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a host is to be.
+
+    ``iommu_words``/``vfio_words``: words of the kernel command line, separated by spaces. ``functions``: PCI address ->
+    vendor:device of every function that must be on vfio-pci; those in ``by_hand`` somebody else's configuration puts there.
+    ``gpus``: name -> slot, use, functions and group.
+    """
+
+    iommu_words: str
+    vfio_words: str
+    functions: dict[str, str]
+    by_hand: list[str]
+    gpus: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def words(self) -> str:
+        return " ".join(f"{self.iommu_words} {self.vfio_words}".split())
+
+    @property
+    def binds(self) -> bool:
+        """Is anything bound by this program's means?"""
+        return bool(self.vfio_words)
+
+
+def wanted(facts: HostFacts, host: Host) -> Wanted:
+    """What ``host`` (settings) means on this host (facts).
+
+    :raises HomelabError: a gate is closed; the text names every reason.
+    """
+    slots, errors = gates.check(facts, host)
+    raise_all(errors)
+    functions = {
+        device.address: device.id
+        for name, slot in slots.items()
+        if host.gpus[name].use == "vm"
+        for device in facts.functions(slot)
+    }
+    by_hand = sorted(facts.bound_by_hand() & set(functions))
+    if host.take_over:
+        # What can be plugged in later needs its ids with vfio-pci: our word is for what is there when the host starts.
+        by_hand = [address for address in by_hand if facts.pluggable(address)]
+    ours = {address: ids for address, ids in functions.items() if address not in by_hand}
+    return Wanted(
+        iommu_words=_iommu_words(facts, host),
+        vfio_words=_vfio_words(facts, ours, set(functions)),
+        functions=functions,
+        by_hand=by_hand,
+        gpus={name: _gpu(facts, host, name, slot) for name, slot in slots.items()},
+    )
+
+
+def _iommu_words(facts: HostFacts, host: Host) -> str:
+    vendor = "intel_iommu=on" if facts.cpu_vendor == "GenuineIntel" else "amd_iommu=on"
+    wanted = {vendor: host.wants_iommu, "iommu=pt": host.bypasses_iommu}
+    # Where no VM gets a card any more and nobody says otherwise, what is ours stays: without need, taking it away would be a reboot.
+    ours = set(facts.cmdline.configured.split()) - set(facts.cmdline.others.split())
+    if not host.gives_cards and host.iommu.enable is None:
+        wanted |= {word: word in ours for word in (vendor, *(["iommu=pt"] * (host.iommu.passthrough is None)))}
+    return " ".join(word for word, is_wanted in wanted.items() if is_wanted)
+
+
+def _vfio_words(facts: HostFacts, ours: dict[str, str], bound: set[str]) -> str:
+    if not ours:
+        return ""
+    word = "homelab.vfio=" + ",".join(f"{address}={ids}" for address, ids in sorted(ours.items()))
+    return word if gates.nvidia_stays(facts, bound) else f"{word} modprobe.blacklist={NVIDIA_DRIVERS}"
+
+
+def _gpu(facts: HostFacts, host: Host, name: str, slot: str) -> dict[str, Any]:
+    return {
+        "slot": slot,
+        "path": facts.path_of(slot),
+        "use": host.gpus[name].use,
+        "functions": [
+            {"address": device.address, "id": device.id, "subsystem": device.subsystem, "class": device.class_code}
+            for device in facts.functions(slot)
+        ],
+        "iommuGroup": next((device.group for device in facts.functions(slot)), None),
+    }
+
+
+def drift(facts: HostFacts, want: Wanted) -> dict[str, list[str]]:
+    """Layer -> how the host differs from ``want``, as sentences. ``boot`` is what only a reboot can mend."""
+    return {
+        "iommu": [*_changed_files(facts, "iommu"), *_lost_words(facts, want.iommu_words)],
+        "vfio": [*_changed_files(facts, "vfio"), *_lost_words(facts, want.vfio_words), *_lost_binding(facts, want)],
+        "boot": _boot_drift(facts, want),
+        "nodes": _lost_nodes(facts),
+    }
+
+
+def _boot_drift(facts: HostFacts, want: Wanted) -> list[str]:
+    """What the host itself says that only a reboot brings, and what a verification would find."""
+    if facts.boot_lacks is None:  # nothing was booted for it yet, or by an older version of this program
+        found = ["it isn't noted on the host what its boot is to have"]
+    else:
+        found = list(facts.boot_lacks)
+    if want.functions and facts.iommu.groups == 0:
+        found.append("the running kernel has no IOMMU group")
+    return found + ([facts.rolled_back] if facts.rolled_back else [])
+
+
+def _lost_nodes(facts: HostFacts) -> list[str]:
+    """NVIDIA's device nodes, where we see to them."""
+    if not any(file.layer == "nodes" for file in facts.managed):
+        return []
+    found = _changed_files(facts, "nodes")
+    found += [] if facts.nvidia.nodes_enabled else ["homelab-nvidia-nodes.service is not enabled"]
+    return found + [f"{path} is not there" for path in facts.nvidia.missing_nodes]
+
+
+def _changed_files(facts: HostFacts, layer: str) -> list[str]:
+    said = {"changed": "was changed by hand", "missing": "is gone"}
+    return [f"{file.path} {said[file.state]}" for file in facts.managed if file.layer == layer and file.state in said]
+
+
+def _lost_words(facts: HostFacts, words: str) -> list[str]:
+    lost = missing_words(words, facts.cmdline.configured)
+    if lost:
+        return [f"{' '.join(lost)} is not on the configured kernel command line"]
+    lost = missing_words(words, facts.cmdline.generated) if facts.cmdline.generated else []
+    return [f"{' '.join(lost)} is not in the generated boot configuration (grub.cfg)"] if lost else []
+
+
+def misplaced(facts: HostFacts, want: Wanted) -> list[str]:
+    """Functions that are no longer where the plan has them: hardware was changed, or buses were renumbered."""
+    found = []
+    for address, ids in want.functions.items():
+        device = facts.by_address.get(address)
+        if device is None or device.id != ids:
+            found.append(f"{address} is {device.id if device else 'not there'}, not {ids}")
+    return found
+
+
+def stale(facts: HostFacts, want: Wanted) -> bool:
+    """Must be decided anew: hardware was changed, or somebody took back the binding that they had made by hand."""
+    return bool(misplaced(facts, want)) or not facts.bound_by_hand().issuperset(want.by_hand)
+
+
+def _lost_binding(facts: HostFacts, want: Wanted) -> list[str]:
+    found = misplaced(facts, want)
+    if want.binds:
+        if not any(file.path.endswith("/init-top/homelab-vfio") for file in facts.managed):
+            found.append("the initramfs script for vfio-pci is gone")
+        found += [f"the initramfs of {kernel} is older than its script" for kernel in facts.stale_initramfs]
+    return found
+
+
+def _on_another_driver(facts: HostFacts, want: Wanted) -> list[str]:
+    devices = [facts.by_address[address] for address in want.functions if address in facts.by_address]
+    return [
+        f"{one.address} is on {one.driver or 'no driver'}, not on vfio-pci"
+        for one in devices
+        if one.driver != "vfio-pci"
+    ]
+
+
+def verify(facts: HostFacts, host: Host, want: Wanted) -> list[HomelabError]:
+    """After the reboot: does the running system have what was wanted? Each failing check, with what to try."""
+    errors = []
+    lost = missing_words(want.words, facts.cmdline.running)
+    if lost:
+        errors.append(
+            HomelabError(
+                f"{' '.join(lost)} on the running kernel's command line",
+                facts.cmdline.running,
+                "the kernel that runs was started from another boot entry, or from a configuration that was not generated anew",
+                "reboot into the first boot entry (a pinned kernel: `proxmox-boot-tool kernel list`), then `pulumi up --refresh`",
+            )
+        )
+    if want.functions and facts.iommu.groups == 0:
+        errors.append(
+            HomelabError(
+                "IOMMU groups in /sys/kernel/iommu_groups",
+                f"none; the kernel says: {_log_excerpt(facts)}",
+                "only groups prove that the IOMMU works ('DMAR: IOMMU enabled' is printed without one, too)",
+                "switch on VT-d or AMD-Vi (IOMMU) in the firmware, then `pulumi up --refresh`",
+            )
+        )
+    missing = [name for name in ("vfio", "vfio_iommu_type1", "vfio_pci") if name not in facts.modules]
+    if want.functions and missing:
+        errors.append(
+            HomelabError(
+                "the modules vfio, vfio_iommu_type1 and vfio_pci loaded",
+                f"missing: {', '.join(missing)}",
+                "without them no device can be given to a guest",
+                "try `modprobe vfio-pci` and read `dmesg | tail`; then `pulumi up --refresh`",
+            )
+        )
+    errors += _verify_drivers(facts, want)
+    if facts.iommu.groups:
+        slots = {name: str(gpu["slot"]) for name, gpu in want.gpus.items() if gpu["use"] == "vm"}
+        for name, slot in slots.items():
+            for gate in gates.VERIFIED:
+                errors += gate(facts, name, host.gpus[name], slot)
+    return errors
+
+
+def _verify_drivers(facts: HostFacts, want: Wanted) -> list[HomelabError]:
+    wrong = [*misplaced(facts, want), *_on_another_driver(facts, want)]
+    seen = {address: facts.lspci_drivers.get(address, "no driver") for address in want.functions if facts.lspci}
+    wrong += [f"lspci shows {address} on {driver}" for address, driver in seen.items() if driver != "vfio-pci"]
+    if not wrong:
+        return []
+    return [
+        HomelabError(
+            f"every function on vfio-pci: {', '.join(want.functions)}",
+            "; ".join(wrong),
+            "a card with a function on a host driver can't be given to a guest",
+            "read `dmesg | grep homelab-vfio` on the host; then `pulumi up --refresh`",
+        )
+    ]
+
+
+def _log_excerpt(facts: HostFacts) -> str:
+    return kernel_log.excerpt(facts.iommu.kernel_log) or "nothing about an IOMMU"
+
+
+@dataclass(frozen=True)
+class Reboot:
+    """Whether the host must be rebooted, as reboot_host.sh decides it (remote_scripts/lib/lacking.sh).
+
+    ``reasons``: why; ``perhaps``: what would be a reason, where only the installation of packages shows whether it is one;
+    ``guests``: what runs and is stopped by it.
+    """
+
+    reboot: Literal["yes", "no", "manual"]
+    boot_id: str
+    reasons: list[str]
+    perhaps: list[str]
+    guests: str
+
+    def __str__(self) -> str:
+        if self.reboot != "no":
+            by = "by you (reboot: manual)" if self.reboot == "manual" else "one"
+            return f"{by}, because {self.because}; it stops {self.stops}"
+        if self.perhaps:
+            return f"not needed, unless {'; '.join(self.perhaps)}; then it stops {self.stops}"
+        return "not needed"
+
+    @property
+    def because(self) -> str:
+        return "; ".join(self.reasons)
+
+    @property
+    def stops(self) -> str:
+        return self.guests or "no running guest"
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """What a script's `plan` says of a file: ``how`` (a key of FILES) and ``what``, a path or several in words."""
+
+    how: str
+    what: str
+
+
+# How a file changes -> the same in a sentence. Given back: what somebody had there before us; made: from other files.
+FILES = {"new": "writes", "changed": "changes", "given back": "gives back", "removed": "removes", "made": "makes anew"}
+
+
+def describe(
+    name: str, facts: HostFacts, host: Host, want: Wanted, reboot: Reboot, files: Sequence[PlannedFile] = ()
+) -> str:
+    """The plan for people: command line before -> after, files, each function with its driver now and then, the reboot."""
+    have = facts.cmdline.others.split()
+    added = missing_words(want.words, facts.cmdline.others)
+    before = facts.cmdline.configured
+    after = " ".join([*have, *added])
+    lines = [
+        f"{name}: {facts.kernel}, Proxmox VE {facts.pve or 'not found'}, {facts.cpu_vendor}, boot loader {facts.loader}"
+    ]
+    lines.append(
+        f"  command line: {before.strip()}  (stays)"
+        if set(before.split()) == set(after.split())
+        else f"  command line: {before.strip()}\n             -> {after}"
+    )
+    # Of two layers that touch the same file, once.
+    lines += dict.fromkeys(f"  {FILES[file.how]} {file.what}" for file in files)
+    for gpu, found in want.gpus.items():
+        lines.append(f"  {gpu} ({found['slot']}), for {found['use']}:")
+        for device in facts.functions(found["slot"]):
+            then = "vfio-pci" if device.address in want.functions else device.driver or "no driver"
+            by_hand = ", bound by hand" if device.address in want.by_hand else ""
+            lines.append(f"    {device.address} [{device.id}] {device.driver or 'no driver'} -> {then}{by_hand}")
+        lines += [f"    {line}" for line in _groups(facts, found["slot"])]
+    slots = {gpu: str(found["slot"]) for gpu, found in want.gpus.items()}
+    lines += [f"  note: {said}" for said in gates.remarks(facts, host, slots)]
+    lines.append(f"  reboot: {reboot}")
+    return "\n".join(lines)
+
+
+def _groups(facts: HostFacts, slot: str) -> list[str]:
+    """A line for each IOMMU group that functions of the card are in, or are going to be in."""
+    functions = facts.functions(slot)
+    others = "; ".join(facts.describe(device) for device in facts.others_in_group(slot)) or "nothing else"
+    if not facts.iommu.groups:
+        return [f"IOMMU group none yet; predicted with it: {others}"]
+    of_group: dict[int | None, list[str]] = {}
+    for device in functions:
+        of_group.setdefault(device.group, []).append(device.address)
+    if len(of_group) == 1:
+        return [f"IOMMU group {'none' if group is None else group}, with it: {others}" for group in of_group]
+    return [
+        f"{', '.join(addresses)}: IOMMU group {'none' if group is None else group}, with it: "
+        + (
+            "; ".join(facts.describe(one) for one in facts.others_in_group(slot) if one.group == group)
+            or "nothing else"
+        )
+        for group, addresses in of_group.items()
+    ]

@@ -1,0 +1,415 @@
+"""What can't work, said before anything is changed: each check is a function from a request to errors.
+
+A check that lacks a fact says nothing: what settings alone decide is refused from settings alone, the rest once the system was read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from homelab.errors import HomelabError
+from homelab.nvidia.compatibility import VENDOR, Generation
+from homelab.nvidia.flavour import allowed_by_branch, allowed_by_card, choose
+from homelab.nvidia.request import Driver, Request, driver_of, ranked_branches
+from homelab.nvidia.versions import parse
+
+Check = Callable[[Request], list[HomelabError]]
+
+
+def refusals(request: Request) -> list[HomelabError]:
+    """All that stands against a stack, as far as it is known; empty where nothing does."""
+    return [error for check in CHECKS for error in check(request)]
+
+
+def card_text(request: Request, device: str) -> str:
+    """A card for a message: what it is, and its id."""
+    row, generation = request.data.device(device), request.generations.get(device)
+    if generation is None:
+        return f"{VENDOR}:{device} (unknown)"
+    return f"{VENDOR}:{device} ({f'{row.cards[device]}, ' if row else ''}{generation.name})"
+
+
+# -- the system ------------------------------------------------------------------------------------------------
+def supported_system(request: Request) -> list[HomelabError]:
+    """Distribution and architecture are among those that the data has."""
+    system, errors = request.system, []
+    rows = [row for row in request.data.packaging.distributions if request.target in row.targets]
+    known = ", ".join(f"{row.id.capitalize()} {row.version}" for row in rows)
+    if system.distribution is not None and (system.distribution, system.version) not in {
+        (row.id, row.version) for row in rows
+    }:
+        errors.append(
+            HomelabError(
+                f"{request.name}: {known}",
+                f"{system.distribution} {system.version or 'without a VERSION_ID'}".strip(),
+                "NVIDIA's packages, their names and their repository are of one distribution each",
+                "use one of those systems, or leave `nvidia` out and install the driver there by its own means",
+            )
+        )
+    if system.architecture not in (None, "x86_64"):
+        errors.append(
+            HomelabError(
+                f"{request.name}: an x86_64 system",
+                f"{system.architecture}",
+                "the packages and the installer named here are for x86_64",
+                "leave `nvidia` out for this system",
+            )
+        )
+    return errors
+
+
+def has_a_card(request: Request) -> list[HomelabError]:
+    """Where the cards are known, there is one of NVIDIA's, and each id is a card's."""
+    if request.devices is None:
+        return []
+    errors = [_not_a_card(request, device) for device in request.devices if request.data.function(device)]
+    if not request.devices:
+        errors.append(
+            HomelabError(
+                f"{request.name}: an NVIDIA card ({VENDOR}:…)",
+                f"graphics cards: {', '.join(request.system.cards or ()) or 'none'}",
+                "without a card no driver can be loaded, and nothing can be verified",
+                {
+                    "vm": "give the VM a card (`gpus`), or leave `nvidia` out",
+                    "lxc": "give the container a card, or leave `nvidia` out",
+                    "host": "keep a card with the host (`use: lxc` or `use: host`), or leave `nvidia` out",
+                }[request.target],
+            )
+        )
+    return errors
+
+
+def _not_a_card(request: Request, device: str) -> HomelabError:
+    row = request.data.function(device)
+    return HomelabError(
+        f"{request.name}: the id of a graphics card",
+        f"{VENDOR}:{device}, which is a card's {row.kind}" if row else device,
+        "driver and flavour follow from the card's first function",
+        "name the function of class 0300 or 0302 (see `lspci -nn`)",
+    )
+
+
+# -- the driver ------------------------------------------------------------------------------------------------
+def known_branch(request: Request) -> list[HomelabError]:
+    """The branch is one of NVIDIA's for Linux, as far as those up to the newest known go."""
+    driver, data = request.driver, request.data
+    if driver is None or driver.branch in data.branches or driver.branch > data.newest_branch:
+        return []
+    return [
+        HomelabError(
+            f"{request.name}: a branch of the driver: {', '.join(str(branch) for branch in sorted(data.branches))}",
+            driver.text,
+            "no release of such a branch for Linux is known (581 and the like are Windows versions)",
+            f'set nvidia.driver: "{data.recommended}", the recommended branch',
+        )
+    ]
+
+
+def cards_known_to_driver(request: Request) -> list[HomelabError]:
+    """Each card is among those that the driver knows: not too new for it, and not dropped."""
+    if request.driver is None:
+        return []
+    errors = []
+    for device, generation in request.generations.items():
+        if generation and generation.outlived_by(request.driver.branch):
+            errors.append(_dropped(request, device, generation, request.driver))
+        elif problem := _too_old(request, device, request.driver):
+            errors.append(problem)
+    return errors
+
+
+def _dropped(request: Request, device: str, generation: Generation, driver: Driver) -> HomelabError:
+    last = generation.last_branch
+    way = (
+        f'set nvidia.driver: "{last}"'
+        if last in request.data.branches
+        else f"use a newer card: branch {last} is legacy and no supported distribution has it"
+    )
+    return HomelabError(
+        f"{request.name}: a driver that knows {card_text(request, device)}",
+        driver.text,
+        f"branch {last} is the last one that knows {generation.name} cards; later ones say that they will ignore this GPU",
+        way,
+    )
+
+
+def _too_old(request: Request, device: str, driver: Driver) -> HomelabError | None:
+    row, generation = request.data.device(device), request.generations[device]
+    if row and driver.version <= row.absent:
+        least, source = f"{row.listed}", f"{row.absent} doesn't list it, {row.listed} does"
+    elif generation and driver.version < generation.least:
+        least, source = f"{generation.least}", f"{generation.name} cards are known from {generation.least} on"
+    else:
+        return None
+    open_alone = allowed_by_card(request, device) == ("open",)
+    needs = f"branch {parse(least).major} or later" + (", with the open kernel modules" if open_alone else "")
+    # 565 is what many guides say of the RTX 50 series.
+    wrong = '; the often quoted "565+" is wrong' if generation and generation.name == "Blackwell" else ""
+    return HomelabError(
+        f"{request.name}: a driver that knows {card_text(request, device)}: {needs}",
+        driver.text,
+        f"{source}{wrong}; an older driver finds no device",
+        f'set nvidia.driver: "{pair_that_works(request) or parse(least).major}"',
+    )
+
+
+def flavour_possible(request: Request) -> list[HomelabError]:
+    """There is one flavour of the modules that all cards, the branch and the settings take. A container has no modules."""
+    if request.driver is None or request.target == "lxc" or choose(request) is not None:
+        return []
+    cards = {device: allowed_by_card(request, device) for device in request.generations}
+    open_alone = [device for device, allowed in cards.items() if allowed == ("open",)]
+    closed_alone = [device for device, allowed in cards.items() if allowed == ("proprietary",)]
+    if open_alone and closed_alone:
+        return [_mixed(request, open_alone, closed_alone)]
+    return [_flavour_refused(request, open_alone, closed_alone)]
+
+
+def _mixed(request: Request, open_alone: list[str], closed_alone: list[str]) -> HomelabError:
+    new, old = (", ".join(card_text(request, device) for device in cards) for cards in (open_alone, closed_alone))
+    return HomelabError(
+        f"{request.name}: one kind of kernel modules for all its cards",
+        f"{new} works with the open ones alone, {old} with the proprietary ones alone",
+        "a running kernel has one nvidia module; one of the cards would stay without a driver",
+        "give one of them to a VM of its own (`use: vm`), whose driver is its own"
+        if request.target != "vm"
+        else "give them to different VMs",
+    )
+
+
+def _flavour_refused(request: Request, open_alone: list[str], closed_alone: list[str]) -> HomelabError:
+    wanted, branch = request.settings.flavour, allowed_by_branch(request)
+    driver = request.driver.text if request.driver else "the driver"
+    if closed_alone and "proprietary" not in branch:
+        found, why = driver, "from branch 615 on there are only the open modules, which need a GSP (Turing or later)"
+        step = 'set nvidia.driver: "580"'
+    elif open_alone and "open" not in branch:
+        found, why = driver, "that branch has the proprietary modules alone"
+        step = f'set nvidia.driver: "{request.data.recommended}"'
+    elif wanted not in branch:
+        found, why = f"flavour: {wanted}, with {driver}", f"{driver} has the {' and '.join(branch)} modules alone"
+        step = "leave nvidia.flavour at auto, or choose another driver (580 has both)"
+    else:
+        cards = ", ".join(card_text(request, device) for device in open_alone or closed_alone)
+        found = f"flavour: {wanted}, with {cards}"
+        why = (
+            "the proprietary modules don't initialise the card: `No devices were found`"
+            if open_alone
+            else "the open modules need a GSP, which cards have from Turing on"
+        )
+        step = "leave nvidia.flavour at auto"
+    return HomelabError(f"{request.name}: kernel modules that fit cards and driver", found, why, step)
+
+
+# -- kernels ---------------------------------------------------------------------------------------------------
+def modules_build(request: Request) -> list[HomelabError]:
+    """No installed kernel is one for which the driver's modules are known not to build."""
+    if request.driver is None or request.target == "lxc":
+        return []
+    errors = []
+    for kernel in request.system.kernels or ():
+        row = request.data.kernel_verdict(kernel, request.driver.version)
+        if row and row.verdict == "fails":
+            pair = pair_that_works(request, proved=True) or pair_that_works(request)
+            errors.append(
+                HomelabError(
+                    f"{request.name}: a driver whose modules build for every installed kernel, {kernel} among them",
+                    f"{request.driver.text}"
+                    + ("" if request.driver.exact else f", of which {request.driver.version} is the newest"),
+                    f"it is known not to build there ({row.source}); after a boot of that kernel there would be no GPU",
+                    f'set nvidia.driver: "{pair}", {_how_it_builds(request, pair, kernel)}'
+                    if pair
+                    else "remove that kernel, or pin an older one (`proxmox-boot-tool kernel pin`): no driver is known that builds for all",
+                )
+            )
+    return errors
+
+
+def _how_it_builds(request: Request, branch: str, kernel: str) -> str:
+    version = driver_of(request, branch).version
+    row = request.data.kernel_verdict(kernel, version)
+    return f"of which {version} builds for {kernel}" if row else f"of which nothing contrary is known for {kernel}"
+
+
+def secure_boot(request: Request) -> list[HomelabError]:
+    """Modules that DKMS builds are signed with a key of the system's own, which the firmware must have been told of."""
+    system = request.system
+    if request.target == "lxc" or not system.secure_boot or system.mok_enrolled:
+        return []
+    off = {
+        "vm": "turn Secure Boot off in the VM's firmware (an efidisk0 without pre-enrolled-keys=1)",
+        "host": "turn Secure Boot off in the host's firmware",
+        "lxc": "",
+    }[request.target]
+    return [
+        HomelabError(
+            f"{request.name}: a system that loads modules which DKMS built",
+            "Secure Boot is on, and DKMS's key isn't enrolled",
+            "the kernel would refuse the driver: `Key was rejected by service`; the key is confirmed on the console, at a boot, by "
+            "a person",
+            f"either {off}; or enrol the key: `mokutil --import /var/lib/dkms/mok.pub` (made by `dkms generate_mok`), reboot, "
+            "confirm in MokManager on the console; then `pulumi up --refresh`",
+        )
+    ]
+
+
+# -- containers ------------------------------------------------------------------------------------------------
+def host_version(request: Request) -> list[HomelabError]:
+    """A container's libraries are of the host's version, to the last digit; so its settings can't want another."""
+    system, wanted = request.system, request.settings.driver
+    if request.target != "lxc" or system.host_driver is None:
+        return []
+    if not system.host_driver:
+        return [
+            HomelabError(
+                f"{request.name}: the NVIDIA driver, loaded on the host",
+                "no /proc/driver/nvidia/version there",
+                "a container has the libraries alone; the kernel's part is the host's",
+                "give the host a driver (`nvidia` under the host), or load it there",
+            )
+        ]
+    fits = wanted is None or system.host_driver == wanted or system.host_driver.startswith(f"{wanted}.")
+    if fits:
+        return []
+    return [
+        HomelabError(
+            f"{request.name}: the host's driver, {system.host_driver}",
+            f'nvidia.driver: "{wanted}"',
+            "the container's libraries must be of exactly that version: `Driver/library version mismatch`, down to the last digit",
+            f'leave nvidia.driver out for the container, or set "{wanted}" for the host, too: its containers follow it',
+        )
+    ]
+
+
+# -- CUDA ------------------------------------------------------------------------------------------------------
+def cuda_fits(request: Request) -> list[HomelabError]:
+    """The CUDA release exists, the driver is new enough for it, and it can build for the cards."""
+    if request.settings.cuda is None:
+        return []
+    data, release = request.data, parse(request.settings.cuda)
+    newest = max(row.release for row in data.cuda.releases)
+    row = data.cuda_release(release)
+    if row is None and release < newest:
+        known = ", ".join(str(one.release) for one in data.cuda.releases)
+        return [
+            HomelabError(
+                f"{request.name}: a release of CUDA: {known}",
+                f'nvidia.cuda: "{release}"',
+                "no such release is known; its packages and its least driver follow from the release",
+                f'set nvidia.cuda to one of them; `major.minor`, such as "{data.cuda.releases[-1].release}"',
+            )
+        ]
+    least = least_driver_of_cuda(request)
+    errors = [error for error in (_cuda_driver(request, least),) if error] if least else []
+    return errors + [error for device in request.generations if (error := _cuda_card(request, device))]
+
+
+def least_driver_of_cuda(request: Request) -> Driver | None:
+    """The driver that the wanted CUDA came with; of a release newer than those known, the newest known one's."""
+    if request.settings.cuda is None:
+        return None
+    release = parse(request.settings.cuda)
+    row = request.data.cuda_release(release) or max(request.data.cuda.releases, key=lambda one: one.release)
+    update = str(release.numbers[2]) if len(release.numbers) > 2 else "0"
+    version = row.least.get(update) or max(row.least.values())
+    return Driver(version.major, True, version)
+
+
+def _cuda_driver(request: Request, least: Driver) -> HomelabError | None:
+    if request.driver is None or request.driver.version >= least.version:
+        return None
+    floor = request.data.cuda_major(parse(request.settings.cuda or "0").major)
+    bridged = floor is not None and request.driver.version >= floor.least
+    if bridged and request.settings.allow_minor_version_compatibility:
+        return None
+    way = f'set nvidia.driver: "{pair_that_works(request) or least.version.major}"'
+    if request.target == "lxc":
+        way = f'set nvidia.driver: "{least.version.major}" or later for the host, whose driver this is; or an older CUDA here'
+    also = (
+        "; or set nvidia.allowMinorVersionCompatibility: true, and do without PTX compiled at run time"
+        if bridged
+        else ""
+    )
+    return HomelabError(
+        f"{request.name}: a driver for CUDA {request.settings.cuda}: {least.version} or later",
+        f"{request.driver.text}"
+        + ("" if request.driver.exact or not request.driver.known else f" ({request.driver.version} at most)"),
+        "CUDA's programs would fail: `the provided PTX was compiled with an unsupported toolchain`, or `CUDA driver version is "
+        "insufficient for CUDA runtime version`",
+        way + also,
+    )
+
+
+def _cuda_card(request: Request, device: str) -> HomelabError | None:
+    generation, release = request.generations[device], parse(request.settings.cuda or "0")
+    if generation is None:
+        return None
+    first, last = generation.first_cuda, generation.last_cuda
+    if first is not None and release.numbers[:2] < first.numbers:
+        fits, why = f"CUDA {first} or later", f"its nvcc can't build for {generation.name}"
+    elif last is not None and release.numbers[:2] > last.numbers:
+        fits, why = f"CUDA {last} or earlier", f"CUDA {release.major} no longer builds for {generation.name}"
+    else:
+        return None
+    return HomelabError(
+        f"{request.name}: {fits}, for {card_text(request, device)}",
+        f'nvidia.cuda: "{release}"',
+        why,
+        f'set nvidia.cuda: "{first if first is not None and release < first else last}"',
+    )
+
+
+# -- containers' runtime ---------------------------------------------------------------------------------------
+def runtime_there(request: Request) -> list[HomelabError]:
+    """The runtime that is to get the card is installed, or may be."""
+    wanted, installed = request.settings.container_toolkit, request.system.runtimes
+    if wanted is None or installed is None or wanted in installed or request.settings.docker == "install":
+        return []
+    return [
+        HomelabError(
+            f"{request.name}: {wanted}, for nvidia.containerToolkit",
+            f"installed: {', '.join(sorted(installed)) or 'no container runtime'}",
+            "the toolkit is configured in the runtime; a runtime is never installed unasked",
+            "install it, or set nvidia.docker: install",
+        )
+    ]
+
+
+def pair_that_works(request: Request, proved: bool = False) -> str | None:
+    """A driver against which none of the checks of cards, flavour, kernels and CUDA has anything: in the order
+    of `ranked_branches`. None where there is none.
+
+    :param proved: only one that is known to build for every installed kernel.
+    """
+    for row in ranked_branches(request):
+        trial = dataclasses.replace(request, settings=request.settings.model_copy(update={"driver": str(row.branch)}))
+        if _nothing_against(trial, proved):
+            return str(row.branch)
+    return None
+
+
+def _nothing_against(request: Request, proved: bool) -> bool:
+    driver = driver_of(request, request.settings.driver or "")
+    least = least_driver_of_cuda(request)
+    builds = all(
+        row.verdict == "builds" if (row := request.data.kernel_verdict(kernel, driver.version)) else not proved
+        for kernel in request.system.kernels or ()
+    )
+    knows = all(request.knows(driver, device) for device in request.generations)
+    cuda = least is None or driver.version >= least.version
+    return builds and knows and cuda and (request.target == "lxc" or choose(request) is not None)
+
+
+CHECKS: tuple[Check, ...] = (
+    supported_system,
+    has_a_card,
+    known_branch,
+    cards_known_to_driver,
+    flavour_possible,
+    modules_build,
+    secure_boot,
+    host_version,
+    cuda_fits,
+    runtime_there,
+)

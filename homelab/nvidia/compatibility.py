@@ -1,0 +1,335 @@
+"""The compatibility data: read from data/*.yaml, checked, and asked.
+
+Every row has its source and how sure it is (`evidence`). What no row speaks of is unknown, which is not the same as impossible.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from homelab.model import Runtime
+from homelab.nvidia.versions import Range, Version, of_kernel, parse
+
+FOLDER = Path(__file__).resolve().parent / "data"
+#: NVIDIA's PCI vendor id.
+VENDOR = "10de"
+
+Evidence = Literal["primary", "report", "unconfirmed"]
+Flavour = Literal["open", "proprietary"]
+Target = Literal["vm", "host", "lxc"]
+
+
+def _version(value: Any) -> Any:
+    return parse(value) if isinstance(value, str) else value
+
+
+def _range(value: Any) -> Any:
+    if not isinstance(value, dict) or set(value) - {"from", "before"} or not value:
+        raise ValueError("expected `from` and `before`, or one of them")
+    return Range(*(parse(value[key]) if key in value else None for key in ("from", "before")))
+
+
+def _blocks(value: Any) -> Any:
+    if not isinstance(value, list) or not all(re.fullmatch(r"[0-9a-f]{4}-[0-9a-f]{4}", str(part)) for part in value):
+        raise ValueError("expected a list of blocks such as 2b80-2bff")
+    return tuple((int(part[:4], 16), int(part[5:], 16)) for part in value)
+
+
+DataVersion = Annotated[Version, BeforeValidator(_version)]
+DataRange = Annotated[Range, BeforeValidator(_range)]
+Blocks = Annotated[tuple[tuple[int, int], ...], BeforeValidator(_blocks)]
+DeviceId = Annotated[str, Field(pattern=r"^[0-9a-f]{4}$")]
+Fingerprint = Annotated[str, Field(pattern=r"^[0-9A-F]{40}$")]
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=_kebab, arbitrary_types_allowed=True)
+
+
+class _Sourced(_Row):
+    source: Annotated[str, Field(min_length=10)]
+    evidence: Evidence
+
+
+class Generation(_Sourced):
+    """Cards of one architecture. `least`: the first driver that knows any; `last_branch`: the last that knows them; CUDA likewise."""
+
+    name: str
+    ranges: Blocks
+    least: DataVersion
+    last_branch: int | None = None
+    flavours: tuple[Flavour, ...]
+    first_cuda: DataVersion | None = None
+    last_cuda: DataVersion | None = None
+
+    def has(self, device: str) -> bool:
+        """Whether a device id (four hexadecimal digits) is of it."""
+        return any(first <= int(device, 16) <= last for first, last in self.ranges)
+
+    def outlived_by(self, branch: int) -> bool:
+        """Whether a branch no longer knows these cards."""
+        return self.last_branch is not None and branch > self.last_branch
+
+
+class Device(_Sourced):
+    """Cards that came after their generation's first driver: `absent` lacks them, `listed` has them; between, nobody looked."""
+
+    cards: dict[DeviceId, str]
+    absent: DataVersion
+    listed: DataVersion
+
+
+class Function(_Sourced):
+    """What else a card shows on the bus."""
+
+    kind: str
+    ids: tuple[DeviceId, ...]
+
+
+class Branch(_Sourced):
+    """A branch of the driver. `ends`: the month (YYYY-MM) after which there are no fixes."""
+
+    branch: int
+    kind: Literal["LTSB", "PB", "NFB", "legacy"]
+    newest: DataVersion | None = None
+    ends: Annotated[str, Field(pattern=r"^\d{4}-(0[1-9]|1[0-2])$")] | None = None
+    flavours: tuple[Flavour, ...]
+
+    def ended(self, today: datetime.date) -> bool:
+        """Whether its end of life is over."""
+        return self.ends is not None and today.isoformat()[:7] > self.ends
+
+
+class Cuda(_Sourced):
+    """A release of CUDA. `least`: for each update, the driver that it came with."""
+
+    release: DataVersion
+    least: dict[Annotated[str, Field(pattern=r"^\d$")], DataVersion]
+
+
+class CudaMajor(_Sourced):
+    """A major family of CUDA. `least`: the driver from which all of it runs, with limits."""
+
+    major: int
+    least: DataVersion
+
+
+class KernelRow(_Sourced):
+    """Whether a driver's modules build for a kernel."""
+
+    kernel: DataRange
+    driver: DataRange
+    verdict: Literal["builds", "fails"]
+
+
+class Key(_Row):
+    """A repository's key: a file beside it, and the fingerprint of its primary key."""
+
+    file: str
+    fingerprint: Fingerprint
+
+
+class NewerKernels(_Row):
+    """Kernels of later versions than a release's own, and what follows their updates."""
+
+    than: DataVersion
+    headers_follow: str
+
+
+class Distribution(_Sourced):
+    """A distribution, by os-release's ID and VERSION_ID. `path`: of its CUDA repository, below the base."""
+
+    id: Literal["ubuntu", "debian"]
+    version: str
+    targets: tuple[Target, ...]
+    path: str
+    key: Key
+    headers: str
+    headers_follow: str
+    newer_kernels: NewerKernels | None = None
+
+
+class Headers(_Sourced):
+    """Names of a kernel's header packages: of one kernel, and of what follows every kernel update."""
+
+    headers: str
+    headers_follow: str
+
+
+class Names(_Sourced):
+    """What the driver's packages are called, from one branch (included) to another (not included)."""
+
+    distribution: Literal["ubuntu", "debian"]
+    start: Annotated[int, Field(alias="from")] = 0
+    before: int = 10_000
+    open: tuple[str, ...]
+    proprietary: tuple[str, ...]
+    userspace: tuple[str, ...]
+
+
+class Toolkit(_Sourced):
+    """The container toolkit's repository, for each runtime the distribution's package of it, and an image to try them with."""
+
+    path: str
+    key: Key
+    packages: tuple[str, ...]
+    cdi_since: DataVersion
+    runtimes: dict[Runtime, str]
+    image: str
+
+
+class Installer(_Sourced):
+    """One release of NVIDIA's own installer, and the SHA-256 without which it isn't run."""
+
+    version: DataVersion
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Installers(_Row):
+    installers: tuple[Installer, ...]
+
+
+class Runfile(_Sourced):
+    """NVIDIA's own installer: addresses below the base, and its options."""
+
+    url: str
+    checksum: str
+    module_type_since: DataVersion
+    prerequisites: tuple[str, ...]
+    driver: tuple[str, ...]
+    userspace: tuple[str, ...]
+
+
+class _Gpus(_Row):
+    generations: tuple[Generation, ...]
+    devices: tuple[Device, ...]
+    functions: tuple[Function, ...]
+
+    @model_validator(mode="after")
+    def _each_id_once(self) -> Self:
+        blocks = sorted((block, one.name) for one in self.generations for block in one.ranges)
+        for (block, name), (after, other) in zip(blocks, blocks[1:], strict=False):
+            if block[1] >= after[0]:
+                raise ValueError(f"{name} and {other} share the ids {after[0]:04x} to {block[1]:04x}")
+        cards = [id_ for row in self.devices for id_ in row.cards]
+        for ids in (cards, [id_ for row in self.functions for id_ in row.ids]):
+            if twice := {id_ for id_ in ids if ids.count(id_) > 1}:
+                raise ValueError(f"{', '.join(sorted(twice))}: twice")
+        return self
+
+
+class _Branches(_Row):
+    recommended: int
+    branches: tuple[Branch, ...]
+
+
+class _CudaData(_Row):
+    releases: tuple[Cuda, ...]
+    majors: tuple[CudaMajor, ...]
+    package: str
+    prefix: str
+    source: str
+
+
+class _Kernels(_Row):
+    rows: tuple[KernelRow, ...]
+
+
+class Bases(_Row):
+    """Where repositories begin; what a mirror stands for."""
+
+    cuda: str
+    container_toolkit: str
+    run: str
+
+
+class _Distributions(_Row):
+    repositories: Bases
+    distributions: tuple[Distribution, ...]
+    proxmox: Headers
+    names: tuple[Names, ...]
+    pinned: tuple[str, ...]
+    unattended: tuple[str, ...]
+    prerequisites: tuple[str, ...]
+    build: tuple[str, ...]
+    toolkit: Toolkit
+    runfile: Runfile
+
+
+class Compatibility:
+    """All of the data, and the questions that it answers."""
+
+    def __init__(self, folder: Path = FOLDER) -> None:
+        self.gpus = _Gpus.model_validate(_read(folder / "gpus.yaml"))
+        self.cuda = _CudaData.model_validate(_read(folder / "cuda.yaml"))
+        self.kernels = _Kernels.model_validate(_read(folder / "kernels.yaml")).rows
+        self.packaging = _Distributions.model_validate(_read(folder / "distributions.yaml"))
+        branches = _Branches.model_validate(_read(folder / "branches.yaml"))
+        self.branches = {row.branch: row for row in branches.branches}
+        self.recommended = branches.recommended
+        installers = _Installers.model_validate(_read(folder / "installers.yaml")).installers
+        self.installers = {str(row.version): row for row in installers}
+
+    def generation(self, device: str) -> Generation | None:
+        """The generation of a device id (four hexadecimal digits); None for one that no block has."""
+        return next((one for one in self.gpus.generations if one.has(device)), None)
+
+    def device(self, device: str) -> Device | None:
+        """What is known of this very device id, beyond its generation."""
+        return next((row for row in self.gpus.devices if device in row.cards), None)
+
+    def function(self, device: str) -> Function | None:
+        """What a device id is that is no card's first function."""
+        return next((row for row in self.gpus.functions if device in row.ids), None)
+
+    @property
+    def newest_branch(self) -> int:
+        """The newest branch that is known here."""
+        return max(self.branches)
+
+    def kernel_verdict(self, kernel: str, driver: Version) -> KernelRow | None:
+        """The row that speaks of this pair; one that says `fails` before one that says `builds`; None where none does.
+
+        :param kernel: a release as `uname -r` prints it.
+        """
+        version = of_kernel(kernel)
+        rows = [row for row in self.kernels if version and version in row.kernel and driver in row.driver]
+        return min(rows, key=lambda row: row.verdict != "fails", default=None)
+
+    def cuda_release(self, release: Version) -> Cuda | None:
+        """The row of a CUDA release; 12.8.1 is of 12.8."""
+        return next((row for row in self.cuda.releases if row.release.numbers == release.numbers[:2]), None)
+
+    def cuda_major(self, major: int) -> CudaMajor | None:
+        """The floor of a major family."""
+        return next((row for row in self.cuda.majors if row.major == major), None)
+
+    def distribution(self, id_: str, version: str) -> Distribution | None:
+        """A distribution by os-release's ID and VERSION_ID."""
+        return next((row for row in self.packaging.distributions if (row.id, row.version) == (id_, version)), None)
+
+    def names(self, distribution: str, branch: int) -> Names | None:
+        """What the driver's packages are called; None where that isn't known."""
+        rows = self.packaging.names
+        return next((r for r in rows if r.distribution == distribution and r.start <= branch < r.before), None)
+
+
+def _read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def load() -> Compatibility:
+    """The data of this program; read once."""
+    return Compatibility()

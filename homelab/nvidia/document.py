@@ -1,0 +1,136 @@
+"""The tables in docs/nvidia.md, made from the data: ``python -m homelab.nvidia.document`` writes them anew.
+
+Each table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; the text around them is written by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from homelab.nvidia.compatibility import Compatibility, load
+from homelab.nvidia.symptoms import symptoms
+from homelab.nvidia.versions import Range
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "nvidia.md"
+_TABLE = re.compile(r"(<!-- table: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def written(text: str, data: Compatibility | None = None) -> str:
+    """A document's text with its tables as the data has them.
+
+    :raises KeyError: it asks for a table that isn't there.
+    """
+    tables = all_tables(data or load())
+    return _TABLE.sub(lambda match: f"{match[1]}\n{tables[match['name']]}\n{match[3]}", text)
+
+
+def all_tables(data: Compatibility) -> dict[str, str]:
+    """Name -> Markdown."""
+    return {
+        "cards": _cards(data),
+        "late-cards": _late_cards(data),
+        "branches": _branches(data),
+        "cuda": _cuda(data),
+        "kernels": _kernels(data),
+        "distributions": _distributions(data),
+        "installers": _installers(data),
+        "symptoms": _symptoms(),
+    }
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def _cards(data: Compatibility) -> str:
+    rows = [
+        (
+            one.name,
+            ", ".join(f"{first:04x}–{last:04x}" for first, last in one.ranges),
+            str(one.least),
+            str(one.last_branch or ""),
+            " or ".join(one.flavours),
+            f"{one.first_cuda or ''} – {one.last_cuda or ''}",
+            one.evidence,
+        )
+        for one in reversed(data.gpus.generations)
+    ]
+    return _table(("cards", "device ids (10de:…)", "driver from", "last branch", "modules", "CUDA", "evidence"), rows)
+
+
+def _late_cards(data: Compatibility) -> str:
+    rows = [
+        (
+            ", ".join(f"{name} ({device})" for device, name in row.cards.items()),
+            str(row.absent),
+            str(row.listed),
+            row.evidence,
+        )
+        for row in data.gpus.devices
+    ]
+    return _table(("cards", "not in", "in", "evidence"), rows)
+
+
+def _branches(data: Compatibility) -> str:
+    rows = [
+        (
+            f"{row.branch}{' (recommended)' if row.branch == data.recommended else ''}",
+            row.kind,
+            str(row.newest or ""),
+            row.ends or "",
+            " or ".join(row.flavours),
+            row.evidence,
+        )
+        for row in sorted(data.branches.values(), key=lambda row: -row.branch)
+    ]
+    return _table(("branch", "kind", "newest known", "ends", "modules", "evidence"), rows)
+
+
+def _cuda(data: Compatibility) -> str:
+    rows = []
+    for row in reversed(data.cuda.releases):
+        floor = data.cuda_major(row.release.major)
+        updates = ", ".join(f"{row.release}{f'.{n}' if n != '0' else ''}: {least}" for n, least in row.least.items())
+        rows.append((str(row.release), updates, str(floor.least if floor else ""), row.evidence))
+    return _table(("CUDA", "came with", "runs with limits from", "evidence"), rows)
+
+
+def _kernels(data: Compatibility) -> str:
+    rows = [(_range(row.kernel), _range(row.driver), row.verdict, row.source, row.evidence) for row in data.kernels]
+    return _table(("kernel", "driver", "modules", "source", "evidence"), rows)
+
+
+def _range(value: Range) -> str:
+    start = f"from {value.start}" if value.start else ""
+    end = f"before {value.end}" if value.end else ""
+    return " ".join(part for part in (start, end) if part)
+
+
+def _distributions(data: Compatibility) -> str:
+    rows = [
+        (f"{row.id.capitalize()} {row.version}", ", ".join(row.targets), row.path, row.key.fingerprint, row.evidence)
+        for row in data.packaging.distributions
+    ]
+    return _table(("system", "as", "CUDA repository", "its key", "evidence"), rows)
+
+
+def _installers(data: Compatibility) -> str:
+    rows = [(version, row.sha256, row.evidence) for version, row in data.installers.items()]
+    return _table(("installer", "SHA-256", "evidence"), rows)
+
+
+def _symptoms() -> str:
+    rows = [(row.name, row.where, "; ".join(cause.why for cause in row.causes)) for row in symptoms()]
+    return _table(("symptom", "where", "causes"), rows)
+
+
+def main() -> None:
+    """Write the tables of docs/nvidia.md."""
+    DOCUMENT.write_text(written(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,561 @@
+"""The plan of an NVIDIA stack: repositories, packages and pins, or NVIDIA's installer; modules, reboot, CUDA, container toolkit.
+
+What can't work is refused (`checks`); what isn't known is a note of the plan, so that a person reads it before anything is done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import urlsplit
+
+from homelab.errors import HomelabError, raise_all
+from homelab.model import Runtime
+from homelab.nvidia.checks import card_text, least_driver_of_cuda, refusals
+from homelab.nvidia.compatibility import Flavour, Key, Names, Target
+from homelab.nvidia.flavour import Choice, choose
+from homelab.nvidia.request import Driver, Request, System, offered_versions
+from homelab.nvidia.versions import Version, flavour_of_kernel, of_kernel, of_package, parse
+
+__all__ = [
+    "Cuda",
+    "Plan",
+    "AptFile",
+    "Reboot",
+    "Repository",
+    "Request",
+    "Runfile",
+    "System",
+    "Toolkit",
+    "packages_to_ask_for",
+    "plan_stack",
+    "refusals",
+]
+
+# Above 1000 apt also goes back to an older version.
+_PRIORITY = 1001
+
+
+@dataclass(frozen=True)
+class Repository:
+    """An apt repository. ``line`` is the whole content of ``list_file``; the key is taken only with this fingerprint."""
+
+    name: str
+    list_file: str
+    line: str
+    key_url: str
+    key_fingerprint: str
+    keyring: str
+
+
+@dataclass(frozen=True)
+class AptFile:
+    """A file of apt's configuration, written whole."""
+
+    path: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Runfile:
+    """NVIDIA's installer. ``sha256``: without it nothing is run; empty where neither data nor settings know it. ``checksum_url``: where
+    NVIDIA publishes it, for people.
+    """
+
+    version: str
+    url: str
+    sha256: str
+    checksum_url: str
+    prerequisites: tuple[str, ...]
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Reboot:
+    """Whether the installed driver takes a reboot; None where only a reading of the system can tell."""
+
+    needed: bool | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Cuda:
+    """CUDA's toolkit, which brings no driver."""
+
+    release: str
+    packages: tuple[str, ...]
+    nvcc: str
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    """The container toolkit. ``install``: the runtime's own package, empty where it is there already. ``cdi``: where the CDI
+    specification goes, empty where the toolkit's service keeps it; it is written anew after each change of the driver.
+    """
+
+    runtime: Runtime
+    packages: tuple[str, ...]
+    install: tuple[str, ...]
+    configure: tuple[str, ...]
+    restart: str
+    no_cgroups: bool
+    cdi: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is going to be done. ``version`` is None where only the repository can tell which release of a branch it has.
+
+    ``source: either``: packages where the repositories have the version, and in a container without modules, else the installer. ``no_recommends``: packages are
+    installed without those that they recommend, as the modules among them have no place in a container. ``preferences`` keeps the
+    driver where it is; ``unattended`` keeps unattended-upgrades from replacing libraries beside a loaded module.
+    """
+
+    target: Target
+    driver: str
+    version: str | None
+    flavour: Flavour | None
+    why_flavour: str
+    source: Literal["packages", "run", "either"]
+    repositories: tuple[Repository, ...]
+    prerequisites: tuple[str, ...]
+    packages: tuple[str, ...]
+    no_recommends: bool
+    preferences: AptFile | None
+    unattended: AptFile | None
+    run: Runfile | None
+    reboot: Reboot
+    cuda: Cuda | None
+    toolkit: Toolkit | None
+    notes: tuple[str, ...]
+
+
+def plan_stack(request: Request) -> Plan:
+    """The plan of a stack.
+
+    :raises HomelabError: something stands against it, or what it takes isn't known; all of it at once.
+    """
+    raise_all(refusals(request))
+    driver = _driver(request)
+    _distribution_known(request)
+    raise_all(_not_offered(request))
+    choice = choose(request) if request.target != "lxc" else None
+    packages, source = _packages(request, driver, choice)
+    version = _version_of(packages) or (str(driver.version) if driver.exact else None)
+    run = _runfile(request, driver, choice) if source != "packages" else None
+    if run and source == "run" and not run.sha256:
+        raise HomelabError(*unpinned(run, request.name))
+    return Plan(
+        target=request.target,
+        driver=str(driver.version) if driver.exact else str(driver.branch),
+        version=version or (run.version if run and source == "run" else None),
+        flavour=choice.flavour if choice else None,
+        why_flavour=choice.why if choice else "a container has the libraries alone; the modules are the host's",
+        source=source,
+        repositories=_repositories(request, source),
+        prerequisites=_prerequisites(request, source),
+        packages=packages if source != "run" else (),
+        no_recommends=request.target == "lxc",
+        preferences=_preferences(request, driver, source),
+        unattended=_unattended(request, source),
+        run=run,
+        reboot=_reboot(request, driver, choice),
+        cuda=_cuda(request),
+        toolkit=_toolkit(request),
+        notes=tuple(_notes(request, driver)),
+    )
+
+
+def _driver(request: Request) -> Driver:
+    if request.driver is not None:
+        return request.driver
+    raise HomelabError(
+        f"{request.name}: the version of the host's driver",
+        "the host wasn't read, and nvidia.driver isn't set here",
+        "a container's libraries are of the host's version",
+        "read the host first (`pulumi up` does), or set nvidia.driver to the host's",
+    )
+
+
+def _distribution_known(request: Request) -> None:
+    if request.system.distribution is None or request.system.version is None:
+        raise HomelabError(
+            f"{request.name}: the distribution, from its /etc/os-release",
+            "it wasn't read yet",
+            "repository and package names follow from it",
+            "make the system reachable; `pulumi up` reads it before it changes anything",
+        )
+
+
+def _not_offered(request: Request) -> list[HomelabError]:
+    """CUDA's and the toolkit's packages that were asked for and aren't there."""
+    cuda, offered = _cuda(request), request.system.offered or {}
+    names = [name.partition("=")[0] for name in cuda.packages] if cuda else []
+    if request.settings.container_toolkit:
+        names += request.data.packaging.toolkit.packages
+    missing = [name for name in names if name in offered and not offered[name]]
+    if not missing:
+        return []
+    return [
+        HomelabError(
+            f"{request.name}: {', '.join(missing)}, from NVIDIA's repository for {request.system.distribution} "
+            f"{request.system.version}",
+            "its repositories don't offer it",
+            "apt could not install it: `Unable to locate package`; not every release is there for every distribution",
+            "set nvidia.cuda to a release that is there (`apt-cache search --names-only '^cuda-toolkit-[0-9]'`), or leave it out"
+            if any(name.startswith("cuda") for name in missing)
+            else "check nvidia.mirror.containerToolkit, and the system's network",
+        )
+    ]
+
+
+# -- packages or installer -------------------------------------------------------------------------------------
+def packages_to_ask_for(request: Request) -> tuple[str, ...]:
+    """The packages whose offered versions decide a plan: what a reading of the system looks up (`System.offered`)."""
+    branch = request.driver.branch if request.driver else 0
+    lists = [names for row in request.naming for names in (row.open, row.proprietary, row.userspace)]
+    driver = [name.format(branch=branch) for names in lists for name in names]
+    cuda = _cuda(request)
+    toolkit = request.data.packaging.toolkit.packages if request.settings.container_toolkit else ()
+    asked = [*driver, *((name.partition("=")[0] for name in cuda.packages) if cuda else ()), *toolkit]
+    return tuple(dict.fromkeys(asked))
+
+
+def _packages(
+    request: Request, driver: Driver, choice: Choice | None
+) -> tuple[tuple[str, ...], Literal["packages", "run", "either"]]:
+    """The package list with versions, and where the driver comes from.
+
+    :raises HomelabError: packages are asked for, and there are none.
+    """
+    wanted, offered = request.settings.source, request.system.offered or {}
+    if wanted == "run":
+        return (), "run"
+    lists = [
+        tuple(
+            name.format(branch=driver.branch) for name in (row.userspace if choice is None else _modules(row, choice))
+        )
+        for row in request.naming
+    ]
+    asked = [names for names in lists if all(name in offered for name in names)]
+    for names in asked:
+        if version := _common(request, driver, names):
+            pinned = tuple(_pinned(request, Driver(driver.branch, True, version), name) for name in names)
+            # Whether the libraries come without modules, which a container has no place for, shows when apt is asked.
+            alone = request.target != "lxc" or wanted == "packages" or not driver.known
+            return pinned, "packages" if alone else "either"
+    if lists and lists[0] not in asked:
+        # Nobody has looked yet. A branch's newest release is in its repository; an old version may not be.
+        names = tuple(_pinned(request, driver, name) for name in lists[0])
+        return names, "packages" if wanted == "packages" or not driver.exact else "either"
+    if wanted == "packages" or not driver.known:
+        raise _no_packages(request, driver, _missing(request, driver, lists[0]) if lists else [])
+    return (), "run"
+
+
+def _modules(row: Names, choice: Choice) -> tuple[str, ...]:
+    return row.open if choice.flavour == "open" else row.proprietary
+
+
+def _common(request: Request, driver: Driver, packages: tuple[str, ...]) -> Version | None:
+    """The newest fitting version that all the packages are offered in: modules and libraries must be of one."""
+    offered = request.system.offered or {}
+    each = [{of_package(text) for text in offered[name] if _fits(driver, text)} for name in packages]
+    return max((version for version in set.intersection(*each) if version), default=None)
+
+
+def _missing(request: Request, driver: Driver, packages: tuple[str, ...]) -> list[str]:
+    offered = request.system.offered or {}
+    return [name for name in packages if not any(_fits(driver, version) for version in offered.get(name, ()))]
+
+
+def _fits(driver: Driver, package_version: str) -> bool:
+    version = of_package(package_version)
+    return version is not None and (version == driver.version if driver.exact else version.major == driver.branch)
+
+
+def _pinned(request: Request, driver: Driver, name: str) -> str:
+    """``name=version``, as the repository writes it; with a pattern where the repository wasn't read."""
+    offered = (request.system.offered or {}).get(name, ())
+    exact = [text for text in offered if of_package(text) == driver.version]
+    return f"{name}={max(exact, key=_revision)}" if exact else f"{name}={_pattern(driver)}"
+
+
+def _revision(package_version: str) -> tuple[int, tuple[int, ...]]:
+    """To take one of several packages of a version: NVIDIA's own before a distribution's, then the newest.
+
+    A distribution's revision has its release in it (0ubuntu1.24.04.1, 0+deb12u1). Its packages of a branch that has ended lead to the
+    next branch's.
+    """
+    digits = "".join(c if c.isdigit() else " " for c in package_version.rpartition("-")[2])
+    numbers = tuple(int(number) for number in digits.split())
+    return -len(numbers), numbers
+
+
+def _pattern(driver: Driver) -> str:
+    return f"{driver.version}-*" if driver.exact else f"{driver.branch}.*"
+
+
+def _version_of(packages: tuple[str, ...]) -> str | None:
+    """The driver's version in a package list; None where it has patterns."""
+    version = of_package(packages[0].partition("=")[2]) if packages and not packages[0].endswith("*") else None
+    return str(version) if version else None
+
+
+def _no_packages(request: Request, driver: Driver, missing: list[str]) -> HomelabError:
+    system = request.system
+    there = sorted({version.text for version in offered_versions(request, driver.branch)}, key=parse)
+    return HomelabError(
+        f"{request.name}: packages of {driver.text} for {system.distribution} {system.version}",
+        f"not offered: {', '.join(missing) or 'one version of all of them'}; offered: {', '.join(there) or 'nothing of that branch'}"
+        if request.naming
+        else f"no package names of branch {driver.branch} are known there",
+        "apt could not install them: `Unable to locate package`, or `Version … was not found`",
+        "set nvidia.driver to one that is offered, or nvidia.source: run for NVIDIA's installer"
+        if driver.known
+        else "set nvidia.driver to an exact version",
+    )
+
+
+def _runfile(request: Request, driver: Driver, choice: Choice | None) -> Runfile:
+    """:raises HomelabError: no release of the branch is known, so that there is nothing to download."""
+    data = request.data.packaging.runfile
+    if not driver.known:
+        raise HomelabError(
+            f"{request.name}: a version of the driver, for NVIDIA's installer",
+            f"{driver.text}, of which no release is known",
+            "the installer is a file for each version",
+            f'set nvidia.driver to an exact version, such as "{request.data.branches[request.data.recommended].newest}"',
+        )
+    base = request.settings.mirror.run or request.data.packaging.repositories.run
+    version = str(driver.version)
+    return Runfile(
+        version=version,
+        url=f"{base}/{data.url.format(version=version)}",
+        sha256=request.run_sha256(version),
+        checksum_url=f"{request.data.packaging.repositories.run}/{data.checksum.format(version=version)}",
+        prerequisites=data.prerequisites
+        if choice is None
+        else data.prerequisites + request.data.packaging.build + _headers(request),
+        arguments=data.userspace
+        if choice is None
+        else (*data.driver, _module_type(driver.version, data.module_type_since, choice.flavour)),
+    )
+
+
+def unpinned(run: Runfile, name: str) -> tuple[str, str, str, str]:
+    """The four parts of the message about an installer whose SHA-256 isn't known."""
+    return (
+        f"{name}: the SHA-256 of NVIDIA's installer {run.version}",
+        "neither this program's data nor nvidia.runSha256 has it",
+        "the installer runs as root, and a server, mirror or proxy that has another file must not decide what is run",
+        f"read it at {run.checksum_url}, from another network than the one that it is installed over, and set nvidia.runSha256: "
+        f'{{"{run.version}": "..."}}; or choose a version that is known here (docs/nvidia.md), or nvidia.source: packages',
+    )
+
+
+def _module_type(version: Version, since: Version, flavour: Flavour) -> str:
+    if version >= since:
+        return f"--kernel-module-type={flavour}"
+    return "-m=kernel-open" if flavour == "open" else "-m=kernel"
+
+
+# -- what else is installed ------------------------------------------------------------------------------------
+def _prerequisites(request: Request, source: str) -> tuple[str, ...]:
+    data = request.data.packaging
+    if request.target == "lxc":
+        return data.prerequisites
+    return data.prerequisites + (data.build[:1] if source == "packages" else data.build) + _headers(request)
+
+
+def _headers(request: Request) -> tuple[str, ...]:
+    """Headers for the kernels that the modules are built for, and the package that follows kernel updates.
+
+    On Proxmox VE for every kernel, as any of them may be the next one to boot; in a guest for the running one.
+    """
+    system, data = request.system, request.data.packaging
+    row = request.data.distribution(system.distribution or "", system.version or "")
+    names = data.proxmox if request.target == "host" else row
+    running = system.running or (system.kernels or ("",))[-1]
+    kernels = system.kernels if request.target == "host" else (running,)
+    if names is None or not kernels or not running:
+        return ()
+    follow = names.headers_follow
+    newer = row.newer_kernels if row and names is row else None
+    if newer and (of_kernel(running) or newer.than).numbers[:2] > newer.than.numbers:
+        follow = newer.headers_follow
+    flavour = flavour_of_kernel(running)
+    # A kernel of somebody's own has no package that follows it.
+    after = (follow.format(flavour=flavour),) if flavour else ()
+    return (*(names.headers.format(kernel=kernel) for kernel in kernels), *after)
+
+
+def _repositories(request: Request, source: str) -> tuple[Repository, ...]:
+    data, mirror, found = request.data.packaging, request.settings.mirror, []
+    if source != "run" or request.settings.cuda:
+        row = request.data.distribution(request.system.distribution or "", request.system.version or "")
+        if row is not None:
+            base = mirror.cuda or data.repositories.cuda
+            found.append(_repository("homelab-cuda", f"{base}/{row.path}", f"{base}/{row.path}", row.key))
+    if request.settings.container_toolkit:
+        base = mirror.container_toolkit or data.repositories.container_toolkit
+        found.append(
+            _repository("homelab-nvidia-container-toolkit", f"{base}/{data.toolkit.path}", base, data.toolkit.key)
+        )
+    return tuple(found)
+
+
+def _repository(name: str, url: str, key_base: str, key: Key) -> Repository:
+    keyring = f"/usr/share/keyrings/{name}.gpg"
+    return Repository(
+        name=name,
+        list_file=f"/etc/apt/sources.list.d/{name}.list",
+        line=f"deb [signed-by={keyring}] {url} /\n",
+        key_url=f"{key_base}/{key.file}",
+        key_fingerprint=key.fingerprint,
+        keyring=keyring,
+    )
+
+
+def _preferences(request: Request, driver: Driver, source: str) -> AptFile | None:
+    data, parts = request.data.packaging, []
+    if source != "run":
+        packages = " ".join(data.pinned)
+        parts.append(f"Package: {packages}\nPin: version {_pattern(driver)}\nPin-Priority: {_PRIORITY}\n")
+    if request.settings.container_toolkit:
+        # The CUDA repository has the toolkit, too: without a pin the two compete.
+        base = request.settings.mirror.container_toolkit or data.repositories.container_toolkit
+        packages = " ".join(data.toolkit.packages)
+        parts.append(f"Package: {packages}\nPin: origin {urlsplit(base).hostname}\nPin-Priority: {_PRIORITY}\n")
+    return AptFile("/etc/apt/preferences.d/homelab-nvidia", "\n".join(parts)) if parts else None
+
+
+def _unattended(request: Request, source: str) -> AptFile | None:
+    if source == "run":
+        return None
+    patterns = "".join(f'  "{pattern}";\n' for pattern in request.data.packaging.unattended)
+    content = f"Unattended-Upgrade::Package-Blacklist {{\n{patterns}}};\n"
+    return AptFile("/etc/apt/apt.conf.d/52homelab-nvidia", content)
+
+
+def _reboot(request: Request, driver: Driver, choice: Choice | None) -> Reboot:
+    system = request.system
+    if choice is None:
+        return Reboot(False, "a container has no kernel of its own")
+    if system.nouveau:
+        return Reboot(True, "nouveau has the card, and gives it up at a boot")
+    if system.loaded is None:
+        return Reboot(None, "only if the loaded module isn't the installed one, or nouveau has the card")
+    if not system.loaded:
+        return Reboot(False, "no driver has the card: the new module is loaded at once")
+    same = parse(system.loaded) == driver.version and system.loaded_flavour in (None, choice.flavour)
+    if same:
+        return Reboot(False, f"{system.loaded} is loaded already")
+    return Reboot(True, f"{system.loaded} is loaded, {driver.text} ({choice.flavour}) will be installed")
+
+
+def _cuda(request: Request) -> Cuda | None:
+    if request.settings.cuda is None:
+        return None
+    release, data = parse(request.settings.cuda), request.data.cuda
+    numbers = {"major": release.numbers[0], "minor": release.numbers[1]}
+    package = data.package.format(**numbers)
+    exact = f"{package}={release}-*" if len(release.numbers) > 2 else package
+    return Cuda(str(release), (exact,), f"{data.prefix.format(**numbers)}/bin/nvcc")
+
+
+def _toolkit(request: Request) -> Toolkit | None:
+    runtime = request.settings.container_toolkit
+    if runtime is None:
+        return None
+    data, system = request.data.packaging.toolkit, request.system
+    there = system.runtimes is None or runtime in system.runtimes
+    version = _toolkit_version(request)
+    legacy = version is not None and version < data.cdi_since
+    in_container = request.target == "lxc"
+    return Toolkit(
+        runtime=runtime,
+        packages=tuple(f"{name}={version}-*" for name in data.packages) if version else data.packages,
+        install=(data.runtimes[runtime],) if request.settings.docker == "install" and not there else (),
+        # podman reads CDI specifications itself.
+        configure=() if runtime == "podman" else ("nvidia-ctk", "runtime", "configure", f"--runtime={runtime}"),
+        restart="" if runtime == "podman" else runtime,
+        no_cgroups=in_container and system.unprivileged and legacy,
+        # Its own service skips systems without nvidia.ko in modules.dep, which a container has not.
+        cdi="/etc/cdi/nvidia.yaml" if in_container or runtime == "podman" else "",
+    )
+
+
+def _toolkit_version(request: Request) -> Version | None:
+    offered = (request.system.offered or {}).get(request.data.packaging.toolkit.packages[0], ())
+    return max((version for version in map(of_package, offered) if version), default=None)
+
+
+# -- notes -----------------------------------------------------------------------------------------------------
+def _notes(request: Request, driver: Driver) -> list[str]:
+    return [
+        *_card_notes(request, driver),
+        *_branch_notes(request, driver),
+        *_kernel_notes(request, driver),
+        *_cuda_notes(request),
+    ]
+
+
+def _card_notes(request: Request, driver: Driver) -> list[str]:
+    notes = []
+    for device, generation in request.generations.items():
+        row = request.data.device(device)
+        if generation is None:
+            notes.append(
+                f"{card_text(request, device)}: taken for a card that is newer than this program's data, which needs the open "
+                f"modules and a recent driver; whether {driver.text} knows it shows when the module is loaded"
+            )
+        elif row and row.absent < driver.version < row.listed:
+            notes.append(
+                f"{card_text(request, device)}: {row.absent} doesn't know it, {row.listed} does; whether {driver.version} does, "
+                "nobody has looked"
+            )
+    if request.devices is None and request.target != "lxc":
+        notes.append("the cards aren't known yet: whether driver and cards fit is checked before anything is installed")
+    return notes
+
+
+def _branch_notes(request: Request, driver: Driver) -> list[str]:
+    row = request.branch
+    if row is None:
+        return [f"branch {driver.branch} is newer than this program's data (up to {request.data.newest_branch})"]
+    if row.ended(request.today):
+        return [
+            f"branch {row.branch} has had its end of life ({row.ends}): no more fixes, also of security; "
+            f"{request.data.recommended} is maintained"
+        ]
+    return []
+
+
+def _kernel_notes(request: Request, driver: Driver) -> list[str]:
+    if request.target == "lxc":
+        return []
+    unknown = [k for k in request.system.kernels or () if request.data.kernel_verdict(k, driver.version) is None]
+    if not unknown:
+        return []
+    return [
+        f"whether the modules of {driver.text} build for {', '.join(unknown)} isn't known here; DKMS's result is looked at "
+        "before any reboot"
+    ]
+
+
+def _cuda_notes(request: Request) -> list[str]:
+    least = least_driver_of_cuda(request)
+    if least is None or request.settings.cuda is None:
+        return []
+    notes = []
+    if request.data.cuda_release(parse(request.settings.cuda)) is None:
+        notes.append(
+            f"CUDA {request.settings.cuda} is newer than this program's data: that it takes {least.version} or later is assumed"
+        )
+    if request.driver and request.driver.version < least.version:
+        notes.append(
+            f"CUDA {request.settings.cuda} came with {least.version}; with {request.driver.text} its programs run within the major "
+            "release, without PTX compiled at run time"
+        )
+    return notes

@@ -1,0 +1,75 @@
+"""A reading of a system (remote_scripts/read_system.sh): what its stack is planned from, and how far it is still as it was left."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.alias_generators import to_camel
+from pydantic.types import StringConstraints
+
+from homelab.errors import HomelabError
+from homelab.model import Runtime
+from homelab.nvidia.compatibility import Flavour
+from homelab.nvidia.request import System
+
+_Drift = Annotated[str, StringConstraints(pattern=r"^(repository|driver|boot|cuda|toolkit): ")]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """``boot_id``: of the system's kernel, in a container of the host's. ``steps``: those that were carried out there. ``drift``: what isn't
+    as they left it, each line with its step in front (`driver: ...`).
+    """
+
+    system: System
+    boot_id: str
+    steps: frozenset[str]
+    drift: tuple[str, ...]
+
+
+class _Answer(BaseModel):
+    """The script's JSON."""
+
+    model_config = ConfigDict(extra="forbid", alias_generator=to_camel)
+
+    boot_id: str
+    distribution: str | None
+    version: str | None
+    architecture: str
+    kernels: tuple[str, ...]
+    running: str
+    secure_boot: bool | None
+    mok_enrolled: bool | None
+    cards: tuple[str, ...]
+    nouveau: bool
+    loaded: str
+    loaded_flavour: Flavour | None
+    host_driver: str | None
+    unprivileged: bool | None
+    runtimes: frozenset[Runtime]
+    offered: dict[str, tuple[str, ...]] | None
+    steps: frozenset[str]
+    drift: tuple[_Drift, ...]
+
+
+def parse(text: str | dict[str, Any]) -> Reading:
+    """The reading in a script's output, or in the object that it stands for.
+
+    :raises HomelabError: it isn't one.
+    """
+    try:
+        found = _Answer.model_validate(text if isinstance(text, dict) else json.loads(text.strip().rpartition("\n")[2]))
+    except (ValidationError, ValueError) as error:
+        raise HomelabError(
+            "the reading of a system, as read_system.sh gives it",
+            str(error),
+            "an NVIDIA stack is planned from it",
+            "run that script by hand there, and see what it says on stderr",
+        ) from error
+    values = found.model_dump(exclude={"boot_id", "steps", "drift", "unprivileged"})
+    # Where it can't be told, the careful answer.
+    system = System(**values, unprivileged=found.unprivileged is not False)
+    return Reading(system, found.boot_id, found.steps, found.drift)

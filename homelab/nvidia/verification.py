@@ -1,0 +1,445 @@
+"""What a verification found (remote_scripts/nvidia_verification.sh), judged: is it what was wanted, and if not, why not?
+
+The script collects, this decides. A failure whose text is known is answered with its cause (`symptoms`), the most telling first; one
+cause is told once, in whatever it shows; what nobody knows is told in the program's own words.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from homelab.errors import HomelabError
+from homelab.model import Runtime
+from homelab.nvidia.compatibility import VENDOR, Compatibility, Flavour, Target, load
+from homelab.nvidia.flavour import allowed_by_card
+from homelab.nvidia.plan import Plan
+from homelab.nvidia.request import Request
+from homelab.nvidia.symptoms import Context, recognise
+
+# Of `timeout`, and of a shell that finds no such program.
+_TIMED_OUT, _NO_PROGRAM = 124, 127
+# What nvidia-smi says of many different causes.
+_VAGUE = (
+    "No devices were found",
+    "couldn't communicate with the NVIDIA driver",
+    "Unable to determine the device handle",
+    "Unknown Error",
+)
+# So many lines of a program that failed are quoted.
+_QUOTED = 8
+# Columns of nvidia-smi by the words with which their headings begin; units follow in brackets.
+_COLUMNS = {
+    "name": "name",
+    "uuid": "uuid",
+    "driver_version": "driver",
+    "memory.total": "memory",
+    "pci.bus_id": "address",
+    "pci.device_id": "device",
+    "compute_cap": "computeCapability",
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a system is to have; all of it as JSON has it, so that it goes through a stack's state.
+
+    :param driver: a branch or an exact version.
+    :param cards: vendor:device of each card that it is to see; None where that isn't known, and any will do.
+    :param cuda: a release; None where no compiler was asked for.
+    :param flavour: of the loaded modules; None in a container, whose host chose it.
+    :param needs_open, secure_boot, host_driver, kernel: as of `symptoms.Context`.
+    """
+
+    name: str = "this system"
+    target: Target = "vm"
+    driver: str = ""
+    cards: Sequence[str] | None = None
+    cuda: str | None = None
+    runtime: Runtime | None = None
+    flavour: Flavour | None = None
+    needs_open: bool | None = None
+    secure_boot: bool | None = None
+    host_driver: str | None = None
+    kernel: str | None = None
+
+    @classmethod
+    def of(cls, request: Request, plan: Plan, cards: Sequence[str] | None = None) -> Wanted:
+        """What a plan leads to.
+
+        :param cards: vendor:device of the cards that it is given, where that isn't all that were read.
+        """
+        system = request.system
+        given = system.cards if cards is None else cards
+        ours = None if given is None else [card.lower() for card in given if card.lower().startswith(f"{VENDOR}:")]
+        needs = [allowed_by_card(request, device) == ("open",) for device in request.generations]
+        return cls(
+            name=request.name,
+            target=request.target,
+            driver=plan.version or plan.driver,
+            cards=ours,
+            cuda=plan.cuda.release if plan.cuda else None,
+            runtime=plan.toolkit.runtime if plan.toolkit else None,
+            flavour=plan.flavour,
+            needs_open=any(needs) if needs else None,
+            secure_boot=system.secure_boot,
+            host_driver=system.host_driver or None,
+            kernel=system.running,
+        )
+
+    @property
+    def context(self) -> Context:
+        """The same for `symptoms`. The flavour isn't in it: which modules are loaded is read, not wanted."""
+        return Context(
+            self.name, self.target, None, self.needs_open, self.secure_boot, self.driver, self.host_driver, self.kernel
+        )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one of the script's programs did."""
+
+    status: int
+    output: str
+
+    @property
+    def works(self) -> bool:
+        return self.status == 0
+
+
+def judge(
+    result: Mapping[str, Any], wanted: Wanted, data: Compatibility | None = None
+) -> tuple[dict[str, Any], list[HomelabError]]:
+    """The stack's output of a system, and all that isn't as wanted; the output holds what was seen in either case.
+
+    :param result: the script's answer.
+    :returns: ``driver`` (the loaded version), ``flavour``, ``gpus`` (name, uuid, memory, address, computeCapability), ``cuda`` (nvcc's
+        release), ``program``, ``container``, ``uvm`` (whether it works; None where it wasn't asked for), and the errors.
+    """
+    parts = {key: _part(result.get(key)) for key in ("nvidiaSmi", "nvcc", "program", "container", "uvm")}
+    smi = parts["nvidiaSmi"] or _Part(_NO_PROGRAM, "")
+    cards = _cards(smi.output) if smi.works else []
+    nvcc = parts["nvcc"]
+    release = _release(nvcc) if nvcc else None
+    output = {
+        "driver": cards[0]["driver"] if cards else result.get("loaded") or None,
+        "flavour": result.get("flavour") or None,
+        "gpus": [{key: value for key, value in card.items() if key not in ("driver", "device")} for card in cards],
+        "cuda": release,
+        **{key: None if part is None else _passed(key, part) for key, part in parts.items() if key in _MARKS},
+    }
+    errors = list(_errors(result, wanted, parts, cards, release, data or load()))
+    return output, _once(errors)
+
+
+def _part(value: Any) -> _Part | None:
+    return None if value is None else _Part(int(value["status"]), str(value["output"]))
+
+
+def _cards(output: str) -> list[dict[str, str | None]]:
+    """nvidia-smi's rows, by the headings above them; what it calls [N/A] isn't known."""
+    lines = output.splitlines()
+    start = next((number for number, line in enumerate(lines) if line.startswith("index")), None)
+    if start is None:
+        return []
+    found = []
+    for row in csv.DictReader(io.StringIO("\n".join(lines[start:])), skipinitialspace=True):
+        # A warning below the table has no second field.
+        values = {str(key).partition(" ")[0]: value for key, value in row.items() if isinstance(value, str)}
+        if not values.get("uuid", "").startswith(("GPU-", "MIG-")):
+            continue
+        texts = {name: values.get(heading, "[N/A]").strip() for heading, name in _COLUMNS.items()}
+        found.append({name: None if text.startswith("[") else text for name, text in texts.items()})
+    return [{**card, "device": _device(card["device"]), "address": _address(card["address"])} for card in found]
+
+
+def _address(text: str | None) -> str | None:
+    """nvidia-smi's 00000000:01:00.0, whose domain has eight digits, as everybody else writes it."""
+    return None if text is None else re.sub(r"^0000(?=[0-9a-f]{4}:)", "", text.lower())
+
+
+def _device(text: str | None) -> str | None:
+    """nvidia-smi's 0x2B8510DE, device and vendor, as 10de:2b85."""
+    match = re.fullmatch(r"0x([0-9A-F]{4})([0-9A-F]{4})", text or "", re.IGNORECASE)
+    return f"{match[2]}:{match[1]}".lower() if match else None
+
+
+def _release(part: _Part) -> str | None:
+    match = re.search(r"release (\d+\.\d+)", part.output) if part.works else None
+    return match[1] if match else None
+
+
+def _passed(key: str, part: _Part) -> bool:
+    return part.works and _MARKS[key] in part.output
+
+
+# What a program that works says.
+_MARKS = {"program": "Result = PASS", "container": "GPU 0:", "uvm": "opened"}
+# What programs are tried for: what was wanted, what it means that it doesn't work, what to do where nobody knows the text.
+_PROGRAMS = {
+    "program": (
+        "a CUDA program that is compiled and runs on each card",
+        "other CUDA programs would fail as well",
+        "mend what these lines say, then `pulumi up` verifies it again",
+    ),
+    "container": (
+        "a container in which nvidia-smi sees the cards",
+        "nothing in a container could use them",
+        "try the same by hand (the image is named above, or `docker run --rm --runtime=nvidia --gpus all ubuntu nvidia-smi`), then run `pulumi up`",
+    ),
+}
+# Why an ordinary user can't open a node, by the kernel's word for it, in a container and elsewhere: what is behind it, what to do.
+_REFUSED = {
+    "No such file or directory": {
+        "lxc": (
+            "the container wasn't given it",
+            "run `pulumi up --refresh`: the container gets what it needs; by hand: dev[n] in `pct config`",
+        ),
+        "": (
+            "its module isn't loaded, or nothing has made the node",
+            "`nvidia-modprobe -u -c 0` makes it; `pulumi up --refresh` has that done at boot",
+        ),
+    },
+    "Permission denied": {
+        "lxc": (
+            "its mode keeps ordinary users out",
+            "give the container's dev[n] entries mode=0666, or gid= of a group that its users are in",
+        ),
+        "": (
+            "its mode keeps ordinary users out",
+            "take NVreg_DeviceFileMode, -UID and -GID out of /etc/modprobe.d, or add the users to that group",
+        ),
+    },
+    "Operation not permitted": {
+        "": (
+            "no rule of the control group allows it",
+            "run `pulumi up --refresh`: it brings the container's rules to the nodes' numbers, which may change",
+        ),
+    },
+    "No such device": {
+        "": (
+            "no driver is behind its numbers",
+            "run `nvidia-smi` on the machine that has the driver; then restart the container, or run `pulumi up --refresh`",
+        ),
+    },
+    "Input/output error": {
+        "": (
+            "the driver can't start the card",
+            "read `dmesg | grep NVRM`; power the host off once if the card wasn't reset",
+        ),
+    },
+}
+
+
+def _errors(
+    result: Mapping[str, Any],
+    wanted: Wanted,
+    parts: Mapping[str, _Part | None],
+    cards: Sequence[Mapping[str, str | None]],
+    release: str | None,
+    data: Compatibility,
+) -> Iterator[HomelabError]:
+    smi = parts["nvidiaSmi"] or _Part(_NO_PROGRAM, "")
+    context = _seen(wanted, result)
+    if smi.works and cards:
+        yield from _driver_and_cards(wanted, result, cards, data)
+    else:
+        yield from _no_cards(smi, str(result.get("kernelLog") or ""), context)
+    nvcc = parts["nvcc"]
+    if nvcc is not None:
+        yield from _compiler(wanted, nvcc, release, context)
+    told: list[HomelabError] = []
+    for key, (what, why, next_step) in _PROGRAMS.items():
+        part = parts[key]
+        if part is None or _passed(key, part):
+            continue
+        # Nothing works without the driver, nor a program without its compiler.
+        if not (smi.works and cards) or (key == "program" and nvcc is not None and not nvcc.works):
+            continue
+        told += recognise(part.output, context) or [_unknown(f"{wanted.name}: {what}", part, why, next_step)]
+    devices = parts["uvm"]
+    if devices and not devices.works and smi.works and cards:
+        # What the kernel says of a node tells more than the CUDA program, which failed for the same reason.
+        told = [error for error in told if not error.wanted.endswith("/dev/nvidia-uvm")]
+        yield _refused(wanted, devices)
+    yield from told
+    if (container := parts["container"]) and _passed("container", container):
+        yield from _cards_of_container(wanted, container, cards)
+
+
+def _seen(wanted: Wanted, result: Mapping[str, Any]) -> Context:
+    """The context, with the flavour that is loaded, not the one that was wanted."""
+    context = wanted.context
+    flavour: Flavour | None = {"open": "open", "proprietary": "proprietary"}.get(str(result.get("flavour")))  # type: ignore[assignment]
+    return Context(
+        context.name,
+        context.target,
+        flavour,
+        context.needs_open,
+        context.secure_boot,
+        context.driver,
+        context.host_driver,
+        context.kernel,
+    )
+
+
+def _no_cards(smi: _Part, log: str, context: Context) -> Iterator[HomelabError]:
+    """Why nvidia-smi lists no card. Where it doesn't say that itself, the kernel log does, of the time since the module was loaded."""
+    vague = smi.status == _TIMED_OUT or any(text in smi.output for text in _VAGUE)
+    known = recognise(f"{log}\n{smi.output}" if vague else smi.output, context)
+    if known:
+        yield from known
+    elif smi.status == _NO_PROGRAM:
+        yield HomelabError(
+            f"{context.name}: nvidia-smi",
+            "it isn't installed",
+            "the driver's libraries and tools come together; something removed them, or their installation broke off",
+            "run `pulumi up --refresh`: it installs what is missing",
+        )
+    else:
+        yield _unknown(
+            f"{context.name}: nvidia-smi that lists the cards",
+            smi,
+            "nothing could use them",
+            "run `nvidia-smi` there and read `dmesg | grep NVRM`; then `pulumi up` verifies it again",
+        )
+
+
+def _unknown(wanted: str, part: _Part, why: str, next_step: str) -> HomelabError:
+    """A failure whose text nobody knows."""
+    if part.status == _TIMED_OUT:
+        return HomelabError(
+            wanted,
+            "it wasn't done in the time that nvidia.timeouts.verify gives to all checks",
+            "a card that doesn't answer hangs all that asks it; or it was only slow, such as fetching an image",
+            "read `dmesg | grep -E 'NVRM|Xid'`; else set a longer nvidia.timeouts.verify, and run `pulumi up` again",
+        )
+    lines = [line for line in part.output.splitlines() if line.strip()]
+    found = "\n".join(lines[-_QUOTED:]) or "nothing was said"
+    return HomelabError(wanted, f"status {part.status}: {found}", why, next_step)
+
+
+def _refused(wanted: Wanted, devices: _Part) -> HomelabError:
+    """Nodes that an ordinary user can't open; the first one's reason stands for all."""
+    lines = [line for line in devices.output.splitlines() if line.strip() and not line.endswith(": opened")]
+    reason = next((word for word in _REFUSED if lines and word in lines[0]), None)
+    answers = (
+        _REFUSED[reason]
+        if reason
+        else {"": ("the kernel refuses it", "look at `ls -l /dev/nvidia*` there, then run `pulumi up`")}
+    )
+    why, next_step = answers.get(wanted.target, answers[""])
+    return HomelabError(
+        f"{wanted.name}: /dev/nvidiactl, /dev/nvidia-uvm and the cards' nodes, opened by an ordinary user",
+        "; ".join(lines) or f"status {devices.status}",
+        f"{why}: programs that don't run as root could not use CUDA",
+        next_step,
+    )
+
+
+def _driver_and_cards(
+    wanted: Wanted, result: Mapping[str, Any], cards: Sequence[Mapping[str, str | None]], data: Compatibility
+) -> Iterator[HomelabError]:
+    driver = cards[0]["driver"] or str(result.get("loaded") or "")
+    if wanted.driver and not _is(driver, wanted.driver):
+        yield HomelabError(
+            f"{wanted.name}: driver {wanted.driver}",
+            f"{driver} is in use",
+            "what was installed isn't what is loaded: the system wasn't rebooted since, or something else was installed",
+            "reboot it, then `pulumi up --refresh`; `dpkg -l '*nvidia*'` there shows what is installed",
+        )
+    flavour = result.get("flavour")
+    if wanted.flavour and flavour and flavour != wanted.flavour:
+        yield HomelabError(
+            f"{wanted.name}: the {wanted.flavour} kernel modules",
+            f"the {flavour} ones are loaded",
+            "open and proprietary modules differ in the cards that they know",
+            "reboot it, then `pulumi up --refresh`, which installs those that are wanted",
+        )
+    yield from _models(wanted, cards, data)
+
+
+def _is(version: str, wanted: str) -> bool:
+    """Whether a version is the wanted one, or of the wanted branch."""
+    return version == wanted or (wanted.isdigit() and version.startswith(f"{wanted}."))
+
+
+def _models(wanted: Wanted, cards: Sequence[Mapping[str, str | None]], data: Compatibility) -> Iterator[HomelabError]:
+    """By PCI id where nvidia-smi tells it, else by their number alone: names differ between drivers."""
+    if not wanted.cards:
+        return
+    seen = [card["device"] for card in cards]
+    expected = Counter(card.lower() for card in wanted.cards)
+    known = all(seen)
+    if Counter(seen) == expected if known else len(seen) == len(wanted.cards):
+        return
+    texts = ", ".join(_text(card, data) for card in wanted.cards)
+    found = ", ".join(f"{card['name']} ({card['device'] or card['address']})" for card in cards)
+    less = len(cards) < len(wanted.cards)
+    yield HomelabError(
+        f"{wanted.name}: {len(wanted.cards)} card(s): {texts}",
+        f"{len(cards)} in nvidia-smi: {found}",
+        "a card that is missing isn't given to this system, or doesn't start"
+        if less
+        else "programs would use other cards than those that were meant",
+        "in its host's settings look at gpuAssignment (vms.…, containers.…) and `lspci -nn -d 10de:`; for a missing one read "
+        "`dmesg | grep NVRM`",
+    )
+
+
+def _text(card: str, data: Compatibility) -> str:
+    """A card by its model, where the data knows it."""
+    device = card.partition(":")[2].lower()
+    row = data.device(device)
+    generation = data.generation(device)
+    name = row.cards[device] if row else generation.name if generation else "a card"
+    return f"{name} ({card})"
+
+
+def _compiler(wanted: Wanted, nvcc: _Part, release: str | None, context: Context) -> Iterator[HomelabError]:
+    if release is None:
+        missing = nvcc.status in (_NO_PROGRAM, 126)
+        known = recognise(nvcc.output, context)
+        generic = HomelabError(
+            f"{wanted.name}: nvcc of CUDA {wanted.cuda}",
+            "it isn't there"
+            if missing
+            else f"status {nvcc.status}: {nvcc.output.strip()[-400:] or 'nothing was said'}",
+            "CUDA programs are compiled with it",
+            "run `pulumi up --refresh`: it installs CUDA's toolkit again",
+        )
+        yield from known or [generic]
+    elif wanted.cuda and release.split(".") != wanted.cuda.split(".")[:2]:
+        yield HomelabError(
+            f"{wanted.name}: CUDA {wanted.cuda}",
+            f"nvcc is of {release}",
+            "what it compiles could be for other cards and drivers than those that were meant",
+            "run `pulumi up --refresh`; other releases may stay installed beside the wanted one",
+        )
+
+
+def _cards_of_container(
+    wanted: Wanted, container: _Part, cards: Sequence[Mapping[str, str | None]]
+) -> Iterator[HomelabError]:
+    inside = len(re.findall(r"^GPU \d+:", container.output, re.MULTILINE))
+    if not cards or inside == len(cards):
+        return
+    yield HomelabError(
+        f"{wanted.name}: a container that sees all of its {len(cards)} cards",
+        f"nvidia-smi in it lists {inside}",
+        "the CDI specification, or the runtime's configuration, is of fewer cards",
+        "run `pulumi up --refresh`: it makes the specification anew",
+    )
+
+
+def _once(errors: list[HomelabError]) -> list[HomelabError]:
+    """Each cause once: the same symptom shows in several programs."""
+    found: dict[tuple[str, str], HomelabError] = {}
+    for error in errors:
+        found.setdefault((error.wanted, error.why), error)
+    return list(found.values())

@@ -1,0 +1,134 @@
+"""One run (`pulumi up` or `pulumi destroy`) at a time on a host, whichever machine it comes from (ADR 15).
+
+Two stacks with states of their own, on two machines, know nothing of each other; the backend's lock is for one stack. So whoever is about
+to change a host opens a connection on which a script holds a lock (run_guard.sh) until that connection ends: with the process, whatever
+ends it. Nothing has to be cleared away after a run that was killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import getpass
+import platform
+import threading
+import time
+
+from homelab.errors import HomelabError, UnreachableError
+from homelab.remote import scripts, ssh
+from homelab.settings import Host
+
+# How often the script hears from here; it gives up after six times that.
+BEAT_SECONDS = 10.0
+# For so long the script of a connection that was cut may go on holding the host for this very run.
+GHOST_SECONDS = 90.0
+
+
+class RefusedError(HomelabError):
+    """Another run is at work on the host."""
+
+
+_GUARDS: dict[str, _Guard] = {}
+_TAKING = threading.Lock()
+
+
+def hold(name: str, host: Host) -> None:
+    """Holds ``host`` for this process, unless it does already.
+
+    :param name: of the host in the settings.
+    :raises RefusedError: another run is at work on it.
+    :raises HomelabError: it can't be reached.
+    """
+    with _TAKING:
+        known = _GUARDS.get(name)
+        if known is not None and known.is_alive():
+            return
+        ends = time.monotonic() + GHOST_SECONDS
+        while True:
+            guard = _Guard(host)
+            guard.start()
+            guard.answered.wait()
+            if guard.error is None:
+                break
+            # Refused on account of itself: the host hasn't noticed yet that the connection from before is gone.
+            own = isinstance(guard.error, RefusedError) and _this_run() in guard.error.found
+            if known is None or not own or time.monotonic() > ends:
+                if isinstance(guard.error, RefusedError):
+                    _GUARDS[name] = guard  # this run is to hold it, and doesn't: `hold_on` asks again
+                raise guard.error
+        _GUARDS[name] = guard
+
+
+def hold_on(name: str, host: Host) -> None:
+    """Holds ``host`` again where this process has held it, and lost it since (its machine slept, the way to the host was cut), or was refused.
+
+    Somebody else may have changed the host meanwhile, and be at it still. Arguments and errors as of `hold`.
+    """
+    if name in _GUARDS:
+        hold(name, host)
+
+
+def release(name: str) -> None:
+    """Lets go of it; a process that ends does so by itself."""
+    guard = _GUARDS.pop(name, None)
+    if guard is not None:
+        guard.stop()
+
+
+def _who() -> str:
+    """Who is at work, for another one to read."""
+    try:
+        user = getpass.getuser()
+    except (
+        OSError,
+        KeyError,
+        ImportError,
+    ):  # a user id without a name, as in a container; Windows without its variables
+        user = "somebody"
+    who = f"{user} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S %z')}"
+    return " ".join(who.encode("utf-8", "replace").decode().split())
+
+
+@functools.cache
+def _this_run() -> str:
+    """The same for as long as this process lives: by it a run knows itself."""
+    return _who()
+
+
+class _Guard(threading.Thread):
+    """Holds a host until the process ends, or the connection does."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(daemon=True, name=f"guard of {host.address}")
+        self._host = host
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.answered = threading.Event()
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            asyncio.run(self._hold())
+        except asyncio.CancelledError:
+            pass  # released
+        except Exception as error:
+            self.error = error  # before the answer: why there is none; after it: the connection has ended
+        finally:
+            self.answered.set()
+
+    def stop(self) -> None:
+        if self._loop is not None and self._task is not None:
+            self._loop.call_soon_threadsafe(self._task.cancel)
+            self.join()
+
+    async def _hold(self) -> None:
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        async with ssh.connect(self._host) as session:
+            try:
+                await session.keep(
+                    "hold", scripts.compose("run_guard.sh", WHO=_this_run()), self.answered.set, BEAT_SECONDS
+                )
+            except UnreachableError:
+                raise
+            except HomelabError as error:
+                raise RefusedError(error.wanted, error.found, error.why, error.next_step) from error

@@ -1,0 +1,59 @@
+"""What `destroy` needs of VMs and mappings, noted on their host as well as in Pulumi's state.
+
+A state can be lost: a laptop's disk, a backend that is gone. What we changed in files can be found again by what the scripts noted
+in /var/lib/homelab; a VM's options and a mapping's entry look the same whoever wrote them. So what a record puts into the state
+is noted here as well, before anything is changed, and forgotten when it has been given back. Only a resource that is *created* reads
+it: with a state there is nothing to look up.
+
+Names: ``vm/<vmid>``, ``mapping/<node>/<mapping>``. Notes are JSON, a form that later versions must go on reading.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from homelab.remote import scripts
+
+if TYPE_CHECKING:
+    from homelab.remote.ssh import Session
+
+
+def of_vm(vmid: int) -> str:
+    """The name of a VM's note."""
+    return f"vm/{vmid}"
+
+
+def of_mapping(node: str, mapping: str) -> str:
+    """The name of a mapping's note: the entry of this node."""
+    return f"mapping/{node}/{mapping}"
+
+
+def found(ledger: Mapping[str, str], name: str) -> dict[str, Any] | None:
+    """What is noted under that name. A note that can't be read is none: it is written anew, by rename, so this is somebody's edit."""
+    try:
+        note = json.loads(ledger.get(name, ""))
+    except ValueError:
+        return None
+    return note if isinstance(note, dict) else None
+
+
+async def note(session: Session, name: str, about: Mapping[str, Any]) -> None:
+    """Notes it, in place of what is noted there. Errors as of `Session.run`."""
+    await session.run("apply", scripts.ledger(name, _line(about)))
+
+
+async def keep(session: Session, name: str, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Notes it unless something is noted there; returns what is noted now. Errors as of `Session.run`."""
+    answer = scripts.answer(await session.run("apply", scripts.ledger(name, _line(about), keep=True)))
+    return found({name: str(answer["note"])}, name) or dict(about)
+
+
+async def forget(session: Session, name: str) -> None:
+    """What is noted there has been given back. Errors as of `Session.run`."""
+    await session.run("apply", scripts.ledger(name, ""))
+
+
+def _line(about: Mapping[str, Any]) -> str:
+    return json.dumps(about, sort_keys=True)

@@ -1,0 +1,205 @@
+"""NVIDIA's stack as steps: a plan and settings turned into what each script gets on its standard input.
+
+What is decided lies in the plan; the scripts only carry it out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from homelab.nvidia.compatibility import load
+from homelab.nvidia.plan import AptFile, Plan, Repository, unpinned
+from homelab.nvidia.symptoms import Context, Symptom, symptoms
+from homelab.remote.scripts import compose, file
+from homelab.settings.nvidia import Nvidia
+
+__all__ = [
+    "cuda",
+    "driver",
+    "in_container",
+    "package_arguments",
+    "read_system",
+    "repository",
+    "toolkit",
+    "verification",
+]
+
+# Where the texts come from that the scripts meet; those of the card itself are judged in Python.
+_MET_BY_SCRIPTS = re.compile(r"apt|dpkg|dkms|curl|sha256sum|installer|modprobe|nvidia-ctk")
+
+
+def read_system(asked: Sequence[str] = (), passed: Sequence[str] = ()) -> str:
+    """Standard input of read_system.sh.
+
+    :param asked: packages whose offered versions are told (`plan.packages_to_ask_for`).
+    :param passed: slots of a host's cards that VMs get.
+    """
+    return compose("read_system.sh", ASK=" ".join(asked), PASSED=" ".join(passed))
+
+
+def in_container(ctid: int, script: str) -> str:
+    """Standard input of in_container.sh, to be run on the host with the verb that ``script``, a composed one, is to get inside."""
+    return compose("in_container.sh", CTID=str(ctid), SCRIPT=script)
+
+
+def repository(
+    plan: Plan, settings: Nvidia, asked: Sequence[str] = (), *, context: Context | None = None, generation: str = "0"
+) -> str:
+    """Standard input of nvidia_repository.sh.
+
+    :param asked: packages whose versions its answer has (`plan.packages_to_ask_for`).
+    :param generation: has no part in what happens; a new one makes Pulumi run the script again.
+    """
+    first = [name for name in plan.prerequisites if name in load().packaging.prerequisites]
+    files = [one for one in (plan.preferences, plan.unattended) if one]
+    return compose(
+        "nvidia_repository.sh",
+        **package_arguments(settings, context or _context(plan)),
+        PREREQUISITES=" ".join(first),
+        REPOSITORIES="\n".join("\t".join(_fields(one)) for one in plan.repositories),
+        APT_FILES="\n".join(f"{one.path}\t{_one_line(one)}" for one in files),
+        ASK=" ".join(asked),
+        GENERATION=generation,
+    )
+
+
+def cuda(plan: Plan, settings: Nvidia, *, context: Context | None = None, generation: str = "0") -> str:
+    """Standard input of cuda_toolkit.sh.
+
+    :param context: for messages.
+    :param generation: has no part in what happens; a new one makes Pulumi run the script again.
+    :raises ValueError: the plan has no CUDA.
+    """
+    if plan.cuda is None:
+        raise ValueError("the plan has no CUDA")
+    return compose(
+        "cuda_toolkit.sh",
+        **package_arguments(settings, context or _context(plan)),
+        # nvcc hands half of its work to the host's compiler, which its package doesn't bring everywhere.
+        PACKAGES=" ".join((*plan.cuda.packages, load().packaging.build[-1])),
+        RELEASE=plan.cuda.release,
+        NVCC=plan.cuda.nvcc,
+        GENERATION=generation,
+    )
+
+
+def toolkit(
+    plan: Plan, settings: Nvidia, driver_version: str, *, context: Context | None = None, generation: str = "0"
+) -> str:
+    """Standard input of container_toolkit.sh; other arguments as of `cuda`.
+
+    :param driver_version: of the libraries that the CDI specification names.
+    :raises ValueError: the plan has no container toolkit.
+    """
+    if plan.toolkit is None:
+        raise ValueError("the plan has no container toolkit")
+    found = plan.toolkit
+    # What the settings say, not what the plan has to install now: the text stays the same once the runtime is there.
+    install = load().packaging.toolkit.runtimes[found.runtime] if settings.docker == "install" else ""
+    return compose(
+        "container_toolkit.sh",
+        **package_arguments(settings, context or _context(plan)),
+        TARGET=plan.target,
+        RUNTIME=found.runtime,
+        PACKAGES=" ".join(found.packages),
+        INSTALL=install,
+        CONFIGURE=" ".join(found.configure),
+        RESTART=found.restart,
+        NO_CGROUPS=_yes(found.no_cgroups),
+        CDI=found.cdi,
+        DRIVER=driver_version,
+        GENERATION=generation,
+    )
+
+
+def verification(
+    plan: Plan, settings: Nvidia, cards: int | None, *, context: Context | None = None, generation: str = "0"
+) -> str:
+    """Standard input of nvidia_verification.sh, whose verb is ``verify``; other arguments as of `cuda`.
+
+    :param cards: how many the system is to see, None where that isn't known. With none there is nothing to try them with.
+    """
+    try_them = cards != 0
+    with_cuda, engine = plan.cuda if try_them else None, plan.toolkit if try_them else None
+    return compose(
+        "nvidia_verification.sh",
+        **package_arguments(settings, context or _context(plan)),
+        NVCC=plan.cuda.nvcc if plan.cuda else "",
+        PROGRAM=file("vector_addition.cu") if with_cuda else "",
+        ENGINE=engine.runtime if engine else "",
+        IMAGE=load().packaging.toolkit.image,
+        CDI=_yes(engine is not None and bool(engine.cdi)),
+        UVM=_yes(try_them),
+        KERNEL_LOG=_yes(plan.target != "lxc"),
+        TIMEOUT=str(settings.timeouts.verify),
+        GENERATION=generation,
+    )
+
+
+def driver(plan: Plan, settings: Nvidia, *, context: Context | None = None, generation: str = "0") -> str:
+    """Standard input of nvidia_driver.sh; arguments as of `repository`."""
+    first, run = load().packaging.prerequisites, plan.run
+    return compose(
+        "nvidia_driver.sh",
+        **package_arguments(settings, context or _context(plan)),
+        TARGET=plan.target,
+        DRIVER=plan.driver,
+        FLAVOUR=plan.flavour or "",
+        SOURCE=plan.source,
+        PREREQUISITES=" ".join(name for name in plan.prerequisites if name not in first),
+        PACKAGES=" ".join(plan.packages),
+        RECOMMENDS="no" if plan.no_recommends else "yes",
+        RUN_VERSION=run.version if run else "",
+        RUN_URL=run.url if run else "",
+        RUN_SHA256=run.sha256 if run else "",
+        RUN_UNPINNED="\n".join(unpinned(run, (context or _context(plan)).name)) if run and not run.sha256 else "",
+        RUN_PREREQUISITES=" ".join(run.prerequisites) if run else "",
+        RUN_ARGUMENTS=" ".join(run.arguments) if run else "",
+        PERSISTENCE=file("homelab-nvidia-persistence.service") if plan.target == "host" else "",
+        GENERATION=generation,
+    )
+
+
+def _fields(one: Repository) -> Sequence[str]:
+    address, suite = one.line.split()[-2:]
+    return (address.rstrip("/"), suite, one.list_file, one.line.strip(), one.key_url, one.key_fingerprint, one.keyring)
+
+
+def _one_line(apt: AptFile) -> str:
+    # For printf %b; put_file adds the last end of line.
+    return apt.content.removesuffix("\n").replace("\\", "\\\\").replace("\n", "\\n")
+
+
+def _context(plan: Plan) -> Context:
+    return Context(target=plan.target, flavour=plan.flavour, driver=plan.version or f"branch {plan.driver}")
+
+
+def package_arguments(settings: Nvidia, context: Context) -> dict[str, str]:
+    """The arguments of remote_scripts/lib/packages.sh."""
+    proxy, timeouts = settings.proxy, settings.timeouts
+    return {
+        "NAME": context.name,
+        "SYMPTOMS": _table(context),
+        "PROXY": proxy.get_secret_value() if proxy else "",
+        "LOCK_SECONDS": str(timeouts.lock),
+        "DOWNLOAD_SECONDS": str(timeouts.download),
+        "INSTALL_SECONDS": str(timeouts.install),
+    }
+
+
+def _table(context: Context) -> str:
+    """The symptoms for `explain`: a line each, the cause that holds in this context; what the text itself says is filled in there."""
+    rows = [row for row in symptoms() if _MET_BY_SCRIPTS.search(row.where)]
+    return "\n".join("\t".join(_columns(row, context)) for row in rows)
+
+
+def _columns(row: Symptom, context: Context) -> Sequence[str]:
+    cause = row.cause(context)
+    values = {**row.values(context), "what": "{what}"}
+    texts = (text.format(**values) for text in (row.wanted, cause.why, cause.next))
+    return (row.name, row.pattern, row.where, *texts, " ".join(row.hides))
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"

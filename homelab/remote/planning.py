@@ -1,0 +1,104 @@
+"""A host read, judged and planned over one connection: what a preview shows, and what an `up` refuses or goes by.
+
+What is to be is decided from facts and settings (`plan.wanted`). What that means on the host (whether it must be rebooted, which files
+change) the very scripts say that do it, with the verb `plan`, which changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from homelab.container import plan as container_plan
+from homelab.errors import HomelabError, raise_all
+from homelab.host import plan
+from homelab.remote import scripts, ssh
+
+if TYPE_CHECKING:
+    from homelab.host.facts import HostFacts
+    from homelab.settings import Container, Host, Vm
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A reading, what is wanted on that host, the files that are going to be written, changed or given back for it, and whether it is
+    going to be rebooted. ``guests``: the plan's lines for guests and NVIDIA's stacks."""
+
+    facts: HostFacts
+    want: plan.Wanted
+    files: list[plan.PlannedFile]
+    reboot: plan.Reboot
+    guests: str
+
+
+async def planned(
+    name: str,
+    host: Host,
+    vms: dict[str, Vm],
+    containers: dict[str, Container],
+    timeout: float | None = None,
+) -> Planned:
+    """Reads ``host`` and asks its scripts.
+
+    :param name: the host's in the settings; ``vms`` and ``containers``: its guests, by theirs.
+    :param timeout: seconds until there is a connection; by default the host's ``timeouts.connect``.
+    :raises UnreachableError: as of `ssh.connect`.
+    :raises HomelabError: whatever stands against the change, all of it at once.
+    """
+    from homelab.remote.proxmox import probe
+    from homelab.remote.proxmox.api import OUTAGE_SECONDS
+    from homelab.vm import plan as vm_plan
+
+    async with ssh.connect(host, timeout) as session:
+        facts = await session.read(guests=True)
+        want = plan.wanted(facts, host)
+        # What would stop the way to a VM or a container is found before the host is rebooted for it.
+        machines, errors = vm_plan.describe(name, facts, host, want, vms)
+        shared, refused = container_plan.describe(
+            facts, want, containers, vms, host.node or name, driver_comes=host.nvidia is not None
+        )
+        stacks, impossible = _stacks(name, host, facts, want, vms, containers)
+        # In a thread: requests knows nothing of this loop.
+        patience = OUTAGE_SECONDS if timeout is None else timeout
+        closed = await asyncio.to_thread(probe.check, name, host, facts, want, vms, containers, patience)
+        raise_all([*errors, *refused, *impossible, *closed])
+        files = await _files(session, host, want, bool(containers))
+        driver: dict[str, Any] = {}
+        if host.nvidia:
+            from homelab.nvidia import preview
+
+            driver = preview.driver_to_be(name, host, facts, want)
+        script = scripts.reboot_host(host.reboot, want.words, sorted(want.functions), host.timeouts.rollback, **driver)
+        reboot = plan.Reboot(**scripts.answer(await session.run("plan", script)))
+    return Planned(facts, want, files, reboot, "\n".join(part for part in (machines, shared, stacks) if part))
+
+
+async def _files(session: ssh.Session, host: Host, want: plan.Wanted, nodes: bool) -> list[plan.PlannedFile]:
+    """What the layers' scripts would change, in their order.
+
+    :param nodes: are there containers, which take NVIDIA's device nodes?
+    :raises HomelabError: a script's own refusal, such as of a /boot that is too full.
+    """
+    layers = [
+        scripts.iommu_cmdline(want.iommu_words),
+        scripts.vfio_initramfs(bool(want.vfio_words)),
+        scripts.vfio_cmdline(want.vfio_words),
+    ]
+    layers += [scripts.nvidia_nodes()] if nodes else []
+    files = []
+    for script in layers:
+        files += scripts.answer(await session.run("plan", script))["files"]
+    return [plan.PlannedFile(**file) for file in files]
+
+
+def _stacks(
+    name: str, host: Host, facts: HostFacts, want: plan.Wanted, vms: dict[str, Vm], containers: dict[str, Container]
+) -> tuple[str, list[HomelabError]]:
+    """The plan of NVIDIA's stacks, and what stands against it; its data is read only where there is one."""
+    stacks: list[Any] = [host.nvidia, *(vm.nvidia for vm in vms.values()), *(one.nvidia for one in containers.values())]
+    if not any(stacks):
+        return "", []
+    from homelab.nvidia import preview
+
+    return preview.describe(name, host, facts, want, vms, containers)

@@ -1,0 +1,327 @@
+"""A VM through the API: its configuration changed under its digest, its power with care.
+
+A change is written first, while the VM still runs: what Proxmox VE refuses (rights, locks, digests) it refuses then, before anything
+is stopped. What waits for the next start is brought into force by a shutdown and a start; if the VM won't go off, or not start with
+it, the change is taken back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from homelab.errors import HomelabError
+from homelab.remote.proxmox.api import SECRETS, Api
+from homelab.remote.proxmox.errors import (
+    ApiError,
+    CardNotResetError,
+    ChangedMeanwhileError,
+    NotThereError,
+    TaskFailedError,
+    UnansweredError,
+    retold,
+)
+from homelab.text import tell
+from homelab.vm.config import Change, strings
+
+# A guest that is still booting ignores the power button: it is pressed again, this often.
+PRESS_SECONDS = 60
+# qemu-server's words for a card that has a reset which failed; its start task says OK all the same (PVE::QemuServer::PCI). A card
+# without any way to be reset isn't reset, and there is no such line.
+_NOT_RESET = re.compile(r"failed to reset PCI device '([^']+)'")
+# How far the clock of a task and the uptime of its VM may be apart, in seconds.
+CLOCK_SECONDS = 5
+# How long to look for the effect of a start that no task can be waited for.
+LOST_SECONDS = 30
+
+# From a VM's present configuration to what is to be written.
+Target = Callable[[dict[str, str]], Change]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How to shut down: within ``timeout`` seconds, then ``otherwise``: fail or stop."""
+
+    timeout: int
+    otherwise: str
+
+
+class Machine:
+    """One VM.
+
+    :param name: for messages, such as ``sandbox``.
+    """
+
+    def __init__(self, api: Api, vmid: int, name: str) -> None:
+        self._api = api
+        self.vmid = vmid
+        self.name = name
+        self._path = f"nodes/{api.node}/qemu/{vmid}"
+        self.label = f"VM {vmid} ({name})"
+        # How often it was started by this.
+        self.starts = 0
+
+    def say(self, text: str) -> None:
+        """Shows a line in Pulumi's display."""
+        tell(f"{self.name}: {text}")
+
+    # -- what it is ----------------------------------------------------------------------------------------------
+    def config(self) -> dict[str, str]:
+        """Its configuration, with what waits for the next start. Raises NotThereError, ApiError."""
+        return strings(self._read())
+
+    def _read(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._api.get(f"{self._path}/config", f"to read the configuration of {self.label}")
+        return found
+
+    def running(self) -> bool:
+        """Does it run? Raises ApiError."""
+        return bool(self._status()["status"] == "running")
+
+    def _status(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._api.get(f"{self._path}/status/current", f"to see whether {self.label} runs")
+        return found
+
+    def _waiting(self, keys: list[str]) -> list[str]:
+        """Those keys whose change waits for the next start."""
+        found = self._api.get(f"{self._path}/pending", f"to see what waits for the next start of {self.label}")
+        return [one["key"] for one in found if one["key"] in keys and ("pending" in one or one.get("delete"))]
+
+    # -- changes -------------------------------------------------------------------------------------------------
+    def converge(self, target: Target, keys: list[str], policy: Policy, power: str, *, ran: bool = False) -> bool:
+        """Writes what is to be written, brings it into force, and sees to the power. Returns whether the VM runs.
+
+        :param keys: all that may be waiting from an earlier, interrupted change.
+        :param power: ``keep``, ``running`` or ``stopped``.
+        :param ran: it ran before an interrupted change, or before a reboot of ours, and is to run again.
+        :raises HomelabError: it is as it was then, unless the text says otherwise.
+        """
+        running = self.running()
+        before, change = self._write(target)
+        has_card = any(key.startswith("hostpci") for key in {*before, *change.values} - {*change.delete})
+        if running and self._waiting(sorted({*keys, *change.keys})):
+            self._restart(before, change, policy, start=power != "stopped")
+            return power != "stopped"
+        if power == "stopped":
+            if running:
+                self.shut_down(policy)
+            return False
+        if not running and not change and keys and not ran:
+            # What still waits on a VM that is off was written while it ran, by a run that was killed during the restart.
+            ran = bool(self._waiting(keys))
+        if not running and (power == "running" or ran):
+            self._start_with(before, change, was_running=ran)
+            return True
+        if running and has_card:
+            self._require_last_start_reset()
+        return running
+
+    def _write(self, target: Target) -> tuple[dict[str, str], Change]:
+        """Writes under the digest; a change by somebody else in between is read anew, once."""
+        try:
+            return self._write_once(target)
+        except ChangedMeanwhileError:
+            self.say(f"somebody else has changed {self.label} a moment ago; reading it again")
+            return self._write_once(target)
+
+    def _write_once(self, target: Target) -> tuple[dict[str, str], Change]:
+        read = self._read()
+        before = strings(read)
+        change = target(before)
+        if change:
+            try:
+                self._put(change, read["digest"])
+            except (ChangedMeanwhileError, UnansweredError):
+                # It may have been carried out, and only the answer was lost: then nothing is left to be written.
+                if target(self.config()):
+                    raise
+            for key, value in change.values.items():
+                self.say(f"{key} set anew" if key in SECRETS else f"{key}: {value}")
+            for key in change.delete:
+                self.say(f"{key} removed")
+        return before, change
+
+    def _put(self, change: Change, digest: str | None) -> None:
+        parameters: dict[str, Any] = dict(change.values)
+        if change.delete:
+            parameters["delete"] = ",".join(change.delete)
+        if digest is not None:
+            parameters["digest"] = digest
+        self._api.put(f"{self._path}/config", f"to change {', '.join(change.keys)} of {self.label}", **parameters)
+
+    def _restart(self, before: dict[str, str], change: Change, policy: Policy, *, start: bool) -> None:
+        try:
+            self.shut_down(policy)
+        except HomelabError:
+            if change:  # it runs on, as it was
+                self._api.put(
+                    f"{self._path}/config",
+                    f"to take back what waits for {self.label}",
+                    repeatable=True,
+                    revert=",".join(change.keys),
+                )
+            raise
+        if start:
+            self._start_with(before, change, was_running=True)
+
+    def _start_with(self, before: dict[str, str], change: Change, *, was_running: bool) -> None:
+        """Starts it; if that fails because of the change, it is taken back, and a VM that ran runs again as before."""
+        try:
+            self.start()
+        except ApiError as error:
+            # One that runs with a card that wasn't reset is left running: what is in it isn't ours to switch off.
+            if change and not isinstance(error, UnansweredError | CardNotResetError):
+                self._take_back(before, change, start=was_running, error=error)
+            raise
+
+    def _take_back(self, before: dict[str, str], change: Change, *, start: bool, error: ApiError) -> None:
+        old = {key: before[key] for key in change.keys if key in before}
+
+        def as_before(config: dict[str, str]) -> Change:
+            values = {key: value for key, value in old.items() if config.get(key) != value}
+            return Change(values, [key for key in change.keys if key not in before and key in config])
+
+        try:
+            self._write(as_before)
+            outcome = f"{self.label} has back what it had"
+        except ApiError as second:
+            outcome, start = f"{self.label} is off, and couldn't be given back what it had: {second.found}", False
+        if start:
+            try:
+                self.start()
+                outcome += ", and runs again without the change"
+            except ApiError as second:
+                outcome += f", and doesn't start without the change either: {second.reason}"
+        raise retold(error, f"{error.found}\n        {outcome}") from error
+
+    # -- power ---------------------------------------------------------------------------------------------------
+    def start(self) -> None:
+        """Starts it and waits till it runs. Raises ApiError."""
+        wanted = f"{self.label} started"
+        self.say("starting")
+        try:
+            log = self._task("post", "/status/start", wanted, ("qmstart", "hastart"))
+        except ApiError as error:
+            log = []
+            # Somebody else was faster, or the answer was lost.
+            if "already running" not in error.reason and not (isinstance(error, UnansweredError) and self._comes_up()):
+                raise
+        self.starts += 1
+        if not self._comes_up():
+            raise ApiError(
+                wanted,
+                "its task ended well, and it doesn't run",
+                "it went off at once: QEMU or the guest ended by itself",
+                f"look at `journalctl -u {self.vmid}.scope` on the host and the VM's console, then run `pulumi up` again",
+                500,
+                "not running",
+            )
+        self._require_reset(log)
+
+    def _task(
+        self, verb: str, below: str, wanted: str, kinds: tuple[str, ...], seconds: float = 0, **parameters: Any
+    ) -> list[str]:
+        """Has the node do something for which it starts a task; ``seconds``: what the task waits for besides working."""
+        limit = seconds + self._api.host.timeouts.api_task
+        return self._api.carry_out(verb, f"{self._path}{below}", wanted, limit, self.say, kinds=kinds, **parameters)
+
+    def _require_reset(self, log: list[str]) -> None:
+        """Refuses a start that says in its log alone that a card was not reset.
+
+        :raises CardNotResetError: it runs on.
+        """
+        failed = sorted({match[1] for line in log if (match := _NOT_RESET.search(line))})
+        if failed:
+            raise _not_reset(self, failed)
+
+    def _require_last_start_reset(self) -> None:
+        """The same for a VM that runs already, as far as it was us who started it: a run that failed for it isn't made good by another."""
+        up = self._status().get("uptime", 0)
+        started = self._api.node_time - float(up)
+        mine = self._api.tasks(source="archive", vmid=self.vmid, typefilter="qmstart", limit=1)
+        for task in mine:
+            if task["starttime"] - CLOCK_SECONDS <= started <= task.get("endtime", 0) + CLOCK_SECONDS:
+                self._require_reset(self._api.task_log(task["upid"]))
+
+    def _comes_up(self) -> bool:
+        """Does it run, within a while? There may be no task to wait for: the answer was lost, or the HA manager does it."""
+        return self._becomes(running=True, deadline=self._api.clock.now() + LOST_SECONDS)
+
+    def _becomes(self, *, running: bool, deadline: float) -> bool:
+        while self.running() is not running:
+            if self._api.clock.now() > deadline:
+                return False
+            self._api.clock.sleep(1)
+        return True
+
+    def shut_down(self, policy: Policy) -> None:
+        """Shuts it down through its agent or ACPI; pressed again for a guest that is still booting.
+
+        :raises ApiError: it is still on, and ``otherwise`` is fail.
+        """
+        wanted = f"{self.label} shut down within {policy.timeout} seconds"
+        self.say("shutting down")
+        clock = self._api.clock
+        deadline = clock.now() + policy.timeout
+        while True:
+            left = max(1, round(deadline - clock.now()))
+            last = left <= PRESS_SECONDS
+            force = {"forceStop": 1} if last and policy.otherwise == "stop" else {}
+            options = {"timeout": min(left, PRESS_SECONDS), **force}
+            try:
+                self._task("post", "/status/shutdown", wanted, ("qmshutdown", "hastop"), left, **options)
+            except TaskFailedError as error:
+                if not self.running():
+                    return
+                if last:
+                    raise _still_on(self, policy, error) from error
+            except ApiError:  # it wasn't even tried: a right, a lock
+                if not self.running():
+                    return
+                raise
+            else:
+                # A VM under HA goes off after its task has ended.
+                if not self._becomes(running=False, deadline=deadline):
+                    raise _still_on(self, policy, ApiError(wanted, "its task ended well", "", "", 500, "still running"))
+                return
+
+    def destroy(self) -> None:
+        """Removes it, with its disks. Raises ApiError."""
+        wanted = f"{self.label} removed"
+        # A storage may overwrite the disks first (saferemove), for as long as writing them took.
+        seconds = self._api.host.timeouts.create
+        self._task("delete", "", wanted, ("qmdestroy",), seconds, purge=1, **{"destroy-unreferenced-disks": 1})
+
+    def exists(self) -> bool:
+        """Is there such a VM? Raises ApiError."""
+        try:
+            self._read()
+        except NotThereError:
+            return False
+        return True
+
+
+def _still_on(machine: Machine, policy: Policy, error: ApiError) -> HomelabError:
+    return ApiError(
+        error.wanted,
+        f"it is still on: {error.found}",
+        "what was to be changed takes a VM that is off; it runs on as it was",
+        f"shut it down from inside, give it longer (vms.{machine.name}.shutdown.timeout, now {policy.timeout}), or let it be switched "
+        f"off then (shutdown.otherwise: stop)",
+        error.status,
+        error.reason,
+    )
+
+
+def _not_reset(machine: Machine, functions: list[str]) -> CardNotResetError:
+    return CardNotResetError(
+        f"{machine.label} started with its card reset",
+        f"its start task's log says: failed to reset PCI device {', '.join(functions)}; the task says OK, and the VM runs",
+        "a card that wasn't reset is as its last user left it: the guest's driver finds it dead, or the host loses it",
+        "look at the kernel's log on the host (`journalctl -k -g 'vfio|FLR|D3cold'`); shut the VM down, switch the host off and on again "
+        "(a reboot is not enough for a card that hangs), then run `pulumi up` again",
+        500,
+        "failed to reset PCI device",
+    )

@@ -1,0 +1,154 @@
+"""Before anything is changed: does the API let us in, is it the host's, may we do what `up` is going to do? All that isn't so, at once."""
+
+from __future__ import annotations
+
+import hashlib
+import ssl
+
+from homelab import rights
+from homelab.errors import HomelabError
+from homelab.host.facts import HostFacts
+from homelab.host.plan import Wanted
+from homelab.remote.proxmox.api import OUTAGE_SECONDS, Api, identity
+from homelab.remote.proxmox.connection import FINGERPRINT_COMMAND, colons
+from homelab.rights import Access, Needs
+from homelab.settings import Container, Host, Vm
+from homelab.vm.config import Wish, recorded
+from homelab.vm.plan import cards_of
+
+
+def check(
+    name: str,
+    host: Host,
+    facts: HostFacts,
+    want: Wanted,
+    vms: dict[str, Vm],
+    containers: dict[str, Container],
+    patience: float = OUTAGE_SECONDS,
+) -> list[HomelabError]:
+    """What stands against using the API of a host as these settings will; nothing for a host that isn't used through it.
+
+    :param name: the host's in the settings; ``vms``, ``containers``: those on it.
+    :param facts: a reading of the host with its guests.
+    :param patience: seconds that an outage of the API may last.
+    """
+    needs = needed(name, host, facts, want, vms, containers)
+    if host.api is None or not needs:
+        return []
+    if mistaken := _fingerprint(name, host, facts):
+        return [mistaken]
+    node = host.node or name
+    access = Access.parse(facts.cluster.users) if facts.cluster.users else None
+    try:
+        api = Api(host, node, access=lambda: access, patience=patience)
+        nodes = [str(one["node"]) for one in api.get("nodes", f"to log in to {name}'s Proxmox VE API")]
+        if node not in nodes:
+            return [_no_node(name, node, nodes)]
+        if host.api.is_root:
+            return []
+        has = {
+            path: set(api.get("access/permissions", f"to see what {identity(host)} may", path=path).get(path, ()))
+            for path in needs
+        }
+    except HomelabError as error:
+        return [error]
+    lacking = rights.missing(needs, has)
+    return [_lacking(name, host, access, lacking)] if lacking else []
+
+
+def needed(
+    name: str,
+    host: Host,
+    facts: HostFacts,
+    want: Wanted,
+    vms: dict[str, Vm],
+    containers: dict[str, Container],
+) -> Needs:
+    """The rights that an `up` with these settings takes. Arguments as of `check`."""
+    return rights.together([*_mappings(name, host, facts), *_vms(host, facts, want, vms), *_containers(containers)])
+
+
+def _mappings(name: str, host: Host, facts: HostFacts) -> list[Needs]:
+    found = []
+    entries = facts.guests.mapping_entries
+    for gpu, about in host.gpus.items():
+        if about.use == "vm" and host.api is not None:
+            mapping = host.mapping_of(gpu)
+            known = any(entry.get("node") == (host.node or name) for entry in entries.get(mapping, []))
+            found.append(rights.of_mapping(mapping, write=not known, make=mapping not in entries))
+    return found
+
+
+def _vms(host: Host, facts: HostFacts, want: Wanted, vms: dict[str, Vm]) -> list[Needs]:
+    slots = {gpu: str(about["slot"]) for gpu, about in want.gpus.items()}
+    found = []
+    for name, vm in vms.items():
+        config = facts.guests.config(vm.vmid)
+        if config is None and vm.create is not None:
+            found.append(rights.of_new_vm(name, vm.vmid, vm.create))
+        values = config.values if config else {}
+        wish = Wish(name, vm.vmid, cards_of(vm, host, slots), vm.machine, vm.display, vm.allow_shared_onboot)
+        keys = list(recorded(values, wish, {})[0]) if config or vm.create else []
+        found.append(rights.of_vm(vm, host, keys, power=bool(keys) or vm.wanted_power != "keep"))
+    return found
+
+
+def _containers(containers: dict[str, Container]) -> list[Needs]:
+    from homelab.resources.container import configuration
+
+    return [
+        rights.of_new_container(
+            one.ctid,
+            configuration(name, one.create.model_dump(mode="json", exclude={"password"})),
+            one.create,
+        )
+        for name, one in containers.items()
+        if one.create is not None
+    ]
+
+
+def _fingerprint(name: str, host: Host, facts: HostFacts) -> HomelabError | None:
+    """Is the configured fingerprint that of the authority, which no server shows?"""
+    wanted = host.api and host.api.fingerprint
+    authority, certificate = _sha256(facts.cluster.authority), _sha256(facts.cluster.certificate)
+    if wanted is None or wanted != authority or wanted == certificate:
+        return None
+    right = f": {colons(certificate)}" if certificate else ""
+    return HomelabError(
+        f"hosts.{name}.api.fingerprint of the certificate that the host's API shows",
+        "it is that of the cluster's own authority, /etc/pve/pve-root-ca.pem, the first that `pvenode cert info` lists",
+        "the API shows another certificate, which the authority has signed: nobody could be recognised by this one",
+        f"set the fingerprint of pve-ssl.pem, or pveproxy-ssl.pem where there is one (`{FINGERPRINT_COMMAND}`){right}; or give caFile, "
+        "a copy of /etc/pve/pve-root-ca.pem, instead",
+    )
+
+
+def _sha256(pem: str) -> str | None:
+    """The fingerprint of a file's first certificate."""
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+    if begin not in pem or end not in pem:
+        return None
+    first = pem[pem.index(begin) : pem.index(end) + len(end)]
+    try:
+        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(first)).hexdigest()
+    except ValueError:
+        return None
+
+
+def _no_node(name: str, node: str, nodes: list[str]) -> HomelabError:
+    return HomelabError(
+        f"the node {node}, as hosts.{name} is in Proxmox VE",
+        f"its API knows no node of that name; there are: {', '.join(nodes)}",
+        "mappings and guests are a node's",
+        f"correct hosts.{name}.node: the name that `hostname` prints on the host",
+    )
+
+
+def _lacking(name: str, host: Host, access: Access | None, lacking: Needs) -> HomelabError:
+    who = identity(host)
+    return HomelabError(
+        f"the rights of {who} that these settings take on {name}",
+        f"it lacks {rights.described(lacking)}",
+        f"{who} lacks the right to what `up` has to do: it would end half-way; nothing was changed",
+        rights.advice(access, who, lacking),
+    )

@@ -1,0 +1,314 @@
+"""The bash that runs on a host: composed of arguments, the library and one script, and sent as standard input.
+
+Nothing is copied to the host, no value is ever part of a command line, and the Pulumi state holds the very text that can undo
+what was done.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from homelab.errors import HomelabError
+
+FOLDER = Path(__file__).resolve().parents[2] / "remote_scripts"
+
+# By its name the test VM of a run that was killed is known to the next one, and removed.
+PASSTHROUGH_TEST_NAME = "homelab-passthrough-test"
+PASSTHROUGH_TEST_FOLDER = "/run/homelab-passthrough-test"
+
+# In the order in which they are read; each says in its header what it gives.
+LIBRARY = ("common", "files", "boot", "words")
+# After its start until the dead man's switch looks at a boot, in seconds; the settings' default.
+ROLLBACK_SECONDS = 600
+# How long a boot's confirmation waits for another run on the host, in seconds.
+CONFIRM_LOCK_SECONDS = 45
+# What one script needs besides.
+PARTS = {
+    "cmdline.sh": ("rollback",),
+    "vfio_initramfs.sh": ("rollback",),
+    "rollback.sh": ("rollback",),
+    "confirm_boot.sh": ("rollback",),
+    "reboot_host.sh": ("rollback", "nvidia", "driver", "lacking"),
+    "passthrough_test.sh": ("small_initramfs",),
+    "nvidia_nodes.sh": ("nvidia",),
+    "read_host.sh": ("rollback", "nvidia", "driver", "lacking", "containers", "carriers"),
+    "container_gpus.sh": ("nvidia", "containers"),
+    "container_restart.sh": ("nvidia", "containers"),
+    "container_verification.sh": ("nvidia", "containers"),
+}
+# The same for scripts that run in a guest as well, which has no boot configuration of this program.
+GUEST_LIBRARY = ("common", "files")
+GUEST_PARTS = {
+    "reboot_guest.sh": (),
+    "run_guard.sh": (),
+    "read_system.sh": ("nvidia", "driver"),
+    "in_container.sh": (),
+    "nvidia_repository.sh": ("nvidia", "driver", "packages"),
+    "nvidia_driver.sh": ("nvidia", "driver", "packages"),
+    "cuda_toolkit.sh": ("packages",),
+    "container_toolkit.sh": ("packages", "engines"),
+    "nvidia_verification.sh": ("packages",),
+}
+
+
+@functools.cache
+def _text(name: str) -> str:
+    # Text mode turns CRLF, which a Windows checkout may have, into the LF that bash needs.
+    return (FOLDER / name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def file(name: str) -> str:
+    """A file that a script installs on the host, without its last newline (the script adds it).
+
+    :raises FileNotFoundError: there is no remote_scripts/files/<name>.
+    """
+    return _text(f"files/{name}").removesuffix("\n")
+
+
+def compose(script: str, **arguments: str) -> str:
+    """The standard input for ``bash -s -- VERB``.
+
+    :param script: a file name in remote_scripts/.
+    :param arguments: what the script's header lists; each becomes a quoted assignment.
+    :raises FileNotFoundError: there is no such script.
+    """
+    assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in sorted(arguments.items()))
+    library = "".join(_text(f"lib/{name}.sh") for name in library_of(script))
+    return f"{assignments}{library}{_text(script)}"
+
+
+def library_of(script: str) -> tuple[str, ...]:
+    """The parts of the library that a script is composed with, in their order."""
+    if script in GUEST_PARTS:
+        return (*GUEST_LIBRARY, *GUEST_PARTS[script])
+    return (*LIBRARY, *PARTS.get(script, ()))
+
+
+def answer(output: str) -> dict[str, Any]:
+    """What a script answers: the JSON of its last line. A login may print something of its own before.
+
+    :raises HomelabError: it is none.
+    """
+    line = output.strip().rpartition("\n")[2]
+    try:
+        found = json.loads(line)
+        if isinstance(found, dict):
+            # Half a surrogate pair, which JSON can escape, can't be written anywhere.
+            return found if "\\ud" not in line.lower() else dict(_writable(found))
+        problem = "it is no object"
+    except ValueError as error:
+        problem = str(error)
+    raise HomelabError(
+        "one line of JSON from a script",
+        f"{line[:200]!r} ({problem})",
+        "nothing follows from an answer that can't be read",
+        "log in and see whether root's shell prints something of its own for non-interactive sessions (~/.bashrc)",
+    )
+
+
+def _writable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_writable(key): _writable(one) for key, one in value.items()}
+    return [_writable(one) for one in value] if isinstance(value, list) else value
+
+
+def command(verb: str, user: str) -> str:
+    """The command line that runs a composed script: as root, through sudo for any other user."""
+    bash = f"bash -s -- {verb}"
+    return bash if user == "root" else f"sudo -n {bash}"
+
+
+def _switch(rollback_after: int) -> dict[str, str]:
+    # What the dead man's switch is made of, for whoever arms it.
+    program = compose(
+        "rollback.sh", ROLLBACK_AFTER=str(rollback_after), ENTRY_SYSTEMD_BOOT=file("systemd_boot_entry.sh")
+    ).removesuffix("\n")
+    return {"ROLLBACK_AFTER": str(rollback_after), "ROLLBACK": f"#!/bin/bash\n{program}"}
+
+
+def cmdline(
+    name: str, words: str, generation: int, *, entry: bool = False, rollback_after: int = ROLLBACK_SECONDS
+) -> str:
+    """Standard input of cmdline.sh: ``words`` on the kernel command line under ``name``; ``entry``: the second boot entry.
+
+    ``generation`` has no part in what happens; a new one makes Pulumi run the script again. ``rollback_after``: seconds after a
+    boot's start until the dead man's switch, which this arms, looks at it.
+    """
+    return compose(
+        "cmdline.sh",
+        NAME=name,
+        WORDS=words,
+        ENTRY="yes" if entry else "no",
+        ENTRY_GRUB=file("grub_entry.sh"),
+        ENTRY_SYSTEMD_BOOT=file("systemd_boot_entry.sh"),
+        NOTICE="the running kernel keeps its command line until the next reboot",
+        GENERATION=str(generation),
+        **_switch(rollback_after),
+    )
+
+
+def iommu_cmdline(words: str, generation: int = 0, *, rollback_after: int = ROLLBACK_SECONDS) -> str:
+    """The layer of the IOMMU, as of `cmdline`."""
+    return cmdline("iommu", words, generation, rollback_after=rollback_after)
+
+
+def vfio_cmdline(words: str, generation: int = 0, *, rollback_after: int = ROLLBACK_SECONDS) -> str:
+    """The layer of the binding, as of `cmdline`."""
+    return cmdline("vfio", words, generation, entry=True, rollback_after=rollback_after)
+
+
+def vfio_initramfs(needed: bool, generation: int = 0, *, rollback_after: int = ROLLBACK_SECONDS) -> str:
+    """Standard input of vfio_initramfs.sh; ``needed`` is False where nothing is bound by this program.
+
+    ``rollback_after`` as of `cmdline`.
+    """
+    return compose(
+        "vfio_initramfs.sh",
+        NEEDED="yes" if needed else "no",
+        INIT_TOP=file("init_top.sh"),
+        HOOK=file("initramfs_hook.sh"),
+        GENERATION=str(generation),
+        **_switch(rollback_after),
+    )
+
+
+def reboot_host(
+    policy: str,
+    words: str,
+    functions: Sequence[str],
+    rollback_after: int,
+    driver: str = "",
+    flavour: str = "",
+    source: str = "either",
+    *,
+    awaited: int = 3 * ROLLBACK_SECONDS,
+) -> str:
+    """Standard input of reboot_host.sh, with the verb ``apply``, or ``plan``, which decides the same and changes nothing.
+
+    :param rollback_after: as of `cmdline`.
+    :param driver: NVIDIA's that the host's own cards are to have: the installed version; for ``plan`` also the branch that is to be
+        installed. Empty: it doesn't matter. ``flavour``: of its modules; ``source``: where it is installed from.
+    :param awaited: seconds for which an `up` waits for the boot.
+    """
+    return compose(
+        "reboot_host.sh",
+        POLICY=policy,
+        WORDS=words,
+        FUNCTIONS=" ".join(functions),
+        DRIVER=driver,
+        FLAVOUR=flavour,
+        SOURCE=source,
+        AWAITED=str(awaited),
+        **_switch(rollback_after),
+    )
+
+
+def read_host(
+    *, guests: bool = False, lspci: bool = False, signs: str = "", systems: Sequence[str] = (), read_system: str = ""
+) -> str:
+    """Standard input of read_host.sh.
+
+    :param guests: also lists what runs, which takes a real host a second or two.
+    :param signs: an extended regular expression; lines of the kernel's log that it finds are passed on.
+    :param systems: `host` and ids of containers, which are read as well, each by the composed script ``read_system``.
+    """
+    return compose(
+        "read_host.sh",
+        GUESTS="yes" if guests else "no",
+        LSPCI="yes" if lspci else "no",
+        SIGNS=signs,
+        SYSTEMS=" ".join(systems),
+        READ_SYSTEM=read_system,
+    )
+
+
+def passthrough_test(
+    functions: Mapping[str, str], *, vmid: int | None = None, timeout: int = 180, folder: str = PASSTHROUGH_TEST_FOLDER
+) -> str:
+    """Standard input of passthrough_test.sh, with the verbs ``apply``, or ``build`` and ``report`` for any QEMU.
+
+    :param functions: PCI address -> vendor:device of what the test VM gets: whole cards.
+    :param vmid: the VM's id; None: the next free one.
+    :param timeout: seconds from the VM's start until it has said what it sees.
+    :param folder: where the test's files are; for ``apply`` below /run, since it is removed.
+    """
+    return compose(
+        "passthrough_test.sh",
+        FUNCTIONS=" ".join(f"{address}={ids}" for address, ids in sorted(functions.items())),
+        VMID="" if vmid is None else str(vmid),
+        TIMEOUT=str(timeout),
+        NAME=PASSTHROUGH_TEST_NAME,
+        FOLDER=folder,
+        INIT=file("passthrough_init.sh"),
+    )
+
+
+def nvidia_nodes(generation: int = 0) -> str:
+    """Standard input of nvidia_nodes.sh."""
+    about = "# Written by homelab, which takes it away again (pulumi destroy)."
+    program = f"#!/bin/bash\n{about}\nset -eu\nROOT=${{ROOT:-}}\n{_text('lib/nvidia.sh')}make_nvidia_nodes"
+    return compose(
+        "nvidia_nodes.sh", NODES=program, UNIT=file("homelab-nvidia-nodes.service"), GENERATION=str(generation)
+    )
+
+
+def container_gpus(
+    ctid: int, devices: Mapping[str, str], shutdown: Mapping[str, Any], generation: str, *, keep: bool = False
+) -> str:
+    """Standard input of container_gpus.sh.
+
+    :param devices: ``METHOD``, ``MINORS`` and ``FUNCTIONS``, as the script's header has them.
+    :param shutdown: ``timeout`` in seconds, ``otherwise``.
+    :param generation: has no part in what happens; a new one makes Pulumi run the script again.
+    :param keep: the container goes with the stack, so that nothing is taken out of it.
+    """
+    return compose(
+        "container_gpus.sh",
+        CTID=str(ctid),
+        **devices,
+        **_shutdown(shutdown),
+        KEEP="yes" if keep else "no",
+        GENERATION=generation,
+    )
+
+
+def container_restart(ctid: int, devices: Mapping[str, str], shutdown: Mapping[str, Any], power: str) -> str:
+    """Standard input of container_restart.sh; arguments as of `container_gpus`, ``power``: keep, running or stopped."""
+    return compose("container_restart.sh", CTID=str(ctid), **devices, **_shutdown(shutdown), POWER=power)
+
+
+def container_verification(ctid: int, devices: Mapping[str, str]) -> str:
+    """Standard input of container_verification.sh; arguments as of `container_gpus`."""
+    return compose("container_verification.sh", CTID=str(ctid), **devices)
+
+
+def _shutdown(policy: Mapping[str, Any]) -> dict[str, str]:
+    # Numbers come back from the state as floating-point ones.
+    return {"TIMEOUT": str(int(policy["timeout"])), "OTHERWISE": str(policy["otherwise"])}
+
+
+def ledger(name: str, note: str, *, keep: bool = False) -> str:
+    """Standard input of ledger.sh.
+
+    :param note: one line of JSON; empty: what is noted is forgotten.
+    :param keep: what is noted already stays, and is answered.
+    """
+    return compose("ledger.sh", NAME=name, NOTE=note, KEEP="yes" if keep else "no")
+
+
+def confirm_boot() -> str:
+    """Standard input of confirm_boot.sh."""
+    return compose("confirm_boot.sh", LOCK_TIMEOUT=str(CONFIRM_LOCK_SECONDS))
+
+
+def diagnose(containers: Sequence[int] = ()) -> str:
+    """Standard input of diagnose.sh, with the verb ``diagnose``; ``containers``: ids of those to look into, should they be there."""
+    return compose("diagnose.sh", IDS=" ".join(str(ctid) for ctid in containers), INSIDE=file("inspect_inside.sh"))

@@ -1,0 +1,383 @@
+"""Running scripts on a host over SSH, for what pulumi-command can't do: reading on refresh, and waiting for a reboot.
+
+asyncssh is imported on first use: a run that has nothing to read doesn't pay for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+from homelab.errors import HomelabError, UnreachableError
+from homelab.host import facts
+from homelab.remote import scripts
+from homelab.settings import Host
+
+if TYPE_CHECKING:
+    import asyncssh
+
+# The message of a failing script (remote_scripts/lib/common.sh, die).
+_MESSAGE = re.compile(r"^wanted: (.*?)\nfound:  (.*?)\nwhy:    (.*?)\nnext:   (.*?)\s*\Z", re.DOTALL | re.MULTILINE)
+
+# How long a host may take to answer a script's connection that is already open.
+KEEPALIVE_SECONDS = 5
+# How long reading a host, or confirming its boot, may take. A real one takes two or three seconds.
+SCRIPT_SECONDS = 60
+# How much of the time until an unconfirmed boot is undone one reading may take at least.
+SHORT_SECONDS = 15
+# What is taken of a script's answer, in bytes: a host with hundreds of devices and guests says a quarter of a megabyte. Of its log
+# the end is kept.
+OUTPUT_BYTES = 16 * 1024**2
+LOG_BYTES = 64 * 1024
+_CHUNK = 64 * 1024
+# How often a host may be lost while its boot is confirmed.
+CONFIRM_TRIES = 3
+# Between two tries to reach a host that is booting. Nothing on this side tells when it is back.
+RETRY_SECONDS = 1.0
+# The same where it answered and refused: sshd (from OpenSSH 9.8 on) shuts out for a while whoever it refuses more often.
+REFUSED_SECONDS = 6.0
+
+
+class Session:
+    """An open connection to a host."""
+
+    def __init__(self, host: Host, connection: asyncssh.SSHClientConnection) -> None:
+        self._host = host
+        self._connection = connection
+
+    async def run(self, verb: str, script: str, seconds: float = SCRIPT_SECONDS) -> str:
+        """Runs a composed script and returns what it printed; bytes that aren't UTF-8 are U+FFFD in it.
+
+        :param seconds: how long it may take.
+        :raises HomelabError: the script failed (its own message), or sudo did; or it said more than OUTPUT_BYTES.
+        :raises UnreachableError: the connection was lost meanwhile.
+        """
+        import asyncssh
+
+        command = scripts.command(verb, self._host.ssh.user)
+        try:
+            # A host that goes down may keep a connection open and answer its keepalives without ever running the script.
+            async with asyncio.timeout(seconds):
+                status, output, log = await self._exchange(command, script)
+        except TimeoutError as error:
+            raise _lost(self._host, TimeoutError(f"the script has not ended within {seconds:g} s")) from error
+        except (OSError, asyncssh.Error) as error:
+            raise _lost(self._host, error) from error
+        if len(output) > OUTPUT_BYTES:
+            self._connection.abort()  # or it would go on sending
+            raise _endless(verb, output)
+        if status is None:
+            raise _lost(self._host, ConnectionError("the connection ended before the script did"))
+        if status != 0:
+            raise _failed(verb, _text(output), _text(log), status)
+        return _text(output)
+
+    async def keep(self, verb: str, script: str, answered: Callable[[], None], beat: float) -> None:
+        """Runs a script that goes on after its answer, for as long as it hears from here; returns when it has ended, or
+        the connection has.
+
+        :param answered: called once it has answered.
+        :param beat: seconds between two signs of life.
+        :raises HomelabError: it failed instead of answering.
+        :raises UnreachableError: the connection was lost before that.
+        """
+        import asyncssh
+
+        command = scripts.command(verb, self._host.ssh.user)
+        try:
+            async with asyncio.timeout(SCRIPT_SECONDS):
+                process = await self._connection.create_process(command, encoding=None)
+                with suppress(OSError):  # it reads no more: what it says is why
+                    process.stdin.write(script.encode())
+                said = b""  # a login may print something of its own before
+                while (line := await process.stdout.readline()) and not line.startswith(b"{"):
+                    said = (said + line)[-LOG_BYTES:]
+                if not line:
+                    log = await _end_of(process.stderr)
+                    await process.wait_closed()
+                    raise _failed(verb, _text(said), _text(log), process.exit_status or 1)
+            answered()
+            # Not the end of its output, which never comes where the connection was lost.
+            ended = asyncio.ensure_future(process.wait_closed())
+            while not (await asyncio.wait({ended}, timeout=beat))[0]:
+                with suppress(OSError):  # it has just ended
+                    process.stdin.write(b"\n")
+        except (OSError, TimeoutError, asyncssh.Error) as error:
+            raise _lost(self._host, error) from error
+
+    async def _exchange(self, command: str, script: str) -> tuple[int | None, bytes, bytes]:
+        """Exit status (None: there was none), answer, end of the log; once the answer is too long, no more is waited for."""
+        process = await self._connection.create_process(command, encoding=None)
+        with suppress(OSError):  # it reads no more: its output and its status say why
+            process.stdin.write(script.encode())
+            process.stdin.write_eof()
+        log = asyncio.create_task(_end_of(process.stderr))
+        try:
+            output = bytearray()
+            while len(output) <= OUTPUT_BYTES and (data := await process.stdout.read(_CHUNK)):
+                output += data
+            if len(output) > OUTPUT_BYTES:
+                return None, bytes(output), b""
+            said = await log
+            await process.wait_closed()
+        finally:
+            log.cancel()
+        return process.exit_status, bytes(output), said
+
+    async def read(
+        self,
+        *,
+        guests: bool = False,
+        lspci: bool = False,
+        kernel_log: bool = False,
+        systems: Sequence[str] = (),
+        seconds: float = SCRIPT_SECONDS,
+    ) -> facts.HostFacts:
+        """One reading of the host. Arguments as of `scripts.read_host` and `run`; ``kernel_log``: also what the kernel says of cards.
+        Raises as `run`.
+        """
+        inside = signs = ""
+        if kernel_log:
+            from homelab.host.kernel_log import filter_of_lines
+
+            signs = filter_of_lines()
+        if systems:
+            from homelab.remote import nvidia_steps as steps
+
+            inside = steps.read_system()
+        text = scripts.read_host(guests=guests, lspci=lspci, signs=signs, systems=systems, read_system=inside)
+        return facts.parse(await self.run("read_host", text, seconds))
+
+
+async def _end_of(stream: asyncssh.SSHReader[bytes]) -> bytes:
+    """The last LOG_BYTES of all that comes."""
+    end = b""
+    while data := await stream.read(_CHUNK):
+        end = (end + data)[-LOG_BYTES:]
+    return end
+
+
+def _text(said: bytes) -> str:
+    return said.decode("utf-8", errors="replace")
+
+
+def _endless(verb: str, output: bytes) -> HomelabError:
+    return HomelabError(
+        f"an answer of at most {OUTPUT_BYTES // 1024**2} MiB from the script to {verb.replace('_', ' ')}",
+        f"more, and no end; it begins: {_text(output[:200])!r}",
+        "taking all of it in could use up this machine's memory; nothing was decided",
+        "log in as the script does and see what prints so much: `ssh HOST bash -s </dev/null`, root's ~/.bashrc, a file that has grown",
+    )
+
+
+def _failed(verb: str, output: str, log: str, status: int) -> HomelabError:
+    message = _MESSAGE.search(output)
+    if message:
+        return HomelabError(*message.groups())
+    return HomelabError(
+        f"the script to {verb.replace('_', ' ')} to succeed",
+        f"exit status {status}: {(log or output).strip()[-500:]}",
+        "nothing can be decided without its answer",
+        "if it is sudo that asks for a password: allow this user `sudo -n bash`, or use root",
+    )
+
+
+def _lost(host: Host, error: Exception) -> UnreachableError:
+    return UnreachableError(
+        f"an SSH connection to {host.address}:{host.ssh.port}",
+        f"{type(error).__name__}: {error}",
+        "the host can be neither read nor changed",
+        "see whether it is on and in reach of this network, and run `pulumi up` again",
+    )
+
+
+def _pinned(host: Host) -> asyncssh.SSHKey:
+    """:raises HomelabError: it has a key's form, and is none."""
+    import asyncssh
+
+    try:
+        return asyncssh.import_public_key(host.ssh.pinned_host_key)
+    except (asyncssh.KeyImportError, ValueError) as error:
+        raise HomelabError(
+            f"the public key of {host.address}, pinned in ssh.hostKey or hostKeyFile",
+            f"{error}",
+            "without it nobody can tell whether the right host answers",
+            "take the whole line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address",
+        ) from error
+
+
+@asynccontextmanager
+async def connect(host: Host, timeout: float | None = None) -> AsyncIterator[Session]:
+    """A connection; exactly the pinned host key is accepted.
+
+    :param timeout: seconds until it is up; by default the host's ``timeouts.connect``.
+    :raises UnreachableError: nobody answers in time.
+    :raises HomelabError: another host key, or the login is refused.
+    """
+    import asyncssh
+
+    key, pinned = host.ssh.key, _pinned(host)
+    try:
+        connection = await asyncio.wait_for(
+            asyncssh.connect(
+                host.address,
+                host.ssh.port,
+                username=host.ssh.user,
+                known_hosts=([pinned], [], []),
+                client_keys=None if key is None else [asyncssh.import_private_key(key)],
+                password=host.ssh.password and host.ssh.password.get_secret_value(),
+                agent_path=() if host.ssh.agent else None,
+                config=None,
+                keepalive_interval=KEEPALIVE_SECONDS,
+            ),
+            timeout or host.timeouts.connect,
+        )
+    except asyncssh.HostKeyNotVerifiable as error:
+        raise await _wrong_host_key(host, pinned.get_fingerprint()) from error
+    except asyncssh.KeyImportError as error:
+        raise HomelabError(
+            "a private key in OpenSSH or PEM format, without a passphrase",
+            str(error),
+            "the host can't be logged in to without it",
+            "use a key without a passphrase kept as a Pulumi secret (ssh.privateKey), or an agent (ssh.agent: true)",
+        ) from error
+    except asyncssh.PermissionDenied as error:
+        raise HomelabError(
+            f"to log in to {host.address}:{host.ssh.port} as {host.ssh.user}",
+            f"refused: {error}",
+            "the host can be neither read nor changed",
+            f"put the key into {host.ssh.user}'s authorized_keys on the host: ssh-copy-id -p {host.ssh.port} {host.ssh.user}@{host.address}",
+        ) from error
+    except (OSError, TimeoutError, asyncssh.Error) as error:
+        raise _lost(host, error) from error
+    try:
+        yield Session(host, connection)
+    finally:
+        # Not `close`, which waits for an answer that a host on its way down never gives.
+        connection.abort()
+
+
+async def read(
+    host: Host,
+    timeout: float | None = None,
+    *,
+    guests: bool = False,
+    lspci: bool = False,
+    kernel_log: bool = False,
+    systems: Sequence[str] = (),
+    seconds: float = SCRIPT_SECONDS,
+) -> facts.HostFacts:
+    """One reading on a connection of its own. Arguments and errors as of `connect` and `Session.read`."""
+    async with connect(host, timeout) as session:
+        return await session.read(guests=guests, lspci=lspci, kernel_log=kernel_log, systems=systems, seconds=seconds)
+
+
+async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:
+    import asyncssh
+
+    try:
+        async with asyncio.timeout(host.timeouts.connect):
+            found = await asyncssh.get_server_host_key(host.address, host.ssh.port, config=None)
+        shown = found.get_fingerprint() if found else "none"
+    except (OSError, TimeoutError, asyncssh.Error) as error:
+        shown = f"another one ({error})"
+    return HomelabError(
+        f"host key {wanted} at {host.address}:{host.ssh.port}",
+        shown,
+        "this may be another machine, or one in between: it would be given root's commands",
+        "if the host was reinstalled, compare with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on its console and correct ssh.hostKey",
+    )
+
+
+async def confirm(host: Host, old_boot_id: str | None, say: Callable[[str], None]) -> facts.HostFacts:
+    """Confirms the running boot, unless the host has rolled itself back; the reading is made after it, of the boot that was confirmed.
+
+    A host that is rolling back is waited for until it has restarted. ``rolled_back`` of the reading says so; then nothing was confirmed.
+
+    :param old_boot_id: the boot before a reboot that was begun, which is waited for; None: none was.
+    :raises UnreachableError: it can't be reached, or not long enough to be asked.
+    :raises HomelabError: as of `wait_for_boot`, or the confirmation failed.
+    """
+    found = await (
+        read(host, lspci=True, kernel_log=True) if old_boot_id is None else wait_for_boot(host, old_boot_id, say)
+    )
+    lost: list[UnreachableError] = []
+    while True:
+        if found.rolling_back:
+            say(f"it is giving back its boot configuration ({found.rolled_back}), and restarts: waiting for that")
+            try:
+                found = await wait_for_boot(host, found.boot_id, say)
+            except HomelabError as error:
+                say(f"it has not restarted: {error.found}")
+                return found
+            continue
+        if found.rolled_back:
+            return found
+        if found.judged:
+            say(found.judged)
+        try:
+            async with connect(host) as session:
+                answer = scripts.answer(await session.run("apply", scripts.confirm_boot()))
+                found = await session.read(lspci=True, kernel_log=True)
+        except UnreachableError as error:
+            # It may have been going down for a roll-back just then.
+            lost.append(error)
+            if len(lost) > CONFIRM_TRIES:
+                raise
+            found = await wait_for_boot(host, None, say)
+            continue
+        if answer["confirmed"] == found.boot_id:
+            return found
+
+
+async def wait_for_boot(host: Host, old_boot_id: str | None, say: Callable[[str], None]) -> facts.HostFacts:
+    """The first reading of the host with another boot id than ``old_boot_id``; None: with any.
+
+    Waits ``timeouts.reboot`` seconds, then as long again as the dead man's switch and its reboot may take.
+
+    :raises UnreachableError: it didn't come back in all that time.
+    :raises HomelabError: to the end of that time it refused the login, showed another host key, or failed to be read.
+    """
+    started = time.monotonic()
+    patience = host.timeouts.reboot
+    # One reading that hangs, on a host that has just come up, must not take all the time in which the boot can be confirmed.
+    seconds = min(SCRIPT_SECONDS, max(SHORT_SECONDS, host.timeouts.rollback / 3))
+    extended = False
+    last = "it went down and nothing answers"
+    refused: HomelabError | None = None
+    while True:
+        try:
+            found = await read(host, lspci=True, kernel_log=True, seconds=seconds)
+            if found.boot_id != old_boot_id:
+                return found
+            last, refused = "it answers, but has not rebooted", None
+        except UnreachableError as error:
+            last, refused = error.found, None
+        except HomelabError as error:
+            # On its way down or up: root's keys lie in /etc/pve, which isn't there yet; the initramfs asks for a disk's passphrase over
+            # SSH, with a host key of its own; the shutdown ended a command of the script.
+            if refused is None:
+                say(f"{host.address} answers, but can't be read yet: {error.found}")
+            last, refused = error.found, error
+        if time.monotonic() - started > patience:
+            if extended:
+                raise refused or _never_back(host, last, time.monotonic() - started)
+            extended = True
+            patience = host.timeouts.boot
+            say(f"{host.address} is not back after {host.timeouts.reboot} s ({last}); if it only lacks its network, it gives back what was "
+                f"configured of its boot {host.timeouts.rollback} s after its start and reboots by itself: waiting for that")  # fmt: skip
+        await asyncio.sleep(RETRY_SECONDS if refused is None else REFUSED_SECONDS)
+
+
+def _never_back(host: Host, last: str, waited: float) -> UnreachableError:
+    return UnreachableError(
+        f"{host.address} back after its reboot",
+        f"{last}, for {waited:.0f} s",
+        "the host may have stopped before its system ran: the switch that undoes an unconfirmed boot works only once it does",
+        "look at its screen or its remote console; in the boot menu choose the entry 'without GPU passthrough'; when it is back, run "
+        "`pulumi up` again to go on, or `pulumi destroy` to give everything back",
+    )

@@ -1,0 +1,105 @@
+"""A script on a host as a Pulumi resource: pulumi-command's remote Command, set up the same way everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pulumi
+from pulumi_command import remote
+
+from homelab.errors import HomelabError
+from homelab.remote import scripts
+from homelab.resources import limits
+
+if TYPE_CHECKING:
+    from homelab.settings import Host
+
+# A refused connection, a wrong key and a wrong password are all retried by the plugin; a host that answers does so at once.
+DIAL_ATTEMPTS = 3
+
+
+def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[remote.ConnectionArgs, list[str]]:
+    """How pulumi-command reaches ``host``, and the inputs to ignore changes of.
+
+    :param address: of a guest, whose address may be known later than its settings; by default the host's.
+
+    A preview in a pull request has no private key. It needs none, and the key that the state knows must not look changed.
+
+    :raises pulumi.RunError: the host's key can't be read; the private key can't be, and this is not a preview.
+    """
+    ignored: list[str] = []
+    key: str | None = None
+    try:
+        key = host.ssh.key
+    except HomelabError as error:
+        if not pulumi.runtime.is_dry_run():
+            raise pulumi.RunError(str(error)) from None
+        ignored = ["connection.privateKey"]
+    try:
+        host_key = host.ssh.pinned_host_key
+    except HomelabError as error:
+        raise pulumi.RunError(str(error)) from None
+    password = None if host.ssh.password is None else host.ssh.password.get_secret_value()
+    return (
+        remote.ConnectionArgs(
+            host=address or host.address,
+            port=host.ssh.port,
+            user=host.ssh.user,
+            host_key=host_key,
+            private_key=None if key is None else pulumi.Output.secret(key),
+            password=None if password is None else pulumi.Output.secret(password),
+            dial_error_limit=DIAL_ATTEMPTS,
+            per_dial_timeout=host.timeouts.connect,
+        ),
+        ignored,
+    )
+
+
+def script(
+    name: str,
+    host: Host,
+    stdin: pulumi.Input[str],
+    opts: pulumi.ResourceOptions,
+    *,
+    undone: bool = True,
+    triggers: Sequence[pulumi.Input[object]] | None = None,
+    identity: Sequence[str] = (),
+    told: bool = False,
+    address: pulumi.Input[str] | None = None,
+    seconds: int | None = None,
+) -> remote.Command:
+    """``stdin`` run as ``bash -s -- apply`` on create and update, and, when ``undone``, as ``bash -s -- revert`` on destroy.
+
+    :param triggers: their change replaces the resource. Never together with ``undone``: Pulumi creates the new one first and
+        deletes the old one then, so that the undo would run after the redo.
+    :param identity: what the script is about, such as a container's id: a change undoes the old one first, where it was, and then
+        makes the new one.
+    :param told: whether Pulumi's display shows the script's log.
+    :param address: as of `connection`.
+    :param seconds: how long it may take; by default the host's ``timeouts.script``.
+    """
+    if undone and triggers is not None:
+        raise ValueError(f"{name}: a script that is undone can't have triggers")
+    if identity and triggers is not None:
+        raise ValueError(f"{name}: identity is for a script that is undone, triggers are for an act")
+    arguments, ignored = connection(host, address)
+    return remote.Command(
+        name,
+        connection=arguments,
+        create=scripts.command("apply", host.ssh.user),
+        delete=scripts.command("revert", host.ssh.user) if undone else None,
+        stdin=stdin,
+        triggers=list(triggers) if triggers is not None else list(identity) or None,
+        # sshd accepts no variables by default, and an error shows what went to stdout and stderr anyway.
+        add_previous_output_in_env=False,
+        logging=remote.Logging.STDERR if told else remote.Logging.NONE,
+        opts=pulumi.ResourceOptions.merge(
+            opts,
+            pulumi.ResourceOptions(
+                ignore_changes=ignored,
+                delete_before_replace=bool(identity) or None,
+                custom_timeouts=limits.timeouts(seconds or limits.of_script(host)),
+            ),
+        ),
+    )

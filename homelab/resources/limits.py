@@ -1,0 +1,108 @@
+"""How long a resource may take: Pulumi's customTimeouts from the settings, and an end for what Pulumi itself doesn't end.
+
+A script's time is up by Pulumi: pulumi-command tells it to end and hangs up. (The script goes on to its end all the same, or to the
+limits of its own commands; the next `up` waits for it, and finishes what is half done.) Of a dynamic resource in Python, Pulumi only
+notes the limit: `ended_in_time` keeps it.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pulumi
+
+from homelab.errors import HomelabError
+
+if TYPE_CHECKING:
+    from homelab.settings import Host, Settings
+    from homelab.settings.nvidia import Nvidia
+
+T = TypeVar("T")
+
+
+def of_script(host: Host, stack: Nvidia | None = None) -> int:
+    """Seconds for a script on a host; with ``stack`` for a step of NVIDIA's."""
+    if stack is None:
+        return host.timeouts.script
+    # What one step does: waits for apt, then fetches and installs what is asked for, what that needs, and NVIDIA's installer.
+    return host.timeouts.script + stack.timeouts.lock + 3 * (stack.timeouts.download + stack.timeouts.install)
+
+
+def of_task(host: Host, inputs: Mapping[str, Any]) -> int:
+    """Seconds for a dynamic resource with these inputs: one task, and all that it may wait for besides."""
+    seconds = host.timeouts.task + 2 * host.timeouts.reboot + host.timeouts.rollback
+    shutdown, stack = inputs.get("shutdown"), inputs.get("timeout")
+    if isinstance(shutdown, dict):
+        seconds += 2 * int(shutdown["timeout"])
+    return seconds + (2 * int(stack) if isinstance(stack, int | float) else 0)
+
+
+def timeouts(seconds: int) -> pulumi.CustomTimeouts:
+    """The same for whatever is done with the resource."""
+    return pulumi.CustomTimeouts(create=f"{seconds}s", update=f"{seconds}s", delete=f"{seconds}s")
+
+
+def limit_every_resource(settings: Settings) -> None:
+    """From here on every resource of a host that has no limit of its own gets one."""
+
+    def limited(args: pulumi.ResourceTransformationArgs) -> pulumi.ResourceTransformationResult | None:
+        host = settings.hosts.get(str(args.props.get("host"))) if isinstance(args.props, dict) else None
+        if host is None or args.opts.custom_timeouts is not None:
+            return None
+        limit = pulumi.ResourceOptions(custom_timeouts=timeouts(of_task(host, args.props)))
+        return pulumi.ResourceTransformationResult(args.props, pulumi.ResourceOptions.merge(args.opts, limit))
+
+    pulumi.runtime.register_stack_transformation(limited)
+
+
+def ended_in_time(what: str, seconds: float, work: Callable[[], T]) -> T:
+    """What ``work`` returns or raises.
+
+    :param what: for the message.
+    :raises HomelabError: it hasn't ended in that time. It isn't waited for any more, and ends with this process.
+    """
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(work())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name=what)
+    thread.start()
+    thread.join(seconds)
+    if failed:
+        raise failed[0]
+    if done:
+        return done[0]
+    raise HomelabError(
+        f"{what} done within {seconds:g} s",
+        "it has not ended",
+        "something on the host or on the way to it hangs; how far it got isn't known",
+        "look at the host's tasks (in Proxmox VE's web interface, or `pvenode task list --source active`); then run `pulumi up` again, which "
+        "finishes what is half done. What takes longer by nature: timeouts.task",
+    )
+
+
+def limited(method: Callable[..., T]) -> Callable[..., T]:
+    """A provider's `create`, `read`, `update` or `delete` that ends in time; the last of its arguments are the inputs."""
+
+    @functools.wraps(method)
+    def run(self: Any, *arguments: Any) -> T:
+        props: dict[str, Any] = arguments[-1]
+        about = (
+            props.get("system_name")
+            or props.get("vm")
+            or props.get("container")
+            or props.get("mapping")
+            or props.get("host")
+        )
+        what = f"{about}: {method.__name__} of {type(self).__name__.removesuffix('Provider')}"
+        return ended_in_time(what, self.seconds(props), lambda: method(self, *arguments))
+
+    return run

@@ -1,0 +1,74 @@
+"""The plan for people, in a preview: the host is read, changing nothing, and what an `up` would refuse is refused here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pulumi
+
+from homelab.errors import HomelabError, UnreachableError
+from homelab.resources.host_probe import HostProbe
+from homelab.text import clean
+
+if TYPE_CHECKING:
+    from homelab.settings import Container, Host, Vm
+
+# How long a preview waits for a host that may be out of reach, in seconds.
+PATIENCE_SECONDS = 2.0
+
+
+def preview(
+    name: str,
+    host: Host,
+    probe: HostProbe,
+    vms: dict[str, Vm],
+    containers: dict[str, Container],
+    results: list[pulumi.Output[Any]],
+    mode: str,
+) -> pulumi.Output[bool]:
+    """Prints the plan for ``host`` and its guests in a preview; does nothing in an `up`. The output says whether it did.
+
+    :param vms: the VMs of this host, by name; ``containers``: the same.
+    :param results: what isn't known yet exactly when something would change.
+    :param mode: ``auto``: when something would change and the host is in reach; ``always``: also when nothing would, and it
+        must be in reach; ``never``.
+    """
+    if pulumi.runtime.is_dry_run() and mode != "always":
+        try:
+            _ = host.ssh.key
+        except HomelabError as error:
+            pulumi.log.warn(clean(f"{name}: previewing without the key to the host: {error.found}"), probe)
+            mode = "never"
+    # An output awaits the coroutine, so that the program doesn't end before it, and fails with it.
+    printed: pulumi.Output[bool] = pulumi.Output.from_input(_printed(name, host, probe, vms, containers, results, mode))
+    return printed
+
+
+async def _printed(
+    name: str,
+    host: Host,
+    probe: HostProbe,
+    vms: dict[str, Vm],
+    containers: dict[str, Container],
+    results: list[pulumi.Output[Any]],
+    mode: str,
+) -> bool:
+    if not pulumi.runtime.is_dry_run() or mode == "never":
+        return False
+    if mode == "auto" and all([await result.is_known() for result in results]):
+        return False  # nothing would change: no reason to disturb the host
+    from homelab.host import plan  # only now: an `up` doesn't pay for it
+    from homelab.remote import planning
+
+    try:
+        found = await planning.planned(name, host, vms, containers, PATIENCE_SECONDS)
+        text = plan.describe(name, found.facts, host, found.want, found.reboot, found.files)
+    except UnreachableError as error:
+        if mode == "always":
+            raise pulumi.RunError(str(error)) from None
+        pulumi.log.info(clean(f"{name} is not in reach ({error.found}): previewed without reading it"), probe)
+        return False
+    except HomelabError as error:
+        raise pulumi.RunError(str(error)) from None
+    pulumi.log.info(clean("\n".join(part for part in (text, found.guests) if part)), probe)
+    return True

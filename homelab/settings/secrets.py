@@ -1,0 +1,172 @@
+"""Values that must not stand in the settings file as they are: secrets in plain text, and what the example file left open.
+
+What can be known. Pulumi tells a program which keys of its configuration have an encrypted value (PULUMI_CONFIG_SECRET_KEYS), but not
+where in it: `homelab:hosts` is one key. So: no secret of a key that isn't among them is encrypted. Of one that is, the stack's file
+tells, if it is the one that this configuration came from: its plain values are the same. Pulumi doesn't say which file it read, and with
+`--config-file` it may be any. Without that file, the only secret of a key is the encrypted one; of several nobody can tell, which is said.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, SecretStr
+
+from homelab.errors import HomelabError
+from homelab.settings.types import ENCRYPTED
+
+Place = tuple[str | int, ...]
+
+# What Pulumi.homelab.yaml has where a value is to be filled in.
+_OPEN = re.compile(r"FILL[-+]IN|0{64}")
+_HOW = {
+    "hostKey": "the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address",
+    "fingerprint": "the SHA-256 fingerprint that `openssl x509 -in /etc/pve/local/pve-ssl.pem -noout -fingerprint -sha256` prints on the host",
+}
+
+
+def is_encrypted(value: Any) -> bool:
+    """Whether a value of a stack's file is one that Pulumi has encrypted."""
+    return isinstance(value, dict) and list(value) == ["secure"]
+
+
+def readable(value: Any) -> Any:
+    """A value of a stack's file with a word in place of what is encrypted in it, for who has no passphrase."""
+    if is_encrypted(value):
+        return ENCRYPTED
+    if isinstance(value, dict):
+        return {key: readable(one) for key, one in value.items()}
+    return [readable(one) for one in value] if isinstance(value, list) else value
+
+
+def texts(value: Any, place: Place = ()) -> Iterator[tuple[Place, str | SecretStr]]:
+    """Every text in settings, and where it stands in the file."""
+    if isinstance(value, BaseModel):
+        for name, field in type(value).model_fields.items():
+            yield from texts(getattr(value, name), (*place, field.alias or name))
+    elif isinstance(value, dict | list):
+        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from texts(one, (*place, key))
+    elif isinstance(value, str | SecretStr):
+        yield place, value
+
+
+def left_open(settings: BaseModel) -> list[Place]:
+    """Where the example file's values still stand."""
+    return [place for place, value in texts(settings) if _OPEN.search(_text(value))]
+
+
+def secrets(settings: BaseModel) -> list[Place]:
+    """Where secrets stand that the file could give away."""
+    return [
+        place
+        for place, value in texts(settings)
+        if isinstance(value, SecretStr) and _is_secret(_text(value)) and not _OPEN.search(_text(value))
+    ]
+
+
+def _text(value: str | SecretStr) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
+
+
+def _is_secret(text: str) -> bool:
+    # A proxy's address is one only with a user and a password in it.
+    return text != ENCRYPTED and (not re.match(r"https?://", text) or "@" in text)
+
+
+def in_plain_text(settings: BaseModel, environ: Mapping[str, str], stack_file: Path) -> tuple[list[Place], list[Place]]:
+    """Where secrets stand in plain text, and where that can't be told.
+
+    :param environ: of the program, as Pulumi has set it.
+    :param stack_file: the stack's own file, whether or not it is the one that was read.
+    """
+    encrypted_keys = json.loads(environ.get("PULUMI_CONFIG_SECRET_KEYS") or "[]")
+    whole = json.loads(environ.get("PULUMI_CONFIG") or "{}")
+    places = secrets(settings)
+    plain: list[Place] = []
+    unknown: list[Place] = []
+    for key in dict.fromkeys(place[0] for place in places):
+        of_key = [place for place in places if place[0] == key]
+        if f"homelab:{key}" not in encrypted_keys:
+            plain += of_key
+        elif (written := _written(f"homelab:{key}", whole, stack_file)) is not None:
+            plain += [place for place in of_key if not _is_encrypted_at(written, place[1:])]
+        elif len(of_key) > 1:
+            unknown += of_key
+    return plain, unknown
+
+
+def _written(key: str, whole: Mapping[str, str], stack_file: Path) -> Any:
+    """What the file has under a key, encrypted values as they are; None: it isn't the file that was read."""
+    import yaml
+
+    try:
+        config = yaml.safe_load(stack_file.read_text(encoding="utf-8"))["config"]
+        # A key of the project's own may stand without the project's name.
+        written = config.get(key, config.get(key.partition(":")[2]))
+        return written if _same(written, json.loads(whole[key])) else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
+        return None
+
+
+def _same(written: Any, loaded: Any) -> bool:
+    if is_encrypted(written):
+        return True
+    if isinstance(written, dict) and isinstance(loaded, dict):
+        return written.keys() == loaded.keys() and all(_same(written[key], loaded[key]) for key in written)
+    if isinstance(written, list) and isinstance(loaded, list):
+        return len(written) == len(loaded) and all(map(_same, written, loaded))
+    return bool(written == loaded)
+
+
+def _is_encrypted_at(written: Any, place: Place) -> bool:
+    for part in place:
+        if is_encrypted(written):
+            return True
+        written = written[part]
+    return is_encrypted(written)
+
+
+def path_of(place: Place) -> str:
+    """A place as `pulumi config set --path` takes it."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    return "homelab:" + "".join(parts).removeprefix(".")
+
+
+def encrypting(place: Place, stack: str) -> str:
+    """The command that puts a secret into the file encrypted. It asks for the value, which so is in no shell's history."""
+    file = " < FILE" if place[-1] == "privateKey" else ""
+    return f"pulumi config set --stack {stack} --secret --path '{path_of(place)}'{file}"
+
+
+def plain_secrets(places: list[Place], stack: str) -> HomelabError:
+    """The refusal of secrets in plain text."""
+    return HomelabError(
+        "secrets that are encrypted in the stack's file",
+        "in plain text: " + ", ".join(path_of(place) for place in places),
+        "the file is made to be kept in git, where everybody who can read it would have them; one that was there already is to be "
+        "replaced by a new one",
+        "\n        ".join(encrypting(place, stack) for place in places)
+        + "\n        or, where the file is yours alone, set homelab:allowPlainSecrets: true",
+    )
+
+
+def still_open(places: list[Place], stack: str) -> HomelabError:
+    """The refusal of the example file's values."""
+    return HomelabError(
+        "your own values in place of the example's",
+        "still as in the example: " + ", ".join(path_of(place) for place in places),
+        "they are nobody's: no host can be reached, and none be recognised, with them",
+        "\n        ".join(_filling_in(place, stack) for place in places),
+    )
+
+
+def _filling_in(place: Place, stack: str) -> str:
+    leaf = str(place[-1])
+    if leaf in ("tokenSecret", "password", "privateKey"):
+        return encrypting(place, stack)
+    return f"{path_of(place)}: {_HOW.get(leaf, 'see docs/guide.md')}"

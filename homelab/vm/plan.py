@@ -1,0 +1,118 @@
+"""The plan for VMs, from a reading of the host: what an `up` would refuse is refused by a preview, with the same words."""
+
+from __future__ import annotations
+
+from homelab.errors import HomelabError
+from homelab.host import gates
+from homelab.host.facts import HostFacts
+from homelab.host.plan import Wanted
+from homelab.settings import Host, Vm
+from homelab.vm.config import Card, Record, Wish, change_to, check, recorded
+
+
+def cards_of(vm: Vm, host: Host, slots: dict[str, str]) -> list[Card]:
+    """A VM's cards. ``slots``: GPU name -> its path."""
+    return [
+        Card(**use.model_dump(mode="json"), mapping=host.mapping_of(use.gpu), slot=slots[use.gpu])
+        for use in vm.gpus
+        if use.gpu in slots
+    ]
+
+
+def describe(
+    name: str, facts: HostFacts, host: Host, want: Wanted, vms: dict[str, Vm]
+) -> tuple[str, list[HomelabError]]:
+    """The plan's lines, and what stands against it.
+
+    A VM that runs with a card that another is to get is no reason against it here: whether this stack gave it that card, and so
+    may take it, only the run itself knows.
+
+    :param name: the host's name in the settings.
+    :param vms: those of this host, by name.
+    """
+    slots = {gpu: str(about["path"]) for gpu, about in want.gpus.items()}
+    configs = {config.id: config.values for config in facts.guests.configs if config.kind == "vm"}
+    lines: list[str] = []
+    errors = _apart(name, facts, host, want, vms)
+    for guest, vm in vms.items():
+        config = configs.get(vm.vmid)
+        wish = Wish(
+            guest, vm.vmid, cards_of(vm, host, slots), vm.machine, vm.display, vm.allow_shared_onboot, _root(host)
+        )
+        away = None if config else facts.cluster.elsewhere(f"VM {vm.vmid}, as vms.{guest}", vm.vmid)
+        if away is not None:
+            errors.append(away)
+        elif config is None and vm.create is None:
+            errors.append(_missing(guest, vm, configs))
+        elif config is None:
+            lines.append(
+                f"  VM {vm.vmid} ({guest}): created with {', '.join(card.hostpci for card in wish.cards) or 'no card'}"
+            )
+        else:
+            users = {card.gpu: facts.guests.users_of(card.slot, host.node or name) for card in wish.cards}
+            others = [user for found in users.values() for user in found if user.vmid != vm.vmid and user.running]
+            found, notes = check(config, wish, {gpu: [u for u in has if u not in others] for gpu, has in users.items()})
+            errors += found
+            lines += [_line(guest, vm, config, wish, vm.vmid in facts.guests.running_vms)]
+            lines += [
+                f"    {other} runs with a card of it now: refused, unless it was given by this stack"
+                for other in others
+            ]
+            lines += [f"    {note}" for note in notes]
+    return "\n".join(lines), errors
+
+
+def _apart(name: str, facts: HostFacts, host: Host, want: Wanted, vms: dict[str, Vm]) -> list[HomelabError]:
+    """Two cards of one IOMMU group for two VMs: the one that starts second gets nothing, since the first has the whole group."""
+    cards = [(vm_name, vm, use.gpu) for vm_name, vm in vms.items() for use in vm.gpus if use.gpu in want.gpus]
+    errors = []
+    for number, (guest, vm, gpu) in enumerate(cards):
+        slot = str(want.gpus[gpu]["slot"])
+        group = {device.address for device in facts.others_in_group(slot)}
+        others = [
+            (f"VM {other.vmid} (vms.{other_guest})", other_gpu, str(want.gpus[other_gpu]["slot"]))
+            for other_guest, other, other_gpu in cards[number + 1 :]
+            if other.vmid != vm.vmid
+        ]
+        known = {one.vmid for one in vms.values()}
+        foreign = {device.slot for device in facts.display_devices if device.address in group}
+        others += [
+            (f"{user}, which runs,", place, place)
+            for place in sorted(foreign)
+            for user in facts.users_of(place, host.node or name)
+            if user.running and user.vmid not in known
+        ]
+        for who, card, place in others:
+            if group & {device.address for device in facts.functions(place)}:
+                errors.append(
+                    HomelabError(
+                        f"{gpu} ({slot}) for VM {vm.vmid} (vms.{guest}) while {who} has {card}",
+                        f"both cards are in one {gates.predicted(facts)}IOMMU group",
+                        "the VM that starts first takes the whole group; the other one can't start as long as it runs",
+                        "give both cards to the same VM, or put one of them into a slot with a group of its own",
+                    )
+                )
+    return errors
+
+
+def _root(host: Host) -> bool:
+    return bool(host.api and host.api.is_root)
+
+
+def _line(guest: str, vm: Vm, config: dict[str, str], wish: Wish, running: bool) -> str:
+    nothing: Record = {}
+    made, _ = recorded(config, wish, nothing)
+    change = change_to(config, made, nothing)
+    told = ", ".join(f"{key}: {value}" for key, value in change.values.items()) or "has its cards"
+    power = "; it is shut down and started again" if running and change else ""
+    return f"  VM {vm.vmid} ({config.get('name', guest)}), {'running' if running else 'off'}: {told}{power}"
+
+
+def _missing(guest: str, vm: Vm, configs: dict[int, dict[str, str]]) -> HomelabError:
+    there = ", ".join(f"{vmid} ({values.get('name', '')})" for vmid, values in sorted(configs.items()))
+    return HomelabError(
+        f"VM {vm.vmid}, to be adopted as vms.{guest}",
+        f"no such VM on the host; there are: {there or 'none'}",
+        "a card can't be given to a VM that isn't there",
+        f"correct vms.{guest}.vmid, or describe the VM under vms.{guest}.create",
+    )
