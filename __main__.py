@@ -14,7 +14,7 @@ from components.gpu_lxc import GpuLxc
 from components.gpu_vm import GpuVm
 from components.host_reboot import HostReboot
 from components.iommu_host import IommuHost
-from components.nvidia_guest_stack import NvidiaGuestStack
+from components.nvidia_guest_stack import NvidiaGuestStack, in_container, in_vm, on_host
 from components.nvidia_nodes import NvidiaNodes
 from components.vfio_binding import VfioBinding
 from homelab import contract
@@ -22,8 +22,7 @@ from homelab.errors import HomelabError
 from homelab.resources import limits
 from homelab.resources.host_probe import HostProbe
 from homelab.resources.preview import preview
-from homelab.resources.system import in_container, in_vm, on_host
-from homelab.settings import load
+from homelab.stack import load
 
 try:
     settings = load()

@@ -12,9 +12,10 @@ from typing import Any
 import pulumi
 
 from components.host_reboot import HostReboot
+from homelab.container.creation import configuration
 from homelab.remote import scripts
 from homelab.resources import command as remote
-from homelab.resources.container import NewContainer, configuration
+from homelab.resources.container import NewContainer
 from homelab.resources.container_probe import ContainerProbe
 from homelab.resources.container_verification import ContainerVerification
 from homelab.resources.host_probe import HostProbe
@@ -132,7 +133,7 @@ def _creation(name: str, container: Container, new: NewContainerSettings, node: 
         "node": node,
         "container": name,
         "ctid": container.ctid,
-        "config": configuration(name, new.model_dump(mode="json", exclude={"password"})),
+        "config": configuration(name, new),
         "secret_config": {} if password is None else pulumi.Output.secret({"password": password}),
         "protect": new.protect,
         "mark": f"Created by Pulumi: {pulumi.get_project()}/{pulumi.get_stack()}/{name}",

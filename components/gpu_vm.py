@@ -11,10 +11,11 @@ from typing import Any
 
 import pulumi
 
-from homelab.resources.virtual_machine import VirtualMachine, configuration
+from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_change import VmChange
 from homelab.resources.vm_record import VmRecord
 from homelab.settings import NewVm, Vm, VmGpu
+from homelab.vm.creation import configuration
 
 
 class GpuVm(pulumi.ComponentResource):
@@ -107,7 +108,7 @@ def _creation(name: str, new: NewVm) -> dict[str, Any]:
     secret = {} if password is None else {"cipassword": password.get_secret_value()}
     plain = new.model_dump(mode="json", exclude={"cloud_init": {"password"}})
     return {
-        "config": configuration(name, plain),
+        "config": configuration(name, new),
         "secret_config": pulumi.Output.secret(secret) if secret else {},
         "disk": plain["disk"],
         "image": new.image,

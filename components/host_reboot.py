@@ -63,19 +63,19 @@ async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wa
         old_boot_id = reboot["boot_id"]
     elif reboot["reboot"] == "manual" and (await ssh.read(host)).boot_id == reboot["boot_id"]:
         raise HomelabError(
-            f"{name} rebooted, because {'; '.join(reboot['reasons'])}",
-            f"it has not been since (reboot: manual); a reboot stops {reboot['guests'] or 'no guest'}",
-            "the boot configuration is in place, but only a reboot brings it into effect; what depends on it waits",
-            f"reboot {name} when it suits you, then run `pulumi up` again: it goes on from here",
+            wanted=f"{name} rebooted, because {'; '.join(reboot['reasons'])}",
+            found=f"it has not been since (reboot: manual); a reboot stops {reboot['guests'] or 'no guest'}",
+            why="the boot configuration is in place, but only a reboot brings it into effect; what depends on it waits",
+            next=f"reboot {name} when it suits you, then run `pulumi up` again: it goes on from here",
         )
     # Within reach, the host needs no switch any more, whatever the checks say: a person can act.
     facts = await ssh.confirm(host, old_boot_id, lambda text: tell(f"{name}: {text}"))
     if facts.rolled_back:
         raise HomelabError(
-            f"the new boot of {name} confirmed",
-            f"it has returned by itself to what it was{', but for its restart' if facts.rolling_back else ''}: {facts.rolled_back}",
-            "it came up with the new configuration, but out of reach: most likely its network depends on a device that was taken away",
-            "compare `journalctl -b -1` on the host with the plan (`pulumi preview`); when the cause is gone, run `pulumi up --refresh`",
+            wanted=f"the new boot of {name} confirmed",
+            found=f"it has returned by itself to what it was{', but for its restart' if facts.rolling_back else ''}: {facts.rolled_back}",
+            why="it came up with the new configuration, but out of reach: most likely its network depends on a device that was taken away",
+            next="compare `journalctl -b -1` on the host with the plan (`pulumi preview`); when the cause is gone, run `pulumi up --refresh`",
         )
     try:
         await asyncio.to_thread(guard.hold, name, host)  # the reboot has ended what held it
@@ -96,7 +96,7 @@ def said_by_kernel(facts: HostFacts, name: str, want: plan.Wanted) -> list[Homel
         found += kernel_log.of_card(facts, f"{name}, gpus.{gpu}", functions)
     for trouble in found:
         if not trouble.stops:
-            tell(f"{name}: to know: {trouble.error.found}: {trouble.error.why}; {trouble.error.next_step}")
+            tell(f"{name}: to know: {trouble.error.found}: {trouble.error.why}; {trouble.error.next}")
     return [trouble.error for trouble in found if trouble.stops]
 
 

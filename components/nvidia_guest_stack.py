@@ -14,13 +14,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pulumi
 
+from components.gpu_lxc import GpuLxc
+from components.gpu_vm import GpuVm
 from components.host_reboot import HostReboot
 from homelab.errors import HomelabError
 from homelab.remote import scripts
 from homelab.resources.guest_reboot import GuestReboot
+from homelab.resources.host_probe import HostProbe
 from homelab.resources.nvidia_system import NvidiaSystem, request_of
 from homelab.resources.nvidia_verification import NvidiaVerification
 from homelab.resources.system import System
+from homelab.settings import Container, Host, Vm
 
 if TYPE_CHECKING:
     from pulumi_command import remote
@@ -166,3 +170,79 @@ class NvidiaGuestStack(pulumi.ComponentResource):
 
 def _answered(step: remote.Command, key: str) -> pulumi.Output[Any]:
     return step.stdout.apply(lambda text: scripts.answer(text)[key])
+
+
+def on_host(name: str, host: Host, probe: HostProbe) -> System | None:
+    """The host itself; None: the settings have no `nvidia` for it."""
+    if host.nvidia is None:
+        return None
+    return System(
+        "host",
+        f"hosts.{name}",
+        name,
+        host,
+        host.address,
+        host.nvidia,
+        (probe,),
+        passed=probe.gpus.apply(lambda gpus: sorted(str(gpu["slot"]) for gpu in gpus.values() if gpu["use"] == "vm")),
+    )
+
+
+def in_vm(name: str, vm: Vm, host: Host, gpu_vm: GpuVm) -> System | None:
+    """A VM; None: the settings have no `nvidia` for it."""
+    if vm.nvidia is None:
+        return None
+    return System(
+        "vm",
+        f"vms.{name}",
+        vm.host,
+        host.model_copy(update={"ssh": vm.ssh}),
+        gpu_vm.vm.apply(lambda found: _address(name, found)),
+        vm.nvidia,
+        (gpu_vm,),
+        gpu_vm.in_force,
+        started=gpu_vm.started,
+        stays=vm.create is None or vm.create.protect,
+    )
+
+
+def _address(name: str, vm: dict[str, Any]) -> str:
+    if vm["state"] == "running" and vm["address"]:
+        return str(vm["address"])
+    found = f"VM {int(vm['vmid'])} is {vm['state']}" if vm["state"] != "running" else "its guest agent named none"
+    raise pulumi.RunError(
+        str(
+            HomelabError(
+                wanted=f"vms.{name} running, and its address",
+                found=found,
+                why="NVIDIA's stack is installed from inside the guest",
+                next=f"start it, or set vms.{name}.power: running"
+                if vm["state"] != "running"
+                else f"install qemu-guest-agent in it, or set vms.{name}.address",
+            )
+        )
+    )
+
+
+def in_container(
+    name: str, container: Container, host: Host, gpu_lxc: GpuLxc, driver: pulumi.Input[str]
+) -> System | None:
+    """A container; None: the settings have no `nvidia` for it.
+
+    :param driver: the host's, where this stack installs it.
+    """
+    if container.nvidia is None:
+        return None
+    return System(
+        "lxc",
+        f"containers.{name}",
+        container.host,
+        host,
+        host.address,
+        container.nvidia,
+        (gpu_lxc,),
+        pulumi.Output.all(gpu_lxc.in_force, driver).apply(" ".join),
+        container.ctid,
+        started=gpu_lxc.started,
+        stays=container.create is None or container.create.protect,
+    )

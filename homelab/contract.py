@@ -192,18 +192,18 @@ def consumed(stack: str, values: Mapping[str, Any]) -> Outputs:
     version = values.get("version")
     if version is None:
         raise HomelabError(
-            f"the outputs of a homelab stack from {stack}",
-            f"no `version`; there is {', '.join(sorted(values)) or 'nothing'}",
-            "without its outputs nobody knows which cards there are and who has them",
-            f"run `pulumi up` in {stack} to its end, or correct the stack's name",
+            wanted=f"the outputs of a homelab stack from {stack}",
+            found=f"no `version`; there is {', '.join(sorted(values)) or 'nothing'}",
+            why="without its outputs nobody knows which cards there are and who has them",
+            next=f"run `pulumi up` in {stack} to its end, or correct the stack's name",
         )
     if version != VERSION:
         newer = isinstance(version, int | float) and version > VERSION
         raise HomelabError(
-            f"version {VERSION} of the outputs of {stack}",
-            f"version {version:g}" if isinstance(version, float) else f"version {version!r}",
-            "something in them is gone or means something else: a card might be taken from where it must not be",
-            "update this program to the checkout that the stack was made with"
+            wanted=f"version {VERSION} of the outputs of {stack}",
+            found=f"version {version:g}" if isinstance(version, float) else f"version {version!r}",
+            why="something in them is gone or means something else: a card might be taken from where it must not be",
+            next="update this program to the checkout that the stack was made with"
             if newer
             else f"run `pulumi up` in {stack} with this checkout of homelab",
         )
@@ -215,10 +215,10 @@ def consumed(stack: str, values: Mapping[str, Any]) -> Outputs:
             for problem in error.errors(include_url=False)
         ]
         raise HomelabError(
-            f"the outputs of {stack} as version {VERSION} has them (docs/outputs.schema.json)",
-            "\n        ".join(problems),
-            "this program would work with half of what it has to know",
-            f"run `pulumi up` in {stack} with this checkout of homelab",
+            wanted=f"the outputs of {stack} as version {VERSION} has them (docs/outputs.schema.json)",
+            found="\n        ".join(problems),
+            why="this program would work with half of what it has to know",
+            next=f"run `pulumi up` in {stack} with this checkout of homelab",
         ) from None
 
 

@@ -11,10 +11,9 @@ class HomelabError(Exception):
     Whatever a host has put into a part is made safe to show (homelab/text.py).
     """
 
-    def __init__(self, wanted: str, found: str, why: str, next_step: str) -> None:
-        wanted, found, why, next_step = (clean(part) for part in (wanted, found, why, next_step))
-        super().__init__(f"wanted: {wanted}\nfound:  {found}\nwhy:    {why}\nnext:   {next_step}")
-        self.wanted, self.found, self.why, self.next_step = wanted, found, why, next_step
+    def __init__(self, *, wanted: str, found: str, why: str, next: str) -> None:
+        self.wanted, self.found, self.why, self.next = (clean(part) for part in (wanted, found, why, next))
+        super().__init__(f"wanted: {self.wanted}\nfound:  {self.found}\nwhy:    {self.why}\nnext:   {self.next}")
 
 
 class UnreachableError(HomelabError):
@@ -42,10 +41,10 @@ def elsewhere(wanted: str, kind: str, guest: int, here: str, there: str) -> Home
     """
     name, command = ("VM", "qm") if kind == "qemu" else ("container", "pct")
     return HomelabError(
-        wanted,
-        f"{name} {guest} is on the node {there}, not on {here}",
-        "a card is in one machine: a guest can have it only on the node that the card is in",
-        f"migrate it to {here} (on {there}, while it is off: `{command} migrate {guest} {here}`); or describe {there} as a host of its own under "
+        wanted=wanted,
+        found=f"{name} {guest} is on the node {there}, not on {here}",
+        why="a card is in one machine: a guest can have it only on the node that the card is in",
+        next=f"migrate it to {here} (on {there}, while it is off: `{command} migrate {guest} {here}`); or describe {there} as a host of its own under "
         "homelab:hosts, and name that host for the guest",
     )
 

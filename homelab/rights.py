@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from homelab.vm.creation import configuration
+
 if TYPE_CHECKING:
     from homelab.settings import Host, NewContainer, NewVm, Vm
 
@@ -78,9 +80,7 @@ def of_vm(vm: Vm, host: Host, keys: Iterable[str], *, power: bool = True) -> Nee
 
 def of_new_vm(name: str, vmid: int, new: NewVm) -> Needs:
     """What making a VM, and removing it, takes."""
-    from homelab.resources.virtual_machine import configuration
-
-    keys = {*configuration(name, new.model_dump(mode="json", exclude={"cloud_init": {"password"}})), "description"}
+    keys = {*configuration(name, new), "description"}
     path = f"/vms/{vmid}"
     needs: Needs = {
         path: {"VM.Allocate", "VM.Audit", "VM.PowerMgmt", "VM.Config.Disk", *of_options(keys)},

@@ -9,7 +9,7 @@ import repository  # type: ignore[import-not-found]  # noqa: F401 - of this fold
 from components.gpu_vm import GpuVm
 from examples.gaming_vm.lent_cards import LentCards
 from homelab.errors import HomelabError
-from homelab.settings import load
+from homelab.stack import load
 
 try:
     settings = load()

@@ -31,10 +31,10 @@ def lent(stack: str, values: Mapping[str, Any], name: str, vm: Vm, node: str) ->
     host = outputs.hosts.get(vm.host)
     if host is None or host.node != node:
         raise HomelabError(
-            f"vms.{name} on hosts.{vm.host}, node {node}, with a card of that host",
-            f"{stack} has {', '.join(f'{other} (node {about.node})' for other, about in sorted(outputs.hosts.items()))}",
-            "the card would be looked for in another machine",
-            f"give the host the name and the node that it has in {stack}",
+            wanted=f"vms.{name} on hosts.{vm.host}, node {node}, with a card of that host",
+            found=f"{stack} has {', '.join(f'{other} (node {about.node})' for other, about in sorted(outputs.hosts.items()))}",
+            why="the card would be looked for in another machine",
+            next=f"give the host the name and the node that it has in {stack}",
         )
     raise_all(_shared(stack, outputs, name, vm, node) + _cards_in_the_way(stack, outputs, host, name, vm))
     return {
@@ -51,10 +51,10 @@ def _shared(stack: str, outputs: Outputs, name: str, vm: Vm, node: str) -> list[
     """One VM, two programs: each would undo what the other does."""
     return [
         HomelabError(
-            f"VM {vm.vmid} of {node} for vms.{name} alone",
-            f"it is vms.{other} of {stack}",
-            "two stacks that change one VM undo each other's work",
-            f"choose another vmid for vms.{name}",
+            wanted=f"VM {vm.vmid} of {node} for vms.{name} alone",
+            found=f"it is vms.{other} of {stack}",
+            why="two stacks that change one VM undo each other's work",
+            next=f"choose another vmid for vms.{name}",
         )
         for other, theirs in outputs.vms.items()
         if (theirs.node, theirs.vmid) == (node, vm.vmid)
@@ -76,10 +76,10 @@ def _not_offered(stack: str, host: LendingHost, name: str, vm: Vm, card: str) ->
     offered = ", ".join(other for other, gpu in sorted(host.gpus.items()) if gpu.mapping is not None)
     kept = f"{card} has use: {host.gpus[card].use} and no PCI mapping" if card in host.gpus else f"no {card}"
     return HomelabError(
-        f"{card} of {vm.host} for vms.{name}",
-        f"{kept}; {stack} offers to VMs: {offered or 'nothing'}",
-        "a VM gets a card by its PCI mapping, which that stack makes",
-        f"correct vms.{name}.gpus, or set use: vm and hosts.{vm.host}.api in {stack} and run `pulumi up` there",
+        wanted=f"{card} of {vm.host} for vms.{name}",
+        found=f"{kept}; {stack} offers to VMs: {offered or 'nothing'}",
+        why="a VM gets a card by its PCI mapping, which that stack makes",
+        next=f"correct vms.{name}.gpus, or set use: vm and hosts.{vm.host}.api in {stack} and run `pulumi up` there",
     )
 
 
@@ -87,10 +87,10 @@ def _held(stack: str, outputs: Outputs, gpu: Gpu, name: str, vm: Vm, card: str) 
     holder = outputs.vms.get(str(gpu.holder))
     which = f" (VM {holder.vmid}, {holder.name}, {holder.state})" if holder else ""
     return HomelabError(
-        f"{card} ({gpu.slot}) of {vm.host} free for vms.{name} (VM {vm.vmid})",
-        f"vms.{gpu.holder}{which} of {stack} has it",
-        "a card can be in one running VM only, and it is not this program's to take; nothing was changed",
-        f"hand it over: take {card} out of homelab:vms.{gpu.holder}.gpus, `pulumi up` in {stack}, then `pulumi up` here "
+        wanted=f"{card} ({gpu.slot}) of {vm.host} free for vms.{name} (VM {vm.vmid})",
+        found=f"vms.{gpu.holder}{which} of {stack} has it",
+        why="a card can be in one running VM only, and it is not this program's to take; nothing was changed",
+        next=f"hand it over: take {card} out of homelab:vms.{gpu.holder}.gpus, `pulumi up` in {stack}, then `pulumi up` here "
         '(examples/gaming_vm/README.md, "Hand-over")',
     )
 

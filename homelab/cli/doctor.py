@@ -12,11 +12,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from homelab.doctor import container, reading, stack, vm
+from homelab.doctor import container, stack, vm
 from homelab.doctor import host as host_judge
 from homelab.doctor.devices import Cards
 from homelab.doctor.report import Report, unreadable
 from homelab.errors import HomelabError
+from homelab.remote import diagnosis
 
 WELL, FINDINGS, UNREADABLE = 0, 1, 2
 
@@ -56,13 +57,13 @@ def diagnose(arguments: argparse.Namespace) -> Report:
     name, host = found.host(arguments.host, arguments.identity)
     if arguments.kind == "container":
         ids = [arguments.id, *([arguments.like] if arguments.like is not None else [])]
-        seen = asyncio.run(reading.read(host, list(dict.fromkeys(ids))))
+        seen = asyncio.run(diagnosis.read(host, list(dict.fromkeys(ids))))
         if arguments.gpus is not None:
             cards: Cards | None = Cards(stack.assignment(arguments.gpus, seen, "--gpus"), "--gpus")
         else:
             cards = found.cards(name, host, arguments.id, seen)
         return container.diagnose(seen, arguments.id, like=arguments.like, cards=cards)
-    seen = asyncio.run(reading.read(host))
+    seen = asyncio.run(diagnosis.read(host))
     if arguments.kind == "vm":
         return vm.diagnose(seen, arguments.id, host)
     return host_judge.diagnose(seen, host)

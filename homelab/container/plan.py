@@ -103,10 +103,10 @@ def numbers(name: str, container: Container, found: Cards, want: Wanted) -> tupl
 
 def _refused(name: str, what: str, about: str, found: Cards) -> HomelabError:
     return HomelabError(
-        f"{what} for containers.{name}",
-        f"{about}{found.text}",
-        "a container gets a card from the host's driver: one that isn't there, is on vfio-pci or is a VM's it can't have",
-        "see `nvidia-smi -L` on the host; correct gpuAssignment, or name cards with use: lxc in gpus",
+        wanted=f"{what} for containers.{name}",
+        found=f"{about}{found.text}",
+        why="a container gets a card from the host's driver: one that isn't there, is on vfio-pci or is a VM's it can't have",
+        next="see `nvidia-smi -L` on the host; correct gpuAssignment, or name cards with use: lxc in gpus",
     )
 
 
@@ -134,10 +134,10 @@ def check(
         cause, mends = facts.nvidia.dev_trouble
         errors.append(
             HomelabError(
-                f"containers.{name}.method: device, dev[n] options",
-                cause,
-                "the container couldn't be given its devices that way",
-                mends,
+                wanted=f"containers.{name}.method: device, dev[n] options",
+                found=cause,
+                why="the container couldn't be given its devices that way",
+                next=mends,
             )
         )
     chosen, refused = numbers(name, container, found, want)
@@ -146,10 +146,10 @@ def check(
 
 def _no_driver(name: str, wanted: str, cause: str, mends: str) -> HomelabError:
     return HomelabError(
-        f"{wanted}, for containers.{name}",
-        cause,
-        "a container shares a card with the host's driver: without it there are no device nodes to give it",
-        mends,
+        wanted=f"{wanted}, for containers.{name}",
+        found=cause,
+        why="a container shares a card with the host's driver: without it there are no device nodes to give it",
+        next=mends,
     )
 
 
@@ -165,25 +165,28 @@ def _container(name: str, container: Container, facts: HostFacts) -> list[Homela
     if config.kind != "lxc":
         return [
             HomelabError(
-                label,
-                f"{container.ctid} is a virtual machine ({config.values.get('name', 'without a name')})",
-                "cards are shared with containers; a VM gets one whole",
-                f"correct containers.{name}.ctid, or describe the VM under homelab:vms",
+                wanted=label,
+                found=f"{container.ctid} is a virtual machine ({config.values.get('name', 'without a name')})",
+                why="cards are shared with containers; a VM gets one whole",
+                next=f"correct containers.{name}.ctid, or describe the VM under homelab:vms",
             )
         ]
     if lock := config.values.get("lock"):
         return [
             HomelabError(
-                f"{label}, free to be changed",
-                f"it is locked: {lock}",
-                "something else works on it now (a backup, a snapshot, a migration)",
-                f"{unlocking('lxc', container.ctid, lock)}; then run `pulumi up` again",
+                wanted=f"{label}, free to be changed",
+                found=f"it is locked: {lock}",
+                why="something else works on it now (a backup, a snapshot, a migration)",
+                next=f"{unlocking('lxc', container.ctid, lock)}; then run `pulumi up` again",
             )
         ]
     if config.values.get("template") == "1":
         return [
             HomelabError(
-                label, "it is a template", "a template never runs", f"name a container in containers.{name}.ctid"
+                wanted=label,
+                found="it is a template",
+                why="a template never runs",
+                next=f"name a container in containers.{name}.ctid",
             )
         ]
     return []
@@ -192,10 +195,10 @@ def _container(name: str, container: Container, facts: HostFacts) -> list[Homela
 def _missing(name: str, container: Container, facts: HostFacts) -> HomelabError:
     there = [_named(config) for config in facts.guests.configs if config.kind == "lxc"]
     return HomelabError(
-        f"container {container.ctid}, to be adopted as containers.{name}",
-        f"no such container on the host; there are: {', '.join(there) or 'none'}",
-        "cards can't be given to a container that isn't there",
-        f"correct containers.{name}.ctid, or describe the container under containers.{name}.create",
+        wanted=f"container {container.ctid}, to be adopted as containers.{name}",
+        found=f"no such container on the host; there are: {', '.join(there) or 'none'}",
+        why="cards can't be given to a container that isn't there",
+        next=f"correct containers.{name}.ctid, or describe the container under containers.{name}.create",
     )
 
 

@@ -74,7 +74,9 @@ def _looked_into(reading: Reading, ctid: int) -> Container:
     else:
         found = f"it is on the node {guest.node}"
         step = f"give that host with --host (containers here: {there or 'none'})"
-    raise HomelabError(f"container {ctid} on {reading.node}", found, "there is nothing to look into", step)
+    raise HomelabError(
+        wanted=f"container {ctid} on {reading.node}", found=found, why="there is nothing to look into", next=step
+    )
 
 
 def _head(case: Case) -> list[str]:

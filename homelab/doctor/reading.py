@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,8 +12,6 @@ from homelab.container.conf import ContainerConf
 from homelab.container.conf import parse as parse_conf
 from homelab.errors import HomelabError
 from homelab.host.facts import HostFacts
-from homelab.remote import scripts, ssh
-from homelab.settings import Host
 
 OK = "ok"
 _LIBRARY_VERSION = re.compile(r"\.so\.(\d+\.\d+(?:\.\d+)?)$")
@@ -203,20 +200,8 @@ def parse(facts: HostFacts, text: str) -> Reading:
         return Reading(facts=facts, extra=Extra.model_validate_json(line))
     except ValueError as error:
         raise HomelabError(
-            "one line of JSON from diagnose.sh",
-            f"{line[:200]!r} ({str(error).splitlines()[0]})",
-            "nothing can be said about a host that can't be read",
-            "log in and see whether root's shell prints something of its own for non-interactive sessions (~/.bashrc)",
+            wanted="one line of JSON from diagnose.sh",
+            found=f"{line[:200]!r} ({str(error).splitlines()[0]})",
+            why="nothing can be said about a host that can't be read",
+            next="log in and see whether root's shell prints something of its own for non-interactive sessions (~/.bashrc)",
         ) from error
-
-
-async def read(host: Host, containers: Sequence[int] = ()) -> Reading:
-    """Reads a host over one connection; changes nothing there.
-
-    :param containers: those to look into; a container that isn't there is left out.
-    :raises UnreachableError: nobody answers.
-    :raises HomelabError: the login is refused, another host key, a script failed.
-    """
-    async with ssh.connect(host) as session:
-        facts = await session.read(guests=True, lspci=True, kernel_log=True)
-        return parse(facts, await session.run("diagnose", scripts.diagnose(containers)))

@@ -42,7 +42,7 @@ class Finding:
     def of(cls, error: HomelabError, stage: Stage = Stage.HOST) -> list[Finding]:
         """The same as an error's text, or texts."""
         errors = error.errors if isinstance(error, SeveralErrors) else [error]
-        return [cls(one.wanted, one.found, one.why, one.next_step, stage) for one in errors]
+        return [cls(one.wanted, one.found, one.why, one.next, stage) for one in errors]
 
 
 @dataclass(frozen=True)

@@ -33,18 +33,18 @@ class Stack:
         hosts = self.values.get("hosts")
         if not isinstance(hosts, dict) or not hosts or is_encrypted(hosts):
             raise HomelabError(
-                f"hosts under homelab:hosts in {self.path}",
-                "they are encrypted as a whole" if is_encrypted(hosts) else "none",
-                "they say how a host is reached",
-                "see Pulumi.homelab.yaml for an example; only single values in it are secrets",
+                wanted=f"hosts under homelab:hosts in {self.path}",
+                found="they are encrypted as a whole" if is_encrypted(hosts) else "none",
+                why="they say how a host is reached",
+                next="see Pulumi.homelab.yaml for an example; only single values in it are secrets",
             )
         chosen = name or next(iter(hosts))
         if chosen not in hosts or (name is None and len(hosts) > 1):
             raise HomelabError(
-                f"one host of {self.path}" if name is None else f"the host {name} in {self.path}",
-                f"hosts there: {', '.join(hosts)}",
-                "one host is looked at at a time",
-                f"say which: --host {next(iter(hosts))}",
+                wanted=f"one host of {self.path}" if name is None else f"the host {name} in {self.path}",
+                found=f"hosts there: {', '.join(hosts)}",
+                why="one host is looked at at a time",
+                next=f"say which: --host {next(iter(hosts))}",
             )
         return chosen, self._settings({chosen: _reachable(chosen, hosts[chosen], self.path, identity)}).hosts[chosen]
 
@@ -79,10 +79,10 @@ def read(path: Path) -> Stack:
         problem = error.strerror if isinstance(error, OSError) else "it isn't valid YAML"
         others = ", ".join(sorted(one.name for one in PROJECT.glob("Pulumi.*.yaml")))
         raise HomelabError(
-            f"a stack's configuration in {path}",
-            str(problem),
-            "it says how the host is reached",
-            f"give a stack with --stack NAME, or a file with --config-file (here: {others or 'none'})",
+            wanted=f"a stack's configuration in {path}",
+            found=str(problem),
+            why="it says how the host is reached",
+            next=f"give a stack with --stack NAME, or a file with --config-file (here: {others or 'none'})",
         ) from None
     config = found.get("config") if isinstance(found, dict) else None
     values = config if isinstance(config, dict) else {}
@@ -104,10 +104,10 @@ def assignment(text: str, reading: Reading, place: str) -> list[int]:
         found = assigned_numbers(text)
     except ValueError:
         raise HomelabError(
-            f"cards in {place}: numbers such as 0,1, or all, or none",
-            repr(text),
-            "a number is N of the host's /dev/nvidiaN",
-            f"the host has {', '.join(f'{n} ({address})' for n, address in reading.cards.items()) or 'none with a driver'}",
+            wanted=f"cards in {place}: numbers such as 0,1, or all, or none",
+            found=repr(text),
+            why="a number is N of the host's /dev/nvidiaN",
+            next=f"the host has {', '.join(f'{n} ({address})' for n, address in reading.cards.items()) or 'none with a driver'}",
         ) from None
     return list(reading.cards) if found == "all" else found
 
@@ -118,10 +118,10 @@ def _numbers_of(reading: Reading, host: Host, names: list[Any], place: str) -> l
     missing = [f"{name} ({slots.get(name, 'not found')})" for name in names if slots.get(name) not in by_slot]
     if missing:
         raise HomelabError(
-            f"the cards of {place}.gpus with NVIDIA's driver on the host",
-            f"without it: {', '.join(missing)}",
-            "containers use the host's driver; a card that it hasn't got has no number",
-            "`python -m homelab doctor host` says what those cards are on",
+            wanted=f"the cards of {place}.gpus with NVIDIA's driver on the host",
+            found=f"without it: {', '.join(missing)}",
+            why="containers use the host's driver; a card that it hasn't got has no number",
+            next="`python -m homelab doctor host` says what those cards are on",
         )
     return sorted(by_slot[slots[name]] for name in names)
 
@@ -141,9 +141,9 @@ def _reachable(name: str, host: Any, path: Path, identity: str | None) -> Any:
     encrypted = [key for key, one in ssh.items() if is_encrypted(one)]
     if is_encrypted(ssh) or encrypted:
         raise HomelabError(
-            f"to log in to {name} with what is in {path}",
-            f"hosts.{name}.ssh{'.' + encrypted[0] if encrypted else ''} is encrypted, and only Pulumi can read it",
-            "this command runs without Pulumi, its backend and its passphrase",
-            "give a key with --identity FILE; or log in with ssh.privateKeyFile or ssh.agent, which need no secret in the file",
+            wanted=f"to log in to {name} with what is in {path}",
+            found=f"hosts.{name}.ssh{'.' + encrypted[0] if encrypted else ''} is encrypted, and only Pulumi can read it",
+            why="this command runs without Pulumi, its backend and its passphrase",
+            next="give a key with --identity FILE; or log in with ssh.privateKeyFile or ssh.agent, which need no secret in the file",
         )
     return host

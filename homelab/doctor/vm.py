@@ -73,7 +73,9 @@ def _config(reading: Reading, vmid: int) -> dict[str, str]:
         found, step = "it is a container", f"`python -m homelab doctor container {vmid}`, or {step}"
     else:
         found, step = f"it is on the node {guest.node}", f"give that host with --host (VMs here: {there})"
-    raise HomelabError(f"VM {vmid} on {reading.node}", found, "there is nothing to look into", step)
+    raise HomelabError(
+        wanted=f"VM {vmid} on {reading.node}", found=found, why="there is nothing to look into", next=step
+    )
 
 
 def _head(reading: Reading, config: dict[str, str], running: bool) -> list[str]:

@@ -562,8 +562,8 @@ def parse(text: str) -> HostFacts:
         return HostFacts.model_validate_json(line)
     except ValueError as error:
         raise HomelabError(
-            "one line of JSON from read_host.sh",
-            f"{line[:200]!r} ({str(error).splitlines()[0]})",
-            "nothing can be decided about a host that can't be read",
-            "log in and see whether root's shell prints something of its own for non-interactive sessions (~/.bashrc)",
+            wanted="one line of JSON from read_host.sh",
+            found=f"{line[:200]!r} ({str(error).splitlines()[0]})",
+            why="nothing can be decided about a host that can't be read",
+            next="log in and see whether root's shell prints something of its own for non-interactive sessions (~/.bashrc)",
         ) from error

@@ -43,10 +43,10 @@ def _cards(facts: HostFacts) -> str:
 
 def _twice(name: str, other: str, slot: str) -> HomelabError:
     return HomelabError(
-        f"gpus.{name} and gpus.{other} to be two cards",
-        f"both are the one in {slot}",
-        "one card can be given away only once",
-        "correct their `match` or `address`",
+        wanted=f"gpus.{name} and gpus.{other} to be two cards",
+        found=f"both are the one in {slot}",
+        why="one card can be given away only once",
+        next="correct their `match` or `address`",
     )
 
 
@@ -54,28 +54,29 @@ def _unresolved(facts: HostFacts, name: str, gpu: Gpu, found: list[str]) -> Home
     wanted = " at ".join(part for part in (gpu.match or "a graphics card", gpu.address) if part)
     if found:
         return HomelabError(
-            f"gpus.{name}: one card ({wanted})",
-            f"{len(found)}: {', '.join(found)}",
-            "identical cards can't be told apart by their id",
-            f'add `address: "{found[0]}"` (or another of them) to gpus.{name}',
+            wanted=f"gpus.{name}: one card ({wanted})",
+            found=f"{len(found)}: {', '.join(found)}",
+            why="identical cards can't be told apart by their id",
+            next=f'add `address: "{found[0]}"` (or another of them) to gpus.{name}',
         )
     # Something else may be there by that id or address, such as the card's audio function.
     other = next((one for one in facts.devices if not one.is_display and _named(one, gpu)), None)
     if other is not None:
         card = next((one for one in facts.functions(other.slot) if one.is_display), None)
         return HomelabError(
-            f"gpus.{name}: a card ({wanted})",
-            f"{facts.describe(other)}" + (f"; the graphics card of its slot is {facts.describe(card)}" if card else ""),
-            "a card is named by its graphics function; what else belongs to it follows",
-            f'set `address: "{card.slot}"` or `match: {card.id}`'
+            wanted=f"gpus.{name}: a card ({wanted})",
+            found=f"{facts.describe(other)}"
+            + (f"; the graphics card of its slot is {facts.describe(card)}" if card else ""),
+            why="a card is named by its graphics function; what else belongs to it follows",
+            next=f'set `address: "{card.slot}"` or `match: {card.id}`'
             if card
             else "correct `match` or `address` (see `lspci -nn`)",
         )
     return HomelabError(
-        f"gpus.{name}: a card ({wanted})",
-        f"graphics cards here: {_cards(facts)}",
-        "nothing is bound in place of a card that isn't there",
-        "correct `match` or `address`; if the card is missing from `lspci -nn`, look at its power and its slot",
+        wanted=f"gpus.{name}: a card ({wanted})",
+        found=f"graphics cards here: {_cards(facts)}",
+        why="nothing is bound in place of a card that isn't there",
+        next="correct `match` or `address`; if the card is missing from `lspci -nn`, look at its power and its slot",
     )
 
 
@@ -86,10 +87,10 @@ def _named(device: Device, gpu: Gpu) -> bool:
 
 def _virtual(facts: HostFacts, name: str, device: Device) -> HomelabError:
     return HomelabError(
-        f"gpus.{name}: a card",
-        f"{facts.describe(device)} is a virtual function of {device.physfn} (SR-IOV)",
-        "virtual functions are made while the host runs, long after its initramfs: homelab can't bind them at boot",
-        "give it to the VM with a PCI mapping of your own (Datacenter -> Resource Mappings), which needs no binding at boot",
+        wanted=f"gpus.{name}: a card",
+        found=f"{facts.describe(device)} is a virtual function of {device.physfn} (SR-IOV)",
+        why="virtual functions are made while the host runs, long after its initramfs: homelab can't bind them at boot",
+        next="give it to the VM with a PCI mapping of your own (Datacenter -> Resource Mappings), which needs no binding at boot",
     )
 
 
@@ -99,19 +100,19 @@ def tools(facts: HostFacts, _host: Host) -> list[HomelabError]:
     if facts.missing_tools:
         errors.append(
             HomelabError(
-                "the commands that configure and verify the boot",
-                f"missing: {', '.join(facts.missing_tools)}",
-                "the change could not be made, or not be verified",
-                "install their packages (initramfs-tools, pciutils, util-linux, grub or proxmox-kernel-helper)",
+                wanted="the commands that configure and verify the boot",
+                found=f"missing: {', '.join(facts.missing_tools)}",
+                why="the change could not be made, or not be verified",
+                next="install their packages (initramfs-tools, pciutils, util-linux, grub or proxmox-kernel-helper)",
             )
         )
     if not facts.loader:
         errors.append(
             HomelabError(
-                "to know which boot loader makes the kernel command line",
-                facts.loader_clues,
-                "the wrong one would be configured without effect",
-                "see `proxmox-boot-tool status`; take the UUID of an ESP that the host isn't started from any more out of "
+                wanted="to know which boot loader makes the kernel command line",
+                found=facts.loader_clues,
+                why="the wrong one would be configured without effect",
+                next="see `proxmox-boot-tool status`; take the UUID of an ESP that the host isn't started from any more out of "
                 "/etc/kernel/proxmox-boot-uuids, and run `pulumi up` again",
             )
         )
@@ -128,10 +129,10 @@ def iommu(facts: HostFacts, host: Host) -> list[HomelabError]:
     if not facts.iommu.tables and facts.iommu.groups == 0:
         errors.append(
             HomelabError(
-                f"{name} switched on in the firmware",
-                f"no {'DMAR' if intel else 'IVRS'} table in /sys/firmware/acpi/tables, and no IOMMU group",
-                "without it no PCI device can be given to a guest, whatever the kernel is told",
-                f"enter the firmware setup (BIOS/UEFI) of the host, switch on {name}, and run `pulumi up` again",
+                wanted=f"{name} switched on in the firmware",
+                found=f"no {'DMAR' if intel else 'IVRS'} table in /sys/firmware/acpi/tables, and no IOMMU group",
+                why="without it no PCI device can be given to a guest, whatever the kernel is told",
+                next=f"enter the firmware setup (BIOS/UEFI) of the host, switch on {name}, and run `pulumi up` again",
             )
         )
     words = facts.cmdline.others.split()
@@ -140,10 +141,10 @@ def iommu(facts: HostFacts, host: Host) -> list[HomelabError]:
         if word in words:
             errors.append(
                 HomelabError(
-                    "an IOMMU that the kernel uses",
-                    f"{word} on the kernel command line, put there by somebody else",
-                    "the kernel never takes that word back, whatever follows it",
-                    f"remove {word} (/etc/default/grub, or /etc/kernel/cmdline), and run `pulumi up` again",
+                    wanted="an IOMMU that the kernel uses",
+                    found=f"{word} on the kernel command line, put there by somebody else",
+                    why="the kernel never takes that word back, whatever follows it",
+                    next=f"remove {word} (/etc/default/grub, or /etc/kernel/cmdline), and run `pulumi up` again",
                 )
             )
     return errors
@@ -157,10 +158,10 @@ def room(facts: HostFacts, host: Host) -> list[HomelabError]:
         return []
     return [
         HomelabError(
-            f"room on /boot for a new initramfs ({needed // 2**20 + 1} MiB)",
-            f"{facts.boot_free // 2**20} MiB free",
-            "update-initramfs would fail half-way and leave kernels without the binding",
-            "remove old kernels (`apt autoremove --purge`; `dpkg -l 'proxmox-kernel-*'`), then run `pulumi up` again",
+            wanted=f"room on /boot for a new initramfs ({needed // 2**20 + 1} MiB)",
+            found=f"{facts.boot_free // 2**20} MiB free",
+            why="update-initramfs would fail half-way and leave kernels without the binding",
+            next="remove old kernels (`apt autoremove --purge`; `dpkg -l 'proxmox-kernel-*'`), then run `pulumi up` again",
         )
     ]
 
@@ -172,10 +173,12 @@ def one_function(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[Home
         return []
     return [
         HomelabError(
-            f"gpus.{name} ({slot}) whole",
-            "; ".join(f"{facts.describe(device)} has {device.vfs} virtual functions (SR-IOV)" for device in shared),
-            "vfio-pci takes no card that is split into virtual functions, and who uses one of them would lose it",
-            f"switch them off where they are switched on (`echo 0 >/sys/bus/pci/devices/{shared[0].address}/sriov_numvfs`; "
+            wanted=f"gpus.{name} ({slot}) whole",
+            found="; ".join(
+                f"{facts.describe(device)} has {device.vfs} virtual functions (SR-IOV)" for device in shared
+            ),
+            why="vfio-pci takes no card that is split into virtual functions, and who uses one of them would lose it",
+            next=f"switch them off where they are switched on (`echo 0 >/sys/bus/pci/devices/{shared[0].address}/sriov_numvfs`; "
             "a module's option such as i915.max_vfs, sysfs.conf), or give virtual functions to VMs with PCI mappings of your own",
         )
     ]
@@ -194,11 +197,11 @@ def grouped(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabEr
     words = [word for word in facts.cmdline.running.split() if "igfx_off" in word]
     return [
         HomelabError(
-            f"gpus.{name} ({slot}) in an IOMMU group",
-            f"the host has {facts.iommu.groups} groups, and in none of them is {'; '.join(map(facts.describe, outside))}"
+            wanted=f"gpus.{name} ({slot}) in an IOMMU group",
+            found=f"the host has {facts.iommu.groups} groups, and in none of them is {'; '.join(map(facts.describe, outside))}"
             + (f"; the kernel was started with {' '.join(words)}" if words else ""),
-            "the IOMMU doesn't translate for it: Proxmox VE refuses to give such a device to a VM",
-            f"take igfx_off out of where the words are (/etc/default/grub, or /etc/kernel/cmdline), {_new_entries(facts)}, and reboot"
+            why="the IOMMU doesn't translate for it: Proxmox VE refuses to give such a device to a VM",
+            next=f"take igfx_off out of where the words are (/etc/default/grub, or /etc/kernel/cmdline), {_new_entries(facts)}, and reboot"
             if words
             else "look for it in `dmesg | grep -iE 'DMAR|AMD-Vi'`; an update of the firmware may put it under the IOMMU",
         )
@@ -224,10 +227,10 @@ def isolation(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabE
         return []
     return [
         HomelabError(
-            f"gpus.{name} ({slot}) alone in its IOMMU group",
-            f"with it in the {predicted(facts)}group: {'; '.join(map(facts.describe, others))}",
-            "starting a VM with the card takes every device of the group from the host; with a disk or a network card it goes down",
-            "put the card into another slot, or switch ACS on in the firmware; a device that may go along is named in "
+            wanted=f"gpus.{name} ({slot}) alone in its IOMMU group",
+            found=f"with it in the {predicted(facts)}group: {'; '.join(map(facts.describe, others))}",
+            why="starting a VM with the card takes every device of the group from the host; with a disk or a network card it goes down",
+            next="put the card into another slot, or switch ACS on in the firmware; a device that may go along is named in "
             f"gpus.{name}.allowGroupMembers",
         )
     ]
@@ -260,10 +263,10 @@ def _carries(facts: HostFacts, name: str, slot: str, device: Device, carried: li
     own = device.address in {one.address for one in facts.functions(slot)}
     how = "is a function of the card" if own else f"is in the card's {predicted(facts)}IOMMU group"
     return HomelabError(
-        f"gpus.{name} ({slot}) without anything that the host can't do without",
-        f"{facts.describe(device)}, which {how}, carries {', '.join(carried)}",
-        "a VM's start takes it from the host, which then loses its disk or its network and goes down; no setting allows that",
-        "connect the disk or the network cable to another controller, or put the card into another slot, and run `pulumi up` again"
+        wanted=f"gpus.{name} ({slot}) without anything that the host can't do without",
+        found=f"{facts.describe(device)}, which {how}, carries {', '.join(carried)}",
+        why="a VM's start takes it from the host, which then loses its disk or its network and goes down; no setting allows that",
+        next="connect the disk or the network cable to another controller, or put the card into another slot, and run `pulumi up` again"
         + ("" if own or facts.iommu.groups else SWITCH_ON),
     )
 
@@ -276,10 +279,11 @@ def _unknown_carrier(
     facts: HostFacts, name: str, slot: str, doubtful: list[Device], unknown: list[Vital]
 ) -> HomelabError:
     return HomelabError(
-        f"to know what carries {', '.join(one.name for one in unknown)}, before anything that may carry it goes with gpus.{name} ({slot})",
-        "; ".join(one.trouble for one in unknown) + f"; with the card go {'; '.join(map(facts.describe, doubtful))}",
-        "a VM's start would take its own disk or network from the host, which then goes down; no setting allows that",
-        "put the card into a slot where it is alone in its group",
+        wanted=f"to know what carries {', '.join(one.name for one in unknown)}, before anything that may carry it goes with gpus.{name} ({slot})",
+        found="; ".join(one.trouble for one in unknown)
+        + f"; with the card go {'; '.join(map(facts.describe, doubtful))}",
+        why="a VM's start would take its own disk or network from the host, which then goes down; no setting allows that",
+        next="put the card into a slot where it is alone in its group",
     )
 
 
@@ -295,10 +299,10 @@ def kept(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> list[
             if going & {device.address for device in facts.functions(place)}:
                 errors.append(
                     HomelabError(
-                        f"gpus.{other} ({place}) with the host (use: {gpus[other].use}) while a VM has gpus.{name} ({slot})",
-                        f"both are in one {predicted(facts)}IOMMU group",
-                        f"a VM's start with {name} takes every device of the group from the host, {other} too",
-                        "put one of them into another slot, or give both to the same VM",
+                        wanted=f"gpus.{other} ({place}) with the host (use: {gpus[other].use}) while a VM has gpus.{name} ({slot})",
+                        found=f"both are in one {predicted(facts)}IOMMU group",
+                        why=f"a VM's start with {name} takes every device of the group from the host, {other} too",
+                        next="put one of them into another slot, or give both to the same VM",
                     )
                 )
     return errors
@@ -313,10 +317,10 @@ def by_hand(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabErr
     by_words = any("on the kernel command line" in one for one in binds)
     return [
         HomelabError(
-            f"gpus.{name} ({slot}) with the host's driver (use: {gpu.use})",
-            f"{', '.join(device.address for device in bound)} on vfio-pci, by {', '.join(binds)}",
-            "that was not written by this program, which doesn't take it away: the card would stay without the host's driver",
-            f"take {', '.join(sorted({device.id for device in bound}))} out there, `update-initramfs -u -k all`"
+            wanted=f"gpus.{name} ({slot}) with the host's driver (use: {gpu.use})",
+            found=f"{', '.join(device.address for device in bound)} on vfio-pci, by {', '.join(binds)}",
+            why="that was not written by this program, which doesn't take it away: the card would stay without the host's driver",
+            next=f"take {', '.join(sorted({device.id for device in bound}))} out there, `update-initramfs -u -k all`"
             + (f", {_new_entries(facts)}" if by_words else "")
             + f", reboot, and run `pulumi up` again; or set gpus.{name}.use: vm",
         )
@@ -332,10 +336,10 @@ def console(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabErr
     which = "this card" if own else f"{facts.describe(screens[0])}, which is in its {predicted(facts)}IOMMU group,"
     return [
         HomelabError(
-            f"gpus.{name} ({slot}) not to be the host's console",
-            f"the firmware uses {which} as its screen (boot_vga)",
-            "once it is bound, the host shows nothing on its screen after the boot menu; it can be reached over the network only",
-            "make the other card the primary one in the firmware, or accept it with "
+            wanted=f"gpus.{name} ({slot}) not to be the host's console",
+            found=f"the firmware uses {which} as its screen (boot_vga)",
+            why="once it is bound, the host shows nothing on its screen after the boot menu; it can be reached over the network only",
+            next="make the other card the primary one in the firmware, or accept it with "
             f"gpus.{name}.allowConsole: true (the boot entry 'without GPU passthrough' gives the screen back)",
         )
     ]
@@ -356,10 +360,10 @@ def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
         return []
     return [
         HomelabError(
-            f"gpus.{name} ({slot}) free to be taken from the host",
-            f"containers that use it: {', '.join(str(ctid) for ctid in users)}",
-            "on vfio-pci the card has no /dev/nvidia node any more: these containers would not start, or run without it",
-            f"take the card out of them first, or accept it with gpus.{name}.allowContainers: {users}",
+            wanted=f"gpus.{name} ({slot}) free to be taken from the host",
+            found=f"containers that use it: {', '.join(str(ctid) for ctid in users)}",
+            why="on vfio-pci the card has no /dev/nvidia node any more: these containers would not start, or run without it",
+            next=f"take the card out of them first, or accept it with gpus.{name}.allowContainers: {users}",
         )
     ]
 

@@ -164,7 +164,12 @@ def _told(name: str, rows: list[Sign], lines_of: Callable[[Sign], list[str]]) ->
     hidden = {other for row, _ in found.values() for other in row.hides}
     return [
         Trouble(
-            HomelabError(f"{name}: {row.wanted}", f"the kernel says: {excerpt(chr(10).join(said))}", row.why, row.next),
+            HomelabError(
+                wanted=f"{name}: {row.wanted}",
+                found=f"the kernel says: {excerpt(chr(10).join(said))}",
+                why=row.why,
+                next=row.next,
+            ),
             row.stops,
         )
         for row, said in found.values()
@@ -185,10 +190,10 @@ def _uncured(row: Sign, lines: list[str]) -> list[str]:
 
 def _lost(name: str, addresses: list[str]) -> Trouble:
     error = HomelabError(
-        f"{name}: a card that answers on the PCI bus",
-        f"the configuration space of {', '.join(addresses)} can't be read: every bit is one",
-        "the card is lost: no driver and no guest can use it, and what binds or resets it now may hang",
-        "switch the host off, wait half a minute, switch it on (a warm reboot often isn't enough); look at the card's power cables, slot "
+        wanted=f"{name}: a card that answers on the PCI bus",
+        found=f"the configuration space of {', '.join(addresses)} can't be read: every bit is one",
+        why="the card is lost: no driver and no guest can use it, and what binds or resets it now may hang",
+        next="switch the host off, wait half a minute, switch it on (a warm reboot often isn't enough); look at the card's power cables, slot "
         "and riser if it happens again",
     )
     return Trouble(error, stops=True)

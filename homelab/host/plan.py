@@ -181,29 +181,29 @@ def verify(facts: HostFacts, host: Host, want: Wanted) -> list[HomelabError]:
     if lost:
         errors.append(
             HomelabError(
-                f"{' '.join(lost)} on the running kernel's command line",
-                facts.cmdline.running,
-                "the kernel that runs was started from another boot entry, or from a configuration that was not generated anew",
-                "reboot into the first boot entry (a pinned kernel: `proxmox-boot-tool kernel list`), then `pulumi up --refresh`",
+                wanted=f"{' '.join(lost)} on the running kernel's command line",
+                found=facts.cmdline.running,
+                why="the kernel that runs was started from another boot entry, or from a configuration that was not generated anew",
+                next="reboot into the first boot entry (a pinned kernel: `proxmox-boot-tool kernel list`), then `pulumi up --refresh`",
             )
         )
     if want.functions and facts.iommu.groups == 0:
         errors.append(
             HomelabError(
-                "IOMMU groups in /sys/kernel/iommu_groups",
-                f"none; the kernel says: {_log_excerpt(facts)}",
-                "only groups prove that the IOMMU works ('DMAR: IOMMU enabled' is printed without one, too)",
-                "switch on VT-d or AMD-Vi (IOMMU) in the firmware, then `pulumi up --refresh`",
+                wanted="IOMMU groups in /sys/kernel/iommu_groups",
+                found=f"none; the kernel says: {_log_excerpt(facts)}",
+                why="only groups prove that the IOMMU works ('DMAR: IOMMU enabled' is printed without one, too)",
+                next="switch on VT-d or AMD-Vi (IOMMU) in the firmware, then `pulumi up --refresh`",
             )
         )
     missing = [name for name in ("vfio", "vfio_iommu_type1", "vfio_pci") if name not in facts.modules]
     if want.functions and missing:
         errors.append(
             HomelabError(
-                "the modules vfio, vfio_iommu_type1 and vfio_pci loaded",
-                f"missing: {', '.join(missing)}",
-                "without them no device can be given to a guest",
-                "try `modprobe vfio-pci` and read `dmesg | tail`; then `pulumi up --refresh`",
+                wanted="the modules vfio, vfio_iommu_type1 and vfio_pci loaded",
+                found=f"missing: {', '.join(missing)}",
+                why="without them no device can be given to a guest",
+                next="try `modprobe vfio-pci` and read `dmesg | tail`; then `pulumi up --refresh`",
             )
         )
     errors += _verify_drivers(facts, want)
@@ -223,10 +223,10 @@ def _verify_drivers(facts: HostFacts, want: Wanted) -> list[HomelabError]:
         return []
     return [
         HomelabError(
-            f"every function on vfio-pci: {', '.join(want.functions)}",
-            "; ".join(wrong),
-            "a card with a function on a host driver can't be given to a guest",
-            "read `dmesg | grep homelab-vfio` on the host; then `pulumi up --refresh`",
+            wanted=f"every function on vfio-pci: {', '.join(want.functions)}",
+            found="; ".join(wrong),
+            why="a card with a function on a host driver can't be given to a guest",
+            next="read `dmesg | grep homelab-vfio` on the host; then `pulumi up --refresh`",
         )
     ]
 

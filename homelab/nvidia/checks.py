@@ -41,19 +41,19 @@ def supported_system(request: Request) -> list[HomelabError]:
     }:
         errors.append(
             HomelabError(
-                f"{request.name}: {known}",
-                f"{system.distribution} {system.version or 'without a VERSION_ID'}".strip(),
-                "NVIDIA's packages, their names and their repository are of one distribution each",
-                "use one of those systems, or leave `nvidia` out and install the driver there by its own means",
+                wanted=f"{request.name}: {known}",
+                found=f"{system.distribution} {system.version or 'without a VERSION_ID'}".strip(),
+                why="NVIDIA's packages, their names and their repository are of one distribution each",
+                next="use one of those systems, or leave `nvidia` out and install the driver there by its own means",
             )
         )
     if system.architecture not in (None, "x86_64"):
         errors.append(
             HomelabError(
-                f"{request.name}: an x86_64 system",
-                f"{system.architecture}",
-                "the packages and the installer named here are for x86_64",
-                "leave `nvidia` out for this system",
+                wanted=f"{request.name}: an x86_64 system",
+                found=f"{system.architecture}",
+                why="the packages and the installer named here are for x86_64",
+                next="leave `nvidia` out for this system",
             )
         )
     return errors
@@ -67,10 +67,10 @@ def has_a_card(request: Request) -> list[HomelabError]:
     if not request.devices:
         errors.append(
             HomelabError(
-                f"{request.name}: an NVIDIA card ({VENDOR}:…)",
-                f"graphics cards: {', '.join(request.system.cards or ()) or 'none'}",
-                "without a card no driver can be loaded, and nothing can be verified",
-                {
+                wanted=f"{request.name}: an NVIDIA card ({VENDOR}:…)",
+                found=f"graphics cards: {', '.join(request.system.cards or ()) or 'none'}",
+                why="without a card no driver can be loaded, and nothing can be verified",
+                next={
                     "vm": "give the VM a card (`gpus`), or leave `nvidia` out",
                     "lxc": "give the container a card, or leave `nvidia` out",
                     "host": "keep a card with the host (`use: lxc` or `use: host`), or leave `nvidia` out",
@@ -83,10 +83,10 @@ def has_a_card(request: Request) -> list[HomelabError]:
 def _not_a_card(request: Request, device: str) -> HomelabError:
     row = request.data.function(device)
     return HomelabError(
-        f"{request.name}: the id of a graphics card",
-        f"{VENDOR}:{device}, which is a card's {row.kind}" if row else device,
-        "driver and flavour follow from the card's first function",
-        "name the function of class 0300 or 0302 (see `lspci -nn`)",
+        wanted=f"{request.name}: the id of a graphics card",
+        found=f"{VENDOR}:{device}, which is a card's {row.kind}" if row else device,
+        why="driver and flavour follow from the card's first function",
+        next="name the function of class 0300 or 0302 (see `lspci -nn`)",
     )
 
 
@@ -98,10 +98,10 @@ def known_branch(request: Request) -> list[HomelabError]:
         return []
     return [
         HomelabError(
-            f"{request.name}: a branch of the driver: {', '.join(str(branch) for branch in sorted(data.branches))}",
-            driver.text,
-            "no release of such a branch for Linux is known (581 and the like are Windows versions)",
-            f'set nvidia.driver: "{data.recommended}", the recommended branch',
+            wanted=f"{request.name}: a branch of the driver: {', '.join(str(branch) for branch in sorted(data.branches))}",
+            found=driver.text,
+            why="no release of such a branch for Linux is known (581 and the like are Windows versions)",
+            next=f'set nvidia.driver: "{data.recommended}", the recommended branch',
         )
     ]
 
@@ -127,10 +127,10 @@ def _dropped(request: Request, device: str, generation: Generation, driver: Driv
         else f"use a newer card: branch {last} is legacy and no supported distribution has it"
     )
     return HomelabError(
-        f"{request.name}: a driver that knows {card_text(request, device)}",
-        driver.text,
-        f"branch {last} is the last one that knows {generation.name} cards; later ones say that they will ignore this GPU",
-        way,
+        wanted=f"{request.name}: a driver that knows {card_text(request, device)}",
+        found=driver.text,
+        why=f"branch {last} is the last one that knows {generation.name} cards; later ones say that they will ignore this GPU",
+        next=way,
     )
 
 
@@ -147,10 +147,10 @@ def _too_old(request: Request, device: str, driver: Driver) -> HomelabError | No
     # 565 is what many guides say of the RTX 50 series.
     wrong = '; the often quoted "565+" is wrong' if generation and generation.name == "Blackwell" else ""
     return HomelabError(
-        f"{request.name}: a driver that knows {card_text(request, device)}: {needs}",
-        driver.text,
-        f"{source}{wrong}; an older driver finds no device",
-        f'set nvidia.driver: "{pair_that_works(request) or parse(least).major}"',
+        wanted=f"{request.name}: a driver that knows {card_text(request, device)}: {needs}",
+        found=driver.text,
+        why=f"{source}{wrong}; an older driver finds no device",
+        next=f'set nvidia.driver: "{pair_that_works(request) or parse(least).major}"',
     )
 
 
@@ -169,10 +169,10 @@ def flavour_possible(request: Request) -> list[HomelabError]:
 def _mixed(request: Request, open_alone: list[str], closed_alone: list[str]) -> HomelabError:
     new, old = (", ".join(card_text(request, device) for device in cards) for cards in (open_alone, closed_alone))
     return HomelabError(
-        f"{request.name}: one kind of kernel modules for all its cards",
-        f"{new} works with the open ones alone, {old} with the proprietary ones alone",
-        "a running kernel has one nvidia module; one of the cards would stay without a driver",
-        "give one of them to a VM of its own (`use: vm`), whose driver is its own"
+        wanted=f"{request.name}: one kind of kernel modules for all its cards",
+        found=f"{new} works with the open ones alone, {old} with the proprietary ones alone",
+        why="a running kernel has one nvidia module; one of the cards would stay without a driver",
+        next="give one of them to a VM of its own (`use: vm`), whose driver is its own"
         if request.target != "vm"
         else "give them to different VMs",
     )
@@ -199,7 +199,9 @@ def _flavour_refused(request: Request, open_alone: list[str], closed_alone: list
             else "the open modules need a GSP, which cards have from Turing on"
         )
         step = "leave nvidia.flavour at auto"
-    return HomelabError(f"{request.name}: kernel modules that fit cards and driver", found, why, step)
+    return HomelabError(
+        wanted=f"{request.name}: kernel modules that fit cards and driver", found=found, why=why, next=step
+    )
 
 
 # -- kernels ---------------------------------------------------------------------------------------------------
@@ -214,11 +216,11 @@ def modules_build(request: Request) -> list[HomelabError]:
             pair = pair_that_works(request, proved=True) or pair_that_works(request)
             errors.append(
                 HomelabError(
-                    f"{request.name}: a driver whose modules build for every installed kernel, {kernel} among them",
-                    f"{request.driver.text}"
+                    wanted=f"{request.name}: a driver whose modules build for every installed kernel, {kernel} among them",
+                    found=f"{request.driver.text}"
                     + ("" if request.driver.exact else f", of which {request.driver.version} is the newest"),
-                    f"it is known not to build there ({row.source}); after a boot of that kernel there would be no GPU",
-                    f'set nvidia.driver: "{pair}", {_how_it_builds(request, pair, kernel)}'
+                    why=f"it is known not to build there ({row.source}); after a boot of that kernel there would be no GPU",
+                    next=f'set nvidia.driver: "{pair}", {_how_it_builds(request, pair, kernel)}'
                     if pair
                     else "remove that kernel, or pin an older one (`proxmox-boot-tool kernel pin`): no driver is known that builds for all",
                 )
@@ -244,11 +246,11 @@ def secure_boot(request: Request) -> list[HomelabError]:
     }[request.target]
     return [
         HomelabError(
-            f"{request.name}: a system that loads modules which DKMS built",
-            "Secure Boot is on, and DKMS's key isn't enrolled",
-            "the kernel would refuse the driver: `Key was rejected by service`; the key is confirmed on the console, at a boot, by "
+            wanted=f"{request.name}: a system that loads modules which DKMS built",
+            found="Secure Boot is on, and DKMS's key isn't enrolled",
+            why="the kernel would refuse the driver: `Key was rejected by service`; the key is confirmed on the console, at a boot, by "
             "a person",
-            f"either {off}; or enrol the key: `mokutil --import /var/lib/dkms/mok.pub` (made by `dkms generate_mok`), reboot, "
+            next=f"either {off}; or enrol the key: `mokutil --import /var/lib/dkms/mok.pub` (made by `dkms generate_mok`), reboot, "
             "confirm in MokManager on the console; then `pulumi up --refresh`",
         )
     ]
@@ -263,10 +265,10 @@ def host_version(request: Request) -> list[HomelabError]:
     if not system.host_driver:
         return [
             HomelabError(
-                f"{request.name}: the NVIDIA driver, loaded on the host",
-                "no /proc/driver/nvidia/version there",
-                "a container has the libraries alone; the kernel's part is the host's",
-                "give the host a driver (`nvidia` under the host), or load it there",
+                wanted=f"{request.name}: the NVIDIA driver, loaded on the host",
+                found="no /proc/driver/nvidia/version there",
+                why="a container has the libraries alone; the kernel's part is the host's",
+                next="give the host a driver (`nvidia` under the host), or load it there",
             )
         ]
     fits = wanted is None or system.host_driver == wanted or system.host_driver.startswith(f"{wanted}.")
@@ -274,10 +276,10 @@ def host_version(request: Request) -> list[HomelabError]:
         return []
     return [
         HomelabError(
-            f"{request.name}: the host's driver, {system.host_driver}",
-            f'nvidia.driver: "{wanted}"',
-            "the container's libraries must be of exactly that version: `Driver/library version mismatch`, down to the last digit",
-            f'leave nvidia.driver out for the container, or set "{wanted}" for the host, too: its containers follow it',
+            wanted=f"{request.name}: the host's driver, {system.host_driver}",
+            found=f'nvidia.driver: "{wanted}"',
+            why="the container's libraries must be of exactly that version: `Driver/library version mismatch`, down to the last digit",
+            next=f'leave nvidia.driver out for the container, or set "{wanted}" for the host, too: its containers follow it',
         )
     ]
 
@@ -294,10 +296,10 @@ def cuda_fits(request: Request) -> list[HomelabError]:
         known = ", ".join(str(one.release) for one in data.cuda.releases)
         return [
             HomelabError(
-                f"{request.name}: a release of CUDA: {known}",
-                f'nvidia.cuda: "{release}"',
-                "no such release is known; its packages and its least driver follow from the release",
-                f'set nvidia.cuda to one of them; `major.minor`, such as "{data.cuda.releases[-1].release}"',
+                wanted=f"{request.name}: a release of CUDA: {known}",
+                found=f'nvidia.cuda: "{release}"',
+                why="no such release is known; its packages and its least driver follow from the release",
+                next=f'set nvidia.cuda to one of them; `major.minor`, such as "{data.cuda.releases[-1].release}"',
             )
         ]
     least = least_driver_of_cuda(request)
@@ -332,12 +334,12 @@ def _cuda_driver(request: Request, least: Driver) -> HomelabError | None:
         else ""
     )
     return HomelabError(
-        f"{request.name}: a driver for CUDA {request.settings.cuda}: {least.version} or later",
-        f"{request.driver.text}"
+        wanted=f"{request.name}: a driver for CUDA {request.settings.cuda}: {least.version} or later",
+        found=f"{request.driver.text}"
         + ("" if request.driver.exact or not request.driver.known else f" ({request.driver.version} at most)"),
-        "CUDA's programs would fail: `the provided PTX was compiled with an unsupported toolchain`, or `CUDA driver version is "
+        why="CUDA's programs would fail: `the provided PTX was compiled with an unsupported toolchain`, or `CUDA driver version is "
         "insufficient for CUDA runtime version`",
-        way + also,
+        next=way + also,
     )
 
 
@@ -353,10 +355,10 @@ def _cuda_card(request: Request, device: str) -> HomelabError | None:
     else:
         return None
     return HomelabError(
-        f"{request.name}: {fits}, for {card_text(request, device)}",
-        f'nvidia.cuda: "{release}"',
-        why,
-        f'set nvidia.cuda: "{first if first is not None and release < first else last}"',
+        wanted=f"{request.name}: {fits}, for {card_text(request, device)}",
+        found=f'nvidia.cuda: "{release}"',
+        why=why,
+        next=f'set nvidia.cuda: "{first if first is not None and release < first else last}"',
     )
 
 
@@ -368,10 +370,10 @@ def runtime_there(request: Request) -> list[HomelabError]:
         return []
     return [
         HomelabError(
-            f"{request.name}: {wanted}, for nvidia.containerToolkit",
-            f"installed: {', '.join(sorted(installed)) or 'no container runtime'}",
-            "the toolkit is configured in the runtime; a runtime is never installed unasked",
-            "install it, or set nvidia.docker: install",
+            wanted=f"{request.name}: {wanted}, for nvidia.containerToolkit",
+            found=f"installed: {', '.join(sorted(installed)) or 'no container runtime'}",
+            why="the toolkit is configured in the runtime; a runtime is never installed unasked",
+            next="install it, or set nvidia.docker: install",
         )
     ]
 

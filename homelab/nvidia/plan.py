@@ -144,7 +144,7 @@ def plan_stack(request: Request) -> Plan:
     version = _version_of(packages) or (str(driver.version) if driver.exact else None)
     run = _runfile(request, driver, choice) if source != "packages" else None
     if run and source == "run" and not run.sha256:
-        raise HomelabError(*unpinned(run, request.name))
+        raise unpinned(run, request.name)
     return Plan(
         target=request.target,
         driver=str(driver.version) if driver.exact else str(driver.branch),
@@ -170,20 +170,20 @@ def _driver(request: Request) -> Driver:
     if request.driver is not None:
         return request.driver
     raise HomelabError(
-        f"{request.name}: the version of the host's driver",
-        "the host wasn't read, and nvidia.driver isn't set here",
-        "a container's libraries are of the host's version",
-        "read the host first (`pulumi up` does), or set nvidia.driver to the host's",
+        wanted=f"{request.name}: the version of the host's driver",
+        found="the host wasn't read, and nvidia.driver isn't set here",
+        why="a container's libraries are of the host's version",
+        next="read the host first (`pulumi up` does), or set nvidia.driver to the host's",
     )
 
 
 def _distribution_known(request: Request) -> None:
     if request.system.distribution is None or request.system.version is None:
         raise HomelabError(
-            f"{request.name}: the distribution, from its /etc/os-release",
-            "it wasn't read yet",
-            "repository and package names follow from it",
-            "make the system reachable; `pulumi up` reads it before it changes anything",
+            wanted=f"{request.name}: the distribution, from its /etc/os-release",
+            found="it wasn't read yet",
+            why="repository and package names follow from it",
+            next="make the system reachable; `pulumi up` reads it before it changes anything",
         )
 
 
@@ -198,11 +198,11 @@ def _not_offered(request: Request) -> list[HomelabError]:
         return []
     return [
         HomelabError(
-            f"{request.name}: {', '.join(missing)}, from NVIDIA's repository for {request.system.distribution} "
+            wanted=f"{request.name}: {', '.join(missing)}, from NVIDIA's repository for {request.system.distribution} "
             f"{request.system.version}",
-            "its repositories don't offer it",
-            "apt could not install it: `Unable to locate package`; not every release is there for every distribution",
-            "set nvidia.cuda to a release that is there (`apt-cache search --names-only '^cuda-toolkit-[0-9]'`), or leave it out"
+            found="its repositories don't offer it",
+            why="apt could not install it: `Unable to locate package`; not every release is there for every distribution",
+            next="set nvidia.cuda to a release that is there (`apt-cache search --names-only '^cuda-toolkit-[0-9]'`), or leave it out"
             if any(name.startswith("cuda") for name in missing)
             else "check nvidia.mirror.containerToolkit, and the system's network",
         )
@@ -306,12 +306,12 @@ def _no_packages(request: Request, driver: Driver, missing: list[str]) -> Homela
     system = request.system
     there = sorted({version.text for version in offered_versions(request, driver.branch)}, key=parse)
     return HomelabError(
-        f"{request.name}: packages of {driver.text} for {system.distribution} {system.version}",
-        f"not offered: {', '.join(missing) or 'one version of all of them'}; offered: {', '.join(there) or 'nothing of that branch'}"
+        wanted=f"{request.name}: packages of {driver.text} for {system.distribution} {system.version}",
+        found=f"not offered: {', '.join(missing) or 'one version of all of them'}; offered: {', '.join(there) or 'nothing of that branch'}"
         if request.naming
         else f"no package names of branch {driver.branch} are known there",
-        "apt could not install them: `Unable to locate package`, or `Version … was not found`",
-        "set nvidia.driver to one that is offered, or nvidia.source: run for NVIDIA's installer"
+        why="apt could not install them: `Unable to locate package`, or `Version … was not found`",
+        next="set nvidia.driver to one that is offered, or nvidia.source: run for NVIDIA's installer"
         if driver.known
         else "set nvidia.driver to an exact version",
     )
@@ -322,10 +322,10 @@ def _runfile(request: Request, driver: Driver, choice: Choice | None) -> Runfile
     data = request.data.packaging.runfile
     if not driver.known:
         raise HomelabError(
-            f"{request.name}: a version of the driver, for NVIDIA's installer",
-            f"{driver.text}, of which no release is known",
-            "the installer is a file for each version",
-            f'set nvidia.driver to an exact version, such as "{request.data.branches[request.data.recommended].newest}"',
+            wanted=f"{request.name}: a version of the driver, for NVIDIA's installer",
+            found=f"{driver.text}, of which no release is known",
+            why="the installer is a file for each version",
+            next=f'set nvidia.driver to an exact version, such as "{request.data.branches[request.data.recommended].newest}"',
         )
     base = request.settings.mirror.run or request.data.packaging.repositories.run
     version = str(driver.version)
@@ -343,13 +343,13 @@ def _runfile(request: Request, driver: Driver, choice: Choice | None) -> Runfile
     )
 
 
-def unpinned(run: Runfile, name: str) -> tuple[str, str, str, str]:
-    """The four parts of the message about an installer whose SHA-256 isn't known."""
-    return (
-        f"{name}: the SHA-256 of NVIDIA's installer {run.version}",
-        "neither this program's data nor nvidia.runSha256 has it",
-        "the installer runs as root, and a server, mirror or proxy that has another file must not decide what is run",
-        f"read it at {run.checksum_url}, from another network than the one that it is installed over, and set nvidia.runSha256: "
+def unpinned(run: Runfile, name: str) -> HomelabError:
+    """An installer whose SHA-256 isn't known."""
+    return HomelabError(
+        wanted=f"{name}: the SHA-256 of NVIDIA's installer {run.version}",
+        found="neither this program's data nor nvidia.runSha256 has it",
+        why="the installer runs as root, and a server, mirror or proxy that has another file must not decide what is run",
+        next=f"read it at {run.checksum_url}, from another network than the one that it is installed over, and set nvidia.runSha256: "
         f'{{"{run.version}": "..."}}; or choose a version that is known here (docs/nvidia.md), or nvidia.source: packages',
     )
 

@@ -125,10 +125,10 @@ def _off(facts: HostFacts, vms: dict[str, Vm], containers: dict[str, Container])
     }
     return [
         HomelabError(
-            f"{place} running",
-            f"{vmid} is off, and {place}.power is keep",
-            "NVIDIA's stack is installed from inside the guest",
-            f"start it, or set {place}.power: running",
+            wanted=f"{place} running",
+            found=f"{vmid} is off, and {place}.power is keep",
+            why="NVIDIA's stack is installed from inside the guest",
+            next=f"start it, or set {place}.power: running",
         )
         for place, (vmid, runs) in guests.items()
         # One that isn't there is another error's.

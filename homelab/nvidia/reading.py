@@ -64,10 +64,10 @@ def parse(text: str | dict[str, Any]) -> Reading:
         found = _Answer.model_validate(text if isinstance(text, dict) else json.loads(text.strip().rpartition("\n")[2]))
     except (ValidationError, ValueError) as error:
         raise HomelabError(
-            "the reading of a system, as read_system.sh gives it",
-            str(error),
-            "an NVIDIA stack is planned from it",
-            "run that script by hand there, and see what it says on stderr",
+            wanted="the reading of a system, as read_system.sh gives it",
+            found=str(error),
+            why="an NVIDIA stack is planned from it",
+            next="run that script by hand there, and see what it says on stderr",
         ) from error
     values = found.model_dump(exclude={"boot_id", "steps", "drift", "unprivileged"})
     # Where it can't be told, the careful answer.

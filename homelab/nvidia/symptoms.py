@@ -132,10 +132,10 @@ def _answer(row: Symptom, match: re.Match[str], text: str, context: Context) -> 
     cause = row.cause(context)
     values = {**row.values(context), "what": match.groupdict().get("what") or ""}
     return HomelabError(
-        row.wanted.format(**values),
-        f"{row.where}: {_line(text, match)}",
-        cause.why.format(**values),
-        cause.next.format(**values),
+        wanted=row.wanted.format(**values),
+        found=f"{row.where}: {_line(text, match)}",
+        why=cause.why.format(**values),
+        next=cause.next.format(**values),
     )
 
 

@@ -296,10 +296,10 @@ def _no_cards(smi: _Part, log: str, context: Context) -> Iterator[HomelabError]:
         yield from known
     elif smi.status == _NO_PROGRAM:
         yield HomelabError(
-            f"{context.name}: nvidia-smi",
-            "it isn't installed",
-            "the driver's libraries and tools come together; something removed them, or their installation broke off",
-            "run `pulumi up --refresh`: it installs what is missing",
+            wanted=f"{context.name}: nvidia-smi",
+            found="it isn't installed",
+            why="the driver's libraries and tools come together; something removed them, or their installation broke off",
+            next="run `pulumi up --refresh`: it installs what is missing",
         )
     else:
         yield _unknown(
@@ -314,14 +314,14 @@ def _unknown(wanted: str, part: _Part, why: str, next_step: str) -> HomelabError
     """A failure whose text nobody knows."""
     if part.status == _TIMED_OUT:
         return HomelabError(
-            wanted,
-            "it wasn't done in the time that nvidia.timeouts.verify gives to all checks",
-            "a card that doesn't answer hangs all that asks it; or it was only slow, such as fetching an image",
-            "read `dmesg | grep -E 'NVRM|Xid'`; else set a longer nvidia.timeouts.verify, and run `pulumi up` again",
+            wanted=wanted,
+            found="it wasn't done in the time that nvidia.timeouts.verify gives to all checks",
+            why="a card that doesn't answer hangs all that asks it; or it was only slow, such as fetching an image",
+            next="read `dmesg | grep -E 'NVRM|Xid'`; else set a longer nvidia.timeouts.verify, and run `pulumi up` again",
         )
     lines = [line for line in part.output.splitlines() if line.strip()]
     found = "\n".join(lines[-_QUOTED:]) or "nothing was said"
-    return HomelabError(wanted, f"status {part.status}: {found}", why, next_step)
+    return HomelabError(wanted=wanted, found=f"status {part.status}: {found}", why=why, next=next_step)
 
 
 def _refused(wanted: Wanted, devices: _Part) -> HomelabError:
@@ -335,10 +335,10 @@ def _refused(wanted: Wanted, devices: _Part) -> HomelabError:
     )
     why, next_step = answers.get(wanted.target, answers[""])
     return HomelabError(
-        f"{wanted.name}: /dev/nvidiactl, /dev/nvidia-uvm and the cards' nodes, opened by an ordinary user",
-        "; ".join(lines) or f"status {devices.status}",
-        f"{why}: programs that don't run as root could not use CUDA",
-        next_step,
+        wanted=f"{wanted.name}: /dev/nvidiactl, /dev/nvidia-uvm and the cards' nodes, opened by an ordinary user",
+        found="; ".join(lines) or f"status {devices.status}",
+        why=f"{why}: programs that don't run as root could not use CUDA",
+        next=next_step,
     )
 
 
@@ -348,18 +348,18 @@ def _driver_and_cards(
     driver = cards[0]["driver"] or str(result.get("loaded") or "")
     if wanted.driver and not _is(driver, wanted.driver):
         yield HomelabError(
-            f"{wanted.name}: driver {wanted.driver}",
-            f"{driver} is in use",
-            "what was installed isn't what is loaded: the system wasn't rebooted since, or something else was installed",
-            "reboot it, then `pulumi up --refresh`; `dpkg -l '*nvidia*'` there shows what is installed",
+            wanted=f"{wanted.name}: driver {wanted.driver}",
+            found=f"{driver} is in use",
+            why="what was installed isn't what is loaded: the system wasn't rebooted since, or something else was installed",
+            next="reboot it, then `pulumi up --refresh`; `dpkg -l '*nvidia*'` there shows what is installed",
         )
     flavour = result.get("flavour")
     if wanted.flavour and flavour and flavour != wanted.flavour:
         yield HomelabError(
-            f"{wanted.name}: the {wanted.flavour} kernel modules",
-            f"the {flavour} ones are loaded",
-            "open and proprietary modules differ in the cards that they know",
-            "reboot it, then `pulumi up --refresh`, which installs those that are wanted",
+            wanted=f"{wanted.name}: the {wanted.flavour} kernel modules",
+            found=f"the {flavour} ones are loaded",
+            why="open and proprietary modules differ in the cards that they know",
+            next="reboot it, then `pulumi up --refresh`, which installs those that are wanted",
         )
     yield from _models(wanted, cards, data)
 
@@ -382,12 +382,12 @@ def _models(wanted: Wanted, cards: Sequence[Mapping[str, str | None]], data: Com
     found = ", ".join(f"{card['name']} ({card['device'] or card['address']})" for card in cards)
     less = len(cards) < len(wanted.cards)
     yield HomelabError(
-        f"{wanted.name}: {len(wanted.cards)} card(s): {texts}",
-        f"{len(cards)} in nvidia-smi: {found}",
-        "a card that is missing isn't given to this system, or doesn't start"
+        wanted=f"{wanted.name}: {len(wanted.cards)} card(s): {texts}",
+        found=f"{len(cards)} in nvidia-smi: {found}",
+        why="a card that is missing isn't given to this system, or doesn't start"
         if less
         else "programs would use other cards than those that were meant",
-        "in its host's settings look at gpuAssignment (vms.…, containers.…) and `lspci -nn -d 10de:`; for a missing one read "
+        next="in its host's settings look at gpuAssignment (vms.…, containers.…) and `lspci -nn -d 10de:`; for a missing one read "
         "`dmesg | grep NVRM`",
     )
 
@@ -406,20 +406,20 @@ def _compiler(wanted: Wanted, nvcc: _Part, release: str | None, context: Context
         missing = nvcc.status in (_NO_PROGRAM, 126)
         known = recognise(nvcc.output, context)
         generic = HomelabError(
-            f"{wanted.name}: nvcc of CUDA {wanted.cuda}",
-            "it isn't there"
+            wanted=f"{wanted.name}: nvcc of CUDA {wanted.cuda}",
+            found="it isn't there"
             if missing
             else f"status {nvcc.status}: {nvcc.output.strip()[-400:] or 'nothing was said'}",
-            "CUDA programs are compiled with it",
-            "run `pulumi up --refresh`: it installs CUDA's toolkit again",
+            why="CUDA programs are compiled with it",
+            next="run `pulumi up --refresh`: it installs CUDA's toolkit again",
         )
         yield from known or [generic]
     elif wanted.cuda and release.split(".") != wanted.cuda.split(".")[:2]:
         yield HomelabError(
-            f"{wanted.name}: CUDA {wanted.cuda}",
-            f"nvcc is of {release}",
-            "what it compiles could be for other cards and drivers than those that were meant",
-            "run `pulumi up --refresh`; other releases may stay installed beside the wanted one",
+            wanted=f"{wanted.name}: CUDA {wanted.cuda}",
+            found=f"nvcc is of {release}",
+            why="what it compiles could be for other cards and drivers than those that were meant",
+            next="run `pulumi up --refresh`; other releases may stay installed beside the wanted one",
         )
 
 
@@ -430,10 +430,10 @@ def _cards_of_container(
     if not cards or inside == len(cards):
         return
     yield HomelabError(
-        f"{wanted.name}: a container that sees all of its {len(cards)} cards",
-        f"nvidia-smi in it lists {inside}",
-        "the CDI specification, or the runtime's configuration, is of fewer cards",
-        "run `pulumi up --refresh`: it makes the specification anew",
+        wanted=f"{wanted.name}: a container that sees all of its {len(cards)} cards",
+        found=f"nvidia-smi in it lists {inside}",
+        why="the CDI specification, or the runtime's configuration, is of fewer cards",
+        next="run `pulumi up --refresh`: it makes the specification anew",
     )
 
 

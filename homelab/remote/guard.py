@@ -131,4 +131,4 @@ class _Guard(threading.Thread):
             except UnreachableError:
                 raise
             except HomelabError as error:
-                raise RefusedError(error.wanted, error.found, error.why, error.next_step) from error
+                raise RefusedError(wanted=error.wanted, found=error.found, why=error.why, next=error.next) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from homelab.errors import HomelabError
 from homelab.nvidia.compatibility import load
 from homelab.nvidia.plan import AptFile, Plan, Repository, unpinned
 from homelab.nvidia.symptoms import Context, Symptom, symptoms
@@ -153,7 +154,7 @@ def driver(plan: Plan, settings: Nvidia, *, context: Context | None = None, gene
         RUN_VERSION=run.version if run else "",
         RUN_URL=run.url if run else "",
         RUN_SHA256=run.sha256 if run else "",
-        RUN_UNPINNED="\n".join(unpinned(run, (context or _context(plan)).name)) if run and not run.sha256 else "",
+        RUN_UNPINNED=_parts(unpinned(run, (context or _context(plan)).name)) if run and not run.sha256 else "",
         RUN_PREREQUISITES=" ".join(run.prerequisites) if run else "",
         RUN_ARGUMENTS=" ".join(run.arguments) if run else "",
         PERSISTENCE=file("homelab-nvidia-persistence.service") if plan.target == "host" else "",
@@ -169,6 +170,10 @@ def _fields(one: Repository) -> Sequence[str]:
 def _one_line(apt: AptFile) -> str:
     # For printf %b; put_file adds the last end of line.
     return apt.content.removesuffix("\n").replace("\\", "\\\\").replace("\n", "\\n")
+
+
+def _parts(error: HomelabError) -> str:
+    return "\n".join((error.wanted, error.found, error.why, error.next))
 
 
 def _context(plan: Plan) -> Context:

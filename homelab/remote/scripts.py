@@ -105,10 +105,10 @@ def answer(output: str) -> dict[str, Any]:
     except ValueError as error:
         problem = str(error)
     raise HomelabError(
-        "one line of JSON from a script",
-        f"{line[:200]!r} ({problem})",
-        "nothing follows from an answer that can't be read",
-        "log in and see whether root's shell prints something of its own for non-interactive sessions (~/.bashrc)",
+        wanted="one line of JSON from a script",
+        found=f"{line[:200]!r} ({problem})",
+        why="nothing follows from an answer that can't be read",
+        next="log in and see whether root's shell prints something of its own for non-interactive sessions (~/.bashrc)",
     )
 
 

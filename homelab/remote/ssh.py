@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     import asyncssh
 
 # The message of a failing script (remote_scripts/lib/common.sh, die).
-_MESSAGE = re.compile(r"^wanted: (.*?)\nfound:  (.*?)\nwhy:    (.*?)\nnext:   (.*?)\s*\Z", re.DOTALL | re.MULTILINE)
+_MESSAGE = re.compile(
+    r"^wanted: (?P<wanted>.*?)\nfound:  (?P<found>.*?)\nwhy:    (?P<why>.*?)\nnext:   (?P<next>.*?)\s*\Z",
+    re.DOTALL | re.MULTILINE,
+)
 
 # How long a host may take to answer a script's connection that is already open.
 KEEPALIVE_SECONDS = 5
@@ -167,31 +170,31 @@ def _text(said: bytes) -> str:
 
 def _endless(verb: str, output: bytes) -> HomelabError:
     return HomelabError(
-        f"an answer of at most {OUTPUT_BYTES // 1024**2} MiB from the script to {verb.replace('_', ' ')}",
-        f"more, and no end; it begins: {_text(output[:200])!r}",
-        "taking all of it in could use up this machine's memory; nothing was decided",
-        "log in as the script does and see what prints so much: `ssh HOST bash -s </dev/null`, root's ~/.bashrc, a file that has grown",
+        wanted=f"an answer of at most {OUTPUT_BYTES // 1024**2} MiB from the script to {verb.replace('_', ' ')}",
+        found=f"more, and no end; it begins: {_text(output[:200])!r}",
+        why="taking all of it in could use up this machine's memory; nothing was decided",
+        next="log in as the script does and see what prints so much: `ssh HOST bash -s </dev/null`, root's ~/.bashrc, a file that has grown",
     )
 
 
 def _failed(verb: str, output: str, log: str, status: int) -> HomelabError:
     message = _MESSAGE.search(output)
     if message:
-        return HomelabError(*message.groups())
+        return HomelabError(**message.groupdict())
     return HomelabError(
-        f"the script to {verb.replace('_', ' ')} to succeed",
-        f"exit status {status}: {(log or output).strip()[-500:]}",
-        "nothing can be decided without its answer",
-        "if it is sudo that asks for a password: allow this user `sudo -n bash`, or use root",
+        wanted=f"the script to {verb.replace('_', ' ')} to succeed",
+        found=f"exit status {status}: {(log or output).strip()[-500:]}",
+        why="nothing can be decided without its answer",
+        next="if it is sudo that asks for a password: allow this user `sudo -n bash`, or use root",
     )
 
 
 def _lost(host: Host, error: Exception) -> UnreachableError:
     return UnreachableError(
-        f"an SSH connection to {host.address}:{host.ssh.port}",
-        f"{type(error).__name__}: {error}",
-        "the host can be neither read nor changed",
-        "see whether it is on and in reach of this network, and run `pulumi up` again",
+        wanted=f"an SSH connection to {host.address}:{host.ssh.port}",
+        found=f"{type(error).__name__}: {error}",
+        why="the host can be neither read nor changed",
+        next="see whether it is on and in reach of this network, and run `pulumi up` again",
     )
 
 
@@ -203,10 +206,10 @@ def _pinned(host: Host) -> asyncssh.SSHKey:
         return asyncssh.import_public_key(host.ssh.pinned_host_key)
     except (asyncssh.KeyImportError, ValueError) as error:
         raise HomelabError(
-            f"the public key of {host.address}, pinned in ssh.hostKey or hostKeyFile",
-            f"{error}",
-            "without it nobody can tell whether the right host answers",
-            "take the whole line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address",
+            wanted=f"the public key of {host.address}, pinned in ssh.hostKey or hostKeyFile",
+            found=f"{error}",
+            why="without it nobody can tell whether the right host answers",
+            next="take the whole line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address",
         ) from error
 
 
@@ -240,17 +243,17 @@ async def connect(host: Host, timeout: float | None = None) -> AsyncIterator[Ses
         raise await _wrong_host_key(host, pinned.get_fingerprint()) from error
     except asyncssh.KeyImportError as error:
         raise HomelabError(
-            "a private key in OpenSSH or PEM format, without a passphrase",
-            str(error),
-            "the host can't be logged in to without it",
-            "use a key without a passphrase kept as a Pulumi secret (ssh.privateKey), or an agent (ssh.agent: true)",
+            wanted="a private key in OpenSSH or PEM format, without a passphrase",
+            found=str(error),
+            why="the host can't be logged in to without it",
+            next="use a key without a passphrase kept as a Pulumi secret (ssh.privateKey), or an agent (ssh.agent: true)",
         ) from error
     except asyncssh.PermissionDenied as error:
         raise HomelabError(
-            f"to log in to {host.address}:{host.ssh.port} as {host.ssh.user}",
-            f"refused: {error}",
-            "the host can be neither read nor changed",
-            f"put the key into {host.ssh.user}'s authorized_keys on the host: ssh-copy-id -p {host.ssh.port} {host.ssh.user}@{host.address}",
+            wanted=f"to log in to {host.address}:{host.ssh.port} as {host.ssh.user}",
+            found=f"refused: {error}",
+            why="the host can be neither read nor changed",
+            next=f"put the key into {host.ssh.user}'s authorized_keys on the host: ssh-copy-id -p {host.ssh.port} {host.ssh.user}@{host.address}",
         ) from error
     except (OSError, TimeoutError, asyncssh.Error) as error:
         raise _lost(host, error) from error
@@ -286,10 +289,10 @@ async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:
     except (OSError, TimeoutError, asyncssh.Error) as error:
         shown = f"another one ({error})"
     return HomelabError(
-        f"host key {wanted} at {host.address}:{host.ssh.port}",
-        shown,
-        "this may be another machine, or one in between: it would be given root's commands",
-        "if the host was reinstalled, compare with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on its console and correct ssh.hostKey",
+        wanted=f"host key {wanted} at {host.address}:{host.ssh.port}",
+        found=shown,
+        why="this may be another machine, or one in between: it would be given root's commands",
+        next="if the host was reinstalled, compare with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on its console and correct ssh.hostKey",
     )
 
 
@@ -375,9 +378,9 @@ async def wait_for_boot(host: Host, old_boot_id: str | None, say: Callable[[str]
 
 def _never_back(host: Host, last: str, waited: float) -> UnreachableError:
     return UnreachableError(
-        f"{host.address} back after its reboot",
-        f"{last}, for {waited:.0f} s",
-        "the host may have stopped before its system ran: the switch that undoes an unconfirmed boot works only once it does",
-        "look at its screen or its remote console; in the boot menu choose the entry 'without GPU passthrough'; when it is back, run "
+        wanted=f"{host.address} back after its reboot",
+        found=f"{last}, for {waited:.0f} s",
+        why="the host may have stopped before its system ran: the switch that undoes an unconfirmed boot works only once it does",
+        next="look at its screen or its remote console; in the boot menu choose the entry 'without GPU passthrough'; when it is back, run "
         "`pulumi up` again to go on, or `pulumi destroy` to give everything back",
     )

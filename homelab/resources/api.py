@@ -28,10 +28,10 @@ class ApiProvider(HostProvider):
         host = self.host(props)
         if host.api is None:
             raise HomelabError(
-                f"homelab:hosts.{props['host']}.api in the stack's configuration",
-                "it is missing",
-                "mappings and VMs are changed through it",
-                "put it back; to give them up, take them out and run `pulumi up` while it is still there",
+                wanted=f"homelab:hosts.{props['host']}.api in the stack's configuration",
+                found="it is missing",
+                why="mappings and VMs are changed through it",
+                next="put it back; to give them up, take them out and run `pulumi up` while it is still there",
             )
         return Api(host, str(props["node"]), access=lambda: self._access(props))
 

@@ -22,34 +22,6 @@ COMPARED = ("hostname", "cores", "memory", "swap", "onboot", "nameserver", "feat
 MOVED = "node"  # of drift: it is on another node of the cluster
 
 
-def configuration(name: str, new: dict[str, Any]) -> dict[str, str]:
-    """The parameters of a new container, as the API takes them.
-
-    :param name: the container's name in the settings, which is its host name unless ``new`` has one.
-    :param new: the settings' ``create`` (``settings.NewContainer``, by field name).
-    """
-    net = f"name=eth0,bridge={new['bridge']},ip={new['ip']}" + (f",gw={new['gateway']}" if new["gateway"] else "")
-    features = [feature for feature, wanted in new["features"].items() if wanted]
-    found = {
-        "ostemplate": new["template"],
-        "hostname": new["hostname"] or name,
-        "rootfs": f"{new['disk']['storage']}:{new['disk']['size']}",
-        "cores": str(new["cores"]),
-        "memory": str(new["memory"]),
-        "swap": str(new["swap"]),
-        "net0": net,
-        "unprivileged": str(int(new["unprivileged"])),
-        "onboot": str(int(new["onboot"])),
-    }
-    if features:
-        found["features"] = ",".join(f"{feature}=1" for feature in sorted(features))
-    if new["nameserver"]:
-        found["nameserver"] = new["nameserver"]
-    if new["ssh_keys"]:
-        found["ssh-public-keys"] = "\n".join(new["ssh_keys"])
-    return found
-
-
 class NewContainerProvider(ApiProvider):
     """See the module. Inputs: host, node, container, ctid, config, secret_config, protect, mark, shutdown."""
 
@@ -75,11 +47,11 @@ class NewContainerProvider(ApiProvider):
             tell(f"{name}: container {ctid} was made by an earlier run that was interrupted")
         else:
             raise HomelabError(
-                wanted,
-                f"there is a container {ctid} already: {config.get('hostname', 'without a name')}"
+                wanted=wanted,
+                found=f"there is a container {ctid} already: {config.get('hostname', 'without a name')}"
                 + (f", locked ({config['lock']})" if "lock" in config else ""),
-                "it is not this program's, or not finished; nothing was changed",
-                f"choose another ctid, or leave `create` out of containers.{name} to adopt that container as it is",
+                why="it is not this program's, or not finished; nothing was changed",
+                next=f"choose another ctid, or leave `create` out of containers.{name} to adopt that container as it is",
             )
 
     def _task(
@@ -182,10 +154,10 @@ def _require_same(olds: dict[str, Any], news: dict[str, Any]) -> None:
         old, new = olds["config"].get(key), news["config"].get(key)
         if old != new:
             raise HomelabError(
-                f"containers.{news['container']}.create.{what}: {new}",
-                f"the container was made with {old}",
-                "that can only be had by making the container anew, and what is on its disk would be lost",
-                f"put it back; or take containers.{news['container']} out, run `pulumi up`, and create it again",
+                wanted=f"containers.{news['container']}.create.{what}: {new}",
+                found=f"the container was made with {old}",
+                why="that can only be had by making the container anew, and what is on its disk would be lost",
+                next=f"put it back; or take containers.{news['container']} out, run `pulumi up`, and create it again",
             )
 
 

@@ -79,10 +79,10 @@ class ContainerProbeProvider(HostProvider):
         container = self._settings(props)
         if container is None:
             raise HomelabError(
-                f"homelab:containers.{props['container']} in the stack's configuration",
-                "it is missing",
-                "it says which cards the container is to have",
-                "put it back, or run `pulumi up` to give the container up",
+                wanted=f"homelab:containers.{props['container']} in the stack's configuration",
+                found="it is missing",
+                why="it says which cards the container is to have",
+                next="put it back, or run `pulumi up` to give the container up",
             )
         guard.hold(props["host"], self.host(props))
         facts = asyncio.run(ssh.read(self.host(props), guests=True))

@@ -34,10 +34,10 @@ class ContainerVerificationProvider(HostProvider):
 
 
 async def _verified(host: Host, ctid: int, devices: dict[str, str]) -> dict[str, Any]:
-    from homelab.doctor import container_report, reading
+    from homelab.doctor import container_report
     from homelab.doctor.devices import Cards
     from homelab.errors import HomelabError, UnreachableError
-    from homelab.remote import scripts, ssh
+    from homelab.remote import diagnosis, scripts, ssh
 
     try:
         async with ssh.connect(host) as session:
@@ -46,8 +46,10 @@ async def _verified(host: Host, ctid: int, devices: dict[str, str]) -> dict[str,
         raise
     except HomelabError as error:
         cards = Cards([int(number) for number in devices["MINORS"].split()], "the stack's configuration")
-        table = container_report(await reading.read(host, [ctid]), ctid, cards=cards)
-        raise HomelabError(error.wanted, f"{error.found}\n{table}", error.why, error.next_step) from error
+        table = container_report(await diagnosis.read(host, [ctid]), ctid, cards=cards)
+        raise HomelabError(
+            wanted=error.wanted, found=f"{error.found}\n{table}", why=error.why, next=error.next
+        ) from error
     answer = scripts.answer(text)
     return {name: answer[name] for name in OUTPUTS}
 

@@ -55,10 +55,10 @@ class GuestRebootProvider(SystemProvider):
         from homelab.errors import HomelabError
 
         return HomelabError(
-            f"{name}: NVIDIA's driver {version} in use after a reboot",
-            reason,
-            "the card serves one driver alone, and it is still not this one",
-            "look for what loads the other one early: `lsinitramfs /boot/initrd.img-$(uname -r) | grep -E 'nouveau|nvidia'`, `journalctl -b`",
+            wanted=f"{name}: NVIDIA's driver {version} in use after a reboot",
+            found=reason,
+            why="the card serves one driver alone, and it is still not this one",
+            next="look for what loads the other one early: `lsinitramfs /boot/initrd.img-$(uname -r) | grep -E 'nouveau|nvidia'`, `journalctl -b`",
         )
 
 

@@ -222,10 +222,10 @@ def _require_free(props: dict[str, Any], others: list[str]) -> None:
     taken = next((one for one in others if _parsed(one).get("node") == props["node"]), None)
     if taken is not None:
         raise HomelabError(
-            f"the PCI mapping {props['mapping']} for {props['entry']['path']} of {props['node']}",
-            f"there is one of that name, for another device of this node: {taken}",
-            "a VM with it would get either of the two; it isn't ours to change",
-            "choose another name with gpus.<gpu>.mapping, or remove that entry (Datacenter -> Resource Mappings)",
+            wanted=f"the PCI mapping {props['mapping']} for {props['entry']['path']} of {props['node']}",
+            found=f"there is one of that name, for another device of this node: {taken}",
+            why="a VM with it would get either of the two; it isn't ours to change",
+            next="choose another name with gpus.<gpu>.mapping, or remove that entry (Datacenter -> Resource Mappings)",
         )
 
 

@@ -19,11 +19,8 @@ from homelab.resources.base import HostProvider
 from homelab.text import tell
 
 if TYPE_CHECKING:
-    from components.gpu_lxc import GpuLxc
-    from components.gpu_vm import GpuVm
     from homelab.nvidia.compatibility import Target
     from homelab.nvidia.reading import Reading
-    from homelab.resources.host_probe import HostProbe
     from homelab.settings import Container, Host, Vm
     from homelab.settings.nvidia import Nvidia
 
@@ -100,82 +97,6 @@ class System:
         )
 
 
-def on_host(name: str, host: Host, probe: HostProbe) -> System | None:
-    """The host itself; None: the settings have no `nvidia` for it."""
-    if host.nvidia is None:
-        return None
-    return System(
-        "host",
-        f"hosts.{name}",
-        name,
-        host,
-        host.address,
-        host.nvidia,
-        (probe,),
-        passed=probe.gpus.apply(lambda gpus: sorted(str(gpu["slot"]) for gpu in gpus.values() if gpu["use"] == "vm")),
-    )
-
-
-def in_vm(name: str, vm: Vm, host: Host, gpu_vm: GpuVm) -> System | None:
-    """A VM; None: the settings have no `nvidia` for it."""
-    if vm.nvidia is None:
-        return None
-    return System(
-        "vm",
-        f"vms.{name}",
-        vm.host,
-        host.model_copy(update={"ssh": vm.ssh}),
-        gpu_vm.vm.apply(lambda found: _address(name, found)),
-        vm.nvidia,
-        (gpu_vm,),
-        gpu_vm.in_force,
-        started=gpu_vm.started,
-        stays=vm.create is None or vm.create.protect,
-    )
-
-
-def _address(name: str, vm: dict[str, Any]) -> str:
-    if vm["state"] == "running" and vm["address"]:
-        return str(vm["address"])
-    found = f"VM {int(vm['vmid'])} is {vm['state']}" if vm["state"] != "running" else "its guest agent named none"
-    raise pulumi.RunError(
-        str(
-            HomelabError(
-                f"vms.{name} running, and its address",
-                found,
-                "NVIDIA's stack is installed from inside the guest",
-                f"start it, or set vms.{name}.power: running"
-                if vm["state"] != "running"
-                else f"install qemu-guest-agent in it, or set vms.{name}.address",
-            )
-        )
-    )
-
-
-def in_container(
-    name: str, container: Container, host: Host, gpu_lxc: GpuLxc, driver: pulumi.Input[str]
-) -> System | None:
-    """A container; None: the settings have no `nvidia` for it.
-
-    :param driver: the host's, where this stack installs it.
-    """
-    if container.nvidia is None:
-        return None
-    return System(
-        "lxc",
-        f"containers.{name}",
-        container.host,
-        host,
-        host.address,
-        container.nvidia,
-        (gpu_lxc,),
-        pulumi.Output.all(gpu_lxc.in_force, driver).apply(" ".join),
-        container.ctid,
-        started=gpu_lxc.started,
-        stays=container.create is None or container.create.protect,
-    )
-
-
 class SystemProvider(HostProvider):
     """A provider for resources of a system; their inputs have `System.inputs`."""
 
@@ -189,10 +110,10 @@ class SystemProvider(HostProvider):
         vm = self.vms(props).get(_key(props))
         if vm is None or vm.ssh is None:
             raise HomelabError(
-                f"homelab:{props['system_name']}.ssh in the stack's configuration",
-                "it is missing",
-                "it says how to reach the guest",
-                "put it back, or run `pulumi up` to give the guest up",
+                wanted=f"homelab:{props['system_name']}.ssh in the stack's configuration",
+                found="it is missing",
+                why="it says how to reach the guest",
+                next="put it back, or run `pulumi up` to give the guest up",
             )
         return self.host(props).model_copy(update={"ssh": vm.ssh, "address": str(props["address"])})
 
@@ -253,11 +174,11 @@ class SystemProvider(HostProvider):
                 last = error.found
             if time.monotonic() > deadline:
                 raise HomelabError(
-                    f"{props['system_name']} in reach at {props['address']}"
+                    wanted=f"{props['system_name']} in reach at {props['address']}"
                     + (" after its reboot" if old_boot else ""),
-                    f"{last or 'it has not gone down'}, for {seconds:.0f} s",
-                    "NVIDIA's stack is installed from inside the guest",
-                    "see whether it runs (its console in Proxmox VE) and has that address and SSH port; then run `pulumi up` again: it "
+                    found=f"{last or 'it has not gone down'}, for {seconds:.0f} s",
+                    why="NVIDIA's stack is installed from inside the guest",
+                    next="see whether it runs (its console in Proxmox VE) and has that address and SSH port; then run `pulumi up` again: it "
                     "goes on from here",
                 )
             await asyncio.sleep(RETRY_SECONDS)

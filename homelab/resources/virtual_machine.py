@@ -8,70 +8,18 @@ from __future__ import annotations
 
 import secrets
 from typing import Any
-from urllib.parse import quote
 
 import pulumi
 from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
 from homelab.resources.api import ApiProvider, policy, stays
 from homelab.text import tell
+from homelab.vm.creation import SYSTEM_DISK
 
 OUTPUTS = ("instance", "drift")
-SYSTEM_DISK = "scsi0"
 # Of `config`, what is read back on a refresh. Disks and network cards come back with what Proxmox VE added to them.
 MOVED = "node"  # of drift: it is on another node of the cluster
 COMPARED = ("name", "cores", "memory", "balloon", "cpu", "machine", "bios", "ostype", "agent", "onboot")
-
-
-def configuration(name: str, new: dict[str, Any]) -> dict[str, str]:
-    """The keys of a new VM's configuration, as the API takes them.
-
-    :param name: the VM's name in the settings, which is its name unless ``new`` has one.
-    :param new: the settings' ``create`` (``NewVm``, by field name).
-    """
-    storage = new["disk"]["storage"]
-    source = f"{storage}:0,import-from={new['image']}" if new["image"] else f"{storage}:{new['disk']['size']}"
-    found = {
-        "name": new["name"] or name,
-        "cores": str(new["cores"]),
-        "memory": str(new["memory"]),
-        "balloon": "0",  # a card pins all of a VM's memory
-        "cpu": new["cpu"],
-        "bios": new["bios"],
-        "ostype": new["os_type"],
-        "agent": str(int(new["agent"])),
-        "onboot": str(int(new["onboot"])),
-        "scsihw": "virtio-scsi-single",
-        "net0": f"virtio,bridge={new['bridge']}",
-    }
-    if new["machine"] == "q35":
-        found["machine"] = "q35"
-    if new["template"] is None:
-        found[SYSTEM_DISK] = source
-        if new["bios"] == "ovmf":
-            # Keys of Microsoft's in it mean Secure Boot, under which NVIDIA's modules need a signature.
-            found["efidisk0"] = f"{storage}:1,efitype=4m,pre-enrolled-keys={int(new['secure_boot'])}"
-    if new["tpm"]:
-        found["tpmstate0"] = f"{storage}:1,version=v2.0"
-    for number, iso in enumerate(new["isos"]):
-        found[f"sata{number}"] = f"{iso},media=cdrom"
-    found["boot"] = f"order={';'.join([SYSTEM_DISK, *(['sata0'] if new['isos'] else [])])}"
-    if new["cloud_init"] is not None:
-        found |= _cloud_init(storage, new["cloud_init"])
-    return {**found, **new["options"]}
-
-
-def _cloud_init(storage: str, wanted: dict[str, Any]) -> dict[str, str]:
-    address = f"ip={wanted['ip']}" + (f",gw={wanted['gateway']}" if wanted["gateway"] else "")
-    # Cloud images put their console on the first serial port.
-    found = {"ide2": f"{storage}:cloudinit", "ipconfig0": address, "serial0": "socket"}
-    if wanted["user"]:
-        found["ciuser"] = wanted["user"]
-    if wanted["ssh_keys"]:
-        found["sshkeys"] = quote("\n".join(wanted["ssh_keys"]), safe="")
-    if wanted["nameserver"]:
-        found["nameserver"] = wanted["nameserver"]
-    return found
 
 
 class VirtualMachineProvider(ApiProvider):
@@ -135,11 +83,11 @@ class VirtualMachineProvider(ApiProvider):
             machine.converge(target, sorted(wanted), policy(props), "keep")
             return
         raise HomelabError(
-            f"{machine.label} created",
-            f"there is a VM {machine.vmid} already: {config.get('name', 'without a name')}"
+            wanted=f"{machine.label} created",
+            found=f"there is a VM {machine.vmid} already: {config.get('name', 'without a name')}"
             + (f", locked ({config['lock']})" if "lock" in config else ""),
-            "it is not this program's, or not finished; nothing was changed",
-            f"choose another vmid, or leave `create` out of vms.{props['vm']} to adopt that VM as it is",
+            why="it is not this program's, or not finished; nothing was changed",
+            next=f"choose another vmid, or leave `create` out of vms.{props['vm']} to adopt that VM as it is",
         )
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
@@ -224,10 +172,10 @@ def _require_same_disk(olds: dict[str, Any], news: dict[str, Any]) -> None:
     ):
         if changed:
             raise HomelabError(
-                f"vms.{news['vm']}.create.{what}: {new}",
-                f"the VM was made with {old}",
-                "that can only be had by making the VM anew, and what is on its disk would be lost",
-                f"put it back; or take vms.{news['vm']} out, run `pulumi up`, and create it again",
+                wanted=f"vms.{news['vm']}.create.{what}: {new}",
+                found=f"the VM was made with {old}",
+                why="that can only be had by making the VM anew, and what is on its disk would be lost",
+                next=f"put it back; or take vms.{news['vm']} out, run `pulumi up`, and create it again",
             )
 
 

@@ -79,10 +79,10 @@ class VmChangeProvider(ApiProvider):
         if not found:
             return error
         return HomelabError(
-            error.wanted,
-            "\n        ".join([error.found, *(trouble.error.found for trouble in found)]),
-            "; ".join([error.why, *(trouble.error.why for trouble in found)]),
-            "; ".join([*(trouble.error.next_step for trouble in found), error.next_step]),
+            wanted=error.wanted,
+            found="\n        ".join([error.found, *(trouble.error.found for trouble in found)]),
+            why="; ".join([error.why, *(trouble.error.why for trouble in found)]),
+            next="; ".join([*(trouble.error.next for trouble in found), error.next]),
         )
 
 

@@ -146,11 +146,11 @@ def encrypting(place: Place, stack: str) -> str:
 def plain_secrets(places: list[Place], stack: str) -> HomelabError:
     """The refusal of secrets in plain text."""
     return HomelabError(
-        "secrets that are encrypted in the stack's file",
-        "in plain text: " + ", ".join(path_of(place) for place in places),
-        "the file is made to be kept in git, where everybody who can read it would have them; one that was there already is to be "
+        wanted="secrets that are encrypted in the stack's file",
+        found="in plain text: " + ", ".join(path_of(place) for place in places),
+        why="the file is made to be kept in git, where everybody who can read it would have them; one that was there already is to be "
         "replaced by a new one",
-        "\n        ".join(encrypting(place, stack) for place in places)
+        next="\n        ".join(encrypting(place, stack) for place in places)
         + "\n        or, where the file is yours alone, set homelab:allowPlainSecrets: true",
     )
 
@@ -158,10 +158,10 @@ def plain_secrets(places: list[Place], stack: str) -> HomelabError:
 def still_open(places: list[Place], stack: str) -> HomelabError:
     """The refusal of the example file's values."""
     return HomelabError(
-        "your own values in place of the example's",
-        "still as in the example: " + ", ".join(path_of(place) for place in places),
-        "they are nobody's: no host can be reached, and none be recognised, with them",
-        "\n        ".join(_filling_in(place, stack) for place in places),
+        wanted="your own values in place of the example's",
+        found="still as in the example: " + ", ".join(path_of(place) for place in places),
+        why="they are nobody's: no host can be reached, and none be recognised, with them",
+        next="\n        ".join(_filling_in(place, stack) for place in places),
     )
 
 

@@ -228,3 +228,40 @@ Seconds = Annotated[int, Field(ge=1, le=86_400)]
 Cores = Annotated[int, Field(ge=1, le=1024)]
 MemoryMiB = Annotated[int, Field(ge=16, le=16 * 1024 * 1024)]
 DiskGiB = Annotated[int, Field(ge=1, le=64 * 1024)]
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,39}")
+# A domain has more than four digits behind Intel's Volume Management Device.
+_PCI_PLACE = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}:[01][0-9a-f](?:\.[0-7])?)")
+_PCI_FUNCTION = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
+
+
+def _place(value: str) -> str:
+    match = _PCI_PLACE.fullmatch(value.lower())
+    if match is None:
+        raise ValueError("expected a PCI address such as 0000:01:00 or 01:00.0 (see `lspci -D`)")
+    # Function 0 is the slot's card itself; another one is what it says, such as a virtual function.
+    return f"{match[1] or '0000'}:{match[2].removesuffix('.0')}"
+
+
+def _function(value: str) -> str:
+    if not _PCI_FUNCTION.fullmatch(value.lower()):
+        raise ValueError("expected a PCI function's address such as 0000:02:00.0 (see `lspci -D`)")
+    return value.lower()
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError("expected a name of letters, digits and hyphens that begins with a letter, 40 at most")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Place = Annotated[str, AfterValidator(_place)]
+Function = Annotated[str, AfterValidator(_function)]
+# pve-node (Proxmox VE, PVE::JSONSchema).
+NodeName = Annotated[
+    str,
+    AfterValidator(
+        matching(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", "a node's name, as `hostname` prints it on the host")
+    ),
+]

@@ -122,10 +122,10 @@ def _hostpci_keys(config: dict[str, str], cards: list[Card], record: Record) -> 
             free = next((f"hostpci{number}" for number in range(SLOTS) if f"hostpci{number}" not in taken), None)
             if free is None:
                 raise HomelabError(
-                    f"a free hostpci option for {card.gpu}",
-                    f"all {SLOTS} are taken",
-                    "a VM has no more of them",
-                    "take a device out of the VM",
+                    wanted=f"a free hostpci option for {card.gpu}",
+                    found=f"all {SLOTS} are taken",
+                    why="a VM has no more of them",
+                    next="take a device out of the VM",
                 )
             chosen[free] = card
     return chosen
@@ -231,16 +231,19 @@ def _state(config: dict[str, str], name: str) -> list[HomelabError]:
     if "lock" in config:
         errors.append(
             HomelabError(
-                f"{name} free to be changed",
-                f"it is locked ({config['lock']})",
-                "a task works on it, or died while it did; or it sleeps on disk (suspended)",
-                f"{unlocking('qemu', name.split()[1], config['lock'])}; then run `pulumi up` again",
+                wanted=f"{name} free to be changed",
+                found=f"it is locked ({config['lock']})",
+                why="a task works on it, or died while it did; or it sleeps on disk (suspended)",
+                next=f"{unlocking('qemu', name.split()[1], config['lock'])}; then run `pulumi up` again",
             )
         )
     if config.get("template") == "1":
         errors.append(
             HomelabError(
-                f"{name} to be a VM", "it is a template", "a template never runs", "give the id of a VM made from it"
+                wanted=f"{name} to be a VM",
+                found="it is a template",
+                why="a template never runs",
+                next="give the id of a VM made from it",
             )
         )
     return errors
@@ -251,10 +254,10 @@ def _model(config: dict[str, str], wish: Wish, name: str) -> list[HomelabError]:
         return []
     return [
         HomelabError(
-            f"{name} to have the machine model q35",
-            f"machine: {config.get('machine', 'i440fx, the default')}",
-            "only q35 has PCI Express, which a modern card's driver expects; Proxmox VE refuses to start such a VM",
-            f"set vms.{wish.vm}.machine: q35 (the guest sees other devices then: Windows and fixed network names may need care), or "
+            wanted=f"{name} to have the machine model q35",
+            found=f"machine: {config.get('machine', 'i440fx, the default')}",
+            why="only q35 has PCI Express, which a modern card's driver expects; Proxmox VE refuses to start such a VM",
+            next=f"set vms.{wish.vm}.machine: q35 (the guest sees other devices then: Windows and fixed network names may need care), or "
             "pcie: false for the card",
         )
     ]
@@ -264,10 +267,10 @@ def _raw(config: dict[str, str], wish: Wish, name: str) -> list[HomelabError]:
     """A token can't replace a device that was given by its address."""
     return [
         HomelabError(
-            f"{card.gpu} given to {name} by its mapping",
-            f"{key}: {value}, set by hand",
-            "Proxmox VE lets nobody but root@pam with a password replace a device that is given by its address",
-            f"remove it once (`qm set {wish.vmid} --delete {key}`), or give api.user: root@pam and api.password",
+            wanted=f"{card.gpu} given to {name} by its mapping",
+            found=f"{key}: {value}, set by hand",
+            why="Proxmox VE lets nobody but root@pam with a password replace a device that is given by its address",
+            next=f"remove it once (`qm set {wish.vmid} --delete {key}`), or give api.user: root@pam and api.password",
         )
         for card in wish.cards
         for key, value in config.items()
@@ -281,10 +284,10 @@ def _raw(config: dict[str, str], wish: Wish, name: str) -> list[HomelabError]:
 def _held(name: str, card: Card, others: Iterable[CardUser]) -> list[HomelabError]:
     return [
         HomelabError(
-            f"{card.gpu} ({card.slot}) free for {name}",
-            f"{other} runs with it",
-            "a card can be in one running VM only; nothing was stopped for it",
-            f"shut {other} down (`qm shutdown {other.vmid}`), or take the card out of it, then run `pulumi up` again",
+            wanted=f"{card.gpu} ({card.slot}) free for {name}",
+            found=f"{other} runs with it",
+            why="a card can be in one running VM only; nothing was stopped for it",
+            next=f"shut {other} down (`qm shutdown {other.vmid}`), or take the card out of it, then run `pulumi up` again",
         )
         for other in others
         if other.running
@@ -298,10 +301,10 @@ def _onboot(
         return []
     return [
         HomelabError(
-            f"one VM with {card.gpu} to start with the host",
-            f"{name} and {other} both have onboot: 1",
-            "the second of them fails to start at every boot of the host",
-            f"switch onboot off for one (`qm set {other.vmid} --onboot 0`), or accept it with vms.{wish.vm}.allowSharedOnboot: true",
+            wanted=f"one VM with {card.gpu} to start with the host",
+            found=f"{name} and {other} both have onboot: 1",
+            why="the second of them fails to start at every boot of the host",
+            next=f"switch onboot off for one (`qm set {other.vmid} --onboot 0`), or accept it with vms.{wish.vm}.allowSharedOnboot: true",
         )
         for other in others
         if other.onboot

@@ -86,10 +86,10 @@ def _apart(name: str, facts: HostFacts, host: Host, want: Wanted, vms: dict[str,
             if group & {device.address for device in facts.functions(place)}:
                 errors.append(
                     HomelabError(
-                        f"{gpu} ({slot}) for VM {vm.vmid} (vms.{guest}) while {who} has {card}",
-                        f"both cards are in one {gates.predicted(facts)}IOMMU group",
-                        "the VM that starts first takes the whole group; the other one can't start as long as it runs",
-                        "give both cards to the same VM, or put one of them into a slot with a group of its own",
+                        wanted=f"{gpu} ({slot}) for VM {vm.vmid} (vms.{guest}) while {who} has {card}",
+                        found=f"both cards are in one {gates.predicted(facts)}IOMMU group",
+                        why="the VM that starts first takes the whole group; the other one can't start as long as it runs",
+                        next="give both cards to the same VM, or put one of them into a slot with a group of its own",
                     )
                 )
     return errors
@@ -111,8 +111,8 @@ def _line(guest: str, vm: Vm, config: dict[str, str], wish: Wish, running: bool)
 def _missing(guest: str, vm: Vm, configs: dict[int, dict[str, str]]) -> HomelabError:
     there = ", ".join(f"{vmid} ({values.get('name', '')})" for vmid, values in sorted(configs.items()))
     return HomelabError(
-        f"VM {vm.vmid}, to be adopted as vms.{guest}",
-        f"no such VM on the host; there are: {there or 'none'}",
-        "a card can't be given to a VM that isn't there",
-        f"correct vms.{guest}.vmid, or describe the VM under vms.{guest}.create",
+        wanted=f"VM {vm.vmid}, to be adopted as vms.{guest}",
+        found=f"no such VM on the host; there are: {there or 'none'}",
+        why="a card can't be given to a VM that isn't there",
+        next=f"correct vms.{guest}.vmid, or describe the VM under vms.{guest}.create",
     )

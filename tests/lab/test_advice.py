@@ -62,13 +62,13 @@ def steps(work: Callable[[], object]) -> list[str]:
     try:
         work()
     except HomelabError as error:
-        return [error.next_step]
+        return [error.next]
     return []
 
 
 def of_gates(**host: Any) -> Callable[[Lab], list[str]]:
     gpus = host.pop("gpus", None)
-    return lambda lab: [error.next_step for error in gates.check(read(lab.machine), host_settings(gpus, **host))[1]]
+    return lambda lab: [error.next for error in gates.check(read(lab.machine), host_settings(gpus, **host))[1]]
 
 
 def of_vms(**vm: Any) -> Callable[[Lab], list[str]]:
@@ -76,7 +76,7 @@ def of_vms(**vm: Any) -> Callable[[Lab], list[str]]:
         facts, host = read(lab.machine), host_of(lab)
         wanted = settings.Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["rtx5090"], **vm})
         found = vm_plan.describe("pve", facts, host, plan.wanted(facts, host), {"sandbox": wanted})[1]
-        return [error.next_step for error in found]
+        return [error.next for error in found]
 
     return said
 
@@ -85,7 +85,7 @@ def of_containers(lab: Lab) -> list[str]:
     facts, host = read(lab.machine), host_settings({})
     wanted = {"ai": settings.Container.model_validate({"host": "pve", "ctid": 901, "gpuAssignment": "0"})}
     errors = container_plan.describe(facts, plan.wanted(facts, host), wanted, {}, "phoenix")[1]
-    return [error.next_step for error in errors]
+    return [error.next for error in errors]
 
 
 def of_script(verb: str, text: str) -> Callable[[Lab], list[str]]:
@@ -172,12 +172,12 @@ def held_card(lab: Lab) -> list[str]:
     config = facts.guests.config(104)
     assert config is not None
     errors = vm_config.check(config.values, wish, {"rtx5090": facts.guests.users_of("0000:01:00", "pve")})[0]
-    return [error.next_step for error in errors]
+    return [error.next for error in errors]
 
 
 def verified(lab: Lab) -> list[str]:
     facts, host = read(lab.machine), host_settings()
-    return [error.next_step for error in plan.verify(facts, host, plan.wanted(facts, host))]
+    return [error.next for error in plan.verify(facts, host, plan.wanted(facts, host))]
 
 
 MEMBERS = {"METHOD": "mount-entry", "MINORS": "0", "FUNCTIONS": ""}

@@ -245,7 +245,7 @@ def test_without_a_quorum_there_is_one_message_for_all_texts(lab: Lab, what: str
     with pytest.raises(NoQuorumError) as error:
         CHANGES[what](lab)
     assert "no quorum; pve2 of the cluster's 2 nodes don't answer" in error.value.found
-    assert "pvecm status" in error.value.next_step and "pvecm expected 1" in error.value.next_step
+    assert "pvecm status" in error.value.next and "pvecm expected 1" in error.value.next
 
 
 def test_right_after_the_quorum_is_back_a_start_is_tried_again(lab: Lab) -> None:
@@ -264,7 +264,7 @@ def test_a_vm_of_another_node_is_named_with_its_node(lab: Lab) -> None:
         with pytest.raises(ElsewhereError) as error:
             asked()
         assert "VM 203 is on the node pve2, not on pve" in error.value.found
-        assert "qm migrate 203 pve" in error.value.next_step
+        assert "qm migrate 203 pve" in error.value.next
     with pytest.raises(ElsewhereError, match="VM 203 is on the node pve2"):
         client(lab).carry_out("post", f"nodes/{NODE}/qemu", "a VM", 60, print, kinds=("qmcreate",), vmid=203)
 
@@ -314,7 +314,7 @@ def test_a_password_that_is_set_is_not_told(lab: Lab, capsys: pytest.CaptureFixt
 def test_a_fingerprint_that_does_not_fit_names_the_file_that_it_is_of(lab: Lab) -> None:
     with pytest.raises(ApiError) as error:
         client(lab, caFile=None, fingerprint="ab" * 32).get("version", "the version")
-    assert "openssl x509 -in /etc/pve/local/pve-ssl.pem -noout -fingerprint -sha256" in error.value.next_step
+    assert "openssl x509 -in /etc/pve/local/pve-ssl.pem -noout -fingerprint -sha256" in error.value.next
 
 
 def test_a_task_that_says_much_is_shown_in_part(lab: Lab, tmp_path: Path) -> None:
@@ -370,7 +370,7 @@ def test_the_commands_for_a_missing_right_cure_it_and_take_nothing_away(lab: Lab
     with pytest.raises(ForbiddenError) as error:
         limited.post(f"nodes/{NODE}/qemu/{VM}/status/stop", "off")
     for command in rights.commands(access_of(lab), login["token"], {f"/vms/{VM}": {"VM.PowerMgmt"}}):
-        assert f"`{command}`" in error.value.next_step
+        assert f"`{command}`" in error.value.next
         lab.run(command)
     limited.post(f"nodes/{NODE}/qemu/{VM}/status/stop", "off")
     after = rights_now()
@@ -383,10 +383,10 @@ def test_of_several_rights_that_would_do_the_lesser_is_advised(lab: Lab) -> None
     with pytest.raises(ForbiddenError) as error:
         client(lab, **login).put(CONFIG, "the disk", scsi5="local-lvm:1", digest=None)
     assert error.value.status == 403
-    made = ForbiddenError("", "", "", "", 403, "")
+    made = ForbiddenError(wanted="", found="", why="", next="", status=403, reason="")
     made.path, made.privileges, made.either = "/storage/x", ("Datastore.AllocateSpace", "Datastore.Audit"), True
     told = client(lab)._advised(made)
-    assert '--privs "Datastore.Audit"' in told.next_step
+    assert '--privs "Datastore.Audit"' in told.next
     assert "either of Datastore.AllocateSpace and Datastore.Audit would do" in told.why
 
 

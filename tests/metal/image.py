@@ -113,10 +113,10 @@ def _make(build: Path, log: Path, first_boot: Callable[[Image], None], target: P
         done = _bootstrap(build, made, file)
     if done != 0:
         raise HomelabError(
-            "a Debian in a folder, made by mmdebstrap",
-            f"exit status {done}; {log} ends with:\n{log.read_text(errors='replace')[-2000:]}",
-            "without the image there is no host to boot",
-            "mend what it says (often: the mirror that apt is configured with), and run it again",
+            wanted="a Debian in a folder, made by mmdebstrap",
+            found=f"exit status {done}; {log} ends with:\n{log.read_text(errors='replace')[-2000:]}",
+            why="without the image there is no host to boot",
+            next="mend what it says (often: the mirror that apt is configured with), and run it again",
         )
     made.chmod(0o755)
     _partition(made)

@@ -98,10 +98,10 @@ def check(*, image: bool = True) -> None:
 
 def _lacking(found: Sequence[str], step: str) -> HomelabError:
     return HomelabError(
-        "a machine on which the metal tier can run: Linux, QEMU, and what makes a Debian image",
-        "; ".join(found),
-        "it boots a real kernel; without one it would prove nothing, and it isn't passed over in silence",
-        step,
+        wanted="a machine on which the metal tier can run: Linux, QEMU, and what makes a Debian image",
+        found="; ".join(found),
+        why="it boots a real kernel; without one it would prove nothing, and it isn't passed over in silence",
+        next=step,
     )
 
 

@@ -170,7 +170,7 @@ def test_the_module_for_cuda_is_missing(vm: Machine) -> None:
     found = verified(vm, SETTINGS)
     vm.output(f"mv $ROOT/root/nvidia-uvm.ko {module}; nvidia-modprobe -u -c 0")
     error = one(found)
-    assert error.found == "/dev/nvidia-uvm: No such file or directory" and "nvidia-modprobe" in error.next_step
+    assert error.found == "/dev/nvidia-uvm: No such file or directory" and "nvidia-modprobe" in error.next
     assert (found[0]["program"], found[0]["uvm"], len(found[0]["gpus"])) == (False, False, 1)
 
 
@@ -178,7 +178,7 @@ def test_nodes_that_are_for_root_alone(vm: Machine) -> None:
     vm.output("nvidia-modprobe -u -c 0; nvidia-smi; chmod 0660 $ROOT/dev/nvidia*")
     error = one(verified(vm, SETTINGS))
     vm.output("chmod 0666 $ROOT/dev/nvidia*")
-    assert "/dev/nvidia0: Permission denied" in error.found and "NVreg_DeviceFileMode" in error.next_step
+    assert "/dev/nvidia0: Permission denied" in error.found and "NVreg_DeviceFileMode" in error.next
 
 
 def test_a_cuda_that_is_older_than_the_card(vm: Machine) -> None:
@@ -225,7 +225,7 @@ def test_a_specification_of_another_driver(vm: Machine) -> None:
     (vm.root / CDI).write_bytes(before.replace(VERSION.encode(), b"580.105.08"))
     error = one(verified(vm, {**SETTINGS, "containerToolkit": "podman"}))
     (vm.root / CDI).write_bytes(before)
-    assert "580.105.08" in error.why and "cdi generate" in error.next_step
+    assert "580.105.08" in error.why and "cdi generate" in error.next
 
 
 def test_another_driver_and_another_card_than_were_wanted(vm: Machine) -> None:

@@ -284,7 +284,7 @@ def test_where_the_group_is_only_predicted_there_is_a_way_to_know_it() -> None:
     )
     (error,) = gates.check(facts, host)[1]
     assert "is in the card's predicted IOMMU group, carries" in error.found
-    assert "iommu.enable: true and without the card first" in error.next_step
+    assert "iommu.enable: true and without the card first" in error.next
 
 
 def test_nor_one_behind_the_cards_own_usb_socket() -> None:

@@ -47,7 +47,7 @@ def test_a_login_that_pulumi_has_encrypted_is_said_with_what_needs_none(tmp_path
     with pytest.raises(HomelabError) as raised:
         found.host(None)
     assert f"hosts.pve.ssh.{next(iter(ssh))} is encrypted" in raised.value.found
-    assert "--identity" in raised.value.next_step and "agent" in raised.value.next_step
+    assert "--identity" in raised.value.next and "agent" in raised.value.next
     assert SECURE["secure"] not in str(raised.value)
     key = tmp_path / "key"
     key.write_text("-")

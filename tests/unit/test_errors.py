@@ -9,7 +9,7 @@ from homelab.remote.ssh import _failed
 
 
 def test_a_scripts_message_becomes_the_error_word_for_word() -> None:
-    error = HomelabError("a thing", "two\nlines", "because", "do this\nand that")
+    error = HomelabError(wanted="a thing", found="two\nlines", why="because", next="do this\nand that")
     assert str(_failed("apply", f"noise before\n{error}\n", "log", 1)) == str(error)
 
 
@@ -20,7 +20,10 @@ def test_a_failure_without_a_message_shows_the_end_of_the_log() -> None:
 
 
 def test_one_error_stands_alone_and_several_are_numbered() -> None:
-    one, two = HomelabError("a", "b", "c", "d"), HomelabError("e", "f", "g", "h")
+    one, two = (
+        HomelabError(wanted="a", found="b", why="c", next="d"),
+        HomelabError(wanted="e", found="f", why="g", next="h"),
+    )
     raise_all([])
     with pytest.raises(HomelabError) as alone:
         raise_all([one])

@@ -83,7 +83,7 @@ def test_a_host_is_held_before_anything_of_it_is_deleted(done: list[str]) -> Non
 
 def test_what_another_run_holds_is_not_deleted(done: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> NoReturn:
-        raise guard.RefusedError("to be the only run", "another one is", "c", "d")
+        raise guard.RefusedError(wanted="to be the only run", found="another one is", why="c", next="d")
 
     monkeypatch.setattr(guard, "hold", refused)
     with pytest.raises(guard.RefusedError):
@@ -98,7 +98,7 @@ def test_a_host_that_is_out_of_reach_is_asked_once_and_given_up_all_the_same(
 
     def gone(name: str, host: Host) -> NoReturn:
         asked.append(name)
-        raise UnreachableError("a", "b", "c", "d")
+        raise UnreachableError(wanted="a", found="b", why="c", next="d")
 
     monkeypatch.setattr(guard, "hold", gone)
     for _ in range(2):
@@ -125,7 +125,9 @@ class Answers:
 
     def __init__(self, host: Host) -> None:
         self.answered = threading.Event()
-        self.error = guard.RefusedError("w", self.refusals.pop(0), "w", "n") if self.refusals else None
+        self.error = (
+            guard.RefusedError(wanted="w", found=self.refusals.pop(0), why="w", next="n") if self.refusals else None
+        )
 
     def start(self) -> None:
         self.answered.set()

@@ -245,7 +245,14 @@ class _Stopped(VmChangeProvider):
             label = "VM 103 (sandbox)"
 
             def converge(self, *_: Any, **__: Any) -> bool:
-                raise ApiError(props["wanted"], "start failed: QEMU exited with code 1", "why", "next", 500, "failed")
+                raise ApiError(
+                    wanted=props["wanted"],
+                    found="start failed: QEMU exited with code 1",
+                    why="why",
+                    next="next",
+                    status=500,
+                    reason="failed",
+                )
 
         return Machine()
 
@@ -272,7 +279,7 @@ def failed_start(monkeypatch: pytest.MonkeyPatch, facts: HostFacts | HomelabErro
 def test_a_start_that_failed_is_told_with_what_the_kernel_says_of_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
     error = failed_start(monkeypatch, desktop(kernel_log=LOST), "VM 103 (sandbox) started")
     assert "QEMU exited with code 1" in error.found and LOST in error.found
-    assert "the card is lost" in error.why and error.next_step.startswith("switch the host off")
+    assert "the card is lost" in error.why and error.next.startswith("switch the host off")
 
 
 @pytest.mark.parametrize(
@@ -280,7 +287,7 @@ def test_a_start_that_failed_is_told_with_what_the_kernel_says_of_the_card(monke
     [
         (desktop(), "VM 103 (sandbox) started"),
         (desktop(kernel_log=LOST.replace(":01:00", ":05:00")), "VM 103 (sandbox) started"),
-        (HomelabError("a", "b", "c", "d"), "VM 103 (sandbox) started"),
+        (HomelabError(wanted="a", found="b", why="c", next="d"), "VM 103 (sandbox) started"),
         (desktop(kernel_log=LOST), "to change hostpci0 of VM 103 (sandbox)"),
     ],
 )

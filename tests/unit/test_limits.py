@@ -42,7 +42,7 @@ class Probe(HostProvider):
 
     def host(self, props: dict[str, Any]) -> Host:
         if props.get("gone"):
-            raise HomelabError("a", "b", "c", "d")
+            raise HomelabError(wanted="a", found="b", why="c", next="d")
         return settings(timeouts={"task": 7, "reboot": 1, "rollback": 30})
 
     def seconds(self, props: dict[str, Any]) -> int:

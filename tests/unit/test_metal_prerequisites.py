@@ -35,7 +35,7 @@ def test_a_missing_program_is_named_by_its_package(monkeypatch: pytest.MonkeyPat
     with pytest.raises(HomelabError) as error:
         prerequisites.check(image=False)
     assert error.value.found == "missing: ovmf, qemu-utils"
-    assert error.value.next_step == "apt-get install ovmf qemu-utils"
+    assert error.value.next == "apt-get install ovmf qemu-utils"
 
 
 def test_a_user_who_may_not_run_mmdebstrap_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:

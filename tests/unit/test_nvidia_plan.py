@@ -117,7 +117,7 @@ def test_an_rtx_5090_needs_570_from_settings_alone(driver: str) -> None:
     assert "GeForce RTX 5090" in error.wanted and "branch 570 or later, with the open kernel modules" in error.wanted
     assert driver in error.found
     assert '"565+" is wrong' in error.why
-    assert error.next_step == 'set nvidia.driver: "580"'
+    assert error.next == 'set nvidia.driver: "580"'
 
 
 @pytest.mark.parametrize("driver", ["570", "570.86.16", "580", "595", "610.57.04", "615", "620"])
@@ -137,11 +137,11 @@ def test_a_card_that_came_later_in_its_generation() -> None:
 def test_branches_after_580_have_dropped_older_cards(card: str, name: str, driver: str) -> None:
     error = refusal("vm", {"cards": (card,)}, driver=driver)
     assert f"branch 580 is the last one that knows {name} cards" in error.why
-    assert error.next_step == 'set nvidia.driver: "580"'
+    assert error.next == 'set nvidia.driver: "580"'
 
 
 def test_a_fermi_card_has_no_driver_here() -> None:
-    assert "use a newer card" in refusal("vm", {"cards": ("10de:06c0",)}, driver="470").next_step
+    assert "use a newer card" in refusal("vm", {"cards": ("10de:06c0",)}, driver="470").next
 
 
 def test_older_cards_get_the_proprietary_modules() -> None:
@@ -154,7 +154,7 @@ def test_older_cards_get_the_proprietary_modules() -> None:
 def test_blackwell_and_pascal_can_not_share_a_kernel(target: Target, way: str) -> None:
     error = refusal(target, {"cards": (RTX_5090, GTX_1080_TI)}, driver="580")
     assert "works with the open ones alone" in error.found and "with the proprietary ones alone" in error.found
-    assert way in error.next_step
+    assert way in error.next
 
 
 def test_pascal_and_ampere_share_the_proprietary_modules() -> None:
@@ -277,7 +277,7 @@ def test_the_container_toolkit_comes_from_its_own_repository() -> None:
 def test_a_kernel_for_which_the_driver_does_not_build_is_refused_with_a_pair_that_does() -> None:
     error = refusal("host", PROXMOX, driver="550")
     assert "6.17.13-2-pve" in error.wanted and "550.163.01" in error.found
-    assert error.next_step == 'set nvidia.driver: "580", of which 580.178.04 builds for 6.17.13-2-pve'
+    assert error.next == 'set nvidia.driver: "580", of which 580.178.04 builds for 6.17.13-2-pve'
 
 
 def test_every_installed_kernel_counts_not_the_running_one_alone() -> None:
@@ -299,7 +299,7 @@ def test_a_containers_kernel_is_the_hosts_matter() -> None:
 def test_secure_boot_is_said_before_anything_is_installed(target: Target) -> None:
     error = refusal(target, {"secure_boot": True, "cards": (RTX_3090,)}, driver="580")
     assert "Key was rejected by service" in error.why
-    assert "either turn Secure Boot off" in error.next_step and "mokutil --import" in error.next_step
+    assert "either turn Secure Boot off" in error.next and "mokutil --import" in error.next
     assert refusals(request(target, {"secure_boot": True, "mok_enrolled": True, "cards": (RTX_3090,)})) == []
 
 
@@ -510,7 +510,7 @@ def test_no_cgroups_only_for_the_old_hook_in_an_unprivileged_container() -> None
 def test_cuda_needs_a_newer_driver(driver: str, cuda: str, least: str) -> None:
     error = refusal("vm", {"cards": (RTX_3090,)}, driver=driver, cuda=cuda)
     assert f"{least} or later" in error.wanted and "unsupported toolchain" in error.why
-    assert "set nvidia.driver" in error.next_step
+    assert "set nvidia.driver" in error.next
 
 
 @pytest.mark.parametrize(
@@ -522,19 +522,19 @@ def test_cuda_with_a_driver_that_is_new_enough(driver: str, cuda: str) -> None:
 
 def test_a_driver_of_the_same_major_family_can_be_allowed() -> None:
     system = UBUNTU | {"cards": (RTX_3090,)}
-    assert "allowMinorVersionCompatibility" in refusal("vm", system, driver="580", cuda="13.1").next_step
+    assert "allowMinorVersionCompatibility" in refusal("vm", system, driver="580", cuda="13.1").next
     plan = planned("vm", system, driver="580", cuda="13.1", allowMinorVersionCompatibility=True)
     assert any("without PTX" in note for note in plan.notes)
     below = refusal("vm", system, driver="570", cuda="13.0", allowMinorVersionCompatibility=True)
-    assert "allowMinorVersionCompatibility" not in below.next_step
+    assert "allowMinorVersionCompatibility" not in below.next
 
 
 def test_the_way_out_of_an_old_driver_fits_card_and_cuda() -> None:
-    assert 'set nvidia.driver: "595"' in refusal("vm", {"cards": (RTX_5090,)}, driver="580", cuda="13.2").next_step
+    assert 'set nvidia.driver: "595"' in refusal("vm", {"cards": (RTX_5090,)}, driver="580", cuda="13.2").next
 
 
 def test_in_a_container_it_is_the_hosts_driver_that_is_too_old() -> None:
-    assert "for the host" in refusal("lxc", CONTAINER, cuda="13.2").next_step
+    assert "for the host" in refusal("lxc", CONTAINER, cuda="13.2").next
 
 
 @pytest.mark.parametrize(
@@ -564,7 +564,7 @@ def test_cuda_beside_the_installer_still_takes_the_repository() -> None:
 
 def test_a_runtime_is_never_installed_unasked() -> None:
     system = UBUNTU | {"runtimes": frozenset({"podman"})}
-    assert "nvidia.docker: install" in refusal("vm", system, driver="580", containerToolkit="docker").next_step
+    assert "nvidia.docker: install" in refusal("vm", system, driver="580", containerToolkit="docker").next
     toolkit = planned("vm", system, driver="580", containerToolkit="docker", docker="install").toolkit
     assert toolkit and toolkit.install == ("docker.io",)
     there = planned("vm", system, driver="580", containerToolkit="podman", docker="install").toolkit
@@ -581,4 +581,4 @@ def test_every_pair_of_branch_and_generation_is_planned_or_refused_with_a_way_ou
         flavours = set(generation.flavours) & set(branch.flavours)
         fits = bool(flavours) and new_enough and not generation.outlived_by(branch.branch)
         assert bool(errors) != fits, (branch.branch, generation.name)
-        assert all(error.next_step and error.why and error.found and error.wanted for error in errors)
+        assert all(error.next and error.why and error.found and error.wanted for error in errors)

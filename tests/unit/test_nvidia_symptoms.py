@@ -63,13 +63,13 @@ def test_the_same_text_has_another_cause_in_a_container() -> None:
     text = "Failed to initialize NVML: Driver/library version mismatch"
     inside = recognise(text, Context(target="lxc", host_driver="580.105.08"))[0]
     outside = recognise(text, Context(target="vm"))[0]
-    assert "580.105.08" in inside.why and "pulumi up --refresh" in inside.next_step
+    assert "580.105.08" in inside.why and "pulumi up --refresh" in inside.next
     assert "stayed loaded" in outside.why
 
 
 def test_no_devices_with_the_wrong_modules_is_told_as_that() -> None:
     error = recognise("No devices were found", Context(needs_open=True, flavour="proprietary"))[0]
-    assert "open ones alone" in error.why and "nvidia.flavour" in error.next_step
+    assert "open ones alone" in error.why and "nvidia.flavour" in error.next
 
 
 def test_an_xid_without_a_row_of_its_own_is_told_by_its_number_also_beside_one_that_has() -> None:

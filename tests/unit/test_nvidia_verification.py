@@ -122,7 +122,7 @@ def test_it_follows_from_a_plan() -> None:
 def test_what_differs_is_told(wanted: dict[str, Any], words: tuple[str, str, str]) -> None:
     (error,) = errors(replace(WANTED, **wanted))
     assert error.wanted.startswith("vms.gaming: ")
-    assert (words[0] in error.wanted, words[1] in error.found, words[2] in error.next_step) == (True, True, True)
+    assert (words[0] in error.wanted, words[1] in error.found, words[2] in error.next) == (True, True, True)
 
 
 def test_the_exact_version_and_the_branch_are_both_right() -> None:
@@ -194,13 +194,13 @@ def test_a_driver_that_doesnt_work_is_one_error_with_its_cause(smi: str, log: st
         uvm=NOTHING["uvm"],
         flavour="proprietary",
     )
-    assert words in error.why + error.next_step, str(error)
+    assert words in error.why + error.next, str(error)
     assert error.wanted.startswith("vms.gaming: ")
 
 
 def test_no_devices_with_the_right_modules_points_to_the_kernel_log() -> None:
     (error,) = errors(nvidiaSmi=done("No devices were found", 6), program=None, container=None, uvm=None)
-    assert "dmesg | grep NVRM" in error.next_step
+    assert "dmesg | grep NVRM" in error.next
 
 
 def test_in_a_container_the_same_text_is_the_hosts_business() -> None:
@@ -246,7 +246,7 @@ def test_a_program_that_fails_beside_a_driver_that_works_has_a_cause_of_its_own(
 ) -> None:
     changes: dict[str, Any] = {part: done(text, 1)}
     output, (error,) = judge(found(**changes), WANTED)
-    assert words in error.why + error.next_step, str(error)
+    assert words in error.why + error.next, str(error)
     quoted = [" ".join(line.split())[:50] for line in text.splitlines()]
     assert any(line in error.found for line in quoted)
     assert output[part] is False
@@ -273,15 +273,15 @@ def test_a_program_that_ends_well_and_says_nothing_hasnt_passed() -> None:
 def test_why_an_ordinary_user_cant_use_cuda(target: Any, reason: str, words: str) -> None:
     text = f"/dev/nvidiactl: opened\n/dev/nvidia-uvm: {reason}\n/dev/nvidia0: {reason}\n"
     (error,) = errors(replace(WANTED, target=target), uvm=done(text, 1))
-    assert words in error.why + error.next_step
+    assert words in error.why + error.next
     assert error.found == f"/dev/nvidia-uvm: {reason}; /dev/nvidia0: {reason}"
 
 
 def test_what_took_too_long_is_told_as_that() -> None:
     (smi,) = errors(nvidiaSmi=done("", 124), program=done("", 124), container=None, uvm=None)
     (program,) = errors(program=done("", 124))
-    assert "nvidia.timeouts.verify" in smi.found + smi.next_step and "hangs" in smi.why
-    assert "nvidia.timeouts.verify" in program.next_step
+    assert "nvidia.timeouts.verify" in smi.found + smi.next and "hangs" in smi.why
+    assert "nvidia.timeouts.verify" in program.next
 
 
 def test_a_compiler_that_isnt_there_is_told() -> None:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from engine import preview
-from homelab import settings
+from homelab import stack
 from homelab.errors import HomelabError
 from homelab.settings import parse
 from homelab.settings import secrets as secret_settings
@@ -91,7 +91,7 @@ def test_a_proxy_without_a_password_is_no_secret(tmp_path: Path) -> None:
 
 @pytest.fixture
 def in_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """A running program, as far as settings.load sees one; the list gets its warnings."""
+    """A running program, as far as stack.load sees one; the list gets its warnings."""
     said: list[str] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pulumi, "get_stack", lambda: "some")
@@ -105,7 +105,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], *, preview: 
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: preview)
     try:
-        settings.load()
+        stack.load()
     except HomelabError as error:
         return str(error)
     return ""

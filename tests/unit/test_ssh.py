@@ -185,9 +185,9 @@ def boots(
     return asyncio.run(ssh.wait_for_boot(host, "old", said.append)).boot_id, said  # type: ignore[arg-type]
 
 
-OFF = UnreachableError("a connection", "nothing answers", "", "")
-NO_KEYS = HomelabError("to log in", "refused: Permission denied", "", "")
-OTHER_KEY = HomelabError("the host key", "SHA256:of the initramfs", "", "")
+OFF = UnreachableError(wanted="a connection", found="nothing answers", why="", next="")
+NO_KEYS = HomelabError(wanted="to log in", found="refused: Permission denied", why="", next="")
+OTHER_KEY = HomelabError(wanted="the host key", found="SHA256:of the initramfs", why="", next="")
 
 
 def test_a_host_that_refuses_the_login_while_it_starts_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

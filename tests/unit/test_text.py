@@ -47,7 +47,7 @@ def test_much_that_begins_and_never_ends_is_cleaned_in_no_time() -> None:
 
 
 def test_an_error_is_clean_in_its_text_and_in_its_parts() -> None:
-    error = HomelabError("\x1b[2Ja", "b\rc", "\x07d", "e\u202e")
+    error = HomelabError(wanted="\x1b[2Ja", found="b\rc", why="\x07d", next="e\u202e")
     assert str(error) == "wanted: a\nfound:  b\nc\nwhy:    \\x07d\nnext:   e\\u202e"
     assert error.found == "b\nc"
     assert "\x07" not in str(SeveralErrors([error]))

@@ -304,7 +304,14 @@ class Api:
         # One that had begun before it lacked a lock: it isn't certain any more that nothing was done.
         begun = isinstance(error, LockHeldError) and not log.only_waited
         if begun or type(error) is ApiError:
-            return TaskFailedError(*_task_texts(wanted, found, upid), 500, status)
+            return TaskFailedError(
+                wanted=wanted,
+                found=found,
+                why="what it was to do is not done",
+                next=f"mend what it names, then run `pulumi up` again; all of its log: `pvenode task log {upid}`",
+                status=500,
+                reason=status,
+            )
         return error
 
     # -- errors --------------------------------------------------------------------------------------------------
@@ -342,7 +349,14 @@ class Api:
             return _moved(error, kind, int(taken["id"]), self.node, taken["node"])
         if guest and guest["id"] and (held := _LOCKED.search(error.reason)):
             step = f"{unlocking(guest['kind'], guest['id'], held['lock'])}; then run `pulumi up` again"
-            return type(error)(error.wanted, error.found, error.why, step, error.status, error.reason)
+            return type(error)(
+                wanted=error.wanted,
+                found=error.found,
+                why=error.why,
+                next=step,
+                status=error.status,
+                reason=error.reason,
+            )
         if isinstance(error, NotThereError) and guest and guest["id"]:
             node = self._node_of(int(guest["id"]))
             if node is not None:
@@ -356,12 +370,12 @@ class Api:
         names = [rights.least(error.privileges)] if error.either else list(error.privileges)
         said = f" (either of {' and '.join(error.privileges)} would do)" if error.either else ""
         made = ForbiddenError(
-            error.wanted,
-            error.found,
-            error.why + said,
-            rights.advice(access, identity(self.host), {error.path: set(names)}),
-            error.status,
-            error.reason,
+            wanted=error.wanted,
+            found=error.found,
+            why=error.why + said,
+            next=rights.advice(access, identity(self.host), {error.path: set(names)}),
+            status=error.status,
+            reason=error.reason,
         )
         made.path, made.privileges, made.either = error.path, error.privileges, error.either
         return made
@@ -405,7 +419,9 @@ def identity(host: Host) -> str:
 
 def _moved(error: ApiError, kind: str, vmid: int, here: str, there: str) -> ElsewhereError:
     told = elsewhere(error.wanted, kind, vmid, here, there)
-    return ElsewhereError(told.wanted, told.found, told.why, told.next_step, error.status, error.reason)
+    return ElsewhereError(
+        wanted=told.wanted, found=told.found, why=told.why, next=told.next, status=error.status, reason=error.reason
+    )
 
 
 def _pauses(seconds: tuple[float, float]) -> Iterator[float]:
@@ -460,22 +476,13 @@ class _Log:
         return f"\n        its log: {lines}" if lines else ""
 
 
-def _task_texts(wanted: str, found: str, upid: str) -> tuple[str, str, str, str]:
-    return (
-        wanted,
-        found,
-        "what it was to do is not done",
-        f"mend what it names, then run `pulumi up` again; all of its log: `pvenode task log {upid}`",
-    )
-
-
 def _still_runs(wanted: str, upid: str, seconds: float, log: _Log) -> ApiError:
     return ApiError(
-        wanted,
-        f"the task still runs after {seconds:.0f} seconds{log.quoted}",
-        "what it was to do is not done yet; it goes on by itself",
-        f"see `pvenode task log {upid}` on the host; when it has ended, run `pulumi up` again. A host that takes longer gets more time "
+        wanted=wanted,
+        found=f"the task still runs after {seconds:.0f} seconds{log.quoted}",
+        why="what it was to do is not done yet; it goes on by itself",
+        next=f"see `pvenode task log {upid}` on the host; when it has ended, run `pulumi up` again. A host that takes longer gets more time "
         "with hosts.<name>.timeouts.apiTask, or timeouts.create for new guests",
-        500,
-        "still running",
+        status=500,
+        reason="still running",
     )

@@ -156,13 +156,13 @@ def _login_refused(base: str, user: str, status: int, reason: str) -> ApiError:
     if status != 401:  # a daemon that is being restarted, too
         return explained(wanted, f"{status} {plain(reason)}", user, status, plain(reason))
     return ApiError(
-        wanted,
-        f"{status} {plain(reason)}",
-        "without it nothing can be asked of Proxmox VE",
-        "correct api.user (with its realm, such as root@pam) and api.password; a user with a second factor needs a token instead "
+        wanted=wanted,
+        found=f"{status} {plain(reason)}",
+        why="without it nothing can be asked of Proxmox VE",
+        next="correct api.user (with its realm, such as root@pam) and api.password; a user with a second factor needs a token instead "
         f"(`pveum user token add {shlex.quote(user)} pulumi --privsep 0`)",
-        status,
-        reason,
+        status=status,
+        reason=reason,
     )
 
 
@@ -177,13 +177,13 @@ def no_answer(host: Host, wanted: str, error: Exception) -> ApiError:
         return _stranger(host, wanted, text)
     unsent = isinstance(error, requests.exceptions.ConnectTimeout) or "NewConnectionError" in repr(error)
     made = UnansweredError(
-        wanted,
-        f"no answer from https://{host.address}:{api.port}: {type(error).__name__}: {text}",
-        "nothing was asked of the node" if unsent else "whether a change was carried out can't be told from here",
-        "see whether pveproxy runs on the host (`systemctl status pveproxy`) and the port is open; then run `pulumi up` again: it "
+        wanted=wanted,
+        found=f"no answer from https://{host.address}:{api.port}: {type(error).__name__}: {text}",
+        why="nothing was asked of the node" if unsent else "whether a change was carried out can't be told from here",
+        next="see whether pveproxy runs on the host (`systemctl status pveproxy`) and the port is open; then run `pulumi up` again: it "
         "goes on from what is there",
-        0,
-        text,
+        status=0,
+        reason=text,
     )
     made.sent = not unsent
     return made
@@ -196,14 +196,14 @@ def _stranger(host: Host, wanted: str, text: str) -> ApiError:
     found = re.search(r'got "([0-9a-f]+)"', text)
     seen = f"the certificate's fingerprint is {colons(found[1])}" if found else text
     return ApiError(
-        f"{wanted}, from the host whose certificate is the one in api.{'fingerprint' if api.fingerprint else 'caFile'}",
-        f"{host.address}:{api.port}: {seen}",
-        "whoever answers there would be given the credentials",
-        f"compare with `{FINGERPRINT_COMMAND}` on the host's own console (pveproxy-ssl.pem instead, where there is one; the first "
+        wanted=f"{wanted}, from the host whose certificate is the one in api.{'fingerprint' if api.fingerprint else 'caFile'}",
+        found=f"{host.address}:{api.port}: {seen}",
+        why="whoever answers there would be given the credentials",
+        next=f"compare with `{FINGERPRINT_COMMAND}` on the host's own console (pveproxy-ssl.pem instead, where there is one; the first "
         "certificate of `pvenode cert info` is the authority's, whose fingerprint never fits); then correct api.fingerprint, or "
         "api.caFile (a copy of the host's /etc/pve/pve-root-ca.pem)",
-        0,
-        text,
+        status=0,
+        reason=text,
     )
 
 

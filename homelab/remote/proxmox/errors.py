@@ -35,8 +35,8 @@ _NO_QUORUM = re.compile(r"no quorum|'/etc/pve/[^']*' - (?:Permission denied|Read
 class ApiError(HomelabError):
     """The API refused a request, or a task failed. ``status`` is HTTP's (0: no answer), ``reason`` the node's own words."""
 
-    def __init__(self, wanted: str, found: str, why: str, next_step: str, status: int, reason: str) -> None:
-        super().__init__(wanted, found, why, next_step)
+    def __init__(self, *, wanted: str, found: str, why: str, next: str, status: int, reason: str) -> None:
+        super().__init__(wanted=wanted, found=found, why=why, next=next)
         self.status, self.reason = status, reason
 
 
@@ -93,7 +93,9 @@ def plain(text: str, secrets: Iterable[str] = ()) -> str:
 
 def retold(error: ApiError, found: str) -> ApiError:
     """The same error, with more of what was found."""
-    return type(error)(error.wanted, found, error.why, error.next_step, error.status, error.reason)
+    return type(error)(
+        wanted=error.wanted, found=found, why=error.why, next=error.next, status=error.status, reason=error.reason
+    )
 
 
 def explained(wanted: str, found: str, who: str, status: int, reason: str) -> ApiError:
@@ -103,13 +105,13 @@ def explained(wanted: str, found: str, who: str, status: int, reason: str) -> Ap
     """
     if status == 401:
         return ApiError(
-            wanted,
-            f"401 {reason or 'Unauthorized'}",
-            f"the node doesn't know {who} by these credentials",
-            f"correct api.token and api.tokenSecret (`pveum user token list {shlex.quote(who.partition('!')[0])}` on the host lists the tokens; a secret is shown only "
+            wanted=wanted,
+            found=f"401 {reason or 'Unauthorized'}",
+            why=f"the node doesn't know {who} by these credentials",
+            next=f"correct api.token and api.tokenSecret (`pveum user token list {shlex.quote(who.partition('!')[0])}` on the host lists the tokens; a secret is shown only "
             "once, when its token is made), or api.user and api.password",
-            status,
-            reason,
+            status=status,
+            reason=reason,
         )
     if match := _PERMISSION.search(reason):
         return _forbidden(wanted, found, who, status, reason, match["path"], match["privileges"])
@@ -121,12 +123,14 @@ def explained(wanted: str, found: str, who: str, status: int, reason: str) -> Ap
         (_STALE, ChangedMeanwhileError, *_OVERTAKEN),
     ):
         if text.search(reason):
-            return kind(wanted, found, why, step, status, reason)
+            return kind(wanted=wanted, found=found, why=why, next=step, status=status, reason=reason)
     if status in PROXY_FAILED:
-        error = UnansweredError(wanted, found, *_NODE_AWAY, status, reason)
+        why, step = _NODE_AWAY
+        error = UnansweredError(wanted=wanted, found=found, why=why, next=step, status=status, reason=reason)
         error.sent = status not in PROXY_UNSENT
         return error
-    return ApiError(wanted, found, *_other(who, status, reason), status, reason)
+    why, step = _other(who, status, reason)
+    return ApiError(wanted=wanted, found=found, why=why, next=step, status=status, reason=reason)
 
 
 _STALE = re.compile("checksum mismatch|detected modified configuration")
@@ -159,12 +163,12 @@ def _forbidden(
 ) -> ForbiddenError:
     names = tuple((privileges or "").split("|")) if privileges else ()
     error = ForbiddenError(
-        wanted,
-        found,
-        f"{who} lacks the right, and nothing was changed by this request",
-        f"give {who} the rights that the guide lists under Rights",
-        status,
-        reason,
+        wanted=wanted,
+        found=found,
+        why=f"{who} lacks the right, and nothing was changed by this request",
+        next=f"give {who} the rights that the guide lists under Rights",
+        status=status,
+        reason=reason,
     )
     error.path, error.either = path, len(names) > 1
     error.privileges = names if error.either else tuple((privileges or "").replace(",", " ").split())

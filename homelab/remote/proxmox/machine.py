@@ -211,12 +211,12 @@ class Machine:
         self.starts += 1
         if not self._comes_up():
             raise ApiError(
-                wanted,
-                "its task ended well, and it doesn't run",
-                "it went off at once: QEMU or the guest ended by itself",
-                f"look at `journalctl -u {self.vmid}.scope` on the host and the VM's console, then run `pulumi up` again",
-                500,
-                "not running",
+                wanted=wanted,
+                found="its task ended well, and it doesn't run",
+                why="it went off at once: QEMU or the guest ended by itself",
+                next=f"look at `journalctl -u {self.vmid}.scope` on the host and the VM's console, then run `pulumi up` again",
+                status=500,
+                reason="not running",
             )
         self._require_reset(log)
 
@@ -284,7 +284,18 @@ class Machine:
             else:
                 # A VM under HA goes off after its task has ended.
                 if not self._becomes(running=False, deadline=deadline):
-                    raise _still_on(self, policy, ApiError(wanted, "its task ended well", "", "", 500, "still running"))
+                    raise _still_on(
+                        self,
+                        policy,
+                        ApiError(
+                            wanted=wanted,
+                            found="its task ended well",
+                            why="",
+                            next="",
+                            status=500,
+                            reason="still running",
+                        ),
+                    )
                 return
 
     def destroy(self) -> None:
@@ -305,23 +316,23 @@ class Machine:
 
 def _still_on(machine: Machine, policy: Policy, error: ApiError) -> HomelabError:
     return ApiError(
-        error.wanted,
-        f"it is still on: {error.found}",
-        "what was to be changed takes a VM that is off; it runs on as it was",
-        f"shut it down from inside, give it longer (vms.{machine.name}.shutdown.timeout, now {policy.timeout}), or let it be switched "
+        wanted=error.wanted,
+        found=f"it is still on: {error.found}",
+        why="what was to be changed takes a VM that is off; it runs on as it was",
+        next=f"shut it down from inside, give it longer (vms.{machine.name}.shutdown.timeout, now {policy.timeout}), or let it be switched "
         f"off then (shutdown.otherwise: stop)",
-        error.status,
-        error.reason,
+        status=error.status,
+        reason=error.reason,
     )
 
 
 def _not_reset(machine: Machine, functions: list[str]) -> CardNotResetError:
     return CardNotResetError(
-        f"{machine.label} started with its card reset",
-        f"its start task's log says: failed to reset PCI device {', '.join(functions)}; the task says OK, and the VM runs",
-        "a card that wasn't reset is as its last user left it: the guest's driver finds it dead, or the host loses it",
-        "look at the kernel's log on the host (`journalctl -k -g 'vfio|FLR|D3cold'`); shut the VM down, switch the host off and on again "
+        wanted=f"{machine.label} started with its card reset",
+        found=f"its start task's log says: failed to reset PCI device {', '.join(functions)}; the task says OK, and the VM runs",
+        why="a card that wasn't reset is as its last user left it: the guest's driver finds it dead, or the host loses it",
+        next="look at the kernel's log on the host (`journalctl -k -g 'vfio|FLR|D3cold'`); shut the VM down, switch the host off and on again "
         "(a reboot is not enough for a card that hangs), then run `pulumi up` again",
-        500,
-        "failed to reset PCI device",
+        status=500,
+        reason="failed to reset PCI device",
     )

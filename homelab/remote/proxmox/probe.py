@@ -6,6 +6,7 @@ import hashlib
 import ssl
 
 from homelab import rights
+from homelab.container.creation import configuration
 from homelab.errors import HomelabError
 from homelab.host.facts import HostFacts
 from homelab.host.plan import Wanted
@@ -94,12 +95,10 @@ def _vms(host: Host, facts: HostFacts, want: Wanted, vms: dict[str, Vm]) -> list
 
 
 def _containers(containers: dict[str, Container]) -> list[Needs]:
-    from homelab.resources.container import configuration
-
     return [
         rights.of_new_container(
             one.ctid,
-            configuration(name, one.create.model_dump(mode="json", exclude={"password"})),
+            configuration(name, one.create),
             one.create,
         )
         for name, one in containers.items()
@@ -115,10 +114,10 @@ def _fingerprint(name: str, host: Host, facts: HostFacts) -> HomelabError | None
         return None
     right = f": {colons(certificate)}" if certificate else ""
     return HomelabError(
-        f"hosts.{name}.api.fingerprint of the certificate that the host's API shows",
-        "it is that of the cluster's own authority, /etc/pve/pve-root-ca.pem, the first that `pvenode cert info` lists",
-        "the API shows another certificate, which the authority has signed: nobody could be recognised by this one",
-        f"set the fingerprint of pve-ssl.pem, or pveproxy-ssl.pem where there is one (`{FINGERPRINT_COMMAND}`){right}; or give caFile, "
+        wanted=f"hosts.{name}.api.fingerprint of the certificate that the host's API shows",
+        found="it is that of the cluster's own authority, /etc/pve/pve-root-ca.pem, the first that `pvenode cert info` lists",
+        why="the API shows another certificate, which the authority has signed: nobody could be recognised by this one",
+        next=f"set the fingerprint of pve-ssl.pem, or pveproxy-ssl.pem where there is one (`{FINGERPRINT_COMMAND}`){right}; or give caFile, "
         "a copy of /etc/pve/pve-root-ca.pem, instead",
     )
 
@@ -137,18 +136,18 @@ def _sha256(pem: str) -> str | None:
 
 def _no_node(name: str, node: str, nodes: list[str]) -> HomelabError:
     return HomelabError(
-        f"the node {node}, as hosts.{name} is in Proxmox VE",
-        f"its API knows no node of that name; there are: {', '.join(nodes)}",
-        "mappings and guests are a node's",
-        f"correct hosts.{name}.node: the name that `hostname` prints on the host",
+        wanted=f"the node {node}, as hosts.{name} is in Proxmox VE",
+        found=f"its API knows no node of that name; there are: {', '.join(nodes)}",
+        why="mappings and guests are a node's",
+        next=f"correct hosts.{name}.node: the name that `hostname` prints on the host",
     )
 
 
 def _lacking(name: str, host: Host, access: Access | None, lacking: Needs) -> HomelabError:
     who = identity(host)
     return HomelabError(
-        f"the rights of {who} that these settings take on {name}",
-        f"it lacks {rights.described(lacking)}",
-        f"{who} lacks the right to what `up` has to do: it would end half-way; nothing was changed",
-        rights.advice(access, who, lacking),
+        wanted=f"the rights of {who} that these settings take on {name}",
+        found=f"it lacks {rights.described(lacking)}",
+        why=f"{who} lacks the right to what `up` has to do: it would end half-way; nothing was changed",
+        next=rights.advice(access, who, lacking),
     )

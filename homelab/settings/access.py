@@ -1,0 +1,167 @@
+"""How a host is reached: over SSH, and by the Proxmox VE API."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Self
+
+from pydantic import field_validator, model_validator
+
+from homelab.errors import HomelabError
+from homelab.model import Model
+from homelab.settings.keys import PublicKey, public_key
+from homelab.settings.paths import resolved
+from homelab.settings.types import (
+    LocalPath,
+    Plain,
+    Port,
+    PrivateKey,
+    Secret,
+    UnixUser,
+)
+
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+_TOKEN = re.compile(r"[^\s:/!@,]+@[A-Za-z][A-Za-z0-9._-]+![A-Za-z][A-Za-z0-9._-]+")
+_USER = re.compile(r"[^\s:/!@,]+@[A-Za-z][A-Za-z0-9._-]+")
+
+
+class Ssh(Model):
+    """How a host is reached: exactly one of ``privateKeyFile``, ``privateKey``, ``password`` and ``agent``; its host key, pinned."""
+
+    user: UnixUser = "root"
+    port: Port = 22
+    host_key: PublicKey | None = None
+    host_key_file: LocalPath | None = None
+    private_key_file: LocalPath | None = None
+    private_key: PrivateKey | None = None
+    password: Secret | None = None
+    agent: bool = False
+
+    @model_validator(mode="after")
+    def _one_way_in(self) -> Self:
+        ways = [self.private_key_file, self.private_key, self.password, self.agent or None]
+        if sum(way is not None for way in ways) != 1:
+            raise ValueError("expected exactly one of privateKeyFile, privateKey, password, agent")
+        if (self.host_key is None) == (self.host_key_file is None):
+            raise ValueError(
+                "expected hostKey (the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address) or hostKeyFile: "
+                "without it, whoever answers at the address would be given root's commands"
+            )
+        return self
+
+    @property
+    def pinned_host_key(self) -> str:
+        """The host's public key, as ``type base64``.
+
+        :raises HomelabError: hostKeyFile can't be read.
+        """
+        if self.host_key is not None:
+            return " ".join(self.host_key.split()[:2])
+        path = resolved(self.host_key_file or "")
+        try:
+            return " ".join(public_key(path.read_text(encoding="utf-8")).split()[:2])
+        except (OSError, ValueError) as error:  # what isn't text is a ValueError, too
+            raise HomelabError(
+                wanted=f"the host's public key in {path}",
+                found=str(error),
+                why="without it nobody can tell whether the right host answers",
+                next="save it there (the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address), or set hostKey",
+            ) from error
+
+    @property
+    def key(self) -> str | None:
+        """The private key's text; None where a password or an agent is used.
+
+        :raises HomelabError: privateKeyFile can't be read.
+        """
+        if self.private_key is not None:
+            return self.private_key.get_secret_value()
+        if self.private_key_file is None:
+            return None
+        path = resolved(self.private_key_file)
+        try:
+            return path.read_text(encoding="ascii")
+        except (OSError, UnicodeDecodeError) as error:
+            raise HomelabError(
+                wanted=f"an SSH private key in {path} (privateKeyFile)",
+                found=f"{type(error).__name__}: {error}",
+                why="nothing on the host can be read or changed without it",
+                next="correct privateKeyFile, or make a key with `ssh-keygen -t ed25519` and `ssh-copy-id` it to the host",
+            ) from error
+
+
+class Api(Model):
+    """How the Proxmox VE API is reached: by ``token`` and ``tokenSecret``, or by ``user`` and ``password`` (raw devices, ROM files:
+    root@pam alone). Its certificate is checked by exactly one of ``caFile`` (a copy of the host's /etc/pve/pve-root-ca.pem),
+    ``fingerprint`` (SHA-256, of pve-ssl.pem) and ``publicCa`` (a certificate that this machine trusts anyway).
+    """
+
+    port: Port = 8006
+    token: Plain | None = None
+    token_secret: Secret | None = None
+    user: Plain | None = None
+    password: Secret | None = None
+    ca_file: LocalPath | None = None
+    fingerprint: Plain | None = None
+    public_ca: bool = False
+
+    @field_validator("token")
+    @classmethod
+    def _token_id(cls, value: str | None) -> str | None:
+        if value is not None and not _TOKEN.fullmatch(value):
+            raise ValueError("expected a token's id such as homelab@pve!pulumi")
+        return value
+
+    @field_validator("user")
+    @classmethod
+    def _with_realm(cls, value: str | None) -> str | None:
+        if value is not None and not _USER.fullmatch(value):
+            raise ValueError("expected a user with its realm, such as root@pam")
+        return value
+
+    @field_validator("fingerprint")
+    @classmethod
+    def _sha256(cls, value: str | None) -> str | None:
+        plain = value and value.replace(":", "").lower()
+        if plain is not None and not _FINGERPRINT.fullmatch(plain):
+            raise ValueError(
+                "expected a SHA-256 fingerprint, 64 hexadecimal digits (`openssl x509 -in /etc/pve/local/pve-ssl.pem -noout -fingerprint -sha256`)"
+            )
+        return plain
+
+    @model_validator(mode="after")
+    def _one_way_in(self) -> Self:
+        by_token = (self.token is not None, self.token_secret is not None)
+        by_user = (self.user is not None, self.password is not None)
+        if (by_token, by_user) not in (((True, True), (False, False)), ((False, False), (True, True))):
+            raise ValueError("expected token and tokenSecret, or user and password")
+        if sum((self.ca_file is not None, self.fingerprint is not None, self.public_ca)) != 1:
+            raise ValueError(
+                "expected exactly one of caFile, fingerprint, publicCa: without it, whoever answers at the address would be given "
+                "the credentials"
+            )
+        return self
+
+    @property
+    def is_root(self) -> bool:
+        """Whether this is root@pam itself, who alone may use a device by its address; a token of root@pam is not."""
+        return self.user == "root@pam"
+
+    @property
+    def ca_path(self) -> Path | None:
+        """The file with the authority to trust.
+
+        :raises HomelabError: it isn't there.
+        """
+        if self.ca_file is None:
+            return None
+        path = resolved(self.ca_file)
+        if not path.is_file():
+            raise HomelabError(
+                wanted=f"the certificate authority of the host in {path} (api.caFile)",
+                found="no such file",
+                why="without it nobody can tell whether the right host answers",
+                next="copy the host's /etc/pve/pve-root-ca.pem there, or set api.fingerprint",
+            )
+        return path
