@@ -29,7 +29,7 @@ from lab.host.network import FAULTS as NETWORK_FAULTS
 from lab.host.program import Failure
 from lab.host.proxmox_boot import sync
 from lab.host.run import GUEST_ONLY, PROGRAMS
-from lab.host.state import HostState, own_path
+from lab.host.state import HostState, of_command_server, own_path
 from lab.scenario import Scenario, ScenarioError, load_scenario, scenario_from, scenario_names
 from lab.state import kill_group
 from lab.stock import write_stock_tree
@@ -357,6 +357,7 @@ class Machine:
         return {
             "ROOT": str(self.state / "root"),
             "LAB_STATE": str(self.state),
+            **of_command_server(),
             "HOME": str(self.state / "root/root"),
             "PATH": f"{own_path(self.state / 'root')}:{self.state}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "LC_ALL": "C.UTF-8",

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
+from lab.host.command_server import MARK
 from lab.state import LabError, process_start_time
 
 T = TypeVar("T")
@@ -33,6 +34,8 @@ class Processes:
         self._loop = loop
         self._ended: dict[subprocess.Popen[bytes], asyncio.Future[int]] = {}
         self._foreign_children = 0
+        #: Children that aren't the host's, and stay when it goes down: what runs below them does end.
+        self.spared: set[int] = set()
         if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
@@ -94,7 +97,8 @@ class Processes:
 
     async def kill_all(self) -> None:
         """End every process of the host, its guests' too: SIGTERM, and SIGKILL for those that stay."""
-        await self._kill(lambda: descendants(os.getpid()), (signal.SIGTERM, signal.SIGKILL))
+        found = lambda: {(pid, started) for pid, started in descendants(os.getpid()) if pid not in self.spared}  # noqa: E731
+        await self._kill(found, (signal.SIGTERM, signal.SIGKILL))
 
     async def kill_system(self, state: Path, *, at_once: bool) -> None:
         """End every process of one guest.
@@ -107,12 +111,15 @@ class Processes:
         await self._kill(lambda: of_system(state), signals)
 
     async def _kill(self, find: Callable[[], set[tuple[int, int]]], signals: Iterable[signal.Signals]) -> None:
+        known: set[tuple[int, int]] = set()
         for number in signals:
             deadline = time.monotonic() + TERMINATE_SECONDS
             signalled: set[tuple[int, int]] = set()
-            while (alive := find()) and time.monotonic() < deadline:
+            # Also those that aren't found any more, since who made them the host's has ended before them.
+            while (alive := find() | _alive(known)) and time.monotonic() < deadline:
                 send_signal(alive - signalled, number)
                 signalled |= alive
+                known |= alive
                 await asyncio.sleep(0.01)  # SIGCHLD doesn't come for grandchildren
                 self._reap()
             if not alive:
@@ -129,8 +136,15 @@ def send_signal(processes: Iterable[tuple[int, int]], number: signal.Signals) ->
                 continue  # ended between the look and the signal, which is what was wanted
 
 
+def _alive(processes: Iterable[tuple[int, int]]) -> set[tuple[int, int]]:
+    return {(pid, started) for pid, started in processes if process_start_time(pid) == started}
+
+
 def _all_processes() -> dict[int, tuple[int, int]]:
-    """Return pid -> (parent, start time) of every process that isn't a zombie."""
+    """Return pid -> (parent, start time) of every process that isn't a zombie.
+
+    A command that runs in a command server counts as a child of the process that asked for it, which its name tells.
+    """
     found = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
@@ -139,9 +153,11 @@ def _all_processes() -> dict[int, tuple[int, int]]:
             stat = (folder / "stat").read_text(encoding="utf-8", errors="replace")
         except (FileNotFoundError, ProcessLookupError):
             continue  # ended while we looked
-        fields = stat.rpartition(")")[2].split()
+        name, _, rest = stat.partition("(")[2].rpartition(")")
+        fields, asked = rest.split(), name.removeprefix(MARK)
         if fields[0] not in "ZX":
-            found[int(folder.name)] = (int(fields[1]), int(fields[19]))
+            parent = int(asked) if asked != name and asked.isdigit() else int(fields[1])
+            found[int(folder.name)] = (parent, int(fields[19]))
     return found
 
 

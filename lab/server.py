@@ -25,6 +25,7 @@ from typing import Any
 import asyncssh
 
 from lab.api.server import ApiServer
+from lab.commands import CommandServer
 from lab.guests import Guests
 from lab.host import addresses
 from lab.host.state import HostState
@@ -68,6 +69,10 @@ class Daemon:
         self.processes = processes
         self.numbers = Numbers()
         self.numbers.count(state)
+        #: Of the host and its guests; it is found as one of theirs if this process is killed.
+        self.commands = CommandServer({"LAB_STATE": str(state)})
+        if self.commands.pid is not None:
+            processes.spared.add(self.commands.pid)
         self.environment = Machine.open(state).environment()
         self.timers = Timers(state, processes, lambda: self.environment)
         self.phase = "off"
@@ -205,8 +210,10 @@ class Daemon:
                 self.guests.close()
                 await self.api.close()
                 await self.processes.kill_all()
+                self.commands.close()
                 return
             await self._power_off()
+            self.commands.close()
             self._write_lab_file(pid=None)
         with contextlib.suppress(FileNotFoundError):
             Path(self._lab.control).unlink()

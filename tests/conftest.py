@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from engine import install
+from lab.commands import CommandServer
 
 PROJECT = Path(__file__).resolve().parent.parent
 SHARED = PROJECT.parent / "shared"
@@ -28,6 +30,13 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     (half a gigabyte a worker) sets the limit on large machines."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(2 * processors, processors + 4)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def command_server() -> Iterator[None]:
+    """For the lab's hosts without a daemon: their commands start in a tenth of the time."""
+    with CommandServer():
+        yield
 
 
 @pytest.fixture(scope="session")

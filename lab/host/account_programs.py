@@ -12,10 +12,10 @@ import sys
 from typing import NamedTuple, NoReturn
 
 from .program import Failure, Options, UsageError
-from .state import HostState
+from .state import COMMANDS, HostState
 
 # What sudo keeps of the caller's environment here: with it gone the lab's commands wouldn't be found.
-_KEPT = ("ROOT", "LAB_STATE", "PATH", "LC_ALL")
+_KEPT = ("ROOT", "LAB_STATE", COMMANDS, "PATH", "LC_ALL")
 _LONG = {
     "--non-interactive": "-n",
     "--preserve-env": "-E",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -13,6 +14,13 @@ from .state import HostState
 def main(host: HostState, name: str, arguments: list[str]) -> int:
     """One of Proxmox VE's commands."""
     return (_pveversion if name == "pveversion" else _shell)(host, name, arguments)
+
+
+def preload() -> None:
+    """Import what these commands need besides this package."""
+    if (project := str(Path(__file__).parents[2])) not in sys.path:
+        sys.path.append(project)
+    importlib.import_module("lab.api.commands")
 
 
 def _pveversion(host: HostState, name: str, arguments: list[str]) -> int:
@@ -37,7 +45,7 @@ def _shell(host: HostState, name: str, arguments: list[str]) -> int:
     The one place at which this package needs another: what a VM's start asks of a card is written once, in lab.api,
     which uses the standard library alone as well.
     """
-    sys.path.append(str(Path(__file__).parents[2]))
+    preload()
     from lab.api.commands import Misused, Shell, Unhandled, exit_status, message, only_reads
     from lab.api.errors import ApiError
 

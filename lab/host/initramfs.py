@@ -16,7 +16,7 @@ from pathlib import Path
 from . import archive, catalogue
 from .catalogue import MODULES, normal
 from .kernel import modules_on_disk
-from .state import HostState, kernel_release
+from .state import HostState, kernel_release, of_command_server
 
 #: The size that a real image has, in MiB: what must be free in /boot while a new one is written beside the old.
 NOMINAL_SIZE_MB = 64
@@ -166,6 +166,7 @@ def _hook_environment(host: HostState, kernel: str, folder: Path) -> dict[str, s
         "LC_ALL": "C.UTF-8",
         "ROOT": str(host.root),
         "LAB_STATE": str(host.state),
+        **of_command_server(),
         "LAB_PYTHON": os.environ.get("LAB_PYTHON", ""),
         "DESTDIR": str(folder),
         "version": kernel,

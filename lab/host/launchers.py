@@ -48,14 +48,14 @@ def write(folder: Path, names: Collection[str], *, container: bool = False) -> N
 
 def text_of(name: str, *, container: bool = False) -> str:
     """What starts one simulated command."""
-    start = f"exec {shlex.quote(os.path.realpath(sys.executable))} -I -S {shlex.quote(str(Path(run.__file__)))}"
-    if name == "uname":
-        start = f"{_RELEASE}{start}"
-    if container:
-        return f'#!/bin/sh\n{_of_stdin(name)}{start} --container {name} "$@"\n'
-    if name == "sha256sum":
-        return f'#!/bin/sh\n{_of_stdin(name)}{start} {name} "$@"\n'
-    return f'#!/bin/sh\n{_first_choice(name)}{start} {name} "$@"\n'
+    python, program = shlex.quote(os.path.realpath(sys.executable)), shlex.quote(run.__file__)
+    words = f'{program} --container {name} "$@"' if container else f'{program} {name} "$@"'
+    first = _of_stdin(name) if container or name == "sha256sum" else _first_choice(name)
+    first += _RELEASE if name == "uname" else ""
+    if perl := shutil.which("perl", path="/usr/bin:/bin"):
+        client = shlex.quote(str(Path(__file__).with_name("command.pl")))
+        first += f'[ -z "${{LAB_COMMANDS-}}" ] || exec {perl} {client} {python} {words}\n'
+    return f"#!/bin/sh\n{first}exec {python} -I -S {words}\n"
 
 
 def _of_stdin(name: str) -> str:

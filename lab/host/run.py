@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+from types import ModuleType
+
+_CONTAINER = "--container"
 
 #: What every system with packages has: a host, a VM, a container.
 OF_PACKAGES = {
@@ -101,18 +104,21 @@ INSTALLED = {
 
 
 def main() -> int:
-    """Run the command that the launcher names, after `--container` one of a container."""
-    programs, words = PROGRAMS, sys.argv[1:]
-    if words[0] == "--container":
-        programs, words = CONTAINER_PROGRAMS, words[1:]
-    programs = {**programs, **INSTALLED}
-    name, arguments = words[0], words[1:]
-    # At the end of the path: the package is found as `host`, and nothing beside it hides a standard module.
-    sys.path.append(__file__.rpartition("/host/")[0])
-    program = importlib.import_module("host.program")
-    module = importlib.import_module(f"host.{programs[name]}")
+    """Run the command that the launcher names."""
+    words = sys.argv[1:]
+    name, *arguments = words[1:] if words[0] == _CONTAINER else words
+    module, program = module_of(words), importlib.import_module("host.program")
     return int(program.run(module.main, name, arguments))
 
 
+def module_of(words: list[str]) -> ModuleType:
+    """The module that has a launcher's command: `NAME ARGUMENTS...`, after `--container` one of a container."""
+    inside = words[0] == _CONTAINER
+    programs = {**(CONTAINER_PROGRAMS if inside else PROGRAMS), **INSTALLED}
+    return importlib.import_module(f"host.{programs[words[int(inside)]]}")
+
+
 if __name__ == "__main__":
+    # At the end of the path: the package is found as `host`, and nothing beside it hides a standard module.
+    sys.path.append(__file__.rpartition("/host/")[0])
     sys.exit(main())

@@ -16,6 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+#: How a command server is reached: sendmsg(2)'s number here, a colon, the name of its socket without its mount namespace.
+COMMANDS = "LAB_COMMANDS"
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` with `text` in one step, so that a reader never sees half a file."""
@@ -212,6 +215,11 @@ class HostState:
         """Seconds since the running kernel was started; 0 while the host is off."""
         started = self.running.get("started_at")
         return max(0.0, time.time() - float(started)) if started is not None else 0.0
+
+
+def of_command_server() -> dict[str, str]:
+    """The variable by which a simulated command finds the command server (command_server.py); nothing where none runs."""
+    return {name: os.environ[name] for name in (COMMANDS,) if name in os.environ}
 
 
 def own_path(root: Path) -> str:

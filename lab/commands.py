@@ -1,0 +1,72 @@
+"""Starts a command server (lab.host.command_server): simulated commands as forks of one process, not a Python start each."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from lab.host.state import COMMANDS
+
+# sendmsg(2), from the kernel's headers, for command.pl; on other machines each command is a Python of its own.
+_SENDMSG = {"x86_64": 46, "aarch64": 211, "riscv64": 211}
+_PROGRAM = Path(__file__).parent / "host" / "command_server.py"
+
+
+class CommandServer:
+    """A command server for those that this process starts: its name is in ``os.environ`` until `close`.
+
+    It ends with this process, however that ends, and what runs in it does.
+    """
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        """Start it. Who asks before it is ready waits; where this machine can't have one, nothing happens.
+
+        Args:
+            environment: its own; what the commands get is what those who ask have.
+        """
+        self.pid: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        number = _SENDMSG.get(platform.machine())
+        if number is None or sys.maxsize < 2**32:
+            return
+        name = f"homelab-lab-{os.getpid()}-{secrets.token_hex(8)}"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(f"\0{name} {Path('/proc/self/ns/mnt').readlink()}")
+            listener.listen(128)
+            self._process = subprocess.Popen(
+                [os.path.realpath(sys.executable), "-I", "-S", str(_PROGRAM), str(listener.fileno())],
+                stdin=subprocess.PIPE,
+                env={"LC_ALL": "C.UTF-8", **(environment or {})},
+                cwd="/",
+                pass_fds=[listener.fileno()],
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+        os.environ[COMMANDS] = f"{number}:{name}"
+
+    def close(self) -> None:
+        """End it, and every command that runs in it."""
+        if self._process is None or self._process.stdin is None:
+            return
+        os.environ.pop(COMMANDS, None)
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
+        self._process = self.pid = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

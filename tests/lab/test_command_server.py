@@ -1,0 +1,124 @@
+"""Simulated commands as forks of a command server: whoever starts one, and kills it, can't tell it from a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.commands import CommandServer
+from lab.host.state import COMMANDS
+from lab.state import process_start_time
+from tests.lab.host_kit import Host
+from tests.waiting import wait_until
+
+HOOK = "/etc/initramfs-tools/hooks/aaa-test"
+RUN = "update-initramfs -u -k all"
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
+    return Host(tmp_path_factory.mktemp("host") / "lab", "rtx5090").booted()
+
+
+@pytest.fixture(autouse=True)
+def hook(host: Host) -> Iterator[None]:
+    """What a simulated command starts says, of the command: how it is called, its streams, umask and signals."""
+    yield
+    (host.root / HOOK.lstrip("/")).unlink(missing_ok=True)
+
+
+def say(host: Host, text: str) -> None:
+    host.write(
+        HOOK, f'#!/bin/bash\n[ "$1" != prereqs ] || exit 0\ncommand=$PPID said={host.root}/said\n{text}\n', 0o755
+    )
+
+
+def said(host: Host, command: str = RUN) -> str:
+    host.output(command)
+    return (host.root / "said").read_text()
+
+
+def begun(host: Host, command: str) -> subprocess.Popen[bytes]:
+    """A command that has come as far as its hook; that has said its own pid and the command's, and hangs."""
+    (host.root / "said").unlink(missing_ok=True)
+    say(host, "echo $$ $command >$said.new; mv $said.new $said; exec sleep 300")
+    process = subprocess.Popen(["bash", "-c", command], env=host.machine.environment(), stdout=subprocess.DEVNULL)
+    wait_until((host.root / "said").exists)
+    return process
+
+
+def gone(host: Host) -> bool:
+    return all(process_start_time(int(pid)) is None for pid in (host.root / "said").read_text().split())
+
+
+def test_a_command_is_a_fork_of_the_server_and_a_process_of_its_own_without_one(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(host, "cat /proc/$command/comm >$said")
+    assert said(host).startswith("lab/")
+    monkeypatch.setitem(os.environ, COMMANDS, "46:nobody-listens")
+    assert said(host).startswith("python")
+    monkeypatch.delitem(os.environ, COMMANDS)
+    assert said(host).startswith("python")
+
+
+def test_in_another_mount_namespace_a_command_is_a_process_of_that(host: Host) -> None:
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0:
+        pytest.skip("this machine gives a user no mount namespace")
+    say(host, "cat /proc/$command/comm >$said")
+    assert said(host, f"unshare --mount {RUN}").startswith("python")
+
+
+def test_it_has_the_callers_folder_umask_ignored_signals_and_arguments(host: Host) -> None:
+    say(host, "umask >$said; grep SigIgn /proc/$command/status >>$said")
+    umask, ignored = said(host, f"trap '' TERM HUP; umask 027; {RUN}").splitlines()
+    assert umask == "0027" and int(ignored.split()[1], 16) >> signal.SIGTERM - 1 & 1
+    (host.root / "root/a b").write_text("x")
+    assert host.output("sha256sum 'a b'").split(maxsplit=1)[1] == "a b\n"
+    assert host.run("dpkg -s 'no such\n$package'").returncode == 1
+
+
+def test_its_streams_are_the_callers_own(host: Host) -> None:
+    assert host.output("{ echo one; uname -a; echo three; } >$ROOT/out; cat $ROOT/out").count("\n") == 3
+    assert host.output("exec 3>&1; { qm status 9999; } 2>&1 >&3 | wc -l") == "1\n"
+    assert host.run("uname -a <&-; uname -a >&-").returncode != 0, "a closed stream is no reason not to start"
+    assert host.output("journalctl -k | head -1; echo ${PIPESTATUS[0]}").splitlines()[-1] in ("0", "141")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_command_that_is_killed_ends_with_what_it_has_started(host: Host, number: signal.Signals) -> None:
+    process = begun(host, f"exec {RUN}")
+    process.send_signal(number)
+    assert process.wait(20) == -number
+    wait_until(lambda: gone(host))
+
+
+def test_timeout_ends_a_command_that_hangs(host: Host) -> None:
+    process = begun(host, f"timeout -s KILL 1 {RUN}")
+    assert process.wait(20) == -signal.SIGKILL
+    wait_until(lambda: gone(host))
+
+
+def test_a_killed_process_group_takes_its_commands_along(host: Host) -> None:
+    process = begun(host, f"set -m; {RUN} & until [[ -e $ROOT/said ]]; do sleep 0.02; done; kill -KILL -$!; wait")
+    process.wait(20)
+    wait_until(lambda: gone(host))
+
+
+def test_a_command_ends_with_the_server_and_the_server_with_its_owner(tmp_path: Path) -> None:
+    before = os.environ[COMMANDS]
+    try:
+        with CommandServer() as server:
+            own = Host(tmp_path / "lab", "rtx5090").booted()
+            process = begun(own, f"exec {RUN}")
+            assert server.pid is not None
+            os.kill(server.pid, signal.SIGTERM)
+            assert process.wait(20) == 137
+            wait_until(lambda: gone(own))
+    finally:
+        os.environ[COMMANDS] = before
