@@ -40,7 +40,10 @@ _CHUNK = 64 * 1024
 # How often a host may be lost while its boot is confirmed.
 CONFIRM_TRIES = 3
 # Between two tries to reach a host that is booting. Nothing on this side tells when it is back.
-RETRY_SECONDS = 1.0
+RETRY_SECONDS = 0.5
+# How long an open connection is watched for its end, which tells that the host goes down, before the boot is asked for again: a host
+# whose power is cut ends none.
+GOING_DOWN_SECONDS = 5.0
 # The same where it answered and refused: sshd (from OpenSSH 9.8 on) shuts out for a while whoever it refuses more often.
 REFUSED_SECONDS = 6.0
 
@@ -78,6 +81,16 @@ class Session:
         if status != 0:
             raise _failed(verb, _text(output), _text(log), status)
         return _text(output)
+
+    async def boot_id(self, seconds: float) -> str:
+        """The running boot's id; empty where the kernel's file can't be read. Raises as `run`."""
+        said = await self.run("read_boot", 'cat "${ROOT:-}/proc/sys/kernel/random/boot_id" || true\n', seconds)
+        return (said.split() or [""])[-1]  # a login may print something of its own before
+
+    async def ended(self, seconds: float) -> None:
+        """Waits until the connection has ended, for so long at most."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._connection.wait_closed(), seconds)
 
     async def keep(self, verb: str, script: str, answered: Callable[[], None], beat: float) -> None:
         """Runs a script that goes on after its answer, for as long as it hears from here; returns when it has ended, or
@@ -354,8 +367,8 @@ async def wait_for_boot(host: Host, old_boot_id: str | None, say: Callable[[str]
     refused: HomelabError | None = None
     while True:
         try:
-            found = await read(host, lspci=True, kernel_log=True, seconds=seconds)
-            if found.boot_id != old_boot_id:
+            found = await _of_another_boot(host, old_boot_id, seconds)
+            if found is not None:
                 return found
             last, refused = "it answers, but has not rebooted", None
         except UnreachableError as error:
@@ -374,6 +387,21 @@ async def wait_for_boot(host: Host, old_boot_id: str | None, say: Callable[[str]
             say(f"{host.address} is not back after {host.timeouts.reboot} s ({last}); if it only lacks its network, it gives back what was "
                 f"configured of its boot {host.timeouts.rollback} s after its start and reboots by itself: waiting for that")  # fmt: skip
         await asyncio.sleep(RETRY_SECONDS if refused is None else REFUSED_SECONDS)
+
+
+async def _of_another_boot(host: Host, old_boot_id: str | None, seconds: float) -> facts.HostFacts | None:
+    """A reading, or None while the host runs the old boot: then its end has been waited for a while.
+
+    A host that goes down isn't read, only asked which boot it runs. It is the reading that counts: where the host doesn't say, or starts
+    anew between the two, that has the boot's id.
+    """
+    async with connect(host) as session:
+        if old_boot_id is None or await session.boot_id(seconds) != old_boot_id:
+            found = await session.read(lspci=True, kernel_log=True, seconds=seconds)
+            if found.boot_id != old_boot_id:
+                return found
+        await session.ended(GOING_DOWN_SECONDS)
+        return None
 
 
 def _never_back(host: Host, last: str, waited: float) -> UnreachableError:

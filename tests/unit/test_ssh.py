@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import asyncssh
 import pytest
@@ -170,19 +173,40 @@ def boots(
     """What is waited for on a host that is read so, one time after the other and the last one for ever; and what is said meanwhile."""
     left = list(readings)
 
-    async def read(_host: Host, **_: object) -> SimpleNamespace:
+    @asynccontextmanager
+    async def connect(_host: Host) -> AsyncIterator[Restarting]:
         found = left.pop(0) if len(left) > 1 else left[0]
         if isinstance(found, HomelabError):
             raise found
-        return SimpleNamespace(boot_id=found)
+        yield Restarting(*found.split("|"))
 
-    monkeypatch.setattr(ssh, "read", read)
+    monkeypatch.setattr(ssh, "connect", connect)
     monkeypatch.setattr(ssh, "RETRY_SECONDS", 0.0)
     monkeypatch.setattr(ssh, "REFUSED_SECONDS", 0.001)
     said: list[str] = []
     timeouts = SimpleNamespace(reboot=patience, rollback=30, boot=patience * 3)
     host = SimpleNamespace(address="192.168.0.202", timeouts=timeouts)
     return asyncio.run(ssh.wait_for_boot(host, "old", said.append)).boot_id, said  # type: ignore[arg-type]
+
+
+@dataclass
+class Restarting:
+    """A connection to a host with that boot; ``read``: with which it is read a moment later, if that is another one."""
+
+    boot: str
+    read_as: str | None = None
+    readings: ClassVar[list[str]] = []
+
+    async def boot_id(self, _seconds: float) -> str:
+        return self.boot
+
+    async def read(self, **_: object) -> SimpleNamespace:
+        found = self.boot if self.read_as is None else self.read_as
+        self.readings.append(found)
+        return SimpleNamespace(boot_id=found)
+
+    async def ended(self, seconds: float) -> None:
+        assert 0 < seconds <= 10
 
 
 OFF = UnreachableError(wanted="a connection", found="nothing answers", why="", next="")
@@ -195,6 +219,29 @@ def test_a_host_that_refuses_the_login_while_it_starts_is_waited_for(monkeypatch
     boot, said = boots(monkeypatch, "old", NO_KEYS, OFF, NO_KEYS, NO_KEYS, "new")
     assert boot == "new"
     assert said == ["192.168.0.202 answers, but can't be read yet: refused: Permission denied"] * 2
+
+
+@pytest.mark.parametrize(
+    ("readings", "read"),
+    [
+        (("old", "old", OFF, "new"), ["new"]),  # one that goes down isn't read
+        (("new",), ["new"]),  # faster than we
+        (("old|new", OFF, "new"), ["new"]),
+        (("new|old", OFF, "new"), ["old", "new"]),
+        (("|old", OFF, "|new"), ["old", "new"]),  # its boot id can't be had by itself
+    ],
+)
+def test_a_host_is_read_when_it_runs_another_boot_and_not_before(
+    monkeypatch: pytest.MonkeyPatch, readings: tuple[str | HomelabError, ...], read: list[str]
+) -> None:
+    monkeypatch.setattr(Restarting, "readings", [])
+    assert boots(monkeypatch, *readings)[0] == "new"
+    assert Restarting.readings == read
+
+
+def test_a_host_that_never_goes_down_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnreachableError, match="it answers, but has not rebooted"):
+        boots(monkeypatch, "old", patience=0.02)
 
 
 def test_another_host_key_while_it_starts_may_be_that_of_its_initramfs(monkeypatch: pytest.MonkeyPatch) -> None:
