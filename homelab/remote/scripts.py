@@ -1,7 +1,8 @@
 """The bash that runs on a host: composed of arguments, the library and one script, and sent as standard input.
 
 Nothing is copied to the host, no value is ever part of a command line, and the Pulumi state holds the very text that can undo
-what was done.
+what was done. What is sent is what a script does, without comments and without functions that it doesn't reach: only a change of
+that changes a resource.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from homelab.errors import HomelabError
+from homelab.remote import bash_source
 
 FOLDER = Path(__file__).resolve().parents[2] / "remote_scripts"
 
@@ -63,6 +65,16 @@ def _text(name: str) -> str:
 
 
 @functools.cache
+def _code(name: str) -> str:
+    return bash_source.stripped(_text(name))
+
+
+@functools.cache
+def _program(script: str) -> str:
+    return bash_source.needed("".join(_code(f"lib/{name}.sh") for name in library_of(script)), _code(script))
+
+
+@functools.cache
 def file(name: str) -> str:
     """A file that a script installs on the host, without its last newline (the script adds it).
 
@@ -79,8 +91,7 @@ def compose(script: str, **arguments: str) -> str:
     :raises FileNotFoundError: there is no such script.
     """
     assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in sorted(arguments.items()))
-    library = "".join(_text(f"lib/{name}.sh") for name in library_of(script))
-    return f"{assignments}{library}{_text(script)}"
+    return assignments + _program(script)
 
 
 def library_of(script: str) -> tuple[str, ...]:
@@ -131,7 +142,10 @@ def _switch(rollback_after: int) -> dict[str, str]:
     program = compose(
         "rollback.sh", ROLLBACK_AFTER=str(rollback_after), ENTRY_SYSTEMD_BOOT=file("systemd_boot_entry.sh")
     ).removesuffix("\n")
-    return {"ROLLBACK_AFTER": str(rollback_after), "ROLLBACK": f"#!/bin/bash\n{program}"}
+    about = (
+        "# Written by homelab: gives back a boot configuration that nobody confirmed. Gone once the boot is confirmed."
+    )
+    return {"ROLLBACK_AFTER": str(rollback_after), "ROLLBACK": f"#!/bin/bash\n{about}\n{program}"}
 
 
 def cmdline(
@@ -254,9 +268,12 @@ def passthrough_test(
 def nvidia_nodes(generation: int = 0) -> str:
     """Standard input of nvidia_nodes.sh."""
     about = "# Written by homelab, which takes it away again (pulumi destroy)."
-    program = f"#!/bin/bash\n{about}\nset -eu\nROOT=${{ROOT:-}}\n{_text('lib/nvidia.sh')}make_nvidia_nodes"
+    program = bash_source.needed(_code("lib/nvidia.sh"), "make_nvidia_nodes")
     return compose(
-        "nvidia_nodes.sh", NODES=program, UNIT=file("homelab-nvidia-nodes.service"), GENERATION=str(generation)
+        "nvidia_nodes.sh",
+        NODES=f"#!/bin/bash\n{about}\nset -eu\nROOT=${{ROOT:-}}\n{program}",
+        UNIT=file("homelab-nvidia-nodes.service"),
+        GENERATION=str(generation),
     )
 
 

@@ -367,6 +367,16 @@ finish() {
   flush_all
 }
 
+# settle_kernel_cmdline NAME TEXT - the record of edit_kernel_cmdline (words.sh) says just that.
+settle_kernel_cmdline() {
+  local record=/var/lib/homelab/cmdline/$1
+  if [[ -z $2 ]]; then
+    remove_file "$record"
+  elif [[ $(<"$ROOT$record") != " $2" ]]; then
+    printf ' %s\n' "$2" | write_atomically "$record" 0600
+  fi
+}
+
 # clear_leftovers - what lies beside files only while a run works; of runs that were cut short, too. The lock is taken.
 clear_leftovers() {
   local place places=()

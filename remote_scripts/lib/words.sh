@@ -90,16 +90,6 @@ edit_kernel_cmdline() {
   log "wrote $file"
 }
 
-# settle_kernel_cmdline NAME TEXT - the record says just that.
-settle_kernel_cmdline() {
-  local record=/var/lib/homelab/cmdline/$1
-  if [[ -z $2 ]]; then
-    remove_file "$record"
-  elif [[ $(<"$ROOT$record") != " $2" ]]; then
-    printf ' %s\n' "$2" | write_atomically "$record" 0600
-  fi
-}
-
 # Is `new`, and no other of `texts`, in `first`? In its middle, too. Without a record nothing of ours is there.
 has_text_alone() {
   local text noted=no

@@ -216,7 +216,7 @@ def test_a_change_between_the_reading_and_the_writing_is_read_again(containers: 
     # Somebody with an editor, who takes no lock, at the worst moment: once.
     late = 'insert_lines() { original_insert_lines; [[ -e $ROOT/tmp/late ]] || { : >"$ROOT/tmp/late"; echo "tags: mine" >>"$ROOT$PVE_LXC/$CTID.conf"; }; }\n'
     script = script.replace("\ninsert_lines() {", "\noriginal_insert_lines() {", 1)
-    script = script.replace("\n# replace_conf -", f"\n{late}# replace_conf -", 1)
+    script = script.replace("\nreplace_conf() {", f"\n{late}replace_conf() {{", 1)
     done = containers.host.run("apply", script)
     assert done.returncode == 0, done.stdout + done.stderr
     text = containers.path.read_text()

@@ -47,9 +47,17 @@ ARGUMENTS = {
 }  # fmt: skip
 # Of a part of the library; its header names them.
 OF_PACKAGES = ("NAME", "SYMPTOMS", "PROXY", "LOCK_SECONDS", "DOWNLOAD_SECONDS", "INSTALL_SECONDS")
+# With its comments, by which shellcheck is told what is meant.
 COMPOSED = {
-    name: scripts.compose(
-        name, **dict.fromkeys((*names, *(OF_PACKAGES if "packages" in scripts.library_of(name) else ())), "x")
+    name: "".join(
+        [
+            *(
+                f"{argument}=x\n"
+                for argument in (*names, *(OF_PACKAGES if "packages" in scripts.library_of(name) else ()))
+            ),
+            *(scripts._text(f"lib/{part}.sh") for part in scripts.library_of(name)),
+            scripts._text(name),
+        ]
     )
     for name, names in ARGUMENTS.items()
 }

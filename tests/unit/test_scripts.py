@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from homelab.remote import scripts
+from tests.unit.script_folder import scripts_of
 
 
 @pytest.mark.parametrize("value", ["plain", "it's", '"; rm -rf / #', "$(id)", "two\nlines", "--", ""])
 def test_every_value_arrives_as_one_quoted_word(value: str) -> None:
-    first = scripts.compose("confirm_boot.sh", VALUE=value).partition("#!/usr/bin/env bash")[0]
+    first = scripts.compose("confirm_boot.sh", VALUE=value).removesuffix(scripts.compose("confirm_boot.sh"))
     assert shlex.split(first) == [f"VALUE={value}"]
 
 
@@ -31,9 +32,6 @@ def test_a_checkout_with_windows_line_ends_sends_unix_ones(tmp_path: Path, monke
         copy = tmp_path / path.relative_to(scripts.FOLDER)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
-    monkeypatch.setattr(scripts, "FOLDER", tmp_path)
-    scripts._text.cache_clear()
-    try:
-        assert "\r" not in scripts.compose("read_host.sh", GUESTS="no", LSPCI="no")
-    finally:
-        scripts._text.cache_clear()
+    ours = scripts.compose("read_host.sh")
+    with scripts_of(tmp_path, monkeypatch):
+        assert scripts.compose("read_host.sh") == ours

@@ -1,0 +1,157 @@
+"""The text of a bash script without what does nothing: comments, blank lines, functions of the library that nothing names. Pure.
+
+No general parser: it reads what remote_scripts/ has, in shfmt's layout, and refuses what it doesn't know. Tests hold it to shfmt's own
+reading of every script (tests/scripts/test_composition.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+# What a text is inside of; the stack of these decides what a character means.
+_CODE, _QUOTED, _VALUE, _SUM = "code", '"', "${", "(("
+_INNER = r"""
+    (?P<escaped>\\.) | (?P<ansi>\$'(?:[^'\\]|\\.)*') | (?P<sum>\$\(\() | (?P<command>\$\() | (?P<value>\$\{) | (?P<backtick>`)
+"""
+_LITERAL = r" | (?P<literal>'[^']*')"
+_TOKENS = {
+    _CODE: re.compile(
+        rf"""(?P<newline>\n) | (?P<blank>[ \t]+) | (?P<comment>\#[^\n]*) | {_INNER} {_LITERAL} | (?P<quote>")
+        | (?P<word_of_input><<<) | (?P<here><<-?\ ?(?P<mark>['"]?)(?P<end>\w+)(?P=mark)) | (?P<open_sum>\(\() | (?P<open>\()
+        | (?P<close>\)) | (?P<operator>[;&|]) | (?P<other>[^\n \t\#\\'"$`<();&|]+ | .)""",
+        re.VERBOSE | re.DOTALL,
+    ),
+    _QUOTED: re.compile(rf'{_INNER} | (?P<close>") | (?P<other>[^\\"$`]+ | .)', re.VERBOSE | re.DOTALL),
+    _VALUE: re.compile(
+        rf"""{_INNER} {_LITERAL} | (?P<quote>") | (?P<close>\}}) | (?P<other>[^\\'"$`}}]+ | .)""",
+        re.VERBOSE | re.DOTALL,
+    ),
+    _SUM: re.compile(
+        rf"""{_INNER} {_LITERAL} | (?P<quote>") | (?P<open>\() | (?P<close>\)) | (?P<other>[^\\'"$`()]+ | .)""",
+        re.VERBOSE | re.DOTALL,
+    ),
+}
+# Most lines need no such care: what is to go, and what opens nothing.
+_EMPTY = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n)+")
+_SIMPLE = re.compile(
+    r"""(?: [^\n'"\\\#`()<$]+ | \$\w | \$\{\w+\} | '[^'\n]*' | "(?:[^"\\$`\n]|\$\w|\$\{\w+\})*" | \(\) )*+ \n""",
+    re.VERBOSE,
+)
+# Token -> what it opens.
+_OPENS = {"quote": [_QUOTED], "value": [_VALUE], "command": [_CODE], "sum": [_SUM, _SUM], "open_sum": [_SUM, _SUM]}
+# After these `#` begins a comment.
+_BEFORE_A_WORD = {"newline", "blank", "open", "close", "command", "operator"}
+_FUNCTION = re.compile(r"([A-Za-z_]\w*)\(\) (.*)", re.DOTALL)
+_WORD = re.compile(r"[A-Za-z_]\w*")
+
+
+def stripped(text: str) -> str:
+    """``text`` without comments and blank lines; what it does stays the same.
+
+    :raises ValueError: it has what is not known here, such as a command between backticks.
+    """
+    return "".join(_lines(text))
+
+
+def needed(library: str, script: str) -> str:
+    """Both, without those functions of ``library`` whose name is nowhere in what stays. Both are `stripped`.
+
+    A name counts wherever it stands as a word, in a text too: a function that is called by its name in a variable, by a trap, or in
+    another process stays.
+    """
+    chunks = list(_chunks(library.splitlines(keepends=True)))
+    functions: dict[str, list[str]] = {}
+    for name, text in chunks:
+        if name:
+            functions.setdefault(name, []).append(text)
+    reached: set[str] = set()
+    unread = [script, *(text for name, text in chunks if not name)]
+    while unread:
+        for name in {*_WORD.findall(unread.pop())} & functions.keys() - reached:
+            reached.add(name)
+            unread += functions[name]
+    return "".join(text for name, text in chunks if not name or name in reached) + script
+
+
+def functions_of(text: str) -> list[str]:
+    """The names of the functions that a `stripped` text defines, in its order."""
+    return [name for name, _ in _chunks(text.splitlines(keepends=True)) if name]
+
+
+def _chunks(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
+    """A function's name and text, or no name and a line. shfmt begins a function at the margin, and ends it there."""
+    name, text, end = "", "", ""
+    for line in lines:
+        if end:
+            text += line
+        elif match := _FUNCTION.match(line):
+            name, text = match[1], line
+            end = {"{\n": "}", "(\n": ")"}.get(match[2], "")
+            if end:
+                continue
+        else:
+            yield "", line
+            continue
+        if not end or line.startswith(end):
+            yield name, text
+            name, text, end = "", "", ""
+    if end:
+        raise ValueError(f"the function {name} has no end")
+
+
+def _lines(text: str) -> Iterable[str]:
+    inside, here = [_CODE], list[str]()
+    line: list[str] = []
+    at, before = 0, "newline"
+    while at < len(text):
+        if before == "newline" and not line and inside[-1] == _CODE:
+            if skipped := _EMPTY.match(text, at):
+                at = skipped.end()
+                continue
+            if simple := _SIMPLE.match(text, at):
+                yield simple[0]
+                at = simple.end()
+                continue
+        token = _TOKENS[inside[-1]].match(text, at)
+        kind = token.lastgroup if token else None
+        if token is None or kind is None or kind == "backtick":
+            raise ValueError(f"not known here: {text[at : at + 40]!r}")
+        at = token.end()
+        if inside[-1] == _CODE:
+            # The innermost group of a here-document is its end.
+            kind = "here" if kind == "end" else kind
+            if kind == "comment" and before in _BEFORE_A_WORD:
+                if line and before == "blank":
+                    line.pop()
+                continue
+            if kind == "comment":  # inside a word
+                at, kind = token.start() + 1, "other"
+            if kind == "newline":
+                before = kind
+                if line and (len(line) > 1 or line[0].strip()):
+                    yield "".join([*line, "\n"])
+                line = []
+                while here:
+                    end = here.pop(0)
+                    body = re.compile(rf".*?^\t*{end}\n", re.DOTALL | re.MULTILINE).match(text, at)
+                    if body is None:
+                        raise ValueError(f"the here-document {end} has no end")
+                    yield body[0]
+                    at = body.end()
+                continue
+            if kind == "here":
+                here.append(token["end"])
+        if kind == "literal" and inside[-1] != _CODE and _QUOTED in inside and inside[-1] == _VALUE:
+            raise ValueError(f"not known here: {token[0]!r} in a quoted ${{}}")
+        line.append(text[token.start() : at])
+        before = kind
+        if kind == "close":
+            if len(inside) > 1:
+                inside.pop()
+        elif kind == "open":
+            inside.append(inside[-1])
+        else:
+            inside += _OPENS.get(kind, [])
+    if line:
+        yield "".join(line)
