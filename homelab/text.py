@@ -2,7 +2,7 @@
 
 A name, a log, an error of a host may hold any bytes: escape sequences that recolour or overwrite the screen, a carriage return that
 hides what came before it, marks that turn the direction of writing. `HomelabError` cleans its parts by itself; whatever else is shown
-goes through `tell`, or through `clean` where it isn't printed. Scripts do the same before they say anything (lib/common.sh, as_text).
+goes through `tell`, or through `clean` where it isn't printed. Scripts do the same before they say anything (lib/text.sh).
 """
 
 from __future__ import annotations

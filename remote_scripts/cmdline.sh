@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Words on the kernel command line of the next boot, and a second boot entry without them.
+# Needs: boot, words, switch/arm
 #
 # Arguments: NAME (iommu | vfio), WORDS (separated by spaces; may be empty), ENTRY (yes | no: the second boot entry),
 #   ENTRY_GRUB and ENTRY_SYSTEMD_BOOT (the scripts that make it), NOTICE (what to tell on revert), ROLLBACK_AFTER and ROLLBACK (of the
-#   dead man's switch, lib/rollback.sh, which `apply` arms before its first change).
+#   dead man's switch, lib/switch.sh, which `apply` arms before its first change).
 # Changes: GRUB: /etc/default/grub.d/zz-homelab-NAME.cfg, /etc/grub.d/12_homelab; systemd-boot: the end of the first line of
 #   /etc/kernel/cmdline, /etc/kernel/{postinst,postrm}.d/zzz-homelab; then the generated boot configuration.
 # Words that are there already, from others, are left to them. Undone by `revert`, byte for byte.
@@ -137,5 +138,12 @@ finish_initramfs() {
   make_initramfs || log "the initramfs of an earlier run could not be made anew: $OUTPUT"
 }
 
-"$1" </dev/null
-exit
+main() {
+  "$1" </dev/null
+  exit
+}
+
+# Not where this file is sourced; what is read from standard input has no name.
+if [[ ${BASH_SOURCE[0]-$0} == "$0" ]]; then
+  main "$@"
+fi

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Confirms the running boot, unless this host has taken its boot configuration back, or is about to: disarms the dead man's switch. That
 # stays armed where this boot doesn't run what is configured.
+# Needs: switch/arm
 #
 # Arguments: LOCK_TIMEOUT (seconds to wait for another run).
 # Answers: confirmed (the boot's id; empty: it is not), rolled_back (which boot was, and why), rolling_back (and has still to restart).
@@ -44,5 +45,12 @@ answer() { # CONFIRMED
   printf '{"confirmed":"%s","rolled_back":%s,"rolling_back":%s}\n' "$1" "$(json_string "$(rolled_back)")" "$rolling"
 }
 
-"$1" </dev/null
-exit
+main() {
+  "$1" </dev/null
+  exit
+}
+
+# Not where this file is sourced; what is read from standard input has no name.
+if [[ ${BASH_SOURCE[0]-$0} == "$0" ]]; then
+  main "$@"
+fi

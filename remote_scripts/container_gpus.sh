@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # The device nodes of NVIDIA's cards in a container's configuration, by dev[n] options or raw lxc.* lines.
+# Needs: container
 #
 # Arguments: CTID, METHOD (auto | device | mount-entry), MINORS (numbers of /dev/nvidiaN; none: no card), FUNCTIONS (addresses of the
 #   cards' display functions), TIMEOUT (seconds of a shutdown), OTHERWISE (fail | stop), KEEP (yes: the container is removed with the
 #   stack, so that revert does nothing), GENERATION (no part in what happens).
-# Changes: /etc/pve/lxc/CTID.conf: our own keys and lines alone (lib/containers.sh). What others have given the container stays.
+# Changes: /etc/pve/lxc/CTID.conf: our own keys and lines alone (lib/container.sh). What others have given the container stays.
 # Undone by `revert`: these keys and lines are taken out, and the container, if it runs, is restarted.
 # Verbs: apply, revert.
 # Answer of apply: {"digest","revision","devices":{path:how}}; digest: of what gives the container its devices.
@@ -63,5 +64,12 @@ restart() {
   start_up
 }
 
-"$1" </dev/null
-exit
+main() {
+  "$1" </dev/null
+  exit
+}
+
+# Not where this file is sourced; what is read from standard input has no name.
+if [[ ${BASH_SOURCE[0]-$0} == "$0" ]]; then
+  main "$@"
+fi

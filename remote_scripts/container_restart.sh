@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Brings a container's changed configuration into force: a shutdown and a start, only if it runs and was changed. Then its power.
+# Needs: container
 #
 # Arguments: CTID, METHOD, MINORS, FUNCTIONS, TIMEOUT, OTHERWISE (as of container_gpus.sh), POWER (keep | running | stopped).
 # Changes: whether the container runs. If it won't go off, its configuration is put back to what it runs with.
@@ -33,5 +34,12 @@ refuse() {
     "see what keeps it (\`pct exec $CTID -- ps\`), give it more time (shutdown.timeout), or set shutdown.otherwise: stop; then run \`pulumi up\` again"
 }
 
-"$1" </dev/null
-exit
+main() {
+  "$1" </dev/null
+  exit
+}
+
+# Not where this file is sourced; what is read from standard input has no name.
+if [[ ${BASH_SOURCE[0]-$0} == "$0" ]]; then
+  main "$@"
+fi

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # NVIDIA's container toolkit, for one container engine that is there.
+# Needs: packages, engines, engines/restart, engines/configure
 #
 # Arguments: TARGET (vm | host | lxc), RUNTIME (docker | containerd | podman), PACKAGES (NAME or NAME=PATTERN, separated by spaces), INSTALL
 # (the engine's package if it may be installed, else nothing), CONFIGURE (command, words separated by spaces), RESTART (unit, or nothing),
@@ -10,8 +11,6 @@
 # since, without what is ours.
 # Verbs: apply, revert.
 # Answer: {"runtime","version","cdi","changed","restarted"}; of `revert` {"changed","kept"}.
-CONFIG_CHANGED=no
-RESTARTED=no
 
 apply() {
   local packages other
@@ -57,133 +56,6 @@ revert() {
   printf '{"changed":"%s","kept":%s}\n' "$CHANGED" "$(json_list "${KEPT[@]}")"
 }
 
-# -- the engine ------------------------------------------------------------------------------------------------
-# has_engine NAME - also where its packages are Docker's own. A client alone (docker-ce-cli) is no engine.
-has_engine() {
-  local program=$1 folder
-  [[ $1 != docker ]] || program=dockerd
-  for folder in /usr/bin /usr/sbin /usr/local/bin /usr/local/sbin; do
-    [[ ! -x $ROOT$folder/$program ]] || return 0
-  done
-  return 1
-}
-
-need_engine() {
-  local version hint=''
-  if ! has_engine "$RUNTIME"; then
-    [[ ! -e $ROOT/snap/bin/$RUNTIME ]] || hint=" (there is a snap of it, which can't use NVIDIA's toolkit)"
-    [[ -n $INSTALL ]] || die "$NAME: $RUNTIME, for which nvidia.containerToolkit is set" "it isn't installed$hint" \
-      "the toolkit gives cards to containers of an engine that is there; another one is not put on a system unasked" \
-      "set nvidia.docker: install, install $RUNTIME yourself, or take nvidia.containerToolkit out"
-    install_packages toolkit yes "$INSTALL"
-  fi
-  [[ $RUNTIME == podman ]] || return 0
-  # The first that reads specifications as the toolkit writes them (NVIDIA/cloud-native-docs, cdi-support.md).
-  version=$(within "$ASK_SECONDS" podman --version 2>&1 | grep -oE '[0-9]+(\.[0-9]+)+' | head -n 1) || :
-  [[ $(printf '4.1.0\n%s\n' "${version:-0}" | sort -V | head -n 1) == 4.1.0 ]] || die "$NAME: podman 4.1 or later" "${version:-no version}" \
-    "podman gets cards by CDI, which it knows from there on" "update podman (Ubuntu from 24.04 on and Debian from 12 on have it), or use docker"
-}
-
-# configure - only what changes the meaning of the configuration leads to a restart.
-configure() {
-  local command file paths
-  read -ra command <<<"$CONFIGURE"
-  ((${#command[@]} > 0)) || return 0
-  # Containers ask the engine itself for CDI's names, which docker 25 to 28.2 must be told to know.
-  [[ -z $CDI ]] || command+=(--cdi.enabled)
-  file=$LOGS/configure
-  mapfile -t paths < <(config_files "$RUNTIME")
-  is_pending "restart-$RUNTIME" && WAS_PENDING=yes || WAS_PENDING=no
-  pending "restart-$RUNTIME"
-  for_each begin_change "${paths[@]}"
-  quietly "$file" "${command[@]}" || explain "$file" "$NAME: $RUNTIME configured by \`${command[*]}\`" \
-    "without it no container gets a card" "correct $(tr '\n' ' ' < <(config_files "$RUNTIME"))as the lines above say, then run \`pulumi up\` again"
-  for_each end_change "${paths[@]}"
-  if [[ $CONFIG_CHANGED == yes ]]; then CHANGED=yes; fi
-  [[ $CONFIG_CHANGED == yes || $WAS_PENDING == yes ]] || done_with "restart-$RUNTIME"
-}
-
-# quietly LOG COMMAND... - nvidia-ctk says that it wrote a file also where nothing has changed.
-quietly() {
-  local file=$1
-  shift
-  holding_lock "$file" timeout -k 5 "$INSTALL_SECONDS" env --default-signal=TERM,HUP,PIPE "$@"
-}
-
-for_each() { # FUNCTION ITEM...
-  local function=$1 item
-  shift
-  for item in "$@"; do "$function" "$item"; done
-}
-
-# give_back_engine ENGINE - of an engine that isn't, or is no longer, meant.
-give_back_engine() {
-  local path
-  CONFIG_CHANGED=no
-  for path in $(config_files "$1"); do
-    [[ $(config_state "$path") == absent ]] || pending "restart-$1"
-    give_back_config "$path"
-  done
-  [[ $CONFIG_CHANGED == no ]] || CHANGED=yes
-  CONFIG_CHANGED=no
-}
-
-# restart_others - engines whose configuration was given back, where they are still there.
-restart_others() {
-  local engine
-  for engine in docker containerd; do
-    [[ ${1:-} != "$engine" ]] || continue
-    ! has_engine "$engine" || restart_if_changed "$engine"
-    done_with "restart-$engine"
-  done
-}
-
-# restart_if_changed UNIT - containers of docker stop with it, unless it has live-restore; those that ran are started again.
-restart_if_changed() {
-  local unit=$1 running=() name file=$LOGS/restart
-  [[ -n $unit ]] && is_pending "restart-$unit" || return 0
-  if [[ $unit == docker ]]; then
-    mapfile -t running < <(within "$ASK_SECONDS" docker ps --format '{{.Names}}' 2>/dev/null </dev/null || :)
-    if ((${#running[@]} == 0)); then
-      log "restarting docker: no container runs"
-    elif [[ $(within "$ASK_SECONDS" docker info --format '{{.LiveRestoreEnabled}}' 2>/dev/null </dev/null || :) == true ]]; then
-      log "restarting docker: its containers run on (live-restore): ${running[*]}"
-      running=()
-    else
-      log "restarting docker, and its containers with it: ${running[*]}"
-    fi
-  else
-    log "restarting $unit: its containers run on"
-  fi
-  run_streamed "$INSTALL_SECONDS" "$file" systemctl restart "$unit" || engine_down "$unit"
-  systemctl is-active -q "$unit" </dev/null || engine_down "$unit"
-  for name in "${running[@]}"; do
-    # Those with a restart policy are up again already.
-    docker start "$name" >/dev/null 2>&1 </dev/null || log "container $name isn't there any more (--rm), or doesn't start"
-  done
-  RESTARTED=yes
-  done_with "restart-$unit"
-}
-
-# engine_down UNIT - what was there before is put back, and the engine started with that.
-engine_down() {
-  local said next="read \`journalctl -xeu $1\`, mend it, and run \`pulumi up\` again"
-  said=$(journalctl -q --no-pager -n 8 -o cat -u "$1" 2>/dev/null </dev/null) || :
-  [[ $TARGET != lxc ]] || next="a container needs features: nesting=1,keyctl=1 for $1 (\`pct set ID --features nesting=1,keyctl=1\`, with those that \`pct config ID\` shows already: others go); else $next"
-  undo
-  systemctl restart "$1" >/dev/null 2>&1 </dev/null || :
-  die "$NAME: $1, started with NVIDIA's runtime in its configuration" "$(tail -n 4 "$LOGS/restart")${said:+$'\n'$said}" \
-    "it isn't running; its configuration was put back as it was" "$next"
-}
-
-check_engine() {
-  local known
-  [[ $RUNTIME == docker ]] || return 0
-  known=$(within "$ASK_SECONDS" docker info --format '{{json .Runtimes}}' 2>&1 </dev/null) || :
-  [[ $known == *'"nvidia"'* ]] || die "$NAME: docker with the runtime nvidia" "\`docker info\` knows: $(tail -n 2 <<<"$known")" \
-    "no container gets a card" "is dockerd started with another --config-file, or docker a remote one (DOCKER_HOST)? then \`pulumi up\` again"
-}
-
 # -- the toolkit's own configuration ---------------------------------------------------------------------------
 # An unprivileged LXC container may not write device rules of control groups, and needs none: the host has given it the nodes.
 allow_no_cgroups() {
@@ -226,5 +98,12 @@ make_specification() {
   printf '%s\n' "$made_for" | write_atomically /var/lib/homelab/toolkit-cdi 0600
 }
 
-"$1" </dev/null
-exit
+main() {
+  "$1" </dev/null
+  exit
+}
+
+# Not where this file is sourced; what is read from standard input has no name.
+if [[ ${BASH_SOURCE[0]-$0} == "$0" ]]; then
+  main "$@"
+fi

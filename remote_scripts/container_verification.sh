@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Says from inside a container whether its devices are there and can be opened, by root and by an ordinary user. Changes nothing.
+# Needs: files, container/plan
 #
 # Arguments: CTID, METHOD, MINORS, FUNCTIONS (as of container_gpus.sh).
 # Verbs: apply.
@@ -83,5 +84,12 @@ explained() {
   esac
 }
 
-"$1" </dev/null
-exit
+main() {
+  "$1" </dev/null
+  exit
+}
+
+# Not where this file is sourced; what is read from standard input has no name.
+if [[ ${BASH_SOURCE[0]-$0} == "$0" ]]; then
+  main "$@"
+fi

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # CUDA's toolkit of one release, without a driver.
+# Needs: packages
 #
 # Arguments: PACKAGES (NAME or NAME=PATTERN, separated by spaces), RELEASE (12.8 or 12.8.1), NVCC (path of its compiler), those of packages.sh,
 # GENERATION (no part in what happens).
@@ -96,5 +97,12 @@ drop_other_releases() {
   settle_record cuda
 }
 
-"$1" </dev/null
-exit
+main() {
+  "$1" </dev/null
+  exit
+}
+
+# Not where this file is sourced; what is read from standard input has no name.
+if [[ ${BASH_SOURCE[0]-$0} == "$0" ]]; then
+  main "$@"
+fi

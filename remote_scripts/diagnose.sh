@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Reads what a diagnosis needs besides read_host.sh: device nodes, NVIDIA's driver, containers' configurations and insides. Changes
 # nothing, and therefore runs no nvidia-smi: as root it loads modules and makes nodes.
+# Needs: files, read/text
 #
 # Arguments: IDS (containers to look into, separated by spaces; those that aren't here are left out), INSIDE (the script that runs in
 #   them).
@@ -72,5 +73,12 @@ other_keys() { # PATH
   json_list "${keys[@]}"
 }
 
-"$1" </dev/null
-exit
+main() {
+  "$1" </dev/null
+  exit
+}
+
+# Not where this file is sourced; what is read from standard input has no name.
+if [[ ${BASH_SOURCE[0]-$0} == "$0" ]]; then
+  main "$@"
+fi

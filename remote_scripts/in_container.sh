@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Runs a script inside a container, by `pct exec` with the script on its standard input: no SSH is needed in there.
+# Needs: files
 #
 # Arguments: CTID, SCRIPT (a composed script, which gets the same verb).
 # Changes, answer, and how that is undone: the script's. For a container that is gone there is nothing to undo.
@@ -34,5 +35,12 @@ inside() {
     "try \`pct exec $CTID -- bash -c true\`; only Debian and Ubuntu containers can have NVIDIA's stack"
 }
 
-"$1" </dev/null
-exit
+main() {
+  "$1" </dev/null
+  exit
+}
+
+# Not where this file is sourced; what is read from standard input has no name.
+if [[ ${BASH_SOURCE[0]-$0} == "$0" ]]; then
+  main "$@"
+fi

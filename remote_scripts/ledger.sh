@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What `destroy` needs about things that aren't files of this host (a VM's options, a PCI mapping), kept on the host as well as in
 # Pulumi's state: a stack whose state was lost takes over by it what is ours.
+# Needs: files
 #
 # Arguments: NAME (such as vm/103), NOTE (one line of JSON; empty: forget what is noted), KEEP (yes: what is noted already stays).
 # Changes: /var/lib/homelab/ledger/NAME. Undone by `apply` with an empty NOTE.
@@ -22,5 +23,12 @@ apply() {
   printf '{"note":%s}\n' "$(json_string "$NOTE")"
 }
 
-"$1" </dev/null
-exit
+main() {
+  "$1" </dev/null
+  exit
+}
+
+# Not where this file is sourced; what is read from standard input has no name.
+if [[ ${BASH_SOURCE[0]-$0} == "$0" ]]; then
+  main "$@"
+fi

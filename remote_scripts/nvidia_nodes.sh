@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # NVIDIA's device nodes in /dev: now, and at every boot before guests start.
+# Needs: files, nvidia
 #
 # Arguments: NODES (the program that makes them), UNIT (the service that runs it), GENERATION (no part in what happens).
 # Changes: /usr/local/sbin/homelab-nvidia-nodes, /etc/systemd/system/homelab-nvidia-nodes.service, which is enabled; the nodes.
@@ -55,5 +56,12 @@ revert() {
   printf '{"changed":"%s"}\n' "$CHANGED"
 }
 
-"$1" </dev/null
-exit
+main() {
+  "$1" </dev/null
+  exit
+}
+
+# Not where this file is sourced; what is read from standard input has no name.
+if [[ ${BASH_SOURCE[0]-$0} == "$0" ]]; then
+  main "$@"
+fi

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # NVIDIA's repositories, each with a key whose fingerprint is known; which versions may be installed, and which not by themselves.
+# Needs: packages, driver, repository/entries, repository/keys
 #
 # Arguments: PREREQUISITES (packages), REPOSITORIES (a line for each: address, suite, list file, its line, the key's address, its
 #   fingerprint, keyring; tabs between), APT_FILES (a line for each: path, and the content with \n for its ends of lines; a tab between), ASK
@@ -73,51 +74,6 @@ find_repositories() {
   done <<<"$REPOSITORIES"
 }
 
-# is_unchecked FILE - has it an entry whose packages apt takes without a good signature?
-is_unchecked() {
-  local unsigned='(trusted|allow-insecure|allow-weak|allow-downgrade-to-insecure)'
-  if [[ $1 == *.sources ]]; then
-    grep -qiE "^$unsigned:[[:space:]]*(yes|true|1|on|with)" "$1"
-  else
-    grep -qiE "^[[:space:]]*deb[[:space:]]+\[[^]]*\b$unsigned=(yes|true|1|on|with)" "$1"
-  fi
-}
-
-# other_entry URL SUITE LIST - the file that has an entry for this repository, if it isn't LIST.
-other_entry() {
-  local file
-  for file in "$ROOT"/etc/apt/sources.list "$ROOT"/etc/apt/sources.list.d/*.list "$ROOT"/etc/apt/sources.list.d/*.sources; do
-    [[ -r $file && $file != "$ROOT$3" ]] || continue
-    if entries_of "$file" | grep -qxF -- "${1%/} $2"; then
-      printf '%s' "${file#"$ROOT"}"
-      return 0
-    fi
-  done
-}
-
-# entries_of FILE - ADDRESS SUITE of each enabled entry for binary packages, in either of apt's formats.
-entries_of() {
-  if [[ $1 == *.sources ]]; then
-    awk -v RS= '{
-      types = uris = suites = ""; enabled = 1; n = split($0, lines, "\n"); field = ""
-      for (i = 1; i <= n; i++) {
-        line = lines[i]
-        if (line ~ /^#/) continue
-        if (line ~ /^[^ \t:]+:/) { field = tolower(substr(line, 1, index(line, ":") - 1)); line = substr(line, index(line, ":") + 1) }
-        if (field == "types") types = types " " line
-        if (field == "uris") uris = uris " " line
-        if (field == "suites") suites = suites " " line
-        if (field == "enabled" && tolower(line) ~ /no|false|0/) enabled = 0
-      }
-      if (!enabled || (types " ") !~ /[ \t]deb[ \t]/) next
-      nu = split(uris, u, /[ \t]+/); ns = split(suites, s, /[ \t]+/)
-      for (i = 1; i <= nu; i++) for (j = 1; j <= ns; j++) if (u[i] != "" && s[j] != "") print u[i], s[j]
-    }' "$1"
-  else
-    sed -nE 's/#.*//; s/^[[:space:]]*deb[[:space:]]+(\[[^]]*\][[:space:]]+)?([^[:space:]]+)[[:space:]]+([^[:space:]]+).*/\2 \3/p' "$1"
-  fi | sed -E "s#\\\$\\(ARCH\\)#$(dpkg --print-architecture)#g; s#/+ # #"
-}
-
 # drop_others - what an earlier run wrote, and isn't wanted any more, or somebody else has by now.
 drop_others() {
   local path url wanted=$'\n'
@@ -142,36 +98,6 @@ write_repositories() {
     take_key "$key" "$fingerprint" "$keyring"
     put_file "$LAYER" "$list" 0644 "$line"
   done
-}
-
-# take_key URL FINGERPRINT KEYRING - fetched, looked at, and put in place only if it is that key and no other.
-take_key() {
-  local file=/run/homelab/key found
-  if [[ -e $STATE/files/$LAYER$3 && $(file_state "$LAYER" "$3") == ok && $(fingerprints "$3") == "$2" ]]; then
-    return 0
-  fi
-  rm -f "$ROOT$file" "$ROOT$file".*
-  download "$1" "$file"
-  found=$(fingerprints "$file" | paste -sd ' ')
-  [[ $found == "$2" ]] || die "the repository's key, with the fingerprint $2" \
-    "$1 has ${found:-no key at all}" \
-    "whoever holds another key could have anything installed here as root; it wasn't taken" \
-    "if a mirror or a proxy stands between, have it pass the key on as it is; a key that NVIDIA has replaced takes a newer release of this program"
-  gpg_quietly --yes --dearmor -o "$ROOT$file.gpg" "$ROOT$file" || die "the key of $1 in binary form" "gpg --dearmor failed" \
-    "apt reads it so" "see the log above"
-  put_copy "$LAYER" "$3" 0644 "$ROOT$file.gpg"
-  rm -f "$ROOT$file" "$ROOT$file".*
-}
-
-# fingerprints FILE - of every primary key in it.
-fingerprints() {
-  gpg_quietly --show-keys --with-colons "$ROOT$1" | awk -F: '$1 == "pub" { primary = 1 } $1 == "fpr" && primary { print $10; primary = 0 }'
-}
-
-# gpg_quietly ARGUMENT... - in a home of its own, which goes again.
-gpg_quietly() {
-  [[ -d $LOGS/gnupg ]] || mkdir -m 0700 "$LOGS/gnupg"
-  GNUPGHOME=$LOGS/gnupg gpg --batch --quiet --no-tty "$@" 2>/dev/null </dev/null
 }
 
 # fetch_lists - unless they were fetched a short while ago, and nothing that matters to them has changed since.
@@ -205,5 +131,12 @@ remove_lists() {
   rm -f "$LOGS/updated"
 }
 
-"$1" </dev/null
-exit
+main() {
+  "$1" </dev/null
+  exit
+}
+
+# Not where this file is sourced; what is read from standard input has no name.
+if [[ ${BASH_SOURCE[0]-$0} == "$0" ]]; then
+  main "$@"
+fi

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Tries what NVIDIA's stack is for, and says what came of it; it judges nothing (homelab/nvidia/verification.py does). Installs nothing, and leaves
 # nothing behind: an image that it had to fetch goes again.
+# Needs: files, packages/running, driver, engines/nvidia_smi
 #
 # Arguments: NVCC (path of the compiler to ask and to use, or nothing), PROGRAM (CUDA source that is compiled and run, or nothing),
 # ENGINE (docker, containerd, podman, or nothing) and IMAGE, in which nvidia-smi is run; CDI (yes: give it the cards by their CDI names),
@@ -29,7 +30,7 @@ verify() {
   [[ $UVM != yes ]] || { part "the devices, for an ordinary user" open_devices && uvm=$ANSWER; }
   [[ -z $ENGINE ]] || { part "a container of $ENGINE" in_container && container=$ANSWER; }
   printf '{"nvidiaSmi":%s,"nvcc":%s,"program":%s,"container":%s,"uvm":%s,' "$smi" "$nvcc" "$program" "$container" "$uvm"
-  printf '"kernelLog":%s,"loaded":%s,"flavour":%s,"bootId":%s}\n' "$(json_string "$(kernel_log)")" "$(json_string "$(loaded_version)")" \
+  printf '"kernelLog":%s,"loaded":%s,"flavour":%s,"bootId":%s}\n' "$(json_string "$(kernel_log)")" "$(json_string "$(nvidia_version)")" \
     "$(json_string "$(loaded_flavour)")" "$(json_string "$(content /proc/sys/kernel/random/boot_id)")"
   rm -rf "$FOLDER"
   finish
@@ -73,16 +74,6 @@ ask_driver() {
   return "$status"
 }
 
-loaded_version() { content /proc/driver/nvidia/version | grep -oE '[0-9]{3,}\.[0-9]+(\.[0-9]+)?' | head -n 1; }
-loaded_flavour() {
-  local text
-  text=$(content /proc/driver/nvidia/version)
-  case $text in
-    *'Open Kernel Module'*) printf open ;;
-    ?*) printf proprietary ;;
-  esac
-}
-
 # kernel_log - the driver's words since it was last loaded, and those about modules that the kernel didn't take.
 kernel_log() {
   local text
@@ -124,59 +115,12 @@ open_devices() {
   return "$status"
 }
 
-# -- a container -----------------------------------------------------------------------------------------------
-in_container() {
-  local options=()
-  case $ENGINE in
-    docker | podman) choose_options && in_engine ;;
-    containerd) in_containerd ;;
-  esac
+main() {
+  "$1" </dev/null
+  exit
 }
 
-# choose_options - how the engine is told to give the cards. docker takes CDI names from 25 on, and all by itself from 28.3 on; before,
-# the toolkit's runtime does.
-choose_options() {
-  local version
-  if [[ $ENGINE == podman ]]; then
-    options=(--device nvidia.com/gpu=all --security-opt label=disable)
-    return
-  fi
-  version=$(limited docker --version) || return
-  version=$(grep -oE '[0-9]+' <<<"$version" | head -n 1)
-  if [[ $CDI != yes ]]; then
-    options=(--runtime=nvidia --gpus all)
-  elif ((version >= 25)); then
-    options=(--device nvidia.com/gpu=all)
-  else
-    options=(--runtime=nvidia -e NVIDIA_VISIBLE_DEVICES=all)
-  fi
-}
-
-in_engine() {
-  local status=0 there=yes
-  limited "$ENGINE" image inspect "$IMAGE" >/dev/null 2>&1 || there=no
-  limited "$ENGINE" rm -f "$CONTAINER" >/dev/null 2>&1 || : # of a run that was killed
-  with_proxy limited "$ENGINE" run --rm --name "$CONTAINER" "${options[@]}" "$IMAGE" nvidia-smi -L || status=$?
-  ((status < 124)) || "$ENGINE" rm -f "$CONTAINER" >/dev/null 2>&1 || :
-  [[ $there == yes ]] || "$ENGINE" rmi "$IMAGE" >/dev/null 2>&1 || :
-  return "$status"
-}
-
-# containerd's own client, in a namespace of our own; Kubernetes reaches the same runtime by containerd's configuration.
-in_containerd() {
-  local status=0
-  local ctr=(ctr -n "$CONTAINER")
-  with_proxy limited "${ctr[@]}" images pull "$IMAGE" >"$FOLDER/pull" 2>&1 || {
-    status=$?
-    cat "$FOLDER/pull"
-    return "$status"
-  }
-  limited "${ctr[@]}" run --rm --runc-binary=/usr/bin/nvidia-container-runtime --env NVIDIA_VISIBLE_DEVICES=all "$IMAGE" "$CONTAINER" \
-    nvidia-smi -L || status=$?
-  "${ctr[@]}" images rm "$IMAGE" >/dev/null 2>&1 || :
-  ctr namespaces rm "$CONTAINER" >/dev/null 2>&1 || :
-  return "$status"
-}
-
-"$1" </dev/null
-exit
+# Not where this file is sourced; what is read from standard input has no name.
+if [[ ${BASH_SOURCE[0]-$0} == "$0" ]]; then
+  main "$@"
+fi

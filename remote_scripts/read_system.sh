@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Reads what an NVIDIA stack is planned from, on a host, in a VM or in a container, and how far what was put there is still so.
 # Changes nothing, and asks no repository.
+# Needs: files, driver, read/system_drift
 #
 # Arguments: ASK (packages whose offered versions are told, separated by spaces), PASSED (slots of the host's cards that VMs get, separated by
 #   spaces).
@@ -8,7 +9,6 @@
 #   with the step: repository, driver, boot, cuda, toolkit.
 # Verbs: read_system.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin
-DRIFT=()
 
 read_system() {
   local kernels=() cards=() steps=() nouveau=no version flavour
@@ -134,57 +134,12 @@ offered() {
   offered_json "${names[@]}"
 }
 
-# -- drift -----------------------------------------------------------------------------------------------------
-# step_of LAYER - nvidia-driver -> driver
-step_of() { printf '%s' "${1#nvidia-}"; }
-
-files_drift() {
-  local layer path state
-  for layer in "$STATE"/files/nvidia-*; do
-    [[ -d $layer ]] || continue
-    layer=${layer##*/}
-    while IFS= read -r path; do
-      state=$(file_state "$layer" "$path")
-      [[ $state == ok ]] || DRIFT+=("$(step_of "$layer"): $path is $state")
-    done < <(layer_files "$layer")
-  done
+main() {
+  "$1" </dev/null
+  exit
 }
 
-packages_drift() {
-  local file name now before _
-  for file in "$STATE"/packages/nvidia-*; do
-    [[ -f $file ]] || continue
-    while IFS=$'\t' read -r name now before _; do
-      [[ ${PRESENT[$name]:--} != "$now" ]] || continue
-      DRIFT+=("$(step_of "${file##*/}"): package $name is ${PRESENT[$name]:-gone}, it was $now")
-    done <"$file"
-  done
-}
-
-driver_drift() {
-  local kernel found
-  read_driver_note
-  if [[ -z $NOTED_VERSION ]]; then
-    return 0
-  fi
-  found=$(library_version)
-  [[ $found == "$NOTED_VERSION" ]] || DRIFT+=("driver: its libraries are ${found:-gone}, they were $NOTED_VERSION")
-  if is_container; then
-    [[ -z $version || $version == "$NOTED_VERSION" ]] || DRIFT+=("driver: its libraries are ${found:-gone}, the host's driver is $version")
-    return 0
-  fi
-  while IFS= read -r kernel; do
-    found=$(module_version "$kernel")
-    [[ $found == "$NOTED_VERSION" ]] || DRIFT+=("driver: the kernel $kernel has ${found:-no module}${found:+ as module}, the driver is $NOTED_VERSION")
-  done < <(kernels_of "$NOTED_TARGET")
-  if [[ -z $version ]]; then
-    DRIFT+=("boot: no module is loaded, the driver is $NOTED_VERSION")
-  elif [[ $version != "$NOTED_VERSION" ]]; then
-    DRIFT+=("boot: $version is loaded, the driver is $NOTED_VERSION")
-  elif [[ -n $NOTED_FLAVOUR && $flavour != "$NOTED_FLAVOUR" ]]; then
-    DRIFT+=("boot: the $flavour modules are loaded, the $NOTED_FLAVOUR ones are installed")
-  fi
-}
-
-"$1" </dev/null
-exit
+# Not where this file is sourced; what is read from standard input has no name.
+if [[ ${BASH_SOURCE[0]-$0} == "$0" ]]; then
+  main "$@"
+fi

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Restarts the system that it runs on, a moment after it has answered.
+# Needs: files
 #
 # Arguments: none. Changes: nothing that lasts.
 # Verbs: apply.
@@ -12,5 +13,12 @@ apply() {
   printf '{"reboot":"yes"}\n'
 }
 
-"$1" </dev/null
-exit
+main() {
+  "$1" </dev/null
+  exit
+}
+
+# Not where this file is sourced; what is read from standard input has no name.
+if [[ ${BASH_SOURCE[0]-$0} == "$0" ]]; then
+  main "$@"
+fi

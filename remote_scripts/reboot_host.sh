@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Reboots the host if its running kernel lacks what is configured; with a dead man's switch armed before, if that is in the boot configuration.
+# Needs: boot, lacking, switch/arm
 #
 # Arguments: POLICY (auto | manual), WORDS (of the command line; separated by spaces), FUNCTIONS (PCI addresses that must be on
 #   vfio-pci; separated by spaces), DRIVER, FLAVOUR and SOURCE (NVIDIA's driver, as of lib/lacking.sh, which decides),
-#   ROLLBACK_AFTER and ROLLBACK (of the dead man's switch, lib/rollback.sh), AWAITED (for so many seconds `up` waits for the boot).
+#   ROLLBACK_AFTER and ROLLBACK (of the dead man's switch, lib/switch.sh), AWAITED (for so many seconds `up` waits for the boot).
 # Changes: /etc/systemd/system/homelab-rollback.{service,timer}, /var/lib/homelab/rollback and armed; then the host restarts.
 #   /var/lib/homelab/wanted-boot, which `revert` of cmdline.sh takes away.
 #   Undone by confirm_boot.sh once the host is back, by the switch itself otherwise.
@@ -65,5 +66,12 @@ report() {
     "${1:-}"
 }
 
-"$1" </dev/null
-exit
+main() {
+  "$1" </dev/null
+  exit
+}
+
+# Not where this file is sourced; what is read from standard input has no name.
+if [[ ${BASH_SOURCE[0]-$0} == "$0" ]]; then
+  main "$@"
+fi

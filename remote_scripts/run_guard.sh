@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Lets one run (`pulumi up` or `pulumi destroy`) at a time be at work on this host: held as long as the client's connection lasts, whatever ends it.
+# Needs: files
 #
 # Arguments: WHO (who is at work, for the message that another one gets).
 # Changes: /run/homelab/up, which is locked meanwhile, and empty afterwards.
@@ -28,7 +29,12 @@ hold() {
 }
 
 # Not from /dev/null, as in other scripts: what follows on standard input is the client's.
-{
+main() {
   "$1"
   exit
 }
+
+# Not where this file is sourced; what is read from standard input has no name.
+if [[ ${BASH_SOURCE[0]-$0} == "$0" ]]; then
+  main "$@"
+fi

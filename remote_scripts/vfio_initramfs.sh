@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The initramfs part of the binding: a script that gives functions to vfio-pci before any driver is loaded, the modules it
 # needs, in the initramfs of every installed kernel. Which functions: the kernel command line says (cmdline.sh).
+# Needs: boot, switch/arm
 #
 # Arguments: NEEDED (yes | no: nothing of ours is bound), INIT_TOP and HOOK (the files' contents), ROLLBACK_AFTER and
 #   ROLLBACK (as of cmdline.sh).
@@ -106,5 +107,12 @@ update() {
   fi
 }
 
-"$1" </dev/null
-exit
+main() {
+  "$1" </dev/null
+  exit
+}
+
+# Not where this file is sourced; what is read from standard input has no name.
+if [[ ${BASH_SOURCE[0]-$0} == "$0" ]]; then
+  main "$@"
+fi

@@ -43,6 +43,7 @@ _OPENS = {"quote": [_QUOTED], "value": [_VALUE], "command": [_CODE], "sum": [_SU
 # After these `#` begins a comment.
 _BEFORE_A_WORD = {"newline", "blank", "open", "close", "command", "operator"}
 _FUNCTION = re.compile(r"([A-Za-z_]\w*)\(\) (.*)", re.DOTALL)
+_VARIABLE = re.compile(r"(?:export |declare -A )?([A-Za-z_]\w*)(?==|$)")
 _WORD = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -54,24 +55,34 @@ def stripped(text: str) -> str:
     return "".join(_lines(text))
 
 
-def needed(library: str, script: str) -> str:
-    """Both, without those functions of ``library`` whose name is nowhere in what stays. Both are `stripped`.
+def needed(library: Iterable[str], script: str) -> str:
+    """Parts of the library and a script, all `stripped`, without what nothing names: functions, and parts of which nothing is named.
 
     A name counts wherever it stands as a word, in a text too: a function that is called by its name in a variable, by a trap, or in
-    another process stays.
+    another process stays. What a part does besides defining functions is sent as soon as a function or a variable of it is named.
     """
-    chunks = list(_chunks(library.splitlines(keepends=True)))
-    functions: dict[str, list[str]] = {}
-    for name, text in chunks:
-        if name:
-            functions.setdefault(name, []).append(text)
-    reached: set[str] = set()
-    unread = [script, *(text for name, text in chunks if not name)]
-    while unread:
-        for name in {*_WORD.findall(unread.pop())} & functions.keys() - reached:
-            reached.add(name)
-            unread += functions[name]
-    return "".join(text for name, text in chunks if not name or name in reached) + script
+    parts = [_Part(text) for text in library]
+    words = {*_WORD.findall(script)}
+    sent: set[tuple[_Part, str]] = set()
+    while new := {(part, name) for part in parts for name in part.reached(words)} - sent:
+        sent |= new
+        words |= {word for part, name in new for word in part.words[name]}
+    return "".join(text for part in parts for name, text in part.chunks if (part, name) in sent) + script
+
+
+class _Part:
+    """A part of the library: ``chunks`` in their order; ``words`` that are in each function, and, without a name, outside of them."""
+
+    def __init__(self, text: str) -> None:
+        self.chunks = list(_chunks(text.splitlines(keepends=True)))
+        self.words: dict[str, set[str]] = {"": set()}
+        for name, chunk in self.chunks:
+            self.words.setdefault(name, set()).update(_WORD.findall(chunk))
+        self._variables = {match[1] for name, chunk in self.chunks if not name and (match := _VARIABLE.match(chunk))}
+
+    def reached(self, words: set[str]) -> set[str]:
+        found = self.words.keys() & words
+        return {*found, ""} if found or self._variables & words else set()
 
 
 def functions_of(text: str) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,39 +24,12 @@ FOLDER = Path(__file__).resolve().parents[2] / "remote_scripts"
 PASSTHROUGH_TEST_NAME = "homelab-passthrough-test"
 PASSTHROUGH_TEST_FOLDER = "/run/homelab-passthrough-test"
 
-# In the order in which they are read; each says in its header what it gives.
-LIBRARY = ("common", "files", "boot", "words")
 # After its start until the dead man's switch looks at a boot, in seconds; the settings' default.
 ROLLBACK_SECONDS = 600
 # How long a boot's confirmation waits for another run on the host, in seconds.
 CONFIRM_LOCK_SECONDS = 45
-# What one script needs besides.
-PARTS = {
-    "cmdline.sh": ("rollback",),
-    "vfio_initramfs.sh": ("rollback",),
-    "rollback.sh": ("rollback",),
-    "confirm_boot.sh": ("rollback",),
-    "reboot_host.sh": ("rollback", "nvidia", "driver", "lacking"),
-    "passthrough_test.sh": ("small_initramfs",),
-    "nvidia_nodes.sh": ("nvidia",),
-    "read_host.sh": ("rollback", "nvidia", "driver", "lacking", "containers", "carriers"),
-    "container_gpus.sh": ("nvidia", "containers"),
-    "container_restart.sh": ("nvidia", "containers"),
-    "container_verification.sh": ("nvidia", "containers"),
-}
-# The same for scripts that run in a guest as well, which has no boot configuration of this program.
-GUEST_LIBRARY = ("common", "files")
-GUEST_PARTS = {
-    "reboot_guest.sh": (),
-    "run_guard.sh": (),
-    "read_system.sh": ("nvidia", "driver"),
-    "in_container.sh": (),
-    "nvidia_repository.sh": ("nvidia", "driver", "packages"),
-    "nvidia_driver.sh": ("nvidia", "driver", "packages"),
-    "cuda_toolkit.sh": ("packages",),
-    "container_toolkit.sh": ("packages", "engines"),
-    "nvidia_verification.sh": ("packages",),
-}
+# The line of a file's header that names the parts of the library which it takes functions or variables of.
+_NEEDS = re.compile(r"^# Needs: (.+)$", re.MULTILINE)
 
 
 @functools.cache
@@ -71,7 +45,7 @@ def _code(name: str) -> str:
 
 @functools.cache
 def _program(script: str) -> str:
-    return bash_source.needed("".join(_code(f"lib/{name}.sh") for name in library_of(script)), _code(script))
+    return bash_source.needed([_code(f"lib/{name}.sh") for name in library_of(script)], _code(script))
 
 
 @functools.cache
@@ -95,10 +69,18 @@ def compose(script: str, **arguments: str) -> str:
 
 
 def library_of(script: str) -> tuple[str, ...]:
-    """The parts of the library that a script is composed with, in their order."""
-    if script in GUEST_PARTS:
-        return (*GUEST_LIBRARY, *GUEST_PARTS[script])
-    return (*LIBRARY, *PARTS.get(script, ()))
+    """The parts of the library that a script, or a part (``lib/boot.sh``), needs, each after those that it needs itself."""
+    found: dict[str, None] = {}
+
+    def add(file: str) -> None:
+        named = _NEEDS.search(_text(file))
+        for name in named[1].split(", ") if named else ():
+            if name not in found:
+                add(f"lib/{name}.sh")
+                found[name] = None
+
+    add(script)
+    return tuple(found)
 
 
 def answer(output: str) -> dict[str, Any]:
@@ -268,7 +250,7 @@ def passthrough_test(
 def nvidia_nodes(generation: int = 0) -> str:
     """Standard input of nvidia_nodes.sh."""
     about = "# Written by homelab, which takes it away again (pulumi destroy)."
-    program = bash_source.needed(_code("lib/nvidia.sh"), "make_nvidia_nodes")
+    program = bash_source.needed([_code("lib/nvidia.sh")], "make_nvidia_nodes")
     return compose(
         "nvidia_nodes.sh",
         NODES=f"#!/bin/bash\n{about}\nset -eu\nROOT=${{ROOT:-}}\n{program}",

@@ -2,6 +2,11 @@
 # Which boot loader makes the kernel command line of the next boot, and how its configuration and the initramfs are generated.
 # Facts: Proxmox VE boots with GRUB (/etc/default/grub, update-grub) or systemd-boot (first line of /etc/kernel/cmdline);
 # ESPs listed in /etc/kernel/proxmox-boot-uuids are written by `proxmox-boot-tool refresh`, with either loader.
+# Needs: files
+#
+# Gives: find_boot_loader -> LOADER, LOADER_CLUES, BOOT_STATUS; need_boot_loader, is_configurable, has_managed_esps;
+#   generate_boot_config -> OUTPUT, note_boot_config; make_initramfs -> OUTPUT, clear_half_made, stale_initramfs; measure_boot ->
+#   BOOT_FREE, LARGEST_INITRAMFS.
 
 has_managed_esps() { grep -qs '[^[:space:]]' "$ROOT/etc/kernel/proxmox-boot-uuids"; }
 

@@ -1,6 +1,11 @@
 #!/usr/bin/env bash
-# NVIDIA's driver as it is installed and loaded: flavour, modules, libraries, kernels. After nvidia.sh.
+# NVIDIA's driver as it is installed and loaded: flavour, modules, libraries, kernels.
 # STATE/nvidia-driver: what the step for the driver has left: version, source (packages, run or found: somebody else's), target, flavour.
+# Needs: files, nvidia
+#
+# Gives: is_container; installed_kernels, kernels_of TARGET; loaded_flavour, module_version KERNEL, module_flavour KERNEL,
+#   library_version, run_version; held_cards, driver_of FOLDER; read_driver_note -> NOTED_VERSION, NOTED_SOURCE, NOTED_FLAVOUR,
+#   NOTED_TARGET; is_wanted -> VERSION, fits VERSION; offered_json NAME...
 
 is_container() { [[ ${container:-} == lxc || -e $ROOT/run/systemd/container ]]; }
 

@@ -3,7 +3,10 @@
 #
 # nvidia-ctk writes an engine's configuration anew, with all that somebody had in it. What was there before is kept (STATE/kept), what it
 # became is noted (STATE/files/toolkit, `pending` while it is being changed). As long as nobody changes it, the kept bytes are given back;
-# else what is ours is taken out of what it has become. Needs files.sh.
+# else what is ours is taken out of what it has become.
+# Needs: files, engines/without_ours
+#
+# Gives: config_files ENGINE; config_state PATH; begin_change PATH, end_change PATH, give_back_config PATH -> CONFIG_CHANGED.
 
 # config_files ENGINE
 config_files() {
@@ -109,85 +112,4 @@ give_back_config() {
   forget_kept "$path"
   CONFIG_CHANGED=yes
   log "gave back $path"
-}
-
-# without_ours PATH - its text without what nvidia-ctk puts in.
-without_ours() {
-  local kept
-  kept=$ROOT$(kept_file "$1")
-  case $1 in
-    */daemon.json) json_edit without "$ROOT$1" "$kept" ;;
-    */99-nvidia.toml) [[ ! -e $kept ]] || cat "$kept" ;;
-    */containerd/config.toml) toml_without_ours "$ROOT$1" "$kept" ;;
-    */nvidia-container-runtime/config.toml) sed -E 's/^(no-cgroups *= *)true/\1false/' "$ROOT$1" ;;
-  esac
-}
-
-# toml_without_ours FILE KEPT - without the tables of the runtime nvidia (older toolkits put them here) and the import of conf.d, unless
-# that was there before, or something else is in it.
-toml_without_ours() {
-  local import='"/etc/containerd/conf\.d/\*\.toml"' others
-  others=$(find "$ROOT/etc/containerd/conf.d" -name '*.toml' ! -name 99-nvidia.toml 2>/dev/null | head -n 1) || :
-  awk '/^[[:space:]]*\[/ { skip = ($0 ~ /runtimes\.["'\'']?nvidia["'\'']?(\.[^]]*)?\]/) } !skip' "$1" |
-    if [[ -n $others ]] || grep -qs '^imports *=.*/etc/containerd/conf\.d/' "$2"; then
-      cat
-    else
-      sed -E "/^imports *=/ { s#, *$import##; s#$import *,? *##; /= *\[ *\]\$/d; }"
-    fi
-}
-
-# json_edit canonical FILE | without FILE KEPT - JSON by Perl's own means: perl-base is everywhere, jq and Python aren't. `without` takes out
-# the keys that nvidia-ctk adds to docker's configuration, or gives them the value that they had in KEPT.
-json_edit() {
-  # shellcheck disable=SC2016 # Perl's variables
-  perl -e '
-    use strict; my ($verb, $file, $kept) = @ARGV; my $text;
-    sub wrong { die "$file: not JSON at " . (substr($text, pos($text) // 0, 20) || "its end") . "\n" }
-    sub value {
-      if ($text =~ /\G\s*\{/gc) {
-        my @pairs;
-        until ($text =~ /\G\s*\}/gc) {
-          $text =~ /\G\s*("(?:[^"\\]|\\.)*")\s*:/gcs or wrong(); my $key = $1; push @pairs, [$key, value()];
-          $text =~ /\G\s*,/gc or $text =~ /\G\s*(?=\})/gc or wrong();
-        }
-        return { pairs => \@pairs };
-      }
-      if ($text =~ /\G\s*\[/gc) {
-        my @items;
-        until ($text =~ /\G\s*\]/gc) { push @items, value(); $text =~ /\G\s*,/gc or $text =~ /\G\s*(?=\])/gc or wrong(); }
-        return \@items;
-      }
-      $text =~ /\G\s*("(?:[^"\\]|\\.)*"|[-+.\w]+)/gcs or wrong();
-      return $1;
-    }
-    sub load {
-      open my $in, "<", $_[0] or return { pairs => [] };
-      local $/; $text = <$in>; $text = "" unless defined $text; pos($text) = 0;
-      return { pairs => [] } if $text !~ /\S/;
-      return value();
-    }
-    sub shown {
-      my ($v, $in, $sorted) = @_; my $more = "$in    ";
-      if (ref $v eq "HASH") {
-        my @pairs = @{ $v->{pairs} }; @pairs = sort { $a->[0] cmp $b->[0] } @pairs if $sorted;
-        return @pairs ? "{\n" . join(",\n", map { "$more$_->[0]: " . shown($_->[1], $more, $sorted) } @pairs) . "\n$in}" : "{}";
-      }
-      return ref $v ? (@$v ? "[\n" . join(",\n", map { $more . shown($_, $more, $sorted) } @$v) . "\n$in]" : "[]") : $v;
-    }
-    sub at { my ($v, $key) = @_; return undef unless ref $v eq "HASH"; my ($pair) = grep { $_->[0] eq $key } @{ $v->{pairs} }; $pair }
-    my $now = load($file);
-    if ($verb eq "without") {
-      my $old = load($kept);
-      for (["\"runtimes\"", "\"nvidia\""], ["\"features\"", "\"cdi\""]) {
-        my ($outer, $key) = @$_; my $pair = at($now, $outer) or next;
-        my $was = at($old, $outer); my $before = $was && at($was->[1], $key);
-        my $list = $pair->[1]{pairs} or next;
-        @$list = map { $_->[0] ne $key ? $_ : $before ? [$key, $before->[1]] : () } @$list;
-        @{ $now->{pairs} } = grep { $_ != $pair } @{ $now->{pairs} } if !@$list && !$was;
-      }
-      my $default = at($now, "\"default-runtime\""); my $runtimes = at($now, "\"runtimes\"");
-      my $left = $runtimes && at($runtimes->[1], "\"nvidia\"");
-      @{ $now->{pairs} } = grep { $_ != $default } @{ $now->{pairs} } if $default && $default->[1] eq "\"nvidia\"" && !$left;
-    }
-    print shown($now, "", $verb eq "canonical"), "\n";' "$@"
 }

@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
 # What only a reboot of this host can bring. Decided here alone: for the reboot itself, for a preview, and for what looks for drift.
-# The answer is the same before and after the boot configuration was written: what counts is what it is going to have. Needs LOADER
-# (boot.sh), words.sh, nvidia.sh and driver.sh.
+# The answer is the same before and after the boot configuration was written: what counts is what it is going to have. Takes LOADER
+# of boot.sh.
+# Needs: boot, words, driver
+#
+# Gives: what_is_lacking -> REASONS, PERHAPS, OF_BOOT; running_guests; note_wanted_boot, noted_boot_lacks.
 #
 # Variables: WORDS (of the command line), FUNCTIONS (PCI addresses that must be on vfio-pci), both separated by spaces; DRIVER (NVIDIA's
 #   that is to have the other cards: the installed version, or the version or branch that is going to be installed; empty: it doesn't

@@ -1,6 +1,10 @@
 #!/usr/bin/env bash
 # NVIDIA's driver on a host, and its device nodes. The kernel makes none of them but those in /dev/dri; who needs one makes it.
 # Majors come from /proc/devices (uvm's and caps' change with kernels), minors of cards from /proc/driver/nvidia/gpus.
+# Needs: common
+#
+# Gives: nvidia_version; nvidia_major DRIVER; nvidia_trouble, nvidia_uvm_trouble -> FOUND, NEXT; nvidia_nodes, is_node PATH MAJOR MINOR,
+#   missing_nvidia_nodes, make_nvidia_nodes.
 NVIDIA_PROC=/proc/driver/nvidia
 # What `systemctl enable` makes of the service that makes the nodes at boot.
 NODES_ENABLED=/etc/systemd/system/multi-user.target.wants/homelab-nvidia-nodes.service

@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # A small initramfs for a VM that is started with the host's own kernel: a shell, mount, their libraries, and an /init. Sent
 # with passthrough_test.sh alone, whose FOLDER, KERNEL and INIT it takes; makes FOLDER/initrd.img.
+# Needs: common
+#
+# Gives: make_small_initramfs.
 
-make_initramfs() {
+make_small_initramfs() {
   [[ -r $ROOT$KERNEL ]] || die "the running kernel's image, which the test VM starts" "no $KERNEL" \
     "its package was removed since the host was started" "reboot the host into an installed kernel, then run \`pulumi up\` again"
   mkdir -p "$ROOT$FOLDER"

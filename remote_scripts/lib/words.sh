@@ -1,6 +1,10 @@
 #!/usr/bin/env bash
 # The words on the kernel command line: what is configured for the next boot, by whom, and what was generated of it.
-# configured_words and edit_kernel_cmdline need LOADER (boot.sh).
+# configured_words and edit_kernel_cmdline take LOADER of boot.sh.
+# Needs: files, boot
+#
+# Gives: without_words TEXT WORD..., has_words TEXT WORD...; configured_words [others], generated_words; edit_kernel_cmdline NAME TEXT ->
+#   CHANGED.
 
 # without_words TEXT WORD... - TEXT without these words, everything else as it stands (also "quoted values").
 without_words() {

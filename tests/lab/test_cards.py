@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from homelab.host import gates, plan
-from homelab.remote import scripts
 from lab.api.mapping import Mapping, Mappings
 from lab.host.state import HostState
 from lab.machine import Machine, load_scenario, scenario_names
 from tests.lab.host_kit import Host
 from tests.lab.test_real_hosts import read
+from tests.scripts.conftest import library
 from tests.unit.hosts import settings
 
 
@@ -94,8 +94,7 @@ def test_a_card_on_thunderbolt_keeps_its_ids_and_one_outside_the_iommu_is_refuse
 @pytest.mark.parametrize("name", scenario_names())
 def test_on_every_host_it_is_known_what_carries_its_disks_and_its_network(tmp_path: Path, name: str) -> None:
     host = Host(tmp_path, name).booted()
-    text = scripts.compose("read_host.sh").partition('"$1" </dev/null')[0]
-    done = host.output(f"{text}\nvital")
+    done = host.output(f"{library('carriers')}\nvital")
     assert '"kind":"storage"' in done and '"kind":"network"' in done
     # The recorded node has no network card that was recorded.
     unknown = done.count('"trouble"') - done.count('"trouble":""')

@@ -6,12 +6,22 @@ import os
 import shlex
 import signal
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from homelab.remote import scripts
+
+# What a test of a part's functions mostly needs.
+COMMON = ("files", "boot", "words")
+
+
+def library(*parts: str) -> str:
+    """These parts of the library, whole, each after what it needs."""
+    names = dict.fromkeys(one for part in parts for one in (*scripts.library_of(f"lib/{part}.sh"), part))
+    return "".join(scripts._code(f"lib/{name}.sh") for name in names)
 
 
 @dataclass
@@ -37,9 +47,9 @@ class Folder:
         file.write_text(f"#!/bin/bash\n{text}\n")
         file.chmod(0o755)
 
-    def bash(self, text: str, *arguments: str, library: bool = True) -> subprocess.CompletedProcess[str]:
-        """Runs ``text`` after the scripts' library, as `bash -s` gets it."""
-        whole = "".join(scripts._text(f"lib/{name}.sh") for name in scripts.LIBRARY) + text if library else text
+    def bash(self, text: str, *arguments: str, parts: Sequence[str] = COMMON) -> subprocess.CompletedProcess[str]:
+        """Runs ``text`` after these parts of the scripts' library, as `bash -s` gets it."""
+        whole = library(*parts) + text
         return subprocess.run(
             ["bash", "-s", "--", *arguments],
             input=whole,
@@ -51,7 +61,13 @@ class Folder:
         )
 
     def run(self, verb: str, script: str) -> subprocess.CompletedProcess[str]:
-        return self.bash(script, verb, library=False)
+        return self.bash(script, verb, parts=())
+
+    def sourced(self, script: str, text: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Runs ``text`` where a script, by its name, was sourced: its functions are there, and nothing of it has run."""
+        file = self.commands.parent / script
+        file.write_text(scripts.compose(script, **variables))
+        return self.bash(f"source {shlex.quote(str(file))}\n{text}", parts=())
 
     @property
     def environment(self) -> dict[str, str]:

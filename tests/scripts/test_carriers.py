@@ -1,4 +1,4 @@
-"""lib/carriers.sh on a folder: which PCI functions carry what a host can't do without, through every kind of stack; who has a card open."""
+"""lib/carriers/ on a folder: which PCI functions carry what a host can't do without, through every kind of stack; who has a card open."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from homelab.remote import scripts
 from tests.scripts.conftest import Folder
 
 NVME, SATA, USB, NIC, WIFI = "0000:02:00.0", "0000:00:17.0", "0000:c6:00.3", "0000:05:00.0", "0000:06:00.0"
@@ -17,7 +16,7 @@ PORT = "0000:00:08.1"
 
 
 def ask(folder: Folder, function: str) -> Any:
-    done = folder.bash(scripts._text("lib/rollback.sh") + scripts._text("lib/carriers.sh") + function)
+    done = folder.bash(function, parts=("carriers", "carriers/holders"))
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads("{" + done.stdout.lstrip(",") + "}")[function]
 

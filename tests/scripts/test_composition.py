@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from homelab.remote import scripts
 from homelab.remote.bash_source import functions_of, stripped
+from tests.scripts.conftest import Folder
 from tests.unit.script_folder import scripts_of
 
 SHFMT = str(Path(sys.executable).parent / "shfmt")
@@ -60,18 +62,80 @@ def test_without_its_comments_a_file_means_the_same(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*SCRIPTS, *PARTS])
 def test_functions_are_found_as_bash_has_them(name: str) -> None:
-    statements = [statement["Cmd"] for statement in tree(scripts._code(name))["Stmts"]]
+    statements = [statement["Cmd"] for statement in tree(scripts._code(name)).get("Stmts", [])]
     found = [command["Name"]["Value"] for command in statements if command["Type"] == "FuncDecl"]
     assert functions_of(scripts._code(name)) == found
 
 
+def ours() -> set[str]:
+    """The functions of all files."""
+    return {function for name in (*SCRIPTS, *PARTS) for function in functions_of(scripts._code(name))}
+
+
+def called(text: str) -> set[str]:
+    """The names of commands, as far as they are written out."""
+    calls = [
+        node["Args"][0]["Parts"] for node in nodes(tree(text)) if node.get("Type") == "CallExpr" and node.get("Args")
+    ]
+    return {parts[0]["Value"] for parts in calls if [part["Type"] for part in parts] == ["Lit"]}
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_what_a_script_calls_is_sent_with_it(name: str) -> None:
-    ours = {function for part in (*SCRIPTS, *PARTS) for function in functions_of(scripts._code(part))}
     sent = scripts.compose(name)
-    calls = [node["Args"][0] for node in nodes(tree(sent)) if node.get("Type") == "CallExpr" and node.get("Args")]
-    called = {word["Parts"][0]["Value"] for word in calls if [part["Type"] for part in word["Parts"]] == ["Lit"]}
-    assert called & ours <= {*functions_of(sent)}
+    assert called(sent) & ours() <= {*functions_of(sent)}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_what_a_part_calls_is_in_what_it_needs_or_said_to_come_from_elsewhere(name: str) -> None:
+    header = scripts._text(name).partition("\n\n")[0]
+    elsewhere = {*re.findall(r"[A-Za-z_]+", header.partition("akes")[2])}
+    needed = [scripts._code(f"lib/{part}.sh") for part in scripts.library_of(name)]
+    defined = {function for text in (*needed, scripts._code(name)) for function in functions_of(text)}
+    assert called(scripts._code(name)) & ours() - elsewhere <= defined
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_says_what_it_gives(name: str) -> None:
+    header = scripts._text(name).partition("\n\n")[0]
+    assert header.splitlines()[1].startswith("# ") and len(header.splitlines()[1]) > 10
+    named = re.findall(r"\b(\w+)\b", header)
+    assert not functions_of(scripts._code(name)) or {*functions_of(scripts._code(name))} & {*named}
+
+
+def test_a_function_of_the_library_has_a_name_of_its_own() -> None:
+    found = [function for name in PARTS for function in functions_of(scripts._code(name))]
+    assert len(found) == len({*found})
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, *PARTS])
+def test_every_part_that_a_header_says_is_needed_is(name: str) -> None:
+    named = re.search(r"^# Needs: (.+)$", scripts._text(name), re.MULTILINE)
+    words = {*re.findall(r"\w+", scripts._code(name))}
+    for part in named[1].split(", ") if named and words else ():
+        # One without code stands for those that it needs.
+        given = [scripts._code(f"lib/{one}.sh") for one in (part, *scripts.library_of(f"lib/{part}.sh"))]
+        names = {
+            one
+            for text in given
+            for one in re.findall(r"^(?:declare -A |export )?([A-Za-z_]\w*)(?==|\(\) |$)", text, re.MULTILINE)
+        }
+        assert words & names, part
+
+
+# -- a file's main ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_runs_from_standard_input_and_as_a_file_and_where_it_is_sourced_it_only_gives_its_functions(
+    folder: Folder, name: str
+) -> None:
+    file = folder.write("script", scripts.compose(name))
+    more = f"{scripts.compose(name)}echo what follows is not read\n"
+    done = folder.bash('bash "$1" pwd', str(file), parts=())
+    assert done.stdout == f"{Path.cwd()}\n", done.stderr
+    done = folder.bash(more, "pwd", parts=())
+    assert (done.returncode, done.stdout) == (0, f"{Path.cwd()}\n")
+    done = folder.sourced(name, "declare -F main; echo sourced")
+    assert (done.returncode, done.stdout) == (0, "main\nsourced\n"), done.stderr
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, *PARTS])
@@ -99,9 +163,9 @@ def test_another_comment_or_blank_line_in_every_file_changes_nothing_that_is_sen
         text = scripts._text(name).encode()
         for comment in sorted(comments(scripts._text(name)), key=lambda one: -one["Hash"]["Offset"]):
             at = comment["Hash"]["Offset"]
-            if not text[at:].startswith(b"#!"):
-                text = text[: at + 1] + b" it's \"another" + text[text.index(b"\n", at) :] + b"\n\n"
+            if not text[at:].startswith((b"#!", b"# Needs: ")):
+                text = text[: at + 1] + b" it's \"another\n\n" + text[text.index(b"\n", at) + 1 :]
         (tmp_path / name).write_bytes(text)
     with scripts_of(tmp_path, monkeypatch):
-        assert scripts._text("lib/common.sh").count("it's \"another") > 20
+        assert scripts._text("lib/files/ours.sh").count("it's \"another") > 10
         assert everything() == before

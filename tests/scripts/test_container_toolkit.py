@@ -14,7 +14,6 @@ import pytest
 
 from homelab.nvidia.plan import Plan
 from homelab.remote import nvidia_steps as steps
-from homelab.remote import scripts
 from homelab.settings.nvidia import Nvidia
 from tests.scripts.conftest import Folder
 from tests.scripts.nvidia_kit import GUESTS, Container, Machine, VirtualMachine
@@ -366,9 +365,7 @@ JSON = [
 @pytest.mark.parametrize(("before", "after"), JSON)
 def test_our_keys_are_taken_out_of_json_and_all_else_stays(folder: Folder, before: str, after: str | None) -> None:
     folder.write("etc/docker/daemon.json", before)
-    done = folder.bash(
-        f'{scripts._text("lib/engines.sh")}\njson_edit without "$ROOT/etc/docker/daemon.json" "$ROOT/none"'
-    )
+    done = folder.bash('json_edit without "$ROOT/etc/docker/daemon.json" "$ROOT/none"', parts=["engines/without_ours"])
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads(before if after is None else after)
 
@@ -376,7 +373,7 @@ def test_our_keys_are_taken_out_of_json_and_all_else_stays(folder: Folder, befor
 @pytest.mark.parametrize("text", ["{", '{"a" 1}', '{"a": 1 "b": 2}', "[1 2]", '{"a": }'])
 def test_what_isnt_json_is_said(folder: Folder, text: str) -> None:
     folder.write("etc/docker/daemon.json", text)
-    done = folder.bash(f'{scripts._text("lib/engines.sh")}\njson_edit canonical "$ROOT/etc/docker/daemon.json"')
+    done = folder.bash('json_edit canonical "$ROOT/etc/docker/daemon.json"', parts=["engines/without_ours"])
     assert done.returncode != 0 and "not JSON" in done.stderr
 
 
@@ -386,13 +383,11 @@ def test_containers_that_a_restart_stops_are_started_again_and_those_that_run_on
         "docker",
         'case "$1 $3" in "ps {{.Names}}") printf "web\\ndb\\n" ;; "info {{.LiveRestoreEnabled}}") cat "$ROOT/live" ;; *) echo "docker $*" >>"$ROOT/log" ;; esac',
     )
-    body = scripts._text("container_toolkit.sh").partition('\n"$1" </dev/null')[0]
-    library = "".join(scripts._text(f"lib/{name}.sh") for name in ("packages", "engines"))
     call = 'take_lock; mkdir -p "$LOGS"; NAME=it TARGET=vm PROXY="" INSTALL_SECONDS=60; pending restart-docker; restart_if_changed docker; restart_if_changed docker'
     for live, expected in (("false", ["docker start web", "docker start db"]), ("true", [])):
         (folder.root / "log").unlink(missing_ok=True)
         folder.write("live", f"{live}\n")
-        done = folder.bash(f"{library}{body}\n{call}")
+        done = folder.sourced("container_toolkit.sh", call)
         assert done.returncode == 0, done.stdout + done.stderr
         assert folder.read("log").splitlines() == [
             "systemctl restart docker",

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from homelab.remote import scripts
-from tests.scripts.conftest import Folder
+from tests.scripts.conftest import Folder, library
 from tests.waiting import wait_until
 
 
@@ -97,7 +97,7 @@ def test_a_script_cut_off_on_its_way_does_nothing(folder: Folder) -> None:
     whole = scripts.cmdline("iommu", "amd_iommu=on", 0)
     before = folder.tree()
     for part in range(0, len(whole) - 20, len(whole) // 40):
-        folder.bash(whole[:part], "apply", library=False)
+        folder.bash(whole[:part], "apply", parts=())
     assert folder.tree() == before
 
 
@@ -138,7 +138,7 @@ run_logged bash -c ": >'$ROOT/run/running'; read -ru $wait _"
 
 def test_the_lock_is_held_until_the_command_of_a_killed_run_has_ended(folder: Folder) -> None:
     os.mkfifo(folder.root / "run/go")
-    text = "".join(scripts._text(f"lib/{name}.sh") for name in scripts.LIBRARY) + HOLDS
+    text = library("files") + HOLDS
     killed = subprocess.Popen(["bash", "-c", text], env=folder.environment, stdout=subprocess.PIPE)
     assert killed.stdout is not None and killed.stdout.readline() == b"ready\n"
     wait_until((folder.root / "run/running").exists, 30)
@@ -159,7 +159,7 @@ def test_lock_and_logs_lie_where_root_alone_may_write(folder: Folder) -> None:
 def test_a_folder_for_the_lock_that_somebody_else_made_is_refused(folder: Folder, made: str) -> None:
     if "chown" in made and os.geteuid() != 0:
         pytest.skip("a folder of another user takes root")
-    folder.bash(made.format('"$ROOT/run/homelab"', '"$ROOT/run/homelab"'), library=False)
+    folder.bash(made.format('"$ROOT/run/homelab"', '"$ROOT/run/homelab"'), parts=())
     before = folder.tree()
     done = folder.bash("take_lock; put_file a /etc/one 0644 x; finish")
     assert (done.returncode, done.stdout.split(",")[0]) == (1, "wanted: a folder of root's own")
@@ -192,7 +192,7 @@ def test_the_message_comes_also_where_nothing_can_be_put_back(folder: Folder) ->
 def test_a_kept_original_that_was_damaged_is_never_written_back(folder: Folder, damage: str) -> None:
     folder.write("/etc/docker/daemon.json", '{"bip": "10.0.0.1/24"}\n')
     folder.bash("put_file a /etc/docker/daemon.json 0644 ours; finish")
-    folder.bash(f"KEPT=$ROOT/var/lib/homelab/kept/etc/docker/daemon.json; {damage}", library=False)
+    folder.bash(f"KEPT=$ROOT/var/lib/homelab/kept/etc/docker/daemon.json; {damage}", parts=())
     before = folder.files()
     done = folder.bash("take_lock; drop_file a /etc/docker/daemon.json; finish")
     assert done.returncode == 1

@@ -6,7 +6,6 @@ import time
 
 import pytest
 
-from homelab.remote import scripts
 from tests.scripts.conftest import Folder
 
 HANGS = "trap '' TERM HUP; echo half an answer; while :; do sleep 60; done"
@@ -38,10 +37,9 @@ def test_what_is_started_obeys_the_signals_that_the_script_ignores(folder: Folde
 
 @pytest.mark.parametrize("answer", ["status: running", "status: stopped"])
 def test_whether_a_container_runs_is_not_guessed_when_it_hangs(folder: Folder, answer: str) -> None:
-    library = scripts._text("lib/containers.sh")
     folder.command("pct", f"echo '{answer}'")
-    asked = f"{library}\n{SHORT}CTID=901\nis_up && echo up || echo down"
-    assert folder.bash(asked).stdout == ("up\n" if answer.endswith("running") else "down\n")
+    asked = f"{SHORT}CTID=901\nis_up && echo up || echo down"
+    assert folder.bash(asked, parts=["container/conf"]).stdout == ("up\n" if answer.endswith("running") else "down\n")
     folder.command("pct", HANGS)
-    done = folder.bash(asked)
+    done = folder.bash(asked, parts=["container/conf"])
     assert done.returncode == 1 and "found:  pct status 901 has not answered within 0.3 s" in done.stdout

@@ -53,7 +53,7 @@ COMPOSED = {
         [
             *(
                 f"{argument}=x\n"
-                for argument in (*names, *(OF_PACKAGES if "packages" in scripts.library_of(name) else ()))
+                for argument in (*names, *(OF_PACKAGES if "packages/running" in scripts.library_of(name) else ()))
             ),
             *(scripts._text(f"lib/{part}.sh") for part in scripts.library_of(name)),
             scripts._text(name),
@@ -80,11 +80,11 @@ def test_the_header_of_a_script_names_its_arguments(name: str) -> None:
     header = (scripts.FOLDER / name).read_text().partition("\n\n")[0]
     assert all(argument in header for argument in ARGUMENTS[name])
     assert "# Verbs: " in header
-    assert ("packages.sh" in header) == ("packages" in scripts.library_of(name))
+    assert ("packages.sh" in header) == ("packages/running" in scripts.library_of(name))
 
 
 def test_the_header_of_the_packages_library_names_its_arguments() -> None:
-    header = (scripts.FOLDER / "lib/packages.sh").read_text().partition("\nPATH=")[0]
+    header = (scripts.FOLDER / "lib/packages.sh").read_text().partition("\n\n")[0]
     assert all(argument in header for argument in OF_PACKAGES)
 
 

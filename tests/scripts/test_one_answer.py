@@ -13,8 +13,6 @@ from homelab.remote import scripts
 from tests.scripts.conftest import Folder, quoted
 from tests.unit.hosts import desktop, settings
 
-CONTAINERS = "".join(scripts._text(f"lib/{name}.sh") for name in ("nvidia", "containers"))
-
 
 # -- words of the kernel command line: the scripts write them, a reading's drift names them ---------------------------
 @pytest.mark.parametrize(
@@ -84,8 +82,9 @@ def test_script_and_doctor_agree_on_how_a_container_gets_a_node_and_whether_it_m
     text = f"hostname: box\n{CONFIGURATIONS[name]}\n"
     folder.write("etc/pve/lxc/300.conf", text)
     done = folder.bash(
-        f"{CONTAINERS}\nCTID=300\ndeclare -A MAJOR=([/dev/nvidia0]=195) MINOR=([/dev/nvidia0]=0)\nread_conf; find_ours\n"
-        'find_provider /dev/nvidia0\nprintf "%s %s\\n" "${PROVIDER%% *}" "$RULE"\n'
+        "CTID=300\ndeclare -A MAJOR=([/dev/nvidia0]=195) MINOR=([/dev/nvidia0]=0)\nread_conf; find_ours\n"
+        'find_provider /dev/nvidia0\nprintf "%s %s\\n" "${PROVIDER%% *}" "$RULE"\n',
+        parts=["container/plan"],
     )
     assert done.returncode == 0, done.stderr
     way, _, rule = done.stdout.strip("\n").partition(" ")
@@ -106,11 +105,11 @@ def test_an_older_pve_container_and_one_of_no_known_version_get_raw_lines(
     folder: Folder, version: str, known: bool
 ) -> None:
     folder.command("dpkg-query", f"echo {version}" if version else "exit 1")
-    text = f'{CONTAINERS}\nCTID=300 METHOD=auto\nchoose_method; dev_trouble; json_list "$HOW" "$FOUND"\n'
-    how, found = json.loads(folder.bash(text).stdout)
+    text = 'CTID=300 METHOD=auto\nchoose_method; dev_trouble; json_list "$HOW" "$FOUND"\n'
+    how, found = json.loads(folder.bash(text, parts=["container/devices"]).stdout)
     assert (how, bool(found)) == ("device" if known else "mount-entry", not known)
     assert known or (version or "of no known version") in found
-    refused = folder.bash(f"{CONTAINERS}\nCTID=300 METHOD=device\nchoose_method\n")
+    refused = folder.bash("CTID=300 METHOD=device\nchoose_method\n", parts=["container/devices"])
     assert (refused.returncode == 0) is known
 
 

@@ -1,4 +1,4 @@
-"""lib/packages.sh by itself: what a failure's message is made of, what apt announces, what is taken for a lock."""
+"""lib/packages/ by itself: what a failure's message is made of, what apt announces, what is taken for a lock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import subprocess
 import pytest
 
 from homelab.nvidia.symptoms import Context, recognise, symptoms
-from homelab.remote import scripts
 from homelab.remote.nvidia_steps import package_arguments
 from homelab.settings.nvidia import Nvidia
 from tests.scripts.conftest import Folder
@@ -41,9 +40,7 @@ def library(folder: Folder, text: str, **settings: object) -> subprocess.Complet
         Nvidia.model_validate(settings), Context("vms.gaming", "vm", kernel="6.8.0-86-generic")
     )
     assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in arguments.items())
-    names = (*scripts.GUEST_LIBRARY, "packages")
-    parts = "".join(scripts._text(f"lib/{name}.sh") for name in names)
-    return folder.bash(f"{assignments}{parts}take_lock\nmkdir -p $LOGS\n{text}", library=False)
+    return folder.bash(f"{assignments}take_lock\nmkdir -p $LOGS\n{text}", parts=["packages"])
 
 
 @pytest.mark.parametrize(("name", "text"), TEXTS, ids=[f"{n}-{name}" for n, (name, _) in enumerate(TEXTS)])

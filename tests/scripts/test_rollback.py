@@ -191,7 +191,7 @@ echo "PPid:	1" >"$ROOT/proc/71/status"; printf 'USER=me\\0SSH_CONNECTION={SSH}\\
 unset SSH_CONNECTION
 ssh_connection
 """
-    assert folder.bash(scripts._text("lib/rollback.sh") + text).stdout == SSH
+    assert folder.bash(text, parts=["switch/reached"]).stdout == SSH
 
 
 # -- what it decides --------------------------------------------------------------------------------------------
@@ -750,7 +750,8 @@ def cut(host: Switched, at: int) -> int:
     """Runs the program and kills it, with all that it has started, at that command; says how many commands there were."""
     program = host.state / "rollback"
     text = program.read_text()
-    head, exec_line, rest = text.partition("exec {LOCK}</dev/null # steps run while the lock is held for them\n")
+    head, exec_line, rest = text.partition("exec {LOCK}</dev/null\n")
+    assert exec_line
     program.write_text(head + exec_line + "SESSION=${SESSION:-$BASHPID}\nexport SESSION" + _COUNT + rest)
     counter = host.machine.state / "counter"
     counter.write_text("")

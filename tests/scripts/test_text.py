@@ -1,4 +1,4 @@
-"""lib/common.sh: whatever bytes a host's files and programs hold, what a script says is text, JSON stays JSON, and has an end."""
+"""lib/text.sh: whatever bytes a host's files and programs hold, what a script says is text, JSON stays JSON, and has an end."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 from homelab.host.facts import parse
 from homelab.remote import scripts
 from homelab.text import clean
-from tests.scripts.conftest import Folder
+from tests.scripts.conftest import Folder, library
 from tests.unit.hosts import desktop
 
-LIBRARY = "".join(scripts._text(f"lib/{name}.sh") for name in scripts.LIBRARY)
+LIBRARY = library("files")
 JUNK = {
     "a byte of Latin-1": b"f\xfcr",
     "a character that was cut": b"f\xc3",

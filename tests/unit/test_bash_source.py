@@ -49,7 +49,7 @@ def test_what_it_does_not_know_is_refused(text: str) -> None:
         stripped(text)
 
 
-LIBRARY = """\
+ONE = """\
 TOP=$(of_the_top)
 of_the_top() { printf 1; }
 called() {
@@ -69,17 +69,36 @@ nobody_s() {
 }
 other_nobody_s() { nobody_s; }
 """
+OTHER = """\
+SECONDS_OF_OTHER=3
+of_other() { printf 5; }
+"""
 
 
 def test_functions_that_nothing_names_stay_at_home() -> None:
-    sent = needed(LIBRARY, "called\nstep 60 named\n")
+    sent = needed([ONE, OTHER], "called\nstep 60 named\n")
     assert functions_of(sent) == ["of_the_top", "called", "one_further", "named", "trapped"]
-    gone = [line for line in LIBRARY.splitlines() if line not in sent.splitlines()]
+    gone = [line for line in ONE.splitlines() if line not in sent.splitlines()]
     assert gone == ["nobody_s() {", "  other_nobody_s", "other_nobody_s() { nobody_s; }"]
 
 
+@pytest.mark.parametrize(
+    ("script", "sent"),
+    [("of_other\n", OTHER), ("echo $SECONDS_OF_OTHER\n", OTHER.splitlines(keepends=True)[0]), ("echo\n", "")],
+)
+def test_a_part_of_which_nothing_is_named_is_not_sent_at_all(script: str, sent: str) -> None:
+    assert needed([OTHER], script) == sent + script
+
+
+def test_what_is_sent_of_a_part_brings_what_that_names_of_others_whichever_comes_first() -> None:
+    parts = ["a() { b; }\n", "X=1\nb() { c; }\n", "c() { :; }\nd() { :; }\n"]
+    expected = "a() { b; }\nX=1\nb() { c; }\nc() { :; }\n"
+    assert needed(parts, "a\n") == f"{expected}a\n"
+    assert {*needed(parts[::-1], "a\n").splitlines()} == {*expected.splitlines(), "a"}
+
+
 def test_a_function_that_a_script_has_itself_is_the_last_one() -> None:
-    assert needed("f() { printf 1; }\n", "f() { printf 2; }\nf\n").endswith("f() { printf 2; }\nf\n")
+    assert needed(["f() { printf 1; }\n"], "f() { printf 2; }\nf\n").endswith("f() { printf 2; }\nf\n")
 
 
 def test_a_function_without_an_end_is_refused() -> None:

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# The PCI functions on the way to what is looked at now.
+#
+# Gives: carriers_in PATH -> CARRIERS; deepest_function PATH.
+declare -A CARRIERS=() # addresses of the PCI functions on the way, of what is looked at now
+declare -A SEEN=()     # block devices and interfaces that were looked at on this way: stacks may meet again
+TROUBLE=''             # why the way could not be followed to its end
+
+# carriers_in PATH - the PCI functions that a path in sysfs goes through; fails where there is none.
+carriers_in() {
+  local part parts found=1
+  IFS=/ read -ra parts <<<"$1"
+  for part in "${parts[@]}"; do
+    [[ $part =~ ^[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$ ]] || continue
+    CARRIERS[$part]=yes
+    found=0
+  done
+  return "$found"
+}
+
+deepest_function() { # PATH in sysfs - the last PCI function on it
+  [[ ! $1 =~ .*/([0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])(/|$) ]] || printf '%s' "${BASH_REMATCH[1]}"
+}

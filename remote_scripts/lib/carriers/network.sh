@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# Down from addresses and interfaces to PCI functions, through bridges, bonds, VLANs and Open vSwitch.
+# Needs: carriers/found, switch/reached
+#
+# Gives: vital_network; network_carriers [ADDRESS...], every_network, interface_carriers NAME -> CARRIERS, TROUBLE; addresses_in TEXT.
+#   Takes vital_entry of carriers.sh.
+
+vital_network() {
+  local names
+  names=$(reached_over | sort -u)
+  network_carriers
+  ((${#CARRIERS[@]})) || [[ -n $TROUBLE ]] || TROUBLE="no network card is known behind ${names//$'\n'/, }"
+  vital_entry network "the network over which this host is reached (${names//$'\n'/, })"
+}
+
+# addresses_in TEXT - the IP addresses that an option or a source of a mount, or a line of sysfs, has.
+addresses_in() { grep -oE '[0-9]{1,3}(\.[0-9]{1,3}){3}|(^|addr=)[0-9a-f]*:[0-9a-f:]+' <<<"$1" | sed 's/^addr=//' | sort -u || :; }
+
+# network_carriers [ADDRESS...] - also on the way to these, which may be another one, as of a network for storage alone.
+network_carriers() {
+  local name found=no
+  while read -r name; do
+    [[ -n $name ]] || continue
+    found=yes
+    interface_carriers "$name"
+  done < <({ reached_over && ways_to "$@"; } | sort -u)
+  [[ $found == yes ]] || TROUBLE="no interface has a default route or this connection"
+}
+
+# every_network - where nothing says which way data takes: each interface that has an address.
+every_network() {
+  local name
+  network_carriers
+  while read -r name; do
+    [[ $name == lo ]] || interface_carriers "$name"
+  done < <(within "$ASK_SECONDS" ip -o addr show 2>/dev/null | awk '{ sub(/@.*/, "", $2); print $2 }' | sort -u)
+}
+
+ways_to() { # ADDRESS... - the interface of each, one a line
+  local address
+  for address in "$@"; do
+    within "$ASK_SECONDS" ip -o route get "$address" 2>/dev/null | sed -nE 's/.* dev ([^ ]+).*/\1/p' || :
+  done
+}
+
+# reached_over - the interfaces of this connection and of the default routes, one a line.
+reached_over() {
+  local connection client server name destination rest
+  if connection=$(ssh_connection) && [[ -n $connection ]]; then
+    read -r client _ server _ <<<"$connection"
+    client=${client#::ffff:} server=${server#::ffff:}
+    ways_to "${client%%%*}"
+    within "$ASK_SECONDS" ip -o addr show 2>/dev/null | awk -v address="${server%%%*}" '{ split($4, part, "/") } part[1] == address { print $2 }' || :
+  fi
+  if [[ -r $ROOT/proc/net/route ]]; then
+    while read -r name destination rest; do
+      [[ $destination != 00000000 ]] || printf '%s\n' "$name"
+    done <"$ROOT/proc/net/route"
+  fi
+  if [[ -r $ROOT/proc/net/ipv6_route ]]; then
+    while read -r destination rest; do
+      name=${rest##* }
+      [[ $destination != "${destination//[!0]/}" || ${rest%% *} != 00 || $name == lo ]] || printf '%s\n' "$name"
+    done <"$ROOT/proc/net/ipv6_route"
+  fi
+}
+
+# interface_carriers NAME - down through bridges, bonds, VLANs and Open vSwitch.
+interface_carriers() {
+  local dir=$ROOT/sys/class/net/$1 real lower name below=no
+  [[ -e $dir && -z ${SEEN[$1]:-} ]] || return 0 # no disk has the name of an interface
+  SEEN[$1]=yes
+  real=$(readlink -f "$dir")
+  if carriers_in "$real"; then
+    # Without its physical function, a virtual one is gone as well.
+    if [[ -L $real/device/physfn ]]; then carriers_in "$(readlink -f "$real/device/physfn")" || :; fi
+    return 0
+  fi
+  for lower in "$dir"/lower_* "$dir"/brif/*; do
+    [[ -e $lower ]] || continue
+    below=yes
+    name=${lower##*/}
+    interface_carriers "${name#lower_}"
+  done
+  if [[ -r $dir/bonding/slaves ]]; then
+    for name in $(<"$dir/bonding/slaves"); do
+      below=yes
+      interface_carriers "$name"
+    done
+  fi
+  [[ $below == no && -e $ROOT/sys/class/net/ovs-system ]] || return 0
+  # Open vSwitch shows no ports in sysfs: every interface that it has.
+  for lower in "$ROOT"/sys/class/net/*/master; do
+    [[ -L $lower && $(readlink "$lower") == */ovs-system ]] || continue
+    lower=${lower%/master}
+    interface_carriers "${lower##*/}"
+  done
+}

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# A container's configuration (/etc/pve/lxc/ID.conf), and the device nodes of NVIDIA's cards in it.
+# Needs: container/power, container/changes
+#
+# Proxmox VE writes that file anew whenever it changes something: keys sorted, comments made the description, raw lxc.* lines last,
+# and below them a section for what waits for the next start ([pve:pending]) and one for each snapshot. So our lines are found by
+# content, never by place. What we added is noted before it is added, in /var/lib/homelab/containers/ID:
+#   ours      each line of ours: `dev VALUE` (a dev[n] option, whatever its number), or an lxc.* line as it stands
+#   wanted    METHOD, MINORS, FUNCTIONS of the last run, by which read_host.sh finds drift
+#   revision  how often the configuration was changed by us
+#   restart   is there while the running container still has what was before
+#   before    the configuration as it was before the change that waits for a restart; `after`: the digest of what it became
+#
+# Variables of a container: CTID; METHOD (auto | device | mount-entry), MINORS (numbers of /dev/nvidiaN) and FUNCTIONS (addresses of
+# the cards' display functions, whose nodes in /dev/dri go along), all separated by spaces.

@@ -1,0 +1,146 @@
+#!/usr/bin/env bash
+# A container's configuration brought to what is planned: read, planned and written again until nobody has changed it in between.
+# Needs: container/plan
+#
+# Gives: set_up, take_out -> CHANGED; replace_conf; wait_for_guests.
+
+# set_up - brings the configuration to what METHOD, MINORS and FUNCTIONS say. It is written whole, under the digest of what was read:
+# whatever somebody else has written meanwhile is read anew. Sets CHANGED.
+set_up() {
+  local tries=0 most
+  OUTPUT=''
+  need_container
+  wait_for_guests
+  find_devices
+  look_up
+  need_devices
+  choose_method
+  while read_conf && need_changeable && plan && changes_something; do
+    tries=$((tries + 1)) most=5
+    # Each try has waited ten seconds for the lock: for a minute at least.
+    [[ $OUTPUT != *"got timeout"* && $OUTPUT != *"held by another process"* ]] || most=7
+    ((tries <= most)) || [[ $CHANGED == yes ]] || forget_change
+    ((tries <= most)) || die "the configuration of container $CTID changed" \
+      "${OUTPUT:-somebody else changed it five times meanwhile}" "nothing of somebody else's may be lost" \
+      "see who changes it, then run \`pulumi up\` again"
+    note_change
+    OUTPUT=''
+    if write_devs && write_lines; then
+      CHANGED=yes # and once more round: what was written is read
+    else
+      need_quorum
+      log "the configuration of container $CTID was changed by somebody else, or is being changed: reading it again"
+    fi
+  done
+  keep_record
+  if [[ -e $ROOT$(record_dir)/restart ]]; then
+    printf '%s\n' "$DIGEST" | note after
+  else
+    in_force # it is off: its next start takes what is there
+  fi
+}
+
+# take_out - our lines go, and nothing else. Sets CHANGED.
+take_out() {
+  METHOD=mount-entry MINORS='' FUNCTIONS=''
+  set_up
+  rm -f "$ROOT$(record_dir)"/{ours,wanted,revision}
+}
+
+# write_devs - dev[n] options through pct, which alone may: it checks them, and gives them to a running container if it can.
+write_devs() {
+  local value number=0 arguments=() gone=''
+  for number in "${!DROP_DEV[@]}"; do
+    gone+=${gone:+,}dev$number
+    log "dev$number goes: ${DEV[$number]}"
+  done
+  [[ -z $gone ]] || arguments=(--delete "$gone")
+  number=0
+  for value in "${ADD_DEV[@]}"; do
+    # A number that is to go is free only once it has gone.
+    while [[ -n ${DEV[$number]:-} ]] || grep -qE "^dev$number:" <<<"$TEXT"; do number=$((number + 1)); done
+    arguments+=("--dev$number" "$value")
+    log "dev$number: $value"
+    number=$((number + 1))
+  done
+  ((${#arguments[@]} > 0)) || return 0
+  if run_logged pct set "$CTID" --digest "$DIGEST" "${arguments[@]}"; then
+    ((${#ADD_LXC[@]} + ${#DROP_LXC[@]} == 0)) || { read_conf && plan; } # pct has written the file anew
+    return 0
+  fi
+  # Changed meanwhile, or somebody has the file's lock: that passes. Anything else stays.
+  [[ $OUTPUT == *"detected modified configuration"* || $OUTPUT == *"got timeout"* ]] && return 1
+  need_quorum
+  forget_change
+  die "container $CTID given its devices: pct set ${arguments[*]}" "$OUTPUT" "its configuration is unchanged" \
+    "mend what pct says, then run \`pulumi up\` again"
+}
+
+# write_lines - raw lines, by the file: no API takes them. Under the lock of Proxmox VE's own writers, and the digest.
+write_lines() {
+  local index text='' status=0 lock lines=()
+  ((${#ADD_LXC[@]} + ${#DROP_LXC[@]} > 0)) || return 0
+  for index in "${!HEAD[@]}"; do
+    [[ -n ${DROP_LXC[$index]:-} ]] || lines+=("${HEAD[index]}")
+  done
+  insert_lines
+  mkdir -p "$ROOT/run/lock/lxc"
+  exec {lock}>>"$ROOT/run/lock/lxc/pve-config-$CTID.lock"
+  if ! flock -w "${CONF_LOCK_TIMEOUT:-10}" "$lock"; then
+    OUTPUT="/run/lock/lxc/pve-config-$CTID.lock is held by another process"
+    status=1
+  elif [[ $(sha1sum <"$ROOT$PVE_LXC/$CTID.conf") != "$DIGEST "* ]]; then
+    status=1
+  else
+    replace_conf < <(printf '%s' "$text") || status=1
+  fi
+  exec {lock}>&-
+  return "$status"
+}
+
+# insert_lines - sets `text`: `lines` with ADD_LXC after the last one that isn't empty, where Proxmox VE has raw lines, and TAIL.
+insert_lines() {
+  local last=$((${#lines[@]} - 1)) index
+  while ((last >= 0)) && [[ -z ${lines[last]//[[:space:]]/} ]]; do last=$((last - 1)); done
+  for ((index = 0; index < ${#lines[@]}; index++)); do
+    text+=${lines[index]}$'\n'
+    ((index != last)) || text+=$(printf '%s\n' "${ADD_LXC[@]}" | sed '/^$/d' && printf x)
+    text=${text%x}
+  done
+  ((last >= 0)) || text+=$(printf '%s\n' "${ADD_LXC[@]}")$'\n'
+  text+=$TAIL
+  for index in "${ADD_LXC[@]}"; do log "$index"; done
+}
+
+# replace_conf - standard input becomes the configuration. The name is one that Proxmox VE's own writers use; its file system
+# refuses chmod and chown, and gives every file the rights that a configuration has. Where it can't be written, OUTPUT says why.
+replace_conf() {
+  local temporary=$ROOT$PVE_LXC/$CTID.conf.tmp.$$
+  rm -f "$ROOT$PVE_LXC/$CTID.conf.tmp."* # of a run that was killed: the lock is ours
+  OUTPUT=$({ (umask 027 && cat >"$temporary") && in_place "$temporary" "$PVE_LXC/$CTID.conf"; } 2>&1) && return 0
+  rm -f "$temporary"
+  return 1
+}
+
+# need_quorum - where OUTPUT says that /etc/pve can only be read: nobody has changed anything, and trying again is of no use.
+need_quorum() {
+  local missing said=${OUTPUT##*$'\n'}
+  [[ $OUTPUT == *"no quorum"* || $OUTPUT == *".conf.tmp."*"Permission denied"* || $OUTPUT == *".conf.tmp."*"Read-only file system"* ]] || return 0
+  [[ $CHANGED == yes ]] || forget_change
+  missing=$(grep -oE '"[^"]+": *\{[^{}]*"online": *0[^{}]*\}' "$ROOT/etc/pve/.members" 2>/dev/null | cut -d'"' -f2 | tr '\n' ' ')
+  [[ -z $missing ]] || missing="; these nodes of the cluster don't answer: $missing"
+  die "the configuration of container $CTID written" "$said: no quorum$missing" \
+    "without a quorum /etc/pve can only be read: nothing can be changed or started; the container runs on as it was" \
+    "see \`pvecm status\`; bring the missing nodes back, or wait until they are, then run \`pulumi up\` again"
+}
+
+# wait_for_guests - until those that start with the host have been started: one that starts while its configuration is written would
+# run with what was before, and nobody would know.
+wait_for_guests() {
+  local waited=0
+  while [[ $(within "$ASK_SECONDS" systemctl is-active pve-guests.service 2>/dev/null) == activating ]] && ((waited < 300)); do
+    ((waited > 0)) || log "waiting for the guests that start with the host"
+    sleep 1
+    waited=$((waited + 1))
+  done
+}

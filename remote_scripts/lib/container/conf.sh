@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# A container's configuration, /etc/pve/lxc/CTID.conf: its lines, and what one gives.
+# Needs: files
+#
+# Gives: read_conf -> TEXT, DIGEST, HEAD, TAIL, DEV, LXC_KEY, LXC_VALUE, LOCKED, TEMPLATE, UNPRIVILEGED; split_line LINE -> KEY, VALUE;
+#   option VALUE NAME; find_dev_path VALUE -> DEV_PATH; same_dev VALUE VALUE; allows VALUE MAJOR MINOR; binds VALUE PATH;
+#   is_up, need_container, need_changeable.
+PVE_LXC=/etc/pve/lxc
+
+# read_conf - sets TEXT, DIGEST (as Proxmox VE's), HEAD (lines above the first section), TAIL (the rest), and of what will be in force
+# after the next start: DEV (number -> value). LXC_KEY, LXC_VALUE: raw lines by their index in HEAD. LOCKED, TEMPLATE, UNPRIVILEGED.
+read_conf() {
+  local line index key value section=''
+  TEXT=$(cat "$ROOT$PVE_LXC/$CTID.conf" && printf x) || return 1
+  TEXT=${TEXT%x}
+  DIGEST=$(printf '%s' "$TEXT" | sha1sum)
+  DIGEST=${DIGEST%% *}
+  declare -ga HEAD=() LXC_KEY=() LXC_VALUE=()
+  declare -gA DEV=()
+  TAIL='' LOCKED='' TEMPLATE=no UNPRIVILEGED=no
+  while IFS= read -r line || [[ -n $line ]]; do
+    [[ ! $line =~ ^\[([^]]*)\][[:space:]]*$ ]] || section=${BASH_REMATCH[1]}
+    if [[ -n $section ]]; then
+      TAIL+=$line$'\n'
+      [[ ${section,,} != pve:pending ]] || read_pending "$line"
+      continue
+    fi
+    index=${#HEAD[@]}
+    HEAD+=("$line")
+    split_line "$line"
+    case $KEY in
+      dev[0-9]*) DEV[${KEY#dev}]=$VALUE ;;
+      lxc.*) LXC_KEY[index]=$KEY LXC_VALUE[index]=$VALUE ;;
+      lock) LOCKED=$VALUE ;;
+      template) [[ $VALUE != 1 ]] || TEMPLATE=yes ;;
+      unprivileged) [[ $VALUE != 1 ]] || UNPRIVILEGED=yes ;;
+    esac
+  done <<<"${TEXT%$'\n'}"
+}
+
+# split_line LINE - sets KEY and VALUE, as PVE::LXC::Config::parse_pct_config takes a line; a raw key may have = for a colon.
+split_line() {
+  KEY='' VALUE=''
+  if [[ $1 =~ ^(lxc\.[a-zA-Z0-9_.-]+)([[:space:]]*[:=])[[:space:]]*(.*)$ ]]; then
+    KEY=${BASH_REMATCH[1]} VALUE=${BASH_REMATCH[3]}
+  elif [[ $1 =~ ^([a-z][a-z_]*[0-9]*):[[:space:]]*(.*)$ ]]; then
+    KEY=${BASH_REMATCH[1]} VALUE=${BASH_REMATCH[2]}
+  fi
+  VALUE=${VALUE%"${VALUE##*[![:space:]]}"} # a carriage return, too
+}
+
+read_pending() { # LINE
+  local key
+  split_line "$1"
+  case $KEY in
+    dev[0-9]*) DEV[${KEY#dev}]=$VALUE ;;
+    delete)
+      for key in ${VALUE//[,;]/ }; do
+        key=${key#!} # to be detached at once, Proxmox VE notes so
+        [[ $key != dev[0-9]* ]] || unset "DEV[${key#dev}]"
+      done
+      ;;
+  esac
+}
+
+option() { # VALUE NAME - of a property string
+  local part
+  for part in ${1//,/ }; do
+    [[ $part != "$2"=* ]] || printf '%s' "${part#*=}"
+  done
+}
+
+# find_dev_path VALUE - sets DEV_PATH, of a dev[n] option's value.
+find_dev_path() {
+  DEV_PATH=${1%%,*}
+  [[ $DEV_PATH != *=* ]] || DEV_PATH=$(option "$1" path)
+}
+
+# same_dev VALUE VALUE - the order of properties doesn't count.
+same_dev() {
+  [[ $1 != "$2" ]] || return 0
+  [[ $1 == *"${2%%,*}"* ]] && [[ $(normal_dev "$1") == "$(normal_dev "$2")" ]]
+}
+
+normal_dev() {
+  local value=${1#path=}
+  value=${value//,path=/,}
+  tr ',' '\n' <<<"$value" | sort | tr '\n' ','
+}
+
+# allows VALUE MAJOR MINOR - does this rule of the control group let a character device be read and written?
+allows() {
+  local kind numbers access major minor
+  read -r kind numbers access <<<"$1"
+  [[ $kind != a || -n ${numbers:-} ]] || return 0 # `a` alone is everything
+  [[ $kind == a || $kind == c ]] || return 1
+  access=${access:-rwm} # as lxc takes it
+  [[ $access == *r* && $access == *w* ]] || return 1
+  major=${numbers%%:*} minor=${numbers#*:}
+  [[ $major == '*' || $major == "$2" ]] && [[ $minor == '*' || $minor == "$3" ]]
+}
+
+# binds VALUE PATH - does this lxc.mount.entry bring PATH to its place, by itself or with a folder?
+binds() {
+  local source target options
+  read -r source target _ options _ <<<"$1"
+  [[ ,${options:-}, == *,bind,* || ,${options:-}, == *,rbind,* ]] || return 1
+  source=${source%/} target=${target%/}
+  [[ $source == "/$target" ]] && [[ $2 == "$source" || ($2 == "$source"/* && ,$options, == *,create=dir,*) ]]
+}
+
+is_up() {
+  local text status=0
+  text=$(within "$ASK_SECONDS" pct status "$CTID" 2>/dev/null) || status=$?
+  ((status != 124 && status != 137)) || die "whether container $CTID runs" "pct status $CTID has not answered within $ASK_SECONDS s" \
+    "a container that hangs is neither on nor off" "see \`pct status $CTID\` and \`ps\` on the host; then run \`pulumi up\` again"
+  [[ $text == 'status: running' ]]
+}
+
+need_container() {
+  local others elsewhere
+  [[ ! -e $ROOT/etc/pve/qemu-server/$CTID.conf ]] || die "container $CTID" "$CTID is a virtual machine" \
+    "cards are shared with containers; a VM gets one whole" "correct ctid; a VM is described under homelab:vms"
+  [[ -e $ROOT$PVE_LXC/$CTID.conf ]] && return 0
+  elsewhere=$(find "$ROOT/etc/pve/nodes" -mindepth 3 -maxdepth 3 -name "$CTID.conf" -printf '%P\n' 2>/dev/null | head -n 1)
+  [[ -z $elsewhere ]] || die "container $CTID" "it is on the node ${elsewhere%%/*}, not on this one" \
+    "a card is in one machine: a guest can have it only on the node that the card is in" \
+    "migrate it to this node (on ${elsewhere%%/*}, while it is off: \`pct migrate $CTID $(hostname)\`), or describe ${elsewhere%%/*} as a host of its own"
+  others=$(find "$ROOT$PVE_LXC/" -name '[1-9]*.conf' -printf '%f\n' 2>/dev/null | sed 's/\.conf$//' | sort -n | tr '\n' ' ')
+  die "container $CTID" "no such container on this host; there are: ${others:-none}" "nothing can be given to it" \
+    "correct ctid, or describe the container under \`create\`"
+}
+
+need_changeable() {
+  [[ -z $LOCKED ]] || die "container $CTID free to be changed" "it is locked: $LOCKED" \
+    "something else works on it now (a backup, a snapshot, a migration); its configuration is unchanged" \
+    "wait until that is done; a lock that was left behind: \`pct unlock $CTID\`; then run \`pulumi up\` again"
+  [[ $TEMPLATE == no ]] || die "container $CTID" "it is a template, which never runs" "its configuration is unchanged" "name a container"
+}

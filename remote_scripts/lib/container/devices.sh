@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# The device nodes that a container is to have, and in which way this host's Proxmox VE can give them.
+# Needs: files, nvidia
+#
+# Gives: find_devices -> DEVICES, NEEDED; look_up -> MAJOR, MINOR, MODE, MISSING; need_devices; dev_trouble -> FOUND, NEXT;
+#   choose_method -> HOW. Variables: CTID, METHOD, MINORS, FUNCTIONS.
+
+# find_devices - sets DEVICES: what the container is to have, those that it can't do without first; NEEDED: how many these are.
+find_devices() {
+  local minor function kind link path
+  declare -ga DEVICES=()
+  NEEDED=0
+  [[ -n $MINORS ]] || return 0
+  for minor in $MINORS; do
+    DEVICES+=("/dev/nvidia$minor")
+  done
+  DEVICES+=(/dev/nvidiactl /dev/nvidia-uvm)
+  NEEDED=${#DEVICES[@]}
+  for path in "$ROOT"/dev/nvidia-uvm-tools "$ROOT"/dev/nvidia-modeset "$ROOT"/dev/nvidia-caps/nvidia-cap*; do
+    [[ ! -e $path ]] || DEVICES+=("${path#"$ROOT"}")
+  done
+  for function in $FUNCTIONS; do
+    for kind in card render; do
+      link=$ROOT/dev/dri/by-path/pci-$function-$kind
+      [[ ! -e $link ]] || DEVICES+=("/dev/dri/$(basename "$(readlink "$link")")")
+    done
+  done
+}
+
+# look_up - sets MAJOR, MINOR (decimal) and MODE of each of DEVICES, by path; MISSING: those needed ones that aren't there.
+look_up() {
+  local path number=0 major minor mode
+  declare -gA MAJOR=() MINOR=() MODE=()
+  declare -ga MISSING=()
+  for path in "${DEVICES[@]}"; do
+    number=$((number + 1))
+    if [[ ! -e $ROOT$path ]]; then
+      ((number > NEEDED)) || MISSING+=("$path")
+      continue
+    fi
+    read -r major minor mode < <(stat -c '%t %T %a' "$ROOT$path")
+    MAJOR[$path]=$((16#$major)) MINOR[$path]=$((16#$minor)) MODE[$path]=$mode
+  done
+}
+
+need_devices() {
+  local next="run /usr/local/sbin/homelab-nvidia-nodes on the host, then \`pulumi up --refresh\`" found
+  ((${#MISSING[@]} > 0)) || return 0
+  found="not on the host: ${MISSING[*]}"
+  nvidia_trouble
+  [[ -n $FOUND ]] || nvidia_uvm_trouble
+  if [[ -n $FOUND ]]; then
+    found+="; $FOUND" next=$NEXT
+  elif ! missing_nvidia_nodes | grep -qxF -e "${MISSING[0]}"; then
+    found+="; the driver's cards are: $(nvidia_nodes | sed -nE 's#^(/dev/nvidia[0-9]+) .*#\1#p' | tr '\n' ' ')"
+    next="see \`nvidia-smi -L\`; correct gpuAssignment, or run \`pulumi up --refresh\` if the numbers have changed"
+  else
+    found+=": the driver serves them, and nothing has made the nodes yet"
+  fi
+  die "container $CTID given ${DEVICES[*]:0:NEEDED}" "$found" "without them nothing in it can use a card; its configuration is unchanged" "$next"
+}
+
+# dev_trouble - sets FOUND and NEXT: why this host's containers can't be given dev[n] options. FOUND is empty where they can. They are there
+# from pve-container 5.0.7 on (its debian/changelog), which is Proxmox VE 8.1; an older one passes over such lines without a word, so that
+# one whose version isn't known counts as older.
+dev_trouble() {
+  local version
+  FOUND='' NEXT=''
+  version=$(dpkg-query -W -f '${Version}' pve-container 2>/dev/null) || version=''
+  [[ $version != [0-9]* || $(printf '5.0.7\n%s\n' "$version" | sort -V | head -n 1) != 5.0.7 ]] || return 0
+  FOUND="pve-container ${version:-of no known version}; dev[n] options are there from 5.0.7 on"
+  NEXT="upgrade Proxmox VE, or set method: mount-entry (or none: what the host can is chosen)"
+}
+
+# choose_method - sets HOW: device or mount-entry.
+choose_method() {
+  HOW=$METHOD
+  [[ $HOW == auto || $HOW == device ]] || return 0
+  dev_trouble
+  if [[ -z $FOUND ]]; then
+    HOW=device
+  elif [[ $METHOD == auto ]]; then
+    HOW=mount-entry
+  else
+    die "container $CTID given devices as dev[n] options (method: device)" "$FOUND" "its configuration is unchanged" "$NEXT"
+  fi
+}

@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# NVIDIA's driver from NVIDIA's installer.
+# Needs: driver, driver/packages, driver/modules, packages
+#
+# Gives: install_from_run -> CHANGED; remove_run. Variables: those of nvidia_driver.sh (RUN_...); DOWNLOADS.
+DOWNLOADS=/var/lib/homelab/downloads
+
+install_from_run() {
+  local names arguments message file=$DOWNLOADS/NVIDIA-Linux-x86_64-$RUN_VERSION.run out=$LOGS/installer
+  if [[ -z $RUN_SHA256 ]]; then
+    mapfile -t message <<<"$RUN_UNPINNED"
+    die "${message[@]}"
+  fi
+  read -ra names <<<"$RUN_PREREQUISITES"
+  install_packages "$LAYER" no "${names[@]}"
+  fetch_installer "$file"
+  remove_driver_packages
+  [[ $(run_version) == "$RUN_VERSION" ]] || remove_run
+  read -ra arguments <<<"$RUN_ARGUMENTS"
+  [[ $TARGET == lxc ]] || clear_the_way
+  note_run
+  log "installing NVIDIA's driver $RUN_VERSION from its installer"
+  # It unpacks more than a gigabyte, which /tmp and /run, in memory, may not have.
+  mkdir -p "$ROOT$DOWNLOADS/unpacked"
+  run_streamed "$INSTALL_SECONDS" "$out" env TMPDIR="$ROOT$DOWNLOADS/unpacked" sh "$ROOT$file" "${arguments[@]}" || explain_installer "$out"
+  rm -rf "$ROOT$DOWNLOADS"
+  CHANGED=yes
+}
+
+# fetch_installer FILE - with the checksum that was known before: whoever can replace the file can replace what is published beside it.
+fetch_installer() {
+  local found
+  [[ -e $ROOT$1 ]] || download "$RUN_URL" "$1"
+  found=$(sha256sum "$ROOT$1" | cut -d ' ' -f 1)
+  [[ $RUN_SHA256 == "$found" ]] && return 0
+  # The next run fetches it anew.
+  rm -f "$ROOT$1"
+  die "NVIDIA's installer $RUN_VERSION, with the checksum $RUN_SHA256" "$found at $RUN_URL" \
+    "it runs as root, and wasn't run; it is incomplete, or a server, proxy or mirror has another file" \
+    "run \`pulumi up\` again; if it stays, empty the proxy's cache or set another nvidia.mirror"
+}
+
+explain_installer() {
+  local whole=$ROOT/var/log/nvidia-installer.log
+  # Its own log says more than what it prints; the compiler's is another one.
+  [[ ! -r $whole ]] || tail -n 60 "$whole" >>"$1"
+  explain "$1" "NVIDIA's driver $RUN_VERSION, by its installer" "what follows needs it"
+}
+
+# clear_the_way - the installer, when nobody can be asked, gives up where a module is loaded or nouveau has the card: what it would have done
+# at their place comes at the next boot.
+clear_the_way() {
+  blacklist_nouveau
+  arguments+=(--no-check-for-alternate-installs)
+  if [[ -n $(nvidia_version) ]]; then
+    at_least 545.23.06 || unload || die "no module of NVIDIA's loaded, for the installer of $RUN_VERSION" "$(nvidia_version) is loaded and in use" \
+      "installers before 545.23.06 replace no driver that is in use" "reboot it with what uses the card stopped, then run \`pulumi up\` again"
+    ! at_least 545.23.06 || arguments+=(--allow-installation-with-running-driver)
+  fi
+  if held_by_others; then
+    at_least 550.40.07 || die "the card free for NVIDIA's installer" "$HOLDER has it" "it is blacklisted now, and gives the card up at a boot" \
+      "reboot it, then run \`pulumi up\` again"
+    arguments+=(--no-nouveau-check --skip-module-load)
+  fi
+}
+
+at_least() { [[ $(printf '%s\n' "$1" "$RUN_VERSION" | sort -V | head -n 1) == "$1" ]]; }
+unload() { run_streamed 60 "$LOGS/unload" rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia || [[ -z $(nvidia_version) ]]; }
+
+# note_run - that what the installer puts there is ours, before it begins. Somebody's own that was there before is named, for `revert`.
+note_run() { need_dir "$STATE" && printf '%s\n' "$RUN_VERSION" | write_atomically /var/lib/homelab/nvidia-run 0600; }
+
+# remove_run - what the installer has put there, ours or somebody's: its files and those of packages have the same names.
+remove_run() {
+  [[ -n $(run_version) ]] || { remove_file /var/lib/homelab/nvidia-run && return 0; }
+  [[ -e $STATE/nvidia-run ]] || log "replacing the driver $(run_version) that somebody installed with NVIDIA's installer; it doesn't come back"
+  run_streamed "$INSTALL_SECONDS" "$LOGS/uninstall" "$ROOT/usr/bin/nvidia-uninstall" --silent ||
+    explain "$LOGS/uninstall" "what NVIDIA's installer has installed, removed" "two drivers don't go together"
+  remove_file /var/lib/homelab/nvidia-run
+  CHANGED=yes
+}

@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# A container engine: is it there, and does it run with what was configured? Restarted only for that.
+# Needs: engines, packages
+#
+# Gives: has_engine NAME, need_engine, check_engine; restart_if_changed UNIT, restart_others [ENGINE] -> RESTARTED. Variables: those of
+#   container_toolkit.sh.
+RESTARTED=no
+
+# has_engine NAME - also where its packages are Docker's own. A client alone (docker-ce-cli) is no engine.
+has_engine() {
+  local program=$1 folder
+  [[ $1 != docker ]] || program=dockerd
+  for folder in /usr/bin /usr/sbin /usr/local/bin /usr/local/sbin; do
+    [[ ! -x $ROOT$folder/$program ]] || return 0
+  done
+  return 1
+}
+
+need_engine() {
+  local version hint=''
+  if ! has_engine "$RUNTIME"; then
+    [[ ! -e $ROOT/snap/bin/$RUNTIME ]] || hint=" (there is a snap of it, which can't use NVIDIA's toolkit)"
+    [[ -n $INSTALL ]] || die "$NAME: $RUNTIME, for which nvidia.containerToolkit is set" "it isn't installed$hint" \
+      "the toolkit gives cards to containers of an engine that is there; another one is not put on a system unasked" \
+      "set nvidia.docker: install, install $RUNTIME yourself, or take nvidia.containerToolkit out"
+    install_packages toolkit yes "$INSTALL"
+  fi
+  [[ $RUNTIME == podman ]] || return 0
+  # The first that reads specifications as the toolkit writes them (NVIDIA/cloud-native-docs, cdi-support.md).
+  version=$(within "$ASK_SECONDS" podman --version 2>&1 | grep -oE '[0-9]+(\.[0-9]+)+' | head -n 1) || :
+  [[ $(printf '4.1.0\n%s\n' "${version:-0}" | sort -V | head -n 1) == 4.1.0 ]] || die "$NAME: podman 4.1 or later" "${version:-no version}" \
+    "podman gets cards by CDI, which it knows from there on" "update podman (Ubuntu from 24.04 on and Debian from 12 on have it), or use docker"
+}
+
+check_engine() {
+  local known
+  [[ $RUNTIME == docker ]] || return 0
+  known=$(within "$ASK_SECONDS" docker info --format '{{json .Runtimes}}' 2>&1 </dev/null) || :
+  [[ $known == *'"nvidia"'* ]] || die "$NAME: docker with the runtime nvidia" "\`docker info\` knows: $(tail -n 2 <<<"$known")" \
+    "no container gets a card" "is dockerd started with another --config-file, or docker a remote one (DOCKER_HOST)? then \`pulumi up\` again"
+}
+
+# restart_others - engines whose configuration was given back, where they are still there.
+restart_others() {
+  local engine
+  for engine in docker containerd; do
+    [[ ${1:-} != "$engine" ]] || continue
+    ! has_engine "$engine" || restart_if_changed "$engine"
+    done_with "restart-$engine"
+  done
+}
+
+# restart_if_changed UNIT - containers of docker stop with it, unless it has live-restore; those that ran are started again.
+restart_if_changed() {
+  local unit=$1 running=() name file=$LOGS/restart
+  [[ -n $unit ]] && is_pending "restart-$unit" || return 0
+  if [[ $unit == docker ]]; then
+    mapfile -t running < <(within "$ASK_SECONDS" docker ps --format '{{.Names}}' 2>/dev/null </dev/null || :)
+    if ((${#running[@]} == 0)); then
+      log "restarting docker: no container runs"
+    elif [[ $(within "$ASK_SECONDS" docker info --format '{{.LiveRestoreEnabled}}' 2>/dev/null </dev/null || :) == true ]]; then
+      log "restarting docker: its containers run on (live-restore): ${running[*]}"
+      running=()
+    else
+      log "restarting docker, and its containers with it: ${running[*]}"
+    fi
+  else
+    log "restarting $unit: its containers run on"
+  fi
+  run_streamed "$INSTALL_SECONDS" "$file" systemctl restart "$unit" || engine_down "$unit"
+  systemctl is-active -q "$unit" </dev/null || engine_down "$unit"
+  for name in "${running[@]}"; do
+    # Those with a restart policy are up again already.
+    docker start "$name" >/dev/null 2>&1 </dev/null || log "container $name isn't there any more (--rm), or doesn't start"
+  done
+  RESTARTED=yes
+  done_with "restart-$unit"
+}
+
+# engine_down UNIT - what was there before is put back, and the engine started with that.
+engine_down() {
+  local said next="read \`journalctl -xeu $1\`, mend it, and run \`pulumi up\` again"
+  said=$(journalctl -q --no-pager -n 8 -o cat -u "$1" 2>/dev/null </dev/null) || :
+  [[ $TARGET != lxc ]] || next="a container needs features: nesting=1,keyctl=1 for $1 (\`pct set ID --features nesting=1,keyctl=1\`, with those that \`pct config ID\` shows already: others go); else $next"
+  undo
+  systemctl restart "$1" >/dev/null 2>&1 </dev/null || :
+  die "$NAME: $1, started with NVIDIA's runtime in its configuration" "$(tail -n 4 "$LOGS/restart")${said:+$'\n'$said}" \
+    "it isn't running; its configuration was put back as it was" "$next"
+}

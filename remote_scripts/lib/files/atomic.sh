@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# A file is the old one or the new one, and on the disk before anything goes on. Each of these stops at its first failure by itself:
+# where it is called in a condition, bash does not stop for it.
+# Needs: common
+#
+# Gives: is_there PATH; temporary_for PATH; in_place TEMPORARY PATH; write_atomically PATH MODE, copy_atomically FROM PATH,
+#   rewrite_atomically PATH; remove_file PATH...; need_dir DIR; mark PATH; flush_all. A PATH is without ROOT.
+STATE=$ROOT/var/lib/homelab
+CHANGED=no # does what this run wrote differ from what was there?
+
+# Each stops at its first failure by itself: where it is called in a condition, bash does not stop for it.
+is_there() { [[ -e $ROOT$1 || -L $ROOT$1 ]]; }
+
+# temporary_for PATH - the name starts with a dot and ends in none of the suffixes that GRUB, initramfs-tools or modprobe read.
+temporary_for() { printf '%s' "$ROOT${1%/*}/.${1##*/}.homelab-tmp"; }
+
+# in_place TEMPORARY PATH - TEMPORARY, with ROOT, becomes PATH: its bytes are on the disk before, its name after that.
+in_place() {
+  { [[ -L $1 ]] || sync "$1"; } && mv -fT "$1" "$ROOT$2" && sync "$ROOT${2%/*}/"
+}
+
+# write_atomically PATH MODE - standard input becomes the file; a reader sees the old bytes or the new, never a mixture. It can't know whether
+# whoever makes its input has failed: what a program makes goes into a variable first.
+write_atomically() {
+  local temporary
+  temporary=$(temporary_for "$1")
+  (umask 077 && cat >"$temporary") && chmod "$2" "$temporary" && in_place "$temporary" "$1"
+}
+
+# copy_atomically FROM PATH - the same for a copy, owner and times included; FROM, with ROOT, may be on another file system.
+copy_atomically() {
+  local temporary
+  temporary=$(temporary_for "$2")
+  need_dir "$ROOT${2%/*}" && cp -aT --remove-destination "$1" "$temporary" && in_place "$temporary" "$2"
+}
+
+# rewrite_atomically PATH - standard input becomes the content of a file that is there; owner and mode stay.
+rewrite_atomically() {
+  local temporary
+  temporary=$(temporary_for "$1")
+  cp -aT --remove-destination "$ROOT$1" "$temporary" && cat >"$temporary" && in_place "$temporary" "$1"
+}
+
+# remove_file PATH...
+remove_file() {
+  local path
+  for path in "$@"; do
+    is_there "$path" || continue
+    rm -f "$ROOT$path" || return 1
+    sync "$ROOT${path%/*}/"
+  done
+}
+
+# need_dir DIR - with ROOT; and those above it.
+need_dir() {
+  local dir=$1 missing=()
+  while [[ ! -d $dir ]]; do
+    missing+=("${dir%/*}/")
+    dir=${dir%/*}
+  done
+  ((${#missing[@]} > 0)) || return 0
+  mkdir -p "$1"
+  sync "${missing[@]}"
+}
+
+# mark PATH - an empty file, which says something by being there.
+mark() {
+  need_dir "$ROOT${1%/*}"
+  : >"$ROOT$1"
+  sync "$ROOT$1" "$ROOT${1%/*}/"
+}
+
+# flush_all - the file systems of all that we write, and of all that is made of it. A boot loader reads without the journal.
+flush_all() {
+  local place places=()
+  for place in /etc /var/lib /boot; do
+    [[ ! -d $ROOT$place ]] || places+=("$ROOT$place")
+  done
+  sync -f "${places[@]}"
+}

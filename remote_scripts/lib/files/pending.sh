@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# The step that must follow what was written, such as an initramfs made anew: also after a power cut.
+# Needs: files/atomic
+#
+# Gives: pending NAME, is_pending NAME, done_with NAME; about_to_change, begin_step NAME.
+FOLLOWED_BY='' # the step that must follow whatever this run changes, if any
+BEFORE_WRITE=: # what has to happen before the first change of this run
+STEP_NOTED=no  # was it noted by this run?
+STEP_BEGUN=no  # and begun?
+
+# pending NAME / done_with NAME / is_pending NAME - a step that must follow what was written, also after a power cut.
+pending() { mark "/var/lib/homelab/pending/$1"; }
+
+is_pending() { [[ -e $STATE/pending/$1 ]]; }
+
+done_with() {
+  is_pending "$1" || return 0
+  flush_all && remove_file "/var/lib/homelab/pending/$1"
+}
+
+# about_to_change - before anything is written or taken away.
+about_to_change() {
+  before_the_first_change
+  [[ -n $FOLLOWED_BY ]] && ! is_pending "$FOLLOWED_BY" || return 0
+  STEP_NOTED=yes
+  pending "$FOLLOWED_BY"
+}
+
+before_the_first_change() {
+  local before=$BEFORE_WRITE
+  BEFORE_WRITE=:
+  "$before"
+}
+
+# begin_step NAME - what it makes is half-made from now on, until `done_with`.
+begin_step() {
+  before_the_first_change
+  STEP_BEGUN=yes
+  pending "$1"
+}

@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# After a failure every file is as it was when the run began; after a success nothing of the run is left beside the files.
+# Needs: files/atomic, files/pending
+#
+# Gives: remember PATH...; undo -> NOT_PUT_BACK; finish; clear_leftovers; tidy.
+UNDO=()         # paths that this run touched, newest last; `undo` makes them what they were when the run began
+NOT_PUT_BACK='' # of `undo`: where it couldn't
+declare -A WAS  # path -> its copy, or "nothing", for each of UNDO
+declare -A LINE # name -> what edit_kernel_cmdline (words.sh) put there; its record is settled once nothing is to be undone
+# Where there are files of ours, and the folders for what they were.
+PLACES=(/etc /usr /var/lib/homelab)
+
+# remember PATH... - as they are, unless this run has done so already. In the order in which they are going to be written: `undo` goes
+# the other way. The copy is on the file's own file system, so that putting it back is a change of name, for which no disk is too full; and
+# not beside the file, since initramfs-tools takes whatever lies there.
+remember() {
+  local path place was
+  for path in "$@"; do
+    [[ -z ${WAS[$path]:-} ]] || continue
+    was=nothing
+    if is_there "$path"; then
+      for place in "${PLACES[@]}"; do
+        [[ $path != "$place"/* ]] || break
+      done
+      was=$ROOT$place/.homelab-undo/${#UNDO[@]}
+      need_dir "${was%/*}"
+      cp -aT --remove-destination "$ROOT$path" "$was"
+      [[ -L $was ]] || sync "$was"
+    fi
+    WAS[$path]=$was
+    UNDO+=("$path")
+  done
+}
+
+# undo - after a failure: every file that this run touched is as it was when the run began. Should one not let itself be put back, it ends
+# there: the record and the copy that belong to it stay for the next run.
+undo() {
+  local i path
+  # Without the lock, and with nothing changed: somebody else may be at work.
+  [[ -n ${LOCK:-} ]] || ((${#UNDO[@]} > 0)) || return 0
+  for ((i = ${#UNDO[@]} - 1; i >= 0; i--)); do
+    path=${UNDO[i]}
+    if [[ ${WAS[$path]} == nothing ]]; then
+      remove_file "$path" || NOT_PUT_BACK=$path
+    else
+      mv -fT "${WAS[$path]}" "$ROOT$path" || NOT_PUT_BACK=$path
+      sync "$ROOT${path%/*}/" || :
+    fi
+    [[ -z $NOT_PUT_BACK ]] || break
+  done
+  UNDO=() WAS=() LINE=()
+  clear_leftovers
+  # Nothing was made of what isn't there any more.
+  [[ $STEP_NOTED == no || $STEP_BEGUN == yes || -n $NOT_PUT_BACK ]] || done_with "$FOLLOWED_BY" || :
+  STEP_NOTED=no
+  tidy || :
+  flush_all || :
+}
+
+# finish - the run succeeded: nothing is to be undone any more, and what is answered is on the disk.
+finish() {
+  local name
+  UNDO=() WAS=()
+  for name in "${!LINE[@]}"; do settle_kernel_cmdline "$name" "${LINE[$name]}"; done
+  LINE=()
+  STEP_NOTED=no STEP_BEGUN=no
+  clear_leftovers
+  tidy
+  flush_all
+}
+
+# settle_kernel_cmdline NAME TEXT - the record of edit_kernel_cmdline (words.sh) says just that.
+settle_kernel_cmdline() {
+  local record=/var/lib/homelab/cmdline/$1
+  if [[ -z $2 ]]; then
+    remove_file "$record"
+  elif [[ $(<"$ROOT$record") != " $2" ]]; then
+    printf ' %s\n' "$2" | write_atomically "$record" 0600
+  fi
+}
+
+# clear_leftovers - what lies beside files only while a run works; of runs that were cut short, too. The lock is taken.
+clear_leftovers() {
+  local place places=()
+  for place in /etc /usr/local/sbin /usr/share/keyrings /var/lib/homelab; do
+    [[ ! -d $ROOT$place ]] || places+=("$ROOT$place")
+  done
+  # -new, and STATE/undo: of versions before this one.
+  ((${#places[@]} == 0)) || find "${places[@]}" -ignore_readdir_race -xdev \( -name '.*.homelab-tmp' -o -name '*.homelab-new' \) ! -type d -delete ||
+    log "what an earlier run left could not be removed"
+  for place in "${PLACES[@]}"; do rm -rf "$ROOT$place/.homelab-undo"; done
+  rm -rf "$STATE/undo"
+}
+
+# tidy - removes what is empty: directories that we made, and our own state.
+tidy() {
+  local dir all left=()
+  if [[ -f $STATE/dirs ]]; then
+    while IFS= read -r dir; do
+      [[ -d $ROOT$dir ]] || continue
+      rmdir --ignore-fail-on-non-empty "$ROOT$dir"
+      if [[ -d $ROOT$dir ]]; then left+=("$dir"); else sync "$ROOT${dir%/*}/"; fi
+    done < <(sort -ru "$STATE/dirs")
+    if ((${#left[@]} == 0)); then
+      remove_file /var/lib/homelab/dirs
+    else
+      all=$(printf '%s\n' "${left[@]}" | sort) || return 1
+      [[ $all == "$(<"$STATE/dirs")" ]] || printf '%s\n' "$all" | write_atomically /var/lib/homelab/dirs 0600
+    fi
+  fi
+  [[ ! -d $STATE ]] || find "$STATE" -depth -type d -empty -delete
+}

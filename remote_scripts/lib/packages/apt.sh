@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# apt and dpkg: asked, and waited for where another one has their locks.
+# Needs: packages/running
+#
+# Gives: apt_get LOG ARGUMENT..., apt_update [URL...], simulated LOG ARGUMENT..., announced SIMULATION; run_apt LOG COMMAND...;
+#   package_version NAME; read_installed -> PRESENT, WHOLE, LEFT; is_whole NAME[=PATTERN]; repair_packages.
+# Variables: LOCK_SECONDS, INSTALL_SECONDS.
+UPDATE_LOG=$LOGS/update # what apt-get update complained of, where it did
+export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 APT_LISTCHANGES_FRONTEND=none
+
+# locked LOG - did a command fail as another one holds apt's or dpkg's lock? That it has waited for one is no failure.
+locked() { grep -qE '^(E|Error|dpkg): .*(Could not get lock|Unable to (acquire the dpkg frontend lock|lock directory)|lock was locked by)' "$1"; }
+
+# run_apt LOG COMMAND... - waits for others' locks: apt-get itself for dpkg's, this function for those that it doesn't wait for.
+run_apt() {
+  local file=$1 until=$((SECONDS + ${LOCK_SECONDS:-600})) status said=''
+  shift
+  while :; do
+    status=0
+    run_streamed "${INSTALL_SECONDS:-3600}" "$file" "$@" || status=$?
+    [[ $status != 0 ]] && locked "$file" && ((SECONDS < until)) || return "$status"
+    [[ -n $said ]] || log "waiting up to ${LOCK_SECONDS:-600} s for: $(grep -m1 -E 'lock' "$file")"
+    said=yes
+    sleep 1
+  done
+}
+
+# apt_get LOG ARGUMENT... - apt-get that asks nothing and keeps everybody's configuration.
+apt_get() {
+  local file=$1
+  shift
+  run_apt "$file" apt-get -y -q -o "DPkg::Lock::Timeout=${LOCK_SECONDS:-600}" -o Acquire::Retries=3 -o Dpkg::Use-Pty=0 \
+    -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold "$@"
+}
+
+# apt_update [URL...] - the lists of all repositories; it fails only if one of URL (the beginning of an address) can't be had, or none can:
+# somebody's other repository that is out of order, such as pve-enterprise without a subscription, isn't ours to mend.
+apt_update() {
+  local status=0 url file=$LOGS/apt
+  log "fetching the lists of packages"
+  apt_get "$file" update -o APT::Update::Error-Mode=any || status=$?
+  rm -f "$UPDATE_LOG"
+  [[ $status != 0 ]] || return 0
+  grep -E '^(E|W|Err|Error|Warning)[: ]|^ ' "$file" >"$UPDATE_LOG" || cp "$file" "$UPDATE_LOG"
+  if ((status >= 124)) || locked "$file" || grep -qE 'sources could not be read|No space left' "$file"; then
+    explain "$file" "the lists of packages, by apt-get update" "packages are installed from them"
+  fi
+  for url in "$@"; do
+    # The lines that are about this repository, and those that continue them.
+    awk -v url="$url" '/^(E|W|Err|Error|Warning)[: ]/ { mine = index($0, url) > 0 } mine && /^(E|W|Err|Error|Warning)[: ]|^[[:space:]]/' "$file" >"$LOGS/mine"
+    [[ ! -s $LOGS/mine ]] || explain "$LOGS/mine" "the list of packages of $url" "what is wanted comes from there"
+  done
+  log "not all lists could be fetched; those that are needed here are there"
+}
+
+# package_version NAME - the version of a package that is wholly installed; nothing for any other.
+package_version() { dpkg-query -W -f='${db:Status-Status} ${Version}\n' "$1" 2>/dev/null | sed -n 's/^installed //p' || :; }
+
+# read_installed - PRESENT[name] = version of what is there, configured or not; WHOLE[name] = version of what is wholly installed; LEFT[name]:
+# removed, with its configuration left.
+read_installed() {
+  local name version state
+  declare -gA PRESENT=() WHOLE=() LEFT=()
+  while IFS=$'\t' read -r name state version; do
+    case $state in
+      installed) WHOLE[$name]=$version PRESENT[$name]=$version ;;
+      config-files) LEFT[$name]=yes ;;
+      not-installed) ;;
+      *) PRESENT[$name]=$version ;;
+    esac
+  done < <(dpkg-query -W -f='${Package}\t${db:Status-Status}\t${Version}\n')
+}
+
+# is_whole NAME[=PATTERN] - after `read_installed`: is it installed, at such a version?
+is_whole() {
+  local name=${1%%=*} pattern='*'
+  [[ $1 != *=* ]] || pattern=${1#*=}
+  # shellcheck disable=SC2053 # a pattern, as apt takes it
+  [[ -n ${WHOLE[$name]:-} && ${WHOLE[$name]} == $pattern ]]
+}
+
+# repair_packages - what an interrupted dpkg has left, before anything is added. What it can't repair the next step may replace.
+repair_packages() {
+  local file=$LOGS/repair
+  [[ -n $(dpkg --audit 2>/dev/null) ]] || return 0
+  log "packages are half installed: repairing that first"
+  run_apt "$file" dpkg --configure -a --force-confdef --force-confold && return 0
+  apt_get "$file" install -f --no-remove || log "that didn't repair all of it"
+}
+
+# simulated LOG ARGUMENT... - what apt-get would do.
+simulated() {
+  local file=$1
+  shift
+  apt-get -s -q "$@" >"$file" 2>&1 </dev/null
+}
+
+# announced SIMULATION - a line for each package that changes: NAME, VERSION BEFORE, VERSION AFTER.
+announced() {
+  awk -v OFS='\t' '
+    $1 == "Inst" { old = "-"; n = 3; if ($3 ~ /^\[/) { old = substr($3, 2, length($3) - 2); n = 4 } print $2, old, substr($n, 2) }
+    ($1 == "Remv" || $1 == "Purg") && !seen[$2]++ { old = $3; gsub(/[][]/, "", old); print $2, old, "-" }' "$1"
+}

@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# Long commands, whose words are passed on as they come; and what a failed one's words mean.
+# Needs: files, lock
+#
+# Gives: run_streamed SECONDS LOG COMMAND...; with_proxy COMMAND...; masked TEXT; recognise LOG -> SYMPTOM; explain LOG WANTED WHY [NEXT].
+# Variables: SYMPTOMS (known failures, a line each), PROXY (may hold a password).
+# Over pct exec and sudo the path may lack these.
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin
+LOGS=$RUN # logs of the commands of this run
+
+# masked TEXT - without the proxy's user and password.
+masked() {
+  local text=$1 user
+  if [[ ${PROXY:-} == *@* ]]; then
+    user=${PROXY%@*} user=${user#*://}
+    text=${text//"$user"/(secret)}
+    [[ $user != *:?* ]] || text=${text//"${user#*:}"/(secret)}
+  fi
+  printf '%s' "$text"
+}
+
+# with_proxy COMMAND... - in this program's environment alone, never on a command line.
+with_proxy() {
+  if [[ -n ${PROXY:-} ]]; then
+    http_proxy=$PROXY https_proxy=$PROXY "$@"
+  else
+    "$@"
+  fi
+}
+
+# run_streamed SECONDS LOG COMMAND... - each line goes to LOG, and to stderr as it comes. The command writes to the file alone, so that it
+# doesn't notice when the client has gone. The lock is taken (take_lock). Status 124: it took longer than SECONDS, and was ended.
+run_streamed() {
+  local seconds=$1 file=$2 status=0 child reader
+  shift 2
+  : >"$file"
+  # What a script ignores its children ignore, too: `timeout` could end none of them, and maintainers' scripts count on SIGPIPE.
+  with_proxy holding_lock "$file" timeout -k 30 "$seconds" env --default-signal=TERM,PIPE "$@" &
+  child=$!
+  tail -n +1 -s 0.1 -f --pid="$child" "$file" 2>/dev/null | stream &
+  reader=$!
+  wait "$child" || status=$?
+  wait "$reader" || :
+  [[ $status != 124 && $status != 137 ]] || printf 'ended after %s s\n' "$seconds" >>"$file"
+  return "$status"
+}
+
+# stream - the lines of standard input into the log; of those that were written over (dpkg's counting) the last state.
+stream() {
+  local line
+  while IFS= read -r line; do
+    line=${line%$'\r'}
+    log "$(masked "${line##*$'\r'}")"
+  done
+}
+
+# recognise LOG - sets SYMPTOM: name, wanted, found, why and next of the first known failure that LOG has; nothing where it has none.
+# SYMPTOMS has a line for each: name, Perl's regular expression, where, wanted, why, next, names of those that it hides; tabs between.
+recognise() {
+  local answer
+  SYMPTOM=()
+  answer=$(SYMPTOMS=${SYMPTOMS:-} perl -e '
+    local $/; my $text = join "", <STDIN>; $text =~ s{^Waiting for cache lock.*\n}{}mg; my (%found, %hidden, @order);
+    for (split /\n/, $ENV{SYMPTOMS}) {
+      my ($name, $pattern, $where, $wanted, $why, $next, $hides) = split /\t/, $_, -1;
+      next unless $text =~ /$pattern/i;
+      my ($what, $from, $to) = ($+{what} // "", $-[0], $+[0]);
+      my $start = rindex($text, "\n", $from - 1) + 1; $start = 0 if $from == 0;
+      my $end = index($text, "\n", $to); $end = length $text if $end < 0;
+      my $line = join " ", split " ", substr($text, $start, $end - $start);
+      $line = substr($line, 0, 240) . "..." if length $line > 240;
+      s/\{what\}/$what/g for $wanted, $why, $next;
+      $hidden{$_} = 1 for split / /, $hides;
+      push @order, [$name, $wanted, "$where: $line", $why, $next];
+    }
+    for (@order) { next if $hidden{$_->[0]}; print join "\n", @$_[0 .. 4]; last }' <"$1") || answer=
+  [[ -z $answer ]] || mapfile -t SYMPTOM <<<"$answer"
+}
+
+# explain LOG WANTED WHY [NEXT] - ends the run with the message of the first known failure that LOG has, else with LOG's last lines.
+explain() {
+  recognise "$1"
+  if ((${#SYMPTOM[@]} > 0)); then
+    die "${SYMPTOM[1]}" "$(masked "${SYMPTOM[2]}")$(build_log "$1")" "${SYMPTOM[3]}" "${SYMPTOM[4]}"
+  fi
+  # shellcheck disable=SC2016 # meant literally
+  [[ $(tail -n 1 "$1") != "ended after "* ]] ||
+    set -- "${@:1:3}" 'run `pulumi up` again: it goes on from what is there; a slow line or system gets longer with nvidia.timeouts.install'
+  die "$2" "$(masked "$(tail -n 8 "$1")")$(build_log "$1")" "$3" "${4:-mend what the lines above say, then run \`pulumi up\` again}"
+}
+
+# build_log LOG - the end of the compiler's output, or of the installer's own log, where LOG names that.
+build_log() {
+  local file
+  while IFS= read -r file; do
+    [[ -r $ROOT$file ]] || continue
+    printf '\n%s ends:\n%s' "$file" "$(tail -n 12 "$ROOT$file")"
+    return 0
+  done < <(grep -oE '/var/lib/dkms/[^ ]+/make\.log|/var/log/nvidia-installer\.log' "$1" | sort -u)
+}

@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# The host's PCI functions, its modules, and what else binds devices: keys of read_host.sh's answer.
+# Needs: common
+#
+# Gives: devices; modules; bound_by_others.
+PCI=$ROOT/sys/bus/pci/devices
+
+# Every PCI function: what it is, what drives it, where it hangs, which disks and network interfaces are behind it.
+# Without command substitutions inside the loop: a host has a hundred functions, and each would be a process.
+devices() {
+  local file target address name link separator='' acs=' ' path vendor device class subsystem_vendor subsystem_device boot_vga flag group
+  local sriov_numvfs removable physfn
+  declare -A links=() behind=()
+  while IFS=' ' read -r file target; do
+    links[${file#"$PCI/"}]=$target
+  done < <(find "$PCI"/* "$PCI"/*/driver "$PCI"/*/iommu_group "$PCI"/*/physfn -maxdepth 0 -type l -printf '%p %l\n' 2>/dev/null)
+  while IFS=' ' read -r name target; do
+    [[ $target =~ .*/([0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])/ ]] || continue
+    behind[${BASH_REMATCH[1]}]+="${behind[${BASH_REMATCH[1]}]:+ }$name"
+  done < <(find "$ROOT"/sys/block/* "$ROOT"/sys/class/net/* -maxdepth 0 -type l -printf '%f %l\n' 2>/dev/null | sort)
+  # Before there are groups, the bridges' Access Control Services tell how the kernel is going to draw them.
+  [[ -n $(find "$ROOT/sys/kernel/iommu_groups" -mindepth 1 -maxdepth 1 -print -quit 2>/dev/null) ]] || acs=$(functions_with_acs) || :
+  for path in "$PCI"/*; do
+    address=${path##*/}
+    for name in vendor device class subsystem_vendor subsystem_device boot_vga sriov_numvfs removable; do
+      printf -v "$name" 0
+      [[ ! -r $path/$name ]] || read -r "${name?}" <"$path/$name"
+    done
+    name=$address/driver
+    link=${links[$name]:-}
+    name=$address/iommu_group
+    group=${links[$name]:-null}
+    name=$address/physfn
+    physfn=${links[$name]:-}
+    # "removable" is what hangs on an external port; "fixed" or "unknown" isn't known to.
+    [[ $removable == removable ]] && removable=true || removable=false
+    flag=false
+    [[ $acs != *" $address "* ]] || flag=true
+    printf '%s{"address":"%s","vendor":"%s","device":"%s","subsystem":"%s:%s","class":"%s","boot_vga":%s,"driver":"%s","group":%s,"acs":%s,"path":"%s","behind":' \
+      "$separator" "$address" "${vendor#0x}" "${device#0x}" "${subsystem_vendor#0x}" "${subsystem_device#0x}" "${class#0x}" \
+      "$boot_vga" "${link##*/}" "${group##*/}" "$flag" "${links[$address]:-}"
+    json_string "${behind[$address]:-}" # an interface may have nearly any name
+    printf ',"physfn":"%s","vfs":%s,"removable":%s}' "${physfn##*/}" "$sriov_numvfs" "$removable"
+    separator=,
+  done
+}
+
+functions_with_acs() { # " 0000:00:01.0 0000:00:02.0 "
+  within "$ASK_SECONDS" lspci -D -vv 2>/dev/null | awk '/^[0-9a-f]/ { address = $1 } /Access Control Services/ { printf " %s", address } END { print " " }'
+}
+
+modules() {
+  local name found=()
+  while read -r name _; do
+    case $name in vfio* | nouveau | nvidia* | nova*) found+=("$name") ;; esac
+  done <"$ROOT/proc/modules"
+  for name in vfio vfio_iommu_type1 vfio_pci; do # built into the kernel, they aren't in /proc/modules
+    [[ " ${found[*]} " == *" $name "* || ! -d $ROOT/sys/module/$name ]] || found+=("$name")
+  done
+  json_list "${found[@]}"
+}
+
+# What somebody else gives to vfio-pci: ids in modprobe.d, by file (those on the command line are seen there), and files that speak of
+# vfio-pci in another way, from which nothing is concluded.
+bound_by_others() {
+  local file ids all='' files='' mentions=()
+  for file in "$ROOT"/etc/modprobe.d/*.conf; do
+    [[ -r $file ]] || continue
+    ids=$(sed -nE 's/^[[:space:]]*options[[:space:]]+vfio[-_]pci[[:space:]].*\bids=([^[:space:]]+).*/\1/p' "$file")
+    [[ -n $ids ]] || continue
+    ids=${ids//$'\n'/,}
+    all+=${all:+,}$ids
+    files+="${files:+,}$(json_string "${file#"$ROOT"}"):$(json_string "$ids")"
+  done
+  mapfile -t mentions < <(cd "${ROOT:-/}" && grep -rlsE 'vfio[-_]pci' etc/driverctl.d etc/udev/rules.d etc/initramfs-tools/scripts \
+    etc/systemd/system etc/rc.local | grep -v '/homelab-' | sed 's#^#/#' | sort)
+  printf ',"vfio_ids":%s,"vfio_files":{%s},"vfio_mentions":%s' "$(json_string "$all")" "$files" "$(json_list "${mentions[@]}")"
+}

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Guests, and what Proxmox VE knows of the host's surroundings: keys of read_host.sh's answer.
+# Needs: common, read/text
+#
+# Gives: guests; cluster. Variables: GUESTS (yes | no).
+
+# Guests that run, and guests that use a PCI card. Container and VM configurations are passed on for homelab/host/facts.py.
+guests() {
+  local conf kind separator=
+  printf ',"guests":{"qm":%s,"pct":%s,"configs":[' "$(json_string "$(list_guests qm)")" "$(json_string "$(list_guests pct)")"
+  for conf in "$ROOT"/etc/pve/qemu-server/*.conf "$ROOT"/etc/pve/lxc/*.conf; do
+    # Somebody's copy, such as 103-old.conf, is no guest.
+    [[ ${conf##*/} =~ ^[1-9][0-9]*\.conf$ && -r $conf ]] || continue
+    kind=vm
+    [[ $conf != */lxc/* ]] || kind=lxc
+    # The part above the first [snapshot] section is the guest as it is.
+    printf '%s{"kind":"%s","id":%s,"lines":%s}' "$separator" "$kind" "$(basename "$conf" .conf)" \
+      "$(json_string "$(sed '/^\[/,$d' "$conf" | grep -E '^(hostpci[0-9]+|dev[0-9]+|lxc\.mount\.entry|lxc\.cgroup2?\.devices\.(allow|deny)|onboot|name|hostname|machine|bios|memory|balloon|vga|lock|template|parent):' || :)")"
+    separator=,
+  done
+  printf '],"mappings":%s,"reservations":%s}' "$(string_of /etc/pve/mapping/pci.cfg)" "$(string_of /run/qemu-server/pci-id-reservations)"
+}
+
+list_guests() { # qm | pct
+  [[ $GUESTS != yes ]] || ! command -v "$1" >/dev/null || within "$ASK_SECONDS" "$1" list 2>/dev/null || :
+}
+
+# What Proxmox VE knows of the host's surroundings: where each guest of the cluster is, who may what (no secret is in that file), the
+# certificate that its API shows, and its authority's.
+cluster() {
+  local node='' files='' users='' authority='' certificate=/etc/pve/local/pve-ssl.pem shown=''
+  if [[ $GUESTS == yes ]]; then
+    # Where Proxmox VE's file system isn't mounted, these aren't there.
+    node=$(readlink "$ROOT/etc/pve/local") || node=''
+    files=$(cd "$ROOT/etc/pve/nodes" 2>/dev/null && find . -mindepth 3 -maxdepth 3 -name '[1-9]*.conf' -printf '%P\n' | sort) || files=''
+    users=$(string_of /etc/pve/user.cfg)
+    authority=$(string_of /etc/pve/pve-root-ca.pem)
+    [[ ! -e $ROOT/etc/pve/local/pveproxy-ssl.pem ]] || certificate=/etc/pve/local/pveproxy-ssl.pem
+    shown=$(string_of "$certificate")
+  fi
+  printf ',"cluster":{"node":%s,"places":%s,"users":%s,"authority":%s,"certificate":%s}' "$(json_string "${node##*/}")" \
+    "$(json_string "$files")" "${users:-\"\"}" "${authority:-\"\"}" "${shown:-\"\"}"
+}

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# What we wrote on this host, and what became of it: keys of read_host.sh's answer.
+# Needs: files, boot, switch, lacking, container/plan, read/text
+#
+# Gives: managed; edits; ledger; containers.
+
+# What we wrote, and what became of it.
+managed() {
+  local layer path separator=
+  printf ',"managed":['
+  for layer in iommu vfio nodes; do
+    while IFS= read -r path; do
+      printf '%s{"layer":"%s","path":%s,"state":"%s"}' "$separator" "$layer" "$(json_string "$path")" "$(file_state "$layer" "$path")"
+      separator=,
+    done < <(layer_files "$layer")
+  done
+  # shellcheck disable=SC2046 # kernel versions hold no spaces
+  printf '],"stale_initramfs":%s,"rolled_back":%s' "$(json_list $(stale_initramfs))" "$(json_string "$(rolled_back)")"
+  printf ',"rolling_back":%s,"judged":%s' "$(is_rolling_back && printf true || printf false)" "$(string_of /var/lib/homelab/judged)"
+  printf ',"boot_lacks":%s' "$(noted_boot_lacks)"
+}
+
+# Copies of what somebody made of our files (lib/files/kept.sh, keep_edit).
+edits() {
+  local copies=()
+  mapfile -t copies < <(find "$ROOT$EDITS" -type f -printf "$EDITS/%P\n" 2>/dev/null | sort)
+  printf ',"edits":%s' "$(json_list "${copies[@]}")"
+}
+
+# What was noted of VMs and mappings (ledger.sh): name -> its text.
+ledger() {
+  local name separator=
+  printf ',"ledger":{'
+  while IFS= read -r name; do
+    printf '%s%s:%s' "$separator" "$(json_string "$name")" "$(string_of "/var/lib/homelab/ledger/$name")"
+    separator=,
+  done < <(find "$STATE/ledger" -type f ! -name '.*' -printf '%P\n' 2>/dev/null | sort)
+  printf '}'
+}
+
+# Containers that were given cards by us, and how they differ from what was set up.
+containers() {
+  local dir separator='' drift
+  printf ',"containers":['
+  for dir in "$STATE"/containers/*/; do
+    [[ -r $dir/wanted ]] || continue
+    CTID=$(basename "$dir")
+    { read -r METHOD && read -r MINORS && read -r FUNCTIONS; } <"$dir/wanted"
+    mapfile -t drift < <(container_drift)
+    printf '%s{"id":%s,"minors":"%s","drift":%s}' "$separator" "$CTID" "$MINORS" "$(json_list "${drift[@]}")"
+    separator=,
+  done
+  printf ']'
+}

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# What goes out is text, whatever bytes went in; and JSON.
+#
+# Gives: text_of TEXT [BYTES] -> TEXT; of_file PATH; json_string TEXT; json_list ITEM...
+# Variables: AS_TEXT (for sed -E), ANSWER_BYTES, LOG_BYTES.
+
+# What a file or a program of this host says may hold any bytes, and be of any length. What goes out is text: UTF-8 without escape
+# sequences and control characters (U+FFFD stands for what isn't), a carriage return as the end of its line, of long ones head and tail.
+# The characters that turn or hide writing go, too. \x01 marks the end of each character that stays.
+AS_TEXT='s/\x1b\[[0-?]*[ -\/]*[@-~]//g
+s/\x1b[]PX^_][^\x07\x1b]*(\x07|\x1b\\)//g
+s/\r+$//
+s/\r/\n/g
+/[\x00-\x08\x0b-\x1f\x7f-\xff]/ {
+  s/[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]|\xd8\x9c|\xe2\x80[\x8b-\x8f\xa8-\xae]|\xe2\x81[\xa0-\xaf]|\xef\xbb\xbf/\xff/g
+  s/((([\xc2-\xdf]|\xe0[\xa0-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf]|\xed[\x80-\x9f]|\xf0[\x90-\xbf][\x80-\xbf]|[\xf1-\xf3][\x80-\xbf]{2}|\xf4[\x80-\x8f][\x80-\xbf])[\x80-\xbf]))|[\x80-\xff]/\1\x01/g
+  s/([\x80-\xff])\x01/\1/g
+  s/\x01/\xef\xbf\xbd/g
+}'
+# How much of a text goes into an answer, and how much into the log at once, in bytes.
+ANSWER_BYTES=262144
+LOG_BYTES=65536
+
+# text_of TEXT [BYTES] - sets TEXT: it as text, BYTES at most.
+text_of() {
+  local bytes=${2:-$ANSWER_BYTES}
+  TEXT=$1
+  ((${#TEXT} <= bytes)) || TEXT="${TEXT:0:bytes/2}"$'\n'"… $((${#TEXT} - bytes)) bytes are left out here …"$'\n'"${TEXT: -(bytes / 2)}"
+  [[ $TEXT == *[!$'\t\n\x20-\x7e']* ]] || return 0
+  TEXT=$(printf '%s\nx' "$TEXT" | sed -E "$AS_TEXT")
+  TEXT=${TEXT%$'\n'x}
+}
+
+# of_file PATH - what it holds, head and tail of much; nothing where it can't be read.
+of_file() {
+  local TEXT='' size
+  [[ -r $1 && ! -d $1 ]] || return 0
+  { # bash says of each NUL that it leaves it out
+    TEXT=$(head -c $((ANSWER_BYTES + 1)) "$1")
+    if ((${#TEXT} > ANSWER_BYTES)); then
+      size=$(wc -c <"$1")
+      TEXT=${TEXT:0:ANSWER_BYTES/2}$'\n'"… $((size - ANSWER_BYTES)) bytes are left out here …"$'\n'$(tail -c $((ANSWER_BYTES / 2)) "$1")
+    fi
+  } 2>/dev/null
+  printf '%s' "$TEXT"
+}
+
+# json_string TEXT - as a JSON string, quotes included.
+json_string() {
+  local TEXT s
+  text_of "$1"
+  s=${TEXT//\\/\\\\}
+  s=${s//\"/\\\"}
+  s=${s//$'\t'/\\t}
+  s=${s//$'\n'/\\n}
+  printf '"%s"' "$s"
+}
+
+# json_list ITEM... - as a JSON list of strings.
+json_list() {
+  local item separator=
+  printf '['
+  for item in "$@"; do
+    printf '%s' "$separator"
+    json_string "$item"
+    separator=,
+  done
+  printf ']'
+}
