@@ -11,31 +11,32 @@ from collections.abc import Iterable
 
 # What a text is inside of; the stack of these decides what a character means.
 _CODE, _QUOTED, _VALUE, _SUM = "code", '"', "${", "(("
+# \x60 is a backtick.
 _INNER = r"""
-    (?P<escaped>\\.) | (?P<ansi>\$'(?:[^'\\]|\\.)*') | (?P<sum>\$\(\() | (?P<command>\$\() | (?P<value>\$\{) | (?P<backtick>`)
+    (?P<escaped>\\.) | (?P<ansi>\$'(?:[^'\\]|\\.)*') | (?P<sum>\$\(\() | (?P<command>\$\() | (?P<value>\$\{) | (?P<backtick>\x60)
 """
 _LITERAL = r" | (?P<literal>'[^']*')"
 _TOKENS = {
     _CODE: re.compile(
         rf"""(?P<newline>\n) | (?P<blank>[ \t]+) | (?P<comment>\#[^\n]*) | {_INNER} {_LITERAL} | (?P<quote>")
         | (?P<word_of_input><<<) | (?P<here><<-?\ ?(?P<mark>['"]?)(?P<end>\w+)(?P=mark)) | (?P<open_sum>\(\() | (?P<open>\()
-        | (?P<close>\)) | (?P<operator>[;&|]) | (?P<other>[^\n \t\#\\'"$`<();&|]+ | .)""",
+        | (?P<close>\)) | (?P<operator>[;&|]) | (?P<other>[^\n \t\#\\'"$\x60<();&|]+ | .)""",
         re.VERBOSE | re.DOTALL,
     ),
-    _QUOTED: re.compile(rf'{_INNER} | (?P<close>") | (?P<other>[^\\"$`]+ | .)', re.VERBOSE | re.DOTALL),
+    _QUOTED: re.compile(rf'{_INNER} | (?P<close>") | (?P<other>[^\\"$\x60]+ | .)', re.VERBOSE | re.DOTALL),
     _VALUE: re.compile(
-        rf"""{_INNER} {_LITERAL} | (?P<quote>") | (?P<close>\}}) | (?P<other>[^\\'"$`}}]+ | .)""",
+        rf"""{_INNER} {_LITERAL} | (?P<quote>") | (?P<close>\}}) | (?P<other>[^\\'"$\x60}}]+ | .)""",
         re.VERBOSE | re.DOTALL,
     ),
     _SUM: re.compile(
-        rf"""{_INNER} {_LITERAL} | (?P<quote>") | (?P<open>\() | (?P<close>\)) | (?P<other>[^\\'"$`()]+ | .)""",
+        rf"""{_INNER} {_LITERAL} | (?P<quote>") | (?P<open>\() | (?P<close>\)) | (?P<other>[^\\'"$\x60()]+ | .)""",
         re.VERBOSE | re.DOTALL,
     ),
 }
 # Most lines need no such care: what is to go, and what opens nothing.
 _EMPTY = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n)+")
 _SIMPLE = re.compile(
-    r"""(?: [^\n'"\\\#`()<$]+ | \$\w | \$\{\w+\} | '[^'\n]*' | "(?:[^"\\$`\n]|\$\w|\$\{\w+\})*" | \(\) )*+ \n""",
+    r"""(?: [^\n'"\\\#\x60()<$]+ | \$\w | \$\{\w+\} | '[^'\n]*' | "(?:[^"\\$\x60\n]|\$\w|\$\{\w+\})*" | \(\) )*+ \n""",
     re.VERBOSE,
 )
 # Token -> what it opens.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Who has a graphics card open.
-# Needs: carriers/found
+# Needs: common, carriers/found
 #
 # Gives: holders, as a key of read_host.sh's answer.
 
