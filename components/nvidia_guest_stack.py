@@ -92,8 +92,8 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         def install_toolkit(_request: Request, plan: Plan, context: Context, driver: str, again: str) -> str:
             return steps.toolkit(plan, stack, driver, context=context, generation=again)
 
-        def verify(request: Request, plan: Plan, context: Context, *_: str) -> str:
-            return steps.verification(plan, stack, len(request.devices or ()), context=context)
+        def verify(request: Request, plan: Plan, _context: Context, *_: str) -> str:
+            return steps.verification(plan, stack, len(request.devices or ()))
 
         repository = self._step("repository", add_repository, self._found)
         self._plan = self._planned(_answered(repository, "offered"))

@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # Tries what NVIDIA's stack is for, and says what came of it; it judges nothing (homelab/nvidia/verification.py does). Installs nothing, and leaves
 # nothing behind: an image that it had to fetch goes again.
-# Needs: files, packages/running, driver, engines/nvidia_smi
+# Needs: files, proxy, driver, engines/nvidia_smi
 #
 # Arguments: NVCC (path of the compiler to ask and to use, or nothing), PROGRAM (CUDA source that is compiled and run, or nothing),
 # ENGINE (docker, containerd, podman, or nothing) and IMAGE, in which nvidia-smi is run; CDI (yes: give it the cards by their CDI names),
-# UVM (yes: does an ordinary user get the devices?), KERNEL_LOG (yes | no), TIMEOUT (seconds, for all of it), those of packages.sh,
-# GENERATION (no part in what happens).
+# UVM (yes: does an ordinary user get the devices?), KERNEL_LOG (an extended regular expression: lines of the kernel's log that are passed
+# on; empty: it isn't read), TIMEOUT (seconds, for all of it), PROXY (may hold a password), GENERATION (no part in what happens).
 # Verbs: verify.
 # Answer: {"nvidiaSmi","nvcc","program","container","uvm": each {"status","output"}, or null where it wasn't asked for, "kernelLog",
 # "loaded","flavour","bootId"}. A status is the command's own; 124: it wasn't done in time; 127: there is no such program.
 
+# Over pct exec and sudo the path may lack these.
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin
 FIELDS=index,name,uuid,driver_version,memory.total,pci.bus_id,pci.device_id
 CONTAINER=homelab-verification
 # A program's compiled code is cached in the user's home; nothing is to stay there.
@@ -74,15 +76,8 @@ ask_driver() {
   return "$status"
 }
 
-# kernel_log - the driver's words since it was last loaded, and those about modules that the kernel didn't take.
-kernel_log() {
-  local text
-  [[ $KERNEL_LOG == yes ]] || return 0
-  text=$(kernel_says)
-  grep -E 'NVRM|Xid|[Nn][Vv]idia|nouveau|module verification|unsigned module' <<<"$text" |
-    awk '/nvidia-nvlink: Nvlink Core is being initialized/ { n = 0 } { line[n++] = $0 }
-      END { for (i = (n > 60 ? n - 60 : 0); i < n; i++) print line[i] }' || :
-}
+# kernel_log - what the kernel has said that fits KERNEL_LOG; the end of much.
+kernel_log() { [[ -z $KERNEL_LOG ]] || kernel_says | grep -iE "$KERNEL_LOG" | tail -n 1000 || :; }
 
 # -- CUDA ------------------------------------------------------------------------------------------------------
 compile_and_run() {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Reads what an NVIDIA stack is planned from, on a host, in a VM or in a container, and how far what was put there is still so.
 # Changes nothing, and asks no repository.
-# Needs: files, driver, read/system_drift
+# Needs: files, driver, packages/installed, read/system_drift
 #
 # Arguments: ASK (packages whose offered versions are told, separated by spaces), PASSED (slots of the host's cards that VMs get, separated by
 #   spaces).
@@ -27,7 +27,7 @@ read_system() {
   else
     printf ',"hostDriver":null,"unprivileged":null'
   fi
-  read_packages
+  read_installed
   printf ',"runtimes":%s' "$(runtimes)"
   printf ',"offered":%s' "$(offered)"
   mapfile -t steps < <(find "$STATE/steps" -type f -printf '%f\n' 2>/dev/null | sed 's/^nvidia-//' | sort)
@@ -107,16 +107,6 @@ unprivileged() {
   local inside outside
   read -r inside outside _ 2>/dev/null <"$ROOT/proc/self/uid_map" || { printf null && return; }
   [[ $inside != 0 || $outside != 0 ]] && printf true || printf false
-}
-
-# read_packages - PRESENT[name] = version of everything that is installed; configured or not.
-read_packages() {
-  local name state version
-  declare -gA PRESENT=()
-  command -v dpkg-query >/dev/null || return 0
-  while IFS=$'\t' read -r name state version; do
-    [[ $state == config-files || $state == not-installed ]] || PRESENT[$name]=$version
-  done < <(dpkg-query -W -f='${Package}\t${db:Status-Status}\t${Version}\n' 2>/dev/null)
 }
 
 runtimes() {

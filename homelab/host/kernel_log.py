@@ -21,6 +21,8 @@ from homelab.host.facts import HostFacts
 
 # What NVIDIA's driver says, for homelab/nvidia/symptoms.py.
 _DRIVER = "NVRM|nvidia|nouveau"
+# The same, and what the kernel says of modules that it didn't take, without naming them.
+OF_MODULES = f"{_DRIVER}|module verification|unsigned module"
 # How many lines of one kind are quoted, the first and the last of them.
 _QUOTED = 4
 _LONGEST = 240
@@ -117,13 +119,17 @@ def of_host(facts: HostFacts, name: str) -> list[Trouble]:
 def about_card(facts: HostFacts, functions: Iterable[str]) -> str:
     """What NVIDIA's driver has said since it was last loaded of a card, or without naming one: for homelab/nvidia/symptoms.py."""
     own = set(functions)
-    lines = facts.kernel_log.splitlines()
-    loaded = max((number for number, line in enumerate(lines) if _LOADED in line), default=0)
     return "\n".join(
         line
-        for line in lines[loaded:]
+        for line in since_loaded(facts.kernel_log)
         if re.search(_DRIVER, line) and (not named(line) or _is_about(line, own, set(), with_ports=False))
     )
+
+
+def since_loaded(log: str) -> list[str]:
+    """The lines since NVIDIA's module was last loaded; all where none says that it was."""
+    lines = log.splitlines()
+    return lines[max((number for number, line in enumerate(lines) if _LOADED in line), default=0) :]
 
 
 def excerpt(text: str, lines: int = _QUOTED) -> str:

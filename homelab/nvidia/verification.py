@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from homelab.errors import HomelabError
+from homelab.host.kernel_log import since_loaded
 from homelab.model import Runtime
 from homelab.nvidia.compatibility import VENDOR, Compatibility, Flavour, Target, load
 from homelab.nvidia.flavour import allowed_by_card
@@ -24,6 +25,8 @@ from homelab.nvidia.symptoms import Context, recognise
 
 # Of `timeout`, and of a shell that finds no such program.
 _TIMED_OUT, _NO_PROGRAM = 124, 127
+# How much of what the driver last said is judged.
+_LOG_LINES = 60
 # What nvidia-smi says of many different causes.
 _VAGUE = (
     "No devices were found",
@@ -249,7 +252,8 @@ def _errors(
     if smi.works and cards:
         yield from _driver_and_cards(wanted, result, cards, data)
     else:
-        yield from _no_cards(smi, str(result.get("kernelLog") or ""), context)
+        log = since_loaded(str(result.get("kernelLog") or ""))[-_LOG_LINES:]
+        yield from _no_cards(smi, "\n".join(log), context)
     nvcc = parts["nvcc"]
     if nvcc is not None:
         yield from _compiler(wanted, nvcc, release, context)

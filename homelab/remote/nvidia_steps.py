@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 
 from homelab.errors import HomelabError
+from homelab.host.kernel_log import OF_MODULES
 from homelab.nvidia.compatibility import load
 from homelab.nvidia.plan import AptFile, Plan, Repository, unpinned
 from homelab.nvidia.symptoms import Context, Symptom, symptoms
@@ -114,9 +115,7 @@ def toolkit(
     )
 
 
-def verification(
-    plan: Plan, settings: Nvidia, cards: int | None, *, context: Context | None = None, generation: str = "0"
-) -> str:
+def verification(plan: Plan, settings: Nvidia, cards: int | None, *, generation: str = "0") -> str:
     """Standard input of nvidia_verification.sh, whose verb is ``verify``; other arguments as of `cuda`.
 
     :param cards: how many the system is to see, None where that isn't known. With none there is nothing to try them with.
@@ -125,14 +124,14 @@ def verification(
     with_cuda, engine = plan.cuda if try_them else None, plan.toolkit if try_them else None
     return compose(
         "nvidia_verification.sh",
-        **package_arguments(settings, context or _context(plan)),
+        PROXY=_proxy(settings),
         NVCC=plan.cuda.nvcc if plan.cuda else "",
         PROGRAM=file("vector_addition.cu") if with_cuda else "",
         ENGINE=engine.runtime if engine else "",
         IMAGE=load().packaging.toolkit.image,
         CDI=_yes(engine is not None and bool(engine.cdi)),
         UVM=_yes(try_them),
-        KERNEL_LOG=_yes(plan.target != "lxc"),
+        KERNEL_LOG=OF_MODULES if plan.target != "lxc" else "",
         TIMEOUT=str(settings.timeouts.verify),
         GENERATION=generation,
     )
@@ -182,15 +181,19 @@ def _context(plan: Plan) -> Context:
 
 def package_arguments(settings: Nvidia, context: Context) -> dict[str, str]:
     """The arguments of remote_scripts/lib/packages.sh."""
-    proxy, timeouts = settings.proxy, settings.timeouts
+    timeouts = settings.timeouts
     return {
         "NAME": context.name,
         "SYMPTOMS": _table(context),
-        "PROXY": proxy.get_secret_value() if proxy else "",
+        "PROXY": _proxy(settings),
         "LOCK_SECONDS": str(timeouts.lock),
         "DOWNLOAD_SECONDS": str(timeouts.download),
         "INSTALL_SECONDS": str(timeouts.install),
     }
+
+
+def _proxy(settings: Nvidia) -> str:
+    return settings.proxy.get_secret_value() if settings.proxy else ""
 
 
 def _table(context: Context) -> str:

@@ -43,7 +43,7 @@ ARGUMENTS = {
     "container_toolkit.sh": (
         "TARGET", "RUNTIME", "PACKAGES", "INSTALL", "CONFIGURE", "RESTART", "NO_CGROUPS", "CDI", "DRIVER",
     ),
-    "nvidia_verification.sh": ("NVCC", "PROGRAM", "ENGINE", "IMAGE", "CDI", "UVM", "KERNEL_LOG", "TIMEOUT"),
+    "nvidia_verification.sh": ("NVCC", "PROGRAM", "ENGINE", "IMAGE", "CDI", "UVM", "KERNEL_LOG", "TIMEOUT", "PROXY"),
 }  # fmt: skip
 # Of a part of the library; its header names them.
 OF_PACKAGES = ("NAME", "SYMPTOMS", "PROXY", "LOCK_SECONDS", "DOWNLOAD_SECONDS", "INSTALL_SECONDS")

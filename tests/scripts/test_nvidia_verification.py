@@ -30,7 +30,7 @@ def wanted_of(
     request = Request(machine.target, machine.settings, machine.read().system, "vms.gaming")
     plan = changed(machine.plan())
     wanted = Wanted.of(request, plan)
-    script = steps.verification(plan, machine.settings, len(request.devices or ()), context=wanted.context)
+    script = steps.verification(plan, machine.settings, len(request.devices or ()))
     return script, wanted
 
 

@@ -203,6 +203,17 @@ def test_no_devices_with_the_right_modules_points_to_the_kernel_log() -> None:
     assert "dmesg | grep NVRM" in error.next
 
 
+def test_what_the_kernel_said_before_the_module_was_last_loaded_explains_nothing() -> None:
+    loaded = "nvidia-nvlink: Nvlink Core is being initialized, major device number 511"
+    smi = done("No devices were found", 6)
+    for log, known in (
+        (f"{TEXTS['memory-window'][0]}\n{loaded}", False),
+        (f"{loaded}\n{TEXTS['memory-window'][0]}", True),
+    ):
+        (error,) = errors(nvidiaSmi=smi, kernelLog=log, program=None, container=None, uvm=None)
+        assert ("no room" in error.why) is known, str(error)
+
+
 def test_in_a_container_the_same_text_is_the_hosts_business() -> None:
     wanted = replace(WANTED, target="lxc", host_driver="580.105.08", flavour=None)
     (error,) = errors(

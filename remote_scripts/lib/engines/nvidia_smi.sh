@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # nvidia-smi in a container of an engine, which leaves nothing behind.
-# Needs: packages/running
+# Needs: proxy
 #
 # Gives: in_container. Variables: ENGINE, IMAGE, CDI, CONTAINER, FOLDER; takes `limited` of nvidia_verification.sh.
 

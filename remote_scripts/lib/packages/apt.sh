@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # apt and dpkg: asked, and waited for where another one has their locks.
-# Needs: packages/running
+# Needs: packages/running, packages/installed
 #
 # Gives: apt_get LOG ARGUMENT..., apt_update [URL...], simulated LOG ARGUMENT..., announced SIMULATION; run_apt LOG COMMAND...;
-#   package_version NAME; read_installed -> PRESENT, WHOLE, LEFT; is_whole NAME[=PATTERN]; repair_packages.
+#   repair_packages.
 # Variables: LOCK_SECONDS, INSTALL_SECONDS.
 UPDATE_LOG=$LOGS/update # what apt-get update complained of, where it did
 export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 APT_LISTCHANGES_FRONTEND=none
@@ -51,32 +51,6 @@ apt_update() {
     [[ ! -s $LOGS/mine ]] || explain "$LOGS/mine" "the list of packages of $url" "what is wanted comes from there"
   done
   log "not all lists could be fetched; those that are needed here are there"
-}
-
-# package_version NAME - the version of a package that is wholly installed; nothing for any other.
-package_version() { dpkg-query -W -f='${db:Status-Status} ${Version}\n' "$1" 2>/dev/null | sed -n 's/^installed //p' || :; }
-
-# read_installed - PRESENT[name] = version of what is there, configured or not; WHOLE[name] = version of what is wholly installed; LEFT[name]:
-# removed, with its configuration left.
-read_installed() {
-  local name version state
-  declare -gA PRESENT=() WHOLE=() LEFT=()
-  while IFS=$'\t' read -r name state version; do
-    case $state in
-      installed) WHOLE[$name]=$version PRESENT[$name]=$version ;;
-      config-files) LEFT[$name]=yes ;;
-      not-installed) ;;
-      *) PRESENT[$name]=$version ;;
-    esac
-  done < <(dpkg-query -W -f='${Package}\t${db:Status-Status}\t${Version}\n')
-}
-
-# is_whole NAME[=PATTERN] - after `read_installed`: is it installed, at such a version?
-is_whole() {
-  local name=${1%%=*} pattern='*'
-  [[ $1 != *=* ]] || pattern=${1#*=}
-  # shellcheck disable=SC2053 # a pattern, as apt takes it
-  [[ -n ${WHOLE[$name]:-} && ${WHOLE[$name]} == $pattern ]]
 }
 
 # repair_packages - what an interrupted dpkg has left, before anything is added. What it can't repair the next step may replace.

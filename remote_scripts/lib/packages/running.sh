@@ -1,32 +1,12 @@
 #!/usr/bin/env bash
 # Long commands, whose words are passed on as they come; and what a failed one's words mean.
-# Needs: files, lock
+# Needs: files, lock, proxy
 #
-# Gives: run_streamed SECONDS LOG COMMAND...; with_proxy COMMAND...; masked TEXT; recognise LOG -> SYMPTOM; explain LOG WANTED WHY [NEXT].
-# Variables: SYMPTOMS (known failures, a line each), PROXY (may hold a password).
+# Gives: run_streamed SECONDS LOG COMMAND...; recognise LOG -> SYMPTOM; explain LOG WANTED WHY [NEXT].
+# Variables: SYMPTOMS (known failures, a line each).
 # Over pct exec and sudo the path may lack these.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin
 LOGS=$RUN # logs of the commands of this run
-
-# masked TEXT - without the proxy's user and password.
-masked() {
-  local text=$1 user
-  if [[ ${PROXY:-} == *@* ]]; then
-    user=${PROXY%@*} user=${user#*://}
-    text=${text//"$user"/(secret)}
-    [[ $user != *:?* ]] || text=${text//"${user#*:}"/(secret)}
-  fi
-  printf '%s' "$text"
-}
-
-# with_proxy COMMAND... - in this program's environment alone, never on a command line.
-with_proxy() {
-  if [[ -n ${PROXY:-} ]]; then
-    http_proxy=$PROXY https_proxy=$PROXY "$@"
-  else
-    "$@"
-  fi
-}
 
 # run_streamed SECONDS LOG COMMAND... - each line goes to LOG, and to stderr as it comes. The command writes to the file alone, so that it
 # doesn't notice when the client has gone. The lock is taken (take_lock). Status 124: it took longer than SECONDS, and was ended.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # How far what was put on a system is still so.
-# Needs: files, driver
+# Needs: files, driver, packages/installed
 #
-# Gives: files_drift, packages_drift, driver_drift -> DRIFT. Takes PRESENT, `version` and `flavour` of read_system.sh.
+# Gives: files_drift, packages_drift, driver_drift -> DRIFT. Takes `version` and `flavour` of read_system.sh.
 DRIFT=()
 
 # step_of LAYER - nvidia-driver -> driver
