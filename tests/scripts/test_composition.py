@@ -24,6 +24,10 @@ SCRIPTS = sorted(path.name for path in scripts.FOLDER.glob("*.sh"))
 PARTS = sorted(path.relative_to(scripts.FOLDER).as_posix() for path in (scripts.FOLDER / "lib").rglob("*.sh"))
 
 
+# A function, or a variable that is set at the margin or for all.
+_DEFINED = re.compile(r"^(?:declare -A |export )?([A-Za-z_]\w*)(?==|\(\) |$)|\bdeclare -gA (\w+)=", re.MULTILINE)
+
+
 def shfmt(*options: str, text: str) -> str:
     done = subprocess.run([SHFMT, "--language-dialect", "bash", *options], input=text, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -115,12 +119,8 @@ def test_every_part_that_a_header_says_is_needed_is(name: str) -> None:
     for part in named[1].split(", ") if named and words else ():
         # One without code stands for those that it needs.
         given = [scripts._code(f"lib/{one}.sh") for one in (part, *scripts.library_of(f"lib/{part}.sh"))]
-        names = {
-            one
-            for text in given
-            for one in re.findall(r"^(?:declare -A |export )?([A-Za-z_]\w*)(?==|\(\) |$)", text, re.MULTILINE)
-        }
-        assert words & names, part
+        found = [_DEFINED.findall(text) for text in given]
+        assert words & {one or other for names in found for one, other in names}, part
 
 
 # -- a file's main ---------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
 # Which packages are installed.
-# Needs: common
 #
 # Gives: package_version NAME; read_installed -> PRESENT, WHOLE, LEFT; is_whole NAME[=PATTERN].
 
