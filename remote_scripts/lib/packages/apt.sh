@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # apt and dpkg: asked, and waited for where another one has their locks.
-# Needs: packages/running, packages/installed
+# Needs: packages/running
 #
 # Gives: apt_get LOG ARGUMENT..., apt_update [URL...], simulated LOG ARGUMENT..., announced SIMULATION; run_apt LOG COMMAND...;
 #   repair_packages.

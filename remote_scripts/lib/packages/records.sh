@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a layer added, changed or removed, in STATE/packages (packages.sh says how).
-# Needs: packages/apt
+# Needs: packages/apt, packages/installed
 #
 # Gives: read_record LAYER -> NOW, BEFORE, MARK; write_record LAYER, settle_record LAYER, record_change LAYER SIMULATION;
 #   packages_of LAYER, packages_json LAYER; is_ours NAME; require_others_kept SIMULATION WHAT.
