@@ -90,6 +90,34 @@ def test_what_a_script_calls_is_sent_with_it(name: str) -> None:
     assert called(sent) & ours() <= {*functions_of(sent)}
 
 
+# What bash sets, and what a host's own files may.
+_OF_BASH = {"BASHPID", "BASH_COMMAND", "BASH_REMATCH", "BASH_SOURCE", "LINENO", "PATH", "PPID", "SECONDS", "IFS"}
+_OF_HOST = {"GRUB_CMDLINE_LINUX", "GRUB_CMDLINE_LINUX_DEFAULT"}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_what_a_script_reads_is_sent_with_it_or_is_an_argument(name: str) -> None:
+    """Under `set -u` anything else would end it. Variables that live in a function alone have small letters."""
+    sent = scripts.compose(name)
+    every, text = [*nodes(tree(sent))], sent.encode()
+    taken = [node["Param"] for node in every if node.get("Type") == "ParamExp"]
+    read = {one["Value"] for one in taken if not re.match(rb":?[-+=?]", text[one["End"]["Offset"] :])}
+    written = {node["Name"]["Value"] for node in every if "Value" in (node.get("Name") or {})}
+    written |= {
+        word for node in every if isinstance(node.get("N"), dict) for word in _OPENED.findall(node["N"]["Value"])
+    }
+    written |= {*_VARIABLE.findall(" ".join(_INTO.findall(sent)))}
+    arguments = {*_VARIABLE.findall(scripts._text(name).partition("\n\n")[0])}
+    if "packages/running" in scripts.library_of(name):
+        arguments |= {*_VARIABLE.findall(scripts._text("lib/packages.sh").partition("\n\n")[0])}
+    assert {*_VARIABLE.findall(" ".join(read))} - written - _OF_BASH - _OF_HOST <= arguments
+
+
+_VARIABLE = re.compile(r"\b[A-Z][A-Z0-9_]+\b")
+_OPENED = re.compile(r"^\{(\w+)\}$")
+_INTO = re.compile(r"(?:\bread|\bmapfile|\bexec \{)[^\n|;<]*")
+
+
 @pytest.mark.parametrize("name", PARTS)
 def test_what_a_part_calls_is_in_what_it_needs_or_said_to_come_from_elsewhere(name: str) -> None:
     header = scripts._text(name).partition("\n\n")[0]
