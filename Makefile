@@ -12,19 +12,19 @@ WORKERS ?= auto
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 32
 
-up: .venv/.program ## a simulated Proxmox VE host, and the real `pulumi up` on it (SCENARIO=rtx5090)
+up: .venv/.lab ## a simulated Proxmox VE host, and the real `pulumi up` on it (SCENARIO=rtx5090)
 	@$(VENV) -m lab.deploy up $(SCENARIO)
 
-preview: .venv/.program ## what `make up` would do
+preview: .venv/.lab ## what `make up` would do
 	@$(VENV) -m lab.deploy preview $(SCENARIO)
 
-outputs: .venv/.program ## the stack's outputs
+outputs: .venv/.lab ## the stack's outputs
 	@$(VENV) -m lab.deploy outputs $(SCENARIO)
 
 pull-request-preview: .venv/.program ## the preview of STACK as Markdown in OUTPUT, without the host or its key
 	@$(VENV) -m engine.preview --stack "$(or $(STACK),homelab)" --output "$(or $(OUTPUT),preview.md)"
 
-down: .venv/.program ## `pulumi destroy`, and the simulated host stopped
+down: .venv/.lab ## `pulumi destroy`, and the simulated host stopped
 	@$(VENV) -m lab.deploy down $(SCENARIO)
 
 test: .venv/.dev ## the whole test suite
@@ -64,9 +64,9 @@ engine: .venv/.program ## the Pulumi CLI, found or made, and where it is
 	@$(VENV) engine/install.py --print-env
 
 lock: .venv/.dev ## pin the dependencies anew (requirements*.txt)
-	@for lock in "" "dev" "bench"; do \
+	@for lock in "" "lab" "dev" "bench"; do \
 	  .venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	    --custom-compile-command "make lock" pyproject.toml $${lock:+--group dev} $$([ "$$lock" != bench ] || echo --group bench) \
+	    --custom-compile-command "make lock" pyproject.toml $$([ -z "$$lock" ] || echo --group "$$lock") $$([ "$$lock" != bench ] || echo --group dev) \
 	    --output-file "requirements$${lock:+-$$lock}.txt" || exit 1; \
 	done
 
@@ -84,7 +84,11 @@ clean: ## stop the labs and remove what was made here, the engine's cache too
 	@$(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	@touch $@
 
-.venv/.dev: requirements-dev.txt .venv/.program
+.venv/.lab: requirements-lab.txt .venv/.program
+	@$(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-lab.txt
+	@touch $@
+
+.venv/.dev: requirements-dev.txt .venv/.lab
 	@$(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@touch $@
 

@@ -9,14 +9,14 @@ import functools
 
 import pulumi
 
-from components.gpu_cards import GpuCards
-from components.gpu_lxc import GpuLxc
-from components.gpu_vm import GpuVm
-from components.host_reboot import HostReboot
-from components.iommu_host import IommuHost
-from components.nvidia_guest_stack import NvidiaGuestStack, in_container, in_vm, on_host
-from components.nvidia_nodes import NvidiaNodes
-from components.vfio_binding import VfioBinding
+from components.gpu_cards import GpuCards, GpuCardsArgs
+from components.gpu_lxc import GpuLxc, GpuLxcArgs
+from components.gpu_vm import GpuVm, GpuVmArgs
+from components.host_reboot import HostReboot, HostRebootArgs
+from components.iommu_host import IommuHost, IommuHostArgs
+from components.nvidia_guest_stack import NvidiaGuestStack, NvidiaGuestStackArgs, in_container, in_vm, on_host
+from components.nvidia_nodes import NvidiaNodes, NvidiaNodesArgs
+from components.vfio_binding import VfioBinding, VfioBindingArgs
 from homelab import contract
 from homelab.errors import HomelabError
 from homelab.resources import limits
@@ -31,38 +31,53 @@ except HomelabError as error:
 
 limits.limit_every_resource(settings)
 
+
+def after(*resources: pulumi.Resource) -> pulumi.ResourceOptions:
+    """Made once these are there, deleted before them."""
+    return pulumi.ResourceOptions(depends_on=list(resources))
+
+
 hosts, tests, vms, containers, stacks = {}, {}, {}, {}, {}
 for name, host in settings.hosts.items():
-    probe = HostProbe(f"{name}-probe", name, host)
-    iommu = IommuHost(f"{name}-iommu", host, probe)
-    vfio = VfioBinding(f"{name}-vfio", host, probe, pulumi.ResourceOptions(depends_on=[iommu]))
-    reboot = functools.partial(HostReboot, f"{name}-boot", name, host, probe, [iommu, vfio])
+    node = host.node or name
+    probe = HostProbe.of(f"{name}-probe", name, host)
+
+    words, again = probe.iommu_words, probe.generation_of("iommu")
+    iommu = IommuHost(f"{name}-iommu", IommuHostArgs(host=host, words=words, generation=again), after(probe))
+    binding = VfioBindingArgs(
+        host=host, words=probe.vfio_words, functions=probe.functions, generation=probe.generation_of("vfio")
+    )
+    vfio = VfioBinding(f"{name}-vfio", binding, after(iommu))
+
+    booted = HostRebootArgs(host_name=name, host=host, probe=probe)
     if system := on_host(name, host, probe):
-        driver = NvidiaGuestStack(f"{name}-nvidia", system, reboot)
+        reboot = functools.partial(HostReboot.with_driver, f"{name}-boot", booted, after(iommu, vfio))
+        driver = NvidiaGuestStack(f"{name}-nvidia", NvidiaGuestStackArgs(system=system, reboot=reboot))
         boot, stacks[system.name] = driver.boot, driver.result
     else:
-        boot = reboot()
+        boot = HostReboot(f"{name}-boot", booted, after(iommu, vfio))
     hosts[name] = boot.host
 
     guests = {guest: vm for guest, vm in settings.vms.items() if vm.host == name}
-    cards = GpuCards(f"{name}-cards", name, host, boot, guests, pulumi.ResourceOptions(depends_on=[boot]))
+    offered = GpuCardsArgs(host_name=name, host=host, booted=boot.host, vms=guests)
+    cards = GpuCards(f"{name}-cards", offered, after(boot))
     tests[name] = cards.tests
     for guest, vm in guests.items():
-        after = pulumi.ResourceOptions(depends_on=[cards])
-        gpu_vm = GpuVm(guest, vm, host.node or name, cards.cards, boot.boot, after)
+        gpu_vm = GpuVm(guest, GpuVmArgs(vm=vm, node=node, cards=cards.cards, boot=boot.boot), after(cards))
         vms[guest] = gpu_vm.vm
         if system := in_vm(guest, vm, host, gpu_vm):
-            stacks[system.name] = NvidiaGuestStack(f"{guest}-nvidia", system).result
+            stacks[system.name] = NvidiaGuestStack(f"{guest}-nvidia", NvidiaGuestStackArgs(system=system)).result
 
     shared = {guest: container for guest, container in settings.containers.items() if container.host == name}
     if shared:
-        nodes = NvidiaNodes(f"{name}-nvidia-nodes", host, probe, pulumi.ResourceOptions(depends_on=[boot]))
+        again = probe.generation_of("nodes")
+        nodes = NvidiaNodes(f"{name}-nvidia-nodes", NvidiaNodesArgs(host=host, generation=again), after(boot))
     for guest, container in shared.items():
-        after = pulumi.ResourceOptions(depends_on=[nodes])
-        gpu_lxc = GpuLxc(guest, container, host, host.node or name, probe, boot, after)
+        sharing = GpuLxcArgs(container=container, host=host, node=node, cards=probe.gpus, boot=boot.boot)
+        gpu_lxc = GpuLxc(guest, sharing, after(nodes))
         containers[guest] = gpu_lxc.container
         if system := in_container(guest, container, host, gpu_lxc, boot.driver):
-            stacks[system.name] = NvidiaGuestStack(f"{guest}-nvidia", system).result
+            stacks[system.name] = NvidiaGuestStack(f"{guest}-nvidia", NvidiaGuestStackArgs(system=system)).result
 
     results = [probe.generation, *(vms[guest] for guest in guests), *(containers[guest] for guest in shared)]
     preview(name, host, probe, guests, shared, results, settings.plan)

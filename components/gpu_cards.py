@@ -7,40 +7,43 @@ Owns one entry of each card's mapping. Undone by taking that entry away; a mappi
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import pulumi
 
-from components.host_reboot import HostReboot
-from components.passthrough_test import PassthroughTest
-from homelab.host.facts import GRAPHICS
+from homelab.host.classes import GRAPHICS
 from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.pci_mapping import PciMapping, PciMappingRecord
 from homelab.settings import Host, Vm
+
+from .passthrough_test import PassthroughTest, PassthroughTestArgs
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuCardsArgs:
+    """``host_name``: in the settings; ``booted``: the verified host, as HostReboot puts it out; ``vms``: those of this host, by name."""
+
+    host_name: str
+    host: Host
+    booted: pulumi.Output[dict[str, Any]]
+    vms: dict[str, Vm]
 
 
 class GpuCards(pulumi.ComponentResource):
     """Nothing is made for a host without an ``api``: its cards are bound, and that is all.
 
     Outputs: ``cards``, name -> ``mapping`` and ``slot`` (its path: see `_path`), as a GpuVm takes them; ``tests``, name -> what the passthrough test saw.
-
-    :param vms: the VMs of this host, by name.
     """
 
     cards: pulumi.Output[dict[str, dict[str, str]]]
     tests: pulumi.Output[dict[str, dict[str, Any]]]
 
-    def __init__(
-        self,
-        name: str,
-        host_name: str,
-        host: Host,
-        boot: HostReboot,
-        vms: dict[str, Vm],
-        opts: pulumi.ResourceOptions | None = None,
-    ) -> None:
+    def __init__(self, name: str, args: GpuCardsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:gpu:GpuCards", name, {}, opts)
-        holders = {use.gpu: (vm_name, vm) for vm_name, vm in vms.items() for use in vm.gpus}
+        host_name, host, booted = args.host_name, args.host, args.booted
+        before = opts.depends_on if opts else None
+        holders = {use.gpu: (vm_name, vm) for vm_name, vm in args.vms.items() for use in vm.gpus}
         tests: dict[str, pulumi.Output[dict[str, Any]]] = {}
         released: dict[str, pulumi.Resource] = {}
         cards = [gpu for gpu, about in host.gpus.items() if about.use == "vm"] if host.api else []
@@ -51,17 +54,17 @@ class GpuCards(pulumi.ComponentResource):
                 "mapping": host.mapping_of(gpu),
             }
             # By its path the mapping's entry and a VM's option are known to be this card's.
-            slot = boot.host.apply(functools.partial(_path, gpu))
+            slot = booted.apply(functools.partial(_path, gpu))
             record = PciMappingRecord(
                 f"{host_name}-{gpu}-mapping-record",
                 {**about, "path": slot},
-                pulumi.ResourceOptions(parent=self, depends_on=[boot]),
+                pulumi.ResourceOptions(parent=self, depends_on=before),
             )
             mapping = PciMapping(
                 f"{host_name}-{gpu}-mapping",
                 {
                     **about,
-                    "entry": boot.host.apply(functools.partial(mapping_entry, gpu)),
+                    "entry": booted.apply(functools.partial(mapping_entry, gpu)),
                     "before": record.before,
                     "known": record.known,
                 },
@@ -76,12 +79,13 @@ class GpuCards(pulumi.ComponentResource):
         for gpu, about_gpu in host.gpus.items():
             if about_gpu.use == "vm" and about_gpu.passthrough_test:
                 # Before a VM has it: the test refuses a card that another VM runs with. Not again after each reboot, when one may.
-                after = [boot, *([released[gpu]] if gpu in released else [])]
-                options = pulumi.ResourceOptions(parent=self, depends_on=after)
-                functions = boot.host.apply(functools.partial(_functions, gpu))
-                tests[gpu] = PassthroughTest(f"{host_name}-{gpu}-test", host, functions, [], options).seen
+                after = pulumi.ResourceOptions(depends_on=[released[gpu]] if gpu in released else before)
+                functions = booted.apply(functools.partial(_functions, gpu))
+                about_test = PassthroughTestArgs(host=host, functions=functions)
+                options = pulumi.ResourceOptions.merge(after, pulumi.ResourceOptions(parent=self))
+                tests[gpu] = PassthroughTest(f"{host_name}-{gpu}-test", about_test, options).seen
         self.tests = pulumi.Output.all(**tests) if tests else pulumi.Output.from_input({})  # `all` of nothing is a list
-        self.cards = boot.host.apply(
+        self.cards = booted.apply(
             lambda found: {gpu: {"mapping": host.mapping_of(gpu), "slot": _path(gpu, found)} for gpu in cards}
         )
         self.register_outputs({"cards": self.cards, "tests": self.tests})

@@ -7,44 +7,45 @@ taking them out, with a restart if the container runs; a created one is removed,
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pulumi
 
-from components.host_reboot import HostReboot
 from homelab.container.creation import configuration
 from homelab.remote import scripts
 from homelab.resources import command as remote
-from homelab.resources.container import NewContainer
 from homelab.resources.container_probe import ContainerProbe
 from homelab.resources.container_verification import ContainerVerification
-from homelab.resources.host_probe import HostProbe
+from homelab.resources.new_container import NewContainer
 from homelab.settings import Container, Host
 from homelab.settings import NewContainer as NewContainerSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuLxcArgs:
+    """``node``: the host's name in Proxmox VE; ``cards``: all of the host, as HostProbe puts them out (``gpus``); ``boot``: as GpuVm
+    takes it."""
+
+    container: Container
+    host: Host
+    node: str
+    cards: pulumi.Input[dict[str, Any]]
+    boot: pulumi.Input[dict[str, Any]]
 
 
 class GpuLxc(pulumi.ComponentResource):
     """Outputs: ``container``, as the stack puts it out (homelab/contract.py); ``in_force``: changes with each restart, for the triggers of
     what is installed in it; ``started``: the same with each boot of the host that was ours.
-
-    :param node: the host's name in Proxmox VE.
     """
 
     container: pulumi.Output[dict[str, Any]]
     in_force: pulumi.Output[str]
     started: pulumi.Output[str]
 
-    def __init__(
-        self,
-        name: str,
-        container: Container,
-        host: Host,
-        node: str,
-        probe: HostProbe,
-        boot: HostReboot,
-        opts: pulumi.ResourceOptions | None = None,
-    ) -> None:
+    def __init__(self, name: str, args: GpuLxcArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:gpu:GpuLxc", name, {}, opts)
+        container, host, node = args.container, args.host, args.node
         depends_on = opts.depends_on if opts else None
         instance: pulumi.Input[str] = ""
         if container.create is not None:
@@ -65,8 +66,8 @@ class GpuLxc(pulumi.ComponentResource):
                     **container.model_dump(mode="json", include={"gpu_assignment", "gpus", "method"}),
                     "power": container.wanted_power,
                 },
-                "gpus": probe.gpus,
-                "boot": boot.boot,
+                "gpus": args.cards,
+                "boot": args.boot,
                 "instance": instance,
             },
             pulumi.ResourceOptions(parent=self, depends_on=depends_on),
@@ -112,7 +113,7 @@ class GpuLxc(pulumi.ComponentResource):
             pulumi.ResourceOptions(parent=self, depends_on=[restart]),
         )
         self.in_force = restart.id
-        self.started = pulumi.Output.all(boot.boot, restart.stdout).apply(
+        self.started = pulumi.Output.all(args.boot, restart.stdout).apply(
             lambda found: f"boot {found[0]['id']}, {found[1]}"
         )
         self.container = pulumi.Output.all(

@@ -7,6 +7,7 @@ VM runs; a created VM is removed, unless it is protected.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pulumi
@@ -18,29 +19,29 @@ from homelab.settings import NewVm, Vm, VmGpu
 from homelab.vm.creation import configuration
 
 
+@dataclass(frozen=True, kw_only=True)
+class GpuVmArgs:
+    """``node``: the host's name in Proxmox VE; ``cards``: name -> ``mapping`` and ``slot``, of each card in ``vm.gpus`` at least
+    (GpuCards); ``boot``: of the host: its ``id``, the VMs that a reboot of ours ``stopped``, and when (``at``; BootVerification)."""
+
+    vm: Vm
+    node: str
+    cards: pulumi.Input[dict[str, dict[str, str]]]
+    boot: pulumi.Input[dict[str, Any]]
+
+
 class GpuVm(pulumi.ComponentResource):
     """Outputs: ``vm``, as the stack puts it out (homelab/contract.py); ``in_force``: changes with the VM and its cards, for what is installed
     in it; ``started``: changes when it, or its host, was started anew by us.
-
-    :param node: the host's name in Proxmox VE.
-    :param cards: name -> ``mapping`` and ``slot``, of each card in ``vm.gpus`` at least (GpuCards).
-    :param boot: of the host: its ``id``, the VMs that a reboot of ours ``stopped``, and when (``at``; BootVerification).
     """
 
     vm: pulumi.Output[dict[str, Any]]
     in_force: pulumi.Output[str]
     started: pulumi.Output[str]
 
-    def __init__(
-        self,
-        name: str,
-        vm: Vm,
-        node: str,
-        cards: pulumi.Input[dict[str, dict[str, str]]],
-        boot: pulumi.Input[dict[str, Any]],
-        opts: pulumi.ResourceOptions | None = None,
-    ) -> None:
+    def __init__(self, name: str, args: GpuVmArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:gpu:GpuVm", name, {}, opts)
+        vm, node, cards, boot = args.vm, args.node, args.cards, args.boot
         about: dict[str, Any] = {
             "host": vm.host,
             "node": node,

@@ -7,12 +7,22 @@ byte for byte.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pulumi
 
 from homelab.remote import scripts
 from homelab.resources import command as remote
-from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
+
+
+@dataclass(frozen=True, kw_only=True)
+class IommuHostArgs:
+    """``words``: what the command line is to have; ``generation``: raised when that drifted. Both as HostProbe puts them out."""
+
+    host: Host
+    words: pulumi.Input[str]
+    generation: pulumi.Input[int]
 
 
 class IommuHost(pulumi.ComponentResource):
@@ -20,15 +30,16 @@ class IommuHost(pulumi.ComponentResource):
 
     words: pulumi.Output[str]
 
-    def __init__(self, name: str, host: Host, probe: HostProbe, opts: pulumi.ResourceOptions | None = None) -> None:
+    def __init__(self, name: str, args: IommuHostArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:IommuHost", name, {}, opts)
-        self.words = probe.iommu_words
+        host = args.host
+        self.words = pulumi.Output.from_input(args.words)
         remote.script(
             f"{name}-cmdline",
             host,
-            pulumi.Output.all(probe.iommu_words, probe.generation_of("iommu")).apply(
+            pulumi.Output.all(args.words, args.generation).apply(
                 lambda values: scripts.iommu_cmdline(values[0], values[1], rollback_after=host.timeouts.rollback)
             ),
-            pulumi.ResourceOptions(parent=self, depends_on=[probe]),
+            pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
         )
         self.register_outputs({"words": self.words})

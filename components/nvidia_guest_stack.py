@@ -10,31 +10,38 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pulumi
 
-from components.gpu_lxc import GpuLxc
-from components.gpu_vm import GpuVm
-from components.host_reboot import HostReboot
 from homelab.errors import HomelabError
+from homelab.later import later
 from homelab.remote import scripts
-from homelab.resources.guest_reboot import GuestReboot
 from homelab.resources.host_probe import HostProbe
-from homelab.resources.nvidia_system import NvidiaSystem, request_of
-from homelab.resources.nvidia_verification import NvidiaVerification
+from homelab.resources.nvidia import GuestReboot, NvidiaSystem, NvidiaVerification
 from homelab.resources.system import System
 from homelab.settings import Container, Host, Vm
+
+from .gpu_lxc import GpuLxc
+from .gpu_vm import GpuVm
+from .host_reboot import HostReboot
 
 if TYPE_CHECKING:
     from pulumi_command import remote
 
+    from homelab.nvidia import plan as planner
+    from homelab.nvidia import state, verification
     from homelab.nvidia.plan import Plan, Request
     from homelab.nvidia.symptoms import Context
-    from homelab.nvidia.verification import Wanted
+    from homelab.nvidia.verification import Expected
+    from homelab.remote import nvidia_steps as steps
 
     # (request, plan, context for messages, the installed driver, generation) -> a composed script.
     Script = Callable[[Request, Plan, Context, str, str], str]
+else:
+    planner, state, verification = (later(f"homelab.nvidia.{name}") for name in ("plan", "state", "verification"))
+    steps = later("homelab.remote.nvidia_steps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +50,7 @@ class _Planned:
 
     request: Request
     plan: Plan
-    wanted: Wanted
+    wanted: Expected
 
 
 class Reboot(Protocol):
@@ -53,22 +60,23 @@ class Reboot(Protocol):
         """``driver``: the installed version; ``flavour``: of its modules."""
 
 
-class NvidiaGuestStack(pulumi.ComponentResource):
-    """Outputs: ``result`` (contract.Nvidia). ``boot``: what ``reboot`` made.
+@dataclass(frozen=True, kw_only=True)
+class NvidiaGuestStackArgs:
+    """``reboot``: for a host. A VM is rebooted from inside, a container not at all."""
 
-    :param reboot: for a host. A VM is rebooted from inside, a container not at all.
-    """
+    system: System
+    reboot: Reboot | None = None
+
+
+class NvidiaGuestStack(pulumi.ComponentResource):
+    """Outputs: ``result`` (contract.Nvidia). ``boot``: what ``reboot`` made."""
 
     result: pulumi.Output[dict[str, Any]]
     boot: HostReboot
 
-    def __init__(
-        self, name: str, system: System, reboot: Reboot | None = None, opts: pulumi.ResourceOptions | None = None
-    ) -> None:
+    def __init__(self, name: str, args: NvidiaGuestStackArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:guest:NvidiaGuestStack", name, {}, opts)
-        from homelab.nvidia.plan import packages_to_ask_for
-        from homelab.remote import nvidia_steps as steps
-
+        system, reboot = args.system, args.reboot
         self._name, self._system = name, system
         stack = system.nvidia
         self._found = NvidiaSystem(
@@ -81,7 +89,9 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         self._plan = self._planned(None)
 
         def add_repository(request: Request, plan: Plan, context: Context, _: str, again: str) -> str:
-            return steps.repository(plan, stack, packages_to_ask_for(request), context=context, generation=again)
+            return steps.repository(
+                plan, stack, planner.packages_to_ask_for(request), context=context, generation=again
+            )
 
         def install_driver(_request: Request, plan: Plan, context: Context, _: str, again: str) -> str:
             return steps.driver(plan, stack, context=context, generation=again)
@@ -154,16 +164,13 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         """:param offered: package -> versions; None as long as nobody has looked."""
 
         def planned(known: list[Any]) -> _Planned:
-            from homelab.nvidia.plan import plan_stack
-            from homelab.nvidia.verification import Wanted
-
-            about = {"target": self._system.target, "system_name": self._system.name}
-            request = request_of(about, known[0], self._system.nvidia, known[1])
+            system = self._system
+            request = state.request_of(system.target, system.name, known[0], system.nvidia, known[1])
             try:
-                plan = plan_stack(request)
+                plan = planner.plan_stack(request)
             except HomelabError as error:
                 raise pulumi.RunError(str(error)) from None
-            return _Planned(request, plan, Wanted.of(request, plan))
+            return _Planned(request, plan, verification.Expected.of(request, plan))
 
         return pulumi.Output.all(self._found.facts, offered).apply(planned)
 

@@ -7,45 +7,43 @@ them, so that a change there, such as another boot of the host or another card, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import pulumi
 
 from homelab.remote import scripts
 from homelab.resources import command as remote
+from homelab.settings import Host
 
-if TYPE_CHECKING:
-    from homelab.settings import Host
+
+@dataclass(frozen=True, kw_only=True)
+class PassthroughTestArgs:
+    """``functions``: PCI address -> vendor:device of every function of the cards; they must be on vfio-pci, and no VM that runs may
+    have one. ``triggers``: what must be followed by another test, such as the verified boot."""
+
+    host: Host
+    functions: pulumi.Input[Mapping[str, str]]
+    triggers: Sequence[pulumi.Input[object]] = ()
 
 
 class PassthroughTest(pulumi.ComponentResource):
     """Outputs: ``seen``: ``kernel``, ``vmid``, and ``functions`` as the VM saw them (``guest`` and ``address``: on the VM's bus
     and the host's; ``id``, ``class``, ``bars`` with ``index`` and ``size`` in bytes).
-
-    :param functions: PCI address -> vendor:device of every function of the cards; they must be on vfio-pci, and no VM that
-        runs may have one.
-    :param triggers: what must be followed by another test, such as the verified boot.
     """
 
     seen: pulumi.Output[dict[str, Any]]
 
-    def __init__(
-        self,
-        name: str,
-        host: Host,
-        functions: pulumi.Input[Mapping[str, str]],
-        triggers: Sequence[pulumi.Input[object]],
-        opts: pulumi.ResourceOptions | None = None,
-    ) -> None:
+    def __init__(self, name: str, args: PassthroughTestArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:gpu:PassthroughTest", name, {}, opts)
-        wanted = pulumi.Output.from_input(functions)
+        wanted = pulumi.Output.from_input(args.functions)
         test = remote.script(
             f"{name}-vm",
-            host,
+            args.host,
             wanted.apply(scripts.passthrough_test),
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
             undone=False,
-            triggers=[wanted, *triggers],
+            triggers=[wanted, *args.triggers],
         )
         self.seen = test.stdout.apply(scripts.answer)
         self.register_outputs({"seen": self.seen})

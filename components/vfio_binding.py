@@ -7,12 +7,24 @@ GPU passthrough". First the initramfs, then the switch; undone the other way rou
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pulumi
 
 from homelab.remote import scripts
 from homelab.resources import command as remote
-from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
+
+
+@dataclass(frozen=True, kw_only=True)
+class VfioBindingArgs:
+    """``words``: what the command line is to have; ``functions``: PCI address -> vendor:device of what is to be bound;
+    ``generation``: raised when that drifted. All as HostProbe puts them out."""
+
+    host: Host
+    words: pulumi.Input[str]
+    functions: pulumi.Input[dict[str, str]]
+    generation: pulumi.Input[int]
 
 
 class VfioBinding(pulumi.ComponentResource):
@@ -20,17 +32,18 @@ class VfioBinding(pulumi.ComponentResource):
 
     functions: pulumi.Output[dict[str, str]]
 
-    def __init__(self, name: str, host: Host, probe: HostProbe, opts: pulumi.ResourceOptions | None = None) -> None:
+    def __init__(self, name: str, args: VfioBindingArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:VfioBinding", name, {}, opts)
-        self.functions = probe.functions
-        wanted = pulumi.Output.all(probe.vfio_words, probe.generation_of("vfio"))
+        host = args.host
+        self.functions = pulumi.Output.from_input(args.functions)
+        wanted = pulumi.Output.all(args.words, args.generation)
         initramfs = remote.script(
             f"{name}-initramfs",
             host,
             wanted.apply(
                 lambda values: scripts.vfio_initramfs(bool(values[0]), values[1], rollback_after=host.timeouts.rollback)
             ),
-            pulumi.ResourceOptions(parent=self, depends_on=[probe]),
+            pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
         )
         remote.script(
             f"{name}-cmdline",

@@ -18,7 +18,7 @@ import pulumi
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from homelab.errors import HomelabError
-from homelab.settings import PROJECT, Settings
+from homelab.settings import Settings
 
 VERSION = 1
 
@@ -73,7 +73,7 @@ class Test(_Part):
     functions: list[SeenFunction]
 
 
-class Gpu(_Part):
+class GpuOutput(_Part):
     """A card of a host."""
 
     slot: str = Field(description="0000:01:00")
@@ -109,7 +109,7 @@ class NvidiaGpu(_Part):
     compute_capability: str | None = Field(alias="computeCapability")
 
 
-class Nvidia(_Part):
+class NvidiaOutput(_Part):
     """NVIDIA's stack on a system, verified from inside."""
 
     driver: str = Field(description="the version in use")
@@ -123,18 +123,18 @@ class Nvidia(_Part):
     uvm: bool | None = Field(None, description="an ordinary user can use CUDA; null: not asked for")
 
 
-class Host(_Part):
+class HostOutput(_Part):
     """A verified host."""
 
     node: str = Field(description="its name in Proxmox VE")
     kernel: str = Field(description="the running one, as `uname -r` prints it")
     boot_id: str = Field(alias="bootId", description="tells this boot from every other")
     iommu: Iommu
-    gpus: dict[str, Gpu]
-    nvidia: Nvidia | None = Field(None, description="the driver on the host itself; null: not of this stack")
+    gpus: dict[str, GpuOutput]
+    nvidia: NvidiaOutput | None = Field(None, description="the driver on the host itself; null: not of this stack")
 
 
-class Vm(_Part):
+class VmOutput(_Part):
     """A VM of this stack."""
 
     host: str = Field(description="by its name in `hosts`")
@@ -144,10 +144,10 @@ class Vm(_Part):
     state: Literal["running", "stopped"] = Field(description="as the last change left it")
     gpus: list[str] = Field(description="cards, by their names in the host's gpus")
     address: str | None = Field(None, description="where the guest is reached, if it is known")
-    nvidia: Nvidia | None = Field(None, description="the driver in the guest; null: not of this stack")
+    nvidia: NvidiaOutput | None = Field(None, description="the driver in the guest; null: not of this stack")
 
 
-class Container(_Part):
+class ContainerOutput(_Part):
     """A container of this stack, which shares cards with the host's driver."""
 
     host: str = Field(description="by its name in `hosts`")
@@ -160,16 +160,16 @@ class Container(_Part):
     method: Literal["device", "mount-entry", "mixed"] | None = Field(
         None, description="how its configuration gives it the devices; null: it has none"
     )
-    nvidia: Nvidia | None = Field(None, description="the driver's libraries in it; null: not of this stack")
+    nvidia: NvidiaOutput | None = Field(None, description="the driver's libraries in it; null: not of this stack")
 
 
 class Outputs(_Part):
     """All outputs of a stack."""
 
     version: Whole = Field(description="of the contract", json_schema_extra={"const": VERSION})
-    hosts: dict[str, Host]
-    vms: dict[str, Vm]
-    containers: dict[str, Container] = {}
+    hosts: dict[str, HostOutput]
+    vms: dict[str, VmOutput]
+    containers: dict[str, ContainerOutput] = {}
 
 
 def schema() -> dict[str, Any]:
@@ -270,6 +270,6 @@ def outputs(
 
 
 if __name__ == "__main__":
-    path = Path(PROJECT, "docs", "outputs.schema.json")
+    path = Path(__file__).resolve().parents[1] / "docs" / "outputs.schema.json"
     path.write_text(text(), encoding="utf-8", newline="\n")
     print(f"written: {path}")

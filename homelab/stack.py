@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pulumi
 
 from homelab.errors import HomelabError, raise_all
+from homelab.later import later
 from homelab.settings import Settings, parse
 from homelab.settings import secrets as secret_settings
+
+if TYPE_CHECKING:
+    from homelab.nvidia import preview
+else:
+    preview = later("homelab.nvidia.preview")
 
 
 def load() -> Settings:
@@ -18,16 +27,21 @@ def load() -> Settings:
 
     :raises HomelabError: one error that names every mistake.
     """
+    _end_when_told()
     # What the language host hands to a program; pulumi.Config can't list keys, so an unknown one would go unnoticed.
     whole = json.loads(os.environ.get("PULUMI_CONFIG", "{}"))
     found = parse({key.removeprefix("homelab:"): text for key, text in whole.items() if key.startswith("homelab:")})
     errors = _unsafe(found)
     if found.stacks:
-        from homelab.nvidia import preview  # only here: its data is read
-
         errors += preview.from_settings(found)
     raise_all(errors)
     return found
+
+
+def _end_when_told() -> None:
+    """When an update fails, the engine interrupts the program, which would wait for its own threads, and is killed five seconds later."""
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGINT, lambda *_: os._exit(1))
 
 
 def _unsafe(found: Settings) -> list[HomelabError]:

@@ -8,6 +8,7 @@ goes through `tell`, or through `clean` where it isn't printed. Scripts do the s
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 # ECMA-48: control sequences (colours, cursor), strings that end in BEL or ST (titles, links), and the shorter ones.
 _SEQUENCE = re.compile(
@@ -31,6 +32,15 @@ def _visible(match: re.Match[str]) -> str:
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
 
 
+# The last of them shows what is told.
+_SHOWN_BY: list[Callable[[str], None]] = [print]
+
+
 def tell(text: str) -> None:
-    """Prints it, clean."""
-    print(clean(text))
+    """Shows it, clean: printed, or as `shown_by` says."""
+    _SHOWN_BY[-1](clean(text))
+
+
+def shown_by(show: Callable[[str], None]) -> None:
+    """From here on, what is told is shown in this way."""
+    _SHOWN_BY.append(show)

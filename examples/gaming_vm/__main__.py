@@ -4,10 +4,9 @@ homelab's outputs ─► LentCards (their version, who has the card) ─► GpuV
 """
 
 import pulumi
-import repository  # type: ignore[import-not-found]  # noqa: F401 - of this folder; finds the modules below, for all processes
+from lent_cards import LentCards
 
-from components.gpu_vm import GpuVm
-from examples.gaming_vm.lent_cards import LentCards
+from homelab.components.gpu_vm import GpuVm, GpuVmArgs
 from homelab.errors import HomelabError
 from homelab.stack import load
 
@@ -21,7 +20,8 @@ vms = {}
 for name, vm in settings.vms.items():
     host = settings.hosts[vm.host]
     cards = LentCards(f"{name}-cards", homelab, name, vm, host)
+    args = GpuVmArgs(vm=vm, node=host.node or vm.host, cards=cards.cards, boot=cards.boot)
     after = pulumi.ResourceOptions(depends_on=[cards])
-    vms[name] = GpuVm(name, vm, host.node or vm.host, cards.cards, cards.boot, after).vm
+    vms[name] = GpuVm(name, args, after).vm
 
 pulumi.export("vms", vms)

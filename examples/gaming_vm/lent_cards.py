@@ -11,9 +11,9 @@ from typing import Any
 
 import pulumi
 
-from components.gpu_cards import lease
-from homelab.contract import Gpu, Outputs, consumed
-from homelab.contract import Host as LendingHost
+from homelab.components.gpu_cards import lease
+from homelab.contract import GpuOutput, Outputs, consumed
+from homelab.contract import HostOutput as LendingHost
 from homelab.errors import HomelabError, raise_all
 from homelab.settings import Host, Vm
 
@@ -83,7 +83,7 @@ def _not_offered(stack: str, host: LendingHost, name: str, vm: Vm, card: str) ->
     )
 
 
-def _held(stack: str, outputs: Outputs, gpu: Gpu, name: str, vm: Vm, card: str) -> HomelabError:
+def _held(stack: str, outputs: Outputs, gpu: GpuOutput, name: str, vm: Vm, card: str) -> HomelabError:
     holder = outputs.vms.get(str(gpu.holder))
     which = f" (VM {holder.vmid}, {holder.name}, {holder.state})" if holder else ""
     return HomelabError(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from homelab.doctor import container, stack, vm
 from homelab.doctor import host as host_judge
-from homelab.doctor.devices import Cards
+from homelab.doctor.devices import WantedCards
 from homelab.doctor.report import Report, unreadable
 from homelab.errors import HomelabError
 from homelab.remote import diagnosis
@@ -59,7 +59,7 @@ def diagnose(arguments: argparse.Namespace) -> Report:
         ids = [arguments.id, *([arguments.like] if arguments.like is not None else [])]
         seen = asyncio.run(diagnosis.read(host, list(dict.fromkeys(ids))))
         if arguments.gpus is not None:
-            cards: Cards | None = Cards(stack.assignment(arguments.gpus, seen, "--gpus"), "--gpus")
+            cards: WantedCards | None = WantedCards(stack.assignment(arguments.gpus, seen, "--gpus"), "--gpus")
         else:
             cards = found.cards(name, host, arguments.id, seen)
         return container.diagnose(seen, arguments.id, like=arguments.like, cards=cards)

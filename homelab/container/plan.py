@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from homelab.errors import HomelabError, unlocking
-from homelab.host.facts import NVIDIA, GuestConfig, HostFacts, bound_by_word
+from homelab.host.classes import NVIDIA
+from homelab.host.facts import GuestConfig, HostFacts, bound_by_word
 from homelab.host.plan import Wanted
 from homelab.settings import Container, Vm
 
 
 @dataclass(frozen=True)
-class Cards:
+class DriverCards:
     """What the driver has, or is going to have once the cards for VMs are bound: number of /dev/nvidiaN -> slot.
 
     ``predicted``: a reboot comes first, at which the driver counts its cards anew. ``taken``: slot -> who has it instead.
@@ -33,7 +34,7 @@ class Cards:
         return f"the driver has{after} {there}" + (f"; {taken}" if taken else "")
 
 
-def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driver_comes: bool = False) -> Cards:
+def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driver_comes: bool = False) -> DriverCards:
     """The host's NVIDIA cards.
 
     :param vms: those of this host, by name; ``node``: its name in Proxmox VE.
@@ -62,10 +63,10 @@ def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driv
     released = any(_released(slot, facts, want) for slot in staying)
     comes = any(slot not in now for slot in staying) and (driver_comes or released)
     if not leaves and not comes:
-        return Cards({number: slot for slot, number in now.items() if slot not in taken}, False, taken)
+        return DriverCards({number: slot for slot, number in now.items() if slot not in taken}, False, taken)
     # Which number a card gets at the next boot is the driver's matter; it counts them as it finds them.
     order = sorted(staying, key=lambda slot: (slot not in now, now.get(slot, 0), slot))
-    return Cards(dict(enumerate(order)), True, taken)
+    return DriverCards(dict(enumerate(order)), True, taken)
 
 
 def want_slots(want: Wanted, use: str) -> list[str]:
@@ -79,7 +80,7 @@ def _released(slot: str, facts: HostFacts, want: Wanted) -> bool:
     return slot in ours and slot in (*want_slots(want, "lxc"), *want_slots(want, "host"))
 
 
-def numbers(name: str, container: Container, found: Cards, want: Wanted) -> tuple[list[int], list[HomelabError]]:
+def numbers(name: str, container: Container, found: DriverCards, want: Wanted) -> tuple[list[int], list[HomelabError]]:
     """The numbers of the cards that a container gets, ascending, and which of them it can't have."""
     if container.numbers == "all":
         return sorted(found.slots), [] if found.slots else [_refused(name, "all cards of the driver", "", found)]
@@ -101,7 +102,7 @@ def numbers(name: str, container: Container, found: Cards, want: Wanted) -> tupl
     return sorted(chosen), errors
 
 
-def _refused(name: str, what: str, about: str, found: Cards) -> HomelabError:
+def _refused(name: str, what: str, about: str, found: DriverCards) -> HomelabError:
     return HomelabError(
         wanted=f"{what} for containers.{name}",
         found=f"{about}{found.text}",
@@ -116,7 +117,7 @@ def functions(slots: list[str], facts: HostFacts) -> list[str]:
 
 
 def check(
-    name: str, container: Container, facts: HostFacts, found: Cards, want: Wanted
+    name: str, container: Container, facts: HostFacts, found: DriverCards, want: Wanted
 ) -> tuple[list[int], list[HomelabError]]:
     """The numbers of a container's cards, and every reason not to give them to it."""
     errors = _container(name, container, facts)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from homelab.doctor.devices import Cards, Row, card_number
-from homelab.doctor.reading import Container, Reading
+from homelab.doctor.devices import Row, WantedCards, card_number
+from homelab.doctor.reading import ContainerReading, Reading
 
 # pve-container's changelog.
 
@@ -15,8 +15,8 @@ class Case:
     """All that is judged: a container on a host, the cards that it is to have, and its table."""
 
     reading: Reading
-    container: Container
-    cards: Cards
+    container: ContainerReading
+    cards: WantedCards
     rows: list[Row]
 
     @property

@@ -8,8 +8,8 @@ from typing import Any
 
 from homelab.container.conf import ContainerConf
 from homelab.doctor.case import Case
-from homelab.doctor.devices import Cards, Row, cards_in, rows_of
-from homelab.doctor.reading import Container
+from homelab.doctor.devices import Row, WantedCards, cards_in, rows_of
+from homelab.doctor.reading import ContainerReading
 from homelab.doctor.report import Table
 
 # Options that change what a device line does.
@@ -20,7 +20,7 @@ _OPTIONS = ("unprivileged", "features")
 class Difference:
     """``lacks``: lines of the other that this one hasn't, ``only``: the other way round; ``devices``: path -> (here, there)."""
 
-    model: Container
+    model: ContainerReading
     ctid: int
     lacks: list[str]
     only: list[str]
@@ -51,11 +51,11 @@ class Difference:
         }
 
 
-def compared(case: Case, model: Container) -> Difference:
+def compared(case: Case, model: ContainerReading) -> Difference:
     """This container against a working one, on the same host."""
     conf, other = case.container.parsed, model.parsed
     here = {row.path: row for row in case.rows}
-    there = {row.path: row for row in rows_of(case.reading, model, Cards(cards_in(other), "its configuration"))}
+    there = {row.path: row for row in rows_of(case.reading, model, WantedCards(cards_in(other), "its configuration"))}
     devices = {}
     for path in dict.fromkeys([*there, *here]):
         pair = _given(here.get(path)), _given(there.get(path))
@@ -92,7 +92,7 @@ def _normal(line: str) -> str:
     return f"{key}:{' '.join(value.split())}"
 
 
-def _notes(container: Container, model: Container, case: Case) -> list[str]:
+def _notes(container: ContainerReading, model: ContainerReading, case: Case) -> list[str]:
     notes = []
     for option in _OPTIONS:
         here, there = (one.parsed.options.get(option, "not set") for one in (container, model))

@@ -8,18 +8,18 @@ from homelab.doctor.case import Case
 from homelab.doctor.comparison import Difference, compared
 from homelab.doctor.configuration import unused_rules
 from homelab.doctor.container_findings import findings, restart_step
-from homelab.doctor.devices import COLUMNS, Cards, cards_of, is_gpu, rows_of
-from homelab.doctor.reading import Container, Reading
+from homelab.doctor.devices import COLUMNS, WantedCards, cards_of, is_gpu, rows_of
+from homelab.doctor.reading import ContainerReading, Reading
 from homelab.doctor.report import Finding, Report, Stage, Table, in_order
 from homelab.errors import HomelabError
 
 
-def container_report(reading: Reading, ctid: int, *, like: int | None = None, cards: Cards | None = None) -> str:
+def container_report(reading: Reading, ctid: int, *, like: int | None = None, cards: WantedCards | None = None) -> str:
     """The diagnosis as text. Arguments and errors as of `diagnose`."""
     return diagnose(reading, ctid, like=like, cards=cards).text()
 
 
-def diagnose(reading: Reading, ctid: int, *, like: int | None = None, cards: Cards | None = None) -> Report:
+def diagnose(reading: Reading, ctid: int, *, like: int | None = None, cards: WantedCards | None = None) -> Report:
     """What is wrong with a container's cards.
 
     :param reading: one that looked into ``ctid`` and ``like``.
@@ -52,14 +52,16 @@ def diagnose(reading: Reading, ctid: int, *, like: int | None = None, cards: Car
     )
 
 
-def _case(reading: Reading, ctid: int, like: int | None, cards: Cards | None) -> tuple[Case, Container | None]:
+def _case(
+    reading: Reading, ctid: int, like: int | None, cards: WantedCards | None
+) -> tuple[Case, ContainerReading | None]:
     container = _looked_into(reading, ctid)
     model = _looked_into(reading, like) if like is not None else None
     chosen = cards_of(reading, container, model, cards)
     return Case(reading, container, chosen, rows_of(reading, container, chosen)), model
 
 
-def _looked_into(reading: Reading, ctid: int) -> Container:
+def _looked_into(reading: Reading, ctid: int) -> ContainerReading:
     container = reading.container(ctid)
     if container is not None:
         return container

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from homelab.container.conf import ContainerConf, Entry
-from homelab.doctor.reading import Container, Node, Reading, Seen
+from homelab.doctor.reading import ContainerReading, Node, Reading, Seen
 
 _CARD = re.compile(r"/dev/nvidia(\d+)")
 # What CUDA takes besides the cards' own nodes. nvidia-smi is content without nvidia-uvm; CUDA isn't.
@@ -33,7 +33,7 @@ def card_number(path: str) -> int | None:
 
 
 @dataclass(frozen=True)
-class Cards:
+class WantedCards:
     """Which cards a container is to have: their numbers N of /dev/nvidiaN, and ``by`` whom that is said. ``guessed``: by nobody.
     ``managed``: the stack's settings have this container."""
 
@@ -108,18 +108,20 @@ def cards_in(conf: ContainerConf) -> list[int]:
     return sorted({number for number in numbers if number is not None})
 
 
-def cards_of(reading: Reading, container: Container, like: Container | None, said: Cards | None) -> Cards:
+def cards_of(
+    reading: Reading, container: ContainerReading, like: ContainerReading | None, said: WantedCards | None
+) -> WantedCards:
     """Which cards the container is to have: as it is said, else as it is configured, else as its model, else all."""
     if said is not None:
         return said
     if found := cards_in(container.parsed):
-        return Cards(found, "its configuration")
+        return WantedCards(found, "its configuration")
     if like is not None and (found := cards_in(like.parsed)):
-        return Cards(found, f"container {like.id}")
-    return Cards(list(reading.cards), "nobody: all of the host's are shown", guessed=True)
+        return WantedCards(found, f"container {like.id}")
+    return WantedCards(list(reading.cards), "nobody: all of the host's are shown", guessed=True)
 
 
-def rows_of(reading: Reading, container: Container, cards: Cards) -> list[Row]:
+def rows_of(reading: Reading, container: ContainerReading, cards: WantedCards) -> list[Row]:
     """The table, needed devices first."""
     conf = container.parsed
     needed = _needed(reading, cards)
@@ -132,7 +134,7 @@ def rows_of(reading: Reading, container: Container, cards: Cards) -> list[Row]:
     return [_row(reading, container, path, path in needed) for path in dict.fromkeys(paths)]
 
 
-def _needed(reading: Reading, cards: Cards) -> list[str]:
+def _needed(reading: Reading, cards: WantedCards) -> list[str]:
     if not cards.numbers and not cards.guessed:
         return []
     return [*(f"/dev/nvidia{number}" for number in cards.numbers), *NEEDED]
@@ -150,7 +152,7 @@ def _given(reading: Reading, conf: ContainerConf) -> list[str]:
     return [path for path in found if is_gpu(path)]
 
 
-def _row(reading: Reading, container: Container, path: str, needed: bool) -> Row:
+def _row(reading: Reading, container: ContainerReading, path: str, needed: bool) -> Row:
     conf = container.parsed
     entry = conf.entry_for(path)
     host = reading.nodes.get(entry.source_of(path) if entry else path)

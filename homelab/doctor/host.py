@@ -9,7 +9,8 @@ from homelab.doctor.reading import Reading
 from homelab.doctor.report import Finding, Report, Stage, Table
 from homelab.errors import HomelabError
 from homelab.host import gates, kernel_log, plan
-from homelab.host.facts import NVIDIA, missing_words
+from homelab.host.classes import NVIDIA
+from homelab.host.facts import missing_words
 from homelab.settings import Host
 
 

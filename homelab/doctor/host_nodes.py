@@ -7,7 +7,7 @@ import shlex
 from homelab.doctor.case import Case
 from homelab.doctor.devices import card_number, names
 from homelab.doctor.report import Finding
-from homelab.host.facts import NVIDIA
+from homelab.host.classes import NVIDIA
 
 
 def findings(case: Case) -> list[Finding]:

@@ -59,7 +59,7 @@ class Guest(_Fact):
         return f"{'VM' if self.kind == 'vm' else 'container'} {self.id}"
 
 
-class Container(_Fact):
+class ContainerReading(_Fact):
     """``conf``: the lines of its configuration that are about devices; ``other_keys``: raw keys that may give it more; ``inside``: what
     inspect_inside.sh printed, empty when it is off; ``problem``: why that failed, if it did."""
 
@@ -126,7 +126,7 @@ class Extra(_Fact):
     char_devices: str
     nodes: str
     links: str
-    containers: list[Container]
+    containers: list[ContainerReading]
 
 
 class Reading(_Fact):
@@ -169,7 +169,7 @@ class Reading(_Fact):
         )
         return sorted(found)
 
-    def container(self, ctid: int) -> Container | None:
+    def container(self, ctid: int) -> ContainerReading | None:
         """The container, if it was looked into."""
         return next((one for one in self.extra.containers if one.id == ctid), None)
 

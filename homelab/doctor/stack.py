@@ -9,16 +9,16 @@ from typing import Any
 
 import yaml
 
-from homelab.doctor.devices import Cards
+from homelab.doctor.devices import WantedCards
 from homelab.doctor.reading import Reading
 from homelab.errors import HomelabError
 from homelab.host import gates
-from homelab.settings import PROJECT, Host, Settings, assigned_numbers, parse
+from homelab.settings import Host, Settings, assigned_numbers, parse, project
 from homelab.settings.secrets import is_encrypted, readable
 
 
 @dataclass(frozen=True)
-class Stack:
+class StackFile:
     """``path``: the file; ``values``: what it has under `homelab:`, by key without that."""
 
     path: Path
@@ -51,7 +51,7 @@ class Stack:
     def _settings(self, hosts: dict[str, Any]) -> Settings:
         return parse({"hosts": json.dumps(readable(hosts))})
 
-    def cards(self, host_name: str, host: Host, ctid: int, reading: Reading) -> Cards | None:
+    def cards(self, host_name: str, host: Host, ctid: int, reading: Reading) -> WantedCards | None:
         """The cards that the settings give a container; None where they don't have it.
 
         :raises HomelabError: they name cards that the host hasn't got.
@@ -61,13 +61,15 @@ class Stack:
             if isinstance(one, dict) and (one.get("host"), one.get("ctid")) == (host_name, ctid):
                 place = f"homelab:containers.{name}"
                 if one.get("gpus") is not None:
-                    return Cards(_numbers_of(reading, host, list(one["gpus"]), place), f"{place}.gpus", managed=True)
+                    return WantedCards(
+                        _numbers_of(reading, host, list(one["gpus"]), place), f"{place}.gpus", managed=True
+                    )
                 numbers = assignment(str(one.get("gpuAssignment", "none")), reading, f"{place}.gpuAssignment")
-                return Cards(numbers, f"{place}.gpuAssignment", managed=True)
+                return WantedCards(numbers, f"{place}.gpuAssignment", managed=True)
         return None
 
 
-def read(path: Path) -> Stack:
+def read(path: Path) -> StackFile:
     """A stack's configuration file.
 
     :raises HomelabError: it isn't there, or isn't YAML.
@@ -77,7 +79,7 @@ def read(path: Path) -> Stack:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         # A parser's message may quote the line, and that a secret.
         problem = error.strerror if isinstance(error, OSError) else "it isn't valid YAML"
-        others = ", ".join(sorted(one.name for one in PROJECT.glob("Pulumi.*.yaml")))
+        others = ", ".join(sorted(one.name for one in project().glob("Pulumi.*.yaml")))
         raise HomelabError(
             wanted=f"a stack's configuration in {path}",
             found=str(problem),
@@ -86,12 +88,14 @@ def read(path: Path) -> Stack:
         ) from None
     config = found.get("config") if isinstance(found, dict) else None
     values = config if isinstance(config, dict) else {}
-    return Stack(path, {key.removeprefix("homelab:"): one for key, one in values.items() if key.startswith("homelab:")})
+    return StackFile(
+        path, {key.removeprefix("homelab:"): one for key, one in values.items() if key.startswith("homelab:")}
+    )
 
 
 def path_of(stack: str) -> Path:
     """Where Pulumi keeps a stack's configuration; of ``organization/project/stack`` the last part counts."""
-    return PROJECT / f"Pulumi.{stack.rpartition('/')[2]}.yaml"
+    return project() / f"Pulumi.{stack.rpartition('/')[2]}.yaml"
 
 
 def assignment(text: str, reading: Reading, place: str) -> list[int]:

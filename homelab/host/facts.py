@@ -12,21 +12,9 @@ from functools import cached_property
 from pydantic import BaseModel, ConfigDict, Field
 
 from homelab.errors import HomelabError, elsewhere
+from homelab.host.classes import AUDIO, BRIDGES, CARRIERS, DISPLAY, GRAPHICS, NVIDIA, USB_C
 from homelab.properties import functions_of, overlap, slot_of
 from homelab.properties import parse as parse_properties
-
-# PCI classes (pci.ids): the first two digits are the base class. A 3D controller is 0302.
-DISPLAY = "03"
-ACCELERATOR = "12"
-# What makes a card.
-GRAPHICS = (DISPLAY, ACCELERATOR)
-AUDIO = "0403"
-BRIDGES = ("0600", "0604")  # host bridge, PCI-to-PCI bridge: VFIO asks nothing of these
-NVIDIA = "10de"
-# What NVIDIA's cards with a USB-C socket have besides: its USB controller, and the port's own controller (UCSI).
-USB_C = ("0c03", "0c80")
-# Classes of what may have disks or networks behind it.
-CARRIERS = ("01", "02", "0d", "0c00", "0c03", "0c04", "0c06")
 
 # Names of classes, the most exact one counts (pci.ids).
 _KINDS = {
@@ -118,7 +106,7 @@ class CommandLines(_Fact):
     generated: str
 
 
-class Iommu(_Fact):
+class IommuFacts(_Fact):
     """``tables``: ACPI tables that announce an IOMMU; ``groups``: how many groups there are; ``kernel_log``: dmesg lines."""
 
     tables: list[str]
@@ -254,7 +242,7 @@ class Cluster(_Fact):
         return None
 
 
-class Nvidia(_Fact):
+class NvidiaFacts(_Fact):
     """NVIDIA's driver on the host.
 
     ``version``: of the loaded one, empty: none. ``trouble``, ``uvm_trouble``: what keeps the driver, and nvidia-uvm, from being there,
@@ -313,7 +301,7 @@ class HostFacts(_Fact):
     loader_clues: str
     missing_tools: list[str]
     cmdline: CommandLines
-    iommu: Iommu
+    iommu: IommuFacts
     vfio_ids: str
     # File -> the ids in it; files that speak of vfio-pci in any other way. None of them is ours.
     vfio_files: dict[str, str] = {}
@@ -336,7 +324,7 @@ class HostFacts(_Fact):
     # What the last boot was to have and the running kernel lacks, a sentence each; None: it isn't noted on the host.
     boot_lacks: list[str] | None = None
     nvidia_minors: dict[str, int]
-    nvidia: Nvidia = Nvidia()
+    nvidia: NvidiaFacts = NvidiaFacts()
     containers: list[SharedWith] = []
     # What this program noted of VMs and mappings (homelab/remote/ledger.py): name -> JSON.
     ledger: dict[str, str] = {}

@@ -7,7 +7,8 @@ words. Opting out is one named setting per gate.
 from __future__ import annotations
 
 from homelab.errors import HomelabError
-from homelab.host.facts import NVIDIA, Device, HostFacts, Vital, bound_by_word
+from homelab.host.classes import NVIDIA
+from homelab.host.facts import Device, HostFacts, Vital, bound_by_word
 from homelab.settings import Gpu, Host
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from homelab.errors import HomelabError
@@ -79,8 +80,6 @@ class Trouble:
 @functools.cache
 def signs() -> tuple[Sign, ...]:
     """All rows, in the order in which they are told."""
-    import yaml  # only by those who read the log
-
     text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
     return tuple(Sign.model_validate(row) for row in yaml.safe_load(text)["signs"])
 

@@ -236,7 +236,7 @@ def _log_excerpt(facts: HostFacts) -> str:
 
 
 @dataclass(frozen=True)
-class Reboot:
+class PlannedReboot:
     """Whether the host must be rebooted, as reboot_host.sh decides it (remote_scripts/lib/lacking.sh).
 
     ``reasons``: why; ``perhaps``: what would be a reason, where only the installation of packages shows whether it is one;
@@ -279,7 +279,7 @@ FILES = {"new": "writes", "changed": "changes", "given back": "gives back", "rem
 
 
 def describe(
-    name: str, facts: HostFacts, host: Host, want: Wanted, reboot: Reboot, files: Sequence[PlannedFile] = ()
+    name: str, facts: HostFacts, host: Host, want: Wanted, reboot: PlannedReboot, files: Sequence[PlannedFile] = ()
 ) -> str:
     """The plan for people: command line before -> after, files, each function with its driver now and then, the reboot."""
     have = facts.cmdline.others.split()

@@ -14,7 +14,7 @@ from homelab.model import Runtime
 from homelab.nvidia.checks import card_text, least_driver_of_cuda, refusals
 from homelab.nvidia.compatibility import Flavour, Key, Names, Target
 from homelab.nvidia.flavour import Choice, choose
-from homelab.nvidia.request import Driver, Request, System, offered_versions
+from homelab.nvidia.request import Driver, Request, SystemFacts, offered_versions
 from homelab.nvidia.versions import Version, flavour_of_kernel, of_kernel, of_package, parse
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
     "Repository",
     "Request",
     "Runfile",
-    "System",
+    "SystemFacts",
     "Toolkit",
     "packages_to_ask_for",
     "plan_stack",

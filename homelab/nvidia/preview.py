@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from homelab.errors import HomelabError
 from homelab.nvidia.checks import refusals
 from homelab.nvidia.flavour import choose
-from homelab.nvidia.request import Request, System
+from homelab.nvidia.request import Request, SystemFacts
 
 if TYPE_CHECKING:
     from homelab.host.facts import HostFacts
@@ -27,18 +27,18 @@ def from_settings(settings: Settings) -> list[HomelabError]:
     for name, host in settings.hosts.items():
         if host.nvidia:
             errors += refusals(
-                Request("host", host.nvidia, System(cards=_matches(host, "lxc", "host")), f"hosts.{name}")
+                Request("host", host.nvidia, SystemFacts(cards=_matches(host, "lxc", "host")), f"hosts.{name}")
             )
     for name, vm in settings.vms.items():
         if vm.nvidia:
             ids = [settings.hosts[vm.host].gpus[use.gpu].match for use in vm.gpus]
             cards = tuple(one for one in ids if one)
             # With one that is known by its address alone, what else there is isn't known either.
-            system = System(cards=cards if len(cards) == len(ids) else None)
+            system = SystemFacts(cards=cards if len(cards) == len(ids) else None)
             errors += refusals(Request("vm", vm.nvidia, system, f"vms.{name}"))
     for name, container in settings.containers.items():
         if container.nvidia:
-            system = System(host_driver=_contrary(container.nvidia, settings.hosts[container.host].nvidia))
+            system = SystemFacts(host_driver=_contrary(container.nvidia, settings.hosts[container.host].nvidia))
             errors += refusals(Request("lxc", container.nvidia, system, f"containers.{name}"))
     return errors
 
@@ -71,11 +71,13 @@ def describe(
         if vm.nvidia:
             slots = [str(want.gpus[use.gpu]["slot"]) for use in vm.gpus if use.gpu in want.gpus]
             cards = tuple(device.id for device in facts.display_devices if device.slot in slots)
-            requests.append((f"VM {vm.vmid} ({guest})", Request("vm", vm.nvidia, System(cards=cards), f"vms.{guest}")))
+            requests.append(
+                (f"VM {vm.vmid} ({guest})", Request("vm", vm.nvidia, SystemFacts(cards=cards), f"vms.{guest}"))
+            )
     for guest, container in containers.items():
         if container.nvidia:
             # Where this program changes the host's driver, what is loaded now says nothing.
-            system = System(host_driver=None if host.nvidia else facts.nvidia.version or None)
+            system = SystemFacts(host_driver=None if host.nvidia else facts.nvidia.version or None)
             label = f"container {container.ctid} ({guest})"
             requests.append((label, Request("lxc", container.nvidia, system, f"containers.{guest}")))
     lines = [f"  NVIDIA's stack in {label}: {_text(request)}" for label, request in requests]
@@ -87,7 +89,7 @@ def _of_host(name: str, stack: Nvidia, facts: HostFacts, want: Wanted) -> Reques
     passed = {str(gpu["slot"]) for gpu in want.gpus.values() if gpu["use"] == "vm"}
     staying = tuple(device.id for device in facts.display_devices if device.slot not in passed)
     base = _BASE.get(facts.pve.partition(".")[0])
-    system = System(
+    system = SystemFacts(
         distribution="debian" if base else None,
         version=base,
         cards=staying,

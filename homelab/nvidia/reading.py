@@ -13,18 +13,18 @@ from pydantic.types import StringConstraints
 from homelab.errors import HomelabError
 from homelab.model import Runtime
 from homelab.nvidia.compatibility import Flavour
-from homelab.nvidia.request import System
+from homelab.nvidia.request import SystemFacts
 
 _Drift = Annotated[str, StringConstraints(pattern=r"^(repository|driver|boot|cuda|toolkit): ")]
 
 
 @dataclass(frozen=True)
-class Reading:
+class SystemReading:
     """``boot_id``: of the system's kernel, in a container of the host's. ``steps``: those that were carried out there. ``drift``: what isn't
     as they left it, each line with its step in front (`driver: ...`).
     """
 
-    system: System
+    system: SystemFacts
     boot_id: str
     steps: frozenset[str]
     drift: tuple[str, ...]
@@ -55,7 +55,7 @@ class _Answer(BaseModel):
     drift: tuple[_Drift, ...]
 
 
-def parse(text: str | dict[str, Any]) -> Reading:
+def parse(text: str | dict[str, Any]) -> SystemReading:
     """The reading in a script's output, or in the object that it stands for.
 
     :raises HomelabError: it isn't one.
@@ -71,5 +71,5 @@ def parse(text: str | dict[str, Any]) -> Reading:
         ) from error
     values = found.model_dump(exclude={"boot_id", "steps", "drift", "unprivileged"})
     # Where it can't be told, the careful answer.
-    system = System(**values, unprivileged=found.unprivileged is not False)
-    return Reading(system, found.boot_id, found.steps, found.drift)
+    system = SystemFacts(**values, unprivileged=found.unprivileged is not False)
+    return SystemReading(system, found.boot_id, found.steps, found.drift)

@@ -19,7 +19,7 @@ _NEWEST = 999
 
 
 @dataclass(frozen=True)
-class System:
+class SystemFacts:
     """What the last reading of a system said; None for what no reading has said yet.
 
     ``cards``: vendor:device of its graphics cards. ``host_driver``: in a container, the version of the host's loaded driver,
@@ -70,7 +70,7 @@ class Request:
 
     target: Target
     settings: Nvidia
-    system: System = System()
+    system: SystemFacts = SystemFacts()
     name: str = "this system"
     data: Compatibility = field(default_factory=load)
     today: datetime.date = field(default_factory=datetime.date.today)

@@ -49,7 +49,7 @@ _COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Expected:
     """What a system is to have; all of it as JSON has it, so that it goes through a stack's state.
 
     :param driver: a branch or an exact version.
@@ -72,7 +72,7 @@ class Wanted:
     kernel: str | None = None
 
     @classmethod
-    def of(cls, request: Request, plan: Plan, cards: Sequence[str] | None = None) -> Wanted:
+    def of(cls, request: Request, plan: Plan, cards: Sequence[str] | None = None) -> Expected:
         """What a plan leads to.
 
         :param cards: vendor:device of the cards that it is given, where that isn't all that were read.
@@ -116,7 +116,7 @@ class _Part:
 
 
 def judge(
-    result: Mapping[str, Any], wanted: Wanted, data: Compatibility | None = None
+    result: Mapping[str, Any], wanted: Expected, data: Compatibility | None = None
 ) -> tuple[dict[str, Any], list[HomelabError]]:
     """The stack's output of a system, and all that isn't as wanted; the output holds what was seen in either case.
 
@@ -241,7 +241,7 @@ _REFUSED = {
 
 def _errors(
     result: Mapping[str, Any],
-    wanted: Wanted,
+    wanted: Expected,
     parts: Mapping[str, _Part | None],
     cards: Sequence[Mapping[str, str | None]],
     release: str | None,
@@ -276,7 +276,7 @@ def _errors(
         yield from _cards_of_container(wanted, container, cards)
 
 
-def _seen(wanted: Wanted, result: Mapping[str, Any]) -> Context:
+def _seen(wanted: Expected, result: Mapping[str, Any]) -> Context:
     """The context, with the flavour that is loaded, not the one that was wanted."""
     context = wanted.context
     flavour: Flavour | None = {"open": "open", "proprietary": "proprietary"}.get(str(result.get("flavour")))  # type: ignore[assignment]
@@ -328,7 +328,7 @@ def _unknown(wanted: str, part: _Part, why: str, next_step: str) -> HomelabError
     return HomelabError(wanted=wanted, found=f"status {part.status}: {found}", why=why, next=next_step)
 
 
-def _refused(wanted: Wanted, devices: _Part) -> HomelabError:
+def _refused(wanted: Expected, devices: _Part) -> HomelabError:
     """Nodes that an ordinary user can't open; the first one's reason stands for all."""
     lines = [line for line in devices.output.splitlines() if line.strip() and not line.endswith(": opened")]
     reason = next((word for word in _REFUSED if lines and word in lines[0]), None)
@@ -347,7 +347,7 @@ def _refused(wanted: Wanted, devices: _Part) -> HomelabError:
 
 
 def _driver_and_cards(
-    wanted: Wanted, result: Mapping[str, Any], cards: Sequence[Mapping[str, str | None]], data: Compatibility
+    wanted: Expected, result: Mapping[str, Any], cards: Sequence[Mapping[str, str | None]], data: Compatibility
 ) -> Iterator[HomelabError]:
     driver = cards[0]["driver"] or str(result.get("loaded") or "")
     if wanted.driver and not _is(driver, wanted.driver):
@@ -373,7 +373,7 @@ def _is(version: str, wanted: str) -> bool:
     return version == wanted or (wanted.isdigit() and version.startswith(f"{wanted}."))
 
 
-def _models(wanted: Wanted, cards: Sequence[Mapping[str, str | None]], data: Compatibility) -> Iterator[HomelabError]:
+def _models(wanted: Expected, cards: Sequence[Mapping[str, str | None]], data: Compatibility) -> Iterator[HomelabError]:
     """By PCI id where nvidia-smi tells it, else by their number alone: names differ between drivers."""
     if not wanted.cards:
         return
@@ -405,7 +405,7 @@ def _text(card: str, data: Compatibility) -> str:
     return f"{name} ({card})"
 
 
-def _compiler(wanted: Wanted, nvcc: _Part, release: str | None, context: Context) -> Iterator[HomelabError]:
+def _compiler(wanted: Expected, nvcc: _Part, release: str | None, context: Context) -> Iterator[HomelabError]:
     if release is None:
         missing = nvcc.status in (_NO_PROGRAM, 126)
         known = recognise(nvcc.output, context)
@@ -428,7 +428,7 @@ def _compiler(wanted: Wanted, nvcc: _Part, release: str | None, context: Context
 
 
 def _cards_of_container(
-    wanted: Wanted, container: _Part, cards: Sequence[Mapping[str, str | None]]
+    wanted: Expected, container: _Part, cards: Sequence[Mapping[str, str | None]]
 ) -> Iterator[HomelabError]:
     inside = len(re.findall(r"^GPU \d+:", container.output, re.MULTILINE))
     if not cards or inside == len(cards):

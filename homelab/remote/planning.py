@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError, raise_all
 from homelab.host import plan
+from homelab.host.facts import HostFacts
+from homelab.nvidia import preview
 from homelab.remote import scripts, ssh
-
-if TYPE_CHECKING:
-    from homelab.host.facts import HostFacts
-    from homelab.settings import Container, Host, Vm
+from homelab.remote.proxmox import probe
+from homelab.remote.proxmox.api import OUTAGE_SECONDS
+from homelab.settings import Container, Host, Vm
+from homelab.vm import plan as vm_plan
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Planned:
     facts: HostFacts
     want: plan.Wanted
     files: list[plan.PlannedFile]
-    reboot: plan.Reboot
+    reboot: plan.PlannedReboot
     guests: str
 
 
@@ -46,10 +48,6 @@ async def planned(
     :raises UnreachableError: as of `ssh.connect`.
     :raises HomelabError: whatever stands against the change, all of it at once.
     """
-    from homelab.remote.proxmox import probe
-    from homelab.remote.proxmox.api import OUTAGE_SECONDS
-    from homelab.vm import plan as vm_plan
-
     async with ssh.connect(host, timeout) as session:
         facts = await session.read(guests=True)
         want = plan.wanted(facts, host)
@@ -66,11 +64,9 @@ async def planned(
         files = await _files(session, host, want, bool(containers))
         driver: dict[str, Any] = {}
         if host.nvidia:
-            from homelab.nvidia import preview
-
             driver = preview.driver_to_be(name, host, facts, want)
         script = scripts.reboot_host(host.reboot, want.words, sorted(want.functions), host.timeouts.rollback, **driver)
-        reboot = plan.Reboot(**scripts.answer(await session.run("plan", script)))
+        reboot = plan.PlannedReboot(**scripts.answer(await session.run("plan", script)))
     return Planned(facts, want, files, reboot, "\n".join(part for part in (machines, shared, stacks) if part))
 
 
@@ -99,6 +95,4 @@ def _stacks(
     stacks: list[Any] = [host.nvidia, *(vm.nvidia for vm in vms.values()), *(one.nvidia for one in containers.values())]
     if not any(stacks):
         return "", []
-    from homelab.nvidia import preview
-
     return preview.describe(name, host, facts, want, vms, containers)

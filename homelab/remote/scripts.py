@@ -18,7 +18,9 @@ from typing import Any
 from homelab.errors import HomelabError
 from homelab.remote import bash_source
 
-FOLDER = Path(__file__).resolve().parents[2] / "remote_scripts"
+# In an installed package beside its modules, in the repository at the top.
+_PACKAGE = Path(__file__).resolve().parents[1]
+FOLDER = next(folder for folder in (_PACKAGE / "remote_scripts", _PACKAGE.parent / "remote_scripts") if folder.is_dir())
 
 # By its name the test VM of a run that was killed is known to the next one, and removed.
 PASSTHROUGH_TEST_NAME = "homelab-passthrough-test"

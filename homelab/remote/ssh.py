@@ -10,15 +10,15 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+
+import asyncssh
 
 from homelab.errors import HomelabError, UnreachableError
 from homelab.host import facts
+from homelab.host.kernel_log import filter_of_lines
+from homelab.remote import nvidia_steps as steps
 from homelab.remote import scripts
 from homelab.settings import Host
-
-if TYPE_CHECKING:
-    import asyncssh
 
 # The message of a failing script (remote_scripts/lib/common.sh, die).
 _MESSAGE = re.compile(
@@ -62,8 +62,6 @@ class Session:
         :raises HomelabError: the script failed (its own message), or sudo did; or it said more than OUTPUT_BYTES.
         :raises UnreachableError: the connection was lost meanwhile.
         """
-        import asyncssh
-
         command = scripts.command(verb, self._host.ssh.user)
         try:
             # A host that goes down may keep a connection open and answer its keepalives without ever running the script.
@@ -101,8 +99,6 @@ class Session:
         :raises HomelabError: it failed instead of answering.
         :raises UnreachableError: the connection was lost before that.
         """
-        import asyncssh
-
         command = scripts.command(verb, self._host.ssh.user)
         try:
             async with asyncio.timeout(SCRIPT_SECONDS):
@@ -158,12 +154,8 @@ class Session:
         """
         inside = signs = ""
         if kernel_log:
-            from homelab.host.kernel_log import filter_of_lines
-
             signs = filter_of_lines()
         if systems:
-            from homelab.remote import nvidia_steps as steps
-
             inside = steps.read_system()
         text = scripts.read_host(guests=guests, lspci=lspci, signs=signs, systems=systems, read_system=inside)
         return facts.parse(await self.run("read_host", text, seconds))
@@ -213,8 +205,6 @@ def _lost(host: Host, error: Exception) -> UnreachableError:
 
 def _pinned(host: Host) -> asyncssh.SSHKey:
     """:raises HomelabError: it has a key's form, and is none."""
-    import asyncssh
-
     try:
         return asyncssh.import_public_key(host.ssh.pinned_host_key)
     except (asyncssh.KeyImportError, ValueError) as error:
@@ -234,8 +224,6 @@ async def connect(host: Host, timeout: float | None = None) -> AsyncIterator[Ses
     :raises UnreachableError: nobody answers in time.
     :raises HomelabError: another host key, or the login is refused.
     """
-    import asyncssh
-
     key, pinned = host.ssh.key, _pinned(host)
     try:
         connection = await asyncio.wait_for(
@@ -293,8 +281,6 @@ async def read(
 
 
 async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:
-    import asyncssh
-
     try:
         async with asyncio.timeout(host.timeouts.connect):
             found = await asyncssh.get_server_host_key(host.address, host.ssh.port, config=None)

@@ -1,183 +1,132 @@
-"""What the dynamic resources have in common: where their credentials come from."""
+"""What the resources of homelab's provider have in common: what each takes and puts out, and what a change of an input leads to.
+
+A resource is declared here, and its work is done in homelab/provider/, in the provider's process. Both go by the dataclasses of the
+declaration: a program that leaves out an input is told so before anything runs, and the provider turns properties into these types and
+back in one place (homelab/provider/plain.py).
+"""
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import threading
-import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from pulumi.dynamic import ConfigureRequest, DiffResult, ResourceProvider
+import pulumi
 
-from homelab.resources import limits
-
-if TYPE_CHECKING:
-    from homelab.host.facts import HostFacts
-    from homelab.settings import Container, Host, Vm
-
-# What a refresh has read already in this process, by host: its probe and its containers look at the same reading. Resources are
-# refreshed at the same time, in threads.
-_READINGS: dict[str, HostFacts] = {}
-_READING = threading.Lock()
+# A type's token -> the class that declares it.
+DECLARED: dict[str, type[Resource]] = {}
 
 
-# How long after a reboot of ours a guest that it stopped is started again; later, that it is off is somebody's wish.
-REBOOT_SECONDS = 3600
+@dataclass(frozen=True, kw_only=True)
+class HostInputs:
+    """``host``: its name in the settings."""
+
+    host: str
 
 
-# Hosts that could not be reached to be held: they aren't tried again for each resource.
-_OUT_OF_REACH: set[str] = set()
+@dataclass(frozen=True, kw_only=True)
+class NodeInputs(HostInputs):
+    """``node``: the host's name in Proxmox VE."""
+
+    node: str
 
 
-# What is done before each of a provider's acts, by the method's name: a provider may have a way of its own.
-_PREPARED_BY = {"create": "hold_on", "read": None, "update": "hold_on", "delete": "hold"}
+@dataclass(frozen=True, kw_only=True)
+class Shutdown:
+    """How a guest is shut down: ``timeout`` in seconds; what happens ``otherwise`` (settings.Shutdown)."""
+
+    timeout: int
+    otherwise: str
 
 
-def _after(prepare: str | None, act: Callable[..., Any]) -> Callable[..., Any]:
-    if prepare is None:
-        return act
+@dataclass(frozen=True, kw_only=True)
+class VmInputs(NodeInputs):
+    """A VM: its name in the settings, its id."""
 
-    @functools.wraps(act)
-    def run(self: HostProvider, *arguments: Any) -> Any:
-        getattr(self, prepare)(arguments[-1])
-        return act(self, *arguments)
-
-    return run
+    vm: str
+    vmid: int
+    shutdown: Shutdown
 
 
-def stopped_by_us(vmid: int, boot: dict[str, Any], known: dict[str, Any] | None) -> bool:
-    """Has a reboot of ours stopped the guest, just now?
+@dataclass(frozen=True, kw_only=True)
+class Boot:
+    """A boot of the host: the guests that a reboot of ours ``stopped``, and when (``at``, in seconds since 1970)."""
 
-    :param boot: of the host: the guests that a reboot of ours ``stopped``, and when (``at``; BootVerification).
-    :param known: the same when the guest was last seen to; None: never.
-    """
-    if known == boot:
-        return False
-    return vmid in [int(stopped) for stopped in boot["stopped"]] and time.time() - boot["at"] < REBOOT_SECONDS
+    id: str
+    stopped: list[int]
+    at: int
 
 
-def replaced_by(olds: dict[str, Any], news: dict[str, Any], *others: str) -> DiffResult:
-    """The `diff` of an act: it is done again with the change of any input.
-
-    :param others: properties that are no reason: outputs, and inputs that only say how.
-    """
-    changed = [key for key in news if key not in others and olds.get(key) != news.get(key)]
-    return DiffResult(changes=bool(changed), replaces=changed, stables=[], delete_before_replace=False)
+@dataclass(frozen=True, kw_only=True)
+class NoOutputs:
+    """Nothing but the inputs."""
 
 
-class HostProvider(ResourceProvider):
-    """A provider whose credentials come from the stack's configuration; none of them is in a resource's state.
+class Resource(pulumi.CustomResource):
+    """A resource of homelab's provider.
 
-    `settings` and what reads a host or its API are imported where they are used: a run without a change starts the process of the
-    dynamic resources, too, and needs none of them (a quarter of a second).
+    ``replaced_by``: inputs whose change makes another one; ``ignored``: inputs whose change is no reason to do anything, since they
+    only say how; ``asks_for_update``: outputs that ask for an update when there is something in them, such as drift.
+
+    :param args: the inputs, by the names that the class's `Inputs` has; one that is None may be left out.
     """
 
-    serialize_as_secret_always = True
-    # How the process of the dynamic resources finds a provider: (its module, its class) -> it. That process has only the folder of
-    # the running project on its path. A project in another folder names here a function of a module that lies in its own.
-    found_by: ClassVar[Callable[[str, str], ResourceProvider] | None] = None
-    _hosts: str | None = None
-    _vms: str | None = None
-    _containers: str | None = None
+    Inputs: ClassVar[type[Any]]
+    Outputs: ClassVar[type[Any]] = NoOutputs
+    replaced_by: ClassVar[frozenset[str]] = frozenset()
+    ignored: ClassVar[frozenset[str]] = frozenset()
+    asks_for_update: ClassVar[tuple[str, ...]] = ()
+    delete_before_replace: ClassVar[bool] = False
 
-    def __init_subclass__(cls, **arguments: Any) -> None:
-        """Whatever a provider does with its resource has an end (homelab/resources/limits.py); what changes something, a host of its own."""
-        super().__init_subclass__(**arguments)
-        for name, prepare in _PREPARED_BY.items():
-            if name in cls.__dict__:
-                setattr(cls, name, limits.limited(_after(prepare, cls.__dict__[name])))
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "Inputs" in cls.__dict__:
+            DECLARED[cls.token()] = cls
 
-    def seconds(self, props: dict[str, Any]) -> int:
-        """How long one of them may take."""
-        from homelab.errors import HomelabError
-        from homelab.settings import Host, Timeouts
+    def __init__(
+        self, name: str, args: Mapping[str, pulumi.Input[Any]], opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        known = {field.name: field for field in dataclasses.fields(self.Inputs)}
+        needed = {one for one, field in known.items() if field.default is dataclasses.MISSING}
+        if wrong := (args.keys() - known.keys()) | (needed - args.keys()):
+            raise TypeError(f"{type(self).__name__} {name}: inputs that are missing or not known: {sorted(wrong)}")
+        super().__init__(self.token(), name, {**args, **dict.fromkeys(self.output_names())}, opts)
 
-        try:
-            host = self.host(props)
-        except HomelabError:  # it is no longer configured, which is for the act itself to say
-            host = Host.model_construct(timeouts=Timeouts())
-        return limits.of_task(host, props)
+    @classmethod
+    def token(cls) -> str:
+        """The type as the engine knows it."""
+        return f"homelab:index:{cls.__name__}"
 
-    @limits.limited
-    def delete(self, _id: str, props: dict[str, Any]) -> None:
-        """Nothing but `hold`: a run's last step, which is an act, is the first that a `destroy` deletes."""
-        self.hold(props)
+    @classmethod
+    def output_names(cls) -> list[str]:
+        """The properties that are put out beside the inputs."""
+        return [field.name for field in dataclasses.fields(cls.Outputs)]
 
-    def hold(self, props: dict[str, Any]) -> None:
-        """Lets no other run at the resource's host while this one is at work there (homelab/remote/guard.py).
+    @classmethod
+    def replacing(cls, state: Mapping[str, Any], changed: set[str]) -> set[str]:
+        """Of the inputs that ``changed``, those for which another resource is made.
 
-        :raises RefusedError: another one is.
+        :param state: the resource's inputs and outputs until now.
         """
-        from homelab.remote import guard
+        return changed & cls.replaced_by
 
-        name = str(props.get("host"))
-        if name not in _OUT_OF_REACH and not self._hold(props, guard.hold):
-            _OUT_OF_REACH.add(name)
 
-    def hold_on(self, props: dict[str, Any]) -> None:
-        """The same where this run has held it, and lost it since."""
-        from homelab.remote import guard
+class Probe(Resource):
+    """Reads a host and owns nothing there; a refresh finds drift. What it puts out is planned anew when ``stale``."""
 
-        self._hold(props, guard.hold_on)
+    asks_for_update = ("stale",)
 
-    def _hold(self, props: dict[str, Any], take: Callable[[str, Host], None]) -> bool:
-        """Could it be asked for?"""
-        from homelab.errors import HomelabError
-        from homelab.remote.guard import RefusedError
 
-        try:
-            take(str(props.get("host")), self.host(props))
-        except RefusedError:
-            raise
-        except HomelabError:
-            # No longer configured, or not in reach: whether that matters is for the act itself to say. A host that is gone for good
-            # has nobody at work on it.
-            return False
-        return True
+class Act(Resource):
+    """Something that is done, and done again with the change of any input. It owns nothing."""
 
-    def __reduce_ex__(self, protocol: Any) -> str | tuple[Any, ...]:
-        if HostProvider.found_by is None:
-            return super().__reduce_ex__(protocol)
-        return HostProvider.found_by, (type(self).__module__, type(self).__qualname__)
+    @classmethod
+    def replacing(cls, state: Mapping[str, Any], changed: set[str]) -> set[str]:
+        return changed
 
-    def configure(self, req: ConfigureRequest) -> None:
-        # With its namespace: another project that uses these resources has its hosts under the same key.
-        self._hosts = req.config.get("homelab:hosts")
-        self._vms = req.config.get("homelab:vms")
-        self._containers = req.config.get("homelab:containers")
 
-    def host(self, props: dict[str, Any]) -> Host:
-        """The settings of the resource's host. Raises HomelabError when the configuration no longer has it."""
-        from homelab.settings import load_host
+class Owned(Resource):
+    """Something on a host that is this program's, and is given back with the resource; ``drift`` is mended by an update."""
 
-        return load_host(self._hosts, props["host"])
-
-    def vms(self, props: dict[str, Any]) -> dict[str, Vm]:
-        """The settings of the VMs of the resource's host, by name. Raises HomelabError when they are mistaken."""
-        from homelab.settings import parse
-
-        settings = parse({"hosts": self._hosts or "{}", "vms": self._vms or "{}"})
-        return {name: vm for name, vm in settings.vms.items() if vm.host == props["host"]}
-
-    def containers(self, props: dict[str, Any]) -> dict[str, Container]:
-        """The settings of the containers of the resource's host, by name. Raises HomelabError when they are mistaken."""
-        from homelab.settings import parse
-
-        settings = parse({"hosts": self._hosts or "{}", "containers": self._containers or "{}"})
-        return {name: one for name, one in settings.containers.items() if one.host == props["host"]}
-
-    def facts_of_refresh(self, props: dict[str, Any]) -> HostFacts:
-        """The host as a refresh sees it: read once in a run, on one connection. Raises HomelabError: it can't be read."""
-        from homelab.remote import ssh
-
-        name = str(props["host"])
-        with _READING:
-            if name not in _READINGS:
-                host, containers = self.host(props), self.containers(props)
-                systems = ["host"] * (host.nvidia is not None)
-                systems += [str(one.ctid) for one in containers.values() if one.nvidia is not None]
-                # With a list of what runs only where it matters: that takes a real host a second or two.
-                _READINGS[name] = asyncio.run(ssh.read(host, guests=bool(containers), systems=systems))
-            return _READINGS[name]
+    asks_for_update = ("drift",)

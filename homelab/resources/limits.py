@@ -1,13 +1,13 @@
 """How long a resource may take: Pulumi's customTimeouts from the settings, and an end for what Pulumi itself doesn't end.
 
 A script's time is up by Pulumi: pulumi-command tells it to end and hangs up. (The script goes on to its end all the same, or to the
-limits of its own commands; the next `up` waits for it, and finishes what is half done.) Of a dynamic resource in Python, Pulumi only
-notes the limit: `ended_in_time` keeps it.
+limits of its own commands; the next `up` waits for it, and finishes what is half done.) To a provider, Pulumi only
+names the limit: `ended_in_time` keeps it.
 """
 
 from __future__ import annotations
 
-import functools
+import contextvars
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,7 +32,7 @@ def of_script(host: Host, stack: Nvidia | None = None) -> int:
 
 
 def of_task(host: Host, inputs: Mapping[str, Any]) -> int:
-    """Seconds for a dynamic resource with these inputs: one task, and all that it may wait for besides."""
+    """Seconds for a resource of the provider with these inputs: one task, and all that it may wait for besides."""
     seconds = host.timeouts.task + 2 * host.timeouts.reboot + host.timeouts.rollback
     shutdown, stack = inputs.get("shutdown"), inputs.get("timeout")
     if isinstance(shutdown, dict):
@@ -73,7 +73,9 @@ def ended_in_time(what: str, seconds: float, work: Callable[[], T]) -> T:
         except BaseException as error:
             failed.append(error)
 
-    thread = threading.Thread(target=run, daemon=True, name=what)
+    # What is told within is told of the same resource.
+    inside = contextvars.copy_context()
+    thread = threading.Thread(target=lambda: inside.run(run), daemon=True, name=what)
     thread.start()
     thread.join(seconds)
     if failed:
@@ -87,22 +89,3 @@ def ended_in_time(what: str, seconds: float, work: Callable[[], T]) -> T:
         next="look at the host's tasks (in Proxmox VE's web interface, or `pvenode task list --source active`); then run `pulumi up` again, which "
         "finishes what is half done. What takes longer by nature: timeouts.task",
     )
-
-
-def limited(method: Callable[..., T]) -> Callable[..., T]:
-    """A provider's `create`, `read`, `update` or `delete` that ends in time; the last of its arguments are the inputs."""
-
-    @functools.wraps(method)
-    def run(self: Any, *arguments: Any) -> T:
-        props: dict[str, Any] = arguments[-1]
-        about = (
-            props.get("system_name")
-            or props.get("vm")
-            or props.get("container")
-            or props.get("mapping")
-            or props.get("host")
-        )
-        what = f"{about}: {method.__name__} of {type(self).__name__.removesuffix('Provider')}"
-        return ended_in_time(what, self.seconds(props), lambda: method(self, *arguments))
-
-    return run

@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 
 from homelab.errors import HomelabError, UnreachableError
+from homelab.later import later
 from homelab.resources.host_probe import HostProbe
+from homelab.settings import Container, Host, Vm
 from homelab.text import clean
 
 if TYPE_CHECKING:
-    from homelab.settings import Container, Host, Vm
+    from homelab.host import plan
+    from homelab.remote import planning
+else:
+    plan, planning = later("homelab.host.plan"), later("homelab.remote.planning")
 
 # How long a preview waits for a host that may be out of reach, in seconds.
 PATIENCE_SECONDS = 2.0
@@ -57,9 +62,6 @@ async def _printed(
         return False
     if mode == "auto" and all([await result.is_known() for result in results]):
         return False  # nothing would change: no reason to disturb the host
-    from homelab.host import plan  # only now: an `up` doesn't pay for it
-    from homelab.remote import planning
-
     try:
         found = await planning.planned(name, host, vms, containers, PATIENCE_SECONDS)
         text = plan.describe(name, found.facts, host, found.want, found.reboot, found.files)

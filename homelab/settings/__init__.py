@@ -8,12 +8,11 @@ from homelab.settings.container import Container, Features, NewContainer, assign
 from homelab.settings.host import Gpu, Host, Iommu, Timeouts
 from homelab.settings.nvidia import Nvidia
 from homelab.settings.parsing import load_host, parse
-from homelab.settings.paths import PROJECT
+from homelab.settings.paths import project
 from homelab.settings.vm import CloudInit, Disk, NewVm, Shutdown, Vm, VmGpu
 from homelab.settings.whole import Settings
 
 __all__ = [
-    "PROJECT",
     "Api",
     "CloudInit",
     "Container",
@@ -34,4 +33,5 @@ __all__ = [
     "assigned_numbers",
     "load_host",
     "parse",
+    "project",
 ]

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, SecretStr
 
 from homelab.errors import HomelabError
@@ -102,8 +103,6 @@ def in_plain_text(settings: BaseModel, environ: Mapping[str, str], stack_file: P
 
 def _written(key: str, whole: Mapping[str, str], stack_file: Path) -> Any:
     """What the file has under a key, encrypted values as they are; None: it isn't the file that was read."""
-    import yaml
-
     try:
         config = yaml.safe_load(stack_file.read_text(encoding="utf-8"))["config"]
         # A key of the project's own may stand without the project's name.

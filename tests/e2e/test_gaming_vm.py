@@ -16,6 +16,7 @@ from homelab import contract
 from tests.conftest import PROJECT
 from tests.e2e.conftest import Stack
 from tests.e2e.test_gpu_vm import conf, running, vms, with_card
+from tests.installed import install, wheel
 
 GAMING = PROJECT / "examples" / "gaming_vm"
 SANDBOX = {"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}}
@@ -35,11 +36,15 @@ def gaming_beside(homelab: Stack) -> Stack:
     config["homelab:allowPlainSecrets"] = True
     folder = homelab.folder.parent / "gaming"
     folder.mkdir()
-    stack = Stack(folder, homelab.engine, config, project=GAMING, backend=homelab.folder, lab=homelab.lab)
+    # A project of somebody's own, somewhere else, with homelab's wheel in its environment.
+    project = homelab.folder.parent / "gaming-vm"
+    shutil.copytree(GAMING, project, ignore=shutil.ignore_patterns(".venv", "__pycache__"))
+    install(wheel(folder), project / ".venv")
+    stack = Stack(folder, homelab.engine, config, project=project, backend=homelab.folder, lab=homelab.lab)
     isos = [volume.rpartition("/")[2] for volume in config["homelab:vms"]["gaming"]["create"]["isos"]]
     homelab.lab.run(f'cd "$ROOT/var/lib/vz" && mkdir -p template/iso && cd template/iso && touch {" ".join(isos)}')
     stack.write_config()
-    stacks.create(stack.engine.pulumi, "lab", stack.environment, GAMING)
+    stacks.create(stack.engine.pulumi, "lab", stack.environment, project)
     return stack
 
 

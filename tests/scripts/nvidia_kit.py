@@ -14,7 +14,7 @@ from typing import Any
 from homelab.nvidia import plan as planning
 from homelab.nvidia.compatibility import Target
 from homelab.nvidia.plan import Plan
-from homelab.nvidia.reading import Reading, parse
+from homelab.nvidia.reading import SystemReading, parse
 from homelab.nvidia.request import Request
 from homelab.nvidia.symptoms import Context
 from homelab.remote import nvidia_steps as steps
@@ -117,7 +117,7 @@ class Machine:
         """The settings from now on."""
         self.settings = Nvidia.model_validate(settings)
 
-    def read(self, asked: Sequence[str] = ()) -> Reading:
+    def read(self, asked: Sequence[str] = ()) -> SystemReading:
         """A reading."""
         return parse(self.run("read_system", steps.read_system(asked)).stdout)
 

@@ -12,7 +12,7 @@ import pytest
 from homelab.errors import HomelabError
 from homelab.nvidia.compatibility import load
 from homelab.nvidia.plan import Plan, Request
-from homelab.nvidia.verification import Wanted, judge
+from homelab.nvidia.verification import Expected, judge
 from homelab.remote import nvidia_steps as steps
 from tests.scripts.nvidia_kit import GUESTS, Container, Machine, ProxmoxHost, VirtualMachine
 from tests.scripts.test_container_toolkit import CDI, DRIVER
@@ -24,12 +24,12 @@ VERSION = "580.178.04"
 
 def wanted_of(
     machine: Machine, settings: dict[str, Any], changed: Callable[[Plan], Plan] = lambda plan: plan
-) -> tuple[str, Wanted]:
+) -> tuple[str, Expected]:
     """The script of a stack, and what it is to have."""
     machine.want(**settings)
     request = Request(machine.target, machine.settings, machine.read().system, "vms.gaming")
     plan = changed(machine.plan())
-    wanted = Wanted.of(request, plan)
+    wanted = Expected.of(request, plan)
     script = steps.verification(plan, machine.settings, len(request.devices or ()))
     return script, wanted
 

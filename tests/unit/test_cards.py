@@ -164,7 +164,7 @@ def test_a_card_that_the_iommu_leaves_out_is_refused() -> None:
 
 
 def lines_of(facts: HostFacts, host: Host) -> str:
-    reboot = plan.Reboot("no", "1", [], [], "")
+    reboot = plan.PlannedReboot("no", "1", [], [], "")
     return plan.describe("pve", facts, host, plan.wanted(facts, host), reboot)
 
 

@@ -66,11 +66,11 @@ def test_the_schema_in_the_docs_is_that_of_the_models() -> None:
 def test_the_schema_requires_what_a_consumer_works_with() -> None:
     schema = contract.schema()
     required = {name: set(about["required"]) for name, about in schema["$defs"].items()}
-    assert required["Host"] == {"node", "kernel", "bootId", "iommu", "gpus"}
+    assert required["HostOutput"] == {"node", "kernel", "bootId", "iommu", "gpus"}
     assert required["Function"] == {"address", "id", "subsystem", "class", "driver"}
-    assert {"slot", "use", "functions"} <= required["Gpu"]
-    assert {"iommuGroup", "mapping", "hostpci", "holder"} <= set(schema["$defs"]["Gpu"]["properties"])
-    assert required["Vm"] == {"host", "node", "vmid", "name", "state", "gpus"}
+    assert {"slot", "use", "functions"} <= required["GpuOutput"]
+    assert {"iommuGroup", "mapping", "hostpci", "holder"} <= set(schema["$defs"]["GpuOutput"]["properties"])
+    assert required["VmOutput"] == {"host", "node", "vmid", "name", "state", "gpus"}
     assert schema["properties"]["version"]["const"] == contract.VERSION
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from homelab.doctor import Reading, container_report, host_report, vm_report
 from homelab.doctor.container import diagnose
-from homelab.doctor.devices import Cards
+from homelab.doctor.devices import WantedCards
 from homelab.doctor.host import diagnose as diagnose_host
 from homelab.doctor.reading import parse
 from homelab.doctor.report import Finding, Report, Stage, Table, in_order
@@ -214,7 +214,7 @@ def test_a_device_that_can_not_be_written_is_not_taken_for_an_old_configuration(
 
 
 def test_for_a_container_of_the_settings_an_up_is_the_next_step() -> None:
-    report = diagnose(reading("", inside({})), 901, cards=Cards([0], "homelab:containers.ai.gpus", managed=True))
+    report = diagnose(reading("", inside({})), 901, cards=WantedCards([0], "homelab:containers.ai.gpus", managed=True))
     assert report.next == ["`pulumi up --refresh` gives it what the stack's settings want"]
 
 
@@ -234,7 +234,7 @@ def test_a_node_of_an_earlier_boot() -> None:
 
 
 def test_a_card_that_the_host_lacks_is_not_asked_of_the_configuration() -> None:
-    report = diagnose(reading(DEVICE_LINES), 901, cards=Cards([0, 7], "--gpus"))
+    report = diagnose(reading(DEVICE_LINES), 901, cards=WantedCards([0, 7], "--gpus"))
     (finding,) = report.findings
     assert finding.wanted.startswith("/dev/nvidia7 on the host") and "0 is 0000:01:00.0" in finding.found
 
@@ -267,7 +267,7 @@ def test_a_container_that_can_not_be_looked_into() -> None:
 
 
 def test_a_container_that_is_to_have_no_card_needs_nothing() -> None:
-    report = diagnose(reading("", inside({}).replace(LIBRARY, "")), 901, cards=Cards([], "--gpus"))
+    report = diagnose(reading("", inside({}).replace(LIBRARY, "")), 901, cards=WantedCards([], "--gpus"))
     assert report.well and report.tables[0].rows == []
 
 

@@ -12,7 +12,7 @@ import yaml
 from homelab.cli.doctor import main, parser
 from homelab.doctor import stack
 from homelab.errors import HomelabError
-from homelab.settings import PROJECT
+from tests.conftest import PROJECT
 from tests.unit.hosts import KEY
 from tests.unit.test_doctor import reading
 
@@ -23,7 +23,7 @@ def host(**ssh: Any) -> dict[str, Any]:
     return {"address": "192.168.0.202", "ssh": {"hostKey": KEY, **(ssh or {"agent": True})}, "gpus": {"big": {"match": "10de:2b85", "use": "lxc"}}}  # fmt: skip
 
 
-def written(folder: Path, config: dict[str, Any]) -> stack.Stack:
+def written(folder: Path, config: dict[str, Any]) -> stack.StackFile:
     file = folder / "Pulumi.x.yaml"
     file.write_text(yaml.safe_dump({"config": {f"homelab:{key}": value for key, value in config.items()}}))
     return stack.read(file)

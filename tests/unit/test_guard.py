@@ -11,14 +11,14 @@ from typing import Any, NoReturn
 
 import asyncssh
 import pytest
-from pulumi.dynamic import CreateResult
 
-from components.host_reboot import BootVerificationProvider
 from homelab.errors import UnreachableError
+from homelab.provider import base
+from homelab.provider.base import Work
 from homelab.remote import guard
-from homelab.resources import base as provider
-from homelab.resources.base import HostProvider
-from homelab.settings import Host
+from homelab.resources.base import HostInputs, NoOutputs
+from homelab.resources.container_verification import ContainerVerification
+from homelab.settings import Host, Timeouts
 
 
 def test_a_user_without_a_name_is_somebody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,32 +35,33 @@ def test_a_name_that_is_no_text_can_be_sent(monkeypatch: pytest.MonkeyPatch) -> 
     guard._who().encode()
 
 
-class Acts(HostProvider):
-    """A provider that says in which order things happen."""
+class Acts(Work[HostInputs, NoOutputs]):
+    """Work that says in which order things happen."""
+
+    resource = ContainerVerification
 
     def __init__(self, done: list[str]) -> None:
-        super().__init__()
+        super().__init__({})
         self._done = done
 
-    def host(self, props: dict[str, Any]) -> Host:
-        return Host.model_construct(address="192.0.2.1")
+    def _inputs(self, properties: dict[str, Any]) -> HostInputs:
+        return HostInputs(host=properties["host"])
 
-    def seconds(self, props: dict[str, Any]) -> int:
-        return 10
+    def _outputs(self, state: dict[str, Any]) -> NoOutputs:
+        return NoOutputs()
 
-    def create(self, props: dict[str, Any]) -> CreateResult:
+    def create(self, inputs: HostInputs) -> NoOutputs:
         self._done.append("created")
-        return CreateResult("id", props)
+        return NoOutputs()
 
-    def delete(self, _id: str, props: dict[str, Any]) -> None:
+    def delete(self, inputs: HostInputs, outputs: NoOutputs) -> None:
         self._done.append("deleted")
 
 
-class ActsAlone(BootVerificationProvider):
+class ActsAlone(Acts):
     """The same, of one that has nothing to delete."""
 
-    host = Acts.host
-    seconds = Acts.seconds
+    delete = Work.delete
 
 
 @pytest.fixture
@@ -69,15 +70,18 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     said: list[str] = []
     monkeypatch.setattr(guard, "hold", lambda name, host: said.append(f"held {name}"))
     monkeypatch.setattr(guard, "_GUARDS", {})
-    monkeypatch.setattr(provider, "_OUT_OF_REACH", set())
+    monkeypatch.setattr(base, "_OUT_OF_REACH", set())
+    monkeypatch.setattr(
+        base, "load_host", lambda hosts, name: Host.model_construct(address="192.0.2.1", timeouts=Timeouts())
+    )
     return said
 
 
 def test_a_host_is_held_before_anything_of_it_is_deleted(done: list[str]) -> None:
-    Acts(done).delete("id", {"host": "pve"})
+    Acts(done).deleted({"host": "pve"})
     assert done == ["held pve", "deleted"]
     # The end of a chain is an act, with nothing to delete: it comes before the scripts that have.
-    ActsAlone().delete("id", {"host": "pve2"})
+    ActsAlone(done).deleted({"host": "pve2"})
     assert done[2:] == ["held pve2"]
 
 
@@ -87,7 +91,7 @@ def test_what_another_run_holds_is_not_deleted(done: list[str], monkeypatch: pyt
 
     monkeypatch.setattr(guard, "hold", refused)
     with pytest.raises(guard.RefusedError):
-        Acts(done).delete("id", {"host": "pve"})
+        Acts(done).deleted({"host": "pve"})
     assert done == []
 
 
@@ -102,19 +106,19 @@ def test_a_host_that_is_out_of_reach_is_asked_once_and_given_up_all_the_same(
 
     monkeypatch.setattr(guard, "hold", gone)
     for _ in range(2):
-        Acts(done).delete("id", {"host": "pve"})
+        Acts(done).deleted({"host": "pve"})
     assert (asked, done) == (["pve"], ["deleted", "deleted"])
 
 
 def test_a_run_that_lost_its_host_notices_before_its_next_change(
     done: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Acts(done).create({"host": "pve"})
+    Acts(done).created({"host": "pve"})
     assert done == ["created"], "it had never held it: what holds a host says so itself"
     monkeypatch.setitem(
         guard._GUARDS, "pve", guard._Guard(Host.model_construct(address="192.0.2.1"))
     )  # one that has ended
-    Acts(done).create({"host": "pve"})
+    Acts(done).created({"host": "pve"})
     assert done[1:] == ["held pve", "created"]
 
 
@@ -225,14 +229,15 @@ def test_a_run_that_came_too_late_after_its_reboot_changes_nothing_more(
 ) -> None:
     """It had not held the host before: scripts alone came before its verification."""
     monkeypatch.undo()
+    host = Host.model_construct(address="192.0.2.1", timeouts=Timeouts())
+    monkeypatch.setattr(base, "load_host", lambda hosts, name: host)
     monkeypatch.setattr(guard, "_Guard", Answers)
     monkeypatch.setattr(guard, "_GUARDS", {})
-    host = Host.model_construct(address="192.0.2.1")
     Answers.refusals = ["another one is: ben on desk"] * 2
     with pytest.raises(guard.RefusedError):
         guard.hold("pve", host)
     with pytest.raises(guard.RefusedError, match="ben on desk"):
-        Acts(done).create({"host": "pve"})
+        Acts(done).created({"host": "pve"})
     assert done == []
-    Acts(done).create({"host": "pve"})
+    Acts(done).created({"host": "pve"})
     assert done == ["created"], "the other one has ended"

@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 import yaml
 
-from components.host_reboot import said_by_kernel
 from homelab.doctor import host_report
 from homelab.doctor.host import diagnose as diagnose_host
 from homelab.errors import HomelabError
 from homelab.host import kernel_log, plan
 from homelab.host.facts import HostFacts
 from homelab.host.kernel_log import Sign, signs
+from homelab.provider.boot_verification import said_by_kernel
+from homelab.provider.vm_change import VmChangeWork
 from homelab.remote.proxmox.errors import ApiError
-from homelab.resources.vm_change import VmChangeProvider
+from homelab.resources.base import Shutdown
+from homelab.resources.vm_change import VmChange
 from homelab.settings import Host
 from tests.conftest import shared
 from tests.unit.hosts import desktop, device, settings
@@ -234,19 +236,23 @@ def test_a_host_without_a_card_for_a_vm_may_lack_interrupt_remapping() -> None:
     assert said_by_kernel(facts, "pve", plan.Wanted("", "", {}, [], {})) == []
 
 
-class _Stopped(VmChangeProvider):
+class _Stopped(VmChangeWork):
     """A VM whose start fails."""
 
-    def host(self, props: dict[str, Any]) -> Host:
+    wanted = ""
+
+    def host(self, inputs: VmChange.Inputs) -> Host:
         return settings()
 
-    def machine(self, props: dict[str, Any]) -> Any:
+    def machine(self, inputs: VmChange.Inputs, vmid: int, name: str) -> Any:
+        wanted = self.wanted
+
         class Machine:
             label = "VM 103 (sandbox)"
 
             def converge(self, *_: Any, **__: Any) -> bool:
                 raise ApiError(
-                    wanted=props["wanted"],
+                    wanted=wanted,
                     found="start failed: QEMU exited with code 1",
                     why="why",
                     next="next",
@@ -268,11 +274,14 @@ def failed_start(monkeypatch: pytest.MonkeyPatch, facts: HostFacts | HomelabErro
         "hostpci0": {"ours": "mapping=a", "before": None, "slot": "0000:01:00"},
         "balloon": {"ours": "0", "before": None},
     }
-    shutdown = {"timeout": 1, "otherwise": "fail"}
+    work = _Stopped({})
+    work.wanted = wanted
+    inputs = VmChange.Inputs(
+        host="pve", node="pve", vm="sandbox", vmid=103, record=record, restore={}, running=True, generation=0, power="keep",
+        shutdown=Shutdown(timeout=1, otherwise="fail"),
+    )  # fmt: skip
     with pytest.raises(HomelabError) as raised:
-        _Stopped().create(
-            {"host": "pve", "vmid": 103, "record": record, "restore": {}, "running": True, "power": "keep", "shutdown": shutdown, "wanted": wanted}
-        )  # fmt: skip
+        work.create(inputs)
     return raised.value
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import yaml
+from lent_cards import lent
 
-from examples.gaming_vm.lent_cards import lent
 from homelab.errors import HomelabError
 from homelab.settings import Host, NewVm, Settings, Vm
 from tests.conftest import PROJECT

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from pulumi.dynamic import CreateResult
 
 from homelab.errors import HomelabError
+from homelab.provider import base
+from homelab.provider.base import Work
 from homelab.resources import limits
-from homelab.resources.base import HostProvider
-from homelab.settings import Host
+from homelab.resources.base import HostInputs, NoOutputs
+from homelab.resources.container_verification import ContainerVerification
 from homelab.settings.nvidia import Nvidia
-from tests.conftest import PROJECT
 from tests.unit.hosts import settings
 
 
@@ -33,64 +33,71 @@ def test_a_task_has_what_it_waits_for_on_top() -> None:
     assert limits.of_task(host, {"shutdown": object()}) == 1230
 
 
-class Probe(HostProvider):
-    """A provider whose acts do as they are told."""
+class Works(Work[HostInputs, NoOutputs]):
+    """Work that does as it is told."""
+
+    resource = ContainerVerification
 
     def __init__(self, seconds: int) -> None:
-        super().__init__()
+        super().__init__({"hosts": "{}"})
         self._limit = seconds
+        self.event = threading.Event()
+        self.error: Exception | None = None
 
-    def host(self, props: dict[str, Any]) -> Host:
-        if props.get("gone"):
-            raise HomelabError(wanted="a", found="b", why="c", next="d")
-        return settings(timeouts={"task": 7, "reboot": 1, "rollback": 30})
+    def _inputs(self, properties: dict[str, Any]) -> HostInputs:
+        return HostInputs(host=properties["host"])
 
-    def seconds(self, props: dict[str, Any]) -> int:
-        return self._limit or super().seconds(props)
+    def _outputs(self, state: dict[str, Any]) -> NoOutputs:
+        return NoOutputs()
 
-    def create(self, props: dict[str, Any]) -> CreateResult:
-        if "error" in props:
-            raise props["error"]
-        if "event" in props:
-            props["event"].wait()
-        return CreateResult("id", props)
+    def seconds(self, properties: Mapping[str, Any]) -> int:
+        return self._limit or super().seconds(properties)
 
-    def delete(self, _id: str, props: dict[str, Any]) -> None:
-        props["event"].wait()
+    def _hang(self) -> NoOutputs:
+        if self.error is not None:
+            raise self.error
+        self.event.wait()
+        return NoOutputs()
+
+    def create(self, inputs: HostInputs) -> NoOutputs:
+        return self._hang()
+
+    def update(self, inputs: HostInputs, had: HostInputs, outputs: NoOutputs) -> NoOutputs:
+        return self._hang()
+
+    def read(self, inputs: HostInputs, outputs: NoOutputs) -> NoOutputs:
+        return self._hang()
+
+    def delete(self, inputs: HostInputs, outputs: NoOutputs) -> None:
+        self._hang()
 
 
-def test_an_act_that_hangs_is_given_up_with_a_sentence() -> None:
-    event = threading.Event()
+@pytest.mark.parametrize("verb", ["create", "update", "read", "delete"])
+def test_work_that_hangs_is_given_up_with_a_sentence(verb: str) -> None:
+    work, properties = Works(1), {"host": "pve", "vm": "sandbox"}
+    calls: dict[str, Callable[[], object]] = {
+        "create": lambda: work.created(properties),
+        "update": lambda: work.updated(properties, properties),
+        "read": lambda: work.refreshed(properties),
+        "delete": lambda: work.deleted(properties),
+    }
     with pytest.raises(HomelabError) as raised:
-        Probe(1).create({"vm": "sandbox", "event": event})
-    assert raised.value.wanted == "sandbox: create of Probe done within 1 s"
-    with pytest.raises(HomelabError, match="host1: delete of Probe"):
-        Probe(1).delete("id", {"host": "host1", "event": event})
-    event.set()
+        calls[verb]()
+    assert raised.value.wanted == f"sandbox: {verb} of ContainerVerification done within 1 s"
+    work.event.set()
 
 
 def test_what_ends_in_time_answers_and_fails_as_ever() -> None:
-    assert Probe(60).create({"a": 1}).outs == {"a": 1}
+    work = Works(60)
+    work.event.set()
+    assert work.created({"host": "pve", "a": 1}) == ("pve", {"host": "pve", "a": 1})
+    work.error = ValueError("its own")
     with pytest.raises(ValueError, match="its own"):
-        Probe(60).create({"error": ValueError("its own")})
+        work.created({"host": "pve"})
 
 
-def test_a_host_that_is_no_longer_configured_has_the_usual_limit() -> None:
-    assert Probe(0).seconds({}) == 7 + 2 + 30
-    assert Probe(0).seconds({"gone": True}) == 10_800 + 1200 + 600
-
-
-def subclasses(kind: type[HostProvider]) -> list[type[HostProvider]]:
-    return [one for child in kind.__subclasses__() for one in (child, *subclasses(child))]
-
-
-def test_every_act_of_every_provider_is_limited() -> None:
-    for folder in ("components", "proxmox"):
-        for path in (PROJECT / folder).glob("*.py"):
-            importlib.import_module(f"{folder}.{path.stem}")
-    providers = subclasses(HostProvider)
-    assert len(providers) > 12
-    for provider in providers:
-        for name in ("create", "read", "update", "delete"):
-            if name in provider.__dict__:
-                assert hasattr(provider.__dict__[name], "__wrapped__"), f"{provider.__name__}.{name}"
+def test_a_host_that_is_no_longer_configured_has_the_usual_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Works(0).seconds({"host": "gone"}) == 10_800 + 1200 + 600
+    own = settings(timeouts={"task": 7, "reboot": 1, "rollback": 30})
+    monkeypatch.setattr(base, "load_host", lambda hosts, name: own)
+    assert Works(0).seconds({"host": "pve"}) == 7 + 2 + 30

@@ -10,7 +10,7 @@ import pytest
 
 from homelab.errors import HomelabError
 from homelab.nvidia.compatibility import Target, load
-from homelab.nvidia.plan import Plan, Request, System, packages_to_ask_for, plan_stack, refusals
+from homelab.nvidia.plan import Plan, Request, SystemFacts, packages_to_ask_for, plan_stack, refusals
 from homelab.settings.nvidia import Nvidia
 
 TODAY = datetime.date(2026, 11, 20)
@@ -40,7 +40,7 @@ CONTAINER: dict[str, Any] = {"distribution": "ubuntu", "version": "24.04", "host
 
 
 def request(target: Target, system: dict[str, Any] | None = None, **settings: Any) -> Request:
-    return Request(target, Nvidia.model_validate(settings), System(**(system or {})), "vms.gaming", today=TODAY)
+    return Request(target, Nvidia.model_validate(settings), SystemFacts(**(system or {})), "vms.gaming", today=TODAY)
 
 
 def planned(target: Target, system: dict[str, Any], **settings: Any) -> Plan:
@@ -466,7 +466,7 @@ def test_an_unknown_checksum_does_not_stand_in_the_way_of_packages() -> None:
 @pytest.mark.parametrize("driver", ["595", "580.105.09", "580.105", "58"])
 def test_a_container_can_not_have_another_version_than_its_host(driver: str) -> None:
     settings = Nvidia.model_construct(**(Nvidia().model_dump() | {"driver": driver}))
-    errors = refusals(Request("lxc", settings, System(**CONTAINER), "ct"))
+    errors = refusals(Request("lxc", settings, SystemFacts(**CONTAINER), "ct"))
     fits = driver == "580.105"
     assert [error.wanted for error in errors] == ([] if fits else ["ct: the host's driver, 580.105.08"])
 

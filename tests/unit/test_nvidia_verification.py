@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from homelab.errors import HomelabError
-from homelab.nvidia.plan import Request, System, plan_stack
-from homelab.nvidia.verification import Wanted, judge
+from homelab.nvidia.plan import Request, SystemFacts, plan_stack
+from homelab.nvidia.verification import Expected, judge
 from homelab.settings.nvidia import Nvidia
 
 TEXTS: dict[str, list[str]] = yaml.safe_load((Path(__file__).parent / "nvidia_texts.yaml").read_text(encoding="utf-8"))
@@ -20,7 +20,7 @@ HEAD = "index, name, uuid, driver_version, memory.total [MiB], pci.bus_id, pci.d
 ROW = "{}, NVIDIA GeForce RTX 5090, GPU-0b11d014-{}, 580.105.08, 32607 MiB, 00000000:0{}:00.0, 0x2B8510DE, 12.0\n"
 NVCC = "nvcc: NVIDIA (R) Cuda compiler driver\nCuda compilation tools, release 12.8, V12.8.93\n"
 NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia0")
-WANTED = Wanted(
+WANTED = Expected(
     "vms.gaming", "vm", "580", ["10de:2b85"], "12.8", "docker", "open", True, False, None, "6.8.0-86-generic"
 )
 
@@ -46,7 +46,7 @@ def found(cards: int = 1, **changes: Any) -> dict[str, Any]:
     }
 
 
-def errors(wanted: Wanted = WANTED, **changes: Any) -> list[HomelabError]:
+def errors(wanted: Expected = WANTED, **changes: Any) -> list[HomelabError]:
     return judge(found(**changes), wanted)[1]
 
 
@@ -83,18 +83,18 @@ def test_what_wasnt_asked_for_is_null() -> None:
 
 
 def test_it_goes_through_a_stacks_state() -> None:
-    wanted = Wanted(**json.loads(json.dumps(asdict(WANTED))))
+    wanted = Expected(**json.loads(json.dumps(asdict(WANTED))))
     result = json.loads(json.dumps(found()), parse_int=float)  # numbers come back as floating-point ones
     assert judge(result, wanted) == judge(found(), WANTED)
 
 
 def test_it_follows_from_a_plan() -> None:
-    system = System(
+    system = SystemFacts(
         "ubuntu", "24.04", running="6.8.0-86-generic", kernels=("6.8.0-86-generic",), cards=("10DE:2B85", "1002:744c")
     )
     settings = Nvidia.model_validate({"driver": "580.105.08", "cuda": "12.8.1", "containerToolkit": "podman"})
     request = Request("vm", settings, system, "vms.gaming")
-    wanted = Wanted.of(request, plan_stack(request))
+    wanted = Expected.of(request, plan_stack(request))
     assert (wanted.driver, wanted.cards, wanted.cuda, wanted.runtime) == (
         "580.105.08",
         ["10de:2b85"],

@@ -10,7 +10,7 @@ from typing import Any
 import pulumi
 import pytest
 
-from components.passthrough_test import PassthroughTest
+from components.passthrough_test import PassthroughTest, PassthroughTestArgs
 from homelab.remote.scripts import answer
 from homelab.settings import Host
 from tests.unit.hosts import KEY
@@ -70,7 +70,9 @@ def test_it_is_one_command_that_runs_again_for_other_functions_and_triggers_and_
     @pulumi.runtime.test  # type: ignore[untyped-decorator]
     def program() -> pulumi.Output[Any]:
         functions = pulumi.Output.from_input({"0000:01:00.1": "10de:22e8", "0000:01:00.0": "10de:2b85"})
-        test = PassthroughTest("pve-gpu", host, functions, ["the boot's id"])
+        test = PassthroughTest(
+            "pve-gpu", PassthroughTestArgs(host=host, functions=functions, triggers=["the boot's id"])
+        )
         return test.seen.apply(seen.append)
 
     program()

@@ -206,8 +206,8 @@ def test_the_verification_says_which_check_failed(changes: dict[str, Any], wante
     assert len(errors) == 1 and wanted in errors[0].wanted, errors
 
 
-def reboot(decision: Any = "no", reasons: tuple[str, ...] = (), perhaps: tuple[str, ...] = ()) -> plan.Reboot:
-    return plan.Reboot(decision, "1", list(reasons), list(perhaps), "VM 103 (Sandbox)")
+def reboot(decision: Any = "no", reasons: tuple[str, ...] = (), perhaps: tuple[str, ...] = ()) -> plan.PlannedReboot:
+    return plan.PlannedReboot(decision, "1", list(reasons), list(perhaps), "VM 103 (Sandbox)")
 
 
 def test_the_plan_tells_people_what_would_happen() -> None:
@@ -252,8 +252,8 @@ def test_the_plan_of_a_finished_host_has_nothing_in_it() -> None:
         (reboot("manual", ("a",)), "by you (reboot: manual), because a; it stops VM 103 (Sandbox)"),
         (reboot("no", (), ("it is older",)), "not needed, unless it is older; then it stops VM 103 (Sandbox)"),
         (reboot("yes", ("a",), ("b",)), "one, because a; it stops VM 103 (Sandbox)"),
-        (plan.Reboot("yes", "1", ["a"], [], ""), "one, because a; it stops no running guest"),
+        (plan.PlannedReboot("yes", "1", ["a"], [], ""), "one, because a; it stops no running guest"),
     ],
 )
-def test_the_scripts_decision_about_a_reboot_is_put_into_a_sentence(found: plan.Reboot, said: str) -> None:
+def test_the_scripts_decision_about_a_reboot_is_put_into_a_sentence(found: plan.PlannedReboot, said: str) -> None:
     assert str(found) == said

@@ -14,7 +14,10 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import requests
+from proxmoxer.core import ResourceException
 
 from homelab import rights
 from homelab.errors import elsewhere, unlocking
@@ -33,9 +36,6 @@ from homelab.remote.proxmox.errors import (
     retold,
 )
 from homelab.settings import Host
-
-if TYPE_CHECKING:
-    from proxmoxer.core import ResourceException
 
 # For how long, in seconds, what may be repeated is: while nobody answers; while a lock is held (Proxmox VE itself waits ten seconds
 # for it each time); while a cluster says that it has no quorum, which it says once more after it has it again.
@@ -141,9 +141,6 @@ class Api:
 
     def _request(self, verb: str, path: str, wanted: str, parameters: dict[str, Any]) -> Any:
         """One try."""
-        import requests
-        from proxmoxer.core import ResourceException
-
         # The API knows 0 and 1; a Python True would be refused.
         sent = {name: int(value) if isinstance(value, bool) else value for name, value in parameters.items()}
         try:

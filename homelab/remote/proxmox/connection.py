@@ -11,13 +11,15 @@ import shlex
 import threading
 import time
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import requests
+from proxmoxer.backends.https import JsonSerializer, ProxmoxHTTPApiTokenAuth, ProxmoxHTTPAuth, ProxmoxHttpSession
+from proxmoxer.core import ProxmoxResource
+from requests.adapters import HTTPAdapter
 
 from homelab.remote.proxmox.errors import ApiError, UnansweredError, explained, plain
 from homelab.settings import Host
-
-if TYPE_CHECKING:
-    from proxmoxer.core import ProxmoxResource
 
 # What shows the fingerprint of the certificate that the API shows. `pvenode cert info` lists the authority's first.
 FINGERPRINT_COMMAND = "openssl x509 -in /etc/pve/local/pve-ssl.pem -noout -fingerprint -sha256"
@@ -72,10 +74,6 @@ class _Key:
 
 @functools.cache
 def _connection(_settings: str, secret: str | None, key: _Key) -> Connection:
-    import requests
-    from proxmoxer.backends.https import JsonSerializer, ProxmoxHTTPApiTokenAuth, ProxmoxHttpSession
-    from proxmoxer.core import ProxmoxResource
-
     host, api = key.host, key.host.api
     assert api is not None
     # Not proxmoxer.ProxmoxAPI: that logs in outside of its session, where no fingerprint could be compared.
@@ -101,7 +99,6 @@ def _connection(_settings: str, secret: str | None, key: _Key) -> Connection:
 
 def _adapter(fingerprint: str | None) -> Any:
     """With a fingerprint, accepts that certificate and no other. What is sent again is Api's to say."""
-    from requests.adapters import HTTPAdapter
 
     class Adapter(HTTPAdapter):
         def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
@@ -112,7 +109,6 @@ def _adapter(fingerprint: str | None) -> Any:
 
 def _ticket(session: Any, base: str, user: str, password: str, about: dict[str, Any]) -> Any:
     """Logs in with a password, through the session."""
-    from proxmoxer.backends.https import ProxmoxHTTPAuth
 
     class TicketAuth(ProxmoxHTTPAuth):  # type: ignore[misc]
         pve_auth_ticket: str
@@ -168,8 +164,6 @@ def _login_refused(base: str, user: str, status: int, reason: str) -> ApiError:
 
 def no_answer(host: Host, wanted: str, error: Exception) -> ApiError:
     """The error for a request that got no answer: no connection, another certificate, or too late."""
-    import requests
-
     api = host.api
     assert api is not None
     text = plain(str(error))

@@ -1,1 +1,0 @@
-"""Programs that build on the homelab stack."""

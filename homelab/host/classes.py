@@ -1,0 +1,16 @@
+"""PCI classes and vendors that this program knows, as the beginnings of class codes (pci.ids)."""
+
+from __future__ import annotations
+
+# PCI classes (pci.ids): the first two digits are the base class. A 3D controller is 0302.
+DISPLAY = "03"
+ACCELERATOR = "12"
+# What makes a card.
+GRAPHICS = (DISPLAY, ACCELERATOR)
+AUDIO = "0403"
+BRIDGES = ("0600", "0604")  # host bridge, PCI-to-PCI bridge: VFIO asks nothing of these
+NVIDIA = "10de"
+# What NVIDIA's cards with a USB-C socket have besides: its USB controller, and the port's own controller (UCSI).
+USB_C = ("0c03", "0c80")
+# Classes of what may have disks or networks behind it.
+CARRIERS = ("01", "02", "0d", "0c00", "0c03", "0c04", "0c06")

@@ -1,0 +1,5 @@
+"""How the engine starts the provider (provider/pulumi-resource-homelab)."""
+
+from homelab.provider.serve import main
+
+main()

@@ -1,0 +1,83 @@
+"""What the work on resources over the Proxmox VE API has in common."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol, TypeVar
+
+from homelab.errors import HomelabError
+from homelab.provider.base import OutputsT, Work
+from homelab.remote import ssh
+from homelab.remote.proxmox.api import Api
+from homelab.remote.proxmox.machine import Machine, Policy
+from homelab.resources.base import NodeInputs, Shutdown
+from homelab.rights import Access
+
+# What a refresh has read already in this process, by host and path: several resources look at the same VM. Only `read` uses it; a
+# change always reads anew.
+_READINGS: dict[tuple[str, str], Any] = {}
+
+
+NodeT = TypeVar("NodeT", bound=NodeInputs)
+
+
+class ApiWork(Work[NodeT, OutputsT]):
+    """What is done with a resource of a node."""
+
+    def api(self, inputs: NodeT) -> Api:
+        """The API. Raises HomelabError: the host is no longer configured, or can't be logged in to."""
+        host = self.host(inputs)
+        if host.api is None:
+            raise HomelabError(
+                wanted=f"homelab:hosts.{inputs.host}.api in the stack's configuration",
+                found="it is missing",
+                why="mappings and VMs are changed through it",
+                next="put it back; to give them up, take them out and run `pulumi up` while it is still there",
+            )
+        return Api(host, inputs.node, access=lambda: self._access(inputs))
+
+    def _access(self, inputs: NodeT) -> Access | None:
+        """Who may what on the node, for advice on a right that is missing; None: it can't be read."""
+        try:
+            return Access.parse(asyncio.run(ssh.read(self.host(inputs), guests=True)).cluster.users)
+        except HomelabError:
+            return None
+
+    def machine(self, inputs: NodeT, vmid: int, name: str) -> Machine:
+        """A VM of the node. ``name``: in the settings."""
+        return Machine(self.api(inputs), vmid, name)
+
+    def reading(self, inputs: NodeT, path: str, wanted: str) -> Any:
+        """A GET for a refresh: at most one of a path in a run."""
+        key = (inputs.host, path)
+        if key not in _READINGS:
+            _READINGS[key] = self.api(inputs).get(path, wanted)
+        return _READINGS[key]
+
+
+class _Made(Protocol):
+    """The inputs of a guest that was made here."""
+
+    @property
+    def protect(self) -> bool: ...
+
+    @property
+    def mark(self) -> str: ...
+
+
+def stays(inputs: _Made, config: dict[str, str], kind: str, adopted: list[str]) -> str | None:
+    """Why a guest that was made here isn't deleted with its resource; None: it is.
+
+    :param kind: VM or container.
+    :param adopted: the settings that have it without `create`.
+    """
+    if inputs.protect:
+        return "it is protected"
+    if inputs.mark not in config.get("description", ""):
+        return f"it is not the {kind} that was created here"
+    return f"{adopted[0]} adopts it" if adopted else None
+
+
+def policy(shutdown: Shutdown) -> Policy:
+    """How a VM is shut down."""
+    return Policy(shutdown.timeout, shutdown.otherwise)

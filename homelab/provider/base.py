@@ -1,0 +1,205 @@
+"""What the work on every resource has in common: its types, the stack's settings, one run at a time on a host, an end to it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+from homelab.errors import HomelabError
+from homelab.host.facts import HostFacts
+from homelab.provider.typed import read_as, written
+from homelab.remote import guard, ssh
+from homelab.remote.guard import RefusedError
+from homelab.resources import limits
+from homelab.resources.base import Boot, HostInputs, Resource
+from homelab.settings import Container, Host, Timeouts, Vm, load_host, parse
+
+InputsT = TypeVar("InputsT", bound=HostInputs)
+OutputsT = TypeVar("OutputsT")
+T = TypeVar("T")
+
+# By what a message calls a resource.
+_NAMED_BY = ("system_name", "vm", "container", "mapping", "host")
+
+# What a refresh has read already in this process, by host: its probe and its containers look at the same reading. Resources are
+# refreshed at the same time, in threads.
+_READINGS: dict[str, HostFacts] = {}
+_READING = threading.Lock()
+
+# How long after a reboot of ours a guest that it stopped is started again; later, that it is off is somebody's wish.
+REBOOT_SECONDS = 3600
+
+# Hosts that could not be reached to be held: they aren't tried again for each resource.
+_OUT_OF_REACH: set[str] = set()
+
+
+class GoneError(Exception):
+    """A refresh found that the resource isn't there any more."""
+
+
+def stopped_by_us(vmid: int, boot: Boot, known: Boot | None) -> bool:
+    """Has a reboot of ours stopped the guest, just now?
+
+    :param known: the boot of the host when the guest was last seen to; None: never.
+    """
+    return boot != known and vmid in boot.stopped and time.time() - boot.at < REBOOT_SECONDS
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The stack's configuration, as the engine hands it to the provider: texts, some of them JSON. No part of it is in a resource's state."""
+
+    texts: Mapping[str, str]
+
+    def host(self, name: str) -> Host:
+        """A host's settings. Raises HomelabError when the configuration no longer has it."""
+        return load_host(self.texts.get("hosts"), name)
+
+    def vms(self, host: str) -> dict[str, Vm]:
+        """The settings of a host's VMs, by name. Raises HomelabError when they are mistaken."""
+        settings = parse({"hosts": self.texts.get("hosts", "{}"), "vms": self.texts.get("vms", "{}")})
+        return {name: vm for name, vm in settings.vms.items() if vm.host == host}
+
+    def containers(self, host: str) -> dict[str, Container]:
+        """The settings of a host's containers, by name. Raises HomelabError when they are mistaken."""
+        settings = parse({"hosts": self.texts.get("hosts", "{}"), "containers": self.texts.get("containers", "{}")})
+        return {name: one for name, one in settings.containers.items() if one.host == host}
+
+
+class Work(Generic[InputsT, OutputsT]):
+    """What is done with a resource. Methods block; they are called in threads, at the same time for several resources.
+
+    What they return are the resource's outputs; a HomelabError is what a person gets to see.
+    """
+
+    resource: ClassVar[type[Resource]]
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        """``texts``: the stack's configuration."""
+        self.stack = Stack(texts)
+
+    # -- what a resource has of its own ----------------------------------------------------------------------------
+    def id(self, inputs: InputsT) -> str:
+        """What the engine knows the resource by."""
+        return inputs.host
+
+    def create(self, inputs: InputsT) -> OutputsT:
+        """Makes it, or does it."""
+        raise NotImplementedError
+
+    def update(self, inputs: InputsT, had: InputsT, outputs: OutputsT) -> OutputsT:
+        """The same with other inputs than it ``had``, or because of what a refresh found."""
+        raise NotImplementedError
+
+    def read(self, inputs: InputsT, outputs: OutputsT) -> OutputsT:
+        """Looks for drift, and tells of it. Raises GoneError: the resource isn't there any more."""
+        return outputs
+
+    def delete(self, inputs: InputsT, outputs: OutputsT) -> None:
+        """Undoes it. An act has nothing to undo; but its host is held then, and a run's last act is the first that a `destroy` deletes."""
+
+    # -- what the engine asks for ----------------------------------------------------------------------------------
+    def created(self, properties: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Inputs -> the resource's id and state."""
+        inputs = self._inputs(properties)
+
+        def done() -> OutputsT:
+            self.hold_on(inputs)
+            return self.create(inputs)
+
+        return self.id(inputs), {**properties, **written(self._in_time("create", properties, done))}
+
+    def updated(self, state: dict[str, Any], properties: dict[str, Any]) -> dict[str, Any]:
+        """The state so far and inputs -> the new state."""
+        inputs, had, outputs = self._inputs(properties), self._inputs(state), self._outputs(state)
+
+        def done() -> OutputsT:
+            self.hold_on(inputs)
+            return self.update(inputs, had, outputs)
+
+        return {**properties, **written(self._in_time("update", properties, done))}
+
+    def refreshed(self, state: dict[str, Any]) -> dict[str, Any] | None:
+        """The state so far -> as it is; None: the resource isn't there any more."""
+        inputs, outputs = self._inputs(state), self._outputs(state)
+        try:
+            return {**state, **written(self._in_time("read", state, lambda: self.read(inputs, outputs)))}
+        except GoneError:
+            return None
+
+    def deleted(self, state: dict[str, Any]) -> None:
+        """Undoes it."""
+        inputs, outputs = self._inputs(state), self._outputs(state)
+
+        def done() -> None:
+            self.hold(inputs)
+            self.delete(inputs, outputs)
+
+        self._in_time("delete", state, done)
+
+    def _in_time(self, verb: str, properties: Mapping[str, Any], do: Callable[[], T]) -> T:
+        name = next((str(properties[key]) for key in _NAMED_BY if properties.get(key)), "")
+        what = f"{name}: {verb} of {self.resource.__name__}"
+        return limits.ended_in_time(what, self.seconds(properties), do)
+
+    def _inputs(self, properties: dict[str, Any]) -> InputsT:
+        found: InputsT = read_as(self.resource.Inputs, properties)
+        return found
+
+    def _outputs(self, state: dict[str, Any]) -> OutputsT:
+        found: OutputsT = read_as(self.resource.Outputs, state)
+        return found
+
+    def seconds(self, properties: Mapping[str, Any]) -> int:
+        """How long one of them may take (homelab/resources/limits.py)."""
+        try:
+            host = self.stack.host(str(properties["host"]))
+        except HomelabError:  # it is no longer configured, which is for the work itself to say
+            host = Host.model_construct(timeouts=Timeouts())
+        return limits.of_task(host, properties)
+
+    # -- one run at a time -----------------------------------------------------------------------------------------
+    def hold(self, inputs: InputsT) -> None:
+        """Lets no other run at the resource's host while this one is at work there (homelab/remote/guard.py).
+
+        :raises RefusedError: another one is.
+        """
+        if inputs.host not in _OUT_OF_REACH and not self._hold(inputs, guard.hold):
+            _OUT_OF_REACH.add(inputs.host)
+
+    def hold_on(self, inputs: InputsT) -> None:
+        """The same where this run has held it, and lost it since."""
+        self._hold(inputs, guard.hold_on)
+
+    def _hold(self, inputs: InputsT, take: Callable[[str, Host], None]) -> bool:
+        """Could it be asked for?"""
+        try:
+            take(inputs.host, self.stack.host(inputs.host))
+        except RefusedError:
+            raise
+        except HomelabError:
+            # No longer configured, or not in reach: whether that matters is for the work itself to say. A host that is gone for good
+            # has nobody at work on it.
+            return False
+        return True
+
+    # -- the host --------------------------------------------------------------------------------------------------
+    def host(self, inputs: InputsT) -> Host:
+        """The settings of the resource's host. Raises HomelabError when the configuration no longer has it."""
+        return self.stack.host(inputs.host)
+
+    def facts_of_refresh(self, inputs: InputsT) -> HostFacts:
+        """The host as a refresh sees it: read once in a run, on one connection. Raises HomelabError: it can't be read."""
+        name = inputs.host
+        with _READING:
+            if name not in _READINGS:
+                host, containers = self.stack.host(name), self.stack.containers(name)
+                systems = ["host"] * (host.nvidia is not None)
+                systems += [str(one.ctid) for one in containers.values() if one.nvidia is not None]
+                # With a list of what runs only where it matters: that takes a real host a second or two.
+                _READINGS[name] = asyncio.run(ssh.read(host, guests=bool(containers), systems=systems))
+            return _READINGS[name]

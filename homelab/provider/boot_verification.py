@@ -1,0 +1,105 @@
+"""The work on a BootVerification: waits for the host, confirms its boot, compares it with what is wanted."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from typing import Any
+
+from homelab.errors import HomelabError, raise_all
+from homelab.host import kernel_log, plan
+from homelab.host.facts import HostFacts
+from homelab.provider.base import Work
+from homelab.remote import guard, scripts, ssh
+from homelab.resources.base import Boot
+from homelab.resources.boot_verification import BootVerification
+from homelab.settings import Host
+from homelab.text import tell
+
+# A running guest in what reboot_host.sh answers: `VM 103 (Sandbox), container 901 (ai-lab)`. Names hold no brackets.
+_GUEST = re.compile(r"(?:VM|container) (\d+) \(")
+
+
+class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Outputs]):
+    """See the module."""
+
+    resource = BootVerification
+
+    def create(self, inputs: BootVerification.Inputs) -> BootVerification.Outputs:
+        reboot = scripts.answer(inputs.reboot)
+        want = plan.Wanted(inputs.iommu_words, inputs.vfio_words, inputs.functions, [], inputs.gpus)
+        facts = asyncio.run(_verified(self.host(inputs), inputs.host, reboot, want))
+        tell(
+            f"{inputs.host}: verified: kernel {facts.kernel}, {facts.iommu.groups} IOMMU groups, {_bound(facts, inputs)} on vfio-pci"
+        )
+        stopped = _GUEST.findall(reboot["guests"]) if reboot["reboot"] == "yes" else []
+        boot = Boot(id=facts.boot_id, stopped=[int(vmid) for vmid in stopped], at=int(time.time()))
+        return _outputs(facts, inputs, boot)
+
+    def hold_on(self, inputs: BootVerification.Inputs) -> None:
+        """Not now: a reboot ends whatever holds its host, which is taken again once the boot is confirmed."""
+
+
+async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted) -> HostFacts:
+    old_boot_id = None
+    if reboot["reboot"] == "yes":
+        tell(f"{name}: rebooting, because {'; '.join(reboot['reasons'])}; it stops {reboot['guests'] or 'no guest'}")
+        old_boot_id = reboot["boot_id"]
+    elif reboot["reboot"] == "manual" and (await ssh.read(host)).boot_id == reboot["boot_id"]:
+        raise HomelabError(
+            wanted=f"{name} rebooted, because {'; '.join(reboot['reasons'])}",
+            found=f"it has not been since (reboot: manual); a reboot stops {reboot['guests'] or 'no guest'}",
+            why="the boot configuration is in place, but only a reboot brings it into effect; what depends on it waits",
+            next=f"reboot {name} when it suits you, then run `pulumi up` again: it goes on from here",
+        )
+    # Within reach, the host needs no switch any more, whatever the checks say: a person can act.
+    facts = await ssh.confirm(host, old_boot_id, lambda text: tell(f"{name}: {text}"))
+    if facts.rolled_back:
+        raise HomelabError(
+            wanted=f"the new boot of {name} confirmed",
+            found=f"it has returned by itself to what it was{', but for its restart' if facts.rolling_back else ''}: {facts.rolled_back}",
+            why="it came up with the new configuration, but out of reach: most likely its network depends on a device that was taken away",
+            next="compare `journalctl -b -1` on the host with the plan (`pulumi preview`); when the cause is gone, run `pulumi up --refresh`",
+        )
+    try:
+        await asyncio.to_thread(guard.hold, name, host)  # the reboot has ended what held it
+    except HomelabError as error:
+        # The boot is confirmed all the same; what would change something is refused.
+        tell(f"{name}: to know: {error.found}")
+    raise_all([*plan.verify(facts, host, want), *said_by_kernel(facts, name, want)])
+    return facts
+
+
+def said_by_kernel(facts: HostFacts, name: str, want: plan.Wanted) -> list[HomelabError]:
+    """What is wrong with a card since the boot; what need not stop anybody is told."""
+    found = kernel_log.of_host(facts, name) if want.functions else []
+    for gpu, about in want.gpus.items():
+        functions = [str(function["address"]) for function in about["functions"]]
+        found += kernel_log.of_card(facts, f"{name}, gpus.{gpu}", functions)
+    for trouble in found:
+        if not trouble.stops:
+            tell(f"{name}: to know: {trouble.error.found}: {trouble.error.why}; {trouble.error.next}")
+    return [trouble.error for trouble in found if trouble.stops]
+
+
+def _bound(facts: HostFacts, inputs: BootVerification.Inputs) -> str:
+    return (
+        ", ".join(address for address in sorted(inputs.functions) if facts.by_address[address].driver == "vfio-pci")
+        or "nothing"
+    )
+
+
+def _outputs(facts: HostFacts, inputs: BootVerification.Inputs, boot: Boot) -> BootVerification.Outputs:
+    cards = {function["address"] for gpu in inputs.gpus.values() for function in gpu["functions"]}
+    return BootVerification.Outputs(
+        kernel=facts.kernel,
+        boot_id=facts.boot_id,
+        iommu={"groups": facts.iommu.groups, "kernelLog": facts.iommu.kernel_log.splitlines()},
+        devices={
+            device.address: {"id": device.id, "driver": device.driver, "iommuGroup": device.group}
+            for device in facts.devices
+            if device.address in cards
+        },
+        boot=boot,
+    )

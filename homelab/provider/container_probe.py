@@ -1,0 +1,102 @@
+"""The work on a ContainerProbe: which cards a container is to have, as numbers; a refresh compares."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+
+from homelab.container import plan as container_plan
+from homelab.errors import HomelabError, raise_all
+from homelab.host import plan
+from homelab.host.facts import HostFacts
+from homelab.provider.base import Work, stopped_by_us
+from homelab.remote import guard, ssh
+from homelab.resources.base import Boot
+from homelab.resources.container_probe import ContainerProbe
+from homelab.settings import Container
+from homelab.text import tell
+
+
+class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
+    """See the module."""
+
+    resource = ContainerProbe
+
+    def id(self, inputs: ContainerProbe.Inputs) -> str:
+        return str(inputs.ctid)
+
+    def create(self, inputs: ContainerProbe.Inputs) -> ContainerProbe.Outputs:
+        return self._planned(inputs, None, 0)
+
+    def update(
+        self, inputs: ContainerProbe.Inputs, had: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs
+    ) -> ContainerProbe.Outputs:
+        return self._planned(inputs, had.boot, outputs.generation)
+
+    def read(self, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> ContainerProbe.Outputs:
+        facts = self.facts_of_refresh(inputs)
+        drift = _drift(facts, inputs)
+        moved = self._moved(facts, inputs, outputs)
+        for difference in drift + moved:
+            tell(f"{inputs.container}: drift: {difference}")
+        gone = facts.guests.config(inputs.ctid) is None
+        return dataclasses.replace(outputs, generation=outputs.generation + bool(drift), stale=bool(moved) or gone)
+
+    def _moved(self, facts: HostFacts, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> list[str]:
+        """The numbers that the driver has given to the container's cards since."""
+        container = self._settings(inputs)
+        if container is None:  # it leaves the stack
+            return []
+        want = _wanted(inputs)
+        found, _ = container_plan.numbers(
+            inputs.container, container, container_plan.cards(facts, want, {}, inputs.node), want
+        )
+        if found == outputs.minors:
+            return []
+        return [f"its cards are /dev/nvidia{found}, not /dev/nvidia{outputs.minors}"]
+
+    def _settings(self, inputs: ContainerProbe.Inputs) -> Container | None:
+        return self.stack.containers(inputs.host).get(inputs.container)
+
+    def _planned(self, inputs: ContainerProbe.Inputs, boot: Boot | None, generation: int) -> ContainerProbe.Outputs:
+        """``boot``: the last one that this container was planned under."""
+        container = self._settings(inputs)
+        if container is None:
+            raise HomelabError(
+                wanted=f"homelab:containers.{inputs.container} in the stack's configuration",
+                found="it is missing",
+                why="it says which cards the container is to have",
+                next="put it back, or run `pulumi up` to give the container up",
+            )
+        guard.hold(inputs.host, self.host(inputs))
+        facts = asyncio.run(ssh.read(self.host(inputs), guests=True))
+        want = _wanted(inputs)
+        found = container_plan.cards(facts, want, self.stack.vms(inputs.host), inputs.node)
+        minors, errors = container_plan.check(inputs.container, container, facts, found, want)
+        raise_all(errors)
+        config = facts.guests.config(inputs.ctid)
+        return ContainerProbe.Outputs(
+            minors=minors,
+            functions=container_plan.functions([found.slots[number] for number in minors], facts),
+            resume=inputs.wanted["power"] == "keep" and stopped_by_us(inputs.ctid, inputs.boot, boot),
+            guest_name=config.values.get("hostname", inputs.container) if config else inputs.container,
+            generation=generation,
+            stale=False,
+        )
+
+
+def _wanted(inputs: ContainerProbe.Inputs) -> plan.Wanted:
+    return plan.Wanted("", "", {}, [], inputs.gpus)
+
+
+def _drift(facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:
+    ctid = inputs.ctid
+    config = facts.guests.config(ctid)
+    if config is None:
+        return [f"container {ctid} is gone"]
+    known = next((one for one in facts.containers if one.id == ctid), None)
+    found = known.drift if known else ["nothing on the host tells what was given to it"]
+    power, runs = inputs.wanted["power"], ctid in facts.guests.running_containers
+    if power != "keep" and runs != (power == "running"):
+        found = [*found, f"container {ctid} is {'running' if runs else 'stopped'} instead of {power}"]
+    return found

@@ -1,0 +1,45 @@
+"""The work on a ContainerVerification: opens the nodes from inside, and says device by device what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+
+from homelab.doctor import container_report
+from homelab.doctor.devices import WantedCards
+from homelab.errors import HomelabError, UnreachableError
+from homelab.provider.base import Work
+from homelab.remote import diagnosis, scripts, ssh
+from homelab.resources.container_verification import ContainerVerification
+from homelab.settings import Host
+from homelab.text import tell
+
+
+class ContainerVerificationWork(Work[ContainerVerification.Inputs, ContainerVerification.Outputs]):
+    """See the module."""
+
+    resource = ContainerVerification
+
+    def id(self, inputs: ContainerVerification.Inputs) -> str:
+        return str(inputs.ctid)
+
+    def create(self, inputs: ContainerVerification.Inputs) -> ContainerVerification.Outputs:
+        seen = asyncio.run(_verified(self.host(inputs), inputs.ctid, inputs.devices))
+        told = ", ".join(seen.nodes) or f"nothing (it is {seen.state})"
+        tell(f"opened in container {inputs.ctid}, by root and by an ordinary user: {told}")
+        return seen
+
+
+async def _verified(host: Host, ctid: int, devices: dict[str, str]) -> ContainerVerification.Outputs:
+    try:
+        async with ssh.connect(host) as session:
+            text = await session.run("apply", scripts.container_verification(ctid, devices))
+    except UnreachableError:
+        raise
+    except HomelabError as error:
+        cards = WantedCards([int(number) for number in devices["MINORS"].split()], "the stack's configuration")
+        table = container_report(await diagnosis.read(host, [ctid]), ctid, cards=cards)
+        raise HomelabError(
+            wanted=error.wanted, found=f"{error.found}\n{table}", why=error.why, next=error.next
+        ) from error
+    answer = scripts.answer(text)
+    return ContainerVerification.Outputs(state=answer["state"], nodes=answer["nodes"])

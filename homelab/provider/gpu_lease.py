@@ -1,0 +1,65 @@
+"""The work on a GpuLease: takes the card out of the VM that had it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from homelab.provider.api import ApiWork, policy
+from homelab.remote import ledger, ssh
+from homelab.remote.proxmox.errors import NotThereError
+from homelab.resources.gpu_lease import GpuLease
+from homelab.vm.config import Card, Change, noted_of
+
+
+class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
+    """See the module."""
+
+    resource = GpuLease
+
+    def id(self, inputs: GpuLease.Inputs) -> str:
+        return f"{inputs.mapping}@{'nobody' if inputs.vmid is None else inputs.vmid}"
+
+    def create(self, inputs: GpuLease.Inputs) -> GpuLease.Outputs:
+        return GpuLease.Outputs(by_hand=self._by_hand(inputs))
+
+    def update(self, inputs: GpuLease.Inputs, had: GpuLease.Inputs, outputs: GpuLease.Outputs) -> GpuLease.Outputs:
+        return outputs if had.vmid is not None else self.create(inputs)
+
+    def delete(self, inputs: GpuLease.Inputs, outputs: GpuLease.Outputs) -> None:
+        """Takes the card out of its VM, unless somebody else had put it there. On destroy that has been done already."""
+        if inputs.vmid is None or inputs.shutdown is None or outputs.by_hand:
+            return
+
+        def without_card(config: dict[str, str]) -> Change:
+            return Change(delete=_options_with(config, inputs))
+
+        try:
+            machine = self.machine(inputs, inputs.vmid, inputs.vm or "")
+            keys = _options_with(machine.config(), inputs)
+            if keys:
+                machine.converge(without_card, keys, policy(inputs.shutdown), "keep")
+        except NotThereError:
+            return
+
+    def _by_hand(self, inputs: GpuLease.Inputs) -> bool:
+        """Has somebody given the VM the card already? A VM that is yet to be made has not; what is noted on the host was us."""
+        if inputs.vmid is None:
+            return False
+        try:
+            config = self.machine(inputs, inputs.vmid, inputs.vm or "").config()
+        except NotThereError:
+            return False
+        options = _options_with(config, inputs)
+        return bool(options) and not set(options) <= self._noted(inputs, inputs.vmid, config)
+
+    def _noted(self, inputs: GpuLease.Inputs, vmid: int, config: dict[str, str]) -> set[str]:
+        """The VM's options that this program set, by what it noted on the host: a state that was lost doesn't know them."""
+        facts = asyncio.run(ssh.read(self.host(inputs)))
+        record, restore = noted_of(config, ledger.found(facts.ledger, ledger.of_vm(vmid)))
+        return {*record, *restore}
+
+
+def _options_with(config: dict[str, str], inputs: GpuLease.Inputs) -> list[str]:
+    """The hostpci options by which a VM has the card."""
+    card = Card("", inputs.mapping, inputs.slot)
+    return [key for key, value in config.items() if key.startswith("hostpci") and card.is_in(key, value)]

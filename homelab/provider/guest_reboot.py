@@ -1,0 +1,57 @@
+"""The work on a GuestReboot: restarts a guest from inside, only if its running kernel can't use the installed driver."""
+
+from __future__ import annotations
+
+import asyncio
+
+from homelab.errors import HomelabError
+from homelab.nvidia.reading import SystemReading
+from homelab.provider.systems import READING_SECONDS, SystemWork
+from homelab.remote import scripts
+from homelab.resources.nvidia import GuestReboot
+from homelab.text import tell
+
+
+class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
+    """See the module."""
+
+    resource = GuestReboot
+
+    def create(self, inputs: GuestReboot.Inputs) -> GuestReboot.Outputs:
+        reading, why = asyncio.run(self._booted(inputs))
+        return GuestReboot.Outputs(boot_id=reading.boot_id, rebooted=why)
+
+    async def _booted(self, inputs: GuestReboot.Inputs) -> tuple[SystemReading, str]:
+        """The system once no reboot is needed, and why there was one; empty: there was none."""
+        name, version = inputs.system_name, inputs.driver
+        patience = float(inputs.timeout)
+        reading = await self.read_system_in_time(inputs, patience)
+        why = reboot_reason(reading, version)
+        if not why:
+            return reading, ""
+        tell(f"{name}: rebooting it, because {why}")
+        async with self.session(inputs, READING_SECONDS) as run:
+            await run("apply", scripts.compose("reboot_guest.sh"))
+        reading = await self.read_system_in_time(inputs, patience, reading.boot_id)
+        if still := reboot_reason(reading, version):
+            raise self._no_use(name, version, still)
+        tell(f"{name}: it is back, kernel {reading.system.running}")
+        return reading, why
+
+    @staticmethod
+    def _no_use(name: str, version: str, reason: str) -> Exception:
+        return HomelabError(
+            wanted=f"{name}: NVIDIA's driver {version} in use after a reboot",
+            found=reason,
+            why="the card serves one driver alone, and it is still not this one",
+            next="look for what loads the other one early: `lsinitramfs /boot/initrd.img-$(uname -r) | grep -E 'nouveau|nvidia'`, `journalctl -b`",
+        )
+
+
+def reboot_reason(reading: SystemReading, version: str) -> str:
+    """Why the running kernel can't use the installed driver; empty where it can."""
+    if reading.system.nouveau:
+        return "nouveau has the card, and lets go of it at a boot alone"
+    if reading.system.loaded and reading.system.loaded != version:
+        return f"the module of {reading.system.loaded} is loaded, and {version} is installed"
+    return ""

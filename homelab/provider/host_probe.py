@@ -1,0 +1,65 @@
+"""The work on a HostProbe: reads the host and plans; a refresh compares."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+
+from homelab.errors import HomelabError
+from homelab.host import gates, plan
+from homelab.provider.base import Work
+from homelab.remote import guard, planning, ssh
+from homelab.resources.host_probe import LAYERS, HostProbe
+from homelab.text import tell
+
+
+class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
+    """See the module."""
+
+    resource = HostProbe
+
+    def create(self, inputs: HostProbe.Inputs) -> HostProbe.Outputs:
+        return self._planned(inputs, dict.fromkeys(LAYERS, 0))
+
+    def update(self, inputs: HostProbe.Inputs, had: HostProbe.Inputs, outputs: HostProbe.Outputs) -> HostProbe.Outputs:
+        return self._planned(inputs, _raised(outputs.generation, set()))
+
+    def read(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> HostProbe.Outputs:
+        facts = self.facts_of_refresh(inputs)
+        want = plan.Wanted(**{field.name: getattr(outputs, field.name) for field in dataclasses.fields(plan.Wanted)})
+        drift = plan.drift(facts, want)
+        for layer, differences in drift.items():
+            for difference in differences:
+                tell(f"{inputs.host}: drift ({layer}): {difference}")
+        generation = _raised(outputs.generation, {layer for layer, differences in drift.items() if differences})
+        return dataclasses.replace(outputs, generation=generation, stale=plan.stale(facts, want))
+
+    def _planned(self, inputs: HostProbe.Inputs, generation: dict[str, int]) -> HostProbe.Outputs:
+        guard.hold(inputs.host, self.host(inputs))
+        host, vms, containers = self.host(inputs), self.stack.vms(inputs.host), self.stack.containers(inputs.host)
+        found = asyncio.run(planning.planned(inputs.host, host, vms, containers))
+        # Also for those who skip the preview: what a reboot stops is said before anything is changed.
+        slots = {gpu: str(about["slot"]) for gpu, about in found.want.gpus.items()}
+        for said in gates.remarks(found.facts, host, slots):
+            tell(f"{inputs.host}: note: {said}")
+        tell(f"{inputs.host}: reboot: {found.reboot}")
+        return HostProbe.Outputs(**dataclasses.asdict(found.want), generation=generation, stale=False)
+
+    def delete(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> None:
+        try:
+            edits = asyncio.run(ssh.read(self.host(inputs))).edits
+        except HomelabError as error:  # nothing is left to be given back: no reason to fail
+            tell(f"{inputs.host}: it can't be read once more ({error.found})")
+            edits = []
+        for copy in edits:
+            tell(f"{inputs.host}: a file of this program's had been edited by hand; what it was is kept in {copy}")
+        if outputs.iommu_words or outputs.vfio_words:
+            tell(
+                f"{inputs.host}: the boot configuration is as it was; the running kernel keeps the old command line and the "
+                "GPU's binding until the next reboot"
+            )
+
+
+def _raised(generation: dict[str, int], layers: set[str]) -> dict[str, int]:
+    """The generations, one higher for ``layers``."""
+    return {layer: generation.get(layer, 0) + (layer in layers) for layer in LAYERS}

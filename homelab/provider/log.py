@@ -1,0 +1,42 @@
+"""Messages to the person who watches. What a provider prints is hidden by the engine; what it is told by this call, it shows in the
+resource's own line."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
+import grpc
+from pulumi.runtime.proto import engine_pb2, engine_pb2_grpc
+
+_URN: contextvars.ContextVar[str] = contextvars.ContextVar("urn", default="")
+
+
+class Engine:
+    """The engine that started the provider.
+
+    :param address: where it listens.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._stub = engine_pb2_grpc.EngineStub(grpc.insecure_channel(address))
+
+    def tell(self, text: str) -> None:
+        """Shows it, in the line of the resource that is worked on; from any thread."""
+        request = engine_pb2.LogRequest(
+            severity=engine_pb2.LogSeverity.Value("INFO"), message=text, urn=_URN.get(), streamId=0
+        )
+        # The engine may be gone, and with it whoever would read.
+        with contextlib.suppress(grpc.RpcError):
+            self._stub.Log(request, timeout=5)
+
+
+@contextlib.contextmanager
+def about(urn: str) -> Iterator[None]:
+    """Messages within are the resource's."""
+    token = _URN.set(urn)
+    try:
+        yield
+    finally:
+        _URN.reset(token)

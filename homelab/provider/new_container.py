@@ -1,0 +1,160 @@
+"""The work on a NewContainer: makes it, changes it in place, removes it unless it is protected."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from typing import Any
+
+from homelab.errors import HomelabError
+from homelab.properties import same
+from homelab.provider.api import ApiWork, stays
+from homelab.provider.base import GoneError
+from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
+from homelab.resources.new_container import NewContainer
+from homelab.text import tell
+from homelab.vm.config import strings
+
+# Of `config`, what is read back on a refresh, and changed in place.
+COMPARED = ("hostname", "cores", "memory", "swap", "onboot", "nameserver", "features")
+MOVED = "node"  # of drift: it is on another node of the cluster
+
+
+class NewContainerWork(ApiWork[NewContainer.Inputs, NewContainer.Outputs]):
+    """See the module."""
+
+    resource = NewContainer
+
+    def id(self, inputs: NewContainer.Inputs) -> str:
+        return str(inputs.ctid)
+
+    def create(self, inputs: NewContainer.Inputs) -> NewContainer.Outputs:
+        instance = secrets.token_hex(8)
+        self._made(inputs, instance)
+        return NewContainer.Outputs(instance=instance)
+
+    def _made(self, inputs: NewContainer.Inputs, instance: str) -> None:
+        api, ctid, name = self.api(inputs), inputs.ctid, inputs.container
+        wanted = f"container {ctid} ({name}) created"
+        config = self._config(inputs)
+        if config is None:
+            tell(f"{name}: creating container {ctid}")
+            about = {"description": f"{inputs.mark} {instance}"}
+            about |= {**inputs.config, **inputs.secret_config}
+            self._task(
+                inputs,
+                "post",
+                f"nodes/{api.node}/lxc",
+                wanted,
+                "vzcreate",
+                api.host.timeouts.create,
+                vmid=ctid,
+                **about,
+            )
+        elif inputs.mark in config.get("description", "") and "lock" not in config:
+            tell(f"{name}: container {ctid} was made by an earlier run that was interrupted")
+        else:
+            raise HomelabError(
+                wanted=wanted,
+                found=f"there is a container {ctid} already: {config.get('hostname', 'without a name')}"
+                + (f", locked ({config['lock']})" if "lock" in config else ""),
+                why="it is not this program's, or not finished; nothing was changed",
+                next=f"choose another ctid, or leave `create` out of containers.{name} to adopt that container as it is",
+            )
+
+    def _task(
+        self,
+        inputs: NewContainer.Inputs,
+        verb: str,
+        path: str,
+        wanted: str,
+        kind: str,
+        seconds: float,
+        **parameters: Any,
+    ) -> None:
+        def say(text: str) -> None:
+            tell(f"{inputs.container}: {text}")
+
+        self.api(inputs).carry_out(verb, path, wanted, seconds, say, kinds=(kind,), **parameters)
+
+    def _config(self, inputs: NewContainer.Inputs) -> dict[str, str] | None:
+        """The container's configuration; None: there is none."""
+        api = self.api(inputs)
+        try:
+            found = api.get(self._path(inputs), f"to read the configuration of container {inputs.ctid}")
+        except NotThereError:
+            return None
+        return strings(found)
+
+    @staticmethod
+    def _path(inputs: NewContainer.Inputs) -> str:
+        return f"nodes/{inputs.node}/lxc/{inputs.ctid}/config"
+
+    def read(self, inputs: NewContainer.Inputs, outputs: NewContainer.Outputs) -> NewContainer.Outputs:
+        ctid = inputs.ctid
+        try:
+            found = self.reading(inputs, self._path(inputs), f"to read the configuration of container {ctid}")
+        except NotThereError:
+            tell(f"{inputs.container}: drift: container {ctid} is gone")
+            raise GoneError from None
+        except ElsewhereError as error:
+            tell(f"{inputs.container}: drift: {error.found}")
+            return dataclasses.replace(outputs, drift=[MOVED])
+        config = strings(found)
+        drift = [key for key in COMPARED if key in inputs.config and not same(key, config.get(key), inputs.config[key])]
+        for key in drift:
+            tell(f"{inputs.container}: drift: {key} is {config.get(key, 'not there')} instead of {inputs.config[key]}")
+        return dataclasses.replace(outputs, drift=drift)
+
+    def update(
+        self, inputs: NewContainer.Inputs, had: NewContainer.Inputs, outputs: NewContainer.Outputs
+    ) -> NewContainer.Outputs:
+        _require_same(had, inputs)
+        if MOVED in outputs.drift:
+            self._config(inputs)  # refused, unless it is back
+        before, have = had.config, inputs.config
+        again = [
+            key for key in (*COMPARED, "net0") if key in have and (before.get(key) != have[key] or key in outputs.drift)
+        ]
+        gone = [key for key in COMPARED if key in before and key not in have]
+        if again or gone:
+            api, ctid = self.api(inputs), inputs.ctid
+            change: dict[str, Any] = {key: have[key] for key in again} | ({"delete": ",".join(gone)} if gone else {})
+            wanted = f"to change {', '.join([*again, *gone])} of container {ctid}"
+            digest = api.get(self._path(inputs), wanted)["digest"]
+            api.put(self._path(inputs), wanted, digest=digest, **change)
+        return dataclasses.replace(outputs, drift=[])
+
+    def delete(self, inputs: NewContainer.Inputs, outputs: NewContainer.Outputs) -> None:
+        config = self._config(inputs)
+        if config is None:
+            return
+        api, ctid, name = self.api(inputs), inputs.ctid, inputs.container
+        same = [
+            name for name, one in self.stack.containers(inputs.host).items() if one.ctid == ctid and one.create is None
+        ]
+        if why := stays(inputs, config, "container", [f"containers.{name}" for name in same]):
+            tell(f"{name}: container {ctid} stays: {why}")
+            return
+        base = f"nodes/{api.node}/lxc/{ctid}"
+        if api.get(f"{base}/status/current", f"to see whether container {ctid} runs")["status"] == "running":
+            wanted = f"container {ctid} ({name}) off"
+            timeout = inputs.shutdown.timeout
+            # It is removed next: one that doesn't shut down is stopped.
+            limit, force = timeout + api.host.timeouts.api_task, {"timeout": timeout, "forceStop": 1}
+            self._task(inputs, "post", f"{base}/status/shutdown", wanted, "vzshutdown", limit, **force)
+        wanted = f"container {ctid} ({name}) removed"
+        # A storage may overwrite or discard the disk first, for as long as writing one took.
+        self._task(inputs, "delete", base, wanted, "vzdestroy", api.host.timeouts.create, purge=1)
+
+
+def _require_same(had: NewContainer.Inputs, new: NewContainer.Inputs) -> None:
+    for key, what in (("ostemplate", "template"), ("rootfs", "disk"), ("unprivileged", "unprivileged")):
+        before, wanted = had.config.get(key), new.config.get(key)
+        if before != wanted:
+            raise HomelabError(
+                wanted=f"containers.{new.container}.create.{what}: {wanted}",
+                found=f"the container was made with {before}",
+                why="that can only be had by making the container anew, and what is on its disk would be lost",
+                next=f"put it back; or take containers.{new.container} out, run `pulumi up`, and create it again",
+            )

@@ -1,0 +1,93 @@
+"""The work on an NvidiaSystem: reads the system and plans its stack; a refresh compares."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+
+from homelab.errors import UnreachableError
+from homelab.nvidia import reading
+from homelab.nvidia.plan import plan_stack
+from homelab.nvidia.reading import SystemReading
+from homelab.nvidia.state import facts_of, request_of
+from homelab.provider.systems import SystemWork
+from homelab.remote import guard
+from homelab.resources.nvidia import LAYERS, NvidiaSystem, SystemInputs
+from homelab.text import tell
+
+
+class NvidiaSystemWork(SystemWork[SystemInputs, NvidiaSystem.Outputs]):
+    """See the module."""
+
+    resource = NvidiaSystem
+
+    def create(self, inputs: SystemInputs) -> NvidiaSystem.Outputs:
+        return self._planned(inputs, dict.fromkeys(LAYERS, 0))
+
+    def update(self, inputs: SystemInputs, had: SystemInputs, outputs: NvidiaSystem.Outputs) -> NvidiaSystem.Outputs:
+        return self._planned(inputs, outputs.generation)
+
+    def delete(self, inputs: SystemInputs, outputs: NvidiaSystem.Outputs) -> None:
+        # Said whatever the steps do: under `purge` they have taken back what they added by now.
+        if inputs.nvidia["on_destroy"] == "keep" and inputs.stays:
+            tell(
+                f"{inputs.system_name}: NVIDIA's stack stays as it is (onDestroy: keep): driver, CUDA, container toolkit, their "
+                "repositories and the pin"
+            )
+
+    def read(self, inputs: SystemInputs, outputs: NvidiaSystem.Outputs) -> NvidiaSystem.Outputs:
+        name = inputs.system_name
+        # What leaves the stack isn't looked at.
+        reading = self._reading(inputs) if self.wanted_stack(inputs) is not None else None
+        if reading is None:
+            return outputs
+        drift = list(reading.drift)
+        drift += [
+            f"{step}: nothing there tells of it any more" for step in _expected(inputs) if step not in reading.steps
+        ]
+        old, new = outputs.facts, facts_of(reading, inputs.target)
+        changed = [
+            key
+            for key in ("distribution", "version", "running", "kernels", "host_driver", "cards")
+            if old.get(key) != new.get(key)
+        ]
+        for difference in drift:
+            tell(f"{name}: drift: {difference}")
+        for key in changed:
+            tell(f"{name}: drift: {key.replace('_', ' ')} is {new.get(key)} instead of {old.get(key)}")
+        drifted = {line.partition(":")[0] for line in drift}
+        generation = {layer: outputs.generation.get(layer, 0) + (layer in drifted) for layer in LAYERS}
+        return dataclasses.replace(outputs, generation=generation, stale=bool(changed))
+
+    def _reading(self, inputs: SystemInputs) -> SystemReading | None:
+        """The system as a refresh sees it: a host and its containers on the host's one connection; None where it can't be reached."""
+        if inputs.target != "vm":
+            key = "host" if inputs.target == "host" else str(inputs.ctid)
+            text = self.facts_of_refresh(inputs).systems.get(key)
+            if text is None:
+                tell(f"{inputs.system_name}: it doesn't run: NVIDIA's stack in it was not compared")
+            return None if text is None else reading.parse(text)
+        try:
+            return asyncio.run(self.read_system(inputs))
+        except UnreachableError as error:
+            # A VM may be off for good reasons; that is no reason to stop the refresh of everything else.
+            tell(f"{inputs.system_name}: not in reach, and not compared: {error.found}")
+            return None
+
+    def _planned(self, inputs: SystemInputs, generation: dict[str, int]) -> NvidiaSystem.Outputs:
+        if inputs.target != "vm":
+            guard.hold(inputs.host, self.host(inputs))
+        stack = self.wanted_stack(inputs)
+        patience = stack.timeouts.reboot if stack else 0
+        facts = facts_of(asyncio.run(self.read_system_in_time(inputs, patience)), inputs.target)
+        request = request_of(inputs.target, inputs.system_name, facts, stack)
+        for note in plan_stack(request).notes:  # or all that stands against it
+            tell(f"{inputs.system_name}: {note}")
+        return NvidiaSystem.Outputs(facts=facts, generation=generation, stale=False)
+
+
+def _expected(inputs: SystemInputs) -> list[str]:
+    """The layers that the settings ask for."""
+    stack = inputs.nvidia
+    wanted = {"repository": True, "driver": True, "cuda": stack.get("cuda"), "toolkit": stack.get("container_toolkit")}
+    return [layer for layer, there in wanted.items() if there]

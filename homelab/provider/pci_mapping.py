@@ -1,0 +1,208 @@
+"""The work on a PciMapping and its record. Fields: PVE::Mapping::PCI; what a VM's start compares is in `assert_valid` there: id and
+subsystem-id of each function of its path (of a slot: the first), IOMMU group of the first one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from homelab.errors import HomelabError
+from homelab.properties import overlap, parse
+from homelab.provider.api import ApiWork
+from homelab.provider.base import GoneError
+from homelab.remote import ledger, ssh
+from homelab.remote.proxmox.api import Api
+from homelab.remote.proxmox.errors import ApiError, ChangedMeanwhileError, NotThereError, UnansweredError
+from homelab.resources.pci_mapping import PciMapping, PciMappingRecord
+from homelab.settings import Host
+from homelab.text import tell
+
+
+class PciMappingWork(ApiWork[PciMapping.Inputs, PciMapping.Outputs]):
+    """See the module."""
+
+    resource = PciMapping
+
+    def id(self, inputs: PciMapping.Inputs) -> str:
+        return f"{inputs.node}/{inputs.mapping}"
+
+    def create(self, inputs: PciMapping.Inputs) -> PciMapping.Outputs:
+        api = self.api(inputs)
+        if inputs.known or not _made(api, inputs):
+            _write(api, inputs, None)
+        return PciMapping.Outputs()
+
+    def update(
+        self, inputs: PciMapping.Inputs, had: PciMapping.Inputs, outputs: PciMapping.Outputs
+    ) -> PciMapping.Outputs:
+        _write(self.api(inputs), inputs, had.entry["path"])
+        return PciMapping.Outputs()
+
+    def read(self, inputs: PciMapping.Inputs, outputs: PciMapping.Outputs) -> PciMapping.Outputs:
+        name = inputs.mapping
+        try:
+            mapping = self.reading(inputs, f"cluster/mapping/pci/{name}", f"to read the mapping {name}")
+        except NotThereError:
+            tell(f"{name}: drift: the PCI mapping is gone")
+            raise GoneError from None
+        ours = _ours(mapping["map"], inputs.node, inputs.entry["path"])
+        if ours is None:
+            tell(f"{name}: drift: the PCI mapping has no entry for {inputs.entry['path']} of {inputs.node} any more")
+            raise GoneError
+        if _equal(ours, entry_of(inputs)):
+            return PciMapping.Outputs()
+        tell(f"{name}: drift: the PCI mapping's entry is {ours} instead of {entry_of(inputs)}")
+        return PciMapping.Outputs(drift=[ours])
+
+    def delete(self, inputs: PciMapping.Inputs, outputs: PciMapping.Outputs) -> None:
+        api = self.api(inputs)
+        try:
+            _remove(api, inputs)
+        except (ChangedMeanwhileError, UnansweredError):
+            _remove(api, inputs)
+
+
+class PciMappingRecordWork(ApiWork[PciMappingRecord.Inputs, PciMappingRecord.Outputs]):
+    """See the module."""
+
+    resource = PciMappingRecord
+
+    def id(self, inputs: PciMappingRecord.Inputs) -> str:
+        return f"{inputs.node}/{inputs.mapping}"
+
+    def create(self, inputs: PciMappingRecord.Inputs) -> PciMappingRecord.Outputs:
+        name = inputs.mapping
+        before, known = None, True
+        try:
+            mapping = self.api(inputs).get(f"cluster/mapping/pci/{name}", f"to read the mapping {name}")
+            before = _ours(mapping["map"], inputs.node, inputs.path)
+        except NotThereError:
+            known = False
+        # Without an entry of this card there is none of ours: what may be noted of an earlier one is over.
+        about = {"before": before, "known": known}
+        noted = asyncio.run(_noted(self.host(inputs), inputs, about, keep=before is not None))
+        return PciMappingRecord.Outputs(before=noted["before"], known=noted["known"])
+
+    def delete(self, inputs: PciMappingRecord.Inputs, outputs: PciMappingRecord.Outputs) -> None:
+        asyncio.run(_forgotten(self.host(inputs), inputs))
+
+
+async def _noted(host: Host, inputs: PciMappingRecord.Inputs, about: dict[str, Any], *, keep: bool) -> dict[str, Any]:
+    name = ledger.of_mapping(inputs.node, inputs.mapping)
+    async with ssh.connect(host) as session:
+        if keep:
+            return await ledger.keep(session, name, about)
+        await ledger.note(session, name, about)
+        return about
+
+
+async def _forgotten(host: Host, inputs: PciMappingRecord.Inputs) -> None:
+    async with ssh.connect(host) as session:
+        await ledger.forget(session, ledger.of_mapping(inputs.node, inputs.mapping))
+
+
+def entry_of(inputs: PciMapping.Inputs) -> str:
+    """The entry as Proxmox VE writes it: properties in the order of their names."""
+    entry = {"node": inputs.node, **inputs.entry}
+    return ",".join(f"{key}={entry[key]}" for key in sorted(entry) if entry[key] not in (None, ""))
+
+
+def _parsed(entry: str) -> dict[str, str]:
+    return parse("map", entry)
+
+
+def _equal(one: str, other: str) -> bool:
+    """The same entry? A description of it is somebody's own. A slot's first function, where the other has the slot, is the card, too:
+    the one that a person chose.
+    """
+    first, second = _parsed(one), _parsed(other)
+    if first["path"] == f"{second['path']}.0":
+        first = {**first, "path": second["path"]}
+    return {**first, "description": ""} == {**second, "description": ""}
+
+
+def _ours(entries: list[str], node: str, path: str) -> str | None:
+    for entry in entries:
+        found = _parsed(entry)
+        if found.get("node") == node and overlap(found["path"], path):
+            return entry
+    return None
+
+
+def _make(api: Api, inputs: PciMapping.Inputs) -> None:
+    name = inputs.mapping
+    api.post("cluster/mapping/pci", f"to create the PCI mapping {name}", id=name, map=[entry_of(inputs)])
+
+
+def _made(api: Api, inputs: PciMapping.Inputs) -> bool:
+    """Makes a mapping that wasn't there a moment ago; False where somebody, or a run of ours that was killed, was faster."""
+    try:
+        _make(api, inputs)
+    except UnansweredError:
+        return False
+    except ApiError as error:
+        if "already defined" not in error.reason:
+            raise
+        return False
+    return True
+
+
+def _write(api: Api, inputs: PciMapping.Inputs, old_path: str | None) -> None:
+    """Puts the entry in. Somebody else's change in between is read anew, once."""
+    try:
+        _write_once(api, inputs, old_path)
+    except (ChangedMeanwhileError, UnansweredError):
+        _write_once(api, inputs, old_path)
+    except ApiError as error:
+        if "already defined" not in error.reason:  # another node's resource was faster
+            raise
+        _write_once(api, inputs, old_path)
+
+
+def _write_once(api: Api, inputs: PciMapping.Inputs, old_path: str | None) -> None:
+    name, entry = inputs.mapping, entry_of(inputs)
+    path = f"cluster/mapping/pci/{name}"
+    try:
+        mapping = api.get(path, f"to read the mapping {name}")
+    except NotThereError:
+        _make(api, inputs)
+        return
+    entries = list(mapping["map"])
+    ours = _ours(entries, inputs.node, inputs.entry["path"])
+    if ours is None and old_path is not None:
+        ours = _ours(entries, inputs.node, old_path)
+    _require_free(inputs, [other for other in entries if other != ours])
+    if ours is None or not _equal(ours, entry):
+        kept = [other for other in entries if other != ours]
+        api.put(path, f"to change the PCI mapping {name}", map=[*kept, entry], digest=mapping["digest"])
+
+
+def _require_free(inputs: PciMapping.Inputs, others: list[str]) -> None:
+    taken = next((one for one in others if _parsed(one).get("node") == inputs.node), None)
+    if taken is not None:
+        raise HomelabError(
+            wanted=f"the PCI mapping {inputs.mapping} for {inputs.entry['path']} of {inputs.node}",
+            found=f"there is one of that name, for another device of this node: {taken}",
+            why="a VM with it would get either of the two; it isn't ours to change",
+            next="choose another name with gpus.<gpu>.mapping, or remove that entry (Datacenter -> Resource Mappings)",
+        )
+
+
+def _remove(api: Api, inputs: PciMapping.Inputs) -> None:
+    """Takes the entry away, or puts back the one that stood there; somebody's own is left alone."""
+    name, before = inputs.mapping, inputs.before
+    path, wanted = f"cluster/mapping/pci/{name}", f"to remove {inputs.node}'s entry from the PCI mapping {name}"
+    try:
+        mapping = api.get(path, wanted)
+    except NotThereError:
+        return
+    entries = list(mapping["map"])
+    ours = _ours(entries, inputs.node, inputs.entry["path"])
+    if ours is None or (before is not None and _equal(ours, before)):
+        return
+    left = [other for other in entries if other != ours] + ([before] if before else [])
+    if left:
+        api.put(path, wanted, map=left, digest=mapping["digest"])
+    else:
+        api.delete(path, wanted)

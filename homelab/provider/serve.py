@@ -1,0 +1,219 @@
+"""Answers the engine: between its calls and the work on resources.
+
+The SDK's provider interface (pulumi.provider.experimental) is used with a servicer of ours, for errors that are said as they are, and
+with an end of ours: when the engine is killed, the provider ends with it, and with that every connection to a host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import json
+import os
+import signal
+import stat
+import sys
+import threading
+import traceback
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+import grpc.aio
+from pulumi.provider.experimental import provider as sdk
+from pulumi.provider.experimental.server import ProviderServicer
+from pulumi.runtime._grpc_settings import _GRPC_CHANNEL_OPTIONS
+from pulumi.runtime.proto import provider_pb2_grpc
+
+from homelab import __version__, text
+from homelab.errors import HomelabError
+from homelab.provider import log
+from homelab.provider.difference import differences, top
+from homelab.provider.plain import UNKNOWN, plain_map, valued_map
+from homelab.provider.registry import WORK, work_of
+from homelab.resources.base import DECLARED, Resource
+
+if TYPE_CHECKING:
+    from homelab.provider.base import Work
+
+T = TypeVar("T")
+_KINDS = {
+    "add": (sdk.PropertyDiffKind.ADD, sdk.PropertyDiffKind.ADD_REPLACE),
+    "delete": (sdk.PropertyDiffKind.DELETE, sdk.PropertyDiffKind.DELETE_REPLACE),
+    "update": (sdk.PropertyDiffKind.UPDATE, sdk.PropertyDiffKind.UPDATE_REPLACE),
+}
+# Resources mostly wait for a host; asyncio's own pool has as many threads as there are processors, and four.
+THREADS = 64
+
+
+class Homelab(sdk.Provider):
+    """The provider: each call by the resource's declaration (homelab/resources) and its work (registry.py)."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+        self._threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="work")
+
+    async def get_schema(self, request: sdk.GetSchemaRequest) -> sdk.GetSchemaResponse:
+        resources: dict[str, Any] = {resource.token(): {} for resource in WORK}
+        return sdk.GetSchemaResponse(json.dumps({"name": "homelab", "version": __version__, "resources": resources}))
+
+    async def check_config(self, request: sdk.CheckRequest) -> sdk.CheckResponse:
+        # All of it stays: a refresh or a destroy that runs without the program gets it from here.
+        return sdk.CheckResponse(inputs=request.new_inputs)
+
+    async def diff_config(self, request: sdk.DiffRequest) -> sdk.DiffResponse:
+        # How a host is reached may change; that is no reason to replace anything.
+        return sdk.DiffResponse()
+
+    async def configure(self, request: sdk.ConfigureRequest) -> sdk.ConfigureResponse:
+        self._texts = {key: str(value) for key, value in plain_map(request.args).items() if value is not None}
+        # Secrets stay secret all the same: the engine marks what comes back under the key of a secret input.
+        return sdk.ConfigureResponse(
+            accept_secrets=False, supports_preview=True, accept_outputs=False, accept_resources=False
+        )
+
+    async def check(self, request: sdk.CheckRequest) -> sdk.CheckResponse:
+        return sdk.CheckResponse(request.new_inputs)
+
+    async def diff(self, request: sdk.DiffRequest) -> sdk.DiffResponse:
+        resource = _declared(request.type)
+        state, inputs = plain_map(request.old_state), plain_map(request.new_inputs)
+        outputs = set(resource.output_names()) - inputs.keys()
+        had = {key: value for key, value in state.items() if key not in outputs}
+        found = {path: how for path, how in differences(had, inputs).items() if top(path) not in resource.ignored}
+        replacing = resource.replacing(state, {top(path) for path in found})
+        detailed = {
+            path: sdk.PropertyDiff(_KINDS[how][top(path) in replacing], input_diff=False) for path, how in found.items()
+        }
+        if not detailed:
+            update = sdk.PropertyDiff(sdk.PropertyDiffKind.UPDATE, input_diff=False)
+            detailed = {key: update for key in resource.asks_for_update if state.get(key)}
+        return sdk.DiffResponse(
+            changes=bool(detailed),
+            replaces=sorted(replacing),
+            detailed_diff=detailed,
+            diffs=sorted({top(path) for path in detailed}),
+            delete_before_replace=bool(replacing) and resource.delete_before_replace,
+        )
+
+    async def create(self, request: sdk.CreateRequest) -> sdk.CreateResponse:
+        resource, inputs = _declared(request.type), plain_map(request.properties)
+        if request.preview:
+            return sdk.CreateResponse("", valued_map(_foreseen(resource, inputs)))
+        id_, state = await self._done(request, lambda work: work.created(inputs))
+        return sdk.CreateResponse(id_, valued_map(state))
+
+    async def read(self, request: sdk.ReadRequest) -> sdk.ReadResponse:
+        state = plain_map(request.properties)
+        if not state:
+            raise HomelabError(
+                wanted=f"{request.resource_id} imported as {request.type}",
+                found="this program's resources are made by `pulumi up` alone",
+                why="what is there on a host is taken over by `up`, with what it was before; an import would know nothing of that",
+                next="describe it in the stack's configuration and run `pulumi up` (docs/guide.md)",
+            )
+        found = await self._done(request, lambda work: work.refreshed(state))
+        if found is None:
+            return sdk.ReadResponse(resource_id="")
+        return sdk.ReadResponse(request.resource_id, valued_map(found), request.inputs)
+
+    async def update(self, request: sdk.UpdateRequest) -> sdk.UpdateResponse:
+        resource, state, inputs = _declared(request.type), plain_map(request.olds), plain_map(request.news)
+        if request.preview:
+            return sdk.UpdateResponse(valued_map(_foreseen(resource, inputs)))
+        found = await self._done(request, lambda work: work.updated(state, inputs))
+        return sdk.UpdateResponse(valued_map(found))
+
+    async def delete(self, request: sdk.DeleteRequest) -> None:
+        state = plain_map(request.properties)
+        await self._done(request, lambda work: work.deleted(state))
+
+    async def _done(self, request: Any, do: Callable[[Work[Any, Any]], T]) -> T:
+        """In a thread: what blocks the loop would hold up all other calls."""
+
+        def work() -> T:
+            return do(work_of(_declared(request.type))(self._texts))
+
+        with log.about(request.urn):
+            inside = contextvars.copy_context()
+        done: T = await asyncio.get_running_loop().run_in_executor(self._threads, inside.run, work)
+        return done
+
+
+def _declared(kind: str) -> type[Resource]:
+    """:param kind: the type, or, as some requests have it, those of the parents and then the type: ``a$b``."""
+    return DECLARED[kind.rpartition("$")[2]]
+
+
+def _foreseen(resource: type[Resource], inputs: dict[str, Any]) -> dict[str, Any]:
+    """A resource as a preview knows it: nothing of what it will put out."""
+    return {**dict.fromkeys(resource.output_names(), UNKNOWN), **inputs}
+
+
+class Servicer(ProviderServicer):
+    """The SDK's, but for errors: it shows one that isn't caught as ``Unexpected <class '…'>: …``."""
+
+
+def _said_plainly(name: str) -> Callable[..., Awaitable[Any]]:
+    inherited = getattr(ProviderServicer, name)
+
+    @functools.wraps(inherited)
+    async def method(self: Servicer, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            return await inherited(self, request, context)
+        except HomelabError as error:
+            # Not UNKNOWN or INTERNAL, after which the engine doesn't know what has become of the resource.
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except Exception as error:  # a mistake in this program: with the place where it is
+            await context.abort(grpc.StatusCode.UNKNOWN, text.clean("".join(traceback.format_exception(error))))
+
+    return method
+
+
+for _name in ("CheckConfig", "DiffConfig", "Configure", "Check", "Diff", "Create", "Read", "Update", "Delete"):
+    setattr(Servicer, _name, _said_plainly(_name))
+
+
+async def _serve(address: str) -> None:
+    server = grpc.aio.server(options=_GRPC_CHANNEL_OPTIONS)
+    servicer = Servicer([], __version__, Homelab(), engine_address=address)
+    provider_pb2_grpc.add_ResourceProviderServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):  # Windows
+            loop.add_signal_handler(number, stop.set)
+    _end_with_the_engine(loop, stop)
+    sys.stdout.write(f"{port}\n")
+    sys.stdout.flush()
+    await stop.wait()
+    await server.stop(grace=None)
+
+
+def _end_with_the_engine(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """The engine holds the other end of standard input: when it is killed, that ends."""
+    if not stat.S_ISFIFO(os.fstat(0).st_mode):
+        return
+
+    def wait() -> None:
+        while os.read(0, 1024):
+            pass
+        loop.call_soon_threadsafe(stop.set)
+
+    threading.Thread(target=wait, daemon=True, name="the engine's life").start()
+
+
+def main() -> None:
+    """Serves until the engine says that it is enough, or ends.
+
+    The engine's address is the first argument that is no option.
+    """
+    address = next(one for one in sys.argv[1:] if not one.startswith("-"))
+    text.shown_by(log.Engine(address).tell)
+    asyncio.run(_serve(address))
+    sys.stdout.flush()
+    os._exit(0)  # threads that still wait for a host don't hold up the end

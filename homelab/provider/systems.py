@@ -1,0 +1,116 @@
+"""How a script reaches a system that NVIDIA's stack is installed on: the host, a VM over SSH, a container by `pct exec`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from homelab.errors import HomelabError, UnreachableError
+from homelab.nvidia import reading
+from homelab.nvidia.reading import SystemReading
+from homelab.provider.base import OutputsT, Work
+from homelab.remote import nvidia_steps as steps
+from homelab.remote import ssh
+from homelab.resources.nvidia import SystemInputs
+from homelab.settings import Container, Host, Nvidia, Vm
+from homelab.text import tell
+
+SystemT = TypeVar("SystemT", bound=SystemInputs)
+# A verb and a composed script -> what it prints.
+Run = Callable[[str, str], Awaitable[str]]
+
+# How long one reading may take, in seconds; a slow container takes two or three.
+READING_SECONDS = 60
+# Between two tries to reach a guest that starts. Nothing on this side tells when it is there.
+RETRY_SECONDS = 1.0
+
+
+class SystemWork(Work[SystemT, OutputsT]):
+    """What is done with a resource of a system that NVIDIA's stack is installed on."""
+
+    def reached(self, inputs: SystemT) -> Host:
+        """The SSH settings by which scripts of the system are run.
+
+        :raises HomelabError: the configuration no longer has it.
+        """
+        if inputs.target != "vm":
+            return self.host(inputs)
+        vm = self.stack.vms(inputs.host).get(_key(inputs))
+        if vm is None or vm.ssh is None:
+            raise HomelabError(
+                wanted=f"homelab:{inputs.system_name}.ssh in the stack's configuration",
+                found="it is missing",
+                why="it says how to reach the guest",
+                next="put it back, or run `pulumi up` to give the guest up",
+            )
+        return self.host(inputs).model_copy(update={"ssh": vm.ssh, "address": inputs.address})
+
+    def wanted_stack(self, inputs: SystemT) -> Nvidia | None:
+        """What the settings say of it now; None: nothing any more."""
+        if inputs.target == "host":
+            return self.host(inputs).nvidia
+        guests: Mapping[str, Vm | Container] = (
+            self.stack.vms(inputs.host) if inputs.target == "vm" else self.stack.containers(inputs.host)
+        )
+        guest = guests.get(_key(inputs))
+        return guest.nvidia if guest else None
+
+    @asynccontextmanager
+    async def session(self, inputs: SystemT, seconds: float) -> AsyncIterator[Run]:
+        """Runs scripts on the system, over one connection.
+
+        :param seconds: how long one may take.
+        """
+
+        ctid = inputs.ctid
+        async with ssh.connect(self.reached(inputs)) as session:
+
+            async def run(verb: str, script: str) -> str:
+                text = script if ctid is None else steps.in_container(ctid, script)
+                return await session.run(verb, text, seconds)
+
+            yield run
+
+    async def read_system(self, inputs: SystemT) -> SystemReading:
+        """One reading on a connection of its own. Raises as `session`."""
+
+        async with self.session(inputs, READING_SECONDS) as run:
+            return reading.parse(await run("read_system", steps.read_system(passed=inputs.passed)))
+
+    async def read_system_in_time(self, inputs: SystemT, seconds: float, old_boot: str = "") -> SystemReading:
+        """The first reading, of another boot than ``old_boot``; a guest that was started a moment ago may not answer yet.
+
+        :raises HomelabError: there is none in that time; a host is not waited for.
+        """
+
+        deadline, last = time.monotonic() + seconds, ""
+        while True:
+            try:
+                reading = await self.read_system(inputs)
+                if reading.boot_id != old_boot:
+                    return reading
+            except UnreachableError as error:
+                if inputs.target != "vm":
+                    raise
+                if not last:
+                    tell(
+                        f"{inputs.system_name}: waiting until it answers at {inputs.address}, for {seconds:.0f} s at most"
+                    )
+                last = error.found
+            if time.monotonic() > deadline:
+                raise HomelabError(
+                    wanted=f"{inputs.system_name} in reach at {inputs.address}"
+                    + (" after its reboot" if old_boot else ""),
+                    found=f"{last or 'it has not gone down'}, for {seconds:.0f} s",
+                    why="NVIDIA's stack is installed from inside the guest",
+                    next="see whether it runs (its console in Proxmox VE) and has that address and SSH port; then run `pulumi up` again: it "
+                    "goes on from here",
+                )
+            await asyncio.sleep(RETRY_SECONDS)
+
+
+def _key(inputs: SystemInputs) -> str:
+    return inputs.system_name.rpartition(".")[2]

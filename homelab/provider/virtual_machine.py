@@ -1,0 +1,163 @@
+"""The work on a VirtualMachine: makes it, changes it in place, removes it unless it is protected."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from typing import Any
+
+from homelab.errors import HomelabError
+from homelab.properties import same
+from homelab.provider.api import ApiWork, policy, stays
+from homelab.provider.base import GoneError
+from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
+from homelab.remote.proxmox.machine import Machine
+from homelab.resources.virtual_machine import VirtualMachine
+from homelab.text import tell
+from homelab.vm.config import Change, strings
+from homelab.vm.creation import SYSTEM_DISK
+
+# Of `config`, what is read back on a refresh. Disks and network cards come back with what Proxmox VE added to them.
+MOVED = "node"  # of drift: it is on another node of the cluster
+COMPARED = ("name", "cores", "memory", "balloon", "cpu", "machine", "bios", "ostype", "agent", "onboot")
+
+
+class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs]):
+    """See the module."""
+
+    resource = VirtualMachine
+
+    def id(self, inputs: VirtualMachine.Inputs) -> str:
+        return str(inputs.vmid)
+
+    def create(self, inputs: VirtualMachine.Inputs) -> VirtualMachine.Outputs:
+        instance = secrets.token_hex(8)
+        self._made(inputs, instance)
+        return VirtualMachine.Outputs(instance=instance)
+
+    def _machine(self, inputs: VirtualMachine.Inputs) -> Machine:
+        return self.machine(inputs, inputs.vmid, inputs.vm)
+
+    def _made(self, inputs: VirtualMachine.Inputs, instance: str) -> None:
+        api, machine, vmid = self.api(inputs), self._machine(inputs), inputs.vmid
+        limit = api.host.timeouts.create
+        wanted = f"{machine.label} created"
+        config: dict[str, Any] = {**inputs.config, **inputs.secret_config, "description": f"{inputs.mark} {instance}"}
+        if machine.exists():
+            self._finish(inputs, config)
+        elif inputs.template is None:
+            machine.say("creating")
+            path = f"nodes/{api.node}/qemu"
+            api.carry_out("post", path, wanted, limit, machine.say, kinds=("qmcreate",), vmid=vmid, **config)
+        else:
+            source = f"nodes/{api.node}/qemu/{inputs.template}/clone"
+            machine.say(f"cloning {inputs.template}")
+            # The mark travels with the clone: the VM is known as ours from its first moment.
+            about = {"newid": vmid, "full": 1, "name": config["name"], "description": config["description"]}
+            about["storage"] = inputs.disk.storage
+            api.carry_out("post", source, wanted, limit, machine.say, kinds=("qmclone",), **about)
+            path = f"nodes/{api.node}/qemu/{vmid}/config"
+            api.put(path, wanted, digest=api.get(path, wanted)["digest"], **config)
+        if inputs.template is not None or inputs.image is not None:
+            self._resize(inputs)
+
+    def _resize(self, inputs: VirtualMachine.Inputs) -> None:
+        """The disk as large as wanted, if it is smaller: that of an image or a template seldom is."""
+        api, machine = self.api(inputs), self._machine(inputs)
+        wanted = f"the disk of {machine.label} {inputs.disk.size} GiB large"
+        path = f"nodes/{api.node}/qemu/{inputs.vmid}/resize"
+        about = {"disk": SYSTEM_DISK, "size": f"{inputs.disk.size}G"}
+        api.carry_out("put", path, wanted, api.host.timeouts.api_task, machine.say, kinds=("resize",), **about)
+
+    def _finish(self, inputs: VirtualMachine.Inputs, wanted: dict[str, str]) -> None:
+        """An existing VM of that id is our own, from an interrupted run, and is finished; or nothing is done."""
+        machine = self._machine(inputs)
+        config = machine.config()
+        if inputs.mark in config.get("description", "") and "lock" not in config:
+            machine.say("it was made by an earlier run that was interrupted: finishing it")
+
+            def target(have: dict[str, str]) -> Change:
+                values = {
+                    key: value
+                    for key, value in wanted.items()
+                    if key not in have or (key in (*COMPARED, "description") and not same(key, have[key], value))
+                }
+                return Change(values)
+
+            machine.converge(target, sorted(wanted), policy(inputs.shutdown), "keep")
+            return
+        raise HomelabError(
+            wanted=f"{machine.label} created",
+            found=f"there is a VM {machine.vmid} already: {config.get('name', 'without a name')}"
+            + (f", locked ({config['lock']})" if "lock" in config else ""),
+            why="it is not this program's, or not finished; nothing was changed",
+            next=f"choose another vmid, or leave `create` out of vms.{inputs.vm} to adopt that VM as it is",
+        )
+
+    def read(self, inputs: VirtualMachine.Inputs, outputs: VirtualMachine.Outputs) -> VirtualMachine.Outputs:
+        path = f"nodes/{inputs.node}/qemu/{inputs.vmid}/config"
+        try:
+            config = strings(self.reading(inputs, path, f"to read the configuration of VM {inputs.vmid}"))
+        except NotThereError:
+            tell(f"{inputs.vm}: drift: VM {inputs.vmid} is gone")
+            raise GoneError from None
+        except ElsewhereError as error:
+            tell(f"{inputs.vm}: drift: {error.found}")
+            return dataclasses.replace(outputs, drift=[MOVED])
+        drift = [key for key in COMPARED if key in inputs.config and not same(key, config.get(key), inputs.config[key])]
+        for key in drift:
+            tell(f"{inputs.vm}: drift: {key} is {config.get(key, 'not there')} instead of {inputs.config[key]}")
+        return dataclasses.replace(outputs, drift=drift)
+
+    def update(
+        self, inputs: VirtualMachine.Inputs, had: VirtualMachine.Inputs, outputs: VirtualMachine.Outputs
+    ) -> VirtualMachine.Outputs:
+        _require_same_disk(had, inputs)
+        machine = self._machine(inputs)
+        if MOVED in outputs.drift:
+            machine.config()  # refused, unless it is back
+        both = {**inputs.config, **inputs.secret_config}
+        before = {**had.config, **had.secret_config}
+        again = [key for key, value in both.items() if before.get(key) != value or key in outputs.drift]
+        gone = [key for key in before if key not in both]
+
+        def target(config: dict[str, str]) -> Change:
+            return Change({key: both[key] for key in again}, [key for key in gone if key in config])
+
+        if again or gone:
+            machine.converge(target, [*again, *gone], policy(inputs.shutdown), "keep")
+        if inputs.disk.size != had.disk.size:
+            self._resize(inputs)
+        return dataclasses.replace(outputs, drift=[])
+
+    def delete(self, inputs: VirtualMachine.Inputs, outputs: VirtualMachine.Outputs) -> None:
+        machine = self._machine(inputs)
+        try:
+            config = machine.config()
+        except NotThereError:
+            return
+        same = [
+            name for name, vm in self.stack.vms(inputs.host).items() if vm.vmid == machine.vmid and vm.create is None
+        ]
+        if why := stays(inputs, config, "VM", [f"vms.{name}" for name in same]):
+            tell(f"{inputs.vm}: VM {machine.vmid} stays: {why}")
+            return
+        if machine.running():
+            machine.shut_down(policy(inputs.shutdown))
+        machine.destroy()
+
+
+def _require_same_disk(had: VirtualMachine.Inputs, new: VirtualMachine.Inputs) -> None:
+    for what, before, wanted, changed in (
+        ("disk.storage", had.disk.storage, new.disk.storage, had.disk.storage != new.disk.storage),
+        ("disk.size", f"{had.disk.size} GiB", f"{new.disk.size} GiB", new.disk.size < had.disk.size),
+        ("image", had.image, new.image, had.image != new.image),
+        ("template", had.template, new.template, had.template != new.template),
+    ):
+        if changed:
+            raise HomelabError(
+                wanted=f"vms.{new.vm}.create.{what}: {wanted}",
+                found=f"the VM was made with {before}",
+                why="that can only be had by making the VM anew, and what is on its disk would be lost",
+                next=f"put it back; or take vms.{new.vm} out, run `pulumi up`, and create it again",
+            )

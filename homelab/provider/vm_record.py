@@ -1,0 +1,139 @@
+"""The work on a VmRecord: plans what a VM is to have, notes what it had, and gives that back."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import Any
+
+from homelab.errors import raise_all
+from homelab.properties import same
+from homelab.provider.api import ApiWork, policy
+from homelab.provider.base import stopped_by_us
+from homelab.remote import ledger, ssh
+from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
+from homelab.resources.vm_record import VmRecord
+from homelab.settings import Host
+from homelab.text import tell
+from homelab.vm.config import Card, Record, Wish, check, drift, identity, noted_of, recorded, strings, undo
+
+
+class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
+    """See the module."""
+
+    resource = VmRecord
+
+    def id(self, inputs: VmRecord.Inputs) -> str:
+        return str(inputs.vmid)
+
+    def create(self, inputs: VmRecord.Inputs) -> VmRecord.Outputs:
+        return asyncio.run(self._planned(inputs, None, None))
+
+    def update(self, inputs: VmRecord.Inputs, had: VmRecord.Inputs, outputs: VmRecord.Outputs) -> VmRecord.Outputs:
+        return asyncio.run(self._planned(inputs, had, outputs))
+
+    def read(self, inputs: VmRecord.Inputs, outputs: VmRecord.Outputs) -> VmRecord.Outputs:
+        drift = self._drift(inputs, outputs)
+        for line in drift:
+            tell(f"{inputs.vm}: drift: {line}")
+        return dataclasses.replace(outputs, drift=drift)
+
+    def _drift(self, inputs: VmRecord.Inputs, outputs: VmRecord.Outputs) -> list[str]:
+        vmid = inputs.vmid
+        path = f"nodes/{inputs.node}/qemu/{vmid}"
+        try:
+            config = strings(self.reading(inputs, f"{path}/config", f"to read the configuration of VM {vmid}"))
+        except NotThereError:
+            return [f"VM {vmid} is gone"]
+        except ElsewhereError as error:
+            return [error.found]
+        found = drift(config, outputs.record)
+        if inputs.power != "keep":
+            status = self.reading(inputs, f"{path}/status/current", f"to see whether VM {vmid} runs")["status"]
+            found += [] if status == inputs.power else [f"VM {vmid} is {status} instead of {inputs.power}"]
+        return found
+
+    async def _planned(
+        self, inputs: VmRecord.Inputs, had: VmRecord.Inputs | None, outputs: VmRecord.Outputs | None
+    ) -> VmRecord.Outputs:
+        """``had``, ``outputs``: as the state has the resource; None: it doesn't, and what is noted on the host counts."""
+        vmid = inputs.vmid
+        config = self.machine(inputs, vmid, inputs.vm).config()
+        host = self.host(inputs)
+        async with ssh.connect(host) as session:
+            facts = await session.read(guests=True)
+            guests = facts.guests
+            if had is not None and outputs is not None:
+                same_vm = had.instance == inputs.instance
+                record, restore = (outputs.record, outputs.restore) if same_vm else ({}, {})
+                generation = outputs.generation + 1
+            else:
+                record, restore = _noted(inputs, config, ledger.found(facts.ledger, ledger.of_vm(vmid)))
+                generation = 0
+            wish = wish_of(inputs, may_replace_raw=bool(host.api and host.api.is_root))
+            users = {card.gpu: guests.users_of(card.slot, inputs.node) for card in wish.cards}
+            errors, notes = check(config, wish, users)
+            raise_all(errors)
+            made, given_back = recorded(config, wish, record)
+            # What an earlier update was to give back, and was interrupted, still is; what is no longer ours has been.
+            left = {
+                key: entry
+                for key, entry in {**restore, **given_back}.items()
+                if key not in made and same(key, config.get(key), entry["ours"])
+            }
+            if made or left:
+                about = {"record": made, "restore": left, "identity": identity(config)}
+                await ledger.note(session, ledger.of_vm(vmid), about)
+            elif ledger.of_vm(vmid) in facts.ledger:
+                await ledger.forget(session, ledger.of_vm(vmid))
+        for note in notes if made != record else []:
+            tell(f"{inputs.vm}: {note}")
+        running = vmid in guests.running_vms
+        return VmRecord.Outputs(
+            record=made,
+            restore=left,
+            running=running or stopped_by_us(vmid, inputs.boot, had.boot if had else None),
+            generation=generation,
+            guest_name=config.get("name", inputs.vm),
+        )
+
+    def delete(self, inputs: VmRecord.Inputs, outputs: VmRecord.Outputs) -> None:
+        owned = {**outputs.restore, **outputs.record}
+        if not owned:
+            return
+        if not inputs.goes_away:  # else the VM itself is deleted next
+            try:
+                machine = self.machine(inputs, inputs.vmid, inputs.vm)
+                machine.converge(lambda config: undo(config, owned), sorted(owned), policy(inputs.shutdown), "keep")
+            except NotThereError:
+                tell(f"{inputs.vm}: VM {inputs.vmid} is gone: there is nothing to give back")
+        asyncio.run(_forget(self.host(inputs), inputs.vmid))
+
+
+async def _forget(host: Host, vmid: int) -> None:
+    async with ssh.connect(host) as session:
+        await ledger.forget(session, ledger.of_vm(vmid))
+
+
+def _noted(inputs: VmRecord.Inputs, config: dict[str, str], noted: dict[str, Any] | None) -> tuple[Record, Record]:
+    """What was recorded of the VM by its host, and what of that is still to be given back."""
+    record, restore = noted_of(config, noted)
+    if record or restore:
+        tell(
+            f"{inputs.vm}: VM {inputs.vmid} was given {', '.join(sorted({**record, **restore}))} by this program before, and "
+            "this stack's state doesn't know it: taken over from what is noted on the host"
+        )
+    return record, restore
+
+
+def wish_of(inputs: VmRecord.Inputs, *, may_replace_raw: bool) -> Wish:
+    """The inputs as what `vm_config` takes."""
+    return Wish(
+        inputs.vm,
+        inputs.vmid,
+        [Card(**card) for card in inputs.cards],
+        inputs.machine,
+        inputs.display,
+        inputs.shared_onboot,
+        may_replace_raw,
+    )

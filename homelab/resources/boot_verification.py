@@ -1,0 +1,42 @@
+"""BootVerification: waits for the reboot that was begun, if any; confirms the boot; compares the running system with what is wanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pulumi
+
+from homelab.resources.base import Act, HostInputs
+from homelab.resources.base import Boot as BootOfHost
+
+
+class BootVerification(Act):
+    """See the module; outputs as of `Outputs`."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Inputs(HostInputs):
+        """``reboot``: what reboot_host.sh answered; the others as HostProbe puts them out."""
+
+        reboot: str
+        iommu_words: str
+        vfio_words: str
+        functions: dict[str, str]
+        gpus: dict[str, Any]
+        generation: dict[str, int]
+
+    @dataclass(frozen=True, kw_only=True)
+    class Outputs:
+        """``iommu``: groups, kernelLog; ``devices``: address -> id, driver, iommuGroup."""
+
+        kernel: str
+        boot_id: str
+        iommu: dict[str, Any]
+        devices: dict[str, dict[str, Any]]
+        boot: BootOfHost
+
+    kernel: pulumi.Output[str]
+    boot_id: pulumi.Output[str]
+    iommu: pulumi.Output[dict[str, Any]]
+    devices: pulumi.Output[dict[str, Any]]
+    boot: pulumi.Output[dict[str, Any]]

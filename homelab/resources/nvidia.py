@@ -1,0 +1,103 @@
+"""The resources of NVIDIA's stack on a system: what the system is, a guest's reboot, the look from inside.
+
+NvidiaSystem waits until the system answers, reads it, and refuses what can't work before anything is installed. A refresh compares it
+with what the steps left there: a layer that differs gets a higher ``generation``, with which its step runs again, and what follows it.
+
+GuestReboot restarts a guest from inside, only if its running kernel can't use the installed driver: another nvidia module is loaded than
+the installed one, or nouveau has the card. Both let go of it at a boot alone.
+
+NvidiaVerification uses the stack from inside: nvidia-smi, nvcc, a CUDA program, a container, UVM as an ordinary user. What doesn't work
+is recognised by its text and answered with the cause and the remedy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pulumi
+
+from homelab.resources.base import Act, HostInputs, Probe
+
+# What the steps leave on a system, in the order in which they do.
+LAYERS = ("repository", "driver", "boot", "cuda", "toolkit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemInputs(HostInputs):
+    """A system, as `System` describes it. ``target``: host, vm or lxc; ``nvidia``: the settings, without what only says how."""
+
+    target: Literal["vm", "host", "lxc"]
+    system_name: str
+    ctid: int | None = None
+    address: str
+    nvidia: dict[str, Any]
+    after: str = ""
+    passed: list[str] = field(default_factory=list)
+    stays: bool
+
+
+class NvidiaSystem(Probe):
+    """See the module; outputs as of `Outputs`."""
+
+    replaced_by = frozenset(("host", "system_name", "target", "ctid"))
+    Inputs = SystemInputs
+
+    @dataclass(frozen=True, kw_only=True)
+    class Outputs:
+        """``facts``: fields of `nvidia.request.System`; ``generation``: layer -> how often it drifted."""
+
+        facts: dict[str, Any]
+        generation: dict[str, int]
+        stale: bool
+
+    facts: pulumi.Output[dict[str, Any]]
+    generation: pulumi.Output[dict[str, int]]
+
+
+class GuestReboot(Act):
+    """See the module; outputs as of `Outputs`."""
+
+    ignored = frozenset(("timeout",))
+
+    @dataclass(frozen=True, kw_only=True)
+    class Inputs(SystemInputs):
+        """``driver``: its version, as the driver's step answers; ``timeout`` in seconds; ``step``: what it follows."""
+
+        driver: str
+        timeout: int
+        step: Any
+
+    @dataclass(frozen=True, kw_only=True)
+    class Outputs:
+        """``rebooted``: why, empty where it wasn't."""
+
+        boot_id: str
+        rebooted: str
+
+    boot_id: pulumi.Output[str]
+    rebooted: pulumi.Output[str]
+
+
+class NvidiaVerification(Act):
+    """See the module."""
+
+    ignored = frozenset(("timeout",))
+
+    @dataclass(frozen=True, kw_only=True)
+    class Inputs(SystemInputs):
+        """``wanted``: fields of `nvidia.verification.Wanted`; ``done``, ``started``: what it is done again after."""
+
+        script: str
+        wanted: dict[str, Any]
+        timeout: int
+        done: Any
+        started: str
+
+    @dataclass(frozen=True, kw_only=True)
+    class Outputs:
+        """``result``: as the stack puts it out (contract.Nvidia)."""
+
+        result: dict[str, Any]
+
+    result: pulumi.Output[dict[str, Any]]

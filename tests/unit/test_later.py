@@ -1,0 +1,42 @@
+"""homelab/later.py: what a run without a change does not need, it does not import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from homelab.later import later
+from tests.conftest import PROJECT
+
+# What takes long to import, each for the work that it is for.
+HEAVY = {"asyncssh", "proxmoxer", "requests", "homelab.host.facts", "homelab.nvidia.compatibility"}
+
+
+def imported(program: str) -> set[str]:
+    """The modules that a program has imported; one that is still to be imported is none."""
+    ask = f"{program}\nimport sys\nprint(*(n for n, m in sys.modules.items() if type(m).__name__ != '_LazyModule'))"
+    done = subprocess.run([sys.executable, "-c", ask], cwd=PROJECT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_a_program_that_declares_resources_imports_nothing_that_reads_a_host() -> None:
+    names = "gpu_cards gpu_lxc gpu_vm host_reboot iommu_host nvidia_guest_stack nvidia_nodes vfio_binding"
+    program = (
+        "".join(f"import components.{name}\n" for name in names.split())
+        + "import homelab.stack, homelab.resources.preview"
+    )
+    found = imported(program)
+    assert "homelab.settings" in found and not HEAVY & found
+
+
+def test_the_provider_imports_nothing_that_works_until_there_is_work() -> None:
+    found = imported("import homelab.provider.serve")
+    assert "homelab.resources.vm_record" in found
+    assert not (HEAVY | {"pydantic", "homelab.settings", "homelab.provider.base"}) & found
+
+
+def test_a_module_that_is_not_there_is_an_error_at_once() -> None:
+    with pytest.raises(ModuleNotFoundError, match="no module homelab.nothing"):
+        later("homelab.nothing")

@@ -1,0 +1,145 @@
+"""homelab/provider: how properties differ, what that leads to, and that declarations, work and what the engine sends fit each other."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import Any
+
+import pytest
+from pulumi.provider.experimental import provider as sdk
+from pulumi.provider.experimental.property_value import PropertyValue
+from pulumi.runtime.rpc import UNKNOWN as SENTINEL
+
+from homelab.provider.difference import differences
+from homelab.provider.plain import UNKNOWN, plain, plain_map, valued, valued_map
+from homelab.provider.registry import WORK, work_of
+from homelab.provider.serve import Homelab
+from homelab.provider.typed import read_as, written
+from homelab.resources.base import DECLARED, Boot, Resource
+from homelab.resources.gpu_lease import GpuLease
+from homelab.resources.host_probe import HostProbe
+from homelab.resources.nvidia import NvidiaVerification
+from homelab.resources.pci_mapping import PciMapping
+from homelab.resources.vm_record import VmRecord
+
+
+# -- values -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("value", [None, True, "text", 1.5, 7, [1, [2]], {"a": {"b": [None, False]}}, {}])
+def test_what_goes_to_the_engine_comes_back_the_same(value: Any) -> None:
+    assert plain(valued(value)) == value
+
+
+def test_whole_numbers_are_integers() -> None:
+    assert isinstance(plain(PropertyValue(103.0)), int)
+
+
+def test_what_a_preview_does_not_know_is_equal_to_nothing() -> None:
+    found = plain_map({"a": PropertyValue(SENTINEL), "b": PropertyValue([PropertyValue(SENTINEL)])})
+    assert found["a"] is UNKNOWN and found["a"] != found["b"][0]
+    assert valued(UNKNOWN).value == SENTINEL
+
+
+def test_properties_become_the_declared_types_and_back() -> None:
+    boot = {"id": "b", "stopped": [103], "at": 7}
+    properties = {
+        "host": "pve", "node": "pve", "vm": "sandbox", "vmid": 103, "shutdown": {"timeout": 1, "otherwise": "fail"}, "cards": [],
+        "display": "keep", "shared_onboot": False, "power": "keep", "instance": "", "goes_away": False, "boot": boot, "record": {"of": "outputs"},
+    }  # fmt: skip
+    inputs = read_as(VmRecord.Inputs, properties)
+    assert inputs.boot == Boot(id="b", stopped=[103], at=7) and inputs.shutdown.timeout == 1 and inputs.machine is None
+    assert written(inputs) == {**{key: one for key, one in properties.items() if key != "record"}, "machine": None}
+
+
+# -- differences ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("old", "new", "found"),
+    [
+        ({"a": 1}, {"a": 1}, {}),
+        ({"a": 1, "b": None}, {"a": 1, "c": None}, {}),
+        ({"a": 1}, {}, {"a": "delete"}),
+        ({}, {"a": 1}, {"a": "add"}),
+        ({"a": {"b": [1, 2]}}, {"a": {"b": [1, 3, 4]}}, {"a.b[1]": "update", "a.b[2]": "add"}),
+        ({"a": [1, 2]}, {"a": [1]}, {"a[1]": "delete"}),
+        ({"a": 1}, {"a": True}, {"a": "update"}),
+        ({"a": {}}, {"a": "x"}, {"a": "update"}),
+        ({"f": {"0000:01:00.0": "x"}}, {"f": {"0000:01:00.0": "y"}}, {'f["0000:01:00.0"]': "update"}),
+        ({"a": {"b": 1}}, {"a": UNKNOWN}, {"a": "update"}),
+        ({}, {"a": UNKNOWN}, {"a": "add"}),
+    ],
+)
+def test_a_difference_is_named_by_its_place(old: Any, new: Any, found: dict[str, str]) -> None:
+    assert differences(old, new) == found
+
+
+def diffed(resource: type[Resource], state: dict[str, Any], inputs: dict[str, Any]) -> sdk.DiffResponse:
+    """What the engine is told."""
+    urn = f"urn:pulumi:stack::homelab::homelab:gpu:GpuVm${resource.token()}::name"
+    request = sdk.DiffRequest(urn, "id", valued_map(state), valued_map(inputs), [])
+    return asyncio.run(Homelab().diff(request))
+
+
+def replaced(resource: type[Resource], state: dict[str, Any], inputs: dict[str, Any]) -> list[str] | None:
+    """The properties by which it is replaced; None: nothing is to be done."""
+    response = diffed(resource, state, inputs)
+    return list(response.replaces or ()) if response.changes else None
+
+
+def test_what_a_refresh_found_asks_for_an_update() -> None:
+    state = {"host": "pve", "wanted": {}, "generation": {"vfio": 1}, "stale": False}
+    inputs = {"host": "pve", "wanted": {}}
+    assert replaced(HostProbe, state, inputs) is None
+    assert replaced(HostProbe, {**state, "stale": True}, inputs) == []
+    entry = {"host": "pve", "node": "pve", "mapping": "m", "entry": {}, "known": False}
+    assert replaced(PciMapping, {**entry, "drift": []}, entry) is None
+    assert replaced(PciMapping, {**entry, "drift": ["another"]}, entry) == []
+
+
+def test_an_act_is_done_again_with_the_change_of_any_input_but_those_that_say_how() -> None:
+    inputs = {"host": "pve", "script": "a", "timeout": 1}
+    state = {**inputs, "result": {"driver": "1"}}
+    assert replaced(NvidiaVerification, state, inputs) is None
+    assert replaced(NvidiaVerification, state, {**inputs, "timeout": 2}) is None
+    assert replaced(NvidiaVerification, state, {**inputs, "script": "b", "timeout": 2}) == ["script"]
+    assert replaced(NvidiaVerification, state, {**inputs, "script": UNKNOWN}) == ["script"]
+
+
+def test_another_vm_is_another_record_and_the_old_one_goes_first() -> None:
+    response = diffed(VmRecord, {"vmid": 103, "power": "keep", "record": {}}, {"vmid": 104, "power": "running"})
+    assert response.replaces == ["vmid"] and response.delete_before_replace
+    assert {path: diff.kind for path, diff in (response.detailed_diff or {}).items()} == {
+        "vmid": sdk.PropertyDiffKind.UPDATE_REPLACE,
+        "power": sdk.PropertyDiffKind.UPDATE,
+    }
+
+
+def test_a_card_that_nobody_had_is_given_without_taking_it_away_first() -> None:
+    card = {"host": "pve", "node": "pve", "mapping": "m", "slot": "0000:01:00"}
+    assert replaced(GpuLease, {**card, "by_hand": False}, {**card, "vmid": 103}) == []
+    assert replaced(GpuLease, {**card, "vmid": 103, "by_hand": False}, {**card, "vmid": 104}) == ["vmid"]
+
+
+# -- declarations -----------------------------------------------------------------------------------------------
+def test_every_resource_that_is_declared_has_its_work() -> None:
+    assert set(DECLARED.values()) == set(WORK)
+    for resource in WORK:
+        assert work_of(resource).resource is resource
+
+
+@pytest.mark.parametrize("resource", WORK, ids=lambda one: one.__name__)
+def test_what_a_program_sees_of_a_resource_is_what_its_work_puts_out(resource: type[Resource]) -> None:
+    outputs = {field.name for field in dataclasses.fields(resource.Outputs)}
+    inputs = {field.name for field in dataclasses.fields(resource.Inputs)}
+    assert not outputs & inputs
+    seen = set(resource.__dict__.get("__annotations__", {}))
+    assert seen <= outputs | inputs
+    assert resource.replaced_by | resource.ignored <= inputs
+    for name in seen:
+        assert resource.__annotations__[name].startswith("pulumi.Output["), name
+
+
+def test_an_input_that_is_forgotten_is_named_before_anything_runs() -> None:
+    with pytest.raises(
+        TypeError, match=r"HostProbe pve-probe: inputs that are missing or not known: \['wanted', 'wnated'\]"
+    ):
+        HostProbe("pve-probe", {"host": "pve", "wnated": {}})

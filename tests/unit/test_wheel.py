@@ -1,0 +1,43 @@
+"""What `pip install .` gives to another project: one package, with the components, the scripts and the data in it."""
+
+from __future__ import annotations
+
+import subprocess
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT
+from tests.installed import install, wheel
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return wheel(tmp_path_factory.mktemp("wheel"))
+
+
+def test_it_is_all_in_one_package(built: Path) -> None:
+    names = set(zipfile.ZipFile(built).namelist())
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"homelab"}
+    here = {
+        f"homelab/{path.relative_to(PROJECT)}" if folder != "homelab" else str(path.relative_to(PROJECT))
+        for folder in ("homelab", "components", "remote_scripts")
+        for path in (PROJECT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.parent.name != "homelab/components"
+    }
+    assert here - names <= {"homelab/components/__init__.py"}
+
+
+def test_it_runs_from_any_folder(built: Path, tmp_path: Path) -> None:
+    programs = install(built, tmp_path / "venv")
+    entry = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["scripts"]["homelab"]
+    module, _, function = entry.partition(":")
+    run = (
+        "from homelab.components import gpu_vm; from homelab.remote import scripts; assert scripts.compose('cmdline.sh');"
+        f"assert gpu_vm.__file__.startswith({str(tmp_path)!r}), gpu_vm.__file__;"
+        f"import sys; from {module} import {function}; sys.exit({function}(['doctor', '--help']))"
+    )
+    done = subprocess.run([programs / "python", "-c", run], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "container | vm | host" in done.stdout, done.stderr
