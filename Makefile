@@ -7,7 +7,7 @@ SCENARIO ?= rtx5090
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help up down preview pull-request-preview outputs test test-fast test-metal test-metal-core lint format check bench engine lock clean
+.PHONY: help up down preview pull-request-preview outputs test test-fast test-metal test-metal-core lint format docs check bench engine lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 32
@@ -54,6 +54,11 @@ format: .venv/.dev ## bring every file into form
 	@$(VENV) -m ruff format .
 	@$(VENV) -m ruff check --fix .
 	@.venv/bin/shfmt -i 2 -ci -w $$(git ls-files 'remote_scripts/*.sh' tests/metal/guest)
+
+docs: .venv/.program ## the tables in docs/ and the outputs' schema, written anew from the program
+	@$(VENV) -m homelab.settings.document
+	@$(VENV) -m homelab.nvidia.document
+	@$(VENV) -m homelab.contract
 
 check: lint test ## what CI runs
 

@@ -24,4 +24,7 @@ class Model(BaseModel):
     """A part of the stack's configuration."""
 
     # Names in YAML are camelCase, as everywhere in Pulumi.
-    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=camel, strict=True)
+    # What a key means stands below it, as a docstring; docs/settings.md is made of these.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, alias_generator=camel, strict=True, use_attribute_docstrings=True
+    )

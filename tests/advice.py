@@ -13,6 +13,8 @@ import yaml
 PROJECT = Path(__file__).resolve().parent.parent
 #: What speaks to the owner of a host; engine/ is about the PC that the program runs on.
 SPEAKING = ("homelab", "components", "remote_scripts", ".")
+#: What writes pages of docs/.
+WRITING = ("markdown.py", "document.py")
 #: Which test shows each command.
 REGISTER = PROJECT / "tests/advice.yaml"
 
@@ -47,7 +49,11 @@ def found_in_source() -> set[tuple[str, str]]:
 def _files() -> Iterator[Path]:
     for folder in SPEAKING:
         below = PROJECT.glob("*.py") if folder == "." else (PROJECT / folder).rglob("*")
-        yield from (path for path in below if path.suffix in (".py", ".sh", ".yaml") and path.is_file())
+        yield from (
+            path
+            for path in below
+            if path.suffix in (".py", ".sh", ".yaml") and path.name not in WRITING and path.is_file()
+        )
 
 
 def _texts(path: Path) -> Iterator[str]:
@@ -58,13 +64,11 @@ def _texts(path: Path) -> Iterator[str]:
 
 
 def _of_python(tree: ast.Module) -> Iterator[str]:
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    skipped = {id(node.body[0]) for node in ast.walk(tree) if isinstance(node, documented) and node.body}
     waiting: list[ast.AST] = [tree]
     while waiting:
         node = waiting.pop()
-        if id(node) in skipped and isinstance(node, ast.Expr):
-            continue
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            continue  # a docstring
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
         elif isinstance(node, ast.JoinedStr):

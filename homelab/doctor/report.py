@@ -99,7 +99,7 @@ class Report:
         return "\n\n".join(parts)
 
     def json(self) -> str:
-        """For programs; see the guide for its keys."""
+        """For programs; docs/troubleshooting.md has its keys."""
         findings = [asdict(one) | {"stage": one.stage.name.lower()} for one in self.findings]
         about = {"version": VERSION, "kind": self.kind, "subject": self.subject, "well": self.well}
         return json.dumps(

@@ -1,20 +1,15 @@
-"""The tables in docs/nvidia.md, made from the data: ``python -m homelab.nvidia.document`` writes them anew.
-
-Each table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; the text around them is written by hand.
-"""
+"""The tables in docs/nvidia.md, made from the data: ``python -m homelab.nvidia.document`` writes them anew."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from pathlib import Path
 
+from homelab.markdown import table, with_tables
 from homelab.nvidia.compatibility import Compatibility, load
 from homelab.nvidia.symptoms import symptoms
 from homelab.nvidia.versions import Range
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "nvidia.md"
-_TABLE = re.compile(r"(<!-- table: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def written(text: str, data: Compatibility | None = None) -> str:
@@ -22,8 +17,7 @@ def written(text: str, data: Compatibility | None = None) -> str:
 
     :raises KeyError: it asks for a table that isn't there.
     """
-    tables = all_tables(data or load())
-    return _TABLE.sub(lambda match: f"{match[1]}\n{tables[match['name']]}\n{match[3]}", text)
+    return with_tables(text, all_tables(data or load()))
 
 
 def all_tables(data: Compatibility) -> dict[str, str]:
@@ -40,11 +34,6 @@ def all_tables(data: Compatibility) -> dict[str, str]:
     }
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
-
-
 def _cards(data: Compatibility) -> str:
     rows = [
         (
@@ -58,7 +47,7 @@ def _cards(data: Compatibility) -> str:
         )
         for one in reversed(data.gpus.generations)
     ]
-    return _table(("cards", "device ids (10de:…)", "driver from", "last branch", "modules", "CUDA", "evidence"), rows)
+    return table(("cards", "device ids (10de:…)", "driver from", "last branch", "modules", "CUDA", "evidence"), rows)
 
 
 def _late_cards(data: Compatibility) -> str:
@@ -71,7 +60,7 @@ def _late_cards(data: Compatibility) -> str:
         )
         for row in data.gpus.devices
     ]
-    return _table(("cards", "not in", "in", "evidence"), rows)
+    return table(("cards", "not in", "in", "evidence"), rows)
 
 
 def _branches(data: Compatibility) -> str:
@@ -86,7 +75,7 @@ def _branches(data: Compatibility) -> str:
         )
         for row in sorted(data.branches.values(), key=lambda row: -row.branch)
     ]
-    return _table(("branch", "kind", "newest known", "ends", "modules", "evidence"), rows)
+    return table(("branch", "kind", "newest known", "ends", "modules", "evidence"), rows)
 
 
 def _cuda(data: Compatibility) -> str:
@@ -95,12 +84,12 @@ def _cuda(data: Compatibility) -> str:
         floor = data.cuda_major(row.release.major)
         updates = ", ".join(f"{row.release}{f'.{n}' if n != '0' else ''}: {least}" for n, least in row.least.items())
         rows.append((str(row.release), updates, str(floor.least if floor else ""), row.evidence))
-    return _table(("CUDA", "came with", "runs with limits from", "evidence"), rows)
+    return table(("CUDA", "came with", "runs with limits from", "evidence"), rows)
 
 
 def _kernels(data: Compatibility) -> str:
     rows = [(_range(row.kernel), _range(row.driver), row.verdict, row.source, row.evidence) for row in data.kernels]
-    return _table(("kernel", "driver", "modules", "source", "evidence"), rows)
+    return table(("kernel", "driver", "modules", "source", "evidence"), rows)
 
 
 def _range(value: Range) -> str:
@@ -114,17 +103,17 @@ def _distributions(data: Compatibility) -> str:
         (f"{row.id.capitalize()} {row.version}", ", ".join(row.targets), row.path, row.key.fingerprint, row.evidence)
         for row in data.packaging.distributions
     ]
-    return _table(("system", "as", "CUDA repository", "its key", "evidence"), rows)
+    return table(("system", "as", "CUDA repository", "its key", "evidence"), rows)
 
 
 def _installers(data: Compatibility) -> str:
     rows = [(version, row.sha256, row.evidence) for version, row in data.installers.items()]
-    return _table(("installer", "SHA-256", "evidence"), rows)
+    return table(("installer", "SHA-256", "evidence"), rows)
 
 
 def _symptoms() -> str:
     rows = [(row.name, row.where, "; ".join(cause.why for cause in row.causes)) for row in symptoms()]
-    return _table(("symptom", "where", "causes"), rows)
+    return table(("symptom", "where", "causes"), rows)
 
 
 def main() -> None:

@@ -113,7 +113,7 @@ class Homelab(sdk.Provider):
                 wanted=f"{request.resource_id} imported as {request.type}",
                 found="this program's resources are made by `pulumi up` alone",
                 why="what is there on a host is taken over by `up`, with what it was before; an import would know nothing of that",
-                next="describe it in the stack's configuration and run `pulumi up` (docs/guide.md)",
+                next="describe it in the stack's configuration and run `pulumi up` (docs/settings.md)",
             )
         found = await self._done(request, lambda work: work.refreshed(state))
         if found is None:

@@ -27,16 +27,25 @@ _USER = re.compile(r"[^\s:/!@,]+@[A-Za-z][A-Za-z0-9._-]+")
 
 
 class Ssh(Model):
-    """How a host is reached: exactly one of ``privateKeyFile``, ``privateKey``, ``password`` and ``agent``; its host key, pinned."""
+    """How a host or a VM is reached over SSH: one way to log in, and the host key that is expected."""
 
     user: UnixUser = "root"
+    """Who logs in. Any other user than root needs `sudo -n bash` without a password."""
     port: Port = 22
+    """The port of the SSH server."""
     host_key: PublicKey | None = None
+    """The host's public key, which must answer. `ssh-keyscan -t ed25519 ADDRESS` prints it; leave the address out, and compare the key
+    with the one that the host shows on its own console. Set this or `hostKeyFile`."""
     host_key_file: LocalPath | None = None
+    """A file with the host's public key. Set this or `hostKey`."""
     private_key_file: LocalPath | None = None
+    """A file with a private key without a passphrase. Set exactly one of `privateKeyFile`, `privateKey`, `password` and `agent`."""
     private_key: PrivateKey | None = None
+    """The text of a private key, as an encrypted value."""
     password: Secret | None = None
+    """The user's password, as an encrypted value."""
     agent: bool = False
+    """`true`: the SSH agent of this machine logs in."""
 
     @model_validator(mode="after")
     def _one_way_in(self) -> Self:
@@ -92,19 +101,27 @@ class Ssh(Model):
 
 
 class Api(Model):
-    """How the Proxmox VE API is reached: by ``token`` and ``tokenSecret``, or by ``user`` and ``password`` (raw devices, ROM files:
-    root@pam alone). Its certificate is checked by exactly one of ``caFile`` (a copy of the host's /etc/pve/pve-root-ca.pem),
-    ``fingerprint`` (SHA-256, of pve-ssl.pem) and ``publicCa`` (a certificate that this machine trusts anyway).
-    """
+    """How the Proxmox VE API is reached. Log in with `token` and `tokenSecret`, or with `user` and `password`. Exactly one of `caFile`,
+    `fingerprint` and `publicCa` says how the host's certificate is checked."""
 
     port: Port = 8006
+    """The port of the API."""
     token: Plain | None = None
+    """The id of an API token, such as `homelab@pve!pulumi`."""
     token_secret: Secret | None = None
+    """The token's secret, as an encrypted value."""
     user: Plain | None = None
+    """A user with its realm, such as `root@pam`, instead of a token. Only `root@pam` may use `byAddress` and `romfile`."""
     password: Secret | None = None
+    """The user's password, as an encrypted value."""
     ca_file: LocalPath | None = None
+    """A copy of the host's `/etc/pve/pve-root-ca.pem`."""
     fingerprint: Plain | None = None
+    """The SHA-256 fingerprint of the host's certificate. `openssl x509 -in /etc/pve/local/pve-ssl.pem -noout -fingerprint -sha256` prints
+    it on the host; where there is a `pveproxy-ssl.pem`, take that file. The first fingerprint that `pvenode cert info` lists belongs to the
+    authority and never fits."""
     public_ca: bool = False
+    """`true`: an authority that this machine trusts already has signed the certificate."""
 
     @field_validator("token")
     @classmethod

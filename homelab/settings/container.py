@@ -15,6 +15,7 @@ from homelab.settings.types import (
     Cores,
     GuestId,
     HostName,
+    InWords,
     Ipv4,
     Ipv4Interface,
     MemoryMiB,
@@ -28,11 +29,14 @@ from homelab.settings.vm import Disk, Shutdown
 
 
 class Features(Model):
-    """What a container may besides: ``nesting`` anybody can set; the others root@pam alone, no token."""
+    """What a new container may do beyond the usual. Only `root@pam` may set anything but `nesting`; a token may not."""
 
     nesting: bool = True
+    """Containers, or a newer systemd, may run inside it."""
     keyctl: bool = False
+    """It may use the kernel's keyring, which Docker in an unprivileged container needs."""
     fuse: bool = False
+    """It may mount FUSE file systems."""
 
     @property
     def takes_root(self) -> bool:
@@ -41,48 +45,69 @@ class Features(Model):
 
 
 class NewContainer(Model):
-    """A container that is created from a ``template`` (a volume such as local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst).
-
-    Memory and swap in MiB; ``ip``: `dhcp` or an address with its prefix. A ``protect``ed container is never deleted.
-    """
+    """A container that the program creates. It is deleted again by `pulumi destroy`."""
 
     template: Template
+    """The volume of a template, such as `local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst`. `pveam list local` lists them."""
     hostname: HostName | None = None
+    """Its host name. By default the name that it has in these settings."""
     disk: Disk
+    """Its disk."""
     cores: Cores = 4
+    """How many processor cores it has."""
     memory: MemoryMiB = 4096
-    swap: Annotated[int, Field(ge=0, le=16 * 1024 * 1024)] = 512
+    """Its memory."""
+    swap: Annotated[int, InWords("MiB"), Field(ge=0, le=16 * 1024 * 1024)] = 512
+    """Its swap space."""
     bridge: Bridge = "vmbr0"
+    """The network bridge of the host that it is connected to."""
     ip: Ipv4Interface = "dhcp"
+    """Its IPv4 address with the prefix, such as `192.168.0.50/24`, or `dhcp`."""
     gateway: Ipv4 | None = None
+    """Its default gateway."""
     nameserver: NameServers | None = None
+    """Its name servers. By default those of the host."""
     unprivileged: bool = True
+    """Root in the container is an ordinary user on the host."""
     features: Features = Features()
+    """What it may do beyond the usual."""
     onboot: bool = True
+    """It starts with the host."""
     ssh_keys: list[PublicKey] = []
+    """Public keys that may log in as root."""
     password: Secret | None = None
+    """Root's password, as an encrypted value."""
     protect: bool = False
+    """`true`: the program never deletes it."""
 
 
 class Container(Model):
-    """A container that shares cards with the host's driver: adopted by its ``ctid`` as it is, or made from ``create``.
-
-    Which cards: ``gpuAssignment``, numbers of the driver (/dev/nvidiaN), `all` or `none`; or ``gpus``, names of the host's cards
-    with use: lxc. ``method``: as `dev[n]` options (device) or raw lines (mount-entry); by default what the host can. ``power``: keep
-    (as it is found; the default for an adopted one), running, stopped; ``start: true`` is the same as ``power: running``. ``nvidia``: the
-    libraries that fit the host's driver, in the container.
-    """
+    """A container that shares cards with the host's driver. Several containers may have the same card. Exactly one of `gpuAssignment`
+    and `gpus` says which cards it gets."""
 
     host: Name
+    """The host that it runs on: a name under `hosts`."""
     ctid: GuestId
-    gpu_assignment: Plain | None = None
+    """Its id in Proxmox VE. Without `create` a container with this id exists, and is adopted as it is."""
+    gpu_assignment: Annotated[Plain | None, InWords('all, none, or numbers in quotes, such as "0,1"')] = None
+    """Cards by the driver's own numbers: N of `/dev/nvidiaN`, as `nvidia-smi -L` lists them. They need not follow the order of the PCI
+    addresses."""
     gpus: list[Name] | None = None
+    """Cards by their names under `hosts.NAME.gpus`; each needs `use: lxc`."""
     method: Literal["device", "mount-entry"] | None = None
+    """How the devices are written into the container's configuration. `device`: `dev[n]` options, from pve-container 5.0.7 on.
+    `mount-entry`: raw `lxc.mount.entry` and `lxc.cgroup2.devices.allow` lines. By default what the host can; a change converts them."""
     power: Literal["keep", "running", "stopped"] | None = None
+    """`keep`: it runs afterwards if it ran before. `running` and `stopped` are restored by a refresh, too. By default `keep` for an
+    adopted container, `running` for a created one."""
     start: bool = False
+    """`true` means the same as `power: running`."""
     shutdown: Shutdown = Shutdown()
+    """How it is shut down when a change needs a restart."""
     nvidia: Nvidia | None = None
+    """NVIDIA's libraries inside it, of exactly the version of the host's driver."""
     create: NewContainer | None = None
+    """Create the container with these properties, instead of adopting an existing one."""
 
     @field_validator("gpu_assignment", mode="before")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import field_validator, model_validator
 
@@ -13,6 +13,7 @@ from homelab.settings.nvidia import Nvidia
 from homelab.settings.types import (
     Function,
     GuestId,
+    InWords,
     Name,
     NetworkAddress,
     NodeName,
@@ -31,30 +32,34 @@ def _lower(value: Any) -> Any:
 
 
 class Iommu(Model):
-    """``enable``: put amd_iommu=on or intel_iommu=on on the command line; ``passthrough``: iommu=pt (host devices bypass it).
-
-    None: where a VM gets a card, see `Host.wants_iommu`.
-    """
+    """Words on the kernel command line that switch the IOMMU on."""
 
     enable: bool | None = None
+    """`amd_iommu=on` or `intel_iommu=on`. By default `true` where a VM gets a card."""
     passthrough: bool | None = None
+    """`iommu=pt`: the host's own devices bypass the IOMMU. By default `true` where the IOMMU is wanted."""
 
 
 class Gpu(Model):
-    """A card, by what it is (``match``), where it is (``address``: its slot, or its graphics function), or both; and who gets it (``use``).
+    """A card of a host. `match` says what it is, `address` where it is; set one of them, or both where two cards are identical."""
 
-    ``allow…`` opens one gate each: group members that may go along, the firmware's console, containers that lose the card.
-    ``mapping``: the id of its PCI mapping, by default the card's name. ``passthroughTest``: prove it with a small VM.
-    """
-
-    match: Plain | None = None
+    match: Annotated[Plain | None, InWords("vendor:device, such as 10de:2b85")] = None
+    """The id of the card's graphics function, as `lspci -nn` prints it."""
     address: Place | None = None
+    """The card's slot, such as `0000:01:00`, or the address of its graphics function. See [what a card is](day-two.md#what-a-card-is)."""
     use: Literal["vm", "lxc", "host"] = "vm"
+    """`vm`: vfio-pci gets the card, and a VM can have it. `lxc` and `host`: the card stays with the host's driver."""
     allow_group_members: list[Function] = []
+    """Functions in the card's IOMMU group that may leave the host together with the card. What carries the host's own disks or network
+    never goes, whatever is listed here."""
     allow_console: bool = False
+    """`true`: the card is the host's screen, and you accept that the screen goes dark."""
     allow_containers: list[GuestId] = []
+    """Ids of containers that use the card now and may lose it."""
     mapping: Plain | None = None
+    """The id of the card's PCI mapping in Proxmox VE. By default the card's name here."""
     passthrough_test: bool = False
+    """`true`: prove the binding. A small VM gets the card, reports what it sees, and is removed."""
 
     @field_validator("mapping")
     @classmethod
@@ -83,20 +88,26 @@ SHORTEST_ROLLBACK = 30
 
 
 class Timeouts(Model):
-    """Seconds. ``connect``: for a connection; ``api``: until the API answers; ``api_task``: for a task of Proxmox VE, besides what it
-    waits for; ``create``: for making or removing a guest, whose disk may have to be copied over a network or overwritten; ``reboot``: until a rebooting host
-    answers again; ``rollback``: after its start, until an unconfirmed boot is undone; ``script``: for one script on the host, the wait
-    for another run's included; ``task``: for one change over the API, or for one reading, beside what it has to wait for.
-    """
+    """How long the program waits for a host."""
 
     connect: Seconds = 15
+    """For a connection."""
     api: Seconds = 60
+    """For an answer of the Proxmox VE API."""
     api_task: Seconds = 300
+    """For a task of Proxmox VE, in addition to what the task itself waits for."""
     create: Seconds = 7200
+    """For creating or removing a VM or a container: its disk may be copied over a network, or be overwritten first."""
     reboot: Seconds = 600
+    """Until a host that reboots answers again."""
     rollback: Seconds = 600
+    """From the host's start until a boot that no `up` has confirmed is undone. Where no `up` waits, the host then judges the boot
+    itself. At least 30: a healthy host needs that long to start and to be confirmed."""
     script: Seconds = 3600
+    """For one script on the host, including the wait for another run. The steps of NVIDIA's stack have timeouts of their own in
+    addition."""
     task: Seconds = 10_800
+    """For one change over the API or one reading, in addition to reboots and shutdowns that it waits for."""
 
     @field_validator("rollback")
     @classmethod
@@ -115,22 +126,29 @@ class Timeouts(Model):
 
 
 class Host(Model):
-    """One Proxmox VE node. ``takeOver``: bind with this program's means what somebody else's configuration binds already.
-
-    ``node``: its name in Proxmox VE, by default the name it has here. ``api`` is needed where cards go to VMs. ``nvidia``: NVIDIA's
-    driver on the node itself, for the cards that stay with it.
-    """
+    """A Proxmox VE node."""
 
     address: NetworkAddress
+    """Where the host is reached."""
     ssh: Ssh
+    """How the host is reached over SSH."""
     api: Api | None = None
+    """How the Proxmox VE API is reached. Needed where cards go to VMs, or guests are created."""
     node: NodeName | None = None
+    """The node's name in Proxmox VE. By default the host's name in these settings."""
     iommu: Iommu = Iommu()
+    """What the kernel command line says about the IOMMU."""
     gpus: dict[Name, Gpu] = {}
+    """The host's cards, each under a name of your choice."""
     take_over: bool = False
+    """`true`: the program also binds what `vfio-pci.ids=` or a file in modprobe.d binds already. This leaves out a card on an external
+    port (Thunderbolt): it may appear late, and then only its id catches it."""
     reboot: Literal["auto", "manual"] = "auto"
+    """`manual`: `pulumi up` doesn't reboot the host. It ends and says what to do, and the next `up` continues after your reboot."""
     nvidia: Nvidia | None = None
+    """NVIDIA's stack on the host itself, for the cards that stay with it."""
     timeouts: Timeouts = Timeouts()
+    """How long the program waits for the host."""
 
     @property
     def gives_cards(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from homelab.settings.types import (
+    InWords,
     plain,
 )
 
@@ -57,4 +58,4 @@ def public_key(value: str) -> str:
     return value.strip()
 
 
-PublicKey = Annotated[str, AfterValidator(public_key)]
+PublicKey = Annotated[str, InWords("public SSH key"), AfterValidator(public_key)]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, field_validator
 
 from homelab.model import Model, Runtime
-from homelab.settings.types import Proxy, Seconds, Sha256, WebAddress, matching, plain
+from homelab.settings.types import InWords, Proxy, Seconds, Sha256, WebAddress, matching, plain
 
 _DRIVER = re.compile(r"[0-9]{3}(?:\.[0-9]{2,3}(?:\.[0-9]{2})?)?")
 _CUDA = re.compile(r"[0-9]{1,2}\.[0-9]{1,2}(?:\.[0-9])?")
@@ -23,63 +23,74 @@ def _written_as_text(value: Any) -> Any:
     return value
 
 
-VersionText = Annotated[str, BeforeValidator(_written_as_text), AfterValidator(plain)]
+VersionText = Annotated[str, InWords("version, in quotes"), BeforeValidator(_written_as_text), AfterValidator(plain)]
 
 
 # An exact version, as a key.
 DriverText = Annotated[
-    str, AfterValidator(matching(r"[0-9]{3}(\.[0-9]{2,3}){1,2}", 'an exact version, such as "580.105.08"'))
+    str,
+    InWords("version"),
+    AfterValidator(matching(r"[0-9]{3}(\.[0-9]{2,3}){1,2}", 'an exact version, such as "580.105.08"')),
 ]
 
 
 class Mirror(Model):
-    """Copies that stand for NVIDIA's servers. They change the place, never the trust: keys are fetched from there, too, and taken with the
-    known fingerprint alone; an installer is run with the known SHA-256 alone.
-
-    ``cuda``: for https://developer.download.nvidia.com/compute/cuda/repos; ``containerToolkit``: for
-    https://nvidia.github.io/libnvidia-container; ``run``: for https://download.nvidia.com/XFree86.
-    """
+    """Copies of NVIDIA's servers. A mirror changes where files come from, and nothing about which are trusted: a key must have the known
+    fingerprint, an installer the known SHA-256."""
 
     cuda: WebAddress | None = None
+    """In place of `https://developer.download.nvidia.com/compute/cuda/repos`."""
     container_toolkit: WebAddress | None = None
+    """In place of `https://nvidia.github.io/libnvidia-container`."""
     run: WebAddress | None = None
+    """In place of `https://download.nvidia.com/XFree86`."""
 
 
 class Timeouts(Model):
-    """Seconds. ``lock``: until another apt has finished; ``download``: for one file, or for all that one run of apt fetches;
-    ``install``: for one run of apt or the installer besides, DKMS's build included; ``reboot``: until the system answers again; ``verify``: for the checks at the end.
-    """
+    """How long the steps of NVIDIA's stack may take."""
 
     lock: Seconds = 600
+    """Until another run of apt has finished."""
     download: Seconds = 1800
+    """For one file, or for everything that one run of apt downloads."""
     install: Seconds = 3600
+    """For one run of apt or of the installer, DKMS's build included, in addition to the downloads."""
     reboot: Seconds = 600
+    """Until the system answers again after its reboot."""
     verify: Seconds = 300
+    """For the checks at the end."""
 
 
 class Nvidia(Model):
-    """NVIDIA's stack on one system.
-
-    ``driver``: a branch ("580") or an exact version ("580.105.08"); in a container the host's, which need not be said; else the
-    recommended branch. ``cuda``: a release ("12.8") or one of its updates ("12.8.1"). ``containerToolkit``: for this runtime.
-    ``flavour``: of the kernel modules. ``source``: packages, NVIDIA's .run installer, or packages where the version exists.
-    ``docker: install``: also install the runtime, if it is missing. ``onDestroy: purge``: remove exactly what was added.
-    ``runSha256``: the SHA-256 of NVIDIA's installer for a version; before what is known here.
-    ``allowMinorVersionCompatibility``: take a driver that is older than CUDA's own, of the same major family.
-    """
+    """NVIDIA's stack on one system. `nvidia: {}` installs the recommended driver alone. [What works with what](nvidia.md) has the
+    versions. Write a version in quotes: YAML reads 12.10 without them as the number 12.1."""
 
     driver: VersionText | None = None
+    """A branch (`"580"`), which is kept at its newest release, or a version (`"580.105.08"`), which is kept exactly. By default the
+    recommended branch; in a container the host's version."""
     cuda: VersionText | None = None
+    """CUDA's toolkit: a release (`"12.8"`) or one of its updates (`"12.8.1"`). It never brings a driver."""
     container_toolkit: Runtime | None = None
+    """NVIDIA's container toolkit, set up for this runtime."""
     flavour: Literal["auto", "open", "proprietary"] = "auto"
+    """Which kernel modules. `auto`: the open ones wherever cards and branch allow them."""
     source: Literal["auto", "packages", "run"] = "auto"
+    """`packages`, or `run` for NVIDIA's own installer. `auto`: packages where the repositories have the version."""
     docker: Literal["as-is", "install"] = "as-is"
+    """`install`: install the container runtime as well, if it is missing."""
     allow_minor_version_compatibility: bool = False
+    """`true`: accept a driver that is older than the one CUDA came with, but of the same major family."""
     mirror: Mirror = Mirror()
+    """Copies to use in place of NVIDIA's servers."""
     run_sha256: dict[DriverText, Sha256] = {}
+    """For versions of NVIDIA's installer, the SHA-256 that a file must have before it is run: `{"580.126.09": "…"}`. It counts before the
+    [known ones](nvidia.md#nvidias-installer)."""
     proxy: Proxy | None = None
+    """A proxy for downloads: `http://HOST:PORT`, with `USER:PASSWORD@` before the host where it asks for them; then as an encrypted value."""
     timeouts: Timeouts = Timeouts()
+    """How long the steps may take."""
     on_destroy: Literal["keep", "purge"] = "keep"
+    """`purge`: `pulumi destroy` removes exactly what was added. `keep`: it stays."""
 
     @field_validator("driver")
     @classmethod

@@ -76,7 +76,7 @@ def _explain(error: ValidationError) -> HomelabError:
         wanted="a configuration that can be carried out",
         found=("\n        ").join(lines),
         why="nothing was done: a mistake here would surface half-way through a change to the host",
-        next="correct Pulumi.<stack>.yaml; the keys are described in docs/guide.md",
+        next="correct Pulumi.<stack>.yaml; docs/settings.md describes the keys",
     )
 
 

@@ -168,4 +168,4 @@ def _filling_in(place: Place, stack: str) -> str:
     leaf = str(place[-1])
     if leaf in ("tokenSecret", "password", "privateKey"):
         return encrypting(place, stack)
-    return f"{path_of(place)}: {_HOW.get(leaf, 'see docs/guide.md')}"
+    return f"{path_of(place)}: {_HOW.get(leaf, 'see docs/settings.md')}"

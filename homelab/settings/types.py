@@ -11,6 +11,7 @@ import ipaddress
 import re
 import unicodedata
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -22,6 +23,13 @@ _UNSEEN = {"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"}
 _HOSTNAME = re.compile(
     r"(?=.{1,253}$)([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
 )
+
+
+@dataclass(frozen=True)
+class InWords:
+    """What a value is, in a word or two of Markdown, for the tables of docs/settings.md (homelab/settings/document.py)."""
+
+    text: str
 
 
 # What stands for a value that Pulumi has encrypted where nobody has the passphrase: in a pull request's preview, in the doctor.
@@ -163,22 +171,27 @@ _STORAGE = r"[A-Za-z][A-Za-z0-9._-]*[A-Za-z0-9]"
 _IN_STORAGE = r"[A-Za-z0-9._+@=~()%/-]+"
 
 Plain = Annotated[str, AfterValidator(plain)]
-Secret = Annotated[SecretStr, AfterValidator(_secret)]
-PrivateKey = Annotated[SecretStr, AfterValidator(_private_key)]
+Secret = Annotated[SecretStr, InWords("secret"), AfterValidator(_secret)]
+PrivateKey = Annotated[SecretStr, InWords("secret"), AfterValidator(_private_key)]
 #: A file on the machine on which Pulumi runs.
-LocalPath = Annotated[str, AfterValidator(plain)]
+LocalPath = Annotated[str, InWords("path on this machine"), AfterValidator(plain)]
 #: https, and nothing that means something in a list of packages or a shell.
-WebAddress = Annotated[str, AfterValidator(_web_address)]
-Proxy = Annotated[SecretStr, AfterValidator(_proxy)]
-NetworkAddress = Annotated[str, AfterValidator(network_address)]
-HostName = Annotated[str, AfterValidator(_host_name)]
-Ipv4 = Annotated[str, AfterValidator(_ipv4)]
-Ipv4Interface = Annotated[str, AfterValidator(_ipv4_interface)]
-NameServers = Annotated[str, AfterValidator(_name_servers)]
+WebAddress = Annotated[str, InWords("https address"), AfterValidator(_web_address)]
+Proxy = Annotated[SecretStr, InWords("http or https address"), AfterValidator(_proxy)]
+NetworkAddress = Annotated[str, InWords("IP address or host name"), AfterValidator(network_address)]
+HostName = Annotated[str, InWords("DNS name"), AfterValidator(_host_name)]
+Ipv4 = Annotated[str, InWords("IPv4 address"), AfterValidator(_ipv4)]
+Ipv4Interface = Annotated[str, InWords("`dhcp` or IPv4 address with prefix"), AfterValidator(_ipv4_interface)]
+NameServers = Annotated[str, InWords("IP addresses, separated by spaces"), AfterValidator(_name_servers)]
 #: pve-storage-id (Proxmox VE, PVE::JSONSchema).
-Storage = Annotated[str, AfterValidator(matching(_STORAGE, "a storage's name, such as local-lvm (see `pvesm status`)"))]
+Storage = Annotated[
+    str,
+    InWords("storage"),
+    AfterValidator(matching(_STORAGE, "a storage's name, such as local-lvm (see `pvesm status`)")),
+]
 Volume = Annotated[
     str,
+    InWords("volume"),
     AfterValidator(
         matching(
             rf"{_STORAGE}:(?!.*\.\.){_IN_STORAGE}", "a volume, such as local:iso/NAME.iso (see `pvesm list STORAGE`)"
@@ -187,6 +200,7 @@ Volume = Annotated[
 ]
 Template = Annotated[
     str,
+    InWords("volume of a template"),
     AfterValidator(
         matching(
             rf"{_STORAGE}:vztmpl/(?!.*\.\.){_IN_STORAGE}",
@@ -195,9 +209,14 @@ Template = Annotated[
     ),
 ]
 #: A network interface's name has 15 characters at most.
-Bridge = Annotated[str, AfterValidator(matching(r"[A-Za-z][A-Za-z0-9_.-]{0,14}", "a bridge's name, such as vmbr0"))]
+Bridge = Annotated[
+    str,
+    InWords("name of a bridge"),
+    AfterValidator(matching(r"[A-Za-z][A-Za-z0-9_.-]{0,14}", "a bridge's name, such as vmbr0")),
+]
 CpuModel = Annotated[
     str,
+    InWords("processor model"),
     AfterValidator(
         matching(
             r"[A-Za-z0-9][A-Za-z0-9._-]*(,[a-z-]+=[A-Za-z0-9+._;-]+)*",
@@ -206,28 +225,38 @@ CpuModel = Annotated[
     ),
 ]
 #: What logs in to a Unix system.
-UnixUser = Annotated[str, AfterValidator(matching(r"[a-z_][a-z0-9_.-]{0,31}", "a Unix user's name"))]
+UnixUser = Annotated[
+    str, InWords("user name"), AfterValidator(matching(r"[a-z_][a-z0-9_.-]{0,31}", "a Unix user's name"))
+]
 #: What cloud-init makes; on Windows, names have capitals.
-GuestUser = Annotated[str, AfterValidator(matching(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", "a user's name, such as ubuntu"))]
+GuestUser = Annotated[
+    str,
+    InWords("user name"),
+    AfterValidator(matching(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", "a user's name, such as ubuntu")),
+]
 #: One option of a VM's configuration.
 OptionName = Annotated[
-    str, AfterValidator(matching(r"[a-z][a-z0-9_-]{0,39}", "a key of a VM's configuration, as `qm set` takes it"))
+    str,
+    InWords("key"),
+    AfterValidator(matching(r"[a-z][a-z0-9_-]{0,39}", "a key of a VM's configuration, as `qm set` takes it")),
 ]
 #: `args` begins with a hyphen.
-OptionValue = Annotated[str, AfterValidator(visible)]
+OptionValue = Annotated[str, InWords("text"), AfterValidator(visible)]
 Sha256 = Annotated[
-    str, AfterValidator(matching(r"[0-9a-f]{64}", "a SHA-256 checksum, 64 hexadecimal digits in lower case"))
+    str,
+    InWords("64 hexadecimal digits"),
+    AfterValidator(matching(r"[0-9a-f]{64}", "a SHA-256 checksum, 64 hexadecimal digits in lower case")),
 ]
 
 #: Proxmox VE's range for guests.
-GuestId = Annotated[int, Field(ge=100, le=999_999_999)]
-Port = Annotated[int, Field(ge=1, le=65535)]
+GuestId = Annotated[int, InWords("integer"), Field(ge=100, le=999_999_999)]
+Port = Annotated[int, InWords("integer"), Field(ge=1, le=65535)]
 #: A day: what takes longer never ends.
-Seconds = Annotated[int, Field(ge=1, le=86_400)]
+Seconds = Annotated[int, InWords("seconds"), Field(ge=1, le=86_400)]
 #: No host has more.
-Cores = Annotated[int, Field(ge=1, le=1024)]
-MemoryMiB = Annotated[int, Field(ge=16, le=16 * 1024 * 1024)]
-DiskGiB = Annotated[int, Field(ge=1, le=64 * 1024)]
+Cores = Annotated[int, InWords("integer"), Field(ge=1, le=1024)]
+MemoryMiB = Annotated[int, InWords("MiB"), Field(ge=16, le=16 * 1024 * 1024)]
+DiskGiB = Annotated[int, InWords("GiB"), Field(ge=1, le=64 * 1024)]
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,39}")
 # A domain has more than four digits behind Intel's Volume Management Device.
@@ -255,12 +284,13 @@ def _name(value: str) -> str:
     return value
 
 
-Name = Annotated[str, AfterValidator(_name)]
-Place = Annotated[str, AfterValidator(_place)]
-Function = Annotated[str, AfterValidator(_function)]
+Name = Annotated[str, InWords("name"), AfterValidator(_name)]
+Place = Annotated[str, InWords("PCI address"), AfterValidator(_place)]
+Function = Annotated[str, InWords("PCI address of a function"), AfterValidator(_function)]
 # pve-node (Proxmox VE, PVE::JSONSchema).
 NodeName = Annotated[
     str,
+    InWords("name of a node"),
     AfterValidator(
         matching(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", "a node's name, as `hostname` prints it on the host")
     ),

@@ -36,17 +36,20 @@ from homelab.settings.types import (
 
 
 class VmGpu(Model):
-    """A card in a VM, as one hostpci option; just a name in the settings where nothing else is said.
-
-    ``byAddress``: the raw form, without a mapping. It and ``romfile`` (a file in the host's /usr/share/kvm) take root@pam.
-    """
+    """A card in a VM, as one `hostpci` option. Where you need none of these options, the card's name alone will do."""
 
     gpu: Name
+    """The card: a name under `hosts.NAME.gpus`, with `use: vm`."""
     x_vga: bool = False
+    """The card is the VM's screen."""
     rombar: bool = True
+    """The VM's firmware sees the card's option ROM."""
     pcie: bool = True
+    """The card is a PCIe device in the VM, which needs the machine model q35."""
     romfile: Plain | None = None
+    """The name of a file in the host's `/usr/share/kvm`, used as the card's option ROM. Only `root@pam` may set it."""
     by_address: bool = False
+    """`true`: name the card by its PCI address, without a mapping. Only `root@pam` may do that."""
 
     @model_validator(mode="before")
     @classmethod
@@ -62,28 +65,38 @@ class VmGpu(Model):
 
 
 class Shutdown(Model):
-    """How a guest is shut down for a change that needs it off: ``timeout`` in seconds, then ``fail`` or ``stop`` (as by its power switch)."""
+    """How a guest is shut down when a change needs it off."""
 
     timeout: Seconds = 180
+    """How long the guest has for its shutdown."""
     otherwise: Literal["fail", "stop"] = "fail"
+    """If it still runs then. `fail`: it runs on, and nothing is changed. `stop`: it is stopped, as by its power switch."""
 
 
 class CloudInit(Model):
-    """What cloud-init makes of an image: a user with SSH keys; ``ip``: `dhcp` or an address with its prefix (192.168.0.50/24)."""
+    """What cloud-init sets up in the guest."""
 
     user: GuestUser | None = None
+    """The user that it makes. By default the image's own."""
     ssh_keys: list[PublicKey] = []
+    """Public keys that may log in as this user."""
     password: Secret | None = None
+    """The user's password, as an encrypted value."""
     ip: Ipv4Interface = "dhcp"
+    """The guest's IPv4 address with the prefix, such as `192.168.0.50/24`, or `dhcp`."""
     gateway: Ipv4 | None = None
+    """Its default gateway."""
     nameserver: NameServers | None = None
+    """Its name servers. By default those of the host."""
 
 
 class Disk(Model):
-    """The system disk: on which ``storage``, of how many GiB."""
+    """The system disk of a new guest. It can grow later; nothing else about it can be changed."""
 
     storage: Storage
+    """The storage that it is made on; `pvesm status` lists them."""
     size: DiskGiB
+    """Its size."""
 
 
 # Keys of a VM's configuration that have a setting of their own: pattern -> the setting.
@@ -127,31 +140,49 @@ def _owner_of_option(key: str, new: NewVm) -> str | None:
 
 
 class NewVm(Model):
-    """A VM that is created: from a cloud ``image`` (a volume such as local:import/noble.qcow2), as a full clone of a ``template``
-    (its VM id), or with an empty disk and ``isos``. Memory in MiB. ``options``: further keys of its configuration, as `qm set`
-    takes them. A ``protect``ed VM is never deleted.
-    """
+    """A VM that the program creates, and that `pulumi destroy` deletes. At most one of `image`, `template` and `isos` says where its
+    system comes from; without them it starts with an empty disk."""
 
     name: HostName | None = None
+    """Its name in Proxmox VE. By default the name that it has in these settings."""
     cores: Cores = 4
+    """How many processor cores it has."""
     memory: Annotated[MemoryMiB, Field(ge=64)] = 8192
+    """Its memory."""
     disk: Disk
+    """Its system disk."""
     image: Volume | None = None
+    """The volume of a cloud image, such as `local:import/noble.qcow2`."""
     template: GuestId | None = None
+    """The id of a template, of which it becomes a full clone."""
     # sata0 to sata5, and no more.
     isos: Annotated[list[Volume], Field(max_length=6)] = []
+    """Volumes of ISO images, at most six, which it gets as CDs beside an empty disk."""
     bridge: Bridge = "vmbr0"
+    """The network bridge of the host that it is connected to."""
     machine: Literal["q35", "pc"] = "q35"
+    """Its machine model."""
     bios: Literal["ovmf", "seabios"] = "ovmf"
+    """Its firmware: `ovmf` is UEFI."""
     secure_boot: bool = False
+    """`true`: the firmware has Microsoft's keys. Needs `bios: ovmf`."""
     tpm: bool = False
+    """`true`: it has a TPM 2.0."""
     cpu: CpuModel = "host"
+    """The model of its processor."""
     os_type: Literal["l26", "win11", "win10", "other"] = "l26"
+    """Its system, as Proxmox VE names it: `l26` is Linux."""
     agent: bool = True
+    """A guest agent runs in it, or will."""
     onboot: bool = False
+    """It starts with the host."""
     cloud_init: CloudInit | None = None
+    """What cloud-init sets up in it."""
     options: dict[OptionName, OptionValue] = {}
+    """Further keys of its configuration, as `qm set` takes them. Keys that have a setting here are refused, and so are `description`, by
+    which the program recognises its VM, and whatever isn't an option of a VM."""
     protect: bool = False
+    """`true`: the program never deletes it."""
 
     @model_validator(mode="after")
     def _options_of_others(self) -> Self:
@@ -170,26 +201,34 @@ class NewVm(Model):
 
 
 class Vm(Model):
-    """A VM that gets cards: adopted by its ``vmid`` as it is, or made from ``create``.
-
-    ``power``: keep (as it is found; the default for an adopted VM), running (the default for a created one), stopped. ``machine``:
-    change it to that. ``display: none``: no emulated screen beside the card. ``address``: where the guest is reached, or `agent` to
-    ask its guest agent. ``allowSharedOnboot``: it and another VM with the card may both start with the host. ``nvidia``: NVIDIA's
-    stack in the guest, which is reached by ``ssh``.
-    """
+    """A VM that gets cards."""
 
     host: Name
+    """The host that it runs on: a name under `hosts`."""
     vmid: GuestId
+    """Its id in Proxmox VE. Without `create` a VM with this id exists, and is adopted as it is."""
     gpus: list[VmGpu] = []
+    """The cards that it gets."""
     power: Literal["keep", "running", "stopped"] | None = None
+    """`keep`: it runs afterwards if it ran before. `running` and `stopped` are restored by a refresh, too. By default `keep` for an
+    adopted VM, `running` for a created one."""
     shutdown: Shutdown = Shutdown()
+    """How it is shut down when a change needs it off."""
     machine: Literal["q35"] | None = None
+    """Change the machine model of an adopted VM to this one."""
     display: Literal["keep", "none"] = "keep"
+    """`none`: it has no emulated screen beside the card."""
     address: NetworkAddress | None = None
+    """Where the guest is reached; `agent`: its guest agent is asked, which takes the privilege `VM.GuestAgent.Audit` (Proxmox VE 8:
+    `VM.Monitor`). By default the address that cloud-init gives it."""
     ssh: Ssh | None = None
+    """How the guest is reached over SSH; needed with `nvidia`."""
     nvidia: Nvidia | None = None
+    """NVIDIA's stack in the guest."""
     allow_shared_onboot: bool = False
+    """`true`: this VM and another one with the same card may both start with the host."""
     create: NewVm | None = None
+    """Create the VM with these properties, instead of adopting an existing one."""
 
     @property
     def wanted_power(self) -> str:

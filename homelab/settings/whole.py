@@ -17,16 +17,18 @@ from homelab.settings.vm import Vm, VmGpu
 
 
 class Settings(Model):
-    """All of `homelab:`. ``plan``: whether a preview reads the host (auto: when something would change and it is in reach).
-
-    ``allowPlainSecrets``: secrets may stand in the stack's file as they are.
-    """
+    """The whole configuration."""
 
     hosts: dict[Name, Host]
+    """The Proxmox VE nodes, each under a name of your choice; at least one."""
     vms: dict[Name, Vm] = {}
+    """The VMs that get cards, each under a name of your choice."""
     containers: dict[Name, Container] = {}
+    """The containers that share cards, each under a name of your choice."""
     plan: Literal["auto", "always", "never"] = "auto"
+    """Whether a preview reads the host. `auto`: when something would change and the host answers within two seconds."""
     allow_plain_secrets: bool = False
+    """`true`: secrets may stand unencrypted in the stack's file. See [Secrets](#secrets)."""
 
     @property
     def stacks(self) -> dict[str, Nvidia]:

@@ -1,4 +1,4 @@
-"""homelab/rights.py: what the settings need, as the README and the guide list it; whose entries count; which command adds a right."""
+"""homelab/rights.py: what the settings need, as the README and docs/settings.md list it; whose entries count; which command adds a right."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def readme_role() -> set[str]:
     return set(match[1].split())
 
 
-def guide_row(reason: str) -> set[str]:
-    """The privileges of a row of the guide's table."""
-    lines = (PROJECT / "docs/guide.md").read_text().splitlines()
+def listed_row(reason: str) -> set[str]:
+    """The privileges of a row of the page's table."""
+    lines = (PROJECT / "docs/settings.md").read_text().splitlines()
     cells = next(line.split("|") for line in lines if line.startswith("| /") and line.split("|")[3].strip() == reason)
     return set(cells[2].split())
 
@@ -69,20 +69,20 @@ def test_a_vm_without_a_balloon_takes_no_right_to_its_memory() -> None:
         ({"template": 900, "cloudInit": {"user": "me"}}, ["`template`", "`template` with `cloudInit`"]),
     ],
 )
-def test_the_guides_rows_are_what_a_new_vm_takes(create: dict[str, Any], more: list[str]) -> None:
+def test_the_pages_rows_are_what_a_new_vm_takes(create: dict[str, Any], more: list[str]) -> None:
     needs = needed({"gpus": ["rtx5090"], "create": {**NEW, **create}})
-    listed = guide_row("every new VM").union(*(guide_row(reason) for reason in more))
+    listed = listed_row("every new VM").union(*(listed_row(reason) for reason in more))
     # Where one of two would do, the other is listed for another reason.
     assert {name for name in on_vms(needs) if "|" not in name} == listed
     assert all(set(name.split("|")) & listed for name in on_vms(needs))
-    assert needs["/storage/fast"] == guide_row("its disks")
-    assert needs["/sdn/zones/localnetwork/vmbr0"] == guide_row("its bridge")
+    assert needs["/storage/fast"] == listed_row("its disks")
+    assert needs["/sdn/zones/localnetwork/vmbr0"] == listed_row("its bridge")
 
 
-def test_the_guides_rows_are_what_a_new_container_takes() -> None:
+def test_the_pages_rows_are_what_a_new_container_takes() -> None:
     template = "local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"
     needs = needed(container={"gpus": [], "create": {**NEW, "template": template}})
-    assert on_vms(needs) == guide_row("every new container")
+    assert on_vms(needs) == listed_row("every new container")
     assert needs["/storage/local"] == {"Datastore.Audit|Datastore.AllocateSpace"}
 
 

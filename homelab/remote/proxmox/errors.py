@@ -166,7 +166,7 @@ def _forbidden(
         wanted=wanted,
         found=found,
         why=f"{who} lacks the right, and nothing was changed by this request",
-        next=f"give {who} the rights that the guide lists under Rights",
+        next=f"give {who} the rights that docs/settings.md#rights lists",
         status=status,
         reason=reason,
     )

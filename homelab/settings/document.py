@@ -1,0 +1,131 @@
+"""The tables in docs/settings.md, made from the settings' models: ``python -m homelab.settings.document`` writes them anew.
+
+Each key's meaning is the docstring below it in its model, each type's name is its `InWords`.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from homelab import markdown
+from homelab.settings import access, container, host, nvidia, vm, whole
+from homelab.settings.types import InWords
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
+
+# A table of the page -> the model that it describes.
+MODELS: dict[str, type[BaseModel]] = {
+    "settings": whole.Settings,
+    "host": host.Host,
+    "ssh": access.Ssh,
+    "api": access.Api,
+    "gpu": host.Gpu,
+    "iommu": host.Iommu,
+    "timeouts": host.Timeouts,
+    "vm": vm.Vm,
+    "vm-gpu": vm.VmGpu,
+    "new-vm": vm.NewVm,
+    "cloud-init": vm.CloudInit,
+    "container": container.Container,
+    "new-container": container.NewContainer,
+    "features": container.Features,
+    "shutdown": vm.Shutdown,
+    "disk": vm.Disk,
+    "nvidia": nvidia.Nvidia,
+    "mirror": nvidia.Mirror,
+    "nvidia-timeouts": nvidia.Timeouts,
+}
+_NAMES = {bool: "true or false", int: "integer", str: "text", SecretStr: "secret"}
+
+
+def written(page: str) -> str:
+    """The page with its tables as the models have them.
+
+    :raises KeyError: it asks for a table that isn't there, or a table links to one that isn't on the page.
+    """
+    anchors = markdown.anchors_of_tables(page)
+    links = {model: f"[{_title(name)}](#{anchors[name]})" for name, model in MODELS.items()}
+    return markdown.with_tables(page, {name: _described(model, links) for name, model in MODELS.items()})
+
+
+def _title(name: str) -> str:
+    return {
+        "gpu": "card",
+        "vm-gpu": "card",
+        "nvidia": "NVIDIA's stack",
+        "ssh": "SSH",
+        "api": "API",
+        "vm": "VM",
+        "iommu": "IOMMU",
+    }.get(name, name.removeprefix("nvidia-").replace("-", " "))
+
+
+def _described(model: type[BaseModel], links: dict[type[BaseModel], str]) -> str:
+    hints = typing.get_type_hints(model, include_extras=True)
+    rows = [
+        (f"`{field.alias or name}`", _type(hints[name], links), _default(field), _on_one_line(field.description))
+        for name, field in model.model_fields.items()
+    ]
+    return f"{_on_one_line(model.__doc__)}\n\n{markdown.table(('key', 'type', 'default', 'meaning'), rows)}"
+
+
+def _on_one_line(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined:
+        return "required"
+    if field.default is None or isinstance(field.default, BaseModel):
+        return ""
+    return f"`{field.default if isinstance(field.default, str) else json.dumps(field.default)}`"
+
+
+def _type(annotation: Any, links: dict[type[BaseModel], str]) -> str:
+    """An annotation in words.
+
+    :raises KeyError: it is none that the settings have had until now.
+    """
+    if hasattr(annotation, "__metadata__"):
+        words = [one.text for one in annotation.__metadata__ if isinstance(one, InWords)]
+        kind = words[-1] if words else _type(get_args(annotation)[0], links)
+        return f"{kind}{_bounds(annotation)}"
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return _or([f"`{value}`" for value in arguments])
+    if origin in (typing.Union, types.UnionType):
+        return _or([_type(one, links) for one in arguments if one is not type(None)])
+    if origin is list:
+        return f"list: {_type(arguments[0], links)}"
+    if origin is dict:
+        return f"{_type(arguments[0], links)} → {_type(arguments[1], links)}"
+    return links[annotation] if annotation in links else _NAMES[annotation]
+
+
+def _bounds(annotation: Any) -> str:
+    """`, 1 to 65535`, of a number."""
+    fields = [one for one in annotation.__metadata__ if isinstance(one, FieldInfo)]
+    least = [bound.ge for field in fields for bound in field.metadata if hasattr(bound, "ge")]
+    most = [bound.le for field in fields for bound in field.metadata if hasattr(bound, "le")]
+    return f", {max(least)} to {min(most)}" if least and most else ""
+
+
+def _or(words: list[str]) -> str:
+    return " or ".join(", ".join(words).rsplit(", ", 1)) if len(words) > 1 else words[0]
+
+
+def main() -> None:
+    """Write the tables of docs/settings.md."""
+    DOCUMENT.write_text(written(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

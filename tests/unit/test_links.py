@@ -1,0 +1,71 @@
+"""Every link in the pages that people read leads somewhere: to a file, and to a heading of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from homelab.markdown import anchors
+from tests.conftest import PROJECT
+
+PAGES = [
+    *PROJECT.glob("*.md"),
+    *(PROJECT / "docs").rglob("*.md"),
+    *(
+        path
+        for folder in ("bench", "engine", "examples", "lab", "remote_scripts")
+        for path in (PROJECT / folder).rglob("*.md")
+    ),
+]
+_LINK = re.compile(r"\]\((?!https?://|mailto:)([^)\s#]*)(?:#([^)\s]+))?\)")
+_PAGE_IN_TEXT = re.compile(r"\bdocs/[a-z-]+\.md(?:#([a-z-]+))?")
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(PROJECT).as_posix())
+def test_every_link_leads_somewhere(page: Path) -> None:
+    broken = []
+    for path, anchor in _LINK.findall(without_code(page.read_text(encoding="utf-8"))):
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists():
+            broken.append(path)
+        elif anchor and anchor not in anchors(target.read_text(encoding="utf-8")):
+            broken.append(f"{path}#{anchor}")
+    assert broken == []
+
+
+def test_a_message_that_names_a_page_names_one_that_is_there() -> None:
+    places = [PROJECT / "homelab", PROJECT / "components", PROJECT / "remote_scripts"]
+    files = [path for place in places for path in place.rglob("*") if path.suffix in (".py", ".sh", ".yaml")]
+    named = {
+        (match[0].partition("#")[0], match[1])
+        for path in [*files, *PROJECT.glob("*.yaml"), PROJECT / "__main__.py"]
+        for match in _PAGE_IN_TEXT.finditer(path.read_text(encoding="utf-8"))
+    }
+    assert ("docs/settings.md", None) in named
+    for page, anchor in named:
+        assert (PROJECT / page).is_file(), page
+        assert anchor is None or anchor in anchors((PROJECT / page).read_text(encoding="utf-8")), f"{page}#{anchor}"
+
+
+@pytest.mark.parametrize("number", range(1, len(list((PROJECT / "docs/adr").glob("0*.md"))) + 1))
+def test_every_decision_is_in_the_index_by_its_title(number: int) -> None:
+    (decision,) = (PROJECT / "docs/adr").glob(f"{number:04}-*.md")
+    title = decision.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+    (line,) = [
+        line
+        for line in (PROJECT / "docs/adr/README.md").read_text(encoding="utf-8").splitlines()
+        if f"({decision.name})" in line
+    ]
+    listed = line.partition("[")[2].partition("]")[0]
+    assert line.startswith(f"{number}. [") and title == listed
+
+
+def test_headings_get_the_anchors_that_github_gives_them() -> None:
+    page = "# Your own host\n\n```sh\n# not a heading\n```\n\n## `hosts.NAME.ssh`\n## NVIDIA's stack: `nvidia`\n## Twice\n### Twice\n"
+    assert anchors(page) == ["your-own-host", "hostsnamessh", "nvidias-stack-nvidia", "twice", "twice-1"]

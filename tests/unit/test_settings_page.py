@@ -1,0 +1,61 @@
+"""docs/settings.md: each key of the settings is described, and the page is what the models say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from homelab.settings import Settings
+from homelab.settings.document import DOCUMENT, MODELS, written
+from tests.conftest import PROJECT
+
+
+def models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """All models below one, and itself."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+        for field in annotation.model_fields.values():
+            yield from models(field.annotation)
+    for part in get_args(annotation):
+        yield from models(part)
+
+
+@pytest.mark.parametrize("model", dict.fromkeys(models(Settings)), ids=lambda one: f"{one.__module__}.{one.__name__}")
+def test_each_key_has_a_meaning_and_each_model_a_table(model: type[BaseModel]) -> None:
+    assert model in MODELS.values()
+    assert model.__doc__ and "<" not in model.__doc__
+    for name, field in model.model_fields.items():
+        meaning = field.description or ""
+        assert meaning.endswith(".") and not meaning.startswith(" "), name
+        assert "``" not in meaning, f"{name}: in Markdown, one backquote"
+
+
+def test_the_page_is_what_the_models_say() -> None:
+    page = DOCUMENT.read_text(encoding="utf-8")
+    assert page == written(page), "run `make docs`"
+
+
+def test_the_page_has_a_table_for_each_model() -> None:
+    page = DOCUMENT.read_text(encoding="utf-8")
+    assert [name for name in MODELS if f"<!-- table: {name} -->" not in page] == []
+
+
+def test_a_number_shows_its_unit_and_its_bounds_and_a_choice_its_words() -> None:
+    page = DOCUMENT.read_text(encoding="utf-8")
+    assert "| `port` | integer, 1 to 65535 | `8006` |" in page
+    assert "| `memory` | MiB, 64 to 16777216 | `8192` |" in page
+    assert "| `use` | `vm`, `lxc` or `host` | `vm` |" in page
+
+
+def test_the_projects_file_declares_each_key_with_the_models_default() -> None:
+    declared = yaml.safe_load((PROJECT / "Pulumi.yaml").read_text())["config"]
+    fields = {f"homelab:{field.alias}": field for field in Settings.model_fields.values()}
+    assert declared.keys() == fields.keys()
+    for key, about in declared.items():
+        assert about["description"], key
+        assert ("default" not in about) == fields[key].is_required(), key
+        assert fields[key].is_required() or about["default"] == fields[key].default, key
