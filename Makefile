@@ -30,8 +30,8 @@ down: .venv/.lab ## `pulumi destroy`, and the simulated host stopped
 test: .venv/.dev ## the whole test suite
 	@$(VENV) -m pytest -n $(WORKERS) --dist worksteal tests
 
-test-fast: .venv/.dev ## the tests that need no engine: seconds
-	@$(VENV) -m pytest -n $(WORKERS) tests/unit tests/scripts tests/lab
+test-fast: .venv/.dev ## the quick ones of the tests that need no engine: a minute on two processors
+	@$(VENV) -m pytest -n $(WORKERS) --dist worksteal -m "not slow" tests/unit tests/scripts tests/lab
 
 test-metal: .venv/.dev ## the program on a real kernel: a Debian under QEMU (Linux; 35 minutes; CUTS=50 SEED=7: more power cuts)
 	@$(VENV) -m tests.metal.prerequisites

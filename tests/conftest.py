@@ -13,16 +13,90 @@ from lab.commands import CommandServer
 
 PROJECT = Path(__file__).resolve().parent.parent
 SHARED = PROJECT.parent / "shared"
+_KEPT_BESIDE = "captures of real machines are kept beside the project"
+
+#: What a test of `make test-fast` may take.
+FAST_SECONDS = 3.0
+# A real engine, real kernels.
+_SLOW_TIERS = ("e2e/", "engine/", "metal/")
+#: Files and functions that `make test-fast` leaves out, by what they took: lab daemons that boot, sweeps over every moment of a script,
+#: the steps of NVIDIA's stack on whole systems.
+SLOW = frozenset(
+    {
+        "lab/test_advice.py",
+        "lab/test_api.py",
+        "lab/test_api_transcripts.py",
+        "lab/test_cli.py",
+        "lab/test_containers.py",
+        "lab/test_dead_mans_switch.py",
+        "lab/test_direct_boot.py",
+        "lab/test_doctor.py",
+        "lab/test_driver_stack.py",
+        "lab/test_guests.py",
+        "lab/test_host_ssh.py",
+        "lab/test_packages.py",
+        "lab/test_passthrough_test.py",
+        "lab/test_proxmox_api.py",
+        "lab/test_server_power.py",
+        "lab/test_server_ssh.py",
+        "scripts/test_container_gpus.py",
+        "scripts/test_container_toolkit.py",
+        "scripts/test_cuda_toolkit.py",
+        "scripts/test_cuts.py",
+        "scripts/test_full_disk.py",
+        "scripts/test_lint.py",
+        "scripts/test_nvidia_driver.py",
+        "scripts/test_nvidia_repository.py",
+        "scripts/test_nvidia_verification.py",
+        "scripts/test_on_a_host.py",
+        "scripts/test_rollback.py",
+    }
+)
 
 
 def shared(*parts: str) -> Path:
     """Data about real machines and real services, read where it lies; the test is skipped where it isn't."""
     path = SHARED.joinpath(*parts)
     if not path.exists():
-        pytest.skip(
-            f"{Path('..', 'shared', *parts)} is not there: captures of real machines are kept beside the project"
-        )
+        pytest.skip(f"{Path('..', 'shared', *parts)} is not there: {_KEPT_BESIDE}", allow_module_level=True)
     return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`slow`: what `make test-fast` leaves out."""
+    for item in items:
+        name = item.path.relative_to(PROJECT / "tests").as_posix()
+        if (
+            name.startswith(_SLOW_TIERS)
+            or name in SLOW
+            or f"{name}::{getattr(item, 'originalname', item.name)}" in SLOW
+        ):
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What a clone without ../shared didn't show; and whether the fast tests still are fast."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if _KEPT_BESIDE in str(report.longrepr)]
+    if skipped:
+        modules = sum(not isinstance(report, pytest.TestReport) for report in skipped)
+        terminalreporter.write_line(
+            f"{len(skipped) - modules} tests and {modules} whole files of tests were skipped for want of ../shared: the lab was not held to "
+            "captures of real hosts and recordings of a real Proxmox VE API. The program's own tests don't need them.",
+            yellow=True,
+        )
+    if "not slow" in config.option.markexpr:
+        seconds: dict[str, float] = {}
+        for reports in terminalreporter.stats.values():
+            for report in reports:
+                if isinstance(report, pytest.TestReport):
+                    seconds[report.nodeid] = seconds.get(report.nodeid, 0) + report.duration
+        for name, took in sorted(seconds.items(), key=lambda one: -one[1]):
+            if took > FAST_SECONDS:
+                terminalreporter.write_line(
+                    f"{name} took {took:.1f} s: a fast test takes at most {FAST_SECONDS:g} s on a machine that does nothing else. Make it "
+                    "faster, or add it to SLOW in tests/conftest.py.",
+                    yellow=True,
+                )
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
