@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import pytest
 
 from tests.e2e.conftest import PATIENCE_SECONDS, Stack, name_of
 from tests.e2e.test_gpu_vm import given_back, running, with_card
 
-CHAIN = ["pve-probe", "pve-iommu-cmdline", "pve-vfio-initramfs", "pve-vfio-cmdline", "pve-boot-reboot"]
-
-# A script, and an argument that only its text has.
-SCRIPTS = {
-    "read_host": "GUESTS=yes",
-    "cmdline iommu": "NAME=iommu",
-    "vfio_initramfs": "NEEDED=yes",
-    "cmdline vfio": "NAME=vfio",
-    "reboot_host": "POLICY=auto",
-    "read_host after the reboot": "GUESTS=no",
-}
+# What an `up` comes by, in that order: a script, by an argument that only its text has, or the end of a resource.
+MOMENTS = (
+    ("script", "GUESTS=yes"),
+    ("resource", "pve-probe"),
+    ("script", "NAME=iommu"),
+    ("resource", "pve-iommu-cmdline"),
+    ("script", "NEEDED=yes"),
+    ("resource", "pve-vfio-initramfs"),
+    ("script", "NAME=vfio"),
+    ("resource", "pve-vfio-cmdline"),
+    ("script", "POLICY=auto"),
+    ("resource", "pve-boot-reboot"),
+    ("script", "GUESTS=no"),
+)
 
 
 def wait_for_resource(stack: Stack, name: str) -> None:
@@ -35,39 +38,51 @@ def wait_for_resource(stack: Stack, name: str) -> None:
     raise TimeoutError(f"{name} was not made")
 
 
-def finishes_and_gives_everything_back(stack: Stack, stock: Mapping[str, object]) -> None:
+def comes_to_rest(stack: Stack) -> None:
+    """After a kill: what runs on the host ends, and the engine's lock, which outlives it, is released as `pulumi up` says."""
     stack.lab.wait_idle()
     stack.lab.wait_settled()
     # Nothing is half-written: no temporary file is left where a boot would read it.
     names = stack.lab.snapshot("etc", "boot")
     assert not [path for path in names if path.endswith((".homelab-tmp", ".homelab-new"))]
-    # The engine's lock on the stack outlives it; `pulumi up` says to call this.
     assert stack.run("cancel", "--yes").code == 0
+
+
+def test_each_run_goes_on_where_the_one_before_was_killed_and_the_last_finishes(
+    stack_on: Callable[..., Stack],
+) -> None:
+    """One stack for all moments: an `up` that is killed must have come past every earlier one. That a script itself is finished from any
+    of its commands is shown without an engine (tests/scripts/test_cuts.py)."""
+    stack = stack_on("rtx5090")
+    stack.host["timeouts"]["rollback"] = 600  # three runs are killed before one confirms the boot
+    stock = stack.lab.snapshot()
+    for kind, name in MOMENTS:
+        process = stack.start("up", "--yes", "--skip-preview")
+        if kind == "script":
+            stack.lab.wait_command(name, timeout=PATIENCE_SECONDS)
+        else:
+            wait_for_resource(stack, name)
+        stack.kill(process)
+        comes_to_rest(stack)
     stack.up()
     assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
+    assert [boot["reason"] for boot in stack.lab.boots()] == ["start", "reboot"]
     assert stack.up("--refresh").changed == set()
     stack.destroy()
     assert stack.lab.snapshot() == stock
 
 
-@pytest.mark.parametrize("name", CHAIN)
-def test_killed_after_a_resource_the_next_up_finishes(stack_on: Callable[..., Stack], name: str) -> None:
+@pytest.mark.parametrize("moment", ["pve-iommu-cmdline", "pve-boot-reboot"])
+def test_the_run_after_a_kill_finishes(stack_on: Callable[..., Stack], moment: str) -> None:
+    """Alone, for what a third run might make good: before anything of the boot is configured, and after the reboot."""
     stack = stack_on("rtx5090")
-    stock = stack.lab.snapshot()
     process = stack.start("up", "--yes", "--skip-preview")
-    wait_for_resource(stack, name)
+    wait_for_resource(stack, moment)
     stack.kill(process)
-    finishes_and_gives_everything_back(stack, stock)
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_killed_during_a_script_the_next_up_finishes(stack_on: Callable[..., Stack], script: str) -> None:
-    stack = stack_on("rtx5090")
-    stock = stack.lab.snapshot()
-    process = stack.start("up", "--yes", "--skip-preview")
-    stack.lab.wait_command(SCRIPTS[script], timeout=PATIENCE_SECONDS)
-    stack.kill(process)
-    finishes_and_gives_everything_back(stack, stock)
+    comes_to_rest(stack)
+    stack.up()
+    assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
+    assert stack.up("--refresh").changed == set()
 
 
 def test_killed_during_a_destroy_the_next_one_finishes(stack_on: Callable[..., Stack]) -> None:
@@ -84,49 +99,38 @@ def test_killed_during_a_destroy_the_next_one_finishes(stack_on: Callable[..., S
 
 
 # Requests, by which a run has got so far.
-REQUESTS = (
-    "POST /cluster/mapping/pci",
-    "PUT /nodes/pve/qemu/103/config",
-    "POST /nodes/pve/qemu/103/status/shutdown",
-    "POST /nodes/pve/qemu/103/status/start",
-)
+MAPPED, CONFIGURED = "POST /cluster/mapping/pci", "PUT /nodes/pve/qemu/103/config"
+OFF, ON = "POST /nodes/pve/qemu/103/status/shutdown", "POST /nodes/pve/qemu/103/status/start"
+UNMAPPED = "DELETE /cluster/mapping/pci/rtx5090"
 
 
-def wait_for_request(stack: Stack, request: str) -> None:
-    """Until the host's API was asked that. Its log is a file, too."""
+def killed_at(stack: Stack, run: str, request: str) -> None:
+    """A run that is killed when a request has been carried out and nobody knows it: the answer doesn't come before that."""
+    mark = stack.lab.mark()
+    stack.lab.fault("api-holds", request)
+    process = stack.start(run, "--yes", "--skip-preview")
     method, path = request.split()
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while not any(call["method"] == method and call["path"] == path for call in stack.lab.api_calls()):
-        assert time.monotonic() < deadline, f"{request} was not asked"
+    # Its log is a file, too.
+    while not any(call["method"] == method and call["path"] == path for call in stack.lab.api_calls(mark)):
+        assert time.monotonic() < deadline and process.poll() is None, f"{request} was not asked"
         time.sleep(0.01)
-
-
-@pytest.mark.parametrize("request_", REQUESTS)
-@pytest.mark.parametrize("run", ["up", "destroy"])
-def test_killed_while_a_vm_is_changed_the_next_run_finishes(
-    stack_on: Callable[..., Stack], request_: str, run: str
-) -> None:
-    stack = stack_on("bound-by-hand", vms={"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}})
-    stock = stack.lab.snapshot()
-    if run == "destroy":
-        if "mapping" in request_:
-            request_ = "DELETE /cluster/mapping/pci/rtx5090"
-        stack.up()
-        (stack.lab.state / "log/api.jsonl").unlink()
-    stack.lab.fault("task-seconds", 1)
-    # Killed when the request has been carried out and nobody knows it: the answer doesn't come before that.
-    stack.lab.fault("api-holds", request_)
-    process = stack.start(run, "--yes", "--skip-preview")
-    wait_for_request(stack, request_)
     stack.kill(process)
     stack.lab.fault("api-holds", None)
-    stack.lab.fault("task-seconds", None)
     stack.lab.wait_idle()
     assert stack.run("cancel", "--yes").code == 0
-    if run == "up":
-        stack.up()
-        assert with_card(stack)["0000:01:00.0"] == 103
-        assert stack.up("--refresh").changed == set()
+
+
+def test_each_run_that_changes_a_vm_goes_on_where_the_one_before_was_killed(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("bound-by-hand", vms={"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}})
+    stock = stack.lab.snapshot()
+    for request in (MAPPED, CONFIGURED, OFF, ON):
+        killed_at(stack, "up", request)
+    stack.up()
+    assert with_card(stack)["0000:01:00.0"] == 103
+    assert stack.up("--refresh").changed == set()
+    for request in (CONFIGURED, OFF, ON, UNMAPPED):
+        killed_at(stack, "destroy", request)
     stack.destroy()
     assert running(stack) == {103}
     given_back(stack, stock)
