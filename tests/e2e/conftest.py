@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -134,4 +135,26 @@ def stack_on(tmp_path: Path, engine: install.Engine) -> Iterator[Callable[..., S
 
     yield make
     for stack in started:
+        stack.lab.stop()
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory, engine: install.Engine) -> Iterator[Callable[..., Stack]]:
+    """`untouched("rtx5090")`: as `stack_on`, for tests in which everything is refused, and which show that nothing was changed.
+
+    Those of a file that ask for the same one get the same one, with its settings as they were.
+    """
+    made: dict[str, tuple[Stack, dict[str, Any]]] = {}
+
+    def make(*arguments: Any, **keywords: Any) -> Stack:
+        key = repr((arguments, sorted(keywords.items())))
+        if key not in made:
+            stack = make_stack(engine, tmp_path_factory.mktemp("untouched"), *arguments, **keywords)
+            made[key] = (stack, copy.deepcopy(stack.config))
+        stack, config = made[key]
+        stack.config = copy.deepcopy(config)
+        return stack
+
+    yield make
+    for stack, _ in made.values():
         stack.lab.stop()

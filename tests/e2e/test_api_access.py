@@ -95,9 +95,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_credentials_and_strangers_are_refused_before_anything_changes(
-    stack_on: Callable[..., Stack], name: str, tmp_path_factory: pytest.TempPathFactory
+    untouched: Callable[..., Stack], name: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    stack = stack_on("bound-by-hand", vms=SANDBOX)
+    stack = untouched("bound-by-hand", vms=SANDBOX)
     stock = stack.lab.snapshot()
     change, said = WRONG[name]
     if change.get("caFile") == "OTHER":

@@ -53,9 +53,9 @@ BAD_INPUT: dict[str, tuple[Callable[[Stack], None], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_refused_before_anything_changes(stack_on: Callable[..., Stack], case: str) -> None:
+def test_bad_input_is_refused_before_anything_changes(untouched: Callable[..., Stack], case: str) -> None:
     spoil, said = BAD_INPUT[case]
-    stack = stack_on("rtx5090")
+    stack = untouched("rtx5090")
     stock, mark = stack.lab.snapshot(), stack.lab.mark()
     spoil(stack)
     one_message(stack.up(ok=False), said)

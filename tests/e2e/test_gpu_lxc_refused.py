@@ -30,9 +30,9 @@ def refused(stack: Stack, wanted: str, found: str, before: str) -> None:
     ids=["unknown", "a VM's", "no such card"],
 )
 def test_settings_that_do_not_fit_the_host(
-    stack_on: Callable[..., Stack], changes: dict[str, Any], wanted: str, found: str
+    untouched: Callable[..., Stack], changes: dict[str, Any], wanted: str, found: str
 ) -> None:
-    stack = stack_on("phoenix", gpus={}, containers=PHOENIX, **NO_REBOOT)
+    stack = untouched("phoenix", gpus={}, containers=PHOENIX, **NO_REBOOT)
     containers(stack)["phoenix"] |= changes
     refused(stack, wanted, found, conf(stack, 901))
 

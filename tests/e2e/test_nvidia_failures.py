@@ -81,9 +81,9 @@ def test_secure_boot_is_said_before_anything_is_installed(stack_on: Callable[...
     ],
 )
 def test_what_can_never_work_is_refused_without_the_host(
-    stack_on: Callable[..., Stack], nvidia: dict[str, Any], said: str
+    untouched: Callable[..., Stack], nvidia: dict[str, Any], said: str
 ) -> None:
-    stack = stack_on("bound-by-hand", vms=SANDBOX)
+    stack = untouched("bound-by-hand", vms=SANDBOX)
     with_stack(stack, nvidia)
     mark = stack.lab.mark()
     assert said in stack.preview(ok=False).message

@@ -139,12 +139,12 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("scenario", REFUSED)
 @pytest.mark.parametrize("verb", ["preview", "up"])
+@pytest.mark.parametrize("scenario", REFUSED)
 def test_what_would_bring_the_host_down_is_refused_in_a_preview_and_in_an_up(
-    stack_on: Callable[..., Stack], scenario: str, verb: str
+    untouched: Callable[..., Stack], scenario: str, verb: str
 ) -> None:
-    stack = stack_on(scenario)
+    stack = untouched(scenario)
     stock, mark = stack.lab.snapshot(), stack.lab.mark()
     result = stack.preview(ok=False) if verb == "preview" else stack.up(ok=False)
     assert REFUSED[scenario] in result.message
