@@ -194,7 +194,7 @@ def consumed(stack: str, values: Mapping[str, Any]) -> Outputs:
         raise HomelabError(
             wanted=f"the outputs of a homelab stack from {stack}",
             found=f"no `version`; there is {', '.join(sorted(values)) or 'nothing'}",
-            why="without its outputs nobody knows which cards there are and who has them",
+            why="without its outputs it isn't known which cards there are, and which VM has them",
             next=f"run `pulumi up` in {stack} to its end, or correct the stack's name",
         )
     if version != VERSION:

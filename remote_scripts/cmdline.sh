@@ -113,7 +113,7 @@ regenerate() {
     fi
     die "the boot configuration generated anew" "${output:-no output}" \
       "the next boot would not have what was configured; this step's files are as they were before (earlier steps stay, in the stack too)" \
-      "mend what the message says (often: a full /boot or ESP), then run \`pulumi up\` again"
+      "correct what the message says (often: a full /boot or ESP), then run \`pulumi up\` again"
   fi
   done_with boot
 }

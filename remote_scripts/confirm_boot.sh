@@ -27,7 +27,7 @@ apply() {
   if [[ -e $STATE/armed ]] && ! rm "$STATE/armed" 2>/dev/null; then
     [[ ! -e $STATE/armed ]] || die "this boot confirmed: /var/lib/homelab/armed removed" "$(rm "$STATE/armed" 2>&1)" \
       "while it is there, the dead man's switch undoes this boot in a few minutes and restarts the host" \
-      "mend what the message says (a file system that is read-only: \`dmesg\`), then run \`pulumi up\` again; to keep this boot meanwhile: \`systemctl stop homelab-rollback.timer\`"
+      "correct what the message says (a file system that is read-only: \`dmesg\`), then run \`pulumi up\` again; to keep this boot meanwhile: \`systemctl stop homelab-rollback.timer\`"
     answer ''
     return
   fi

@@ -113,8 +113,8 @@ persist() {
   put_file "$LAYER" "/etc/systemd/system/$SERVICE" 0644 "$PERSISTENCE"
   if [[ $CHANGED == yes || ! -L $ROOT$link ]]; then
     run_logged systemctl daemon-reload || :
-    run_logged systemctl enable "$SERVICE" || die "$SERVICE enabled" "$OUTPUT" "the cards would be initialised anew by each program" \
-      "mend what systemctl says, then run \`pulumi up\` again"
+    run_logged systemctl enable "$SERVICE" || die "$SERVICE enabled" "$OUTPUT" "each program would initialise the cards again" \
+      "correct what systemctl says, then run \`pulumi up\` again"
     changed=yes
   fi
   CHANGED=$changed

@@ -21,7 +21,7 @@ apply() {
   if [[ $CHANGED == yes || ! -L $ROOT$NODES_ENABLED ]]; then
     run_logged systemctl daemon-reload || :
     run_logged systemctl enable "$SERVICE" || die "$SERVICE enabled" "$OUTPUT" \
-      "after a reboot containers would find no device nodes" "mend what systemctl says, then run \`pulumi up\` again"
+      "after a reboot containers would find no device nodes" "correct what systemctl says, then run \`pulumi up\` again"
   fi
   run_logged "$ROOT$PROGRAM" || die "NVIDIA's device nodes made" "$OUTPUT" "containers are given them" \
     "run $PROGRAM on the host and read \`dmesg | tail\`"

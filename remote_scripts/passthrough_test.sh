@@ -103,7 +103,7 @@ create_vm() {
     --machine q35 --ostype l26 --cpu host --memory 512 --balloon 0 --tablet 0 --onboot 0 --vga none "${hostpci[@]}" \
     --args "-kernel $KERNEL -initrd $FOLDER/initrd.img -append '$APPEND' -serial file:$FOLDER/serial -no-reboot" ||
     die "a test VM with the id $VMID" "$OUTPUT" "passthrough is proved inside a VM" \
-      "choose another id, or mend what the message says, then run \`pulumi up\` again"
+      "choose another id, or correct what the message says, then run \`pulumi up\` again"
 }
 
 # run_vm - starts it and waits until it has said all, is off, or its time is up.
@@ -114,7 +114,7 @@ run_vm() {
   READER=$!
   run_logged qm start "$VM" || die "the test VM started with the card" "$OUTPUT" \
     "what keeps it from starting would keep every VM with this card from it" \
-    "see \`dmesg | grep -i vfio\` on the host, mend it, and run \`pulumi up\` again"
+    "see \`dmesg | grep -i vfio\` on the host, correct the cause, and run \`pulumi up\` again"
   wait "$READER" || log "the VM has not said all within $TIMEOUT s"
   READER=''
 }

@@ -17,7 +17,7 @@ hold() {
   # A host that shuts down need not wait for this one.
   trap - PIPE HUP TERM
   make_run_dir || die "a folder of root's own, /run/homelab" "something else has that name" \
-    "whoever may write to it could keep this program from running" "find out whose /run/homelab is, and move it away"
+    "any user who can write to it could keep this program from running" "find out who made /run/homelab, and move it away"
   exec {held}>>"$RUN/up"
   flock -w "$PATIENCE_SECONDS" "$held" || die "to be the only run at work on this host" \
     "another one is: $(of_file "$RUN/up")" "two at once would take each other's ground away, and could reboot the host twice" \

@@ -103,7 +103,7 @@ update() {
     fi
     die "the initramfs of every installed kernel made anew" "$output" \
       "without it the GPU would not be bound at boot; this step's files are as they were before (earlier steps stay, in the stack too)" \
-      "mend what the message says, try \`update-initramfs -u -k all\`, then run \`pulumi up\` again"
+      "correct what the message says, try \`update-initramfs -u -k all\`, then run \`pulumi up\` again"
   fi
 }
 

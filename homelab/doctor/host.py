@@ -73,7 +73,7 @@ def _wanted(reading: Reading, host: Host) -> list[Finding]:
                 "the host configured as the settings have it",
                 "; ".join(lost),
                 "the next boot, or the next kernel, would be without it",
-                "`pulumi preview --refresh` shows what would be mended, `pulumi up --refresh` mends it",
+                "`pulumi preview --refresh` shows what would be corrected, `pulumi up --refresh` corrects it",
                 Stage.CONFIGURATION,
             )
         )

@@ -183,7 +183,7 @@ def verify(facts: HostFacts, host: Host, want: Wanted) -> list[HomelabError]:
             HomelabError(
                 wanted=f"{' '.join(lost)} on the running kernel's command line",
                 found=facts.cmdline.running,
-                why="the kernel that runs was started from another boot entry, or from a configuration that was not generated anew",
+                why="the kernel that runs was started from another boot entry, or from a configuration that was not generated again",
                 next="reboot into the first boot entry (a pinned kernel: `proxmox-boot-tool kernel list`), then `pulumi up --refresh`",
             )
         )

@@ -188,7 +188,7 @@ _PROGRAMS = {
     "program": (
         "a CUDA program that is compiled and runs on each card",
         "other CUDA programs would fail as well",
-        "mend what these lines say, then `pulumi up` verifies it again",
+        "correct what these lines say, then `pulumi up` verifies it again",
     ),
     "container": (
         "a container in which nvidia-smi sees the cards",
@@ -437,7 +437,7 @@ def _cards_of_container(
         wanted=f"{wanted.name}: a container that sees all of its {len(cards)} cards",
         found=f"nvidia-smi in it lists {inside}",
         why="the CDI specification, or the runtime's configuration, is of fewer cards",
-        next="run `pulumi up --refresh`: it makes the specification anew",
+        next="run `pulumi up --refresh`: it makes the specification again",
     )
 
 

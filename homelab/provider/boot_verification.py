@@ -51,7 +51,7 @@ async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wa
             wanted=f"{name} rebooted, because {'; '.join(reboot['reasons'])}",
             found=f"it has not been since (reboot: manual); a reboot stops {reboot['guests'] or 'no guest'}",
             why="the boot configuration is in place, but only a reboot brings it into effect; what depends on it waits",
-            next=f"reboot {name} when it suits you, then run `pulumi up` again: it goes on from here",
+            next=f"reboot {name} when it suits you, then run `pulumi up` again: it continues from here",
         )
     # Within reach, the host needs no switch any more, whatever the checks say: a person can act.
     facts = await ssh.confirm(host, old_boot_id, lambda text: tell(f"{name}: {text}"))
@@ -59,14 +59,14 @@ async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wa
         raise HomelabError(
             wanted=f"the new boot of {name} confirmed",
             found=f"it has returned by itself to what it was{', but for its restart' if facts.rolling_back else ''}: {facts.rolled_back}",
-            why="it came up with the new configuration, but out of reach: most likely its network depends on a device that was taken away",
+            why="it came up with the new configuration, but couldn't be reached: most likely its network depends on a device that was taken away",
             next="compare `journalctl -b -1` on the host with the plan (`pulumi preview`); when the cause is gone, run `pulumi up --refresh`",
         )
     try:
         await asyncio.to_thread(guard.hold, name, host)  # the reboot has ended what held it
     except HomelabError as error:
         # The boot is confirmed all the same; what would change something is refused.
-        tell(f"{name}: to know: {error.found}")
+        tell(f"{name}: note: {error.found}")
     raise_all([*plan.verify(facts, host, want), *said_by_kernel(facts, name, want)])
     return facts
 
@@ -79,7 +79,7 @@ def said_by_kernel(facts: HostFacts, name: str, want: plan.Wanted) -> list[Homel
         found += kernel_log.of_card(facts, f"{name}, gpus.{gpu}", functions)
     for trouble in found:
         if not trouble.stops:
-            tell(f"{name}: to know: {trouble.error.found}: {trouble.error.why}; {trouble.error.next}")
+            tell(f"{name}: note: {trouble.error.found}: {trouble.error.why}; {trouble.error.next}")
     return [trouble.error for trouble in found if trouble.stops]
 
 

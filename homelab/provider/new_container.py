@@ -155,6 +155,6 @@ def _require_same(had: NewContainer.Inputs, new: NewContainer.Inputs) -> None:
             raise HomelabError(
                 wanted=f"containers.{new.container}.create.{what}: {wanted}",
                 found=f"the container was made with {before}",
-                why="that can only be had by making the container anew, and what is on its disk would be lost",
+                why="only a new container could have that, and what is on the disk would be lost",
                 next=f"put it back; or take containers.{new.container} out, run `pulumi up`, and create it again",
             )

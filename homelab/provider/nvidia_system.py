@@ -71,7 +71,7 @@ class NvidiaSystemWork(SystemWork[SystemInputs, NvidiaSystem.Outputs]):
             return asyncio.run(self.read_system(inputs))
         except UnreachableError as error:
             # A VM may be off for good reasons; that is no reason to stop the refresh of everything else.
-            tell(f"{inputs.system_name}: not in reach, and not compared: {error.found}")
+            tell(f"{inputs.system_name}: can't be reached, and wasn't compared: {error.found}")
             return None
 
     def _planned(self, inputs: SystemInputs, generation: dict[str, int]) -> NvidiaSystem.Outputs:

@@ -158,6 +158,6 @@ def _require_same_disk(had: VirtualMachine.Inputs, new: VirtualMachine.Inputs) -
             raise HomelabError(
                 wanted=f"vms.{new.vm}.create.{what}: {wanted}",
                 found=f"the VM was made with {before}",
-                why="that can only be had by making the VM anew, and what is on its disk would be lost",
+                why="only a new VM could have that, and what is on the disk would be lost",
                 next=f"put it back; or take vms.{new.vm} out, run `pulumi up`, and create it again",
             )

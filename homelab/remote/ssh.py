@@ -199,7 +199,7 @@ def _lost(host: Host, error: Exception) -> UnreachableError:
         wanted=f"an SSH connection to {host.address}:{host.ssh.port}",
         found=f"{type(error).__name__}: {error}",
         why="the host can be neither read nor changed",
-        next="see whether it is on and in reach of this network, and run `pulumi up` again",
+        next="see whether it is switched on and connected to this network, and run `pulumi up` again",
     )
 
 
@@ -211,7 +211,7 @@ def _pinned(host: Host) -> asyncssh.SSHKey:
         raise HomelabError(
             wanted=f"the public key of {host.address}, pinned in ssh.hostKey or hostKeyFile",
             found=f"{error}",
-            why="without it nobody can tell whether the right host answers",
+            why="without it the program can't tell whether the right host answers",
             next="take the whole line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address",
         ) from error
 

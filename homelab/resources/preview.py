@@ -68,7 +68,7 @@ async def _printed(
     except UnreachableError as error:
         if mode == "always":
             raise pulumi.RunError(str(error)) from None
-        pulumi.log.info(clean(f"{name} is not in reach ({error.found}): previewed without reading it"), probe)
+        pulumi.log.info(clean(f"{name} can't be reached ({error.found}): previewed without reading it"), probe)
         return False
     except HomelabError as error:
         raise pulumi.RunError(str(error)) from None

@@ -55,7 +55,7 @@ class Ssh(Model):
         if (self.host_key is None) == (self.host_key_file is None):
             raise ValueError(
                 "expected hostKey (the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address) or hostKeyFile: "
-                "without it, whoever answers at the address would be given root's commands"
+                "without it, the program would send root's commands to any machine that answers at the address"
             )
         return self
 
@@ -74,7 +74,7 @@ class Ssh(Model):
             raise HomelabError(
                 wanted=f"the host's public key in {path}",
                 found=str(error),
-                why="without it nobody can tell whether the right host answers",
+                why="without it the program can't tell whether the right host answers",
                 next="save it there (the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address), or set hostKey",
             ) from error
 
@@ -178,7 +178,7 @@ class Api(Model):
             raise HomelabError(
                 wanted=f"the certificate authority of the host in {path} (api.caFile)",
                 found="no such file",
-                why="without it nobody can tell whether the right host answers",
+                why="without it the program can't tell whether the right host answers",
                 next="copy the host's /etc/pve/pve-root-ca.pem there, or set api.fingerprint",
             )
         return path

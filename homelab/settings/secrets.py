@@ -159,7 +159,7 @@ def still_open(places: list[Place], stack: str) -> HomelabError:
     return HomelabError(
         wanted="your own values in place of the example's",
         found="still as in the example: " + ", ".join(path_of(place) for place in places),
-        why="they are nobody's: no host can be reached, and none be recognised, with them",
+        why="they fit no host: with them none can be reached, and none recognised",
         next="\n        ".join(_filling_in(place, stack) for place in places),
     )
 

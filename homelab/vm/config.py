@@ -269,7 +269,7 @@ def _raw(config: dict[str, str], wish: Wish, name: str) -> list[HomelabError]:
         HomelabError(
             wanted=f"{card.gpu} given to {name} by its mapping",
             found=f"{key}: {value}, set by hand",
-            why="Proxmox VE lets nobody but root@pam with a password replace a device that is given by its address",
+            why="in Proxmox VE only root@pam with a password may replace a device that is given by its address",
             next=f"remove it once (`qm set {wish.vmid} --delete {key}`), or give api.user: root@pam and api.password",
         )
         for card in wish.cards

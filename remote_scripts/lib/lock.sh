@@ -31,7 +31,7 @@ get_lock() {
 take_lock() {
   make_run_dir || die "a folder of root's own, /run/homelab, for the lock and logs" \
     "something else has that name: $(stat -c '%F, %U:%G, mode %a' "$RUN" 2>&1)" \
-    "whoever may write to it could keep this program from running" "find out whose /run/homelab is, and move it away"
+    "any user who can write to it could keep this program from running" "find out who made /run/homelab, and move it away"
   get_lock "${LOCK_TIMEOUT:-900}" || die "to be the only one changing this host" \
     "another run still holds /run/homelab/lock after ${LOCK_TIMEOUT:-900} s" \
     "two runs at once would write over each other" "wait for it, or look at it with: fuser -v /run/homelab/lock"

@@ -91,7 +91,7 @@ CASES = {
         vm={"shutdown": {"timeout": 1}},
     ),
     "a start that fails": Case(
-        ["the task ended with: out of luck", "has back what it had"],
+        ["the task ended with: out of luck", "has its old configuration back"],
         fault=("task-fails", "qmstart=out of luck"),
     ),
     "a node that doesn't answer to its cluster": Case(

@@ -21,7 +21,7 @@ def test_a_preview_needs_no_host_before_and_after_the_first_up(stack_on: Callabl
     stack.lab.wait_settled()
     first = stack.preview()
     assert ("create", "pve-vfio-cmdline") in first.planned
-    assert "is not in reach" in first.output
+    assert "can't be reached" in first.output
 
     stack.lab.machine.clear_faults()
     stack.lab.power_cycle()

@@ -201,7 +201,7 @@ def test_a_change_whose_answer_is_lost_can_still_be_taken_back(lab: Lab) -> None
     before = client(lab).get(CONFIG, "")
     lab.fault("api-drops", f"PUT /{CONFIG}")
     lab.fault("task-fails", "qmstart=out of luck")
-    with pytest.raises(TaskFailedError, match="has back what it had"):
+    with pytest.raises(TaskFailedError, match="has its old configuration back"):
         machine(lab).converge(set_to(**MAPPED), [], POLICY, "running")
     assert client(lab).get(CONFIG, "") == before
 

@@ -227,7 +227,7 @@ def test_the_verification_after_a_reboot_fails_for_a_lost_card(capsys: pytest.Ca
 
 def test_the_verification_only_tells_what_need_not_stop_anybody(capsys: pytest.CaptureFixture[str]) -> None:
     assert said_by_kernel(desktop(kernel_log=TEXTS["bus-error"][0]), "pve", WANT) == []
-    assert "pve: to know: the kernel says: [ 31.2] pcieport" in capsys.readouterr().out
+    assert "pve: note: the kernel says: [ 31.2] pcieport" in capsys.readouterr().out
 
 
 def test_a_host_without_a_card_for_a_vm_may_lack_interrupt_remapping() -> None:

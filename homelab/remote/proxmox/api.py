@@ -305,7 +305,7 @@ class Api:
                 wanted=wanted,
                 found=found,
                 why="what it was to do is not done",
-                next=f"mend what it names, then run `pulumi up` again; all of its log: `pvenode task log {upid}`",
+                next=f"correct what it names, then run `pulumi up` again; all of its log: `pvenode task log {upid}`",
                 status=500,
                 reason=status,
             )
@@ -477,7 +477,7 @@ def _still_runs(wanted: str, upid: str, seconds: float, log: _Log) -> ApiError:
     return ApiError(
         wanted=wanted,
         found=f"the task still runs after {seconds:.0f} seconds{log.quoted}",
-        why="what it was to do is not done yet; it goes on by itself",
+        why="its work isn't done yet; it continues by itself",
         next=f"see `pvenode task log {upid}` on the host; when it has ended, run `pulumi up` again. A host that takes longer gets more time "
         "with hosts.<name>.timeouts.apiTask, or timeouts.create for new guests",
         status=500,

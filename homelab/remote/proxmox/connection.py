@@ -175,7 +175,7 @@ def no_answer(host: Host, wanted: str, error: Exception) -> ApiError:
         found=f"no answer from https://{host.address}:{api.port}: {type(error).__name__}: {text}",
         why="nothing was asked of the node" if unsent else "whether a change was carried out can't be told from here",
         next="see whether pveproxy runs on the host (`systemctl status pveproxy`) and the port is open; then run `pulumi up` again: it "
-        "goes on from what is there",
+        "continues from what is there",
         status=0,
         reason=text,
     )
@@ -192,7 +192,7 @@ def _stranger(host: Host, wanted: str, text: str) -> ApiError:
     return ApiError(
         wanted=f"{wanted}, from the host whose certificate is the one in api.{'fingerprint' if api.fingerprint else 'caFile'}",
         found=f"{host.address}:{api.port}: {seen}",
-        why="whoever answers there would be given the credentials",
+        why="the program would send the credentials to whatever answers there",
         next=f"compare with `{FINGERPRINT_COMMAND}` on the host's own console (pveproxy-ssl.pem instead, where there is one; the first "
         "certificate of `pvenode cert info` is the authority's, whose fingerprint never fits); then correct api.fingerprint, or "
         "api.caFile (a copy of the host's /etc/pve/pve-root-ca.pem)",

@@ -154,7 +154,7 @@ _OVERTAKEN = (
 )
 _NODE_AWAY = (
     "the node that the guest lives on doesn't answer to its cluster",
-    "bring the node back (`pvecm status`), then run `pulumi up` again: it goes on from what is there",
+    "bring the node back (`pvecm status`), then run `pulumi up` again: it continues from what is there",
 )
 
 
@@ -179,7 +179,7 @@ def _other(who: str, status: int, reason: str) -> tuple[str, str]:
     """Why it matters, and what to do next."""
     if "only root can set" in reason or "only root@pam can" in reason.replace("\\", ""):
         return (
-            f"Proxmox VE lets nobody but root@pam with a password do that, no token either; we are {who}",
+            f"in Proxmox VE only root@pam with a password may do that, and no token; this program is logged in as {who}",
             "use the card through its mapping (leave `byAddress` and `romfile` out), or give api.user: root@pam and api.password",
         )
     if "hostname lookup" in reason:

@@ -185,7 +185,7 @@ class Machine:
 
         try:
             self._write(as_before)
-            outcome = f"{self.label} has back what it had"
+            outcome = f"{self.label} has its old configuration back"
         except ApiError as second:
             outcome, start = f"{self.label} is off, and couldn't be given back what it had: {second.found}", False
         if start:

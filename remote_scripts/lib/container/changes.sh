@@ -73,7 +73,7 @@ write_devs() {
   need_quorum
   forget_change
   die "container $CTID given its devices: pct set ${arguments[*]}" "$OUTPUT" "its configuration is unchanged" \
-    "mend what pct says, then run \`pulumi up\` again"
+    "correct what pct says, then run \`pulumi up\` again"
 }
 
 # write_lines - raw lines, by the file: no API takes them. Under the lock of Proxmox VE's own writers, and the digest.

@@ -18,7 +18,7 @@ shut_down() {
 start_up() {
   log "starting container $CTID"
   run_logged pct start "$CTID" && return 0
-  die "container $CTID started" "$OUTPUT" "it is off now" "see \`pct start $CTID --debug\`, mend it, then run \`pulumi up\` again"
+  die "container $CTID started" "$OUTPUT" "it is off now" "see \`pct start $CTID --debug\`, correct the cause, then run \`pulumi up\` again"
 }
 
 # put_back - the container won't go off, so that it runs on as it was: its configuration says what it runs with, too.

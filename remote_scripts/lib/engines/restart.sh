@@ -79,7 +79,7 @@ restart_if_changed() {
 
 # engine_down UNIT - what was there before is put back, and the engine started with that.
 engine_down() {
-  local said next="read \`journalctl -xeu $1\`, mend it, and run \`pulumi up\` again"
+  local said next="read \`journalctl -xeu $1\`, correct the cause, and run \`pulumi up\` again"
   said=$(journalctl -q --no-pager -n 8 -o cat -u "$1" 2>/dev/null </dev/null) || :
   [[ $TARGET != lxc ]] || next="a container needs features: nesting=1,keyctl=1 for $1 (\`pct set ID --features nesting=1,keyctl=1\`, with those that \`pct config ID\` shows already: others go); else $next"
   undo

@@ -65,8 +65,8 @@ explain() {
   fi
   # shellcheck disable=SC2016 # meant literally
   [[ $(tail -n 1 "$1") != "ended after "* ]] ||
-    set -- "${@:1:3}" 'run `pulumi up` again: it goes on from what is there; a slow line or system gets longer with nvidia.timeouts.install'
-  die "$2" "$(masked "$(tail -n 8 "$1")")$(build_log "$1")" "$3" "${4:-mend what the lines above say, then run \`pulumi up\` again}"
+    set -- "${@:1:3}" 'run `pulumi up` again: it continues from what is there; a slow line or system gets longer with nvidia.timeouts.install'
+  die "$2" "$(masked "$(tail -n 8 "$1")")$(build_log "$1")" "$3" "${4:-correct what the lines above say, then run \`pulumi up\` again}"
 }
 
 # build_log LOG - the end of the compiler's output, or of the installer's own log, where LOG names that.
