@@ -21,6 +21,9 @@ from homelab.resources.new_container import NewContainer
 from homelab.settings import Container, Host
 from homelab.settings import NewContainer as NewContainerSettings
 
+# Settings that other resources than the probe are told.
+ELSEWHERE = {"host", "ctid", "power", "start", "shutdown", "nvidia", "create"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class GpuLxcArgs:
@@ -63,7 +66,7 @@ class GpuLxc(pulumi.ComponentResource):
                 "container": name,
                 "ctid": container.ctid,
                 "wanted": {
-                    **container.model_dump(mode="json", include={"gpu_assignment", "gpus", "method"}),
+                    **container.model_dump(mode="json", exclude=ELSEWHERE),
                     "power": container.wanted_power,
                 },
                 "gpus": args.cards,

@@ -58,9 +58,12 @@ class HostProbe(Probe):
     @classmethod
     def of(cls, name: str, host_name: str, host: Host, opts: pulumi.ResourceOptions | None = None) -> HostProbe:
         """The probe of a host of the settings."""
-        # How the host is reached may change without a reading.
-        elsewhere = {"gpus": {"__all__": {"mapping", "passthrough_test"}}}
-        wanted = host.model_dump(mode="json", include={"iommu", "gpus", "take_over"}, exclude=elsewhere)
+        # All but how the host is reached, and what other resources are told: a setting that is added is part of it.
+        elsewhere: dict[str, Any] = dict.fromkeys(
+            ("address", "ssh", "api", "node", "reboot", "nvidia", "timeouts"), True
+        )
+        elsewhere["gpus"] = {"__all__": {"mapping", "passthrough_test"}}
+        wanted = host.model_dump(mode="json", exclude=elsewhere)
         return cls(name, {"host": host_name, "wanted": wanted}, opts)
 
     def generation_of(self, layer: str) -> pulumi.Output[int]:

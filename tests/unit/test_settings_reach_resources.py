@@ -1,0 +1,167 @@
+"""Every setting reaches a resource: one that nothing takes notice of would be silently without effect (settings_changes.yaml)."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import runpy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pulumi
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from homelab.settings import Nvidia, Settings
+from tests.conftest import PROJECT
+from tests.unit.hosts import KEY
+
+DATA = yaml.safe_load((Path(__file__).parent / "settings_changes.yaml").read_text(encoding="utf-8"))
+CARD = {"slot": "0000:01:00", "path": "0000:01:00", "use": "vm", "iommuGroup": 1}
+CARD["functions"] = [
+    {"address": "0000:01:00.0", "id": "10de:2b85", "class": "0300", "subsystem": "1:1", "iommuGroup": 1}
+]
+FACTS = {
+    "distribution": "debian", "version": "13", "architecture": "x86_64", "kernels": ["6.17.2-1-pve"], "running": "6.17.2-1-pve",
+    "secure_boot": False, "mok_enrolled": False, "cards": ["10de:2b85"], "host_driver": "580.95.05", "runtimes": [], "unprivileged": True,
+}  # fmt: skip
+BOOT = {"id": "b", "stopped": [], "at": 1}
+# What resources put out, by type.
+OUTPUTS: dict[str, dict[str, Any]] = {
+    "HostProbe": {
+        "iommu_words": "iommu=pt", "vfio_words": "homelab.vfio=a", "functions": {"0000:01:00.0": "10de:2b85"}, "by_hand": [],
+        "generation": dict.fromkeys(("iommu", "vfio", "boot", "nodes"), 0), "stale": False, "gpus": {"rtx5090": CARD, "rtx4090": CARD | {"use": "lxc"}},
+    },
+    "BootVerification": {"kernel": "k", "boot_id": "b", "iommu": {"groups": 1, "kernelLog": []}, "devices": {}, "boot": BOOT},
+    "PciMappingRecord": {"known": False},
+    "VmRecord": {"record": {}, "restore": {}, "running": True, "generation": 0, "guest_name": "a"},
+    "VmChange": {"state": "running", "guest_address": "192.0.2.3", "starts": 0},
+    "VirtualMachine": {"instance": "a"}, "NewContainer": {"instance": "a"},
+    "ContainerProbe": {"minors": [0], "functions": ["0000:01:00.0"], "guest_name": "a", "resume": False, "generation": 0},
+    "ContainerVerification": {"state": "running", "nodes": []},
+    "NvidiaSystem": {"facts": FACTS, "generation": dict.fromkeys(("repository", "driver", "boot", "cuda", "toolkit"), 0)},
+    "GuestReboot": {"boot_id": "b", "rebooted": ""},
+    "NvidiaVerification": {"result": {}},
+}  # fmt: skip
+ANSWER = {"devices": {}, "version": "580.95.05", "offered": {}, "reboot": "no", "guests": "", "reasons": []}
+
+
+# What is told before any change, by what else has to be so; made once in a process.
+BEFORE: dict[str, Any] = {}
+
+
+class Engine(pulumi.runtime.Mocks):
+    """Notes what each resource is told."""
+
+    def __init__(self) -> None:
+        self.told: dict[tuple[str, str], Any] = {}
+
+    def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str | None, dict[str, Any]]:
+        self.told[args.typ, args.name] = args.inputs
+        outputs = OUTPUTS.get(args.typ.rpartition(":")[2], {})
+        if args.typ == "command:remote:Command":
+            outputs = {"stdout": json.dumps(ANSWER)}
+        return args.name, {**args.inputs, **copy.deepcopy(outputs)}
+
+    def call(self, args: pulumi.runtime.MockCallArgs) -> tuple[dict[Any, Any], list[tuple[str, str]] | None]:
+        raise AssertionError(f"nothing is to be called: {args.token}")
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[dict[str, Any]], Any]]:
+    """What the program's resources are told under a configuration."""
+    loops: list[asyncio.AbstractEventLoop] = []
+    make = asyncio.new_event_loop
+
+    def noted() -> asyncio.AbstractEventLoop:
+        loops.append(make())
+        return loops[-1]
+
+    monkeypatch.setattr(asyncio, "new_event_loop", noted)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text(f"{KEY[:-4]}AAAA\n")
+    words = {
+        "KEY": KEY, "KEY2": f"{KEY[:-4]}AAAA", "FINGERPRINT": "ab" * 32, "FILE": str(tmp_path / "file"), "ROOT": {"user": "root@pam", "password": "a", "publicCa": True},
+        "PRIVATE": "-----BEGIN OPENSSH PRIVATE KEY-----\nYQ==\n-----END OPENSSH PRIVATE KEY-----\n",
+    }  # fmt: skip
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {filled(key): filled(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [filled(one) for one in value]
+        return words.get(value, value) if isinstance(value, str) else value
+
+    def run(config: dict[str, Any]) -> Any:
+        main = noted()
+        asyncio.set_event_loop(main)
+        engine = Engine()
+        values = {f"homelab:{key}": json.dumps(one) for key, one in filled(config).items()}
+        monkeypatch.setenv("PULUMI_CONFIG", json.dumps(values | {"homelab:allowPlainSecrets": "true"}))
+        pulumi.runtime.set_mocks(engine, project="homelab", stack="lab", preview=False)
+
+        @pulumi.runtime.test  # type: ignore[untyped-decorator]
+        def program() -> None:
+            runpy.run_path(str(PROJECT / "__main__.py"))
+
+        program()
+        pulumi.runtime.settings.reset_options()
+        main.run_until_complete(main.shutdown_default_executor())
+        return engine.told
+
+    yield run
+    asyncio.set_event_loop(None)
+    for loop in loops:
+        loop.close()
+
+
+def changed(changes: dict[str, Any]) -> dict[str, Any]:
+    """The base with changes laid over it."""
+    config: dict[str, Any] = copy.deepcopy(DATA["base"])
+    for place, value in changes.items():
+        *folders, last = place.split(".")
+        inside = config
+        for folder in folders:
+            inside = inside.setdefault(folder, {})
+        if value is None:
+            inside.pop(last, None)
+        else:
+            inside[last] = value
+    return config
+
+
+def leaves(model: type[BaseModel], place: str = "") -> Iterator[str]:
+    """Every setting's place; NVIDIA's, which hosts, VMs and containers have, once."""
+    for name, field in model.model_fields.items():
+        path = f"{place}{field.alias or name}"
+        kinds = [field.annotation, *get_args(field.annotation)]
+        inner = next((one for one in kinds if isinstance(one, type) and issubclass(one, BaseModel)), None)
+        if inner is Nvidia:
+            continue
+        many = getattr(field.annotation, "__origin__", None) in (dict, list)
+        if inner is None:
+            yield path
+        else:
+            yield from leaves(inner, f"{path}.{'*.' if many else ''}")
+
+
+def test_every_setting_is_changed_or_has_a_reason() -> None:
+    known = {*leaves(Settings), *leaves(Nvidia, "nvidia.")}
+    assert known == DATA["changes"].keys() | DATA["of_no_resource"].keys()
+
+
+@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("place", DATA["changes"])
+def test_a_setting_that_changes_changes_what_a_resource_is_told(
+    told: Callable[[dict[str, Any]], Any], place: str
+) -> None:
+    changes = DATA["changes"][place]
+    # What else has to be so for that setting to be taken.
+    beside = {where: value for where, value in changes.items() if value == "ROOT"}
+    key = json.dumps(beside)
+    if key not in BEFORE:
+        BEFORE[key] = told(changed(beside))
+    assert told(changed(changes)) != BEFORE[key]
