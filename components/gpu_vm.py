@@ -127,5 +127,5 @@ def _output(vm: Vm, node: str, found: dict[str, Any]) -> dict[str, Any]:
         "name": found["name"],
         "state": found["state"],
         "gpus": [use.gpu for use in vm.gpus],
-        "address": found["address"],
+        "address": found["address"] or None,
     }

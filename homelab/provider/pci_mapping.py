@@ -82,7 +82,7 @@ class PciMappingRecordWork(ApiWork[PciMappingRecord.Inputs, PciMappingRecord.Out
         # Without an entry of this card there is none of ours: what may be noted of an earlier one is over.
         about = {"before": before, "known": known}
         noted = asyncio.run(_noted(self.host(inputs), inputs, about, keep=before is not None))
-        return PciMappingRecord.Outputs(before=noted["before"], known=noted["known"])
+        return PciMappingRecord.Outputs(before=noted["before"] or "", known=noted["known"])
 
     def delete(self, inputs: PciMappingRecord.Inputs, outputs: PciMappingRecord.Outputs) -> None:
         asyncio.run(_forgotten(self.host(inputs), inputs))
@@ -199,7 +199,7 @@ def _remove(api: Api, inputs: PciMapping.Inputs) -> None:
         return
     entries = list(mapping["map"])
     ours = _ours(entries, inputs.node, inputs.entry["path"])
-    if ours is None or (before is not None and _equal(ours, before)):
+    if ours is None or (before and _equal(ours, before)):
         return
     left = [other for other in entries if other != ours] + ([before] if before else [])
     if left:

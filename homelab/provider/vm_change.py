@@ -55,7 +55,7 @@ class VmChangeWork(ApiWork[VmChange.Inputs, VmChange.Outputs]):
         if address == "agent":
             address = _asked(self.api(inputs), inputs) if runs else None
         state = "running" if runs else "stopped"
-        return VmChange.Outputs(state=state, guest_address=address, starts=starts + machine.starts)
+        return VmChange.Outputs(state=state, guest_address=address or "", starts=starts + machine.starts)
 
     def _explained(self, error: HomelabError, inputs: VmChange.Inputs) -> HomelabError:
         """A start that failed, with what the host's kernel says of the VM's cards."""

@@ -69,6 +69,8 @@ class Resource(pulumi.CustomResource):
     ``replaced_by``: inputs whose change makes another one; ``ignored``: inputs whose change is no reason to do anything, since they
     only say how; ``asks_for_update``: outputs that ask for an update when there is something in them, such as drift.
 
+    No output is ever null: what is null in the state comes back from a refresh as not known, and would change whatever takes it.
+
     :param args: the inputs, by the names that the class's `Inputs` has; one that is None may be left out.
     """
 

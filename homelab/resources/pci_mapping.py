@@ -31,7 +31,7 @@ class PciMapping(Owned):
 
         mapping: str
         entry: dict[str, str]
-        before: str | None = None
+        before: str
         known: bool
 
     @dataclass(frozen=True, kw_only=True)
@@ -62,10 +62,10 @@ class PciMappingRecord(Resource):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """``before``: the entry as it was, or None; ``known``: was there such a mapping?"""
+        """``before``: the entry as it was, empty where there was none; ``known``: was there such a mapping?"""
 
-        before: str | None = None
+        before: str
         known: bool
 
-    before: pulumi.Output[str | None]
+    before: pulumi.Output[str]
     known: pulumi.Output[bool]

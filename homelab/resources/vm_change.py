@@ -29,12 +29,13 @@ class VmChange(Resource):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """``state``: running or stopped, as it was left; ``starts``: how often it was started here."""
+        """``state``: running or stopped, as it was left; ``guest_address``: empty where it isn't known; ``starts``: how often it was
+        started here."""
 
         state: str
-        guest_address: str | None = None
+        guest_address: str = ""
         starts: int = 0
 
     state: pulumi.Output[str]
-    guest_address: pulumi.Output[str | None]
+    guest_address: pulumi.Output[str]
     starts: pulumi.Output[int]
