@@ -48,11 +48,15 @@ SLOW = frozenset(
         "scripts/test_cuda_toolkit.py",
         "scripts/test_cuts.py",
         "scripts/test_full_disk.py",
+        "scripts/test_lacking.py",
         "scripts/test_lint.py",
         "scripts/test_nvidia_driver.py",
         "scripts/test_nvidia_repository.py",
         "scripts/test_nvidia_verification.py",
+        "scripts/test_older_versions.py",
         "scripts/test_on_a_host.py",
+        "scripts/test_packages_library.py::test_output_goes_on_without_a_reader_and_with_its_status",
+        "scripts/test_planned_files.py",
         "scripts/test_rollback.py",
     }
 )

@@ -11,7 +11,7 @@ from tests.e2e.test_nvidia_vm import DOCKER, SANDBOX
 
 # What only that step's script has in it, in the order of the steps.
 READING, REPOSITORY, DRIVER, CUDA, TOOLKIT = "ASK=", "APT_FILES=", "RUN_UNPINNED=", "NVCC=/usr", "NO_CGROUPS="
-REBOOT, VERIFICATION = "Restarts the system that it runs on", "KERNEL_LOG="
+REBOOT, VERIFICATION = 'die "a reboot of this system"', "KERNEL_LOG="
 
 
 def killed_at(stack: Stack, script: str, guest: int | None) -> None:
