@@ -66,7 +66,7 @@ def test_an_unknown_failure_shows_its_last_lines(folder: Folder) -> None:
     done = library(folder, 'explain "$ROOT/log" "to do it" "it matters"')
     assert (
         done.stdout.startswith("wanted: to do it\nfound:  line 12\n")
-        and "line 19\nwhy:    it matters\nnext:   mend" in done.stdout
+        and "line 19\nwhy:    it matters\nnext:   correct" in done.stdout
     )
 
 

@@ -633,7 +633,7 @@ def test_a_run_that_holds_the_lock_does_not_stop_it(switched: Callable[..., Swit
         text=True,
     )
     assert other.stdin is not None and other.stdout is not None
-    other.stdin.write(LAYERS["iommu"].rpartition('"$1" </dev/null')[0] + "take_lock; echo held; read -r _\n")
+    other.stdin.write(LAYERS["iommu"].rpartition("main() {")[0] + "take_lock; echo held; read -r _\n")
     other.stdin.flush()
     assert other.stdout.readline() == "held\n"
     host.elapse()
