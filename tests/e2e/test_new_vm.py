@@ -45,7 +45,7 @@ def test_a_vm_is_made_changed_in_place_and_removed(stack_on: Callable[..., Stack
 
     # What would lose the disk is refused.
     vms(stack)["dev"]["create"]["disk"] = {"storage": "local", "size": 80}
-    assert "what is on its disk would be lost" in stack.up(ok=False).message
+    assert "what is on the disk would be lost" in stack.up(ok=False).message
     vms(stack)["dev"]["create"]["disk"] = {"storage": "local-lvm", "size": 80}
 
     # Changed and removed by hand: mended.
