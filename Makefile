@@ -55,8 +55,9 @@ format: .venv/.dev ## bring every file into form
 	@$(VENV) -m ruff check --fix .
 	@.venv/bin/shfmt -i 2 -ci -w $$(git ls-files 'remote_scripts/*.sh' tests/metal/guest)
 
-docs: .venv/.program ## the tables in docs/ and the outputs' schema, written anew from the program
+docs: .venv/.program ## the tables in docs/ and the schemas, written anew from the program
 	@$(VENV) -m homelab.settings.document
+	@$(VENV) -m homelab.settings.schema
 	@$(VENV) -m homelab.nvidia.document
 	@$(VENV) -m homelab.contract
 

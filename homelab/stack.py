@@ -13,7 +13,7 @@ import pulumi
 
 from homelab.errors import HomelabError, raise_all
 from homelab.later import later
-from homelab.settings import Settings, parse
+from homelab.settings import Settings, parse, stack_file
 from homelab.settings import secrets as secret_settings
 
 if TYPE_CHECKING:
@@ -30,8 +30,13 @@ def load() -> Settings:
     _end_when_told()
     # What the language host hands to a program; pulumi.Config can't list keys, so an unknown one would go unnoticed.
     whole = json.loads(os.environ.get("PULUMI_CONFIG", "{}"))
-    found = parse({key.removeprefix("homelab:"): text for key, text in whole.items() if key.startswith("homelab:")})
-    errors = _unsafe(found)
+    errors = _unread(whole)
+    try:
+        found = parse({key.removeprefix("homelab:"): text for key, text in whole.items() if key.startswith("homelab:")})
+    except HomelabError as error:
+        raise_all([*errors, error])
+        raise
+    errors += _unsafe(found)
     if found.stacks:
         errors += preview.from_settings(found)
     raise_all(errors)
@@ -44,12 +49,25 @@ def _end_when_told() -> None:
         signal.signal(signal.SIGINT, lambda *_: os._exit(1))
 
 
+def _file() -> Path:
+    """The stack's own file; with `--config-file`, another one was read."""
+    return Path.cwd() / f"Pulumi.{pulumi.get_stack().rpartition('/')[2]}.yaml"
+
+
+def _unread(whole: dict[str, str]) -> list[HomelabError]:
+    """What stands where nobody reads it: in the configuration, or in the stack's file beside it."""
+    lines = stack_file.misspelt(whole)
+    if isinstance(read := secret_settings.the_file_read(whole, _file()), dict):
+        lines = stack_file.unread(read) + lines
+    return [stack_file.not_read(lines, _file().name)] if lines else []
+
+
 def _unsafe(found: Settings) -> list[HomelabError]:
     """What stands against secrets in plain text and values of the example; in a preview, the latter are only named."""
 
     stack, errors = pulumi.get_stack(), []
     if not found.allow_plain_secrets:
-        file = Path.cwd() / f"Pulumi.{stack.rpartition('/')[2]}.yaml"
+        file = _file()
         plain_ones, unknown = secret_settings.in_plain_text(found, os.environ, file)
         if plain_ones:
             errors.append(secret_settings.plain_secrets(plain_ones, stack))

@@ -13,7 +13,7 @@ from homelab.doctor.devices import WantedCards
 from homelab.doctor.reading import Reading
 from homelab.errors import HomelabError
 from homelab.host import gates
-from homelab.settings import Host, Settings, assigned_numbers, parse, project
+from homelab.settings import Host, Settings, assigned_numbers, parse, project, stack_file
 from homelab.settings.secrets import is_encrypted, readable
 
 
@@ -86,6 +86,7 @@ def read(path: Path) -> StackFile:
             why="it says how the host is reached",
             next=f"give a stack with --stack NAME, or a file with --config-file (here: {others or 'none'})",
         ) from None
+    stack_file.check(found, str(path))
     config = found.get("config") if isinstance(found, dict) else None
     values = config if isinstance(config, dict) else {}
     return StackFile(

@@ -112,6 +112,31 @@ def _written(key: str, whole: Mapping[str, str], stack_file: Path) -> Any:
         return None
 
 
+def the_file_read(whole: Mapping[str, str], stack_file: Path) -> Any:
+    """The stack's own file, if this configuration may have come from it: all that it has under `config:` is there. None: it didn't.
+
+    :param whole: key -> text, as Pulumi hands it over.
+    """
+    try:
+        found = yaml.safe_load(stack_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    config = (found.get("config") or {}) if isinstance(found, dict) else None
+    if not isinstance(config, dict):
+        return None
+    pairs = [(whole.get(str(key), whole.get(f"homelab:{key}")), one) for key, one in config.items()]
+    return found if all(text is not None and _same(one, _loaded(text, one)) for text, one in pairs) else None
+
+
+def _loaded(text: str, written: Any) -> Any:
+    if isinstance(written, str):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
 def _same(written: Any, loaded: Any) -> bool:
     if is_encrypted(written):
         return True

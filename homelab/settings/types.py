@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, Field, GetJsonSchemaHandler, SecretStr
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 # Control characters and what else can't be seen (other directions of writing, zero width), ends of lines that are none of ASCII's,
 # and halves of characters.
@@ -27,9 +29,13 @@ _HOSTNAME = re.compile(
 
 @dataclass(frozen=True)
 class InWords:
-    """What a value is, in a word or two of Markdown, for the tables of docs/settings.md (homelab/settings/document.py)."""
+    """What a value is, in a word or two of Markdown, for the tables of docs/settings.md (homelab/settings/document.py) and for editors
+    (homelab/settings/schema.py)."""
 
     text: str
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {**handler(core), "form": self.text.replace("`", "")}
 
 
 # What stands for a value that Pulumi has encrypted where nobody has the passphrase: in a pull request's preview, in the doctor.

@@ -1,0 +1,45 @@
+"""What Pulumi's own commands do to a settings file: values change, and every comment stays where it was."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from engine import install, stacks
+from tests.conftest import PROJECT
+
+FILES = [PROJECT / "Pulumi.homelab.yaml", *sorted(PROJECT.glob("examples/settings/*.yaml"))]
+SECRET = "homelab:hosts.pve.api.tokenSecret"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_stack_init_and_config_set_move_no_comment(engine: install.Engine, tmp_path: Path, file: Path) -> None:
+    shutil.copy(PROJECT / "Pulumi.yaml", tmp_path)
+    settings = tmp_path / "Pulumi.some.yaml"
+    shutil.copy(file, settings)
+    environment = engine.environment(os.environ) | {
+        "PULUMI_BACKEND_URL": stacks.backend_url(tmp_path / "state"),
+        "PULUMI_CONFIG_PASSPHRASE": "",
+    }
+    (tmp_path / "state").mkdir()
+
+    def pulumi(*arguments: str, given: str = "") -> None:
+        command = [str(engine.pulumi), *arguments, "--stack", "some", "--non-interactive"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, input=given, text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr
+
+    pulumi("stack", "init")
+    pulumi("config", "set", "--secret", "--path", SECRET, given="geheim")
+    pulumi("config", "set", "homelab:plan", "never")
+    now = settings.read_text().splitlines()
+    # What is gone: lines whose value is another one now, and empty ones.
+    differ = list(difflib.unified_diff(file.read_text().splitlines(), now, n=0, lineterm=""))[2:]
+    gone = {line[1:].strip().partition("#")[0].strip() for line in differ if line.startswith("-")}
+    assert gone <= {"", "tokenSecret: FILL-IN", "homelab:plan: auto"}
+    comments = [line.split("# ", 1)[1] for line in file.read_text().splitlines() if "# " in line]
+    assert [one for one in comments if not any(one in line for line in now)] == []

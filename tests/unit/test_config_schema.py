@@ -1,0 +1,125 @@
+"""docs/config.schema.json, and the settings files of the repository: what an editor checks is what the program takes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from homelab.settings import Settings, parse
+from homelab.settings import schema as config_schema
+from homelab.settings.secrets import readable
+from tests.conftest import PROJECT
+from tests.unit.test_setting_types import WHOLE
+
+FILES = [
+    PROJECT / "Pulumi.homelab.yaml",
+    PROJECT / "Pulumi.lab.yaml",
+    *sorted(PROJECT.glob("examples/settings/*.yaml")),
+]
+SCHEMA = config_schema.schema()
+CHECK = jsonschema.Draft7Validator(SCHEMA)
+
+
+def mistakes(whole: Any) -> list[str]:
+    return [f"{'.'.join(map(str, one.absolute_path))}: {one.message}" for one in CHECK.iter_errors(whole)]
+
+
+def loaded(config: dict[str, Any]) -> Settings:
+    return parse({key.removeprefix("homelab:"): json.dumps(readable(one)) for key, one in config.items()})
+
+
+def test_the_file_is_what_the_models_say() -> None:
+    assert config_schema.FILE.read_text(encoding="utf-8") == config_schema.text(), "run `make docs`"
+    jsonschema.Draft7Validator.check_schema(SCHEMA)
+
+
+def test_each_key_is_described() -> None:
+    for name, part in SCHEMA["definitions"].items():
+        for model in [part, *part.get("anyOf", ())]:
+            for key, about in model.get("properties", {}).items():
+                assert about.get("description") or (name, key) == ("Encrypted", "secure"), f"{name}.{key}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_a_settings_file_of_the_repository_fits_the_schema_and_the_program_loads_it(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    whole = yaml.safe_load(text)
+    assert mistakes(whole) == []
+    loaded(whole["config"])
+    # The modeline leads from the file to the schema.
+    [(where)] = re.findall(r"^# yaml-language-server: \$schema=(.+)$", text.splitlines()[0])
+    assert (file.parent / where).resolve() == config_schema.FILE
+
+
+@pytest.mark.parametrize("file", sorted((PROJECT / "lab" / "stacks").glob("*.yaml")), ids=lambda file: file.name)
+def test_a_stack_of_the_lab_fits_the_schema(file: Path) -> None:
+    stack = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    ssh = {"hostKeyFile": "key.pub", "agent": True}
+    host = {"address": "pve.lan", "ssh": ssh} | {k: v for k, v in stack.items() if k not in ("vms", "containers")}
+    config = {"homelab:hosts": {"pve": host}}
+    for kind in ("vms", "containers"):
+        config[f"homelab:{kind}"] = {name: {"host": "pve"} | one for name, one in stack.get(kind, {}).items()}
+    assert mistakes({"config": config}) == []
+
+
+def test_whatever_the_program_takes_the_schema_takes() -> None:
+    for config in WHOLE:
+        assert mistakes({"config": {f"homelab:{key}": one for key, one in config.items()}}) == []
+
+
+BASE = yaml.safe_load((PROJECT / "Pulumi.homelab.yaml").read_text(encoding="utf-8"))
+# What is set where, below `config`.
+TAKEN: list[tuple[str, Any]] = [
+    ("homelab:hosts.pve.api.tokenSecret", {"secure": "v1:x"}),
+    ("homelab:hosts.pve.address", {"secure": "v1:x"}),
+    ("homelab:hosts.pve.nvidia", None),
+    ("homelab:vms.sandbox.gpus", [{"gpu": "rtx5090", "xVga": True}]),
+    ("homelab:containers.ollama", {"host": "pve", "ctid": 901, "gpuAssignment": 0}),
+    ("aws:region", "eu-central-1"),
+]
+REFUSED: list[tuple[str, Any]] = [
+    ("homelab:plan", "sometimes"),
+    ("homelab:host", {}),
+    ("homelab:hosts.pve.adress", "192.168.0.202"),
+    ("homelab:hosts.pve.ssh.port", 70000),
+    ("homelab:hosts.pve.ssh.agent", "yes"),
+    ("homelab:hosts.pve.nvidia", {"driver": 580}),
+    ("homelab:hosts.pve.nvidia", {"cuda": 12.8}),
+    ("homelab:vms.sandbox.vmid", 99),
+    ("homelab:vms.sandbox.gpus", [{"xVga": True}]),
+    ("homelab:vms.sandbox", {"vmid": 103}),
+    ("homelab:hosts.pve.gpus.rtx5090.use", "container"),
+    ("homelab:hosts.pve.gpus", {"secure": "v1:x"}),
+]
+
+
+def changed(place: str, value: Any) -> dict[str, Any]:
+    whole: dict[str, Any] = copy.deepcopy(BASE)
+    *outer, last = place.split(".")
+    inner = whole["config"]
+    for part in outer:
+        inner = inner[part]
+    inner[last] = value
+    return whole
+
+
+@pytest.mark.parametrize(("place", "value"), TAKEN)
+def test_the_schema_takes(place: str, value: Any) -> None:
+    assert mistakes(changed(place, value)) == []
+
+
+@pytest.mark.parametrize(("place", "value"), REFUSED)
+def test_the_schema_marks(place: str, value: Any) -> None:
+    assert mistakes(changed(place, value)) != []
+
+
+def test_a_key_beside_config_is_marked_and_what_pulumi_writes_there_is_not() -> None:
+    assert mistakes({**BASE, "homelab:containers": {}}) != []
+    assert mistakes({**BASE, "encryptionsalt": "v1:x", "secretsprovider": "passphrase", "encryptedkey": "x"}) == []
