@@ -22,12 +22,12 @@ from homelab.errors import HomelabError
 from homelab.resources import limits
 from homelab.resources.host_probe import HostProbe
 from homelab.resources.preview import preview
-from homelab.stack import load
+from homelab.stack import Refusal, load
 
 try:
     settings = load()
 except HomelabError as error:
-    raise pulumi.RunError(str(error)) from None
+    raise Refusal(error) from None
 
 limits.limit_every_resource(settings)
 

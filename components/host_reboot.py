@@ -108,4 +108,6 @@ def _stack_output(values: dict[str, Any]) -> dict[str, Any]:
         }
         for name, gpu in values["gpus"].items()
     }
-    return {"kernel": values["kernel"], "bootId": values["boot_id"], "iommu": values["iommu"], "gpus": gpus}
+    # What an older version left in a state as kernelLog is all that the kernel said, healthy lines that read as errors among it.
+    iommu = {"groups": values["iommu"]["groups"], "kernelLog": values["iommu"].get("trouble", [])}
+    return {"kernel": values["kernel"], "bootId": values["boot_id"], "iommu": iommu, "gpus": gpus}

@@ -22,6 +22,7 @@ from homelab.resources.host_probe import HostProbe
 from homelab.resources.nvidia import GuestReboot, NvidiaSystem, NvidiaVerification
 from homelab.resources.system import System
 from homelab.settings import Container, Host, Vm
+from homelab.stack import Refusal
 
 from .gpu_lxc import GpuLxc
 from .gpu_vm import GpuVm
@@ -169,7 +170,7 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             try:
                 plan = planner.plan_stack(request)
             except HomelabError as error:
-                raise pulumi.RunError(str(error)) from None
+                raise Refusal(error) from None
             return _Planned(request, plan, verification.Expected.of(request, plan))
 
         return pulumi.Output.all(self._found.facts, offered).apply(planned)
@@ -217,16 +218,14 @@ def _address(name: str, vm: dict[str, Any]) -> str:
     if vm["state"] == "running" and vm["address"]:
         return str(vm["address"])
     found = f"VM {int(vm['vmid'])} is {vm['state']}" if vm["state"] != "running" else "its guest agent named none"
-    raise pulumi.RunError(
-        str(
-            HomelabError(
-                wanted=f"vms.{name} running, and its address",
-                found=found,
-                why="NVIDIA's stack is installed from inside the guest",
-                next=f"start it, or set vms.{name}.power: running"
-                if vm["state"] != "running"
-                else f"install qemu-guest-agent in it, or set vms.{name}.address",
-            )
+    raise Refusal(
+        HomelabError(
+            wanted=f"vms.{name} running, and its address",
+            found=found,
+            why="NVIDIA's stack is installed from inside the guest",
+            next=f"start it, or set vms.{name}.power: running"
+            if vm["state"] != "running"
+            else f"install qemu-guest-agent in it, or set vms.{name}.address",
         )
     )
 

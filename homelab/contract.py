@@ -77,6 +77,7 @@ class GpuOutput(_Part):
     """A card of a host."""
 
     slot: str = Field(description="0000:01:00")
+    name: str | None = Field(None, description="what the host's pci.ids call it, such as RTX 4090; null: nobody knows")
     path: str | None = Field(
         None,
         description="the card in Proxmox VE's notation: its slot, or its functions where the slot holds others, too",
@@ -96,17 +97,20 @@ class Iommu(_Part):
     """What the running kernel made of it."""
 
     groups: Whole = Field(description="how many there are; 0: it is off")
-    kernel_log: list[str] = Field(alias="kernelLog", description="the kernel's lines about it")
+    kernel_log: list[str] = Field(
+        alias="kernelLog",
+        description="the kernel's lines about it that tell of something wrong; none on a healthy host",
+    )
 
 
 class NvidiaGpu(_Part):
     """A card as nvidia-smi sees it; null: it doesn't say."""
 
-    name: str | None
-    uuid: str | None
-    memory: str | None = Field(description="such as `32607 MiB`")
-    address: str | None = Field(description="on the PCI bus of the system that has the driver")
-    compute_capability: str | None = Field(alias="computeCapability")
+    name: str | None = None
+    uuid: str | None = None
+    memory: str | None = Field(None, description="such as `32607 MiB`")
+    address: str | None = Field(None, description="on the PCI bus of the system that has the driver")
+    compute_capability: str | None = Field(None, alias="computeCapability")
 
 
 class NvidiaOutput(_Part):
@@ -222,6 +226,13 @@ def consumed(stack: str, values: Mapping[str, Any]) -> Outputs:
         ) from None
 
 
+def without_nulls(found: Any) -> Any:
+    """Without the keys whose value is null: a key that is missing says the same, and a preview knows it."""
+    if isinstance(found, Mapping):
+        return {key: without_nulls(one) for key, one in found.items() if one is not None}
+    return [without_nulls(one) for one in found] if isinstance(found, list) else found
+
+
 def outputs(
     settings: Settings,
     hosts: dict[str, pulumi.Output[dict[str, Any]]],
@@ -255,7 +266,7 @@ def outputs(
 
     def with_stack(place: str, value: pulumi.Output[dict[str, Any]]) -> pulumi.Output[dict[str, Any]]:
         both = pulumi.Output.all(value, stacks.get(place))
-        return both.apply(lambda found: {**found[0], "nvidia": found[1]})
+        return both.apply(lambda found: without_nulls({**found[0], "nvidia": found[1]}))
 
     verified = {
         name: pulumi.Output.all(found, tests[name]).apply(functools.partial(of_host, name))

@@ -24,7 +24,9 @@ class SeveralErrors(HomelabError):
     """All that stands against a change at once, so that a person can mend it in one go."""
 
     def __init__(self, errors: list[HomelabError]) -> None:
-        Exception.__init__(self, "\n".join(f"{number}.\n{error}" for number, error in enumerate(errors, start=1)))
+        numbered = (f"{number}.\n{error}" for number, error in enumerate(errors, start=1))
+        # The first line is what a narrow display shows of it.
+        Exception.__init__(self, "\n".join([f"{len(errors)} things stand against this:", *numbered]))
         self.errors = errors
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pulumi
+from pulumi.runtime import settings as running
+from pulumi.runtime.proto import engine_pb2_grpc
 
 from homelab.errors import HomelabError, raise_all
 from homelab.later import later
@@ -20,6 +23,21 @@ if TYPE_CHECKING:
     from homelab.nvidia import preview
 else:
     preview = later("homelab.nvidia.preview")
+
+
+# By this exit status a program tells the language host that it has shown why it ends (pulumi-language-python, main.go). With any other,
+# "an unhandled error occurred" follows the message.
+SHOWN = 32
+
+
+class Refusal(pulumi.RunError):
+    """Ends the program with ``error`` as all that Pulumi's display shows; after a pulumi.RunError alone, the status is 1."""
+
+    def __init__(self, error: HomelabError) -> None:
+        super().__init__(str(error))
+        # Only where an engine runs this program: a test's process has an exit status of its own.
+        if isinstance(running.SETTINGS.engine, engine_pb2_grpc.EngineStub):
+            atexit.register(os._exit, SHOWN)
 
 
 def load() -> Settings:
@@ -46,7 +64,7 @@ def load() -> Settings:
 def _end_when_told() -> None:
     """When an update fails, the engine interrupts the program, which would wait for its own threads, and is killed five seconds later."""
     with contextlib.suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGINT, lambda *_: os._exit(1))
+        signal.signal(signal.SIGINT, lambda *_: os._exit(SHOWN))
 
 
 def _file() -> Path:

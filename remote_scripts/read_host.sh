@@ -24,6 +24,7 @@ read_host() {
   printf '],"lspci":%s' "$(json_string "$([[ $LSPCI != yes ]] || within "$ASK_SECONDS" lspci -Dnnk 2>/dev/null)")"
   printf ',"disks":%s' "$(json_string "$(within "$ASK_SECONDS" lsblk -nro NAME,PKNAME,FSTYPE,MOUNTPOINT 2>/dev/null)")"
   vital
+  printf ',"named":%s' "$(json_string "$(named_cards)")"
   holders
   signs
   measure_boot
@@ -43,6 +44,9 @@ read_host() {
 pve_version() { # pve-manager/9.1.1/... -> 9.1.1; nothing where this isn't Proxmox VE
   ! command -v pveversion >/dev/null || within "$ASK_SECONDS" pveversion | sed -nE 's#^pve-manager/([^/]+)/.*#\1#p'
 }
+
+# Lines of lspci about what makes a card (classes 03 and 12), with the names that this host's pci.ids has.
+named_cards() { within "$ASK_SECONDS" lspci -Dnn 2>/dev/null | grep -E '^[^[]*\[(03|12)[0-9a-f]{2}\]: ' || :; }
 
 missing_tools() {
   local tool tools=(update-initramfs lspci flock systemctl sha256sum) missing=()

@@ -148,7 +148,12 @@ class EngineStack:
             timeout=self.patience,
             stdin=subprocess.DEVNULL,
         )
-        return Result(done.returncode, done.stdout + done.stderr, self.events())
+        result = Result(done.returncode, done.stdout + done.stderr, self.events())
+        # What holds of every run: a refusal is the program's own words alone; where nothing changes, no output does.
+        assert "unhandled" not in result.output, result.output
+        if arguments[0] == "preview" and done.returncode == 0 and not result.planned:
+            assert "[unknown]" not in result.output and "Outputs:" not in result.output, result.output
+        return result
 
     def events(self, *, partial: bool = False) -> list[dict[str, Any]]:
         """The event log of the last run; ``partial``: of one that still runs, whose last line may be incomplete."""

@@ -8,12 +8,12 @@ from lent_cards import LentCards
 
 from homelab.components.gpu_vm import GpuVm, GpuVmArgs
 from homelab.errors import HomelabError
-from homelab.stack import load
+from homelab.stack import Refusal, load
 
 try:
     settings = load()
 except HomelabError as error:
-    raise pulumi.RunError(str(error)) from None
+    raise Refusal(error) from None
 
 homelab = pulumi.StackReference(pulumi.Config().require("homelab"))
 vms = {}

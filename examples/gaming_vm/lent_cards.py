@@ -16,6 +16,7 @@ from homelab.contract import GpuOutput, Outputs, consumed
 from homelab.contract import HostOutput as LendingHost
 from homelab.errors import HomelabError, raise_all
 from homelab.settings import Host, Vm
+from homelab.stack import Refusal
 
 
 def lent(stack: str, values: Mapping[str, Any], name: str, vm: Vm, node: str) -> dict[str, Any]:
@@ -121,7 +122,7 @@ class LentCards(pulumi.ComponentResource):
             try:
                 return lent(str(values[0]), values[1], vm_name, vm, node)
             except HomelabError as error:
-                raise pulumi.RunError(str(error)) from None
+                raise Refusal(error) from None
 
         self._lent: pulumi.Output[dict[str, Any]] = pulumi.Output.all(stack.name, stack.outputs).apply(found)
         self.cards, self.boot = self._lent["cards"], self._lent["boot"]

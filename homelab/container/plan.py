@@ -24,12 +24,17 @@ class DriverCards:
     slots: dict[int, str]
     predicted: bool
     taken: dict[str, str]
+    # slot -> the card as messages call it.
+    called: dict[str, str]
 
     @property
     def text(self) -> str:
         """For a message."""
-        there = ", ".join(f"{number} ({slot})" for number, slot in sorted(self.slots.items())) or "none"
-        taken = "; ".join(f"{slot} {who}" for slot, who in sorted(self.taken.items()))
+        there = (
+            ", ".join(f"{number} ({self.called.get(slot, slot)})" for number, slot in sorted(self.slots.items()))
+            or "none"
+        )
+        taken = "; ".join(f"{self.called.get(slot, slot)} {who}" for slot, who in sorted(self.taken.items()))
         after = " at its next start" if self.predicted else ""
         return f"the driver has{after} {there}" + (f"; {taken}" if taken else "")
 
@@ -57,16 +62,17 @@ def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driv
             taken[device.slot] = f"is {name}bound to vfio-pci" + (f" for {users}" if users else "")
         elif users:
             taken[device.slot] = f"is {name}given to {users}"
+    called = {device.slot: facts.card(device.slot) for device in graphics}
     now = {address.rpartition(".")[0]: number for address, number in facts.nvidia_minors.items()}
     staying = [device.slot for device in graphics if device.slot not in taken]
     leaves = any(slot in now for slot in want_slots(want, "vm"))
     released = any(_released(slot, facts, want) for slot in staying)
     comes = any(slot not in now for slot in staying) and (driver_comes or released)
     if not leaves and not comes:
-        return DriverCards({number: slot for slot, number in now.items() if slot not in taken}, False, taken)
+        return DriverCards({number: slot for slot, number in now.items() if slot not in taken}, False, taken, called)
     # Which number a card gets at the next boot is the driver's matter; it counts them as it finds them.
     order = sorted(staying, key=lambda slot: (slot not in now, now.get(slot, 0), slot))
-    return DriverCards(dict(enumerate(order)), True, taken)
+    return DriverCards(dict(enumerate(order)), True, taken, called)
 
 
 def want_slots(want: Wanted, use: str) -> list[str]:
@@ -92,7 +98,9 @@ def numbers(name: str, container: Container, found: DriverCards, want: Wanted) -
         if slot in by_slot:
             chosen.append(by_slot[slot])
         else:
-            about = f"gpus.{gpu} ({slot}) isn't one of NVIDIA's, or its driver hasn't taken it; "
+            about = (
+                f"gpus.{gpu} ({found.called.get(slot, slot)}) isn't one of NVIDIA's, or its driver hasn't taken it; "
+            )
             errors.append(_refused(name, f"gpus.{gpu}", about, found))
     for number in container.numbers or []:
         if number in found.slots:

@@ -13,7 +13,7 @@ from homelab.nvidia.symptoms import Context, recognise
 from homelab.properties import overlap
 from homelab.properties import parse as parse_properties
 
-COLUMNS = ["function", "id", "driver", "group", "also in the group", "mapping", "held by"]
+COLUMNS = ["card", "function", "id", "driver", "group", "also in the group", "mapping", "held by"]
 
 
 def group_names(reading: Reading, slot: str) -> str:
@@ -63,7 +63,8 @@ def _row(reading: Reading, device: Device, slot: str) -> list[str]:
     said = [group_names(reading, slot), ", ".join(mappings_of(reading, slot)) or "none"]
     said.append("; ".join(holders(reading, slot)) or "nobody")
     group = "none" if device.group is None else str(device.group)
-    return [device.address, device.id, device.driver or "none", group, *(said if first else ["", "", ""])]
+    name = reading.facts.model(reading.facts.functions(slot)[0]) if first else ""
+    return [name, device.address, device.id, device.driver or "none", group, *(said if first else ["", "", ""])]
 
 
 def data(reading: Reading, slot: str) -> dict[str, Any]:

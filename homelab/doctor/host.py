@@ -48,7 +48,10 @@ def _head(reading: Reading) -> list[str]:
         f"IOMMU: {facts.iommu.groups} groups; ACPI tables: {', '.join(facts.iommu.tables) or 'none'}; boot loader: {facts.loader or 'not known'}",
         f"on the running kernel's command line: {' '.join(words) or 'nothing about IOMMU or vfio'}",
         f"NVIDIA's driver: {reading.driver or 'not loaded'}; cards that it has: "
-        + (", ".join(f"/dev/nvidia{number} is {address}" for number, address in reading.cards.items()) or "none"),
+        + (
+            ", ".join(f"/dev/nvidia{number} is {facts.card(address)}" for number, address in reading.cards.items())
+            or "none"
+        ),
     ]
 
 
@@ -154,12 +157,12 @@ def _notes(reading: Reading) -> list[str]:
 
 
 def _settings_table(reading: Reading, host: Host, slots: dict[str, str]) -> Table:
-    rows = []
+    rows, facts = [], reading.facts
     for name, gpu in host.gpus.items():
         slot = slots.get(name, "")
         drivers = dict.fromkeys(one.driver or "none" for one in reading.facts.functions(slot))
-        rows.append([name, gpu.use, slot or "not found", ", ".join(drivers)])
-    return Table("cards of the settings", ["name", "use", "slot", "drivers"], rows)
+        rows.append([name, gpu.use, facts.card(slot) if slot else "not found", ", ".join(drivers)])
+    return Table("cards of the settings", ["name", "use", "card", "drivers"], rows)
 
 
 def _files_table(reading: Reading) -> Table:

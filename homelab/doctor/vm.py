@@ -137,7 +137,7 @@ def _functions(reading: Reading, name: str, slot: str, running: bool) -> list[Fi
         return []
     return [
         Finding(
-            f"every function of {slot} on vfio-pci while {name} runs",
+            f"every function of {reading.facts.card(slot)} on vfio-pci while {name} runs",
             "; ".join(f"{one.address} is on {one.driver or 'no driver'}" for one in wrong),
             "it runs without the card, or was given it by a configuration that it hasn't been started with yet",
             f"shut it down and start it: `qm shutdown {name.split()[1]} && qm start {name.split()[1]}`",
@@ -176,6 +176,7 @@ def _guest(
                     reading.facts.path_of(slot),
                     pcie=option.get("pcie") == "1",
                     by_address="mapping" not in option,
+                    called=reading.facts.card(slot),
                 )
             )
             users.setdefault(key, []).extend(_users(reading, slot))

@@ -12,6 +12,7 @@ from functools import cached_property
 from pydantic import BaseModel, ConfigDict, Field
 
 from homelab.errors import HomelabError, elsewhere
+from homelab.host import names
 from homelab.host.classes import AUDIO, BRIDGES, CARRIERS, DISPLAY, GRAPHICS, NVIDIA, USB_C
 from homelab.properties import functions_of, overlap, slot_of
 from homelab.properties import parse as parse_properties
@@ -310,6 +311,8 @@ class HostFacts(_Fact):
     devices: list[Device]
     lspci: str
     disks: str
+    # Lines of `lspci -Dnn` about cards: what the host's pci.ids calls them.
+    named: str = ""
     vital: list[Vital] = []
     holders: list[Holder] = []
     boot_free: int
@@ -483,10 +486,30 @@ class HostFacts(_Fact):
                 found[address] = f"{named[1]}, {named[2]}"
         return found
 
+    @cached_property
+    def _models(self) -> dict[str, str]:
+        return names.listed(self.named)
+
+    def model(self, device: Device) -> str:
+        """``RTX 5090``; empty where nobody knows."""
+        return names.model(device.id, self._models.get(device.address, ""))
+
+    def card(self, place: str) -> str:
+        """A card as every message calls it (names.py): ``RTX 5090 [10de:2b85] at 0000:01:00``.
+
+        :param place: its slot, or a function in it, or several, joined by ``;``; where nothing is there, that is returned.
+        """
+        functions = self.functions(place.partition(";")[0])
+        if not functions:
+            return place
+        shown = next((one for one in functions if one.is_display), functions[0])
+        return names.card(shown.id, place, self._models.get(shown.address, ""), shown.kind)
+
     def describe(self, device: Device) -> str:
         """The function for a person: address, what kind of thing, what depends on it."""
         uses = [use for name in device.behind.split() for use in self._uses(name)]
-        name = self._names.get(device.address, device.id)
+        known = f"{model}, {device.id}" if device.is_display and (model := self.model(device)) else device.id
+        name = self._names.get(device.address, known)
         return f"{device.address} {device.kind} [{name}]" + (f" ({', '.join(uses)})" if uses else "")
 
     def _uses(self, name: str) -> list[str]:

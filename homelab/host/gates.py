@@ -39,7 +39,7 @@ def _is(device: Device, gpu: Gpu) -> bool:
 
 
 def _cards(facts: HostFacts) -> str:
-    return "; ".join(f"{device.address} [{device.id}]" for device in facts.display_devices) or "no graphics card at all"
+    return "; ".join(facts.card(device.address) for device in facts.display_devices) or "no graphics card at all"
 
 
 def _twice(name: str, other: str, slot: str) -> HomelabError:
@@ -174,7 +174,7 @@ def one_function(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[Home
         return []
     return [
         HomelabError(
-            wanted=f"gpus.{name} ({slot}) whole",
+            wanted=f"gpus.{name} ({facts.card(slot)}) whole",
             found="; ".join(
                 f"{facts.describe(device)} has {device.vfs} virtual functions (SR-IOV)" for device in shared
             ),
@@ -198,7 +198,7 @@ def grouped(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabEr
     words = [word for word in facts.cmdline.running.split() if "igfx_off" in word]
     return [
         HomelabError(
-            wanted=f"gpus.{name} ({slot}) in an IOMMU group",
+            wanted=f"gpus.{name} ({facts.card(slot)}) in an IOMMU group",
             found=f"the host has {facts.iommu.groups} groups, and in none of them is {'; '.join(map(facts.describe, outside))}"
             + (f"; the kernel was started with {' '.join(words)}" if words else ""),
             why="the IOMMU doesn't translate for it: Proxmox VE refuses to give such a device to a VM",
@@ -228,7 +228,7 @@ def isolation(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabE
         return []
     return [
         HomelabError(
-            wanted=f"gpus.{name} ({slot}) alone in its IOMMU group",
+            wanted=f"gpus.{name} ({facts.card(slot)}) alone in its IOMMU group",
             found=f"with it in the {predicted(facts)}group: {'; '.join(map(facts.describe, others))}",
             why="starting a VM with the card takes every device of the group from the host; with a disk or a network card it goes down",
             next="put the card into another slot, or switch ACS on in the firmware; a device that may go along is named in "
@@ -264,7 +264,7 @@ def _carries(facts: HostFacts, name: str, slot: str, device: Device, carried: li
     own = device.address in {one.address for one in facts.functions(slot)}
     how = "is a function of the card" if own else f"is in the card's {predicted(facts)}IOMMU group"
     return HomelabError(
-        wanted=f"gpus.{name} ({slot}) without anything that the host can't do without",
+        wanted=f"gpus.{name} ({facts.card(slot)}) without anything that the host can't do without",
         found=f"{facts.describe(device)}, which {how}, carries {', '.join(carried)}",
         why="a VM's start takes it from the host, which then loses its disk or its network and goes down; no setting allows that",
         next="connect the disk or the network cable to another controller, or put the card into another slot, and run `pulumi up` again"
@@ -280,7 +280,7 @@ def _unknown_carrier(
     facts: HostFacts, name: str, slot: str, doubtful: list[Device], unknown: list[Vital]
 ) -> HomelabError:
     return HomelabError(
-        wanted=f"to know what carries {', '.join(one.name for one in unknown)}, before anything that may carry it goes with gpus.{name} ({slot})",
+        wanted=f"to know what carries {', '.join(one.name for one in unknown)}, before anything that may carry it goes with gpus.{name} ({facts.card(slot)})",
         found="; ".join(one.trouble for one in unknown)
         + f"; with the card go {'; '.join(map(facts.describe, doubtful))}",
         why="a VM's start would take its own disk or network from the host, which then goes down; no setting allows that",
@@ -300,7 +300,7 @@ def kept(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> list[
             if going & {device.address for device in facts.functions(place)}:
                 errors.append(
                     HomelabError(
-                        wanted=f"gpus.{other} ({place}) with the host (use: {gpus[other].use}) while a VM has gpus.{name} ({slot})",
+                        wanted=f"gpus.{other} ({facts.card(place)}) with the host (use: {gpus[other].use}) while a VM has gpus.{name} ({facts.card(slot)})",
                         found=f"both are in one {predicted(facts)}IOMMU group",
                         why=f"a VM's start with {name} takes every device of the group from the host, {other} too",
                         next="put one of them into another slot, or give both to the same VM",
@@ -318,7 +318,7 @@ def by_hand(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabErr
     by_words = any("on the kernel command line" in one for one in binds)
     return [
         HomelabError(
-            wanted=f"gpus.{name} ({slot}) with the host's driver (use: {gpu.use})",
+            wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver (use: {gpu.use})",
             found=f"{', '.join(device.address for device in bound)} on vfio-pci, by {', '.join(binds)}",
             why="that was not written by this program, which doesn't take it away: the card would stay without the host's driver",
             next=f"take {', '.join(sorted({device.id for device in bound}))} out there, `update-initramfs -u -k all`"
@@ -337,7 +337,7 @@ def console(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabErr
     which = "this card" if own else f"{facts.describe(screens[0])}, which is in its {predicted(facts)}IOMMU group,"
     return [
         HomelabError(
-            wanted=f"gpus.{name} ({slot}) not to be the host's console",
+            wanted=f"gpus.{name} ({facts.card(slot)}) not to be the host's console",
             found=f"the firmware uses {which} as its screen (boot_vga)",
             why="once it is bound, the host shows nothing on its screen after the boot menu; it can be reached over the network only",
             next="make the other card the primary one in the firmware, or accept it with "
@@ -361,7 +361,7 @@ def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
         return []
     return [
         HomelabError(
-            wanted=f"gpus.{name} ({slot}) free to be taken from the host",
+            wanted=f"gpus.{name} ({facts.card(slot)}) free to be taken from the host",
             found=f"containers that use it: {', '.join(str(ctid) for ctid in users)}",
             why="on vfio-pci the card has no /dev/nvidia node any more: these containers would not start, or run without it",
             next=f"take the card out of them first, or accept it with gpus.{name}.allowContainers: {users}",

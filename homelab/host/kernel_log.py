@@ -115,6 +115,14 @@ def of_host(facts: HostFacts, name: str) -> list[Trouble]:
     return _told(name, rows, lambda _: lines)
 
 
+def of_iommu(lines: Iterable[str]) -> list[str]:
+    """Of the kernel's lines about the IOMMU, those that tell of something wrong; none on a healthy host."""
+    every = list(lines)
+    rows = [row for row in signs() if row.of == "host"]
+    told = {line for row in rows for line in _uncured(row, every)}
+    return [line for line in every if line in told]
+
+
 def about_card(facts: HostFacts, functions: Iterable[str]) -> str:
     """What NVIDIA's driver has said since it was last loaded of a card, or without naming one: for homelab/nvidia/symptoms.py."""
     own = set(functions)

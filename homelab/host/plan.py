@@ -87,6 +87,7 @@ def _vfio_words(facts: HostFacts, ours: dict[str, str], bound: set[str]) -> str:
 
 def _gpu(facts: HostFacts, host: Host, name: str, slot: str) -> dict[str, Any]:
     return {
+        "name": next((facts.model(device) for device in facts.functions(slot) if device.is_display), ""),
         "slot": slot,
         "path": facts.path_of(slot),
         "use": host.gpus[name].use,
@@ -297,7 +298,7 @@ def describe(
     # Of two layers that touch the same file, once.
     lines += dict.fromkeys(f"  {FILES[file.how]} {file.what}" for file in files)
     for gpu, found in want.gpus.items():
-        lines.append(f"  {gpu} ({found['slot']}), for {found['use']}:")
+        lines.append(f"  {gpu}: {facts.card(str(found['slot']))}, for {found['use']}:")
         for device in facts.functions(found["slot"]):
             then = "vfio-pci" if device.address in want.functions else device.driver or "no driver"
             by_hand = ", bound by hand" if device.address in want.by_hand else ""

@@ -9,14 +9,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, UnreachableError
 from homelab.host.facts import HostFacts
 from homelab.provider.typed import read_as, written
 from homelab.remote import guard, ssh
 from homelab.remote.guard import RefusedError
+from homelab.remote.proxmox.errors import UnansweredError
 from homelab.resources import limits
 from homelab.resources.base import Boot, HostInputs, Resource
 from homelab.settings import Container, Host, Timeouts, Vm, load_host, parse
+from homelab.text import tell
 
 InputsT = TypeVar("InputsT", bound=HostInputs)
 OutputsT = TypeVar("OutputsT")
@@ -27,8 +29,12 @@ _NAMED_BY = ("system_name", "vm", "container", "mapping", "host")
 
 # What a refresh has read already in this process, by host: its probe and its containers look at the same reading. Resources are
 # refreshed at the same time, in threads.
-_READINGS: dict[str, HostFacts] = {}
+_READINGS: dict[str, HostFacts | HomelabError] = {}
 _READING = threading.Lock()
+
+# Hosts of which a refresh has said that they don't answer: said once, not for each resource.
+_SILENT: set[str] = set()
+_SAYING = threading.Lock()
 
 # How long after a reboot of ours a guest that it stopped is started again; later, that it is off is somebody's wish.
 REBOOT_SECONDS = 3600
@@ -130,6 +136,34 @@ class Work(Generic[InputsT, OutputsT]):
             return {**state, **written(self._in_time("read", state, lambda: self.read(inputs, outputs)))}
         except GoneError:
             return None
+        except (UnreachableError, UnansweredError) as error:
+            self._silent(inputs, error)
+            return state
+
+    def _silent(self, inputs: InputsT, error: HomelabError) -> None:
+        """What a refresh says of a host that doesn't answer: one error, whichever of its resources comes first."""
+        if isinstance(error, UnansweredError):
+            # Whether it is the API or the host that is off, SSH tells.
+            try:
+                self.facts_of_refresh(inputs)
+            except UnreachableError as off:
+                error = off
+        with _SAYING:
+            first = inputs.host not in _SILENT
+            _SILENT.add(inputs.host)
+        if not first:
+            tell(f"{self.id(inputs)}: not compared, since {inputs.host} doesn't answer")
+            return
+        api = isinstance(error, UnansweredError)
+        raise HomelabError(
+            wanted=f"to read {inputs.host}, and to compare it with what the last `pulumi up` left",
+            found=error.found,
+            why="a refresh that can't read the host can't tell what has changed there; nothing was changed, on the host or in the state",
+            next="see whether pveproxy runs on the host (`systemctl status pveproxy`) and the port is open, then run the same command again"
+            if api
+            else "see whether it is switched on and connected to this network, then run the same command again; `pulumi preview` without "
+            "--refresh needs no host",
+        ) from error
 
     def deleted(self, state: dict[str, Any]) -> None:
         """Undoes it."""
@@ -197,9 +231,19 @@ class Work(Generic[InputsT, OutputsT]):
         name = inputs.host
         with _READING:
             if name not in _READINGS:
-                host, containers = self.stack.host(name), self.stack.containers(name)
-                systems = ["host"] * (host.nvidia is not None)
-                systems += [str(one.ctid) for one in containers.values() if one.nvidia is not None]
-                # With a list of what runs only where it matters: that takes a real host a second or two.
-                _READINGS[name] = asyncio.run(ssh.read(host, guests=bool(containers), systems=systems))
-            return _READINGS[name]
+                _READINGS[name] = self._read_once(name)
+            found = _READINGS[name]
+        if isinstance(found, HomelabError):
+            raise found
+        return found
+
+    def _read_once(self, name: str) -> HostFacts | HomelabError:
+        """A host that doesn't answer is waited for once, not for each of its resources."""
+        host, containers = self.stack.host(name), self.stack.containers(name)
+        systems = ["host"] * (host.nvidia is not None)
+        systems += [str(one.ctid) for one in containers.values() if one.nvidia is not None]
+        try:
+            # With a list of what runs only where it matters: that takes a real host a second or two.
+            return asyncio.run(ssh.read(host, guests=bool(containers), systems=systems))
+        except HomelabError as error:
+            return error

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 from homelab.errors import raise_all
+from homelab.host.facts import HostFacts
 from homelab.properties import same
 from homelab.provider.api import ApiWork, policy
 from homelab.provider.base import stopped_by_us
@@ -70,7 +71,7 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
             else:
                 record, restore = _noted(inputs, config, ledger.found(facts.ledger, ledger.of_vm(vmid)))
                 generation = 0
-            wish = wish_of(inputs, may_replace_raw=bool(host.api and host.api.is_root))
+            wish = wish_of(inputs, may_replace_raw=bool(host.api and host.api.is_root), facts=facts)
             users = {card.gpu: guests.users_of(card.slot, inputs.node) for card in wish.cards}
             errors, notes = check(config, wish, users)
             raise_all(errors)
@@ -126,12 +127,12 @@ def _noted(inputs: VmRecord.Inputs, config: dict[str, str], noted: dict[str, Any
     return record, restore
 
 
-def wish_of(inputs: VmRecord.Inputs, *, may_replace_raw: bool) -> Wish:
-    """The inputs as what `vm_config` takes."""
+def wish_of(inputs: VmRecord.Inputs, *, may_replace_raw: bool, facts: HostFacts | None = None) -> Wish:
+    """The inputs as what `vm_config` takes; ``facts``: the host, which knows the cards' names."""
     return Wish(
         inputs.vm,
         inputs.vmid,
-        [Card(**card) for card in inputs.cards],
+        [Card(**card, called=facts.card(str(card["slot"])) if facts else "") for card in inputs.cards],
         inputs.machine,
         inputs.display,
         inputs.shared_onboot,

@@ -27,7 +27,7 @@ class BootVerification(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """``iommu``: groups, kernelLog; ``devices``: address -> id, driver, iommuGroup."""
+        """``iommu``: groups, and the kernel's lines about it that tell of ``trouble``; ``devices``: address -> id, driver, iommuGroup."""
 
         kernel: str
         boot_id: str

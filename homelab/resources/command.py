@@ -11,6 +11,7 @@ from pulumi_command import remote
 from homelab.errors import HomelabError
 from homelab.remote import scripts
 from homelab.resources import limits
+from homelab.stack import Refusal
 
 if TYPE_CHECKING:
     from homelab.settings import Host
@@ -26,7 +27,7 @@ def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[re
 
     A preview in a pull request has no private key. It needs none, and the key that the state knows must not look changed.
 
-    :raises pulumi.RunError: the host's key can't be read; the private key can't be, and this is not a preview.
+    :raises Refusal: the host's key can't be read; the private key can't be, and this is not a preview.
     """
     ignored: list[str] = []
     key: str | None = None
@@ -34,12 +35,12 @@ def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[re
         key = host.ssh.key
     except HomelabError as error:
         if not pulumi.runtime.is_dry_run():
-            raise pulumi.RunError(str(error)) from None
+            raise Refusal(error) from None
         ignored = ["connection.privateKey"]
     try:
         host_key = host.ssh.pinned_host_key
     except HomelabError as error:
-        raise pulumi.RunError(str(error)) from None
+        raise Refusal(error) from None
     password = None if host.ssh.password is None else host.ssh.password.get_secret_value()
     return (
         remote.ConnectionArgs(

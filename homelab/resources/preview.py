@@ -10,6 +10,7 @@ from homelab.errors import HomelabError, UnreachableError
 from homelab.later import later
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Container, Host, Vm
+from homelab.stack import Refusal
 from homelab.text import clean
 
 if TYPE_CHECKING:
@@ -67,10 +68,10 @@ async def _printed(
         text = plan.describe(name, found.facts, host, found.want, found.reboot, found.files)
     except UnreachableError as error:
         if mode == "always":
-            raise pulumi.RunError(str(error)) from None
+            raise Refusal(error) from None
         pulumi.log.info(clean(f"{name} can't be reached ({error.found}): previewed without reading it"), probe)
         return False
     except HomelabError as error:
-        raise pulumi.RunError(str(error)) from None
+        raise Refusal(error) from None
     pulumi.log.info(clean("\n".join(part for part in (text, found.guests) if part)), probe)
     return True

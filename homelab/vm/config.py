@@ -34,6 +34,8 @@ class Card:
     pcie: bool = True
     romfile: str | None = None
     by_address: bool = False
+    # As messages call it (host/names.py), where somebody has read the host.
+    called: str = field(default="", compare=False)
 
     @property
     def hostpci(self) -> str:
@@ -284,7 +286,7 @@ def _raw(config: dict[str, str], wish: Wish, name: str) -> list[HomelabError]:
 def _held(name: str, card: Card, others: Iterable[CardUser]) -> list[HomelabError]:
     return [
         HomelabError(
-            wanted=f"{card.gpu} ({card.slot}) free for {name}",
+            wanted=f"{card.gpu} ({card.called or card.slot}) free for {name}",
             found=f"{other} runs with it",
             why="a card can be in one running VM only; nothing was stopped for it",
             next=f"shut {other} down (`qm shutdown {other.vmid}`), or take the card out of it, then run `pulumi up` again",

@@ -86,7 +86,7 @@ def _apart(name: str, facts: HostFacts, host: Host, want: Wanted, vms: dict[str,
             if group & {device.address for device in facts.functions(place)}:
                 errors.append(
                     HomelabError(
-                        wanted=f"{gpu} ({slot}) for VM {vm.vmid} (vms.{guest}) while {who} has {card}",
+                        wanted=f"{gpu} ({facts.card(slot)}) for VM {vm.vmid} (vms.{guest}) while {who} has {card}",
                         found=f"both cards are in one {gates.predicted(facts)}IOMMU group",
                         why="the VM that starts first takes the whole group; the other one can't start as long as it runs",
                         next="give both cards to the same VM, or put one of them into a slot with a group of its own",

@@ -48,13 +48,18 @@ def test_from_stock_to_bound_and_back(stack_on: Callable[..., Stack], scenario: 
     assert {function["driver"] for function in functions} == {"vfio-pci"}
     assert output["iommu"]["groups"] > 0
 
-    mark = stack.lab.mark()
-    again = stack.run("up", "--yes")
-    assert (again.code, again.changed) == (0, set())
-    assert stack.lab.connections(since=mark) == []
+    assert output["iommu"]["kernelLog"] == []
 
+    mark = stack.lab.mark()
     refreshed = stack.up("--refresh")
     assert refreshed.changed == set()
+    assert len(stack.lab.connections(since=mark)) == 1
+
+    # With a preview of its own, after what a refresh has left in the state: nothing is to change, no output is unknown.
+    again = stack.run("up", "--yes")
+    assert (again.code, again.changed) == (0, set())
+    previewed = again.output.partition("Updating (lab)")[0]
+    assert "Outputs:" not in previewed and "unknown" not in previewed, again.output
     assert len(stack.lab.connections(since=mark)) == 1
     assert [one for one in stack.lab.programs(since=mark) if one["program"] not in ("ip", "lspci", "qm", "pct")] == []
 

@@ -40,7 +40,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Stack], None], str]] = {
     "a bad host address": (change(address="192.168.0.2002"), "expected an IP address or a host name"),
     "a card that is not there": (
         change(gpus={"g": {"match": "10de:2684"}}),
-        "graphics cards here: 0000:01:00.0 [10de:2b85]",
+        "graphics cards here: RTX 5090 [10de:2b85] at 0000:01:00.0",
     ),
     "a card given twice": (
         change(gpus={"a": {"match": "10de:2b85"}, "b": {"address": "01:00"}}),

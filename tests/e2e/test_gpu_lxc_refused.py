@@ -25,7 +25,11 @@ def refused(stack: Stack, wanted: str, found: str, before: str) -> None:
     [
         ({"ctid": 999}, "container 999, to be adopted as containers.phoenix", "901 (ai-lab), 950 (media)"),
         ({"ctid": 103}, "container 103, as containers.phoenix", "103 is a virtual machine (Sandbox)"),
-        ({"gpuAssignment": "2"}, "card 2 (gpuAssignment) for containers.phoenix", "0 (0000:01:00), 1 (0000:02:00)"),
+        (
+            {"gpuAssignment": "2"},
+            "card 2 (gpuAssignment) for containers.phoenix",
+            "0 (RTX 5090 [10de:2b85] at 0000:01:00), 1 (RTX 4090 [10de:2684] at 0000:02:00)",
+        ),
     ],
     ids=["unknown", "a VM's", "no such card"],
 )

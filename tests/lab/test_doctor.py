@@ -313,14 +313,17 @@ def test_a_vm_beside_others_that_have_its_card(doctor: Callable[[str], Doctor]) 
     phoenix.change("qm create 104 --name Other --machine q35 --memory 1024 --hostpci0 mapping=gpu,pcie=1; qm start 104")
     report = phoenix.json("vm", "103")
     wanted = {one["wanted"]: one["found"] for one in report["findings"]}
-    assert wanted["hostpci0 (0000:02:00) free for VM 103 (Sandbox)"] == "VM 104 (Other) runs with it"
+    assert (
+        wanted["hostpci0 (RTX 4090 [10de:2684] at 0000:02:00) free for VM 103 (Sandbox)"]
+        == "VM 104 (Other) runs with it"
+    )
 
 
 def test_a_card_of_a_vm_that_containers_use(doctor: Callable[[str], Doctor]) -> None:
     phoenix = doctor("phoenix")
     phoenix.change("qm stop 103; qm set 103 --hostpci0 0000:02:00,pcie=1")
     finding = phoenix.json("vm", "103")["findings"][0]
-    assert finding["wanted"] == "gpus.<name> (0000:02:00) free to be taken from the host"
+    assert finding["wanted"] == "gpus.<name> (RTX 4090 [10de:2684] at 0000:02:00) free to be taken from the host"
     assert finding["found"] == "containers that use it: 950"
 
 
@@ -349,7 +352,7 @@ def test_a_host_that_was_never_configured(doctor: Callable[[str], Doctor]) -> No
     assert [card["slot"] for card in report["cards"]] == ["0000:1d:00", "0000:1e:00"]
     assert report["iommu"]["groups"] > 0 and report["driver"] == "580.105.08"
     status, text, _ = mixed.run("host")
-    assert status == 1 and "/dev/nvidia1 is 0000:1e:00.0" in text
+    assert status == 1 and "/dev/nvidia1 is RTX 3090 [10de:2204] at 0000:1e:00.0" in text
 
 
 def test_a_host_that_needs_nothing_is_well(doctor: Callable[[str], Doctor]) -> None:

@@ -29,7 +29,7 @@ def bound_by_one_reboot(stack: MetalStack, *words: str) -> None:
 def test_amd(hosts: Hosts, tmp_path: Path) -> None:
     stack = hosts.stack(hosts.amd(), tmp_path / "stack", GPUS)
     bound_by_one_reboot(stack, "amd_iommu=on", "iommu=pt")
-    assert any("AMD-Vi" in line for line in stack.output()["hosts"]["pve"]["iommu"]["kernelLog"])
+    assert "AMD-Vi" in stack.machine.run("dmesg")
 
 
 def test_uefi_with_grub(hosts: Hosts, tmp_path: Path) -> None:

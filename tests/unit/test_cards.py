@@ -229,7 +229,10 @@ def test_two_cards_of_one_group_go_to_one_vm_or_none() -> None:
     )
     facts = facts.model_copy(update={"guests": guests})
     apart = vm_errors(facts, host, {"one": vm(103, "one"), "two": vm(104, "two")})
-    assert len(apart) == 1 and "one (0000:01:00) for VM 103 (vms.one) while VM 104 (vms.two) has two" in apart[0]
+    assert (
+        len(apart) == 1
+        and "one (RTX 5090 [10de:2b85] at 0000:01:00) for VM 103 (vms.one) while VM 104 (vms.two) has two" in apart[0]
+    )
     assert vm_errors(facts, host, {"one": vm(103, "one", "two")}) == []
 
 
@@ -255,7 +258,7 @@ def test_a_member_of_the_group_is_neither_the_console_nor_a_containers_card() ->
     facts = facts.model_copy(update={"devices": devices, "guests": users, "nvidia_minors": {"0000:02:00.0": 1}})
     host = settings({"a": {"address": "01:00", "allowGroupMembers": ["0000:02:00.0", "0000:02:00.1"]}})
     assert reasons(facts, host) == [
-        "the firmware uses 0000:02:00.0 graphics card [10de:2b85], which is in its IOMMU group, as its screen (boot_vga)",
+        "the firmware uses 0000:02:00.0 graphics card [RTX 5090, 10de:2b85], which is in its IOMMU group, as its screen (boot_vga)",
         "containers that use it: 950",
     ]
 

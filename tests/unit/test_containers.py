@@ -80,7 +80,11 @@ NO_UVM = {**DRIVER, "uvm_trouble": ["no module nvidia-uvm", "build it"]}
 @pytest.mark.parametrize(
     ("facts", "changes", "said"),
     [
-        ({}, {"gpuAssignment": "2"}, "0 (0000:03:00), 1 (0000:01:00)"),
+        (
+            {},
+            {"gpuAssignment": "2"},
+            "0 (graphics card [10de:2684] at 0000:03:00), 1 (RTX 5090 [10de:2b85] at 0000:01:00)",
+        ),
         ({}, {"ctid": 999}, "no such container on the host; there are: 901 (ai-lab)"),
         ({}, {"ctid": 103}, "103 is a virtual machine (Sandbox)"),
         ({"configs": [conf("lxc", 5000, "hostname: x\nlock: backup")]}, {"ctid": 5000}, "it is locked: backup"),

@@ -65,13 +65,18 @@ def test_the_schema_in_the_docs_is_that_of_the_models() -> None:
 
 def test_the_schema_requires_what_a_consumer_works_with() -> None:
     schema = contract.schema()
-    required = {name: set(about["required"]) for name, about in schema["$defs"].items()}
+    required = {name: set(about.get("required", ())) for name, about in schema["$defs"].items()}
     assert required["HostOutput"] == {"node", "kernel", "bootId", "iommu", "gpus"}
     assert required["Function"] == {"address", "id", "subsystem", "class", "driver"}
     assert {"slot", "use", "functions"} <= required["GpuOutput"]
     assert {"iommuGroup", "mapping", "hostpci", "holder"} <= set(schema["$defs"]["GpuOutput"]["properties"])
     assert required["VmOutput"] == {"host", "node", "vmid", "name", "state", "gpus"}
     assert schema["properties"]["version"]["const"] == contract.VERSION
+
+
+def test_what_is_null_is_left_out_at_any_depth() -> None:
+    put_out = {"vmid": 103, "address": None, "nvidia": {"cuda": None, "gpus": [{"name": None, "uuid": "GPU-1"}]}}
+    assert contract.without_nulls(put_out) == {"vmid": 103, "nvidia": {"gpus": [{"uuid": "GPU-1"}]}}
 
 
 def test_outputs_are_read_as_pulumi_hands_them_over() -> None:

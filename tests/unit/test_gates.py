@@ -24,7 +24,9 @@ def test_a_card_alone_in_its_group_passes_every_gate() -> None:
 
 def test_a_card_that_is_not_there_is_refused_with_those_that_are() -> None:
     (found,) = reasons(desktop(), settings({"g": {"match": "10de:2684"}}))
-    assert found == "graphics cards here: 0000:01:00.0 [10de:2b85]; 0000:0b:00.0 [1002:164e]"
+    assert (
+        found == "graphics cards here: RTX 5090 [10de:2b85] at 0000:01:00.0; graphics card [1002:164e] at 0000:0b:00.0"
+    )
 
 
 def test_two_identical_cards_need_an_address() -> None:

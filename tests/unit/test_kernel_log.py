@@ -53,6 +53,13 @@ HEALTHY = [
 ]
 
 
+def test_of_what_the_kernel_says_of_a_healthy_iommu_nothing_is_put_out() -> None:
+    healthy = [*HEALTHY, "[ 0.03] AMD-Vi: Unknown option - 'on'", "[ 0.03] AMD-Vi: Interrupt remapping enabled"]
+    assert kernel_log.of_iommu(healthy) == []
+    sick = TEXTS["no-remapping"][1]
+    assert kernel_log.of_iommu([*healthy, sick]) == [sick]
+
+
 def names(facts: HostFacts, functions: list[str] | None = None) -> list[str]:
     found = [*kernel_log.of_card(facts, "gpus.a", functions or CARD), *kernel_log.of_host(facts, "pve")]
     wanted = {row.wanted: row.name for row in signs()}

@@ -148,7 +148,7 @@ class Api:
         except ResourceException as error:
             raise self._refused(verb, path, wanted, parameters, error) from error
         except requests.exceptions.RequestException as error:
-            raise no_answer(self.host, wanted, error) from error
+            raise no_answer(self.host, wanted, error, reads=verb == "get") from error
 
     def _repeated(self, ask: Callable[[], Any], *, repeatable: bool) -> Any:
         """What ``ask`` answers, asked again where that is safe."""

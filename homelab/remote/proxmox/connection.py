@@ -162,8 +162,8 @@ def _login_refused(base: str, user: str, status: int, reason: str) -> ApiError:
     )
 
 
-def no_answer(host: Host, wanted: str, error: Exception) -> ApiError:
-    """The error for a request that got no answer: no connection, another certificate, or too late."""
+def no_answer(host: Host, wanted: str, error: Exception, *, reads: bool = False) -> ApiError:
+    """The error for a request that got no answer: no connection, another certificate, or too late; ``reads``: it changes nothing."""
     api = host.api
     assert api is not None
     text = plain(str(error))
@@ -173,7 +173,11 @@ def no_answer(host: Host, wanted: str, error: Exception) -> ApiError:
     made = UnansweredError(
         wanted=wanted,
         found=f"no answer from https://{host.address}:{api.port}: {type(error).__name__}: {text}",
-        why="nothing was asked of the node" if unsent else "whether a change was carried out can't be told from here",
+        why="it could not be read; nothing was changed"
+        if reads
+        else "nothing was asked of the node"
+        if unsent
+        else "whether a change was carried out can't be told from here",
         next="see whether pveproxy runs on the host (`systemctl status pveproxy`) and the port is open; then run `pulumi up` again: it "
         "continues from what is there",
         status=0,

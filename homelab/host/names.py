@@ -1,0 +1,66 @@
+"""What a card is called: by the host's pci.ids (as its lspci reads them), else by a small table. The one place where that is decided."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+# Cards that are newer than the pci.ids of the Debian releases that Proxmox VE 8 and 9 stand on (NVIDIA's README of branch 580, "Supported
+# NVIDIA Products").
+NEWER = {
+    "10de:2b85": "RTX 5090", "10de:2b87": "RTX 5090 D", "10de:2c02": "RTX 5080", "10de:2c05": "RTX 5070 Ti",
+    "10de:2f04": "RTX 5070", "10de:2d04": "RTX 5060 Ti", "10de:2d05": "RTX 5060",
+}  # fmt: skip
+# `01:00.0 VGA compatible controller [0300]: NVIDIA Corporation AD102 [GeForce RTX 4090] [10de:2684] (rev a1)`
+_LINE = re.compile(r"^(\S+) .*?\[[0-9a-f]{4}\]: (.+) \[([0-9a-f]{4}:[0-9a-f]{4})\]", re.MULTILINE)
+# A marketing name, behind the chip's.
+_BRACKETS = re.compile(r"\[([^\[\]]+)\]\s*$")
+# What every card of a maker begins with tells nothing; and no name is as long as a line.
+_MAKERS = re.compile(
+    r"^(?:NVIDIA Corporation|Intel Corporation|Advanced Micro Devices, Inc\. \[AMD(?:/ATI)?\]|GeForce|NVIDIA)\s+"
+)
+_LONGEST = 48
+
+
+def listed(lspci: str) -> dict[str, str]:
+    """PCI address -> the card's name, from lines of `lspci -Dnn`; those that pci.ids doesn't know (`Device`) are left out."""
+    found = {}
+    for address, text, _ in _LINE.findall(lspci):
+        if name := short(text):
+            found[address] = name
+    return found
+
+
+def short(text: str) -> str:
+    """``RTX 4090`` for pci.ids' ``NVIDIA Corporation AD102 [GeForce RTX 4090]``; empty for a device that it doesn't know."""
+    marketed = _BRACKETS.search(text)
+    name = (marketed[1] if marketed and not marketed[1].startswith("AMD") else text).strip()
+    while (cut := _MAKERS.sub("", name)) != name:
+        name = cut
+    if name == "Device" or name.endswith(" Device"):
+        return ""
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+
+
+def model(ids: str, listed_as: str = "") -> str:
+    """``RTX 5090``; empty where nobody knows.
+
+    :param ids: vendor:device; ``listed_as``: what pci.ids calls it, short.
+    """
+    return listed_as or NEWER.get(ids.lower(), "")
+
+
+def card(ids: str, place: str, listed_as: str = "", kind: str = "graphics card") -> str:
+    """``RTX 5090 [10de:2b85] at 0000:01:00``: how every message, plan and table calls a card.
+
+    :param kind: what it is, where nobody knows its name.
+    """
+    return f"{model(ids, listed_as) or kind} [{ids}] at {place}"
+
+
+def of_output(gpu: Mapping[str, Any]) -> str:
+    """The same for a card as HostProbe, or a stack, puts it out; older ones put out no name."""
+    functions = gpu.get("functions") or [{}]
+    shown = next((one for one in functions if str(one.get("class", "")).startswith(("03", "12"))), functions[0])
+    return card(str(shown.get("id", "?")), str(gpu["slot"]), str(gpu.get("name") or ""))

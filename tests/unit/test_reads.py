@@ -1,0 +1,100 @@
+"""homelab/provider/base.py: what a refresh says of a host that doesn't answer: one error for all its resources, in a read's words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+
+from homelab.errors import HomelabError, UnreachableError
+from homelab.provider import api, base
+from homelab.provider.base import Work
+from homelab.provider.host_probe import HostProbeWork
+from homelab.provider.pci_mapping import PciMappingWork
+from homelab.provider.vm_record import VmRecordWork
+from homelab.remote import ssh
+from homelab.remote.proxmox.connection import no_answer
+from homelab.settings import Host
+from tests.unit.hosts import desktop
+
+SSH = {"hostKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFILL+IN+WITH+ssh+keyscan+t+ed25519+ADDRESS0", "agent": True}
+API = {"token": "homelab@pve!pulumi", "tokenSecret": "s", "fingerprint": ":".join(["00"] * 32)}
+HOST = {"address": "192.0.2.1", "ssh": SSH, "api": API, "gpus": {"card": {"match": "10de:2b85"}}}
+TEXTS = {"hosts": json.dumps({"pve": HOST})}
+SHUTDOWN = {"timeout": 1, "otherwise": "fail"}
+VM = {"host": "pve", "node": "pve", "vm": "sandbox", "vmid": 103, "shutdown": SHUTDOWN, "cards": [], "display": "keep"}
+RECORD = {"shared_onboot": False, "power": "keep", "instance": "", "goes_away": False, "record": {}, "restore": {}}
+BOOT = {"boot": {"id": "b", "stopped": [], "at": 7}, "running": True, "generation": 0, "guest_name": "Sandbox"}
+WANTED = {"iommu_words": "", "vfio_words": "", "functions": {}, "by_hand": [], "gpus": {}, "stale": False}
+# Work, and the state of its resource.
+STATES: list[tuple[type[Work[Any, Any]], dict[str, Any]]] = [
+    (HostProbeWork, {"host": "pve", "wanted": {}, **WANTED, "generation": {"iommu": 0, "vfio": 0, "boot": 0, "nodes": 0}}),
+    (PciMappingWork, {"host": "pve", "node": "pve", "mapping": "m", "entry": {"path": "0000:01:00"}, "before": "", "known": False}),
+    (VmRecordWork, {**VM, **RECORD, **BOOT}),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A provider's process that has read nothing yet."""
+    monkeypatch.setattr(base, "_READINGS", {})
+    monkeypatch.setattr(base, "_SILENT", set())
+    monkeypatch.setattr(api, "_READINGS", {})
+    yield
+
+
+class _Silent:
+    """An API that gives no answer."""
+
+    def __init__(self, host: Host, *_: Any, **__: Any) -> None:
+        self._host = host
+
+    def get(self, _path: str, wanted: str) -> Any:
+        error = requests.exceptions.ConnectionError("NewConnectionError: Connection refused")
+        raise no_answer(self._host, wanted, error, reads=True)
+
+
+def refreshed(monkeypatch: pytest.MonkeyPatch, *, off: bool) -> tuple[list[HomelabError], int, list[tuple[bool, str]]]:
+    """All resources, refreshed: the errors, how often the host was asked, and of each other one whether it stays as it was."""
+    asked = 0
+
+    async def read(*_: Any, **__: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if off:
+            raise UnreachableError(wanted="an SSH connection", found="Connect call failed", why="w", next="n")
+        return desktop()
+
+    monkeypatch.setattr(ssh, "read", read)
+    monkeypatch.setattr(api, "Api", _Silent)
+    errors, others = [], []
+    for work, state in STATES:
+        try:
+            others.append((work(TEXTS).refreshed(state) == state, work.__name__))
+        except HomelabError as error:
+            errors.append(error)
+    return errors, asked, others
+
+
+def test_a_host_that_is_off_is_one_error_and_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors, asked, others = refreshed(monkeypatch, off=True)
+    assert [error.wanted for error in errors] == ["to read pve, and to compare it with what the last `pulumi up` left"]
+    assert "Connect call failed" in errors[0].found and "switched on" in errors[0].next
+    assert asked == 1
+    assert others == [(True, "PciMappingWork"), (True, "VmRecordWork")]
+
+
+def test_an_api_that_is_off_is_one_error_that_names_its_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors, _, others = refreshed(monkeypatch, off=False)
+    assert len(errors) == 1 and "pveproxy" in errors[0].next and "nothing was changed" in errors[0].why
+    assert (True, "VmRecordWork") in others
+
+
+def test_what_could_not_be_read_is_not_said_to_be_half_changed() -> None:
+    host = Host.model_validate(HOST)
+    error = requests.exceptions.ReadTimeout("timed out")
+    assert "nothing was changed" in no_answer(host, "to read VM 103", error, reads=True).why
+    assert "can't be told" in no_answer(host, "VM 103 changed", error).why
