@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from engine import install, stacks
+from tests import quick_python
 from tests.conftest import PROJECT
 
 # Long enough for a machine under load; nothing waits for it in a run that goes well.
@@ -116,7 +117,7 @@ class EngineStack:
             "PULUMI_CONFIG_PASSPHRASE": "",
             "PULUMI_SKIP_UPDATE_CHECK": "true",
             "NO_COLOR": "1",
-            "PYTHONPATH": str(PROJECT / "tests" / "pip_once"),
+            "PYTHONPATH": str(quick_python.FOLDER),
             # The CLI lives for seconds: collecting its garbage less often saves a tenth of its time.
             "GOGC": "400",
             "PIP_ONCE": str(install.cache_folder() / "pip-list"),
@@ -167,7 +168,7 @@ class EngineStack:
         with (self.folder / "killed.log").open("ab") as log:
             return subprocess.Popen(
                 self.command(*arguments),
-                env=self.environment,
+                env={name: value for name, value in self.environment.items() if name != quick_python.SERVER},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

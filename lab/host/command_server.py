@@ -20,6 +20,7 @@ import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 #: Imported for the forks: what functions of the commands import for themselves.
@@ -29,10 +30,26 @@ MARK = "lab/"
 
 
 class Server:
-    """Accepts on a socket that listens already."""
+    """Accepts on a socket that listens already.
 
-    def __init__(self, listener: socket.socket) -> None:
+    Args:
+        listener: the socket.
+        prepare: is told a command's words before each fork; what it imports, that fork and all that follow have.
+        run: the command itself, in the fork; returns its exit status.
+        first: how many words of a client's command line come before the command's own.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        prepare: Callable[[list[str]], object],
+        run: Callable[[list[str]], int],
+        first: int,
+    ) -> None:
         self._listener = listener
+        self._prepare = prepare
+        self._run = run
+        self._first = first
         self._connections: dict[int, socket.socket] = {}
         self._commands: dict[int, int] = {}  # descriptor of the connection -> pid of the fork
         self._poll = select.poll()
@@ -70,15 +87,15 @@ class Server:
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         client, user, _ = struct.unpack("3i", credentials)
         asked, streams, _, _ = socket.recv_fds(connection, 1, 3)
-        words = _fields(client, "cmdline")[4:] if user == os.geteuid() and asked else []
+        words = _fields(client, "cmdline")[self._first :] if user == os.geteuid() and asked else []
         if not words or len(streams) != 3:
             connection.close()  # killed before it asked, or nobody of ours
         else:
-            _prepare(words)
+            self._prepare(words)
             gc.freeze()  # what is here is nothing for a fork's collector to look through, and so to copy
             pid = os.fork()
             if pid == 0:
-                _become(client, words, streams)
+                _become(client, streams, lambda: self._run(words))
             _lead(pid)
             self._poll.register(connection, select.POLLIN)
             self._connections[connection.fileno()] = connection
@@ -153,7 +170,7 @@ def _prepare(words: list[str]) -> None:
         return
 
 
-def _become(client: int, words: list[str], streams: list[int]) -> NoReturn:
+def _become(client: int, streams: list[int], run: Callable[[], int]) -> NoReturn:
     """The fork: the command, in every respect that the client's process has."""
     status = 1
     try:
@@ -166,7 +183,8 @@ def _become(client: int, words: list[str], streams: list[int]) -> NoReturn:
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         with open("/proc/self/comm", "w") as comm:  # noqa: PTH123
             comm.write(f"{MARK}{client}")
-        status = _run(client, words)
+        _resemble(client)
+        status = run()
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
         if isinstance(error.code, str):
@@ -183,7 +201,8 @@ def _become(client: int, words: list[str], streams: list[int]) -> NoReturn:
             os._exit(status & 255)
 
 
-def _run(client: int, words: list[str]) -> int:
+def _resemble(client: int) -> None:
+    """Environment, umask, ignored signals, folder and Python's own streams."""
     environment = dict(one.partition("=")[::2] for one in _fields(client, "environ"))
     os.environ.clear()
     os.environ.update(environment)
@@ -198,10 +217,14 @@ def _run(client: int, words: list[str]) -> int:
     sys.stdin = open(0, errors=sys.stdin.errors, closefd=False)  # noqa: PTH123, SIM115
     sys.stdout = open(1, "w", errors=sys.stdout.errors, closefd=False)  # noqa: PTH123, SIM115
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: PTH123, SIM115
+
+
+def _run(words: list[str]) -> int:
     sys.argv[1:] = words
     return int(importlib.import_module("host.run").main())
 
 
 if __name__ == "__main__":
     sys.path.append(__file__.rpartition("/host/")[0])
-    Server(socket.socket(fileno=int(sys.argv[1]))).serve()
+    # A client is `perl command.pl PYTHON RUN.PY WORDS...`.
+    Server(socket.socket(fileno=int(sys.argv[1])), _prepare, _run, first=4).serve()

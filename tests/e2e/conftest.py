@@ -14,6 +14,7 @@ import yaml
 
 from engine import install, stacks
 from lab import Lab
+from tests import quick_python
 from tests.conftest import PROJECT
 from tests.engine_stack import PATIENCE_SECONDS, EngineStack, Result, kill_tree, name_of
 
@@ -122,6 +123,13 @@ def host_settings(lab: Lab) -> dict[str, Any]:
         "ssh": {"port": ssh["port"], "hostKey": ssh["hostKey"], "privateKeyFile": ssh["privateKeyFile"]},
         "timeouts": {"connect": 10, "reboot": 60, "rollback": 60},
     }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_starts() -> Iterator[None]:
+    """The engine's Python processes start without their imports."""
+    with quick_python.server():
+        yield
 
 
 @pytest.fixture
