@@ -11,18 +11,25 @@
 
 read_host() {
   find_boot_loader
-  printf '{"boot_id":%s,"kernel":%s,"pve":%s,"cpu_vendor":%s' "$(string_of /proc/sys/kernel/random/boot_id)" \
-    "$(json_string "$(uname -r)")" "$(json_string "$(pve_version)")" \
-    "$(json_string "$(sed -n '/^vendor_id/{s/.*: //p;q}' "$ROOT/proc/cpuinfo")")"
-  printf ',"loader":"%s","loader_clues":%s,"missing_tools":%s' "$LOADER" "$(json_string "$LOADER_CLUES")" "$(missing_tools)"
+  printf '{"boot_id":'
+  string_of /proc/sys/kernel/random/boot_id
+  json_entry kernel "$(uname -r)"
+  json_entry pve "$(pve_version)"
+  json_entry cpu_vendor "$(sed -n '/^vendor_id/{s/.*: //p;q}' "$ROOT/proc/cpuinfo")"
+  json_entry loader "$LOADER"
+  json_entry loader_clues "$LOADER_CLUES"
+  printf ',"missing_tools":'
+  missing_tools
   cmdlines
   iommu
   bound_by_others
-  printf ',"modules":%s' "$(modules)"
+  printf ',"modules":'
+  modules
   printf ',"devices":['
   devices
-  printf '],"lspci":%s' "$(json_string "$([[ $LSPCI != yes ]] || within "$ASK_SECONDS" lspci -Dnnk 2>/dev/null)")"
-  printf ',"disks":%s' "$(json_string "$(within "$ASK_SECONDS" lsblk -nro NAME,PKNAME,FSTYPE,MOUNTPOINT 2>/dev/null)")"
+  printf ']'
+  json_entry lspci "$([[ $LSPCI != yes ]] || within "$ASK_SECONDS" lspci -Dnnk 2>/dev/null)"
+  json_entry disks "$(within "$ASK_SECONDS" lsblk -nro NAME,PKNAME,FSTYPE,MOUNTPOINT 2>/dev/null)"
   vital
   printf ',"named":%s' "$(json_string "$(named_cards)")"
   holders
@@ -64,20 +71,28 @@ cmdlines() {
     others=$(configured_words others)
     [[ $LOADER != grub ]] || has_managed_esps || generated=$(generated_words)
   fi
-  printf ',"cmdline":{"running":%s,"configured":%s,"others":%s,"generated":%s}' \
-    "$(string_of /proc/cmdline)" "$(json_string "$configured")" "$(json_string "$others")" "$(json_string "$generated")"
+  printf ',"cmdline":{"running":'
+  string_of /proc/cmdline
+  json_entry configured "$configured"
+  json_entry others "$others"
+  json_entry generated "$generated"
+  printf '}'
 }
 
 # The ACPI table says whether the firmware offers an IOMMU: DMAR (Intel) or IVRS (AMD). That one is in use, only groups prove.
 iommu() {
-  local table tables=() kernel_log
+  local table tables=() kernel_log groups=("$ROOT"/sys/kernel/iommu_groups/[0-9]*)
   for table in DMAR IVRS; do
     [[ ! -e $ROOT/sys/firmware/acpi/tables/$table ]] || tables+=("$table")
   done
   kernel_log=$(within "$ASK_SECONDS" dmesg 2>/dev/null | grep -E 'AMD-Vi|DMAR|iommu: Default domain|1:1 IOMMU mapping' |
     head_and_tail 40) || :
-  printf ',"iommu":{"tables":%s,"groups":%s,"kernel_log":%s}' "$(json_list "${tables[@]}")" \
-    "$(find "$ROOT/sys/kernel/iommu_groups" -mindepth 1 -maxdepth 1 2>/dev/null | wc -l)" "$(json_string "$kernel_log")"
+  [[ -e ${groups[0]} ]] || groups=()
+  printf ',"iommu":{"tables":'
+  json_list "${tables[@]}"
+  printf ',"groups":%s' "${#groups[@]}"
+  json_entry kernel_log "$kernel_log"
+  printf '}'
 }
 
 # NVIDIA's stack on this host, and in containers that run: each read by a script of its own.

@@ -18,8 +18,11 @@ vital() {
 vital_entry() {
   local address addresses=()
   for address in "${!CARRIERS[@]}"; do addresses+=("$address"); done
-  printf '%s{"kind":"%s","name":%s,"devices":%s,"trouble":%s}' "$separator" "$1" "$(json_string "$2")" \
-    "$(json_list "${addresses[@]}")" "$(json_string "$TROUBLE")"
+  printf '%s{"kind":"%s","devices":' "$separator" "$1"
+  json_list "${addresses[@]}"
+  json_entry name "$2"
+  json_entry trouble "$TROUBLE"
+  printf '}'
   separator=,
   CARRIERS=() SEEN=() TROUBLE=''
 }

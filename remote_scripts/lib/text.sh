@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What goes out is text, whatever bytes went in; and JSON.
 #
-# Gives: text_of TEXT [BYTES] -> TEXT; of_file PATH; json_string TEXT; json_list ITEM...
+# Gives: text_of TEXT [BYTES] -> TEXT; of_file PATH; json_string TEXT; json_entry KEY TEXT; json_list ITEM...
 # Variables: AS_TEXT (for sed -E), ANSWER_BYTES, LOG_BYTES.
 
 # What a file or a program of this host says may hold any bytes, and be of any length. What goes out is text: UTF-8 without escape
@@ -26,7 +26,7 @@ text_of() {
   local bytes=${2:-$ANSWER_BYTES}
   TEXT=$1
   ((${#TEXT} <= bytes)) || TEXT="${TEXT:0:bytes/2}"$'\n'"… $((${#TEXT} - bytes)) bytes are left out here …"$'\n'"${TEXT: -(bytes / 2)}"
-  [[ $TEXT == *[!$'\t\n\x20-\x7e']* ]] || return 0
+  [[ $TEXT == *[!$'\t\n'\ -~]* ]] || return 0 # a range is one only outside quotes
   TEXT=$(printf '%s\nx' "$TEXT" | sed -E "$AS_TEXT")
   TEXT=${TEXT%$'\n'x}
 }
@@ -54,6 +54,12 @@ json_string() {
   s=${s//$'\t'/\\t}
   s=${s//$'\n'/\\n}
   printf '"%s"' "$s"
+}
+
+# json_entry KEY TEXT - another key of an object that has one. Without a subshell, as $(json_string TEXT) is one.
+json_entry() {
+  printf ',"%s":' "$1"
+  json_string "$2"
 }
 
 # json_list ITEM... - as a JSON list of strings.

@@ -146,3 +146,8 @@ def test_a_host_whose_files_hold_anything_can_be_read(folder: Folder, junk: byte
     facts: Any = parse(is_text(done.stdout))
     assert facts.devices[0].behind != "" and facts.boot_id == "1"
     assert set(facts.model_dump()) == set(desktop().model_dump())
+
+
+def test_plain_text_takes_no_process(folder: Folder) -> None:
+    done = run(folder, b'PATH=/nowhere\njson_string "$(printf "a b\\t~\\nc")"\n')
+    assert (done.returncode, done.stdout) == (0, b'"a b\\t~\\nc"')

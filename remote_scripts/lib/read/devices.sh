@@ -63,16 +63,24 @@ modules() {
 # What somebody else gives to vfio-pci: ids in modprobe.d, by file (those on the command line are seen there), and files that speak of
 # vfio-pci in another way, from which nothing is concluded.
 bound_by_others() {
-  local file ids all='' files='' mentions=()
+  local file ids all='' separator='' mentions=()
+  printf ',"vfio_files":{'
   for file in "$ROOT"/etc/modprobe.d/*.conf; do
     [[ -r $file ]] || continue
     ids=$(sed -nE 's/^[[:space:]]*options[[:space:]]+vfio[-_]pci[[:space:]].*\bids=([^[:space:]]+).*/\1/p' "$file")
     [[ -n $ids ]] || continue
     ids=${ids//$'\n'/,}
     all+=${all:+,}$ids
-    files+="${files:+,}$(json_string "${file#"$ROOT"}"):$(json_string "$ids")"
+    printf '%s' "$separator"
+    json_string "${file#"$ROOT"}"
+    printf ':'
+    json_string "$ids"
+    separator=,
   done
+  printf '}'
+  json_entry vfio_ids "$all"
   mapfile -t mentions < <(cd "${ROOT:-/}" && grep -rlsE 'vfio[-_]pci' etc/driverctl.d etc/udev/rules.d etc/initramfs-tools/scripts \
     etc/systemd/system etc/rc.local | grep -v '/homelab-' | sed 's#^#/#' | sort)
-  printf ',"vfio_ids":%s,"vfio_files":{%s},"vfio_mentions":%s' "$(json_string "$all")" "$files" "$(json_list "${mentions[@]}")"
+  printf ',"vfio_mentions":'
+  json_list "${mentions[@]}"
 }

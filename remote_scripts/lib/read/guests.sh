@@ -6,19 +6,28 @@
 
 # Guests that run, and guests that use a PCI card. Container and VM configurations are passed on for homelab/host/facts.py.
 guests() {
-  local conf kind separator=
-  printf ',"guests":{"qm":%s,"pct":%s,"configs":[' "$(json_string "$(list_guests qm)")" "$(json_string "$(list_guests pct)")"
+  local conf kind id separator=
+  printf ',"guests":{"qm":'
+  json_string "$(list_guests qm)"
+  json_entry pct "$(list_guests pct)"
+  printf ',"configs":['
   for conf in "$ROOT"/etc/pve/qemu-server/*.conf "$ROOT"/etc/pve/lxc/*.conf; do
     # Somebody's copy, such as 103-old.conf, is no guest.
     [[ ${conf##*/} =~ ^[1-9][0-9]*\.conf$ && -r $conf ]] || continue
     kind=vm
     [[ $conf != */lxc/* ]] || kind=lxc
     # The part above the first [snapshot] section is the guest as it is.
-    printf '%s{"kind":"%s","id":%s,"lines":%s}' "$separator" "$kind" "$(basename "$conf" .conf)" \
-      "$(json_string "$(sed '/^\[/,$d' "$conf" | grep -E '^(hostpci[0-9]+|dev[0-9]+|lxc\.mount\.entry|lxc\.cgroup2?\.devices\.(allow|deny)|onboot|name|hostname|machine|bios|memory|balloon|vga|lock|template|parent):' || :)")"
+    id=${conf##*/}
+    printf '%s{"kind":"%s","id":%s' "$separator" "$kind" "${id%.conf}"
+    json_entry lines "$(sed '/^\[/,$d' "$conf" | grep -E '^(hostpci[0-9]+|dev[0-9]+|lxc\.mount\.entry|lxc\.cgroup2?\.devices\.(allow|deny)|onboot|name|hostname|machine|bios|memory|balloon|vga|lock|template|parent):' || :)"
+    printf '}'
     separator=,
   done
-  printf '],"mappings":%s,"reservations":%s}' "$(string_of /etc/pve/mapping/pci.cfg)" "$(string_of /run/qemu-server/pci-id-reservations)"
+  printf '],"mappings":'
+  string_of /etc/pve/mapping/pci.cfg
+  printf ',"reservations":'
+  string_of /run/qemu-server/pci-id-reservations
+  printf '}'
 }
 
 list_guests() { # qm | pct
@@ -28,16 +37,23 @@ list_guests() { # qm | pct
 # What Proxmox VE knows of the host's surroundings: where each guest of the cluster is, who may what (no secret is in that file), the
 # certificate that its API shows, and its authority's.
 cluster() {
-  local node='' files='' users='' authority='' certificate=/etc/pve/local/pve-ssl.pem shown=''
+  local node='' files='' certificate=/etc/pve/local/pve-ssl.pem
+  printf ',"cluster":{'
   if [[ $GUESTS == yes ]]; then
     # Where Proxmox VE's file system isn't mounted, these aren't there.
     node=$(readlink "$ROOT/etc/pve/local") || node=''
     files=$(cd "$ROOT/etc/pve/nodes" 2>/dev/null && find . -mindepth 3 -maxdepth 3 -name '[1-9]*.conf' -printf '%P\n' | sort) || files=''
-    users=$(string_of /etc/pve/user.cfg)
-    authority=$(string_of /etc/pve/pve-root-ca.pem)
     [[ ! -e $ROOT/etc/pve/local/pveproxy-ssl.pem ]] || certificate=/etc/pve/local/pveproxy-ssl.pem
-    shown=$(string_of "$certificate")
+    printf '"users":'
+    string_of /etc/pve/user.cfg
+    printf ',"authority":'
+    string_of /etc/pve/pve-root-ca.pem
+    printf ',"certificate":'
+    string_of "$certificate"
+  else
+    printf '"users":"","authority":"","certificate":""'
   fi
-  printf ',"cluster":{"node":%s,"places":%s,"users":%s,"authority":%s,"certificate":%s}' "$(json_string "${node##*/}")" \
-    "$(json_string "$files")" "${users:-\"\"}" "${authority:-\"\"}" "${shown:-\"\"}"
+  json_entry node "${node##*/}"
+  json_entry places "$files"
+  printf '}'
 }

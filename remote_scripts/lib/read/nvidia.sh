@@ -20,17 +20,31 @@ nvidia_minors() {
 
 # The driver that containers share, and whether its nodes are there, now and at the next boot.
 nvidia() {
-  local trouble='' uvm='' dev='' enabled=false names=()
+  local enabled=false names=()
+  printf ',"nvidia":{"version":'
+  json_string "$(nvidia_version)"
+  printf ',"trouble":['
   if [[ -n $(find "$PCI"/*/vendor -maxdepth 0 -exec grep -lx 0x10de {} + 2>/dev/null) ]]; then
     nvidia_trouble
-    trouble="$(json_string "$FOUND"),$(json_string "$NEXT")"
+    found_and_next
+    printf '],"uvm_trouble":['
     nvidia_uvm_trouble
-    uvm="$(json_string "$FOUND"),$(json_string "$NEXT")"
-    mapfile -t names < <(missing_nvidia_nodes)
+    found_and_next
+    printf '],"dev_trouble":['
     dev_trouble
-    dev="$(json_string "$FOUND"),$(json_string "$NEXT")"
+    found_and_next
+    mapfile -t names < <(missing_nvidia_nodes)
+  else
+    printf '],"uvm_trouble":[],"dev_trouble":['
   fi
   [[ ! -L $ROOT$NODES_ENABLED ]] || enabled=true
-  printf ',"nvidia":{"version":%s,"trouble":[%s],"uvm_trouble":[%s],"missing_nodes":%s,"nodes_enabled":%s,"dev_trouble":[%s]}' \
-    "$(json_string "$(nvidia_version)")" "$trouble" "$uvm" "$(json_list "${names[@]}")" "$enabled" "$dev"
+  printf '],"nodes_enabled":%s,"missing_nodes":' "$enabled"
+  json_list "${names[@]}"
+  printf '}'
+}
+
+found_and_next() {
+  json_string "$FOUND"
+  printf ,
+  json_string "$NEXT"
 }

@@ -10,21 +10,29 @@ managed() {
   printf ',"managed":['
   for layer in iommu vfio nodes; do
     while IFS= read -r path; do
-      printf '%s{"layer":"%s","path":%s,"state":"%s"}' "$separator" "$layer" "$(json_string "$path")" "$(file_state "$layer" "$path")"
+      printf '%s{"layer":"%s","state":"%s"' "$separator" "$layer" "$(file_state "$layer" "$path")"
+      json_entry path "$path"
+      printf '}'
       separator=,
     done < <(layer_files "$layer")
   done
+  printf '],"stale_initramfs":'
   # shellcheck disable=SC2046 # kernel versions hold no spaces
-  printf '],"stale_initramfs":%s,"rolled_back":%s' "$(json_list $(stale_initramfs))" "$(json_string "$(rolled_back)")"
-  printf ',"rolling_back":%s,"judged":%s' "$(is_rolling_back && printf true || printf false)" "$(string_of /var/lib/homelab/judged)"
-  printf ',"boot_lacks":%s' "$(noted_boot_lacks)"
+  json_list $(stale_initramfs)
+  json_entry rolled_back "$(rolled_back)"
+  is_rolling_back && printf ',"rolling_back":true' || printf ',"rolling_back":false'
+  printf ',"judged":'
+  string_of /var/lib/homelab/judged
+  printf ',"boot_lacks":'
+  noted_boot_lacks
 }
 
 # Copies of what somebody made of our files (lib/files/kept.sh, keep_edit).
 edits() {
   local copies=()
   mapfile -t copies < <(find "$ROOT$EDITS" -type f -printf "$EDITS/%P\n" 2>/dev/null | sort)
-  printf ',"edits":%s' "$(json_list "${copies[@]}")"
+  printf ',"edits":'
+  json_list "${copies[@]}"
 }
 
 # What was noted of VMs and mappings (ledger.sh): name -> its text.
@@ -32,7 +40,10 @@ ledger() {
   local name separator=
   printf ',"ledger":{'
   while IFS= read -r name; do
-    printf '%s%s:%s' "$separator" "$(json_string "$name")" "$(string_of "/var/lib/homelab/ledger/$name")"
+    printf '%s' "$separator"
+    json_string "$name"
+    printf ':'
+    string_of "/var/lib/homelab/ledger/$name"
     separator=,
   done < <(find "$STATE/ledger" -type f ! -name '.*' -printf '%P\n' 2>/dev/null | sort)
   printf '}'
@@ -47,7 +58,9 @@ containers() {
     CTID=$(basename "$dir")
     { read -r METHOD && read -r MINORS && read -r FUNCTIONS; } <"$dir/wanted"
     mapfile -t drift < <(container_drift)
-    printf '%s{"id":%s,"minors":"%s","drift":%s}' "$separator" "$CTID" "$MINORS" "$(json_list "${drift[@]}")"
+    printf '%s{"id":%s,"minors":"%s","drift":' "$separator" "$CTID" "$MINORS"
+    json_list "${drift[@]}"
+    printf '}'
     separator=,
   done
   printf ']'

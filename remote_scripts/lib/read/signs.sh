@@ -18,8 +18,11 @@ signs() {
     [[ $bytes != ffffffffffffffffffffffffffffffff && $bytes != 0100ffff* ]] || lost+=("${path##*/}")
   done
   [[ $(cat "$ROOT/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts" 2>/dev/null) != Y ]] || unsafe=true
-  printf ',"kernel_log":%s,"lost":%s,"unsafe_interrupts":%s,"boot_warnings":%s' "$(json_string "$said")" "$(json_list "${lost[@]}")" \
-    "$unsafe" "$(json_string "$(grep '^WARN: ' <<<"$BOOT_STATUS" || :)")"
+  json_entry kernel_log "$said"
+  printf ',"lost":'
+  json_list "${lost[@]}"
+  printf ',"unsafe_interrupts":%s' "$unsafe"
+  json_entry boot_warnings "$(grep '^WARN: ' <<<"$BOOT_STATUS" || :)"
 }
 
 # head_and_tail LINES - of standard input.
