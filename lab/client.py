@@ -212,6 +212,18 @@ class Lab:
         """
         request(self.state, "reset", scenario=None if scenario is None else _named(scenario))
 
+    def save(self) -> None:
+        """Keep the running host, and its guests, as they are now, for `restore`; while the lab runs.
+
+        Raises:
+            LabError: something runs on it.
+        """
+        request(self.state, "save")
+
+    def restore(self) -> None:
+        """Bring back what `save` kept, without a boot: sessions end, and the logs are those of then."""
+        request(self.state, "restore")
+
     def remove(self) -> None:
         """Stop the lab and remove its folder."""
         self.stop()

@@ -21,6 +21,8 @@ several may follow one another on a connection. The simulated programs speak it 
     fault        name, value                 set a fault; null clears it
     rebind       address, driver             what a person does by hand in sysfs
     reset        [scenario]                  the stock host again, booted, logs empty; same port and keys
+    save                                     keep the running host as it is, while nothing runs on it
+    restore                                  it is so again, without a boot; sessions end
     stop                                     the daemon ends; the connection closes when it has
 """
 

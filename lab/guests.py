@@ -190,6 +190,15 @@ class GuestSide:
         await self.server.listen()
         self.activity()
 
+    @property
+    def settled(self) -> bool:
+        """Whether it is up, and nothing is under way."""
+        return self.up and not self._going_down and not self.server.commands and not self.timers.listing()
+
+    def resume(self, started: float) -> None:
+        """Be the system of that start of the VM, which has booted."""
+        self.serving, self.up, self._going_down = started, True, False
+
     def end(self) -> None:
         """The VM, or its host, has gone off: break connections, forget timers. Whoever runs in it is the caller's to end."""
         if self._booting is not None:
@@ -297,6 +306,17 @@ class Guests:
         """The host has come up, with its network or without."""
         self._host_is_up, self._network = True, network
         self.look()
+
+    def settled(self) -> dict[int, float] | None:
+        """When each VM that runs was started, in seconds since 1970; None while one boots or goes down."""
+        serving = {vmid: side.serving for vmid, side in self._sides.items() if side.serving is not None}
+        return serving if all(self._sides[vmid].settled for vmid in serving) else None
+
+    def resume(self, started: dict[int, float]) -> None:
+        """The host is up, with its network, and these VMs go on in the start that they were in."""
+        for vmid, when in started.items():
+            self._side(vmid).resume(when)
+        self.open(network=True)
 
     def close(self) -> None:
         """The host goes down; what runs in its guests is ended with what runs on it."""

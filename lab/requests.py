@@ -77,6 +77,8 @@ class ControlServer:
             "fault": self._fault,
             "rebind": self._rebind,
             "reset": self._reset,
+            "save": self._save,
+            "restore": self._restore,
             "stop": self._stop,
         }
 
@@ -208,6 +210,14 @@ class ControlServer:
 
     async def _reset(self, request: Request) -> Answer:
         await self._daemon.reset(request.find("scenario", str, "") or None)
+        return self._daemon.status()
+
+    async def _save(self, _: Request) -> Answer:
+        await self._daemon.save()
+        return {}
+
+    async def _restore(self, _: Request) -> Answer:
+        await self._daemon.restore()
         return self._daemon.status()
 
     async def _stop(self, _: Request) -> Answer:

@@ -32,6 +32,7 @@ from lab.host.state import HostState
 from lab.machine import BootResult, Machine, MachineError, Scenario, ScenarioError, load_scenario
 from lab.processes import Processes, end_left_behind
 from lab.requests import Answer, ControlServer
+from lab.saved import Saved
 from lab.ssh import Numbers, Server, is_authorized, make_keys, public_key
 from lab.state import (
     LOG_NAMES,
@@ -53,6 +54,8 @@ _SOCKET_PATH_MAX = 107
 # Between the answer to `reboot` and the end of the sessions. systemd takes about that long to get from one to
 # the other: the script that asked goes on for a moment.
 _GOING_DOWN_SECONDS = 0.1
+# How long guests may take to boot, on a machine under load.
+_SETTLE_SECONDS = 60.0
 # How often the daemon looks whether its state folder is still there: it ends with it.
 _FOLDER_CHECK_SECONDS = 5.0
 
@@ -87,6 +90,7 @@ class Daemon:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending = asyncio.Event()
         self._interrupted = asyncio.Event()
+        self._saved: Saved | None = None
 
     # What the SSH server asks (lab.ssh.System)
 
@@ -316,6 +320,49 @@ class Daemon:
             await self._power_on("start")
             self._write_lab_file(pid=os.getpid())
 
+    async def save(self) -> None:
+        """Keep the running host as it is now, or once the guests that boot have done so.
+
+        Raises:
+            LabError: it isn't up, or something runs or is under way on it.
+        """
+        await self.wait(lambda: self.phase != "up" or self.guests.settled() is not None, _SETTLE_SECONDS)
+        async with self._transition:
+            guests = self.guests.settled()
+            if self.phase != "up" or guests is None or self.ssh.commands or self.timers.listing():
+                raise LabError(
+                    f"Unable to save the host in {self.state}: wanted it up, with nothing running on it, found phase {self.phase}, "
+                    f"{len(self.ssh.commands)} commands and {len(self.timers.listing())} timers. Wait until it is idle."
+                )
+            saved = Saved(state=self.state, boots=self.boots, guests=guests, environment=dict(self.environment))
+            await self.processes.with_children_of_its_own(saved.keep)
+            self._saved = saved
+
+    async def restore(self) -> None:
+        """Bring back what `save` kept; LogMarks taken since are of another log.
+
+        Raises:
+            LabError: nothing was saved since this daemon started.
+        """
+        saved = self._saved
+        if saved is None:
+            raise LabError(f"Unable to restore the host in {self.state}: nothing was saved since its daemon started.")
+        self._interrupted.set()
+        async with self._transition:
+            if not self._ending.is_set():
+                self._interrupted.clear()
+            await self._end_all()
+            self._set_phase("booting")
+            await self.processes.with_children_of_its_own(saved.bring_back)
+            self._lab.resets += 1
+            self._write_lab_file(pid=os.getpid())
+            self.environment, self.boots = dict(saved.environment), saved.boots
+            self.numbers.count(self.state)
+            await self.api.listen()
+            await self.ssh.listen()
+            self.guests.resume(saved.guests)
+            self._set_phase("up")
+
     def _faults(self) -> dict[str, Any]:
         # Not by Machine.open, which looks through all launchers: every command asks for them.
         return dict(HostState(self.state).machine["faults"])
@@ -397,6 +444,11 @@ class Daemon:
 
     async def _power_off(self) -> None:
         """End everything that runs, as a host that goes down does."""
+        await self._end_all()
+        await self.processes.with_children_of_its_own(lambda: Machine.open(self.state).shutdown())
+        self._set_phase("off")
+
+    async def _end_all(self) -> None:
         self._set_phase("going-down")
         self.timers.stop_all()
         self.ssh.close()
@@ -406,8 +458,6 @@ class Daemon:
         await self.ssh.wait_commands_ended()
         await self.guests.wait_commands_ended()
         await self.timers.wait_services_ended()
-        await self.processes.with_children_of_its_own(lambda: Machine.open(self.state).shutdown())
-        self._set_phase("off")
 
     def _set_phase(self, phase: str) -> None:
         self.phase = phase

@@ -24,6 +24,8 @@ from tests.conftest import PROJECT
 
 # Long enough for a machine under load; nothing waits for it in a run that goes well.
 PATIENCE_SECONDS = 300
+# What a run that is going to be killed does without.
+_FOR_RUNS_TO_THEIR_END = (quick_python.SERVER, "PULUMI_EXPERIMENTAL", "PULUMI_SKIP_CHECKPOINTS")
 
 
 @dataclass
@@ -121,6 +123,9 @@ class EngineStack:
             # The CLI lives for seconds: collecting its garbage less often saves a tenth of its time.
             "GOGC": "400",
             "PIP_ONCE": str(install.cache_folder() / "pip-list"),
+            # The state is written at the end of a run, not after each of its steps.
+            "PULUMI_EXPERIMENTAL": "true",
+            "PULUMI_SKIP_CHECKPOINTS": "true",
             # What makes the CLI know --event-log, which the Automation API uses.
             "PULUMI_DEBUG_COMMANDS": "true",
         }
@@ -168,7 +173,7 @@ class EngineStack:
         with (self.folder / "killed.log").open("ab") as log:
             return subprocess.Popen(
                 self.command(*arguments),
-                env={name: value for name, value in self.environment.items() if name != quick_python.SERVER},
+                env={name: value for name, value in self.environment.items() if name not in _FOR_RUNS_TO_THEIR_END},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

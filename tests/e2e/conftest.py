@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import re
+import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 
 from engine import install, stacks
 from lab import Lab
+from lab.client import SnapshotEntry
 from tests import quick_python
 from tests.conftest import PROJECT
 from tests.engine_stack import PATIENCE_SECONDS, EngineStack, Result, kill_tree, name_of
@@ -54,9 +56,14 @@ def api_token(lab: Lab) -> dict[str, Any]:
 
 @dataclass(kw_only=True)
 class Stack(EngineStack):
-    """A stack on a lab of its own."""
+    """A stack on a lab of its own.
+
+    ``stock``: the host before the first `up`, and ``first``: that run, of a stack that was taken after it (`converged`).
+    """
 
     lab: Lab
+    stock: dict[str, SnapshotEntry] = field(default_factory=dict)
+    first: Result | None = None
 
     def up(self, *arguments: str, ok: bool = True) -> Result:
         """As of the engine's stack; what it said of a reboot beforehand is held against the boots that the host has made."""
@@ -87,7 +94,8 @@ class Stack(EngineStack):
         return found
 
 
-def make_stack(
+def stack_of(
+    lab: Lab,
     engine: install.Engine,
     folder: Path,
     scenario: str | Path,
@@ -96,8 +104,7 @@ def make_stack(
     containers: dict[str, Any] | None = None,
     **host: Any,
 ) -> Stack:
-    """A lab with that scenario, and a stack `lab` for it that is not deployed yet; all of it in ``folder``."""
-    lab = Lab.start(str(scenario), state=folder / "lab")
+    """A stack `lab` that is not deployed yet, in ``folder``, for a lab with that scenario."""
     (folder / "stack").mkdir()
     settings = {**host_settings(lab), "gpus": gpus_of(scenario) if gpus is None else gpus}
     if vms is not None or any("create" in one for one in (containers or {}).values()):
@@ -113,6 +120,11 @@ def make_stack(
     stack.write_config()
     stacks.create(engine.pulumi, "lab", stack.environment)
     return stack
+
+
+def make_stack(engine: install.Engine, folder: Path, scenario: str | Path, *arguments: Any, **keywords: Any) -> Stack:
+    """A lab with that scenario, and a stack for it as `stack_of` makes it; all of it in ``folder``."""
+    return stack_of(Lab.start(str(scenario), state=folder / "lab"), engine, folder, scenario, *arguments, **keywords)
 
 
 def host_settings(lab: Lab) -> dict[str, Any]:
@@ -132,18 +144,92 @@ def quick_starts() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def stack_on(tmp_path: Path, engine: install.Engine) -> Iterator[Callable[..., Stack]]:
-    """`stack_on("rtx5090")`: as `make_stack`; its lab is stopped at the end."""
-    started: list[Stack] = []
+class Labs:
+    """Labs that the tests of a process have one after the other: for each test, the host is as it was when it was saved."""
 
-    def make(*arguments: Any, **keywords: Any) -> Stack:
-        started.append(make_stack(engine, tmp_path, *arguments, **keywords))
-        return started[-1]
+    #: That many run at the same time: each takes 60 MB.
+    MOST = 5
+
+    def __init__(self, new_folder: Callable[[], Path]) -> None:
+        self._new_folder = new_folder
+        self._kept: dict[str, tuple[Path, Lab]] = {}
+
+    def take(self, key: str, make: Callable[[Path], Lab]) -> tuple[Path, Lab]:
+        """A lab and its folder, in which ``make`` has made it, and perhaps a stack (`stack`), of which it left a copy (`kept`)."""
+        folder, lab = self._kept.pop(key, (None, None))
+        if folder is not None and lab is not None and lab.running:
+            lab.restore()
+            if (folder / "kept").exists():
+                shutil.rmtree(folder / "stack")
+                shutil.copytree(folder / "kept", folder / "stack", symlinks=True)
+        else:  # the first, or a test has stopped it
+            folder = self._new_folder()
+            lab = make(folder)
+            lab.wait_idle()
+            lab.save()
+        self._kept[key] = folder, lab
+        while len(self._kept) > self.MOST:
+            self._end(*self._kept.pop(next(iter(self._kept))))
+        return folder, lab
+
+    def close(self) -> None:
+        for folder, lab in self._kept.values():
+            self._end(folder, lab)
+
+    @staticmethod
+    def _end(folder: Path, lab: Lab) -> None:
+        lab.stop()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Labs]:
+    kept = Labs(lambda: tmp_path_factory.mktemp("kept"))
+    yield kept
+    kept.close()
+
+
+@pytest.fixture
+def stack_on(tmp_path: Path, engine: install.Engine, labs: Labs) -> Iterator[Callable[..., Stack]]:
+    """`stack_on("rtx5090")`: a stack that is not deployed yet, for a stock host of that scenario; one in a test."""
+    own: list[Lab] = []
+
+    def make(scenario: str | Path, *arguments: Any, **keywords: Any) -> Stack:
+        if isinstance(scenario, Path):  # one that the test has written
+            own.append(Lab.start(str(scenario), state=tmp_path / "lab"))
+            return stack_of(own[-1], engine, tmp_path, scenario, *arguments, **keywords)
+        _, lab = labs.take(scenario, lambda folder: Lab.start(scenario, state=folder / "lab"))
+        return stack_of(lab, engine, tmp_path, scenario, *arguments, **keywords)
 
     yield make
-    for stack in started:
-        stack.lab.stop()
+    for lab in own:
+        lab.stop()
+
+
+#: A stack after its first `up`, by what it was made of.
+deployed: dict[str, Stack] = {}
+
+
+@pytest.fixture
+def converged(engine: install.Engine, labs: Labs) -> Callable[..., Stack]:
+    """`converged("rtx5090")`: as `stack_on`, after a first `up`, which is made once for all tests that begin with the same one."""
+
+    def take(*arguments: Any, **keywords: Any) -> Stack:
+        key = repr((arguments, sorted(keywords.items())))
+
+        def make(folder: Path) -> Lab:
+            stack = make_stack(engine, folder, *arguments, **keywords)
+            stock = stack.lab.snapshot()
+            first = stack.up()
+            shutil.copytree(stack.folder, folder / "kept", symlinks=True)
+            deployed[key] = replace(stack, stock=stock, first=first)
+            return stack.lab
+
+        folder, _ = labs.take(key, make)
+        config = yaml.safe_load((folder / "kept" / "Pulumi.lab.yaml").read_text())["config"]
+        return replace(deployed[key], config=config)
+
+    return take
 
 
 @pytest.fixture(scope="module")

@@ -37,11 +37,10 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_changed_file_is_named_and_mended_without_a_needless_reboot(
-    stack_on: Callable[..., Stack], case: str
+    converged: Callable[..., Stack], case: str
 ) -> None:
     text, named, mended = CASES[case]
-    stack = stack_on("rtx5090")
-    stack.up()
+    stack = converged("rtx5090")
     configured = stack.lab.snapshot()
     stack.lab.run(text)
 
@@ -59,9 +58,10 @@ def test_a_changed_file_is_named_and_mended_without_a_needless_reboot(
     assert stack.up("--refresh").changed == set()
 
 
-def test_a_card_bound_to_another_driver_by_hand_is_named_and_mended_by_a_reboot(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on("rtx5090")
-    stack.up()
+def test_a_card_bound_to_another_driver_by_hand_is_named_and_mended_by_a_reboot(
+    converged: Callable[..., Stack],
+) -> None:
+    stack = converged("rtx5090")
     stack.lab.rebind("0000:01:00.0", "nouveau")
     preview = stack.preview("--refresh")
     assert "0000:01:00.0 is on nouveau, not on vfio-pci" in preview.output
@@ -72,9 +72,8 @@ def test_a_card_bound_to_another_driver_by_hand_is_named_and_mended_by_a_reboot(
     assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
 
 
-def test_a_kernel_booted_without_the_parameters_is_named_and_mended(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on("rtx5090")
-    stack.up()
+def test_a_kernel_booted_without_the_parameters_is_named_and_mended(converged: Callable[..., Stack]) -> None:
+    stack = converged("rtx5090")
     stack.reboot_without_passthrough()
     preview = stack.preview("--refresh")
     assert "is not on the running kernel's command line" in preview.output
@@ -97,10 +96,9 @@ def test_words_lost_from_the_kernel_cmdline_file_come_back(stack_on: Callable[..
     stack.destroy()
 
 
-def test_a_setting_changed_updates_its_resource_and_replaces_what_follows(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on("rtx5090")
-    stock = stack.lab.snapshot()
-    stack.up()
+def test_a_setting_changed_updates_its_resource_and_replaces_what_follows(converged: Callable[..., Stack]) -> None:
+    stack = converged("rtx5090")
+    stock = stack.stock
     stack.host["iommu"] = {"passthrough": False}
     mark = stack.lab.mark()
     up = stack.up()
@@ -136,9 +134,8 @@ def test_another_card_chosen_is_bound_in_place_of_the_first(stack_on: Callable[.
     assert stack.drivers()["0000:1e:00.0"] == before["0000:1e:00.0"]
 
 
-def test_a_refresh_that_cannot_read_the_host_fails_and_changes_nothing(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on("rtx5090")
-    stack.up()
+def test_a_refresh_that_cannot_read_the_host_fails_and_changes_nothing(converged: Callable[..., Stack]) -> None:
+    stack = converged("rtx5090")
     outputs = stack.output()
     stack.lab.stop()
     failed = stack.up("--refresh", ok=False)

@@ -111,9 +111,8 @@ def test_the_card_is_handed_over_and_back(stack_on: Callable[..., Stack]) -> Non
     homelab.destroy()
 
 
-def test_a_vm_that_nobody_put_out_and_that_runs_with_the_card_stops_it(stack_on: Callable[..., Stack]) -> None:
-    homelab = stack_on("rtx5090", vms={})
-    homelab.up()
+def test_a_vm_that_nobody_put_out_and_that_runs_with_the_card_stops_it(converged: Callable[..., Stack]) -> None:
+    homelab = converged("rtx5090", vms={})
     gaming = gaming_beside(homelab)
     homelab.lab.run("qm shutdown 103; qm set 103 --hostpci0 mapping=rtx5090,pcie=1; qm start 103")
     message = gaming.up(ok=False).message
@@ -158,10 +157,9 @@ def with_version(stack: Stack, version: int) -> None:
         subprocess.run([*words, str(file)], env=stack.environment, check=True, capture_output=True, text=True)
 
 
-def test_it_runs_where_it_lies_with_the_readmes_words(stack_on: Callable[..., Stack]) -> None:
+def test_it_runs_where_it_lies_with_the_readmes_words(converged: Callable[..., Stack]) -> None:
     """No option names the configuration: `pulumi up --stack lab` in the folder, with Pulumi.lab.yaml beside Pulumi.yaml."""
-    homelab = stack_on("rtx5090", vms={})
-    homelab.up()
+    homelab = converged("rtx5090", vms={})
     gaming = gaming_beside(homelab)
     gaming.write_config()
     file = GAMING / "Pulumi.lab.yaml"

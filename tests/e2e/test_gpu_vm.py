@@ -96,9 +96,8 @@ def test_a_vm_that_our_reboot_stopped_runs_again(stack_on: Callable[..., Stack])
     assert with_card(stack)["0000:01:00.0"] == 103
 
 
-def test_a_card_taken_out_by_hand_is_put_back_by_a_refresh(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on("rtx5090", vms=SANDBOX)
-    stack.up()
+def test_a_card_taken_out_by_hand_is_put_back_by_a_refresh(converged: Callable[..., Stack]) -> None:
+    stack = converged("rtx5090", vms=SANDBOX)
     stack.lab.run("qm shutdown 103; qm set 103 --delete hostpci0; qm start 103")
     assert with_card(stack) == {}
     preview = stack.preview("--refresh")
@@ -168,9 +167,8 @@ def test_two_vms_exchange_their_cards_in_one_run(stack_on: Callable[..., Stack])
 
 
 @pytest.mark.parametrize("kind", ["renamed", "mapped otherwise"])
-def test_a_card_that_gets_another_name_is_given_under_that_one(stack_on: Callable[..., Stack], kind: str) -> None:
-    stack = stack_on("rtx5090", vms=SANDBOX)
-    stack.up()
+def test_a_card_that_gets_another_name_is_given_under_that_one(converged: Callable[..., Stack], kind: str) -> None:
+    stack = converged("rtx5090", vms=SANDBOX)
     if kind == "renamed":
         stack.host["gpus"] = {"big": stack.host["gpus"]["rtx5090"]}
         vms(stack)["sandbox"]["gpus"] = ["big"]
@@ -218,9 +216,8 @@ def test_values_that_had_to_change_come_back(stack_on: Callable[..., Stack]) -> 
     given_back(stack, stock)
 
 
-def test_another_card_in_the_slot_is_mapped_and_given_anew(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on("rtx5090", vms=SANDBOX)
-    stack.up()
+def test_another_card_in_the_slot_is_mapped_and_given_anew(converged: Callable[..., Stack]) -> None:
+    stack = converged("rtx5090", vms=SANDBOX)
     # The host is switched off, the card exchanged: VM 103 doesn't start with the host, as Proxmox VE compares.
     stack.lab.machine.exchange("0000:01:00.0", "10de:2684", "1458:40bf")
     stack.lab.machine.exchange("0000:01:00.1", "10de:22ba", "1458:40bf")
@@ -236,9 +233,8 @@ def test_another_card_in_the_slot_is_mapped_and_given_anew(stack_on: Callable[..
     assert with_card(stack) == {"0000:01:00.0": 103, "0000:01:00.1": 103}
 
 
-def test_a_mapping_changed_or_removed_by_hand_is_mended(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on("bound-by-hand", vms=SANDBOX)
-    stack.up()
+def test_a_mapping_changed_or_removed_by_hand_is_mended(converged: Callable[..., Stack]) -> None:
+    stack = converged("bound-by-hand", vms=SANDBOX)
     entry = (stack.lab.root / MAPPING).read_text()
     for command in (
         "pvesh set /cluster/mapping/pci/rtx5090 --map id=10de:2b85,iommugroup=99,node=pve,path=0000:01:00,subsystem-id=1043:89e3",
@@ -262,9 +258,8 @@ def test_others_entries_of_a_mapping_stay(stack_on: Callable[..., Stack]) -> Non
     assert (stack.lab.root / MAPPING).read_text() == before
 
 
-def test_a_vm_that_is_gone_is_named_and_does_not_keep_from_destroying(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on("bound-by-hand", vms=SANDBOX)
-    stack.up()
+def test_a_vm_that_is_gone_is_named_and_does_not_keep_from_destroying(converged: Callable[..., Stack]) -> None:
+    stack = converged("bound-by-hand", vms=SANDBOX)
     stack.lab.run("qm stop 103; qm destroy 103")
     refused = stack.preview("--refresh", ok=False)
     assert "drift: VM 103 is gone" in refused.output

@@ -77,10 +77,9 @@ def test_the_run_after_a_kill_finishes(stack_on: Callable[..., Stack], moment: s
     assert stack.up("--refresh").changed == set()
 
 
-def test_killed_during_a_destroy_the_next_one_finishes(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on("rtx5090")
-    stock = stack.lab.snapshot()
-    stack.up()
+def test_killed_during_a_destroy_the_next_one_finishes(converged: Callable[..., Stack]) -> None:
+    stack = converged("rtx5090")
+    stock = stack.stock
     process = stack.start("destroy", "--yes", "--skip-preview")
     stack.lab.wait_command("NEEDED=yes", timeout=PATIENCE_SECONDS)
     stack.kill(process)

@@ -74,11 +74,10 @@ def test_a_new_driver_on_the_host_reaches_every_container_after_it(stack_on: Cal
     assert again.changed == set(), again.output
 
 
-def test_a_host_whose_driver_somebody_else_changed_is_followed_by_a_refresh(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on(
+def test_a_host_whose_driver_somebody_else_changed_is_followed_by_a_refresh(converged: Callable[..., Stack]) -> None:
+    stack = converged(
         "phoenix", gpus=CARDS, containers={"phoenix": {"ctid": 901, "gpuAssignment": "0,1", "nvidia": {}}}, **NO_REBOOT
     )
-    stack.up()
     # As NVIDIA's guide has it: its repository by its keyring package, then what is there anew.
     keyring = "https://developer.download.nvidia.com/compute/cuda/repos/debian13/x86_64/cuda-keyring_1.1-1_all.deb"
     stack.lab.run(f"curl -fsSLo $ROOT/root/k.deb {keyring} && dpkg -i $ROOT/root/k.deb")
@@ -97,11 +96,10 @@ def test_a_host_whose_driver_somebody_else_changed_is_followed_by_a_refresh(stac
     assert again.changed == set(), again.output
 
 
-def test_libraries_that_were_removed_by_hand_come_back(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on(
+def test_libraries_that_were_removed_by_hand_come_back(converged: Callable[..., Stack]) -> None:
+    stack = converged(
         "phoenix", gpus=CARDS, containers={"phoenix": {"ctid": 901, "gpuAssignment": "0,1", "nvidia": {}}}, **NO_REBOOT
     )
-    stack.up()
     gone = '$(dpkg-query -W "libnvidia-*" "nvidia-*" libcuda1 | cut -f1)'
     inside_container(stack, 901, f"apt-get -qq purge -y {gone}")
     up = stack.up("--refresh")
@@ -120,11 +118,10 @@ def test_a_purge_takes_away_what_was_added_and_nothing_else(stack_on: Callable[.
     assert inside_container(stack, 901, inventory) == before
 
 
-def test_a_container_that_leaves_the_stack_keeps_its_libraries_by_default(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on(
+def test_a_container_that_leaves_the_stack_keeps_its_libraries_by_default(converged: Callable[..., Stack]) -> None:
+    stack = converged(
         "phoenix", gpus=CARDS, containers={"phoenix": {"ctid": 901, "gpuAssignment": "0,1", "nvidia": {}}}, **NO_REBOOT
     )
-    stack.up()
     del containers(stack)["phoenix"]["nvidia"]
     up = stack.up()
     assert "stays" in up.output

@@ -33,10 +33,9 @@ def test_a_preview_needs_no_host_before_and_after_the_first_up(stack_on: Callabl
 
 
 def test_a_preview_needs_no_key_and_sees_no_change_for_want_of_it(
-    stack_on: Callable[..., Stack], tmp_path: Path
+    converged: Callable[..., Stack], tmp_path: Path
 ) -> None:
-    stack = stack_on("rtx5090")
-    stack.up()
+    stack = converged("rtx5090")
     stack.host["ssh"]["privateKeyFile"] = str(tmp_path / "not-in-a-pull-request")
     preview = stack.preview()
     assert preview.planned == []
@@ -82,10 +81,9 @@ def test_the_plan_is_printed_and_nothing_is_changed(stack_on: Callable[..., Stac
 
 
 def test_a_preview_without_changes_leaves_the_host_in_peace_unless_told_otherwise(
-    stack_on: Callable[..., Stack],
+    converged: Callable[..., Stack],
 ) -> None:
-    stack = stack_on("rtx5090")
-    stack.up()
+    stack = converged("rtx5090")
     mark = stack.lab.mark()
     stack.preview()
     assert stack.lab.connections(since=mark) == []
@@ -110,10 +108,9 @@ CHANGED: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("change", CHANGED)
 def test_a_preview_says_what_reboot_a_change_of_settings_takes_and_up_makes_that_one(
-    stack_on: Callable[..., Stack], change: str
+    converged: Callable[..., Stack], change: str
 ) -> None:
-    stack = stack_on("rtx5090")
-    stack.up()
+    stack = converged("rtx5090")
     settings, why = CHANGED[change]
     stack.host.update(settings)
     preview = stack.preview()

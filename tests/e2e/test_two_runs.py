@@ -38,10 +38,9 @@ def test_the_second_run_gets_one_sentence_and_the_host_one_reboot(
     assert len(first.lab.boots()) == 2
 
 
-def test_a_destroy_beside_another_run_gets_one_sentence_and_gives_back_nothing(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on("rtx5090")
-    stock = stack.lab.snapshot()
-    stack.up()
+def test_a_destroy_beside_another_run_gets_one_sentence_and_gives_back_nothing(converged: Callable[..., Stack]) -> None:
+    stack = converged("rtx5090")
+    stock = stack.stock
     configured = stack.lab.snapshot()
     guard.hold("another", settings_of(stack.lab))
     try:
