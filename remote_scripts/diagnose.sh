@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
 # Reads what a diagnosis needs besides read_host.sh: device nodes, NVIDIA's driver, containers' configurations and insides. Changes
 # nothing, and therefore runs no nvidia-smi: as root it loads modules and makes nodes.
-# Needs: files, read/text
+# Needs: files, read/text, container/device_lines
 #
 # Arguments: IDS (containers to look into, separated by spaces; those that aren't here are left out), INSIDE (the script that runs in
 #   them).
-# Output: one JSON object; homelab/doctor/reading.py models it. Texts of commands are passed on as they are and parsed there. Of a container's
-#   configuration only lines that are about devices are passed on: others may hold passwords (lxc.environment, mount options).
+# Output: one JSON object; homelab/doctor/reading.py models it. Texts of commands are passed on as they are and parsed there.
 # Verbs: diagnose.
 
 # How long a container may take to be looked into, in seconds: a hung one must not hide what is known without it. Opening a card that
@@ -56,13 +55,12 @@ nodes() {
 
 container() { # ID
   local conf=$ROOT/etc/pve/lxc/$1.conf running=false found='' problem=''
-  local keys='^(dev[0-9]+|lxc\.cgroup2?\.devices\.(allow|deny)|lxc\.idmap|hostname|unprivileged|lock|template|features|ostype|delete)[[:space:]]*[:=]'
   if [[ $(within "$ASK_SECONDS" pct status "$1" 2>/dev/null) == *running* ]]; then
     running=true
     found=$(timeout "$PATIENCE" pct exec "$1" -- sh -c "$INSIDE" 2>&1) || problem="exit status $?: $(tail -n 3 <<<"$found")"
   fi
   printf '{"id":%s,"conf":%s,"other_keys":%s,"running":%s,"inside":%s,"problem":%s}' "$1" \
-    "$(json_string "$(grep -E "$keys|^\[|^lxc\.mount\.entry[[:space:]]*[:=][[:space:]]*/dev/" "$conf" || :)")" \
+    "$(json_string "$(device_lines "$conf")")" \
     "$(other_keys "$conf")" "$running" "$(json_string "$found")" "$(json_string "$problem")"
 }
 

@@ -54,7 +54,7 @@ plan() {
 # decide - sets DECISION (yes, no or manual), REASONS, PERHAPS and GUESTS.
 decide() {
   what_is_lacking
-  GUESTS=$(running_guests)
+  GUESTS=$(stopped_guests)
   DECISION=no
   ((${#REASONS[@]} == 0)) || DECISION=yes
   [[ $DECISION == no || $POLICY != manual ]] || DECISION=manual

@@ -239,7 +239,7 @@ def describe(
         if config is None:
             lines.append(f"  container {container.ctid} ({name}): created with {_devices(chosen)}")
         else:
-            runs = "running" if container.ctid in facts.guests.running_containers else "off"
+            runs = "running" if container.ctid in facts.guests.running else "off"
             lines.append(f"  container {_named(config)}, {runs}: {_devices(chosen)}")
     return "\n".join(lines), errors
 

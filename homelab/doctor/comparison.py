@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from homelab.container.conf import ContainerConf
 from homelab.doctor.case import Case
 from homelab.doctor.devices import Row, WantedCards, cards_in, rows_of
 from homelab.doctor.reading import ContainerReading
 from homelab.doctor.report import Table
+from homelab.host.container_conf import ContainerConf
 
 # Options that change what a device line does.
 _OPTIONS = ("unprivileged", "features")
@@ -98,7 +98,7 @@ def _notes(container: ContainerReading, model: ContainerReading, case: Case) -> 
         here, there = (one.parsed.options.get(option, "not set") for one in (container, model))
         if here != there:
             notes.append(f"{option}: {here}; in container {model.id} {there}")
-    here_majors, there_majors = ({rule.major for rule in one.parsed.in_force} for one in (container, model))
+    here_majors, there_majors = ({rule.major for rule in one.parsed.allowing} for one in (container, model))
     names = {major: name for name, major in reversed(case.reading.majors.items())}
     for major in sorted(one for one in there_majors - here_majors if one is not None):
         notes.append(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 from collections import defaultdict
 
-from homelab.container.conf import Entry, Rule
 from homelab.doctor.case import Case, has_devices
 from homelab.doctor.devices import Row, is_for_everybody, is_gpu, names
 from homelab.doctor.reading import OK
 from homelab.doctor.report import Finding, Stage
 from homelab.errors import unlocking
+from homelab.host.container_conf import Entry, Rule
 
 # Majors that NVIDIA's driver and the kernel gave out for good (Documentation/admin-guide/devices.txt): NVIDIA's cards, dri.
 _STATIC = {195, 226}
@@ -83,7 +83,7 @@ def _give(case: Case, rows: list[Row]) -> str:
     lines += [
         f"lxc.cgroup2.devices.allow: c {major}:* rwm"
         for major in majors
-        if not any(rule.covers(major, 0, "rw") for rule in have.in_force)
+        if not any(rule.covers(major, 0, "rw") for rule in have.allowing)
     ]
     return "\n".join([f"put into /etc/pve/lxc/{ctid}.conf, above the first [section]:", *lines])
 
@@ -180,7 +180,7 @@ def _not_allowed(case: Case) -> list[Finding]:
     if not by_major:
         return []
     conf = case.container.parsed
-    have = ", ".join(rule.line.partition("allow")[2].lstrip(" :=") for rule in conf.in_force) or "none"
+    have = ", ".join(rule.line.partition("allow")[2].lstrip(" :=") for rule in conf.allowing) or "none"
     stale = [str(rule.major) for rule in unused_rules(case)]
     lines = [f"lxc.cgroup2.devices.allow: c {major}:* rwm" for major in sorted(by_major)]
     return _finding(
@@ -204,7 +204,7 @@ def unused_rules(case: Case) -> list[Rule]:
     known = {*case.reading.majors.values(), *(node.major for node in case.reading.nodes.values()), *_STATIC}
     if not case.reading.majors:
         return []
-    return [rule for rule in case.container.parsed.in_force if rule.major is not None and rule.major not in known]
+    return [rule for rule in case.container.parsed.allowing if rule.major is not None and rule.major not in known]
 
 
 def _read_only(case: Case) -> list[Finding]:

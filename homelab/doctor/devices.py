@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from homelab.container.conf import ContainerConf, Entry
 from homelab.doctor.reading import ContainerReading, Node, Reading, Seen
+from homelab.host.container_conf import ContainerConf, Entry
 
 _CARD = re.compile(r"/dev/nvidia(\d+)")
 # What CUDA takes besides the cards' own nodes. nvidia-smi is content without nvidia-uvm; CUDA isn't.

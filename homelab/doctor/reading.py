@@ -8,9 +8,9 @@ from functools import cached_property
 
 from pydantic import BaseModel, ConfigDict
 
-from homelab.container.conf import ContainerConf
-from homelab.container.conf import parse as parse_conf
 from homelab.errors import HomelabError
+from homelab.host.container_conf import ContainerConf
+from homelab.host.container_conf import parse as parse_conf
 from homelab.host.facts import HostFacts
 
 OK = "ok"

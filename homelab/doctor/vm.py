@@ -33,7 +33,7 @@ def diagnose(reading: Reading, vmid: int, host: Host | None = None) -> Report:
     config = _config(reading, vmid)
     options = {key: value for key, value in sorted(config.items()) if key.startswith("hostpci")}
     slots = list(dict.fromkeys(slot for key, value in options.items() for slot in cards.slots_of(reading, key, value)))
-    running = vmid in reading.facts.guests.running_vms
+    running = vmid in reading.facts.guests.running
     name = f"VM {vmid} ({config.get('name', 'no name')})"
     found = [*_iommu(reading, name), *_options(reading, name, options)]
     for slot in slots:

@@ -12,8 +12,9 @@ from functools import cached_property
 from pydantic import BaseModel, ConfigDict, Field
 
 from homelab.errors import HomelabError, elsewhere
-from homelab.host import names
+from homelab.host import container_conf, names
 from homelab.host.classes import AUDIO, BRIDGES, CARRIERS, DISPLAY, GRAPHICS, NVIDIA, USB_C
+from homelab.host.container_conf import ContainerConf
 from homelab.properties import functions_of, overlap, slot_of
 from homelab.properties import parse as parse_properties
 
@@ -130,9 +131,16 @@ class GuestConfig(_Fact):
     id: int
     lines: str
 
+    @cached_property
+    def container(self) -> ContainerConf:
+        """The configuration of a container, as far as it was passed on."""
+        return container_conf.parse(self.lines)
+
     @property
     def values(self) -> dict[str, str]:
-        """Key -> value; of keys that may be there twice (lxc.mount.entry) the last."""
+        """Proxmox VE's own keys -> values."""
+        if self.kind == "lxc":
+            return self.container.options
         pairs = (line.partition(":") for line in self.lines.splitlines())
         return {key: value.strip() for key, _, value in pairs}
 
@@ -150,30 +158,15 @@ class CardUser(_Fact):
 
 
 class Guests(_Fact):
-    """The texts of ``qm list`` and ``pct list``, and the lines of guests' configurations that matter for cards.
+    """``running``: ids of the VMs and containers that run; ``configs``: the lines of guests' configurations that matter for cards.
 
     ``mappings``: /etc/pve/mapping/pci.cfg; ``reservations``: which VM runs with which PCI function, as qemu-server notes it.
     """
 
-    qm: str
-    pct: str
+    running: frozenset[int]
     configs: list[GuestConfig]
     mappings: str
     reservations: str
-
-    @property
-    def running_vms(self) -> set[int]:
-        """Ids of the VMs that run: those with a process, the last column. One without a name is listed as `VM 103`; a paused one runs, too."""
-        rows = (line.split() for line in self.qm.splitlines())
-        return {
-            int(row[0]) for row in rows if len(row) > 3 and row[0].isdecimal() and re.fullmatch("[1-9][0-9]*", row[-1])
-        }
-
-    @property
-    def running_containers(self) -> set[int]:
-        """Ids of the containers that run."""
-        rows = (line.split() for line in self.pct.splitlines())
-        return {int(row[0]) for row in rows if row[1:2] == ["running"] and row[0].isdecimal()}
 
     def config(self, vmid: int) -> GuestConfig | None:
         """The configuration of a VM or container; None: there is none of that id."""
@@ -193,7 +186,7 @@ class Guests(_Fact):
                     CardUser(
                         vmid=config.id,
                         name=values.get("name", f"VM {config.id}"),
-                        running=config.id in self.running_vms,
+                        running=config.id in self.running,
                         onboot=values.get("onboot") == "1",
                     )
                 )

@@ -355,7 +355,7 @@ def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
         for guest in facts.guests.configs
         if guest.kind == "lxc"
         and guest.id not in gpu.allow_containers
-        and any(f"/dev/nvidia{minor}{end}" in f"{guest.lines}\n" for minor in minors for end in " ,\n")
+        and any(entry.takes(f"/dev/nvidia{minor}") for entry in guest.container.entries for minor in minors)
     ]
     if not users:
         return []

@@ -116,12 +116,12 @@ def driver_to_be(name: str, host: Host, facts: HostFacts, want: Wanted) -> dict[
 def _off(facts: HostFacts, vms: dict[str, Vm], containers: dict[str, Container]) -> list[HomelabError]:
     """Guests that are off, and stay so: nothing can be installed in them."""
     guests: dict[str, tuple[int, bool]] = {
-        f"vms.{name}": (vm.vmid, vm.vmid in facts.guests.running_vms)
+        f"vms.{name}": (vm.vmid, vm.vmid in facts.guests.running)
         for name, vm in vms.items()
         if vm.nvidia and vm.wanted_power == "keep"
     }
     guests |= {
-        f"containers.{name}": (one.ctid, one.ctid in facts.guests.running_containers)
+        f"containers.{name}": (one.ctid, one.ctid in facts.guests.running)
         for name, one in containers.items()
         if one.nvidia and one.wanted_power == "keep"
     }

@@ -89,7 +89,7 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
                 await ledger.forget(session, ledger.of_vm(vmid))
         for note in notes if made != record else []:
             tell(f"{inputs.vm}: {note}")
-        running = vmid in guests.running_vms
+        running = vmid in guests.running
         return VmRecord.Outputs(
             record=made,
             restore=left,

@@ -53,7 +53,7 @@ def describe(
             others = [user for found in users.values() for user in found if user.vmid != vm.vmid and user.running]
             found, notes = check(config, wish, {gpu: [u for u in has if u not in others] for gpu, has in users.items()})
             errors += found
-            lines += [_line(guest, vm, config, wish, vm.vmid in facts.guests.running_vms)]
+            lines += [_line(guest, vm, config, wish, vm.vmid in facts.guests.running)]
             lines += [
                 f"    {other} runs with a card of it now: refused, unless it was given by this stack"
                 for other in others

@@ -107,7 +107,8 @@ class Rule(NamedTuple):
         )
 
 
-_RULE = re.compile(r"([abc])(?:\s+(\d+|\*):(\d+|\*)(?:\s+([rwm]+))?)?")
+# lxc: device_cgroup_rule_parse.
+_RULE = re.compile(r"a|([abc])\s(\d+|\*):(\d+|\*)\s([rwm]{1,2}|[rwm]{3}.*)")
 
 
 def parse_rule(text: str) -> Rule | None:
@@ -116,7 +117,7 @@ def parse_rule(text: str) -> Rule | None:
     if match is None:
         return None
     major, minor = (None if match[n] in (None, "*") else int(match[n]) for n in (2, 3))
-    return Rule(match[1], major, minor, match[4] or "rwm")
+    return Rule(match[1] or "a", major, minor, (match[4] or "rwm")[:3])
 
 
 def refusal(node: Node, wanted: str, rules: list[Rule], uid: int, gids: frozenset[int]) -> int:

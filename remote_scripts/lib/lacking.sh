@@ -2,9 +2,9 @@
 # What only a reboot of this host can bring. Decided here alone: for the reboot itself, for a preview, and for what looks for drift.
 # The answer is the same before and after the boot configuration was written: what counts is what it is going to have. Takes LOADER
 # of boot.sh.
-# Needs: boot, words, driver
+# Needs: boot, words, driver, guests
 #
-# Gives: what_is_lacking -> REASONS, PERHAPS, OF_BOOT; running_guests; note_wanted_boot, noted_boot_lacks.
+# Gives: what_is_lacking -> REASONS, PERHAPS, OF_BOOT; stopped_guests; note_wanted_boot, noted_boot_lacks.
 #
 # Variables: WORDS (of the command line), FUNCTIONS (PCI addresses that must be on vfio-pci), both separated by spaces; DRIVER (NVIDIA's
 #   that is to have the other cards: the installed version, or the version or branch that is going to be installed; empty: it doesn't
@@ -72,26 +72,19 @@ driver_lacks() {
   done < <(held_cards)
 }
 
-# running_guests - what a reboot stops, for people: `VM 103 (Sandbox), container 901 (ai-lab)`. The last column of `qm list` is the VM's
-# process: one without a name is listed as `VM 103`, so that its status isn't the third, and a paused one is stopped, too.
-# A list that doesn't come isn't an empty one.
-running_guests() {
-  local text
+# stopped_guests - what a reboot stops, for people: `VM 103 (Sandbox), container 901 (ai-lab)`.
+stopped_guests() {
   {
-    if text=$(listed qm); then
-      awk '$NF ~ /^[1-9][0-9]*$/ { printf "VM %s (%s), ", $1, $2 == "VM" && $3 == $1 ? "VM " $1 : $2 }' <<<"$text"
-    else
-      unlisted VMs qm
-    fi
-    if text=$(listed pct); then
-      awk '$2 == "running" { printf "container %s (%s), ", $1, $NF }' <<<"$text"
-    else
-      unlisted containers pct
-    fi
+    named_guests vm VM || unlisted VMs qm
+    named_guests lxc container || unlisted containers pct
   } | sed 's/, $//'
 }
 
-listed() { ! command -v "$1" >/dev/null || within "$ASK_SECONDS" "$1" list 2>/dev/null; }
+named_guests() { # KIND WORD
+  local lines
+  lines=$(running_guests "$1") || return 1
+  [[ -z $lines ]] || sed -E "s/^([0-9]+) (.*)/$2 \1 (\2), /" <<<"$lines" | tr -d '\n'
+}
 
 unlisted() { printf '%s' "whatever $1 are running (\`$2 list\` gave no answer), "; } # KINDS PROGRAM
 

@@ -152,7 +152,7 @@ def test_real_containers_that_use_a_card_are_seen(capture: str, uses: bool) -> N
     from tests.unit.hosts import desktop
 
     lines = shared("real_hosts", capture, "lxc_conf.txt").read_text()
-    guests = desktop().guests.model_dump() | {"qm": "", "configs": [{"kind": "lxc", "id": 100, "lines": lines}]}
+    guests = desktop().guests.model_dump() | {"running": [], "configs": [{"kind": "lxc", "id": 100, "lines": lines}]}
     found = desktop(guests=guests, nvidia_minors={"0000:01:00.0": 0})
     assert bool(gates.containers(found, "gpu", settings().gpus["rtx5090"], "0000:01:00")) is uses
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 
-from homelab.container.conf import parse
 from homelab.host import gates
 from homelab.host.facts import missing_words
 from homelab.remote import scripts
@@ -34,66 +35,35 @@ def test_scripts_and_readings_agree_on_whether_a_word_is_on_a_command_line(
 
 
 # -- a container's configuration: the script changes it, the doctor explains it ---------------------------------------
-BIND = "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file"
-ALLOW = "lxc.cgroup2.devices.allow: c 195:* rwm"
-CONFIGURATIONS = {
-    "nothing": "arch: amd64",
-    "a device": "dev0: /dev/nvidia0",
-    "a device with its properties": "dev0: path=/dev/nvidia0,mode=0666",
-    "a device, its path last": "dev3: mode=0666,path=/dev/nvidia0",
-    "another device": "dev0: /dev/nvidia1",
-    "a device that is there twice, the last counts": "dev0: /dev/nvidia0\ndev0: /dev/nvidia1",
-    "a device of a snapshot": "[old]\ndev0: /dev/nvidia0",
-    "a device of the next start": "[pve:pending]\ndev0: /dev/nvidia0",
-    "a device that the next start takes away": "dev0: /dev/nvidia0\n[pve:pending]\ndelete: dev0",
-    "a device that goes at once": "dev0: /dev/nvidia0\n[pve:pending]\ndelete: !dev0,mp1",
-    "a device that the next start changes": "dev0: /dev/nvidia0\n[pve:pending]\ndev0: /dev/nvidia1",
-    "a mount and its rule": f"{BIND}\n{ALLOW}",
-    "a mount without a rule": BIND,
-    "a rule alone": ALLOW,
-    "a mount with an equals sign": f"lxc.mount.entry = /dev/nvidia0 dev/nvidia0 none bind,create=file 0 0\n{ALLOW}",
-    "a mount of a snapshot": f"[old]\n{BIND}\n{ALLOW}",
-    "a folder": f"lxc.mount.entry: /dev dev none bind,create=dir\n{ALLOW}",
-    "a folder that isn't made": f"lxc.mount.entry: /dev dev none bind\n{ALLOW}",
-    "a folder with a slash": f"lxc.mount.entry: /dev/ dev/ none rbind,create=dir\n{ALLOW}",
-    "a mount to another place": f"lxc.mount.entry: /dev/nvidia0 dev/nvidia9 none bind,create=file\n{ALLOW}",
-    "a mount to an absolute place": f"lxc.mount.entry: /dev/nvidia0 /dev/nvidia0 none bind,create=file\n{ALLOW}",
-    "a mount that binds nothing": f"lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none create=file\n{ALLOW}",
-    "a mount with too few words": f"lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none\n{ALLOW}",
-    "a rule for the one": f"{BIND}\nlxc.cgroup2.devices.allow: c 195:0 rwm",
-    "a rule for another": f"{BIND}\nlxc.cgroup2.devices.allow: c 195:1 rwm",
-    "a rule for reading": f"{BIND}\nlxc.cgroup2.devices.allow: c 195:* r",
-    "a rule without access, which is all": f"{BIND}\nlxc.cgroup2.devices.allow: c 195:*",
-    "a rule for disks": f"{BIND}\nlxc.cgroup2.devices.allow: b 195:* rwm",
-    "a rule for everything": f"{BIND}\nlxc.cgroup2.devices.allow: a",
-    "a rule for everything, in numbers": f"{BIND}\nlxc.cgroup2.devices.allow: a *:* rwm",
-    "a rule of the first version": f"{BIND}\nlxc.cgroup.devices.allow: c 195:* rwm",
-    "a rule that is taken back": f"{BIND}\n{ALLOW}\nlxc.cgroup2.devices.deny: c 195:* rwm",
-    "all rules taken back": f"{BIND}\n{ALLOW}\nlxc.cgroup2.devices.deny: a",
-    "all rules taken back, and one given": f"{BIND}\nlxc.cgroup2.devices.deny: a\n{ALLOW}",
-    "another rule taken back": f"{BIND}\n{ALLOW}\nlxc.cgroup2.devices.deny: c 226:* rwm",
-    "a carriage return": f"{BIND}\r\n{ALLOW}\r\ndev1: /dev/nvidiactl\r",
-    "a comment": f"#{BIND}\n#{ALLOW}",
-}
+CONFIGURATIONS = yaml.safe_load(Path(__file__).parents[1].joinpath("container_configurations.yaml").read_text())
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_script_and_doctor_agree_on_how_a_container_gets_a_node_and_whether_it_may(folder: Folder, name: str) -> None:
-    text = f"hostname: box\n{CONFIGURATIONS[name]}\n"
-    folder.write("etc/pve/lxc/300.conf", text)
-    done = folder.bash(
-        "CTID=300\ndeclare -A MAJOR=([/dev/nvidia0]=195) MINOR=([/dev/nvidia0]=0)\nread_conf; find_ours\n"
-        'find_provider /dev/nvidia0\nprintf "%s %s\\n" "${PROVIDER%% *}" "$RULE"\n',
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """What the script's library says of every configuration, by its name: one bash for all of them."""
+    root = tmp_path_factory.mktemp("configurations")
+    (root / "etc/pve/lxc").mkdir(parents=True)
+    for number, about in enumerate(CONFIGURATIONS.values(), start=100):
+        (root / f"etc/pve/lxc/{number}.conf").write_text(f"hostname: box\n{about['text']}\n", newline="")
+    done = Folder(root, root / "commands").bash(
+        "declare -A MAJOR=([/dev/nvidia0]=195) MINOR=([/dev/nvidia0]=0)\n"
+        f"for ((CTID = 100; CTID < {100 + len(CONFIGURATIONS)}; CTID++)); do\n"
+        'read_conf; find_ours; find_provider /dev/nvidia0; printf "%s %s\\n" "${PROVIDER:-nothing}" "$RULE"\ndone\n',
         parts=["container/plan"],
     )
     assert done.returncode == 0, done.stderr
-    way, _, rule = done.stdout.strip("\n").partition(" ")
-    conf = parse(text)
-    entry = conf.entry_for("/dev/nvidia0")
-    entry = entry if entry and entry.source_of("/dev/nvidia0") == "/dev/nvidia0" else None
-    assert way == ("" if entry is None else {"device": "dev", "mount-entry": "mount"}[entry.method])
-    allowed = bool(entry and entry.method == "device") or conf.rule_for(195, 0, "rw") is not None
-    assert rule == ("yes" if allowed else "no")
+    return {
+        name: [line.split()[0], line.split()[-1]]
+        for name, line in zip(CONFIGURATIONS, done.stdout.splitlines(), strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_the_script_knows_how_a_container_gets_a_node_and_whether_it_may(
+    answers: dict[str, list[str]], name: str
+) -> None:
+    about = CONFIGURATIONS[name]
+    assert answers[name] == [about["given"], "yes" if about["allowed"] else "no"]
 
 
 # -- does this host's pve-container know dev[n]? Decided by the script; what reads a host passes its answer on ---------

@@ -60,6 +60,25 @@ def test_somebodys_copy_of_a_configuration_is_no_guest(host: Folder) -> None:
     assert facts.nvidia_minors == {}
 
 
+def test_guests_that_run_are_told_by_their_ids_whatever_the_lists_look_like(host: Folder) -> None:
+    host.command(
+        "qm",
+        "printf 'VMID NAME STATUS\\n103 Sandbox running 1 2 3\\n105 VM 105 running 1 2 4\\n106 VM 106 stopped 1 2 0\\n'",
+    )
+    host.command("pct", "printf 'VMID Status Lock Name\\n901 running ai-lab\\n902 stopped backup x\\n'")
+    assert read(host).guests.running == {103, 105, 901}
+    host.command("qm", "exit 255")
+    assert read(host).guests.running == {901}
+    host.command("pct", "exit 255")
+    assert read(host).guests.running == set()
+
+
+def test_of_a_container_the_lines_about_devices_are_passed_on_and_no_others(host: Folder) -> None:
+    lines = ["hostname: ai", "lxc.mount.entry = /dev dev none bind", "[pve:pending]", "dev0: /dev/nvidia0"]
+    host.write("etc/pve/lxc/901.conf", "\n".join(["mp0: secret,mp=/x", "lxc.environment: A=secret", *lines, ""]))
+    assert read(host).guests.configs[0].lines.splitlines() == lines
+
+
 @pytest.mark.parametrize(("value", "allowed"), [("Y", True), ("N", False), (None, False)])
 def test_that_vfio_may_go_without_interrupt_remapping_is_read(host: Folder, value: str | None, allowed: bool) -> None:
     if value:

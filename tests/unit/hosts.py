@@ -47,7 +47,7 @@ def desktop(*more: dict[str, Any], **changes: Any) -> HostFacts:
         "vfio_ids": "", "modules": [], "devices": [*devices, *more], "managed": [], "stale_initramfs": [], "rolled_back": "",
         "lspci": "", "boot_free": 10**9, "largest_initramfs": 10**8,
         "disks": "nvme0n1   \nnvme0n1p3 nvme0n1 LVM2_member \npve-root nvme0n1p3 ext4 /", "nvidia_minors": {},
-        "guests": {"qm": "      VMID NAME     STATUS\n       103 Sandbox  running    16384  64.00 4321", "pct": "", "configs": [], "mappings": "", "reservations": ""},
+        "guests": {"running": [103], "configs": [], "mappings": "", "reservations": ""},
     }  # fmt: skip
     return HostFacts.model_validate(values | changes)
 

@@ -465,14 +465,3 @@ def test_a_closed_gate_is_one_message() -> None:
     facts = apu(together=True, vital=[vital("storage", ROOT, "0000:c6:00.3")])
     with pytest.raises(HomelabError, match=r"(?s)alone in its IOMMU group.*can't do without"):
         plan.wanted(facts, APU)
-
-
-def test_a_vm_without_a_name_or_one_that_is_paused_runs() -> None:
-    listed = (
-        "      VMID NAME                 STATUS     MEM(MB)    BOOTDISK(GB) PID\n"
-        "       101 VM 101               running    2048               8.00 4321\n"
-        "       102 VM 102               stopped    2048               8.00 0\n"
-        "       103 Sandbox              paused     2048               8.00 4322\n"
-    )
-    guests = desktop().guests.model_copy(update={"qm": listed})
-    assert guests.running_vms == {101, 103}

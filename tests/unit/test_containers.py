@@ -27,7 +27,7 @@ def conf(kind: str, guest: int, lines: str) -> dict[str, Any]:
 def shared(**changes: Any) -> HostFacts:
     """A host with two cards that its driver has: the one that comes first on the bus is number 1."""
     guests = {
-        "qm": "", "pct": "VMID Status Lock Name\n901 running  ai-lab", "mappings": "", "reservations": "",
+        "running": [901], "mappings": "", "reservations": "",
         "configs": [conf("lxc", 901, "hostname: ai-lab"), conf("vm", 103, "name: Sandbox"), *changes.pop("configs", [])],
     }  # fmt: skip
     numbers = {"0000:01:00.0": 1, "0000:03:00.0": 0}

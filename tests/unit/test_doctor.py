@@ -178,7 +178,7 @@ def test_an_older_proxmox_gets_lines_in_place_of_device_options() -> None:
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [
-        ("lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional", "mount entries below /dev with create=file"),
+        ("lxc.mount.entry: /dev/nvidia-modeset dev/nvidia-modeset none bind,optional", "mount entries below /dev with create=file"),
         ("lxc.mount.entry: /dev/nvidia0 /dev/nvidia0 none bind,create=file", "device lines that lxc and Proxmox VE"),
         ("dev9: /dev/dri/renderD200,mode=0666", "the devices that the configuration names"),
         ("lock: snapshot-delete", "container 901 free to be changed"),
@@ -310,7 +310,7 @@ ENTRY = "node=pve,path=0000:01:00,id=10de:2b85,subsystem-id=1043:88e2,iommugroup
 def with_vm(entry: str = ENTRY, hostpci: str = "mapping=gpu,pcie=1", **changes: Any) -> Reading:
     conf = f"bios: ovmf\nhostpci0: {hostpci}\nmachine: q35\nname: Sandbox\n"
     guests = {
-        "qm": "", "pct": "", "configs": [{"kind": "vm", "id": 103, "lines": conf}],
+        "running": [], "configs": [{"kind": "vm", "id": 103, "lines": conf}],
         "mappings": f"gpu\n\tmap {entry}\n", "reservations": "",
     }  # fmt: skip
     return reading(facts=desktop(guests=guests, **changes))
@@ -343,8 +343,7 @@ def test_a_mapping_that_is_not_there_and_an_address_that_is_not_there() -> None:
 def test_a_group_that_holds_more_than_the_card() -> None:
     more = device("0000:03:00.0", "144d:a80c", "010802", 16, driver="nvme", behind="nvme0n1")
     conf = {
-        "qm": "",
-        "pct": "",
+        "running": [],
         "configs": [{"kind": "vm", "id": 103, "lines": "hostpci0: 01:00\n"}],
         "mappings": "",
         "reservations": "",

@@ -138,6 +138,14 @@ def test_the_hosts_console_is_not_taken_unless_accepted() -> None:
     [
         ("dev0: /dev/nvidia0,mode=0666", True),
         ("lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file", True),
+        ("lxc.mount.entry = /dev/nvidia0 dev/nvidia0 none bind,optional,create=file", True),
+        ("lxc.mount.entry: /dev/nvidia0 dev/nvidia7 none bind,create=file", True),
+        ("lxc.mount.entry: /dev dev none rbind,create=dir", True),
+        ("dev0: mode=0666,path=/dev/nvidia0", True),
+        ("[pve:pending]\ndev0: /dev/nvidia0", True),
+        ("dev0: /dev/nvidia0\n[pve:pending]\ndelete: dev0", False),
+        ("[before]\ndev0: /dev/nvidia0", False),
+        ("mp0: /srv/dev/nvidia0,mp=/x", False),
         ("dev0: /dev/nvidia1", False),
         ("dev0: /dev/nvidia01", False),
         ("hostname: nvidia0", False),
@@ -145,9 +153,8 @@ def test_the_hosts_console_is_not_taken_unless_accepted() -> None:
 )
 def test_a_card_that_containers_use_is_not_taken_from_them(line: str, uses: bool) -> None:
     guests = {
-        "qm": "",
-        "pct": "",
-        "configs": [{"kind": "lxc", "id": 950, "lines": f"{line}\nonboot: 1"}],
+        "running": [],
+        "configs": [{"kind": "lxc", "id": 950, "lines": f"unprivileged: 1\n{line}"}],
         "mappings": "",
         "reservations": "",
     }

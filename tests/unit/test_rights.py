@@ -23,7 +23,7 @@ def needed(vm: dict[str, Any] | None = None, container: dict[str, Any] | None = 
     vms = {"sandbox": Vm.model_validate({"host": "pve", "vmid": 103, **vm})} if vm is not None else {}
     boxes = {"box": Container.model_validate({"host": "pve", "ctid": 901, **container})} if container else {}
     configs = [{"kind": "vm", "id": 103, "lines": config}] if config else []
-    guests = {"qm": "", "pct": "", "configs": configs, "mappings": "", "reservations": ""}
+    guests = {"running": [], "configs": configs, "mappings": "", "reservations": ""}
     facts = hosts.desktop(guests=guests)
     from homelab.host import plan
 

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# A container's configuration, /etc/pve/lxc/CTID.conf: its lines, and what one gives.
+# A container's configuration, /etc/pve/lxc/CTID.conf: its lines, and what one gives. homelab/host/container_conf.py reads the same file for
+# people; that file says why there are two, and tests/container_configurations.yaml what both must answer.
 # Needs: files
 #
 # Gives: read_conf -> TEXT, DIGEST, HEAD, TAIL, DEV, LXC_KEY, LXC_VALUE, LOCKED, TEMPLATE, UNPRIVILEGED; split_line LINE -> KEY, VALUE;
-#   option VALUE NAME; find_dev_path VALUE -> DEV_PATH; same_dev VALUE VALUE; allows VALUE MAJOR MINOR; binds VALUE PATH;
+#   option VALUE NAME; find_dev_path VALUE -> DEV_PATH; same_dev VALUE VALUE; split_rule VALUE -> RULE_ABOUT, RULE_ACCESS,
+#   allows MAJOR MINOR; binds VALUE PATH;
 #   is_up, need_container, need_changeable.
 PVE_LXC=/etc/pve/lxc
 
@@ -41,9 +43,9 @@ read_conf() {
 # split_line LINE - sets KEY and VALUE, as PVE::LXC::Config::parse_pct_config takes a line; a raw key may have = for a colon.
 split_line() {
   KEY='' VALUE=''
-  if [[ $1 =~ ^(lxc\.[a-zA-Z0-9_.-]+)([[:space:]]*[:=])[[:space:]]*(.*)$ ]]; then
+  if [[ $1 =~ ^(lxc\.[a-z0-9_.-]+)(:|[[:space:]]*=)[[:space:]]*(.*)$ ]]; then
     KEY=${BASH_REMATCH[1]} VALUE=${BASH_REMATCH[3]}
-  elif [[ $1 =~ ^([a-z][a-z_]*[0-9]*):[[:space:]]*(.*)$ ]]; then
+  elif [[ $1 =~ ^([a-z][a-z_]*[0-9]*):[[:space:]]*([^[:space:]].*)$ ]]; then
     KEY=${BASH_REMATCH[1]} VALUE=${BASH_REMATCH[2]}
   fi
   VALUE=${VALUE%"${VALUE##*[![:space:]]}"} # a carriage return, too
@@ -70,10 +72,20 @@ option() { # VALUE NAME - of a property string
   done
 }
 
-# find_dev_path VALUE - sets DEV_PATH, of a dev[n] option's value.
+# find_dev_path VALUE - sets DEV_PATH, of a dev[n] option's value; empty where Proxmox VE refuses it (PVE::LXC::Config, $dev_desc).
 find_dev_path() {
-  DEV_PATH=${1%%,*}
-  [[ $DEV_PATH != *=* ]] || DEV_PATH=$(option "$1" path)
+  local part key seen=,
+  DEV_PATH=''
+  for part in ${1//,/ }; do
+    [[ $part == *=* ]] || part=path=$part
+    key=${part%%=*}
+    if [[ $seen == *,"$key",* || ! $part =~ ^(path=/dev/.+|mode=0[0-7]{3}|[ug]id=[0-9]+|deny-write=(1|0|[Oo][Nn]|[Oo][Ff][Ff]|[Yy][Ee][Ss]|[Nn][Oo]|[Tt][Rr][Uu][Ee]|[Ff][Aa][Ll][Ss][Ee]))$ ]]; then
+      DEV_PATH=''
+      return 0
+    fi
+    seen+=$key,
+    [[ $key != path ]] || DEV_PATH=${part#path=}
+  done
 }
 
 # same_dev VALUE VALUE - the order of properties doesn't count.
@@ -88,16 +100,23 @@ normal_dev() {
   tr ',' '\n' <<<"$value" | sort | tr '\n' ','
 }
 
-# allows VALUE MAJOR MINOR - does this rule of the control group let a character device be read and written?
+# split_rule VALUE - sets RULE_ABOUT (kind and numbers, such as `c 195:*`) and RULE_ACCESS, of a rule of the control group. Status 1: lxc
+# doesn't take it.
+split_rule() {
+  RULE_ABOUT='a *:*' RULE_ACCESS=rwm
+  [[ $1 != a ]] || return 0
+  [[ $1 =~ ^([abc])[[:space:]]([0-9]+|\*):([0-9]+|\*)[[:space:]]([rwm]{1,2}|[rwm]{3}.*)$ ]] || return 1
+  local major=${BASH_REMATCH[2]} minor=${BASH_REMATCH[3]}
+  [[ $major == '*' ]] || major=$((10#$major))
+  [[ $minor == '*' ]] || minor=$((10#$minor))
+  RULE_ABOUT="${BASH_REMATCH[1]} $major:$minor" RULE_ACCESS=${BASH_REMATCH[4]:0:3}
+}
+
+# allows MAJOR MINOR - does the rule that was split let a character device be read and written?
 allows() {
-  local kind numbers access major minor
-  read -r kind numbers access <<<"$1"
-  [[ $kind != a || -n ${numbers:-} ]] || return 0 # `a` alone is everything
-  [[ $kind == a || $kind == c ]] || return 1
-  access=${access:-rwm} # as lxc takes it
-  [[ $access == *r* && $access == *w* ]] || return 1
-  major=${numbers%%:*} minor=${numbers#*:}
-  [[ $major == '*' || $major == "$2" ]] && [[ $minor == '*' || $minor == "$3" ]]
+  local numbers=${RULE_ABOUT#* }
+  [[ $RULE_ABOUT == [ac]* && $RULE_ACCESS == *r* && $RULE_ACCESS == *w* ]] &&
+    [[ ${numbers%:*} == '*' || ${numbers%:*} == "$1" ]] && [[ ${numbers#*:} == '*' || ${numbers#*:} == "$2" ]]
 }
 
 # binds VALUE PATH - does this lxc.mount.entry bring PATH to its place, by itself or with a folder?

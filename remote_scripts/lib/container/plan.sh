@@ -31,7 +31,7 @@ find_ours() {
 
 # find_provider PATH - sets PROVIDER to how others give the container PATH: `dev VALUE`, `mount`, or nothing; RULE: is it allowed?
 find_provider() {
-  local index kind numbers rules=()
+  local index rules=()
   PROVIDER='' RULE=no
   for index in "${!DEV[@]}"; do
     find_dev_path "${DEV[$index]}"
@@ -46,9 +46,9 @@ find_provider() {
       lxc.mount.entry) ! binds "${LXC_VALUE[index]}" "$1" || PROVIDER=mount ;;
       lxc.cgroup2.devices.allow | lxc.cgroup2.devices.deny)
         # In their order: one for everything takes the place of all before it, another one of the same devices.
-        read -r kind numbers _ <<<"${LXC_VALUE[index]}"
-        if [[ $kind == a ]]; then rules=(); else without_rule "$kind $numbers"; fi
-        [[ ${LXC_KEY[index]} == *.deny ]] || ! allows "${LXC_VALUE[index]}" "${MAJOR[$1]}" "${MINOR[$1]}" || rules+=("$kind $numbers")
+        split_rule "${LXC_VALUE[index]}" || continue
+        if [[ $RULE_ABOUT == a* ]]; then rules=(); else without_rule "$RULE_ABOUT"; fi
+        [[ ${LXC_KEY[index]} == *.deny ]] || ! allows "${MAJOR[$1]}" "${MINOR[$1]}" || rules+=("$RULE_ABOUT")
         ;;
     esac
   done

@@ -1,25 +1,39 @@
 #!/usr/bin/env bash
 # Guests, and what Proxmox VE knows of the host's surroundings: keys of read_host.sh's answer.
-# Needs: common, read/text
+# Needs: common, read/text, container/device_lines, guests
 #
 # Gives: guests; cluster. Variables: GUESTS (yes | no).
 
-# Guests that run, and guests that use a PCI card. Container and VM configurations are passed on for homelab/host/facts.py.
+# running_ids - `103,901`; a list that doesn't come leaves out its guests.
+running_ids() {
+  local id separator=''
+  [[ $GUESTS == yes ]] || return 0
+  while read -r id _; do
+    printf '%s%s' "$separator" "$id"
+    separator=,
+  done < <(
+    running_guests vm || :
+    running_guests lxc || :
+  )
+}
+
+# Guests that run, and guests that use a PCI card. Lines of their configurations are passed on for homelab/host/facts.py.
 guests() {
-  local conf kind id separator=
-  printf ',"guests":{"qm":'
-  json_string "$(list_guests qm)"
-  json_entry pct "$(list_guests pct)"
-  printf ',"configs":['
+  local conf kind lines id separator=
+  printf ',"guests":{"running":[%s],"configs":[' "$(running_ids)"
   for conf in "$ROOT"/etc/pve/qemu-server/*.conf "$ROOT"/etc/pve/lxc/*.conf; do
     # Somebody's copy, such as 103-old.conf, is no guest.
     [[ ${conf##*/} =~ ^[1-9][0-9]*\.conf$ && -r $conf ]] || continue
-    kind=vm
-    [[ $conf != */lxc/* ]] || kind=lxc
-    # The part above the first [snapshot] section is the guest as it is.
     id=${conf##*/}
+    if [[ $conf == */lxc/* ]]; then
+      kind=lxc lines=$(device_lines "$conf")
+    else
+      kind=vm
+      # The part above the first [snapshot] section is the VM as it is.
+      lines=$(sed '/^\[/,$d' "$conf" | grep -E '^(hostpci[0-9]+|onboot|name|machine|bios|memory|balloon|vga|lock|template|parent):' || :)
+    fi
     printf '%s{"kind":"%s","id":%s' "$separator" "$kind" "${id%.conf}"
-    json_entry lines "$(sed '/^\[/,$d' "$conf" | grep -E '^(hostpci[0-9]+|dev[0-9]+|lxc\.mount\.entry|lxc\.cgroup2?\.devices\.(allow|deny)|onboot|name|hostname|machine|bios|memory|balloon|vga|lock|template|parent):' || :)"
+    json_entry lines "$lines"
     printf '}'
     separator=,
   done
@@ -28,10 +42,6 @@ guests() {
   printf ',"reservations":'
   string_of /run/qemu-server/pci-id-reservations
   printf '}'
-}
-
-list_guests() { # qm | pct
-  [[ $GUESTS != yes ]] || ! command -v "$1" >/dev/null || within "$ASK_SECONDS" "$1" list 2>/dev/null || :
 }
 
 # What Proxmox VE knows of the host's surroundings: where each guest of the cluster is, who may what (no secret is in that file), the

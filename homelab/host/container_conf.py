@@ -3,6 +3,10 @@
 Two ways give a container a device (pct(1), lxc.container.conf(5)): Proxmox VE's ``dev[n]``, which brings its own rule with the
 numbers that the host's node has at the start; and raw ``lxc.mount.entry`` lines with ``lxc.cgroup2.devices.allow`` beside them. Lines
 below a ``[section]`` are a snapshot's and count for nothing; those below ``[pve:pending]`` count from the next start on.
+
+remote_scripts/lib/container/conf.sh reads the same file for the script that changes it: that one works on the host itself, under the
+lock of Proxmox VE's writers, and a host need not have Python. This one explains a reading. tests/container_configurations.yaml holds both
+to the same answers, which are those of PVE::LXC::Config (parse_pct_config) and of lxc (device_cgroup_rule_parse).
 """
 
 from __future__ import annotations
@@ -11,15 +15,16 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from homelab.properties import parse as parse_properties
-
-# PVE::LXC::Config, parse_pct_config: raw keys take a colon or an equals sign, options a colon.
-_RAW = re.compile(r"(lxc\.[a-z0-9_.-]+)(?:\s*=|\s*:)\s*(.*?)\s*")
+# Raw keys take a colon or an equals sign, options a colon; nothing stands before a key.
+_RAW = re.compile(r"(lxc\.[a-z0-9_.-]+)(?::|\s*=)\s*(.*?)\s*")
 _OPTION = re.compile(r"([a-z][a-z_]*\d*):\s*(.+?)\s*")
+_SECTION = re.compile(r"\[([^]]*)\]\s*")
 _DEVICE = re.compile(r"dev\d+")
-_RULE = re.compile(r"([abc])(?:\s+(\d+|\*):(\d+|\*)(?:\s+([rwm]+))?)?")
-# PVE::LXC::Config writes [pve:pending]; that of VMs is [PENDING], and no snapshot may have that name.
-_PENDING = ("pve:pending", "pending")
+# A property of dev[n] (PVE::LXC::Config, $dev_desc); a path may stand without its key.
+_PROPERTY = re.compile(r"path=/dev/.+|mode=0[0-7]{3}|[ug]id=\d+|deny-write=(?:1|0|(?i:on|off|yes|no|true|false))")
+# One blank between the parts, and no part is left out; of more than three letters the first three count.
+_RULE = re.compile(r"a|([abc])\s(\d+|\*):(\d+|\*)\s([rwm]{1,2}|[rwm]{3}.*)")
+_PENDING = "pve:pending"
 # pct(1): the mode of a node that dev[n] makes, unless it says another.
 DEVICE_MODE = 0o660
 
@@ -55,6 +60,10 @@ class Entry:
     def source_of(self, path: str) -> str:
         """The host's node behind one inside."""
         return self.source + path[len(self.path) :]
+
+    def takes(self, node: str) -> bool:
+        """Is it about this node of the host, whatever it is called inside?"""
+        return node == self.source or node.startswith(f"{self.source}/")
 
 
 @dataclass(frozen=True)
@@ -104,16 +113,17 @@ class ContainerConf:
         return [entry.line for entry in self.entries] + [rule.line for rule in self.rules]
 
     def entry_for(self, path: str) -> Entry | None:
-        """What gives the container the node ``path``; the last such line."""
-        return next((entry for entry in reversed(self.entries) if entry.gives(path)), None)
+        """What gives the container the node ``path``: a dev[n] option, which is done after the mounts; else the last such line."""
+        found = [entry for entry in self.entries if entry.gives(path)]
+        return next((entry for entry in found if entry.method == "device"), found[-1] if found else None)
 
     def rule_for(self, major: int, minor: int, access: str) -> Rule | None:
-        """The raw rule in force that allows it; None where there is none. An entry's own rule isn't asked."""
-        return next((rule for rule in self.in_force if rule.covers(major, minor, access)), None)
+        """The raw rule that allows it; None where there is none. An entry's own rule isn't asked."""
+        return next((rule for rule in self.allowing if rule.covers(major, minor, access)), None)
 
     @property
-    def in_force(self) -> list[Rule]:
-        """The raw rules of version 2 that allow something, after those that take others back."""
+    def allowing(self) -> list[Rule]:
+        """The raw rules of version 2 that allow something, without those that a later rule replaces."""
         kept: list[Rule] = []
         for rule in self.rules:
             if rule.version != 2:
@@ -128,10 +138,10 @@ def parse(text: str) -> ContainerConf:
     conf = ContainerConf()
     pending: list[str] = []
     section = ""
-    for line in map(str.strip, text.splitlines()):
-        if line.startswith("[") and line.endswith("]"):
-            section = line[1:-1].strip()
-        elif section.lower() in _PENDING:
+    for line in (one.rstrip() for one in text.split("\n")):
+        if found := _SECTION.fullmatch(line):
+            section = found[1]
+        elif section.lower() == _PENDING:
             pending.append(line)
         elif section:
             if _is_about_devices(line):
@@ -160,7 +170,9 @@ def _take(conf: ContainerConf, line: str, *, pending: bool = False) -> None:
             conf.broken.append(line)
             return
         major, minor = (None if rule[n] in (None, "*") else int(rule[n]) for n in (2, 3))
-        conf.rules.append(Rule(found[2], rule[1], major, minor, rule[4] or "rwm", 2 if found[1] else 1, line))
+        conf.rules.append(
+            Rule(found[2], rule[1] or "a", major, minor, (rule[4] or "rwm")[:3], 2 if found[1] else 1, line)
+        )
     elif option and not raw:
         conf.options[option[1]] = option[2]
         if _DEVICE.fullmatch(option[1]):
@@ -168,16 +180,27 @@ def _take(conf: ContainerConf, line: str, *, pending: bool = False) -> None:
 
 
 def _take_device(conf: ContainerConf, key: str, value: str, line: str, pending: bool) -> None:
-    given = parse_properties(key, value)
-    path = given.get("path", "")
-    try:
-        numbers = int(given.get("mode", f"{DEVICE_MODE:o}"), 8), int(given.get("uid", "0")), int(given.get("gid", "0"))
-    except ValueError:
+    _forget(conf, key)
+    given = _device_properties(value)
+    if given is None:
         conf.broken.append(line)
         return
-    _forget(conf, key)
-    deny = given.get("deny-write") == "1"
-    conf.entries.append(Entry(path, path, "device", line, *numbers, deny_write=deny, pending=pending))
+    mode = int(given["mode"], 8) if "mode" in given else DEVICE_MODE
+    deny = given.get("deny-write", "0").lower() in ("1", "on", "yes", "true")
+    path, uid, gid = given["path"], int(given.get("uid", "0")), int(given.get("gid", "0"))
+    conf.entries.append(Entry(path, path, "device", line, mode, uid, gid, deny_write=deny, pending=pending))
+
+
+def _device_properties(value: str) -> dict[str, str] | None:
+    """What a dev[n] option says; None where Proxmox VE refuses it, and with it the container's start."""
+    found: dict[str, str] = {}
+    for part in filter(None, value.split(",")):
+        text = part if "=" in part else f"path={part}"
+        key, _, content = text.partition("=")
+        if key in found or not _PROPERTY.fullmatch(text):
+            return None
+        found[key] = content
+    return found if "path" in found else None
 
 
 def _take_mount(conf: ContainerConf, value: str, line: str) -> None:
@@ -211,10 +234,11 @@ def _take_pending(conf: ContainerConf, lines: list[str]) -> None:
             for key in re.split(r"[\s,;]+", option[2]):
                 _forget(conf, key.lstrip("!"))
                 conf.options.pop(key.lstrip("!"), None)
-        else:
+        elif not _RAW.fullmatch(line):  # such lines wait for nothing, and are never taken from there
             _take(conf, line, pending=True)
 
 
 def _forget(conf: ContainerConf, key: str) -> None:
     """An option that is there twice counts once, the last time."""
     conf.entries[:] = [entry for entry in conf.entries if not entry.line.startswith(f"{key}:")]
+    conf.broken[:] = [line for line in conf.broken if not line.startswith(f"{key}:")]
