@@ -20,6 +20,10 @@ class UnreachableError(HomelabError):
     """The host doesn't answer on its SSH port, or not in time: it may be off, booting, or out of this network's reach."""
 
 
+class LoginRefusedError(HomelabError):
+    """The host answers, and doesn't let this user in by what was shown."""
+
+
 class SeveralErrors(HomelabError):
     """All that stands against a change at once, so that a person can mend it in one go."""
 

@@ -8,7 +8,8 @@ rights, and entries of its own are without effect; one with it has what both it 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -131,10 +132,21 @@ def missing(needs: Needs, has: Mapping[str, Iterable[str]]) -> Needs:
     return {path: privileges for path, privileges in found.items() if privileges}
 
 
-def least(privileges: Iterable[str]) -> str:
-    """Of several that would do, the one that allows least."""
+def least(privileges: Iterable[str], pve: str = "") -> str:
+    """Of several that would do, the one that allows least.
+
+    :param pve: the host's version of Proxmox VE, which may not have all of them.
+    """
     names = list(privileges)
+    release = int(found[0]) if (found := re.match(r"\d+", pve)) else None
+    if release is not None:
+        names = [name for name in names if _exists(name, release)] or names
     return next((name for end in _LEAST for name in names if name.endswith(f".{end}")), names[0])
+
+
+def _exists(privilege: str, release: int) -> bool:
+    """Does a release of Proxmox VE have the privilege? The guest agent's took the place of VM.Monitor in 9 (release notes)."""
+    return release >= 9 if privilege.startswith("VM.GuestAgent.") else release < 9 or privilege != "VM.Monitor"
 
 
 def described(needs: Needs) -> str:
@@ -239,8 +251,21 @@ def advice(access: Access | None, identity: str, lacking: Needs) -> str:
     )
 
 
-def commands(access: Access, identity: str, lacking: Needs) -> list[str]:
-    """The commands, to be run in their order."""
+def commands(
+    access: Access,
+    identity: str,
+    lacking: Needs,
+    *,
+    kept: Collection[str] = (),
+    share: bool = False,
+    own: Collection[str] = (),
+) -> list[str]:
+    """The commands, to be run in their order.
+
+    :param kept: roles that are not to be extended.
+    :param share: may a role of this program's that has exactly these privileges be taken, instead of another one like it?
+    :param own: roles that were made for this identity: they are taken for what they allow, wherever it lacks.
+    """
     roles: dict[str, set[str]] = {}
     lists: list[str] = []
     taken = set(access.roles)
@@ -255,7 +280,7 @@ def commands(access: Access, identity: str, lacking: Needs) -> list[str]:
             if denied:
                 lists.append(f"pveum acl delete {denied.path} --{denied.kind}s {_quoted(denied.who)} --roles NoAccess")
                 continue
-            ours = next((entry for entry in entries if entry.role in access.roles), None)
+            ours = next((entry for entry in entries if entry.role in access.roles and entry.role not in kept), None)
             if ours is not None:
                 roles.setdefault(ours.role, set()).update(wanted)
                 continue
@@ -267,6 +292,11 @@ def commands(access: Access, identity: str, lacking: Needs) -> list[str]:
             lists += [command] if command not in lists else []
     made = []
     for role, names in roles.items():
+        like = [name for name in own if names <= access.roles.get(name, set())]
+        like += [name for name, has in access.roles.items() if share and name.startswith(ROLE) and has == names]
+        if like and role not in taken:
+            lists = [command.replace(f" --roles {role}", f" --roles {like[0]}") for command in lists]
+            continue
         privileges_text = " ".join(sorted(names))
         verb = f"modify {role} --append 1" if role in taken else f"add {role}"
         made.append(f'pveum role {verb} --privs "{privileges_text}"')

@@ -111,6 +111,10 @@ class GuestSide:
         """Let those in whose key is in their authorized_keys."""
         return is_authorized(key, authorized_keys(self._system, user))
 
+    def accepts_password(self, user: str, password: str) -> bool:
+        """Cloud images let nobody in by a password."""
+        return False
+
     def fault(self, name: str) -> str | None:
         """Return a fault of commands and scripts: the host's holds in guests too."""
         return self._owner.fault(name)

@@ -67,6 +67,9 @@ class System(Protocol):
     def accepts(self, user: str, key: asyncssh.SSHKey) -> bool:
         """Return whether a key lets a user in."""
 
+    def accepts_password(self, user: str, password: str) -> bool:
+        """Return whether a password lets a user in."""
+
     def fault(self, name: str) -> str | None:
         """Return a fault that is set, a part of a command or script here; None when there's no such fault."""
 
@@ -406,7 +409,7 @@ class Connection(asyncssh.SSHServer):
         self.server.system.activity()
 
     def begin_auth(self, username: str) -> bool:
-        """Ask every user for a key."""
+        """Ask every user for a key or a password."""
         self._user = username
         return True
 
@@ -415,8 +418,16 @@ class Connection(asyncssh.SSHServer):
         self._log(accepted=True)
 
     def public_key_auth_supported(self) -> bool:
-        """Public keys are the one way in."""
+        """Public keys are one way in."""
         return True
+
+    def password_auth_supported(self) -> bool:
+        """Passwords are the other, as on a host that was just installed."""
+        return True
+
+    def validate_password(self, username: str, password: str) -> bool:
+        """Accept the passwords of the system's accounts."""
+        return self.server.system.accepts_password(username, password)
 
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
         """Accept the keys of the system's accounts."""
@@ -517,7 +528,7 @@ class Server:
         options: asyncssh.SSHServerConnectionOptions = await asyncssh.SSHServerConnectionOptions.construct(
             server_factory=lambda: Connection(self),
             server_host_keys=[str(self._host_key)],
-            password_auth=False,
+            password_auth=True,
             kbdint_auth=False,
             host_based_auth=False,
             gss_host=None,

@@ -34,6 +34,7 @@ SLOW = frozenset(
         "lab/test_driver_stack.py",
         "lab/test_guests.py",
         "lab/test_host_ssh.py",
+        "lab/test_init.py",
         "lab/test_kernel.py",
         "lab/test_nvidia.py",
         "lab/test_packages.py",

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from homelab.cli import doctor
+from homelab.cli import doctor, init
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="homelab", description=__doc__, add_help=False)
-    commands = {"doctor": doctor.main}
+    commands = {"doctor": doctor.main, "init": init.main}
     parser.add_argument("command", choices=commands)
     if not words or words[0] in ("-h", "--help"):
         print(HELP)
@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 HELP = """usage: homelab COMMAND ...
 
+  init     from a host's address to its settings and its API user; shows everything before it does anything
   doctor   what is wrong with a card in a container, in a VM or on a host; changes nothing
 
 homelab COMMAND --help lists what a command takes."""

@@ -85,18 +85,22 @@ def describe(
     return "\n".join(lines), [*errors, *_off(facts, vms, containers)]
 
 
-def _of_host(name: str, stack: Nvidia, facts: HostFacts, want: Wanted) -> Request:
-    passed = {str(gpu["slot"]) for gpu in want.gpus.values() if gpu["use"] == "vm"}
-    staying = tuple(device.id for device in facts.display_devices if device.slot not in passed)
+def system_of(facts: HostFacts, cards: tuple[str, ...]) -> SystemFacts:
+    """A host as a system that gets a driver, as far as its reading tells. ``cards``: ids (vendor:device) of those that stay with it."""
     base = _BASE.get(facts.pve.partition(".")[0])
-    system = SystemFacts(
+    return SystemFacts(
         distribution="debian" if base else None,
         version=base,
-        cards=staying,
+        cards=cards,
         kernels=(facts.kernel,),
         running=facts.kernel,
     )
-    return Request("host", stack, system, f"hosts.{name}")
+
+
+def _of_host(name: str, stack: Nvidia, facts: HostFacts, want: Wanted) -> Request:
+    passed = {str(gpu["slot"]) for gpu in want.gpus.values() if gpu["use"] == "vm"}
+    staying = tuple(device.id for device in facts.display_devices if device.slot not in passed)
+    return Request("host", stack, system_of(facts, staying), f"hosts.{name}")
 
 
 def driver_to_be(name: str, host: Host, facts: HostFacts, want: Wanted) -> dict[str, str]:

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 
 import asyncssh
 
-from homelab.errors import HomelabError, UnreachableError
+from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
 from homelab.host import facts
 from homelab.host.kernel_log import filter_of_lines
 from homelab.remote import nvidia_steps as steps
@@ -250,7 +250,7 @@ async def connect(host: Host, timeout: float | None = None) -> AsyncIterator[Ses
             next="use a key without a passphrase kept as a Pulumi secret (ssh.privateKey), or an agent (ssh.agent: true)",
         ) from error
     except asyncssh.PermissionDenied as error:
-        raise HomelabError(
+        raise LoginRefusedError(
             wanted=f"to log in to {host.address}:{host.ssh.port} as {host.ssh.user}",
             found=f"refused: {error}",
             why="the host can be neither read nor changed",

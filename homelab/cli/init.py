@@ -1,0 +1,114 @@
+"""``homelab init 192.168.0.202``: from an address to a settings file, an API user with exactly the rights that it takes, and a preview.
+
+Everything is shown before anything is done. Exit status: 0, done, or there was nothing to do; 1, refused or declined, nothing was done; 2, it
+couldn't be done; 130, interrupted: what was done by then is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from homelab.cli.conversation import Conversation, Declined, Output
+from homelab.cli.questions import Preselected, Questions, questions
+from homelab.cli.undoing import undo
+from homelab.errors import HomelabError
+
+DONE, NOTHING, FAILED, INTERRUPTED = 0, 1, 2, 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments. No secret is one of them."""
+    made = argparse.ArgumentParser(
+        prog="homelab init",
+        description="From a Proxmox VE host's address to a stack's settings and API user. Everything is shown before anything is done.",
+        epilog="Each question has an option that answers it. Secrets come from the environment or standard input: HOMELAB_PASSWORD (the "
+        "host's password), PULUMI_CONFIG_PASSPHRASE. A second run on a stack adds to its settings, or changes them.",
+    )
+    made.add_argument(
+        "address", nargs="?", help="the host: an IP address or a name; not needed for a stack that has one"
+    )
+    made.add_argument("--stack", default="homelab", help="writes Pulumi.STACK.yaml (default: homelab)")
+    made.add_argument("--undo", action="store_true", help="take the API's user, its role and its token away again")
+    host = made.add_argument_group("the host")
+    host.add_argument("--port", type=int, help="of its SSH server (default: 22)")
+    host.add_argument("--user", help="who logs in (default: root)")
+    host.add_argument(
+        "--host-key", metavar="KEY", help="its host key, or the key's SHA256 fingerprint, as its console shows it"
+    )
+    host.add_argument("--identity", metavar="FILE", help="log in with this private key")
+    host.add_argument("--agent", action="store_true", help="log in with the SSH agent")
+    host.add_argument(
+        "--install-key",
+        action=argparse.BooleanOptionalAction,
+        help="put your public key onto the host after a login with the password",
+    )
+    host.add_argument("--api-port", type=int, help="of its web interface (default: 8006)")
+    cards = made.add_argument_group("cards and what they run")
+    cards.add_argument(
+        "--card",
+        action="append",
+        default=[],
+        metavar="CARD=USE",
+        help="by name, slot or id: rtx5090=vm:103, =new-vm, =new-vm:110, =lxc:901,950, =host, =none; may be repeated",
+    )
+    cards.add_argument(
+        "--driver", metavar="BRANCH", help="NVIDIA's driver on the host, such as 580; none: leave the host's as it is"
+    )
+    cards.add_argument("--cuda", metavar="RELEASE", help="CUDA's toolkit, such as 12.8; none")
+    cards.add_argument("--container-toolkit", choices=["docker", "containerd", "podman", "none"])
+    cards.add_argument("--vm-name", metavar="NAME", help="of a new VM (default: gpu)")
+    cards.add_argument("--storage", help="for a new VM's disk; the first that takes disks is preselected")
+    cards.add_argument("--disk", type=int, metavar="GIB", help="a new VM's disk (default: 64)")
+    cards.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="any setting, such as vms.sandbox.machine=q35"
+    )
+    pulumi = made.add_argument_group("Pulumi")
+    pulumi.add_argument(
+        "--backend", metavar="URL", help="where the state is kept, such as file://~ (default: where you are logged in)"
+    )
+    pulumi.add_argument(
+        "--preview", action=argparse.BooleanOptionalAction, default=True, help="run `pulumi preview` at the end"
+    )
+    how = made.add_argument_group("how")
+    how.add_argument("--yes", action="store_true", help="no questions: what is preselected counts")
+    how.add_argument("--dry-run", action="store_true", help="show all of it, and do nothing")
+    how.add_argument("--json", action="store_true", help="for programs: the result on standard output, no questions")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    arguments = parser().parse_args(argv)
+    output = Output(sys.stderr if arguments.json else sys.stdout)
+    asked: Questions = Preselected() if arguments.yes or arguments.json else questions()
+    if arguments.json and not arguments.yes:
+        arguments.dry_run = True
+    result: dict[str, object] = {}
+    status = DONE
+    try:
+        if arguments.undo:
+            result = undo(arguments, output, asked)
+        else:
+            conversation = Conversation(arguments, output, asked)
+            result = conversation.result
+            conversation.hold()
+    except Declined as declined:
+        output.say(str(declined))
+        result["declined"] = str(declined)
+        status = NOTHING
+    except HomelabError as error:
+        print(error, file=sys.stderr)
+        output.say_where_it_stands()
+        result["error"] = str(error)
+        status = FAILED
+    except KeyboardInterrupt:
+        output.say("\nInterrupted.")
+        output.say_where_it_stands()
+        result["error"] = "interrupted"
+        status = INTERRUPTED
+    if arguments.json:
+        print(json.dumps({**result, "done": output.done}, indent=2))
+    return status

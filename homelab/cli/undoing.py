@@ -1,0 +1,43 @@
+"""``homelab init --undo``: the API's user, its token and its role taken away, as far as `homelab init` made them."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from homelab.cli.conversation import Declined, Output, access_to
+from homelab.cli.questions import Questions
+from homelab.doctor.stack import path_of
+from homelab.init.api_user import undoing
+from homelab.init.proposal import existing
+from homelab.remote import first_contact, ssh
+
+
+def undo(arguments: argparse.Namespace, output: Output, ask: Questions) -> dict[str, object]:
+    """Shows the commands, asks, and runs them on the host.
+
+    :raises HomelabError: the host can't be reached or refuses one of them.
+    :raises Declined: the person doesn't want it, or there is nothing.
+    """
+    file = path_of(arguments.stack)
+    before = existing(file.read_text(encoding="utf-8") if file.exists() else "", file.name)
+    access = access_to(arguments, before, output, ask)
+    facts = asyncio.run(ssh.read(access.host, guests=True))
+    found = undoing(arguments.stack, facts.cluster.users)
+    result: dict[str, object] = {"commands": found.commands, "left": found.left}
+    if not found.commands:
+        raise Declined(
+            f"homelab init has made no user for the stack {arguments.stack} on this host; nothing is to be undone."
+        )
+    output.say("On the host:", *(f"  {command}" for command in found.commands), *found.left)
+    output.say(
+        "With it, the stack can change no VM any more; run `pulumi destroy` before, if it is to give its cards back."
+    )
+    if arguments.dry_run:
+        return result
+    if not ask.confirm("Do it?", default=bool(arguments.yes)):
+        raise Declined("Nothing was done.")
+    output.steps(found.commands, f"homelab init --undo --stack {arguments.stack}")
+    first_contact.carry_out(access.host, found.commands, lambda command, _: output.did(command))
+    output.say(f"Undone. {file.name} stays; its token is of no use any more, and homelab init makes a new one.")
+    return result

@@ -1,0 +1,332 @@
+"""What a person decides: which card for whom, with which of NVIDIA's software; and the settings that this comes to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import yaml
+
+from homelab.errors import HomelabError
+from homelab.host import gates
+from homelab.host.facts import HostFacts
+from homelab.init.cards import Card, containers_with, key_of
+from homelab.settings import Host
+
+Kind = Literal["vm", "new-vm", "lxc", "host", "none"]
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A VM or container of the host. ``kind``: vm or lxc."""
+
+    id: int
+    kind: str
+    name: str
+    running: bool
+
+    def __str__(self) -> str:
+        what = "VM" if self.kind == "vm" else "container"
+        return f"{what} {self.id} ({self.name}), {'running' if self.running else 'off'}"
+
+
+def guests(facts: HostFacts) -> list[Guest]:
+    """What is on this host, by id."""
+    running = {"vm": facts.guests.running_vms, "lxc": facts.guests.running_containers}
+    names = {"vm": ("name", "VM"), "lxc": ("hostname", "CT")}
+    listed = _listed(facts.guests.pct)
+    found = []
+    for config in sorted(facts.guests.configs, key=lambda one: one.id):
+        key, otherwise = names[config.kind]
+        name = config.values.get(key) or (listed.get(config.id) if config.kind == "lxc" else None)
+        found.append(
+            Guest(config.id, config.kind, name or f"{otherwise}{config.id}", config.id in running[config.kind])
+        )
+    return found
+
+
+def _listed(pct: str) -> dict[int, str]:
+    """Id -> name, as `pct list` has it in its last column."""
+    rows = (line.split() for line in pct.splitlines())
+    return {int(row[0]): row[-1] for row in rows if len(row) > 2 and row[0].isdecimal()}
+
+
+def free_id(facts: HostFacts) -> int:
+    """The lowest id that no guest of the cluster has."""
+    taken = {config.id for config in facts.guests.configs}
+    taken |= {int(found) for found in re.findall(r"/(\d+)\.conf", facts.cluster.places)}
+    return next(number for number in range(100, 1_000_000_000) if number not in taken)
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a card is for. ``guests``: the VM's id (a new one's, too), or the containers'."""
+
+    kind: Kind
+    guests: tuple[int, ...] = ()
+
+    @property
+    def setting(self) -> str:
+        """`use` in the settings."""
+        return {"vm": "vm", "new-vm": "vm", "lxc": "lxc", "host": "host"}[self.kind]
+
+    def __str__(self) -> str:
+        ids = ",".join(map(str, self.guests))
+        return f"{self.kind}:{ids}" if ids else self.kind
+
+
+_FORMS = "vm:103, new-vm, new-vm:110, lxc:901,950, host, none"
+
+
+def parse_card(text: str, cards: Sequence[Card], facts: HostFacts) -> tuple[Card, Use]:
+    """``rtx5090=vm:103``: a card by its name here, its slot or its id, and what it is for.
+
+    :raises HomelabError: there is no such card, or no such use.
+    """
+    which, _, use = text.partition("=")
+    name = which.strip().lower()
+    found = [card for card in cards if name in (card.key, card.place, card.place.removeprefix("0000:"), card.id)]
+    if len(found) != 1:
+        raise HomelabError(
+            wanted=f"one card for --card {text}",
+            found=f"{len(found) or 'none'} of that name; the host has {', '.join(f'{one.key} ({one})' for one in cards) or 'no card'}",
+            why="a card is given away by its name, its slot or its id",
+            next=f"write it as {cards[0].key if cards else 'rtx5090'}=vm:103",
+        )
+    return found[0], parse_use(use, facts)
+
+
+def parse_use(text: str, facts: HostFacts) -> Use:
+    """:raises HomelabError: it is none, or names a guest that isn't there."""
+    match = re.fullmatch(
+        r"(vm):(\d{3,9})|(new-vm)(?::(\d{3,9}))?|(lxc):(\d{3,9}(?:,\d{3,9})*)|(host|none)", text.strip()
+    )
+    if match is None:
+        raise HomelabError(
+            wanted=f"what a card is for: {_FORMS}",
+            found=text.strip() or "nothing",
+            why="a card goes to one VM, to containers, or stays with the host",
+            next="write it as --card CARD=vm:103",
+        )
+    there = {guest.id: guest for guest in guests(facts)}
+    if match[3]:
+        number = int(match[4] or free_id(facts))
+        if number in there:
+            raise _wrong_guest(number, "an id that is free for a new VM", str(there[number]))
+        return Use("new-vm", (number,))
+    if match[7]:
+        return Use("host" if match[7] == "host" else "none")
+    kind: Literal["vm", "lxc"] = "vm" if match[1] else "lxc"
+    ids = tuple(dict.fromkeys(int(one) for one in (match[2] or match[6]).split(",")))
+    for number in ids:
+        guest = there.get(number)
+        if guest is None or guest.kind != kind:
+            what = "VM" if kind == "vm" else "container"
+            have = "; ".join(str(one) for one in there.values() if one.kind == kind) or "none"
+            raise _wrong_guest(number, f"the {what} {number}", str(guest) if guest else f"there are: {have}")
+    return Use(kind, ids)
+
+
+def _wrong_guest(number: int, wanted: str, found: str) -> HomelabError:
+    return HomelabError(
+        wanted=wanted,
+        found=found,
+        why=f"a card can't be given to {number}",
+        next="take another id",
+    )
+
+
+def suggested(facts: HostFacts, card: Card, node: str) -> Use:
+    """What is preselected: who has the card keeps it; else what is plain from the host; else nobody."""
+    users = facts.users_of(card.place, node)
+    if users:
+        return Use("vm", (users[0].vmid,))
+    if using := containers_with(facts, card):
+        return Use("lxc", tuple(using))
+    there = guests(facts)
+    mine = {device.address for device in facts.functions(card.place)}
+    if not card.is_nvidia or facts.functions(card.place)[0].boot_vga:
+        return Use("none")
+    kind = "lxc" if mine & set(facts.nvidia_minors) else "vm"
+    candidates = [guest.id for guest in there if guest.kind == kind]
+    return Use("lxc" if kind == "lxc" else "vm", (candidates[0],)) if len(candidates) == 1 else Use("none")
+
+
+def known_use(host: Host, gpu: str, vms: Mapping[str, Any], containers: Mapping[str, Any]) -> Use:
+    """What settings that are there say of a card."""
+    holders = [vm.vmid for vm in vms.values() if any(use.gpu == gpu for use in vm.gpus)]
+    sharing = tuple(one.ctid for one in containers.values() if gpu in (one.gpus or []))
+    if holders:
+        return Use("vm", (holders[0],))
+    if sharing:
+        return Use("lxc", sharing)
+    return Use("host") if host.gpus[gpu].use != "vm" else Use("none")
+
+
+def known_cards(facts: HostFacts, host: Host) -> dict[str, str]:
+    """Slot -> the card's name in settings that are there."""
+    return {slot: name for name, slot in gates.resolve(facts, host.gpus)[0].items()}
+
+
+@dataclass(frozen=True)
+class Stack:
+    """NVIDIA's software. None, or empty: not wanted."""
+
+    driver: str | None = None
+    cuda: str | None = None
+    toolkit: str | None = None
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """As `nvidia:` has it."""
+        pairs = {"driver": self.driver, "cuda": self.cuda, "containerToolkit": self.toolkit}
+        return {key: value for key, value in pairs.items() if value}
+
+
+@dataclass(frozen=True)
+class NewVm:
+    """A VM that is to be made. ``size``: GiB; ``memory``: MiB."""
+
+    name: str
+    storage: str
+    size: int = 64
+    memory: int = 16384
+    cores: int = 8
+
+
+@dataclass
+class Choices:
+    """All that was decided. ``uses``: slot -> what the card is for; ``host_stack``: None: the host's driver is left as it is;
+    ``guest_stack``: of the containers that get cards, None: nothing is installed in them; ``over``: also of those whose settings have
+    one already? ``more``: settings as they are, by key of the file's `config:`.
+    """
+
+    uses: dict[str, Use] = field(default_factory=dict)
+    host_stack: Stack | None = None
+    guest_stack: Stack | None = None
+    over: bool = False
+    new_vm: NewVm | None = None
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_setting(text: str) -> dict[str, Any]:
+    """``vms.sandbox.machine=q35`` as nested mappings below `homelab:`; the value as YAML has it.
+
+    :raises HomelabError: it isn't of that form.
+    """
+    path, equals, value = text.partition("=")
+    parts = path.removeprefix("homelab:").split(".")
+    if not equals or not all(parts):
+        raise HomelabError(
+            wanted="--set PATH=VALUE, such as vms.sandbox.machine=q35",
+            found=text,
+            why="it is put into the settings as it is",
+            next="docs/settings.md has the keys",
+        )
+    try:
+        found: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        found = value
+    for part in reversed(parts[1:]):
+        found = {part: found}
+    return {f"homelab:{parts[0]}": found}
+
+
+def together(values: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, the second one's where both have a value."""
+    made = dict(values)
+    for key, value in more.items():
+        there = made.get(key)
+        made[key] = together(there, value) if isinstance(there, dict) and isinstance(value, Mapping) else value
+    return made
+
+
+def settings_of(
+    choices: Choices,
+    host_name: str,
+    access: Mapping[str, Any],
+    facts: HostFacts,
+    cards: Sequence[Card],
+    existing: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What is to be set, by key of the file's `config:`; nothing that is there and isn't named is lost.
+
+    :param access: of the host: address, ssh, api, node.
+    :param cards: under the names that they have in the settings.
+    :param existing: the file's values under `homelab:`, by key without that.
+    """
+    host: dict[str, Any] = dict(access)
+    vms: dict[str, Any] = {}
+    containers: dict[str, Any] = {}
+    by_place = {card.place: card for card in cards}
+    names = {guest.id: guest.name for guest in guests(facts)}
+    chosen = {by_place[place].key: use for place, use in choices.uses.items() if use.kind != "none"}
+    gpus = {}
+    old_gpus = _mapping(_mapping(_mapping(existing, "hosts"), host_name), "gpus")
+    for place, use in choices.uses.items():
+        card = by_place[place]
+        if use.kind == "none":
+            continue
+        gpus[card.key] = ({} if card.key in old_gpus else card.settings) | {"use": use.setting}
+    if gpus:
+        host["gpus"] = gpus
+    if choices.host_stack is not None and choices.host_stack.settings:
+        host["nvidia"] = choices.host_stack.settings
+    taken = [*_mapping(existing, "vms"), *_mapping(existing, "containers")]
+    for kind, field_of_id, into in (("vm", "vmid", vms), ("lxc", "ctid", containers)):
+        section = _mapping(existing, "vms" if kind == "vm" else "containers")
+        wanted: dict[int, list[str]] = {}
+        for key, use in chosen.items():
+            if use.kind.removeprefix("new-") == kind:
+                for number in use.guests:
+                    wanted.setdefault(number, []).append(key)
+        for name, entry in section.items():
+            if not isinstance(entry, Mapping) or entry.get("host") != host_name:
+                continue
+            new = wanted.pop(int(entry.get(field_of_id, 0)), [])
+            changed = _cards_of_guest(entry, new, chosen)
+            if changed is not None:
+                into[name] = changed
+            if new and kind == "lxc" and choices.guest_stack and (choices.over or entry.get("nvidia") is None):
+                into[name] = {**into.get(name, {}), "nvidia": choices.guest_stack.settings}
+        for number, new in wanted.items():
+            is_new = kind == "vm" and choices.new_vm is not None and number not in names
+            name = choices.new_vm.name if is_new and choices.new_vm else names.get(number, "")
+            key = key_of(name, taken, f"{'vm' if kind == 'vm' else 'ct'}{number}")
+            taken.append(key)
+            into[key] = {"host": host_name, field_of_id: number, "gpus": new}
+            if is_new and choices.new_vm:
+                into[key]["create"] = _creation(choices.new_vm)
+            if kind == "lxc" and choices.guest_stack is not None:
+                into[key]["nvidia"] = choices.guest_stack.settings
+    values = {"homelab:hosts": {host_name: host}}
+    for section_name, section_values in (("homelab:vms", vms), ("homelab:containers", containers)):
+        values[section_name] = section_values
+    return together(values, choices.more)
+
+
+def _mapping(of: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = of.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _cards_of_guest(entry: Mapping[str, Any], new: list[str], chosen: Mapping[str, Use]) -> dict[str, Any] | None:
+    """A guest's cards when some of them were decided anew; None: they stay as they are."""
+    if entry.get("gpuAssignment") is not None:
+        return None
+    old = entry.get("gpus") or []
+    name_of = [one.get("gpu") if isinstance(one, Mapping) else one for one in old]
+    stay = [one for one, name in zip(old, name_of, strict=True) if name not in chosen or name in new]
+    found = [*stay, *(key for key in new if key not in name_of)]
+    return {"gpus": found} if found != old else None
+
+
+def _creation(new: NewVm) -> dict[str, Any]:
+    return {
+        "name": new.name,
+        "disk": {"storage": new.storage, "size": new.size},
+        "memory": new.memory,
+        "cores": new.cores,
+    }

@@ -1,0 +1,368 @@
+"""`homelab init` on a lab's host, over SSH: from an address and a password to settings, an API user and its token; again; and undone.
+
+Pulumi is a stand-in here, which notes how it is called; tests/e2e/test_init.py has the real one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import stat
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from homelab.cli import init
+from homelab.cli.command_line import main
+from homelab.cli.conversation import Output
+from homelab.cli.questions import Lines
+from homelab.remote import first_contact
+from homelab.settings.secrets import is_encrypted
+from lab import Lab
+from tests.conftest import PROJECT
+
+USERS = "etc/pve/user.cfg"
+# What `init` calls of Pulumi, as it answers: a stack's file gets its salt, a secret gets encrypted there.
+PULUMI = """#!{python}
+import json, os, sys
+import yaml
+arguments, given = sys.argv[1:], sys.stdin.read()
+with open(os.environ["FAKE_PULUMI_LOG"], "a") as log:
+    log.write(json.dumps({{"arguments": arguments, "stdin": given, "passphrase": os.environ.get("PULUMI_CONFIG_PASSPHRASE")}}) + "\\n")
+if arguments[:1] == ["whoami"]:
+    if "FAKE_LOGGED_OUT" in os.environ: sys.exit(3)
+    print(json.dumps({{"user": "me", "url": "file://~"}}))
+if arguments[:2] == ["stack", "init"]:
+    with open("Pulumi.homelab.yaml") as file: text = file.read()
+    if "encryptionsalt" in text: sys.exit("error: stack 'homelab' already exists")
+    with open("Pulumi.homelab.yaml", "a") as file: file.write("encryptionsalt: v1:salt\\n")
+if arguments[:2] == ["config", "set"]:
+    path = arguments[-2] if arguments[-1] == "--non-interactive" else arguments[-1]
+    whole = yaml.safe_load(open("Pulumi.homelab.yaml"))
+    space, _, rest = path.partition(":")
+    *outer, last = rest.split(".")
+    inner = whole["config"]["homelab:" + outer[0]]
+    for part in outer[1:]: inner = inner[part]
+    inner[last] = {{"secure": "v1:" + str(len(given))}}
+    yaml.safe_dump(whole, open("Pulumi.homelab.yaml", "w"), sort_keys=False)
+"""
+
+
+@dataclass
+class Desk:
+    """A person's machine: a home, a project, a pulumi; and the host that it is about."""
+
+    folder: Path
+    lab: Lab
+    out: str = ""
+    err: str = ""
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "Pulumi.homelab.yaml"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        found: dict[str, Any] = yaml.safe_load(self.file.read_text())["config"]
+        return found
+
+    @property
+    def pulumi(self) -> list[dict[str, Any]]:
+        log = self.folder / "pulumi.jsonl"
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+    @property
+    def api(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.config["homelab:hosts"]["pve"]["api"]
+        return found
+
+    @property
+    def where(self) -> list[str]:
+        connection, api = self.lab.connection, self.lab.api
+        return [connection["host"], "--port", str(connection["port"]), "--api-port", str(api["port"])]
+
+    @property
+    def key(self) -> list[str]:
+        return ["--host-key", self.lab.connection["hostKey"]]
+
+    @property
+    def secrets(self) -> str:
+        return (self.lab.root / "etc/pve/priv/token.cfg").read_text()
+
+    @property
+    def users(self) -> str:
+        return (self.lab.root / USERS).read_text()
+
+
+@pytest.fixture
+def desk(
+    labs: Callable[[str], Lab], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Desk]:
+    lab = labs(getattr(request, "param", "rtx5090"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "pulumi"
+    program.write_text(PULUMI.format(python=sys.executable))
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    (tmp_path / "Pulumi.yaml").write_text((PROJECT / "Pulumi.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_PULUMI_LOG", str(tmp_path / "pulumi.jsonl"))
+    monkeypatch.setenv("PULUMI_CONFIG_PASSPHRASE", "geheim")
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    monkeypatch.setenv("HOMELAB_PASSWORD", lab.api["password"])
+    keys = lab.root / "root/.ssh/authorized_keys"
+    stock, users = keys.read_text() if keys.exists() else None, (lab.root / USERS).read_text()
+    yield Desk(tmp_path, lab)
+    (lab.root / USERS).write_text(users)
+    if stock is None:
+        keys.unlink(missing_ok=True)
+    else:
+        keys.write_text(stock)
+
+
+def run(desk: Desk, capsys: pytest.CaptureFixture[str], *arguments: str) -> int:
+    status = main(["init", *arguments])
+    desk.out, desk.err = capsys.readouterr()
+    return status
+
+
+CARD = ("--card", "rtx5090=vm:103", "--yes")
+
+
+def test_from_an_address_and_a_password_to_settings_and_a_token(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(desk, capsys, *desk.where, *desk.key, *CARD) == 0, desk.err
+    assert is_encrypted(desk.api["tokenSecret"]) and desk.api["token"] == "homelab@pve!pulumi"
+    assert desk.api["fingerprint"].replace(":", "").lower() == desk.lab.api["fingerprint"].replace(":", "").lower()
+    assert desk.config["homelab:vms"] == {"sandbox": {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}}
+    # The key that was made lets the next run in, and no password is in the settings.
+    assert desk.config["homelab:hosts"]["pve"]["ssh"]["privateKeyFile"] == "~/.ssh/homelab_ed25519"
+    made = desk.folder / "home/.ssh/homelab_ed25519"
+    assert stat.S_IMODE(made.stat().st_mode) == 0o600
+    assert (desk.lab.root / "root/.ssh/authorized_keys").read_text().count(first_contact.public_half(made)) == 1
+    # The token's secret went over standard input, and nowhere else.
+    [setting] = [call for call in desk.pulumi if call["arguments"][:2] == ["config", "set"]]
+    secret = setting["stdin"]
+    assert re.fullmatch(r"[0-9a-f-]{36}", secret)
+    assert not any(secret in " ".join(call["arguments"]) for call in desk.pulumi)
+    assert secret not in desk.out + desk.err and desk.lab.api["password"] not in desk.out + desk.err
+    done = [call["arguments"][0] for call in desk.pulumi]
+    assert [one for one in done if one != "whoami"] == ["stack", "config", "preview"]
+    # It is the token's.
+    assert f"homelab@pve!pulumi {secret}" in desk.secrets
+
+    # A second run finds everything, and a card goes on as it is.
+    users, text = desk.users, desk.file.read_text()
+    assert run(desk, capsys, "--yes") == 0, desk.err
+    assert desk.users == users and desk.file.read_text() == text
+    assert "Pulumi.homelab.yaml stays as it is." in desk.out
+
+    # And it can be undone, by what the host says alone.
+    assert run(desk, capsys, "--undo", "--dry-run", "--yes") == 0
+    assert desk.users == users
+    assert run(desk, capsys, "--undo", "--yes") == 0, desk.err
+    assert "homelab" not in desk.users
+    assert run(desk, capsys, "--undo", "--yes") == 1
+    assert "nothing is to be undone" in desk.out
+
+
+def test_what_is_shown_is_what_is_done(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(desk, capsys, *desk.where, *desk.key, "--card", "rtx5090=vm:103", "--json", "--dry-run") == 0, desk.err
+    planned = json.loads(desk.out)
+    assert planned["done"] == [] and planned["refused"] == [] and not desk.file.exists()
+    assert planned["host"]["version"].startswith("9.") and planned["cards"][0]["is"].startswith("RTX 5090")
+    assert "homelab" not in desk.users and not (desk.lab.root / "root/.ssh/authorized_keys").exists()
+    assert run(desk, capsys, *desk.where, *desk.key, *CARD, "--json") == 0, desk.err
+    done = json.loads(desk.out)
+    assert [step for step in done["done"] if step.startswith("pveum")] == planned["commands"]
+    assert done["settings"] == planned["settings"]
+
+
+@pytest.mark.parametrize("desk", ["containers-pve8"], indirect=True)
+def test_cards_for_containers_take_no_api_user_and_no_secret(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--card", "rtx4060=lxc:210", "--cuda", "none", "--yes", "--no-preview"]
+    assert run(desk, capsys, *desk.where, *desk.key, *asked) == 0, desk.err
+    assert desk.config["homelab:containers"]["jellyfin"] == {
+        "host": "pve", "ctid": 210, "gpus": ["rtx4060"], "nvidia": {}
+    }  # fmt: skip
+    assert "pveum" not in desk.out and "homelab" not in desk.users
+    # The other card, later: the first one's settings stay.
+    before = desk.file.read_text()
+    assert run(desk, capsys, "--card", "04:00=lxc:211", "--yes", "--no-preview") == 0, desk.err
+    assert [line for line in before.splitlines() if line not in desk.file.read_text().splitlines()] == []
+    assert desk.config["homelab:containers"]["ai-lab"]["nvidia"] == {"cuda": "12.4"}
+
+
+@pytest.mark.parametrize("desk", ["containers-pve8"], indirect=True)
+def test_a_new_vm_on_proxmox_ve_8_gets_a_user_with_rights_that_8_has(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--card", "rtx4060=new-vm:110", "--vm-name", "gaming", "--set", "vms.gaming.address=agent", "--yes"]
+    assert run(desk, capsys, *desk.where, *desk.key, *asked) == 0, desk.err
+    assert desk.config["homelab:vms"]["gaming"]["create"]["disk"]["storage"] == "local-lvm"
+    role = desk.lab.run("pveum role list --output-format json").stdout
+    privileges = next(one for one in json.loads(role) if one["roleid"] == "Homelab")["privs"]
+    assert "VM.Monitor" in privileges and "VM.GuestAgent" not in privileges
+
+
+# -- refused, declined, interrupted ---------------------------------------------------------------------------------------
+def test_another_host_key_than_the_one_that_was_given_is_refused(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(desk, capsys, *desk.where, "--host-key", "SHA256:" + "A" * 43, *CARD) == 2
+    assert "one in between" in desk.err and "Nothing was changed." in desk.out
+    # Without one, nobody has confirmed it.
+    assert run(desk, capsys, *desk.where, *CARD) == 1
+    assert "--host-key" in desk.out and not desk.file.exists() and desk.lab.connections()[-1]["accepted"] is False
+
+
+def test_a_key_that_known_hosts_has_is_confirmed(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    connection = desk.lab.connection
+    (desk.folder / "home/.ssh").mkdir()
+    line = f"[{connection['host']}]:{connection['port']} {connection['hostKey']}\n"
+    (desk.folder / "home/.ssh/known_hosts").write_text(line)
+    assert run(desk, capsys, *desk.where, *CARD, "--dry-run") == 0, desk.err
+    assert "the key that your known_hosts has" in desk.out
+
+
+def test_a_key_of_ones_own_needs_no_password(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOMELAB_PASSWORD")
+    key = desk.lab.connection["privateKeyFile"]
+    assert run(desk, capsys, *desk.where, *desk.key, *CARD, "--identity", key, "--dry-run") == 0, desk.err
+    assert f"privateKeyFile: {key}" in desk.out
+    assert run(desk, capsys, *desk.where, *desk.key, *CARD) == 2
+    assert "an answer to: Password of root" in desk.err
+
+
+def test_a_wrong_password_is_refused(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOMELAB_PASSWORD", "wrong")
+    assert run(desk, capsys, *desk.where, *desk.key, *CARD) == 2
+    assert "with a password" in desk.err and "PermitRootLogin" in desk.err
+
+
+def test_what_up_would_refuse_is_said_and_nothing_is_done(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(desk, capsys, *desk.where, *desk.key, "--card", "09:00=vm:103", "--yes") == 1
+    assert "boot_vga" in desk.out and "Nothing was done" in desk.out
+    assert not desk.file.exists() and "homelab" not in desk.users
+
+
+def test_a_password_can_stay_in_the_settings_encrypted(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(desk, capsys, *desk.where, *desk.key, *CARD, "--no-install-key", "--no-preview") == 0, desk.err
+    assert is_encrypted(desk.config["homelab:hosts"]["pve"]["ssh"]["password"])
+    given = [call["stdin"] for call in desk.pulumi if call["arguments"][:2] == ["config", "set"]]
+    assert desk.lab.api["password"] in given
+    assert not any(desk.lab.api["password"] in " ".join(call["arguments"]) for call in desk.pulumi)
+
+
+@dataclass
+class Person(Lines):
+    """Answers one question after the other, as lines; and stops at one of them."""
+
+    answers: Sequence[str] = ()
+    stops_at: int | None = None
+    asked: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__(io.StringIO("".join(f"{one}\n" for one in self.answers)))
+
+    def _ask(self, question: str, hint: str) -> str:
+        self.asked.append(question)
+        if self.stops_at == len(self.asked):
+            raise KeyboardInterrupt
+        return super()._ask(question, hint)
+
+    def secret(self, question: str) -> str:
+        return self._ask(question, "")
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, *answers: str, stops_at: int | None = None) -> Person:
+    person = Person(answers=answers, stops_at=stops_at)
+    monkeypatch.setattr(init, "questions", lambda: person)
+    return person
+
+
+def talk(desk: Desk) -> list[str]:
+    """A whole conversation: the key is right, the password, install a key, the card for VM 103, the other left alone, state and passphrase, yes."""
+    return ["y", desk.lab.api["password"], "", "vm:103", "none", "", "p", "q", "p", "p", "yes"]
+
+
+def test_every_question_is_answered_by_a_line(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOMELAB_PASSWORD", "PULUMI_CONFIG_PASSPHRASE"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("FAKE_LOGGED_OUT", "1")
+    person = answering(monkeypatch, *talk(desk))
+    assert run(desk, capsys, *desk.where, "--no-preview") == 0, desk.err
+    assert "They differ." in desk.out
+    assert len(person.asked) == len(talk(desk))
+    login = next(call for call in desk.pulumi if call["arguments"][0] == "login")
+    assert login["arguments"][1] == "file://~"
+    assert desk.pulumi[-1]["passphrase"] == "p"
+    assert is_encrypted(desk.api["tokenSecret"])
+
+
+def test_ctrl_c_at_any_question_leaves_everything_as_it_was(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOMELAB_PASSWORD", "PULUMI_CONFIG_PASSPHRASE"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("FAKE_LOGGED_OUT", "1")
+    users = desk.users
+    for number in range(1, len(talk(desk)) + 1):
+        answering(monkeypatch, *talk(desk), stops_at=number)
+        assert run(desk, capsys, *desk.where) == 130
+        assert "Nothing was changed." in desk.out
+        assert not desk.file.exists() and desk.users == users
+        assert not (desk.folder / "home/.ssh").exists()
+        assert {call["arguments"][0] for call in desk.pulumi} <= {"whoami"}
+
+
+def test_when_the_answers_end_the_question_is_named(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering(monkeypatch, "y")
+    assert run(desk, capsys, *desk.where) == 2
+    assert "homelab init --help" in desk.err and not desk.file.exists()
+
+
+def test_ctrl_c_after_any_step_says_what_is_there_and_the_next_run_completes_it(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    did = Output.did
+    asked = [*desk.where, *desk.key, *CARD, "--no-preview"]
+    stock = desk.users
+    assert run(desk, capsys, *asked) == 0, desk.err
+    whole, steps = desk.users, desk.out.count("  done: ")
+    assert steps == 9
+    for number in range(1, steps):
+        (desk.lab.root / USERS).write_text(stock)
+        desk.file.unlink()
+
+        def interrupted(output: Output, step: str, number: int = number) -> None:
+            did(output, step)
+            if len(output.done) == number:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Output, "did", interrupted)
+        assert run(desk, capsys, *asked) == 130
+        monkeypatch.setattr(Output, "did", did)
+        if number < steps - 1:
+            assert "Perhaps done" in desk.out and "homelab init --undo" in desk.out and "Run it again" in desk.out
+        assert run(desk, capsys, *asked) == 0, desk.err
+        assert desk.users == whole, number
+        assert is_encrypted(desk.api["tokenSecret"])
+        [setting] = [call for call in desk.pulumi if call["arguments"][:2] == ["config", "set"]][-1:]
+        assert f"homelab@pve!pulumi {setting['stdin']}" in desk.secrets

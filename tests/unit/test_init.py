@@ -1,0 +1,400 @@
+"""From a reading and answers to settings, rights and commands (`homelab init`): what is decided, without a host."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from typing import Any
+
+import pytest
+import yaml
+
+from homelab.errors import HomelabError
+from homelab.host.facts import HostFacts
+from homelab.init import cards as init_cards
+from homelab.init import choices, proposal, stacks
+from homelab.init.api_user import making, name_for, undoing, users
+from homelab.init.choices import Choices, Stack, Use
+from homelab.init.proposal import OPEN, existing, fingerprint, propose
+from tests.conftest import PROJECT
+from tests.unit import hosts
+
+# A certificate's DER may be any bytes to a fingerprint.
+DER = b"not looked into"
+PEM = f"-----BEGIN CERTIFICATE-----\n{base64.b64encode(DER).decode()}\n-----END CERTIFICATE-----\n"
+GUESTS = {
+    "qm": "      VMID NAME     STATUS\n       103 Sandbox  running    16384  64.00 4321",
+    "pct": "VMID       Status     Lock         Name\n901        running                 ai-lab\n902        stopped                 old",
+    "configs": [
+        {"kind": "vm", "id": 103, "lines": "name: Sandbox\nmachine: q35\nmemory: 16384\n"},
+        {"kind": "lxc", "id": 901, "lines": "hostname: ai-lab\nunprivileged: 1\n"},
+        {"kind": "lxc", "id": 902, "lines": ""},
+    ],
+    "mappings": "",
+    "reservations": "",
+}
+CLUSTER = {"node": "pve", "certificate": PEM, "places": "pve/qemu-server/103.conf\nother/lxc/100.conf"}
+ACCESS = {"address": "192.168.0.202", "ssh": {"hostKey": hosts.KEY, "privateKeyFile": "~/.ssh/id_ed25519"}}
+
+
+def host(*more: dict[str, Any], **changes: Any) -> HostFacts:
+    return hosts.desktop(*more, **{"guests": GUESTS, "cluster": CLUSTER, **changes})
+
+
+# -- cards ------------------------------------------------------------------------------------------------------------
+def test_cards_have_the_names_that_people_know() -> None:
+    found = init_cards.cards(host())
+    assert [(card.key, str(card)) for card in found] == [
+        ("rtx5090", "RTX 5090 [10de:2b85] at 0000:01:00"),
+        ("card", "graphics card [1002:164e] at 0000:0b:00"),
+    ]
+    assert found[0].settings == {"match": "10de:2b85"}
+
+
+def test_identical_cards_get_names_and_addresses_of_their_own() -> None:
+    found = [card for card in init_cards.cards(host(*hosts.gpu("0000:03:00", 18))) if card.is_nvidia]
+    assert [card.key for card in found] == ["rtx5090", "rtx5090-2"]
+    assert found[1].settings == {"match": "10de:2b85", "address": "0000:03:00"}
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("RTX 3060 Lite Hash Rate", "rtx3060-lite-hash-rate"),
+        ("A100 80GB PCIe", "a100-80gb-pcie"),
+        ("Tesla T4", "tesla-t4"),
+        ("UHD Graphics 770", "uhd-graphics-770"),
+        ("", "card"),
+        ("3060", "card-3060"),
+        ("Größe 1", "gr-e-1"),
+        ("x" * 60, "x" * 36),
+    ],
+)
+def test_a_name_for_the_settings_is_one_that_they_take(name: str, key: str) -> None:
+    assert init_cards.key_of(name, (), "card") == key
+    hosts.settings(gpus={key: {"match": "10de:2b85"}})
+
+
+def test_a_card_is_shown_with_its_group_its_driver_and_who_uses_it() -> None:
+    configs = [{"kind": "lxc", "id": 901, "lines": "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind\n"}]
+    facts = host(guests={**GUESTS, "configs": configs}, nvidia_minors={"0000:01:00.0": 0})
+    [card, screen] = init_cards.cards(facts)
+    assert init_cards.lines(facts, card, "pve") == [
+        "0000:01:00.0 graphics card [10de:2b85], driver nouveau",
+        "0000:01:00.1 audio device [10de:22e8], driver snd_hda_intel",
+        "IOMMU group 16: alone",
+        "used by: container 901",
+    ]
+    [refusal] = init_cards.refused(facts, card, hosts.settings(), "vm")
+    assert "containers that use it: 901" in refusal.found
+    assert init_cards.refused(facts, card, hosts.settings(), "lxc") == []
+    assert "boot_vga" in init_cards.refused(facts, screen, hosts.settings(), "vm")[0].found
+
+
+# -- choices ----------------------------------------------------------------------------------------------------------
+def test_who_has_a_card_is_preselected_else_the_only_guest_that_could() -> None:
+    [card, screen] = init_cards.cards(host())
+    assert choices.suggested(host(), card, "pve") == Use("vm", (103,))
+    assert choices.suggested(host(), screen, "pve") == Use("none")
+    two = [*GUESTS["configs"], {"kind": "vm", "id": 104, "lines": "name: b\nhostpci0: 0000:01:00,pcie=1\n"}]
+    assert choices.suggested(host(guests={**GUESTS, "configs": two}), card, "pve") == Use("vm", (104,))
+    with_driver = host(nvidia_minors={"0000:01:00.0": 0})
+    assert choices.suggested(with_driver, card, "pve") == Use("none")  # two containers: nobody knows which
+    named = [{"kind": "lxc", "id": 902, "lines": "dev0: /dev/nvidia0,mode=0666\n"}]
+    using = host(nvidia_minors={"0000:01:00.0": 0}, guests={**GUESTS, "configs": named})
+    assert choices.suggested(using, card, "pve") == Use("lxc", (902,))
+
+
+@pytest.mark.parametrize("name", ["rtx5090", "0000:01:00", "01:00", "10de:2b85", "RTX5090"])
+def test_a_card_is_named_by_its_name_its_slot_or_its_id(name: str) -> None:
+    facts = host()
+    card, use = choices.parse_card(f"{name}=vm:103", init_cards.cards(facts), facts)
+    assert (card.key, use) == ("rtx5090", Use("vm", (103,)))
+
+
+@pytest.mark.parametrize(
+    ("text", "use"),
+    [
+        ("lxc:901,902", Use("lxc", (901, 902))),
+        ("lxc:901,901", Use("lxc", (901,))),
+        ("host", Use("host")),
+        ("none", Use("none")),
+        ("new-vm:110", Use("new-vm", (110,))),
+        ("new-vm", Use("new-vm", (101,))),  # another node of the cluster has 100
+    ],
+)
+def test_what_a_card_is_for(text: str, use: Use) -> None:
+    assert choices.parse_use(text, host()) == use
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("vm:104", "there are: VM 103 (Sandbox), running"),
+        ("vm:901", "container 901 (ai-lab), running"),
+        ("lxc:901,103", "VM 103 (Sandbox), running"),
+        ("new-vm:103", "VM 103 (Sandbox), running"),
+        ("vm:", "vm:"),
+        ("", "nothing"),
+        ("lxc:901,", "lxc:901,"),
+    ],
+)
+def test_what_a_card_can_not_be_for_is_named(text: str, found: str) -> None:
+    with pytest.raises(HomelabError) as error:
+        choices.parse_use(text, host())
+    assert error.value.found == found
+
+
+@pytest.mark.parametrize("name", ["rtx4090", "", "10de:22e8"])
+def test_a_card_that_is_not_there_is_named_with_those_that_are(name: str) -> None:
+    facts = host()
+    with pytest.raises(HomelabError, match="rtx5090 \\(RTX 5090"):
+        choices.parse_card(f"{name}=host", init_cards.cards(facts), facts)
+
+
+def test_any_setting_can_be_given() -> None:
+    assert choices.parse_setting("vms.sandbox.machine=q35") == {"homelab:vms": {"sandbox": {"machine": "q35"}}}
+    assert choices.parse_setting("homelab:hosts.pve.gpus.a.allowConsole=true") == {
+        "homelab:hosts": {"pve": {"gpus": {"a": {"allowConsole": True}}}}
+    }
+    assert choices.parse_setting('hosts.pve.nvidia.driver="580"') == {
+        "homelab:hosts": {"pve": {"nvidia": {"driver": "580"}}}
+    }
+    for wrong in ("vms", "=1", "vms..x=1"):
+        with pytest.raises(HomelabError, match="--set"):
+            choices.parse_setting(wrong)
+
+
+# -- NVIDIA's software --------------------------------------------------------------------------------------------------
+def test_the_recommended_driver_comes_first_and_what_can_not_work_is_not_offered() -> None:
+    offered = stacks.drivers("host", stacks.of_host(host(), ["10de:2b85"]))
+    assert offered[0] == "580"
+    assert offered and all(int(branch) >= 570 for branch in offered)  # an RTX 5090 takes 570 or later
+
+
+def test_only_cudas_that_the_hosts_driver_runs_are_offered_to_a_container() -> None:
+    offered = stacks.releases("lxc", stacks.in_container("550.163.01"), None)
+    assert offered[0] == "12.4" and "12.8" not in offered
+    assert "12.8" in stacks.releases("lxc", stacks.in_container("580.105.08"), None)
+
+
+# -- the API's user -----------------------------------------------------------------------------------------------------
+NEEDS = {"/vms/103": {"VM.Audit", "VM.PowerMgmt"}, "/mapping/pci": {"Mapping.Modify"}}
+MADE = """user:homelab@pve:1:0::::homelab init, stack homelab, role Homelab::
+token:homelab@pve!pulumi:0:0:homelab init, stack homelab:
+role:Homelab:Mapping.Modify,VM.Audit,VM.PowerMgmt:
+acl:1:/mapping/pci:homelab@pve:Homelab:
+acl:1:/vms:homelab@pve:Homelab:
+"""
+
+
+def test_the_user_is_made_with_exactly_the_rights_that_are_needed() -> None:
+    made = making("homelab", "user:root@pam:1:0:::::: \n", NEEDS, has_secret=False, pve="9.1.1")
+    assert made.token == "homelab@pve!pulumi" and made.secret
+    assert made.commands == [
+        "pveum user add homelab@pve --comment 'homelab init, stack homelab, role Homelab'",
+        'pveum role add Homelab --privs "Mapping.Modify VM.Audit VM.PowerMgmt"',
+        "pveum acl modify /mapping/pci --users 'homelab@pve' --roles Homelab",
+        "pveum acl modify /vms --users 'homelab@pve' --roles Homelab",
+        "pveum user token add homelab@pve pulumi --privsep 0 --comment 'homelab init, stack homelab' --output-format json",
+    ]
+
+
+def test_what_is_there_is_not_made_again_and_what_lacks_is_added() -> None:
+    assert making("homelab", MADE, NEEDS, has_secret=True, pve="9.1.1").commands == []
+    more = NEEDS | {"/vms/104": {"VM.Config.Memory"}}
+    assert making("homelab", MADE, more, has_secret=True, pve="9.1.1").commands == [
+        'pveum role modify Homelab --append 1 --privs "VM.Config.Memory"'
+    ]
+
+
+def test_a_token_whose_secret_nobody_has_is_made_anew() -> None:
+    assert making("homelab", MADE, NEEDS, has_secret=False, pve="9.1.1").commands == [
+        "pveum user token delete homelab@pve pulumi",
+        "pveum user token add homelab@pve pulumi --privsep 0 --comment 'homelab init, stack homelab' --output-format json",
+    ]
+
+
+@pytest.mark.parametrize("cut", range(1, 5))
+def test_an_interrupted_making_is_completed(cut: int) -> None:
+    lines = MADE.splitlines(keepends=True)
+    order = [lines[0], lines[2], lines[3], lines[4], lines[1]]
+    made = making("homelab", "".join(order[:cut]), NEEDS, has_secret=False, pve="9.1.1")
+    whole = making("homelab", "", NEEDS, has_secret=False, pve="9.1.1").commands
+    assert made.commands == whole[cut:]
+
+
+def test_a_user_that_a_person_made_is_left_alone() -> None:
+    theirs = "user:homelab@pve:1:0::::mine::\nrole:Homelab:VM.Audit:\nacl:1:/vms:homelab@pve:Homelab:\n"
+    assert name_for("homelab", theirs) == "homelab2@pve"
+    made = making("homelab", theirs, NEEDS, has_secret=False, pve="9.1.1").commands
+    assert not any("homelab@pve" in command or "role modify Homelab " in command for command in made)
+    assert made[1].startswith("pveum role add Homelab2 ")
+
+
+def test_a_second_stack_shares_a_role_that_fits_and_extends_none_that_others_have() -> None:
+    second = making("gaming", MADE, NEEDS, has_secret=False, pve="9.1.1")
+    assert second.name == "homelab2@pve"
+    assert not any("pveum role" in command for command in second.commands)
+    assert second.commands[0].endswith("'homelab init, stack gaming, role Homelab'")
+    both = MADE + (
+        "user:homelab2@pve:1:0::::homelab init, stack gaming, role Homelab::\ntoken:homelab2@pve!pulumi:0:0::\n"
+        "acl:1:/mapping/pci:homelab2@pve:Homelab:\nacl:1:/vms:homelab2@pve:Homelab:\n"
+    )
+    more = making("gaming", both, NEEDS | {"/vms/104": {"VM.Config.Memory"}}, has_secret=True, pve="9.1.1").commands
+    assert more[0].startswith("pveum role add Homelab2 ")
+    assert more[1:] == ["pveum acl modify /vms --users 'homelab2@pve' --roles Homelab2"]
+
+
+@pytest.mark.parametrize(("pve", "privilege"), [("8.4.14", "VM.Monitor"), ("9.1.1", "VM.GuestAgent.Audit")])
+def test_of_privileges_that_would_do_one_is_taken_that_the_release_has(pve: str, privilege: str) -> None:
+    made = making("homelab", "", {"/vms/103": {"VM.GuestAgent.Audit|VM.Monitor"}}, has_secret=False, pve=pve)
+    assert made.commands[1] == f'pveum role add Homelab --privs "{privilege}"'
+
+
+def test_undo_takes_away_what_was_made_and_the_user_last() -> None:
+    assert undoing("homelab", MADE).commands == [
+        "pveum user token delete homelab@pve pulumi",
+        "pveum acl delete /mapping/pci --users homelab@pve --roles Homelab",
+        "pveum acl delete /vms --users homelab@pve --roles Homelab",
+        "pveum role delete Homelab",
+        "pveum user delete homelab@pve",
+    ]
+    assert undoing("other", MADE).commands == []
+
+
+def test_undo_leaves_a_role_that_somebody_else_has_and_one_that_init_did_not_make() -> None:
+    shared = undoing("homelab", MADE + "acl:1:/vms/7:ann@pve:Homelab:\n")
+    assert not any("role delete" in command for command in shared.commands)
+    assert shared.left == ["the role Homelab stays: ann@pve has it, too"]
+    by_hand = undoing("homelab", MADE.replace(", role Homelab", ""))
+    assert by_hand.left == ["the role Homelab stays: homelab init didn't make it"]
+    # A group or a token that has it is somebody, too.
+    for who in ("@admins", "ann@pve!t"):
+        assert undoing("homelab", MADE + f"acl:1:/vms/7:{who}:Homelab:\n").left
+
+
+def test_a_users_comment_is_read_as_proxmox_ve_writes_it() -> None:
+    [user] = users("user:homelab@pve:1:0::::homelab init%2C stack a.b_c-d%2C role Homelab2::\n")
+    assert (user.stack, user.role) == ("a.b_c-d", "Homelab2")
+    [other] = users("user:x@pve:1:0::::see homelab init, stack homelab::\n")
+    assert other.stack == ""
+
+
+# -- the proposal -------------------------------------------------------------------------------------------------------
+def proposed(
+    decided: Choices, text: str = "", facts: HostFacts | None = None, stack: str = "homelab"
+) -> proposal.Proposal:
+    facts = facts or host()
+    before = existing(text, "Pulumi.homelab.yaml")
+    access: dict[str, Any] = {} if before.values else dict(ACCESS)
+    if any(use.setting == "vm" for use in decided.uses.values() if use.kind != "none"):
+        access["api"] = proposal.api_settings(stack, {}, facts, 8006)
+    values = choices.settings_of(decided, "pve", access, facts, init_cards.cards(facts), before.values)
+    return propose(before, values, stack, "pve", facts, "Pulumi.homelab.yaml")
+
+
+def config(made: proposal.Proposal) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(made.text)["config"]
+    return found
+
+
+def test_a_card_for_a_vm() -> None:
+    made = proposed(Choices({"0000:01:00": Use("vm", (103,))}))
+    assert made.refused == []
+    found = config(made)
+    digits = hashlib.sha256(DER).hexdigest().upper()
+    shown = ":".join(digits[at : at + 2] for at in range(0, 64, 2))
+    assert fingerprint(host()) == shown
+    assert found["homelab:hosts"]["pve"] == {
+        **ACCESS,
+        "api": {"token": "homelab@pve!pulumi", "tokenSecret": OPEN, "fingerprint": shown},
+        "gpus": {"rtx5090": {"match": "10de:2b85", "use": "vm"}},
+    }
+    assert found["homelab:vms"] == {"sandbox": {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}}
+    assert found["homelab:containers"] == {}
+    assert made.making is not None
+    assert (
+        'pveum role add Homelab --privs "Mapping.Modify Mapping.Use VM.Audit VM.Config.HWType VM.PowerMgmt"'
+        in made.making.commands
+    )
+
+
+def test_a_ballooning_vm_takes_one_privilege_more() -> None:
+    configs = [{"kind": "vm", "id": 103, "lines": "name: Sandbox\nmachine: q35\nmemory: 16384\nballoon: 4096\n"}]
+    made = proposed(Choices({"0000:01:00": Use("vm", (103,))}), facts=host(guests={**GUESTS, "configs": configs}))
+    assert made.making is not None and "VM.Config.Memory" in made.making.commands[1]
+
+
+def test_a_card_for_containers_takes_no_api_user() -> None:
+    facts = host(nvidia_minors={"0000:01:00.0": 0}, nvidia={"version": "580.105.08"})
+    made = proposed(Choices({"0000:01:00": Use("lxc", (901,))}, guest_stack=Stack(cuda="12.8")), facts=facts)
+    assert made.making is None and made.refused == []
+    assert config(made)["homelab:containers"] == {
+        "ai-lab": {"host": "pve", "ctid": 901, "gpus": ["rtx5090"], "nvidia": {"cuda": "12.8"}}
+    }
+    assert "api" not in config(made)["homelab:hosts"]["pve"]
+
+
+def test_a_new_vm_and_its_rights() -> None:
+    made = proposed(Choices({"0000:01:00": Use("new-vm", (110,))}, new_vm=choices.NewVm("gaming", "local-lvm")))
+    assert made.refused == [] and made.making is not None
+    vm = config(made)["homelab:vms"]["gaming"]
+    assert vm["vmid"] == 110 and vm["create"]["disk"] == {"storage": "local-lvm", "size": 64}
+    assert "VM.Allocate" in made.making.commands[1] and "SDN.Use" in made.making.commands[1]
+    assert any("/storage/local-lvm" in command for command in made.making.commands)
+
+
+def test_what_up_would_refuse_is_refused_with_the_same_words() -> None:
+    screen = proposed(Choices({"0000:0b:00": Use("vm", (103,))}))
+    assert screen.making is None and "boot_vga" in screen.refused[0].found
+    i440 = [{"kind": "vm", "id": 103, "lines": "name: Sandbox\nmemory: 16384\n"}]
+    made = proposed(Choices({"0000:01:00": Use("vm", (103,))}), facts=host(guests={**GUESTS, "configs": i440}))
+    assert "vms.sandbox.machine: q35" in made.refused[0].next
+    more = {"homelab:vms": {"sandbox": {"machine": "q35"}}}
+    made = proposed(
+        Choices({"0000:01:00": Use("vm", (103,))}, more=more), facts=host(guests={**GUESTS, "configs": i440})
+    )
+    assert made.refused == []
+
+
+def test_a_second_run_moves_a_card_and_loses_nothing() -> None:
+    first = proposed(Choices({"0000:01:00": Use("vm", (103,))})).text
+    edited = first.replace("      vmid: 103", "      vmid: 103 # the first one\n      display: none").replace(
+        f"tokenSecret: {OPEN}", "tokenSecret: {secure: v1:x}"
+    )
+    facts = host(nvidia_minors={"0000:01:00.0": 0}, nvidia={"version": "580.105.08"})
+    second = proposed(Choices({"0000:01:00": Use("lxc", (901,))}, guest_stack=Stack()), text=edited, facts=facts)
+    found = config(second)
+    assert found["homelab:vms"]["sandbox"] == {"host": "pve", "vmid": 103, "display": "none", "gpus": []}
+    assert found["homelab:containers"]["ai-lab"]["gpus"] == ["rtx5090"]
+    assert found["homelab:hosts"]["pve"]["gpus"]["rtx5090"] == {"match": "10de:2b85", "use": "lxc"}
+    assert "# the first one" in second.text and "{secure: v1:x}" in second.text
+
+
+def test_the_example_that_nobody_filled_in_counts_for_nothing_and_any_other_file_does() -> None:
+    text = (PROJECT / "Pulumi.homelab.yaml").read_text(encoding="utf-8")
+    assert existing(text, "f").example
+    filled = text.replace("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFILL+IN+WITH+ssh+keyscan+t+ed25519+ADDRESS0", hosts.KEY)
+    assert not existing(filled, "f").example and "hosts" in existing(filled, "f").values
+    assert existing("encryptionsalt: v1:x\n", "f").text == "encryptionsalt: v1:x\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["config: [", "config:\n  homelab:hosts: {pve: {}}\n", "config: {}\nhomelab:hosts: {}\n"]
+)
+def test_a_file_that_the_program_would_not_load_is_not_added_to(text: str) -> None:
+    with pytest.raises(HomelabError):
+        proposed(Choices({"0000:01:00": Use("vm", (103,))}), text=text)
+
+
+def test_an_api_user_of_the_persons_own_stays() -> None:
+    mine = {"token": "me@pve!mine", "tokenSecret": {"secure": "v1"}, "fingerprint": "00"}
+    assert proposal.api_settings("homelab", {"api": mine}, host(), 8006) is None
+    ours = {"token": "homelab@pve!pulumi", "tokenSecret": {"secure": "v1"}, "caFile": "ca.pem"}
+    assert proposal.api_settings("homelab", {"api": ours}, host(), 8006) == {"token": "homelab@pve!pulumi"}
+
+
+def test_a_host_without_a_certificate_is_no_host_for_a_token() -> None:
+    with pytest.raises(HomelabError, match="whoever answers at the address"):
+        proposal.api_settings("homelab", {}, host(cluster={"node": "pve"}), 8006)

@@ -1,0 +1,179 @@
+"""A settings file that `homelab init` adds to: every line that isn't changed stays, byte by byte, and so does every comment."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import pytest
+import yaml
+
+from homelab.errors import HomelabError
+from homelab.init.merge import merged
+from tests.conftest import PROJECT
+
+FILE = """# head
+config:
+  # about hosts
+  homelab:hosts: # behind hosts
+    pve: # the node
+      address: 192.168.0.202 # where
+      ssh: {user: root, agent: true} # flow
+      gpus:
+        # before a card
+        first: {match: "10de:2b85"} # a card
+        second:
+          match: "10de:2684" # from lspci
+          # before use
+          use: vm
+      # tail of pve
+  # before vms
+  homelab:vms:
+    sandbox:
+      host: pve
+      vmid: 103
+      gpus:
+        - first # one
+        # between
+        - second
+  # before containers
+  homelab:containers: {} # none yet
+  homelab:plan: auto # always, never
+encryptionsalt: v1:abc
+# the end
+"""
+GPU = "homelab:hosts", "pve", "gpus"
+CASES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
+    # what is set; lines that go; lines that come
+    "nothing": ({}, [], []),
+    "what is there already": ({"homelab:plan": "auto", "homelab:hosts": {"pve": {"address": "192.168.0.202"}}}, [], []),
+    "a value": ({"homelab:plan": "never"}, ["  homelab:plan: auto # always, never"], ["  homelab:plan: never # always, never"]),
+    "a value in braces": (
+        {"homelab:hosts": {"pve": {"ssh": {"user": "admin"}}}},
+        ["      ssh: {user: root, agent: true} # flow"],
+        ["      ssh: {user: admin, agent: true} # flow"],
+    ),
+    "a key in braces": (
+        {"homelab:hosts": {"pve": {"gpus": {"first": {"use": "lxc"}}}}},
+        ['        first: {match: "10de:2b85"} # a card'],
+        ['        first: {match: "10de:2b85", use: lxc} # a card'],
+    ),
+    "a key at the end of a block": (
+        {"homelab:hosts": {"pve": {"reboot": "manual"}}},
+        [],
+        ["      reboot: manual"],
+    ),
+    "a mapping at the end of a block that comments follow": (
+        {"homelab:hosts": {"pve": {"gpus": {"third": {"match": "10de:2204", "use": "vm"}}}}},
+        [],
+        [
+            "        third:",
+            '          match: "10de:2204"',
+            "          use: vm # vm: vfio-pci, for passthrough. lxc, host: stays with the host's driver",
+        ],
+    ),
+    "the first key of an empty mapping": (
+        {"homelab:containers": {"ollama": {"host": "pve", "ctid": 901, "gpus": ["first"], "nvidia": {}}}},
+        ["  homelab:containers: {} # none yet"],
+        ["  homelab:containers: # none yet", "    ollama:", "      host: pve", "      ctid: 901", "      gpus: [first]", "      nvidia: {}"],
+    ),
+    "an item of a list": (
+        {"homelab:vms": {"sandbox": {"gpus": ["first", "second", "third"]}}},
+        [],
+        ["        - third"],
+    ),
+    "an item less": ({"homelab:vms": {"sandbox": {"gpus": ["second"]}}}, ["        - first # one"], []),
+    "no item left": (
+        {"homelab:vms": {"sandbox": {"gpus": []}}},
+        ["        - first # one", "        - second"],
+        ["          []"],
+    ),
+    "a section": ({"homelab:allowPlainSecrets": True}, [], ["  homelab:allowPlainSecrets: true"]),
+}  # fmt: skip
+
+
+def set_in(into: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    for key, value in values.items():
+        into[key] = set_in(dict(into.get(key) or {}), value) if isinstance(value, dict) else value
+    return into
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("case", CASES)
+def test_only_what_is_set_changes(case: str, newline: str) -> None:
+    values, gone, come = CASES[case]
+    before = FILE.replace("\n", newline)
+    after = merged(before, values)
+    expected = yaml.safe_load(FILE)
+    set_in(expected["config"], values)
+    assert yaml.safe_load(after) == expected
+    assert after.count("\n") == after.count(newline)
+    differ = list(difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm=""))[2:]
+    assert [line[1:] for line in differ if line.startswith("-")] == gone
+    assert [line[1:] for line in differ if line.startswith("+")] == come
+    # Whatever was put in, a second time changes nothing.
+    assert merged(after, values) == after
+
+
+@pytest.mark.parametrize(
+    "file", ["Pulumi.homelab.yaml", *(f"examples/settings/{n}.yaml" for n in ("vm", "containers"))]
+)
+def test_the_examples_keep_their_comments(file: str) -> None:
+    before = (PROJECT / file).read_text(encoding="utf-8")
+    card = {"match": "10de:2204", "address": "0000:1d:00", "use": "lxc"}
+    values = {
+        "homelab:hosts": {"pve": {"address": "pve.lan", "gpus": {"another": card}, "nvidia": {"driver": "580"}}},
+        "homelab:vms": {"other": {"host": "pve", "vmid": 104, "gpus": []}},
+        "homelab:containers": {"third": {"host": "pve", "ctid": 903, "gpus": ["another"]}},
+    }
+    after = merged(before, values)
+    expected = yaml.safe_load(before)
+    set_in(expected["config"], values)
+    assert yaml.safe_load(after) == expected
+    comments = [line.split("#", 1)[1] for line in before.splitlines() if "#" in line]
+    kept = [line.split("#", 1)[1] for line in after.splitlines() if "#" in line]
+    assert [one for one in comments if one not in kept] == []
+
+
+def test_a_new_file_names_its_schema_and_says_what_is_in_it() -> None:
+    made = merged("", {"homelab:hosts": {"pve": {"address": "pve.lan"}}, "homelab:containers": {}})
+    assert made.startswith("# yaml-language-server: $schema=docs/config.schema.json\n")
+    assert "  # The Proxmox VE nodes, and their cards.\n  homelab:hosts:\n    pve:\n      address: pve.lan\n" in made
+    assert yaml.safe_load(made) == {
+        "config": {"homelab:hosts": {"pve": {"address": "pve.lan"}}, "homelab:containers": {}}
+    }
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["10de:2b85", "0000:01:00", "580", "12.10", "1e3", "yes", "null", "~", "on", "a: b", "a #b", "- x", "{x}", "é", 'a"b\\', " a", "", "0x10", "12:30:45", "=", "<<", "!x", "a\tb"],
+)  # fmt: skip
+def test_a_text_stays_a_text_for_every_reader(value: str) -> None:
+    made = merged("config: {}\n", {"homelab:hosts": {"x": value, "y": [value], "z": {"w": [{"v": value}]}}})
+    found = yaml.safe_load(made)["config"]["homelab:hosts"]
+    assert found == {"x": value, "y": [value], "z": {"w": [{"v": value}]}}
+
+
+@pytest.mark.parametrize(
+    "empty",
+    ["config:\n", "config: {}\n", "encryptionsalt: v1:x\n", "# a comment\n", "config: # here\n", "config: null\n"],
+)
+def test_a_file_without_settings_gets_them(empty: str) -> None:
+    made = merged(empty, {"homelab:plan": "never"})
+    assert yaml.safe_load(made) == (yaml.safe_load(empty) or {}) | {"config": {"homelab:plan": "never"}}
+    assert all(line.strip() in made for line in empty.splitlines() if "#" in line and "config" not in line)
+
+
+@pytest.mark.parametrize("text", ["config: [\n", "- a\n", "config: 3\n", "config:\n  homelab:hosts: pve\n"])
+def test_what_can_not_be_added_to_is_refused(text: str) -> None:
+    with pytest.raises(HomelabError, match="must not be lost"):
+        merged(text, {"homelab:hosts": {"pve": {"address": "x"}}})
+
+
+def test_an_encrypted_value_is_replaced_whole_and_one_that_stays_is_untouched() -> None:
+    before = "config:\n  homelab:hosts:\n    pve:\n      api:\n        token: x # t\n        tokenSecret:\n          secure: v1:abc\n        # after\n        port: 1\n"
+    after = merged(before, {"homelab:hosts": {"pve": {"api": {"token": "y"}}}})
+    assert after == before.replace("token: x", "token: y")
+    after = merged(before, {"homelab:hosts": {"pve": {"api": {"tokenSecret": "FILL-IN"}}}})
+    assert yaml.safe_load(after)["config"]["homelab:hosts"]["pve"]["api"]["tokenSecret"] == "FILL-IN"
+    assert "        # after\n        port: 1\n" in after
