@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"  . {shown}/env                                  then use pulumi yourself, with --config-file\n"
             "  make outputs    what other stacks can use\n"
             "  make down       give every byte back, and stop the host\n"
-            "Your own host: fill in Pulumi.homelab.yaml, then `pulumi up --stack homelab`."
+            "Your own host: .venv/bin/python -m homelab init ADDRESS, then `pulumi up --stack homelab`."
         )
     return code
 

@@ -12,6 +12,7 @@ from homelab.host.classes import NVIDIA
 from homelab.host.facts import HostFacts
 from homelab.settings import Gpu, Host
 
+
 @dataclass(frozen=True)
 class Card:
     """``place``: its slot, ``0000:01:00``; ``id``: of its graphics function; ``alone``: is it the only one with that id?

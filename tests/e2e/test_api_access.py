@@ -17,18 +17,20 @@ from tests.e2e.conftest import Stack, api_token, host_settings
 from tests.e2e.test_gpu_vm import MAPPING, conf, given_back, vms, with_card
 
 SANDBOX = {"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}}
-# The README's commands for a user of one's own, as a person copies them.
-COMMANDS = [line.strip() for line in re.findall(r"^ *pveum .*", (PROJECT / "README.md").read_text(), re.MULTILINE)]
+# The guide's commands for a user of one's own, as a person copies them.
+COMMANDS = [
+    line.strip() for line in re.findall(r"^ *pveum .*", (PROJECT / "docs/by-hand.md").read_text(), re.MULTILINE)
+]
 
 
-def readme_role(name: str) -> list[str]:
-    """The privileges of a role that the README makes."""
+def guides_role(name: str) -> list[str]:
+    """The privileges of a role that the guide makes."""
     line = next(line for line in COMMANDS if line.startswith(f"pveum role add {name} "))
     return re.search(r'--privs "(.*)"', line)[1].split()  # type: ignore[index]
 
 
-def use_readme_token(stack: Stack) -> None:
-    """The README's commands carried out, and their token used."""
+def use_guides_token(stack: Stack) -> None:
+    """The guide's commands carried out, and their token used."""
     for command in COMMANDS:
         stack.lab.run(command)
     made = stack.lab.run("pvesh create /access/users/homelab@pve/token/tests --privsep 0 --output-format json").stdout
@@ -36,12 +38,12 @@ def use_readme_token(stack: Stack) -> None:
     stack.host["api"] |= {"token": "homelab@pve!tests", "tokenSecret": secret}
 
 
-def test_the_readmes_role_is_enough_and_each_privilege_is_needed(stack_on: Callable[..., Stack]) -> None:
+def test_the_guides_role_is_enough_and_each_privilege_is_needed(stack_on: Callable[..., Stack]) -> None:
     stack = stack_on("bound-by-hand", vms={})
     stack.lab.run("qm set 103 --balloon 4096; qm stop 103; qm start 103")
-    use_readme_token(stack)
+    use_guides_token(stack)
     stock = stack.lab.snapshot()
-    privileges = readme_role("Homelab")
+    privileges = guides_role("Homelab")
 
     def allow(granted: list[str]) -> None:
         stack.lab.run(f"pvesh set /access/roles/Homelab --privs {','.join(granted)}")

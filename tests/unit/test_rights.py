@@ -1,4 +1,4 @@
-"""homelab/rights.py: what the settings need, as the README and docs/settings.md list it; whose entries count; which command adds a right."""
+"""homelab/rights.py: what the settings need, as docs/by-hand.md and docs/settings.md list it; whose entries count; which command adds a right."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def on_vms(needs: rights.Needs) -> set[str]:
 
 
 def readme_role() -> set[str]:
-    match = re.search(r'pveum role add Homelab --privs "([^"]+)"', (PROJECT / "README.md").read_text())
+    match = re.search(r'pveum role add Homelab --privs "([^"]+)"', (PROJECT / "docs/by-hand.md").read_text())
     assert match is not None
     return set(match[1].split())
 
