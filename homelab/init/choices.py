@@ -34,23 +34,13 @@ class Guest:
 
 def guests(facts: HostFacts) -> list[Guest]:
     """What is on this host, by id."""
-    running = {"vm": facts.guests.running_vms, "lxc": facts.guests.running_containers}
     names = {"vm": ("name", "VM"), "lxc": ("hostname", "CT")}
-    listed = _listed(facts.guests.pct)
     found = []
     for config in sorted(facts.guests.configs, key=lambda one: one.id):
         key, otherwise = names[config.kind]
-        name = config.values.get(key) or (listed.get(config.id) if config.kind == "lxc" else None)
-        found.append(
-            Guest(config.id, config.kind, name or f"{otherwise}{config.id}", config.id in running[config.kind])
-        )
+        name = config.values.get(key) or f"{otherwise}{config.id}"
+        found.append(Guest(config.id, config.kind, name, config.id in facts.guests.running))
     return found
-
-
-def _listed(pct: str) -> dict[int, str]:
-    """Id -> name, as `pct list` has it in its last column."""
-    rows = (line.split() for line in pct.splitlines())
-    return {int(row[0]): row[-1] for row in rows if len(row) > 2 and row[0].isdecimal()}
 
 
 def free_id(facts: HostFacts) -> int:

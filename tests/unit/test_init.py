@@ -22,13 +22,12 @@ from tests.unit import hosts
 # A certificate's DER may be any bytes to a fingerprint.
 DER = b"not looked into"
 PEM = f"-----BEGIN CERTIFICATE-----\n{base64.b64encode(DER).decode()}\n-----END CERTIFICATE-----\n"
-GUESTS = {
-    "qm": "      VMID NAME     STATUS\n       103 Sandbox  running    16384  64.00 4321",
-    "pct": "VMID       Status     Lock         Name\n901        running                 ai-lab\n902        stopped                 old",
+GUESTS: dict[str, Any] = {
+    "running": [103, 901],
     "configs": [
         {"kind": "vm", "id": 103, "lines": "name: Sandbox\nmachine: q35\nmemory: 16384\n"},
         {"kind": "lxc", "id": 901, "lines": "hostname: ai-lab\nunprivileged: 1\n"},
-        {"kind": "lxc", "id": 902, "lines": ""},
+        {"kind": "lxc", "id": 902, "lines": "hostname: old\n"},
     ],
     "mappings": "",
     "reservations": "",
