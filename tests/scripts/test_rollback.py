@@ -406,7 +406,11 @@ while ((process > 1)); do
     [[ $key != PPid: ]] || { process=$value; break; }
   done <"/proc/$process/status"
   mapfile -d '' -t words <"/proc/$process/cmdline"
-  [[ ${words[*]} != 'timeout -s KILL '* ]] || { kill -ALRM "$process"; break; }
+  [[ ${words[*]} == 'timeout -s KILL '* ]] || continue
+  # Not before it waits: until it knows its child, it ends alone.
+  until read -r key <"/proc/$process/stat" && [[ $key == *') S '* ]]; do :; done
+  kill -ALRM "$process"
+  break
 done
 exec sleep 1000"""
 
