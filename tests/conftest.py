@@ -42,6 +42,7 @@ SLOW = frozenset(
         "lab/test_programs.py",
         "lab/test_proxmox_api.py",
         "lab/test_real_hosts.py",
+        "lab/test_scenarios.py",
         "lab/test_server_power.py",
         "lab/test_server_ssh.py",
         "scripts/test_container_gpus.py",
@@ -57,8 +58,10 @@ SLOW = frozenset(
         "scripts/test_older_versions.py",
         "scripts/test_on_a_host.py",
         "scripts/test_packages_library.py::test_output_goes_on_without_a_reader_and_with_its_status",
+        "scripts/test_passthrough_test.py",
         "scripts/test_planned_files.py",
         "scripts/test_rollback.py",
+        "unit/test_settings_reach_resources.py::test_a_setting_that_changes_changes_what_a_resource_is_told",
     }
 )
 
