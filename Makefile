@@ -7,7 +7,7 @@ SCENARIO ?= rtx5090
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help up down preview pull-request-preview outputs test test-fast test-metal test-metal-core lint format docs check bench engine lock clean
+.PHONY: help up down drift preview pull-request-preview outputs test test-fast test-metal test-metal-core lint format docs check bench engine lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 32
@@ -23,6 +23,9 @@ outputs: .venv/.lab ## the stack's outputs
 
 pull-request-preview: .venv/.program ## the preview of STACK as Markdown in OUTPUT, without the host or its key
 	@$(VENV) -m engine.preview --stack "$(or $(STACK),homelab)" --output "$(or $(OUTPUT),preview.md)"
+
+drift: .venv/.program ## has anything on the hosts of STACK drifted? Markdown in OUTPUT
+	@eval "$$($(VENV) engine/install.py --print-env)" && $(VENV) -m homelab drift --stack "$(or $(STACK),homelab)" --output "$(or $(OUTPUT),drift.md)"
 
 down: .venv/.lab ## `pulumi destroy`, and the simulated host stopped
 	@$(VENV) -m lab.deploy down $(SCENARIO)
@@ -87,14 +90,17 @@ clean: ## stop the labs and remove what was made here, the engine's cache too
 	@$(PYTHON) -m venv .venv
 
 .venv/.program: requirements.txt .venv/bin/python
+	@echo "installing what the program needs into .venv (requirements.txt), once: some 50 MB, about a minute"
 	@$(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	@touch $@
 
 .venv/.lab: requirements-lab.txt .venv/.program
+	@echo "installing what the simulated host needs into .venv (requirements-lab.txt), once"
 	@$(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-lab.txt
 	@touch $@
 
 .venv/.dev: requirements-dev.txt .venv/.lab
+	@echo "installing what the tests and linters need into .venv (requirements-dev.txt), once"
 	@$(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@touch $@
 

@@ -37,12 +37,13 @@ def after(*resources: pulumi.Resource) -> pulumi.ResourceOptions:
     return pulumi.ResourceOptions(depends_on=list(resources))
 
 
-hosts, tests, vms, containers, stacks = {}, {}, {}, {}, {}
+hosts, tests, vms, containers, stacks, given = {}, {}, {}, {}, {}, {}
 for name, host in settings.hosts.items():
     node = host.node or name
     probe = HostProbe.of(f"{name}-probe", name, host)
 
     words, again = probe.iommu_words, probe.generation_of("iommu")
+    given[name] = pulumi.Output.concat(words, " ", probe.vfio_words)
     iommu = IommuHost(f"{name}-iommu", IommuHostArgs(host=host, words=words, generation=again), after(probe))
     binding = VfioBindingArgs(
         host=host, words=probe.vfio_words, functions=probe.functions, generation=probe.generation_of("vfio")
@@ -82,5 +83,5 @@ for name, host in settings.hosts.items():
     results = [probe.generation, *(vms[guest] for guest in guests), *(containers[guest] for guest in shared)]
     preview(name, host, probe, guests, shared, results, settings.plan)
 
-for name, value in contract.outputs(settings, hosts, tests, vms, containers, stacks).items():
+for name, value in contract.outputs(settings, hosts, tests, vms, containers, stacks, given).items():
     pulumi.export(name, value)

@@ -8,21 +8,39 @@ is, either: a word stands in place of each encrypted value. So a job that runs a
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from engine import install, stacks
+from homelab.doctor import stack as stack_file
+from homelab.errors import HomelabError
 from homelab.settings.secrets import readable
+from homelab.show import mermaid, reading, tree
+from homelab.show.cards import of_outputs
+from homelab.text import clean
 
 PROJECT = Path(__file__).resolve().parent.parent
 # What a comment on a pull request may hold, with room to spare (65,536 characters).
 LONGEST = 60_000
+# By it comment.yml finds the comment that it is to update.
+MARK = "<!-- homelab-preview -->"
+# What the engine does with a resource -> the same for a person, in the order in which it matters.
+_OPERATIONS = {
+    "delete": "to delete",
+    "replace": "to replace",
+    "create": "to create",
+    "update": "to change",
+    "same": "unchanged",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,17 +61,86 @@ def main(arguments: list[str] | None = None) -> int:
             environment["PULUMI_BACKEND_URL"] = stacks.backend_url(Path(folder))
             without_secrets(config)
             stacks.create(engine.pulumi, wanted.stack, environment)
+        log = Path(folder) / "events.jsonl"
         done = subprocess.run(
-            [str(engine.pulumi), "preview", "--color", "never", *where], env=environment, capture_output=True, text=True
+            [str(engine.pulumi), "preview", "--color", "never", "--event-log", str(log), *where],
+            # The variable makes the CLI know --event-log.
+            env={**environment, "PULUMI_DEBUG_COMMANDS": "true"},
+            capture_output=True,
+            text=True,
         )
+        events = [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.exists() else []
+        put_out = subprocess.run(
+            [str(engine.pulumi), "stack", "output", "--json", "--stack", wanted.stack, "--cwd", str(PROJECT)],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        outputs = json.loads(put_out.stdout) if put_out.returncode == 0 and put_out.stdout.strip() else {}
     text = (done.stdout + done.stderr).strip()
-    verdict = "" if done.returncode == 0 else ": refused"
-    wanted.output.write_text(
-        f"### `pulumi preview` of stack `{wanted.stack}`{verdict}\n\n```text\n{text[-LONGEST:]}\n```\n",
-        encoding="utf-8",
-    )
+    picture = drawn(PROJECT / f"Pulumi.{wanted.stack}.yaml", outputs)
+    wanted.output.write_text(comment(wanted.stack, done.returncode, text, events, picture), encoding="utf-8")
     print(text)
     return done.returncode
+
+
+def comment(stack: str, code: int, text: str, events: list[dict[str, Any]], picture: str) -> str:
+    """The Markdown: refusals, counts, the picture, and the whole preview folded away.
+
+    :param text: what the CLI printed; ``events``: its event log; ``picture``: Mermaid, empty: there is none.
+    """
+    parts = [f"### `pulumi preview` of stack `{stack}`{'' if code == 0 else ': refused'}"]
+    parts += [_fenced(one, "text") for one in refusals(events)]
+    counted = counts(events)
+    parts += [f"**{counted}**"] if counted else []
+    parts += [_fenced(picture, "mermaid"), "`+` comes, `-` goes, `~` changes; the rest stays."] if picture else []
+    room = LONGEST - sum(len(part) for part in parts)
+    parts.append(
+        f"<details><summary>the whole preview</summary>\n\n{_fenced(text[-max(room, 0) :], 'text')}\n\n</details>"
+    )
+    return "\n\n".join([*parts, MARK]) + "\n"
+
+
+def refusals(events: list[dict[str, Any]]) -> list[str]:
+    """Why it can't be carried out, each once; without what the engine says of errors that it has shown already."""
+    found = [one["diagnosticEvent"] for one in events if "diagnosticEvent" in one]
+    texts = [re.sub(r"<\{%.*?%\}>", "", str(one["message"])).strip() for one in found if one["severity"] == "error"]
+    texts = [text.removeprefix("error: ") for text in texts]
+    return [clean(text) for text in dict.fromkeys(texts) if text not in ("preview failed", "update failed")]
+
+
+def counts(events: list[dict[str, Any]]) -> str:
+    """``2 to delete, 12 to create, 3 unchanged``; empty where the preview didn't come so far."""
+    changes: dict[str, int] = {}
+    for event in events:
+        changes = event.get("summaryEvent", {}).get("resourceChanges") or changes
+    return ", ".join(f"{changes[key]} {said}" for key, said in _OPERATIONS.items() if changes.get(key))
+
+
+def drawn(file: Path, outputs: dict[str, Any]) -> str:
+    """Who has which card with these settings, as Mermaid; marked against what the stack has put out. Empty where the settings are mistaken,
+    which the preview itself says."""
+    try:
+        found = stack_file.read(file).guests()
+    except HomelabError:
+        return ""
+    trees = []
+    for name, host in found.hosts.items():
+        now = of_outputs(outputs, name)
+        vms = {one: vm for one, vm in found.vms.items() if vm.host == name}
+        containers = {one: container for one, container in found.containers.items() if container.host == name}
+        trees.append(
+            tree.of_host(
+                f"{name} ({host.address})", now, reading.wanted_of_outputs(outputs, name, host, vms, containers, now)
+            )
+        )
+    return mermaid.text(trees)
+
+
+def _fenced(text: str, language: str) -> str:
+    """In a fence that nothing in the text ends."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def without_secrets(config: Path) -> None:

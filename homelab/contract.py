@@ -12,13 +12,19 @@ import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pulumi
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from homelab.errors import HomelabError
+from homelab.later import later
 from homelab.settings import Settings
+
+if TYPE_CHECKING:
+    from homelab.show import result
+else:
+    result = later("homelab.show.result")
 
 VERSION = 1
 
@@ -174,6 +180,7 @@ class Outputs(_Part):
     hosts: dict[str, HostOutput]
     vms: dict[str, VmOutput]
     containers: dict[str, ContainerOutput] = {}
+    result: list[str] = Field([], description="what the last `up` has come to, in lines for people; not for programs")
 
 
 def schema() -> dict[str, Any]:
@@ -240,12 +247,13 @@ def outputs(
     vms: dict[str, pulumi.Output[dict[str, Any]]],
     containers: dict[str, pulumi.Output[dict[str, Any]]],
     stacks: dict[str, pulumi.Output[dict[str, Any]]],
+    words: dict[str, pulumi.Output[str]],
 ) -> dict[str, Any]:
     """What a program exports, from what its components put out.
 
     :param hosts: name -> HostReboot's ``host``; ``tests``: name -> GpuCards' ``tests``; ``vms``: name -> GpuVm's ``vm``;
         ``containers``: name -> GpuLxc's ``container``; ``stacks``: place in the settings, such as `vms.sandbox`, -> NvidiaGuestStack's
-        ``result``.
+        ``result``; ``words``: host -> what it was given on the kernel's command line.
     """
     holders = {(vm.host, use.gpu): name for name, vm in settings.vms.items() for use in vm.gpus}
 
@@ -272,12 +280,14 @@ def outputs(
         name: pulumi.Output.all(found, tests[name]).apply(functools.partial(of_host, name))
         for name, found in hosts.items()
     }
-    return {
+    found = {
         "version": VERSION,
         "hosts": {name: with_stack(f"hosts.{name}", value) for name, value in verified.items()},
         "vms": {name: with_stack(f"vms.{name}", value) for name, value in vms.items()},
         "containers": {name: with_stack(f"containers.{name}", value) for name, value in containers.items()},
     }
+    about = pulumi.Output.all(found, pulumi.Output.all(**words) if words else {})  # `all` of nothing is a list
+    return {**found, "result": about.apply(lambda both: result.lines(both[0], both[1]))}
 
 
 if __name__ == "__main__":

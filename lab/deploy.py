@@ -7,7 +7,9 @@ The configuration is Pulumi.lab.yaml with the address of the lab that was starte
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,17 @@ from lab.client import default_state
 
 PROJECT = Path(__file__).resolve().parent.parent
 STACK = "lab"
+# Of `make up` without SCENARIO.
+DEFAULT = "rtx5090"
+# No variable says which file a stack's configuration is in.
+FUNCTION = """pulumi() {{
+  case ${{1:-}} in
+    up | update | preview | pre | refresh | destroy | down | config | watch)
+      command pulumi "$@" --config-file {file} --cwd {project} ;;
+    *) command pulumi "$@" --cwd {project} ;;
+  esac
+}}
+"""
 
 
 class Deployment:
@@ -54,12 +67,22 @@ class Deployment:
         stacks.release_dead_lock(self.engine.pulumi, STACK, self.backend, self.environment)
         (self.state / "env").write_text(
             "# To use this stack from a shell:  . this file\n"
-            + "".join(f"export {name}={value!r}\n" for name, value in self._exports().items())
+            + "".join(f"export {name}={shlex.quote(value)}\n" for name, value in self._exports().items())
+            + FUNCTION.format(file=shlex.quote(str(self.config_file)), project=shlex.quote(str(PROJECT)))
         )
 
     def _exports(self) -> dict[str, str]:
         names = ("PULUMI_HOME", "PULUMI_BACKEND_URL", "PULUMI_CONFIG_PASSPHRASE", "PULUMI_SKIP_UPDATE_CHECK")
-        return {name: self.environment[name] for name in names} | {"PATH": self.environment["PATH"]}
+        chosen = {"PATH": self.environment["PATH"], "PULUMI_STACK": STACK}
+        return {name: self.environment[name] for name in names} | chosen
+
+    def result(self) -> list[str]:
+        """What the last `up` has come to, as the stack puts it out."""
+        done = subprocess.run(
+            [str(self.engine.pulumi), "stack", "output", "result", "--json", "--stack", STACK, "--cwd", str(PROJECT)],
+            env=self.environment, capture_output=True, text=True,
+        )  # fmt: skip
+        return list(json.loads(done.stdout)) if done.returncode == 0 else []
 
     def _write_config(self, lab: Lab) -> None:
         written = yaml.safe_load((PROJECT / "Pulumi.lab.yaml").read_text(encoding="utf-8"))
@@ -104,20 +127,38 @@ def main(arguments: list[str] | None = None) -> int:
     if verb == "outputs":
         return deployment.pulumi("stack", "output", "--json")
     if verb == "preview":
-        return deployment.pulumi("preview")
-    code = deployment.pulumi("up", "--yes", "--skip-preview")
-    if code == 0:
-        shown = os.path.relpath(deployment.state)
-        print(
-            f"\nThe simulated host runs in {shown}. Next:\n"
-            f"  .venv/bin/python -m lab log --state {shown}    what happened on it\n"
-            f"  .venv/bin/python -m lab run --state {shown} -- lspci -nnk\n"
-            f"  . {shown}/env                                  then use pulumi yourself, with --config-file\n"
-            "  make outputs    what other stacks can use\n"
-            "  make down       give every byte back, and stop the host\n"
-            "Your own host: .venv/bin/python -m homelab init ADDRESS, then `pulumi up --stack homelab`."
-        )
+        code = deployment.pulumi("preview")
+    else:
+        code = deployment.pulumi("up", "--yes", "--skip-preview")
+        if code == 0:
+            print("\n".join(["", "Result", *(f"  {line}" for line in deployment.result())]))
+    print(hints(verb, asked.scenario, os.path.relpath(deployment.state), code))
     return code
+
+
+def hints(verb: str, scenario: str, state: str, code: int) -> str:
+    """What to do next, with the names of this lab.
+
+    :param state: the lab's folder; ``code``: of the run.
+    """
+    named = "" if scenario == DEFAULT else f" SCENARIO={scenario}"
+    first = {
+        "preview": (f"make up{named}", "do it"),
+        "up": (f"make up{named}", "once more: it goes on from there")
+        if code
+        else (f"make outputs{named}", "what other stacks can use"),
+    }[verb]
+    rows = [
+        first,
+        (f".venv/bin/python -m lab log --state {state}", "what happened on it"),
+        (f".venv/bin/python -m lab run --state {state} -- lspci -nnk", "look at it, or break something"),
+        (f".venv/bin/python -m homelab show --config-file {state}/Pulumi.lab.yaml", "who has which card"),
+        (f". {state}/env", "then `pulumi up`, `pulumi preview` are about this stack, in this shell"),
+        (f"make down{named}", "give every byte back, and stop the host"),
+    ]
+    lines = [line for command, what in rows for line in (f"  {command}", f"      {what}")]
+    lines.append("Your own host: .venv/bin/python -m homelab init ADDRESS")
+    return "\n".join(["", f"The simulated host `{scenario}` runs in {state}, until `make down{named}`. Next:", *lines])
 
 
 def down(deployment: Deployment) -> int:

@@ -12,6 +12,8 @@
 # Verbs: apply, revert.
 # Answer: {"runtime","version","cdi","changed","restarted"}; of `revert` {"changed","kept"}.
 
+DOING="container toolkit"
+
 apply() {
   local packages other
   read -ra packages <<<"$PACKAGES"

@@ -11,6 +11,7 @@
 # Answer: {"release","nvcc","packages": added and there,"changed"}; of `revert` {"changed","kept"}.
 
 PROFILE=/etc/profile.d/homelab-cuda.sh
+DOING="CUDA toolkit ${RELEASE:-}"
 
 apply() {
   local packages release short

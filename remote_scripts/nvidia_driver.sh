@@ -15,6 +15,7 @@
 #   {"kept":[packages],"changed"}. no-module: a container has none of its own.
 
 LAYER=nvidia-driver
+DOING="NVIDIA driver ${DRIVER:-}"
 SERVICE=homelab-nvidia-persistence.service
 
 apply() {

@@ -1,4 +1,5 @@
-"""``python -m homelab doctor container 901 --like 950``, ``python -m homelab doctor vm 103``, ``python -m homelab doctor host``: what is wrong, and what to do.
+"""``python -m homelab doctor``: what is wrong with a stack's hosts, VMs and containers, and what to do; with ``container 901 --like 950``,
+``vm 103`` or ``host``: with one of them, in detail.
 
 Reads the host over SSH as the stack's configuration file says, and changes nothing. Exit status: 0, all is well; 1, something isn't;
 2, it couldn't be read.
@@ -8,18 +9,24 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from homelab.doctor import container, stack, vm
+from homelab.doctor import container, stack, vm, whole
 from homelab.doctor import host as host_judge
 from homelab.doctor.devices import WantedCards
+from homelab.doctor.reading import Reading
 from homelab.doctor.report import Report, unreadable
 from homelab.errors import HomelabError
 from homelab.remote import diagnosis
+from homelab.settings import Host
+from homelab.show import terminal
 
 WELL, FINDINGS, UNREADABLE = 0, 1, 2
+# What is looked at where nothing is named.
+EVERYTHING = "stack"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,7 +44,8 @@ def parser() -> argparse.ArgumentParser:
         description="What is wrong with a card in a container, in a VM or on a host; changes nothing.",
         epilog="Exit status: 0 all is well, 1 something isn't, 2 it couldn't be read.",
     )
-    kinds = main_parser.add_subparsers(dest="kind", required=True, metavar="container | vm | host")
+    kinds = main_parser.add_subparsers(dest="kind", required=True, metavar="stack | container | vm | host")
+    kinds.add_parser(EVERYTHING, parents=[common], help="every host, VM and container of the settings (default)")
     of_container = kinds.add_parser("container", parents=[common], help="device by device, from the host to inside")
     of_container.add_argument("id", type=int)
     of_container.add_argument("--like", type=int, metavar="ID", help="a container that works, to compare with")
@@ -69,9 +77,53 @@ def diagnose(arguments: argparse.Namespace) -> Report:
     return host_judge.diagnose(seen, host)
 
 
+def everything(arguments: argparse.Namespace) -> whole.Whole:
+    """Reads every host once, and judges it with the guests that the settings give cards.
+
+    :raises HomelabError: the configuration can't be read.
+    """
+    file = arguments.config_file or stack.path_of(arguments.stack)
+    found = stack.read(file)
+    guests = found.guests()
+    parts: list[whole.Part] = []
+    chosen: list[str | None] = [arguments.host] if arguments.host else [*found.host_names()] or [None]
+    for wanted in chosen:
+        vms = {name: vm.vmid for name, vm in guests.vms.items() if vm.host == wanted}
+        containers = {name: one.ctid for name, one in guests.containers.items() if one.host == wanted}
+        try:
+            name, host = found.host(wanted, arguments.identity)
+            seen = asyncio.run(diagnosis.read(host, list(containers.values())))
+        except HomelabError as error:
+            if wanted is None:
+                raise
+            parts.append(whole.Part(f"hosts.{wanted}", error=error))
+            continue
+        parts.append(whole.Part(f"hosts.{name}", host_judge.diagnose(seen, host)))
+        parts += [_part(f"vms.{one}", functools.partial(vm.diagnose, seen, vmid, host)) for one, vmid in vms.items()]
+        for one, ctid in containers.items():
+            parts.append(_part(f"containers.{one}", functools.partial(_container, found, name, host, ctid, seen)))
+    return whole.Whole(arguments.stack, parts)
+
+
+def _container(found: stack.StackFile, name: str, host: Host, ctid: int, seen: Reading) -> Report:
+    return container.diagnose(seen, ctid, cards=found.cards(name, host, ctid, seen))
+
+
+def _part(place: str, judge: Callable[[], Report]) -> whole.Part:
+    try:
+        return whole.Part(place, judge())
+    except HomelabError as error:  # such as a guest that isn't there: the others are judged all the same
+        return whole.Part(place, error=error)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    arguments = parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+        words = [EVERYTHING, *words]
+    arguments = parser().parse_args(words)
+    if arguments.kind == EVERYTHING:
+        return _everything(arguments)
     try:
         report = diagnose(arguments)
     except HomelabError as error:
@@ -82,6 +134,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return UNREADABLE
     print(report.json() if arguments.json else report.text())
     return WELL if report.well else FINDINGS
+
+
+def _everything(arguments: argparse.Namespace) -> int:
+    try:
+        found = everything(arguments)
+    except HomelabError as error:
+        print(unreadable(EVERYTHING, error) if arguments.json else error, file=None if arguments.json else sys.stderr)
+        return UNREADABLE
+    print(found.json() if arguments.json else found.text(terminal.table(whole.COLUMNS, found.rows())))
+    return UNREADABLE if not found.readable else WELL if found.well else FINDINGS
 
 
 if __name__ == "__main__":

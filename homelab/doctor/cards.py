@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from homelab.doctor.reading import Reading
@@ -33,13 +32,7 @@ def mappings_of(reading: Reading, slot: str) -> list[str]:
 
 def containers_of(reading: Reading, slot: str) -> list[int]:
     """Ids of the containers whose configuration names the card's node."""
-    mine = {device.address for device in reading.facts.functions(slot)}
-    minors = [minor for address, minor in reading.facts.nvidia_minors.items() if address in mine]
-    return [
-        config.id
-        for config in reading.facts.guests.configs
-        if config.kind == "lxc" and any(re.search(rf"/dev/nvidia{minor}(?!\d)", config.lines) for minor in minors)
-    ]
+    return [config.id for config in reading.facts.containers_with(slot)]
 
 
 def holders(reading: Reading, slot: str) -> list[str]:

@@ -94,8 +94,8 @@ class Report:
             parts.append("\n".join(["to know", *_items(self.notes)]))
         if self.well:
             return "\n\n".join([*parts, "nothing is wrong"])
-        parts.append("\n\n".join(["what is wrong", *(_shown(n, one) for n, one in enumerate(self.findings, start=1))]))
-        parts.append("\n".join(["what to do, in this order", *_numbered(self.next)]))
+        parts.append(f"what is wrong\n\n{shown_findings(self.findings)}")
+        parts.append(f"what to do, in this order\n{shown_steps(self.next)}")
         return "\n\n".join(parts)
 
     def json(self) -> str:
@@ -116,6 +116,16 @@ def unreadable(kind: str, error: HomelabError) -> str:
 def in_order(findings: Sequence[Finding]) -> list[str]:
     """Their next steps by stage, each once."""
     return list(dict.fromkeys(one.next for one in sorted(findings, key=lambda one: one.stage)))
+
+
+def shown_findings(findings: Sequence[Finding]) -> str:
+    """Numbered, their four parts below each other."""
+    return "\n\n".join(_shown(number, one) for number, one in enumerate(findings, start=1))
+
+
+def shown_steps(steps: Sequence[str]) -> str:
+    """Numbered."""
+    return "\n".join(_numbered(steps))
 
 
 def _wrapped(text: str, first: str, others: str) -> str:

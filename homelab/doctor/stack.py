@@ -48,6 +48,19 @@ class StackFile:
             )
         return chosen, self._settings({chosen: _reachable(chosen, hosts[chosen], self.path, identity)}).hosts[chosen]
 
+    def host_names(self) -> list[str]:
+        """All hosts, in the file's order."""
+        hosts = self.values.get("hosts")
+        return [] if not isinstance(hosts, dict) or is_encrypted(hosts) else list(hosts)
+
+    def guests(self) -> Settings:
+        """The settings of hosts, VMs and containers, with a word in place of what is encrypted: who has which card, and where it is reached.
+
+        :raises HomelabError: they are mistaken.
+        """
+        kinds = ("hosts", "vms", "containers")
+        return parse({kind: json.dumps(readable(self.values[kind])) for kind in kinds if self.values.get(kind)})
+
     def _settings(self, hosts: dict[str, Any]) -> Settings:
         return parse({"hosts": json.dumps(readable(hosts))})
 

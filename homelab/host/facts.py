@@ -394,6 +394,16 @@ class HostFacts(_Fact):
         """The VMs that the card is given to, or a function of it."""
         return self.guests.users_of(self.path_of(place), node)
 
+    def containers_with(self, slot: str) -> list[GuestConfig]:
+        """The containers whose configuration names the card's node."""
+        mine = {device.address for device in self.functions(slot)}
+        minors = [minor for address, minor in self.nvidia_minors.items() if address in mine]
+        return [
+            config
+            for config in self.guests.configs
+            if config.kind == "lxc" and any(re.search(rf"/dev/nvidia{minor}(?!\d)", config.lines) for minor in minors)
+        ]
+
     def pluggable(self, address: str) -> bool:
         """Can the function, or a bridge above it, be pulled out while the host runs?"""
         device = self.by_address[address]

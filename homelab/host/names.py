@@ -59,8 +59,13 @@ def card(ids: str, place: str, listed_as: str = "", kind: str = "graphics card")
     return f"{model(ids, listed_as) or kind} [{ids}] at {place}"
 
 
+def model_of_output(gpu: Mapping[str, Any]) -> str:
+    """``RTX 5090``, or the slot where nobody knows, of a card as HostProbe, or a stack, puts it out."""
+    return of_output(gpu).partition(" [")[0]
+
+
 def of_output(gpu: Mapping[str, Any]) -> str:
-    """The same for a card as HostProbe, or a stack, puts it out; older ones put out no name."""
+    """The same as `card` of a card as HostProbe, or a stack, puts it out; older ones put out no name."""
     functions = gpu.get("functions") or [{}]
     shown = next((one for one in functions if str(one.get("class", "")).startswith(("03", "12"))), functions[0])
     return card(str(shown.get("id", "?")), str(gpu["slot"]), str(gpu.get("name") or ""))

@@ -269,12 +269,24 @@ class PlannedReboot:
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """What a script's `plan` says of a file: ``how`` (a key of FILES) and ``what``, a path or several in words."""
+    """What a script's `plan` says of a file: ``how`` (a key of FILES); ``what``, a path or several in words; ``diff``: from what is there, as
+    `diff -u` prints it, empty where nothing is to be shown."""
 
     how: str
     what: str
+    diff: str = ""
+
+    @property
+    def lines(self) -> list[str]:
+        """For the plan: what happens to it, and how it differs, without the diff's head; of a long one the beginning."""
+        changed = [line for line in self.diff.splitlines() if not line.startswith(("--- ", "+++ "))]
+        if len(changed) > DIFF_LINES:
+            changed = [*changed[:DIFF_LINES], f"… {len(changed) - DIFF_LINES} more lines"]
+        return [f"  {FILES[self.how]} {self.what}", *(f"      {line}".rstrip() for line in changed)]
 
 
+# How many lines of a file's diff a plan shows.
+DIFF_LINES = 16
 # How a file changes -> the same in a sentence. Given back: what somebody had there before us; made: from other files.
 FILES = {"new": "writes", "changed": "changes", "given back": "gives back", "removed": "removes", "made": "makes anew"}
 
@@ -296,7 +308,11 @@ def describe(
         else f"  command line: {before.strip()}\n             -> {after}"
     )
     # Of two layers that touch the same file, once.
-    lines += dict.fromkeys(f"  {FILES[file.how]} {file.what}" for file in files)
+    shown: dict[str, list[str]] = {}
+    for file in files:
+        head, *diff = file.lines
+        shown.setdefault(head, []).extend(line for line in diff if line not in shown.get(head, []))
+    lines += [line for head, diff in shown.items() for line in (head, *diff)]
     for gpu, found in want.gpus.items():
         lines.append(f"  {gpu}: {facts.card(str(found['slot']))}, for {found['use']}:")
         for device in facts.functions(found["slot"]):

@@ -305,6 +305,11 @@ def ledger(name: str, note: str, *, keep: bool = False) -> str:
     return compose("ledger.sh", NAME=name, NOTE=note, KEEP="yes" if keep else "no")
 
 
+def read_log(lines: int) -> str:
+    """Standard input of read_log.sh, with the verb ``read_system``; ``lines``: how many of the end."""
+    return compose("read_log.sh", LINES=str(lines))
+
+
 def confirm_boot() -> str:
     """Standard input of confirm_boot.sh."""
     return compose("confirm_boot.sh", LOCK_TIMEOUT=str(CONFIRM_LOCK_SECONDS))

@@ -39,6 +39,8 @@ LOG_BYTES = 64 * 1024
 _CHUNK = 64 * 1024
 # How often a host may be lost while its boot is confirmed.
 CONFIRM_TRIES = 3
+# How often a person is told that the host is waited for.
+TELL_SECONDS = 5.0
 # Between two tries to reach a host that is booting. Nothing on this side tells when it is back.
 RETRY_SECONDS = 0.5
 # How long an open connection is watched for its end, which tells that the host goes down, before the boot is asked for again: a host
@@ -349,6 +351,7 @@ async def wait_for_boot(host: Host, old_boot_id: str | None, say: Callable[[str]
     # One reading that hangs, on a host that has just come up, must not take all the time in which the boot can be confirmed.
     seconds = min(SCRIPT_SECONDS, max(SHORT_SECONDS, host.timeouts.rollback / 3))
     extended = False
+    told = started
     last = "it went down and nothing answers"
     refused: HomelabError | None = None
     while True:
@@ -365,6 +368,9 @@ async def wait_for_boot(host: Host, old_boot_id: str | None, say: Callable[[str]
             if refused is None:
                 say(f"{host.address} answers, but can't be read yet: {error.found}")
             last, refused = error.found, error
+        if time.monotonic() - told >= TELL_SECONDS:
+            told = time.monotonic()
+            say(f"waiting for the host: {told - started:.0f} s")
         if time.monotonic() - started > patience:
             if extended:
                 raise refused or _never_back(host, last, time.monotonic() - started)

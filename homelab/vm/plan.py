@@ -7,7 +7,7 @@ from homelab.host import gates
 from homelab.host.facts import HostFacts
 from homelab.host.plan import Wanted
 from homelab.settings import Host, Vm
-from homelab.vm.config import Card, Record, Wish, change_to, check, recorded
+from homelab.vm.config import Card, Change, Record, Wish, change_to, check, recorded
 
 
 def cards_of(vm: Vm, host: Host, slots: dict[str, str]) -> list[Card]:
@@ -105,7 +105,17 @@ def _line(guest: str, vm: Vm, config: dict[str, str], wish: Wish, running: bool)
     change = change_to(config, made, nothing)
     told = ", ".join(f"{key}: {value}" for key, value in change.values.items()) or "has its cards"
     power = "; it is shut down and started again" if running and change else ""
-    return f"  VM {vm.vmid} ({config.get('name', guest)}), {'running' if running else 'off'}: {told}{power}"
+    line = f"  VM {vm.vmid} ({config.get('name', guest)}), {'running' if running else 'off'}: {told}{power}"
+    return "\n".join([line, *_before_and_after(config, change)])
+
+
+def _before_and_after(config: dict[str, str], change: Change) -> list[str]:
+    """The options that change, as they are and as they are going to be."""
+    found = []
+    for key in sorted({*change.values, *change.delete}):
+        found += [f"    - {key}: {config[key]}"] if key in config else []
+        found += [f"    + {key}: {change.values[key]}"] if key in change.values else []
+    return found
 
 
 def _missing(guest: str, vm: Vm, configs: dict[int, dict[str, str]]) -> HomelabError:

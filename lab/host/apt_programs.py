@@ -25,10 +25,11 @@ _LONG = (
     "show-progress", "verbose-versions", "no-show-upgraded", "allow-releaseinfo-change", "assume-no", "force-yes",
     "error-on=", "fix-missing", "target-release=", "with-new-pkgs",
 )  # fmt: skip
+# APT::Status-Fd is taken and says nothing: only a command's three streams lead into the lab.
 _OPTIONS = re.compile(
     r"(?i)(DPkg::Lock::Timeout|Acquire::Retries|Acquire::\w+::Timeout|Acquire::https?::Proxy|Dpkg::Options::|"
     r"Dpkg::Use-Pty|APT::Install-Recommends|APT::Get::\S+|APT::Update::Error-Mode|Acquire::ForceIPv4|"
-    r"APT::Color|Dpkg::Progress-Fancy|Acquire::Languages|Acquire::Check-Valid-Until|DPkg::options)(?:=(.*)|$)"
+    r"APT::Status-Fd|APT::Color|Dpkg::Progress-Fancy|Acquire::Languages|Acquire::Check-Valid-Until|DPkg::options)(?:=(.*)|$)"
 )
 
 

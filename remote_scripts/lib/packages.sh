@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Packages and downloads: what a layer adds is recorded, and taken away again.
-# Needs: packages/installing, packages/removing, packages/download, files
+# Needs: packages/installing, packages/removing, packages/download, packages/progress, files
 #
 # Arguments: NAME (the system, for messages), SYMPTOMS (known failures, a line each; packages/running.sh), PROXY (may hold a password), LOCK_SECONDS,
 # DOWNLOAD_SECONDS, INSTALL_SECONDS (nvidia.timeouts).
@@ -15,4 +15,4 @@
 # a snapshot, tells of none.
 step_done() { mark "/var/lib/homelab/steps/$1"; }
 
-step_undone() { remove_file "/var/lib/homelab/steps/$1"; }
+step_undone() { remove_file "/var/lib/homelab/steps/$1" && drop_step_log; }

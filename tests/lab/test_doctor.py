@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from homelab.cli import log, show
 from homelab.cli.doctor import main
 from lab import Lab
 
@@ -378,3 +379,61 @@ def test_a_host_that_does_not_answer(doctor: Callable[[str], Doctor]) -> None:
     config = phoenix.config()
     config.write_text(config.read_text().replace(f"port: {phoenix.lab.connection['port']}", "port: 1"))
     assert main(["host", "--config-file", str(config)]) == 2
+
+
+# -- beside the doctor ---------------------------------------------------------------------------------------------
+def test_show_draws_who_has_which_card_now_and_with_the_next_up(
+    doctor: Callable[[str], Doctor], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    phoenix = doctor("phoenix")
+    phoenix.gpus = {"rtx5090": {"match": "10de:2b85", "use": "lxc"}, "rtx4090": {"match": "10de:2684", "use": "lxc"}}
+    phoenix.more = {"homelab:containers": {"phoenix": {"host": "pve", "ctid": 901, "gpuAssignment": "0"}}}
+    where = ["--config-file", str(phoenix.config())]
+    assert show.main(where) == 0
+    lines = [line.strip("│├└─ ") for line in capsys.readouterr().out.splitlines()]
+    first = lines.index("~ RTX 5090 [10de:2b85] at 0000:01:00, nvidia")
+    assert lines[first + 1 : first + 3] == ["+ container 901 (ai-lab)", "container 950 (vast-worker)"] or lines[
+        first + 1
+    ].startswith("+ container 901")
+    assert "RTX 4090 [10de:2684] at 0000:02:00, nvidia" in lines
+    assert show.main([*where, "--now", "--mermaid"]) == 0
+    assert "901" not in capsys.readouterr().out
+    assert show.main([*where, "--svg", str(tmp_path / "picture.svg")]) == 0
+    assert "container" in (tmp_path / "picture.svg").read_text()
+    assert log.main(["hosts.pve", *where]) == 0
+    assert "nothing was installed there" in capsys.readouterr().out
+    assert log.main(["vms.none", *where]) == 2
+
+
+def test_one_command_looks_at_all_that_the_settings_name_and_says_what_is_wrong_first(
+    doctor: Callable[[str], Doctor],
+) -> None:
+    phoenix = doctor("phoenix")
+    phoenix.gpus = {"rtx5090": {"match": "10de:2b85", "use": "lxc"}, "rtx4090": {"match": "10de:2684", "use": "lxc"}}
+    phoenix.more = {
+        "homelab:containers": {
+            "broken": {"host": "pve", "ctid": 901, "gpuAssignment": "0"},
+            "works": {"host": "pve", "ctid": 950, "gpuAssignment": "0,1"},
+            "gone": {"host": "pve", "ctid": 999, "gpuAssignment": "0"},
+        }
+    }
+    status, text, _ = phoenix.run()
+    assert status == 2  # 999 isn't there
+    assert (
+        text.index("not well")
+        < text.index("what is wrong")
+        < text.index("what to do")
+        < text.index("where in the settings")
+    )
+    assert "containers.broken: " in text and "!! containers.gone" in " ".join(text.split())
+    found = phoenix.json("stack")
+    assert (found["version"], found["kind"], found["well"]) == (1, "stack", False)
+    kinds = {one["place"]: one.get("kind") for one in found["reports"]}
+    assert kinds == {
+        "hosts.pve": "host",
+        "containers.broken": "container",
+        "containers.works": "container",
+        "containers.gone": None,
+    }
+    del phoenix.more["homelab:containers"]["gone"]
+    assert phoenix.run("stack")[0] == 1

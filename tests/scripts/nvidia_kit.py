@@ -84,6 +84,11 @@ class Machine:
         out, log = process.communicate(timeout=240)
         return subprocess.CompletedProcess(process.args, process.returncode, out, log)
 
+    def has_said(self, text: str) -> bool:
+        """Whether a long command of a step has said that so far."""
+        log = self.root / "run/homelab/steps"
+        return log.exists() and text in log.read_text()
+
     def answer(self, verb: str, script: str) -> dict[str, Any]:
         """What a script that must succeed answers."""
         done = self.run(verb, script)

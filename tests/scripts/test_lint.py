@@ -23,6 +23,7 @@ ARGUMENTS = {
     "rollback.sh": ("ROLLBACK_AFTER", "ENTRY_SYSTEMD_BOOT"),
     "read_host.sh": ("GUESTS", "LSPCI", "SIGNS", "SYSTEMS", "READ_SYSTEM"),
     "confirm_boot.sh": ("LOCK_TIMEOUT",),
+    "read_log.sh": ("LINES",),
     "ledger.sh": ("NAME", "NOTE", "KEEP"),
     "nvidia_nodes.sh": ("NODES", "UNIT"),
     "container_gpus.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS", "TIMEOUT", "OTHERWISE", "KEEP"),

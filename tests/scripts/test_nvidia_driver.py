@@ -14,6 +14,7 @@ from homelab.nvidia.symptoms import recognise
 from homelab.remote import nvidia_steps as steps
 from tests.lab.guest_kit import scenario
 from tests.scripts.nvidia_kit import GUESTS, Container, Machine, ProxmoxHost, VirtualMachine
+from tests.waiting import wait_until
 
 # The key that DKMS makes for itself stays: somebody may have enrolled it.
 KEY = "var/lib/dkms/mok.pub"
@@ -433,10 +434,7 @@ def test_long_runs_are_seen_as_they_go(vm: VirtualMachine) -> None:
     script = failing(vm, driver="580")
     vm.fault("apt-slow", 3)
     process = vm.start("apply", script)
-    assert process.stderr
-    for line in process.stderr:
-        if line.startswith("Get:1 "):
-            assert process.poll() is None
-            assert "nvidia-utils-580" not in vm.packages()
-            break
+    wait_until(lambda: vm.has_said("Get:1 "))
+    assert process.poll() is None
+    assert "nvidia-utils-580" not in vm.packages()
     assert process.communicate(timeout=120)[0]

@@ -129,4 +129,63 @@ def test_what_takes_too_long_is_ended(folder: Folder) -> None:
 
 def test_a_line_that_was_written_over_is_seen_in_its_last_state(folder: Folder) -> None:
     done = library(folder, 'run_streamed 20 "$LOGS/x" printf "Reading 1\\rReading 2\\r\\nend\\r\\n"')
-    assert done.stderr.splitlines() == ["Reading 2", "end"]
+    assert done.stderr == ""
+    heading, *lines = (folder.root / "run/homelab/steps").read_text().splitlines()
+    assert heading.endswith(r"packages: printf Reading 1\rReading 2\r\nend\r\n")
+    assert lines == ["  Reading 2", "  end"]
+
+
+# What apt has said of its state and in its output, DKMS's log -> what a person is told.
+PROGRESS = {
+    "a download": (
+        "dlstatus:3:46.3000:Retrieving file 3 of 8 (2min 11s remaining)",
+        "Need to get 4,103 MB/4,200 MB of archives.",
+        "1.9 of 4.1 GB, 2 min left",
+    ),
+    "a small download": ("dlstatus:1:50:Retrieving file 1 of 1 (3s remaining)", "Need to get 240 MB of archives.", "120 of 240 MB, 3 s left"),
+    "a download whose size nobody knows": ("dlstatus:1:12.5:Retrieving file 1 of 2", "", "12 %"),
+    "packages that are unpacked": ("pmstatus:cuda-nvcc-12-8:45.4545:Unpacking cuda-nvcc-12-8", "", "installing, 45 %"),
+    "nothing yet": ("", "Reading package lists...", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PROGRESS)
+def test_a_person_is_told_where_apt_is(folder: Folder, case: str) -> None:
+    status, said, told = PROGRESS[case]
+    folder.write("/apt", f"{said}\n")
+    folder.write("/apt.status", f"pmstatus:dpkg-exec:0:Running dpkg\n{status}\n" if status else "")
+    assert library(folder, 'progress_of "$ROOT/apt"; printf "%s" "$PROGRESS"').stdout == told
+
+
+def test_a_person_is_told_how_far_the_compiler_is_also_within_a_package(folder: Folder) -> None:
+    build = "/var/lib/dkms/nvidia/580.105.08/build"
+    for number in range(5):
+        folder.write(f"{build}/nvidia/{number}.c", "")
+    head = "DKMS make.log for nvidia-580.105.08 for kernel 6.17.2-1-pve (x86_64)\nmake -C x\n"
+    folder.write(f"{build}/make.log", head + "  CC [M]  nvidia/0.o\n  CC [M]  nvidia/1.o\n")
+    folder.write("/apt", "")
+    folder.write("/apt.status", "pmstatus:nvidia-dkms-580-open:80:Setting up\n")
+    done = library(folder, 'progress_of "$ROOT/apt"; printf "%s" "$PROGRESS"')
+    assert done.stdout == "building the module for 6.17.2-1-pve: 40 %"
+
+
+def test_what_takes_long_says_so_and_a_half_line_is_one_line_in_the_log(folder: Folder) -> None:
+    text = 'DOING="CUDA toolkit 12.8"; PROGRESS_SECONDS=1\nrun_streamed 20 "$LOGS/x" bash -c "printf half; sleep 2.5; echo \' line\'"'
+    done = library(folder, text)
+    assert done.stderr.splitlines()[0] in ("CUDA toolkit 12.8: 1 s", "CUDA toolkit 12.8: 2 s")
+    assert (folder.root / "run/homelab/steps").read_text().splitlines()[1:] == ["  half line"]
+
+
+def test_a_log_that_has_grown_too_long_keeps_its_end_and_goes_with_the_last_step(folder: Folder) -> None:
+    log = folder.root / "run/homelab/steps"
+    library(
+        folder,
+        'step_done cuda; step_done driver; STEP_LOG_BYTES=100; for n in 1 2 3 4 5 6; do open_step_log "$n"; done',
+    )
+    assert (
+        log.stat().st_size < 200 and log.read_text().endswith(" packages: 6\n") and log.stat().st_mode & 0o777 == 0o600
+    )
+    library(folder, "step_undone cuda")
+    assert log.exists()
+    library(folder, "step_undone driver; tidy")
+    assert not log.exists() and not (folder.root / "var/lib/homelab").exists()

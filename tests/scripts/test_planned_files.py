@@ -28,12 +28,13 @@ def layers(iommu: str, vfio: str) -> list[str]:
     return [scripts.iommu_cmdline(iommu), scripts.vfio_initramfs(bool(vfio)), scripts.vfio_cmdline(vfio)]
 
 
-def planned(machine: Host, iommu: str, vfio: str) -> dict[str, str]:
+def planned(machine: Host, iommu: str, vfio: str, key: str = "how") -> dict[str, str]:
+    """What -> how it changes, or the diff."""
     found: dict[str, str] = {}
     for script in layers(iommu, vfio):
         done = machine.run("plan", script)
         assert done.returncode == 0, done.stdout + done.stderr
-        found |= {file["what"]: file["how"] for file in json.loads(done.stdout)["files"]}
+        found |= {file["what"]: file[key] for file in json.loads(done.stdout)["files"]}
     return found
 
 
@@ -128,3 +129,26 @@ def test_the_service_that_makes_device_nodes_is_planned_also_before_there_is_a_d
         "/etc/systemd/system/multi-user.target.wants/homelab-nvidia-nodes.service",
     ]
     assert folder.tree() == before
+
+
+def lines_of(diff: str) -> list[str]:
+    return [line for line in diff.splitlines() if line[:1] in "+-" and not line.startswith(("+++", "---"))]
+
+
+@pytest.mark.parametrize("scenario", [GRUB, SYSTEMD_BOOT])
+def test_what_is_planned_is_shown_as_a_diff_from_what_is_there(host: Callable[[str], Host], scenario: str) -> None:
+    machine = host(scenario)
+    before = etc(machine)
+    diffs = planned(machine, *CONFIGURED, key="diff")
+    apply(machine, *CONFIGURED)
+    shown = {path: lines_of(diff) for path, diff in diffs.items() if diff}
+    assert shown
+    after = etc(machine)
+    for path, lines in shown.items():
+        old, new = ((found.get(path, b"").decode().splitlines()) for found in (before, after))
+        if path == "/etc/kernel/cmdline":
+            continue  # of two layers that add to one line: each shows its own
+        assert [line[1:] for line in lines if line[0] == "+"] == [line for line in new if line not in old]
+        assert [line[1:] for line in lines if line[0] == "-"] == [line for line in old if line not in new]
+    added = [line for lines in shown.values() for line in lines if line.startswith("+")]
+    assert any(VFIO in line for line in added)

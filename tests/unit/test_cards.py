@@ -236,6 +236,23 @@ def test_two_cards_of_one_group_go_to_one_vm_or_none() -> None:
     assert vm_errors(facts, host, {"one": vm(103, "one", "two")}) == []
 
 
+def test_the_plan_shows_a_vms_configuration_before_and_after() -> None:
+    facts, host = two_in_one_group()
+    guests = facts.guests.model_copy(
+        update={"configs": [facts_config(103, "machine: q35\nname: one\nballoon: 1024\nmemory: 4096")]}
+    )
+    facts = facts.model_copy(update={"guests": guests})
+    lines = vm_plan.describe("pve", facts, host, plan.wanted(facts, host), {"one": vm(103, "one", "two")})[
+        0
+    ].splitlines()
+    assert lines[1:5] == [
+        "    - balloon: 1024",
+        "    + balloon: 0",
+        "    + hostpci0: mapping=one,pcie=1",
+        "    + hostpci1: mapping=two,pcie=1",
+    ]
+
+
 def facts_config(vmid: int, lines: str) -> Any:
     from homelab.host.facts import GuestConfig
 

@@ -257,3 +257,21 @@ def test_the_plan_of_a_finished_host_has_nothing_in_it() -> None:
 )
 def test_the_scripts_decision_about_a_reboot_is_put_into_a_sentence(found: plan.PlannedReboot, said: str) -> None:
     assert str(found) == said
+
+
+def test_the_plan_shows_how_a_file_differs_and_of_a_long_one_the_beginning() -> None:
+    diff = "--- /etc/a\n+++ /etc/a\n@@ -1 +1 @@\n-quiet\n+quiet amd_iommu=on\n"
+    files = [
+        plan.PlannedFile("changed", "/etc/a", diff),
+        plan.PlannedFile("changed", "/etc/a", diff),
+        plan.PlannedFile("new", "/etc/b", "".join(f"+{number}\n" for number in range(50))),
+        plan.PlannedFile("made", "/boot/grub/grub.cfg"),
+    ]
+    want = plan.wanted(desktop(), settings())
+    text = plan.describe("pve", desktop(), settings(), want, plan.PlannedReboot("no", "1", [], [], ""), files)
+    assert (
+        "  changes /etc/a\n      @@ -1 +1 @@\n      -quiet\n      +quiet amd_iommu=on\n  writes /etc/b\n      +0\n"
+        in text
+    )
+    assert text.count("changes /etc/a") == 1
+    assert "      … 34 more lines\n  makes anew /boot/grub/grub.cfg" in text

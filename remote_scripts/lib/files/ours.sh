@@ -18,7 +18,7 @@ put_file() {
   local sum
   sum=$(printf '%s\n' "$4" | sha256sum)
   ! is_put "$1" "$2" "$3" "${sum%% *}" || return 0
-  [[ $PLANNING == no ]] || { note_put "$2" && return; }
+  [[ $PLANNING == no ]] || { note_put "$2" "$4" && return; }
   claim_file "$1" "$2" "$3" "${sum%% *}"
   printf '%s\n' "$4" | write_atomically "$2" "$3"
   CHANGED=yes

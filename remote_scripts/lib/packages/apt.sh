@@ -29,7 +29,7 @@ run_apt() {
 apt_get() {
   local file=$1
   shift
-  run_apt "$file" apt-get -y -q -o "DPkg::Lock::Timeout=${LOCK_SECONDS:-600}" -o Acquire::Retries=3 -o Dpkg::Use-Pty=0 \
+  run_apt "$file" apt-get -y -q -o "DPkg::Lock::Timeout=${LOCK_SECONDS:-600}" -o Acquire::Retries=3 -o Dpkg::Use-Pty=0 -o APT::Status-Fd=9 \
     -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold "$@"
 }
 

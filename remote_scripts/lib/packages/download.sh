@@ -10,6 +10,7 @@ download() {
   need_dir "$ROOT${file%/*}"
   log "downloading $(masked "$url")"
   until=$((SECONDS + ${DOWNLOAD_SECONDS:-1800}))
+  DOWNLOADED=$ROOT$part
   for try in 1 2 3 4 5; do
     ((SECONDS < until)) || break
     status=0
@@ -17,6 +18,7 @@ download() {
       status=$?
     case $status in
       0)
+        DOWNLOADED=''
         in_place "$ROOT$part" "$file"
         return 0
         ;;

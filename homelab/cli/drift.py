@@ -1,0 +1,130 @@
+"""``python -m homelab drift``: has anything on the hosts drifted since the last `up`? Runs `pulumi preview --refresh`, which changes nothing.
+
+Exit status: 0, nothing has; 1, something has; 2, it can't be told. ``--install-timer`` prints a systemd timer that asks once a day.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from homelab import drift
+from homelab.errors import HomelabError
+from homelab.settings import project
+
+NOTHING, FOUND, UNKNOWN = 0, 1, 2
+HOOK = "HOMELAB_HOOK"
+HOOK_SECONDS = 20
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    found = argparse.ArgumentParser(
+        prog="python -m homelab drift", description="Has anything on the hosts drifted since the last `up`?"
+    )
+    found.add_argument("--stack", default="homelab", help="default: homelab")
+    found.add_argument("--config-file", help="another file than Pulumi.STACK.yaml, as Pulumi's option of that name")
+    found.add_argument("--output", type=Path, help="also writes Markdown, for an issue")
+    found.add_argument(
+        "--hook",
+        default=os.environ.get(HOOK),
+        help=f"sends one line there if something has drifted, as text (ntfy) (default: ${HOOK})",
+    )
+    found.add_argument(
+        "--hook-json", action="store_true", help='sends {"text", "content"} instead: Slack, Mattermost, Discord'
+    )
+    found.add_argument("--install-timer", action="store_true", help="prints units for systemd, and does nothing else")
+    return found
+
+
+def look(stack: str, config_file: str | None) -> drift.Drift:
+    """Runs the preview.
+
+    :raises HomelabError: there is no Pulumi CLI.
+    """
+    pulumi = shutil.which("pulumi")
+    if pulumi is None:
+        raise HomelabError(
+            wanted="the Pulumi CLI",
+            found="none on PATH",
+            why="it knows the stack's state, with which the hosts are compared",
+            next='install it, or use the one that this project builds: eval "$(python engine/install.py --print-env)"',
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "events.jsonl"
+        where = ["--stack", stack, "--cwd", str(project()), *(["--config-file", config_file] if config_file else [])]
+        done = subprocess.run(
+            [
+                pulumi,
+                "preview",
+                "--refresh",
+                "--expect-no-changes",
+                "--non-interactive",
+                "--event-log",
+                str(log),
+                *where,
+            ],
+            # The variable makes the CLI know --event-log.
+            env={**os.environ, "PULUMI_DEBUG_COMMANDS": "true", "NO_COLOR": "1"},
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+        )
+        events = [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.exists() else []
+    if not events and done.returncode != 0:
+        return drift.Drift(stack, [], [], [(done.stderr or done.stdout).strip()[-2000:]])
+    return drift.of_events(stack, events, done.returncode)
+
+
+def tell(hook: str, line: str, *, as_json: bool) -> None:
+    """Sends one line.
+
+    :raises HomelabError: nobody takes it. The address may be a secret, and isn't shown.
+    """
+    body, kind = (
+        (json.dumps({"text": line, "content": line}), "application/json")
+        if as_json
+        else (line, "text/plain; charset=utf-8")
+    )
+    request = urllib.request.Request(hook, data=body.encode(), headers={"Content-Type": kind}, method="POST")
+    try:
+        if request.type not in ("http", "https"):
+            raise urllib.error.URLError(f"{request.type} is no address of the web")
+        urllib.request.urlopen(request, timeout=HOOK_SECONDS).close()
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise HomelabError(
+            wanted="one line sent to the hook",
+            found=f"{type(error).__name__}: {reason}",
+            why="nobody was told that something has drifted",
+            next=f"correct --hook, or {HOOK}: an https address that takes a POST",
+        ) from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    arguments = parser().parse_args(argv)
+    if arguments.install_timer:
+        print(drift.timer(arguments.stack, project(), Path(sys.executable)), end="")
+        return NOTHING
+    try:
+        found = look(arguments.stack, arguments.config_file)
+        if arguments.output:
+            arguments.output.write_text(found.markdown(), encoding="utf-8")
+        for line in found.errors or found.lines or [found.line]:
+            print(line)
+        if arguments.hook and (found.found or found.errors):
+            tell(arguments.hook, found.line, as_json=arguments.hook_json)
+    except HomelabError as error:
+        print(error, file=sys.stderr)
+        return UNKNOWN
+    return UNKNOWN if found.errors else FOUND if found.found else NOTHING

@@ -1,0 +1,86 @@
+"""``python -m homelab log vms.gaming``: what apt, dpkg, DKMS and NVIDIA's installer said on a host, in a VM or in a container.
+
+Reads over SSH (a container through its host), and changes nothing. Exit status: 0; 2, it couldn't be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from homelab.doctor import stack
+from homelab.errors import HomelabError
+from homelab.remote import nvidia_steps, scripts, ssh
+from homelab.settings import Host
+from homelab.text import clean
+
+WELL, UNREADABLE = 0, 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    found = argparse.ArgumentParser(
+        prog="python -m homelab log", description="What was said while NVIDIA's stack was installed."
+    )
+    found.add_argument("system", nargs="?", help="hosts.NAME, vms.NAME or containers.NAME (default: the only host)")
+    found.add_argument("--stack", default="homelab", help="reads Pulumi.STACK.yaml (default: homelab)")
+    found.add_argument("--config-file", type=Path, help="another file, as Pulumi's option of that name")
+    found.add_argument("--identity", metavar="FILE", help="log in to the host with this private key")
+    found.add_argument("--lines", type=int, default=200, help="how many of the end (default: 200)")
+    return found
+
+
+def read(arguments: argparse.Namespace) -> str:
+    """The end of a system's log.
+
+    :raises HomelabError: there is no such system, or it can't be read.
+    """
+    found = stack.read(arguments.config_file or stack.path_of(arguments.stack))
+    kind, _, name = (arguments.system or "hosts.").partition(".")
+    script = scripts.read_log(arguments.lines)
+    if kind == "hosts":
+        _, host = found.host(name or None, arguments.identity)
+    else:
+        guests = found.guests()
+        every = {f"vms.{one}": vm.host for one, vm in guests.vms.items()}
+        every |= {f"containers.{one}": container.host for one, container in guests.containers.items()}
+        if arguments.system not in every:
+            raise HomelabError(
+                wanted=f"the log of {arguments.system}",
+                found=f"systems in {found.path}: {', '.join([*(f'hosts.{one}' for one in found.host_names()), *every]) or 'none'}",
+                why="a log lies on the system that it is about",
+                next="name one of these",
+            )
+        _, host = found.host(every[arguments.system], arguments.identity)
+        if kind == "containers":
+            script = nvidia_steps.in_container(guests.containers[name].ctid, script)
+        else:
+            vm = guests.vms[name]
+            if vm.static_address in (None, "agent"):
+                raise HomelabError(
+                    wanted=f"the log of {arguments.system}",
+                    found=f"vms.{name}.address is {vm.static_address or 'not set'}",
+                    why="this command asks the guest itself, and no guest agent",
+                    next=f"see /run/homelab/steps in VM {vm.vmid}, or set vms.{name}.address",
+                )
+            host = host.model_copy(update={"ssh": vm.ssh, "address": vm.static_address})
+    return str(scripts.answer(asyncio.run(_run(host, script)))["log"])
+
+
+async def _run(host: Host, script: str) -> str:
+    async with ssh.connect(host) as session:
+        return await session.run("read_system", script)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    try:
+        text = read(parser().parse_args(argv))
+    except HomelabError as error:
+        print(error, file=sys.stderr)
+        return UNREADABLE
+    print(clean(text) or "nothing was installed there by this program, or it was given back")
+    return WELL

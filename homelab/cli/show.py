@@ -1,0 +1,88 @@
+"""``python -m homelab show``: who has which card, as a tree; as it is, as the settings want it, and what changes.
+
+Reads the hosts over SSH as the stack's configuration file says, and changes nothing. Exit status: 0; 2, a host couldn't be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from homelab.doctor import stack
+from homelab.errors import HomelabError
+from homelab.remote import ssh
+from homelab.show import mermaid, reading, terminal, tree
+
+WELL, UNREADABLE = 0, 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    found = argparse.ArgumentParser(
+        prog="python -m homelab show", description="Who has which card: host, IOMMU group, card, guest."
+    )
+    found.add_argument("--stack", default="homelab", help="reads Pulumi.STACK.yaml (default: homelab)")
+    found.add_argument("--config-file", type=Path, help="another file, as Pulumi's option of that name")
+    found.add_argument("--host", help="one of homelab:hosts alone")
+    found.add_argument(
+        "--identity", metavar="FILE", help="log in with this private key instead of what the settings say"
+    )
+    when = found.add_mutually_exclusive_group()
+    when.add_argument("--now", action="store_true", help="as it is, without what the settings want")
+    when.add_argument("--planned", action="store_true", help="as the settings want it, without what is there")
+    form = found.add_mutually_exclusive_group()
+    form.add_argument("--svg", metavar="FILE", type=Path, help="writes a picture")
+    form.add_argument("--html", metavar="FILE", type=Path, help="writes a page")
+    form.add_argument("--mermaid", action="store_true", help="prints a flowchart for Markdown")
+    return found
+
+
+def trees(arguments: argparse.Namespace) -> list[tree.Node]:
+    """A tree for each host.
+
+    :raises HomelabError: the configuration or a host can't be read.
+    """
+    found = stack.read(arguments.config_file or stack.path_of(arguments.stack))
+    guests = found.guests()
+    drawn = []
+    # Without a host in the file, `host` says so.
+    chosen: list[str | None] = [arguments.host] if arguments.host else [*found.host_names()] or [None]
+    for wanted in chosen:
+        name, host = found.host(wanted, arguments.identity)
+        facts = asyncio.run(ssh.read(host, guests=True))
+        node = host.node or name
+        now = reading.of_reading(facts, host, node)
+        vms = {one: vm for one, vm in guests.vms.items() if vm.host == name}
+        containers = {one: container for one, container in guests.containers.items() if container.host == name}
+        planned = reading.wanted(host, vms, containers, now, facts)
+        title = f"{name} ({host.address}): {facts.kernel}, Proxmox VE {facts.pve or 'not found'}"
+        drawn.append(tree.of_host(title, None if arguments.planned else now, None if arguments.now else planned))
+    return drawn
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    arguments = parser().parse_args(argv)
+    try:
+        drawn = trees(arguments)
+    except HomelabError as error:
+        print(error, file=sys.stderr)
+        return UNREADABLE
+    file = arguments.svg or arguments.html
+    if file is not None:
+        title = f"homelab: {arguments.stack}"
+        file.write_text(terminal.picture(drawn, title, "svg" if arguments.svg else "html"), encoding="utf-8")
+        print(f"written: {file}")
+    elif arguments.mermaid:
+        print(mermaid.text(drawn))
+    else:
+        print(terminal.text(drawn), end="")
+        if not arguments.now and not arguments.planned:
+            print(LEGEND)
+    return WELL
+
+
+LEGEND = "+ comes, - goes, ~ changes, with the next `pulumi up`; the rest stays"

@@ -1,0 +1,116 @@
+"""A whole stack: every host, VM and container of its settings, judged together; what is wrong comes first. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from homelab.doctor.report import VERSION, Finding, Report, in_order, shown_findings, shown_steps
+from homelab.errors import HomelabError
+from homelab.text import clean
+
+COLUMNS = ["", "where in the settings", "what it is", "verdict"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """``place``: in the settings, such as ``vms.sandbox``; ``report``: or the ``error`` for which there is none."""
+
+    place: str
+    report: Report | None = None
+    error: HomelabError | None = None
+
+    @property
+    def well(self) -> bool:
+        return self.report is not None and self.report.well
+
+    @property
+    def verdict(self) -> str:
+        """In a few words."""
+        if self.report is None:
+            return "could not be read"
+        number = len(self.report.findings)
+        return "well" if not number else f"{number} thing{'s' * (number > 1)} wrong"
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What is wrong with it, with its name; that it can't be read, too."""
+        found = self.report.findings if self.report else Finding.of(self.error) if self.error else []
+        return [dataclasses.replace(one, wanted=f"{self.place}: {one.wanted}") for one in found]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """All parts of a stack."""
+
+    stack: str
+    parts: Sequence[Part]
+
+    @property
+    def readable(self) -> bool:
+        return all(part.error is None for part in self.parts)
+
+    @property
+    def well(self) -> bool:
+        return all(part.well for part in self.parts)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Of all parts, each once: a host's trouble is also its guests'."""
+        found: dict[tuple[str, str], Finding] = {}
+        for part in self.parts:
+            for one in part.findings:
+                found.setdefault((one.found, one.next), one)
+        return list(found.values())
+
+    def rows(self) -> list[list[str]]:
+        """For a table with COLUMNS."""
+        what = [part.report.subject.partition(":")[0] if part.report else "-" for part in self.parts]
+        return [
+            ["ok" if part.well else "!!", part.place, clean(name), part.verdict]
+            for part, name in zip(self.parts, what, strict=True)
+        ]
+
+    def text(self, table: str) -> str:
+        """For people: what is wrong, what to do; then the table of all.
+
+        :param table: of ``rows``, drawn.
+        """
+        wrong = sum(not part.well for part in self.parts)
+        head = f"stack {self.stack}: {f'{wrong} of {len(self.parts)} not well' if wrong else 'all is well'}"
+        findings = self.findings
+        parts = [
+            head,
+            *(
+                [
+                    "what is wrong\n" + shown_findings(findings),
+                    "what to do, in this order\n" + shown_steps(in_order(findings)),
+                ]
+                if findings
+                else []
+            ),
+        ]
+        more = (
+            ["one of them with its tables: homelab doctor host, homelab doctor vm ID, homelab doctor container ID"]
+            if wrong
+            else []
+        )
+        return clean("\n\n".join([*parts, table.rstrip(), *more]))
+
+    def json(self) -> str:
+        """For programs: the reports of all parts, each as by itself."""
+        reports: list[dict[str, Any]] = []
+        for part in self.parts:
+            if part.report is not None:
+                reports.append({"place": part.place, **json.loads(part.report.json())})
+            else:
+                said = [
+                    {"wanted": one.wanted, "found": one.found, "why": one.why, "next": one.next}
+                    for one in part.findings
+                ]
+                reports.append({"place": part.place, "well": False, "errors": said})
+        about = {"version": VERSION, "kind": "stack", "subject": self.stack, "well": self.well}
+        return json.dumps({**about, "reports": reports, "next": in_order(self.findings)}, indent=2)

@@ -1,0 +1,134 @@
+"""What has drifted since the last `up`, in words, from the engine's event log of a `pulumi preview --refresh`. Pure.
+
+Also the systemd timer that looks once a day. What is run is in homelab/cli/drift.py.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from homelab.text import clean
+
+# What a refresh says of a difference (homelab/provider/): `pve: drift (vfio): …`, `sandbox: drift: …`.
+_SAID = re.compile(r"^(?P<who>[^:\n]+): drift(?: \((?P<layer>\w+)\))?: (?P<what>.+)$", re.MULTILINE)
+_MARKUP = re.compile(r"<\{%.*?%\}>")
+MARK = "<!-- homelab-drift -->"
+
+
+@dataclass(frozen=True)
+class Drift:
+    """``lines``: what differs, in words; ``changes``: names of resources that an `up --refresh` would act on; ``errors``: why it can't be told."""
+
+    stack: str
+    lines: Sequence[str]
+    changes: Sequence[str]
+    errors: Sequence[str]
+
+    @property
+    def found(self) -> bool:
+        return bool(self.lines or self.changes)
+
+    @property
+    def line(self) -> str:
+        """All of it in one line, for a telephone."""
+        if self.errors:
+            return f"homelab {self.stack}: it can't be told whether anything has drifted: {' '.join(self.errors[0].split())[:300]}"
+        if not self.found:
+            return f"homelab {self.stack}: nothing has drifted"
+        what = "; ".join(self.lines) or f"{', '.join(self.changes)} would change"
+        return (
+            f"homelab {self.stack}: {what if len(what) <= 400 else f'{what[:400]}…'}; `pulumi up --refresh` corrects it"
+        )
+
+    def markdown(self) -> str:
+        """For an issue."""
+        parts = [f"### Drift of the stack {self.stack}"]
+        if self.errors:
+            parts += ["It can't be told whether anything has drifted:", *(_quoted(one) for one in self.errors)]
+        elif not self.found:
+            parts.append("Nothing has drifted.")
+        else:
+            parts += ["\n".join(f"- {_plain(one)}" for one in self.lines)] if self.lines else []
+            parts += (
+                [f"`pulumi up --refresh` would act on: {', '.join(map(_plain, self.changes))}"] if self.changes else []
+            )
+        return "\n\n".join([*parts, MARK]) + "\n"
+
+
+def of_events(stack: str, events: Sequence[dict[str, Any]], code: int) -> Drift:
+    """What an event log tells.
+
+    :param code: the preview's exit status.
+    """
+    said = [one["diagnosticEvent"] for one in events if "diagnosticEvent" in one]
+    texts = [(one["severity"], clean(_MARKUP.sub("", str(one["message"])))) for one in said]
+    lines = dict.fromkeys(f"{match['who']}: {match['what']}" for _, text in texts for match in _SAID.finditer(text))
+    steps = [event["resourcePreEvent"]["metadata"] for event in events if "resourcePreEvent" in event]
+    changes = dict.fromkeys(
+        str(step["urn"]).rpartition("::")[2]
+        for step in steps
+        if step["op"] not in ("same", "read", "refresh")
+        and not step["type"].startswith(("pulumi:providers:", "pulumi:pulumi:Stack"))
+    )
+    errors = [text.strip().removeprefix("error: ") for severity, text in texts if severity == "error"]
+    # That there are changes is what the engine calls an error here.
+    errors = [text for text in errors if text not in ("preview failed",) and "no changes were expected" not in text]
+    if code != 0 and not errors and not changes:
+        errors = [f"pulumi preview ended with status {code}"]
+    return Drift(stack, list(lines), list(changes), errors)
+
+
+def timer(stack: str, project: Path, python: Path) -> str:
+    """Two units for systemd, and where they go.
+
+    :param project: the program's folder; ``python``: the interpreter of its environment.
+    """
+    command = shlex.join([str(python), "-m", "homelab", "drift", "--stack", stack])
+    return f"""\
+# Looks once a day whether anything on the hosts of the stack {stack} has drifted. To install it:
+#   1. /etc/systemd/system/homelab-drift.service and homelab-drift.timer: the two parts below
+#   2. /etc/homelab-drift.env, for root alone (chmod 600): PULUMI_BACKEND_URL=…, PULUMI_CONFIG_PASSPHRASE=… (or PULUMI_ACCESS_TOKEN=…),
+#      and HOMELAB_HOOK=https://ntfy.sh/your-topic, to be told in one line
+#   3. systemctl daemon-reload && systemctl enable --now homelab-drift.timer
+
+# --- /etc/systemd/system/homelab-drift.service
+[Unit]
+Description=Has anything on the hosts of the stack {stack} drifted?
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+Type=oneshot
+EnvironmentFile=/etc/homelab-drift.env
+WorkingDirectory={project}
+ExecStart={command}
+# 1: something has drifted, which is no failure of this unit
+SuccessExitStatus=1
+
+# --- /etc/systemd/system/homelab-drift.timer
+[Unit]
+Description=Once a day: has anything on the hosts of the stack {stack} drifted?
+
+[Timer]
+OnCalendar=*-*-* 04:17
+RandomizedDelaySec=30min
+Persistent=true
+
+[Install]
+WantedBy=timers.target
+"""
+
+
+def _plain(text: str) -> str:
+    """Nothing in a host's words is markup."""
+    return re.sub(r"([\\`*_{}\[\]<>#|@])", r"\\\1", text)
+
+
+def _quoted(text: str) -> str:
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}text\n{text}\n{fence}"

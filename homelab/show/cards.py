@@ -1,0 +1,74 @@
+"""The cards of a host and who has them; as a stack put them out. Pure, and without what reads a host: each `up` needs it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from homelab.host import names
+
+
+@dataclass(frozen=True, order=True)
+class Guest:
+    """Who has a card. ``kind``: VM, container or host; ``id``: its number, 0 for the host itself."""
+
+    kind: str
+    id: int
+    name: str = dataclasses.field(default="", compare=False)
+
+    def __str__(self) -> str:
+        if self.kind == "host":
+            return "the host itself"
+        return f"{self.kind} {self.id}" + (f" ({self.name})" if self.name else "")
+
+
+@dataclass(frozen=True)
+class Card:
+    """``place``: its slot, or what the settings find it by; ``called``: host/names.py; ``group``: its IOMMU group, in words; ``beside``: what
+    else is in that; ``driver``: of its first function; ``guests``: who has it, by configuration."""
+
+    place: str
+    called: str
+    group: str
+    beside: tuple[str, ...] = ()
+    driver: str = ""
+    guests: tuple[Guest, ...] = ()
+
+
+def group_of(number: int | None, there_are_some: bool) -> str:
+    if number is not None:
+        return f"IOMMU group {number}"
+    return "no IOMMU group" if there_are_some else "no IOMMU group yet (the IOMMU is off)"
+
+
+def of_outputs(outputs: Mapping[str, Any], host: str) -> list[Card]:
+    """A host's cards as its stack last put them out, for who can't read the host; none where it has put out nothing.
+
+    :param outputs: homelab/contract.py; ``host``: the host's name in the settings.
+    """
+    found = []
+    for name, gpu in (outputs.get("hosts", {}).get(host) or {}).get("gpus", {}).items():
+        vms = [
+            Guest("VM", int(one["vmid"]), str(one["name"]))
+            for one in outputs.get("vms", {}).values()
+            if one["host"] == host and name in one["gpus"]
+        ]
+        containers = [
+            Guest("container", int(one["ctid"]), str(one["name"]))
+            for one in outputs.get("containers", {}).values()
+            if one["host"] == host and gpu["use"] == "lxc" and _shares(one, gpu)
+        ]
+        functions = gpu.get("functions") or [{}]
+        group = gpu.get("iommuGroup")
+        guests = (*vms, *containers, *([Guest("host", 0)] if gpu["use"] == "host" else []))
+        about = (str(gpu["slot"]), names.of_output(gpu), group_of(None if group is None else int(group), True))
+        found.append(Card(*about, (), str(functions[0].get("driver") or "no driver"), guests))
+    return found
+
+
+def _shares(container: Mapping[str, Any], gpu: Mapping[str, Any]) -> bool:
+    """By the addresses that nvidia-smi saw in the container; without them, all cards for containers may be its."""
+    seen = [str(one.get("address") or "") for one in (container.get("nvidia") or {}).get("gpus", [])]
+    return not any(seen) or any(one.lower().startswith(f"{gpu['slot']}.") for one in seen)

@@ -1,0 +1,120 @@
+"""The cards of a host as a reading has them, and as the settings want them. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from homelab.host import gates, names
+from homelab.host.classes import NVIDIA
+from homelab.host.facts import HostFacts
+from homelab.settings import Container, Host, Vm
+from homelab.show.cards import Card, Guest, group_of
+
+VFIO = "vfio-pci"
+THE_DRIVER = "the host's driver"
+# Of a card that nobody has read: in which group it is.
+NOT_READ = "IOMMU group not read"
+
+
+def of_reading(facts: HostFacts, host: Host, node: str) -> list[Card]:
+    """NVIDIA's cards and those of the settings, as they are now.
+
+    :param node: the host's name in Proxmox VE.
+    """
+    slots, _ = gates.resolve(facts, host.gpus)
+    every = {one.slot for one in facts.display_devices if one.vendor == NVIDIA} | set(slots.values())
+    return [_read(facts, slot, node) for slot in sorted(every)]
+
+
+def _read(facts: HostFacts, slot: str, node: str) -> Card:
+    functions = facts.functions(slot)
+    shown = next((one for one in functions if one.is_display), functions[0])
+    users = [Guest("VM", user.vmid, user.name) for user in facts.users_of(slot, node)]
+    users += [Guest("container", one.id, one.values.get("hostname", "")) for one in facts.containers_with(slot)]
+    return Card(
+        slot,
+        facts.card(slot),
+        group_of(shown.group, bool(facts.iommu.groups)),
+        tuple(facts.describe(one) for one in facts.others_in_group(slot)),
+        shown.driver or "no driver",
+        tuple(sorted(users)),
+    )
+
+
+def wanted(
+    host: Host,
+    vms: Mapping[str, Vm],
+    containers: Mapping[str, Container],
+    now: list[Card],
+    facts: HostFacts | None = None,
+) -> list[Card]:
+    """The same as the settings want it: cards that they don't name stay as they are.
+
+    :param vms: those of this host, by name; ``containers``: the same.
+    :param now: as it is; empty: nobody has looked.
+    :param facts: what ``now`` was made from.
+    """
+    return _wanted(host, vms, containers, now, gates.resolve(facts, host.gpus)[0] if facts else {}, facts)
+
+
+def _wanted(
+    host: Host,
+    vms: Mapping[str, Vm],
+    containers: Mapping[str, Container],
+    now: list[Card],
+    slots: Mapping[str, str],
+    facts: HostFacts | None,
+) -> list[Card]:
+    found = {card.place: card for card in now}
+    for gpu, about in host.gpus.items():
+        place = slots.get(gpu) or about.address or f"gpus.{gpu}"
+        before = found.get(place) or Card(place, _unread(about.match, place, gpu), NOT_READ)
+        guests = [Guest("VM", vm.vmid, name) for name, vm in vms.items() if any(use.gpu == gpu for use in vm.gpus)]
+        guests += [
+            Guest("container", one.ctid, name)
+            for name, one in containers.items()
+            if _takes(one, gpu, place, about.use, facts)
+        ]
+        guests += [Guest("host", 0)] if about.use == "host" else []
+        known = {guest: guest for guest in before.guests}
+        others = [guest for guest in before.guests if guest.kind == "container" and about.use == "lxc"]
+        found[place] = dataclasses.replace(
+            before,
+            driver=VFIO if about.use == "vm" else before.driver if before.driver not in (VFIO, "") else THE_DRIVER,
+            guests=tuple(sorted({*(known.get(guest, guest) for guest in guests), *others})),
+        )
+    return [found[place] for place in sorted(found)]
+
+
+def wanted_of_outputs(
+    outputs: Mapping[str, Any],
+    name: str,
+    host: Host,
+    vms: Mapping[str, Vm],
+    containers: Mapping[str, Container],
+    now: list[Card],
+) -> list[Card]:
+    """The same for who can't read the host: a card is where the stack's outputs have it by its name in the settings.
+
+    :param name: the host's; ``now``: `cards.of_outputs`.
+    """
+    known = (outputs.get("hosts", {}).get(name) or {}).get("gpus", {})
+    places = {gpu: str(about["slot"]) for gpu, about in known.items()}
+    return _wanted(host, vms, containers, [card for card in now if card.place in places.values()], places, None)
+
+
+def _unread(match: str | None, place: str, gpu: str) -> str:
+    return names.card(match, place) if match else f"{gpu} at {place}"
+
+
+def _takes(container: Container, gpu: str, place: str, use: str, facts: HostFacts | None) -> bool:
+    if container.gpus is not None:
+        return gpu in container.gpus
+    numbers = container.numbers
+    if use != "lxc" or not numbers:
+        return False
+    if numbers == "all" or facts is None:
+        return True
+    return any(address.startswith(f"{place}.") and minor in numbers for address, minor in facts.nvidia_minors.items())

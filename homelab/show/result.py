@@ -1,0 +1,69 @@
+"""What an `up` has come to, in lines: card by card, who has it and what was verified; what is changed on the host, and how it is undone.
+
+Made from a stack's outputs alone, so that `pulumi stack output result` says the same at any time. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from homelab.host import names
+from homelab.show.cards import of_outputs
+
+
+def lines(outputs: Mapping[str, Any], words: Mapping[str, str]) -> list[str]:
+    """Lines of at most some 90 characters, for a display of 100 columns.
+
+    :param outputs: homelab/contract.py, without nulls.
+    :param words: host -> what it was given on the kernel's command line.
+    """
+    found: list[str] = []
+    for name, host in outputs["hosts"].items():
+        for card in of_outputs(outputs, name):
+            held = ", ".join(str(guest) for guest in card.guests) or "nobody yet"
+            found.append(f"{card.called} → {held}")
+        for gpu in host["gpus"].values():
+            if gpu.get("test"):
+                found.append(f"  {names.model_of_output(gpu)}: a test VM has seen it, with its memory ranges")
+        for kind, guests in (("VM", outputs["vms"]), ("container", outputs.get("containers", {}))):
+            for guest in guests.values():
+                if guest["host"] == name and guest.get("nvidia"):
+                    number = int(guest["vmid" if kind == "VM" else "ctid"])
+                    found += _stack(f"{kind} {number} ({guest['name']})", guest["nvidia"])
+                elif guest["host"] == name and guest.get("nodes"):
+                    found.append(
+                        f"  container {int(guest['ctid'])} ({guest['name']}): {len(guest['nodes'])} devices were opened from inside"
+                    )
+        if host.get("nvidia"):
+            found += _stack(f"host {name}", host["nvidia"])
+        found += _changed(name, host, words.get(name, ""))
+    return [*found, "Undo all of it: pulumi destroy gives back every file, VM and container as it was"]
+
+
+def _stack(who: str, stack: Mapping[str, Any]) -> list[str]:
+    flavour = f" ({stack['flavour']} modules)" if stack.get("flavour") else ""
+    more = [f"CUDA {stack['cuda']}"] if stack.get("cuda") else []
+    more += ["container toolkit"] if stack.get("container") is not None else []
+    verified = ["nvidia-smi"]
+    verified += ["a CUDA program"] if stack.get("program") else []
+    verified += ["a container"] if stack.get("container") else []
+    verified += ["an ordinary user"] if stack.get("uvm") else []
+    return [
+        f"  {who}: NVIDIA driver {stack['driver']}{flavour}",
+        *([f"    {', '.join(more)}"] if more else []),
+        f"    verified inside by {', '.join(verified)}",
+    ]
+
+
+def _changed(name: str, host: Mapping[str, Any], words: str) -> list[str]:
+    found = [f"{name}: kernel {host['kernel']}, {int(host['iommu']['groups'])} IOMMU groups"]
+    if not words:
+        return [*found, "  nothing of its boot is changed"]
+    if "homelab.vfio=" not in words:
+        return [*found, "  changed there: kernel command line (iommu)"]
+    return [
+        *found,
+        "  changed there: kernel command line (iommu, vfio-pci), initramfs",
+        '  without it for one boot: the boot entry "without GPU passthrough"',
+    ]

@@ -1,0 +1,101 @@
+"""A tree in the terminal, and as a picture of it (SVG, HTML): by rich, which keeps to the terminal's width and its colours."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from homelab.show.tree import Mark, Node
+from homelab.text import clean
+
+_STYLES: dict[Mark, str] = {"stays": "", "new": "bold green", "gone": "red", "changes": "yellow"}
+_KINDS = {"host": "bold", "group": "cyan", "other": "dim"}
+WIDTH = 100
+# Where the lines go to a file or a program, which breaks none.
+WIDTH_OF_A_FILE = 160
+# rich's own page of an SVG loads a font from elsewhere; a picture in a wiki needs nothing but itself.
+_SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
+<style>
+.{unique_id}-matrix {{ font-family: monospace; font-size: {char_height}px; line-height: {line_height}px; font-variant-east-asian: full-width; }}
+.{unique_id}-title {{ font-size: 18px; font-weight: bold; font-family: sans-serif; }}
+{styles}
+</style>
+<defs><clipPath id="{unique_id}-clip-terminal"><rect x="0" y="0" width="{terminal_width}" height="{terminal_height}"/></clipPath>
+{lines}</defs>
+{chrome}
+<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
+{backgrounds}
+<g class="{unique_id}-matrix">
+{matrix}
+</g>
+</g>
+</svg>
+"""
+
+
+def _console(width: int | None, colours: bool | None) -> Console:
+    if width is None and not sys.stdout.isatty():
+        width = WIDTH_OF_A_FILE
+    return Console(width=width, force_terminal=colours, no_color=colours is False or None, highlight=False)
+
+
+def _drawn(node: Node) -> Text:
+    return Text(clean(node.line), style=_STYLES[node.mark] or _KINDS.get(node.kind, ""))
+
+
+def _tree(node: Node) -> Tree:
+    tree = Tree(_drawn(node), guide_style="dim")
+
+    def add(parent: Tree, children: Sequence[Node]) -> None:
+        for child in children:
+            add(parent.add(_drawn(child)), child.children)
+
+    add(tree, node.children)
+    return tree
+
+
+def text(trees: Sequence[Node], *, width: int | None = None, colours: bool | None = None) -> str:
+    """Lines for a terminal.
+
+    :param width: in columns; None: as wide as this terminal. ``colours``: None: where this is one, and wants them (NO_COLOR).
+    """
+    console = _console(width, colours)
+    with console.capture() as captured:
+        for tree in trees:
+            console.print(_tree(tree))
+    return captured.get()
+
+
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int | None = None, colours: bool | None = None
+) -> str:
+    """A table for a terminal; arguments as of `text`."""
+    console = _console(width, colours)
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        drawn.add_column(column)
+    for row in rows:
+        drawn.add_row(*(Text(clean(cell)) for cell in row))
+    with console.capture() as captured:
+        console.print(drawn)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def picture(trees: Sequence[Node], title: str, form: str) -> str:
+    """The same as a file's text.
+
+    :param form: svg or html.
+    """
+    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, highlight=False)
+    for tree in trees:
+        console.print(_tree(tree))
+    return (
+        console.export_svg(title=title, code_format=_SVG) if form == "svg" else console.export_html(inline_styles=True)
+    )

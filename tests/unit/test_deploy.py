@@ -1,0 +1,38 @@
+"""lab/deploy.py: what `make up` and `make preview` say last, and what `. .lab/NAME/env` leads to."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lab import deploy
+
+
+@pytest.mark.parametrize("verb", ["up", "preview"])
+def test_the_hints_name_the_scenario_and_that_its_lab_runs(verb: str) -> None:
+    text = deploy.hints(verb, "phoenix", ".lab/phoenix", 0)
+    assert "The simulated host `phoenix` runs in .lab/phoenix, until `make down SCENARIO=phoenix`" in text
+    assert all("SCENARIO=phoenix" in line for line in text.splitlines() if line.strip().startswith("make"))
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_the_hints_of_the_usual_scenario_are_what_a_person_types() -> None:
+    assert "\n  make down\n" in deploy.hints("up", "rtx5090", ".lab/rtx5090", 0)
+
+
+def test_after_an_up_that_failed_the_hints_say_that_it_goes_on() -> None:
+    assert "goes on from there" in deploy.hints("up", "phoenix", ".lab/phoenix", 255)
+
+
+def test_the_environment_makes_pulumi_work_on_the_labs_stack(tmp_path: Path) -> None:
+    """The function adds the file that no variable names, where the command takes one."""
+    (tmp_path / "pulumi").write_text('#!/bin/sh\nfor word; do printf "%s|" "$word"; done\n')
+    (tmp_path / "pulumi").chmod(0o755)
+    function = deploy.FUNCTION.format(file="'/a b/Pulumi.lab.yaml'", project="/project")
+    text = f"PATH={tmp_path}:$PATH\n{function}\npulumi up --yes; pulumi stack output result"
+    done = subprocess.run(["sh", "-c", text], capture_output=True, text=True, check=True)
+    assert (
+        done.stdout == "up|--yes|--config-file|/a b/Pulumi.lab.yaml|--cwd|/project|stack|output|result|--cwd|/project|"
+    )

@@ -1,0 +1,121 @@
+"""homelab drift: what has drifted, in words; one line for a telephone, Markdown for an issue; the timer that asks once a day."""
+
+from __future__ import annotations
+
+import configparser
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from homelab import drift
+from homelab.cli import drift as command
+from homelab.errors import HomelabError
+
+SAID = "pve: drift (iommu): /etc/default/grub.d/zz-homelab-iommu.cfg was changed by hand"
+
+
+def said(text: str, severity: str = "info") -> dict[str, Any]:
+    return {"diagnosticEvent": {"severity": severity, "message": f"<{{%reset%}}>{text}<{{%reset%}}>"}}
+
+
+def step(op: str, name: str, kind: str = "command:remote:Command") -> dict[str, Any]:
+    return {"resourcePreEvent": {"metadata": {"op": op, "type": kind, "urn": f"urn:pulumi:s::p::{kind}::{name}"}}}
+
+
+EXPECTED = said("error: no changes were expected but changes were proposed", "error")
+EVENTS = [
+    said(SAID),
+    said(SAID),
+    step("refresh", "pve-probe"),
+    step("update", "pve-iommu-cmdline"),
+    step("same", "x"),
+    EXPECTED,
+]
+
+
+def test_what_has_drifted_is_said_in_words_and_what_would_be_done() -> None:
+    found = drift.of_events("homelab", EVENTS, 255)
+    assert found.lines == ["pve: /etc/default/grub.d/zz-homelab-iommu.cfg was changed by hand"]
+    assert found.changes == ["pve-iommu-cmdline"] and not found.errors
+    assert "was changed by hand; `pulumi up --refresh` corrects it" in found.line and "\n" not in found.line
+    assert "- pve: /etc/default/grub.d/zz-homelab-iommu.cfg was changed by hand" in found.markdown()
+    assert found.markdown().endswith(f"{drift.MARK}\n")
+
+
+def test_nothing_is_nothing() -> None:
+    found = drift.of_events("homelab", [step("refresh", "pve-probe"), step("same", "x")], 0)
+    assert not found.found and not found.errors and "nothing has drifted" in found.line
+
+
+def test_a_host_that_is_off_is_no_drift_and_not_nothing() -> None:
+    found = drift.of_events(
+        "homelab",
+        [said("error: wanted: to read pve\nfound:  it is off", "error"), said("preview failed", "error")],
+        255,
+    )
+    assert found.errors == ["wanted: to read pve\nfound:  it is off"] and not found.found
+    assert "it can't be told" in found.line and "```text\nwanted: to read pve" in found.markdown()
+    assert drift.of_events("homelab", [], 255).errors == ["pulumi preview ended with status 255"]
+
+
+def test_what_a_host_says_is_no_markup_in_the_issue() -> None:
+    found = drift.of_events("homelab", [said("pve: drift: `@everyone` <img src=x> [a](b)"), step("update", "x")], 255)
+    assert "\\`\\@everyone\\` \\<img src=x\\> \\[a\\](b)" in found.markdown()
+
+
+def test_the_timer_is_two_units_that_systemd_can_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--install-timer", "--stack", "prod"]) == 0
+    text = capsys.readouterr().out
+    for name, part in (("service", "Service"), ("timer", "Timer")):
+        unit = configparser.ConfigParser(strict=False, interpolation=None)
+        unit.read_string(text.partition(f"homelab-drift.{name}\n[")[2].join(["[", ""]).partition("\n# ---")[0])
+        assert part in unit
+    assert "-m homelab drift --stack prod" in text and "OnCalendar=" in text and "SuccessExitStatus=1" in text
+
+
+@pytest.fixture
+def hook() -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """An address that takes a POST, and what came."""
+    came: list[tuple[str, str]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            came.append((self.headers["Content-Type"], body))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            return None
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/topic", came
+        server.shutdown()
+
+
+def test_a_hook_gets_one_line_if_something_has_drifted_and_the_exit_status_says_so(
+    hook: tuple[str, list[tuple[str, str]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    address, came = hook
+    for events, code, status in ((EVENTS, 255, 1), ([step("same", "x")], 0, 0)):
+        monkeypatch.setattr(
+            command, "look", lambda *_, events=events, code=code: drift.of_events("homelab", events, code)
+        )
+        assert command.main(["--hook", address, "--output", str(tmp_path / "drift.md")]) == status
+    assert len(came) == 1 and came[0][0].startswith("text/plain") and "was changed by hand" in came[0][1]
+    assert "Nothing has drifted" in (tmp_path / "drift.md").read_text()
+    command.tell(address, "a line", as_json=True)
+    assert came[1] == ("application/json", '{"text": "a line", "content": "a line"}')
+
+
+def test_a_hook_that_does_not_answer_is_named_without_its_address() -> None:
+    with pytest.raises(HomelabError) as error:
+        command.tell("http://127.0.0.1:9/secret-topic", "x", as_json=False)
+    assert "secret-topic" not in str(error.value)
+    with pytest.raises(HomelabError):
+        command.tell("file:///etc/passwd", "x", as_json=False)

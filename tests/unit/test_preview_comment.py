@@ -1,0 +1,80 @@
+"""engine/preview.py: the comment of a pull request: refusals first, counts, a picture, the raw log folded away, one comment that is updated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine import preview
+from tests.conftest import PROJECT
+
+REFUSAL = "<{%reset%}>error: wanted: gpus.rtx5090 alone in its IOMMU group\nfound:  a disk<{%reset%}>"
+EVENTS: list[dict[str, Any]] = [
+    {"diagnosticEvent": {"severity": "info", "message": "the plan"}},
+    {"diagnosticEvent": {"severity": "error", "message": REFUSAL}},
+    {"diagnosticEvent": {"severity": "error", "message": "preview failed"}},
+    {"summaryEvent": {"resourceChanges": {"create": 12, "same": 3, "delete": 1}}},
+]
+
+
+def test_refusals_come_first_then_counts_then_the_picture_and_the_log_is_folded_away() -> None:
+    text = preview.comment("homelab", 255, "the raw log", EVENTS, "flowchart LR")
+    places = [
+        text.index(part)
+        for part in (
+            "refused",
+            "wanted: gpus.rtx5090",
+            "**1 to delete, 12 to create, 3 unchanged**",
+            "```mermaid",
+            "<details>",
+            "the raw log",
+        )
+    ]
+    assert places == sorted(places)
+    assert text.startswith("### `pulumi preview` of stack `homelab`: refused\n") and text.rstrip().endswith(
+        preview.MARK
+    )
+    assert "<{%" not in text and "preview failed" not in text
+
+
+def test_a_log_with_fences_and_one_that_is_too_long_stay_in_their_fence() -> None:
+    text = preview.comment("homelab", 0, "x" * 100_000 + "\n```\n# heading", [], "")
+    assert len(text) < 65_536
+    assert "\n````text\n" in text and text.count("\n````\n") == 1
+
+
+def test_the_picture_has_what_the_settings_want_and_marks_it_against_what_the_stack_put_out(tmp_path: Path) -> None:
+    host = {"address": "192.0.2.1", "ssh": {"hostKey": {"secure": "x"}}, "gpus": {"rtx5090": {"match": "10de:2b85"}}}
+    host["ssh"] = {
+        "hostKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFILL+IN+WITH+ssh+keyscan+t+ed25519+ADDRESS0",
+        "agent": True,
+    }
+    host["api"] = {
+        "token": "homelab@pve!pulumi",
+        "tokenSecret": {"secure": "v1:x"},
+        "fingerprint": ":".join(["00"] * 32),
+    }
+    file = tmp_path / "Pulumi.x.yaml"
+    vms = {"new": {"host": "pve", "vmid": 104, "gpus": ["rtx5090"]}}
+    file.write_text(yaml.safe_dump({"config": {"homelab:hosts": {"pve": host}, "homelab:vms": vms}}))
+    assert "+ RTX 5090 " in preview.drawn(file, {})
+    gpu = {
+        "slot": "0000:01:00",
+        "use": "vm",
+        "iommuGroup": 14,
+        "functions": [{"id": "10de:2b85", "class": "030000", "driver": "vfio-pci"}],
+    }
+    outputs = {
+        "hosts": {"pve": {"gpus": {"rtx5090": gpu}}},
+        "vms": {"old": {"host": "pve", "vmid": 103, "name": "Sandbox", "gpus": ["rtx5090"]}},
+    }
+    text = preview.drawn(file, outputs)
+    assert "~ RTX 5090 " in text and "VM 103 (Sandbox)" in text and '"+ VM 104 (new)"' in text
+    file.write_text("config: {'homelab:hosts': {pve: {address: 1}}}")
+    assert preview.drawn(file, {}) == ""
+
+
+def test_the_comment_is_found_again_by_its_mark() -> None:
+    assert preview.MARK in (PROJECT / ".github" / "workflows" / "comment.yml").read_text()
