@@ -286,8 +286,9 @@ def outputs(
         "vms": {name: with_stack(f"vms.{name}", value) for name, value in vms.items()},
         "containers": {name: with_stack(f"containers.{name}", value) for name, value in containers.items()},
     }
+    kept = [place for place, stack in settings.stacks.items() if stack.on_destroy == "keep"]
     about = pulumi.Output.all(found, pulumi.Output.all(**words) if words else {})  # `all` of nothing is a list
-    return {**found, "result": about.apply(lambda both: result.lines(both[0], both[1]))}
+    return {**found, "result": about.apply(lambda both: result.lines(both[0], both[1], kept))}
 
 
 if __name__ == "__main__":

@@ -83,7 +83,11 @@ class Homelab(sdk.Provider):
         state, inputs = plain_map(request.old_state), plain_map(request.new_inputs)
         outputs = set(resource.output_names()) - inputs.keys()
         had = {key: value for key, value in state.items() if key not in outputs}
-        found = {path: how for path, how in differences(had, inputs).items() if top(path) not in resource.ignored}
+        found = {
+            path: how
+            for path, how in differences(had, inputs).items()
+            if top(path) not in resource.ignored and not resource.says_nothing(top(path), inputs.get(top(path)))
+        }
         replacing = resource.replacing(state, {top(path) for path in found})
         detailed = {
             path: sdk.PropertyDiff(_KINDS[how][top(path) in replacing], input_diff=False) for path, how in found.items()

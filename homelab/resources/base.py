@@ -113,6 +113,11 @@ class Resource(pulumi.CustomResource):
         """
         return changed & cls.replaced_by
 
+    @classmethod
+    def says_nothing(cls, key: str, new: Any) -> bool:
+        """Is an input's new value no reason to do anything, whatever it was before?"""
+        return False
+
 
 class Probe(Resource):
     """Reads a host and owns nothing there; a refresh finds drift. What it puts out is planned anew when ``stale``."""

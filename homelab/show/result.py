@@ -5,18 +5,19 @@ Made from a stack's outputs alone, so that `pulumi stack output result` says the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from homelab.host import names
 from homelab.show.cards import of_outputs
 
 
-def lines(outputs: Mapping[str, Any], words: Mapping[str, str]) -> list[str]:
+def lines(outputs: Mapping[str, Any], words: Mapping[str, str], kept: Collection[str] = ()) -> list[str]:
     """Lines of at most some 90 characters, for a display of 100 columns.
 
     :param outputs: homelab/contract.py, without nulls.
     :param words: host -> what it was given on the kernel's command line.
+    :param kept: where NVIDIA's stack stays when the Pulumi stack goes, such as `vms.sandbox`.
     """
     found: list[str] = []
     for name, host in outputs["hosts"].items():
@@ -37,8 +38,11 @@ def lines(outputs: Mapping[str, Any], words: Mapping[str, str]) -> list[str]:
                     )
         if host.get("nvidia"):
             found += _stack(f"host {name}", host["nvidia"])
-        found += _changed(name, host, words.get(name, ""))
-    return [*found, "Undo all of it: pulumi destroy gives back every file, VM and container as it was"]
+        found += _changed(name, host, words.get(name, "").strip())
+    found.append("Undo it: pulumi destroy gives back every file, VM and container as it was")
+    if kept:
+        found.append(f"  but for NVIDIA's stack, which stays unless onDestroy is purge: {', '.join(kept)}")
+    return found
 
 
 def _stack(who: str, stack: Mapping[str, Any]) -> list[str]:

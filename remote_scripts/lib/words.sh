@@ -82,12 +82,7 @@ edit_kernel_cmdline() {
   first=${whole%%$'\n'*}
   rest=${whole#"$first"}
   ! has_text_alone || return 0
-  [[ $PLANNING == no ]] || {
-    note_planned changed "$file"
-    take_texts_out
-    note_diff "$file" "$first$new${rest%$'\n'}"
-    return
-  }
+  [[ $PLANNING == no ]] || { note_planned changed "$file" && return; }
   about_to_change
   remember "$record" "$file"
   need_dir "$ROOT${record%/*}"

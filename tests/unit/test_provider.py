@@ -17,6 +17,7 @@ from homelab.provider.registry import WORK, work_of
 from homelab.provider.serve import Homelab
 from homelab.provider.typed import read_as, written
 from homelab.resources.base import DECLARED, Boot, Resource
+from homelab.resources.boot_verification import BootVerification
 from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.host_probe import HostProbe
 from homelab.resources.nvidia import NvidiaVerification
@@ -102,6 +103,16 @@ def test_an_act_is_done_again_with_the_change_of_any_input_but_those_that_say_ho
     assert replaced(NvidiaVerification, state, {**inputs, "timeout": 2}) is None
     assert replaced(NvidiaVerification, state, {**inputs, "script": "b", "timeout": 2}) == ["script"]
     assert replaced(NvidiaVerification, state, {**inputs, "script": UNKNOWN}) == ["script"]
+
+
+def test_a_boot_is_verified_again_after_a_reboot_and_not_because_none_was_needed() -> None:
+    inputs = {"host": "pve", "iommu_words": "", "vfio_words": "", "functions": {}, "gpus": {}, "generation": {}}
+    state = {**inputs, "reboot": '{"reboot":"yes","boot_id":"1","reasons":[],"guests":""}'}
+    none = '{"reboot":"no","boot_id":"2","reasons":[],"guests":""}'
+    assert replaced(BootVerification, state, {**inputs, "reboot": none}) is None
+    assert replaced(BootVerification, state, {**inputs, "reboot": none, "vfio_words": "x"}) == ["vfio_words"]
+    for other in (none.replace("no", "yes"), none.replace("no", "manual"), UNKNOWN):
+        assert replaced(BootVerification, state, {**inputs, "reboot": other}) == ["reboot"]
 
 
 def test_another_vm_is_another_record_and_the_old_one_goes_first() -> None:

@@ -7,16 +7,16 @@
 # files). CHANGED says whether there is anything.
 PLANNING=no
 PLANNED=()
-declare -A DIFFS=() # PATH -> a unified diff from what is there
 
 note_planned() { # HOW WHAT
   PLANNED+=("$1"$'\t'"$2")
   CHANGED=yes
 }
 
-# note_diff PATH TEXT - from what is there to TEXT; a host without diff shows none.
+# note_diff PATH TEXT - DIFFS[PATH]: from what is there to TEXT, as a unified diff; a host without diff shows none.
 note_diff() {
   local old=/dev/null
+  declare -gA DIFFS
   [[ ! -f $ROOT$1 ]] || old=$ROOT$1
   DIFFS[$1]=$(diff -u --label "$1" --label "$1" "$old" - <<<"$2" 2>/dev/null) || :
 }
@@ -28,23 +28,18 @@ note_put() {
 }
 
 # note_dropped PATH - that it would be taken away.
-note_dropped() {
-  local kept=/var/lib/homelab/kept$1
-  if is_there "$kept"; then
-    note_planned 'given back' "$1"
-    [[ ! -f $STATE/kept$1 ]] || note_diff "$1" "$(<"$STATE/kept$1")"
-  else
-    note_planned removed "$1"
-  fi
-}
+note_dropped() { if is_there "/var/lib/homelab/kept$1"; then note_planned 'given back' "$1"; else note_planned removed "$1"; fi; }
 
 # answer_planned - the answer of the verb `plan`: {"files":[{"how","what","diff"}]}
 answer_planned() {
-  local line separator=''
+  local line path separator=''
+  declare -gA DIFFS
   printf '{"files":['
   for line in "${PLANNED[@]}"; do
-    printf '%s{"how":%s,"what":%s,"diff":%s}' "$separator" "$(json_string "${line%%$'\t'*}")" "$(json_string "${line#*$'\t'}")" \
-      "$(json_string "${DIFFS[${line#*$'\t'}]:-}")"
+    path=${line#*$'\t'}
+    [[ $line != 'given back'* || ! -f $STATE/kept$path ]] || note_diff "$path" "$(<"$STATE/kept$path")"
+    printf '%s{"how":%s,"what":%s,"diff":%s}' "$separator" "$(json_string "${line%%$'\t'*}")" "$(json_string "$path")" \
+      "$(json_string "${DIFFS[$path]:-}")"
     separator=,
   done
   printf ']}\n'
