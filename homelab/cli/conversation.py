@@ -22,6 +22,7 @@ from homelab.init import stacks
 from homelab.init.cards import Card
 from homelab.init.choices import (
     Choices,
+    Guest,
     NewVm,
     Stack,
     Use,
@@ -140,7 +141,7 @@ def access_to(arguments: argparse.Namespace, before: Existing, output: Output, a
         output.say(f"{address}: the host key {key.fingerprint} is pinned in the settings.")
     else:
         key = first_contact.host_key(address, port, _CONNECT_SECONDS)
-        _confirm_key(arguments, address, port, key, output, ask)
+        _confirm_key(arguments.host_key, "--host-key", address, port, key, output, ask)
     login = {"user": user, **({"port": port} if port != 22 else {})}
     found = _login(arguments, address, login, key, entry, output, ask)
     found.name = name
@@ -167,22 +168,23 @@ def _known_host(arguments: argparse.Namespace, before: Existing) -> tuple[str, H
 
 
 def _confirm_key(
-    arguments: argparse.Namespace, address: str, port: int, key: HostKey, output: Output, ask: Questions
+    given: str | None, option: str, address: str, port: int, key: HostKey, output: Output, ask: Questions
 ) -> None:
+    """:param given: what the option ``option`` says that the key is, None: nothing."""
     kind = key.line.split()[0].removeprefix("ssh-").partition("-")[0]
     output.say(
         f"{address} shows the host key  {key.fingerprint}  ({kind})",
-        "On the host's own console, this command shows it:",
+        "On its own console, this command shows it:",
         f"  ssh-keygen -lf /etc/ssh/ssh_host_{kind}_key.pub",
     )
-    if arguments.host_key is not None:
-        wanted = arguments.host_key.strip()
+    if given is not None:
+        wanted = given.strip()
         if wanted != key.fingerprint and wanted.split()[:2] != key.line.split():
             raise HomelabError(
                 wanted=f"the host key {wanted} at {address}:{port}",
                 found=f"{key.fingerprint} ({key.line})",
                 why="this may be another machine, or one in between: it would be given root's commands",
-                next="compare with the host's console, and correct --host-key or the address",
+                next=f"compare with what its console shows, and correct {option} or the address",
             )
         return
     known = first_contact.is_known(address, port, key, Path.home() / ".ssh" / "known_hosts")
@@ -191,8 +193,16 @@ def _confirm_key(
     if not ask.confirm("Is it the same?", default=known):
         raise Declined(
             "Nothing was done: without the right host key, root's commands might go to another machine. Where nobody can be asked, give "
-            "the fingerprint that the console shows with --host-key."
+            f"the fingerprint that the console shows with {option}."
         )
+
+
+def _ways() -> list[dict[str, Any]]:
+    """How this person may log in without a password, in the order in which it is tried."""
+    ways: list[dict[str, Any]] = [
+        {"privateKeyFile": _shown(path)} for path in first_contact.usual_keys(Path.home() / ".ssh")
+    ]
+    return [*ways, {"agent": True}] if os.environ.get("SSH_AUTH_SOCK") else ways
 
 
 def _login(
@@ -216,8 +226,7 @@ def _login(
             file = entry.ssh.private_key_file
             there = file is None or resolved(file).is_file()
             ways += [{"privateKeyFile": file} if file else {"agent": True}] if there else []
-        ways += [{"privateKeyFile": _shown(path)} for path in usual]
-        ways += [{"agent": True}] if os.environ.get("SSH_AUTH_SOCK") else []
+        ways += _ways()
     for way in ways:
         host = _host(address, {**login, **way}, key.line)
         if first_contact.lets_in(host):
@@ -263,6 +272,11 @@ def _by_password(address: str, login: dict[str, Any], key: HostKey, ask: Questio
         why="nothing on the host can be read without it",
         next="see whether the password is right, and whether the host's sshd takes passwords (PermitRootLogin, PasswordAuthentication)",
     )
+
+
+def _recommending(values: list[str], what: str) -> list[Option]:
+    """Options, of which the first is the recommended one."""
+    return [(one, f"{what} {one}{' (recommended)' if number == 0 else ''}") for number, one in enumerate(values)]
 
 
 class Conversation:
@@ -391,6 +405,7 @@ class Conversation:
         if any(use.kind == "new-vm" for use in uses.values()):
             choices.new_vm = self._new_vm(access, node)
         self._nvidia(choices, facts, found, before)
+        self._in_vms(choices, facts, found, before, access)
         return choices
 
     def _use_of(self, facts: HostFacts, card: Card, preset: Use) -> Use:
@@ -440,7 +455,7 @@ class Conversation:
         set_up = {one.ctid for one in settings.containers.values() if one.nvidia is not None} if settings else set()
         new = {number for card in staying for number in choices.uses[card.place].guests} - set_up
         of_host = any(choices.uses[card.place].kind == "host" for card in staying)
-        if not (new or of_host or choices.over or self.arguments.driver):
+        if not staying or not (new or of_host or choices.over or self.arguments.driver):
             return
         system = stacks.of_host(facts, [card.id for card in staying])
         loaded = facts.nvidia.version
@@ -451,48 +466,85 @@ class Conversation:
             self.output.say(f"The host's driver{f' {loaded}' if loaded else ''} stays as it is.")
         elif self.arguments.driver is None:
             possible = stacks.drivers("host", system)
-            options = [
-                (one, f"branch {one}{' (recommended)' if number == 0 else ''}") for number, one in enumerate(possible)
-            ]
             chosen = self.ask.choose(
                 "NVIDIA's driver on the host",
-                [*options, ("none", "none: I install it myself")],
+                [*_recommending(possible, "branch"), ("none", "none: I install it myself")],
                 possible[0] if possible else "none",
             )
             driver = None if chosen == "none" else chosen
-        for kind, target in (("host", "host"), ("lxc", "lxc")):
-            if not any(choices.uses[card.place].kind == kind for card in staying):
-                continue
-            seen = system if target == "host" else stacks.in_container(loaded or driver)
-            where = "on the host" if kind == "host" else "in the containers"
-            cuda = self._cuda(
-                stacks.releases("host" if kind == "host" else "lxc", seen, driver if kind == "host" else None), where
-            )
-            toolkit = self.arguments.container_toolkit or self.ask.choose(
-                f"NVIDIA's container toolkit {where}",
-                [
-                    ("none", "none"),
-                    ("docker", "for Docker"),
-                    ("containerd", "for containerd"),
-                    ("podman", "for Podman"),
-                ],
-                "none",
-            )
-            stack = Stack(driver if kind == "host" else None, cuda, None if toolkit == "none" else toolkit)
-            if kind == "host":
-                choices.host_stack = stack
-            else:
-                choices.guest_stack = stack
-        if choices.host_stack is None and driver:
+        if of_host:
+            cuda = self._cuda(stacks.releases("host", system, driver), "on the host")
+            choices.host_stack = Stack(driver, cuda, self._toolkit("on the host"))
+        elif driver:
             choices.host_stack = Stack(driver)
+        if any(choices.uses[card.place].kind == "lxc" for card in staying):
+            where = "in the containers"
+            cuda = self._cuda(stacks.releases("lxc", stacks.in_container(driver or loaded or None), None), where)
+            choices.guest_stack = Stack(None, cuda, self._toolkit(where))
+
+    def _in_vms(self, choices: Choices, facts: HostFacts, found: list[Card], before: Existing, access: Access) -> None:
+        """NVIDIA's software inside the VMs that run and get a card, where the person wants it."""
+        settings = before.settings
+        set_up = {vm.vmid for vm in settings.vms.values() if vm.nvidia is not None} if settings else set()
+        for guest in guests(facts):
+            mine = [
+                card.id
+                for card in found
+                if card.is_nvidia and choices.uses[card.place] == Use("vm", (guest.id,)) and guest.kind == "vm"
+            ]
+            if not mine or guest.id in set_up or not guest.running:
+                continue
+            if not self.arguments.guest_address and not self.ask.confirm(
+                f"Install NVIDIA's driver in {guest}, too? SSH has to reach it.", default=False
+            ):
+                continue
+            system = stacks.in_vm(mine)
+            possible = stacks.drivers("vm", system)
+            driver = self.arguments.driver or self.ask.choose(
+                f"NVIDIA's driver in VM {guest.id}", _recommending(possible, "branch"), possible[0] if possible else ""
+            )
+            where = f"in VM {guest.id}"
+            stack = Stack(driver, self._cuda(stacks.releases("vm", system, driver), where), self._toolkit(where))
+            choices.vm_stacks[guest.id] = {**self._guest_login(guest, access), "nvidia": stack.settings}
+
+    def _guest_login(self, guest: Guest, access: Access) -> dict[str, Any]:
+        """`address` and `ssh` of a VM, tried.
+
+        :raises HomelabError: it can't be reached, or lets nobody in.
+        """
+        asked = self.arguments
+        address = asked.guest_address or self.ask.text(f"Address of {guest.name}", "")
+        user = asked.guest_user or self.ask.text(
+            f"Who logs in to {guest.name}: root, or a user with sudo without a password", "root"
+        )
+        key = first_contact.host_key(address, asked.guest_port, _CONNECT_SECONDS)
+        _confirm_key(asked.guest_host_key, "--guest-host-key", address, asked.guest_port, key, self.output, self.ask)
+        login = {"user": user, **({"port": asked.guest_port} if asked.guest_port != 22 else {})}
+        own = {name: access.ssh[name] for name in ("privateKeyFile", "agent") if access.ssh.get(name)}
+        for way in [*([own] if own and not access.install else []), *_ways()]:
+            if first_contact.lets_in(_host(address, {**login, **way}, key.line)):
+                return {"address": address, "ssh": {**login, "hostKey": key.line, **way}}
+        raise LoginRefusedError(
+            wanted=f"to log in to {guest} at {address} as {user} with a key of yours",
+            found="none of them is taken",
+            why="NVIDIA's software is installed from inside",
+            next=f"put your public key into {user}'s authorized_keys in the VM, and run homelab init again; or leave NVIDIA's driver out",
+        )
+
+    def _toolkit(self, where: str) -> str | None:
+        found = self.arguments.container_toolkit or self.ask.choose(
+            f"NVIDIA's container toolkit {where}",
+            [("none", "none"), ("docker", "for Docker"), ("containerd", "for containerd"), ("podman", "for Podman")],
+            "none",
+        )
+        return None if found == "none" else str(found)
 
     def _cuda(self, possible: list[str], where: str) -> str | None:
         if self.arguments.cuda is not None:
             return None if self.arguments.cuda == "none" else str(self.arguments.cuda)
-        options = [(one, f"CUDA {one}{' (recommended)' if number == 0 else ''}") for number, one in enumerate(possible)]
         chosen = self.ask.choose(
             f"CUDA's toolkit {where}",
-            [*options, ("none", "none: only the driver's libraries")],
+            [*_recommending(possible, "CUDA"), ("none", "none: only the driver's libraries")],
             possible[0] if possible else "none",
         )
         return None if chosen == "none" else chosen

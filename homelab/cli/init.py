@@ -59,6 +59,16 @@ def parser() -> argparse.ArgumentParser:
     )
     cards.add_argument("--cuda", metavar="RELEASE", help="CUDA's toolkit, such as 12.8; none")
     cards.add_argument("--container-toolkit", choices=["docker", "containerd", "podman", "none"])
+    cards.add_argument(
+        "--guest-address", metavar="ADDRESS", help="install NVIDIA's software in the VM, too, which SSH reaches here"
+    )
+    cards.add_argument(
+        "--guest-port", type=int, default=22, metavar="PORT", help="of the VM's SSH server (default: 22)"
+    )
+    cards.add_argument(
+        "--guest-user", metavar="USER", help="root, or a user with sudo without a password (default: root)"
+    )
+    cards.add_argument("--guest-host-key", metavar="KEY", help="the VM's host key, or its SHA256 fingerprint")
     cards.add_argument("--vm-name", metavar="NAME", help="of a new VM (default: gpu)")
     cards.add_argument("--storage", help="for a new VM's disk; the first that takes disks is preselected")
     cards.add_argument("--disk", type=int, metavar="GIB", help="a new VM's disk (default: 64)")

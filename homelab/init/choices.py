@@ -190,7 +190,7 @@ class NewVm:
 class Choices:
     """All that was decided. ``uses``: slot -> what the card is for; ``host_stack``: None: the host's driver is left as it is;
     ``guest_stack``: of the containers that get cards, None: nothing is installed in them; ``over``: also of those whose settings have
-    one already? ``more``: settings as they are, by key of the file's `config:`.
+    one already? ``vm_stacks``: a VM's id -> its `address`, `ssh` and `nvidia`. ``more``: settings as they are, by key of the file's `config:`.
     """
 
     uses: dict[str, Use] = field(default_factory=dict)
@@ -198,6 +198,7 @@ class Choices:
     guest_stack: Stack | None = None
     over: bool = False
     new_vm: NewVm | None = None
+    vm_stacks: dict[int, dict[str, Any]] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
 
 
@@ -279,6 +280,8 @@ def settings_of(
             changed = _cards_of_guest(entry, new, chosen)
             if changed is not None:
                 into[name] = changed
+            if new and kind == "vm" and entry.get(field_of_id) in choices.vm_stacks:
+                into[name] = {**into.get(name, {}), **choices.vm_stacks[entry[field_of_id]]}
             if new and kind == "lxc" and choices.guest_stack and (choices.over or entry.get("nvidia") is None):
                 into[name] = {**into.get(name, {}), "nvidia": choices.guest_stack.settings}
         for number, new in wanted.items():
@@ -289,6 +292,8 @@ def settings_of(
             into[key] = {"host": host_name, field_of_id: number, "gpus": new}
             if is_new and choices.new_vm:
                 into[key]["create"] = _creation(choices.new_vm)
+            if kind == "vm":
+                into[key] |= choices.vm_stacks.get(number, {})
             if kind == "lxc" and choices.guest_stack is not None:
                 into[key]["nvidia"] = choices.guest_stack.settings
     values = {"homelab:hosts": {host_name: host}}

@@ -22,6 +22,11 @@ def in_container(driver: str | None) -> SystemFacts:
     return SystemFacts(host_driver=driver)
 
 
+def in_vm(cards: list[str]) -> SystemFacts:
+    """A VM that gets these cards (vendor:device); what is in it, nobody has read yet."""
+    return SystemFacts(cards=tuple(cards))
+
+
 def _fits(target: Target, system: SystemFacts, **nvidia: Any) -> bool:
     return not refusals(Request(target, Nvidia.model_validate(nvidia), system))
 

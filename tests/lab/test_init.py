@@ -213,6 +213,23 @@ def test_a_new_vm_on_proxmox_ve_8_gets_a_user_with_rights_that_8_has(
     assert "VM.Monitor" in privileges and "VM.GuestAgent" not in privileges
 
 
+@pytest.mark.parametrize("desk", ["bound-by-hand"], indirect=True)
+def test_nvidias_software_inside_a_vm(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    guest = desk.lab.guest(103)
+    (desk.folder / "home/.ssh").mkdir()
+    (desk.folder / "home/.ssh/id_ed25519").write_bytes(Path(guest["privateKeyFile"]).read_bytes())
+    inside = ["--guest-address", guest["host"], "--guest-port", str(guest["port"]), "--guest-user", "root"]
+    asked = [*desk.where, *desk.key, *CARD, *inside, "--cuda", "12.8", "--container-toolkit", "docker", "--no-preview"]
+    assert run(desk, capsys, *asked) == 1
+    assert "--guest-host-key" in desk.out and not desk.file.exists()
+    assert run(desk, capsys, *asked, "--guest-host-key", guest["hostKey"]) == 0, desk.err
+    vm = desk.config["homelab:vms"]["sandbox"]
+    assert vm["address"] == guest["host"] and vm["ssh"]["hostKey"] == guest["hostKey"]
+    assert vm["ssh"]["privateKeyFile"] == "~/.ssh/id_ed25519"
+    assert vm["nvidia"] == {"driver": "580", "cuda": "12.8", "containerToolkit": "docker"}
+    assert "nvidia" not in desk.config["homelab:hosts"]["pve"]
+
+
 # -- refused, declined, interrupted ---------------------------------------------------------------------------------------
 def test_another_host_key_than_the_one_that_was_given_is_refused(
     desk: Desk, capsys: pytest.CaptureFixture[str]
@@ -294,8 +311,9 @@ def answering(monkeypatch: pytest.MonkeyPatch, *answers: str, stops_at: int | No
 
 
 def talk(desk: Desk) -> list[str]:
-    """A whole conversation: the key is right, the password, install a key, the card for VM 103, the other left alone, state and passphrase, yes."""
-    return ["y", desk.lab.api["password"], "", "vm:103", "none", "", "p", "q", "p", "p", "yes"]
+    """A whole conversation: the key is right, the password, install a key, the card for VM 103, the other left alone, nothing inside the VM,
+    state and passphrase, yes."""
+    return ["y", desk.lab.api["password"], "", "vm:103", "none", "n", "", "p", "q", "p", "p", "yes"]
 
 
 def test_every_question_is_answered_by_a_line(
