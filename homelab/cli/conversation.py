@@ -202,7 +202,7 @@ def _ways() -> list[dict[str, Any]]:
     ways: list[dict[str, Any]] = [
         {"privateKeyFile": _shown(path)} for path in first_contact.usual_keys(Path.home() / ".ssh")
     ]
-    return [*ways, {"agent": True}] if os.environ.get("SSH_AUTH_SOCK") else ways
+    return [*ways, {"agent": True}] if os.environ.get("SSH_AUTH_SOCK") or os.name == "nt" else ways
 
 
 def _login(
@@ -304,7 +304,7 @@ class Conversation:
         access = access_to(self.arguments, before, self.output, self.ask)
         facts = asyncio.run(ssh.read(access.host, guests=True, lspci=True))
         node = facts.cluster.node or "pve"
-        name = access.name or init_cards.key_of(node, (), "pve")
+        name = access.name or init_cards.key_of(node, before.settings.hosts if before.settings else (), "pve")
         found, known = self._cards(facts, before, name)
         self._show_host(facts, found, access, node)
         while True:

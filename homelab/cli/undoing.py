@@ -21,6 +21,7 @@ def undo(arguments: argparse.Namespace, output: Output, ask: Questions) -> dict[
     """
     file = path_of(arguments.stack)
     before = existing(file.read_text(encoding="utf-8") if file.exists() else "", file.name)
+    arguments.install_key = False  # nothing is left on the host by an undo
     access = access_to(arguments, before, output, ask)
     facts = asyncio.run(ssh.read(access.host, guests=True))
     found = undoing(arguments.stack, facts.cluster.users)

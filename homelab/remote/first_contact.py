@@ -148,7 +148,17 @@ def carry_out(host: Host, commands: list[str], done: Callable[[str, str], None])
     async def run() -> None:
         async with ssh.connect(host) as session:
             for command in commands:
-                # Its own errors belong to what went wrong, which the last lines of the log say.
-                done(command, await session.run("init", f"{command}\n"))
+                try:
+                    printed = await session.run("init", f"{command}\n")
+                except UnreachableError:
+                    raise
+                except HomelabError as error:
+                    raise HomelabError(
+                        wanted=f"on {host.address}: {command}",
+                        found=error.found,
+                        why="what comes after it stands on it",
+                        next="correct what it says on the host, and run homelab init again: it goes on from here",
+                    ) from error
+                done(command, printed)
 
     asyncio.run(run())

@@ -230,6 +230,38 @@ def test_nvidias_software_inside_a_vm(desk: Desk, capsys: pytest.CaptureFixture[
     assert "nvidia" not in desk.config["homelab:hosts"]["pve"]
 
 
+def test_a_second_host_of_the_same_name_gets_one_of_its_own(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    other = {"address": "192.0.2.7", "ssh": {"hostKey": desk.lab.connection["hostKey"], "agent": True}}
+    desk.file.write_text("# mine\n" + yaml.safe_dump({"config": {"homelab:hosts": {"pve": other}}}))
+    assert run(desk, capsys, *desk.where, *desk.key, *CARD, "--no-preview") == 0, desk.err
+    hosts = desk.config["homelab:hosts"]
+    assert hosts["pve"] == other
+    assert (hosts["pve-2"]["node"], hosts["pve-2"]["address"]) == ("pve", desk.where[0])
+    assert desk.config["homelab:vms"]["sandbox"]["host"] == "pve-2"
+
+
+def test_a_command_that_the_host_refuses_is_named(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    users = desk.lab.root / USERS
+    users.write_text(users.read_text() + "role:Homelab:VM.Audit:\n")
+    assert run(desk, capsys, *desk.where, *desk.key, *CARD, "--no-preview", "--dry-run") == 0, desk.err
+    # Somebody is faster than the person who reads the proposal.
+    did = first_contact.carry_out
+
+    def faster(host: Any, commands: list[str], done: Callable[[str, str], None]) -> None:
+        if any("user add" in one for one in commands):
+            desk.lab.run("pveum user add homelab@pve")
+        did(host, commands, done)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(first_contact, "carry_out", faster)
+        assert run(desk, capsys, *desk.where, *desk.key, *CARD, "--no-preview") == 2
+    assert "pveum user add homelab@pve" in desk.err and "already exists" in desk.err
+    assert "Not done:" in desk.out and f"done: {desk.file.name} written" in desk.out
+    # The next run takes another name: this user is somebody's.
+    assert run(desk, capsys, *CARD, "--no-preview") == 0, desk.err
+    assert desk.api["token"] == "homelab2@pve!pulumi" and is_encrypted(desk.api["tokenSecret"])
+
+
 # -- refused, declined, interrupted ---------------------------------------------------------------------------------------
 def test_another_host_key_than_the_one_that_was_given_is_refused(
     desk: Desk, capsys: pytest.CaptureFixture[str]
