@@ -16,6 +16,7 @@ from homelab.host.classes import GRAPHICS
 from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.pci_mapping import PciMapping, PciMappingRecord
 from homelab.settings import Host, Vm
+from homelab.shapes import BootedHost, OfferedCard
 
 from .passthrough_test import PassthroughTest, PassthroughTestArgs
 
@@ -26,7 +27,7 @@ class GpuCardsArgs:
 
     host_name: str
     host: Host
-    booted: pulumi.Output[dict[str, Any]]
+    booted: pulumi.Output[BootedHost]
     vms: dict[str, Vm]
 
 
@@ -36,7 +37,7 @@ class GpuCards(pulumi.ComponentResource):
     Outputs: ``cards``, name -> ``mapping`` and ``slot`` (its path: see `_path`), as a GpuVm takes them; ``tests``, name -> what the passthrough test saw.
     """
 
-    cards: pulumi.Output[dict[str, dict[str, str]]]
+    cards: pulumi.Output[dict[str, OfferedCard]]
     tests: pulumi.Output[dict[str, dict[str, Any]]]
 
     def __init__(self, name: str, args: GpuCardsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
@@ -104,17 +105,17 @@ def lease(
     return GpuLease(name, {**card, "vm": vm_name, "vmid": vm and vm.vmid, "shutdown": shutdown}, opts)
 
 
-def _functions(name: str, host: dict[str, Any]) -> dict[str, str]:
+def _functions(name: str, host: BootedHost) -> dict[str, str]:
     return {function["address"]: function["id"] for function in host["gpus"][name]["functions"]}
 
 
-def _path(name: str, host: dict[str, Any]) -> str:
+def _path(name: str, host: BootedHost) -> str:
     """The card as Proxmox VE names it: its slot, or its functions, joined by ``;``, where others are in the slot, too."""
     gpu = host["gpus"][name]
-    return str(gpu.get("path") or gpu["slot"])
+    return gpu.get("path") or gpu["slot"]
 
 
-def mapping_entry(name: str, host: dict[str, Any]) -> dict[str, str]:
+def mapping_entry(name: str, host: BootedHost) -> dict[str, str]:
     """What Proxmox VE compares with the hardware at a VM's start: id, subsystem and group of the slot's first function.
 
     Of a path of several functions it compares the one id and subsystem with each, which functions of different kinds never pass. So
@@ -128,7 +129,7 @@ def mapping_entry(name: str, host: dict[str, Any]) -> dict[str, str]:
     first = (
         next((one for one in functions if one["class"].startswith(GRAPHICS)), functions[0]) if shared else functions[0]
     )
-    group = first["iommuGroup"]
+    group = first.get("iommuGroup")
     return {
         "path": first["address"] if shared else path,
         "id": first["id"],

@@ -8,7 +8,7 @@ taking them out, with a restart if the container runs; a created one is removed,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pulumi
 
@@ -18,8 +18,8 @@ from homelab.resources import command as remote
 from homelab.resources.container_probe import ContainerProbe
 from homelab.resources.container_verification import ContainerVerification
 from homelab.resources.new_container import NewContainer
-from homelab.settings import Container, Host
-from homelab.settings import NewContainer as NewContainerSettings
+from homelab.settings import Container, Host, NewContainerSettings
+from homelab.shapes import BootSeen, CardPlan, ContainerSeen
 
 # Settings that other resources than the probe are told.
 ELSEWHERE = {"host", "ctid", "power", "start", "shutdown", "nvidia", "create"}
@@ -33,8 +33,8 @@ class GpuLxcArgs:
     container: Container
     host: Host
     node: str
-    cards: pulumi.Input[dict[str, Any]]
-    boot: pulumi.Input[dict[str, Any]]
+    cards: pulumi.Input[dict[str, CardPlan]]
+    boot: pulumi.Input[BootSeen]
 
 
 class GpuLxc(pulumi.ComponentResource):
@@ -42,7 +42,7 @@ class GpuLxc(pulumi.ComponentResource):
     what is installed in it; ``started``: the same with each boot of the host that was ours.
     """
 
-    container: pulumi.Output[dict[str, Any]]
+    container: pulumi.Output[ContainerSeen]
     in_force: pulumi.Output[str]
     started: pulumi.Output[str]
 
@@ -158,8 +158,11 @@ def _devices(container: Container, minors: list[int], functions: list[str]) -> d
     }
 
 
-def _output(container: Container, node: str, found: dict[str, Any]) -> dict[str, Any]:
+def _output(container: Container, node: str, found: dict[str, Any]) -> ContainerSeen:
     ways = set(scripts.answer(found["conf"])["devices"].values())
+    method: Literal["device", "mount-entry", "mixed"] | None = "mixed" if ways else None
+    if len(ways) == 1:
+        method = "device" if ways == {"dev"} else "mount-entry"
     return {
         "host": container.host,
         "node": node,
@@ -168,9 +171,5 @@ def _output(container: Container, node: str, found: dict[str, Any]) -> dict[str,
         "state": found["state"],
         "gpus": [int(minor) for minor in found["minors"]],
         "nodes": found["nodes"],
-        "method": {"dev": "device", "mount": "mount-entry"}[ways.pop()]
-        if len(ways) == 1
-        else "mixed"
-        if ways
-        else None,
+        "method": method,
     }

@@ -16,18 +16,19 @@ from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_change import VmChange
 from homelab.resources.vm_record import VmRecord
 from homelab.settings import NewVm, Vm, VmGpu
+from homelab.shapes import BootSeen, OfferedCard, VmSeen
 from homelab.vm.creation import configuration
 
 
 @dataclass(frozen=True, kw_only=True)
 class GpuVmArgs:
     """``node``: the host's name in Proxmox VE; ``cards``: name -> ``mapping`` and ``slot``, of each card in ``vm.gpus`` at least
-    (GpuCards); ``boot``: of the host: its ``id``, the VMs that a reboot of ours ``stopped``, and when (``at``; BootVerification)."""
+    (GpuCards); ``boot``: of the host: its ``id``, the VMs that this program's reboot ``stopped``, and when (``at``; BootVerification)."""
 
     vm: Vm
     node: str
-    cards: pulumi.Input[dict[str, dict[str, str]]]
-    boot: pulumi.Input[dict[str, Any]]
+    cards: pulumi.Input[dict[str, OfferedCard]]
+    boot: pulumi.Input[BootSeen]
 
 
 class GpuVm(pulumi.ComponentResource):
@@ -35,7 +36,7 @@ class GpuVm(pulumi.ComponentResource):
     in it; ``started``: changes when it, or its host, was started anew by us.
     """
 
-    vm: pulumi.Output[dict[str, Any]]
+    vm: pulumi.Output[VmSeen]
     in_force: pulumi.Output[str]
     started: pulumi.Output[str]
 
@@ -98,8 +99,8 @@ class GpuVm(pulumi.ComponentResource):
         self.register_outputs({"vm": self.vm, "in_force": self.in_force})
 
 
-def _card(use: VmGpu, cards: dict[str, dict[str, str]]) -> dict[str, Any]:
-    """The inputs of `vm_config.Card`."""
+def _card(use: VmGpu, cards: dict[str, OfferedCard]) -> dict[str, Any]:
+    """The inputs of `vm.config.VmCard`."""
     return {**use.model_dump(mode="json"), **cards[use.gpu]}
 
 
@@ -119,7 +120,7 @@ def _creation(name: str, new: NewVm) -> dict[str, Any]:
     }
 
 
-def _output(vm: Vm, node: str, found: dict[str, Any]) -> dict[str, Any]:
+def _output(vm: Vm, node: str, found: dict[str, Any]) -> VmSeen:
     return {
         "host": vm.host,
         "node": node,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pulumi
 
@@ -17,6 +17,7 @@ from homelab.resources import command as remote
 from homelab.resources.boot_verification import BootVerification
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
+from homelab.shapes import BootedCard, BootedFunction, BootedHost, BootSeen, CardPlan, DeviceSeen, IommuOutput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,8 @@ class HostReboot(pulumi.ComponentResource):
     ``boot`` (BootVerification); ``driver``, as it was given.
     """
 
-    host: pulumi.Output[dict[str, Any]]
-    boot: pulumi.Output[dict[str, Any]]
+    host: pulumi.Output[BootedHost]
+    boot: pulumi.Output[BootSeen]
 
     def __init__(self, name: str, args: HostRebootArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:HostReboot", name, {}, opts)
@@ -99,15 +100,19 @@ class HostReboot(pulumi.ComponentResource):
         return cls(name, dataclasses.replace(args, driver=driver, flavour=flavour), opts)
 
 
-def _stack_output(values: dict[str, Any]) -> dict[str, Any]:
-    devices = values["devices"]
-    gpus = {
-        name: {
-            **gpu,
-            "functions": [{**function, **devices.get(function["address"], {})} for function in gpu["functions"]],
-        }
-        for name, gpu in values["gpus"].items()
+def _stack_output(values: dict[str, Any]) -> BootedHost:
+    devices: dict[str, DeviceSeen] = values["devices"]
+    cards: dict[str, CardPlan] = values["gpus"]
+    gpus: dict[str, BootedCard] = {
+        name: {**card, "functions": _functions(card, devices)} for name, card in cards.items()
     }
     # What an older version left in a state as kernelLog is all that the kernel said, healthy lines that read as errors among it.
-    iommu = {"groups": values["iommu"]["groups"], "kernelLog": values["iommu"].get("trouble", [])}
+    iommu: IommuOutput = {"groups": values["iommu"]["groups"], "kernelLog": values["iommu"].get("trouble", [])}
     return {"kernel": values["kernel"], "bootId": values["boot_id"], "iommu": iommu, "gpus": gpus}
+
+
+def _functions(card: CardPlan, devices: dict[str, DeviceSeen]) -> list[BootedFunction]:
+    """What the booted host made of a card's functions."""
+    return [
+        cast("BootedFunction", {**function, **devices.get(function["address"], {})}) for function in card["functions"]
+    ]

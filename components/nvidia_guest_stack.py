@@ -22,6 +22,7 @@ from homelab.resources.host_probe import HostProbe
 from homelab.resources.nvidia import GuestReboot, NvidiaSystem, NvidiaVerification
 from homelab.resources.system import System
 from homelab.settings import Container, Host, Vm
+from homelab.shapes import StackInUse, VmSeen
 from homelab.stack import Refusal
 
 from .gpu_lxc import GpuLxc
@@ -72,7 +73,7 @@ class NvidiaGuestStackArgs:
 class NvidiaGuestStack(pulumi.ComponentResource):
     """Outputs: ``result`` (contract.Nvidia). ``boot``: what ``reboot`` made."""
 
-    result: pulumi.Output[dict[str, Any]]
+    result: pulumi.Output[StackInUse]
     boot: HostReboot
 
     def __init__(self, name: str, args: NvidiaGuestStackArgs, opts: pulumi.ResourceOptions | None = None) -> None:
@@ -192,7 +193,7 @@ def on_host(name: str, host: Host, probe: HostProbe) -> System | None:
         host.address,
         host.nvidia,
         (probe,),
-        passed=probe.gpus.apply(lambda gpus: sorted(str(gpu["slot"]) for gpu in gpus.values() if gpu["use"] == "vm")),
+        passed=probe.gpus.apply(lambda gpus: sorted(gpu["slot"] for gpu in gpus.values() if gpu["use"] == "vm")),
     )
 
 
@@ -214,9 +215,9 @@ def in_vm(name: str, vm: Vm, host: Host, gpu_vm: GpuVm) -> System | None:
     )
 
 
-def _address(name: str, vm: dict[str, Any]) -> str:
-    if vm["state"] == "running" and vm["address"]:
-        return str(vm["address"])
+def _address(name: str, vm: VmSeen) -> str:
+    if vm["state"] == "running" and (address := vm.get("address")):
+        return address
     found = f"VM {int(vm['vmid'])} is {vm['state']}" if vm["state"] != "running" else "its guest agent named none"
     raise Refusal(
         HomelabError(

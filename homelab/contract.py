@@ -20,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from homelab.errors import HomelabError
 from homelab.later import later
 from homelab.settings import Settings
+from homelab.shapes import BootedHost, ContainerSeen, StackInUse, VmSeen
 
 if TYPE_CHECKING:
     from homelab.show import result
@@ -34,7 +35,7 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
+WholeNumber = Annotated[int, BeforeValidator(_whole)]
 
 
 class _Part(BaseModel):
@@ -50,7 +51,7 @@ class Function(_Part):
     subsystem: str
     class_code: str = Field(alias="class")
     driver: str = Field(description="the kernel driver that has it; empty: none")
-    iommu_group: Whole | None = Field(None, alias="iommuGroup")
+    iommu_group: WholeNumber | None = Field(None, alias="iommuGroup")
 
 
 class Bar(_Part):
@@ -90,7 +91,7 @@ class GpuOutput(_Part):
     )
     use: Literal["vm", "lxc", "host"] = Field(description="who it is for")
     functions: list[Function]
-    iommu_group: Whole | None = Field(None, alias="iommuGroup")
+    iommu_group: WholeNumber | None = Field(None, alias="iommuGroup")
     mapping: str | None = Field(
         None, description="id of its PCI mapping in Proxmox VE; null where it isn't offered to VMs"
     )
@@ -102,7 +103,7 @@ class GpuOutput(_Part):
 class Iommu(_Part):
     """What the running kernel made of it."""
 
-    groups: Whole = Field(description="how many there are; 0: it is off")
+    groups: WholeNumber = Field(description="how many there are; 0: it is off")
     kernel_log: list[str] = Field(
         alias="kernelLog",
         description="the kernel's lines about it that tell of something wrong; none on a healthy host",
@@ -149,7 +150,7 @@ class VmOutput(_Part):
 
     host: str = Field(description="by its name in `hosts`")
     node: str
-    vmid: Whole
+    vmid: WholeNumber
     name: str = Field(description="its name in Proxmox VE")
     state: Literal["running", "stopped"] = Field(description="as the last change left it")
     gpus: list[str] = Field(description="cards, by their names in the host's gpus")
@@ -162,10 +163,10 @@ class ContainerOutput(_Part):
 
     host: str = Field(description="by its name in `hosts`")
     node: str
-    ctid: Whole
+    ctid: WholeNumber
     name: str = Field(description="its name in Proxmox VE")
     state: Literal["running", "stopped"] = Field(description="as the last change left it")
-    gpus: list[Whole] = Field(description="the driver's numbers of its cards: N of /dev/nvidiaN")
+    gpus: list[WholeNumber] = Field(description="the driver's numbers of its cards: N of /dev/nvidiaN")
     nodes: list[str] = Field(description="devices that were opened in it; none where it was off")
     method: Literal["device", "mount-entry", "mixed"] | None = Field(
         None, description="how its configuration gives it the devices; null: it has none"
@@ -176,7 +177,7 @@ class ContainerOutput(_Part):
 class Outputs(_Part):
     """All outputs of a stack."""
 
-    version: Whole = Field(description="of the contract", json_schema_extra={"const": VERSION})
+    version: WholeNumber = Field(description="of the contract", json_schema_extra={"const": VERSION})
     hosts: dict[str, HostOutput]
     vms: dict[str, VmOutput]
     containers: dict[str, ContainerOutput] = {}
@@ -242,11 +243,11 @@ def without_nulls(found: Any) -> Any:
 
 def outputs(
     settings: Settings,
-    hosts: dict[str, pulumi.Output[dict[str, Any]]],
+    hosts: dict[str, pulumi.Output[BootedHost]],
     tests: dict[str, pulumi.Output[dict[str, Any]]],
-    vms: dict[str, pulumi.Output[dict[str, Any]]],
-    containers: dict[str, pulumi.Output[dict[str, Any]]],
-    stacks: dict[str, pulumi.Output[dict[str, Any]]],
+    vms: dict[str, pulumi.Output[VmSeen]],
+    containers: dict[str, pulumi.Output[ContainerSeen]],
+    stacks: dict[str, pulumi.Output[StackInUse]],
     words: dict[str, pulumi.Output[str]],
 ) -> dict[str, Any]:
     """What a program exports, from what its components put out.
@@ -272,7 +273,7 @@ def outputs(
             }
         return {**found, "node": host.node or name, "gpus": gpus}
 
-    def with_stack(place: str, value: pulumi.Output[dict[str, Any]]) -> pulumi.Output[dict[str, Any]]:
+    def with_stack(place: str, value: pulumi.Output[Any]) -> pulumi.Output[dict[str, Any]]:
         both = pulumi.Output.all(value, stacks.get(place))
         return both.apply(lambda found: without_nulls({**found[0], "nvidia": found[1]}))
 

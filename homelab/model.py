@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
 
 # Without this, pydantic looks through every installed package for plugins, at each start.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 from pydantic import BaseModel, ConfigDict  # noqa: E402
-
-# What runs containers. (Here, since the data is read by those alone who plan with it.)
-Runtime = Literal["docker", "containerd", "podman"]
 
 
 def camel(name: str) -> str:

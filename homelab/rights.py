@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from homelab.vm.creation import configuration
 
 if TYPE_CHECKING:
-    from homelab.settings import Host, NewContainer, NewVm, Vm
+    from homelab.settings import Host, NewContainerSettings, NewVm, Vm
 
 # The name that docs/by-hand.md gives its role; another one where that is not the role to change.
 ROLE = "Homelab"
@@ -101,7 +101,7 @@ def of_new_vm(name: str, vmid: int, new: NewVm) -> Needs:
     return needs
 
 
-def of_new_container(ctid: int, config: Iterable[str], new: NewContainer) -> Needs:
+def of_new_container(ctid: int, config: Iterable[str], new: NewContainerSettings) -> Needs:
     """What making a container, and removing it, takes. ``config``: the options that it is made with."""
     return {
         f"/vms/{ctid}": {
@@ -160,7 +160,7 @@ def described(needs: Needs) -> str:
 
 # -- who has what ------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Entry:
+class AclEntry:
     """An access control list's entry. ``kind``: user, group or token."""
 
     path: str
@@ -171,16 +171,16 @@ class Entry:
 
 
 @dataclass
-class Access:
+class Permissions:
     """/etc/pve/user.cfg, as far as rights go. ``separated``: tokens with privilege separation; ``groups``: name -> users."""
 
     roles: dict[str, set[str]] = field(default_factory=dict)
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[AclEntry] = field(default_factory=list)
     separated: dict[str, bool] = field(default_factory=dict)
     groups: dict[str, set[str]] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, text: str) -> Access:
+    def parse(cls, text: str) -> Permissions:
         """Lines of fields between colons, the first of which says what it is. Others, such as pools, are passed over."""
         made = cls()
         for line in text.splitlines():
@@ -193,7 +193,7 @@ class Access:
                 made.groups[fields[0]] = {name for name in fields[1].split(",") if name}
             elif kind == "acl" and len(fields) > 3:
                 made.entries += [
-                    Entry(fields[1], fields[0] == "1", _kind(who), who.removeprefix("@"), role)
+                    AclEntry(fields[1], fields[0] == "1", _kind(who), who.removeprefix("@"), role)
                     for who in fields[2].split(",")
                     for role in fields[3].split(",")
                     if who and role
@@ -201,16 +201,16 @@ class Access:
         return made
 
     def subjects(self, identity: str) -> list[tuple[str, str]]:
-        """Whose entries count for somebody: kind and name."""
+        """Whose entries count for a user or token: kind and name."""
         user, _, token = identity.partition("!")
         if token and self.separated.get(identity, True):
             return [("token", identity), ("user", user)]
         return [("user", user)]
 
-    def counting(self, kind: str, who: str, path: str) -> list[Entry]:
-        """The entries that decide what somebody may on a path; none where there are none."""
+    def counting(self, kind: str, who: str, path: str) -> list[AclEntry]:
+        """The entries that decide what a user or token may do on a path; none where there are none."""
         groups = {name for name, users in self.groups.items() if kind == "user" and who in users}
-        found: list[Entry] = []
+        found: list[AclEntry] = []
         for above in _paths_to(path):
             here = [e for e in self.entries if e.path == above and (e.propagate or above == path)]
             own = [e for e in here if (e.kind, e.who) == (kind, who)]
@@ -218,7 +218,7 @@ class Access:
         return found
 
     def has(self, kind: str, who: str, path: str) -> set[str] | None:
-        """What somebody may on a path by roles that were made here; None: by a role of Proxmox VE's own, whose privileges it doesn't say."""
+        """What a user or token may do on a path by roles that people made; None: by a built-in role, whose privileges /etc/pve/user.cfg doesn't have."""
         entries = self.counting(kind, who, path)
         if any(entry.role not in self.roles for entry in entries):
             return None
@@ -235,7 +235,7 @@ def _paths_to(path: str) -> list[str]:
 
 
 # -- what to do --------------------------------------------------------------------------------------------------------
-def advice(access: Access | None, identity: str, lacking: Needs) -> str:
+def advice(access: Permissions | None, identity: str, lacking: Needs) -> str:
     """What to do so that nothing of ``lacking`` is missing, and nothing else changes.
 
     :param access: None: it couldn't be read.
@@ -252,7 +252,7 @@ def advice(access: Access | None, identity: str, lacking: Needs) -> str:
 
 
 def commands(
-    access: Access,
+    access: Permissions,
     identity: str,
     lacking: Needs,
     *,
@@ -285,7 +285,7 @@ def commands(
                 roles.setdefault(ours.role, set()).update(wanted)
                 continue
             # Beside a role that can't be changed, on the same path for the same subject: both count there.
-            beside = entries[0] if entries else Entry(_natural(path), True, kind, who, "")
+            beside = entries[0] if entries else AclEntry(_natural(path), True, kind, who, "")
             role = next(name for name in (ROLE, *(f"{ROLE}{number}" for number in range(2, 99))) if name not in taken)
             roles.setdefault(role, set()).update(wanted)
             command = f"pveum acl modify {beside.path} --{beside.kind}s {_quoted(beside.who)} --roles {role}"
@@ -309,7 +309,7 @@ def _quoted(who: str) -> str:
 
 
 def _natural(path: str) -> str:
-    """Where somebody without any entry is best given one: for all guests, mappings or networks, but for one storage."""
+    """Where a user without any entry is best given one: for all guests, mappings or networks, but for a single storage."""
     for above in ("/vms", "/mapping/pci", "/sdn/zones"):
         if path == above or path.startswith(f"{above}/"):
             return above

@@ -22,8 +22,8 @@ from homelab.init import stacks
 from homelab.init.cards import Card
 from homelab.init.choices import (
     Choices,
+    ChosenVm,
     Guest,
-    NewVm,
     Stack,
     Use,
     free_id,
@@ -428,7 +428,7 @@ class Conversation:
         )
         return Use("lxc", tuple(int(one) for one in ids))
 
-    def _new_vm(self, access: Access, node: str) -> NewVm:
+    def _new_vm(self, access: Access, node: str) -> ChosenVm:
         printed: list[str] = []
         ask = f"pvesh get /nodes/{node}/storage --content images --enabled 1 --output-format json"
         first_contact.carry_out(access.host, [ask], lambda _, said: printed.append(said))
@@ -447,7 +447,7 @@ class Conversation:
             "Storage for its disk", [(one, one) for one in storages], preset
         )
         size = str(self.arguments.disk or self.ask.text("Its disk, in GiB", "64"))
-        return NewVm(name, storage, int(size) if size.isdecimal() else 64)
+        return ChosenVm(name, storage, int(size) if size.isdecimal() else 64)
 
     def _nvidia(self, choices: Choices, facts: HostFacts, found: list[Card], before: Existing) -> None:
         staying = [card for card in found if card.is_nvidia and choices.uses[card.place].kind in ("lxc", "host")]

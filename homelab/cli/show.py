@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def trees(arguments: argparse.Namespace) -> list[tree.Node]:
+def trees(arguments: argparse.Namespace) -> list[tree.TreeNode]:
     """A tree for each host.
 
     :raises HomelabError: the configuration or a host can't be read.

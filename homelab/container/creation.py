@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from homelab.settings import NewContainer
+from homelab.settings import NewContainerSettings
 
 
-def configuration(name: str, new: NewContainer) -> dict[str, str]:
+def configuration(name: str, new: NewContainerSettings) -> dict[str, str]:
     """The parameters of a new container, as the API takes them.
 
     :param name: the container's name in the settings, which is its host name unless ``new`` has one.

@@ -51,8 +51,8 @@ def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driv
     for gpu, about in want.gpus.items():
         if about["use"] == "vm":
             who = f"which {holders[gpu]} has" if gpu in holders else "which is for a VM (use: vm)"
-            taken[str(about["slot"])] = f"is gpus.{gpu}, {who}"
-    names = {str(about["slot"]): gpu for gpu, about in want.gpus.items()}
+            taken[about["slot"]] = f"is gpus.{gpu}, {who}"
+    names = {about["slot"]: gpu for gpu, about in want.gpus.items()}
     for device in graphics:
         if device.slot in taken or _released(device.slot, facts, want):
             continue
@@ -77,7 +77,7 @@ def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driv
 
 def want_slots(want: Wanted, use: str) -> list[str]:
     """The slots of the cards that the settings give that use."""
-    return [str(about["slot"]) for about in want.gpus.values() if about["use"] == use]
+    return [about["slot"] for about in want.gpus.values() if about["use"] == use]
 
 
 def _released(slot: str, facts: HostFacts, want: Wanted) -> bool:
@@ -94,7 +94,7 @@ def numbers(name: str, container: Container, found: DriverCards, want: Wanted) -
     chosen: list[int] = []
     errors: list[HomelabError] = []
     for gpu in container.gpus or []:
-        slot = str(want.gpus[gpu]["slot"]) if gpu in want.gpus else ""
+        slot = want.gpus[gpu]["slot"] if gpu in want.gpus else ""
         if slot in by_slot:
             chosen.append(by_slot[slot])
         else:

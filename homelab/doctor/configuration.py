@@ -254,7 +254,7 @@ def _mode(row: Row) -> int:
 
 
 def _is_closed(row: Row) -> bool:
-    """Can't somebody in no group open it, by its mode? A user or a group that it is given to on purpose is an answer, too."""
+    """Does its mode keep out a user without groups? A node that was given to a user or a group on purpose is not closed."""
     if row.host is None or row.entry is None:
         return False
     given = (row.entry.uid != 0 and _mode(row) & 0o600 == 0o600) or (row.entry.gid != 0 and _mode(row) & 0o060 == 0o060)

@@ -47,7 +47,7 @@ class _Fact(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
 
 
-class Guest(_Fact):
+class KnownGuest(_Fact):
     """A guest of the cluster. ``kind``: vm or lxc; ``node``: where it is; ``pending``: what a VM's next start changes about its devices."""
 
     id: int
@@ -121,7 +121,7 @@ class Extra(_Fact):
     /dev/dri/by-path."""
 
     node: str
-    guests: list[Guest]
+    guests: list[KnownGuest]
     driver: str
     char_devices: str
     nodes: str
@@ -173,7 +173,7 @@ class Reading(_Fact):
         """The container, if it was looked into."""
         return next((one for one in self.extra.containers if one.id == ctid), None)
 
-    def guest(self, number: int) -> Guest | None:
+    def guest(self, number: int) -> KnownGuest | None:
         """What has that id, wherever in the cluster."""
         return next((guest for guest in self.extra.guests if guest.id == number), None)
 

@@ -12,7 +12,7 @@ from homelab.host import gates, kernel_log
 from homelab.host.facts import CardUser
 from homelab.properties import parse as parse_properties
 from homelab.settings import Gpu, Host
-from homelab.vm.config import Card, Wish
+from homelab.vm.config import VmCard, Wish
 from homelab.vm.config import check as check_vm
 
 # In messages about settings, for a card or a VM that they don't have.
@@ -163,14 +163,14 @@ def _guest(
     reading: Reading, vmid: int, config: dict[str, str], options: dict[str, str]
 ) -> tuple[list[Finding], list[str]]:
     """What stands against starting it, by the checks that come before every change to a VM."""
-    wish_cards: list[Card] = []
+    wish_cards: list[VmCard] = []
     users: dict[str, list[CardUser]] = {}
     for key, value in options.items():
         option = parse_properties(key, value)
         for slot in cards.slots_of(reading, key, value):
             mapping = option.get("mapping", "")
             wish_cards.append(
-                Card(
+                VmCard(
                     key,
                     mapping,
                     reading.facts.path_of(slot),

@@ -324,13 +324,13 @@ class HostFacts(_Fact):
     containers: list[SharedWith] = []
     # What this program noted of VMs and mappings (homelab/remote/ledger.py): name -> JSON.
     ledger: dict[str, str] = {}
-    # Copies of files of ours that somebody had edited when they were written anew or taken away.
+    # Copies of this program's files that had been edited by hand when they were written again or removed.
     edits: list[str] = []
     # What the kernel has said since it booted, as far as it matters for cards (homelab/host/kernel_log.py); empty where it was not asked.
     kernel_log: str = ""
     # Cards' functions whose configuration space can't be read: every bit is one.
     lost: list[str] = []
-    # Does VFIO give cards away without interrupt remapping, as somebody has told it (allow_unsafe_interrupts)?
+    # Is VFIO set to give cards away without interrupt remapping (allow_unsafe_interrupts)?
     unsafe_interrupts: bool = False
     # What proxmox-boot-tool warns of.
     boot_warnings: str = ""
@@ -416,7 +416,7 @@ class HostFacts(_Fact):
         return [holder for holder in self.holders if wanted.intersection(holder.devices)]
 
     def bound_by_hand(self) -> set[str]:
-        """Addresses that somebody else's configuration gives to vfio-pci, and that are on it now: ``vfio-pci.ids=`` or modprobe.d.
+        """Addresses that other configuration than this program's gives to vfio-pci, and that are on it now: ``vfio-pci.ids=`` or modprobe.d.
 
         Both are needed: ids alone may never have had an effect, and a driver alone may be what a starting VM left behind.
         """
@@ -437,7 +437,7 @@ class HostFacts(_Fact):
         return found
 
     def who_binds(self, devices: Iterable[Device]) -> list[str]:
-        """Files and words by which somebody else gives these functions to vfio-pci."""
+        """Files and words, not this program's, that give these functions to vfio-pci."""
         ids = {device.id for device in devices}
         files = [path for path, given in self.vfio_files.items() if ids & set(given.lower().split(","))]
         return files + [f"{word} on the kernel command line" for word, given in self._ids_by_word() if ids & given]

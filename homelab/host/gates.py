@@ -310,7 +310,7 @@ def kept(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> list[
 
 
 def by_hand(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
-    """A card that stays with the host isn't bound to vfio-pci by somebody else's configuration, which stays theirs."""
+    """A card that stays with the host isn't bound to vfio-pci by other configuration than this program's, which it leaves alone."""
     bound = [device for device in facts.functions(slot) if device.address in facts.bound_by_hand()]
     if not bound:
         return []

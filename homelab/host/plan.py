@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from homelab.errors import HomelabError, raise_all
 from homelab.host import gates, kernel_log
 from homelab.host.facts import HostFacts, missing_words
 from homelab.settings import Host
+from homelab.shapes import CardPlan
 
 # Drivers that would claim an NVIDIA card. Blacklisted only where none stays with the host, as belt and braces: the binding
 # doesn't need it. nova_core is nouveau's successor (Linux 7.0 on); nvidiafb Proxmox VE blacklists itself.
@@ -21,7 +22,7 @@ class Wanted:
     """What a host is to be.
 
     ``iommu_words``/``vfio_words``: words of the kernel command line, separated by spaces. ``functions``: PCI address ->
-    vendor:device of every function that must be on vfio-pci; those in ``by_hand`` somebody else's configuration puts there.
+    vendor:device of every function that must be on vfio-pci; those in ``by_hand`` are put there by other configuration than this program's.
     ``gpus``: name -> slot, use, functions and group.
     """
 
@@ -29,7 +30,7 @@ class Wanted:
     vfio_words: str
     functions: dict[str, str]
     by_hand: list[str]
-    gpus: dict[str, dict[str, Any]] = field(default_factory=dict)
+    gpus: dict[str, CardPlan] = field(default_factory=dict)
 
     @property
     def words(self) -> str:
@@ -85,7 +86,7 @@ def _vfio_words(facts: HostFacts, ours: dict[str, str], bound: set[str]) -> str:
     return word if gates.nvidia_stays(facts, bound) else f"{word} modprobe.blacklist={NVIDIA_DRIVERS}"
 
 
-def _gpu(facts: HostFacts, host: Host, name: str, slot: str) -> dict[str, Any]:
+def _gpu(facts: HostFacts, host: Host, name: str, slot: str) -> CardPlan:
     return {
         "name": next((facts.model(device) for device in facts.functions(slot) if device.is_display), ""),
         "slot": slot,
@@ -153,7 +154,7 @@ def misplaced(facts: HostFacts, want: Wanted) -> list[str]:
 
 
 def stale(facts: HostFacts, want: Wanted) -> bool:
-    """Must be decided anew: hardware was changed, or somebody took back the binding that they had made by hand."""
+    """Must it be decided again? Hardware was changed, or a binding that was made by hand is gone."""
     return bool(misplaced(facts, want)) or not facts.bound_by_hand().issuperset(want.by_hand)
 
 
@@ -209,7 +210,7 @@ def verify(facts: HostFacts, host: Host, want: Wanted) -> list[HomelabError]:
         )
     errors += _verify_drivers(facts, want)
     if facts.iommu.groups:
-        slots = {name: str(gpu["slot"]) for name, gpu in want.gpus.items() if gpu["use"] == "vm"}
+        slots = {name: gpu["slot"] for name, gpu in want.gpus.items() if gpu["use"] == "vm"}
         for name, slot in slots.items():
             for gate in gates.VERIFIED:
                 errors += gate(facts, name, host.gpus[name], slot)
@@ -287,7 +288,7 @@ class PlannedFile:
 
 # How many lines of a file's diff a plan shows.
 DIFF_LINES = 16
-# How a file changes -> the same in a sentence. Given back: what somebody had there before us; made: from other files.
+# How a file changes -> the same in a sentence. Given back: the file that was there before; made: from other files.
 FILES = {"new": "writes", "changed": "changes", "given back": "gives back", "removed": "removes", "made": "makes anew"}
 
 
@@ -320,7 +321,7 @@ def describe(
             by_hand = ", bound by hand" if device.address in want.by_hand else ""
             lines.append(f"    {device.address} [{device.id}] {device.driver or 'no driver'} -> {then}{by_hand}")
         lines += [f"    {line}" for line in _groups(facts, found["slot"])]
-    slots = {gpu: str(found["slot"]) for gpu, found in want.gpus.items()}
+    slots = {gpu: found["slot"] for gpu, found in want.gpus.items()}
     lines += [f"  note: {said}" for said in gates.remarks(facts, host, slots)]
     lines.append(f"  reboot: {reboot}")
     return "\n".join(lines)

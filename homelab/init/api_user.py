@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 from homelab import rights
-from homelab.rights import Access, Needs
+from homelab.rights import Needs, Permissions
 
 TOKEN = "pulumi"
 _MARK = re.compile(r"homelab init, stack (?P<stack>[^,]+)(?:, role (?P<role>[A-Za-z0-9]+))?")
@@ -77,7 +77,7 @@ def making(stack: str, config: str, needs: Needs, *, has_secret: bool, pve: str)
     """
     name = name_for(stack, config)
     user = next((one for one in users(config) if one.name == name), None)
-    access = Access.parse(config)
+    access = Permissions.parse(config)
     wanted = {path: {rights.least(one.split("|"), pve) for one in names} for path, names in needs.items()}
     given = {path: access.has("user", name, path) or set() for path in wanted}
     lacking = rights.missing(wanted, given)
@@ -115,7 +115,7 @@ class Undoing:
 
 def undoing(stack: str, config: str) -> Undoing:
     """What takes a stack's user away, and its role where nobody else has it. The user, whose comment says what was made, goes last."""
-    access = Access.parse(config)
+    access = Permissions.parse(config)
     commands: list[str] = []
     left: list[str] = []
     mine = [user for user in users(config) if user.stack == stack]

@@ -176,7 +176,7 @@ class Stack:
 
 
 @dataclass(frozen=True)
-class NewVm:
+class ChosenVm:
     """A VM that is to be made. ``size``: GiB; ``memory``: MiB."""
 
     name: str
@@ -197,7 +197,7 @@ class Choices:
     host_stack: Stack | None = None
     guest_stack: Stack | None = None
     over: bool = False
-    new_vm: NewVm | None = None
+    new_vm: ChosenVm | None = None
     vm_stacks: dict[int, dict[str, Any]] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
 
@@ -318,7 +318,7 @@ def _cards_of_guest(entry: Mapping[str, Any], new: list[str], chosen: Mapping[st
     return {"gpus": found} if found != old else None
 
 
-def _creation(new: NewVm) -> dict[str, Any]:
+def _creation(new: ChosenVm) -> dict[str, Any]:
     return {
         "name": new.name,
         "disk": {"storage": new.storage, "size": new.size},

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from homelab.model import Runtime
 from homelab.nvidia.versions import Range, Version, of_kernel, parse
+from homelab.shapes import Runtime
 
 FOLDER = Path(__file__).resolve().parent / "data"
 #: NVIDIA's PCI vendor id.
@@ -82,7 +82,7 @@ class Generation(_Sourced):
         return self.last_branch is not None and branch > self.last_branch
 
 
-class Device(_Sourced):
+class DeviceRow(_Sourced):
     """Cards that came after their generation's first driver: `absent` lacks them, `listed` has them; between, nobody looked."""
 
     cards: dict[DeviceId, str]
@@ -90,7 +90,7 @@ class Device(_Sourced):
     listed: DataVersion
 
 
-class Function(_Sourced):
+class FunctionRow(_Sourced):
     """What else a card shows on the bus."""
 
     kind: str
@@ -213,8 +213,8 @@ class Runfile(_Sourced):
 
 class _Gpus(_Row):
     generations: tuple[Generation, ...]
-    devices: tuple[Device, ...]
-    functions: tuple[Function, ...]
+    devices: tuple[DeviceRow, ...]
+    functions: tuple[FunctionRow, ...]
 
     @model_validator(mode="after")
     def _each_id_once(self) -> Self:
@@ -285,11 +285,11 @@ class Compatibility:
         """The generation of a device id (four hexadecimal digits); None for one that no block has."""
         return next((one for one in self.gpus.generations if one.has(device)), None)
 
-    def device(self, device: str) -> Device | None:
+    def device(self, device: str) -> DeviceRow | None:
         """What is known of this very device id, beyond its generation."""
         return next((row for row in self.gpus.devices if device in row.cards), None)
 
-    def function(self, device: str) -> Function | None:
+    def function(self, device: str) -> FunctionRow | None:
         """What a device id is that is no card's first function."""
         return next((row for row in self.gpus.functions if device in row.ids), None)
 

@@ -10,23 +10,23 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from homelab.errors import HomelabError, raise_all
-from homelab.model import Runtime
 from homelab.nvidia.checks import card_text, least_driver_of_cuda, refusals
 from homelab.nvidia.compatibility import Flavour, Key, Names, Target
 from homelab.nvidia.flavour import Choice, choose
 from homelab.nvidia.request import Driver, Request, SystemFacts, offered_versions
-from homelab.nvidia.versions import Version, flavour_of_kernel, of_kernel, of_package, parse
+from homelab.nvidia.versions import Version, fits, flavour_of_kernel, of_kernel, of_package, parse
+from homelab.shapes import Runtime
 
 __all__ = [
-    "Cuda",
+    "CudaPlan",
     "Plan",
     "AptFile",
-    "Reboot",
+    "RebootPlan",
     "Repository",
     "Request",
-    "Runfile",
+    "RunfilePlan",
     "SystemFacts",
-    "Toolkit",
+    "ToolkitPlan",
     "packages_to_ask_for",
     "plan_stack",
     "refusals",
@@ -57,7 +57,7 @@ class AptFile:
 
 
 @dataclass(frozen=True)
-class Runfile:
+class RunfilePlan:
     """NVIDIA's installer. ``sha256``: without it nothing is run; empty where neither data nor settings know it. ``checksum_url``: where
     NVIDIA publishes it, for people.
     """
@@ -71,7 +71,7 @@ class Runfile:
 
 
 @dataclass(frozen=True)
-class Reboot:
+class RebootPlan:
     """Whether the installed driver takes a reboot; None where only a reading of the system can tell."""
 
     needed: bool | None
@@ -79,7 +79,7 @@ class Reboot:
 
 
 @dataclass(frozen=True)
-class Cuda:
+class CudaPlan:
     """CUDA's toolkit, which brings no driver."""
 
     release: str
@@ -88,7 +88,7 @@ class Cuda:
 
 
 @dataclass(frozen=True)
-class Toolkit:
+class ToolkitPlan:
     """The container toolkit. ``install``: the runtime's own package, empty where it is there already. ``cdi``: where the CDI
     specification goes, empty where the toolkit's service keeps it; it is written anew after each change of the driver.
     """
@@ -123,10 +123,10 @@ class Plan:
     no_recommends: bool
     preferences: AptFile | None
     unattended: AptFile | None
-    run: Runfile | None
-    reboot: Reboot
-    cuda: Cuda | None
-    toolkit: Toolkit | None
+    run: RunfilePlan | None
+    reboot: RebootPlan
+    cuda: CudaPlan | None
+    toolkit: ToolkitPlan | None
     notes: tuple[str, ...]
 
 
@@ -260,18 +260,15 @@ def _modules(row: Names, choice: Choice) -> tuple[str, ...]:
 def _common(request: Request, driver: Driver, packages: tuple[str, ...]) -> Version | None:
     """The newest fitting version that all the packages are offered in: modules and libraries must be of one."""
     offered = request.system.offered or {}
-    each = [{of_package(text) for text in offered[name] if _fits(driver, text)} for name in packages]
+    each = [{of_package(text) for text in offered[name] if fits(of_package(text), driver.wanted)} for name in packages]
     return max((version for version in set.intersection(*each) if version), default=None)
 
 
 def _missing(request: Request, driver: Driver, packages: tuple[str, ...]) -> list[str]:
     offered = request.system.offered or {}
-    return [name for name in packages if not any(_fits(driver, version) for version in offered.get(name, ()))]
-
-
-def _fits(driver: Driver, package_version: str) -> bool:
-    version = of_package(package_version)
-    return version is not None and (version == driver.version if driver.exact else version.major == driver.branch)
+    return [
+        name for name in packages if not any(fits(of_package(text), driver.wanted) for text in offered.get(name, ()))
+    ]
 
 
 def _pinned(request: Request, driver: Driver, name: str) -> str:
@@ -317,7 +314,7 @@ def _no_packages(request: Request, driver: Driver, missing: list[str]) -> Homela
     )
 
 
-def _runfile(request: Request, driver: Driver, choice: Choice | None) -> Runfile:
+def _runfile(request: Request, driver: Driver, choice: Choice | None) -> RunfilePlan:
     """:raises HomelabError: no release of the branch is known, so that there is nothing to download."""
     data = request.data.packaging.runfile
     if not driver.known:
@@ -329,7 +326,7 @@ def _runfile(request: Request, driver: Driver, choice: Choice | None) -> Runfile
         )
     base = request.settings.mirror.run or request.data.packaging.repositories.run
     version = str(driver.version)
-    return Runfile(
+    return RunfilePlan(
         version=version,
         url=f"{base}/{data.url.format(version=version)}",
         sha256=request.run_sha256(version),
@@ -343,7 +340,7 @@ def _runfile(request: Request, driver: Driver, choice: Choice | None) -> Runfile
     )
 
 
-def unpinned(run: Runfile, name: str) -> HomelabError:
+def unpinned(run: RunfilePlan, name: str) -> HomelabError:
     """An installer whose SHA-256 isn't known."""
     return HomelabError(
         wanted=f"{name}: the SHA-256 of NVIDIA's installer {run.version}",
@@ -385,7 +382,7 @@ def _headers(request: Request) -> tuple[str, ...]:
     if newer and (of_kernel(running) or newer.than).numbers[:2] > newer.than.numbers:
         follow = newer.headers_follow
     flavour = flavour_of_kernel(running)
-    # A kernel of somebody's own has no package that follows it.
+    # No package follows a kernel that was built by hand.
     after = (follow.format(flavour=flavour),) if flavour else ()
     return (*(names.headers.format(kernel=kernel) for kernel in kernels), *after)
 
@@ -438,33 +435,33 @@ def _unattended(request: Request, source: str) -> AptFile | None:
     return AptFile("/etc/apt/apt.conf.d/52homelab-nvidia", content)
 
 
-def _reboot(request: Request, driver: Driver, choice: Choice | None) -> Reboot:
+def _reboot(request: Request, driver: Driver, choice: Choice | None) -> RebootPlan:
     system = request.system
     if choice is None:
-        return Reboot(False, "a container has no kernel of its own")
+        return RebootPlan(False, "a container has no kernel of its own")
     if system.nouveau:
-        return Reboot(True, "nouveau has the card, and gives it up at a boot")
+        return RebootPlan(True, "nouveau has the card, and gives it up at a boot")
     if system.loaded is None:
-        return Reboot(None, "only if the loaded module isn't the installed one, or nouveau has the card")
+        return RebootPlan(None, "only if the loaded module isn't the installed one, or nouveau has the card")
     if not system.loaded:
-        return Reboot(False, "no driver has the card: the new module is loaded at once")
+        return RebootPlan(False, "no driver has the card: the new module is loaded at once")
     same = parse(system.loaded) == driver.version and system.loaded_flavour in (None, choice.flavour)
     if same:
-        return Reboot(False, f"{system.loaded} is loaded already")
-    return Reboot(True, f"{system.loaded} is loaded, {driver.text} ({choice.flavour}) will be installed")
+        return RebootPlan(False, f"{system.loaded} is loaded already")
+    return RebootPlan(True, f"{system.loaded} is loaded, {driver.text} ({choice.flavour}) will be installed")
 
 
-def _cuda(request: Request) -> Cuda | None:
+def _cuda(request: Request) -> CudaPlan | None:
     if request.settings.cuda is None:
         return None
     release, data = parse(request.settings.cuda), request.data.cuda
     numbers = {"major": release.numbers[0], "minor": release.numbers[1]}
     package = data.package.format(**numbers)
     exact = f"{package}={release}-*" if len(release.numbers) > 2 else package
-    return Cuda(str(release), (exact,), f"{data.prefix.format(**numbers)}/bin/nvcc")
+    return CudaPlan(str(release), (exact,), f"{data.prefix.format(**numbers)}/bin/nvcc")
 
 
-def _toolkit(request: Request) -> Toolkit | None:
+def _toolkit(request: Request) -> ToolkitPlan | None:
     runtime = request.settings.container_toolkit
     if runtime is None:
         return None
@@ -473,7 +470,7 @@ def _toolkit(request: Request) -> Toolkit | None:
     version = _toolkit_version(request)
     legacy = version is not None and version < data.cdi_since
     in_container = request.target == "lxc"
-    return Toolkit(
+    return ToolkitPlan(
         runtime=runtime,
         packages=tuple(f"{name}={version}-*" for name in data.packages) if version else data.packages,
         install=(data.runtimes[runtime],) if request.settings.docker == "install" and not there else (),

@@ -69,7 +69,7 @@ def describe(
         requests.append(("the host", _of_host(name, host.nvidia, facts, want)))
     for guest, vm in vms.items():
         if vm.nvidia:
-            slots = [str(want.gpus[use.gpu]["slot"]) for use in vm.gpus if use.gpu in want.gpus]
+            slots = [want.gpus[use.gpu]["slot"] for use in vm.gpus if use.gpu in want.gpus]
             cards = tuple(device.id for device in facts.display_devices if device.slot in slots)
             requests.append(
                 (f"VM {vm.vmid} ({guest})", Request("vm", vm.nvidia, SystemFacts(cards=cards), f"vms.{guest}"))
@@ -98,7 +98,7 @@ def system_of(facts: HostFacts, cards: tuple[str, ...]) -> SystemFacts:
 
 
 def _of_host(name: str, stack: Nvidia, facts: HostFacts, want: Wanted) -> Request:
-    passed = {str(gpu["slot"]) for gpu in want.gpus.values() if gpu["use"] == "vm"}
+    passed = {gpu["slot"] for gpu in want.gpus.values() if gpu["use"] == "vm"}
     staying = tuple(device.id for device in facts.display_devices if device.slot not in passed)
     return Request("host", stack, system_of(facts, staying), f"hosts.{name}")
 

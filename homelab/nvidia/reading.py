@@ -11,9 +11,9 @@ from pydantic.alias_generators import to_camel
 from pydantic.types import StringConstraints
 
 from homelab.errors import HomelabError
-from homelab.model import Runtime
 from homelab.nvidia.compatibility import Flavour
 from homelab.nvidia.request import SystemFacts
+from homelab.shapes import Runtime
 
 _Drift = Annotated[str, StringConstraints(pattern=r"^(repository|driver|boot|cuda|toolkit): ")]
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from homelab.model import Runtime
 from homelab.nvidia.compatibility import VENDOR, Branch, Compatibility, Flavour, Generation, Names, Target, load
 from homelab.nvidia.versions import Version, of_package, parse
 from homelab.settings.nvidia import Nvidia
+from homelab.shapes import Runtime
 
 # In which order one is chosen.
 _KINDS = ("LTSB", "PB", "NFB", "legacy")
@@ -57,6 +57,11 @@ class Driver:
     def known(self) -> bool:
         """Whether ``version`` is a release at all."""
         return self.version.numbers[1:] != (_NEWEST,)
+
+    @property
+    def wanted(self) -> Version:
+        """The version, or the branch as one, of which any version will do."""
+        return self.version if self.exact else parse(str(self.branch))
 
     @property
     def text(self) -> str:

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 from homelab.nvidia.compatibility import Target
 from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.request import Request, SystemFacts
+from homelab.settings.nvidia import Nvidia
+from homelab.shapes import SystemState
 
 
-def facts_of(reading: SystemReading, target: Target) -> dict[str, Any]:
+def facts_of(reading: SystemReading, target: Target) -> SystemState:
     """What is known of the system, as the state holds it: nothing that the steps themselves change."""
-    system = dataclasses.asdict(reading.system)
+    system = reading.system
     return {
-        **{
-            key: value for key, value in system.items() if key not in ("offered", "loaded", "loaded_flavour", "nouveau")
-        },
-        "kernels": list(reading.system.kernels or ()) if target == "host" else [reading.system.running],
-        "cards": list(reading.system.cards or ()),
-        "runtimes": sorted(reading.system.runtimes or ()),
+        "distribution": system.distribution,
+        "version": system.version,
+        "architecture": system.architecture,
+        "kernels": list(system.kernels or ()) if target == "host" else [system.running or ""],
+        "running": system.running,
+        "secure_boot": system.secure_boot,
+        "mok_enrolled": system.mok_enrolled,
+        "cards": list(system.cards or ()),
+        "host_driver": system.host_driver,
+        "runtimes": sorted(system.runtimes or ()),
+        "unprivileged": system.unprivileged,
     }
 
 
 def request_of(
-    target: Target, name: str, facts: dict[str, Any], stack: Any, offered: dict[str, list[str]] | None = None
+    target: Target, name: str, facts: SystemState, stack: Nvidia, offered: dict[str, list[str]] | None = None
 ) -> Request:
     """What `nvidia.plan` plans.
 
@@ -33,11 +37,18 @@ def request_of(
     :param stack: the settings.
     :param offered: package -> versions, once the repositories are there.
     """
-    known = {
-        **facts,
-        "kernels": tuple(facts["kernels"]),
-        "cards": tuple(facts["cards"]),
-        "runtimes": frozenset(facts["runtimes"]),
-        "offered": None if offered is None else {name: tuple(versions) for name, versions in offered.items()},
-    }
-    return Request(target, stack, SystemFacts(**known), name)
+    system = SystemFacts(
+        distribution=facts.get("distribution"),
+        version=facts.get("version"),
+        architecture=facts.get("architecture"),
+        kernels=tuple(facts["kernels"]),
+        running=facts.get("running"),
+        secure_boot=facts.get("secure_boot"),
+        mok_enrolled=facts.get("mok_enrolled"),
+        cards=tuple(facts["cards"]),
+        host_driver=facts.get("host_driver"),
+        runtimes=frozenset(facts["runtimes"]),
+        unprivileged=facts["unprivileged"],
+        offered=None if offered is None else {name: tuple(versions) for name, versions in offered.items()},
+    )
+    return Request(target, stack, system, name)

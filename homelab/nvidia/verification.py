@@ -16,12 +16,13 @@ from typing import Any
 
 from homelab.errors import HomelabError
 from homelab.host.kernel_log import since_loaded
-from homelab.model import Runtime
 from homelab.nvidia.compatibility import VENDOR, Compatibility, Flavour, Target, load
 from homelab.nvidia.flavour import allowed_by_card
 from homelab.nvidia.plan import Plan
 from homelab.nvidia.request import Request
 from homelab.nvidia.symptoms import Context, recognise
+from homelab.nvidia.versions import fits, of_package, parse
+from homelab.shapes import CardInUse, Runtime, StackInUse
 
 # Of `timeout`, and of a shell that finds no such program.
 _TIMED_OUT, _NO_PROGRAM = 124, 127
@@ -117,7 +118,7 @@ class _Part:
 
 def judge(
     result: Mapping[str, Any], wanted: Expected, data: Compatibility | None = None
-) -> tuple[dict[str, Any], list[HomelabError]]:
+) -> tuple[StackInUse, list[HomelabError]]:
     """The stack's output of a system, and all that isn't as wanted; the output holds what was seen in either case.
 
     :param result: the script's answer.
@@ -129,12 +130,15 @@ def judge(
     cards = _cards(smi.output) if smi.works else []
     nvcc = parts["nvcc"]
     release = _release(nvcc) if nvcc else None
-    output = {
+    passed = {key: None if part is None else _passed(key, part) for key, part in parts.items() if key in _MARKS}
+    output: StackInUse = {
         "driver": cards[0]["driver"] if cards else result.get("loaded") or None,
         "flavour": result.get("flavour") or None,
-        "gpus": [{key: value for key, value in card.items() if key not in ("driver", "device")} for card in cards],
+        "gpus": [_in_use(card) for card in cards],
         "cuda": release,
-        **{key: None if part is None else _passed(key, part) for key, part in parts.items() if key in _MARKS},
+        "program": passed["program"],
+        "container": passed["container"],
+        "uvm": passed["uvm"],
     }
     errors = list(_errors(result, wanted, parts, cards, release, data or load()))
     return output, _once(errors)
@@ -159,6 +163,16 @@ def _cards(output: str) -> list[dict[str, str | None]]:
         texts = {name: values.get(heading, "[N/A]").strip() for heading, name in _COLUMNS.items()}
         found.append({name: None if text.startswith("[") else text for name, text in texts.items()})
     return [{**card, "device": _device(card["device"]), "address": _address(card["address"])} for card in found]
+
+
+def _in_use(card: Mapping[str, str | None]) -> CardInUse:
+    return {
+        "name": card["name"],
+        "uuid": card["uuid"],
+        "memory": card["memory"],
+        "address": card["address"],
+        "computeCapability": card["computeCapability"],
+    }
 
 
 def _address(text: str | None) -> str | None:
@@ -350,7 +364,7 @@ def _driver_and_cards(
     wanted: Expected, result: Mapping[str, Any], cards: Sequence[Mapping[str, str | None]], data: Compatibility
 ) -> Iterator[HomelabError]:
     driver = cards[0]["driver"] or str(result.get("loaded") or "")
-    if wanted.driver and not _is(driver, wanted.driver):
+    if wanted.driver and not fits(of_package(driver), parse(wanted.driver)):
         yield HomelabError(
             wanted=f"{wanted.name}: driver {wanted.driver}",
             found=f"{driver} is in use",
@@ -366,11 +380,6 @@ def _driver_and_cards(
             next="reboot it, then `pulumi up --refresh`, which installs those that are wanted",
         )
     yield from _models(wanted, cards, data)
-
-
-def _is(version: str, wanted: str) -> bool:
-    """Whether a version is the wanted one, or of the wanted branch."""
-    return version == wanted or (wanted.isdigit() and version.startswith(f"{wanted}."))
 
 
 def _models(wanted: Expected, cards: Sequence[Mapping[str, str | None]], data: Compatibility) -> Iterator[HomelabError]:

@@ -36,6 +36,16 @@ def parse(text: str) -> Version:
     return Version(tuple(int(number) for number in text.split(".")), text)
 
 
+def fits(version: Version | None, wanted: Version) -> bool:
+    """Is a driver's version the wanted one, or, where a branch is wanted (580), of that branch? None, no version, fits nothing.
+
+    The scripts decide the same on a system (`fits` in remote_scripts/lib/driver.sh); a table of cases holds both to it.
+    """
+    if version is None:
+        return False
+    return version == wanted if len(wanted.numbers) > 1 else version.major == wanted.major
+
+
 def of_kernel(release: str) -> Version | None:
     """The version in a kernel's release (``uname -r``): 6.17.13 of 6.17.13-2-pve; None where there is none."""
     match = _DOTTED.match(release)

@@ -10,8 +10,8 @@ from homelab.provider.base import OutputsT, Work
 from homelab.remote import ssh
 from homelab.remote.proxmox.api import Api
 from homelab.remote.proxmox.machine import Machine, Policy
-from homelab.resources.base import NodeInputs, Shutdown
-from homelab.rights import Access
+from homelab.resources.base import NodeInputs, ShutdownInputs
+from homelab.rights import Permissions
 
 # What a refresh has read already in this process, by host and path: several resources look at the same VM. Only `read` uses it; a
 # change always reads anew.
@@ -36,10 +36,10 @@ class ApiWork(Work[NodeT, OutputsT]):
             )
         return Api(host, inputs.node, access=lambda: self._access(inputs))
 
-    def _access(self, inputs: NodeT) -> Access | None:
+    def _access(self, inputs: NodeT) -> Permissions | None:
         """Who may what on the node, for advice on a right that is missing; None: it can't be read."""
         try:
-            return Access.parse(asyncio.run(ssh.read(self.host(inputs), guests=True)).cluster.users)
+            return Permissions.parse(asyncio.run(ssh.read(self.host(inputs), guests=True)).cluster.users)
         except HomelabError:
             return None
 
@@ -78,6 +78,6 @@ def stays(inputs: _Made, config: dict[str, str], kind: str, adopted: list[str]) 
     return f"{adopted[0]} adopts it" if adopted else None
 
 
-def policy(shutdown: Shutdown) -> Policy:
+def policy(shutdown: ShutdownInputs) -> Policy:
     """How a VM is shut down."""
     return Policy(shutdown.timeout, shutdown.otherwise)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from homelab.errors import HomelabError, UnreachableError
 from homelab.host.facts import HostFacts
+from homelab.provider.plain import Properties
 from homelab.provider.typed import read_as, written
 from homelab.remote import guard, ssh
 from homelab.remote.guard import RefusedError
@@ -36,7 +37,7 @@ _READING = threading.Lock()
 _SILENT: set[str] = set()
 _SAYING = threading.Lock()
 
-# How long after a reboot of ours a guest that it stopped is started again; later, that it is off is somebody's wish.
+# How long after this program's reboot a guest that it stopped is started again. Later, the guest is off because a person wants it so.
 REBOOT_SECONDS = 3600
 
 # Hosts that could not be reached to be held: they aren't tried again for each resource.
@@ -48,7 +49,7 @@ class GoneError(Exception):
 
 
 def stopped_by_us(vmid: int, boot: Boot, known: Boot | None) -> bool:
-    """Has a reboot of ours stopped the guest, just now?
+    """Did this program's reboot stop the guest, just now?
 
     :param known: the boot of the host when the guest was last seen to; None: never.
     """
@@ -56,7 +57,7 @@ def stopped_by_us(vmid: int, boot: Boot, known: Boot | None) -> bool:
 
 
 @dataclass(frozen=True)
-class Stack:
+class StackTexts:
     """The stack's configuration, as the engine hands it to the provider: texts, some of them JSON. No part of it is in a resource's state."""
 
     texts: Mapping[str, str]
@@ -86,7 +87,7 @@ class Work(Generic[InputsT, OutputsT]):
 
     def __init__(self, texts: Mapping[str, str]) -> None:
         """``texts``: the stack's configuration."""
-        self.stack = Stack(texts)
+        self.stack = StackTexts(texts)
 
     # -- what a resource has of its own ----------------------------------------------------------------------------
     def id(self, inputs: InputsT) -> str:
@@ -109,7 +110,7 @@ class Work(Generic[InputsT, OutputsT]):
         """Undoes it. An act has nothing to undo; but its host is held then, and a run's last act is the first that a `destroy` deletes."""
 
     # -- what the engine asks for ----------------------------------------------------------------------------------
-    def created(self, properties: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    def created(self, properties: Properties) -> tuple[str, Properties]:
         """Inputs -> the resource's id and state."""
         inputs = self._inputs(properties)
 
@@ -119,7 +120,7 @@ class Work(Generic[InputsT, OutputsT]):
 
         return self.id(inputs), {**properties, **written(self._in_time("create", properties, done))}
 
-    def updated(self, state: dict[str, Any], properties: dict[str, Any]) -> dict[str, Any]:
+    def updated(self, state: Properties, properties: Properties) -> Properties:
         """The state so far and inputs -> the new state."""
         inputs, had, outputs = self._inputs(properties), self._inputs(state), self._outputs(state)
 
@@ -129,7 +130,7 @@ class Work(Generic[InputsT, OutputsT]):
 
         return {**properties, **written(self._in_time("update", properties, done))}
 
-    def refreshed(self, state: dict[str, Any]) -> dict[str, Any] | None:
+    def refreshed(self, state: Properties) -> Properties | None:
         """The state so far -> as it is; None: the resource isn't there any more."""
         inputs, outputs = self._inputs(state), self._outputs(state)
         try:
@@ -165,7 +166,7 @@ class Work(Generic[InputsT, OutputsT]):
             "--refresh needs no host",
         ) from error
 
-    def deleted(self, state: dict[str, Any]) -> None:
+    def deleted(self, state: Properties) -> None:
         """Undoes it."""
         inputs, outputs = self._inputs(state), self._outputs(state)
 
@@ -180,11 +181,11 @@ class Work(Generic[InputsT, OutputsT]):
         what = f"{name}: {verb} of {self.resource.__name__}"
         return limits.ended_in_time(what, self.seconds(properties), do)
 
-    def _inputs(self, properties: dict[str, Any]) -> InputsT:
+    def _inputs(self, properties: Properties) -> InputsT:
         found: InputsT = read_as(self.resource.Inputs, properties)
         return found
 
-    def _outputs(self, state: dict[str, Any]) -> OutputsT:
+    def _outputs(self, state: Properties) -> OutputsT:
         found: OutputsT = read_as(self.resource.Outputs, state)
         return found
 

@@ -75,7 +75,7 @@ def said_by_kernel(facts: HostFacts, name: str, want: plan.Wanted) -> list[Homel
     """What is wrong with a card since the boot; what need not stop anybody is told."""
     found = kernel_log.of_host(facts, name) if want.functions else []
     for gpu, about in want.gpus.items():
-        functions = [str(function["address"]) for function in about["functions"]]
+        functions = [function["address"] for function in about["functions"]]
         found += kernel_log.of_card(facts, f"{name}, gpus.{gpu}", functions)
     for trouble in found:
         if not trouble.stops:

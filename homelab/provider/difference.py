@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-Change = Literal["add", "delete", "update"]
+DifferenceKind = Literal["add", "delete", "update"]
 
 
-def differences(old: Any, new: Any, path: str = "") -> dict[str, Change]:
+def differences(old: Any, new: Any, path: str = "") -> dict[str, DifferenceKind]:
     """Property paths with what happened there, the deepest places that differ. A key whose value is None is none.
 
     :param old: plain values; ``new``: the same, which a preview may not know yet.
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        found: dict[str, Change] = {}
+        found: dict[str, DifferenceKind] = {}
         for key in [*old, *(key for key in new if key not in old)]:
             had, has = old.get(key), new.get(key)
             where = _joined(path, str(key))

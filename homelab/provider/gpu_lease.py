@@ -8,7 +8,7 @@ from homelab.provider.api import ApiWork, policy
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.errors import NotThereError
 from homelab.resources.gpu_lease import GpuLease
-from homelab.vm.config import Card, Change, noted_of
+from homelab.vm.config import Change, VmCard, noted_of
 
 
 class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
@@ -26,7 +26,7 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
         return outputs if had.vmid is not None else self.create(inputs)
 
     def delete(self, inputs: GpuLease.Inputs, outputs: GpuLease.Outputs) -> None:
-        """Takes the card out of its VM, unless somebody else had put it there. On destroy that has been done already."""
+        """Takes the card out of its VM, unless this program did not put it there. On destroy that has been done already."""
         if inputs.vmid is None or inputs.shutdown is None or outputs.by_hand:
             return
 
@@ -42,7 +42,7 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
             return
 
     def _by_hand(self, inputs: GpuLease.Inputs) -> bool:
-        """Has somebody given the VM the card already? A VM that is yet to be made has not; what is noted on the host was us."""
+        """Does the VM have the card already, and not from this program? A VM that is yet to be made has none; the host's notes tell what this program gave."""
         if inputs.vmid is None:
             return False
         try:
@@ -61,5 +61,5 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
 
 def _options_with(config: dict[str, str], inputs: GpuLease.Inputs) -> list[str]:
     """The hostpci options by which a VM has the card."""
-    card = Card("", inputs.mapping, inputs.slot)
+    card = VmCard("", inputs.mapping, inputs.slot)
     return [key for key, value in config.items() if key.startswith("hostpci") and card.is_in(key, value)]

@@ -39,7 +39,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         host, vms, containers = self.host(inputs), self.stack.vms(inputs.host), self.stack.containers(inputs.host)
         found = asyncio.run(planning.planned(inputs.host, host, vms, containers))
         # Also for those who skip the preview: what a reboot stops is said before anything is changed.
-        slots = {gpu: str(about["slot"]) for gpu, about in found.want.gpus.items()}
+        slots = {gpu: about["slot"] for gpu, about in found.want.gpus.items()}
         for said in gates.remarks(found.facts, host, slots):
             tell(f"{inputs.host}: note: {said}")
         tell(f"{inputs.host}: reboot: {found.reboot}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 
-from homelab.errors import UnreachableError
+from homelab.errors import HomelabError, UnreachableError
 from homelab.nvidia import reading
 from homelab.nvidia.plan import plan_stack
 from homelab.nvidia.reading import SystemReading
@@ -78,8 +78,14 @@ class NvidiaSystemWork(SystemWork[SystemInputs, NvidiaSystem.Outputs]):
         if inputs.target != "vm":
             guard.hold(inputs.host, self.host(inputs))
         stack = self.wanted_stack(inputs)
-        patience = stack.timeouts.reboot if stack else 0
-        facts = facts_of(asyncio.run(self.read_system_in_time(inputs, patience)), inputs.target)
+        if stack is None:
+            raise HomelabError(
+                wanted=f"homelab:{inputs.system_name}.nvidia in the stack's configuration",
+                found="it is missing",
+                why="it says what is to be installed there",
+                next="put it back, or run `pulumi up` to give NVIDIA's stack there up",
+            )
+        facts = facts_of(asyncio.run(self.read_system_in_time(inputs, stack.timeouts.reboot)), inputs.target)
         request = request_of(inputs.target, inputs.system_name, facts, stack)
         for note in plan_stack(request).notes:  # or all that stands against it
             tell(f"{inputs.system_name}: {note}")

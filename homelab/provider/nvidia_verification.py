@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from homelab.errors import raise_all
 from homelab.nvidia import verification
 from homelab.provider.systems import SystemWork
 from homelab.remote import scripts
 from homelab.resources.nvidia import NvidiaVerification
+from homelab.shapes import StackInUse
 from homelab.text import tell
 
 # What a script's own time limit leaves for the connection and the answer, in seconds.
@@ -24,7 +24,7 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
     def create(self, inputs: NvidiaVerification.Inputs) -> NvidiaVerification.Outputs:
         return NvidiaVerification.Outputs(result=asyncio.run(self._verified(inputs)))
 
-    async def _verified(self, inputs: NvidiaVerification.Inputs) -> dict[str, Any]:
+    async def _verified(self, inputs: NvidiaVerification.Inputs) -> StackInUse:
         stack = self.wanted_stack(inputs)
         if inputs.target == "vm" and stack is not None:
             # It may have been started a moment ago.
@@ -33,6 +33,6 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
             answer = scripts.answer(await run("verify", inputs.script))
         result, errors = verification.judge(answer, verification.Expected(**inputs.wanted))
         raise_all(errors)
-        cards = ", ".join(card["name"] for card in result["gpus"])
-        tell(f"{inputs.system_name}: verified from inside: {cards}, driver {result['driver']}")
+        cards = ", ".join(card.get("name") or "a card without a name" for card in result["gpus"])
+        tell(f"{inputs.system_name}: verified from inside: {cards}, driver {result.get('driver')}")
         return result

@@ -79,7 +79,7 @@ class PciMappingRecordWork(ApiWork[PciMappingRecord.Inputs, PciMappingRecord.Out
             before = _ours(mapping["map"], inputs.node, inputs.path)
         except NotThereError:
             known = False
-        # Without an entry of this card there is none of ours: what may be noted of an earlier one is over.
+        # Without an entry of this card, this program has none: what is noted of an earlier one no longer counts.
         about = {"before": before, "known": known}
         noted = asyncio.run(_noted(self.host(inputs), inputs, about, keep=before is not None))
         return PciMappingRecord.Outputs(before=noted["before"] or "", known=noted["known"])
@@ -113,7 +113,7 @@ def _parsed(entry: str) -> dict[str, str]:
 
 
 def _equal(one: str, other: str) -> bool:
-    """The same entry? A description of it is somebody's own. A slot's first function, where the other has the slot, is the card, too:
+    """The same entry? Its description doesn't count: people write it. A slot's first function, where the other has the slot, is the card, too:
     the one that a person chose.
     """
     first, second = _parsed(one), _parsed(other)
@@ -136,7 +136,7 @@ def _make(api: Api, inputs: PciMapping.Inputs) -> None:
 
 
 def _made(api: Api, inputs: PciMapping.Inputs) -> bool:
-    """Makes a mapping that wasn't there a moment ago; False where somebody, or a run of ours that was killed, was faster."""
+    """Makes a mapping that wasn't there a moment ago; False where another client, or a run of this program that was killed, was faster."""
     try:
         _make(api, inputs)
     except UnansweredError:
@@ -149,7 +149,7 @@ def _made(api: Api, inputs: PciMapping.Inputs) -> bool:
 
 
 def _write(api: Api, inputs: PciMapping.Inputs, old_path: str | None) -> None:
-    """Puts the entry in. Somebody else's change in between is read anew, once."""
+    """Puts the entry in. If the mapping is changed meanwhile, it is read again, once."""
     try:
         _write_once(api, inputs, old_path)
     except (ChangedMeanwhileError, UnansweredError):
@@ -190,7 +190,7 @@ def _require_free(inputs: PciMapping.Inputs, others: list[str]) -> None:
 
 
 def _remove(api: Api, inputs: PciMapping.Inputs) -> None:
-    """Takes the entry away, or puts back the one that stood there; somebody's own is left alone."""
+    """Takes the entry away, or puts back the one that was there before; any other entry is left alone."""
     name, before = inputs.mapping, inputs.before
     path, wanted = f"cluster/mapping/pci/{name}", f"to remove {inputs.node}'s entry from the PCI mapping {name}"
     try:

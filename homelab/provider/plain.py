@@ -13,6 +13,9 @@ from typing import Any, Final
 from pulumi.provider.experimental.property_value import Computed, PropertyValue
 from pulumi.runtime.rpc import UNKNOWN as _SENTINEL
 
+#: A resource's properties, or a part of them, as the engine has them: JSON, whose form the declaration of each resource knows.
+Properties = dict[str, Any]
+
 
 class Unknown:
     """What a preview doesn't know yet. It is equal to nothing, not even to itself."""
@@ -43,7 +46,7 @@ def plain(value: PropertyValue) -> Any:
     return found
 
 
-def plain_map(values: Mapping[str, PropertyValue]) -> dict[str, Any]:
+def plain_map(values: Mapping[str, PropertyValue]) -> Properties:
     """The same for a resource's properties."""
     return {key: plain(one) for key, one in values.items()}
 

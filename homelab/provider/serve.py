@@ -1,7 +1,7 @@
 """Answers the engine: between its calls and the work on resources.
 
-The SDK's provider interface (pulumi.provider.experimental) is used with a servicer of ours, for errors that are said as they are, and
-with an end of ours: when the engine is killed, the provider ends with it, and with that every connection to a host.
+The SDK's provider interface (pulumi.provider.experimental) is used with a servicer that says errors as they are. The
+provider also ends by itself: when the engine is killed, the provider ends with it, and with that every connection to a host.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from homelab import __version__, text
 from homelab.errors import HomelabError
 from homelab.provider import log
 from homelab.provider.difference import differences, top
-from homelab.provider.plain import UNKNOWN, plain_map, valued_map
+from homelab.provider.plain import UNKNOWN, Properties, plain_map, valued_map
 from homelab.provider.registry import WORK, work_of
 from homelab.resources.base import DECLARED, Resource
 
@@ -57,7 +57,7 @@ class Homelab(sdk.Provider):
         self._threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="work")
 
     async def get_schema(self, request: sdk.GetSchemaRequest) -> sdk.GetSchemaResponse:
-        resources: dict[str, Any] = {resource.token(): {} for resource in WORK}
+        resources: Properties = {resource.token(): {} for resource in WORK}
         return sdk.GetSchemaResponse(json.dumps({"name": "homelab", "version": __version__, "resources": resources}))
 
     async def check_config(self, request: sdk.CheckRequest) -> sdk.CheckResponse:
@@ -152,7 +152,7 @@ def _declared(kind: str) -> type[Resource]:
     return DECLARED[kind.rpartition("$")[2]]
 
 
-def _foreseen(resource: type[Resource], inputs: dict[str, Any]) -> dict[str, Any]:
+def _foreseen(resource: type[Resource], inputs: Properties) -> Properties:
     """A resource as a preview knows it: nothing of what it will put out."""
     return {**dict.fromkeys(resource.output_names(), UNKNOWN), **inputs}
 

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
+from homelab.provider.plain import Properties
+
 T = TypeVar("T")
 
 
@@ -21,6 +23,6 @@ def read_as(kind: type[T], properties: Mapping[str, Any]) -> T:
     return found
 
 
-def written(found: Any) -> dict[str, Any]:
+def written(found: Any) -> Properties:
     """A dataclass as properties."""
     return dataclasses.asdict(found)

@@ -15,8 +15,9 @@ from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.resources.vm_record import VmRecord
 from homelab.settings import Host
+from homelab.shapes import Record
 from homelab.text import tell
-from homelab.vm.config import Card, Record, Wish, check, drift, identity, noted_of, recorded, strings, undo
+from homelab.vm.config import VmCard, Wish, check, drift, identity, noted_of, recorded, strings, undo
 
 
 class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
@@ -132,7 +133,7 @@ def wish_of(inputs: VmRecord.Inputs, *, may_replace_raw: bool, facts: HostFacts 
     return Wish(
         inputs.vm,
         inputs.vmid,
-        [Card(**card, called=facts.card(str(card["slot"])) if facts else "") for card in inputs.cards],
+        [VmCard(**card, called=facts.card(str(card["slot"])) if facts else "") for card in inputs.cards],
         inputs.machine,
         inputs.display,
         inputs.shared_onboot,

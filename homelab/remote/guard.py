@@ -62,7 +62,7 @@ def hold(name: str, host: Host) -> None:
 def hold_on(name: str, host: Host) -> None:
     """Holds ``host`` again where this process has held it, and lost it since (its machine slept, the way to the host was cut), or was refused.
 
-    Somebody else may have changed the host meanwhile, and be at it still. Arguments and errors as of `hold`.
+    Another run may have changed the host meanwhile, and may still be at work. Arguments and errors as of `hold`.
     """
     if name in _GUARDS:
         hold(name, host)

@@ -31,7 +31,7 @@ def of_mapping(node: str, mapping: str) -> str:
 
 
 def found(ledger: Mapping[str, str], name: str) -> dict[str, Any] | None:
-    """What is noted under that name. A note that can't be read is none: it is written anew, by rename, so this is somebody's edit."""
+    """What is noted under that name. A note that can't be read counts as none: notes are written whole, so it was edited by hand."""
     try:
         note = json.loads(ledger.get(name, ""))
     except ValueError:

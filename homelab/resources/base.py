@@ -33,7 +33,7 @@ class NodeInputs(HostInputs):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shutdown:
+class ShutdownInputs:
     """How a guest is shut down: ``timeout`` in seconds; what happens ``otherwise`` (settings.Shutdown)."""
 
     timeout: int
@@ -46,12 +46,12 @@ class VmInputs(NodeInputs):
 
     vm: str
     vmid: int
-    shutdown: Shutdown
+    shutdown: ShutdownInputs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Boot:
-    """A boot of the host: the guests that a reboot of ours ``stopped``, and when (``at``, in seconds since 1970)."""
+    """A boot of the host: the guests that this program's reboot ``stopped``, and when (``at``, in seconds since 1970)."""
 
     id: str
     stopped: list[int]
@@ -68,6 +68,9 @@ class Resource(pulumi.CustomResource):
 
     ``replaced_by``: inputs whose change makes another one; ``ignored``: inputs whose change is no reason to do anything, since they
     only say how; ``asks_for_update``: outputs that ask for an update when there is something in them, such as drift.
+
+    An output whose parts have a shape (homelab/shapes.py) is annotated below `if TYPE_CHECKING`: Pulumi compares each value with its annotation
+    while a program runs, and knows no typed dictionaries.
 
     No output is ever null: what is null in the state comes back from a refresh as not known, and would change whatever takes it.
 

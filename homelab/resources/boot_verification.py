@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pulumi
 
 from homelab.remote import scripts
 from homelab.resources.base import Act, HostInputs
 from homelab.resources.base import Boot as BootOfHost
+from homelab.shapes import BootSeen, CardPlan, DeviceSeen, IommuSeen
 
 
 class BootVerification(Act):
@@ -23,7 +24,7 @@ class BootVerification(Act):
         iommu_words: str
         vfio_words: str
         functions: dict[str, str]
-        gpus: dict[str, Any]
+        gpus: dict[str, CardPlan]
         generation: dict[str, int]
 
     @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,8 @@ class BootVerification(Act):
 
         kernel: str
         boot_id: str
-        iommu: dict[str, Any]
-        devices: dict[str, dict[str, Any]]
+        iommu: IommuSeen
+        devices: dict[str, DeviceSeen]
         boot: BootOfHost
 
     @classmethod
@@ -43,6 +44,7 @@ class BootVerification(Act):
 
     kernel: pulumi.Output[str]
     boot_id: pulumi.Output[str]
-    iommu: pulumi.Output[dict[str, Any]]
-    devices: pulumi.Output[dict[str, Any]]
-    boot: pulumi.Output[dict[str, Any]]
+    if TYPE_CHECKING:
+        iommu: pulumi.Output[IommuSeen]
+        devices: pulumi.Output[dict[str, DeviceSeen]]
+        boot: pulumi.Output[BootSeen]

@@ -13,6 +13,7 @@ from typing import Any
 import pulumi
 
 from homelab.resources.base import Boot, NodeInputs, Probe
+from homelab.shapes import CardPlan
 
 
 class ContainerProbe(Probe):
@@ -28,7 +29,7 @@ class ContainerProbe(Probe):
         container: str
         ctid: int
         wanted: dict[str, Any]
-        gpus: dict[str, Any]
+        gpus: dict[str, CardPlan]
         boot: Boot
         instance: str
 

@@ -1,4 +1,4 @@
-"""ContainerVerification: a look from inside a container, once what gives it its cards is in force.
+"""ContainerVerification: a look from inside a container, once its configuration gives it its cards.
 
 What is wrong is said device by device, and the diagnosis (`python -m homelab doctor container ID`) is part of the message.
 """

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from homelab.resources.base import NodeInputs, Resource, Shutdown
+from homelab.resources.base import NodeInputs, Resource, ShutdownInputs
 
 
 class GpuLease(Resource):
@@ -28,7 +28,7 @@ class GpuLease(Resource):
         slot: str
         vm: str | None = None
         vmid: int | None = None
-        shutdown: Shutdown | None = None
+        shutdown: ShutdownInputs | None = None
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:

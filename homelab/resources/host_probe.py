@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 
 from homelab.resources.base import HostInputs, Probe
+from homelab.shapes import CardPlan
 
 if TYPE_CHECKING:
     from homelab.settings import Host
@@ -35,7 +36,7 @@ class HostProbe(Probe):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """``functions``: address -> vendor:device; ``by_hand``: addresses; ``gpus``: name -> slot, path, use, functions, iommuGroup;
+        """``functions``: address -> vendor:device; ``by_hand``: addresses; ``gpus``: name -> the card;
         ``generation``: layer -> how often it drifted; ``stale``: does the plan no longer fit the hardware?
         """
 
@@ -43,7 +44,7 @@ class HostProbe(Probe):
         vfio_words: str
         functions: dict[str, str]
         by_hand: list[str]
-        gpus: dict[str, Any]
+        gpus: dict[str, CardPlan]
         generation: dict[str, int]
         stale: bool
 
@@ -51,7 +52,8 @@ class HostProbe(Probe):
     vfio_words: pulumi.Output[str]
     functions: pulumi.Output[dict[str, str]]
     by_hand: pulumi.Output[list[str]]
-    gpus: pulumi.Output[dict[str, Any]]
+    if TYPE_CHECKING:
+        gpus: pulumi.Output[dict[str, CardPlan]]
     generation: pulumi.Output[dict[str, int]]
     stale: pulumi.Output[bool]
 

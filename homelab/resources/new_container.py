@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pulumi
 
-from homelab.resources.base import NodeInputs, Owned, Shutdown
+from homelab.resources.base import NodeInputs, Owned, ShutdownInputs
 
 
 class NewContainer(Owned):
@@ -29,7 +29,7 @@ class NewContainer(Owned):
         secret_config: dict[str, str] = field(default_factory=dict)
         protect: bool
         mark: str
-        shutdown: Shutdown
+        shutdown: ShutdownInputs
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:

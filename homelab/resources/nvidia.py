@@ -13,11 +13,12 @@ is recognised by its text and answered with the cause and the remedy.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pulumi
 
 from homelab.resources.base import Act, HostInputs, Probe
+from homelab.shapes import StackInUse, SystemState
 
 # What the steps leave on a system, in the order in which they do.
 LAYERS = ("repository", "driver", "boot", "cuda", "toolkit")
@@ -45,13 +46,14 @@ class NvidiaSystem(Probe):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """``facts``: fields of `nvidia.request.System`; ``generation``: layer -> how often it drifted."""
+        """``facts``: what the stack is planned from; ``generation``: layer -> how often it drifted."""
 
-        facts: dict[str, Any]
+        facts: SystemState
         generation: dict[str, int]
         stale: bool
 
-    facts: pulumi.Output[dict[str, Any]]
+    if TYPE_CHECKING:
+        facts: pulumi.Output[SystemState]
     generation: pulumi.Output[dict[str, int]]
 
 
@@ -98,6 +100,7 @@ class NvidiaVerification(Act):
     class Outputs:
         """``result``: as the stack puts it out (contract.Nvidia)."""
 
-        result: dict[str, Any]
+        result: StackInUse
 
-    result: pulumi.Output[dict[str, Any]]
+    if TYPE_CHECKING:
+        result: pulumi.Output[StackInUse]

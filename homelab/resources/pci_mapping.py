@@ -5,7 +5,7 @@ on it. One resource owns one entry of the mapping: the one of its node. Entries 
 flags, stay as they are; the mapping goes with its last entry.
 
 What stood there before is in the state, as PciMappingRecord's, before anything is written: a run that is killed right after its
-request can't take its own entry for somebody's.
+request knows that the entry is its own.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class PciMapping(Owned):
 
 class PciMappingRecord(Resource):
     """What a card's entry was before we wrote ours. It is noted on the host as well (homelab/remote/ledger.py), so that a stack whose
-    state was lost doesn't take our own entry for somebody's.
+    state was lost knows this program's entry.
 
     A card that is in another slot now has the same mapping, and what that was at first is still what comes back.
     """

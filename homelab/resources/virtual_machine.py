@@ -14,7 +14,7 @@ from homelab.resources.base import Owned, VmInputs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Disk:
+class DiskInputs:
     """``size`` in GiB."""
 
     storage: str
@@ -32,7 +32,7 @@ class VirtualMachine(Owned):
 
         config: dict[str, str]
         secret_config: dict[str, str] = field(default_factory=dict)
-        disk: Disk
+        disk: DiskInputs
         image: str | None = None
         template: int | None = None
         protect: bool

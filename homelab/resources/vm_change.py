@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import pulumi
 
 from homelab.resources.base import Resource, VmInputs
+from homelab.shapes import Record
 
 
 class VmChange(Resource):
@@ -20,8 +20,8 @@ class VmChange(Resource):
     class Inputs(VmInputs):
         """``address``: the guest's; `agent`: it is asked."""
 
-        record: dict[str, Any]
-        restore: dict[str, Any]
+        record: Record
+        restore: Record
         running: bool
         generation: int
         power: str

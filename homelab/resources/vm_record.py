@@ -9,11 +9,12 @@ still is as we set it, with a shutdown and a start if the VM runs.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pulumi
 
 from homelab.resources.base import Boot, Owned, VmInputs
+from homelab.shapes import Record
 
 
 class VmRecord(Owned):
@@ -25,7 +26,7 @@ class VmRecord(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(VmInputs):
-        """``cards``: fields of `vm.config.Card`; ``instance``: of a VM that was made here; ``goes_away``: is the VM itself deleted next?"""
+        """``cards``: fields of `vm.config.VmCard`; ``instance``: of a VM that was made here; ``goes_away``: is the VM itself deleted next?"""
 
         cards: list[dict[str, Any]]
         machine: str | None = None
@@ -40,15 +41,16 @@ class VmRecord(Owned):
     class Outputs:
         """``record``, ``restore``: key -> ours, before; ``running``: is it to run again?; ``generation``: raised by each update."""
 
-        record: dict[str, Any]
-        restore: dict[str, Any]
+        record: Record
+        restore: Record
         running: bool
         generation: int
         guest_name: str
         drift: list[str] = field(default_factory=list)
 
-    record: pulumi.Output[dict[str, Any]]
-    restore: pulumi.Output[dict[str, Any]]
+    if TYPE_CHECKING:
+        record: pulumi.Output[Record]
+        restore: pulumi.Output[Record]
     running: pulumi.Output[bool]
     generation: pulumi.Output[int]
     guest_name: pulumi.Output[str]

@@ -3,9 +3,12 @@
 Pulumi hands over what `Pulumi.<stack>.yaml` holds under `homelab:`; `parse` turns it into `Settings`.
 """
 
-from homelab.settings.access import Api, Ssh
-from homelab.settings.container import Container, Features, NewContainer, assigned_numbers
-from homelab.settings.host import Gpu, Host, Iommu, Timeouts
+import warnings
+from typing import Any
+
+from homelab.settings.access import ApiAccess, Ssh
+from homelab.settings.container import Container, Features, NewContainerSettings, assigned_numbers
+from homelab.settings.host import Gpu, Host, IommuSettings, Timeouts
 from homelab.settings.nvidia import Nvidia
 from homelab.settings.parsing import load_host, parse
 from homelab.settings.paths import project
@@ -13,15 +16,15 @@ from homelab.settings.vm import CloudInit, Disk, NewVm, Shutdown, Vm, VmGpu
 from homelab.settings.whole import Settings
 
 __all__ = [
-    "Api",
+    "ApiAccess",
     "CloudInit",
     "Container",
     "Disk",
     "Features",
     "Gpu",
     "Host",
-    "Iommu",
-    "NewContainer",
+    "IommuSettings",
+    "NewContainerSettings",
     "NewVm",
     "Nvidia",
     "Settings",
@@ -35,3 +38,14 @@ __all__ = [
     "parse",
     "project",
 ]
+
+# Names of version 1.0 -> what they are called now.
+_OLD_NAMES = {"Api": "ApiAccess", "Iommu": "IommuSettings", "NewContainer": "NewContainerSettings"}
+
+
+def __getattr__(name: str) -> Any:
+    """A class under the name that it had in version 1.0: other projects may still import it so."""
+    if name not in _OLD_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"homelab.settings.{name} is called {_OLD_NAMES[name]} now", DeprecationWarning, stacklevel=2)
+    return globals()[_OLD_NAMES[name]]

@@ -100,7 +100,7 @@ class Ssh(Model):
             ) from error
 
 
-class Api(Model):
+class ApiAccess(Model):
     """How the Proxmox VE API is reached. Log in with `token` and `tokenSecret`, or with `user` and `password`. Exactly one of `caFile`,
     `fingerprint` and `publicCa` says how the host's certificate is checked."""
 

@@ -44,7 +44,7 @@ class Features(Model):
         return self.keyctl or self.fuse
 
 
-class NewContainer(Model):
+class NewContainerSettings(Model):
     """A container that the program creates. It is deleted again by `pulumi destroy`."""
 
     template: Template
@@ -106,7 +106,7 @@ class Container(Model):
     """How it is shut down when a change needs a restart."""
     nvidia: Nvidia | None = None
     """NVIDIA's libraries inside it, of exactly the version of the host's driver."""
-    create: NewContainer | None = None
+    create: NewContainerSettings | None = None
     """Create the container with these properties, instead of adopting an existing one."""
 
     @field_validator("gpu_assignment", mode="before")

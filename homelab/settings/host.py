@@ -8,16 +8,16 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import field_validator, model_validator
 
 from homelab.model import Model
-from homelab.settings.access import Api, Ssh
+from homelab.settings.access import ApiAccess, Ssh
 from homelab.settings.nvidia import Nvidia
 from homelab.settings.types import (
-    Function,
+    FunctionAddress,
     GuestId,
     InWords,
     Name,
     NetworkAddress,
     NodeName,
-    Place,
+    PciPlace,
     Plain,
     Seconds,
 )
@@ -31,7 +31,7 @@ def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
-class Iommu(Model):
+class IommuSettings(Model):
     """Words on the kernel command line that switch the IOMMU on."""
 
     enable: bool | None = None
@@ -45,11 +45,11 @@ class Gpu(Model):
 
     match: Annotated[Plain | None, InWords("vendor:device, such as 10de:2b85")] = None
     """The id of the card's graphics function, as `lspci -nn` prints it."""
-    address: Place | None = None
+    address: PciPlace | None = None
     """The card's slot, such as `0000:01:00`, or the address of its graphics function. See [what a card is](day-two.md#what-a-card-is)."""
     use: Literal["vm", "lxc", "host"] = "vm"
     """`vm`: vfio-pci gets the card, and a VM can have it. `lxc` and `host`: the card stays with the host's driver."""
-    allow_group_members: list[Function] = []
+    allow_group_members: list[FunctionAddress] = []
     """Functions in the card's IOMMU group that may leave the host together with the card. What carries the host's own disks or network
     never goes, whatever is listed here."""
     allow_console: bool = False
@@ -132,11 +132,11 @@ class Host(Model):
     """Where the host is reached."""
     ssh: Ssh
     """How the host is reached over SSH."""
-    api: Api | None = None
+    api: ApiAccess | None = None
     """How the Proxmox VE API is reached. Needed where cards go to VMs, or guests are created."""
     node: NodeName | None = None
     """The node's name in Proxmox VE. By default the host's name in these settings."""
-    iommu: Iommu = Iommu()
+    iommu: IommuSettings = IommuSettings()
     """What the kernel command line says about the IOMMU."""
     gpus: dict[Name, Gpu] = {}
     """The host's cards, each under a name of your choice."""

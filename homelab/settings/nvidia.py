@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, field_validator
 
-from homelab.model import Model, Runtime
+from homelab.model import Model
 from homelab.settings.types import InWords, Proxy, Seconds, Sha256, WebAddress, matching, plain
+from homelab.shapes import Runtime
 
 _DRIVER = re.compile(r"[0-9]{3}(?:\.[0-9]{2,3}(?:\.[0-9]{2})?)?")
 _CUDA = re.compile(r"[0-9]{1,2}\.[0-9]{1,2}(?:\.[0-9])?")
@@ -46,7 +47,7 @@ class Mirror(Model):
     """In place of `https://download.nvidia.com/XFree86`."""
 
 
-class Timeouts(Model):
+class NvidiaTimeouts(Model):
     """How long the steps of NVIDIA's stack may take."""
 
     lock: Seconds = 600
@@ -87,7 +88,7 @@ class Nvidia(Model):
     [known ones](nvidia.md#nvidias-installer)."""
     proxy: Proxy | None = None
     """A proxy for downloads: `http://HOST:PORT`, with `USER:PASSWORD@` before the host where it asks for them; then as an encrypted value."""
-    timeouts: Timeouts = Timeouts()
+    timeouts: NvidiaTimeouts = NvidiaTimeouts()
     """How long the steps may take."""
     on_destroy: Literal["keep", "purge"] = "keep"
     """`purge`: `pulumi destroy` removes exactly what was added. `keep`: it stays."""

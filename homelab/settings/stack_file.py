@@ -68,7 +68,7 @@ def misspelt(keys: Iterable[str]) -> list[str]:
 
 
 def check(whole: Any, file: str) -> None:
-    """Passes a file whose every key somebody reads.
+    """Accepts a file if every key in it is read by the program.
 
     :param whole: the file, as YAML has it.
     :param file: its name, for the message.

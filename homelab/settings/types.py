@@ -291,8 +291,8 @@ def _name(value: str) -> str:
 
 
 Name = Annotated[str, InWords("name"), AfterValidator(_name)]
-Place = Annotated[str, InWords("PCI address"), AfterValidator(_place)]
-Function = Annotated[str, InWords("PCI address of a function"), AfterValidator(_function)]
+PciPlace = Annotated[str, InWords("PCI address"), AfterValidator(_place)]
+FunctionAddress = Annotated[str, InWords("PCI address of a function"), AfterValidator(_function)]
 # pve-node (Proxmox VE, PVE::JSONSchema).
 NodeName = Annotated[
     str,

@@ -11,7 +11,7 @@ from homelab.host import names
 
 
 @dataclass(frozen=True, order=True)
-class Guest:
+class ShownGuest:
     """Who has a card. ``kind``: VM, container or host; ``id``: its number, 0 for the host itself."""
 
     kind: str
@@ -25,7 +25,7 @@ class Guest:
 
 
 @dataclass(frozen=True)
-class Card:
+class ShownCard:
     """``place``: its slot, or what the settings find it by; ``called``: host/names.py; ``group``: its IOMMU group, in words; ``beside``: what
     else is in that; ``driver``: of its first function; ``guests``: who has it, by configuration."""
 
@@ -34,7 +34,7 @@ class Card:
     group: str
     beside: tuple[str, ...] = ()
     driver: str = ""
-    guests: tuple[Guest, ...] = ()
+    guests: tuple[ShownGuest, ...] = ()
 
 
 def group_of(number: int | None, there_are_some: bool) -> str:
@@ -43,7 +43,7 @@ def group_of(number: int | None, there_are_some: bool) -> str:
     return "no IOMMU group" if there_are_some else "no IOMMU group yet (the IOMMU is off)"
 
 
-def of_outputs(outputs: Mapping[str, Any], host: str) -> list[Card]:
+def of_outputs(outputs: Mapping[str, Any], host: str) -> list[ShownCard]:
     """A host's cards as its stack last put them out, for who can't read the host; none where it has put out nothing.
 
     :param outputs: homelab/contract.py; ``host``: the host's name in the settings.
@@ -51,20 +51,20 @@ def of_outputs(outputs: Mapping[str, Any], host: str) -> list[Card]:
     found = []
     for name, gpu in (outputs.get("hosts", {}).get(host) or {}).get("gpus", {}).items():
         vms = [
-            Guest("VM", int(one["vmid"]), str(one["name"]))
+            ShownGuest("VM", int(one["vmid"]), str(one["name"]))
             for one in outputs.get("vms", {}).values()
             if one["host"] == host and name in one["gpus"]
         ]
         containers = [
-            Guest("container", int(one["ctid"]), str(one["name"]))
+            ShownGuest("container", int(one["ctid"]), str(one["name"]))
             for one in outputs.get("containers", {}).values()
             if one["host"] == host and gpu["use"] == "lxc" and _shares(one, gpu)
         ]
         functions = gpu.get("functions") or [{}]
         group = gpu.get("iommuGroup")
-        guests = (*vms, *containers, *([Guest("host", 0)] if gpu["use"] == "host" else []))
+        guests = (*vms, *containers, *([ShownGuest("host", 0)] if gpu["use"] == "host" else []))
         about = (str(gpu["slot"]), names.of_output(gpu), group_of(None if group is None else int(group), True))
-        found.append(Card(*about, (), str(functions[0].get("driver") or "no driver"), guests))
+        found.append(ShownCard(*about, (), str(functions[0].get("driver") or "no driver"), guests))
     return found
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from homelab.show.tree import Kind, Node
+from homelab.show.tree import NodeKind, TreeNode
 from homelab.text import clean
 
-_SHAPES: dict[Kind, tuple[str, str]] = {
+_SHAPES: dict[NodeKind, tuple[str, str]] = {
     "host": ("[[", "]]"), "group": ("([", "])"), "card": ("[", "]"), "guest": ("(", ")"), "other": (">", "]"),
 }  # fmt: skip
 # Readable on a light and on a dark page.
@@ -20,13 +20,13 @@ _CLASSES = {
 _PLAIN = frozenset(" .,:/[]()→…_'-−+~")
 
 
-def text(trees: Sequence[Node]) -> str:
+def text(trees: Sequence[TreeNode]) -> str:
     """The flowchart, without the fence around it."""
     lines = ["flowchart LR"]
     marked: dict[str, list[str]] = {}
     number = 0
 
-    def add(node: Node, parent: str) -> None:
+    def add(node: TreeNode, parent: str) -> None:
         nonlocal number
         name = f"n{number}"
         number += 1

@@ -10,7 +10,7 @@ from homelab.host import gates, names
 from homelab.host.classes import NVIDIA
 from homelab.host.facts import HostFacts
 from homelab.settings import Container, Host, Vm
-from homelab.show.cards import Card, Guest, group_of
+from homelab.show.cards import ShownCard, ShownGuest, group_of
 
 VFIO = "vfio-pci"
 THE_DRIVER = "the host's driver"
@@ -18,7 +18,7 @@ THE_DRIVER = "the host's driver"
 NOT_READ = "IOMMU group not read"
 
 
-def of_reading(facts: HostFacts, host: Host, node: str) -> list[Card]:
+def of_reading(facts: HostFacts, host: Host, node: str) -> list[ShownCard]:
     """NVIDIA's cards and those of the settings, as they are now.
 
     :param node: the host's name in Proxmox VE.
@@ -28,12 +28,12 @@ def of_reading(facts: HostFacts, host: Host, node: str) -> list[Card]:
     return [_read(facts, slot, node) for slot in sorted(every)]
 
 
-def _read(facts: HostFacts, slot: str, node: str) -> Card:
+def _read(facts: HostFacts, slot: str, node: str) -> ShownCard:
     functions = facts.functions(slot)
     shown = next((one for one in functions if one.is_display), functions[0])
-    users = [Guest("VM", user.vmid, user.name) for user in facts.users_of(slot, node)]
-    users += [Guest("container", one.id, one.values.get("hostname", "")) for one in facts.containers_with(slot)]
-    return Card(
+    users = [ShownGuest("VM", user.vmid, user.name) for user in facts.users_of(slot, node)]
+    users += [ShownGuest("container", one.id, one.values.get("hostname", "")) for one in facts.containers_with(slot)]
+    return ShownCard(
         slot,
         facts.card(slot),
         group_of(shown.group, bool(facts.iommu.groups)),
@@ -47,9 +47,9 @@ def wanted(
     host: Host,
     vms: Mapping[str, Vm],
     containers: Mapping[str, Container],
-    now: list[Card],
+    now: list[ShownCard],
     facts: HostFacts | None = None,
-) -> list[Card]:
+) -> list[ShownCard]:
     """The same as the settings want it: cards that they don't name stay as they are.
 
     :param vms: those of this host, by name; ``containers``: the same.
@@ -63,21 +63,21 @@ def _wanted(
     host: Host,
     vms: Mapping[str, Vm],
     containers: Mapping[str, Container],
-    now: list[Card],
+    now: list[ShownCard],
     slots: Mapping[str, str],
     facts: HostFacts | None,
-) -> list[Card]:
+) -> list[ShownCard]:
     found = {card.place: card for card in now}
     for gpu, about in host.gpus.items():
         place = slots.get(gpu) or about.address or f"gpus.{gpu}"
-        before = found.get(place) or Card(place, _unread(about.match, place, gpu), NOT_READ)
-        guests = [Guest("VM", vm.vmid, name) for name, vm in vms.items() if any(use.gpu == gpu for use in vm.gpus)]
+        before = found.get(place) or ShownCard(place, _unread(about.match, place, gpu), NOT_READ)
+        guests = [ShownGuest("VM", vm.vmid, name) for name, vm in vms.items() if any(use.gpu == gpu for use in vm.gpus)]
         guests += [
-            Guest("container", one.ctid, name)
+            ShownGuest("container", one.ctid, name)
             for name, one in containers.items()
             if _takes(one, gpu, place, about.use, facts)
         ]
-        guests += [Guest("host", 0)] if about.use == "host" else []
+        guests += [ShownGuest("host", 0)] if about.use == "host" else []
         known = {guest: guest for guest in before.guests}
         others = [guest for guest in before.guests if guest.kind == "container" and about.use == "lxc"]
         found[place] = dataclasses.replace(
@@ -94,8 +94,8 @@ def wanted_of_outputs(
     host: Host,
     vms: Mapping[str, Vm],
     containers: Mapping[str, Container],
-    now: list[Card],
-) -> list[Card]:
+    now: list[ShownCard],
+) -> list[ShownCard]:
     """The same for who can't read the host: a card is where the stack's outputs have it by its name in the settings.
 
     :param name: the host's; ``now``: `cards.of_outputs`.

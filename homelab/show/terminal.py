@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from homelab.show.tree import Mark, Node
+from homelab.show.tree import Mark, TreeNode
 from homelab.text import clean
 
 _STYLES: dict[Mark, str] = {"stays": "", "new": "bold green", "gone": "red", "changes": "yellow"}
@@ -46,14 +46,14 @@ def _console(width: int | None, colours: bool | None) -> Console:
     return Console(width=width, force_terminal=colours, no_color=colours is False or None, highlight=False)
 
 
-def _drawn(node: Node) -> Text:
+def _drawn(node: TreeNode) -> Text:
     return Text(clean(node.line), style=_STYLES[node.mark] or _KINDS.get(node.kind, ""))
 
 
-def _tree(node: Node) -> Tree:
+def _tree(node: TreeNode) -> Tree:
     tree = Tree(_drawn(node), guide_style="dim")
 
-    def add(parent: Tree, children: Sequence[Node]) -> None:
+    def add(parent: Tree, children: Sequence[TreeNode]) -> None:
         for child in children:
             add(parent.add(_drawn(child)), child.children)
 
@@ -61,7 +61,7 @@ def _tree(node: Node) -> Tree:
     return tree
 
 
-def text(trees: Sequence[Node], *, width: int | None = None, colours: bool | None = None) -> str:
+def text(trees: Sequence[TreeNode], *, width: int | None = None, colours: bool | None = None) -> str:
     """Lines for a terminal.
 
     :param width: in columns; None: as wide as this terminal. ``colours``: None: where this is one, and wants them (NO_COLOR).
@@ -88,7 +88,7 @@ def table(
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def picture(trees: Sequence[Node], title: str, form: str) -> str:
+def picture(trees: Sequence[TreeNode], title: str, form: str) -> str:
     """The same as a file's text.
 
     :param form: svg or html.

@@ -13,15 +13,14 @@ from typing import Any
 from homelab.errors import HomelabError, unlocking
 from homelab.host.facts import CardUser
 from homelab.properties import overlap, parse, same
+from homelab.shapes import Record
 
 # PVE::QemuServer::PCI: hostpci0 to hostpci15.
 SLOTS = 16
 
-Record = dict[str, dict[str, str | None]]
-
 
 @dataclass(frozen=True)
-class Card:
+class VmCard:
     """One card for a VM. ``mapping``: the mapping's id; ``slot``: where it is, ``0000:01:00``, or its functions, joined by ``;``,
     where it shares its slot with others.
     """
@@ -34,7 +33,7 @@ class Card:
     pcie: bool = True
     romfile: str | None = None
     by_address: bool = False
-    # As messages call it (host/names.py), where somebody has read the host.
+    # As messages call it (host/names.py), where the host was read.
     called: str = field(default="", compare=False)
 
     @property
@@ -58,7 +57,7 @@ class Wish:
 
     vm: str
     vmid: int
-    cards: list[Card]
+    cards: list[VmCard]
     machine: str | None = None
     display: str = "keep"
     shared_onboot: bool = False
@@ -105,10 +104,10 @@ def wanted(config: dict[str, str], wish: Wish, record: Record) -> dict[str, str]
     return found
 
 
-def _hostpci_keys(config: dict[str, str], cards: list[Card], record: Record) -> dict[str, Card]:
+def _hostpci_keys(config: dict[str, str], cards: list[VmCard], record: Record) -> dict[str, VmCard]:
     """The number of each card: the one it has, or had, else the lowest that is free."""
     hostpci = {key: value for key, value in config.items() if key.startswith("hostpci")}
-    chosen: dict[str, Card] = {}
+    chosen: dict[str, VmCard] = {}
     for card in cards:
         had = [key for key, entry in record.items() if entry.get("slot") == card.slot]
         had += [key for key, value in hostpci.items() if card.is_in(key, value)]
@@ -146,7 +145,7 @@ def _balloons(config: dict[str, str]) -> bool:
 def recorded(config: dict[str, str], wish: Wish, record: Record) -> tuple[Record, Record]:
     """The new record, and what of the old one is to be given back.
 
-    What already is as wanted, and not by us, is somebody else's and stays theirs.
+    A value that already was as wanted isn't this program's, and is left alone later.
     """
     want = wanted(config, wish, record)
     slots = {key: {"slot": card.slot} for key, card in _hostpci_keys(config, wish.cards, record).items()}
@@ -168,7 +167,7 @@ def change_to(config: dict[str, str], record: Record, restore: Record) -> Change
 
 
 def undo(config: dict[str, str], record: Record) -> Change:
-    """What is to be written to give back what ``record`` replaced; what somebody else has changed since stays as it is."""
+    """What is to be written to give back what ``record`` replaced; what was changed since by others stays as it is."""
     values: dict[str, str] = {}
     delete: list[str] = []
     for key, entry in record.items():
@@ -188,7 +187,7 @@ def identity(config: dict[str, str]) -> str:
 def noted_of(config: dict[str, str], noted: dict[str, Any] | None) -> tuple[Record, Record]:
     """What is still ours of what was noted of a VM (homelab/remote/ledger.py): ``record`` and ``restore``.
 
-    What has another value by now is somebody's. Of another VM with that id, nothing is.
+    What has another value by now was set by others. If the id is another VM's now, nothing of it counts.
     """
     if noted is None or noted.get("identity") != identity(config):
         return {}, {}
@@ -283,7 +282,7 @@ def _raw(config: dict[str, str], wish: Wish, name: str) -> list[HomelabError]:
     ]
 
 
-def _held(name: str, card: Card, others: Iterable[CardUser]) -> list[HomelabError]:
+def _held(name: str, card: VmCard, others: Iterable[CardUser]) -> list[HomelabError]:
     return [
         HomelabError(
             wanted=f"{card.gpu} ({card.called or card.slot}) free for {name}",
@@ -297,7 +296,7 @@ def _held(name: str, card: Card, others: Iterable[CardUser]) -> list[HomelabErro
 
 
 def _onboot(
-    config: dict[str, str], wish: Wish, name: str, card: Card, others: Iterable[CardUser]
+    config: dict[str, str], wish: Wish, name: str, card: VmCard, others: Iterable[CardUser]
 ) -> list[HomelabError]:
     if config.get("onboot") != "1" or wish.shared_onboot:
         return []

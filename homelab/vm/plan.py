@@ -7,13 +7,14 @@ from homelab.host import gates
 from homelab.host.facts import HostFacts
 from homelab.host.plan import Wanted
 from homelab.settings import Host, Vm
-from homelab.vm.config import Card, Change, Record, Wish, change_to, check, recorded
+from homelab.shapes import Record
+from homelab.vm.config import Change, VmCard, Wish, change_to, check, recorded
 
 
-def cards_of(vm: Vm, host: Host, slots: dict[str, str]) -> list[Card]:
+def cards_of(vm: Vm, host: Host, slots: dict[str, str]) -> list[VmCard]:
     """A VM's cards. ``slots``: GPU name -> its path."""
     return [
-        Card(**use.model_dump(mode="json"), mapping=host.mapping_of(use.gpu), slot=slots[use.gpu])
+        VmCard(**use.model_dump(mode="json"), mapping=host.mapping_of(use.gpu), slot=slots[use.gpu])
         for use in vm.gpus
         if use.gpu in slots
     ]
@@ -30,7 +31,7 @@ def describe(
     :param name: the host's name in the settings.
     :param vms: those of this host, by name.
     """
-    slots = {gpu: str(about["path"]) for gpu, about in want.gpus.items()}
+    slots = {gpu: about["path"] for gpu, about in want.gpus.items()}
     configs = {config.id: config.values for config in facts.guests.configs if config.kind == "vm"}
     lines: list[str] = []
     errors = _apart(name, facts, host, want, vms)
@@ -67,10 +68,10 @@ def _apart(name: str, facts: HostFacts, host: Host, want: Wanted, vms: dict[str,
     cards = [(vm_name, vm, use.gpu) for vm_name, vm in vms.items() for use in vm.gpus if use.gpu in want.gpus]
     errors = []
     for number, (guest, vm, gpu) in enumerate(cards):
-        slot = str(want.gpus[gpu]["slot"])
+        slot = want.gpus[gpu]["slot"]
         group = {device.address for device in facts.others_in_group(slot)}
         others = [
-            (f"VM {other.vmid} (vms.{other_guest})", other_gpu, str(want.gpus[other_gpu]["slot"]))
+            (f"VM {other.vmid} (vms.{other_guest})", other_gpu, want.gpus[other_gpu]["slot"])
             for other_guest, other, other_gpu in cards[number + 1 :]
             if other.vmid != vm.vmid
         ]

@@ -25,7 +25,7 @@ from homelab.remote.proxmox.errors import (
     UnansweredError,
 )
 from homelab.remote.proxmox.machine import Machine, Policy
-from homelab.rights import Access
+from homelab.rights import Permissions
 from homelab.settings import Host
 from homelab.vm.config import Change
 from lab import Lab
@@ -88,8 +88,8 @@ def client(lab: Lab, clock: Clock | None = None, **api: Any) -> Api:
     return Api(host_of(lab, **api), NODE, clock=clock or Quick(), access=lambda: access_of(lab))
 
 
-def access_of(lab: Lab) -> Access:
-    return Access.parse((lab.root / "etc/pve/user.cfg").read_text())
+def access_of(lab: Lab) -> Permissions:
+    return Permissions.parse((lab.root / "etc/pve/user.cfg").read_text())
 
 
 def machine(lab: Lab, clock: Clock | None = None) -> Machine:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from homelab.nvidia.plan import Cuda, Plan
+from homelab.nvidia.plan import CudaPlan, Plan
 from homelab.remote import nvidia_steps as steps
 from tests.scripts.nvidia_kit import GUESTS, Container, Machine, VirtualMachine
 from tests.waiting import wait_until
@@ -82,7 +82,7 @@ def test_an_update_of_a_release_is_taken_as_it_was_asked_for(vm: Machine) -> Non
 
 def test_a_package_that_brings_a_driver_is_refused_before_anything_is_installed(vm: Machine) -> None:
     before = vm.packages()
-    meta = dataclasses.replace(plan(vm), cuda=Cuda("12.8", ("cuda-12-8",), "/usr/local/cuda-12.8/bin/nvcc"))
+    meta = dataclasses.replace(plan(vm), cuda=CudaPlan("12.8", ("cuda-12-8",), "/usr/local/cuda-12.8/bin/nvcc"))
     said = vm.refusal(steps.cuda(meta, vm.settings))
     assert "CUDA's toolkit without a driver" in said and "cuda-drivers" in said
     assert vm.packages() == before
@@ -136,7 +136,9 @@ def test_a_toolkit_that_didnt_come_from_packages_is_left_as_it_is(vm: Machine) -
 
 
 def test_a_release_that_isnt_there_is_named(vm: Machine) -> None:
-    absent = dataclasses.replace(plan(vm), cuda=Cuda("13.3", ("cuda-toolkit-13-3",), "/usr/local/cuda-13.3/bin/nvcc"))
+    absent = dataclasses.replace(
+        plan(vm), cuda=CudaPlan("13.3", ("cuda-toolkit-13-3",), "/usr/local/cuda-13.3/bin/nvcc")
+    )
     said = vm.refusal(steps.cuda(absent, vm.settings))
     assert "Unable to locate package cuda-toolkit-13-3" in said
 

@@ -10,6 +10,7 @@ import yaml
 
 from homelab.host import gates
 from homelab.host.facts import missing_words
+from homelab.nvidia import versions
 from homelab.remote import scripts
 from tests.scripts.conftest import Folder, quoted
 from tests.unit.hosts import desktop, settings
@@ -64,6 +65,22 @@ def test_the_script_knows_how_a_container_gets_a_node_and_whether_it_may(
 ) -> None:
     about = CONFIGURATIONS[name]
     assert answers[name] == [about["given"], "yes" if about["allowed"] else "no"]
+
+
+# -- is it the wanted driver? The scripts decide on the system, the plan of what is offered, the verification of what is in use -----
+@pytest.mark.parametrize(
+    ("version", "wanted", "fitting"),
+    [
+        ("580.105.08", "580.105.08", True), ("580.105.08", "580", True), ("580.105.08", "580.95.05", False), ("580.105.08", "58", False),
+        ("580.105.08", "5801", False), ("5801.1", "580", False), ("570.195.03", "580", False), ("580.95.05", "580.95", False), ("", "580", False),
+    ],
+)  # fmt: skip
+def test_scripts_and_plan_agree_on_whether_a_driver_is_the_wanted_one(
+    folder: Folder, version: str, wanted: str, fitting: bool
+) -> None:
+    done = folder.bash(f"DRIVER={wanted}\nfits {quoted(version)} && echo yes || echo no\n", parts=["driver"])
+    assert done.stdout == ("yes\n" if fitting else "no\n"), done.stderr
+    assert versions.fits(versions.of_package(version), versions.parse(wanted)) is fitting
 
 
 # -- does this host's pve-container know dev[n]? Decided by the script; what reads a host passes its answer on ---------

@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 
 from components.gpu_cards import mapping_entry
+from components.host_reboot import _stack_output
 from homelab.errors import HomelabError
 from homelab.host import gates, plan
 from homelab.host.facts import HostFacts
 from homelab.properties import overlap
 from homelab.settings import Host, Vm
+from homelab.shapes import BootedHost, DeviceSeen
 from homelab.vm import plan as vm_plan
-from homelab.vm.config import Card
+from homelab.vm.config import VmCard
 from tests.unit.hosts import desktop, device, gpu, settings
 
 
@@ -447,13 +449,13 @@ def test_paths_are_compared_by_their_functions(one: str, other: str, shared: boo
     assert overlap(one, other) is overlap(other, one) is shared
 
 
-def found_of(facts: HostFacts, host: Host) -> dict[str, Any]:
+def found_of(facts: HostFacts, host: Host) -> BootedHost:
     """As HostReboot puts it out."""
+    seen: dict[str, DeviceSeen] = {
+        one.address: {"id": one.id, "driver": one.driver, "iommuGroup": one.group} for one in facts.devices
+    }
     gpus = plan.wanted(facts, host).gpus
-    for about in gpus.values():
-        for function in about["functions"]:
-            function["iommuGroup"] = facts.by_address[function["address"]].group
-    return {"gpus": gpus}
+    return _stack_output({"devices": seen, "gpus": gpus, "iommu": {"groups": 1}, "kernel": "", "boot_id": ""})
 
 
 def test_a_card_that_is_its_slot_is_mapped_by_it_and_another_by_its_graphics_function() -> None:
@@ -473,7 +475,7 @@ def test_a_vm_with_another_function_of_the_slot_doesnt_have_the_card() -> None:
     facts = apu(guests=guests)
     assert facts.users_of("0000:c6:00", "pve") == []
     assert [user.vmid for user in facts.guests.users_of("0000:c6:00.3", "pve")] == [104]
-    card = Card("igpu", "igpu", facts.path_of("0000:c6:00"), by_address=True)
+    card = VmCard("igpu", "igpu", facts.path_of("0000:c6:00"), by_address=True)
     assert card.hostpci == "host=0000:c6:00.0;0000:c6:00.1,pcie=1"
     assert not card.is_in("hostpci0", "0000:c6:00.3") and card.is_in("hostpci0", "c6:00,pcie=1")
 

@@ -12,7 +12,7 @@ from homelab.container.creation import configuration
 from homelab.errors import HomelabError
 from homelab.host import plan
 from homelab.host.facts import HostFacts
-from homelab.settings import Container, NewContainer, parse
+from homelab.settings import Container, NewContainerSettings, parse
 from tests.unit.hosts import KEY, desktop, device, settings
 
 DRIVER = {"version": "580.105.08", "trouble": ["", ""], "uvm_trouble": ["", ""], "dev_trouble": ["", ""]}
@@ -181,7 +181,7 @@ def test_a_new_containers_parameters() -> None:
         "template": TEMPLATE, "disk": DISK, "cores": 4, "memory": 4096, "swap": 0, "bridge": "vmbr0",
         "ip": "192.168.0.50/24", "gateway": "192.168.0.1", "features": {"nesting": True, "keyctl": True}, "sshKeys": [KEY],
     }  # fmt: skip
-    found = configuration("ai", NewContainer.model_validate(new))
+    found = configuration("ai", NewContainerSettings.model_validate(new))
     assert found["net0"] == "name=eth0,bridge=vmbr0,ip=192.168.0.50/24,gw=192.168.0.1"
     assert found["features"] == "keyctl=1,nesting=1"
     assert (found["rootfs"], found["hostname"], found["unprivileged"]) == ("local-lvm:8", "ai", "1")

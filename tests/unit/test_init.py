@@ -336,7 +336,7 @@ def test_a_card_for_containers_takes_no_api_user() -> None:
 
 
 def test_a_new_vm_and_its_rights() -> None:
-    made = proposed(Choices({"0000:01:00": Use("new-vm", (110,))}, new_vm=choices.NewVm("gaming", "local-lvm")))
+    made = proposed(Choices({"0000:01:00": Use("new-vm", (110,))}, new_vm=choices.ChosenVm("gaming", "local-lvm")))
     assert made.refused == [] and made.making is not None
     vm = config(made)["homelab:vms"]["gaming"]
     assert vm["vmid"] == 110 and vm["create"]["disk"] == {"storage": "local-lvm", "size": 64}

@@ -18,9 +18,10 @@ from homelab.host.kernel_log import Sign, signs
 from homelab.provider.boot_verification import said_by_kernel
 from homelab.provider.vm_change import VmChangeWork
 from homelab.remote.proxmox.errors import ApiError
-from homelab.resources.base import Shutdown
+from homelab.resources.base import ShutdownInputs
 from homelab.resources.vm_change import VmChange
 from homelab.settings import Host
+from homelab.shapes import CardFunction
 from tests.conftest import shared
 from tests.unit.hosts import desktop, device, settings
 from tests.unit.test_doctor import reading
@@ -222,8 +223,10 @@ def test_the_doctor_names_a_boot_partition_that_is_gone(file: str, named: list[s
 
 # -- who asks --------------------------------------------------------------------------------------------------------------
 LOST = TEXTS["inaccessible"][0]
-FUNCTIONS = [{"address": address, "id": "10de:2b85"} for address in CARD]
-WANT = plan.Wanted("", "homelab.vfio=x", dict.fromkeys(CARD, ""), [], {"rtx5090": {"slot": "0000:01:00", "use": "vm", "functions": FUNCTIONS}})  # fmt: skip
+FUNCTIONS: list[CardFunction] = [
+    {"address": address, "id": "10de:2b85", "subsystem": "", "class": "030000"} for address in CARD
+]
+WANT = plan.Wanted("", "homelab.vfio=x", dict.fromkeys(CARD, ""), [], {"rtx5090": {"slot": "0000:01:00", "path": "0000:01:00", "use": "vm", "functions": FUNCTIONS, "iommuGroup": 16}})  # fmt: skip
 
 
 def test_the_verification_after_a_reboot_fails_for_a_lost_card(capsys: pytest.CaptureFixture[str]) -> None:
@@ -285,7 +288,7 @@ def failed_start(monkeypatch: pytest.MonkeyPatch, facts: HostFacts | HomelabErro
     work.wanted = wanted
     inputs = VmChange.Inputs(
         host="pve", node="pve", vm="sandbox", vmid=103, record=record, restore={}, running=True, generation=0, power="keep",
-        shutdown=Shutdown(timeout=1, otherwise="fail"),
+        shutdown=ShutdownInputs(timeout=1, otherwise="fail"),
     )  # fmt: skip
     with pytest.raises(HomelabError) as raised:
         work.create(inputs)

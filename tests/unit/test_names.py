@@ -41,7 +41,7 @@ def test_what_the_host_calls_a_card_counts_before_the_table() -> None:
     facts = desktop(named=named)
     assert facts.card("0000:01:00") == "RTX 5090 X [10de:2b85] at 0000:01:00"
     want = plan.wanted(facts, settings())
-    assert want.gpus["rtx5090"]["name"] == "RTX 5090 X"
+    assert want.gpus["rtx5090"].get("name") == "RTX 5090 X"
     assert names.of_output(want.gpus["rtx5090"]) == facts.card("0000:01:00")
 
 

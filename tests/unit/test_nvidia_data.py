@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from homelab.nvidia.compatibility import FOLDER, Branch, Compatibility, Device, Generation, KernelRow, load
+from homelab.nvidia.compatibility import FOLDER, Branch, Compatibility, DeviceRow, Generation, KernelRow, load
 from homelab.nvidia.document import DOCUMENT, all_tables, written
 from homelab.nvidia.versions import Version, flavour_of_kernel, of_kernel, of_package, parse
 
@@ -61,7 +61,7 @@ def test_a_cards_other_functions_are_no_cards(device: str) -> None:
 
 
 @pytest.mark.parametrize("row", DATA.gpus.devices, ids=lambda row: next(iter(row.cards)))
-def test_a_late_card_is_of_a_generation_that_has_a_driver_before_it(row: Device) -> None:
+def test_a_late_card_is_of_a_generation_that_has_a_driver_before_it(row: DeviceRow) -> None:
     assert row.absent < row.listed
     for device in row.cards:
         generation = DATA.generation(device)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gzip
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from pulumi.provider.experimental import provider as sdk
 from pulumi.provider.experimental.property_value import PropertyValue
 from pulumi.runtime.rpc import UNKNOWN as SENTINEL
 
+from homelab.contract import without_nulls
 from homelab.provider.difference import differences
 from homelab.provider.plain import UNKNOWN, plain, plain_map, valued, valued_map
 from homelab.provider.registry import WORK, work_of
@@ -23,6 +27,8 @@ from homelab.resources.host_probe import HostProbe
 from homelab.resources.nvidia import NvidiaVerification
 from homelab.resources.pci_mapping import PciMapping
 from homelab.resources.vm_record import VmRecord
+from homelab.shapes import CardPlan
+from tests.conftest import PROJECT
 
 
 # -- values -----------------------------------------------------------------------------------------------------
@@ -50,6 +56,41 @@ def test_properties_become_the_declared_types_and_back() -> None:
     inputs = read_as(VmRecord.Inputs, properties)
     assert inputs.boot == Boot(id="b", stopped=[103], at=7) and inputs.shutdown.timeout == 1 and inputs.machine is None
     assert written(inputs) == {**{key: one for key, one in properties.items() if key != "record"}, "machine": None}
+
+
+KEPT = sorted((PROJECT / "tests" / "e2e" / "kept").glob("*.json.gz"))
+
+
+@pytest.mark.parametrize("version", KEPT, ids=lambda path: path.name.removesuffix(".json.gz"))
+def test_a_state_of_a_released_version_is_what_the_declarations_say(version: Path) -> None:
+    kept = json.loads(gzip.decompress(version.read_bytes()))
+    states = [one for one in kept["state"]["deployment"]["resources"] if one["type"] in DECLARED]
+    assert {one["type"] for one in states} >= {HostProbe.token(), VmRecord.token()}
+    for one in states:
+        kind = DECLARED[one["type"]]
+        properties = {**one["inputs"], **one["outputs"]}
+        for part in (kind.Inputs, kind.Outputs):
+            read = written(read_as(part, properties))
+            changed = {
+                key
+                for key, value in read.items()
+                if key in properties and without_nulls(properties[key]) != without_nulls(value)
+            }
+            assert not changed, (one["urn"], changed)
+
+
+def test_a_card_without_an_iommu_group_is_read_as_one() -> None:
+    card: CardPlan = {"slot": "0000:01:00", "path": "0000:01:00", "use": "vm", "functions": []}
+    properties = {
+        "iommu_words": "",
+        "vfio_words": "",
+        "functions": {},
+        "by_hand": [],
+        "gpus": {"a": card},
+        "generation": {},
+        "stale": False,
+    }
+    assert read_as(HostProbe.Outputs, properties).gpus == {"a": card}
 
 
 # -- differences ------------------------------------------------------------------------------------------------

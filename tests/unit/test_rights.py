@@ -9,7 +9,7 @@ import pytest
 
 from homelab import rights
 from homelab.remote.proxmox import probe
-from homelab.rights import Access, advice, commands
+from homelab.rights import Permissions, advice, commands
 from homelab.settings import Container, Vm
 from tests.conftest import PROJECT
 from tests.unit import hosts
@@ -149,11 +149,11 @@ LACKING = {"/vms/103": {"VM.Config.HWType"}}
     ],
 )
 def test_a_right_is_added_where_it_counts(entries: str, who: str, expected: list[str]) -> None:
-    assert commands(Access.parse(USERS + entries), who, LACKING) == expected
+    assert commands(Permissions.parse(USERS + entries), who, LACKING) == expected
 
 
 def test_the_advice_holds_all_that_is_missing_in_one_go() -> None:
-    access = Access.parse(USERS + "acl:1:/vms:homelab@pve:Homelab:\nacl:1:/mapping/pci:homelab@pve:Homelab:")
+    access = Permissions.parse(USERS + "acl:1:/vms:homelab@pve:Homelab:\nacl:1:/mapping/pci:homelab@pve:Homelab:")
     text = advice(
         access, "homelab@pve", {"/vms/103": {"VM.Config.HWType"}, "/mapping/pci/a": {"Mapping.Use|Mapping.Audit"}}
     )
@@ -174,4 +174,4 @@ def test_of_several_the_lesser_is_named(either: str, lesser: str) -> None:
 
 
 def test_lines_of_other_kinds_and_broken_ones_are_passed_over() -> None:
-    assert Access.parse("pool:p::100:\n\nrole\nacl:1\nnonsense\n").entries == []
+    assert Permissions.parse("pool:p::100:\n\nrole\nacl:1\nnonsense\n").entries == []

@@ -9,7 +9,7 @@ import pytest
 
 from homelab.settings import Container, Host, Vm
 from homelab.show import mermaid, reading, result, terminal, tree
-from homelab.show.cards import Card, Guest, of_outputs
+from homelab.show.cards import ShownCard, ShownGuest, of_outputs
 from tests.unit.hosts import desktop, settings
 
 VM = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["rtx5090"]})
@@ -19,7 +19,7 @@ SHARED = [{"kind": "lxc", "id": 950, "lines": "hostname: old\ndev0: /dev/nvidia0
 
 def trees(
     now: bool, planned: bool, host: Host | None = None, containers: dict[str, Container] | None = None, **facts: Any
-) -> tree.Node:
+) -> tree.TreeNode:
     host, found = host or settings(), desktop(**facts)
     before = reading.of_reading(found, host, "pve")
     vms = {} if containers else {"sandbox": VM}
@@ -27,7 +27,7 @@ def trees(
     return tree.of_host("pve", before if now else None, after if planned else None)
 
 
-def lines(node: tree.Node) -> list[str]:
+def lines(node: tree.TreeNode) -> list[str]:
     return [f"{one.kind}: {one.line}" for one in node.walk()]
 
 
@@ -81,8 +81,8 @@ def test_nobody_needs_the_host_to_see_what_the_settings_want() -> None:
 
 def test_a_card_that_leaves_its_guest_is_marked_as_gone() -> None:
     had, has = (
-        Card("0000:01:00", "RTX 5090", "IOMMU group 1", (), "vfio-pci", (guest,))
-        for guest in (Guest("VM", 1), Guest("VM", 2))
+        ShownCard("0000:01:00", "RTX 5090", "IOMMU group 1", (), "vfio-pci", (guest,))
+        for guest in (ShownGuest("VM", 1), ShownGuest("VM", 2))
     )
     shown = tree.of_host("pve", [had], [has])
     assert lines(shown)[2:] == ["card: ~ RTX 5090, vfio-pci", "guest: - VM 1", "guest: + VM 2"]
@@ -112,8 +112,8 @@ def test_a_picture_is_a_file_that_loads_nothing_from_elsewhere(form: str) -> Non
 
 
 def test_mermaid_marks_what_changes_and_a_guests_name_is_no_markup() -> None:
-    evil = Guest("VM", 1, 'a"]; click n0 "javascript:alert(1)" <b>`')
-    node = tree.of_host("pve", [], [Card("0000:01:00", "RTX 5090", "IOMMU group 1", (), "vfio-pci", (evil,))])
+    evil = ShownGuest("VM", 1, 'a"]; click n0 "javascript:alert(1)" <b>`')
+    node = tree.of_host("pve", [], [ShownCard("0000:01:00", "RTX 5090", "IOMMU group 1", (), "vfio-pci", (evil,))])
     text = mermaid.text([node])
     assert text.startswith("flowchart LR\n")
     line = next(one for one in text.splitlines() if "VM 1" in one)
@@ -173,4 +173,4 @@ def test_a_containers_cards_are_those_that_it_saw() -> None:
     }
     one = {"host": "pve", "ctid": 901, "name": "ai", "nvidia": {"gpus": [{"address": "0000:02:00.0"}]}}
     found = of_outputs({"hosts": {"pve": {"gpus": two}}, "containers": {"ai": one}}, "pve")
-    assert [card.guests for card in found] == [(), (Guest("container", 901),)]
+    assert [card.guests for card in found] == [(), (ShownGuest("container", 901),)]

@@ -8,14 +8,15 @@ import pytest
 
 from homelab.host.facts import CardUser
 from homelab.properties import same
-from homelab.vm.config import Card, Change, Record, Wish, change_to, check, drift, recorded, undo
+from homelab.shapes import Record
+from homelab.vm.config import Change, VmCard, Wish, change_to, check, drift, recorded, undo
 
-FIRST = Card("first", "first", "0000:01:00")
-SECOND = Card("second", "second", "0000:41:00")
+FIRST = VmCard("first", "first", "0000:01:00")
+SECOND = VmCard("second", "second", "0000:41:00")
 Q35 = {"name": "Sandbox", "machine": "pc-q35-9.2", "bios": "ovmf", "memory": "32768"}
 
 
-def wish(*cards: Card, **more: Any) -> Wish:
+def wish(*cards: VmCard, **more: Any) -> Wish:
     return Wish("sandbox", 103, list(cards), **more)
 
 
@@ -28,11 +29,11 @@ def planned(config: dict[str, str], wanted: Wish, record: Record | None = None) 
     ("card", "value"),
     [
         (FIRST, "mapping=first,pcie=1"),
-        (Card("g", "g", "0000:01:00", x_vga=True, rombar=False), "mapping=g,pcie=1,rombar=0,x-vga=1"),
-        (Card("g", "g", "0000:01:00", by_address=True, romfile="a.rom", pcie=False), "host=0000:01:00,romfile=a.rom"),
+        (VmCard("g", "g", "0000:01:00", x_vga=True, rombar=False), "mapping=g,pcie=1,rombar=0,x-vga=1"),
+        (VmCard("g", "g", "0000:01:00", by_address=True, romfile="a.rom", pcie=False), "host=0000:01:00,romfile=a.rom"),
     ],
 )
-def test_a_card_becomes_a_hostpci_value(card: Card, value: str) -> None:
+def test_a_card_becomes_a_hostpci_value(card: VmCard, value: str) -> None:
     assert card.hostpci == value
 
 
@@ -47,7 +48,7 @@ def test_cards_get_the_lowest_free_numbers_and_keep_them() -> None:
     now = {**config, "hostpci2": "mapping=second,pcie=1", "hostpci1": "mapping=first,pcie=1"}
     left, restore = recorded(now, wish(SECOND), made)
     assert (list(left), list(restore)) == (["hostpci2"], ["hostpci1"])
-    renamed = Card("big", "big", "0000:41:00")
+    renamed = VmCard("big", "big", "0000:41:00")
     assert planned(now, wish(renamed), left).values == {"hostpci2": "mapping=big,pcie=1"}
 
 
@@ -134,7 +135,7 @@ ALLOWED: dict[str, tuple[dict[str, str], Wish, list[CardUser]]] = {
     "itself": (Q35 | {"onboot": "1"}, wish(FIRST), [user(103, running=True, onboot=True)]),
     "another one that is off": (Q35, wish(FIRST), [user()]),
     "both at boot, and accepted": (Q35 | {"onboot": "1"}, wish(FIRST, shared_onboot=True), [user(onboot=True)]),
-    "i440fx without PCI Express": ({}, wish(Card("first", "first", "0000:01:00", pcie=False)), []),
+    "i440fx without PCI Express": ({}, wish(VmCard("first", "first", "0000:01:00", pcie=False)), []),
     "i440fx that is to become q35": ({}, wish(FIRST, machine="q35"), []),
     "by address, replaced by root": (Q35 | {"hostpci0": "01:00"}, wish(FIRST, may_replace_raw=True), []),
     "no card": ({}, wish(), []),

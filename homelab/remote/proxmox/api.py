@@ -92,7 +92,7 @@ class Api:
         node: str,
         *,
         clock: Clock | None = None,
-        access: Callable[[], rights.Access | None] | None = None,
+        access: Callable[[], rights.Permissions | None] | None = None,
         patience: float = OUTAGE_SECONDS,
     ) -> None:
         self.node = node

@@ -37,7 +37,7 @@ CLOCK_SECONDS = 5
 LOST_SECONDS = 30
 
 # From a VM's present configuration to what is to be written.
-Target = Callable[[dict[str, str]], Change]
+PowerTarget = Callable[[dict[str, str]], Change]
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,12 @@ class Machine:
         return [one["key"] for one in found if one["key"] in keys and ("pending" in one or one.get("delete"))]
 
     # -- changes -------------------------------------------------------------------------------------------------
-    def converge(self, target: Target, keys: list[str], policy: Policy, power: str, *, ran: bool = False) -> bool:
+    def converge(self, target: PowerTarget, keys: list[str], policy: Policy, power: str, *, ran: bool = False) -> bool:
         """Writes what is to be written, brings it into force, and sees to the power. Returns whether the VM runs.
 
         :param keys: all that may be waiting from an earlier, interrupted change.
         :param power: ``keep``, ``running`` or ``stopped``.
-        :param ran: it ran before an interrupted change, or before a reboot of ours, and is to run again.
+        :param ran: it ran before an interrupted change, or before this program's reboot, and is to run again.
         :raises HomelabError: it is as it was then, unless the text says otherwise.
         """
         running = self.running()
@@ -118,15 +118,15 @@ class Machine:
             self._require_last_start_reset()
         return running
 
-    def _write(self, target: Target) -> tuple[dict[str, str], Change]:
-        """Writes under the digest; a change by somebody else in between is read anew, once."""
+    def _write(self, target: PowerTarget) -> tuple[dict[str, str], Change]:
+        """Writes under the digest. If the configuration is changed meanwhile, it is read again, once."""
         try:
             return self._write_once(target)
         except ChangedMeanwhileError:
             self.say(f"somebody else has changed {self.label} a moment ago; reading it again")
             return self._write_once(target)
 
-    def _write_once(self, target: Target) -> tuple[dict[str, str], Change]:
+    def _write_once(self, target: PowerTarget) -> tuple[dict[str, str], Change]:
         read = self._read()
         before = strings(read)
         change = target(before)
@@ -205,7 +205,7 @@ class Machine:
             log = self._task("post", "/status/start", wanted, ("qmstart", "hastart"))
         except ApiError as error:
             log = []
-            # Somebody else was faster, or the answer was lost.
+            # Another client was faster, or the answer was lost.
             if "already running" not in error.reason and not (isinstance(error, UnansweredError) and self._comes_up()):
                 raise
         self.starts += 1

@@ -12,7 +12,7 @@ from homelab.host.facts import HostFacts
 from homelab.host.plan import Wanted
 from homelab.remote.proxmox.api import OUTAGE_SECONDS, Api, identity
 from homelab.remote.proxmox.connection import FINGERPRINT_COMMAND, colons
-from homelab.rights import Access, Needs
+from homelab.rights import Needs, Permissions
 from homelab.settings import Container, Host, Vm
 from homelab.vm.config import Wish, recorded
 from homelab.vm.plan import cards_of
@@ -39,7 +39,7 @@ def check(
     if mistaken := _fingerprint(name, host, facts):
         return [mistaken]
     node = host.node or name
-    access = Access.parse(facts.cluster.users) if facts.cluster.users else None
+    access = Permissions.parse(facts.cluster.users) if facts.cluster.users else None
     try:
         api = Api(host, node, access=lambda: access, patience=patience)
         nodes = [str(one["node"]) for one in api.get("nodes", f"to log in to {name}'s Proxmox VE API")]
@@ -81,7 +81,7 @@ def _mappings(name: str, host: Host, facts: HostFacts) -> list[Needs]:
 
 
 def _vms(host: Host, facts: HostFacts, want: Wanted, vms: dict[str, Vm]) -> list[Needs]:
-    slots = {gpu: str(about["slot"]) for gpu, about in want.gpus.items()}
+    slots = {gpu: about["slot"] for gpu, about in want.gpus.items()}
     found = []
     for name, vm in vms.items():
         config = facts.guests.config(vm.vmid)
@@ -143,7 +143,7 @@ def _no_node(name: str, node: str, nodes: list[str]) -> HomelabError:
     )
 
 
-def _lacking(name: str, host: Host, access: Access | None, lacking: Needs) -> HomelabError:
+def _lacking(name: str, host: Host, access: Permissions | None, lacking: Needs) -> HomelabError:
     who = identity(host)
     return HomelabError(
         wanted=f"the rights of {who} that these settings take on {name}",

@@ -1,0 +1,173 @@
+"""The shapes of what goes through a stack's state: as JSON has it, with the keys that a state of version 1.0 has.
+
+Resources put these out, components hand them on, and homelab/contract.py makes the stack's outputs of them. They are dictionaries, since that
+is what Pulumi carries; homelab/provider/typed.py checks them where they enter and leave the provider.
+
+A key whose value may be null may also be missing: Pulumi's SDK drops nulls on the way. So read such a key by `get`. This module doesn't import
+pydantic: a run without a change, which imports it in the provider, would take longer.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NotRequired
+
+from typing_extensions import TypedDict
+
+#: What runs containers.
+Runtime = Literal["docker", "containerd", "podman"]
+
+#: Key of a VM's configuration -> what this program made of it (``ours``), what it was (``before``), and a hostpci option's ``slot``.
+Record = dict[str, dict[str, str | None]]
+
+#: A PCI function: ``address`` 0000:01:00.0, ``id`` and ``subsystem`` vendor:device, ``class`` six hexadecimal digits.
+CardFunction = TypedDict("CardFunction", {"address": str, "id": str, "subsystem": str, "class": str})
+
+
+class CardPlan(TypedDict):
+    """A card of the settings, as HostProbe has found it.
+
+    ``name``: its model, such as RTX 5090, empty where nobody knows it (version 1.0 left none); ``path``: its slot, or its functions where the
+    slot holds others, too.
+    """
+
+    name: NotRequired[str]
+    slot: str
+    path: str
+    use: Literal["vm", "lxc", "host"]
+    functions: list[CardFunction]
+    iommuGroup: NotRequired[int | None]
+
+
+class DeviceSeen(TypedDict):
+    """A PCI function of the booted host. ``driver``: empty where none has it."""
+
+    id: str
+    driver: str
+    iommuGroup: NotRequired[int | None]
+
+
+class IommuSeen(TypedDict):
+    """``groups``: how many there are; ``trouble``: the kernel's lines that tell of something wrong. Version 1.0 left ``kernelLog`` instead."""
+
+    groups: int
+    trouble: NotRequired[list[str]]
+    kernelLog: NotRequired[list[str]]
+
+
+class IommuOutput(TypedDict):
+    """The same in the stack's outputs."""
+
+    groups: int
+    kernelLog: list[str]
+
+
+class BootSeen(TypedDict):
+    """A boot of the host, as homelab.resources.base.Boot: the guests that a reboot has ``stopped``, and when (``at``, seconds since 1970)."""
+
+    id: str
+    stopped: list[int]
+    at: int
+
+
+#: A function of a card with what the booted host made of it.
+BootedFunction = TypedDict(
+    "BootedFunction",
+    {
+        "address": str,
+        "id": str,
+        "subsystem": str,
+        "class": str,
+        "driver": NotRequired[str],
+        "iommuGroup": NotRequired[int | None],
+    },
+)
+
+
+class BootedCard(TypedDict):
+    """A card of the booted host. ``name``, ``path`` as of `CardPlan`."""
+
+    name: NotRequired[str]
+    slot: str
+    path: NotRequired[str]
+    use: Literal["vm", "lxc", "host"]
+    functions: list[BootedFunction]
+    iommuGroup: NotRequired[int | None]
+
+
+class BootedHost(TypedDict):
+    """A verified host."""
+
+    kernel: str
+    bootId: str
+    iommu: IommuOutput
+    gpus: dict[str, BootedCard]
+
+
+class OfferedCard(TypedDict):
+    """A card as a VM takes it: the id of its PCI mapping, and its path (``slot``)."""
+
+    mapping: str
+    slot: str
+
+
+class SystemState(TypedDict):
+    """A system that NVIDIA's stack is planned for: what the steps themselves don't change (fields as of `nvidia.request.SystemFacts`)."""
+
+    distribution: NotRequired[str | None]
+    version: NotRequired[str | None]
+    architecture: NotRequired[str | None]
+    kernels: list[str]
+    running: NotRequired[str | None]
+    secure_boot: NotRequired[bool | None]
+    mok_enrolled: NotRequired[bool | None]
+    cards: list[str]
+    host_driver: NotRequired[str | None]
+    runtimes: list[Runtime]
+    unprivileged: bool
+
+
+class CardInUse(TypedDict):
+    """A card as nvidia-smi shows it; None: it doesn't say."""
+
+    name: NotRequired[str | None]
+    uuid: NotRequired[str | None]
+    memory: NotRequired[str | None]
+    address: NotRequired[str | None]
+    computeCapability: NotRequired[str | None]
+
+
+class StackInUse(TypedDict):
+    """NVIDIA's stack as its verification found it; None: it wasn't asked for, or isn't known."""
+
+    driver: NotRequired[str | None]
+    flavour: NotRequired[str | None]
+    gpus: list[CardInUse]
+    cuda: NotRequired[str | None]
+    program: NotRequired[bool | None]
+    container: NotRequired[bool | None]
+    uvm: NotRequired[bool | None]
+
+
+class VmSeen(TypedDict):
+    """A VM as its last change left it. ``gpus``: its cards, by their names in the settings; ``address``: None where it isn't known."""
+
+    host: str
+    node: str
+    vmid: int
+    name: str
+    state: str
+    gpus: list[str]
+    address: NotRequired[str | None]
+
+
+class ContainerSeen(TypedDict):
+    """A container as its last change left it. ``gpus``: numbers of /dev/nvidiaN; ``nodes``: devices that were opened in it."""
+
+    host: str
+    node: str
+    ctid: int
+    name: str
+    state: str
+    gpus: list[int]
+    nodes: list[str]
+    method: NotRequired[Literal["device", "mount-entry", "mixed"] | None]
