@@ -25,14 +25,26 @@ STACK = "lab"
 # Of `make up` without SCENARIO.
 DEFAULT = "rtx5090"
 # No variable says which file a stack's configuration is in.
-FUNCTION = """pulumi() {{
+FUNCTIONS = """pulumi() {{
   case ${{1:-}} in
     up | update | preview | pre | refresh | destroy | down | config | watch)
       command pulumi "$@" --config-file {file} --cwd {project} ;;
     *) command pulumi "$@" --cwd {project} ;;
   esac
 }}
+homelab() {{
+  case ${{1:-}} in
+    doctor | drift | log | show) (cd {project} && {python} -m homelab "$@" --config-file {file}) ;;
+    *) (cd {project} && {python} -m homelab "$@") ;;
+  esac
+}}
 """
+
+
+def functions(file: Path, project: Path, python: Path) -> str:
+    """The shell functions by which `pulumi` and `homelab` are about the stack of that configuration."""
+    words = {"file": file, "project": project, "python": python}
+    return FUNCTIONS.format(**{name: shlex.quote(str(path)) for name, path in words.items()})
 
 
 class Deployment:
@@ -68,7 +80,7 @@ class Deployment:
         (self.state / "env").write_text(
             "# To use this stack from a shell:  . this file\n"
             + "".join(f"export {name}={shlex.quote(value)}\n" for name, value in self._exports().items())
-            + FUNCTION.format(file=shlex.quote(str(self.config_file)), project=shlex.quote(str(PROJECT)))
+            + functions(self.config_file, PROJECT, Path(sys.executable))
         )
 
     def _exports(self) -> dict[str, str]:
@@ -153,7 +165,7 @@ def hints(verb: str, scenario: str, state: str, code: int) -> str:
         (f".venv/bin/python -m lab log --state {state}", "what happened on it"),
         (f".venv/bin/python -m lab run --state {state} -- lspci -nnk", "look at it, or break something"),
         (f".venv/bin/python -m homelab show --config-file {state}/Pulumi.lab.yaml", "who has which card"),
-        (f". {state}/env", "then `pulumi up`, `pulumi preview` are about this stack, in this shell"),
+        (f". {state}/env", "then `pulumi up`, `homelab show` and the like are about this stack, in this shell"),
         (f"make down{named}", "give every byte back, and stop the host"),
     ]
     lines = [line for command, what in rows for line in (f"  {command}", f"      {what}")]

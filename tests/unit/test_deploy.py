@@ -28,11 +28,12 @@ def test_after_an_up_that_failed_the_hints_say_that_it_goes_on() -> None:
 
 def test_the_environment_makes_pulumi_work_on_the_labs_stack(tmp_path: Path) -> None:
     """The function adds the file that no variable names, where the command takes one."""
-    (tmp_path / "pulumi").write_text('#!/bin/sh\nfor word; do printf "%s|" "$word"; done\n')
-    (tmp_path / "pulumi").chmod(0o755)
-    function = deploy.FUNCTION.format(file="'/a b/Pulumi.lab.yaml'", project="/project")
-    text = f"PATH={tmp_path}:$PATH\n{function}\npulumi up --yes; pulumi stack output result"
+    for name in ("pulumi", "a python"):
+        (tmp_path / name).write_text('#!/bin/sh\nfor word; do printf "%s|" "$word"; done\n')
+        (tmp_path / name).chmod(0o755)
+    functions = deploy.functions(Path("/a b/Pulumi.lab.yaml"), Path("/"), tmp_path / "a python")
+    text = f"PATH={tmp_path}:$PATH\n{functions}\npulumi up --yes; pulumi stack output result; homelab show --svg; homelab --help"
     done = subprocess.run(["sh", "-c", text], capture_output=True, text=True, check=True)
-    assert (
-        done.stdout == "up|--yes|--config-file|/a b/Pulumi.lab.yaml|--cwd|/project|stack|output|result|--cwd|/project|"
-    )
+    up, output = "up|--yes|--config-file|/a b/Pulumi.lab.yaml|--cwd|/|", "stack|output|result|--cwd|/|"
+    show, help_ = "-m|homelab|show|--svg|--config-file|/a b/Pulumi.lab.yaml|", "-m|homelab|--help|"
+    assert done.stdout == up + output + show + help_
