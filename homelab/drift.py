@@ -34,13 +34,20 @@ class Drift:
         return bool(self.lines or self.changes)
 
     @property
+    def newer(self) -> str:
+        """What changes without drift mean."""
+        return "nothing on the hosts tells of drift, but `pulumi up` would act, as settings or program have changed since the last one"
+
+    @property
     def line(self) -> str:
         """All of it in one line, for a telephone."""
         if self.errors:
             return f"homelab {self.stack}: it can't be told whether anything has drifted: {' '.join(self.errors[0].split())[:300]}"
         if not self.found:
             return f"homelab {self.stack}: nothing has drifted"
-        what = "; ".join(self.lines) or f"{', '.join(self.changes)} would change"
+        if not self.lines:
+            return f"homelab {self.stack}: {self.newer}: {', '.join(self.changes)}"
+        what = "; ".join(self.lines)
         return (
             f"homelab {self.stack}: {what if len(what) <= 400 else f'{what[:400]}…'}; `pulumi up --refresh` corrects it"
         )
@@ -54,6 +61,7 @@ class Drift:
             parts.append("Nothing has drifted.")
         else:
             parts += ["\n".join(f"- {_plain(one)}" for one in self.lines)] if self.lines else []
+            parts += [] if self.lines else [f"{self.newer[0].upper()}{self.newer[1:]}."]
             parts += (
                 [f"`pulumi up --refresh` would act on: {', '.join(map(_plain, self.changes))}"] if self.changes else []
             )
@@ -75,7 +83,11 @@ def of_events(stack: str, events: Sequence[dict[str, Any]], code: int) -> Drift:
         if step["op"] not in ("same", "read", "refresh")
         and not step["type"].startswith(("pulumi:providers:", "pulumi:pulumi:Stack"))
     )
-    errors = [text.strip().removeprefix("error: ") for severity, text in texts if severity == "error"]
+    errors = [
+        re.sub(r"^(?:error: )?(?:Preview failed: )?", "", text.strip())
+        for severity, text in texts
+        if severity == "error"
+    ]
     # That there are changes is what the engine calls an error here.
     errors = [text for text in errors if text not in ("preview failed",) and "no changes were expected" not in text]
     if code != 0 and not errors and not changes:

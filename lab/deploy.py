@@ -161,7 +161,8 @@ def hints(verb: str, scenario: str, state: str, code: int) -> str:
         else (f"make outputs{named}", "what other stacks can use"),
     }[verb]
     rows = [
-        first,
+        # A preview that refuses leaves nothing to be done.
+        *([first] if verb == "up" or code == 0 else []),
         (f".venv/bin/python -m lab log --state {state}", "what happened on it"),
         (f".venv/bin/python -m lab run --state {state} -- lspci -nnk", "look at it, or break something"),
         (f".venv/bin/python -m homelab show --config-file {state}/Pulumi.lab.yaml", "who has which card"),

@@ -26,6 +26,10 @@ def test_after_an_up_that_failed_the_hints_say_that_it_goes_on() -> None:
     assert "goes on from there" in deploy.hints("up", "phoenix", ".lab/phoenix", 255)
 
 
+def test_after_a_preview_that_refused_nobody_is_told_to_do_it() -> None:
+    assert "make up" not in deploy.hints("preview", "crowded-group", ".lab/crowded-group", 255)
+
+
 def test_the_environment_makes_pulumi_work_on_the_labs_stack(tmp_path: Path) -> None:
     """The function adds the file that no variable names, where the command takes one."""
     for name in ("pulumi", "a python"):

@@ -46,6 +46,15 @@ def test_what_has_drifted_is_said_in_words_and_what_would_be_done() -> None:
     assert found.markdown().endswith(f"{drift.MARK}\n")
 
 
+def test_a_change_of_settings_or_of_the_program_is_not_called_drift() -> None:
+    found = drift.of_events("homelab", [step("update", "pve-iommu-cmdline")], 255)
+    assert (
+        found.found
+        and "settings or program have changed" in found.line
+        and "Nothing on the hosts tells of drift" in found.markdown()
+    )
+
+
 def test_nothing_is_nothing() -> None:
     found = drift.of_events("homelab", [step("refresh", "pve-probe"), step("same", "x")], 0)
     assert not found.found and not found.errors and "nothing has drifted" in found.line
@@ -54,7 +63,10 @@ def test_nothing_is_nothing() -> None:
 def test_a_host_that_is_off_is_no_drift_and_not_nothing() -> None:
     found = drift.of_events(
         "homelab",
-        [said("error: wanted: to read pve\nfound:  it is off", "error"), said("preview failed", "error")],
+        [
+            said("error: Preview failed: wanted: to read pve\nfound:  it is off", "error"),
+            said("preview failed", "error"),
+        ],
         255,
     )
     assert found.errors == ["wanted: to read pve\nfound:  it is off"] and not found.found
