@@ -7,6 +7,7 @@ test_gaming_vm.py run without it, and so does each run that a test kills.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import runpy
@@ -48,7 +49,13 @@ def run(words: list[str]) -> int:
     else:
         sys.path.insert(0, os.path.dirname(words[0]))  # noqa: PTH120
         sys.argv[:] = words
-        runpy.run_path(words[0], run_name="__main__")
+        try:
+            runpy.run_path(words[0], run_name="__main__")
+        except SystemExit as end:
+            # A fork ends without what is to be done at an exit; a program that refuses says by that how it ends (homelab/stack.py).
+            if end.code:
+                atexit._run_exitfuncs()
+            raise
     return 0
 
 
