@@ -7,12 +7,14 @@ import asyncio
 import difflib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from homelab.cli.pulumi import Pulumi
+from homelab.cli.pulumi import PASSWORD, Pulumi
 from homelab.cli.questions import Option, Questions
 from homelab.doctor.stack import path_of
 from homelab.errors import HomelabError, LoginRefusedError
@@ -41,10 +43,10 @@ from homelab.init.proposal import OPEN, Existing, Proposal, api_settings, existi
 from homelab.remote import first_contact, ssh
 from homelab.remote.first_contact import HostKey
 from homelab.settings import Host, project
+from homelab.settings.parsing import load_host
 from homelab.settings.paths import resolved
 from homelab.text import clean
 
-PASSWORD = "HOMELAB_PASSWORD"
 # Tries of a password that is typed.
 _TRIES = 3
 _CONNECT_SECONDS = 15.0
@@ -62,6 +64,7 @@ class Output:
     done: list[str] = field(default_factory=list)
     _planned: list[str] = field(default_factory=list)
     _again: str = ""
+    _undo: str = ""
 
     def say(self, *lines: str) -> None:
         """Lines, made safe to show."""
@@ -69,9 +72,9 @@ class Output:
             self.stream.write(clean(line) + "\n")
         self.stream.flush()
 
-    def steps(self, planned: list[str], again: str) -> None:
-        """From here on things are done. ``again``: the command that goes on after an interruption."""
-        self._planned, self._again = planned, again
+    def steps(self, planned: list[str], again: str, undo: str = "") -> None:
+        """From here on things are done. ``again``, ``undo``: the commands that go on after an interruption, or go back."""
+        self._planned, self._again, self._undo = planned, again, undo
 
     def did(self, step: str) -> None:
         """A step is done."""
@@ -88,10 +91,9 @@ class Output:
         if left:
             self.say("Perhaps done, since it was under way:", f"  {left[0]}")
             self.say(*(["Not done:", *(f"  {step}" for step in left[1:])] if left[1:] else []))
-        self.say(
-            f"Run it again to go on, it takes up what is there: {self._again}",
-            "To take the API's user, role and token away: homelab init --undo",
-        )
+        self.say(f"Run it again to go on, it takes up what is there: {self._again}")
+        if self._undo:
+            self.say(f"To take the API's user, role and token away: {self._undo}")
 
 
 @dataclass
@@ -109,7 +111,8 @@ class Access:
 
 
 def _host(address: str, login: Mapping[str, Any], host_key: str) -> Host:
-    return Host.model_validate({"address": address, "ssh": {**login, "hostKey": host_key}})
+    """:raises HomelabError: a port, a name or a password is none."""
+    return load_host(json.dumps({"host": {"address": address, "ssh": {**login, "hostKey": host_key}}}), "host")
 
 
 def _shown(path: Path) -> str:
@@ -142,6 +145,7 @@ def access_to(arguments: argparse.Namespace, before: Existing, output: Output, a
     else:
         key = first_contact.host_key(address, port, _CONNECT_SECONDS)
         _confirm_key(arguments.host_key, "--host-key", address, port, key, output, ask)
+        _not_there_already(address, port, key, before)
     login = {"user": user, **({"port": port} if port != 22 else {})}
     found = _login(arguments, address, login, key, entry, output, ask)
     found.name = name
@@ -165,6 +169,18 @@ def _known_host(arguments: argparse.Namespace, before: Existing) -> tuple[str, H
             next=f"say which: homelab init {matching[0][1].address}",
         )
     return matching[0] if matching else None
+
+
+def _not_there_already(address: str, port: int, key: HostKey, before: Existing) -> None:
+    """:raises HomelabError: the settings have this host, under another address."""
+    for name, host in (before.settings.hosts if before.settings else {}).items():
+        if first_contact.of_line(host.ssh.pinned_host_key) == key:
+            raise HomelabError(
+                wanted=f"a host at {address}:{port} that the settings don't have",
+                found=f"the host key of {name}, which they have at {host.address}:{host.ssh.port}",
+                why="one host described twice would be changed by two hands",
+                next=f"homelab init {host.address}; where its address has changed, correct it in the settings first",
+            )
 
 
 def _confirm_key(
@@ -260,9 +276,10 @@ def _by_password(address: str, login: dict[str, Any], key: HostKey, ask: Questio
     for number in range(_TRIES):
         given = os.environ.get(PASSWORD)
         password = given or ask.secret(f"Password of {login['user']} on {address} (it is asked once)")
-        host = _host(address, {**login, "password": password}, key.line)
-        if password and first_contact.lets_in(host):
-            return host, password
+        if password:
+            host = _host(address, {**login, "password": password}, key.line)
+            if first_contact.lets_in(host):
+                return host, password
         output.say("The host refuses this password.")
         if given or number == _TRIES - 1:
             break
@@ -287,6 +304,7 @@ class Conversation:
         self.stack: str = arguments.stack
         self.file = path_of(arguments.stack)
         self.result: dict[str, object] = {"stack": self.stack, "file": str(self.file)}
+        self._read = ""
 
     def hold(self) -> None:
         """All of it.
@@ -294,8 +312,9 @@ class Conversation:
         :raises HomelabError: it can't go on.
         :raises Declined: the person says no.
         """
-        text = self.file.read_text(encoding="utf-8") if self.file.exists() else ""
+        text = read_settings(self.file)
         before = existing(text, self.file.name)
+        self._read = text
         if before.example:
             self.output.say(
                 f"{self.file.name} is the example, never filled in: a new file takes its place, and it is kept as {self._kept.name}."
@@ -304,6 +323,7 @@ class Conversation:
         access = access_to(self.arguments, before, self.output, self.ask)
         facts = asyncio.run(ssh.read(access.host, guests=True, lspci=True))
         node = facts.cluster.node or "pve"
+        # Another host whose node has the same name (that is "pve" where nobody chose one) is not this one.
         name = access.name or init_cards.key_of(node, before.settings.hosts if before.settings else (), "pve")
         found, known = self._cards(facts, before, name)
         self._show_host(facts, found, access, node)
@@ -641,6 +661,8 @@ class Conversation:
         install = f"your public key put onto {access.host.address}"
         written, made = f"{self.file.name} written", f"the stack {self.stack} made"
         encrypted, previewed = "secrets put into the settings, encrypted", "pulumi preview"
+        port = access.host.ssh.port
+        where = f"{access.host.address}{f' --port {port}' if port != 22 else ''} --stack {self.stack}"
         self.output.steps(
             [
                 *([install] if access.install else []),
@@ -648,13 +670,14 @@ class Conversation:
                 *([written, made, *commands]),
                 *([encrypted] if access.password or (making and making.secret) else []),
             ],
-            f"homelab init {access.host.address} --stack {self.stack}",
+            f"homelab init {where}",
+            f"homelab init --undo {where}",
         )
         say("")
         host = access.host
         if access.install:
             line = first_contact.make_key(Path(access.install))
-            first_contact.carry_out(access.host, [first_contact.installing(line)], lambda *_: None)
+            first_contact.carry_out(access.host, [first_contact.installing(line, host.ssh.user)], lambda *_: None)
             host = _host(
                 access.host.address, {key: one for key, one in access.ssh.items() if key != "hostKey"}, access.key.line
             )
@@ -663,7 +686,7 @@ class Conversation:
                     wanted=f"to log in with the key {access.install}, which was just put onto the host",
                     found="refused",
                     why="every later run needs it",
-                    next="look at the host's /root/.ssh/authorized_keys, and at PubkeyAuthentication in sshd_config; or run it with --no-install-key",
+                    next="look at ~/.ssh/authorized_keys of that user on the host, and at PubkeyAuthentication in sshd_config; or run it with --no-install-key",
                 )
             did(install)
         if backend:
@@ -691,7 +714,7 @@ class Conversation:
         say("", f"{self.stack} is set up.")
         if self.arguments.preview:
             say(f"{previewed} --stack {self.stack}:")
-            if pulumi.preview() != 0:
+            if pulumi.preview(to_errors=bool(self.arguments.json)) != 0:
                 say(
                     "The preview failed: what it says stands against `pulumi up`. The settings are written; correct them, and preview again."
                 )
@@ -699,14 +722,51 @@ class Conversation:
 
     def _write(self, before: Existing, text: str) -> None:
         """The settings file, whole or not at all."""
+        if read_settings(self.file) != self._read:
+            raise HomelabError(
+                wanted=f"{self.file.name} as it was when it was read",
+                found="somebody has changed it meanwhile",
+                why="what was put in must not be lost",
+                next="run homelab init again: it adds to the file as it is now",
+            )
         if before.example:
-            self._kept.write_text(self.file.read_text(encoding="utf-8"), encoding="utf-8", newline="\n")
-        new = self.file.with_name(f".{self.file.name}.new")
-        with new.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self.file)
+            write_settings(self._kept, self._read)
+        write_settings(self.file, text)
+
+
+def read_settings(file: Path) -> str:
+    """A settings file's text with its own ends of lines; empty: there is none.
+
+    :raises HomelabError: it can't be read, or isn't text.
+    """
+    try:
+        return file.read_bytes().decode("utf-8") if file.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise HomelabError(
+            wanted=f"settings in {file}",
+            found="it isn't UTF-8" if isinstance(error, ValueError) else str(error),
+            why="what is in it must not be lost",
+            next="correct it, or choose another stack with --stack",
+        ) from None
+
+
+def write_settings(file: Path, text: str) -> None:
+    """Writes it, whole or not at all. A link stays one, and who may read the file stays as it was."""
+    place = file.resolve()
+    number, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
+    new = Path(name)
+    try:
+        with os.fdopen(number, "wb") as opened:
+            opened.write(text.encode())
+            opened.flush()
+            os.fsync(opened.fileno())
+        # mkstemp's file is its owner's alone, which a new one may well stay.
+        if place.exists():
+            shutil.copymode(place, new)
+        new.replace(place)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def _token_secret(printed: str) -> str:

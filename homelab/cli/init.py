@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from homelab.cli.conversation import Conversation, Declined, Output
 from homelab.cli.questions import Preselected, Questions, questions
@@ -92,33 +96,84 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     arguments = parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal's encoding doesn't have must not end a run between two steps.
+        with suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     output = Output(sys.stderr if arguments.json else sys.stdout)
-    asked: Questions = Preselected() if arguments.yes or arguments.json else questions()
     if arguments.json and not arguments.yes:
         arguments.dry_run = True
     result: dict[str, object] = {}
-    status = DONE
+    with _ended_as_by_ctrl_c():
+        status = _carried_out(arguments, output, result)
+    if arguments.json:
+        with suppress(BrokenPipeError):
+            print(json.dumps({**result, "done": output.done}, indent=2), flush=True)
+    return status
+
+
+def _carried_out(arguments: argparse.Namespace, output: Output, result: dict[str, object]) -> int:
+    """The command's exit status; ``result``: gets what is known of it. However it ends, it is said where it stands."""
     try:
+        asked: Questions = Preselected() if arguments.yes or arguments.json else questions()
         if arguments.undo:
-            result = undo(arguments, output, asked)
+            result |= undo(arguments, output, asked)
         else:
             conversation = Conversation(arguments, output, asked)
-            result = conversation.result
-            conversation.hold()
+            try:
+                conversation.hold()
+            finally:
+                result |= conversation.result
     except Declined as declined:
         output.say(str(declined))
         result["declined"] = str(declined)
-        status = NOTHING
-    except HomelabError as error:
-        print(error, file=sys.stderr)
-        output.say_where_it_stands()
-        result["error"] = str(error)
-        status = FAILED
+        return NOTHING
     except KeyboardInterrupt:
-        output.say("\nInterrupted.")
-        output.say_where_it_stands()
+        _say_where_it_stands(output, "\nInterrupted.")
         result["error"] = "interrupted"
-        status = INTERRUPTED
-    if arguments.json:
-        print(json.dumps({**result, "done": output.done}, indent=2))
-    return status
+        return INTERRUPTED
+    except Exception as error:
+        # Without this, its exit status would be the one of "nothing was done".
+        said = str(error if isinstance(error, HomelabError) else _unforeseen(error))
+        _say_where_it_stands(output, said, errors=True)
+        result["error"] = said
+        return FAILED
+    return DONE
+
+
+def _say_where_it_stands(output: Output, why: str, *, errors: bool = False) -> None:
+    """An error, and what was done by then. Where nobody reads standard output any more, on standard error."""
+    with suppress(OSError):  # the terminal is gone
+        print(why, file=sys.stderr if errors else output.stream, flush=True)
+    try:
+        output.say_where_it_stands()
+    except OSError:
+        output.stream = sys.stderr
+        with suppress(OSError):
+            output.say_where_it_stands()
+
+
+def _unforeseen(error: Exception) -> HomelabError:
+    """What is no HomelabError. The text of an error that isn't the system's might hold a password."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    text = f": {error}" if isinstance(error, OSError) else f" in {frame.filename}, line {frame.lineno}"
+    return HomelabError(
+        wanted="homelab init to come to its end",
+        found=f"{type(error).__name__}{text}",
+        why="what comes after it was not done",
+        next="mend what it names, and run it again; where it names a line of homelab, please report it",
+    )
+
+
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """Whoever ends the program, or closes its terminal, gets what Ctrl-C gets."""
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        names = []
+    before = {name: signal.signal(getattr(signal, name), signal.default_int_handler) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)

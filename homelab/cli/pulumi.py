@@ -12,6 +12,9 @@ from pathlib import Path
 
 from homelab.errors import HomelabError
 
+# The environment variable with the host's password.
+PASSWORD = "HOMELAB_PASSWORD"
+_STANDARD_ERROR = 2
 _CLOUD = re.compile(r"https://(api|app)\.pulumi\.com/?")
 
 
@@ -46,7 +49,9 @@ class Pulumi:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "PULUMI_SKIP_UPDATE_CHECK": "true", **self.more}
+        """Of the children: without the host's password, which is none of theirs."""
+        inherited = {name: value for name, value in os.environ.items() if name != PASSWORD}
+        return {**inherited, "PULUMI_SKIP_UPDATE_CHECK": "true", **self.more}
 
     def _run(self, *arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -56,6 +61,8 @@ class Pulumi:
             input=given if given is not None else "",
             capture_output=True,
             text=True,
+            encoding="utf-8",
+            errors="replace",
         )
 
     def backend(self) -> str | None:
@@ -100,10 +107,14 @@ class Pulumi:
             f"to encrypt {path}",
         )
 
-    def preview(self) -> int:
-        """`pulumi preview`, shown to the person; its exit status."""
+    def preview(self, *, to_errors: bool) -> int:
+        """`pulumi preview`, shown to the person; its exit status.
+
+        :param to_errors: on standard error, since standard output is a program's?
+        """
         command = [self.program, "preview", "--stack", self.stack]
-        return subprocess.run(command, cwd=self.folder, env=self.environment).returncode
+        shown = _STANDARD_ERROR if to_errors else None
+        return subprocess.run(command, cwd=self.folder, env=self.environment, stdout=shown).returncode
 
 
 def _checked(done: subprocess.CompletedProcess[str], wanted: str) -> None:

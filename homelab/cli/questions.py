@@ -10,7 +10,7 @@ import getpass
 import os
 import sys
 from collections.abc import Sequence
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from homelab.errors import HomelabError
 from homelab.text import clean
@@ -60,7 +60,7 @@ class Lines:
         if not line:
             self._shown.write("\n")
             raise no_answer(question)
-        return line.strip()
+        return line.rstrip("\r\n")
 
     def choose(self, question: str, options: Sequence[Option], default: str) -> str:
         return self._numbers(question, options, [default], several=False)[0]
@@ -74,7 +74,7 @@ class Lines:
             self._shown.write(clean(f"  {number}{'*' if value in default else ' '} {label}\n"))
         preset = ",".join(str(values.index(one) + 1) for one in default if one in values)
         while True:
-            said = self._ask(question, f"[{preset}]" if preset else "") or preset
+            said = self._ask(question, f"[{preset}]" if preset else "").strip() or preset
             words = [word.strip() for word in said.split(",")] if several else [said]
             # A number of the list, or the value itself.
             found = [
@@ -86,17 +86,20 @@ class Lines:
 
     def confirm(self, question: str, default: bool) -> bool:
         while True:
-            said = self._ask(question, "[Y/n]" if default else "[y/N]").lower()
+            said = self._ask(question, "[Y/n]" if default else "[y/N]").strip().lower()
             if said in ("", "y", "yes", "n", "no"):
                 return default if not said else said.startswith("y")
             self._shown.write("  yes or no\n")
 
     def text(self, question: str, default: str) -> str:
-        return self._ask(question, f"[{default}]" if default else "") or default
+        return self._ask(question, f"[{default}]" if default else "").strip() or default
 
     def secret(self, question: str) -> str:
         if self._given is sys.stdin and sys.stdin.isatty():
-            return getpass.getpass(clean(f"{question}: "))
+            try:
+                return getpass.getpass(clean(f"{question}: "))
+            except EOFError:
+                raise no_answer(question) from None
         return self._ask(question, "")
 
 
@@ -111,23 +114,31 @@ class Widgets:
     def choose(self, question: str, options: Sequence[Option], default: str) -> str:
         choices = [self._ask.Choice(clean(label), value=value) for value, label in options]
         chosen = next((one for one in choices if one.value == default), choices[0])
-        return str(self._ask.select(clean(question), choices, default=chosen).unsafe_ask())
+        return str(_answer(question, self._ask.select(clean(question), choices, default=chosen)))
 
     def several(self, question: str, options: Sequence[Option], default: Sequence[str]) -> list[str]:
         choices = [self._ask.Choice(clean(label), value=value, checked=value in default) for value, label in options]
         asked = self._ask.checkbox(
             clean(question), choices, validate=lambda found: bool(found) or "choose one at least"
         )
-        return [str(one) for one in asked.unsafe_ask()]
+        return [str(one) for one in _answer(question, asked)]
 
     def confirm(self, question: str, default: bool) -> bool:
-        return bool(self._ask.confirm(clean(question), default=default, auto_enter=False).unsafe_ask())
+        return bool(_answer(question, self._ask.confirm(clean(question), default=default, auto_enter=False)))
 
     def text(self, question: str, default: str) -> str:
-        return str(self._ask.text(clean(question), default=default).unsafe_ask()).strip()
+        return str(_answer(question, self._ask.text(clean(question), default=default))).strip()
 
     def secret(self, question: str) -> str:
-        return str(self._ask.password(clean(question)).unsafe_ask())
+        return str(_answer(question, self._ask.password(clean(question))))
+
+
+def _answer(question: str, asked: Any) -> Any:
+    """A widget's answer. Ctrl-D ends the input."""
+    try:
+        return asked.unsafe_ask()
+    except EOFError:
+        raise no_answer(question) from None
 
 
 class Preselected:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from homelab.cli.conversation import Declined, Output, access_to
+from homelab.cli.conversation import Declined, Output, access_to, read_settings
 from homelab.cli.questions import Questions
 from homelab.doctor.stack import path_of
 from homelab.init.api_user import undoing
@@ -20,7 +20,7 @@ def undo(arguments: argparse.Namespace, output: Output, ask: Questions) -> dict[
     :raises Declined: the person doesn't want it, or there is nothing.
     """
     file = path_of(arguments.stack)
-    before = existing(file.read_text(encoding="utf-8") if file.exists() else "", file.name)
+    before = existing(read_settings(file), file.name)
     arguments.install_key = False  # nothing is left on the host by an undo
     access = access_to(arguments, before, output, ask)
     facts = asyncio.run(ssh.read(access.host, guests=True))

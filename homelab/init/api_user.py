@@ -15,6 +15,9 @@ from homelab import rights
 from homelab.rights import Needs, Permissions
 
 TOKEN = "pulumi"
+# The names that `name_for` gives. Who may change a user on the host may give any of them a comment such as ours, and a name may be one that
+# a shell would obey; commands are root's.
+_NAME = re.compile(r"homelab\d*@pve")
 _MARK = re.compile(r"homelab init, stack (?P<stack>[^,]+)(?:, role (?P<role>[A-Za-z0-9]+))?")
 
 
@@ -37,7 +40,8 @@ def users(config: str) -> list[User]:
     found = []
     for row in rows:
         if row[0] == "user" and len(row) > 1:
-            mark = _MARK.fullmatch(unquote(row[7])) if len(row) > 7 else None
+            ours = len(row) > 7 and _NAME.fullmatch(row[1])
+            mark = _MARK.fullmatch(unquote(row[7])) if ours else None
             mine = tuple(token for name, _, token in tokens if name == row[1])
             found.append(User(row[1], mine, *((mark["stack"], mark["role"] or "") if mark else ())))
     return found

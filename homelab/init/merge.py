@@ -62,7 +62,44 @@ def merged(text: str, values: Mapping[str, Any]) -> str:
     else:
         edits.into(whole, {"config": values}, ())
     made = edits.applied()
+    _check(text, values, made)
     return made if newline == "\n" else re.sub(r"\r?\n", newline, made)
+
+
+def _check(text: str, values: Mapping[str, Any], made: str) -> None:
+    """Does the new text say what the old one said, and the values?
+
+    :raises HomelabError: it doesn't. An alias (`*name`) is such a case: what is put in at one place would count at two.
+    """
+    before = yaml.safe_load(text) or {}
+    wanted = _together(before, {"config": values})
+    try:
+        found = yaml.safe_load(made)
+    except yaml.YAMLError:
+        found = None
+    if not _same(wanted, found):
+        raise _cannot_be_added_to(
+            "a layout in which a value can't be put in at its place alone, such as an alias (*name)"
+        )
+
+
+def _together(old: Any, new: Any) -> Any:
+    """As `merged` puts values in: into mappings, else in place of what is there."""
+    if not isinstance(new, Mapping):
+        return new
+    base = old if isinstance(old, Mapping) and list(old) != ["secure"] else {}
+    if not new and old is not None and isinstance(old, Mapping):
+        return old
+    return {**base, **{key: _together(base.get(key), value) for key, value in new.items()}}
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Lists of cards are the same in any order."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_same(value, other[key]) for key, value in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return sorted(map(str, one)) == sorted(map(str, other))
+    return bool(one == other)
 
 
 def _cannot_be_added_to(found: str) -> HomelabError:
@@ -105,7 +142,8 @@ class _Edits:
             parts = ", ".join(f"{_scalar(key)}: {_flow(value)}" for key, value in new.items())
             self.put(last, last, f", {parts}" if node.value else parts)
         else:
-            at = self._line_end(max(_end(value) for _, value in node.value))
+            # An alias's value stands where its anchor is, above its key.
+            at = self._line_end(max(max(key.end_mark.index, _end(value)) for key, value in node.value))
             self.put(at, at, "".join(_block(new, node.value[0][0].start_mark.column, _inner(place), first=False)))
 
     def _at(self, key: yaml.Node, node: yaml.Node, value: Any, place: _Path) -> None:

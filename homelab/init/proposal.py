@@ -60,6 +60,13 @@ def existing(text: str, file: str) -> Existing:
             next="correct it, or choose another stack with --stack",
         ) from None
     config = whole.get("config") if isinstance(whole, dict) else None
+    if config is not None and not isinstance(config, dict):
+        raise HomelabError(
+            wanted=f"settings in {file}",
+            found="config: has something else than keys with values",
+            why="what is in it must not be lost",
+            next="correct it, or choose another stack with --stack",
+        )
     values = {
         str(key).removeprefix("homelab:"): one for key, one in (config or {}).items() if str(key).startswith("homelab:")
     }

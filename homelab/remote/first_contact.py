@@ -117,9 +117,13 @@ def make_key(path: Path) -> str:
     if not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = asyncssh.generate_private_key("ssh-ed25519", comment="homelab")
-        path.touch(mode=0o600)
-        path.write_bytes(key.export_private_key())
         path.with_name(f"{path.name}.pub").write_bytes(key.export_public_key())
+        # Whole or not at all: half a key would stand in the way of the next run.
+        half = path.with_name(f"{path.name}.new")
+        half.unlink(missing_ok=True)
+        half.touch(mode=0o600)
+        half.write_bytes(key.export_private_key())
+        half.replace(path)
     return public_half(path)
 
 
@@ -129,13 +133,14 @@ def public_half(path: Path) -> str:
     return " ".join(key.export_public_key().decode("ascii").split()[:2])
 
 
-def installing(line: str) -> str:
-    """The command that lets a public key in, once."""
+def installing(line: str, user: str) -> str:
+    """The command that lets a public key in, once. Another user than root has it run by sudo, whose home is root's: theirs is meant."""
     key = shlex.quote(f"{line} homelab")
-    return (
+    command = (
         "umask 077 && mkdir -p ~/.ssh && touch ~/.ssh/authorized_keys && "
         f"{{ grep -qF {shlex.quote(line.split()[1])} ~/.ssh/authorized_keys || printf '%s\\n' {key} >>~/.ssh/authorized_keys; }}"
     )
+    return command if user == "root" else f"runuser -l {shlex.quote(user)} -s /bin/bash -c {shlex.quote(command)}"
 
 
 def carry_out(host: Host, commands: list[str], done: Callable[[str, str], None]) -> None:

@@ -273,6 +273,13 @@ def test_undo_leaves_a_role_that_somebody_else_has_and_one_that_init_did_not_mak
         assert undoing("homelab", MADE + f"acl:1:/vms/7:{who}:Homelab:\n").left
 
 
+@pytest.mark.parametrize("name", ["$(reboot)@pve", "`id`@pve", "alice@pam", "homelabx@pve", "homelab@ldap"])
+def test_a_comment_like_ours_makes_no_user_ours_that_init_would_not_have_named_so(name: str) -> None:
+    config = f"user:{name}:1:0::::homelab init%2C stack homelab:\ntoken:{name}!pulumi:0:0::\n"
+    assert undoing("homelab", config).commands == []
+    assert name_for("homelab", config) == "homelab@pve"
+
+
 def test_a_users_comment_is_read_as_proxmox_ve_writes_it() -> None:
     [user] = users("user:homelab@pve:1:0::::homelab init%2C stack a.b_c-d%2C role Homelab2::\n")
     assert (user.stack, user.role) == ("a.b_c-d", "Homelab2")
@@ -385,6 +392,12 @@ def test_the_example_that_nobody_filled_in_counts_for_nothing_and_any_other_file
 def test_a_file_that_the_program_would_not_load_is_not_added_to(text: str) -> None:
     with pytest.raises(HomelabError):
         proposed(Choices({"0000:01:00": Use("vm", (103,))}), text=text)
+
+
+@pytest.mark.parametrize("config", ["[a]", "text", "3"])
+def test_a_config_that_is_no_mapping_is_refused(config: str) -> None:
+    with pytest.raises(HomelabError, match="config:"):
+        existing(f"config: {config}\n", "Pulumi.homelab.yaml")
 
 
 def test_an_api_user_of_the_persons_own_stays() -> None:

@@ -177,3 +177,12 @@ def test_an_encrypted_value_is_replaced_whole_and_one_that_stays_is_untouched() 
     after = merged(before, {"homelab:hosts": {"pve": {"api": {"tokenSecret": "FILL-IN"}}}})
     assert yaml.safe_load(after)["config"]["homelab:hosts"]["pve"]["api"]["tokenSecret"] == "FILL-IN"
     assert "        # after\n        port: 1\n" in after
+
+
+def test_a_value_is_put_in_at_no_place_that_an_alias_shares() -> None:
+    text = "config:\n  homelab:hosts:\n    a: &same\n      address: 192.0.2.1\n      gpus: {}\n    b: *same\n"
+    with pytest.raises(HomelabError, match="alias"):
+        merged(text, {"homelab:hosts": {"b": {"gpus": {"first": {"use": "vm"}}}}})
+    # What is inherited and stays is no hindrance.
+    text = "config:\n  homelab:hosts:\n    a: &same\n      address: 192.0.2.1\n    b:\n      <<: *same\n"
+    assert merged(text, {"homelab:hosts": {"b": {"node": "b"}}}) == text + "      node: b\n"

@@ -1,0 +1,282 @@
+"""`homelab init` as a program: however it ends, its exit status, its output and the file that it writes are right. Without a host."""
+
+from __future__ import annotations
+
+import getpass
+import io
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from homelab.cli import conversation, init
+from homelab.cli.conversation import Access, Conversation, Output, read_settings, write_settings
+from homelab.cli.pulumi import Pulumi
+from homelab.cli.questions import Lines, Widgets
+from homelab.errors import HomelabError
+from homelab.init.proposal import existing
+from homelab.remote import first_contact, ssh
+from homelab.remote.first_contact import HostKey
+from tests.conftest import PROJECT
+from tests.unit import hosts
+from tests.unit.test_init import ACCESS, host
+
+SETTINGS = f"""config:
+  homelab:hosts:
+    pve:
+      address: 192.0.2.1
+      ssh: {{hostKey: {hosts.KEY}, agent: true}}
+      gpus:
+        old: {{match: "10de:2204", use: vm}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "Pulumi.yaml").write_text((PROJECT / "Pulumi.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+# -- however it ends ------------------------------------------------------------------------------------------------------
+def ending(monkeypatch: pytest.MonkeyPatch, how: Callable[[], None]) -> None:
+    """A run that ends in its second step."""
+
+    def hold(self: Conversation) -> None:
+        self.output.steps(["one", "two", "three"], "homelab init 192.0.2.1", "homelab init --undo 192.0.2.1")
+        self.output.did("one")
+        how()
+
+    monkeypatch.setattr(Conversation, "hold", hold)
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def how() -> None:
+        raise error
+
+    return how
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (PermissionError(13, "Permission denied", "Pulumi.homelab.yaml"), "Pulumi.homelab.yaml"),
+        (ValueError("hunter2"), "ValueError"),
+        (KeyError("hunter2"), "KeyError"),
+    ],
+)
+def test_any_error_says_where_it_stands_and_is_not_taken_for_a_refusal(
+    error: Exception, said: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ending(monkeypatch, raising(error))
+    assert init.main(["192.0.2.1", "--json", "--yes"]) == 2
+    out, err = capsys.readouterr()
+    answer = json.loads(out)
+    assert said in answer["error"] and answer["done"] == ["one"]
+    assert "Perhaps done" in err and "next:" in err and "homelab init --undo 192.0.2.1" in err
+    # What was given may be a password.
+    assert "hunter2" not in out + err
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_being_ended_is_said_as_ctrl_c_is(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    # Where this isn't handled, the test's own process must not end.
+    signal.signal(number, lambda *_: None)
+    ending(monkeypatch, lambda: signal.raise_signal(number))
+    try:
+        assert init.main(["192.0.2.1", "--yes"]) == 130
+    finally:
+        signal.signal(number, before)
+    assert "Perhaps done" in capsys.readouterr().out
+
+
+def test_where_nobody_reads_the_output_the_rest_is_said_on_standard_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    ending(monkeypatch, lambda: None)
+    monkeypatch.setattr(sys, "stdout", Closed())
+    assert init.main(["192.0.2.1", "--yes"]) == 2
+    assert "BrokenPipeError" in (said := capsys.readouterr().err) and "Perhaps done" in said
+
+
+def test_text_that_the_terminal_can_not_show_ends_no_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+
+    def hold(self: Conversation) -> None:
+        self.output.say("Größe")
+
+    monkeypatch.setattr(Conversation, "hold", hold)
+    assert init.main(["192.0.2.1", "--yes"]) == 0
+    assert shown.getvalue() == b"Gr\\xf6\\xdfe\n"
+
+
+@pytest.mark.parametrize("ask", ["secret", "text", "confirm"])
+def test_ctrl_d_at_a_widget_is_an_end_of_the_input(ask: str) -> None:
+    class Ended:
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_, **__: self
+
+        def unsafe_ask(self) -> str:
+            raise EOFError
+
+    widgets = Widgets.__new__(Widgets)
+    widgets._ask = Ended()  # type: ignore[assignment]
+    more = {"secret": (), "text": ("",), "confirm": (True,)}[ask]
+    with pytest.raises(HomelabError, match="the input has ended"):
+        getattr(widgets, ask)("Password", *more)
+
+
+def test_ctrl_d_at_a_password_is_an_end_of_the_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(_: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr(getpass, "getpass", ended)
+    monkeypatch.setattr(sys, "stdin", type("Terminal", (io.StringIO,), {"isatty": lambda _: True})())
+    with pytest.raises(HomelabError, match="the input has ended"):
+        Lines().secret("Password")
+
+
+def test_a_password_keeps_its_spaces_and_other_answers_do_not() -> None:
+    lines = Lines(io.StringIO(" two words \r\n gpu \n"), io.StringIO())
+    assert lines.secret("Password") == " two words "
+    assert lines.text("Name", "") == "gpu"
+
+
+# -- what it gives to others ---------------------------------------------------------------------------------------------
+def test_pulumi_gets_no_password_of_the_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOMELAB_PASSWORD", "hunter2")
+    assert "hunter2" not in Pulumi("pulumi", tmp_path, "homelab").environment.values()
+
+
+def test_a_preview_for_a_program_is_shown_on_standard_error(tmp_path: Path) -> None:
+    shown = "from pathlib import Path; from homelab.cli.pulumi import Pulumi; Pulumi('echo', Path(), 'homelab').preview(to_errors=True)"
+    done = subprocess.run([sys.executable, "-c", shown], cwd=PROJECT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("", "preview --stack homelab\n")
+
+
+@pytest.mark.parametrize("password", ["hunter2\x01", "hunter2\x1b[31m"])
+def test_a_password_that_can_not_be_one_is_not_repeated(password: str) -> None:
+    with pytest.raises(HomelabError) as raised:
+        conversation._host("192.0.2.1", {"user": "root", "password": password}, hosts.KEY)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_a_key_for_another_user_than_root_is_put_into_that_users_home(tmp_path: Path) -> None:
+    line = f"ssh-ed25519 {'A' * 60}"
+    # Of sudo, the home is root's. The program that becomes the user, as far as the command needs it.
+    (tmp_path / "admin").mkdir()
+    (tmp_path / "root").mkdir()
+    program = tmp_path / "runuser"
+    program.write_text(f'#!/bin/bash\n[ "$1 $2" = "-l admin" ] && HOME={tmp_path}/admin exec bash -c "${{@: -1}}"\n')
+    program.chmod(0o755)
+    environment = {"HOME": str(tmp_path / "root"), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for _ in range(2):
+        subprocess.run(["bash", "-c", first_contact.installing(line, "admin")], env=environment, check=True)
+    keys = tmp_path / "admin/.ssh/authorized_keys"
+    assert keys.read_text() == f"{line} homelab\n" and stat.S_IMODE(keys.stat().st_mode) == 0o600
+    assert not (tmp_path / "root/.ssh").exists()
+
+
+def test_half_a_key_of_an_ended_run_is_in_nobodys_way(tmp_path: Path) -> None:
+    path = tmp_path / "homelab_ed25519"
+    (tmp_path / "homelab_ed25519.new").write_text("-----BEGIN")
+    line = first_contact.make_key(path)
+    assert line == first_contact.make_key(path) and stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["homelab_ed25519", "homelab_ed25519.pub"]
+
+
+# -- the settings file -----------------------------------------------------------------------------------------------------
+def test_ends_of_lines_and_every_other_byte_are_read_and_written_as_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "Pulumi.homelab.yaml"
+    file.write_bytes("\ufeffconfig: {} # Größe\r\n".encode())
+    write_settings(file, read_settings(file))
+    assert file.read_bytes() == "\ufeffconfig: {} # Größe\r\n".encode()
+
+
+def test_a_link_stays_one_and_who_may_read_the_file_stays(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    kept = tmp_path / "kept" / "settings.yaml"
+    kept.write_text("old")
+    kept.chmod(0o640)
+    file = tmp_path / "Pulumi.homelab.yaml"
+    file.symlink_to(kept)
+    write_settings(file, "new")
+    assert file.is_symlink() and kept.read_text() == "new" and stat.S_IMODE(kept.stat().st_mode) == 0o640
+
+
+def test_a_full_disk_leaves_the_file_as_it_was_and_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    file = tmp_path / "Pulumi.homelab.yaml"
+    file.write_text("old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_settings(file, "new")
+    assert [one.read_text() for one in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_file_that_is_no_text_is_an_error_with_four_parts(tmp_path: Path) -> None:
+    (tmp_path / "Pulumi.homelab.yaml").write_bytes(b"config: \xff")
+    with pytest.raises(HomelabError, match="UTF-8"):
+        read_settings(tmp_path / "Pulumi.homelab.yaml")
+
+
+def test_what_somebody_put_into_the_file_meanwhile_is_not_lost(folder: Path) -> None:
+    run = Conversation(init.parser().parse_args(["192.0.2.1"]), Output(io.StringIO()), Lines())
+    run.file.write_text("config: {} # mine\n")
+    with pytest.raises(HomelabError, match="meanwhile"):
+        run._write(existing("", run.file.name), "config: {}\n")
+    assert run.file.read_text() == "config: {} # mine\n"
+
+
+# -- another host ------------------------------------------------------------------------------------------------------------
+def test_a_second_host_whose_node_has_the_same_name_is_a_host_of_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "Pulumi.homelab.yaml").write_text(SETTINGS)
+    other = {"address": "192.0.2.2", "ssh": ACCESS["ssh"]}
+
+    async def read(*_: Any, **__: Any) -> Any:
+        return host()
+
+    reached = conversation._host("192.0.2.2", {"agent": True}, hosts.KEY)
+    access = Access(reached, {"agent": True, "hostKey": hosts.KEY}, HostKey(hosts.KEY, "SHA256:x"))
+    monkeypatch.setattr(conversation, "access_to", lambda *_: access)
+    monkeypatch.setattr(ssh, "read", read)
+    status = init.main([str(other["address"]), "--card", "rtx5090=vm:103", "--json", "--dry-run"])
+    out, err = capsys.readouterr()
+    assert status == 0, err
+    found = yaml.safe_load(json.loads(out)["settings"])["config"]
+    assert found["homelab:hosts"]["pve"]["gpus"].keys() == {"old"}
+    assert (
+        found["homelab:hosts"]["pve-2"]["address"] == "192.0.2.2" and found["homelab:hosts"]["pve-2"]["node"] == "pve"
+    )
+    assert found["homelab:vms"]["sandbox"]["host"] == "pve-2"
+
+
+def test_a_host_that_the_settings_have_at_another_address_is_not_described_twice() -> None:
+    key = first_contact.of_line(hosts.KEY)
+    with pytest.raises(HomelabError, match=r"192\.0\.2\.1"):
+        conversation._not_there_already("pve.lan", 22, key, existing(SETTINGS, "Pulumi.homelab.yaml"))
