@@ -258,7 +258,10 @@ def _login(
     output.say(f"No key of yours opens {address} yet.")
     host, password = _by_password(address, login, key, ask, output)
     if entry is not None:
-        return Access(host, {}, key)  # how the settings log in is the person's
+        # How the settings log in is the person's. A password that an ended run was to put there is put there now.
+        given = entry.ssh.password
+        is_open = given is not None and given.get_secret_value() == OPEN
+        return Access(host, {}, key, password=password if is_open else "")
     install = arguments.install_key
     if install is None:
         install = ask.confirm(

@@ -27,6 +27,7 @@ from homelab.remote import first_contact
 from homelab.settings.secrets import is_encrypted
 from lab import Lab
 from tests.conftest import PROJECT
+from tests.unit import hosts
 
 USERS = "etc/pve/user.cfg"
 # What `init` calls of Pulumi, as it answers: a stack's file gets its salt, a secret gets encrypted there.
@@ -231,12 +232,12 @@ def test_nvidias_software_inside_a_vm(desk: Desk, capsys: pytest.CaptureFixture[
 
 
 def test_a_second_host_of_the_same_name_gets_one_of_its_own(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
-    other = {"address": "192.0.2.7", "ssh": {"hostKey": desk.lab.connection["hostKey"], "agent": True}}
+    other = {"address": "192.0.2.7", "ssh": {"hostKey": hosts.KEY, "agent": True}}
     desk.file.write_text("# mine\n" + yaml.safe_dump({"config": {"homelab:hosts": {"pve": other}}}))
     assert run(desk, capsys, *desk.where, *desk.key, *CARD, "--no-preview") == 0, desk.err
-    hosts = desk.config["homelab:hosts"]
-    assert hosts["pve"] == other
-    assert (hosts["pve-2"]["node"], hosts["pve-2"]["address"]) == ("pve", desk.where[0])
+    found = desk.config["homelab:hosts"]
+    assert found["pve"] == other
+    assert (found["pve-2"]["node"], found["pve-2"]["address"]) == ("pve", desk.where[0])
     assert desk.config["homelab:vms"]["sandbox"]["host"] == "pve-2"
 
 

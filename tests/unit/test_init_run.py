@@ -251,6 +251,18 @@ def test_what_somebody_put_into_the_file_meanwhile_is_not_lost(folder: Path) -> 
     assert run.file.read_text() == "config: {} # mine\n"
 
 
+@pytest.mark.parametrize(("there", "put"), [("FILL-IN", "hunter2"), ("(encrypted)", "")])
+def test_a_password_that_an_ended_run_left_open_is_put_in_by_the_next(
+    there: str, put: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOMELAB_PASSWORD", "hunter2")
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    monkeypatch.setattr(first_contact, "lets_in", lambda host: host.ssh.password is not None)
+    before = existing(SETTINGS.replace("agent: true", f'password: "{there}"'), "Pulumi.homelab.yaml")
+    found = conversation.access_to(init.parser().parse_args(["--yes"]), before, Output(io.StringIO()), Lines())
+    assert (found.name, found.password) == ("pve", put)
+
+
 # -- another host ------------------------------------------------------------------------------------------------------------
 def test_a_second_host_whose_node_has_the_same_name_is_a_host_of_its_own(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
