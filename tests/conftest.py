@@ -25,6 +25,7 @@ SLOW = frozenset(
     {
         "lab/test_advice.py",
         "lab/test_api.py",
+        "lab/test_api_recordings.py",
         "lab/test_api_transcripts.py",
         "lab/test_cli.py",
         "lab/test_containers.py",
@@ -45,10 +46,12 @@ SLOW = frozenset(
         "lab/test_scenarios.py",
         "lab/test_server_power.py",
         "lab/test_server_ssh.py",
+        "scripts/test_composition.py",
         "scripts/test_container_gpus.py",
         "scripts/test_container_toolkit.py",
         "scripts/test_cuda_toolkit.py",
         "scripts/test_cuts.py",
+        "scripts/test_files.py::test_a_script_cut_off_on_its_way_does_nothing",
         "scripts/test_full_disk.py",
         "scripts/test_lacking.py",
         "scripts/test_lint.py",
@@ -61,6 +64,7 @@ SLOW = frozenset(
         "scripts/test_passthrough_test.py",
         "scripts/test_planned_files.py",
         "scripts/test_rollback.py",
+        "scripts/test_run_guard.py::test_it_goes_on_for_as_long_as_it_hears_something",
         "unit/test_settings_reach_resources.py::test_a_setting_that_changes_changes_what_a_resource_is_told",
     }
 )
@@ -112,10 +116,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """`-n auto`. A test with the engine waits, for boots and for the engine's own processes, about as long as it computes; memory
-    (half a gigabyte a worker) sets the limit on large machines."""
+    """`-n auto`. A test with the engine waits, for boots and for the engine's own processes, about as long as it computes, fast tests
+    don't; memory (half a gigabyte a worker) sets the limit on large machines."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(2 * processors, processors + 4)
+    return processors if "not slow" in config.option.markexpr else min(2 * processors, processors + 4)
 
 
 @pytest.fixture(scope="session", autouse=True)

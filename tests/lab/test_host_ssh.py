@@ -30,4 +30,4 @@ def test_a_reading_that_hangs_after_the_reboot_leaves_time_to_confirm_the_boot(t
         readings = [entry.get("client") for entry in lab.commands() if entry["command"].endswith("read_host")]
         assert readings[-2:] == ["lost", None]
     # It wasn't waited for until the dead man's switch would have given the host back.
-    assert late == []
+    assert not [line for line in late if "it gives back" in line]
