@@ -6,16 +6,16 @@ import argparse
 import asyncio
 import difflib
 import json
-import os
-import shutil
-import tempfile
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from homelab.cli.pulumi import PASSWORD, Pulumi
+from homelab.cli.access import CONNECT_SECONDS, Access, access_to, confirm_key, host_at, own_ways
+from homelab.cli.output import Declined, Output
+from homelab.cli.pulumi import Pulumi
 from homelab.cli.questions import Option, Questions
+from homelab.cli.settings_file import read_settings, write_settings
 from homelab.doctor.stack import path_of
 from homelab.errors import HomelabError, LoginRefusedError
 from homelab.host.facts import HostFacts
@@ -39,259 +39,9 @@ from homelab.init.choices import (
     suggested,
     together,
 )
-from homelab.init.proposal import OPEN, Existing, Proposal, api_settings, existing, propose
+from homelab.init.proposal import Existing, Proposal, api_settings, existing, propose
 from homelab.remote import first_contact, ssh
-from homelab.remote.first_contact import HostKey
 from homelab.settings import Host, project
-from homelab.settings.parsing import load_host
-from homelab.settings.paths import resolved
-from homelab.text import clean
-
-# Tries of a password that is typed.
-_TRIES = 3
-_CONNECT_SECONDS = 15.0
-
-
-class Declined(Exception):
-    """The person said no, or there is nothing to do: the text says what that means."""
-
-
-@dataclass
-class Output:
-    """What a person sees, and where the steps stand. ``done``: the steps that are."""
-
-    stream: TextIO
-    done: list[str] = field(default_factory=list)
-    _planned: list[str] = field(default_factory=list)
-    _again: str = ""
-    _undo: str = ""
-
-    def say(self, *lines: str) -> None:
-        """Lines, made safe to show."""
-        for line in lines:
-            self.stream.write(clean(line) + "\n")
-        self.stream.flush()
-
-    def steps(self, planned: list[str], again: str, undo: str = "") -> None:
-        """From here on things are done. ``again``, ``undo``: the commands that go on after an interruption, or go back."""
-        self._planned, self._again, self._undo = planned, again, undo
-
-    def did(self, step: str) -> None:
-        """A step is done."""
-        self.done.append(step)
-        self.say(f"  done: {step}")
-
-    def say_where_it_stands(self) -> None:
-        """After an error or an interruption: what is done, what isn't, how to go on."""
-        if not self._planned:
-            self.say("Nothing was changed.")
-            return
-        left = [step for step in self._planned if step not in self.done]
-        self.say("Done:", *([f"  {step}" for step in self.done] or ["  nothing"]))
-        if left:
-            self.say("Perhaps done, since it was under way:", f"  {left[0]}")
-            self.say(*(["Not done:", *(f"  {step}" for step in left[1:])] if left[1:] else []))
-        self.say(f"Run it again to go on, it takes up what is there: {self._again}")
-        if self._undo:
-            self.say(f"To take the API's user, role and token away: {self._undo}")
-
-
-@dataclass
-class Access:
-    """How the host is reached. ``host``: now; ``ssh``: as the settings are to have it; ``install``: the public key that is put there first;
-    ``password``: that is to be in the settings, encrypted.
-    """
-
-    host: Host
-    ssh: dict[str, Any]
-    key: HostKey
-    name: str = ""
-    install: str = ""
-    password: str = ""
-
-
-def _host(address: str, login: Mapping[str, Any], host_key: str) -> Host:
-    """:raises HomelabError: a port, a name or a password is none."""
-    return load_host(json.dumps({"host": {"address": address, "ssh": {**login, "hostKey": host_key}}}), "host")
-
-
-def _shown(path: Path) -> str:
-    """A path as the settings have it: with ~ where it is in the person's own folder, and slashes on Windows, too."""
-    home = Path.home()
-    return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else path.as_posix()
-
-
-def access_to(arguments: argparse.Namespace, before: Existing, output: Output, ask: Questions) -> Access:
-    """The host's key confirmed, and a login that works.
-
-    :raises HomelabError: it can't be reached, another key answers, no login works.
-    :raises Declined: the key isn't the host's.
-    """
-    known = _known_host(arguments, before)
-    name, entry = known if known else ("", None)
-    address = arguments.address or (entry.address if entry else "")
-    if not address:
-        raise HomelabError(
-            wanted="the host's address",
-            found=f"none, and {path_of(arguments.stack).name} has no host either",
-            why="it is where everything begins",
-            next="homelab init 192.168.0.202",
-        )
-    port = arguments.port or (entry.ssh.port if entry else 22)
-    user = arguments.user or (entry.ssh.user if entry else "root")
-    if entry is not None:
-        key = first_contact.of_line(entry.ssh.pinned_host_key)
-        output.say(f"{address}: the host key {key.fingerprint} is pinned in the settings.")
-    else:
-        key = first_contact.host_key(address, port, _CONNECT_SECONDS)
-        _confirm_key(arguments.host_key, "--host-key", address, port, key, output, ask)
-        _not_there_already(address, port, key, before)
-    login = {"user": user, **({"port": port} if port != 22 else {})}
-    found = _login(arguments, address, login, key, entry, output, ask)
-    found.name = name
-    return found
-
-
-def _known_host(arguments: argparse.Namespace, before: Existing) -> tuple[str, Host] | None:
-    settings = before.settings
-    if settings is None:
-        return None
-    matching = [
-        (name, host)
-        for name, host in settings.hosts.items()
-        if arguments.address in (None, host.address, name) and arguments.port in (None, host.ssh.port)
-    ]
-    if arguments.address is None and len(matching) > 1:
-        raise HomelabError(
-            wanted="one host",
-            found=f"{len(matching)} in the settings: {', '.join(name for name, _ in matching)}",
-            why="one host is set up at a time",
-            next=f"say which: homelab init {matching[0][1].address}",
-        )
-    return matching[0] if matching else None
-
-
-def _not_there_already(address: str, port: int, key: HostKey, before: Existing) -> None:
-    """:raises HomelabError: the settings have this host, under another address."""
-    for name, host in (before.settings.hosts if before.settings else {}).items():
-        if first_contact.of_line(host.ssh.pinned_host_key) == key:
-            raise HomelabError(
-                wanted=f"a host at {address}:{port} that the settings don't have",
-                found=f"the host key of {name}, which they have at {host.address}:{host.ssh.port}",
-                why="one host described twice would be changed by two hands",
-                next=f"homelab init {host.address}; where its address has changed, correct it in the settings first",
-            )
-
-
-def _confirm_key(
-    given: str | None, option: str, address: str, port: int, key: HostKey, output: Output, ask: Questions
-) -> None:
-    """:param given: what the option ``option`` says that the key is, None: nothing."""
-    kind = key.line.split()[0].removeprefix("ssh-").partition("-")[0]
-    output.say(
-        f"{address} shows the host key  {key.fingerprint}  ({kind})",
-        "On its own console, this command shows it:",
-        f"  ssh-keygen -lf /etc/ssh/ssh_host_{kind}_key.pub",
-    )
-    if given is not None:
-        wanted = given.strip()
-        if wanted != key.fingerprint and wanted.split()[:2] != key.line.split():
-            raise HomelabError(
-                wanted=f"the host key {wanted} at {address}:{port}",
-                found=f"{key.fingerprint} ({key.line})",
-                why="this may be another machine, or one in between: it would be given root's commands",
-                next=f"compare with what its console shows, and correct {option} or the address",
-            )
-        return
-    known = first_contact.is_known(address, port, key, Path.home() / ".ssh" / "known_hosts")
-    if known:
-        output.say("It is the key that your known_hosts has for it.")
-    if not ask.confirm("Is it the same?", default=known):
-        raise Declined(
-            "Nothing was done: without the right host key, root's commands might go to another machine. Where nobody can be asked, give "
-            f"the fingerprint that the console shows with {option}."
-        )
-
-
-def _ways() -> list[dict[str, Any]]:
-    """How this person may log in without a password, in the order in which it is tried."""
-    ways: list[dict[str, Any]] = [
-        {"privateKeyFile": _shown(path)} for path in first_contact.usual_keys(Path.home() / ".ssh")
-    ]
-    return [*ways, {"agent": True}] if os.environ.get("SSH_AUTH_SOCK") or os.name == "nt" else ways
-
-
-def _login(
-    arguments: argparse.Namespace,
-    address: str,
-    login: dict[str, Any],
-    key: HostKey,
-    entry: Host | None,
-    output: Output,
-    ask: Questions,
-) -> Access:
-    folder = Path.home() / ".ssh"
-    usual = first_contact.usual_keys(folder)
-    ways: list[dict[str, Any]] = []
-    if arguments.identity:
-        ways = [{"privateKeyFile": _shown(Path(arguments.identity).expanduser().absolute())}]
-    elif arguments.agent:
-        ways = [{"agent": True}]
-    else:
-        if entry is not None and (entry.ssh.private_key_file or entry.ssh.agent):
-            file = entry.ssh.private_key_file
-            there = file is None or resolved(file).is_file()
-            ways += [{"privateKeyFile": file} if file else {"agent": True}] if there else []
-        ways += _ways()
-    for way in ways:
-        host = _host(address, {**login, **way}, key.line)
-        if first_contact.lets_in(host):
-            output.say(f"Logged in as {host.ssh.user} with {way.get('privateKeyFile') or 'the SSH agent'}.")
-            return Access(host, {**login, "hostKey": key.line, **way}, key)
-    if arguments.identity or arguments.agent:
-        raise LoginRefusedError(
-            wanted=f"to log in to {address} as {login['user']} with {arguments.identity or 'the SSH agent'}",
-            found="refused",
-            why="nothing on the host can be read without it",
-            next="take another key, or leave --identity and --agent out to log in with a password once",
-        )
-    output.say(f"No key of yours opens {address} yet.")
-    host, password = _by_password(address, login, key, ask, output)
-    if entry is not None:
-        # How the settings log in is the person's. A password that an ended run was to put there is put there now.
-        given = entry.ssh.password
-        is_open = given is not None and given.get_secret_value() == OPEN
-        return Access(host, {}, key, password=password if is_open else "")
-    install = arguments.install_key
-    if install is None:
-        install = ask.confirm(
-            "Put your public key onto the host, so that no password is needed from now on?", default=True
-        )
-    if not install:
-        return Access(host, {**login, "hostKey": key.line, "password": OPEN}, key, password=password)
-    path = usual[0] if usual else folder / "homelab_ed25519"
-    return Access(
-        host, {**login, "hostKey": key.line, "privateKeyFile": _shown(path)}, key, install=str(path), password=""
-    )
-
-
-def _by_password(address: str, login: dict[str, Any], key: HostKey, ask: Questions, output: Output) -> tuple[Host, str]:
-    for number in range(_TRIES):
-        given = os.environ.get(PASSWORD)
-        password = given or ask.secret(f"Password of {login['user']} on {address} (it is asked once)")
-        if password:
-            host = _host(address, {**login, "password": password}, key.line)
-            if first_contact.lets_in(host):
-                return host, password
-        output.say("The host refuses this password.")
-        if given or number == _TRIES - 1:
-            break
-    raise LoginRefusedError(
-        wanted=f"to log in to {address} as {login['user']} with a password",
-        found="refused",
-        why="nothing on the host can be read without it",
-        next="see whether the password is right, and whether the host's sshd takes passwords (PermitRootLogin, PasswordAuthentication)",
-    )
 
 
 def _recommending(values: list[str], what: str) -> list[Option]:
@@ -417,7 +167,9 @@ class Conversation:
             if card.place not in uses:
                 preset = known.get(card.place) or suggested(facts, card, node)
                 # With --card, the cards that aren't named stay as they are.
-                uses[card.place] = known.get(card.place, Use("none")) if given else self._use_of(facts, card, preset)
+                uses[card.place] = (
+                    known.get(card.place, Use("none")) if given else self._use_of(facts, card, access.host, preset)
+                )
         choices = Choices(uses, over=self.arguments.cuda is not None or self.arguments.container_toolkit is not None)
         if all(use.kind == "none" for use in uses.values()):
             raise Declined(
@@ -431,16 +183,22 @@ class Conversation:
         self._in_vms(choices, facts, found, before, access)
         return choices
 
-    def _use_of(self, facts: HostFacts, card: Card, preset: Use) -> Use:
+    def _use_of(self, facts: HostFacts, card: Card, host: Host, preset: Use) -> Use:
         there = guests(facts)
-        vms = [guest for guest in there if guest.kind == "vm"]
-        shared = [guest for guest in there if guest.kind == "lxc"]
+        possible = init_cards.possible_uses(facts, card, host)
+        vms = [guest for guest in there if guest.kind == "vm"] if "vm" in possible else []
+        shared = [guest for guest in there if guest.kind == "lxc"] if "lxc" in possible else []
         options: list[Option] = [(f"vm:{guest.id}", f"for {guest}") for guest in vms]
-        options.append(("new-vm", f"for a new VM (id {free_id(facts)})"))
+        if "vm" in possible:
+            options.append(("new-vm", f"for a new VM (id {free_id(facts)})"))
         if shared:
             options.append(("lxc", "for containers, which share it"))
-        options += [("host", "for the host itself"), ("none", "leave it alone")]
+        if "host" in possible:
+            options.append(("host", "for the host itself"))
+        options.append(("none", "leave it alone"))
         first = "lxc" if preset.kind == "lxc" else str(preset) if preset.kind != "new-vm" else "new-vm"
+        if first not in (value for value, _ in options):
+            first = "none"
         chosen = self.ask.choose(f"What is {card.key} ({card}) for?", options, first)
         if chosen != "lxc":
             return parse_use(chosen, facts)
@@ -470,7 +228,10 @@ class Conversation:
             "Storage for its disk", [(one, one) for one in storages], preset
         )
         size = str(self.arguments.disk or self.ask.text("Its disk, in GiB", "64"))
-        return ChosenVm(name, storage, int(size) if size.isdecimal() else 64)
+        while not re.fullmatch(r"[1-9][0-9]{0,5}", size):
+            self.output.say("A number of GiB, such as 64.")
+            size = self.ask.text("Its disk, in GiB", "64")
+        return ChosenVm(name, storage, int(size))
 
     def _nvidia(self, choices: Choices, facts: HostFacts, found: list[Card], before: Existing) -> None:
         staying = [card for card in found if card.is_nvidia and choices.uses[card.place].kind in ("lxc", "host")]
@@ -540,12 +301,12 @@ class Conversation:
         user = asked.guest_user or self.ask.text(
             f"Who logs in to {guest.name}: root, or a user with sudo without a password", "root"
         )
-        key = first_contact.host_key(address, asked.guest_port, _CONNECT_SECONDS)
-        _confirm_key(asked.guest_host_key, "--guest-host-key", address, asked.guest_port, key, self.output, self.ask)
+        key = first_contact.host_key(address, asked.guest_port, CONNECT_SECONDS)
+        confirm_key(asked.guest_host_key, "--guest-host-key", address, asked.guest_port, key, self.output, self.ask)
         login = {"user": user, **({"port": asked.guest_port} if asked.guest_port != 22 else {})}
         own = {name: access.ssh[name] for name in ("privateKeyFile", "agent") if access.ssh.get(name)}
-        for way in [*([own] if own and not access.install else []), *_ways()]:
-            if first_contact.lets_in(_host(address, {**login, **way}, key.line)):
+        for way in [*([own] if own and not access.install else []), *own_ways()]:
+            if first_contact.lets_in(host_at(address, {**login, **way}, key.line)):
                 return {"address": address, "ssh": {**login, "hostKey": key.line, **way}}
         raise LoginRefusedError(
             wanted=f"to log in to {guest} at {address} as {user} with a key of yours",
@@ -618,6 +379,11 @@ class Conversation:
                 "On the host, an API user with exactly the rights that these settings take:",
                 *(f"  {one}" for one in commands),
             )
+        if any(" token delete " in one for one in commands):
+            self.output.say(
+                "The token that is there is made anew, since its secret isn't in this file. If another machine's settings have it, they no "
+                "longer get in: copy this file there, or take a stack of another name here (--stack)."
+            )
         self.result |= {
             "settings": proposal.text,
             "commands": commands,
@@ -681,7 +447,7 @@ class Conversation:
         if access.install:
             line = first_contact.make_key(Path(access.install))
             first_contact.carry_out(access.host, [first_contact.installing(line, host.ssh.user)], lambda *_: None)
-            host = _host(
+            host = host_at(
                 access.host.address, {key: one for key, one in access.ssh.items() if key != "hostKey"}, access.key.line
             )
             if not first_contact.lets_in(host):
@@ -735,41 +501,6 @@ class Conversation:
         if before.example:
             write_settings(self._kept, self._read)
         write_settings(self.file, text)
-
-
-def read_settings(file: Path) -> str:
-    """A settings file's text with its own ends of lines; empty: there is none.
-
-    :raises HomelabError: it can't be read, or isn't text.
-    """
-    try:
-        return file.read_bytes().decode("utf-8") if file.exists() else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise HomelabError(
-            wanted=f"settings in {file}",
-            found="it isn't UTF-8" if isinstance(error, ValueError) else str(error),
-            why="what is in it must not be lost",
-            next="correct it, or choose another stack with --stack",
-        ) from None
-
-
-def write_settings(file: Path, text: str) -> None:
-    """Writes it, whole or not at all. A link stays one, and who may read the file stays as it was."""
-    place = file.resolve()
-    number, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
-    new = Path(name)
-    try:
-        with os.fdopen(number, "wb") as opened:
-            opened.write(text.encode())
-            opened.flush()
-            os.fsync(opened.fileno())
-        # mkstemp's file is its owner's alone, which a new one may well stay.
-        if place.exists():
-            shutil.copymode(place, new)
-        new.replace(place)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
 
 
 def _token_secret(printed: str) -> str:

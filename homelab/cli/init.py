@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import signal
 import sys
 import threading
@@ -15,12 +16,20 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from homelab.cli.conversation import Conversation, Declined, Output
+from homelab.cli.conversation import Conversation
+from homelab.cli.output import Declined, Output
 from homelab.cli.questions import Preselected, Questions, questions
 from homelab.cli.undoing import undo
 from homelab.errors import HomelabError
 
 DONE, NOTHING, FAILED, INTERRUPTED = 0, 1, 2, 130
+
+
+def _stack(text: str) -> str:
+    """As Pulumi takes a stack's name, with its organization and project or without; who made what on the host is told by it."""
+    if not re.fullmatch(r"([A-Za-z0-9_.-]+/){0,2}[A-Za-z0-9_.-]{1,100}", text):
+        raise argparse.ArgumentTypeError("a stack's name has letters, digits, hyphens, underscores and periods")
+    return text
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "address", nargs="?", help="the host: an IP address or a name; not needed for a stack that has one"
     )
-    made.add_argument("--stack", default="homelab", help="writes Pulumi.STACK.yaml (default: homelab)")
+    made.add_argument("--stack", type=_stack, default="homelab", help="writes Pulumi.STACK.yaml (default: homelab)")
     made.add_argument("--undo", action="store_true", help="take the API's user, its role and its token away again")
     host = made.add_argument_group("the host")
     host.add_argument("--port", type=int, help="of its SSH server (default: 22)")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from homelab.cli.conversation import Declined, Output, access_to, read_settings
+from homelab.cli.access import access_to
+from homelab.cli.output import Declined, Output
 from homelab.cli.questions import Questions
+from homelab.cli.settings_file import read_settings
 from homelab.doctor.stack import path_of
 from homelab.init.api_user import undoing
 from homelab.init.proposal import existing

@@ -92,6 +92,11 @@ def containers_with(facts: HostFacts, card: Card) -> list[int]:
     ]
 
 
+def possible_uses(facts: HostFacts, card: Card, host: Host) -> set[str]:
+    """Of `vm`, `lxc` and `host`, what `up` wouldn't refuse. ``refused`` says why not."""
+    return {use for use in ("vm", "lxc", "host") if not refused(facts, card, host, use)}
+
+
 def refused(facts: HostFacts, card: Card, host: Host, use: str) -> list[HomelabError]:
     """What stands against giving the card to a VM (``use: vm``), or leaving it with the host's driver (``lxc``, ``host``)."""
     gpu = Gpu.model_validate({**card.settings, "use": use})

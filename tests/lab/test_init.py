@@ -21,7 +21,7 @@ import yaml
 
 from homelab.cli import init
 from homelab.cli.command_line import main
-from homelab.cli.conversation import Output
+from homelab.cli.output import Output
 from homelab.cli.questions import Lines
 from homelab.remote import first_contact
 from homelab.settings.secrets import is_encrypted

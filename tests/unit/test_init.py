@@ -88,6 +88,7 @@ def test_a_card_is_shown_with_its_group_its_driver_and_who_uses_it() -> None:
     assert "containers that use it: 901" in refusal.found
     assert init_cards.refused(facts, card, hosts.settings(), "lxc") == []
     assert "boot_vga" in init_cards.refused(facts, screen, hosts.settings(), "vm")[0].found
+    assert init_cards.possible_uses(facts, card, hosts.settings()) == {"lxc", "host"}
 
 
 # -- choices ----------------------------------------------------------------------------------------------------------

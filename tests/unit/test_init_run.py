@@ -17,10 +17,13 @@ from typing import Any
 import pytest
 import yaml
 
-from homelab.cli import conversation, init
-from homelab.cli.conversation import Access, Conversation, Output, read_settings, write_settings
+from homelab.cli import access, conversation, init
+from homelab.cli.access import Access
+from homelab.cli.conversation import Conversation
+from homelab.cli.output import Output
 from homelab.cli.pulumi import Pulumi
 from homelab.cli.questions import Lines, Widgets
+from homelab.cli.settings_file import read_settings, write_settings
 from homelab.errors import HomelabError
 from homelab.init.proposal import existing
 from homelab.remote import first_contact, ssh
@@ -176,7 +179,7 @@ def test_a_preview_for_a_program_is_shown_on_standard_error(tmp_path: Path) -> N
 @pytest.mark.parametrize("password", ["hunter2\x01", "hunter2\x1b[31m"])
 def test_a_password_that_can_not_be_one_is_not_repeated(password: str) -> None:
     with pytest.raises(HomelabError) as raised:
-        conversation._host("192.0.2.1", {"user": "root", "password": password}, hosts.KEY)
+        access.host_at("192.0.2.1", {"user": "root", "password": password}, hosts.KEY)
     assert "hunter2" not in str(raised.value)
 
 
@@ -259,7 +262,7 @@ def test_a_password_that_an_ended_run_left_open_is_put_in_by_the_next(
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     monkeypatch.setattr(first_contact, "lets_in", lambda host: host.ssh.password is not None)
     before = existing(SETTINGS.replace("agent: true", f'password: "{there}"'), "Pulumi.homelab.yaml")
-    found = conversation.access_to(init.parser().parse_args(["--yes"]), before, Output(io.StringIO()), Lines())
+    found = access.access_to(init.parser().parse_args(["--yes"]), before, Output(io.StringIO()), Lines())
     assert (found.name, found.password) == ("pve", put)
 
 
@@ -273,9 +276,9 @@ def test_a_second_host_whose_node_has_the_same_name_is_a_host_of_its_own(
     async def read(*_: Any, **__: Any) -> Any:
         return host()
 
-    reached = conversation._host("192.0.2.2", {"agent": True}, hosts.KEY)
-    access = Access(reached, {"agent": True, "hostKey": hosts.KEY}, HostKey(hosts.KEY, "SHA256:x"))
-    monkeypatch.setattr(conversation, "access_to", lambda *_: access)
+    reached = access.host_at("192.0.2.2", {"agent": True}, hosts.KEY)
+    reached_by = Access(reached, {"agent": True, "hostKey": hosts.KEY}, HostKey(hosts.KEY, "SHA256:x"))
+    monkeypatch.setattr(conversation, "access_to", lambda *_: reached_by)
     monkeypatch.setattr(ssh, "read", read)
     status = init.main([str(other["address"]), "--card", "rtx5090=vm:103", "--json", "--dry-run"])
     out, err = capsys.readouterr()
@@ -291,4 +294,13 @@ def test_a_second_host_whose_node_has_the_same_name_is_a_host_of_its_own(
 def test_a_host_that_the_settings_have_at_another_address_is_not_described_twice() -> None:
     key = first_contact.of_line(hosts.KEY)
     with pytest.raises(HomelabError, match=r"192\.0\.2\.1"):
-        conversation._not_there_already("pve.lan", 22, key, existing(SETTINGS, "Pulumi.homelab.yaml"))
+        access._not_there_already("pve.lan", 22, key, existing(SETTINGS, "Pulumi.homelab.yaml"))
+
+
+@pytest.mark.parametrize("name", ["a,b", "a b", "", "a/b/c/d", "$(reboot)"])
+def test_a_name_that_no_stack_can_have_is_refused_before_anything(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        init.main(["192.0.2.1", "--stack", name])
+    assert end.value.code == 2 and "a stack's name has letters" in capsys.readouterr().err

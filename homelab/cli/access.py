@@ -1,0 +1,225 @@
+"""How `homelab init` gets into a host: its key confirmed, then a login by a key, the SSH agent, or a password once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from homelab.cli.output import Declined, Output
+from homelab.cli.pulumi import PASSWORD
+from homelab.cli.questions import Questions
+from homelab.doctor.stack import path_of
+from homelab.errors import HomelabError, LoginRefusedError
+from homelab.init.proposal import OPEN, Existing
+from homelab.remote import first_contact
+from homelab.remote.first_contact import HostKey
+from homelab.settings import Host
+from homelab.settings.parsing import load_host
+from homelab.settings.paths import resolved
+
+# Tries of a password that is typed.
+_TRIES = 3
+CONNECT_SECONDS = 15.0
+
+
+@dataclass
+class Access:
+    """How the host is reached. ``host``: now; ``ssh``: as the settings are to have it; ``install``: the public key that is put there first;
+    ``password``: that is to be in the settings, encrypted.
+    """
+
+    host: Host
+    ssh: dict[str, Any]
+    key: HostKey
+    name: str = ""
+    install: str = ""
+    password: str = ""
+
+
+def host_at(address: str, login: Mapping[str, Any], host_key: str) -> Host:
+    """:raises HomelabError: a port, a name or a password is none."""
+    return load_host(json.dumps({"host": {"address": address, "ssh": {**login, "hostKey": host_key}}}), "host")
+
+
+def _shown(path: Path) -> str:
+    """A path as the settings have it: with ~ where it is in the person's own folder, and slashes on Windows, too."""
+    home = Path.home()
+    return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else path.as_posix()
+
+
+def access_to(arguments: argparse.Namespace, before: Existing, output: Output, ask: Questions) -> Access:
+    """The host's key confirmed, and a login that works.
+
+    :raises HomelabError: it can't be reached, another key answers, no login works.
+    :raises Declined: the key isn't the host's.
+    """
+    known = _known_host(arguments, before)
+    name, entry = known if known else ("", None)
+    address = arguments.address or (entry.address if entry else "")
+    if not address:
+        raise HomelabError(
+            wanted="the host's address",
+            found=f"none, and {path_of(arguments.stack).name} has no host either",
+            why="it is where everything begins",
+            next="homelab init 192.168.0.202",
+        )
+    port = arguments.port or (entry.ssh.port if entry else 22)
+    user = arguments.user or (entry.ssh.user if entry else "root")
+    if entry is not None:
+        key = first_contact.of_line(entry.ssh.pinned_host_key)
+        output.say(f"{address}: the host key {key.fingerprint} is pinned in the settings.")
+    else:
+        key = first_contact.host_key(address, port, CONNECT_SECONDS)
+        confirm_key(arguments.host_key, "--host-key", address, port, key, output, ask)
+        _not_there_already(address, port, key, before)
+    login = {"user": user, **({"port": port} if port != 22 else {})}
+    found = _login(arguments, address, login, key, entry, output, ask)
+    found.name = name
+    return found
+
+
+def _known_host(arguments: argparse.Namespace, before: Existing) -> tuple[str, Host] | None:
+    settings = before.settings
+    if settings is None:
+        return None
+    matching = [
+        (name, host)
+        for name, host in settings.hosts.items()
+        if arguments.address in (None, host.address, name) and arguments.port in (None, host.ssh.port)
+    ]
+    if arguments.address is None and len(matching) > 1:
+        raise HomelabError(
+            wanted="one host",
+            found=f"{len(matching)} in the settings: {', '.join(name for name, _ in matching)}",
+            why="one host is set up at a time",
+            next=f"say which: homelab init {matching[0][1].address}",
+        )
+    return matching[0] if matching else None
+
+
+def _not_there_already(address: str, port: int, key: HostKey, before: Existing) -> None:
+    """:raises HomelabError: the settings have this host, under another address."""
+    for name, host in (before.settings.hosts if before.settings else {}).items():
+        if first_contact.of_line(host.ssh.pinned_host_key) == key:
+            raise HomelabError(
+                wanted=f"a host at {address}:{port} that the settings don't have",
+                found=f"the host key of {name}, which they have at {host.address}:{host.ssh.port}",
+                why="one host described twice would be changed by two hands",
+                next=f"homelab init {host.address}; where its address has changed, correct it in the settings first",
+            )
+
+
+def confirm_key(
+    given: str | None, option: str, address: str, port: int, key: HostKey, output: Output, ask: Questions
+) -> None:
+    """:param given: what the option ``option`` says that the key is, None: nothing."""
+    kind = key.line.split()[0].removeprefix("ssh-").partition("-")[0]
+    output.say(
+        f"{address} shows the host key  {key.fingerprint}  ({kind})",
+        "On its own console, this command shows it:",
+        f"  ssh-keygen -lf /etc/ssh/ssh_host_{kind}_key.pub",
+    )
+    if given is not None:
+        wanted = given.strip()
+        if wanted != key.fingerprint and wanted.split()[:2] != key.line.split():
+            raise HomelabError(
+                wanted=f"the host key {wanted} at {address}:{port}",
+                found=f"{key.fingerprint} ({key.line})",
+                why="this may be another machine, or one in between: it would be given root's commands",
+                next=f"compare with what its console shows, and correct {option} or the address",
+            )
+        return
+    known = first_contact.is_known(address, port, key, Path.home() / ".ssh" / "known_hosts")
+    if known:
+        output.say("It is the key that your known_hosts has for it.")
+    if not ask.confirm("Is it the same?", default=known):
+        raise Declined(
+            "Nothing was done: without the right host key, root's commands might go to another machine. Where nobody can be asked, give "
+            f"the fingerprint that the console shows with {option}."
+        )
+
+
+def own_ways() -> list[dict[str, Any]]:
+    """How this person may log in without a password, in the order in which it is tried."""
+    ways: list[dict[str, Any]] = [
+        {"privateKeyFile": _shown(path)} for path in first_contact.usual_keys(Path.home() / ".ssh")
+    ]
+    return [*ways, {"agent": True}] if os.environ.get("SSH_AUTH_SOCK") or os.name == "nt" else ways
+
+
+def _login(
+    arguments: argparse.Namespace,
+    address: str,
+    login: dict[str, Any],
+    key: HostKey,
+    entry: Host | None,
+    output: Output,
+    ask: Questions,
+) -> Access:
+    folder = Path.home() / ".ssh"
+    usual = first_contact.usual_keys(folder)
+    ways: list[dict[str, Any]] = []
+    if arguments.identity:
+        ways = [{"privateKeyFile": _shown(Path(arguments.identity).expanduser().absolute())}]
+    elif arguments.agent:
+        ways = [{"agent": True}]
+    else:
+        if entry is not None and (entry.ssh.private_key_file or entry.ssh.agent):
+            file = entry.ssh.private_key_file
+            there = file is None or resolved(file).is_file()
+            ways += [{"privateKeyFile": file} if file else {"agent": True}] if there else []
+        ways += own_ways()
+    for way in ways:
+        host = host_at(address, {**login, **way}, key.line)
+        if first_contact.lets_in(host):
+            output.say(f"Logged in as {host.ssh.user} with {way.get('privateKeyFile') or 'the SSH agent'}.")
+            return Access(host, {**login, "hostKey": key.line, **way}, key)
+    if arguments.identity or arguments.agent:
+        raise LoginRefusedError(
+            wanted=f"to log in to {address} as {login['user']} with {arguments.identity or 'the SSH agent'}",
+            found="refused",
+            why="nothing on the host can be read without it",
+            next="take another key, or leave --identity and --agent out to log in with a password once",
+        )
+    output.say(f"No key of yours opens {address} yet.")
+    host, password = _by_password(address, login, key, ask, output)
+    if entry is not None:
+        # How the settings log in is the person's. A password that an ended run was to put there is put there now.
+        given = entry.ssh.password
+        is_open = given is not None and given.get_secret_value() == OPEN
+        return Access(host, {}, key, password=password if is_open else "")
+    install = arguments.install_key
+    if install is None:
+        install = ask.confirm(
+            "Put your public key onto the host, so that no password is needed from now on?", default=True
+        )
+    if not install:
+        return Access(host, {**login, "hostKey": key.line, "password": OPEN}, key, password=password)
+    path = usual[0] if usual else folder / "homelab_ed25519"
+    return Access(
+        host, {**login, "hostKey": key.line, "privateKeyFile": _shown(path)}, key, install=str(path), password=""
+    )
+
+
+def _by_password(address: str, login: dict[str, Any], key: HostKey, ask: Questions, output: Output) -> tuple[Host, str]:
+    for number in range(_TRIES):
+        given = os.environ.get(PASSWORD)
+        password = given or ask.secret(f"Password of {login['user']} on {address} (it is asked once)")
+        if password:
+            host = host_at(address, {**login, "password": password}, key.line)
+            if first_contact.lets_in(host):
+                return host, password
+        output.say("The host refuses this password.")
+        if given or number == _TRIES - 1:
+            break
+    raise LoginRefusedError(
+        wanted=f"to log in to {address} as {login['user']} with a password",
+        found="refused",
+        why="nothing on the host can be read without it",
+        next="see whether the password is right, and whether the host's sshd takes passwords (PermitRootLogin, PasswordAuthentication)",
+    )

@@ -1,0 +1,52 @@
+"""What a person sees of a command that does things in steps, and how it ends where a person says no."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from homelab.text import clean
+
+
+class Declined(Exception):
+    """The person said no, or there is nothing to do: the text says what that means."""
+
+
+@dataclass
+class Output:
+    """What a person sees, and where the steps stand. ``done``: the steps that are."""
+
+    stream: TextIO
+    done: list[str] = field(default_factory=list)
+    _planned: list[str] = field(default_factory=list)
+    _again: str = ""
+    _undo: str = ""
+
+    def say(self, *lines: str) -> None:
+        """Lines, made safe to show."""
+        for line in lines:
+            self.stream.write(clean(line) + "\n")
+        self.stream.flush()
+
+    def steps(self, planned: list[str], again: str, undo: str = "") -> None:
+        """From here on things are done. ``again``, ``undo``: the commands that go on after an interruption, or go back."""
+        self._planned, self._again, self._undo = planned, again, undo
+
+    def did(self, step: str) -> None:
+        """A step is done."""
+        self.done.append(step)
+        self.say(f"  done: {step}")
+
+    def say_where_it_stands(self) -> None:
+        """After an error or an interruption: what is done, what isn't, how to go on."""
+        if not self._planned:
+            self.say("Nothing was changed.")
+            return
+        left = [step for step in self._planned if step not in self.done]
+        self.say("Done:", *([f"  {step}" for step in self.done] or ["  nothing"]))
+        if left:
+            self.say("Perhaps done, since it was under way:", f"  {left[0]}")
+            self.say(*(["Not done:", *(f"  {step}" for step in left[1:])] if left[1:] else []))
+        self.say(f"Run it again to go on, it takes up what is there: {self._again}")
+        if self._undo:
+            self.say(f"To take the API's user, role and token away: {self._undo}")
