@@ -367,14 +367,14 @@ class Conversation:
             else f"{self.file.name} stays as it is.",
         )
         if not old:
-            self.output.say(*(f"  {line}" for line in proposal.text.splitlines()))
+            self.output.show(*(f"  {line}" for line in proposal.text.splitlines()))
         else:
             changes = difflib.unified_diff(old.splitlines(), proposal.text.splitlines(), "now", "then", lineterm="")
-            self.output.say(*(f"  {line}" for line in changes))
+            self.output.show(*(f"  {line}" for line in changes))
         self.output.say(*(["What `pulumi up` does to guests:", *proposal.remarks] if proposal.remarks else []))
         commands = proposal.making.commands if proposal.making else []
         if commands:
-            self.output.say(
+            self.output.show(
                 "",
                 "On the host, an API user with exactly the rights that these settings take:",
                 *(f"  {one}" for one in commands),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -23,7 +25,12 @@ class Output:
     _undo: str = ""
 
     def say(self, *lines: str) -> None:
-        """Lines, made safe to show."""
+        """Lines, made safe to show; in a terminal, between words and not in the middle of one where they are too long for it."""
+        width = shutil.get_terminal_size().columns if self.stream.isatty() else 0
+        self.show(*(folded for text in lines for line in text.split("\n") for folded in _folded(line, width)))
+
+    def show(self, *lines: str) -> None:
+        """As `say`, what may be copied: commands, a file's lines."""
         for line in lines:
             self.stream.write(clean(line) + "\n")
         self.stream.flush()
@@ -35,7 +42,7 @@ class Output:
     def did(self, step: str) -> None:
         """A step is done."""
         self.done.append(step)
-        self.say(f"  done: {step}")
+        self.show(f"  done: {step}")
 
     def say_where_it_stands(self) -> None:
         """After an error or an interruption: what is done, what isn't, how to go on."""
@@ -43,10 +50,25 @@ class Output:
             self.say("Nothing was changed.")
             return
         left = [step for step in self._planned if step not in self.done]
-        self.say("Done:", *([f"  {step}" for step in self.done] or ["  nothing"]))
+        self.show("Done:", *([f"  {step}" for step in self.done] or ["  nothing"]))
         if left:
-            self.say("Perhaps done, since it was under way:", f"  {left[0]}")
-            self.say(*(["Not done:", *(f"  {step}" for step in left[1:])] if left[1:] else []))
+            self.show("Perhaps done, since it was under way:", f"  {left[0]}")
+            self.show(*(["Not done:", *(f"  {step}" for step in left[1:])] if left[1:] else []))
         self.say(f"Run it again to go on, it takes up what is there: {self._again}")
         if self._undo:
             self.say(f"To take the API's user, role and token away: {self._undo}")
+
+
+def _folded(line: str, width: int) -> list[str]:
+    """A line as lines of that width at most, what follows indented; 0: as it is."""
+    indent = line[: len(line) - len(line.lstrip())]
+    if not width or len(line) <= width:
+        return [line]
+    return textwrap.wrap(
+        line,
+        width,
+        subsequent_indent=f"{indent}  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+    )

@@ -32,7 +32,8 @@ def undo(arguments: argparse.Namespace, output: Output, ask: Questions) -> dict[
         raise Declined(
             f"homelab init has made no user for the stack {arguments.stack} on this host; nothing is to be undone."
         )
-    output.say("On the host:", *(f"  {command}" for command in found.commands), *found.left)
+    output.show("On the host:", *(f"  {command}" for command in found.commands))
+    output.say(*found.left)
     output.say(
         "With it, the stack can change no VM any more; run `pulumi destroy` before, if it is to give its cards back."
     )

@@ -62,9 +62,10 @@ class Person:
             timeout=60,
         )
 
-    def up(self) -> str:
+    def up(self, *arguments: str) -> str:
         """The real `pulumi up`."""
         command = [str(self.engine.pulumi), "up", "--yes", "--skip-preview", "--stack", "homelab", "--non-interactive"]
+        command += arguments
         environment = self.environment | {"PULUMI_CONFIG_PASSPHRASE": PASSPHRASE}
         done = subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS

@@ -304,3 +304,25 @@ def test_a_name_that_no_stack_can_have_is_refused_before_anything(
     with pytest.raises(SystemExit) as end:
         init.main(["192.0.2.1", "--stack", name])
     assert end.value.code == 2 and "a stack's name has letters" in capsys.readouterr().err
+
+
+def test_in_a_terminal_sentences_are_folded_between_words_and_commands_stay_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "30")
+    shown = Terminal()
+    output = Output(shown)
+    output.say("    for a VM it would be refused: another card first", "wanted: one\nfound:  two")
+    output.show("  pveum acl modify /mapping/pci --users 'homelab@pve'")
+    assert shown.getvalue().splitlines() == [
+        "    for a VM it would be",
+        "      refused: another card",
+        "      first",
+        "wanted: one",
+        "found:  two",
+        "  pveum acl modify /mapping/pci --users 'homelab@pve'",
+    ]
