@@ -52,20 +52,23 @@ class Person:
         """`homelab init` with the lab's address; its ports are a lab's peculiarity."""
         connection = self.lab.connection
         where = [connection["host"], "--port", str(connection["port"]), "--api-port", str(self.lab.api["port"])]
+        return self.terminal(sys.executable, "-m", "homelab", "init", *where, *arguments)
+
+    def terminal(self, program: str, *arguments: str, **environment: str) -> pexpect.spawn[str]:
+        """A program in a terminal of 100 columns."""
         return pexpect.spawn(
-            sys.executable,
-            ["-m", "homelab", "init", *where, *arguments],
+            program,
+            list(arguments),
             cwd=str(self.folder),
-            env=self.environment,
+            env=self.environment | environment,
             dimensions=(50, 100),
             encoding="utf-8",
             timeout=60,
         )
 
-    def up(self, *arguments: str) -> str:
+    def up(self) -> str:
         """The real `pulumi up`."""
         command = [str(self.engine.pulumi), "up", "--yes", "--skip-preview", "--stack", "homelab", "--non-interactive"]
-        command += arguments
         environment = self.environment | {"PULUMI_CONFIG_PASSPHRASE": PASSPHRASE}
         done = subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS
