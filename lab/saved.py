@@ -50,12 +50,13 @@ class Saved:
 
 
 def _files(state: Path) -> Iterator[Path]:
-    """What belongs to the host: not the daemon's own files, which it keeps open or writes."""
+    """What belongs to the host: not the daemon's own files, which it keeps open or writes, nor the guests' keys, which stay the lab's."""
     paths = StatePaths(state)
+    own = (paths.lab_file, paths.control_socket, paths.guest_key(0).parent, state / _FOLDER)
     for path in state.iterdir():
         if path == paths.daemon_log.parent:
             yield from (log for log in path.iterdir() if log != paths.daemon_log)
-        elif path not in (paths.lab_file, paths.control_socket, state / _FOLDER):
+        elif path not in own:
             yield path
 
 

@@ -159,8 +159,10 @@ class Labs:
         folder, lab = self._kept.pop(key, (None, None))
         if folder is not None and lab is not None and lab.running:
             lab.restore()
+            for path in folder.iterdir():
+                if path.name not in ("lab", "kept"):
+                    shutil.rmtree(path)
             if (folder / "kept").exists():
-                shutil.rmtree(folder / "stack")
                 shutil.copytree(folder / "kept", folder / "stack", symlinks=True)
         else:  # the first, or a test has stopped it
             folder = self._new_folder()

@@ -38,6 +38,16 @@ def test_host_and_guest_go_on_in_the_boots_that_they_were_in(lab: Lab) -> None:
     assert boots(lab) == known
 
 
+def test_a_guest_that_was_made_since_can_be_made_again(lab: Lab) -> None:
+    reached = []
+    for _ in range(2):
+        lab.run("qm create 104 --name new --memory 512")
+        reached.append(lab.guest(104))
+        lab.restore()
+        assert "104" not in lab.run("qm list").stdout
+    assert reached[0] == reached[1]
+
+
 def test_a_fault_set_since_is_gone_and_a_host_that_is_off_runs_again(lab: Lab) -> None:
     lab.fault("reboot-ignored", "yes")
     lab.run("poweroff")
