@@ -23,6 +23,7 @@ import yaml
 from engine import install, stacks
 from homelab.doctor import stack as stack_file
 from homelab.errors import HomelabError
+from homelab.markdown import fenced
 from homelab.settings.secrets import readable
 from homelab.show import mermaid, reading, tree
 from homelab.show.cards import of_outputs
@@ -90,13 +91,13 @@ def comment(stack: str, code: int, text: str, events: list[dict[str, Any]], pict
     :param text: what the CLI printed; ``events``: its event log; ``picture``: Mermaid, empty: there is none.
     """
     parts = [f"### `pulumi preview` of stack `{stack}`{'' if code == 0 else ': refused'}"]
-    parts += [_fenced(one, "text") for one in refusals(events)]
+    parts += [fenced(one, "text") for one in refusals(events)]
     counted = counts(events)
     parts += [f"**{counted}**"] if counted else []
-    parts += [_fenced(picture, "mermaid"), "`+` comes, `-` goes, `~` changes; the rest stays."] if picture else []
+    parts += [fenced(picture, "mermaid"), "`+` comes, `-` goes, `~` changes; the rest stays."] if picture else []
     room = LONGEST - sum(len(part) for part in parts)
     parts.append(
-        f"<details><summary>the whole preview</summary>\n\n{_fenced(text[-max(room, 0) :], 'text')}\n\n</details>"
+        f"<details><summary>the whole preview</summary>\n\n{fenced(text[-max(room, 0) :], 'text')}\n\n</details>"
     )
     return "\n\n".join([*parts, MARK]) + "\n"
 
@@ -135,12 +136,6 @@ def drawn(file: Path, outputs: dict[str, Any]) -> str:
             )
         )
     return mermaid.text(trees)
-
-
-def _fenced(text: str, language: str) -> str:
-    """In a fence that nothing in the text ends."""
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def without_secrets(config: Path) -> None:

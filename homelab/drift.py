@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from homelab.markdown import fenced
 from homelab.text import clean
 
 # What a refresh says of a difference (homelab/provider/): `pve: drift (vfio): …`, `sandbox: drift: …`.
@@ -56,7 +57,7 @@ class Drift:
         """For an issue."""
         parts = [f"### Drift of the stack {self.stack}"]
         if self.errors:
-            parts += ["It can't be told whether anything has drifted:", *(_quoted(one) for one in self.errors)]
+            parts += ["It can't be told whether anything has drifted:", *(fenced(one, "text") for one in self.errors)]
         elif not self.found:
             parts.append("Nothing has drifted.")
         else:
@@ -139,8 +140,3 @@ WantedBy=timers.target
 def _plain(text: str) -> str:
     """Nothing in a host's words is markup."""
     return re.sub(r"([\\`*_{}\[\]<>#|@])", r"\\\1", text)
-
-
-def _quoted(text: str) -> str:
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return f"{fence}text\n{text}\n{fence}"

@@ -12,8 +12,8 @@ import asyncio
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
+from homelab.cli import stack_options
 from homelab.doctor import container, stack, vm, whole
 from homelab.doctor import host as host_judge
 from homelab.doctor.devices import WantedCards
@@ -32,8 +32,7 @@ EVERYTHING = "stack"
 def parser() -> argparse.ArgumentParser:
     """The command's arguments. argparse exits with 2 for a wrong one, too."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--stack", default="homelab", help="reads Pulumi.STACK.yaml (default: homelab)")
-    common.add_argument("--config-file", type=Path, help="another file, as Pulumi's option of that name")
+    stack_options.add(common)
     common.add_argument("--host", help="one of homelab:hosts, where there are several")
     common.add_argument(
         "--identity", metavar="FILE", help="log in with this private key instead of what the settings say"
@@ -61,7 +60,7 @@ def diagnose(arguments: argparse.Namespace) -> Report:
 
     :raises HomelabError: the configuration, the host or the guest can't be read.
     """
-    found = stack.read(arguments.config_file or stack.path_of(arguments.stack))
+    found = stack_options.read(arguments)
     name, host = found.host(arguments.host, arguments.identity)
     if arguments.kind == "container":
         ids = [arguments.id, *([arguments.like] if arguments.like is not None else [])]
@@ -82,8 +81,7 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
 
     :raises HomelabError: the configuration can't be read.
     """
-    file = arguments.config_file or stack.path_of(arguments.stack)
-    found = stack.read(file)
+    found = stack_options.read(arguments)
     guests = found.guests()
     parts: list[whole.Part] = []
     chosen: list[str | None] = [arguments.host] if arguments.host else [*found.host_names()] or [None]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from homelab import drift
+from homelab.cli.pulumi import installed
 from homelab.errors import HomelabError
 from homelab.settings import project
 
@@ -51,20 +51,12 @@ def look(stack: str, config_file: str | None) -> drift.Drift:
 
     :raises HomelabError: there is no Pulumi CLI.
     """
-    pulumi = shutil.which("pulumi")
-    if pulumi is None:
-        raise HomelabError(
-            wanted="the Pulumi CLI",
-            found="none on PATH",
-            why="it knows the stack's state, with which the hosts are compared",
-            next='install it, or use the one that this project builds: eval "$(python engine/install.py --print-env)"',
-        )
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "events.jsonl"
         where = ["--stack", stack, "--cwd", str(project()), *(["--config-file", config_file] if config_file else [])]
         done = subprocess.run(
             [
-                pulumi,
+                installed(),
                 "preview",
                 "--refresh",
                 "--expect-no-changes",

@@ -9,9 +9,8 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from homelab.doctor import stack
+from homelab.cli import stack_options
 from homelab.errors import HomelabError
 from homelab.remote import nvidia_steps, scripts, ssh
 from homelab.settings import Host
@@ -26,8 +25,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m homelab log", description="What was said while NVIDIA's stack was installed."
     )
     found.add_argument("system", nargs="?", help="hosts.NAME, vms.NAME or containers.NAME (default: the only host)")
-    found.add_argument("--stack", default="homelab", help="reads Pulumi.STACK.yaml (default: homelab)")
-    found.add_argument("--config-file", type=Path, help="another file, as Pulumi's option of that name")
+    stack_options.add(found)
     found.add_argument("--identity", metavar="FILE", help="log in to the host with this private key")
     found.add_argument("--lines", type=int, default=200, help="how many of the end (default: 200)")
     return found
@@ -38,7 +36,7 @@ def read(arguments: argparse.Namespace) -> str:
 
     :raises HomelabError: there is no such system, or it can't be read.
     """
-    found = stack.read(arguments.config_file or stack.path_of(arguments.stack))
+    found = stack_options.read(arguments)
     kind, _, name = (arguments.system or "hosts.").partition(".")
     script = scripts.read_log(arguments.lines)
     if kind == "hosts":

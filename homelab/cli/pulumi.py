@@ -18,6 +18,22 @@ _STANDARD_ERROR = 2
 _CLOUD = re.compile(r"https://(api|app)\.pulumi\.com/?")
 
 
+def installed() -> str:
+    """The path of Pulumi's CLI.
+
+    :raises HomelabError: it isn't installed.
+    """
+    program = shutil.which("pulumi")
+    if program is None:
+        raise HomelabError(
+            wanted="Pulumi's CLI",
+            found="no program pulumi in the folders of PATH",
+            why="it keeps the stack's state and its secrets, and runs the program",
+            next="install it: https://www.pulumi.com/docs/iac/download-install/",
+        )
+    return program
+
+
 @dataclass
 class Pulumi:
     """The CLI in a project's folder. ``more``: of the environment, such as a passphrase that was asked for."""
@@ -30,14 +46,7 @@ class Pulumi:
     @classmethod
     def find(cls, folder: Path, stack: str) -> Pulumi:
         """:raises HomelabError: it isn't installed."""
-        program = shutil.which("pulumi")
-        if program is None:
-            raise HomelabError(
-                wanted="Pulumi's CLI",
-                found="no program pulumi in the folders of PATH",
-                why="it keeps the stack's state and its secrets, and runs the program",
-                next="install it: https://www.pulumi.com/docs/iac/download-install/",
-            )
+        program = installed()
         if not (folder / "Pulumi.yaml").is_file():
             raise HomelabError(
                 wanted="to be in the project's folder",

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from homelab.doctor import stack
+from homelab.cli import stack_options
 from homelab.errors import HomelabError
 from homelab.remote import ssh
 from homelab.show import mermaid, reading, terminal, tree
@@ -24,8 +24,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
         prog="python -m homelab show", description="Who has which card: host, IOMMU group, card, guest."
     )
-    found.add_argument("--stack", default="homelab", help="reads Pulumi.STACK.yaml (default: homelab)")
-    found.add_argument("--config-file", type=Path, help="another file, as Pulumi's option of that name")
+    stack_options.add(found)
     found.add_argument("--host", help="one of homelab:hosts alone")
     found.add_argument(
         "--identity", metavar="FILE", help="log in with this private key instead of what the settings say"
@@ -45,7 +44,7 @@ def trees(arguments: argparse.Namespace) -> list[tree.TreeNode]:
 
     :raises HomelabError: the configuration or a host can't be read.
     """
-    found = stack.read(arguments.config_file or stack.path_of(arguments.stack))
+    found = stack_options.read(arguments)
     guests = found.guests()
     drawn = []
     # Without a host in the file, `host` says so.
