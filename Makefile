@@ -48,6 +48,7 @@ lint: .venv/.dev ## formatters and linters, nothing changed
 	@$(VENV) -m ruff format --check .
 	@$(VENV) -m ruff check .
 	@$(VENV) -m mypy .
+	@for system in win32 darwin; do $(VENV) -m mypy --platform $$system --cache-dir .mypy_cache/$$system __main__.py homelab components || exit 1; done
 	@.venv/bin/lint-imports --no-cache | sed -n '/BROKEN/,$$p'; test $${PIPESTATUS[0]} = 0
 	@$(VENV) -m pytest -q tests/scripts/test_lint.py
 	@.venv/bin/zizmor --offline --no-progress --quiet .github/workflows
@@ -63,6 +64,7 @@ docs: .venv/.program ## the tables in docs/ and the schemas, written anew from t
 	@$(VENV) -m homelab.settings.schema
 	@$(VENV) -m homelab.nvidia.document
 	@$(VENV) -m homelab.contract
+	@$(VENV) -m tests.compared
 
 check: lint test ## what CI runs
 

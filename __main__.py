@@ -1,7 +1,7 @@
 """From a stock Proxmox VE host to a GPU in a VM or a container, layer by layer; each waits for the one before it.
 
 HostProbe ─► IommuHost ─► VfioBinding ─► HostReboot (one, only if needed) ─► verified ─┬► GpuCards (PCI mappings) ─► GpuVm
-          └► NVIDIA's driver on the host ──────┘                                       └► NvidiaNodes ─► GpuLxc
+          └► NVIDIA's driver on the host ──────┘                                       └► NvidiaNodes, CardNodes ─► GpuLxc
 GpuVm and GpuLxc ─► NvidiaGuestStack: driver, CUDA, container toolkit, verified from inside
 """
 
@@ -9,6 +9,8 @@ import functools
 
 import pulumi
 
+from components.card_nodes import CardNodes, CardNodesArgs
+from components.card_values import CardValues, CardValuesArgs
 from components.gpu_cards import GpuCards, GpuCardsArgs
 from components.gpu_lxc import GpuLxc, GpuLxcArgs
 from components.gpu_vm import GpuVm, GpuVmArgs
@@ -20,8 +22,10 @@ from components.vfio_binding import VfioBinding, VfioBindingArgs
 from homelab import contract
 from homelab.errors import HomelabError
 from homelab.resources import limits
+from homelab.resources.children import formerly
 from homelab.resources.host_probe import HostProbe
 from homelab.resources.preview import preview
+from homelab.resources.storage_file import StorageFile
 from homelab.stack import Refusal, load
 
 try:
@@ -32,9 +36,9 @@ except HomelabError as error:
 limits.limit_every_resource(settings)
 
 
-def after(*resources: pulumi.Resource) -> pulumi.ResourceOptions:
-    """Made once these are there, deleted before them."""
-    return pulumi.ResourceOptions(depends_on=list(resources))
+def after(*resources: pulumi.Resource, former: str = "") -> pulumi.ResourceOptions:
+    """Made once these are there, deleted before them; found in a state of version 1.0 by its former name."""
+    return pulumi.ResourceOptions.merge(pulumi.ResourceOptions(depends_on=list(resources)), formerly(former))
 
 
 hosts, tests, vms, containers, stacks, given = {}, {}, {}, {}, {}, {}
@@ -44,41 +48,59 @@ for name, host in settings.hosts.items():
 
     words, again = probe.iommu_words, probe.generation_of("iommu")
     given[name] = pulumi.Output.concat(words, " ", probe.vfio_words)
-    iommu = IommuHost(f"{name}-iommu", IommuHostArgs(host=host, words=words, generation=again), after(probe))
+    iommu = IommuHost(
+        name, IommuHostArgs(host=host, words=words, generation=again), after(probe, former=f"{name}-iommu")
+    )
     binding = VfioBindingArgs(
         host=host, words=probe.vfio_words, functions=probe.functions, generation=probe.generation_of("vfio")
     )
-    vfio = VfioBinding(f"{name}-vfio", binding, after(iommu))
+    vfio = VfioBinding(name, binding, after(iommu, former=f"{name}-vfio"))
 
     booted = HostRebootArgs(host_name=name, host=host, probe=probe)
+    last = after(iommu, vfio, former=f"{name}-boot")
     if system := on_host(name, host, probe):
-        reboot = functools.partial(HostReboot.with_driver, f"{name}-boot", booted, after(iommu, vfio))
-        driver = NvidiaGuestStack(f"{name}-nvidia", NvidiaGuestStackArgs(system=system, reboot=reboot))
+        reboot = functools.partial(HostReboot.with_driver, name, booted, last)
+        driver = NvidiaGuestStack(name, NvidiaGuestStackArgs(system=system, reboot=reboot))
         boot, stacks[system.name] = driver.boot, driver.result
     else:
-        boot = HostReboot(f"{name}-boot", booted, after(iommu, vfio))
+        boot = HostReboot(name, booted, last)
     hosts[name] = boot.host
 
+    files = {
+        download.volume: StorageFile.of(name, node, file, download, after(boot))
+        for file, download in host.downloads.items()
+    }
+    ready: list[pulumi.Resource] = [boot]
+    if any(gpu.reset or gpu.keep_awake for gpu in host.gpus.values()):
+        valued = CardValuesArgs(host=host, cards=probe.gpus, generation=probe.generation_of("values"))
+        ready.append(CardValues(name, valued, after(boot)))
     guests = {guest: vm for guest, vm in settings.vms.items() if vm.host == name}
     offered = GpuCardsArgs(host_name=name, host=host, booted=boot.host, vms=guests)
-    cards = GpuCards(f"{name}-cards", offered, after(boot))
+    cards = GpuCards(name, offered, after(*ready, former=f"{name}-cards"))
     tests[name] = cards.tests
     for guest, vm in guests.items():
-        gpu_vm = GpuVm(guest, GpuVmArgs(vm=vm, node=node, cards=cards.cards, boot=boot.boot), after(cards))
+        made_of = [files[volume] for volume in vm.volumes if volume in files]
+        gpu_vm = GpuVm(guest, GpuVmArgs(vm=vm, node=node, cards=cards.cards, boot=boot.boot), after(cards, *made_of))
         vms[guest] = gpu_vm.vm
         if system := in_vm(guest, vm, host, gpu_vm):
-            stacks[system.name] = NvidiaGuestStack(f"{guest}-nvidia", NvidiaGuestStackArgs(system=system)).result
+            stacks[system.name] = NvidiaGuestStack(guest, NvidiaGuestStackArgs(system=system)).result
 
     shared = {guest: container for guest, container in settings.containers.items() if container.host == name}
-    if shared:
+    nodes: list[pulumi.Resource] = []
+    if any(container.may_have_nvidia(host.gpus) for container in shared.values()):
         again = probe.generation_of("nodes")
-        nodes = NvidiaNodes(f"{name}-nvidia-nodes", NvidiaNodesArgs(host=host, generation=again), after(boot))
+        making = NvidiaNodesArgs(host=host, containers=shared, cards=probe.gpus, generation=again)
+        nodes.append(NvidiaNodes(name, making, after(boot, former=f"{name}-nvidia-nodes")))
+    if shared:
+        following = CardNodesArgs(host=host, containers=shared, generation=probe.generation_of("cards"))
+        nodes.append(CardNodes(name, following, after(boot)))
     for guest, container in shared.items():
         sharing = GpuLxcArgs(container=container, host=host, node=node, cards=probe.gpus, boot=boot.boot)
-        gpu_lxc = GpuLxc(guest, sharing, after(nodes))
+        made_of = [files[volume] for volume in container.volumes if volume in files]
+        gpu_lxc = GpuLxc(guest, sharing, after(*nodes, *made_of))
         containers[guest] = gpu_lxc.container
         if system := in_container(guest, container, host, gpu_lxc, boot.driver):
-            stacks[system.name] = NvidiaGuestStack(f"{guest}-nvidia", NvidiaGuestStackArgs(system=system)).result
+            stacks[system.name] = NvidiaGuestStack(guest, NvidiaGuestStackArgs(system=system)).result
 
     results = [probe.generation, *(vms[guest] for guest in guests), *(containers[guest] for guest in shared)]
     preview(name, host, probe, guests, shared, results, settings.plan)

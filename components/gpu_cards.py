@@ -13,6 +13,7 @@ from typing import Any
 import pulumi
 
 from homelab.host.classes import GRAPHICS
+from homelab.resources.children import formerly
 from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.pci_mapping import PciMapping, PciMappingRecord
 from homelab.settings import Host, Vm
@@ -54,28 +55,31 @@ class GpuCards(pulumi.ComponentResource):
                 "node": host.node or host_name,
                 "mapping": host.mapping_of(gpu),
             }
+            # The three have types that tell them apart.
+            card, merged = f"{host_name}-{gpu}", pulumi.ResourceOptions.merge
             # By its path the mapping's entry and a VM's option are known to be this card's.
             slot = booted.apply(functools.partial(_path, gpu))
             record = PciMappingRecord(
-                f"{host_name}-{gpu}-mapping-record",
+                card,
                 {**about, "path": slot},
-                pulumi.ResourceOptions(parent=self, depends_on=before),
+                merged(formerly(f"{card}-mapping-record"), pulumi.ResourceOptions(parent=self, depends_on=before)),
             )
             mapping = PciMapping(
-                f"{host_name}-{gpu}-mapping",
+                card,
                 {
                     **about,
                     "entry": booted.apply(functools.partial(mapping_entry, gpu)),
                     "before": record.before,
                     "known": record.known,
+                    **_flag(host, gpu, record),
                 },
-                pulumi.ResourceOptions(parent=self, depends_on=[record]),
+                merged(formerly(f"{card}-mapping"), pulumi.ResourceOptions(parent=self, depends_on=[record])),
             )
             released[gpu] = lease(
-                f"{host_name}-{gpu}-lease",
+                card,
                 {**about, "slot": slot},
                 holders.get(gpu),
-                pulumi.ResourceOptions(parent=self, depends_on=[mapping]),
+                merged(formerly(f"{card}-lease"), pulumi.ResourceOptions(parent=self, depends_on=[mapping])),
             )
         for gpu, about_gpu in host.gpus.items():
             if about_gpu.use == "vm" and about_gpu.passthrough_test:
@@ -90,6 +94,13 @@ class GpuCards(pulumi.ComponentResource):
             lambda found: {gpu: {"mapping": host.mapping_of(gpu), "slot": _path(gpu, found)} for gpu in cards}
         )
         self.register_outputs({"cards": self.cards, "tests": self.tests})
+
+
+def _flag(host: Host, gpu: str, record: PciMappingRecord) -> dict[str, pulumi.Input[bool]]:
+    """Where the settings ask for live migration; else a state of an earlier version has the same inputs."""
+    if not host.gpus[gpu].live_migration:
+        return {}
+    return {"live_migration": True, "had_flag": record.had_flag.apply(bool)}
 
 
 def lease(

@@ -1,6 +1,6 @@
 """GpuLxc: a container that shares cards with the host's driver. Adopted as it is, or created.
 
-In this order: the device nodes on the host (NvidiaNodes), the container's configuration, a restart, a look from inside. Owns in the
+In this order: the device nodes on the host (NvidiaNodes, CardNodes), the container's configuration, a restart, a look from inside. Owns in the
 configuration the keys and lines that it added, found again by content; what others have given the container stays. Undone by
 taking them out, with a restart if the container runs; a created one is removed, unless it is protected.
 """
@@ -12,17 +12,22 @@ from typing import Any, Literal
 
 import pulumi
 
+from homelab.container import makers
 from homelab.container.creation import configuration
 from homelab.remote import scripts
 from homelab.resources import command as remote
+from homelab.resources.children import Children
 from homelab.resources.container_probe import ContainerProbe
 from homelab.resources.container_verification import ContainerVerification
 from homelab.resources.new_container import NewContainer
+from homelab.resources.safety_copy import SafetyCopy
 from homelab.settings import Container, Host, NewContainerSettings
-from homelab.shapes import BootSeen, CardPlan, ContainerSeen
+from homelab.shapes import BootSeen, CardPlan, ContainerSeen, SharedCard
 
 # Settings that other resources than the probe are told.
-ELSEWHERE = {"host", "ctid", "power", "start", "shutdown", "nvidia", "create"}
+ELSEWHERE = {"host", "ctid", "power", "start", "shutdown", "nvidia", "create", "safety", "backup_storage"}
+# Settings that came later: the probe is told of them where they aren't as if they weren't there.
+SINCE = {"nodes"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,71 +54,86 @@ class GpuLxc(pulumi.ComponentResource):
     def __init__(self, name: str, args: GpuLxcArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:gpu:GpuLxc", name, {}, opts)
         container, host, node = args.container, args.host, args.node
+        children = Children(self, name, opts)
         depends_on = opts.depends_on if opts else None
         instance: pulumi.Input[str] = ""
         if container.create is not None:
             made = NewContainer(
-                f"{name}-container",
+                children.named("ct"),
                 _creation(name, container, container.create, node),
-                pulumi.ResourceOptions(parent=self, depends_on=depends_on),
+                children.options("ct", "container", depends_on=depends_on),
             )
             instance, depends_on = made.instance, [made]
         wanted = ContainerProbe(
-            f"{name}-probe",
+            children.named("probe"),
             {
                 "host": container.host,
                 "node": node,
                 "container": name,
                 "ctid": container.ctid,
                 "wanted": {
-                    **container.model_dump(mode="json", exclude=ELSEWHERE),
+                    **container.model_dump(mode="json", exclude=ELSEWHERE | SINCE),
                     "power": container.wanted_power,
+                    **({} if container.nodes == "render" else {"nodes": container.nodes}),
                 },
                 "gpus": args.cards,
                 "boot": args.boot,
                 "instance": instance,
+                **({} if container.safety == "none" else {"copied": True}),
             },
-            pulumi.ResourceOptions(parent=self, depends_on=depends_on),
+            children.options("probe", depends_on=depends_on),
         )
-        devices = pulumi.Output.all(wanted.minors, wanted.functions).apply(
-            lambda found: _devices(container, found[0], found[1])
+        devices = pulumi.Output.all(wanted.minors, wanted.functions, wanted.shared).apply(
+            lambda found: _devices(container, found[0], found[1], found[2])
         )
         shutdown = container.shutdown.model_dump(mode="json")
+        before: list[pulumi.Resource] = [wanted]
+        if container.safety != "none":
+            opts_of_copy = children.options("safety", depends_on=wanted)
+            guest = (name, "lxc", container.ctid)
+            before.append(
+                SafetyCopy.of(children.named("safety"), guest, node, container, wanted.identity, opts_of_copy)
+            )
         conf = remote.script(
-            f"{name}-conf",
+            children.named("conf"),
             host,
             pulumi.Output.all(devices, wanted.generation, instance).apply(
                 lambda found: scripts.container_gpus(
-                    container.ctid, found[0], shutdown, f"{found[2]}{int(found[1])}", keep=_goes_away(container)
+                    container.ctid,
+                    found[0],
+                    shutdown,
+                    f"{found[2]}{int(found[1])}",
+                    keep=_goes_away(container),
+                    guest=name,
                 )
             ),
-            pulumi.ResourceOptions(parent=self, depends_on=[wanted]),
+            children.options("conf", depends_on=before),
             identity=[container.host, str(container.ctid)],
             told=True,
         )
         # An act on what the configuration has become: a change there replaces it, and what is behind it.
         restart = remote.script(
-            f"{name}-restart",
+            children.named("restart"),
             host,
             pulumi.Output.all(devices, wanted.resume).apply(
                 lambda found: scripts.container_restart(
                     container.ctid, found[0], shutdown, "running" if found[1] else container.wanted_power
                 )
             ),
-            pulumi.ResourceOptions(parent=self, depends_on=[conf]),
+            children.options("restart", depends_on=[conf]),
             undone=False,
             triggers=[conf.stdout, wanted.generation, instance],
             told=True,
         )
         verification = ContainerVerification(
-            f"{name}-verification",
+            children.named("opened"),
             {
                 "host": container.host,
                 "ctid": container.ctid,
                 "devices": devices,
-                "after": pulumi.Output.all(restart.id, restart.stdout),
+                "after": pulumi.Output.all(restart.id, restart.stdout, wanted.shared).apply(_happened),
             },
-            pulumi.ResourceOptions(parent=self, depends_on=[restart]),
+            children.options("opened", "verification", depends_on=[restart]),
         )
         self.in_force = restart.id
         self.started = pulumi.Output.all(args.boot, restart.stdout).apply(
@@ -122,6 +142,7 @@ class GpuLxc(pulumi.ComponentResource):
         self.container = pulumi.Output.all(
             name=wanted.guest_name,
             minors=wanted.minors,
+            shared=wanted.shared,
             conf=conf.stdout,
             state=verification.state,
             nodes=verification.nodes,
@@ -149,13 +170,22 @@ def _goes_away(container: Container) -> bool:
     return container.create is not None and not container.create.protect
 
 
-def _devices(container: Container, minors: list[int], functions: list[str]) -> dict[str, str]:
+def _devices(
+    container: Container, minors: list[int], functions: list[str], shared: dict[str, SharedCard] | None
+) -> dict[str, str]:
     """The arguments of the scripts that say what the container is to have."""
     return {
         "METHOD": container.method or "auto",
         "MINORS": " ".join(str(int(minor)) for minor in minors),
         "FUNCTIONS": " ".join(functions),
+        **({"CARDS": makers.words(shared)} if shared else {}),
     }
+
+
+def _happened(found: list[Any]) -> list[Any]:
+    """What a verification follows: a restart, and other numbers of a card's nodes, which a boot gives them without a restart of ours."""
+    restarted, said, shared = found
+    return [restarted, said, *([shared] if shared else [])]
 
 
 def _output(container: Container, node: str, found: dict[str, Any]) -> ContainerSeen:
@@ -170,6 +200,7 @@ def _output(container: Container, node: str, found: dict[str, Any]) -> Container
         "name": found["name"],
         "state": found["state"],
         "gpus": [int(minor) for minor in found["minors"]],
+        "cards": {gpu: card["nodes"] for gpu, card in sorted((found["shared"] or {}).items())},
         "nodes": found["nodes"],
         "method": method,
     }

@@ -12,6 +12,8 @@ from typing import Any
 
 import pulumi
 
+from homelab.resources.children import Children
+from homelab.resources.safety_copy import SafetyCopy
 from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_change import VmChange
 from homelab.resources.vm_record import VmRecord
@@ -43,6 +45,7 @@ class GpuVm(pulumi.ComponentResource):
     def __init__(self, name: str, args: GpuVmArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:gpu:GpuVm", name, {}, opts)
         vm, node, cards, boot = args.vm, args.node, args.cards, args.boot
+        children = Children(self, name, opts)
         about: dict[str, Any] = {
             "host": vm.host,
             "node": node,
@@ -54,13 +57,13 @@ class GpuVm(pulumi.ComponentResource):
         instance: pulumi.Input[str] = ""
         if vm.create is not None:
             made = VirtualMachine(
-                f"{name}-vm",
+                children.named("vm"),
                 {**about, **_creation(name, vm.create)},
-                pulumi.ResourceOptions(parent=self, depends_on=depends_on),
+                children.options("vm", depends_on=depends_on),
             )
             instance, depends_on = made.instance, [made]
         record = VmRecord(
-            f"{name}-record",
+            children.named("record"),
             {
                 **about,
                 "cards": pulumi.Output.from_input(cards).apply(lambda found: [_card(use, found) for use in vm.gpus]),
@@ -71,11 +74,20 @@ class GpuVm(pulumi.ComponentResource):
                 "instance": instance,
                 "goes_away": vm.create is not None and not vm.create.protect,
                 "boot": boot,
+                **({} if vm.safety == "none" else {"copied": True}),
             },
-            pulumi.ResourceOptions(parent=self, depends_on=depends_on),
+            children.options("record", depends_on=depends_on),
         )
+        before: list[pulumi.Resource] = [record]
+        if vm.safety != "none":
+            opts_of_copy = children.options("safety", depends_on=record)
+            before.append(
+                SafetyCopy.of(
+                    children.named("safety"), (name, "qemu", vm.vmid), node, vm, record.identity, opts_of_copy
+                )
+            )
         change = VmChange(
-            f"{name}-change",
+            children.named("change"),
             {
                 **about,
                 "record": record.record,
@@ -85,7 +97,7 @@ class GpuVm(pulumi.ComponentResource):
                 "power": vm.wanted_power,
                 "address": vm.static_address,
             },
-            pulumi.ResourceOptions(parent=self, depends_on=[record]),
+            children.options("change", depends_on=before),
         )
         self.vm = pulumi.Output.all(
             record=record.record, name=record.guest_name, state=change.state, address=change.guest_address
@@ -101,7 +113,7 @@ class GpuVm(pulumi.ComponentResource):
 
 def _card(use: VmGpu, cards: dict[str, OfferedCard]) -> dict[str, Any]:
     """The inputs of `vm.config.VmCard`."""
-    return {**use.model_dump(mode="json"), **cards[use.gpu]}
+    return {**use.as_inputs(), **cards[use.gpu]}
 
 
 def _creation(name: str, new: NewVm) -> dict[str, Any]:

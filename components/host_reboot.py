@@ -15,6 +15,7 @@ import pulumi
 from homelab.remote import scripts
 from homelab.resources import command as remote
 from homelab.resources.boot_verification import BootVerification
+from homelab.resources.children import Children
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
 from homelab.shapes import BootedCard, BootedFunction, BootedHost, BootSeen, CardPlan, DeviceSeen, IommuOutput
@@ -43,6 +44,7 @@ class HostReboot(pulumi.ComponentResource):
     def __init__(self, name: str, args: HostRebootArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:HostReboot", name, {}, opts)
         host, probe, driver, flavour = args.host, args.probe, args.driver, args.flavour
+        children = Children(self, name, opts)
         # What the verification is replaced by. The reboot is, too: another verification would take the reboot of long ago, and the
         # guests that it stopped, for one of now.
         checked = {
@@ -54,7 +56,7 @@ class HostReboot(pulumi.ComponentResource):
         }
         wanted = pulumi.Output.all(probe.iommu_words, probe.vfio_words, probe.functions, driver, flavour)
         reboot = remote.script(
-            f"{name}-reboot",
+            children.named("reboot"),
             host,
             wanted.apply(
                 lambda values: scripts.reboot_host(
@@ -67,14 +69,14 @@ class HostReboot(pulumi.ComponentResource):
                     awaited=host.timeouts.boot,
                 )
             ),
-            pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
+            children.options("reboot", depends_on=opts.depends_on if opts else None),
             undone=False,
             triggers=[*checked.values(), driver, flavour],
         )
         verified = BootVerification(
-            f"{name}-verified",
+            children.named("booted"),
             {"host": args.host_name, "reboot": reboot.stdout, **checked},
-            pulumi.ResourceOptions(parent=self, depends_on=[reboot]),
+            children.options("booted", "verified", depends_on=[reboot]),
         )
         self.boot = verified.boot
         self.driver = driver

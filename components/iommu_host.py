@@ -13,6 +13,7 @@ import pulumi
 
 from homelab.remote import scripts
 from homelab.resources import command as remote
+from homelab.resources.children import Children
 from homelab.settings import Host
 
 
@@ -32,14 +33,14 @@ class IommuHost(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: IommuHostArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:IommuHost", name, {}, opts)
-        host = args.host
+        host, children = args.host, Children(self, name, opts)
         self.words = pulumi.Output.from_input(args.words)
         remote.script(
-            f"{name}-cmdline",
+            children.named("cmdline"),
             host,
             pulumi.Output.all(args.words, args.generation).apply(
                 lambda values: scripts.iommu_cmdline(values[0], values[1], rollback_after=host.timeouts.rollback)
             ),
-            pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
+            children.options("cmdline", depends_on=opts.depends_on if opts else None),
         )
         self.register_outputs({"words": self.words})

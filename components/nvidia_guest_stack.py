@@ -18,12 +18,13 @@ import pulumi
 from homelab.errors import HomelabError
 from homelab.later import later
 from homelab.remote import scripts
+from homelab.resources.children import Children
 from homelab.resources.host_probe import HostProbe
 from homelab.resources.nvidia import GuestReboot, NvidiaSystem, NvidiaVerification
 from homelab.resources.system import System
 from homelab.settings import Container, Host, Vm
 from homelab.shapes import StackInUse, VmSeen
-from homelab.stack import Refusal
+from homelab.stack import Refusal, locks
 
 from .gpu_lxc import GpuLxc
 from .gpu_vm import GpuVm
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 else:
     planner, state, verification = (later(f"homelab.nvidia.{name}") for name in ("plan", "state", "verification"))
     steps = later("homelab.remote.nvidia_steps")
+
+_FORMER_TYPE = "homelab:guest:NvidiaGuestStack"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,14 +80,17 @@ class NvidiaGuestStack(pulumi.ComponentResource):
     boot: HostReboot
 
     def __init__(self, name: str, args: NvidiaGuestStackArgs, opts: pulumi.ResourceOptions | None = None) -> None:
-        super().__init__("homelab:guest:NvidiaGuestStack", name, {}, opts)
+        # What a state of version 1.0 has: as the program called it, and as somebody else's may.
+        former = [pulumi.Alias(type_=_FORMER_TYPE), pulumi.Alias(name=f"{name}-nvidia", type_=_FORMER_TYPE)]
+        opts = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(aliases=former))
+        super().__init__("homelab:nvidia:Stack", name, {}, opts)
         system, reboot = args.system, args.reboot
-        self._name, self._system = name, system
+        self._system, self._children = system, Children(self, name, opts, _FORMER_TYPE)
         stack = system.nvidia
         self._found = NvidiaSystem(
-            f"{name}-system",
+            self._children.named("system"),
             system.inputs,
-            pulumi.ResourceOptions(parent=self, depends_on=list(system.depends_on)),
+            self._children.options("system", depends_on=list(system.depends_on)),
         )
         self._driver: pulumi.Input[str] = ""
         # Made twice: from the system alone, and from what its repositories offer.
@@ -120,7 +126,8 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             done.append(self.boot.boot)
         elif system.target == "vm":
             about = {"driver": version, "timeout": stack.timeouts.reboot, "step": pulumi.Output.all(*done)}
-            last = restart = GuestReboot(f"{name}-reboot", {**system.inputs, **about}, self._following(last))
+            options = self._children.options("reboot", depends_on=[last])
+            last = restart = GuestReboot(self._children.named("reboot"), {**system.inputs, **about}, options)
             done.append(restart.boot_id)
         if stack.cuda is not None:
             last = cuda = self._step("cuda", install_cuda, last)
@@ -139,15 +146,16 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             "started": system.started,
         }
         self.result = NvidiaVerification(
-            f"{name}-verification", {**system.inputs, **about}, self._following(last)
+            self._children.named("verified"),
+            {**system.inputs, **about},
+            self._children.options("verified", "verification", depends_on=[last]),
         ).result
         self.register_outputs({"result": self.result})
 
     def _step(self, layer: str, script: Script, after: pulumi.Resource) -> remote.Command:
-        return self._system.script(f"{self._name}-{layer}", self._composed(layer, script), self._following(after))
-
-    def _following(self, step: pulumi.Resource) -> pulumi.ResourceOptions:
-        return pulumi.ResourceOptions(parent=self, depends_on=[step])
+        word = "repo" if layer == "repository" else layer
+        options = self._children.options(word, layer, depends_on=[after])
+        return self._system.script(self._children.named(word), self._composed(layer, script), options)
 
     def _generation(self, layer: str) -> pulumi.Output[str]:
         """How often the layer had to be mended, and what for: a new one makes its step run again."""
@@ -167,7 +175,9 @@ class NvidiaGuestStack(pulumi.ComponentResource):
 
         def planned(known: list[Any]) -> _Planned:
             system = self._system
-            request = state.request_of(system.target, system.name, known[0], system.nvidia, known[1])
+            request = state.request_of(
+                system.target, system.name, known[0], system.nvidia, known[1], locks().get(system.name)
+            )
             try:
                 plan = planner.plan_stack(request)
             except HomelabError as error:

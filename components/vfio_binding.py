@@ -13,6 +13,7 @@ import pulumi
 
 from homelab.remote import scripts
 from homelab.resources import command as remote
+from homelab.resources.children import Children
 from homelab.settings import Host
 
 
@@ -34,23 +35,23 @@ class VfioBinding(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: VfioBindingArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:VfioBinding", name, {}, opts)
-        host = args.host
+        host, children = args.host, Children(self, name, opts)
         self.functions = pulumi.Output.from_input(args.functions)
         wanted = pulumi.Output.all(args.words, args.generation)
         initramfs = remote.script(
-            f"{name}-initramfs",
+            children.named("initrd"),
             host,
             wanted.apply(
                 lambda values: scripts.vfio_initramfs(bool(values[0]), values[1], rollback_after=host.timeouts.rollback)
             ),
-            pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
+            children.options("initrd", "initramfs", depends_on=opts.depends_on if opts else None),
         )
         remote.script(
-            f"{name}-cmdline",
+            children.named("bind"),
             host,
             wanted.apply(
                 lambda values: scripts.vfio_cmdline(values[0], values[1], rollback_after=host.timeouts.rollback)
             ),
-            pulumi.ResourceOptions(parent=self, depends_on=[initramfs]),
+            children.options("bind", "cmdline", depends_on=[initramfs]),
         )
         self.register_outputs({"functions": self.functions})

@@ -353,6 +353,8 @@ class Maker:
                 [str(pulumi), "version"],
                 capture_output=True,
                 text=True,
+                encoding="utf-8",
+                errors="replace",
                 check=True,
                 timeout=VERSION_SECONDS,
                 env={**without_secrets(self.environ), "PULUMI_SKIP_UPDATE_CHECK": "true"},
@@ -586,6 +588,8 @@ class Go:
             env=self.environ,
             capture_output=True,
             text=True,
+            encoding="utf-8",
+            errors="replace",
             stdin=subprocess.DEVNULL,
             check=False,
         )

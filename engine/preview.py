@@ -10,44 +10,38 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from engine import install, stacks
+from homelab import events
+from homelab.cli import stack_options
 from homelab.doctor import stack as stack_file
 from homelab.errors import HomelabError
+from homelab.events import Event
 from homelab.markdown import fenced
 from homelab.settings.secrets import readable
 from homelab.show import mermaid, reading, tree
 from homelab.show.cards import of_outputs
-from homelab.text import clean
 
 PROJECT = Path(__file__).resolve().parent.parent
 # What a comment on a pull request may hold, with room to spare (65,536 characters).
 LONGEST = 60_000
 # By it comment.yml finds the comment that it is to update.
 MARK = "<!-- homelab-preview -->"
-# What the engine does with a resource -> the same for a person, in the order in which it matters.
-_OPERATIONS = {
-    "delete": "to delete",
-    "replace": "to replace",
-    "create": "to create",
-    "update": "to change",
-    "same": "unchanged",
-}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Writes the Markdown; returns the preview's exit code, so that a job fails with it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stack", required=True)
+    parser.add_argument("--stack", type=stack_options.name, required=True)
     parser.add_argument("--output", type=Path, required=True)
     wanted = parser.parse_args(arguments)
     # A secret that isn't set arrives as an empty variable.
@@ -65,34 +59,37 @@ def main(arguments: list[str] | None = None) -> int:
         log = Path(folder) / "events.jsonl"
         done = subprocess.run(
             [str(engine.pulumi), "preview", "--color", "never", "--event-log", str(log), *where],
-            # The variable makes the CLI know --event-log.
-            env={**environment, "PULUMI_DEBUG_COMMANDS": "true"},
+            env={**environment, **events.ENVIRONMENT},
             capture_output=True,
             text=True,
+            encoding="utf-8",
+            errors="replace",
         )
-        events = [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.exists() else []
+        logged = events.read(log)
         put_out = subprocess.run(
             [str(engine.pulumi), "stack", "output", "--json", "--stack", wanted.stack, "--cwd", str(PROJECT)],
             env=environment,
             capture_output=True,
             text=True,
+            encoding="utf-8",
+            errors="replace",
         )
         outputs = json.loads(put_out.stdout) if put_out.returncode == 0 and put_out.stdout.strip() else {}
     text = (done.stdout + done.stderr).strip()
     picture = drawn(PROJECT / f"Pulumi.{wanted.stack}.yaml", outputs)
-    wanted.output.write_text(comment(wanted.stack, done.returncode, text, events, picture), encoding="utf-8")
+    wanted.output.write_text(comment(wanted.stack, done.returncode, text, logged, picture), encoding="utf-8")
     print(text)
     return done.returncode
 
 
-def comment(stack: str, code: int, text: str, events: list[dict[str, Any]], picture: str) -> str:
+def comment(stack: str, code: int, text: str, log: Sequence[Event], picture: str) -> str:
     """The Markdown: refusals, counts, the picture, and the whole preview folded away.
 
-    :param text: what the CLI printed; ``events``: its event log; ``picture``: Mermaid, empty: there is none.
+    :param text: what the CLI printed; ``log``: its event log; ``picture``: Mermaid, empty: there is none.
     """
     parts = [f"### `pulumi preview` of stack `{stack}`{'' if code == 0 else ': refused'}"]
-    parts += [fenced(one, "text") for one in refusals(events)]
-    counted = counts(events)
+    parts += [fenced(one, "text") for one in events.errors(log)]
+    counted = events.in_words(events.counts(log), done=False)
     parts += [f"**{counted}**"] if counted else []
     parts += [fenced(picture, "mermaid"), "`+` comes, `-` goes, `~` changes; the rest stays."] if picture else []
     room = LONGEST - sum(len(part) for part in parts)
@@ -100,22 +97,6 @@ def comment(stack: str, code: int, text: str, events: list[dict[str, Any]], pict
         f"<details><summary>the whole preview</summary>\n\n{fenced(text[-max(room, 0) :], 'text')}\n\n</details>"
     )
     return "\n\n".join([*parts, MARK]) + "\n"
-
-
-def refusals(events: list[dict[str, Any]]) -> list[str]:
-    """Why it can't be carried out, each once; without what the engine says of errors that it has shown already."""
-    found = [one["diagnosticEvent"] for one in events if "diagnosticEvent" in one]
-    texts = [re.sub(r"<\{%.*?%\}>", "", str(one["message"])).strip() for one in found if one["severity"] == "error"]
-    texts = [text.removeprefix("error: ") for text in texts]
-    return [clean(text) for text in dict.fromkeys(texts) if text not in ("preview failed", "update failed")]
-
-
-def counts(events: list[dict[str, Any]]) -> str:
-    """``2 to delete, 12 to create, 3 unchanged``; empty where the preview didn't come so far."""
-    changes: dict[str, int] = {}
-    for event in events:
-        changes = event.get("summaryEvent", {}).get("resourceChanges") or changes
-    return ", ".join(f"{changes[key]} {said}" for key, said in _OPERATIONS.items() if changes.get(key))
 
 
 def drawn(file: Path, outputs: dict[str, Any]) -> str:

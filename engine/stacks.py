@@ -29,6 +29,8 @@ def create(pulumi: Path, stack: str, environment: Mapping[str, str], project: Pa
             check=True,
             capture_output=True,
             text=True,
+            encoding="utf-8",
+            errors="replace",
             stdin=subprocess.DEVNULL,
         )
 
@@ -65,4 +67,4 @@ def _runs(pid: int) -> bool:
     except PermissionError:
         return True
     status = Path(f"/proc/{pid}/stat")
-    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+    return not status.exists() or status.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"

@@ -132,6 +132,15 @@ class NvidiaOutput(_Part):
     program: bool | None = Field(None, description="a CUDA program was compiled and run; null: not asked for")
     container: bool | None = Field(None, description="a container on the system saw the cards; null: not asked for")
     uvm: bool | None = Field(None, description="an ordinary user can use CUDA; null: not asked for")
+    video: bool | None = Field(None, description="the libraries of NVENC and NVDEC load; null: not installed")
+    nvenc: str | None = Field(None, description="the newest version of NVENC's interface that its library has")
+    cudnn: str | None = Field(None, description="the version of cuDNN; null: not asked for")
+    nccl: str | None = Field(None, description="the version of NCCL; null: not asked for")
+    cdi: str | None = Field(
+        None,
+        description="the driver's version that the CDI specification names; null: containers don't get cards by it",
+    )
+    graphics: bool | None = Field(None, description="the libraries of EGL, OpenGL and Vulkan load; null: not asked for")
 
 
 class HostOutput(_Part):
@@ -166,7 +175,11 @@ class ContainerOutput(_Part):
     ctid: WholeNumber
     name: str = Field(description="its name in Proxmox VE")
     state: Literal["running", "stopped"] = Field(description="as the last change left it")
-    gpus: list[WholeNumber] = Field(description="the driver's numbers of its cards: N of /dev/nvidiaN")
+    gpus: list[WholeNumber] = Field(description="the numbers of its cards of NVIDIA's: N of /dev/nvidiaN")
+    cards: dict[str, list[str]] = Field(
+        {},
+        description="its cards of other makers, by their names in the host's gpus -> their nodes, such as /dev/dri/renderD128",
+    )
     nodes: list[str] = Field(description="devices that were opened in it; none where it was off")
     method: Literal["device", "mount-entry", "mixed"] | None = Field(
         None, description="how its configuration gives it the devices; null: it has none"

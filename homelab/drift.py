@@ -10,14 +10,13 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from homelab import events
+from homelab.events import Event, Said
 from homelab.markdown import fenced
-from homelab.text import clean
 
 # What a refresh says of a difference (homelab/provider/): `pve: drift (vfio): …`, `sandbox: drift: …`.
 _SAID = re.compile(r"^(?P<who>[^:\n]+): drift(?: \((?P<layer>\w+)\))?: (?P<what>.+)$", re.MULTILINE)
-_MARKUP = re.compile(r"<\{%.*?%\}>")
 MARK = "<!-- homelab-drift -->"
 
 
@@ -69,31 +68,19 @@ class Drift:
         return "\n\n".join([*parts, MARK]) + "\n"
 
 
-def of_events(stack: str, events: Sequence[dict[str, Any]], code: int) -> Drift:
+def of_events(stack: str, log: Sequence[Event], code: int) -> Drift:
     """What an event log tells.
 
     :param code: the preview's exit status.
     """
-    said = [one["diagnosticEvent"] for one in events if "diagnosticEvent" in one]
-    texts = [(one["severity"], clean(_MARKUP.sub("", str(one["message"])))) for one in said]
-    lines = dict.fromkeys(f"{match['who']}: {match['what']}" for _, text in texts for match in _SAID.finditer(text))
-    steps = [event["resourcePreEvent"]["metadata"] for event in events if "resourcePreEvent" in event]
-    changes = dict.fromkeys(
-        str(step["urn"]).rpartition("::")[2]
-        for step in steps
-        if step["op"] not in ("same", "read", "refresh")
-        and not step["type"].startswith(("pulumi:providers:", "pulumi:pulumi:Stack"))
-    )
-    errors = [
-        re.sub(r"^(?:error: )?(?:Preview failed: )?", "", text.strip())
-        for severity, text in texts
-        if severity == "error"
-    ]
+    texts = [one.text for one in log if isinstance(one, Said)]
+    lines = dict.fromkeys(f"{match['who']}: {match['what']}" for text in texts for match in _SAID.finditer(text))
+    changes = events.changing(log)
     # That there are changes is what the engine calls an error here.
-    errors = [text for text in errors if text not in ("preview failed",) and "no changes were expected" not in text]
+    errors = [text for text in events.errors(log) if "no changes were expected" not in text]
     if code != 0 and not errors and not changes:
         errors = [f"pulumi preview ended with status {code}"]
-    return Drift(stack, list(lines), list(changes), errors)
+    return Drift(stack, list(lines), changes, errors)
 
 
 def timer(stack: str, project: Path, python: Path) -> str:

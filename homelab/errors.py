@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from homelab.text import clean
 
 
@@ -14,6 +16,20 @@ class HomelabError(Exception):
     def __init__(self, *, wanted: str, found: str, why: str, next: str) -> None:
         self.wanted, self.found, self.why, self.next = (clean(part) for part in (wanted, found, why, next))
         super().__init__(f"wanted: {self.wanted}\nfound:  {self.found}\nwhy:    {self.why}\nnext:   {self.next}")
+
+    def parts(self) -> dict[str, str]:
+        """What its text is made of, by the names of `__init__`."""
+        return {"wanted": self.wanted, "found": self.found, "why": self.why, "next": self.next}
+
+    def retold(self, **parts: str) -> Self:
+        """The same error, of the same kind and with all that it knows besides, with other words in these parts.
+
+        :param parts: those of ``wanted``, ``found``, ``why`` and ``next`` that become others.
+        """
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        HomelabError.__init__(other, **{**self.parts(), **parts})
+        return other
 
 
 class UnreachableError(HomelabError):

@@ -25,4 +25,7 @@ def later(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(found)
     sys.modules[name] = module
     found.loader.exec_module(module)
+    parent, _, child = name.rpartition(".")
+    if parent:  # as an import does
+        setattr(sys.modules[parent], child, module)
     return module

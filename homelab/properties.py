@@ -12,6 +12,7 @@ _DEFAULT_KEYS = (
     ("memory", "current"),
     ("vga", "type"),
     ("dev", "path"),
+    ("mp", "volume"),
 )
 _NUMBERED = re.compile(r"\d+$")
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from homelab.vm.creation import configuration
 
 if TYPE_CHECKING:
-    from homelab.settings import Host, NewContainerSettings, NewVm, Vm
+    from homelab.settings import Download, Host, NewContainerSettings, NewVm, Vm
 
 # The name that docs/by-hand.md gives its role; another one where that is not the role to change.
 ROLE = "Homelab"
@@ -112,6 +112,27 @@ def of_new_container(ctid: int, config: Iterable[str], new: NewContainerSettings
         f"/storage/{new.template.partition(':')[0]}": {"Datastore.Audit|Datastore.AllocateSpace"},
         f"/sdn/zones/localnetwork/{new.bridge}": {"SDN.Use"},
     }
+
+
+def of_safety(vmid: int, safety: str, storage: str | None) -> Needs:
+    """What a guest's snapshot or backup takes (PVE::API2::Qemu, LXC::Snapshot, VZDump). A backup is looked for first, among those of the guest."""
+    if safety == "snapshot":
+        return {f"/vms/{vmid}": {"VM.Audit", "VM.Snapshot"}}
+    if safety == "backup":
+        return {f"/vms/{vmid}": {"VM.Audit", "VM.Backup"}, f"/storage/{storage}": {"Datastore.AllocateSpace"}}
+    return {}
+
+
+def of_download(download: Download, node: str) -> Needs:
+    """What downloading a file takes, and removing it (PVE::API2::Storage::Status, Storage::Content; Nodes for templates)."""
+    # It is looked for first; and whoever may download may look around in the host's network.
+    privileges = {"Datastore.AllocateTemplate", "Datastore.Audit|Datastore.AllocateSpace"}
+    if not download.keep:
+        privileges.add("Datastore.Allocate")
+    needs: Needs = {f"/storage/{download.storage}": privileges}
+    if download.template is None:
+        needs[f"/nodes/{node}"] = {"Sys.AccessNetwork"}
+    return needs
 
 
 def together(parts: Iterable[Needs]) -> Needs:
@@ -257,13 +278,13 @@ def commands(
     lacking: Needs,
     *,
     kept: Collection[str] = (),
-    share: bool = False,
+    shared: Collection[str] = (),
     own: Collection[str] = (),
 ) -> list[str]:
     """The commands, to be run in their order.
 
     :param kept: roles that are not to be extended.
-    :param share: may a role of this program's that has exactly these privileges be taken, instead of another one like it?
+    :param shared: roles of this program's making: one that has exactly these privileges is taken, instead of another one like it.
     :param own: roles that were made for this identity: they are taken for what they allow, wherever it lacks.
     """
     roles: dict[str, set[str]] = {}
@@ -293,7 +314,7 @@ def commands(
     made = []
     for role, names in roles.items():
         like = [name for name in own if names <= access.roles.get(name, set())]
-        like += [name for name, has in access.roles.items() if share and name.startswith(ROLE) and has == names]
+        like += [name for name in shared if access.roles.get(name) == names]
         if like and role not in taken:
             lists = [command.replace(f" --roles {role}", f" --roles {like[0]}") for command in lists]
             continue

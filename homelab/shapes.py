@@ -14,7 +14,9 @@ from typing import Literal, NotRequired
 from typing_extensions import TypedDict
 
 #: What runs containers.
-Runtime = Literal["docker", "containerd", "podman"]
+Runtime = Literal["docker", "containerd", "podman", "k3s"]
+#: What the driver's libraries are for, in the container toolkit's words.
+Capability = Literal["compute", "video", "graphics"]
 
 #: Key of a VM's configuration -> what this program made of it (``ours``), what it was (``before``), and a hostpci option's ``slot``.
 Record = dict[str, dict[str, str | None]]
@@ -146,6 +148,12 @@ class StackInUse(TypedDict):
     program: NotRequired[bool | None]
     container: NotRequired[bool | None]
     uvm: NotRequired[bool | None]
+    video: NotRequired[bool | None]
+    nvenc: NotRequired[str | None]
+    graphics: NotRequired[bool | None]
+    cudnn: NotRequired[str | None]
+    nccl: NotRequired[str | None]
+    cdi: NotRequired[str | None]
 
 
 class VmSeen(TypedDict):
@@ -160,8 +168,18 @@ class VmSeen(TypedDict):
     address: NotRequired[str | None]
 
 
+class SharedCard(TypedDict):
+    """A card of another maker than NVIDIA, as a container gets it. ``kinds`` of ``nodes``: render, card, kfd, in the same order; ``nodes``: their
+    paths now, none while the card isn't back on its driver."""
+
+    address: str
+    kinds: list[str]
+    nodes: list[str]
+
+
 class ContainerSeen(TypedDict):
-    """A container as its last change left it. ``gpus``: numbers of /dev/nvidiaN; ``nodes``: devices that were opened in it."""
+    """A container as its last change left it. ``gpus``: numbers of /dev/nvidiaN; ``cards``: those of other makers, by their names in the settings
+    -> their nodes; ``nodes``: devices that were opened in it."""
 
     host: str
     node: str
@@ -169,5 +187,6 @@ class ContainerSeen(TypedDict):
     name: str
     state: str
     gpus: list[int]
+    cards: NotRequired[dict[str, list[str]]]
     nodes: list[str]
     method: NotRequired[Literal["device", "mount-entry", "mixed"] | None]

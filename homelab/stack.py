@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -16,6 +17,8 @@ from pulumi.runtime.proto import engine_pb2_grpc
 
 from homelab.errors import HomelabError, raise_all
 from homelab.later import later
+from homelab.nvidia import lock
+from homelab.nvidia.lock import SystemLock
 from homelab.settings import Settings, parse, stack_file
 from homelab.settings import secrets as secret_settings
 
@@ -59,6 +62,15 @@ def load() -> Settings:
         errors += preview.from_settings(found)
     raise_all(errors)
     return found
+
+
+@functools.cache
+def locks() -> dict[str, SystemLock]:
+    """What the running program's lock file has, by system; refused with the program's own end where it can't be read."""
+    try:
+        return lock.load(lock.path_of(Path.cwd(), pulumi.get_stack()))
+    except HomelabError as error:
+        raise Refusal(error) from None
 
 
 def _end_when_told() -> None:

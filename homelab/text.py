@@ -7,8 +7,11 @@ goes through `tell`, or through `clean` where it isn't printed. Scripts do the s
 
 from __future__ import annotations
 
+import codecs
+import io
 import re
-from collections.abc import Callable
+import sys
+from typing import Protocol, TextIO
 
 # ECMA-48: control sequences (colours, cursor), strings that end in BEL or ST (titles, links), and the shorter ones.
 _SEQUENCE = re.compile(
@@ -32,15 +35,52 @@ def _visible(match: re.Match[str]) -> str:
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
 
 
+class Show(Protocol):
+    """Shows a text; ``meanwhile``: only until the next one, or the end."""
+
+    def __call__(self, text: str, *, meanwhile: bool) -> None: ...
+
+
+# What the texts of this program have beside ASCII, for terminals and files that don't have it (Windows: code pages 437 and 1252).
+_IN_ASCII = str.maketrans({"→": "->", "►": ">", "…": "...", "–": "-", "−": "-", "─": "-"})
+_ERRORS = "homelab.in_ascii"
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    plain = error.object[error.start : error.end].translate(_IN_ASCII)
+    return plain.encode("ascii", "backslashreplace").decode("ascii"), error.end
+
+
+codecs.register_error(_ERRORS, _in_ascii)
+
+
+def encodable(stream: TextIO) -> TextIO:
+    """The stream, which from here on shows in ASCII what its encoding doesn't have: no character ends a command amid its work."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors=_ERRORS)
+    return stream
+
+
+def _print(text: str, *, meanwhile: bool) -> None:
+    print(text, file=encodable(sys.stdout))
+
+
 # The last of them shows what is told.
-_SHOWN_BY: list[Callable[[str], None]] = [print]
+_SHOWN_BY: list[Show] = [_print]
 
 
 def tell(text: str) -> None:
     """Shows it, clean: printed, or as `shown_by` says."""
-    _SHOWN_BY[-1](clean(text))
+    _SHOWN_BY[-1](clean(text), meanwhile=False)
 
 
-def shown_by(show: Callable[[str], None]) -> None:
+def tell_meanwhile(text: str) -> None:
+    """The same of what is true for a moment: where something is. It isn't among the messages at the end."""
+    _SHOWN_BY[-1](clean(text), meanwhile=True)
+
+
+def shown_by(show: Show) -> None:
     """From here on, what is told is shown in this way."""
     _SHOWN_BY.append(show)

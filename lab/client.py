@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from lab.control import ControlConnection, request
 from lab.state import (
@@ -37,10 +37,13 @@ from lab.state import (
 )
 
 if TYPE_CHECKING:
+    from lab.daemons import Daemons
     from lab.machine import Machine
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-START_SECONDS = 90.0
+START_SECONDS = 300.0
+# How long it is waited for what has to come: no measure of speed, but the end of what hangs.
+WAIT_SECONDS = 300.0
 STOP_SECONDS = 30.0
 
 # What a file is in a snapshot: type (file, directory, link, other), permission bits, and the content's
@@ -69,6 +72,9 @@ def default_state(scenario: str) -> Path:
 
 class Lab:
     """A lab: a simulated host that is running, or was. Use `Lab.start` or `Lab.open`."""
+
+    #: Where daemons are forked, for whoever starts many labs; None starts a Python for each.
+    daemons: ClassVar[Daemons | None] = None
 
     def __init__(self, state: Path) -> None:
         """Take a lab's state folder, which must hold a lab.json."""
@@ -127,27 +133,31 @@ class Lab:
         self._paths.daemon_log.parent.mkdir(parents=True, exist_ok=True)
         ready_read, ready_write = os.pipe()
         arguments = ["--state", str(self.state), "--scenario", scenario, "--ssh-port", str(ssh_port)]
-        arguments += ["--ready-fd", str(ready_write)]
         passed = [ready_write]
         if not outlives_caller:
             lifeline_read, self._lifeline = os.pipe()
-            arguments += ["--lifeline-fd", str(lifeline_read)]
             passed.append(lifeline_read)
         path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": path}
         try:
             with self._paths.daemon_log.open("ab") as log:
-                # It forks once more and ends: the daemon isn't this process's child, nor leader of a session.
-                subprocess.run(
-                    [sys.executable, "-m", "lab.server", *arguments],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env={**os.environ, "PYTHONPATH": path},
-                    cwd="/",
-                    pass_fds=passed,
-                    start_new_session=True,
-                    check=False,
-                )
+                if self.daemons is not None:
+                    self.daemons.start(arguments, [log.fileno(), *passed], environment)
+                else:
+                    for name, descriptor in zip(("--ready-fd", "--lifeline-fd"), passed, strict=False):
+                        arguments += [name, str(descriptor)]
+                    # It forks once more and ends: the daemon isn't this process's child, nor leader of a session.
+                    subprocess.run(
+                        [sys.executable, "-m", "lab.server", *arguments],
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        env=environment,
+                        cwd="/",
+                        pass_fds=passed,
+                        start_new_session=True,
+                        check=False,
+                    )
             for descriptor in passed:
                 os.close(descriptor)
             answer = _read_line(ready_read, START_SECONDS)
@@ -295,7 +305,7 @@ class Lab:
         return Machine.open(self.state)
 
     def run(
-        self, text: str, stdin: str | None = None, check: bool = True, timeout: float = 60.0
+        self, text: str, stdin: str | None = None, check: bool = True, timeout: float = WAIT_SECONDS
     ) -> subprocess.CompletedProcess[str]:
         """Run bash text on the host as a person at its console would: same environment, no SSH.
 
@@ -326,14 +336,14 @@ class Lab:
         """Bind a PCI function (`0000:01:00.0`) to a driver by hand, None to none."""
         request(self.state, "rebind", address=address, driver=driver)
 
-    def reboot(self, wait: bool = True, timeout: float = 60.0) -> None:
+    def reboot(self, wait: bool = True, timeout: float = WAIT_SECONDS) -> None:
         """Reboot the host as its `reboot` command would; with wait, return when it's settled again."""
         boots = request(self.state, "status")["boots"]
         ignored = request(self.state, "reboot")["phase"] == "up"
         if wait and not ignored:
             self.wait_settled(boots=boots + 1, timeout=timeout)
 
-    def power_cycle(self, timeout: float = 60.0) -> None:
+    def power_cycle(self, timeout: float = WAIT_SECONDS) -> None:
         """Switch the host off and on again, which also helps one that hangs or lost its network."""
         request(self.state, "poweroff")
         self.wait_settled(timeout=timeout)
@@ -342,7 +352,7 @@ class Lab:
 
     # Waiting
 
-    def wait_settled(self, boots: int = 0, timeout: float = 60.0) -> str:
+    def wait_settled(self, boots: int = 0, timeout: float = WAIT_SECONDS) -> str:
         """Wait until no boot is under way and there were at least that many; return the phase.
 
         Raises:
@@ -350,19 +360,19 @@ class Lab:
         """
         return str(self._wait("settled", timeout, boots=boots)["phase"])
 
-    def wait_guest(self, vmid: int, timeout: float = 60.0) -> None:
+    def wait_guest(self, vmid: int, timeout: float = WAIT_SECONDS) -> None:
         """Wait until a VM answers SSH."""
         self._wait("answering", timeout, guest=vmid)
 
-    def wait_idle(self, timeout: float = 60.0, guest: int | None = None) -> None:
+    def wait_idle(self, timeout: float = WAIT_SECONDS, guest: int | None = None) -> None:
         """Wait until no command that came over SSH runs on the host (or in a guest), also none whose client is gone."""
         self._wait("idle", timeout, guest=guest)
 
-    def wait_disconnected(self, timeout: float = 60.0, guest: int | None = None) -> None:
+    def wait_disconnected(self, timeout: float = WAIT_SECONDS, guest: int | None = None) -> None:
         """Wait until the host (or a guest) has noticed that no SSH client is connected any more."""
         self._wait("disconnected", timeout, guest=guest)
 
-    def wait_command(self, text: str, timeout: float = 60.0, guest: int | None = None) -> None:
+    def wait_command(self, text: str, timeout: float = WAIT_SECONDS, guest: int | None = None) -> None:
         """Wait until a command runs that contains text, in its command line or the script on its stdin."""
         self._wait("command", timeout, text=text, guest=guest)
 
@@ -423,19 +433,19 @@ class Lab:
         """
         found: dict[str, SnapshotEntry] = {}
         for folder in folders or ("etc", "boot"):
-            _add_to_snapshot(found, self.root / folder.strip("/"), folder.strip("/"))
-        _add_to_snapshot(found, self.state / "esp", "esp")
+            add_to_snapshot(found, self.root / folder.strip("/"), folder.strip("/"))
+        add_to_snapshot(found, self.state / "esp", "esp")
         return found
 
 
-def _add_to_snapshot(found: dict[str, SnapshotEntry], path: Path, name: str) -> None:
+def add_to_snapshot(found: dict[str, SnapshotEntry], path: Path, name: str) -> None:
     """Add a file, or a folder and all in it, under a name."""
     if not os.path.lexists(path):
         return
     found[name] = _snapshot_entry(path)
     if found[name][0] == "directory":
         for child in sorted(path.iterdir()):
-            _add_to_snapshot(found, child, f"{name}/{child.name}")
+            add_to_snapshot(found, child, f"{name}/{child.name}")
 
 
 def _snapshot_entry(path: Path) -> SnapshotEntry:

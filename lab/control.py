@@ -37,7 +37,7 @@ from typing import Any, Self
 from lab.state import LabError, read_lab_file
 
 # A request is answered when what it asks for is done; a reset writes a whole tree on a busy machine.
-ANSWER_SECONDS = 120.0
+ANSWER_SECONDS = 300.0
 
 
 class ControlConnection:

@@ -26,7 +26,7 @@ from lab.api.guest_system import (
     user_of,
 )
 from lab.api.guests import BOOT_SECONDS, Guest, all_ids, exclusively, guests_of
-from lab.api.qemu_power import went_off
+from lab.api.qemu_power import ended_itself
 from lab.host import units
 from lab.host.state import HostState
 from lab.processes import Processes
@@ -362,5 +362,5 @@ class Guests:
             if do == "reboot":
                 guest.restart_system()  # QEMU goes on, and what is pending in the configuration waits on
             else:
-                went_off(guest)
+                ended_itself(guest)
         self.look()

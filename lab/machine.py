@@ -16,7 +16,7 @@ import yaml
 
 from lab import network
 from lab.host import boot as booting
-from lab.host import contents, dkms, kernel_files, launchers
+from lab.host import contents, dkms, holders, kernel_files, launchers, nvidia
 from lab.host.bootloader import write_grubenv
 from lab.host.catalogue import module_of_driver
 from lab.host.dpkg import Database
@@ -29,7 +29,8 @@ from lab.host.network import FAULTS as NETWORK_FAULTS
 from lab.host.program import Failure
 from lab.host.proxmox_boot import sync
 from lab.host.run import GUEST_ONLY, PROGRAMS
-from lab.host.state import HostState, of_command_server, own_path
+from lab.host.state import HostState, host_environment
+from lab.host.sysfs_writes import SHELL_FILE, SHELL_TEXT
 from lab.scenario import Scenario, ScenarioError, load_scenario, scenario_from, scenario_names
 from lab.state import kill_group
 from lab.stock import write_stock_tree
@@ -52,6 +53,10 @@ FAULTS = {
     "script-hangs": "a part of a script",
     "task-fails": 'a type of task, such as "qmstart", or "qmstart=its exit status"',
     "task-seconds": "a number of seconds",
+    "backup-seconds": "a number of seconds",
+    "download-seconds": "a number of seconds",
+    "snapshot-seconds": "a number of seconds",
+    "download-size": "a number of bytes",
     "api-answers": '"[METHOD ]PART OF PATH=STATUS REASON"',
     "api-drops": '"[METHOD ]PART OF PATH"',
     "api-loses": '"[METHOD ]PART OF PATH=a number of requests"',
@@ -61,13 +66,20 @@ FAULTS = {
     "config-lock": "a number of attempts",
     "cleanup-lock": "a number of attempts",
     "no-quorum": "true",
+    "cut-off": "true",
     "guest-ignores-shutdown": "true, or a guest's id",
     "reset-fails": "true, or a part of a PCI address",
     "agent-silent": "true, or a VM's id",
     "nvidia-uvm-missing": "true",
+    "drm-order": "a list of PCI addresses",
     "nvidia-majors-change": "true",
     "guest-unreachable": "true, or a VM's id",
     "guest-boot-hangs": "true, or a VM's id",
+    "power-cut": "true",
+    "card-users": "a list of objects (lab/host/holders.py)",
+    "nvidia-unbind-forever": "true",
+    "card-dead": "a part of a PCI address",
+    "reset-kills": "a part of a PCI address",
     "card-invisible": "a PCI address, such as 0000:01:00.0",
     **NETWORK_FAULTS,
 }
@@ -181,6 +193,7 @@ class Machine:
     def _write_launchers(self) -> None:
         """STATE/bin: one launcher for each simulated command this host has."""
         launchers.write(self.state / "bin", [name for name in PROGRAMS if name not in GUEST_ONLY])
+        (self.state / SHELL_FILE).write_text(SHELL_TEXT, encoding="utf-8")
 
     # -- kernel packages ---------------------------------------------------------------------------------
     def install_kernel(self, kernel: str) -> None:
@@ -235,6 +248,7 @@ class Machine:
         done = booting.boot(self._host(), reason, self.environment())
         if done.comes_up:
             settle(self._host())
+            booting.start_other_services(self._host(), self.environment())
         return BootResult(
             done.boot_id,
             done.kernel,
@@ -248,8 +262,18 @@ class Machine:
         )
 
     def shutdown(self) -> None:
-        """Stop guests, unmount, and leave an empty /run: what a clean shutdown does."""
+        """Stop guests, unmount, and leave an empty /run: what a clean shutdown does.
+
+        With the fault power-cut the guests' hookscripts aren't asked, as when the plug is pulled.
+        """
+        from lab.api.boot import stop_all
+
         host = self._host()
+        if host.running and not host.fault("power-cut"):
+            with host.changing_running() as running:
+                running["stopping"] = True
+            stop_all(host)
+            host.reload()
         for guest in host.machine["guests"].values():
             # A VM's process is no child of whoever shuts the host down, and outlives whoever started it.
             if process := guest.get("process"):
@@ -280,11 +304,22 @@ class Machine:
                 machine["faults"].pop(name, None)
             else:
                 machine["faults"][name] = value
+        self._show_faults(name)
 
     def clear_faults(self) -> None:
         """Clear all faults."""
         with self._host().changing() as machine:
             machine["faults"] = {}
+        self._show_faults("card-users")
+        self._show_faults("card-dead")
+
+    def _show_faults(self, name: str) -> None:
+        """Have a running host show at once what a fault changes of it."""
+        host = self._host()
+        if name == "card-users":
+            holders.update(host)
+        elif name == "card-dead" and host.running:
+            nvidia.show_dead(host)
 
     @property
     def next_entry(self) -> str | None:
@@ -320,14 +355,13 @@ class Machine:
         host = self._host()
         if self.power() == "off" or not host.running:
             raise MachineError(f"unable to rebind {address}: the machine is off; boot it first")
-        kernel = RunningKernel.attach(host)
-        if address not in kernel.devices:
-            raise MachineError(f"unable to rebind {address}: no such device; there are {', '.join(kernel.devices)}")
-        try:
-            self._give(kernel, address, driver)
-        finally:
-            (kernel.device_folder(address) / "driver_override").write_text("(null)\n", encoding="utf-8")
-            kernel.save()
+        with RunningKernel.changing(host) as kernel:
+            if address not in kernel.devices:
+                raise MachineError(f"unable to rebind {address}: no such device; there are {', '.join(kernel.devices)}")
+            try:
+                self._give(kernel, address, driver)
+            finally:
+                (kernel.device_folder(address) / "driver_override").write_text("(null)\n", encoding="utf-8")
         if kernel.bound.get(address) != driver:
             raise MachineError(
                 f"unable to give {address} ({kernel.devices[address].label}) to {driver}: the driver doesn't take it"
@@ -354,17 +388,7 @@ class Machine:
 
     def environment(self) -> dict[str, str]:
         """The environment in which commands and scripts run on this host; nothing of the caller's is in it."""
-        return {
-            "ROOT": str(self.state / "root"),
-            "LAB_STATE": str(self.state),
-            **of_command_server(),
-            "HOME": str(self.state / "root/root"),
-            "PATH": f"{own_path(self.state / 'root')}:{self.state}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            "LC_ALL": "C.UTF-8",
-            "USER": "root",
-            "LOGNAME": "root",
-            "SHELL": "/bin/bash",
-        }
+        return host_environment(self.state)
 
 
 __all__ = [

@@ -22,7 +22,7 @@ from lab.state import LabError, process_start_time
 T = TypeVar("T")
 
 _PR_SET_CHILD_SUBREAPER = 36  # include/uapi/linux/prctl.h
-KILL_SECONDS = 30.0  # how long one that was sent SIGKILL may take to be gone, on a busy machine
+KILL_SECONDS = 300.0  # how long one that was sent SIGKILL may take to be gone, on a busy machine
 TERMINATE_SECONDS = 2.0  # how long processes may take to end at SIGTERM before SIGKILL; systemd gives 90
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lab.server import Daemon
 
 _LOG = logging.getLogger("lab.requests")
-_WAIT_SECONDS = 60.0
+_WAIT_SECONDS = 300.0
 
 T = TypeVar("T")
 

@@ -19,6 +19,7 @@ from lab.host import catalogue, distributions
 SCENARIO_FOLDER = Path(__file__).parent / "scenarios"
 _GIB = 1 << 30
 #: pve-container of the releases; `dev[n]` came with 5.0.7, its hotplug with 6.0.4 (its changelog).
+_QEMU_SERVER = {"8.4": "8.4.14", "9.1": "9.1.2"}
 _PVE_CONTAINER = {"8.4": "5.3.3", "9.1": "6.0.18"}
 
 
@@ -50,12 +51,23 @@ class Cpu(_Model):
     model: str
 
 
+class OneToOne(_Model):
+    """Memory that the firmware wants mapped 1:1 for PCI functions from `first` to `last` (AMD: IVMD; Intel: RMRR, each with its path)."""
+
+    first: Address
+    last: Address
+    start: int
+    end: int
+
+
 class Firmware(_Model):
-    """Firmware settings. `iommu` is the VT-d / AMD-Vi switch."""
+    """Firmware settings. `iommu` is the VT-d / AMD-Vi switch; `remaps-interrupts`: the IOMMU can do that."""
 
     mode: Literal["bios", "uefi"] = "uefi"
     iommu: bool = True
     secure_boot: bool = False
+    remaps_interrupts: bool = True
+    one_to_one: list[OneToOne] = []
 
 
 class Boot(_Model):
@@ -235,6 +247,7 @@ class Scenario(_Model):
     title: str
     node: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")] = "pve"
     pve: Literal["8.4", "9.1"] = "9.1"
+    qemu_server: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")] | None = None
     pve_container: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")] | None = None
     kernels: Annotated[list[Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+-\d+-pve$")]], Field(min_length=1)]
     cpu: Cpu
@@ -244,8 +257,10 @@ class Scenario(_Model):
     guests: list[Guest] = []
     files: dict[Annotated[str, Field(pattern="^/")], str | File] = {}
     nvidia: NvidiaDriver | None = None
+    drm: list[Address] = []
     faults: dict[str, Any] = {}
     boot_seconds: Annotated[float, Field(ge=0)] = 0.3
+    cluster: Annotated[str, Field(pattern="^/")] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -267,6 +282,9 @@ class Scenario(_Model):
             raise ValueError("pci: boot-vga is set on two devices; the firmware starts the console on one")
         if sum(d.use == "root" for f in functions for d in f.blocks) < 1:
             raise ValueError("pci: no disk has `use: root`; a host boots from somewhere")
+        for address in self.drm:
+            if address not in addresses:
+                raise ValueError(f"drm: {address} is no device of pci")
         if len({g.id for g in self.guests}) < len(self.guests):
             raise ValueError("guests: an id is there twice")
         self._consistent_nvidia(addresses)
@@ -314,6 +332,7 @@ class Scenario(_Model):
             "version": 1,
             "node": self.node,
             "pve": self.pve,
+            "qemu_server": self.qemu_server or _QEMU_SERVER[self.pve],
             "pve_container": self.pve_container or _PVE_CONTAINER[self.pve],
             # Whoever installed a driver with Secure Boot on has enrolled the key that its modules are signed with.
             "mok_enrolled": self.nvidia is not None,
@@ -321,6 +340,8 @@ class Scenario(_Model):
             "boots": 0,
             "next_entry": None,
             "boot_seconds": self.boot_seconds,
+            "drm": list(self.drm),
+            "cluster": self.cluster,
             "faults": dict(self.faults),
             "hardware": {
                 "cpu": self.cpu.model_dump(),

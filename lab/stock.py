@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lab.host.cluster import Cluster
 from lab.host.installed import install_base, install_driver
 from lab.host.kernel_files import Build, write_kernel
 from lab.host.pve_packages import stock_packages
@@ -210,13 +211,15 @@ def _modules_config(host: HostState) -> None:
 
 
 def _pve(host: HostState, scenario: Scenario) -> None:
+    if (cluster := Cluster.of(host)) is not None:
+        cluster.show(host)
     node = f"/etc/pve/nodes/{scenario.node}"
     for folder in ("qemu-server", "lxc"):
-        host.rooted(f"{node}/{folder}").mkdir(parents=True)
+        host.rooted(f"{node}/{folder}").mkdir(parents=True, exist_ok=True)
     host.symlink("/etc/pve/local", f"nodes/{scenario.node}")
     host.symlink("/etc/pve/qemu-server", f"nodes/{scenario.node}/qemu-server")
     host.symlink("/etc/pve/lxc", f"nodes/{scenario.node}/lxc")
-    host.rooted("/etc/pve/mapping").mkdir()
+    host.rooted("/etc/pve/mapping").mkdir(exist_ok=True)
     host.write(
         "/etc/pve/storage.cfg",
         (

@@ -125,9 +125,9 @@ second_entries() {
   local hook=$ROOT/etc/kernel/postinst.d/zzz-homelab
   [[ $LOADER == systemd-boot ]] || return 0
   if [[ -x $hook ]]; then
-    run_logged "$hook"
+    DOING="boot entries" run_logged "$hook"
   else
-    run_logged bash -c "$ENTRY_SYSTEMD_BOOT" zzz-homelab remove
+    DOING="boot entries" run_logged bash -c "$ENTRY_SYSTEMD_BOOT" zzz-homelab remove
   fi
 }
 

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# The device nodes of NVIDIA's cards in a container's configuration, by dev[n] options or raw lxc.* lines.
+# The device nodes of cards in a container's configuration, by dev[n] options or raw lxc.* lines.
 # Needs: container
 #
-# Arguments: CTID, METHOD (auto | device | mount-entry), MINORS (numbers of /dev/nvidiaN; none: no card), FUNCTIONS (addresses of the
-#   cards' display functions), TIMEOUT (seconds of a shutdown), OTHERWISE (fail | stop), KEEP (yes: the container is removed with the
-#   stack, so that revert does nothing), GENERATION (no part in what happens).
+# Arguments: CTID, METHOD (auto | device | mount-entry), MINORS (numbers of /dev/nvidiaN; none: no card of NVIDIA's), FUNCTIONS (addresses of
+#   their display functions), CARDS (those of other makers: ADDRESS=KIND,...; a kind is render, card or kfd), TIMEOUT (seconds of a shutdown), OTHERWISE (fail | stop), KEEP (yes: the container is removed with the
+#   stack, so that revert does nothing), GUEST (its name in the settings), GENERATION (no part in what happens).
 # Changes: /etc/pve/lxc/CTID.conf: our own keys and lines alone (lib/container.sh). What others have given the container stays.
-# Undone by `revert`: these keys and lines are taken out, and the container, if it runs, is restarted.
+# Undone by `revert`: these keys and lines are taken out, and the container, if it runs, is restarted. Not where the container has got
+#   another GUEST since: then that one has them.
 # Verbs: apply, revert.
 # Answer of apply: {"digest","revision","devices":{path:how}}; digest: of what gives the container its devices.
 
@@ -15,6 +16,7 @@ apply() {
   take_lock
   CHANGED=no
   set_up
+  printf '%s\n' "$GUEST" | note guest
   if [[ $CHANGED == no ]]; then
     log "container $CTID has what it is to have"
   fi
@@ -42,9 +44,13 @@ provided() {
 }
 
 revert() {
+  local holder
   take_lock
   CHANGED=no
-  if [[ $KEEP == yes || ! -e $ROOT$PVE_LXC/$CTID.conf ]]; then
+  holder=$(noted guest)
+  if [[ -n $GUEST && -n $holder && $holder != "$GUEST" ]]; then
+    log "container $CTID is containers.$holder now, and keeps what it was given"
+  elif [[ $KEEP == yes || ! -e $ROOT$PVE_LXC/$CTID.conf ]]; then
     log "there is nothing to take out of container $CTID"
     rm -rf "$ROOT$(record_dir)"
   else

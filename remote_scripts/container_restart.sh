@@ -2,7 +2,7 @@
 # Brings a container's changed configuration into force: a shutdown and a start, only if it runs and was changed. Then its power.
 # Needs: container
 #
-# Arguments: CTID, METHOD, MINORS, FUNCTIONS, TIMEOUT, OTHERWISE (as of container_gpus.sh), POWER (keep | running | stopped).
+# Arguments: CTID, METHOD, MINORS, FUNCTIONS, CARDS, TIMEOUT, OTHERWISE (as of container_gpus.sh), POWER (keep | running | stopped).
 # Changes: whether the container runs. If it won't go off, its configuration is put back to what it runs with.
 # Verbs: apply.
 # Answer: {"state","restarted"}.
@@ -10,7 +10,7 @@
 apply() {
   local restarted=no
   take_lock
-  CHANGED=no
+  CHANGED=no LOOK_INSIDE=no
   set_up # where an earlier restart failed, the configuration was put back
   if [[ -e $ROOT$(record_dir)/restart ]] && is_up; then
     shut_down || refuse

@@ -2,10 +2,10 @@
 # NVIDIA's container toolkit, for one container engine that is there.
 # Needs: packages, engines, engines/restart, engines/configure
 #
-# Arguments: TARGET (vm | host | lxc), RUNTIME (docker | containerd | podman), PACKAGES (NAME or NAME=PATTERN, separated by spaces), INSTALL
+# Arguments: TARGET (vm | host | lxc), RUNTIME (docker | containerd | podman | k3s), PACKAGES (NAME or NAME=PATTERN, separated by spaces), INSTALL
 # (the engine's package if it may be installed, else nothing), CONFIGURE (command, words separated by spaces), RESTART (unit, or nothing),
 # NO_CGROUPS (yes | no: the old hook leaves control groups alone), CDI (path of a CDI specification, or nothing), DRIVER (version that the
-# specification is made for), those of packages.sh, GENERATION (no part in what happens).
+# specification is made for), those of packages.sh, CAPABILITIES and GENERATION (no part in what happens).
 # Changes: the packages, the engine's configuration (restarted if that changed), the specification, the toolkit's no-cgroups.
 # Undone by `revert`: the packages and the specification; a configuration is given back byte for byte, or, where somebody has changed it
 # since, without what is ours.
@@ -28,6 +28,7 @@ apply() {
   configure
   make_specification
   restart_if_changed "$RESTART"
+  restart_k3s
   check_engine
   step_done toolkit
   finish
@@ -67,7 +68,7 @@ allow_no_cgroups() {
     give_back_config "$path"
   elif ! awk '/^\[/ { table = $0 } table == "[nvidia-container-cli]" && /^no-cgroups *= *true/ { found = 1 } END { exit !found }' "$ROOT$path" 2>/dev/null; then
     begin_change "$path"
-    quietly "$file" nvidia-ctk config --set nvidia-container-cli.no-cgroups=true --in-place ||
+    run_streamed "$INSTALL_SECONDS" "$file" nvidia-ctk config --set nvidia-container-cli.no-cgroups=true --in-place ||
       explain "$file" "$NAME: no-cgroups in $path" "in an unprivileged LXC container the toolkit's hook fails without it"
     end_change "$path"
   fi
@@ -84,7 +85,8 @@ make_specification() {
     [[ $path != */cdi/* || $path == "$CDI" ]] || drop_file toolkit "$path"
   done
   [[ -n $CDI ]] || { remove_file /var/lib/homelab/toolkit-cdi && return; }
-  made_for="$DRIVER $(find "$ROOT/dev" -maxdepth 1 -name 'nvidia[0-9]*' -printf '%f ' 2>/dev/null | tr ' ' '\n' | sort | tr '\n' ' ')"
+  # Also by which libraries there are: those of video may have come later than the driver.
+  made_for="$DRIVER $(find "$ROOT"/usr/lib/x86_64-linux-gnu -name "*.so.$DRIVER" -printf '%f\n' 2>/dev/null | sort | cksum) $(find "$ROOT/dev" -maxdepth 1 -name 'nvidia[0-9]*' -printf '%f ' 2>/dev/null | tr ' ' '\n' | sort | tr '\n' ' ')"
   if [[ -e $ROOT$(record_file "$CDI") ]]; then
     [[ $(file_state toolkit "$CDI") != ok || $(cat "$STATE/toolkit-cdi" 2>/dev/null) != "$made_for" ]] || return 0
   elif [[ -e $ROOT$CDI ]] && grep -qE "\.so\.${DRIVER//./\\.}\$" "$ROOT$CDI"; then

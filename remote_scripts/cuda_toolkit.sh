@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# CUDA's toolkit of one release, without a driver.
+# CUDA's toolkit of one release, without a driver, and the libraries beside it (cuDNN, NCCL).
 # Needs: packages
 #
-# Arguments: PACKAGES (NAME or NAME=PATTERN, separated by spaces), RELEASE (12.8 or 12.8.1), NVCC (path of its compiler), those of packages.sh,
+# Arguments: PACKAGES (NAME or NAME=PATTERN, separated by spaces), BESIDE (the same, of the libraries), RELEASE (12.8 or 12.8.1), NVCC (path of its compiler), those of packages.sh,
 # GENERATION (no part in what happens).
 # Changes: the packages; /etc/profile.d/homelab-cuda.sh, so that a login finds nvcc. Packages of another release that this program added go,
 # once the wanted one is there. A toolkit that somebody installed without packages is left as it is.
@@ -14,8 +14,9 @@ PROFILE=/etc/profile.d/homelab-cuda.sh
 DOING="CUDA toolkit ${RELEASE:-}"
 
 apply() {
-  local packages release short
+  local packages beside release short
   read -ra packages <<<"$PACKAGES"
+  read -ra beside <<<"$BESIDE"
   short=$(cut -d. -f1,2 <<<"$RELEASE")
   take_lock
   read_installed
@@ -26,6 +27,12 @@ apply() {
     install_packages cuda no "${packages[@]}"
     drop_other_releases "${short/./-}"
   fi
+  # Also beside a toolkit of somebody's.
+  if ((${#beside[@]} > 0)); then
+    without_driver "${beside[@]}"
+    install_packages cuda no "${beside[@]}"
+  fi
+  drop_libraries "${beside[@]%%=*}"
   release=$(release_of_nvcc)
   [[ $release == "$short" ]] || die "$NAME: $NVCC of CUDA $short" "${release:-no release: $(nvcc_says)}" \
     "programs are compiled with it" "\`apt-get install --reinstall cuda-nvcc-${short/./-}\` there, then run \`pulumi up\` again"
@@ -93,6 +100,24 @@ drop_other_releases() {
   ((${#GONE[@]} > 0)) || return 0
   log "removing another release: ${GONE[*]}"
   apt_get "$file" purge "${GONE[@]}" || explain "$file" "to remove ${GONE[*]}" "another release of CUDA is wanted"
+  CHANGED=yes
+  read_installed
+  settle_record cuda
+}
+
+# drop_libraries NAME... - packages of cuDNN and NCCL that we added, but for these and what they need.
+drop_libraries() {
+  local name wanted=" $* " others=() file=$LOGS/apt
+  read_installed
+  read_record cuda
+  for name in "${!NOW[@]}"; do
+    [[ ${NOW[$name]} == - || ${BEFORE[$name]} != - || ! $name =~ ^lib(cudnn|nccl) || $wanted == *" $name "* ]] || others+=("$name")
+  done
+  ((${#others[@]} > 0)) || return 0
+  leave_what_others_need "$file" "${others[@]}"
+  ((${#GONE[@]} > 0)) || return 0
+  log "removing what is no longer wanted beside CUDA: ${GONE[*]}"
+  apt_get "$file" purge "${GONE[@]}" || explain "$file" "to remove ${GONE[*]}" "the settings leave them out, or want another release of CUDA"
   CHANGED=yes
   read_installed
   settle_record cuda

@@ -50,14 +50,15 @@ nodes() {
   local line
   while IFS= read -r line; do
     printf '%s\n' "${line#"$ROOT"}"
-  done < <(stat -c '%n %t %T %a %u %g %F' "$ROOT"/dev/nvidia* "$ROOT"/dev/nvidia-caps/* "$ROOT"/dev/dri/* 2>/dev/null)
+  done < <(stat -c '%n %t %T %a %u %g %F' "$ROOT"/dev/nvidia* "$ROOT"/dev/nvidia-caps/* "$ROOT"/dev/dri/* "$ROOT"/dev/kfd 2>/dev/null)
 }
 
 container() { # ID
   local conf=$ROOT/etc/pve/lxc/$1.conf running=false found='' problem=''
   if [[ $(within "$ASK_SECONDS" pct status "$1" 2>/dev/null) == *running* ]]; then
     running=true
-    found=$(timeout "$PATIENCE" pct exec "$1" -- sh -c "$INSIDE" 2>&1) || problem="exit status $?: $(tail -n 3 <<<"$found")"
+    answer_of "$PATIENCE" 1048576 pct exec "$1" -- sh -c "$INSIDE" 2>&1 || problem="exit status $?: $(tail -n 3 <<<"$ANSWER")"
+    found=$ANSWER
   fi
   printf '{"id":%s,"conf":%s,"other_keys":%s,"running":%s,"inside":%s,"problem":%s}' "$1" \
     "$(json_string "$(device_lines "$conf")")" \

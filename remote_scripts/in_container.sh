@@ -1,16 +1,25 @@
 #!/usr/bin/env bash
 # Runs a script inside a container, by `pct exec` with the script on its standard input: no SSH is needed in there.
-# Needs: files
+# Needs: files, run_dir, progress
 #
 # Arguments: CTID, SCRIPT (a composed script, which gets the same verb).
 # Changes, answer, and how that is undone: the script's. For a container that is gone there is nothing to undo.
-# Verbs: apply, revert, read_system, verify.
+# Verbs: apply, revert, read_system, verify, confirm, back.
+
+# What the script's own status 1 is called on its way: pct exec and lxc-attach have that one, too.
+MESSAGE_IS_OUT=97
+# How long its last words are waited for, in seconds, when it has ended and the pipe hasn't.
+LAST_WORDS_SECONDS=${LAST_WORDS_SECONDS:-2}
 
 apply() { inside apply; }
 
 read_system() { inside read_system; }
 
 verify() { inside verify; }
+
+confirm() { inside confirm; }
+
+back() { inside back; }
 
 revert() {
   if ! within "$ASK_SECONDS" pct config "$CTID" >/dev/null 2>&1; then
@@ -27,12 +36,46 @@ inside() {
     "create the container, or take it out of the settings"
   [[ $state == *running* ]] || die "container $CTID running" "pct status: $state" "what is in it is changed from inside" \
     "start it: \`pct start $CTID\`, then run \`pulumi up\` again"
-  pct exec "$CTID" -- bash -s -- "$1" <<<"$SCRIPT" || status=$?
+  run_inside "$1" || status=$?
   [[ $status != 0 ]] || return 0
-  # 1: its message is out. Anything else comes from before the script: no bash, no lxc-attach.
-  [[ $status != 1 ]] || exit 99
+  # Its message is out. Anything else comes from before the script: no bash, no lxc-attach (which says 1); or it was killed.
+  [[ $status != "$MESSAGE_IS_OUT" ]] || exit 99
   die "to run a script in container $CTID" "exit status $status of pct exec; see the log above" "NVIDIA's libraries go into it" \
     "try \`pct exec $CTID -- bash -c true\`; only Debian and Ubuntu containers can have NVIDIA's stack"
+}
+
+# run_inside VERB - with its status, MESSAGE_IS_OUT for the script's own 1. Its answer goes where ours goes; a line for people is passed on as it
+# comes, into this host's log, too. The script says where it is by itself: only of a longer silence a person is told. Of what is opened here
+# nothing is open in there: what goes on in there would hold it.
+run_inside() {
+  local said answers status='' over until patience=1000000000
+  local PROGRESS_SECONDS=$((2 * PROGRESS_SECONDS))
+  [[ $1 == read_system ]] || { make_run_dir && open_step_log "container $CTID: $1"; } || :
+  exec {answers}>&1 {said}< <(
+    # shellcheck disable=SC2016 # for the shell in there
+    pct exec "$CTID" -- bash -c 'bash -s -- "$1" || { s=$?; ((s != 1)) || s=$2; exit "$s"; }' bash "$1" "$MESSAGE_IS_OUT" \
+      2>&1 >&"$answers" {answers}>&- <<<"$SCRIPT" && status=0 || status=$?
+    printf '\n\4%s\n' "$status" 2>/dev/null || :
+  )
+  exec {answers}>&-
+  told_from_now
+  while over=0 && { await_line "$said" "$patience" tell_now_and_then "container $CTID" || over=$?; }; do
+    if [[ -z $status && $HEARD =~ ^$'\4'([0-9]{1,3})$ ]]; then
+      # What its last words go through (common.sh) may have them still; but a process that it has left in there may have the pipe, too.
+      HEARD='' status=${BASH_REMATCH[1]} patience=$LAST_WORDS_SECONDS until=$((SECONDS + 5 * LAST_WORDS_SECONDS))
+    fi
+    [[ -z $HEARD ]] || pass_on "$1" "$HEARD"
+    ((over == 0)) && [[ -z $status || $SECONDS -lt $until ]] || break
+  done
+  exec {said}<&-
+  return "${status:-137}"
+}
+
+# pass_on VERB TEXT - a line of the script's; a reading leaves nothing on the host. In its log lines of several containers may stand together.
+pass_on() {
+  TOLD=$SECONDS
+  log "$2"
+  [[ $1 == read_system ]] || note_line "container $CTID: $2"
 }
 
 main() {

@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # NVIDIA's driver of one branch or version: from packages or NVIDIA's installer; modules and libraries, in a container the libraries alone.
-# Needs: packages, driver/run, driver/packages, driver/modules
+# Needs: packages, driver/run, driver/packages, driver/modules, driver/kept, driver/trial
 #
 # Arguments: TARGET (vm, host or lxc), DRIVER (branch or version), FLAVOUR (open or proprietary; empty for lxc), SOURCE (packages, run or
-#   either: packages if the repositories have them), PREREQUISITES, PACKAGES (separated by spaces, NAME=VERSION), RECOMMENDS (yes or no),
+#   either: packages if the repositories have them), PREREQUISITES, PACKAGES (separated by spaces, NAME=VERSION), RECOMMENDS (yes or no), LIBRARIES
+#   (sonames that a driver which is there must have, too), UNWANTED (packages that go again where we added them),
 #   RUN_VERSION, RUN_URL, RUN_SHA256, RUN_UNPINNED (the message where that is not known, a line for each part), RUN_PREREQUISITES,
 #   RUN_ARGUMENTS (of the installer, where it may be used), PERSISTENCE (a unit; for a host), those of packages.sh, GENERATION (no part in
 #   what happens).
 # Changes: packages, or what the installer puts there; DKMS's modules; a blacklist for nouveau where the packages bring none; on a host a
 #   service that keeps the cards initialised. The module is loaded where nothing is in its way.
+# What replaces a driver is tried (lib/driver/trial.sh): what was there is kept, and put back where the new one can't be had. Libraries that
+# are only added keep its version.
 # Undone by `revert`: exactly these, and what was replaced comes back. A driver that was there and is what is wanted is left as it is.
 # Verbs: apply, revert.
 # Answer: {"version","source":"packages|run|found","packages":[what was added],"reboot":"yes|no|no-module","why","changed"}; of revert
@@ -19,10 +22,29 @@ DOING="NVIDIA driver ${DRIVER:-}"
 SERVICE=homelab-nvidia-persistence.service
 
 apply() {
+  local source reboot why wanted=no
   take_lock
   MAY_REMOVE=$FAMILY
+  resume_update
   read_driver_note
-  if is_wanted; then
+  if [[ $(update_phase) != trying ]] && is_wanted && has_libraries; then
+    wanted=yes
+  else
+    stay_at_version
+    if [[ -z $(update_phase) ]] && is_worth_keeping; then begin_update; fi
+  fi
+  if [[ -n $(update_phase) ]]; then try_update; else bring_in; fi
+  remove_file /var/lib/homelab/given-up
+  step_done driver
+  finish
+  printf '{"version":%s,"source":"%s","packages":%s,"reboot":"%s","why":%s,"changed":"%s"}\n' "$(json_string "$VERSION")" "$source" \
+    "$(packages_json "$LAYER")" "$reboot" "$(json_string "$why")" "$CHANGED"
+}
+
+# bring_in - what is wanted, from whatever is there; sets VERSION, `source`, `reboot` and `why`. Takes `wanted`: is it there already?
+bring_in() {
+  let_go
+  if [[ $wanted == yes ]]; then
     source=${NOTED_SOURCE:-found}
     log "the driver $VERSION is there as it is wanted"
     read_installed
@@ -37,21 +59,18 @@ apply() {
       "a branch that has ended leads to the next one's packages, in a distribution's own archive" \
       "set nvidia.driver to a branch that is maintained, or nvidia.source: run"
   fi
-  local reboot=no-module why="a container has no kernel of its own"
-  if [[ $TARGET != lxc ]]; then
-    build_modules
-    renew_initramfs
-    note_driver
-    persist
-    load
-  else
+  drop_unwanted
+  reboot=no-module why="a container has no kernel of its own"
+  if [[ $TARGET == lxc ]]; then
     require_host_version
     note_driver
+    return 0
   fi
-  step_done driver
-  finish
-  printf '{"version":%s,"source":"%s","packages":%s,"reboot":"%s","why":%s,"changed":"%s"}\n' "$(json_string "$VERSION")" "$source" \
-    "$(packages_json "$LAYER")" "$reboot" "$(json_string "$why")" "$CHANGED"
+  build_modules
+  renew_initramfs
+  note_driver
+  persist
+  load
 }
 
 note_driver() {
@@ -114,7 +133,7 @@ persist() {
   put_file "$LAYER" "/etc/systemd/system/$SERVICE" 0644 "$PERSISTENCE"
   if [[ $CHANGED == yes || ! -L $ROOT$link ]]; then
     run_logged systemctl daemon-reload || :
-    run_logged systemctl enable "$SERVICE" || die "$SERVICE enabled" "$OUTPUT" "each program would initialise the cards again" \
+    run_logged systemctl enable --quiet "$SERVICE" || die "$SERVICE enabled" "$OUTPUT" "each program would initialise the cards again" \
       "correct what systemctl says, then run \`pulumi up\` again"
     changed=yes
   fi
@@ -139,6 +158,7 @@ revert() {
   MAY_REMOVE=
   [[ $NOTED_TARGET != host ]] || pending nvidia-initramfs
   remove_packages "$LAYER"
+  let_go
   if [[ -e $STATE/files/$LAYER$BLACKLIST ]]; then
     pending nvidia-initramfs
     drop_file "$LAYER" "$BLACKLIST"
@@ -147,6 +167,8 @@ revert() {
   TARGET=${NOTED_TARGET:-$TARGET} renew_initramfs
   rm -rf "$ROOT$DOWNLOADS"
   remove_file /var/lib/homelab/nvidia-driver
+  close_update
+  remove_file /var/lib/homelab/given-up
   step_undone driver
   finish
   printf '{"kept":%s,"changed":"%s"}\n' "$(json_list "${KEPT[@]}")" "$CHANGED"

@@ -2,9 +2,9 @@
 # NVIDIA's device nodes in /dev: now, and at every boot before guests start.
 # Needs: files, nvidia
 #
-# Arguments: NODES (the program that makes them), UNIT (the service that runs it), GENERATION (no part in what happens).
+# Arguments: NEEDED (yes | no: does a container have a card of NVIDIA's?), NODES (the program that makes them), UNIT (the service that runs it), GENERATION (no part in what happens).
 # Changes: /usr/local/sbin/homelab-nvidia-nodes, /etc/systemd/system/homelab-nvidia-nodes.service, which is enabled; the nodes.
-# Undone by `revert`: the files and the service; nodes stay until the next boot, as others may use them.
+# Undone by `revert`, and by `apply` where it isn't needed any more: the files and the service; nodes stay until the next boot, as others may use them.
 # Verbs: apply, revert, plan (what `apply` would change, as files.sh answers it).
 
 PROGRAM=/usr/local/sbin/homelab-nvidia-nodes
@@ -13,6 +13,12 @@ SERVICE=homelab-nvidia-nodes.service
 apply() {
   local missing
   take_lock
+  if [[ $NEEDED != yes ]]; then
+    take_away
+    finish
+    printf '{"driver":%s,"changed":"%s"}\n' "$(json_string "$(nvidia_version)")" "$CHANGED"
+    return 0
+  fi
   nvidia_trouble
   [[ -z $FOUND ]] || die "NVIDIA's driver loaded on the host" "$FOUND" "containers share the cards with the host's driver" "$NEXT"
   nvidia_uvm_trouble
@@ -20,7 +26,7 @@ apply() {
   write_files
   if [[ $CHANGED == yes || ! -L $ROOT$NODES_ENABLED ]]; then
     run_logged systemctl daemon-reload || :
-    run_logged systemctl enable "$SERVICE" || die "$SERVICE enabled" "$OUTPUT" \
+    run_logged systemctl enable --quiet "$SERVICE" || die "$SERVICE enabled" "$OUTPUT" \
       "after a reboot containers would find no device nodes" "correct what systemctl says, then run \`pulumi up\` again"
   fi
   run_logged "$ROOT$PROGRAM" || die "NVIDIA's device nodes made" "$OUTPUT" "containers are given them" \
@@ -35,8 +41,13 @@ apply() {
 # The driver may be installed only by the run that is planned.
 plan() {
   PLANNING=yes
-  write_files
-  [[ -L $ROOT$NODES_ENABLED ]] || note_planned new "$NODES_ENABLED"
+  if [[ $NEEDED == yes ]]; then
+    write_files
+    [[ -L $ROOT$NODES_ENABLED ]] || note_planned new "$NODES_ENABLED"
+  else
+    drop_file nodes "/etc/systemd/system/$SERVICE"
+    drop_file nodes "$PROGRAM"
+  fi
   answer_planned
 }
 
@@ -47,13 +58,17 @@ write_files() {
 
 revert() {
   take_lock
+  take_away
+  finish
+  printf '{"changed":"%s"}\n' "$CHANGED"
+}
+
+take_away() {
   # Also where its file is gone: what `enable` made is a link.
   [[ ! -L $ROOT$NODES_ENABLED ]] || run_logged systemctl disable "$SERVICE" || rm -f "$ROOT$NODES_ENABLED"
   drop_file nodes "/etc/systemd/system/$SERVICE"
   drop_file nodes "$PROGRAM"
   [[ $CHANGED == no ]] || run_logged systemctl daemon-reload || :
-  finish
-  printf '{"changed":"%s"}\n' "$CHANGED"
 }
 
 main() {

@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
 # Tries what NVIDIA's stack is for, and says what came of it; it judges nothing (homelab/nvidia/verification.py does). Installs nothing, and leaves
 # nothing behind: an image that it had to fetch goes again.
-# Needs: files, proxy, driver, engines/nvidia_smi
+# Needs: files, progress, proxy, driver, engines/nvidia_smi
 #
 # Arguments: NVCC (path of the compiler to ask and to use, or nothing), PROGRAM (CUDA source that is compiled and run, or nothing),
-# ENGINE (docker, containerd, podman, or nothing) and IMAGE, in which nvidia-smi is run; CDI (yes: give it the cards by their CDI names),
-# UVM (yes: does an ordinary user get the devices?), KERNEL_LOG (an extended regular expression: lines of the kernel's log that are passed
+# ENGINE (docker, containerd, podman, k3s, or nothing) and IMAGE, in which nvidia-smi is run; CDI (yes: give it the cards by their CDI names),
+# UVM (yes: does an ordinary user get the devices?), LIBRARIES (sonames that are loaded, separated by spaces, or nothing), LOADER (the program
+# that does), BARE (those of them that are loaded in the container, too), KERNEL_LOG (an extended regular expression: lines of the kernel's log that are passed
 # on; empty: it isn't read), TIMEOUT (seconds, for all of it), PROXY (may hold a password), GENERATION (no part in what happens).
 # Verbs: verify.
-# Answer: {"nvidiaSmi","nvcc","program","container","uvm": each {"status","output"}, or null where it wasn't asked for, "kernelLog",
-# "loaded","flavour","bootId"}. A status is the command's own; 124: it wasn't done in time; 127: there is no such program.
+# Answer: {"nvidiaSmi","nvcc","program","container","uvm","libraries": each {"status","output"}, or null where it wasn't asked for, "cdi" (a line for each
+# specification of NVIDIA's cards that there is: its path, and the driver's versions of its libraries; null where it isn't used), "kernelLog", "loaded",
+# "flavour","bootId","update" (how far an update of the driver is, lib/driver/trial.sh; empty: there is none)}. A status is the command's
+# own; 124: it wasn't done in time; 127: there is no such program.
 
 # Over pct exec and sudo the path may lack these.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin
@@ -19,7 +22,7 @@ CONTAINER=homelab-verification
 export CUDA_CACHE_DISABLE=1
 
 verify() {
-  local smi nvcc=null program=null container=null uvm=null
+  local smi nvcc=null program=null container=null uvm=null libraries=null
   take_lock
   DEADLINE=$((SECONDS + TIMEOUT))
   FOLDER=$STATE/verification # not below /tmp or /run, from which nothing can be started in places
@@ -30,19 +33,30 @@ verify() {
   [[ -z $NVCC ]] || { part "nvcc" limited "$ROOT$NVCC" --version && nvcc=$ANSWER; }
   [[ -z $PROGRAM ]] || { part "a CUDA program" compile_and_run && program=$ANSWER; }
   [[ $UVM != yes ]] || { part "the devices, for an ordinary user" open_devices && uvm=$ANSWER; }
+  [[ -z $LIBRARIES ]] || { part "the driver's libraries" load_libraries && libraries=$ANSWER; }
   [[ -z $ENGINE ]] || { part "a container of $ENGINE" in_container && container=$ANSWER; }
-  printf '{"nvidiaSmi":%s,"nvcc":%s,"program":%s,"container":%s,"uvm":%s,' "$smi" "$nvcc" "$program" "$container" "$uvm"
-  printf '"kernelLog":%s,"loaded":%s,"flavour":%s,"bootId":%s}\n' "$(json_string "$(kernel_log)")" "$(json_string "$(nvidia_version)")" \
-    "$(json_string "$(loaded_flavour)")" "$(json_string "$(content /proc/sys/kernel/random/boot_id)")"
+  printf '{"nvidiaSmi":%s,"nvcc":%s,"program":%s,"container":%s,"uvm":%s,"libraries":%s,' "$smi" "$nvcc" "$program" "$container" "$uvm" "$libraries"
+  printf '"cdi":%s,' "$([[ $CDI == yes ]] && json_string "$(specifications)" || printf null)"
+  printf '"kernelLog":%s,"loaded":%s,"flavour":%s,"bootId":%s,"update":%s}\n' "$(json_string "$(kernel_log)")" "$(json_string "$(nvidia_version)")" \
+    "$(json_string "$(loaded_flavour)")" "$(json_string "$(content /proc/sys/kernel/random/boot_id)")" "$(json_string "$(update_phase)")"
   rm -rf "$FOLDER"
   finish
+}
+
+# specifications - of two files that name the same card engines take the one in /run, which the toolkit's own service makes.
+specifications() {
+  local path
+  for path in "$ROOT"/run/cdi/*.{yaml,json} "$ROOT"/etc/cdi/*.{yaml,json}; do
+    ! grep -qs 'nvidia\.com/gpu' "$path" ||
+      printf '%s %s\n' "${path#"$ROOT"}" "$(grep -oE '\.so\.[0-9]{3}(\.[0-9]+)+' "$path" | cut -c 5- | sort -u | paste -s -d ' ')"
+  done
 }
 
 content() { [[ ! -r $ROOT$1 ]] || cat "$ROOT$1"; }
 
 # part WHAT COMMAND... - sets ANSWER. A program that hangs in the driver can't be ended by any signal: it isn't waited for, then.
 part() {
-  local what=$1 status text answered
+  local what=$1 status TEXT answered
   shift
   LEFT=$((DEADLINE > SECONDS ? DEADLINE - SECONDS : 1))
   exec {answered}< <(
@@ -50,13 +64,14 @@ part() {
     "$@" >"$FOLDER/output" 2>&1 </dev/null || status=$?
     printf '%s\n' "$status"
   )
-  read -r -t $((LEFT + 5)) -u "$answered" status || status=124
+  told_from_now
+  await_line "$answered" $((LEFT + 5)) tell_now_and_then "$what" || HEARD=124
+  status=$HEARD
   exec {answered}<&-
   [[ $status != 137 ]] || status=124
-  text=$(tail -n 60 "$FOLDER/output" | tr '\r' '\n')
-  text=$(masked "$text")
+  masked "$(tail -n 60 "$FOLDER/output" | tr '\r' '\n')"
   log "$what: $([[ $status == 0 ]] && printf 'works' || printf 'status %s' "$status")"
-  ANSWER="{\"status\":$status,\"output\":$(json_string "$text")}"
+  ANSWER="{\"status\":$status,\"output\":$(json_string "$TEXT")}"
 }
 
 # limited COMMAND... - within what is left of the time. What these scripts ignore, their children would, too.
@@ -108,6 +123,34 @@ open_devices() {
     printf '%s: %s\n' "${path#"$ROOT"}" "${said:-no answer}"
   done
   return "$status"
+}
+
+# -- libraries ------------------------------------------------------------------------------------------------
+# Perl is everywhere, but can't call what it has loaded.
+# shellcheck disable=SC2016 # Perl's own variables
+LOAD='require DynaLoader; for (@ARGV) { my $said = DynaLoader::dl_load_file($_) ? "loaded" : DynaLoader::dl_error(); $said =~ s/^\Q$_\E: //; $said =~ s/( at -e line|\0).*//s; print "$_: $said\n" }'
+
+load_libraries() {
+  local names status=0
+  read -ra names <<<"$LIBRARIES"
+  printf '%s\n' "$LOADER" >"$FOLDER/load_libraries.py"
+  limited python3 -I -S -B "$FOLDER/load_libraries.py" "${names[@]}" || status=$?
+  # No Python (127), or one without ctypes.
+  if [[ $status == 127 || $status == 3 ]]; then
+    : >"$FOLDER/output"
+    status=0
+    limited perl -e "$LOAD" "${names[@]}" || status=$?
+  fi
+  cp "$FOLDER/output" "$FOLDER/libraries"
+  return "$status"
+}
+
+# found_libraries - those of BARE that load here: what the system hasn't, no container of it has.
+found_libraries() {
+  local name
+  for name in $BARE; do
+    ! grep -qsE "^${name//./\\.}: loaded" "$FOLDER/libraries" || printf '%s\n' "$name"
+  done
 }
 
 main() {

@@ -69,6 +69,9 @@ undo() {
 }
 
 stopped_by() {
+  trap '' HUP INT TERM
+  [[ -z $READER ]] || kill "$READER" 2>/dev/null || : # it may have ended
+  await_watched
   die "the passthrough test run to its end" "it was stopped by $1" "it hasn't shown that the card works in a VM" "run \`pulumi up\` again"
 }
 
@@ -99,7 +102,7 @@ create_vm() {
   VM=$VMID # before there is one: a signal may come while qm still makes it
   # No OVMF: QEMU hands the kernel of -kernel over itself, which SeaBIOS is enough for. cpu host: it has the host's address width,
   # that large BARs need. Only root@pam may set args, and raw hostpci: qm is root@pam.
-  run_logged qm create "$VMID" --name "$NAME" --description "homelab proves passthrough with this VM, and removes it." \
+  DOING="test VM" run_logged qm create "$VMID" --name "$NAME" --description "homelab proves passthrough with this VM, and removes it." \
     --machine q35 --ostype l26 --cpu host --memory 512 --balloon 0 --tablet 0 --onboot 0 --vga none "${hostpci[@]}" \
     --args "-kernel $KERNEL -initrd $FOLDER/initrd.img -append '$APPEND' -serial file:$FOLDER/serial -no-reboot" ||
     die "a test VM with the id $VMID" "$OUTPUT" "passthrough is proved inside a VM" \
@@ -112,9 +115,12 @@ run_vm() {
   # The console is a pipe: whoever reads it learns of the END, and of the VM's end, the moment they come.
   timeout "$TIMEOUT" sed -u "/^$MARK END /q" "$ROOT$FOLDER/serial" >"$ROOT$FOLDER/console" 2>/dev/null {LOCK}>&- &
   READER=$!
-  run_logged qm start "$VM" || die "the test VM started with the card" "$OUTPUT" \
+  log "starting a test VM with the card; it has $TIMEOUT s to say what it sees"
+  DOING="test VM" run_logged qm start "$VM" || die "the test VM started with the card" "$OUTPUT" \
     "what keeps it from starting would keep every VM with this card from it" \
     "see \`dmesg | grep -i vfio\` on the host, correct the cause, and run \`pulumi up\` again"
+  # Only to say how long that takes.
+  DOING="test VM" run_logged tail -s 0.1 -f --pid="$READER" /dev/null
   wait "$READER" || log "the VM has not said all within $TIMEOUT s"
   READER=''
 }

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Reads what is decided upon before a host is changed, and what is verified after its reboot. Changes nothing.
-# Needs: boot, words, read/devices, read/signs, read/guests, read/ours, read/nvidia, carriers, carriers/holders
+# Needs: boot, words, read/devices, read/card_states, read/framebuffers, read/iommu, read/drm, read/signs, read/guests, read/ours, read/nvidia, packages/installed, carriers, carriers/holders
 #
 # Arguments: GUESTS (yes | no: also list virtual machines and containers, which takes qm and pct a second each),
-#   LSPCI (yes | no: also what lspci says), SIGNS (an extended regular expression: lines of the kernel's log that are passed on; empty:
-#   the log isn't read), SYSTEMS (`host` and ids of containers whose NVIDIA stack is read, too; separated by
-#   spaces), READ_SYSTEM (the script that reads it).
+#   LSPCI (yes | no: also what lspci says), ACS (yes | no: also which devices isolate what is behind them, where the host has IOMMU
+#   groups already), SIGNS (an extended regular expression: lines of the kernel's log that are passed on; empty: the log isn't read),
+#   SYSTEMS (`host` and ids of containers whose NVIDIA stack is read, too; separated by spaces), READ_SYSTEM (the script that reads it).
 # Output: one JSON object; homelab/host/facts.py models it. Texts of commands are passed on as they are and parsed there.
 # Verbs: read_host.
 
@@ -15,6 +15,7 @@ read_host() {
   string_of /proc/sys/kernel/random/boot_id
   json_entry kernel "$(uname -r)"
   json_entry pve "$(pve_version)"
+  package_versions
   json_entry cpu_vendor "$(sed -n '/^vendor_id/{s/.*: //p;q}' "$ROOT/proc/cpuinfo")"
   json_entry loader "$LOADER"
   json_entry loader_clues "$LOADER_CLUES"
@@ -28,6 +29,8 @@ read_host() {
   printf ',"devices":['
   devices
   printf ']'
+  card_states
+  framebuffers
   json_entry lspci "$([[ $LSPCI != yes ]] || within "$ASK_SECONDS" lspci -Dnnk 2>/dev/null)"
   json_entry disks "$(within "$ASK_SECONDS" lsblk -nro NAME,PKNAME,FSTYPE,MOUNTPOINT 2>/dev/null)"
   vital
@@ -37,6 +40,7 @@ read_host() {
   measure_boot
   printf ',"boot_free":%s,"largest_initramfs":%s' "$BOOT_FREE" "$LARGEST_INITRAMFS"
   managed
+  drm
   nvidia_minors
   nvidia
   containers
@@ -50,6 +54,20 @@ read_host() {
 
 pve_version() { # pve-manager/9.1.1/... -> 9.1.1; nothing where this isn't Proxmox VE
   ! command -v pveversion >/dev/null || within "$ASK_SECONDS" pveversion | sed -nE 's#^pve-manager/([^/]+)/.*#\1#p'
+}
+
+# Versions of the packages whose age decides which options of cards Proxmox VE knows.
+package_versions() {
+  local name version separator=''
+  printf ',"packages":{'
+  for name in qemu-server libpve-guest-common-perl; do
+    version=$(package_version "$name")
+    [[ -n $version ]] || continue
+    printf '%s"%s":' "$separator" "$name"
+    json_string "$version"
+    separator=,
+  done
+  printf '}'
 }
 
 # Lines of lspci about what makes a card (classes 03 and 12), with the names that this host's pci.ids has.
@@ -71,6 +89,8 @@ cmdlines() {
     others=$(configured_words others)
     [[ $LOADER != grub ]] || has_managed_esps || generated=$(generated_words)
   fi
+  # Where somebody overrides what devices say of Access Control Services, the groups of the next boot depend on it.
+  [[ "$(<"$ROOT/proc/cmdline") $configured" != *pcie_acs_override=* ]] || ACS=yes
   printf ',"cmdline":{"running":'
   string_of /proc/cmdline
   json_entry configured "$configured"
@@ -79,25 +99,9 @@ cmdlines() {
   printf '}'
 }
 
-# The ACPI table says whether the firmware offers an IOMMU: DMAR (Intel) or IVRS (AMD). That one is in use, only groups prove.
-iommu() {
-  local table tables=() kernel_log groups=("$ROOT"/sys/kernel/iommu_groups/[0-9]*)
-  for table in DMAR IVRS; do
-    [[ ! -e $ROOT/sys/firmware/acpi/tables/$table ]] || tables+=("$table")
-  done
-  kernel_log=$(within "$ASK_SECONDS" dmesg 2>/dev/null | grep -E 'AMD-Vi|DMAR|iommu: Default domain|1:1 IOMMU mapping' |
-    head_and_tail 40) || :
-  [[ -e ${groups[0]} ]] || groups=()
-  printf ',"iommu":{"tables":'
-  json_list "${tables[@]}"
-  printf ',"groups":%s' "${#groups[@]}"
-  json_entry kernel_log "$kernel_log"
-  printf '}'
-}
-
 # NVIDIA's stack on this host, and in containers that run: each read by a script of its own.
 systems() {
-  local name text separator=
+  local name text status separator=
   printf ',"systems":{'
   for name in $SYSTEMS; do
     printf '%s"%s":' "$separator" "$name"
@@ -105,7 +109,8 @@ systems() {
     if [[ $name == host ]]; then
       text=$(bash -s -- read_system <<<"$READ_SYSTEM")
     elif [[ $(within "$ASK_SECONDS" pct status "$name" 2>/dev/null) == "status: running" ]]; then
-      text=$(within 50 pct exec "$name" -- bash -s -- read_system <<<"$READ_SYSTEM")
+      answer_of 50 1048576 pct exec "$name" -- bash -s -- read_system <<<"$READ_SYSTEM" && status=0 || status=$?
+      text=$ANSWER && ((status == 0))
     else
       printf null && continue
     fi || { printf '\n' && die "container $name read" "$text" "it can't be told whether NVIDIA's stack in it is as it was installed" \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Reads the log of what was installed here: what apt, dpkg, DKMS and NVIDIA's installer said. Changes nothing.
-# Needs: packages/progress
+# Reads the log of what was installed here: what long commands said: update-initramfs, update-grub, apt, dpkg, DKMS, NVIDIA's installer. Changes nothing.
+# Needs: files, progress
 #
 # Arguments: LINES (how many, of the end).
 # Answer: {"log"}; empty where nothing was installed.

@@ -52,8 +52,8 @@ find_cards() {
   if is_container; then
     for file in "$ROOT$NVIDIA_PROC"/gpus/*/information; do
       [[ -r $file ]] || continue
-      minor=$(sed -nE 's/^Device Minor:[[:space:]]*([0-9]+).*/\1/p' "$file")
-      device=${file%/*} device=$ROOT/sys/bus/pci/devices/${device##*/}
+      device=${file%/*} device=${device##*/}
+      minor=$(nvidia_minor "$device") device=$ROOT/sys/bus/pci/devices/$device
       [[ ! -e $ROOT/dev/nvidia$minor || ! -r $device/vendor ]] || cards+=("$(ids_of "$device")")
     done
     return 0
@@ -114,6 +114,7 @@ runtimes() {
   [[ -z ${PRESENT["docker.io"]:-}${PRESENT["docker-ce"]:-} ]] || found+=(docker)
   [[ -z ${PRESENT["containerd"]:-}${PRESENT["containerd.io"]:-} ]] || found+=(containerd)
   [[ -z ${PRESENT["podman"]:-} ]] || found+=(podman)
+  [[ ! -x $ROOT/usr/local/bin/k3s ]] || found+=(k3s)
   json_list "${found[@]}"
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Reboots the host if its running kernel lacks what is configured; with a dead man's switch armed before, if that is in the boot configuration.
-# Needs: boot, lacking, switch/arm
+# Needs: boot, lacking, restart, switch/arm
 #
 # Arguments: POLICY (auto | manual), WORDS (of the command line; separated by spaces), FUNCTIONS (PCI addresses that must be on
 #   vfio-pci; separated by spaces), DRIVER, FLAVOUR and SOURCE (NVIDIA's driver, as of lib/lacking.sh, which decides),
@@ -29,8 +29,7 @@ apply() {
     log "rebooting (${REASONS[*]}); this stops: ${GUESTS:-no guest}"
     ! needs_switch || arm "$AWAITED"
     finish
-    # In a unit of its own, a moment later: this script still has to answer. (Timers are a minute inexact by default.)
-    if ! run_logged systemd-run --collect --on-active=1 --timer-property=AccuracySec=100ms systemctl reboot; then
+    if ! restart_soon; then
       [[ ! -e $STATE/armed ]] || await_no_boot
       die "a reboot of this host" "$OUTPUT" "the running kernel lacks what was configured" "reboot it by hand, then run \`pulumi up\` again"
     fi

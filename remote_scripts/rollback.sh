@@ -2,7 +2,7 @@
 # What the dead man's switch runs on the host, ROLLBACK_AFTER seconds after each boot's start, until it is disarmed (lib/switch.sh): it
 # decides whether the boot is to be undone, then takes our configuration away and restarts the host.
 # The command line first, since it is the one switch. Whatever fails or hangs, the rest still happens.
-# Needs: boot, switch/judge, switch/steps, switch/entries, switch/restart
+# Needs: boot, switch/judge, switch/step, switch/steps, switch/entries, switch/restart
 #
 # Arguments: ROLLBACK_AFTER (seconds), ENTRY_SYSTEMD_BOOT.
 # Changes: all that cmdline.sh and vfio_initramfs.sh wrote; leaves /var/lib/homelab/rolled-back or judged, which `up` reports.
@@ -126,22 +126,14 @@ boot menu; once it can write again, the next boot goes on."
 # In the process group of the step, so that it ends with that.
 within() { timeout --foreground -k 2 "$1" env --default-signal=TERM,HUP,PIPE "${@:2}"; }
 
-# step SECONDS COMMAND [ARGUMENT...] - a function of this program in a bash of its own (where an error ends it), killed after that time with all that it started.
-step() {
+# Nobody looks on, and what is said belongs into the journal: what is in /run is gone with this boot.
+watched() {
   local status=0
-  if [[ $2 == sync ]]; then
-    timeout -s KILL "${STEP_SECONDS:-$1}" "${@:2}" </dev/null
-  else
-    timeout -s KILL "${STEP_SECONDS:-$1}" bash "$0" "${@:2}" </dev/null
-  fi || status=$?
-  ((status == 0)) || [[ $2 == judge || $2 == is_* || $2 == runs_* ]] || log "step failed with status $status (137: it hung): ${*:2}"
+  holding_lock "$@" || status=$?
+  [[ ! -s $1 ]] || log "$(of_file "$1")"
   return "$status"
 }
-
-# hold_lock - so that nobody writes meanwhile; but somebody who hangs must not keep us from it.
-hold_lock() {
-  { make_run_dir && get_lock "${LOCK_TIMEOUT:-60}"; } || log "another run holds the lock: going on without it"
-}
+open_step_log() { :; }
 
 main() {
   "${@:-roll_back}" </dev/null

@@ -44,7 +44,7 @@ plan() {
     [[ $NEEDED != yes ]] || check_space
     PLANNING=yes
     write_files
-    note_planned made "the initramfs of $(find "$ROOT/boot" -maxdepth 1 -name 'vmlinuz-*' | wc -l) kernel(s)"
+    note_planned made "the initramfs of $(kernels) kernel(s)"
   fi
   answer_planned
 }

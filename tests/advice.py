@@ -42,7 +42,10 @@ def on_the_lab(command: str) -> str:
 def found_in_source() -> set[tuple[str, str]]:
     """Every text between backticks in what the program says: file, and text with ``{}`` for what is filled in."""
     return {
-        (str(path.relative_to(PROJECT)), said) for path in _files() for text in _texts(path) for said in advised(text)
+        (path.relative_to(PROJECT).as_posix(), said)
+        for path in _files()
+        for text in _texts(path)
+        for said in advised(text)
     }
 
 

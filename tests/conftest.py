@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from engine import install
-from lab.commands import CommandServer
+if TYPE_CHECKING:
+    from engine import install
 
 PROJECT = Path(__file__).resolve().parent.parent
 SHARED = PROJECT.parent / "shared"
@@ -29,6 +31,7 @@ SLOW = frozenset(
         "lab/test_api_transcripts.py",
         "lab/test_cli.py",
         "lab/test_containers.py",
+        "lab/test_daemons.py",
         "lab/test_dead_mans_switch.py",
         "lab/test_direct_boot.py",
         "lab/test_doctor.py",
@@ -51,6 +54,7 @@ SLOW = frozenset(
         "scripts/test_container_toolkit.py",
         "scripts/test_cuda_toolkit.py",
         "scripts/test_cuts.py",
+        "scripts/test_driver_update.py",
         "scripts/test_files.py::test_a_script_cut_off_on_its_way_does_nothing",
         "scripts/test_full_disk.py",
         "scripts/test_lacking.py",
@@ -69,6 +73,40 @@ SLOW = frozenset(
     }
 )
 
+#: Tiers and files whose tests need what only Linux has, and why. Elsewhere they aren't collected; the others run on Windows, too
+#: (.github/workflows/windows.yml, tests/unit/test_windows.py).
+NEEDS_LINUX = {
+    "e2e/": "simulated hosts: namespaces, mounts, fcntl",
+    "engine/": "the engine as engine/install.py makes it, with simulated hosts",
+    "lab/": "simulated hosts",
+    "metal/": "QEMU with KVM, loop devices",
+    "scripts/": "bash, and the tools of a Debian",
+    "unit/test_acpi.py": "reads tables of the firmware that the lab makes",
+    "unit/test_bench.py": "measures processes by resource.getrusage",
+    "unit/test_deploy.py": "starts a simulated host",
+    "unit/test_metal_prerequisites.py": "is about the metal tier",
+    "unit/test_remapping.py": "reads tables of the firmware that the lab makes",
+    "unit/test_up_run.py": "a script stands in for Pulumi; signals; a terminal",
+    "unit/test_stacks.py": "compares the stacks with the lab's scenarios",
+}
+#: Single tests that need what Windows doesn't have; there they are skipped, with the reason.
+NEEDS_UNIX = {
+    "unit/test_init_run.py::test_a_key_for_another_user_than_root_is_put_into_that_users_home": "runs the host's command in bash",
+    "unit/test_init_run.py::test_a_link_stays_one_and_who_may_read_the_file_stays": "symbolic links and modes of files",
+    "unit/test_init_run.py::test_a_preview_for_a_program_is_shown_on_standard_error": "a script of sh stands in for Pulumi",
+    "unit/test_init_run.py::test_being_ended_is_said_as_ctrl_c_is": "SIGHUP, SIGTERM",
+    "unit/test_init_run.py::test_half_a_key_of_an_ended_run_is_in_nobodys_way": "modes of files",
+    "unit/test_kernel_log.py::test_the_hosts_grep_finds_the_same_lines": "the host's grep",
+}
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Only on Linux: what NEEDS_LINUX lists."""
+    if sys.platform == "linux" or not collection_path.is_relative_to(PROJECT / "tests"):
+        return None
+    name = collection_path.relative_to(PROJECT / "tests").as_posix() + ("/" if collection_path.is_dir() else "")
+    return True if name in NEEDS_LINUX else None
+
 
 def shared(*parts: str) -> Path:
     """Data about real machines and real services, read where it lies; the test is skipped where it isn't."""
@@ -79,9 +117,12 @@ def shared(*parts: str) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`slow`: what `make test-fast` leaves out."""
+    """`slow`: what `make test-fast` leaves out. On Windows also what NEEDS_UNIX lists."""
     for item in items:
         name = item.path.relative_to(PROJECT / "tests").as_posix()
+        needed = NEEDS_UNIX.get(f"{name}::{getattr(item, 'originalname', item.name)}")
+        if needed and sys.platform == "win32":
+            item.add_marker(pytest.mark.skip(reason=f"not on Windows: {needed}"))
         if (
             name.startswith(_SLOW_TIERS)
             or name in SLOW
@@ -125,10 +166,31 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 @pytest.fixture(scope="session", autouse=True)
 def command_server() -> Iterator[None]:
     """For the lab's hosts without a daemon: their commands start in a tenth of the time."""
+    if sys.platform != "linux":
+        yield
+        return
+    from lab.commands import CommandServer
+
     with CommandServer():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def daemons() -> Iterator[None]:
+    """Labs' daemons start in a third of the time."""
+    if sys.platform != "linux":
+        yield
+        return
+    from lab import Lab
+    from lab.daemons import Daemons
+
+    with Daemons() as Lab.daemons:
+        yield
+    Lab.daemons = None
+
+
 @pytest.fixture(scope="session")
 def engine() -> install.Engine:
+    from engine import install
+
     return install.ensure(os.environ | {"PULUMI_HOME": str(install.cache_folder() / "home")})

@@ -5,13 +5,17 @@ What is asserted is the host's state (its files, boots, connections) and the eng
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import copy
+import functools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,13 +23,15 @@ from typing import Any
 import yaml
 
 from engine import install, stacks
-from tests import quick_python
+from tests import key_service, quick_python
 from tests.conftest import PROJECT
+from tests.waiting import PATIENCE
 
-# Long enough for a machine under load; nothing waits for it in a run that goes well.
-PATIENCE_SECONDS = 300
 # What a run that is going to be killed does without.
-_FOR_RUNS_TO_THEIR_END = (quick_python.SERVER, "PULUMI_EXPERIMENTAL", "PULUMI_SKIP_CHECKPOINTS")
+WITHOUT_HURRY = (quick_python.SERVER, "PULUMI_EXPERIMENTAL", "PULUMI_SKIP_CHECKPOINTS")
+
+# How the state marks what isn't plain: pulumi/sdk/go/common/resource/sig.
+_SIGNATURE, _SECRET = "4dabf18193072939515e22adb298388d", "1b47061264138c4ac30d75fd1eb44270"
 
 
 @dataclass
@@ -90,6 +96,72 @@ def name_of(urn: str) -> str:
     return urn.rpartition("::")[2]
 
 
+@functools.cache
+def _home_without_logs(home: Path) -> Path:
+    """A PULUMI_HOME with the plugins of another one, in which the CLI keeps no logs; it ends with this process.
+
+    It writes, compresses and encrypts a log of every run into `logs`, up to 500 MB, which takes a quarter of its time and has no
+    switch; where that isn't a folder, it does without.
+    """
+    without = _folder_of_this_process()
+    (without / "plugins").symlink_to(home / "plugins")
+    (without / "logs").touch()
+    return without
+
+
+def _folder_of_this_process() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="homelab-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+#: A backend with a new stack `lab`, by its project's folder, to be copied.
+_new_stacks: dict[Path, Path] = {}
+
+
+def _with_key_service(file: Path) -> None:
+    """A new stack's state, with the data key in tests/key_service.py instead of a passphrase."""
+    state = json.loads(file.read_text())
+    about = {"url": key_service.URL, "encryptedkey": key_service.ENCRYPTED_KEY}
+    state["checkpoint"]["latest"]["secrets_providers"] = {"type": "cloud", "state": about}
+    file.write_text(json.dumps(state))
+
+
+def _without_secrets(value: Any) -> Any:
+    """A value of the state, as the CLI shows it to somebody who didn't ask for secrets."""
+    if isinstance(value, list):
+        return [_without_secrets(one) for one in value]
+    if isinstance(value, dict):
+        secret = value.get(_SIGNATURE) == _SECRET
+        return "[secret]" if secret else {name: _without_secrets(one) for name, one in value.items()}
+    return value
+
+
+def quick_environment(engine: install.Engine, backend: Path) -> dict[str, str]:
+    """Of the CLI in a test: its own state, no passphrase, and what makes it quick.
+
+    :param backend: the folder with the state.
+    """
+    return engine.environment(os.environ) | {
+        "PULUMI_BACKEND_URL": stacks.backend_url(backend),
+        "PULUMI_CONFIG_PASSPHRASE": "",
+        **key_service.environment(),
+        "PULUMI_SKIP_UPDATE_CHECK": "true",
+        "NO_COLOR": "1",
+        "PULUMI_HOME": str(_home_without_logs(engine.home)),
+        "PYTHONPATH": str(quick_python.FOLDER),
+        # The CLI lives for seconds: its garbage is collected where there is much of it.
+        "GOGC": "off",
+        "GOMEMLIMIT": "500MiB",
+        "PIP_ONCE": str(install.cache_folder() / "pip-list"),
+        # The state is written at the end of a run, not after each of its steps.
+        "PULUMI_EXPERIMENTAL": "true",
+        "PULUMI_SKIP_CHECKPOINTS": "true",
+        # What makes the CLI know --event-log, which the Automation API uses.
+        "PULUMI_DEBUG_COMMANDS": "true",
+    }
+
+
 @dataclass
 class EngineStack:
     """A stack `lab` of its own, with the one host `pve`: backend and configuration belong to one test.
@@ -104,7 +176,7 @@ class EngineStack:
     runs: int = 0
     project: Path = PROJECT
     backend: Path | None = None
-    patience: float = PATIENCE_SECONDS
+    patience: float = PATIENCE
 
     @property
     def host(self) -> dict[str, Any]:
@@ -114,21 +186,7 @@ class EngineStack:
 
     @property
     def environment(self) -> dict[str, str]:
-        return self.engine.environment(os.environ) | {
-            "PULUMI_BACKEND_URL": stacks.backend_url(self.backend or self.folder),
-            "PULUMI_CONFIG_PASSPHRASE": "",
-            "PULUMI_SKIP_UPDATE_CHECK": "true",
-            "NO_COLOR": "1",
-            "PYTHONPATH": str(quick_python.FOLDER),
-            # The CLI lives for seconds: collecting its garbage less often saves a tenth of its time.
-            "GOGC": "400",
-            "PIP_ONCE": str(install.cache_folder() / "pip-list"),
-            # The state is written at the end of a run, not after each of its steps.
-            "PULUMI_EXPERIMENTAL": "true",
-            "PULUMI_SKIP_CHECKPOINTS": "true",
-            # What makes the CLI know --event-log, which the Automation API uses.
-            "PULUMI_DEBUG_COMMANDS": "true",
-        }
+        return quick_environment(self.engine, self.backend or self.folder)
 
     def command(self, *arguments: str) -> list[str]:
         self.runs += 1
@@ -137,6 +195,19 @@ class EngineStack:
             where += ["--config-file", str(self.folder / "Pulumi.lab.yaml")]
             where += ["--event-log", str(self.folder / f"events-{self.runs}.jsonl")]
         return [str(self.engine.pulumi), *arguments, *where]
+
+    def create(self) -> None:
+        """The stack, not deployed yet: what `pulumi stack init` makes, which runs once in a process and project."""
+        if self.project not in _new_stacks:
+            new = _folder_of_this_process()
+            environment = self.environment | {"PULUMI_BACKEND_URL": stacks.backend_url(new)}
+            stacks.create(self.engine.pulumi, "lab", environment, self.project)
+            _with_key_service(next((new / ".pulumi" / "stacks").rglob("lab.json")))
+            _new_stacks[self.project] = new
+        shutil.copytree(_new_stacks[self.project], self.backend or self.folder, dirs_exist_ok=True)
+        known = {"secretsprovider": key_service.URL, "encryptedkey": key_service.ENCRYPTED_KEY}
+        (self.folder / "Pulumi.lab.yaml").write_text(yaml.safe_dump(known))
+        self.write_config()
 
     def write_config(self) -> None:
         path = self.folder / "Pulumi.lab.yaml"
@@ -173,7 +244,7 @@ class EngineStack:
         with (self.folder / "killed.log").open("ab") as log:
             return subprocess.Popen(
                 self.command(*arguments),
-                env={name: value for name, value in self.environment.items() if name not in _FOR_RUNS_TO_THEIR_END},
+                env={name: value for name, value in self.environment.items() if name not in WITHOUT_HURRY},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -200,21 +271,21 @@ class EngineStack:
 
     def resources(self) -> list[dict[str, Any]]:
         """All of them in the state, but for the stack itself and providers."""
-        done = subprocess.run(
-            [str(self.engine.pulumi), "stack", "export", "--stack", "lab", "--cwd", str(self.project)],
-            env=self.environment, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        resources = json.loads(done.stdout)["deployment"].get("resources", [])
+        resources = self._checkpoint().get("resources", [])
         return [one for one in resources if not one["type"].startswith(("pulumi:pulumi:", "pulumi:providers:"))]
 
     def output(self) -> dict[str, Any]:
-        """The stack's outputs."""
-        done = subprocess.run(
-            [str(self.engine.pulumi), "stack", "output", "--json", "--stack", "lab", "--cwd", str(self.project)],
-            env=self.environment, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        outputs: dict[str, Any] = json.loads(done.stdout)
+        """The stack's outputs, as `pulumi stack output --json` has them (tests/e2e/test_make.py)."""
+        found = [one for one in self._checkpoint().get("resources", []) if one["type"] == "pulumi:pulumi:Stack"]
+        outputs: dict[str, Any] = _without_secrets(found[0].get("outputs", {})) if found else {}
         return outputs
+
+    def _checkpoint(self) -> dict[str, Any]:
+        """What the backend has of the stack's resources."""
+        project = yaml.safe_load((self.project / "Pulumi.yaml").read_text())["name"]
+        path = (self.backend or self.folder) / ".pulumi" / "stacks" / project / "lab.json"
+        found: dict[str, Any] = json.loads(path.read_text())["checkpoint"].get("latest") or {}
+        return found
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         """SIGKILL to the engine and everything that it started, as a power cut on the user's machine would."""

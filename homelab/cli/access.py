@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import TypedDict
 
 from homelab.cli.output import Declined, Output
 from homelab.cli.pulumi import PASSWORD
@@ -27,6 +26,17 @@ _TRIES = 3
 CONNECT_SECONDS = 15.0
 
 
+class Login(TypedDict, total=False):
+    """The `ssh` of a host, as a settings file has it; which of its keys go together is the settings' model's to check."""
+
+    user: str
+    port: int
+    hostKey: str
+    privateKeyFile: str
+    password: str
+    agent: bool
+
+
 @dataclass
 class Access:
     """How the host is reached. ``host``: now; ``ssh``: as the settings are to have it; ``install``: the public key that is put there first;
@@ -34,21 +44,21 @@ class Access:
     """
 
     host: Host
-    ssh: dict[str, Any]
+    ssh: Login
     key: HostKey
     name: str = ""
     install: str = ""
     password: str = ""
 
 
-def host_at(address: str, login: Mapping[str, Any], host_key: str) -> Host:
+def host_at(address: str, login: Login, host_key: str) -> Host:
     """:raises HomelabError: a port, a name or a password is none."""
     return load_host(json.dumps({"host": {"address": address, "ssh": {**login, "hostKey": host_key}}}), "host")
 
 
-def _shown(path: Path) -> str:
-    """A path as the settings have it: with ~ where it is in the person's own folder, and slashes on Windows, too."""
-    home = Path.home()
+def shown(path: PurePath, home: PurePath | None = None) -> str:
+    """A path as the settings have it: with ~ where it is in the person's own folder (``home``), and slashes on Windows, too."""
+    home = home or Path.home()
     return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else path.as_posix()
 
 
@@ -72,12 +82,19 @@ def access_to(arguments: argparse.Namespace, before: Existing, output: Output, a
     user = arguments.user or (entry.ssh.user if entry else "root")
     if entry is not None:
         key = first_contact.of_line(entry.ssh.pinned_host_key)
+        if arguments.host_key is not None and not _is_given(arguments.host_key, key):
+            raise HomelabError(
+                wanted=f"the host key {arguments.host_key.strip()} for {address}:{port} (--host-key)",
+                found=f"{key.fingerprint} in {path_of(arguments.stack).name}, as hosts.{name}.ssh.hostKey",
+                why="only the key in the settings would be accepted, and not the one that you gave",
+                next="compare both with what the host's console shows; correct the settings where the host has a new key, or leave --host-key out",
+            )
         output.say(f"{address}: the host key {key.fingerprint} is pinned in the settings.")
     else:
         key = first_contact.host_key(address, port, CONNECT_SECONDS)
         confirm_key(arguments.host_key, "--host-key", address, port, key, output, ask)
         _not_there_already(address, port, key, before)
-    login = {"user": user, **({"port": port} if port != 22 else {})}
+    login = login_as(user, port)
     found = _login(arguments, address, login, key, entry, output, ask)
     found.name = name
     return found
@@ -114,6 +131,11 @@ def _not_there_already(address: str, port: int, key: HostKey, before: Existing) 
             )
 
 
+def _is_given(given: str, key: HostKey) -> bool:
+    """Is it the key that a person has given, as its fingerprint or as its line?"""
+    return given.strip() == key.fingerprint or given.split()[:2] == key.line.split()
+
+
 def confirm_key(
     given: str | None, option: str, address: str, port: int, key: HostKey, output: Output, ask: Questions
 ) -> None:
@@ -124,19 +146,29 @@ def confirm_key(
         "On its own console, this command shows it:",
         f"  ssh-keygen -lf /etc/ssh/ssh_host_{kind}_key.pub",
     )
+    file = Path.home() / ".ssh" / "known_hosts"
+    said = first_contact.standing(address, port, key, file)
+    if said == "revoked":
+        raise HomelabError(
+            wanted=f"a host key of {address}:{port} that nobody has revoked",
+            found=f"{key.fingerprint}, which {file} has in a line with @revoked",
+            why="whoever revoked it took it for lost: another machine may have it",
+            next="make a new one on the host (rm /etc/ssh/ssh_host_*; ssh-keygen -A; systemctl restart ssh); or take that line out, if it is wrong",
+        )
     if given is not None:
-        wanted = given.strip()
-        if wanted != key.fingerprint and wanted.split()[:2] != key.line.split():
+        if not _is_given(given, key):
             raise HomelabError(
-                wanted=f"the host key {wanted} at {address}:{port}",
+                wanted=f"the host key {given.strip()} at {address}:{port}",
                 found=f"{key.fingerprint} ({key.line})",
                 why="this may be another machine, or one in between: it would be given root's commands",
                 next=f"compare with what its console shows, and correct {option} or the address",
             )
         return
-    known = first_contact.is_known(address, port, key, Path.home() / ".ssh" / "known_hosts")
+    known = said == "known"
     if known:
         output.say("It is the key that your known_hosts has for it.")
+    if said == "another":
+        output.say("Your known_hosts has another key for it: it has been installed anew, or this is another machine.")
     if not ask.confirm("Is it the same?", default=known):
         raise Declined(
             "Nothing was done: without the right host key, root's commands might go to another machine. Where nobody can be asked, give "
@@ -144,18 +176,21 @@ def confirm_key(
         )
 
 
-def own_ways() -> list[dict[str, Any]]:
+def login_as(user: str, port: int) -> Login:
+    """Who logs in, and where; the usual port isn't written."""
+    return {"user": user, "port": port} if port != 22 else {"user": user}
+
+
+def own_ways() -> list[Login]:
     """How this person may log in without a password, in the order in which it is tried."""
-    ways: list[dict[str, Any]] = [
-        {"privateKeyFile": _shown(path)} for path in first_contact.usual_keys(Path.home() / ".ssh")
-    ]
+    ways: list[Login] = [{"privateKeyFile": shown(path)} for path in first_contact.usual_keys(Path.home() / ".ssh")]
     return [*ways, {"agent": True}] if os.environ.get("SSH_AUTH_SOCK") or os.name == "nt" else ways
 
 
 def _login(
     arguments: argparse.Namespace,
     address: str,
-    login: dict[str, Any],
+    login: Login,
     key: HostKey,
     entry: Host | None,
     output: Output,
@@ -163,9 +198,9 @@ def _login(
 ) -> Access:
     folder = Path.home() / ".ssh"
     usual = first_contact.usual_keys(folder)
-    ways: list[dict[str, Any]] = []
+    ways: list[Login] = []
     if arguments.identity:
-        ways = [{"privateKeyFile": _shown(Path(arguments.identity).expanduser().absolute())}]
+        ways = [{"privateKeyFile": shown(Path(arguments.identity).expanduser().absolute())}]
     elif arguments.agent:
         ways = [{"agent": True}]
     else:
@@ -174,19 +209,24 @@ def _login(
             there = file is None or resolved(file).is_file()
             ways += [{"privateKeyFile": file} if file else {"agent": True}] if there else []
         ways += own_ways()
+    refused = None
     for way in ways:
         host = host_at(address, {**login, **way}, key.line)
-        if first_contact.lets_in(host):
+        refused = first_contact.refusal(host)
+        if refused is None:
             output.say(f"Logged in as {host.ssh.user} with {way.get('privateKeyFile') or 'the SSH agent'}.")
             return Access(host, {**login, "hostKey": key.line, **way}, key)
     if arguments.identity or arguments.agent:
         raise LoginRefusedError(
             wanted=f"to log in to {address} as {login['user']} with {arguments.identity or 'the SSH agent'}",
-            found="refused",
+            found=refused.found if refused is not None else "refused",
             why="nothing on the host can be read without it",
-            next="take another key, or leave --identity and --agent out to log in with a password once",
+            next="take another key, or leave --identity and --agent out to log in with a password once"
+            + (f"; {refused.next}" if arguments.agent and refused is not None else ""),
         )
     output.say(f"No key of yours opens {address} yet.")
+    if refused is not None and ways[-1].get("agent"):
+        output.say(f"The SSH agent: {refused.found}.")
     host, password = _by_password(address, login, key, ask, output)
     if entry is not None:
         # How the settings log in is the person's. A password that an ended run was to put there is put there now.
@@ -195,24 +235,22 @@ def _login(
         return Access(host, {}, key, password=password if is_open else "")
     install = arguments.install_key
     if install is None:
-        install = ask.confirm(
-            "Put your public key onto the host, so that no password is needed from now on?", default=True
-        )
+        install = ask.confirm("Put your public key onto the host, so that it needs no password again?", default=True)
     if not install:
         return Access(host, {**login, "hostKey": key.line, "password": OPEN}, key, password=password)
     path = usual[0] if usual else folder / "homelab_ed25519"
     return Access(
-        host, {**login, "hostKey": key.line, "privateKeyFile": _shown(path)}, key, install=str(path), password=""
+        host, {**login, "hostKey": key.line, "privateKeyFile": shown(path)}, key, install=str(path), password=""
     )
 
 
-def _by_password(address: str, login: dict[str, Any], key: HostKey, ask: Questions, output: Output) -> tuple[Host, str]:
+def _by_password(address: str, login: Login, key: HostKey, ask: Questions, output: Output) -> tuple[Host, str]:
     for number in range(_TRIES):
         given = os.environ.get(PASSWORD)
         password = given or ask.secret(f"Password of {login['user']} on {address} (it is asked once)")
         if password:
             host = host_at(address, {**login, "password": password}, key.line)
-            if first_contact.lets_in(host):
+            if first_contact.refusal(host) is None:
                 return host, password
         output.say("The host refuses this password.")
         if given or number == _TRIES - 1:

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from homelab.cli import doctor, drift, init, log, show
+from homelab.later import later
+from homelab.text import encodable
+
+# Each is imported when it is run: what the others need takes a second.
+_COMMANDS = {
+    "init": ("init", "main"),
+    "doctor": ("doctor", "main"),
+    "show": ("show", "main"),
+    "log": ("log", "main"),
+    "rom": ("rom", "main"),
+    "lock": ("lock", "main"),
+    "outdated": ("lock", "show_outdated"),
+    "drift": ("drift", "main"),
+    "up": ("up", "up"),
+    "preview": ("up", "preview"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -14,20 +29,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     :param arguments: without the program's name; by default those that it was started with.
     """
+    for stream in (sys.stdout, sys.stderr):
+        encodable(stream)
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="homelab", description=__doc__, add_help=False)
-    commands = {
-        "init": init.main,
-        "doctor": doctor.main,
-        "show": show.main,
-        "log": log.main,
-        "drift": drift.main,
-    }
-    parser.add_argument("command", choices=commands)
+    parser.add_argument("command", choices=_COMMANDS)
     if not words or words[0] in ("-h", "--help"):
         print(HELP)
         return 0 if words else 2
-    return commands[parser.parse_args(words[:1]).command](words[1:])
+    module, function = _COMMANDS[parser.parse_args(words[:1]).command]
+    command: Callable[[Sequence[str]], int] = getattr(later(f"homelab.cli.{module}"), function)
+    return command(words[1:])
 
 
 HELP = """usage: homelab COMMAND ...
@@ -36,6 +48,11 @@ HELP = """usage: homelab COMMAND ...
   doctor   what is wrong with a stack's hosts, VMs and containers, or with one of them; changes nothing
   show     who has which card, as a tree or a picture: now, and with the next `pulumi up`; changes nothing
   log      what was said while NVIDIA's stack was installed; changes nothing
+  rom      makes a file of a card's option ROM on its host, for a VM's romfile (rom dump GPU), and takes it away (rom remove GPU)
+  lock     writes down which packages of NVIDIA's stack each system has, so that a later run installs the same
+  outdated what is newer, and whether it fits; changes nothing
+  up       `pulumi up` of several stacks (--all, or --stack A --stack B): side by side where their hosts differ, after one yes
+  preview  the same, but it changes nothing
   drift    has anything on the hosts changed since the last `pulumi up`? --install-timer: asked once a day
 
 homelab COMMAND --help lists what a command takes."""

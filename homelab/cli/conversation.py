@@ -5,13 +5,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import difflib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from homelab.cli.access import CONNECT_SECONDS, Access, access_to, confirm_key, host_at, own_ways
+from homelab.cli.access import (
+    CONNECT_SECONDS,
+    Access,
+    Login,
+    access_to,
+    confirm_key,
+    host_at,
+    login_as,
+    own_ways,
+)
 from homelab.cli.output import Declined, Output
 from homelab.cli.pulumi import Pulumi
 from homelab.cli.questions import Option, Questions
@@ -20,7 +28,7 @@ from homelab.doctor.stack import path_of
 from homelab.errors import HomelabError, LoginRefusedError
 from homelab.host.facts import HostFacts
 from homelab.init import cards as init_cards
-from homelab.init import stacks
+from homelab.init import stacks, storages
 from homelab.init.cards import Card
 from homelab.init.choices import (
     Choices,
@@ -210,28 +218,68 @@ class Conversation:
         return Use("lxc", tuple(int(one) for one in ids))
 
     def _new_vm(self, access: Access, node: str) -> ChosenVm:
-        printed: list[str] = []
-        ask = f"pvesh get /nodes/{node}/storage --content images --enabled 1 --output-format json"
-        first_contact.carry_out(access.host, [ask], lambda _, said: printed.append(said))
-        listed = _last_json("".join(printed))
-        storages = [str(one["storage"]) for one in listed if one.get("active")] if isinstance(listed, list) else []
-        if not storages:
-            raise HomelabError(
-                wanted="a storage for the new VM's disk",
-                found="none that is active and takes disks of VMs",
-                why="the VM's system disk is made on it",
-                next="add one in the web interface (Datacenter -> Storage, content: Disk image)",
-            )
-        name = self.arguments.vm_name or self.ask.text("Name of the new VM", "gpu")
-        preset = "local-lvm" if "local-lvm" in storages else storages[0]
-        storage = self.arguments.storage or self.ask.choose(
-            "Storage for its disk", [(one, one) for one in storages], preset
-        )
-        size = str(self.arguments.disk or self.ask.text("Its disk, in GiB", "64"))
+        """What a new VM is made of: its disk's storage and what it starts from, of what the host has."""
+
+        def ran(command: str) -> str:
+            printed: list[str] = []
+            first_contact.carry_out(access.host, [command], lambda _, said: printed.append(said))
+            return "".join(printed)
+
+        asked = self.arguments
+        there = storages.offered(node, ran, lambda odd: self.output.say(*odd))
+        name = asked.vm_name or self.ask.text("Name of the new VM", "gpu")
+        preset = "local-lvm" if "local-lvm" in there.disks else there.disks[0]
+        storage = asked.storage or self.ask.choose("Storage for its disk", [(one, one) for one in there.disks], preset)
+        image, iso = self._source(there)
+        size = str(asked.disk or self.ask.text("Its disk, in GiB", "64"))
         while not re.fullmatch(r"[1-9][0-9]{0,5}", size):
             self.output.say("A number of GiB, such as 64.")
             size = self.ask.text("Its disk, in GiB", "64")
-        return ChosenVm(name, storage, int(size))
+        into = (there.into or "local") if image in storages.cloud_images() else ""
+        return ChosenVm(name, storage, int(size), image=image, iso=iso, into=into, cloud=self._cloud(image, access))
+
+    def _source(self, there: storages.Offered) -> tuple[str, str]:
+        """The image (a volume, or the name of a known one, which is downloaded), or the CD, that a new VM starts from; both empty: an
+        empty disk."""
+        image, iso = self.arguments.image, self.arguments.iso
+        if image is not None or iso is not None:
+            return image if image not in (None, "none") else "", iso or ""
+        options: list[Option] = [(one, f"from the cloud image {one}") for one in there.images]
+        options += [(one, f"an empty disk, and the CD {one}") for one in there.isos]
+        options += [
+            (one, f"from the cloud image {one}, which the host downloads to {there.into}") for one in there.known
+        ]
+        if not options:
+            return "", ""
+        # What is downloaded is never what nobody has chosen.
+        preset = (*there.images, "none")[0]
+        chosen = self.ask.choose("What does it start from?", [*options, ("none", "an empty disk")], preset)
+        if chosen in there.isos:
+            return "", chosen
+        return "" if chosen == "none" else chosen, ""
+
+    def _cloud(self, image: str, access: Access) -> dict[str, Any]:
+        """What cloud-init sets up in a VM from an image; empty: nothing."""
+        asked = self.arguments
+        if not image:
+            return {}
+        user = asked.cloud_user or self.ask.text("User that cloud-init makes in it", storages.user_of(image))
+        file = (
+            asked.cloud_key
+            or access.ssh.get("privateKeyFile")
+            or next((way["privateKeyFile"] for way in own_ways() if "privateKeyFile" in way), "")
+        )
+        key = first_contact.public_key_of(Path(file).expanduser()) if file else ""
+        if key:
+            self.output.say(f"The key of {file} will log in as {user or 'its user'}.")
+        else:
+            self.output.say(
+                "No key of yours is here yet that could log in to it: put one into create.cloudInit.sshKeys before `pulumi up`."
+            )
+        ip = asked.cloud_ip or self.ask.text("Its address with the prefix, such as 192.168.0.50/24, or dhcp", "dhcp")
+        gateway = asked.cloud_gateway or (self.ask.text("Its gateway", "") if ip != "dhcp" else "")
+        made = {"user": user, "sshKeys": [key] if key else [], "ip": ip, "gateway": gateway}
+        return {name: value for name, value in made.items() if value}
 
     def _nvidia(self, choices: Choices, facts: HostFacts, found: list[Card], before: Existing) -> None:
         staying = [card for card in found if card.is_nvidia and choices.uses[card.place].kind in ("lxc", "host")]
@@ -303,10 +351,14 @@ class Conversation:
         )
         key = first_contact.host_key(address, asked.guest_port, CONNECT_SECONDS)
         confirm_key(asked.guest_host_key, "--guest-host-key", address, asked.guest_port, key, self.output, self.ask)
-        login = {"user": user, **({"port": asked.guest_port} if asked.guest_port != 22 else {})}
-        own = {name: access.ssh[name] for name in ("privateKeyFile", "agent") if access.ssh.get(name)}
+        login = login_as(user, asked.guest_port)
+        own: Login = {}
+        if file := access.ssh.get("privateKeyFile"):
+            own["privateKeyFile"] = file
+        elif access.ssh.get("agent"):
+            own["agent"] = True
         for way in [*([own] if own and not access.install else []), *own_ways()]:
-            if first_contact.lets_in(host_at(address, {**login, **way}, key.line)):
+            if first_contact.refusal(host_at(address, {**login, **way}, key.line)) is None:
                 return {"address": address, "ssh": {**login, "hostKey": key.line, **way}}
         raise LoginRefusedError(
             wanted=f"to log in to {guest} at {address} as {user} with a key of yours",
@@ -413,9 +465,7 @@ class Conversation:
         if not pulumi.needs_passphrase(backend or pulumi.backend() or "", text):
             return None
         while True:
-            first = self.ask.secret(
-                "Passphrase for the stack's secrets (later in PULUMI_CONFIG_PASSPHRASE, or asked for by pulumi)"
-            )
+            first = self.ask.secret("Passphrase for the stack's secrets (pulumi asks for it later)")
             if "encryptionsalt:" in text or self.ask.secret("The same once more") == first:
                 return first
             self.output.say("They differ.")
@@ -447,10 +497,8 @@ class Conversation:
         if access.install:
             line = first_contact.make_key(Path(access.install))
             first_contact.carry_out(access.host, [first_contact.installing(line, host.ssh.user)], lambda *_: None)
-            host = host_at(
-                access.host.address, {key: one for key, one in access.ssh.items() if key != "hostKey"}, access.key.line
-            )
-            if not first_contact.lets_in(host):
+            host = host_at(access.host.address, access.ssh, access.key.line)
+            if first_contact.refusal(host) is not None:
                 raise LoginRefusedError(
                     wanted=f"to log in with the key {access.install}, which was just put onto the host",
                     found="refused",
@@ -508,7 +556,7 @@ def _token_secret(printed: str) -> str:
 
     :raises HomelabError: there is none.
     """
-    answer = _last_json(printed)
+    answer = storages.last_json(printed)
     found = answer.get("value") if isinstance(answer, dict) else None
     if not isinstance(found, str) or not found:
         raise HomelabError(
@@ -518,11 +566,3 @@ def _token_secret(printed: str) -> str:
             next="run homelab init again: it makes the token anew",
         )
     return found
-
-
-def _last_json(printed: str) -> Any:
-    """The JSON of the last line; None: it is none. A login may print something of its own before."""
-    try:
-        return json.loads(printed.strip().rpartition("\n")[2])
-    except ValueError:
-        return None

@@ -16,7 +16,8 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from homelab import drift
+from homelab import drift, events
+from homelab.cli import stack_options
 from homelab.cli.pulumi import installed
 from homelab.errors import HomelabError
 from homelab.settings import project
@@ -31,8 +32,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
         prog="python -m homelab drift", description="Has anything on the hosts drifted since the last `up`?"
     )
-    found.add_argument("--stack", default="homelab", help="default: homelab")
-    found.add_argument("--config-file", help="another file than Pulumi.STACK.yaml, as Pulumi's option of that name")
+    stack_options.add(found)
     found.add_argument("--output", type=Path, help="also writes Markdown, for an issue")
     found.add_argument(
         "--hook",
@@ -46,14 +46,20 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def look(stack: str, config_file: str | None) -> drift.Drift:
+def look(stack: str, config_file: Path | None) -> drift.Drift:
     """Runs the preview.
 
     :raises HomelabError: there is no Pulumi CLI.
     """
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "events.jsonl"
-        where = ["--stack", stack, "--cwd", str(project()), *(["--config-file", config_file] if config_file else [])]
+        where = [
+            "--stack",
+            stack,
+            "--cwd",
+            str(project()),
+            *(["--config-file", str(config_file)] if config_file else []),
+        ]
         done = subprocess.run(
             [
                 installed(),
@@ -65,16 +71,17 @@ def look(stack: str, config_file: str | None) -> drift.Drift:
                 str(log),
                 *where,
             ],
-            # The variable makes the CLI know --event-log.
-            env={**os.environ, "PULUMI_DEBUG_COMMANDS": "true", "NO_COLOR": "1"},
+            env={**os.environ, **events.ENVIRONMENT, "NO_COLOR": "1"},
             capture_output=True,
             text=True,
+            encoding="utf-8",
+            errors="replace",
             stdin=subprocess.DEVNULL,
         )
-        events = [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.exists() else []
-    if not events and done.returncode != 0:
+        logged = events.read(log)
+    if not logged and done.returncode != 0:
         return drift.Drift(stack, [], [], [(done.stderr or done.stdout).strip()[-2000:]])
-    return drift.of_events(stack, events, done.returncode)
+    return drift.of_events(stack, logged, done.returncode)
 
 
 def tell(hook: str, line: str, *, as_json: bool) -> None:

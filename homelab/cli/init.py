@@ -8,28 +8,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 
+from homelab.cli import stack_options
 from homelab.cli.conversation import Conversation
-from homelab.cli.output import Declined, Output
+from homelab.cli.output import Declined, Output, ended_as_by_ctrl_c
 from homelab.cli.questions import Preselected, Questions, questions
 from homelab.cli.undoing import undo
 from homelab.errors import HomelabError
 
 DONE, NOTHING, FAILED, INTERRUPTED = 0, 1, 2, 130
-
-
-def _stack(text: str) -> str:
-    """As Pulumi takes a stack's name, with its organization and project or without; who made what on the host is told by it."""
-    if not re.fullmatch(r"([A-Za-z0-9_.-]+/){0,2}[A-Za-z0-9_.-]{1,100}", text):
-        raise argparse.ArgumentTypeError("a stack's name has letters, digits, hyphens, underscores and periods")
-    return text
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,7 +34,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "address", nargs="?", help="the host: an IP address or a name; not needed for a stack that has one"
     )
-    made.add_argument("--stack", type=_stack, default="homelab", help="writes Pulumi.STACK.yaml (default: homelab)")
+    made.add_argument(
+        "--stack", type=stack_options.name, default="homelab", help="writes Pulumi.STACK.yaml (default: homelab)"
+    )
     made.add_argument("--undo", action="store_true", help="take the API's user, its role and its token away again")
     host = made.add_argument_group("the host")
     host.add_argument("--port", type=int, help="of its SSH server (default: 22)")
@@ -86,6 +79,21 @@ def parser() -> argparse.ArgumentParser:
     cards.add_argument("--storage", help="for a new VM's disk; the first that takes disks is preselected")
     cards.add_argument("--disk", type=int, metavar="GIB", help="a new VM's disk (default: 64)")
     cards.add_argument(
+        "--image",
+        metavar="VOLUME",
+        help="a new VM starts from this cloud image: a volume, such as local:import/noble.qcow2, or one that the host downloads, such as "
+        "ubuntu-24.04; none",
+    )
+    cards.add_argument(
+        "--iso", metavar="VOLUME", help="a new VM gets this CD beside an empty disk, such as local:iso/debian.iso"
+    )
+    cards.add_argument("--cloud-user", metavar="USER", help="that cloud-init makes in it")
+    cards.add_argument(
+        "--cloud-key", metavar="FILE", help="who logs in to it: a public key, or a private one's file (default: yours)"
+    )
+    cards.add_argument("--cloud-ip", metavar="IP/PREFIX", help="its address, or dhcp (default: dhcp)")
+    cards.add_argument("--cloud-gateway", metavar="IP", help="its gateway")
+    cards.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", help="any setting, such as vms.sandbox.machine=q35"
     )
     pulumi = made.add_argument_group("Pulumi")
@@ -105,15 +113,11 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     arguments = parser().parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
-        # What a terminal's encoding doesn't have must not end a run between two steps.
-        with suppress(AttributeError, ValueError):
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     output = Output(sys.stderr if arguments.json else sys.stdout)
     if arguments.json and not arguments.yes:
         arguments.dry_run = True
     result: dict[str, object] = {}
-    with _ended_as_by_ctrl_c():
+    with ended_as_by_ctrl_c():
         status = _carried_out(arguments, output, result)
     if arguments.json:
         with suppress(BrokenPipeError):
@@ -172,17 +176,3 @@ def _unforeseen(error: Exception) -> HomelabError:
         why="what comes after it was not done",
         next="mend what it names, and run it again; where it names a line of homelab, please report it",
     )
-
-
-@contextmanager
-def _ended_as_by_ctrl_c() -> Iterator[None]:
-    """Whoever ends the program, or closes its terminal, gets what Ctrl-C gets."""
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():
-        names = []
-    before = {name: signal.signal(getattr(signal, name), signal.default_int_handler) for name in names}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)

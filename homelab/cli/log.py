@@ -1,4 +1,4 @@
-"""``python -m homelab log vms.gaming``: what apt, dpkg, DKMS and NVIDIA's installer said on a host, in a VM or in a container.
+"""``python -m homelab log vms.gaming``: what update-initramfs, apt, DKMS and other long commands said on a host, in a VM or in a container.
 
 Reads over SSH (a container through its host), and changes nothing. Exit status: 0; 2, it couldn't be read.
 """
@@ -22,7 +22,8 @@ WELL, UNREADABLE = 0, 2
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     found = argparse.ArgumentParser(
-        prog="python -m homelab log", description="What was said while NVIDIA's stack was installed."
+        prog="python -m homelab log",
+        description="What long commands said: update-initramfs, update-grub, apt, DKMS, NVIDIA's installer.",
     )
     found.add_argument("system", nargs="?", help="hosts.NAME, vms.NAME or containers.NAME (default: the only host)")
     stack_options.add(found)
@@ -80,5 +81,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     except HomelabError as error:
         print(error, file=sys.stderr)
         return UNREADABLE
-    print(clean(text) or "nothing was installed there by this program, or it was given back")
+    print(clean(text) or "no long command of this program has run there since its last boot, or all was given back")
     return WELL

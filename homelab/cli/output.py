@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import textwrap
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -42,7 +46,7 @@ class Output:
     def did(self, step: str) -> None:
         """A step is done."""
         self.done.append(step)
-        self.show(f"  done: {step}")
+        self.say(f"  done: {step}")
 
     def say_where_it_stands(self) -> None:
         """After an error or an interruption: what is done, what isn't, how to go on."""
@@ -72,3 +76,17 @@ def _folded(line: str, width: int) -> list[str]:
         break_on_hyphens=False,
         drop_whitespace=True,
     )
+
+
+@contextmanager
+def ended_as_by_ctrl_c() -> Iterator[None]:
+    """Whoever ends the program, or closes its terminal, gets what Ctrl-C gets."""
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        names = []
+    before = {name: signal.signal(getattr(signal, name), signal.default_int_handler) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)

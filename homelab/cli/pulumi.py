@@ -1,4 +1,4 @@
-"""Pulumi's CLI, as `homelab init` uses it: where the state is kept, the stack, one secret, a preview."""
+"""Pulumi's CLI, as the commands use it: where the state is kept, the stacks, one secret, a preview."""
 
 from __future__ import annotations
 
@@ -83,6 +83,24 @@ class Pulumi:
             return str(json.loads(done.stdout).get("url") or "") or None
         except (ValueError, AttributeError):
             return None
+
+    def stacks(self) -> set[str]:
+        """Names of the project's stacks that the backend has, without organization and project.
+
+        :raises HomelabError: it doesn't say.
+        """
+        done = self._run("stack", "ls", "--json")
+        try:
+            if done.returncode == 0:
+                return {str(one["name"]).rpartition("/")[2] for one in json.loads(done.stdout)}
+        except (ValueError, LookupError, TypeError):
+            done.stderr = "an answer of another form"
+        raise HomelabError(
+            wanted="the stacks that the backend has (pulumi stack ls)",
+            found=(done.stderr or done.stdout).strip()[-800:],
+            why="a settings file alone is no stack",
+            next="correct what it says, and run it again",
+        )
 
     def login(self, url: str) -> None:
         """:raises HomelabError: the backend can't be used."""

@@ -43,7 +43,7 @@ def no_answer(question: str) -> HomelabError:
         wanted=f"an answer to: {question}",
         found="the input has ended",
         why="nothing is decided for you that you were asked",
-        next="answer it by an option, a secret by the environment (homelab init --help lists both), or run it in a terminal",
+        next="answer it by an option, a secret by the environment (--help lists both), or run it in a terminal",
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from homelab.cli import stack_options
 from homelab.errors import HomelabError
 from homelab.remote import ssh
-from homelab.show import mermaid, reading, terminal, tree
+from homelab.show import mermaid, reading, terminal, traits, tree
 
 WELL, UNREADABLE = 0, 2
 
@@ -58,7 +58,8 @@ def trees(arguments: argparse.Namespace) -> list[tree.TreeNode]:
         containers = {one: container for one, container in guests.containers.items() if container.host == name}
         planned = reading.wanted(host, vms, containers, now, facts)
         title = f"{name} ({host.address}): {facts.kernel}, Proxmox VE {facts.pve or 'not found'}"
-        drawn.append(tree.of_host(title, None if arguments.planned else now, None if arguments.now else planned))
+        about = traits.of_host(facts), traits.wanted_of_host(facts, host)
+        drawn.append(tree.of_host(title, None if arguments.planned else now, None if arguments.now else planned, about))
     return drawn
 
 
@@ -84,4 +85,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     return WELL
 
 
-LEGEND = "+ comes, - goes, ~ changes, with the next `pulumi up`; the rest stays"
+LEGEND = "With the next `pulumi up`: + comes, - goes, ~ changes. What has no mark stays."

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from homelab.doctor import stack
 
 
+def name(text: str) -> str:
+    """A stack's name as Pulumi takes it, with its organization and project or without: it becomes a file's name, and a part of commands.
+
+    :raises argparse.ArgumentTypeError: it is none.
+    """
+    if not re.fullmatch(r"([A-Za-z0-9_.-]+/){0,2}[A-Za-z0-9_.-]{1,100}", text):
+        raise argparse.ArgumentTypeError("a stack's name has letters, digits, hyphens, underscores and periods")
+    return text
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     """``--stack`` and ``--config-file``."""
-    parser.add_argument("--stack", default="homelab", help="reads Pulumi.STACK.yaml (default: homelab)")
+    parser.add_argument("--stack", type=name, default="homelab", help="reads Pulumi.STACK.yaml (default: homelab)")
     parser.add_argument("--config-file", type=Path, help="another file, as Pulumi's option of that name")
 
 

@@ -12,7 +12,6 @@ def configuration(name: str, new: NewContainerSettings) -> dict[str, str]:
     :param new: its ``create``. A password is no part of this: it goes into no file.
     """
     net = f"name=eth0,bridge={new.bridge},ip={new.ip}" + (f",gw={new.gateway}" if new.gateway else "")
-    features = [feature for feature, wanted in new.features if wanted]
     found = {
         "ostemplate": new.template,
         "hostname": new.hostname or name,
@@ -24,8 +23,9 @@ def configuration(name: str, new: NewContainerSettings) -> dict[str, str]:
         "unprivileged": str(int(new.unprivileged)),
         "onboot": str(int(new.onboot)),
     }
-    if features:
-        found["features"] = ",".join(f"{feature}=1" for feature in sorted(features))
+    if new.features.option:
+        found["features"] = new.features.option
+    found |= {f"mp{number}": one.option for number, one in enumerate(new.mounts)}
     if new.nameserver:
         found["nameserver"] = new.nameserver
     if new.ssh_keys:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from homelab.container import makers, others
 from homelab.errors import HomelabError, unlocking
 from homelab.host.classes import NVIDIA
 from homelab.host.facts import GuestConfig, HostFacts, bound_by_word
 from homelab.host.plan import Wanted
 from homelab.settings import Container, Vm
+from homelab.vm import safety
 
 
 @dataclass(frozen=True)
@@ -87,14 +89,17 @@ def _released(slot: str, facts: HostFacts, want: Wanted) -> bool:
 
 
 def numbers(name: str, container: Container, found: DriverCards, want: Wanted) -> tuple[list[int], list[HomelabError]]:
-    """The numbers of the cards that a container gets, ascending, and which of them it can't have."""
+    """The numbers of the cards of NVIDIA's that a container gets, ascending, and which of them it can't have."""
     if container.numbers == "all":
         return sorted(found.slots), [] if found.slots else [_refused(name, "all cards of the driver", "", found)]
     by_slot = {slot: number for number, slot in found.slots.items()}
     chosen: list[int] = []
     errors: list[HomelabError] = []
+    elsewhere = makers.others(container, want.gpus)
     for gpu in container.gpus or []:
         slot = want.gpus[gpu]["slot"] if gpu in want.gpus else ""
+        if gpu in elsewhere:
+            continue
         if slot in by_slot:
             chosen.append(by_slot[slot])
         else:
@@ -127,9 +132,10 @@ def functions(slots: list[str], facts: HostFacts) -> list[str]:
 def check(
     name: str, container: Container, facts: HostFacts, found: DriverCards, want: Wanted
 ) -> tuple[list[int], list[HomelabError]]:
-    """The numbers of a container's cards, and every reason not to give them to it."""
+    """The numbers of a container's cards of NVIDIA's, and every reason not to give them to it."""
     errors = _container(name, container, facts)
-    wanted = container.numbers if container.gpus is None else container.gpus
+    elsewhere = makers.others(container, want.gpus)
+    wanted = container.numbers if container.gpus is None else [gpu for gpu in container.gpus if gpu not in elsewhere]
     if not wanted:
         return [], errors
     if facts.nvidia.trouble and facts.nvidia.trouble[0] and not found.predicted:
@@ -234,15 +240,19 @@ def describe(
     found = cards(facts, want, vms, node, driver_comes=driver_comes)
     for name, container in containers.items():
         chosen, refused = check(name, container, facts, found, want)
-        errors += refused
+        shared, closed = others.shared(name, container, facts, want.gpus, node, after_boot=True)
+        errors += [*refused, *closed]
+        devices = "; ".join([*([_devices(chosen)] if chosen else []), *others.lines(facts, shared)]) or "no card"
         config = facts.guests.config(container.ctid)
         if config is None:
-            lines.append(f"  container {container.ctid} ({name}): created with {_devices(chosen)}")
+            lines.append(f"  container {container.ctid} ({name}): created with {devices}")
         else:
             runs = "running" if container.ctid in facts.guests.running else "off"
-            lines.append(f"  container {_named(config)}, {runs}: {_devices(chosen)}")
+            lines.append(f"  container {_named(config)}, {runs}: {devices}")
+            lines += [f"    {said}" for said in safety.planned(container, facts)]
+        lines += [f"    note: {said}" for said in others.remarks(facts, shared)]
     return "\n".join(lines), errors
 
 
 def _devices(chosen: list[int]) -> str:
-    return ", ".join(f"/dev/nvidia{number}" for number in chosen) + ", nvidiactl, nvidia-uvm" if chosen else "no card"
+    return ", ".join(f"/dev/nvidia{number}" for number in chosen) + ", nvidiactl, nvidia-uvm"

@@ -28,6 +28,11 @@ class Case:
         return [row for row in self.rows if row.needed]
 
     @property
+    def of_nvidia(self) -> list[Row]:
+        """What it needs of NVIDIA's driver."""
+        return [row for row in self.needed if row.path.startswith("/dev/nvidia")]
+
+    @property
     def given(self) -> list[Row]:
         return [row for row in self.rows if row.entry is not None]
 

@@ -20,7 +20,7 @@ def findings(case: Case) -> list[Finding]:
     """What its configuration doesn't give it, or gives it in a way that has no effect."""
     return [
         *_locked(case), *_not_given(case), *_without_effect(case), *_wrong_source(case), *_not_created(case), *_sourceless(case),
-        *_version_1(case), *_not_allowed(case), *_read_only(case), *_for_root_only(case),
+        *_version_1(case), *_not_allowed(case), *_read_only(case), *_for_root_only(case), *_moved(case),
     ]  # fmt: skip
 
 
@@ -60,6 +60,24 @@ def _not_given(case: Case) -> list[Finding]:
         gives,
         "a container has the devices that its configuration names, and no others",
         case.up if case.cards.managed else _give(case, [*missing, *_useful(case)]),
+    )
+
+
+def _moved(case: Case) -> list[Finding]:
+    """Nodes of Intel's and AMD's cards that have other numbers than when the container was given them."""
+    known = next((one for one in case.reading.facts.containers if one.id == case.container.id), None)
+    drift = [
+        one
+        for one in (known.drift if known else [])
+        if any(part in one for part in ("/dev/dri/", "/dev/kfd", " node of "))
+    ]
+    if not drift:
+        return []
+    return _finding(
+        f"{case.name} given the nodes that its cards have now",
+        "; ".join(drift),
+        "the kernel numbers them anew at each boot: an entry of before leads to nothing, and then it doesn't start, or to another card",
+        f"{case.up}; at a boot, homelab-card-nodes.service does it, and says why it didn't: `journalctl -b`",
     )
 
 

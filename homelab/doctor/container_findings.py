@@ -97,7 +97,7 @@ def _inside(case: Case) -> list[Finding]:
 # -- libraries -------------------------------------------------------------------------------------------------------
 def _libraries(case: Case) -> list[Finding]:
     driver, container = case.reading.driver, case.container
-    if not driver or not container.was_seen or not case.needed or container.library_versions == [driver]:
+    if not driver or not container.was_seen or not case.of_nvidia or container.library_versions == [driver]:
         return []
     versions = container.library_versions
     if driver in versions:

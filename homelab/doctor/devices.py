@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from homelab.doctor.reading import ContainerReading, Node, Reading, Seen
@@ -17,8 +17,8 @@ USEFUL = ("/dev/nvidia-uvm-tools", "/dev/nvidia-modeset")
 
 
 def is_gpu(path: str) -> bool:
-    """Is it one of NVIDIA's nodes, or of the kernel's for graphics?"""
-    return path.startswith(("/dev/nvidia", "/dev/dri/"))
+    """Is it one of NVIDIA's nodes, or of the kernel's for graphics and computing?"""
+    return path.startswith(("/dev/nvidia", "/dev/dri/")) or path == "/dev/kfd"
 
 
 def is_for_everybody(path: str) -> bool:
@@ -35,12 +35,13 @@ def card_number(path: str) -> int | None:
 @dataclass(frozen=True)
 class WantedCards:
     """Which cards a container is to have: their numbers N of /dev/nvidiaN, and ``by`` whom that is said. ``guessed``: by nobody.
-    ``managed``: the stack's settings have this container."""
+    ``managed``: the stack's settings have this container. ``nodes``: of cards of other makers."""
 
     numbers: list[int]
     by: str
     guessed: bool = False
     managed: bool = False
+    nodes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,10 @@ def cards_of(
 def rows_of(reading: Reading, container: ContainerReading, cards: WantedCards) -> list[Row]:
     """The table, needed devices first."""
     conf = container.parsed
-    needed = _needed(reading, cards)
-    paths = [*needed, *(path for path in USEFUL if needed and path in reading.nodes)]
-    if needed:
+    nvidia = _needed(reading, cards)
+    needed = [*nvidia, *cards.nodes]
+    paths = [*needed, *(path for path in USEFUL if nvidia and path in reading.nodes)]
+    if nvidia:
         paths += [path for path in reading.nodes if path.startswith("/dev/nvidia-caps/")]
         paths += [path for number in cards.numbers for path in reading.dri_nodes(reading.cards.get(number, "none"))]
     paths += _given(reading, conf)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from homelab.container import others
 from homelab.doctor import cards
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Finding, Report, Stage, Table
 from homelab.errors import HomelabError
-from homelab.host import gates, kernel_log, plan
+from homelab.host import gates, kernel_log, plan, remapping, resets
 from homelab.host.classes import NVIDIA
 from homelab.host.facts import missing_words
 from homelab.settings import Host
@@ -36,14 +37,22 @@ def diagnose(reading: Reading, host: Host) -> Report:
         _head(reading),
         [_settings_table(reading, host, slots), cards.table(reading, shown), _files_table(reading)],
         found,
-        _notes(reading),
+        [
+            *_notes(reading),
+            *remapping.remarks(remapping.to_be(facts, host), host, slots),
+            *_resets(reading, host, slots),
+        ],
         data=_data(reading, host, slots, shown),
     )
 
 
+# What words of the kernel command line are about the IOMMU, by a part of them.
+_SHOWN = ("iommu", "vfio", "pcie_acs_override", "intremap")
+
+
 def _head(reading: Reading) -> list[str]:
     facts = reading.facts
-    words = [word for word in facts.cmdline.running.split() if "iommu" in word or "vfio" in word]
+    words = [word for word in facts.cmdline.running.split() if any(part in word for part in _SHOWN)]
     return [
         f"IOMMU: {facts.iommu.groups} groups; ACPI tables: {', '.join(facts.iommu.tables) or 'none'}; boot loader: {facts.loader or 'not known'}",
         f"on the running kernel's command line: {' '.join(words) or 'nothing about IOMMU or vfio'}",
@@ -65,7 +74,7 @@ def _wanted(reading: Reading, host: Host) -> list[Finding]:
     if not facts.managed and missing_words(want.words, facts.cmdline.others):
         return [_not_configured(reading, want)]
     found = [one for error in plan.verify(facts, host, want) for one in Finding.of(error)]
-    said = {line for layer in ("iommu", "vfio") for line in plan.drift(facts, want)[layer]}
+    said = {line for layer in ("iommu", "vfio", "values") for line in plan.drift(facts, want)[layer]}
     misplaced = set(plan.misplaced(facts, want))
     lost = sorted(said - misplaced)
     if facts.rolled_back:
@@ -97,8 +106,8 @@ def _not_configured(reading: Reading, want: plan.Wanted) -> Finding:
 
 
 def _for_containers(reading: Reading, host: Host, slots: dict[str, str]) -> list[Finding]:
-    """Cards that stay with the host for its containers: NVIDIA's driver has them."""
-    wrong = []
+    """Cards that stay with the host for its containers: NVIDIA's driver has them, or another maker's serves a node for computing."""
+    wrong, other = [], []
     for name, slot in slots.items():
         first = next(iter(reading.facts.functions(slot)), None)
         if (
@@ -108,15 +117,20 @@ def _for_containers(reading: Reading, host: Host, slots: dict[str, str]) -> list
             and first.address not in reading.cards.values()
         ):
             wrong.append(f"gpus.{name}: {first.address} is on {first.driver or 'no driver'}")
+        elif host.gpus[name].use == "lxc" and first and first.vendor != NVIDIA:
+            where = f"gpus.{name} ({reading.facts.card(slot)}) for containers"
+            if error := others.unserved(where, reading.facts, first, reading.node):
+                other += Finding.of(error)
     if not wrong:
-        return []
+        return other
     return [
+        *other,
         Finding(
             "the cards for containers with NVIDIA's driver",
             "; ".join(wrong),
             "containers use the host's driver; a card that it hasn't got has no /dev/nvidia node",
             "install and load NVIDIA's driver on the host; a card that this program has bound is given back by `pulumi up` and its reboot",
-        )
+        ),
     ]
 
 
@@ -149,10 +163,23 @@ def _notes(reading: Reading) -> list[str]:
     if facts.iommu.kernel_log and not facts.iommu.groups:
         notes.append(f"the kernel says of the IOMMU: {kernel_log.excerpt(facts.iommu.kernel_log)}")
     stale = missing_words(
-        " ".join(w for w in facts.cmdline.configured.split() if "iommu" in w or "vfio" in w), facts.cmdline.running
+        " ".join(w for w in facts.cmdline.configured.split() if any(part in w for part in _SHOWN)),
+        facts.cmdline.running,
     )
     if stale:
         notes.append(f"configured for the next boot, and not running yet: {' '.join(stale)}")
+    return notes
+
+
+def _resets(reading: Reading, host: Host, slots: dict[str, str]) -> list[str]:
+    """How the cards that go to VMs are reset, and what is known of that."""
+    facts = reading.facts
+    notes = []
+    for name, slot in slots.items():
+        if host.gpus[name].use == "vm":
+            ways = resets.described(facts, facts.functions(slot))
+            notes += [f"gpus.{name} is reset: {ways}"] if ways else []
+            notes += resets.remarks(facts, f"gpus.{name}", slot)
     return notes
 
 

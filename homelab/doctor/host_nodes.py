@@ -12,7 +12,7 @@ from homelab.host.classes import NVIDIA
 
 def findings(case: Case) -> list[Finding]:
     """What the host lacks for a container."""
-    if not case.needed:
+    if not case.of_nvidia:
         return []
     if not case.reading.driver:
         return [_no_driver(case)]
@@ -65,7 +65,7 @@ def _missing_cards(case: Case) -> list[Finding]:
 
 def _missing_nodes(case: Case) -> list[Finding]:
     """Nodes of what the driver has, which nothing has made."""
-    missing = [row for row in case.expected if row.host is None]
+    missing = [row for row in case.expected if row.host is None and row in case.of_nvidia]
     if not missing:
         return []
     loaded = "nvidia_uvm" in case.reading.facts.modules

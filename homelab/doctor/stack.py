@@ -13,7 +13,9 @@ from homelab.doctor.devices import WantedCards
 from homelab.doctor.reading import Reading
 from homelab.errors import HomelabError
 from homelab.host import gates
+from homelab.host.classes import NVIDIA
 from homelab.settings import Host, Settings, assigned_numbers, parse, project, stack_file
+from homelab.settings.paths import text_of
 from homelab.settings.secrets import is_encrypted, readable
 
 
@@ -74,8 +76,15 @@ class StackFile:
             if isinstance(one, dict) and (one.get("host"), one.get("ctid")) == (host_name, ctid):
                 place = f"homelab:containers.{name}"
                 if one.get("gpus") is not None:
+                    slots, _ = gates.resolve(reading.facts, host.gpus)
+                    other = {
+                        gpu: slots[gpu] for gpu in one["gpus"] if gpu in slots and not _is_nvidia(reading, slots[gpu])
+                    }
                     return WantedCards(
-                        _numbers_of(reading, host, list(one["gpus"]), place), f"{place}.gpus", managed=True
+                        _numbers_of(reading, host, [gpu for gpu in one["gpus"] if gpu not in other], place),
+                        f"{place}.gpus",
+                        managed=True,
+                        nodes=_nodes_of(reading, list(other.values()), every=one.get("nodes") == "all"),
                     )
                 numbers = assignment(str(one.get("gpuAssignment", "none")), reading, f"{place}.gpuAssignment")
                 return WantedCards(numbers, f"{place}.gpuAssignment", managed=True)
@@ -88,7 +97,7 @@ def read(path: Path) -> StackFile:
     :raises HomelabError: it isn't there, or isn't YAML.
     """
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.safe_load(text_of(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         # A parser's message may quote the line, and that a secret.
         problem = error.strerror if isinstance(error, OSError) else "it isn't valid YAML"
@@ -128,6 +137,25 @@ def assignment(text: str, reading: Reading, place: str) -> list[int]:
             next=f"the host has {', '.join(f'{n} ({address})' for n, address in reading.cards.items()) or 'none with a driver'}",
         ) from None
     return list(reading.cards) if found == "all" else found
+
+
+def _is_nvidia(reading: Reading, slot: str) -> bool:
+    return any(one.is_display and one.vendor == NVIDIA for one in reading.facts.functions(slot))
+
+
+def _nodes_of(reading: Reading, slots: list[str], *, every: bool) -> list[str]:
+    """The nodes of these cards now; of one without a driver none, which the diagnosis of its host says.
+
+    :param every: those that set screens, too.
+    """
+    drm = [
+        reading.facts.drm[one.address]
+        for slot in slots
+        for one in reading.facts.functions(slot)
+        if one.address in reading.facts.drm
+    ]
+    found = [f"/dev/dri/{name}" for one in drm for name in (one.render, one.card if every else "") if name]
+    return [*found, *(["/dev/kfd"] if any(one.kfd for one in drm) else [])]
 
 
 def _numbers_of(reading: Reading, host: Host, names: list[Any], place: str) -> list[int]:

@@ -10,7 +10,20 @@ GRAPHICS = (DISPLAY, ACCELERATOR)
 AUDIO = "0403"
 BRIDGES = ("0600", "0604")  # host bridge, PCI-to-PCI bridge: VFIO asks nothing of these
 NVIDIA = "10de"
+AMD = "1002"
+INTEL = "8086"
+# Vendors and the drivers of their cards. NVIDIA's alone are ever kept off by name (ADR 1): nouveau and NVIDIA's own can't share a card, while a
+# host whose other card has no driver left (amdgpu, i915), or whose sound goes (snd_hda_intel), has lost more than it gained.
+# nova_core is nouveau's successor (Linux 7.0 on); nvidiafb Proxmox VE blacklists itself.
+DRIVERS = {
+    NVIDIA: ("nouveau", "nvidia", "nvidia_drm", "nvidia_modeset", "nvidia_uvm", "nvidiafb", "nova_core"),
+    AMD: ("amdgpu", "radeon"),
+    INTEL: ("i915", "xe"),
+}
 # What NVIDIA's cards with a USB-C socket have besides: its USB controller, and the port's own controller (UCSI).
 USB_C = ("0c03", "0c80")
+USB = "0c03"
+# AMD's PSP among them.
+SECURITY_PROCESSOR = "1080"
 # Classes of what may have disks or networks behind it.
 CARRIERS = ("01", "02", "0d", "0c00", "0c03", "0c04", "0c06")

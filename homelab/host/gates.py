@@ -7,7 +7,8 @@ words. Opting out is one named setting per gate.
 from __future__ import annotations
 
 from homelab.errors import HomelabError
-from homelab.host.classes import NVIDIA
+from homelab.host import consoles, graphics, kernel_log, options, remapping, resets
+from homelab.host.classes import NVIDIA, SECURITY_PROCESSOR, USB
 from homelab.host.facts import Device, HostFacts, Vital, bound_by_word
 from homelab.settings import Gpu, Host
 
@@ -18,11 +19,11 @@ def resolve(facts: HostFacts, gpus: dict[str, Gpu]) -> tuple[dict[str, str], lis
     errors: list[HomelabError] = []
     for name, gpu in gpus.items():
         devices = [device for device in facts.devices if _is(device, gpu)]
-        virtual = [device for device in devices if device.physfn]
-        found = sorted({device.slot for device in devices if not device.physfn})
-        if virtual and not found:
-            errors.append(_virtual(facts, name, virtual[0]))
-        elif len(found) == 1 and found[0] not in slots.values():
+        # A virtual function is a card of its own, named by its address.
+        found = sorted({device.slot for device in devices if not device.physfn}) or sorted(
+            device.address for device in devices if device.physfn
+        )
+        if len(found) == 1 and found[0] not in slots.values():
             slots[name] = found[0]
         elif len(found) == 1:
             errors.append(_twice(name, next(other for other, slot in slots.items() if slot == found[0]), found[0]))
@@ -31,8 +32,17 @@ def resolve(facts: HostFacts, gpus: dict[str, Gpu]) -> tuple[dict[str, str], lis
     return slots, errors
 
 
+def choosing(facts: HostFacts, gpus: dict[str, Gpu]) -> HostFacts:
+    """The same reading, in which a card is the functions that the settings name for it (``functions``), where they do."""
+    named = {name: gpu for name, gpu in gpus.items() if gpu.functions}
+    slots = resolve(facts, named)[0]
+    return facts.model_copy(update={"chosen": {slot: gpus[name].functions for name, slot in slots.items()}})
+
+
 def _is(device: Device, gpu: Gpu) -> bool:
-    if gpu.address is not None and gpu.address not in (device.slot, device.address):
+    # Settings leave out the ".0" of a function. A slot may hold eight virtual functions, and each is another card.
+    first = device.address.removesuffix(".0")
+    if gpu.address is not None and gpu.address not in (device.address, first if device.physfn else device.slot):
         return False
     # It is what makes a card, also by address alone: buses are renumbered when hardware changes.
     return device.is_display and (gpu.match is None or device.id == gpu.match)
@@ -86,15 +96,6 @@ def _named(device: Device, gpu: Gpu) -> bool:
     return by_address and gpu.match in (None, device.id)
 
 
-def _virtual(facts: HostFacts, name: str, device: Device) -> HomelabError:
-    return HomelabError(
-        wanted=f"gpus.{name}: a card",
-        found=f"{facts.describe(device)} is a virtual function of {device.physfn} (SR-IOV)",
-        why="virtual functions are made while the host runs, long after its initramfs: homelab can't bind them at boot",
-        next="give it to the VM with a PCI mapping of your own (Datacenter -> Resource Mappings), which needs no binding at boot",
-    )
-
-
 def tools(facts: HostFacts, _host: Host) -> list[HomelabError]:
     """What the scripts call, and a boot loader that is known for certain."""
     errors = []
@@ -125,7 +126,7 @@ def iommu(facts: HostFacts, host: Host) -> list[HomelabError]:
     if not (host.wants_iommu or host.gives_cards):
         return []
     errors = []
-    intel = facts.cpu_vendor == "GenuineIntel"
+    intel = remapping.is_intel(facts)
     name = "Intel VT-d" if intel else "AMD-Vi (IOMMU)"
     if not facts.iommu.tables and facts.iommu.groups == 0:
         errors.append(
@@ -167,6 +168,40 @@ def room(facts: HostFacts, host: Host) -> list[HomelabError]:
     ]
 
 
+def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
+    """The functions that the settings name for the card are there, belong to its slot or its own switch, and its picture is among them."""
+    if not gpu.functions:
+        return []
+    around = {device.address: device for device in facts.around(slot)}
+    shown = next((one for one in around.values() if one.slot == slot and one.is_display and not one.physfn), None)
+    wrong = []
+    for address in gpu.functions:
+        device = facts.by_address.get(address)
+        if device is None:
+            wrong.append(f"{address} is not there")
+        elif address not in around:
+            wrong.append(f"{facts.describe(device)} is neither in the card's slot nor behind a switch on the card")
+        elif device.is_bridge or device.physfn:
+            wrong.append(
+                f"{facts.describe(device)} is a {'bridge' if device.is_bridge else 'virtual function (SR-IOV)'}"
+            )
+    if shown is not None and shown.address not in gpu.functions:
+        wrong.append(f"the graphics function, {shown.address}, is not among them")
+    if not wrong:
+        return []
+    return [
+        HomelabError(
+            wanted=f"gpus.{name}.functions to be functions of the card at {slot}",
+            found="; ".join(wrong),
+            why="what is named there is bound to vfio-pci at boot: it must be this card's, whatever else the host has",
+            next="take the list out: a virtual function is a card of its own"
+            if not around
+            else f"name functions of {', '.join(around)}, the graphics function among them; what shares only the IOMMU group is named in "
+            f"gpus.{name}.allowGroupMembers",
+        )
+    ]
+
+
 def one_function(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
     """No function of the card has virtual functions: vfio-pci refuses a card with SR-IOV on (drivers/vfio/pci/vfio_pci_core.c)."""
     shared = [device for device in facts.functions(slot) if device.vfs]
@@ -180,7 +215,87 @@ def one_function(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[Home
             ),
             why="vfio-pci takes no card that is split into virtual functions, and who uses one of them would lose it",
             next=f"switch them off where they are switched on (`echo 0 >/sys/bus/pci/devices/{shared[0].address}/sriov_numvfs`; "
-            "a module's option such as i915.max_vfs, sysfs.conf), or give virtual functions to VMs with PCI mappings of your own",
+            f"a module's option such as i915.max_vfs, sysfs.conf), or give one of them to the VM: gpus.{name}.address with its address",
+        )
+    ]
+
+
+def virtual_function(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
+    """A virtual function (SR-IOV) can be given away: it has a group of its own, and the host's driver has the card that it is of."""
+    device = facts.by_address.get(slot)
+    if device is None or not device.physfn:
+        return []
+    wanted = f"gpus.{name} ({facts.card(slot)}), a virtual function, for a VM"
+    why = "Proxmox VE binds a virtual function when a VM with it starts, which it can do only under a running IOMMU"
+    errors = []
+    if not facts.iommu.groups:
+        errors.append(
+            HomelabError(
+                wanted=wanted,
+                found="the host has no IOMMU groups yet",
+                why=why,
+                next=f"run `pulumi up` with iommu.enable: true and without gpus.{name} first, then add it",
+            )
+        )
+    owner = facts.by_address.get(device.physfn)
+    if owner is None or owner.driver == "vfio-pci":
+        errors.append(
+            HomelabError(
+                wanted=wanted,
+                found=f"the card that it is of, {device.physfn}, is {'not there' if owner is None else 'on vfio-pci'}",
+                why="the virtual functions of such a card take a token of VFIO's that Proxmox VE has no option for",
+                next=f"give {device.physfn} back to the host's driver, which makes its virtual functions",
+            )
+        )
+    if gpu.passthrough_test:
+        errors.append(
+            HomelabError(
+                wanted=f"gpus.{name}.passthroughTest for a card that is bound at boot",
+                found=f"{device.address} is a virtual function of {device.physfn} (SR-IOV)",
+                why="the test takes a card that is on vfio-pci already; a virtual function gets there when its VM starts",
+                next=f"take gpus.{name}.passthroughTest out",
+            )
+        )
+    return errors
+
+
+def divided(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
+    """The card isn't set up to be divided among VMs (NVIDIA vGPU, mediated devices): it is left as it is."""
+    states = {device.address: facts.card_states.get(device.address) for device in facts.functions(slot)}
+    ways = {address: state.divided for address, state in states.items() if state is not None and state.divided}
+    if not ways:
+        return []
+    said = {"vgpu": "NVIDIA's vGPU driver", "mdev": "mediated devices (mdev_supported_types)"}
+    return [
+        HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) as a whole for a VM",
+            found="; ".join(f"{address} is set up for {said.get(way, way)}" for address, way in ways.items()),
+            why="it can serve several VMs, which would lose it; and Proxmox VE refuses a mapping of such a card that isn't marked for mdev",
+            next="use it as it is set up (hostpci with mdev=, a mapping of your own), and take it out of the settings; or remove the vGPU driver, "
+            "i915.enable_gvt or what else divides it, reboot, and run `pulumi up` again",
+        )
+    ]
+
+
+def resettable(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
+    """The card answers, and isn't one that a reset is known to break."""
+    gone = sorted({device.address for device in facts.functions(slot)} & set(facts.lost))
+    lost = [kernel_log.lost(f"gpus.{name}", gone)] if gone else []
+    return lost + resets.refused(facts, f"gpus.{name}", slot)
+
+
+def vgpu_host(facts: HostFacts, host: Host) -> list[HomelabError]:
+    """NVIDIA's driver isn't installed over its vGPU driver, which is another one."""
+    signs = [f"the module {name} is loaded" for name in facts.modules if name == "nvidia_vgpu_vfio"]
+    signs += ["/usr/bin/nvidia-vgpu-mgr is there"] if facts.vgpu_manager else []
+    if host.nvidia is None or not signs:
+        return []
+    return [
+        HomelabError(
+            wanted="NVIDIA's driver on the host (nvidia)",
+            found=f"NVIDIA's vGPU driver: {'; '.join(signs)}",
+            why="that driver is licensed, and another one in its place takes the cards from the VMs that share them",
+            next="take nvidia of this host out of the settings; or remove the vGPU driver yourself (its installer has --uninstall) and run `pulumi up` again",
         )
     ]
 
@@ -202,14 +317,14 @@ def grouped(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabEr
             found=f"the host has {facts.iommu.groups} groups, and in none of them is {'; '.join(map(facts.describe, outside))}"
             + (f"; the kernel was started with {' '.join(words)}" if words else ""),
             why="the IOMMU doesn't translate for it: Proxmox VE refuses to give such a device to a VM",
-            next=f"take igfx_off out of where the words are (/etc/default/grub, or /etc/kernel/cmdline), {_new_entries(facts)}, and reboot"
+            next=f"take igfx_off out of where the words are (/etc/default/grub, or /etc/kernel/cmdline), {new_entries(facts)}, and reboot"
             if words
             else "look for it in `dmesg | grep -iE 'DMAR|AMD-Vi'`; an update of the firmware may put it under the IOMMU",
         )
     ]
 
 
-def _new_entries(facts: HostFacts) -> str:
+def new_entries(facts: HostFacts) -> str:
     """What brings changed words of the kernel command line into the boot entries."""
     return "`proxmox-boot-tool refresh`" if facts.loader == "systemd-boot" else "`update-grub`"
 
@@ -232,7 +347,7 @@ def isolation(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabE
             found=f"with it in the {predicted(facts)}group: {'; '.join(map(facts.describe, others))}",
             why="starting a VM with the card takes every device of the group from the host; with a disk or a network card it goes down",
             next="put the card into another slot, or switch ACS on in the firmware; a device that may go along is named in "
-            f"gpus.{name}.allowGroupMembers",
+            f"gpus.{name}.allowGroupMembers{remapping.offered(facts, slot)}",
         )
     ]
 
@@ -322,7 +437,7 @@ def by_hand(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabErr
             found=f"{', '.join(device.address for device in bound)} on vfio-pci, by {', '.join(binds)}",
             why="that was not written by this program, which doesn't take it away: the card would stay without the host's driver",
             next=f"take {', '.join(sorted({device.id for device in bound}))} out there, `update-initramfs -u -k all`"
-            + (f", {_new_entries(facts)}" if by_words else "")
+            + (f", {new_entries(facts)}" if by_words else "")
             + f", reboot, and run `pulumi up` again; or set gpus.{name}.use: vm",
         )
     ]
@@ -330,7 +445,7 @@ def by_hand(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabErr
 
 def console(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
     """Neither the card nor a member of its group is the screen on which the firmware and the host's console show."""
-    screens = [device for device in _going(facts, slot) if device.boot_vga]
+    screens = consoles.screens(facts, _going(facts, slot))
     if gpu.allow_console or not screens:
         return []
     own = screens[0] in facts.functions(slot)
@@ -338,7 +453,7 @@ def console(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabErr
     return [
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) not to be the host's console",
-            found=f"the firmware uses {which} as its screen (boot_vga)",
+            found=f"the firmware uses {which} as its screen ({'boot_vga' if screens[0].boot_vga else 'the kernel draws into its memory'})",
             why="once it is bound, the host shows nothing on its screen after the boot menu; it can be reached over the network only",
             next="make the other card the primary one in the firmware, or accept it with "
             f"gpus.{name}.allowConsole: true (the boot entry 'without GPU passthrough' gives the screen back)",
@@ -349,13 +464,15 @@ def console(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabErr
 def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
     """No container uses the card, or another one of its group, through the host's driver."""
     mine = {device.address for device in _going(facts, slot)}
-    minors = {minor for address, minor in facts.nvidia_minors.items() if address in mine}
+    nodes = [f"/dev/nvidia{minor}" for address, minor in facts.nvidia_minors.items() if address in mine]
+    drm = [one for address, one in facts.drm.items() if address in mine and facts.by_address[address].vendor != NVIDIA]
+    nodes += [f"/dev/dri/{name}" for one in drm for name in (one.card, one.render) if name]
     users = [
         guest.id
         for guest in facts.guests.configs
         if guest.kind == "lxc"
         and guest.id not in gpu.allow_containers
-        and any(entry.takes(f"/dev/nvidia{minor}") for entry in guest.container.entries for minor in minors)
+        and any(entry.takes(node) for entry in guest.container.entries for node in nodes)
     ]
     if not users:
         return []
@@ -363,7 +480,7 @@ def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) free to be taken from the host",
             found=f"containers that use it: {', '.join(str(ctid) for ctid in users)}",
-            why="on vfio-pci the card has no /dev/nvidia node any more: these containers would not start, or run without it",
+            why="on vfio-pci the card has no node in /dev any more: these containers would not start, or run without it",
             next=f"take the card out of them first, or accept it with gpus.{name}.allowContainers: {users}",
         )
     ]
@@ -371,25 +488,50 @@ def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
 
 def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabError]]:
     """All gates. Returns the slot of each GPU that could be resolved, and every reason not to go on."""
+    facts = remapping.to_be(facts, host)
     slots, unresolved = resolve(facts, host.gpus)
-    errors = [*tools(facts, host), *iommu(facts, host), *room(facts, host), *unresolved]
+    errors = [
+        *tools(facts, host),
+        *iommu(facts, host),
+        *remapping.refused(facts, host),
+        *room(facts, host),
+        *vgpu_host(facts, host),
+        *unresolved,
+    ]
     for name, slot in slots.items():
         gpu = host.gpus[name]
         for gate in GIVEN if gpu.use == "vm" else STAYING:
             errors += gate(facts, name, gpu, slot)
-    return slots, errors + kept(facts, host.gpus, slots)
+    return slots, errors + kept(facts, host.gpus, slots) + remapping.split(facts, host, slots)
 
 
 # What is checked of a card that goes to a VM, before anything is changed; of one that stays; and once there are real groups.
-GIVEN = (one_function, grouped, isolation, vital, console, containers)
+GIVEN = (
+    named_functions,
+    one_function,
+    virtual_function,
+    divided,
+    options.migratable,
+    graphics.gvt_g,
+    graphics.rebound,
+    resettable,
+    grouped,
+    isolation,
+    vital,
+    remapping.one_to_one,
+    console,
+    containers,
+)
 STAYING = (by_hand,)
-VERIFIED = (grouped, isolation, vital)
+VERIFIED = (graphics.rebound, grouped, isolation, vital, consoles.freed, remapping.one_to_one)
 
 
 def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
     """What is no reason to refuse a card, and must not come as a surprise: a sentence each."""
     given = {name: slot for name, slot in slots.items() if host.gpus[name].use == "vm"}
     return [
+        *remapping.remarks(facts, host, slots),
+        *consoles.without_effect(facts, host, given),
         *(said for name, slot in given.items() for said in _about(facts, host, name, slot)),
         *_keyboards(facts, given),
         *(said for name, slot in slots.items() if name not in given for said in _stays_bound(facts, name, slot)),
@@ -411,6 +553,15 @@ def _about(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
             f"gpus.{name}: its mapping offers {shown.address} alone, since Proxmox VE compares a mapping's id with each of its functions; "
             f"all of them ({path.replace(';', ', ')}) go with byAddress"
         )
+    owner = next((device.physfn for device in mine if device.physfn), None)
+    if owner:
+        said.append(
+            f"gpus.{name} is a virtual function of {owner}: Proxmox VE binds it when its VM starts. What makes it (sysfs.conf, a module's option) stays "
+            "yours, and must have made it before the VM starts"
+        )
+    said += resets.remarks(facts, f"gpus.{name}", slot)
+    said += consoles.remarks(facts, host, f"gpus.{name}", slot)
+    said += _named_to_go(facts, name, host.gpus[name], mine)
     holders = facts.using(device.address for device in _going(facts, slot) if device.driver != "vfio-pci")
     if holders:
         said.append(
@@ -422,6 +573,20 @@ def _about(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
             "homelab binds none that comes later"
             + ("; ids for vfio-pci that were set by hand do, so takeOver leaves these" if host.take_over else "")
         )
+    return said
+
+
+def _named_to_go(facts: HostFacts, name: str, gpu: Gpu, mine: list[Device]) -> list[str]:
+    """What of the functions that the settings name may surprise."""
+    said = []
+    for device in mine if gpu.functions else []:
+        if device.class_code.startswith(USB):
+            said.append(f"gpus.{name}: {facts.describe(device)} goes along: what is plugged into it goes with the card")
+        elif device.class_code.startswith(SECURITY_PROCESSOR):
+            said.append(
+                f"gpus.{name}: {facts.describe(device)} goes along: reports differ on whether a guest's driver needs it; where the VM "
+                "starts only once for each boot of the host, leave it out first"
+            )
     return said
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -69,6 +69,19 @@ class Sign(BaseModel):
         return named(line), match[0] if match else ""
 
 
+class StartSign(BaseModel):
+    """A row of what QEMU says when it doesn't start with a card; see the data."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    pattern: Pattern
+    why: str
+    next: str
+    source: Annotated[str, Field(min_length=3)]
+    evidence: Literal["primary", "report", "unconfirmed"]
+
+
 @dataclass(frozen=True)
 class Trouble:
     """What a sign tells of a card or the host; ``stops``: is it a reason for `up` to fail?"""
@@ -80,8 +93,17 @@ class Trouble:
 @functools.cache
 def signs() -> tuple[Sign, ...]:
     """All rows, in the order in which they are told."""
-    text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
-    return tuple(Sign.model_validate(row) for row in yaml.safe_load(text)["signs"])
+    return tuple(Sign.model_validate(row) for row in _data()["signs"])
+
+
+@functools.cache
+def start_signs() -> tuple[StartSign, ...]:
+    """What QEMU says of a start that failed."""
+    return tuple(StartSign.model_validate(row) for row in _data()["starts"])
+
+
+def _data() -> Any:
+    return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
 @functools.cache
@@ -100,7 +122,7 @@ def of_card(facts: HostFacts, name: str, functions: Iterable[str]) -> list[Troub
     own = set(functions)
     above = {bridge for address in own if address in facts.by_address for bridge in facts.by_address[address].ancestors}
     gone = sorted(own & set(facts.lost))
-    found = [_lost(name, gone)] if gone else []
+    found = [Trouble(lost(name, gone), stops=True)] if gone else []
     lines = facts.kernel_log.splitlines()
     rows = [row for row in signs() if row.of != "host"]
     return found + _told(
@@ -113,6 +135,11 @@ def of_host(facts: HostFacts, name: str) -> list[Trouble]:
     lines = facts.kernel_log.splitlines()
     rows = [row for row in signs() if row.of == "host" and not (row.name == UNSAFE and facts.unsafe_interrupts)]
     return _told(name, rows, lambda _: lines)
+
+
+def of_start(text: str) -> list[StartSign]:
+    """What a VM's start failed with, by what QEMU says."""
+    return [row for row in start_signs() if re.search(row.pattern, text)]
 
 
 def of_iommu(lines: Iterable[str]) -> list[str]:
@@ -201,12 +228,12 @@ def _uncured(row: Sign, lines: list[str]) -> list[str]:
     return said
 
 
-def _lost(name: str, addresses: list[str]) -> Trouble:
-    error = HomelabError(
+def lost(name: str, addresses: list[str]) -> HomelabError:
+    """The error for functions whose configuration space reads as ones. ``name``: as of `of_card`."""
+    return HomelabError(
         wanted=f"{name}: a card that answers on the PCI bus",
         found=f"the configuration space of {', '.join(addresses)} can't be read: every bit is one",
         why="the card is lost: no driver and no guest can use it, and what binds or resets it now may hang",
         next="switch the host off, wait half a minute, switch it on (a warm reboot often isn't enough); look at the card's power cables, slot "
-        "and riser if it happens again",
+        "and riser if it happens again, and for newer firmware of card and board",
     )
-    return Trouble(error, stops=True)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from homelab.errors import HomelabError, raise_all
-from homelab.host import gates, kernel_log
+from homelab.host import consoles, gates, kernel_log, remapping, resets
+from homelab.host.classes import DRIVERS, NVIDIA
 from homelab.host.facts import HostFacts, missing_words
+from homelab.host.reboot import in_short, stopping
 from homelab.settings import Host
 from homelab.shapes import CardPlan
 
-# Drivers that would claim an NVIDIA card. Blacklisted only where none stays with the host, as belt and braces: the binding
-# doesn't need it. nova_core is nouveau's successor (Linux 7.0 on); nvidiafb Proxmox VE blacklists itself.
-NVIDIA_DRIVERS = "nouveau,nvidia,nvidia_drm,nvidia_modeset,nvidia_uvm,nvidiafb,nova_core"
+# Drivers that would claim an NVIDIA card. Blacklisted only where one goes to a VM and none stays with the host, as belt and braces: the
+# binding doesn't need it. Other makers' drivers never are (DRIVERS).
+NVIDIA_BLACKLIST = f"modprobe.blacklist={','.join(DRIVERS[NVIDIA])}"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ def wanted(facts: HostFacts, host: Host) -> Wanted:
         for name, slot in slots.items()
         if host.gpus[name].use == "vm"
         for device in facts.functions(slot)
+        if not device.physfn  # made while the host runs: Proxmox VE binds it when its VM starts
     }
     by_hand = sorted(facts.bound_by_hand() & set(functions))
     if host.take_over:
@@ -61,29 +64,26 @@ def wanted(facts: HostFacts, host: Host) -> Wanted:
         by_hand = [address for address in by_hand if facts.pluggable(address)]
     ours = {address: ids for address, ids in functions.items() if address not in by_hand}
     return Wanted(
-        iommu_words=_iommu_words(facts, host),
-        vfio_words=_vfio_words(facts, ours, set(functions)),
+        iommu_words=remapping.words(facts, host),
+        vfio_words=_vfio_words(facts, host, ours, set(functions)),
         functions=functions,
         by_hand=by_hand,
         gpus={name: _gpu(facts, host, name, slot) for name, slot in slots.items()},
     )
 
 
-def _iommu_words(facts: HostFacts, host: Host) -> str:
-    vendor = "intel_iommu=on" if facts.cpu_vendor == "GenuineIntel" else "amd_iommu=on"
-    wanted = {vendor: host.wants_iommu, "iommu=pt": host.bypasses_iommu}
-    # Where no VM gets a card any more and nobody says otherwise, what is ours stays: without need, taking it away would be a reboot.
-    ours = set(facts.cmdline.configured.split()) - set(facts.cmdline.others.split())
-    if not host.gives_cards and host.iommu.enable is None:
-        wanted |= {word: word in ours for word in (vendor, *(["iommu=pt"] * (host.iommu.passthrough is None)))}
-    return " ".join(word for word, is_wanted in wanted.items() if is_wanted)
-
-
-def _vfio_words(facts: HostFacts, ours: dict[str, str], bound: set[str]) -> str:
+def _vfio_words(facts: HostFacts, host: Host, ours: dict[str, str], bound: set[str]) -> str:
     if not ours:
         return ""
-    word = "homelab.vfio=" + ",".join(f"{address}={ids}" for address, ids in sorted(ours.items()))
-    return word if gates.nvidia_stays(facts, bound) else f"{word} modprobe.blacklist={NVIDIA_DRIVERS}"
+    words = ["homelab.vfio=" + ",".join(f"{address}={ids}" for address, ids in sorted(ours.items()))]
+    # Where it is ours already, it stays: without need, taking it away would be a reboot.
+    has_it = (
+        NVIDIA_BLACKLIST in facts.cmdline.configured.split() and NVIDIA_BLACKLIST not in facts.cmdline.others.split()
+    )
+    goes = has_it or any(facts.by_address[address].vendor == NVIDIA for address in bound)
+    if goes and not gates.nvidia_stays(facts, bound):
+        words.append(NVIDIA_BLACKLIST)
+    return " ".join([*words, *consoles.words(facts, host, sorted(ours))])
 
 
 def _gpu(facts: HostFacts, host: Host, name: str, slot: str) -> CardPlan:
@@ -107,6 +107,8 @@ def drift(facts: HostFacts, want: Wanted) -> dict[str, list[str]]:
         "vfio": [*_changed_files(facts, "vfio"), *_lost_words(facts, want.vfio_words), *_lost_binding(facts, want)],
         "boot": _boot_drift(facts, want),
         "nodes": _lost_nodes(facts),
+        "cards": _lost_service(facts),
+        "values": [*_changed_files(facts, "values"), *facts.lost_values],
     }
 
 
@@ -128,6 +130,14 @@ def _lost_nodes(facts: HostFacts) -> list[str]:
     found = _changed_files(facts, "nodes")
     found += [] if facts.nvidia.nodes_enabled else ["homelab-nvidia-nodes.service is not enabled"]
     return found + [f"{path} is not there" for path in facts.nvidia.missing_nodes]
+
+
+def _lost_service(facts: HostFacts) -> list[str]:
+    """What sees at each boot to the nodes of the cards in containers, where we have it."""
+    if not any(file.layer == "cards" for file in facts.managed):
+        return []
+    found = _changed_files(facts, "cards")
+    return found + ([] if facts.cards_enabled else ["homelab-card-nodes.service is not enabled"])
 
 
 def _changed_files(facts: HostFacts, layer: str) -> list[str]:
@@ -209,12 +219,26 @@ def verify(facts: HostFacts, host: Host, want: Wanted) -> list[HomelabError]:
             )
         )
     errors += _verify_drivers(facts, want)
+    errors += [
+        _not_made(name, gpu["slot"])
+        for name, gpu in want.gpus.items()
+        if "." in gpu["slot"] and gpu["slot"] not in facts.by_address
+    ]
     if facts.iommu.groups:
         slots = {name: gpu["slot"] for name, gpu in want.gpus.items() if gpu["use"] == "vm"}
         for name, slot in slots.items():
             for gate in gates.VERIFIED:
                 errors += gate(facts, name, host.gpus[name], slot)
     return errors
+
+
+def _not_made(name: str, address: str) -> HomelabError:
+    return HomelabError(
+        wanted=f"gpus.{name}, the virtual function {address}, made at boot",
+        found="it is not there",
+        why="virtual functions are made by the card's driver while the host starts: a VM with one that isn't there doesn't start",
+        next="see that what makes it (sriov_numvfs in sysfs.conf, a module's option) does so at every boot; then run `pulumi up` again",
+    )
 
 
 def _verify_drivers(facts: HostFacts, want: Wanted) -> list[HomelabError]:
@@ -252,20 +276,23 @@ class PlannedReboot:
     guests: str
 
     def __str__(self) -> str:
+        return self._said("; ".join(self.reasons))
+
+    def in_short(self, cards: Mapping[str, CardPlan]) -> str:
+        """The same for an `up`, in few words; the plan of a preview has all of them.
+
+        :param cards: of the plan.
+        """
+        return self._said(in_short(self.reasons, cards))
+
+    def _said(self, because: str) -> str:
+        stops = stopping(self.guests)
         if self.reboot != "no":
             by = "by you (reboot: manual)" if self.reboot == "manual" else "one"
-            return f"{by}, because {self.because}; it stops {self.stops}"
+            return f"{by}, because {because}; {stops}"
         if self.perhaps:
-            return f"not needed, unless {'; '.join(self.perhaps)}; then it stops {self.stops}"
+            return f"not needed, unless {'; '.join(self.perhaps)}; then {stops}"
         return "not needed"
-
-    @property
-    def because(self) -> str:
-        return "; ".join(self.reasons)
-
-    @property
-    def stops(self) -> str:
-        return self.guests or "no running guest"
 
 
 @dataclass(frozen=True)
@@ -321,6 +348,8 @@ def describe(
             by_hand = ", bound by hand" if device.address in want.by_hand else ""
             lines.append(f"    {device.address} [{device.id}] {device.driver or 'no driver'} -> {then}{by_hand}")
         lines += [f"    {line}" for line in _groups(facts, found["slot"])]
+        ways = resets.described(facts, facts.functions(found["slot"]))
+        lines += [f"    reset: {ways}"] if ways and found["use"] == "vm" else []
     slots = {gpu: found["slot"] for gpu, found in want.gpus.items()}
     lines += [f"  note: {said}" for said in gates.remarks(facts, host, slots)]
     lines.append(f"  reboot: {reboot}")

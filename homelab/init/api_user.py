@@ -18,19 +18,19 @@ TOKEN = "pulumi"
 # The names that `name_for` gives. Who may change a user on the host may give any of them a comment such as ours, and a name may be one that
 # a shell would obey; commands are root's.
 _NAME = re.compile(r"homelab\d*@pve")
-_MARK = re.compile(r"homelab init, stack (?P<stack>[^,]+)(?:, role (?P<role>[A-Za-z0-9]+))?")
+_MARK = re.compile(r"homelab init, stack (?P<stack>[^,]+)(?:, role (?P<roles>[A-Za-z0-9]+(?: [A-Za-z0-9]+)*))?")
 
 
 @dataclass(frozen=True)
 class User:
-    """A user of /etc/pve/user.cfg. ``stack``: the one that `homelab init` made it for, empty: it didn't; ``role``: the role that was made
-    for it, empty: none was.
+    """A user of /etc/pve/user.cfg. ``stack``: the one that `homelab init` made it for, empty: it didn't; ``roles``: those that it has and that
+    init made, for it or for another one's user.
     """
 
     name: str
     tokens: tuple[str, ...]
     stack: str = ""
-    role: str = ""
+    roles: tuple[str, ...] = ()
 
 
 def users(config: str) -> list[User]:
@@ -43,7 +43,7 @@ def users(config: str) -> list[User]:
             ours = len(row) > 7 and _NAME.fullmatch(row[1])
             mark = _MARK.fullmatch(unquote(row[7])) if ours else None
             mine = tuple(token for name, _, token in tokens if name == row[1])
-            found.append(User(row[1], mine, *((mark["stack"], mark["role"] or "") if mark else ())))
+            found.append(User(row[1], mine, *((mark["stack"], tuple((mark["roles"] or "").split())) if mark else ())))
     return found
 
 
@@ -85,19 +85,21 @@ def making(stack: str, config: str, needs: Needs, *, has_secret: bool, pve: str)
     wanted = {path: {rights.least(one.split("|"), pve) for one in names} for path, names in needs.items()}
     given = {path: access.has("user", name, path) or set() for path in wanted}
     lacking = rights.missing(wanted, given)
-    # A role that somebody else has, too, isn't extended: it would give them more.
-    kept = {entry.role for entry in access.entries if entry.who != name}
-    granting = rights.commands(
-        access, name, lacking, kept=kept, share=True, own=[user.role] if user and user.role else ()
-    )
+    own = user.roles if user else ()
+    # A role that somebody else has, too, isn't extended: it would give them more. Nor is one that a person made.
+    kept = {entry.role for entry in access.entries if entry.who != name} | (set(access.roles) - set(own))
+    made = {role for one in users(config) for role in one.roles}
+    granting = rights.commands(access, name, lacking, kept=kept, shared=sorted(made), own=own)
+    # By the comment an undo knows what is init's: it is written before a role is made.
+    added = [found[1] for one in granting if (found := re.match(r"pveum role add (\S+)", one))]
+    given_now = [found[1] for one in granting if (found := re.search(r"--roles (\S+)$", one))]
+    marked = list(dict.fromkeys([*own, *(role for role in given_now if role in {*added, *made})]))
+    comment = shlex.quote(f"homelab init, stack {stack}" + (f", role {' '.join(marked)}" if marked else ""))
     commands: list[str] = []
     if user is None:
-        role = next((found[1] for one in granting if (found := re.search(r"--roles (\S+)$", one))), "")
-        ours = any(one.startswith(f"pveum role add {role} ") for one in granting) or role in {
-            one.role for one in users(config)
-        }
-        comment = f"homelab init, stack {stack}" + (f", role {role}" if role and ours else "")
-        commands.append(f"pveum user add {name} --comment {shlex.quote(comment)}")
+        commands.append(f"pveum user add {name} --comment {comment}")
+    elif marked != [*own]:
+        commands.append(f"pveum user modify {name} --comment {comment}")
     commands += granting
     there = user is not None and TOKEN in user.tokens
     if there and not has_secret:
@@ -124,19 +126,18 @@ def undoing(stack: str, config: str) -> Undoing:
     left: list[str] = []
     mine = [user for user in users(config) if user.stack == stack]
     names = {user.name for user in mine}
-    marked = {user.role for user in mine if user.role}
+    marked = {role for user in mine for role in user.roles}
     entries = [entry for entry in access.entries if entry.kind == "user" and entry.who in names]
     for user in mine:
         commands += [f"pveum user token delete {user.name} {token}" for token in user.tokens]
     commands += [f"pveum acl delete {entry.path} --users {entry.who} --roles {entry.role}" for entry in entries]
+    # What was marked, and not what is assigned: of an undo that ended halfway, the entries may be gone already.
     for role in sorted({*marked, *(entry.role for entry in entries)} & set(access.roles)):
-        others = sorted(
-            {one.who for one in access.entries if one.role == role and one.who.partition("!")[0] not in names}
-        )
+        others = {one.who for one in access.entries if one.role == role and one.who.partition("!")[0] not in names}
+        others |= {one.name for one in users(config) if role in one.roles and one.name not in names}
         if others:
-            left.append(f"the role {role} stays: {', '.join(others)} has it, too")
-        # A later run adds Homelab2 beside a role that it must not extend.
-        elif role in marked or (marked and re.fullmatch(rf"{rights.ROLE}\d*", role)):
+            left.append(f"the role {role} stays: {', '.join(sorted(others))} has it, too")
+        elif role in marked:
             commands.append(f"pveum role delete {role}")
         else:
             left.append(f"the role {role} stays: homelab init didn't make it")

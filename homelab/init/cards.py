@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from homelab.container import others
 from homelab.errors import HomelabError
 from homelab.host import gates
 from homelab.host.classes import NVIDIA
-from homelab.host.facts import HostFacts
+from homelab.host.facts import HostFacts, bound_by_word
 from homelab.settings import Gpu, Host
 
 
@@ -82,14 +83,7 @@ def lines(facts: HostFacts, card: Card, node: str) -> list[str]:
 
 def containers_with(facts: HostFacts, card: Card) -> list[int]:
     """Ids of the containers whose configuration names the card's device node."""
-    mine = {device.address for device in facts.functions(card.place)}
-    minors = [minor for address, minor in facts.nvidia_minors.items() if address in mine]
-    return [
-        config.id
-        for config in facts.guests.configs
-        if config.kind == "lxc"
-        and any(f"/dev/nvidia{minor}{end}" in f"{config.lines}\n" for minor in minors for end in " ,\n")
-    ]
+    return [config.id for config in facts.containers_with(card.place)]
 
 
 def possible_uses(facts: HostFacts, card: Card, host: Host) -> set[str]:
@@ -101,4 +95,11 @@ def refused(facts: HostFacts, card: Card, host: Host, use: str) -> list[HomelabE
     """What stands against giving the card to a VM (``use: vm``), or leaving it with the host's driver (``lxc``, ``host``)."""
     gpu = Gpu.model_validate({**card.settings, "use": use})
     alone = host.model_copy(update={"gpus": {card.key: gpu}})
-    return gates.check(facts, alone)[1]
+    errors = gates.check(facts, alone)[1]
+    if use == "lxc" and not card.is_nvidia:
+        shown = next(one for one in facts.functions(card.place) if one.is_display)
+        # One that this program has bound goes back to its driver with the next boot.
+        given_back = shown.address in bound_by_word(facts.cmdline.running)
+        closed = None if given_back else others.unserved(f"gpus.{card.key} ({card.name})", facts, shown, "")
+        errors = [*errors, *([closed] if closed else [])]
+    return errors

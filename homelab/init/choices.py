@@ -177,13 +177,19 @@ class Stack:
 
 @dataclass(frozen=True)
 class ChosenVm:
-    """A VM that is to be made. ``size``: GiB; ``memory``: MiB."""
+    """A VM that is to be made. ``size``: GiB; ``memory``: MiB; ``image``, ``iso``: the volume that it starts from, both empty: an empty disk;
+    ``into``: ``image`` is the name of a known one, which is downloaded to this storage; ``cloud``: its `cloudInit`.
+    """
 
     name: str
     storage: str
     size: int = 64
     memory: int = 16384
     cores: int = 8
+    image: str = ""
+    iso: str = ""
+    into: str = ""
+    cloud: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -291,7 +297,12 @@ def settings_of(
             taken.append(key)
             into[key] = {"host": host_name, field_of_id: number, "gpus": new}
             if is_new and choices.new_vm:
-                into[key]["create"] = _creation(choices.new_vm)
+                image = choices.new_vm.image
+                if choices.new_vm.into:
+                    old = _mapping(_mapping(_mapping(existing, "hosts"), host_name), "downloads")
+                    image, download = _download(choices.new_vm, old)
+                    host |= {"downloads": download} if download else {}
+                into[key]["create"] = _creation(choices.new_vm, image)
             if kind == "vm":
                 into[key] |= choices.vm_stacks.get(number, {})
             if kind == "lxc" and choices.guest_stack is not None:
@@ -318,10 +329,23 @@ def _cards_of_guest(entry: Mapping[str, Any], new: list[str], chosen: Mapping[st
     return {"gpus": found} if found != old else None
 
 
-def _creation(new: ChosenVm) -> dict[str, Any]:
+def _download(new: ChosenVm, old: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name of the download that a new VM's image is, and what is to be set for it: nothing where the host has it already."""
+    about = {"image": new.image, **({} if new.into == "local" else {"storage": new.into})}
+    there = [name for name, one in old.items() if isinstance(one, Mapping) and about.items() <= one.items()]
+    if there:
+        return there[0], {}
+    name = key_of(new.image.replace(".", ""), list(old), "image")
+    return name, {name: about}
+
+
+def _creation(new: ChosenVm, image: str) -> dict[str, Any]:
     return {
         "name": new.name,
+        **({"image": image} if image else {}),
+        **({"isos": [new.iso]} if new.iso else {}),
         "disk": {"storage": new.storage, "size": new.size},
         "memory": new.memory,
         "cores": new.cores,
+        **({"cloudInit": dict(new.cloud)} if new.cloud else {}),
     }

@@ -19,15 +19,16 @@ from homelab.errors import HomelabError
 
 # A file that is new begins so.
 HEAD = """# yaml-language-server: $schema=docs/config.schema.json
-# Made by homelab init; change it as you like, and homelab init again adds to it. docs/settings.md describes every key.
+# Made by homelab init. Change it as you like: homelab init adds to it.
+# docs/settings.md describes every key.
 config: {}
 """
-# What is said of a key where it is new: the last parts of its path -> the comment on its line.
+# What is said of a key where it is new: the last parts of its path -> the comment on its line, or before it where that would be too long.
 _COMMENTS: dict[tuple[str, ...], str] = {
     ("ssh", "hostKey"): "confirmed in homelab init",
     ("ssh", "agent"): "the SSH agent of this machine logs in",
-    ("api", "fingerprint"): "of the certificate that the API shows; read over SSH",
-    ("gpus", "*", "use"): "vm: vfio-pci, for passthrough. lxc, host: stays with the host's driver",
+    ("api", "fingerprint"): "of the API's certificate, read over SSH",
+    ("gpus", "*", "use"): "vm: for a VM; lxc, host: stays with the host's driver",
     ("gpus", "*", "address"): "there are several cards with this id",
     ("nvidia", "driver"): "docs/nvidia.md has what works with what",
 }
@@ -38,6 +39,8 @@ _SECTIONS: dict[tuple[str, ...], str] = {
     ("homelab:containers",): "Cards in containers, shared by the host's driver.",
     ("homelab:plan",): "Whether a preview reads the host: auto, always, never.",
 }
+# A terminal shows the file, two columns to the right.
+_COLUMNS = 76
 _Path = tuple[str, ...]
 
 
@@ -244,6 +247,9 @@ def _block(values: Mapping[str, Any], column: int, place: _Path, *, first: bool 
         if said := _SECTIONS.get(here):
             lines += [*([] if first and not lines else ["\n"]), f"{indent}# {said}\n"]
         comment = "".join(f" # {said}" for pattern, said in _COMMENTS.items() if _ends_with(here, pattern))
+        if not isinstance(value, Mapping) and len(f"{indent}{key}: {_flow(value)}{comment}") > _COLUMNS:
+            lines.append(f"{indent}{comment.lstrip()}\n" if comment else "")
+            comment = ""
         if isinstance(value, Mapping) and value:
             lines += [f"{indent}{_scalar(key)}:{comment}\n", *_block(value, column + 2, here)]
         else:

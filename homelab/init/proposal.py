@@ -16,7 +16,7 @@ from homelab.errors import HomelabError
 from homelab.host import plan
 from homelab.host.facts import HostFacts
 from homelab.init.api_user import TOKEN, Making, making, name_for
-from homelab.init.merge import merged
+from homelab.init.merge import HEAD, merged
 from homelab.nvidia import preview
 from homelab.remote.proxmox import probe
 from homelab.settings import Settings, parse, stack_file
@@ -29,7 +29,7 @@ OPEN = "FILL-IN"
 
 @dataclass(frozen=True)
 class Existing:
-    """A stack's file as it is. ``text``: empty where there is none, or none that counts; ``values``: what it has under `homelab:`, by
+    """A stack's file as it is. ``text``: empty where there is none, of the example what Pulumi has added to it; ``values``: what it has under `homelab:`, by
     key without that; ``example``: is it the example, never filled in?
     """
 
@@ -74,8 +74,10 @@ def existing(text: str, file: str) -> Existing:
         return Existing(text)
     settings = _loaded(text, file)
     if any(place[-1] == "hostKey" and place[0] == "hosts" for place in left_open(settings)):
-        # With the example's host key no host can be reached: nobody has used it.
-        return Existing(example=True)
+        # With the example's host key no host can be reached: nobody has used it. What Pulumi has put beside it is the stack's: without its
+        # salt, the passphrase would no longer be the one of its secrets.
+        own = {key: one for key, one in whole.items() if key in stack_file.KEYS_OF_PULUMI and key != "config"}
+        return Existing(HEAD + yaml.safe_dump(own) if own else "", example=True)
     return Existing(text, values)
 
 

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable
 
 from homelab.errors import HomelabError
+from homelab.nvidia import lock
 from homelab.nvidia.compatibility import VENDOR, Generation
 from homelab.nvidia.flavour import allowed_by_branch, allowed_by_card, choose
 from homelab.nvidia.request import Driver, Request, driver_of, ranked_branches
@@ -28,6 +29,15 @@ def card_text(request: Request, device: str) -> str:
     if generation is None:
         return f"{VENDOR}:{device} (unknown)"
     return f"{VENDOR}:{device} ({f'{row.cards[device]}, ' if row else ''}{generation.name})"
+
+
+def locked(request: Request) -> list[HomelabError]:
+    """What the lock file has of the system is what the settings ask for."""
+    system = request.system
+    if request.lock is None or system.distribution is None or system.version is None:
+        return []
+    driver = system.host_driver if request.target == "lxc" else request.settings.driver
+    return lock.against(request.lock, request.name, f"{system.distribution} {system.version}", driver or None)
 
 
 # -- the system ------------------------------------------------------------------------------------------------
@@ -307,6 +317,36 @@ def cuda_fits(request: Request) -> list[HomelabError]:
     return errors + [error for device in request.generations if (error := _cuda_card(request, device))]
 
 
+def cuda_libraries_known(request: Request) -> list[HomelabError]:
+    """cuDNN and NCCL are among those that the data has, for the major release of CUDA."""
+    settings, data = request.settings, request.data
+    if settings.cuda is None:
+        return []
+    major, errors = parse(settings.cuda).major, []
+    rows = data.cuda_libraries(settings.cudnn, nccl=settings.nccl)
+    if settings.cudnn is not None and not any(row.name == "cudnn" for row in rows):
+        known = ", ".join(row.version for row in data.cuda.libraries if row.name == "cudnn")
+        errors.append(
+            HomelabError(
+                wanted=f"{request.name}: a major version of cuDNN: {known}",
+                found=f'nvidia.cudnn: "{settings.cudnn}"',
+                why="the packages' names have the major version, and are known here for these",
+                next=f'set nvidia.cudnn: "{known.rpartition(", ")[2]}", or leave it out and install cuDNN there by hand',
+            )
+        )
+    errors += [
+        HomelabError(
+            wanted=f"{request.name}: {row.name} {row.version} for CUDA {major}",
+            found=f"it is known for CUDA {', '.join(map(str, row.cuda))}",
+            why="each of its packages is made for one major release of CUDA",
+            next=f"set nvidia.cuda to a release of CUDA {row.cuda[-1]}, or leave nvidia.{row.name} out",
+        )
+        for row in rows
+        if major not in row.cuda
+    ]
+    return errors
+
+
 def least_driver_of_cuda(request: Request) -> Driver | None:
     """The driver that the wanted CUDA came with; of a release newer than those known, the newest known one's."""
     if request.settings.cuda is None:
@@ -366,14 +406,19 @@ def _cuda_card(request: Request, device: str) -> HomelabError | None:
 def runtime_there(request: Request) -> list[HomelabError]:
     """The runtime that is to get the card is installed, or may be."""
     wanted, installed = request.settings.container_toolkit, request.system.runtimes
-    if wanted is None or installed is None or wanted in installed or request.settings.docker == "install":
+    if wanted is None or installed is None or wanted in installed:
+        return []
+    can_be_installed = bool(request.data.packaging.toolkit.runtimes[wanted])
+    if can_be_installed and request.settings.docker == "install":
         return []
     return [
         HomelabError(
             wanted=f"{request.name}: {wanted}, for nvidia.containerToolkit",
             found=f"installed: {', '.join(sorted(installed)) or 'no container runtime'}",
             why="the toolkit is configured in the runtime; a runtime is never installed unasked",
-            next="install it, or set nvidia.docker: install",
+            next="install it, or set nvidia.docker: install"
+            if can_be_installed
+            else f"install {wanted} by its own installer, then run `pulumi up` again",
         )
     ]
 
@@ -413,5 +458,7 @@ CHECKS: tuple[Check, ...] = (
     secure_boot,
     host_version,
     cuda_fits,
+    cuda_libraries_known,
     runtime_there,
+    locked,
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import functools
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -15,7 +16,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from homelab.nvidia.versions import Range, Version, of_kernel, parse
-from homelab.shapes import Runtime
+from homelab.shapes import Capability, Runtime
 
 FOLDER = Path(__file__).resolve().parent / "data"
 #: NVIDIA's PCI vendor id.
@@ -125,6 +126,23 @@ class CudaMajor(_Sourced):
     least: DataVersion
 
 
+class CudaLibrary(_Sourced):
+    """A library beside CUDA's toolkit: its packages for each major release of CUDA; ``at``: their version's pattern, where the names don't
+    say it."""
+
+    name: Literal["cudnn", "nccl"]
+    version: str
+    cuda: tuple[int, ...]
+    packages: tuple[str, ...]
+    at: str | None = None
+    soname: str
+
+    def wanted(self, major: int) -> tuple[str, ...]:
+        """NAME or NAME=PATTERN of its packages for a major release of CUDA."""
+        at = f"={self.at.format(major=major)}" if self.at else ""
+        return tuple(f"{name.format(major=major)}{at}" for name in self.packages)
+
+
 class KernelRow(_Sourced):
     """Whether a driver's modules build for a kernel."""
 
@@ -176,6 +194,21 @@ class Names(_Sourced):
     open: tuple[str, ...]
     proprietary: tuple[str, ...]
     userspace: tuple[str, ...]
+    video: tuple[str, ...]
+    graphics: tuple[str, ...]
+
+    def beside(self, capabilities: Iterable[Capability], branch: int) -> tuple[str, ...]:
+        """The packages of capabilities beyond computing, for a branch."""
+        lists = {"video": self.video, "graphics": self.graphics}
+        return tuple(name.format(branch=branch) for one in capabilities for name in lists.get(one, ()))
+
+
+class CapabilityRow(_Sourced):
+    """The libraries of a capability, by their sonames; ``bare``: those that need no others than the driver's own."""
+
+    capability: Capability
+    libraries: tuple[str, ...]
+    bare: tuple[str, ...]
 
 
 class Toolkit(_Sourced):
@@ -207,6 +240,8 @@ class Runfile(_Sourced):
     checksum: str
     module_type_since: DataVersion
     prerequisites: tuple[str, ...]
+    no_graphics: str
+    graphics_prerequisites: tuple[str, ...]
     driver: tuple[str, ...]
     userspace: tuple[str, ...]
 
@@ -237,6 +272,7 @@ class _Branches(_Row):
 class _CudaData(_Row):
     releases: tuple[Cuda, ...]
     majors: tuple[CudaMajor, ...]
+    libraries: tuple[CudaLibrary, ...]
     package: str
     prefix: str
     source: str
@@ -259,6 +295,7 @@ class _Distributions(_Row):
     distributions: tuple[Distribution, ...]
     proxmox: Headers
     names: tuple[Names, ...]
+    capabilities: tuple[CapabilityRow, ...]
     pinned: tuple[str, ...]
     unattended: tuple[str, ...]
     prerequisites: tuple[str, ...]
@@ -315,9 +352,19 @@ class Compatibility:
         """The floor of a major family."""
         return next((row for row in self.cuda.majors if row.major == major), None)
 
+    def cuda_libraries(self, cudnn: str | None, *, nccl: bool) -> tuple[CudaLibrary, ...]:
+        """The rows of what is wanted beside CUDA; none for a cuDNN that isn't known."""
+        wanted = {"cudnn": cudnn, "nccl": "2" if nccl else None}
+        return tuple(row for row in self.cuda.libraries if wanted[row.name] == row.version)
+
     def distribution(self, id_: str, version: str) -> Distribution | None:
         """A distribution by os-release's ID and VERSION_ID."""
         return next((row for row in self.packaging.distributions if (row.id, row.version) == (id_, version)), None)
+
+    def libraries(self, capabilities: Iterable[str], *, bare: bool = False) -> tuple[str, ...]:
+        """The sonames of capabilities; ``bare``: those that need no others than the driver's own."""
+        rows = [row for row in self.packaging.capabilities if row.capability in capabilities]
+        return tuple(name for row in rows for name in (row.bare if bare else row.libraries))
 
     def names(self, distribution: str, branch: int) -> Names | None:
         """What the driver's packages are called; None where that isn't known."""

@@ -5,6 +5,8 @@ What can't work is refused (`checks`); what isn't known is a note of the plan, s
 
 from __future__ import annotations
 
+import fnmatch
+import re
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
@@ -15,7 +17,7 @@ from homelab.nvidia.compatibility import Flavour, Key, Names, Target
 from homelab.nvidia.flavour import Choice, choose
 from homelab.nvidia.request import Driver, Request, SystemFacts, offered_versions
 from homelab.nvidia.versions import Version, fits, flavour_of_kernel, of_kernel, of_package, parse
-from homelab.shapes import Runtime
+from homelab.shapes import Capability, Runtime
 
 __all__ = [
     "CudaPlan",
@@ -80,11 +82,13 @@ class RebootPlan:
 
 @dataclass(frozen=True)
 class CudaPlan:
-    """CUDA's toolkit, which brings no driver."""
+    """CUDA's toolkit, which brings no driver. ``beside``: packages of cuDNN and NCCL; ``libraries``: their sonames."""
 
     release: str
     packages: tuple[str, ...]
     nvcc: str
+    beside: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,9 +110,10 @@ class ToolkitPlan:
 class Plan:
     """What is going to be done. ``version`` is None where only the repository can tell which release of a branch it has.
 
-    ``source: either``: packages where the repositories have the version, and in a container without modules, else the installer. ``no_recommends``: packages are
+    ``capabilities``: what its libraries are for; ``demanded``: the settings name them, so that a driver that lacks one gets it, and
+    ``unwanted`` are the packages of the others. ``source: either``: packages where the repositories have the version, and in a container without modules, else the installer. ``no_recommends``: packages are
     installed without those that they recommend, as the modules among them have no place in a container. ``preferences`` keeps the
-    driver where it is; ``unattended`` keeps unattended-upgrades from replacing libraries beside a loaded module.
+    driver where it is; ``unattended`` keeps unattended-upgrades from replacing libraries beside a loaded module. ``locked``: `SystemLock.table`.
     """
 
     target: Target
@@ -120,6 +125,9 @@ class Plan:
     repositories: tuple[Repository, ...]
     prerequisites: tuple[str, ...]
     packages: tuple[str, ...]
+    capabilities: tuple[Capability, ...]
+    demanded: bool
+    unwanted: tuple[str, ...]
     no_recommends: bool
     preferences: AptFile | None
     unattended: AptFile | None
@@ -128,6 +136,7 @@ class Plan:
     cuda: CudaPlan | None
     toolkit: ToolkitPlan | None
     notes: tuple[str, ...]
+    locked: str = ""
 
 
 def plan_stack(request: Request) -> Plan:
@@ -140,7 +149,7 @@ def plan_stack(request: Request) -> Plan:
     _distribution_known(request)
     raise_all(_not_offered(request))
     choice = choose(request) if request.target != "lxc" else None
-    packages, source = _packages(request, driver, choice)
+    packages, source, capabilities = _packages(request, driver, choice)
     version = _version_of(packages) or (str(driver.version) if driver.exact else None)
     run = _runfile(request, driver, choice) if source != "packages" else None
     if run and source == "run" and not run.sha256:
@@ -155,6 +164,9 @@ def plan_stack(request: Request) -> Plan:
         repositories=_repositories(request, source),
         prerequisites=_prerequisites(request, source),
         packages=packages if source != "run" else (),
+        capabilities=capabilities,
+        demanded=request.settings.capabilities is not None,
+        unwanted=_unwanted(request, driver),
         no_recommends=request.target == "lxc",
         preferences=_preferences(request, driver, source),
         unattended=_unattended(request, source),
@@ -162,7 +174,8 @@ def plan_stack(request: Request) -> Plan:
         reboot=_reboot(request, driver, choice),
         cuda=_cuda(request),
         toolkit=_toolkit(request),
-        notes=tuple(_notes(request, driver)),
+        notes=tuple([*_notes(request, driver), *_capability_notes(request, capabilities)]),
+        locked=request.lock.table if request.lock else "",
     )
 
 
@@ -190,10 +203,13 @@ def _distribution_known(request: Request) -> None:
 def _not_offered(request: Request) -> list[HomelabError]:
     """CUDA's and the toolkit's packages that were asked for and aren't there."""
     cuda, offered = _cuda(request), request.system.offered or {}
-    names = [name.partition("=")[0] for name in cuda.packages] if cuda else []
+    names = [name.partition("=")[0] for name in (*cuda.packages, *cuda.beside)] if cuda else []
     if request.settings.container_toolkit:
         names += request.data.packaging.toolkit.packages
     missing = [name for name in names if name in offered and not offered[name]]
+    # NCCL is offered for several releases of CUDA under one name.
+    patterns = [name.partition("=")[::2] for name in cuda.beside if "=" in name] if cuda else []
+    missing += [name for name, at in patterns if offered.get(name) and not fnmatch.filter(offered[name], at)]
     if not missing:
         return []
     return [
@@ -203,7 +219,7 @@ def _not_offered(request: Request) -> list[HomelabError]:
             found="its repositories don't offer it",
             why="apt could not install it: `Unable to locate package`; not every release is there for every distribution",
             next="set nvidia.cuda to a release that is there (`apt-cache search --names-only '^cuda-toolkit-[0-9]'`), or leave it out"
-            if any(name.startswith("cuda") for name in missing)
+            if any("cuda" in name or "nccl" in name for name in missing)
             else "check nvidia.mirror.containerToolkit, and the system's network",
         )
     ]
@@ -215,28 +231,70 @@ def packages_to_ask_for(request: Request) -> tuple[str, ...]:
     branch = request.driver.branch if request.driver else 0
     lists = [names for row in request.naming for names in (row.open, row.proprietary, row.userspace)]
     driver = [name.format(branch=branch) for names in lists for name in names]
+    driver += [name for row in request.naming for name in row.beside(request.capabilities, branch)]
     cuda = _cuda(request)
     toolkit = request.data.packaging.toolkit.packages if request.settings.container_toolkit else ()
-    asked = [*driver, *((name.partition("=")[0] for name in cuda.packages) if cuda else ()), *toolkit]
+    beside = (name.partition("=")[0] for name in (*cuda.packages, *cuda.beside)) if cuda else ()
+    asked = [*driver, *beside, *toolkit]
     return tuple(dict.fromkeys(asked))
 
 
 def _packages(
     request: Request, driver: Driver, choice: Choice | None
-) -> tuple[tuple[str, ...], Literal["packages", "run", "either"]]:
-    """The package list with versions, and where the driver comes from.
+) -> tuple[tuple[str, ...], Literal["packages", "run", "either"], tuple[Capability, ...]]:
+    """The package list with versions, where the driver comes from, and what it is going to be for: the settings' capabilities, or by default
+    what can be had of them.
 
     :raises HomelabError: packages are asked for, and there are none.
     """
-    wanted, offered = request.settings.source, request.system.offered or {}
-    if wanted == "run":
-        return (), "run"
-    lists = [
-        tuple(
-            name.format(branch=driver.branch) for name in (row.userspace if choice is None else _modules(row, choice))
-        )
+    if request.settings.source == "run":
+        return (), "run", request.capabilities
+    if request.settings.capabilities is None and not _can_be_had(request, driver, choice, request.capabilities):
+        alone: tuple[Capability, ...] = ("compute",)
+        packages, source = _packages_of(request, driver, choice, alone)
+        # The installer has all of it.
+        return packages, source, request.capabilities if source == "run" else alone
+    return *_packages_of(request, driver, choice, request.capabilities), request.capabilities
+
+
+def _lists(
+    request: Request, driver: Driver, choice: Choice | None, capabilities: tuple[Capability, ...]
+) -> list[tuple[str, ...]]:
+    """The packages under each of the names that they may have."""
+    branch = driver.branch
+    return [
+        tuple(name.format(branch=branch) for name in (row.userspace if choice is None else _modules(row, choice)))
+        + row.beside(capabilities, branch)
         for row in request.naming
     ]
+
+
+def _can_be_had(request: Request, driver: Driver, choice: Choice | None, capabilities: tuple[Capability, ...]) -> bool:
+    """Whether the repositories offer all of them in one version, or weren't read yet."""
+    offered, lists = request.system.offered, _lists(request, driver, choice, capabilities)
+    if offered is None:
+        return True
+    return any(_common(request, driver, names) for names in lists if all(name in offered for name in names))
+
+
+def _unwanted(request: Request, driver: Driver) -> tuple[str, ...]:
+    """Packages of capabilities that the settings leave out; none where they don't name any."""
+    if request.settings.capabilities is None:
+        return ()
+    others = tuple(row.capability for row in request.data.packaging.capabilities)
+    names = [
+        name
+        for row in request.naming
+        for name in row.beside([one for one in others if one not in request.capabilities], driver.branch)
+    ]
+    return tuple(dict.fromkeys(names))
+
+
+def _packages_of(
+    request: Request, driver: Driver, choice: Choice | None, capabilities: tuple[Capability, ...]
+) -> tuple[tuple[str, ...], Literal["packages", "run", "either"]]:
+    wanted, offered = request.settings.source, request.system.offered or {}
+    lists = _lists(request, driver, choice, capabilities)
     asked = [names for names in lists if all(name in offered for name in names)]
     for names in asked:
         if version := _common(request, driver, names):
@@ -332,11 +390,15 @@ def _runfile(request: Request, driver: Driver, choice: Choice | None) -> Runfile
         sha256=request.run_sha256(version),
         checksum_url=f"{request.data.packaging.repositories.run}/{data.checksum.format(version=version)}",
         prerequisites=data.prerequisites
-        if choice is None
-        else data.prerequisites + request.data.packaging.build + _headers(request),
+        + (data.graphics_prerequisites if "graphics" in request.capabilities else ())
+        + (() if choice is None else request.data.packaging.build + _headers(request)),
         arguments=data.userspace
         if choice is None
-        else (*data.driver, _module_type(driver.version, data.module_type_since, choice.flavour)),
+        else (
+            *data.driver,
+            *(() if "graphics" in request.capabilities else (data.no_graphics,)),
+            _module_type(driver.version, data.module_type_since, choice.flavour),
+        ),
     )
 
 
@@ -415,7 +477,7 @@ def _repository(name: str, url: str, key_base: str, key: Key) -> Repository:
 
 
 def _preferences(request: Request, driver: Driver, source: str) -> AptFile | None:
-    data, parts = request.data.packaging, []
+    data, parts = request.data.packaging, [request.lock.pins] if request.lock and request.lock.packages else []
     if source != "run":
         packages = " ".join(data.pinned)
         parts.append(f"Package: {packages}\nPin: version {_pattern(driver)}\nPin-Priority: {_PRIORITY}\n")
@@ -458,7 +520,22 @@ def _cuda(request: Request) -> CudaPlan | None:
     numbers = {"major": release.numbers[0], "minor": release.numbers[1]}
     package = data.package.format(**numbers)
     exact = f"{package}={release}-*" if len(release.numbers) > 2 else package
-    return CudaPlan(str(release), (exact,), f"{data.prefix.format(**numbers)}/bin/nvcc")
+    rows = request.data.cuda_libraries(request.settings.cudnn, nccl=request.settings.nccl)
+    return CudaPlan(
+        str(release),
+        (exact,),
+        f"{data.prefix.format(**numbers)}/bin/nvcc",
+        tuple(_offered_at(request, name) for row in rows for name in row.wanted(release.major)),
+        tuple(row.soname for row in rows),
+    )
+
+
+def _offered_at(request: Request, name: str) -> str:
+    """``NAME=PATTERN`` at the newest offered version of it, as apt takes no pattern that begins with a star."""
+    package, _, pattern = name.partition("=")
+    found = fnmatch.filter((request.system.offered or {}).get(package, ()), pattern) if pattern else []
+    newest = max(found, key=lambda text: [int(number) for number in re.findall(r"\d+", text)], default=None)
+    return f"{package}={newest}" if newest else name
 
 
 def _toolkit(request: Request) -> ToolkitPlan | None:
@@ -470,13 +547,15 @@ def _toolkit(request: Request) -> ToolkitPlan | None:
     version = _toolkit_version(request)
     legacy = version is not None and version < data.cdi_since
     in_container = request.target == "lxc"
+    package = data.runtimes[runtime]
+    by_itself = runtime in ("podman", "k3s")
     return ToolkitPlan(
         runtime=runtime,
         packages=tuple(f"{name}={version}-*" for name in data.packages) if version else data.packages,
-        install=(data.runtimes[runtime],) if request.settings.docker == "install" and not there else (),
-        # podman reads CDI specifications itself.
-        configure=() if runtime == "podman" else ("nvidia-ctk", "runtime", "configure", f"--runtime={runtime}"),
-        restart="" if runtime == "podman" else runtime,
+        install=(package,) if package and request.settings.docker == "install" and not there else (),
+        # podman reads CDI specifications itself; k3s looks for the runtime's program.
+        configure=() if by_itself else ("nvidia-ctk", "runtime", "configure", f"--runtime={runtime}"),
+        restart="" if by_itself else runtime,
         no_cgroups=in_container and system.unprivileged and legacy,
         # Its own service skips systems without nvidia.ko in modules.dep, which a container has not.
         cdi="/etc/cdi/nvidia.yaml" if in_container or runtime == "podman" else "",
@@ -527,6 +606,21 @@ def _branch_notes(request: Request, driver: Driver) -> list[str]:
             f"{request.data.recommended} is maintained"
         ]
     return []
+
+
+def _capability_notes(request: Request, capabilities: tuple[Capability, ...]) -> list[str]:
+    notes = []
+    if lacking := [one for one in request.capabilities if one not in capabilities]:
+        notes.append(
+            f"its repositories don't offer the packages of {', '.join(lacking)} in the driver's version: the driver is installed "
+            "without them; nvidia.capabilities demands them"
+        )
+    if "graphics" in capabilities and request.target == "lxc":
+        notes.append(
+            "graphics in a container takes the host's module nvidia-drm, and its nodes in /dev/dri, which the container must have been "
+            "given; the libraries alone are installed and looked at here"
+        )
+    return notes
 
 
 def _kernel_notes(request: Request, driver: Driver) -> list[str]:

@@ -148,8 +148,15 @@ def _text(request: Request) -> str:
     parts = [f"driver {driver.version if driver.exact else driver.branch}" if driver else "the host's driver"]
     if choice:
         parts[0] += f" ({choice.flavour} kernel modules: {choice.why})"
+    parts.append(f"its libraries for {' and '.join(request.capabilities)}")
+    if settings.capabilities is None:
+        parts[-1] += " where it is installed or updated"
     if settings.cuda:
         parts.append(f"CUDA {settings.cuda}")
+    if settings.cudnn:
+        parts.append(f"cuDNN {settings.cudnn}")
+    if settings.nccl:
+        parts.append("NCCL")
     if settings.container_toolkit:
         parts.append(f"container toolkit for {settings.container_toolkit}")
     return ", ".join(parts)

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from homelab.nvidia.compatibility import VENDOR, Branch, Compatibility, Flavour, Generation, Names, Target, load
+from homelab.nvidia.lock import SystemLock
 from homelab.nvidia.versions import Version, of_package, parse
 from homelab.settings.nvidia import Nvidia
-from homelab.shapes import Runtime
+from homelab.shapes import Capability, Runtime
 
+_CAPABILITIES: tuple[Capability, ...] = ("compute", "video", "graphics")
 # In which order one is chosen.
 _KINDS = ("LTSB", "PB", "NFB", "legacy")
 # Stands for "the newest of its branch" where no release of the branch is known.
@@ -71,12 +73,13 @@ class Driver:
 
 @dataclass(frozen=True)
 class Request:
-    """One system's stack. ``name``: where it is in the settings, such as `vms.gaming`."""
+    """One system's stack. ``name``: where it is in the settings, such as `vms.gaming`; ``lock``: what the lock file has of it."""
 
     target: Target
     settings: Nvidia
     system: SystemFacts = SystemFacts()
     name: str = "this system"
+    lock: SystemLock | None = None
     data: Compatibility = field(default_factory=load)
     today: datetime.date = field(default_factory=datetime.date.today)
 
@@ -120,6 +123,12 @@ class Request:
         return self.settings.run_sha256.get(version) or (known.sha256 if known else "")
 
     @property
+    def capabilities(self) -> tuple[Capability, ...]:
+        """What the driver's libraries are for. Where the settings don't say it: also video, as far as it can be had."""
+        named = self.settings.capabilities
+        return ("compute", "video") if named is None else tuple(one for one in _CAPABILITIES if one in named)
+
+    @property
     def branch(self) -> Branch | None:
         """What is known of the driver's branch."""
         return self.data.branches.get(self.driver.branch) if self.driver else None
@@ -158,6 +167,8 @@ def driver_of(request: Request, text: str) -> Driver:
     if len(version.numbers) > 1:
         return Driver(version.major, True, version)
     row = request.data.branches.get(version.major)
+    if request.lock and request.lock.driver and parse(request.lock.driver).major == version.major:
+        return Driver(version.major, False, parse(request.lock.driver))
     newest = max(offered_versions(request, version.major), default=row.newest if row else None)
     return Driver(version.major, False, newest or parse(f"{version.major}.{_NEWEST}"))
 

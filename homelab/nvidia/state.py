@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from homelab.nvidia.compatibility import Target
+from homelab.nvidia.lock import SystemLock
 from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.settings.nvidia import Nvidia
@@ -28,7 +29,12 @@ def facts_of(reading: SystemReading, target: Target) -> SystemState:
 
 
 def request_of(
-    target: Target, name: str, facts: SystemState, stack: Nvidia, offered: dict[str, list[str]] | None = None
+    target: Target,
+    name: str,
+    facts: SystemState,
+    stack: Nvidia,
+    offered: dict[str, list[str]] | None = None,
+    lock: SystemLock | None = None,
 ) -> Request:
     """What `nvidia.plan` plans.
 
@@ -36,7 +42,11 @@ def request_of(
     :param facts: as `facts_of` has them.
     :param stack: the settings.
     :param offered: package -> versions, once the repositories are there.
+    :param lock: what the lock file has of the system: no other version of its packages counts as offered.
     """
+    versions = None if offered is None else {name: tuple(found) for name, found in offered.items()}
+    if versions is not None and lock is not None:
+        versions = lock.only(versions)
     system = SystemFacts(
         distribution=facts.get("distribution"),
         version=facts.get("version"),
@@ -49,6 +59,6 @@ def request_of(
         host_driver=facts.get("host_driver"),
         runtimes=frozenset(facts["runtimes"]),
         unprivileged=facts["unprivileged"],
-        offered=None if offered is None else {name: tuple(versions) for name, versions in offered.items()},
+        offered=versions,
     )
-    return Request(target, stack, system, name)
+    return Request(target, stack, system, name, lock)

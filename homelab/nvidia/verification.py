@@ -57,6 +57,8 @@ class Expected:
     :param cards: vendor:device of each card that it is to see; None where that isn't known, and any will do.
     :param cuda: a release; None where no compiler was asked for.
     :param flavour: of the loaded modules; None in a container, whose host chose it.
+    :param demanded: capabilities that the settings name: a library of another one may be missing.
+    :param libraries: beside CUDA, by their sonames.
     :param needs_open, secure_boot, host_driver, kernel: as of `symptoms.Context`.
     """
 
@@ -71,6 +73,8 @@ class Expected:
     secure_boot: bool | None = None
     host_driver: str | None = None
     kernel: str | None = None
+    demanded: Sequence[str] = ()
+    libraries: Sequence[str] = ()
 
     @classmethod
     def of(cls, request: Request, plan: Plan, cards: Sequence[str] | None = None) -> Expected:
@@ -94,6 +98,8 @@ class Expected:
             secure_boot=system.secure_boot,
             host_driver=system.host_driver or None,
             kernel=system.running,
+            demanded=plan.capabilities if plan.demanded else (),
+            libraries=plan.cuda.libraries if plan.cuda else (),
         )
 
     @property
@@ -125,7 +131,7 @@ def judge(
     :returns: ``driver`` (the loaded version), ``flavour``, ``gpus`` (name, uuid, memory, address, computeCapability), ``cuda`` (nvcc's
         release), ``program``, ``container``, ``uvm`` (whether it works; None where it wasn't asked for), and the errors.
     """
-    parts = {key: _part(result.get(key)) for key in ("nvidiaSmi", "nvcc", "program", "container", "uvm")}
+    parts = {key: _part(result.get(key)) for key in ("nvidiaSmi", "nvcc", "program", "container", "uvm", "libraries")}
     smi = parts["nvidiaSmi"] or _Part(_NO_PROGRAM, "")
     cards = _cards(smi.output) if smi.works else []
     nvcc = parts["nvcc"]
@@ -139,8 +145,36 @@ def judge(
         "program": passed["program"],
         "container": passed["container"],
         "uvm": passed["uvm"],
+        "video": None,
+        "nvenc": None,
+        "graphics": None,
+        "cudnn": None,
+        "nccl": None,
+        "cdi": None,
     }
-    errors = list(_errors(result, wanted, parts, cards, release, data or load()))
+    data = data or load()
+    loaded = _loaded(parts["libraries"]) if cards else {}
+    for capability in ("video", "graphics"):
+        known = [loaded[name] for name in data.libraries([capability]) if name in loaded]
+        # What isn't installed, and wasn't demanded, is none of this verification's.
+        missing = [said for said in known if _NOT_THERE in said] and capability not in wanted.demanded
+        output[capability] = None if missing or not known else all(said.startswith("loaded") for said in known)
+    interface = re.search(r"NVENC (\d+\.\d+)", loaded.get("libnvidia-encode.so.1", ""))
+    output["nvenc"] = interface[1] if interface else None
+    for row in data.cuda.libraries:
+        told = re.match(r"loaded, \S+ (\d+(?:\.\d+)+)", loaded.get(row.soname, ""))
+        if told and row.name == "cudnn":
+            output["cudnn"] = told[1]
+        elif told:
+            output["nccl"] = told[1]
+    errors = list(_errors(result, wanted, parts, cards, release, data))
+    output["cdi"], outdated = _specification(wanted, result.get("cdi"), output.get("driver"))
+    # A container that failed by it says the same.
+    if outdated and not any("CDI specification" in error.wanted for error in errors):
+        errors.append(outdated)
+    if cards:
+        errors += _beside_cuda(wanted, parts["libraries"], loaded)
+        errors += _libraries(wanted, parts, loaded, output, data)
     return output, _once(errors)
 
 
@@ -197,6 +231,8 @@ def _passed(key: str, part: _Part) -> bool:
 
 # What a program that works says.
 _MARKS = {"program": "Result = PASS", "container": "GPU 0:", "uvm": "opened"}
+# Of the loader, for the library itself or one that it needs.
+_NOT_THERE = "cannot open shared object file"
 # What programs are tried for: what was wanted, what it means that it doesn't work, what to do where nobody knows the text.
 _PROGRAMS = {
     "program": (
@@ -434,6 +470,100 @@ def _compiler(wanted: Expected, nvcc: _Part, release: str | None, context: Conte
             why="what it compiles could be for other cards and drivers than those that were meant",
             next="run `pulumi up --refresh`; other releases may stay installed beside the wanted one",
         )
+
+
+def _loaded(part: _Part | None) -> dict[str, str]:
+    """Soname -> what loading it came to: `loaded`, perhaps with what it said, or the loader's error."""
+    lines = part.output.splitlines() if part else []
+    return {match[1]: match[2] for line in lines if (match := re.match(r"(lib\S+\.so\.\d+): (.+)", line))}
+
+
+def _libraries(
+    wanted: Expected,
+    parts: Mapping[str, _Part | None],
+    loaded: Mapping[str, str],
+    output: StackInUse,
+    data: Compatibility,
+) -> Iterator[HomelabError]:
+    """Libraries of what the driver is for, here and in a container."""
+    texts = {"video": "NVENC and NVDEC", "graphics": "EGL, OpenGL and Vulkan"}
+    states = {"video": output.get("video"), "graphics": output.get("graphics")}
+    part = parts["libraries"]
+    for capability, works in states.items():
+        names = data.libraries([capability])
+        said = [f"{name}: {loaded[name]}" for name in names if not loaded.get(name, "loaded").startswith("loaded")]
+        what = f"{wanted.name}: the libraries of {texts[capability]}, loaded"
+        if works is None and capability in wanted.demanded and part is not None:
+            yield _unknown(
+                what, part, "programs could not use them", "run `pulumi up --refresh`: it installs them again"
+            )
+        elif works is False:
+            missing = any(_NOT_THERE in line for line in said)
+            yield HomelabError(
+                wanted=what,
+                found="; ".join(said),
+                why="a library that isn't there, or one that it needs, was removed since, or never installed"
+                if missing
+                else "the loader takes none that isn't whole, or of another version than those beside it",
+                next="run `pulumi up --refresh`: it installs what is missing",
+            )
+        refused = [name for name in names if loaded.get(name, "").startswith("loaded, NVENC error")]
+        if refused:
+            yield HomelabError(
+                wanted=f"{wanted.name}: the newest version of NVENC's interface",
+                found=f"{refused[0]}: {loaded[refused[0]].partition(', ')[2]}",
+                why="the library is there and doesn't answer: programs could not encode video",
+                next="run `pulumi up --refresh`: it looks whether the library is of the loaded driver's version",
+            )
+    if (container := parts["container"]) and _passed("container", container):
+        lacking = {name: said for name, said in _loaded(container).items() if not said.startswith("loaded")}
+        if lacking:
+            yield HomelabError(
+                wanted=f"{wanted.name}: the driver's libraries in a container that asks for them (NVIDIA_DRIVER_CAPABILITIES)",
+                found="; ".join(f"{name}: {said}" for name, said in lacking.items()),
+                why="they load on the system itself: the CDI specification is of before they were installed, or the toolkit doesn't find them",
+                next="run `pulumi up --refresh`: it makes the specification again",
+            )
+
+
+def _specification(wanted: Expected, found: str | None, driver: str | None) -> tuple[str | None, HomelabError | None]:
+    """The driver's version that the CDI specification names, and what stands against it: engines take the first of the files."""
+    path, _, named = (found or "").partition("\n")[0].partition(" ")
+    if not named or driver is None or named == driver:
+        return named or None, None
+    ours = path.startswith("/etc/")
+    return named, HomelabError(
+        wanted=f"{wanted.name}: a CDI specification of the driver that runs, {driver}",
+        found=f"{path} names libraries of {named.replace(' ', ' and ')}",
+        why="containers are given the libraries that it names: they are gone, or of another version than the loaded module",
+        next="run `pulumi up --refresh`: it makes the specification again"
+        if ours
+        else "restart the toolkit's own service nvidia-cdi-refresh there, which writes that file; then run `pulumi up --refresh`",
+    )
+
+
+def _beside_cuda(wanted: Expected, part: _Part | None, loaded: Mapping[str, str]) -> Iterator[HomelabError]:
+    """cuDNN and NCCL: there, and of the major release of CUDA that was wanted."""
+    major = (wanted.cuda or "").partition(".")[0]
+    for name in wanted.libraries:
+        said = loaded.get(name)
+        what = f"{wanted.name}: {name} of CUDA {major}, loaded"
+        if said is None and part is not None:
+            yield _unknown(what, part, "programs could not use it", "run `pulumi up --refresh`: it installs it again")
+        elif said is not None and not said.startswith("loaded"):
+            yield HomelabError(
+                wanted=what,
+                found=said,
+                why="it was removed since, or isn't whole: programs that compute with it don't start",
+                next="run `pulumi up --refresh`: it installs what is missing",
+            )
+        elif said and (match := re.search(r"for CUDA (\d+)", said)) and match[1] != major:
+            yield HomelabError(
+                wanted=what,
+                found=said.partition(", ")[2],
+                why="one that is made for another major release of CUDA wants that one's libraries",
+                next="run `pulumi up --refresh`: it installs the one of this release; remove the other one if you installed it",
+            )
 
 
 def _cards_of_container(

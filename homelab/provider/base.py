@@ -26,7 +26,7 @@ OutputsT = TypeVar("OutputsT")
 T = TypeVar("T")
 
 # By what a message calls a resource.
-_NAMED_BY = ("system_name", "vm", "container", "mapping", "host")
+_NAMED_BY = ("system_name", "vm", "container", "mapping", "download", "host")
 
 # What a refresh has read already in this process, by host: its probe and its containers look at the same reading. Resources are
 # refreshed at the same time, in threads.
@@ -84,6 +84,8 @@ class Work(Generic[InputsT, OutputsT]):
     """
 
     resource: ClassVar[type[Resource]]
+    #: Hosts of which this run has said why they are rebooted: it isn't said twice.
+    said_of_reboot: ClassVar[set[str]] = set()
 
     def __init__(self, texts: Mapping[str, str]) -> None:
         """``texts``: the stack's configuration."""

@@ -8,14 +8,15 @@ import time
 from typing import Any
 
 from homelab.errors import HomelabError, raise_all
-from homelab.host import kernel_log, plan
+from homelab.host import kernel_log, names, plan
 from homelab.host.facts import HostFacts
+from homelab.host.reboot import in_short, stopping
 from homelab.provider.base import Work
 from homelab.remote import guard, scripts, ssh
 from homelab.resources.base import Boot
 from homelab.resources.boot_verification import BootVerification
 from homelab.settings import Host
-from homelab.text import tell
+from homelab.text import tell, tell_meanwhile
 
 # A running guest in what reboot_host.sh answers: `VM 103 (Sandbox), container 901 (ai-lab)`. Names hold no brackets.
 _GUEST = re.compile(r"(?:VM|container) (\d+) \(")
@@ -29,10 +30,12 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
     def create(self, inputs: BootVerification.Inputs) -> BootVerification.Outputs:
         reboot = scripts.answer(inputs.reboot)
         want = plan.Wanted(inputs.iommu_words, inputs.vfio_words, inputs.functions, [], inputs.gpus)
+        if reboot["reboot"] == "yes":
+            why = "" if inputs.host in self.said_of_reboot else f", because {in_short(reboot['reasons'], inputs.gpus)}"
+            tell(f"{inputs.host}: rebooting{why}; {stopping(reboot['guests'])}")
         facts = asyncio.run(_verified(self.host(inputs), inputs.host, reboot, want))
-        tell(
-            f"{inputs.host}: verified: kernel {facts.kernel}, {facts.iommu.groups} IOMMU groups, {_bound(facts, inputs)} on vfio-pci"
-        )
+        groups = f", {facts.iommu.groups} IOMMU groups" if facts.iommu.groups else ""
+        tell(f"{inputs.host}: verified: kernel {facts.kernel}{groups}{_bound(facts, inputs)}")
         stopped = _GUEST.findall(reboot["guests"]) if reboot["reboot"] == "yes" else []
         boot = Boot(id=facts.boot_id, stopped=[int(vmid) for vmid in stopped], at=int(time.time()))
         return _outputs(facts, inputs, boot)
@@ -44,17 +47,16 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
 async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted) -> HostFacts:
     old_boot_id = None
     if reboot["reboot"] == "yes":
-        tell(f"{name}: rebooting, because {'; '.join(reboot['reasons'])}; it stops {reboot['guests'] or 'no guest'}")
         old_boot_id = reboot["boot_id"]
     elif reboot["reboot"] == "manual" and (await ssh.read(host)).boot_id == reboot["boot_id"]:
         raise HomelabError(
-            wanted=f"{name} rebooted, because {'; '.join(reboot['reasons'])}",
-            found=f"it has not been since (reboot: manual); a reboot stops {reboot['guests'] or 'no guest'}",
+            wanted=f"{name} rebooted, because {in_short(reboot['reasons'], want.gpus)}",
+            found=f"it has not been since (reboot: manual); a reboot stops {reboot['guests'] or 'no running guest'}",
             why="the boot configuration is in place, but only a reboot brings it into effect; what depends on it waits",
             next=f"reboot {name} when it suits you, then run `pulumi up` again: it continues from here",
         )
     # Within reach, the host needs no switch any more, whatever the checks say: a person can act.
-    facts = await ssh.confirm(host, old_boot_id, lambda text: tell(f"{name}: {text}"))
+    facts = await ssh.confirm(host, old_boot_id, lambda text: tell(f"{name}: {text}"), tell_meanwhile)
     if facts.rolled_back:
         raise HomelabError(
             wanted=f"the new boot of {name} confirmed",
@@ -84,10 +86,14 @@ def said_by_kernel(facts: HostFacts, name: str, want: plan.Wanted) -> list[Homel
 
 
 def _bound(facts: HostFacts, inputs: BootVerification.Inputs) -> str:
-    return (
-        ", ".join(address for address in sorted(inputs.functions) if facts.by_address[address].driver == "vfio-pci")
-        or "nothing"
-    )
+    """Which cards vfio-pci has; one of which it lacks a function has failed before."""
+    on = {address for address in inputs.functions if facts.by_address[address].driver == "vfio-pci"}
+    cards = [
+        names.model_of_output(card)
+        for card in inputs.gpus.values()
+        if {one["address"] for one in card["functions"]} & on
+    ]
+    return f", {', '.join(cards)} on vfio-pci" if cards else ""
 
 
 def _outputs(facts: HostFacts, inputs: BootVerification.Inputs, boot: Boot) -> BootVerification.Outputs:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 
+from homelab.container import others
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError, raise_all
 from homelab.host import plan
 from homelab.host.facts import HostFacts
+from homelab.provider import safety_copy
 from homelab.provider.base import Work, stopped_by_us
 from homelab.remote import guard, ssh
 from homelab.resources.base import Boot
 from homelab.resources.container_probe import ContainerProbe
 from homelab.settings import Container
 from homelab.text import tell
+from homelab.vm import safety
 
 
 class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
@@ -43,7 +46,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         return dataclasses.replace(outputs, generation=outputs.generation + bool(drift), stale=bool(moved) or gone)
 
     def _moved(self, facts: HostFacts, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> list[str]:
-        """The numbers that the driver has given to the container's cards since."""
+        """The numbers that the drivers have given to the container's cards since."""
         container = self._settings(inputs)
         if container is None:  # it leaves the stack
             return []
@@ -51,9 +54,13 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         found, _ = container_plan.numbers(
             inputs.container, container, container_plan.cards(facts, want, {}, inputs.node), want
         )
-        if found == outputs.minors:
-            return []
-        return [f"its cards are /dev/nvidia{found}, not /dev/nvidia{outputs.minors}"]
+        said = [] if found == outputs.minors else [f"its cards are /dev/nvidia{found}, not /dev/nvidia{outputs.minors}"]
+        shared, _ = others.shared(inputs.container, container, facts, inputs.gpus, inputs.node)
+        for gpu, card in shared.items():
+            before = outputs.shared.get(gpu)
+            if before is not None and before != card:
+                said.append(f"the nodes of gpus.{gpu} are {', '.join(card['nodes'])}, not {', '.join(before['nodes'])}")
+        return said
 
     def _settings(self, inputs: ContainerProbe.Inputs) -> Container | None:
         return self.stack.containers(inputs.host).get(inputs.container)
@@ -70,10 +77,13 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             )
         guard.hold(inputs.host, self.host(inputs))
         facts = asyncio.run(ssh.read(self.host(inputs), guests=True))
+        if not inputs.copied:
+            self._forget_copy(inputs, facts)
         want = _wanted(inputs)
         found = container_plan.cards(facts, want, self.stack.vms(inputs.host), inputs.node)
         minors, errors = container_plan.check(inputs.container, container, facts, found, want)
-        raise_all(errors)
+        shared, refused = others.shared(inputs.container, container, facts, inputs.gpus, inputs.node)
+        raise_all([*errors, *refused])
         config = facts.guests.config(inputs.ctid)
         return ContainerProbe.Outputs(
             minors=minors,
@@ -82,7 +92,18 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             guest_name=config.values.get("hostname", inputs.container) if config else inputs.container,
             generation=generation,
             stale=False,
+            shared=shared,
+            identity=safety.identity_of("lxc", config.values) if config else "",
         )
+
+    def delete(self, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> None:
+        """It owns nothing. A copy that failed, or a run that was killed amid it, has left a note that no other resource knows of."""
+        if inputs.copied:
+            self._forget_copy(inputs, asyncio.run(ssh.read(self.host(inputs))))
+
+    def _forget_copy(self, inputs: ContainerProbe.Inputs, facts: HostFacts) -> None:
+        if safety.noted_as(inputs.ctid) in facts.ledger:
+            asyncio.run(safety_copy.forget_on(self.host(inputs), inputs.ctid, inputs.container, facts.ledger))
 
 
 def _wanted(inputs: ContainerProbe.Inputs) -> plan.Wanted:

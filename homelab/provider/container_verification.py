@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from homelab.container import makers
 from homelab.doctor import container_report
 from homelab.doctor.devices import WantedCards
 from homelab.errors import HomelabError, UnreachableError
@@ -23,23 +24,31 @@ class ContainerVerificationWork(Work[ContainerVerification.Inputs, ContainerVeri
         return str(inputs.ctid)
 
     def create(self, inputs: ContainerVerification.Inputs) -> ContainerVerification.Outputs:
-        seen = asyncio.run(_verified(self.host(inputs), inputs.ctid, inputs.devices))
+        seen, tried = asyncio.run(_verified(self.host(inputs), inputs.ctid, inputs.devices))
         told = ", ".join(seen.nodes) or f"nothing (it is {seen.state})"
-        tell(f"opened in container {inputs.ctid}, by root and by an ordinary user: {told}")
+        who = "root and by an ordinary user"
+        if inputs.devices.get("CARDS"):
+            who = "root and by whom each is for (an ordinary user, or a member of its group)"
+        tell(f"opened in container {inputs.ctid}, by {who}: {told}")
+        for one in tried:
+            tell(f"container {inputs.ctid}: {one}")
         return seen
 
 
-async def _verified(host: Host, ctid: int, devices: dict[str, str]) -> ContainerVerification.Outputs:
+async def _verified(host: Host, ctid: int, devices: dict[str, str]) -> tuple[ContainerVerification.Outputs, list[str]]:
     try:
         async with ssh.connect(host) as session:
             text = await session.run("apply", scripts.container_verification(ctid, devices))
     except UnreachableError:
         raise
     except HomelabError as error:
-        cards = WantedCards([int(number) for number in devices["MINORS"].split()], "the stack's configuration")
-        table = container_report(await diagnosis.read(host, [ctid]), ctid, cards=cards)
-        raise HomelabError(
-            wanted=error.wanted, found=f"{error.found}\n{table}", why=error.why, next=error.next
-        ) from error
+        reading = await diagnosis.read(host, [ctid])
+        cards = WantedCards(
+            [int(number) for number in devices["MINORS"].split()],
+            "the stack's configuration",
+            nodes=makers.nodes(devices.get("CARDS", ""), reading.facts.drm),
+        )
+        table = container_report(reading, ctid, cards=cards)
+        raise error.retold(found=f"{error.found}\n{table}") from error
     answer = scripts.answer(text)
-    return ContainerVerification.Outputs(state=answer["state"], nodes=answer["nodes"])
+    return ContainerVerification.Outputs(state=answer["state"], nodes=answer["nodes"]), answer["tried"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from homelab.host.facts import noted_in
 from homelab.provider.api import ApiWork, policy
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.errors import NotThereError
@@ -55,7 +56,7 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
     def _noted(self, inputs: GpuLease.Inputs, vmid: int, config: dict[str, str]) -> set[str]:
         """The VM's options that this program set, by what it noted on the host: a state that was lost doesn't know them."""
         facts = asyncio.run(ssh.read(self.host(inputs)))
-        record, restore = noted_of(config, ledger.found(facts.ledger, ledger.of_vm(vmid)))
+        record, restore = noted_of(config, noted_in(facts.ledger, ledger.of_vm(vmid)))
         return {*record, *restore}
 
 

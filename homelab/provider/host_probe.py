@@ -8,6 +8,7 @@ import dataclasses
 from homelab.errors import HomelabError
 from homelab.host import gates, plan
 from homelab.provider.base import Work
+from homelab.provider.storage_file import StorageFileWork
 from homelab.remote import guard, planning, ssh
 from homelab.resources.host_probe import LAYERS, HostProbe
 from homelab.text import tell
@@ -42,15 +43,19 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         slots = {gpu: about["slot"] for gpu, about in found.want.gpus.items()}
         for said in gates.remarks(found.facts, host, slots):
             tell(f"{inputs.host}: note: {said}")
-        tell(f"{inputs.host}: reboot: {found.reboot}")
+        tell(f"{inputs.host}: reboot: {found.reboot.in_short(found.want.gpus)}")
+        self.said_of_reboot.add(inputs.host)
         return HostProbe.Outputs(**dataclasses.asdict(found.want), generation=generation, stale=False)
 
     def delete(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> None:
+        edits: list[str] = []
         try:
-            edits = asyncio.run(ssh.read(self.host(inputs))).edits
-        except HomelabError as error:  # nothing is left to be given back: no reason to fail
-            tell(f"{inputs.host}: it can't be read once more ({error.found})")
-            edits = []
+            host = self.host(inputs)
+            facts = asyncio.run(ssh.read(host))
+            edits = facts.edits
+            StorageFileWork(self.stack.texts).left(host.node or inputs.host, inputs.host, facts.ledger)
+        except HomelabError as error:  # nothing of the state is left to be given back: no reason to fail
+            tell(f"{inputs.host}: it can't be looked at once more ({error.wanted}: {error.found})")
         for copy in edits:
             tell(f"{inputs.host}: a file of this program's had been edited by hand; what it was is kept in {copy}")
         if outputs.iommu_words or outputs.vfio_words:
@@ -61,5 +66,9 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
 
 
 def _raised(generation: dict[str, int], layers: set[str]) -> dict[str, int]:
-    """The generations, one higher for ``layers``."""
-    return {layer: generation.get(layer, 0) + (layer in layers) for layer in LAYERS}
+    """The generations, one higher for ``layers``. One that an older state hasn't comes with its first drift."""
+    return {
+        layer: generation.get(layer, 0) + (layer in layers)
+        for layer in LAYERS
+        if layer in generation or layer in layers
+    }

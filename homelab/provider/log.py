@@ -22,10 +22,13 @@ class Engine:
     def __init__(self, address: str) -> None:
         self._stub = engine_pb2_grpc.EngineStub(grpc.insecure_channel(address))
 
-    def tell(self, text: str) -> None:
-        """Shows it, in the line of the resource that is worked on; from any thread."""
+    def tell(self, text: str, *, meanwhile: bool) -> None:
+        """Shows it, in the line of the resource that is worked on; from any thread.
+
+        :param meanwhile: there alone, and not among the messages at the end.
+        """
         request = engine_pb2.LogRequest(
-            severity=engine_pb2.LogSeverity.Value("INFO"), message=text, urn=_URN.get(), streamId=0
+            severity=engine_pb2.LogSeverity.Value("INFO"), message=text, urn=_URN.get(), streamId=0, ephemeral=meanwhile
         )
         # The engine may be gone, and with it whoever would read.
         with contextlib.suppress(grpc.RpcError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import secrets
 from typing import Any
 
@@ -17,6 +18,8 @@ from homelab.vm.config import strings
 
 # Of `config`, what is read back on a refresh, and changed in place.
 COMPARED = ("hostname", "cores", "memory", "swap", "onboot", "nameserver", "features")
+# The host's folders in it.
+_MOUNTED = re.compile(r"mp\d+")
 MOVED = "node"  # of drift: it is on another node of the cluster
 
 
@@ -101,7 +104,11 @@ class NewContainerWork(ApiWork[NewContainer.Inputs, NewContainer.Outputs]):
             tell(f"{inputs.container}: drift: {error.found}")
             return dataclasses.replace(outputs, drift=[MOVED])
         config = strings(found)
-        drift = [key for key in COMPARED if key in inputs.config and not same(key, config.get(key), inputs.config[key])]
+        drift = [
+            key
+            for key in _compared(inputs)
+            if key in inputs.config and not same(key, config.get(key), inputs.config[key])
+        ]
         for key in drift:
             tell(f"{inputs.container}: drift: {key} is {config.get(key, 'not there')} instead of {inputs.config[key]}")
         return dataclasses.replace(outputs, drift=drift)
@@ -113,10 +120,11 @@ class NewContainerWork(ApiWork[NewContainer.Inputs, NewContainer.Outputs]):
         if MOVED in outputs.drift:
             self._config(inputs)  # refused, unless it is back
         before, have = had.config, inputs.config
+        keys = list(dict.fromkeys([*_compared(inputs), *_compared(had)]))
         again = [
-            key for key in (*COMPARED, "net0") if key in have and (before.get(key) != have[key] or key in outputs.drift)
+            key for key in (*keys, "net0") if key in have and (before.get(key) != have[key] or key in outputs.drift)
         ]
-        gone = [key for key in COMPARED if key in before and key not in have]
+        gone = [key for key in keys if key in before and key not in have]
         if again or gone:
             api, ctid = self.api(inputs), inputs.ctid
             change: dict[str, Any] = {key: have[key] for key in again} | ({"delete": ",".join(gone)} if gone else {})
@@ -146,6 +154,11 @@ class NewContainerWork(ApiWork[NewContainer.Inputs, NewContainer.Outputs]):
         wanted = f"container {ctid} ({name}) removed"
         # A storage may overwrite or discard the disk first, for as long as writing one took.
         self._task(inputs, "delete", base, wanted, "vzdestroy", api.host.timeouts.create, purge=1)
+
+
+def _compared(inputs: NewContainer.Inputs) -> list[str]:
+    """The options that are read back, and changed in place."""
+    return [*COMPARED, *(key for key in inputs.config if _MOUNTED.fullmatch(key))]
 
 
 def _require_same(had: NewContainer.Inputs, new: NewContainer.Inputs) -> None:

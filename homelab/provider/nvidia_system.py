@@ -56,6 +56,8 @@ class NvidiaSystemWork(SystemWork[SystemInputs, NvidiaSystem.Outputs]):
         for key in changed:
             tell(f"{name}: drift: {key.replace('_', ' ')} is {new.get(key)} instead of {old.get(key)}")
         drifted = {line.partition(":")[0] for line in drift}
+        # Mended, the driver's step may answer as it did before (another try after a way back); whether a boot is needed is looked at anew.
+        drifted |= {"boot"} if "driver" in drifted else set()
         generation = {layer: outputs.generation.get(layer, 0) + (layer in drifted) for layer in LAYERS}
         return dataclasses.replace(outputs, generation=generation, stale=bool(changed))
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from homelab.errors import raise_all
+from homelab.errors import HomelabError, raise_all
 from homelab.nvidia import verification
 from homelab.provider.systems import SystemWork
+from homelab.remote import nvidia_steps as steps
 from homelab.remote import scripts
 from homelab.resources.nvidia import NvidiaVerification
+from homelab.settings.nvidia import Nvidia
 from homelab.shapes import StackInUse
 from homelab.text import tell
 
@@ -32,7 +34,29 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
         async with self.session(inputs, float(inputs.timeout) + SLACK_SECONDS) as run:
             answer = scripts.answer(await run("verify", inputs.script))
         result, errors = verification.judge(answer, verification.Expected(**inputs.wanted))
+        if answer.get("update") == "tried" and stack is not None:
+            errors = await self._end_update(inputs, stack, errors, works=answer["nvidiaSmi"]["status"] == 0)
         raise_all(errors)
         cards = ", ".join(card.get("name") or "a card without a name" for card in result["gpus"])
         tell(f"{inputs.system_name}: verified from inside: {cards}, driver {result.get('driver')}")
         return result
+
+    async def _end_update(
+        self, inputs: NvidiaVerification.Inputs, stack: Nvidia, errors: list[HomelabError], *, works: bool
+    ) -> list[HomelabError]:
+        """An update of the driver that waited for a boot: with the new driver at work it is done; where that answers nobody the old
+        one is put back, and each error says so."""
+        script = steps.driver_update(inputs.target, stack, inputs.system_name)
+        async with self.session(inputs, float(stack.timeouts.install) + SLACK_SECONDS) as run:
+            done = scripts.answer(await run("confirm" if works else "back", script))
+        if not done["old"]:
+            return errors
+        tell(f"{inputs.system_name}: the driver {done['old']} is back: {done['now']}")
+        back = f"the driver {done['old']} is back: {done['now']}"
+        return [
+            one.retold(
+                why=f"{one.why}; the update is given up",
+                next=f"{back}. Set nvidia.driver to it; or for another try: {one.next}, then run `pulumi up --refresh`",
+            )
+            for one in errors
+        ]

@@ -5,6 +5,7 @@ subsystem-id of each function of its path (of a slot: the first), IOMMU group of
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from homelab.errors import HomelabError
@@ -17,6 +18,9 @@ from homelab.remote.proxmox.errors import ApiError, ChangedMeanwhileError, NotTh
 from homelab.resources.pci_mapping import PciMapping, PciMappingRecord
 from homelab.settings import Host
 from homelab.text import tell
+
+# Of a mapping as a whole, for all nodes.
+FLAG = "live-migration-capable"
 
 
 class PciMappingWork(ApiWork[PciMapping.Inputs, PciMapping.Outputs]):
@@ -36,7 +40,10 @@ class PciMappingWork(ApiWork[PciMapping.Inputs, PciMapping.Outputs]):
     def update(
         self, inputs: PciMapping.Inputs, had: PciMapping.Inputs, outputs: PciMapping.Outputs
     ) -> PciMapping.Outputs:
-        _write(self.api(inputs), inputs, had.entry["path"])
+        api = self.api(inputs)
+        _write(api, inputs, had.entry["path"])
+        if had.live_migration and not had.had_flag and not inputs.live_migration:
+            _take_flag(api, inputs)
         return PciMapping.Outputs()
 
     def read(self, inputs: PciMapping.Inputs, outputs: PciMapping.Outputs) -> PciMapping.Outputs:
@@ -50,6 +57,9 @@ class PciMappingWork(ApiWork[PciMapping.Inputs, PciMapping.Outputs]):
         if ours is None:
             tell(f"{name}: drift: the PCI mapping has no entry for {inputs.entry['path']} of {inputs.node} any more")
             raise GoneError
+        if inputs.live_migration and not _has_flag(mapping):
+            tell(f"{name}: drift: the PCI mapping is not for live migration any more ({FLAG})")
+            return PciMapping.Outputs(drift=[FLAG])
         if _equal(ours, entry_of(inputs)):
             return PciMapping.Outputs()
         tell(f"{name}: drift: the PCI mapping's entry is {ours} instead of {entry_of(inputs)}")
@@ -73,16 +83,19 @@ class PciMappingRecordWork(ApiWork[PciMappingRecord.Inputs, PciMappingRecord.Out
 
     def create(self, inputs: PciMappingRecord.Inputs) -> PciMappingRecord.Outputs:
         name = inputs.mapping
-        before, known = None, True
+        before, known, had_flag = None, True, False
         try:
             mapping = self.api(inputs).get(f"cluster/mapping/pci/{name}", f"to read the mapping {name}")
             before = _ours(mapping["map"], inputs.node, inputs.path)
+            had_flag = _has_flag(mapping)
         except NotThereError:
             known = False
         # Without an entry of this card, this program has none: what is noted of an earlier one no longer counts.
-        about = {"before": before, "known": known}
+        about = {"before": before, "known": known, "had_flag": had_flag}
         noted = asyncio.run(_noted(self.host(inputs), inputs, about, keep=before is not None))
-        return PciMappingRecord.Outputs(before=noted["before"] or "", known=noted["known"])
+        return PciMappingRecord.Outputs(
+            before=noted["before"] or "", known=noted["known"], had_flag=noted.get("had_flag", False)
+        )
 
     def delete(self, inputs: PciMappingRecord.Inputs, outputs: PciMappingRecord.Outputs) -> None:
         asyncio.run(_forgotten(self.host(inputs), inputs))
@@ -132,7 +145,22 @@ def _ours(entries: list[str], node: str, path: str) -> str | None:
 
 def _make(api: Api, inputs: PciMapping.Inputs) -> None:
     name = inputs.mapping
-    api.post("cluster/mapping/pci", f"to create the PCI mapping {name}", id=name, map=[entry_of(inputs)])
+    more: dict[str, Any] = {FLAG: 1} if inputs.live_migration else {}
+    api.post("cluster/mapping/pci", f"to create the PCI mapping {name}", id=name, map=[entry_of(inputs)], **more)
+
+
+def _has_flag(mapping: Mapping[str, object]) -> bool:
+    return str(mapping.get(FLAG, 0)) == "1"
+
+
+def _take_flag(api: Api, inputs: PciMapping.Inputs) -> None:
+    """Takes the flag away that was ours."""
+    name = inputs.mapping
+    mapping = api.get(f"cluster/mapping/pci/{name}", f"to read the mapping {name}")
+    if _has_flag(mapping):
+        entries, digest = list(mapping["map"]), mapping["digest"]
+        wanted = f"to take {FLAG} from the PCI mapping {name}"
+        api.put(f"cluster/mapping/pci/{name}", wanted, map=entries, digest=digest, delete=FLAG)
 
 
 def _made(api: Api, inputs: PciMapping.Inputs) -> bool:
@@ -173,9 +201,11 @@ def _write_once(api: Api, inputs: PciMapping.Inputs, old_path: str | None) -> No
     if ours is None and old_path is not None:
         ours = _ours(entries, inputs.node, old_path)
     _require_free(inputs, [other for other in entries if other != ours])
-    if ours is None or not _equal(ours, entry):
+    lacks_flag = inputs.live_migration and not _has_flag(mapping)
+    if ours is None or not _equal(ours, entry) or lacks_flag:
         kept = [other for other in entries if other != ours]
-        api.put(path, f"to change the PCI mapping {name}", map=[*kept, entry], digest=mapping["digest"])
+        more: dict[str, Any] = {FLAG: 1} if lacks_flag else {}
+        api.put(path, f"to change the PCI mapping {name}", map=[*kept, entry], digest=mapping["digest"], **more)
 
 
 def _require_free(inputs: PciMapping.Inputs, others: list[str]) -> None:
@@ -203,6 +233,9 @@ def _remove(api: Api, inputs: PciMapping.Inputs) -> None:
         return
     left = [other for other in entries if other != ours] + ([before] if before else [])
     if left:
-        api.put(path, wanted, map=left, digest=mapping["digest"])
+        more: dict[str, Any] = (
+            {"delete": FLAG} if inputs.live_migration and not inputs.had_flag and _has_flag(mapping) else {}
+        )
+        api.put(path, wanted, map=left, digest=mapping["digest"], **more)
     else:
         api.delete(path, wanted)

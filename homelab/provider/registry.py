@@ -15,6 +15,8 @@ from homelab.resources.host_probe import HostProbe
 from homelab.resources.new_container import NewContainer
 from homelab.resources.nvidia import GuestReboot, NvidiaSystem, NvidiaVerification
 from homelab.resources.pci_mapping import PciMapping, PciMappingRecord
+from homelab.resources.safety_copy import SafetyCopy
+from homelab.resources.storage_file import StorageFile
 from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_change import VmChange
 from homelab.resources.vm_record import VmRecord
@@ -35,6 +37,8 @@ WORK: dict[type[Resource], tuple[str, str]] = {
     NvidiaVerification: ("nvidia_verification", "NvidiaVerificationWork"),
     PciMapping: ("pci_mapping", "PciMappingWork"),
     PciMappingRecord: ("pci_mapping", "PciMappingRecordWork"),
+    SafetyCopy: ("safety_copy", "SafetyCopyWork"),
+    StorageFile: ("storage_file", "StorageFileWork"),
     VirtualMachine: ("virtual_machine", "VirtualMachineWork"),
     VmChange: ("vm_change", "VmChangeWork"),
     VmRecord: ("vm_record", "VmRecordWork"),

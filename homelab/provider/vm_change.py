@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, raise_all
 from homelab.host import kernel_log
+from homelab.host.facts import HostFacts
+from homelab.properties import functions_of
 from homelab.provider.api import ApiWork, policy
 from homelab.remote import ssh
 from homelab.remote.proxmox.api import Api
@@ -38,6 +41,7 @@ class VmChangeWork(ApiWork[VmChange.Inputs, VmChange.Outputs]):
     def _done(self, inputs: VmChange.Inputs, starts: int) -> VmChange.Outputs:
         """``starts``: how often it was started so far."""
         record, restore = inputs.record, inputs.restore
+        before = self._answering(inputs)
         machine = self.machine(inputs, inputs.vmid, inputs.vm)
         try:
             runs = machine.converge(
@@ -51,32 +55,88 @@ class VmChangeWork(ApiWork[VmChange.Inputs, VmChange.Outputs]):
             if not error.wanted.startswith(f"{machine.label} started"):
                 raise
             raise self._explained(error, inputs) from error
+        if machine.starts and before is not None:
+            self._require_came_back(inputs, before)
         address = inputs.address
         if address == "agent":
             address = _asked(self.api(inputs), inputs) if runs else None
         state = "running" if runs else "stopped"
         return VmChange.Outputs(state=state, guest_address=address or "", starts=starts + machine.starts)
 
+    def _answering(self, inputs: VmChange.Inputs) -> HostFacts | None:
+        """The host before anything is changed, where the VM has cards and may be started; None where not.
+
+        :raises HomelabError: a card is lost, or the host can't be read: it isn't known then.
+        """
+        if inputs.power == "stopped" or not _places(inputs):
+            return None
+        facts = asyncio.run(ssh.read(self.host(inputs), kernel_log=True))
+        raise_all(
+            [trouble.error for trouble in kernel_log.of_card(_silent(facts), _card(inputs), _functions(facts, inputs))]
+        )
+        return facts
+
+    def _require_came_back(self, inputs: VmChange.Inputs, before: HostFacts) -> None:
+        """After a start: do the cards answer, and what has the kernel said of them since? Proxmox VE says OK for a start whose reset failed.
+
+        :raises HomelabError: a card is lost, or the kernel says so; the VM runs on.
+        """
+        facts = asyncio.run(ssh.read(self.host(inputs), kernel_log=True))
+        said = set(before.kernel_log.splitlines())
+        new = [line for line in facts.kernel_log.splitlines() if line not in said]
+        facts = facts.model_copy(update={"kernel_log": "\n".join(new)})
+        found = kernel_log.of_card(facts, _card(inputs), _functions(facts, inputs))
+        raise_all([trouble.error for trouble in found if trouble.stops])
+
     def _explained(self, error: HomelabError, inputs: VmChange.Inputs) -> HomelabError:
-        """A start that failed, with what the host's kernel says of the VM's cards."""
+        """A start that failed, with what the host's kernel, or else QEMU, says of the VM's cards."""
         try:
             facts = asyncio.run(ssh.read(self.host(inputs), kernel_log=True))
         except HomelabError:
-            return error  # the start's own message is what there is
-        slots = {str(entry["slot"]) for entry in inputs.record.values() if entry.get("slot")}
-        functions = [one.address for slot in sorted(slots) for one in facts.functions(slot)]
+            return _by_qemu(error)  # the start's own message is what there is
         found = [
-            *kernel_log.of_card(facts, f"the card of VM {inputs.vmid}", functions),
+            *kernel_log.of_card(facts, _card(inputs), _functions(facts, inputs)),
             *kernel_log.of_host(facts, inputs.host),
         ]
         if not found:
-            return error
-        return HomelabError(
-            wanted=error.wanted,
-            found="\n        ".join([error.found, *(trouble.error.found for trouble in found)]),
-            why="; ".join([error.why, *(trouble.error.why for trouble in found)]),
-            next="; ".join([*(trouble.error.next for trouble in found), error.next]),
-        )
+            return _by_qemu(error)
+        return _with_what_is_known(error, [trouble.error for trouble in found], [one.error.found for one in found])
+
+
+def _by_qemu(error: HomelabError) -> HomelabError:
+    """With what QEMU's words in it mean, where they are known."""
+    known = kernel_log.of_start(error.found)
+    return _with_what_is_known(error, known) if known else error
+
+
+def _with_what_is_known(
+    error: HomelabError, known: Sequence[HomelabError | kernel_log.StartSign], found: Sequence[str] = ()
+) -> HomelabError:
+    """The error, with the causes that are known first in what to do. ``found``: what was found besides."""
+    return error.retold(
+        found="\n        ".join([error.found, *found]),
+        why="; ".join([error.why, *(one.why for one in known)]),
+        next="; ".join([*(one.next for one in known), error.next]),
+    )
+
+
+def _card(inputs: VmChange.Inputs) -> str:
+    return f"the card of VM {inputs.vmid}"
+
+
+def _places(inputs: VmChange.Inputs) -> list[str]:
+    """Slots and functions of the VM's cards; a card that isn't its slot has several."""
+    paths = sorted({str(entry["slot"]) for entry in inputs.record.values() if entry.get("slot")})
+    return [place for path in paths for place in functions_of(path)]
+
+
+def _functions(facts: HostFacts, inputs: VmChange.Inputs) -> list[str]:
+    return [one.address for place in _places(inputs) for one in facts.functions(place)]
+
+
+def _silent(facts: HostFacts) -> HostFacts:
+    """The reading without what the kernel has said so far, which may be of long ago."""
+    return facts.model_copy(update={"kernel_log": ""})
 
 
 def _asked(api: Api, inputs: VmChange.Inputs) -> str | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from homelab.errors import raise_all
-from homelab.host.facts import HostFacts
+from homelab.host.facts import HostFacts, noted_in
 from homelab.properties import same
+from homelab.provider import safety_copy
 from homelab.provider.api import ApiWork, policy
 from homelab.provider.base import stopped_by_us
 from homelab.remote import ledger, ssh
@@ -70,7 +72,7 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
                 record, restore = (outputs.record, outputs.restore) if same_vm else ({}, {})
                 generation = outputs.generation + 1
             else:
-                record, restore = _noted(inputs, config, ledger.found(facts.ledger, ledger.of_vm(vmid)))
+                record, restore = _noted(inputs, config, noted_in(facts.ledger, ledger.of_vm(vmid)))
                 generation = 0
             wish = wish_of(inputs, may_replace_raw=bool(host.api and host.api.is_root), facts=facts)
             users = {card.gpu: guests.users_of(card.slot, inputs.node) for card in wish.cards}
@@ -84,12 +86,14 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
                 if key not in made and same(key, config.get(key), entry["ours"])
             }
             if made or left:
-                about = {"record": made, "restore": left, "identity": identity(config)}
+                about = {"record": made, "restore": left, "identity": identity(config), "guest": inputs.vm}
                 await ledger.note(session, ledger.of_vm(vmid), about)
             elif ledger.of_vm(vmid) in facts.ledger:
                 await ledger.forget(session, ledger.of_vm(vmid))
+            if not inputs.copied:
+                await safety_copy.forget(session, vmid, inputs.vm, facts.ledger)
         for note in notes if made != record else []:
-            tell(f"{inputs.vm}: {note}")
+            tell(note if note.startswith(f"VM {vmid} ") else f"{inputs.vm}: {note}")
         running = vmid in guests.running
         return VmRecord.Outputs(
             record=made,
@@ -97,24 +101,31 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
             running=running or stopped_by_us(vmid, inputs.boot, had.boot if had else None),
             generation=generation,
             guest_name=config.get("name", inputs.vm),
+            identity=identity(config),
         )
 
     def delete(self, inputs: VmRecord.Inputs, outputs: VmRecord.Outputs) -> None:
         owned = {**outputs.restore, **outputs.record}
-        if not owned:
+        if not owned and not inputs.copied:
             return
-        if not inputs.goes_away:  # else the VM itself is deleted next
+        noted = asyncio.run(ssh.read(self.host(inputs))).ledger
+        if holder := ledger.held_by(noted_in(noted, ledger.of_vm(inputs.vmid)), inputs.vm):
+            tell(f"{inputs.vm}: VM {inputs.vmid} is vms.{holder} now, and keeps what it was given")
+            return
+        if owned and not inputs.goes_away:  # else the VM itself is deleted next
             try:
                 machine = self.machine(inputs, inputs.vmid, inputs.vm)
                 machine.converge(lambda config: undo(config, owned), sorted(owned), policy(inputs.shutdown), "keep")
             except NotThereError:
                 tell(f"{inputs.vm}: VM {inputs.vmid} is gone: there is nothing to give back")
-        asyncio.run(_forget(self.host(inputs), inputs.vmid))
+        asyncio.run(_forget(self.host(inputs), inputs, noted))
 
 
-async def _forget(host: Host, vmid: int) -> None:
+async def _forget(host: Host, inputs: VmRecord.Inputs, noted: Mapping[str, str]) -> None:
+    """``noted``: the host's notes."""
     async with ssh.connect(host) as session:
-        await ledger.forget(session, ledger.of_vm(vmid))
+        await ledger.forget(session, ledger.of_vm(inputs.vmid))
+        await safety_copy.forget(session, inputs.vmid, inputs.vm, noted)
 
 
 def _noted(inputs: VmRecord.Inputs, config: dict[str, str], noted: dict[str, Any] | None) -> tuple[Record, Record]:

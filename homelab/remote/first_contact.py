@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import asyncssh
 
@@ -73,13 +74,19 @@ def of_line(line: str) -> HostKey:
     return HostKey(" ".join(line.split()[:2]), asyncssh.import_public_key(line).get_fingerprint())
 
 
-def is_known(address: str, port: int, key: HostKey, known_hosts: Path) -> bool:
-    """Is it the key that this person's known_hosts has for the address?"""
+Standing = Literal["known", "another", "revoked", "unknown"]
+
+
+def standing(address: str, port: int, key: HostKey, known_hosts: Path) -> Standing:
+    """What this person's known_hosts says of a host's key: known; another one is known; revoked (a line with `@revoked`); nothing."""
     try:
-        trusted = asyncssh.match_known_hosts(str(known_hosts), address, address, port)[0]
+        trusted, _, revoked = asyncssh.match_known_hosts(str(known_hosts), address, address, port)[:3]
     except (OSError, ValueError):
-        return False
-    return key.fingerprint in {str(one.get_fingerprint()) for one in trusted}
+        return "unknown"
+    if key.fingerprint in {str(one.get_fingerprint()) for one in revoked}:
+        return "revoked"
+    prints = {str(one.get_fingerprint()) for one in trusted}
+    return "known" if key.fingerprint in prints else "another" if prints else "unknown"
 
 
 def usual_keys(folder: Path) -> list[Path]:
@@ -95,10 +102,10 @@ def usual_keys(folder: Path) -> list[Path]:
     return found
 
 
-def lets_in(host: Host) -> bool:
-    """Does the host let this login in?
+def refusal(host: Host) -> LoginRefusedError | None:
+    """Why this login isn't let in; None: it is.
 
-    :raises HomelabError: it can't be reached, or isn't the right one.
+    :raises HomelabError: the host can't be reached, or isn't the right one.
     """
 
     async def knock() -> None:
@@ -107,9 +114,9 @@ def lets_in(host: Host) -> bool:
 
     try:
         asyncio.run(knock())
-    except LoginRefusedError:
-        return False
-    return True
+    except LoginRefusedError as error:
+        return error
+    return None
 
 
 def make_key(path: Path) -> str:
@@ -131,6 +138,19 @@ def public_half(path: Path) -> str:
     """A private key's public half, as authorized_keys has it."""
     key = asyncssh.read_private_key(path)
     return " ".join(key.export_public_key().decode("ascii").split()[:2])
+
+
+def public_key_of(path: Path) -> str:
+    """The public key in a file, or that of a private key; empty: there is none, or it can't be read."""
+    for candidate in (path, path.with_name(f"{path.name}.pub")):
+        try:
+            return " ".join(asyncssh.read_public_key(candidate).export_public_key().decode("ascii").split()[:2])
+        except (OSError, ValueError, asyncssh.KeyImportError):
+            continue
+    try:
+        return public_half(path)
+    except (OSError, ValueError, asyncssh.KeyImportError):
+        return ""
 
 
 def installing(line: str, user: str) -> str:

@@ -131,4 +131,4 @@ class _Guard(threading.Thread):
             except UnreachableError:
                 raise
             except HomelabError as error:
-                raise RefusedError(wanted=error.wanted, found=error.found, why=error.why, next=error.next) from error
+                raise RefusedError(**error.parts()) from error

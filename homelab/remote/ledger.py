@@ -5,7 +5,10 @@ in /var/lib/homelab; a VM's options and a mapping's entry look the same whoever 
 is noted here as well, before anything is changed, and forgotten when it has been given back. Only a resource that is *created* reads
 it: with a state there is nothing to look up.
 
-Names: ``vm/<vmid>``, ``mapping/<node>/<mapping>``. Notes are JSON, a form that later versions must go on reading.
+A note of a guest says by which name of the settings it is kept (``guest``). That name is no identity: a guest that gets another one in the settings is made
+anew by the engine first, and what had the old name is undone after that. The second one sees by the note that the guest is another's by then.
+
+Names: ``vm/<vmid>``, ``safety/<vmid>`` (homelab/vm/safety.py), ``mapping/<node>/<mapping>``, ``file/<node>/<volume>``. Notes are JSON, a form that later versions must go on reading.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from homelab.host.facts import noted_in
 from homelab.remote import scripts
 
 if TYPE_CHECKING:
@@ -30,13 +34,15 @@ def of_mapping(node: str, mapping: str) -> str:
     return f"mapping/{node}/{mapping}"
 
 
-def found(ledger: Mapping[str, str], name: str) -> dict[str, Any] | None:
-    """What is noted under that name. A note that can't be read counts as none: notes are written whole, so it was edited by hand."""
-    try:
-        note = json.loads(ledger.get(name, ""))
-    except ValueError:
-        return None
-    return note if isinstance(note, dict) else None
+def of_file(node: str, volume: str) -> str:
+    """The name of a note of a file on a storage that this program downloads. A volume's one slash, after its content, becomes a plus sign."""
+    return f"file/{node}/{volume.replace('/', '+', 1)}"
+
+
+def held_by(noted: Mapping[str, Any] | None, guest: str) -> str:
+    """The other name in the settings by which what is noted is kept now; empty: it is kept by ``guest``, or the note doesn't say (version 1.0)."""
+    holder = str((noted or {}).get("guest", ""))
+    return "" if holder == guest else holder
 
 
 async def note(session: Session, name: str, about: Mapping[str, Any]) -> None:
@@ -47,7 +53,7 @@ async def note(session: Session, name: str, about: Mapping[str, Any]) -> None:
 async def keep(session: Session, name: str, about: Mapping[str, Any]) -> dict[str, Any]:
     """Notes it unless something is noted there; returns what is noted now. Errors as of `Session.run`."""
     answer = scripts.answer(await session.run("apply", scripts.ledger(name, _line(about), keep=True)))
-    return found({name: str(answer["note"])}, name) or dict(about)
+    return noted_in({name: str(answer["note"])}, name) or dict(about)
 
 
 async def forget(session: Session, name: str) -> None:

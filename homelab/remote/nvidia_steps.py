@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from homelab.errors import HomelabError
 from homelab.host.kernel_log import OF_MODULES
-from homelab.nvidia.compatibility import load
+from homelab.nvidia.compatibility import Target, load
 from homelab.nvidia.plan import AptFile, Plan, Repository, unpinned
 from homelab.nvidia.symptoms import Context, Symptom, symptoms
 from homelab.remote.scripts import compose, file
@@ -19,8 +19,10 @@ from homelab.settings.nvidia import Nvidia
 __all__ = [
     "cuda",
     "driver",
+    "driver_update",
     "in_container",
     "package_arguments",
+    "read_packages",
     "read_system",
     "repository",
     "toolkit",
@@ -38,6 +40,11 @@ def read_system(asked: Sequence[str] = (), passed: Sequence[str] = ()) -> str:
     :param passed: slots of a host's cards that VMs get.
     """
     return compose("read_system.sh", ASK=" ".join(asked), PASSED=" ".join(passed))
+
+
+def read_packages() -> str:
+    """Standard input of read_packages.sh, whose verb is ``read_packages``."""
+    return compose("read_packages.sh")
 
 
 def in_container(ctid: int, script: str) -> str:
@@ -58,6 +65,7 @@ def repository(
     return compose(
         "nvidia_repository.sh",
         **package_arguments(settings, context or _context(plan)),
+        LOCKED=plan.locked,
         PREREQUISITES=" ".join(first),
         REPOSITORIES="\n".join("\t".join(_fields(one)) for one in plan.repositories),
         APT_FILES="\n".join(f"{one.path}\t{_one_line(one)}" for one in files),
@@ -78,8 +86,10 @@ def cuda(plan: Plan, settings: Nvidia, *, context: Context | None = None, genera
     return compose(
         "cuda_toolkit.sh",
         **package_arguments(settings, context or _context(plan)),
+        LOCKED=plan.locked,
         # nvcc hands half of its work to the host's compiler, which its package doesn't bring everywhere.
         PACKAGES=" ".join((*plan.cuda.packages, load().packaging.build[-1])),
+        BESIDE=" ".join(plan.cuda.beside),
         RELEASE=plan.cuda.release,
         NVCC=plan.cuda.nvcc,
         GENERATION=generation,
@@ -102,6 +112,7 @@ def toolkit(
     return compose(
         "container_toolkit.sh",
         **package_arguments(settings, context or _context(plan)),
+        LOCKED=plan.locked,
         TARGET=plan.target,
         RUNTIME=found.runtime,
         PACKAGES=" ".join(found.packages),
@@ -111,6 +122,7 @@ def toolkit(
         NO_CGROUPS=_yes(found.no_cgroups),
         CDI=found.cdi,
         DRIVER=driver_version,
+        CAPABILITIES=" ".join((*plan.capabilities, *(("demanded",) if plan.demanded else ()))),
         GENERATION=generation,
     )
 
@@ -122,6 +134,7 @@ def verification(plan: Plan, settings: Nvidia, cards: int | None, *, generation:
     """
     try_them = cards != 0
     with_cuda, engine = plan.cuda if try_them else None, plan.toolkit if try_them else None
+    beside = plan.cuda.libraries if plan.cuda else ()
     return compose(
         "nvidia_verification.sh",
         PROXY=_proxy(settings),
@@ -131,6 +144,9 @@ def verification(plan: Plan, settings: Nvidia, cards: int | None, *, generation:
         IMAGE=load().packaging.toolkit.image,
         CDI=_yes(engine is not None and bool(engine.cdi)),
         UVM=_yes(try_them),
+        LIBRARIES=" ".join((*load().libraries(plan.capabilities), *beside)) if try_them else "",
+        BARE=" ".join(load().libraries(plan.capabilities, bare=True)) if engine else "",
+        LOADER=file("load_libraries.py") if try_them else "",
         KERNEL_LOG=OF_MODULES if plan.target != "lxc" else "",
         TIMEOUT=str(settings.timeouts.verify),
         GENERATION=generation,
@@ -143,12 +159,15 @@ def driver(plan: Plan, settings: Nvidia, *, context: Context | None = None, gene
     return compose(
         "nvidia_driver.sh",
         **package_arguments(settings, context or _context(plan)),
+        LOCKED=plan.locked,
         TARGET=plan.target,
         DRIVER=plan.driver,
         FLAVOUR=plan.flavour or "",
         SOURCE=plan.source,
         PREREQUISITES=" ".join(name for name in plan.prerequisites if name not in first),
         PACKAGES=" ".join(plan.packages),
+        LIBRARIES=" ".join(load().libraries(plan.capabilities)) if plan.demanded else "",
+        UNWANTED=" ".join(plan.unwanted),
         RECOMMENDS="no" if plan.no_recommends else "yes",
         RUN_VERSION=run.version if run else "",
         RUN_URL=run.url if run else "",
@@ -159,6 +178,14 @@ def driver(plan: Plan, settings: Nvidia, *, context: Context | None = None, gene
         PERSISTENCE=file("homelab-nvidia-persistence.service") if plan.target == "host" else "",
         GENERATION=generation,
     )
+
+
+def driver_update(target: Target, settings: Nvidia, name: str) -> str:
+    """Standard input of driver_update.sh, with the verb ``confirm`` or ``back``.
+
+    :param name: the system's, for messages.
+    """
+    return compose("driver_update.sh", **package_arguments(settings, Context(name, target)), TARGET=target)
 
 
 def _fields(one: Repository) -> Sequence[str]:

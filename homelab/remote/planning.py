@@ -7,12 +7,14 @@ change) the very scripts say that do it, with the verb `plan`, which changes not
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from homelab.container import makers
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError, raise_all
-from homelab.host import plan
+from homelab.host import card_values, plan, remapping
 from homelab.host.facts import HostFacts
 from homelab.nvidia import preview
 from homelab.remote import scripts, ssh
@@ -49,7 +51,7 @@ async def planned(
     :raises HomelabError: whatever stands against the change, all of it at once.
     """
     async with ssh.connect(host, timeout) as session:
-        facts = await session.read(guests=True)
+        facts = remapping.to_be(await session.read(guests=True), host)
         want = plan.wanted(facts, host)
         # What would stop the way to a VM or a container is found before the host is rebooted for it.
         machines, errors = vm_plan.describe(name, facts, host, want, vms)
@@ -61,7 +63,10 @@ async def planned(
         patience = OUTAGE_SECONDS if timeout is None else timeout
         closed = await asyncio.to_thread(probe.check, name, host, facts, want, vms, containers, patience)
         raise_all([*errors, *refused, *impossible, *closed])
-        files = await _files(session, host, want, bool(containers))
+        values: list[str] | None = card_values.lines(want.gpus, host.gpus)
+        if not values and not any(file.layer == "values" for file in facts.managed):
+            values = None
+        files = await _files(session, host, want, containers.values(), values)
         driver: dict[str, Any] = {}
         if host.nvidia:
             driver = preview.driver_to_be(name, host, facts, want)
@@ -70,10 +75,17 @@ async def planned(
     return Planned(facts, want, files, reboot, "\n".join(part for part in (machines, shared, stacks) if part))
 
 
-async def _files(session: ssh.Session, host: Host, want: plan.Wanted, nodes: bool) -> list[plan.PlannedFile]:
+async def _files(
+    session: ssh.Session,
+    host: Host,
+    want: plan.Wanted,
+    containers: Collection[Container],
+    values: list[str] | None,
+) -> list[plan.PlannedFile]:
     """What the layers' scripts would change, in their order.
 
-    :param nodes: are there containers, which take NVIDIA's device nodes?
+    :param containers: of this host.
+    :param values: of cards (`homelab.host.card_values`); None: there are none, and were none.
     :raises HomelabError: a script's own refusal, such as of a /boot that is too full.
     """
     layers = [
@@ -81,7 +93,10 @@ async def _files(session: ssh.Session, host: Host, want: plan.Wanted, nodes: boo
         scripts.vfio_initramfs(bool(want.vfio_words)),
         scripts.vfio_cmdline(want.vfio_words),
     ]
-    layers += [scripts.nvidia_nodes()] if nodes else []
+    nvidia = makers.any_nvidia(containers, want.gpus)
+    layers += [scripts.nvidia_nodes(needed=nvidia)] if any(one.may_have_nvidia(host.gpus) for one in containers) else []
+    layers += [scripts.card_nodes(any(one.has_cards for one in containers))] if containers else []
+    layers += [scripts.card_values(values)] if values is not None else []
     files = []
     for script in layers:
         files += scripts.answer(await session.run("plan", script))["files"]

@@ -7,6 +7,7 @@ that changes a resource.
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
 import re
@@ -30,6 +31,8 @@ PASSTHROUGH_TEST_FOLDER = "/run/homelab-passthrough-test"
 ROLLBACK_SECONDS = 600
 # How long a boot's confirmation waits for another run on the host, in seconds.
 CONFIRM_LOCK_SECONDS = 45
+# How much of a card's option ROM, or of the firmware's table of them, is read at most; real ones have 2 MiB.
+MOST_ROM_BYTES = 4 * 2**20
 # The line of a file's header that names the parts of the library which it takes functions or variables of.
 _NEEDS = re.compile(r"^# Needs: (.+)$", re.MULTILINE)
 
@@ -210,11 +213,18 @@ def reboot_host(
 
 
 def read_host(
-    *, guests: bool = False, lspci: bool = False, signs: str = "", systems: Sequence[str] = (), read_system: str = ""
+    *,
+    guests: bool = False,
+    lspci: bool = False,
+    acs: bool = False,
+    signs: str = "",
+    systems: Sequence[str] = (),
+    read_system: str = "",
 ) -> str:
     """Standard input of read_host.sh.
 
     :param guests: also lists what runs, which takes a real host a second or two.
+    :param acs: also reads which devices isolate what is behind them, where there are IOMMU groups already.
     :param signs: an extended regular expression; lines of the kernel's log that it finds are passed on.
     :param systems: `host` and ids of containers, which are read as well, each by the composed script ``read_system``.
     """
@@ -222,6 +232,7 @@ def read_host(
         "read_host.sh",
         GUESTS="yes" if guests else "no",
         LSPCI="yes" if lspci else "no",
+        ACS="yes" if acs else "no",
         SIGNS=signs,
         SYSTEMS=" ".join(systems),
         READ_SYSTEM=read_system,
@@ -249,46 +260,100 @@ def passthrough_test(
     )
 
 
-def nvidia_nodes(generation: int = 0) -> str:
-    """Standard input of nvidia_nodes.sh."""
+def nvidia_nodes(generation: int = 0, *, needed: bool = True) -> str:
+    """Standard input of nvidia_nodes.sh; ``needed`` is False where no container has a card of NVIDIA's."""
     about = "# Written by homelab, which takes it away again (pulumi destroy)."
     program = bash_source.needed([_code("lib/nvidia.sh")], "make_nvidia_nodes")
     return compose(
         "nvidia_nodes.sh",
+        NEEDED="yes" if needed else "no",
         NODES=f"#!/bin/bash\n{about}\nset -eu\nROOT=${{ROOT:-}}\n{program}",
         UNIT=file("homelab-nvidia-nodes.service"),
         GENERATION=str(generation),
     )
 
 
+# For the cards' drivers at a boot, and for a cluster's quorum, in seconds from the start of the service.
+CARD_SECONDS, QUORUM_SECONDS = 20, 60
+
+
+def card_nodes(needed: bool = True, generation: int = 0, *, wait: int = CARD_SECONDS) -> str:
+    """Standard input of card_nodes.sh; ``needed`` is False where no container has a card.
+
+    :param wait: for how many seconds a boot waits for the cards' drivers.
+    """
+    about = "# Written by homelab, which takes it away again (pulumi destroy)."
+    program = compose("card_nodes_boot.sh", WAIT=str(wait), QUORUM=str(QUORUM_SECONDS)).removesuffix("\n")
+    return compose(
+        "card_nodes.sh",
+        NEEDED="yes" if needed else "no",
+        PROGRAM=f"#!/bin/bash\n{about}\n{program}",
+        UNIT=file("homelab-card-nodes.service"),
+        GENERATION=str(generation),
+    )
+
+
+def card_values(values: Sequence[str], generation: int = 0) -> str:
+    """Standard input of card_values.sh.
+
+    :param values: lines of address, vendor:device, attribute and value.
+    """
+    return compose("card_values.sh", VALUES="\n".join(values), GENERATION=str(generation))
+
+
+def card_rom(file: str, *, address: str = "", ids: str = "", at_rest: bool = True, content: bytes = b"") -> str:
+    """Standard input of card_rom.sh.
+
+    :param file: its name in /usr/share/kvm.
+    :param at_rest: may the card's own ROM be read? Else the firmware's table alone is.
+    :param address: of the card's graphics function, with ``ids``, its vendor:device: for `read_rom`.
+    :param content: for `keep`.
+    """
+    encoded = base64.b64encode(content).decode("ascii")
+    about = {"FILE": file, "ADDRESS": address, "IDS": ids, "FROM": "card" if at_rest else "firmware"}
+    return compose("card_rom.sh", **about, MOST=str(MOST_ROM_BYTES), ROM=encoded)
+
+
 def container_gpus(
-    ctid: int, devices: Mapping[str, str], shutdown: Mapping[str, Any], generation: str, *, keep: bool = False
+    ctid: int,
+    devices: Mapping[str, str],
+    shutdown: Mapping[str, Any],
+    generation: str,
+    *,
+    keep: bool = False,
+    guest: str = "",
 ) -> str:
     """Standard input of container_gpus.sh.
 
-    :param devices: ``METHOD``, ``MINORS`` and ``FUNCTIONS``, as the script's header has them.
+    :param devices: ``METHOD``, ``MINORS``, ``FUNCTIONS`` and, where there are such, ``CARDS``, as the script's header has them.
     :param shutdown: ``timeout`` in seconds, ``otherwise``.
     :param generation: has no part in what happens; a new one makes Pulumi run the script again.
     :param keep: the container goes with the stack, so that nothing is taken out of it.
+    :param guest: its name in the settings; a revert under another name than the last one's leaves the container as it is.
     """
     return compose(
         "container_gpus.sh",
         CTID=str(ctid),
-        **devices,
+        **_given(devices),
         **_shutdown(shutdown),
         KEEP="yes" if keep else "no",
+        GUEST=guest,
         GENERATION=generation,
     )
 
 
 def container_restart(ctid: int, devices: Mapping[str, str], shutdown: Mapping[str, Any], power: str) -> str:
     """Standard input of container_restart.sh; arguments as of `container_gpus`, ``power``: keep, running or stopped."""
-    return compose("container_restart.sh", CTID=str(ctid), **devices, **_shutdown(shutdown), POWER=power)
+    return compose("container_restart.sh", CTID=str(ctid), **_given(devices), **_shutdown(shutdown), POWER=power)
 
 
 def container_verification(ctid: int, devices: Mapping[str, str]) -> str:
     """Standard input of container_verification.sh; arguments as of `container_gpus`."""
-    return compose("container_verification.sh", CTID=str(ctid), **devices)
+    return compose("container_verification.sh", CTID=str(ctid), **_given(devices))
+
+
+def _given(devices: Mapping[str, str]) -> dict[str, str]:
+    return {"CARDS": "", **devices}
 
 
 def _shutdown(policy: Mapping[str, Any]) -> dict[str, str]:
@@ -318,3 +383,8 @@ def confirm_boot() -> str:
 def diagnose(containers: Sequence[int] = ()) -> str:
     """Standard input of diagnose.sh, with the verb ``diagnose``; ``containers``: ids of those to look into, should they be there."""
     return compose("diagnose.sh", IDS=" ".join(str(ctid) for ctid in containers), INSIDE=file("inspect_inside.sh"))
+
+
+def storage_file(*, url: str = "", volume: str = "") -> str:
+    """Standard input of storage_file.sh: with the verb ``sums`` and a URL, or ``users`` and a volume."""
+    return compose("storage_file.sh", URL=url, VOLUME=volume)

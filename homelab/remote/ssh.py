@@ -6,15 +6,18 @@ asyncssh is imported on first use: a run that has nothing to read doesn't pay fo
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import cast
 
 import asyncssh
 
 from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
-from homelab.host import facts
+from homelab.host import facts, gates
 from homelab.host.kernel_log import filter_of_lines
 from homelab.remote import nvidia_steps as steps
 from homelab.remote import scripts
@@ -37,6 +40,8 @@ SHORT_SECONDS = 15
 OUTPUT_BYTES = 16 * 1024**2
 LOG_BYTES = 64 * 1024
 _CHUNK = 64 * 1024
+# How long this machine's SSH agent may take to name its keys, in seconds: it has them in memory.
+AGENT_SECONDS = 10.0
 # How often a host may be lost while its boot is confirmed.
 CONFIRM_TRIES = 3
 # How often a person is told that the host is waited for.
@@ -159,8 +164,16 @@ class Session:
             signs = filter_of_lines()
         if systems:
             inside = steps.read_system()
-        text = scripts.read_host(guests=guests, lspci=lspci, signs=signs, systems=systems, read_system=inside)
-        return facts.parse(await self.run("read_host", text, seconds))
+        text = scripts.read_host(
+            guests=guests,
+            lspci=lspci,
+            acs=self._host.iommu.acs_override is not None,
+            signs=signs,
+            systems=systems,
+            read_system=inside,
+        )
+        found = facts.parse(await self.run("read_host", text, seconds))
+        return gates.choosing(found, self._host.gpus)
 
 
 async def _end_of(stream: asyncssh.SSHReader[bytes]) -> bytes:
@@ -227,21 +240,32 @@ async def connect(host: Host, timeout: float | None = None) -> AsyncIterator[Ses
     :raises HomelabError: another host key, or the login is refused.
     """
     key, pinned = host.ssh.key, _pinned(host)
+    async with AsyncExitStack() as ends:
+        connection = await _connected(host, key, pinned, timeout or host.timeouts.connect, ends)
+        # Not `close`, which waits for an answer that a host on its way down never gives.
+        ends.callback(connection.abort)
+        yield Session(host, connection)
+
+
+async def _connected(
+    host: Host, key: str | None, pinned: asyncssh.SSHKey, timeout: float, ends: AsyncExitStack
+) -> asyncssh.SSHClientConnection:
+    """As `connect`; what is to be closed at the end is put into ``ends``."""
+    agent = await _Agent.of_this_machine(ends, timeout) if host.ssh.agent else None
     try:
-        connection = await asyncio.wait_for(
-            asyncssh.connect(
+        async with asyncio.timeout(timeout):
+            keys = None if key is None else [asyncssh.import_private_key(key)]
+            return await asyncssh.connect(
                 host.address,
                 host.ssh.port,
                 username=host.ssh.user,
                 known_hosts=([pinned], [], []),
-                client_keys=None if key is None else [asyncssh.import_private_key(key)],
+                client_keys=keys if agent is None else agent.keys,
                 password=host.ssh.password and host.ssh.password.get_secret_value(),
-                agent_path=() if host.ssh.agent else None,
+                agent_path=None,
                 config=None,
                 keepalive_interval=KEEPALIVE_SECONDS,
-            ),
-            timeout or host.timeouts.connect,
-        )
+            )
     except asyncssh.HostKeyNotVerifiable as error:
         raise await _wrong_host_key(host, pinned.get_fingerprint()) from error
     except asyncssh.KeyImportError as error:
@@ -252,6 +276,8 @@ async def connect(host: Host, timeout: float | None = None) -> AsyncIterator[Ses
             next="use a key without a passphrase kept as a Pulumi secret (ssh.privateKey), or an agent (ssh.agent: true)",
         ) from error
     except asyncssh.PermissionDenied as error:
+        if agent is not None and agent.problem:
+            raise _no_key_of_the_agent(agent.problem) from error
         raise LoginRefusedError(
             wanted=f"to log in to {host.address}:{host.ssh.port} as {host.ssh.user}",
             found=f"refused: {error}",
@@ -259,12 +285,78 @@ async def connect(host: Host, timeout: float | None = None) -> AsyncIterator[Ses
             next=f"put the key into {host.ssh.user}'s authorized_keys on the host: ssh-copy-id -p {host.ssh.port} {host.ssh.user}@{host.address}",
         ) from error
     except (OSError, TimeoutError, asyncssh.Error) as error:
+        if agent is not None and agent.signs and isinstance(error, TimeoutError):
+            raise _no_key_of_the_agent(
+                f"an agent that has not signed within {timeout:g} s; it may wait for somebody to confirm that"
+            ) from error
         raise _lost(host, error) from error
-    try:
-        yield Session(host, connection)
-    finally:
-        # Not `close`, which waits for an answer that a host on its way down never gives.
-        connection.abort()
+
+
+class _Agent:
+    """This machine's SSH agent: at SSH_AUTH_SOCK, or on Windows at the pipe of its OpenSSH. ``signs``: it is asked to, and hasn't answered;
+    ``problem``: what it has said, or done, instead.
+    """
+
+    def __init__(self, keys: Sequence[asyncssh.SSHKeyPair]) -> None:
+        self.keys = list(keys)
+        self.signs = False
+        self.problem = ""
+        for one in self.keys:
+            # asyncssh takes whatever a signature fails with for an error of its own.
+            setattr(one, "sign_async", functools.partial(self._sign, cast(asyncssh.SSHAgentKeyPair, one).sign_async))  # noqa: B010
+
+    @classmethod
+    async def of_this_machine(cls, ends: AsyncExitStack, timeout: float) -> _Agent:
+        """:raises LoginRefusedError: there is no agent, it has no key, or it says nothing."""
+        seconds = min(timeout, AGENT_SECONDS)
+        try:
+            async with asyncio.timeout(seconds):
+                agent = await ends.enter_async_context(await asyncssh.connect_agent())
+                keys = await agent.get_keys()
+        except TimeoutError as error:
+            raise _no_key_of_the_agent(
+                f"an agent that has said nothing within {seconds:g} s; `ssh-add -l` would wait, too"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise _no_key_of_the_agent(f"no agent that answers ({error})") from error
+        if not keys:
+            raise _no_key_of_the_agent("an agent without a key")
+        return cls(keys)
+
+    async def _sign(self, sign: Callable[[bytes], Awaitable[bytes]], data: bytes) -> bytes:
+        self.signs = True
+        try:
+            signature = await sign(data)
+        except (OSError, ValueError) as error:
+            self.problem = f"an agent that named its keys and signs with none: it is locked, was told not to, or has gone ({error})"
+            raise asyncssh.PermissionDenied(self.problem) from error
+        self.signs = False
+        return signature
+
+
+def ask_the_agent() -> None:
+    """Asks this machine's SSH agent for its keys, on behalf of somebody who would wait for its answer without end (pulumi-command).
+
+    :raises LoginRefusedError: there is no agent, it has no key, or it says nothing.
+    """
+
+    async def ask() -> None:
+        async with AsyncExitStack() as ends:
+            await _Agent.of_this_machine(ends, AGENT_SECONDS)
+
+    # A program that declares resources has an event loop of its own in its thread.
+    with ThreadPoolExecutor(1) as aside:
+        aside.submit(asyncio.run, ask()).result()
+
+
+def _no_key_of_the_agent(problem: str) -> LoginRefusedError:
+    return LoginRefusedError(
+        wanted="to log in with a key of this machine's SSH agent (ssh.agent)",
+        found=problem,
+        why="nobody else has the key",
+        next="see `ssh-add -l`; start the agent anew (on Windows: the service ssh-agent) and give it the key with `ssh-add`, unlock it "
+        "(`ssh-add -X`), or set ssh.privateKeyFile",
+    )
 
 
 async def read(
@@ -297,7 +389,9 @@ async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:
     )
 
 
-async def confirm(host: Host, old_boot_id: str | None, say: Callable[[str], None]) -> facts.HostFacts:
+async def confirm(
+    host: Host, old_boot_id: str | None, say: Callable[[str], None], waits: Callable[[str], None] | None = None
+) -> facts.HostFacts:
     """Confirms the running boot, unless the host has rolled itself back; the reading is made after it, of the boot that was confirmed.
 
     A host that is rolling back is waited for until it has restarted. ``rolled_back`` of the reading says so; then nothing was confirmed.
@@ -307,14 +401,14 @@ async def confirm(host: Host, old_boot_id: str | None, say: Callable[[str], None
     :raises HomelabError: as of `wait_for_boot`, or the confirmation failed.
     """
     found = await (
-        read(host, lspci=True, kernel_log=True) if old_boot_id is None else wait_for_boot(host, old_boot_id, say)
+        read(host, lspci=True, kernel_log=True) if old_boot_id is None else wait_for_boot(host, old_boot_id, say, waits)
     )
     lost: list[UnreachableError] = []
     while True:
         if found.rolling_back:
             say(f"it is giving back its boot configuration ({found.rolled_back}), and restarts: waiting for that")
             try:
-                found = await wait_for_boot(host, found.boot_id, say)
+                found = await wait_for_boot(host, found.boot_id, say, waits)
             except HomelabError as error:
                 say(f"it has not restarted: {error.found}")
                 return found
@@ -332,14 +426,18 @@ async def confirm(host: Host, old_boot_id: str | None, say: Callable[[str], None
             lost.append(error)
             if len(lost) > CONFIRM_TRIES:
                 raise
-            found = await wait_for_boot(host, None, say)
+            found = await wait_for_boot(host, None, say, waits)
             continue
         if answer["confirmed"] == found.boot_id:
             return found
 
 
-async def wait_for_boot(host: Host, old_boot_id: str | None, say: Callable[[str], None]) -> facts.HostFacts:
+async def wait_for_boot(
+    host: Host, old_boot_id: str | None, say: Callable[[str], None], waits: Callable[[str], None] | None = None
+) -> facts.HostFacts:
     """The first reading of the host with another boot id than ``old_boot_id``; None: with any.
+
+    :param waits: is told every few seconds for how long that has been; by default, ``say`` is.
 
     Waits ``timeouts.reboot`` seconds, then as long again as the dead man's switch and its reboot may take.
 
@@ -370,7 +468,7 @@ async def wait_for_boot(host: Host, old_boot_id: str | None, say: Callable[[str]
             last, refused = error.found, error
         if time.monotonic() - told >= TELL_SECONDS:
             told = time.monotonic()
-            say(f"waiting for the host: {told - started:.0f} s")
+            (waits or say)(f"waiting for the host: {told - started:.0f} s")
         if time.monotonic() - started > patience:
             if extended:
                 raise refused or _never_back(host, last, time.monotonic() - started)

@@ -14,7 +14,9 @@ from typing import Any, ClassVar
 
 import pulumi
 
-# A type's token -> the class that declares it.
+from homelab.resources.children import FORMER_MODULE
+
+# A type's token -> the class that declares it; also the token of version 1.0, whose state is destroyed or refreshed under it.
 DECLARED: dict[str, type[Resource]] = {}
 
 
@@ -77,6 +79,8 @@ class Resource(pulumi.CustomResource):
     :param args: the inputs, by the names that the class's `Inputs` has; one that is None may be left out.
     """
 
+    #: Module and name of its type, short: Pulumi's display has a column of that width.
+    kind: ClassVar[str]
     Inputs: ClassVar[type[Any]]
     Outputs: ClassVar[type[Any]] = NoOutputs
     replaced_by: ClassVar[frozenset[str]] = frozenset()
@@ -87,7 +91,7 @@ class Resource(pulumi.CustomResource):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "Inputs" in cls.__dict__:
-            DECLARED[cls.token()] = cls
+            DECLARED[cls.token()] = DECLARED[cls.former_token()] = cls
 
     def __init__(
         self, name: str, args: Mapping[str, pulumi.Input[Any]], opts: pulumi.ResourceOptions | None = None
@@ -96,12 +100,31 @@ class Resource(pulumi.CustomResource):
         needed = {one for one, field in known.items() if field.default is dataclasses.MISSING}
         if wrong := (args.keys() - known.keys()) | (needed - args.keys()):
             raise TypeError(f"{type(self).__name__} {name}: inputs that are missing or not known: {sorted(wrong)}")
-        super().__init__(self.token(), name, {**args, **dict.fromkeys(self.output_names())}, opts)
+        super().__init__(
+            self.token(), name, {**args, **dict.fromkeys(self.output_names())}, self._with_former_type(opts)
+        )
 
     @classmethod
     def token(cls) -> str:
         """The type as the engine knows it."""
-        return f"homelab:index:{cls.__name__}"
+        return f"homelab:{cls.kind}"
+
+    @classmethod
+    def former_token(cls) -> str:
+        """The type that a state of version 1.0 has."""
+        return f"{FORMER_MODULE}:{cls.__name__}"
+
+    @classmethod
+    def _with_former_type(cls, opts: pulumi.ResourceOptions | None) -> pulumi.ResourceOptions:
+        """Whatever names it had, it had them with that type."""
+        opts = pulumi.ResourceOptions.merge(opts, None)
+        named = [one for one in opts.aliases or () if isinstance(one, pulumi.Alias)]
+        former = cls.former_token()
+        opts.aliases = [
+            pulumi.Alias(type_=former),
+            *(pulumi.Alias(name=one.name, type_=former, parent=one.parent) for one in named),
+        ]
+        return opts
 
     @classmethod
     def output_names(cls) -> list[str]:

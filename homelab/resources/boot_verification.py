@@ -16,6 +16,8 @@ from homelab.shapes import BootSeen, CardPlan, DeviceSeen, IommuSeen
 class BootVerification(Act):
     """See the module; outputs as of `Outputs`."""
 
+    kind = "host:BootCheck"
+
     @dataclass(frozen=True, kw_only=True)
     class Inputs(HostInputs):
         """``reboot``: what reboot_host.sh answered; the others as HostProbe puts them out."""

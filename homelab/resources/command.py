@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,15 +10,28 @@ import pulumi
 from pulumi_command import remote
 
 from homelab.errors import HomelabError
+from homelab.later import later
 from homelab.remote import scripts
 from homelab.resources import limits
 from homelab.stack import Refusal
 
 if TYPE_CHECKING:
+    from homelab.remote import ssh as _ssh
     from homelab.settings import Host
+else:
+    _ssh = later("homelab.remote.ssh")
 
 # A refused connection, a wrong key and a wrong password are all retried by the plugin; a host that answers does so at once.
 DIAL_ATTEMPTS = 3
+
+
+@functools.cache
+def _ask_the_agent() -> None:
+    """Once a run, before anything is changed: an agent that hangs would hold pulumi-command for ever."""
+    try:
+        _ssh.ask_the_agent()
+    except HomelabError as error:
+        raise Refusal(error) from None
 
 
 def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[remote.ConnectionArgs, list[str]]:
@@ -27,7 +41,7 @@ def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[re
 
     A preview in a pull request has no private key. It needs none, and the key that the state knows must not look changed.
 
-    :raises Refusal: the host's key can't be read; the private key can't be, and this is not a preview.
+    :raises Refusal: the host's key can't be read; the private key can't be, or the SSH agent doesn't answer, and this is not a preview.
     """
     ignored: list[str] = []
     key: str | None = None
@@ -41,6 +55,8 @@ def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[re
         host_key = host.ssh.pinned_host_key
     except HomelabError as error:
         raise Refusal(error) from None
+    if host.ssh.agent and not pulumi.runtime.is_dry_run():
+        _ask_the_agent()
     password = None if host.ssh.password is None else host.ssh.password.get_secret_value()
     return (
         remote.ConnectionArgs(

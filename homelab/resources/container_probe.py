@@ -1,4 +1,4 @@
-"""ContainerProbe: which of the driver's cards a container is to have, as numbers; where drift of its configuration is found.
+"""ContainerProbe: which of the host's cards a container is to have, NVIDIA's as numbers, others by address; where drift of its configuration is found.
 
 Reads the host, passes every check or fails before anything is changed, and puts out what the scripts are told. A refresh compares the
 host with that: what differs raises ``generation``, with which the configuration is written again and the chain behind it follows;
@@ -7,24 +7,25 @@ numbers that have changed ask for an update. It owns nothing on the host.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import pulumi
 
 from homelab.resources.base import Boot, NodeInputs, Probe
-from homelab.shapes import CardPlan
+from homelab.shapes import CardPlan, SharedCard
 
 
 class ContainerProbe(Probe):
     """See the module; outputs as of `Outputs`."""
 
+    kind = "lxc:Probe"
     replaced_by = frozenset(("host", "ctid"))
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(NodeInputs):
         """``container``: its name in the settings; ``wanted``: the settings that decide; ``gpus``: as HostProbe has them; ``instance``:
-        of a container that was made here."""
+        of a container that was made here; ``copied``: is there a snapshot or a backup of it first (SafetyCopy)?"""
 
         container: str
         ctid: int
@@ -32,11 +33,13 @@ class ContainerProbe(Probe):
         gpus: dict[str, CardPlan]
         boot: Boot
         instance: str
+        copied: bool = False
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """``minors``: numbers of /dev/nvidiaN; ``functions``: addresses of the cards' display functions; ``resume``: did a reboot of
-        ours stop it?; ``generation``: how often it drifted."""
+        """``minors``: numbers of /dev/nvidiaN; ``functions``: addresses of these cards' display functions; ``shared``: cards of other makers,
+        by their names in the settings; ``resume``: did a reboot of ours stop it?; ``generation``: how often it drifted;
+        ``identity``: tells the container from another one of the same id (vm.safety.identity_of); empty: the state is of an earlier version."""
 
         minors: list[int]
         functions: list[str]
@@ -44,9 +47,14 @@ class ContainerProbe(Probe):
         resume: bool
         generation: int
         stale: bool
+        shared: dict[str, SharedCard] = field(default_factory=dict)
+        identity: str = ""
 
     minors: pulumi.Output[list[int]]
     functions: pulumi.Output[list[str]]
     guest_name: pulumi.Output[str]
     resume: pulumi.Output[bool]
     generation: pulumi.Output[int]
+    identity: pulumi.Output[str]
+    if TYPE_CHECKING:
+        shared: pulumi.Output[dict[str, SharedCard]]

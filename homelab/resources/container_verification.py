@@ -16,6 +16,8 @@ from homelab.resources.base import Act, HostInputs
 class ContainerVerification(Act):
     """See the module; outputs as of `Outputs`."""
 
+    kind = "lxc:Check"
+
     @dataclass(frozen=True, kw_only=True)
     class Inputs(HostInputs):
         """``devices``: as container_gpus.sh takes them; ``after``: what it follows."""

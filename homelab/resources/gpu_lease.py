@@ -17,6 +17,7 @@ from homelab.resources.base import NodeInputs, Resource, ShutdownInputs
 class GpuLease(Resource):
     """See the module."""
 
+    kind = "gpu:Lease"
     replaced_by = frozenset(("host", "node", "vmid"))
     delete_before_replace = True
 

@@ -20,13 +20,24 @@ from homelab.shapes import CardPlan
 if TYPE_CHECKING:
     from homelab.settings import Host
 
-# The parts of a host that drift by themselves; `boot` is what only a reboot can mend, `nodes` NVIDIA's device nodes.
+# The parts of a host that drift by themselves; `boot` is what only a reboot can mend, `nodes` NVIDIA's device nodes, `cards` the service for
+# those of other makers' cards, `values` how cards are reset and sleep.
 BOOT_LAYERS = ("iommu", "vfio", "boot")
-LAYERS = (*BOOT_LAYERS, "nodes")
+LAYERS = (*BOOT_LAYERS, "nodes", "cards", "values")
+# The settings that version 1.0 told a HostProbe. One that came later and has its default is left out: where nobody has set it, a state of
+# an earlier version has the same inputs, and its plan is not made anew.
+_FIRST = frozenset(
+    (
+        "iommu", "enable", "passthrough", "gpus", "take_over", "match", "address", "use", "allow_group_members", "allow_console",
+        "allow_containers",
+    )
+)  # fmt: skip
 
 
 class HostProbe(Probe):
     """See the module; outputs as of `Outputs`."""
+
+    kind = "host:Probe"
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(HostInputs):
@@ -62,10 +73,12 @@ class HostProbe(Probe):
         """The probe of a host of the settings."""
         # All but how the host is reached, and what other resources are told: a setting that is added is part of it.
         elsewhere: dict[str, Any] = dict.fromkeys(
-            ("address", "ssh", "api", "node", "reboot", "nvidia", "timeouts"), True
+            ("address", "ssh", "api", "node", "reboot", "nvidia", "timeouts", "downloads"), True
         )
         elsewhere["gpus"] = {"__all__": {"mapping", "passthrough_test"}}
         wanted = host.model_dump(mode="json", exclude=elsewhere)
+        said = host.model_dump(mode="json", exclude=elsewhere, exclude_defaults=True)
+        wanted = _without_new_defaults(wanted, said)
         return cls(name, {"host": host_name, "wanted": wanted}, opts)
 
     def generation_of(self, layer: str) -> pulumi.Output[int]:
@@ -76,3 +89,16 @@ class HostProbe(Probe):
     def boot_generation(self) -> pulumi.Output[dict[str, int]]:
         """How often each of the layers had to be mended that a reboot is about."""
         return self.generation.apply(lambda generation: {layer: generation[layer] for layer in BOOT_LAYERS})
+
+
+def _without_new_defaults(every: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
+    """Of settings, what is `_FIRST`'s or isn't a default.
+
+    :param every: all of them; ``said``: those that aren't defaults.
+    """
+    gpus = {name: _kept(gpu, said["gpus"][name]) for name, gpu in every["gpus"].items()}
+    return _kept(every, said) | {"iommu": _kept(every["iommu"], said.get("iommu", {})), "gpus": gpus}
+
+
+def _kept(every: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in every.items() if key in _FIRST or key in said}

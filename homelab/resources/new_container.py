@@ -17,6 +17,7 @@ from homelab.resources.base import NodeInputs, Owned, ShutdownInputs
 class NewContainer(Owned):
     """See the module."""
 
+    kind = "lxc:Container"
     replaced_by = frozenset(("host", "node", "ctid"))
 
     @dataclass(frozen=True, kw_only=True)

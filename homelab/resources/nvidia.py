@@ -41,6 +41,7 @@ class SystemInputs(HostInputs):
 class NvidiaSystem(Probe):
     """See the module; outputs as of `Outputs`."""
 
+    kind = "nvidia:System"
     replaced_by = frozenset(("host", "system_name", "target", "ctid"))
     Inputs = SystemInputs
 
@@ -60,6 +61,7 @@ class NvidiaSystem(Probe):
 class GuestReboot(Act):
     """See the module; outputs as of `Outputs`."""
 
+    kind = "nvidia:Reboot"
     ignored = frozenset(("timeout",))
 
     @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,7 @@ class GuestReboot(Act):
 class NvidiaVerification(Act):
     """See the module."""
 
+    kind = "nvidia:Check"
     ignored = frozenset(("timeout",))
 
     @dataclass(frozen=True, kw_only=True)

@@ -23,16 +23,22 @@ IDENTITY = frozenset(("host", "node", "mapping"))
 class PciMapping(Owned):
     """See the module."""
 
+    kind = "pci:Mapping"
     replaced_by = IDENTITY
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(NodeInputs):
-        """``entry``: path, id, subsystem-id, iommugroup; ``before``, ``known``: as PciMappingRecord puts them out."""
+        """``entry``: path, id, subsystem-id, iommugroup; ``before``, ``known``: as PciMappingRecord puts them out.
+
+        ``live_migration``: is the mapping to have the flag? ``had_flag``: had it that before, as PciMappingRecord puts it out.
+        """
 
         mapping: str
         entry: dict[str, str]
         before: str
         known: bool
+        live_migration: bool = False
+        had_flag: bool = False
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
@@ -50,6 +56,7 @@ class PciMappingRecord(Resource):
     A card that is in another slot now has the same mapping, and what that was at first is still what comes back.
     """
 
+    kind = "pci:Record"
     replaced_by = IDENTITY
     ignored = frozenset(("path",))
 
@@ -62,10 +69,12 @@ class PciMappingRecord(Resource):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """``before``: the entry as it was, empty where there was none; ``known``: was there such a mapping?"""
+        """``before``: the entry as it was, empty where there was none; ``known``: was there such a mapping? ``had_flag``: and was it one for live migration?"""
 
         before: str
         known: bool
+        had_flag: bool = False
 
     before: pulumi.Output[str]
     known: pulumi.Output[bool]
+    had_flag: pulumi.Output[bool]

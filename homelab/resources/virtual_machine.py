@@ -24,6 +24,7 @@ class DiskInputs:
 class VirtualMachine(Owned):
     """See the module."""
 
+    kind = "vm:Machine"
     replaced_by = frozenset(("host", "node", "vmid"))
 
     @dataclass(frozen=True, kw_only=True)

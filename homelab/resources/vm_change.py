@@ -13,6 +13,7 @@ from homelab.shapes import Record
 class VmChange(Resource):
     """See the module; outputs as of `Outputs`."""
 
+    kind = "vm:Change"
     replaced_by = frozenset(("host", "node", "vmid"))
     delete_before_replace = True
 

@@ -20,13 +20,15 @@ from homelab.shapes import Record
 class VmRecord(Owned):
     """See the module; outputs as of `Outputs`."""
 
+    kind = "vm:Record"
     # Another VM: the old one is given back what it had, and it is another one's turn.
     replaced_by = frozenset(("host", "node", "vmid"))
     delete_before_replace = True
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(VmInputs):
-        """``cards``: fields of `vm.config.VmCard`; ``instance``: of a VM that was made here; ``goes_away``: is the VM itself deleted next?"""
+        """``cards``: fields of `vm.config.VmCard`; ``instance``: of a VM that was made here; ``goes_away``: is the VM itself deleted next?;
+        ``copied``: is there a snapshot or a backup of it first (SafetyCopy)?"""
 
         cards: list[dict[str, Any]]
         machine: str | None = None
@@ -36,10 +38,12 @@ class VmRecord(Owned):
         instance: str
         goes_away: bool
         boot: Boot
+        copied: bool = False
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """``record``, ``restore``: key -> ours, before; ``running``: is it to run again?; ``generation``: raised by each update."""
+        """``record``, ``restore``: key -> ours, before; ``running``: is it to run again?; ``generation``: raised by each update;
+        ``identity``: tells the VM from another one of the same id (vm.config.identity); empty: the state is of an earlier version."""
 
         record: Record
         restore: Record
@@ -47,6 +51,7 @@ class VmRecord(Owned):
         generation: int
         guest_name: str
         drift: list[str] = field(default_factory=list)
+        identity: str = ""
 
     if TYPE_CHECKING:
         record: pulumi.Output[Record]
@@ -54,3 +59,4 @@ class VmRecord(Owned):
     running: pulumi.Output[bool]
     generation: pulumi.Output[int]
     guest_name: pulumi.Output[str]
+    identity: pulumi.Output[str]

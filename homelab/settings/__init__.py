@@ -8,6 +8,7 @@ from typing import Any
 
 from homelab.settings.access import ApiAccess, Ssh
 from homelab.settings.container import Container, Features, NewContainerSettings, assigned_numbers
+from homelab.settings.download import Download
 from homelab.settings.host import Gpu, Host, IommuSettings, Timeouts
 from homelab.settings.nvidia import Nvidia
 from homelab.settings.parsing import load_host, parse
@@ -20,6 +21,7 @@ __all__ = [
     "CloudInit",
     "Container",
     "Disk",
+    "Download",
     "Features",
     "Gpu",
     "Host",

@@ -11,7 +11,7 @@ from pydantic import field_validator, model_validator
 from homelab.errors import HomelabError
 from homelab.model import Model
 from homelab.settings.keys import PublicKey, public_key
-from homelab.settings.paths import resolved
+from homelab.settings.paths import resolved, text_of
 from homelab.settings.types import (
     LocalPath,
     Plain,
@@ -69,7 +69,7 @@ class Ssh(Model):
             return " ".join(self.host_key.split()[:2])
         path = resolved(self.host_key_file or "")
         try:
-            return " ".join(public_key(path.read_text(encoding="utf-8")).split()[:2])
+            return " ".join(public_key(text_of(path).strip()).split()[:2])
         except (OSError, ValueError) as error:  # what isn't text is a ValueError, too
             raise HomelabError(
                 wanted=f"the host's public key in {path}",
@@ -90,7 +90,7 @@ class Ssh(Model):
             return None
         path = resolved(self.private_key_file)
         try:
-            return path.read_text(encoding="ascii")
+            return text_of(path).replace("\r\n", "\n")
         except (OSError, UnicodeDecodeError) as error:
             raise HomelabError(
                 wanted=f"an SSH private key in {path} (privateKeyFile)",

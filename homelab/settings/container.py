@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -23,9 +24,56 @@ from homelab.settings.types import (
     NameServers,
     Plain,
     Secret,
-    Template,
+    Storage,
+    TemplateOrDownload,
 )
-from homelab.settings.vm import Disk, Shutdown
+from homelab.settings.vm import Disk, Safety, Shutdown, require_safety
+
+if TYPE_CHECKING:
+    from homelab.settings.host import Gpu
+
+
+# Folders of the host's system: Proxmox VE's own documentation warns of giving any of them to a container.
+_SYSTEM = re.compile(r"/(?:(?:bin|boot|dev|etc|lib|lib64|proc|root|run|sbin|sys|usr|var)(?:/.*)?)?")
+# Below /var there is room for people's own data, too.
+_OWN = re.compile(r"/var/lib/vz/(?!images|dump|template|private).+|/var/(?:srv|media|data|www)(?:/.*)?")
+_FOLDER = re.compile(r"(?:/[A-Za-z0-9_][A-Za-z0-9._+@-]*)+")
+
+
+class Mount(Model):
+    """A folder of the host, mounted in a new container (a bind mount). Only `root@pam` may do that; a token may not. In an unprivileged
+    container its files belong to `nobody`, unless their owner on the host is 100000 and more. Neither a snapshot nor a backup has it."""
+
+    source: Plain
+    """The folder on the host, which must be there: `/tank/films`. Not one of the host's system, such as `/etc`."""
+    target: Plain
+    """Where it is in the container: `/films`."""
+    read_only: bool = False
+    """Nothing in the container may change it."""
+
+    @field_validator("source", "target")
+    @classmethod
+    def _folder(cls, value: str) -> str:
+        if not _FOLDER.fullmatch(value):
+            raise ValueError(
+                "expected a folder's whole path, such as /tank/films, without blanks, .. and a slash at its end"
+            )
+        return value
+
+    @field_validator("source")
+    @classmethod
+    def _not_the_systems(cls, value: str) -> str:
+        if _SYSTEM.fullmatch(value) and not _OWN.fullmatch(value):
+            raise ValueError(
+                f"{value} is of the host's own system: a container that changes it breaks the host. Expected a folder with your data, "
+                "such as /tank/films"
+            )
+        return value
+
+    @property
+    def option(self) -> str:
+        """As Proxmox VE writes it."""
+        return f"{self.source},mp={self.target}" + (",ro=1" if self.read_only else "")
 
 
 class Features(Model):
@@ -37,18 +85,29 @@ class Features(Model):
     """It may use the kernel's keyring, which Docker in an unprivileged container needs."""
     fuse: bool = False
     """It may mount FUSE file systems."""
+    mount: list[Literal["nfs", "cifs"]] = []
+    """It may mount network file systems of these kinds. Only a privileged one can (`unprivileged: false`)."""
 
     @property
     def takes_root(self) -> bool:
         """Whether only root@pam itself can make a container so."""
-        return self.keyctl or self.fuse
+        return self.keyctl or self.fuse or bool(self.mount)
+
+    @property
+    def option(self) -> str:
+        """As Proxmox VE writes it; empty where there are none."""
+        flags = [name for name in ("fuse", "keyctl", "nesting") if getattr(self, name)]
+        parts = [f"{name}=1" for name in flags]
+        parts += [f"mount={';'.join(self.mount)}"] if self.mount else []
+        return ",".join(sorted(parts))
 
 
 class NewContainerSettings(Model):
     """A container that the program creates. It is deleted again by `pulumi destroy`."""
 
-    template: Template
-    """The volume of a template, such as `local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst`. `pveam list local` lists them."""
+    template: TemplateOrDownload
+    """The volume of a template, such as `local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst`; `pveam list local` lists them. Or the name of one
+    of the host's `downloads`."""
     hostname: HostName | None = None
     """Its host name. By default the name that it has in these settings."""
     disk: Disk
@@ -71,6 +130,8 @@ class NewContainerSettings(Model):
     """Root in the container is an ordinary user on the host."""
     features: Features = Features()
     """What it may do beyond the usual."""
+    mounts: Annotated[list[Mount], Field(max_length=256)] = []
+    """Folders of the host that it has. A change comes into force with its next start."""
     onboot: bool = True
     """It starts with the host."""
     ssh_keys: list[PublicKey] = []
@@ -79,6 +140,22 @@ class NewContainerSettings(Model):
     """Root's password, as an encrypted value."""
     protect: bool = False
     """`true`: the program never deletes it."""
+
+    @property
+    def takes_root(self) -> list[str]:
+        """Settings of which only root@pam itself can make a container."""
+        return ["features"] * self.features.takes_root + ["mounts"] * bool(self.mounts)
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if self.features.mount and self.unprivileged:
+            raise ValueError(
+                "features.mount: an unprivileged container mounts no network file system; mount it on the host, and give it by mounts"
+            )
+        targets = [one.target for one in self.mounts]
+        if twice := next((one for one in targets if targets.count(one) > 1), None):
+            raise ValueError(f"mounts: {twice} is a target twice")
+        return self
 
 
 class Container(Model):
@@ -93,7 +170,10 @@ class Container(Model):
     """Cards by the driver's own numbers: N of `/dev/nvidiaN`, as `nvidia-smi -L` lists them. They need not follow the order of the PCI
     addresses."""
     gpus: list[Name] | None = None
-    """Cards by their names under `hosts.NAME.gpus`; each needs `use: lxc`."""
+    """Cards by their names under `hosts.NAME.gpus`, of any maker; each needs `use: lxc`."""
+    nodes: Literal["render", "all"] = "render"
+    """Which nodes of an Intel or AMD card it gets. `render`: the one for video and computing (`/dev/dri/renderD128`), and `/dev/kfd` of an AMD
+    card that has it. `all`: also the one that sets screens (`/dev/dri/card0`), which some older programs look for."""
     method: Literal["device", "mount-entry"] | None = None
     """How the devices are written into the container's configuration. `device`: `dev[n]` options, from pve-container 5.0.7 on.
     `mount-entry`: raw `lxc.mount.entry` and `lxc.cgroup2.devices.allow` lines. By default what the host can; a change converts them."""
@@ -106,6 +186,12 @@ class Container(Model):
     """How it is shut down when a change needs a restart."""
     nvidia: Nvidia | None = None
     """NVIDIA's libraries inside it, of exactly the version of the host's driver."""
+    safety: Safety = "none"
+    """What is made of an adopted container before it is changed for the first time. `snapshot`: a snapshot, where the storage of each disk has
+    snapshots, and nothing of the host is mounted. `backup`: a protected backup, on `backupStorage`, without what is mounted of the host. It
+    stays when the stack is destroyed. Either takes `hosts.NAME.api`."""
+    backup_storage: Storage | None = None
+    """The storage for `safety: backup`; one with the content `backup`."""
     create: NewContainerSettings | None = None
     """Create the container with these properties, instead of adopting an existing one."""
 
@@ -125,8 +211,32 @@ class Container(Model):
         return None if self.gpu_assignment is None else assigned_numbers(self.gpu_assignment)
 
     @property
+    def has_cards(self) -> bool:
+        """Does it get any?"""
+        return bool(self.gpus or self.numbers)
+
+    def may_have_nvidia(self, gpus: Mapping[str, Gpu]) -> bool:
+        """May it get a card of NVIDIA's? Of one that is named by its address alone, only the host knows the maker.
+
+        :param gpus: its host's, by name.
+        """
+        return not self.gpus or any(
+            gpus[name].match is None or gpus[name].is_nvidia for name in self.gpus if name in gpus
+        )
+
+    @property
     def wanted_power(self) -> str:
         return self.power or ("running" if self.start or self.create is not None else "keep")
+
+    @property
+    def volumes(self) -> list[str]:
+        """What it is made of, where it is created."""
+        return [self.create.template] if self.create is not None else []
+
+    @model_validator(mode="after")
+    def _safe(self) -> Self:
+        require_safety(self.safety, self.backup_storage, created=self.create is not None)
+        return self
 
     @model_validator(mode="after")
     def _options(self) -> Self:

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from homelab import markdown
-from homelab.settings import access, container, host, nvidia, vm, whole
+from homelab.settings import access, container, download, host, nvidia, vm, whole
 from homelab.settings.types import InWords
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
@@ -29,6 +29,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "api": access.ApiAccess,
     "gpu": host.Gpu,
     "iommu": host.IommuSettings,
+    "download": download.Download,
     "timeouts": host.Timeouts,
     "vm": vm.Vm,
     "vm-gpu": vm.VmGpu,
@@ -37,6 +38,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "container": container.Container,
     "new-container": container.NewContainerSettings,
     "features": container.Features,
+    "mounts": container.Mount,
     "shutdown": vm.Shutdown,
     "disk": vm.Disk,
     "nvidia": nvidia.Nvidia,

@@ -9,8 +9,10 @@ from pydantic import field_validator, model_validator
 
 from homelab.model import Model
 from homelab.settings.access import ApiAccess, Ssh
+from homelab.settings.download import Download
 from homelab.settings.nvidia import Nvidia
 from homelab.settings.types import (
+    AcsOverride,
     FunctionAddress,
     GuestId,
     InWords,
@@ -37,7 +39,26 @@ class IommuSettings(Model):
     enable: bool | None = None
     """`amd_iommu=on` or `intel_iommu=on`. By default `true` where a VM gets a card."""
     passthrough: bool | None = None
-    """`iommu=pt`: the host's own devices bypass the IOMMU. By default `true` where the IOMMU is wanted."""
+    """`iommu=pt`: the host's own devices bypass the IOMMU. By default `true` where the IOMMU is wanted. It decides nothing about what a VM
+    can get ([ADR 21](adr/0021-iommu.md))."""
+    acs_override: AcsOverride | None = None
+    """`pcie_acs_override=`, such as `downstream` or `downstream,multifunction`: divides IOMMU groups although the hardware doesn't promise
+    that their devices are isolated. Devices in what is divided can reach each other's memory past the IOMMU. Only Proxmox VE's kernels
+    know it. It never takes a card out of a group with the host's own disks or network."""
+    allow_unsafe_interrupts: bool = False
+    """`true`: cards go to VMs although the host can't remap interrupts, where it can't. A guest with a card can then raise any interrupt of
+    the host: only for guests that you trust as much as the host."""
+    relax_rmrr: bool = False
+    """`true`: `intel_iommu=on,relax_rmrr`. The kernel no longer holds to the memory that the firmware reserves for devices (RMRR), which
+    otherwise keeps a card from VMs. Data can be lost. Only Intel, and only Proxmox VE's kernels."""
+
+    @model_validator(mode="after")
+    def _switched_on(self) -> Self:
+        if self.relax_rmrr and self.enable is False:
+            raise ValueError(
+                "relaxRmrr: it is part of the word that switches the IOMMU on, and enable: false takes that away"
+            )
+        return self
 
 
 class Gpu(Model):
@@ -49,6 +70,10 @@ class Gpu(Model):
     """The card's slot, such as `0000:01:00`, or the address of its graphics function. See [what a card is](day-two.md#what-a-card-is)."""
     use: Literal["vm", "lxc", "host"] = "vm"
     """`vm`: vfio-pci gets the card, and a VM can have it. `lxc` and `host`: the card stays with the host's driver."""
+    functions: list[FunctionAddress] = []
+    """Only with `use: vm`: exactly these functions are the card, instead of those that the program finds
+    ([what a card is](day-two.md#what-a-card-is)). They are the card's slot's, or behind a switch on the card; its graphics function is among
+    them. A USB controller goes along only if it is named here."""
     allow_group_members: list[FunctionAddress] = []
     """Functions in the card's IOMMU group that may leave the host together with the card. What carries the host's own disks or network
     never goes, whatever is listed here."""
@@ -56,10 +81,26 @@ class Gpu(Model):
     """`true`: the card is the host's screen, and you accept that the screen goes dark."""
     allow_containers: list[GuestId] = []
     """Ids of containers that use the card now and may lose it."""
+    allow_direct_mapping: bool = False
+    """`true`: the firmware wants memory mapped 1:1 for the card, and you know that your kernel gives it to a VM all the same."""
     mapping: Plain | None = None
     """The id of the card's PCI mapping in Proxmox VE. By default the card's name here."""
+    live_migration: bool = False
+    """Only for a virtual function, with `use: vm`. `true`: its mapping says that a VM with it can be migrated while it runs
+    (`live-migration-capable`), which its driver has to be able to do. From Proxmox VE 8.4 on."""
+    reset: Literal["flr", "bus", "pm", "acpi", "device_specific"] | None = None
+    """Only with `use: vm`: how the kernel resets the card's functions, instead of trying what it offers in its own order (`reset_method`). Set it only
+    if the plan's note about your card, or your own trial, says so."""
+    keep_awake: bool = False
+    """Only with `use: vm`. `true`: the card doesn't sleep while no VM has it, for a card that doesn't wake up again (D3cold). It takes more power
+    then."""
     passthrough_test: bool = False
     """`true`: prove the binding. A small VM gets the card, reports what it sees, and is removed."""
+
+    @property
+    def is_nvidia(self) -> bool:
+        """Does `match` say that it is one of NVIDIA's?"""
+        return (self.match or "").startswith("10de:")
 
     @field_validator("mapping")
     @classmethod
@@ -78,6 +119,16 @@ class Gpu(Model):
 
     @model_validator(mode="after")
     def _named(self) -> Self:
+        if self.functions and self.use != "vm":
+            raise ValueError(
+                "expected no functions: they are for a card that goes to a VM (use: vm), any other stays with the host as a whole"
+            )
+        if self.use != "vm" and (self.reset or self.keep_awake):
+            raise ValueError(
+                "expected neither reset nor keepAwake: the driver of a card that stays with the host sees to both"
+            )
+        if self.use != "vm" and self.live_migration:
+            raise ValueError("expected no liveMigration: it is for a card that goes to a VM (use: vm)")
         if self.match is None and self.address is None:
             raise ValueError("expected `match` (vendor:device, such as 10de:2b85) or `address` (such as 0000:01:00)")
         return self
@@ -97,7 +148,7 @@ class Timeouts(Model):
     api_task: Seconds = 300
     """For a task of Proxmox VE, in addition to what the task itself waits for."""
     create: Seconds = 7200
-    """For creating or removing a VM or a container: its disk may be copied over a network, or be overwritten first."""
+    """For creating or removing a VM or a container: its disk may be copied over a network, or be overwritten first. Also for a download."""
     reboot: Seconds = 600
     """Until a host that reboots answers again."""
     rollback: Seconds = 600
@@ -140,9 +191,15 @@ class Host(Model):
     """What the kernel command line says about the IOMMU."""
     gpus: dict[Name, Gpu] = {}
     """The host's cards, each under a name of your choice."""
+    downloads: dict[Name, Download] = {}
+    """Files that Proxmox VE downloads for guests that are created, each under a name of your choice."""
     take_over: bool = False
     """`true`: the program also binds what `vfio-pci.ids=` or a file in modprobe.d binds already. This leaves out a card on an external
     port (Thunderbolt): it may appear late, and then only its id catches it."""
+    boot_framebuffer: Literal["keep", "off"] = "keep"
+    """`off`: the kernel takes no part in the firmware's picture (`initcall_blacklist=sysfb_init`), where that holds on to the memory of a card that goes
+    to a VM and is the host's screen. The host then shows nothing on any screen from the boot menu on: have another way in first. Set it only if
+    the verification asks for it. The boot entry 'without GPU passthrough' is without it."""
     reboot: Literal["auto", "manual"] = "auto"
     """`manual`: `pulumi up` doesn't reboot the host. It ends and says what to do, and the next `up` continues after your reboot."""
     nvidia: Nvidia | None = None
@@ -169,6 +226,29 @@ class Host(Model):
     def mapping_of(self, gpu: str) -> str:
         """The id of a card's PCI mapping."""
         return self.gpus[gpu].mapping or gpu
+
+    def volume_of(self, text: str) -> str:
+        """The volume that a guest's setting means, which may name a download.
+
+        :raises ValueError: there is no such download.
+        """
+        if ":" in text:
+            return text
+        if text not in self.downloads:
+            raise ValueError(
+                f"{text} is neither a volume (such as local:iso/NAME.iso) nor one of the host's downloads; it has {', '.join(self.downloads) or 'none'}"
+            )
+        return self.downloads[text].volume
+
+    @model_validator(mode="after")
+    def _distinct_files(self) -> Self:
+        if self.downloads and self.api is None:
+            raise ValueError("api is missing: files are downloaded through the Proxmox VE API")
+        volumes = [download.volume for download in self.downloads.values()]
+        for name, download in self.downloads.items():
+            if volumes.count(download.volume) > 1:
+                raise ValueError(f"downloads.{name}: another download is {download.volume}, too")
+        return self
 
     @model_validator(mode="after")
     def _distinct_mappings(self) -> Self:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, field_validator
+from pydantic import AfterValidator, BeforeValidator, field_validator, model_validator
 
 from homelab.model import Model
 from homelab.settings.types import InWords, Proxy, Seconds, Sha256, WebAddress, matching, plain
-from homelab.shapes import Runtime
+from homelab.shapes import Capability, Runtime
 
 _DRIVER = re.compile(r"[0-9]{3}(?:\.[0-9]{2,3}(?:\.[0-9]{2})?)?")
 _CUDA = re.compile(r"[0-9]{1,2}\.[0-9]{1,2}(?:\.[0-9])?")
@@ -33,6 +33,17 @@ DriverText = Annotated[
     InWords("version"),
     AfterValidator(matching(r"[0-9]{3}(\.[0-9]{2,3}){1,2}", 'an exact version, such as "580.105.08"')),
 ]
+
+
+def _with_compute(value: list[Capability]) -> list[Capability]:
+    if "compute" not in value:
+        raise ValueError("expected compute among them: what the others are of loads its library")
+    if len(set(value)) < len(value):
+        raise ValueError("expected each of them once")
+    return value
+
+
+Capabilities = Annotated[list[Capability], AfterValidator(_with_compute)]
 
 
 class Mirror(Model):
@@ -71,14 +82,23 @@ class Nvidia(Model):
     recommended branch; in a container the host's version."""
     cuda: VersionText | None = None
     """CUDA's toolkit: a release (`"12.8"`) or one of its updates (`"12.8.1"`). It never brings a driver."""
+    cudnn: VersionText | None = None
+    """cuDNN of a major version (`"9"`), with its headers, for the major release of `cuda`, which must be set."""
+    nccl: bool = False
+    """`true`: NCCL, with its headers, for the major release of `cuda`, which must be set."""
     container_toolkit: Runtime | None = None
-    """NVIDIA's container toolkit, set up for this runtime."""
+    """NVIDIA's container toolkit, set up for this runtime. `k3s`: the system is a node of a k3s cluster
+    ([what the cluster is told](day-two.md#a-node-of-a-kubernetes-cluster))."""
     flavour: Literal["auto", "open", "proprietary"] = "auto"
     """Which kernel modules. `auto`: the open ones wherever cards and branch allow them."""
     source: Literal["auto", "packages", "run"] = "auto"
     """`packages`, or `run` for NVIDIA's own installer. `auto`: packages where the repositories have the version."""
+    capabilities: Capabilities | None = None
+    """What the driver's libraries are for: `[compute, video, graphics]`, or fewer; `compute` belongs to each. `video`: NVENC and NVDEC;
+    `graphics`: OpenGL, Vulkan, EGL and NvFBC. By default compute and video for a driver that is installed from now on; one that is there
+    already is left as it is. What is named here is added to a driver that lacks it, and demanded of it."""
     docker: Literal["as-is", "install"] = "as-is"
-    """`install`: install the container runtime as well, if it is missing."""
+    """`install`: install the container runtime as well, if it is missing; k3s has its own installer."""
     allow_minor_version_compatibility: bool = False
     """`true`: accept a driver that is older than the one CUDA came with, but of the same major family."""
     mirror: Mirror = Mirror()
@@ -103,6 +123,22 @@ class Nvidia(Model):
         if value.endswith("+") or value.startswith(">"):
             raise ValueError('expected one branch ("580") or version ("580.105.08"), which is then kept; no range')
         raise ValueError('expected a branch ("580") or an exact version ("580.105.08")')
+
+    @model_validator(mode="after")
+    def _libraries_with_cuda(self) -> Self:
+        if self.cuda is None and (self.cudnn is not None or self.nccl):
+            raise ValueError(
+                f'expected nvidia.cuda, such as "12.8", beside {"cudnn" if self.cudnn else "nccl"}: its packages are made for one major release '
+                "of CUDA each"
+            )
+        return self
+
+    @field_validator("cudnn")
+    @classmethod
+    def _major(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[0-9]{1,2}", value):
+            raise ValueError('expected a major version ("9")')
+        return value
 
     @field_validator("cuda")
     @classmethod

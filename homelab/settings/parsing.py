@@ -21,9 +21,10 @@ def parse(values: Mapping[str, str]) -> Settings:
     :raises HomelabError: one error that names every mistake.
     """
     try:
-        return Settings.model_validate({key: _decode(text) for key, text in values.items()})
+        settings = Settings.model_validate({key: _decode(text) for key, text in values.items()})
     except ValidationError as error:
         raise _explain(error) from None
+    return settings.with_volumes()
 
 
 def load_host(hosts: str | None, name: str) -> Host:

@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, SecretStr
 
 from homelab.errors import HomelabError
+from homelab.settings.paths import text_of
 from homelab.settings.types import ENCRYPTED
 
 Place = tuple[str | int, ...]
@@ -104,7 +105,7 @@ def in_plain_text(settings: BaseModel, environ: Mapping[str, str], stack_file: P
 def _written(key: str, whole: Mapping[str, str], stack_file: Path) -> Any:
     """What the file has under a key, encrypted values as they are; None: it isn't the file that was read."""
     try:
-        config = yaml.safe_load(stack_file.read_text(encoding="utf-8"))["config"]
+        config = yaml.safe_load(text_of(stack_file))["config"]
         # A key of the project's own may stand without the project's name.
         written = config.get(key, config.get(key.partition(":")[2]))
         return written if _same(written, json.loads(whole[key])) else None
@@ -118,7 +119,7 @@ def the_file_read(whole: Mapping[str, str], stack_file: Path) -> Any:
     :param whole: key -> text, as Pulumi hands it over.
     """
     try:
-        found = yaml.safe_load(stack_file.read_text(encoding="utf-8"))
+        found = yaml.safe_load(text_of(stack_file))
     except (OSError, ValueError, yaml.YAMLError):
         return None
     config = (found.get("config") or {}) if isinstance(found, dict) else None

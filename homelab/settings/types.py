@@ -195,22 +195,58 @@ Storage = Annotated[
     InWords("storage"),
     AfterValidator(matching(_STORAGE, "a storage's name, such as local-lvm (see `pvesm status`)")),
 ]
-Volume = Annotated[
+_DOWNLOAD = r"[A-Za-z][A-Za-z0-9-]{0,39}"
+#: A package's name and its version, as Debian's policy has them (5.6.1, 5.6.12).
+PackageName = Annotated[
+    str, InWords("package"), AfterValidator(matching(r"[a-z0-9][a-z0-9+.-]{0,200}", "the name of a Debian package"))
+]
+DebianVersion = Annotated[
     str,
-    InWords("volume"),
+    InWords("version"),
+    AfterValidator(matching(r"[0-9A-Za-z][0-9A-Za-z.+~:-]{0,200}", "a Debian package's version")),
+]
+
+#: A volume, or a name under `hosts.NAME.downloads`: it has no colon.
+VolumeOrDownload = Annotated[
+    str,
+    InWords("volume, or name of a download"),
     AfterValidator(
         matching(
-            rf"{_STORAGE}:(?!.*\.\.){_IN_STORAGE}", "a volume, such as local:iso/NAME.iso (see `pvesm list STORAGE`)"
+            rf"{_STORAGE}:(?!.*\.\.){_IN_STORAGE}|{_DOWNLOAD}",
+            "a volume, such as local:iso/NAME.iso (see `pvesm list STORAGE`), or a name under the host's downloads",
         )
     ),
 ]
-Template = Annotated[
+TemplateOrDownload = Annotated[
     str,
-    InWords("volume of a template"),
+    InWords("volume of a template, or name of a download"),
     AfterValidator(
         matching(
-            rf"{_STORAGE}:vztmpl/(?!.*\.\.){_IN_STORAGE}",
-            "a template's volume, such as local:vztmpl/NAME.tar.zst (see `pveam list local`)",
+            rf"{_STORAGE}:vztmpl/(?!.*\.\.){_IN_STORAGE}|{_DOWNLOAD}",
+            "a template's volume, such as local:vztmpl/NAME.tar.zst (see `pveam list local`), or a name under the host's downloads",
+        )
+    ),
+]
+#: What Proxmox VE leaves as it is of a file's name (PVE::Storage::normalize_content_filename).
+FileName = Annotated[
+    str,
+    InWords("name of a file"),
+    AfterValidator(
+        matching(
+            r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,200}", "a file's name: letters, digits, dots, hyphens, underscores"
+        )
+    ),
+]
+ImageName = Annotated[
+    str, InWords("name of an image"), AfterValidator(matching(r"[a-z][a-z0-9.-]{0,39}", "the name of a known image"))
+]
+Checksum = Annotated[
+    str,
+    InWords("`sha256:` or `sha512:` and hexadecimal digits"),
+    AfterValidator(
+        matching(
+            r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}",
+            "sha256: and 64 hexadecimal digits in lower case, or sha512: and 128",
         )
     ),
 ]
@@ -290,6 +326,21 @@ def _name(value: str) -> str:
     return value
 
 
+_ACS_PART = re.compile(r"downstream|multifunction|id:[0-9a-f]{4}:[0-9a-f]{4}")
+
+
+def _acs_override(value: str) -> str:
+    parts = value.lower().split(",")
+    if not all(_ACS_PART.fullmatch(part) for part in parts) or len(set(parts)) < len(parts):
+        raise ValueError(
+            "expected downstream, multifunction, id:vendor:device (such as id:8086:1901) or several of them with commas and without spaces"
+        )
+    if sum(part.startswith("id:") for part in parts) > 15:
+        raise ValueError("expected at most 15 ids: the kernel takes no more")
+    return ",".join(parts)
+
+
+AcsOverride = Annotated[str, InWords("what to override"), AfterValidator(_acs_override)]
 Name = Annotated[str, InWords("name"), AfterValidator(_name)]
 PciPlace = Annotated[str, InWords("PCI address"), AfterValidator(_place)]
 FunctionAddress = Annotated[str, InWords("PCI address of a function"), AfterValidator(_function)]

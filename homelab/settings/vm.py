@@ -31,7 +31,7 @@ from homelab.settings.types import (
     Seconds,
     Secret,
     Storage,
-    Volume,
+    VolumeOrDownload,
 )
 
 
@@ -50,6 +50,24 @@ class VmGpu(Model):
     """The name of a file in the host's `/usr/share/kvm`, used as the card's option ROM. Only `root@pam` may set it."""
     by_address: bool = False
     """`true`: name the card by its PCI address, without a mapping. Only `root@pam` may do that."""
+    legacy_igd: bool = False
+    """`true`: Intel's processor graphics are the VM's only screen from its start (`legacy-igd`). Needs the machine model `pc`, with `pcie: false`,
+    and `display: none`."""
+
+    driver: Literal["vfio", "keep"] = "vfio"
+    """`keep`: Proxmox VE leaves the card on the driver that it has and doesn't reset it: for a virtual function with a VFIO driver of its maker.
+    From Proxmox VE 9.1 on (qemu-server 9.0.25)."""
+
+    @model_validator(mode="after")
+    def _legacy(self) -> Self:
+        if self.legacy_igd and (self.pcie or self.x_vga or not self.rombar):
+            raise ValueError("legacyIgd: Proxmox VE takes it with pcie: false alone, without xVga, and with rombar")
+        return self
+
+    def as_inputs(self) -> dict[str, object]:
+        """For resources. What came after version 1.0 is left out where nobody has set it: a state of that version has the same inputs."""
+        later = {"legacy_igd": self.legacy_igd, "driver": self.driver != "vfio"}
+        return self.model_dump(mode="json", exclude={name for name, is_set in later.items() if not is_set})
 
     @model_validator(mode="before")
     @classmethod
@@ -71,6 +89,18 @@ class Shutdown(Model):
     """How long the guest has for its shutdown."""
     otherwise: Literal["fail", "stop"] = "fail"
     """If it still runs then. `fail`: it runs on, and nothing is changed. `stop`: it is stopped, as by its power switch."""
+
+
+#: What is made of an adopted guest before this program changes it for the first time.
+Safety = Literal["none", "snapshot", "backup"]
+
+
+def require_safety(safety: Safety, storage: str | None, *, created: bool) -> None:
+    """Do `safety` and `backupStorage` fit each other, and the guest? Raises ValueError."""
+    if safety != "none" and created:
+        raise ValueError("safety is for a guest that was there before; this one is created, and has nothing to lose")
+    if (safety == "backup") != (storage is not None):
+        raise ValueError("safety: backup and backupStorage go together: where the backup is to lie")
 
 
 class CloudInit(Model):
@@ -151,13 +181,13 @@ class NewVm(Model):
     """Its memory."""
     disk: Disk
     """Its system disk."""
-    image: Volume | None = None
-    """The volume of a cloud image, such as `local:import/noble.qcow2`."""
+    image: VolumeOrDownload | None = None
+    """A cloud image: its volume, such as `local:import/noble.qcow2`, or the name of one of the host's `downloads`."""
     template: GuestId | None = None
     """The id of a template, of which it becomes a full clone."""
     # sata0 to sata5, and no more.
-    isos: Annotated[list[Volume], Field(max_length=6)] = []
-    """Volumes of ISO images, at most six, which it gets as CDs beside an empty disk."""
+    isos: Annotated[list[VolumeOrDownload], Field(max_length=6)] = []
+    """ISO images, at most six, which it gets as CDs beside an empty disk: volumes, or names of the host's `downloads`."""
     bridge: Bridge = "vmbr0"
     """The network bridge of the host that it is connected to."""
     machine: Literal["q35", "pc"] = "q35"
@@ -227,12 +257,24 @@ class Vm(Model):
     """NVIDIA's stack in the guest."""
     allow_shared_onboot: bool = False
     """`true`: this VM and another one with the same card may both start with the host."""
+    safety: Safety = "none"
+    """What is made of an adopted VM before it is changed for the first time. `snapshot`: a snapshot without RAM, where the storage of each
+    disk has snapshots. `backup`: a protected backup, on `backupStorage`. It stays when the stack is destroyed."""
+    backup_storage: Storage | None = None
+    """The storage for `safety: backup`; one with the content `backup`."""
     create: NewVm | None = None
     """Create the VM with these properties, instead of adopting an existing one."""
 
     @property
     def wanted_power(self) -> str:
         return self.power or ("keep" if self.create is None else "running")
+
+    @property
+    def volumes(self) -> list[str]:
+        """What it is made of, where it is created."""
+        if self.create is None:
+            return []
+        return [*([self.create.image] if self.create.image else []), *self.create.isos]
 
     @property
     def static_address(self) -> str | None:
@@ -255,6 +297,11 @@ class Vm(Model):
         return self
 
     @model_validator(mode="after")
+    def _safe(self) -> Self:
+        require_safety(self.safety, self.backup_storage, created=self.create is not None)
+        return self
+
+    @model_validator(mode="after")
     def _options(self) -> Self:
         names = [gpu.gpu for gpu in self.gpus]
         if twice := next((name for name in names if names.count(name) > 1), None):
@@ -263,6 +310,10 @@ class Vm(Model):
             raise ValueError("gpus: one card at most can be the VM's screen (xVga)")
         if self.create is not None and self.machine is not None:
             raise ValueError("machine changes an adopted VM; for a new one it is create.machine")
+        if any(gpu.legacy_igd for gpu in self.gpus) and self.display != "none":
+            raise ValueError("gpus: a card with legacyIgd is the VM's only screen: set display: none")
+        if any(gpu.legacy_igd for gpu in self.gpus) and (self.machine or (self.create and self.create.machine != "pc")):
+            raise ValueError("gpus: a card with legacyIgd takes the machine model pc (i440fx), which q35 is not")
         if self.create is not None and self.create.machine == "pc" and any(gpu.pcie for gpu in self.gpus):
             raise ValueError("create.machine: a card with pcie needs q35")
         return self

@@ -58,6 +58,9 @@ class Settings(Model):
                         f"gpus: {use.gpu} is given to vms.{other} and vms.{name}; one VM at a time can have it"
                     )
                 holders[vm.host, use.gpu] = name
+            for text in vm.volumes:
+                kind = "import" if vm.create and text == vm.create.image else "iso"
+                _check_file(f"vms.{name}.create.{'image' if kind == 'import' else 'isos'}", text, kind, host)
         return self
 
     @model_validator(mode="after")
@@ -75,7 +78,24 @@ class Settings(Model):
             for gpu in container.gpus or []:
                 _check_shared(name, container, gpu, host)
             _check_creation(name, container, host)
+            if container.create is not None:
+                _check_file(f"containers.{name}.create.template", container.create.template, "vztmpl", host)
         return self
+
+    def with_volumes(self) -> Settings:
+        """The same with volumes in place of the names of downloads, wherever a guest has one."""
+        vms, containers = {}, {}
+        for name, vm in self.vms.items():
+            volume_of, new = self.hosts[vm.host].volume_of, vm.create
+            image = volume_of(new.image) if new and new.image else None
+            volumes = {"image": image, "isos": [volume_of(one) for one in new.isos] if new else []}
+            vms[name] = vm.model_copy(update={"create": new and new.model_copy(update=volumes)})
+        for name, one in self.containers.items():
+            made = one.create and one.create.model_copy(
+                update={"template": self.hosts[one.host].volume_of(one.create.template)}
+            )
+            containers[name] = one.model_copy(update={"create": made})
+        return self.model_copy(update={"vms": vms, "containers": containers})
 
     @field_validator("hosts")
     @classmethod
@@ -87,6 +107,21 @@ class Settings(Model):
             if addresses.count(address) > 1:
                 raise ValueError(f"two hosts with the address {address}")
         return value
+
+
+def _check_file(place: str, text: str, kind: str, host: Host) -> None:
+    """A download must be of the kind that the setting takes; of a volume, only the storage knows."""
+    try:
+        volume = host.volume_of(text)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    if text in host.downloads and f":{kind}/" not in volume:
+        wanted = {
+            "import": "a disk image (.qcow2, .raw, .vmdk)",
+            "iso": "an ISO image",
+            "vztmpl": "a template of containers",
+        }
+        raise ValueError(f"{place}: expected {wanted[kind]}, and the download {text} is {volume}")
 
 
 def _check_use(name: str, vm: Vm, use: VmGpu, host: Host) -> None:
@@ -114,14 +149,18 @@ def _check_shared(name: str, container: Container, gpu: str, host: Host) -> None
 
 
 def _check_creation(name: str, container: Container, host: Host) -> None:
+    if container.safety != "none" and host.api is None:
+        raise ValueError(
+            f"hosts.{container.host}.api is missing: containers.{name}.safety makes a {container.safety} through the Proxmox VE API"
+        )
     if container.create is None:
         return
     if host.api is None:
         raise ValueError(
             f"hosts.{container.host}.api is missing: containers.{name} is created through the Proxmox VE API"
         )
-    if container.create.features.takes_root and not host.api.is_root:
+    for setting in container.create.takes_root if not host.api.is_root else []:
+        what = "all but nesting are" if setting == "features" else "a folder of the host is"
         raise ValueError(
-            f"containers.{name}.create.features: all but nesting are root@pam's alone, no token's: set "
-            f"hosts.{container.host}.api.user and password"
+            f"containers.{name}.create.{setting}: {what} root@pam's alone to give, no token's: set hosts.{container.host}.api.user and password"
         )

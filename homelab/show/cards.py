@@ -8,15 +8,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from homelab.host import names
+from homelab.host.classes import NVIDIA
+
+# What is set of a host, of a card, or of a guest's card: what it is, and how it is. None: nobody has read it.
+Traits = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, order=True)
 class ShownGuest:
-    """Who has a card. ``kind``: VM, container or host; ``id``: its number, 0 for the host itself."""
+    """Who has a card. ``kind``: VM, container or host; ``id``: its number, 0 for the host itself; ``about``: how it has the card."""
 
     kind: str
     id: int
     name: str = dataclasses.field(default="", compare=False)
+    about: Traits | None = dataclasses.field(default=None, compare=False)
 
     def __str__(self) -> str:
         if self.kind == "host":
@@ -27,7 +32,7 @@ class ShownGuest:
 @dataclass(frozen=True)
 class ShownCard:
     """``place``: its slot, or what the settings find it by; ``called``: host/names.py; ``group``: its IOMMU group, in words; ``beside``: what
-    else is in that; ``driver``: of its first function; ``guests``: who has it, by configuration."""
+    else is in that; ``driver``: of its first function; ``guests``: who has it, by configuration; ``about``: what is set of it."""
 
     place: str
     called: str
@@ -35,6 +40,7 @@ class ShownCard:
     beside: tuple[str, ...] = ()
     driver: str = ""
     guests: tuple[ShownGuest, ...] = ()
+    about: Traits | None = None
 
 
 def group_of(number: int | None, there_are_some: bool) -> str:
@@ -44,7 +50,9 @@ def group_of(number: int | None, there_are_some: bool) -> str:
 
 
 def of_outputs(outputs: Mapping[str, Any], host: str) -> list[ShownCard]:
-    """A host's cards as its stack last put them out, for who can't read the host; none where it has put out nothing.
+    """A host's cards as its stack last put them out, by their places, for who can't read the host; none where it has put out nothing.
+
+    Whatever goes through Pulumi's protocol has no order of its own.
 
     :param outputs: homelab/contract.py; ``host``: the host's name in the settings.
     """
@@ -58,17 +66,22 @@ def of_outputs(outputs: Mapping[str, Any], host: str) -> list[ShownCard]:
         containers = [
             ShownGuest("container", int(one["ctid"]), str(one["name"]))
             for one in outputs.get("containers", {}).values()
-            if one["host"] == host and gpu["use"] == "lxc" and _shares(one, gpu)
+            if one["host"] == host and gpu["use"] == "lxc" and _shares(one, name, gpu)
         ]
         functions = gpu.get("functions") or [{}]
         group = gpu.get("iommuGroup")
         guests = (*vms, *containers, *([ShownGuest("host", 0)] if gpu["use"] == "host" else []))
         about = (str(gpu["slot"]), names.of_output(gpu), group_of(None if group is None else int(group), True))
         found.append(ShownCard(*about, (), str(functions[0].get("driver") or "no driver"), guests))
-    return found
+    return sorted(found, key=lambda card: card.place)
 
 
-def _shares(container: Mapping[str, Any], gpu: Mapping[str, Any]) -> bool:
-    """By the addresses that nvidia-smi saw in the container; without them, all cards for containers may be its."""
+def _shares(container: Mapping[str, Any], name: str, gpu: Mapping[str, Any]) -> bool:
+    """NVIDIA's by the addresses that nvidia-smi saw in the container; without them, all cards for containers may be its. Others by their name."""
+    others = container.get("cards") or {}
+    if any(not str(one["id"]).startswith(f"{NVIDIA}:") for one in (gpu.get("functions") or [])[:1]):
+        return name in others
+    if others and not container.get("gpus"):
+        return False
     seen = [str(one.get("address") or "") for one in (container.get("nvidia") or {}).get("gpus", [])]
     return not any(seen) or any(one.lower().startswith(f"{gpu['slot']}.") for one in seen)

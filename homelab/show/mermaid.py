@@ -8,7 +8,7 @@ from homelab.show.tree import NodeKind, TreeNode
 from homelab.text import clean
 
 _SHAPES: dict[NodeKind, tuple[str, str]] = {
-    "host": ("[[", "]]"), "group": ("([", "])"), "card": ("[", "]"), "guest": ("(", ")"), "other": (">", "]"),
+    "host": ("[[", "]]"), "group": ("([", "])"), "card": ("[", "]"), "guest": ("(", ")"), "setting": ("{{", "}}"), "other": (">", "]"),
 }  # fmt: skip
 # Readable on a light and on a dark page.
 _CLASSES = {

@@ -10,6 +10,7 @@ from homelab.host import gates, names
 from homelab.host.classes import NVIDIA
 from homelab.host.facts import HostFacts
 from homelab.settings import Container, Host, Vm
+from homelab.show import traits
 from homelab.show.cards import ShownCard, ShownGuest, group_of
 
 VFIO = "vfio-pci"
@@ -25,13 +26,17 @@ def of_reading(facts: HostFacts, host: Host, node: str) -> list[ShownCard]:
     """
     slots, _ = gates.resolve(facts, host.gpus)
     every = {one.slot for one in facts.display_devices if one.vendor == NVIDIA} | set(slots.values())
-    return [_read(facts, slot, node) for slot in sorted(every)]
+    names_of = {slot: name for name, slot in slots.items()}
+    return [_read(facts, slot, node, host, names_of.get(slot)) for slot in sorted(every)]
 
 
-def _read(facts: HostFacts, slot: str, node: str) -> ShownCard:
+def _read(facts: HostFacts, slot: str, node: str, host: Host, name: str | None) -> ShownCard:
     functions = facts.functions(slot)
     shown = next((one for one in functions if one.is_display), functions[0])
-    users = [ShownGuest("VM", user.vmid, user.name) for user in facts.users_of(slot, node)]
+    users = [
+        ShownGuest("VM", user.vmid, user.name, traits.of_guest(facts.options_of(slot, user.vmid, node)))
+        for user in facts.users_of(slot, node)
+    ]
     users += [ShownGuest("container", one.id, one.values.get("hostname", "")) for one in facts.containers_with(slot)]
     return ShownCard(
         slot,
@@ -40,6 +45,7 @@ def _read(facts: HostFacts, slot: str, node: str) -> ShownCard:
         tuple(facts.describe(one) for one in facts.others_in_group(slot)),
         shown.driver or "no driver",
         tuple(sorted(users)),
+        traits.of_card(facts, slot, host.gpus[name] if name else None, host.mapping_of(name) if name else ""),
     )
 
 
@@ -71,7 +77,12 @@ def _wanted(
     for gpu, about in host.gpus.items():
         place = slots.get(gpu) or about.address or f"gpus.{gpu}"
         before = found.get(place) or ShownCard(place, _unread(about.match, place, gpu), NOT_READ)
-        guests = [ShownGuest("VM", vm.vmid, name) for name, vm in vms.items() if any(use.gpu == gpu for use in vm.gpus)]
+        guests = [
+            ShownGuest("VM", vm.vmid, name, traits.wanted_of_guest(use))
+            for name, vm in vms.items()
+            for use in vm.gpus
+            if use.gpu == gpu
+        ]
         guests += [
             ShownGuest("container", one.ctid, name)
             for name, one in containers.items()
@@ -79,13 +90,25 @@ def _wanted(
         ]
         guests += [ShownGuest("host", 0)] if about.use == "host" else []
         known = {guest: guest for guest in before.guests}
+        keeps = any(use.gpu == gpu and use.driver == "keep" for vm in vms.values() for use in vm.gpus)
         others = [guest for guest in before.guests if guest.kind == "container" and about.use == "lxc"]
         found[place] = dataclasses.replace(
             before,
-            driver=VFIO if about.use == "vm" else before.driver if before.driver not in (VFIO, "") else THE_DRIVER,
-            guests=tuple(sorted({*(known.get(guest, guest) for guest in guests), *others})),
+            driver=before.driver
+            if keeps
+            else VFIO
+            if about.use == "vm"
+            else before.driver
+            if before.driver not in (VFIO, "")
+            else THE_DRIVER,
+            guests=tuple(sorted({*(_called_as(known.get(guest, guest), guest) for guest in guests), *others})),
+            about=traits.wanted_of_card(facts if place in found else None, place, about, before.about),
         )
     return [found[place] for place in sorted(found)]
+
+
+def _called_as(known: ShownGuest, wanted: ShownGuest) -> ShownGuest:
+    return dataclasses.replace(wanted, name=known.name)
 
 
 def wanted_of_outputs(

@@ -24,7 +24,7 @@ def lines(outputs: Mapping[str, Any], words: Mapping[str, str], kept: Collection
         for card in of_outputs(outputs, name):
             held = ", ".join(str(guest) for guest in card.guests) or "nobody yet"
             found.append(f"{card.called} → {held}")
-        for gpu in host["gpus"].values():
+        for gpu in sorted(host["gpus"].values(), key=lambda one: str(one["slot"])):
             if gpu.get("test"):
                 found.append(f"  {names.model_of_output(gpu)}: a test VM has seen it, with its memory ranges")
         for kind, guests in (("VM", outputs["vms"]), ("container", outputs.get("containers", {}))):
@@ -39,9 +39,9 @@ def lines(outputs: Mapping[str, Any], words: Mapping[str, str], kept: Collection
         if host.get("nvidia"):
             found += _stack(f"host {name}", host["nvidia"])
         found += _changed(name, host, words.get(name, "").strip())
-    found.append("Undo it: pulumi destroy gives back every file, VM and container as it was")
+    found.append("To undo it: `pulumi destroy` gives back every file, VM and container as it was")
     if kept:
-        found.append(f"  but for NVIDIA's stack, which stays unless onDestroy is purge: {', '.join(kept)}")
+        found.append(f"  NVIDIA's software stays in {', '.join(kept)}, unless nvidia.onDestroy is purge there")
     return found
 
 

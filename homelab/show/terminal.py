@@ -16,7 +16,7 @@ from homelab.show.tree import Mark, TreeNode
 from homelab.text import clean
 
 _STYLES: dict[Mark, str] = {"stays": "", "new": "bold green", "gone": "red", "changes": "yellow"}
-_KINDS = {"host": "bold", "group": "cyan", "other": "dim"}
+_KINDS = {"host": "bold", "group": "cyan", "setting": "dim", "other": "dim"}
 WIDTH = 100
 # Where the lines go to a file or a program, which breaks none.
 WIDTH_OF_A_FILE = 160

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from homelab.show.cards import ShownCard, ShownGuest
+from homelab.show.cards import ShownCard, ShownGuest, Traits
 
 Mark = Literal["stays", "new", "gone", "changes"]
-NodeKind = Literal["host", "group", "card", "guest", "other"]
+NodeKind = Literal["host", "group", "card", "guest", "setting", "other"]
 # What a mark is in a line of text, where there may be no colours.
 SIGNS: dict[Mark, str] = {"stays": "", "new": "+ ", "gone": "- ", "changes": "~ "}
 
@@ -35,12 +35,18 @@ class TreeNode:
             yield from child.walk()
 
 
-def of_host(title: str, now: Sequence[ShownCard] | None, planned: Sequence[ShownCard] | None) -> TreeNode:
+def of_host(
+    title: str,
+    now: Sequence[ShownCard] | None,
+    planned: Sequence[ShownCard] | None,
+    about: tuple[Traits | None, Traits | None] = (None, None),
+) -> TreeNode:
     """A host's tree.
 
     :param title: what the host is, such as `pve (192.168.0.202)`.
     :param now: as it is; None: that isn't shown. ``planned``: as the settings want it; None: that isn't shown. With both, what changes is
         marked.
+    :param about: what is set of the host: as it is, and as the settings want it.
     """
     before = {card.place: card for card in (planned if now is None else now) or ()}
     after = {card.place: card for card in (now if planned is None else planned) or ()}
@@ -57,9 +63,25 @@ def of_host(title: str, now: Sequence[ShownCard] | None, planned: Sequence[Shown
         TreeNode("group", group, children=(*cards, *(TreeNode("other", other) for other in beside.get(group, ()))))
         for group, cards in groups.items()
     ]
-    return TreeNode(
-        "host", title, children=tuple(shown) or (TreeNode("other", "no card of NVIDIA's, and none in the settings"),)
-    )
+    nothing = (TreeNode("other", "no card of NVIDIA's, and none in the settings"),)
+    have, want = about
+    settings = _settings(want if now is None else have, have if planned is None else want)
+    return TreeNode("host", title, children=(*settings, *(tuple(shown) or nothing)))
+
+
+def _settings(before: Traits | None, after: Traits | None) -> tuple[TreeNode, ...]:
+    """What is set of something; where nobody has read how it is, nothing is marked."""
+    had, has = dict((after if before is None else before) or ()), dict((before if after is None else after) or ())
+    found = []
+    for what in {**has, **had}:
+        mark: Mark = "stays" if had.get(what) == has.get(what) else "changes"
+        text = f"{what}: {has.get(what, had.get(what))}"
+        if mark == "changes" and what in had and what in has:
+            text = f"{what}: {had[what]} → {has[what]}"
+        elif mark == "changes":
+            mark = "new" if what in has else "gone"
+        found.append(TreeNode("setting", text, mark))
+    return tuple(found)
 
 
 def _card(before: ShownCard | None, after: ShownCard | None) -> TreeNode:
@@ -68,23 +90,28 @@ def _card(before: ShownCard | None, after: ShownCard | None) -> TreeNode:
     if before is None or after is None:
         mark: Mark = "new" if before is None else "gone"
         text = f"{card.called}{f', {card.driver}' if card.driver else ''}"
-        return TreeNode("card", text, mark, tuple(TreeNode("guest", str(guest), mark) for guest in card.guests))
+        alike = (TreeNode("guest", str(guest), mark, _settings(guest.about, None)) for guest in card.guests)
+        return TreeNode("card", text, mark, (*_settings(card.about, None), *alike))
     changed = before.driver != after.driver
     driver = f"{before.driver or 'not read'} → {after.driver}" if changed else after.driver
     guests = tuple(_guest(guest, before, after) for guest in sorted({*after.guests, *before.guests}))
-    moved = changed or any(guest.mark != "stays" for guest in guests)
+    settings = _settings(before.about, after.about)
+    moved = changed or any(node.mark != "stays" for node in (*guests, *settings))
     if not guests:
         guests = (TreeNode("other", "nobody has it"),)
-    return TreeNode("card", f"{card.called}{f', {driver}' if driver else ''}", "changes" if moved else "stays", guests)
+    return TreeNode(
+        "card", f"{card.called}{f', {driver}' if driver else ''}", "changes" if moved else "stays", (*settings, *guests)
+    )
 
 
 def _guest(guest: ShownGuest, before: ShownCard, after: ShownCard) -> TreeNode:
-    mark: Mark = "stays"
-    if guest not in before.guests:
-        mark = "new"
-    elif guest not in after.guests:
-        mark = "gone"
-    return TreeNode("guest", str(guest), mark)
+    had, has = ({one: one.about for one in card.guests} for card in (before, after))
+    if guest not in had or guest not in has:
+        settings = _settings({**had, **has}[guest], None)
+        return TreeNode("guest", str(guest), "new" if guest in has else "gone", settings)
+    settings = _settings(had[guest], has[guest])
+    moved = any(node.mark != "stays" for node in settings)
+    return TreeNode("guest", str(guest), "changes" if moved else "stays", settings)
 
 
 def counts(nodes: Iterable[TreeNode]) -> dict[Mark, int]:

@@ -33,6 +33,8 @@ class VmCard:
     pcie: bool = True
     romfile: str | None = None
     by_address: bool = False
+    legacy_igd: bool = False
+    driver: str = "vfio"
     # As messages call it (host/names.py), where the host was read.
     called: str = field(default="", compare=False)
 
@@ -40,6 +42,8 @@ class VmCard:
     def hostpci(self) -> str:
         """The value of the hostpci option, in the order in which Proxmox VE's own interface writes it."""
         parts = [f"host={self.slot}" if self.by_address else f"mapping={self.mapping}"]
+        parts += [f"driver={self.driver}"] if self.driver != "vfio" else []
+        parts += ["legacy-igd=1"] if self.legacy_igd else []
         parts += ["pcie=1"] if self.pcie else []
         parts += [] if self.rombar else ["rombar=0"]
         parts += [f"romfile={self.romfile}"] if self.romfile else []
@@ -251,6 +255,15 @@ def _state(config: dict[str, str], name: str) -> list[HomelabError]:
 
 
 def _model(config: dict[str, str], wish: Wish, name: str) -> list[HomelabError]:
+    if "q35" in _machine(config) and any(card.legacy_igd for card in wish.cards):
+        return [
+            HomelabError(
+                wanted=f"{name} to have the machine model pc (i440fx), for a card with legacyIgd",
+                found=f"machine: {config['machine']}",
+                why="legacy mode needs the old machine model's place for the graphics: Proxmox VE refuses to start such a VM with q35",
+                next="change the machine to i440fx under the VM's hardware (the guest sees other devices then), or take legacyIgd out",
+            )
+        ]
     if wish.machine or "q35" in _machine(config) or not any(card.pcie for card in wish.cards):
         return []
     return [

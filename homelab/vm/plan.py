@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from homelab.errors import HomelabError
-from homelab.host import gates
+from homelab.host import gates, graphics, options
 from homelab.host.facts import HostFacts
 from homelab.host.plan import Wanted
 from homelab.settings import Host, Vm
 from homelab.shapes import Record
+from homelab.vm import files, safety
 from homelab.vm.config import Change, VmCard, Wish, change_to, check, recorded
 
 
@@ -33,8 +34,17 @@ def describe(
     """
     slots = {gpu: about["path"] for gpu, about in want.gpus.items()}
     configs = {config.id: config.values for config in facts.guests.configs if config.kind == "vm"}
-    lines: list[str] = []
-    errors = _apart(name, facts, host, want, vms)
+    lines = [files.describe(host)] if host.downloads else []
+    kept = [f"vms.{guest}.gpus ({use.gpu})" for guest, vm in vms.items() for use in vm.gpus if use.driver == "keep"]
+    errors = [error for use in kept for error in options.known(facts, use, options.KEEP)]
+    errors += _apart(name, facts, host, want, vms)
+    errors += [
+        error
+        for vm in vms.values()
+        for use in vm.gpus
+        if use.legacy_igd and use.gpu in want.gpus
+        for error in graphics.legacy(facts, f"gpus.{use.gpu}", want.gpus[use.gpu]["slot"])
+    ]
     for guest, vm in vms.items():
         config = configs.get(vm.vmid)
         wish = Wish(
@@ -55,11 +65,20 @@ def describe(
             found, notes = check(config, wish, {gpu: [u for u in has if u not in others] for gpu, has in users.items()})
             errors += found
             lines += [_line(guest, vm, config, wish, vm.vmid in facts.guests.running)]
+            lines += [f"    {said}" for said in safety.planned(vm, facts)]
             lines += [
                 f"    {other} runs with a card of it now: refused, unless it was given by this stack"
                 for other in others
             ]
             lines += [f"    {note}" for note in notes]
+        lines += [
+            f"    {said}"
+            for use in vm.gpus
+            if use.gpu in want.gpus
+            for said in graphics.rom_remarks(
+                facts, use.gpu, want.gpus[use.gpu]["slot"], romfile=use.romfile, legacy_igd=use.legacy_igd
+            )
+        ]
     return "\n".join(lines), errors
 
 

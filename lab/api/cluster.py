@@ -7,9 +7,11 @@ give it, with nodes that are offline.
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
+from lab.host.cluster import Peer
 from lab.host.pve_packages import is_pve9
 from lab.host.state import HostState
 
@@ -28,7 +30,7 @@ _DEFAULTS: dict[str, Any] = {"allowed-tags": [], "description": "", "mac_prefix"
 
 
 def require_reachable(host: HostState, name: str) -> None:
-    """Refuse what is for another node: the lab is one host.
+    """Refuse what is for another node; what another lab of a cluster is to do was handed to it before (server.py).
 
     Raises:
         ApiError: 500 for a name that nobody knows, 595 for a node that is in the cluster but doesn't answer.
@@ -41,6 +43,16 @@ def require_reachable(host: HostState, name: str) -> None:
             "Temporary failure in name resolution"
         )
     raise ApiError(595, "No route to host", body=False)
+
+
+def peer_of(host: HostState, path: str) -> Peer | None:
+    """The other node of a cluster that answers a request; None for this one's own, and for a node that can't be reached."""
+    match = re.match(r"/nodes/([^/]+)/", path)
+    if match is None or match[1] in (host.node, "localhost"):
+        return None
+    members = Members(host)
+    online = members.cluster is not None and members.nodes.get(match[1], {}).get("online")
+    return members.cluster.peers[match[1]] if members.cluster is not None and online else None
 
 
 def status(call: Call) -> list[dict[str, Any]]:
@@ -79,11 +91,21 @@ def nodes(call: Call, fingerprint: str) -> list[dict[str, Any]]:
 def _node_resources(host: HostState) -> list[dict[str, Any]]:
     found = []
     for name, about in Members(host).nodes.items():
-        here = name == host.node
+        there = _host_of(host, name)
         entry: dict[str, Any] = {"id": f"node/{name}", "type": "node", "node": name, "level": "", "cgroup-mode": 2}
-        online = here or about["online"]
-        found.append(entry | {"status": "online" if online else "offline"} | (node.usage(host) if here else {}))
+        online = name == host.node or about["online"]
+        found.append(entry | {"status": "online" if online else "offline"} | (node.usage(there) if there else {}))
     return found
+
+
+def _host_of(host: HostState, name: str) -> HostState | None:
+    """A node, for what it tells the others of itself; None for one that nobody hears of."""
+    if name == host.node:
+        return host
+    members = Members(host)
+    if members.cluster is None or not members.nodes.get(name, {}).get("online"):
+        return None
+    return members.cluster.peers[name].host
 
 
 def resources(call: Call) -> list[dict[str, Any]]:
@@ -107,42 +129,49 @@ _LEFT_OUT = frozenset({"cpus", "swap", "maxswap", "pid", *qemu.PRESSURES})
 
 
 def _guest_resources(call: Call) -> list[dict[str, Any]]:
-    entries = [("qemu", qemu.summary(guest)) for guest in guests_of(call.host, "qemu")]
-    entries += [("lxc", lxc.summary(guest)) for guest in guests_of(call.host, "lxc")]
     found: list[dict[str, Any]] = []
-    for kind, entry in entries:
-        if not call.may(f"/vms/{entry['vmid']}", "VM.Audit"):
+    for name in Members(call.host).nodes:
+        if (there := _host_of(call.host, name)) is None:
             continue
-        kept = {k: v for k, v in entry.items() if k not in _LEFT_OUT}
-        defaults = {"diskread": 0, "diskwrite": 0, "template": 0, "maxcpu": entry["cpus"]}
-        if is_pve9(call.host):
-            defaults["memhost"] = entry["mem"]
-        found.append({**defaults, **kept, "type": kind, "id": f"{kind}/{entry['vmid']}", "node": call.host.node})
+        entries = [("qemu", qemu.summary(guest)) for guest in guests_of(there, "qemu")]
+        entries += [("lxc", lxc.summary(guest)) for guest in guests_of(there, "lxc")]
+        for kind, entry in entries:
+            if not call.may(f"/vms/{entry['vmid']}", "VM.Audit"):
+                continue
+            kept = {k: v for k, v in entry.items() if k not in _LEFT_OUT}
+            defaults = {"diskread": 0, "diskwrite": 0, "template": 0, "maxcpu": entry["cpus"]}
+            if is_pve9(there):
+                defaults["memhost"] = entry["mem"]
+            found.append({**defaults, **kept, "type": kind, "id": f"{kind}/{entry['vmid']}", "node": name})
+    known = {entry["vmid"] for entry in found}
     for vmid, (name, kind) in all_ids(call.host).items():
-        if name != call.host.node and call.may(f"/vms/{vmid}", "VM.Audit"):
+        if vmid not in known and name != call.host.node and call.may(f"/vms/{vmid}", "VM.Audit"):
             found.append({"type": kind, "id": f"{kind}/{vmid}", "vmid": vmid, "node": name, "status": "unknown"})
     return found
 
 
 def _storage_resources(call: Call) -> list[dict[str, Any]]:
-    storages = Storages(call.host)
     found = []
-    for storage in storages.all.values():
-        state = storages.status(storage)
-        found.append(
-            {
-                "type": "storage",
-                "id": f"storage/{call.host.node}/{storage.name}",
-                "storage": storage.name,
-                "node": call.host.node,
-                "plugintype": storage.kind,
-                "content": state["content"],
-                "shared": state["shared"],
-                "status": "available",
-                "disk": state["used"],
-                "maxdisk": state["total"],
-            }  # fmt: skip
-        )
+    for name in Members(call.host).nodes:
+        if (there := _host_of(call.host, name)) is None:
+            continue
+        storages = Storages(there)
+        for storage in storages.all.values():
+            state = storages.status(storage)
+            found.append(
+                {
+                    "type": "storage",
+                    "id": f"storage/{name}/{storage.name}",
+                    "storage": storage.name,
+                    "node": name,
+                    "plugintype": storage.kind,
+                    "content": state["content"],
+                    "shared": state["shared"],
+                    "status": "available",
+                    "disk": state["used"],
+                    "maxdisk": state["total"],
+                }
+            )
     return found
 
 
@@ -164,15 +193,16 @@ _MAPPING_PRIVILEGES = ("Mapping.Use", "Mapping.Modify", "Mapping.Audit")
 
 def mappings(call: Call) -> list[dict[str, Any]]:
     """GET /cluster/mapping/pci, with `check-node` compared with that node's hardware."""
-    if name := call.parameters.get("check-node"):
+    name = call.parameters.get("check-node")
+    if name and _host_of(call.host, name) is None:
         require_reachable(call.host, name)
-    every = Mappings(call.host)
+    every = Mappings((name and _host_of(call.host, name)) or call.host)
     found = []
     for mapping in every.all.values():
         if not call.may(f"/mapping/pci/{mapping.name}", *_MAPPING_PRIVILEGES, any_of=True):
             continue
         entry = {**every.shown(mapping), "id": mapping.name}
-        if name := call.parameters.get("check-node"):
+        if name:
             entry["checks"] = every.checks(mapping, name)
         found.append(entry)
     return found

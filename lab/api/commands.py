@@ -15,7 +15,7 @@ from typing import Any
 
 from lab.host.state import HostState
 
-from . import container_system
+from . import container_system, hooks
 from .auth import Authenticator
 from .errors import ApiError, Died, bad_parameters
 from .guest_config import Kind
@@ -94,8 +94,8 @@ _BOTH = {
     *("snapshot", "delsnapshot", "rollback", "listsnapshot"),
 }
 _VERBS: dict[Kind, set[str]] = {
-    "qemu": _BOTH | {"suspend", "resume", "reset", "template", "clone", "resize", "agent"},
-    "lxc": _BOTH | {"exec", "push", "pull"},
+    "qemu": _BOTH | {"suspend", "resume", "reset", "template", "clone", "resize", "agent", "cleanup"},
+    "lxc": _BOTH | {"exec", "push", "pull", "mount", "unmount"},
 }
 
 
@@ -227,6 +227,11 @@ class Shell:
             self.ask("DELETE", one, _options(words))
         elif kind == "lxc" and verb in ("exec", "push", "pull"):
             self._inside(Guest(self.host, "lxc", int(vmid)), verb, words)
+        elif kind == "lxc" and verb in ("mount", "unmount"):
+            with exclusively(self.host):
+                container_system.mount(Guest(self.host, "lxc", int(vmid)), mounted=verb == "mount")
+        elif verb == "cleanup" and kind == "qemu":
+            hooks.drive(self.host, hooks.cleanup(Guest(self.host, "qemu", int(vmid)), print))
         elif verb == "unlock":
             self._unlock(Guest(self.host, kind, int(vmid)))
         elif verb in ("snapshot", "delsnapshot", "rollback", "listsnapshot"):

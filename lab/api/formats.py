@@ -168,7 +168,7 @@ def check_all(known: dict[str, Parameter], given: dict[str, str], path: str = ""
         elif message := check_value(known[name], value, full):
             errors[full] = message
         elif (needed := known[name].requires) and needed not in given:
-            errors[full] = f"missing property - '{needed}' requires this property"
+            errors[f"{path}.{needed}" if path else needed] = f"missing property required by '{name}'"
     for name, parameter in known.items():
         if not parameter.optional and name not in given:
             errors[f"{path}.{name}" if path else name] = "property is missing and it is not optional"

@@ -24,7 +24,7 @@ from lab.host.state import HostState
 from .direct_boot import DirectBoot
 from .guest_system import directly_booted
 from .guests import BOOT_SECONDS, Guest, exclusively
-from .qemu_power import went_off
+from .qemu_power import ended_itself
 
 _NO_ROOT = "VFS: Unable to mount root fs on unknown-block(0,0)"
 _NO_INIT = "No working init found.  Try passing init= option to kernel. See Linux Documentation/admin-guide/init.rst for guidance."
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> None:
         signal.pause()
     with exclusively(host):
         if guest.running and guest.started_at == start:
-            went_off(guest)
+            ended_itself(guest)
     try:
         ask_daemon(host, "guests")
     finally:

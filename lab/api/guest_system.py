@@ -41,6 +41,8 @@ _PROGRAMS = (
     "lspci", "uname", "dmesg", "journalctl", "hostname", "uptime", "systemd-detect-virt", "mokutil", "systemctl",
     "systemd-run", "reboot", "shutdown", "poweroff", "sudo", "id", "whoami", "modprobe", "rmmod", "lsmod", "modinfo",
     "depmod", "udevadm", "df", "mknod", "dd", "setpriv", "stat", "tail", "test", "[", *host_run.OF_PACKAGES,
+    "python3",
+    "perl",
 )  # fmt: skip
 _FIRST_UID = 1000
 # Where QEMU puts devices: behind a root port each on q35, on the one bus of i440fx.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.host.boot import mark_running
+from lab.host.cluster import Cluster
 from lab.host.distributions import system as default_system
 from lab.host.state import HostState
 
@@ -40,10 +41,40 @@ CLEANUP_SECONDS = 30.0
 @contextlib.contextmanager
 def exclusively(host: HostState) -> Iterator[None]:
     """Keep other writers of /etc/pve out, in the daemon and at a shell, between a read and the write that follows."""
-    with (host.state / _LOCK_FILE).open("a") as lock:
+    cluster = Cluster.of(host)
+    with ((cluster.folder if cluster else host.state) / _LOCK_FILE).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         host.reload()
         yield
+
+
+@contextlib.contextmanager
+def hold_config(guest: Guest) -> Iterator[None]:
+    """Hold the lock that `locked_config` takes, over more than a moment; whether others' faults hold it was asked before.
+
+    Raises:
+        ApiError: 500, somebody holds it.
+    """
+    with _lock_file(guest) as (path, free):
+        if not free:
+            raise Died(f"can't lock file '{path}' - got timeout")
+        yield
+
+
+@contextlib.contextmanager
+def _lock_file(guest: Guest) -> Iterator[tuple[str, bool]]:
+    """A guest's lock, held from here on if it is free: its path, and whether it was."""
+    path = _LOCKS[guest.kind].format(guest.vmid)
+    # /var/lock is a link to /run/lock on a node.
+    place = guest.host.rooted(path.replace("/var/lock/", "/run/lock/"))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open("a") as lock:
+        free = True
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            free = False
+        yield path, free
 
 
 @contextlib.contextmanager
@@ -57,17 +88,8 @@ def locked_config(guest: Guest) -> Iterator[None]:
     Raises:
         ApiError: 500, somebody holds it.
     """
-    path = _LOCKS[guest.kind].format(guest.vmid)
-    # /var/lock is a link to /run/lock on a node.
-    place = guest.host.rooted(path.replace("/var/lock/", "/run/lock/"))
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with place.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = not guest.meets_held_lock()
-        except BlockingIOError:
-            free = False
-        if not free:
+    with _lock_file(guest) as (path, free):
+        if not free or guest.meets_held_lock():
             raise Died(f"can't lock file '{path}' - got timeout")
         yield
 

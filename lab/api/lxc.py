@@ -8,9 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from lab.host.pve_packages import is_pve9
-from lab.host.state import HostState
 
-from . import container_system
+from . import container_system, hooks
 from .call import Call
 from .errors import ApiError, Died, bad_parameters, not_allowed
 from .formats import format_properties, format_size, parse_properties, size_of
@@ -196,7 +195,7 @@ def create(call: Call) -> str:
             raise Died(f"unable to create CT {guest.vmid} - {error.text}") from error
         guest.save(made)
         if call.parameters.get("start"):
-            yield from start_work(call, guest, log)
+            yield from start_work(guest, log)
 
     return call.start("vzcreate", str(guest.vmid), work)
 
@@ -303,8 +302,8 @@ def _update(call: Call, guest: Guest) -> None:
     unprivileged = config.values.get("unprivileged") == "1"
     for key in change.keys:
         _require_option(call, guest.vmid, key, change.values.get(key), unprivileged=unprivileged)
-    if "hookscript" in change.values and not Storages(call.host).has_file(change.values["hookscript"]):
-        raise Died(f"script '{change.values['hookscript']}' does not exist")
+    if "hookscript" in change.values:
+        hooks.require(call.host, change.values["hookscript"], content=True)
     require_digest(config, change.digest, _DIGEST_MISMATCH)
     require_unlocked(guest, config)
     _require_changeable(change)
@@ -348,8 +347,8 @@ def _filled(call: Call, vmid: int, key: str, value: str) -> str:
 
 
 # -- power -----------------------------------------------------------------------------------------------------
-def start_work(call: Call, guest: Guest, log: TaskLog) -> Work:
-    """Start a container: pending changes come into force, its devices must be there.
+def start_work(guest: Guest, log: TaskLog) -> Work:
+    """Start a container: pending changes come into force, its devices must be there; pre-start comes before the unit (fact 25).
 
     Raises:
         ApiError: what the task ends with.
@@ -359,8 +358,10 @@ def start_work(call: Call, guest: Guest, log: TaskLog) -> Work:
     if config.pending or config.pending_delete:
         config.apply_pending()
         guest.save(config)
+    yield from hooks.run(guest, config.values, "pre-start", log)
     yield 0.1
     _begin(guest, config, log)
+    yield from hooks.run(guest, config.values, "post-start", log)
 
 
 def _begin(guest: Guest, config: GuestConfig, log: Callable[[str], None]) -> None:
@@ -376,25 +377,22 @@ def _begin(guest: Guest, config: GuestConfig, log: Callable[[str], None]) -> Non
     guest.set_running(True)
 
 
-def settle_after_boot(host: HostState, report: Callable[[int, ApiError], None]) -> None:
-    """Start the containers that came up with the host.
+def settle_after_boot(guest: Guest, report: Callable[[int, ApiError], None]) -> None:
+    """Start a container that came up with the host, and has no hookscript.
 
     Args:
         report: makes a failed start's task.
     """
-    for guest in guests_of(host, "lxc"):
-        if not guest.running:
-            continue
-        config = guest.config()
-        try:
-            require_unlocked(guest, config)
-            if config.pending or config.pending_delete:
-                config.apply_pending()
-                guest.save(config)
-            container_system.begin(guest, config)
-        except ApiError as error:
-            guest.set_running(False)
-            report(guest.vmid, error)
+    config = guest.config()
+    try:
+        require_unlocked(guest, config)
+        if config.pending or config.pending_delete:
+            config.apply_pending()
+            guest.save(config)
+        container_system.begin(guest, config)
+    except ApiError as error:
+        guest.set_running(False)
+        report(guest.vmid, error)
 
 
 def stop_work(guest: Guest, log: TaskLog, *, skip_lock: bool = False) -> Work:
@@ -406,9 +404,18 @@ def stop_work(guest: Guest, log: TaskLog, *, skip_lock: bool = False) -> Work:
     await_config_lock(guest, log)
     if not skip_lock:
         require_unlocked(guest, guest.config())
+    values = guest.config().values
+    if guest.running:
+        yield from hooks.run(guest, values, "pre-stop", log)
     yield 0.05
+    yield from _end(guest, values, log)
+
+
+def _end(guest: Guest, values: dict[str, str], log: Callable[[str], None]) -> Work:
+    """A container's end; lxc-pve-poststop-hook runs post-stop."""
     if guest.running:
         guest.set_running(False)
+        yield from hooks.run(guest, values, "post-stop", log)
 
 
 def shutdown_work(guest: Guest, log: TaskLog, timeout: float, *, force: bool) -> Work:
@@ -419,7 +426,9 @@ def shutdown_work(guest: Guest, log: TaskLog, timeout: float, *, force: bool) ->
     """
     await_config_lock(guest, log)
     require_unlocked(guest, guest.config())
-    waited = 0.0
+    values, waited = guest.config().values, 0.0
+    if guest.running:
+        yield from hooks.run(guest, values, "pre-stop", log)
     while guest.running and (guest.ignores_shutdown() or not guest.booted):
         if waited >= timeout:
             if not force:
@@ -428,7 +437,9 @@ def shutdown_work(guest: Guest, log: TaskLog, timeout: float, *, force: bool) ->
         step = min(0.1, timeout - waited)
         yield step
         waited += step
-    yield from stop_work(guest, log, skip_lock=True)
+    await_config_lock(guest, log)
+    yield 0.05
+    yield from _end(guest, values, log)
 
 
 def _require_running(guest: Guest) -> None:
@@ -443,7 +454,7 @@ def start(call: Call) -> str:
     require_cluster_ready(call.host)
     if guest.running:
         raise Died(f"CT {guest.vmid} already running")
-    return call.start("vzstart", str(guest.vmid), lambda log: start_work(call, guest, log))
+    return call.start("vzstart", str(guest.vmid), lambda log: start_work(guest, log))
 
 
 def stop(call: Call) -> str:
@@ -472,6 +483,6 @@ def reboot(call: Call) -> str:
 
     def work(log: TaskLog) -> Work:
         yield from shutdown_work(guest, log, timeout, force=True)
-        yield from start_work(call, guest, log)
+        yield from start_work(guest, log)
 
     return call.start("vzreboot", str(guest.vmid), work)

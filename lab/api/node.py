@@ -166,6 +166,17 @@ def status_of_storage(call: Call) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key not in ("storage", "used_fraction")}
 
 
+def content_of_storage(call: Call) -> list[dict[str, Any]]:
+    """GET /nodes/{node}/storage/{storage}/content: the files of a directory. Disks of guests stand in their configurations alone here."""
+    storages = Storages(call.host)
+    storage = storages.get(call.parameters["storage"])
+    wanted, vmid = call.parameters.get("content"), call.parameters.get("vmid")
+    found = [one for one in storages.files(storage) if wanted in (None, one["content"])]
+    # A guest's backups are for whoever may make them (PVE::Storage::check_volume_access).
+    found = [one for one in found if "vmid" not in one or call.may(f"/vms/{one['vmid']}", "VM.Backup")]
+    return [one for one in found if vmid is None or one.get("vmid") == vmid]
+
+
 def storage_status(call: Call) -> list[dict[str, Any]]:
     """GET /nodes/{node}/storage."""
     storages = Storages(call.host)
@@ -226,6 +237,15 @@ def task_status(call: Call) -> dict[str, Any]:
     upid = every.find(call.parameters["upid"])
     _require_own_task(call, upid.identity)
     return every.status(upid)
+
+
+def stop_task(call: Call) -> None:
+    """DELETE /nodes/{node}/tasks/{upid}: a task is told to end; somebody else's takes Sys.Modify."""
+    every = Tasks(call.host)
+    upid = every.find(call.parameters["upid"])
+    if upid.identity.partition("!")[0] != call.caller.user:
+        call.require(f"/nodes/{call.host.node}", "Sys.Modify")
+    every.interrupt(upid)
 
 
 def task_log(call: Call) -> Answer:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from lab.host import nvidia
 from lab.host.devices import load_devices
 from lab.host.kernel import ModprobeError, RunningKernel, modules_of
 from lab.host.modprobe import root_modprobe_config
-from lab.host.state import HostState
+from lab.host.state import HostState, kernel_release
 
 from .errors import ApiError, Died
 from .formats import FormatError, parse_properties
@@ -82,15 +83,33 @@ def reservations(host: HostState) -> dict[str, int]:
     return {address: int(vmid) for address, vmid, *_ in lines}
 
 
-def _reserve(host: HostState, addresses: list[str], vmid: int, pid: int) -> None:
+def _require_unreserved(host: HostState, addresses: list[str], vmid: int) -> dict[str, int]:
+    """The reservations, none of which is another VM's."""
     taken = reservations(host)
     for address in addresses:
         if taken.get(address, vmid) != vmid:
             raise Died(f"PCI device '{address}' already in use by VMID '{taken[address]}'")
+    return taken
+
+
+def _reserve(host: HostState, addresses: list[str], vmid: int, pid: int) -> None:
+    taken = _require_unreserved(host, addresses, vmid)
     lines = [f"{address} {other}" for address, other in taken.items() if address not in addresses]
     kept = {line.split()[0]: line for line in host.read(_RESERVATIONS, "").splitlines()}
     text = [kept[line.split()[0]] for line in lines] + [f"{address} {vmid} pid {pid}" for address in addresses]
     host.write(_RESERVATIONS, "".join(f"{line}\n" for line in text))
+
+
+def require_free(host: HostState, vmid: int, values: dict[str, str]) -> None:
+    """Refuse what starts QEMU with a VM's devices for a moment, as a backup of a VM that is off does, while another VM has one.
+
+    Raises:
+        ApiError: 500, who has it.
+    """
+    for alternatives in find_devices(host, values).values():
+        taken = reservations(host)
+        free = [one for one in alternatives if all(taken.get(address, vmid) == vmid for address in one)]
+        _require_unreserved(host, [] if free else alternatives[0], vmid)
 
 
 def release(host: HostState, vmid: int) -> None:
@@ -117,9 +136,37 @@ def attach(host: HostState, vmid: int, pid: int, values: dict[str, str], log: Ca
             if name not in keep:
                 _bind_groups(host, chosen)
                 _reset(host, chosen, log)
+        _open_groups(host, [address for chosen in addresses.values() for address in chosen], log)
     except ApiError:
         release(host, vmid)
         raise
+
+
+def _open_groups(host: HostState, addresses: list[str], log: Callable[[str], None]) -> None:
+    """What QEMU asks of VFIO for each group, and the kernel refuses: a device that the firmware wants mapped 1:1
+    (__iommu_device_set_domain, Linux 6.6 on), or no interrupt remapping (vfio_iommu_type1_attach_group).
+    """
+    kernel = RunningKernel.attach(host)
+    groups = {address: group for address in addresses if (group := kernel.group_of(address)) is not None}
+    for address, group in groups.items():
+        where = f"kvm: -device vfio-pci,host={address},id=hostpci0.0: vfio {address}: failed to setup container for group {group}:"
+        folder = host.rooted(f"/sys/kernel/iommu_groups/{group}")
+        regions = (folder / "reserved_regions").read_text(encoding="utf-8").splitlines()
+        if any(line.endswith(" direct") for line in regions) and kernel_release(kernel.data["kernel"]) >= (6, 6):
+            host.kernel_message(
+                f"vfio-pci {address}: Firmware has requested this device have a 1:1 IOMMU mapping, rejecting configuring the"
+                " device without a 1:1 mapping. Contact your platform vendor."
+            )
+            log(f"{where} Failed to set group container: Invalid argument")
+            raise Died("start failed: QEMU exited with code 1")
+        unsafe = "vfio_iommu_type1.allow_unsafe_interrupts=1" in kernel.data["cmdline"].split()
+        if "IR-" not in host.read("/proc/interrupts", "") and not unsafe:
+            host.kernel_message(
+                'vfio_iommu_type1_attach_group: No interrupt remapping support.  Use the module param "allow_unsafe_interrupts"'
+                " to enable VFIO IOMMU support on this platform"
+            )
+            log(f"{where} Failed to set iommu for container: Operation not permitted")
+            raise Died("start failed: QEMU exited with code 1")
 
 
 def _reset(host: HostState, addresses: list[str], log: Callable[[str], None]) -> None:
@@ -135,7 +182,20 @@ def cleanup(host: HostState, vmid: int, values: dict[str, str], log: Callable[[s
         find_devices(host, values)
     except ApiError as error:
         log(error.text.removesuffix("\n"))
+    nvidia.kill_by_reset(host, [address for address, other in reservations(host).items() if other == vmid])
     release(host, vmid)
+
+
+def waits_for(host: HostState, values: dict[str, str]) -> str | None:
+    """A device that a start would take from NVIDIA's driver while that doesn't let go of it: the write doesn't return (fact 5)."""
+    try:
+        wanted = find_devices(host, values)
+    except ApiError:
+        return None  # said later, where a node says it
+    keep = {name for name, option in hostpci_options(values).items() if option.get("driver") == "keep"}
+    kernel = RunningKernel.attach(host)
+    asked = [a for name, each in wanted.items() if name not in keep for some in each for a in some]
+    return next((a for a in asked if kernel.bound.get(a) == "nvidia" and nvidia.removal_waits(kernel, a)), None)
 
 
 def _require_q35(values: dict[str, str]) -> None:
@@ -166,18 +226,16 @@ def _choose(host: HostState, vmid: int, pid: int, wanted: dict[str, Alternatives
 
 def _bind_groups(host: HostState, addresses: list[str]) -> None:
     """Bind every device of the groups to vfio-pci, bridges left out."""
-    kernel = RunningKernel.attach(host)
-    try:
-        kernel.load_module("vfio_pci", root_modprobe_config(host), modules_of(host, kernel.data["kernel"]))
-    except ModprobeError:
-        raise Died("Cannot find vfio-pci module!") from None
-    groups = {kernel.group_of(address) for address in addresses}
-    members = [a for a in kernel.devices if kernel.group_of(a) in groups and None not in groups]
-    for address in members:
-        if kernel.devices[address].pci_class != "0604" and not _bind(kernel, address):
-            kernel.save()
-            raise Died(f"can't unbind/bind PCI group to VFIO '{addresses[0]}'")
-    kernel.save()
+    with RunningKernel.changing(host) as kernel:
+        try:
+            kernel.load_module("vfio_pci", root_modprobe_config(host), modules_of(host, kernel.data["kernel"]))
+        except ModprobeError:
+            raise Died("Cannot find vfio-pci module!") from None
+        groups = {kernel.group_of(address) for address in addresses}
+        members = [a for a in kernel.devices if kernel.group_of(a) in groups and None not in groups]
+        for address in members:
+            if kernel.devices[address].pci_class != "0604" and not _bind(kernel, address):
+                raise Died(f"can't unbind/bind PCI group to VFIO '{addresses[0]}'")
 
 
 def _bind(kernel: RunningKernel, address: str) -> bool:

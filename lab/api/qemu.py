@@ -12,6 +12,7 @@ from typing import Any
 from lab.host.pve_packages import is_pve9
 from lab.host.state import HostState
 
+from . import hooks
 from .call import Call
 from .errors import ApiError, Died, bad_parameters, not_allowed
 from .formats import format_properties, format_size, parse_properties, size_of
@@ -262,18 +263,17 @@ def _require_bridges(call: Call, values: dict[str, str]) -> None:
 
 
 def _require_hook_script(host: HostState, values: dict[str, str]) -> None:
-    """Refuse a hook script that isn't a file among a storage's snippets; who asks is looked at later.
+    """Refuse a hook script that isn't an executable file among a storage's snippets; who asks is looked at later.
 
     Raises:
         ApiError: 400.
     """
     if "hookscript" not in values:
         return
-    volume = values["hookscript"]
-    if not volume.partition(":")[2].startswith("snippets/"):
-        raise bad_parameters({"hookscript": f"'{volume}' is not in the snippets directory\n"})
-    if not Storages(host).has_file(volume):
-        raise bad_parameters({"hookscript": f"script '{volume}' does not exist\n"})
+    try:
+        hooks.require(host, values["hookscript"], content=True)
+    except ApiError as error:
+        raise bad_parameters({"hookscript": error.text}) from error
 
 
 # -- values on their way into the configuration -----------------------------------------------------------------

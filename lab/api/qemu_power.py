@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
 
 from lab.host.pve_packages import is_pve9
-from lab.host.state import HostState
 
-from . import passthrough
+from . import hooks, passthrough
 from .call import Call, unheard
 from .direct_boot import DirectBoot, power_off, power_on, require_files
 from .errors import ApiError, Died
 from .guest_config import GuestConfig
-from .guests import Guest, await_config_lock, guests_of, require_unlocked
+from .guests import Guest, await_config_lock, require_unlocked
 from .quorum import require_cluster_ready, require_writable
 from .tasks import TaskLog, Work
 
@@ -30,7 +28,9 @@ def existing(guest: Guest) -> GuestConfig:
 
 
 def start_work(guest: Guest, log: Callable[[str], None], *, skip_lock: bool = False) -> Work:
-    """Start a VM: pending changes come into force, devices are given to it.
+    """Start a VM: pending changes come into force, its hookscript is run, devices are given to it.
+
+    pre-start comes before anything of PCI is looked at; after a start that fails there is no post-stop (facts 1, 11).
 
     Raises:
         ApiError: what the task ends with.
@@ -56,11 +56,16 @@ def start_work(guest: Guest, log: Callable[[str], None], *, skip_lock: bool = Fa
     if config.pending or config.pending_delete:
         config.apply_pending()
         guest.save(config)
-    _prepare(guest, config, log)
-    yield 0.05
-    if guest.exists:
-        guest.set_running(True)
-        power_on(guest)
+    with hooks.locked(guest, config.values):
+        yield from hooks.run(guest, config.values, "pre-start", log)
+        while passthrough.waits_for(guest.host, config.values):
+            yield 0.05
+        _prepare(guest, config, log)
+        yield 0.05
+        if guest.exists:
+            guest.set_running(True)
+            power_on(guest)
+            yield from hooks.run(guest, config.values, "post-start", log)
 
 
 def _prepare(guest: Guest, config: GuestConfig, log: Callable[[str], None]) -> None:
@@ -79,26 +84,67 @@ def _prepare(guest: Guest, config: GuestConfig, log: Callable[[str], None]) -> N
 
 
 def went_off(guest: Guest, log: Callable[[str], None] = unheard) -> None:
-    """Note that a VM has gone off, whoever ended it, and take its devices back."""
+    """Note that a VM has gone off, whoever ended it, and take its devices back: its process is gone, and then its reservation."""
     guest.set_running(False)
     passthrough.cleanup(guest.host, guest.vmid, guest.config().values, log)
 
 
-def stop_work(guest: Guest, log: TaskLog, *, skip_lock: bool = False) -> Work:
-    """Stop a VM at once; nothing happens to one that doesn't run, whatever its lock."""
+def ended_itself(guest: Guest) -> None:
+    """Note that a VM has gone off and nobody of the node stopped it: `qm cleanup` looks after it; pre-stop there was none (fact 22)."""
+    went_off(guest)
+    hooks.begin_cleanup(guest, guest.config().values)
+
+
+def stop_work(
+    guest: Guest, log: Callable[[str], None], *, skip_lock: bool = False, by_cleanup: bool | None = None
+) -> Work:
+    """Stop a VM at once; nothing happens to one that doesn't run, whatever its lock.
+
+    Args:
+        by_cleanup: whether post-stop is left to `qm cleanup`, as the installed qemu-server has it.
+    """
     config = existing(guest)
     await_config_lock(guest, log)
     if not guest.running:
         return
     if not skip_lock:
         require_unlocked(guest, config)
-    yield 0.05
+    with hooks.locked(guest, config.values):
+        yield from hooks.run(guest, config.values, "pre-stop", log)
+        yield 0.05
+        yield from _end(guest, config, log, by_cleanup)
+    _begin_cleanup(guest, config, by_cleanup)
+
+
+def _end(guest: Guest, config: GuestConfig, log: Callable[[str], None], by_cleanup: bool | None) -> Work:
+    """A VM's end: QEMU, then what was reserved, then post-stop (fact 13)."""
+    if not guest.running:
+        return
     power_off(guest)
     went_off(guest, log)
+    if not _left_to_cleanup(guest, by_cleanup):
+        yield from hooks.run(guest, config.values, "post-stop", log)
 
 
-def shutdown_work(guest: Guest, log: TaskLog, timeout: float, *, force: bool, skip_lock: bool = False) -> Work:
-    """Shut a VM down, through its agent or ACPI, within a time limit in seconds.
+def _left_to_cleanup(guest: Guest, by_cleanup: bool | None) -> bool:
+    return not hooks.of_the_stop(guest.host) if by_cleanup is None else by_cleanup
+
+
+def _begin_cleanup(guest: Guest, config: GuestConfig, by_cleanup: bool | None) -> None:
+    if _left_to_cleanup(guest, by_cleanup):
+        hooks.begin_cleanup(guest, config.values)
+
+
+def shutdown_work(
+    guest: Guest,
+    log: Callable[[str], None],
+    timeout: float,
+    *,
+    force: bool,
+    skip_lock: bool = False,
+    by_cleanup: bool | None = None,
+) -> Work:
+    """Shut a VM down, through its agent or ACPI, within a time limit in seconds; `by_cleanup` as for a stop.
 
     Raises:
         ApiError: it is locked, or didn't go off, and isn't to be forced.
@@ -107,17 +153,26 @@ def shutdown_work(guest: Guest, log: TaskLog, timeout: float, *, force: bool, sk
     await_config_lock(guest, log)
     if guest.running and not skip_lock:
         require_unlocked(guest, config)
-    waited = 0.0
-    while guest.running and (guest.ignores_shutdown() or not guest.booted):
-        if waited >= timeout:
-            if not force:
-                raise Died("VM quit/powerdown failed - got timeout")
-            log("VM still running - terminating now with SIGTERM")
-            break
-        step = min(0.1, timeout - waited)
-        yield step
-        waited += step
-    yield from stop_work(guest, log, skip_lock=True)
+    ran, waited = guest.running, 0.0
+    with hooks.locked(guest, config.values):
+        if ran:
+            yield from hooks.run(guest, config.values, "pre-stop", log)
+        while guest.running and (guest.ignores_shutdown() or not guest.booted):
+            if waited >= timeout:
+                if not force:
+                    raise Died("VM quit/powerdown failed - got timeout")
+                log("VM still running - terminating now with SIGTERM")
+                break
+            step = min(0.1, timeout - waited)
+            yield step
+            waited += step
+        if "hookscript" not in config.values:
+            await_config_lock(guest, log)
+        if guest.running:
+            yield 0.05
+        yield from _end(guest, config, log, by_cleanup)
+    if ran:
+        _begin_cleanup(guest, config, by_cleanup)
 
 
 def start(call: Call) -> str:
@@ -169,7 +224,13 @@ def reboot(call: Call) -> str:
     _require_running(guest)
 
     def work(log: TaskLog) -> Work:
-        yield from shutdown_work(guest, log, timeout, force=False)
+        requested = hooks.reboot_request(guest)
+        requested.touch()
+        try:
+            yield from shutdown_work(guest, log, timeout, force=False, by_cleanup=False)
+        finally:
+            # `qm cleanup` takes it away before the start; whoever asked for a reboot that failed, at once (fact 15).
+            requested.unlink(missing_ok=True)
         # It is `qm cleanup` that starts the VM again: a start that fails is no failure of this task.
         with contextlib.suppress(ApiError):
             require_cluster_ready(guest.host)
@@ -237,22 +298,19 @@ def _on_running(call: Call, kind: str, act: Callable[[Guest], None]) -> str:
     return call.start(kind, str(guest.vmid), work)
 
 
-def settle_after_boot(host: HostState, log: Any) -> None:
-    """Give the VMs that start with the host their devices; one that can't have them doesn't run.
+def settle_after_boot(guest: Guest, report: Callable[[int, ApiError], None]) -> None:
+    """Give a VM that starts with the host, and has no hookscript, its devices; one that can't have them doesn't run.
 
     Args:
-        log: a function that makes a task's log for a VM id, and takes the error.
+        report: makes a failed start's task.
     """
-    for guest in guests_of(host, "qemu"):
-        if not guest.running:
-            continue
-        config = guest.config()
-        if config.pending or config.pending_delete:
-            config.apply_pending()
-            guest.save(config)
-        try:
-            _prepare(guest, config, unheard)
-            power_on(guest)
-        except ApiError as error:
-            guest.set_running(False)
-            log(guest.vmid, error)
+    config = guest.config()
+    if config.pending or config.pending_delete:
+        config.apply_pending()
+        guest.save(config)
+    try:
+        _prepare(guest, config, unheard)
+        power_on(guest)
+    except ApiError as error:
+        guest.set_running(False)
+        report(guest.vmid, error)

@@ -11,6 +11,7 @@ import re
 import secrets
 from typing import Any
 
+from lab.host.cluster import Cluster
 from lab.host.state import HostState
 
 from .errors import Died
@@ -21,6 +22,11 @@ class Members:
 
     def __init__(self, host: HostState) -> None:
         self._host = host
+        #: Of a cluster whose nodes are labs; None for a host that is alone, or whose scenario says what it sees.
+        self.cluster = Cluster.of(host)
+        if self.cluster is not None:
+            self._of_labs(self.cluster)
+            return
         text = host.read("/etc/pve/.members", "")
         data = json.loads(text) if text else {}
         self.name: str | None = data.get("cluster", {}).get("name")
@@ -31,8 +37,20 @@ class Members:
             host.node: {"id": 0, "online": 1, "ip": _own_address(host)}
         }
 
+    def _of_labs(self, cluster: Cluster) -> None:
+        seen = cluster.seen_by(self._host.node)
+        self.name, self.version = cluster.name, cluster.version
+        self.quorate = cluster.is_quorate(self._host.node) and not self._host.fault("no-quorum")
+        self.nodes = {
+            peer.name: {"id": peer.id, "online": int(peer.name in seen), "ip": peer.ip}
+            for peer in cluster.peers.values()
+        }
+
     def expect(self, votes: int) -> None:
         """Let fewer votes be a quorum, as `corosync-quorumtool -e` does: never fewer than more than half of the nodes that are there."""
+        if self.cluster is not None:
+            self.cluster.expect(votes)
+            return
         there = sum(bool(about["online"]) for about in self.nodes.values())
         data = json.loads(self._host.read("/etc/pve/.members"))
         data["cluster"]["quorate"] = int(there > max(votes, there) // 2)

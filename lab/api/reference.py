@@ -75,9 +75,10 @@ class Reference:
 
     def find(self, method: str, path: str) -> tuple[Operation, dict[str, str]] | None:
         """Return the operation and the parameters in the path; None when there is none."""
-        given = path.split("/")
         for operation in self.operations.values():
             wanted = operation.path.split("/")
+            # A volume's name has a slash of its own.
+            given = path.split("/", len(wanted) - 1) if wanted[-1] == "{volume}" else path.split("/")
             if operation.method != method or len(given) != len(wanted):
                 continue
             if all(w == g or (w.startswith("{") and g) for w, g in zip(wanted, given, strict=True)):

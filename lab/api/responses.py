@@ -16,7 +16,7 @@ from typing import Any
 from lab.host.state import HostState
 from lab.state import append_log, now
 
-from . import access, agent, cluster, lxc, node, qemu, qemu_power, snapshots
+from . import access, agent, backups, cluster, files, lxc, node, qemu, qemu_power, snapshots
 from .auth import Authenticator
 from .call import Answer, Call, unheard
 from .checks import verify
@@ -264,8 +264,18 @@ def _node_handlers(power: Callable[[str], None]) -> dict[tuple[str, str], Handle
         ("GET", "/nodes/{node}/tasks"): node.tasks,
         ("GET", "/nodes/{node}/tasks/{upid}/status"): node.task_status,
         ("GET", "/nodes/{node}/tasks/{upid}/log"): node.task_log,
+        ("DELETE", "/nodes/{node}/tasks/{upid}"): node.stop_task,
+        ("GET", "/nodes/{node}/query-url-metadata"): files.metadata,
+        ("GET", "/nodes/{node}/aplinfo"): files.templates,
+        ("POST", "/nodes/{node}/aplinfo"): files.download_template,
+        ("POST", "/nodes/{node}/storage/{storage}/download-url"): files.download,
+        ("GET", "/nodes/{node}/storage/{storage}/content/{volume}"): files.one,
+        ("DELETE", "/nodes/{node}/storage/{storage}/content/{volume}"): files.remove,
+        ("PUT", "/nodes/{node}/storage/{storage}/content/{volume}"): backups.change,
+        ("POST", "/nodes/{node}/vzdump"): backups.create,
         ("GET", "/storage"): node.storage_configuration,
         ("GET", "/nodes/{node}/storage/{storage}/status"): node.status_of_storage,
+        ("GET", "/nodes/{node}/storage/{storage}/content"): node.content_of_storage,
         ("GET", "/storage/{storage}"): node.one_storage,
         ("PUT", "/storage/{storage}"): node.change_storage,
     }
@@ -345,6 +355,7 @@ def _lxc_handlers() -> dict[tuple[str, str], Handler]:
 def _snapshot_handlers(base: str, kind: Any) -> dict[tuple[str, str], Handler]:
     one = f"{base}/snapshot/{{snapname}}"
     return {
+        ("GET", f"{base}/feature"): lambda call: snapshots.feature(call, kind),
         ("GET", f"{base}/snapshot"): lambda call: snapshots.listing(call, kind),
         ("POST", f"{base}/snapshot"): lambda call: snapshots.create(call, kind),
         ("DELETE", one): lambda call: snapshots.delete(call, kind),

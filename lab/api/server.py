@@ -15,16 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import aiohttp
 from aiohttp import web
 
 from lab import ports
+from lab.host.cluster import Cluster, Peer
 from lab.host.state import HostState
 from lab.processes import Processes
-from lab.state import write_whole
+from lab.state import read_lab_file, write_whole
 
 from .agent_commands import AgentCommands
 from .auth import Authenticator
-from .cluster import certificate_path
+from .cluster import certificate_path, peer_of
 from .guests import exclusively
 from .responses import Api, Request, Response
 from .tasks import Work
@@ -34,6 +36,8 @@ from .users import ROOT, Token, Users
 _LOG = logging.getLogger("lab.api")
 _PREFIX = "/api2/json"
 _TOKEN = "lab"
+#: What of a request's head another node of a cluster needs.
+_HANDED_ON = ("Authorization", "Cookie", "CSRFPreventionToken", "Content-Type")
 _HOLD_SECONDS = 0.05  # how often it is looked whether an answer may go
 _BODY_MAX = 4 << 20
 # A connection that does nothing is closed after this long; proxmoxer keeps one for a run.
@@ -94,9 +98,12 @@ class ApiServer:
     def __init__(self, owner: Owner, port: int, node: str) -> None:
         self._owner = owner
         folder = owner.state / "api"
-        self._certificates = Certificates(folder)
+        cluster = Cluster.of(HostState(owner.state))
+        # A cluster's nodes have one authority, one list of users and one key for tickets.
+        shared = cluster.folder / "api" if cluster else None
+        self._certificates = Certificates(folder, shared)
         self._certificates.make(node)
-        self._secrets = Secrets.of(folder)
+        self._secrets = Secrets.of(shared or folder)
         # As lab.ssh.Server does: one socket keeps the port for the daemon's life, another one listens.
         self._holder = ports.bind(port)
         self.port: int = self._holder.getsockname()[1]
@@ -190,6 +197,8 @@ class ApiServer:
         if _is_lost(host, f"{asked.method} {asked.path}") and request.transport is not None:
             request.transport.abort()
             return _encoded(Response(500, "nobody reads it", None))
+        if (peer := peer_of(host, asked.path)) is not None:
+            return await _handed_to(peer, request)
         try:
             response = self._api.respond(asked)
         except Exception as error:
@@ -229,6 +238,30 @@ class ApiServer:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _LOG.error("a task failed", exc_info=error)
+
+
+async def _handed_to(peer: Peer, request: web.Request) -> web.Response:
+    """Have another node of the cluster answer, as pveproxy does: with what the client sent, and with what that node says."""
+    lab = read_lab_file(peer.host.state)
+    if lab is None:
+        return web.Response(status=595, reason="Connection refused")
+    headers = {name: request.headers[name] for name in _HANDED_ON if name in request.headers}
+    try:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.request(
+                request.method,
+                f"{lab.api['url']}{request.path_qs}",
+                data=await request.read(),
+                headers=headers,
+                ssl=False,
+            ) as answer,
+        ):
+            body = await answer.read()
+            kind = {"Content-Type": answer.headers["Content-Type"]} if "Content-Type" in answer.headers else {}
+            return web.Response(status=answer.status, reason=answer.reason, body=body, headers=kind)
+    except aiohttp.ClientConnectionError:
+        return web.Response(status=595, reason="Connection refused")
 
 
 def _is_lost(host: HostState, asked: str) -> bool:

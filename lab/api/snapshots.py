@@ -7,6 +7,8 @@ import time
 import uuid
 from typing import Any
 
+from lab.host.state import HostState
+
 from . import agent, qemu
 from .call import Call
 from .errors import Died
@@ -30,8 +32,7 @@ def listing(call: Call, kind: Kind) -> list[dict[str, Any]]:
     for name, section in config.snapshots.items():
         entry: dict[str, Any] = {"name": name, "description": section.values.get("description", "")}
         entry["snaptime"] = int(section.values.get("snaptime", "0"))
-        if "parent" in section.values:
-            entry["parent"] = section.values["parent"]
+        entry |= {key: section.values[key] for key in ("parent", "snapstate") if key in section.values}
         if kind == "qemu":
             entry["vmstate"] = int("vmstate" in section.values)
         found.append(entry)
@@ -68,9 +69,8 @@ def create(call: Call, kind: Kind) -> str:
         require_unlocked(guest, config)
         if name in config.snapshots:
             raise Died(f"snapshot name '{name}' already used")
-        volumes = [v for k, v in config.values.items() if _VOLUMES[kind].fullmatch(k) and "media=cdrom" not in v]
-        storages = Storages(call.host)
-        if not all(storages.get(volume.partition(":")[0]).has_snapshots for volume in volumes):
+        volumes = _volumes(config.values, kind)
+        if not _can_be_taken(call.host, volumes):
             raise Died("snapshot feature is not available")
         with_memory = bool(call.parameters.get("vmstate")) and guest.running
         if with_memory and any(key.startswith("hostpci") for key in config.values):
@@ -80,14 +80,41 @@ def create(call: Call, kind: Kind) -> str:
         section.values |= {"snaptime": str(int(time.time())), **_described(call)}
         if with_memory:
             section.values["vmstate"] = f"{volumes[0].partition(':')[0]}:vm-{guest.vmid}-state-{name}"
+        # Whoever ends it here leaves both behind: a guest that is locked, and a snapshot that isn't one yet.
         config.snapshots[name] = section
-        config.values["parent"] = name
+        section.values["snapstate"] = "prepare"
+        config.values["lock"] = "snapshot"
         guest.save(config)
         if guest.running and kind == "qemu" and qemu.agent_enabled(config.values) and not agent.answers(guest):
             log("skipping guest filesystem freeze - agent configured but not running?")
-        yield 0.05
+        yield 0.05 + float(call.host.fault("snapshot-seconds") or 0)
+        config = guest.config()
+        del config.snapshots[name].values["snapstate"], config.values["lock"]
+        config.values["parent"] = name
+        guest.save(config)
 
     return call.start(f"{_PREFIX[kind]}snapshot", str(guest.vmid), work)
+
+
+def feature(call: Call, kind: Kind) -> dict[str, Any]:
+    """GET .../feature: may it be snapshotted? Clones and copies are refused by their own operations alone."""
+    values = call.guest(kind).config().merged()
+    can = call.parameters["feature"] != "snapshot" or _can_be_taken(call.host, _volumes(values, kind))
+    return {"hasFeature": int(can), **({"nodes": [call.host.node]} if kind == "qemu" else {})}
+
+
+def _volumes(values: dict[str, str], kind: Kind) -> list[str]:
+    return [v for k, v in values.items() if _VOLUMES[kind].fullmatch(k) and "media=cdrom" not in v]
+
+
+def _can_be_taken(host: HostState, volumes: list[str]) -> bool:
+    """Whether every one has snapshots. A folder of the host (a bind mount) has none (PVE::Storage::volume_has_feature)."""
+    storages = Storages(host)
+    for volume in volumes:
+        name, file = volume.partition(",")[0].partition(":")[::2]
+        if volume.startswith("/") or not (storages.get(name).has_snapshots or file.endswith(".qcow2")):
+            return False
+    return True
 
 
 def _described(call: Call) -> dict[str, str]:
@@ -102,6 +129,7 @@ def delete(call: Call, kind: Kind) -> str:
         config = guest.config()
         if name not in config.snapshots:
             raise Died(f"snapshot '{name}' does not exist")
+        # With `force` also one that was never finished; the lock is another's to take away (qm unlock).
         require_unlocked(guest, config)
         parent = config.snapshots.pop(name).values.get("parent")
         for section in [config.current, *config.snapshots.values()]:

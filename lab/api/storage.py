@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from lab.host.state import HostState
@@ -23,14 +24,30 @@ _HEADER = re.compile(r"(\w+):\s*(\S+)\s*")
 _IMPLICIT = {"path": "/var/lib/vz", "content": "images,iso,snippets,rootdir,vztmpl,backup", "priority": "0"}
 _NUMBERS = frozenset({"priority", "maxfiles", "sparse", "shared", "disable"})
 _SNAPSHOTS = frozenset({"lvmthin", "zfspool", "rbd", "btrfs"})
-_FOLDERS = {
+#: Where the files of a directory lie, by content.
+FOLDERS = {
     "iso": "template/iso",
     "vztmpl": "template/cache",
     "snippets": "snippets",
     "backup": "dump",
     "import": "import",
 }
+_ARCHIVE = re.compile(r"vzdump-(?P<kind>qemu|lxc)-(?P<vmid>\d+)-[\d_-]+\.(?P<format>(?:vma|tar)(?:\.(?:gz|lzo|zst))?)")
 _TOTAL, _USED = 100 << 30, 20 << 30
+
+
+def _backup(storage: str, path: Path) -> list[dict[str, Any]]:
+    """An archive as it is listed; nothing for what lies beside it, or is only half written."""
+    match = _ARCHIVE.fullmatch(path.name)
+    if match is None:
+        return []
+    about = {"volid": f"{storage}:backup/{path.name}", "content": "backup", "format": match["format"]}
+    about |= {"size": path.stat().st_size, "ctime": int(path.stat().st_mtime)}
+    about |= {"subtype": match["kind"], "vmid": int(match["vmid"])}
+    notes = path.with_name(f"{path.name}.notes")
+    about |= {"notes": notes.read_text(encoding="utf-8")} if notes.exists() else {}
+    about |= {"protected": 1} if path.with_name(f"{path.name}.protected").exists() else {}
+    return [about]
 
 
 @dataclass
@@ -112,7 +129,24 @@ class Storages:
         name, _, rest = volume.partition(":")
         kind, _, file = rest.partition("/")
         path = self.all[name].settings.get("path") if name in self.all else None
-        return path is not None and kind in _FOLDERS and self._host.rooted(f"{path}/{_FOLDERS[kind]}/{file}").exists()
+        return path is not None and kind in FOLDERS and self._host.rooted(f"{path}/{FOLDERS[kind]}/{file}").exists()
+
+    def files(self, storage: Storage) -> list[dict[str, Any]]:
+        """The volumes of a directory that are files, as the API lists them."""
+        found: list[dict[str, Any]] = []
+        for kind in sorted(storage.content & set(FOLDERS)):
+            folder = self._host.rooted(f"{storage.settings.get('path', '')}/{FOLDERS[kind]}")
+            for path in sorted(folder.iterdir()) if "path" in storage.settings and folder.is_dir() else []:
+                if kind == "backup":
+                    found += _backup(storage.name, path)
+                    continue
+                named = {
+                    "volid": f"{storage.name}:{kind}/{path.name}",
+                    "content": kind,
+                    "format": path.suffix[1:] or "raw",
+                }
+                found.append({**named, "size": path.stat().st_size, "ctime": int(path.stat().st_mtime)})
+        return found
 
     # -- volumes -----------------------------------------------------------------------------------------
     def require_volume(self, volume: str) -> None:
@@ -123,7 +157,7 @@ class Storages:
         """
         name, _, rest = volume.partition(":")
         self.get(name)
-        if rest.partition("/")[0] in _FOLDERS and not self.has_file(volume):
+        if rest.partition("/")[0] in FOLDERS and not self.has_file(volume):
             raise Died(f"volume '{volume}' does not exist")
 
     def allocate(

@@ -26,6 +26,8 @@ _UPID = re.compile(
 )
 #: How long a task takes at least, besides what its work waits for: forking a worker, its start, its end.
 LEAST_SECONDS = 0.05
+# How long a task that waits is deaf.
+_PIECE_SECONDS = 0.2
 
 Work = Generator[float, None, None]
 
@@ -104,10 +106,11 @@ class Tasks:
         """The whole course of a task: yields the seconds to wait, does the work, ends the log."""
         status = self._host.fault("task-fails")
         try:
-            yield LEAST_SECONDS + float(self._host.fault("task-seconds") or 0)
+            yield from self._waited(upid, LEAST_SECONDS + float(self._host.fault("task-seconds") or 0))
             if status and str(status).partition("=")[0] == upid.type:
                 raise ApiError(500, (str(status).partition("=")[2] or "the lab's fault task-fails") + "\n")
-            yield from work
+            for seconds in work:
+                yield from self._waited(upid, seconds)
         except ApiError as error:
             self._end(upid, log, _exit_status(error.text))
         except GeneratorExit:
@@ -118,6 +121,20 @@ class Tasks:
             raise
         else:
             self._end(upid, log, "OK")
+
+    def _waited(self, upid: Upid, seconds: float) -> Work:
+        """The seconds, in pieces between which the task can be told to end."""
+        while seconds > 0:
+            yield min(seconds, _PIECE_SECONDS)
+            seconds -= _PIECE_SECONDS
+            if upid.text in self._host.read(f"{_FOLDER}/interrupted", "").splitlines():
+                raise ApiError(500, "received interrupt\n")
+
+    def interrupt(self, upid: Upid) -> None:
+        """Tell a task to end. One that has ended already isn't told."""
+        if upid in self.running():
+            with self._host.rooted(f"{_FOLDER}/interrupted").open("a", encoding="utf-8") as file:
+                file.write(f"{upid.text}\n")
 
     def end(self, upid: Upid, log: TaskLog, error: ApiError) -> None:
         """End a task that failed."""

@@ -26,11 +26,13 @@ class Certificates:
     """Where a lab's certificates lie."""
 
     folder: Path
+    #: Where the authority's are: a cluster's nodes have one.
+    of_authority: Path | None = None
 
     @property
     def authority(self) -> Path:
         """The authority's certificate, for clients to trust."""
-        return self.folder / "ca.pem"
+        return (self.of_authority or self.folder) / "ca.pem"
 
     @property
     def server(self) -> Path:
@@ -51,18 +53,26 @@ class Certificates:
         if self.authority.exists() and self.server.exists() and self.key.exists():
             return
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        authority_key, server_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-        authority = _authority(authority_key)
+        authority_key, server_key = self._key_of_authority(), ec.generate_private_key(ec.SECP256R1())
+        known = self.of_authority is not None and self.authority.exists()
+        authority = x509.load_pem_x509_certificate(self.authority.read_bytes()) if known else _authority(authority_key)
         server = _server(node, server_key, authority, authority_key)
-        self.key.touch(mode=0o600)
-        self.key.write_bytes(
-            server_key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
+        _write_key(self.key, server_key)
         self.server.write_bytes(server.public_bytes(serialization.Encoding.PEM))
         # Last, so that a start that was killed before it makes all of them anew.
         self.authority.write_bytes(authority.public_bytes(serialization.Encoding.PEM))
+
+    def _key_of_authority(self) -> ec.EllipticCurvePrivateKey:
+        """A new one; a cluster keeps it for the nodes that join."""
+        if self.of_authority is None:
+            return ec.generate_private_key(ec.SECP256R1())
+        kept = self.of_authority / "ca.key"
+        if not kept.exists():
+            self.of_authority.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _write_key(kept, ec.generate_private_key(ec.SECP256R1()))
+        key = serialization.load_pem_private_key(kept.read_bytes(), None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        return key
 
     @property
     def fingerprint(self) -> str:
@@ -75,6 +85,13 @@ class Certificates:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(self.server, self.key)
         return context
+
+
+def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
+    path.touch(mode=0o600)
+    path.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
 
 
 def _name(text: str) -> x509.Name:

@@ -21,15 +21,14 @@ def come_up(host: HostState, cmdline: str) -> bool:
         part = host.fault(fault)
         return not (part and str(part) in cmdline)
 
-    running = host.running
     network = {
         "link": holds("no-network-when"),
         "address": holds("no-address-when"),
         "gateway": holds("gateway-silent-when"),
         "sshd": holds("no-sshd-when"),
     }
-    running["network"] = network
-    host.save_running(running)
+    with host.changing_running() as running:
+        running["network"] = network
     bridge = host.root / "sys/devices/virtual/net" / INTERFACE / "operstate"
     if bridge.exists():
         bridge.write_text("up\n" if network["link"] else "down\n", encoding="utf-8")

@@ -226,8 +226,10 @@ class Cache:
                     self._offer(Version(name, record["version"], group, record, source, repository["origin"]))
 
     def _offer(self, version: Version) -> None:
-        if self._missing is not None and fnmatch.fnmatchcase(version.name, self._missing):
-            return
+        if self._missing is not None:
+            found = f"{version.name}/{version.version}" if "/" in self._missing else version.name
+            if fnmatch.fnmatchcase(found, self._missing):
+                return
         self._available.setdefault(version.name, []).append(version)
 
     # -- versions ----------------------------------------------------------------------------------------

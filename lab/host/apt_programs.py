@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+import os
 import re
 import sys
 import time
@@ -25,7 +27,7 @@ _LONG = (
     "show-progress", "verbose-versions", "no-show-upgraded", "allow-releaseinfo-change", "assume-no", "force-yes",
     "error-on=", "fix-missing", "target-release=", "with-new-pkgs",
 )  # fmt: skip
-# APT::Status-Fd is taken and says nothing: only a command's three streams lead into the lab.
+ARCHIVES = "/var/cache/apt/archives"
 _OPTIONS = re.compile(
     r"(?i)(DPkg::Lock::Timeout|Acquire::Retries|Acquire::\w+::Timeout|Acquire::https?::Proxy|Dpkg::Options::|"
     r"Dpkg::Use-Pty|APT::Install-Recommends|APT::Get::\S+|APT::Update::Error-Mode|Acquire::ForceIPv4|"
@@ -60,6 +62,13 @@ class _Asked:
         self.auto_remove = options.has("auto-remove", "autoremove")
         self.download_only = options.has("d", "download-only")
         self.strict_update = self.settings.get("apt::update::error-mode") == "any" or options.value("error-on") == "any"
+
+    def status(self, text: str) -> None:
+        """Write a line of apt's state, where somebody asked for that (apt's doc/README.progress-reporting)."""
+        number = self.settings.get("apt::status-fd", "")
+        if number.isdigit() and int(number) > 2:
+            with contextlib.suppress(OSError):  # apt doesn't mind either that nobody reads it
+                os.write(int(number), f"{text}\n".encode())
 
     @property
     def lock_seconds(self) -> float:
@@ -105,6 +114,8 @@ def _list(host: HostState, words: list[str]) -> int:
 # -- apt-get ---------------------------------------------------------------------------------------------------
 def _apt_get(host: HostState, arguments: list[str]) -> int:
     asked = _Asked(arguments)
+    if asked.verb == "clean":
+        host.remove_tree(ARCHIVES)
     if asked.verb in ("clean", "autoclean"):
         return 0
     work: dict[str, Callable[[HostState, _Asked], int]] = {
@@ -352,9 +363,21 @@ def _download(host: HostState, asked: _Asked) -> int:
     cache = Cache(host)
     for version in _versions_of(cache, asked, asked.names):
         _fetch(host, asked, 1, version)
-        name = f"{version.name}_{version.version.replace(':', '%3a')}_{version.record['architecture']}.deb"
-        (Path.cwd() / name).write_bytes(network.package_file(version.name, version.version, version.group))
+        if network.fault(host, "disk-full") is not None:
+            raise Failure(
+                f"E: Failed to fetch {version.source.url}/{version.name}.deb  Error writing to file - write (28: No space left on device)",
+                100,
+            )
+        (Path.cwd() / _file_name(version)).write_text(_content(version), encoding="utf-8")
     return 0
+
+
+def _file_name(version: Version) -> str:
+    return f"{version.name}_{version.version.replace(':', '%3a')}_{version.record['architecture']}.deb"
+
+
+def _content(version: Version) -> str:
+    return network.package_file(version.name, version.version, version.group).decode()
 
 
 # -- carrying out ----------------------------------------------------------------------------------------------
@@ -370,15 +393,55 @@ def _carry_out(host: HostState, cache: Cache, change: Change, asked: _Asked, *, 
         raise Failure("Do you want to continue? [Y/n] Abort.", 1)
     downloads = [version for version in change.install.values() if version.source.suite != "now"]
     _require_space(host, downloads)
+    sizes = [int(float(version.record.get("size", 1)) * 1e6) for version in downloads]
+    if downloads:
+        _say(asked, f"Need to get {_in_units(sum(sizes))}B of archives.")
     for number, version in enumerate(downloads, 1):
-        _pause(host, 1 / len(downloads))
+        _take_time(host, asked, number, sizes)
         _fetch(host, asked, number, version)
+        # apt-get, unlike apt, leaves them there until `apt-get clean`.
+        host.write(f"{ARCHIVES}/{_file_name(version)}", _content(version))
     if asked.download_only:
         return 0
     from .dpkg_steps import perform
 
     _mark(database, change)
-    return perform(host, database, change, purge=purge, quiet=asked.quiet >= 2, fix=asked.fix_broken)
+    return perform(
+        host, database, change, purge=purge, quiet=asked.quiet >= 2, fix=asked.fix_broken, status=asked.status
+    )
+
+
+def _in_units(size: float) -> str:
+    """As apt's SizeToStr: `4103 M`, `76.1 k`, in units of 1000 and without separators in the locale C."""
+    for unit in ("", "k", "M", "G"):
+        if size < 100 and unit:
+            return f"{size:.1f} {unit}"
+        if size < 10000:
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}"
+
+
+def _take_time(host: HostState, asked: _Asked, number: int, sizes: list[int]) -> None:
+    """One download, in its share of what the fault apt-slow takes; apt tells of it every half second."""
+    whole, before, size = sum(sizes), sum(sizes[: number - 1]), sizes[number - 1]
+    seconds = float(network.fault(host, "apt-slow") or 0)
+    steps = max(1, round(seconds * size / whole / 0.5))
+    for step in range(1, steps + 1):
+        _pause(host, size / whole / steps)
+        share = (before + size * step / steps) / whole
+        left = int(seconds * (1 - share))
+        asked.status(
+            f"dlstatus:{number}:{100 * share:.4f}:Retrieving file {number} of {len(sizes)}"
+            + (f" ({_in_time(left)} remaining)" if left else "")
+        )
+
+
+def _in_time(seconds: int) -> str:
+    """As apt's TimeToStr: `1h 2min 3s`."""
+    if seconds > 3600:
+        return f"{seconds // 3600}h {seconds // 60 % 60}min {seconds % 60}s"
+    return f"{seconds // 60}min {seconds % 60}s" if seconds > 60 else f"{seconds}s"
 
 
 def _mark(database: Database, change: Change) -> None:

@@ -6,7 +6,6 @@ loader's configuration, early modules and scripts from the initramfs image. Afte
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import addresses, archive, nvidia, sysfs, units
+from . import addresses, archive, holders, nvidia, proc, sysfs, sysfs_writes, units
 from .bootloader import BootEntry, BootError, choose
 from .devices import load_devices
 from .kernel import ModprobeError, RunningKernel, modules_of, modules_on_disk
@@ -63,7 +62,9 @@ class Booted:
 
 
 def boot(host: HostState, reason: str, environment: Mapping[str, str]) -> Booted:
-    """Start the host and bring its trees to what a running system shows.
+    """Start the host and bring its trees to what a running system shows, up to its guests' start.
+
+    What comes after that is `start_other_services`.
 
     Args:
         reason: "start", "reboot" or "power".
@@ -141,7 +142,7 @@ def _start(host: HostState, entry: BootEntry, boot_id: str, reason: str, environ
     kernel.save()
     if "nvidia" in kernel.drivers and nvidia.at_boot(host)[1]:
         nvidia.make_all_nodes(host)
-    _start_services_and_guests(host, reason, environment)
+    _start_first_services(host, reason, environment)
 
 
 def _kernel_messages(host: HostState, running: sysfs.Running) -> None:
@@ -311,24 +312,10 @@ class _EarlyShell:
     def _settle(self) -> int:
         """Act on what was written into control files of the PCI bus; 0, or the errno of a refused write."""
         refused = 0
-        bus = self.host.root / "sys/bus/pci"
-        files = [
-            *(f"drivers/{d}/{v}" for d in list(self.kernel.drivers) for v in ("unbind", "new_id", "remove_id", "bind")),
-            "drivers_probe",
-        ]
-        for name in files:
-            path = bus / name
-            if not path.exists() or path.stat().st_size == 0:
-                continue
-            values = path.read_text(encoding="utf-8").split("\n")
-            path.write_bytes(b"")
-            for value in filter(None, values):
-                code = self.kernel.write(name, value)
-                if code:
-                    refused = code
-                    self.host.log_program(
-                        "sysfs-write", [f"/sys/bus/pci/{name}", value], 1, f"refused: {errno.errorcode[code]}"
-                    )
+        for name, value in sysfs_writes.taken(self.kernel):
+            if code := self.kernel.write(name, value):
+                refused = code
+                sysfs_writes.note_refusal(self.host, name, value, code)
         self.host.drain_kmsg()
         return refused
 
@@ -377,19 +364,29 @@ def modules_to_load(host: HostState) -> list[str]:
     return lines
 
 
-def _start_services_and_guests(host: HostState, reason: str, environment: Mapping[str, str]) -> None:
-    """Enabled services: those before pve-guests.service, then the guests, then the others."""
-    services = units.enabled_services(host)
-    first = [name for name in services if _GUESTS in units.orderings(host, name, "Before")]
+def _start_first_services(host: HostState, reason: str, environment: Mapping[str, str]) -> None:
+    """Enabled services that are ordered before pve-guests.service, then that one: which guests are to run."""
+    first, _ = _services(host)
     failed = {name for name in first if _run_service(host, name, environment) == "failed"}
     if broken := failed & units.required_by(host, _GUESTS):
         host.kernel_message(f"systemd[1]: Dependency failed for {_GUESTS}: {', '.join(sorted(broken))}")
         units.note_state(host, _GUESTS, "inactive")
     else:
         _start_guests(host, reason)
-    for name in services:
-        if name not in first:
-            _run_service(host, name, environment)
+
+
+def start_other_services(host: HostState, environment: Mapping[str, str]) -> None:
+    """Enabled services that nothing orders before the guests: they find these started, or not."""
+    _, others = _services(host)
+    for name in others:
+        _run_service(host, name, environment)
+
+
+def _services(host: HostState) -> tuple[list[str], list[str]]:
+    """Enabled services: those before pve-guests.service, and the others."""
+    services = units.enabled_services(host)
+    first = [name for name in services if _GUESTS in units.orderings(host, name, "Before")]
+    return first, [name for name in services if name not in first]
 
 
 def _run_service(host: HostState, unit: str, environment: Mapping[str, str]) -> str:
@@ -413,14 +410,23 @@ def _start_guests(host: HostState, reason: str) -> None:
 
 
 def mark_running(host: HostState, identifier: str, running: bool) -> None:
-    """The pid file by which a running guest is known."""
+    """The pid file by which a running guest is known, and its process in /proc: kvm, or a container's init."""
     guest = host.machine["guests"][identifier]
-    folder = "run/qemu-server" if guest["kind"] == "vm" else "run/lxc"
-    path = host.root / folder / f"{identifier}.pid"
-    if running:
-        sysfs.put(path, f"{20000 + int(identifier)}\n")
-    else:
+    is_vm, pid = guest["kind"] == "vm", 20000 + int(identifier)
+    path = host.root / ("run/qemu-server" if is_vm else "run/lxc") / f"{identifier}.pid"
+    if not running:
         path.unlink(missing_ok=True)
+        proc.remove(host, pid)
+        holders.update(host)
+        return
+    sysfs.put(path, f"{pid}\n")
+    if is_vm:
+        proc.put(
+            host, pid, "kvm", f"/usr/bin/kvm -id {identifier} -name {guest['name']}", f"/qemu.slice/{identifier}.scope"
+        )
+    else:
+        proc.put(host, pid, "systemd", "/sbin/init", f"/lxc/{identifier}/ns/init.scope")
+    holders.update(host)
 
 
 def shutdown(host: HostState) -> None:
@@ -431,12 +437,13 @@ def shutdown(host: HostState) -> None:
             guest["running"] = False
             guest.pop("process", None)
     undo_mounts(host)
-    for name in ("proc", "sys", "run", "dev"):
-        folder = host.root / name
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir()
-    (host.state / "kernel.json").unlink(missing_ok=True)
+    with host.changing_running() as running:  # a write into sysfs that still waits shows nothing of it any more
+        for name in ("proc", "sys", "run", "dev"):
+            folder = host.root / name
+            if folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir()
+        running.clear()
 
 
 def undo_mounts(host: HostState) -> None:
@@ -454,4 +461,5 @@ __all__ = [
     "load_beside_nvidia",
     "modules_to_load",
     "shutdown",
+    "start_other_services",
 ]

@@ -2,7 +2,7 @@
 
 A Python that starts and imports what a command needs takes ten times as long as the command's own work. Here a command is a fork,
 with the streams of whoever asks (command.pl), and with its arguments, environment, folder, umask and ignored signals, which /proc
-has of a process that waits. It is a process group of its own. Signals that reach the asking process are passed on to the group, and
+has of a process that waits; so is the file for apt's state (APT::Status-Fd). It is a process group of its own. Signals that reach the asking process are passed on to the group, and
 when that process is killed, so is the group: for scripts, `timeout` and kill the one stands for the other.
 
 The server ends with its stdin, which whoever started it holds open (lab.commands).
@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import re
 import select
 import shutil
 import signal
@@ -27,6 +28,8 @@ from typing import NoReturn
 PRELOADED = (shutil, subprocess)
 #: How a fork's process is called in /proc/PID/comm, before the pid of who asked: lab.processes takes it for that one's child.
 MARK = "lab/"
+#: By this option of apt's a command is told of a descriptor beside its three streams.
+_STATUS_FD = re.compile(r"(?i)(?:-o)?APT::Status-Fd=(\d+)")
 
 
 class Server:
@@ -36,7 +39,9 @@ class Server:
         listener: the socket.
         prepare: is told a command's words before each fork; what it imports, that fork and all that follow have.
         run: the command itself, in the fork; returns its exit status.
-        first: how many words of a client's command line come before the command's own.
+
+    A client sends its streams, and as text how many words of its command line come before the command's own. What follows that, each
+    after a zero byte, are words that come before these.
     """
 
     def __init__(
@@ -44,12 +49,10 @@ class Server:
         listener: socket.socket,
         prepare: Callable[[list[str]], object],
         run: Callable[[list[str]], int],
-        first: int,
     ) -> None:
         self._listener = listener
         self._prepare = prepare
         self._run = run
-        self._first = first
         self._connections: dict[int, socket.socket] = {}
         self._commands: dict[int, int] = {}  # descriptor of the connection -> pid of the fork
         self._poll = select.poll()
@@ -86,8 +89,10 @@ class Server:
         connection, _ = self._listener.accept()
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         client, user, _ = struct.unpack("3i", credentials)
-        asked, streams, _, _ = socket.recv_fds(connection, 1, 3)
-        words = _fields(client, "cmdline")[self._first :] if user == os.geteuid() and asked else []
+        asked, streams, _, _ = socket.recv_fds(connection, 4096, 3)
+        first, *own = os.fsdecode(asked).split("\0")
+        line = _fields(client, "cmdline") if user == os.geteuid() and first.isdecimal() else []
+        words = [*own, *line[int(first) :]] if line else []
         if not words or len(streams) != 3:
             connection.close()  # killed before it asked, or nobody of ours
         else:
@@ -95,7 +100,7 @@ class Server:
             gc.freeze()  # what is here is nothing for a fork's collector to look through, and so to copy
             pid = os.fork()
             if pid == 0:
-                _become(client, streams, lambda: self._run(words))
+                _become(client, streams, words, lambda: self._run(words))
             _lead(pid)
             self._poll.register(connection, select.POLLIN)
             self._connections[connection.fileno()] = connection
@@ -170,7 +175,7 @@ def _prepare(words: list[str]) -> None:
         return
 
 
-def _become(client: int, streams: list[int], run: Callable[[], int]) -> NoReturn:
+def _become(client: int, streams: list[int], words: list[str], run: Callable[[], int]) -> NoReturn:
     """The fork: the command, in every respect that the client's process has."""
     status = 1
     try:
@@ -181,6 +186,7 @@ def _become(client: int, streams: list[int], run: Callable[[], int]) -> NoReturn
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        _take_over(client, words)
         with open("/proc/self/comm", "w") as comm:  # noqa: PTH123
             comm.write(f"{MARK}{client}")
         _resemble(client)
@@ -199,6 +205,18 @@ def _become(client: int, streams: list[int], run: Callable[[], int]) -> NoReturn
             status = 120  # as Python itself, at its end
         finally:
             os._exit(status & 255)
+
+
+def _take_over(client: int, words: list[str]) -> None:
+    """The file that apt is to write its state to, which is a descriptor of the client's."""
+    for number in (int(found[1]) for word in words if (found := _STATUS_FD.fullmatch(word))):
+        try:
+            stream = os.open(f"/proc/{client}/fd/{number}", os.O_WRONLY | os.O_APPEND)
+        except OSError:
+            continue  # it isn't open there either
+        if stream != number:
+            os.dup2(stream, number)
+            os.close(stream)
 
 
 def _resemble(client: int) -> None:
@@ -220,11 +238,11 @@ def _resemble(client: int) -> None:
 
 
 def _run(words: list[str]) -> int:
+    gc.disable()  # a command ends before there is much to collect
     sys.argv[1:] = words
     return int(importlib.import_module("host.run").main())
 
 
 if __name__ == "__main__":
     sys.path.append(__file__.rpartition("/host/")[0])
-    # A client is `perl command.pl PYTHON RUN.PY WORDS...`.
-    Server(socket.socket(fileno=int(sys.argv[1])), _prepare, _run, first=4).serve()
+    Server(socket.socket(fileno=int(sys.argv[1])), _prepare, _run).serve()

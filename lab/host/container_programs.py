@@ -1,4 +1,4 @@
-"""Programs that open device nodes, those that become another user, id: all of them inside a container; dd and setpriv on
+"""Programs that open device nodes, those that become another user, id, getent: all of them inside a container; dd and setpriv on
 the host and in VMs as well.
 
 A node of a driver is opened and no more: what NVIDIA's say to read(2) is EINVAL, and so it is here.
@@ -27,6 +27,7 @@ def main(system: HostState, name: str, arguments: list[str]) -> int:
     """One of the programs."""
     work: dict[str, Callable[[HostState, list[str]], int]] = {
         "cat": _cat, "head": _head, "dd": _dd, "su": _su, "runuser": _runuser, "setpriv": _setpriv, "id": _id,
+        "getent": _getent,
         "whoami": lambda system, arguments: _id(system, ["-un"]),
     }  # fmt: skip
     return work[name](system, arguments)
@@ -228,6 +229,18 @@ def _setpriv(system: HostState, arguments: list[str]) -> int:
     if not queue:
         raise Failure("setpriv: No program specified")
     return _become(system, Identity(uid, frozenset(groups | {gid})), queue)
+
+
+def _getent(system: HostState, arguments: list[str]) -> int:
+    """Lines of the group or the password file: those that are asked for by name or number, or all."""
+    if arguments[:1] not in (["group"], ["passwd"]):
+        raise UsageError("getent: the lab's knows group and passwd")
+    lines = system.read(f"/etc/{arguments[0]}", "").splitlines()
+    found = [next((one for one in lines if key in one.split(":")[:3:2]), None) for key in arguments[1:]]
+    for line in found if arguments[1:] else lines:
+        if line is not None:
+            print(line)
+    return 2 if None in found else 0
 
 
 def _group_id(system: HostState, name: str) -> int:

@@ -21,6 +21,8 @@ _UNITS = {
     "containerd.service": "[Unit]\nDescription=containerd container runtime\n[Service]\nExecStart=/usr/bin/containerd\n[Install]\nWantedBy=multi-user.target\n",
     "nvidia-persistenced.service": "[Unit]\nDescription=NVIDIA Persistence Daemon\nStopWhenUnneeded=true\n[Service]\nType=forking\nExecStart=/usr/bin/nvidia-persistenced --user nvidia-persistenced --no-persistence-mode --verbose\n",
 }
+#: Libraries whose interface isn't the first.
+_SONAMES = {"libEGL_nvidia.so": 0, "libGLX_nvidia.so": 0, "libcudnn.so": 9, "libnccl.so": 2}
 #: What the toolkit's package puts into its configuration (nvidia-container-runtime, config.toml).
 TOOLKIT_CONFIG = "/etc/nvidia-container-runtime/config.toml"
 _TOOLKIT_TEXT = """\
@@ -63,15 +65,7 @@ def unpack(host: HostState, name: str, gives: dict[str, Any]) -> None:
         install_program(host, path)
     if "libraries" in gives:
         install_libraries(host, gives["libraries"], gives["version"])
-    if gives.get("kernel-common"):
-        host.write(
-            UDEV_RULES,
-            'ACTION=="add", DEVPATH=="/module/nvidia", SUBSYSTEM=="module", RUN+="/sbin/modprobe nvidia-uvm"\n',
-        )
-    if gives.get("kernel-common") or gives.get("blacklist"):
-        host.write(
-            _BLACKLIST, "blacklist nouveau\nblacklist nova_core\nblacklist nova_drm\noptions nvidia-drm modeset=1\n"
-        )
+    unpack_common(host, gives)
     if "dkms" in gives:
         dkms.add(host, Build(gives["version"], gives["dkms"]))
     if "headers" in gives:
@@ -93,6 +87,19 @@ def unpack(host: HostState, name: str, gives: dict[str, Any]) -> None:
         host.write(TOOLKIT_CONFIG, _TOOLKIT_TEXT)
 
 
+def unpack_common(host: HostState, gives: Mapping[str, Any]) -> None:
+    """Put the files there that packages of several branches have in common: a package that is removed leaves another one's."""
+    if gives.get("kernel-common"):
+        host.write(
+            UDEV_RULES,
+            'ACTION=="add", DEVPATH=="/module/nvidia", SUBSYSTEM=="module", RUN+="/sbin/modprobe nvidia-uvm"\n',
+        )
+    if gives.get("kernel-common") or gives.get("blacklist"):
+        host.write(
+            _BLACKLIST, "blacklist nouveau\nblacklist nova_core\nblacklist nova_drm\noptions nvidia-drm modeset=1\n"
+        )
+
+
 def install_program(host: HostState, path: str) -> None:
     """Put one of the lab's programs into a system's tree."""
     name = path.rpartition("/")[2]
@@ -109,7 +116,11 @@ def install_libraries(host: HostState, stems: list[str], version: str) -> None:
     for stem in stems:
         remove_libraries(host, [stem])
         host.write(f"{LIBRARIES}/{stem}.{version}", f"{stem} {version}\n")
-        host.symlink(f"{LIBRARIES}/{stem}.1", f"{stem}.{version}")
+        host.symlink(f"{LIBRARIES}/{_soname(stem)}", f"{stem}.{version}")
+
+
+def _soname(stem: str) -> str:
+    return f"{stem}.{_SONAMES.get(stem, 1)}"
 
 
 def remove_libraries(host: HostState, stems: list[str], version: str | None = None) -> None:
@@ -125,7 +136,7 @@ def remove_libraries(host: HostState, stems: list[str], version: str | None = No
         for path in found:
             if version in (None, path.name.removeprefix(f"{stem}.")):
                 path.unlink()
-                (folder / f"{stem}.1").unlink(missing_ok=True)
+                (folder / _soname(stem)).unlink(missing_ok=True)
 
 
 def _modules(host: HostState, wanted: dict[str, str]) -> None:

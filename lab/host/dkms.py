@@ -129,7 +129,7 @@ def autoinstall(host: HostState, kernel: str) -> None:
 def _reason_against(host: HostState, version: str, kernel: str) -> str | None:
     """The compiler's complaint, None when it has none."""
     value = network.fault(host, "dkms-fails")
-    if value is not None and value in kernel:
+    if value is not None and value in f"{version}/{kernel}":
         return (
             "nv.c:1234:5: error: implicit declaration of function 'lab_fault' [-Werror=implicit-function-declaration]"
         )

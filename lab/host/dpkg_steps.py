@@ -15,19 +15,39 @@ from .versions import relations
 
 
 def perform(
-    host: HostState, database: Database, change: Change, *, purge: bool, quiet: bool = False, fix: bool = False
+    host: HostState,
+    database: Database,
+    change: Change,
+    *,
+    purge: bool,
+    quiet: bool = False,
+    fix: bool = False,
+    status: Callable[[str], None] = lambda _: None,
 ) -> int:
     """Remove, unpack, configure: what dpkg does for apt. Returns apt-get's exit status.
 
     The database is written after every step, as dpkg does, so that one that is killed is found half-way.
-    """
 
-    def say(text: str) -> None:
+    Args:
+        status: is told in apt's lines (APT::Status-Fd) how much of it is done.
+    """
+    steps, done = 2 * len(change.install) + len(change.remove), 0
+
+    def told(text: str) -> None:
+        nonlocal done
+        action = text.partition(" ")[0]
         if not quiet:
             print(text, flush=True)
+        if action in ("Removing", "Unpacking", "Setting"):
+            words = {"Setting": "Configuring"}.get(action, action)
+            name = text.removeprefix("Setting up ").removeprefix(f"{action} ").partition(" ")[0]
+            status(f"pmstatus:{name}:{min(100, 100 * done / max(1, steps)):.6g}:{words} {name} (amd64)")
+            done += 1
+
+    status("pmstatus:dpkg-exec:0:Running dpkg")
 
     for name, package in change.remove.items():
-        remove_package(host, database, package, purge=purge, say=say)
+        remove_package(host, database, package, purge=purge, say=told)
         if name in database.packages and purge:
             del database.packages[name]
         database.save()
@@ -35,9 +55,9 @@ def perform(
         database.note_repair()
     order = _in_order(change.install)
     for version in order:
-        unpack(host, database, version, say)
+        unpack(host, database, version, told)
     names = [*(p.name for p in database.broken() if p.name not in change.install), *(v.name for v in order)]
-    return configure_all(host, database, [database.packages[name] for name in names], say)
+    return configure_all(host, database, [database.packages[name] for name in names], told)
 
 
 def _in_order(wanted: dict[str, Version]) -> list[Version]:
@@ -80,7 +100,12 @@ def remove_package(
     if purge:
         say(f"Purging configuration files for {package.name} ({package.version}) ...")
     if package.present:
-        contents.remove(host, package.name, _gives(host, package), purge=purge)
+        gives = _gives(host, package)
+        contents.remove(host, package.name, gives, purge=purge)
+        if gives.get("kernel-common") or gives.get("blacklist"):
+            for other in database.packages.values():
+                if other.present and other is not package:
+                    contents.unpack_common(host, _gives(host, other))
     elif purge:
         # Its other files are gone, and those of that name are somebody else's by now.
         contents.remove_configuration(host, _gives(host, package))

@@ -8,17 +8,19 @@ from a driver that has it. What sysfs shows (`driver` links, /proc/modules, /dev
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from . import catalogue, kernel_files, nvidia
+from . import catalogue, holders, kernel_files, nvidia
 from .catalogue import MODULES, normal
 from .devices import PciDevice, load_devices
 from .modprobe import ModprobeConfig
-from .state import HostState, kernel_release
+from .state import CONTROL_FILE, HostState, kernel_release
 
 
 class ModprobeError(Exception):
@@ -26,7 +28,7 @@ class ModprobeError(Exception):
 
 
 class RunningKernel:
-    """The running kernel of one host; call `save` after changes so that other programs see them.
+    """The running kernel of one host: `attach` to look at it, `changing` to change it, `save` after a boot.
 
     Args:
         host: the host.
@@ -64,8 +66,24 @@ class RunningKernel:
             raise RuntimeError("the lab host is off: no kernel runs; boot it first (Machine.boot)")
         return cls(host, data)
 
+    @classmethod
+    @contextlib.contextmanager
+    def changing(cls, host: HostState) -> Iterator[RunningKernel]:
+        """The kernel that runs now, changed by the caller alone; what was changed is visible at the end, after an error too.
+
+        Raises:
+            RuntimeError: the host is off.
+        """
+        with host.changing_running():
+            kernel = cls.attach(host)
+            try:
+                yield kernel
+            finally:
+                kernel.save()
+
     def save(self) -> None:
-        """Make the state visible: kernel.json, /proc/modules."""
+        """Make the state visible: kernel.json, /proc/modules, who holds cards."""
+        holders.update(self.host, self.data)
         self.host.save_running(self.data)
         self._write_proc_modules()
 
@@ -93,7 +111,10 @@ class RunningKernel:
             folder.mkdir(parents=True, exist_ok=True)
             for name in ("bind", "unbind", "new_id", "remove_id"):
                 (folder / name).write_bytes(b"")
+                (folder / name).chmod(CONTROL_FILE)
             if module is not None:
+                # One that was killed while it was loaded has left its link.
+                (folder / "module").unlink(missing_ok=True)
                 (folder / "module").symlink_to(f"../../../../module/{module}")
         for address in self.devices:
             if address not in self.bound:
@@ -150,15 +171,47 @@ class RunningKernel:
             nvidia.add_drm_card(self, address)
 
     def _detach(self, address: str) -> None:
+        self._hide_driver(address)
         driver = self.bound.pop(address)
-        (self.device_folder(address) / "driver").unlink()
-        (self.host.root / "sys/bus/pci/drivers" / driver / address).unlink()
+        self.data.get("removing", {}).pop(address, None)
         (self.device_folder(address) / "enable").write_text("0\n", encoding="utf-8")
         self._vfio_node(address)
         if driver == "nvidia":
             nvidia.card_released(self, address)
         elif driver in nvidia.DRM_DRIVERS:
             nvidia.remove_drm_card(self, address)
+
+    def _hide_driver(self, address: str) -> None:
+        """The links between a device and its driver go before the driver is asked to let go (drivers/base/dd.c)."""
+        (self.device_folder(address) / "driver").unlink(missing_ok=True)
+        (self.host.root / "sys/bus/pci/drivers" / self.bound[address] / address).unlink(missing_ok=True)
+
+    # -- a driver that doesn't let go -------------------------------------------------------------------------
+    def is_held_up(self, file: str, value: str) -> bool:
+        """Whether a write waits for a device's lock, which somebody has who waits for the device's driver.
+
+        A new id is offered to every device, so that it waits for any.
+        """
+        removing = self.data.get("removing", {})
+        return bool(removing) if file.endswith("/new_id") else file.startswith("dr") and value in removing
+
+    def begins_to_wait(self, file: str, address: str) -> bool:
+        """Begin a device's removal that waits, and say so; False for any other write."""
+        if file != "drivers/nvidia/unbind" or self.bound.get(address) != "nvidia":
+            return False
+        if not nvidia.removal_waits(self, address):
+            return False
+        self._hide_driver(address)
+        self.data.setdefault("removing", {})[address] = nvidia.begin_removal(self, address)
+        return True
+
+    def end_waiting(self, address: str) -> bool:
+        """End a removal whose driver has let go; False while it hasn't."""
+        if nvidia.removal_waits(self, address):
+            return False
+        self.host.kernel_message("NVRM: Continuing with GPU removal for device " + address)
+        self._detach(address)
+        return True
 
     def _vfio_node(self, address: str) -> None:
         """/dev/vfio/<group> exists while a device of the group is on vfio-pci."""
@@ -189,6 +242,8 @@ class RunningKernel:
         if file == "drivers_probe":
             return self._drivers_probe(value)
         _, driver, verb = file.split("/")
+        if verb == "reset":
+            return errno.ENOTTY if nvidia.is_dead(self.host, driver) else 0
         if verb in ("new_id", "remove_id"):
             return self._dynamic_id(driver, verb, value)
         if value not in self.devices:
@@ -347,6 +402,8 @@ class RunningKernel:
         users = [m for m in self.loaded if name in MODULES[m].needs]
         if users:
             raise ModprobeError(f"modprobe: FATAL: Module {module} is in use by: {' '.join(users)}.")
+        if holders.pins(self.data, name):
+            raise ModprobeError(f"modprobe: FATAL: Module {module} is in use.")
         driver = MODULES[name].driver
         if driver is not None and driver in self.drivers:
             self.unregister_driver(driver)
@@ -379,7 +436,8 @@ class RunningKernel:
             users = self.module_users(name)
             used_by = "".join(f"{u}," for u in users) if users else "-"
             size = MODULES[name].size
-            lines.append(f"{name} {size} {len(users)} {used_by} Live 0x0000000000000000")
+            count = len(users) + holders.pins(self.data, name)
+            lines.append(f"{name} {size} {count} {used_by} Live 0x0000000000000000")
         self.host.write("/proc/modules", "".join(line + "\n" for line in lines))
 
 

@@ -101,18 +101,24 @@ class _Listing:
         for line in self._resources(device):
             print(f"\t{line}")
         if device.pci_class == "0604":
-            print(
-                f"\tCapabilities: [40] Express {'Root Port (Slot+)' if not device.parent else 'Downstream Port (Slot+)'}"
-                ", IntMsgNum 0"
-            )
+            print(f"\tCapabilities: [40] Express (v2) {self._port(device)}, IntMsgNum 0")
         elif device.pci_class != "0600":
             print("\tCapabilities: [60] Power Management version 3")
-            print("\tCapabilities: [78] Express Endpoint, IntMsgNum 0")
+            kind = "Endpoint" if device.parent else "Root Complex Integrated Endpoint"
+            print(f"\tCapabilities: [78] Express (v2) {kind}, IntMsgNum 0")
         if device.acs:
             print("\tCapabilities: [2a0] Access Control Services")
             if self.verbose > 1:
                 print("\t\tACSCap:\tSrcValid+ TransBlk+ ReqRedir+ CmpltRedir+ UpstreamFwd+ EgressCtrl- DirectTrans+")
                 print("\t\tACSCtl:\tSrcValid+ TransBlk- ReqRedir+ CmpltRedir+ UpstreamFwd+ EgressCtrl- DirectTrans-")
+
+    def _port(self, device: PciDevice) -> str:
+        """Below a root port, or another switch's downstream port, is a switch's upstream port; below that its downstream ports."""
+        parents, above = {one.address: one.parent for one in self.devices}, 0
+        parent = device.parent
+        while parent:
+            above, parent = above + 1, parents.get(parent)
+        return "Root Port (Slot+)" if not above else "Upstream Port" if above % 2 else "Downstream Port (Slot+)"
 
     def _resources(self, device: PciDevice) -> list[str]:
         text = (self._folder(device) / "resource").read_text(encoding="utf-8")

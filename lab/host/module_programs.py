@@ -82,25 +82,24 @@ def _modprobe(host: HostState, arguments: list[str]) -> int:
 
 
 def _change(host: HostState, jobs: list[tuple[str, str]], options: Options, remove: bool, quiet: bool) -> int:
-    kernel = RunningKernel.attach(host)
     config = root_modprobe_config(host)
     if options.has("i", "ignore-install"):
         config.install = {}
-    available = modules_of(host, kernel.data["kernel"])
     status = 0
-    for module, text in jobs:
-        if options.has("b", "use-blacklist") and normal(module) in config.blacklist:
-            continue
-        try:
-            if remove:
-                kernel.remove_module(module)
-            else:
-                kernel.load_module(module, config, available, text)
-        except ModprobeError as error:
-            status = 1
-            if not quiet:
-                print(error, file=sys.stderr)
-    kernel.save()
+    with RunningKernel.changing(host) as kernel:
+        available = modules_of(host, kernel.data["kernel"])
+        for module, text in jobs:
+            if options.has("b", "use-blacklist") and normal(module) in config.blacklist:
+                continue
+            try:
+                if remove:
+                    kernel.remove_module(module)
+                else:
+                    kernel.load_module(module, config, available, text)
+            except ModprobeError as error:
+                status = 1
+                if not quiet:
+                    print(error, file=sys.stderr)
     return status
 
 
@@ -159,13 +158,12 @@ def _rmmod(host: HostState, arguments: list[str]) -> int:
     options = Options(arguments, "fsv", ("force", "syslog", "verbose"))
 
     def work() -> int:
-        kernel = RunningKernel.attach(host)
-        for module in options.rest:
-            try:
-                kernel.remove_module(module)
-            except ModprobeError as error:
-                raise Failure(str(error).replace("modprobe: FATAL:", "rmmod: ERROR:")) from error
-        kernel.save()
+        with RunningKernel.changing(host) as kernel:
+            for module in options.rest:
+                try:
+                    kernel.remove_module(module)
+                except ModprobeError as error:
+                    raise Failure(str(error).replace("modprobe: FATAL:", "rmmod: ERROR:")) from error
         return 0
 
     return logged(host, "rmmod", arguments, work)

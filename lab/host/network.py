@@ -22,12 +22,12 @@ FAULTS = {
     "apt-offline": f"{_WHERE}, or a part of an address",
     "apt-broken": _WHERE,
     "disk-full": _WHERE,
-    "package-missing": f"a name or a pattern of packages, or SYSTEM=PATTERN; {_WHERE}: all packages",
+    "package-missing": f"a name or a pattern of packages, or of NAME/VERSION, or SYSTEM=PATTERN; {_WHERE}: all packages",
     "download-corrupt": f"{_WHERE}, or a part of an address",
     "download-breaks": f"{_WHERE}, or a part of an address",
     "key-wrong": f"{_WHERE}, or a key's name: cuda, toolkit",
-    "dkms-fails": f"{_WHERE}, or a part of a kernel's version",
-    "gpu-fails": f"{_WHERE}, an Xid such as 79, or RmInitAdapter's code such as 0x62:0x40:2168; or SYSTEM=VALUE",
+    "dkms-fails": f"{_WHERE}, or a part of DRIVER/KERNEL, such as 590. or 6.8.0-86",
+    "gpu-fails": f"{_WHERE}, an Xid such as 79, or RmInitAdapter's code such as 0x62:0x40:2168, or a driver's version such as 595. that fails alone; or SYSTEM=VALUE",
 }
 # Of these a value alone is never a system's name.
 _VALUED = frozenset({"apt-slow", "apt-locked"})
@@ -176,6 +176,8 @@ def file_at(system: HostState, url: str) -> bytes | None:
     """What a URL leads to, None when there is nothing."""
     known = data(system)
     for entry in known["files"]:
+        if entry["url"] == url and "sums" in entry:
+            return _sums(system, entry).encode()
         if entry["url"] == url:
             return entry["text"].encode() if "text" in entry else _published_key(system, entry["key"])
     if match := re.fullmatch(r"(.+)/([\d.]+)/NVIDIA-Linux-x86_64-([\d.]+)\.run(\.sha256sum)?", url):
@@ -188,6 +190,16 @@ def file_at(system: HostState, url: str) -> bytes | None:
             return content
         return None
     return _package_at(known, url)
+
+
+def _sums(system: HostState, entry: dict[str, Any]) -> str:
+    """A file of checksums, as sha256sum and its like print them."""
+    import hashlib
+
+    lines = ""
+    for name, address in entry["of"].items():
+        lines += f"{hashlib.new(entry['sums'], file_at(system, address) or b'').hexdigest()} *{name}\n"
+    return lines
 
 
 def _published_key(system: HostState, name: str) -> bytes:

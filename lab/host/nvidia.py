@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from . import network
+from . import holders, network
+from .devices import load_devices
 from .kernel_files import Build, build_of
 from .nodes import Node, write_node
 from .state import HostState, kernel_release
@@ -104,6 +105,12 @@ def probe(kernel: RunningKernel, address: str) -> bool:
     """Whether the driver takes a card that it is offered; what it has against one goes to the kernel's log."""
     device, build = kernel.devices[address], kernel.nvidia_build
     assert build is not None  # its driver is there
+    if is_dead(kernel.host, address):
+        kernel.host.kernel_message(
+            f"NVRM: The NVIDIA GPU {address} (PCI ID: ffff:ffff) has fallen off the bus and is not responding"
+        )
+        kernel.host.kernel_message(f"nvidia {address}: probe with driver nvidia failed with error -1")
+        return False
     texts = _unsupported(kernel.host, device.device, build)
     if not texts:
         return True
@@ -143,6 +150,9 @@ def initialised(host: HostState, address: str, device: str) -> bool:
     """Whether a card that the driver has comes up when it is opened; what goes wrong is in the kernel's log."""
     build = running_build(host)
     reason = network.fault(host, "gpu-fails")
+    if reason is not None and re.fullmatch(r"\d{3}\..*", reason):
+        # A part of a version: only that driver fails.
+        reason = "" if build is not None and build.version.startswith(reason) else None
     if build is not None and not build.open and generation_of(host, device)["open"] == "must":
         host.kernel_message(f"NVRM: The NVIDIA GPU {address} (PCI ID: 10de:{device})")
         host.kernel_message("NVRM: installed in this system requires use of the NVIDIA open kernel modules.")
@@ -189,12 +199,16 @@ def module_loaded(kernel: RunningKernel, name: str) -> None:
     majors = _majors(kernel)
     for device in _DYNAMIC.get(name, ()):
         if device not in majors:
-            majors[device] = first_major(kernel.host, kernel.data["kernel"], kernel.host.machine["boots"]) - len(majors)
+            first = first_major(kernel.host, kernel.data["kernel"], kernel.host.machine["boots"])
+            majors[device] = first - len(
+                majors.keys() - {"kfd"}
+            )  # whose number is its own, whichever driver comes first
     if name == "nvidia":
         assert kernel.nvidia_build is not None  # it was there to be loaded
         kernel.data["nvidia_build"] = kernel.nvidia_build._asdict()
         _write_driver(kernel.host, kernel.nvidia_build)
     if name == "nvidia_drm":
+        kernel.host.write("/sys/module/nvidia_drm/parameters/modeset", "Y\n" if holders.modeset(kernel.data) else "N\n")
         for address in kernel.devices:
             if kernel.bound.get(address) == "nvidia":
                 add_drm_card(kernel, address)
@@ -205,6 +219,7 @@ def module_removed(kernel: RunningKernel, name: str) -> None:
     """One of the driver's modules was removed. Nodes that nvidia-modprobe made stay, with nothing behind them."""
     if name == "nvidia":
         kernel.data.pop("nvidia_build", None)
+        kernel.data.pop("nvidia_draining", None)
         kernel.host.remove_tree(_PROC)
     if name == "nvidia_drm":
         for address in kernel.devices:
@@ -222,6 +237,8 @@ def _majors(kernel: RunningKernel) -> dict[str, int]:
 def write_proc_devices(kernel: RunningKernel) -> None:
     """Write /proc/devices: what has a driver now."""
     lines = [(1, "mem"), (4, "tty"), (10, "misc"), (DRM_MAJOR, "drm"), (242, "vfio")]
+    if "kfd" in _majors(kernel) and "amdgpu" in kernel.loaded:
+        lines.append((_majors(kernel)["kfd"], "kfd"))
     for module in kernel.loaded:
         lines += [(MAJOR, device) for device in _STATIC.get(module, ())]
         lines += [(_majors(kernel)[device], device) for device in _DYNAMIC.get(module, ())]
@@ -266,26 +283,98 @@ def card_bound(kernel: RunningKernel, address: str) -> None:
 def card_released(kernel: RunningKernel, address: str) -> None:
     """The driver has lost a card; its node in /dev stays, as nobody removes it."""
     kernel.data.setdefault("nvidia_minors", {}).pop(address, None)
+    kernel.data["nvidia_persistence"] = [one for one in holders.persistent(kernel.data) if one != address]
     kernel.host.remove_tree(f"{_PROC}/gpus/{address}")
     remove_drm_card(kernel, address)
 
 
+# -- a card that is to leave the driver ---------------------------------------------------------------------------
+def removal_waits(kernel: RunningKernel, address: str) -> bool:
+    """Whether the driver's remove() waits: it can't refuse while somebody has the card open (facts 28, 30), and from 595 on it
+    may wait for ever (fact 29), as it does with the fault nvidia-unbind-forever, whoever is there.
+    """
+    if kernel.host.fault("nvidia-unbind-forever") or kernel.data.get("removing", {}).get(address) == "never":
+        return True
+    return bool(holders.of_card(kernel.data, address)) or holders.drm_holds(kernel.data)
+
+
+def begin_removal(kernel: RunningKernel, address: str) -> str:
+    """What the driver says of a removal that waits; returns whether it can end: `waits`, or `never`."""
+    kernel.host.kernel_message(f"NVRM: Attempting to remove device {address} with non-zero usage count!")
+    return "never" if holders.never_ends(kernel.data, address) else "waits"
+
+
+def is_dead(host: HostState, address: str) -> bool:
+    """Whether a card doesn't answer any more: the fault card-dead names it, or a reset has killed it (fact 53)."""
+    fault = host.fault("card-dead")
+    return bool(fault and str(fault) in address) or address in host.running.get("dead", [])
+
+
+def show_dead(host: HostState) -> None:
+    """Have the configuration space of cards that don't answer read as ones, and that of the others as it is."""
+    from . import sysfs  # here, as few commands need it
+
+    for device in load_devices(host.machine):
+        dead = is_dead(host, device.address)
+        folder = host.rooted(f"/sys/bus/pci/devices/{device.address}")
+        config = b"\xff" * 64 if dead else sysfs.config_space(device)
+        if folder.exists() and (folder / "config").read_bytes() != config:
+            (folder / "config").write_bytes(config)
+            (folder / "power_state").write_text("unknown\n" if dead else "D0\n", encoding="utf-8")
+
+
+def kill_by_reset(host: HostState, addresses: list[str]) -> None:
+    """The end of a VM resets its card; with the fault reset-kills a card that this names doesn't come back (facts 46, 47)."""
+    fault = host.fault("reset-kills")
+    lost = [address for address in addresses if fault and str(fault) in address]
+    if lost:
+        with host.changing_running() as running:
+            running["dead"] = sorted({*running.get("dead", []), *lost})
+        for address in lost:
+            host.kernel_message(f"vfio-pci {address}: not ready 65535ms after FLR; giving up")
+        show_dead(host)
+
+
 def add_drm_card(kernel: RunningKernel, address: str) -> None:
-    """A DRM driver has a card: nodes in /dev/dri, with links by the card's path and by the card in /sys."""
+    """A DRM driver has a card: nodes in /dev/dri, with links by the card's path and by the card in /sys.
+
+    The lowest number that is free; where the scenario, or the fault `drm-order`, lists cards, theirs are the places in that list.
+    """
     cards: dict[str, int] = kernel.data.setdefault("drm_cards", {})
     if address in cards:
         return
-    number = cards[address] = next(n for n in range(64) if n not in cards.values())
     host, folder = kernel.host, kernel.device_folder(address).resolve()
-    for name, minor, kind, gid in (
-        (f"card{number}", number, "card", 44),
-        (f"renderD{128 + number}", 128 + number, "render", 104),
-    ):
+    order = host.fault("drm-order") or host.machine.get("drm", [])
+    taken = {*cards.values(), *range(len(order))}
+    number = order.index(address) if address in order else next(n for n in range(64) if n not in taken)
+    cards[address] = number
+    # A driver for screens alone, such as ast, has nothing to compute with.
+    kinds = [(f"card{number}", number, "card", 44), (f"renderD{128 + number}", 128 + number, "render", 104)]
+    for name, minor, kind, gid in kinds if kernel.bound.get(address) != "ast" else kinds[:1]:
         write_node(host.rooted(f"/dev/dri/{name}"), Node("c", DRM_MAJOR, minor, 0o660, 0, gid))
         host.symlink(f"/dev/dri/by-path/pci-{address}-{kind}", f"../{name}")
         host.write(str(folder / "drm" / name / "dev"), f"{DRM_MAJOR}:{minor}\n")
         host.symlink(str(folder / "drm" / name / "device"), "../..")
         host.symlink(f"/sys/class/drm/{name}", f"../../{folder.relative_to(host.root / 'sys')}/drm/{name}")
+    if kernel.bound.get(address) == "amdgpu":
+        _add_to_kfd(kernel, address, 128 + number)
+
+
+_KFD_NODES = "/sys/class/kfd/kfd/topology/nodes"
+
+
+def _add_to_kfd(kernel: RunningKernel, address: str, minor: int) -> None:
+    """amdgpu's way for computing: one node for all of its cards, which its topology names by the minors of their own."""
+    host = kernel.host
+    majors = _majors(kernel)
+    if "kfd" not in majors:
+        majors["kfd"] = first_major(host, kernel.data["kernel"], host.machine["boots"]) - 40
+        host.write(f"{_KFD_NODES}/0/properties", "cpu_cores_count 16\ndrm_render_minor 0\n")
+    number = sum(1 for _ in host.rooted(_KFD_NODES).iterdir())
+    host.write(f"{_KFD_NODES}/{number}/properties", f"simd_count 12\nvendor_id 4098\ndrm_render_minor {minor}\n")
+    host.write(f"{_KFD_NODES}/{number}/address", address)
+    write_node(host.rooted("/dev/kfd"), Node("c", majors["kfd"], 0, 0o660, 0, 104))
+    write_proc_devices(kernel)
 
 
 def remove_drm_card(kernel: RunningKernel, address: str) -> None:
@@ -298,6 +387,10 @@ def remove_drm_card(kernel: RunningKernel, address: str) -> None:
         for path in (f"/dev/dri/{name}", f"/dev/dri/by-path/pci-{address}-{kind}", f"/sys/class/drm/{name}"):
             host.rooted(path).unlink(missing_ok=True)
     host.remove_tree(kernel.device_folder(address).resolve() / "drm")
+    base = host.rooted(_KFD_NODES)
+    for entry in list(base.iterdir()) if base.is_dir() else []:
+        if (entry / "address").is_file() and (entry / "address").read_text(encoding="utf-8") == address:
+            host.remove_tree(entry)
 
 
 def model_of(name: str | None, device: str) -> str:
@@ -318,6 +411,11 @@ def uuid_of(host: HostState, address: str) -> str:
 def cards(running: dict[str, Any]) -> dict[int, str]:
     """The driver's cards of a running system: minor number -> PCI address, by minor number."""
     return {minor: address for address, minor in sorted(running.get("nvidia_minors", {}).items(), key=lambda i: i[1])}
+
+
+def is_shut(running: dict[str, Any], address: str) -> bool:
+    """Whether the driver lets nobody open a card that it has: it is draining (fact 36), or about to go."""
+    return address in running.get("nvidia_draining", []) or address in running.get("removing", {})
 
 
 def make_card_node(host: HostState, minor: int) -> None:
@@ -392,4 +490,6 @@ def behind(host: HostState, node: Node) -> bool:
     registered = {int(m) for m in re.findall(r"^\s*(\d+) ", host.read("/proc/devices", ""), re.M)}
     if node.major not in registered:
         return False
-    return node.major != MAJOR or node.minor in (CONTROL_MINOR, MODESET_MINOR) or node.minor in cards(host.running)
+    running = host.running
+    open_to_all = {m: a for m, a in cards(running).items() if not is_shut(running, a)}
+    return node.major != MAJOR or node.minor in (CONTROL_MINOR, MODESET_MINOR) or node.minor in open_to_all

@@ -28,7 +28,8 @@ _VALUED = (
 _LOG = "/var/log/nvidia-installer.log"
 #: What an installation leaves of itself, by which it is found again.
 _RECORD = "/var/lib/nvidia/log"
-_STEMS = ("libnvidia-ml.so", "libcuda.so")
+_GRAPHICS = ("libEGL_nvidia.so", "libGLX_nvidia.so", "libnvidia-fbc.so")
+_STEMS = ("libnvidia-ml.so", "libcuda.so", "libnvidia-encode.so", "libnvcuvid.so")
 
 
 def main(system: HostState, name: str, arguments: list[str]) -> int:
@@ -80,7 +81,8 @@ def _install(system: HostState, version: str, options: Options) -> int:
         raise _fail(system, "The NVIDIA driver appears to have been installed previously using a different installer.")
     if not options.has("no-kernel-modules", "no-kernel-module"):
         _install_modules(system, version, options)
-    contents.install_libraries(system, list(_STEMS), version)
+    graphics = () if options.has("no-opengl-files") else _GRAPHICS
+    contents.install_libraries(system, [*_STEMS, *graphics], version)
     for path in ("/usr/bin/nvidia-smi", "/usr/bin/nvidia-uninstall"):
         contents.install_program(system, path)
     if not options.has("no-nvidia-modprobe"):
@@ -159,7 +161,7 @@ def _uninstall(system: HostState) -> int:
         raise Failure("\nERROR: There is no NVIDIA driver currently installed.\n")
     if version in dkms.versions(system):
         dkms.remove(system, version)
-    contents.remove_libraries(system, list(_STEMS), version)
+    contents.remove_libraries(system, [*_STEMS, *_GRAPHICS], version)
     for name in ("nvidia-smi", "nvidia-modprobe", "nvidia-uninstall"):
         system.rooted(f"/usr/bin/{name}").unlink(missing_ok=True)
     system.rooted(_RECORD).unlink()

@@ -7,7 +7,7 @@ import re
 import time
 from typing import NamedTuple
 
-from . import container, nvidia
+from . import container, holders, nvidia
 from .kernel import ModprobeError, RunningKernel, modules_of
 from .modprobe import root_modprobe_config
 from .program import Failure, Options, UsageError, logged
@@ -24,7 +24,7 @@ _NO_LIBRARY = (
 )
 _LIBRARY = re.compile(r"libnvidia-ml\.so\.(\d+\.\d+(?:\.\d+)?)")
 # Exit statuses are NVML's return codes (nvmlReturn_t).
-_PERMISSION, _NOT_FOUND, _DRIVER_NOT_LOADED, _LIBRARY_NOT_FOUND, _MISMATCH, _UNKNOWN = 4, 6, 9, 12, 18, 255
+_PERMISSION, _NOT_FOUND, _DRIVER_NOT_LOADED, _LIBRARY_NOT_FOUND, _MISMATCH, _IN_USE, _UNKNOWN = 4, 6, 9, 12, 18, 19, 255
 
 
 #: Memory in MiB, as nvidia-smi prints it, and compute capability, by PCI device id.
@@ -73,13 +73,11 @@ def kernel_of(system: HostState) -> HostState:
 # -- nvidia-modprobe -------------------------------------------------------------------------------------------
 def _load(host: HostState, module: str) -> bool:
     """modprobe; a blacklist doesn't keep a module that is asked for by its name."""
-    kernel = RunningKernel.attach(host)
-    try:
-        kernel.load_module(module, root_modprobe_config(host), modules_of(host, kernel.data["kernel"]))
-    except ModprobeError:
-        return False
-    finally:
-        kernel.save()
+    with RunningKernel.changing(host) as kernel:
+        try:
+            kernel.load_module(module, root_modprobe_config(host), modules_of(host, kernel.data["kernel"]))
+        except ModprobeError:
+            return False
     return True
 
 
@@ -185,7 +183,9 @@ def _cards(host: HostState) -> list[Card]:
     by_address = sorted(
         (address, minor)
         for minor, address in nvidia.cards(host.running).items()
-        if nvidia.initialised(host, address, known[address]["device"])
+        if not nvidia.is_shut(host.running, address)
+        and not nvidia.is_dead(host, address)
+        and nvidia.initialised(host, address, known[address]["device"])
     )
     return [
         Card(
@@ -238,6 +238,11 @@ def driver_version(host: HostState) -> str | None:
 
 
 def _smi(host: HostState, cards: list[Card], arguments: list[str]) -> int:
+    if arguments[:1] == ["drain"]:
+        return logged(host, "nvidia-smi", arguments, lambda: _drain(host, arguments[1:]))
+    arguments, chosen = _without_id(arguments)
+    if chosen is not None:
+        cards = [card for card in cards if _is_meant(card, chosen)]
     if not cards:
         print("No devices were found")
         return _NOT_FOUND
@@ -267,20 +272,73 @@ def _smi(host: HostState, cards: list[Card], arguments: list[str]) -> int:
     )
     for card in cards:
         print(
-            f"| {card.number:>3}  {card.name[:23]:<23}       {_mode(host):>3}  |   {_bus_id(card)} Off |                  Off |"
+            f"| {card.number:>3}  {card.name[:23]:<23}       {_mode(host, card):>3}  |   {_bus_id(card)} Off |                  Off |"
         )
     print(line)
     return 0
 
 
-def _mode(host: HostState) -> str:
-    return "On" if host.running.get("nvidia_persistence") else "Off"
+def _without_id(arguments: list[str]) -> tuple[list[str], str | None]:
+    """The other arguments, and the card that `-i` names."""
+    rest, chosen, queue = [], None, list(arguments)
+    while queue:
+        word = queue.pop(0)
+        if word in ("-i", "--id") and queue:
+            chosen = queue.pop(0)
+        elif word.startswith("--id="):
+            chosen = word.removeprefix("--id=")
+        else:
+            rest.append(word)
+    return rest, chosen
+
+
+def _is_meant(card: Card, text: str) -> bool:
+    """Whether an index, a UUID or a PCI address, with or without its domain, names a card."""
+    wanted = text.lower()
+    return text in (str(card.number), card.uuid) or card.address == _address(wanted)
+
+
+def _address(text: str) -> str:
+    """A PCI address with a domain of four digits."""
+    parts = text.lower().split(":")
+    domain = parts[0][-4:] if len(parts) == 3 else "0000"
+    return ":".join([domain, *parts[-2:]])
+
+
+_DRAINING = {"0": "not draining", "1": "draining"}
+
+
+def _drain(host: HostState, arguments: list[str]) -> int:
+    """`nvidia-smi drain -p ADDRESS -m 0|1`, or `-q`: whether a card takes new clients. Persistence mode must be off first (fact 36)."""
+    options = Options(arguments, "p:m:q", ("pciid=", "modify=", "query"))
+    address, wanted = _address(options.value("p", "pciid") or ""), options.value("m", "modify")
+    shown = f"GPU 0000{address.upper()}"
+    with host.changing_running() as running:
+        if address not in running.get("nvidia_minors", {}):
+            raise Failure(f"Failed to set {shown} drain state: Not Found", _NOT_FOUND)
+        draining = set(running.get("nvidia_draining", []))
+        if wanted is None:
+            print(f"The current drain state of {shown} is: {_DRAINING[str(int(address in draining))]}.")
+            return 0
+        if wanted not in _DRAINING:
+            raise UsageError("drain: -m takes 0 or 1")
+        if wanted == "1" and address in holders.persistent(running):
+            raise Failure(f"Failed to set {shown} drain state: In use by another client", _IN_USE)
+        running["nvidia_draining"] = sorted(draining | {address} if wanted == "1" else draining - {address})
+        holders.update(host, running)
+    print(f"Successfully set {shown} drain state to: {_DRAINING[wanted]}.")
+    return 0
+
+
+def _mode(host: HostState, card: Card) -> str:
+    return "On" if card.address in holders.persistent(host.running) else "Off"
 
 
 def _persistence(host: HostState, cards: list[Card], wanted: bool) -> int:
-    running = host.running
-    running["nvidia_persistence"] = wanted
-    host.save_running(running)
+    with host.changing_running() as running:
+        others = set(holders.persistent(running)) - {card.address for card in cards}
+        running["nvidia_persistence"] = sorted(others | ({card.address for card in cards} if wanted else set()))
+        holders.update(host, running)
     for card in cards:
         print(f"{'En' if wanted else 'Dis'}abled persistence mode for GPU {_bus_id(card)}.")
     print("All done.")
@@ -306,13 +364,13 @@ def _query(host: HostState, fields: list[str], cards: list[Card], version: str, 
             "index": str(card.number), "count": str(len(cards)), "name": card.name, "gpu_name": card.name,
             "uuid": card.uuid, "gpu_uuid": card.uuid, "driver_version": version, "pci.bus_id": _bus_id(card),
             "gpu_bus_id": _bus_id(card), "compute_cap": capability,
-            "persistence_mode": "Enabled" if host.running.get("nvidia_persistence") else "Disabled",
+            "persistence_mode": "Enabled" if card.address in holders.persistent(host.running) else "Disabled",
             "pci.device_id": f"0x{card.device.upper()}10DE", "pstate": "P8", "mig.mode.current": "[N/A]",
             "memory.total": "[N/A]" if memory is None else f"{memory}{unit}",
         }  # fmt: skip
         unknown = [field for field in fields if field not in values]
         if unknown:
             raise Failure(f'Field "{unknown[0]}" is not a valid field to query.', 2)
-        if card.number == 0 and "noheader" not in form:
+        if card is cards[0] and "noheader" not in form:
             print(", ".join(fields))
         print(", ".join(values[field] for field in fields))

@@ -23,7 +23,8 @@ def stock_packages(host: HostState) -> dict[str, str]:
         "initramfs-tools": pve[2],
         "grub-common": pve[3],
         "proxmox-kernel-helper": pve[4],
-        "qemu-server": pve[0],
+        "qemu-server": host.machine["qemu_server"],
+        "libpve-guest-common-perl": {"8": "5.2.2", "9": "6.0.2"}[host.machine["pve"][0]],
         "pve-container": host.machine["pve_container"],
         "pciutils": "1:3.13.0-2",
     }

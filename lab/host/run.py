@@ -47,6 +47,8 @@ PROGRAMS = {
     "mknod": "node_programs",
     "dd": "container_programs",
     "setpriv": "container_programs",
+    "python3": "library_programs",
+    "perl": "library_programs",
     "stat": "node_programs",
     "ls": "node_programs",
     "test": "node_programs",
@@ -72,6 +74,7 @@ PROGRAMS = {
     "pveversion": "guest_programs",
     "pvesh": "guest_programs",
     "pveum": "guest_programs",
+    "lab-sysfs-write": "sysfs_writes",
     "qm": "guest_programs",
     "pct": "guest_programs",
     "pvenode": "guest_programs",
@@ -83,10 +86,14 @@ GUEST_ONLY = frozenset({"sudo", "id", "whoami"})
 #: The same for the programs that every container has.
 CONTAINER_PROGRAMS = {
     **{name: "node_programs" for name in ("mknod", "stat", "ls", "test", "[")},
-    **{name: "container_programs" for name in ("cat", "head", "dd", "su", "runuser", "setpriv", "id", "whoami")},
+    **{
+        name: "container_programs"
+        for name in ("cat", "head", "dd", "su", "runuser", "setpriv", "id", "whoami", "getent")
+    },
     **{name: "system_programs" for name in ("uname", "hostname")},
     **OF_PACKAGES,
     **{name: "module_programs" for name in ("modprobe", "lsmod", "modinfo")},
+    **{name: "library_programs" for name in ("python3", "perl")},
     "systemctl": "systemd_programs",
 }
 #: And for those that a package or an installer puts into a system's tree.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import nvidia, nvidia_programs, units
-from .contents import TOOLKIT_CONFIG
+from .contents import LIBRARIES, TOOLKIT_CONFIG
 from .dpkg import Database
 from .nvidia_programs import cards_of, library_version
 from .program import Failure, Options, UsageError, logged
@@ -194,7 +194,9 @@ def _ctk_generate(host: HostState, arguments: list[str]) -> int:
         raise Failure(
             f'level=error msg="failed to generate CDI spec: failed to create device CDI specs: failed to initialize NVML: {_nvml(error)}"'
         ) from error
-    text = _specification(library_version(host) or "", [card.minor for card in cards], [card.uuid for card in cards])
+    version = library_version(host) or ""
+    libraries = sorted(path.name for path in host.rooted(LIBRARIES).glob(f"lib*.so.{version}"))
+    text = _specification(libraries, [card.minor for card in cards], [card.uuid for card in cards])
     output = options.value("output")
     if output is None:
         print(text, end="")
@@ -212,15 +214,15 @@ def _nvml(error: Failure) -> str:
     )
 
 
-def _specification(version: str, minors: list[int], uuids: list[str]) -> str:
+def _specification(libraries: list[str], minors: list[int], uuids: list[str]) -> str:
     devices = [(str(index), [minor]) for index, minor in enumerate(minors)]
     devices += [(uuid, [minor]) for uuid, minor in zip(uuids, minors, strict=True)]
     devices.append(("all", minors))
     lines = ["---", "cdiVersion: 0.8.0", "containerEdits:", "  deviceNodes:"]
     lines += [f"  - path: /dev/{name}" for name in ("nvidia-modeset", "nvidia-uvm", "nvidia-uvm-tools", "nvidiactl")]
     lines.append("  mounts:")
-    for stem in ("libcuda.so", "libnvidia-ml.so"):
-        path = f"/usr/lib/x86_64-linux-gnu/{stem}.{version}"
+    for library in libraries:
+        path = f"{LIBRARIES}/{library}"
         lines += [f"  - containerPath: {path}", f"    hostPath: {path}"]
     lines.append("devices:")
     for name, numbers in devices:
@@ -391,7 +393,7 @@ def _ctr_run(host: HostState, arguments: list[str]) -> int:
         )
     if binary.endswith("nvidia-container-runtime"):
         _require_driver(host, "ctr")
-        return nvidia_programs.main(host, "nvidia-smi", command[1:])
+        return _inside(host, "ctr", command, partial(_of_capabilities, host, options))
     raise Failure(
         'ctr: failed to create shim task: OCI runtime create failed: exec: "nvidia-smi": executable file not found in $PATH'
     )
@@ -455,11 +457,9 @@ def _run(host: HostState, engine: str, arguments: list[str]) -> int:
     if image not in host.read(_IMAGES_FILE, "").split():
         _pull(host, image)
     gpus = _wanted(host, engine, options)
-    if command[:1] not in (["nvidia-smi"], ["true"], ["echo"], []):
-        raise UsageError(f"the lab's {engine} runs nvidia-smi, true and echo in a container, not {command[0]!r}")
     if command[:1] == ["echo"]:
         print(*command[1:])
-    if command[:1] != ["nvidia-smi"]:
+    if command[:1] in (["echo"], ["true"], []):
         return 0
     if not gpus:
         raise Failure(
@@ -468,7 +468,45 @@ def _run(host: HostState, engine: str, arguments: list[str]) -> int:
             "in $PATH: unknown",
             127,
         )
-    return nvidia_programs.main(host, "nvidia-smi", command[1:])
+    device = options.value("device") or ""
+    given = partial(_of_specification, host) if device.startswith(_KIND) else partial(_of_capabilities, host, options)
+    return _inside(host, engine, command, given)
+
+
+def _inside(host: HostState, engine: str, command: list[str], given: Callable[[str], bool]) -> int:
+    """A command in a container that was given the cards: nvidia-smi, and after it libraries that Perl loads.
+
+    Args:
+        given: whether the container was given a library, by its soname.
+    """
+    if command[:1] == ["nvidia-smi"]:
+        return nvidia_programs.main(host, "nvidia-smi", command[1:])
+    if command[:2] != ["sh", "-c"] or 'nvidia-smi -L && exec perl -e "$@"' not in command[2] or len(command) < 5:
+        raise UsageError(f"the lab's {engine} runs nvidia-smi, true and echo in a container, not {command[0]!r}")
+    status = nvidia_programs.main(host, "nvidia-smi", ["-L"])
+    for name in command[5:] if status == 0 else []:
+        there = given(name) and host.rooted(f"{LIBRARIES}/{name}").exists()
+        print(
+            f"{name}: {'loaded' if there else 'cannot open shared object file: No such file or directory'}", flush=True
+        )
+    return status
+
+
+def _of_specification(host: HostState, soname: str) -> bool:
+    """By its file, which has the driver's version."""
+    place = host.rooted(f"{LIBRARIES}/{soname}")
+    file = place.readlink().name if place.is_symlink() else soname
+    return any(f"/{file}\n" in path.read_text(encoding="utf-8") for path in _specifications(host))
+
+
+def _of_capabilities(host: HostState, options: Options, soname: str) -> bool:
+    """By NVIDIA_DRIVER_CAPABILITIES (nvidia-container-toolkit, capabilities.go)."""
+    of = {"libnvidia-encode.so.1": "video", "libnvcuvid.so.1": "video", "libEGL_nvidia.so.0": "graphics"}
+    variables = [value for key, value in options.given if key in ("e", "env")]
+    asked = next(
+        (v.partition("=")[2] for v in variables if v.startswith("NVIDIA_DRIVER_CAPABILITIES=")), "utility,compute"
+    )
+    return asked == "all" or of.get(soname, "compute") in asked.split(",")
 
 
 def _wanted(host: HostState, engine: str, options: Options) -> bool:

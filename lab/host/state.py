@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+#: Permissions of a control file of sysfs: the sticky bit tells it from every other file (sysfs_writes.py).
+CONTROL_FILE = 0o1644
 #: How a command server is reached: sendmsg(2)'s number here, a colon, the name of its socket without its mount namespace.
 COMMANDS = "LAB_COMMANDS"
 
@@ -42,6 +44,7 @@ class HostState:
         #: Boot tools say nothing on stderr: an installation, which nobody watches.
         self.quiet = False
         self._machine: dict[str, Any] | None = None
+        self._changed: dict[str, Any] | None = None
 
     @classmethod
     def from_environment(cls) -> HostState:
@@ -149,16 +152,48 @@ class HostState:
     # -- the running system ------------------------------------------------------------------------------
     @property
     def running(self) -> dict[str, Any]:
-        """kernel.json: what the running kernel knows; empty when the host is off."""
+        """kernel.json: what the running kernel knows; empty when the host is off. To change it, see `changing_running`."""
+        if self._changed is not None:
+            return self._changed
         path = self.state / "kernel.json"
         if not path.exists():
             return {}
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return data
 
+    @contextlib.contextmanager
+    def changing_running(self) -> Iterator[dict[str, Any]]:
+        """Change kernel.json alone: read anew, changed by the caller, written, while no other program does the same.
+
+        Empty when the host is off; who empties it switches the host off. Inside of such a change it is that change.
+        """
+        if self._changed is not None:
+            yield self._changed
+            return
+        with (self.state / ".kernel.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            data = self.running
+            before = json.dumps(data, sort_keys=True)
+            self._changed = data
+            try:
+                yield data
+            finally:
+                self._changed = None
+                self._write_running(before, data)
+
     def save_running(self, data: dict[str, Any]) -> None:
-        """Write kernel.json."""
-        write_atomically(self.state / "kernel.json", json.dumps(data, sort_keys=True) + "\n")
+        """Write the kernel.json of a kernel that was just started."""
+        with self.changing_running() as running:
+            if running is not data:
+                running.clear()
+                running.update(data)
+
+    def _write_running(self, before: str, data: dict[str, Any]) -> None:
+        path, text = self.state / "kernel.json", json.dumps(data, sort_keys=True)
+        if not data:
+            path.unlink(missing_ok=True)
+        elif text != before:
+            write_atomically(path, text + "\n")
 
     def kernels(self) -> list[str]:
         """Kernel versions with an image in /boot, oldest first (the order of `sort -V`)."""
@@ -220,6 +255,22 @@ class HostState:
 def of_command_server() -> dict[str, str]:
     """The variable by which a simulated command finds the command server (command_server.py); nothing where none runs."""
     return {name: os.environ[name] for name in (COMMANDS,) if name in os.environ}
+
+
+def host_environment(state: Path) -> dict[str, str]:
+    """The environment in which commands and scripts run on a host; nothing of the caller's is in it."""
+    return {
+        "ROOT": str(state / "root"),
+        "LAB_STATE": str(state),
+        **of_command_server(),
+        "HOME": str(state / "root/root"),
+        "PATH": f"{own_path(state / 'root')}:{state}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "LC_ALL": "C.UTF-8",
+        "USER": "root",
+        "LOGNAME": "root",
+        "SHELL": "/bin/bash",
+        "BASH_ENV": str(state / "bash-env"),
+    }
 
 
 def own_path(root: Path) -> str:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import acpi
 from .devices import PciDevice, load_devices
-from .state import HostState
+from .state import CONTROL_FILE, HostState
 
 LOADER_INFO = "LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 LOADER_ENTRY = "LoaderEntrySelected-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
@@ -93,8 +94,8 @@ def _pci(host: HostState, running: Running, devices: list[PciDevice], paths: dic
     (host.root / "sys/module").mkdir()
     (host.root / "sys/kernel/iommu_groups").mkdir(parents=True)
     (host.root / "sys/class/iommu").mkdir(parents=True)
-    for name in ("drivers_probe", "rescan"):
-        put(bus / name, b"", 0o200)
+    put(bus / "drivers_probe", b"", CONTROL_FILE)
+    put(bus / "rescan", b"", 0o200)
     for device in devices:
         folder = paths[device.address]
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,6 +107,7 @@ def _pci(host: HostState, running: Running, devices: list[PciDevice], paths: dic
             group_folder = host.root / "sys/kernel/iommu_groups" / str(group)
             passthrough = any(w in running.cmdline.split() for w in ("iommu=pt", "iommu.passthrough=1"))
             put(group_folder / "type", "identity\n" if passthrough else "DMA-FQ\n")
+            _reserved(host, running, group_folder / "reserved_regions", device)
             link(group_folder / "devices" / device.address, folder)
             link(folder / "iommu_group", group_folder)
     if running.iommu:
@@ -113,6 +115,17 @@ def _pci(host: HostState, running: Running, devices: list[PciDevice], paths: dic
             unit = host.root / "sys/devices/virtual/iommu" / name
             unit.mkdir(parents=True)
             link(host.root / "sys/class/iommu" / name, unit)
+
+
+def _reserved(host: HostState, running: Running, file: Path, device: PciDevice) -> None:
+    """What the kernel reserves for a group, with one more of its devices."""
+    amd = host.machine["hardware"]["cpu"]["vendor"] == "AuthenticAMD"
+    lines = set(file.read_text(encoding="utf-8").splitlines()) if file.exists() else set()
+    lines.add("0x00000000fee00000 0x00000000feefffff msi")
+    lines |= {"0x000000fd00000000 0x000000ffffffffff reserved"} if amd else set()
+    kind = acpi.region_type(host.machine, running.cmdline, device)
+    lines |= {f"{start:#018x} {end:#018x} {kind}" for start, end in acpi.named(host.machine, device)}
+    put(file, "".join(f"{line}\n" for line in sorted(lines)))
 
 
 def iommu_units(machine: dict[str, Any]) -> list[str]:
@@ -134,7 +147,13 @@ def _device_files(device: PciDevice, folder: Path) -> None:
     put(folder / "numa_node", "-1\n")
     put(folder / "irq", "0\n")
     put(folder / "resource", _resource(device))
-    put(folder / "config", _config(device))
+    put(folder / "config", config_space(device))
+    put(folder / "power_state", "D0\n")
+    put(folder / "power/control", "on\n")
+    put(folder / "d3cold_allowed", "1\n")
+    if device.pci_class != "0604":
+        put(folder / "reset_method", "flr bus\n")
+        put(folder / "reset", b"", CONTROL_FILE)
     put(folder / "removable", "removable\n" if device.removable else "fixed\n")
     if device.is_display:
         put(folder / "boot_vga", "1\n" if device.boot_vga else "0\n")
@@ -165,7 +184,7 @@ def _resource(device: PciDevice) -> str:
     return "".join(line + "\n" for line in lines)
 
 
-def _config(device: PciDevice) -> bytes:
+def config_space(device: PciDevice) -> bytes:
     """The first 64 bytes of configuration space: ids, class, revision, header type, subsystem."""
     sub_vendor, _, sub_device = (device.subsystem or "0000:0000").partition(":")
     slot_has_more = device.address.endswith(".0")
@@ -263,11 +282,12 @@ def _net(host: HostState, devices: list[PciDevice], paths: dict[str, Path]) -> N
 
 def _firmware(host: HostState, running: Running) -> None:
     machine = host.machine
-    firmware, cpu = machine["hardware"]["firmware"], machine["hardware"]["cpu"]
+    firmware = machine["hardware"]["firmware"]
     tables = host.root / "sys/firmware/acpi/tables"
     tables.mkdir(parents=True)
     if firmware["iommu"]:
-        put(tables / ("IVRS" if cpu["vendor"] == "AuthenticAMD" else "DMAR"), b"")
+        name, table = acpi.of_machine(machine, load_devices(machine))
+        put(tables / name, table)
     if firmware["mode"] != "uefi":
         return
     efi = host.root / "sys/firmware/efi"
@@ -316,6 +336,14 @@ def _proc(host: HostState, running: Running) -> None:
         "Block devices:\n259 blkext\n252 device-mapper\n",
     )
     put(proc / "uptime", "0.00 0.00\n")
+    chip = "IR-" if remaps_interrupts(machine, running) else ""
+    put(
+        proc / "interrupts",
+        "           CPU0       CPU1\n"
+        f"  0:         11          0 {chip}IO-APIC    2-edge      timer\n"
+        f" 41:       1042          0 {chip}PCI-MSI-0000:02:00.0    0-edge      nvme0q0\n"
+        "NMI:          0          0   Non-maskable interrupts\n",
+    )
     put(
         proc / "meminfo",
         "MemTotal:       65536000 kB\nMemFree:        48000000 kB\nMemAvailable:   52000000 kB\n",
@@ -349,6 +377,15 @@ def _run(host: HostState) -> None:
     put(host.root / "dev/kmsg", b"")
 
 
+def remaps_interrupts(machine: dict[str, Any], running: Running) -> bool:
+    """Whether the kernel has its interrupts remapped. Intel's does so without a word for the IOMMU, too; AMD's only with it."""
+    firmware = machine["hardware"]["firmware"]
+    words = running.cmdline.split()
+    able = firmware["iommu"] and firmware.get("remaps_interrupts", True)
+    on = running.iommu or machine["hardware"]["cpu"]["vendor"] == "GenuineIntel"
+    return bool(able and on and "intremap=off" not in words and "nointremap" not in words)
+
+
 def iommu_messages(machine: dict[str, Any], running: Running, devices: list[PciDevice]) -> list[str]:
     """What the kernel prints about the IOMMU, as real machines do.
 
@@ -371,6 +408,9 @@ def iommu_messages(machine: dict[str, Any], running: Running, devices: list[PciD
                 "DMAR: dmar0: reg_base_addr fed90000 ver 4:0 cap 1c0000c40660462 ecap 29a00f0505e",
                 "DMAR: DRHD base: 0x000000fed91000 flags: 0x1",
                 "DMAR: dmar1: reg_base_addr fed91000 ver 1:0 cap d2008c40660462 ecap f050da",
+            ]
+        if remaps_interrupts(machine, running):
+            lines += [
                 "DMAR-IR: IOAPIC id 2 under DRHD base  0xfed91000 IOMMU 1",
                 "DMAR-IR: Enabled IRQ remapping in x2apic mode",
             ]
@@ -393,8 +433,8 @@ def iommu_messages(machine: dict[str, Any], running: Running, devices: list[PciD
         if cpu["vendor"] == "GenuineIntel":
             lines.append("DMAR: Intel(R) Virtualization Technology for Directed I/O")
         else:
+            lines += ["AMD-Vi: Interrupt remapping enabled"] if remaps_interrupts(machine, running) else []
             lines += [
-                "AMD-Vi: Interrupt remapping enabled",
                 "perf/amd_iommu: Detected AMD IOMMU #0 (2 banks, 4 counters/bank).",
             ]
     return lines

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from typing import Any
 
@@ -134,8 +135,8 @@ def _systemctl(host: HostState, arguments: list[str]) -> int:
     if verb in asking:
         return asking[verb](host, names, quiet)
     if verb == "is-system-running":
-        print("running")
-        return 0
+        print("stopping" if host.running.get("stopping") else "running")
+        return int(bool(host.running.get("stopping")))
     if verb in ("status", "cat", "show", "list-timers", "list-units", "list-unit-files"):
         return _show(host, verb, names, options)
     changing = {
@@ -252,6 +253,8 @@ def _enable(host: HostState, names: list[str], options: Options) -> int:
             if not os.path.lexists(host.rooted(link)):
                 host.symlink(link, target)
                 arrow = "→"
+                if options.has("q", "quiet"):
+                    continue
                 print(
                     f"Created symlink {link} {arrow} {target}."
                     if host.machine["pve"].startswith("8")
@@ -511,8 +514,30 @@ def _run_now(host: HostState, unit: str, command: str, options: Options) -> int:
     if not options.has("q", "quiet"):
         print(f"Running as unit: {unit}.service", file=sys.stderr)
     if options.has("wait", "scope", "pipe"):
-        import subprocess
-
-        return subprocess.run(["/bin/bash", "-c", rooted], stdin=subprocess.DEVNULL, check=False).returncode
+        return _run_to_its_end(host, unit, rooted, options)
     _start_detached(rooted)
     return 0
+
+
+def _run_to_its_end(host: HostState, unit: str, command: str, options: Options) -> int:
+    """`--scope`, `--pipe`, which hands its streams over, and `--wait`, whose unit writes to the journal.
+
+    RuntimeMaxSec= ends a unit; what then still waits in the kernel is left behind, as systemd leaves it (fact 29).
+    """
+    import subprocess
+
+    given = [value for key, value in options.given if key in ("p", "property")]
+    limit = next((value.partition("=")[2] for value in given[::-1] if value.startswith("RuntimeMaxSec=")), None)
+    shared = options.has("pipe", "scope")
+    streams = None if shared else subprocess.DEVNULL
+    process = subprocess.Popen(
+        ["/bin/bash", "-c", command], stdin=streams, stdout=streams, stderr=streams, start_new_session=True
+    )
+    units.note_state(host, f"{unit}.service", "active")
+    try:
+        status = process.wait(None if limit is None else units.parse_time_span(limit))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGTERM)
+        status = 1
+    units.note_state(host, f"{unit}.service", "failed" if status and not options.has("G", "collect") else "inactive")
+    return status

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from . import holders
 from .state import HostState
 
 FOLDERS = ("/etc/systemd/system", "/run/systemd/system", "/run/systemd/transient", "/usr/lib/systemd/system")
@@ -209,11 +210,11 @@ def _succeeds(text: str, environment: Mapping[str, str] | None, seconds: float) 
 
 def note_state(host: HostState, unit: str, state: str) -> None:
     """Note what systemd would say of a unit now; docker reads its configuration when it starts, and then alone."""
-    running = host.running
-    running.setdefault("units", {})[unit] = state
-    if unit == "docker.service" and state == "active":
-        running["docker_config"] = host.read(_DOCKER_CONFIG, "")
-    host.save_running(running)
+    with host.changing_running() as running:
+        running.setdefault("units", {})[unit] = state
+        if unit == "docker.service" and state == "active":
+            running["docker_config"] = host.read(_DOCKER_CONFIG, "")
+        holders.update(host, running)
 
 
 def _condition_holds(host: HostState, text: str) -> bool:

@@ -52,7 +52,7 @@ END
   as_nobody "$@"
 }
 
-nodes "$ROOT"/dev/nvidia* "$ROOT"/dev/nvidia-caps/* "$ROOT"/dev/dri/*
+nodes "$ROOT"/dev/nvidia* "$ROOT"/dev/nvidia-caps/* "$ROOT"/dev/dri/* "$ROOT"/dev/kfd
 
 for path in "$ROOT"/usr/lib/libnvidia-ml.so.1 "$ROOT"/usr/lib64/libnvidia-ml.so.1 "$ROOT"/usr/lib/*/libnvidia-ml.so.1 \
   "$ROOT"/usr/lib/*/nvidia/current/libnvidia-ml.so.1 "$ROOT"/usr/local/lib/libnvidia-ml.so.1 "$ROOT"/usr/lib/libcuda.so.1 \

@@ -5,10 +5,12 @@
 # Needs: files
 #
 # Gives: find_boot_loader -> LOADER, LOADER_CLUES, BOOT_STATUS; need_boot_loader, is_configurable, has_managed_esps;
-#   generate_boot_config -> OUTPUT, note_boot_config; make_initramfs -> OUTPUT, clear_half_made, stale_initramfs; measure_boot ->
+#   generate_boot_config -> OUTPUT, note_boot_config; kernels, make_initramfs -> OUTPUT, clear_half_made, stale_initramfs; measure_boot ->
 #   BOOT_FREE, LARGEST_INITRAMFS.
 
 has_managed_esps() { grep -qs '[^[:space:]]' "$ROOT/etc/kernel/proxmox-boot-uuids"; }
+
+managed_esps() { grep -c '[^[:space:]]' "$ROOT/etc/kernel/proxmox-boot-uuids"; }
 
 # find_boot_loader - sets LOADER to grub or systemd-boot; to '' and LOADER_CLUES where that can't be told; BOOT_STATUS to what
 # proxmox-boot-tool says of the ESPs.
@@ -52,7 +54,8 @@ need_boot_loader() {
 generate_boot_config() {
   local menu=/boot/grub/grub.cfg old=''
   if has_managed_esps; then
-    run_logged proxmox-boot-tool refresh
+    log "writing the boot entries on $(managed_esps) ESP(s)"
+    DOING="boot entries" run_logged proxmox-boot-tool refresh
     return
   fi
   # update-grub may end well with a menu without a kernel, when a command that its scripts call is broken: that host would never start
@@ -64,7 +67,8 @@ generate_boot_config() {
       old=''
     fi
   fi
-  if ! run_logged update-grub; then
+  log "making the boot menu (update-grub)"
+  if ! DOING="boot menu" run_logged update-grub; then
     rm -f "$old"
     return 1
   fi
@@ -86,7 +90,7 @@ starts_kernels() { grep -qsE '^[[:space:]]*linux(efi)?[[:space:]]' "$1"; }
 # note_boot_config - the same, only planned.
 note_boot_config() {
   if has_managed_esps; then
-    note_planned made "the boot entries on $(grep -c '[^[:space:]]' "$ROOT/etc/kernel/proxmox-boot-uuids") ESP(s)"
+    note_planned made "the boot entries on $(managed_esps) ESP(s)"
   else
     note_planned made /boot/grub/grub.cfg
   fi
@@ -100,10 +104,14 @@ clear_half_made() {
   rm -f "$ROOT"/boot/initrd.img-*.new
 }
 
+# kernels - how many are installed.
+kernels() { find "$ROOT/boot" -maxdepth 1 -name 'vmlinuz-*' | wc -l; }
+
 # make_initramfs - anew, for every kernel. Fails, with OUTPUT, where one could not be; then they are still to be made.
 make_initramfs() {
   clear_half_made
-  run_logged update-initramfs -u -k all && done_with initramfs
+  log "making the initramfs of $(kernels) kernel(s)"
+  DOING="update-initramfs" run_logged update-initramfs -u -k all && done_with initramfs
 }
 
 # stale_initramfs - kernels whose initramfs is older than our script for it, or missing, or empty, as a power cut can leave it.

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Shared by every script that runs on a host: how it ends, what it says, how long it waits.
-# Needs: text
+# Needs: text, proxy
 #
-# Gives: log TEXT...; die WANTED FOUND WHY NEXT; within SECONDS COMMAND...; kernel_says; full_places.
+# Gives: log TEXT...; die WANTED FOUND WHY NEXT; within SECONDS COMMAND...; answer_of SECONDS BYTES COMMAND... -> ANSWER;
+#   read_kernel_log, kernel_says; full_places.
 # Takes, of files/undo.sh, which every script has: undo, NOT_PUT_BACK.
 #
 # A script travels over SSH as standard input: assignments of its arguments, what it needs of this library, the script. Contract:
@@ -20,7 +21,7 @@ trap 'failed_at="line $LINENO: $BASH_COMMAND"' ERR
 trap 'status=$?; [[ $status == 0 || $status == 99 ]] || unexpected "$status"; [[ $status != 99 ]] || exit 1' EXIT
 
 # Whatever else the commands of this script say, too. (Nothing is left to be waited for: it ends with the last who writes.)
-exec 2> >(exec sed -u -E "$AS_TEXT" >&2)
+exec 2> >(exec sed -u -E "$AS_TEXT"$'\n'"$NO_SECRETS" >&2)
 
 # How long a question to a program of this host may take, in seconds: one that hangs (a dead NFS mount, a card that is gone) must not
 # hide what is known without it.
@@ -29,17 +30,42 @@ ASK_SECONDS=20
 # within SECONDS COMMAND... - with an end: status 124 after that time. What these scripts ignore, their children would, too.
 within() { timeout -k 2 "$1" env --default-signal=TERM,HUP,PIPE "${@:2}"; }
 
-# kernel_says - the kernel's log since it booted, whole where the journal has it.
+# answer_of SECONDS BYTES COMMAND... - sets ANSWER: what it has said on standard output when it ends, at most so many bytes of it, without zero
+# bytes and empty lines at the end. Its status is returned. For what runs in a guest: a process there that goes on and has our pipe (or fills
+# it) holds nobody, which it would in a pipeline and in $(...): these wait for the last who writes.
+answer_of() {
+  local pipe status=''
+  ANSWER=''
+  exec {pipe}< <(
+    [[ -z ${LOCK:-} ]] || exec {LOCK}>&- # what goes on would have the host's lock, too
+    within "$1" "${@:3}" && status=0 || status=$?
+    printf '\4%s\n' "$status" 2>/dev/null || :
+  )
+  if IFS= read -r -d $'\4' -n "$2" -u "$pipe" ANSWER && ((${#ANSWER} < $2)); then
+    IFS= read -r -n 4 -t 5 -u "$pipe" status || :
+    [[ $status =~ ^[0-9]+$ ]] || status=1
+  fi
+  exec {pipe}<&-
+  ANSWER=${ANSWER%"${ANSWER##*[!$'\n']}"}
+  return "${status:-0}"
+}
+
+# kernel_says - the kernel's log since it booted, whole where the journal has it. read_kernel_log: for all who ask after it, in one reading.
+KERNEL_TEXT=''
 kernel_says() {
   local text
+  [[ -z $KERNEL_TEXT ]] || { printf '%s' "$KERNEL_TEXT" && return 0; }
   text=$(within "$ASK_SECONDS" journalctl -k -b -q --no-pager -o short-monotonic 2>/dev/null) || text=''
   [[ -n $text ]] || text=$(within "$ASK_SECONDS" dmesg 2>/dev/null) || text=''
   printf '%s\n' "$text"
 }
 
+read_kernel_log() { [[ -n $KERNEL_TEXT ]] || KERNEL_TEXT=$(kernel_says)$'\n'; }
+
 log() {
   local TEXT
-  text_of "$*" "$LOG_BYTES"
+  masked "$*"
+  text_of "$TEXT" "$LOG_BYTES"
   printf '%s\n' "$TEXT" >&2 2>/dev/null || :
 }
 
@@ -54,7 +80,8 @@ die() {
 message() {
   local TEXT part parts=()
   for part in "$@"; do
-    text_of "$part" "$LOG_BYTES"
+    masked "$part"
+    text_of "$TEXT" "$LOG_BYTES"
     parts+=("$TEXT")
   done
   printf 'wanted: %s\nfound:  %s\nwhy:    %s\nnext:   %s\n' "${parts[@]}" || : # nobody may be there to read it

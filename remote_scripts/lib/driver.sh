@@ -4,8 +4,9 @@
 # Needs: files, nvidia
 #
 # Gives: is_container; installed_kernels, kernels_of TARGET; loaded_flavour, module_version KERNEL, module_flavour KERNEL,
-#   library_version, run_version; held_cards, driver_of FOLDER; read_driver_note -> NOTED_VERSION, NOTED_SOURCE, NOTED_FLAVOUR,
-#   NOTED_TARGET; is_wanted -> VERSION, fits VERSION; offered_json NAME...
+#   library_file SONAME, library_version, run_version; held_cards, driver_of FOLDER; read_driver_note -> NOTED_VERSION, NOTED_SOURCE,
+#   NOTED_FLAVOUR, NOTED_TARGET; update_phase; is_wanted -> VERSION, is_version_wanted, has_libraries, lacking_libraries,
+#   fits VERSION; offered_json NAME...
 
 is_container() { [[ ${container:-} == lxc || -e $ROOT/run/systemd/container ]]; }
 
@@ -36,11 +37,18 @@ module_flavour() {
 
 # library_version - of the libraries that nvidia-smi and CUDA programs load.
 library_version() {
+  local file
+  file=$(library_file libnvidia-ml.so.1)
+  [[ ! $file =~ \.so\.([0-9]{3}\.[0-9.]+)$ ]] || printf '%s' "${BASH_REMATCH[1]}"
+}
+
+# library_file SONAME - the file that it leads to; nothing where the driver has none.
+library_file() {
   local folder file
   for folder in "$ROOT"/usr/lib/x86_64-linux-gnu "$ROOT"/usr/lib/x86_64-linux-gnu/nvidia/*; do
-    file=$(readlink -f "$folder/libnvidia-ml.so.1") || continue
+    file=$(readlink -f "$folder/$1") || continue
     [[ -e $file && $file =~ \.so\.([0-9]{3}\.[0-9.]+)$ ]] || continue
-    printf '%s' "${BASH_REMATCH[1]}"
+    printf '%s' "$file"
     return 0
   done
 }
@@ -69,6 +77,9 @@ read_driver_note() {
   [[ ! -f $STATE/nvidia-driver ]] || IFS=$'\t' read -r NOTED_VERSION NOTED_SOURCE NOTED_TARGET NOTED_FLAVOUR <"$STATE/nvidia-driver"
 }
 
+# update_phase - how far an update of the driver is (driver/trial.sh); nothing where there is none.
+update_phase() { cat "$STATE/update/phase" 2>/dev/null || :; }
+
 # offered_json NAME... - JSON: for each package the versions that apt knows of, the newest first.
 offered_json() {
   local name version _ separator=''
@@ -92,13 +103,28 @@ offered_json() {
 is_wanted() {
   local kernel
   VERSION=$(library_version)
-  fits "$VERSION" && [[ -x $ROOT/usr/bin/nvidia-smi && -z $(dpkg --audit 2>/dev/null) ]] || return 1
-  # One that we installed from packages doesn't go on as an installer's, or the other way round, if that is what is wanted now.
-  [[ $NOTED_SOURCE != packages || $SOURCE != run ]] && [[ $NOTED_SOURCE != run || $SOURCE != packages ]] || return 1
+  is_version_wanted || return 1
   [[ $TARGET != lxc ]] || return 0
   while IFS= read -r kernel; do
     [[ $(module_version "$kernel") == "$VERSION" && $(module_flavour "$kernel") == "$FLAVOUR" ]] || return 1
   done < <(kernels_of "$TARGET")
+}
+
+# is_version_wanted - the same without the modules, of VERSION.
+is_version_wanted() {
+  fits "$VERSION" && [[ -x $ROOT/usr/bin/nvidia-smi && -z $(dpkg --audit 2>/dev/null) ]] || return 1
+  # One that we installed from packages doesn't go on as an installer's, or the other way round, if that is what is wanted now.
+  [[ $NOTED_SOURCE != packages || $SOURCE != run ]] && [[ $NOTED_SOURCE != run || $SOURCE != packages ]]
+}
+
+# has_libraries - those of LIBRARIES, of whatever version: a driver that was there may be for computing alone.
+has_libraries() { [[ -z $(lacking_libraries) ]]; }
+
+lacking_libraries() {
+  local name
+  for name in $LIBRARIES; do
+    [[ -n $(library_file "$name") ]] || printf '%s\n' "$name"
+  done
 }
 
 # fits VERSION - is it the wanted one, or of the wanted branch?

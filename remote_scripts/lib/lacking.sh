@@ -9,7 +9,8 @@
 # Variables: WORDS (of the command line), FUNCTIONS (PCI addresses that must be on vfio-pci), both separated by spaces; DRIVER (NVIDIA's
 #   that is to have the other cards: the installed version, or the version or branch that is going to be installed; empty: it doesn't
 #   matter), FLAVOUR (open or proprietary, of its modules) and SOURCE (as of nvidia_driver.sh).
-# STATE/wanted-boot: what the last reboot was decided by: WORDS, FUNCTIONS, DRIVER and FLAVOUR, a line each. By it read_host.sh finds drift.
+# STATE/wanted-boot: what the last reboot was decided by: WORDS, FUNCTIONS, DRIVER and FLAVOUR, a line each, and the words of overrides that
+# were ours before and still ran. By it read_host.sh finds drift.
 WANTED_BOOT=/var/lib/homelab/wanted-boot
 
 # what_is_lacking - sets REASONS: a sentence for each thing; PERHAPS: for each that isn't known before packages are installed; OF_BOOT: how
@@ -23,7 +24,7 @@ what_is_lacking() {
 }
 
 words_lack() {
-  local running next word missing=()
+  local running next noted word missing=()
   running=$(<"$ROOT/proc/cmdline")
   for word in $WORDS; do
     has_words "$running" "$word" || missing+=("$word")
@@ -31,13 +32,23 @@ words_lack() {
   ((${#missing[@]} == 0)) || REASONS+=("${missing[*]} is not on the running kernel's command line")
   # Words of the kinds that we write, running, and neither wanted nor anybody else's.
   next="$(configured_words others) $WORDS"
+  noted=$(noted_words)
   for word in $running; do
     case $word in
-      amd_iommu=* | intel_iommu=* | iommu=* | homelab.vfio=* | modprobe.blacklist=*)
-        has_words "$next" "$word" || REASONS+=("$word is no longer wanted")
-        ;;
+      amd_iommu=* | intel_iommu=* | iommu=* | homelab.vfio=* | modprobe.blacklist=*) ;;
+      # People write these themselves, also at the boot menu: only what was ours is ours to end.
+      pcie_acs_override=* | vfio_iommu_type1.allow_unsafe_interrupts=* | initcall_blacklist=sysfb_init) has_words "$noted" "$word" || continue ;;
+      *) continue ;;
     esac
+    has_words "$next" "$word" || REASONS+=("$word is no longer wanted")
   done
+}
+
+# noted_words - what we have wanted on the command line: at the last reboot that was decided, and before, where it still ran then.
+noted_words() {
+  local lines=()
+  [[ ! -r $ROOT$WANTED_BOOT ]] || mapfile -t lines <"$ROOT$WANTED_BOOT"
+  printf '%s %s' "${lines[0]-}" "${lines[4]-}"
 }
 
 # A card that isn't there is nothing that a boot brings; the gates and the verification name it.
@@ -90,8 +101,15 @@ unlisted() { printf '%s' "whatever $1 are running (\`$2 list\` gave no answer), 
 
 # note_wanted_boot - so that it is known on this host what its boot is to have.
 note_wanted_boot() {
+  local word noted running still=()
+  noted=$(noted_words) running=$(<"$ROOT/proc/cmdline")
+  for word in $noted; do
+    case $word in
+      pcie_acs_override=* | vfio_iommu_type1.allow_unsafe_interrupts=* | initcall_blacklist=sysfb_init) ! has_words "$running" "$word" || still+=("$word") ;;
+    esac
+  done
   need_dir "$STATE"
-  printf '%s\n' "$WORDS" "$FUNCTIONS" "$DRIVER" "$FLAVOUR" | write_atomically "$WANTED_BOOT" 0600
+  printf '%s\n' "$WORDS" "$FUNCTIONS" "$DRIVER" "$FLAVOUR" "${still[*]}" | write_atomically "$WANTED_BOOT" 0600
 }
 
 # noted_boot_lacks - prints REASONS for what was noted, as JSON; null where nothing was, or where it can't be told what is configured.

@@ -1,26 +1,23 @@
 #!/usr/bin/env bash
 # One writer at a time; and commands that are run under its lock.
-# Needs: common, files/undo
+# Needs: common, files/undo, run_dir, progress
 #
-# Gives: make_run_dir; get_lock SECONDS -> LOCK; take_lock; holding_lock LOG COMMAND...; run_logged COMMAND... -> OUTPUT.
-#
-# The lock and the logs lie where root alone can make a file: in a folder that everybody may write to (/run/lock), anybody could hold
-# the lock for ever.
-RUN=$ROOT/run/homelab
+# Gives: get_lock SECONDS -> LOCK; take_lock; watched LOG COMMAND..., await_watched; holding_lock LOG COMMAND...;
+#   run_logged COMMAND... -> OUTPUT. Variables: DOING (progress.sh).
+
 # How long what changes something may take, in seconds: an initramfs for each kernel on a slow disk takes minutes.
 RUN_SECONDS=1800
 
-# make_run_dir - fails where somebody else's folder, or a link, has its name.
-make_run_dir() {
-  [[ -d $ROOT/run ]] || mkdir "$ROOT/run"
-  mkdir -m 0700 "$RUN" 2>/dev/null || [[ -d $RUN && ! -L $RUN && -O $RUN ]] || return 1
-  chmod 0700 "$RUN"
-}
-
-# get_lock SECONDS - waits that long; status 1: another run has it still.
+# get_lock SECONDS - waits that long, and says so; status 1: another run has it still.
 get_lock() {
+  local until=$((SECONDS + $1)) left
   exec {LOCK}>"$RUN/lock"
-  flock -w "$1" "$LOCK" && return 0
+  flock -n "$LOCK" && return 0
+  told_from_now
+  while left=$((until - SECONDS)) && ((left > 0)); do
+    flock -w $((left < PROGRESS_SECONDS ? left : PROGRESS_SECONDS)) "$LOCK" && return 0
+    tell_now_and_then "waiting for another run on this system"
+  done
   exec {LOCK}>&-
   LOCK=''
   return 1
@@ -46,15 +43,34 @@ holding_lock() (
   exit
 )
 
-# run_logged COMMAND... - its output goes to a file first, so that it outlives a client that is gone; OUTPUT is its tail.
+# watched LOG COMMAND... - the command, with its status; what it says goes to LOG first, so that it outlives a client that is gone. Meanwhile
+# `follow` says where it is. Over the pipe nothing comes but its status.
+WATCHED=''
+watched() {
+  local status=0
+  exec {WATCHED}< <(
+    holding_lock "$@" && status=0 || status=$?
+    printf '%s\n' "$status" 2>/dev/null || :
+  )
+  follow "$WATCHED" "$1" "${DOING:-${2##*/}}" || status=$?
+  exec {WATCHED}<&-
+  WATCHED=''
+  return "$status"
+}
+
+# await_watched - in a signal's trap: the command that `watched` has started is still at work.
+await_watched() { [[ -z $WATCHED ]] || read -r -u "$WATCHED" _ || :; }
+
+# run_logged COMMAND... - OUTPUT is the end of what it says, which a person gets to see where it fails; this system's log has all of it.
 run_logged() {
   local status=0 file=$RUN/log
   (: >"$file") 2>/dev/null || file=/dev/null # /run is full: the command may work all the same
-  holding_lock "$file" within "$RUN_SECONDS" "$@" || status=$?
+  open_step_log "$*"
+  DOING=${DOING:-${1##*/}} watched "$file" within "$RUN_SECONDS" "$@" || status=$?
   ((status != 124 && status != 137)) || printf '%s: given up after %s s
 ' "$*" "$RUN_SECONDS" >>"$file"
   OUTPUT=$(tail -n 5 "$file" 2>/dev/null | tail -c "$LOG_BYTES") || OUTPUT=''
-  [[ ! -s $file ]] || log "$(of_file "$file")"
+  ((status == 0)) || [[ -z $OUTPUT ]] || log "$OUTPUT"
   [[ $file == /dev/null ]] || rm -f "$file"
   return "$status"
 }

@@ -3,7 +3,7 @@
 # Majors come from /proc/devices (uvm's and caps' change with kernels), minors of cards from /proc/driver/nvidia/gpus.
 # Needs: common
 #
-# Gives: nvidia_version; nvidia_major DRIVER; nvidia_trouble, nvidia_uvm_trouble -> FOUND, NEXT; nvidia_nodes, is_node PATH MAJOR MINOR,
+# Gives: nvidia_version; nvidia_major DRIVER; nvidia_minor ADDRESS; nvidia_address MINOR; nvidia_trouble, nvidia_uvm_trouble -> FOUND, NEXT; nvidia_nodes, is_node PATH MAJOR MINOR,
 #   missing_nvidia_nodes, make_nvidia_nodes.
 NVIDIA_PROC=/proc/driver/nvidia
 # What `systemctl enable` makes of the service that makes the nodes at boot.
@@ -13,6 +13,19 @@ nvidia_version() { grep -oEs -m1 '[0-9]{3,}\.[0-9]+(\.[0-9]+)?' "$ROOT$NVIDIA_PR
 
 # nvidia_major DRIVER - its major number; nothing while its module isn't loaded.
 nvidia_major() { awk -v name="$1" '$2 == name { print $1; exit } /^Block/ { exit }' "$ROOT/proc/devices"; }
+
+# nvidia_minor ADDRESS - the number of the card's /dev/nvidiaN; nvidia_address MINOR - the address of the card that has it. Nothing: there is none.
+nvidia_minor() { sed -nE 's/^Device Minor:[[:space:]]*([0-9]+).*/\1/p' "$ROOT$NVIDIA_PROC/gpus/$1/information" 2>/dev/null || :; }
+
+nvidia_address() {
+  local folder
+  for folder in "$ROOT$NVIDIA_PROC"/gpus/*/; do
+    folder=${folder%/}
+    [[ $(nvidia_minor "${folder##*/}") == "$1" ]] || continue
+    printf '%s\n' "${folder##*/}"
+    return 0
+  done
+}
 
 # nvidia_trouble - sets FOUND and NEXT: why there is no driver that serves cards. FOUND is empty where one does.
 nvidia_trouble() {
@@ -51,7 +64,8 @@ nvidia_nodes() {
   printf '/dev/nvidiactl 195 255 666\n'
   for file in "$ROOT$NVIDIA_PROC"/gpus/*/information; do
     [[ -r $file ]] || continue
-    minor=$(sed -nE 's/^Device Minor:[[:space:]]*([0-9]+).*/\1/p' "$file")
+    file=${file%/*}
+    minor=$(nvidia_minor "${file##*/}")
     printf '/dev/nvidia%s 195 %s 666\n' "$minor" "$minor"
   done
   [[ -z $(nvidia_major nvidia-modeset) ]] || printf '/dev/nvidia-modeset 195 254 666\n'

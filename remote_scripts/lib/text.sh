@@ -2,7 +2,7 @@
 # What goes out is text, whatever bytes went in; and JSON.
 #
 # Gives: text_of TEXT [BYTES] -> TEXT; of_file PATH; json_string TEXT; json_entry KEY TEXT; json_list ITEM...
-# Variables: AS_TEXT (for sed -E), ANSWER_BYTES, LOG_BYTES.
+# Variables: AS_TEXT, NO_SECRETS (for sed -E), ANSWER_BYTES, LOG_BYTES.
 
 # What a file or a program of this host says may hold any bytes, and be of any length. What goes out is text: UTF-8 without escape
 # sequences and control characters (U+FFFD stands for what isn't), a carriage return as the end of its line, of long ones head and tail.
@@ -17,6 +17,8 @@ s/\r/\n/g
   s/([\x80-\xff])\x01/\1/g
   s/\x01/\xef\xbf\xbd/g
 }'
+# Who may go somewhere (a proxy, a mirror) by scheme://USER:PASSWORD@: whoever says such an address, it is never shown whole.
+NO_SECRETS='s%://[^/[:space:]"\x27<>]+@%://(secret)@%g'
 # How much of a text goes into an answer, and how much into the log at once, in bytes.
 ANSWER_BYTES=262144
 LOG_BYTES=65536

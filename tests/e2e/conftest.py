@@ -13,15 +13,14 @@ from typing import Any
 import pytest
 import yaml
 
-from engine import install, stacks
+from engine import install
 from lab import Lab
 from lab.client import SnapshotEntry
 from tests import quick_python
 from tests.conftest import PROJECT
-from tests.engine_stack import PATIENCE_SECONDS, EngineStack, Result, kill_tree, name_of
+from tests.engine_stack import EngineStack, Result, kill_tree, name_of
 
 __all__ = [
-    "PATIENCE_SECONDS",
     "Result",
     "Stack",
     "api_token",
@@ -117,8 +116,7 @@ def stack_of(
     if containers is not None:
         config["homelab:containers"] = {name: {"host": "pve"} | one for name, one in containers.items()}
     stack = Stack(folder / "stack", engine, config, lab=lab)
-    stack.write_config()
-    stacks.create(engine.pulumi, "lab", stack.environment)
+    stack.create()
     return stack
 
 

@@ -1,7 +1,7 @@
 """A deployed stack, kept: its state, and what it left on its host. A later version of the program goes on with it.
 
-``python -m tests.e2e.kept`` keeps the present version's, in tests/e2e/kept/VERSION.json.gz. What belongs to one lab alone (ports, keys) is
-named in the file, and filled in again for the lab that goes on with it.
+``python -m tests.e2e.kept`` keeps the present version's, in tests/e2e/kept/VERSION.json.gz and, of another host, VERSION-SCENARIO.json.gz. What
+belongs to one lab alone (ports, keys) is named in the file, and filled in again for the lab that goes on with it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ from tests.conftest import PROJECT
 from tests.e2e.conftest import Stack, make_stack
 
 FOLDER = PROJECT / "tests" / "e2e" / "kept"
-VMS: dict[str, Any] = {"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}}
+# Scenario -> the stack's settings: a VM with a card; a container with NVIDIA's stack, on a host that needs no reboot for it.
+STACKS: dict[str, dict[str, Any]] = {
+    "rtx5090": {"vms": {"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}}},
+    "phoenix": {
+        "gpus": {},
+        "containers": {"ai-lab": {"ctid": 901, "gpuAssignment": "0,1", "nvidia": {"cuda": "12.8"}}},
+        "iommu": {"enable": False, "passthrough": False},
+    },
+}
 # Where this program writes; /boot is made anew from it.
 WRITTEN = ("etc", "usr/local", "var/lib/homelab")
 
@@ -112,6 +120,11 @@ def keep(stack: Stack, before: tuple[dict[str, Any], dict[str, str]]) -> dict[st
     }
 
 
+def scenario(file: Path) -> str:
+    """The host on which it was kept."""
+    return file.name.removesuffix(".json.gz").partition("-")[2] or "rtx5090"
+
+
 def read(file: Path) -> dict[str, Any]:
     """What was kept in a file."""
     found: dict[str, Any] = json.loads(gzip.decompress(file.read_bytes()))
@@ -152,18 +165,19 @@ def restore(stack: Stack, kept: dict[str, Any]) -> None:
 
 def main() -> None:
     """Keeps this version's."""
-    with tempfile.TemporaryDirectory() as folder:
-        stack = make_stack(install.ensure(), Path(folder), "rtx5090", vms=VMS)
-        try:
-            before = files(stack.lab), links(stack.lab)
-            stack.up()
-            kept = keep(stack, before)
-        finally:
-            stack.lab.stop()
-    path = FOLDER / f"{__version__}.json.gz"
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(gzip.compress(json.dumps(kept, indent=1).encode(), mtime=0))
-    print(f"written: {path}, {path.stat().st_size} bytes", file=sys.stderr)
+    for name, settings in STACKS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            stack = make_stack(install.ensure(), Path(folder), name, **settings)
+            try:
+                before = files(stack.lab), links(stack.lab)
+                stack.up()
+                kept = keep(stack, before)
+            finally:
+                stack.lab.stop()
+        path = FOLDER / f"{__version__}{'' if name == 'rtx5090' else f'-{name}'}.json.gz"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(gzip.compress(json.dumps(kept, indent=1).encode(), mtime=0))
+        print(f"written: {path}, {path.stat().st_size} bytes", file=sys.stderr)
 
 
 if __name__ == "__main__":

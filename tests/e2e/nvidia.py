@@ -7,6 +7,7 @@ from typing import Any
 
 from lab import Lab
 from tests.e2e.conftest import Stack
+from tests.waiting import PATIENCE
 
 WHOLE = {"driver": "580", "cuda": "12.8", "containerToolkit": "docker", "docker": "install"}
 
@@ -41,7 +42,9 @@ def inside(stack: Stack, command: str, vmid: int = 103, *, ok: bool = True) -> s
         "LogLevel=ERROR",
     ]
     where = ["-i", guest["privateKeyFile"], "-p", str(guest["port"]), f"root@{guest['host']}"]
-    done = subprocess.run(["ssh", "-F", "none", *options, *where, command], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        ["ssh", "-F", "none", *options, *where, command], capture_output=True, text=True, timeout=PATIENCE
+    )
     assert (done.returncode == 0) is ok, f"{command}\n{done.stdout}{done.stderr}"
     return done.stdout + done.stderr
 

@@ -43,3 +43,83 @@ def test_graphics_go_to_a_vm_without_the_rest_of_their_slot_and_come_back(stack_
     assert power_calls(stack, mark) == ["103 shutdown", "103 start"]
     stack.destroy()
     given_back(stack, stock)
+
+
+def test_an_override_divides_a_group_its_mapping_follows_and_destroy_gives_everything_back(
+    stack_on: Callable[..., Stack],
+) -> None:
+    others = [f"0000:01:00.{number}" for number in range(4)]
+    card = {"match": "10de:1f08", "allowConsole": True, "allowGroupMembers": others}
+    stack = stack_on("z370-two-cards-one-group", gpus={"rtx2060": card}, vms={})
+    stock, mapping = stack.lab.snapshot(), stack.lab.root / "etc/pve/mapping/pci.cfg"
+    stack.up()
+    assert "iommugroup=1," in mapping.read_text()
+
+    stack.host["gpus"] = {"rtx2060": {"match": "10de:1f08"}}
+    stack.host["iommu"] = {"acsOverride": "downstream"}
+    up = stack.up()
+    said = " ".join(up.output.split())
+    assert "pcie_acs_override=downstream (iommu.acsOverride)" in said and "peer-to-peer DMA" in said
+    assert "pcie_acs_override=downstream" in (stack.lab.root / "proc/cmdline").read_text()
+    assert "iommugroup=16," in mapping.read_text() and "iommugroup=1," not in mapping.read_text()
+    assert stack.up("--refresh").changed == set()
+    stack.destroy()
+    given_back(stack, stock)
+
+
+def test_a_card_is_reset_and_stays_awake_as_the_settings_say_until_they_say_nothing(
+    converged: Callable[..., Stack],
+) -> None:
+    stack = converged("rtx5090")
+    folder = stack.lab.root / "sys/bus/pci/devices/0000:01:00.0"
+    had = {"reset_method": "flr bus", "d3cold_allowed": "1", "power/control": "auto"}
+    (folder / "power").mkdir(exist_ok=True)
+    for name, value in had.items():
+        (folder / name).write_text(f"{value}\n")
+    card = stack.config["homelab:hosts"]["pve"]["gpus"]["rtx5090"]
+    mark = stack.lab.mark()
+    card |= {"reset": "bus", "keepAwake": True}
+    assert "/etc/udev/rules.d/90-homelab-cards.rules" in stack.preview().output
+    assert stack.up().changed >= {"pve-values"}
+    assert {name: (folder / name).read_text().strip() for name in had} == {
+        "reset_method": "bus",
+        "d3cold_allowed": "0",
+        "power/control": "on",
+    }
+    (folder / "power/control").write_text("auto\n")
+    mended = stack.up("--refresh")
+    assert "drift (values): power/control of 0000:01:00.0 is auto, not on" in mended.output
+    assert (folder / "power/control").read_text().strip() == "on"
+    for key in ("reset", "keepAwake"):
+        del card[key]
+    stack.up()
+    assert {name: (folder / name).read_text().strip() for name in had} == had
+    assert not (stack.lab.root / "etc/udev/rules.d/90-homelab-cards.rules").exists()
+    assert stack.lab.boots(since=mark) == []
+
+
+def test_a_virtual_function_goes_to_a_vm_is_bound_when_it_starts_and_comes_back(stack_on: Callable[..., Stack]) -> None:
+    vf, owner = "0000:41:00.5", "0000:41:00.0"
+    vm = {"vmid": 103, "gpus": ["vf"], "power": "running"}
+    stack = stack_on("sriov", gpus={"vf": {"address": vf, "liveMigration": True}}, vms={"sandbox": vm})
+    stock, devices = stack.lab.snapshot(), stack.lab.root / "sys/bus/pci/devices"
+    stack.lab.run("qm create 103 --name sandbox --machine q35 --bios ovmf --memory 2048")
+
+    def driver(address: str) -> str:
+        link = devices / address / "driver"
+        return link.readlink().name if link.is_symlink() else ""
+
+    had = driver(owner)
+    up = stack.up()
+    assert f"gpus.vf is a virtual function of {owner}" in " ".join(up.output.split())
+    mapping = (stack.lab.root / "etc/pve/mapping/pci.cfg").read_text()
+    assert f"path={vf}," in mapping and "live-migration-capable 1" in mapping
+    assert "homelab.vfio" not in (stack.lab.root / "proc/cmdline").read_text()
+    assert (driver(vf), driver(owner)) == ("vfio-pci", had)
+    assert running(stack) == {103} and with_card(stack) == {vf: 103}
+    assert stack.up("--refresh").changed == set()
+    stack.destroy()
+    assert running(stack) == {103} and with_card(stack) == {}
+    assert "hostpci" not in conf(stack, 103)
+    stack.lab.run("qm stop 103 && qm destroy 103")
+    given_back(stack, stock)

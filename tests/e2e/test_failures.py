@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,13 +151,6 @@ def test_a_host_without_its_network_rolls_itself_back_and_is_reported(stack_on: 
     assert not (stack.lab.root / "var/lib/homelab").exists()
 
 
-def test_the_switch_is_gone_once_the_boot_is_confirmed(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on("rtx5090", timeouts={"connect": 10, "reboot": 60, "rollback": 30})
-    stack.up()
-    assert not list((stack.lab.root / "etc/systemd/system").rglob("homelab-rollback*"))
-    assert not [timer for timer in stack.lab.timers() if "homelab" in json.dumps(timer)]
-
-
 def test_a_manual_reboot_ends_with_what_to_do_and_the_next_up_goes_on(stack_on: Callable[..., Stack]) -> None:
     stack = stack_on("rtx5090", reboot="manual")
     mark = stack.lab.mark()
@@ -167,7 +159,7 @@ def test_a_manual_reboot_ends_with_what_to_do_and_the_next_up_goes_on(stack_on: 
     one_message(stack.up(ok=False), "reboot pve when it suits you")
     stack.lab.reboot()
     after = stack.up()
-    assert "pve-boot-verified" in after.changed
+    assert "pve-booted" in after.changed
     assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
 
 

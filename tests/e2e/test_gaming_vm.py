@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from engine import stacks
 from homelab import contract
 from tests.conftest import PROJECT
 from tests.e2e.conftest import Stack
 from tests.e2e.test_gpu_vm import conf, running, vms, with_card
 from tests.installed import install, wheel
+from tests.waiting import PATIENCE
 
 GAMING = PROJECT / "examples" / "gaming_vm"
 SANDBOX = {"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}}
@@ -28,6 +32,15 @@ def example() -> dict[str, Any]:
     return config
 
 
+@functools.cache
+def environment_with_homelab() -> Path:
+    """What a project of somebody's own has as .venv, with homelab's wheel; it ends with this process."""
+    folder = Path(tempfile.mkdtemp(prefix="homelab-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    install(wheel(folder), folder / "venv")
+    return folder / "venv"
+
+
 def gaming_beside(homelab: Stack) -> Stack:
     """The gaming project's stack in the same backend: its own example filled in, as its README says."""
     config = example()
@@ -36,15 +49,14 @@ def gaming_beside(homelab: Stack) -> Stack:
     config["homelab:allowPlainSecrets"] = True
     folder = homelab.folder.parent / "gaming"
     folder.mkdir()
-    # A project of somebody's own, somewhere else, with homelab's wheel in its environment.
+    # A project of somebody's own, somewhere else.
     project = homelab.folder.parent / "gaming-vm"
     shutil.copytree(GAMING, project, ignore=shutil.ignore_patterns(".venv", "__pycache__"))
-    install(wheel(folder), project / ".venv")
+    (project / ".venv").symlink_to(environment_with_homelab())
     stack = Stack(folder, homelab.engine, config, project=project, backend=homelab.folder, lab=homelab.lab)
     isos = [volume.rpartition("/")[2] for volume in config["homelab:vms"]["gaming"]["create"]["isos"]]
     homelab.lab.run(f'cd "$ROOT/var/lib/vz" && mkdir -p template/iso && cd template/iso && touch {" ".join(isos)}')
-    stack.write_config()
-    stacks.create(stack.engine.pulumi, "lab", stack.environment, project)
+    stack.create()
     return stack
 
 
@@ -167,7 +179,7 @@ def test_it_runs_where_it_lies_with_the_readmes_words(converged: Callable[..., S
     try:
         done = subprocess.run(
             [str(gaming.engine.pulumi), "preview", "--stack", "lab", "--non-interactive"],
-            cwd=GAMING, env=gaming.environment, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL,
+            cwd=GAMING, env=gaming.environment, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     finally:
         file.unlink()

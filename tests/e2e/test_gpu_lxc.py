@@ -54,7 +54,7 @@ def test_901_goes_from_broken_to_working_and_back_with_950_untouched(stack_on: C
     assert power(stack, 950) == []
     assert power(stack, 901) == ["shutdown", "start"]
     names = [name for operation, name in up.steps if operation == "create"]
-    order = ["pve-nvidia-nodes-service", "phoenix-probe", "phoenix-conf", "phoenix-restart", "phoenix-verification"]
+    order = ["pve-nodes", "phoenix-probe", "phoenix-conf", "phoenix-restart", "phoenix-opened"]
     assert [name for name in names if name in order] == order
     found = stack.output()["containers"]["phoenix"]
     assert (found["ctid"], found["gpus"], found["method"], found["state"]) == (901, [0, 1], "device", "running")
@@ -99,7 +99,7 @@ def test_both_methods_on_pve_8_privileged_and_unprivileged_and_from_one_to_the_o
     containers(stack)["ai"]["method"] = "device"
     containers(stack)["jellyfin"]["method"] = "mount-entry"
     changed = stack.up().changed
-    assert {"ai-restart", "jellyfin-restart", "ai-verification", "jellyfin-verification"} <= changed
+    assert {"ai-restart", "jellyfin-restart", "ai-opened", "jellyfin-opened"} <= changed
     assert (raw_lines(stack, 211), device_lines(stack, 210)) == ([], [])
     assert opens(stack, 211, "/dev/nvidia0", NOBODY)
     assert opens(stack, 210, "/dev/nvidia1", NOBODY)
@@ -112,14 +112,13 @@ def test_both_methods_on_pve_8_privileged_and_unprivileged_and_from_one_to_the_o
 
 
 def test_another_assignment_is_written_then_restarted_then_verified_in_this_order(
-    stack_on: Callable[..., Stack],
+    converged: Callable[..., Stack],
 ) -> None:
-    stack = stack_on("phoenix", gpus=CARDS, containers=PHOENIX, **NO_REBOOT)
-    stack.up()
+    stack = converged("phoenix", gpus=CARDS, containers=PHOENIX, **NO_REBOOT)
     containers(stack)["phoenix"]["gpuAssignment"] = "1"
     mark = stack.lab.mark()
     up = stack.up()
-    order = ["phoenix-probe", "phoenix-conf", "phoenix-restart", "phoenix-verification"]
+    order = ["phoenix-probe", "phoenix-conf", "phoenix-restart", "phoenix-opened"]
     begun = [name for operation, name in up.planned if name in order and operation in ("update", "create-replacement")]
     assert begun == order
     ended = [name for operation, name in up.steps if name in order and operation in ("update", "create-replacement")]
@@ -164,20 +163,21 @@ def test_what_was_changed_by_hand_or_by_a_kernel_is_mended_by_a_refresh(stack_on
     assert (
         "drift: lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file is not there" in preview.output
     )
-    assert stack.up("--refresh").changed == {"phoenix-conf", "phoenix-restart", "phoenix-verification"}
+    assert stack.up("--refresh").changed == {"phoenix-conf", "phoenix-restart", "phoenix-opened"}
     assert line in conf(stack, 901)
     assert opens(stack, 901, "/dev/nvidia0", NOBODY)
 
     stack.lab.fault("nvidia-majors-change")
     stack.lab.reboot()
-    assert not opens(stack, 901, "/dev/nvidia-uvm")
-    stack.up("--refresh")
+    # What runs at each boot has brought the rules to the numbers of this one.
+    assert opens(stack, 901, "/dev/nvidia-uvm", NOBODY)
+    assert stack.up("--refresh").changed <= {"phoenix-probe", "phoenix-opened"}
     assert opens(stack, 901, "/dev/nvidia-uvm", NOBODY)
     assert len([one for one in raw_lines(stack, 901) if "devices.allow" in one]) == len(set(raw_lines(stack, 901))) / 2
 
     stack.lab.run("rm /etc/systemd/system/homelab-nvidia-nodes.service".replace(" /", f" {stack.lab.root}/"))
     assert "homelab-nvidia-nodes.service is gone" in stack.preview("--refresh").output
-    assert stack.up("--refresh").changed == {"pve-nvidia-nodes-service"}
+    assert stack.up("--refresh").changed == {"pve-nodes"}
     assert (stack.lab.root / "etc/systemd/system/homelab-nvidia-nodes.service").exists()
 
 
@@ -206,6 +206,20 @@ def test_the_working_container_is_recognised_and_left_as_it_is(stack_on: Callabl
     assert stack.output()["containers"]["media"]["method"] == "mount-entry"
     stack.destroy()
     assert (conf(stack, 950), power(stack, 950, mark)) == (before, [])
+
+
+def test_another_name_in_the_settings_leaves_a_container_its_card(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on("containers-pve8", containers={"ai": {"ctid": 210, "gpuAssignment": "0"}}, **NO_REBOOT)
+    stock = conf(stack, 210)
+    stack.up()
+    had, mark = conf(stack, 210), stack.lab.mark()
+    containers(stack)["media"] = containers(stack).pop("ai")
+    renamed = stack.up()
+    assert "container 210 is containers.media now" in renamed.output
+    assert conf(stack, 210) == had != stock and power(stack, 210, mark) == []
+    assert opens(stack, 210, "/dev/nvidia0", NOBODY)
+    stack.destroy()
+    assert conf(stack, 210) == stock
 
 
 def test_another_container_gets_them_and_the_first_is_given_back(stack_on: Callable[..., Stack]) -> None:

@@ -19,7 +19,9 @@ from engine import install, stacks
 from lab import Lab
 from tests import quick_python
 from tests.conftest import PROJECT
-from tests.engine_stack import PATIENCE_SECONDS
+from tests.e2e import recording, terminal
+from tests.e2e.terminal import Terminal
+from tests.waiting import PATIENCE
 
 PASSPHRASE = "correct horse"
 # The project, as a person has cloned it; its settings are the test's own.
@@ -63,15 +65,28 @@ class Person:
             env=self.environment | environment,
             dimensions=(50, 100),
             encoding="utf-8",
-            timeout=60,
+            timeout=PATIENCE,
         )
+
+    def up_at_a_terminal(self) -> Terminal:
+        """The real `pulumi up`, with its display, in a terminal of 100 columns."""
+        command = [str(self.engine.pulumi), "up", "--yes", "--skip-preview", "--stack", "homelab"]
+        environment = self.environment | {"PULUMI_CONFIG_PASSPHRASE": PASSPHRASE}
+        return terminal.run(command, 100, environment, str(self.folder), PATIENCE)
+
+    def show(self) -> list[str]:
+        """What `homelab show` draws at the terminal."""
+        command = [sys.executable, "-m", "homelab", "show"]
+        environment = self.environment | {"COLUMNS": "100", "PULUMI_CONFIG_PASSPHRASE": PASSPHRASE}
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
 
     def up(self) -> str:
         """The real `pulumi up`."""
         command = [str(self.engine.pulumi), "up", "--yes", "--skip-preview", "--stack", "homelab", "--non-interactive"]
         environment = self.environment | {"PULUMI_CONFIG_PASSPHRASE": PASSPHRASE}
         done = subprocess.run(
-            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=PATIENCE
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -101,7 +116,7 @@ def answer(terminal: pexpect.spawn[str], *conversation: tuple[str, str]) -> str:
         terminal.expect_exact(question)
         shown += f"{terminal.before}{question}"
         terminal.send(keys)
-    terminal.expect(pexpect.EOF, timeout=PATIENCE_SECONDS)
+    terminal.expect(pexpect.EOF, timeout=PATIENCE)
     shown += str(terminal.before)
     terminal.close()
     assert terminal.exitstatus == 0, shown
@@ -139,14 +154,26 @@ VMS = {
 def test_a_card_for_a_vm(at_a_terminal: Callable[[str], Person], scenario: str) -> None:
     person = at_a_terminal(scenario)
     preview = scenario == "rtx5090"
-    shown = answer(person.init(*([] if preview else ["--no-preview"])), *log_in(person), *VMS[scenario], *agree())
+    spawned, screen = person.init(*([] if preview else ["--no-preview"])), Terminal(100)
+    spawned.logfile_read = screen
+    shown = answer(spawned, *log_in(person), *VMS[scenario], *agree())
     assert "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub" in shown
     assert "pveum role add Homelab" in shown and f"hostpci0: mapping={VMS[scenario][0][0][8:]},pcie=1" in shown
     assert "Next: pulumi up --stack homelab" in shown
     # The preview at the end was Pulumi's own.
     assert bool(re.search(r"\+ \d+ to create", shown)) == preview
     assert person.lab.api["password"] not in shown and PASSPHRASE not in shown
-    person.up()
+    if preview:
+        person.lab.machine.set_fault("hang-seconds", 7)  # a host that takes longer to start
+        display = person.up_at_a_terminal()
+        assert ("homelab:vm:Change", "sandbox-change") in terminal.readable(display)
+        said = terminal.said_meanwhile(display, "homelab:host:BootCheck")
+        recording.hold_init(scenario, screen.lines(), person.folder, person.lab)
+        recording.hold_up(scenario, display.lines())
+        recording.hold_show(scenario, person.show(), person.folder, person.lab)
+        assert [one for one in said if re.search(r"creating.* waiting for the host: \d+ s$", one)], said
+    else:
+        person.up()
     assert "hostpci0: mapping=" in person.lab.run("qm config 103").stdout
     assert " 103" in (person.lab.root / "run/qemu-server/pci-id-reservations").read_text()
 
@@ -185,11 +212,17 @@ CONTAINERS: dict[str, tuple[list[tuple[str, str]], dict[str, Any]]] = {
 def test_cards_for_containers(at_a_terminal: Callable[[str], Person], scenario: str) -> None:
     person = at_a_terminal(scenario)
     conversation, expected = CONTAINERS[scenario]
-    shown = answer(person.init("--no-preview"), *log_in(person), *conversation, *agree())
+    spawned, screen = person.init("--no-preview"), Terminal(100)
+    spawned.logfile_read = screen
+    shown = answer(spawned, *log_in(person), *conversation, *agree())
     assert "pveum" not in shown  # containers take no API
     found = yaml.safe_load((person.folder / "Pulumi.homelab.yaml").read_text())["config"]["homelab:containers"]
     assert found == expected
-    person.up()
+    if scenario == "phoenix":
+        recording.hold_init(scenario, screen.lines(), person.folder, person.lab)
+        recording.hold_up(scenario, person.up_at_a_terminal().lines())
+    else:
+        person.up()
     for container in expected.values():
         inside = person.lab.run(f"pct exec {container['ctid']} -- nvidia-smi -L").stdout
         assert len(inside.splitlines()) == len(container["gpus"])

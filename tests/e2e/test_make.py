@@ -13,14 +13,15 @@ import pytest
 from engine import install
 from lab import Lab
 from tests.conftest import PROJECT
-from tests.e2e.conftest import PATIENCE_SECONDS, kill_tree
+from tests.e2e.conftest import kill_tree
+from tests.waiting import PATIENCE
 
 
 def deploy(verb: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """`make up SCENARIO=rtx5090` with the lab's state in ``folder``, so that a user's own lab is left in peace."""
     return subprocess.run(
         [sys.executable, "-m", "lab.deploy", verb, "rtx5090", "--state", str(folder)],
-        cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE_SECONDS, stdin=subprocess.DEVNULL,
+        cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def test_up_goes_on_after_one_that_was_killed(tmp_path: Path, engine: install.En
                 [sys.executable, "-m", "lab.deploy", "up", "rtx5090", "--state", str(state)],
                 cwd=PROJECT, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
-            Lab.start("rtx5090", state=state).wait_command("NEEDED=yes", timeout=PATIENCE_SECONDS)
+            Lab.start("rtx5090", state=state).wait_command("NEEDED=yes", timeout=PATIENCE)
             kill_tree(process.pid)
             process.wait()
         up = deploy("up", state)
@@ -69,11 +70,11 @@ def test_the_preview_for_a_pull_request_needs_neither_host_nor_key(tmp_path: Pat
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PULUMI_")}
     done = subprocess.run(
         [sys.executable, "-m", "engine.preview", "--stack", "homelab", "--output", str(tmp_path / "preview.md")],
-        cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE_SECONDS, stdin=subprocess.DEVNULL,
+        cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL,
         env=environment | {"PULUMI_ACCESS_TOKEN": "", "HOME": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     text = (tmp_path / "preview.md").read_text()
     assert text.startswith("### `pulumi preview` of stack `homelab`")
-    assert "pve-vfio-cmdline" in text
+    assert "pve-bind" in text
     assert "previewing without the key to the host" in text

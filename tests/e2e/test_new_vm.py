@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.e2e.conftest import Stack
+from tests.e2e.nvidia import reached
 from tests.e2e.test_gpu_vm import conf, given_back, running, vms, with_card
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJXQnY2nn8pYE3d0ZV8cJ1mkkfZ0w1eYF5mC5p4Jm1Xb somebody@pc"
@@ -97,13 +98,58 @@ def test_a_vm_is_cloned_from_a_template(stack_on: Callable[..., Stack]) -> None:
     assert conf(stack, 900) == template
 
 
-def test_a_vm_is_made_of_a_cloud_image(stack_on: Callable[..., Stack]) -> None:
-    image = "local:import/noble-server-cloudimg-amd64.qcow2"
-    stack = stack_on("bound-by-hand", vms={"dev": new_vm(image=image, cloudInit={"user": "dev", "sshKeys": [KEY]})})
-    assert "noble-server-cloudimg-amd64.qcow2' does not exist" in stack.up(ok=False).message
-    stack.lab.run(
-        'mkdir -p "$ROOT/var/lib/vz/import"; touch "$ROOT/var/lib/vz/import/noble-server-cloudimg-amd64.qcow2"'
+def test_from_nothing_to_cuda_with_an_image_that_is_downloaded_and_given_back(stack_on: Callable[..., Stack]) -> None:
+    vm = new_vm(image="noble", cloudInit={"user": "ubuntu", "sshKeys": [KEY]})
+    stack = stack_on("bound-by-hand", vms={"dev": vm}, downloads={"noble": {"image": "ubuntu-24.04"}})
+    vms(stack)["dev"] |= {**reached(stack.lab, 200), "nvidia": {"driver": "580", "cuda": "12.8"}}
+    # A stock storage takes no disk images: said before anything is changed, with the command that allows it.
+    refused = stack.preview(ok=False).output
+    assert "takes backup, iso, vztmpl, and not `import`" in refused
+    assert "pvesm set local --content backup,import,iso,vztmpl" in refused
+    stack.lab.run("pvesh set /storage/local --content backup,import,iso,vztmpl; mkdir -p $ROOT/var/lib/vz/import")
+    allowed = stack.lab.snapshot()
+    plan = stack.preview().output
+    assert (
+        "local:import/noble-server-cloudimg-amd64.qcow2 (noble): downloaded from https://cloud-images.ubuntu.com/"
+        in plan
     )
-    stack.up()
+    assert "OK, checksum verified" in stack.up().output
     assert "size=64G" in conf(stack, 200) and "ide2: local-lvm:vm-200-cloudinit,media=cdrom" in conf(stack, 200)
     assert with_card(stack)["0000:01:00.0"] == 200
+    found = stack.output()["vms"]["dev"]["nvidia"]
+    assert (found["cuda"], found["program"]) == ("12.8", True)
+    assert stack.up("--refresh").changed == set()
+    stack.destroy()
+    assert not list((stack.lab.root / "var/lib/vz/import").iterdir())
+    given_back(stack, allowed)
+
+
+def test_from_nothing_to_windows_set_up_with_the_card(stack_on: Callable[..., Stack]) -> None:
+    windows = {
+        "isos": ["local:iso/Win11.iso", "virtio"],
+        "osType": "win11",
+        "tpm": True,
+        "secureBoot": True,
+        "agent": False,
+    }
+    stack = stack_on("bound-by-hand", vms={"gaming": new_vm(**windows)}, downloads={"virtio": {"image": "virtio-win"}})
+    refused = stack.up(ok=False).message
+    assert "local:iso/Win11.iso, as vms.gaming.create names it" in refused and "it is not on the storage" in refused
+    assert (
+        "upload it (web interface: local -> ISO Images -> Upload" in refused
+        and "Microsoft gives its ISO images out" in refused
+    )
+    stack.lab.run("mkdir -p $ROOT/var/lib/vz/template/iso; echo windows >$ROOT/var/lib/vz/template/iso/Win11.iso")
+    stack.up()
+    lines = conf(stack, 200).splitlines()
+    for line in (
+        "boot: order=scsi0;sata0",
+        "sata0: local:iso/Win11.iso,media=cdrom",
+        "sata1: local:iso/virtio-win.iso,media=cdrom",
+        "ostype: win11",
+    ):
+        assert any(one.startswith(line) for one in lines), line
+    assert any("pre-enrolled-keys=1" in line for line in lines) and any(line.startswith("tpmstate0:") for line in lines)
+    assert with_card(stack)["0000:01:00.0"] == 200
+    stack.destroy()
+    assert [path.name for path in (stack.lab.root / "var/lib/vz/template/iso").iterdir()] == ["Win11.iso"]

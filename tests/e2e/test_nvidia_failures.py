@@ -16,14 +16,14 @@ from tests.e2e.nvidia import inside, with_stack
 SANDBOX = {"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}}
 # In the order of the steps, so that each `up` goes on a little further: fault, value, the resource that fails, what is said.
 FAULTS: list[tuple[str, Any, str, tuple[str, ...]]] = [
-    ("guest-unreachable", 103, "sandbox-nvidia-system", ("vms.sandbox in reach", "its console in Proxmox VE")),
-    ("apt-offline", True, "sandbox-nvidia-repository", ("network",)),
-    ("key-wrong", "cuda", "sandbox-nvidia-repository", ("EB693B3035CD5710E231E123A4B469963BF863CC",)),
-    ("apt-locked", 600, "sandbox-nvidia-driver", ("lock",)),
-    ("disk-full", True, "sandbox-nvidia-driver", ("the disk is full",)),
-    ("download-corrupt", True, "sandbox-nvidia-driver", ("Hash Sum mismatch",)),
-    ("dkms-fails", True, "sandbox-nvidia-driver", ("make.log",)),
-    ("gpu-fails", 79, "sandbox-nvidia-verification", ("Xid 79", "power the host off")),
+    ("guest-unreachable", 103, "sandbox-system", ("vms.sandbox in reach", "its console in Proxmox VE")),
+    ("apt-offline", True, "sandbox-repo", ("network",)),
+    ("key-wrong", "cuda", "sandbox-repo", ("EB693B3035CD5710E231E123A4B469963BF863CC",)),
+    ("apt-locked", 600, "sandbox-driver", ("lock",)),
+    ("disk-full", True, "sandbox-driver", ("the disk is full",)),
+    ("download-corrupt", True, "sandbox-driver", ("Hash Sum mismatch",)),
+    ("dkms-fails", True, "sandbox-driver", ("make.log",)),
+    ("gpu-fails", 79, "sandbox-verified", ("Xid 79", "power the host off")),
 ]
 
 
@@ -104,7 +104,7 @@ def test_no_secret_is_told_or_kept_in_the_open(stack_on: Callable[..., Stack]) -
     with_stack(stack, {"driver": "580"})
     set_secret(stack, "homelab:vms.sandbox.nvidia.proxy", "http://user:hunter2@proxy.lan:3128")
     run = stack.run("up", "--yes", "--skip-preview")  # whether there is such a proxy doesn't matter here
-    assert "sandbox-nvidia-system" in run.changed
+    assert "sandbox-system" in run.changed
     state = "".join(path.read_text(errors="replace") for path in stack.folder.rglob("*.json"))
     places = [match.start() for match in re.finditer("hunter2", run.output + state)]
     assert places == [], [(run.output + state)[max(0, place - 300) : place + 30] for place in places[:3]]

@@ -37,7 +37,7 @@ def test_a_stock_host_gets_the_driver_for_every_kernel_and_a_kernel_update_is_dr
     # One reboot at most, for all layers, and after the modules were built for what may boot.
     assert len(stack.lab.boots()) <= 2
     done = [name for _, name in up.steps]
-    assert done.index("pve-nvidia-driver") < done.index("pve-boot-reboot") < done.index("pve-nvidia-verification")
+    assert done.index("pve-driver") < done.index("pve-reboot") < done.index("pve-verified")
     mark = stack.lab.mark()
     again = stack.up("--refresh")
     assert again.changed == set(), again.output
@@ -50,7 +50,7 @@ def test_a_stock_host_gets_the_driver_for_every_kernel_and_a_kernel_update_is_dr
     preview = stack.preview("--refresh")
     assert "drift: driver" in preview.output and newest in preview.output
     up = stack.up("--refresh")
-    assert {"pve-nvidia-driver", "pve-nvidia-verification"} <= up.changed
+    assert {"pve-driver", "pve-verified"} <= up.changed
     assert built(stack)[newest] == "installed"
 
     stack.destroy()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.e2e.conftest import PATIENCE_SECONDS, Stack
+from tests.e2e.conftest import Stack
 from tests.e2e.nvidia import inside, inside_container, with_stack
 from tests.e2e.test_gpu_lxc import CARDS, NO_REBOOT
 from tests.e2e.test_nvidia_vm import DOCKER, SANDBOX
+from tests.waiting import PATIENCE
 
 # What only that step's script has in it, in the order of the steps.
 READING, REPOSITORY, DRIVER, CUDA, TOOLKIT = "ASK=", "APT_FILES=", "RUN_UNPINNED=", "NVCC=/usr", "NO_CGROUPS="
@@ -17,7 +18,7 @@ REBOOT, VERIFICATION = 'die "a reboot of this system"', "KERNEL_LOG="
 def killed_at(stack: Stack, script: str, guest: int | None) -> None:
     """An `up` that is killed while that script runs on the host, or in a guest."""
     process = stack.start("up", "--yes", "--skip-preview")
-    stack.lab.wait_command(script, timeout=PATIENCE_SECONDS, guest=guest)
+    stack.lab.wait_command(script, timeout=PATIENCE, guest=guest)
     stack.kill(process)
     stack.lab.wait_disconnected(guest=guest)
     # The next one comes while the step still runs, and waits for it: nothing here does.

@@ -20,7 +20,7 @@ def test_a_preview_needs_no_host_before_and_after_the_first_up(stack_on: Callabl
     stack.lab.reboot(wait=False)
     stack.lab.wait_settled()
     first = stack.preview()
-    assert ("create", "pve-vfio-cmdline") in first.planned
+    assert ("create", "pve-bind") in first.planned
     assert "can't be reached" in first.output
 
     stack.lab.machine.clear_faults()
@@ -29,7 +29,7 @@ def test_a_preview_needs_no_host_before_and_after_the_first_up(stack_on: Callabl
     stack.lab.stop()
     assert stack.preview().planned == []
     stack.host["iommu"] = {"passthrough": False}
-    assert ("update", "pve-iommu-cmdline") in stack.preview().planned
+    assert ("update", "pve-cmdline") in stack.preview().planned
 
 
 def test_a_preview_needs_no_key_and_sees_no_change_for_want_of_it(
@@ -96,12 +96,17 @@ def test_a_preview_without_changes_leaves_the_host_in_peace_unless_told_otherwis
     assert len(stack.lab.connections(since=mark)) == 1
 
 
-# A setting that is changed after an `up` -> what the preview says of the command line, and why it reboots.
-CHANGED: dict[str, tuple[dict[str, Any], str]] = {
-    "passthrough mode off": ({"iommu": {"passthrough": False}}, "iommu=pt is no longer wanted"),
+# A setting that is changed after an `up` -> why it reboots: in the preview, and in short in the `up`.
+CHANGED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "passthrough mode off": (
+        {"iommu": {"passthrough": False}},
+        "iommu=pt is no longer wanted",
+        "the kernel command line loses iommu=pt",
+    ),
     "no card in the settings any more": (
         {"gpus": {}},
         "homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8 is no longer wanted",
+        "no card is for a VM any more",
     ),
 }
 
@@ -111,7 +116,7 @@ def test_a_preview_says_what_reboot_a_change_of_settings_takes_and_up_makes_that
     converged: Callable[..., Stack], change: str
 ) -> None:
     stack = converged("rtx5090")
-    settings, why = CHANGED[change]
+    settings, why, short = CHANGED[change]
     stack.host.update(settings)
     preview = stack.preview()
     for said in (f"reboot: one, because {why}", "it stops VM 103 (Sandbox)", "makes anew /boot/grub/grub.cfg"):
@@ -119,7 +124,7 @@ def test_a_preview_says_what_reboot_a_change_of_settings_takes_and_up_makes_that
     named = set(re.findall(r"(?:writes|changes|removes) (/etc/\S+)", preview.output))
     before = stack.lab.snapshot("etc")
     up = stack.up()  # which holds its sentence against the boots that follow
-    assert f"reboot: one, because {why}" in up.output
+    assert f"reboot: one, because {short}" in up.output
     after = stack.lab.snapshot("etc")
     changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
     assert named == {f"/{path}" for path in changed if "file" in {*before.get(path, ()), *after.get(path, ())}}
@@ -133,6 +138,7 @@ REFUSED = {
     "nic-in-group": "network card",
     "firmware-off": "switched on in the firmware",
     "z370-two-cards-one-group": "graphics card",
+    "one-to-one": "mapped 1:1",
 }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 
-from engine import stacks
 from tests.e2e.conftest import Stack, name_of
 from tests.e2e.test_gpu_vm import MAPPING, SANDBOX, conf, given_back, power_calls, running, with_card
 
@@ -14,7 +13,7 @@ def lose_the_state(stack: Stack) -> None:
     """The folder with the state is gone; a new, empty stack has the same settings."""
     backend = stack.backend or stack.folder
     shutil.rmtree(backend / ".pulumi")
-    stacks.create(stack.engine.pulumi, "lab", stack.environment)
+    stack.create()
 
 
 def test_a_stack_without_its_state_takes_over_what_is_ours_and_gives_it_back(stack_on: Callable[..., Stack]) -> None:

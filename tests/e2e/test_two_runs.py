@@ -6,11 +6,11 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 
-from engine import install, stacks
+from engine import install
 from homelab.remote import guard
 from tests.e2e.conftest import Stack
-from tests.engine_stack import PATIENCE_SECONDS
 from tests.lab.host_kit import settings_of
+from tests.waiting import PATIENCE
 
 
 def test_the_second_run_gets_one_sentence_and_the_host_one_reboot(
@@ -19,12 +19,11 @@ def test_the_second_run_gets_one_sentence_and_the_host_one_reboot(
     first = stack_on("rtx5090")
     (tmp_path / "second").mkdir()
     second = Stack(tmp_path / "second", engine, copy.deepcopy(first.config), lab=first.lab)
-    second.write_config()
-    stacks.create(engine.pulumi, "lab", second.environment)
+    second.create()
     # The first has the host from here on; its first script waits until the second has been answered.
     first.lab.fault("script-hangs", "NAME=iommu")
     running = first.start("up", "--yes", "--skip-preview")
-    first.lab.wait_command("NAME=iommu", timeout=PATIENCE_SECONDS)
+    first.lab.wait_command("NAME=iommu", timeout=PATIENCE)
     refused = second.up(ok=False)
     assert refused.message.count("wanted:") == 1, refused.message
     assert "to be the only run at work on this host" in refused.message and "since 20" in refused.message

@@ -16,7 +16,8 @@ from google.protobuf import empty_pb2, json_format  # type: ignore[import-untype
 from google.protobuf.message import Message  # type: ignore[import-untyped]
 from pulumi.runtime.proto import engine_pb2, engine_pb2_grpc, provider_pb2, provider_pb2_grpc
 
-WAIT_SECONDS = 60.0
+from tests.waiting import PATIENCE
+
 """Generous: only a broken test waits that long."""
 
 SECRET_SIGNATURE = "4dabf18193072939515e22adb298388d"
@@ -84,7 +85,7 @@ class EngineLog(engine_pb2_grpc.EngineServicer):
             return any(line.message == message for line in self._lines)
 
         with self._changed:
-            assert self._changed.wait_for(there, WAIT_SECONDS), f"wanted {message!r} in {self._lines}"
+            assert self._changed.wait_for(there, PATIENCE), f"wanted {message!r} in {self._lines}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Plugin:
     ) -> None:
         self._channel.close()
         self._process.kill()
-        self._process.wait(WAIT_SECONDS)
+        self._process.wait(PATIENCE)
         assert self._process.stdout
         self._process.stdout.close()
         self._engine.stop(None)
@@ -161,7 +162,7 @@ class Plugin:
         message = json_format.ParseDict(request, REQUESTS[method]())
         rpc = cast(Callable[..., Message], getattr(self._stub, method))
         try:
-            return Answer(json_format.MessageToDict(rpc(message, timeout=WAIT_SECONDS)), None)
+            return Answer(json_format.MessageToDict(rpc(message, timeout=PATIENCE)), None)
         except grpc.RpcError as failure:
             code = failure.code().name.title().replace("_", "")
             return Answer(None, f"rpc error: code = {code} desc = {failure.details()}")

@@ -22,7 +22,8 @@ from typing import Any, cast
 import asyncssh
 from asyncssh.channel import SSHChannel
 
-WAIT_SECONDS = 60.0
+from tests.waiting import PATIENCE
+
 """Generous: only a broken test waits that long."""
 
 PASSWORD = "correct horse"
@@ -93,7 +94,7 @@ class SshHost:
     ) -> None:
         self._do(self._stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(WAIT_SECONDS)
+        self._thread.join(PATIENCE)
         self._loop.close()
         self._socket.close()
 
@@ -102,7 +103,7 @@ class SshHost:
         self._do(self._listen())
 
     def _do(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(WAIT_SECONDS)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE)
 
     async def _listen(self) -> None:
         self._acceptor = await asyncssh.listen(
@@ -124,7 +125,7 @@ class SshHost:
         for group in self.running.values():
             kill(group)
         if self.running:
-            await asyncio.wait(self.running, timeout=WAIT_SECONDS)
+            await asyncio.wait(self.running, timeout=PATIENCE)
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()

@@ -15,11 +15,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import asyncssh
 import pytest
 
 from engine import install
-from tests.engine.plugin_process import UNKNOWN, WAIT_SECONDS, Answer, Json, LogLine, Plugin
+from tests import agent_kit
+from tests.engine.plugin_process import UNKNOWN, Answer, Json, LogLine, Plugin
 from tests.engine.ssh_host import PASSWORD, SshHost, refusing_port
+from tests.waiting import PATIENCE
 
 REMOTE = "command:remote:Command"
 COPY = "command:remote:CopyToRemote"
@@ -65,7 +68,7 @@ def test_no_error_limit_waits_for_a_host_that_is_booting(
         created = threads.submit(plugin.create, REMOTE, {"connection": connection, "create": "echo up"})
         plugin.log.wait_for("Dial 3/inf failed: retrying")
         host.listen()
-        assert created.result(WAIT_SECONDS).properties["stdout"] == "up"
+        assert created.result(PATIENCE).properties["stdout"] == "up"
 
 
 def test_a_host_that_accepts_and_says_nothing_is_a_failed_attempt(plugin: Plugin, host: SshHost) -> None:
@@ -133,6 +136,16 @@ def test_an_agent_logs_in(plugin: Plugin, host: SshHost, tmp_path: Path) -> None
         agent.communicate()
 
 
+@pytest.mark.parametrize("fault", ["silent", "silent-signing"])
+def test_an_agent_that_hangs_is_a_failed_attempt(plugin: Plugin, host: SshHost, tmp_path: Path, fault: str) -> None:
+    key = asyncssh.import_private_key(host.private_key)
+    with agent_kit.agent(tmp_path / "agent", key, fault):
+        limits = {"perDialTimeout": 1, "dialErrorLimit": 1}
+        connection = host.connection(privateKey=None, agentSocketPath=str(tmp_path / "agent"), **limits)
+        failed = plugin.create(REMOTE, {"connection": connection, "create": "true"})
+    assert "after 1 failed attempts" in failed.failure and "agent" in failed.failure and "timeout" in failed.failure
+
+
 def test_a_bastion_is_gone_through(plugin: Plugin, host: SshHost, tmp_path: Path) -> None:
     bastion_root = tmp_path / "bastion"
     bastion_root.mkdir()
@@ -165,7 +178,7 @@ def test_a_preview_opens_no_connection_and_knows_no_output(plugin: Plugin, host:
 
 def test_one_connection_per_command(plugin: Plugin, host: SshHost) -> None:
     plugin.create(REMOTE, {"connection": host.connection(), "create": "true"})
-    assert host.disconnected.wait(WAIT_SECONDS)
+    assert host.disconnected.wait(PATIENCE)
     assert len(host.connections) == 1
 
 
@@ -251,7 +264,7 @@ def test_output_is_logged_while_the_command_runs(plugin: Plugin, host: SshHost, 
     plugin.log.wait_for("working")
     assert not created.done()
     (host.root / "go").write_text("on\n")
-    assert created.result(WAIT_SECONDS).properties["stdout"] == "working\non"
+    assert created.result(PATIENCE).properties["stdout"] == "working\non"
 
 
 def previous_output(host: SshHost, **changes: object) -> tuple[Json, Json]:
@@ -288,10 +301,10 @@ def test_cancel_ends_a_running_command(plugin: Plugin, host: SshHost, threads: T
     created = threads.submit(plugin.create, REMOTE, {"connection": host.connection(), "create": sleeps})
     plugin.log.wait_for("running")
     assert plugin.call("Cancel", {}).error is None
-    failed = created.result(WAIT_SECONDS)
+    failed = created.result(PATIENCE)
     assert "context canceled" in failed.failure
-    assert host.ended.wait(WAIT_SECONDS), "the command goes on on the host"
-    assert host.disconnected.wait(WAIT_SECONDS)
+    assert host.ended.wait(PATIENCE), "the command goes on on the host"
+    assert host.disconnected.wait(PATIENCE)
 
 
 def test_an_engine_that_is_gone_ends_a_running_command(
@@ -301,8 +314,8 @@ def test_an_engine_that_is_gone_ends_a_running_command(
     created = threads.submit(plugin.create, REMOTE, {"connection": host.connection(), "create": sleeps})
     plugin.log.wait_for("running")
     plugin.disconnect()
-    assert created.result(WAIT_SECONDS).error
-    assert host.ended.wait(WAIT_SECONDS), "the command goes on on the host"
+    assert created.result(PATIENCE).error
+    assert host.ended.wait(PATIENCE), "the command goes on on the host"
 
 
 def test_cancel_ends_the_waiting_for_a_host(plugin: Plugin, host: SshHost, threads: ThreadPoolExecutor) -> None:
@@ -311,7 +324,7 @@ def test_cancel_ends_the_waiting_for_a_host(plugin: Plugin, host: SshHost, threa
         created = threads.submit(plugin.create, REMOTE, {"connection": connection, "create": "true"})
         plugin.log.wait_for("Dial 1/inf failed: retrying")
         plugin.call("Cancel", {})
-        failed = created.result(WAIT_SECONDS)
+        failed = created.result(PATIENCE)
     assert "context canceled" in failed.failure
 
 
@@ -325,7 +338,7 @@ def test_a_resources_time_limit_ends_its_command(plugin: Plugin, host: SshHost) 
         },
     )
     assert "context deadline exceeded" in failed.failure
-    assert host.disconnected.wait(WAIT_SECONDS)
+    assert host.disconnected.wait(PATIENCE)
 
 
 # --- copying ---
@@ -436,10 +449,10 @@ def test_cancel_ends_a_local_command_and_what_it_started(
     with (program / "held").open() as held:
         assert held.readline() == "started\n"
         plugin.call("Cancel", {})
-        readable, _, _ = select.select([held], [], [], WAIT_SECONDS)
+        readable, _, _ = select.select([held], [], [], PATIENCE)
         assert readable, "what the command had started goes on"
         assert held.read() == ""
-    failed = created.result(WAIT_SECONDS)
+    failed = created.result(PATIENCE)
     assert "context canceled" in failed.failure
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
+from tests.waiting import PATIENCE
+
 # Answers whose values depend on the moment, the machine or chance: their types are compared.
 VOLATILE = frozenset(
     (
@@ -94,7 +96,9 @@ class Client:
             body = encoded.encode()
             headers["Content-Type"] = "application/x-www-form-urlencoded"
         if self._connection is None:
-            self._connection = http.client.HTTPSConnection(self._host, self._port, context=self._context, timeout=60)
+            self._connection = http.client.HTTPSConnection(
+                self._host, self._port, context=self._context, timeout=PATIENCE
+            )
         self._connection.request(method, target, body, headers)
         answer = self._connection.getresponse()
         content = answer.read().decode()

@@ -10,6 +10,7 @@ from typing import Any
 from homelab import settings
 from lab import Lab
 from lab.machine import BootResult, Machine, Scenario, load_scenario
+from tests.waiting import PATIENCE
 
 GPU_SCRIPT = """\
 #!/bin/sh
@@ -45,7 +46,7 @@ def run_script(machine: Machine, verb: str, script: str, **environment: str) -> 
         env=machine.environment() | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
 

@@ -128,9 +128,13 @@ class Node(Client):
             status = self.data("root", "GET", f"/nodes/pve1/tasks/{answer}/status")["exitstatus"]
             assert status == "OK", f"{method} {path} {params}: {status}"
 
-    def write(self, path: str, text: str) -> None:
+    def write(self, path: str, text: str, mode: int = 0o644) -> None:
         """A file of the node."""
-        self.state.write(path, text)
+        self.state.write(path, text, mode)
+
+    def remove(self, path: str) -> None:
+        """A file of the node goes."""
+        self.state.rooted(path).unlink()
 
     # -- the shell ---------------------------------------------------------------------------------------
     def shell(self, command: str) -> tuple[str, int]:

@@ -43,8 +43,9 @@ def a_node(folder: Path, **changes: Any) -> Node:
     data.pop("name")
     made = Node(Host(folder / "lab", scenario_from({**data, **changes}, "recorded-node", "recorded-node")).booted())
     made.done("PUT", "/storage/local", content="images,rootdir,vztmpl,iso,backup,snippets,import")
-    for path in ("snippets/h.sh", "snippets/ok.sh", "snippets/no.sh", "import/noble.qcow2"):
-        made.write(f"/var/lib/vz/{path}", "")
+    made.write("/var/lib/vz/import/noble.qcow2", "")
+    for name, script in (("h", "true"), ("ok", 'echo "GUEST HOOK: $*"'), ("no", "echo says no; exit 3")):
+        made.write(f"/var/lib/vz/snippets/{name}.sh", f"#!/bin/sh\n{script}\n", 0o755)
     made.write(TEMPLATE, "a container's root file system\n")
     return made
 
@@ -106,15 +107,15 @@ def before_qemu_states(node: Node) -> dict[int, Callable[[], object]]:
         393: change(103, lock="suspended"),
         410: then(change(103, delete="lock"), fault("guest-ignores-shutdown", None)),
         433: off(103),
-        437: off(103),
-        442: off(103),
-        446: then(off(103), change(103, delete="hookscript", **gpu0)),
+        437: then(off(103), lambda: node.remove("/var/lib/vz/snippets/no.sh")),
+        442: change(103, delete="hookscript"),
+        446: then(off(103), change(103, **gpu0)),
         467: then(fault("guest-ignores-shutdown", True), on(103)),
         474: lambda: node.done("DELETE", "/nodes/pve1/qemu/103/snapshot/sn3"),
         475: then(fault("guest-ignores-shutdown", None), off(103)),
         486: then(off(101), made(104, running=True, hostpci0="mapping=gpu1,pcie=1")),
         498: then(made(105), made(106, scsi0="local:1")),
-        504: on(105),
+        500: on(105),
     }
 
 

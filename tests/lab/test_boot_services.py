@@ -69,6 +69,15 @@ def test_a_unit_before_the_guests_makes_the_nodes_in_time(host: Host) -> None:
     assert host.output("pct status 201") == "status: stopped\n"
 
 
+def test_a_unit_that_nothing_orders_before_the_guests_makes_the_nodes_too_late(host: Host) -> None:
+    host.booted()
+    unit(host, "nodes.service", NODES.replace("Before=pve-guests.service\n", ""))
+    host.output("systemctl enable nodes.service")
+    host.reboot()
+    assert host.output("systemctl is-active nodes.service") == "active\n"
+    assert host.output("ls $ROOT/dev/nvidia-uvm") and host.output("pct status 201") == "status: stopped\n"
+
+
 def test_units_run_in_their_order_around_the_guests(tmp_path: Path) -> None:
     host = Host(tmp_path, "phoenix")
     noting(host, "a-late")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab import Lab
+from tests.waiting import PATIENCE
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -31,7 +32,7 @@ def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
 
@@ -103,7 +104,7 @@ def run(state: Path, text: str, *before: str) -> subprocess.CompletedProcess[str
     """What a person's command does; ``before``: what runs the command line."""
     return subprocess.run(
         [*before, sys.executable, "-m", "lab", "run", "--state", str(state), "--", text],
-        cwd=REPOSITORY, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
 
@@ -260,7 +261,7 @@ def test_the_daemon_holds_nothing_of_its_starter(state: Path) -> None:
         close_fds=False,
         stdout=writer,
         check=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     os.close(writer)
     with os.fdopen(reader) as output:

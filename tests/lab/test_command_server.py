@@ -14,7 +14,7 @@ from lab.commands import CommandServer
 from lab.host.state import COMMANDS
 from lab.state import process_start_time
 from tests.lab.host_kit import Host
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 HOOK = "/etc/initramfs-tools/hooks/aaa-test"
 RUN = "update-initramfs -u -k all"
@@ -94,19 +94,19 @@ def test_its_streams_are_the_callers_own(host: Host) -> None:
 def test_a_command_that_is_killed_ends_with_what_it_has_started(host: Host, number: signal.Signals) -> None:
     process = begun(host, f"exec {RUN}")
     process.send_signal(number)
-    assert process.wait(20) == -number
+    assert process.wait(PATIENCE) == -number
     wait_until(lambda: gone(host))
 
 
 def test_timeout_ends_a_command_that_hangs(host: Host) -> None:
     process = begun(host, f"timeout -s KILL 1 {RUN}")
-    assert process.wait(20) == -signal.SIGKILL
+    assert process.wait(PATIENCE) == -signal.SIGKILL
     wait_until(lambda: gone(host))
 
 
 def test_a_killed_process_group_takes_its_commands_along(host: Host) -> None:
     process = begun(host, f"set -m; {RUN} & until [[ -e $ROOT/said ]]; do sleep 0.02; done; kill -KILL -$!; wait")
-    process.wait(20)
+    process.wait(PATIENCE)
     wait_until(lambda: gone(host))
 
 
@@ -118,7 +118,7 @@ def test_a_command_ends_with_the_server_and_the_server_with_its_owner(tmp_path: 
             process = begun(own, f"exec {RUN}")
             assert server.pid is not None
             os.kill(server.pid, signal.SIGTERM)
-            assert process.wait(20) == 137
+            assert process.wait(PATIENCE) == 137
             wait_until(lambda: gone(own))
     finally:
         os.environ[COMMANDS] = before

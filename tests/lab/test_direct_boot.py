@@ -13,6 +13,7 @@ from lab.host import archive
 from lab.host.archive import Member
 from lab.state import process_start_time
 from tests.lab.host_kit import Host
+from tests.waiting import PATIENCE
 
 KERNEL = "/boot/vmlinuz-6.17.2-1-pve"
 SAYS = "#!/bin/sh\nroot=$HOMELAB_SYSROOT\n"
@@ -201,7 +202,7 @@ def test_a_vm_that_the_api_starts_boots_as_well_and_a_reboot_of_the_host_ends_it
             user=lab.api["user"],
             password=lab.api["password"],
             verify_ssl=lab.api["caFile"],
-            timeout=60,
+            timeout=PATIENCE,
         )
         api.nodes("pve").qemu(500).status.start.post()
         until_says(host, "hello")

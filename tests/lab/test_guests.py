@@ -26,6 +26,7 @@ from lab.ports import guest_address
 from lab.scenario import SCENARIO_FOLDER, ScenarioError, scenario_from
 from lab.state import process_start_time, read_lab_file
 from tests import waiting
+from tests.waiting import PATIENCE
 
 # A guest takes its time to boot.
 wait_until = functools.partial(waiting.wait_until, seconds=30.0)
@@ -85,7 +86,7 @@ def execute(lab: Lab, command: str, stdin: str = "", vmid: int = VM, **changes: 
         async with connected(lab, vmid, **changes) as connection:
             return await connection.run(command, input=stdin)
 
-    return asyncio.run(asyncio.wait_for(main(), 60))
+    return asyncio.run(asyncio.wait_for(main(), PATIENCE))
 
 
 def output(lab: Lab, command: str, stdin: str = "", vmid: int = VM, **changes: Any) -> str:
@@ -151,7 +152,7 @@ def test_openssh_logs_in_by_what_the_lab_says_of_the_guest(lab: Lab, tmp_path: P
         input=script,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert (done.stdout, done.returncode) == ("ubuntu\nroot\napply\n", 7)
 
@@ -212,7 +213,7 @@ def test_what_happens_in_a_guest_is_logged_as_its_own(lab: Lab) -> None:
         [sys.executable, "-m", "lab", "log", "--state", str(lab.state)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=True,
     ).stdout
     assert any(f"in VM {VM}:" in line and "true # in the guest" in line for line in shown.splitlines())
@@ -382,7 +383,7 @@ def test_a_reboot_by_the_api_is_a_boot_too(lab: Lab) -> None:
     before, mark = output(lab, BOOT_ID), lab.mark()
     with session(lab, "echo ready; exec sleep 300") as client:
         lab.run(f"qm reboot {VM}")
-        assert client.wait(30) == 255
+        assert client.wait(PATIENCE) == 255
     lab.wait_guest(VM)
     assert output(lab, BOOT_ID) != before
     assert len(lab.guest_boots(VM, since=mark)) == 1
@@ -394,7 +395,7 @@ def test_a_reboot_of_the_host_is_one_of_its_guests(lab: Lab) -> None:
     with session(lab, "echo ready; exec sleep 300") as client:
         lab.run("reboot")
         lab.wait_settled(boots=boots + 1)
-        assert client.wait(30) == 255
+        assert client.wait(PATIENCE) == 255
     lab.wait_guest(VM)
     assert lab.guest(VM) == to
     assert output(lab, BOOT_ID) != before
@@ -441,7 +442,7 @@ def test_a_stopped_vm_refuses_connections_drops_those_it_had_and_ends_what_ran(l
         assert all(process_start_time(pid) for pid in found)
         lab.run(f"qm stop {VM}")
         assert not connects(lab)
-        assert client.wait(30) == 255
+        assert client.wait(PATIENCE) == 255
     wait_until(lambda: not any(process_start_time(pid) for pid in found))
     with socket.socket() as taken, pytest.raises(OSError, match="in use"):
         taken.bind((lab.guest(VM)["host"], lab.guest(VM)["port"]))
@@ -471,7 +472,7 @@ def test_a_vm_that_boots_answers_nobody_until_it_has(lab: Lab) -> None:
 def test_a_guest_can_be_out_of_reach_though_it_runs(lab: Lab, value: object) -> None:
     with session(lab, "echo ready; exec sleep 300") as client:
         lab.fault("guest-unreachable", value)
-        assert client.wait(30) == 255
+        assert client.wait(PATIENCE) == 255
     assert not connects(lab)
     assert agent_output(lab, ["echo", "alive"]) == "alive\n"
     lab.fault("guest-unreachable", None)
@@ -740,7 +741,7 @@ def test_a_lab_that_is_stopped_or_killed_has_its_guests_again_as_they_were(tmp_p
         found = read_lab_file(lab.state)
         assert found is not None and found.pid is not None
         os.kill(found.pid, signal.SIGKILL)
-        assert client.wait(30) == 255
+        assert client.wait(PATIENCE) == 255
     assert process_start_time(orphan) is not None
     with Lab.start("rtx5090", state=lab.state) as third:
         assert process_start_time(orphan) is None

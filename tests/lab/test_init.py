@@ -10,12 +10,14 @@ import json
 import os
 import re
 import stat
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import asyncssh
 import pytest
 import yaml
 
@@ -26,6 +28,7 @@ from homelab.cli.questions import Lines
 from homelab.remote import first_contact
 from homelab.settings.secrets import is_encrypted
 from lab import Lab
+from tests import agent_kit
 from tests.conftest import PROJECT
 from tests.unit import hosts
 
@@ -294,6 +297,34 @@ def test_a_key_of_ones_own_needs_no_password(
     assert "an answer to: Password of root" in desk.err
 
 
+def test_the_agent_logs_in_and_the_settings_say_so(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOMELAB_PASSWORD")
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(desk.folder / "agent"))
+    key = asyncssh.read_private_key(desk.lab.connection["privateKeyFile"])
+    with agent_kit.agent(desk.folder / "agent", key):
+        assert run(desk, capsys, *desk.where, *desk.key, *CARD, "--no-preview") == 0, desk.err
+        assert "Logged in as root with the SSH agent." in desk.out
+        assert desk.config["homelab:hosts"]["pve"]["ssh"]["agent"] is True
+        assert run(desk, capsys, "--undo", "--yes") == 0, desk.err
+    assert desk.users.count("homelab") == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [("none", "no agent that answers"), ("empty", "an agent without a key"), ("refuses", "signs with none"), ("gone", "signs with none")],
+)  # fmt: skip
+def test_an_agent_that_is_asked_for_and_does_not_help_is_named(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, fault: str, found: str
+) -> None:
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(desk.folder / ("agent" if fault != "none" else "nothing")))
+    key = asyncssh.read_private_key(desk.lab.connection["privateKeyFile"])
+    with agent_kit.agent(desk.folder / "agent", None if fault == "empty" else key, fault):
+        assert run(desk, capsys, *desk.where, *desk.key, *CARD, "--agent") == 2
+    assert found in desk.err and "ssh-add" in desk.err and not desk.file.exists()
+
+
 def test_a_wrong_password_is_refused(
     desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -386,7 +417,7 @@ def test_when_the_answers_end_the_question_is_named(
 ) -> None:
     answering(monkeypatch, "y")
     assert run(desk, capsys, *desk.where) == 2
-    assert "homelab init --help" in desk.err and not desk.file.exists()
+    assert "--help lists both" in desk.err and not desk.file.exists()
 
 
 def test_ctrl_c_after_any_step_says_what_is_there_and_the_next_run_completes_it(
@@ -417,3 +448,138 @@ def test_ctrl_c_after_any_step_says_what_is_there_and_the_next_run_completes_it(
         assert is_encrypted(desk.api["tokenSecret"])
         [setting] = [call for call in desk.pulumi if call["arguments"][:2] == ["config", "set"]][-1:]
         assert f"homelab@pve!pulumi {setting['stdin']}" in desk.secrets
+
+
+# -- killed amid a step -----------------------------------------------------------------------------------------------------
+def test_killed_after_a_command_that_nobody_knows_of_the_next_run_completes_it_or_undoes_it(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carry_out = first_contact.carry_out
+    asked = [*desk.where, *desk.key, *CARD, "--no-preview"]
+    stock = desk.users
+    assert run(desk, capsys, *asked) == 0, desk.err
+    whole = desk.users
+    commands = [line.strip() for line in desk.out.splitlines() if line.startswith("  pveum")]
+    for number in range(1, len(commands) + 1):
+        for then in ("again", "undone"):
+            (desk.lab.root / USERS).write_text(stock)
+            desk.file.unlink()
+
+            def killed(host: Any, wanted: list[str], done: Callable[[str, str], None], number: int = number) -> None:
+                if wanted != commands:
+                    return carry_out(host, wanted, done)
+                # The last of these has done its work on the host; nobody here has heard of it.
+                carry_out(host, wanted[: number - 1], done)
+                carry_out(host, wanted[number - 1 : number], lambda *_: None)
+                raise KeyboardInterrupt
+
+            monkeypatch.setattr(first_contact, "carry_out", killed)
+            assert run(desk, capsys, *asked) == 130
+            monkeypatch.setattr(first_contact, "carry_out", carry_out)
+            if then == "undone":
+                assert run(desk, capsys, "--undo", "--yes") == 0, desk.err
+                assert "homelab" not in desk.users.lower(), number
+            else:
+                assert run(desk, capsys, *asked) == 0, desk.err
+                assert desk.users == whole and is_encrypted(desk.api["tokenSecret"]), number
+
+
+@pytest.mark.parametrize("step", ["stack init", "config set"])
+def test_a_run_that_is_killed_while_pulumi_works_is_completed_by_the_next(
+    step: str, desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = desk.folder / "bin" / "pulumi"
+    text = program.read_text()
+    word, more = step.split()
+    program.write_text(
+        text.replace(
+            "arguments, given = sys.argv[1:], sys.stdin.read()\n",
+            "arguments, given = sys.argv[1:], sys.stdin.read()\n"
+            f"if arguments[:2] == [{word!r}, {more!r}]: os.kill(os.getppid(), 9); sys.exit(1)\n",
+        )
+    )
+    asked = [*desk.where, *desk.key, *CARD, "--no-preview"]
+    command = [sys.executable, "-m", "homelab", "init", *asked]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert killed.returncode == -9, killed
+    program.write_text(text)
+    assert run(desk, capsys, *asked) == 0, desk.err
+    assert is_encrypted(desk.api["tokenSecret"]) and desk.users.count("user:homelab") == 1
+    [setting] = [call for call in desk.pulumi if call["arguments"][:2] == ["config", "set"]]
+    assert f"homelab@pve!pulumi {setting['stdin']}" in desk.secrets
+
+
+# -- what a new VM is made of ------------------------------------------------------------------------------------------------
+@pytest.fixture
+def images(desk: Desk) -> Iterator[None]:
+    """The host's storage has a cloud image and a CD."""
+    storages, before = desk.lab.root / "etc/pve/storage.cfg", (desk.lab.root / "etc/pve/storage.cfg").read_text()
+    storages.write_text(before.replace("content iso,vztmpl,backup", "content iso,vztmpl,backup,import"))
+    files = [
+        desk.lab.root / "var/lib/vz" / name
+        for name in ("import/noble-server-cloudimg-amd64.qcow2", "template/iso/debian-13.iso")
+    ]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    yield
+    storages.write_text(before)
+    for file in files:
+        file.unlink()
+
+
+NEW = ("--card", "rtx5090=new-vm:110", "--yes", "--no-preview")
+
+
+@pytest.mark.usefixtures("images")
+def test_a_new_vm_starts_from_the_hosts_cloud_image_and_lets_ones_own_key_in(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (desk.folder / "home/.ssh").mkdir()
+    first_contact.make_key(desk.folder / "home/.ssh/id_ed25519")
+    assert run(desk, capsys, *desk.where, *desk.key, *NEW) == 0, desk.err
+    created = desk.config["homelab:vms"]["gpu"]["create"]
+    assert created["image"] == "local:import/noble-server-cloudimg-amd64.qcow2"
+    key = first_contact.public_half(desk.folder / "home/.ssh/id_ed25519")
+    assert created["cloudInit"] == {"user": "ubuntu", "sshKeys": [key], "ip": "dhcp"}
+
+
+@pytest.mark.usefixtures("images")
+def test_a_new_vms_options_count_and_none_is_an_empty_disk(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    image = ["--image", "local:import/noble-server-cloudimg-amd64.qcow2"]
+    cloud = ["--cloud-user", "me", "--cloud-ip", "192.0.2.7/24", "--cloud-gateway", "192.0.2.1", "--dry-run", "--json"]
+    assert run(desk, capsys, *desk.where, *desk.key, *NEW, *image, *cloud) == 0, desk.err
+    vm = yaml.safe_load(json.loads(desk.out)["settings"])["config"]["homelab:vms"]["gpu"]
+    assert vm["create"]["cloudInit"] == {"user": "me", "ip": "192.0.2.7/24", "gateway": "192.0.2.1"}
+    assert "create.cloudInit.sshKeys" in desk.err  # nobody's key is here yet
+    for source, made in (("--image=none", None), ("--iso=local:iso/debian-13.iso", ["local:iso/debian-13.iso"])):
+        assert run(desk, capsys, *desk.where, *desk.key, *NEW, source, "--dry-run", "--json") == 0, desk.err
+        created = yaml.safe_load(json.loads(desk.out)["settings"])["config"]["homelab:vms"]["gpu"]["create"]
+        assert "image" not in created and "cloudInit" not in created and created.get("isos") == made
+
+
+@pytest.mark.usefixtures("images")
+def test_a_new_vm_starts_from_a_known_image_that_the_host_downloads(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--image", "debian-13", "--cloud-ip", "dhcp"]
+    assert run(desk, capsys, *desk.where, *desk.key, *NEW, *asked) == 0, desk.err
+    create = desk.config["homelab:vms"]["gpu"]["create"]
+    assert create["image"] == "debian-13" and create["cloudInit"]["user"] == "debian"
+    assert desk.config["homelab:hosts"]["pve"]["downloads"] == {"debian-13": {"image": "debian-13"}}
+    assert "Datastore.AllocateTemplate" in desk.users and "Sys.AccessNetwork" in desk.users
+
+
+@pytest.mark.usefixtures("images")
+def test_what_a_new_vm_is_made_of_is_asked_for(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The key, install mine, name, storage, source, disk, user, address, gateway, do it.
+    person = answering(monkeypatch, "", "box", "", "1", "32", "", "192.0.2.7/24", "192.0.2.1", "y")
+    asked = ["--card", "rtx5090=new-vm:110", "--no-preview"]
+    assert run(desk, capsys, *desk.where, *desk.key, *asked) == 0, desk.err
+    created = desk.config["homelab:vms"]["box"]["create"]
+    assert created["disk"] == {"storage": "local-lvm", "size": 32}
+    assert created["cloudInit"] == {"user": "ubuntu", "ip": "192.0.2.7/24", "gateway": "192.0.2.1"}
+    assert "What does it start from?" in person.asked

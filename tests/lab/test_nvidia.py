@@ -80,7 +80,7 @@ def test_majors_stay_over_a_reboot_and_change_with_the_kernel(phoenix: Host) -> 
     phoenix.reboot()
     after = majors(phoenix)
     assert {name for name in after if after[name] != before[name]} == {
-        "nvidia-uvm", "nvidia-caps", "nvidia-caps-imex-channels", "nvidia-nvlink", "nvidia-nvswitch",
+        "kfd", "nvidia-uvm", "nvidia-caps", "nvidia-caps-imex-channels", "nvidia-nvlink", "nvidia-nvswitch",
     }  # fmt: skip
 
 

@@ -151,7 +151,11 @@ def test_what_is_removed_leaves_and_what_nobody_needs_goes_with_it(vm: Vm) -> No
     vm.output("apt-get -qq purge -y nvidia-headless-580-open && apt-get -qq autoremove --purge -y")
     assert vm.output("dpkg-query -W") == before
     left = [
-        path for path in vm.root.rglob("*nvidia*") if "Packages" not in path.name and "kernel/drivers" not in str(path)
+        path
+        for path in vm.root.rglob("*nvidia*")
+        if "Packages" not in path.name
+        and "kernel/drivers" not in str(path)
+        and path.suffix != ".deb"  # apt-get's cache
     ]
     assert [path for path in left if path.parts[-2] != "apt"] == []
 
@@ -193,6 +197,20 @@ def test_a_lock_is_waited_for_if_somebody_says_so(vm: Vm) -> None:
     began = time.monotonic()
     assert "Waiting for cache lock" in vm.output("apt-get -o DPkg::Lock::Timeout=60 install -y podman")
     assert time.monotonic() - began < 30
+
+
+def test_apt_writes_its_state_to_the_descriptor_that_it_is_given(vm: Vm) -> None:
+    said = vm.output("apt-get install -y -o APT::Status-Fd=9 jq podman 9>>$ROOT/root/state")
+    lines = (vm.root / "root/state").read_text().splitlines()
+    count = int(re.search(r"(\d+) newly installed", said)[1])  # type: ignore[index]
+    assert f"Need to get {count}" in said  # megabytes
+    assert lines[count - 1] == f"dlstatus:{count}:100.0000:Retrieving file {count} of {count}"
+    assert lines[count] == "pmstatus:dpkg-exec:0:Running dpkg"
+    done = [float(line.split(":")[2]) for line in lines[count:]]
+    assert (
+        done == sorted(done) and done[-1] < 100 and any(re.match("pmstatus:jq:.*:Configuring jq", one) for one in lines)
+    )
+    vm.output("apt-get purge -y jq podman")
 
 
 def test_two_at_once_exclude_each_other(vm: Vm) -> None:

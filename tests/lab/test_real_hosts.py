@@ -56,7 +56,9 @@ def machine(tmp_path: Path, request: pytest.FixtureRequest) -> Machine:
 def test_each_card_of_a_real_machine_gets_its_verdict(machine: Machine, request: pytest.FixtureRequest) -> None:
     found = read(machine)
     for slot, refused in VERDICTS[request.node.callspec.params["machine"]].items():
-        others = {device.address for device in found.group_of(slot) if device.slot != slot and not device.is_bridge}
+        # What is the card's own may be elsewhere: an Arc's sound is behind a port of its own.
+        mine = {device.address for device in found.functions(slot)}
+        others = {one.address for one in found.group_of(slot) if one.slot != slot and not one.is_bridge} - mine
         assert others == (refused or set()), slot
         errors = gates.isolation(found, "gpu", settings().gpus["rtx5090"], slot)
         assert bool(errors) is bool(refused)

@@ -16,7 +16,7 @@ import pytest
 from lab import Lab, LabError
 from lab.control import request
 from lab.state import process_start_time, read_lab_file
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def ssh(lab: Lab, command: str) -> subprocess.Popen[str]:
 def ssh_status(lab: Lab, command: str) -> int:
     """Run a command to its end; its exit status."""
     with ssh(lab, command) as client:
-        return client.wait(30)
+        return client.wait(PATIENCE)
 
 
 def connects(lab: Lab) -> bool:
@@ -92,7 +92,7 @@ def test_the_reboot_command_answers_at_once_and_ends_what_runs(lab: Lab) -> None
         assert stubborn.stdout.readline() == "started\n"
         assert lab.run("reboot").returncode == 0
         assert lab.wait_settled(boots=boots + 1) == "up"
-        assert stubborn.wait(30) == 255
+        assert stubborn.wait(PATIENCE) == 255
     [killed] = [entry for entry in lab.commands(since=mark) if "started" in entry["command"]]
     assert killed["exit"] == 128 + signal.SIGKILL
 
@@ -339,7 +339,7 @@ def test_a_lab_whose_daemon_was_killed_starts_again_as_it_was(tmp_path: Path) ->
         assert client.stdout is not None
         orphan = int(client.stdout.readline())
         os.kill(daemon_pid(lab), signal.SIGKILL)
-        client.wait(30)
+        client.wait(PATIENCE)
     # The kernel closes its sockets a moment after it.
     wait_until(lambda: not lab.running and not connects(lab))
     with Lab.start("rtx5090", state=lab.state) as again:
@@ -377,7 +377,7 @@ def test_a_stopped_lab_leaves_no_process_and_no_socket(tmp_path: Path) -> None:
         command = int(client.stdout.readline())
         lab.stop()
         assert process_start_time(command) is None
-        client.wait(30)
+        client.wait(PATIENCE)
     wait_until(lambda: process_start_time(daemon) is None)
     assert not (lab.state / "control.sock").exists()
     assert not connects(lab)
@@ -393,7 +393,7 @@ def test_a_daemon_that_hangs_is_stopped_all_the_same(tmp_path: Path, monkeypatch
         command = int(client.stdout.readline())
         os.kill(daemon, signal.SIGSTOP)
         lab.stop()
-        client.wait(30)
+        client.wait(PATIENCE)
     wait_until(lambda: process_start_time(daemon) is None and process_start_time(command) is None)
     assert lab.status()["phase"] == "stopped"
 
@@ -418,7 +418,7 @@ def test_a_lab_ends_when_its_folder_is_removed(tmp_path: Path) -> None:
     lab = Lab.start("rtx5090", state=tmp_path / "lab", outlives_caller=True)
     daemon = daemon_pid(lab)
     lab.state.rename(tmp_path / "gone")
-    wait_until(lambda: process_start_time(daemon) is None, 40)
+    wait_until(lambda: process_start_time(daemon) is None)
 
 
 def test_a_lab_in_a_folder_with_a_long_name_has_its_socket_elsewhere(tmp_path: Path) -> None:

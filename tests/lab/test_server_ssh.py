@@ -19,7 +19,7 @@ from asyncssh.packet import String
 
 from lab import Lab
 from lab.host.state import COMMANDS
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 CLIENT = """
 import asyncio, sys, asyncssh
@@ -121,7 +121,7 @@ def test_output_is_not_read_faster_than_the_client_takes_it(lab: Lab) -> None:
                 assert seen < 100
                 assert len(await process.stdout.read()) == 400 * 65536 - 1
 
-    asyncio.run(asyncio.wait_for(main(), 60))
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
 
 
 def test_a_command_that_reads_no_stdin_ends_though_much_was_sent(lab: Lab) -> None:
@@ -145,7 +145,7 @@ def test_the_clients_signal_reaches_the_commands_process_group(lab: Lab) -> None
             process.send_signal("INT")
             return await process.wait()
 
-    done = asyncio.run(asyncio.wait_for(main(), 30))
+    done = asyncio.run(asyncio.wait_for(main(), PATIENCE))
     assert (done.stdout, done.exit_status) == ("caught\n", 5)
 
 
@@ -254,7 +254,7 @@ def test_several_commands_run_at_once_over_one_connection(lab: Lab) -> None:
             return [done.stdout for done in await asyncio.gather(there, back)]
 
     mark = lab.mark()
-    assert asyncio.run(asyncio.wait_for(main(), 30)) == ["b\n", "a\n"]
+    assert asyncio.run(asyncio.wait_for(main(), PATIENCE)) == ["b\n", "a\n"]
     assert len(lab.connections(since=mark)) == 1
     assert len({entry["n"] for entry in lab.commands(since=mark)}) == 2
 

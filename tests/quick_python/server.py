@@ -65,5 +65,4 @@ if __name__ == "__main__":
 
     for name in IMPORTED:
         importlib.import_module(name)
-    # A client is `python WORDS...`.
-    Server(socket.socket(fileno=int(sys.argv[1])), lambda _: None, run, first=1).serve()
+    Server(socket.socket(fileno=int(sys.argv[1])), lambda _: None, run).serve()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from homelab.remote import scripts
+from tests.waiting import PATIENCE
 
 # What a test of a part's functions mostly needs.
 COMMON = ("files", "boot", "words")
@@ -56,7 +57,7 @@ class Folder:
             capture_output=True,
             text=True,
             env=self.environment,
-            timeout=60,
+            timeout=PATIENCE,
             preexec_fn=_as_sshd_starts_it,
         )
 

@@ -1,6 +1,7 @@
 """A host that is nothing but a folder, and what is on its disk when a script is cut short at any of its commands.
 
-A script runs with a DEBUG trap that stops it before each of its commands, in functions and subshells too. At each stop there are
+A script runs with a DEBUG trap that stops it before each of its commands, in functions and subshells too; but not where it only looks on
+while a command is at work (lib/progress.sh). At each stop there are
 
 - the files as they are: what a kill (SIGKILL) of bash leaves;
 - two disks of a power cut: on one nothing is but what was flushed (`sync`), by the strictest reading of POSIX: a file's bytes by
@@ -32,7 +33,7 @@ LASTING = ("etc", "boot", "usr", "var", "esp")
 
 _TRAP = """\
 set -T
-trap 'printf "point %s\\n" "$BASHPID" >&{out}; read -rn1 -u{go} _' DEBUG
+trap '[[ $BASHPID == $$ && " ${{FUNCNAME[*]}} " == *" follow "* ]] || {{ printf "point %s\\n" "$BASHPID" >&{out}; read -rn1 -u{go} _; }}' DEBUG
 """
 # Answers at once where nobody counts.
 _STOP = 'if [[ -n ${POINT_OUT:-} ]]; then printf "%s\\n" "$*" >&"$POINT_OUT"; read -rn1 -u"$POINT_GO" _; fi\n'
@@ -349,12 +350,17 @@ def cuts(folder: Folder, verb: str, script: str, output: Path, *, status: int = 
 
 
 def _fingerprint(root: Path) -> int:
+    """Changes with what lasts; asked at every stop."""
     found: list[tuple[int, ...]] = []
-    for name in LASTING:
-        for folder, _, names in os.walk(root / name):
-            about = Path(folder).stat()
-            found.append((about.st_ino, about.st_mtime_ns, about.st_mode))
-            for each in names:
-                about = os.lstat(f"{folder}/{each}")
-                found.append((about.st_ino, about.st_mtime_ns, about.st_size, about.st_mode))
+    folders = [str(root / name) for name in LASTING]
+    for folder in folders:
+        about = os.lstat(folder)
+        found.append((about.st_ino, about.st_mtime_ns, about.st_mode))
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                else:
+                    about = entry.stat(follow_symlinks=False)
+                    found.append((about.st_ino, about.st_mtime_ns, about.st_size, about.st_mode))
     return hash(tuple(found))

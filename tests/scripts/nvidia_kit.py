@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import signal
@@ -20,13 +19,22 @@ from homelab.nvidia.symptoms import Context
 from homelab.remote import nvidia_steps as steps
 from homelab.remote.scripts import answer
 from homelab.settings.nvidia import Nvidia
+from lab import processes
 from lab.api.guest_system import environment_of
 from lab.machine import Scenario
+from lab.state import process_start_time
 from tests.lab.guest_kit import Vm, scenario
 from tests.lab.host_kit import Host
+from tests.waiting import PATIENCE, wait_until
 
 # What a VM can have installed.
 GUESTS = ("ubuntu-24.04", "ubuntu-22.04", "debian-12", "debian-13")
+
+
+def _signal(name: str, session: str) -> None:
+    """To every process of a session; there may be none any more."""
+    done = subprocess.run(["pkill", f"-{name}", "-s", session], check=False)
+    assert done.returncode in (0, 1)
 
 
 class Machine:
@@ -71,17 +79,30 @@ class Machine:
         return process
 
     def kill(self, process: subprocess.Popen[str]) -> None:
-        """A script with all that it has started, as when the machine loses its power."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        """A script with all that it has started, as when the machine loses its power: afterwards nothing of it runs.
+
+        A simulated command is a child of the command server, which ends it once it has seen that who asked is gone: on a busy machine
+        that is later than here, and the next run would find the command at work.
+        """
+        session = str(process.pid)
+        _signal("STOP", session)  # so that none starts another meanwhile
+        doomed = {*processes.descendants(process.pid)}
+        _signal("KILL", session)
         process.wait()
-        session = subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
-        assert session.returncode in (0, 1)
+        asked = {pid for pid, _ in doomed}
+
+        def gone() -> bool:
+            left = {one for one in doomed if process_start_time(one[0]) == one[1]}
+            left |= {one for pid in asked for one in processes.descendants(pid)}
+            processes.send_signal(left, signal.SIGKILL)
+            return not left
+
+        wait_until(gone)
 
     def run(self, verb: str, script: str) -> subprocess.CompletedProcess[str]:
         """A script, run to its end."""
         process = self.start(verb, script)
-        out, log = process.communicate(timeout=240)
+        out, log = process.communicate(timeout=PATIENCE)
         return subprocess.CompletedProcess(process.args, process.returncode, out, log)
 
     def has_said(self, text: str) -> bool:
@@ -143,8 +164,9 @@ class Machine:
 
     def repository(self) -> str:
         """The first step's script."""
-        plan = self.plan()
-        return steps.repository(plan, self.settings, self.asked(), context=self.context(plan))
+        request = Request(self.target, self.settings, self.read().system, "it")
+        plan, asked = planning.plan_stack(request), planning.packages_to_ask_for(request)
+        return steps.repository(plan, self.settings, asked, context=self.context(plan))
 
     def driver(self, offered: dict[str, list[str]]) -> str:
         """The second step's script."""

@@ -14,7 +14,7 @@ from tests.scripts.test_on_a_host import Host
 SHUTDOWN = {"timeout": 5, "otherwise": "fail"}
 BASE = "arch: amd64\nhostname: box\nmemory: 512\nunprivileged: 1\n"
 SNAPSHOT = "\n[clean]\narch: amd64\nhostname: box\nmemory: 256\nsnaptime: 1700000000\nlxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,create=file\n"
-OTHERS = "mp0: /tank,mp=/tank\nlxc.mount.entry: /dev/dri dev/dri none bind,optional,create=dir\nlxc.cgroup2.devices.allow: c 226:* rwm\n"
+OTHERS = "hookscript: local:snippets/somebodys.pl\nmp0: /tank,mp=/tank\nlxc.mount.entry: /dev/dri dev/dri none bind,optional,create=dir\nlxc.cgroup2.devices.allow: c 226:* rwm\n"
 ALLOW = "lxc.cgroup2.devices.allow: c "
 BIND = "lxc.mount.entry: /dev/{0} dev/{0} none bind,optional,create=file\n"
 # What somebody needs for a card, by hand.
@@ -291,3 +291,19 @@ def test_a_container_of_another_node_is_named_with_its_node(containers: Containe
     )
     shutil.rmtree(far.parent.parent)
     assert "it is on the node pve2, not on this one" in done.stdout and "pct migrate 310" in done.stdout
+
+
+def test_a_revert_under_a_former_name_in_the_settings_takes_nothing_out(containers: Containers) -> None:
+    """A container that is renamed there is made anew under its new name first; what had the old one is undone after that."""
+
+    def run(verb: str, guest: str) -> str:
+        devices = {"METHOD": "mount-entry", "MINORS": "0", "FUNCTIONS": ""}
+        done = containers.host.run(verb, scripts.container_gpus(300, devices, SHUTDOWN, "0", guest=guest))
+        assert done.returncode == 0, done.stderr
+        return containers.path.read_text()
+
+    containers.path.write_text("hostname: ai\nunprivileged: 1\n")
+    stock, had = containers.path.read_text(), run("apply", "ai")
+    assert run("apply", "media") == had != stock
+    assert run("revert", "ai") == had
+    assert run("revert", "media") == stock

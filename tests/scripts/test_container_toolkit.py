@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from homelab.errors import HomelabError
 from homelab.nvidia.plan import Plan
 from homelab.remote import nvidia_steps as steps
 from homelab.settings.nvidia import Nvidia
@@ -61,6 +62,59 @@ def plan(machine: Machine, runtime: str = "docker", **settings: Any) -> Plan:
 
 def script(machine: Machine, runtime: str = "docker", driver: str = "580.178.04", **settings: Any) -> str:
     return steps.toolkit(plan(machine, runtime, **settings), machine.settings, driver)
+
+
+# k3s as far as the toolkit has to do with it: when it starts it writes down which runtimes it finds; its containerd's client is in its program.
+K3S = """#!/bin/bash
+folder=$ROOT/var/lib/rancher/k3s/agent/etc/containerd
+if [[ $1 == ctr ]]; then shift && exec ctr "$@"; fi
+mkdir -p "$folder"
+printf 'version = 3\\n' >"$folder/config.toml"
+[[ -e $ROOT/root/own-template || ! -e $ROOT/usr/bin/nvidia-container-runtime ]] || printf 'BinaryName = "/usr/bin/nvidia-container-runtime"\\n' >>"$folder/config.toml"
+"""
+K3S_UNIT = (
+    "[Unit]\nDescription=k3s\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/usr/local/bin/k3s server\n"
+)
+
+
+def with_k3s(machine: Machine, unit: str = "k3s") -> None:
+    """A node of a cluster, which somebody has set up; `without_k3s` takes it away."""
+    for path, text in (("usr/local/bin/k3s", K3S), (f"etc/systemd/system/{unit}.service", K3S_UNIT)):
+        (machine.root / path).parent.mkdir(parents=True, exist_ok=True)
+        (machine.root / path).write_text(text)
+    (machine.root / "usr/local/bin/k3s").chmod(0o755)
+    machine.output(f"systemctl daemon-reload; systemctl start {unit}")
+
+
+def without_k3s(machine: Machine) -> None:
+    machine.output(
+        "systemctl stop k3s; systemctl stop k3s-agent; rm -rf $ROOT/usr/local/bin/k3s $ROOT/etc/systemd/system/k3s* $ROOT/var/lib/rancher $ROOT/root/own-template"
+    )
+
+
+@pytest.mark.parametrize("unit", ["k3s", "k3s-agent"])
+def test_k3s_is_restarted_once_to_find_the_runtime(vm: Machine, unit: str) -> None:
+    with_k3s(vm, unit)
+    assert "k3s" in (vm.read().system.runtimes or ())
+    first = vm.answer("apply", script(vm, "k3s"))
+    assert (first["runtime"], first["restarted"]) == ("k3s", "yes") and calls(vm, "systemctl", "restart", unit) == 1
+    again = vm.answer("apply", script(vm, "k3s"))
+    assert (again["changed"], again["restarted"]) == ("no", "no") and calls(vm, "systemctl", "restart", unit) == 1
+    vm.answer("revert", script(vm, "k3s"))
+    without_k3s(vm)
+
+
+def test_a_k3s_that_does_not_find_the_runtime_or_is_not_there_is_named(vm: Machine) -> None:
+    for settings in ({}, {"docker": "install"}):
+        with pytest.raises(HomelabError, match="install k3s by its own installer"):
+            script(vm, "k3s", **settings)
+    with_k3s(vm)
+    (vm.root / "root/own-template").touch()
+    assert "a config.toml.tmpl of your own" in vm.refusal(script(vm, "k3s").replace("K3S_SECONDS=120", "K3S_SECONDS=0"))
+    vm.output("systemctl stop k3s")
+    assert "neither k3s nor k3s-agent is active" in vm.refusal(script(vm, "k3s"))
+    vm.answer("revert", script(vm, "k3s"))
+    without_k3s(vm)
 
 
 def calls(machine: Machine, program: str, *arguments: str) -> int:

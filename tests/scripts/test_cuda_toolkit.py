@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from homelab.nvidia.plan import CudaPlan, Plan
 from homelab.remote import nvidia_steps as steps
 from tests.scripts.nvidia_kit import GUESTS, Container, Machine, VirtualMachine
-from tests.waiting import wait_until
 
 KEYRING = (
     "curl -fsSLo $ROOT/root/k.deb https://developer.download.nvidia.com/compute/cuda/repos/{}/x86_64/cuda-keyring_1.1-1_all.deb"
@@ -60,6 +61,43 @@ def test_a_release_comes_without_a_driver_once_and_goes_without_a_trace(
     assert machine.answer("revert", text) == {"changed": "yes", "kept": []}
     assert machine.answer("revert", text) == {"changed": "no", "kept": []}
     assert (machine.packages(), machine.tree()) == (packages, tree)
+
+
+def beside(machine: Machine, cuda: str, **settings: Any) -> str:
+    """The step's script with libraries, as it is once the repositories were asked."""
+    machine.want(driver="580", cuda=cuda, timeouts={"lock": 1}, **settings)
+    offered = machine.read(machine.asked()).system.offered
+    found = machine.plan({name: list(versions) for name, versions in (offered or {}).items()})
+    return steps.cuda(found, machine.settings)
+
+
+def of_libraries(machine: Machine) -> dict[str, str]:
+    return {name: at for name, at in machine.packages().items() if name.startswith(("libcudnn", "libnccl"))}
+
+
+def test_cudnn_and_nccl_come_and_go_with_the_release_of_cuda(vm: Machine) -> None:
+    packages = vm.packages()
+    text = beside(vm, "12.8", cudnn="9", nccl=True)
+    assert vm.answer("apply", text)["changed"] == "yes"
+    found = of_libraries(vm)
+    assert {"libcudnn9-cuda-12", "libcudnn9-dev-cuda-12", "libcudnn9-headers-cuda-12"} <= set(found)
+    assert found["libnccl2"] == found["libnccl-dev"] == "2.27.3-1+cuda12.9"
+    assert vm.answer("apply", text)["changed"] == "no"
+    vm.answer("apply", beside(vm, "13.0", cudnn="9", nccl=True))
+    assert of_libraries(vm)["libnccl2"].endswith("+cuda13.0") and not [n for n in of_libraries(vm) if n.endswith("12")]
+    vm.answer("apply", beside(vm, "13.0", nccl=True))
+    assert set(of_libraries(vm)) == {"libnccl2", "libnccl-dev"}
+    vm.answer("revert", text)
+    assert vm.packages() == packages
+
+
+def test_a_nccl_of_somebodys_stays(vm: Machine) -> None:
+    vm.output("apt-get -qq install -y libnccl2=2.27.3-1+cuda12.9")
+    vm.answer("apply", beside(vm, "12.8", cudnn="9", nccl=True))
+    vm.answer("apply", beside(vm, "12.8"))
+    assert set(of_libraries(vm)) == {"libnccl2"}
+    vm.answer("revert", beside(vm, "12.8"))
+    vm.output("apt-get -qq purge -y libnccl2")
 
 
 def test_in_a_container(tmp_path: Path) -> None:
@@ -177,9 +215,12 @@ def test_what_was_left_half_configured_is_repaired_first(vm: Machine) -> None:
 def test_after_a_kill_the_next_run_finishes_and_everything_can_be_taken_back(vm: Machine) -> None:
     before, tree = vm.packages(), vm.tree()
     text = script(vm)
-    vm.fault("apt-slow", 60)
-    with vm.start("apply", text) as process:
-        wait_until(lambda: vm.has_said("Get:1 "))
+    vm.fault("apt-slow", 200)
+    with vm.start("apply", f"PROGRESS_SECONDS=1\n{text}") as process:
+        # Meanwhile a person reads how much is there, by what apt says of itself.
+        assert process.stderr is not None
+        told = next(line for line in process.stderr if line.startswith("CUDA toolkit 12.8: "))
+        assert re.fullmatch(r"CUDA toolkit 12\.8: 0\.\d of 4\.1 GB, [23] min left\n", told)
         vm.kill(process)
     vm.fault("apt-slow", None)
     assert vm.answer("apply", text)["release"] == "12.8"

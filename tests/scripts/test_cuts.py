@@ -1,24 +1,23 @@
 """Scripts that write the boot configuration, cut short at every command by a kill or a power cut: the next run finishes the work.
 
-By default a sample of the moments is tried, the same in each run; HOMELAB_EVERY_CUT=1 tries every one.
+By default a sample of the moments is tried, another one each day (tests/sampling.py); HOMELAB_EVERY_CUT=1 tries every one.
 """
 
 from __future__ import annotations
 
-import os
-import random
 from pathlib import Path
 
 import pytest
 
 from homelab.remote import scripts
+from tests import sampling
 from tests.scripts import cut_kit
 from tests.scripts.conftest import Folder
 
 IOMMU = "amd_iommu=on iommu=pt"
 VFIO = "homelab.vfio=0000:01:00.0=10de:2882 modprobe.blacklist=nouveau"
 OTHER = "homelab.vfio=0000:01:00.0=10de:2882"
-SAMPLE = None if os.environ.get("HOMELAB_EVERY_CUT") else 4
+SAMPLE = 2
 
 LOADERS = ("grub", "systemd-boot")
 CHAIN = {
@@ -48,23 +47,19 @@ def up_to(host: Folder, layer: str) -> None:
         run(host, "apply", script)
 
 
-def chosen(cuts: list[cut_kit.Cut], seed: str) -> list[cut_kit.Cut]:
-    return cuts if SAMPLE is None else random.Random(seed).sample(cuts, min(SAMPLE, len(cuts)))
-
-
 def each_is_made_good(
     host: Folder, cuts: list[cut_kit.Cut], seed: str, verb: str, script: str, wanted: cut_kit.Tree
 ) -> None:
     """From each cut, another run leads to ``wanted``."""
     wrong = []
-    for cut in chosen(cuts, seed):
+    for cut in sampling.sample(cuts, SAMPLE, seed):
         cut_kit.restore(host.root, cut.files)
         done = host.run(verb, script)
         found = cut_kit.tree(host.root)
         if done.returncode != 0 or found != wanted:
             differing = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
             wrong.append(f"{cut.number}, {cut.how}: {done.returncode} {done.stdout} {differing}")
-    assert not wrong, "\n".join(wrong)
+    assert not wrong, "\n".join([f"HOMELAB_SEED={sampling.SEED}", *wrong])
 
 
 @pytest.mark.parametrize("layer", CHAIN)
@@ -133,7 +128,7 @@ def test_a_kill_leaves_the_files_that_the_other_tests_go_on_from(host: Folder, l
     before = cut_kit.tree(host.root)
     states = [cut.files for cut in cut_kit.cuts(host, "apply", CHAIN[layer], tmp_path / "output")]
     configured = cut_kit.tree(host.root)
-    number = random.Random(layer).randrange(50, 400)
+    number = sampling.drawn(layer).randrange(50, 400)
     cut_kit.restore(host.root, before)
     killed = cut_kit.start(host, "apply", CHAIN[layer], tmp_path / "killed")
     for count, event in enumerate(killed.events, start=1):
@@ -141,7 +136,7 @@ def test_a_kill_leaves_the_files_that_the_other_tests_go_on_from(host: Folder, l
             killed.kill(event)
             break
         killed.go()
-    assert killed.process.returncode == -9
+    assert killed.process.returncode == -9, f"HOMELAB_SEED={sampling.SEED}"
     assert cut_kit.tree(host.root) in states
     run(host, "apply", CHAIN[layer])
     assert cut_kit.tree(host.root) == configured

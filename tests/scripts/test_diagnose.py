@@ -11,6 +11,7 @@ import pytest
 from homelab.doctor.reading import Extra
 from homelab.remote import scripts
 from tests.scripts.conftest import Folder
+from tests.waiting import PATIENCE
 
 STAT = """
 for path in "$@"; do
@@ -139,7 +140,7 @@ def inside(folder: Folder) -> list[str]:
         env=folder.environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     assert folder.tree() == before

@@ -141,7 +141,7 @@ def test_the_lock_is_held_until_the_command_of_a_killed_run_has_ended(folder: Fo
     text = library("files") + HOLDS
     killed = subprocess.Popen(["bash", "-c", text], env=folder.environment, stdout=subprocess.PIPE)
     assert killed.stdout is not None and killed.stdout.readline() == b"ready\n"
-    wait_until((folder.root / "run/running").exists, 30)
+    wait_until((folder.root / "run/running").exists)
     killed.kill()
     killed.wait()
     killed.stdout.close()
@@ -152,7 +152,7 @@ def test_the_lock_is_held_until_the_command_of_a_killed_run_has_ended(folder: Fo
 
 def test_lock_and_logs_lie_where_root_alone_may_write(folder: Folder) -> None:
     done = folder.bash('take_lock; run_logged true; ls -A "$ROOT/run/homelab"; stat -c %a "$ROOT/run/homelab"')
-    assert done.stdout == "lock\n700\n"
+    assert done.stdout == "lock\nsteps\n700\n"
 
 
 @pytest.mark.parametrize("made", ["ln -s /tmp {}", "touch {}", "mkdir {}; chown 65534 {}"])

@@ -7,7 +7,6 @@ HOMELAB_EVERY_CUT=1 tries every one.
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from homelab.remote import scripts
+from tests import sampling
 from tests.scripts import cut_kit
 from tests.scripts.conftest import Folder, quoted
-from tests.scripts.test_cuts import CHAIN, SAMPLE, run, up_to
+from tests.scripts.test_cuts import CHAIN, run, up_to
 
 #: Pages of 4 KiB that are free: from none to more than a script takes.
 PAGES = range(12)
@@ -74,9 +74,7 @@ def test_on_a_full_disk_the_message_comes_first_and_nothing_of_ours_is_left(
     up_to(folder, layer)
     before = cut_kit.tree(folder.root)
     failed = 0
-    levels = (
-        PAGES if SAMPLE is None else sorted(random.Random(f"{layer}{disk}").sample(PAGES, 3) if disk else PAGES[::3])
-    )
+    levels = PAGES[::3] if not (disk or sampling.EVERY) else sampling.sample(PAGES, 2, f"{layer}{disk}")
     for pages in levels:
         out = tmp_path / f"pages-{pages}"
         out.mkdir()

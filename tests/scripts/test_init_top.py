@@ -8,6 +8,7 @@ import pytest
 
 from homelab.remote import scripts
 from tests.scripts.conftest import Folder
+from tests.waiting import PATIENCE
 
 GPU, AUDIO = "0000:01:00.0", "0000:01:00.1"
 WORD = f"homelab.vfio={GPU}=10de:2b85,{AUDIO}=10de:22e8"
@@ -28,7 +29,7 @@ def machine(folder: Folder) -> Folder:
 def boot(machine: Folder) -> None:
     # initramfs-tools has the root file system's device in ROOT: the script must not take it for a prefix.
     environment = machine.environment | {"HOMELAB_SYSROOT": str(machine.root), "ROOT": "/dev/mapper/pve-root"}
-    subprocess.run(["sh", "-c", scripts.file("init_top.sh")], env=environment, check=True, timeout=30)
+    subprocess.run(["sh", "-c", scripts.file("init_top.sh")], env=environment, check=True, timeout=PATIENCE)
 
 
 def override(machine: Folder, address: str) -> str | None:

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from homelab.host.reboot import in_short
 from homelab.remote import scripts
 from tests.scripts.conftest import Folder
 
 IOMMU = "amd_iommu=on iommu=pt"
 VFIO = "homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8 modprobe.blacklist=nouveau"
+OPTED = "pcie_acs_override=downstream,multifunction vfio_iommu_type1.allow_unsafe_interrupts=1 initcall_blacklist=sysfb_init"
 CARD = ("0000:01:00.0", "0000:01:00.1")
 BOUND = dict.fromkeys(CARD, "vfio-pci")
 PROPRIETARY = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Tue Jan  1 00:00:00 UTC 2026\n"
@@ -29,6 +31,7 @@ class Case:
     drivers: dict[str, str] = field(default_factory=lambda: dict(BOUND))
     others: str = "quiet"
     ours: str = f"{IOMMU} {VFIO}"
+    noted: str = ""
     driver: str = ""
     flavour: str = ""
     loaded: str = ""
@@ -57,6 +60,26 @@ CASES = {
     ),
     "words that are no longer ours but somebody else's": Case(
         f"quiet iommu=pt amd_iommu=on {VFIO}", words=f"amd_iommu=on {VFIO}", others="quiet iommu=pt", ours=f"amd_iommu=on {VFIO}"
+    ),
+    "an override, interrupts without remapping and a relaxed RMRR that come": Case(
+        f"quiet {IOMMU} {VFIO}", words=f"{IOMMU} {OPTED} {VFIO}", reasons=(f"{OPTED} is not on the running kernel's command line",)
+    ),
+    "the same, that are no longer wanted": Case(
+        f"quiet {IOMMU} {OPTED} {VFIO}", ours=f"{IOMMU} {OPTED} {VFIO}", noted=f"{IOMMU} {OPTED} {VFIO}\n\n\n\n",
+        reasons=tuple(f"{word} is no longer wanted" for word in OPTED.split())
+    ),
+    "the same, by a run that ended before the reboot": Case(
+        f"quiet {IOMMU} {OPTED} {VFIO}", noted=f"{IOMMU} {VFIO}\n\n\n\n{OPTED}\n",
+        reasons=tuple(f"{word} is no longer wanted" for word in OPTED.split())
+    ),
+    "the same, which somebody typed at the boot menu, or has in quotes": Case(
+        f'quiet {IOMMU} {OPTED} {VFIO}', others='quiet pcie_acs_override=\\"downstream,multifunction\\"', noted=f"{IOMMU} {VFIO}\n\n\n\n"
+    ),
+    "the same, on a host of an earlier version": Case(f"quiet {IOMMU} {OPTED} {VFIO}", noted=f"{IOMMU} {VFIO}\n\n\n"),
+    "an override of somebody else's": Case(f"quiet pcie_acs_override=multifunction {IOMMU} {VFIO}", others="quiet pcie_acs_override=multifunction"),
+    "a relaxed RMRR that is no longer wanted": Case(
+        f"quiet intel_iommu=on,relax_rmrr {VFIO}", words=f"intel_iommu=on {VFIO}", ours=f"intel_iommu=on {VFIO}",
+        reasons=("intel_iommu=on,relax_rmrr is no longer wanted",)
     ),
     "a card that was taken out of the settings": Case(
         f"quiet {IOMMU} {VFIO}", words=IOMMU, functions=(),
@@ -137,6 +160,8 @@ def make(folder: Folder, case: Case) -> None:
     folder.write("etc/default/grub", f'GRUB_CMDLINE_LINUX_DEFAULT="{case.others}"\nGRUB_CMDLINE_LINUX=""\n')
     (folder.root / "etc/systemd/system").mkdir(parents=True)
     folder.write("boot/vmlinuz-6.17.13-2-pve", "")
+    if case.noted:
+        folder.write("var/lib/homelab/wanted-boot", case.noted)
     for address, driver in case.drivers.items():
         device = folder.root / "sys/bus/pci/devices" / address
         device.mkdir(parents=True)
@@ -251,3 +276,10 @@ def test_what_was_booted_for_is_forgotten_when_everything_is_given_back(folder: 
     assert folder.tree() != before
     assert folder.run("revert", scripts.cmdline("iommu", "", 0)).returncode == 0
     assert folder.tree() == before
+
+
+def test_each_reason_is_said_in_short_too() -> None:
+    for case in CASES.values():
+        short = in_short(case.reasons, {})
+        assert bool(short) is bool(case.reasons), case
+        assert "homelab.vfio" not in short and "command line;" not in short

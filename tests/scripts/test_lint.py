@@ -21,14 +21,20 @@ ARGUMENTS = {
     "vfio_initramfs.sh": ("NEEDED", "INIT_TOP", "HOOK", "ROLLBACK_AFTER", "ROLLBACK"),
     "reboot_host.sh": ("POLICY", "WORDS", "FUNCTIONS", "DRIVER", "FLAVOUR", "SOURCE", "ROLLBACK_AFTER", "ROLLBACK", "AWAITED"),
     "rollback.sh": ("ROLLBACK_AFTER", "ENTRY_SYSTEMD_BOOT"),
-    "read_host.sh": ("GUESTS", "LSPCI", "SIGNS", "SYSTEMS", "READ_SYSTEM"),
+    "read_host.sh": ("GUESTS", "LSPCI", "ACS", "SIGNS", "SYSTEMS", "READ_SYSTEM"),
     "confirm_boot.sh": ("LOCK_TIMEOUT",),
     "read_log.sh": ("LINES",),
     "ledger.sh": ("NAME", "NOTE", "KEEP"),
-    "nvidia_nodes.sh": ("NODES", "UNIT"),
-    "container_gpus.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS", "TIMEOUT", "OTHERWISE", "KEEP"),
-    "container_restart.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS", "TIMEOUT", "OTHERWISE", "POWER"),
-    "container_verification.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS"),
+    "storage_file.sh": ("URL", "VOLUME"),
+    "read_packages.sh": (),
+    "nvidia_nodes.sh": ("NEEDED", "NODES", "UNIT"),
+    "card_nodes.sh": ("NEEDED", "PROGRAM", "UNIT"),
+    "card_nodes_boot.sh": ("WAIT", "QUORUM"),
+    "container_gpus.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS", "CARDS", "TIMEOUT", "OTHERWISE", "KEEP", "GUEST"),
+    "container_restart.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS", "CARDS", "TIMEOUT", "OTHERWISE", "POWER"),
+    "container_verification.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS", "CARDS"),
+    "card_values.sh": ("VALUES",),
+    "card_rom.sh": ("ADDRESS", "IDS", "FROM", "MOST", "FILE", "ROM"),
     "diagnose.sh": ("IDS", "INSIDE"),
     "passthrough_test.sh": ("FUNCTIONS", "VMID", "TIMEOUT", "NAME", "FOLDER", "INIT"),
     "reboot_guest.sh": (),
@@ -40,6 +46,7 @@ ARGUMENTS = {
         "TARGET", "DRIVER", "FLAVOUR", "SOURCE", "PREREQUISITES", "PACKAGES", "RECOMMENDS", "RUN_VERSION", "RUN_URL", "RUN_SHA256", "RUN_UNPINNED",
         "RUN_PREREQUISITES", "RUN_ARGUMENTS", "PERSISTENCE",
     ),
+    "driver_update.sh": ("TARGET",),
     "cuda_toolkit.sh": ("PACKAGES", "RELEASE", "NVCC"),
     "container_toolkit.sh": (
         "TARGET", "RUNTIME", "PACKAGES", "INSTALL", "CONFIGURE", "RESTART", "NO_CGROUPS", "CDI", "DRIVER",
@@ -47,7 +54,7 @@ ARGUMENTS = {
     "nvidia_verification.sh": ("NVCC", "PROGRAM", "ENGINE", "IMAGE", "CDI", "UVM", "KERNEL_LOG", "TIMEOUT", "PROXY"),
 }  # fmt: skip
 # Of a part of the library; its header names them.
-OF_PACKAGES = ("NAME", "SYMPTOMS", "PROXY", "LOCK_SECONDS", "DOWNLOAD_SECONDS", "INSTALL_SECONDS")
+OF_PACKAGES = ("NAME", "SYMPTOMS", "PROXY", "LOCK_SECONDS", "DOWNLOAD_SECONDS", "INSTALL_SECONDS", "LOCKED")
 # With its comments, by which shellcheck is told what is meant.
 COMPOSED = {
     name: "".join(

@@ -15,7 +15,7 @@ from homelab.nvidia.plan import Plan, Request
 from homelab.nvidia.verification import Expected, judge
 from homelab.remote import nvidia_steps as steps
 from tests.scripts.nvidia_kit import GUESTS, Container, Machine, ProxmoxHost, VirtualMachine
-from tests.scripts.test_container_toolkit import CDI, DRIVER
+from tests.scripts.test_container_toolkit import CDI, DRIVER, with_k3s, without_k3s
 from tests.scripts.test_cuda_toolkit import with_repository
 
 Verify = Callable[..., tuple[dict[str, Any], list[HomelabError]]]
@@ -85,6 +85,13 @@ def test_all_of_a_stack_is_used_from_inside(vm: Machine, runtime: str) -> None:
     assert (card["name"], card["memory"], card["address"]) == ("NVIDIA GeForce RTX 5090", "32607 MiB", "0000:01:00.0")
     assert card["computeCapability"] == "12.0" and card["uuid"].startswith("GPU-")
     assert "ubuntu" not in (vm.root / "var/lib/docker/images").read_text(), "what it fetched goes again"
+
+
+def test_a_node_of_k3s_runs_a_container_with_the_card(vm: Machine) -> None:
+    with_k3s(vm)
+    output, errors = verified(vm, {**SETTINGS, "containerToolkit": "k3s"})
+    without_k3s(vm)
+    assert (errors, output["container"]) == ([], True)
 
 
 def test_an_image_that_was_there_stays(vm: Machine) -> None:
@@ -223,9 +230,23 @@ def test_an_image_that_cant_be_fetched(vm: Machine, runtime: str) -> None:
 def test_a_specification_of_another_driver(vm: Machine) -> None:
     before = (vm.root / CDI).read_bytes()
     (vm.root / CDI).write_bytes(before.replace(VERSION.encode(), b"580.105.08"))
-    error = one(verified(vm, {**SETTINGS, "containerToolkit": "podman"}))
+    found = verified(vm, {**SETTINGS, "containerToolkit": "podman"})
     (vm.root / CDI).write_bytes(before)
-    assert "580.105.08" in error.why and "cdi generate" in error.next
+    assert "580.105.08" in one(found).why and "cdi generate" in one(found).next
+    assert found[0]["cdi"] == "580.105.08"
+
+
+def test_a_specification_of_the_toolkits_own_service_comes_before_ours(vm: Machine) -> None:
+    own = vm.root / "run/cdi/nvidia.yaml"
+    own.parent.mkdir(parents=True, exist_ok=True)
+    own.write_text((vm.root / CDI).read_text().replace(VERSION, "580.105.08"))
+    script, wanted = wanted_of(vm, {**SETTINGS, "containerToolkit": "podman"})
+    answer = vm.answer("verify", script)
+    own.unlink()
+    assert answer["cdi"] == f"/run/cdi/nvidia.yaml 580.105.08\n/{CDI} {VERSION}"
+    # Where no container tells it, as its image can't be fetched.
+    output, errors = judge({**answer, "container": None}, wanted)
+    assert output["cdi"] == "580.105.08" and ["nvidia-cdi-refresh" in error.next for error in errors] == [True]
 
 
 def test_another_driver_and_another_card_than_were_wanted(vm: Machine) -> None:

@@ -15,6 +15,7 @@ import pytest
 from homelab.remote import scripts
 from lab.host import archive
 from tests.scripts.conftest import Folder
+from tests.waiting import PATIENCE
 
 GPU, AUDIO = "0000:01:00.0", "0000:01:00.1"
 FUNCTIONS = {GPU: "10de:2b85", AUDIO: "10de:22e8"}
@@ -212,7 +213,7 @@ def test_on_a_host_where_the_prefix_is_empty_it_does_the_same(machine: Folder) -
         env={"PATH": "/commands:/usr/sbin:/usr/bin:/sbin:/bin"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(json.loads(done.stdout)["functions"]) == 2
@@ -463,7 +464,9 @@ def test_the_initramfs_holds_init_a_shell_mount_and_every_library_that_they_need
         pytest.skip("to start its programs in it takes root, for chroot")
     archive.extract(members, tmp_path / "guest")
     for command in (["/bin/sh", "-c", "echo started"], ["/bin/mount", "--version"]):
-        done = subprocess.run(["chroot", str(tmp_path / "guest"), *command], capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            ["chroot", str(tmp_path / "guest"), *command], capture_output=True, text=True, timeout=PATIENCE
+        )
         assert done.returncode == 0, done.stderr
 
 
@@ -515,7 +518,7 @@ def test_init_lists_every_function_with_the_bars_that_have_an_address_and_switch
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE,
     )
     assert done.stderr == ""
     assert [line for line in done.stdout.splitlines() if line.strip()] == [

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -17,8 +16,11 @@ from pathlib import Path
 import pytest
 
 from homelab.remote import scripts
+from lab.machine import Machine
+from tests import sampling
 from tests.scripts.conftest import Folder
 from tests.scripts.test_on_a_host import IOMMU, VFIO, Host
+from tests.waiting import PATIENCE
 
 AFTER = 20
 LAYERS = {
@@ -28,7 +30,7 @@ LAYERS = {
 }
 LOADERS = ["rtx5090", "intel-zfs", "zfs-grub-shim"]  # GRUB; systemd-boot; GRUB by proxmox-boot-tool
 WORDS = [*IOMMU.split(), VFIO]
-PATIENCE = {"REBOOT_SECONDS": "0", "RETRY_SECONDS": "0", "GATEWAY_SECONDS": "0", "LOCK_TIMEOUT": "1"}
+SHORT_WAITS = {"REBOOT_SECONDS": "0", "RETRY_SECONDS": "0", "GATEWAY_SECONDS": "0", "LOCK_TIMEOUT": "1"}
 
 
 class Switched(Host):
@@ -60,11 +62,13 @@ class Switched(Host):
         """Will the next boot be looked at?"""
         return (self.root / "etc/systemd/system/timers.target.wants/homelab-rollback.timer").is_symlink()
 
-    def elapse(self, *arguments: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+    def elapse(
+        self, *arguments: str, timeout: float = PATIENCE, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """What the timer runs."""
         return subprocess.run(
             ["bash", str(self.state / "rollback"), *arguments],
-            env={**self.machine.environment(), **PATIENCE, **environment},
+            env={**self.machine.environment(), **SHORT_WAITS, **environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -106,9 +110,34 @@ class Switched(Host):
         }
 
 
+#: What was in the files of a stock host, by the folder of the one that was made of it.
+_stock: dict[Path, dict[str, bytes]] = {}
+
+
+@pytest.fixture(scope="session")
+def kept_hosts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("switched")
+
+
 @pytest.fixture
-def switched(tmp_path: Path) -> Callable[..., Switched]:
-    return lambda scenario="rtx5090", **keywords: Switched(tmp_path / scenario, scenario, **keywords)
+def switched(kept_hosts: Path) -> Callable[..., Switched]:
+    """Made once in a process for each scenario, and brought back to what it was then: one in a test."""
+
+    def make(scenario: str = "rtx5090", *, awaited: bool = False) -> Switched:
+        place = kept_hosts / f"{scenario}{'-awaited' * awaited}"
+        kept = place.with_name(f"{place.name}-kept")
+        if place not in _stock:
+            host = Switched(place, scenario, awaited=awaited)
+            _stock[place] = host.stock
+            subprocess.run(["cp", "-a", place, kept], check=True)
+            return host
+        shutil.rmtree(place)
+        subprocess.run(["cp", "-a", kept, place], check=True)
+        host = Switched.__new__(Switched)
+        host.machine, host.root, host.stock = Machine.open(place), place / "root", _stock[place]
+        return host
+
+    return make
 
 
 # -- arming -----------------------------------------------------------------------------------------------------
@@ -270,7 +299,7 @@ def test_a_gateway_that_never_answered_is_not_asked(tmp_path: Path) -> None:
     subprocess.run(
         ["bash", "-s", "--", "apply"],
         input=LAYERS["iommu"],
-        env={**host.machine.environment(), **PATIENCE},
+        env={**host.machine.environment(), **SHORT_WAITS},
         capture_output=True,
         text=True,
         check=True,
@@ -578,11 +607,11 @@ def elapse_read_only(host: Switched, *places: str) -> str:
         pytest.skip("this machine lets nobody mount anything in a namespace of their own")
     done = subprocess.run(
         [*namespace, "bash", "-c", READ_ONLY, "-", *places],
-        env={**host.machine.environment(), **PATIENCE, "MOUNT": mount},
+        env={**host.machine.environment(), **SHORT_WAITS, "MOUNT": mount},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     return done.stderr
@@ -703,7 +732,7 @@ def test_a_roll_back_is_not_confirmed_while_it_runs(switched: Callable[..., Swit
     )
     running = subprocess.Popen(
         ["bash", str(host.state / "rollback")],
-        env={**host.machine.environment(), **PATIENCE},
+        env={**host.machine.environment(), **SHORT_WAITS},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -711,7 +740,7 @@ def test_a_roll_back_is_not_confirmed_while_it_runs(switched: Callable[..., Swit
     with (host.machine.state / "gate").open("w") as gate:  # opens when the other end is, in the middle of the roll-back
         answer = host.confirm()
         gate.write("go\n")
-    assert running.wait(60) == 0
+    assert running.wait(PATIENCE) == 0
     assert answer["confirmed"] == "" and answer["rolling_back"] is True
     assert "was not confirmed within 20 s" in str(answer["rolled_back"])
     assert host.confirm()["confirmed"] == ""
@@ -777,12 +806,12 @@ def cut(host: Switched, at: int) -> int:
     counter.write_text("")
     subprocess.run(
         ["bash", str(program)],
-        env={**host.machine.environment(), **PATIENCE, "COUNTER": str(counter), "CUT": str(at)},
+        env={**host.machine.environment(), **SHORT_WAITS, "COUNTER": str(counter), "CUT": str(at)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     if program.exists():
         program.write_text(text)
@@ -793,13 +822,13 @@ def cut(host: Switched, at: int) -> int:
 def test_a_power_cut_at_any_command_is_made_good_by_the_next_boot(
     switched: Callable[..., Switched], tmp_path: Path, scenario: str
 ) -> None:
-    """A sample of the commands; HOMELAB_CUTS=N takes more."""
+    """A sample of the commands (tests/sampling.py)."""
     host = switched(scenario, awaited=True)
     kept = tmp_path / "kept"
     shutil.copytree(host.machine.state, kept, symlinks=True)
     total = cut(host, -1)
     assert total > 300 and host.differs() == set()
-    for at in sorted(random.Random(5).sample(range(total), min(total, int(os.environ.get("HOMELAB_CUTS", "6"))))):
+    for at in sampling.sample(range(total), 4, scenario):
         shutil.rmtree(host.machine.state)
         shutil.copytree(kept, host.machine.state, symlinks=True)
         cut(host, at)

@@ -11,6 +11,7 @@ import pytest
 
 from homelab.remote import scripts
 from tests.scripts.conftest import Folder
+from tests.waiting import PATIENCE
 
 
 @contextmanager
@@ -56,7 +57,7 @@ def test_the_host_is_free_again_however_the_first_ends(folder: Folder, end: str)
             first.stdin.close()
         elif end != "it hears nothing any more":
             first.send_signal(signal.SIGTERM if end == "it is told to end" else signal.SIGKILL)
-        first.wait(timeout=20)
+        first.wait(timeout=PATIENCE)
         with run(folder, "ben") as second:
             assert answer(second) == HELD
 

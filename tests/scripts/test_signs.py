@@ -73,9 +73,15 @@ def test_guests_that_run_are_told_by_their_ids_whatever_the_lists_look_like(host
     assert read(host).guests.running == set()
 
 
-def test_of_a_container_the_lines_about_devices_are_passed_on_and_no_others(host: Folder) -> None:
-    lines = ["hostname: ai", "lxc.mount.entry = /dev dev none bind", "[pve:pending]", "dev0: /dev/nvidia0"]
-    host.write("etc/pve/lxc/901.conf", "\n".join(["mp0: secret,mp=/x", "lxc.environment: A=secret", *lines, ""]))
+def test_of_a_container_the_lines_about_devices_and_disks_are_passed_on_and_no_others(host: Folder) -> None:
+    lines = [
+        "mp0: local-lvm:vm-901-disk-1,mp=/x",
+        "hostname: ai",
+        "lxc.mount.entry = /dev dev none bind",
+        "[pve:pending]",
+        "dev0: /dev/nvidia0",
+    ]
+    host.write("etc/pve/lxc/901.conf", "\n".join(["lxc.environment: A=secret", *lines, ""]))
     assert read(host).guests.configs[0].lines.splitlines() == lines
 
 
@@ -154,3 +160,43 @@ def test_a_program_that_hangs_hides_nothing_that_is_known_without_it(host: Folde
     found = parse(done.stdout)
     assert found.boot_id == "1" and found.devices[0].address == "0000:01:00.0"
     assert time.monotonic() - started < 30
+
+
+# -- how cards are reset, sleep and are divided ---------------------------------------------------------------------
+def test_of_each_function_of_a_card_its_resets_its_power_and_who_shares_it_are_read(host: Folder) -> None:
+    folder = "sys/bus/pci/devices/10000:01:00.0"
+    function(host, "10000:01:00.0", "0x030000", ONES)
+    for name, text in {
+        "reset_method": "flr bus",
+        "d3cold_allowed": "1",
+        "power/control": "auto",
+        "power_state": "D3hot",
+    }.items():
+        host.write(f"{folder}/{name}", f"{text}\n")
+    function(host, "0000:02:00.0", "0x030000", ONES)
+    host.write("sys/bus/pci/devices/0000:02:00.0/reset_method", "")  # no way to reset it
+    host.write("sys/bus/pci/devices/0000:02:00.0/nvidia/current_vgpu_type", "0\n")
+    function(host, "0000:02:00.1", "0x030200", ONES)
+    host.write("sys/bus/pci/devices/0000:02:00.1/mdev_supported_types/a/name", "x\n")
+    host.write("sys/bus/pci/devices/0000:02:00.1/reset_method", 'a"\\b\x1b[31m\n')  # whatever it says, it is text
+    function(host, "0000:03:00.0", "0x010802", ONES)
+    host.write("sys/bus/pci/devices/0000:04:00.0/vendor", "0x10de\n")  # a function without a class
+    states = read(host).card_states
+    assert set(states) == {"10000:01:00.0", "0000:02:00.0", "0000:02:00.1"}
+    card = states["10000:01:00.0"]
+    assert (card.reset_method, card.d3cold_allowed, card.control, card.power_state) == ("flr bus", "1", "auto", "D3hot")
+    second, third = states["0000:02:00.0"], states["0000:02:00.1"]
+    assert (second.divided, second.reset_method, second.control) == ("vgpu", "", None)
+    assert (third.divided, third.reset_method) == ("mdev", 'a"\\b')
+
+
+def test_a_function_that_goes_while_it_is_read_is_left_as_it_is(host: Folder) -> None:
+    function(host, "0000:01:00.0", "0x030000", ONES)
+    (host.root / "sys/bus/pci/devices/0000:01:00.0/reset_method").mkdir()  # reading fails, as of a device that is gone
+    assert read(host).card_states["0000:01:00.0"].reset_method in (None, "")
+
+
+def test_nvidias_vgpu_driver_is_recognised_by_its_manager(host: Folder) -> None:
+    assert not read(host).vgpu_manager
+    host.write("usr/bin/nvidia-vgpu-mgr", "")
+    assert read(host).vgpu_manager

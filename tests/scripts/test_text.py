@@ -13,6 +13,7 @@ from homelab.remote import scripts
 from homelab.text import clean
 from tests.scripts.conftest import Folder, library
 from tests.unit.hosts import desktop
+from tests.waiting import PATIENCE
 
 LIBRARY = library("files")
 JUNK = {
@@ -40,7 +41,7 @@ JUNK = {
 def run(folder: Folder, script: bytes) -> subprocess.CompletedProcess[bytes]:
     """Like `Folder.bash`, by bytes."""
     whole = LIBRARY.encode() + script
-    return subprocess.run(["bash", "-s"], input=whole, capture_output=True, env=folder.environment, timeout=60)
+    return subprocess.run(["bash", "-s"], input=whole, capture_output=True, env=folder.environment, timeout=PATIENCE)
 
 
 def quoted(junk: bytes) -> bytes:

@@ -123,6 +123,124 @@ def test_a_card_isnt_named_by_its_audio_function(chosen: dict[str, str]) -> None
     assert 'set `address: "0000:01:00"` or `match: 10de:2b85`' in str(error)
 
 
+# -- a card's own switch ----------------------------------------------------------------------------------------------
+def arc(*more: dict[str, Any], maker: str = "8086", domain: str = "0000", **changes: Any) -> HostFacts:
+    """An Arc B580 behind its own switch, and a chipset's switch above it; ids and groups as a Proxmox VE 9.1 host lists them."""
+    switch = f"{domain}:00:01.1/{domain}:01:00.0"
+    devices = [
+        device(f"{domain}:00:01.1", "1022:14db", "060400", 1, acs=True),
+        device(f"{domain}:01:00.0", f"{maker}:e2ff", "060400", 11, parent=f"{domain}:00:01.1"),
+        device(f"{domain}:02:01.0", f"{maker}:e2f0", "060400", 12, parent=switch),
+        device(f"{domain}:02:02.0", f"{maker}:e2f1", "060400", 13, parent=switch),
+        device(f"{domain}:03:00.0", "8086:e212", "030000", 14, parent=f"{switch}/{domain}:02:01.0"),
+        device(f"{domain}:04:00.0", "8086:e2f7", "040300", 15, parent=f"{switch}/{domain}:02:02.0"),
+    ]
+    return desktop(devices=[*devices, *more], **changes)
+
+
+ARC = settings({"arc": {"match": "8086:e212"}})
+
+
+@pytest.mark.parametrize("domain", ["0000", "10000"])
+def test_audio_on_a_bus_of_its_own_behind_the_cards_switch_is_the_cards(domain: str) -> None:
+    facts = arc(domain=domain)
+    want = plan.wanted(facts, ARC)
+    assert list(want.functions) == [f"{domain}:03:00.0", f"{domain}:04:00.0"]
+    assert want.gpus["arc"]["path"] == f"{domain}:03:00.0;{domain}:04:00.0"
+    assert facts.place_of(f"{domain}:04:00.0") == facts.place_of(f"{domain}:04:00") == f"{domain}:03:00"
+    assert mapping_entry("arc", found_of(facts, ARC))["path"] == f"{domain}:03:00.0"
+
+
+SWITCH = "0000:00:01.1/0000:01:00.0"
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        # The switch is the board's, another maker's.
+        arc(maker="1022"),
+        # Something else hangs behind it: it is no card's own.
+        arc(device("0000:05:00.0", "8086:125b", "020000", 18, parent=f"{SWITCH}/0000:02:03.0")),
+        arc(device("0000:05:00.0", "1b21:1142", "040300", 18, parent=f"{SWITCH}/0000:02:03.0")),
+        arc(device("0000:05:00.0", "8086:e212", "030000", 18, parent=f"{SWITCH}/0000:02:03.0")),
+        # The bridge isn't in the reading: it went away between two looks.
+        arc().model_copy(update={"devices": [one for one in arc().devices if one.address[5:7] not in ("01", "02")]}),
+    ],
+)
+def test_audio_behind_anything_else_stays_with_the_host(facts: HostFacts) -> None:
+    assert [one.address for one in facts.functions("0000:03:00")] == ["0000:03:00.0"]
+    assert facts.place_of("0000:04:00.0") == "0000:04:00"
+
+
+def test_audio_behind_the_same_root_port_alone_isnt_the_cards() -> None:
+    root = device("0000:00:1c.0", "8086:7a38", "060400", 1)
+    card = device("0000:03:00.0", "8086:56a6", "030000", 2, parent="0000:00:1c.0")
+    audio = device("0000:03:01.0", "8086:4f92", "040300", 3, parent="0000:00:1c.0")
+    assert [one.address for one in desktop(devices=[root, card, audio]).functions("0000:03:00")] == ["0000:03:00.0"]
+
+
+# -- functions that the settings name ---------------------------------------------------------------------------------
+def named(*functions: str, **changes: Any) -> Host:
+    return settings({"igpu": {"match": "1002:1900", "allowConsole": True, "functions": list(functions), **changes}})
+
+
+def test_the_settings_may_say_which_functions_are_the_card() -> None:
+    host = named(*(f"0000:c6:00.{number}" for number in (6, 0, 2)))
+    facts = gates.choosing(apu(), host.gpus)
+    want = plan.wanted(facts, host)
+    assert list(want.functions) == ["0000:c6:00.0", "0000:c6:00.2", "0000:c6:00.6"]
+    assert want.gpus["igpu"]["path"] == "0000:c6:00.0;0000:c6:00.2;0000:c6:00.6"
+    # What isn't named stays, and is a member of the group like any other.
+    (found,) = reasons(gates.choosing(apu(together=True), host.gpus), host)
+    assert "0000:c6:00.1 audio device" in found and "0000:c6:00.2" not in found
+
+
+def test_without_a_list_the_reading_is_as_it_was() -> None:
+    assert gates.choosing(apu(), APU.gpus) == apu()
+
+
+def test_a_security_processor_and_a_usb_controller_that_go_are_said() -> None:
+    host = named("0000:c6:00.0", "0000:c6:00.2", "0000:c6:00.3")
+    facts = gates.choosing(apu(), host.gpus)
+    notes = "\n".join(said(facts, host))
+    assert "0000:c6:00.2 security processor [1022:15c7] goes along: reports differ" in notes
+    assert "0000:c6:00.3 USB controller [1022:15b9] goes along: what is plugged into it" in notes
+    assert "goes along" not in "\n".join(said(apu(), APU))
+
+
+def test_a_named_usb_controller_that_carries_the_root_still_doesnt_go() -> None:
+    host = named("0000:c6:00.0", "0000:c6:00.3")
+    facts = gates.choosing(apu(vital=[vital("storage", ROOT, "0000:c6:00.3")]), host.gpus)
+    (found,) = reasons(facts, host)
+    assert "0000:c6:00.3 USB controller" in found and "carries" in found
+
+
+@pytest.mark.parametrize(
+    ("functions", "found"),
+    [
+        (["0000:c6:00.1"], "the graphics function, 0000:c6:00.0, is not among them"),
+        (["0000:c6:00.0", "0000:c6:00.7"], "0000:c6:00.7 is not there"),
+        (["0000:c6:00.0", "0000:02:00.0"], "neither in the card's slot nor behind a switch on the card"),
+        (["0000:c6:00.0", "0000:00:08.1"], "neither in the card's slot nor behind a switch on the card"),
+    ],
+)
+def test_only_functions_of_the_card_can_be_named(functions: list[str], found: str) -> None:
+    host = named(*functions)
+    nvme = device("0000:02:00.0", "144d:a80c", "010802", 30)
+    facts = apu()
+    facts = facts.model_copy(update={"devices": [*facts.devices, desktop(devices=[nvme]).devices[0]]})
+    facts = gates.choosing(facts, host.gpus)
+    assert any(found in reason for reason in reasons(facts, host))
+    # Nothing foreign is a function of the card, for whoever asks without the gate.
+    assert {one.slot for one in facts.functions("0000:c6:00")} == {"0000:c6:00"}
+
+
+def test_a_bridge_of_an_own_switch_cant_be_named() -> None:
+    gpus = {"arc": {"match": "8086:e212", "functions": ["0000:03:00.0", "0000:02:01.0"]}}
+    (found,) = reasons(gates.choosing(arc(), settings(gpus).gpus), settings(gpus))
+    assert "neither in the card's slot" in found
+
+
 # -- SR-IOV -----------------------------------------------------------------------------------------------------------
 def split(vfs: int = 2) -> HostFacts:
     """An accelerator with virtual functions in its own slot."""
@@ -133,11 +251,85 @@ def split(vfs: int = 2) -> HostFacts:
     return desktop(device("0000:41:00.0", "10de:26b9", "030200", 30, vfs=vfs), *virtual)
 
 
-def test_a_virtual_function_is_refused_as_such_and_two_of_them_are_two() -> None:
-    host = settings({"a": {"address": "41:00.4"}, "b": {"address": "41:00.5"}})
-    first, second = reasons(split(), host)
-    assert first == "0000:41:00.4 graphics card [10de:26b9] is a virtual function of 0000:41:00.0 (SR-IOV)"
-    assert second.startswith("0000:41:00.5")
+API = {"token": "homelab@pve!pulumi", "tokenSecret": "x", "publicCa": True}
+
+
+def test_a_virtual_function_is_a_card_of_its_own_that_nothing_binds_at_boot() -> None:
+    host = settings({"vf4": {"address": "41:00.4"}, "vf5": {"address": "41:00.5"}}, api=API)
+    want = plan.wanted(split(), host)
+    assert want.functions == {} and want.vfio_words == "" and "iommu=pt" in want.iommu_words
+    assert [want.gpus[name]["path"] for name in ("vf4", "vf5")] == ["0000:41:00.4", "0000:41:00.5"]
+    entry = mapping_entry("vf5", found_of(split(), host))
+    assert (entry["path"], entry["iommugroup"]) == ("0000:41:00.5", "32")
+    assert "gpus.vf4 is a virtual function of 0000:41:00.0: Proxmox VE binds it when its VM starts" in lines_of(
+        split(), host
+    )
+    assert split().place_of("0000:41:00.4") == "0000:41:00.4"
+
+
+def test_of_a_slot_full_of_virtual_functions_an_address_names_one() -> None:
+    virtual = [
+        device(f"0000:41:01.{number}", "8086:56c0", "038000", 40 + number, physfn="0000:41:00.0") for number in range(8)
+    ]
+    owner = device("0000:41:00.0", "8086:56c0", "038000", 30, vfs=8, driver="xe")
+    host = settings({"first": {"address": "41:01.0"}, "last": {"address": "0000:41:01.7"}})
+    assert gates.check(desktop(owner, *virtual), host) == ({"first": "0000:41:01.0", "last": "0000:41:01.7"}, [])
+    # By its id alone the card is meant, not one of its virtual functions.
+    (found,) = reasons(desktop(owner, *virtual), settings({"g": {"match": "8086:56c0"}}))
+    assert "has 8 virtual functions (SR-IOV)" in found
+
+
+def with_one(**changes: Any) -> HostFacts:
+    owner = device("0000:41:00.0", "8086:46a6", "030000", 30, vfs=1, driver=changes.pop("driver", "i915"))
+    one = device("0000:41:00.1", "8086:46a6", "030000", changes.pop("group", 31), physfn="0000:41:00.0")
+    return desktop(*([] if changes.pop("alone", False) else [owner]), one, **changes)
+
+
+ONE = {"address": "41:00.1"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "chosen", "found"),
+    [
+        (with_one(driver="vfio-pci"), ONE, "the card that it is of, 0000:41:00.0, is on vfio-pci"),
+        (with_one(alone=True), ONE, "the card that it is of, 0000:41:00.0, is not there"),
+        (with_one(group=30), ONE, "with it in the group: 0000:41:00.0 graphics card [8086:46a6]"),
+        (with_one(iommu={"tables": ["DMAR"], "groups": 0, "kernel_log": ""}, group=None), ONE, "no IOMMU groups yet"),
+        (with_one(), {**ONE, "passthroughTest": True}, "0000:41:00.1 is a virtual function of 0000:41:00.0"),
+        (with_one(), {**ONE, "functions": ["0000:41:00.0"]}, "neither in the card's slot"),
+    ],
+)  # fmt: skip
+def test_a_virtual_function_that_cant_be_given_is_refused(facts: HostFacts, chosen: dict[str, Any], found: str) -> None:
+    host = settings({"g": chosen})
+    assert any(found in reason for reason in reasons(gates.choosing(facts, host.gpus), host))
+
+
+def test_a_virtual_function_that_the_boot_didnt_make_is_named() -> None:
+    host = settings({"g": ONE})
+    want = plan.wanted(with_one(), host)
+    gone = desktop(modules=["vfio", "vfio_iommu_type1", "vfio_pci"])
+    assert [error.wanted for error in plan.verify(gone, host, want) if "virtual" in error.wanted] == [
+        "gpus.g, the virtual function 0000:41:00.1, made at boot"
+    ]
+
+
+# -- cards that are divided -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("way", "said"), [("vgpu", "NVIDIA's vGPU driver"), ("mdev", "mediated devices")])
+def test_a_card_that_is_divided_among_guests_is_left_as_it_is(way: str, said: str) -> None:
+    facts = desktop(card_states={"0000:01:00.0": {"divided": way}})
+    (found,) = reasons(facts, settings())
+    assert found.startswith(f"0000:01:00.0 is set up for {said}")
+    assert reasons(facts, settings({"g": {"match": "10de:2b85", "use": "host"}})) == []
+
+
+@pytest.mark.parametrize("sign", [{"modules": ["nvidia", "nvidia_vgpu_vfio"]}, {"vgpu_manager": True}])
+def test_no_driver_is_installed_over_nvidias_vgpu_driver(sign: dict[str, Any]) -> None:
+    gpus = {"g": {"match": "10de:2b85", "use": "host"}}
+    (found,) = reasons(desktop(**sign), settings(gpus, nvidia={"driver": "580"}))
+    assert found.startswith("NVIDIA's vGPU driver: ")
+    assert (
+        reasons(desktop(**sign), settings(gpus)) == reasons(desktop(), settings(gpus, nvidia={"driver": "580"})) == []
+    )
 
 
 @pytest.mark.parametrize("chosen", [{"address": "41:00"}, {"address": "41:00.0"}, {"match": "10de:26b9"}])

@@ -10,7 +10,9 @@ import yaml
 from homelab.host.container_conf import parse
 from tests.conftest import shared
 
-CONFIGURATIONS = yaml.safe_load(Path(__file__).parents[1].joinpath("container_configurations.yaml").read_text())
+CONFIGURATIONS = yaml.safe_load(
+    Path(__file__).parents[1].joinpath("container_configurations.yaml").read_text(encoding="utf-8")
+)
 BIND = "lxc.mount.entry: /dev/nvidia-uvm dev/nvidia-uvm none bind,optional,create=file"
 
 
@@ -109,7 +111,7 @@ def test_windows_line_ends_and_a_missing_last_newline_change_nothing() -> None:
 
 
 def test_a_published_configuration_with_a_wrong_source() -> None:
-    conf = parse(shared("real_hosts", "pve-lxc-rtx3060", "lxc_conf.txt").read_text())
+    conf = parse(shared("real_hosts", "pve-lxc-rtx3060", "lxc_conf.txt").read_text(encoding="utf-8"))
     wrong = [entry.path for entry in conf.entries if entry.path != entry.source]
     assert wrong == ["/dev/nvidia-caps/nvidia-cap1", "/dev/nvidia-caps/nvidia-cap2"]
     assert conf.rule_for(234, 0, "rw") and conf.rule_for(238, 1, "r") and not conf.rule_for(508, 0, "rw")

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from homelab.container import plan as container_plan
 from homelab.container.creation import configuration
@@ -157,7 +158,7 @@ TEMPLATE = "local:vztmpl/debian.tar.zst"
         ({"ctid": 99}, "containers.phoenix.ctid"),
         ({"method": "bind"}, "found 'bind'"),
         ({"start": True, "power": "stopped"}, "contradict each other"),
-        ({"create": {"template": "debian", "disk": DISK}}, "expected a template's volume"),
+        ({"create": {"template": "debian/12", "disk": DISK}}, "expected a template's volume"),
         ({"create": {"template": TEMPLATE, "disk": DISK}}, "hosts.pve.api is missing: containers.phoenix"),
         ({"gpuAssignement": "0"}, "did you mean `gpuAssignment`?"),
     ],
@@ -186,3 +187,70 @@ def test_a_new_containers_parameters() -> None:
     assert found["features"] == "keyctl=1,nesting=1"
     assert (found["rootfs"], found["hostname"], found["unprivileged"]) == ("local-lvm:8", "ai", "1")
     assert found["ssh-public-keys"] == KEY
+
+
+FILMS = {"source": "/tank/films", "target": "/films"}
+
+
+def test_folders_of_the_host_and_network_file_systems_of_a_new_container() -> None:
+    new = {"template": TEMPLATE, "disk": DISK, "unprivileged": False, "features": {"mount": ["nfs", "cifs"]}}
+    new |= {"mounts": [FILMS, {"source": "/mnt/a-b", "target": "/srv/b", "readOnly": True}]}
+    found = configuration("ai", NewContainerSettings.model_validate(new))
+    assert found["features"] == "mount=nfs;cifs,nesting=1"
+    assert (found["mp0"], found["mp1"]) == ("/tank/films,mp=/films", "/mnt/a-b,mp=/srv/b,ro=1")
+
+
+SYSTEM = [
+    "/",
+    "/etc",
+    "/etc/pve",
+    "/boot",
+    "/dev/dri",
+    "/proc",
+    "/sys",
+    "/root/.ssh",
+    "/usr/bin",
+    "/var",
+    "/var/lib/vz/images",
+    "/run/x",
+    "/lib64",
+]
+NO_FOLDERS = [
+    "films",
+    "/tank/",
+    "/tank//a",
+    "/tank/../etc",
+    "/tank/a,ro=0",
+    "/./etc",
+    "/tank/a\nmp1: /etc",
+    "-v /etc",
+    "/ etc",
+]
+
+
+@pytest.mark.parametrize("source", [*SYSTEM, *NO_FOLDERS])
+def test_folders_of_the_hosts_system_and_what_is_no_folder_are_refused(source: str) -> None:
+    with pytest.raises(ValidationError):
+        NewContainerSettings.model_validate(
+            {"template": TEMPLATE, "disk": DISK, "mounts": [{"source": source, "target": "/a"}]}
+        )
+
+
+@pytest.mark.parametrize(
+    "source", ["/tank/films", "/srv", "/home/a", "/mnt/pve/nas/x", "/var/lib/vz/films", "/var/www/html"]
+)
+def test_folders_with_peoples_own_data_are_taken(source: str) -> None:
+    made = {"template": TEMPLATE, "disk": DISK, "mounts": [{"source": source, "target": "/a"}]}
+    assert NewContainerSettings.model_validate(made).mounts[0].source == source
+
+
+@pytest.mark.parametrize(
+    ("new", "said"),
+    [
+        ({"mounts": [FILMS, {**FILMS, "source": "/tank/b"}]}, "/films is a target twice"),
+        ({"features": {"mount": ["nfs"]}}, "an unprivileged container mounts no network file system"),
+    ],
+)
+def test_what_does_not_fit_in_a_new_container_is_named(new: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        NewContainerSettings.model_validate({"template": TEMPLATE, "disk": DISK, **new})

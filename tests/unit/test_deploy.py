@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from lab import deploy
+from tests.conftest import PROJECT
 
 
 @pytest.mark.parametrize("verb", ["up", "preview"])
@@ -20,6 +22,16 @@ def test_the_hints_name_the_scenario_and_that_its_lab_runs(verb: str) -> None:
 
 def test_the_hints_of_the_usual_scenario_are_what_a_person_types() -> None:
     assert "\n  make down\n" in deploy.hints("up", "rtx5090", ".lab/rtx5090", 0)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make isn't there")
+def test_what_the_first_make_installs_is_said_before_it_is(tmp_path: Path) -> None:
+    (tmp_path / "Makefile").symlink_to(PROJECT / "Makefile")
+    for name in ("", "-lab", "-dev"):
+        (tmp_path / f"requirements{name}.txt").touch()
+    planned = subprocess.run(["make", "-n", ".venv/.dev"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    steps = [line for line in planned.stdout.splitlines() if "installing what" in line or "pip install" in line]
+    assert ["pip" in step for step in steps] == [False, True] * 3, steps
 
 
 def test_after_an_up_that_failed_the_hints_say_that_it_goes_on() -> None:

@@ -79,7 +79,7 @@ def test_a_container_with_all_that_it_needs_is_well() -> None:
 def capture(name: str) -> tuple[str, dict[str, str]]:
     """A published configuration, and the nodes of its host, from a listing."""
     folder = shared("real_hosts", name)
-    listing = (folder / "dev_nvidia.txt").read_text()
+    listing = (folder / "dev_nvidia.txt").read_text(encoding="utf-8")
     found_nodes = re.findall(r"^c([rw-]{9}) 1 root \w+ +(\d+), +(\d+) .* (\S+)$", listing, re.M)
     nodes = {}
     for mode, major, minor, path in found_nodes:
@@ -87,7 +87,7 @@ def capture(name: str) -> tuple[str, dict[str, str]]:
         name_of = "nvidia-caps/" + path if path.startswith("nvidia-cap") else below + path.removeprefix("/dev/")
         bits = sum(1 << 8 - place for place, letter in enumerate(mode) if letter != "-")
         nodes[name_of] = f"{int(major):x} {int(minor):x} {bits:o}"
-    return (folder / "lxc_conf.txt").read_text(), nodes
+    return (folder / "lxc_conf.txt").read_text(encoding="utf-8"), nodes
 
 
 def test_a_published_configuration_with_majors_that_nothing_has() -> None:

@@ -11,27 +11,27 @@ from typing import Any
 
 import pytest
 
-from homelab import drift
+from homelab import drift, events
 from homelab.cli import drift as command
 from homelab.errors import HomelabError
 
 SAID = "pve: drift (iommu): /etc/default/grub.d/zz-homelab-iommu.cfg was changed by hand"
 
 
-def said(text: str, severity: str = "info") -> dict[str, Any]:
-    return {"diagnosticEvent": {"severity": severity, "message": f"<{{%reset%}}>{text}<{{%reset%}}>"}}
+def said(text: str, severity: str = "info") -> events.Said:
+    return events.Said(severity, text)
 
 
-def step(op: str, name: str, kind: str = "command:remote:Command") -> dict[str, Any]:
-    return {"resourcePreEvent": {"metadata": {"op": op, "type": kind, "urn": f"urn:pulumi:s::p::{kind}::{name}"}}}
+def step(op: str, name: str, kind: str = "command:remote:Command") -> events.Step:
+    return events.Step("begun", op, kind, name)
 
 
 EXPECTED = said("error: no changes were expected but changes were proposed", "error")
-EVENTS = [
+EVENTS: list[events.Event] = [
     said(SAID),
     said(SAID),
     step("refresh", "pve-probe"),
-    step("update", "pve-iommu-cmdline"),
+    step("update", "pve-cmdline"),
     step("same", "x"),
     EXPECTED,
 ]
@@ -40,14 +40,14 @@ EVENTS = [
 def test_what_has_drifted_is_said_in_words_and_what_would_be_done() -> None:
     found = drift.of_events("homelab", EVENTS, 255)
     assert found.lines == ["pve: /etc/default/grub.d/zz-homelab-iommu.cfg was changed by hand"]
-    assert found.changes == ["pve-iommu-cmdline"] and not found.errors
+    assert found.changes == ["pve-cmdline"] and not found.errors
     assert "was changed by hand; `pulumi up --refresh` corrects it" in found.line and "\n" not in found.line
     assert "- pve: /etc/default/grub.d/zz-homelab-iommu.cfg was changed by hand" in found.markdown()
     assert found.markdown().endswith(f"{drift.MARK}\n")
 
 
 def test_a_change_of_settings_or_of_the_program_is_not_called_drift() -> None:
-    found = drift.of_events("homelab", [step("update", "pve-iommu-cmdline")], 255)
+    found = drift.of_events("homelab", [step("update", "pve-cmdline")], 255)
     assert (
         found.found
         and "settings or program have changed" in found.line
@@ -114,13 +114,11 @@ def test_a_hook_gets_one_line_if_something_has_drifted_and_the_exit_status_says_
     hook: tuple[str, list[tuple[str, str]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     address, came = hook
-    for events, code, status in ((EVENTS, 255, 1), ([step("same", "x")], 0, 0)):
-        monkeypatch.setattr(
-            command, "look", lambda *_, events=events, code=code: drift.of_events("homelab", events, code)
-        )
+    for log, code, status in ((EVENTS, 255, 1), ([step("same", "x")], 0, 0)):
+        monkeypatch.setattr(command, "look", lambda *_, log=log, code=code: drift.of_events("homelab", log, code))
         assert command.main(["--hook", address, "--output", str(tmp_path / "drift.md")]) == status
     assert len(came) == 1 and came[0][0].startswith("text/plain") and "was changed by hand" in came[0][1]
-    assert "Nothing has drifted" in (tmp_path / "drift.md").read_text()
+    assert "Nothing has drifted" in (tmp_path / "drift.md").read_text(encoding="utf-8")
     command.tell(address, "a line", as_json=True)
     assert came[1] == ("application/json", '{"text": "a line", "content": "a line"}')
 

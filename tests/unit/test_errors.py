@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from homelab.errors import HomelabError, SeveralErrors, raise_all
+from homelab.remote.proxmox.errors import ForbiddenError
 from homelab.remote.ssh import _failed
 
 
@@ -16,6 +17,22 @@ def test_a_scripts_message_becomes_the_error_word_for_word() -> None:
 def test_a_failure_without_a_message_shows_the_end_of_the_log() -> None:
     assert "exit status 127: bash: line 1: sudo: command not found" in str(
         _failed("read_host", "", "bash: line 1: sudo: command not found\n", 127)
+    )
+
+
+@pytest.mark.parametrize("part", ["wanted", "found", "why", "next"])
+def test_an_error_is_told_again_with_other_words_and_stays_what_it_is(part: str) -> None:
+    error = ForbiddenError(wanted="a", found="b", why="c", next="d", status=403, reason="no")
+    error.path, error.privileges, error.either = "/vms/103", ("VM.Audit",), True
+    again = error.retold(**{part: "other\x1b[1m words"})
+    assert again.parts() == {**error.parts(), part: "other words"} and error.parts()[part] != "other words"
+    assert isinstance(again, ForbiddenError) and str(again).count("other words") == 1
+    assert (again.status, again.reason, again.path, again.privileges, again.either) == (
+        403,
+        "no",
+        "/vms/103",
+        ("VM.Audit",),
+        True,
     )
 
 

@@ -19,6 +19,7 @@ from homelab.remote import guard
 from homelab.resources.base import HostInputs, NoOutputs
 from homelab.resources.container_verification import ContainerVerification
 from homelab.settings import Host, Timeouts
+from tests.waiting import PATIENCE
 
 
 def test_a_user_without_a_name_is_somebody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +218,7 @@ def test_a_connection_that_was_lost_holds_nothing_any_more(sshd: Sshd, monkeypat
     guard.hold("pve", sshd.host())
     first = guard._GUARDS["pve"]
     sshd.loop.call_soon_threadsafe(sshd.connections[0].abort)
-    first.join(timeout=20)
+    first.join(timeout=PATIENCE)
     assert not first.is_alive()
     guard.hold_on("pve", sshd.host())
     assert len(sshd.connections) == 2

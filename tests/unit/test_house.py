@@ -17,7 +17,7 @@ def test_a_class_or_type_has_a_name_of_its_own() -> None:
     found: dict[str, list[str]] = defaultdict(list)
     for folder in ("homelab", "components"):
         for path in sorted((PROJECT / folder).rglob("*.py")):
-            for node in ast.parse(path.read_text()).body:
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
                 names = [node.name] if isinstance(node, ast.ClassDef) else []
                 if isinstance(node, ast.Assign):
                     names = [one.id for one in node.targets if isinstance(one, ast.Name) and not one.id.isupper()]
@@ -48,3 +48,29 @@ def test_what_may_be_null_in_a_state_may_be_missing(shape: Any) -> None:
     hints = get_type_hints(shape, include_extras=True)
     nullable = {key for key, hint in hints.items() if type(None) in get_args(hint)}
     assert nullable - {key for key, hint in hints.items() if get_origin(hint) is NotRequired} == set()
+
+
+# Where a dictionary is somebody else's, and has no keys that this program could name (ADR 16): the settings before they are checked, or as
+# a person has written them; a resource's properties; answers of the Proxmox VE API; the doctor's JSON report; JSON schemas; a script's
+# answer before its model takes it. Everywhere else: a dataclass, a model, a typed dictionary, or Mapping[str, object].
+UNTYPED = {
+    "the settings as text": "cli/conversation doctor/stack init/choices init/proposal settings/schema remote/planning",
+    "a resource's properties": "contract provider/boot_verification provider/new_container provider/pci_mapping provider/plain "
+    "provider/virtual_machine provider/vm_change provider/vm_record resources/container_probe resources/host_probe resources/nvidia "
+    "resources/system resources/vm_record components/gpu_cards components/gpu_lxc components/gpu_vm components/host_reboot "
+    "components/passthrough_test",
+    "answers of the Proxmox VE API": "remote/proxmox/api remote/proxmox/connection remote/proxmox/machine vm/config",
+    "the doctor's report": "doctor/cards doctor/comparison doctor/container doctor/devices doctor/host doctor/report doctor/vm doctor/whole",
+    "a script's answer": "host/facts nvidia/reading remote/ledger remote/scripts",
+}
+
+
+def test_a_dictionary_without_named_keys_is_where_the_keys_are_not_ours() -> None:
+    found = set()
+    for folder in ("homelab", "components"):
+        for path in (PROJECT / folder).rglob("*.py"):
+            if "dict[str, Any]" in path.read_text(encoding="utf-8"):
+                found.add(path.relative_to(PROJECT).with_suffix("").as_posix().removeprefix("homelab/"))
+    allowed = {name for names in UNTYPED.values() for name in names.split()}
+    assert found - allowed == set(), "give it a shape"
+    assert allowed - found == set(), "take it off the list"

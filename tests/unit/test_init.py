@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
+import re
 from typing import Any
 
 import pytest
 import yaml
 
+from homelab import rights
 from homelab.errors import HomelabError
 from homelab.host.facts import HostFacts
 from homelab.init import cards as init_cards
-from homelab.init import choices, proposal, stacks
+from homelab.init import choices, proposal, stacks, storages
 from homelab.init.api_user import making, name_for, undoing, users
 from homelab.init.choices import Choices, Stack, Use
 from homelab.init.proposal import OPEN, existing, fingerprint, propose
+from homelab.settings import parse
 from tests.conftest import PROJECT
 from tests.unit import hosts
 
@@ -242,8 +246,67 @@ def test_a_second_stack_shares_a_role_that_fits_and_extends_none_that_others_hav
         "acl:1:/mapping/pci:homelab2@pve:Homelab:\nacl:1:/vms:homelab2@pve:Homelab:\n"
     )
     more = making("gaming", both, NEEDS | {"/vms/104": {"VM.Config.Memory"}}, has_secret=True, pve="9.1.1").commands
-    assert more[0].startswith("pveum role add Homelab2 ")
-    assert more[1:] == ["pveum acl modify /vms --users 'homelab2@pve' --roles Homelab2"]
+    # What is made is marked before it is there.
+    assert more[0] == "pveum user modify homelab2@pve --comment 'homelab init, stack gaming, role Homelab Homelab2'"
+    assert more[1].startswith("pveum role add Homelab2 ")
+    assert more[2:] == ["pveum acl modify /vms --users 'homelab2@pve' --roles Homelab2"]
+
+
+BY_HAND = "role:Homelab:Mapping.Modify,VM.Audit,VM.PowerMgmt:\n"
+
+
+def test_a_role_that_a_person_made_is_neither_shared_nor_extended_nor_deleted() -> None:
+    made = making("homelab", BY_HAND, NEEDS, has_secret=False, pve="9.1.1").commands
+    assert made[0].endswith("'homelab init, stack homelab, role Homelab2'") and " add Homelab2 " in made[1]
+    assert not any(re.search(r"\bHomelab\b(?!2)", command) for command in made if "role" in command.split()[1])
+    # Somebody gave it to our user by hand: more rights come beside it.
+    given = (
+        "user:homelab@pve:1:0::::homelab init, stack homelab::\ntoken:homelab@pve!pulumi:0:0::\n"
+        f"{BY_HAND}acl:1:/vms:homelab@pve:Homelab:\nacl:1:/mapping/pci:homelab@pve:Homelab:\n"
+    )
+    more = making("homelab", given, {"/vms/1": {"VM.Clone"}}, has_secret=True, pve="9.1.1").commands
+    assert not any("role modify Homelab " in command for command in more)
+    assert more[0] == "pveum user modify homelab@pve --comment 'homelab init, stack homelab, role Homelab2'"
+    undone = undoing("homelab", given)
+    assert not any("role delete" in command for command in undone.commands)
+    assert undone.left == ["the role Homelab stays: homelab init didn't make it"]
+
+
+TWO_ROLES = MADE.replace("role Homelab:", "role Homelab Homelab2:") + (
+    "role:Homelab2:VM.Config.Memory:\nacl:1:/vms:homelab@pve:Homelab2:\n"
+)
+
+
+@pytest.mark.parametrize("cut", range(1, 9))
+def test_an_undo_that_ended_anywhere_is_completed_by_the_next(cut: int) -> None:
+    whole = undoing("homelab", TWO_ROLES).commands
+    assert len(whole) == 8 - 1 and "pveum role delete Homelab2" in whole
+    config = TWO_ROLES
+    for command in whole[: min(cut, len(whole))]:
+        words = command.split()
+        gone = {
+            "token": lambda w: f"token:{w[4]}!{w[5]}:",
+            "acl": lambda w: f"acl:1:{w[3]}:{w[5]}:{w[7]}:",
+            "role": lambda w: f"role:{w[3]}:",
+            "user": lambda w: f"user:{w[3]}:",
+        }["token" if words[2] == "token" else words[1]](words)
+        kept = [line for line in config.splitlines(keepends=True) if not line.startswith(gone)]
+        assert len(kept) == len(config.splitlines()) - 1, command
+        config = "".join(kept)
+    assert undoing("homelab", config).commands == whole[cut:]
+
+
+def test_a_role_that_another_stacks_user_has_marked_stays() -> None:
+    other = "user:homelab2@pve:1:0::::homelab init, stack gaming, role Homelab::\n"
+    assert undoing("homelab", MADE + other).left == ["the role Homelab stays: homelab2@pve has it, too"]
+
+
+@pytest.mark.parametrize(
+    "row", ["", ":", "user", "user:", "user:x@pve", "acl:1", "role::", "token:x", "::::::::", "user:homelab@pve:a:b:c"]
+)
+def test_a_row_of_an_odd_form_is_nobodys(row: str) -> None:
+    assert making("homelab", f"{row}\n{MADE}", NEEDS, has_secret=True, pve="9.1.1").name.startswith("homelab")
+    assert "pveum user delete homelab@pve" in undoing("homelab", f"{row}\n{MADE}").commands
 
 
 @pytest.mark.parametrize(("pve", "privilege"), [("8.4.14", "VM.Monitor"), ("9.1.1", "VM.GuestAgent.Audit")])
@@ -283,7 +346,7 @@ def test_a_comment_like_ours_makes_no_user_ours_that_init_would_not_have_named_s
 
 def test_a_users_comment_is_read_as_proxmox_ve_writes_it() -> None:
     [user] = users("user:homelab@pve:1:0::::homelab init%2C stack a.b_c-d%2C role Homelab2::\n")
-    assert (user.stack, user.role) == ("a.b_c-d", "Homelab2")
+    assert (user.stack, user.roles) == ("a.b_c-d", ("Homelab2",))
     [other] = users("user:x@pve:1:0::::see homelab init, stack homelab::\n")
     assert other.stack == ""
 
@@ -352,6 +415,50 @@ def test_a_new_vm_and_its_rights() -> None:
     assert any("/storage/local-lvm" in command for command in made.making.commands)
 
 
+def test_a_new_vm_from_a_known_image_has_it_downloaded_with_the_rights_that_this_takes() -> None:
+    use = {"0000:01:00": Use("new-vm", (110,))}
+    new = choices.ChosenVm("gaming", "local-lvm", image="ubuntu-24.04", into="nas", cloud={"user": "ubuntu"})
+    made = proposed(Choices(use, new_vm=new))
+    assert made.refused == [] and made.making is not None
+    assert config(made)["homelab:hosts"]["pve"]["downloads"] == {
+        "ubuntu-2404": {"image": "ubuntu-24.04", "storage": "nas"}
+    }
+    assert config(made)["homelab:vms"]["gaming"]["create"]["image"] == "ubuntu-2404"
+    settings = parse({key.removeprefix("homelab:"): json.dumps(one) for key, one in config(made).items()})
+    needs = rights.of_download(settings.hosts["pve"].downloads["ubuntu-2404"], "pve")
+    granted = "\n".join(made.making.commands)
+    for path, names in needs.items():
+        assert path in granted
+        assert all(rights.least(one.split("|")) in granted for one in names)
+    # One that the host downloads already is taken as it is.
+    again = proposed(Choices(use, new_vm=new), made.text)
+    assert again.text.count("image: ubuntu-24.04") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "there", "known"),
+    [
+        ("images,iso", [], []),
+        ("images,import", [], ["ubuntu-24.04", "ubuntu-22.04", "debian-13", "debian-12"]),
+        (
+            "images,import",
+            ["local:import/noble-server-cloudimg-amd64.qcow2"],
+            ["ubuntu-22.04", "debian-13", "debian-12"],
+        ),
+    ],
+)
+def test_known_cloud_images_are_offered_where_a_storage_takes_them_and_has_them_not(
+    content: str, there: list[str], known: list[str]
+) -> None:
+    def ask(command: str) -> str:
+        if "content" in command:
+            return answers(*({"volid": volume} for volume in there)) if "import" in command else "[]"
+        return answers({"storage": "local", "content": content, "active": 1})
+
+    found = storages.offered("pve", ask, lambda odd: None)
+    assert found.known == known and storages.user_of("debian-13") == "debian"
+
+
 def test_what_up_would_refuse_is_refused_with_the_same_words() -> None:
     screen = proposed(Choices({"0000:0b:00": Use("vm", (103,))}))
     assert screen.making is None and "boot_vga" in screen.refused[0].found
@@ -411,3 +518,67 @@ def test_an_api_user_of_the_persons_own_stays() -> None:
 def test_a_host_without_a_certificate_is_no_host_for_a_token() -> None:
     with pytest.raises(HomelabError, match="whoever answers at the address"):
         proposal.api_settings("homelab", {}, host(cluster={"node": "pve"}), 8006)
+
+
+# -- what a new VM is made of --------------------------------------------------------------------------------------------
+def answers(*rows: Any) -> str:
+    return "Last login: today\n" + json.dumps(list(rows))
+
+
+def test_storages_and_volumes_are_those_of_the_known_form_and_each_other_row_is_named() -> None:
+    good = {"storage": "local", "content": "iso,import", "active": 1}
+    rows = [good, {**good, "storage": "off", "active": 0}, {**good, "storage": "text", "active": "1", "more": [1]}]
+    odd: list[Any] = [
+        None,
+        "local",
+        [],
+        {"storage": 7, "content": "iso"},
+        {"storage": "x", "content": None},
+        {"content": "iso"},
+    ]
+    found, said = storages.storages(answers(*rows, *odd))
+    assert [one.name for one in found] == ["local", "text"] and found[0].content == {"iso", "import"}
+    assert len(said) == len(odd) and all("is passed over" in one for one in said)
+    volumes = [
+        {"volid": "local:import/b.qcow2"},
+        {"volid": "local:import/a.RAW"},
+        {"volid": "local:import/vm.ova"},
+        {"volid": 3},
+    ]
+    assert storages.volumes(answers(*volumes), "import")[0] == ["local:import/a.RAW", "local:import/b.qcow2"]
+
+
+@pytest.mark.parametrize("printed", ["", "null", "{}", "7", "no JSON", '"text"', "[1"])
+def test_an_answer_that_is_no_list_is_one_clear_error(printed: str) -> None:
+    with pytest.raises(HomelabError, match="as a list from pvesh"):
+        storages.storages(printed)
+
+
+def test_a_storages_name_is_quoted_for_the_hosts_shell() -> None:
+    assert "'/nodes/pve/storage/a b/content'" in storages.listing_of("pve", "a b", "iso")
+
+
+@pytest.mark.parametrize(
+    ("image", "user"),
+    [
+        ("local:import/noble-server-cloudimg-amd64.img", "ubuntu"),
+        ("local:import/debian-13-genericcloud-amd64.qcow2", "debian"),
+        ("local:import/my.qcow2", ""),
+    ],
+)
+def test_the_user_of_a_cloud_image_is_preselected_where_it_is_known(image: str, user: str) -> None:
+    assert storages.user_of(image) == user
+
+
+# -- the example --------------------------------------------------------------------------------------------------------------
+def test_what_pulumi_has_put_into_the_example_goes_into_the_new_file() -> None:
+    example = (PROJECT / "Pulumi.homelab.yaml").read_text()
+    salt = "encryptionsalt: v1:abc=:v1:def=:ghi==\n"
+    before = existing(example + salt, "Pulumi.homelab.yaml")
+    assert before.example
+    made = propose(
+        before, choices.settings_of(Choices(), "pve", ACCESS, host(), [], {}), "homelab", "pve", host(), "file"
+    )
+    assert yaml.safe_load(made.text)["encryptionsalt"] == "v1:abc=:v1:def=:ghi=="
+    assert made.text.startswith("# yaml-language-server") and "FILL" not in made.text
+    assert existing(example, "Pulumi.homelab.yaml").text == ""

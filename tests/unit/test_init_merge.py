@@ -69,7 +69,7 @@ CASES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
         [
             "        third:",
             '          match: "10de:2204"',
-            "          use: vm # vm: vfio-pci, for passthrough. lxc, host: stays with the host's driver",
+            "          use: vm # vm: for a VM; lxc, host: stays with the host's driver",
         ],
     ),
     "the first key of an empty mapping": (
@@ -186,3 +186,18 @@ def test_a_value_is_put_in_at_no_place_that_an_alias_shares() -> None:
     # What is inherited and stays is no hindrance.
     text = "config:\n  homelab:hosts:\n    a: &same\n      address: 192.0.2.1\n    b:\n      <<: *same\n"
     assert merged(text, {"homelab:hosts": {"b": {"node": "b"}}}) == text + "      node: b\n"
+
+
+def test_a_new_files_lines_are_not_broken_by_a_terminal_of_80_columns() -> None:
+    key = "ssh-ed25519 " + "A" * 68
+    ssh = {"user": "root", "hostKey": key, "privateKeyFile": "~/.ssh/homelab_ed25519"}
+    card = {"match": "10de:2b85", "use": "vm"}
+    api = {"token": "homelab@pve!pulumi", "tokenSecret": "FILL-IN", "fingerprint": ":".join(["61"] * 32)}
+    host = {"address": "192.168.0.202", "ssh": ssh, "api": api, "gpus": {"rtx5090": card}}
+    text = merged("", {"homelab:hosts": {"pve": host}, "homelab:vms": {}, "homelab:containers": {}})
+    # A key and a fingerprint are as long as they are; nothing else is.
+    long = [line.strip() for line in text.splitlines() if len(line) > 78]
+    assert [line.partition(":")[0] for line in long] == ["hostKey", "fingerprint"]
+    assert (
+        not any("#" in line for line in long) and yaml.safe_load(text)["config"]["homelab:hosts"]["pve"]["ssh"] == ssh
+    )

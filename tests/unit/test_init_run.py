@@ -17,14 +17,15 @@ from typing import Any
 import pytest
 import yaml
 
-from homelab.cli import access, conversation, init
+from homelab.cli import access, command_line, conversation, init, questions
 from homelab.cli.access import Access
+from homelab.cli.command_line import main
 from homelab.cli.conversation import Conversation
 from homelab.cli.output import Output
 from homelab.cli.pulumi import Pulumi
 from homelab.cli.questions import Lines, Widgets
 from homelab.cli.settings_file import read_settings, write_settings
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, LoginRefusedError
 from homelab.init.proposal import existing
 from homelab.remote import first_contact, ssh
 from homelab.remote.first_contact import HostKey
@@ -32,6 +33,7 @@ from tests.conftest import PROJECT
 from tests.unit import hosts
 from tests.unit.test_init import ACCESS, host
 
+REFUSED = LoginRefusedError(wanted="to log in", found="refused", why="so", next="do")
 SETTINGS = f"""config:
   homelab:hosts:
     pve:
@@ -44,7 +46,7 @@ SETTINGS = f"""config:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "Pulumi.yaml").write_text((PROJECT / "Pulumi.yaml").read_text())
+    (tmp_path / "Pulumi.yaml").write_text((PROJECT / "Pulumi.yaml").read_text(encoding="utf-8"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
@@ -128,8 +130,8 @@ def test_text_that_the_terminal_can_not_show_ends_no_run(folder: Path, monkeypat
         self.output.say("Größe")
 
     monkeypatch.setattr(Conversation, "hold", hold)
-    assert init.main(["192.0.2.1", "--yes"]) == 0
-    assert shown.getvalue() == b"Gr\\xf6\\xdfe\n"
+    assert command_line.main(["init", "192.0.2.1", "--yes"]) == 0
+    assert shown.getvalue().rstrip() == b"Gr\\xf6\\xdfe"
 
 
 @pytest.mark.parametrize("ask", ["secret", "text", "confirm"])
@@ -156,6 +158,26 @@ def test_ctrl_d_at_a_password_is_an_end_of_the_input(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "stdin", type("Terminal", (io.StringIO,), {"isatty": lambda _: True})())
     with pytest.raises(HomelabError, match="the input has ended"):
         Lines().secret("Password")
+
+
+@pytest.mark.parametrize(
+    ("terminal", "environment", "kind"),
+    [
+        (True, {"TERM": "xterm"}, questions.Widgets),
+        (True, {"TERM": "xterm", "NO_COLOR": "1"}, questions.Lines),
+        (True, {"TERM": "dumb"}, questions.Lines),
+        (False, {"TERM": "xterm"}, questions.Lines),
+    ],
+)
+def test_questions_are_widgets_where_a_terminal_shows_them_and_lines_without_colours_and_in_a_pipe(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool, environment: dict[str, str], kind: type
+) -> None:
+    for name in ("stdin", "stdout"):
+        monkeypatch.setattr(sys, name, type("Stream", (io.StringIO,), {"isatty": lambda _: terminal})())
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert isinstance(questions.questions(), kind)
 
 
 def test_a_password_keeps_its_spaces_and_other_answers_do_not() -> None:
@@ -195,7 +217,7 @@ def test_a_key_for_another_user_than_root_is_put_into_that_users_home(tmp_path: 
     for _ in range(2):
         subprocess.run(["bash", "-c", first_contact.installing(line, "admin")], env=environment, check=True)
     keys = tmp_path / "admin/.ssh/authorized_keys"
-    assert keys.read_text() == f"{line} homelab\n" and stat.S_IMODE(keys.stat().st_mode) == 0o600
+    assert keys.read_text(encoding="utf-8") == f"{line} homelab\n" and stat.S_IMODE(keys.stat().st_mode) == 0o600
     assert not (tmp_path / "root/.ssh").exists()
 
 
@@ -223,7 +245,9 @@ def test_a_link_stays_one_and_who_may_read_the_file_stays(tmp_path: Path) -> Non
     file = tmp_path / "Pulumi.homelab.yaml"
     file.symlink_to(kept)
     write_settings(file, "new")
-    assert file.is_symlink() and kept.read_text() == "new" and stat.S_IMODE(kept.stat().st_mode) == 0o640
+    assert (
+        file.is_symlink() and kept.read_text(encoding="utf-8") == "new" and stat.S_IMODE(kept.stat().st_mode) == 0o640
+    )
 
 
 def test_a_full_disk_leaves_the_file_as_it_was_and_nothing_beside_it(
@@ -237,7 +261,7 @@ def test_a_full_disk_leaves_the_file_as_it_was_and_nothing_beside_it(
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_settings(file, "new")
-    assert [one.read_text() for one in tmp_path.iterdir()] == ["old"]
+    assert [one.read_text(encoding="utf-8") for one in tmp_path.iterdir()] == ["old"]
 
 
 def test_a_file_that_is_no_text_is_an_error_with_four_parts(tmp_path: Path) -> None:
@@ -251,7 +275,7 @@ def test_what_somebody_put_into_the_file_meanwhile_is_not_lost(folder: Path) -> 
     run.file.write_text("config: {} # mine\n")
     with pytest.raises(HomelabError, match="meanwhile"):
         run._write(existing("", run.file.name), "config: {}\n")
-    assert run.file.read_text() == "config: {} # mine\n"
+    assert run.file.read_text(encoding="utf-8") == "config: {} # mine\n"
 
 
 @pytest.mark.parametrize(("there", "put"), [("FILL-IN", "hunter2"), ("(encrypted)", "")])
@@ -260,7 +284,7 @@ def test_a_password_that_an_ended_run_left_open_is_put_in_by_the_next(
 ) -> None:
     monkeypatch.setenv("HOMELAB_PASSWORD", "hunter2")
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-    monkeypatch.setattr(first_contact, "lets_in", lambda host: host.ssh.password is not None)
+    monkeypatch.setattr(first_contact, "refusal", lambda host: None if host.ssh.password else REFUSED)
     before = existing(SETTINGS.replace("agent: true", f'password: "{there}"'), "Pulumi.homelab.yaml")
     found = access.access_to(init.parser().parse_args(["--yes"]), before, Output(io.StringIO()), Lines())
     assert (found.name, found.password) == ("pve", put)
@@ -297,12 +321,15 @@ def test_a_host_that_the_settings_have_at_another_address_is_not_described_twice
         access._not_there_already("pve.lan", 22, key, existing(SETTINGS, "Pulumi.homelab.yaml"))
 
 
-@pytest.mark.parametrize("name", ["a,b", "a b", "", "a/b/c/d", "$(reboot)"])
+@pytest.mark.parametrize("name", ["a,b", "a b", "", "a/b/c/d", "$(reboot)", "../../x\n"])
+@pytest.mark.parametrize(
+    "command", [["init", "192.0.2.1"], ["doctor"], ["show"], ["log"], ["drift"]], ids=lambda one: one[0]
+)
 def test_a_name_that_no_stack_can_have_is_refused_before_anything(
-    name: str, capsys: pytest.CaptureFixture[str]
+    command: list[str], name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:
-        init.main(["192.0.2.1", "--stack", name])
+        main([*command, f"--stack={name}"])
     assert end.value.code == 2 and "a stack's name has letters" in capsys.readouterr().err
 
 
@@ -325,4 +352,81 @@ def test_in_a_terminal_sentences_are_folded_between_words_and_commands_stay_whol
         "wanted: one",
         "found:  two",
         "  pveum acl modify /mapping/pci --users 'homelab@pve'",
+    ]
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_what_init_says_is_folded_between_words_in_a_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tty(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = Tty()
+    output = Output(shown)
+    step = "pveum user token add homelab@pve pulumi --privsep 0 --comment 'homelab init, stack homelab' --output-format json"
+    output.did(step)
+    output.say(
+        f"    for a VM it would be refused: {'containers that use it: 950; take the card out of them first; ' * 3}"
+    )
+    lines = shown.getvalue().splitlines()
+    assert max(map(len, lines)) <= columns and "  done: pveum user token add" in lines[0]
+    assert set(step.split()) <= set(shown.getvalue().split())
+
+
+# -- host keys ---------------------------------------------------------------------------------------------------------------
+OTHER = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBBrXjxXpSQzmEzGHG6mxTDVhZSDsFtTfdIwJZNhTlRO"
+KNOWN_HOSTS = {
+    f"192.0.2.1 {hosts.KEY}": "known",
+    f"192.0.2.1 {OTHER}": "another",
+    f"@revoked 192.0.2.1 {hosts.KEY}": "revoked",
+    f"@revoked * {hosts.KEY}\n192.0.2.1 {hosts.KEY}": "revoked",
+    f"@revoked 192.0.2.1 {OTHER}\n192.0.2.1 {hosts.KEY}": "known",
+    f"@revoked 192.0.2.9 {hosts.KEY}": "unknown",
+    "": "unknown",
+    "no line of the form": "unknown",
+}
+
+
+@pytest.mark.parametrize("text", KNOWN_HOSTS)
+def test_what_known_hosts_says_of_a_key(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "known_hosts"
+    file.write_text(text + "\n")
+    assert first_contact.standing("192.0.2.1", 22, first_contact.of_line(hosts.KEY), file) == KNOWN_HOSTS[text]
+    assert first_contact.standing("192.0.2.1", 22, first_contact.of_line(hosts.KEY), tmp_path / "none") == "unknown"
+
+
+@pytest.mark.parametrize("given", [None, hosts.KEY])
+def test_a_revoked_key_is_refused_even_if_it_is_given(given: str | None, folder: Path) -> None:
+    (folder / ".ssh").mkdir()
+    (folder / ".ssh/known_hosts").write_text(f"@revoked 192.0.2.1 {hosts.KEY}\n")
+    key = first_contact.of_line(hosts.KEY)
+    with pytest.raises(HomelabError, match="@revoked"):
+        access.confirm_key(given, "--host-key", "192.0.2.1", 22, key, Output(io.StringIO()), Lines(io.StringIO("y\n")))
+
+
+def test_a_host_key_that_is_given_beside_another_one_in_the_settings_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first_contact, "refusal", lambda _: None)
+    before = existing(SETTINGS, "Pulumi.homelab.yaml")
+
+    def reach(given: str) -> Access:
+        arguments = init.parser().parse_args(["--yes", "--agent", "--host-key", given])
+        return access.access_to(arguments, before, Output(io.StringIO()), Lines())
+
+    with pytest.raises(HomelabError, match=r"hosts\.pve\.ssh\.hostKey"):
+        reach(OTHER)
+    for given in (hosts.KEY, f"{hosts.KEY} me@here", first_contact.of_line(hosts.KEY).fingerprint):
+        assert reach(given).name == "pve"
+
+
+def test_a_temporary_file_of_a_killed_run_goes_with_the_next(tmp_path: Path) -> None:
+    for name in (".Pulumi.homelab.yaml.x.homelab-tmp", ".Pulumi.homelab.yaml.swp", ".Pulumi.other.yaml.x.homelab-tmp"):
+        (tmp_path / name).write_text("left")
+    write_settings(tmp_path / "Pulumi.homelab.yaml", "new")
+    assert sorted(one.name for one in tmp_path.iterdir()) == [
+        ".Pulumi.homelab.yaml.swp",
+        ".Pulumi.other.yaml.x.homelab-tmp",
+        "Pulumi.homelab.yaml",
     ]

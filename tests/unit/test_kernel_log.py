@@ -21,7 +21,7 @@ from homelab.remote.proxmox.errors import ApiError
 from homelab.resources.base import ShutdownInputs
 from homelab.resources.vm_change import VmChange
 from homelab.settings import Host
-from homelab.shapes import CardFunction
+from homelab.shapes import CardFunction, Record
 from tests.conftest import shared
 from tests.unit.hosts import desktop, device, settings
 from tests.unit.test_doctor import reading
@@ -157,7 +157,7 @@ def test_a_long_log_is_quoted_by_head_and_tail() -> None:
 # -- captures of real machines -------------------------------------------------------------------------------------------
 def eight() -> HostFacts:
     """The host with eight RTX 3080, as its files tell it."""
-    ids = shared("real_hosts", "pve-8x3080-gpu-lost", "host_nvidia_bdf.txt").read_text().split()
+    ids = shared("real_hosts", "pve-8x3080-gpu-lost", "host_nvidia_bdf.txt").read_text(encoding="utf-8").split()
     cards = []
     for group, address in enumerate(ids):
         port = f"0000:{int(address[5:7], 16) - 1:02x}:08.0"
@@ -165,7 +165,7 @@ def eight() -> HostFacts:
         cards.append(device(address, "10de:2206", "030000", group, driver="vfio-pci", path=path))
         audio = address[:-1] + "1"
         cards.append(device(audio, "10de:1aef", "040300", group, driver="vfio-pci", path=path[:-1] + "1"))
-    log = shared("real_hosts", "pve-8x3080-gpu-lost", "host_journal_vfio.txt").read_text()
+    log = shared("real_hosts", "pve-8x3080-gpu-lost", "host_journal_vfio.txt").read_text(encoding="utf-8")
     return desktop(devices=cards, kernel_log=log)
 
 
@@ -193,11 +193,11 @@ def test_of_the_lost_card_the_cause_is_told_and_not_its_echoes() -> None:
     ],
 )
 def test_the_log_of_a_real_healthy_host_has_no_sign(capture: str, file: str) -> None:
-    assert names(desktop(kernel_log=shared("real_hosts", capture, file).read_text())) == []
+    assert names(desktop(kernel_log=shared("real_hosts", capture, file).read_text(encoding="utf-8"))) == []
 
 
 def test_the_doctor_names_a_firmware_without_vt_d() -> None:
-    log = shared("real_hosts", "pve-b660-vtd-off-in-bios", "dmesg_iommu.txt").read_text()
+    log = shared("real_hosts", "pve-b660-vtd-off-in-bios", "dmesg_iommu.txt").read_text(encoding="utf-8")
     off = {"tables": [], "groups": 0, "kernel_log": log}
     report = diagnose_host(reading(facts=desktop(iommu=off, cpu_vendor="GenuineIntel")), settings())
     assert not report.well
@@ -213,7 +213,7 @@ def test_the_doctor_names_a_firmware_without_vt_d() -> None:
     ],
 )
 def test_the_doctor_names_a_boot_partition_that_is_gone(file: str, named: list[str]) -> None:
-    status = shared("real_hosts", "pve-boot-status-variants", file).read_text()
+    status = shared("real_hosts", "pve-boot-status-variants", file).read_text(encoding="utf-8")
     said = "\n".join(line for line in status.splitlines() if line.startswith("WARN: "))
     report = diagnose_host(reading(facts=desktop(boot_warnings=said)), settings({}))
     found = [one.found for one in report.findings if "proxmox-boot-tool keeps" in one.wanted]
@@ -273,11 +273,82 @@ class _Stopped(VmChangeWork):
         return Machine()
 
 
-def failed_start(monkeypatch: pytest.MonkeyPatch, facts: HostFacts | HomelabError, wanted: str) -> HomelabError:
+def a_change(record: Record, power: str = "keep") -> VmChange.Inputs:
+    return VmChange.Inputs(
+        host="pve", node="pve", vm="sandbox", vmid=103, record=record, restore={}, running=True, generation=0, power=power,
+        shutdown=ShutdownInputs(timeout=1, otherwise="fail"),
+    )  # fmt: skip
+
+
+class _Starting(_Stopped):
+    """A VM that starts, as its task says."""
+
+    converged = False
+
+    def machine(self, inputs: VmChange.Inputs, vmid: int, name: str) -> Any:
+        work = self
+
+        class Machine:
+            label = "VM 103 (sandbox)"
+            starts = 1
+
+            def converge(self, *_: Any, **__: Any) -> bool:
+                work.converged = True
+                return True
+
+        return Machine()
+
+
+def started(
+    monkeypatch: pytest.MonkeyPatch, *readings: HostFacts, path: str = "0000:01:00", power: str = "keep"
+) -> tuple[str, bool]:
+    """What a change that starts a VM fails with, if it does, and whether anything was changed; ``readings``: the host before and after."""
+    answers = list(readings)
+
     async def read(*_: Any, **__: Any) -> HostFacts:
-        if isinstance(facts, HomelabError):
-            raise facts
-        return facts
+        return answers.pop(0)
+
+    monkeypatch.setattr("homelab.remote.ssh.read", read)
+    work = _Starting({})
+    try:
+        work.create(a_change({"hostpci0": {"ours": "mapping=a", "before": None, "slot": path}}, power))
+    except HomelabError as error:
+        return error.found, work.converged
+    return "", work.converged
+
+
+GONE = desktop(lost=["0000:01:00.0"])
+
+
+@pytest.mark.parametrize("path", ["0000:01:00", "0000:01:00.0;0000:01:00.1"])
+def test_a_vm_isnt_touched_for_a_card_that_doesnt_answer(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    found, changed = started(monkeypatch, GONE, path=path)
+    assert "can't be read: every bit is one" in found and not changed
+    assert started(monkeypatch, power="stopped") == ("", True)
+
+
+def test_a_start_after_which_the_card_doesnt_answer_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, changed = started(monkeypatch, desktop(), GONE)
+    assert "can't be read: every bit is one" in found and changed
+
+
+def test_what_the_kernel_says_since_the_start_counts_and_what_it_said_before_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = desktop(kernel_log=LOST)
+    assert LOST in started(monkeypatch, desktop(), said)[0]
+    assert started(monkeypatch, said, said) == ("", True)
+
+
+def failed_start(monkeypatch: pytest.MonkeyPatch, facts: HostFacts | HomelabError, wanted: str) -> HomelabError:
+    # Before the change the host can be read.
+    answers: list[HostFacts | HomelabError] = [desktop(), facts]
+
+    async def read(*_: Any, **__: Any) -> HostFacts:
+        answer = answers.pop(0)
+        if isinstance(answer, HomelabError):
+            raise answer
+        return answer
 
     monkeypatch.setattr("homelab.remote.ssh.read", read)
     record = {
@@ -286,10 +357,7 @@ def failed_start(monkeypatch: pytest.MonkeyPatch, facts: HostFacts | HomelabErro
     }
     work = _Stopped({})
     work.wanted = wanted
-    inputs = VmChange.Inputs(
-        host="pve", node="pve", vm="sandbox", vmid=103, record=record, restore={}, running=True, generation=0, power="keep",
-        shutdown=ShutdownInputs(timeout=1, otherwise="fail"),
-    )  # fmt: skip
+    inputs = a_change(record)
     with pytest.raises(HomelabError) as raised:
         work.create(inputs)
     return raised.value

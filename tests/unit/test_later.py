@@ -22,7 +22,7 @@ def imported(program: str) -> set[str]:
 
 
 def test_a_program_that_declares_resources_imports_nothing_that_reads_a_host() -> None:
-    names = "gpu_cards gpu_lxc gpu_vm host_reboot iommu_host nvidia_guest_stack nvidia_nodes vfio_binding"
+    names = "card_values gpu_cards gpu_lxc gpu_vm host_reboot iommu_host nvidia_guest_stack nvidia_nodes vfio_binding"
     program = (
         "".join(f"import components.{name}\n" for name in names.split())
         + "import homelab.stack, homelab.resources.preview"
@@ -35,6 +35,12 @@ def test_the_provider_imports_nothing_that_works_until_there_is_work() -> None:
     found = imported("import homelab.provider.serve")
     assert "homelab.resources.vm_record" in found
     assert not (HEAVY | {"pydantic", "homelab.settings", "homelab.provider.base"}) & found
+
+
+def test_a_module_that_waits_is_found_in_its_package_as_an_imported_one_is() -> None:
+    imported(
+        "from homelab.later import later; import homelab.remote; assert later('homelab.remote.ssh') is homelab.remote.ssh"
+    )
 
 
 def test_a_module_that_is_not_there_is_an_error_at_once() -> None:

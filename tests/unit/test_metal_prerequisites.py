@@ -63,7 +63,7 @@ def test_another_recipe_is_another_image(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def waits_for_a_lock(process: subprocess.Popen[str]) -> bool:
     # proc(5): a line with an arrow is of one that waits.
-    lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    lines = [line.split() for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines()]
     return any(line[1] == "->" and str(process.pid) in line for line in lines)
 
 
@@ -81,7 +81,7 @@ def test_a_run_waits_for_another_one_to_end_however_that_ends(tmp_path: Path) ->
         assert first.stdout.readline() == "mine\n"
         with take_turn() as second:
             assert second.stdout is not None
-            wait_until(lambda: waits_for_a_lock(second), 60)
+            wait_until(lambda: waits_for_a_lock(second))
             first.kill()
             assert second.stdout.readline() == "mine\n"
             second.kill()

@@ -56,7 +56,13 @@ def refusal(target: Target, system: dict[str, Any] | None = None, **settings: An
 def test_an_rtx_5090_in_an_ubuntu_vm() -> None:
     plan = planned("vm", UBUNTU, driver="580", cuda="12.8", containerToolkit="docker")
     assert plan.flavour == "open" and "open modules alone" in plan.why_flavour
-    assert plan.packages == ("nvidia-dkms-580-open=580.*", "libnvidia-compute-580=580.*", "nvidia-utils-580=580.*")
+    assert plan.packages == (
+        "nvidia-dkms-580-open=580.*",
+        "libnvidia-compute-580=580.*",
+        "nvidia-utils-580=580.*",
+        "libnvidia-decode-580=580.*",
+        "libnvidia-encode-580=580.*",
+    )
     assert plan.prerequisites[-3:] == ("dkms", "linux-headers-6.8.0-86-generic", "linux-headers-generic")
     assert plan.cuda and plan.cuda.packages == ("cuda-toolkit-12-8",)
     assert plan.cuda.nvcc == "/usr/local/cuda-12.8/bin/nvcc"
@@ -70,7 +76,8 @@ def test_an_rtx_5090_in_an_ubuntu_vm() -> None:
 
 def test_a_proxmox_host_gets_headers_for_every_kernel() -> None:
     plan = planned("host", PROXMOX, driver="580")
-    assert plan.packages == ("nvidia-kernel-open-dkms=580.*", "nvidia-driver-cuda=580.*", "libcuda1=580.*")
+    names = ("nvidia-kernel-open-dkms", "nvidia-driver-cuda", "libcuda1", "libnvcuvid1", "libnvidia-encode1")
+    assert plan.packages == tuple(f"{name}=580.*" for name in names)
     assert plan.prerequisites[-3:] == (
         "proxmox-headers-6.14.11-9-pve",
         "proxmox-headers-6.17.13-2-pve",
@@ -108,6 +115,115 @@ def test_a_container_whose_repositories_lack_the_version_takes_nvidias_installer
 def test_a_container_whose_repositories_were_not_read_has_both_ways() -> None:
     plan = planned("lxc", CONTAINER)
     assert plan.source == "either" and plan.run and plan.packages[0] == "libnvidia-compute-580=580.105.08-*"
+
+
+# -- beside CUDA -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("cuda", "major"), [("12.8", 12), ("12.8.1", 12), ("13.0", 13)])
+def test_cudnn_and_nccl_are_those_of_the_major_release_of_cuda(cuda: str, major: int) -> None:
+    plan = planned("vm", UBUNTU, driver="580", cuda=cuda, cudnn="9", nccl=True)
+    assert plan.cuda and plan.cuda.beside == (
+        f"libcudnn9-cuda-{major}",
+        f"libcudnn9-dev-cuda-{major}",
+        f"libnccl2=*+cuda{major}.*",
+        f"libnccl-dev=*+cuda{major}.*",
+    )
+    assert plan.cuda.libraries == ("libcudnn.so.9", "libnccl.so.2")
+    asked = packages_to_ask_for(request("vm", UBUNTU, driver="580", cuda=cuda, cudnn="9", nccl=True))
+    assert {f"libcudnn9-cuda-{major}", "libnccl2", "libnccl-dev"} <= set(asked)
+
+
+def test_cuda_alone_brings_neither() -> None:
+    plan = planned("vm", UBUNTU, driver="580", cuda="12.8")
+    assert plan.cuda and (plan.cuda.beside, plan.cuda.libraries) == ((), ())
+
+
+@pytest.mark.parametrize("settings", [{"cudnn": "9"}, {"nccl": True}])
+def test_they_are_not_had_without_cuda(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected nvidia.cuda"):
+        request("vm", UBUNTU, driver="580", **settings)
+
+
+def test_a_cudnn_that_nobody_knows_is_refused() -> None:
+    error = refusal("vm", UBUNTU, driver="580", cuda="12.8", cudnn="7")
+    assert error.next.startswith('set nvidia.cudnn: "9"')
+
+
+def test_a_nccl_of_another_cuda_alone_is_not_taken() -> None:
+    offered = {"libnccl2": ("2.27.3-1+cuda12.9",), "libnccl-dev": ("2.27.3-1+cuda12.9",)}
+    with pytest.raises(HomelabError, match="libnccl2, libnccl-dev"):
+        planned("vm", UBUNTU | {"offered": offered}, driver="580", cuda="13.0", nccl=True)
+    newer = {name: ("2.9.9-1+cuda12.9", *versions, "2.28.3-1+cuda13.0") for name, versions in offered.items()}
+    plan = planned("vm", UBUNTU | {"offered": newer}, driver="580", cuda="12.8", nccl=True)
+    assert plan.cuda and plan.cuda.beside == ("libnccl2=2.27.3-1+cuda12.9", "libnccl-dev=2.27.3-1+cuda12.9")
+
+
+# -- what the driver is for ------------------------------------------------------------------------------------
+BASE = ("nvidia-dkms-580-open", "libnvidia-compute-580", "nvidia-utils-580")
+VIDEO = ("libnvidia-decode-580", "libnvidia-encode-580")
+GRAPHICS = ("libnvidia-gl-580", "libnvidia-fbc1-580")
+GUESTS = [(row.id, row.version) for row in load().packaging.distributions]
+
+
+def offering(*names: str, version: str = "580.178.04-1ubuntu1") -> dict[str, Any]:
+    return UBUNTU | {"offered": dict.fromkeys(names, (version,))}
+
+
+@pytest.mark.parametrize(
+    ("named", "packages"),
+    [(None, BASE + VIDEO), (["compute"], BASE), (["compute", "video"], BASE + VIDEO),
+     (["compute", "graphics"], BASE + GRAPHICS), (["graphics", "compute", "video"], BASE + VIDEO + GRAPHICS)],
+)  # fmt: skip
+def test_the_packages_are_those_of_what_the_driver_is_for(named: list[str] | None, packages: tuple[str, ...]) -> None:
+    plan = planned("vm", offering(*BASE, *VIDEO, *GRAPHICS), driver="580", capabilities=named)
+    assert tuple(name.partition("=")[0] for name in plan.packages) == packages
+    assert {name.partition("=")[2] for name in plan.packages} == {"580.178.04-1ubuntu1"}
+
+
+@pytest.mark.parametrize(("distribution", "version"), GUESTS)
+@pytest.mark.parametrize("branch", [580, 595])
+@pytest.mark.parametrize("source", ["auto", "run"])
+def test_every_system_has_a_way_to_video_and_graphics(
+    distribution: str, version: str, branch: int, source: str
+) -> None:
+    system = {"distribution": distribution, "version": version, "cards": (RTX_3090,), "running": "6.8.0-1-generic"}
+    plan = planned("vm", system, driver=str(branch), source=source, capabilities=["compute", "video", "graphics"])
+    names = " ".join(plan.packages)
+    if source == "run":
+        assert plan.run and "--no-opengl-files" not in plan.run.arguments and "libegl1" in plan.run.prerequisites
+    else:
+        assert "encode" in names and "fbc1" in names and ("libnvcuvid1" in names or "decode" in names)
+    assert plan.capabilities == ("compute", "video", "graphics")
+
+
+def test_the_installer_leaves_graphics_out_where_nobody_asked_for_them() -> None:
+    plan = planned("vm", UBUNTU, driver="580.105.08", source="run")
+    assert plan.run and "--no-opengl-files" in plan.run.arguments and "libegl1" not in plan.run.prerequisites
+    assert plan.capabilities == ("compute", "video"), "it brings NVENC and NVDEC in every case"
+
+
+def test_where_video_is_not_offered_the_driver_comes_without_and_that_is_said() -> None:
+    plan = planned("vm", offering(*BASE), driver="580")
+    assert len(plan.packages) == 3 and plan.capabilities == ("compute",) and not plan.demanded
+    assert any("don't offer the packages of video" in note for note in plan.notes)
+
+
+def test_video_that_is_demanded_and_not_offered_is_refused_or_comes_from_the_installer() -> None:
+    with pytest.raises(HomelabError, match="not offered: libnvidia-decode-580, libnvidia-encode-580"):
+        offered = offering(*BASE) | {"offered": offering(*BASE)["offered"] | dict.fromkeys(VIDEO, ())}
+        planned("vm", offered, driver="580.178.04", source="packages", capabilities=["compute", "video"])
+    plan = planned("vm", offered, driver="580.178.04", capabilities=["compute", "video"])
+    assert plan.source == "run" and plan.capabilities == ("compute", "video")
+
+
+def test_what_the_driver_is_no_longer_for_goes_where_the_settings_say_what_it_is_for() -> None:
+    assert planned("vm", UBUNTU, driver="580").unwanted == ()
+    plan = planned("vm", UBUNTU, driver="580", capabilities=["compute", "video"])
+    assert set(GRAPHICS) <= set(plan.unwanted) and not set(VIDEO) & set(plan.unwanted)
+
+
+def test_graphics_in_a_container_take_more_than_libraries_which_is_said() -> None:
+    notes = planned("lxc", CONTAINER, capabilities=["compute", "graphics"]).notes
+    assert any("nvidia-drm" in note for note in notes)
 
 
 # -- cards -----------------------------------------------------------------------------------------------------

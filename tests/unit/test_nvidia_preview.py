@@ -80,6 +80,8 @@ def test_a_plan_names_driver_and_modules_and_why() -> None:
     assert errors == []
     assert "VM 103 (v): driver 580 (open kernel modules" in text
     assert "CUDA 12.8, container toolkit for docker" in text
+    named = {"driver": "580", "capabilities": ["graphics", "compute"]}
+    assert ", its libraries for compute and graphics" in described(settings(vm=named))[0]
 
 
 def test_a_card_that_is_known_by_its_place_is_refused_once_the_host_was_read() -> None:

@@ -52,7 +52,7 @@ def test_a_branch_or_a_version(driver: str) -> None:
         ({"driver": True}, "valid string"),
         ({"cuda": "12"}, "a release"),
         ({"cuda": "12-8"}, "a release"),
-        ({"containerToolkit": "lxd"}, "'docker', 'containerd' or 'podman'"),
+        ({"containerToolkit": "lxd"}, "'docker', 'containerd', 'podman' or 'k3s'"),
         ({"flavour": "closed"}, "'auto', 'open' or 'proprietary'"),
         ({"onDestroy": "remove"}, "'keep' or 'purge'"),
         ({"docker": True}, "'as-is' or 'install'"),

@@ -20,6 +20,8 @@ HEAD = "index, name, uuid, driver_version, memory.total [MiB], pci.bus_id, pci.d
 ROW = "{}, NVIDIA GeForce RTX 5090, GPU-0b11d014-{}, 580.105.08, 32607 MiB, 00000000:0{}:00.0, 0x2B8510DE, 12.0\n"
 NVCC = "nvcc: NVIDIA (R) Cuda compiler driver\nCuda compilation tools, release 12.8, V12.8.93\n"
 NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia0")
+ENCODE, DECODE, EGL, GLX = "libnvidia-encode.so.1", "libnvcuvid.so.1", "libEGL_nvidia.so.0", "libGLX_nvidia.so.0"
+MISSING = "cannot open shared object file: No such file or directory"
 WANTED = Expected(
     "vms.gaming", "vm", "580", ["10de:2b85"], "12.8", "docker", "open", True, False, None, "6.8.0-86-generic"
 )
@@ -38,6 +40,7 @@ def found(cards: int = 1, **changes: Any) -> dict[str, Any]:
         "program": done("1 CUDA device(s)\nResult = PASS\n"),
         "container": done("".join(f"GPU {n}: NVIDIA GeForce RTX 5090 (UUID: x)\n" for n in range(cards))),
         "uvm": done("".join(f"{path}: opened\n" for path in NODES)),
+        "libraries": done(f"{ENCODE}: loaded, NVENC 13.0\n{DECODE}: loaded, H.264 to 4096x4096\n"),
         "kernelLog": "",
         "loaded": "580.105.08",
         "flavour": "open",
@@ -69,7 +72,104 @@ def test_what_works_is_put_out_and_there_is_nothing_to_say() -> None:
         "program": True,
         "container": True,
         "uvm": True,
+        "video": True,
+        "nvenc": "13.0",
+        "graphics": None,
+        "cudnn": None,
+        "nccl": None,
+        "cdi": None,
     }
+
+
+# -- what the driver is for ------------------------------------------------------------------------------------
+LACKING = done(f"{ENCODE}: {MISSING}\n{DECODE}: loaded, H.264 to 4096x4096\n")
+
+
+def test_a_driver_that_was_there_without_video_is_left_alone() -> None:
+    output, said = judge(found(libraries=LACKING), WANTED)
+    assert (said, output["video"]) == ([], None)
+
+
+def test_video_that_was_demanded_and_is_missing_is_an_error() -> None:
+    output, (error,) = judge(found(libraries=LACKING), replace(WANTED, demanded=("compute", "video")))
+    assert output["video"] is False and "NVENC and NVDEC" in error.wanted and ENCODE in error.found
+
+
+@pytest.mark.parametrize(
+    "said", ["undefined symbol: nvEnc", "file too short", "loaded, NVENC error 15"], ids=["version", "torn", "refused"]
+)
+def test_a_library_that_is_there_and_does_not_work_is_an_error(said: str) -> None:
+    (error,) = errors(libraries=done(f"{ENCODE}: {said}\n{DECODE}: loaded\n"))
+    assert "NVENC" in error.wanted and ENCODE in error.found
+
+
+def test_a_library_that_was_only_loaded_tells_no_version() -> None:
+    output, said = judge(found(libraries=done(f"{ENCODE}: loaded\n{DECODE}: loaded\n")), WANTED)
+    assert (said, output["video"], output["nvenc"]) == ([], True, None)
+
+
+def test_a_card_without_a_decoder_is_no_fault_of_the_libraries() -> None:
+    assert errors(libraries=done(f"{ENCODE}: loaded, NVENC 13.0\n{DECODE}: loaded, no H.264\n")) == []
+
+
+def test_graphics_that_load_are_put_out() -> None:
+    output, said = judge(found(libraries=done(f"{EGL}: loaded\n{GLX}: loaded\n")), WANTED)
+    assert (said, output["graphics"], output["video"]) == ([], True, None)
+
+
+def test_a_container_that_lacks_what_the_system_has_is_an_error() -> None:
+    (error,) = errors(container=done(f"GPU 0: NVIDIA GeForce RTX 5090 (UUID: x)\n{ENCODE}: {MISSING}\n"))
+    assert "NVIDIA_DRIVER_CAPABILITIES" in error.wanted and ENCODE in error.found
+
+
+def test_libraries_of_a_system_without_cards_are_not_judged_beside_the_driver() -> None:
+    smi = done("No devices were found", 6)
+    said = errors(replace(WANTED, demanded=("compute", "video")), nvidiaSmi=smi, libraries=LACKING)
+    assert said and not [error for error in said if "NVENC" in error.wanted]
+
+
+# -- CDI -------------------------------------------------------------------------------------------------------
+def test_a_specification_of_the_driver_that_runs_is_put_out() -> None:
+    output, said = judge(found(cdi="/etc/cdi/nvidia.yaml 580.105.08"), WANTED)
+    assert (said, output["cdi"]) == ([], "580.105.08")
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "how"),
+    [("/etc/cdi/nvidia.yaml 580.95.05", "580.95.05", "`pulumi up --refresh`: it makes the specification again"),
+     ("/etc/cdi/nvidia.yaml 580.105.08 580.95.05", "580.105.08 and 580.95.05", "`pulumi up --refresh`: it makes"),
+     ("/run/cdi/nvidia.yaml 580.95.05\n/etc/cdi/nvidia.yaml 580.105.08", "/run/cdi", "nvidia-cdi-refresh")],
+    ids=["of another driver", "of two drivers", "the toolkit's own, which comes first"],
+)  # fmt: skip
+def test_a_specification_of_another_driver_is_an_error(text: str, what: str, how: str) -> None:
+    (error,) = errors(cdi=text)
+    assert "580.105.08" in error.wanted and what in error.found and how in error.next
+
+
+@pytest.mark.parametrize("text", [None, "", "/etc/cdi/management.yaml "], ids=["unused", "none", "without libraries"])
+def test_nothing_is_said_of_a_specification_that_names_no_driver(text: str | None) -> None:
+    output, said = judge(found(cdi=text), WANTED)
+    assert (said, output["cdi"]) == ([], None)
+
+
+# -- beside CUDA -----------------------------------------------------------------------------------------------
+BESIDE = replace(WANTED, libraries=("libcudnn.so.9", "libnccl.so.2"))
+CUDNN, NCCL = "libcudnn.so.9: loaded, cuDNN 9.10.2 for CUDA 12.9\n", "libnccl.so.2: loaded, NCCL 2.27.3\n"
+
+
+def test_cudnn_and_nccl_are_put_out_with_their_versions() -> None:
+    output, said = judge(found(libraries=done(CUDNN + NCCL)), BESIDE)
+    assert (said, output["cudnn"], output["nccl"]) == ([], "9.10.2", "2.27.3")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [(f"libcudnn.so.9: {MISSING}\n{NCCL}", "removed since"), (CUDNN.replace("12.9", "13.0") + NCCL, "another major release"), (NCCL, "could not use it")],
+    ids=["missing", "of another CUDA", "nothing said"],
+)  # fmt: skip
+def test_a_cudnn_that_does_not_serve_is_an_error(text: str, why: str) -> None:
+    (error,) = errors(BESIDE, libraries=done(text))
+    assert "libcudnn.so.9 of CUDA 12" in error.wanted and why in error.why
 
 
 def test_what_wasnt_asked_for_is_null() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from components.passthrough_test import PassthroughTest, PassthroughTestArgs
 from homelab.remote.scripts import answer
+from homelab.resources import command
 from homelab.settings import Host
 from tests.unit.hosts import KEY
 
@@ -48,6 +49,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     asyncio.set_event_loop(main)
     mocks = Engine()
     pulumi.runtime.set_mocks(mocks, preview=False)
+    monkeypatch.setattr(command, "_ask_the_agent", lambda: None)  # nobody has one here
     yield mocks
     pulumi.runtime.settings.reset_options()
     main.run_until_complete(main.shutdown_default_executor())

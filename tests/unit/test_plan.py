@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError
-from homelab.host import plan
+from homelab.host import card_values, plan
 from homelab.host.facts import HostFacts
 from tests.unit.hosts import desktop, device, gpu, settings
 
@@ -115,7 +115,7 @@ def test_a_closed_gate_raises_every_reason() -> None:
 
 def test_a_host_as_wanted_has_no_drift() -> None:
     want = plan.wanted(desktop(), settings())
-    assert plan.drift(bound(), want) == {"iommu": [], "vfio": [], "boot": [], "nodes": []}
+    assert plan.drift(bound(), want) == {"iommu": [], "vfio": [], "boot": [], "nodes": [], "cards": [], "values": []}
 
 
 WORDS = plan.wanted(desktop(), settings()).words
@@ -166,7 +166,7 @@ def test_an_iommu_word_with_more_options_is_the_word() -> None:
     running = "quiet intel_iommu=on,sm_on iommu=pt"
     facts = desktop(cpu_vendor="GenuineIntel", cmdline=cmdline(running, others=running), boot_lacks=[])
     want = plan.wanted(facts, settings({}))
-    assert plan.drift(facts, want) == {"iommu": [], "vfio": [], "boot": [], "nodes": []}
+    assert plan.drift(facts, want) == {"iommu": [], "vfio": [], "boot": [], "nodes": [], "cards": [], "values": []}
     assert "(stays)" in plan.describe("pve", facts, settings({}), want, reboot())
 
 
@@ -275,3 +275,24 @@ def test_the_plan_shows_how_a_file_differs_and_of_a_long_one_the_beginning() -> 
     )
     assert text.count("changes /etc/a") == 1
     assert "      … 34 more lines\n  makes anew /boot/grub/grub.cfg" in text
+
+
+def test_the_values_of_a_card_are_those_of_each_of_its_functions() -> None:
+    host = settings(
+        {"g": {"match": "10de:2b85", "reset": "bus", "keepAwake": True}, "b": {"address": "0b:00", "use": "host"}}
+    )
+    functions = plan.wanted(desktop(), host).gpus
+    assert card_values.lines(functions, host.gpus) == [
+        "0000:01:00.0 10de:2b85 reset_method bus",
+        "0000:01:00.0 10de:2b85 d3cold_allowed 0",
+        "0000:01:00.0 10de:2b85 power/control on",
+        "0000:01:00.1 10de:22e8 reset_method bus",
+        "0000:01:00.1 10de:22e8 d3cold_allowed 0",
+        "0000:01:00.1 10de:22e8 power/control on",
+    ]
+    assert card_values.lines(functions, settings().gpus) == []
+
+
+def test_a_value_that_was_changed_by_hand_is_drift_of_its_own() -> None:
+    facts = desktop(lost_values=["power/control of 0000:01:00.0 is auto, not on"])
+    assert plan.drift(facts, plan.wanted(desktop(), settings()))["values"] == facts.lost_values

@@ -35,14 +35,16 @@ def on_vms(needs: rights.Needs) -> set[str]:
 
 
 def readme_role() -> set[str]:
-    match = re.search(r'pveum role add Homelab --privs "([^"]+)"', (PROJECT / "docs/by-hand.md").read_text())
+    match = re.search(
+        r'pveum role add Homelab --privs "([^"]+)"', (PROJECT / "docs/by-hand.md").read_text(encoding="utf-8")
+    )
     assert match is not None
     return set(match[1].split())
 
 
 def listed_row(reason: str) -> set[str]:
     """The privileges of a row of the page's table."""
-    lines = (PROJECT / "docs/settings.md").read_text().splitlines()
+    lines = (PROJECT / "docs/settings.md").read_text(encoding="utf-8").splitlines()
     cells = next(line.split("|") for line in lines if line.startswith("| /") and line.split("|")[3].strip() == reason)
     return set(cells[2].split())
 

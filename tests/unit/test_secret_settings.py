@@ -126,7 +126,7 @@ def test_a_plain_secret_is_refused_with_the_command_that_encrypts_it(
 def test_the_examples_values_are_named_one_by_one_by_a_preview_and_refused_by_up(
     monkeypatch: pytest.MonkeyPatch, in_a_run: list[str]
 ) -> None:
-    config = yaml.safe_load((PROJECT / "Pulumi.homelab.yaml").read_text())["config"]
+    config = yaml.safe_load((PROJECT / "Pulumi.homelab.yaml").read_text(encoding="utf-8"))["config"]
     example = {key.removeprefix("homelab:"): one for key, one in config.items()}
     places = [f"homelab:hosts.pve.{one}" for one in ("ssh.hostKey", "api.tokenSecret", "api.fingerprint")]
     assert loaded(monkeypatch, example, preview=True) == ""
@@ -144,7 +144,7 @@ def test_the_examples_values_are_named_one_by_one_by_a_preview_and_refused_by_up
 
 def test_every_place_that_the_examples_mark_is_found() -> None:
     for file in ("Pulumi.homelab.yaml", "examples/gaming_vm/Pulumi.gaming.yaml"):
-        text = (PROJECT / file).read_text()
+        text = (PROJECT / file).read_text(encoding="utf-8")
         config = yaml.safe_load(text)["config"]
         values = {key.removeprefix("homelab:"): one for key, one in config.items() if key.startswith("homelab:")}
         values["hosts"]["pve"]["api"].setdefault("tokenSecret", "FILL-IN")
@@ -156,8 +156,8 @@ def test_every_place_that_the_examples_mark_is_found() -> None:
 def test_a_pull_requests_preview_needs_no_passphrase(tmp_path: Path) -> None:
     file = written(tmp_path, WHOLE[0], *PLACES)
     preview.without_secrets(file)
-    found = yaml.safe_load(file.read_text())
-    assert list(found) == ["config"] and SECURE["secure"] not in file.read_text()
+    found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    assert list(found) == ["config"] and SECURE["secure"] not in file.read_text(encoding="utf-8")
     assert found["config"]["homelab:plan"] == "never"
     known = parse({key.removeprefix("homelab:"): json.dumps(one) for key, one in found["config"].items()})
     assert secret_settings.secrets(known) == []
@@ -166,6 +166,6 @@ def test_a_pull_requests_preview_needs_no_passphrase(tmp_path: Path) -> None:
 def test_a_plain_secret_in_a_pull_request_is_still_named(tmp_path: Path) -> None:
     file = written(tmp_path, WHOLE[0], *PLACES[:1])
     preview.without_secrets(file)
-    config = yaml.safe_load(file.read_text())["config"]
+    config = yaml.safe_load(file.read_text(encoding="utf-8"))["config"]
     known = parse({key.removeprefix("homelab:"): json.dumps(one) for key, one in config.items()})
     assert [secret_settings.path_of(one) for one in secret_settings.secrets(known)] == PLACES[1:]

@@ -20,6 +20,7 @@ from tests.unit.test_settings import hosts as one_host
 NVIDIA = {
     "driver": "580",
     "cuda": "12.8",
+    "cudnn": "9",
     "containerToolkit": "docker",
     "mirror": {"cuda": "https://m.lan/cuda", "containerToolkit": "https://m.lan/ctk", "run": "https://m.lan:8443/run"},
     "runSha256": {"580.105.08": "ab" * 32},
@@ -44,11 +45,22 @@ WHOLE: list[dict[str, Any]] = [
                 "node": "pve",
                 "ssh": SSH,
                 "api": {"token": "homelab@pve!up", "tokenSecret": "s3cret", "fingerprint": "ab" * 32},
+                "iommu": {"acsOverride": "downstream,multifunction"},
                 "gpus": {
-                    "big": {"match": "10de:2b85", "address": "0000:01:00", "mapping": "big-card"},
+                    "big": {
+                        "match": "10de:2b85",
+                        "address": "0000:01:00",
+                        "mapping": "big-card",
+                        "functions": ["0000:01:00.0"],
+                    },
                     "small": {"match": "10de:2684", "use": "lxc", "allowGroupMembers": ["0000:02:00.0"]},
                 },
                 "reboot": "manual",
+                "downloads": {
+                    "noble": {"image": "ubuntu-24.04", "checksum": "sha256:" + "ab" * 32},
+                    "cd": {"url": "https://example.org/cd.iso", "file": "cd.iso", "storage": "nas"},
+                    "box": {"template": "debian.tar.zst"},
+                },
                 "nvidia": NVIDIA,
             }
         },
@@ -108,11 +120,25 @@ WHOLE: list[dict[str, Any]] = [
                 "host": "pve",
                 "vmid": 103,
                 "machine": "q35",
+                "safety": "backup",
+                "backupStorage": "nas",
                 "gpus": [{"gpu": "big", "romfile": "big.rom"}],
             },
             "isos": {"host": "pve", "vmid": 105, "create": {"disk": DISK, "isos": ["local:iso/win.iso"]}},
         },
-        "containers": {"ai": {"host": "pve", "ctid": 901, "gpuAssignment": "0,1"}},
+        "containers": {
+            "ai": {"host": "pve", "ctid": 901, "gpuAssignment": "0,1", "safety": "backup", "backupStorage": "nas"},
+            "media": {
+                "host": "pve",
+                "ctid": 902,
+                "gpuAssignment": "none",
+                "create": {
+                    "template": "local:vztmpl/debian.tar.zst",
+                    "disk": DISK,
+                    "mounts": [{"source": "/tank/films", "target": "/films"}],
+                },
+            },
+        },
     },
 ]
 Place = tuple[Any, ...]
@@ -184,7 +210,17 @@ PEM = ("ssh", "privateKey")
 # Sent to the API as they are, or to an SSH library: a hyphen or a comma means nothing there.
 FREE = {"password", "tokenSecret", "privateKey", "args", "usb0"}
 # A comma of their own, or in a file's name that no property string ever holds.
-WITH_COMMAS = FREE | {"cpu", "gpuAssignment", "hostKeyFile", "privateKeyFile", "caFile", "proxy", "hostKey", "sshKeys"}
+WITH_COMMAS = FREE | {
+    "acsOverride",
+    "cpu",
+    "gpuAssignment",
+    "hostKeyFile",
+    "privateKeyFile",
+    "caFile",
+    "proxy",
+    "hostKey",
+    "sshKeys",
+}
 
 
 def ids(case: Any) -> str | None:

@@ -83,6 +83,17 @@ def test_a_pci_address_is_the_slot_or_a_function_however_it_is_written(written: 
             "gpus.a and gpus.b are the same card",
         ),
         ({"gpus": {"g": {"match": "10de:2b85", "allowGroupMembers": ["02:00"]}}}, "expected a PCI function's address"),
+        ({"gpus": {"g": {"match": "10de:2b85", "functions": ["02:00"]}}}, "expected a PCI function's address"),
+        ({"gpus": {"g": {"match": "10de:2b85", "use": "lxc", "reset": "flr"}}}, "expected neither reset nor keepAwake"),
+        (
+            {"gpus": {"g": {"match": "10de:2b85", "use": "host", "keepAwake": True}}},
+            "expected neither reset nor keepAwake",
+        ),
+        ({"gpus": {"g": {"match": "10de:2b85", "reset": "hot"}}}, "found 'hot'"),
+        (
+            {"gpus": {"g": {"match": "10de:2b85", "use": "lxc", "functions": ["0000:02:00.0"]}}},
+            "expected no functions: they are for a card that goes to a VM",
+        ),
         (
             {"address": "192.168.0.2002"},
             "expected an IP address or a host name, such as 192.168.0.202 or pve.lan; found",
@@ -130,7 +141,7 @@ def test_secrets_never_show_in_a_message() -> None:
 
 def test_a_missing_private_key_says_which_file() -> None:
     host = loaded(hosts(ssh={"hostKey": KEY, "privateKeyFile": "/nowhere/id_ed25519"})).hosts["pve"]
-    with pytest.raises(HomelabError, match="/nowhere/id_ed25519"):
+    with pytest.raises(HomelabError, match="nowhere.id_ed25519"):
         _ = host.ssh.key
 
 
@@ -253,3 +264,34 @@ def test_vms_are_read_with_their_defaults() -> None:
     assert settings.vms["a"].gpus[0].gpu == "rtx5090"
     assert (settings.vms["a"].wanted_power, settings.vms["b"].wanted_power) == ("keep", "running")
     assert settings.hosts["pve"].mapping_of("rtx5090") == "rtx5090"
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("downstream", "downstream"),
+        ("Downstream,MULTIFUNCTION", "downstream,multifunction"),
+        ("id:8086:1901,id:10DE:2b85", "id:8086:1901,id:10de:2b85"),
+        ("", None),
+        ("downstream multifunction", None),
+        ("downstream, multifunction", None),
+        ("downstream,downstream", None),
+        ("downstream,", None),
+        ("true", None),
+        ("id:8086", None),
+        ("id:8086:19011", None),
+        ("downstream\niommu=off", None),
+        (",".join(f"id:8086:{number:04x}" for number in range(16)), None),
+    ],
+)
+def test_what_is_overridden_is_a_word_that_the_kernel_takes(written: str, meant: str | None) -> None:
+    configuration = hosts(iommu={"acsOverride": written})
+    if meant is None:
+        assert "iommu.acsOverride" in refused(configuration)
+    else:
+        assert loaded(configuration).hosts["pve"].iommu.acs_override == meant
+
+
+def test_rmrr_is_relaxed_by_the_word_that_switches_the_iommu_on() -> None:
+    assert "relaxRmrr" in refused(hosts(iommu={"relaxRmrr": True, "enable": False}))
+    assert loaded(hosts(iommu={"relaxRmrr": True})).hosts["pve"].iommu.relax_rmrr

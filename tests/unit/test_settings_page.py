@@ -52,7 +52,7 @@ def test_a_number_shows_its_unit_and_its_bounds_and_a_choice_its_words() -> None
 
 
 def test_the_projects_file_declares_each_key_with_the_models_default() -> None:
-    declared = yaml.safe_load((PROJECT / "Pulumi.yaml").read_text())["config"]
+    declared = yaml.safe_load((PROJECT / "Pulumi.yaml").read_text(encoding="utf-8"))["config"]
     fields = {f"homelab:{field.alias}": field for field in Settings.model_fields.values()}
     assert declared.keys() == fields.keys()
     for key, about in declared.items():

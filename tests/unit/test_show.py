@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from homelab.settings import Container, Host, Vm
-from homelab.show import mermaid, reading, result, terminal, tree
+from homelab.show import mermaid, reading, result, terminal, traits, tree
 from homelab.show.cards import ShownCard, ShownGuest, of_outputs
 from tests.unit.hosts import desktop, settings
 
@@ -89,6 +89,142 @@ def test_a_card_that_leaves_its_guest_is_marked_as_gone() -> None:
     assert tree.counts([shown]) == {"changes": 1, "gone": 1, "new": 1}
 
 
+# -- what is set of it ---------------------------------------------------------------------------------------------
+MAPPED = "rtx5090\n\tmap id=10de:2b85,iommugroup=16,node=pve,path=0000:01:00\n"
+WITH_VM = {"running": [], "mappings": MAPPED, "reservations": ""}
+
+
+def asleep(allowed: str = "1", control: str = "auto") -> dict[str, dict[str, str]]:
+    state = {"reset_method": "flr bus", "d3cold_allowed": allowed, "control": control}
+    return {"0000:01:00.0": state, "0000:01:00.1": {**state, "reset_method": "flr bus"}}
+
+
+def set_of(
+    gpu: dict[str, Any], vm: dict[str, Any] | None = None, hostpci: str = "", when: str = "both", **facts: Any
+) -> list[str]:
+    """The lines of what is set, with those of the guest; ``hostpci``: as VM 103 has the card now."""
+    host = settings({"rtx5090": {"match": "10de:2b85", **gpu}})
+    lines_of_it = f"name: Sandbox\nhostpci0: mapping=rtx5090{hostpci}"
+    configs = [{"kind": "vm", "id": 103, "lines": lines_of_it}]
+    found = desktop(**{"card_states": asleep(), "guests": {**WITH_VM, "configs": configs}, **facts})
+    now = reading.of_reading(found, host, "pve")
+    given = {"host": "pve", "vmid": 103, "gpus": [{"gpu": "rtx5090", **(vm or {})}]}
+    vms = {"sandbox": Vm.model_validate(given | ({"display": "none"} if "legacyIgd" in (vm or {}) else {}))}
+    planned = reading.wanted(host, vms, {}, now, found)
+    shown = tree.of_host("pve", now if when != "planned" else None, planned if when != "now" else None)
+    return [one.line for one in shown.walk() if one.kind in ("setting", "guest")]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "vm", "before", "expected"),
+    [
+        ({}, {}, {}, ["reset: flr, bus", "VM 103 (Sandbox)"]),
+        ({"reset": "bus"}, {}, {}, ["~ reset: flr, bus → bus", "VM 103 (Sandbox)"]),
+        ({"keepAwake": True}, {}, {}, ["reset: flr, bus", "+ sleep: kept awake (no D3cold)", "VM 103 (Sandbox)"]),
+        ({"keepAwake": True}, {}, {"card_states": asleep("0", "on")}, ["reset: flr, bus", "sleep: kept awake (no D3cold)", "VM 103 (Sandbox)"]),
+        ({"keepAwake": True}, {}, {"card_states": asleep("0")}, ["reset: flr, bus", "+ sleep: kept awake (no D3cold)", "VM 103 (Sandbox)"]),
+        ({}, {"romfile": "card.rom"}, {}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "+ romfile: card.rom"]),
+        ({}, {}, {"hostpci": ",romfile=old.rom"}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "- romfile: old.rom"]),
+        ({}, {"romfile": "new.rom"}, {"hostpci": ",romfile=old.rom"}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "~ romfile: old.rom → new.rom"]),
+        ({}, {"driver": "keep"}, {"hostpci": ",driver=keep"}, ["reset: flr, bus", "VM 103 (Sandbox)", "driver: keep"]),
+        ({}, {"xVga": True, "rombar": False}, {}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "+ rombar: off", "+ x-vga: on"]),
+        ({}, {"legacyIgd": True, "pcie": False}, {"hostpci": ",legacy-igd=1"}, ["reset: flr, bus", "VM 103 (Sandbox)", "legacy-igd: on"]),
+        ({}, {}, {"hostpci": ",pcie=1,driver=vfio,rombar=1,x-vga=0"}, ["reset: flr, bus", "VM 103 (Sandbox)"]),
+        ({}, {}, {"card_states": {}}, ["VM 103 (Sandbox)"]),  # a kernel that doesn't say
+    ],
+)  # fmt: skip
+def test_how_a_card_is_reset_sleeps_and_is_given_is_shown_with_what_changes(
+    gpu: dict[str, Any], vm: dict[str, Any], before: dict[str, Any], expected: list[str]
+) -> None:
+    assert set_of(gpu, vm, **before) == expected
+
+
+def test_functions_that_are_reset_in_different_ways_are_named() -> None:
+    states = {**asleep(), "0000:01:00.1": {"reset_method": ""}}
+    assert set_of({}, card_states=states)[0] == "reset: 0000:01:00.0 by flr, bus; 0000:01:00.1 by none"
+    # A companion that the kernel can't reset so is left as it is.
+    assert set_of({"reset": "bus"}, card_states=states, when="planned")[0] == (
+        "reset: 0000:01:00.0 by bus; 0000:01:00.1 by none"
+    )
+
+
+def test_a_mapping_that_lets_a_running_vm_migrate_says_so() -> None:
+    migrates = {"mappings": MAPPED + "\tlive-migration-capable 1\n", "running": [], "reservations": "", "configs": []}
+    assert set_of({"liveMigration": True})[1] == "+ live migration: allowed by its mapping"
+    assert set_of({"liveMigration": True}, guests=migrates)[1] == "live migration: allowed by its mapping"
+    assert set_of({}, guests=migrates)[1] == "- live migration: allowed by its mapping"
+
+
+def test_of_a_card_that_containers_share_neither_reset_nor_sleep_is_shown() -> None:
+    host, found = settings(LXC), desktop(card_states=asleep())
+    now = reading.of_reading(found, host, "pve")
+    shown = tree.of_host("pve", now, reading.wanted(host, {}, {}, now, found))
+    assert not [one for one in shown.walk() if one.kind == "setting"]
+
+
+def test_a_card_whose_driver_is_kept_does_not_go_to_vfio() -> None:
+    vm = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": [{"gpu": "rtx5090", "driver": "keep"}]})
+    now = reading.of_reading(desktop(), settings(), "pve")
+    (card,) = reading.wanted(settings(), {"sandbox": vm}, {}, now, desktop())
+    assert card.driver == "nouveau"
+
+
+def of_kernel(running: str, others: str = "quiet", found: dict[str, Any] | None = None, **host: Any) -> list[str]:
+    words = {"running": running, "configured": others, "others": others, "generated": others}
+    facts = desktop(**{"cmdline": words, **(found or {})})
+    wanted = settings(**host)
+    about = traits.of_host(facts), traits.wanted_of_host(facts, wanted)
+    return [one.line for one in tree.of_host("pve", [], [], about).walk() if one.kind == "setting"]
+
+
+@pytest.mark.parametrize(
+    ("running", "host", "others", "expected"),
+    [
+        ("quiet amd_iommu=on iommu=pt", {}, "quiet", []),
+        ("quiet", {"iommu": {"acsOverride": "downstream"}}, "quiet", ["+ ACS override: downstream"]),
+        ("quiet pcie_acs_override=downstream", {"iommu": {"acsOverride": "downstream,multifunction"}}, "quiet", ["~ ACS override: downstream → downstream,multifunction"]),
+        ("quiet pcie_acs_override=downstream", {}, "quiet", ["- ACS override: downstream"]),
+        ("quiet pcie_acs_override=downstream", {}, "quiet pcie_acs_override=downstream", ["ACS override: downstream"]),  # somebody else's
+        ("quiet initcall_blacklist=sysfb_init", {}, "quiet", ["- the firmware's picture: not shown (initcall_blacklist=sysfb_init)"]),
+        ("intel_iommu=on,relax_rmrr", {}, "quiet", ["- reserved memory (RMRR): relaxed"]),
+        ("vfio_iommu_type1.allow_unsafe_interrupts=1", {}, "quiet", ["- unsafe interrupts: allowed"]),
+    ],
+)  # fmt: skip
+def test_what_the_kernel_is_told_beside_the_usual_is_shown_of_the_host(
+    running: str, host: dict[str, Any], others: str, expected: list[str]
+) -> None:
+    assert of_kernel(running, others, **host) == expected
+
+
+def test_the_firmwares_picture_that_is_to_go_is_shown_of_the_host() -> None:
+    drawn_on = {"framebuffers": {"0000:01:00.0": ["BOOTFB"]}}
+    assert of_kernel("quiet", found=drawn_on, bootFramebuffer="off") == [
+        "+ the firmware's picture: not shown (initcall_blacklist=sysfb_init)"
+    ]
+    assert of_kernel("quiet", bootFramebuffer="off") == []  # without effect
+
+
+def test_who_has_not_read_the_host_sees_what_is_set_without_a_mark() -> None:
+    host = settings({"rtx5090": {"match": "10de:2b85", "reset": "bus", "keepAwake": True}})
+    vm = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": [{"gpu": "rtx5090", "romfile": "card.rom"}]})
+    now = of_outputs(OUTPUTS, "pve")
+    planned = reading.wanted_of_outputs(OUTPUTS, "pve", host, {"sandbox": vm}, {}, now)
+    assert [one.line for one in tree.of_host("pve", now, planned).walk() if one.kind == "setting"] == [
+        "reset: bus",
+        "sleep: kept awake (no D3cold)",
+        "romfile: card.rom",
+    ]
+
+
+def test_every_picture_has_what_is_set() -> None:
+    about = ((), (("ACS override", "downstream"),))
+    drawn = [tree.of_host("pve", [], [], about)]
+    assert "+ ACS override: downstream" in terminal.text(drawn, width=80, colours=False)
+    assert 'n1{{"+ ACS override: downstream"}}' in mermaid.text(drawn)
+    for form in ("svg", "html"):
+        assert "override:" in terminal.picture(drawn, "pve", form)
+
+
 # -- drawn ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("width", [80, 100])
 def test_the_terminal_keeps_to_its_width_and_needs_no_colours(width: int) -> None:
@@ -151,9 +287,17 @@ def test_the_result_says_who_has_the_card_what_was_verified_what_changed_and_how
         "pve: kernel 6.17.2-1-pve, 17 IOMMU groups",
         "  changed there: kernel command line (iommu, vfio-pci), initramfs",
         '  without it for one boot: the boot entry "without GPU passthrough"',
-        "Undo it: pulumi destroy gives back every file, VM and container as it was",
-        "  but for NVIDIA's stack, which stays unless onDestroy is purge: vms.sandbox",
+        "To undo it: `pulumi destroy` gives back every file, VM and container as it was",
+        "  NVIDIA's software stays in vms.sandbox, unless nvidia.onDestroy is purge there",
     ]
+
+
+def test_the_result_is_the_same_in_whatever_order_pulumi_hands_the_outputs_over() -> None:
+    second = {**GPU, "slot": "0000:02:00"}
+    orders = ({"a": GPU, "b": second}, {"b": second, "a": GPU})
+    host = OUTPUTS["hosts"]["pve"]
+    first, other = ({**OUTPUTS, "hosts": {"pve": {**host, "gpus": gpus}}} for gpus in orders)
+    assert result.lines(first, WORDS) == result.lines(other, WORDS)
 
 
 def test_each_line_of_the_result_fits_a_display_of_100_columns() -> None:

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import itertools
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import asyncssh
+import pulumi
 import pytest
 
-from homelab.errors import HomelabError, UnreachableError
+from homelab import text
+from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
 from homelab.remote import ssh
+from homelab.resources import command
 from homelab.settings import Host
+from homelab.stack import Refusal
+from tests import agent_kit
+from tests.unit.hosts import desktop, settings
 
 Serve = Callable[["asyncssh.SSHServerProcess[bytes]"], Awaitable[None]]
 Use = Callable[[ssh.Session], Awaitable[str]]
@@ -252,3 +265,152 @@ def test_another_host_key_while_it_starts_may_be_that_of_its_initramfs(monkeypat
 def test_who_is_refused_to_the_end_hears_why(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(HomelabError, match="Permission denied"):
         boots(monkeypatch, OFF, NO_KEYS, patience=0.02)
+
+
+def test_a_reading_knows_the_functions_that_the_settings_name_for_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer(*_: object) -> str:
+        return desktop().model_dump_json(by_alias=True, exclude={"chosen"})
+
+    monkeypatch.setattr(ssh.Session, "run", answer)
+    host = settings({"g": {"match": "10de:2b85", "functions": ["0000:01:00.0"]}})
+    found = asyncio.run(ssh.Session(host, cast(asyncssh.SSHClientConnection, None)).read())
+    assert [one.address for one in found.functions("0000:01:00")] == ["0000:01:00.0"]
+
+
+@pytest.fixture
+def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """An SSH agent; gives it a key."""
+    if shutil.which("ssh-agent") is None or sys.platform == "win32":
+        pytest.skip("no ssh-agent that can be started here")
+    said = subprocess.run(["ssh-agent", "-s"], check=True, capture_output=True, encoding="utf-8").stdout
+    number = int(re.findall(r"SSH_AGENT_PID=(\d+)", said)[0])
+    monkeypatch.setenv("SSH_AUTH_SOCK", re.findall(r"SSH_AUTH_SOCK=([^;]+)", said)[0])
+
+    def give(key: str) -> None:
+        (file := tmp_path / "given").touch(mode=0o600)
+        file.write_text(key, encoding="ascii")
+        subprocess.run(["ssh-add", "-q", str(file)], check=True)
+        file.unlink()
+
+    try:
+        yield give
+    finally:
+        os.kill(number, signal.SIGTERM)
+
+
+def with_the_agent(folder: Path, give: Callable[[str], None] | None, seconds: float | None = None) -> str:
+    """Logs in with the agent to a server that takes one key; ``give``: is given this key before."""
+
+    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        process.stdout.write(b"in")
+        process.exit(0)
+
+    async def main() -> str:
+        key = asyncssh.generate_private_key("ssh-ed25519")
+        (folder / "authorized").write_bytes(key.export_public_key())
+        if give is not None:
+            give(key.export_private_key().decode())
+        public = key.export_public_key().decode().strip()
+        listening = await asyncssh.listen(
+            "127.0.0.1",
+            0,
+            server_host_keys=[key],
+            authorized_client_keys=str(folder / "authorized"),
+            process_factory=serve,
+            encoding=None,
+        )
+        login = {"port": listening.get_port(), "hostKey": public, "agent": True}
+        try:
+            async with ssh.connect(Host.model_validate({"address": "127.0.0.1", "ssh": login}), seconds) as session:
+                return await session.run("read_host", "")
+        finally:
+            listening.close()
+
+    return asyncio.run(main())
+
+
+def test_the_agent_logs_in_with_a_key_that_is_in_no_file(tmp_path: Path, agent: Callable[[str], None]) -> None:
+    assert with_the_agent(tmp_path, agent) == "in"
+
+
+@pytest.mark.usefixtures("agent")
+def test_an_agent_without_a_key_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LoginRefusedError, match=r"an agent without a key[^?]*ssh-add"):
+        with_the_agent(tmp_path, None)
+
+
+def test_an_agent_that_is_not_there_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "none"))
+    with pytest.raises(LoginRefusedError, match="no agent that answers"):
+        with_the_agent(tmp_path, None)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the agent of a test listens on a Unix socket")
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        ("", ""),
+        ("silent", "an agent that has said nothing within 0.5 s"),
+        ("silent-signing", "an agent that has not signed within 2 s; it may wait for somebody to confirm"),
+        ("refuses", "signs with none"),
+        ("gone", "signs with none"),
+        ("empty", "an agent without a key"),
+    ],
+)
+def test_an_agent_that_misbehaves_is_one_error_that_names_it_and_holds_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, found: str
+) -> None:
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
+    monkeypatch.setattr(ssh, "AGENT_SECONDS", 0.5)
+    with ExitStack() as ends:
+
+        def give(key: str) -> None:
+            held = None if fault == "empty" else asyncssh.import_private_key(key)
+            ends.enter_context(agent_kit.agent(tmp_path / "agent", held, fault))
+
+        if not fault:
+            assert with_the_agent(tmp_path, give) == "in"
+            return
+        with pytest.raises(LoginRefusedError) as caught:
+            with_the_agent(tmp_path, give, seconds=2)
+    assert found in caught.value.found and "ssh-add" in caught.value.next and "switched on" not in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the agent of a test listens on a Unix socket")
+# pulumi-command imports its deprecated resources too.
+@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(("dry_run", "fault"), [(False, "silent"), (False, "empty"), (False, ""), (True, "silent")])
+def test_an_up_asks_the_agent_once_before_pulumi_command_could_wait_for_it_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry_run: bool, fault: str
+) -> None:
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
+    monkeypatch.setattr(ssh, "AGENT_SECONDS", 0.5)
+    monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: dry_run)
+    command._ask_the_agent.cache_clear()
+    key = None if fault == "empty" else asyncssh.generate_private_key("ssh-ed25519")
+    with agent_kit.agent(tmp_path / "agent", key, fault):
+        if fault and not dry_run:
+            with pytest.raises(Refusal) as caught:
+                command.connection(settings())
+            assert "ssh-add" in str(caught.value)
+            return
+        command.connection(settings())
+    command.connection(settings())  # it is not asked again: there is none any more
+    command._ask_the_agent.cache_clear()
+
+
+def test_who_waits_is_told_every_few_seconds_for_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1000, 2))  # each look at it is two seconds after the last
+    monkeypatch.setattr(ssh, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    boot, said = boots(monkeypatch, *[OFF] * 8, "new", patience=600)
+    seconds = [int(line.removeprefix("waiting for the host: ").removesuffix(" s")) for line in said]
+    assert boot == "new" and len(said) >= 3
+    assert all(5 <= later - earlier <= 10 for earlier, later in itertools.pairwise([0, *seconds])), said
+
+
+def test_where_a_run_is_goes_to_its_line_and_not_among_the_messages_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, bool]] = []
+    monkeypatch.setattr(text, "_SHOWN_BY", [lambda what, *, meanwhile: told.append((what, meanwhile))])
+    text.tell("pve: rebooting")
+    text.tell_meanwhile("waiting for the host: 5 s")
+    assert told == [("pve: rebooting", False), ("waiting for the host: 5 s", True)]

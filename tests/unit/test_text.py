@@ -70,7 +70,7 @@ def test_nothing_is_printed_past_it(folder: str) -> None:
     for path in sorted((PROJECT / folder).rglob("*.py")):
         if path == PROJECT / "host" / "text.py":
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call):
                 continue
             printed = isinstance(node.func, ast.Name) and node.func.id == "print"

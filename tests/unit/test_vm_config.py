@@ -73,6 +73,7 @@ def test_only_what_has_to_change_changes_and_comes_back() -> None:
         "vga": "std",
         "bios": "ovmf",
         "cores": "2",
+        "hookscript": "local:snippets/somebodys.pl",
     }
     wanted = wish(FIRST, machine="q35", display="none")
     made, _ = recorded(config, wanted, {})

@@ -32,7 +32,7 @@ def test_it_is_all_in_one_package(built: Path) -> None:
 
 def test_it_runs_from_any_folder(built: Path, tmp_path: Path) -> None:
     programs = install(built, tmp_path / "venv")
-    entry = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["scripts"]["homelab"]
+    entry = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]["homelab"]
     module, _, function = entry.partition(":")
     run = (
         "from homelab.components import gpu_vm; from homelab.remote import scripts; assert scripts.compose('cmdline.sh');"

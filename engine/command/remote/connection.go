@@ -173,7 +173,10 @@ func (e *Endpoint) signers() (func() ([]ssh.Signer, error), func(), error) {
 			return keys, nil
 		}
 		held, err := client.Signers()
-		return append(slices.Clone(keys), held...), err
+		if err != nil {
+			return nil, fmt.Errorf("SSH agent: it has not named its keys: %w", err)
+		}
+		return append(slices.Clone(keys), held...), nil
 	}, closeAgent, nil
 }
 
@@ -185,7 +188,8 @@ func parsePrivateKey(text string, passphrase *string) (ssh.Signer, error) {
 }
 
 // agent connects to the agent that was named. One that only the environment names is used when no other way to log
-// in was given, so that a forgotten SSH_AUTH_SOCK can't break a connection that doesn't need it.
+// in was given, so that a forgotten SSH_AUTH_SOCK can't break a connection that doesn't need it. It has as long as one
+// attempt to connect, of which its answers are a part: the SSH library would wait for them without end.
 func (e *Endpoint) agent() (agent.ExtendedAgent, func(), error) {
 	path := valueOr(e.AgentSocketPath, "")
 	if path == "" && e.PrivateKey == nil && e.Password == nil {
@@ -197,6 +201,12 @@ func (e *Endpoint) agent() (agent.ExtendedAgent, func(), error) {
 	socket, err := net.Dial("unix", path)
 	if err != nil {
 		return nil, nil, fmt.Errorf("SSH agent: %w", err)
+	}
+	if limit := e.timeout(); limit > 0 {
+		if err := socket.SetDeadline(time.Now().Add(limit)); err != nil {
+			socket.Close()
+			return nil, nil, fmt.Errorf("SSH agent: %w", err)
+		}
 	}
 	return agent.NewClient(socket), func() { socket.Close() }, nil
 }
@@ -228,16 +238,15 @@ type dialer func(ctx context.Context, network, address string) (net.Conn, error)
 // connect opens an SSH connection. Every failure is retried, a wrong key or password too: a host that is booting
 // answers with anything.
 func (e *Endpoint) connect(ctx context.Context, what string, dial dialer) (*ssh.Client, error) {
-	config, closeAgent, err := e.clientConfig()
-	if err != nil {
-		return nil, err
-	}
-	defer closeAgent()
 	limit := valueOr(e.DialErrorLimit, defaultDialErrorLimit)
 	var client *ssh.Client
 	done, _, err := retry.Until(ctx, retry.Acceptor{
 		Accept: func(try int, _ time.Duration) (bool, any, error) {
-			var failure error
+			config, closeAgent, failure := e.clientConfig()
+			if failure != nil {
+				return false, nil, failure
+			}
+			defer closeAgent()
 			if client, failure = attempt(ctx, dial, e.address(), config); failure == nil {
 				return true, nil, nil
 			}

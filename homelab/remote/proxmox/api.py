@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import requests
@@ -29,11 +29,11 @@ from homelab.remote.proxmox.errors import (
     LockHeldError,
     NoQuorumError,
     NotThereError,
+    StillRunsError,
     TaskFailedError,
     UnansweredError,
     explained,
     plain,
-    retold,
 )
 from homelab.settings import Host
 
@@ -133,13 +133,15 @@ class Api:
         """DELETE. Raises ApiError."""
         return self._ask("delete", path, wanted, parameters)
 
-    def _ask(self, verb: str, path: str, wanted: str, parameters: dict[str, Any], *, repeatable: bool = False) -> Any:
+    def _ask(
+        self, verb: str, path: str, wanted: str, parameters: Mapping[str, object], *, repeatable: bool = False
+    ) -> Any:
         try:
             return self._repeated(lambda: self._request(verb, path, wanted, parameters), repeatable=repeatable)
         except ApiError as error:
             raise self._completed(error, path) from error
 
-    def _request(self, verb: str, path: str, wanted: str, parameters: dict[str, Any]) -> Any:
+    def _request(self, verb: str, path: str, wanted: str, parameters: Mapping[str, object]) -> Any:
         """One try."""
         # The API knows 0 and 1; a Python True would be refused.
         sent = {name: int(value) if isinstance(value, bool) else value for name, value in parameters.items()}
@@ -213,7 +215,7 @@ class Api:
         path: str,
         wanted: str,
         kinds: tuple[str, ...],
-        parameters: dict[str, Any],
+        parameters: Mapping[str, object],
         say: Callable[[str], None],
     ) -> str | None:
         """The UPID of the task that a request has started. One that wasn't answered is sent again only if there is no such task."""
@@ -232,7 +234,9 @@ class Api:
         self._followed.add(upid or "")
         return upid
 
-    def _lost_task(self, path: str, kinds: tuple[str, ...], parameters: dict[str, Any], began: float) -> str | None:
+    def _lost_task(
+        self, path: str, kinds: tuple[str, ...], parameters: Mapping[str, object], began: float
+    ) -> str | None:
         match = _GUEST.match(path)
         vmid = (match and match["id"]) or parameters.get("vmid")
         user = identity(self.host).partition("!")[0]
@@ -278,6 +282,19 @@ class Api:
             raise self._task_failed(wanted, upid, plain(ended, self._hidden()), log)
         return log.lines
 
+    def end_task(self, upid: str, wanted: str, seconds: float) -> bool:
+        """Tells a task of ours to end, and waits for that. Has it? Raises ApiError."""
+        path = f"nodes/{upid.split(':')[1]}/tasks/{upid}"
+        self.delete(path, wanted)
+        deadline = self.clock.now() + seconds
+        for pause in _pauses(POLL_SECONDS):
+            if self.get(f"{path}/status", wanted)["status"] == "stopped":
+                return True
+            if self.clock.now() > deadline:
+                return False
+            self.clock.sleep(pause)
+        return False
+
     def task_log(self, upid: str) -> list[str]:
         """The log of a task that has ended: its first and last lines. Raises ApiError."""
         log = _Log(lambda _: None, upid, self._hidden())
@@ -312,14 +329,14 @@ class Api:
         return error
 
     # -- errors --------------------------------------------------------------------------------------------------
-    def _hidden(self, parameters: dict[str, Any] | None = None) -> list[str]:
+    def _hidden(self, parameters: Mapping[str, object] | None = None) -> list[str]:
         """What no message may show."""
         api = self.host.api
         secrets = [one.get_secret_value() for one in (api and api.token_secret, api and api.password) if one]
         return secrets + [str(value) for name, value in (parameters or {}).items() if name in SECRETS]
 
     def _refused(
-        self, verb: str, path: str, wanted: str, parameters: dict[str, Any], error: ResourceException
+        self, verb: str, path: str, wanted: str, parameters: Mapping[str, object], error: ResourceException
     ) -> ApiError:
         hidden = self._hidden(parameters)
         status, reason = int(error.status_code), plain(str(error.content or "").strip(), hidden)
@@ -338,22 +355,15 @@ class Api:
         if isinstance(error, ForbiddenError):
             return self._advised(error)
         if isinstance(error, LockHeldError) and guest and guest["id"]:
-            return retold(error, found=f"{error.found}; {self._holder(guest['id'])}")
+            return error.retold(found=f"{error.found}; {self._holder(guest['id'])}")
         if isinstance(error, NoQuorumError):
-            return retold(error, found=f"{error.found}: no quorum{self._missing_nodes()}")
+            return error.retold(found=f"{error.found}: no quorum{self._missing_nodes()}")
         if isinstance(error, ElsewhereError) and (taken := _TAKEN.search(error.reason)) and taken["node"] != self.node:
             kind = "qemu" if taken["kind"] == "VM" else "lxc"
             return _moved(error, kind, int(taken["id"]), self.node, taken["node"])
         if guest and guest["id"] and (held := _LOCKED.search(error.reason)):
             step = f"{unlocking(guest['kind'], guest['id'], held['lock'])}; then run `pulumi up` again"
-            return type(error)(
-                wanted=error.wanted,
-                found=error.found,
-                why=error.why,
-                next=step,
-                status=error.status,
-                reason=error.reason,
-            )
+            return error.retold(next=step)
         if isinstance(error, NotThereError) and guest and guest["id"]:
             node = self._node_of(int(guest["id"]))
             if node is not None:
@@ -366,16 +376,8 @@ class Api:
             return error
         names = [rights.least(error.privileges)] if error.either else list(error.privileges)
         said = f" (either of {' and '.join(error.privileges)} would do)" if error.either else ""
-        made = ForbiddenError(
-            wanted=error.wanted,
-            found=error.found,
-            why=error.why + said,
-            next=rights.advice(access, identity(self.host), {error.path: set(names)}),
-            status=error.status,
-            reason=error.reason,
-        )
-        made.path, made.privileges, made.either = error.path, error.privileges, error.either
-        return made
+        step = rights.advice(access, identity(self.host), {error.path: set(names)})
+        return error.retold(why=error.why + said, next=step)
 
     def _holder(self, vmid: str) -> str:
         """What holds a guest's lock, as far as it can be seen."""
@@ -474,7 +476,7 @@ class _Log:
 
 
 def _still_runs(wanted: str, upid: str, seconds: float, log: _Log) -> ApiError:
-    return ApiError(
+    error = StillRunsError(
         wanted=wanted,
         found=f"the task still runs after {seconds:.0f} seconds{log.quoted}",
         why="its work isn't done yet; it continues by itself",
@@ -483,3 +485,5 @@ def _still_runs(wanted: str, upid: str, seconds: float, log: _Log) -> ApiError:
         status=500,
         reason="still running",
     )
+    error.upid = upid
+    return error

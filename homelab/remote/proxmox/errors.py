@@ -78,6 +78,12 @@ class TaskFailedError(ApiError):
     """A task ended badly; ``reason`` is its exit status."""
 
 
+class StillRunsError(ApiError):
+    """A task hasn't ended in its time. ``upid``: whose id is that."""
+
+    upid = ""
+
+
 class CardNotResetError(ApiError):
     """A VM runs with a card that couldn't be reset at its start."""
 
@@ -89,13 +95,6 @@ def plain(text: str, secrets: Iterable[str] = ()) -> str:
             text = text.replace(secret, "***")
     shown = clean(text)
     return shown if len(shown) <= _REASON_CHARACTERS else f"{shown[:_REASON_CHARACTERS]} …"
-
-
-def retold(error: ApiError, found: str) -> ApiError:
-    """The same error, with more of what was found."""
-    return type(error)(
-        wanted=error.wanted, found=found, why=error.why, next=error.next, status=error.status, reason=error.reason
-    )
 
 
 def explained(wanted: str, found: str, who: str, status: int, reason: str) -> ApiError:

@@ -21,7 +21,6 @@ from homelab.remote.proxmox.errors import (
     NotThereError,
     TaskFailedError,
     UnansweredError,
-    retold,
 )
 from homelab.text import tell
 from homelab.vm.config import Change, strings
@@ -194,7 +193,7 @@ class Machine:
                 outcome += ", and runs again without the change"
             except ApiError as second:
                 outcome += f", and doesn't start without the change either: {second.reason}"
-        raise retold(error, f"{error.found}\n        {outcome}") from error
+        raise error.retold(found=f"{error.found}\n        {outcome}") from error
 
     # -- power ---------------------------------------------------------------------------------------------------
     def start(self) -> None:
@@ -315,14 +314,11 @@ class Machine:
 
 
 def _still_on(machine: Machine, policy: Policy, error: ApiError) -> HomelabError:
-    return ApiError(
-        wanted=error.wanted,
+    return error.retold(
         found=f"it is still on: {error.found}",
         why="what was to be changed takes a VM that is off; it runs on as it was",
         next=f"shut it down from inside, give it longer (vms.{machine.name}.shutdown.timeout, now {policy.timeout}), or let it be switched "
         f"off then (shutdown.otherwise: stop)",
-        status=error.status,
-        reason=error.reason,
     )
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Who has a graphics card open.
-# Needs: common, carriers/found
+# Needs: common, nvidia, carriers/found
 #
 # Gives: holders, as a key of read_host.sh's answer.
 
@@ -9,8 +9,8 @@ holders() {
   declare -A cards=() opened=()
   for file in "$ROOT"/proc/driver/nvidia/gpus/*/information; do
     [[ -r $file ]] || continue
-    name=$(sed -nE 's/^Device Minor:[[:space:]]*([0-9]+).*/\1/p' "$file")
     file=${file%/information}
+    name=$(nvidia_minor "${file##*/}")
     cards[nvidia$name]=${file##*/}
   done
   for link in "$ROOT"/sys/class/drm/card[0-9]* "$ROOT"/sys/class/drm/renderD[0-9]*; do

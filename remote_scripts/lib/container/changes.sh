@@ -1,21 +1,27 @@
 #!/usr/bin/env bash
 # A container's configuration brought to what is planned: read, planned and written again until nobody has changed it in between.
-# Needs: container/plan
+# Needs: container/plan, container/drift, container/follow
 #
 # Gives: set_up, take_out -> CHANGED; replace_conf; wait_for_guests.
 
-# set_up - brings the configuration to what METHOD, MINORS and FUNCTIONS say. It is written whole, under the digest of what was read:
+# set_up - brings the configuration to what METHOD, MINORS, FUNCTIONS and CARDS say; with AT_BOOT=yes our lines to what `follow_nodes` says. It is written whole, under the digest of what was read:
 # whatever somebody else has written meanwhile is read anew. Sets CHANGED.
 set_up() {
   local tries=0 most
   OUTPUT=''
   need_container
+  unmount_left
   wait_for_guests
-  find_devices
-  look_up
-  need_devices
-  choose_method
-  while read_conf && need_changeable && plan && changes_something; do
+  remember_record
+  if [[ ${AT_BOOT:-no} == no ]]; then
+    find_devices
+    look_up
+    need_devices
+    choose_method
+    find_groups
+  fi
+  while read_conf && need_changeable && plan_lines && changes_something; do
+    [[ ${AT_BOOT:-no} == yes ]] || need_open_nodes
     tries=$((tries + 1)) most=5
     # Each try has waited ten seconds for the lock: for a minute at least.
     [[ $OUTPUT != *"got timeout"* && $OUTPUT != *"held by another process"* ]] || most=7
@@ -40,11 +46,13 @@ set_up() {
   fi
 }
 
+plan_lines() { if [[ ${AT_BOOT:-no} == yes ]]; then follow_nodes; else plan; fi; }
+
 # take_out - our lines go, and nothing else. Sets CHANGED.
 take_out() {
-  METHOD=mount-entry MINORS='' FUNCTIONS=''
+  METHOD=mount-entry MINORS='' FUNCTIONS='' CARDS=''
   set_up
-  rm -f "$ROOT$(record_dir)"/{ours,wanted,revision}
+  rm -f "$ROOT$(record_dir)"/{ours,wanted,nodes,revision}
 }
 
 # write_devs - dev[n] options through pct, which alone may: it checks them, and gives them to a running container if it can.
@@ -65,7 +73,7 @@ write_devs() {
   done
   ((${#arguments[@]} > 0)) || return 0
   if run_logged pct set "$CTID" --digest "$DIGEST" "${arguments[@]}"; then
-    ((${#ADD_LXC[@]} + ${#DROP_LXC[@]} == 0)) || { read_conf && plan; } # pct has written the file anew
+    ((${#ADD_LXC[@]} + ${#DROP_LXC[@]} == 0)) || { read_conf && plan_lines; } # pct has written the file anew
     return 0
   fi
   # Changed meanwhile, or somebody has the file's lock: that passes. Anything else stays.
@@ -139,8 +147,12 @@ need_quorum() {
 wait_for_guests() {
   local waited=0
   while [[ $(within "$ASK_SECONDS" systemctl is-active pve-guests.service 2>/dev/null) == activating ]] && ((waited < 300)); do
-    ((waited > 0)) || log "waiting for the guests that start with the host"
+    if ((waited == 0)); then
+      told_from_now
+      log "waiting for the guests that start with the host"
+    fi
     sleep 1
+    tell_now_and_then "waiting for the guests that start with the host"
     waited=$((waited + 1))
   done
 }

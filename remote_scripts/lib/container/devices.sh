@@ -1,52 +1,63 @@
 #!/usr/bin/env bash
 # The device nodes that a container is to have, and in which way this host's Proxmox VE can give them.
-# Needs: files, nvidia
+# Needs: files, nvidia, container/card_nodes
 #
 # Gives: find_devices -> DEVICES, NEEDED; look_up -> MAJOR, MINOR, MODE, MISSING; need_devices; dev_trouble -> FOUND, NEXT;
-#   choose_method -> HOW. Variables: CTID, METHOD, MINORS, FUNCTIONS.
+#   find_numbers_of PATH; choose_method -> HOW. Variables: CTID, METHOD, MINORS, FUNCTIONS, CARDS.
 
 # find_devices - sets DEVICES: what the container is to have, those that it can't do without first; NEEDED: how many these are.
 find_devices() {
-  local minor function kind link path
+  local minor function kind path
   declare -ga DEVICES=()
-  NEEDED=0
-  [[ -n $MINORS ]] || return 0
+  find_card_nodes
   for minor in $MINORS; do
     DEVICES+=("/dev/nvidia$minor")
+    CARD_OF["/dev/nvidia$minor"]=$(nvidia_address "$minor")
   done
-  DEVICES+=(/dev/nvidiactl /dev/nvidia-uvm)
+  [[ -z $MINORS ]] || DEVICES+=(/dev/nvidiactl /dev/nvidia-uvm)
+  DEVICES+=("${CARD_NODES[@]}")
   NEEDED=${#DEVICES[@]}
+  [[ -n $MINORS ]] || return 0
   for path in "$ROOT"/dev/nvidia-uvm-tools "$ROOT"/dev/nvidia-modeset "$ROOT"/dev/nvidia-caps/nvidia-cap*; do
     [[ ! -e $path ]] || DEVICES+=("${path#"$ROOT"}")
   done
   for function in $FUNCTIONS; do
-    for kind in card render; do
-      link=$ROOT/dev/dri/by-path/pci-$function-$kind
-      [[ ! -e $link ]] || DEVICES+=("/dev/dri/$(basename "$(readlink "$link")")")
+    for kind in card renderD; do
+      drm_node "$function" "$kind" || continue
+      DEVICES+=("/dev/dri/$NODE")
+      CARD_OF["/dev/dri/$NODE"]=$function
     done
   done
 }
 
 # look_up - sets MAJOR, MINOR (decimal) and MODE of each of DEVICES, by path; MISSING: those needed ones that aren't there.
 look_up() {
-  local path number=0 major minor mode
+  local path number=0
   declare -gA MAJOR=() MINOR=() MODE=()
-  declare -ga MISSING=()
+  declare -ga MISSING=("${UNKNOWN_NODES[@]}")
   for path in "${DEVICES[@]}"; do
     number=$((number + 1))
     if [[ ! -e $ROOT$path ]]; then
       ((number > NEEDED)) || MISSING+=("$path")
       continue
     fi
-    read -r major minor mode < <(stat -c '%t %T %a' "$ROOT$path")
-    MAJOR[$path]=$((16#$major)) MINOR[$path]=$((16#$minor)) MODE[$path]=$mode
+    find_numbers_of "$path"
   done
+}
+
+find_numbers_of() {
+  local major minor mode
+  read -r major minor mode < <(stat -c '%t %T %a' "$ROOT$1")
+  MAJOR[$1]=$((16#$major)) MINOR[$1]=$((16#$minor)) MODE[$1]=$mode
 }
 
 need_devices() {
   local next="run /usr/local/sbin/homelab-nvidia-nodes on the host, then \`pulumi up --refresh\`" found
   ((${#MISSING[@]} > 0)) || return 0
   found="not on the host: ${MISSING[*]}"
+  [[ ${MISSING[0]} == /dev/nvidia* ]] || die "container $CTID given the nodes of its cards ($CARDS)" "$found" \
+    "the card's driver makes them; its configuration is unchanged" \
+    "see \`lspci -nnk\` and \`dmesg | grep -iE 'drm|i915|amdgpu'\` on the host, then run \`pulumi up --refresh\`"
   nvidia_trouble
   [[ -n $FOUND ]] || nvidia_uvm_trouble
   if [[ -n $FOUND ]]; then

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Which lines of a container's configuration are to come and to go; and how it differs from what was set up.
-# Needs: container/conf, container/devices, container/record
+# Needs: container/conf, container/devices, container/card_nodes, container/record
 #
-# Gives: plan -> WANT, PROVIDED, ADD_DEV, ADD_LXC, DROP_DEV, DROP_LXC; changes_something; container_drift; find_ours -> OURS, OUR_DEV,
-#   OUR_LXC; find_provider PATH -> PROVIDER, RULE.
+# Gives: plan -> WANT, PROVIDED, ADD_DEV, ADD_LXC, DROP_DEV, DROP_LXC; changes_something; find_ours -> OURS, OUR_DEV,
+#   OUR_LXC; find_provider PATH -> PROVIDER, RULE; want_mount PATH; mount_lines PATH NUMBERS -> RULE_LINE, MOUNT_LINE;
+#   compare_lines.
 
 # find_ours - sets OUR_DEV (numbers) and OUR_LXC (indexes in HEAD): what is there of the lines that we added; OURS: all that we noted.
 find_ours() {
@@ -65,15 +66,15 @@ without_rule() {
 }
 
 # plan - from what read_conf, find_devices, look_up and choose_method have set: WANT (lines of ours that are to be there), PROVIDED
-# (PATH -> how it gets in), and the way there: ADD_DEV and ADD_LXC (values and lines), DROP_DEV (numbers), DROP_LXC (indexes in HEAD).
+# (PATH -> how it gets in), GIVEN (PATH -> `mount`, or a dev[n] option's words, where a line is ours), and the way there: ADD_DEV and ADD_LXC (values and lines), DROP_DEV (numbers), DROP_LXC (indexes in HEAD).
 plan() {
-  local path mode line index rules=() complete
-  declare -ga WANT=() ADD_DEV=() ADD_LXC=()
-  declare -gA PROVIDED=() DROP_DEV=() DROP_LXC=()
-  declare -A open=()
+  local path mode rules=() complete OPTIONS
+  declare -ga WANT=()
+  declare -gA PROVIDED=() GIVEN=()
   find_ours
   complete=yes
   for path in "${DEVICES[@]:0:NEEDED}"; do
+    [[ -z ${GROUP_OF[$path]:-} ]] || continue
     find_provider "$path"
     [[ -n $PROVIDER ]] || complete=no
   done
@@ -81,22 +82,46 @@ plan() {
     [[ -n ${MAJOR[$path]:-} ]] || continue
     find_provider "$path"
     # Somebody has given it what it needs: that is left as it is, and nothing that goes along is added.
-    [[ $complete == no || -n $PROVIDER ]] || continue
+    [[ $complete == no || -n $PROVIDER || -n ${GROUP_OF[$path]:-} ]] || continue
     mode=${MODE[$path]}
     [[ $path == /dev/nvidia-caps/* ]] || mode=666
+    OPTIONS=mode=0$mode
+    [[ -z ${GROUP_OF[$path]:-} ]] || node_options "$path"
     if [[ -n $PROVIDER && $RULE == yes ]]; then
       PROVIDED[$path]=$PROVIDER
       continue
     elif [[ -z $PROVIDER && $HOW == device ]]; then
-      PROVIDED[$path]="dev $path,mode=0$mode"
+      PROVIDED[$path]="dev $path,$OPTIONS" GIVEN[$path]=$OPTIONS
       WANT+=("${PROVIDED[$path]}")
       continue
     fi
-    PROVIDED[$path]=mount
-    [[ $RULE == yes ]] || rules+=("lxc.cgroup2.devices.allow: c ${MAJOR[$path]}:${MINOR[$path]} rwm")
-    [[ -n $PROVIDER ]] || WANT+=("lxc.mount.entry: $path ${path#/} none bind,optional,create=file")
+    PROVIDED[$path]=mount GIVEN[$path]=mount
+    want_mount "$path"
   done
   WANT=("${rules[@]}" "${WANT[@]}")
+  compare_lines
+}
+
+# want_mount PATH - after find_provider: what a mount entry of it lacks goes to `rules` and WANT.
+want_mount() {
+  local RULE_LINE MOUNT_LINE
+  mount_lines "$1" "${MAJOR[$1]}:${MINOR[$1]}"
+  [[ $RULE == yes ]] || rules+=("$RULE_LINE")
+  [[ -n $PROVIDER ]] || WANT+=("$MOUNT_LINE")
+}
+
+# mount_lines PATH NUMBERS - sets RULE_LINE and MOUNT_LINE, the two by which a node is given without a dev[n] option.
+mount_lines() {
+  RULE_LINE="lxc.cgroup2.devices.allow: c $2 rwm"
+  MOUNT_LINE="lxc.mount.entry: $1 ${1#/} none bind,optional,create=file"
+}
+
+# compare_lines - from WANT and what find_ours has found: ADD_DEV, ADD_LXC, DROP_DEV, DROP_LXC.
+compare_lines() {
+  local line index
+  declare -ga ADD_DEV=() ADD_LXC=()
+  declare -gA DROP_DEV=() DROP_LXC=()
+  declare -A open=()
   for line in "${WANT[@]}"; do open[$line]=yes; done
   for index in "${!OUR_DEV[@]}"; do
     if [[ -n ${open[${OUR_DEV[$index]}]:-} ]]; then unset "open[${OUR_DEV[$index]}]"; else DROP_DEV[$index]=yes; fi
@@ -112,24 +137,3 @@ plan() {
 }
 
 changes_something() { ((${#ADD_DEV[@]} + ${#ADD_LXC[@]} + ${#DROP_DEV[@]} + ${#DROP_LXC[@]} > 0)); }
-
-# container_drift - a sentence for each difference between what was set up and what there is.
-container_drift() {
-  local line index path
-  if [[ ! -e $ROOT$PVE_LXC/$CTID.conf ]]; then
-    printf 'container %s is gone\n' "$CTID"
-    return 0
-  fi
-  read_conf
-  find_devices
-  look_up
-  for path in "${MISSING[@]}"; do printf '%s is not on the host\n' "$path"; done
-  ((${#MISSING[@]} == 0)) || return 0
-  choose_method
-  plan
-  for line in "${ADD_DEV[@]}"; do printf 'dev[n]: %s is not there\n' "$line"; done
-  for line in "${ADD_LXC[@]}"; do printf '%s is not there\n' "$line"; done
-  for index in "${!DROP_DEV[@]}"; do printf 'dev%s: %s is of no use any more\n' "$index" "${DEV[$index]}"; done
-  for index in "${!DROP_LXC[@]}"; do printf '%s is of no use any more\n' "${HEAD[index]}"; done
-  [[ ! -e $ROOT$(record_dir)/restart ]] || printf 'container %s still has to be restarted\n' "$CTID"
-}

@@ -2,7 +2,8 @@
 # What is noted of a container, in /var/lib/homelab/containers/CTID (container.sh says what).
 # Needs: files, container/conf
 #
-# Gives: record_dir; note NAME, noted NAME; keep_record; note_change, forget_change; in_force.
+# Gives: record_dir; note NAME, noted NAME; keep_record; read_wanted DIR -> METHOD, MINORS, FUNCTIONS, CARDS; remember_record, note_change, forget_change;
+#   forget_since_before; in_force.
 
 record_dir() { printf '/var/lib/homelab/containers/%s' "$CTID"; }
 
@@ -16,7 +17,41 @@ noted() { [[ ! -r $ROOT$(record_dir)/$1 ]] || cat "$ROOT$(record_dir)/$1"; }
 
 keep_record() {
   printf '%s\n' "${WANT[@]}" | sed '/^$/d' | note ours
-  printf '%s\n%s\n%s\n' "$METHOD" "$MINORS" "$FUNCTIONS" | note wanted
+  nodes_now | note nodes
+  [[ ${AT_BOOT:-no} == no ]] || return 0 # what is wanted is as it was
+  {
+    printf '%s\n%s\n%s\n' "$METHOD" "$MINORS" "$FUNCTIONS"
+    [[ -z $CARDS ]] || printf '%s\n%s\n' "$CARDS" "$(groups_line)"
+  } | note wanted
+}
+
+# nodes_now - the nodes that lines of ours are about: path, numbers, the card's address and which of its nodes it is (card, renderD, nvidia; -:
+# it is known by its path), and how it is given (a dev[n] option's words, or `mount`).
+nodes_now() {
+  local path address kind
+  if [[ ${AT_BOOT:-no} == yes ]]; then
+    printf '%s\n' "${FOLLOWED[@]}" | sed '/^$/d'
+    return 0
+  fi
+  for path in "${DEVICES[@]}"; do
+    [[ -n ${GIVEN[$path]:-} ]] || continue
+    address=${CARD_OF[$path]:--} kind=-
+    [[ $address == - ]] || case $path in
+      /dev/dri/card*) kind=card ;;
+      /dev/dri/*) kind=renderD ;;
+      *) kind=nvidia ;;
+    esac
+    printf '%s %s:%s %s %s %s\n' "$path" "${MAJOR[$path]}" "${MINOR[$path]}" "$address" "$kind" "${GIVEN[$path]}"
+  done
+}
+
+# groups_line - GROUP_IDS (card_nodes.sh) as text.
+groups_line() { printf '%s' "${GROUP_IDS[render]:+render=${GROUP_IDS[render]} }${GROUP_IDS[video]:+video=${GROUP_IDS[video]}}"; }
+
+# read_wanted DIR - sets METHOD, MINORS, FUNCTIONS and CARDS as that record has them; status 1: there is none.
+read_wanted() {
+  CARDS=''
+  [[ -r $1/wanted ]] && { read -r METHOD && read -r MINORS && read -r FUNCTIONS && { read -r CARDS || :; }; } <"$1/wanted"
 }
 
 # note_change - before anything is written: all that may be ours afterwards, whatever happens in between.
@@ -26,24 +61,46 @@ note_change() {
     printf '%s' "$TEXT" | note before
     printf '%s\n' "${OURS[@]}" | sed '/^$/d' | note ours_before
     noted wanted | note wanted_before
+    noted nodes | note nodes_before
   }
   printf '%s\n' "${OURS[@]}" "${WANT[@]}" | sed '/^$/d' | sort -u | note ours
+  { noted nodes && nodes_now; } | sort -u | note nodes
   revision=$(noted revision)
   printf '%s\n' "$((${revision:-0} + 1))" | note revision
   ! is_up || : | note restart
 }
 
-# forget_change - nothing was written: the record is what it was.
+# Of each part of the record what it was when this run began; a part that wasn't there isn't in it. (An x follows, for what ends in an empty line.)
+RECORD_PARTS=(ours wanted nodes revision restart before after ours_before wanted_before nodes_before)
+declare -A RECORD=()
+remember_record() {
+  local part
+  RECORD=()
+  for part in "${RECORD_PARTS[@]}"; do
+    [[ ! -e $ROOT$(record_dir)/$part ]] || RECORD[$part]=$(noted "$part" && printf x)
+  done
+}
+
+# forget_change - nothing was written: the record is what it was when this run began.
 forget_change() {
-  local dir
+  local part
+  for part in "${RECORD_PARTS[@]}"; do
+    if [[ -n ${RECORD[$part]:-} ]]; then printf '%s' "${RECORD[$part]%x}" | note "$part"; else rm -f "$ROOT$(record_dir)/$part"; fi
+  done
+  rmdir "$ROOT$(record_dir)" 2>/dev/null || :
+}
+
+# forget_since_before - the configuration is again what it was before the change that waits for a restart; so is the record.
+forget_since_before() {
+  local dir part
   dir=$ROOT$(record_dir)
-  [[ ! -e $dir/ours_before ]] || mv -fT "$dir/ours_before" "$dir/ours"
-  [[ ! -e $dir/wanted_before ]] || mv -fT "$dir/wanted_before" "$dir/wanted"
-  [[ -s $dir/ours ]] || rm -f "$dir/ours"
-  [[ -s $dir/wanted ]] || rm -f "$dir/wanted"
-  rm -f "$dir/before" "$dir/restart" "$dir/after"
+  for part in ours wanted nodes; do
+    [[ ! -e $dir/${part}_before ]] || mv -fT "$dir/${part}_before" "$dir/$part"
+    [[ -s $dir/$part ]] || rm -f "$dir/$part"
+  done
+  rm -f "$dir"/{before,restart,after}
   [[ -e $dir/wanted ]] || rm -rf "$dir"
 }
 
 # in_force - the running container, or the one that is off, has what its configuration says.
-in_force() { rm -f "$ROOT$(record_dir)"/{restart,before,after,ours_before,wanted_before}; }
+in_force() { rm -f "$ROOT$(record_dir)"/{restart,before,after,ours_before,wanted_before,nodes_before}; }

@@ -2,26 +2,30 @@
 # The driver's modules: built for every kernel that must have them, in no other driver's way, loaded.
 # Needs: driver, packages
 #
-# Gives: build_modules -> CHANGED; load -> `reboot`, `why`; held_by_others -> HOLDER; blacklist_nouveau, renew_initramfs. Variables:
+# Gives: build_modules, build_for KERNEL -> CHANGED; load -> `reboot`, `why`; held_by_others -> HOLDER; blacklist_nouveau, renew_initramfs. Variables:
 #   VERSION; TARGET and FLAVOUR of nvidia_driver.sh, LAYER.
 BLACKLIST=/etc/modprobe.d/homelab-nvidia.conf
 
-# build_modules - for every kernel that must have them, and looked at: what DKMS says, and whether the file is there.
+# build_modules - for every kernel that must have them.
 build_modules() {
-  local kernel status
-  while IFS= read -r kernel; do
-    has_module "$kernel" && continue
-    log "building the modules of $VERSION for $kernel"
-    run_streamed "$INSTALL_SECONDS" "$LOGS/dkms" dkms install -m "$(dkms_name)" -v "$VERSION" -k "$kernel" ||
-      explain "$LOGS/dkms" "the modules of $VERSION, built for $kernel" "that kernel would come up without the driver"
-    has_module "$kernel" || {
-      status=$(within "$ASK_SECONDS" dkms status 2>/dev/null | grep -i nvidia)
-      die "the modules of $VERSION ($FLAVOUR), installed for $kernel" \
-        "modinfo: $(module_version "$kernel") $(module_flavour "$kernel"); dkms status: ${status:-nothing}" \
-        "that kernel would come up without the driver" "build it by hand, \`dkms install nvidia/$VERSION -k $kernel\`, and read what it says"
-    }
-    CHANGED=yes
-  done < <(kernels_of "$TARGET")
+  local kernel
+  while IFS= read -r kernel; do build_for "$kernel"; done < <(kernels_of "$TARGET")
+}
+
+# build_for KERNEL - and looked at: what DKMS says, and whether the file is there.
+build_for() {
+  local status
+  ! has_module "$1" || return 0
+  log "building the modules of $VERSION for $1"
+  run_streamed "$INSTALL_SECONDS" "$LOGS/dkms" dkms install -m "$(dkms_name)" -v "$VERSION" -k "$1" ||
+    explain "$LOGS/dkms" "the modules of $VERSION, built for $1" "that kernel would come up without the driver"
+  has_module "$1" || {
+    status=$(within "$ASK_SECONDS" dkms status 2>/dev/null | grep -i nvidia)
+    die "the modules of $VERSION ($FLAVOUR), installed for $1" \
+      "modinfo: $(module_version "$1") $(module_flavour "$1"); dkms status: ${status:-nothing}" \
+      "that kernel would come up without the driver" "build it by hand, \`dkms install nvidia/$VERSION -k $1\`, and read what it says"
+  }
+  CHANGED=yes
 }
 
 # dkms_name - what the packages call it: nvidia, nvidia-open, nvidia-current.
@@ -90,7 +94,8 @@ renew_initramfs() {
   is_pending nvidia-initramfs || return 0
   [[ $TARGET != host ]] || kernels=(-k all)
   if command -v update-initramfs >/dev/null; then
-    run_streamed "$INSTALL_SECONDS" "$LOGS/initramfs" update-initramfs -u "${kernels[@]}" ||
+    log "making the initramfs anew, with nouveau blacklisted"
+    DOING=update-initramfs run_streamed "$INSTALL_SECONDS" "$LOGS/initramfs" update-initramfs -u "${kernels[@]}" ||
       explain "$LOGS/initramfs" "an initramfs with nouveau blacklisted" "nouveau would take the card at the next boot"
   fi
   done_with nvidia-initramfs

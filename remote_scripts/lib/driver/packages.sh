@@ -2,10 +2,10 @@
 # NVIDIA's driver from packages.
 # Needs: driver, driver/modules, packages
 #
-# Gives: install_from_packages; is_offered NAME=PATTERN, brings_modules NAME...; remove_driver_packages. Variables: those of
-#   nvidia_driver.sh; takes its remove_run.
+# Gives: install_from_packages; stay_at_version -> PACKAGES, only_adds; is_offered NAME=PATTERN, brings_modules NAME...;
+#   remove_driver_packages, drop_unwanted. Variables: those of nvidia_driver.sh; takes its remove_run.
 # The driver's own packages: what may be replaced by another version, flavour or source of it. Not the container toolkit, not CUDA.
-FAMILY='^(nvidia-(driver|dkms|kernel|open|headless|utils|compute|firmware|smi|modprobe|persistenced|settings|alternative|legacy|installer|support|vdpau|egl|opencl|vulkan|xconfig|prime|fabricmanager|imex|suspend|no-dkms)|libnvidia-([^c]|c[^o]|co[^n])|libcuda1|libcudadebugger1|libnvcuvid1|libnvoptix1|cuda-drivers|firmware-nvidia-gsp|xserver-xorg-video-nvidia|linux-(modules|objects|signatures)-nvidia-)'
+FAMILY='^(nvidia-(driver|dkms|kernel|open|headless|utils|compute|firmware|smi|modprobe|persistenced|settings|alternative|legacy|installer|support|vdpau|egl|opencl|vulkan|xconfig|prime|fabricmanager|imex|suspend|no-dkms)|libnvidia-([^c]|c[^o]|co[^n])|libcuda1|libcudadebugger1|libnvcuvid1|libnvoptix1|libgl1-nvidia-|libegl-nvidia|cuda-drivers|firmware-nvidia-gsp|xserver-xorg-video-nvidia|linux-(modules|objects|signatures)-nvidia-)'
 
 install_from_packages() {
   local names
@@ -17,6 +17,32 @@ install_from_packages() {
   fi
   install_packages "$LAYER" "$RECOMMENDS" "${names[@]}"
   remove_old "$(library_version)"
+}
+
+# stay_at_version - PACKAGES are of the very version that is there, where that fits and all of them can be had so: the repositories may have a
+# newer one of its branch by now, and who asks for libraries asks for no update.
+stay_at_version() {
+  local package names version='' found=()
+  fits "$(library_version)" || return 0
+  read_installed
+  read -ra names <<<"$PACKAGES"
+  for package in "${names[@]}"; do version=${version:-${WHOLE[${package%%=*}]:-}}; done
+  [[ -n $version ]] || return 0
+  for package in "${names[@]}"; do
+    found+=("${package%%=*}=$version")
+    is_whole "${found[-1]}" || is_offered "${found[-1]}" || return 0
+  done
+  PACKAGES=${found[*]}
+}
+
+# only_adds - after stay_at_version: do PACKAGES come beside what is there, and replace nothing of it?
+only_adds() {
+  local package names
+  [[ $SOURCE != run && -z $(run_version) ]] || return 1
+  read -ra names <<<"$PACKAGES"
+  for package in "${names[@]}"; do
+    is_whole "$package" || { [[ -z ${PRESENT[${package%%=*}]:-} ]] && is_offered "$package"; } || return 1
+  done
 }
 
 is_offered() { # NAME=PATTERN
@@ -50,6 +76,25 @@ remove_old() {
   ((${#GONE[@]} > 0)) || return 0
   log "removing what was of another version: ${GONE[*]}"
   apt_get "$file" purge "${GONE[@]}" || explain "$file" "to remove ${GONE[*]}" "they are of a driver that was replaced"
+  read_installed
+  settle_record "$LAYER"
+}
+
+# drop_unwanted - packages of what the driver was for, and isn't any more, where we added them.
+drop_unwanted() {
+  local name old=() file=$LOGS/apt
+  [[ -n $UNWANTED ]] || return 0
+  read_installed
+  read_record "$LAYER"
+  for name in $UNWANTED; do
+    [[ -z ${PRESENT[$name]:-} || -z ${NOW[$name]:-} || ${BEFORE[$name]} != - ]] || old+=("$name")
+  done
+  ((${#old[@]} > 0)) || return 0
+  leave_what_others_need "$file" "${old[@]}"
+  ((${#GONE[@]} > 0)) || return 0
+  log "removing what the driver is no longer for: ${GONE[*]}"
+  apt_get "$file" purge "${GONE[@]}" || explain "$file" "to remove ${GONE[*]}" "nvidia.capabilities leaves them out"
+  CHANGED=yes
   read_installed
   settle_record "$LAYER"
 }

@@ -2,40 +2,53 @@
 # NVIDIA's driver from NVIDIA's installer.
 # Needs: driver, driver/packages, driver/modules, packages
 #
-# Gives: install_from_run -> CHANGED; remove_run. Variables: those of nvidia_driver.sh (RUN_...); DOWNLOADS.
+# STATE/nvidia-run: what the installer has installed: version, address, SHA-256, arguments, a line each (of versions before this one the first
+# alone).
+#
+# Gives: install_from_run -> CHANGED; run_file FOLDER VERSION, fetch_installer FILE VERSION URL SHA256, run_installer FILE -> CHANGED;
+#   remove_run; unload. Variables: those of nvidia_driver.sh (RUN_...); DOWNLOADS.
 DOWNLOADS=/var/lib/homelab/downloads
 
 install_from_run() {
-  local names arguments message file=$DOWNLOADS/NVIDIA-Linux-x86_64-$RUN_VERSION.run out=$LOGS/installer
+  local names message file
+  file=$(run_file "$DOWNLOADS" "$RUN_VERSION")
   if [[ -z $RUN_SHA256 ]]; then
     mapfile -t message <<<"$RUN_UNPINNED"
     die "${message[@]}"
   fi
   read -ra names <<<"$RUN_PREREQUISITES"
   install_packages "$LAYER" no "${names[@]}"
-  fetch_installer "$file"
+  fetch_installer "$file" "$RUN_VERSION" "$RUN_URL" "$RUN_SHA256"
   remove_driver_packages
   [[ $(run_version) == "$RUN_VERSION" ]] || remove_run
+  run_installer "$file"
+}
+
+run_file() { printf '%s/NVIDIA-Linux-x86_64-%s.run' "$1" "$2"; }
+
+# run_installer FILE - with RUN_ARGUMENTS.
+run_installer() {
+  local arguments out=$LOGS/installer
   read -ra arguments <<<"$RUN_ARGUMENTS"
   [[ $TARGET == lxc ]] || clear_the_way
   note_run
   log "installing NVIDIA's driver $RUN_VERSION from its installer"
   # It unpacks more than a gigabyte, which /tmp and /run, in memory, may not have.
   mkdir -p "$ROOT$DOWNLOADS/unpacked"
-  run_streamed "$INSTALL_SECONDS" "$out" env TMPDIR="$ROOT$DOWNLOADS/unpacked" sh "$ROOT$file" "${arguments[@]}" || explain_installer "$out"
+  run_streamed "$INSTALL_SECONDS" "$out" env TMPDIR="$ROOT$DOWNLOADS/unpacked" sh "$ROOT$1" "${arguments[@]}" || explain_installer "$out"
   rm -rf "$ROOT$DOWNLOADS"
   CHANGED=yes
 }
 
-# fetch_installer FILE - with the checksum that was known before: whoever can replace the file can replace what is published beside it.
+# fetch_installer FILE VERSION URL SHA256 - with the checksum that was known before: whoever can replace the file can replace what is published beside it.
 fetch_installer() {
   local found
-  [[ -e $ROOT$1 ]] || download "$RUN_URL" "$1"
+  [[ -e $ROOT$1 ]] || download "$3" "$1"
   found=$(sha256sum "$ROOT$1" | cut -d ' ' -f 1)
-  [[ $RUN_SHA256 == "$found" ]] && return 0
+  [[ $4 == "$found" ]] && return 0
   # The next run fetches it anew.
   rm -f "$ROOT$1"
-  die "NVIDIA's installer $RUN_VERSION, with the checksum $RUN_SHA256" "$found at $RUN_URL" \
+  die "NVIDIA's installer $2, with the checksum $4" "$found at $3" \
     "it runs as root, and wasn't run; it is incomplete, or a server, proxy or mirror has another file" \
     "run \`pulumi up\` again; if it stays, empty the proxy's cache or set another nvidia.mirror"
 }
@@ -68,7 +81,7 @@ at_least() { [[ $(printf '%s\n' "$1" "$RUN_VERSION" | sort -V | head -n 1) == "$
 unload() { run_streamed 60 "$LOGS/unload" rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia || [[ -z $(nvidia_version) ]]; }
 
 # note_run - that what the installer puts there is ours, before it begins. Somebody's own that was there before is named, for `revert`.
-note_run() { need_dir "$STATE" && printf '%s\n' "$RUN_VERSION" | write_atomically /var/lib/homelab/nvidia-run 0600; }
+note_run() { need_dir "$STATE" && printf '%s\n' "$RUN_VERSION" "$RUN_URL" "$RUN_SHA256" "$RUN_ARGUMENTS" | write_atomically /var/lib/homelab/nvidia-run 0600; }
 
 # remove_run - what the installer has put there, ours or somebody's: its files and those of packages have the same names.
 remove_run() {

@@ -2,7 +2,7 @@
 # A container engine configured by nvidia-ctk, and its configuration given back.
 # Needs: engines, packages
 #
-# Gives: configure, give_back_engine ENGINE -> CHANGED; quietly LOG COMMAND... Variables: those of container_toolkit.sh.
+# Gives: configure, give_back_engine ENGINE -> CHANGED. Variables: those of container_toolkit.sh.
 CONFIG_CHANGED=no
 
 # configure - only what changes the meaning of the configuration leads to a restart.
@@ -17,18 +17,11 @@ configure() {
   is_pending "restart-$RUNTIME" && WAS_PENDING=yes || WAS_PENDING=no
   pending "restart-$RUNTIME"
   for_each begin_change "${paths[@]}"
-  quietly "$file" "${command[@]}" || explain "$file" "$NAME: $RUNTIME configured by \`${command[*]}\`" \
+  run_streamed "$INSTALL_SECONDS" "$file" "${command[@]}" || explain "$file" "$NAME: $RUNTIME configured by \`${command[*]}\`" \
     "without it no container gets a card" "correct $(tr '\n' ' ' < <(config_files "$RUNTIME"))as the lines above say, then run \`pulumi up\` again"
   for_each end_change "${paths[@]}"
   if [[ $CONFIG_CHANGED == yes ]]; then CHANGED=yes; fi
   [[ $CONFIG_CHANGED == yes || $WAS_PENDING == yes ]] || done_with "restart-$RUNTIME"
-}
-
-# quietly LOG COMMAND... - nvidia-ctk says that it wrote a file also where nothing has changed.
-quietly() {
-  local file=$1
-  shift
-  holding_lock "$file" timeout -k 5 "$INSTALL_SECONDS" env --default-signal=TERM,HUP,PIPE "$@"
 }
 
 for_each() { # FUNCTION ITEM...

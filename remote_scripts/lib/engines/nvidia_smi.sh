@@ -1,14 +1,19 @@
 #!/usr/bin/env bash
-# nvidia-smi in a container of an engine, which leaves nothing behind.
+# nvidia-smi in a container of an engine, which leaves nothing behind, and the driver's libraries loaded there.
 # Needs: proxy
 #
-# Gives: in_container. Variables: ENGINE, IMAGE, CDI, CONTAINER, FOLDER; takes `limited` of nvidia_verification.sh.
+# Gives: in_container. Variables: ENGINE, IMAGE, CDI, CONTAINER, FOLDER, LOAD; takes `limited` and `found_libraries` of
+#   nvidia_verification.sh.
 
 in_container() {
-  local options=()
+  local options=() found=() command=(nvidia-smi -L)
+  mapfile -t found < <(found_libraries)
+  # shellcheck disable=SC2016 # for the shell inside
+  ((${#found[@]} == 0)) || command=(sh -c 'nvidia-smi -L && exec perl -e "$@"' sh "$LOAD" "${found[@]}")
   case $ENGINE in
     docker | podman) choose_options && in_engine ;;
-    containerd) in_containerd ;;
+    containerd) in_containerd ctr ;;
+    k3s) in_containerd "$ROOT/usr/local/bin/k3s" ctr ;;
   esac
 }
 
@@ -31,28 +36,37 @@ choose_options() {
   fi
 }
 
+# capabilities - what the toolkit is asked for: without a word it gives `utility,compute` alone. In the words of the libraries that are there.
+capabilities() {
+  printf 'compute,utility'
+  [[ " ${found[*]} " != *" libnvidia-encode."* ]] || printf ',video'
+  [[ " ${found[*]} " != *" libEGL_nvidia."* ]] || printf ',graphics'
+}
+
 in_engine() {
   local status=0 there=yes
   limited "$ENGINE" image inspect "$IMAGE" >/dev/null 2>&1 || there=no
   limited "$ENGINE" rm -f "$CONTAINER" >/dev/null 2>&1 || : # of a run that was killed
-  with_proxy limited "$ENGINE" run --rm --name "$CONTAINER" "${options[@]}" "$IMAGE" nvidia-smi -L || status=$?
+  with_proxy limited "$ENGINE" run --rm --name "$CONTAINER" -e "NVIDIA_DRIVER_CAPABILITIES=$(capabilities)" "${options[@]}" "$IMAGE" \
+    "${command[@]}" || status=$?
   ((status < 124)) || "$ENGINE" rm -f "$CONTAINER" >/dev/null 2>&1 || :
   [[ $there == yes ]] || "$ENGINE" rmi "$IMAGE" >/dev/null 2>&1 || :
   return "$status"
 }
 
-# containerd's own client, in a namespace of our own; Kubernetes reaches the same runtime by containerd's configuration.
+# in_containerd CLIENT... - containerd's own client, in a namespace of our own; Kubernetes reaches the same runtime by containerd's
+# configuration. k3s has a containerd of its own, with the client in its program.
 in_containerd() {
   local status=0
-  local ctr=(ctr -n "$CONTAINER")
+  local ctr=("$@" -n "$CONTAINER")
   with_proxy limited "${ctr[@]}" images pull "$IMAGE" >"$FOLDER/pull" 2>&1 || {
     status=$?
     cat "$FOLDER/pull"
     return "$status"
   }
-  limited "${ctr[@]}" run --rm --runc-binary=/usr/bin/nvidia-container-runtime --env NVIDIA_VISIBLE_DEVICES=all "$IMAGE" "$CONTAINER" \
-    nvidia-smi -L || status=$?
+  limited "${ctr[@]}" run --rm --runc-binary=/usr/bin/nvidia-container-runtime --env NVIDIA_VISIBLE_DEVICES=all \
+    --env "NVIDIA_DRIVER_CAPABILITIES=$(capabilities)" "$IMAGE" "$CONTAINER" "${command[@]}" || status=$?
   "${ctr[@]}" images rm "$IMAGE" >/dev/null 2>&1 || :
-  ctr namespaces rm "$CONTAINER" >/dev/null 2>&1 || :
+  limited "$@" namespaces rm "$CONTAINER" >/dev/null 2>&1 || :
   return "$status"
 }

@@ -2,9 +2,13 @@
 # A container engine: is it there, and does it run with what was configured? Restarted only for that.
 # Needs: engines, packages
 #
-# Gives: has_engine NAME, need_engine, check_engine; restart_if_changed UNIT, restart_others [ENGINE] -> RESTARTED. Variables: those of
+# Gives: has_engine NAME, need_engine, check_engine; restart_k3s; restart_if_changed UNIT, restart_others [ENGINE] -> RESTARTED. Variables: those of
 #   container_toolkit.sh.
 RESTARTED=no
+# Written by k3s at each of its starts, with the runtimes that it finds.
+K3S_CONFIG=/var/lib/rancher/k3s/agent/etc/containerd/config.toml
+# How long k3s may take until it has written that, in seconds.
+K3S_SECONDS=120
 
 # has_engine NAME - also where its packages are Docker's own. A client alone (docker-ce-cli) is no engine.
 has_engine() {
@@ -20,6 +24,8 @@ need_engine() {
   local version hint=''
   if ! has_engine "$RUNTIME"; then
     [[ ! -e $ROOT/snap/bin/$RUNTIME ]] || hint=" (there is a snap of it, which can't use NVIDIA's toolkit)"
+    [[ $RUNTIME != k3s ]] || die "$NAME: k3s, for which nvidia.containerToolkit is set" "/usr/local/bin/k3s isn't there" \
+      "the toolkit is for the containerd that k3s brings" "install k3s by its own installer, or take nvidia.containerToolkit out"
     [[ -n $INSTALL ]] || die "$NAME: $RUNTIME, for which nvidia.containerToolkit is set" "it isn't installed$hint" \
       "the toolkit gives cards to containers of an engine that is there; another one is not put on a system unasked" \
       "set nvidia.docker: install, install $RUNTIME yourself, or take nvidia.containerToolkit out"
@@ -32,8 +38,33 @@ need_engine() {
     "podman gets cards by CDI, which it knows from there on" "update podman (Ubuntu from 24.04 on and Debian from 12 on have it), or use docker"
 }
 
+# restart_k3s - it looks for NVIDIA's runtime when it starts, and at no other time.
+restart_k3s() {
+  local unit='' name file=$LOGS/restart began
+  [[ $RUNTIME == k3s ]] && ! k3s_knows_nvidia || return 0
+  for name in k3s-agent k3s; do
+    ! systemctl is-active -q "$name" </dev/null || unit=$name
+  done
+  [[ -n $unit ]] || die "$NAME: k3s at work" "neither k3s nor k3s-agent is active" "it finds NVIDIA's runtime when it starts" \
+    "start it, and see \`journalctl -xeu k3s\` (k3s-agent); then run \`pulumi up\` again"
+  log "restarting $unit, which looks for NVIDIA's runtime when it starts: its pods run on"
+  run_streamed "$INSTALL_SECONDS" "$file" systemctl restart "$unit" || engine_down "$unit"
+  began=$SECONDS
+  until k3s_knows_nvidia || ((SECONDS - began > K3S_SECONDS)) || ! systemctl is-active -q "$unit" </dev/null; do
+    sleep 1
+  done
+  RESTARTED=yes CHANGED=yes
+}
+
+k3s_knows_nvidia() { grep -q nvidia-container-runtime "$ROOT$K3S_CONFIG" 2>/dev/null; }
+
 check_engine() {
   local known
+  if [[ $RUNTIME == k3s ]] && ! k3s_knows_nvidia; then
+    die "$NAME: k3s's containerd with the runtime nvidia" "$K3S_CONFIG has none after a restart of k3s" \
+      "a pod with the runtime class nvidia doesn't start" \
+      "a config.toml.tmpl of your own beside it must have \`{{ template \"base\" . }}\`, by which k3s fills in what it finds; see \`journalctl -xeu k3s\` (k3s-agent), then run \`pulumi up\` again"
+  fi
   [[ $RUNTIME == docker ]] || return 0
   known=$(within "$ASK_SECONDS" docker info --format '{{json .Runtimes}}' 2>&1 </dev/null) || :
   [[ $known == *'"nvidia"'* ]] || die "$NAME: docker with the runtime nvidia" "\`docker info\` knows: $(tail -n 2 <<<"$known")" \
@@ -71,7 +102,7 @@ restart_if_changed() {
   systemctl is-active -q "$unit" </dev/null || engine_down "$unit"
   for name in "${running[@]}"; do
     # Those with a restart policy are up again already.
-    docker start "$name" >/dev/null 2>&1 </dev/null || log "container $name isn't there any more (--rm), or doesn't start"
+    run_logged docker start "$name" || log "container $name isn't there any more (--rm), or doesn't start"
   done
   RESTARTED=yes
   done_with "restart-$unit"
@@ -83,7 +114,7 @@ engine_down() {
   said=$(journalctl -q --no-pager -n 8 -o cat -u "$1" 2>/dev/null </dev/null) || :
   [[ $TARGET != lxc ]] || next="a container needs features: nesting=1,keyctl=1 for $1 (\`pct set ID --features nesting=1,keyctl=1\`, with those that \`pct config ID\` shows already: others go); else $next"
   undo
-  systemctl restart "$1" >/dev/null 2>&1 </dev/null || :
+  run_logged systemctl restart "$1" || :
   die "$NAME: $1, started with NVIDIA's runtime in its configuration" "$(tail -n 4 "$LOGS/restart")${said:+$'\n'$said}" \
     "it isn't running; its configuration was put back as it was" "$next"
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # After a failure every file is as it was when the run began; after a success nothing of the run is left beside the files.
-# Needs: files/atomic, files/pending
+# Needs: files/atomic, files/pending, progress
 #
 # Gives: remember PATH...; undo -> NOT_PUT_BACK; finish; clear_leftovers; tidy.
 UNDO=()         # paths that this run touched, newest last; `undo` makes them what they were when the run began
@@ -66,6 +66,7 @@ finish() {
   STEP_NOTED=no STEP_BEGUN=no
   clear_leftovers
   tidy
+  drop_step_log
   flush_all
 }
 

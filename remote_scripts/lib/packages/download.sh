@@ -8,7 +8,7 @@
 download() {
   local url=$1 file=$2 part=$2.part log_file=$LOGS/download try status=0 until
   need_dir "$ROOT${file%/*}"
-  log "downloading $(masked "$url")"
+  log "downloading $url"
   until=$((SECONDS + ${DOWNLOAD_SECONDS:-1800}))
   DOWNLOADED=$ROOT$part
   for try in 1 2 3 4 5; do
@@ -32,6 +32,6 @@ download() {
       *) break ;;
     esac
   done
-  explain "$log_file" "$(masked "$url")" "it is to be installed" \
+  explain "$log_file" "$url" "it is to be installed" \
     "see whether that address answers from this system (\`curl -I\`); set nvidia.proxy or nvidia.mirror if it must be another way"
 }

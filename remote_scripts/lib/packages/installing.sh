@@ -19,6 +19,7 @@ install_packages() {
   [[ $recommends == yes ]] || options=(--no-install-recommends)
   simulated "$file" install --allow-downgrades "${options[@]}" "${missing[@]}" || explain_install "$file" "${missing[*]}"
   require_others_kept "$file" "to install ${missing[*]}"
+  require_locked "$file"
   record_change "$layer" "$file"
   CHANGED=yes
   log "installing ${missing[*]}"
@@ -35,6 +36,27 @@ install_packages() {
     is_whole "$package" || die "$package, installed" "apt-get succeeded, and it is ${PRESENT[${package%%=*}]:-not there}" \
       "what follows needs it" "see \`apt-cache policy ${package%%=*}\`, then run \`pulumi up\` again"
   done
+}
+
+# require_locked SIMULATION - what is going to be installed is what the lock file has: the version, and the file, by the repository's index. With
+# that apt itself compares what it fetches.
+require_locked() {
+  local name version sum new found
+  declare -A locked=() sums=()
+  [[ -n ${LOCKED:-} ]] || return 0
+  while read -r name version sum; do
+    locked[$name]=$version sums[$name]=$sum
+  done <<<"$LOCKED"
+  while IFS=$'\t' read -r name _ new; do
+    [[ -n ${locked[$name]:-} && $new != - ]] || continue
+    [[ $new == "${locked[$name]}" ]] || die "$NAME: $name ${locked[$name]}, as the lock file has it" "apt would install $new" \
+      "the repositories no longer have the locked version, or another package needs a newer one" \
+      "\`python -m homelab lock --release $NAME\`, then \`pulumi up\` and \`python -m homelab lock\`; or give apt a repository that has it"
+    found=$(apt-cache show "$name=$new" 2>/dev/null </dev/null | sed -n 's/^SHA256: //p' | head -n 1) || :
+    [[ $found == "${sums[$name]}" ]] || die "$NAME: $name $new with the SHA-256 ${sums[$name]}, as the lock file has it" \
+      "the repository has ${found:-none}" "it is another file under the same version" \
+      "find out why, before you install it: a mirror that was changed, or a package that was built anew; \`python -m homelab lock --release $NAME\` forgets the old one"
+  done < <(announced "$1")
 }
 
 # explain_install LOG WHAT

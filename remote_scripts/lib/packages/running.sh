@@ -1,30 +1,26 @@
 #!/usr/bin/env bash
 # Long commands: what they say goes to this system's log, and every few seconds a person is told where they are; and what a failed one's
 # words mean.
-# Needs: files, lock, proxy, packages/progress
+# Needs: files, lock, proxy, progress
 #
 # Gives: run_streamed SECONDS LOG COMMAND...; recognise LOG -> SYMPTOM; explain LOG WANTED WHY [NEXT].
-# Variables: SYMPTOMS (known failures, a line each); DOING (packages/progress.sh).
+# Variables: SYMPTOMS (known failures, a line each); DOING (progress.sh).
 # Over pct exec and sudo the path may lack these.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin
 LOGS=$RUN # logs of the commands of this run
+DOING=${DOING:-packages}
 
 # run_streamed SECONDS LOG COMMAND... - each line goes to LOG, and as it comes to this system's log; to stderr goes where it is. The command
 # writes to the file alone, so that it doesn't notice when the client has gone; what it says of its state (apt), to LOG.status, on 9. The lock
 # is taken (take_lock). Status 124: it took longer than SECONDS, and was ended.
 run_streamed() {
-  local seconds=$1 file=$2 status=0 child reader
+  local seconds=$1 file=$2 status=0
   shift 2
   : >"$file"
   : >"$file.status"
   open_step_log "$*"
   # What a script ignores its children ignore, too: `timeout` could end none of them, and maintainers' scripts count on SIGPIPE.
-  with_proxy holding_lock "$file" timeout -k 30 "$seconds" env --default-signal=TERM,PIPE "$@" 9>>"$file.status" &
-  child=$!
-  tail -n +1 -s 0.1 -f --pid="$child" "$file" 2>/dev/null | follow "$file" &
-  reader=$!
-  wait "$child" || status=$?
-  wait "$reader" || :
+  with_proxy watched "$file" timeout -k 30 "$seconds" env --default-signal=TERM,PIPE "$@" 9>>"$file.status" || status=$?
   [[ $status != 124 && $status != 137 ]] || printf 'ended after %s s\n' "$seconds" >>"$file"
   return "$status"
 }
@@ -56,12 +52,12 @@ recognise() {
 explain() {
   recognise "$1"
   if ((${#SYMPTOM[@]} > 0)); then
-    die "${SYMPTOM[1]}" "$(masked "${SYMPTOM[2]}")$(build_log "$1")" "${SYMPTOM[3]}" "${SYMPTOM[4]}"
+    die "${SYMPTOM[1]}" "${SYMPTOM[2]}$(build_log "$1")" "${SYMPTOM[3]}" "${SYMPTOM[4]}"
   fi
   # shellcheck disable=SC2016 # meant literally
   [[ $(tail -n 1 "$1") != "ended after "* ]] ||
     set -- "${@:1:3}" 'run `pulumi up` again: it continues from what is there; a slow line or system gets longer with nvidia.timeouts.install'
-  die "$2" "$(masked "$(tail -n 8 "$1")")$(build_log "$1")" "$3" \
+  die "$2" "$(tail -n 8 "$1")$(build_log "$1")" "$3" \
     "${4:-correct what the lines above say ($STEP_LOG there has all of it), then run \`pulumi up\` again}"
 }
 

@@ -9,7 +9,7 @@ vm_name() { sed -n '/^\[/q; s/^name: //p' "$ROOT/etc/pve/qemu-server/$1.conf" 2>
 is_running() { [[ $(within "$ASK_SECONDS" qm status "$1") == "status: running" ]]; }
 
 # remove_vm ID - a lock that an interrupted command has left is passed over.
-remove_vm() { run_logged qm stop "$1" --skiplock 1 && run_logged qm destroy "$1" --skiplock 1 --purge 1; }
+remove_vm() { DOING="test VM" run_logged qm stop "$1" --skiplock 1 && DOING="test VM" run_logged qm destroy "$1" --skiplock 1 --purge 1; }
 
 vm_ids() { find "$ROOT/etc/pve/qemu-server/" -name '[1-9]*.conf' -printf '%f\n' | sed 's/\.conf$//' | sort -n; }
 

@@ -2,15 +2,15 @@
 # The host's PCI functions, its modules, and what else binds devices: keys of read_host.sh's answer.
 # Needs: common
 #
-# Gives: devices; modules; bound_by_others.
+# Gives: devices; modules; bound_by_others. Variables: ACS (of read_host.sh; no where it is not set).
 PCI=$ROOT/sys/bus/pci/devices
 
 # Every PCI function: what it is, what drives it, where it hangs, which disks and network interfaces are behind it.
 # Without command substitutions inside the loop: a host has a hundred functions, and each would be a process.
 devices() {
-  local file target address name link separator='' acs=' ' path vendor device class subsystem_vendor subsystem_device boot_vga flag group
-  local sriov_numvfs removable physfn
-  declare -A links=() behind=()
+  local file target address name link separator='' path vendor device class subsystem_vendor subsystem_device boot_vga flag group
+  local sriov_numvfs removable physfn kind
+  declare -A links=() behind=() acs=() kinds=()
   while IFS=' ' read -r file target; do
     links[${file#"$PCI/"}]=$target
   done < <(find "$PCI"/* "$PCI"/*/driver "$PCI"/*/iommu_group "$PCI"/*/physfn -maxdepth 0 -type l -printf '%p %l\n' 2>/dev/null)
@@ -19,7 +19,12 @@ devices() {
     behind[${BASH_REMATCH[1]}]+="${behind[${BASH_REMATCH[1]}]:+ }$name"
   done < <(find "$ROOT"/sys/block/* "$ROOT"/sys/class/net/* -maxdepth 0 -type l -printf '%f %l\n' 2>/dev/null | sort)
   # Before there are groups, the bridges' Access Control Services tell how the kernel is going to draw them.
-  [[ -n $(find "$ROOT/sys/kernel/iommu_groups" -mindepth 1 -maxdepth 1 -print -quit 2>/dev/null) ]] || acs=$(functions_with_acs) || :
+  if [[ ${ACS:-no} == yes || -z $(find "$ROOT/sys/kernel/iommu_groups" -mindepth 1 -maxdepth 1 -print -quit 2>/dev/null) ]]; then
+    while IFS=' ' read -r address flag kind; do
+      acs[$address]=$flag
+      [[ ! $kind =~ ^[a-z/\ -]+$ ]] || kinds[$address]=$kind
+    done < <(isolation || :)
+  fi
   for path in "$PCI"/*; do
     address=${path##*/}
     for name in vendor device class subsystem_vendor subsystem_device boot_vga sriov_numvfs removable; do
@@ -34,19 +39,29 @@ devices() {
     physfn=${links[$name]:-}
     # "removable" is what hangs on an external port; "fixed" or "unknown" isn't known to.
     [[ $removable == removable ]] && removable=true || removable=false
-    flag=false
-    [[ $acs != *" $address "* ]] || flag=true
+    flag=${acs[$address]:-false}
     printf '%s{"address":"%s","vendor":"%s","device":"%s","subsystem":"%s:%s","class":"%s","boot_vga":%s,"driver":"%s","group":%s,"acs":%s,"path":"%s","behind":' \
       "$separator" "$address" "${vendor#0x}" "${device#0x}" "${subsystem_vendor#0x}" "${subsystem_device#0x}" "${class#0x}" \
       "$boot_vga" "${link##*/}" "${group##*/}" "$flag" "${links[$address]:-}"
     json_string "${behind[$address]:-}" # an interface may have nearly any name
-    printf ',"physfn":"%s","vfs":%s,"removable":%s}' "${physfn##*/}" "$sriov_numvfs" "$removable"
+    printf ',"physfn":"%s","vfs":%s,"removable":%s,"express":"%s"}' "${physfn##*/}" "$sriov_numvfs" "$removable" "${kinds[$address]:-}"
     separator=,
   done
 }
 
-functions_with_acs() { # " 0000:00:01.0 0000:00:02.0 "
-  within "$ASK_SECONDS" lspci -D -vv 2>/dev/null | awk '/^[0-9a-f]/ { address = $1 } /Access Control Services/ { printf " %s", address } END { print " " }'
+# isolation - for each PCI function a line: its address; has it Access Control Services, true or false; which kind of PCIe device it is,
+# in lower case, such as `root port`, nothing for conventional PCI.
+isolation() {
+  within "$ASK_SECONDS" lspci -D -vv 2>/dev/null | awk '
+    function told() { if (address != "") print address, acs, tolower(kind) }
+    /^[0-9a-f]/ { told(); address = $1; acs = "false"; kind = "" }
+    /Access Control Services/ { acs = "true" }
+    /Capabilities: \[[0-9a-f]+\] Express / {
+      kind = $0
+      sub(/^.*\] Express (\(v[0-9]+\) )?/, "", kind)
+      sub(/ *[,(].*$/, "", kind)
+    }
+    END { told() }'
 }
 
 modules() {

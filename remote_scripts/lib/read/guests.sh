@@ -30,7 +30,7 @@ guests() {
     else
       kind=vm
       # The part above the first [snapshot] section is the VM as it is.
-      lines=$(sed '/^\[/,$d' "$conf" | grep -E '^(hostpci[0-9]+|onboot|name|machine|bios|memory|balloon|vga|lock|template|parent):' || :)
+      lines=$(sed '/^\[/,$d' "$conf" | grep -E '^(hostpci[0-9]+|onboot|name|machine|bios|memory|balloon|vga|lock|template|parent|smbios1|meta|(ide|sata|scsi|virtio)[0-9]+):' || :)
     fi
     printf '%s{"kind":"%s","id":%s' "$separator" "$kind" "${id%.conf}"
     json_entry lines "$lines"

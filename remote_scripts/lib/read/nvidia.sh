@@ -9,10 +9,10 @@ nvidia_minors() {
   local file address minor separator=
   printf ',"nvidia_minors":{'
   for file in "$ROOT"/proc/driver/nvidia/gpus/*/information; do
-    minor=$(sed -nE 's/^Device Minor:[[:space:]]*([0-9]+).*/\1/p' "$file" 2>/dev/null) || minor=''
+    address=${file%/information} address=${address##*/}
+    minor=$(nvidia_minor "$address")
     [[ -n $minor ]] || continue
-    address=${file%/information}
-    printf '%s"%s":%s' "$separator" "${address##*/}" "$minor"
+    printf '%s"%s":%s' "$separator" "$address" "$minor"
     separator=,
   done
   printf '}'
@@ -36,6 +36,10 @@ nvidia() {
     mapfile -t names < <(missing_nvidia_nodes)
   else
     printf '],"uvm_trouble":[],"dev_trouble":['
+    if compgen -G "$PCI/*/drm" >/dev/null; then
+      dev_trouble
+      found_and_next
+    fi
   fi
   [[ ! -L $ROOT$NODES_ENABLED ]] || enabled=true
   printf '],"nodes_enabled":%s,"missing_nodes":' "$enabled"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What we wrote on this host, and what became of it: keys of read_host.sh's answer.
-# Needs: files, boot, switch, lacking, container/plan, read/text
+# Needs: files, boot, switch, lacking, container/drift, container/record, read/text
 #
 # Gives: managed; edits; ledger; containers.
 
@@ -8,7 +8,7 @@
 managed() {
   local layer path separator=
   printf ',"managed":['
-  for layer in iommu vfio nodes; do
+  for layer in iommu vfio nodes cards values rom; do
     while IFS= read -r path; do
       printf '%s{"layer":"%s","state":"%s"' "$separator" "$layer" "$(file_state "$layer" "$path")"
       json_entry path "$path"
@@ -54,11 +54,10 @@ containers() {
   local dir separator='' drift
   printf ',"containers":['
   for dir in "$STATE"/containers/*/; do
-    [[ -r $dir/wanted ]] || continue
+    read_wanted "$dir" || continue
     CTID=$(basename "$dir")
-    { read -r METHOD && read -r MINORS && read -r FUNCTIONS; } <"$dir/wanted"
     mapfile -t drift < <(container_drift)
-    printf '%s{"id":%s,"minors":"%s","drift":' "$separator" "$CTID" "$MINORS"
+    printf '%s{"id":%s,"minors":"%s","cards":"%s","drift":' "$separator" "$CTID" "$MINORS" "$CARDS"
     json_list "${drift[@]}"
     printf '}'
     separator=,

@@ -7,6 +7,7 @@
 # What is wrong with cards or with how the host boots, as the kernel and Proxmox VE's tools say it; what it means is decided elsewhere.
 signs() {
   local path code bytes said='' lost=() unsafe=false
+  [[ -z $SIGNS ]] || read_kernel_log
   [[ -z $SIGNS ]] || said=$(kernel_says | grep -iE "$SIGNS" | head_and_tail 1000) || :
   for path in "$PCI"/*; do
     code=''
@@ -17,7 +18,11 @@ signs() {
     bytes=${bytes//[[:space:]]/}
     [[ $bytes != ffffffffffffffffffffffffffffffff && $bytes != 0100ffff* ]] || lost+=("${path##*/}")
   done
-  [[ $(cat "$ROOT/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts" 2>/dev/null) != Y ]] || unsafe=true
+  # As the module has it, or will have it when it is loaded.
+  if [[ $(cat "$ROOT/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts" 2>/dev/null) == Y ]] ||
+    grep -qsE '^[[:space:]]*options[[:space:]]+vfio[-_]iommu[-_]type1[[:space:]](.*[[:space:]])?allow_unsafe_interrupts=[1yY]' "$ROOT"/etc/modprobe.d/*.conf; then
+    unsafe=true
+  fi
   json_entry kernel_log "$said"
   printf ',"lost":'
   json_list "${lost[@]}"

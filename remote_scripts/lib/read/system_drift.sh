@@ -37,6 +37,8 @@ driver_drift() {
   if [[ -z $NOTED_VERSION ]]; then
     return 0
   fi
+  [[ ! -s $STATE/given-up ]] || DRIFT+=("driver: the update to $(<"$STATE/given-up") was given up, $NOTED_VERSION is back")
+  [[ ! $(update_phase) =~ ^(trying|back)$ ]] || DRIFT+=("driver: an update was cut short")
   found=$(library_version)
   [[ $found == "$NOTED_VERSION" ]] || DRIFT+=("driver: its libraries are ${found:-gone}, they were $NOTED_VERSION")
   if is_container; then

@@ -37,7 +37,7 @@ arm() {
     temporary=$(temporary_for "$SWITCH_LINK")
     ln -sfT "$SWITCH_UNITS/homelab-rollback.timer" "$temporary"
     in_place "$temporary" "$SWITCH_LINK"
-    run_logged timeout -s KILL 60 systemctl daemon-reload || log "systemctl daemon-reload failed: the units are read at boot anyway"
+    DOING=systemctl run_logged timeout -s KILL 60 systemctl daemon-reload || log "systemctl daemon-reload failed: the units are read at boot anyway"
   fi
   forget_boots
 }
@@ -65,10 +65,10 @@ forget_boots() {
 disarm() {
   remove_file /var/lib/homelab/armed /var/lib/homelab/rolling-back
   if [[ -e $ROOT$SWITCH_UNITS/homelab-rollback.timer ]]; then
-    run_logged timeout -s KILL 60 systemctl stop homelab-rollback.timer || log "the timer could not be stopped: $OUTPUT"
+    DOING=systemctl run_logged timeout -s KILL 60 systemctl stop homelab-rollback.timer || log "the timer could not be stopped: $OUTPUT"
   fi
   remove_file "$SWITCH_LINK" "$SWITCH_UNITS/homelab-rollback.service" "$SWITCH_UNITS/homelab-rollback.timer" "$SWITCH_PROGRAM"
-  run_logged timeout -s KILL 60 systemctl daemon-reload || log "systemctl daemon-reload failed: $OUTPUT"
+  DOING=systemctl run_logged timeout -s KILL 60 systemctl daemon-reload || log "systemctl daemon-reload failed: $OUTPUT"
   forget_second_entry
 }
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Restarts this host, whatever hangs.
-# Needs: common
+# Needs: common, switch/step
 #
-# Gives: restart_host; say_to_all SENTENCE. Takes `step` of rollback.sh.
+# Gives: restart_host; say_to_all SENTENCE.
 
 # say_to_all SENTENCE - to the journal, and by the kernel's log to the host's screen: nobody may get any other word of it.
 say_to_all() {

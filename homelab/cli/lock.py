@@ -1,0 +1,149 @@
+"""``python -m homelab lock``: writes down which packages of NVIDIA's stack each system has, so that a later run installs the same.
+
+``python -m homelab outdated``: what is newer, and whether it fits. Both read the systems over SSH, and change nothing there. Exit status: 0; 1,
+something is outdated; 2, a system couldn't be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from homelab.cli import stack_options
+from homelab.doctor.stack import StackFile
+from homelab.errors import HomelabError
+from homelab.nvidia import lock, outdated, reading
+from homelab.nvidia.compatibility import Target
+from homelab.nvidia.outdated import Packages
+from homelab.nvidia.reading import SystemReading
+from homelab.nvidia.request import Request
+from homelab.remote import nvidia_steps as steps
+from homelab.remote import scripts, ssh
+from homelab.settings import Host, Nvidia
+
+WELL, OUTDATED, UNREADABLE = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class LockedSystem:
+    """A system of the settings that has NVIDIA's stack. ``name``: `vms.sandbox`; ``ctid``: of a container."""
+
+    name: str
+    target: Target
+    reached: Host
+    nvidia: Nvidia
+    ctid: int | None = None
+
+
+def _parser(name: str, about: str) -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(prog=f"python -m homelab {name}", description=about)
+    stack_options.add(found)
+    found.add_argument("systems", nargs="*", metavar="SYSTEM", help="such as vms.sandbox (default: all)")
+    found.add_argument(
+        "--identity", metavar="FILE", help="log in with this private key instead of what the settings say"
+    )
+    return found
+
+
+def _places(file: StackFile, chosen: Sequence[str], identity: str | None) -> Iterator[LockedSystem]:
+    settings = file.guests()
+    known = settings.stacks
+    if unknown := sorted(set(chosen) - set(known)):
+        raise HomelabError(
+            wanted=f"the systems {', '.join(unknown)}",
+            found=f"systems with nvidia in {file.path.name}: {', '.join(known) or 'none'}",
+            why="a system is known by its place in the settings",
+            next="name one of these",
+        )
+    for name, nvidia in known.items():
+        if chosen and name not in chosen:
+            continue
+        kind, _, key = name.partition(".")
+        if kind == "hosts":
+            yield LockedSystem(name, "host", file.host(key, identity)[1], nvidia)
+        elif kind == "containers":
+            container = settings.containers[key]
+            yield LockedSystem(name, "lxc", file.host(container.host, identity)[1], nvidia, container.ctid)
+        else:
+            vm = settings.vms[key]
+            if vm.static_address in (None, "agent") or vm.ssh is None:
+                raise HomelabError(
+                    wanted=f"{name}, reached over SSH",
+                    found=f"its address is {vm.static_address or 'not in the settings'}",
+                    why="only the guest itself knows what is installed in it",
+                    next=f"set {name}.address, or name the other systems alone: {', '.join(one for one in known if one != name) or 'there are none'}",
+                )
+            host = file.host(vm.host, identity)[1]
+            yield LockedSystem(
+                name, "vm", host.model_copy(update={"ssh": vm.ssh, "address": vm.static_address}), nvidia
+            )
+
+
+async def _read(place: LockedSystem) -> tuple[Packages, SystemReading]:
+    async with ssh.connect(place.reached) as session:
+
+        async def run(verb: str, script: str) -> str:
+            text = script if place.ctid is None else steps.in_container(place.ctid, script)
+            return await session.run(verb, text)
+
+        found = Packages.of(scripts.answer(await run("read_packages", steps.read_packages())))
+        return found, reading.parse(await run("read_system", steps.read_system()))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``lock``; returns its exit status."""
+    parser = _parser("lock", "Writes down which packages of NVIDIA's stack each system has, by version and SHA-256.")
+    parser.add_argument("--release", action="store_true", help="takes the systems out of the lock file instead")
+    arguments = parser.parse_args(argv)
+    try:
+        file = stack_options.read(arguments)
+        path = lock.path_of(file.path.parent, arguments.stack)
+        locks = lock.load(path)
+        if arguments.release:
+            gone = sorted(set(arguments.systems or locks) & set(locks))
+            locks = {name: one for name, one in locks.items() if name not in gone}
+            said = [f"{name}: no longer locked" for name in gone]
+        else:
+            said = []
+            for place in _places(file, arguments.systems, arguments.identity):
+                found, _ = asyncio.run(_read(place))
+                locks[place.name] = found.lock
+                said.append(f"{place.name}: {len(found.lock.packages)} packages, driver {found.driver or 'none'}")
+                said += [f"  not locked, since no repository has it: {one}" for one in found.unknown]
+    except HomelabError as error:
+        print(error, file=sys.stderr)
+        return UNREADABLE
+    _write(path, locks)
+    print("\n".join([*said, f"{'written' if locks else 'removed'}: {path}"]))
+    return WELL
+
+
+def _write(path: Path, locks: dict[str, lock.SystemLock]) -> None:
+    """Whole, or not at all; without systems there is no file."""
+    if not locks:
+        path.unlink(missing_ok=True)
+        return
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_text(lock.text_of(locks), encoding="utf-8")
+    beside.replace(path)
+
+
+def show_outdated(argv: Sequence[str] | None = None) -> int:
+    """``outdated``; returns its exit status."""
+    arguments = _parser("outdated", "What is newer than what each system has, and whether it fits.").parse_args(argv)
+    status = WELL
+    try:
+        for place in _places(stack_options.read(arguments), arguments.systems, arguments.identity):
+            found, now = asyncio.run(_read(place))
+            lines = outdated.lines(found, Request(place.target, place.nvidia, now.system, place.name))
+            about = f"{place.name} ({found.distribution}, driver {found.driver or 'none'})"
+            print("\n".join([f"{about}:", *(f"  {line}" for line in lines)]) if lines else f"{about}: nothing is newer")
+            status = OUTDATED if lines else status
+    except HomelabError as error:
+        print(error, file=sys.stderr)
+        return UNREADABLE
+    return status

@@ -1,0 +1,168 @@
+"""The engine's event log (``pulumi … --event-log FILE``) as types: the one place that knows its form. Pure, but for reading the file.
+
+Form: sdk/go/common/apitype/events.go of Pulumi. It is lines of JSON, which grow while the engine runs; a kind that nobody here needs, and a line
+that a killed engine has left half-written, are passed over.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from homelab.text import clean
+
+# What makes the CLI know --event-log, by which the Automation API listens, too.
+ENVIRONMENT = {"PULUMI_DEBUG_COMMANDS": "true"}
+
+_MARKUP = re.compile(r"<\{%.*?%\}>")
+# What an error's text may begin with: the CLI's own words, and those of the SDK around a refusal of the program.
+_PREFIXES = re.compile(r"^(?:error: )?(?:Preview failed: )?")
+# What the engine says of errors that it has shown already.
+_NO_NEWS = re.compile(r"(?:preview|update|refresh|destroy) failed")
+_NO_CHANGE = ("same", "read", "refresh")
+# What the engine does with a resource -> the same for a person, before and after; in the order in which it matters.
+_OPERATIONS = {
+    "delete": ("to delete", "deleted"),
+    "replace": ("to replace", "replaced"),
+    "create": ("to create", "created"),
+    "update": ("to change", "changed"),
+    "same": ("unchanged", "unchanged"),
+}
+
+
+@dataclass(frozen=True)
+class Said:
+    """A message. ``severity``: info, warning, error, debug; ``text``: without markup, safe to show; ``resource``: the name of the one that it is
+    about, empty: of none; ``passing``: is the next one shown in its place?
+    """
+
+    severity: str
+    text: str
+    resource: str = ""
+    passing: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that is done with a resource. ``operation``: as the engine calls it, such as create-replacement; ``planned``: of a preview."""
+
+    state: Literal["begun", "done", "failed"]
+    operation: str
+    kind: str
+    name: str
+    planned: bool = False
+
+    @property
+    def changes(self) -> bool:
+        """Does it change something? The stack itself and providers are no things."""
+        return self.operation not in _NO_CHANGE and not self.kind.startswith(
+            ("pulumi:providers:", "pulumi:pulumi:Stack")
+        )
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How it ended. ``changes``: operation -> number of resources."""
+
+    changes: Mapping[str, int] = field(default_factory=dict)
+
+
+Event = Said | Step | Summary
+_STEPS: dict[str, Literal["begun", "done", "failed"]] = {
+    "resourcePreEvent": "begun",
+    "resOutputsEvent": "done",
+    "resOpFailedEvent": "failed",
+}
+
+
+def of(raw: Any) -> Event | None:
+    """One event as the engine writes it; None: it is of a kind that nobody here needs, or of another form."""
+    if not isinstance(raw, Mapping):
+        return None
+    for key, body in raw.items():
+        if not isinstance(body, Mapping):
+            continue
+        if key == "diagnosticEvent":
+            text = _MARKUP.sub("", str(body.get("message", "")))
+            return Said(
+                str(body.get("severity", "")),
+                clean(text).strip(),
+                _name(body.get("urn")),
+                bool(body.get("ephemeral")),
+            )
+        if key in _STEPS and isinstance(step := body.get("metadata"), Mapping):
+            words = (str(step.get("op", "")), str(step.get("type", "")), _name(step.get("urn")))
+            return Step(_STEPS[key], *words, planned=bool(body.get("planning")))
+        if key == "summaryEvent":
+            changes = body.get("resourceChanges")
+            numbers = changes.items() if isinstance(changes, Mapping) else ()
+            return Summary({str(name): number for name, number in numbers if isinstance(number, int)})
+    return None
+
+
+def _name(urn: Any) -> str:
+    return clean(str(urn or "").rpartition("::")[2])
+
+
+def _of_line(line: bytes) -> Event | None:
+    try:
+        return of(json.loads(line))
+    except ValueError:
+        return None
+
+
+def read(path: Path) -> list[Event]:
+    """A whole log; empty where the engine hasn't come so far as to begin one."""
+    with Growing(path) as log:
+        return log.new()
+
+
+class Growing:
+    """A log that is still written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._half = b""
+
+    def __enter__(self) -> Growing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def new(self) -> list[Event]:
+        """What has come since the last call. The end of a line that is half there comes with the next one."""
+        if self._file is None:
+            try:
+                self._file = self._path.open("rb")
+            except FileNotFoundError:
+                return []
+        *lines, self._half = (self._half + self._file.read()).split(b"\n")
+        return [event for line in lines if (event := _of_line(line)) is not None]
+
+
+def errors(events: Iterable[Event]) -> list[str]:
+    """What the engine calls errors, each once; without what it says of errors that it has shown already."""
+    texts = [_PREFIXES.sub("", one.text) for one in events if isinstance(one, Said) and one.severity == "error"]
+    return [text for text in dict.fromkeys(texts) if text and not _NO_NEWS.fullmatch(text)]
+
+
+def counts(events: Iterable[Event]) -> Mapping[str, int]:
+    """Operation -> number of resources, as the last summary has it; empty where the engine didn't come so far."""
+    return next((one.changes for one in reversed([*events]) if isinstance(one, Summary) and one.changes), {})
+
+
+def in_words(changes: Mapping[str, int], *, done: bool) -> str:
+    """``2 to delete, 12 to create, 3 unchanged``; where it is done ``2 deleted, …``."""
+    return ", ".join(f"{changes[key]} {words[done]}" for key, words in _OPERATIONS.items() if changes.get(key))
+
+
+def changing(events: Sequence[Event]) -> list[str]:
+    """Names of the resources that something is done to, in that order, each once."""
+    return list(dict.fromkeys(one.name for one in events if isinstance(one, Step) and one.changes))

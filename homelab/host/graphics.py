@@ -1,0 +1,160 @@
+"""What AMD's and Intel's graphics need as cards of VMs, beyond what holds for every card (graphics.yaml has the data).
+
+Gates and notes. Pure.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from homelab.errors import HomelabError
+from homelab.host import card_ids
+from homelab.host.classes import DISPLAY, INTEL
+from homelab.host.facts import Device, HostFacts
+from homelab.settings import Gpu
+
+# Where every Intel processor has its graphics; legacy mode knows no other place (PVE::QemuServer::PCI).
+INTEGRATED = "0000:00:02.0"
+_GVT_G = "i915.enable_gvt=1"
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: Annotated[str, Field(min_length=3)]
+    evidence: Literal["primary", "report"]
+
+
+class RebindingRow(_Row):
+    """Kernels that crash when this driver lets a device go."""
+
+    driver: str
+    kernels: tuple[str, ...] = Field(min_length=1)
+    why: str
+
+
+class NamedRow(_Row):
+    """Cards of one kind."""
+
+    name: str
+    ids: tuple[card_ids.Ids, ...] = Field(min_length=1)
+
+
+class RomRow(NamedRow):
+    """Cards that a guest wants a ROM file for."""
+
+    place: str = Field(alias="from")
+    why: str
+
+
+class Data(BaseModel):
+    """graphics.yaml; see there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rebinding: tuple[RebindingRow, ...]
+    gvt_g: tuple[NamedRow, ...]
+    roms: tuple[RomRow, ...]
+
+
+@functools.cache
+def data() -> Data:
+    """The data."""
+    return Data.model_validate(yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")))
+
+
+def rebound(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
+    """Nothing of the card is taken from a running driver on a kernel that crashes of it.
+
+    What is bound at boot never was on one. A virtual function, and what goes along as a member of the group, Proxmox VE takes from its driver
+    when the VM starts (PVE::SysFSTools::pci_dev_bind_to_vfio).
+    """
+    going = [one for one in facts.functions(slot) if one.physfn]
+    going += [one for one in facts.others_in_group(slot) if one.address in gpu.allow_group_members]
+    errors = []
+    for row in data().rebinding:
+        held = [one for one in going if one.driver == row.driver]
+        if held and facts.kernel in row.kernels:
+            errors.append(
+                HomelabError(
+                    wanted=f"gpus.{name} ({facts.card(slot)}) taken from the host while it runs",
+                    found=f"the kernel {facts.kernel}, and {'; '.join(map(facts.describe, held))} on {row.driver}",
+                    why=f"{row.why} ({row.source}); the start of a VM with it would do that",
+                    next="update the host's kernel (`apt full-upgrade`), reboot, and run `pulumi up` again",
+                )
+            )
+    return errors
+
+
+def gvt_g(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
+    """Nobody counts on GVT-g where the processor's graphics never had it."""
+    shown = _integrated(facts.functions(slot))
+    words = f"{facts.cmdline.others} {facts.cmdline.running}".split()
+    if shown is None or _GVT_G not in words or any(card_ids.names(row.ids, shown) for row in data().gvt_g):
+        return []
+    return [
+        HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) for a VM, on a host that is told to divide it by GVT-g",
+            found=f"{_GVT_G} on the kernel command line, and graphics of a kind that GVT-g doesn't know",
+            why="GVT-g ended with the 10th generation of Intel's processors (Comet Lake): the word has no effect, and no virtual card will come",
+            next=f"take {_GVT_G} out (/etc/default/grub, or /etc/kernel/cmdline): the VM then gets the card as a whole; newer generations are divided "
+            "by SR-IOV, where their driver has it, and a virtual function is a card of its own here",
+        )
+    ]
+
+
+def legacy(facts: HostFacts, name: str, slot: str) -> list[HomelabError]:
+    """``legacyIgd``: only Intel's processor graphics, in their own place and as one function, have this mode (PVE::QemuServer::PCI)."""
+    functions = facts.functions(slot)
+    if [one.address for one in functions] == [INTEGRATED] and functions[0].vendor == INTEL:
+        return []
+    return [
+        HomelabError(
+            wanted=f"{name} in legacy mode (legacyIgd)",
+            found=f"it is {facts.card(slot)}" + (f", {len(functions)} functions" if len(functions) > 1 else ""),
+            why=f"only Intel's processor graphics at {INTEGRATED}, alone in their slot, have that mode: Proxmox VE refuses to start such a VM",
+            next="take legacyIgd out",
+        )
+    ]
+
+
+def rom_remarks(facts: HostFacts, name: str, slot: str, *, romfile: str | None, legacy_igd: bool) -> list[str]:
+    """What a VM may see of the card's ROM, where it is given no file for it: a sentence each. ``name``: of the settings."""
+    functions = facts.functions(slot)
+    shown = next((one for one in functions if one.is_display and not one.physfn), None)
+    if shown is None or romfile or legacy_igd:
+        return []
+    for row in data().roms:
+        if card_ids.names(row.ids, shown):
+            return [
+                f"gpus.{name}: {row.why}: `python -m homelab rom dump {name}` makes it from {row.place}, then set romfile"
+            ]
+    if _integrated(functions):
+        return [
+            f"gpus.{name}: processor graphics have no ROM for UEFI of their own: the VM shows nothing on them until its system's driver starts (a VM with "
+            "SeaBIOS and machine pc can have legacyIgd instead)"
+        ]
+    if shown.boot_vga:
+        return [
+            f"gpus.{name}: the host's firmware has used this card, and may have left a changed copy of its ROM: if the VM shows nothing on it, "
+            f"`python -m homelab rom dump {name}` makes a file of it, for romfile; best while another card is the host's screen"
+        ]
+    return []
+
+
+def _integrated(functions: Sequence[Device]) -> Device | None:
+    """Intel's processor graphics, if they are the card."""
+    return next(
+        (
+            one
+            for one in functions
+            if one.address == INTEGRATED and one.vendor == INTEL and one.class_code.startswith(DISPLAY)
+        ),
+        None,
+    )

@@ -1,0 +1,305 @@
+"""What the settings about the IOMMU mean on a host: the words that its next boot gets, what stands against them, what they risk.
+
+Sources are named where a rule is the kernel's own. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+
+from homelab.errors import HomelabError
+from homelab.host import acpi, acs
+from homelab.host.facts import Device, HostFacts, Vital, bound_by_word
+from homelab.properties import overlap
+from homelab.settings import Gpu, Host
+
+# The module's option as a word of the command line: modprobe obeys it in the initramfs and later, and it needs no file (ADR 1).
+UNSAFE_INTERRUPTS = "vfio_iommu_type1.allow_unsafe_interrupts=1"
+# Proxmox VE's kernels know relax_rmrr since September 2023 (pve-kernel patch 0009): all from 6.5 on.
+_RELAXES = (6, 5)
+# From here on no device with such a region is given away, whatever its IOMMU (commit a48ce36e2786); before, Intel's driver refused it itself.
+_HOLDS_TO_ONE_TO_ONE = (6, 6)
+# Each takes the host's interrupts from the IOMMU (drivers/iommu/irq_remapping.c).
+_PLAIN_INTERRUPTS = ("intremap=off", "nointremap")
+_REMAPPED = re.compile(r"DMAR-IR: Enabled IRQ remapping|AMD-Vi: Interrupt remapping enabled")
+
+
+def words(facts: HostFacts, host: Host) -> str:
+    """The words about the IOMMU that a host's command line is to have, separated by spaces."""
+    vendor = "amd_iommu=on"
+    if is_intel(facts):
+        vendor = "intel_iommu=on,relax_rmrr" if host.iommu.relax_rmrr else "intel_iommu=on"
+    wanted = {vendor: host.wants_iommu, "iommu=pt": host.bypasses_iommu}
+    # Where no VM gets a card any more and nobody says otherwise, what is ours stays: without need, taking it away would be a reboot.
+    ours = set(facts.cmdline.configured.split()) - set(facts.cmdline.others.split())
+    if not host.gives_cards and host.iommu.enable is None:
+        wanted |= {word: word in ours for word in (vendor, *(["iommu=pt"] * (host.iommu.passthrough is None)))}
+    if host.iommu.acs_override:
+        wanted[f"{acs.WORD}={host.iommu.acs_override}"] = True
+    wanted[UNSAFE_INTERRUPTS] = host.iommu.allow_unsafe_interrupts and remaps_interrupts(facts) is False
+    return " ".join(word for word, is_wanted in wanted.items() if is_wanted)
+
+
+def to_be(facts: HostFacts, host: Host) -> HostFacts:
+    """The facts, which know what the next boot's command line is going to say of the IOMMU."""
+    return facts.model_copy(update={"to_come": words(facts, host)})
+
+
+def is_intel(facts: HostFacts) -> bool:
+    return facts.cpu_vendor == "GenuineIntel"
+
+
+def release(kernel: str) -> tuple[int, int]:
+    """``6.17.2-1-pve`` -> (6, 17); (0, 0) where it says nothing of the kind."""
+    match = re.match(r"(\d+)\.(\d+)", kernel)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def remaps_interrupts(facts: HostFacts) -> bool | None:
+    """Are interrupts remapped by the IOMMU, now and in the next boot? None: it can't be told before the IOMMU is on."""
+    if any(word in facts.next_cmdline.split() for word in _PLAIN_INTERRUPTS):
+        return False
+    if not any(word in facts.cmdline.running.split() for word in _PLAIN_INTERRUPTS):
+        if facts.iommu.interrupts == "remapped" or _REMAPPED.search(facts.iommu.kernel_log):
+            return True
+        if facts.iommu.groups and facts.iommu.interrupts == "plain":
+            return False
+    if is_intel(facts) and acpi.remaps_interrupts(facts.iommu.table("DMAR")) is False:
+        return False
+    return None
+
+
+def without_remapping(facts: HostFacts) -> bool:
+    """Does somebody else let VFIO give cards away without interrupt remapping? As loaded, in modprobe.d, or on the command line."""
+    name, _, _ = UNSAFE_INTERRUPTS.partition("=")
+    said = [word.partition("=")[2] for word in facts.cmdline.others.split() if word.startswith(f"{name}=")]
+    ours = UNSAFE_INTERRUPTS in facts.cmdline.configured.split() and not said
+    return (facts.unsafe_interrupts and not ours) or said[-1:] in (["1"], ["y"], ["Y"])
+
+
+# -- what stands against the settings ------------------------------------------------------------------------------------------
+def refused(facts: HostFacts, host: Host) -> list[HomelabError]:
+    """Settings that this host can't have."""
+    errors = []
+    if host.iommu.acs_override and not acs.knows_override(facts.kernel):
+        errors.append(
+            HomelabError(
+                wanted=f"iommu.acsOverride ({host.iommu.acs_override})",
+                found=f"the kernel {facts.kernel}",
+                why="only Proxmox VE's own kernels know the word; any other ignores it, and the groups stay as they are",
+                next="boot a kernel of Proxmox VE, or take iommu.acsOverride out",
+            )
+        )
+    if host.iommu.relax_rmrr and not is_intel(facts):
+        errors.append(
+            HomelabError(
+                wanted="iommu.relaxRmrr",
+                found=f"a processor of {facts.cpu_vendor}",
+                why="RMRRs are Intel's, and so is the word: the kernel has nothing like it for AMD",
+                next="take iommu.relaxRmrr out; look for an update of the board's firmware instead",
+            )
+        )
+    elif host.iommu.relax_rmrr and not relaxes_rmrr(facts):
+        errors.append(
+            HomelabError(
+                wanted="iommu.relaxRmrr",
+                found=f"the kernel {facts.kernel}",
+                why="only Proxmox VE's own kernels from 6.5 on know intel_iommu=relax_rmrr; any other ignores it",
+                next="boot such a kernel, or take iommu.relaxRmrr out",
+            )
+        )
+    return errors + _plain_interrupts(facts, host)
+
+
+def relaxes_rmrr(facts: HostFacts) -> bool:
+    """Does the kernel know relax_rmrr?"""
+    return "-pve" in facts.kernel and release(facts.kernel) >= _RELAXES
+
+
+def _plain_interrupts(facts: HostFacts, host: Host) -> list[HomelabError]:
+    """VFIO gives no card away without interrupt remapping (drivers/vfio/vfio_iommu_type1.c, vfio_iommu_type1_attach_group)."""
+    if not host.gives_cards or host.iommu.allow_unsafe_interrupts or without_remapping(facts):
+        return []
+    if remaps_interrupts(facts) is not False:
+        return []
+    off = [word for word in _PLAIN_INTERRUPTS if word in facts.next_cmdline.split()]
+    return [
+        HomelabError(
+            wanted="interrupt remapping by the IOMMU",
+            found=f"{off[0]} on the kernel command line"
+            if off
+            else "none on this host (/proc/interrupts, the kernel's log, or the firmware's DMAR table says so)",
+            why="without it a guest with a card could raise any interrupt of the host, and VFIO gives no card away: the VM wouldn't start",
+            next=(f"take {off[0]} out" if off else "update the firmware, and look there for VT-d or AMD-Vi and x2APIC")
+            + "; only for guests that you trust as much as the host: iommu.allowUnsafeInterrupts: true",
+        )
+    ]
+
+
+def one_to_one(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
+    """Nothing in the card's group is to be mapped 1:1 for the firmware: the kernel gives no such group to a VM.
+
+    It sets require_direct for each device with a reserved region of the type ``direct`` (iommu_create_device_direct_mappings), whatever the
+    group's default domain is, and refuses the blocking domain that VFIO begins with (__iommu_device_set_domain; drivers/iommu/iommu.c).
+    Hence iommu=pt makes no difference.
+    """
+    ranges = mapped_one_to_one(facts, slot)
+    if not ranges or gpu.allow_direct_mapping or has_it_now(facts, slot):
+        return []
+    relaxable = is_intel(facts) and relaxes_rmrr(facts)
+    real = bool(facts.iommu.groups)
+    return [
+        HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) as the kernel gives it to a VM",
+            found=f"the firmware wants memory mapped 1:1 for its {'' if real else 'predicted '}IOMMU group: {_some(ranges)}"
+            + ("" if real else f" ({', '.join(facts.iommu.tables)})"),
+            why="the kernel refuses every VM such a group: QEMU ends with 'Failed to set group container: Invalid argument'. iommu=pt "
+            "makes no difference to that",
+            next="update the board's firmware (BIOS), and tell its maker if that doesn't help; put the card into another slot"
+            + ("; as the last resort iommu.relaxRmrr: true" if relaxable else "")
+            + ("" if real else _SWITCH_ON)
+            + f"; if your kernel gives it away all the same, gpus.{name}.allowDirectMapping: true",
+        )
+    ]
+
+
+# What is predicted from tables, the running IOMMU tells for certain.
+_SWITCH_ON = (
+    "; or run it with iommu.enable: true and without the card first: once the IOMMU is on, the kernel is asked instead"
+)
+
+
+def mapped_one_to_one(facts: HostFacts, slot: str) -> list[str]:
+    """What of it the next boot's kernel holds to; see `one_to_one`."""
+    ranges = facts.mapped_one_to_one(slot)
+    if is_intel(facts):
+        relaxed = relaxes_rmrr(facts) and any(
+            word.startswith("intel_iommu=") and "relax_rmrr" in word.split("=")[1].split(",")
+            for word in facts.next_cmdline.split()
+        )
+        return [] if relaxed else ranges
+    return ranges if release(facts.kernel) >= _HOLDS_TO_ONE_TO_ONE else []
+
+
+def has_it_now(facts: HostFacts, slot: str) -> bool:
+    """A VM that runs with the card shows that the kernel gives it away. Of one that runs, qemu-server notes the process (`pid`).
+
+    What a VM's configuration says counts only where nothing is noted: a mapping may stand for several cards, of which it has another.
+    """
+    path = facts.path_of(slot)
+    noted = [line.split() for line in facts.guests.reservations.splitlines()]
+    if any(words[2:3] == ["pid"] for words in noted):
+        return any(words[2:3] == ["pid"] and overlap(words[0], path) for words in noted)
+    return any(user.running for user in facts.guests.users_of(path, facts.cluster.node))
+
+
+def _some(ranges: list[str], most: int = 4) -> str:
+    left = len(ranges) - most
+    return "; ".join([*ranges[:most], *([f"and {left} more"] if left > 0 else [])])
+
+
+def split(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[HomelabError]:
+    """iommu.acsOverride takes no card out of a group with what the host can't do without.
+
+    Within what is split, devices reach each other's memory without the IOMMU's knowledge: a guest with the card could write to the root
+    disk's controller. Where what carries these isn't known, a card that this program has bound already, under the same override, stays.
+    """
+    if not host.iommu.acs_override or not (ours := acs.override(f"{acs.WORD}={host.iommu.acs_override}", facts.kernel)):
+        return []
+    errors = []
+    runs, bound = not (ours - facts.acs_running), bound_by_word(facts.cmdline.running)
+    for name, slot in slots.items():
+        if host.gpus[name].use != "vm":
+            continue
+        decided = runs and all(one.address in bound for one in facts.functions(slot))
+        stay = {device.address for device in facts.group_of(slot)}
+        left = [one for one in facts.group_without_override(slot) if one.address not in stay and not one.is_bridge]
+        needed = [one for one in facts.vital if one.kind != "keyboard"]
+        carriers = [(one, carried) for one in left if (carried := [v for v in needed if one.address in v.devices])]
+        unknown = [one for one in needed if one.trouble] if any(one.may_carry for one in left) and not decided else []
+        if carriers or unknown:
+            errors.append(_split_from(facts, name, slot, carriers, unknown))
+    return errors
+
+
+def offered(facts: HostFacts, slot: str) -> str:
+    """What is said of the override where a card isn't alone in its group: nothing where it would be refused, or is there already."""
+    needed = {address for one in facts.vital if one.kind != "keyboard" for address in one.devices}
+    others = {one.address for one in facts.others_in_group(slot)}
+    if facts.acs_override or not acs.knows_override(facts.kernel) or needed & others:
+        return ""
+    return "; as the last resort iommu.acsOverride: downstream, which divides groups and has a risk (docs/settings.md)"
+
+
+def _split_from(
+    facts: HostFacts, name: str, slot: str, carriers: list[tuple[Device, list[Vital]]], unknown: list[Vital]
+) -> HomelabError:
+    found = [
+        f"{facts.describe(device)}, which carries {', '.join(one.name for one in carried)}, would be in the card's IOMMU group without the override"
+        for device, carried in carriers
+    ] or [
+        f"what carries {', '.join(one.name for one in unknown)} isn't known: {'; '.join(one.trouble for one in unknown)}"
+    ]
+    return HomelabError(
+        wanted=f"gpus.{name} ({facts.card(slot)}) taken out of its IOMMU group by iommu.acsOverride",
+        found="; ".join(found),
+        why="the override only hides that these devices can reach each other past the IOMMU: a guest with the card could write to the "
+        "host's disk or network controller, and so into the host; no setting allows that",
+        next="put the card, or the disk or the network cable, into another slot or controller",
+    )
+
+
+# -- what is to be said before it is done ----------------------------------------------------------------------------------------
+def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
+    """What the words risk, and settings without effect: a sentence each."""
+    return [*_of_override(facts, host, slots), *_of_interrupts(facts, host), *_of_ranges(facts, host, slots)]
+
+
+def _of_override(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
+    taken_for = facts.acs_override
+    if not taken_for:
+        return []
+    by = "iommu.acsOverride" if host.iommu.acs_override else "set by hand, and left as it is"
+    said = [
+        f"{acs.WORD}={taken_for} ({by}): devices that are taken apart by it can reach each other's memory past the IOMMU (peer-to-peer DMA); "
+        "a guest that you don't trust could use that"
+    ]
+    for name, slot in slots.items():
+        if host.gpus[name].use != "vm":
+            continue
+        stay = {device.address for device in facts.group_of(slot)}
+        left = [one for one in facts.group_without_override(slot) if one.address not in stay and not one.is_bridge]
+        if left:
+            said.append(f"gpus.{name}: without it, its IOMMU group has as well: {'; '.join(map(facts.describe, left))}")
+    return said
+
+
+def _of_interrupts(facts: HostFacts, host: Host) -> list[str]:
+    remapped, by_hand = remaps_interrupts(facts), without_remapping(facts)
+    if not host.iommu.allow_unsafe_interrupts and not (host.gives_cards and by_hand and remapped is False):
+        return []
+    if remapped is False:
+        return [
+            f"{UNSAFE_INTERRUPTS}{' (set by hand, and left as it is)' if by_hand else ''}: a guest with a card can raise any interrupt of the host, which can crash it or worse: give cards only to "
+            "guests that you trust as much as the host"
+        ]
+    if remapped:
+        return ["iommu.allowUnsafeInterrupts has no effect: this host remaps interrupts, so nothing is allowed"]
+    return [
+        "iommu.allowUnsafeInterrupts has no effect yet: whether this host remaps interrupts can't be told before its IOMMU is on; run "
+        "`pulumi up --refresh` after the reboot"
+    ]
+
+
+def _of_ranges(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
+    said = []
+    if host.iommu.relax_rmrr and relaxes_rmrr(facts) and is_intel(facts):
+        said.append(
+            "iommu.relaxRmrr: the kernel no longer holds to memory that the firmware uses with devices (RMRR); where it really uses it, data can "
+            "be lost"
+        )
+    for name, slot in slots.items():
+        ranges = facts.mapped_one_to_one(slot) if host.gpus[name].use == "vm" else []
+        if ranges:
+            said.append(f"gpus.{name}: the firmware wants memory mapped 1:1 for its IOMMU group: {_some(ranges)}")
+    return said

@@ -1,0 +1,87 @@
+"""How cards come back from a reset: what the kernel offers, and what is known of a card (resets.yaml). Pure."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from homelab.errors import HomelabError
+from homelab.host import card_ids
+from homelab.host.facts import Device, HostFacts
+
+
+class ResetRow(BaseModel):
+    """A row of the data; see there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    ids: tuple[card_ids.Ids, ...] = Field(min_length=1)
+    verdict: Literal["warn", "refuse"]
+    unless: str | None = None
+    only_with: str | None = None
+    why: str
+    next: str
+    source: Annotated[str, Field(min_length=3)]
+    evidence: Literal["primary", "report"]
+
+    def has(self, device: Device) -> bool:
+        """Is it about this function?"""
+        return card_ids.names(self.ids, device)
+
+
+@functools.cache
+def rows() -> tuple[ResetRow, ...]:
+    """All rows, in the order in which they count."""
+    text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
+    return tuple(ResetRow.model_validate(row) for row in yaml.safe_load(text)["rows"])
+
+
+def methods(facts: HostFacts, address: str) -> list[str] | None:
+    """The ways in which the kernel resets a function, in the order in which it tries them; None: it doesn't say."""
+    state = facts.card_states.get(address)
+    return None if state is None or state.reset_method is None else state.reset_method.split()
+
+
+def known(facts: HostFacts, functions: Sequence[Device]) -> ResetRow | None:
+    """What is known of a card, by its graphics function; a virtual function is reset by itself."""
+    for device in functions:
+        if device.is_display and not device.physfn:
+            row = next((row for row in rows() if row.has(device)), None)
+            # Where a function can't be reset at all, the kernel has no such file.
+            ways = methods(facts, device.address) or []
+            if row is not None and row.unless not in ways and (row.only_with is None or row.only_with in ways):
+                return row
+    return None
+
+
+def described(facts: HostFacts, functions: Sequence[Device]) -> str:
+    """``0000:01:00.0 by flr, bus; 0000:01:00.1 by none``; empty where the kernel says nothing of any."""
+    said = {device.address: methods(facts, device.address) for device in functions}
+    return "; ".join(f"{address} by {', '.join(ways) or 'none'}" for address, ways in said.items() if ways is not None)
+
+
+def remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
+    """What is known of the card that may come as a surprise. ``name``: for messages."""
+    row = known(facts, facts.functions(slot))
+    return [f"{name}: {row.why}; {row.next}"] if row is not None and row.verdict == "warn" else []
+
+
+def refused(facts: HostFacts, name: str, slot: str) -> list[HomelabError]:
+    """The refusal of a card that a reset is known to break."""
+    row = known(facts, facts.functions(slot))
+    if row is None or row.verdict != "refuse":
+        return []
+    return [
+        HomelabError(
+            wanted=f"{name} ({facts.card(slot)}) for a VM, which resets it at each start",
+            found=f"it is a card of the kind {row.name}",
+            why=f"{row.why} ({row.source})",
+            next=row.next,
+        )
+    ]

@@ -1,0 +1,83 @@
+"""What is newer than what a system has: packages of NVIDIA's stack, releases of its driver's branch, later branches; and whether they fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from homelab.nvidia.checks import refusals
+from homelab.nvidia.lock import LockedPackage, SystemLock
+from homelab.nvidia.request import Request
+from homelab.nvidia.versions import parse
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A package that this program has put there. ``sha256``, ``newest``: `-` where no repository tells."""
+
+    name: str
+    version: str
+    sha256: str
+    newest: str
+
+
+@dataclass(frozen=True)
+class Packages:
+    """A reading of remote_scripts/read_packages.sh."""
+
+    distribution: str
+    driver: str
+    packages: tuple[Installed, ...]
+
+    @classmethod
+    def of(cls, answer: Mapping[str, object]) -> Packages:
+        """The reading in a script's answer."""
+        lines = answer["packages"]
+        assert isinstance(lines, list)
+        packages = tuple(Installed(*str(line).split(" ")) for line in lines)
+        return cls(str(answer["distribution"]), str(answer["driver"]), packages)
+
+    @property
+    def lock(self) -> SystemLock:
+        """What the lock file is to have of it. Packages of which no repository has the version any more can't be locked: nobody could install them."""
+        known = [one for one in self.packages if one.sha256 != "-"]
+        return SystemLock(
+            distribution=self.distribution,
+            driver=self.driver,
+            packages={one.name: LockedPackage(version=one.version, sha256=one.sha256) for one in known},
+        )
+
+    @property
+    def unknown(self) -> list[str]:
+        """Packages that can't be locked."""
+        return [f"{one.name} {one.version}" for one in self.packages if one.sha256 == "-"]
+
+
+def lines(found: Packages, request: Request) -> list[str]:
+    """For a person, a line each: what is newer, and whether it fits the system's cards, kernels and CUDA.
+
+    :param request: with a reading of the system, and the settings.
+    """
+    said = [
+        f"{one.name}: {one.version} -> {one.newest}" for one in found.packages if one.newest not in ("-", one.version)
+    ]
+    driver = parse(found.driver) if found.driver else None
+    rows = sorted(request.data.branches.values(), key=lambda row: row.branch)
+    for row in rows:
+        if driver is None or row.newest is None or row.ended(request.today):
+            continue
+        if row.branch == driver.major and row.newest > driver:
+            said.append(f"driver {found.driver}: {row.newest} is known of its branch; {_fit(request, str(row.branch))}")
+        elif row.branch > driver.major:
+            said.append(f"driver branch {row.branch} ({row.kind}, {row.newest}): {_fit(request, str(row.branch))}")
+    current = next((row for row in rows if driver and row.branch == driver.major), None)
+    if current is not None and current.ended(request.today):
+        said.insert(0, f"driver branch {current.branch}: it gets no more fixes")
+    return said
+
+
+def _fit(request: Request, driver: str) -> str:
+    trial = dataclasses.replace(request, settings=request.settings.model_copy(update={"driver": driver}), lock=None)
+    against: Iterable[str] = (f"{error.found}: {error.why}" for error in refusals(trial))
+    return next((f"doesn't fit: {why}" for why in against), "fits")

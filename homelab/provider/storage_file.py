@@ -1,0 +1,184 @@
+"""The work on a StorageFile: downloads it unless it is there, and removes it if it is ours and nobody's else."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Mapping
+
+from homelab.errors import HomelabError
+from homelab.host.facts import noted_in
+from homelab.provider.api import ApiWork
+from homelab.remote import ledger, scripts, ssh
+from homelab.remote.proxmox.errors import UnansweredError
+from homelab.remote.proxmox.files import Files, Source
+from homelab.resources.storage_file import StorageFile
+from homelab.settings import Host
+from homelab.text import tell
+from homelab.vm import files as decided
+
+# How long a maker's list of checksums may take: three tries of wget's of half a minute each.
+SUMS_SECONDS = 120
+
+
+class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
+    """See the module."""
+
+    resource = StorageFile
+
+    def id(self, inputs: StorageFile.Inputs) -> str:
+        return inputs.volume
+
+    def create(self, inputs: StorageFile.Inputs) -> StorageFile.Outputs:
+        files, source = self._files(inputs), _source(inputs)
+        noted = asyncio.run(_noted(self.host(inputs), inputs))
+        if files.there(inputs.volume):
+            if noted is not None and _identity(inputs).items() <= noted.items():
+                tell(
+                    f"{inputs.download}: {inputs.volume} was downloaded by this program before: it is this stack's now"
+                )
+                return StorageFile.Outputs(made=True, compared=str(noted.get("compared") or ""))
+            if noted is None:
+                return self._as_it_is(inputs, files, source)
+            # Ours, and from somewhere else than it is to be.
+            self._give_up(inputs, files)
+        return self._downloaded(inputs, files, source)
+
+    def _as_it_is(self, inputs: StorageFile.Inputs, files: Files, source: Source) -> StorageFile.Outputs:
+        """One that was there before: used, never removed. With a checksum of the settings, Proxmox VE compares it."""
+        if source.checksum and source.url:
+            files.fetch(inputs.volume, source)
+        tell(
+            f"{inputs.download}: {inputs.volume} was there already: it is used as it is, and stays when the stack is destroyed"
+        )
+        return StorageFile.Outputs(made=False, compared=inputs.checksum or "")
+
+    def _downloaded(self, inputs: StorageFile.Inputs, files: Files, source: Source) -> StorageFile.Outputs:
+        host = self.host(inputs)
+        if inputs.sums is not None:
+            text = str(asyncio.run(_asked(host, "sums", url=inputs.sums))["sums"])
+            checksum = decided.sum_in(text, inputs.named)
+            if checksum is None:
+                raise decided.unpublished(source.name, inputs.named, inputs.sums)
+            source = dataclasses.replace(source, checksum=checksum)
+        files.require_room(inputs.volume, source)
+        asyncio.run(_note(host, inputs, source.checksum))
+        try:
+            files.fetch(inputs.volume, source)
+        except UnansweredError:
+            raise  # it may come yet: it stays noted as ours
+        except HomelabError:
+            if not files.there(inputs.volume):
+                asyncio.run(_forget(host, inputs))
+            raise
+        if not source.checksum and source.url:
+            tell(
+                f"{inputs.download}: {inputs.volume} was compared with no checksum: what {source.url} sent is taken for the file"
+            )
+        return StorageFile.Outputs(made=True, compared=source.checksum or "")
+
+    def read(self, inputs: StorageFile.Inputs, outputs: StorageFile.Outputs) -> StorageFile.Outputs:
+        storage, content, _ = decided.parts(inputs.volume)
+        path = f"nodes/{inputs.node}/storage/{storage}/content"
+        rows = self.reading(inputs, path, f"to see what lies on the storage {storage}")
+        there = any(row.get("volid") == inputs.volume and row.get("content") == content for row in rows)
+        drift = [] if there else [f"{inputs.volume} is gone"]
+        for line in drift:
+            tell(f"{inputs.download}: drift: {line}")
+        return dataclasses.replace(outputs, drift=drift)
+
+    def update(
+        self, inputs: StorageFile.Inputs, had: StorageFile.Inputs, outputs: StorageFile.Outputs
+    ) -> StorageFile.Outputs:
+        if _identity(inputs) == _identity(had) and not outputs.drift:
+            return outputs
+        if outputs.made and _identity(inputs) != _identity(had):
+            self._give_up(had, self._files(had))
+        return self.create(inputs)
+
+    def _give_up(self, inputs: StorageFile.Inputs, files: Files) -> None:
+        """Removes a file of ours for another one of its name.
+
+        :raises HomelabError: a guest uses it.
+        """
+        host = self.host(inputs)
+        if users := asyncio.run(_users(host, inputs.volume)):
+            raise HomelabError(
+                wanted=f"{inputs.volume} replaced, as hosts.{inputs.host}.downloads.{inputs.download} has changed",
+                found=f"{', '.join(users)} uses it",
+                why="a CD that changes under a guest is read wrong; nothing was changed",
+                next="take it out of there, or give the download another file name",
+            )
+        files.remove(inputs.volume)
+        asyncio.run(_forget(host, inputs))
+
+    def delete(self, inputs: StorageFile.Inputs, outputs: StorageFile.Outputs) -> None:
+        host = self.host(inputs)
+        if not outputs.made:
+            tell(f"{inputs.download}: {inputs.volume} stays: it was there before")
+            return
+        why = "keep is set" if inputs.keep else ""
+        if not why and (users := asyncio.run(_users(host, inputs.volume))):
+            why = f"{', '.join(users)} uses it; to remove it later: `pvesm free {inputs.volume}` on the host"
+        if why:
+            tell(f"{inputs.download}: {inputs.volume} stays: {why}")
+        else:
+            files = self._files(inputs)
+            files.end(inputs.volume)
+            files.remove(inputs.volume)
+        asyncio.run(_forget(host, inputs))
+
+    def left(self, node: str, host_name: str, ledger_of_host: Mapping[str, str]) -> None:
+        """Gives back what a run that was killed during a download has left: noted on the host, in no state. To be called when the files of the
+        state have been given back.
+
+        :param ledger_of_host: what is noted now.
+        :raises HomelabError: it can't be.
+        """
+        for name, download in self.stack.host(host_name).downloads.items():
+            inputs = StorageFile.inputs_of(host_name, node, name, download)
+            noted = noted_in(ledger_of_host, ledger.of_file(node, inputs.volume))
+            if noted is not None and _identity(inputs).items() <= noted.items():
+                tell(f"{name}: {inputs.volume} was begun by a run that was interrupted")
+                self.delete(inputs, StorageFile.Outputs(made=True))
+
+    def _files(self, inputs: StorageFile.Inputs) -> Files:
+        return Files(self.api(inputs), lambda text: tell(f"{inputs.download}: {text}"))
+
+
+def _source(inputs: StorageFile.Inputs) -> Source:
+    return Source(f"hosts.{inputs.host}.downloads.{inputs.download}", inputs.url, inputs.checksum)
+
+
+def _identity(inputs: StorageFile.Inputs) -> dict[str, object]:
+    """What makes it another file of the same name."""
+    return {"url": inputs.url, "checksum": inputs.checksum}
+
+
+async def _noted(host: Host, inputs: StorageFile.Inputs) -> dict[str, object] | None:
+    async with ssh.connect(host) as session:
+        facts = await session.read()
+    return noted_in(facts.ledger, ledger.of_file(inputs.node, inputs.volume))
+
+
+async def _note(host: Host, inputs: StorageFile.Inputs, checksum: str | None) -> None:
+    async with ssh.connect(host) as session:
+        about = {**_identity(inputs), "compared": checksum}
+        await ledger.note(session, ledger.of_file(inputs.node, inputs.volume), about)
+
+
+async def _forget(host: Host, inputs: StorageFile.Inputs) -> None:
+    async with ssh.connect(host) as session:
+        await ledger.forget(session, ledger.of_file(inputs.node, inputs.volume))
+
+
+async def _users(host: Host, volume: str) -> list[str]:
+    return decided.users(volume, str((await _asked(host, "users", volume=volume))["users"]))
+
+
+async def _asked(host: Host, verb: str, *, url: str = "", volume: str = "") -> dict[str, object]:
+    async with ssh.connect(host) as session:
+        answer: dict[str, object] = scripts.answer(
+            await session.run(verb, scripts.storage_file(url=url, volume=volume), SUMS_SECONDS)
+        )
+    return answer

@@ -1,0 +1,69 @@
+"""StorageFile: a file that Proxmox VE downloads onto a storage of a node, for guests to be made of.
+
+One that is there already is used as it is, and never removed. One that was downloaded here is removed with the resource, unless a guest names
+it or the settings say keep. That it is ours is noted on the host before the download begins (homelab/remote/ledger.py): a run that is killed in
+between, or a state that is lost, leaves nothing behind that the next run doesn't know.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pulumi
+
+from homelab.resources.base import NodeInputs, Owned
+
+if TYPE_CHECKING:
+    from homelab.settings import Download
+
+
+class StorageFile(Owned):
+    """See the module."""
+
+    kind = "storage:File"
+    replaced_by = frozenset(("host", "node", "volume"))
+
+    @dataclass(frozen=True, kw_only=True)
+    class Inputs(NodeInputs):
+        """``download``: its name in the settings; ``url``: None: a template of Proxmox VE's list; ``checksum``: as `Download.checksum`; ``sums``:
+        the address of a list that has it, ``named`` there."""
+
+        download: str
+        volume: str
+        url: str | None = None
+        checksum: str | None = None
+        sums: str | None = None
+        named: str = ""
+        keep: bool
+
+    @dataclass(frozen=True, kw_only=True)
+    class Outputs:
+        """``made``: was it downloaded here?; ``compared``: the checksum that it was compared with, empty: none; ``drift``: is it gone?"""
+
+        made: bool
+        compared: str = ""
+        drift: list[str] = field(default_factory=list)
+
+    made: pulumi.Output[bool]
+
+    @classmethod
+    def of(cls, host_name: str, node: str, name: str, download: Download, opts: pulumi.ResourceOptions) -> StorageFile:
+        """The file of a download of the settings."""
+        return cls(f"{host_name}-{name}", dataclasses.asdict(cls.inputs_of(host_name, node, name, download)), opts)
+
+    @classmethod
+    def inputs_of(cls, host_name: str, node: str, name: str, download: Download) -> StorageFile.Inputs:
+        """What it takes."""
+        return cls.Inputs(
+            host=host_name,
+            node=node,
+            download=name,
+            volume=download.volume,
+            keep=download.keep,
+            url=download.address,
+            checksum=download.checksum,
+            sums=download.sums,
+            named=(download.address or "").rpartition("/")[2] if download.sums else "",
+        )

@@ -1,0 +1,238 @@
+"""Files that a node downloads onto a storage, and removes from it: ISO images, disk images, templates of containers.
+
+What is on the network says `lab.host.network`; its faults hold here too (`download-breaks`, `download-corrupt`, `disk-full`,
+`apt-offline`). As on a node, a download is written beside its place and moved there once it is whole and its checksum is right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from lab.host import network
+from lab.host.state import HostState
+
+from .call import Call
+from .errors import Died, bad_parameters, not_allowed
+from .storage import FOLDERS, Storage, Storages
+from .tasks import TaskLog, Work
+
+_EXTENSIONS = {
+    "iso": (r"[^/]+\.(?:iso|img)", "wrong file extension"),
+    "vztmpl": (r"[^/]+\.tar\.(?:gz|xz|zst|bz2)", "wrong file extension"),
+    "import": (r"[a-zA-Z0-9.+=_-]+\.(?:ova|qcow2|raw|vmdk)", "invalid filename or wrong extension"),
+}
+_ALGORITHMS = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")
+
+
+def metadata(call: Call) -> dict[str, Any]:
+    """GET /nodes/{node}/query-url-metadata."""
+    _require_network(call)
+    url = call.parameters["url"]
+    trouble = _unreachable(call.host, url)
+    if trouble:
+        raise Died(f"invalid server response: '500 Can't connect to {_server(url)} ({trouble})'")
+    content = network.file_at(call.host, url)
+    if content is None:
+        raise Died("invalid server response: '404 Not Found'")
+    return {
+        "filename": url.rpartition("/")[2],
+        "mimetype": "application/octet-stream",
+        "size": int(call.host.fault("download-size") or len(content)),
+    }
+
+
+def download(call: Call) -> str:
+    """POST /nodes/{node}/storage/{storage}/download-url.
+
+    Raises:
+        ApiError: no such storage, not one of files, not for such content; a file name that the content hasn't.
+    """
+    asked = call.parameters
+    call.require(f"/storage/{asked['storage']}", "Datastore.AllocateTemplate")
+    _require_network(call)
+    content = asked["content"]
+    storage = Storages(call.host).get(asked["storage"])
+    if "path" not in storage.settings:
+        raise Died(f"can't upload to storage type '{storage.kind}', not a file based storage!")
+    if content not in storage.content:
+        raise Died(f"storage '{storage.name}' is not configured for content-type '{content}'")
+    name = re.sub(r"[^a-zA-Z0-9_.-]", "_", re.sub(r"^.*[/\\]", "", asked["filename"]))
+    pattern, refusal = _EXTENSIONS[content]
+    if not re.fullmatch(pattern, name, re.IGNORECASE if content == "iso" else re.NOFLAG):
+        raise bad_parameters({"filename": refusal})
+    checksum = (asked["checksum-algorithm"], asked["checksum"]) if "checksum" in asked else None
+    target = f"{storage.settings['path']}/{FOLDERS[content]}/{name}"
+    return call.start("download", name, lambda log: _fetched(call.host, asked["url"], target, checksum, log))
+
+
+def templates(call: Call) -> list[dict[str, Any]]:
+    """GET /nodes/{node}/aplinfo."""
+    found = []
+    for entry in network.data(call.host)["templates"]:
+        content = network.file_at(call.host, entry["location"]) or b""
+        found.append({**entry, "type": "lxc", "sha512sum": hashlib.sha512(content).hexdigest()})
+    return found
+
+
+def download_template(call: Call) -> str:
+    """POST /nodes/{node}/aplinfo.
+
+    Raises:
+        ApiError: the list has no such template; the storage takes none.
+    """
+    asked = call.parameters
+    found = next((one for one in templates(call) if one["template"] == asked["template"]), None)
+    if found is None:
+        raise bad_parameters({"template": "no such template"})
+    storage = Storages(call.host).get(asked["storage"])
+    if "vztmpl" not in storage.content or "path" not in storage.settings:
+        raise Died(f"storage '{storage.name}' does not support templates")
+    target = f"{storage.settings['path']}/{FOLDERS['vztmpl']}/{found['template']}"
+    checksum = ("sha512", str(found["sha512sum"]))
+    location = str(found["location"])
+    return call.start("download", asked["template"], lambda log: _fetched(call.host, location, target, checksum, log))
+
+
+def remove(call: Call) -> str:
+    """DELETE /nodes/{node}/storage/{storage}/content/{volume}.
+
+    Raises:
+        ApiError: 403 without Datastore.Allocate; no such storage, or the volume is another one's.
+    """
+    volume, storage = _volume(call)
+    call.require(f"/storage/{storage.name}", "Datastore.Allocate")
+    path = _path(storage, volume)
+
+    def work(log: TaskLog) -> Work:
+        file = call.host.rooted(path)
+        if file.with_name(f"{file.name}.protected").exists():
+            raise Died(f"cannot remove protected volume '{volume.partition(':')[2]}' on '{storage.name}'")
+        if not file.exists():
+            log(f"disk image '{path}' does not exist")
+        file.unlink(missing_ok=True)
+        log(f"Removed volume '{volume}'")
+        yield from ()
+
+    return call.start("imgdel", storage.name, work)
+
+
+def one(call: Call) -> dict[str, Any]:
+    """GET /nodes/{node}/storage/{storage}/content/{volume}.
+
+    Raises:
+        ApiError: no such volume, or the caller may not see its storage.
+    """
+    volume, storage = _volume(call)
+    call.require(f"/storage/{storage.name}", "Datastore.Audit", "Datastore.AllocateSpace", any_of=True)
+    path = _path(storage, volume)
+    file = call.host.rooted(path)
+    if not file.is_file():
+        raise Died(f"volume_size_info on '{volume}' failed - no format")
+    return {"path": path, "size": file.stat().st_size, "used": 0, "format": "raw"}
+
+
+def _volume(call: Call) -> tuple[str, Storage]:
+    name, given = call.parameters["storage"], call.parameters["volume"]
+    volume = given if ":" in given else f"{name}:{given}"
+    owner = volume.partition(":")[0]
+    if owner != name:
+        raise bad_parameters({"volume": f"storage ID mismatch ({owner} != {name})\n"})
+    return volume, Storages(call.host).get(name)
+
+
+def _path(storage: Storage, volume: str) -> str:
+    kind, _, file = volume.partition(":")[2].partition("/")
+    if kind not in FOLDERS or "path" not in storage.settings or not file or "/" in file:
+        raise Died(f"unable to parse directory volume name '{volume.partition(':')[2]}'")
+    return f"{storage.settings['path']}/{FOLDERS[kind]}/{file}"
+
+
+def _require_network(call: Call) -> None:
+    """A download lets its caller look around in the host's network."""
+    both = call.may("/", "Sys.Audit", "Sys.Modify")
+    if not both and not call.may(f"/nodes/{call.host.node}", "Sys.AccessNetwork"):
+        raise not_allowed()
+
+
+def _server(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+
+
+def _unreachable(host: HostState, url: str) -> str | None:
+    """Why nobody answers at an address; None: somebody does."""
+    if re.fullmatch(r"[\d.]+", urlsplit(url).hostname or ""):
+        return "Connection refused"
+    return "Name or service not known" if network.offline(host, url) else None
+
+
+def _fetched(
+    host: HostState, url: str, target: str, checksum: tuple[str, str] | None, log: Callable[[str], None]
+) -> Work:
+    """The course of a download, as PVE::Tools::download_file_from_url has it."""
+    log(f"downloading {url} to {target}")
+    place = host.rooted(target)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.exists():
+        _require_same(place.read_bytes(), target, checksum, log)
+        return
+    partly = place.with_name(f"{place.name}.tmp_dwnl.{os.getpid()}")
+    try:
+        log(f"--{time.strftime('%Y-%m-%d %H:%M:%S')}--  {url}")
+        content = _content(host, url, target)
+        wrong = network.fault(host, "download-corrupt")
+        if wrong is not None and wrong in url:
+            content = network.corrupted(content)
+        partly.write_bytes(content[: len(content) // 2])
+        yield float(host.fault("download-seconds") or 0)
+        breaks = network.fault(host, "download-breaks")
+        if breaks is not None and breaks in url:
+            raise Died(
+                f"download failed: Read error at byte {len(content) // 2}/{len(content)} (Connection reset by peer). Giving up."
+            )
+        if network.fault(host, "disk-full") is not None:
+            raise Died(f"download failed: Cannot write to ‘{partly.name}’ (No space left on device).")
+        partly.write_bytes(content)
+        if checksum is not None:
+            got = _sum(checksum[0], content)
+            if got != checksum[1].lower():
+                log("calculating checksum...")
+                raise Died(f"checksum mismatch: got '{got}' != expect '{checksum[1]}'")
+            log("calculating checksum...OK, checksum verified")
+        partly.rename(place)
+    finally:
+        partly.unlink(missing_ok=True)
+    log(f"download of '{url}' to '{target}' finished")
+
+
+def _content(host: HostState, url: str, target: str) -> bytes:
+    trouble = _unreachable(host, url)
+    if trouble == "Connection refused":
+        raise Died(f"download failed: Connecting to {_server(url)}... failed: Connection refused.")
+    if trouble:
+        raise Died(f"download failed: wget: unable to resolve host address ‘{urlsplit(url).hostname}’")
+    content = network.file_at(host, url)
+    if content is None:
+        raise Died(f"download failed: {time.strftime('%Y-%m-%d %H:%M:%S')} ERROR 404: Not Found.")
+    return content
+
+
+def _require_same(content: bytes, target: str, checksum: tuple[str, str] | None, log: Callable[[str], None]) -> None:
+    if checksum is None:
+        raise Died(f"refusing to override existing file '{target}'")
+    got = _sum(checksum[0], content)
+    if got != checksum[1].lower():
+        log("calculating checksum of existing file...")
+        raise Died(f"checksum mismatch: got '{got}' != expect '{checksum[1]}', aborting")
+    log("calculating checksum of existing file...OK, got correct file already, no need to download")
+
+
+def _sum(algorithm: str, content: bytes) -> str:
+    assert algorithm in _ALGORITHMS
+    return hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()

@@ -1,0 +1,119 @@
+"""A cluster's nodes: what they share, and which of them sees which.
+
+Each node is a lab of its own, with its daemon. What they share lies in one folder: `pve/`, the content of /etc/pve, of which each node has a
+view with links of its own (`local`, `qemu-server`, `lxc`), and `cluster.json`. A scenario's `cluster` names the folder; lab/cluster.py makes it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .state import HostState, write_atomically
+
+_FILE = "cluster.json"
+#: What pmxcfs has at its top, in which somebody writes; elsewhere a node has it only when it was written.
+_FOLDERS = ("nodes", "mapping", "priv", "ha", "sdn", "firewall", "virtual-guest")
+_FILES = (
+    "storage.cfg", "user.cfg", "datacenter.cfg", "corosync.conf", "pve-root-ca.pem", "jobs.cfg", "replication.cfg", "vzdump.cron",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A node as the cluster's own configuration has it."""
+
+    name: str
+    id: int
+    ip: str
+    votes: int
+    host: HostState
+
+    @property
+    def listens(self) -> bool:
+        """Whether it runs, with its network."""
+        if not (self.host.state / "machine.json").exists():
+            return False
+        self.host.reload()
+        return self.host.machine["power"] == "on" and all(
+            self.host.running.get("network", {}).get(part) for part in ("link", "address")
+        )
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the fault `cut-off` keeps it from the others: the cluster's network is, the one of its clients goes on."""
+        return bool(self.host.fault("cut-off"))
+
+
+class Cluster:
+    """What the nodes of one cluster share.
+
+    Args:
+        folder: where it lies.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        data = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        self.name: str = data["name"]
+        self.version: int = data["version"]
+        self.qdevice: bool = data["qdevice"]
+        self._expected: int | None = data.get("expected")
+        self.peers = {
+            name: Peer(name, one["id"], one["ip"], one["votes"], HostState(folder / "nodes" / name))
+            for name, one in data["nodes"].items()
+        }
+
+    @classmethod
+    def make(cls, folder: Path, name: str, nodes: dict[str, dict[str, Any]], *, qdevice: bool) -> Cluster:
+        """Make the shared folder.
+
+        Args:
+            nodes: node's name -> id, ip, votes.
+            qdevice: an outside arbiter has a vote, too.
+        """
+        for one in _FOLDERS:
+            (folder / "pve" / one).mkdir(parents=True, exist_ok=True)
+        (folder / "nodes").mkdir(exist_ok=True)
+        data = {"name": name, "version": len(nodes), "qdevice": qdevice, "nodes": nodes}
+        write_atomically(folder / _FILE, json.dumps(data, indent=1) + "\n")
+        return cls(folder)
+
+    @classmethod
+    def of(cls, host: HostState) -> Cluster | None:
+        """A host's cluster; None for one that is alone."""
+        folder = host.machine.get("cluster")
+        return cls(Path(folder)) if folder else None
+
+    def show(self, host: HostState) -> None:
+        """Give a node its /etc/pve."""
+        view = host.rooted("/etc/pve")
+        view.mkdir(parents=True, exist_ok=True)
+        for name in (*_FOLDERS, *_FILES):
+            host.symlink(f"/etc/pve/{name}", str(self.folder / "pve" / name))
+
+    def seen_by(self, name: str) -> set[str]:
+        """The nodes that a node sees, itself among them."""
+        own = self.peers[name]
+        if not own.listens or own.is_cut_off:
+            return {name}
+        return {name} | {peer.name for peer in self.peers.values() if peer.listens and not peer.is_cut_off}
+
+    def is_quorate(self, name: str) -> bool:
+        """Whether most votes are on a node's side; the arbiter gives its vote to the side with more nodes, then with the lowest id."""
+        seen = self.seen_by(name)
+        votes = sum(self.peers[one].votes for one in seen)
+        total = sum(peer.votes for peer in self.peers.values()) + self.qdevice
+        others = self.peers.keys() - seen
+        if self.qdevice and (len(seen), -min(self.peers[one].id for one in seen)) > (
+            len(others), -min((self.peers[one].id for one in others), default=0)
+        ):  # fmt: skip
+            votes += 1
+        return votes > max(self._expected or total, votes) // 2
+
+    def expect(self, votes: int) -> None:
+        """Let that many votes be all, as `pvecm expected` does."""
+        data = json.loads((self.folder / _FILE).read_text(encoding="utf-8"))
+        write_atomically(self.folder / _FILE, json.dumps({**data, "expected": votes}, indent=1) + "\n")

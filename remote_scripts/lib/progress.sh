@@ -1,0 +1,116 @@
+#!/usr/bin/env bash
+# Where a long command is, for a person; and the log of this system that has all that such commands say.
+# Needs: common, proxy, run_dir, progress/where
+#
+# Gives: open_step_log TEXT, note_line TEXT, add_to_step_log INDENT TEXT [BYTES]; follow PIPE LOG WHAT; await_line PIPE SECONDS COMMAND... -> HEARD; tell_now_and_then WHAT, told_from_now;
+#   drop_step_log. Variables: STEP_LOG; DOING (what is done, such as "CUDA toolkit 12.8"; by default the command's name).
+STEP_LOG=/run/homelab/steps # in memory, and root's alone: nothing of a step that failed stays on a disk
+STEP_LOG_BYTES=2097152
+PROGRESS_SECONDS=${PROGRESS_SECONDS:-5}
+DOING=${DOING:-}
+TOLD=$SECONDS  # when a person was told something the last time
+BEGAN=$SECONDS # when that began of which a person is told
+
+# open_step_log TEXT - a heading.
+open_step_log() { add_to_step_log '' "$(date '+%Y-%m-%d %H:%M:%S') ${DOING:+$DOING: }$1"; }
+
+# note_line TEXT - below that heading.
+note_line() { add_to_step_log '  ' "$1"; }
+
+# add_to_step_log INDENT TEXT [BYTES] - all that comes into this system's log comes by this: as text, without secrets, so many bytes at most; the
+# log is never longer than STEP_LOG_BYTES, of an older one the end is kept. Scripts of several containers write at once: one waits for the
+# other. That there is no room for it, or that the folder is somebody else's, stops nobody; nothing is written then.
+add_to_step_log() {
+  local TEXT turn size log=$ROOT$STEP_LOG
+  owns_run_dir || return 0
+  masked "$2"
+  text_of "$TEXT" "${3:-$LOG_BYTES}"
+  [[ -z $1 ]] || TEXT=$(printf '%s\n' "$TEXT" | sed "s/^/$1/")
+  (
+    umask 077
+    exec {turn}<"$RUN"
+    flock -w 5 "$turn"
+    size=$(stat -c %s "$log") || size=0
+    if ((size + ${#TEXT} >= STEP_LOG_BYTES)); then
+      # Without its first line, which may be half of one. Where there is no room for two of them, a new one begins.
+      { tail -c $((STEP_LOG_BYTES / 2)) "$log" | sed 1d >"$log.old" && mv -f "$log.old" "$log"; } || { rm -f "$log.old" && : >"$log"; }
+    fi
+    printf '%s\n' "$TEXT" >>"$log"
+  ) 2>/dev/null || :
+}
+
+# drop_step_log - where nothing of ours is left whose log it would be.
+drop_step_log() {
+  [[ -d $STATE ]] || rm -f "$ROOT$STEP_LOG" "$ROOT$STEP_LOG.old"
+}
+
+# await_line PIPE SECONDS COMMAND... - HEARD: the line that comes over PIPE, within so many seconds; COMMAND is called once a second meanwhile, and
+# once when it has come. Status 1: the pipe has ended; 124: the time is up. HEARD has the part of a line that came before. A line longer than
+# LOG_BYTES comes in several.
+await_line() {
+  local until=$((SECONDS + $2)) status part
+  HEARD=''
+  while :; do
+    part='' status=0
+    IFS= read -r -t 1 -n $((LOG_BYTES - ${#HEARD})) -u "$1" part || status=$?
+    HEARD+=$part
+    "${@:3}"
+    ((status > 128)) || return "$status"
+    ((SECONDS < until)) || return 124
+  done
+}
+
+# told_from_now - something begins of which a person is told every PROGRESS_SECONDS, by tell_now_and_then WHAT.
+told_from_now() { TOLD=$SECONDS BEGAN=$SECONDS; }
+
+tell_now_and_then() {
+  ((SECONDS - TOLD >= PROGRESS_SECONDS)) || return 0
+  TOLD=$SECONDS
+  log "$1: ${PROGRESS:-$((SECONDS - BEGAN)) s}"
+}
+
+# follow PIPE LOG WHAT - until the command that writes LOG has ended, and its status has come over PIPE: that is returned. What it says goes
+# into this system's log, and every PROGRESS_SECONDS a person is told where it is.
+follow() {
+  local NOTED=0 WAITS=''
+  told_from_now
+  await_line "$1" 1000000000 look_on "$2" "$3" || HEARD=1 # its subshell was killed
+  note_new "$2" whole
+  return "$HEARD"
+}
+
+look_on() {
+  local PROGRESS=''
+  note_new "$1" lines
+  ((SECONDS - TOLD < PROGRESS_SECONDS)) || progress_of "$1" $((SECONDS - BEGAN))
+  tell_now_and_then "$2"
+}
+
+# note_new LOG lines|whole - what LOG has more than NOTED bytes goes into this system's log, whole lines of it or all; of lines that were
+# written over (dpkg's counting) the last state.
+note_new() {
+  local size text waits
+  size=$(stat -c %s "$1" 2>/dev/null) || return 0
+  ((size > NOTED)) || return 0
+  {
+    if ((size - NOTED > ANSWER_BYTES)); then
+      note_line "… $((size - NOTED - ANSWER_BYTES)) bytes are left out here …"
+      NOTED=$((size - ANSWER_BYTES))
+    fi
+    text=$(
+      tail -c "+$((NOTED + 1))" "$1" | head -c $((size - NOTED)) | tr '\0' '?' || :
+      printf x
+    )
+    text=${text%x}
+    # The rest of its last line is still to come; but for the end of one that is too long nobody waits.
+    [[ $2 == whole || ($text != *$'\n'* && ${#text} -ge $ANSWER_BYTES) ]] || text=${text%"${text##*$'\n'}"}
+    [[ -n $text ]] || return 0
+    NOTED=$((NOTED + ${#text}))
+    text=$(printf '%s' "$text" | sed -E 's/\r+$//; s/.*\r//')
+    add_to_step_log '  ' "$text" "$ANSWER_BYTES"
+  } 2>/dev/null || :
+  # Who has apt's lock is worth a line at once.
+  waits=$(grep '^Waiting for cache lock' <<<"$text" | tail -n 1) || return 0
+  [[ $waits == "$WAITS" ]] || log "$waits"
+  WAITS=$waits
+}

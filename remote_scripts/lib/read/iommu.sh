@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# The IOMMU: its tables in the firmware, its groups, what the kernel says of it: a key of read_host.sh's answer.
+# Needs: common, read/signs
+#
+# Gives: iommu.
+
+# How much of an ACPI table is passed on, in bytes; real ones have some hundred.
+TABLE_BYTES=65536
+
+# The ACPI table says whether the firmware offers an IOMMU: DMAR (Intel) or IVRS (AMD). That one is in use, only groups prove.
+iommu() {
+  local table tables=() kernel_log groups=("$ROOT"/sys/kernel/iommu_groups/[0-9]*)
+  for table in DMAR IVRS; do
+    [[ ! -e $ROOT/sys/firmware/acpi/tables/$table ]] || tables+=("$table")
+  done
+  kernel_log=$(within "$ASK_SECONDS" dmesg 2>/dev/null | grep -E 'AMD-Vi|DMAR|iommu: Default domain|1:1 IOMMU mapping' |
+    head_and_tail 40) || :
+  [[ -e ${groups[0]} ]] || groups=()
+  printf ',"iommu":{"tables":'
+  json_list "${tables[@]}"
+  printf ',"groups":%s' "${#groups[@]}"
+  json_entry kernel_log "$kernel_log"
+  said_of_groups "${groups[@]}"
+  acpi_tables "${tables[@]}"
+  json_entry interrupts "$(interrupts)"
+  printf '}'
+}
+
+# said_of_groups FOLDER... - of each group its default domain's type, and the memory that the firmware wants mapped 1:1 for it. Without a
+# process for each: a big host has thousands. What the kernel doesn't write is left out.
+said_of_groups() {
+  local group type line first last regions separator=''
+  printf ',"of_group":{'
+  for group in "$@"; do
+    [[ ${group##*/} =~ ^(0|[1-9][0-9]{0,8})$ && -f $group/reserved_regions && -r $group/reserved_regions ]] || continue
+    type='' regions=''
+    [[ ! -r $group/type ]] || read -r type <"$group/type" || :
+    [[ $type =~ ^[A-Za-z-]{1,20}$ ]] || type=''
+    while IFS= read -r line || [[ -n $line ]]; do
+      [[ $line =~ ^(0x[0-9a-f]{1,16})\ (0x[0-9a-f]{1,16})\ direct$ ]] || continue
+      printf -v first '0x%x' "${BASH_REMATCH[1]}"
+      printf -v last '0x%x' "${BASH_REMATCH[2]}"
+      regions+="${regions:+,}\"$first-$last\""
+    done <"$group/reserved_regions"
+    printf '%s"%s":{"type":"%s","direct":[%s]}' "$separator" "${group##*/}" "$type" "$regions"
+    separator=,
+  done
+  printf '}'
+}
+
+# acpi_tables NAME... - as base64: homelab/host/acpi.py reads them.
+acpi_tables() {
+  local table file separator=''
+  printf ',"acpi":{'
+  for table in "$@"; do
+    file=$ROOT/sys/firmware/acpi/tables/$table
+    [[ -f $file && -r $file ]] || continue
+    printf '%s"%s":"%s"' "$separator" "$table" "$(head -c "$TABLE_BYTES" "$file" 2>/dev/null | base64 -w 0 || :)"
+    separator=,
+  done
+  printf '}'
+}
+
+# interrupts - `remapped` by the IOMMU, or `plain`: the names of their chips tell (arch/x86/kernel/apic/io_apic.c, ioapic_ir_chip). The
+# kernel's log says it too, at its beginning, which a host that runs for long has no more.
+interrupts() {
+  local file=$ROOT/proc/interrupts
+  if grep -qsE 'IR-(IO-APIC|PCI-MSI)' "$file"; then
+    printf remapped
+  elif grep -qsE 'IO-APIC|PCI-MSI' "$file"; then
+    printf plain
+  fi
+}

@@ -1,0 +1,112 @@
+"""docs/first-hour.md as a recording: what of a terminal's text stands there, and whether it is still what the program prints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence, Set
+from pathlib import Path
+
+from lab import Lab
+from tests.conftest import PROJECT
+from tests.e2e import terminal
+
+PAGE = PROJECT / "docs" / "first-hour.md"
+ADDRESS = "192.168.0.202"
+# What differs from run to run: keys and fingerprints, times.
+_OWN = [
+    (re.compile(r"SHA256:[A-Za-z0-9+/]{43}"), "SHA256:…"),
+    (re.compile(r"AAAA[A-Za-z0-9+/]{60,}"), "AAAA…"),
+    (re.compile(r"[0-9A-F]{2}(:[0-9A-F]{2}){31}"), "…"),
+    (re.compile(r"\d+(\.\d+)?m?s\b"), "…s"),
+]
+# Of a step that takes longer than some seconds (lib/progress.sh).
+_WHERE_IT_IS = re.compile(r"(: |, )\d+ s$| \d+ %$| left$| MB are there$")
+
+
+def shortened(lines: Sequence[str]) -> Iterator[str]:
+    """Of the outputs only `result`."""
+    key = ""
+    for line in lines:
+        if line == "Outputs:":
+            key = "outputs"
+        elif not line.startswith(" "):
+            key = ""
+        elif key and re.match(r"    \w", line):
+            key = line.split(":")[0].strip()
+            if key == "hosts":
+                yield "    ..."
+        if key in ("", "outputs", "result"):
+            yield line
+
+
+def as_on_a_host(lines: Sequence[str], folder: Path, lab: Lab) -> str:
+    """Without what is a lab's alone: its folder, address and ports; without empty lines at both ends."""
+    connection, api = lab.connection, lab.api
+    text = "\n".join(line.rstrip() for line in lines).strip("\n")
+    text = _as_at_home(text, folder)
+    text = text.replace(connection["host"], ADDRESS)
+    text = re.sub(rf"^ *port: ({connection['port']}|{api['port']})\n", "", text, flags=re.MULTILINE)
+    text = re.sub(rf"(, port |:| --port | --api-port ){connection['port']}\b|(:| --api-port ){api['port']}\b", "", text)
+    return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def _as_at_home(text: str, folder: Path) -> str:
+    return text.replace(str(folder / "home"), "~").replace(str(folder), "~/homelab")
+
+
+# -- is it still so? -----------------------------------------------------------------------------------------------
+def recorded(scenario: str, command: str) -> list[str]:
+    """What the page shows of a command (`homelab init`, `pulumi up`, `homelab show`) on a host."""
+    text = PAGE.read_text(encoding="utf-8")
+    (part,) = re.findall(rf"^<!-- {scenario} -->\n(.*?)(?=^<!-- |\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    (shown,) = re.findall(rf"^```\n\$ {command}\b[^\n]*\n(.*?)^```", part, flags=re.MULTILINE | re.DOTALL)
+    return str(shown).splitlines()
+
+
+def _essence(lines: Sequence[str], folder: Path | None = None) -> str:
+    """Wherever lines are broken: a path's length decides that, too."""
+    text = re.sub(r"\s+", "", "\n".join(lines))
+    text = _as_at_home(text, folder) if folder else text
+    for own, instead in _OWN:
+        text = own.sub(instead, text)
+    return text
+
+
+def _said(lines: Sequence[str]) -> set[str]:
+    """What resources said, each with its resource; they stand in the order in which they ended. Where a slow step is says nothing of the program."""
+    between = (
+        "\n".join(line for line in lines if not _WHERE_IT_IS.search(line))
+        .partition("\nDiagnostics:\n")[2]
+        .partition("\nOutputs:")[0]
+    )
+    return {_essence([one]) for one in between.split("\n\n")}
+
+
+def _result(lines: Sequence[str]) -> str:
+    return _essence(["\n".join(lines).partition("result")[2].partition("\n    ]")[0]])
+
+
+def hold_init(scenario: str, shown: Sequence[str], folder: Path, lab: Lab) -> None:
+    """`homelab init` says what the page has, up to what it has done last."""
+    expected = _essence(recorded(scenario, "homelab init")).partition("homelabissetup.")[0]
+    found = _essence(as_on_a_host(shown, folder, lab).splitlines(), folder)
+    assert found.startswith(expected), f"record docs/first-hour.md anew\n{expected}\n{found}"
+
+
+def hold_up(scenario: str, shown: Sequence[str]) -> None:
+    """`pulumi up` has the rows, the messages and the result that the page has."""
+    was, now = recorded(scenario, "pulumi up"), list(shortened(shown))
+    pairs = (
+        (terminal.rows(was).keys(), terminal.rows(now).keys()),
+        (_said(was), _said(now)),
+        (_result(was), _result(now)),
+    )
+    for expected, found in pairs:
+        differ = sorted({*expected} ^ {*found}) if isinstance(expected, Set) else found
+        assert found == expected, f"record docs/first-hour.md anew: {differ}"
+
+
+def hold_show(scenario: str, shown: Sequence[str], folder: Path, lab: Lab) -> None:
+    """`homelab show` draws what the page has."""
+    expected = _essence(recorded(scenario, "homelab show"))
+    assert _essence(as_on_a_host(shown, folder, lab).splitlines()) == expected, "record docs/first-hour.md anew"

@@ -1,0 +1,91 @@
+"""A terminal, as a person sees it: what a program writes, shown on a screen of a width, with all that has scrolled away above it."""
+
+from __future__ import annotations
+
+import re
+
+import pexpect
+import pyte
+
+LINES = 50
+
+
+class Terminal:
+    """Shows what a program writes, as a terminal does."""
+
+    def __init__(self, columns: int) -> None:
+        self.columns = columns
+        self._screen = pyte.HistoryScreen(columns, LINES, history=100_000)
+        self._stream = pyte.Stream(self._screen)
+        #: The screens that were there after each thing that was written.
+        self.seen: list[list[str]] = []
+        self.keeps = False
+
+    def write(self, text: str) -> None:
+        self._stream.feed(text)
+        if self.keeps:
+            self.seen.append([line.rstrip() for line in self._screen.display])
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+    def lines(self) -> list[str]:
+        """All lines, also those above the screen."""
+        above = ["".join(line[column].data for column in range(self.columns)) for line in self._screen.history.top]
+        return [line.rstrip() for line in (*above, *self._screen.display)]
+
+
+def run(command: list[str], columns: int, environment: dict[str, str], folder: str, seconds: float) -> Terminal:
+    """A program at a terminal, to its end; it asks nothing."""
+    terminal = Terminal(columns)
+    terminal.keeps = True
+    spawned = pexpect.spawn(
+        command[0],
+        command[1:],
+        cwd=folder,
+        env=environment,
+        dimensions=(LINES, columns),
+        encoding="utf-8",
+        timeout=seconds,
+    )
+    spawned.logfile_read = terminal
+    spawned.expect(pexpect.EOF)
+    spawned.close()
+    assert spawned.exitstatus == 0, "\n".join(terminal.lines())
+    return terminal
+
+
+# A row of Pulumi's display: what is done, type, name, status, info.
+_ROW = re.compile(r"^ ?[+~\-= ]{0,3} +(?P<tree>[│├└─ ]*)(?P<type>\w+:\w+:\w+)  +(?P<name>\S+)  +(?P<rest>\S.*)$")
+_DONE = re.compile(r"^(created|updated|replaced|deleted)[^()]*\(\d+(\.\d\d)?s\)(  +(?P<info>\S.*))?$")
+# What a run that went well says nowhere.
+_READS_AS_ERROR = re.compile(r"error|fail|unknown|warning|denied|refused|traceback", re.IGNORECASE)
+
+
+def rows(lines: list[str]) -> dict[tuple[str, str], str]:
+    """Type and name -> status and info."""
+    return {(found["type"], found["name"]): found["rest"] for line in lines if (found := _ROW.match(line))}
+
+
+def readable(shown: Terminal) -> dict[tuple[str, str], str]:
+    """The rows at the end of an `up` that went well, which a person can read: no row is wrapped, or cut before its status is said; how many
+    messages there are can be told; the stack's own row says nothing that was true only meanwhile; nothing reads as an error."""
+    lines = shown.lines()
+    text = "\n".join(lines)
+    table = rows(lines[: lines.index("Diagnostics:")])
+    for (kind, name), rest in table.items():
+        found = _DONE.match(rest)
+        assert found, (kind, name, rest)
+        assert found["info"] is None or re.fullmatch(r"\d+ mess(?:ages?|ag|a)", found["info"]), (kind, name, rest)
+        assert "..." not in kind + name
+    (whole,) = (rest for (kind, _), rest in table.items() if kind == "pulumi:pulumi:Stack")
+    assert _DONE.fullmatch(whole)["info"] is None, whole  # type: ignore[index]
+    assert not _READS_AS_ERROR.findall(text), text
+    (made,) = (int(found[1]) for line in lines if (found := re.fullmatch(r" +\+ (\d+) created", line)))
+    assert len(table) == made, text  # each resource has its row
+    return table
+
+
+def said_meanwhile(shown: Terminal, kind: str) -> set[str]:
+    """Status and info that the rows of a type had while the run was at work."""
+    return {rest for screen in shown.seen for (one, _), rest in rows(screen).items() if one == kind}

@@ -1,0 +1,66 @@
+"""Intel's and AMD's cards in containers: from stock to verified, moved by a boot, given back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.e2e.conftest import Stack
+from tests.e2e.test_gpu_lxc import NO_REBOOT, NOBODY, conf, opens
+
+RADEON = "0000:0c:00.0"
+BOTH = {"big": {"match": "10de:2b85", "use": "lxc"}, "radeon": {"match": "1002:164e", "use": "lxc"}}
+UNIT = "etc/systemd/system/homelab-{}-nodes.service"
+MEMBER = "setpriv --reuid 65534 --regid 104 --clear-groups"
+
+
+def test_cards_of_two_makers_in_one_container_and_a_boot_that_numbers_them_anew(
+    stack_on: Callable[..., Stack],
+) -> None:
+    stack = stack_on(
+        "phoenix", gpus=BOTH, containers={"phoenix": {"ctid": 901, "gpus": ["big", "radeon"]}}, **NO_REBOOT
+    )
+    stock, before = stack.lab.snapshot(), conf(stack, 901)
+    planned = stack.preview().output
+    assert "/dev/nvidia0, nvidiactl, nvidia-uvm; /dev/dri/renderD130, /dev/kfd of" in " ".join(planned.split())
+    up = stack.up()
+    assert "vainfo is not installed in the container" in up.output
+    assert opens(stack, 901, "/dev/nvidia0", NOBODY)
+    for path in ("/dev/dri/renderD130", "/dev/kfd"):
+        assert opens(stack, 901, path, MEMBER) and not opens(stack, 901, path, NOBODY)
+    found = stack.output()["containers"]["phoenix"]
+    assert (found["gpus"], found["cards"]) == ([0], {"radeon": ["/dev/dri/renderD130", "/dev/kfd"]})
+    assert stack.up("--refresh").changed == set()
+
+    # The container starts with the host: it has its card's node by then, and not the one of another card.
+    stack.lab.fault("drm-order", [RADEON])
+    stack.lab.reboot()
+    assert "dev/dri/renderD128,gid=104" in conf(stack, 901) and "renderD130" not in conf(stack, 901)
+    assert opens(stack, 901, "/dev/dri/renderD128", MEMBER) and not opens(stack, 901, "/dev/dri/renderD130", MEMBER)
+    later = stack.up("--refresh")
+    assert "drift: the nodes of gpus.radeon are /dev/dri/renderD128, /dev/kfd, not /dev/dri/renderD130" in later.output
+    assert later.changed == {"phoenix-probe", "phoenix-opened"}
+    assert stack.output()["containers"]["phoenix"]["cards"]["radeon"][0] == "/dev/dri/renderD128"
+
+    stack.destroy()
+    assert conf(stack, 901) == before
+    stack.lab.fault("drm-order", None)
+    stack.lab.reboot()
+    assert stack.lab.snapshot() == stock
+
+
+def test_a_processors_graphics_bring_nothing_of_nvidias(stack_on: Callable[..., Stack]) -> None:
+    cards = {"uhd": {"match": "8086:a780", "use": "lxc"}}
+    wanted = {"jellyfin": {"ctid": 210, "gpus": ["uhd"], "nodes": "all"}, "ai": {"ctid": 211, "gpus": ["uhd"]}}
+    stack = stack_on("containers-pve8", gpus=cards, containers=wanted, **NO_REBOOT)
+    stock = {ctid: conf(stack, ctid) for ctid in (210, 211)}
+    up = stack.up()
+    assert (stack.lab.root / UNIT.format("card")).exists() and not (stack.lab.root / UNIT.format("nvidia")).exists()
+    assert not [name for _, name in up.steps if "nvidia" in name]
+    node = stack.output()["containers"]["ai"]["cards"]["uhd"][0]
+    assert opens(stack, 210, node, MEMBER) and opens(stack, 211, node, MEMBER)
+    assert ["/dev/dri/card" in conf(stack, ctid) for ctid in stock] == [True, False]
+    stack.lab.run("rm /etc/systemd/system/homelab-card-nodes.service".replace(" /", f" {stack.lab.root}/"))
+    assert "homelab-card-nodes.service is gone" in stack.preview("--refresh").output
+    assert stack.up("--refresh").changed == {"pve-cards"}
+    stack.destroy()
+    assert {ctid: conf(stack, ctid) for ctid in stock} == stock

@@ -1,0 +1,54 @@
+"""A lab's daemon that is a fork is the daemon that a Python of its own would be."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from lab import Lab, LabError
+from lab.daemons import Daemons
+from lab.state import read_lab_file
+from tests.waiting import wait_until
+
+
+@pytest.fixture(params=["fork", "python"], autouse=True)
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "python":
+        monkeypatch.setattr(Lab, "daemons", None)
+    else:
+        assert Lab.daemons is not None
+
+
+def process_of(lab: Lab) -> int:
+    found = read_lab_file(lab.state)
+    assert found is not None and found.pid is not None
+    return found.pid
+
+
+def test_it_has_session_folder_and_output_of_its_own(tmp_path: Path) -> None:
+    with Lab.start("rtx5090", state=tmp_path / "lab") as lab:
+        process = Path("/proc", str(process_of(lab)))
+        assert os.getsid(int(process.name)) not in (os.getsid(0), int(process.name))
+        assert (process / "cwd").readlink() == Path("/")
+        log = lab.state / "log" / "daemon.log"
+        assert [(process / "fd" / str(stream)).readlink() for stream in (1, 2)] == [log, log]
+
+
+def test_it_ends_with_its_lab_and_what_went_wrong_at_its_start_is_said(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="no-such-scenario"):
+        Lab.start("no-such-scenario", state=tmp_path / "none")
+    with Lab.start("rtx5090", state=tmp_path / "lab") as lab:
+        process = Path("/proc", str(process_of(lab)))
+    wait_until(lambda: not process.exists())
+
+
+def test_daemons_run_on_when_no_more_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Daemons() as daemons:
+        monkeypatch.setattr(Lab, "daemons", daemons)
+        lab = Lab.start("rtx5090", state=tmp_path / "lab")
+    assert lab.run("hostname").stdout
+    os.kill(process_of(lab), signal.SIGTERM)
+    wait_until(lambda: not lab.running)

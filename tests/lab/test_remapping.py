@@ -1,0 +1,119 @@
+"""The lab's kernel about 1:1 mappings, interrupts and the ACS override, and what the unmodified read_host.sh makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from homelab.host import gates, plan, remapping
+from homelab.host.facts import HostFacts, parse
+from homelab.host.kernel_log import of_start
+from homelab.remote import scripts
+from lab import Lab
+from lab.machine import Machine, load_scenario
+from lab.scenario import scenario_from
+from tests.lab.host_kit import run_script
+from tests.lab.test_real_hosts import read
+from tests.unit.hosts import settings
+
+CARD = {"gpu": {"address": "01:00"}}
+REGION = "0x9d800000-0x9fffffff"
+
+
+def booted(path: Path, scenario: str, **changes: Any) -> Machine:
+    whole = load_scenario(scenario)
+    if changes:
+        whole = scenario_from(whole.model_dump(by_alias=True, exclude_none=True) | changes, scenario, scenario)
+    machine = Machine.install(path, whole)
+    assert machine.boot("start").comes_up
+    return machine
+
+
+def started_with(machine: Machine, words: str) -> Machine:
+    (machine.state / "root/etc/default/grub.d").mkdir(exist_ok=True)
+    (machine.state / "root/etc/default/grub.d/own.cfg").write_text(
+        f'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT {words}"\n'
+    )
+    done = run_script(machine, "", "update-grub")
+    assert done.returncode == 0, done.stderr
+    machine.shutdown()
+    assert machine.boot("reboot").comes_up
+    return machine
+
+
+def test_a_card_for_which_the_firmware_wants_a_1_to_1_mapping_is_refused_before_anything_is_done(
+    tmp_path: Path,
+) -> None:
+    machine = booted(tmp_path, "one-to-one")
+    found = read(machine)
+    assert found.iommu.of_group[13].direct == [REGION] and found.iommu.of_group[13].type == "DMA-FQ"
+    assert found.iommu.of_group[20].direct == []  # bus 16
+    (error,) = gates.check(found, settings(CARD))[1]
+    assert REGION in error.found
+    # The same is predicted from the firmware's table while the IOMMU is off.
+    off = read(started_with(machine, "amd_iommu=off"))
+    assert off.iommu.groups == 0
+    predicted = off.mapped_one_to_one("0000:01:00")
+    assert predicted == [f"{REGION} for 0000:01:00.0", f"{REGION} for 0000:01:00.1"]
+
+
+def test_intels_reserved_memory_is_relaxed_by_the_word_and_predicted_from_its_table(tmp_path: Path) -> None:
+    firmware = {"one-to-one": [{"first": "01:00.1", "last": "01:00.1", "start": 0x7B800000, "end": 0x7FFFFFFF}]}
+    machine = booted(tmp_path, "z370-two-cards-one-group", firmware=firmware)
+    found = read(machine)
+    assert found.iommu.of_group[1].direct == ["0x7b800000-0x7fffffff"]
+    host = settings(CARD, iommu={"relaxRmrr": True})
+    assert "1:1" in "".join(str(error) for error in gates.check(found, settings(CARD))[1])
+    assert "1:1" not in "".join(str(error) for error in gates.check(found, host)[1])
+    off = read(started_with(machine, "intel_iommu=off"))
+    assert off.mapped_one_to_one("0000:01:00") == ["0x7b800000-0x7fffffff for 0000:01:00.1"]
+    relaxed = read(started_with(machine, remapping.words(found, host)))
+    assert relaxed.iommu.of_group[1].direct == []
+
+
+def with_acs(machine: Machine) -> HostFacts:
+    done = run_script(machine, "read_host", scripts.read_host(guests=True, acs=True))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return parse(done.stdout)
+
+
+def test_the_groups_that_an_override_is_going_to_make_are_those_that_it_makes(tmp_path: Path) -> None:
+    """The capture z370-2080ti-2060: both cards and both root ports in one group; apart after pcie_acs_override=downstream."""
+    machine = booted(tmp_path, "z370-two-cards-one-group")
+    host = settings(CARD | {"gpu": {"address": "02:00"}}, iommu={"acsOverride": "downstream"})
+    before = with_acs(machine)
+    assert len(before.others_in_group("0000:02:00")) == 4
+    assert remapping.to_be(before, host).others_in_group("0000:02:00") == []
+    assert gates.check(before, host)[1] == []
+    after = read(started_with(machine, remapping.words(before, host)))
+    assert after.others_in_group("0000:02:00") == [] and after.functions("0000:02:00")[0].group == 16
+    assert plan.wanted(after, host).iommu_words.endswith("pcie_acs_override=downstream")
+
+
+def test_a_card_is_not_taken_out_of_the_group_of_the_root_disk(tmp_path: Path) -> None:
+    found = with_acs(booted(tmp_path, "crowded-group"))
+    host = settings({"gpu": {"match": "10de:2504"}}, iommu={"acsOverride": "downstream,multifunction"})
+    (error,) = gates.check(found, host)[1]
+    assert "nvme0n1" in error.found and "enp7s0" in error.found and "no setting allows that" in error.why
+
+
+def test_without_interrupt_remapping_a_card_is_refused_and_with_the_word_it_is_given_away(tmp_path: Path) -> None:
+    machine = booted(tmp_path, "intel-grub-bios", firmware={"mode": "bios", "remaps-interrupts": False})
+    found = read(machine)
+    cards = {"gpu": {"address": "03:00", "allowConsole": True}}
+    allowed = settings(cards, iommu={"allowUnsafeInterrupts": True})
+    (error,) = gates.check(found, settings(cards))[1]
+    assert "allowUnsafeInterrupts" in error.next
+    assert gates.check(found, allowed)[1] == []
+    on = read(started_with(machine, remapping.words(found, allowed)))
+    assert on.iommu.interrupts == "plain" and on.iommu.groups
+    assert remapping.UNSAFE_INTERRUPTS in remapping.words(on, allowed)
+
+
+def test_a_vm_does_not_start_with_such_a_card_and_its_task_says_what_qemu_says(tmp_path: Path) -> None:
+    with Lab.start("one-to-one", state=tmp_path / "lab") as lab:
+        done = lab.run("qm start 103", check=False)
+        said = done.stdout + done.stderr
+        (sign,) = of_start(said)
+        assert done.returncode != 0 and sign.name == "group-refused" and "group 13" in said
+        assert "1:1 IOMMU mapping" in lab.run("dmesg").stdout

@@ -1,0 +1,352 @@
+"""Files that Proxmox VE downloads for guests: downloaded once, given back, and nothing left behind however it goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from homelab.errors import HomelabError
+from homelab.provider import storage_file
+from homelab.provider.host_probe import HostProbeWork
+from homelab.provider.storage_file import StorageFileWork
+from homelab.remote.proxmox import api as api_module
+from homelab.remote.proxmox import files as api_files
+from homelab.resources.host_probe import HostProbe
+from homelab.resources.storage_file import StorageFile
+from homelab.settings import Container, Download, Host, Vm
+from lab import Lab
+from tests.lab.test_proxmox_api import host_of
+
+NODE = "pve"
+NOBLE = {"image": "ubuntu-24.04"}
+VIRTIO = {"image": "virtio-win"}
+TEMPLATE = {"template": "debian-12-standard_12.7-1_amd64.tar.zst"}
+FOLDERS = {"import": "import", "iso": "template/iso", "vztmpl": "template/cache"}
+
+
+@pytest.fixture(scope="module")
+def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab.start("bound-by-hand", state=tmp_path_factory.mktemp("files") / "lab") as started:
+        yield started
+
+
+@pytest.fixture
+def lab(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    monkeypatch.setattr(api_module, "POLL_SECONDS", (0.02, 0.05))
+    allow(shared_lab, "iso,vztmpl,backup,import")
+    yield shared_lab
+    shared_lab.reset()
+
+
+def allow(lab: Lab, content: str) -> None:
+    lab.run(f"pvesh set /storage/local --content {content}")
+
+
+class Stack:
+    """One download of a stack, as the engine has it made, changed and removed."""
+
+    def __init__(self, lab: Lab, about: dict[str, Any], **timeouts: int) -> None:
+        self.lab = lab
+        self.host = host_of(lab).model_dump(mode="json", by_alias=True)
+        secret = lab.api["tokenSecret"]
+        self.host["api"]["tokenSecret"] = secret
+        self.host["timeouts"] |= timeouts
+        self.set(about)
+
+    def set(self, about: dict[str, Any]) -> None:
+        self.download = Download.model_validate(about)
+        self.host["downloads"] = {"file": about}
+        texts = {"hosts": json.dumps({NODE: self.host}), "allowPlainSecrets": "true"}
+        self.work = StorageFileWork(texts)
+        one = self.download
+        self.inputs = StorageFile.Inputs(
+            host=NODE, node=NODE, download="file", volume=one.volume, url=one.address, checksum=one.checksum, sums=one.sums,
+            named=(one.address or "").rpartition("/")[2], keep=one.keep,
+        )  # fmt: skip
+
+    def up(self) -> StorageFile.Outputs:
+        return self.work.create(self.inputs)
+
+    @property
+    def folder(self) -> list[str]:
+        """What lies where the file belongs; also what is only half there."""
+        folder = self.lab.root / "var/lib/vz" / FOLDERS[self.download.content]
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+    @property
+    def notes(self) -> list[str]:
+        folder = self.lab.root / "var/lib/homelab/ledger/file"
+        return sorted(path.name for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+
+    def refused(self) -> HomelabError:
+        with pytest.raises(HomelabError) as raised:
+            self.up()
+        assert raised.value.next and raised.value.why
+        return raised.value
+
+
+@pytest.mark.parametrize("about", [NOBLE, VIRTIO, TEMPLATE], ids=["image", "iso", "template"])
+def test_a_file_is_downloaded_once_and_given_back(lab: Lab, about: dict[str, Any]) -> None:
+    stack = Stack(lab, about)
+    outputs = stack.up()
+    assert outputs.made and stack.folder == [stack.download.name] and len(stack.notes) == 1
+    assert bool(outputs.compared) == (about is NOBLE)
+    stack.work.delete(stack.inputs, outputs)
+    assert stack.folder == [] and stack.notes == []
+
+
+def test_the_makers_checksum_goes_to_the_node_with_the_download(lab: Lab) -> None:
+    mark = lab.mark()
+    outputs = Stack(lab, NOBLE).up()
+    [asked] = [call for call in lab.api_calls(mark) if call["path"].endswith("/download-url")]
+    algorithm, _, digits = outputs.compared.partition(":")
+    assert (asked["parameters"]["checksum-algorithm"], asked["parameters"]["checksum"]) == (algorithm, digits)
+
+
+def test_a_file_that_was_there_is_used_and_stays(lab: Lab) -> None:
+    lab.run("mkdir -p $ROOT/var/lib/vz/template/iso; echo mine >$ROOT/var/lib/vz/template/iso/virtio-win.iso")
+    stack = Stack(lab, VIRTIO)
+    outputs = stack.up()
+    assert not outputs.made and stack.notes == []
+    stack.work.delete(stack.inputs, outputs)
+    assert stack.folder == ["virtio-win.iso"]
+
+
+def test_another_file_of_that_name_is_refused_where_the_settings_have_a_checksum(lab: Lab) -> None:
+    lab.run("mkdir -p $ROOT/var/lib/vz/template/iso; echo mine >$ROOT/var/lib/vz/template/iso/virtio-win.iso")
+    stack = Stack(lab, {**VIRTIO, "checksum": "sha256:" + "a" * 64})
+    assert "was not touched" in stack.refused().why
+    assert (lab.root / "var/lib/vz/template/iso/virtio-win.iso").read_text() == "mine\n"
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ({"download-breaks": "virtio-win"}, "couldn't get it, or not all of it"),
+        ({"download-corrupt": "virtio-win"}, "isn't the file that its maker means"),
+        ({"disk-full": "host"}, "has become full"),
+        ({"apt-offline": "fedorapeople"}, "can't be reached"),
+        ({"download-size": 1 << 50}, "would fail at its end"),
+        ({"task-fails": "download=received interrupt"}, "somebody stopped the task"),
+        ({"task-fails": "download"}, "what it was to do is not done"),
+    ],
+    ids=lambda fault: next(iter(fault)) if isinstance(fault, dict) else "",
+)
+def test_a_download_that_fails_leaves_nothing_behind(lab: Lab, fault: dict[str, Any], why: str) -> None:
+    [(name, value)] = fault.items()
+    lab.fault(name, value)
+    content = b"the lab's stand-in of virtio-win's CD\n"
+    stack = Stack(lab, {**VIRTIO, "checksum": "sha256:" + hashlib.sha256(content).hexdigest()})
+    assert why in stack.refused().why
+    assert stack.folder == [] and stack.notes == []
+
+
+def test_a_list_of_checksums_that_cannot_be_read_is_one_clear_error(lab: Lab) -> None:
+    lab.fault("apt-offline", "cloud-images.ubuntu.com")
+    stack = Stack(lab, NOBLE)
+    error = stack.refused()
+    assert "checksums that an image's maker publishes" in error.wanted and "no connection" in error.found
+    assert stack.folder == [] and stack.notes == []
+
+
+def test_a_file_that_its_maker_no_longer_has_is_named(lab: Lab) -> None:
+    stack = Stack(lab, {"url": "https://cloud-images.ubuntu.com/noble/current/gone.iso"})
+    error = stack.refused()
+    assert "404 Not Found" in error.found and "hosts.pve.downloads.file.url" in error.next
+
+
+def test_a_template_that_proxmox_does_not_list_is_named(lab: Lab) -> None:
+    stack = Stack(lab, {"template": "debian-99-standard_99.0-1_amd64.tar.zst"})
+    assert "pveam update" in stack.refused().next and stack.notes == []
+
+
+def test_a_download_that_never_ends_is_ended(lab: Lab) -> None:
+    lab.fault("download-seconds", 600)
+    stack = Stack(lab, VIRTIO, create=1)
+    error = stack.refused()
+    assert "still runs after 1 seconds" in error.found and "told to end, and what had come was thrown away" in error.why
+    assert "timeouts.create" in error.next
+    assert stack.folder == [] and stack.notes == []
+
+
+def test_a_run_that_was_killed_during_the_download_goes_on_waiting_for_it(lab: Lab) -> None:
+    lab.fault("download-seconds", 2)
+    stack = Stack(lab, VIRTIO)
+    mark = lab.mark()
+    # As far as a run comes before it is killed: it has noted the file as its own, and the node downloads it.
+    asyncio.run(storage_file._note(host_of(lab), stack.inputs, None))
+    about = {"content": "iso", "filename": stack.download.name, "url": stack.download.address}
+    api_module.Api(host_of(lab), NODE).post(f"nodes/{NODE}/storage/local/download-url", "a download", **about)
+    outputs = stack.up()
+    assert outputs.made and stack.folder == ["virtio-win.iso"]
+    assert sum(call["path"].endswith("/download-url") for call in lab.api_calls(mark)) == 1
+
+
+def test_a_file_of_a_run_that_was_killed_or_a_state_that_was_lost_is_known_as_ours(lab: Lab) -> None:
+    stack = Stack(lab, NOBLE)
+    first = stack.up()
+    again = stack.up()
+    assert again == first
+    stack.work.delete(stack.inputs, again)
+    assert stack.folder == [] and stack.notes == []
+
+
+@pytest.mark.parametrize("seconds", [0, 600], ids=["it is there meanwhile", "it still comes"])
+def test_a_destroy_after_a_run_that_was_killed_during_a_download_leaves_neither_file_nor_note(
+    lab: Lab, seconds: int
+) -> None:
+    lab.fault("download-seconds", seconds)
+    stack = Stack(lab, VIRTIO)
+    lab.run("mkdir -p $ROOT/var/lib/vz/template/iso; touch $ROOT/var/lib/vz/template/iso/mine.iso")
+    asyncio.run(storage_file._note(host_of(lab), stack.inputs, None))
+    api = api_module.Api(host_of(lab), NODE)
+    about = {"content": "iso", "filename": stack.download.name, "url": stack.download.address}
+    upid = api.post(f"nodes/{NODE}/storage/local/download-url", "a download", **about)
+    if not seconds:
+        api.task(upid, "a download", 10, lambda _: None)
+        assert "virtio-win.iso" in stack.folder
+    # The state knows nothing of the file: the host's probe is the last that a destroy deletes.
+    outputs = HostProbe.Outputs(
+        iommu_words="", vfio_words="", functions={}, by_hand=[], gpus={}, generation={}, stale=False
+    )
+    HostProbeWork(stack.work.stack.texts).delete(HostProbe.Inputs(host=NODE, wanted={}), outputs)
+    assert stack.folder == ["mine.iso"] and stack.notes == [] and not api.tasks(source="active")
+
+
+def test_a_file_that_a_guest_uses_stays_with_a_word(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = Stack(lab, VIRTIO)
+    outputs = stack.up()
+    lab.run("qm set 103 --sata3 local:iso/virtio-win.iso,media=cdrom")
+    said: list[str] = []
+    monkeypatch.setattr(storage_file, "tell", said.append)
+    stack.work.delete(stack.inputs, outputs)
+    assert stack.folder == ["virtio-win.iso"] and stack.notes == []
+    assert "stays: VM 103 on pve uses it" in said[0] and "pvesm free local:iso/virtio-win.iso" in said[0]
+
+
+def test_what_is_to_be_kept_is(lab: Lab) -> None:
+    stack = Stack(lab, {**VIRTIO, "keep": True})
+    stack.work.delete(stack.inputs, stack.up())
+    assert stack.folder == ["virtio-win.iso"] and stack.notes == []
+
+
+def test_a_file_that_somebody_removed_is_drift_and_comes_back(lab: Lab) -> None:
+    stack = Stack(lab, VIRTIO)
+    outputs = stack.up()
+    (lab.root / "var/lib/vz/template/iso/virtio-win.iso").unlink()
+    found = stack.work.read(stack.inputs, outputs)
+    assert found.drift == ["local:iso/virtio-win.iso is gone"]
+    again = stack.work.update(stack.inputs, stack.inputs, found)
+    assert again.made and again.drift == [] and stack.folder == ["virtio-win.iso"]
+
+
+def test_another_address_of_the_same_file_name_replaces_what_is_ours(lab: Lab) -> None:
+    stack = Stack(
+        lab,
+        {
+            "url": "https://fedorapeople.org/groups/virt/virtio-win/direct-downloads/stable-virtio/virtio-win.iso",
+            "file": "a.iso",
+        },
+    )
+    outputs, had = stack.up(), stack.inputs
+    stack.set({"url": "https://cloud-images.ubuntu.com/noble/current/noble-server-cloudimg-amd64.img", "file": "a.iso"})
+    lab.run("qm set 103 --sata3 local:iso/a.iso,media=cdrom")
+    with pytest.raises(HomelabError, match="VM 103 on pve uses it"):
+        stack.work.update(stack.inputs, had, outputs)
+    lab.run("qm set 103 --delete sata3")
+    assert stack.work.update(stack.inputs, had, outputs).made
+    assert "Ubuntu" in (lab.root / "var/lib/vz/template/iso/a.iso").read_text()
+
+
+def test_nothing_happens_where_nothing_has_changed(lab: Lab) -> None:
+    stack = Stack(lab, VIRTIO)
+    outputs = stack.up()
+    mark = lab.mark()
+    kept = dataclasses.replace(stack.inputs, keep=True)
+    assert stack.work.update(kept, stack.inputs, outputs) == outputs
+    assert lab.api_calls(mark) == []
+
+
+# -- before anything is changed -------------------------------------------------------------------------------------------
+def checked(
+    lab: Lab, downloads: dict[str, Any], *, vm: dict[str, Any] | None = None, container: dict[str, Any] | None = None
+) -> list[HomelabError]:
+    host = host_of(lab).model_copy(
+        update={"downloads": {key: Download.model_validate(one) for key, one in downloads.items()}}
+    )
+    disk = {"storage": "local-lvm", "size": 32}
+    vms = {"dev": Vm.model_validate({"host": NODE, "vmid": 200, "create": {"disk": disk, **vm}})} if vm else {}
+    found: dict[str, Container] = {}
+    if container:
+        found["ai"] = Container.model_validate(
+            {"host": NODE, "ctid": 300, "gpuAssignment": "0", "create": {"disk": disk, **container}}
+        )
+    client = api_module.Api(host, NODE)
+    return api_files.check(client, NODE, host, vms, found)
+
+
+def test_a_storage_without_the_content_is_refused_by_a_preview(lab: Lab) -> None:
+    allow(lab, "iso,vztmpl,backup")
+    [error] = checked(lab, {"noble": NOBLE, "virtio": VIRTIO})
+    assert "and not `import`" in error.found and "pvesm set local --content backup,import,iso,vztmpl" in error.next
+
+
+@pytest.mark.parametrize(
+    ("vm", "container", "named"),
+    [
+        ({"isos": ["local:iso/Win11.iso"]}, None, "Microsoft gives its ISO images out by hand alone"),
+        ({"image": "local:import/a.qcow2"}, None, "upload it"),
+        ({"image": "nowhere:import/a.qcow2"}, None, "upload it"),
+        (None, {"template": "local:vztmpl/a.tar.zst"}, "hosts.NAME.downloads.ct"),
+    ],
+)
+def test_a_file_that_is_missing_is_refused_by_a_preview(lab: Lab, vm: Any, container: Any, named: str) -> None:
+    [error] = checked(lab, {}, vm=vm, container=container)
+    assert named in error.next
+
+
+def test_a_file_that_is_there_or_comes_is_not(lab: Lab) -> None:
+    lab.run("mkdir -p $ROOT/var/lib/vz/template/iso; touch $ROOT/var/lib/vz/template/iso/Win11.iso")
+    assert checked(lab, {"virtio": VIRTIO}, vm={"isos": ["local:iso/Win11.iso", "local:iso/virtio-win.iso"]}) == []
+
+
+def test_a_users_missing_rights_are_those_that_the_node_asks_for(lab: Lab) -> None:
+    """A user with exactly what is asked for downloads and removes; without any one of it, the node refuses."""
+    from homelab import rights
+
+    needs = rights.of_download(Download.model_validate(VIRTIO), NODE)
+    lab.run(
+        "pveum user add files@pve; pveum user token add files@pve up --privsep 0 --output-format json >$ROOT/root/token"
+    )
+    secret = json.loads((lab.root / "root/token").read_text())["value"]
+    roles = {path: sorted(rights.least(one.split("|"), "9.0") for one in names) for path, names in needs.items()}
+    for number, (path, names) in enumerate(roles.items()):
+        lab.run(
+            f"pveum role add R{number} --privs '{' '.join(names)}'; pveum acl modify {path} --users files@pve --roles R{number}"
+        )
+    host: Host = host_of(lab, token="files@pve!up", tokenSecret=secret)
+    files = api_files.Files(api_module.Api(host, NODE), lambda _: None)
+    source = api_files.Source("a", Download.model_validate(VIRTIO).address, None)
+
+    def carried_out() -> None:
+        files.require_room("local:iso/virtio-win.iso", source)
+        files.fetch("local:iso/virtio-win.iso", source)
+        assert files.there("local:iso/virtio-win.iso")
+        files.remove("local:iso/virtio-win.iso")
+
+    carried_out()
+    for number, names in enumerate(roles.values()):
+        for name in names:
+            rest = " ".join(one for one in names if one != name)
+            lab.run(f"pveum role modify R{number} --privs '{rest}'")
+            with pytest.raises(HomelabError):
+                carried_out()
+            lab.run(
+                f"rm -f $ROOT/var/lib/vz/template/iso/virtio-win.iso; pveum role modify R{number} --privs '{' '.join(names)}'"
+            )

@@ -1,0 +1,29 @@
+"""Which moments a sweep tries: others each day, so that few a run come to be all of them, and the same ones again when asked.
+
+HOMELAB_EVERY_CUT=1: every moment. HOMELAB_SEED=2026-11-21: those of that day; a test that fails on a sample names its seed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import random
+from collections.abc import Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+EVERY = bool(os.environ.get("HOMELAB_EVERY_CUT"))
+SEED = os.environ.get("HOMELAB_SEED") or datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+def drawn(name: str) -> random.Random:
+    """Random numbers of the day, for one test."""
+    return random.Random(f"{SEED} {name}")
+
+
+def sample(moments: Sequence[T], most: int, name: str) -> list[T]:
+    """Those that are tried, in their order."""
+    if EVERY or len(moments) <= most:
+        return list(moments)
+    return [moments[number] for number in sorted(drawn(name).sample(range(len(moments)), most))]

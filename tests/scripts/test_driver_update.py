@@ -1,0 +1,477 @@
+"""An update of NVIDIA's driver that can't be carried through: what was there is put back, works, and the message says so."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from homelab.nvidia import plan as planning
+from homelab.nvidia.request import Request
+from homelab.remote import nvidia_steps as steps
+from homelab.remote.scripts import answer
+from tests import sampling
+from tests.scripts import cut_kit
+from tests.scripts.conftest import Folder
+from tests.scripts.nvidia_kit import Container, Machine, ProxmoxHost, VirtualMachine
+from tests.scripts.test_nvidia_driver import failing, kept, loaded, undo
+
+OLD, NEW = "580.159.03", "590.48.01"
+# The build of the new one fails, that of the old one doesn't.
+NO_BUILD = "590."
+
+
+# The pin of what was put back, and its record.
+GIVEN_UP = {
+    "etc/apt/preferences.d/homelab-given-up",
+    "var/lib/homelab/files/nvidia-driver/etc/apt/preferences.d/homelab-given-up",
+}
+
+
+def update_of(machine: Machine, source: str = "packages", driver: str = NEW) -> str:
+    """The driver's script for the new version, its repositories being there."""
+    return failing(machine, driver=driver, source=source)  # type: ignore[arg-type]
+
+
+def with_old(machine: Machine, source: str = "packages") -> Machine:
+    assert machine.install(driver=OLD, source=source)["version"] == OLD
+    if machine.target == "host":
+        machine.host.reboot()
+    return machine
+
+
+def phase(machine: Machine) -> str:
+    file = machine.root / "var/lib/homelab/update/phase"
+    return file.read_text().strip() if file.exists() else ""
+
+
+# -- what fails ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("old", ["packages", "run"])
+@pytest.mark.parametrize("new", ["packages", "run"])
+def test_a_build_that_fails_leaves_the_old_driver_as_it_was(tmp_path: Path, old: str, new: str) -> None:
+    vm = VirtualMachine(tmp_path)
+    stock = kept(vm)
+    with_old(vm, old)
+    script = update_of(vm, new)
+    before, automatic = kept(vm), vm.output("apt-mark showauto")
+    vm.fault("dkms-fails", NO_BUILD)
+    text = vm.refusal(script)
+    assert "modules, built for every installed kernel" in text and "the update is given up" in text
+    assert f"next:   the driver {OLD} is back: its libraries, and its modules for 6.8.0-86-generic" in text
+    assert "nvidia-smi answers" in text
+    assert loaded(vm) == OLD and not vm.read().drift
+    vm.output("nvidia-smi")
+    assert differing(kept(vm), before) <= {"var/lib/homelab/packages/nvidia-driver", "var/lib/dpkg/status", *GIVEN_UP}
+    # An upgrade by hand doesn't bring what has failed.
+    assert NEW not in vm.output("apt-get -s dist-upgrade")
+    assert vm.output("apt-mark showauto") == automatic
+    vm.fault("dkms-fails", None)
+    assert vm.answer("apply", script)["version"] == NEW
+    undo(vm)
+    assert kept(vm) == stock
+
+
+def differing(now: dict[str, Any], before: dict[str, Any]) -> set[str]:
+    return {name for name in {*now, *before} if now.get(name) != before.get(name)}
+
+
+def test_on_a_host_a_kernel_for_which_the_new_driver_does_not_build_keeps_the_old_one_for_all(tmp_path: Path) -> None:
+    host = ProxmoxHost(tmp_path)
+    with_old(host)
+    script = update_of(host)
+    before = kept(host)
+    kernels = host.read().system.kernels or ()
+    assert len(kernels) > 1
+    # The last one to be built: others have the new modules by then.
+    host.fault("dkms-fails", f"{NEW}/{kernels[-1]}")
+    text = host.refusal(script)
+    assert f"the driver {OLD} is back" in text and all(kernel in text for kernel in kernels)
+    for kernel in kernels:
+        assert host.output(f"modinfo -k {kernel} -F version nvidia").strip() == OLD
+    assert differing(kept(host), before) <= GIVEN_UP and not host.read().drift
+    host.host.reboot()
+    assert loaded(host) == OLD
+
+
+def test_a_module_that_does_not_load_makes_way_for_the_old_one(tmp_path: Path) -> None:
+    """A Pascal card, for which the plan of another VM is carried out: 590 doesn't know it any more."""
+    vm, other = VirtualMachine(tmp_path / "a", card="1b80"), VirtualMachine(tmp_path / "b", card="1e81")
+    with_old(vm)
+    vm.reboot()
+    script = update_of(other)
+    vm.answer("apply", other.repository())
+    before = kept(vm)
+    vm.output("rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia || lsmod")
+    assert not loaded(vm)
+    text = vm.refusal(script)
+    assert "the module nvidia of 590.48.01, loaded" in text and f"the driver {OLD} is back" in text
+    assert differing(kept(vm), before) <= GIVEN_UP
+    vm.output("modprobe nvidia && nvidia-smi")
+
+
+def test_a_container_whose_libraries_do_not_fit_gets_its_old_ones_back(tmp_path: Path) -> None:
+    container = Container(tmp_path)
+    old = container.install()["version"]
+    script = of_another_version(container, NEW)
+    before = kept(container)
+    text = container.refusal(script)
+    assert f"the libraries of the host's driver, {old}" in text and f"found:  {NEW} is installed" in text
+    assert f"the driver {old} is back: its libraries; nvidia-smi answers" in text
+    assert differing(kept(container), before) <= GIVEN_UP and not container.read().drift
+    assert "GPU 0:" in container.output("nvidia-smi -L")
+
+
+def of_another_version(container: Container, version: str) -> str:
+    """The container's script as it would be if the host had that driver."""
+    reading = container.read()
+    system = dataclasses.replace(reading.system, host_driver=version)
+    first = Request("lxc", container.settings, system, "it")
+    asked = planning.packages_to_ask_for(first)
+    offered = container.answer("apply", steps.repository(planning.plan_stack(first), container.settings, asked))[
+        "offered"
+    ]
+    system = dataclasses.replace(system, offered={name: tuple(found) for name, found in offered.items()})
+    return steps.driver(planning.plan_stack(Request("lxc", container.settings, system, "it")), container.settings)
+
+
+# -- keeping ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("old", ["packages", "run"])
+@pytest.mark.parametrize(("fault", "value"), [("disk-full", True), ("apt-offline", True), ("download-corrupt", "580")])
+def test_what_cannot_be_kept_now_stops_the_update_before_anything_changes(
+    tmp_path: Path, old: str, fault: str, value: Any
+) -> None:
+    vm = VirtualMachine(tmp_path)
+    with_old(vm, old)
+    script = update_of(vm)
+    before = kept(vm)
+    vm.fault(fault, value)
+    vm.refusal(script)
+    assert kept(vm) == before
+    vm.output("nvidia-smi")
+    vm.fault(fault, None)
+    assert vm.answer("apply", script)["version"] == NEW
+
+
+def test_an_old_version_that_no_repository_has_is_kept_from_apts_cache(tmp_path: Path) -> None:
+    vm = VirtualMachine(tmp_path)
+    with_old(vm)
+    script = update_of(vm)
+    vm.fault("package-missing", "*-580*")
+    vm.fault("dkms-fails", NO_BUILD)
+    assert f"the driver {OLD} is back" in vm.refusal(script)
+    vm.output("nvidia-smi")
+
+
+def test_an_old_version_that_is_nowhere_any_more_does_not_stop_an_update_and_is_named_when_it_fails(
+    tmp_path: Path,
+) -> None:
+    vm = VirtualMachine(tmp_path)
+    with_old(vm)
+    script = update_of(vm)
+    vm.output("apt-get clean")
+    vm.fault("package-missing", "*-580*")
+    vm.fault("dkms-fails", NO_BUILD)
+    done = vm.run("apply", script)
+    assert done.returncode == 1 and f"The driver {OLD} can't be put back" in done.stdout
+    assert "it could not be put back: no repository and no cache has" in done.stderr
+    vm.fault("dkms-fails", None)
+    assert vm.answer("apply", script)["version"] == NEW and phase(vm) == ""
+
+
+#: A phase, and among how many of its commands one is drawn.
+Moments = tuple[str, int]
+
+
+# -- killed ----------------------------------------------------------------------------------------------------
+class Stopped(Folder):
+    """A lab's system as cut_kit knows one."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__(machine.root, machine.root)
+        self._environment = machine.environment()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return self._environment
+
+
+def killed_at(machine: Machine, script: str, moments: Moments, tmp_path: Path) -> None:
+    """Run the script, and kill it, with all that it has started, at a command while it is in that phase."""
+    wanted, among = moments
+    run = cut_kit.start(Stopped(machine), "apply", script, tmp_path / "output")
+    number = sampling.drawn(f"{wanted} {among}").randrange(1, among)
+    count = 0
+    for event in run.events:
+        if phase(machine) == wanted:
+            count += 1
+            if count >= number and event.startswith("point "):
+                run.kill(event)
+                break
+        run.go()
+    assert count, f"it was never {wanted}: {(tmp_path / 'output').read_text()}"
+    assert run.process.returncode == -signal.SIGKILL or count < number
+
+
+AGAIN = [("keeping", 40), ("trying", 10), ("trying", 300)]
+BACK = [("back", 10), ("back", 150)]
+
+
+@pytest.mark.parametrize("moments", AGAIN, ids=str)
+def test_an_update_that_is_killed_is_finished_by_the_next_run(tmp_path: Path, moments: Moments) -> None:
+    vm = VirtualMachine(tmp_path / "lab")
+    stock = kept(vm)
+    with_old(vm)
+    script = update_of(vm)
+    killed_at(vm, script, moments, tmp_path)
+    assert vm.answer("apply", script)["version"] == NEW
+    assert vm.answer("apply", script)["changed"] == "no"
+    undo(vm)
+    assert kept(vm) == stock
+
+
+@pytest.mark.parametrize("moments", AGAIN[1:], ids=str)
+def test_an_update_that_is_killed_and_not_wanted_any_more_is_taken_back(tmp_path: Path, moments: Moments) -> None:
+    vm = VirtualMachine(tmp_path / "lab")
+    with_old(vm)
+    old = vm.driver(vm.answer("apply", vm.repository())["offered"])
+    before = kept(vm)
+    killed_at(vm, update_of(vm), moments, tmp_path)
+    # Without what the new one's repository step has pinned.
+    vm.want(driver=OLD, source="packages")
+    vm.answer("apply", vm.repository())
+    assert vm.answer("apply", old)["version"] == OLD
+    preferences = "var/lib/homelab/files/nvidia-repository/etc/apt/preferences.d/homelab-nvidia"
+    assert differing(kept(vm), before) <= {preferences} and phase(vm) == "" and not vm.read().drift
+    vm.output("nvidia-smi")
+
+
+@pytest.mark.parametrize("moments", BACK, ids=str)
+@pytest.mark.parametrize("mended", [True, False])
+def test_a_way_back_that_is_killed_is_finished_by_the_next_run(tmp_path: Path, moments: Moments, mended: bool) -> None:
+    vm = VirtualMachine(tmp_path / "lab")
+    with_old(vm)
+    script = update_of(vm)
+    before = kept(vm)
+    vm.fault("dkms-fails", NO_BUILD)
+    killed_at(vm, script, moments, tmp_path)
+    if mended:
+        vm.fault("dkms-fails", None)
+        assert vm.answer("apply", script)["version"] == NEW
+    else:
+        assert f"the driver {OLD} is back" in vm.refusal(script)
+        assert differing(kept(vm), before) <= GIVEN_UP and loaded(vm) == OLD
+        vm.output("nvidia-smi")
+
+
+def test_an_update_that_was_killed_is_undone_by_destroy(tmp_path: Path) -> None:
+    vm = VirtualMachine(tmp_path / "lab")
+    stock = kept(vm)
+    with_old(vm)
+    killed_at(vm, update_of(vm), ("trying", 200), tmp_path)
+    undo(vm)
+    assert kept(vm) == stock
+
+
+# -- after the boot that brings the new one --------------------------------------------------------------------
+def waiting(machine: Machine) -> None:
+    """The new driver is installed and not loaded."""
+    assert machine.answer("apply", update_of(machine))["reboot"] == "yes"
+    assert phase(machine) == "tried"
+
+
+def ended(machine: Machine) -> str:
+    return steps.driver_update(machine.target, machine.settings, "it")
+
+
+@pytest.mark.parametrize("source", ["packages", "run"])
+def test_what_was_kept_goes_once_the_new_driver_was_seen_at_work(tmp_path: Path, source: str) -> None:
+    vm = VirtualMachine(tmp_path)
+    with_old(vm, source)
+    waiting(vm)
+    vm.reboot()
+    assert loaded(vm) == NEW
+    vm.answer("confirm", ended(vm))
+    assert not (vm.root / "var/lib/homelab/update").exists() and not vm.read().drift
+    assert vm.answer("back", ended(vm)) == {"old": "", "now": ""}
+
+
+@pytest.mark.parametrize("source", ["packages", "run"])
+def test_a_driver_that_does_not_work_after_its_boot_makes_way_without_network_and_without_another_boot(
+    tmp_path: Path, source: str
+) -> None:
+    vm = VirtualMachine(tmp_path)
+    with_old(vm, source)
+    waiting(vm)
+    vm.reboot()
+    vm.output("rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia || lsmod")
+    vm.fault("apt-offline")
+    found = vm.answer("back", ended(vm))
+    assert found["old"] == OLD and "nvidia-smi answers" in found["now"]
+    assert loaded(vm) == OLD
+    assert vm.read().drift == (f"driver: the update to {NEW} was given up, {OLD} is back",)
+    # Another try, for which a refresh that saw this lets the step run again.
+    vm.fault("apt-offline", None)
+    assert vm.answer("apply", update_of(vm))["version"] == NEW
+
+
+def test_a_host_whose_new_driver_does_not_work_has_its_old_one_for_every_kernel_again(tmp_path: Path) -> None:
+    host = ProxmoxHost(tmp_path)
+    with_old(host)
+    waiting(host)
+    host.host.reboot()
+    found = host.answer("back", ended(host))
+    assert found["old"] == OLD
+    for kernel in host.read().system.kernels or ():
+        assert host.output(f"modinfo -k {kernel} -F version nvidia").strip() == OLD
+
+
+# -- libraries beside those that are there ---------------------------------------------------------------------
+#: What the step of the repositories changes with the version that is wanted.
+PINNED = {
+    f"{folder}etc/apt/preferences.d/homelab-nvidia" for folder in ("", "var/lib/homelab/files/nvidia-repository/")
+}
+#: What the installer stands on is recorded, and stays until `destroy`.
+BESIDE = {"var/lib/homelab/packages/nvidia-driver", "var/lib/dpkg/status", *GIVEN_UP}
+COMPUTE, VIDEO, ALL = ["compute"], ["compute", "video"], ["compute", "video", "graphics"]
+
+
+def has(machine: Machine, *libraries: str) -> list[bool]:
+    return [bool(list((machine.root / "usr/lib/x86_64-linux-gnu").glob(f"{name}.so.?"))) for name in libraries]
+
+
+def for_computing(machine: Machine, source: str = "packages") -> Machine:
+    """The old driver, as version 1.0 of this program has installed it."""
+    assert machine.install(driver=OLD, source=source, capabilities=COMPUTE)["version"] == OLD
+    return machine
+
+
+def with_libraries(machine: Machine, driver: str, capabilities: list[str], source: str = "packages") -> str:
+    return failing(machine, driver=driver, source=source, capabilities=capabilities)  # type: ignore[arg-type]
+
+
+def test_libraries_that_are_added_do_not_update_the_driver(tmp_path: Path) -> None:
+    """Its branch has a newer release by now. What replaces nothing needs no way back, either."""
+    vm = for_computing(VirtualMachine(tmp_path))
+    script = with_libraries(vm, "580", VIDEO)
+    done = vm.run("apply", script)
+    added = answer(done.stdout)
+    assert (added["version"], added["changed"], added["reboot"]) == (OLD, "yes", "no")
+    assert has(vm, "libnvidia-encode") == [True] and "keeping the driver" not in done.stderr
+    assert vm.answer("apply", script)["changed"] == "no" and not vm.read().drift
+
+
+def test_libraries_that_can_be_had_with_a_newer_driver_alone_come_with_an_update_that_is_tried(tmp_path: Path) -> None:
+    vm = for_computing(VirtualMachine(tmp_path))
+    script = with_libraries(vm, "580", VIDEO)
+    before = kept(vm)
+    vm.fault("package-missing", f"*/{OLD}-*")
+    vm.fault("dkms-fails", "580.178")
+    assert f"the driver {OLD} is back" in vm.refusal(script)
+    assert differing(kept(vm), before) <= GIVEN_UP
+    vm.fault("dkms-fails", None)
+    # It waits for a boot, until when it isn't begun anew.
+    assert vm.answer("apply", script)["version"] == "580.178.04" and phase(vm) == "tried"
+    done = vm.run("apply", script)
+    assert answer(done.stdout)["changed"] == "no" and "putting" not in done.stderr and phase(vm) == "tried"
+
+
+@pytest.mark.parametrize("moments", [("", 200), ("", 700)], ids=str)
+def test_libraries_that_were_being_added_at_a_kill_are_there_after_the_next_run(
+    tmp_path: Path, moments: Moments
+) -> None:
+    vm = VirtualMachine(tmp_path / "lab")
+    stock = kept(vm)
+    script = with_libraries(for_computing(vm), "580", VIDEO)
+    killed_at(vm, script, moments, tmp_path)
+    added = vm.answer("apply", script)
+    assert (added["version"], added["reboot"]) == (OLD, "no") and has(vm, "libnvidia-encode") == [True]
+    assert vm.answer("apply", script)["changed"] == "no"
+    undo(vm)
+    assert kept(vm) == stock
+
+
+@pytest.mark.parametrize("failure", ["the build fails", "killed"])
+def test_the_installer_that_is_run_again_for_graphics_can_be_taken_back(tmp_path: Path, failure: str) -> None:
+    vm = VirtualMachine(tmp_path / "lab")
+    for_computing(vm, "run")
+    script = with_libraries(vm, OLD, ALL, "run")
+    before = kept(vm)
+    assert has(vm, "libnvidia-encode", "libEGL_nvidia") == [True, False]
+    if failure == "killed":
+        killed_at(vm, script, ("trying", 100), tmp_path)
+    else:
+        vm.fault("dkms-fails", "580.")
+        # Nor can the old one be built; it comes back once it can.
+        assert "could not be put back" in vm.run("apply", script).stdout
+        vm.fault("dkms-fails", None)
+        assert phase(vm) == "back"
+        old = with_libraries(vm, OLD, COMPUTE, "run")
+        assert vm.answer("apply", old)["version"] == OLD
+        assert has(vm, "libEGL_nvidia") == [False] and differing(kept(vm), before) <= PINNED | BESIDE
+    added = vm.answer("apply", script)
+    assert (added["version"], added["reboot"]) == (OLD, "no") and has(vm, "libEGL_nvidia") == [True]
+    assert phase(vm) == "" and vm.answer("apply", script)["changed"] == "no"
+
+
+@pytest.mark.parametrize("source", ["packages", "run"])
+def test_an_update_that_brings_libraries_and_fails_takes_them_along(tmp_path: Path, source: str) -> None:
+    vm = VirtualMachine(tmp_path)
+    stock = kept(vm)
+    for_computing(vm)
+    script = with_libraries(vm, NEW, ALL, source)
+    before = kept(vm)
+    vm.fault("dkms-fails", NO_BUILD)
+    assert f"the driver {OLD} is back" in vm.refusal(script)
+    assert differing(kept(vm), before) <= BESIDE
+    assert has(vm, "libnvidia-encode", "libEGL_nvidia") == [False, False]
+    vm.fault("dkms-fails", None)
+    assert vm.answer("apply", script)["version"] == NEW and has(vm, "libnvidia-encode", "libEGL_nvidia") == [True, True]
+    undo(vm)
+    assert kept(vm) == stock
+
+
+def test_an_update_that_drops_libraries_and_fails_brings_them_back(tmp_path: Path) -> None:
+    vm = VirtualMachine(tmp_path)
+    vm.install(driver=OLD, source="packages", capabilities=VIDEO)
+    script = with_libraries(vm, NEW, COMPUTE)
+    before = kept(vm)
+    vm.fault("dkms-fails", NO_BUILD)
+    vm.refusal(script)
+    assert differing(kept(vm), before) <= GIVEN_UP and has(vm, "libnvidia-encode") == [True]
+    vm.fault("dkms-fails", None)
+    assert vm.answer("apply", script)["version"] == NEW and has(vm, "libnvidia-encode") == [False]
+
+
+@pytest.mark.parametrize("moments", AGAIN[1:], ids=str)
+def test_an_update_with_libraries_that_is_killed_is_finished_or_taken_back(tmp_path: Path, moments: Moments) -> None:
+    vm = VirtualMachine(tmp_path / "lab")
+    for_computing(vm)
+    script = with_libraries(vm, NEW, VIDEO)
+    before = kept(vm)
+    killed_at(vm, script, moments, tmp_path)
+    # The old version is wanted again, and libraries for it.
+    old = with_libraries(vm, OLD, VIDEO)
+    assert vm.answer("apply", old)["version"] == OLD and has(vm, "libnvidia-encode") == [True]
+    assert vm.answer("apply", with_libraries(vm, OLD, COMPUTE))["version"] == OLD
+    assert differing(kept(vm), before) <= PINNED and loaded(vm) == OLD
+    vm.output("nvidia-smi")
+
+
+def test_a_container_gets_libraries_of_its_hosts_driver_and_is_as_before_where_they_cannot_be_had(
+    tmp_path: Path,
+) -> None:
+    source = "packages"  # the installer brings all of them in a container
+    container = Container(tmp_path)
+    version = container.install(source=source, capabilities=COMPUTE)["version"]
+    script = failing(container, source=source, capabilities=ALL)  # type: ignore[arg-type]
+    before = kept(container)
+    container.fault("disk-full")
+    container.refusal(script)
+    container.fault("disk-full", None)
+    assert kept(container) == before and phase(container) == ""
+    added = container.answer("apply", script)
+    assert (added["version"], added["changed"]) == (version, "yes") and has(container, "libEGL_nvidia") == [True]
+    assert phase(container) == "" and container.answer("apply", script)["changed"] == "no"

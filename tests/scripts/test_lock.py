@@ -1,0 +1,97 @@
+"""The lock file: two systems, a month apart, get the same packages; another version or another file is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from homelab.nvidia import plan as planning
+from homelab.nvidia.lock import LockedPackage, SystemLock
+from homelab.nvidia.outdated import Packages, lines
+from homelab.nvidia.plan import Plan
+from homelab.nvidia.request import Request
+from homelab.remote import nvidia_steps as steps
+from tests.scripts.nvidia_kit import Machine, VirtualMachine
+from tests.scripts.test_nvidia_driver import of_driver
+
+# Of branch 580, and not its newest.
+OLD = "580.159.03"
+
+
+def packages_of(machine: Machine) -> Packages:
+    return Packages.of(machine.answer("read_packages", steps.read_packages()))
+
+
+def installed(machine: Machine, lock: SystemLock | None, driver: str = "580") -> dict[str, str]:
+    """What a run of the steps with a lock file leaves of the driver."""
+    machine.want(driver=driver, cuda="12.8", timeouts={"lock": 1})
+
+    def plan(offered: dict[str, list[str]] | None) -> Plan:
+        system = machine.read().system
+        if offered is not None:
+            found = {name: tuple(versions) for name, versions in offered.items()}
+            system = dataclasses.replace(system, offered=lock.only(found) if lock else found)
+        return planning.plan_stack(Request(machine.target, machine.settings, system, "it", lock))
+
+    asked = planning.packages_to_ask_for(Request(machine.target, machine.settings, machine.read().system, "it", lock))
+    first = plan(None)
+    offered = machine.answer("apply", steps.repository(first, machine.settings, asked, context=machine.context(first)))
+    second = plan(offered["offered"])
+    machine.answer("apply", steps.driver(second, machine.settings, context=machine.context(second)))
+    machine.answer("apply", steps.cuda(second, machine.settings))
+    return machine.packages()
+
+
+@pytest.fixture(scope="module")
+def lock(tmp_path_factory: pytest.TempPathFactory) -> SystemLock:
+    """Of a system with an older driver, which somebody locks."""
+    vm = VirtualMachine(tmp_path_factory.mktemp("first"))
+    installed(vm, None, OLD)
+    found = packages_of(vm)
+    assert found.unknown == [] and found.driver == OLD and found.distribution == "ubuntu 24.04"
+    assert "cuda-toolkit-12-8" in found.lock.packages
+    driver = next(name for name, one in sorted(found.lock.packages.items()) if OLD in one.version)
+    # Somebody asks what is newer.
+    request = Request("vm", vm.settings, vm.read().system, "it")
+    said = "\n".join(lines(found, request))
+    assert f"{driver}: {found.lock.packages[driver].version} -> " in said
+    assert "driver branch 595" in said and said.endswith("fits")
+    return found.lock
+
+
+def test_another_system_gets_the_locked_versions_although_there_are_newer_ones(
+    tmp_path: Path, lock: SystemLock
+) -> None:
+    vm = VirtualMachine(tmp_path)
+    installed(vm, lock)
+    assert packages_of(vm).lock == lock
+    # Neither a second run nor an upgrade by hand changes that.
+    before = of_driver(vm)
+    installed(vm, lock)
+    assert of_driver(vm) == before
+    assert "580.17" not in vm.output("apt-get -s dist-upgrade")
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "said"),
+    [
+        ("cuda-toolkit-12-8", {"sha256": "0" * 64}, "it is another file under the same version"),
+        ("cuda-toolkit-12-8", {"version": "12.8.99-1"}, "the repositories no longer have the locked version"),
+    ],
+)
+def test_another_file_or_version_than_the_locked_one_is_refused_before_it_is_installed(
+    tmp_path: Path, lock: SystemLock, name: str, wrong: dict[str, str], said: str
+) -> None:
+    vm = VirtualMachine(tmp_path)
+    vm.want(driver="580", cuda="12.8", timeouts={"lock": 1})
+    package = LockedPackage.model_validate({**lock.packages[name].model_dump(), **wrong})
+    other = lock.model_copy(update={"packages": {name: package}})
+    request = Request(vm.target, vm.settings, vm.read().system, "it", other)
+    plan = planning.plan_stack(request)
+    asked = planning.packages_to_ask_for(request)
+    vm.answer("apply", steps.repository(plan, vm.settings, asked, context=vm.context(plan)))
+    text = vm.refusal(steps.cuda(plan, vm.settings))
+    assert said in text and "lock --release" in text
+    assert name not in vm.packages()

@@ -1,0 +1,149 @@
+"""read_host.sh: what it passes on of the IOMMU's groups, of the firmware's tables, of interrupts, of what isolates devices."""
+
+from __future__ import annotations
+
+import pytest
+
+from homelab.host.facts import GroupFacts, HostFacts, parse
+from homelab.remote import scripts
+from lab.host.acpi import ivrs
+from tests.scripts.conftest import Folder
+from tests.scripts.test_signs import host as host  # the least that read_host.sh needs
+
+LSPCI = """\
+0000:00:01.0 PCI bridge: a
+	Capabilities: [58] Express (v2) Root Port (Slot+), IntMsgNum 0
+	Capabilities: [2a0 v1] Access Control Services
+		ACSCap:	SrcValid+
+0000:01:00.0 VGA compatible controller: b
+	Capabilities: [78] Express (v2) Legacy Endpoint, MSI 00
+0000:02:00.0 PCI bridge: c
+	Capabilities: [80] Express (v1) PCI-Express to PCI/PCI-X Bridge, MSI 00
+0000:03:00.0 Audio device: d
+	Capabilities: [50] Power Management version 2
+"""
+
+
+def read(host: Folder, acs: bool = False) -> HostFacts:
+    done = host.run("read_host", scripts.read_host(acs=acs))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    return parse(done.stdout)
+
+
+def group(host: Folder, name: str, regions: str, kind: str | None = "identity\n") -> None:
+    host.write(f"sys/kernel/iommu_groups/{name}/reserved_regions", regions)
+    if kind is not None:
+        host.write(f"sys/kernel/iommu_groups/{name}/type", kind)
+
+
+MSI = "0x00000000fee00000 0x00000000feefffff msi\n"
+
+
+def test_of_each_group_its_type_and_what_is_to_be_mapped_1_to_1_are_passed_on(host: Folder) -> None:
+    group(host, "0", f"{MSI}0x000000fd00000000 0x000000ffffffffff reserved\n")
+    group(
+        host, "16", f"0x000000009d800000 0x000000009fffffff direct\n{MSI}0xfffffffffffff000 0xffffffffffffffff direct\n"
+    )
+    group(host, "17", f"0x000000007b800000 0x000000007fffffff direct-relaxable\n{MSI}", "DMA-FQ\n")
+    found = read(host).iommu
+    assert found.groups == 3
+    assert found.of_group == {
+        0: GroupFacts(type="identity"),
+        16: GroupFacts(type="identity", direct=["0x9d800000-0x9fffffff", "0xfffffffffffff000-0xffffffffffffffff"]),
+        17: GroupFacts(type="DMA-FQ"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("regions", "kind", "direct", "said"),
+    [
+        (MSI, None, [], ""),  # a kernel before 5.11 has no type
+        ("", "", [], ""),
+        ("0x1 0x2 direct", "identity", ["0x1-0x2"], "identity"),  # without a newline at the end
+        ('"},"x":"\n0x1 0x2 direct"\n0x1 $(id) direct\n0x1 0x2 direct x\n', 'a"b', [], ""),
+        ("0x00000000000000001 0x2 direct\n1 2 direct\n", "\x1b[31m", [], ""),
+        ("\udcff0x1 0x2 direct\n".encode("utf-8", "surrogateescape").decode("latin-1"), "x" * 1000, [], ""),
+    ],
+)
+def test_whatever_stands_there_the_answer_is_one(
+    host: Folder, regions: str, kind: str | None, direct: list[str], said: str
+) -> None:
+    group(host, "7", regions, kind)
+    group(host, "08", MSI)  # no number of the kernel's
+    assert read(host).iommu.of_group == {7: GroupFacts(type=said, direct=direct)}
+
+
+def test_without_groups_there_is_nothing_to_say(host: Folder) -> None:
+    found = read(host).iommu
+    assert (found.groups, found.of_group, found.acpi, found.interrupts) == (0, {}, {}, "")
+
+
+def test_a_group_whose_regions_cannot_be_read_is_left_out(host: Folder) -> None:
+    (host.root / "sys/kernel/iommu_groups/3/reserved_regions").mkdir(parents=True)
+    assert read(host).iommu.of_group == {}
+
+
+def test_the_firmwares_tables_are_passed_on_byte_for_byte(host: Folder) -> None:
+    table = ivrs([("0000:00:00.0", "0000:0f:1f.7", 0, 0xFFFF)]) + b"\x00\n\xff"
+    host.write("sys/firmware/acpi/tables/IVRS", "")
+    (host.root / "sys/firmware/acpi/tables/IVRS").write_bytes(table)
+    host.write("sys/firmware/acpi/tables/DMAR", "")
+    found = read(host).iommu
+    assert found.table("IVRS") == table and found.table("DMAR") == b"" and found.tables == ["DMAR", "IVRS"]
+
+
+def test_of_a_table_without_end_the_beginning_is_passed_on(host: Folder) -> None:
+    host.write("sys/firmware/acpi/tables/DMAR", "x" * 1_000_000)
+    assert len(read(host).iommu.table("DMAR")) == 65536
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("  0:  11  IR-IO-APIC    2-edge  timer\n 26:  0  PCI-MSI-0000:00:00.2   0-edge  AMD-Vi\n", "remapped"),
+        (" 41:  1  IR-PCI-MSIX-0000:01:00.0  0-edge  nvme0q0\n", "remapped"),
+        ("  0:  11  IO-APIC    2-edge  timer\n 41:  1  PCI-MSI 524288-edge  nvme0q0\n", "plain"),
+        ("NMI:  0  Non-maskable interrupts\n", ""),
+        (None, ""),
+    ],
+)
+def test_how_interrupts_come_is_told_by_the_names_of_their_chips(host: Folder, text: str | None, said: str) -> None:
+    if text is not None:
+        host.write("proc/interrupts", text)
+    assert read(host).iommu.interrupts == said
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "acs", "asked"),
+    [("quiet", False, False), ("quiet", True, True), ("quiet pcie_acs_override=downstream", False, True)],
+)
+def test_what_isolates_devices_is_asked_where_groups_may_change(
+    host: Folder, cmdline: str, acs: bool, asked: bool
+) -> None:
+    host.command("lspci", f"cat <<'END'\n{LSPCI}END")
+    host.write("proc/cmdline", f"{cmdline}\n")
+    group(host, "1", MSI)
+    for address in ("0000:00:01.0", "0000:01:00.0", "0000:02:00.0", "0000:03:00.0"):
+        host.write(f"sys/bus/pci/devices/{address}/class", "0x030000\n")
+        host.write(f"sys/bus/pci/devices/{address}/vendor", "0x8086\n")
+    found = {one.address: (one.acs, one.express) for one in read(host, acs).devices}
+    kinds = [(True, "root port"), (False, "legacy endpoint"), (False, "pci-express to pci/pci-x bridge"), (False, "")]
+    assert list(found.values()) == (kinds if asked else [(False, "")] * 4)
+
+
+@pytest.mark.parametrize(
+    ("line", "allowed"),
+    [
+        ("options vfio_iommu_type1 allow_unsafe_interrupts=1", True),
+        ("options vfio-iommu-type1 disable_hugepages=1 allow_unsafe_interrupts=Y", True),
+        ("#options vfio_iommu_type1 allow_unsafe_interrupts=1", False),
+        ("options vfio_iommu_type1 allow_unsafe_interrupts=0", False),
+        ("options vfio_iommu_type1 xallow_unsafe_interrupts=1", False),
+    ],
+)
+def test_that_somebody_allows_unsafe_interrupts_is_known_before_the_module_is_loaded(
+    host: Folder, line: str, allowed: bool
+) -> None:
+    host.write("etc/modprobe.d/own.conf", f"{line}\n")
+    assert read(host).unsafe_interrupts is allowed

@@ -1,0 +1,132 @@
+"""A card that is the host's screen (homelab/host/consoles.py): what holds its memory, what lets go of it, what is said first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from homelab.host import consoles, gates, plan
+from homelab.host.consoles import NO_FRAMEBUFFER
+from homelab.host.facts import HostFacts
+from homelab.settings import Host
+from tests.unit.hosts import desktop, device, settings
+
+CARD = "0000:c3:00.0"
+BOOTFB: dict[str, Any] = {"framebuffers": {CARD: ["BOOTFB", "simpledrm"]}}
+
+
+def only_card(code: str = "030000", driver: str = "", configured: str = "quiet", **changes: Any) -> HostFacts:
+    """A host whose only card is its screen; of another class than VGA, the firmware doesn't mark it."""
+    line = {"running": configured, "configured": configured, "others": "quiet", "generated": configured}
+    one = device(CARD, "1002:1586", code, 5, driver=driver, boot_vga=int(code == "030000"))
+    values: dict[str, Any] = {"devices": [one], "cmdline": line, "modules": ["vfio", "vfio_iommu_type1", "vfio_pci"]}
+    return desktop(**(values | changes))
+
+
+def host(**changes: Any) -> Host:
+    return settings({"card": {"address": "c3:00", "allowConsole": True}}, **changes)
+
+
+def unfree(facts: HostFacts) -> list[str]:
+    return [str(error) for error in consoles.freed(facts, "card", host().gpus["card"], "0000:c3:00")]
+
+
+def notes(facts: HostFacts, host: Host) -> str:
+    return "\n".join(gates.remarks(facts, host, gates.check(facts, host)[0]))
+
+
+def test_a_card_that_the_kernel_draws_on_is_the_console_though_no_vga() -> None:
+    refused = settings({"card": {"address": "c3:00"}})
+    assert gates.check(only_card("038000"), refused)[1] == []
+    (error,) = gates.check(only_card("038000", **BOOTFB), refused)[1]
+    assert "the kernel draws into its memory" in error.found and "allowConsole" in error.next
+    assert gates.check(only_card("038000", **BOOTFB), host())[1] == []
+
+
+@pytest.mark.parametrize(
+    ("kernel", "code", "verdict"),
+    [
+        ("6.17.2-1-pve", "030000", "frees"),
+        ("6.0.0-1-pve", "030000", "frees"),
+        ("5.15.158-2-pve", "030000", "word"),
+        ("6.17.2-1-pve", "038000", "word"),
+        ("6.18.48", "038000", "nothing"),
+        ("7.0.6-2-pve", "030200", "nothing"),
+        ("7.0.6-2-pve", "120000", "word"),
+        ("unknown", "030000", "word"),
+    ],
+)
+def test_what_is_known_of_a_kernel_counts_by_the_kind_of_card(kernel: str, code: str, verdict: str) -> None:
+    facts = only_card(code, kernel=kernel)
+    assert consoles.verdict(facts, facts.devices[0]) == verdict
+
+
+def test_before_the_card_is_bound_a_picture_in_its_memory_is_no_fault() -> None:
+    assert unfree(only_card(driver="amdgpu", **BOOTFB)) == unfree(only_card(**BOOTFB)) == []
+
+
+def test_once_it_is_bound_nothing_of_the_console_holds_its_memory() -> None:
+    assert unfree(only_card(driver="vfio-pci")) == []
+    (said,) = unfree(only_card(driver="vfio-pci", kernel="5.15.1-1-pve", **BOOTFB))
+    assert f"BOOTFB, simpledrm within the memory of {CARD}" in said and "bootFramebuffer: off" in said
+    # Where the word runs, or is known not to help, it isn't offered again.
+    for facts in (
+        only_card("038000", driver="vfio-pci", kernel="6.18.48", **BOOTFB),
+        only_card(driver="vfio-pci", configured=f"quiet {NO_FRAMEBUFFER}", **BOOTFB),
+    ):
+        (said,) = unfree(facts)
+        assert "bootFramebuffer" not in said and "another card be the screen" in said
+
+
+def test_the_verification_after_a_reboot_looks_for_it() -> None:
+    facts = only_card("038000", driver="vfio-pci", **BOOTFB)
+    want = plan.wanted(facts, host())
+    assert any("within the memory of" in error.found for error in plan.verify(facts, host(), want))
+
+
+def test_a_vm_that_runs_with_the_card_shows_that_it_can_be_used() -> None:
+    guests = {"running": [103], "configs": [], "mappings": "", "reservations": f"{CARD} 103 pid 1234\n"}
+    assert unfree(only_card(driver="vfio-pci", guests=guests, **BOOTFB)) == []
+
+
+def test_the_word_is_written_where_it_has_an_effect_and_stays_once_it_is_ours() -> None:
+    off = host(bootFramebuffer="off")
+    assert plan.wanted(only_card(), host()).vfio_words.split()[1:] == []
+    assert plan.wanted(only_card(), off).vfio_words.split()[1:] == [NO_FRAMEBUFFER]
+    # With the word there is no picture any more, by which a card that is no VGA could be told.
+    again = only_card("038000", driver="vfio-pci", configured=f"quiet homelab.vfio={CARD}=1002:1586 {NO_FRAMEBUFFER}")
+    assert plan.wanted(again, off).vfio_words.split()[1:] == [NO_FRAMEBUFFER]
+    assert plan.wanted(again, host()).vfio_words.split()[1:] == []
+    assert "has no effect" not in notes(again, off)
+
+
+def test_where_no_given_card_is_the_screen_nothing_is_written_and_that_is_said() -> None:
+    off = settings(bootFramebuffer="off")
+    assert NO_FRAMEBUFFER not in plan.wanted(desktop(), off).vfio_words
+    assert "bootFramebuffer: off has no effect" in notes(desktop(), off)
+    stays = settings({"card": {"address": "c3:00", "use": "host"}}, bootFramebuffer="off")
+    assert plan.wanted(only_card(), stays).vfio_words == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("quiet", "takes no login yet (console=tty0 console=ttyS0,115200"),
+        ("quiet console=tty0", "takes no login yet"),
+        ("console=tty0 console=ttyS1,115200n8", "by its serial port (console=ttyS1,115200n8)"),
+    ],
+)
+def test_another_way_in_is_said_first(words: str, said: str) -> None:
+    line = {"running": words, "configured": words, "others": words, "generated": words}
+    off = host(bootFramebuffer="off")
+    text = notes(only_card(cmdline=line), off)
+    assert said in text and "log in over the network" in text
+    assert text.index("log in over the network") < text.index(NO_FRAMEBUFFER)
+    assert "the boot entry 'without GPU passthrough' is without it; this kernel would let go" in text
+
+
+def test_a_kernel_that_may_not_let_go_is_said_before_the_reboot() -> None:
+    assert "may not let go" in notes(only_card("038000", **BOOTFB), host())
+    assert "may not let go" not in notes(only_card(**BOOTFB), host())
+    assert notes(desktop(), settings()) == ""

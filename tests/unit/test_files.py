@@ -1,0 +1,225 @@
+"""homelab/settings/download.py, homelab/vm/files.py: which files guests are made of, where each comes from, and what stands against it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from homelab import rights
+from homelab.errors import HomelabError
+from homelab.settings import Download, parse
+from homelab.settings.download import images
+from homelab.vm import files
+from tests.unit.hosts import KEY
+from tests.unit.test_rights import listed_row
+
+API = {"token": "homelab@pve!pulumi", "tokenSecret": "x" * 36, "fingerprint": "ab" * 32}
+DISK = {"storage": "fast", "size": 32}
+ROW = {"storage": "local", "enabled": 1, "active": 1, "content": "iso,import,vztmpl", "avail": 10 << 30}
+
+
+def download(**about: Any) -> Download:
+    return Download.model_validate(about)
+
+
+def settings(
+    downloads: dict[str, Any], *, vm: dict[str, Any] | None = None, container: dict[str, Any] | None = None
+) -> Any:
+    host = {"address": "192.0.2.1", "ssh": {"hostKey": KEY, "password": "a"}, "api": API, "downloads": downloads}
+    host["gpus"] = {"big": {"match": "10de:2684", "use": "lxc"}}
+    whole: dict[str, Any] = {"hosts": {"pve": host}, "allowPlainSecrets": True}
+    if vm is not None:
+        whole["vms"] = {"dev": {"host": "pve", "vmid": 200, "create": {"disk": DISK, **vm}}}
+    if container is not None:
+        whole["containers"] = {
+            "ai": {"host": "pve", "ctid": 300, "gpus": ["big"], "create": {"disk": DISK, **container}}
+        }
+    return parse({key: json.dumps(one) for key, one in whole.items()})
+
+
+# -- settings ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("about", "volume"),
+    [
+        ({"image": "ubuntu-24.04"}, "local:import/noble-server-cloudimg-amd64.qcow2"),
+        ({"image": "debian-13", "storage": "nas"}, "nas:import/debian-13-generic-amd64.qcow2"),
+        ({"image": "virtio-win"}, "local:iso/virtio-win.iso"),
+        ({"url": "https://example.org/a/b.iso"}, "local:iso/b.iso"),
+        ({"url": "https://example.org/cloud.img", "file": "cloud.qcow2"}, "local:import/cloud.qcow2"),
+        (
+            {"template": "debian-12-standard_12.7-1_amd64.tar.zst"},
+            "local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst",
+        ),
+    ],
+)
+def test_a_download_comes_to_the_volume_that_its_file_name_says(about: dict[str, Any], volume: str) -> None:
+    assert download(**about).volume == volume
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ({}, "exactly one of image, url and template"),
+        ({"image": "virtio-win", "url": "https://example.org/a.iso"}, "exactly one of"),
+        ({"image": "windows-11"}, "expected one of ubuntu-24.04"),
+        ({"url": "http://example.org/a.iso"}, "expected https"),
+        ({"url": "https://example.org/cloud.img"}, "mostly qcow2"),
+        ({"url": "https://example.org/whole.ova"}, "expected a name that ends in"),
+        ({"url": "https://example.org/a.iso", "file": "../a.iso"}, "a file's name"),
+        ({"url": "https://example.org/a.iso", "checksum": "md5:" + "0" * 32}, "sha256:"),
+        ({"template": "debian.iso"}, "pveam available"),
+        ({"template": "a.tar.zst", "checksum": "sha256:" + "0" * 64}, "has a template's own"),
+        ({"image": "virtio-win", "file": "drivers.iso"}, "only a file from url"),
+    ],
+)
+def test_a_mistaken_download_is_refused_with_its_reason(about: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said.replace(".", r"\.")):
+        download(**about)
+
+
+def test_guests_name_downloads_and_volumes_alike() -> None:
+    downloads = {"noble": {"image": "ubuntu-24.04"}, "virtio": {"image": "virtio-win"}, "ct": {"template": "a.tar.zst"}}
+    made = settings(downloads, vm={"image": "noble"}, container={"template": "ct"})
+    assert made.vms["dev"].create.image == "local:import/noble-server-cloudimg-amd64.qcow2"
+    assert made.containers["ai"].create.template == "local:vztmpl/a.tar.zst"
+    made = settings(downloads, vm={"isos": ["local:iso/Win11.iso", "virtio"]})
+    assert made.vms["dev"].create.isos == ["local:iso/Win11.iso", "local:iso/virtio-win.iso"]
+
+
+@pytest.mark.parametrize(
+    ("vm", "container", "said"),
+    [
+        ({"image": "focal"}, None, "vms.dev.create.image: focal is neither a volume (such as local:iso/NAME.iso) nor one of the host's downloads; it has virtio"),
+        ({"image": "virtio"}, None, "expected a disk image (.qcow2, .raw, .vmdk), and the download virtio is local:iso/virtio-win.iso"),
+        (None, {"template": "virtio"}, "containers.ai.create.template: expected a template of containers"),
+    ],
+)  # fmt: skip
+def test_a_guest_that_names_no_fitting_download_is_refused(vm: Any, container: Any, said: str) -> None:
+    with pytest.raises(HomelabError) as raised:
+        settings({"virtio": {"image": "virtio-win"}}, vm=vm, container=container)
+    assert said in raised.value.found
+
+
+def test_two_downloads_of_one_file_are_refused() -> None:
+    with pytest.raises(HomelabError, match="another download is local:iso/virtio-win.iso"):
+        settings({"a": {"image": "virtio-win"}, "b": {"url": "https://example.org/virtio-win.iso"}})
+
+
+def test_the_settings_page_names_every_known_image() -> None:
+    about = Download.model_fields["image"].description or ""
+    assert all(f"`{name}`" in about for name in images())
+    assert all(
+        one.url.startswith("https://") and (one.sums or "https://").startswith("https://") for one in images().values()
+    )
+    # One without a checksum is named as such.
+    assert [name for name, one in images().items() if one.sums is None] == ["virtio-win"]
+
+
+def test_the_rights_are_those_that_a_download_takes_and_no_more() -> None:
+    iso = download(image="virtio-win")
+    storage = {"Datastore.AllocateTemplate", "Datastore.Audit|Datastore.AllocateSpace"}
+    assert rights.of_download(iso, "pve") == {
+        "/storage/local": storage | {"Datastore.Allocate"},
+        "/nodes/pve": {"Sys.AccessNetwork"},
+    }
+    listed = {
+        one for row in ("`downloads`", "`downloads` that are removed again (without `keep`)") for one in listed_row(row)
+    }
+    assert {name.partition("|")[0] for name in storage | {"Datastore.Allocate"}} == listed
+    assert listed_row("`downloads` from an address") == {"Sys.AccessNetwork"}
+    kept = iso.model_copy(update={"keep": True})
+    assert rights.of_download(kept, "pve")["/storage/local"] == storage
+    template = download(template="a.tar.zst")
+    assert set(rights.of_download(template, "pve")) == {"/storage/local"}
+
+
+# -- decisions -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("form", ["{0} *a.img\n", "{0}  a.img\n", "{0}  ./a.img\n", "{1} *other.img\n{0} *a.img\r\n"])
+@pytest.mark.parametrize(("algorithm", "digits"), [("sha256", 64), ("sha512", 128)])
+def test_a_checksum_is_found_in_its_makers_list(form: str, algorithm: str, digits: int) -> None:
+    text = "# a comment\n" + form.format("a" * digits, "b" * digits)
+    assert files.sum_in(text, "a.img") == f"{algorithm}:{'a' * digits}"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a" * 64 + " *a.img.zst\n", "a" * 63 + " *a.img\n", "<html>404</html>", "x" + "a" * 64 + " *a.img\n"]
+)
+def test_what_is_no_checksum_of_the_file_is_none(text: str) -> None:
+    assert files.sum_in(text, "a.img") is None
+
+
+def test_a_file_is_in_use_where_a_guests_drive_names_it() -> None:
+    lines = """pve/qemu-server/103.conf:sata1: local:iso/virtio-win.iso,media=cdrom,size=1M
+pve2/qemu-server/104.conf:ide2: media=cdrom,file=local:iso/virtio-win.iso
+pve/qemu-server/105.conf:sata0: local:iso/virtio-win.iso.old,media=cdrom
+pve/qemu-server/106.conf:description: local:iso/virtio-win.iso
+pve/lxc/901.conf:mp0: local:iso/virtio-win.iso,mp=/mnt
+pve/qemu-server/103.conf:sata0: local:iso/virtio-win.iso,media=cdrom"""
+    assert files.users("local:iso/virtio-win.iso", lines) == ["VM 103 on pve", "VM 104 on pve2", "container 901 on pve"]
+
+
+def test_a_storage_that_takes_it_stands_against_nothing() -> None:
+    assert files.against("hosts.pve.downloads.a", "local:iso/a.iso", [ROW], 10 << 30) is None
+
+
+@pytest.mark.parametrize(
+    ("row", "size", "found", "next_step"),
+    [
+        ({"storage": "other"}, None, "no such storage, or it is switched off; for ISO images there are: other", "a.storage"),
+        ({"enabled": 0}, None, "no such storage", "a.storage"),
+        ({"active": 0}, None, "not active", "pvesm status"),
+        ({"content": "images,rootdir"}, None, "takes images, rootdir, and not `iso`", "pvesm set local --content images,iso,rootdir"),
+        ({"avail": 5 << 20}, 6 << 20, "the file has 6 MiB, and the storage has 5 MiB left", "make room"),
+    ],
+)  # fmt: skip
+def test_a_storage_that_cannot_take_it_is_refused(
+    row: dict[str, Any], size: int | None, found: str, next_step: str
+) -> None:
+    error = files.against("hosts.pve.downloads.a", "local:iso/a.iso", [{**ROW, **row}], size)
+    assert error is not None and found in error.found and next_step in error.next
+
+
+@pytest.mark.parametrize(
+    ("volume", "said"),
+    [
+        ("local:iso/Win11_24H2.iso", "microsoft.com"),
+        ("local:iso/debian.iso", "hosts.NAME.downloads"),
+        ("local:import/a.qcow2", "copy it into the folder import"),
+        ("local:vztmpl/a.tar.zst", "{template: a.tar.zst, storage: local}"),
+    ],
+)
+def test_a_missing_file_is_named_with_what_to_upload(volume: str, said: str) -> None:
+    error = files.missing("vms.gaming.create", volume, ["local:iso/other.iso"])
+    assert volume in error.wanted and "local:iso/other.iso" in error.found and said in error.next
+
+
+@pytest.mark.parametrize(
+    ("reason", "why"),
+    [
+        ("checksum mismatch: got 'a' != expect 'b'", "thrown away"),
+        ("checksum mismatch: got 'a' != expect 'b', aborting", "it was not touched"),
+        ("download failed: Cannot write to ‘a.iso.tmp’ (No space left on device).", "has become full"),
+        ("download failed: 2026-11-21 03:34:55 ERROR 404: Not Found.", "no such file"),
+        ("download failed: Connecting to 127.0.0.1:1... failed: Connection refused.", "couldn't get it"),
+        ("received interrupt", "stopped the task"),
+    ],
+)
+def test_a_failed_download_is_explained_by_its_own_words(reason: str, why: str) -> None:
+    known = files.of_failed("hosts.pve.downloads.a", "https://example.org/a.iso", reason)
+    assert known is not None and why in known[0]
+
+
+def test_the_plan_says_whence_each_file_comes_and_what_becomes_of_it() -> None:
+    downloads = {
+        "noble": {"image": "ubuntu-24.04", "keep": True},
+        "virtio": {"image": "virtio-win"},
+        "ct": {"template": "a.tar.zst"},
+    }
+    first, second, third = files.describe(settings(downloads).hosts["pve"]).splitlines()
+    assert (
+        "(noble): downloaded from https://cloud-images.ubuntu.com/" in first and "SHA256SUMS; kept on destroy" in first
+    )
+    assert "not compared with a checksum: there is none; removed on destroy, unless a guest uses it" in second
+    assert "as Proxmox VE's list of templates has it, with the list's checksum" in third

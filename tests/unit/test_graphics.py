@@ -1,0 +1,224 @@
+"""AMD's and Intel's graphics as cards of VMs (homelab/host/graphics.py): drivers that are left alone, kernels that crash, GVT-g, legacy mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from homelab.host import gates, graphics, plan
+from homelab.host.classes import DRIVERS
+from homelab.host.facts import HostFacts
+from homelab.host.plan import NVIDIA_BLACKLIST
+from homelab.settings import Host, Vm
+from homelab.vm import plan as vm_plan
+from homelab.vm.config import VmCard, Wish, check, wanted
+from tests.unit.hosts import desktop, device, gpu, settings
+
+RADEON = device("0000:03:00.0", "1002:744c", "030000", 18, driver="amdgpu", parent="0000:00:02.1")
+ARC = device("0000:03:00.0", "8086:56a6", "030000", 18, driver="i915", parent="0000:00:02.1")
+SOUND = device("0000:03:00.1", "1002:ab30", "040300", 18, driver="snd_hda_intel", parent="0000:00:02.1")
+GIVEN = settings({"card": {"address": "03:00"}})
+HOST = [device("0000:00:02.1", "1022:14db", "060400", 2, driver="pcieport", acs=True)]
+
+
+def line(configured: str, others: str = "quiet", running: str = "quiet") -> dict[str, str]:
+    return {"running": running, "configured": configured, "others": others, "generated": configured}
+
+
+def reasons(facts: HostFacts, host: Host) -> list[str]:
+    return [error.found for error in gates.check(facts, host)[1]]
+
+
+# -- whose drivers are kept off ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("card", [RADEON, ARC])
+@pytest.mark.parametrize("beside", [[], [gpu("0000:01:00", 16)]])
+def test_no_driver_is_kept_off_for_a_card_of_another_maker(card: dict[str, Any], beside: list[Any]) -> None:
+    facts = desktop(devices=[*HOST, card, SOUND, *(one for pair in beside for one in pair)])
+    assert plan.wanted(facts, GIVEN).vfio_words.split()[1:] == []
+
+
+def test_with_a_card_of_nvidias_and_one_of_amds_nvidias_drivers_alone_are_kept_off() -> None:
+    both = settings({"card": {"address": "03:00"}, "nvidia": {"address": "01:00"}})
+    words = plan.wanted(desktop(devices=[*HOST, RADEON, SOUND, *gpu()]), both).vfio_words.split()[1:]
+    assert words == [NVIDIA_BLACKLIST]
+    kept_off = words[0].partition("=")[2].split(",")
+    assert not {"amdgpu", "radeon", "i915", "xe", "snd_hda_intel"}.intersection(kept_off)
+    assert set(kept_off) == set(DRIVERS["10de"])
+
+
+def test_a_blacklist_that_an_earlier_version_wrote_is_no_reason_for_a_reboot() -> None:
+    earlier = line(f"quiet homelab.vfio=0000:03:00.0=1002:744c {NVIDIA_BLACKLIST}")
+    facts = desktop(devices=[*HOST, RADEON], cmdline=earlier)
+    assert plan.wanted(facts, GIVEN).vfio_words.endswith(f" {NVIDIA_BLACKLIST}")
+    # Somebody else's is no reason to write it as ours; and it goes once a card of NVIDIA's stays.
+    theirs = line(f"quiet {NVIDIA_BLACKLIST}", others=f"quiet {NVIDIA_BLACKLIST}")
+    assert NVIDIA_BLACKLIST not in plan.wanted(desktop(devices=[*HOST, RADEON], cmdline=theirs), GIVEN).vfio_words
+    stays = desktop(devices=[*HOST, RADEON, *gpu()], cmdline=earlier)
+    assert NVIDIA_BLACKLIST not in plan.wanted(stays, GIVEN).vfio_words
+
+
+# -- kernels that crash when a driver lets go -----------------------------------------------------------------------------
+def virtual(kernel: str, driver: str = "amdgpu") -> HostFacts:
+    owner = device("0000:03:00.0", "1002:7461", "030000", 18, driver="amdgpu", vfs=1)
+    return desktop(
+        devices=[owner, device("0000:03:02.0", "1002:7461", "030000", 19, driver=driver, physfn="0000:03:00.0")],
+        kernel=kernel,
+    )
+
+
+VIRTUAL = settings({"vf": {"address": "0000:03:02.0"}})
+
+
+@pytest.mark.parametrize("kernel", ["7.0.14-1-pve", "7.0.14-2-pve"])
+def test_a_virtual_function_isnt_taken_from_amdgpu_on_a_kernel_that_crashes(kernel: str) -> None:
+    (found,) = reasons(virtual(kernel), VIRTUAL)
+    assert found.startswith(f"the kernel {kernel}, and 0000:03:02.0 graphics card") and "on amdgpu" in found
+    # What no driver has, and what is bound at boot, was never on one.
+    assert reasons(virtual(kernel, driver=""), VIRTUAL) == []
+    assert reasons(desktop(devices=[*HOST, RADEON], kernel=kernel), GIVEN) == []
+
+
+@pytest.mark.parametrize("kernel", ["7.0.14-3-pve", "7.0.14-10-pve", "7.0.13-1-pve", "6.17.2-1-pve"])
+def test_on_any_other_kernel_it_is(kernel: str) -> None:
+    assert reasons(virtual(kernel), VIRTUAL) == []
+
+
+def test_what_goes_along_with_a_card_isnt_taken_from_amdgpu_either() -> None:
+    member = device("0000:04:00.0", "1002:1900", "030000", 16, driver="amdgpu")
+    host = settings({"g": {"match": "10de:2b85", "allowGroupMembers": ["0000:04:00.0"]}})
+    (found,) = reasons(desktop(member, kernel="7.0.14-2-pve"), host)
+    assert "0000:04:00.0" in found
+    assert reasons(desktop(member), host) == []
+
+
+# -- GVT-g ------------------------------------------------------------------------------------------------------------------
+def integrated(ids: str, words: str = "", **changes: Any) -> HostFacts:
+    return desktop(
+        devices=[device("0000:00:02.0", ids, "030000", 3, driver="i915", boot_vga=1)],
+        cmdline=line(f"quiet {words}", others=f"quiet {words}"),
+        cpu_vendor="GenuineIntel",
+        iommu={"tables": ["DMAR"], "groups": 9, "kernel_log": "", "interrupts": "remapped"},
+        **changes,
+    )
+
+
+IGPU = settings({"igpu": {"address": "00:02.0", "allowConsole": True}})
+
+
+@pytest.mark.parametrize(
+    "ids", ["8086:9a49", "8086:4c8a", "8086:4680", "8086:a780", "8086:7d55", "8086:8a56", "8086:0412"]
+)
+def test_gvt_g_is_refused_where_the_graphics_never_had_it(ids: str) -> None:
+    (error,) = gates.check(integrated(ids, "i915.enable_gvt=1"), IGPU)[1]
+    assert "i915.enable_gvt=1" in error.found and "10th generation" in error.why
+    assert reasons(integrated(ids), IGPU) == []
+
+
+@pytest.mark.parametrize("ids", ["8086:1616", "8086:1912", "8086:5912", "8086:3e92", "8086:9bc5", "8086:5a85"])
+def test_where_they_have_it_the_word_is_no_reason(ids: str) -> None:
+    assert reasons(integrated(ids, "i915.enable_gvt=1"), IGPU) == []
+
+
+def test_gvt_g_says_nothing_of_a_card_of_its_own() -> None:
+    facts = desktop(devices=[*HOST, ARC], cmdline=line("quiet", others="i915.enable_gvt=1"))
+    assert reasons(facts, GIVEN) == []
+
+
+# -- legacy mode ------------------------------------------------------------------------------------------------------------
+LEGACY = {"gpu": "igpu", "legacyIgd": True, "pcie": False}
+
+
+def vm(**changes: Any) -> Vm:
+    return Vm.model_validate({"host": "pve", "vmid": 103, "gpus": [LEGACY], "display": "none", **changes})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"gpus": [LEGACY | {"pcie": True}]},
+        {"gpus": [LEGACY | {"xVga": True}]},
+        {"gpus": [LEGACY | {"rombar": False}]},
+        {"display": "keep"},
+        {"machine": "q35"},
+        {"create": {"disk": {"storage": "local", "size": 8}}},
+    ],
+)
+def test_what_legacy_mode_doesnt_go_with_is_refused_in_the_settings(wrong: dict[str, Any]) -> None:
+    vm()
+    with pytest.raises(ValidationError, match="legacyIgd"):
+        vm(**wrong)
+
+
+def card(**changes: Any) -> VmCard:
+    return VmCard("igpu", "igpu", "0000:00:02", pcie=False, legacy_igd=True, **changes)
+
+
+def test_a_vm_gets_the_graphics_in_legacy_mode_and_no_other_screen() -> None:
+    wish = Wish("sandbox", 103, [card()], display="none")
+    assert wanted({"machine": "pc-i440fx-9.2"}, wish, {}) == {"hostpci0": "mapping=igpu,legacy-igd=1", "vga": "none"}
+    assert check({"machine": "pc-i440fx-9.2"}, wish, {})[0] == []
+    (error,) = check({"machine": "q35"}, wish, {})[0]
+    assert "i440fx" in error.wanted and error.found == "machine: q35"
+
+
+@pytest.mark.parametrize(
+    ("facts", "host", "refused"),
+    [
+        (integrated("8086:5912"), IGPU, False),
+        (desktop(devices=[*HOST, ARC]), settings({"igpu": {"address": "03:00"}}), True),
+        (desktop(), settings({"igpu": {"match": "10de:2b85"}}), True),
+    ],
+)
+def test_legacy_mode_is_for_intels_processor_graphics_alone(facts: HostFacts, host: Host, refused: bool) -> None:
+    facts = facts.model_copy(
+        update={
+            "guests": facts.guests.model_validate(
+                {
+                    "running": [],
+                    "configs": [{"kind": "vm", "id": 103, "lines": "machine: pc"}],
+                    "mappings": "",
+                    "reservations": "",
+                }
+            )
+        }
+    )
+    errors = vm_plan.describe("pve", facts, host, plan.wanted(facts, host), {"sandbox": vm()})[1]
+    assert bool(errors) is refused
+    assert all("legacyIgd" in error.wanted for error in errors)
+
+
+@pytest.mark.parametrize(
+    ("facts", "use", "said"),
+    [
+        (desktop(devices=[device("0000:c6:00.0", "1002:1900", "030000", 17)]), {}, "from the firmware's table VFCT"),
+        (
+            desktop(devices=[device("0000:c6:00.0", "10de:2b85", "030000", 17, boot_vga=1)]),
+            {},
+            "a changed copy of its ROM",
+        ),
+        (desktop(devices=[device("0000:c6:00.0", "8086:56a6", "030000", 17)]), {}, ""),
+        (desktop(devices=[device("0000:c6:00.0", "1002:1900", "030000", 17)]), {"romfile": "a.rom"}, ""),
+        (integrated("8086:4680"), {}, "no ROM for UEFI of their own"),
+        (integrated("8086:5912"), {"legacyIgd": True, "pcie": False}, ""),
+    ],
+)
+def test_the_plan_says_which_card_wants_a_rom_file(facts: HostFacts, use: dict[str, Any], said: str) -> None:
+    host = settings({"g": {"address": facts.devices[0].slot, "allowConsole": True}})
+    given = vm(
+        gpus=[{"gpu": "g", **use}],
+        create={"disk": {"storage": "local", "size": 8}, "machine": "pc"} if use.get("legacyIgd") else None,
+    )
+    text = vm_plan.describe("pve", facts, host, plan.wanted(facts, host), {"sandbox": given})[0]
+    assert said in text
+    assert ("ROM" in text) is bool(said)
+
+
+def test_the_state_of_a_vm_without_new_settings_is_as_it_was() -> None:
+    use = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["igpu"]}).gpus[0]
+    assert set(use.as_inputs()) == {"gpu", "x_vga", "rombar", "pcie", "romfile", "by_address"}
+
+
+def test_the_data_say_where_they_are_from() -> None:
+    assert all(row.source for row in (*graphics.data().rebinding, *graphics.data().gvt_g, *graphics.data().roms))

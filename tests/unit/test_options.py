@@ -1,0 +1,114 @@
+"""Options of cards that only newer versions of Proxmox VE know (homelab/host/options.py), and the mapping's flag for live migration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from homelab.host import gates, plan
+from homelab.host.facts import HostFacts
+from homelab.provider import pci_mapping
+from homelab.resources.pci_mapping import PciMapping
+from homelab.settings import Vm
+from homelab.vm import plan as vm_plan
+from homelab.vm.config import VmCard
+from tests.unit.hosts import desktop, device, settings
+
+NEW = {"qemu-server": "9.0.25", "libpve-guest-common-perl": "6.0.2"}
+
+
+def split(packages: dict[str, str]) -> HostFacts:
+    owner = device("0000:41:00.0", "8086:56c0", "038000", 30, vfs=1, driver="xe")
+    return desktop(owner, device("0000:41:00.1", "8086:56c0", "038000", 31, physfn="0000:41:00.0"), packages=packages)
+
+
+VF = settings({"vf": {"address": "0000:41:00.1", "liveMigration": True}})
+
+
+@pytest.mark.parametrize(
+    ("version", "known"),
+    [("5.1.7", True), ("5.2.2", True), ("6.0", True), ("5.1.6", False), ("5.1", False), ("4.9.9", False), ("", False)],
+)
+def test_a_mapping_is_for_live_migration_where_proxmox_ve_knows_it(version: str, known: bool) -> None:
+    facts = split({"libpve-guest-common-perl": version} if version else {})
+    assert (gates.check(facts, VF)[1] == []) is known
+
+
+def test_a_whole_card_cant_be_migrated_while_its_vm_runs() -> None:
+    (error,) = gates.check(desktop(packages=NEW), settings({"g": {"match": "10de:2b85", "liveMigration": True}}))[1]
+    assert error.found == "it is a card as a whole"
+
+
+@pytest.mark.parametrize(
+    ("version", "known"), [("9.0.25", True), ("9.1.0~1", True), ("9.0.24", False), ("8.4.5", False)]
+)
+def test_a_driver_is_kept_where_proxmox_ve_knows_it(version: str, known: bool) -> None:
+    facts, host = split({"qemu-server": version}), settings({"vf": {"address": "0000:41:00.1"}})
+    vm = Vm.model_validate(
+        {
+            "host": "pve",
+            "vmid": 103,
+            "gpus": [{"gpu": "vf", "driver": "keep"}],
+            "create": {"disk": {"storage": "local", "size": 8}},
+        }
+    )
+    errors = vm_plan.describe("pve", facts, host, plan.wanted(facts, host), {"sandbox": vm})[1]
+    assert (errors == []) is known
+    assert VmCard("vf", "vf", "0000:41:00.1", driver="keep").hostpci == "mapping=vf,driver=keep,pcie=1"
+
+
+class Api:
+    """A mapping, as Proxmox VE's API has it."""
+
+    def __init__(self, **mapping: Any) -> None:
+        self.mapping = mapping
+
+    def get(self, _path: str, _wanted: str) -> dict[str, Any]:
+        return {"digest": "1", **self.mapping}
+
+    def put(self, _path: str, _wanted: str, **parameters: Any) -> None:
+        parameters.pop("digest")
+        gone = parameters.pop("delete", None)
+        self.mapping = {key: value for key, value in {**self.mapping, **parameters}.items() if key != gone}
+
+    def delete(self, _path: str, _wanted: str) -> None:
+        self.mapping = {}
+
+
+OTHER = "node=pve2,path=0000:41:00.1,id=8086:56c0"
+
+
+def inputs(**changes: Any) -> PciMapping.Inputs:
+    about: dict[str, Any] = {
+        "host": "pve",
+        "node": "pve",
+        "mapping": "vf",
+        "before": "",
+        "known": True,
+        "live_migration": True,
+    }
+    return PciMapping.Inputs(**(about | {"entry": {"path": "0000:41:00.1", "id": "8086:56c0"}} | changes))
+
+
+@pytest.mark.parametrize("had_flag", [False, True])
+def test_the_flag_is_set_and_goes_with_our_entry_where_it_was_ours(had_flag: bool) -> None:
+    before = {"map": [OTHER], **({pci_mapping.FLAG: 1} if had_flag else {})}
+    api: Any = Api(**before)
+    pci_mapping._write_once(api, inputs(had_flag=had_flag), None)
+    assert api.mapping[pci_mapping.FLAG] == 1 and len(api.mapping["map"]) == 2
+    pci_mapping._remove(api, inputs(had_flag=had_flag))
+    assert api.mapping == before
+
+
+def test_a_flag_that_isnt_wanted_any_more_is_taken_away_and_the_entries_stay() -> None:
+    api: Any = Api(map=[OTHER], **{pci_mapping.FLAG: 1})
+    pci_mapping._take_flag(api, inputs(live_migration=False))
+    assert api.mapping == {"map": [OTHER]}
+
+
+def test_without_the_setting_a_flag_of_somebody_elses_stays() -> None:
+    api: Any = Api(map=[OTHER], **{pci_mapping.FLAG: 1})
+    pci_mapping._write_once(api, inputs(live_migration=False), None)
+    pci_mapping._remove(api, inputs(live_migration=False))
+    assert api.mapping == {"map": [OTHER], pci_mapping.FLAG: 1}

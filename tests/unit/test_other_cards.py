@@ -1,0 +1,252 @@
+"""Intel's and AMD's cards for containers: what a container gets of them, and what stands against it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from homelab.container import makers, others
+from homelab.container import plan as container_plan
+from homelab.errors import HomelabError
+from homelab.host import plan
+from homelab.host.facts import HostFacts
+from homelab.init import cards as init_cards
+from homelab.settings import Container
+from homelab.show.cards import of_outputs
+from tests.unit.hosts import desktop, device, settings
+from tests.unit.test_containers import DRIVER
+
+AMD, INTEL = "0000:0b:00.0", "0000:00:02.0"
+IGPU = device(INTEL, "8086:a780", "030000", 3, driver="i915")
+GPUS = {
+    "radeon": {"match": "1002:164e", "use": "lxc"},
+    "uhd": {"match": "8086:a780", "use": "lxc"},
+    "big": {"match": "10de:2b85", "use": "lxc"},
+}
+DRM = {
+    AMD: {"card": "card1", "render": "renderD129", "kfd": True},
+    INTEL: {"card": "card0", "render": "renderD128", "kfd": False},
+}
+GUESTS = {
+    "running": [],
+    "mappings": "",
+    "reservations": "",
+    "configs": [{"kind": "lxc", "id": 901, "lines": "hostname: box"}],
+}
+
+
+def host(**changes: Any) -> HostFacts:
+    return desktop(*changes.pop("more", [IGPU]), **({"drm": DRM, "guests": GUESTS} | changes))
+
+
+def container(*gpus: str, **changes: Any) -> Container:
+    return Container.model_validate({"host": "pve", "ctid": 901, "gpus": list(gpus)} | changes)
+
+
+def got(facts: HostFacts, one: Container, gpus: dict[str, Any] | None = None, **more: Any) -> dict[str, list[str]]:
+    want = plan.wanted(facts, settings(GPUS if gpus is None else gpus))
+    found, errors = others.shared("media", one, facts, want.gpus, "pve", **more)
+    if errors:
+        raise errors[0]
+    return {name: card["nodes"] for name, card in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "wanted"),
+    [
+        (["uhd"], "render", {"uhd": ["/dev/dri/renderD128"]}),
+        (["uhd"], "all", {"uhd": ["/dev/dri/renderD128", "/dev/dri/card0"]}),
+        (["radeon"], "render", {"radeon": ["/dev/dri/renderD129", "/dev/kfd"]}),
+        (["radeon", "uhd"], "render", {"uhd": ["/dev/dri/renderD128"], "radeon": ["/dev/dri/renderD129", "/dev/kfd"]}),
+        (["big"], "all", {}),
+    ],
+)
+def test_a_card_is_its_node_for_computing_unless_more_is_asked_for(
+    gpus: list[str], nodes: str, wanted: dict[str, list[str]]
+) -> None:
+    assert got(host(), container(*gpus, nodes=nodes)) == wanted
+
+
+def test_the_scripts_are_told_addresses_and_no_numbers() -> None:
+    want = plan.wanted(host(), settings(GPUS))
+    found, _ = others.shared("media", container("radeon", "uhd"), host(), want.gpus, "pve")
+    assert makers.words(found) == f"{INTEL}=render {AMD}=render,kfd"
+    assert makers.nodes(makers.words(found), host().drm) == ["/dev/dri/renderD128", "/dev/dri/renderD129", "/dev/kfd"]
+
+
+def cmdline(words: str) -> dict[str, str]:
+    return {"running": words, "configured": words, "others": words, "generated": words}
+
+
+OFF = {address: about for address, about in DRM.items() if address != AMD}
+AWAY = device(AMD, "1002:164e", "030000", 20)
+ON_VFIO = device(AMD, "1002:164e", "030000", 20, driver="vfio-pci")
+NO_DRIVER = [*[one for one in desktop().model_dump(by_alias=True)["devices"] if one["address"] != AMD], AWAY]
+
+
+@pytest.mark.parametrize(
+    ("changes", "found", "next_"),
+    [
+        ({"drm": OFF, "cmdline": cmdline("quiet nomodeset")}, "nomodeset", "take nomodeset out of"),
+        ({"drm": OFF, "cmdline": cmdline("modprobe.blacklist=nouveau,amdgpu")}, "modprobe.blacklist=nouveau,amdgpu", "take modprobe"),
+        (
+            {"drm": {**OFF, AMD: {"trouble": "amdgpu 0000:0b:00.0: Direct firmware load for amdgpu/psp.bin failed with error -2"}}},
+            "Direct firmware load for amdgpu/psp.bin failed",
+            "pve-firmware",
+        ),
+        ({"drm": {**OFF, AMD: {"trouble": "/etc/modprobe.d/vfio.conf:blacklist amdgpu"}}}, "blacklist amdgpu", "update-initramfs"),
+        # Which words of the kernel are a failure, remote_scripts/lib/read/drm.sh has decided: a file's name is none.
+        ({"drm": {**OFF, AMD: {"trouble": "/etc/modprobe.d/firmware-failed.conf:blacklist amdgpu"}}}, "blacklist amdgpu", "update-initramfs"),
+        ({"drm": {**OFF, AMD: {"trouble": "amdgpu 0000:0b:00.0: loading Firmware x.bin gave up"}}}, "gave up", "pve-firmware"),
+        ({"drm": {**OFF, AMD: {"card": "card1"}}}, "is on amdgpu, which serves no node for computing", "name another card"),
+        ({"drm": OFF, "devices": NO_DRIVER}, "no driver has 0000:0b:00.0", "newer kernel"),
+        (
+            {"guests": {**GUESTS, "configs": [*GUESTS["configs"], {"kind": "vm", "id": 103, "lines": "name: g\nhostpci0: 0b:00"}]}},
+            "given to VM 103 (g)",
+            "hostpci",
+        ),
+        ({"drm": OFF, "devices": [*NO_DRIVER[:-1], ON_VFIO]}, "is on vfio-pci", "another card"),
+        (
+            {"nvidia": {**DRIVER, "dev_trouble": ["pve-container 5.0.6", "upgrade it"]}, "method": "device"},
+            "pve-container 5.0.6",
+            "upgrade it",
+        ),
+    ],
+)  # fmt: skip
+def test_what_stands_against_it_is_said_with_what_to_do(changes: dict[str, Any], found: str, next_: str) -> None:
+    method = changes.pop("method", None)
+    with pytest.raises(HomelabError) as caught:
+        got(host(**changes), container("radeon", method=method))
+    assert found in caught.value.found and next_ in caught.value.next
+
+
+@pytest.mark.parametrize(
+    ("words", "blamed"),
+    [
+        ("nomodeset", True),
+        ("amdgpu.modeset=0", True),
+        ("module_blacklist=amdgpu", True),
+        ("i915.modeset=0", False),
+        ("modprobe.blacklist=i915,xe", False),
+        ("modprobe.blacklist=radeon", False),
+    ],
+)
+def test_another_cards_driver_is_not_blamed(words: str, blamed: bool) -> None:
+    with pytest.raises(HomelabError) as caught:
+        got(host(drm=OFF, cmdline=cmdline(words)), container("radeon"))
+    assert (words in caught.value.found) == blamed
+
+
+def test_of_a_card_without_a_driver_every_driver_of_its_vendor_is_looked_for() -> None:
+    with pytest.raises(HomelabError, match="modprobe.blacklist=radeon"):
+        got(host(drm=OFF, devices=NO_DRIVER, cmdline=cmdline("modprobe.blacklist=radeon")), container("radeon"))
+
+
+def test_a_virtual_function_is_free_where_a_vm_has_another_of_its_slot() -> None:
+    function = device("0000:00:02.1", "8086:a780", "030000", 4, driver="i915", physfn=INTEL)
+    other = device("0000:00:02.2", "8086:a780", "030000", 5, driver="i915", physfn=INTEL)
+    vm = {"kind": "vm", "id": 103, "lines": "name: g\nhostpci0: 00:02.2"}
+    drm = {**DRM, "0000:00:02.1": {"render": "renderD130"}}
+    facts = host(more=[IGPU, function, other], drm=drm, guests={**GUESTS, "configs": [vm]})
+    assert others.unserved("x", facts, facts.by_address["0000:00:02.1"], "pve") is None
+    refused = others.unserved("x", facts, facts.by_address["0000:00:02.2"], "pve")
+    assert refused is not None and "VM 103" in refused.found
+
+
+def test_the_hosts_screen_is_no_reason_to_refuse_it() -> None:
+    assert next(one for one in host().devices if one.address == AMD).boot_vga
+    assert got(host(), container("radeon"))
+
+
+def test_a_card_that_the_next_boot_gives_back_is_refused_after_it_alone() -> None:
+    words = f"quiet homelab.vfio={AMD}=1002:164e"
+    facts = host(devices=[*NO_DRIVER[:-1], ON_VFIO], drm=OFF, cmdline=cmdline(words))
+    assert got(facts, container("radeon"), after_boot=True) == {"radeon": []}
+    with pytest.raises(HomelabError, match="vfio-pci"):
+        got(facts, container("radeon"))
+
+
+def planned(facts: HostFacts, *gpus: str, **changes: Any) -> tuple[str, list[HomelabError]]:
+    want = plan.wanted(facts, settings(GPUS))
+    return container_plan.describe(facts, want, {"media": container(*gpus, **changes)}, {}, "pve")
+
+
+def test_such_a_card_needs_nothing_of_nvidias() -> None:
+    facts = host(nvidia={**DRIVER, "version": "", "trouble": ["no module nvidia", "install it"]})
+    text, errors = planned(facts, "radeon", "uhd")
+    assert errors == []
+    assert "box), off: /dev/dri/renderD129, /dev/kfd of graphics card [1002:164e] at 0000:0b:00" in text
+    assert "/dev/dri/renderD128 of" in text and "nvidia" not in text
+    assert "no module nvidia" in planned(facts, "radeon", "big")[1][0].found
+
+
+def test_cards_of_both_makers_in_one_container() -> None:
+    facts = host(nvidia=DRIVER, nvidia_minors={"0000:01:00.0": 0})
+    text, errors = planned(facts, "big", "radeon")
+    assert errors == []
+    assert "off: /dev/nvidia0, nvidiactl, nvidia-uvm; /dev/dri/renderD129, /dev/kfd of" in text
+
+
+def test_virtual_functions_with_nodes_of_their_own_are_told() -> None:
+    more = [{**IGPU, "vfs": 3}]
+    text, errors = planned(host(more=more), "uhd")
+    assert errors == []
+    assert "note: gpus.uhd: 0000:00:02.0 has 3 virtual functions (SR-IOV) with nodes of their own" in text
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nvidia"), [(["radeon"], False), (["big"], True), (["big", "radeon"], True), (["somewhere"], True), ([], True)]
+)  # fmt: skip
+def test_whether_a_program_has_a_part_for_nvidia_follows_from_the_settings(gpus: list[str], nvidia: bool) -> None:
+    known = settings(GPUS | {"somewhere": {"address": "0000:0b:00", "use": "lxc"}}).gpus
+    assert container(*gpus).may_have_nvidia(known) == nvidia
+
+
+def test_who_names_a_card_by_its_address_gets_what_is_there() -> None:
+    gpus = {"somewhere": {"address": "0000:0b:00", "use": "lxc"}}
+    want = plan.wanted(host(), settings(gpus))
+    assert makers.others(container("somewhere"), want.gpus)
+    assert not makers.any_nvidia([container("somewhere")], want.gpus)
+
+
+def test_init_offers_such_a_card_to_containers_only_where_it_can_be_shared() -> None:
+    def possible(facts: HostFacts) -> bool:
+        card = next(one for one in init_cards.cards(facts) if one.id == "1002:164e")
+        return "lxc" in init_cards.possible_uses(facts, card, settings({}))
+
+    assert possible(host())
+    assert not possible(host(drm=OFF))
+
+
+@pytest.mark.parametrize(
+    "line", ["dev0: /dev/dri/renderD129,gid=104", "lxc.mount.entry: /dev/dri dev/dri none bind,optional,create=dir"]
+)
+def test_a_container_that_has_the_cards_node_is_known(line: str) -> None:
+    configs = [{"kind": "lxc", "id": 901, "lines": f"hostname: box\n{line}"}]
+    facts = host(guests={**GUESTS, "configs": configs})
+    assert [one.id for one in facts.containers_with("0000:0b:00")] == [901]
+
+
+def test_the_picture_of_a_stacks_outputs_has_it_by_its_name() -> None:
+    function = {"address": AMD, "id": "1002:164e", "driver": "amdgpu"}
+    other = {"address": INTEL, "id": "8086:a780", "driver": "i915"}
+    outputs = {
+        "hosts": {"pve": {"gpus": {
+            "radeon": {"slot": "0000:0b:00", "use": "lxc", "functions": [function]},
+            "uhd": {"slot": "0000:00:02", "use": "lxc", "functions": [other]},
+        }}},
+        "containers": {"media": {"host": "pve", "ctid": 901, "name": "box", "gpus": [], "cards": {"radeon": []}}},
+    }  # fmt: skip
+    shown = {card.place: [guest.id for guest in card.guests] for card in of_outputs(outputs, "pve")}
+    assert shown == {"0000:0b:00": [901], "0000:00:02": []}
+
+
+def test_a_service_that_is_gone_is_drift() -> None:
+    file = {"layer": "cards", "path": "/usr/local/sbin/homelab-card-nodes", "state": "missing"}
+    want = plan.wanted(host(), settings(GPUS))
+    assert plan.drift(host(), want)["cards"] == []
+    assert plan.drift(host(managed=[file]), want)["cards"] == [
+        "/usr/local/sbin/homelab-card-nodes is gone",
+        "homelab-card-nodes.service is not enabled",
+    ]

@@ -1,0 +1,59 @@
+"""Why a host is rebooted, in a few plain words: nobody has to read a kernel command line to know what happens to the server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from homelab.host.reboot import in_short
+
+
+def card(name: str, *functions: str) -> Any:
+    return {
+        "name": name,
+        "slot": functions[0].rpartition(".")[0],
+        "use": "vm",
+        "functions": [{"address": one, "id": "10de:2b85", "class": "0300", "subsystem": ""} for one in functions],
+    }
+
+
+CARDS = {"first": card("RTX 5090", "0000:01:00.0", "0000:01:00.1"), "second": card("RTX 4090", "0000:02:00.0")}
+BLACKLIST = "modprobe.blacklist=nouveau,nvidia"
+
+
+@pytest.mark.parametrize(
+    ("reasons", "said"),
+    [
+        (
+            [
+                f"amd_iommu=on iommu=pt homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8 {BLACKLIST} is not on the running kernel's "
+                "command line",
+                "0000:01:00.0 is on nouveau, not on vfio-pci",
+                "0000:01:00.1 is on snd_hda_intel, not on vfio-pci",
+            ],
+            "the kernel command line gets amd_iommu=on iommu=pt, and RTX 5090 goes to vfio-pci",
+        ),
+        (
+            ["0000:01:00.1 is on no driver, not on vfio-pci", "0000:02:00.0 is on nouveau, not on vfio-pci"],
+            "RTX 5090 and RTX 4090 go to vfio-pci",
+        ),
+        (["iommu=pt is no longer wanted"], "the kernel command line loses iommu=pt"),
+        (
+            ["homelab.vfio=0000:01:00.0=10de:2b85 is no longer wanted", f"{BLACKLIST} is no longer wanted"],
+            "no card is for a VM any more",
+        ),
+        (
+            [
+                "homelab.vfio=0000:02:00.0=10de:2b85 is not on the running kernel's command line",
+                "homelab.vfio=0000:01:00.0=10de:2b85 is no longer wanted",
+            ],
+            "RTX 4090 goes to vfio-pci, and the cards that VMs get are others",
+        ),
+        (["0000:02:00.0 is on nouveau, not on NVIDIA's driver"], "RTX 4090 goes to NVIDIA's driver"),
+        (["0000:09:00.0 is on nouveau, not on vfio-pci"], "0000:09:00.0 goes to vfio-pci"),
+        (["NVIDIA's driver 580.82.07 is loaded, not 595"], "NVIDIA's driver 580.82.07 is loaded, not 595"),
+    ],
+)  # fmt: skip
+def test_what_a_script_says_of_words_and_functions_is_said_of_cards(reasons: list[str], said: str) -> None:
+    assert in_short(reasons, CARDS) == said

@@ -1,0 +1,262 @@
+"""homelab/host/remapping.py: cards for which the firmware wants a 1:1 mapping, RMRR, interrupts without remapping."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+
+from homelab.host import gates, plan, remapping
+from homelab.host.facts import HostFacts
+from homelab.host.kernel_log import of_start, start_signs
+from lab.host.acpi import dmar, ivrs
+from tests.unit.hosts import desktop, settings
+from tests.unit.test_acs import line
+
+LOG = "AMD-Vi: Interrupt remapping enabled"
+REGION = "0x9d800000-0x9fffffff"
+WIDE = ("0000:00:00.0", "0000:0f:1f.7", 0x9D800000, 0x9FFFFFFF)
+
+
+def iommu(**changes: Any) -> dict[str, Any]:
+    return {"tables": ["IVRS"], "groups": 21, "kernel_log": LOG} | changes
+
+
+def held(**changes: Any) -> HostFacts:
+    """The card's group has memory that is to be mapped 1:1, as the kernel says."""
+    groups = {"16": {"type": "identity", "direct": [REGION]}, "17": {"type": "identity", "direct": []}}
+    return desktop(**({"iommu": iommu(of_group=groups)} | changes))
+
+
+def off(table: bytes, name: str = "IVRS", **changes: Any) -> HostFacts:
+    """The IOMMU is off, and there are only the firmware's tables."""
+    devices = [one | {"group": None} for one in desktop().model_dump(by_alias=True)["devices"]]
+    acpi = {name: base64.b64encode(table).decode()}
+    return desktop(
+        **({"devices": devices, "iommu": iommu(tables=[name], groups=0, kernel_log="", acpi=acpi)} | changes)
+    )
+
+
+def errors(facts: HostFacts, **host: Any) -> list[Any]:
+    return gates.check(facts, settings(**host))[1]
+
+
+# -- a 1:1 mapping -------------------------------------------------------------------------------------------------------
+def test_a_card_in_a_group_that_the_kernel_holds_to_a_1_to_1_mapping_is_refused() -> None:
+    (error,) = errors(held())
+    assert error.found == f"the firmware wants memory mapped 1:1 for its IOMMU group: {REGION}"
+    assert "Failed to set group container: Invalid argument" in error.why
+    assert "update the board's firmware" in error.next and "relaxRmrr" not in error.next
+
+
+def test_bypassing_the_iommu_or_not_makes_no_difference_to_that() -> None:
+    assert len(errors(held(), iommu={"passthrough": False})) == 1
+    assert "iommu=pt" in errors(held())[0].why
+
+
+@pytest.mark.parametrize("kind", ["identity", "DMA-FQ", ""])
+def test_other_groups_regions_are_none_of_the_cards(kind: str) -> None:
+    groups = {"16": {"type": kind, "direct": []}, "17": {"type": kind, "direct": [REGION]}}
+    assert errors(held(iommu=iommu(of_group=groups))) == []
+
+
+def test_a_card_that_a_running_vm_has_now_goes_on() -> None:
+    guests = {
+        "running": [103],
+        "configs": [{"kind": "vm", "id": 103, "lines": "hostpci0: 0000:01:00"}],
+        "mappings": "",
+        "reservations": "",
+    }
+    assert errors(held(guests=guests)) == []
+    off = guests | {"running": []}
+    assert len(errors(held(guests=off))) == 1
+    # As qemu-server notes it: one that runs, and one that is being started.
+    assert errors(held(guests=off | {"reservations": "0000:01:00.0 103 pid 4711"})) == []
+    assert len(errors(held(guests=off | {"reservations": "0000:01:00.0 103 time 1790000000"}))) == 1
+    # It runs, with another card of its mapping.
+    assert len(errors(held(guests=guests | {"reservations": "0000:09:00.0 103 pid 4711"}))) == 1
+
+
+def test_who_knows_better_says_so_and_the_plan_still_names_it() -> None:
+    gpus = {"g": {"match": "10de:2b85", "allowDirectMapping": True}}
+    assert errors(held(), gpus=gpus) == []
+    (said,) = gates.remarks(held(), settings(gpus), {"g": "0000:01:00"})
+    assert said == f"gpus.g: the firmware wants memory mapped 1:1 for its IOMMU group: {REGION}"
+
+
+def test_a_kernel_before_6_6_gives_an_amd_hosts_card_away_and_it_is_said() -> None:
+    old = held(kernel="6.5.13-6-pve")
+    assert errors(old) == []
+    assert REGION in gates.remarks(old, settings(), {"rtx5090": "0000:01:00"})[0]
+
+
+def test_before_there_are_groups_amds_table_predicts_it() -> None:
+    (error,) = errors(off(ivrs([WIDE])))
+    assert f"predicted IOMMU group: {REGION} for 0000:01:00.0; {REGION} for 0000:01:00.1 (IVRS)" in error.found
+    assert "iommu.enable: true and without the card first" in error.next
+    assert errors(off(ivrs([("0000:02:00.0", "0000:0f:1f.7", 0, 1)]))) == []
+
+
+INTEL: dict[str, Any] = {"cpu_vendor": "GenuineIntel"}
+
+
+@pytest.mark.parametrize(
+    ("chain", "named"),
+    [
+        (["0000:00:01.1", "0000:01:00.0"], []),  # the kernel holds to none for graphics …
+        (["0000:00:01.1", "0000:01:00.1"], ["0000:01:00.1"]),  # … and to one for their audio
+        (["0000:00:01.1"], ["0000:00:01.1", "0000:01:00.1"]),  # a bridge's is for all behind it
+        (["0000:00:02.1"], []),
+    ],
+)
+def test_before_there_are_groups_intels_table_predicts_it(chain: list[str], named: list[str]) -> None:
+    facts = off(dmar([([chain], 0x9D800000, 0x9FFFFFFF)]), "DMAR", **INTEL)
+    devices = [one | {"acs": False} for one in facts.model_dump(by_alias=True)["devices"]]
+    facts = off(dmar([([chain], 0x9D800000, 0x9FFFFFFF)]), "DMAR", devices=devices, **INTEL)
+    found = [error.found for error in errors(facts)]
+    assert len(found) == bool(named)
+    assert all(f"{REGION} for {address}" in found[0] for address in named)
+
+
+@pytest.mark.parametrize("table", [b"", b"IVRS", b"\xff" * 64])
+def test_tables_that_cannot_be_read_predict_nothing(table: bytes) -> None:
+    assert errors(off(table)) == []
+    assert errors(off(b"", iommu=iommu(groups=0, kernel_log="", acpi={"IVRS": "no base64!"}))) == []
+
+
+def test_where_the_kernel_says_nothing_of_its_groups_the_tables_do() -> None:
+    acpi = {"IVRS": base64.b64encode(ivrs([WIDE])).decode()}
+    assert len(errors(desktop(iommu=iommu(acpi=acpi)))) == 1
+
+
+def test_where_an_override_divides_the_group_the_tables_tell_whose_it_is() -> None:
+    overridden = {"iommu": {"acsOverride": "downstream"}}
+    groups = {"16": {"direct": [REGION]}}
+    others = base64.b64encode(ivrs([("0000:02:00.0", "0000:02:00.0", 0, 1)])).decode()
+    assert errors(held(iommu=iommu(of_group=groups, acpi={"IVRS": others})), **overridden) == []
+    assert (
+        len(errors(held(iommu=iommu(of_group=groups)), **overridden)) == 1
+    )  # none that can be read: the kernel's word stays
+
+
+def test_after_the_reboot_it_is_found_as_well() -> None:
+    assert gates.VERIFIED[-1] is remapping.one_to_one
+    want = plan.wanted(desktop(), settings())
+    assert "1:1" in "".join(error.found for error in plan.verify(held(), settings(), want))
+
+
+# -- RMRR ----------------------------------------------------------------------------------------------------------------
+RELAXED = {"relaxRmrr": True}
+
+
+def test_intels_reserved_memory_is_relaxed_where_the_kernel_can() -> None:
+    facts = held(**INTEL)
+    (error,) = errors(facts)
+    assert "as the last resort iommu.relaxRmrr: true" in error.next
+    assert errors(facts, iommu=RELAXED) == []
+    assert plan.wanted(facts, settings(iommu=RELAXED)).iommu_words == "intel_iommu=on,relax_rmrr iommu=pt"
+    assert "data can be lost" in gates.remarks(facts, settings(iommu=RELAXED), {})[0]
+    # Taken away again, it is refused again: the running kernel's word isn't the next one's.
+    running = line("intel_iommu=on,relax_rmrr iommu=pt", others="quiet")
+    assert len(errors(held(cmdline=running, **INTEL))) == 1
+    assert errors(held(cmdline=line("intel_iommu=on,sm_on,relax_rmrr"), **INTEL)) == []  # somebody's own
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({}, "a processor of AuthenticAMD"),
+        (INTEL | {"kernel": "6.12.48+deb13-amd64"}, "the kernel 6.12.48+deb13-amd64"),
+        (INTEL | {"kernel": "6.2.16-20-pve"}, "the kernel 6.2.16-20-pve"),
+        (INTEL | {"kernel": "strange"}, "the kernel strange"),
+    ],
+)
+def test_elsewhere_it_is_refused(changes: dict[str, Any], found: str) -> None:
+    assert [error.found for error in errors(desktop(**changes), iommu=RELAXED)] == [found]
+
+
+# -- interrupts ------------------------------------------------------------------------------------------------------------
+UNSAFE = {"allowUnsafeInterrupts": True}
+PLAIN = iommu(kernel_log="", interrupts="plain")
+
+
+def dmar_facts(able: bool, **changes: Any) -> HostFacts:
+    return off(dmar([], remaps_interrupts=able), "DMAR", **(INTEL | changes))
+
+
+@pytest.mark.parametrize(
+    ("facts", "remapped"),
+    [
+        (desktop(iommu=iommu(kernel_log="", interrupts="remapped")), True),
+        (desktop(iommu=iommu(kernel_log="[ 0.394] AMD-Vi: Interrupt remapping enabled")), True),
+        (desktop(iommu=iommu(kernel_log="[ 0.08] DMAR-IR: Enabled IRQ remapping in xapic mode")), True),
+        (desktop(iommu=iommu(kernel_log="")), None),  # the log has rolled over, and there is no /proc/interrupts
+        (desktop(iommu=PLAIN), False),
+        (
+            desktop(iommu=PLAIN | {"groups": 0}),
+            None,
+        ),  # the IOMMU is off: that it is off for interrupts, too, says nothing
+        (desktop(cmdline=line("quiet intremap=off"), iommu=PLAIN), False),
+        (desktop(cmdline=line("quiet", "quiet nointremap")), False),  # from the next boot on
+        (desktop(cmdline=line("quiet intremap=off", "quiet"), iommu=PLAIN), None),  # with the next boot no more
+        (dmar_facts(able=False), False),
+        (dmar_facts(able=True), None),
+    ],
+)
+def test_whether_interrupts_are_remapped_is_told_where_it_can_be(facts: HostFacts, remapped: bool | None) -> None:
+    assert remapping.remaps_interrupts(facts) is remapped
+    allowed = remapping.UNSAFE_INTERRUPTS in remapping.words(facts, settings(iommu=UNSAFE)).split()
+    assert allowed is (remapped is False)
+    assert bool([one for one in errors(facts) if one.wanted == "interrupt remapping by the IOMMU"]) is (
+        remapped is False
+    )
+    assert not [one for one in errors(facts, iommu=UNSAFE) if one.wanted == "interrupt remapping by the IOMMU"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        (desktop(iommu=PLAIN), "only to guests that you trust"),
+        (desktop(), "has no effect: this host remaps interrupts"),
+        (desktop(iommu=iommu(kernel_log="")), "can't be told before its IOMMU is on"),
+    ],
+)
+def test_the_plan_says_what_that_risks_or_that_it_does_nothing(facts: HostFacts, said: str) -> None:
+    (remark,) = gates.remarks(facts, settings(iommu=UNSAFE), {})
+    assert said in remark
+
+
+def test_who_has_allowed_it_by_hand_keeps_it_and_is_told() -> None:
+    word = "vfio_iommu_type1.allow_unsafe_interrupts=1"
+    for facts in (desktop(iommu=PLAIN, unsafe_interrupts=True), desktop(iommu=PLAIN, cmdline=line(f"quiet {word}"))):
+        assert errors(facts) == [] and word not in remapping.words(facts, settings())
+        (remark,) = gates.remarks(facts, settings(), {})
+        assert "set by hand, and left as it is" in remark
+    # What the module has by this program's own word is no reason to leave the word out.
+    ours = desktop(iommu=PLAIN, unsafe_interrupts=True, cmdline=line(f"quiet {word}", others="quiet"))
+    assert len(errors(ours)) == 1
+
+
+# -- a VM's start ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (
+            "kvm: -device vfio-pci,host=0000:01:00.0,id=hostpci0.0,bus=ich9-pcie-port-1,addr=0x0.0,multifunction=on: vfio 0000:01:00.0: "
+            "failed to setup container for group 14: Failed to set group container: Invalid argument",
+            "group-refused",
+        ),
+        (
+            "kvm: -device vfio-pci,host=0000:01:00.0: vfio 0000:01:00.0: failed to setup container for group 1: Failed to set iommu for "
+            "container: Operation not permitted",
+            "container-refused",
+        ),
+    ],
+)
+def test_what_qemu_says_of_a_start_that_failed_is_known(text: str, name: str) -> None:
+    assert [row.name for row in of_start(f"the task ended with: start failed: QEMU exited with code 1\n{text}")] == [
+        name
+    ]
+    assert of_start("start failed: QEMU exited with code 1") == []
+    assert {row.name for row in start_signs()} == {"group-refused", "container-refused"}

@@ -1,0 +1,105 @@
+"""How cards come back from a reset (homelab/host/resets.py): the data, what a plan and the doctor say, what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from homelab.host import gates, plan, resets
+from homelab.host.facts import HostFacts
+from tests.unit.hosts import desktop, device, settings
+
+
+def one(ids: str, methods: str | None = "flr bus", **changes: Any) -> HostFacts:
+    state = {} if methods is None else {"0000:01:00.0": {"reset_method": methods}}
+    return desktop(devices=[device("0000:01:00.0", ids, "030000", 16, **changes)], card_states=state)
+
+
+def notes(facts: HostFacts) -> str:
+    host = settings({"g": {"address": "01:00"}})
+    return "\n".join(gates.remarks(facts, host, gates.check(facts, host)[0]))
+
+
+def test_every_row_has_an_id_of_its_own_first() -> None:
+    """A row behind another one that has the same ids would never count."""
+    for row in resets.rows():
+        first = row.ids[0].partition("-")[0]
+        vendor, number = first.split(":")
+        (found,) = desktop(devices=[device("0000:01:00.0", f"{vendor}:{number}", "030000")]).devices
+        assert next(one for one in resets.rows() if one.has(found)) is row
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        ("10de:2b85", "never came back from a function-level reset (flr)"),
+        ("1002:1900", "may start only once for each boot of the host"),
+        ("1002:67df", "the module vendor-reset resets them"),
+        ("1002:67e0", "the module vendor-reset resets them"),
+        ("1002:7550", "suspend to RAM"),
+        ("1002:73bf", "of single ones"),
+        ("1002:744c", "of single ones"),
+        ("1002:7480", "of single ones"),
+        ("8086:4c8a", "hung after the guest was restarted"),
+    ],
+)
+def test_what_is_known_of_a_card_is_a_note(ids: str, said: str) -> None:
+    assert said in notes(one(ids))
+    assert reasons(one(ids)) == []
+
+
+@pytest.mark.parametrize("ids", ["10de:2684", "8086:e212", "1002:67bf", "8086:56a6", "1002:", "10de:2b86"])
+def test_of_other_cards_nothing_is_said(ids: str) -> None:
+    assert resets.known(one(ids), one(ids).devices) is None
+
+
+@pytest.mark.parametrize(
+    ("ids", "methods", "warned"),
+    [
+        ("10de:2b85", "flr bus", True),
+        ("10de:2b85", "bus", False),
+        ("10de:2b85", None, False),
+        ("10de:2c02", "flr bus", False),
+        ("10de:2c02", "bus", True),
+        ("1002:67df", None, True),
+        ("1002:67df", "", True),
+    ],
+)
+def test_it_counts_how_the_kernel_resets_the_card(ids: str, methods: str | None, warned: bool) -> None:
+    assert (resets.known(one(ids, methods), one(ids).devices) is not None) is warned
+
+
+def test_where_vendor_reset_is_loaded_nothing_is_warned_of() -> None:
+    assert "vendor-reset" not in notes(one("1002:67df", "device_specific bus"))
+
+
+def reasons(facts: HostFacts, **changes: Any) -> list[str]:
+    host = settings({"g": {"address": "01:00", **changes}})
+    return [error.found for error in gates.check(facts, host)[1]]
+
+
+def test_a_card_that_a_reset_is_known_to_break_goes_to_no_vm() -> None:
+    assert reasons(one("1002:74a1")) == ["it is a card of the kind Instinct MI300X, MI355X"]
+    assert reasons(one("1002:74a1"), use="host") == []
+
+
+def test_a_virtual_function_is_reset_by_itself() -> None:
+    facts = one("1002:74a1", physfn="0000:02:00.0")
+    assert resets.known(facts, facts.devices) is None
+
+
+def test_a_card_that_doesnt_answer_is_refused_before_anything_is_changed() -> None:
+    lost = desktop(lost=["0000:01:00.0"])
+    (found,) = [error.found for error in gates.check(lost, settings())[1]]
+    assert found == "the configuration space of 0000:01:00.0 can't be read: every bit is one"
+    assert gates.check(desktop(lost=["0000:0b:00.0"]), settings())[1] == []
+
+
+def test_the_plan_says_how_each_function_is_reset() -> None:
+    states = {"0000:01:00.0": {"reset_method": "flr bus"}, "0000:01:00.1": {"reset_method": ""}}
+    facts = desktop(card_states=states)
+    reboot = plan.PlannedReboot("no", "1", [], [], "")
+    text = plan.describe("pve", facts, settings(), plan.wanted(facts, settings()), reboot)
+    assert "    reset: 0000:01:00.0 by flr, bus; 0000:01:00.1 by none\n" in text
+    assert "reset:" not in plan.describe("pve", desktop(), settings(), plan.wanted(desktop(), settings()), reboot)
