@@ -138,34 +138,41 @@ class Lab:
             lifeline_read, self._lifeline = os.pipe()
             passed.append(lifeline_read)
         path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-        environment = {**os.environ, "PYTHONPATH": path}
         try:
-            with self._paths.daemon_log.open("ab") as log:
-                if self.daemons is not None:
-                    self.daemons.start(arguments, [log.fileno(), *passed], environment)
-                else:
-                    for name, descriptor in zip(("--ready-fd", "--lifeline-fd"), passed, strict=False):
-                        arguments += [name, str(descriptor)]
-                    # It forks once more and ends: the daemon isn't this process's child, nor leader of a session.
-                    subprocess.run(
-                        [sys.executable, "-m", "lab.server", *arguments],
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                        env=environment,
-                        cwd="/",
-                        pass_fds=passed,
-                        start_new_session=True,
-                        check=False,
-                    )
-            for descriptor in passed:
-                os.close(descriptor)
+            try:
+                self._start_daemon(arguments, passed, {**os.environ, "PYTHONPATH": path})
+            finally:
+                for descriptor in passed:
+                    os.close(descriptor)
             answer = _read_line(ready_read, START_SECONDS)
+        except BaseException:
+            self._drop_lifeline()
+            raise
         finally:
             os.close(ready_read)
         if not answer.get("ok"):
             self._drop_lifeline()
             raise LabError(answer.get("error") or self._why_not_ready(scenario))
+
+    def _start_daemon(self, arguments: list[str], descriptors: list[int], environment: dict[str, str]) -> None:
+        with self._paths.daemon_log.open("ab") as log:
+            if self.daemons is not None:
+                self.daemons.start(arguments, [log.fileno(), *descriptors], environment)
+                return
+            for name, descriptor in zip(("--ready-fd", "--lifeline-fd"), descriptors, strict=False):
+                arguments += [name, str(descriptor)]
+            # It forks once more and ends: the daemon isn't this process's child, nor leader of a session.
+            subprocess.run(
+                [sys.executable, "-m", "lab.server", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd="/",
+                pass_fds=descriptors,
+                start_new_session=True,
+                check=False,
+            )
 
     def _why_not_ready(self, scenario: str) -> str:
         tail = "\n".join(self._paths.daemon_log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])

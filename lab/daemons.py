@@ -14,6 +14,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,11 +25,16 @@ _LENGTH = struct.Struct("I")
 
 
 class Daemons:
-    """The process that is forked. A context manager: at the end no more daemons can be started; those that run, run on."""
+    """The process that is forked. A context manager: at the end no more daemons can be started; those that run, run on.
+
+    Several threads may start daemons at the same time.
+    """
 
     def __init__(self) -> None:
         self._connection: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        #: A request is several writes on one connection: those of two threads mustn't mix.
+        self._asking = threading.Lock()
 
     def start(self, arguments: Sequence[str], descriptors: Sequence[int], environment: dict[str, str]) -> None:
         """Start a daemon. It answers by its own means.
@@ -41,17 +47,18 @@ class Daemons:
         Raises:
             OSError: the process has ended.
         """
-        if self._connection is None:
-            self._connection, its = socket.socketpair()
-            with its:
-                command = [sys.executable, "-m", "lab.daemons", str(its.fileno())]
-                self._process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, cwd=Path(__file__).parent.parent, pass_fds=[its.fileno()],
-                    start_new_session=True,
-                )  # fmt: skip
         request = json.dumps({"arguments": list(arguments), "environment": environment}).encode()
-        socket.send_fds(self._connection, [_LENGTH.pack(len(request))], list(descriptors))
-        self._connection.sendall(request)
+        with self._asking:
+            if self._connection is None:
+                self._connection, its = socket.socketpair()
+                with its:
+                    command = [sys.executable, "-m", "lab.daemons", str(its.fileno())]
+                    self._process = subprocess.Popen(
+                        command, stdin=subprocess.DEVNULL, cwd=Path(__file__).parent.parent, pass_fds=[its.fileno()],
+                        start_new_session=True,
+                    )  # fmt: skip
+            socket.send_fds(self._connection, [_LENGTH.pack(len(request))], list(descriptors))
+            self._connection.sendall(request)
 
     def __enter__(self) -> Self:
         return self
