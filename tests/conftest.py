@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.once_more import pytest_sessionfinish as pytest_sessionfinish
+
 if TYPE_CHECKING:
     from engine import install
 
