@@ -1,6 +1,7 @@
 """GpuLxc: a container that shares cards with the host's driver. Adopted as it is, or created.
 
-In this order: the device nodes on the host (NvidiaNodes, CardNodes), the container's configuration, a restart, a look from inside. Owns in the
+In this order: the device nodes on the host (NvidiaNodes, CardNodes), the container's configuration, a restart, packages for its Intel and AMD
+cards where the settings want them, a look from inside. Owns in the
 configuration the keys and lines that it added, found again by content; what others have given the container stays. Undone by
 taking them out, with a restart if the container runs; a created one is removed, unless it is protected.
 """
@@ -8,14 +9,16 @@ taking them out, with a restart if the container runs; a created one is removed,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pulumi
 
 from homelab.container import makers
 from homelab.container.creation import configuration
+from homelab.later import later
 from homelab.remote import scripts
 from homelab.resources import command as remote
+from homelab.resources import limits
 from homelab.resources.children import Children
 from homelab.resources.container_probe import ContainerProbe
 from homelab.resources.container_verification import ContainerVerification
@@ -24,10 +27,15 @@ from homelab.resources.safety_copy import SafetyCopy
 from homelab.settings import Container, Host, NewContainerSettings
 from homelab.shapes import BootSeen, CardPlan, ContainerSeen, SharedCard
 
+if TYPE_CHECKING:
+    from homelab.remote import card_libraries
+else:
+    card_libraries = later("homelab.remote.card_libraries")
+
 # Settings that other resources than the probe are told.
 ELSEWHERE = {"host", "ctid", "power", "start", "shutdown", "nvidia", "create", "safety", "backup_storage"}
 # Settings that came later: the probe is told of them where they aren't as if they weren't there.
-SINCE = {"nodes"}
+SINCE = {"nodes", "libraries"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +83,7 @@ class GpuLxc(pulumi.ComponentResource):
                     **container.model_dump(mode="json", exclude=ELSEWHERE | SINCE),
                     "power": container.wanted_power,
                     **({} if container.nodes == "render" else {"nodes": container.nodes}),
+                    **({"libraries": container.libraries} if container.libraries else {}),
                 },
                 "gpus": args.cards,
                 "boot": args.boot,
@@ -125,15 +134,35 @@ class GpuLxc(pulumi.ComponentResource):
             triggers=[conf.stdout, wanted.generation, instance],
             told=True,
         )
+        last: pulumi.Resource = restart
+        installed: list[pulumi.Input[Any]] = []
+        uses = {"USES": " ".join(sorted(container.libraries))} if container.libraries else {}
+        if container.libraries:
+            composed = pulumi.Output.all(args.cards, wanted.again, instance).apply(
+                lambda found: card_libraries.card_libraries(
+                    name, container, found[0], f"{found[2]}{int(found[1] or 0)}"
+                )
+            )
+            last = packages = remote.script(
+                children.named("libraries"),
+                host,
+                composed,
+                children.options("libraries", depends_on=[restart]),
+                undone=not _goes_away(container),
+                identity=() if _goes_away(container) else [container.host, str(container.ctid)],
+                told=True,
+                seconds=limits.of_script(host, card_libraries.limits_of(container)),
+            )
+            installed += [packages.stdout, wanted.again]
         verification = ContainerVerification(
             children.named("opened"),
             {
                 "host": container.host,
                 "ctid": container.ctid,
-                "devices": devices,
-                "after": pulumi.Output.all(restart.id, restart.stdout, wanted.shared).apply(_happened),
+                "devices": devices if not uses else devices.apply(lambda found: {**found, **uses}),
+                "after": pulumi.Output.all(restart.id, restart.stdout, wanted.shared, *installed).apply(_happened),
             },
-            children.options("opened", "verification", depends_on=[restart]),
+            children.options("opened", "verification", depends_on=[last]),
         )
         self.in_force = restart.id
         self.started = pulumi.Output.all(args.boot, restart.stdout).apply(
@@ -184,8 +213,8 @@ def _devices(
 
 def _happened(found: list[Any]) -> list[Any]:
     """What a verification follows: a restart, and other numbers of a card's nodes, which a boot gives them without a restart of ours."""
-    restarted, said, shared = found
-    return [restarted, said, *([shared] if shared else [])]
+    restarted, said, shared, *installed = found
+    return [restarted, said, *([shared] if shared else []), *installed]
 
 
 def _output(container: Container, node: str, found: dict[str, Any]) -> ContainerSeen:

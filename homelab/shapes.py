@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 Runtime = Literal["docker", "containerd", "podman", "k3s"]
 #: What the driver's libraries are for, in the container toolkit's words.
 Capability = Literal["compute", "video", "graphics"]
+CardUse = Literal["video", "compute"]
 
 #: Key of a VM's configuration -> what this program made of it (``ours``), what it was (``before``), and a hostpci option's ``slot``.
 Record = dict[str, dict[str, str | None]]

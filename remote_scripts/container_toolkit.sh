@@ -39,6 +39,7 @@ apply() {
 revert() {
   local engine path
   take_lock
+  ! is_anothers_step toolkit || { leave_untouched && return; }
   for path in $(layer_files toolkit); do
     case $path in
       *.toml | */daemon.json) ;;

@@ -3,7 +3,7 @@
 # group, by a member of it. Changes nothing.
 # Needs: files, container/plan
 #
-# Arguments: CTID, METHOD, MINORS, FUNCTIONS, CARDS (as of container_gpus.sh).
+# Arguments: CTID, METHOD, MINORS, FUNCTIONS, CARDS (as of container_gpus.sh), USES (what packages were installed for: with `video` vainfo has to work).
 # Verbs: apply.
 # Answer: {"state","nodes":[path],"tried":[sentence]}; nothing is opened in a container that is off. tried: programs that use a card.
 
@@ -25,6 +25,7 @@ apply() {
     for path in "${DEVICES[@]}"; do
       [[ -z ${PROVIDED[$path]:-} ]] || judge "$path"
     done
+    [[ " $USES " != *" video "* ]] || need_video
     ((${#problems[@]} == 0)) || die "devices that can be opened in container $CTID, by root and by an ordinary user" \
       "$(printf '%s\n' "${problems[@]}")" "what uses the card inside would fail" \
       "compare with \`pct config $CTID\`; was it changed by hand since its last start? then: \`pct reboot $CTID\`"
@@ -90,7 +91,11 @@ look_closer() {
         say="$program fails: $(printf "%s\n" "$said" | tail -n 1)"
       fi
       printf "tried\t%s\t%s\n" "$path" "$say"
-    done' sh "${words[@]}" </dev/null 2>/dev/null || :
+    done
+    if command -v clinfo >/dev/null 2>&1; then
+      said=$(timeout 20 clinfo -l 2>/dev/null | sed -n "s/^Platform #[0-9]*: *//p" | head -n 4 | paste -s -d, -)
+      printf "tried\tOpenCL\tclinfo finds %s\n" "${said:-no platform}"
+    fi' sh "${words[@]}" </dev/null 2>/dev/null || :
   while IFS=$'\t' read -r kind path text rest; do
     word="member $path"
     [[ -n $path ]] || continue
@@ -100,6 +105,17 @@ look_closer() {
       tried) TRIED+=("$path: $text") ;;
     esac
   done <<<"$ANSWER"
+}
+
+# need_video - ends the run where VA-API doesn't work on a card whose driver was installed for that.
+need_video() {
+  local one failed=()
+  for one in "${TRIED[@]}"; do
+    [[ $one != /dev/dri/renderD* || $one == *": vainfo works"* ]] || failed+=("$one")
+  done
+  ((${#failed[@]} == 0 || ${#problems[@]} > 0)) || die "video (VA-API) on each Intel and AMD card of container $CTID" "$(printf '%s\n' "${failed[@]}")" \
+    "libraries: [video] is for that; a driver of the container's release that is older than the card doesn't know it" \
+    "try \`pct exec $CTID -- vainfo --display drm --device ${failed[0]%%:*}\`; a container of a newer release has newer drivers; or leave video out of libraries"
 }
 
 # judge PATH - adds to `problems`, or to `opened`. Those that aren't for everybody, on the host or by their entry, have to be there.

@@ -45,6 +45,7 @@ apply() {
 
 revert() {
   take_lock
+  ! is_anothers_step cuda || { leave_untouched && return; }
   drop_file cuda "$PROFILE"
   remove_packages cuda
   step_undone cuda

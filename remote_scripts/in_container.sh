@@ -32,7 +32,7 @@ revert() {
 
 inside() {
   local status=0 state
-  state=$(within "$ASK_SECONDS" pct status "$CTID" 2>&1) || die "container $CTID" "$state" "NVIDIA's libraries go into it" \
+  state=$(within "$ASK_SECONDS" pct status "$CTID" 2>&1) || die "container $CTID" "$state" "packages go into it" \
     "create the container, or take it out of the settings"
   [[ $state == *running* ]] || die "container $CTID running" "pct status: $state" "what is in it is changed from inside" \
     "start it: \`pct start $CTID\`, then run \`pulumi up\` again"
@@ -40,8 +40,8 @@ inside() {
   [[ $status != 0 ]] || return 0
   # Its message is out. Anything else comes from before the script: no bash, no lxc-attach (which says 1); or it was killed.
   [[ $status != "$MESSAGE_IS_OUT" ]] || exit 99
-  die "to run a script in container $CTID" "exit status $status of pct exec; see the log above" "NVIDIA's libraries go into it" \
-    "try \`pct exec $CTID -- bash -c true\`; only Debian and Ubuntu containers can have NVIDIA's stack"
+  die "to run a script in container $CTID" "exit status $status of pct exec; see the log above" "packages go into it" \
+    "try \`pct exec $CTID -- bash -c true\`; only Debian and Ubuntu containers can be given packages"
 }
 
 # run_inside VERB - with its status, MESSAGE_IS_OUT for the script's own 1. Its answer goes where ours goes; a line for people is passed on as it

@@ -150,6 +150,7 @@ require_host_version() {
 revert() {
   local unit=/etc/systemd/system/multi-user.target.wants/$SERVICE
   take_lock
+  ! is_anothers_step driver || { leave_untouched && return; }
   read_driver_note
   [[ ! -L $ROOT$unit ]] || run_logged systemctl disable "$SERVICE" || rm -f "$ROOT$unit"
   drop_file "$LAYER" "/etc/systemd/system/$SERVICE"

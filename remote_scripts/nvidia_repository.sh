@@ -38,6 +38,7 @@ apply() {
 revert() {
   local path
   take_lock
+  ! is_anothers_step repository || { leave_untouched && return; }
   while IFS= read -r path; do
     [[ $path != /etc/apt/sources.list.d/* ]] || remove_lists "$path"
     drop_file "$LAYER" "$path"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Which packages of NVIDIA's stack this program has put on a system, exactly, and which newer ones its repositories have. Changes nothing, and
 # asks no repository.
-# Needs: files, driver, packages/installed
+# Needs: files, driver, packages/installed, os_release
 #
 # Answer: {"distribution" (ubuntu 24.04),"driver": the version of the installed libraries, or empty,"packages": [NAME VERSION SHA256 NEWEST,
 #   of each that was added or changed; a SHA-256 or newest version that no repository tells is `-`]}.
@@ -33,12 +33,6 @@ records() {
   (($# > 0)) || return 0
   apt-cache show "$@" 2>/dev/null </dev/null |
     awk '/^Package: / { name = $2 } /^Version: / { version = $2 } /^SHA256: / { print name, version, $2 }' || :
-}
-
-os_value() {
-  local file=$ROOT/etc/os-release
-  [[ -r $file ]] || file=$ROOT/usr/lib/os-release
-  sed -nE "s/^$1=[\"']?([^\"']*)[\"']?\$/\\1/p" "$file" 2>/dev/null | head -n 1
 }
 
 main() {

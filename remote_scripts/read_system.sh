@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Reads what an NVIDIA stack is planned from, on a host, in a VM or in a container, and how far what was put there is still so.
 # Changes nothing, and asks no repository.
-# Needs: files, driver, packages/installed, read/system_drift
+# Needs: files, driver, packages/installed, read/system_drift, os_release
 #
 # Arguments: ASK (packages whose offered versions are told, separated by spaces), PASSED (slots of the host's cards that VMs get, separated by
 #   spaces).
 # Output: one JSON object; homelab/nvidia/reading.py models it. `drift` has a line for each thing that isn't as the steps left it, which begins
-#   with the step: repository, driver, boot, cuda, toolkit.
+#   with the step: repository, driver, boot, cuda, toolkit, libraries.
 # Verbs: read_system.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin
 
@@ -16,7 +16,7 @@ read_system() {
   mapfile -t kernels < <(installed_kernels)
   find_cards
   printf '{"bootId":%s,"distribution":%s,"version":%s' "$(json_string "$(cat "$ROOT/proc/sys/kernel/random/boot_id" 2>/dev/null)")" \
-    "$(os_release ID)" "$(os_release VERSION_ID)"
+    "$(json_or_null "$(os_value ID)")" "$(json_or_null "$(os_value VERSION_ID)")"
   printf ',"architecture":%s,"kernels":%s,"running":%s' "$(json_string "$(uname -m)")" "$(json_list "${kernels[@]}")" \
     "$(json_string "$(uname -r)")"
   secure_boot
@@ -39,12 +39,6 @@ read_system() {
 
 json_bool() { [[ $1 == yes ]] && printf true || printf false; }
 json_or_null() { [[ -n $1 ]] && json_string "$1" || printf null; }
-
-os_release() { # KEY - a value of os-release as JSON
-  local file=$ROOT/etc/os-release
-  [[ -r $file ]] || file=$ROOT/usr/lib/os-release
-  json_or_null "$(sed -nE "s/^$1=[\"']?([^\"']*)[\"']?\$/\\1/p" "$file" 2>/dev/null | head -n 1)"
-}
 
 # find_cards - sets `cards` and `nouveau`: a container's are those whose node it has; a host's those that no VM is to have.
 find_cards() {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from homelab.container import makers, others
+from homelab.container import libraries, makers, others
 from homelab.errors import HomelabError, unlocking
 from homelab.host.classes import NVIDIA
 from homelab.host.facts import GuestConfig, HostFacts, bound_by_word
@@ -241,7 +241,7 @@ def describe(
     for name, container in containers.items():
         chosen, refused = check(name, container, facts, found, want)
         shared, closed = others.shared(name, container, facts, want.gpus, node, after_boot=True)
-        errors += [*refused, *closed]
+        errors += [*refused, *closed, *libraries.refusals(name, container, facts, want.gpus)]
         devices = "; ".join([*([_devices(chosen)] if chosen else []), *others.lines(facts, shared)]) or "no card"
         config = facts.guests.config(container.ctid)
         if config is None:
@@ -250,6 +250,8 @@ def describe(
             runs = "running" if container.ctid in facts.guests.running else "off"
             lines.append(f"  container {_named(config)}, {runs}: {devices}")
             lines += [f"    {said}" for said in safety.planned(container, facts)]
+        if container.libraries:
+            lines.append(f"    packages inside for its cards: {', '.join(container.libraries)}")
         lines += [f"    note: {said}" for said in others.remarks(facts, shared)]
     return "\n".join(lines), errors
 

@@ -15,7 +15,7 @@ from homelab.nvidia.compatibility import Flavour
 from homelab.nvidia.request import SystemFacts
 from homelab.shapes import Runtime
 
-_Drift = Annotated[str, StringConstraints(pattern=r"^(repository|driver|boot|cuda|toolkit): ")]
+_Drift = Annotated[str, StringConstraints(pattern=r"^(repository|driver|boot|cuda|toolkit|libraries): ")]
 
 
 @dataclass(frozen=True)

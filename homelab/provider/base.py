@@ -244,7 +244,7 @@ class Work(Generic[InputsT, OutputsT]):
         """A host that doesn't answer is waited for once, not for each of its resources."""
         host, containers = self.stack.host(name), self.stack.containers(name)
         systems = ["host"] * (host.nvidia is not None)
-        systems += [str(one.ctid) for one in containers.values() if one.nvidia is not None]
+        systems += [str(one.ctid) for one in containers.values() if one.nvidia is not None or one.libraries]
         try:
             # With a list of what runs only where it matters: that takes a real host a second or two.
             return asyncio.run(ssh.read(host, guests=bool(containers), systems=systems))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 
-from homelab.container import others
+from homelab.container import libraries, others
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError, raise_all
 from homelab.host import plan
 from homelab.host.facts import HostFacts
+from homelab.nvidia import reading
 from homelab.provider import safety_copy
 from homelab.provider.base import Work, stopped_by_us
 from homelab.remote import guard, ssh
@@ -29,12 +30,12 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         return str(inputs.ctid)
 
     def create(self, inputs: ContainerProbe.Inputs) -> ContainerProbe.Outputs:
-        return self._planned(inputs, None, 0)
+        return self._planned(inputs, None)
 
     def update(
         self, inputs: ContainerProbe.Inputs, had: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs
     ) -> ContainerProbe.Outputs:
-        return self._planned(inputs, had.boot, outputs.generation)
+        return self._planned(inputs, had.boot, outputs.generation, outputs.again)
 
     def read(self, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> ContainerProbe.Outputs:
         facts = self.facts_of_refresh(inputs)
@@ -42,8 +43,27 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         moved = self._moved(facts, inputs, outputs)
         for difference in drift + moved:
             tell(f"{inputs.container}: drift: {difference}")
+        inside = self._inside(facts, inputs)
+        for difference in inside:
+            tell(f"{inputs.container}: drift: {difference}")
         gone = facts.guests.config(inputs.ctid) is None
-        return dataclasses.replace(outputs, generation=outputs.generation + bool(drift), stale=bool(moved) or gone)
+        return dataclasses.replace(
+            outputs,
+            generation=outputs.generation + bool(drift),
+            again=outputs.again + bool(inside),
+            stale=bool(moved) or gone,
+        )
+
+    def _inside(self, facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:
+        """What has become of packages for its cards."""
+        container = self._settings(inputs)
+        text = facts.systems.get(str(inputs.ctid))
+        if container is None or not container.libraries or facts.guests.config(inputs.ctid) is None:
+            return []
+        if text is None:
+            tell(f"{inputs.container}: it doesn't run: packages for its cards were not compared")
+            return []
+        return libraries.drift(reading.parse(text))
 
     def _moved(self, facts: HostFacts, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> list[str]:
         """The numbers that the drivers have given to the container's cards since."""
@@ -65,7 +85,9 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
     def _settings(self, inputs: ContainerProbe.Inputs) -> Container | None:
         return self.stack.containers(inputs.host).get(inputs.container)
 
-    def _planned(self, inputs: ContainerProbe.Inputs, boot: Boot | None, generation: int) -> ContainerProbe.Outputs:
+    def _planned(
+        self, inputs: ContainerProbe.Inputs, boot: Boot | None, generation: int = 0, again: int = 0
+    ) -> ContainerProbe.Outputs:
         """``boot``: the last one that this container was planned under."""
         container = self._settings(inputs)
         if container is None:
@@ -83,7 +105,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         found = container_plan.cards(facts, want, self.stack.vms(inputs.host), inputs.node)
         minors, errors = container_plan.check(inputs.container, container, facts, found, want)
         shared, refused = others.shared(inputs.container, container, facts, inputs.gpus, inputs.node)
-        raise_all([*errors, *refused])
+        raise_all([*errors, *refused, *libraries.refusals(inputs.container, container, facts, inputs.gpus)])
         config = facts.guests.config(inputs.ctid)
         return ContainerProbe.Outputs(
             minors=minors,
@@ -91,6 +113,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             resume=inputs.wanted["power"] == "keep" and stopped_by_us(inputs.ctid, inputs.boot, boot),
             guest_name=config.values.get("hostname", inputs.container) if config else inputs.container,
             generation=generation,
+            again=again,
             stale=False,
             shared=shared,
             identity=safety.identity_of("lxc", config.values) if config else "",

@@ -348,8 +348,8 @@ def container_restart(ctid: int, devices: Mapping[str, str], shutdown: Mapping[s
 
 
 def container_verification(ctid: int, devices: Mapping[str, str]) -> str:
-    """Standard input of container_verification.sh; arguments as of `container_gpus`."""
-    return compose("container_verification.sh", CTID=str(ctid), **_given(devices))
+    """Standard input of container_verification.sh; arguments as of `container_gpus`, with ``USES`` where programs that use the cards are to work."""
+    return compose("container_verification.sh", CTID=str(ctid), **{"USES": "", **_given(devices)})
 
 
 def _given(devices: Mapping[str, str]) -> dict[str, str]:

@@ -39,6 +39,7 @@ class ContainerProbe(Probe):
     class Outputs:
         """``minors``: numbers of /dev/nvidiaN; ``functions``: addresses of these cards' display functions; ``shared``: cards of other makers,
         by their names in the settings; ``resume``: did a reboot of ours stop it?; ``generation``: how often it drifted;
+        ``again``: the same of packages for its cards (`libraries`), None in a state of an earlier version;
         ``identity``: tells the container from another one of the same id (vm.safety.identity_of); empty: the state is of an earlier version."""
 
         minors: list[int]
@@ -49,6 +50,7 @@ class ContainerProbe(Probe):
         stale: bool
         shared: dict[str, SharedCard] = field(default_factory=dict)
         identity: str = ""
+        again: int = 0
 
     minors: pulumi.Output[list[int]]
     functions: pulumi.Output[list[str]]
@@ -56,5 +58,6 @@ class ContainerProbe(Probe):
     resume: pulumi.Output[bool]
     generation: pulumi.Output[int]
     identity: pulumi.Output[str]
+    again: pulumi.Output[int]
     if TYPE_CHECKING:
         shared: pulumi.Output[dict[str, SharedCard]]

@@ -28,6 +28,7 @@ from homelab.settings.types import (
     TemplateOrDownload,
 )
 from homelab.settings.vm import Disk, Safety, Shutdown, require_safety
+from homelab.shapes import CardUse
 
 if TYPE_CHECKING:
     from homelab.settings.host import Gpu
@@ -174,6 +175,9 @@ class Container(Model):
     nodes: Literal["render", "all"] = "render"
     """Which nodes of an Intel or AMD card it gets. `render`: the one for video and computing (`/dev/dri/renderD128`), and `/dev/kfd` of an AMD
     card that has it. `all`: also the one that sets screens (`/dev/dri/card0`), which some older programs look for."""
+    libraries: list[CardUse] = []
+    """Packages inside it by which programs use its Intel and AMD cards, of its own distribution (Debian or Ubuntu). `video`: VA-API's drivers and
+    `vainfo`, which has to work then. `compute`: OpenCL for Intel's, ROCm's runtime for AMD's. They go again with the setting or the stack."""
     method: Literal["device", "mount-entry"] | None = None
     """How the devices are written into the container's configuration. `device`: `dev[n]` options, from pve-container 5.0.7 on.
     `mount-entry`: raw `lxc.mount.entry` and `lxc.cgroup2.devices.allow` lines. By default what the host can; a change converts them."""
@@ -251,6 +255,12 @@ class Container(Model):
             raise ValueError(f"start: true and power: {self.power} contradict each other")
         if self.nvidia is not None and (self.gpus == [] or self.numbers == []):
             raise ValueError("nvidia without a card: there is nothing to verify it with")
+        if self.libraries and not self.gpus:
+            raise ValueError("libraries are for cards that gpus names, of Intel's and AMD's")
+        if len(set(self.libraries)) < len(self.libraries):
+            raise ValueError("libraries: expected each of them once")
+        if self.libraries and self.power == "stopped":
+            raise ValueError("libraries need a container that runs, and power is stopped")
         if self.nvidia is not None and self.power == "stopped":
             raise ValueError("nvidia needs a container that runs, and power is stopped")
         return self

@@ -79,7 +79,7 @@ def unpack(host: HostState, name: str, gives: dict[str, Any]) -> None:
         host.write(f"/etc/apt/preferences.d/{name}", text)
     if "key" in gives:
         host.write(gives["key"]["path"], network.key_named(host, gives["key"]["key"]).binary())
-    for path, text in gives.get("files", {}).items():
+    for path, text in {**gives.get("files", {}), **gives.get("parts", {})}.items():
         host.write(path, text)
     if "cuda" in gives:
         _cuda(host, gives)
@@ -236,6 +236,8 @@ def _install_unit(host: HostState, unit: str) -> None:
 def remove(host: HostState, name: str, gives: dict[str, Any], *, purge: bool) -> None:
     """Take a package's files away; purged, its configuration as well."""
     for path in gives.get("programs", []):
+        host.rooted(path).unlink(missing_ok=True)
+    for path in gives.get("parts", {}):
         host.rooted(path).unlink(missing_ok=True)
     if "libraries" in gives:
         remove_libraries(host, gives["libraries"], gives["version"])

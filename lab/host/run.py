@@ -105,6 +105,7 @@ INSTALLED = {
         name: "runtime_programs"
         for name in ("nvidia-container-runtime", "nvidia-container-runtime-hook", "nvidia-container-cli")
     },
+    **{name: "card_programs" for name in ("vainfo", "rocminfo", "clinfo")},
     "dkms": "dkms_programs",
     "nvidia-uninstall": "nvidia_installer",
 }

@@ -9,10 +9,29 @@
 # before (auto or manual), separated by tabs; `-` for a package that isn't there. It is written before apt is called, so that a run which is
 # killed leaves nothing unknown behind, and brought to what really is there at the end of a run.
 #
-# Gives: step_done LAYER, step_undone LAYER.
+# Gives: step_done LAYER, step_undone LAYER, is_anothers_step LAYER, leave_untouched.
 
 # step_done LAYER / step_undone LAYER - that a step was carried out here is known from here: a system that was reinstalled, or went back to
-# a snapshot, tells of none.
-step_done() { mark "/var/lib/homelab/steps/$1"; }
+# a snapshot, tells of none. With the name under which the settings have the system: NAME.
+step_done() {
+  need_dir "$STATE/steps"
+  printf '%s\n' "$NAME" | write_atomically "/var/lib/homelab/steps/$1" 0600
+}
 
 step_undone() { remove_file "/var/lib/homelab/steps/$1"; }
+
+# is_anothers_step LAYER - was the step last carried out under another name of the settings? Who gives a system a new name there gets the step
+# under the new one first, and its undoing under the old one then: by that time what is there is the new one's. (A version of this program
+# before that noted no name.)
+is_anothers_step() {
+  local by
+  by=$(cat "$STATE/steps/$1" 2>/dev/null) || return 1
+  [[ -n $by && $by != "$NAME" ]] || return 1
+  log "$by has it by now: nothing is taken back under the name $NAME"
+}
+
+# leave_untouched - the end of a `revert` that has nothing to take back.
+leave_untouched() {
+  finish || return 1
+  printf '{"changed":"no","kept":[]}\n'
+}

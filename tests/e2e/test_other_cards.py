@@ -48,19 +48,34 @@ def test_cards_of_two_makers_in_one_container_and_a_boot_that_numbers_them_anew(
     assert stack.lab.snapshot() == stock
 
 
+def dpkg(stack: Stack, command: str) -> str:
+    """In container 211."""
+    return str(stack.lab.run(f"pct exec 211 -- dpkg {command}"))
+
+
 def test_a_processors_graphics_bring_nothing_of_nvidias(stack_on: Callable[..., Stack]) -> None:
     cards = {"uhd": {"match": "8086:a780", "use": "lxc"}}
-    wanted = {"jellyfin": {"ctid": 210, "gpus": ["uhd"], "nodes": "all"}, "ai": {"ctid": 211, "gpus": ["uhd"]}}
+    wanted = {
+        "jellyfin": {"ctid": 210, "gpus": ["uhd"], "nodes": "all"},
+        "ai": {"ctid": 211, "gpus": ["uhd"], "libraries": ["video"]},
+    }
     stack = stack_on("containers-pve8", gpus=cards, containers=wanted, **NO_REBOOT)
     stock = {ctid: conf(stack, ctid) for ctid in (210, 211)}
+    packages = dpkg(stack, "-l")
     up = stack.up()
+    assert "/dev/dri/renderD128: vainfo works, Driver version: Intel iHD driver" in up.output
+    assert "/dev/dri/renderD128: vainfo is not installed in the container" in up.output  # the other one
     assert (stack.lab.root / UNIT.format("card")).exists() and not (stack.lab.root / UNIT.format("nvidia")).exists()
     assert not [name for _, name in up.steps if "nvidia" in name]
     node = stack.output()["containers"]["ai"]["cards"]["uhd"][0]
     assert opens(stack, 210, node, MEMBER) and opens(stack, 211, node, MEMBER)
     assert ["/dev/dri/card" in conf(stack, ctid) for ctid in stock] == [True, False]
+    dpkg(stack, "--purge vainfo")
     stack.lab.run("rm /etc/systemd/system/homelab-card-nodes.service".replace(" /", f" {stack.lab.root}/"))
     assert "homelab-card-nodes.service is gone" in stack.preview("--refresh").output
-    assert stack.up("--refresh").changed == {"pve-cards"}
+    again = stack.up("--refresh")
+    assert again.changed == {"pve-cards", "ai-libraries", "ai-opened"}, again.output
+    assert "ai: drift: libraries: package vainfo is gone" in again.output
     stack.destroy()
+    assert dpkg(stack, "-l") == packages
     assert {ctid: conf(stack, ctid) for ctid in stock} == stock

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from homelab.nvidia.plan import CudaPlan, Plan
+from homelab.nvidia.symptoms import Context
 from homelab.remote import nvidia_steps as steps
 from tests.scripts.nvidia_kit import GUESTS, Container, Machine, VirtualMachine
 
@@ -116,6 +117,31 @@ def test_an_update_of_a_release_is_taken_as_it_was_asked_for(vm: Machine) -> Non
     assert vm.packages()["cuda-toolkit-12-8"].startswith("12.8.1-")
     vm.answer("revert", newer)
     assert "cuda-toolkit-12-8" not in vm.packages()
+
+
+def test_under_another_name_of_the_settings_it_is_the_other_ones(vm: Machine) -> None:
+    before, found = vm.packages(), plan(vm)
+    old, new = (steps.cuda(found, vm.settings, context=Context(f"vms.{name}", "vm")) for name in ("old", "new"))
+    vm.answer("apply", old)
+    # Pulumi makes what has a new name first, and deletes what had the old one then.
+    assert vm.answer("apply", new)["changed"] == "no"
+    assert vm.answer("revert", old) == {"changed": "no", "kept": []}
+    assert "cuda-toolkit-12-8" in vm.packages()
+    vm.answer("revert", new)
+    assert vm.packages() == before
+
+
+def test_a_refresh_sees_what_was_removed(vm: Machine) -> None:
+    text = script(vm)
+    vm.answer("apply", text)
+    assert not vm.read().drift
+    vm.output("apt-get -qq purge -y cuda-toolkit-12-8 && rm $ROOT/etc/profile.d/homelab-cuda.sh")
+    found = vm.read().drift
+    assert "cuda: /etc/profile.d/homelab-cuda.sh is missing" in found
+    assert any(line.startswith("cuda: package cuda-toolkit-12-8 is gone, it was 12.8.") for line in found)
+    vm.answer("apply", text)
+    assert not vm.read().drift
+    vm.answer("revert", text)
 
 
 def test_a_package_that_brings_a_driver_is_refused_before_anything_is_installed(vm: Machine) -> None:

@@ -10,7 +10,7 @@ step_of() { printf '%s' "${1#nvidia-}"; }
 
 files_drift() {
   local layer path state
-  for layer in "$STATE"/files/nvidia-*; do
+  for layer in "$STATE"/files/{nvidia-*,cuda}; do
     [[ -d $layer ]] || continue
     layer=${layer##*/}
     while IFS= read -r path; do
@@ -22,7 +22,7 @@ files_drift() {
 
 packages_drift() {
   local file name now before _
-  for file in "$STATE"/packages/nvidia-*; do
+  for file in "$STATE"/packages/{nvidia-*,cuda,toolkit,libraries}; do
     [[ -f $file ]] || continue
     while IFS=$'\t' read -r name now before _; do
       [[ ${PRESENT[$name]:--} != "$now" ]] || continue

@@ -1,0 +1,165 @@
+"""Packages for Intel's and AMD's cards in the lab's containers: of each distribution, verified by using the card, and taken back without a trace."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from homelab.container import libraries
+from homelab.remote import scripts
+from tests.lab.host_kit import run_script
+from tests.scripts.nvidia_kit import Container
+
+# In the scenario: Debian 13 and Ubuntu 24.04, beside a processor's graphics of Intel's.
+DEBIAN, UBUNTU = 210, 211
+UHD = "0000:00:02.0"
+VIDEO = {"i965-va-driver", "vainfo"}
+
+
+def script(uses: str, makers: str = "intel", name: str = "containers.jellyfin") -> str:
+    return scripts.compose(
+        "card_libraries.sh",
+        NAME=name,
+        SYMPTOMS="",
+        PROXY="",
+        LOCK_SECONDS="1",
+        DOWNLOAD_SECONDS="60",
+        INSTALL_SECONDS="60",
+        LOCKED="",
+        CHOICES=libraries.choices(uses.split(), makers.split()),
+        GENERATION="0",
+    )
+
+
+@pytest.fixture(scope="module")
+def debian(tmp_path_factory: pytest.TempPathFactory) -> Container:
+    """Debian 13; each test leaves it as it was."""
+    return Container(tmp_path_factory.mktemp("debian"), "containers-pve8", DEBIAN)
+
+
+@pytest.fixture(scope="module")
+def ubuntu(tmp_path_factory: pytest.TempPathFactory) -> Container:
+    """Ubuntu 24.04; each test leaves it as it was."""
+    return Container(tmp_path_factory.mktemp("ubuntu"), "containers-pve8", UBUNTU)
+
+
+@pytest.mark.parametrize(
+    ("name", "uses", "makers", "expected"),
+    [
+        ("debian", "video", "intel", {*VIDEO, "intel-media-va-driver"}),
+        ("ubuntu", "video compute", "intel", {*VIDEO, "intel-media-va-driver-non-free", "intel-opencl-icd", "clinfo"}),
+        ("ubuntu", "video compute", "amd", {"mesa-va-drivers", "vainfo", "rocminfo"}),
+        ("debian", "video", "amd intel", {*VIDEO, "intel-media-va-driver", "mesa-va-drivers"}),
+    ],
+)
+def test_they_come_once_and_go_without_a_trace(
+    name: str, uses: str, makers: str, expected: set[str], request: pytest.FixtureRequest
+) -> None:
+    machine: Container = request.getfixturevalue(name)
+    packages, tree = machine.packages(), machine.tree()
+    text = script(uses, makers)
+    assert machine.answer("apply", text)["changed"] == "yes"
+    answer = machine.answer("apply", text)
+    assert (set(answer["packages"]), answer["changed"]) == (expected, "no")
+    assert expected <= set(machine.packages()) - set(packages)
+    assert machine.answer("revert", text) == {"changed": "yes", "kept": []}
+    assert machine.answer("revert", text) == {"changed": "no", "kept": []}
+    assert (machine.packages(), machine.tree()) == (packages, tree)
+
+
+def test_what_somebody_has_installed_is_left_there(ubuntu: Container) -> None:
+    ubuntu.output("apt-get -qq update && apt-get -qq install -y intel-media-va-driver vainfo")
+    before = ubuntu.packages()
+    text = script("video")
+    # The free build is there: the other one would replace it.
+    assert "intel-media-va-driver" in ubuntu.answer("apply", text)["packages"]
+    ubuntu.answer("revert", text)
+    assert ubuntu.packages() == before
+    ubuntu.output("apt-get -qq purge -y intel-media-va-driver vainfo && apt-get -qq autoremove -y --purge")
+
+
+def test_with_another_use_those_of_before_go(debian: Container) -> None:
+    before = debian.packages()
+    debian.answer("apply", script("video compute", "amd"))
+    debian.answer("apply", script("compute", "amd"))
+    added = set(debian.packages()) - set(before)
+    assert {"rocminfo", "rocm-opencl-icd"} <= added and not {"vainfo", "mesa-va-drivers"} & added
+    debian.answer("revert", script("compute", "amd"))
+    assert debian.packages() == before
+
+
+def test_under_another_name_they_are_the_other_ones(debian: Container) -> None:
+    before = debian.packages()
+    old, new = script("video"), script("video", name="containers.media")
+    debian.answer("apply", old)
+    # Pulumi makes what has a new name first, and deletes what had the old one then.
+    debian.answer("apply", new)
+    assert debian.answer("revert", old) == {"changed": "no", "kept": []}
+    assert set(debian.packages()) >= VIDEO
+    debian.answer("revert", new)
+    assert debian.packages() == before
+
+
+def test_a_refresh_sees_what_was_removed_inside(debian: Container) -> None:
+    text = script("video")
+    debian.answer("apply", text)
+    assert not libraries.drift(debian.read())
+    debian.output("apt-get -qq remove -y vainfo")
+    assert libraries.drift(debian.read()) == ["libraries: package vainfo is gone, it was 2.22.0-3"]
+    debian.answer("apply", text)
+    assert not libraries.drift(debian.read())
+    debian.answer("revert", text)
+    assert libraries.drift(debian.read()) == ["libraries: nothing there tells of it any more"]
+
+
+def test_a_release_of_which_no_names_are_known_is_left_as_it_is(debian: Container) -> None:
+    release = debian.root / "etc/os-release"
+    stock, before = release.read_text(), debian.packages()
+    try:
+        release.write_text('ID=ubuntu\nVERSION_ID="26.04"\n')
+        said = debian.refusal(script("video"))
+        assert "it is ubuntu 26.04" in said and "debian 12, debian 13, ubuntu 22.04" in said
+        release.write_text(stock)
+        assert "Debian 13 has no intel-opencl-icd" in debian.refusal(script("compute"))
+    finally:
+        release.write_text(stock)
+    assert debian.packages() == before
+
+
+def test_without_a_network_nothing_changes_and_the_next_run_goes_on(debian: Container) -> None:
+    before, text = debian.packages(), script("video")
+    debian.fault("apt-offline", str(DEBIAN))
+    try:
+        assert "Temporary failure resolving" in debian.refusal(text)
+        assert debian.packages() == before
+    finally:
+        debian.fault("apt-offline", None)
+    debian.answer("apply", text)
+    debian.answer("revert", text)
+    assert debian.packages() == before
+
+
+def test_video_that_doesnt_work_on_the_card_ends_the_run(tmp_path: Path) -> None:
+    machine = Container(tmp_path, "containers-pve8", DEBIAN)
+    devices = {"METHOD": "auto", "MINORS": "", "FUNCTIONS": "", "CARDS": f"{UHD}=render", "USES": "video"}
+
+    def on_host(verb: str, text: str) -> str:
+        return run_script(machine.host.machine, verb, text).stdout
+
+    given = {key: value for key, value in devices.items() if key != "USES"}
+    on_host("apply", scripts.container_gpus(DEBIAN, given, {"timeout": 5, "otherwise": "stop"}, "0"))
+    machine.host.output(f"pct stop {DEBIAN}; pct start {DEBIAN}")
+    checked = scripts.container_verification(DEBIAN, devices)
+    assert "vainfo is not installed in the container" in on_host("apply", checked)
+    machine.answer("apply", script("video"))
+    machine.output("apt-get -qq install -y clinfo")
+    tried = json.loads(on_host("apply", checked))["tried"]
+    assert len(tried) == 2 and "vainfo works, Driver version: Intel iHD driver" in tried[0]
+    assert tried[1] == "OpenCL: clinfo finds no platform"
+    for driver in ("iHD", "i965"):
+        (machine.root / f"usr/lib/x86_64-linux-gnu/dri/{driver}_drv_video.so").unlink()
+    said = on_host("apply", checked)
+    assert said.startswith(f"wanted: video (VA-API) on each Intel and AMD card of container {DEBIAN}\n")
+    assert "vainfo fails: vaInitialize failed with error code -1" in said and "newer drivers" in said
