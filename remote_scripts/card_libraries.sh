@@ -59,7 +59,6 @@ find_wanted() {
     "take libraries out of its settings, and install them inside yourself; the card itself works in any container"
   for word in $chosen; do
     if [[ $updated == no ]] && ! is_there_already "$word"; then
-      # shellcheck disable=SC2119 # none of its addresses matters more than the others
       apt_update
       updated=yes
     fi
