@@ -42,6 +42,7 @@ def after(*resources: pulumi.Resource, former: str = "") -> pulumi.ResourceOptio
 
 
 hosts, tests, vms, containers, stacks, given = {}, {}, {}, {}, {}, {}
+turns: dict[str | None, list[pulumi.Resource]] = {}  # cluster -> its node that restarts last
 for name, host in settings.hosts.items():
     node = host.node or name
     probe = HostProbe.of(f"{name}-probe", name, host)
@@ -57,7 +58,7 @@ for name, host in settings.hosts.items():
     vfio = VfioBinding(name, binding, after(iommu, former=f"{name}-vfio"))
 
     booted = HostRebootArgs(host_name=name, host=host, probe=probe)
-    last = after(iommu, vfio, former=f"{name}-boot")
+    last = after(iommu, vfio, *turns.get(host.cluster, ()), former=f"{name}-boot")
     if system := on_host(name, host, probe):
         reboot = functools.partial(HostReboot.with_driver, name, booted, last)
         driver = NvidiaGuestStack(name, NvidiaGuestStackArgs(system=system, reboot=reboot))
@@ -65,6 +66,8 @@ for name, host in settings.hosts.items():
     else:
         boot = HostReboot(name, booted, last)
     hosts[name] = boot.host
+    if host.cluster:  # its next node restarts once this one is back
+        turns[host.cluster] = [boot]
 
     files = {
         download.volume: StorageFile.of(name, node, file, download, after(boot))

@@ -67,6 +67,7 @@ class HostReboot(pulumi.ComponentResource):
                     values[3],
                     values[4],
                     awaited=host.timeouts.boot,
+                    keep_quorum=not host.allow_quorum_loss,
                 )
             ),
             children.options("reboot", depends_on=opts.depends_on if opts else None),

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Words on the kernel command line of the next boot, and a second boot entry without them.
-# Needs: boot, words, switch/arm
+# Needs: boot, cluster, switch/arm, words
 #
 # Arguments: NAME (iommu | vfio), WORDS (separated by spaces; may be empty), ENTRY (yes | no: the second boot entry),
 #   ENTRY_GRUB and ENTRY_SYSTEMD_BOOT (the scripts that make it), NOTICE (what to tell on revert), ROLLBACK_AFTER and ROLLBACK (of the
@@ -63,6 +63,7 @@ revert() {
   fi
   finish_initramfs
   remove_file /var/lib/homelab/wanted-boot
+  end_turn 10 || remove_file /var/lib/homelab/turn
   disarm_when_given_back
   finish
   printf '{"changed":"%s"}\n' "$CHANGED"

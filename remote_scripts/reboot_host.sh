@@ -1,21 +1,28 @@
 #!/usr/bin/env bash
 # Reboots the host if its running kernel lacks what is configured; with a dead man's switch armed before, if that is in the boot configuration.
-# Needs: boot, lacking, restart, switch/arm
+# Needs: boot, cluster, lacking, restart, switch/arm
 #
 # Arguments: POLICY (auto | manual), WORDS (of the command line; separated by spaces), FUNCTIONS (PCI addresses that must be on
 #   vfio-pci; separated by spaces), DRIVER, FLAVOUR and SOURCE (NVIDIA's driver, as of lib/lacking.sh, which decides),
-#   ROLLBACK_AFTER and ROLLBACK (of the dead man's switch, lib/switch.sh), AWAITED (for so many seconds `up` waits for the boot).
+#   ROLLBACK_AFTER and ROLLBACK (of the dead man's switch, lib/switch.sh), AWAITED (for so many seconds `up` waits for the boot), QUORUM
+#   (of lib/cluster.sh).
+# In a cluster: not before the other nodes have their quorum without this one, and no other restarts; cluster_turn.sh ends the turn.
 # Changes: /etc/systemd/system/homelab-rollback.{service,timer}, /var/lib/homelab/rollback and armed; then the host restarts.
 #   /var/lib/homelab/wanted-boot, which `revert` of cmdline.sh takes away.
 #   Undone by confirm_boot.sh once the host is back, by the switch itself otherwise.
 # The switch: unless the boot is confirmed within ROLLBACK_AFTER seconds of its start, it takes our configuration away and
 #   reboots. So a host that comes back without its network comes back again, as it was. Where nobody waits, the host judges itself.
 # Verbs: apply; plan (answers the same, before or after the layers were written, and changes nothing).
-# Answer: {"reboot":"yes|no|manual","boot_id","reasons":[why],"perhaps":[what would be a reason],"guests":what a reboot stops}; of `apply`
-#   also "armed":since when the switch is (seconds since 1970; empty: it isn't). An `up` that has armed it anew confirms this boot anew.
+# Answer: {"reboot":"yes|no|manual","boot_id","reasons":[why],"perhaps":[what would be a reason],"guests":what a reboot stops,"cluster":why the
+#   cluster can't do without this node now}; of `apply` also "turn":has it a turn in the cluster, which is to end (yes | no), and "armed":since
+#   when the switch is (seconds since 1970; empty: it isn't). An `up` that has armed it anew confirms this boot anew.
+
+# For so long the cluster is waited for, in seconds: a node that was verified a moment ago has its vote back within a minute.
+TURN_SECONDS=180
 
 apply() {
   take_lock
+  AWAY_SECONDS=$((AWAITED + ROLLBACK_AFTER))
   need_boot_loader
   decide
   note_wanted_boot
@@ -23,18 +30,21 @@ apply() {
     log "no reboot is needed: the running kernel has what is wanted"
     # A roll-back of an earlier boot is no news to what is wanted now. (One of this boot is about to restart it.)
     is_rolling_back || grep -qs "^boot $(boot_id) " "$STATE/rolled-back" || remove_file /var/lib/homelab/rolled-back
+    end_turn 0 || : # of an earlier run; whoever verifies this boot waits for the cluster
   elif [[ $DECISION == manual ]]; then
     log "a reboot is needed (${REASONS[*]}) and left to you"
   else
+    take_turn "$TURN_SECONDS"
     log "rebooting (${REASONS[*]}); this stops: ${GUESTS:-no guest}"
     ! needs_switch || arm "$AWAITED"
     finish
     if ! restart_soon; then
       [[ ! -e $STATE/armed ]] || await_no_boot
+      end_turn 10 || :
       die "a reboot of this host" "$OUTPUT" "the running kernel lacks what was configured" "reboot it by hand, then run \`pulumi up\` again"
     fi
   fi
-  report ",\"armed\":\"$(stat -c %.Y "$STATE/armed" 2>/dev/null)\""
+  report ",\"turn\":\"$(has_turn && printf yes || printf no)\",\"armed\":\"$(stat -c %.Y "$STATE/armed" 2>/dev/null)\""
 }
 
 # needs_switch - is there anything that a roll-back would give back, and is it new to the next boot? A reboot for NVIDIA's driver alone
@@ -47,6 +57,7 @@ needs_switch() {
 plan() {
   need_boot_loader
   decide
+  [[ $DECISION != yes ]] || cluster_says
   report
 }
 
@@ -57,12 +68,13 @@ decide() {
   DECISION=no
   ((${#REASONS[@]} == 0)) || DECISION=yes
   [[ $DECISION == no || $POLICY != manual ]] || DECISION=manual
+  WHY_NOT=''
 }
 
 report() {
-  printf '{"reboot":"%s","boot_id":"%s","reasons":%s,"perhaps":%s,"guests":%s%s}\n' "$DECISION" \
+  printf '{"reboot":"%s","boot_id":"%s","reasons":%s,"perhaps":%s,"guests":%s,"cluster":%s%s}\n' "$DECISION" \
     "$(<"$ROOT/proc/sys/kernel/random/boot_id")" "$(json_list "${REASONS[@]}")" "$(json_list "${PERHAPS[@]}")" "$(json_string "$GUESTS")" \
-    "${1:-}"
+    "$(json_string "$WHY_NOT")" "${1:-}"
 }
 
 main() {

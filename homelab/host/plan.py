@@ -266,7 +266,7 @@ class PlannedReboot:
     """Whether the host must be rebooted, as reboot_host.sh decides it (remote_scripts/lib/lacking.sh).
 
     ``reasons``: why; ``perhaps``: what would be a reason, where only the installation of packages shows whether it is one;
-    ``guests``: what runs and is stopped by it.
+    ``guests``: what runs and is stopped by it; ``cluster``: why the cluster can't do without this node now, empty where it can.
     """
 
     reboot: Literal["yes", "no", "manual"]
@@ -274,6 +274,7 @@ class PlannedReboot:
     reasons: list[str]
     perhaps: list[str]
     guests: str
+    cluster: str = ""
 
     def __str__(self) -> str:
         return self._said("; ".join(self.reasons))
@@ -289,7 +290,8 @@ class PlannedReboot:
         stops = stopping(self.guests)
         if self.reboot != "no":
             by = "by you (reboot: manual)" if self.reboot == "manual" else "one"
-            return f"{by}, because {because}; {stops}"
+            waits = f"; it waits for the cluster: {self.cluster}" if self.cluster else ""
+            return f"{by}, because {because}; {stops}{waits}"
         if self.perhaps:
             return f"not needed, unless {'; '.join(self.perhaps)}; then {stops}"
         return "not needed"

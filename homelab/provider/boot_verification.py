@@ -69,8 +69,23 @@ async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wa
     except HomelabError as error:
         # The boot is confirmed all the same; what would change something is refused.
         tell(f"{name}: note: {error.found}")
+    if reboot.get("turn") == "yes":  # an older state has no word of it
+        await _end_turn(host, name)
     raise_all([*plan.verify(facts, host, want), *said_by_kernel(facts, name, want)])
     return facts
+
+
+async def _end_turn(host: Host, name: str) -> None:
+    """Tell the other nodes of the cluster that this one is back: the next may restart. That it can't be told is no reason to fail."""
+    try:
+        async with ssh.connect(host) as session:
+            seconds = scripts.CONFIRM_LOCK_SECONDS + scripts.CLUSTER_SECONDS + ssh.SCRIPT_SECONDS
+            over = scripts.answer(await session.run("apply", scripts.cluster_turn(), seconds))["over"] == "yes"
+    except HomelabError as error:
+        tell(f"{name}: note: {error.found}")
+        over = False
+    if not over:
+        tell(f"{name}: note: its cluster could not be told that it is back; until it can, no other node is restarted")
 
 
 def said_by_kernel(facts: HostFacts, name: str, want: plan.Wanted) -> list[HomelabError]:

@@ -70,7 +70,14 @@ async def planned(
         driver: dict[str, Any] = {}
         if host.nvidia:
             driver = preview.driver_to_be(name, host, facts, want)
-        script = scripts.reboot_host(host.reboot, want.words, sorted(want.functions), host.timeouts.rollback, **driver)
+        script = scripts.reboot_host(
+            host.reboot,
+            want.words,
+            sorted(want.functions),
+            host.timeouts.rollback,
+            keep_quorum=not host.allow_quorum_loss,
+            **driver,
+        )
         reboot = plan.PlannedReboot(**scripts.answer(await session.run("plan", script)))
     return Planned(facts, want, files, reboot, "\n".join(part for part in (machines, shared, stacks) if part))
 

@@ -31,6 +31,8 @@ PASSTHROUGH_TEST_FOLDER = "/run/homelab-passthrough-test"
 ROLLBACK_SECONDS = 600
 # How long a boot's confirmation waits for another run on the host, in seconds.
 CONFIRM_LOCK_SECONDS = 45
+# For so long a node that has restarted waits until its cluster can be told, in seconds: pmxcfs and corosync start after the network.
+CLUSTER_SECONDS = 120
 # How much of a card's option ROM, or of the firmware's table of them, is read at most; real ones have 2 MiB.
 MOST_ROM_BYTES = 4 * 2**20
 # The line of a file's header that names the parts of the library which it takes functions or variables of.
@@ -191,6 +193,7 @@ def reboot_host(
     source: str = "either",
     *,
     awaited: int = 3 * ROLLBACK_SECONDS,
+    keep_quorum: bool = True,
 ) -> str:
     """Standard input of reboot_host.sh, with the verb ``apply``, or ``plan``, which decides the same and changes nothing.
 
@@ -198,6 +201,7 @@ def reboot_host(
     :param driver: NVIDIA's that the host's own cards are to have: the installed version; for ``plan`` also the branch that is to be
         installed. Empty: it doesn't matter. ``flavour``: of its modules; ``source``: where it is installed from.
     :param awaited: seconds for which an `up` waits for the boot.
+    :param keep_quorum: of a cluster: it restarts only if the others have a quorum without it.
     """
     return compose(
         "reboot_host.sh",
@@ -208,6 +212,7 @@ def reboot_host(
         FLAVOUR=flavour,
         SOURCE=source,
         AWAITED=str(awaited),
+        QUORUM="keep" if keep_quorum else "lose",
         **_switch(rollback_after),
     )
 
@@ -378,6 +383,11 @@ def read_log(lines: int) -> str:
 def confirm_boot() -> str:
     """Standard input of confirm_boot.sh."""
     return compose("confirm_boot.sh", LOCK_TIMEOUT=str(CONFIRM_LOCK_SECONDS))
+
+
+def cluster_turn() -> str:
+    """Standard input of cluster_turn.sh."""
+    return compose("cluster_turn.sh", LOCK_TIMEOUT=str(CONFIRM_LOCK_SECONDS), OVER_SECONDS=str(CLUSTER_SECONDS))
 
 
 def diagnose(containers: Sequence[int] = ()) -> str:

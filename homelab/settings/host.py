@@ -202,6 +202,12 @@ class Host(Model):
     the verification asks for it. The boot entry 'without GPU passthrough' is without it."""
     reboot: Literal["auto", "manual"] = "auto"
     """`manual`: `pulumi up` doesn't reboot the host. It ends and says what to do, and the next `up` continues after your reboot."""
+    cluster: Name | None = None
+    """The cluster that the host is a node of, under a name of your choice: of hosts with the same name here, one is rebooted at a time, and only once the
+    one before is back and verified."""
+    allow_quorum_loss: bool = False
+    """`true`: the node is also rebooted if the others have no quorum without it, as in a cluster of two without a QDevice. Until it is back, they
+    start no guest and take no change."""
     nvidia: Nvidia | None = None
     """NVIDIA's stack on the host itself, for the cards that stay with it."""
     timeouts: Timeouts = Timeouts()

@@ -343,7 +343,7 @@ class Shell:
             raise Misused(f"the lab's pvenode has `task list` and `task log UPID`, not {' '.join(arguments)!r}")
 
     def pvecm(self, arguments: list[str]) -> None:
-        """`pvecm status`, and `pvecm expected NUMBER`, by which the nodes that are left may write again."""
+        """`pvecm status`, `pvecm nodes`, and `pvecm expected NUMBER`, by which the nodes that are left may write again."""
         members = Members(self.host)
         if members.name is None:
             text = "Error: Corosync config '/etc/pve/corosync.conf' does not exist - is this node part of a cluster?"
@@ -352,10 +352,12 @@ class Shell:
         elif arguments == ["status"]:
             print(_cluster_status(members, self.host.node), end="")
             self.status = 0 if members.quorate else 2
+        elif arguments == ["nodes"]:
+            print(_cluster_nodes(members, self.host.node), end="")
         elif len(arguments) == 2 and arguments[0] == "expected" and arguments[1].isdigit():
             members.expect(int(arguments[1]))
         else:
-            raise Misused(f"the lab's pvecm has `status` and `expected NUMBER`, not {' '.join(arguments)!r}")
+            raise Misused(f"the lab's pvecm has `status`, `nodes` and `expected NUMBER`, not {' '.join(arguments)!r}")
 
     # -- pveum -------------------------------------------------------------------------------------------
     def pveum(self, arguments: list[str]) -> None:
@@ -396,9 +398,15 @@ def _task_row(task: dict[str, Any]) -> dict[str, str]:
 def _cluster_status(members: Members, node: str) -> str:
     """What `pvecm status` says of the votes, in a node's own form."""
     online = [about for about in members.nodes.values() if about["online"]]
-    quorum = len(members.nodes) // 2 + 1
+    device = members.cluster is not None and members.cluster.qdevice
+    total = sum(one.get("votes", 1) for one in online) + device
+    expected = members.expected or sum(one.get("votes", 1) for one in members.nodes.values()) + device
     here = members.nodes[node]["id"]
-    rows = [f"{one['id']:#010x}          1 {one['ip']}{' (local)' if one['id'] == here else ''}" for one in online]
+    flags = "    A,V,NMW" if device else ""
+    rows = [
+        f"{one['id']:#010x} {one.get('votes', 1):10}{flags} {one['ip']}{' (local)' if one['id'] == here else ''}"
+        for one in online
+    ] + ["0x00000000          1            Qdevice"] * device
     return "\n".join(
         [
             "Cluster information", "-------------------", f"Name:             {members.name}",
@@ -406,13 +414,23 @@ def _cluster_status(members: Members, node: str) -> str:
             "Quorum information", "------------------", "Quorum provider:  corosync_votequorum",
             f"Nodes:            {len(online)}", f"Node ID:          {here:#010x}",
             f"Quorate:          {'Yes' if members.quorate else 'No'}", "",
-            "Votequorum information", "----------------------", f"Expected votes:   {len(members.nodes)}",
-            f"Highest expected: {len(members.nodes)}", f"Total votes:      {len(online)}",
-            f"Quorum:           {quorum} {' ' if members.quorate else 'Activity blocked'}",
-            f"Flags:            {'Quorate ' if members.quorate else ''}", "",
-            "Membership information", "----------------------", "    Nodeid      Votes Name", *rows, "",
+            "Votequorum information", "----------------------", f"Expected votes:   {expected}",
+            f"Highest expected: {expected}", f"Total votes:      {total}",
+            f"Quorum:           {expected // 2 + 1} {' ' if members.quorate else 'Activity blocked'}",
+            f"Flags:            {'Quorate ' if members.quorate else ''}{'Qdevice ' * device}", "",
+            "Membership information", "----------------------", f"    Nodeid      Votes{'    Qdevice' * device} Name", *rows, "",
         ]
     )  # fmt: skip
+
+
+def _cluster_nodes(members: Members, node: str) -> str:
+    """What `pvecm nodes` says: the nodes that this one sees."""
+    rows = [
+        f"{one['id']:10} {one.get('votes', 1):10} {name}{' (local)' if name == node else ''}"
+        for name, one in members.nodes.items()
+        if one["online"]
+    ]
+    return "\n".join(["", "Membership information", "----------------------", "    Nodeid      Votes Name", *rows, ""])
 
 
 def _form(options: dict[str, list[str]]) -> str:

@@ -37,12 +37,17 @@ class Members:
             host.node: {"id": 0, "online": 1, "ip": _own_address(host)}
         }
 
+    @property
+    def expected(self) -> int | None:
+        """The votes that somebody said are all; None: those of all nodes."""
+        return self.cluster.expected if self.cluster else None
+
     def _of_labs(self, cluster: Cluster) -> None:
         seen = cluster.seen_by(self._host.node)
         self.name, self.version = cluster.name, cluster.version
         self.quorate = cluster.is_quorate(self._host.node) and not self._host.fault("no-quorum")
         self.nodes = {
-            peer.name: {"id": peer.id, "online": int(peer.name in seen), "ip": peer.ip}
+            peer.name: {"id": peer.id, "online": int(peer.name in seen), "ip": peer.ip, "votes": peer.votes}
             for peer in cluster.peers.values()
         }
 

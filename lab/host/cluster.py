@@ -60,7 +60,8 @@ class Cluster:
         self.name: str = data["name"]
         self.version: int = data["version"]
         self.qdevice: bool = data["qdevice"]
-        self._expected: int | None = data.get("expected")
+        #: What `expect` was told.
+        self.expected: int | None = data.get("expected")
         self.peers = {
             name: Peer(name, one["id"], one["ip"], one["votes"], HostState(folder / "nodes" / name))
             for name, one in data["nodes"].items()
@@ -76,9 +77,11 @@ class Cluster:
         """
         for one in _FOLDERS:
             (folder / "pve" / one).mkdir(parents=True, exist_ok=True)
+        (folder / "pve" / "priv" / "lock").mkdir(exist_ok=True)
         (folder / "nodes").mkdir(exist_ok=True)
         data = {"name": name, "version": len(nodes), "qdevice": qdevice, "nodes": nodes}
         write_atomically(folder / _FILE, json.dumps(data, indent=1) + "\n")
+        write_atomically(folder / "pve" / "corosync.conf", _corosync(name, nodes, qdevice=qdevice))
         return cls(folder)
 
     @classmethod
@@ -111,9 +114,25 @@ class Cluster:
             len(others), -min((self.peers[one].id for one in others), default=0)
         ):  # fmt: skip
             votes += 1
-        return votes > max(self._expected or total, votes) // 2
+        return votes > max(self.expected or total, votes) // 2
 
     def expect(self, votes: int) -> None:
         """Let that many votes be all, as `pvecm expected` does."""
         data = json.loads((self.folder / _FILE).read_text(encoding="utf-8"))
         write_atomically(self.folder / _FILE, json.dumps({**data, "expected": votes}, indent=1) + "\n")
+
+
+def _corosync(name: str, nodes: dict[str, dict[str, Any]], *, qdevice: bool) -> str:
+    """corosync.conf as `pvecm create` and `pvecm add` leave it (the Proxmox VE Administration Guide, Cluster Manager)."""
+    members = "".join(
+        f"  node {{\n    name: {node}\n    nodeid: {one['id']}\n    quorum_votes: {one['votes']}\n    ring0_addr: {one['ip']}\n  }}\n"
+        for node, one in nodes.items()
+    )
+    device = "  device {\n    model: net\n    votes: 1\n    net {\n      algorithm: ffsplit\n      host: 192.168.0.9\n      tls: on\n    }\n  }\n"
+    return (
+        "logging {\n  debug: off\n  to_syslog: yes\n}\n\n"
+        f"nodelist {{\n{members}}}\n\n"
+        f"quorum {{\n{device if qdevice else ''}  provider: corosync_votequorum\n}}\n\n"
+        f"totem {{\n  cluster_name: {name}\n  config_version: {len(nodes)}\n  interface {{\n    linknumber: 0\n  }}\n"
+        "  ip_version: ipv4-6\n  link_mode: passive\n  secauth: on\n  version: 2\n}\n"
+    )

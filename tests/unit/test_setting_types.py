@@ -56,6 +56,7 @@ WHOLE: list[dict[str, Any]] = [
                     "small": {"match": "10de:2684", "use": "lxc", "allowGroupMembers": ["0000:02:00.0"]},
                 },
                 "reboot": "manual",
+                "cluster": "home",
                 "downloads": {
                     "noble": {"image": "ubuntu-24.04", "checksum": "sha256:" + "ab" * 32},
                     "cd": {"url": "https://example.org/cd.iso", "file": "cd.iso", "storage": "nas"},

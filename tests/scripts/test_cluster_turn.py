@@ -1,0 +1,316 @@
+"""A node of a cluster restarts while the others keep their quorum, and while none of them restarts. `pvecm` answers as recorded of a real cluster."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from homelab.remote import scripts
+from tests.scripts.conftest import Folder
+
+TURN = "etc/pve/priv/homelab-reboot"
+LOCK = "etc/pve/priv/lock/homelab-reboot"
+FAR, LONG_AGO = 99_999_999_999, 1
+STATUS = """Cluster information
+-------------------
+Name:             bench
+Config Version:   3
+Transport:        knet
+Secure auth:      on
+
+Quorum information
+------------------
+Date:             Sat Nov 21 03:32:34 2026
+Quorum provider:  corosync_votequorum
+Nodes:            {nodes}
+Node ID:          0x00000001
+Ring ID:          1.2b
+Quorate:          {quorate}
+
+Votequorum information
+----------------------
+Expected votes:   {expected}
+Highest expected: {expected}
+Total votes:      {total}
+Quorum:           {quorum}  {blocked}
+Flags:            {flags}
+
+Membership information
+----------------------
+{rows}
+"""
+
+
+def status(*votes: int, expected: int, device: bool = False) -> str:
+    """As `pvecm status` says it on the first of nodes with so many votes."""
+    total = sum(votes) + device
+    quorum = expected // 2 + 1
+    flags = "    A,V,NMW" if device else ""
+    rows = [f"    Nodeid      Votes{'    Qdevice' * device} Name"]
+    rows += [
+        f"0x{number:08x} {vote:10}{flags} 10.219.77.{number + 1}{' (local)' * (number == 1)}"
+        for number, vote in enumerate(votes, 1)
+    ]
+    rows += ["0x00000000          1            Qdevice"] * device
+    return STATUS.format(
+        nodes=len(votes), expected=expected, total=total, quorum=quorum, rows="\n".join(rows),
+        quorate="Yes" if total >= quorum else "No", blocked="" if total >= quorum else "Activity blocked",
+        flags="Quorate Qdevice" if device else "Quorate" * (total >= quorum),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def node(folder: Folder) -> Folder:
+    """pve1 of three, all of them well; it lacks what is wanted."""
+    folder.write("etc/pve/corosync.conf", "totem {}\n")
+    (folder.root / "etc/pve/nodes/pve1").mkdir(parents=True)
+    (folder.root / "etc/pve/local").symlink_to("nodes/pve1")
+    (folder.root / "etc/pve/priv/lock").mkdir(parents=True)
+    folder.write("proc/sys/kernel/random/boot_id", "7d4f0d3c-0000-4000-8000-000000000001\n")
+    members(folder, status(1, 1, 1, expected=3))
+    folder.command("sleep", "exit 0")
+    return folder
+
+
+def members(folder: Folder, text: str, names: str = "1 1 pve1 (local)\n2 1 pve2\n3 1 pve3") -> None:
+    folder.write("said/status", text)
+    folder.write(
+        "said/nodes", f"\nMembership information\n----------------------\n    Nodeid      Votes Name\n{names}\n"
+    )
+    folder.command("pvecm", 'cat "$ROOT/said/$1"; ! grep -q "^Quorate:          No" "$ROOT/said/$1" || exit 2')
+
+
+def says(folder: Folder, quorum: str = "keep") -> str:
+    done = folder.bash(f"QUORUM={quorum}\ncluster_says\nprintf '%s' \"$WHY_NOT\"\n", parts=("cluster",))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def take(folder: Folder, seconds: int = 0, quorum: str = "keep") -> subprocess.CompletedProcess[str]:
+    return folder.bash(
+        f"QUORUM={quorum} AWAY_SECONDS=600\ntake_lock\ntake_turn {seconds}\nfinish\n", parts=("cluster",)
+    )
+
+
+def end(folder: Folder, seconds: int = 0) -> str:
+    script = scripts.compose("cluster_turn.sh", LOCK_TIMEOUT="5", OVER_SECONDS=str(seconds))
+    done = folder.run("apply", script)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return str(json.loads(done.stdout)["over"])
+
+
+def turn_of(folder: Folder, name: str, until: int = FAR) -> str:
+    text = f"node {name}\nsince 2026-11-22 06:00:00 UTC\nuntil {until}\n"
+    folder.write(TURN, text)
+    return text
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (status(1, 1, 1, expected=3), ""),
+        (status(1, 1, expected=3), "without this node the cluster has 1 of 3 votes, and 2 are needed"),
+        (status(1, 1, expected=2), "without this node the cluster has 1 of 2 votes, and 2 are needed"),
+        (status(1, 1, expected=3, device=True), ""),
+        (status(3, 1, 1, expected=5), "without this node the cluster has 2 of 5 votes, and 3 are needed"),
+        (status(0, 1, 1, expected=2), ""),
+        (status(1, expected=1), ""),
+        (status(1, expected=3), "the cluster has no quorum: 1 of 3 votes, and 2 are needed"),
+        ("Cannot initialize CMAP service\n", "`pvecm status` doesn't say which votes the cluster has: Cannot initialize CMAP service "),
+        ("", "`pvecm status` doesn't say which votes the cluster has:  "),
+    ],
+    ids=[
+        "three", "two of three", "two", "two and an arbiter", "one with most votes", "one without a vote", "a cluster of one", "alone",
+        "corosync doesn't run", "no answer",
+    ],
+)  # fmt: skip
+def test_a_quorum_stays_without_this_node(node: Folder, text: str, why: str) -> None:
+    members(node, text)
+    assert says(node) == why
+
+
+def test_a_quorum_may_be_given_up_but_not_be_missing_before(node: Folder) -> None:
+    members(node, status(1, 1, expected=2))
+    assert says(node, "lose") == ""
+    members(node, status(1, expected=3))
+    assert says(node, "lose").startswith("the cluster has no quorum")
+
+
+def test_a_host_that_is_alone_asks_nobody(node: Folder) -> None:
+    (node.root / "etc/pve/corosync.conf").unlink()
+    node.command("pvecm", "echo asked >$ROOT/asked; exit 2")
+    before = node.tree()
+    assert says(node) == "" and take(node).returncode == 0 and end(node) == "yes"
+    assert node.tree() == before
+
+
+def test_a_node_without_its_pve_folder_is_still_one_of_a_cluster(node: Folder) -> None:
+    (node.root / "etc/pve/corosync.conf").unlink()
+    node.write("etc/corosync/corosync.conf", "totem {}\n")
+    members(node, "")
+    assert says(node).startswith("`pvecm status` doesn't say")
+
+
+def test_a_turn_is_taken_and_ended_without_a_trace(node: Folder) -> None:
+    before = node.tree()
+    began = int(time.time())
+    done = take(node)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = dict(line.split(" ", 1) for line in node.read(TURN).splitlines())
+    assert said["node"] == "pve1" and began + 600 <= int(said["until"]) <= time.time() + 600
+    assert not (node.root / LOCK).exists()
+    assert end(node) == "yes"
+    # The folder of everything that this program keeps stays until the last of it goes.
+    assert node.files() == {name: about for name, about in before.items() if about[1] != "directory"}
+
+
+@pytest.mark.parametrize(
+    ("until", "nodes", "refused"),
+    [
+        (FAR, "1 1 pve1 (local)\n2 1 pve2", True),
+        (LONG_AGO, "1 1 pve1 (local)\n2 1 pve22", True),
+        (LONG_AGO, "1 1 pve1 (local)\n3 1 pve3", True),
+        (LONG_AGO, "1 1 pve1 (local)\n2 1 pve2", False),
+        (LONG_AGO, "1 1 A,V,NMW pve1 (local)\n2 1 A,V,NMW pve2\n0 1 Qdevice", False),
+    ],
+    ids=["it is its time", "another of a like name is back", "it isn't back", "its time is over and it is back", "and there is an arbiter"],
+)  # fmt: skip
+def test_the_turn_of_another_node(node: Folder, until: int, nodes: str, refused: bool) -> None:
+    members(node, status(1, 1, 1, expected=3), nodes)
+    theirs = turn_of(node, "pve2", until)
+    done = take(node)
+    assert done.returncode == (1 if refused else 0), done.stdout + done.stderr
+    if refused:
+        assert "found:  pve2 restarts, since 2026-11-22 06:00:00 UTC (/etc/pve/priv/homelab-reboot)" in done.stdout
+        assert node.read(TURN) == theirs and not (node.root / "var/lib/homelab/turn").exists()
+        assert end(node) == "yes" and node.read(TURN) == theirs
+    else:
+        assert node.read(TURN).startswith("node pve1\n")
+
+
+@pytest.mark.parametrize("text", ["", "node\n", "\0\1garbage\n", "until 5\n"])
+def test_what_names_no_node_is_nobodys_turn(node: Folder, text: str) -> None:
+    node.write(TURN, text)
+    assert take(node).returncode == 0
+    assert node.read(TURN).startswith("node pve1\n")
+
+
+def test_a_turn_whose_end_is_no_number_has_none(node: Folder) -> None:
+    node.write(TURN, "node pve2\nsince then\nuntil a[$(touch $ROOT/owned)]\n")
+    assert take(node).returncode == 1
+    assert not (node.root / "owned").exists()
+
+
+def test_the_nodes_own_turn_of_a_run_that_was_killed_is_taken_anew(node: Folder) -> None:
+    turn_of(node, "pve1", LONG_AGO)
+    assert take(node).returncode == 0
+    assert f"until {LONG_AGO}\n" not in node.read(TURN)
+
+
+def test_it_waits_until_the_others_can_do_without_it(node: Folder) -> None:
+    """The one that has just come back has its vote some seconds later."""
+    members(node, status(1, 1, expected=3))
+    node.write("said/then", status(1, 1, 1, expected=3))
+    node.command("sleep", 'cp "$ROOT/said/then" "$ROOT/said/status"')
+    assert take(node, 60).returncode == 0
+
+
+def test_a_lock_that_another_node_holds_is_waited_for_and_asked_to_end(node: Folder) -> None:
+    (node.root / LOCK).mkdir()
+    done = take(node)
+    assert done.returncode == 1 and "another node holds /etc/pve/priv/lock/homelab-reboot" in done.stdout
+    # The cluster's file system takes that as a request to let go of a lock whose time is over.
+    assert (node.root / LOCK).stat().st_mtime == 0
+    node.command("sleep", 'rmdir "$ROOT/etc/pve/priv/lock/homelab-reboot" 2>/dev/null; exit 0')
+    assert take(node, 60).returncode == 0
+
+
+def test_two_nodes_that_ask_at_once_take_turns(node: Folder) -> None:
+    """Both see that nobody restarts; one is told so under the lock."""
+    node.write("theirs", turn_of(node, "pve2"))
+    (node.root / TURN).unlink()
+    node.command(
+        "mkdir",
+        f'/bin/mkdir "$@" || exit 1; [[ ${{!#}} != */lock/homelab-reboot ]] || cp "$ROOT/theirs" "$ROOT/{TURN}"',
+    )
+    done = take(node)
+    assert done.returncode == 1 and "pve2 restarts" in done.stdout
+    assert not (node.root / LOCK).exists()
+
+
+@pytest.mark.parametrize("what", ["no /etc/pve yet", "no quorum yet", "another node holds the lock"])
+def test_the_end_of_a_turn_waits_for_the_cluster(node: Folder, what: str) -> None:
+    assert take(node).returncode == 0
+    if what == "no /etc/pve yet":
+        (node.root / "etc/pve").rename(node.root / "etc/later")
+        later = 'mv "$ROOT/etc/later" "$ROOT/etc/pve"'
+    elif what == "no quorum yet":
+        node.command("rm", '[[ ${!#} != */priv/homelab-reboot || -e $ROOT/quorate ]] || exit 1; exec /bin/rm "$@"')
+        later = 'touch "$ROOT/quorate"'
+    else:
+        (node.root / LOCK).mkdir()
+        later = 'rmdir "$ROOT/etc/pve/priv/lock/homelab-reboot"'
+    assert end(node) == "no"
+    assert (node.root / "var/lib/homelab/turn").exists()
+    node.command("sleep", later)
+    assert end(node, 60) == "yes"
+    assert not (node.root / TURN).exists() and not (node.root / "var/lib/homelab/turn").exists()
+
+
+CEPH = """
+[[ "$1 $2" != "osd ls-tree" ]] || {{ printf '0\\n3\\n'; exit 0; }}
+echo "$*" >>"$ROOT/asked"
+[[ "$1" != {refuses} ]] || {{ echo 'unsafe to stop osd(s) at this time (12 PGs are or would become offline)' >&2; exit 16; }}
+"""
+
+
+@pytest.mark.parametrize(
+    ("refuses", "which"),
+    [("osd", "disks now (`ceph osd ok-to-stop 0 3`)"), ("mon", "monitor now (`ceph mon ok-to-stop pve1`)"), ("-", "")],
+)
+def test_ceph_is_asked_whether_it_can_do_without_the_node(node: Folder, refuses: str, which: str) -> None:
+    node.write("etc/pve/ceph.conf", "[global]\n")
+    node.command("ceph", CEPH.format(refuses=refuses))
+    found = says(node)
+    assert which in found and bool(found) is bool(which)
+    assert "mon ok-to-stop pve1" in node.read("asked")
+
+
+def test_a_node_of_ceph_without_disks(node: Folder) -> None:
+    node.write("etc/pve/ceph.conf", "[global]\n")
+    node.command("ceph", '[[ "$1" != osd ]] || { echo "Error ENOENT" >&2; exit 2; }')
+    assert says(node) == ""
+
+
+def test_nothing_is_armed_or_restarted_while_the_cluster_cant_do_without_the_node(node: Folder) -> None:
+    """The whole script: planned, refused, and then done."""
+    node.write("proc/cmdline", "quiet\n")
+    node.write("etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\n')
+    node.write("boot/grub/grub.cfg", "linux /vmlinuz quiet\n")
+    for name in ("systemctl", "systemd-run", "update-grub", "qm", "pct"):
+        node.command(name, f"echo {name} $* >>$ROOT/run/called")
+    turn_of(node, "pve2")
+    script = scripts.reboot_host("auto", "amd_iommu=on", [], 600).replace("TURN_SECONDS=180", "TURN_SECONDS=0")
+    before = node.tree()
+    planned = json.loads(node.run("plan", script).stdout)
+    assert planned["reboot"] == "yes" and planned["cluster"].startswith("pve2 restarts, since")
+    assert node.tree() == before
+    refused = node.run("apply", script)
+    assert refused.returncode == 1 and "pve2 restarts" in refused.stdout
+    assert (
+        not (node.root / "var/lib/homelab/armed").exists()
+        and "systemd-run" not in Path(node.root, "run/called").read_text()
+    )
+    (node.root / TURN).unlink()
+    done = node.run("apply", script)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)["turn"] == "yes" and node.read(TURN).startswith("node pve1\n")
+    assert "systemctl reboot" in Path(node.root, "run/called").read_text()
+    # Back, with what is wanted: whoever finds no reason for another restart ends the turn.
+    node.write("proc/cmdline", "quiet amd_iommu=on\n")
+    assert json.loads(node.run("apply", script).stdout)["turn"] == "no"
+    assert not (node.root / TURN).exists()
