@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol, TypeVar
+import re
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from homelab.errors import HomelabError
 from homelab.provider.base import OutputsT, Work
@@ -55,6 +56,15 @@ class ApiWork(Work[NodeT, OutputsT]):
         return _READINGS[key]
 
 
+class Taken(NamedTuple):
+    """A guest of an id that another one was to have. ``place``: vms or containers; ``id``, ``named_by``: what its id and its name are called."""
+
+    label: str
+    place: str
+    id: str
+    named_by: str
+
+
 class _Made(Protocol):
     """The inputs of a guest that was made here."""
 
@@ -65,6 +75,35 @@ class _Made(Protocol):
     def mark(self) -> str: ...
 
 
+def is_marked(mark: str, config: dict[str, str]) -> bool:
+    """Does the guest's description carry this mark? What only begins so is the mark of another name."""
+    return re.search(rf"{re.escape(mark)}(?!\S)", config.get("description", "")) is not None
+
+
+def taken(mark: str, guest: Taken, config: dict[str, str], adopt: str) -> HomelabError:
+    """Why a guest isn't made where there is one of its id.
+
+    :param mark: of the guest that was to be made.
+    :param guest: how it is called.
+    :param adopt: how it is adopted, as advice.
+    """
+    stack, _, name = mark.rpartition("/")
+    if (ours := re.search(rf"{re.escape(stack)}/([^\s/]+)", config.get("description", ""))) and ours[1] != name:
+        return HomelabError(
+            wanted=f"{guest.label} ({name}) created",
+            found=f"this stack has created {guest.label} as {guest.place}.{ours[1]}",
+            why="under another name a guest would be made anew, and the one that is there deleted with its disks; nothing was changed",
+            next=f"put the name {ours[1]} back in the settings; or {adopt}, which a destroy leaves there",
+        )
+    return HomelabError(
+        wanted=f"{guest.label} ({name}) created",
+        found=f"there is a {guest.label} already: {config.get(guest.named_by, 'without a name')}"
+        + (f", locked ({config['lock']})" if "lock" in config else ""),
+        why="it is not this program's, or not finished; nothing was changed",
+        next=f"choose another {guest.id}, or {adopt}",
+    )
+
+
 def stays(inputs: _Made, config: dict[str, str], kind: str, adopted: list[str]) -> str | None:
     """Why a guest that was made here isn't deleted with its resource; None: it is.
 
@@ -73,7 +112,7 @@ def stays(inputs: _Made, config: dict[str, str], kind: str, adopted: list[str]) 
     """
     if inputs.protect:
         return "it is protected"
-    if inputs.mark not in config.get("description", ""):
+    if not is_marked(inputs.mark, config):
         return f"it is not the {kind} that was created here"
     return f"{adopted[0]} adopts it" if adopted else None
 

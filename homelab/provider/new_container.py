@@ -9,7 +9,7 @@ from typing import Any
 
 from homelab.errors import HomelabError
 from homelab.properties import same
-from homelab.provider.api import ApiWork, stays
+from homelab.provider.api import ApiWork, Taken, is_marked, stays, taken
 from homelab.provider.base import GoneError
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.resources.new_container import NewContainer
@@ -54,15 +54,12 @@ class NewContainerWork(ApiWork[NewContainer.Inputs, NewContainer.Outputs]):
                 vmid=ctid,
                 **about,
             )
-        elif inputs.mark in config.get("description", "") and "lock" not in config:
+        elif is_marked(inputs.mark, config) and "lock" not in config:
             tell(f"{name}: container {ctid} was made by an earlier run that was interrupted")
         else:
-            raise HomelabError(
-                wanted=wanted,
-                found=f"there is a container {ctid} already: {config.get('hostname', 'without a name')}"
-                + (f", locked ({config['lock']})" if "lock" in config else ""),
-                why="it is not this program's, or not finished; nothing was changed",
-                next=f"choose another ctid, or leave `create` out of containers.{name} to adopt that container as it is",
+            guest = Taken(f"container {ctid}", "containers", "ctid", "hostname")
+            raise taken(
+                inputs.mark, guest, config, f"leave `create` out of containers.{name} to adopt that container as it is"
             )
 
     def _task(

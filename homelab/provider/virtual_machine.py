@@ -8,7 +8,7 @@ from typing import Any
 
 from homelab.errors import HomelabError
 from homelab.properties import same
-from homelab.provider.api import ApiWork, policy, stays
+from homelab.provider.api import ApiWork, Taken, is_marked, policy, stays, taken
 from homelab.provider.base import GoneError
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.remote.proxmox.machine import Machine
@@ -73,7 +73,7 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
         """An existing VM of that id is our own, from an interrupted run, and is finished; or nothing is done."""
         machine = self._machine(inputs)
         config = machine.config()
-        if inputs.mark in config.get("description", "") and "lock" not in config:
+        if is_marked(inputs.mark, config) and "lock" not in config:
             machine.say("it was made by an earlier run that was interrupted: finishing it")
 
             def target(have: dict[str, str]) -> Change:
@@ -86,13 +86,8 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
 
             machine.converge(target, sorted(wanted), policy(inputs.shutdown), "keep")
             return
-        raise HomelabError(
-            wanted=f"{machine.label} created",
-            found=f"there is a VM {machine.vmid} already: {config.get('name', 'without a name')}"
-            + (f", locked ({config['lock']})" if "lock" in config else ""),
-            why="it is not this program's, or not finished; nothing was changed",
-            next=f"choose another vmid, or leave `create` out of vms.{inputs.vm} to adopt that VM as it is",
-        )
+        guest = Taken(f"VM {machine.vmid}", "vms", "vmid", "name")
+        raise taken(inputs.mark, guest, config, f"leave `create` out of vms.{inputs.vm} to adopt that VM as it is")
 
     def read(self, inputs: VirtualMachine.Inputs, outputs: VirtualMachine.Outputs) -> VirtualMachine.Outputs:
         path = f"nodes/{inputs.node}/qemu/{inputs.vmid}/config"

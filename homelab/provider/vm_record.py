@@ -19,7 +19,7 @@ from homelab.resources.vm_record import VmRecord
 from homelab.settings import Host
 from homelab.shapes import Record
 from homelab.text import tell
-from homelab.vm.config import VmCard, Wish, check, drift, identity, noted_of, recorded, strings, undo
+from homelab.vm.config import VmCard, Wish, check, drift, identity, noted_of, recorded, same_vm, strings, undo
 
 
 class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
@@ -52,6 +52,8 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
         except ElsewhereError as error:
             return [error.found]
         found = drift(config, outputs.record)
+        if _is_another(outputs, config):
+            found.append(f"VM {vmid} is another one than the one that was given its cards")
         if inputs.power != "keep":
             status = self.reading(inputs, f"{path}/status/current", f"to see whether VM {vmid} runs")["status"]
             found += [] if status == inputs.power else [f"VM {vmid} is {status} instead of {inputs.power}"]
@@ -68,8 +70,8 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
             facts = await session.read(guests=True)
             guests = facts.guests
             if had is not None and outputs is not None:
-                same_vm = had.instance == inputs.instance
-                record, restore = (outputs.record, outputs.restore) if same_vm else ({}, {})
+                known = had.instance == inputs.instance and not _is_another(outputs, config)
+                record, restore = (outputs.record, outputs.restore) if known else ({}, {})
                 generation = outputs.generation + 1
             else:
                 record, restore = _noted(inputs, config, noted_in(facts.ledger, ledger.of_vm(vmid)))
@@ -115,10 +117,20 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
         if owned and not inputs.goes_away:  # else the VM itself is deleted next
             try:
                 machine = self.machine(inputs, inputs.vmid, inputs.vm)
-                machine.converge(lambda config: undo(config, owned), sorted(owned), policy(inputs.shutdown), "keep")
+                if _is_another(outputs, machine.config()):
+                    tell(
+                        f"{inputs.vm}: VM {inputs.vmid} is another one than the one that was given its cards: it stays as it is"
+                    )
+                else:
+                    machine.converge(lambda config: undo(config, owned), sorted(owned), policy(inputs.shutdown), "keep")
             except NotThereError:
                 tell(f"{inputs.vm}: VM {inputs.vmid} is gone: there is nothing to give back")
         asyncio.run(_forget(self.host(inputs), inputs, noted))
+
+
+def _is_another(outputs: VmRecord.Outputs, config: dict[str, str]) -> bool:
+    """Has another VM than the recorded one the id by now? A state of an earlier version doesn't tell."""
+    return bool(outputs.identity) and not same_vm(outputs.identity, identity(config))
 
 
 async def _forget(host: Host, inputs: VmRecord.Inputs, noted: Mapping[str, str]) -> None:

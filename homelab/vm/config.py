@@ -6,6 +6,7 @@ its card. It is kept in Pulumi's state before anything is changed, so that nothi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -188,12 +189,19 @@ def identity(config: dict[str, str]) -> str:
     return config.get("smbios1") or config.get("meta") or ""
 
 
+def same_vm(one: str, other: str) -> bool:
+    """Are two identities of the same VM? What its owner writes beside its UUID, such as a serial number, makes it no other one."""
+    found = [re.search(r"\buuid=([0-9A-Fa-f-]+)", text) for text in (one, other)]
+    uuids = [match[1].lower() for match in found if match]
+    return uuids[0] == uuids[1] if len(uuids) == 2 else one == other
+
+
 def noted_of(config: dict[str, str], noted: dict[str, Any] | None) -> tuple[Record, Record]:
     """What is still ours of what was noted of a VM (homelab/remote/ledger.py): ``record`` and ``restore``.
 
     What has another value by now was set by others. If the id is another VM's now, nothing of it counts.
     """
-    if noted is None or noted.get("identity") != identity(config):
+    if noted is None or not same_vm(str(noted.get("identity", "")), identity(config)):
         return {}, {}
     kept = [
         {key: entry for key, entry in noted.get(part, {}).items() if same(key, config.get(key), entry["ours"])}

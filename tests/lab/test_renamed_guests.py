@@ -1,0 +1,134 @@
+"""A guest that gets another name in the settings, or whose id another one has by now: neither is taken for the old one, and none is removed for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from homelab.container.creation import configuration as of_container
+from homelab.errors import HomelabError
+from homelab.provider.new_container import NewContainerWork
+from homelab.provider.virtual_machine import VirtualMachineWork
+from homelab.provider.vm_record import VmRecordWork
+from homelab.remote.proxmox import api as api_module
+from homelab.resources.base import Boot, ShutdownInputs
+from homelab.resources.new_container import NewContainer
+from homelab.resources.virtual_machine import DiskInputs, VirtualMachine
+from homelab.resources.vm_record import VmRecord
+from homelab.settings import NewContainerSettings, NewVm
+from homelab.vm.creation import configuration as of_vm
+from lab import Lab
+from tests.lab.test_proxmox_api import host_of
+
+NODE, ID = "pve", 300
+SHUTDOWN = ShutdownInputs(timeout=5, otherwise="stop")
+TEMPLATE = "debian-12-standard_12.7-1_amd64.tar.zst"
+DISK = {"storage": "local-lvm", "size": 8}
+# The old name begins as the new one does.
+OLD, NEW = "media2", "media"
+
+
+@pytest.fixture(scope="module")
+def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab.start("bound-by-hand", state=tmp_path_factory.mktemp("renamed") / "lab") as started:
+        yield started
+
+
+@pytest.fixture
+def lab(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    monkeypatch.setattr(api_module, "POLL_SECONDS", (0.02, 0.05))
+    cache = "$ROOT/var/lib/vz/template/cache"
+    shared_lab.run(f"mkdir -p {cache}; touch {cache}/{TEMPLATE}")
+    yield shared_lab
+    shared_lab.reset()
+
+
+def texts(lab: Lab, **guests: dict[str, Any]) -> dict[str, str]:
+    host = host_of(lab).model_dump(mode="json", by_alias=True)
+    host["api"]["tokenSecret"] = lab.api["tokenSecret"]
+    about = {key: json.dumps(value) for key, value in guests.items()}
+    return {"hosts": json.dumps({NODE: host}), "allowPlainSecrets": "true", **about}
+
+
+def mark(name: str) -> str:
+    return f"Created by Pulumi: project/stack/{name}"
+
+
+def container(name: str) -> NewContainer.Inputs:
+    new = NewContainerSettings.model_validate({"template": f"local:vztmpl/{TEMPLATE}", "disk": DISK})
+    return NewContainer.Inputs(
+        host=NODE, node=NODE, container=name, ctid=ID, config=of_container(name, new), protect=False, mark=mark(name), shutdown=SHUTDOWN,
+    )  # fmt: skip
+
+
+def machine(name: str) -> VirtualMachine.Inputs:
+    new = NewVm.model_validate({"disk": DISK})
+    return VirtualMachine.Inputs(
+        host=NODE, node=NODE, vm=name, vmid=ID, config=of_vm(name, new), disk=DiskInputs(storage="local-lvm", size=8), protect=False, mark=mark(name), shutdown=SHUTDOWN,
+    )  # fmt: skip
+
+
+def conf(lab: Lab, kind: str) -> str:
+    return (lab.root / f"etc/pve/nodes/{NODE}/{kind}/{ID}.conf").read_text()
+
+
+def test_a_created_container_under_another_name_is_refused_and_stays(lab: Lab) -> None:
+    work = NewContainerWork(texts(lab, containers={NEW: {"host": NODE, "ctid": ID, "gpus": []}}))
+    made = work.create(container(OLD))
+    before = conf(lab, "lxc")
+    with pytest.raises(HomelabError) as error:
+        work.create(container(NEW))
+    assert error.value.found == f"this stack has created container {ID} as containers.{OLD}"
+    assert (
+        f"put the name {OLD} back" in error.value.next and "leave `create` out of containers.media" in error.value.next
+    )
+    # What that advises: without `create` it is adopted, and what had the old name goes without it.
+    work.delete(container(OLD), made)
+    assert conf(lab, "lxc") == before
+    # A run that was interrupted finds its own.
+    work.create(container(OLD))
+    NewContainerWork(texts(lab)).delete(container(OLD), made)
+    assert not (lab.root / f"etc/pve/nodes/{NODE}/lxc/{ID}.conf").exists()
+
+
+def test_a_created_vm_under_another_name_is_refused_and_stays(lab: Lab) -> None:
+    work = VirtualMachineWork(texts(lab, vms={NEW: {"host": NODE, "vmid": ID, "gpus": []}}))
+    made = work.create(machine(OLD))
+    before = conf(lab, "qemu-server")
+    with pytest.raises(HomelabError) as error:
+        work.create(machine(NEW))
+    assert error.value.found == f"this stack has created VM {ID} as vms.{OLD}"
+    assert f"put the name {OLD} back" in error.value.next
+    work.delete(machine(OLD), made)
+    assert conf(lab, "qemu-server") == before
+    VirtualMachineWork(texts(lab)).delete(machine(OLD), made)
+    assert not (lab.root / f"etc/pve/nodes/{NODE}/qemu-server/{ID}.conf").exists()
+
+
+def test_another_vm_that_has_the_id_by_now_gets_nothing_back_that_it_never_had(lab: Lab) -> None:
+    lab.run(f"qm create {ID} --name old --memory 2048 --machine pc")
+    work = VmRecordWork(texts(lab))
+    inputs = VmRecord.Inputs(
+        host=NODE, node=NODE, vm="sandbox", vmid=ID, shutdown=SHUTDOWN, cards=[], machine="q35", display="keep", shared_onboot=False, power="keep",
+        instance="", goes_away=False, boot=Boot(id="b", stopped=[], at=0),
+    )  # fmt: skip
+    first = work.create(inputs)
+    assert first.record["machine"]["before"] == "pc"
+    lab.run(f"qm set {ID} --machine q35")
+    # What its owner changes beside that doesn't make it another one.
+    uuid = conf(lab, "qemu-server").partition("uuid=")[2].splitlines()[0]
+    lab.run(f"qm set {ID} --smbios1 uuid={uuid},serial=4711")
+    same = work.update(dataclasses.replace(inputs, display="none"), inputs, first)
+    assert same.record["machine"]["before"] == "pc"
+
+    lab.run(f"qm destroy {ID} && qm create {ID} --name precious --memory 2048 --machine q35")
+    drift = work.read(inputs, same).drift
+    assert f"VM {ID} is another one than the one that was given its cards" in drift
+    before = conf(lab, "qemu-server")
+    work.delete(inputs, same)
+    assert conf(lab, "qemu-server") == before
+    assert work.update(inputs, inputs, same).record == {}
