@@ -15,6 +15,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from homelab.properties import TRUE
+
 # Raw keys take a colon or an equals sign, options a colon; nothing stands before a key.
 _RAW = re.compile(r"(lxc\.[a-z0-9_.-]+)(?::|\s*=)\s*(.*?)\s*")
 _OPTION = re.compile(r"([a-z][a-z_]*\d*):\s*(.+?)\s*")
@@ -186,7 +188,7 @@ def _take_device(conf: ContainerConf, key: str, value: str, line: str, pending: 
         conf.broken.append(line)
         return
     mode = int(given["mode"], 8) if "mode" in given else DEVICE_MODE
-    deny = given.get("deny-write", "0").lower() in ("1", "on", "yes", "true")
+    deny = given.get("deny-write", "0").lower() in TRUE
     path, uid, gid = given["path"], int(given.get("uid", "0")), int(given.get("gid", "0"))
     conf.entries.append(Entry(path, path, "device", line, mode, uid, gid, deny_write=deny, pending=pending))
 

@@ -60,6 +60,7 @@ class Data(BaseModel):
 
     rebinding: tuple[RebindingRow, ...]
     gvt_g: tuple[NamedRow, ...]
+    legacy_igd: tuple[NamedRow, ...]
     roms: tuple[RomRow, ...]
 
 
@@ -124,6 +125,27 @@ def legacy(facts: HostFacts, name: str, slot: str) -> list[HomelabError]:
     ]
 
 
+def _has_legacy_mode(device: Device) -> bool:
+    """Does QEMU switch legacy mode on for it? The card has to be a VGA controller on the host, which the firmware makes the first screen alone."""
+    return device.class_code.startswith("0300") and any(card_ids.names(row.ids, device) for row in data().legacy_igd)
+
+
+def legacy_remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
+    """What ``legacyIgd`` doesn't bring on newer graphics: a sentence. ``name``: of the settings."""
+    shown = _integrated(facts.functions(slot))
+    if shown is None or _has_legacy_mode(shown):
+        return []
+    reason = (
+        "Intel's graphics after Comet Lake have no BIOS for legacy mode, and from version 10.1 on QEMU doesn't switch it on for them"
+        if shown.class_code.startswith("0300")
+        else "the host's firmware doesn't use these graphics for its screen, and QEMU has no legacy mode for such ones (make them the first display in its set-up)"
+    )
+    return [
+        f"gpus.{name}: {reason}: the VM shows nothing on them before its system's driver starts. Without legacyIgd the VM can have q35 and UEFI, and "
+        "computes and encodes as well; a screen from the start takes a romfile for UEFI and x-igd-lpc=on in the VM's `args`, which only root can write"
+    ]
+
+
 def rom_remarks(facts: HostFacts, name: str, slot: str, *, romfile: str | None, legacy_igd: bool) -> list[str]:
     """What a VM may see of the card's ROM, where it is given no file for it: a sentence each. ``name``: of the settings."""
     functions = facts.functions(slot)
@@ -135,10 +157,12 @@ def rom_remarks(facts: HostFacts, name: str, slot: str, *, romfile: str | None, 
             return [
                 f"gpus.{name}: {row.why}: `python -m homelab rom dump {name}` makes it from {row.place}, then set romfile"
             ]
-    if _integrated(functions):
+    if (integrated := _integrated(functions)) is not None:
+        instead = (
+            " (a VM with SeaBIOS and machine pc can have legacyIgd instead)" if _has_legacy_mode(integrated) else ""
+        )
         return [
-            f"gpus.{name}: processor graphics have no ROM for UEFI of their own: the VM shows nothing on them until its system's driver starts (a VM with "
-            "SeaBIOS and machine pc can have legacyIgd instead)"
+            f"gpus.{name}: processor graphics have no ROM for UEFI of their own: the VM shows nothing on them until its system's driver starts{instead}"
         ]
     if shown.boot_vga:
         return [

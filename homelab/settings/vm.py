@@ -51,7 +51,7 @@ class VmGpu(Model):
     by_address: bool = False
     """`true`: name the card by its PCI address, without a mapping. Only `root@pam` may do that."""
     legacy_igd: bool = False
-    """`true`: Intel's processor graphics are the VM's only screen from its start (`legacy-igd`). Needs the machine model `pc`, with `pcie: false`,
+    """`true`: Intel's processor graphics, up to Comet Lake, are the VM's only screen from its start (`legacy-igd`). Needs the machine model `pc`, with `pcie: false`,
     and `display: none`."""
 
     driver: Literal["vfio", "keep"] = "vfio"

@@ -79,6 +79,12 @@ def describe(
                 facts, use.gpu, want.gpus[use.gpu]["slot"], romfile=use.romfile, legacy_igd=use.legacy_igd
             )
         ]
+        lines += [
+            f"    {said}"
+            for use in vm.gpus
+            if use.legacy_igd and use.gpu in want.gpus
+            for said in graphics.legacy_remarks(facts, use.gpu, want.gpus[use.gpu]["slot"])
+        ]
     return "\n".join(lines), errors
 
 

@@ -7,11 +7,9 @@ from collections.abc import Mapping
 
 from homelab.errors import HomelabError
 from homelab.host.facts import HostFacts, noted_in
+from homelab.properties import FALSE, TRUE
 from homelab.settings import Container, Vm
 from homelab.vm.config import identity
-
-# Of Proxmox VE's booleans.
-_TRUE, _FALSE = frozenset(("1", "on", "yes", "true")), frozenset(("0", "off", "no", "false"))
 
 # Options of a guest that are disks, by kind.
 _DISKS = {
@@ -55,8 +53,8 @@ def left_out(kind: str, config: Mapping[str, str]) -> dict[str, str]:
     """
     found = {key: volume for key, volume in disks(kind, config).items() if not volume.startswith("/")}
     if kind == "lxc":
-        return {key: one for key, one in found.items() if key != "rootfs" and not _has(config[key], "backup", _TRUE)}
-    return {key: one for key, one in found.items() if _has(config[key], "backup", _FALSE)}
+        return {key: one for key, one in found.items() if key != "rootfs" and not _has(config[key], "backup", TRUE)}
+    return {key: one for key, one in found.items() if _has(config[key], "backup", FALSE)}
 
 
 def _has(option: str, name: str, words: frozenset[str]) -> bool:

@@ -215,10 +215,40 @@ def test_the_plan_says_which_card_wants_a_rom_file(facts: HostFacts, use: dict[s
     assert ("ROM" in text) is bool(said)
 
 
+@pytest.mark.parametrize(
+    ("card", "display_class", "said"),
+    [
+        ("8086:5912", "030000", ""),
+        ("8086:9bc5", "030000", ""),
+        ("8086:a780", "030000", "have no BIOS for legacy mode"),
+        ("8086:4680", "030000", "x-igd-lpc=on in the VM's `args`"),
+        ("8086:5912", "038000", "make them the first display"),
+    ],
+)
+def test_legacy_mode_on_graphics_that_qemu_has_none_for_is_said(card: str, display_class: str, said: str) -> None:
+    facts = desktop(devices=[device("0000:00:02.0", card, display_class, 0, driver="i915")])
+    host = settings({"g": {"address": "0000:00:02", "allowConsole": True}})
+    text = {}
+    for legacy in (True, False):
+        use = {"gpu": "g", "pcie": False, **({"legacyIgd": True} if legacy else {})}
+        given = vm(gpus=[use], create={"disk": {"storage": "local", "size": 8}, "machine": "pc"})
+        text[legacy] = vm_plan.describe("pve", facts, host, plan.wanted(facts, host), {"sandbox": given})[0]
+    assert said in text[True] and ("legacy mode" in text[True]) is bool(said)
+    assert ("can have legacyIgd instead" in text[False]) is not bool(said)
+
+
 def test_the_state_of_a_vm_without_new_settings_is_as_it_was() -> None:
     use = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["igpu"]}).gpus[0]
     assert set(use.as_inputs()) == {"gpu", "x_vga", "rombar", "pcie", "romfile", "by_address"}
 
 
 def test_the_data_say_where_they_are_from() -> None:
-    assert all(row.source for row in (*graphics.data().rebinding, *graphics.data().gvt_g, *graphics.data().roms))
+    assert all(
+        row.source
+        for row in (
+            *graphics.data().rebinding,
+            *graphics.data().gvt_g,
+            *graphics.data().legacy_igd,
+            *graphics.data().roms,
+        )
+    )
