@@ -148,10 +148,12 @@ def no_storage(place: str, storage: str, rows: list[Mapping[str, object]]) -> Ho
 def advice(kind: str, vmid: int, node: str, safety: str, copy: str) -> str:
     """How to go back to it, and how to be rid of it."""
     program = "qm" if kind == "qemu" else "pct"
+    # Its configuration is that of then: a mapping, a node's number may mean another card by now.
+    after = "Where a stack still has it, run `pulumi up --refresh` after that. "
     if safety == "snapshot":
         return (
             f"the snapshot {copy} of {label(kind, vmid)} stays. To go back to it, and lose what came after it: "
-            f"`{program} rollback {vmid} {copy}`. To remove it: `{program} delsnapshot {vmid} {copy}`"
+            f"`{program} rollback {vmid} {copy}`. {after}To remove it: `{program} delsnapshot {vmid} {copy}`"
         )
     back = f"`qmrestore {copy} {vmid} --force`" if kind == "qemu" else f"`pct restore {vmid} {copy} --force`"
     path = f"/nodes/{node}/storage/{copy.partition(':')[0]}/content/{copy}"
@@ -162,6 +164,6 @@ def advice(kind: str, vmid: int, node: str, safety: str, copy: str) -> str:
             "mount points without backup=1, or added since, and back those up before"
         )
     return (
-        f"the backup {copy} of {label(kind, vmid)} stays. To go back to it, and lose what came after it: {back}; {beware}. To remove it: "
+        f"the backup {copy} of {label(kind, vmid)} stays. To go back to it, and lose what came after it: {back}; {beware}. {after}To remove it: "
         f"`pvesh set {path} --protected 0`, then `pvesm free {copy}`"
     )
