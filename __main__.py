@@ -59,10 +59,11 @@ for name, host in settings.hosts.items():
 
     booted = HostRebootArgs(host_name=name, host=host, probe=probe)
     last = after(iommu, vfio, *turns.get(host.cluster, ()), former=f"{name}-boot")
+    own: NvidiaGuestStack | None = None
     if system := on_host(name, host, probe):
         reboot = functools.partial(HostReboot.with_driver, name, booted, last)
-        driver = NvidiaGuestStack(name, NvidiaGuestStackArgs(system=system, reboot=reboot))
-        boot, stacks[system.name] = driver.boot, driver.result
+        own = NvidiaGuestStack(name, NvidiaGuestStackArgs(system=system, reboot=reboot))
+        boot, stacks[system.name] = own.boot, own.result
     else:
         boot = HostReboot(name, booted, last)
     hosts[name] = boot.host
@@ -97,12 +98,15 @@ for name, host in settings.hosts.items():
     if shared:
         following = CardNodesArgs(host=host, containers=shared, generation=probe.generation_of("cards"))
         nodes.append(CardNodes(name, following, after(boot)))
+    sharers: dict[str, GpuLxc] = {}
     for guest, container in shared.items():
         sharing = GpuLxcArgs(container=container, host=host, node=node, cards=probe.gpus, boot=boot.boot)
         made_of = [files[volume] for volume in container.volumes if volume in files]
-        gpu_lxc = GpuLxc(guest, sharing, after(*nodes, *made_of))
+        sharers[guest] = gpu_lxc = GpuLxc(guest, sharing, after(*nodes, *made_of))
         containers[guest] = gpu_lxc.container
-        if system := in_container(guest, container, host, gpu_lxc, boot.driver):
+    tried = own.tried_in(shared, list(sharers.values())) if own else ()
+    for guest, container in shared.items():
+        if system := in_container(guest, container, host, sharers[guest], boot.driver, tried):
             stacks[system.name] = NvidiaGuestStack(guest, NvidiaGuestStackArgs(system=system)).result
 
     results = [probe.generation, *(vms[guest] for guest in guests), *(containers[guest] for guest in shared)]

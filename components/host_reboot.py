@@ -24,13 +24,14 @@ from homelab.shapes import BootedCard, BootedFunction, BootedHost, BootSeen, Car
 @dataclass(frozen=True, kw_only=True)
 class HostRebootArgs:
     """``host_name``: in the settings; ``probe``: says what is wanted; ``driver``: NVIDIA's that is installed on the host, and to be in use;
-    empty: it doesn't matter; ``flavour``: of its modules."""
+    empty: it doesn't matter; ``flavour``: of its modules; ``again``: another value has the reboot looked at anew."""
 
     host_name: str
     host: Host
     probe: HostProbe
     driver: pulumi.Input[str] = ""
     flavour: pulumi.Input[str] = ""
+    again: pulumi.Input[str] = ""
 
 
 class HostReboot(pulumi.ComponentResource):
@@ -72,7 +73,8 @@ class HostReboot(pulumi.ComponentResource):
             ),
             children.options("reboot", depends_on=opts.depends_on if opts else None),
             undone=False,
-            triggers=[*checked.values(), driver, flavour],
+            # Beside the driver's version: in states of before it, there is one trigger less.
+            triggers=[*checked.values(), pulumi.Output.concat(driver, args.again), flavour],
         )
         verified = BootVerification(
             children.named("booted"),
@@ -98,9 +100,10 @@ class HostReboot(pulumi.ComponentResource):
         opts: pulumi.ResourceOptions,
         driver: pulumi.Input[str],
         flavour: pulumi.Input[str],
+        again: pulumi.Input[str],
     ) -> HostReboot:
         """The same, where the boot is to bring NVIDIA's driver into use, too."""
-        return cls(name, dataclasses.replace(args, driver=driver, flavour=flavour), opts)
+        return cls(name, dataclasses.replace(args, driver=driver, flavour=flavour, again=again), opts)
 
 
 def _stack_output(values: dict[str, Any]) -> BootedHost:

@@ -9,7 +9,7 @@ container has the libraries alone, of exactly its host's version. Undone on `onD
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,9 +18,10 @@ import pulumi
 from homelab.errors import HomelabError
 from homelab.later import later
 from homelab.remote import scripts
+from homelab.resources import limits
 from homelab.resources.children import Children
 from homelab.resources.host_probe import HostProbe
-from homelab.resources.nvidia import GuestReboot, NvidiaSystem, NvidiaVerification
+from homelab.resources.nvidia import DriverTrial, GuestReboot, NvidiaSystem, NvidiaVerification
 from homelab.resources.system import System
 from homelab.settings import Container, Host, Vm
 from homelab.shapes import StackInUse, VmSeen
@@ -61,8 +62,11 @@ class _Planned:
 class Reboot(Protocol):
     """Boots a host once for all its layers, where they take that."""
 
-    def __call__(self, driver: pulumi.Output[str], flavour: pulumi.Output[str]) -> HostReboot:
-        """``driver``: the installed version; ``flavour``: of its modules."""
+    def __call__(
+        self, driver: pulumi.Output[str], flavour: pulumi.Output[str], again: pulumi.Output[str]
+    ) -> HostReboot:
+        """``driver``: the installed version; ``flavour``: of its modules; ``again``: changes where a boot may be needed though these are as
+        before; empty until then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +125,10 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         done: list[pulumi.Input[Any]] = [driver.stdout, self._generation("boot")]
         if reboot is not None:
             last = self.boot = reboot(
-                driver=version, flavour=self._plan.apply(lambda found: str(found.plan.flavour or ""))
+                driver=version,
+                flavour=self._plan.apply(lambda found: str(found.plan.flavour or "")),
+                # After a way back, the second try installs the same version, and needs its boot.
+                again=self._found.generation.apply(lambda found: str(int(found.get("boot", 0)) or "")),
             )
             done.append(self.boot.boot)
         elif system.target == "vm":
@@ -145,12 +152,34 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             "done": pulumi.Output.all(*done),
             "started": system.started,
         }
-        self.result = NvidiaVerification(
+        self._done = done
+        self._verified = NvidiaVerification(
             self._children.named("verified"),
             {**system.inputs, **about},
             self._children.options("verified", "verification", depends_on=[last]),
-        ).result
+        )
+        self.result = self._verified.result
         self.register_outputs({"result": self.result})
+
+    def tried_in(self, containers: Mapping[str, Container], ready: Sequence[pulumi.Resource]) -> list[pulumi.Resource]:
+        """What these containers' own stacks wait for: an update of this host's driver has been tried in each of them.
+
+        :param ready: the containers with their devices.
+        """
+        following = {name: one.nvidia for name, one in containers.items() if one.nvidia is not None}
+        if not following:
+            return []
+        names = [f"containers.{name}" for name in following]
+        about = {
+            "locks": {name: lock.model_dump(mode="json") for name, lock in locks().items() if name in names},
+            # Of a host that has given up, the way back, too.
+            "timeout": sum(
+                limits.of_script(self._system.reached, stack) for stack in (self._system.nvidia, *following.values())
+            ),
+            "done": pulumi.Output.all(names, *self._done),
+        }
+        options = self._children.options("tried", depends_on=[self._verified, *ready])
+        return [DriverTrial(self._children.named("tried"), {**self._system.inputs, **about}, options)]
 
     def _step(self, layer: str, script: Script, after: pulumi.Resource) -> remote.Command:
         word = "repo" if layer == "repository" else layer
@@ -242,11 +271,17 @@ def _address(name: str, vm: VmSeen) -> str:
 
 
 def in_container(
-    name: str, container: Container, host: Host, gpu_lxc: GpuLxc, driver: pulumi.Input[str]
+    name: str,
+    container: Container,
+    host: Host,
+    gpu_lxc: GpuLxc,
+    driver: pulumi.Input[str],
+    tried: Sequence[pulumi.Resource] = (),
 ) -> System | None:
     """A container; None: the settings have no `nvidia` for it.
 
     :param driver: the host's, where this stack installs it.
+    :param tried: what it waits for besides (`NvidiaGuestStack.tried_in`).
     """
     if container.nvidia is None:
         return None
@@ -257,7 +292,7 @@ def in_container(
         host,
         host.address,
         container.nvidia,
-        (gpu_lxc,),
+        (gpu_lxc, *tried),
         pulumi.Output.all(gpu_lxc.in_force, driver).apply(" ".join),
         container.ctid,
         started=gpu_lxc.started,

@@ -4,7 +4,7 @@
 #
 # Arguments: CTID, SCRIPT (a composed script, which gets the same verb).
 # Changes, answer, and how that is undone: the script's. For a container that is gone there is nothing to undo.
-# Verbs: apply, revert, read_system, verify, confirm, back.
+# Verbs: apply, revert, read_system, verify, confirm, back (of driver_update.sh).
 
 # What the script's own status 1 is called on its way: pct exec and lxc-attach have that one, too.
 MESSAGE_IS_OUT=97

@@ -6,7 +6,8 @@
 #   either: packages if the repositories have them), PREREQUISITES, PACKAGES (separated by spaces, NAME=VERSION), RECOMMENDS (yes or no), LIBRARIES
 #   (sonames that a driver which is there must have, too), UNWANTED (packages that go again where we added them),
 #   RUN_VERSION, RUN_URL, RUN_SHA256, RUN_UNPINNED (the message where that is not known, a line for each part), RUN_PREREQUISITES,
-#   RUN_ARGUMENTS (of the installer, where it may be used), PERSISTENCE (a unit; for a host), those of packages.sh, GENERATION (no part in
+#   RUN_ARGUMENTS (of the installer, where it may be used), PERSISTENCE (a unit; for a host), AWAITED (yes: what was kept stays until driver_update.sh is told how it
+#   went elsewhere), those of packages.sh, GENERATION (no part in
 #   what happens).
 # Changes: packages, or what the installer puts there; DKMS's modules; a blacklist for nouveau where the packages bring none; on a host a
 #   service that keeps the cards initialised. The module is loaded where nothing is in its way.

@@ -35,11 +35,18 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
             answer = scripts.answer(await run("verify", inputs.script))
         result, errors = verification.judge(answer, verification.Expected(**inputs.wanted))
         if answer.get("update") == "tried" and stack is not None:
-            errors = await self._end_update(inputs, stack, errors, works=answer["nvidiaSmi"]["status"] == 0)
+            works = answer["nvidiaSmi"]["status"] == 0
+            # A host's that works goes on in its containers (DriverTrial).
+            if not (works and inputs.target == "host" and self.has_followers(inputs)):
+                errors = await self._end_update(inputs, stack, errors, works=works)
         raise_all(errors)
         cards = ", ".join(card.get("name") or "a card without a name" for card in result["gpus"])
         tell(f"{inputs.system_name}: verified from inside: {cards}, driver {result.get('driver')}")
         return result
+
+    def has_followers(self, inputs: NvidiaVerification.Inputs) -> bool:
+        """Has a container of this host NVIDIA's libraries from us?"""
+        return any(one.nvidia is not None for one in self.stack.containers(inputs.host).values())
 
     async def _end_update(
         self, inputs: NvidiaVerification.Inputs, stack: Nvidia, errors: list[HomelabError], *, works: bool

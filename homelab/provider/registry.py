@@ -13,7 +13,7 @@ from homelab.resources.container_verification import ContainerVerification
 from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.host_probe import HostProbe
 from homelab.resources.new_container import NewContainer
-from homelab.resources.nvidia import GuestReboot, NvidiaSystem, NvidiaVerification
+from homelab.resources.nvidia import DriverTrial, GuestReboot, NvidiaSystem, NvidiaVerification
 from homelab.resources.pci_mapping import PciMapping, PciMappingRecord
 from homelab.resources.safety_copy import SafetyCopy
 from homelab.resources.storage_file import StorageFile
@@ -29,6 +29,7 @@ WORK: dict[type[Resource], tuple[str, str]] = {
     BootVerification: ("boot_verification", "BootVerificationWork"),
     ContainerProbe: ("container_probe", "ContainerProbeWork"),
     ContainerVerification: ("container_verification", "ContainerVerificationWork"),
+    DriverTrial: ("driver_trial", "DriverTrialWork"),
     GpuLease: ("gpu_lease", "GpuLeaseWork"),
     GuestReboot: ("guest_reboot", "GuestRebootWork"),
     HostProbe: ("host_probe", "HostProbeWork"),

@@ -153,8 +153,13 @@ def verification(plan: Plan, settings: Nvidia, cards: int | None, *, generation:
     )
 
 
-def driver(plan: Plan, settings: Nvidia, *, context: Context | None = None, generation: str = "0") -> str:
-    """Standard input of nvidia_driver.sh; arguments as of `repository`."""
+def driver(
+    plan: Plan, settings: Nvidia, *, context: Context | None = None, generation: str = "0", awaited: bool = False
+) -> str:
+    """Standard input of nvidia_driver.sh; other arguments as of `repository`.
+
+    :param awaited: the driver before is kept until `driver_update` ends the update.
+    """
     first, run = load().packaging.prerequisites, plan.run
     return compose(
         "nvidia_driver.sh",
@@ -176,16 +181,19 @@ def driver(plan: Plan, settings: Nvidia, *, context: Context | None = None, gene
         RUN_PREREQUISITES=" ".join(run.prerequisites) if run else "",
         RUN_ARGUMENTS=" ".join(run.arguments) if run else "",
         PERSISTENCE=file("homelab-nvidia-persistence.service") if plan.target == "host" else "",
+        **({"AWAITED": "yes"} if awaited else {}),
         GENERATION=generation,
     )
 
 
-def driver_update(target: Target, settings: Nvidia, name: str) -> str:
-    """Standard input of driver_update.sh, with the verb ``confirm`` or ``back``.
+def driver_update(target: Target, settings: Nvidia, name: str, containers: Sequence[int] = ()) -> str:
+    """Standard input of driver_update.sh, with the verb ``waiting``, ``confirm`` or ``back``.
 
     :param name: the system's, for messages.
+    :param containers: of a host: the numbers of those that are to follow it.
     """
-    return compose("driver_update.sh", **package_arguments(settings, Context(name, target)), TARGET=target)
+    followers = {"CONTAINERS": " ".join(map(str, containers))} if containers else {}
+    return compose("driver_update.sh", **package_arguments(settings, Context(name, target)), TARGET=target, **followers)
 
 
 def _fields(one: Repository) -> Sequence[str]:

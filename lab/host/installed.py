@@ -10,7 +10,10 @@ from .kernel_files import Build, write_headers
 from .state import HostState
 
 #: What a driver on a Proxmox host is made of, as NVIDIA's repository for Debian has it.
-_DRIVER = ("nvidia-driver-cuda", "nvidia-kernel-support", "nvidia-modprobe", "libcuda1", "libnvidia-ml1")
+_DRIVER = (
+    *("nvidia-driver-cuda", "nvidia-kernel-support", "nvidia-modprobe", "libcuda1", "libnvidia-ml1"),
+    *("firmware-nvidia-gsp", "nvidia-persistenced"),
+)
 _DKMS = {"open": "nvidia-kernel-open-dkms", "proprietary": "nvidia-kernel-dkms"}
 _DRIVER_GROUP = "cuda-debian"
 

@@ -74,6 +74,38 @@ def test_a_new_driver_on_the_host_reaches_every_container_after_it(stack_on: Cal
     assert again.changed == set(), again.output
 
 
+def test_a_container_that_cannot_have_the_new_libraries_takes_its_host_back_and_a_second_try_brings_both(
+    stack_on: Callable[..., Stack],
+) -> None:
+    both: dict[str, Any] = {
+        "phoenix": {"ctid": 901, "gpuAssignment": "0,1", "nvidia": {}},
+        "media": {"ctid": 950, "gpuAssignment": "all", "nvidia": {"source": "packages"}},
+    }
+    stack = stack_on("phoenix", gpus=CARDS, containers=both, nvidia={"driver": "580"}, **NO_REBOOT)
+    stack.up()
+    (before,) = driver_in(stack, 901)
+    stack.lab.fault("package-missing", "950=*/595*")
+    stack.host["nvidia"]["driver"] = "595"
+    message = stack.up(ok=False).message
+    assert "containers.media" in message and f"the driver {before} is back" in message, message
+    assert all(f"{one}: its libraries" in message for one in ("hosts.pve", "containers.media", "containers.phoenix")), (
+        message
+    )
+    # On the host and in each container, the one that had the new ones by then, too.
+    assert stack.lab.run(SMI).stdout.split()[0] == before
+    assert driver_in(stack, 901) == driver_in(stack, 950) == {before}
+    assert not list(stack.lab.root.glob("**/var/lib/homelab/update"))
+    assert "could not bring it about everywhere" in stack.up(ok=False).message
+    stack.lab.fault("package-missing", None)
+    boots = len(stack.lab.boots())
+    stack.up("--refresh")
+    assert len(stack.lab.boots()) == boots + 1
+    (after,) = driver_in(stack, 901)
+    assert after.startswith("595.") and driver_in(stack, 950) == {after}
+    again = stack.up("--refresh")
+    assert again.changed == set(), again.output
+
+
 def test_a_host_whose_driver_somebody_else_changed_is_followed_by_a_refresh(converged: Callable[..., Stack]) -> None:
     stack = converged(
         "phoenix", gpus=CARDS, containers={"phoenix": {"ctid": 901, "gpuAssignment": "0,1", "nvidia": {}}}, **NO_REBOOT

@@ -124,7 +124,7 @@ def test_a_container_whose_libraries_do_not_fit_gets_its_old_ones_back(tmp_path:
     assert "GPU 0:" in container.output("nvidia-smi -L")
 
 
-def of_another_version(container: Container, version: str) -> str:
+def of_another_version(container: Container, version: str, *, awaited: bool = False) -> str:
     """The container's script as it would be if the host had that driver."""
     reading = container.read()
     system = dataclasses.replace(reading.system, host_driver=version)
@@ -134,7 +134,35 @@ def of_another_version(container: Container, version: str) -> str:
         "offered"
     ]
     system = dataclasses.replace(system, offered={name: tuple(found) for name, found in offered.items()})
-    return steps.driver(planning.plan_stack(Request("lxc", container.settings, system, "it")), container.settings)
+    plan = planning.plan_stack(Request("lxc", container.settings, system, "it"))
+    return steps.driver(plan, container.settings, awaited=awaited)
+
+
+def test_a_container_keeps_its_old_libraries_until_its_hosts_update_is_ended(tmp_path: Path) -> None:
+    container = Container(tmp_path)
+    old = container.install()["version"]
+    host = ProxmoxHost.of(container.host)
+    waiting(host)
+    host.output("rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia && modprobe nvidia_uvm")
+    script = of_another_version(container, NEW, awaited=True)
+    update = steps.driver_update("lxc", container.settings, "it")
+    assert container.answer("apply", script)["version"] == NEW and phase(container) == "tried"
+    # A run that was killed begins again, and finds done what is done.
+    assert container.answer("apply", script)["changed"] == "no" and phase(container) == "tried"
+    assert host.answer("waiting", ended(host, 901, 999)) == {
+        "update": "tried",
+        "old": old,
+        "new": NEW,
+        "givenUp": "",
+        "running": ["901"],
+    }
+    assert host.answer("back", ended(host))["old"] == old
+    assert host.answer("waiting", ended(host))["givenUp"] == NEW
+    found = container.answer("back", update)
+    assert found["old"] == old and "nvidia-smi answers" in found["now"] and phase(container) == ""
+    # It is the host's update that was given up: that is the host's drift.
+    assert not container.read().drift
+    assert f"its libraries are {old}; nvidia-smi answers" in container.answer("back", update)["now"]
 
 
 # -- keeping ---------------------------------------------------------------------------------------------------
@@ -282,8 +310,8 @@ def waiting(machine: Machine) -> None:
     assert phase(machine) == "tried"
 
 
-def ended(machine: Machine) -> str:
-    return steps.driver_update(machine.target, machine.settings, "it")
+def ended(machine: Machine, *containers: int) -> str:
+    return steps.driver_update(machine.target, machine.settings, "it", containers)
 
 
 @pytest.mark.parametrize("source", ["packages", "run"])
@@ -323,9 +351,31 @@ def test_a_host_whose_new_driver_does_not_work_has_its_old_one_for_every_kernel_
     waiting(host)
     host.host.reboot()
     found = host.answer("back", ended(host))
-    assert found["old"] == OLD
+    assert found["old"] == OLD and "nvidia-smi answers" in found["now"] and loaded(host) == OLD
     for kernel in host.read().system.kernels or ():
         assert host.output(f"modinfo -k {kernel} -F version nvidia").strip() == OLD
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_nvidias_daemon_makes_way_for_unloading_and_goes_on_where_something_else_uses_the_card(
+    folder: Folder, used: bool
+) -> None:
+    folder.command("systemctl", 'echo "systemctl $*" >>"$ROOT/log"')
+    folder.command(
+        "lsmod",
+        "printf 'Module Size Used by\\nnvidia_modeset 1 1 nvidia_drm\\nnvidia_drm 1 0\\nnvidia 1 1 nvidia_modeset\\n'",
+    )
+    folder.command(
+        "rmmod", f'echo "rmmod $*" >>"$ROOT/log"; {"exit 1" if used else "rm $ROOT/proc/driver/nvidia/version"}'
+    )
+    folder.write("proc/driver/nvidia/version", f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {NEW}\n")
+    done = folder.sourced(
+        "nvidia_driver.sh", 'take_lock; mkdir -p "$LOGS"; NAME=it PROXY=""; if unload; then echo "$DAEMON_STOPPED"; fi'
+    )
+    assert done.stdout == ("" if used else "yes\n"), done.stderr
+    unit = "nvidia-persistenced.service"
+    expected = [f"systemctl is-active -q {unit}", f"systemctl stop {unit}", "rmmod nvidia_drm nvidia_modeset nvidia"]
+    assert folder.read("log").splitlines() == expected + [f"systemctl start {unit}"] * used
 
 
 # -- libraries beside those that are there ---------------------------------------------------------------------

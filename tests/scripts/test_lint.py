@@ -46,9 +46,9 @@ ARGUMENTS = {
     "nvidia_repository.sh": ("PREREQUISITES", "REPOSITORIES", "APT_FILES", "ASK"),
     "nvidia_driver.sh": (
         "TARGET", "DRIVER", "FLAVOUR", "SOURCE", "PREREQUISITES", "PACKAGES", "RECOMMENDS", "RUN_VERSION", "RUN_URL", "RUN_SHA256", "RUN_UNPINNED",
-        "RUN_PREREQUISITES", "RUN_ARGUMENTS", "PERSISTENCE",
+        "RUN_PREREQUISITES", "RUN_ARGUMENTS", "PERSISTENCE", "AWAITED",
     ),
-    "driver_update.sh": ("TARGET",),
+    "driver_update.sh": ("TARGET", "CONTAINERS"),
     "cuda_toolkit.sh": ("PACKAGES", "RELEASE", "NVCC"),
     "container_toolkit.sh": (
         "TARGET", "RUNTIME", "PACKAGES", "INSTALL", "CONFIGURE", "RESTART", "NO_CGROUPS", "CDI", "DRIVER",

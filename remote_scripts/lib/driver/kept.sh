@@ -209,13 +209,14 @@ restore_driver() {
 
 # in_use_again - adds to `said`.
 in_use_again() {
-  local loaded
+  local loaded DAEMON_STOPPED=no
   loaded=$(nvidia_version)
   if [[ -n $loaded && $loaded != "$VERSION" ]] && ! unload; then
     said+="; $loaded is still loaded and in use: $VERSION is loaded at the next boot"
     return 0
   fi
   if [[ -z $(nvidia_version) && -e $STATE/update/loaded ]]; then load_module; fi
+  start_daemon
   [[ $(nvidia_version) == "$VERSION" && -e $STATE/update/worked ]] || return 0
   serves_cards "$LOGS/serves" || explain "$LOGS/serves" "the driver $VERSION, put back, answering nvidia-smi" "it did before the update"
   said+="; nvidia-smi answers"
@@ -226,7 +227,7 @@ in_use_again_in_container() {
   loaded=$(nvidia_version)
   if [[ -n $loaded && $loaded != "$VERSION" ]]; then
     said+="; the host's driver is $loaded, with which they don't work"
-  elif [[ -e $STATE/update/worked ]]; then
+  elif [[ -e $STATE/update/worked || -e $STATE/update/awaited ]]; then
     serves_cards "$LOGS/serves" || explain "$LOGS/serves" "the libraries of $VERSION, put back, answering nvidia-smi" "they did before the update"
     said+="; nvidia-smi answers"
   fi

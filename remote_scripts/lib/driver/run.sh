@@ -6,8 +6,9 @@
 # alone).
 #
 # Gives: install_from_run -> CHANGED; run_file FOLDER VERSION, fetch_installer FILE VERSION URL SHA256, run_installer FILE -> CHANGED;
-#   remove_run; unload. Variables: those of nvidia_driver.sh (RUN_...); DOWNLOADS.
+#   remove_run; unload -> DAEMON_STOPPED, start_daemon. Variables: those of nvidia_driver.sh (RUN_...); DOWNLOADS.
 DOWNLOADS=/var/lib/homelab/downloads
+DAEMON=nvidia-persistenced.service
 
 install_from_run() {
   local names message file
@@ -78,7 +79,22 @@ clear_the_way() {
 }
 
 at_least() { [[ $(printf '%s\n' "$1" "$RUN_VERSION" | sort -V | head -n 1) == "$1" ]]; }
-unload() { run_streamed 60 "$LOGS/unload" rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia || [[ -z $(nvidia_version) ]]; }
+
+# unload - no, if something uses the modules. NVIDIA's daemon, which keeps cards initialised, is none: it is stopped for that (DAEMON_STOPPED), and
+# goes on where that doesn't help.
+unload() {
+  local loaded=()
+  DAEMON_STOPPED=no
+  mapfile -t loaded < <(lsmod | awk '{ there[$1] = 1 } END { n = split("nvidia_uvm nvidia_drm nvidia_modeset nvidia", names); for (i = 1; i <= n; i++) if (names[i] in there) print names[i] }')
+  if systemctl is-active -q "$DAEMON" </dev/null 2>/dev/null && run_logged systemctl stop "$DAEMON"; then DAEMON_STOPPED=yes; fi
+  run_streamed 60 "$LOGS/unload" rmmod "${loaded[@]}" || [[ -z $(nvidia_version) ]] || {
+    start_daemon
+    return 1
+  }
+}
+
+# start_daemon - after `unload`.
+start_daemon() { [[ $DAEMON_STOPPED != yes ]] || run_logged systemctl start "$DAEMON" || log "$DAEMON doesn't start again: $OUTPUT"; }
 
 # note_run - that what the installer puts there is ours, before it begins. Somebody's own that was there before is named, for `revert`.
 note_run() { need_dir "$STATE" && printf '%s\n' "$RUN_VERSION" "$RUN_URL" "$RUN_SHA256" "$RUN_ARGUMENTS" | write_atomically /var/lib/homelab/nvidia-run 0600; }

@@ -7,7 +7,8 @@
 #   keeping  nothing is changed yet: the next run begins anew.
 #   trying   the next run goes on forwards, or back if what was there is wanted by then.
 #   back     the next run first goes on with that, then tries anew.
-#   tried    installed, and not loaded before a boot: kept until the new one was seen at work.
+#   tried    installed, and not loaded before a boot: kept until the new one was seen at work. Of a host, until its containers have its libraries,
+#            too, and of such a container (`awaited`) until all of them have.
 #
 # Gives: resume_update; begin_update; try_update -> VERSION, source, reboot, why, CHANGED. Takes, of nvidia_driver.sh, bring_in.
 
@@ -61,7 +62,8 @@ try_update() {
   if in_shell_of_its_own attempt; then
     mapfile -t said <"$LOGS/answered"
     VERSION=${said[0]} source=${said[1]} reboot=${said[2]} why=${said[3]} CHANGED=${said[4]}
-    if [[ ${said[5]} == yes ]]; then close_update; else enter_phase tried; fi
+    if [[ ${AWAITED:-} == yes ]]; then : >"$STATE/update/awaited"; fi
+    if [[ ${said[5]} == yes && ${AWAITED:-} != yes ]]; then close_update; else enter_phase tried; fi
     return 0
   fi
   give_up "$old"
@@ -77,8 +79,10 @@ attempt() {
 prove() {
   PROVEN=no
   [[ $(nvidia_version) == "$VERSION" && ${reboot:-} != yes ]] || return 0
-  if [[ -e $STATE/update/worked ]]; then
-    serves_cards "$LOGS/prove" || explain "$LOGS/prove" "NVIDIA's driver $VERSION, answering nvidia-smi" "the one before it, $(kept_version), did"
+  # In a container the old ones don't answer any more: its host has the new driver.
+  if [[ -e $STATE/update/worked || ${AWAITED:-} == yes ]]; then
+    serves_cards "$LOGS/prove" || explain "$LOGS/prove" "NVIDIA's driver $VERSION, answering nvidia-smi" \
+      "the one before it, $(kept_version), did, and where this is a container, its host's does"
   fi
   PROVEN=yes
 }

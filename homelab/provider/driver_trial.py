@@ -1,0 +1,231 @@
+"""The work on a DriverTrial: an update of a host's driver is tried in its containers, too, before the old version is given up.
+
+The host's update waits by then (`tried`, remote_scripts/lib/driver/trial.sh): the new driver is loaded, and answers on the host. One container after
+the other gets the libraries of its version, by the steps by which it gets them anyway, and keeps the old ones. Then all of them give those up, the
+host last; or, if one can't have the new ones, the host goes back to the old driver, and then each container. Killed anywhere, the next `up` begins
+here again: what is done is found done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from homelab.errors import HomelabError, UnreachableError
+from homelab.nvidia import reading
+from homelab.nvidia.lock import SystemLock
+from homelab.nvidia.plan import packages_to_ask_for, plan_stack
+from homelab.nvidia.state import facts_of, request_of
+from homelab.nvidia.verification import Expected
+from homelab.provider.systems import Run, SystemWork
+from homelab.remote import nvidia_steps as steps
+from homelab.remote import scripts
+from homelab.resources import limits
+from homelab.resources.base import NoOutputs
+from homelab.resources.nvidia import DriverTrial
+from homelab.settings import Nvidia
+from homelab.shapes import SystemState
+from homelab.text import tell
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """``update``: its phase; ``old``: the version that is kept; ``new``: the one that is installed; ``given_up``: one that was taken back;
+    ``running``: containers that are on."""
+
+    update: str
+    old: str
+    new: str
+    given_up: str
+    running: frozenset[int]
+
+
+@dataclass
+class _Follower:
+    """A container that follows its host's driver. ``facts``: None where it has none of this program's."""
+
+    name: str
+    ctid: int
+    nvidia: Nvidia
+    lock: SystemLock | None
+    facts: SystemState | None = None
+
+
+class DriverTrialWork(SystemWork[DriverTrial.Inputs, NoOutputs]):
+    """See the module."""
+
+    resource = DriverTrial
+
+    def id(self, inputs: DriverTrial.Inputs) -> str:
+        return f"{inputs.host} trial"
+
+    def create(self, inputs: DriverTrial.Inputs) -> NoOutputs:
+        asyncio.run(self._tried(inputs))
+        return NoOutputs()
+
+    async def _tried(self, inputs: DriverTrial.Inputs) -> None:
+        stack = self.wanted_stack(inputs)
+        followers = self._followers(inputs)
+        if stack is None or not followers:
+            return
+        async with self.session(inputs, limits.of_script(self.host(inputs), stack)) as run:
+            host = _Host(inputs.system_name, stack, run, followers)
+            known = await host.waiting()
+            if known.given_up:
+                # Nothing is tried here; but a run may have been killed before all containers had theirs back.
+                raise _given_up(known.given_up, await host.containers_back(known.new))
+            if known.update not in ("tried", "back"):
+                return
+            failed = None
+            if known.update == "tried":
+                failed = await host.try_containers(known.new, known.running)
+                if failed is None:
+                    await host.confirm()
+                    return
+            raise await host.take_back(known.old, known.new, failed)
+
+    def _followers(self, inputs: DriverTrial.Inputs) -> list[_Follower]:
+        return [
+            _Follower(f"containers.{name}", one.ctid, one.nvidia, _lock(inputs.locks, f"containers.{name}"))
+            for name, one in sorted(self.stack.containers(inputs.host).items())
+            if one.nvidia is not None
+        ]
+
+
+def _lock(locks: Mapping[str, object], name: str) -> SystemLock | None:
+    return SystemLock.model_validate(locks[name]) if name in locks else None
+
+
+def _given_up(version: str, back: list[str]) -> HomelabError:
+    return HomelabError(
+        wanted=f"NVIDIA's driver {version} on the host, and its libraries in each of its containers",
+        found="an earlier run could not bring it about everywhere, and has put the old version back"
+        + "".join(f"; {one}" for one in back),
+        why="a container's libraries must be of the host's version, to the last digit",
+        next="set nvidia.driver of the host to the version that is there; or mend what that run has named, and for another try: "
+        "`pulumi up --refresh`",
+    )
+
+
+@dataclass
+class _Host:
+    """A host whose driver's update waits, and the connection to it."""
+
+    name: str
+    nvidia: Nvidia
+    run: Run
+    followers: list[_Follower]
+
+    async def waiting(self) -> _Waiting:
+        """What driver_update.sh says of the host's update."""
+        ctids = [one.ctid for one in self.followers]
+        script = steps.driver_update("host", self.nvidia, self.name, ctids)
+        found = scripts.answer(await self.run("waiting", script))
+        running = frozenset(int(ctid) for ctid in found["running"])
+        return _Waiting(found["update"], found["old"], found["new"], found["givenUp"], running)
+
+    async def end(self, verb: str) -> Mapping[str, Any]:
+        """The answer of driver_update.sh on the host itself."""
+        return scripts.answer(await self.run(verb, steps.driver_update("host", self.nvidia, self.name)))
+
+    async def ask_in(self, one: _Follower, verb: str, script: str) -> Any:
+        """The answer of a script in a container."""
+        return scripts.answer(await self.run(verb, steps.in_container(one.ctid, script)))
+
+    async def try_containers(self, version: str, running: frozenset[int]) -> tuple[_Follower, HomelabError] | None:
+        """Brings the libraries into one container after the other. Returns the first that can't have them, and why."""
+        for one in self.followers:
+            if one.ctid not in running:
+                tell(f"{self.name}: {one.name} is off: the driver {version} is not tried in it")
+                continue
+            tell(f"{self.name}: trying the libraries of {version} in {one.name}, before the old driver is given up")
+            try:
+                if await self._looked_at(one):
+                    await self._bring_in(one)
+            except UnreachableError:
+                raise
+            except HomelabError as error:
+                return one, error
+        return None
+
+    async def _looked_at(self, one: _Follower) -> bool:
+        """Has it libraries of this program's? Who has none yet loses none."""
+        text = await self.run("read_system", steps.in_container(one.ctid, steps.read_system()))
+        found = reading.parse(text)
+        one.facts = facts_of(found, "lxc") if "driver" in found.steps else None
+        return one.facts is not None
+
+    async def _bring_in(self, one: _Follower, *, repository_alone: bool = False) -> None:
+        """The steps of its stack that bring the libraries of ``facts["host_driver"]``."""
+        assert one.facts is not None
+        request = request_of("lxc", one.name, one.facts, one.nvidia, None, one.lock)
+        plan = plan_stack(request)
+        context = Expected.of(request, plan).context
+        script = steps.repository(plan, one.nvidia, packages_to_ask_for(request), context=context)
+        offered = (await self.ask_in(one, "apply", script))["offered"]
+        if repository_alone:
+            return
+        request = request_of("lxc", one.name, one.facts, one.nvidia, offered, one.lock)
+        plan = plan_stack(request)
+        await self.ask_in(
+            one,
+            "apply",
+            steps.driver(plan, one.nvidia, context=Expected.of(request, plan).context, awaited=True),
+        )
+
+    async def confirm(self) -> None:
+        """The new version stays, the host last: killed before that, the next run tries all of it again."""
+        for one in self.followers:
+            if one.facts is not None:
+                await self.ask_in(one, "confirm", steps.driver_update("lxc", one.nvidia, one.name))
+        await self.end("confirm")
+
+    async def take_back(self, old: str, new: str, failed: tuple[_Follower, HomelabError] | None) -> HomelabError:
+        """The old version is put back: on the host first, so that each container can be seen at work with it. Returns what to say."""
+        reason = failed[1] if failed else _given_up(new, [])
+        if failed is not None:
+            tell(f"{self.name}: {failed[0].name} can't have the libraries of {new}: putting {old} back everywhere")
+        try:
+            done = await self.end("back")
+        except HomelabError as error:
+            return reason.retold(
+                why=f"{reason.why}; the host's update from {old} to {new} is given up, and {old} could not be put back: {error.wanted}; "
+                f"found: {error.found}",
+                next=f"run `pulumi up` again: it goes on with putting {old} back. {error.next}. For the update: {reason.next}",
+            )
+        if not done["old"]:
+            return reason.retold(
+                next=f"{reason.next} (The host stays with {new}: no repository and no cache had all of {old}'s packages.)"
+            )
+        now = [f"{self.name}: {done['now']}", *await self.containers_back(old)]
+        if failed is None:
+            return _given_up(new, now)
+        return reason.retold(
+            why=f"{reason.why}; a container's libraries must be of the host's version, and so the host's update from {old} to {new} is given "
+            "up, too",
+            next=f"the driver {old} is back: {'; '.join(now)}. Set {self.name}.nvidia.driver to it; or for another try: {reason.next}, then run "
+            "`pulumi up --refresh`",
+        )
+
+    async def containers_back(self, old: str) -> list[str]:
+        """Each container that runs and has this program's libraries gets the old ones. Returns what is so now, a sentence for each."""
+        said = []
+        running = (await self.waiting()).running
+        for one in self.followers:
+            if one.ctid not in running:
+                continue
+            try:
+                if not await self._looked_at(one):
+                    continue
+                done = await self.ask_in(one, "back", steps.driver_update("lxc", one.nvidia, one.name))
+                # Its preferences name the new version by now.
+                one.facts = {**one.facts, "host_driver": old} if one.facts else None
+                await self._bring_in(one, repository_alone=True)
+                said.append(f"{one.name}: {done['now']}")
+            except UnreachableError:
+                raise
+            except HomelabError as error:
+                said.append(f"{one.name} could not be put back: {error.wanted}; found: {error.found}; {error.next}")
+        return said

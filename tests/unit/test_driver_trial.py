@@ -1,0 +1,248 @@
+"""An update of a host's driver, tried in its containers: who has which version at the end, whatever fails and wherever it is killed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from homelab.errors import HomelabError
+from homelab.provider.driver_trial import DriverTrialWork
+from homelab.resources.nvidia import DriverTrial
+from tests.unit.hosts import KEY
+
+OLD, NEW = "580.105.08", "590.48.01"
+CTIDS = (901, 950)
+TEXTS = {
+    "hosts": json.dumps({"pve": {"address": "192.0.2.10", "ssh": {"hostKey": KEY, "agent": True}, "nvidia": {}}}),
+    "containers": json.dumps(
+        {
+            "ai": {"host": "pve", "ctid": 901, "gpuAssignment": "all", "nvidia": {}},
+            "media": {"host": "pve", "ctid": 950, "gpuAssignment": "all", "nvidia": {}},
+        }
+    ),
+}
+INPUTS = DriverTrial.Inputs(
+    host="pve",
+    target="host",
+    system_name="hosts.pve",
+    address="192.0.2.10",
+    nvidia={},
+    stays=True,
+    locks={},
+    timeout=1,
+    done=[],
+)
+
+
+class KilledError(Exception):
+    """The provider's process is no more."""
+
+
+class System:
+    """A host or a container, as the scripts leave it."""
+
+    def __init__(self, version: str, phase: str = "") -> None:
+        self.version, self.phase, self.kept, self.given_up, self.pinned = (
+            version,
+            phase,
+            OLD if phase else "",
+            "",
+            version,
+        )
+
+
+class World:
+    """The host after the boot with its new driver, and its containers with the old one's libraries."""
+
+    def __init__(self) -> None:
+        self.host = System(NEW, "tried")
+        self.containers = {ctid: System(OLD) for ctid in CTIDS}
+        self.running = list(CTIDS)
+        self.without_driver: set[int] = set()
+        self.refusing: set[int] = set()
+        self.not_going_back: set[int] = set()
+        self.calls: list[str] = []
+        self.killed_after = -1
+        self.kept_nothing = False
+
+    def run(self, verb: str, script: str) -> str:
+        if len(self.calls) == self.killed_after:
+            raise KilledError
+        ctid = int(match[1]) if (match := re.search(r"^CTID=(\d+)$", script, re.MULTILINE)) else None
+        step = "driver" if "RUN_UNPINNED=" in script else "repository" if "APT_FILES=" in script else verb
+        self.calls.append(f"{ctid or 'host'} {step}")
+        if step == "waiting":
+            kept = self.host.kept if self.host.phase else ""
+            found = {"update": self.host.phase, "old": kept, "new": self.host.version, "givenUp": self.host.given_up}
+            return json.dumps({**found, "running": [str(ctid) for ctid in self.running]})
+        if ctid is None:
+            return self.ended(self.host, step, host=True)
+        inside = self.containers[ctid]
+        if step == "read_system":
+            return self.reading(ctid)
+        if step == "repository":
+            inside.pinned = next(
+                one for one in (OLD, NEW) if f"version {one}" in script or f"version *{one}" in script or one in script
+            )
+            return json.dumps({"offered": {}})
+        if step == "driver":
+            assert "AWAITED=yes" in script
+            if ctid in self.refusing:
+                raise HomelabError(
+                    wanted=f"libraries in {ctid}", found="no room", why="they go there", next="make room"
+                )
+            if inside.version != NEW:
+                inside.kept = inside.version
+            inside.version, inside.phase = NEW, "tried" if inside.kept else ""
+            return "{}"
+        if step == "back" and ctid in self.not_going_back:
+            raise HomelabError(wanted="packages", found="disk full", why="w", next="make room there")
+        return self.ended(inside, step, host=False)
+
+    def ended(self, system: System, step: str, *, host: bool) -> str:
+        if step == "confirm":
+            if system.phase == "tried":
+                system.phase, system.kept = "", ""
+            return '{"old":"","now":""}'
+        assert step == "back"
+        if system.phase not in ("tried", "back") or (host and self.kept_nothing):
+            return json.dumps({"old": "", "now": f"its libraries are {system.version}"})
+        new, system.version, system.phase, system.kept = system.version, system.kept, "", ""
+        if host:
+            system.given_up = new
+        return json.dumps({"old": system.version, "now": f"{system.version}; nvidia-smi answers"})
+
+    def reading(self, ctid: int) -> str:
+        steps = [] if ctid in self.without_driver else ["repository", "driver"]
+        found: dict[str, Any] = {"bootId": "b", "distribution": "ubuntu", "version": "24.04", "architecture": "x86_64"}
+        found |= {
+            "kernels": [],
+            "running": "6.14.11-4-pve",
+            "secureBoot": None,
+            "mokEnrolled": None,
+            "cards": ["10de:2b85"],
+        }
+        found |= {"nouveau": False, "loaded": "", "loadedFlavour": None, "hostDriver": self.host.version}
+        found |= {"unprivileged": True, "runtimes": [], "offered": None, "steps": steps, "drift": []}
+        return json.dumps(found)
+
+    def versions(self) -> set[str]:
+        return {
+            self.host.version,
+            *(one.version for ctid, one in self.containers.items() if ctid not in self.without_driver),
+        }
+
+    def left(self) -> set[str]:
+        return {self.host.phase, *(one.phase for one in self.containers.values())}
+
+
+def tried(world: World) -> None:
+    class Work(DriverTrialWork):
+        @asynccontextmanager
+        async def session(self, inputs: Any, seconds: float) -> AsyncIterator[Any]:
+            async def run(verb: str, script: str) -> str:
+                return world.run(verb, script)
+
+            yield run
+
+    Work(TEXTS).create(INPUTS)
+
+
+def refusal(world: World) -> HomelabError:
+    with pytest.raises(HomelabError) as refused:
+        tried(world)
+    return refused.value
+
+
+def test_where_every_container_can_have_them_the_old_version_is_given_up_on_the_host_last() -> None:
+    world = World()
+    tried(world)
+    assert world.versions() == {NEW} and world.left() == {""}
+    assert [call for call in world.calls if call.endswith("confirm")] == ["901 confirm", "950 confirm", "host confirm"]
+
+
+@pytest.mark.parametrize("refusing", CTIDS)
+def test_a_container_that_cannot_have_them_takes_the_host_and_the_others_back(refusing: int) -> None:
+    world = World()
+    world.refusing = {refusing}
+    error = refusal(world)
+    assert world.versions() == {OLD} and world.left() == {""}
+    assert {one.pinned for one in world.containers.values()} == {OLD}
+    assert (error.wanted, error.found) == (f"libraries in {refusing}", "no room")
+    assert f"the host's update from {OLD} to {NEW} is given up, too" in error.why
+    assert error.next == (
+        f"the driver {OLD} is back: hosts.pve: {OLD}; nvidia-smi answers; "
+        + "; ".join(
+            f"containers.{name}: " + (f"its libraries are {OLD}" if ctid >= refusing else f"{OLD}; nvidia-smi answers")
+            for name, ctid in (("ai", 901), ("media", 950))
+        )
+        + ". Set hosts.pve.nvidia.driver to it; or for another try: make room, then run `pulumi up --refresh`"
+    )
+    # Until another try, a run ends here, and changes nothing.
+    assert f"NVIDIA's driver {NEW} on the host" in refusal(world).wanted and world.versions() == {OLD}
+    # Which begins with the host's own step, and its boot.
+    world.host, world.refusing = System(NEW, "tried"), set()
+    tried(world)
+    assert world.versions() == {NEW} and world.left() == {""}
+
+
+@pytest.mark.parametrize("refusing", [set[int](), {950}])
+def test_killed_anywhere_the_next_run_ends_it(refusing: set[int]) -> None:
+    whole = World()
+    whole.refusing = refusing
+    try:
+        tried(whole)
+    except HomelabError:
+        assert refusing
+    for calls in range(len(whole.calls)):
+        world = World()
+        world.refusing, world.killed_after = refusing, calls
+        with pytest.raises(KilledError):
+            tried(world)
+        world.killed_after = -1
+        if refusing:
+            refusal(world)
+        else:
+            tried(world)
+        assert world.versions() == ({OLD} if refusing else {NEW}) and world.left() == {""}, calls
+
+
+def test_a_container_that_cannot_go_back_either_is_named_and_keeps_nobody_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World()
+    world.refusing, world.not_going_back = {950}, {901}
+    error = refusal(world)
+    assert world.host.version == world.containers[950].version == OLD and world.containers[901].version == NEW
+    assert "containers.ai could not be put back: packages; found: disk full; make room there" in error.next
+    world.not_going_back = set()
+    refusal(world)
+    assert world.versions() == {OLD} and world.left() == {""}
+
+
+def test_a_host_without_a_way_back_stays_with_the_new_one_and_the_message_says_so() -> None:
+    world = World()
+    world.refusing, world.kept_nothing = {950}, True
+    assert f"The host stays with {NEW}" in refusal(world).next
+
+
+@pytest.mark.parametrize("phase", ["", "keeping"])
+def test_where_no_update_waits_no_container_is_touched(phase: str) -> None:
+    world = World()
+    world.host = System(NEW, phase)
+    tried(world)
+    assert world.calls == ["host waiting"]
+
+
+def test_a_container_that_is_off_or_has_none_of_our_libraries_is_passed_over(capfd: pytest.CaptureFixture[str]) -> None:
+    world = World()
+    world.running, world.without_driver = [950], {950}
+    world.refusing = set(CTIDS)
+    tried(world)
+    assert world.host.phase == "" and world.containers[901].version == OLD
+    assert not [call for call in world.calls if call.endswith(("driver", "repository"))]
