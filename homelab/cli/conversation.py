@@ -89,7 +89,7 @@ class Conversation:
         found, known = self._cards(facts, before, name)
         self._show_host(facts, found, access, node)
         while True:
-            choices = self._choose(facts, found, known, access, node, before)
+            choices = self._choose(facts, found, known, access, name, node, before)
             proposal = self._propose(before, choices, access, facts, found, name, node)
             self._show(text if not before.example else "", proposal, access)
             if not proposal.refused:
@@ -142,7 +142,12 @@ class Conversation:
         for card in found:
             refused = init_cards.refused(facts, card, access.host, "vm")
             self.output.say(f"  {card.key}: {card}", *(f"    {line}" for line in init_cards.lines(facts, card, node)))
-            self.output.say(*(f"    for a VM it would be refused: {error.found}; {error.next}" for error in refused))
+            if (screen := init_cards.screen_lost(facts, card, access.host)) is not None:
+                self.output.say(f"    a VM can have it if you accept this: {screen.found}; {screen.why}")
+            else:
+                self.output.say(
+                    *(f"    for a VM it would be refused: {error.found}; {error.next}" for error in refused)
+                )
             shown.append(
                 {
                     "name": card.key,
@@ -167,22 +172,35 @@ class Conversation:
 
     # -- choices -----------------------------------------------------------------------------------------------
     def _choose(
-        self, facts: HostFacts, found: list[Card], known: dict[str, Use], access: Access, node: str, before: Existing
+        self,
+        facts: HostFacts,
+        found: list[Card],
+        known: dict[str, Use],
+        access: Access,
+        name: str,
+        node: str,
+        before: Existing,
     ) -> Choices:
         given = dict(parse_card(text, found, facts) for text in self.arguments.card)
         uses = {card.place: use for card, use in given.items()}
+        accepted: dict[str, Any] = {}
         for card in found:
             if card.place not in uses:
                 preset = known.get(card.place) or suggested(facts, card, node)
                 # With --card, the cards that aren't named stay as they are.
-                uses[card.place] = (
-                    known.get(card.place, Use("none")) if given else self._use_of(facts, card, access.host, preset)
-                )
+                if given:
+                    uses[card.place] = known.get(card.place, Use("none"))
+                    continue
+                uses[card.place] = use = self._use_of(facts, card, access.host, preset)
+                if use.kind in ("vm", "new-vm") and init_cards.screen_lost(facts, card, access.host) is not None:
+                    accepted[card.key] = {"allowConsole": True}
         choices = Choices(uses, over=self.arguments.cuda is not None or self.arguments.container_toolkit is not None)
         if all(use.kind == "none" for use in uses.values()):
             raise Declined(
                 "No card is given to anybody: nothing is to be set up. Say which by --card, such as --card rtx5090=vm:103."
             )
+        if accepted:
+            choices.more = {"homelab:hosts": {name: {"gpus": accepted}}}
         for text in self.arguments.set:
             choices.more = together(choices.more, parse_setting(text))
         if any(use.kind == "new-vm" for use in uses.values()):
@@ -194,10 +212,12 @@ class Conversation:
     def _use_of(self, facts: HostFacts, card: Card, host: Host, preset: Use) -> Use:
         there = guests(facts)
         possible = init_cards.possible_uses(facts, card, host)
-        vms = [guest for guest in there if guest.kind == "vm"] if "vm" in possible else []
+        screen = init_cards.screen_lost(facts, card, host)
+        for_vms = "vm" in possible or screen is not None
+        vms = [guest for guest in there if guest.kind == "vm"] if for_vms else []
         shared = [guest for guest in there if guest.kind == "lxc"] if "lxc" in possible else []
         options: list[Option] = [(f"vm:{guest.id}", f"for {guest}") for guest in vms]
-        if "vm" in possible:
+        if for_vms:
             options.append(("new-vm", f"for a new VM (id {free_id(facts)})"))
         if shared:
             options.append(("lxc", "for containers, which share it"))
@@ -208,6 +228,11 @@ class Conversation:
         if first not in (value for value, _ in options):
             first = "none"
         chosen = self.ask.choose(f"What is {card.key} ({card}) for?", options, first)
+        if chosen.startswith(("vm:", "new-vm")) and screen is not None:
+            self.output.say(f"{screen.found}: {screen.why}.")
+            # Whoever has accepted it in the settings is asked once more only.
+            if not self.ask.confirm("Give it away nevertheless (allowConsole)?", default=chosen == str(preset)):
+                return Use("none")
         if chosen != "lxc":
             return parse_use(chosen, facts)
         ids = self.ask.several(
@@ -309,7 +334,13 @@ class Conversation:
             choices.host_stack = Stack(driver, cuda, self._toolkit("on the host"))
         elif driver:
             choices.host_stack = Stack(driver)
-        if any(choices.uses[card.place].kind == "lxc" for card in staying):
+        sharing = {number for card in staying for number in choices.uses[card.place].guests}
+        off = [guest for guest in guests(facts) if guest.id in sharing and not guest.running]
+        for guest in off:
+            self.output.say(
+                f"{guest}, gets its card alone. NVIDIA's software is installed from inside: start it, and run homelab init again."
+            )
+        if sharing - {guest.id for guest in off}:
             where = "in the containers"
             cuda = self._cuda(stacks.releases("lxc", stacks.in_container(driver or loaded or None), None), where)
             choices.guest_stack = Stack(None, cuda, self._toolkit(where))

@@ -16,8 +16,8 @@ from homelab.settings import Gpu, Host
 
 @dataclass(frozen=True)
 class Card:
-    """``place``: its slot, ``0000:01:00``; ``id``: of its graphics function; ``alone``: is it the only one with that id?
-    ``name``: as every message calls it; ``key``: a name for the settings.
+    """``place``: its slot, ``0000:01:00``, or the address of a virtual function (SR-IOV), which is a card of its own; ``id``: of its graphics
+    function; ``alone``: is it the only one with that id? ``name``: as every message calls it; ``key``: a name for the settings.
     """
 
     place: str
@@ -31,8 +31,14 @@ class Card:
         return self.id.startswith(f"{NVIDIA}:")
 
     @property
+    def is_virtual(self) -> bool:
+        return "." in self.place
+
+    @property
     def settings(self) -> dict[str, str]:
         """How the settings tell it apart from the host's other cards."""
+        if self.is_virtual:
+            return {"address": self.place}
         return {"match": self.id} if self.alone else {"match": self.id, "address": self.place}
 
     def __str__(self) -> str:
@@ -40,8 +46,9 @@ class Card:
 
 
 def cards(facts: HostFacts) -> list[Card]:
-    """The host's graphics cards, in the order of their addresses."""
+    """The host's graphics cards and their virtual functions, in the order of their addresses."""
     shown = {device.slot: device for device in sorted(facts.display_devices, key=lambda one: one.address, reverse=True)}
+    shown |= {device.address: device for device in facts.devices if device.is_display and device.physfn}
     found: list[Card] = []
     for place, device in sorted(shown.items()):
         alone = sum(other.id == device.id for other in shown.values()) == 1
@@ -70,8 +77,10 @@ def lines(facts: HostFacts, card: Card, node: str) -> list[str]:
     groups = sorted({device.group for device in functions if device.group is not None})
     others = facts.others_in_group(card.place)
     where = (
-        f"IOMMU group {', '.join(map(str, groups))}"
+        f"IOMMU group{'s' if len(groups) > 1 else ''} {', '.join(map(str, groups))}"
         if groups
+        else "in no IOMMU group, though the IOMMU is on; by itself it would be"
+        if facts.iommu.groups
         else "no IOMMU group yet (the IOMMU is off); as predicted"
     )
     found.append(f"{where}: {'with ' + '; '.join(map(facts.describe, others)) if others else 'alone'}")
@@ -87,13 +96,22 @@ def containers_with(facts: HostFacts, card: Card) -> list[int]:
 
 
 def possible_uses(facts: HostFacts, card: Card, host: Host) -> set[str]:
-    """Of `vm`, `lxc` and `host`, what `up` wouldn't refuse. ``refused`` says why not."""
-    return {use for use in ("vm", "lxc", "host") if not refused(facts, card, host, use)}
+    """Of `vm`, `lxc` and `host`, what `up` wouldn't refuse. ``refused`` says why not. A virtual function is for VMs alone."""
+    return {use for use in ("vm", *(() if card.is_virtual else ("lxc", "host"))) if not refused(facts, card, host, use)}
 
 
-def refused(facts: HostFacts, card: Card, host: Host, use: str) -> list[HomelabError]:
-    """What stands against giving the card to a VM (``use: vm``), or leaving it with the host's driver (``lxc``, ``host``)."""
-    gpu = Gpu.model_validate({**card.settings, "use": use})
+def screen_lost(facts: HostFacts, card: Card, host: Host) -> HomelabError | None:
+    """What a person has to accept (`allowConsole`) before a VM can have the card; None: nothing stands against it, or something else does."""
+    found = refused(facts, card, host, "vm")
+    return found[0] if found and not refused(facts, card, host, "vm", allowConsole=True) else None
+
+
+def refused(facts: HostFacts, card: Card, host: Host, use: str, **more: object) -> list[HomelabError]:
+    """What stands against giving the card to a VM (``use: vm``), or leaving it with the host's driver (``lxc``, ``host``).
+
+    :param more: of the card's settings.
+    """
+    gpu = Gpu.model_validate({**card.settings, "use": use, **more})
     alone = host.model_copy(update={"gpus": {card.key: gpu}})
     errors = gates.check(facts, alone)[1]
     if use == "lxc" and not card.is_nvidia:

@@ -137,7 +137,7 @@ def suggested(facts: HostFacts, card: Card, node: str) -> Use:
         return Use("lxc", tuple(using))
     there = guests(facts)
     mine = {device.address for device in facts.functions(card.place)}
-    if not card.is_nvidia or facts.functions(card.place)[0].boot_vga:
+    if not card.is_nvidia or card.is_virtual or facts.functions(card.place)[0].boot_vga:
         return Use("none")
     kind = "lxc" if mine & set(facts.nvidia_minors) else "vm"
     candidates = [guest.id for guest in there if guest.kind == kind]
@@ -195,7 +195,7 @@ class ChosenVm:
 @dataclass
 class Choices:
     """All that was decided. ``uses``: slot -> what the card is for; ``host_stack``: None: the host's driver is left as it is;
-    ``guest_stack``: of the containers that get cards, None: nothing is installed in them; ``over``: also of those whose settings have
+    ``guest_stack``: of the containers that get cards and run, None: nothing is installed in them; ``over``: also of those whose settings have
     one already? ``vm_stacks``: a VM's id -> its `address`, `ssh` and `nvidia`. ``more``: settings as they are, by key of the file's `config:`.
     """
 
@@ -259,6 +259,7 @@ def settings_of(
     containers: dict[str, Any] = {}
     by_place = {card.place: card for card in cards}
     names = {guest.id: guest.name for guest in guests(facts)}
+    running = {guest.id for guest in guests(facts) if guest.running}
     chosen = {by_place[place].key: use for place, use in choices.uses.items() if use.kind != "none"}
     gpus = {}
     old_gpus = _mapping(_mapping(_mapping(existing, "hosts"), host_name), "gpus")
@@ -288,7 +289,8 @@ def settings_of(
                 into[name] = changed
             if new and kind == "vm" and entry.get(field_of_id) in choices.vm_stacks:
                 into[name] = {**into.get(name, {}), **choices.vm_stacks[entry[field_of_id]]}
-            if new and kind == "lxc" and choices.guest_stack and (choices.over or entry.get("nvidia") is None):
+            inside = new and kind == "lxc" and entry.get(field_of_id) in running
+            if inside and choices.guest_stack and (choices.over or entry.get("nvidia") is None):
                 into[name] = {**into.get(name, {}), "nvidia": choices.guest_stack.settings}
         for number, new in wanted.items():
             is_new = kind == "vm" and choices.new_vm is not None and number not in names
@@ -305,7 +307,7 @@ def settings_of(
                 into[key]["create"] = _creation(choices.new_vm, image)
             if kind == "vm":
                 into[key] |= choices.vm_stacks.get(number, {})
-            if kind == "lxc" and choices.guest_stack is not None:
+            if kind == "lxc" and choices.guest_stack is not None and number in running:
                 into[key]["nvidia"] = choices.guest_stack.settings
     values = {"homelab:hosts": {host_name: host}}
     for section_name, section_values in (("homelab:vms", vms), ("homelab:containers", containers)):

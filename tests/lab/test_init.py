@@ -396,6 +396,24 @@ def test_every_question_is_answered_by_a_line(
     assert is_encrypted(desk.api["tokenSecret"])
 
 
+@pytest.mark.parametrize("desk", ["intel-grub-bios"], indirect=True)
+def test_the_hosts_only_card_goes_to_a_vm_once_the_person_accepts_that_the_screen_is_lost(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering(monkeypatch, "", "vm:103", "n")
+    assert run(desk, capsys, *desk.where, *desk.key) == 1
+    assert "the host shows nothing on its screen after the boot menu" in desk.out and not desk.file.exists()
+    answering(monkeypatch, "", "vm:103", "y", "n", "yes")
+    assert run(desk, capsys, *desk.where, *desk.key, "--no-preview") == 0, desk.err
+    card = {"match": "10de:1b80", "use": "vm", "allowConsole": True}
+    assert desk.config["homelab:hosts"]["pve"]["gpus"] == {"gtx1080": card}
+    # Who has accepted it once keeps it.
+    before = desk.file.read_text()
+    answering(monkeypatch, "", "", "n", "yes")
+    assert run(desk, capsys, "--no-preview") == 0, desk.err
+    assert desk.file.read_text() == before
+
+
 def test_ctrl_c_at_any_question_leaves_everything_as_it_was(
     desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,31 @@ def test_identical_cards_get_names_and_addresses_of_their_own() -> None:
     assert found[1].settings == {"match": "10de:2b85", "address": "0000:03:00"}
 
 
+def test_a_virtual_function_is_a_card_of_its_own_for_vms_alone() -> None:
+    whole, sound = hosts.gpu("0000:03:00", 18)
+    virtual = {**whole, "address": "0000:03:00.4", "physfn": "0000:03:00.0", "group": 19, "driver": ""}
+    facts = host({**whole, "vfs": 1}, sound, virtual)
+    [_, owner, function, _] = init_cards.cards(facts)
+    assert (owner.place, function.place, function.settings) == (
+        "0000:03:00",
+        "0000:03:00.4",
+        {"address": "0000:03:00.4"},
+    )
+    assert init_cards.possible_uses(facts, owner, hosts.settings()) == {"lxc", "host"}
+    assert init_cards.possible_uses(facts, function, hosts.settings()) == {"vm"}
+    # Nobody knows which of them all is meant.
+    assert choices.suggested(facts, function, "pve") == Use("none")
+
+
+def test_what_a_person_has_to_accept_is_the_screen_and_nothing_else() -> None:
+    [card, screen] = init_cards.cards(host())
+    assert init_cards.screen_lost(host(), card, hosts.settings()) is None
+    lost = init_cards.screen_lost(host(), screen, hosts.settings())
+    assert lost is not None and "boot_vga" in lost.found
+    used = host(guests={**GUESTS, "configs": [{"kind": "lxc", "id": 901, "lines": "dev0: /dev/dri/card1\n"}]})
+    assert init_cards.screen_lost(used, screen, hosts.settings()) is not None
+
+
 @pytest.mark.parametrize(
     ("name", "key"),
     [
@@ -404,6 +429,20 @@ def test_a_card_for_containers_takes_no_api_user() -> None:
         "ai-lab": {"host": "pve", "ctid": 901, "gpus": ["rtx5090"], "nvidia": {"cuda": "12.8"}}
     }
     assert "api" not in config(made)["homelab:hosts"]["pve"]
+
+
+def test_nothing_is_installed_in_a_container_that_is_off() -> None:
+    facts = host(nvidia_minors={"0000:01:00.0": 0}, nvidia={"version": "580.105.08"})
+    both = Choices({"0000:01:00": Use("lxc", (901, 902))}, guest_stack=Stack(cuda="12.8"))
+    first = proposed(both, facts=facts)
+    assert first.refused == []
+    assert config(first)["homelab:containers"]["old"] == {"host": "pve", "ctid": 902, "gpus": ["rtx5090"]}
+    # Once it runs, a second run adds what is installed in it.
+    started = host(
+        nvidia_minors={"0000:01:00.0": 0}, nvidia={"version": "580.105.08"}, guests={**GUESTS, "running": [901, 902]}
+    )
+    second = proposed(both, text=first.text, facts=started)
+    assert config(second)["homelab:containers"]["old"]["nvidia"] == {"cuda": "12.8"}
 
 
 def test_a_new_vm_and_its_rights() -> None:
