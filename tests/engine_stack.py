@@ -212,7 +212,8 @@ class EngineStack:
     def write_config(self) -> None:
         path = self.folder / "Pulumi.lab.yaml"
         kept = yaml.safe_load(path.read_text()) if path.exists() else {}
-        path.write_text(yaml.safe_dump(kept | {"config": copy.deepcopy(self.config)}))
+        if kept.get("config", {}) != self.config:  # else it stays as it was written, by whomever
+            path.write_text(yaml.safe_dump(kept | {"config": copy.deepcopy(self.config)}))
 
     def run(self, *arguments: str) -> Result:
         self.write_config()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from lab import Lab
 from lab.client import SnapshotEntry
 from tests import quick_python
 from tests.conftest import PROJECT
+from tests.e2e.person import ENTER, PROGRAM, Conversation, Person, answer, log_in
 from tests.engine_stack import EngineStack, Result, kill_tree, name_of
 
 __all__ = [
@@ -58,11 +59,17 @@ class Stack(EngineStack):
     """A stack on a lab of its own.
 
     ``stock``: the host before the first `up`, and ``first``: that run, of a stack that was taken after it (`converged`).
+    ``home``: of the person whose stack it is (`by_init`), if not this machine's.
     """
 
     lab: Lab
+    home: Path | None = None
     stock: dict[str, SnapshotEntry] = field(default_factory=dict)
     first: Result | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return super().environment | ({"HOME": str(self.home)} if self.home else {})
 
     def up(self, *arguments: str, ok: bool = True) -> Result:
         """As of the engine's stack; what it said of a reboot beforehand is held against the boots that the host has made."""
@@ -204,6 +211,43 @@ def stack_on(tmp_path: Path, engine: install.Engine, labs: Labs) -> Iterator[Cal
     yield make
     for lab in own:
         lab.stop()
+
+
+def init_at_a_terminal(
+    stack: Stack, *conversation: tuple[str, str], options: Sequence[str] = (), status: int = 0
+) -> str:
+    """`homelab init` of a stack's host with nothing but its address and the password, by a person at a terminal; what it showed. ``stack``
+    goes on with the settings that it has written.
+
+    :param conversation: what is asked of the cards, with the keys that answer it.
+    """
+    for name in PROGRAM:
+        (stack.folder / name).symlink_to(PROJECT / name)
+    stack.home = stack.folder.parent / "home"
+    person = Person(stack.folder, stack.home, stack.engine, stack.lab, stack.environment)
+    agreed: Conversation = [("Do all of this?", f"y{ENTER}")] if status == 0 else []
+    spawned = person.init("--stack", "lab", "--no-preview", *options)
+    shown = answer(spawned, *log_in(stack.lab), *conversation, *agreed, status=status)
+    stack.config = yaml.safe_load((stack.folder / "Pulumi.lab.yaml").read_text()).get("config", {})
+    return shown
+
+
+@pytest.fixture
+def by_init(tmp_path: Path, engine: install.Engine, labs: Labs) -> Callable[..., Stack]:
+    """`by_init("rtx5090", ("What is rtx5090", ENTER), …)`: as `stack_on`, with the settings that `init_at_a_terminal` wrote."""
+
+    def make(scenario: str, *conversation: tuple[str, str], options: Sequence[str] = (), first: str = "") -> Stack:
+        """``first``: what is done on the host before."""
+        _, lab = labs.take(scenario, lambda folder: Lab.start(scenario, state=folder / "lab"))
+        if first:
+            lab.run(first)
+        (tmp_path / "stack").mkdir()
+        stack = Stack(tmp_path / "stack", engine, lab=lab)
+        stack.create()
+        init_at_a_terminal(stack, *conversation, options=options)
+        return stack
+
+    return make
 
 
 #: A stack after its first `up`, by what it was made of.

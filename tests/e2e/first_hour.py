@@ -13,10 +13,10 @@ from pathlib import Path
 
 from engine import install
 from lab import Lab
-from tests.conftest import PROJECT
 from tests.e2e import recording
+from tests.e2e.person import PASSPHRASE, Person, agree, answer, log_in
 from tests.e2e.terminal import Terminal
-from tests.e2e.test_init import CONTAINERS, PASSPHRASE, PROGRAM, VMS, Person, agree, answer, log_in
+from tests.e2e.test_init import CONTAINERS, VMS
 
 COLUMNS = 100
 
@@ -56,7 +56,7 @@ def recorded(person: Person, scenario: str) -> list[tuple[str, list[str]]]:
     asked = VMS[scenario] if scenario in VMS else CONTAINERS[scenario][0]
     spawned = person.init("--no-preview")
     spawned.logfile_read = terminal
-    answer(spawned, *log_in(person), *asked, *agree())
+    answer(spawned, *log_in(person.lab), *asked, *agree())
     up = Terminal(COLUMNS)
     command = [str(person.engine.pulumi), "up", "--yes", "--skip-preview", "--stack", "homelab"]
     spawned = person.terminal(*command, PULUMI_CONFIG_PASSPHRASE=PASSPHRASE)
@@ -73,12 +73,8 @@ def record(scenario: str, engine: install.Engine) -> str:
     """The page's part about a host."""
     folder = Path(tempfile.mkdtemp())
     try:
-        for name in PROGRAM:
-            (folder / name).symlink_to(PROJECT / name)
-        for name in ("home", "state"):
-            (folder / name).mkdir()
         with Lab.start(scenario, state=folder / "lab") as lab:
-            person = Person(folder, engine, lab)
+            person = Person.of_a_new_machine(folder, engine, lab, os.environ)
             parts = [
                 f"```\n$ {command}\n{recording.as_on_a_host(lines, person.folder, person.lab)}\n```"
                 for command, lines in recorded(person, scenario)

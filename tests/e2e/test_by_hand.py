@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.e2e.conftest import Stack
+from tests.e2e.person import ENTER
+from tests.e2e.test_converge import NOTHING_INSIDE
+from tests.e2e.test_gpu_vm import given_back, with_card
 
 
 def test_a_host_that_has_it_all_is_left_alone(stack_on: Callable[..., Stack]) -> None:
@@ -18,13 +21,15 @@ def test_a_host_that_has_it_all_is_left_alone(stack_on: Callable[..., Stack]) ->
     assert stack.lab.snapshot() == before
 
 
-def test_it_is_taken_over_only_when_asked(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on("bound-by-hand", takeOver=True)
+def test_it_is_taken_over_only_when_asked(by_init: Callable[..., Stack]) -> None:
+    cards = [("What is rtx5090", ENTER), ("What is radeon-graphics", ENTER), NOTHING_INSIDE]
+    stack = by_init("bound-by-hand", *cards, options=["--set", "hosts.pve.takeOver=true"])
     before = stack.lab.snapshot()
     stack.up()
     assert "homelab.vfio=0000:01:00.0=10de:2b85" in (stack.lab.root / "proc/cmdline").read_text()
+    assert with_card(stack)["0000:01:00.0"] == 103
     stack.destroy()
-    assert stack.lab.snapshot() == before
+    given_back(stack, before)
 
 
 def test_a_binding_by_hand_that_is_taken_back_is_made_by_us(stack_on: Callable[..., Stack]) -> None:
@@ -46,9 +51,9 @@ update-initramfs -u -k all; update-grub
     assert stack.up("--refresh").changed == set()
 
 
-def test_a_host_that_has_half_of_it_gets_the_rest(stack_on: Callable[..., Stack]) -> None:
+def test_a_host_that_has_half_of_it_gets_the_rest(by_init: Callable[..., Stack]) -> None:
     """As on a real host with a forgotten audio function: the ids name the card only; the IOMMU words are there."""
-    stack = stack_on("half-bound")
+    stack = by_init("half-bound", ("What is rtx5060-ti", ENTER), ("What is hawkpoint1", ENTER), NOTHING_INSIDE)
     before, mark = stack.lab.snapshot(), stack.lab.mark()
     stack.up()
     files = set(stack.lab.snapshot()) - set(before)
@@ -58,5 +63,6 @@ def test_a_host_that_has_half_of_it_gets_the_rest(stack_on: Callable[..., Stack]
     assert running.split().count("amd_iommu=on") == 1
     assert {stack.drivers()[f"0000:01:00.{number}"] for number in (0, 1)} == {"vfio-pci"}
     assert len(stack.lab.boots(since=mark)) == 1
+    assert with_card(stack)["0000:01:00.0"] == 103
     stack.destroy()
-    assert stack.lab.snapshot() == before
+    given_back(stack, before)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.e2e.conftest import Stack
+from tests.e2e.person import DOWN, ENTER
 from tests.e2e.test_gpu_vm import conf, given_back, power_calls, running, vms, with_card
 
 SLOT = "0000:c6:00"
-GPUS = {"igpu": {"match": "1002:1900", "allowConsole": True, "passthroughTest": True}}
+# The only card: for VM 103, though the host then shows nothing.
+IGPU = [("What is hawkpoint1", f"{DOWN}{ENTER}"), ("Give it away nevertheless (allowConsole)?", f"y{ENTER}")]
+TESTED = ["--set", "hosts.pve.gpus.hawkpoint1.passthroughTest=true", "--set", "vms.sandbox.power=running"]
 
 
 def drivers(stack: Stack) -> dict[str, str]:
@@ -19,8 +22,8 @@ def drivers(stack: Stack) -> dict[str, str]:
     return found
 
 
-def test_graphics_go_to_a_vm_without_the_rest_of_their_slot_and_come_back(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on("apu", gpus=GPUS, vms={"sandbox": {"vmid": 103, "gpus": ["igpu"], "power": "running"}})
+def test_graphics_go_to_a_vm_without_the_rest_of_their_slot_and_come_back(by_init: Callable[..., Stack]) -> None:
+    stack = by_init("apu", *IGPU, options=TESTED)
     stock, before = stack.lab.snapshot(), drivers(stack)
     up = stack.up()
     assert f"stays with the host, though in its slot: {SLOT}.2 security processor" in up.output
@@ -28,15 +31,15 @@ def test_graphics_go_to_a_vm_without_the_rest_of_their_slot_and_come_back(stack_
     # Proxmox VE compares the subsystem's zeros, and a mapping's id with each function of its path.
     entry = f"id=1002:1900,iommugroup=17,node=pve,path={SLOT}.0,subsystem-id=0000:0000"
     assert entry in (stack.lab.root / "etc/pve/mapping/pci.cfg").read_text()
-    assert "hostpci0: mapping=igpu,pcie=1" in conf(stack, 103)
+    assert "hostpci0: mapping=hawkpoint1,pcie=1" in conf(stack, 103)
     assert running(stack) == {103} and with_card(stack) == {f"{SLOT}.0": 103}
-    test = stack.output()["hosts"]["pve"]["gpus"]["igpu"]["test"]
+    test = stack.output()["hosts"]["pve"]["gpus"]["hawkpoint1"]["test"]
     assert [one["address"] for one in test["functions"]] == [f"{SLOT}.0", f"{SLOT}.1"]
     assert stack.up("--refresh").changed == set()
 
     # The mapping is taken out by hand, and mended; another VM with the slot's USB controller has nothing of the card.
-    stack.lab.run("pvesh delete /cluster/mapping/pci/igpu")
-    assert "igpu" in " ".join(stack.up("--refresh").changed)
+    stack.lab.run("pvesh delete /cluster/mapping/pci/hawkpoint1")
+    assert "hawkpoint1" in " ".join(stack.up("--refresh").changed)
     mark = stack.lab.mark()
     vms(stack)["sandbox"]["gpus"] = []
     stack.up()
@@ -98,12 +101,18 @@ def test_a_card_is_reset_and_stays_awake_as_the_settings_say_until_they_say_noth
     assert stack.lab.boots(since=mark) == []
 
 
-def test_a_virtual_function_goes_to_a_vm_is_bound_when_it_starts_and_comes_back(stack_on: Callable[..., Stack]) -> None:
+def test_a_virtual_function_goes_to_a_vm_is_bound_when_it_starts_and_comes_back(by_init: Callable[..., Stack]) -> None:
     vf, owner = "0000:41:00.5", "0000:41:00.0"
-    vm = {"vmid": 103, "gpus": ["vf"], "power": "running"}
-    stack = stack_on("sriov", gpus={"vf": {"address": vf, "liveMigration": True}}, vms={"sandbox": vm})
+    cards = [
+        ("What is aspeed", ENTER),
+        ("What is a2-a16 ", ENTER),  # it has virtual functions: not for a VM
+        ("What is a2-a16-2", ENTER),
+        ("What is a2-a16-3", f"{DOWN}{ENTER}"),  # from the end, around it: for VM 103
+    ]
+    options = ["--set", "hosts.pve.gpus.a2-a16-3.liveMigration=true", "--set", "vms.sandbox.power=running"]
+    made = "qm create 103 --name sandbox --machine q35 --bios ovmf --memory 2048 --boot order=net0"
+    stack = by_init("sriov", *cards, options=options, first=made)
     stock, devices = stack.lab.snapshot(), stack.lab.root / "sys/bus/pci/devices"
-    stack.lab.run("qm create 103 --name sandbox --machine q35 --bios ovmf --memory 2048")
 
     def driver(address: str) -> str:
         link = devices / address / "driver"
@@ -111,7 +120,7 @@ def test_a_virtual_function_goes_to_a_vm_is_bound_when_it_starts_and_comes_back(
 
     had = driver(owner)
     up = stack.up()
-    assert f"gpus.vf is a virtual function of {owner}" in " ".join(up.output.split())
+    assert f"gpus.a2-a16-3 is a virtual function of {owner}" in " ".join(up.output.split())
     mapping = (stack.lab.root / "etc/pve/mapping/pci.cfg").read_text()
     assert f"path={vf}," in mapping and "live-migration-capable 1" in mapping
     assert "homelab.vfio" not in (stack.lab.root / "proc/cmdline").read_text()
@@ -121,5 +130,4 @@ def test_a_virtual_function_goes_to_a_vm_is_bound_when_it_starts_and_comes_back(
     stack.destroy()
     assert running(stack) == {103} and with_card(stack) == {}
     assert "hostpci" not in conf(stack, 103)
-    stack.lab.run("qm stop 103 && qm destroy 103")
     given_back(stack, stock)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.conftest import PROJECT
 from tests.e2e.conftest import Stack
-from tests.e2e.test_init import PROGRAM
+from tests.e2e.person import PROGRAM
 from tests.workflow_steps import Steps
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.e2e.conftest import Stack
+from tests.e2e.person import DOWN, ENTER, SPACE, UP
 from tests.e2e.test_kill import wait_for_resource
 
 PHOENIX = {"phoenix": {"ctid": 901, "gpuAssignment": "0,1"}}
@@ -234,16 +235,15 @@ def test_another_container_gets_them_and_the_first_is_given_back(stack_on: Calla
     assert opens(stack, 210, "/dev/nvidia0", NOBODY)
 
 
-def test_one_of_two_identical_cards_to_a_vm_the_other_to_containers_in_one_run(stack_on: Callable[..., Stack]) -> None:
-    cards = {
-        "vm": {"match": "10de:2204", "address": "1d:00"},
-        "shared": {"match": "10de:2204", "address": "1e:00", "use": "lxc"},
-    }
-    stack = stack_on(
+def test_one_of_two_identical_cards_to_a_vm_the_other_to_containers_in_one_run(by_init: Callable[..., Stack]) -> None:
+    stack = by_init(
         "mixed",
-        gpus=cards,
-        vms={"sandbox": {"vmid": 103, "gpus": ["vm"]}},
-        containers={"ollama": {"ctid": 201, "gpus": ["shared"]}, "transcode": {"ctid": 202, "gpuAssignment": "0"}},
+        ("What is rtx3090 ", f"{DOWN}{ENTER}"),  # from the end, around it: for VM 103
+        ("What is rtx3090-2", f"{UP}{UP}{ENTER}"),  # from the end: none, host, containers
+        ("For which containers?", f"{DOWN}{SPACE}{ENTER}"),  # 201 is preselected; 202, too
+        ("What is aspeed", ENTER),
+        ("CUDA's toolkit in the containers", f"{UP}{ENTER}"),  # none: around the list's end
+        ("NVIDIA's container toolkit in the containers", ENTER),
     )
     stack.lab.run("pct set 201 --onboot 0")
     stack.up()

@@ -27,7 +27,8 @@ def running(stack: Stack) -> set[int]:
 
 def with_card(stack: Stack) -> dict[str, int]:
     """PCI address -> the VM that runs with it."""
-    lines = (stack.lab.root / "run/qemu-server/pci-id-reservations").read_text().splitlines()
+    file = stack.lab.root / "run/qemu-server/pci-id-reservations"
+    lines = file.read_text().splitlines() if file.exists() else []
     return {line.split()[0]: int(line.split()[1]) for line in lines}
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 from tests.e2e.conftest import Stack
 from tests.e2e.nvidia import reached
+from tests.e2e.person import DOWN, ENTER, REPLACED
 from tests.e2e.test_gpu_vm import conf, given_back, running, vms, with_card
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJXQnY2nn8pYE3d0ZV8cJ1mkkfZ0w1eYF5mC5p4Jm1Xb somebody@pc"
@@ -20,20 +22,28 @@ def new_vm(**more: Any) -> dict[str, Any]:
     }
 
 
-def test_a_vm_is_made_changed_in_place_and_removed(stack_on: Callable[..., Stack]) -> None:
+def test_a_vm_is_made_changed_in_place_and_removed(by_init: Callable[..., Stack]) -> None:
     cloud = {"user": "dev", "sshKeys": [KEY], "ip": "192.168.0.50/24", "gateway": "192.168.0.1"}
-    stack = stack_on("bound-by-hand", vms={"dev": new_vm(cloudInit=cloud)})
+    stack = by_init(
+        "laptop-egpu",
+        ("What is iris-xe-graphics", ENTER),
+        ("What is rtx4060-ti", f"{DOWN}{ENTER}"),  # from the end, around it: for a new VM, 100
+        ("Name of the new VM", f"{REPLACED}dev{ENTER}"),
+        ("Storage for its disk", ENTER),
+        ("Its disk, in GiB", ENTER),
+        options=["--image", "none", "--set", f"vms.dev.create.cloudInit={json.dumps(cloud)}"],
+    )
     stock = stack.lab.snapshot()
     assert "dev: scsi0: successfully created disk" in stack.up().output  # the task's own words
-    lines = conf(stack, 200).splitlines()
+    lines = conf(stack, 100).splitlines()
     for line in (
-        "agent: 1", "balloon: 0", "bios: ovmf", "ciuser: dev", "cores: 8", "cpu: host", "hostpci0: mapping=rtx5090,pcie=1",
+        "agent: 1", "balloon: 0", "bios: ovmf", "ciuser: dev", "cores: 8", "cpu: host", "hostpci0: mapping=rtx4060-ti,pcie=1",
         "ipconfig0: ip=192.168.0.50/24,gw=192.168.0.1", "machine: q35", "memory: 16384", "name: dev", "scsihw: virtio-scsi-single",
     ):  # fmt: skip
         assert line in lines, line
     assert any("efitype=4m,pre-enrolled-keys=0" in line for line in lines)
     assert any("size=64G" in line for line in lines)
-    assert with_card(stack)["0000:01:00.0"] == 200
+    assert with_card(stack)["0000:04:00.0"] == 100
     assert stack.output()["vms"]["dev"]["address"] == "192.168.0.50"
     assert stack.up("--refresh").changed == set()
 
@@ -41,8 +51,8 @@ def test_a_vm_is_made_changed_in_place_and_removed(stack_on: Callable[..., Stack
     vms(stack)["dev"]["create"] |= {"cores": 4, "disk": {"storage": "local-lvm", "size": 80}}
     changed = stack.up()
     assert [operation for operation, name in changed.steps if name == "dev-vm"] == ["update"]
-    assert "cores: 4" in conf(stack, 200) and "size=80G" in conf(stack, 200)
-    assert with_card(stack)["0000:01:00.0"] == 200
+    assert "cores: 4" in conf(stack, 100) and "size=80G" in conf(stack, 100)
+    assert with_card(stack)["0000:04:00.0"] == 100
 
     # What would lose the disk is refused.
     vms(stack)["dev"]["create"]["disk"] = {"storage": "local", "size": 80}
@@ -50,14 +60,14 @@ def test_a_vm_is_made_changed_in_place_and_removed(stack_on: Callable[..., Stack
     vms(stack)["dev"]["create"]["disk"] = {"storage": "local-lvm", "size": 80}
 
     # Changed and removed by hand: mended.
-    stack.lab.run("qm set 200 --cores 2")
+    stack.lab.run("qm set 100 --cores 2")
     assert "drift: cores is 2 instead of 4" in stack.up("--refresh").output
-    assert "cores: 4" in conf(stack, 200)
-    stack.lab.run("qm stop 200; qm destroy 200")
+    assert "cores: 4" in conf(stack, 100)
+    stack.lab.run("qm stop 100; qm destroy 100")
     stack.up("--refresh")
-    assert with_card(stack)["0000:01:00.0"] == 200
+    assert with_card(stack)["0000:04:00.0"] == 100
     stack.destroy()
-    assert running(stack) == {103}
+    assert running(stack) == set()
     given_back(stack, stock)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e.conftest import Stack
+from tests.e2e.conftest import Stack, init_at_a_terminal
+from tests.e2e.person import ENTER
 
 
 def test_a_preview_needs_no_host_before_and_after_the_first_up(stack_on: Callable[..., Stack]) -> None:
@@ -132,25 +133,35 @@ def test_a_preview_says_what_reboot_a_change_of_settings_takes_and_up_makes_that
     assert "reboot: not needed" in stack.preview().output
 
 
-# Scenario -> what the refusal names.
+# Scenario -> what the refusal names; the cards that `homelab init` asks for.
 REFUSED = {
-    "crowded-group": "nvme0n1",
-    "nic-in-group": "network card",
-    "firmware-off": "switched on in the firmware",
-    "z370-two-cards-one-group": "graphics card",
-    "one-to-one": "mapped 1:1",
+    "crowded-group": ("nvme0n1", ["rtx3060-lite-hash-rate", "cezanne"]),
+    "nic-in-group": ("network card", ["uhd-graphics-630", "rtx3060-lite-hash-rate"]),
+    "firmware-off": ("switch on Intel VT-d", ["uhd-graphics-730", "rtx3060"]),
+    "z370-two-cards-one-group": ("graphics card", ["rtx2080-ti", "rtx2060-rev-a"]),
+    "one-to-one": ("mapped 1:1", ["rtx5070-ti", "radeon-graphics"]),
 }
 
 
-@pytest.mark.parametrize("verb", ["preview", "up"])
+@pytest.mark.parametrize("verb", ["preview", "up", "init"])
 @pytest.mark.parametrize("scenario", REFUSED)
-def test_what_would_bring_the_host_down_is_refused_in_a_preview_and_in_an_up(
+def test_what_would_bring_the_host_down_is_refused_in_a_preview_in_an_up_and_in_init_at_a_terminal(
     untouched: Callable[..., Stack], scenario: str, verb: str
 ) -> None:
     stack = untouched(scenario)
     stock, mark = stack.lab.snapshot(), stack.lab.mark()
-    result = stack.preview(ok=False) if verb == "preview" else stack.up(ok=False)
-    assert REFUSED[scenario] in result.message
-    assert "why:" in result.message and "next:" in result.message
+    said, cards = REFUSED[scenario]
+    if verb == "init":
+        stack.config = {}
+        stack.write_config()
+        # No VM is among what the card can be for.
+        asked = [(f"What is {card} ", ENTER) for card in cards]
+        shown = " ".join(init_at_a_terminal(stack, *asked, status=1).split())
+        assert said in shown and "for a VM it would be refused: " in shown
+        assert "No card is given to anybody" in shown
+    else:
+        result = stack.preview(ok=False) if verb == "preview" else stack.up(ok=False)
+        assert said in result.message
+        assert "why:" in result.message and "next:" in result.message
     assert stack.lab.snapshot() == stock
     assert stack.lab.boots(since=mark) == []

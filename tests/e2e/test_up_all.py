@@ -18,7 +18,7 @@ from engine import install, stacks
 from lab import Lab
 from tests.conftest import PROJECT
 from tests.e2e.conftest import Labs, gpus_of, host_settings
-from tests.e2e.test_init import PROGRAM
+from tests.e2e.person import PROGRAM
 from tests.engine_stack import WITHOUT_HURRY, quick_environment
 from tests.waiting import PATIENCE
 
