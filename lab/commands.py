@@ -35,6 +35,7 @@ class CommandServer:
         """
         self.pid: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._before: str | None = None
         number = _SENDMSG.get(platform.machine())
         if number is None or sys.maxsize < 2**32:
             return
@@ -51,6 +52,7 @@ class CommandServer:
                 start_new_session=True,
             )
         self.pid = self._process.pid
+        self._before = os.environ.get(COMMANDS)  # one within another's time takes its place
         os.environ[COMMANDS] = f"{number}:{name}"
 
     def close(self) -> None:
@@ -58,6 +60,8 @@ class CommandServer:
         if self._process is None or self._process.stdin is None:
             return
         os.environ.pop(COMMANDS, None)
+        if self._before is not None:
+            os.environ[COMMANDS] = self._before
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         self._process.wait()

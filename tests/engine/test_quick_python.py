@@ -28,6 +28,13 @@ def test_a_process_of_the_engine_ends_as_its_fork_which_needs_no_imports(engine:
     assert "grpc" not in done.stderr
 
 
+def test_one_server_in_anothers_time_gives_its_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(quick_python.SERVER, "the session's")
+    with quick_python.server():
+        assert os.environ[quick_python.SERVER] != "the session's"
+    assert os.environ[quick_python.SERVER] == "the session's"
+
+
 @pytest.mark.parametrize("name", ["", "nobody-listens"])
 def test_without_a_server_it_makes_its_imports_itself(engine: install.Engine, name: str) -> None:
     done = host_of_the_program(engine, QUICK_PYTHON=name)
