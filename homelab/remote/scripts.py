@@ -298,6 +298,30 @@ def card_nodes(needed: bool = True, generation: int = 0, *, wait: int = CARD_SEC
     )
 
 
+def handover(cards: Sequence[str], generation: int = 0) -> str:
+    """Standard input of handover.sh.
+
+    :param cards: of those that are handed over, a line each: its name, its functions (address=vendor:device, the graphics function first,
+        joined by commas), the ids of the VMs that may take it (joined by commas). None: nothing of it is needed.
+    """
+    about = "# Written by homelab, which takes it away again (pulumi destroy)."
+    program = compose("handover_host.sh", CARDS="\n".join(cards)).removesuffix("\n")
+    return compose(
+        "handover.sh",
+        NEEDED="yes" if cards else "no",
+        PROGRAM=f"#!/bin/bash\n{about}\n{program}",
+        UNIT=file("homelab-handover.service"),
+        TIMER=file("homelab-handover.timer"),
+        HOOK=file("handover_hook.sh"),
+        GENERATION=str(generation),
+    )
+
+
+def handover_hook(vmid: int, generation: int = 0) -> str:
+    """Standard input of handover_hook.sh."""
+    return compose("handover_hook.sh", VMID=str(vmid), GENERATION=str(generation))
+
+
 def card_values(values: Sequence[str], generation: int = 0) -> str:
     """Standard input of card_values.sh.
 

@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# What hands a host's cards from its containers to VMs and back: a program, a service and a timer that bring to an end what was left half-way, and the
+# hookscript that VMs name.
+# Needs: files, handover/rest
+#
+# Arguments: NEEDED (yes | no: is a card handed over here?), PROGRAM (handover_host.sh, composed), UNIT, TIMER, HOOK (the hookscript), GENERATION (no part
+#   in what happens).
+# Changes: /usr/local/sbin/homelab-handover; homelab-handover.service and .timer, which are enabled; snippets/homelab-handover.sh of a storage of this
+#   host. Undone by `revert`, and by `apply` where it isn't needed any more: these, and /var/lib/homelab/handover. Refused while a VM has a card.
+# Verbs: apply, revert, plan (what `apply` would change, as files.sh answers it).
+
+apply() {
+  local unit
+  take_lock
+  need_rest
+  if [[ $NEEDED != yes ]]; then
+    take_away
+  else
+    write_files
+    run_logged systemctl daemon-reload || :
+    for unit in service timer; do
+      [[ $CHANGED == no && -L $ROOT$(enabled_as "$unit") ]] || run_logged systemctl enable --quiet "homelab-handover.$unit" ||
+        die "homelab-handover.$unit enabled" "$OUTPUT" "a handover that is cut short would stay half-way" "correct what systemctl says, then run \`pulumi up\` again"
+    done
+    run_logged systemctl start homelab-handover.timer || log "homelab-handover.timer has not started: it does at the next boot"
+  fi
+  finish
+  printf '{"changed":"%s"}\n' "$CHANGED"
+}
+
+plan() {
+  local unit
+  PLANNING=yes
+  if [[ $NEEDED == yes ]]; then
+    write_files
+    for unit in service timer; do [[ -L $ROOT$(enabled_as "$unit") ]] || note_planned new "$(enabled_as "$unit")"; done
+  else
+    drop_files
+  fi
+  answer_planned
+}
+
+write_files() {
+  find_snippets
+  put_file handover "$INSTALLED" 0755 "$PROGRAM"
+  put_file handover /etc/systemd/system/homelab-handover.service 0644 "$UNIT"
+  put_file handover /etc/systemd/system/homelab-handover.timer 0644 "$TIMER"
+  put_file handover "$SNIPPETS/$HOOK_FILE" 0755 "$HOOK"
+}
+
+revert() {
+  take_lock
+  need_rest
+  take_away
+  finish
+  printf '{"changed":"%s"}\n' "$CHANGED"
+}
+
+take_away() {
+  local unit
+  for unit in timer service; do
+    # Also where its file is gone: what `enable` made is a link.
+    [[ ! -L $ROOT$(enabled_as "$unit") ]] || run_logged systemctl disable "homelab-handover.$unit" || rm -f "$ROOT$(enabled_as "$unit")"
+  done
+  [[ ! -e $ROOT/etc/systemd/system/homelab-handover.timer ]] || run_logged systemctl stop homelab-handover.timer || :
+  drop_files
+  rm -rf "$ROOT$HANDOVER"
+  [[ $CHANGED == no ]] || run_logged systemctl daemon-reload || :
+}
+
+# drop_files - the hookscript last: a VM that names one which isn't there doesn't start.
+drop_files() {
+  local path hook=''
+  while IFS= read -r path; do
+    if [[ $path == */"$HOOK_FILE" ]]; then hook=$path; else drop_file handover "$path"; fi
+  done < <(layer_files handover)
+  [[ -z $hook ]] || {
+    rm -f "$(temporary_for "$hook")"
+    drop_file handover "$hook"
+  }
+}
+
+main() {
+  "$1" </dev/null
+  exit
+}
+
+# Not where this file is sourced; what is read from standard input has no name.
+if [[ ${BASH_SOURCE[0]-$0} == "$0" ]]; then
+  main "$@"
+fi

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# The hookscript of a VM that may take a card from this host's containers. Proxmox VE lets root@pam itself set it, and no token.
+# Needs: files, handover/rest
+#
+# Arguments: VMID, GENERATION (no part in what happens).
+# Changes: the VM's option hookscript, where it has none. Undone by `revert`, where it still is ours.
+# Verbs: apply, revert, plan (what `apply` would change, as files.sh answers it).
+
+apply() {
+  local volume
+  take_lock
+  if [[ -z $(hook_of_vm) ]]; then
+    need_hookless
+    find_snippets
+    volume=$STORAGE:snippets/$HOOK_FILE
+    run_logged qm set "$VMID" --hookscript "$volume" || die "VM $VMID with the hookscript $volume" "$OUTPUT" \
+      "without it the VM would not get the card from the containers" "correct what qm says, then run \`pulumi up\` again"
+    CHANGED=yes
+  elif ! is_ours; then
+    need_hookless
+  fi
+  finish
+  printf '{"changed":"%s"}\n' "$CHANGED"
+}
+
+plan() {
+  PLANNING=yes
+  is_ours || need_hookless
+  is_ours || note_planned new "VM $VMID's option hookscript"
+  answer_planned
+}
+
+revert() {
+  take_lock
+  if is_ours; then
+    run_logged qm set "$VMID" --delete hookscript || die "VM $VMID without our hookscript" "$OUTPUT" \
+      "once the script is gone, a VM that names it doesn't start" "correct what qm says, then run the same again"
+    CHANGED=yes
+  fi
+  finish
+  printf '{"changed":"%s"}\n' "$CHANGED"
+}
+
+hook_of_vm() { sed -n '/^\[/q; s/^hookscript: *//p' "$ROOT/etc/pve/qemu-server/$VMID.conf" 2>/dev/null || :; }
+
+is_ours() { [[ $(hook_of_vm) == *:snippets/$HOOK_FILE ]]; }
+
+need_hookless() {
+  local found
+  [[ -e $ROOT/etc/pve/qemu-server/$VMID.conf ]] || die "VM $VMID, which may take a card from containers" "there is no such VM on this host" \
+    "its hookscript hands it the card" "correct vmid, then run \`pulumi up\` again"
+  found=$(hook_of_vm)
+  [[ -z $found ]] || die "VM $VMID with the hookscript that hands it its card" "it has one already: $found" \
+    "a VM has one hookscript, and what that one does is not known here" \
+    "take it out (\`qm set $VMID --delete hookscript\`), or give the VM a card with use: vm; then run \`pulumi up\` again"
+}
+
+main() {
+  "$1" </dev/null
+  exit
+}
+
+# Not where this file is sourced; what is read from standard input has no name.
+if [[ ${BASH_SOURCE[0]-$0} == "$0" ]]; then
+  main "$@"
+fi

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# What a host runs to hand cards from its containers to a VM that starts, and back when it has stopped: called by VMs' hookscripts, by a service at boot
+# and by a timer.
+# Needs: handover/take
+#
+# Arguments: CARDS (as of lib/handover/card.sh).
+# Changes: the drivers of a card's functions; containers that run with it are shut down and started; /var/lib/homelab/handover.
+# Verbs: hook VMID PHASE; reconcile; step_unbind, step_bind, step_release, step_attach CARD, which run in units of their own.
+
+hook() { # VMID PHASE
+  local names name before taken=() vmid=$1
+  mapfile -t names < <(cards_of "$1")
+  # A VM that was restored or cloned from one of ours brings the hookscript along.
+  ((${#names[@]} > 0)) || return 0
+  case $2 in
+    pre-start)
+      get_host 180 || { printf 'homelab: another run has changed this host for 180 s; start VM %s again later\n' "$1" && return 1; }
+      for name in "${names[@]}"; do
+        read_card "$name" && load_state "$name"
+        take_card "$1" && taken+=("$name") && continue
+        for before in "${taken[@]}"; do read_card "$before" && load_state "$before" && give_back "VM $1 didn't get all of its cards"; done
+        return 1
+      done
+      ;;
+    post-stop) come_back "$1" "${names[@]}" ;;
+  esac
+}
+
+# come_back VMID NAME... - the VM has ended. Proxmox VE waits for us: the way back is a unit's.
+come_back() {
+  local vmid=$1 name
+  shift
+  ! host_stops || return 0
+  [[ ! -e $ROOT/run/qemu-server/$vmid.reboot ]] || return 0
+  if get_host 8; then
+    for name in "$@"; do
+      read_card "$name" && load_state "$name"
+      [[ ${S[state]} != VM || ${S[vm]} != "$vmid" ]] || { save_state state RETURNING && say "VM $vmid has ended"; }
+    done
+    exec {LOCK}>&-
+    LOCK=''
+  fi
+  # Where it can't be started, the timer does the same within two minutes.
+  bounded 10 systemd-run -q --collect --no-block "$INSTALLED" reconcile || :
+}
+
+reconcile() {
+  local name
+  ! host_stops || return 0
+  get_host 60 || return 0
+  while IFS= read -r name; do
+    read_card "$name" && load_state "$name" && settle
+  done < <(cards_of)
+  return 0
+}
+
+# get_host SECONDS - alone: no other handover, and nobody who changes this host.
+get_host() { make_run_dir && get_lock "$1" 2>/dev/null; }
+
+main() {
+  trap - ERR EXIT
+  set +e
+  trap '' PIPE HUP INT TERM
+  "$@" </dev/null
+  exit
+}
+
+# Not where this file is sourced; what is read from standard input has no name.
+if [[ ${BASH_SOURCE[0]-$0} == "$0" ]]; then
+  main "$@"
+fi

@@ -1,0 +1,137 @@
+#!/usr/bin/env bash
+# A card comes back to the host, from wherever it was left, and its containers are started again. Each step can be done again.
+# Needs: handover/state, handover/card, handover/holders, handover/users, nvidia
+#
+# Gives: give_back [WHY]; stuck STEP; settle. All have the lock, and S of the card that was read.
+
+# settle - brings what was left half-way to an end: after a hook or a service that was killed, a start that failed (for which Proxmox VE calls nobody), a
+# reboot of the host. What is at rest, and a VM that runs, stays.
+settle() {
+  if [[ ${S[state]} != HOST && ${S[boot]:-} != "$(this_boot)" ]]; then
+    settle_after_boot
+    return
+  fi
+  case ${S[state]} in
+    DRAINING | FREE) give_back "the way to VM ${S[vm]} was cut short" ;;
+    DETACHED)
+      # A write that waits in the kernel may have been begun by whoever was killed.
+      if within "$ASK_SECONDS" systemctl is-active -q "homelab-handover-$CARD-step_unbind.service"; then
+        (($(date +%s) - ${S[since]:-0} < 60)) || stuck "unbinding it"
+      else
+        give_back "the way to VM ${S[vm]} was cut short"
+      fi
+      ;;
+    VM) ! is_over || give_back ;;
+    RETURNING) give_back "${S[why]:-}" ;;
+  esac
+}
+
+# settle_after_boot - the drivers have taken everything anew, and onboot decides which containers run. Only what doesn't answer stays what it was.
+settle_after_boot() {
+  if [[ ${S[state]} == DEAD ]] && ! is_alive; then
+    save_state state DEAD
+    return
+  fi
+  say "the host has been started since (it was ${S[state]}): the card is with it"
+  drop_state
+}
+
+# is_over - has the VM that took it ended, or not begun? Whoever can't tell says no. A start holds the VM's lock from before the hook to its end.
+is_over() {
+  local text lock request=$ROOT/run/qemu-server/${S[vm]}.reboot
+  text=$(within "$ASK_SECONDS" qm status "${S[vm]}" 2>/dev/null) || { [[ ! -e $ROOT/etc/pve/qemu-server/${S[vm]}.conf ]] && return 0 || return 1; }
+  [[ $text == 'status: stopped' ]] || return 1
+  lock=$ROOT/run/lock/qemu-server/lock-${S[vm]}.conf
+  [[ ! -e $lock ]] || flock -n "$lock" true || return 1
+  # Between the two halves of `qm reboot`.
+  [[ ! -e $request ]] || (($(date +%s) - $(stat -c %Y "$request") > 120))
+}
+
+# give_back [WHY] - WHY: a VM didn't get it. Status 1: it isn't back, and the state says what it is.
+give_back() {
+  local why=${1:-} function
+  ! host_stops || return 1
+  if ! all_home; then
+    if ! is_alive; then
+      sink DEAD "its configuration space doesn't read as it should after VM ${S[vm]:-}: no driver is let near it, and its containers stay off"
+      return 1
+    fi
+    leave_vfio || return 1
+    save_state state RETURNING why "$why" || say "its state can't be noted: ${OUTPUT:-the disk is full}"
+    for function in "${FUNCTIONS[@]}"; do write_value '' "$PCI/$function/driver_override"; done
+    write_value nvidia "$PCI/$GPU/driver_override"
+    in_unit 60 step_release || {
+      if (($? == 124)); then stuck "taking it from vfio-pci"; else say "it can't be taken from vfio-pci yet: $OUTPUT"; fi
+      return 1
+    }
+    load_driver
+    in_unit 90 step_attach
+    write_value '' "$PCI/$GPU/driver_override"
+  else
+    load_driver
+  fi
+  serve_again "$why"
+}
+
+# all_home - is every function with a driver of the host's, or with none as before?
+all_home() {
+  local function
+  [[ $(card_driver "$GPU") == nvidia ]] || return 1
+  for function in "${FUNCTIONS[@]}"; do [[ $(card_driver "$function") != vfio-pci ]] || return 1; done
+  [[ ${S[state]} == DRAINING || ${S[state]} == FREE ]] || in_unit 60 step_attach
+  for function in "${FUNCTIONS[@]}"; do write_value '' "$PCI/$function/driver_override"; done
+}
+
+# leave_vfio - QEMU must have let go: to take a device from vfio-pci while it has it waits for its end.
+leave_vfio() {
+  local nodes
+  mapfile -t nodes < <(group_nodes)
+  ((${#nodes[@]} > 0)) || return 0
+  # shellcheck disable=SC2046 # numbers hold no spaces
+  find_holders "${nodes[0]}" $(stat -L -c '%t:%T' "${nodes[@]}") || {
+    say "it stays where it is for now: $LOOK_FAILED"
+    return 1
+  }
+  ((${#HOLDERS[@]} == 0)) || {
+    say "it stays where it is for now: ${HOLDERS[*]} still has it"
+    return 1
+  }
+}
+
+load_driver() {
+  local module modules=()
+  read -ra modules <<<"${S[modules]:-}"
+  for ((module = ${#modules[@]} - 1; module >= 0; module--)); do
+    bounded 120 modprobe "${modules[module]}" || say "${modules[module]} could not be loaded: $OUTPUT"
+  done
+  [[ -r $ROOT$NVIDIA_PROC/version ]] || bounded 120 modprobe nvidia || :
+}
+
+# serve_again WHY - the card is with its driver: it is proved, and everybody has it as before.
+serve_again() {
+  local why=$1
+  bounded 30 nvidia-smi drain -p "$GPU" -m 0 || :
+  make_nvidia_nodes 2>/dev/null
+  if [[ $(card_driver "$GPU") != nvidia ]] || ! bounded 60 nvidia-smi -i "$GPU" --query-gpu=pci.bus_id --format=csv,noheader; then
+    sink DEAD "NVIDIA's driver doesn't get along with it any more (driver: $(card_driver "$GPU"); nvidia-smi: ${OUTPUT:-no answer}); its containers stay off"
+    return 1
+  fi
+  restore_persistence
+  if [[ -n ${S[containers]:-} ]] && numbers_moved; then
+    why="${why:+$why; }its nodes have other numbers than before (${S[numbers]} -> $(numbers_now)), so that lines of containers may mean another card: ${S[containers]} stay off. Run \`pulumi up --refresh\`, then start them"
+  elif ! start_users; then
+    why="${why:+$why; }$REFUSED"
+  fi
+  if [[ -n $why ]]; then sink HELD "$why"; else
+    say "it is with the host again"
+    drop_state
+  fi
+}
+
+# sink STATE WHY - where it stays.
+sink() {
+  say "$1: $2"
+  save_state state "$1" why "$2" || say "that can't be noted on the disk"
+}
+
+stuck() { sink STUCK "$1 has not come to an end: the driver waits in the kernel, and only a reboot of the host ends that. Nothing is tried again"; }

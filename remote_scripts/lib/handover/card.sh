@@ -1,0 +1,149 @@
+#!/usr/bin/env bash
+# A card that is handed over: its functions, their drivers, whether it answers, and what is done with them by sysfs.
+# Needs: common, handover/state, nvidia
+#
+# Gives: read_card NAME -> CARD, FUNCTIONS, IDS, GPU, VMS; cards_of VMID; card_driver ADDRESS; all_on DRIVER; is_that_card; is_alive; is_only, drm_names;
+#   in_unit SECONDS STEP; step_unbind, step_bind, step_release, step_attach CARD; numbers_now, numbers_moved. Variables: PCI, CARDS (a line each: NAME, ADDRESS=IDS,...
+#   with its graphics function first, VMID,...).
+PCI=$ROOT/sys/bus/pci/devices
+INSTALLED=/usr/local/sbin/homelab-handover
+
+read_card() { # NAME
+  local name words word vms
+  CARD='' FUNCTIONS=() GPU='' VMS=''
+  declare -gA IDS=()
+  while read -r name words vms; do
+    [[ $name == "$1" ]] || continue
+    CARD=$name VMS=${vms//,/ }
+    for word in ${words//,/ }; do
+      FUNCTIONS+=("${word%%=*}")
+      IDS[${word%%=*}]=${word#*=}
+    done
+    GPU=${FUNCTIONS[0]}
+  done <<<"$CARDS"
+  [[ -n $CARD ]]
+}
+
+# cards_of VMID - names of those that it may take; without VMID: all.
+cards_of() {
+  local name vms
+  while read -r name _ vms; do
+    [[ -z $name || (-n ${1:-} && ",$vms," != *",$1,"*) ]] || printf '%s\n' "$name"
+  done <<<"$CARDS"
+}
+
+card_driver() { # ADDRESS
+  local link
+  link=$(readlink "$PCI/$1/driver" 2>/dev/null) || return 0
+  printf '%s' "${link##*/}"
+}
+
+all_on() { # DRIVER
+  local function
+  for function in "${FUNCTIONS[@]}"; do
+    [[ $(card_driver "$function") == "$1" ]] || return 1
+  done
+}
+
+# is_that_card - hardware may have been changed, or buses numbered anew, since it was configured.
+is_that_card() {
+  local function
+  for function in "${FUNCTIONS[@]}"; do
+    [[ "$(cat "$PCI/$function/vendor" 2>/dev/null) $(cat "$PCI/$function/device" 2>/dev/null)" == "0x${IDS[$function]%:*} 0x${IDS[$function]#*:}" ]] || return 1
+  done
+}
+
+# is_alive - does every function's configuration space read as what it is? Of a card that is gone, all bits are ones.
+is_alive() {
+  local function ids
+  for function in "${FUNCTIONS[@]}"; do
+    ids=${IDS[$function]}
+    bounded 5 od -An -N4 -tx1 "$PCI/$function/config" || return 1
+    [[ ${OUTPUT//[[:space:]]/} == "${ids:2:2}${ids:0:2}${ids:7:2}${ids:5:2}" ]] || return 1
+  done
+}
+
+# is_only - has NVIDIA's driver no other card?
+is_only() {
+  local path address
+  for path in "$PCI"/*; do
+    address=${path##*/}
+    [[ $(card_driver "$address") != nvidia || " ${FUNCTIONS[*]} " == *" $address "* ]] || return 1
+  done
+}
+
+# drm_names - of its nodes in /dev/dri.
+drm_names() {
+  local function path
+  for function in "${FUNCTIONS[@]}"; do
+    for path in "$PCI/$function"/drm/card* "$PCI/$function"/drm/renderD*; do
+      [[ ! -e $path ]] || printf '%s ' "${path##*/}"
+    done
+  done
+}
+
+# numbers_now - minor of /dev/nvidiaN, majors of nvidia-uvm and nvidia-caps, names in /dev/dri: what lines of containers have of it.
+numbers_now() {
+  local uvm caps
+  uvm=$(nvidia_major nvidia-uvm) caps=$(nvidia_major nvidia-caps)
+  printf '%s,%s,%s,%s' "$(nvidia_minor "$GPU")" "$uvm" "$caps" "$(drm_names)"
+}
+
+# numbers_moved - has the card, or its driver, others than when it was taken? What wasn't there then has not moved.
+numbers_moved() {
+  local was now index
+  IFS=, read -ra was <<<"${S[numbers]:-}"
+  IFS=, read -ra now <<<"$(numbers_now)"
+  for index in "${!was[@]}"; do
+    [[ -z ${was[index]} || ${was[index]} == "${now[index]:-}" ]] || return 0
+  done
+  return 1
+}
+
+# in_unit SECONDS STEP - in a unit of systemd's, which is nobody's child here: one write that waits in the kernel for ever holds nobody. Status 124: it
+# does.
+in_unit() { bounded "$1" systemd-run -q --wait --collect --unit="homelab-handover-$CARD-$2" "$INSTALLED" "$2" "$CARD"; }
+
+write_value() { { printf '%s\n' "$1" >"$2"; } 2>/dev/null; }
+
+# The steps. What a function has now decides, so that each can be done again.
+step_unbind() {
+  local function driver status=0
+  read_card "$1" || return 1
+  for function in "${FUNCTIONS[@]}"; do
+    driver=$(card_driver "$function")
+    [[ -z $driver || $driver == vfio-pci ]] || write_value "$function" "$PCI/$function/driver/unbind" || status=1
+  done
+  return "$status"
+}
+
+step_bind() {
+  local function
+  read_card "$1" || return 1
+  for function in "${FUNCTIONS[@]}"; do
+    [[ $(card_driver "$function") == vfio-pci ]] || write_value "$function" "${PCI%devices}drivers/vfio-pci/bind" || return 1
+  done
+}
+
+step_release() {
+  local function status=0
+  read_card "$1" || return 1
+  for function in "${FUNCTIONS[@]}"; do
+    [[ $(card_driver "$function") != vfio-pci ]] || write_value "$function" "$PCI/$function/driver/unbind" || status=1
+  done
+  return "$status"
+}
+
+step_attach() {
+  local function
+  read_card "$1" || return 1
+  for function in "${FUNCTIONS[@]}"; do
+    [[ -z $(card_driver "$function") ]] || continue
+    if [[ $function == "$GPU" ]]; then
+      write_value "$function" "${PCI%devices}drivers/nvidia/bind"
+    else
+      write_value "$function" "${PCI%devices}drivers_probe" || : # it may have no driver here
+    fi
+  done
+  [[ $(card_driver "$GPU") == nvidia ]]
+}

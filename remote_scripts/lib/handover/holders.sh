@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# Who has a card open. NVIDIA's driver waits without end when it is to let go of a card that somebody has: so it is looked for first.
+# Needs: common, handover/card
+#
+# Gives: find_holders NUMBER... -> HOLDERS, LOOK_FAILED; card_numbers, group_nodes.
+
+# card_numbers - the device numbers (in hexadecimal, as `stat` has them) of what must not be open: the card's own node and nvidia-modeset, what is
+# in /dev/dri and /dev/snd of it, and where the whole driver goes, its control nodes.
+card_numbers() {
+  local minor function path name numbers
+  minor=$(nvidia_minor "$GPU")
+  [[ -z $minor ]] || printf 'c3:%x ' "$minor"
+  printf 'c3:fe '
+  for function in "${FUNCTIONS[@]}"; do
+    for path in "$PCI/$function"/drm/*/dev "$PCI/$function"/sound/*/dev "$PCI/$function"/sound/*/*/dev; do
+      [[ -r $path ]] && read -r numbers <"$path" && printf '%x:%x ' "${numbers%:*}" "${numbers#*:}"
+    done
+  done
+  for name in $(drm_names); do printf 'e2:%x ' "$((10#${name//[!0-9]/}))"; done
+  is_only || return 0
+  printf 'c3:ff '
+  name=$(nvidia_major nvidia-uvm)
+  [[ -z $name ]] || printf '%x:0 %x:1 ' "$name" "$name"
+}
+
+# group_nodes - of the card's IOMMU groups below /dev/vfio: open while a VM has it.
+group_nodes() {
+  local function group node
+  for function in "${FUNCTIONS[@]}"; do
+    group=$(readlink "$PCI/$function/iommu_group") || continue
+    printf '%s\n' "$ROOT/dev/vfio/${group##*/}"
+    for node in "$PCI/$function"/vfio-dev/*; do printf '%s\n' "$ROOT/dev/vfio/devices/${node##*/}"; done
+  done | sort -u | while IFS= read -r node; do [[ ! -e $node ]] || printf '%s\n' "$node"; done
+}
+
+# find_holders CONTROL NUMBER... - sets HOLDERS: who has one of these open, or the card's memory mapped, in words. CONTROL is a node that the look has
+# to see, or it counts for nothing. LOOK_FAILED, with status 1: why it can't be told, which is no "nobody". (What is in a container has paths of its
+# own: numbers count. A process that ends meanwhile has let go.)
+find_holders() {
+  local control=$1 status=0 line path numbers wanted pid pids=''
+  shift
+  HOLDERS=() LOOK_FAILED='' wanted=" $* "
+  # shellcheck disable=SC2016 # that bash's own
+  look 1 'exec find "$@" -maxdepth 1 ! -lname "socket:*" ! -lname "pipe:*" ! -lname "anon_inode:*" -exec stat -L -c "%t:%T %F %n" {} + >"$0.seen" 2>"$0.errors"' \
+    "$control" "$ROOT"/proc/[0-9]*/fd || return 1
+  grep -qE "^[0-9a-f]+:[0-9a-f]+ .* $control\$" "$RUN/handover.seen" || {
+    LOOK_FAILED="the look at all processes has not shown $control, which is there"
+    return 1
+  }
+  while read -r numbers line; do
+    path=${line#character special file }
+    [[ $wanted == *" $numbers "* && $line == 'character special file '* && $path == "$ROOT"/proc/*/fd/* ]] || continue
+    pid=${path#"$ROOT/proc/"}
+    pids+=" ${pid%%/*}"
+  done <"$RUN/handover.seen"
+  # shellcheck disable=SC2016
+  look 1 'exec grep -lE "$1" "${@:2}" /dev/null >"$0.seen" 2>"$0.errors"' "$(mapped_as)" "$ROOT"/proc/[0-9]*/maps || return 1
+  while read -r path; do
+    path=${path%/maps}
+    pids+=" ${path##*/}"
+  done <"$RUN/handover.seen"
+  rm -f "$RUN/handover.seen" "$RUN/handover.errors"
+  for pid in $(tr ' ' '\n' <<<"$pids" | sort -nu); do HOLDERS+=("$(holder_named "$pid")"); done
+}
+
+# look MOST PROGRAM ARGUMENT... - a look at /proc, whose findings are in $RUN/handover.seen: a status of at most MOST, or of one that speaks of processes
+# that are gone and nothing else.
+look() {
+  local most=$1 status=0 found
+  : >"$RUN/handover.errors"
+  bounded 60 bash -c "$2" "$RUN/handover" "${@:3}" || status=$?
+  found=$(grep -vE "^(find|stat|grep): (cannot statx? )?'?$ROOT/proc/[][0-9*-]+/(fd|maps)(/[0-9]+)?'?: (No such file or directory|No such process)\$" "$RUN/handover.errors" | head -n 1)
+  [[ -z $found ]] && { ((status <= most)) || [[ $status == 2 && -s $RUN/handover.errors ]]; } && return 0
+  LOOK_FAILED="the look at all processes failed: ${found:-status $status}"
+  return 1
+}
+
+# mapped_as - as its memory stands in /proc/PID/maps: a process may have closed the node.
+mapped_as() {
+  local names name
+  names="nvidia$(nvidia_minor "$GPU")|nvidia-modeset"
+  for name in $(drm_names); do names+="|dri/$name"; done
+  ! is_only || names+='|nvidiactl|nvidia-uvm'
+  printf ' /dev/(%s)( \\(deleted\\))?$' "$names"
+}
+
+holder_named() { # PID
+  local name group about=''
+  name=$(tr -d '\0\n' <"$ROOT/proc/$1/comm" 2>/dev/null) || name='?'
+  group=$(tail -n 1 "$ROOT/proc/$1/cgroup" 2>/dev/null) || group=''
+  if [[ $group =~ /lxc(\.payload)?[./]([0-9]+) ]]; then
+    about=" of container ${BASH_REMATCH[2]}"
+  elif [[ $group =~ /([^/]+\.(service|scope))($|/) ]]; then
+    about=" of ${BASH_REMATCH[1]}"
+  fi
+  printf '%s (PID %s%s)' "${name:-?}" "$1" "$about"
+}

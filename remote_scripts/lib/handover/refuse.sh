@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# Why a card can't go to a VM now: asked before anything is changed.
+# Needs: common, handover/state, handover/card, handover/holders, handover/users
+#
+# Gives: refused VMID -> REFUSED.
+
+# refused VMID - status 0, with REFUSED: there is a reason.
+refused() {
+  local function driver
+  REFUSED=''
+  driver=$(card_driver "$GPU")
+  if ! is_that_card; then
+    REFUSED="another device than it is at ${FUNCTIONS[*]} now; \`pulumi up --refresh\` finds it again"
+  elif ! is_alive; then
+    REFUSED="it doesn't answer: its configuration space can't be read"
+  elif [[ $(option_of_vm "$1" lock) == backup ]]; then
+    REFUSED="a backup of VM $1, which is off, would start it: the card stays with the containers. Back the VM up while it runs"
+  elif [[ $driver != nvidia ]]; then
+    REFUSED="NVIDIA's driver doesn't have it, but ${driver:-none}"
+  else
+    for function in "${FUNCTIONS[@]}"; do
+      if [[ $(cat "$PCI/$function/boot_vga" 2>/dev/null) == 1 ]]; then
+        REFUSED="it is this host's screen (boot_vga)"
+      elif [[ $(cat "$PCI/$function/sriov_numvfs" 2>/dev/null || printf 0) != 0 ]]; then
+        REFUSED="$function has virtual functions (SR-IOV)"
+      fi
+    done
+  fi
+  [[ -z $REFUSED ]] || return 0
+  is_divided || is_reserved "$1" || is_held_by_drm || is_console || { ! find_users; }
+}
+
+# option_of_vm VMID KEY - of the VM's configuration, as it is for its next start.
+option_of_vm() { sed -n "/^\[/q; s/^$2: *//p" "$ROOT/etc/pve/qemu-server/$1.conf" 2>/dev/null || :; }
+
+is_divided() {
+  bounded 30 nvidia-smi -i "$GPU" --query-gpu=mig.mode.current --format=csv,noheader || {
+    REFUSED="nvidia-smi doesn't answer for it: ${OUTPUT:-no text}"
+    return 0
+  }
+  [[ $OUTPUT != *Enabled* ]] || REFUSED="MIG is on: it is divided"
+  [[ -n $REFUSED ]]
+}
+
+# is_reserved VMID - has another VM that lives reserved it (PVE::QemuServer::PCI)?
+is_reserved() {
+  local id vmid how
+  while read -r id vmid how; do
+    [[ $vmid != "$1" && " ${FUNCTIONS[*]} " == *" $id "* ]] || continue
+    if [[ $how == pid:* ]]; then
+      [[ -d $ROOT/proc/${how#pid:} ]] || continue
+    elif [[ $how == time:* ]]; then
+      ((${how#time:} > $(date +%s))) || continue
+    fi
+    REFUSED="VM $vmid has it, or is starting with it"
+    return 0
+  done < <(cat "$ROOT/run/qemu-server/pci-id-reservations" 2>/dev/null)
+  return 1
+}
+
+# is_held_by_drm - nvidia-drm opens the card itself with modeset, and lets go only from 580.105.08 on (NVIDIA/open-gpu-kernel-modules), unless it can be unloaded.
+is_held_by_drm() {
+  local version
+  [[ $(cat "$ROOT/sys/module/nvidia_drm/parameters/modeset" 2>/dev/null) == Y ]] || return 1
+  ! is_only || return 1
+  version=$(nvidia_version)
+  [[ $(printf '580.105.08\n%s\n' "${version:-0}" | sort -V | head -n 1) != 580.105.08 ]] || return 1
+  REFUSED="NVIDIA's driver $version with nvidia_drm modeset=1 never lets go of one card of several: update it to 580.105.08 or later, or set modeset=0"
+}
+
+# is_console - does the host's text console draw on it?
+is_console() {
+  local function console
+  for function in "${FUNCTIONS[@]}"; do
+    [[ -e $PCI/$function/graphics/fb0 ]] || continue
+    for console in "$ROOT"/sys/class/vtconsole/*; do
+      [[ $(cat "$console/name" 2>/dev/null) == *"frame buffer"* && $(cat "$console/bind" 2>/dev/null) == 1 ]] || continue
+      REFUSED="the host's console draws on it (fb0)"
+      return 0
+    done
+  done
+  return 1
+}

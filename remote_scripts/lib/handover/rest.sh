@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Whether every card that is handed over is with the host, and what of the handover is installed.
+# Needs: common, files
+#
+# Gives: cards_away -> AWAY; need_rest; enabled_as service|timer; find_snippets -> SNIPPETS, STORAGE. Variables: HANDOVER, INSTALLED, HOOK_FILE.
+HANDOVER=/var/lib/homelab/handover
+INSTALLED=/usr/local/sbin/homelab-handover
+HOOK_FILE=homelab-handover.sh
+
+# enabled_as service|timer - what `systemctl enable` makes of it.
+enabled_as() {
+  local target=multi-user.target
+  [[ $1 == service ]] || target=timers.target
+  printf '/etc/systemd/system/%s.wants/homelab-handover.%s' "$target" "$1"
+}
+
+# cards_away - sets AWAY: which cards aren't with the host, in words.
+cards_away() {
+  local file state vm since boot
+  AWAY=''
+  for file in "$ROOT$HANDOVER"/*.state; do
+    [[ -e $file ]] || continue
+    state=$(sed -n 's/^state=//p' "$file") vm=$(sed -n 's/^vm=//p' "$file") since=$(sed -n 's/^since=//p' "$file") boot=$(sed -n 's/^boot=//p' "$file")
+    # What was noted before the last start of the host tells nothing of now.
+    [[ $state != HELD && $boot == "$(cat "$ROOT/proc/sys/kernel/random/boot_id" 2>/dev/null)" ]] || continue
+    file=${file##*/} file=${file%.state}
+    case $state in
+      VM) state="is with VM $vm" ;;
+      STUCK | DEAD) state="is $state after VM $vm" ;;
+      *) state="is on its way to or from VM $vm ($state)" ;;
+    esac
+    AWAY+="${AWAY:+; }gpus.$file $state since $(date -d "@${since:-0}" '+%F %T')"
+  done
+}
+
+need_rest() {
+  cards_away
+  [[ -z $AWAY ]] || die "this host's shared cards with the host" "$AWAY" \
+    "NVIDIA's driver and containers can't be changed, verified or given back while a card of theirs is away; nothing was changed" \
+    "shut that VM down, which gives the card back, then run the same again (STUCK or DEAD: see \`homelab doctor\`)"
+}
+
+# find_snippets - sets STORAGE and SNIPPETS: a storage that is a folder of this host's alone and takes hookscripts, and its folder for them.
+find_snippets() {
+  local found
+  found=$(awk '
+    function told() { if (kind == "dir" && snippets && !shared && !off && path != "") print (name == "local" ? 0 : 1), name, path }
+    /^[a-z]+:/ { told(); kind = $1; sub(/:$/, "", kind); name = $2; path = ""; snippets = shared = off = 0 }
+    $1 == "path" { path = $2 }
+    $1 == "content" { snippets = ("," $2 "," ~ /,snippets,/) }
+    $1 == "shared" { shared = ($2 != "0") }
+    $1 == "disable" { off = 1 }
+    END { told() }' "$ROOT/etc/pve/storage.cfg" 2>/dev/null | sort -s -k1,1n | head -n 1) || found=''
+  read -r _ STORAGE SNIPPETS <<<"$found"
+  [[ -n ${SNIPPETS:-} ]] || die "a storage of this host (a folder) that takes snippets" "none in /etc/pve/storage.cfg does" \
+    "a VM names the script that hands it its card by such a storage" \
+    "add snippets to the content of one: Datacenter -> Storage -> local -> Edit -> Content (\`pvesh get /storage/local\` shows what it has now); then run \`pulumi up\` again"
+  SNIPPETS=${SNIPPETS%/}/snippets
+}

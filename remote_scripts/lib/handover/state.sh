@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# What is going on with a card that a VM and the host's containers have in turn, and what is said of it.
+# Needs: common, files/atomic, lock, run_dir
+#
+# Gives: bounded SECONDS COMMAND... -> OUTPUT; say TEXT; load_state CARD -> S; save_state KEY VALUE...; drop_state; this_boot, host_stops.
+#
+# /var/lib/homelab/handover/NAME.state has lines KEY=VALUE, and is on the disk before the step that it tells of. Without it the card is with the
+# host. state: DRAINING, FREE, DETACHED (on the way to the VM `vm`), VM, RETURNING; HELD (with the host, and `why` the VM didn't get it, or its
+# containers weren't started), STUCK (a driver doesn't let go: only a reboot helps), DEAD (the card doesn't answer). boot: of the host; since:
+# seconds; containers: those to be started again; numbers, modules, persistence, units: as they were.
+# `log` beside it is the story.
+HANDOVER=/var/lib/homelab/handover
+# How much of the story is kept, in bytes.
+STORY_BYTES=131072
+declare -A S=()
+
+# bounded SECONDS COMMAND... - ends in time even where the command can't be killed, since it waits in the kernel. OUTPUT: the end of what it says.
+bounded() {
+  local seconds=$1 pipe status='' file=$RUN/handover.$BASHPID
+  exec {pipe}< <(
+    [[ -z ${LOCK:-} ]] || exec {LOCK}>&- # what goes on would have the lock, too
+    within "$seconds" "${@:2}" >"$file" 2>&1 </dev/null
+    printf '%s\n' "$?"
+  )
+  IFS= read -r -t $((seconds + 5)) -u "$pipe" status || status=124
+  exec {pipe}<&-
+  OUTPUT=$(tail -c 2000 "$file" 2>/dev/null) || OUTPUT=''
+  rm -f "$file"
+  [[ $status =~ ^[0-9]+$ ]] || status=124
+  return "$status"
+}
+
+# say TEXT - for the task's log, or the journal; and for the story.
+say() {
+  local story=$ROOT$HANDOVER/log text
+  printf '%s: %s\n' "$CARD" "$1" 2>/dev/null || :
+  need_dir "$ROOT$HANDOVER" 2>/dev/null || return 0
+  { printf '%s %s: %s\n' "$(date '+%F %T')" "$CARD" "$1" >>"$story"; } 2>/dev/null || return 0
+  (($(stat -c %s "$story" 2>/dev/null || printf 0) <= STORY_BYTES)) || {
+    text=$(tail -c $((STORY_BYTES / 2)) "$story") && printf '%s\n' "${text#*$'\n'}" | write_atomically "$HANDOVER/log" 0600
+  } || :
+}
+
+load_state() { # CARD
+  local line
+  S=()
+  while IFS= read -r line; do
+    [[ $line == *=* ]] && S[${line%%=*}]=${line#*=}
+  done < <(cat "$ROOT$HANDOVER/$1.state" 2>/dev/null)
+  : "${S[state]:=HOST}"
+}
+
+# save_state KEY VALUE... - and the rest as it was. Status 1: it isn't on the disk.
+save_state() {
+  local key text=''
+  while (($# > 1)); do
+    [[ $1 != state || ${S[state]:-} == "$2" ]] || S[since]=$(date +%s)
+    S[$1]=${2//$'\n'/; }
+    shift 2
+  done
+  S[boot]=$(this_boot)
+  for key in state vm boot since why containers numbers modules persistence units; do text+="$key=${S[$key]:-}"$'\n'; done
+  need_dir "$ROOT$HANDOVER" && printf '%s' "$text" | write_atomically "$HANDOVER/$CARD.state" 0600
+}
+
+drop_state() {
+  remove_file "$HANDOVER/$CARD.state"
+  S=([state]=HOST)
+}
+
+this_boot() { cat "$ROOT/proc/sys/kernel/random/boot_id" 2>/dev/null || :; }
+
+# host_stops - guests go down with the host: nothing is given back, and nothing is started.
+host_stops() { [[ $(within "$ASK_SECONDS" systemctl is-system-running 2>/dev/null) == stopping ]]; }

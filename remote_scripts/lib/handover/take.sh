@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# A card goes to a VM that starts.
+# Needs: handover/state, handover/card, handover/holders, handover/users, handover/refuse, handover/back
+#
+# Gives: take_card VMID. Has the lock, and S of the card that was read.
+
+# take_card VMID - status 1: it didn't work, everybody has it as before, or it is in one of the sinks; a person has been told.
+take_card() {
+  local vmid=$1 why
+  if [[ ${S[state]} =~ ^(RETURNING|VM)$ && ${S[vm]:-} == "$vmid" ]]; then
+    ! keep_card || return 0
+    # This start holds the VM's lock, by which `settle` would take it for one that goes on.
+    [[ ${S[state]} != VM ]] || is_elsewhere || S[state]=RETURNING
+  fi
+  settle
+  case ${S[state]} in
+    HOST | HELD) ;;
+    VM) tell "VM ${S[vm]} has it since $(date -d "@${S[since]:-0}" '+%F %T')" "shut that VM down first" && return 1 ;;
+    *) tell "${S[state]}: ${S[why]:-}" "see \`homelab doctor\`" && return 1 ;;
+  esac
+  if refused "$vmid"; then
+    sink HELD "VM $vmid didn't get it: $REFUSED"
+    tell "$REFUSED" "nothing was changed; mend that, and start the VM again"
+    return 1
+  fi
+  drain_card "$vmid" && free_card && detach_card && return 0
+  [[ ${S[state]} != STUCK ]] || { tell "${S[why]}" "reboot the host when it suits you; its containers stay off until then" && return 1; }
+  why=$REFUSED
+  give_back "VM $vmid didn't get it: $why"
+  tell "$why" "what was stopped is started again (\`tail $HANDOVER/log\`); end what has the card, and start the VM again"
+  return 1
+}
+
+tell() { message "gpus.$CARD for VM $vmid, which starts" "$1" "a card that somebody still has makes NVIDIA's driver wait for ever, so it is taken only when nobody has" "$2"; }
+
+# keep_card - the VM that had it last starts again (`qm reboot`, or before the way back has begun): it is all there already.
+keep_card() {
+  ! is_elsewhere && all_on vfio-pci && is_that_card && is_alive || return 1
+  save_state state VM why '' || return 1
+  say "VM $vmid keeps it"
+}
+
+# is_elsewhere - does the VM run already, with it?
+is_elsewhere() { [[ $(within "$ASK_SECONDS" qm status "$vmid" 2>/dev/null) == 'status: running' ]]; }
+
+drain_card() { # VMID
+  local persistence units=''
+  bounded 30 nvidia-smi -i "$GPU" --query-gpu=persistence_mode --format=csv,noheader && persistence=$OUTPUT || persistence=''
+  ! is_only || ! within "$ASK_SECONDS" systemctl is-active -q nvidia-persistenced.service || units=nvidia-persistenced.service
+  REFUSED="its state can't be noted on the disk"
+  save_state state DRAINING vm "$1" why '' containers "${USERS[*]}" numbers "$(numbers_now)" modules '' persistence "${persistence//[[:space:]]/}" units "$units" || return 1
+  say "VM $1 starts and gets it${USERS[*]:+; containers ${USERS[*]} are shut down for it}"
+  stop_users && settle_persistence || return 1
+  # A barrier against those who come between the look and the unbinding, where the card knows it.
+  bounded 30 nvidia-smi drain -p "$GPU" -m 1 || say "it can't be drained, and goes without that: $OUTPUT"
+}
+
+# free_card - nobody has it, which was seen.
+free_card() {
+  local numbers node
+  node=$ROOT/dev/nvidia$(nvidia_minor "$GPU")
+  read -ra numbers <<<"$(card_numbers)"
+  if ! find_holders "$node" "${numbers[@]}"; then
+    REFUSED="who has it can't be told: $LOOK_FAILED"
+    return 1
+  fi
+  if ((${#HOLDERS[@]} > 0)); then
+    REFUSED="in use by $(printf '%s, ' "${HOLDERS[@]}" | sed 's/, $//')"
+    return 1
+  fi
+  REFUSED="its state can't be noted on the disk"
+  save_state state FREE
+}
+
+detach_card() {
+  local module names='' function only=no status
+  ! is_only || only=yes
+  for module in nvidia_uvm nvidia_drm nvidia_modeset nvidia; do
+    [[ $only == no || ! -d $ROOT/sys/module/$module ]] || names+="${names:+ }$module"
+  done
+  REFUSED="its state can't be noted on the disk"
+  save_state state DETACHED modules "$names" || return 1
+  for function in "${FUNCTIONS[@]}"; do
+    write_value vfio-pci "$PCI/$function/driver_override" || { REFUSED="$function takes no driver_override" && return 1; }
+  done
+  for module in $names; do
+    # It says "in use" at once, where unbinding would wait.
+    bounded 30 systemd-run -q --wait --collect --pipe --unit="homelab-handover-$CARD-step_unbind" rmmod "$module" || {
+      status=$?
+      REFUSED="the module $module, which goes with its only card, is in use: ${OUTPUT:-no text}"
+      ((status != 124)) || stuck "unloading $module"
+      return 1
+    }
+  done
+  bounded 60 modprobe vfio-pci || { REFUSED="vfio-pci can't be loaded: $OUTPUT" && return 1; }
+  in_unit 30 step_unbind || {
+    status=$?
+    REFUSED="a function of it can't be unbound: $OUTPUT"
+    ((status != 124)) || stuck "unbinding it"
+    return 1
+  }
+  in_unit 60 step_bind || :
+  all_on vfio-pci || { REFUSED="not every function has come to vfio-pci: $(for function in "${FUNCTIONS[@]}"; do printf '%s %s; ' "$function" "$(card_driver "$function")"; done)" && return 1; }
+  REFUSED="its state can't be noted on the disk"
+  save_state state VM || return 1
+  say "VM $vmid has it"
+}

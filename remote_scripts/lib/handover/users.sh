@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# Who of this host uses a card: containers by their configuration, NVIDIA's persistence daemon.
+# Needs: handover/state, handover/card, container/conf
+#
+# Gives: container_runs CTID; find_users -> USERS, REFUSED; stop_users, start_users; settle_persistence, restore_persistence.
+
+# container_runs CTID - 0: yes, 1: no, 2: nobody knows.
+container_runs() {
+  local text
+  text=$(within "$ASK_SECONDS" pct status "$1" 2>/dev/null) || return 2
+  [[ $text == 'status: running' ]] && return 0
+  [[ $text == 'status: stopped' ]] && return 1
+  return 2
+}
+
+# find_users - sets USERS: the containers that run and have the card by their configuration, in the order in which they are shut down. Status 1, with
+# REFUSED: one of them can't be.
+find_users() {
+  local file order found='' status
+  USERS=() REFUSED=''
+  for file in "$ROOT"/etc/pve/lxc/[1-9]*.conf; do
+    [[ -e $file ]] || continue
+    CTID=${file##*/} CTID=${CTID%.conf}
+    read_conf || { REFUSED="the configuration of container $CTID can't be read" && return 1; }
+    has_card || continue
+    status=0
+    container_runs "$CTID" || status=$?
+    ((status != 1)) || continue
+    ((status == 0)) || { REFUSED="whether container $CTID runs can't be told (\`pct status $CTID\`)" && return 1; }
+    if [[ -n $LOCKED ]]; then
+      REFUSED="container $CTID, which uses the card, is locked: $LOCKED"
+    elif grep -qE "^ct:[[:space:]]*$CTID[[:space:]]*\$" "$ROOT/etc/pve/ha/resources.cfg" 2>/dev/null; then
+      REFUSED="container $CTID, which uses the card, is under HA, which would start it again"
+    fi
+    [[ -z $REFUSED ]] || return 1
+    order=$(startup order)
+    found+="${order:-99999} $CTID"$'\n'
+  done
+  mapfile -t USERS < <(printf '%s' "$found" | sort -k1,1nr -k2,2nr | cut -d ' ' -f 2)
+}
+
+# startup KEY - of the container that was read: of its option `startup`.
+startup() {
+  local line
+  for line in "${HEAD[@]}"; do
+    [[ ! $line =~ ^startup:.*$1=([0-9]+) ]] || printf '%s' "${BASH_REMATCH[1]}"
+  done
+}
+
+# has_card - does the configuration that was read give one of the card's nodes?
+has_card() {
+  local node index value nodes=()
+  nodes=("/dev/nvidia$(nvidia_minor "$GPU")")
+  for node in $(drm_names); do nodes+=("/dev/dri/$node"); done
+  for node in "${nodes[@]}"; do
+    for value in "${DEV[@]}"; do
+      find_dev_path "$value"
+      [[ $DEV_PATH != "$node" ]] || return 0
+    done
+    for index in "${!LXC_KEY[@]}"; do
+      [[ ${LXC_KEY[index]} != lxc.mount.entry ]] || ! binds "${LXC_VALUE[index]}" "$node" || return 0
+    done
+  done
+  return 1
+}
+
+# stop_users - those of S[containers], within their own time (startup: down=), else a minute; then their power is cut.
+stop_users() {
+  local seconds
+  for CTID in ${S[containers]}; do
+    read_conf || return 1
+    seconds=$(startup down)
+    say "shutting container $CTID down, which has the card"
+    bounded $((${seconds:-60} + 120)) pct shutdown "$CTID" --timeout "${seconds:-60}" --forceStop 1
+    container_runs "$CTID"
+    (($? == 1)) || { REFUSED="container $CTID doesn't go off: ${OUTPUT:-no answer}" && return 1; }
+  done
+}
+
+# start_users - the same ones, the other way round. Status 1, with REFUSED: one didn't start.
+start_users() {
+  local ids=() index
+  read -ra ids <<<"${S[containers]:-}"
+  REFUSED=''
+  for ((index = ${#ids[@]} - 1; index >= 0; index--)); do
+    CTID=${ids[index]}
+    [[ -e $ROOT/etc/pve/lxc/$CTID.conf ]] || continue
+    container_runs "$CTID" && continue
+    say "starting container $CTID again"
+    bounded 180 pct start "$CTID"
+    container_runs "$CTID" || REFUSED+="${REFUSED:+; }container $CTID has not started: ${OUTPUT:-no answer}"
+  done
+  [[ -z $REFUSED ]]
+}
+
+# settle_persistence - the persistence mode is off for the card, and where the whole driver is to go, its daemon has ended.
+settle_persistence() {
+  [[ ${S[persistence]} != Enabled ]] || bounded 30 nvidia-smi -i "$GPU" -pm 0 || { REFUSED="its persistence mode stays on: $OUTPUT" && return 1; }
+  [[ -z ${S[units]} ]] || bounded 60 systemctl stop "${S[units]}" || { REFUSED="${S[units]} doesn't stop: $OUTPUT" && return 1; }
+}
+
+restore_persistence() {
+  [[ -z ${S[units]:-} ]] || bounded 60 systemctl start "${S[units]}" || say "${S[units]} has not started again: $OUTPUT"
+  [[ ${S[persistence]:-} != Enabled ]] || bounded 30 nvidia-smi -i "$GPU" -pm 1 || say "its persistence mode could not be switched on again: $OUTPUT"
+}

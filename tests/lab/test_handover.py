@@ -1,0 +1,298 @@
+"""A card that containers and a VM have in turn, on a lab's host: Proxmox VE's own start and stop, and what a host does when one goes wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from homelab.remote import scripts
+from lab.machine import load_scenario, scenario_from
+from tests.lab.host_kit import Host, run_script
+from tests.waiting import wait_until
+
+CARD, AUDIO, OTHER = "0000:01:00.0", "0000:01:00.1", "0000:02:00.0"
+LINE = f"big {CARD}=10de:2b85,{AUDIO}=10de:22e8 103"
+HANDOVER = "/usr/local/sbin/homelab-handover"
+OLLAMA = {"pid": 4711, "comm": "ollama", "container": 950, "card": CARD}
+PVE = {"8": ("8.4", "8.4.6"), "9": ("9.1", "9.1.13")}
+
+
+def made(path: Path, pve: str = "9", version: str = "580.105.08", *users: dict[str, Any], only: bool = False) -> Host:
+    """A host whose VM 103 is off and takes the card from container 950; another card of the driver, unless `only`."""
+    data = load_scenario("phoenix").model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    data.pop("name")
+    data["nvidia"] = {**data["nvidia"], "version": version}
+    if pve == "8":
+        data |= {"pve": PVE["8"][0], "kernels": ["6.8.12-4-pve"]}
+    data["qemu-server"] = PVE[pve][1]
+    if only:
+        data["pci"] = [one for one in data["pci"] if not one["address"].endswith("00:01.2")]
+    for one in data["guests"]:
+        one |= {"onboot": False} if one["id"] == 103 else {}
+    host = Host(path, scenario_from(data, "changed", "phoenix")).booted()
+    host.machine.set_fault("card-users", list(users))
+    host.output("pvesh set /storage/local --content images,iso,vztmpl,backup,rootdir,snippets")
+    for script in (scripts.handover([LINE]), scripts.handover_hook(103)):
+        done = run_script(host.machine, "apply", script)
+        assert done.returncode == 0, done.stdout + done.stderr
+    keep = "driver=keep," if pve == "9" else ""
+    host.output(f"qm set 103 --onboot 0 --hostpci0 0000:01:00,{keep}pcie=1")
+    return host
+
+
+def drivers(host: Host) -> list[str | None]:
+    return [host.driver(one) for one in (CARD, AUDIO, OTHER)]
+
+
+def state(host: Host) -> str:
+    """What is noted of the card."""
+    path = host.root / "var/lib/homelab/handover/big.state"
+    return path.read_text().splitlines()[0].removeprefix("state=") if path.exists() else "HOST"
+
+
+def story(host: Host) -> str:
+    return (host.root / "var/lib/homelab/handover/log").read_text()
+
+
+def runs(host: Host, ctid: int = 950) -> bool:
+    return host.output(f"pct status {ctid}") == "status: running\n"
+
+
+@pytest.mark.parametrize("pve", PVE)
+@pytest.mark.parametrize("only", [False, True])
+def test_a_start_takes_the_card_and_a_stop_gives_it_back(tmp_path: Path, pve: str, only: bool) -> None:
+    host = made(tmp_path, pve, "580.105.08", OLLAMA, only=only)
+    there = None if only else "nvidia"
+    assert runs(host) and drivers(host)[:2] == ["nvidia", "snd_hda_intel"]
+    done = host.run("qm start 103")
+    assert done.returncode == 0, done.stdout + done.stderr + story(host)
+    assert drivers(host) == ["vfio-pci", "vfio-pci", there] and state(host) == "VM" and not runs(host)
+    host.output("qm stop 103")
+    wait_until(lambda: state(host) == "HOST")
+    assert drivers(host) == ["nvidia", "snd_hda_intel", there] and runs(host), story(host)
+    assert host.run(f"nvidia-smi -i {CARD}").returncode == 0
+
+
+def refused(host: Host) -> str:
+    """What a start says that must fail, and leave everything as it was."""
+    before, ran = drivers(host), runs(host)
+    done = host.run("qm start 103")
+    assert done.returncode != 0 and host.output("qm status 103") == "status: stopped\n"
+    assert drivers(host) == before and runs(host) == ran and state(host) == "HELD", story(host)
+    assert host.output(f"nvidia-smi drain -q -p {CARD}").endswith("not draining.\n")
+    overrides = [path.read_text().strip() for path in host.root.glob("sys/bus/pci/devices/*/driver_override")]
+    assert {*overrides} <= {"", "(null)"}
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("users", "said"),
+    [
+        ([{"pid": 4712, "comm": "ollama", "unit": "ssh.service", "card": CARD}], "ollama (PID 4712 of ssh.service)"),
+        ([{"pid": 4713, "comm": "nvtop", "card": CARD, "opens": ["card"]}], "nvtop (PID 4713 of nvtop.service)"),
+        ([{"pid": 4714, "comm": "Xorg", "card": CARD, "opens": ["modeset"]}], "Xorg (PID 4714 of Xorg.service)"),
+        ([{"pid": 4715, "comm": "left", "card": CARD, "mapped": True}], "left (PID 4715 of left.service)"),
+    ],
+)
+def test_who_has_the_card_is_named_and_everything_is_as_before(tmp_path: Path, users: list[Any], said: str) -> None:
+    host = made(tmp_path, "9", "580.105.08", OLLAMA, *users)
+    if "unit" in users[0]:
+        host.write("/etc/systemd/system/dcgm.service", "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n")
+        host.output("systemctl start dcgm.service")
+        host.machine.set_fault("card-users", [OLLAMA, {**users[0], "unit": "dcgm.service"}])
+        said = said.replace("ssh.service", "dcgm.service")
+    assert f"in use by {said}" in refused(host)
+    assert "starting container 950 again" in story(host)
+
+
+def test_who_has_only_another_card_is_no_reason(tmp_path: Path) -> None:
+    host = made(tmp_path, "9", "580.105.08", {"pid": 4712, "comm": "train", "card": OTHER})
+    assert host.run("qm start 103").returncode == 0
+
+
+def test_a_look_that_fails_is_no_nobody(tmp_path: Path) -> None:
+    host = made(tmp_path)
+    host.write("/usr/local/sbin/stat", "#!/bin/sh\nexit 1\n", 0o755)
+    path = host.root / "usr/local/sbin/homelab-handover"
+    path.write_text(path.read_text().replace("exec find", f"PATH={host.root}/usr/local/sbin:$PATH exec find"))
+    assert "who has it can't be told" in refused(host)
+
+
+def with_line(host: Host, path: str, line: str) -> None:
+    file = host.root / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text((file.read_text() if file.exists() else "") + line + "\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "said"),
+    [
+        ("etc/pve/qemu-server/103.conf", "lock: backup", "a backup of VM 103"),
+        ("etc/pve/lxc/950.conf", "lock: snapshot", "container 950, which uses the card, is locked: snapshot"),
+        ("etc/pve/ha/resources.cfg", "ct: 950", "container 950, which uses the card, is under HA"),
+        ("run/qemu-server/pci-id-reservations", f"{CARD} 104 time:99999999999", "VM 104 has it, or is starting with it"),
+    ],
+)
+def test_what_stands_against_it_is_said_before_anything_is_done(tmp_path: Path, path: str, line: str, said: str) -> None:
+    host = made(tmp_path)
+    with_line(host, path, line)
+    done = host.run(f"{host.root}{HANDOVER} hook 103 pre-start")
+    assert done.returncode == 1 and said in done.stdout
+    assert drivers(host) == ["nvidia", "snd_hda_intel", "nvidia"] and runs(host) and "shutting" not in story(host)
+
+
+@pytest.mark.parametrize("attribute", ["boot_vga", "sriov_numvfs"])
+def test_a_screen_and_a_divided_card_stay(tmp_path: Path, attribute: str) -> None:
+    host = made(tmp_path)
+    host.write(f"/sys/bus/pci/devices/{CARD}/{attribute}", "1\n")
+    assert {"boot_vga": "this host's screen", "sriov_numvfs": "virtual functions"}[attribute] in refused(host)
+
+
+def test_an_old_driver_with_modeset_keeps_one_card_of_several(tmp_path: Path) -> None:
+    host = made(tmp_path, "9", "570.133.07")
+    host.write("/etc/modprobe.d/zz.conf", "options nvidia_drm modeset=1\n")
+    host.output("modprobe nvidia_drm")
+    assert "570.133.07 with nvidia_drm modeset=1 never lets go" in refused(host)
+
+
+def test_the_only_cards_driver_that_is_in_use_says_so_at_once(tmp_path: Path) -> None:
+    host = made(tmp_path, "9", "580.105.08", {"pid": 4712, "comm": "secret", "card": CARD, "opens": ["card"], "hidden": True}, only=True)
+    host.machine.set_fault("nvidia-unbind-forever", None)
+    assert host.run("qm start 103").returncode == 0, "what the kernel holds itself doesn't count there, and ends with the module"
+
+
+def test_an_unbind_that_never_ends_holds_nobody_and_is_not_tried_again(tmp_path: Path) -> None:
+    host = made(tmp_path, "9", "595.45.04", OLLAMA)
+    path = host.root / HANDOVER.lstrip("/")
+    path.write_text(path.read_text().replace("in_unit 30 step_unbind", "in_unit 2 step_unbind"))
+    host.machine.set_fault("nvidia-unbind-forever", True)
+    done = host.run("qm start 103")
+    assert done.returncode != 0 and "unbinding it has not come to an end" in done.stdout + done.stderr
+    assert state(host) == "STUCK" and not runs(host)
+    host.output(f"{host.root}{HANDOVER} reconcile")
+    again = host.run("qm start 103")
+    assert again.returncode != 0 and "STUCK" in again.stdout + again.stderr and state(host) == "STUCK"
+    host.machine.set_fault("nvidia-unbind-forever", None)
+    host.reboot()
+    assert state(host) == "HOST" and drivers(host) == ["nvidia", "snd_hda_intel", "nvidia"] and runs(host)
+
+
+def test_a_card_that_a_reset_has_killed_is_not_given_to_the_driver(tmp_path: Path) -> None:
+    host = made(tmp_path)
+    host.machine.set_fault("reset-kills", "01:00.0")
+    host.output("qm start 103; qm stop 103")
+    wait_until(lambda: state(host) == "DEAD")
+    assert host.driver(CARD) == "vfio-pci" and not runs(host)
+    again = host.run("qm start 103")
+    assert again.returncode != 0 and "DEAD" in again.stdout + again.stderr
+
+
+# -- Proxmox VE's own ways -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("pve", PVE)
+def test_a_reboot_of_the_vm_keeps_the_card(tmp_path: Path, pve: str) -> None:
+    host = made(tmp_path, pve)
+    host.output("qm start 103; sleep 0.4; qm reboot 103")
+    assert state(host) == "VM" and drivers(host)[:2] == ["vfio-pci", "vfio-pci"] and not runs(host)
+    assert "VM 103 keeps it" in story(host) and "with the host again" not in story(host)
+
+
+def test_a_start_that_fails_behind_the_hook_is_undone_by_the_timers_service(tmp_path: Path) -> None:
+    host = made(tmp_path)
+    host.output("qm set 103 --hostpci1 0000:77:00,pcie=1")
+    assert host.run("qm start 103").returncode != 0
+    assert state(host) == "VM" and not runs(host), "Proxmox VE calls nobody"
+    host.output("systemctl start homelab-handover.service")
+    assert state(host) == "HOST" and runs(host) and drivers(host) == ["nvidia", "snd_hda_intel", "nvidia"]
+
+
+def test_the_service_leaves_a_vm_alone_that_runs_or_starts(tmp_path: Path) -> None:
+    host = made(tmp_path)
+    host.output("qm start 103; systemctl start homelab-handover.service")
+    assert state(host) == "VM" and host.driver(CARD) == "vfio-pci"
+    host.output("echo 1 >$ROOT/run/qemu-server/103.reboot; qm stop 103")
+    host.output("systemctl start homelab-handover.service")
+    assert state(host) == "VM", "between the halves of a reboot"
+    host.output("rm $ROOT/run/qemu-server/103.reboot")
+    host.output(f"flock $ROOT/run/lock/qemu-server/lock-103.conf systemctl start homelab-handover.service")
+    assert state(host) == "VM", "its start holds the lock"
+    host.output("systemctl start homelab-handover.service")
+    assert state(host) == "HOST" and runs(host)
+
+
+def test_a_host_that_reboots_with_the_card_away_has_it_again(tmp_path: Path) -> None:
+    host = made(tmp_path)
+    host.output("qm start 103")
+    host.reboot()
+    assert state(host) == "HOST" and runs(host) and drivers(host) == ["nvidia", "snd_hda_intel", "nvidia"]
+    host.output("qm set 103 --onboot 1 --startup order=9; pct set 950 --startup order=1")
+    host.reboot()
+    assert state(host) == "VM" and not runs(host) and host.output("qm status 103") == "status: running\n"
+
+
+def test_a_power_cut_with_the_card_away(tmp_path: Path) -> None:
+    host = made(tmp_path)
+    host.output("qm start 103")
+    host.machine.set_fault("power-cut", True)
+    host.reboot()
+    assert state(host) == "HOST" and runs(host) and drivers(host) == ["nvidia", "snd_hda_intel", "nvidia"]
+
+
+def test_a_stranger_passes_and_so_does_a_phase_that_is_nobodys(tmp_path: Path) -> None:
+    host = made(tmp_path)
+    for words in ("104 pre-start", "103 post-start", "103 pre-stop"):
+        assert host.run(f"{host.root}{HANDOVER} hook {words}").returncode == 0
+    assert state(host) == "HOST" and runs(host)
+
+
+def test_numbers_that_have_changed_keep_the_containers_off(tmp_path: Path) -> None:
+    host = made(tmp_path)
+    host.output("qm start 103")
+    bus = "$ROOT/sys/bus/pci"
+    host.output(f"echo {OTHER} >{bus}/drivers/nvidia/unbind; echo {OTHER} >{bus}/drivers/nvidia/bind; qm stop 103")
+    wait_until(lambda: state(host) == "HELD")
+    assert not runs(host) and host.driver(CARD) == "nvidia" and "other numbers than before" in story(host)
+
+
+@pytest.mark.parametrize("only", [False, True])
+def test_again_and_again_nothing_is_lost(tmp_path: Path, only: bool) -> None:
+    host = made(tmp_path, "9", "580.105.08", OLLAMA, only=only)
+    host.output("nvidia-smi -pm 1")
+    before = {path: path.read_bytes() for path in (host.root / "etc").rglob("*") if path.is_file()}
+    for _ in range(5):
+        host.output("qm start 103; qm stop 103; systemctl start homelab-handover.service")
+        assert state(host) == "HOST" and runs(host)
+    assert "Enabled" in host.output(f"nvidia-smi -i {CARD} --query-gpu=persistence_mode --format=csv,noheader")
+    assert before == {path: path.read_bytes() for path in (host.root / "etc").rglob("*") if path.is_file()}
+
+
+# -- what installs it ------------------------------------------------------------------------------------------------
+def test_all_of_it_is_taken_back(tmp_path: Path) -> None:
+    host = made(tmp_path)
+    host.output("qm start 103")
+    away = run_script(host.machine, "revert", scripts.handover([LINE]))
+    assert away.returncode == 1 and "gpus.big is with VM 103 since" in away.stdout
+    host.output("qm stop 103; systemctl start homelab-handover.service")
+    for script in (scripts.handover_hook(103), scripts.handover([LINE])):
+        assert run_script(host.machine, "revert", script).returncode == 0
+    left = [path for path in host.root.rglob("*handover*") if "log" not in path.parts]
+    assert left == [] and "hookscript" not in host.output("qm config 103")
+    assert not (host.root / "var/lib/homelab").exists()
+
+
+def test_a_hookscript_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    host = made(tmp_path)
+    host.write("/var/lib/vz/snippets/mine.sh", "#!/bin/sh\n", 0o755)
+    host.output("qm set 103 --hookscript local:snippets/mine.sh")
+    done = run_script(host.machine, "apply", scripts.handover_hook(103))
+    assert done.returncode == 1 and "it has one already: local:snippets/mine.sh" in done.stdout
+    assert run_script(host.machine, "revert", scripts.handover_hook(103)).returncode == 0
+    assert "local:snippets/mine.sh" in host.output("qm config 103")
+
+
+def test_a_host_without_room_for_snippets_is_told_so(tmp_path: Path) -> None:
+    host = Host(tmp_path, "phoenix").booted()
+    done = run_script(host.machine, "apply", scripts.handover([LINE]))
+    assert done.returncode == 1 and "add snippets to the content of one" in done.stdout
+    assert not list(host.root.rglob("*homelab-handover*"))
