@@ -9,6 +9,7 @@ import functools
 
 import pulumi
 
+from components.card_handover import CardHandover, CardHandoverArgs
 from components.card_nodes import CardNodes, CardNodesArgs
 from components.card_values import CardValues, CardValuesArgs
 from components.gpu_cards import GpuCards, GpuCardsArgs
@@ -82,13 +83,6 @@ for name, host in settings.hosts.items():
     offered = GpuCardsArgs(host_name=name, host=host, booted=boot.host, vms=guests)
     cards = GpuCards(name, offered, after(*ready, former=f"{name}-cards"))
     tests[name] = cards.tests
-    for guest, vm in guests.items():
-        made_of = [files[volume] for volume in vm.volumes if volume in files]
-        gpu_vm = GpuVm(guest, GpuVmArgs(vm=vm, node=node, cards=cards.cards, boot=boot.boot), after(cards, *made_of))
-        vms[guest] = gpu_vm.vm
-        if system := in_vm(guest, vm, host, gpu_vm):
-            stacks[system.name] = NvidiaGuestStack(guest, NvidiaGuestStackArgs(system=system)).result
-
     shared = {guest: container for guest, container in settings.containers.items() if container.host == name}
     nodes: list[pulumi.Resource] = []
     if any(container.may_have_nvidia(host.gpus) for container in shared.values()):
@@ -105,8 +99,25 @@ for name, host in settings.hosts.items():
         sharers[guest] = gpu_lxc = GpuLxc(guest, sharing, after(*nodes, *made_of))
         containers[guest] = gpu_lxc.container
     tried = own.tried_in(shared, list(sharers.values())) if own else ()
+    installed: list[pulumi.Resource] = []
     for guest, container in shared.items():
         if system := in_container(guest, container, host, sharers[guest], boot.driver, tried):
+            installed.append(stack := NvidiaGuestStack(guest, NvidiaGuestStackArgs(system=system)))
+            stacks[system.name] = stack.result
+
+    handing: list[pulumi.Resource] = []
+    if host.hands_over:
+        turn = CardHandoverArgs(host=host, vms=guests, cards=probe.gpus, generation=probe.generation_of("handover"))
+        handing = [CardHandover(name, turn, after(boot, *nodes)), *sharers.values(), *installed]
+    for guest, vm in guests.items():
+        made_of = [files[volume] for volume in vm.volumes if volume in files]
+        again = probe.generation_of("handover")
+        given_cards = GpuVmArgs(vm=vm, host=host, node=node, cards=cards.cards, boot=boot.boot, handover=again)
+        # One that takes a card from containers comes last: its start ends them.
+        takes = [*handing] if any(use.gpu in host.hands_over for use in vm.gpus) else []
+        gpu_vm = GpuVm(guest, given_cards, after(cards, *made_of, *takes))
+        vms[guest] = gpu_vm.vm
+        if system := in_vm(guest, vm, host, gpu_vm):
             stacks[system.name] = NvidiaGuestStack(guest, NvidiaGuestStackArgs(system=system)).result
 
     results = [probe.generation, *(vms[guest] for guest in guests), *(containers[guest] for guest in shared)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import pulumi
 
@@ -20,6 +20,10 @@ from homelab.settings import Host, Vm
 from homelab.shapes import BootedHost, OfferedCard
 
 from .passthrough_test import PassthroughTest, PassthroughTestArgs
+
+
+class _Driver(TypedDict, total=False):
+    driver: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +52,7 @@ class GpuCards(pulumi.ComponentResource):
         holders = {use.gpu: (vm_name, vm) for vm_name, vm in args.vms.items() for use in vm.gpus}
         tests: dict[str, pulumi.Output[dict[str, Any]]] = {}
         released: dict[str, pulumi.Resource] = {}
-        cards = [gpu for gpu, about in host.gpus.items() if about.use == "vm"] if host.api else []
+        cards = [gpu for gpu, about in host.gpus.items() if about.may_leave] if host.api else []
         for gpu in cards:
             about: dict[str, Any] = {
                 "host": host_name,
@@ -75,6 +79,8 @@ class GpuCards(pulumi.ComponentResource):
                 },
                 merged(formerly(f"{card}-mapping"), pulumi.ResourceOptions(parent=self, depends_on=[record])),
             )
+            if host.gpus[gpu].use == "shared":
+                continue  # who has it, the host itself decides, at each start of a VM
             released[gpu] = lease(
                 card,
                 {**about, "slot": slot},
@@ -91,7 +97,10 @@ class GpuCards(pulumi.ComponentResource):
                 tests[gpu] = PassthroughTest(f"{host_name}-{gpu}-test", about_test, options).seen
         self.tests = pulumi.Output.all(**tests) if tests else pulumi.Output.from_input({})  # `all` of nothing is a list
         self.cards = booted.apply(
-            lambda found: {gpu: {"mapping": host.mapping_of(gpu), "slot": _path(gpu, found)} for gpu in cards}
+            lambda found: {
+                gpu: {"mapping": host.mapping_of(gpu), "slot": _path(gpu, found), **_driver(gpu, found)}
+                for gpu in cards
+            }
         )
         self.register_outputs({"cards": self.cards, "tests": self.tests})
 
@@ -124,6 +133,11 @@ def _path(name: str, host: BootedHost) -> str:
     """The card as Proxmox VE names it: its slot, or its functions, joined by ``;``, where others are in the slot, too."""
     gpu = host["gpus"][name]
     return gpu.get("path") or gpu["slot"]
+
+
+def _driver(name: str, host: BootedHost) -> _Driver:
+    """Of a card that is handed over, where Proxmox VE knows how to leave its driver alone."""
+    return {"driver": "keep"} if host["gpus"][name].get("keep") else {}
 
 
 def mapping_entry(name: str, host: BootedHost) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """GpuVm: a VM with cards. Adopted as it is, or created.
 
-Owns the hostpci options of the cards and the options that had to change for them (machine, balloon, vga): nothing else of an
+Owns the hostpci options of the cards, the hookscript where it takes one in turn with containers, and the options that had to change for them (machine, balloon, vga): nothing else of an
 adopted VM, all of a created one. Undone by giving back each option that still is as it was set, with a shutdown and a start if the
 VM runs; a created VM is removed, unless it is protected.
 """
@@ -12,12 +12,14 @@ from typing import Any
 
 import pulumi
 
+from homelab.remote import scripts
+from homelab.resources import command as remote
 from homelab.resources.children import Children
 from homelab.resources.safety_copy import SafetyCopy
 from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_change import VmChange
 from homelab.resources.vm_record import VmRecord
-from homelab.settings import NewVm, Vm, VmGpu
+from homelab.settings import Host, NewVm, Vm, VmGpu
 from homelab.shapes import BootSeen, OfferedCard, VmSeen
 from homelab.vm.creation import configuration
 
@@ -25,12 +27,14 @@ from homelab.vm.creation import configuration
 @dataclass(frozen=True, kw_only=True)
 class GpuVmArgs:
     """``node``: the host's name in Proxmox VE; ``cards``: name -> ``mapping`` and ``slot``, of each card in ``vm.gpus`` at least
-    (GpuCards); ``boot``: of the host: its ``id``, the VMs that this program's reboot ``stopped``, and when (``at``; BootVerification)."""
+    (GpuCards); ``handover``: raised when what hands cards over drifted (HostProbe); ``boot``: of the host: its ``id``, the VMs that this program's reboot ``stopped``, and when (``at``; BootVerification)."""
 
     vm: Vm
+    host: Host
     node: str
     cards: pulumi.Input[dict[str, OfferedCard]]
     boot: pulumi.Input[BootSeen]
+    handover: pulumi.Input[int]
 
 
 class GpuVm(pulumi.ComponentResource):
@@ -62,6 +66,17 @@ class GpuVm(pulumi.ComponentResource):
                 children.options("vm", depends_on=depends_on),
             )
             instance, depends_on = made.instance, [made]
+        if any(use.gpu in args.host.hands_over for use in vm.gpus):
+            # Before it has the card, and until it has it no more: without the hookscript nobody would look whether the card is free.
+            hook = remote.script(
+                children.named("hook"),
+                args.host,
+                pulumi.Output.from_input(args.handover).apply(lambda found: scripts.handover_hook(vm.vmid, int(found))),
+                children.options("hook", depends_on=depends_on),
+                identity=[vm.host, str(vm.vmid)],
+                told=True,
+            )
+            depends_on = [hook]
         record = VmRecord(
             children.named("record"),
             {

@@ -89,7 +89,7 @@ class GpuOutput(_Part):
         None,
         description="the card in Proxmox VE's notation: its slot, or its functions where the slot holds others, too",
     )
-    use: Literal["vm", "lxc", "host"] = Field(description="who it is for")
+    use: Literal["vm", "lxc", "host", "shared"] = Field(description="who it is for")
     functions: list[Function]
     iommu_group: WholeNumber | None = Field(None, alias="iommuGroup")
     mapping: str | None = Field(
@@ -276,7 +276,7 @@ def outputs(
         host = settings.hosts[name]
         gpus = {}
         for gpu, about in found["gpus"].items():
-            mapping = host.mapping_of(gpu) if host.api and host.gpus[gpu].use == "vm" else None
+            mapping = host.mapping_of(gpu) if host.api and host.gpus[gpu].may_leave else None
             gpus[gpu] = {
                 **about,
                 "mapping": mapping,

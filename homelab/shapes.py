@@ -30,15 +30,16 @@ class CardPlan(TypedDict):
     """A card of the settings, as HostProbe has found it.
 
     ``name``: its model, such as RTX 5090, empty where nobody knows it (version 1.0 left none); ``path``: its slot, or its functions where the
-    slot holds others, too.
+    slot holds others, too; ``keep``: does this Proxmox VE know hostpci's driver=keep, for a card that is handed over?
     """
 
     name: NotRequired[str]
     slot: str
     path: str
-    use: Literal["vm", "lxc", "host"]
+    use: Literal["vm", "lxc", "host", "shared"]
     functions: list[CardFunction]
     iommuGroup: NotRequired[int | None]
+    keep: NotRequired[bool]
 
 
 class DeviceSeen(TypedDict):
@@ -92,9 +93,10 @@ class BootedCard(TypedDict):
     name: NotRequired[str]
     slot: str
     path: NotRequired[str]
-    use: Literal["vm", "lxc", "host"]
+    use: Literal["vm", "lxc", "host", "shared"]
     functions: list[BootedFunction]
     iommuGroup: NotRequired[int | None]
+    keep: NotRequired[bool]
 
 
 class BootedHost(TypedDict):
@@ -107,10 +109,11 @@ class BootedHost(TypedDict):
 
 
 class OfferedCard(TypedDict):
-    """A card as a VM takes it: the id of its PCI mapping, and its path (``slot``)."""
+    """A card as a VM takes it: the id of its PCI mapping, and its path (``slot``). ``driver``: where it isn't the settings' to say."""
 
     mapping: str
     slot: str
+    driver: NotRequired[str]
 
 
 class SystemState(TypedDict):

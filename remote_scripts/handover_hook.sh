@@ -9,14 +9,16 @@
 apply() {
   local volume
   take_lock
-  if [[ -z $(hook_of_vm) ]]; then
+  if [[ -z $(hook_of_vm "$VMID") ]]; then
     need_hookless
     find_snippets
+    # Noted first: by that it is known that the VM is to have it.
+    mark "$HOOKED/$VMID"
     volume=$STORAGE:snippets/$HOOK_FILE
     run_logged qm set "$VMID" --hookscript "$volume" || die "VM $VMID with the hookscript $volume" "$OUTPUT" \
       "without it the VM would not get the card from the containers" "correct what qm says, then run \`pulumi up\` again"
     CHANGED=yes
-  elif ! is_ours; then
+  elif ! is_our_hook "$VMID"; then
     need_hookless
   fi
   finish
@@ -25,31 +27,28 @@ apply() {
 
 plan() {
   PLANNING=yes
-  is_ours || need_hookless
-  is_ours || note_planned new "VM $VMID's option hookscript"
+  is_our_hook "$VMID" || need_hookless
+  is_our_hook "$VMID" || note_planned new "VM $VMID's option hookscript"
   answer_planned
 }
 
 revert() {
   take_lock
-  if is_ours; then
+  if is_our_hook "$VMID"; then
     run_logged qm set "$VMID" --delete hookscript || die "VM $VMID without our hookscript" "$OUTPUT" \
       "once the script is gone, a VM that names it doesn't start" "correct what qm says, then run the same again"
     CHANGED=yes
   fi
+  remove_file "$HOOKED/$VMID"
   finish
   printf '{"changed":"%s"}\n' "$CHANGED"
 }
-
-hook_of_vm() { sed -n '/^\[/q; s/^hookscript: *//p' "$ROOT/etc/pve/qemu-server/$VMID.conf" 2>/dev/null || :; }
-
-is_ours() { [[ $(hook_of_vm) == *:snippets/$HOOK_FILE ]]; }
 
 need_hookless() {
   local found
   [[ -e $ROOT/etc/pve/qemu-server/$VMID.conf ]] || die "VM $VMID, which may take a card from containers" "there is no such VM on this host" \
     "its hookscript hands it the card" "correct vmid, then run \`pulumi up\` again"
-  found=$(hook_of_vm)
+  found=$(hook_of_vm "$VMID")
   [[ -z $found ]] || die "VM $VMID with the hookscript that hands it its card" "it has one already: $found" \
     "a VM has one hookscript, and what that one does is not known here" \
     "take it out (\`qm set $VMID --delete hookscript\`), or give the VM a card with use: vm; then run \`pulumi up\` again"

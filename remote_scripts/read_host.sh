@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Reads what is decided upon before a host is changed, and what is verified after its reboot. Changes nothing.
-# Needs: boot, words, read/devices, read/card_states, read/framebuffers, read/iommu, read/drm, read/signs, read/guests, read/ours, read/nvidia, packages/installed, carriers, carriers/holders
+# Needs: boot, words, read/devices, read/card_states, read/framebuffers, read/iommu, read/drm, read/signs, read/guests, read/ours, handover/rest, read/nvidia, packages/installed, carriers, carriers/holders
 #
 # Arguments: GUESTS (yes | no: also list virtual machines and containers, which takes qm and pct a second each),
 #   LSPCI (yes | no: also what lspci says), ACS (yes | no: also which devices isolate what is behind them, where the host has IOMMU
@@ -46,6 +46,7 @@ read_host() {
   containers
   ledger
   edits
+  handed_over
   systems
   guests
   cluster

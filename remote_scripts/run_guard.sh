@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Lets one run (`pulumi up` or `pulumi destroy`) at a time be at work on this host: held as long as the client's connection lasts, whatever ends it.
-# Needs: files
+# Needs: files, handover/rest
 #
 # Arguments: WHO (who is at work, for the message that another one gets).
 # Changes: /run/homelab/up, which is locked meanwhile, and empty afterwards.
@@ -22,6 +22,7 @@ hold() {
   flock -w "$PATIENCE_SECONDS" "$held" || die "to be the only run at work on this host" \
     "another one is: $(of_file "$RUN/up")" "two at once would take each other's ground away, and could reboot the host twice" \
     "this run changes nothing more: wait until the other one has ended, then run the same again"
+  need_rest
   printf '%s\n' "$WHO" >"$RUN/up" || log "/run is full: who is at work can't be noted" # and the host is held all the same
   printf '{"held":"yes"}\n'
   while read -r -t "$SILENCE_SECONDS" _; do :; done

@@ -62,7 +62,7 @@ def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driv
         users = ", ".join(str(user) for user in facts.users_of(device.slot, node))
         if device.driver == "vfio-pci":
             taken[device.slot] = f"is {name}bound to vfio-pci" + (f" for {users}" if users else "")
-        elif users:
+        elif users and device.slot not in want_slots(want, "shared"):
             taken[device.slot] = f"is {name}given to {users}"
     called = {device.slot: facts.card(device.slot) for device in graphics}
     now = {address.rpartition(".")[0]: number for address, number in facts.nvidia_minors.items()}
@@ -85,7 +85,7 @@ def want_slots(want: Wanted, use: str) -> list[str]:
 def _released(slot: str, facts: HostFacts, want: Wanted) -> bool:
     """Is it this program that has bound the card to vfio-pci, and do the settings give it back to the host's driver?"""
     ours = {address.rpartition(".")[0] for address in bound_by_word(facts.cmdline.running)}
-    return slot in ours and slot in (*want_slots(want, "lxc"), *want_slots(want, "host"))
+    return slot in ours and slot in (*want_slots(want, "lxc"), *want_slots(want, "host"), *want_slots(want, "shared"))
 
 
 def numbers(name: str, container: Container, found: DriverCards, want: Wanted) -> tuple[list[int], list[HomelabError]]:

@@ -9,7 +9,7 @@ from homelab.doctor import cards
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Finding, Report, Stage, Table
 from homelab.errors import HomelabError
-from homelab.host import gates, kernel_log, plan, remapping, resets
+from homelab.host import gates, handover, kernel_log, plan, remapping, resets
 from homelab.host.classes import NVIDIA
 from homelab.host.facts import missing_words
 from homelab.settings import Host
@@ -27,8 +27,9 @@ def diagnose(reading: Reading, host: Host) -> Report:
     every = {one.slot for one in facts.display_devices if one.vendor == NVIDIA} | set(slots.values())
     shown = sorted(every)
     found = [*_wanted(reading, host), *_for_containers(reading, host, slots), *_mappings(reading, host, slots)]
+    found += _handed_over(reading, host)
     found += cards.log_findings(reading, shown)
-    if any(gpu.use == "vm" for gpu in host.gpus.values()):
+    if host.gives_cards:
         found += [one for trouble in kernel_log.of_host(facts, reading.node) for one in Finding.of(trouble.error)]
     found += _boot(reading)
     return Report(
@@ -134,6 +135,46 @@ def _for_containers(reading: Reading, host: Host, slots: dict[str, str]) -> list
     ]
 
 
+# Sink -> why it matters, and what to do.
+_SINKS = {
+    "HELD": (
+        "the card is with the host, and a VM didn't get it, or what had it before was not started again",
+        "mend what is found, then start the VM again, or the containers that are named; the story is in /var/lib/homelab/handover/log",
+    ),
+    "STUCK": (
+        "NVIDIA's driver waits in the kernel for somebody who still has the card, and whoever touches it next waits, too: nothing is tried again",
+        "reboot the host: the card is with it then, and containers start as they do at boot; the story in /var/lib/homelab/handover/log names who had it",
+    ),
+    "DEAD": (
+        "the card doesn't answer as it should; a driver that is given such a card can take the host down",
+        "switch the host off and on (a reboot leaves the card its power); if it happens again, see how the card is reset (`homelab doctor`, gpus.X is reset)",
+    ),
+}
+
+
+def _handed_over(reading: Reading, host: Host) -> list[Finding]:
+    """Cards that a VM takes in turn, where one is neither with it nor with the host as before."""
+    found = []
+    for name in host.hands_over:
+        state = reading.facts.handover.of_card(name).get("state", "")
+        said = handover.said(reading.facts, name)
+        if state in _SINKS and said:
+            why, then = _SINKS[state]
+            found.append(Finding(f"gpus.{name} handed over whole, or not at all", said, why, then))
+    lost = plan.lost_handover(reading.facts)
+    if lost:
+        found.append(
+            Finding(
+                "what hands cards from containers to VMs, as `up` installed it",
+                "; ".join(lost),
+                "a VM would start without its card, or a handover that is cut short would stay half-way",
+                "`pulumi up --refresh` puts it back",
+                Stage.CONFIGURATION,
+            )
+        )
+    return found
+
+
 def _boot(reading: Reading) -> list[Finding]:
     """ESPs that proxmox-boot-tool should keep, and can't."""
     said = reading.facts.boot_warnings.strip()
@@ -153,7 +194,7 @@ def _boot(reading: Reading) -> list[Finding]:
 def _mappings(reading: Reading, host: Host, slots: dict[str, str]) -> list[Finding]:
     """The mappings of the settings' cards that are there."""
     there = reading.facts.guests.mapping_entries
-    names = [host.mapping_of(gpu) for gpu in slots if host.api and host.gpus[gpu].use == "vm"]
+    names = [host.mapping_of(gpu) for gpu in slots if host.api and host.gpus[gpu].may_leave]
     return [one for name in names if name in there for one in cards.mapping_findings(reading, name)]
 
 
@@ -188,7 +229,8 @@ def _settings_table(reading: Reading, host: Host, slots: dict[str, str]) -> Tabl
     for name, gpu in host.gpus.items():
         slot = slots.get(name, "")
         drivers = dict.fromkeys(one.driver or "none" for one in reading.facts.functions(slot))
-        rows.append([name, gpu.use, facts.card(slot) if slot else "not found", ", ".join(drivers)])
+        use = ", ".join(part for part in (gpu.use, handover.said(facts, name)) if part)
+        rows.append([name, use, facts.card(slot) if slot else "not found", ", ".join(drivers)])
     return Table("cards of the settings", ["name", "use", "card", "drivers"], rows)
 
 

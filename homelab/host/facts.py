@@ -320,6 +320,21 @@ class NvidiaFacts(_Fact):
     dev_trouble: list[str] = []
 
 
+class HandedOver(_Fact):
+    """What hands cards from containers to VMs: is it switched on, which VMs have lost its hookscript; of each card that isn't simply with the host, the
+    lines of its state (lib/handover/state.sh); ``away``: which cards a VM has, or are on their way, or are lost, in words."""
+
+    enabled: bool = False
+    lost_hooks: list[str] = []
+    away: str = ""
+    cards: dict[str, str] = {}
+
+    def of_card(self, name: str) -> dict[str, str]:
+        """What is noted of a card: `state`, `vm`, `since` (seconds), `why`, `containers`, …"""
+        pairs = (line.partition("=") for line in self.cards.get(name, "").splitlines())
+        return {key: value for key, _, value in pairs}
+
+
 class SharedWith(_Fact):
     """A container that was given cards by this program: numbers of /dev/nvidiaN, cards of other makers (lib/container/card_nodes.sh), and how
     it differs from what was set up."""
@@ -407,6 +422,7 @@ class HostFacts(_Fact):
     nvidia_minors: dict[str, int]
     nvidia: NvidiaFacts = NvidiaFacts()
     containers: list[SharedWith] = []
+    handover: HandedOver = HandedOver()
     # What this program noted of VMs and mappings (homelab/remote/ledger.py): name -> JSON.
     ledger: dict[str, str] = {}
     # Copies of this program's files that had been edited by hand when they were written again or removed.

@@ -406,9 +406,9 @@ def _unknown_carrier(
 def kept(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> list[HomelabError]:
     """No card that stays with the host is in the group of one that a VM gets."""
     errors = []
-    staying = {name: slot for name, slot in slots.items() if gpus[name].use != "vm"}
+    staying = {name: slot for name, slot in slots.items() if not gpus[name].may_leave}
     for name, slot in slots.items():
-        if gpus[name].use != "vm":
+        if not gpus[name].may_leave:
             continue
         going = {device.address for device in facts.others_in_group(slot)}
         for other, place in staying.items():
@@ -486,6 +486,21 @@ def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
     ]
 
 
+def handed_over(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
+    """A card that containers and a VM have in turn is NVIDIA's, as a whole."""
+    device = next((one for one in facts.functions(slot) if one.is_display), None)
+    if device is not None and device.vendor == NVIDIA and not device.physfn:
+        return []
+    return [
+        HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) in turn for containers and a VM (use: shared)",
+            found="it is not one of NVIDIA's, as a whole",
+            why="when a card can be taken from its driver while the host runs is known of NVIDIA's driver alone",
+            next=f"set gpus.{name}.use: vm, or lxc",
+        )
+    ]
+
+
 def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabError]]:
     """All gates. Returns the slot of each GPU that could be resolved, and every reason not to go on."""
     facts = remapping.to_be(facts, host)
@@ -500,7 +515,7 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
     ]
     for name, slot in slots.items():
         gpu = host.gpus[name]
-        for gate in GIVEN if gpu.use == "vm" else STAYING:
+        for gate in GATES[gpu.use]:
             errors += gate(facts, name, gpu, slot)
     return slots, errors + kept(facts, host.gpus, slots) + remapping.split(facts, host, slots)
 
@@ -523,6 +538,21 @@ GIVEN = (
     containers,
 )
 STAYING = (by_hand,)
+# Of one that a VM takes in turn, both: while it is away, and while it is with the host.
+HANDED_OVER = (
+    handed_over,
+    one_function,
+    virtual_function,
+    divided,
+    resettable,
+    grouped,
+    isolation,
+    vital,
+    remapping.one_to_one,
+    console,
+    by_hand,
+)
+GATES = {"vm": GIVEN, "lxc": STAYING, "host": STAYING, "shared": HANDED_OVER}
 VERIFIED = (graphics.rebound, grouped, isolation, vital, consoles.freed, remapping.one_to_one)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypedDict
 
 from homelab.errors import HomelabError, raise_all
-from homelab.host import consoles, gates, kernel_log, remapping, resets
+from homelab.host import consoles, gates, kernel_log, options, remapping, resets
 from homelab.host.classes import DRIVERS, NVIDIA
 from homelab.host.facts import HostFacts, missing_words
 from homelab.host.reboot import in_short, stopping
@@ -17,6 +17,10 @@ from homelab.shapes import CardPlan
 # Drivers that would claim an NVIDIA card. Blacklisted only where one goes to a VM and none stays with the host, as belt and braces: the
 # binding doesn't need it. Other makers' drivers never are (DRIVERS).
 NVIDIA_BLACKLIST = f"modprobe.blacklist={','.join(DRIVERS[NVIDIA])}"
+
+
+class _Keep(TypedDict, total=False):
+    keep: bool
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,15 @@ def _gpu(facts: HostFacts, host: Host, name: str, slot: str) -> CardPlan:
             for device in facts.functions(slot)
         ],
         "iommuGroup": next((device.group for device in facts.functions(slot)), None),
+        **_kept(facts, host, name),
     }
+
+
+def _kept(facts: HostFacts, host: Host, name: str) -> _Keep:
+    """Proxmox VE is told to leave the driver of a card alone that is handed over, where it can be told: then nothing but the handover ever unbinds it."""
+    if host.gpus[name].use != "shared" or options.known(facts, name, options.KEEP):
+        return {}
+    return {"keep": True}
 
 
 def drift(facts: HostFacts, want: Wanted) -> dict[str, list[str]]:
@@ -108,6 +120,7 @@ def drift(facts: HostFacts, want: Wanted) -> dict[str, list[str]]:
         "boot": _boot_drift(facts, want),
         "nodes": _lost_nodes(facts),
         "cards": _lost_service(facts),
+        "handover": lost_handover(facts),
         "values": [*_changed_files(facts, "values"), *facts.lost_values],
     }
 
@@ -138,6 +151,15 @@ def _lost_service(facts: HostFacts) -> list[str]:
         return []
     found = _changed_files(facts, "cards")
     return found + ([] if facts.cards_enabled else ["homelab-card-nodes.service is not enabled"])
+
+
+def lost_handover(facts: HostFacts) -> list[str]:
+    """What hands cards over, where we have it."""
+    if not any(file.layer == "handover" for file in facts.managed):
+        return []
+    found = _changed_files(facts, "handover")
+    found += [] if facts.handover.enabled else ["homelab-handover.service or its timer is not enabled"]
+    return found + [f"VM {vmid} has lost the hookscript that hands it its card" for vmid in facts.handover.lost_hooks]
 
 
 def _changed_files(facts: HostFacts, layer: str) -> list[str]:
@@ -199,7 +221,8 @@ def verify(facts: HostFacts, host: Host, want: Wanted) -> list[HomelabError]:
                 next="reboot into the first boot entry (a pinned kernel: `proxmox-boot-tool kernel list`), then `pulumi up --refresh`",
             )
         )
-    if want.functions and facts.iommu.groups == 0:
+    leaving = {name: gpu["slot"] for name, gpu in want.gpus.items() if gpu["use"] in ("vm", "shared")}
+    if leaving and facts.iommu.groups == 0:
         errors.append(
             HomelabError(
                 wanted="IOMMU groups in /sys/kernel/iommu_groups",
@@ -225,8 +248,7 @@ def verify(facts: HostFacts, host: Host, want: Wanted) -> list[HomelabError]:
         if "." in gpu["slot"] and gpu["slot"] not in facts.by_address
     ]
     if facts.iommu.groups:
-        slots = {name: gpu["slot"] for name, gpu in want.gpus.items() if gpu["use"] == "vm"}
-        for name, slot in slots.items():
+        for name, slot in leaving.items():
             for gate in gates.VERIFIED:
                 errors += gate(facts, name, host.gpus[name], slot)
     return errors

@@ -209,7 +209,7 @@ def split(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[HomelabEr
     errors = []
     runs, bound = not (ours - facts.acs_running), bound_by_word(facts.cmdline.running)
     for name, slot in slots.items():
-        if host.gpus[name].use != "vm":
+        if not host.gpus[name].may_leave:
             continue
         decided = runs and all(one.address in bound for one in facts.functions(slot))
         stay = {device.address for device in facts.group_of(slot)}
@@ -265,7 +265,7 @@ def _of_override(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[st
         "a guest that you don't trust could use that"
     ]
     for name, slot in slots.items():
-        if host.gpus[name].use != "vm":
+        if not host.gpus[name].may_leave:
             continue
         stay = {device.address for device in facts.group_of(slot)}
         left = [one for one in facts.group_without_override(slot) if one.address not in stay and not one.is_bridge]
@@ -299,7 +299,7 @@ def _of_ranges(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]
             "be lost"
         )
     for name, slot in slots.items():
-        ranges = facts.mapped_one_to_one(slot) if host.gpus[name].use == "vm" else []
+        ranges = facts.mapped_one_to_one(slot) if host.gpus[name].may_leave else []
         if ranges:
             said.append(f"gpus.{name}: the firmware wants memory mapped 1:1 for its IOMMU group: {_some(ranges)}")
     return said

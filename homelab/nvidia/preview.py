@@ -27,7 +27,9 @@ def from_settings(settings: Settings) -> list[HomelabError]:
     for name, host in settings.hosts.items():
         if host.nvidia:
             errors += refusals(
-                Request("host", host.nvidia, SystemFacts(cards=_matches(host, "lxc", "host")), f"hosts.{name}")
+                Request(
+                    "host", host.nvidia, SystemFacts(cards=_matches(host, "lxc", "host", "shared")), f"hosts.{name}"
+                )
             )
     for name, vm in settings.vms.items():
         if vm.nvidia:

@@ -39,6 +39,9 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
 
     def read(self, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> ContainerProbe.Outputs:
         facts = self.facts_of_refresh(inputs)
+        if facts.handover.away and facts.guests.config(inputs.ctid) is not None:
+            tell(f"{inputs.container}: not compared: {facts.handover.away}")
+            return outputs
         drift = _drift(facts, inputs)
         moved = self._moved(facts, inputs, outputs)
         for difference in drift + moved:

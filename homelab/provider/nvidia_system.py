@@ -37,6 +37,9 @@ class NvidiaSystemWork(SystemWork[SystemInputs, NvidiaSystem.Outputs]):
 
     def read(self, inputs: SystemInputs, outputs: NvidiaSystem.Outputs) -> NvidiaSystem.Outputs:
         name = inputs.system_name
+        if inputs.target != "vm" and (away := self.facts_of_refresh(inputs).handover.away):
+            tell(f"{name}: NVIDIA's stack was not compared: {away}")
+            return outputs
         # What leaves the stack isn't looked at.
         reading = self._reading(inputs) if self.wanted_stack(inputs) is not None else None
         if reading is None:

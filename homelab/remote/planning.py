@@ -14,7 +14,7 @@ from typing import Any
 from homelab.container import makers
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError, raise_all
-from homelab.host import card_values, plan, remapping
+from homelab.host import card_values, handover, plan, remapping
 from homelab.host.facts import HostFacts
 from homelab.nvidia import preview
 from homelab.remote import scripts, ssh
@@ -62,11 +62,11 @@ async def planned(
         # In a thread: requests knows nothing of this loop.
         patience = OUTAGE_SECONDS if timeout is None else timeout
         closed = await asyncio.to_thread(probe.check, name, host, facts, want, vms, containers, patience)
-        raise_all([*errors, *refused, *impossible, *closed])
+        raise_all([*handover.refused(facts), *errors, *refused, *impossible, *closed])
         values: list[str] | None = card_values.lines(want.gpus, host.gpus)
         if not values and not any(file.layer == "values" for file in facts.managed):
             values = None
-        files = await _files(session, host, want, containers.values(), values)
+        files = await _files(session, host, want, containers.values(), values, facts, vms.values())
         driver: dict[str, Any] = {}
         if host.nvidia:
             driver = preview.driver_to_be(name, host, facts, want)
@@ -88,10 +88,12 @@ async def _files(
     want: plan.Wanted,
     containers: Collection[Container],
     values: list[str] | None,
+    facts: HostFacts,
+    vms: Collection[Vm],
 ) -> list[plan.PlannedFile]:
     """What the layers' scripts would change, in their order.
 
-    :param containers: of this host.
+    :param containers: of this host; ``vms``: the same; ``facts``: the reading that ``want`` is made from.
     :param values: of cards (`homelab.host.card_values`); None: there are none, and were none.
     :raises HomelabError: a script's own refusal, such as of a /boot that is too full.
     """
@@ -105,6 +107,11 @@ async def _files(
     layers += [scripts.card_nodes(any(one.has_cards for one in containers))] if containers else []
     layers += [scripts.card_values(values)] if values is not None else []
     files = []
+    if host.hands_over or any(file.layer == "handover" for file in facts.managed):
+        takers = {gpu: [vm.vmid for vm in vms if gpu in (use.gpu for use in vm.gpus)] for gpu in host.hands_over}
+        layers.append(
+            scripts.handover([handover.card_line(gpu, want.gpus[gpu], vmids) for gpu, vmids in takers.items()])
+        )
     for script in layers:
         files += scripts.answer(await session.run("plan", script))["files"]
     return [plan.PlannedFile(**file) for file in files]

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from homelab.settings import Host
 
 # The parts of a host that drift by themselves; `boot` is what only a reboot can mend, `nodes` NVIDIA's device nodes, `cards` the service for
-# those of other makers' cards, `values` how cards are reset and sleep.
+# those of other makers' cards, `values` how cards are reset and sleep, `handover` what hands them over.
 BOOT_LAYERS = ("iommu", "vfio", "boot")
-LAYERS = (*BOOT_LAYERS, "nodes", "cards", "values")
+LAYERS = (*BOOT_LAYERS, "nodes", "cards", "values", "handover")
 # The settings that version 1.0 told a HostProbe. One that came later and has its default is left out: where nobody has set it, a state of
 # an earlier version has the same inputs, and its plan is not made anew.
 _FIRST = frozenset(

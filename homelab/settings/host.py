@@ -68,8 +68,10 @@ class Gpu(Model):
     """The id of the card's graphics function, as `lspci -nn` prints it."""
     address: PciPlace | None = None
     """The card's slot, such as `0000:01:00`, or the address of its graphics function. See [what a card is](day-two.md#what-a-card-is)."""
-    use: Literal["vm", "lxc", "host"] = "vm"
-    """`vm`: vfio-pci gets the card, and a VM can have it. `lxc` and `host`: the card stays with the host's driver."""
+    use: Literal["vm", "lxc", "host", "shared"] = "vm"
+    """`vm`: vfio-pci gets the card, and a VM can have it. `lxc` and `host`: the card stays with the host's driver. `shared`: containers have it, and a
+    VM takes it when it starts and gives it back when it has stopped, without a reboot ([One card in turn](day-two.md#one-card-in-turn)). For
+    NVIDIA's cards, with the host's driver by `nvidia`."""
     functions: list[FunctionAddress] = []
     """Only with `use: vm`: exactly these functions are the card, instead of those that the program finds
     ([what a card is](day-two.md#what-a-card-is)). They are the card's slot's, or behind a switch on the card; its graphics function is among
@@ -96,6 +98,11 @@ class Gpu(Model):
     then."""
     passthrough_test: bool = False
     """`true`: prove the binding. A small VM gets the card, reports what it sees, and is removed."""
+
+    @property
+    def may_leave(self) -> bool:
+        """Can a VM have it, from the host's start on or in turn with containers?"""
+        return self.use in ("vm", "shared")
 
     @property
     def is_nvidia(self) -> bool:
@@ -129,6 +136,16 @@ class Gpu(Model):
             )
         if self.use != "vm" and self.live_migration:
             raise ValueError("expected no liveMigration: it is for a card that goes to a VM (use: vm)")
+        if self.use == "shared":
+            others = {
+                "allowConsole": self.allow_console,
+                "allowContainers": self.allow_containers,
+                "passthroughTest": self.passthrough_test,
+            }
+            if said := [name for name, is_set in others.items() if is_set]:
+                raise ValueError(f"expected no {said[0]}: it is for a card that is bound to vfio-pci at boot (use: vm)")
+            if self.match is not None and not self.is_nvidia:
+                raise ValueError("use: shared is for NVIDIA's cards (10de:...)")
         if self.match is None and self.address is None:
             raise ValueError("expected `match` (vendor:device, such as 10de:2b85) or `address` (such as 0000:01:00)")
         return self
@@ -216,7 +233,21 @@ class Host(Model):
     @property
     def gives_cards(self) -> bool:
         """Does a VM get a card?"""
-        return any(gpu.use == "vm" for gpu in self.gpus.values())
+        return any(gpu.may_leave for gpu in self.gpus.values())
+
+    @property
+    def hands_over(self) -> list[str]:
+        """The names of the cards that containers and a VM have in turn."""
+        return [name for name, gpu in self.gpus.items() if gpu.use == "shared"]
+
+    @model_validator(mode="after")
+    def _fit_to_hand_over(self) -> Self:
+        for name in self.hands_over:
+            if self.nvidia is None:
+                raise ValueError(f"gpus.{name}: use: shared needs NVIDIA's driver on the host: set nvidia")
+            if self.api is None:
+                raise ValueError(f"gpus.{name}: use: shared needs api: the VM gets the card through the Proxmox VE API")
+        return self
 
     @property
     def wants_iommu(self) -> bool:
@@ -258,7 +289,7 @@ class Host(Model):
 
     @model_validator(mode="after")
     def _distinct_mappings(self) -> Self:
-        passed = [name for name, gpu in self.gpus.items() if gpu.use == "vm"] if self.api else []
+        passed = [name for name, gpu in self.gpus.items() if gpu.may_leave] if self.api else []
         ids = [self.mapping_of(name) for name in passed]
         for name in passed:
             if not _CONFIG_ID.fullmatch(self.mapping_of(name)):

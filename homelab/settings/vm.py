@@ -39,7 +39,7 @@ class VmGpu(Model):
     """A card in a VM, as one `hostpci` option. Where you need none of these options, the card's name alone will do."""
 
     gpu: Name
-    """The card: a name under `hosts.NAME.gpus`, with `use: vm`."""
+    """The card: a name under `hosts.NAME.gpus`, with `use: vm` or `shared`."""
     x_vga: bool = False
     """The card is the VM's screen."""
     rombar: bool = True

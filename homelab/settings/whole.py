@@ -130,8 +130,10 @@ def _check_use(name: str, vm: Vm, use: VmGpu, host: Host) -> None:
         raise ValueError(
             f"vms.{name}.gpus: hosts.{vm.host} has no card {use.gpu}; it has {', '.join(host.gpus) or 'none'}"
         )
-    if gpu.use != "vm":
-        raise ValueError(f"vms.{name}.gpus: {use.gpu} stays with the host (use: {gpu.use}); a VM needs use: vm")
+    if not gpu.may_leave:
+        raise ValueError(
+            f"vms.{name}.gpus: {use.gpu} stays with the host (use: {gpu.use}); a VM needs use: vm, or shared with containers"
+        )
     if (use.by_address or use.romfile) and not (host.api and host.api.is_root):
         raise ValueError(
             f"vms.{name}.gpus: byAddress and romfile are root@pam's alone, no token's: set hosts.{vm.host}.api.user and password"
@@ -144,8 +146,10 @@ def _check_shared(name: str, container: Container, gpu: str, host: Host) -> None
         raise ValueError(
             f"containers.{name}.gpus: hosts.{container.host} has no card {gpu}; it has {', '.join(host.gpus) or 'none'}"
         )
-    if about.use != "lxc":
-        raise ValueError(f"containers.{name}.gpus: {gpu} is for use: {about.use}; a container needs use: lxc")
+    if about.use not in ("lxc", "shared"):
+        raise ValueError(
+            f"containers.{name}.gpus: {gpu} is for use: {about.use}; a container needs use: lxc, or shared with a VM"
+        )
 
 
 def _check_creation(name: str, container: Container, host: Host) -> None:

@@ -66,7 +66,7 @@ def of_outputs(outputs: Mapping[str, Any], host: str) -> list[ShownCard]:
         containers = [
             ShownGuest("container", int(one["ctid"]), str(one["name"]))
             for one in outputs.get("containers", {}).values()
-            if one["host"] == host and gpu["use"] == "lxc" and _shares(one, name, gpu)
+            if one["host"] == host and gpu["use"] in ("lxc", "shared") and _shares(one, name, gpu)
         ]
         functions = gpu.get("functions") or [{}]
         group = gpu.get("iommuGroup")

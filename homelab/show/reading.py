@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from homelab.host import gates, names
+from homelab.host import gates, names, options
 from homelab.host.classes import NVIDIA
 from homelab.host.facts import HostFacts
-from homelab.settings import Container, Host, Vm
+from homelab.settings import Container, Gpu, Host, Vm, VmGpu
 from homelab.show import traits
 from homelab.show.cards import ShownCard, ShownGuest, group_of
 
@@ -45,7 +45,9 @@ def _read(facts: HostFacts, slot: str, node: str, host: Host, name: str | None) 
         tuple(facts.describe(one) for one in facts.others_in_group(slot)),
         shown.driver or "no driver",
         tuple(sorted(users)),
-        traits.of_card(facts, slot, host.gpus[name] if name else None, host.mapping_of(name) if name else ""),
+        traits.of_card(
+            facts, slot, host.gpus[name] if name else None, host.mapping_of(name) if name else "", name or ""
+        ),
     )
 
 
@@ -78,7 +80,7 @@ def _wanted(
         place = slots.get(gpu) or about.address or f"gpus.{gpu}"
         before = found.get(place) or ShownCard(place, _unread(about.match, place, gpu), NOT_READ)
         guests = [
-            ShownGuest("VM", vm.vmid, name, traits.wanted_of_guest(use))
+            ShownGuest("VM", vm.vmid, name, traits.wanted_of_guest(_kept(use, about, facts)))
             for name, vm in vms.items()
             for use in vm.gpus
             if use.gpu == gpu
@@ -91,11 +93,11 @@ def _wanted(
         guests += [ShownGuest("host", 0)] if about.use == "host" else []
         known = {guest: guest for guest in before.guests}
         keeps = any(use.gpu == gpu and use.driver == "keep" for vm in vms.values() for use in vm.gpus)
-        others = [guest for guest in before.guests if guest.kind == "container" and about.use == "lxc"]
+        others = [guest for guest in before.guests if guest.kind == "container" and about.use in ("lxc", "shared")]
         found[place] = dataclasses.replace(
             before,
             driver=before.driver
-            if keeps
+            if keeps or about.use == "shared" and before.driver
             else VFIO
             if about.use == "vm"
             else before.driver
@@ -105,6 +107,13 @@ def _wanted(
             about=traits.wanted_of_card(facts if place in found else None, place, about, before.about),
         )
     return [found[place] for place in sorted(found)]
+
+
+def _kept(use: VmGpu, gpu: Gpu, facts: HostFacts | None) -> VmGpu:
+    """A card that is handed over has driver=keep, where Proxmox VE knows it."""
+    if gpu.use != "shared" or facts is None or options.known(facts, use.gpu, options.KEEP):
+        return use
+    return use.model_copy(update={"driver": "keep"})
 
 
 def _called_as(known: ShownGuest, wanted: ShownGuest) -> ShownGuest:
@@ -136,7 +145,7 @@ def _takes(container: Container, gpu: str, place: str, use: str, facts: HostFact
     if container.gpus is not None:
         return gpu in container.gpus
     numbers = container.numbers
-    if use != "lxc" or not numbers:
+    if use not in ("lxc", "shared") or not numbers:
         return False
     if numbers == "all" or facts is None:
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from homelab.host import acs, consoles, gates, remapping, resets
+from homelab.host import acs, consoles, gates, handover, remapping, resets
 from homelab.host.facts import Device, HostFacts
 from homelab.settings import Gpu, Host
 from homelab.settings.vm import VmGpu
@@ -60,12 +60,14 @@ def _told(words: Sequence[str]) -> Traits:
 
 
 # -- a card --------------------------------------------------------------------------------------------------------
-def of_card(facts: HostFacts, slot: str, gpu: Gpu | None, mapping: str) -> Traits | None:
+def of_card(facts: HostFacts, slot: str, gpu: Gpu | None, mapping: str, name: str = "") -> Traits | None:
     """How a card that is for a VM is reset and sleeps; None: it is for nobody, or for containers.
 
-    :param gpu: its settings, if it has some; ``mapping``: the id of its mapping there.
+    :param gpu: its settings, if it has some; ``mapping``: the id of its mapping there; ``name``: of the card there.
     """
     functions = facts.functions(slot)
+    if gpu is not None and gpu.use == "shared":
+        return (("in turn", handover.said(facts, name) or "with the host"),)
     if gpu is not None and gpu.use != "vm" or gpu is None and functions[0].driver != "vfio-pci":
         return None
     found = [*_resets({one.address: resets.methods(facts, one.address) for one in functions})]
@@ -78,6 +80,8 @@ def wanted_of_card(facts: HostFacts | None, slot: str, gpu: Gpu, now: Traits | N
 
     :param now: as it is; ``facts``: None where nobody has read it.
     """
+    if gpu.use == "shared":
+        return now or (("in turn", "with the host"),)
     if gpu.use != "vm":
         return None
     kept = dict(now or ())

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from homelab.errors import HomelabError
 from homelab.host import gates, graphics, options
 from homelab.host.facts import HostFacts
 from homelab.host.plan import Wanted
 from homelab.settings import Host, Vm
-from homelab.shapes import Record
+from homelab.shapes import CardPlan, Record
 from homelab.vm import files, safety
 from homelab.vm.config import Change, VmCard, Wish, change_to, check, recorded
 
 
-def cards_of(vm: Vm, host: Host, slots: dict[str, str]) -> list[VmCard]:
-    """A VM's cards. ``slots``: GPU name -> its path."""
+def cards_of(vm: Vm, host: Host, slots: dict[str, str], cards: Mapping[str, CardPlan]) -> list[VmCard]:
+    """A VM's cards. ``slots``: GPU name -> its path; ``cards``: the host's, by name."""
     return [
-        VmCard(**use.model_dump(mode="json"), mapping=host.mapping_of(use.gpu), slot=slots[use.gpu])
+        VmCard(
+            **{
+                **use.model_dump(mode="json"),
+                **({"driver": "keep"} if use.gpu in cards and cards[use.gpu].get("keep") else {}),
+            },
+            mapping=host.mapping_of(use.gpu),
+            slot=slots[use.gpu],
+        )
         for use in vm.gpus
         if use.gpu in slots
     ]
@@ -48,7 +57,13 @@ def describe(
     for guest, vm in vms.items():
         config = configs.get(vm.vmid)
         wish = Wish(
-            guest, vm.vmid, cards_of(vm, host, slots), vm.machine, vm.display, vm.allow_shared_onboot, _root(host)
+            guest,
+            vm.vmid,
+            cards_of(vm, host, slots, want.gpus),
+            vm.machine,
+            vm.display,
+            vm.allow_shared_onboot,
+            _root(host),
         )
         away = None if config else facts.cluster.elsewhere(f"VM {vm.vmid}, as vms.{guest}", vm.vmid)
         if away is not None:

@@ -166,6 +166,7 @@ def held_card(lab: Lab) -> list[str]:
             settings.Vm.model_validate({"host": "pve", "vmid": 104, "gpus": ["rtx5090"]}),
             host,
             {"rtx5090": "0000:01:00"},
+            {},
         ),
         may_replace_raw=True,
     )

@@ -30,7 +30,8 @@ def made(path: Path, pve: str = "9", version: str = "580.105.08", *users: dict[s
     if only:
         data["pci"] = [one for one in data["pci"] if not one["address"].endswith("00:01.2")]
     for one in data["guests"]:
-        one |= {"onboot": False} if one["id"] == 103 else {}
+        if one["id"] == 103:
+            one["onboot"] = False
     host = Host(path, scenario_from(data, "changed", "phoenix")).booted()
     host.machine.set_fault("card-users", list(users))
     host.output("pvesh set /storage/local --content images,iso,vztmpl,backup,rootdir,snippets")
@@ -99,7 +100,9 @@ def refused(host: Host) -> str:
 def test_who_has_the_card_is_named_and_everything_is_as_before(tmp_path: Path, users: list[Any], said: str) -> None:
     host = made(tmp_path, "9", "580.105.08", OLLAMA, *users)
     if "unit" in users[0]:
-        host.write("/etc/systemd/system/dcgm.service", "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n")
+        host.write(
+            "/etc/systemd/system/dcgm.service", "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n"
+        )
         host.output("systemctl start dcgm.service")
         host.machine.set_fault("card-users", [OLLAMA, {**users[0], "unit": "dcgm.service"}])
         said = said.replace("ssh.service", "dcgm.service")
@@ -132,10 +135,16 @@ def with_line(host: Host, path: str, line: str) -> None:
         ("etc/pve/qemu-server/103.conf", "lock: backup", "a backup of VM 103"),
         ("etc/pve/lxc/950.conf", "lock: snapshot", "container 950, which uses the card, is locked: snapshot"),
         ("etc/pve/ha/resources.cfg", "ct: 950", "container 950, which uses the card, is under HA"),
-        ("run/qemu-server/pci-id-reservations", f"{CARD} 104 time:99999999999", "VM 104 has it, or is starting with it"),
+        (
+            "run/qemu-server/pci-id-reservations",
+            f"{CARD} 104 time:99999999999",
+            "VM 104 has it, or is starting with it",
+        ),
     ],
 )
-def test_what_stands_against_it_is_said_before_anything_is_done(tmp_path: Path, path: str, line: str, said: str) -> None:
+def test_what_stands_against_it_is_said_before_anything_is_done(
+    tmp_path: Path, path: str, line: str, said: str
+) -> None:
     host = made(tmp_path)
     with_line(host, path, line)
     done = host.run(f"{host.root}{HANDOVER} hook 103 pre-start")
@@ -158,9 +167,17 @@ def test_an_old_driver_with_modeset_keeps_one_card_of_several(tmp_path: Path) ->
 
 
 def test_the_only_cards_driver_that_is_in_use_says_so_at_once(tmp_path: Path) -> None:
-    host = made(tmp_path, "9", "580.105.08", {"pid": 4712, "comm": "secret", "card": CARD, "opens": ["card"], "hidden": True}, only=True)
+    host = made(
+        tmp_path,
+        "9",
+        "580.105.08",
+        {"pid": 4712, "comm": "secret", "card": CARD, "opens": ["card"], "hidden": True},
+        only=True,
+    )
     host.machine.set_fault("nvidia-unbind-forever", None)
-    assert host.run("qm start 103").returncode == 0, "what the kernel holds itself doesn't count there, and ends with the module"
+    assert host.run("qm start 103").returncode == 0, (
+        "what the kernel holds itself doesn't count there, and ends with the module"
+    )
 
 
 def test_an_unbind_that_never_ends_holds_nobody_and_is_not_tried_again(tmp_path: Path) -> None:
@@ -215,7 +232,7 @@ def test_the_service_leaves_a_vm_alone_that_runs_or_starts(tmp_path: Path) -> No
     host.output("systemctl start homelab-handover.service")
     assert state(host) == "VM", "between the halves of a reboot"
     host.output("rm $ROOT/run/qemu-server/103.reboot")
-    host.output(f"flock $ROOT/run/lock/qemu-server/lock-103.conf systemctl start homelab-handover.service")
+    host.output("flock $ROOT/run/lock/qemu-server/lock-103.conf systemctl start homelab-handover.service")
     assert state(host) == "VM", "its start holds the lock"
     host.output("systemctl start homelab-handover.service")
     assert state(host) == "HOST" and runs(host)

@@ -91,7 +91,7 @@ def _mappings(name: str, host: Host, facts: HostFacts) -> list[Needs]:
     found = []
     entries = facts.guests.mapping_entries
     for gpu, about in host.gpus.items():
-        if about.use == "vm" and host.api is not None:
+        if about.may_leave and host.api is not None:
             mapping = host.mapping_of(gpu)
             known = any(entry.get("node") == (host.node or name) for entry in entries.get(mapping, []))
             found.append(rights.of_mapping(mapping, write=not known, make=mapping not in entries))
@@ -106,7 +106,7 @@ def _vms(host: Host, facts: HostFacts, want: Wanted, vms: dict[str, Vm]) -> list
         if config is None and vm.create is not None:
             found.append(rights.of_new_vm(name, vm.vmid, vm.create))
         values = config.values if config else {}
-        wish = Wish(name, vm.vmid, cards_of(vm, host, slots), vm.machine, vm.display, vm.allow_shared_onboot)
+        wish = Wish(name, vm.vmid, cards_of(vm, host, slots, want.gpus), vm.machine, vm.display, vm.allow_shared_onboot)
         keys = list(recorded(values, wish, {})[0]) if config or vm.create else []
         found.append(rights.of_vm(vm, host, keys, power=bool(keys) or vm.wanted_power != "keep"))
     return found

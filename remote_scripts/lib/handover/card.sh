@@ -1,12 +1,10 @@
 #!/usr/bin/env bash
 # A card that is handed over: its functions, their drivers, whether it answers, and what is done with them by sysfs.
-# Needs: common, handover/state, nvidia
+# Needs: common, handover/state, nvidia, read/devices
 #
 # Gives: read_card NAME -> CARD, FUNCTIONS, IDS, GPU, VMS; cards_of VMID; card_driver ADDRESS; all_on DRIVER; is_that_card; is_alive; is_only, drm_names;
-#   in_unit SECONDS STEP; step_unbind, step_bind, step_release, step_attach CARD; numbers_now, numbers_moved. Variables: PCI, CARDS (a line each: NAME, ADDRESS=IDS,...
+#   in_unit SECONDS STEP; step_unbind, step_bind, step_release, step_attach CARD; numbers_now, numbers_moved. Variables: CARDS (a line each: NAME, ADDRESS=IDS,...
 #   with its graphics function first, VMID,...).
-PCI=$ROOT/sys/bus/pci/devices
-INSTALLED=/usr/local/sbin/homelab-handover
 
 read_card() { # NAME
   local name words word vms

@@ -1,11 +1,9 @@
 #!/usr/bin/env bash
 # Whether every card that is handed over is with the host, and what of the handover is installed.
-# Needs: common, files
+# Needs: common, files, handover/places
 #
-# Gives: cards_away -> AWAY; need_rest; enabled_as service|timer; find_snippets -> SNIPPETS, STORAGE. Variables: HANDOVER, INSTALLED, HOOK_FILE.
-HANDOVER=/var/lib/homelab/handover
-INSTALLED=/usr/local/sbin/homelab-handover
-HOOK_FILE=homelab-handover.sh
+# Gives: cards_away -> AWAY; need_rest; enabled_as service|timer; find_snippets -> SNIPPETS, STORAGE;
+#   hook_of_vm VMID, is_our_hook VMID; handed_over (a key of read_host.sh's answer).
 
 # enabled_as service|timer - what `systemctl enable` makes of it.
 enabled_as() {
@@ -56,4 +54,31 @@ find_snippets() {
     "a VM names the script that hands it its card by such a storage" \
     "add snippets to the content of one: Datacenter -> Storage -> local -> Edit -> Content (\`pvesh get /storage/local\` shows what it has now); then run \`pulumi up\` again"
   SNIPPETS=${SNIPPETS%/}/snippets
+}
+
+# hook_of_vm VMID - the hookscript that its configuration names. is_our_hook VMID - is it ours?
+hook_of_vm() { sed -n '/^\[/q; s/^hookscript: *//p' "$ROOT/etc/pve/qemu-server/$1.conf" 2>/dev/null || :; }
+
+is_our_hook() { [[ $(hook_of_vm "$1") == *:snippets/$HOOK_FILE ]]; }
+
+# handed_over - the cards that aren't simply with the host, what of ours is switched on, and VMs that lost their hookscript.
+handed_over() {
+  local file vmid line separator='' enabled=true lost=()
+  cards_away
+  for file in service timer; do [[ -L $ROOT$(enabled_as "$file") ]] || enabled=false; done
+  for file in "$ROOT$HOOKED"/[1-9]*; do
+    vmid=${file##*/}
+    [[ ! -e $ROOT/etc/pve/qemu-server/$vmid.conf ]] || is_our_hook "$vmid" || lost+=("$vmid")
+  done
+  printf ',"handover":{"enabled":%s,"away":%s,"lost_hooks":' "$enabled" "$(json_string "$AWAY")"
+  json_list "${lost[@]}"
+  printf ',"cards":{'
+  for file in "$ROOT$HANDOVER"/*.state; do
+    [[ -e $file ]] || continue
+    line=${file##*/}
+    printf '%s%s:' "$separator" "$(json_string "${line%.state}")"
+    string_of "${file#"$ROOT"}"
+    separator=,
+  done
+  printf '}}'
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What is going on with a card that a VM and the host's containers have in turn, and what is said of it.
-# Needs: common, files/atomic, lock, run_dir
+# Needs: common, files/atomic, lock, run_dir, handover/places
 #
 # Gives: bounded SECONDS COMMAND... -> OUTPUT; say TEXT; load_state CARD -> S; save_state KEY VALUE...; drop_state; this_boot, host_stops.
 #
@@ -9,7 +9,6 @@
 # containers weren't started), STUCK (a driver doesn't let go: only a reboot helps), DEAD (the card doesn't answer). boot: of the host; since:
 # seconds; containers: those to be started again; numbers, modules, persistence, units: as they were.
 # `log` beside it is the story.
-HANDOVER=/var/lib/homelab/handover
 # How much of the story is kept, in bytes.
 STORY_BYTES=131072
 declare -A S=()

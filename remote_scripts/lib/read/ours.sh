@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What we wrote on this host, and what became of it: keys of read_host.sh's answer.
-# Needs: files, boot, switch, lacking, container/drift, container/record, read/text
+# Needs: files, boot, switch, lacking, container/drift, container/record, handover/rest, read/text
 #
 # Gives: managed; edits; ledger; containers.
 
@@ -8,7 +8,7 @@
 managed() {
   local layer path separator=
   printf ',"managed":['
-  for layer in iommu vfio nodes cards values rom; do
+  for layer in iommu vfio nodes cards values rom handover; do
     while IFS= read -r path; do
       printf '%s{"layer":"%s","state":"%s"' "$separator" "$layer" "$(file_state "$layer" "$path")"
       json_entry path "$path"

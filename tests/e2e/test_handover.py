@@ -1,0 +1,77 @@
+"""One card in turn: containers have it, a VM takes it when it starts, and gives it back; nothing of `up`, refresh or destroy gets in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.e2e.conftest import Stack
+from tests.e2e.test_gpu_lxc import NOBODY, conf, opens
+from tests.waiting import wait_until
+
+CARD, AUDIO = "0000:01:00.0", "0000:01:00.1"
+SHARED = {"big": {"match": "10de:2b85", "use": "shared"}}
+VMS = {"sandbox": {"vmid": 103, "gpus": ["big"]}}
+CONTAINERS = {"phoenix": {"ctid": 901, "gpus": ["big"], "start": True}}
+AWAY = "gpus.big is with VM 103 since"
+
+
+def runs(stack: Stack, ctid: int) -> bool:
+    return bool(stack.lab.run(f"pct status {ctid}").stdout == "status: running\n")
+
+
+def test_a_vm_takes_the_card_from_containers_and_gives_it_back(stack_on: Callable[..., Stack]) -> None:
+    stack = stack_on(
+        "phoenix", gpus=SHARED, vms=VMS, containers=CONTAINERS, nvidia={"driver": "580", "onDestroy": "purge"}
+    )
+    stack.lab.run("qm set 103 --onboot 0")
+    refused = stack.preview(ok=False).output
+    assert "a storage of this host (a folder) that takes snippets" in refused
+    stack.lab.run("pvesh set /storage/local --content images,iso,vztmpl,backup,rootdir,snippets")
+    stock, given = stack.lab.snapshot(), conf(stack, 901)
+    planned = stack.preview().output
+    assert "/usr/local/sbin/homelab-handover" in planned and "driver=keep" in planned
+    up = stack.up()
+    order = [name for _, name in up.steps]
+    assert order.index("pve-handover") < order.index("sandbox-hook") < order.index("sandbox-change")
+    assert order.index("phoenix-opened") < order.index("sandbox-change"), "a VM's start would end the containers"
+    assert "homelab.vfio" not in stack.lab.run("cat $ROOT/proc/cmdline").stdout
+    assert stack.drivers()[CARD] == "vfio-pci", "it ran before, and runs again, with the card"
+    config = stack.lab.run("qm config 103").stdout
+    assert "hookscript: local:snippets/homelab-handover.sh" in config and "mapping=big,driver=keep" in config
+    # Proxmox VE's own stop and start.
+    stack.lab.run("qm stop 103")
+    wait_until(lambda: runs(stack, 901))
+    wait_until(lambda: not (stack.lab.root / "var/lib/homelab/handover/big.state").exists())
+    assert stack.drivers()[CARD] == "nvidia" and opens(stack, 901, "/dev/nvidia0", NOBODY)
+    again = stack.up("--refresh")
+    assert again.changed == set(), again.output
+    stack.lab.run("qm start 103")
+    assert [stack.drivers()[one] for one in (CARD, AUDIO)] == ["vfio-pci", "vfio-pci"] and not runs(stack, 901)
+    again = stack.up("--refresh")
+    assert again.changed == set() and f"phoenix: not compared: {AWAY}" in again.output
+    changed = stack.config["homelab:containers"]["phoenix"]
+    changed["method"] = "mount-entry"
+    stack.write_config()
+    assert AWAY in stack.up(ok=False).message
+    assert AWAY in stack.destroy(ok=False).message
+    assert stack.drivers()[CARD] == "vfio-pci" and "hookscript" in stack.lab.run("qm config 103").stdout
+    del changed["method"]
+    stack.write_config()
+    stack.lab.run("qm stop 103")
+    wait_until(lambda: runs(stack, 901))
+    wait_until(lambda: not (stack.lab.root / "var/lib/homelab/handover/big.state").exists())
+    assert stack.drivers()[CARD] == "nvidia" and opens(stack, 901, "/dev/nvidia0", NOBODY)
+
+    stack.lab.run("qm set 103 --delete hookscript; systemctl disable homelab-handover.timer")
+    mended = stack.up("--refresh")
+    assert (
+        "drift (handover): VM 103 has lost the hookscript" in mended.output and "timer is not enabled" in mended.output
+    )
+    assert mended.changed == {"pve-handover", "sandbox-hook"}
+    assert "hookscript" in stack.lab.run("qm config 103").stdout
+
+    stack.destroy()
+    assert conf(stack, 901) == given
+    after = stack.lab.snapshot()
+    assert {path for path in {*after, *stock} if after.get(path) != stock.get(path) and "handover" in path} == set()
+    assert "hook" not in stack.lab.run("qm config 103").stdout
