@@ -79,8 +79,6 @@ class GpuCards(pulumi.ComponentResource):
                 },
                 merged(formerly(f"{card}-mapping"), pulumi.ResourceOptions(parent=self, depends_on=[record])),
             )
-            if host.gpus[gpu].use == "shared":
-                continue  # who has it, the host itself decides, at each start of a VM
             released[gpu] = lease(
                 card,
                 {**about, "slot": slot},

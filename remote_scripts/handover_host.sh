@@ -5,18 +5,22 @@
 #
 # Arguments: CARDS (as of lib/handover/card.sh).
 # Changes: the drivers of a card's functions; containers that run with it are shut down and started; /var/lib/homelab/handover.
-# Verbs: hook VMID PHASE; reconcile; step_unbind, step_bind, step_release, step_attach CARD, which run in units of their own.
+# Verbs: hook VMID PHASE; reconcile; step_claim, step_unbind, step_bind, step_release, step_attach CARD, which run in units of their own.
 
 hook() { # VMID PHASE
   local names name before taken=() vmid=$1
   mapfile -t names < <(cards_of "$1")
   # A VM that was restored or cloned from one of ours brings the hookscript along.
-  ((${#names[@]} > 0)) || return 0
+  if ((${#names[@]} == 0)); then
+    [[ $2 != pre-start ]] || ! strangers_card "$1"
+    return
+  fi
   case $2 in
     pre-start)
       get_host 180 || { printf 'homelab: another run has changed this host for 180 s; start VM %s again later\n' "$1" && return 1; }
       for name in "${names[@]}"; do
         read_card "$name" && load_state "$name"
+        names_card "$1" || continue # somebody has taken the card out of it
         take_card "$1" && taken+=("$name") && continue
         for before in "${taken[@]}"; do read_card "$before" && load_state "$before" && give_back "VM $1 didn't get all of its cards"; done
         return 1
@@ -24,6 +28,18 @@ hook() { # VMID PHASE
       ;;
     post-stop) come_back "$1" "${names[@]}" ;;
   esac
+}
+
+# strangers_card VMID - does a VM that isn't ours name a card of ours? Proxmox VE would take it from its driver without a look.
+strangers_card() {
+  local name
+  while IFS= read -r name; do
+    read_card "$name"
+    names_card "$1" || continue
+    printf 'homelab: VM %s names gpus.%s, and the settings give that card to VM %s: name the card under the VM in the settings, or take it out of it\n' "$1" "$name" "$VMS"
+    return 0
+  done < <(cards_of)
+  return 1
 }
 
 # come_back VMID NAME... - the VM has ended. Proxmox VE waits for us: the way back is a unit's.
@@ -60,6 +76,7 @@ get_host() { make_run_dir && get_lock "$1" 2>/dev/null; }
 main() {
   trap - ERR EXIT
   set +e
+  PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
   trap '' PIPE HUP INT TERM
   "$@" </dev/null
   exit

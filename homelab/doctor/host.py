@@ -147,7 +147,7 @@ _SINKS = {
     ),
     "DEAD": (
         "the card doesn't answer as it should; a driver that is given such a card can take the host down",
-        "switch the host off and on (a reboot leaves the card its power); if it happens again, see how the card is reset (`homelab doctor`, gpus.X is reset)",
+        "switch the host off and on (a reboot leaves the card its power); if it happens again, look at how the card is reset, which is said below",
     ),
 }
 

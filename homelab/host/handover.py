@@ -33,7 +33,7 @@ def refused(facts: HostFacts) -> list[HomelabError]:
             wanted="this host's shared cards with the host",
             found=facts.handover.away,
             why="NVIDIA's driver and containers can't be changed, verified or given back while a card of theirs is away; nothing was changed",
-            next="shut that VM down, which gives the card back, then run the same again (STUCK or DEAD: see `homelab doctor`)",
+            next="shut that VM down, which gives the card back, then run the same again (STUCK or DEAD: homelab doctor explains it)",
         )
     ]
 

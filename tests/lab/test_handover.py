@@ -306,6 +306,8 @@ def test_a_hookscript_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     assert done.returncode == 1 and "it has one already: local:snippets/mine.sh" in done.stdout
     assert run_script(host.machine, "revert", scripts.handover_hook(103)).returncode == 0
     assert "local:snippets/mine.sh" in host.output("qm config 103")
+    host.output("qm set 103 --delete hookscript")
+    assert run_script(host.machine, "apply", scripts.handover_hook(103)).returncode == 0
 
 
 def test_a_host_without_room_for_snippets_is_told_so(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_number_shows_its_unit_and_its_bounds_and_a_choice_its_words() -> None
     page = DOCUMENT.read_text(encoding="utf-8")
     assert "| `port` | integer, 1 to 65535 | `8006` |" in page
     assert "| `memory` | MiB, 64 to 16777216 | `8192` |" in page
-    assert "| `use` | `vm`, `lxc` or `host` | `vm` |" in page
+    assert "| `use` | `vm`, `lxc`, `host` or `shared` | `vm` |" in page
 
 
 def test_the_projects_file_declares_each_key_with_the_models_default() -> None:

@@ -11,16 +11,13 @@ settle() {
     settle_after_boot
     return
   fi
+  if [[ ! ${S[state]} =~ ^(HOST|HELD|STUCK|DEAD)$ ]] && is_busy; then
+    # A write that waits in the kernel may have been begun by whoever was killed.
+    (($(date +%s) - ${S[since]:-0} < 120)) || stuck "a step on its way"
+    return 0
+  fi
   case ${S[state]} in
-    DRAINING | FREE) give_back "the way to VM ${S[vm]} was cut short" ;;
-    DETACHED)
-      # A write that waits in the kernel may have been begun by whoever was killed.
-      if within "$ASK_SECONDS" systemctl is-active -q "homelab-handover-$CARD-step_unbind.service"; then
-        (($(date +%s) - ${S[since]:-0} < 60)) || stuck "unbinding it"
-      else
-        give_back "the way to VM ${S[vm]} was cut short"
-      fi
-      ;;
+    DRAINING | FREE | DETACHED) give_back "the way to VM ${S[vm]} was cut short" ;;
     VM) ! is_over || give_back ;;
     RETURNING) give_back "${S[why]:-}" ;;
   esac
@@ -49,7 +46,7 @@ is_over() {
 
 # give_back [WHY] - WHY: a VM didn't get it. Status 1: it isn't back, and the state says what it is.
 give_back() {
-  local why=${1:-} function
+  local why=${1:-}
   ! host_stops || return 1
   if ! all_home; then
     if ! is_alive; then
@@ -58,15 +55,12 @@ give_back() {
     fi
     leave_vfio || return 1
     save_state state RETURNING why "$why" || say "its state can't be noted: ${OUTPUT:-the disk is full}"
-    for function in "${FUNCTIONS[@]}"; do write_value '' "$PCI/$function/driver_override"; done
-    write_value nvidia "$PCI/$GPU/driver_override"
     in_unit 60 step_release || {
       if (($? == 124)); then stuck "taking it from vfio-pci"; else say "it can't be taken from vfio-pci yet: $OUTPUT"; fi
       return 1
     }
     load_driver
-    in_unit 90 step_attach
-    write_value '' "$PCI/$GPU/driver_override"
+    in_unit 90 step_attach || (($? != 124)) || { stuck "giving it to NVIDIA's driver" && return 1; }
   else
     load_driver
   fi
@@ -78,8 +72,7 @@ all_home() {
   local function
   [[ $(card_driver "$GPU") == nvidia ]] || return 1
   for function in "${FUNCTIONS[@]}"; do [[ $(card_driver "$function") != vfio-pci ]] || return 1; done
-  [[ ${S[state]} == DRAINING || ${S[state]} == FREE ]] || in_unit 60 step_attach
-  for function in "${FUNCTIONS[@]}"; do write_value '' "$PCI/$function/driver_override"; done
+  [[ ${S[state]} == DRAINING || ${S[state]} == FREE ]] || in_unit 60 step_attach || :
 }
 
 # leave_vfio - QEMU must have let go: to take a device from vfio-pci while it has it waits for its end.

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # A card that is handed over: its functions, their drivers, whether it answers, and what is done with them by sysfs.
-# Needs: common, handover/state, nvidia, read/devices
+# Needs: handover/state, nvidia, read/devices
 #
 # Gives: read_card NAME -> CARD, FUNCTIONS, IDS, GPU, VMS; cards_of VMID; card_driver ADDRESS; all_on DRIVER; is_that_card; is_alive; is_only, drm_names;
-#   in_unit SECONDS STEP; step_unbind, step_bind, step_release, step_attach CARD; numbers_now, numbers_moved. Variables: CARDS (a line each: NAME, ADDRESS=IDS,...
+#   in_unit SECONDS STEP; step_claim, step_unbind, step_bind, step_release, step_attach CARD; is_busy; numbers_now, numbers_moved. Variables: CARDS (a line each: NAME, ADDRESS=IDS,...
 #   with its graphics function first, VMID,...).
 
 read_card() { # NAME
@@ -104,7 +104,22 @@ in_unit() { bounded "$1" systemd-run -q --wait --collect --unit="homelab-handove
 
 write_value() { { printf '%s\n' "$1" >"$2"; } 2>/dev/null; }
 
+# is_busy - is a step at work, or waiting in the kernel? Whoever touches the card meanwhile waits, too.
+is_busy() {
+  local step
+  for step in step_claim step_unbind step_bind step_release step_attach; do
+    ! within "$ASK_SECONDS" systemctl is-active -q "homelab-handover-$CARD-$step.service" || return 0
+  done
+  return 1
+}
+
 # The steps. What a function has now decides, so that each can be done again.
+step_claim() {
+  local function
+  read_card "$1" || return 1
+  for function in "${FUNCTIONS[@]}"; do write_value vfio-pci "$PCI/$function/driver_override" || return 1; done
+}
+
 step_unbind() {
   local function driver status=0
   read_card "$1" || return 1
@@ -126,6 +141,8 @@ step_bind() {
 step_release() {
   local function status=0
   read_card "$1" || return 1
+  for function in "${FUNCTIONS[@]}"; do write_value '' "$PCI/$function/driver_override"; done
+  write_value nvidia "$PCI/$GPU/driver_override"
   for function in "${FUNCTIONS[@]}"; do
     [[ $(card_driver "$function") != vfio-pci ]] || write_value "$function" "$PCI/$function/driver/unbind" || status=1
   done
@@ -143,5 +160,6 @@ step_attach() {
       write_value "$function" "${PCI%devices}drivers_probe" || : # it may have no driver here
     fi
   done
+  for function in "${FUNCTIONS[@]}"; do write_value '' "$PCI/$function/driver_override"; done
   [[ $(card_driver "$GPU") == nvidia ]]
 }

@@ -2,7 +2,7 @@
 # Why a card can't go to a VM now: asked before anything is changed.
 # Needs: common, handover/state, handover/card, handover/holders, handover/users
 #
-# Gives: refused VMID -> REFUSED.
+# Gives: refused VMID -> REFUSED; names_card VMID.
 
 # refused VMID - status 0, with REFUSED: there is a reason.
 refused() {
@@ -13,6 +13,8 @@ refused() {
     REFUSED="another device than it is at ${FUNCTIONS[*]} now; \`pulumi up --refresh\` finds it again"
   elif ! is_alive; then
     REFUSED="it doesn't answer: its configuration space can't be read"
+  elif [[ -e $STATE/armed && $(sed -n 's/^boot //p' "$STATE/armed") != "$(this_boot)" ]]; then
+    REFUSED="this boot of the host isn't confirmed yet, which homelab up does"
   elif [[ $(option_of_vm "$1" lock) == backup ]]; then
     REFUSED="a backup of VM $1, which is off, would start it: the card stays with the containers. Back the VM up while it runs"
   elif [[ $driver != nvidia ]]; then
@@ -27,11 +29,30 @@ refused() {
     done
   fi
   [[ -z $REFUSED ]] || return 0
-  is_divided || is_reserved "$1" || is_held_by_drm || is_console || { ! find_users; }
+  if is_divided || is_reserved "$1" || is_held_by_drm || is_console; then return 0; fi
+  if find_users; then return 1; fi
 }
 
 # option_of_vm VMID KEY - of the VM's configuration, as it is for its next start.
 option_of_vm() { sed -n "/^\[/q; s/^$2: *//p" "$ROOT/etc/pve/qemu-server/$1.conf" 2>/dev/null || :; }
+
+# names_card VMID - does a hostpci option of the VM give the card, by its address or by a mapping? A mapping that isn't known may.
+names_card() {
+  local line host mapping known slot=${GPU%.*}
+  while IFS= read -r line; do
+    [[ $line =~ ^hostpci[0-9]+:[[:space:]]*(.*)$ ]] || continue
+    line=,${BASH_REMATCH[1]},
+    mapping='' host=''
+    if [[ $line =~ ,mapping=([^,]+), ]]; then mapping=${BASH_REMATCH[1]}; elif [[ $line =~ ,(host=)?([0-9a-fA-F:.\;]+), ]]; then host=${BASH_REMATCH[2],,}; fi
+    if [[ -n $mapping ]]; then
+      known=$(awk -v id="$mapping" '/^[^ \t]/ { on = ($1 == id); if (on) print id } on && /^[ \t]/' "$ROOT/etc/pve/mapping/pci.cfg" 2>/dev/null) || known=''
+      [[ -n $known && $known != *"$slot"* && $known != *"path=${slot#0000:}"* ]] || return 0
+    elif [[ $host == *"${slot#0000:}"* ]]; then
+      return 0
+    fi
+  done < <(sed '/^\[/q' "$ROOT/etc/pve/qemu-server/$1.conf" 2>/dev/null)
+  return 1
+}
 
 is_divided() {
   bounded 30 nvidia-smi -i "$GPU" --query-gpu=mig.mode.current --format=csv,noheader || {

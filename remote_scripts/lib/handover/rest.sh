@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Whether every card that is handed over is with the host, and what of the handover is installed.
-# Needs: common, files, handover/places
+# Needs: common, files, handover/places, read/text
 #
 # Gives: cards_away -> AWAY; need_rest; enabled_as service|timer; find_snippets -> SNIPPETS, STORAGE;
 #   hook_of_vm VMID, is_our_hook VMID; handed_over (a key of read_host.sh's answer).
@@ -35,7 +35,7 @@ need_rest() {
   cards_away
   [[ -z $AWAY ]] || die "this host's shared cards with the host" "$AWAY" \
     "NVIDIA's driver and containers can't be changed, verified or given back while a card of theirs is away; nothing was changed" \
-    "shut that VM down, which gives the card back, then run the same again (STUCK or DEAD: see \`homelab doctor\`)"
+    "shut that VM down, which gives the card back, then run the same again (STUCK or DEAD: homelab doctor explains it)"
 }
 
 # find_snippets - sets STORAGE and SNIPPETS: a storage that is a folder of this host's alone and takes hookscripts, and its folder for them.
@@ -52,7 +52,7 @@ find_snippets() {
   read -r _ STORAGE SNIPPETS <<<"$found"
   [[ -n ${SNIPPETS:-} ]] || die "a storage of this host (a folder) that takes snippets" "none in /etc/pve/storage.cfg does" \
     "a VM names the script that hands it its card by such a storage" \
-    "add snippets to the content of one: Datacenter -> Storage -> local -> Edit -> Content (\`pvesh get /storage/local\` shows what it has now); then run \`pulumi up\` again"
+    "add snippets to the content of one: Datacenter -> Storage -> local -> Edit -> Content; then run \`pulumi up\` again"
   SNIPPETS=${SNIPPETS%/}/snippets
 }
 

@@ -11,17 +11,21 @@
 # `log` beside it is the story.
 # How much of the story is kept, in bytes.
 STORY_BYTES=131072
+# For what was told to end, in seconds.
+GRACE_SECONDS=5
 declare -A S=()
 
 # bounded SECONDS COMMAND... - ends in time even where the command can't be killed, since it waits in the kernel. OUTPUT: the end of what it says.
 bounded() {
   local seconds=$1 pipe status='' file=$RUN/handover.$BASHPID
   exec {pipe}< <(
-    [[ -z ${LOCK:-} ]] || exec {LOCK}>&- # what goes on would have the lock, too
+    # What goes on would have the lock, too, and what whoever calls this waits for the end of.
+    [[ -z ${LOCK:-} ]] || exec {LOCK}>&-
+    exec 2>/dev/null
     within "$seconds" "${@:2}" >"$file" 2>&1 </dev/null
     printf '%s\n' "$?"
   )
-  IFS= read -r -t $((seconds + 5)) -u "$pipe" status || status=124
+  IFS= read -r -t $((seconds + GRACE_SECONDS)) -u "$pipe" status || status=124
   exec {pipe}<&-
   OUTPUT=$(tail -c 2000 "$file" 2>/dev/null) || OUTPUT=''
   rm -f "$file"

@@ -14,9 +14,15 @@ take_card() {
   fi
   settle
   case ${S[state]} in
-    HOST | HELD) ;;
+    HOST | HELD)
+      # Bound at boot by other configuration, such as before `up` has made another use of it: there is nothing to hand over.
+      if all_on vfio-pci && is_that_card; then
+        say "VM $vmid starts, and the card is on vfio-pci already, not by this program: it stays there"
+        return 0
+      fi
+      ;;
     VM) tell "VM ${S[vm]} has it since $(date -d "@${S[since]:-0}" '+%F %T')" "shut that VM down first" && return 1 ;;
-    *) tell "${S[state]}: ${S[why]:-}" "see \`homelab doctor\`" && return 1 ;;
+    *) tell "${S[state]}: ${S[why]:-}" "homelab doctor explains it" && return 1 ;;
   esac
   if refused "$vmid"; then
     sink HELD "VM $vmid didn't get it: $REFUSED"
@@ -27,7 +33,7 @@ take_card() {
   [[ ${S[state]} != STUCK ]] || { tell "${S[why]}" "reboot the host when it suits you; its containers stay off until then" && return 1; }
   why=$REFUSED
   give_back "VM $vmid didn't get it: $why"
-  tell "$why" "what was stopped is started again (\`tail $HANDOVER/log\`); end what has the card, and start the VM again"
+  tell "$why" "what was stopped is started again ($HANDOVER/log); end what has the card, and start the VM again"
   return 1
 }
 
@@ -80,9 +86,12 @@ detach_card() {
   done
   REFUSED="its state can't be noted on the disk"
   save_state state DETACHED modules "$names" || return 1
-  for function in "${FUNCTIONS[@]}"; do
-    write_value vfio-pci "$PCI/$function/driver_override" || { REFUSED="$function takes no driver_override" && return 1; }
-  done
+  in_unit 20 step_claim || {
+    status=$?
+    REFUSED="its functions take no driver_override: $OUTPUT"
+    ((status != 124)) || stuck "claiming it"
+    return 1
+  }
   for module in $names; do
     # It says "in use" at once, where unbinding would wait.
     bounded 30 systemd-run -q --wait --collect --pipe --unit="homelab-handover-$CARD-step_unbind" rmmod "$module" || {

@@ -1,0 +1,174 @@
+"""use: shared, what it means for a host: settings, gates, the plan, drift, and what is said while a card is away."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from homelab.container import plan as container_plan
+from homelab.doctor import host as doctor
+from homelab.errors import HomelabError
+from homelab.host import handover, plan
+from homelab.host.facts import HostFacts
+from homelab.settings import Host, Vm, parse
+from homelab.show import reading as show
+from homelab.show import tree
+from homelab.vm.plan import cards_of
+from tests.unit.hosts import KEY, desktop, gpu, settings
+from tests.unit.test_doctor import reading
+
+API = {"token": "root@pam!ab", "tokenSecret": "a", "publicCa": True}
+SHARED: dict[str, Any] = {"rtx5090": {"match": "10de:2b85", "use": "shared"}}
+VM = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["rtx5090"]})
+STATE = "state={}\nvm=103\nboot=1\nsince=1700000000\nwhy=in use by ollama (PID 7)\ncontainers=950\n"
+
+
+def host(**changes: Any) -> Host:
+    return settings(SHARED, api=API, **({"nvidia": {"driver": "580"}} | changes))
+
+
+def facts(qemu: str = "9.1.2", **changes: Any) -> HostFacts:
+    return desktop(packages={"qemu-server": qemu}, **changes)
+
+
+# -- settings --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("card", "of_host", "said"),
+    [
+        ({"match": "1002:7550"}, {}, "use: shared is for NVIDIA's cards"),
+        ({"allowConsole": True}, {}, "expected no allowConsole"),
+        ({"allowContainers": [901]}, {}, "expected no allowContainers"),
+        ({"passthroughTest": True}, {}, "expected no passthroughTest"),
+        ({"reset": "bus"}, {}, "expected neither reset nor keepAwake"),
+        ({"functions": ["0000:01:00.0"]}, {}, "expected no functions"),
+        ({}, {"nvidia": None}, "use: shared needs NVIDIA's driver on the host: set nvidia"),
+        ({}, {"api": None}, "use: shared needs api"),
+    ],
+)
+def test_what_does_not_go_with_it_is_said(card: dict[str, Any], of_host: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        settings({"rtx5090": {**SHARED["rtx5090"], **card}}, **({"api": API, "nvidia": {"driver": "580"}} | of_host))
+
+
+def test_a_vm_and_containers_may_have_the_card() -> None:
+    one = {
+        "address": "192.0.2.1",
+        "ssh": {"hostKey": KEY, "password": "a"},
+        "api": API,
+        "gpus": SHARED,
+        "nvidia": {"driver": "580"},
+    }
+    vms = {"gaming": {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}}
+    containers = {"ai": {"host": "pve", "ctid": 901, "gpus": ["rtx5090"]}}
+    texts = {"hosts": json.dumps({"pve": one}), "vms": json.dumps(vms), "containers": json.dumps(containers)}
+    assert parse(texts).hosts["pve"].hands_over == ["rtx5090"]
+    twice = {**vms, "other": {"host": "pve", "vmid": 104, "gpus": ["rtx5090"]}}
+    with pytest.raises(HomelabError, match="one VM at a time"):
+        parse({**texts, "vms": json.dumps(twice)})
+
+
+# -- gates and plan --------------------------------------------------------------------------------------------------
+def test_the_card_stays_with_its_driver_at_boot_and_the_iommu_is_on() -> None:
+    want = plan.wanted(facts(), host())
+    assert (want.functions, want.vfio_words) == ({}, "") and "amd_iommu=on" in want.iommu_words
+    assert handover.card_line("rtx5090", want.gpus["rtx5090"], [103]) == (
+        "rtx5090 0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8 103"
+    )
+
+
+@pytest.mark.parametrize(
+    ("qemu", "hostpci"),
+    [
+        ("9.0.25", "mapping=rtx5090,driver=keep,pcie=1"),
+        ("8.4.6", "mapping=rtx5090,pcie=1"),
+        ("", "mapping=rtx5090,pcie=1"),
+    ],
+)
+def test_proxmox_is_told_to_leave_the_driver_alone_where_it_can_be_told(qemu: str, hostpci: str) -> None:
+    want = plan.wanted(facts(qemu), host())
+    (card,) = cards_of(VM, host(), {"rtx5090": "0000:01:00"}, want.gpus)
+    assert card.hostpci == hostpci
+
+
+def test_the_hosts_screen_and_a_card_of_another_maker_are_refused() -> None:
+    screen = [{**one, "boot_vga": int(one["address"].endswith(".0"))} for one in gpu()]
+    others = [one.model_dump(by_alias=True) for one in desktop().devices if one.slot != "0000:01:00"]
+    with pytest.raises(HomelabError, match="not to be the host's console"):
+        plan.wanted(facts(devices=[*others, *screen]), host())
+    amd = settings({"igpu": {"address": "0000:0b:00", "use": "shared"}}, api=API, nvidia={"driver": "580"})
+    with pytest.raises(HomelabError, match="it is not one of NVIDIA's, as a whole"):
+        plan.wanted(facts(), amd)
+
+
+def test_a_card_that_somebody_binds_by_hand_is_refused() -> None:
+    others = [one.model_dump(by_alias=True) for one in desktop().devices if one.slot != "0000:01:00"]
+    devices = [*others, *({**one, "driver": "vfio-pci"} for one in gpu())]
+    ids = "10de:2b85,10de:22e8"
+    with pytest.raises(HomelabError, match="on vfio-pci, by"):
+        plan.wanted(facts(devices=devices, vfio_ids=ids, vfio_files={"/etc/modprobe.d/vfio.conf": ids}), host())
+
+
+def test_without_groups_the_boot_has_failed() -> None:
+    want = plan.wanted(facts(), host())
+    running = facts(iommu={"tables": ["IVRS"], "groups": 0, "kernel_log": ""})
+    assert "IOMMU groups in /sys/kernel/iommu_groups" in [error.wanted for error in plan.verify(running, host(), want)]
+
+
+def test_a_container_has_it_although_a_vm_names_it() -> None:
+    taker = {"kind": "vm", "id": 103, "lines": "name: gaming\nhostpci0: 0000:01:00,driver=keep"}
+    guests = {"running": [], "configs": [taker], "mappings": "", "reservations": ""}
+    devices = [{**one, "driver": "nvidia"} if one["address"] == "0000:01:00.0" else one for one in gpu()]
+    others = [one.model_dump(by_alias=True) for one in desktop().devices if one.slot != "0000:01:00"]
+    found = facts(devices=[*others, *devices], nvidia_minors={"0000:01:00.0": 0}, guests=guests)
+    want = plan.wanted(found, host())
+    assert container_plan.cards(found, want, {"gaming": VM}, "pve").slots == {0: "0000:01:00"}
+
+
+# -- drift, and what is away -----------------------------------------------------------------------------------------
+MANAGED = [{"layer": "handover", "path": "/usr/local/sbin/homelab-handover", "state": "changed"}]
+
+
+def test_what_hands_over_drifts_where_it_is_ours() -> None:
+    want = plan.wanted(facts(), host())
+    lost = {"enabled": False, "lost_hooks": ["103"]}
+    assert plan.drift(facts(handover=lost), want)["handover"] == []
+    assert plan.drift(facts(handover=lost, managed=MANAGED), want)["handover"] == [
+        "/usr/local/sbin/homelab-handover was changed by hand",
+        "homelab-handover.service or its timer is not enabled",
+        "VM 103 has lost the hookscript that hands it its card",
+    ]
+
+
+def test_while_a_card_is_away_nothing_is_changed() -> None:
+    assert handover.refused(facts()) == []
+    (error,) = handover.refused(facts(handover={"away": "gpus.rtx5090 is with VM 103 since then"}))
+    assert error.found == "gpus.rtx5090 is with VM 103 since then" and "shut that VM down" in error.next
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("VM", "with VM 103 since 2023-11-1"),
+        ("HELD", "in use by ollama (PID 7)"),
+        ("STUCK", "in use by ollama (PID 7)"),
+        ("DEAD", "in use by ollama (PID 7)"),
+        ("DRAINING", "on its way to or from VM 103 (DRAINING)"),
+    ],
+)
+def test_show_and_doctor_say_where_it_is(state: str, said: str) -> None:
+    found = facts(handover={"cards": {"rtx5090": STATE.format(state)}})
+    assert said in handover.said(found, "rtx5090")
+    assert handover.said(found.model_copy(update={"boot_id": "2"}), "rtx5090") == (
+        handover.said(found, "rtx5090") if state == "DEAD" else ""
+    )
+    cards = show.of_reading(found, host(), "pve")
+    wanted = show.wanted(host(), {"gaming": VM}, {}, cards, found)
+    lines = [node.line for node in tree.of_host("pve", cards, wanted).walk()]
+    assert any(line.startswith("in turn: ") and said in line for line in lines), lines
+    assert "vfio-pci" not in "".join(lines), "it stays with the host's driver until the VM starts"
+    report = doctor.diagnose(reading(facts=found), host())
+    about = [finding for finding in report.findings if "handed over whole" in finding.wanted]
+    assert [said in one.found for one in about] == [True] * (state in ("HELD", "STUCK", "DEAD"))
