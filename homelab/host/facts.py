@@ -109,7 +109,8 @@ class CardState(_Fact):
     """A function of a card, as sysfs has it; None: there is no such file.
 
     ``divided``: vgpu (NVIDIA's vGPU driver) or mdev (mediated devices), empty: it isn't; ``reset_method``: the ways in which the kernel resets it, in
-    their order; ``d3cold_allowed``: 0 or 1; ``control``: on or auto (power management); ``power_state``: such as D0.
+    their order; ``d3cold_allowed``: 0 or 1; ``control``: on or auto (power management); ``power_state``: such as D0; ``had``: by the name of one of
+    these, the value that it had before this program set it (card_values.sh), and gets back once the settings no longer say it.
     """
 
     divided: str = ""
@@ -117,6 +118,7 @@ class CardState(_Fact):
     d3cold_allowed: str | None = None
     control: str | None = None
     power_state: str | None = None
+    had: dict[str, str] = {}
 
 
 class CommandLines(_Fact):

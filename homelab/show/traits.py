@@ -76,7 +76,7 @@ def of_card(facts: HostFacts, slot: str, gpu: Gpu | None, mapping: str, name: st
 
 
 def wanted_of_card(facts: HostFacts | None, slot: str, gpu: Gpu, now: Traits | None) -> Traits | None:
-    """The same as the settings want it. What they don't say stays.
+    """The same as the settings want it. What they don't say stays, or gets back what it had before they said it.
 
     :param now: as it is; ``facts``: None where nobody has read it.
     """
@@ -92,8 +92,9 @@ def wanted_of_card(facts: HostFacts | None, slot: str, gpu: Gpu, now: Traits | N
             *([MIGRATION] if gpu.live_migration else []),
         )
     functions = facts.functions(slot)
+    had = {address: state.had for address, state in facts.card_states.items()}
+    known = {one.address: resets.methods(facts, one.address) for one in functions}
     if gpu.reset:
-        known = {one.address: resets.methods(facts, one.address) for one in functions}
         # A companion that the kernel can't reset so is left as it is (card_values.sh).
         ways: dict[str, list[str] | None] = {
             one.address: [gpu.reset]
@@ -102,8 +103,13 @@ def wanted_of_card(facts: HostFacts | None, slot: str, gpu: Gpu, now: Traits | N
             for one in functions
         }
         kept.update(_resets(ways))
+    else:
+        back = {one.address: had.get(one.address, {}).get("reset_method") for one in functions}
+        kept.update(_resets({one: known[one] if before is None else before.split() for one, before in back.items()}))
     if gpu.keep_awake:
         kept.update([AWAKE])
+    elif any(had.get(one.address, {}).get("d3cold_allowed") == "1" for one in functions):
+        kept.pop(AWAKE[0], None)
     kept.pop(MIGRATION[0], None)
     kept.update([MIGRATION] if gpu.live_migration else [])
     return tuple(kept.items())

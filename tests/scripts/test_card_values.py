@@ -149,6 +149,20 @@ def test_a_plan_changes_nothing_and_says_what_would_change(host: Folder) -> None
     assert [file["how"] for file in answer(host, "plan")["files"]] == ["removed"]
 
 
+def test_a_reading_says_what_a_card_gets_back(host: Folder) -> None:
+    def had() -> dict[str, Any]:
+        text = 'printf "{\\"read\\":true"; card_states; printf "}"'
+        states = json.loads(host.bash(text, parts=["read/card_states"]).stdout)["card_states"]
+        return {address: state["had"] for address, state in states.items()}
+
+    assert had() == {CARD: {}, AUDIO: {}}
+    answer(host, "apply", *RESET, *AWAKE)
+    assert had() == {CARD: {"reset_method": "flr bus", "d3cold_allowed": "1", "control": "auto"}, AUDIO: {}}
+    # What somebody else has changed since isn't given back.
+    host.write(f"sys/bus/pci/devices/{CARD}/reset_method", "flr\n")
+    assert had()[CARD] == {"d3cold_allowed": "1", "control": "auto"}
+
+
 def test_a_value_that_was_changed_is_drift_and_a_card_that_isnt_there_is_none(host: Folder) -> None:
     def lost() -> Any:
         text = 'printf "{"; lost_values; printf "}"'

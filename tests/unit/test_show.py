@@ -94,9 +94,12 @@ MAPPED = "rtx5090\n\tmap id=10de:2b85,iommugroup=16,node=pve,path=0000:01:00\n"
 WITH_VM = {"running": [], "mappings": MAPPED, "reservations": ""}
 
 
-def asleep(allowed: str = "1", control: str = "auto") -> dict[str, dict[str, str]]:
-    state = {"reset_method": "flr bus", "d3cold_allowed": allowed, "control": control}
-    return {"0000:01:00.0": state, "0000:01:00.1": {**state, "reset_method": "flr bus"}}
+OURS = {"reset_method": "flr bus", "d3cold_allowed": "1", "control": "auto"}
+
+
+def asleep(allowed: str = "1", control: str = "auto", reset: str = "flr bus", **had: Any) -> dict[str, dict[str, Any]]:
+    state = {"reset_method": reset, "d3cold_allowed": allowed, "control": control, **had}
+    return {"0000:01:00.0": state, "0000:01:00.1": {**state, "reset_method": reset}}
 
 
 def set_of(
@@ -123,6 +126,11 @@ def set_of(
         ({"keepAwake": True}, {}, {}, ["reset: flr, bus", "+ sleep: kept awake (no D3cold)", "VM 103 (Sandbox)"]),
         ({"keepAwake": True}, {}, {"card_states": asleep("0", "on")}, ["reset: flr, bus", "sleep: kept awake (no D3cold)", "VM 103 (Sandbox)"]),
         ({"keepAwake": True}, {}, {"card_states": asleep("0")}, ["reset: flr, bus", "+ sleep: kept awake (no D3cold)", "VM 103 (Sandbox)"]),
+        # What the settings said before: it gets back what it had; what somebody else has set, stays.
+        ({}, {}, {"card_states": asleep("0", "on", "bus", had=OURS)}, ["~ reset: bus → flr, bus", "- sleep: kept awake (no D3cold)", "VM 103 (Sandbox)"]),
+        ({"reset": "bus"}, {}, {"card_states": asleep("0", "on", "bus", had=OURS)}, ["reset: bus", "- sleep: kept awake (no D3cold)", "VM 103 (Sandbox)"]),
+        ({"keepAwake": True}, {}, {"card_states": asleep("0", "on", "bus", had=OURS)}, ["~ reset: bus → flr, bus", "sleep: kept awake (no D3cold)", "VM 103 (Sandbox)"]),
+        ({}, {}, {"card_states": asleep("0", "on", "bus")}, ["reset: bus", "sleep: kept awake (no D3cold)", "VM 103 (Sandbox)"]),
         ({}, {"romfile": "card.rom"}, {}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "+ romfile: card.rom"]),
         ({}, {}, {"hostpci": ",romfile=old.rom"}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "- romfile: old.rom"]),
         ({}, {"romfile": "new.rom"}, {"hostpci": ",romfile=old.rom"}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "~ romfile: old.rom → new.rom"]),

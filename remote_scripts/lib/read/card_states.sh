@@ -5,9 +5,9 @@
 # Gives: card_states; lost_values.
 
 # Of every function that may belong to a card. Without command substitutions inside the loop, as in `devices`. `reset`: null where the
-# kernel has no such file (before Linux 5.15, or no way to reset it).
+# kernel has no such file (before Linux 5.15, or no way to reset it). `had`: what `revert` of card_values.sh gives back.
 card_states() {
-  local path code file value separator=
+  local path code file value had record before ours separator=
   printf ',"card_states":{'
   for path in "$PCI"/*; do
     code=
@@ -31,7 +31,19 @@ card_states() {
         printf null
       fi
     done
-    printf '}'
+    printf ',"had":{'
+    had=
+    for file in reset_method d3cold_allowed power/control; do
+      record=$STATE/card-values/${path##*/}=${file//\//:}
+      [[ -f $record && -r $path/$file ]] || continue
+      { read -r before && read -r ours; } <"$record" || continue
+      { read -r value <"$path/$file" || :; } 2>/dev/null
+      [[ $value == "$ours" ]] || continue
+      printf '%s"%s":' "$had" "${file#power/}"
+      json_string "$before"
+      had=,
+    done
+    printf '}}'
   done
   printf '}'
   printf ',"lost_values":'
