@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.e2e.conftest import Stack
-from tests.e2e.test_gpu_lxc import NO_REBOOT, NOBODY, conf, opens
+from tests.e2e.test_gpu_lxc import NO_REBOOT, NOBODY, conf, containers, opens
 
 RADEON = "0000:0c:00.0"
 BOTH = {"big": {"match": "10de:2b85", "use": "lxc"}, "radeon": {"match": "1002:164e", "use": "lxc"}}
@@ -48,9 +48,9 @@ def test_cards_of_two_makers_in_one_container_and_a_boot_that_numbers_them_anew(
     assert stack.lab.snapshot() == stock
 
 
-def dpkg(stack: Stack, command: str) -> str:
-    """In container 211."""
-    return str(stack.lab.run(f"pct exec 211 -- dpkg {command}"))
+def dpkg(stack: Stack, command: str, ctid: int = 211) -> str:
+    """In a container."""
+    return stack.lab.run(f"pct exec {ctid} -- dpkg {command}").stdout
 
 
 def test_a_processors_graphics_bring_nothing_of_nvidias(stack_on: Callable[..., Stack]) -> None:
@@ -79,3 +79,21 @@ def test_a_processors_graphics_bring_nothing_of_nvidias(stack_on: Callable[..., 
     stack.destroy()
     assert dpkg(stack, "-l") == packages
     assert {ctid: conf(stack, ctid) for ctid in stock} == stock
+
+
+def test_video_of_two_makers_in_one_container_stays_there_under_another_name_and_goes_with_the_stack(
+    stack_on: Callable[..., Stack],
+) -> None:
+    cards = {"uhd": {"match": "8086:a780", "use": "lxc"}, "big": {"match": "10de:2882", "use": "lxc"}}
+    both = {"ctid": 210, "gpus": ["uhd", "big"], "libraries": ["video"], "nvidia": {"onDestroy": "purge"}}
+    stack = stack_on("containers-pve8", gpus=cards, containers={"media": both}, **NO_REBOOT)
+    stock, packages = conf(stack, 210), dpkg(stack, "-l", 210)
+    stack.up()
+    containers(stack)["jellyfin"] = containers(stack).pop("media")
+    renamed = stack.up().output
+    assert "containers.jellyfin has it by now: nothing is taken back under the name containers.media" in renamed
+    assert "\nii  vainfo " in dpkg(stack, "-l", 210)
+    assert "RTX 4060" in stack.lab.run("pct exec 210 -- nvidia-smi -L").stdout
+    assert stack.up("--refresh").changed == set()
+    stack.destroy()
+    assert (conf(stack, 210), dpkg(stack, "-l", 210)) == (stock, packages)

@@ -110,6 +110,13 @@ def test_drift_names_what_is_and_what_should_be() -> None:
     assert drift({}, record) == ["hostpci0 is not there instead of mapping=first,pcie=1"]
 
 
+def test_what_a_vm_cant_do_while_it_has_a_card_is_said_before() -> None:
+    _, notes = check(Q35 | {"parent": "before-update"}, wish(FIRST), {"first": []})
+    assert any("none with RAM can be made or returned to" in note for note in notes)
+    assert any("can't be migrated while it runs, nor suspended" in note for note in notes)
+    assert check(Q35 | {"parent": "before-update"}, wish(), {})[1] == []
+
+
 def user(vmid: int = 104, *, running: bool = False, onboot: bool = False) -> CardUser:
     return CardUser(vmid=vmid, name="gaming", running=running, onboot=onboot)
 
