@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -65,6 +66,14 @@ class StackTexts:
     def host(self, name: str) -> Host:
         """A host's settings. Raises HomelabError when the configuration no longer has it."""
         return load_host(self.texts.get("hosts"), name)
+
+    def host_names(self) -> list[str]:
+        """The names of the hosts that the settings have, whatever else they say; none where they can't be read."""
+        try:
+            found = json.loads(self.texts.get("hosts") or "{}")
+        except ValueError:
+            return []
+        return sorted(found) if isinstance(found, dict) else []
 
     def vms(self, host: str) -> dict[str, Vm]:
         """The settings of a host's VMs, by name. Raises HomelabError when they are mistaken."""

@@ -63,6 +63,13 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
                 f"{inputs.host}: the boot configuration is as it was; the running kernel keeps the old command line and the "
                 "GPU's binding until the next reboot"
             )
+        others = self.stack.host_names()
+        if others and inputs.host not in others:
+            # What has a new name is made first, and what had the old one undone then; the state doesn't tell that both are one host.
+            tell(
+                f"{inputs.host}: if {' or '.join(others)} is this host under another name, its boot configuration and services have just been taken back: "
+                "run `pulumi up --refresh` before the host is rebooted, which writes them again"
+            )
 
 
 def _raised(generation: dict[str, int], layers: set[str]) -> dict[str, int]:

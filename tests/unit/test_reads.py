@@ -14,9 +14,11 @@ from homelab.provider import api, base
 from homelab.provider.base import Work
 from homelab.provider.host_probe import HostProbeWork
 from homelab.provider.pci_mapping import PciMappingWork
+from homelab.provider.typed import read_as
 from homelab.provider.vm_record import VmRecordWork
 from homelab.remote import ssh
 from homelab.remote.proxmox.connection import no_answer
+from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
 from tests.unit.hosts import desktop
 
@@ -91,6 +93,17 @@ def test_an_api_that_is_off_is_one_error_that_names_its_service(monkeypatch: pyt
     errors, _, others = refreshed(monkeypatch, off=False)
     assert len(errors) == 1 and "pveproxy" in errors[0].next and "nothing was changed" in errors[0].why
     assert (True, "VmRecordWork") in others
+
+
+def test_a_host_that_may_have_another_name_by_now_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("homelab.provider.host_probe.tell", said.append)
+    inputs, outputs = HostProbe.Inputs(host="pve", wanted={}), read_as(HostProbe.Outputs, {**WANTED, "generation": {}})
+    HostProbeWork({"hosts": json.dumps({"server": HOST})}).delete(inputs, outputs)
+    assert "pve: if server is this host under another name" in said[-1] and "`pulumi up --refresh`" in said[-1]
+    said.clear()
+    HostProbeWork({"hosts": "{}"}).delete(inputs, outputs)
+    assert not any("another name" in one for one in said)
 
 
 def test_what_could_not_be_read_is_not_said_to_be_half_changed() -> None:
