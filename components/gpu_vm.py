@@ -27,14 +27,15 @@ from homelab.vm.creation import configuration
 @dataclass(frozen=True, kw_only=True)
 class GpuVmArgs:
     """``node``: the host's name in Proxmox VE; ``cards``: name -> ``mapping`` and ``slot``, of each card in ``vm.gpus`` at least
-    (GpuCards); ``handover``: raised when what hands cards over drifted (HostProbe); ``boot``: of the host: its ``id``, the VMs that this program's reboot ``stopped``, and when (``at``; BootVerification)."""
+    (GpuCards); ``boot``: of the host: its ``id``, the VMs that this program's reboot ``stopped``, and when (``at``; BootVerification); ``host``: where it takes a card in turn with containers (CardHandover), and
+    ``handover``, raised when what hands cards over drifted (HostProbe)."""
 
     vm: Vm
-    host: Host
     node: str
     cards: pulumi.Input[dict[str, OfferedCard]]
     boot: pulumi.Input[BootSeen]
-    handover: pulumi.Input[int]
+    host: Host | None = None
+    handover: pulumi.Input[int] = 0
 
 
 class GpuVm(pulumi.ComponentResource):
@@ -66,7 +67,7 @@ class GpuVm(pulumi.ComponentResource):
                 children.options("vm", depends_on=depends_on),
             )
             instance, depends_on = made.instance, [made]
-        if any(use.gpu in args.host.hands_over for use in vm.gpus):
+        if args.host is not None and any(use.gpu in args.host.hands_over for use in vm.gpus):
             # Before it has the card, and until it has it no more: without the hookscript nobody would look whether the card is free.
             hook = remote.script(
                 children.named("hook"),

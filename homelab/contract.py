@@ -276,7 +276,8 @@ def outputs(
         host = settings.hosts[name]
         gpus = {}
         for gpu, about in found["gpus"].items():
-            mapping = host.mapping_of(gpu) if host.api and host.gpus[gpu].may_leave else None
+            # One that is handed over is offered to none but the VMs of this stack: another project's would have no hookscript.
+            mapping = host.mapping_of(gpu) if host.api and host.gpus[gpu].use == "vm" else None
             gpus[gpu] = {
                 **about,
                 "mapping": mapping,
