@@ -78,6 +78,27 @@ class Machine:
         process.stdin = None
         return process
 
+    def points(self, verb: str, script: str) -> int:
+        """How many commands a script has run at its end, those of subshells not counted."""
+        count = self.root / "tmp/points"
+        trap = f'[[ $BASHPID != $$ ]] || echo "$((++POINTS))" >"{count}"'
+        self.answer(verb, f"POINTS=0\nset -T\ntrap '{trap}' DEBUG\n{script}")
+        found = int(count.read_text())
+        count.unlink()
+        return found
+
+    def stopped(self, verb: str, script: str, where: str) -> subprocess.Popen[str]:
+        """A script that has stopped itself before a command, to be killed.
+
+        :param where: a condition of bash, asked before each command; in it, POINTS is how many there were.
+        """
+        trap = f"[[ $BASHPID != $$ ]] || ((++POINTS)); if {where}; then kill -STOP $$; fi"
+        text = f"POINTS=0\nset -T\ntrap '{trap}' DEBUG\n{script}"
+        process = self.start(verb, text, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status), f"it came to its end without: {where}"
+        return process
+
     def kill(self, process: subprocess.Popen[str]) -> None:
         """A script with all that it has started, as when the machine loses its power: afterwards nothing of it runs.
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -238,11 +236,7 @@ def test_after_a_kill_the_next_run_finishes(vm: Machine, mark: str) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(OTHERS)
     text = script(vm)
-    process = vm.start("apply", text, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (vm.root / "var/lib/homelab" / mark).exists():
-        assert process.poll() is None
-        time.sleep(0.005)
-    vm.kill(process)
+    vm.kill(vm.stopped("apply", text, f'[[ -e "{vm.root}/var/lib/homelab/{mark}" ]]'))
     assert vm.answer("apply", text)["changed"] == "yes"
     assert "GPU 0:" in vm.output(RUN)
     assert vm.answer("apply", text)["changed"] == "no"

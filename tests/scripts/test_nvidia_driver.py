@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -402,21 +400,20 @@ def test_nouveau_keeps_the_card_until_the_reboot(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["packages", "run"])
-@pytest.mark.parametrize("third", range(3))
-def test_what_is_killed_is_finished_by_the_next_run(tmp_path: Path, source: str, third: int) -> None:
-    seconds = 1.2 * (third + sampling.drawn(f"{source} {third}").random())
+def test_what_is_killed_is_finished_by_the_next_run(tmp_path: Path, source: str) -> None:
     vm = VirtualMachine(tmp_path)
     before = kept(vm)
     script = failing(vm, driver="580.159.03", source=source)
-    process = vm.start("apply", script, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    # At any point: nothing is waited for.
-    time.sleep(seconds)
-    vm.kill(process)
-    assert vm.answer("apply", script)["version"] == "580.159.03"
-    assert vm.answer("apply", script)["changed"] == "no" and not vm.read().drift
-    vm.output("nvidia-smi")
+    points = vm.points("apply", script)
     undo(vm)
-    assert kept(vm) == before
+    for point in sampling.sample(range(1, points + 1), 2, f"driver {source}"):
+        script = failing(vm, driver="580.159.03", source=source)
+        vm.kill(vm.stopped("apply", script, f"((POINTS == {point}))"))
+        assert vm.answer("apply", script)["version"] == "580.159.03", point
+        assert vm.answer("apply", script)["changed"] == "no" and not vm.read().drift, point
+        vm.output("nvidia-smi")
+        undo(vm)
+        assert kept(vm) == before, point
 
 
 def test_a_client_that_dies_stops_nothing(vm: VirtualMachine) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests import sampling
 from tests.scripts.nvidia_kit import GUESTS, Container, Machine, ProxmoxHost, VirtualMachine
 
 CUDA_LIST = "etc/apt/sources.list.d/homelab-cuda.list"
@@ -254,17 +252,15 @@ def test_the_proxys_password_is_in_the_environment_alone(tmp_path: Path) -> None
         assert place.is_dir() or b"s3cret" not in place.read_bytes()
 
 
-@pytest.mark.parametrize("seconds", [0.3, 0.8, 1.4])
-def test_what_is_killed_is_finished_by_the_next_run(vm: VirtualMachine, seconds: float) -> None:
+def test_what_is_killed_is_finished_by_the_next_run(vm: VirtualMachine) -> None:
     vm.want(driver="580", containerToolkit="docker", docker="install")
     before = vm.tree()
     script = vm.repository()
-    process = vm.start("apply", script, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    # At any point: nothing is waited for.
-    time.sleep(seconds)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert vm.answer("apply", script)["offered"]["nvidia-container-toolkit"]
-    assert vm.answer("apply", script)["changed"] == "no"
+    points = vm.points("apply", script)
     vm.answer("revert", script)
-    assert vm.tree() == before
+    for point in sampling.sample(range(1, points + 1), 2, "repository"):
+        vm.kill(vm.stopped("apply", script, f"((POINTS == {point}))"))
+        assert vm.answer("apply", script)["offered"]["nvidia-container-toolkit"], point
+        assert vm.answer("apply", script)["changed"] == "no", point
+        vm.answer("revert", script)
+        assert vm.tree() == before, point
