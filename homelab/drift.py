@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from homelab import events
-from homelab.events import Event, Said
+from homelab.events import Event, Said, Step
 from homelab.markdown import fenced
 
 # What a refresh says of a difference (homelab/provider/): `pve: drift (vfio): …`, `sandbox: drift: …`.
@@ -22,12 +22,14 @@ MARK = "<!-- homelab-drift -->"
 
 @dataclass(frozen=True)
 class Drift:
-    """``lines``: what differs, in words; ``changes``: names of resources that an `up --refresh` would act on; ``errors``: why it can't be told."""
+    """``lines``: what differs, in words; ``changes``: names of resources that an `up --refresh` would act on; ``errors``: why it can't be told;
+    ``first``: the stack has had no `up` yet."""
 
     stack: str
     lines: Sequence[str]
     changes: Sequence[str]
     errors: Sequence[str]
+    first: bool = False
 
     @property
     def found(self) -> bool:
@@ -36,6 +38,8 @@ class Drift:
     @property
     def newer(self) -> str:
         """What changes without drift mean."""
+        if self.first:
+            return "nothing can have drifted: this stack has had no `pulumi up` yet, which would make what the settings say"
         return "nothing on the hosts tells of drift, but `pulumi up` would act, as settings or program have changed since the last one"
 
     @property
@@ -46,7 +50,8 @@ class Drift:
         if not self.found:
             return f"homelab {self.stack}: nothing has drifted"
         if not self.lines:
-            return f"homelab {self.stack}: {self.newer}: {', '.join(self.changes)}"
+            named = "" if self.first else f": {', '.join(self.changes)}"
+            return f"homelab {self.stack}: {self.newer}{named}"
         what = "; ".join(self.lines)
         return (
             f"homelab {self.stack}: {what if len(what) <= 400 else f'{what[:400]}…'}; `pulumi up --refresh` corrects it"
@@ -80,7 +85,8 @@ def of_events(stack: str, log: Sequence[Event], code: int) -> Drift:
     errors = [text for text in events.errors(log) if "no changes were expected" not in text]
     if code != 0 and not errors and not changes:
         errors = [f"pulumi preview ended with status {code}"]
-    return Drift(stack, list(lines), changes, errors)
+    first = any(isinstance(one, Step) and (one.operation, one.kind) == ("create", "pulumi:pulumi:Stack") for one in log)
+    return Drift(stack, list(lines), changes, errors, first)
 
 
 def timer(stack: str, project: Path, python: Path) -> str:

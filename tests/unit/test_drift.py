@@ -55,6 +55,14 @@ def test_a_change_of_settings_or_of_the_program_is_not_called_drift() -> None:
     )
 
 
+def test_of_a_stack_that_was_never_deployed_nothing_can_have_drifted() -> None:
+    log = [step("create", "homelab-homelab", "pulumi:pulumi:Stack"), step("create", "pve-cmdline"), EXPECTED]
+    found = drift.of_events("homelab", log, 255)
+    assert found.found and found.line.startswith("homelab homelab: nothing can have drifted: ")
+    assert "no `pulumi up` yet" in found.line and "pve-cmdline" not in found.line
+    assert "no `pulumi up` yet" in found.markdown()
+
+
 def test_nothing_is_nothing() -> None:
     found = drift.of_events("homelab", [step("refresh", "pve-probe"), step("same", "x")], 0)
     assert not found.found and not found.errors and "nothing has drifted" in found.line
