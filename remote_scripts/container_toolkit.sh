@@ -13,6 +13,8 @@
 # Answer: {"runtime","version","cdi","changed","restarted"}; of `revert` {"changed","kept"}.
 
 DOING="container toolkit"
+REFRESH=nvidia-cdi-refresh.service
+SERVICES_CDI=/run/cdi/nvidia.yaml
 
 apply() {
   local packages other
@@ -54,6 +56,8 @@ revert() {
     give_back_engine "$engine"
   done
   remove_packages toolkit
+  # What its service has made means nothing without it.
+  [[ -e $ROOT/usr/bin/nvidia-ctk ]] || rm -f "$ROOT$SERVICES_CDI"
   restart_others
   step_undone toolkit
   finish
@@ -79,15 +83,21 @@ allow_no_cgroups() {
 }
 
 # -- CDI -------------------------------------------------------------------------------------------------------
-# make_specification - it names the driver's libraries by their version, and the cards' nodes.
+# make_specification - it names the driver's libraries by their version, and the cards' nodes. One, and fresh: where the toolkit has a service for
+# that (from 1.18 on, NVIDIA/nvidia-container-toolkit, deployments/systemd), its file in /run is it, which engines take before ours in /etc. The
+# service runs at a boot and when modules are built; libraries that are added it doesn't see. In a container it does nothing.
 make_specification() {
-  local made_for path file=$LOGS/cdi
-  for path in $(layer_files toolkit); do
-    [[ $path != */cdi/* || $path == "$CDI" ]] || drop_file toolkit "$path"
-  done
-  [[ -n $CDI ]] || { remove_file /var/lib/homelab/toolkit-cdi && return; }
+  local made_for path keep=$CDI file=$LOGS/cdi
   # Also by which libraries there are: those of video may have come later than the driver.
   made_for="$DRIVER $(find "$ROOT"/usr/lib/x86_64-linux-gnu -name "*.so.$DRIVER" -printf '%f\n' 2>/dev/null | sort | cksum) $(find "$ROOT/dev" -maxdepth 1 -name 'nvidia[0-9]*' -printf '%f ' 2>/dev/null | tr ' ' '\n' | sort | tr '\n' ' ')"
+  if has_refresh_service && refresh; then keep=''; fi
+  for path in $(layer_files toolkit); do
+    [[ $path != */cdi/* || $path == "$keep" ]] || drop_file toolkit "$path"
+  done
+  if [[ -z $keep ]]; then
+    if has_fresh_specification; then CDI=$SERVICES_CDI; else remove_file /var/lib/homelab/toolkit-cdi; fi
+    return 0
+  fi
   if [[ -e $ROOT$(record_file "$CDI") ]]; then
     [[ $(file_state toolkit "$CDI") != ok || $(cat "$STATE/toolkit-cdi" 2>/dev/null) != "$made_for" ]] || return 0
   elif [[ -e $ROOT$CDI ]] && grep -qE "\.so\.${DRIVER//./\\.}\$" "$ROOT$CDI"; then
@@ -101,6 +111,24 @@ make_specification() {
     "by it $RUNTIME gives cards to containers" "look at \`nvidia-smi -L\` there, and at its nodes in /dev, then run \`pulumi up\` again"
   put_file toolkit "$CDI" 0644 "$(<"$LOGS/cdi.yaml")"
   printf '%s\n' "$made_for" | write_atomically /var/lib/homelab/toolkit-cdi 0600
+}
+
+has_refresh_service() { [[ $TARGET != lxc ]] && systemctl cat "$REFRESH" >/dev/null 2>&1 </dev/null; }
+
+# has_fresh_specification - of the service's, of this driver and all of its libraries? Takes `made_for`.
+has_fresh_specification() {
+  [[ $(cat "$STATE/toolkit-cdi" 2>/dev/null) == "$made_for" ]] && grep -qsE "\.so\.${DRIVER//./\\.}\$" "$ROOT$SERVICES_CDI"
+}
+
+# refresh - has the service make its file anew, unless it is fresh; no: it makes none, as it finds no module, or is set to another place.
+refresh() {
+  ! has_fresh_specification || return 0
+  log "having the toolkit's own service make the CDI specification anew"
+  run_logged systemctl restart "$REFRESH" || log "$REFRESH failed: $OUTPUT"
+  need_dir "$STATE"
+  printf '%s\n' "$made_for" | write_atomically /var/lib/homelab/toolkit-cdi 0600
+  has_fresh_specification || { remove_file /var/lib/homelab/toolkit-cdi && return 1; }
+  CHANGED=yes
 }
 
 main() {

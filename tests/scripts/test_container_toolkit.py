@@ -443,3 +443,65 @@ def test_containers_that_a_restart_stops_are_started_again_and_those_that_run_on
             *expected,
         ]
         assert "web db" in done.stderr
+
+
+# What stands for systemd, and for the service that the toolkit has from 1.18 on; `none`: it makes nothing, as it finds no module.
+SYSTEMD = """echo "systemctl $*" >>"$ROOT/log"
+case "$1 $(<"$ROOT/service")" in
+  "cat no") exit 1 ;;
+  "restart yes") mkdir -p "$ROOT/run/cdi"; printf 'hostPath: /usr/lib/libcuda.so.580.1.2\\n  name: "all"\\n' >"$ROOT/run/cdi/nvidia.yaml" ;;
+esac"""
+OURS = """while (($# > 0)); do [[ $1 != --output=* ]] || printf 'hostPath: /usr/lib/libcuda.so.580.1.2\\n- name: "all"\\n' >"${1#*=}"; shift; done"""
+
+
+def specified(folder: Folder, *, target: str = "vm", cdi: str = f"/{CDI}") -> tuple[str, int]:
+    """The specification that is named, and how often the service was started for it."""
+    (folder.root / "log").unlink(missing_ok=True)
+    text = 'take_lock; mkdir -p "$LOGS"; NAME=it PROXY="" INSTALL_SECONDS=60; make_specification; finish; echo "$CDI"'
+    found = {"TARGET": target, "CDI": cdi, "DRIVER": "580.1.2", "RUNTIME": "podman"}
+    done = folder.sourced("container_toolkit.sh", text, **found)
+    assert done.returncode == 0, done.stdout + done.stderr
+    log = folder.read("log") if (folder.root / "log").exists() else ""
+    return done.stdout.strip(), log.count("systemctl restart nvidia-cdi-refresh.service")
+
+
+@pytest.fixture
+def specifying(folder: Folder) -> Folder:
+    folder.command("systemctl", SYSTEMD)
+    folder.command("nvidia-ctk", OURS)
+    folder.write("service", "yes")
+    folder.write("dev/nvidia0", "")
+    folder.write("usr/lib/x86_64-linux-gnu/libcuda.so.580.1.2", "")
+    return folder
+
+
+def test_the_toolkits_own_service_makes_the_one_specification_and_again_for_libraries_that_are_added(
+    specifying: Folder,
+) -> None:
+    specifying.write("service", "no")
+    assert specified(specifying) == (f"/{CDI}", 0)
+    # The toolkit is updated to one that has the service: ours goes.
+    specifying.write("service", "yes")
+    assert specified(specifying) == ("/run/cdi/nvidia.yaml", 1)
+    assert not (specifying.root / CDI).exists()
+    assert specified(specifying) == ("/run/cdi/nvidia.yaml", 0)
+    specifying.write("usr/lib/x86_64-linux-gnu/libnvidia-encode.so.580.1.2", "")
+    assert specified(specifying) == ("/run/cdi/nvidia.yaml", 1)
+    # After a boot without it.
+    (specifying.root / "run/cdi/nvidia.yaml").unlink()
+    assert specified(specifying) == ("/run/cdi/nvidia.yaml", 1)
+
+
+def test_an_engine_that_needs_none_has_the_services_kept_fresh_too(specifying: Folder) -> None:
+    assert specified(specifying, cdi="") == ("/run/cdi/nvidia.yaml", 1)
+    specifying.write("service", "no")
+    (specifying.root / "run/cdi/nvidia.yaml").unlink()
+    assert specified(specifying, cdi="") == ("", 0)
+
+
+@pytest.mark.parametrize(("target", "service"), [("vm", "none"), ("lxc", "yes")])
+def test_where_the_service_makes_none_ours_is_made(specifying: Folder, target: str, service: str) -> None:
+    """In a container its condition, a module in modules.dep, doesn't hold."""
+    specifying.write("service", service)
+    assert specified(specifying, target=target) == (f"/{CDI}", 0 if target == "lxc" else 1)
+    assert (specifying.root / CDI).exists() and not (specifying.root / "run/cdi").exists()
