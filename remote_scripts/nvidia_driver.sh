@@ -6,11 +6,11 @@
 #   either: packages if the repositories have them), PREREQUISITES, PACKAGES (separated by spaces, NAME=VERSION), RECOMMENDS (yes or no), LIBRARIES
 #   (sonames that a driver which is there must have, too), UNWANTED (packages that go again where we added them),
 #   RUN_VERSION, RUN_URL, RUN_SHA256, RUN_UNPINNED (the message where that is not known, a line for each part), RUN_PREREQUISITES,
-#   RUN_ARGUMENTS (of the installer, where it may be used), PERSISTENCE (a unit; for a host), AWAITED (yes: what was kept stays until driver_update.sh is told how it
+#   RUN_ARGUMENTS (of the installer, where it may be used), PERSISTENCE (a unit; for a host and a VM), AWAITED (yes: what was kept stays until driver_update.sh is told how it
 #   went elsewhere), those of packages.sh, GENERATION (no part in
 #   what happens).
-# Changes: packages, or what the installer puts there; DKMS's modules; a blacklist for nouveau where the packages bring none; on a host a
-#   service that keeps the cards initialised. The module is loaded where nothing is in its way.
+# Changes: packages, or what the installer puts there; DKMS's modules; a blacklist for nouveau where the packages bring none; but in a
+#   container a service that keeps the cards initialised. The module is loaded where nothing is in its way.
 # What replaces a driver is tried (lib/driver/trial.sh): what was there is kept, and put back where the new one can't be had. Libraries that
 # are only added keep its version.
 # Undone by `revert`: exactly these, and what was replaced comes back. A driver that was there and is what is wanted is left as it is.
@@ -72,6 +72,9 @@ bring_in() {
   note_driver
   persist
   load
+  if [[ -n $PERSISTENCE && $(nvidia_version) == "$VERSION" ]]; then
+    run_logged systemctl start "$SERVICE" || log "$SERVICE doesn't start now: $OUTPUT"
+  fi
 }
 
 note_driver() {
@@ -126,7 +129,8 @@ choose_source() {
   fi
 }
 
-# persist - a host's cards stay initialised while nobody uses them: containers come and go.
+# persist - cards stay initialised while nobody uses them: programs and containers come and go, and each first one would wait for seconds. NVIDIA's own
+# daemon doesn't do that as Ubuntu packages it (--no-persistence-mode). In a container it is the host's business.
 persist() {
   local changed=$CHANGED link=/etc/systemd/system/multi-user.target.wants/$SERVICE
   [[ -n $PERSISTENCE ]] || return 0

@@ -180,7 +180,7 @@ def driver(
         RUN_UNPINNED=_parts(unpinned(run, (context or _context(plan)).name)) if run and not run.sha256 else "",
         RUN_PREREQUISITES=" ".join(run.prerequisites) if run else "",
         RUN_ARGUMENTS=" ".join(run.arguments) if run else "",
-        PERSISTENCE=file("homelab-nvidia-persistence.service") if plan.target == "host" else "",
+        PERSISTENCE=file("homelab-nvidia-persistence.service") if plan.target != "lxc" else "",
         **({"AWAITED": "yes"} if awaited else {}),
         GENERATION=generation,
     )

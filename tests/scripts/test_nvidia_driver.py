@@ -42,6 +42,9 @@ def of_driver(machine: Machine) -> dict[str, str]:
     return {name: version for name, version in machine.packages().items() if "nvidia" in name or name == "libcuda1"}
 
 
+PERSISTENCE = "nvidia-smi --query-gpu=persistence_mode --format=csv,noheader"
+
+
 def loaded(machine: Machine) -> str | None:
     return machine.read().system.loaded
 
@@ -56,11 +59,14 @@ def test_a_vm_gets_the_driver_without_a_reboot_and_is_given_back(tmp_path: Path,
     assert answer["reboot"] == "no" and answer["version"].startswith("580.")
     assert f", {answer['version']}\n" in vm.output("nvidia-smi --query-gpu=name,driver_version --format=csv,noheader")
     assert "installed" in vm.output("dkms status")
+    # The card stays initialised: at once, and after each boot.
+    assert vm.output(PERSISTENCE) == "Enabled\n"
     reading = vm.read()
     assert (reading.system.loaded, reading.system.loaded_flavour) == (answer["version"], "open")
     assert reading.steps == {"repository", "driver"} and not reading.drift
     assert vm.install()["changed"] == "no"
     vm.reboot()
+    assert vm.output(PERSISTENCE) == "Enabled\n"
     assert vm.install()["changed"] == "no" and not vm.read().drift
     undo(vm)
     assert kept(vm) == before
