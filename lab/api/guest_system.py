@@ -132,7 +132,9 @@ def _boot(guest: Guest, system: HostState) -> None:
     system.kernel_message(f"Command line: {cmdline}", 0.0)
     _load_drivers(system, running)
     for unit in units.enabled_services(system):
-        units.note_state(system, unit, "active")
+        once = units.is_oneshot(system, unit)
+        state = units.run_service(system, unit, environment_of(system, "root")) if once else "active"
+        units.note_state(system, unit, state)
 
 
 def _load_drivers(system: HostState, running: dict[str, Any]) -> None:

@@ -157,6 +157,12 @@ def rooted_command(host: HostState, command: str) -> str:
     return shlex.join(rooted)
 
 
+def is_oneshot(host: HostState, unit: str) -> bool:
+    """Is it a service that has done its work when it was started?"""
+    path = find(host, unit)
+    return path is not None and parse(path).get("Service", {}).get("Type", ["simple"])[-1] == "oneshot"
+
+
 def run_service(host: HostState, unit: str, environment: Mapping[str, str] | None = None) -> str:
     """Start a service as systemd does, a oneshot one to its end, and return its state: active, inactive or failed.
 
@@ -175,7 +181,7 @@ def run_service(host: HostState, unit: str, environment: Mapping[str, str] | Non
         return "active"
     if not all(_condition_holds(host, text) for text in about.get("ConditionPathExists", [])):
         return "inactive"
-    oneshot = service.get("Type", ["simple"])[-1] == "oneshot"
+    oneshot = is_oneshot(host, unit)
     commands = [*service.get("ExecStartPre", []), *service["ExecStart"]]
     limit = parse_time_span(service.get("TimeoutStartSec", [str(_START_SECONDS)])[-1])
     for number, command in enumerate(commands, 1):
