@@ -4,7 +4,7 @@
 #
 # Arguments: CTID, SCRIPT (a composed script, which gets the same verb).
 # Changes, answer, and how that is undone: the script's. For a container that is gone there is nothing to undo.
-# Verbs: apply, revert, read_system, verify, confirm, back (of driver_update.sh).
+# Verbs: apply, revert, read_system, read_packages, verify, confirm, back (of driver_update.sh).
 
 # What the script's own status 1 is called on its way: pct exec and lxc-attach have that one, too.
 MESSAGE_IS_OUT=97
@@ -14,6 +14,8 @@ LAST_WORDS_SECONDS=${LAST_WORDS_SECONDS:-2}
 apply() { inside apply; }
 
 read_system() { inside read_system; }
+
+read_packages() { inside read_packages; }
 
 verify() { inside verify; }
 
@@ -50,7 +52,7 @@ inside() {
 run_inside() {
   local said answers status='' over until patience=1000000000
   local PROGRESS_SECONDS=$((2 * PROGRESS_SECONDS))
-  [[ $1 == read_system ]] || { make_run_dir && open_step_log "container $CTID: $1"; } || :
+  [[ $1 == read_* ]] || { make_run_dir && open_step_log "container $CTID: $1"; } || :
   exec {answers}>&1 {said}< <(
     # shellcheck disable=SC2016 # for the shell in there
     pct exec "$CTID" -- bash -c 'bash -s -- "$1" || { s=$?; ((s != 1)) || s=$2; exit "$s"; }' bash "$1" "$MESSAGE_IS_OUT" \
@@ -75,7 +77,7 @@ run_inside() {
 pass_on() {
   TOLD=$SECONDS
   log "$2"
-  [[ $1 == read_system ]] || note_line "container $CTID: $2"
+  [[ $1 == read_* ]] || note_line "container $CTID: $2"
 }
 
 main() {

@@ -4,7 +4,8 @@
 # Needs: files, driver, packages/installed, os_release
 #
 # Answer: {"distribution" (ubuntu 24.04),"driver": the version of the installed libraries, or empty,"packages": [NAME VERSION SHA256 NEWEST,
-#   of each that was added or changed; a SHA-256 or newest version that no repository tells is `-`]}.
+#   of each that was added or changed; a SHA-256 or newest version that no repository tells is `-`],"installer": of NVIDIA's that this program
+#   has run: VERSION SHA256; empty: none, or one that is gone}.
 # Verbs: read_packages.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin
 
@@ -24,8 +25,14 @@ read_packages() {
     sum=${sums["$name $version"]:--} newest=${best[$name]:--}
     lines+=("$name $version $sum $newest")
   done
-  printf '{"distribution":%s,"driver":%s,"packages":%s}\n' "$(json_string "$(os_value ID) $(os_value VERSION_ID)")" \
-    "$(json_string "$(library_version)")" "$(json_list "${lines[@]}")"
+  printf '{"distribution":%s,"driver":%s,"packages":%s,"installer":%s}\n' "$(json_string "$(os_value ID) $(os_value VERSION_ID)")" \
+    "$(json_string "$(library_version)")" "$(json_list "${lines[@]}")" "$(json_string "$(installer)")"
+}
+
+installer() {
+  local found sum
+  { IFS= read -r found && IFS= read -r _ && IFS= read -r sum; } 2>/dev/null <"$STATE/nvidia-run" || return 0
+  [[ $found != "$(run_version)" || -z $sum ]] || printf '%s %s' "$found" "$sum"
 }
 
 # records NAME... - NAME VERSION SHA256 of each version that a repository has.

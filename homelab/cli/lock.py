@@ -113,6 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 found, _ = asyncio.run(_read(place))
                 locks[place.name] = found.lock
                 said.append(f"{place.name}: {len(found.lock.packages)} packages, driver {found.driver or 'none'}")
+                if found.installer:
+                    said.append(f"  NVIDIA's installer {found.installer.version}, by its SHA-256")
                 said += [f"  not locked, since no repository has it: {one}" for one in found.unknown]
     except HomelabError as error:
         print(error, file=sys.stderr)

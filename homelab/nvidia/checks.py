@@ -37,7 +37,13 @@ def locked(request: Request) -> list[HomelabError]:
     if request.lock is None or system.distribution is None or system.version is None:
         return []
     driver = system.host_driver if request.target == "lxc" else request.settings.driver
-    return lock.against(request.lock, request.name, f"{system.distribution} {system.version}", driver or None)
+    return lock.against(
+        request.lock,
+        request.name,
+        f"{system.distribution} {system.version}",
+        driver or None,
+        request.settings.run_sha256,
+    )
 
 
 # -- the system ------------------------------------------------------------------------------------------------

@@ -31,6 +31,13 @@ class LockedPackage(Model):
     """Of its file, as the repository's index has it."""
 
 
+class LockedInstaller(Model):
+    """NVIDIA's installer, exactly."""
+
+    version: Annotated[str, Field(pattern=r"^[0-9]{3}(\.[0-9]{2,3}){1,2}$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class SystemLock(Model):
     """What one system has."""
 
@@ -40,6 +47,8 @@ class SystemLock(Model):
     """The driver's version; empty where it has none of this program's."""
     packages: dict[PackageName, LockedPackage] = {}
     """The packages that this program has added or changed."""
+    installer: LockedInstaller | None = None
+    """NVIDIA's installer, where the driver is of that."""
 
     @property
     def table(self) -> str:
@@ -94,20 +103,32 @@ def load(path: Path) -> dict[str, SystemLock]:
 
 def text_of(locks: Mapping[str, SystemLock]) -> str:
     """The file."""
-    systems = {name: one.model_dump(mode="json", by_alias=True) for name, one in sorted(locks.items())}
+    systems = {
+        name: one.model_dump(mode="json", by_alias=True, exclude_none=True) for name, one in sorted(locks.items())
+    }
     return HEAD + yaml.safe_dump({"version": 1, "systems": systems}, sort_keys=True, width=120)
 
 
-def against(lock: SystemLock, name: str, distribution: str, driver: str | None) -> list[HomelabError]:
+def against(
+    lock: SystemLock, name: str, distribution: str, driver: str | None, run_sha256: Mapping[str, str] | None = None
+) -> list[HomelabError]:
     """Why a lock isn't one of what is wanted now.
 
     :param driver: the settings' branch or version; None: whichever.
+    :param run_sha256: what the settings say of installers, by version.
     """
     wanted, found = "", ""
+    installer = lock.installer
+    named = (run_sha256 or {}).get(installer.version) if installer else None
     if lock.distribution != distribution:
         wanted, found = f"{distribution}, which {name} has", lock.distribution
     elif driver is not None and lock.driver and not _fits(driver, lock.driver):
         wanted, found = f"NVIDIA's driver {driver}, as the settings have it", lock.driver
+    elif installer is not None and named not in (None, installer.sha256):
+        wanted, found = (
+            f"NVIDIA's installer {installer.version} with the SHA-256 {named}, as nvidia.runSha256 has it",
+            installer.sha256,
+        )
     if not wanted:
         return []
     return [

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from homelab.nvidia.checks import refusals
-from homelab.nvidia.lock import LockedPackage, SystemLock
+from homelab.nvidia.lock import LockedInstaller, LockedPackage, SystemLock
 from homelab.nvidia.request import Request
 from homelab.nvidia.versions import parse
 
@@ -29,6 +29,7 @@ class Packages:
     distribution: str
     driver: str
     packages: tuple[Installed, ...]
+    installer: LockedInstaller | None = None
 
     @classmethod
     def of(cls, answer: Mapping[str, object]) -> Packages:
@@ -36,7 +37,9 @@ class Packages:
         lines = answer["packages"]
         assert isinstance(lines, list)
         packages = tuple(Installed(*str(line).split(" ")) for line in lines)
-        return cls(str(answer["distribution"]), str(answer["driver"]), packages)
+        version, _, sha256 = str(answer["installer"]).partition(" ")
+        installer = LockedInstaller(version=version, sha256=sha256) if sha256 else None
+        return cls(str(answer["distribution"]), str(answer["driver"]), packages, installer)
 
     @property
     def lock(self) -> SystemLock:
@@ -46,6 +49,7 @@ class Packages:
             distribution=self.distribution,
             driver=self.driver,
             packages={one.name: LockedPackage(version=one.version, sha256=one.sha256) for one in known},
+            installer=self.installer,
         )
 
     @property

@@ -118,8 +118,11 @@ class Request:
         return row is None or driver.version > row.absent
 
     def run_sha256(self, version: str) -> str:
-        """Of NVIDIA's installer of a version: the settings', else the known one; empty where nobody has it."""
+        """Of NVIDIA's installer of a version: the lock file's, the settings', or the known one; empty where nobody has it."""
         known = self.data.installers.get(version)
+        locked = self.lock.installer if self.lock else None
+        if locked is not None and locked.version == version:
+            return locked.sha256
         return self.settings.run_sha256.get(version) or (known.sha256 if known else "")
 
     @property

@@ -13,7 +13,7 @@ from homelab.nvidia.outdated import Packages, lines
 from homelab.nvidia.plan import Plan
 from homelab.nvidia.request import Request
 from homelab.remote import nvidia_steps as steps
-from tests.scripts.nvidia_kit import Machine, VirtualMachine
+from tests.scripts.nvidia_kit import Container, Machine, VirtualMachine
 from tests.scripts.test_nvidia_driver import of_driver
 
 # Of branch 580, and not its newest.
@@ -26,7 +26,7 @@ def packages_of(machine: Machine) -> Packages:
 
 def installed(machine: Machine, lock: SystemLock | None, driver: str = "580") -> dict[str, str]:
     """What a run of the steps with a lock file leaves of the driver."""
-    machine.want(driver=driver, cuda="12.8", timeouts={"lock": 1})
+    machine.want(driver=driver, cuda="12.8", cudnn="9", nccl=True, timeouts={"lock": 1})
 
     def plan(offered: dict[str, list[str]] | None) -> Plan:
         system = machine.read().system
@@ -51,7 +51,7 @@ def lock(tmp_path_factory: pytest.TempPathFactory) -> SystemLock:
     installed(vm, None, OLD)
     found = packages_of(vm)
     assert found.unknown == [] and found.driver == OLD and found.distribution == "ubuntu 24.04"
-    assert "cuda-toolkit-12-8" in found.lock.packages
+    assert {"cuda-toolkit-12-8", "libcudnn9-cuda-12", "libnccl2"} <= found.lock.packages.keys()
     driver = next(name for name, one in sorted(found.lock.packages.items()) if OLD in one.version)
     # Somebody asks what is newer.
     request = Request("vm", vm.settings, vm.read().system, "it")
@@ -95,3 +95,25 @@ def test_another_file_or_version_than_the_locked_one_is_refused_before_it_is_ins
     text = vm.refusal(steps.cuda(plan, vm.settings))
     assert said in text and "lock --release" in text
     assert name not in vm.packages()
+
+
+def test_nvidias_installer_is_locked_by_its_sha256_and_another_file_is_not_run(tmp_path: Path) -> None:
+    vm, second = VirtualMachine(tmp_path / "first"), VirtualMachine(tmp_path / "second")
+    vm.install(driver=OLD, source="run")
+    found = packages_of(vm).lock
+    assert found.installer is not None and found.installer.version == OLD
+    request = Request("vm", vm.settings, vm.read().system, "it", found)
+    run = planning.plan_stack(request).run
+    assert run is not None and run.sha256 == found.installer.sha256 == request.data.installers[OLD].sha256
+    other = found.model_copy(update={"installer": found.installer.model_copy(update={"sha256": "0" * 64})})
+    plan = planning.plan_stack(dataclasses.replace(request, lock=other))
+    second.want(driver=OLD, source="run", timeouts={"lock": 1})
+    second.answer("apply", steps.repository(plan, second.settings, (), context=second.context(plan)))
+    assert f"with the checksum {'0' * 64}" in second.refusal(steps.driver(plan, second.settings))
+
+
+def test_a_containers_packages_are_read_through_its_host(tmp_path: Path) -> None:
+    container = Container(tmp_path)
+    version = container.install()["version"]
+    found = packages_of(container)
+    assert found.driver == version and found.lock.packages

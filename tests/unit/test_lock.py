@@ -6,13 +6,18 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 
+from homelab.cli import lock as command
 from homelab.errors import HomelabError
 from homelab.nvidia import lock
-from homelab.nvidia.lock import LockedPackage, SystemLock
+from homelab.nvidia.lock import LockedInstaller, LockedPackage, SystemLock
+from homelab.nvidia.outdated import Installed, Packages
 from homelab.nvidia.plan import plan_stack
+from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.settings.nvidia import Nvidia
+from tests.unit.hosts import KEY
 
 SUM = "ab" * 32
 VERSION = "580.95.05-0ubuntu1"
@@ -20,6 +25,7 @@ LOCK = SystemLock(
     distribution="ubuntu 24.04",
     driver="580.95.05",
     packages={"libnvidia-compute-580": LockedPackage(version=VERSION, sha256=SUM)},
+    installer=LockedInstaller(version="580.95.05", sha256=SUM),
 )
 SYSTEM = SystemFacts("ubuntu", "24.04", "x86_64", ("6.8.0-86-generic",), "6.8.0-86-generic", cards=("10de:2b85",))
 
@@ -71,6 +77,7 @@ def test_a_branch_stands_for_the_locked_release_and_apt_is_told_first() -> None:
         (Nvidia(driver="590"), SYSTEM, "those for 580.95.05"),
         (Nvidia(driver="580.105.08"), SYSTEM, "those for 580.95.05"),
         (Nvidia(driver="580"), dataclasses.replace(SYSTEM, version="22.04"), "those for ubuntu 24.04"),
+        (Nvidia(runSha256={"580.95.05": "cd" * 32}), SYSTEM, f"those for {SUM}"),
     ],
 )
 def test_a_lock_of_something_else_than_what_is_wanted_is_refused(
@@ -79,3 +86,56 @@ def test_a_lock_of_something_else_than_what_is_wanted_is_refused(
     with pytest.raises(HomelabError, match=found) as raised:
         plan_stack(Request("vm", settings, system, "vms.sandbox", LOCK))
     assert "lock --release vms.sandbox" in raised.value.next
+
+
+# -- the command line --------------------------------------------------------------------------------------------
+CONFIG = {
+    "homelab:hosts": {"pve": {"address": "192.0.2.10", "ssh": {"hostKey": KEY, "agent": True}, "nvidia": {}}},
+    "homelab:containers": {"ai": {"host": "pve", "ctid": 901, "gpuAssignment": "all", "nvidia": {}}},
+}
+FOUND = Packages(
+    "debian 13",
+    "580.95.05",
+    (Installed("libcuda1", "580.95.05-1", SUM, "580.105.08-1"), Installed("gone", "1", "-", "-")),
+)
+
+
+@pytest.fixture
+def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The options of a stack's own file; each of its systems has the same packages."""
+    (tmp_path / "Pulumi.x.yaml").write_text(yaml.safe_dump({"config": CONFIG}))
+
+    async def read(place: command.LockedSystem) -> tuple[Packages, SystemReading]:
+        return FOUND, SystemReading(
+            dataclasses.replace(SYSTEM, distribution="debian", version="13"), "b", frozenset(), ()
+        )
+
+    monkeypatch.setattr(command, "_read", read)
+    return ["--stack", "x", "--config-file", str(tmp_path / "Pulumi.x.yaml")]
+
+
+def test_the_command_writes_what_each_system_has_and_forgets_what_is_released(
+    tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "homelab.x.lock.yaml"
+    assert command.main(options) == 0
+    assert set(lock.load(path)) == {"hosts.pve", "containers.ai"} and lock.load(path)["hosts.pve"] == FOUND.lock
+    said = capsys.readouterr().out
+    assert "hosts.pve: 1 packages, driver 580.95.05" in said
+    assert "not locked, since no repository has it: gone 1" in said and f"written: {path}" in said
+    assert command.main([*options, "--release", "containers.ai"]) == 0
+    assert set(lock.load(path)) == {"hosts.pve"}
+    assert command.main([*options, "containers.ai"]) == 0 and set(lock.load(path)) == {"hosts.pve", "containers.ai"}
+    assert command.main([*options, "--release"]) == 0 and not path.exists()
+
+
+def test_a_system_that_is_not_in_the_settings_is_one_error_and_writes_nothing(
+    tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main([*options, "vms.sandbox"]) == 2
+    assert "hosts.pve, containers.ai" in capsys.readouterr().err and not list(tmp_path.glob("homelab.*"))
+
+
+def test_what_is_newer_is_told_and_is_the_exit_status(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.show_outdated([*options, "hosts.pve"]) == 1
+    assert "libcuda1: 580.95.05-1 -> 580.105.08-1" in capsys.readouterr().out
