@@ -90,38 +90,24 @@ is_of_driver() {
 
 # drop_other_releases 12-8 - packages that this program added for another release.
 drop_other_releases() {
-  local name others=() file=$LOGS/apt
+  local name others=()
   read_record cuda
   for name in "${!NOW[@]}"; do
     [[ ${NOW[$name]} == - || ${BEFORE[$name]} != - || ! $name =~ -([0-9]+-[0-9]+)(-|$) || ${BASH_REMATCH[1]} == "$1" ]] || others+=("$name")
   done
-  ((${#others[@]} > 0)) || return 0
-  repair_packages
-  leave_what_others_need "$file" "${others[@]}"
-  ((${#GONE[@]} > 0)) || return 0
-  log "removing another release: ${GONE[*]}"
-  apt_get "$file" purge "${GONE[@]}" || explain "$file" "to remove ${GONE[*]}" "another release of CUDA is wanted"
-  CHANGED=yes
-  read_installed
-  settle_record cuda
+  ((${#others[@]} == 0)) || repair_packages
+  drop_packages cuda "another release" "another release of CUDA is wanted" "${others[@]}"
 }
 
 # drop_libraries NAME... - packages of cuDNN and NCCL that we added, but for these and what they need.
 drop_libraries() {
-  local name wanted=" $* " others=() file=$LOGS/apt
+  local name wanted=" $* " others=()
   read_installed
   read_record cuda
   for name in "${!NOW[@]}"; do
     [[ ${NOW[$name]} == - || ${BEFORE[$name]} != - || ! $name =~ ^lib(cudnn|nccl) || $wanted == *" $name "* ]] || others+=("$name")
   done
-  ((${#others[@]} > 0)) || return 0
-  leave_what_others_need "$file" "${others[@]}"
-  ((${#GONE[@]} > 0)) || return 0
-  log "removing what is no longer wanted beside CUDA: ${GONE[*]}"
-  apt_get "$file" purge "${GONE[@]}" || explain "$file" "to remove ${GONE[*]}" "the settings leave them out, or want another release of CUDA"
-  CHANGED=yes
-  read_installed
-  settle_record cuda
+  drop_packages cuda "what is no longer wanted beside CUDA" "the settings leave them out, or want another release of CUDA" "${others[@]}"
 }
 
 main() {

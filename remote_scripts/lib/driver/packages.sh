@@ -82,21 +82,14 @@ remove_old() {
 
 # drop_unwanted - packages of what the driver was for, and isn't any more, where we added them.
 drop_unwanted() {
-  local name old=() file=$LOGS/apt
+  local name old=()
   [[ -n $UNWANTED ]] || return 0
   read_installed
   read_record "$LAYER"
   for name in $UNWANTED; do
     [[ -z ${PRESENT[$name]:-} || -z ${NOW[$name]:-} || ${BEFORE[$name]} != - ]] || old+=("$name")
   done
-  ((${#old[@]} > 0)) || return 0
-  leave_what_others_need "$file" "${old[@]}"
-  ((${#GONE[@]} > 0)) || return 0
-  log "removing what the driver is no longer for: ${GONE[*]}"
-  apt_get "$file" purge "${GONE[@]}" || explain "$file" "to remove ${GONE[*]}" "nvidia.capabilities leaves them out"
-  CHANGED=yes
-  read_installed
-  settle_record "$LAYER"
+  drop_packages "$LAYER" "what the driver is no longer for" "nvidia.capabilities leaves them out" "${old[@]}"
 }
 
 # remove_driver_packages - before NVIDIA's installer, which overwrites their files. What wasn't ours comes back with `revert`.

@@ -2,7 +2,8 @@
 # A layer's packages removed; what it changed comes back, and what others need by now stays.
 # Needs: packages/installing
 #
-# Gives: remove_packages LAYER -> KEPT, CHANGED; leave_what_others_need LOG NAME... -> GONE, KEPT.
+# Gives: remove_packages LAYER -> KEPT, CHANGED; leave_what_others_need LOG NAME... -> GONE, KEPT;
+#   drop_packages LAYER WHAT WHY NAME... -> CHANGED.
 KEPT=() # of `remove_packages`: what it left, as others need it
 
 # remove_packages LAYER - purges what the layer added, and brings back what it changed or removed. What others need by now stays: KEPT.
@@ -83,6 +84,21 @@ leave_what_others_need() {
       "they aren't this program's to change" "see \`apt-get -s purge ${GONE[*]}\`, and remove them by hand"
     GONE=("${left[@]}")
   done
+}
+
+# drop_packages LAYER WHAT WHY NAME... - purges packages of the layer that aren't wanted any more, but for those that others need by now. WHAT: for
+# the log; WHY: for the message where it fails.
+drop_packages() {
+  local layer=$1 what=$2 why=$3 file=$LOGS/apt
+  shift 3
+  (($# > 0)) || return 0
+  leave_what_others_need "$file" "$@"
+  ((${#GONE[@]} > 0)) || return 0
+  log "removing $what: ${GONE[*]}"
+  apt_get "$file" purge "${GONE[@]}" || explain "$file" "to remove ${GONE[*]}" "$why"
+  CHANGED=yes
+  read_installed
+  settle_record "$layer"
 }
 
 # only_these SIMULATION NAME... - does nothing change but the removal of these?
