@@ -140,6 +140,10 @@ class NvidiaOutput(_Part):
         None,
         description="the driver's version that the CDI specification names; null: containers don't get cards by it",
     )
+    unchecked: list[str] = Field(
+        default=[],
+        description="what could not be tried, and why: an image that can't be fetched; the field container is null then",
+    )
     graphics: bool | None = Field(None, description="the libraries of EGL, OpenGL and Vulkan load; null: not asked for")
 
 

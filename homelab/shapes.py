@@ -158,6 +158,7 @@ class StackInUse(TypedDict):
     cudnn: NotRequired[str | None]
     nccl: NotRequired[str | None]
     cdi: NotRequired[str | None]
+    unchecked: NotRequired[list[str]]
 
 
 class VmSeen(TypedDict):

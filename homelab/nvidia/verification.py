@@ -132,6 +132,9 @@ def judge(
         release), ``program``, ``container``, ``uvm`` (whether it works; None where it wasn't asked for), and the errors.
     """
     parts = {key: _part(result.get(key)) for key in ("nvidiaSmi", "nvcc", "program", "container", "uvm", "libraries")}
+    unchecked = _not_fetched(wanted, parts["container"])
+    if unchecked:
+        parts["container"] = None
     smi = parts["nvidiaSmi"] or _Part(_NO_PROGRAM, "")
     cards = _cards(smi.output) if smi.works else []
     nvcc = parts["nvcc"]
@@ -151,6 +154,7 @@ def judge(
         "cudnn": None,
         "nccl": None,
         "cdi": None,
+        "unchecked": unchecked,
     }
     data = data or load()
     loaded = _loaded(parts["libraries"]) if cards else {}
@@ -176,6 +180,18 @@ def judge(
         errors += _beside_cuda(wanted, parts["libraries"], loaded)
         errors += _libraries(wanted, parts, loaded, output, data)
     return output, _once(errors)
+
+
+def _not_fetched(wanted: Expected, container: _Part | None) -> list[str]:
+    """What couldn't be tried in a container, since there is no image for it: that says nothing of the card or the toolkit."""
+    if container is None or _passed("container", container):
+        return []
+    said = next((line.strip() for line in container.output.splitlines() if _NO_IMAGE.search(line)), None)
+    if said is None:
+        return []
+    return [
+        f"a container of {wanted.runtime or 'the engine'}, since its image could not be fetched (nvidia.proxy is for a way through a proxy): {said[-300:]}"
+    ]
 
 
 def _part(value: Any) -> _Part | None:
@@ -231,6 +247,12 @@ def _passed(key: str, part: _Part) -> bool:
 
 # What a program that works says.
 _MARKS = {"program": "Result = PASS", "container": "GPU 0:", "uvm": "opened"}
+# Of an engine that is there, and gets no image: its registry isn't reached (docker, podman; containerd), answers nothing, or not any more.
+_NO_IMAGE = re.compile(
+    r"(Get|Head) \"https?://[^\"]+\": (dial tcp|proxyconnect|net/http|context deadline|EOF|tls|x509|read tcp|Service Unavailable)"
+    r"|toomanyrequests|pinging container registry|manifest unknown|received unexpected HTTP status: 5",
+    re.IGNORECASE,
+)
 # Of the loader, for the library itself or one that it needs.
 _NOT_THERE = "cannot open shared object file"
 # What programs are tried for: what was wanted, what it means that it doesn't work, what to do where nobody knows the text.

@@ -48,7 +48,8 @@ def lines(outputs: Mapping[str, Any], words: Mapping[str, str], kept: Collection
 def _stack(who: str, stack: Mapping[str, Any]) -> list[str]:
     flavour = f" ({stack['flavour']} modules)" if stack.get("flavour") else ""
     more = [f"CUDA {stack['cuda']}"] if stack.get("cuda") else []
-    more += ["container toolkit"] if stack.get("container") is not None else []
+    unchecked = [str(one) for one in stack.get("unchecked") or []]
+    more += ["container toolkit"] if stack.get("container") is not None or unchecked else []
     verified = ["nvidia-smi"]
     verified += ["a CUDA program"] if stack.get("program") else []
     verified += ["a container"] if stack.get("container") else []
@@ -57,6 +58,7 @@ def _stack(who: str, stack: Mapping[str, Any]) -> list[str]:
         f"  {who}: NVIDIA driver {stack['driver']}{flavour}",
         *([f"    {', '.join(more)}"] if more else []),
         f"    verified inside by {', '.join(verified)}",
+        *(f"    not checked: {one}" for one in unchecked),
     ]
 
 

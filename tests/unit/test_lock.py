@@ -77,7 +77,7 @@ def test_a_branch_stands_for_the_locked_release_and_apt_is_told_first() -> None:
         (Nvidia(driver="590"), SYSTEM, "those for 580.95.05"),
         (Nvidia(driver="580.105.08"), SYSTEM, "those for 580.95.05"),
         (Nvidia(driver="580"), dataclasses.replace(SYSTEM, version="22.04"), "those for ubuntu 24.04"),
-        (Nvidia(runSha256={"580.95.05": "cd" * 32}), SYSTEM, f"those for {SUM}"),
+        (Nvidia.model_validate({"runSha256": {"580.95.05": "cd" * 32}}), SYSTEM, f"those for {SUM}"),
     ],
 )
 def test_a_lock_of_something_else_than_what_is_wanted_is_refused(

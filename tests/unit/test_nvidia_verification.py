@@ -78,6 +78,7 @@ def test_what_works_is_put_out_and_there_is_nothing_to_say() -> None:
         "cudnn": None,
         "nccl": None,
         "cdi": None,
+        "unchecked": [],
     }
 
 
@@ -347,7 +348,6 @@ def test_the_kernel_log_of_a_card_that_works_is_nobodys_business() -> None:
         ("container", TEXTS["specification-outdated"][0], "580.95.05"),
         ("container", TEXTS["hook-not-supported"][0], "--runtime=nvidia"),
         ("container", TEXTS["engine-down"][0], "journalctl"),
-        ("container", TEXTS["no-network"][0], "nvidia.proxy"),
         ("container", TEXTS["nvml-lost"][0], "daemon-reload"),
         ("container", "exec format error", "by hand"),
     ],
@@ -409,3 +409,29 @@ def test_different_failures_are_all_told() -> None:
         container=done(TEXTS["runtime-not-configured"][0], 125),
     )
     assert len(said) == 3
+
+
+IMAGE = "docker.io/library/ubuntu@sha256:80dd"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'docker: Error response from daemon: Get "https://registry-1.docker.io/v2/": dial tcp: lookup registry-1.docker.io: no such host',
+        "docker: Error response from daemon: toomanyrequests: You have reached your unauthenticated pull rate limit.",
+        f'Error: initializing source docker://{IMAGE}: pinging container registry registry-1.docker.io: Get "https://registry-1.docker.io/v2/": EOF',
+        f'ctr: failed to resolve reference "{IMAGE}": failed to do request: Head "https://registry-1.docker.io/v2/": dial tcp 192.0.2.1:443: i/o timeout',
+    ],
+)
+def test_an_image_that_cannot_be_fetched_is_named_as_not_checked(said: str) -> None:
+    output, errors = judge(found(container={"status": 125, "output": f"Unable to find image locally\n{said}"}), WANTED)
+    assert (errors, output["container"]) == ([], None)
+    assert [said[-300:] in one for one in output["unchecked"]] == [True]
+
+
+@pytest.mark.parametrize(
+    "said", ["Cannot connect to the Docker daemon at unix:///var/run/docker.sock.", "could not select device driver"]
+)
+def test_an_engine_that_does_not_work_is_still_an_error(said: str) -> None:
+    output, errors = judge(found(container={"status": 125, "output": said}), WANTED)
+    assert errors and output["container"] is False and output["unchecked"] == []
