@@ -56,7 +56,11 @@ def test_a_change_of_settings_or_of_the_program_is_not_called_drift() -> None:
 
 
 def test_of_a_stack_that_was_never_deployed_nothing_can_have_drifted() -> None:
-    log = [step("create", "homelab-homelab", "pulumi:pulumi:Stack"), step("create", "pve-cmdline"), EXPECTED]
+    log: list[events.Event] = [
+        step("create", "homelab-homelab", "pulumi:pulumi:Stack"),
+        step("create", "pve-cmdline"),
+        EXPECTED,
+    ]
     found = drift.of_events("homelab", log, 255)
     assert found.found and found.line.startswith("homelab homelab: nothing can have drifted: ")
     assert "no `pulumi up` yet" in found.line and "pve-cmdline" not in found.line
