@@ -27,6 +27,7 @@ from homelab.resources.children import formerly
 from homelab.resources.host_probe import HostProbe
 from homelab.resources.preview import preview
 from homelab.resources.storage_file import StorageFile
+from homelab.shapes import BootSeen
 from homelab.stack import Refusal, load
 
 try:
@@ -43,7 +44,7 @@ def after(*resources: pulumi.Resource, former: str = "") -> pulumi.ResourceOptio
 
 
 hosts, tests, vms, containers, stacks, given = {}, {}, {}, {}, {}, {}
-turns: dict[str | None, list[pulumi.Resource]] = {}  # cluster -> its node that restarts last
+turns: dict[str | None, pulumi.Output[BootSeen]] = {}  # cluster -> the boot of its node that restarts last
 for name, host in settings.hosts.items():
     node = host.node or name
     probe = HostProbe.of(f"{name}-probe", name, host)
@@ -58,8 +59,8 @@ for name, host in settings.hosts.items():
     )
     vfio = VfioBinding(name, binding, after(iommu, former=f"{name}-vfio"))
 
-    booted = HostRebootArgs(host_name=name, host=host, probe=probe)
-    last = after(iommu, vfio, *turns.get(host.cluster, ()), former=f"{name}-boot")
+    booted = HostRebootArgs(host_name=name, host=host, probe=probe, following=turns.get(host.cluster))
+    last = after(iommu, vfio, former=f"{name}-boot")
     own: NvidiaGuestStack | None = None
     if system := on_host(name, host, probe):
         reboot = functools.partial(HostReboot.with_driver, name, booted, last)
@@ -69,7 +70,7 @@ for name, host in settings.hosts.items():
         boot = HostReboot(name, booted, last)
     hosts[name] = boot.host
     if host.cluster:  # its next node restarts once this one is back
-        turns[host.cluster] = [boot]
+        turns[host.cluster] = boot.boot
 
     files = {
         download.volume: StorageFile.of(name, node, file, download, after(boot))

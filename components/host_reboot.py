@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pulumi
 
+from homelab.errors import HomelabError
 from homelab.remote import scripts
 from homelab.resources import command as remote
 from homelab.resources.boot_verification import BootVerification
@@ -19,6 +20,7 @@ from homelab.resources.children import Children
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
 from homelab.shapes import BootedCard, BootedFunction, BootedHost, BootSeen, CardPlan, DeviceSeen, IommuOutput
+from homelab.stack import Refusal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,7 @@ class HostRebootArgs:
     probe: HostProbe
     driver: pulumi.Input[str] = ""
     flavour: pulumi.Input[str] = ""
+    following: pulumi.Output[BootSeen] | None = None
     again: pulumi.Input[str] = ""
 
 
@@ -55,7 +58,9 @@ class HostReboot(pulumi.ComponentResource):
             "gpus": probe.gpus,
             "generation": probe.boot_generation,
         }
-        wanted = pulumi.Output.all(probe.iommu_words, probe.vfio_words, probe.functions, driver, flavour)
+        wanted = pulumi.Output.all(
+            probe.iommu_words, probe.vfio_words, probe.functions, driver, flavour, _back(args.following)
+        )
         reboot = remote.script(
             children.named("reboot"),
             host,
@@ -104,6 +109,25 @@ class HostReboot(pulumi.ComponentResource):
     ) -> HostReboot:
         """The same, where the boot is to bring NVIDIA's driver into use, too."""
         return cls(name, dataclasses.replace(args, driver=driver, flavour=flavour, again=again), opts)
+
+
+async def _back(boot: pulumi.Output[BootSeen] | None) -> None:
+    """Wait until another host is back and verified, without a dependency on it: it can be forgotten by itself (`pulumi state delete --target-dependents`).
+
+    :raises Refusal: it isn't, in an `up` that goes on for all that (`--continue-on-error`).
+    """
+    if boot is None:
+        return
+    if not await boot.is_known() and not pulumi.runtime.is_dry_run():
+        raise Refusal(
+            HomelabError(
+                wanted="the next node of the cluster restarted",
+                found="the one before it isn't back, or not verified",
+                why="of a cluster one node restarts at a time",
+                next="see what this run says of that node, then run `pulumi up` again",
+            )
+        )
+    await boot.future()
 
 
 def _stack_output(values: dict[str, Any]) -> BootedHost:

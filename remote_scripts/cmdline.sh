@@ -63,7 +63,7 @@ revert() {
   fi
   finish_initramfs
   remove_file /var/lib/homelab/wanted-boot
-  end_turn 10 || remove_file /var/lib/homelab/turn
+  end_turn 10 || forget_turn
   disarm_when_given_back
   finish
   printf '{"changed":"%s"}\n' "$CHANGED"

@@ -34,10 +34,15 @@ apply() {
   elif [[ $DECISION == manual ]]; then
     log "a reboot is needed (${REASONS[*]}) and left to you"
   else
-    take_turn "$TURN_SECONDS"
+    await_cluster "$TURN_SECONDS"
     log "rebooting (${REASONS[*]}); this stops: ${GUESTS:-no guest}"
     ! needs_switch || arm "$AWAITED"
     finish
+    # Last, so that no failure before it keeps others waiting.
+    if ! take_turn "$TURN_SECONDS"; then
+      [[ ! -e $STATE/armed ]] || await_no_boot
+      refuse_turn
+    fi
     if ! restart_soon; then
       [[ ! -e $STATE/armed ]] || await_no_boot
       end_turn 10 || :

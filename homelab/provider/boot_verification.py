@@ -57,6 +57,8 @@ async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wa
         )
     # Within reach, the host needs no switch any more, whatever the checks say: a person can act.
     facts = await ssh.confirm(host, old_boot_id, lambda text: tell(f"{name}: {text}"), tell_meanwhile)
+    if reboot.get("turn") == "yes" and not facts.rolling_back:  # an older state has no word of it
+        await _end_turn(host, name)
     if facts.rolled_back:
         raise HomelabError(
             wanted=f"the new boot of {name} confirmed",
@@ -69,8 +71,6 @@ async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wa
     except HomelabError as error:
         # The boot is confirmed all the same; what would change something is refused.
         tell(f"{name}: note: {error.found}")
-    if reboot.get("turn") == "yes":  # an older state has no word of it
-        await _end_turn(host, name)
     raise_all([*plan.verify(facts, host, want), *said_by_kernel(facts, name, want)])
     return facts
 

@@ -14,7 +14,7 @@ from engine import install
 from lab.cluster import LabCluster
 from lab.host.cluster import Cluster
 from tests.e2e.conftest import host_settings
-from tests.engine_stack import EngineStack
+from tests.engine_stack import EngineStack, name_of
 
 NODES = ("pve1", "pve2")
 TURN = "priv/homelab-reboot"
@@ -81,6 +81,14 @@ def test_nodes_restart_one_after_another_and_the_quorum_stays(
         named = [name for _, name in done.steps]
         assert named.index("pve1-booted") < [name for _, name in done.planned].index("pve2-reboot")
         assert stack.up().changed == set()
+    # Whoever forgets a node (`pulumi state delete --target-dependents`) keeps the others.
+    needed = {
+        one
+        for resource in stack.resources()
+        if name_of(resource["urn"]).startswith("pve2")
+        for one in resource.get("dependencies", [])
+    }
+    assert needed and not [one for one in needed if name_of(one).startswith("pve1")]
     assert not (cluster.folder / "pve" / TURN).exists()
     stack.destroy()
     after = cluster.snapshot()

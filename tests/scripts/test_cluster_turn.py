@@ -92,7 +92,8 @@ def says(folder: Folder, quorum: str = "keep") -> str:
 
 def take(folder: Folder, seconds: int = 0, quorum: str = "keep") -> subprocess.CompletedProcess[str]:
     return folder.bash(
-        f"QUORUM={quorum} AWAY_SECONDS=600\ntake_lock\ntake_turn {seconds}\nfinish\n", parts=("cluster",)
+        f"QUORUM={quorum} AWAY_SECONDS=600\ntake_lock\nawait_cluster {seconds}\ntake_turn {seconds} || refuse_turn\nfinish\n",
+        parts=("cluster",),
     )
 
 
@@ -118,13 +119,14 @@ def turn_of(folder: Folder, name: str, until: int = FAR) -> str:
         (status(1, 1, expected=3, device=True), ""),
         (status(3, 1, 1, expected=5), "without this node the cluster has 2 of 5 votes, and 3 are needed"),
         (status(0, 1, 1, expected=2), ""),
+        (status(1, 0, expected=1), "without this node the cluster has 0 of 1 votes, and 1 are needed"),
         (status(1, expected=1), ""),
         (status(1, expected=3), "the cluster has no quorum: 1 of 3 votes, and 2 are needed"),
-        ("Cannot initialize CMAP service\n", "`pvecm status` doesn't say which votes the cluster has: Cannot initialize CMAP service "),
-        ("", "`pvecm status` doesn't say which votes the cluster has:  "),
+        ("Cannot initialize CMAP service\n", "`pvecm status` doesn't say which votes the cluster has: Cannot initialize CMAP service"),
+        ("", "`pvecm status` doesn't say which votes the cluster has: no answer within 20 s"),
     ],
     ids=[
-        "three", "two of three", "two", "two and an arbiter", "one with most votes", "one without a vote", "a cluster of one", "alone",
+        "three", "two of three", "two", "two and an arbiter", "one with most votes", "one without a vote", "the other without a vote", "a cluster of one", "alone",
         "corosync doesn't run", "no answer",
     ],
 )  # fmt: skip
@@ -152,6 +154,8 @@ def test_a_node_without_its_pve_folder_is_still_one_of_a_cluster(node: Folder) -
     (node.root / "etc/pve/corosync.conf").unlink()
     node.write("etc/corosync/corosync.conf", "totem {}\n")
     members(node, "")
+    assert says(node) == ""  # it has left its cluster
+    (node.root / "etc/pve/local").unlink()
     assert says(node).startswith("`pvecm status` doesn't say")
 
 
@@ -262,28 +266,83 @@ def test_the_end_of_a_turn_waits_for_the_cluster(node: Folder, what: str) -> Non
 
 
 CEPH = """
-[[ "$1 $2" != "osd ls-tree" ]] || {{ printf '0\\n3\\n'; exit 0; }}
 echo "$*" >>"$ROOT/asked"
-[[ "$1" != {refuses} ]] || {{ echo 'unsafe to stop osd(s) at this time (12 PGs are or would become offline)' >&2; exit 16; }}
+[[ "$1" != {refuses} ]] || {{ echo {said} >&2; exit 16; }}
 """
 
 
 @pytest.mark.parametrize(
-    ("refuses", "which"),
-    [("osd", "disks now (`ceph osd ok-to-stop 0 3`)"), ("mon", "monitor now (`ceph mon ok-to-stop pve1`)"), ("-", "")],
+    ("refuses", "said", "why"),
+    [
+        (
+            "osd",
+            "unsafe to stop",
+            "Ceph can't do without this node's disks now (`ceph osd ok-to-stop 0 3`): unsafe to stop",
+        ),
+        ("mon", "not enough", "Ceph can't do without this node's monitor now (`ceph mon ok-to-stop pve1`): not enough"),
+        (
+            "mon",
+            "",
+            "Ceph can't do without this node's monitor now (`ceph mon ok-to-stop pve1`): no answer within 20 s",
+        ),
+        ("-", "", ""),
+    ],
+    ids=["its disks", "its monitor", "no answer", "it can"],
 )
-def test_ceph_is_asked_whether_it_can_do_without_the_node(node: Folder, refuses: str, which: str) -> None:
-    node.write("etc/pve/ceph.conf", "[global]\n")
-    node.command("ceph", CEPH.format(refuses=refuses))
-    found = says(node)
-    assert which in found and bool(found) is bool(which)
-    assert "mon ok-to-stop pve1" in node.read("asked")
+def test_ceph_is_asked_whether_it_can_do_without_the_nodes_daemons(
+    node: Folder, refuses: str, said: str, why: str
+) -> None:
+    (node.root / "var/lib/ceph/mon/ceph-pve1").mkdir(parents=True)
+    for osd in (0, 3):
+        node.write(f"var/lib/ceph/osd/ceph-{osd}/whoami", f"{osd}\n")
+    node.command("ceph", CEPH.format(refuses=refuses, said=said))
+    assert says(node) == why
+    assert node.read("asked").startswith("mon ok-to-stop pve1\n")
 
 
-def test_a_node_of_ceph_without_disks(node: Folder) -> None:
+def test_a_node_of_the_cluster_without_daemons_of_ceph_asks_nothing(node: Folder) -> None:
+    """Each node has Ceph's configuration in /etc/pve."""
     node.write("etc/pve/ceph.conf", "[global]\n")
-    node.command("ceph", '[[ "$1" != osd ]] || { echo "Error ENOENT" >&2; exit 2; }')
+    node.command("ceph", "echo asked >$ROOT/asked; exit 1")
+    assert says(node) == "" and not (node.root / "asked").exists()
+
+
+def test_a_cluster_of_one_asks_ceph_nothing(node: Folder) -> None:
+    members(node, status(1, expected=1))
+    (node.root / "var/lib/ceph/mon/ceph-pve1").mkdir(parents=True)
+    node.command("ceph", "exit 16")
     assert says(node) == ""
+
+
+@pytest.mark.parametrize("what", ["tee", "mv"])
+def test_a_turn_that_cant_be_written_is_none_and_leaves_nothing(node: Folder, what: str) -> None:
+    before = node.files()
+    node.command(what, f'[[ ${{!#}} != */priv/* ]] || exit 1; exec /usr/bin/{what} "$@"')
+    done = take(node)
+    assert done.returncode == 1 and "can't be written" in done.stdout
+    assert node.files() == before
+
+
+def test_a_turn_that_cant_be_noted_on_the_host_isnt_taken(node: Folder) -> None:
+    before = node.files()
+    (node.root / "var/lib/homelab/turn").mkdir(parents=True)
+    assert take(node).returncode == 1
+    assert not (node.root / TURN).exists() and node.files() == before
+
+
+def test_a_run_that_was_killed_before_it_had_its_turn_leaves_nothing(node: Folder) -> None:
+    assert take(node).returncode == 0
+    (node.root / TURN).rename(node.root / f"{TURN}.new")
+    assert end(node) == "yes"
+    assert not list((node.root / "etc/pve/priv").glob("homelab*"))
+
+
+def test_destroy_without_a_quorum_says_what_stays(node: Folder) -> None:
+    assert take(node).returncode == 0
+    node.command("rm", '[[ ${!#} != */priv/homelab-reboot ]] || exit 1; exec /bin/rm "$@"')
+    done = node.bash("take_lock\nend_turn 0 || forget_turn\nfinish\n", parts=("cluster",))
+    assert "rm /etc/pve/priv/homelab-reboot" in done.stderr
+    assert not (node.root / "var/lib/homelab/turn").exists()
 
 
 def test_nothing_is_armed_or_restarted_while_the_cluster_cant_do_without_the_node(node: Folder) -> None:
