@@ -48,6 +48,11 @@ class SeveralErrors(HomelabError):
         # The first line is what a narrow display shows of it.
         Exception.__init__(self, "\n".join([f"{len(errors)} things stand against this:", *numbered]))
         self.errors = errors
+        # For whoever tells more of an error.
+        self.wanted, self.found, self.why, self.next = (
+            "; ".join(dict.fromkeys(getattr(one, part) for one in errors))
+            for part in ("wanted", "found", "why", "next")
+        )
 
 
 def raise_all(errors: list[HomelabError]) -> None:

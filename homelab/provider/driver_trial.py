@@ -9,6 +9,7 @@ here again: what is done is found done.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -142,7 +143,16 @@ class _Host:
                 continue
             tell(f"{self.name}: trying the libraries of {version} in {one.name}, before the old driver is given up")
             try:
-                if await self._looked_at(one):
+                looked_at = await self._looked_at(one)
+            except UnreachableError:
+                raise
+            except HomelabError as error:  # one without bash, say; its own stack fails by that
+                tell(
+                    f"{self.name}: {one.name} can't be looked into ({error.found}): the driver {version} is not tried in it"
+                )
+                continue
+            try:
+                if looked_at:
                     await self._bring_in(one)
             except UnreachableError:
                 raise
@@ -157,8 +167,8 @@ class _Host:
         one.facts = facts_of(found, "lxc") if "driver" in found.steps else None
         return one.facts is not None
 
-    async def _bring_in(self, one: _Follower, *, repository_alone: bool = False) -> None:
-        """The steps of its stack that bring the libraries of ``facts["host_driver"]``."""
+    async def _bring_in(self, one: _Follower, *, repository_alone: bool = False, awaited: bool = True) -> None:
+        """The steps of its stack that bring the libraries of ``facts["host_driver"]``; ``awaited``: the old ones are kept until `confirm`."""
         assert one.facts is not None
         request = request_of("lxc", one.name, one.facts, one.nvidia, None, one.lock)
         plan = plan_stack(request)
@@ -172,7 +182,7 @@ class _Host:
         await self.ask_in(
             one,
             "apply",
-            steps.driver(plan, one.nvidia, context=Expected.of(request, plan).context, awaited=True),
+            steps.driver(plan, one.nvidia, context=Expected.of(request, plan).context, awaited=awaited),
         )
 
     async def confirm(self) -> None:
@@ -196,9 +206,12 @@ class _Host:
                 next=f"run `pulumi up` again: it goes on with putting {old} back. {error.next}. For the update: {reason.next}",
             )
         if not done["old"]:
-            return reason.retold(
-                next=f"{reason.next} (The host stays with {new}: no repository and no cache had all of {old}'s packages.)"
+            # Nothing leads back: whoever can is to follow the host, and no container's own stack is to wait for the others.
+            others = await self._follow_anyway(failed[0] if failed else None)
+            stays = (
+                f"{reason.next} (The host stays with {new}: no repository and no cache had all of {old}'s packages.)"
             )
+            return reason.retold(next="; ".join([stays, *others]))
         now = [f"{self.name}: {done['now']}", *await self.containers_back(old)]
         if failed is None:
             return _given_up(new, now)
@@ -208,6 +221,24 @@ class _Host:
             next=f"the driver {old} is back: {'; '.join(now)}. Set {self.name}.nvidia.driver to it; or for another try: {reason.next}, then run "
             "`pulumi up --refresh`",
         )
+
+    async def _follow_anyway(self, failed: _Follower | None) -> list[str]:
+        """Brings the host's version into all others, and ends the update. Returns who can't have it, and why."""
+        said, running = [], (await self.waiting()).running
+        for one in self.followers:
+            if one is failed or one.ctid not in running:
+                one.facts = None
+                continue
+            try:
+                if await self._looked_at(one):
+                    await self._bring_in(one)
+            except UnreachableError:
+                raise
+            except HomelabError as error:
+                one.facts = None
+                said.append(f"{one.name}: {error.wanted}; found: {error.found}; {error.next}")
+        await self.confirm()
+        return said
 
     async def containers_back(self, old: str) -> list[str]:
         """Each container that runs and has this program's libraries gets the old ones. Returns what is so now, a sentence for each."""
@@ -222,8 +253,16 @@ class _Host:
                 done = await self.ask_in(one, "back", steps.driver_update("lxc", one.nvidia, one.name))
                 # Its preferences name the new version by now.
                 one.facts = {**one.facts, "host_driver": old} if one.facts else None
-                await self._bring_in(one, repository_alone=True)
-                said.append(f"{one.name}: {done['now']}")
+                there = bool(done["old"]) or bool(re.search(rf"libraries are {re.escape(old)}(?![\d.])", done["now"]))
+                try:
+                    await self._bring_in(one, repository_alone=there, awaited=False)
+                except UnreachableError:
+                    raise
+                except HomelabError:
+                    # Settings that name the new version can't be planned with the old one: one that is back stays as it is.
+                    if not there:
+                        raise
+                said.append(f"{one.name}: {done['now'] if there else f'its libraries are {old} again'}")
             except UnreachableError:
                 raise
             except HomelabError as error:

@@ -92,6 +92,7 @@ def test_from_stock_to_bound_and_back(by_init: Callable[..., Stack], scenario: s
     refreshed = stack.up("--refresh")
     assert refreshed.changed == set()
     assert len(stack.lab.connections(since=mark)) == 1
+    assert stack.preview().planned == []  # and knows every output
 
     assert [one for one in stack.lab.programs(since=mark) if one["program"] not in ("ip", "lspci", "qm", "pct")] == []
 

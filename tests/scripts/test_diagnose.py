@@ -87,7 +87,7 @@ def test_guests_of_the_whole_cluster_are_listed_with_their_kind_and_node(host: F
     assert extra.containers == []
 
 
-def test_only_lines_about_devices_leave_the_host(host: Folder) -> None:
+def test_only_lines_about_devices_and_what_tells_a_container_from_others_leave_the_host(host: Folder) -> None:
     extra, text = read(host, 950)
     assert "secret" not in text
     (container,) = extra.containers
@@ -96,6 +96,7 @@ def test_only_lines_about_devices_leave_the_host(host: Folder) -> None:
         "hostname: media",
         "lxc.cgroup2.devices.allow: c 195:* rwm",
         "lxc.mount.entry = /dev/nvidia1 dev/nvidia1 none bind,optional,create=file",
+        "net0: name=eth0,bridge=vmbr0",
         "[before]",
         "dev1: /dev/nvidia1",
     ]

@@ -165,6 +165,35 @@ def test_a_container_keeps_its_old_libraries_until_its_hosts_update_is_ended(tmp
     assert f"its libraries are {old}; nvidia-smi answers" in container.answer("back", update)["now"]
 
 
+def test_a_container_whose_run_was_killed_in_the_middle_goes_back_with_its_host(tmp_path: Path) -> None:
+    container = Container(tmp_path)
+    old = container.install()["version"]
+    host = ProxmoxHost.of(container.host)
+    waiting(host)
+    host.output("rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia && modprobe nvidia_uvm")
+    container.answer("apply", of_another_version(container, NEW, awaited=True))
+    update = container.root / "var/lib/homelab/update"
+    (update / "phase").write_text("trying\n")
+    (update / "awaited").unlink()
+    assert host.answer("back", ended(host))["old"] == old
+    assert container.answer("back", steps.driver_update("lxc", container.settings, "it"))["old"] == old
+    # No version is given up here: that is the host's.
+    assert not (container.root / "var/lib/homelab/given-up").exists() and not container.read().drift
+    assert "GPU 0:" in container.output("nvidia-smi -L")
+
+
+def test_a_way_back_that_was_cut_short_still_names_the_version_that_is_given_up(tmp_path: Path) -> None:
+    container = Container(tmp_path)
+    container.install()
+    host = ProxmoxHost.of(container.host)
+    waiting(host)
+    update = host.root / "var/lib/homelab/update"
+    (update / "phase").write_text("back\n")
+    (update / "new").write_text("590.48.99\n")
+    assert host.answer("back", ended(host))["old"]
+    assert host.answer("waiting", ended(host))["givenUp"] == "590.48.99"
+
+
 # -- keeping ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("old", ["packages", "run"])
 @pytest.mark.parametrize(("fault", "value"), [("disk-full", True), ("apt-offline", True), ("download-corrupt", "580")])

@@ -222,6 +222,7 @@ def test_what_only_a_reboot_brings_is_said_before_the_layers_are_written_and_aft
         did = json.loads(done.stdout)
         # Of what the driver lacks alone, nothing is in the boot configuration: there is nothing that a roll-back would give back.
         assert bool(did.pop("armed")) is any("NVIDIA's" not in reason for reason in case.reasons)
+        assert did.pop("turn") == "no"  # it is in no cluster
         assert did == said, done.stderr
         called = (folder.root / "run/called").read_text() if (folder.root / "run/called").exists() else ""
         assert ("systemctl reboot" in called) is bool(case.reasons)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, SeveralErrors
 from homelab.provider.driver_trial import DriverTrialWork
 from homelab.resources.nvidia import DriverTrial
 from tests.unit.hosts import KEY
@@ -66,6 +66,9 @@ class World:
         self.without_driver: set[int] = set()
         self.refusing: set[int] = set()
         self.not_going_back: set[int] = set()
+        self.without_bash: set[int] = set()
+        self.losing: set[int] = set()
+        self.several = False
         self.calls: list[str] = []
         self.killed_after = -1
         self.kept_nothing = False
@@ -84,20 +87,30 @@ class World:
             return self.ended(self.host, step, host=True)
         inside = self.containers[ctid]
         if step == "read_system":
+            if ctid in self.without_bash:
+                raise HomelabError(wanted="a script in it", found="no bash", why="scripts are", next="install it")
             return self.reading(ctid)
         if step == "repository":
             inside.pinned = next(
                 one for one in (OLD, NEW) if f"version {one}" in script or f"version *{one}" in script or one in script
             )
             return json.dumps({"offered": {}})
+        if step == "driver" and "AWAITED=yes" not in script:  # what has no way back of its own is installed
+            inside.version = self.host.version
+            return "{}"
         if step == "driver":
-            assert "AWAITED=yes" in script
+            if self.several:
+                errors = [
+                    HomelabError(wanted=f"{what} in {ctid}", found="f", why="w", next="n")
+                    for what in ("libraries", "CUDA")
+                ]
+                raise SeveralErrors(errors)
             if ctid in self.refusing:
                 raise HomelabError(
                     wanted=f"libraries in {ctid}", found="no room", why="they go there", next="make room"
                 )
             if inside.version != NEW:
-                inside.kept = inside.version
+                inside.kept = "" if ctid in self.losing else inside.version
             inside.version, inside.phase = NEW, "tried" if inside.kept else ""
             return "{}"
         if step == "back" and ctid in self.not_going_back:
@@ -229,6 +242,54 @@ def test_a_host_without_a_way_back_stays_with_the_new_one_and_the_message_says_s
     world = World()
     world.refusing, world.kept_nothing = {950}, True
     assert f"The host stays with {NEW}" in refusal(world).next
+
+
+@pytest.mark.parametrize("refusing", CTIDS)
+def test_where_nothing_leads_back_all_others_follow_the_host_and_the_next_run_goes_on(refusing: int) -> None:
+    world = World()
+    world.refusing, world.kept_nothing = {refusing}, True
+    refusal(world)
+    assert {ctid for ctid, one in world.containers.items() if one.version == NEW} == set(CTIDS) - {refusing}
+    assert world.left() == {""}
+    tried(world)
+
+
+def test_a_container_that_kept_nothing_gets_the_old_version_installed() -> None:
+    world = World()
+    world.losing, world.refusing = {901}, {950}
+    assert f"containers.ai: its libraries are {OLD} again" in refusal(world).next
+    assert world.versions() == {OLD} and world.left() == {""}
+
+
+def test_settings_that_name_the_new_version_keep_no_container_from_going_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be several reasons why they can't be planned with the old one."""
+    world = World()
+    world.refusing = {950}
+    of_a_run = world.run
+
+    def run(verb: str, script: str) -> str:
+        if world.host.version == OLD and "APT_FILES=" in script:
+            one = HomelabError(wanted="the driver", found="another", why="settings", next="change them")
+            raise SeveralErrors([one, HomelabError(wanted="CUDA 13", found=OLD, why="too old", next="change it")])
+        return of_a_run(verb, script)
+
+    monkeypatch.setattr(world, "run", run)
+    error = refusal(world)
+    assert world.versions() == {OLD} and "could not be put back" not in error.next
+
+
+def test_several_reasons_of_one_container_are_all_in_the_message() -> None:
+    world = World()
+    world.several = True
+    error = refusal(world)
+    assert error.wanted.startswith("libraries in 901; ") and world.versions() == {OLD}
+
+
+def test_a_container_that_cannot_be_looked_into_takes_nobody_back(capfd: pytest.CaptureFixture[str]) -> None:
+    world = World()
+    world.without_bash = {901}
+    tried(world)
+    assert world.host.version == world.containers[950].version == NEW and world.left() == {""}
 
 
 @pytest.mark.parametrize("phase", ["", "keeping"])

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# The lines of a container's configuration that are passed on to be judged: devices, their rules, what is needed beside them, its disks, and the network cards by which
-# it is known. No others:
-# they may hold passwords (lxc.environment, mount options).
+# The lines of a container's configuration that are passed on to be judged: devices, their rules, what is needed beside them, its disks, and the
+# network cards by which it is known. No others: they may hold passwords (lxc.environment, mount options).
 #
 # Gives: device_lines FILE.
 
