@@ -6,7 +6,8 @@
 # Arguments: NEEDED (yes | no: is a card handed over here?), PROGRAM (handover_host.sh, composed), UNIT, TIMER, HOOK (the hookscript), GENERATION (no part
 #   in what happens).
 # Changes: /usr/local/sbin/homelab-handover; homelab-handover.service and .timer, which are enabled; snippets/homelab-handover.sh of a storage of this
-#   host. Undone by `revert`, and by `apply` where it isn't needed any more: these, and /var/lib/homelab/handover. Refused while a VM has a card.
+#   host. Undone by `revert`, and by `apply` where it isn't needed any more: these, /var/lib/homelab/handover, and the option hookscript of VMs that
+#   still name it. Refused while a VM has a card.
 # Verbs: apply, revert, plan (what `apply` would change, as files.sh answers it).
 
 apply() {
@@ -35,6 +36,7 @@ plan() {
     write_files
     for unit in service timer; do [[ -L $ROOT$(enabled_as "$unit") ]] || note_planned new "$(enabled_as "$unit")"; done
   else
+    drop_hooks
     drop_files
   fi
   answer_planned
@@ -58,6 +60,7 @@ revert() {
 
 take_away() {
   local unit
+  drop_hooks
   for unit in timer service; do
     # Also where its file is gone: what `enable` made is a link.
     [[ ! -L $ROOT$(enabled_as "$unit") ]] || run_logged systemctl disable "homelab-handover.$unit" || rm -f "$ROOT$(enabled_as "$unit")"
@@ -66,6 +69,19 @@ take_away() {
   drop_files
   rm -rf "$ROOT$HANDOVER"
   [[ $CHANGED == no ]] || run_logged systemctl daemon-reload || :
+}
+
+# drop_hooks - of VMs that aren't the settings', too: a clone, or one that was restored, has brought the name along.
+drop_hooks() {
+  local file vmid
+  for file in "$ROOT"/etc/pve/qemu-server/[1-9]*.conf; do
+    vmid=${file##*/} vmid=${vmid%.conf}
+    [[ -e $file ]] && is_our_hook "$vmid" || continue
+    [[ $PLANNING == no ]] || { note_planned removed "VM $vmid's option hookscript" && continue; }
+    run_logged qm set "$vmid" --delete hookscript || die "VM $vmid without our hookscript" "$OUTPUT" \
+      "once the script is gone, a VM that names it doesn't start" "correct what qm says, then run the same again"
+    CHANGED=yes
+  done
 }
 
 # drop_files - the hookscript last: a VM that names one which isn't there doesn't start.

@@ -5,7 +5,7 @@
 #
 # Arguments: CARDS (as of lib/handover/card.sh).
 # Changes: the drivers of a card's functions; containers that run with it are shut down and started; /var/lib/homelab/handover.
-# Verbs: hook VMID PHASE; reconcile; step_claim, step_unbind, step_bind, step_release, step_attach CARD, which run in units of their own.
+# Verbs: hook VMID PHASE; reconcile; step_claim, step_unbind, step_bind, step_release, step_attach, step_nodes CARD, which run in units of their own.
 
 hook() { # VMID PHASE
   local names name before taken=() vmid=$1
@@ -48,6 +48,8 @@ come_back() {
   shift
   ! host_stops || return 0
   [[ ! -e $ROOT/run/qemu-server/$vmid.reboot ]] || return 0
+  # A backup in stop mode starts it again at once. Otherwise the timer sees that it is off when the lock is gone.
+  [[ $(option_of_vm "$vmid" lock) != backup ]] || return 0
   if get_host 8; then
     for name in "$@"; do
       read_card "$name" && load_state "$name"
@@ -57,7 +59,7 @@ come_back() {
     LOCK=''
   fi
   # Where it can't be started, the timer does the same within two minutes.
-  bounded 10 systemd-run -q --collect --no-block "$INSTALLED" reconcile || :
+  bounded 10 systemd-run -q --collect --no-block -p RuntimeMaxSec=1800 "$INSTALLED" reconcile || :
 }
 
 reconcile() {
@@ -65,7 +67,7 @@ reconcile() {
   ! host_stops || return 0
   get_host 60 || return 0
   while IFS= read -r name; do
-    read_card "$name" && load_state "$name" && settle
+    read_card "$name" && load_state "$name" && start_owed && settle
   done < <(cards_of)
   return 0
 }

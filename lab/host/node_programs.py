@@ -138,7 +138,7 @@ def _without(arguments: list[str], operands: list[str]) -> list[str]:
 
 # -- stat ------------------------------------------------------------------------------------------------------
 def _stat(tree: Tree, arguments: list[str]) -> int:
-    options = Options(arguments, "Lc:ft", ("dereference", "format=", "printf=", "file-system", "terse"))
+    options = Options(arguments, "Lc:ft", ("dereference", "format=", "printf=", "file-system", "terse", "cached="))
     form, status = options.value("c", "format"), 0
     printf = options.value("printf")
     for path in options.rest:

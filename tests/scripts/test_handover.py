@@ -5,6 +5,7 @@ By default a sample of the moments is tried, another one each day (tests/samplin
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,13 @@ SAMPLE = 8
 # What happens to a function when a step is done, and what a person's and Proxmox VE's programs say.
 COMMANDS = {
     "systemd-run": f"""\
-while [[ $1 == -* ]]; do shift; done
+echo "$*" >>"$ROOT/asked"
+while [[ $1 == -* ]]; do [[ $1 != -p ]] || shift; shift; done
+[[ $1 != pct ]] || exec "$@"
 bus=$ROOT/sys/bus/pci
 [[ $2 == step_* ]] || exit 0
+[[ ! -e $ROOT/hangs || $2 != "$(<"$ROOT/hangs")" ]] || exit 124
+[[ ! -e $ROOT/late || $2 != step_claim ]] || mv "$ROOT/late" "$ROOT/proc/43"
 for f in {GPU} {AUDIO}; do
   link=$bus/devices/$f/driver now= wants=nvidia
   [[ ! -L $link ]] || now=$(basename "$(readlink "$link")")
@@ -46,6 +51,7 @@ done
 case "$*" in
   *persistence_mode*) cat "$ROOT/persistence" ;;
   *-pm*) if [[ ${{*: -1}} == 1 ]]; then echo Enabled; else echo Disabled; fi >"$ROOT/persistence" ;;
+  *pci.bus_id*) [[ ! -e $ROOT/ails ]] || exit 9 ;;
   drain*) echo "${{*: -1}}" >"$ROOT/drain" ;;
   *) echo there ;;
 esac
@@ -54,11 +60,11 @@ esac
 case $1 in
   status) echo "status: $(cat "$ROOT/ct$2")" ;;
   shutdown) echo stopped >"$ROOT/ct$2" ;;
-  start) echo running >"$ROOT/ct$2" ;;
+  start) [[ ! -e $ROOT/ails ]] || exit 9; echo running >"$ROOT/ct$2" ;;
 esac
 """,
     "qm": 'echo "status: stopped"',
-    "systemctl": 'case "$*" in is-system-running) echo running ;; *is-active*) exit 3 ;; esac',
+    "systemctl": 'case "$*" in is-system-running) echo running ;; *is-active*) grep -qsFx "${*: -1}" "$ROOT/active" || exit 3 ;; esac',
     "modprobe": "",
     "mknod": 'for path in "$@"; do [[ $path != "$ROOT"/dev/* ]] || : >"$path"; done',
     "sync": "",
@@ -371,3 +377,134 @@ def test_what_is_away_is_no_more_after_a_boot(host: Folder) -> None:
     assert host.bash(away, parts=("handover/rest",)).stdout.startswith("gpus.big is with VM 103 since 1970-01-01")
     host.write("/proc/sys/kernel/random/boot_id", "next\n")
     assert host.bash(away, parts=("handover/rest",)).stdout.strip() == ""
+
+
+# -- what comes between ----------------------------------------------------------------------------------------------
+def refused(host: Folder, *words: str) -> str:
+    done = host.bash(program(*words), parts=())
+    assert done.returncode == 1, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_container_that_still_goes_off_is_started_after_that(host: Folder) -> None:
+    host.write(STATE, "state=DRAINING\nvm=103\nboot=boot\nsince=1\ncontainers=950\npersistence=Enabled\n")
+    host.write("/active", "homelab-handover-big-stop-950.service\n")
+    run(host, "reconcile")
+    assert state(host) == "DRAINING", "it runs, and goes off: it would be taken for one that needs nothing"
+    host.write("/ct950", "stopped\n")
+    host.write("/active", "")
+    run(host, "reconcile")
+    assert is_with_the_host(host)
+
+
+def test_a_container_is_shut_down_in_a_unit_and_in_its_own_time(host: Folder) -> None:
+    host.write("/etc/pve/lxc/950.conf", "hostname: media\ndev0: /dev/nvidia0\nstartup: order=3,down=08\n")
+    run(host, "hook", "103", "pre-start")
+    assert "--unit=homelab-handover-big-stop-950 pct shutdown 950 --timeout 8 " in host.read("/asked")
+
+
+def test_a_backup_in_stop_mode_of_a_vm_that_runs_keeps_the_card(host: Folder) -> None:
+    conf = host.read("/etc/pve/qemu-server/103.conf")
+    run(host, "hook", "103", "pre-start")
+    host.write("/etc/pve/qemu-server/103.conf", f"lock: backup\n{conf}")
+    run(host, "hook", "103", "post-stop")
+    run(host, "reconcile")
+    assert taken(host)
+    run(host, "hook", "103", "pre-start")
+    assert taken(host)
+    host.write("/etc/pve/qemu-server/103.conf", conf)
+    run(host, "reconcile")
+    assert is_with_the_host(host)
+    host.write("/etc/pve/qemu-server/103.conf", f"lock: backup\n{conf}")
+    assert "a backup of VM 103" in refused(host, "hook", "103", "pre-start"), "of one that was off"
+
+
+@pytest.mark.parametrize(
+    ("modules", "hangs", "step"), [("nvidia", "", "loading nvidia"), ("", "step_nodes", "making its nodes")]
+)
+def test_a_driver_that_hangs_on_the_way_back_holds_nobody(host: Folder, modules: str, hangs: str, step: str) -> None:
+    run(host, "hook", "103", "pre-start")
+    host.write(STATE, host.read(STATE).replace("modules=", f"modules={modules}"))
+    host.command("modprobe", "exit 124" if modules else "")
+    host.write("/hangs", hangs)
+    run(host, "reconcile")
+    assert state(host) == "STUCK" and f"{step} has not come to an end" in host.read(STATE)
+
+
+def test_who_comes_between_the_look_and_the_unbinding_is_seen(host: Folder) -> None:
+    host.write("/late/maps", "7f00-7f01 rw-s 00000000 00:05 103 /dev/nvidia0\n")
+    assert "in use by ? (PID 43)" in refused(host, "hook", "103", "pre-start")
+    assert is_with_the_host(host) and state(host) == "HELD"
+
+
+def test_a_storage_that_does_not_answer_hides_nobody(host: Folder) -> None:
+    look(host, 41)
+    host.command(
+        "stat",
+        """\
+[[ $1 == --cached=always ]] || exit 9
+for why in 'Stale file handle' 'Transport endpoint is not connected' 'Input/output error'; do
+  echo "stat: cannot statx '$ROOT/proc/41/fd/9': $why" >&2
+done
+PATH=/usr/bin:/bin stat "$@"
+exit 1""",
+    )
+    assert host.sourced("handover_host.sh", LOOK, CARDS=LINE).stdout.strip() == "ollama (PID 41 of container 950)"
+
+
+def test_a_container_that_could_not_be_started_is_not_forgotten(host: Folder) -> None:
+    run(host, "hook", "103", "pre-start")
+    host.command("pct", COMMANDS["pct"].replace("start) [[ ! -e $ROOT/ails ]]", "start) [[ ! -e $ROOT/away ]]"))
+    host.write("/away", "")
+    run(host, "reconcile")
+    assert state(host) == "HELD" and "containers=950\n" in host.read(STATE)
+    run(host, "hook", "103", "pre-start")
+    assert taken(host) and "containers=950" in host.read(STATE)
+    run(host, "reconcile")
+    assert state(host) == "HELD"
+    (host.root / "away").unlink()
+    run(host, "reconcile")
+    assert is_with_the_host(host) and state(host) == ""
+
+
+def test_a_card_that_answers_after_a_while_is_not_dead(host: Folder) -> None:
+    run(host, "hook", "103", "pre-start")
+    host.write("/ails", "")
+    run(host, "reconcile")
+    assert (state(host), host.read("/ct950")) == ("HELD", "stopped\n") and "nvidia-smi" in host.read(STATE)
+    (host.root / "ails").unlink()
+    run(host, "reconcile")
+    assert is_with_the_host(host) and state(host) == ""
+
+
+def test_who_can_not_be_asked_has_not_ended(host: Folder) -> None:
+    run(host, "hook", "103", "pre-start")
+    host.command("qm", "exit 1")
+    place = host.root / "etc/pve/qemu-server"
+    place.rename(host.root / "unmounted")
+    run(host, "reconcile")
+    assert taken(host), "/etc/pve isn't mounted"
+    place.mkdir()
+    run(host, "reconcile")
+    assert is_with_the_host(host), "the VM is gone"
+
+
+def test_a_step_that_can_not_be_asked_about_is_at_work(host: Folder) -> None:
+    host.write(STATE, f"state=DETACHED\nvm=103\nboot=boot\nsince={int(time.time())}\ncontainers=950\n")
+    host.command("systemctl", 'case "$*" in is-system-running) echo running ;; *is-active*) exit 1 ;; esac')
+    run(host, "reconcile")
+    assert state(host) == "DETACHED"
+
+
+def test_no_vm_names_the_hookscript_when_it_is_gone(host: Folder) -> None:
+    for vmid, name in ((104, "homelab-handover.sh"), (105, "mine.sh")):
+        host.write(f"/etc/pve/qemu-server/{vmid}.conf", f"hookscript: local:snippets/{name}\n")
+    host.command("qm", '[[ ! -e $ROOT/ails ]] || exit 9; sed -i "/^hookscript:/d" "$ROOT/etc/pve/qemu-server/$2.conf"')
+    host.write("/ails", "")
+    script = scripts.handover([LINE])
+    done = host.run("revert", script)
+    assert done.returncode == 1 and "VM 104 without our hookscript" in done.stdout
+    (host.root / "ails").unlink()
+    assert host.run("revert", script).returncode == 0
+    assert host.read("/etc/pve/qemu-server/104.conf") == ""
+    assert "mine.sh" in host.read("/etc/pve/qemu-server/105.conf")

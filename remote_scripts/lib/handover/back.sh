@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # A card comes back to the host, from wherever it was left, and its containers are started again. Each step can be done again.
-# Needs: handover/state, handover/card, handover/holders, handover/users, nvidia
+# Needs: handover/state, handover/card, handover/holders, handover/users, handover/refuse
 #
-# Gives: give_back [WHY]; stuck STEP; settle. All have the lock, and S of the card that was read.
+# Gives: give_back [WHY]; stuck STEP; settle; start_owed. All have the lock, and S of the card that was read.
+# How long containers that didn't start are tried again.
+OWED_SECONDS=1800
 
 # settle - brings what was left half-way to an end: after a hook or a service that was killed, a start that failed (for which Proxmox VE calls nobody), a
 # reboot of the host. What is at rest, and a VM that runs, stays.
@@ -23,6 +25,19 @@ settle() {
   esac
 }
 
+# start_owed - containers that didn't start for a reason that passes, such as a storage that isn't there yet: tried again, for a while.
+start_owed() {
+  [[ ${S[state]} == HELD && -n ${S[containers]:-} && ${S[boot]:-} == "$(this_boot)" ]] && (($(date +%s) - ${S[since]:-0} < OWED_SECONDS)) || return 0
+  ! host_stops && ! numbers_moved && is_served || return 0
+  restore_persistence
+  if start_users; then
+    say "its containers run again"
+    drop_state
+  else
+    save_state
+  fi
+}
+
 # settle_after_boot - the drivers have taken everything anew, and onboot decides which containers run. Only what doesn't answer stays what it was.
 settle_after_boot() {
   if [[ ${S[state]} == DEAD ]] && ! is_alive; then
@@ -36,18 +51,24 @@ settle_after_boot() {
 # is_over - has the VM that took it ended, or not begun? Whoever can't tell says no. A start holds the VM's lock from before the hook to its end.
 is_over() {
   local text lock request=$ROOT/run/qemu-server/${S[vm]}.reboot
-  text=$(within "$ASK_SECONDS" qm status "${S[vm]}" 2>/dev/null) || { [[ ! -e $ROOT/etc/pve/qemu-server/${S[vm]}.conf ]] && return 0 || return 1; }
-  [[ $text == 'status: stopped' ]] || return 1
+  # Before the question: a start that has come to its end meanwhile is seen by that.
   lock=$ROOT/run/lock/qemu-server/lock-${S[vm]}.conf
   [[ ! -e $lock ]] || flock -n "$lock" true || return 1
+  text=$(within "$ASK_SECONDS" qm status "${S[vm]}" 2>/dev/null) || { [[ -d $ROOT/etc/pve/qemu-server && ! -e $ROOT/etc/pve/qemu-server/${S[vm]}.conf ]] && return 0 || return 1; }
+  [[ $text == 'status: stopped' ]] || return 1
+  # Of a VM that ran: the backup starts it again.
+  [[ $(option_of_vm "${S[vm]}" lock) != backup ]] || return 1
   # Between the two halves of `qm reboot`.
   [[ ! -e $request ]] || (($(date +%s) - $(stat -c %Y "$request") > 120))
 }
 
 # give_back [WHY] - WHY: a VM didn't get it. Status 1: it isn't back, and the state says what it is.
 give_back() {
-  local why=${1:-}
+  local why=${1:-} ctid
   ! host_stops || return 1
+  for ctid in ${S[containers]:-}; do
+    ! is_active "$(stop_unit "$ctid").service" || { say "container $ctid is still going off: it is started after that" && return 1; }
+  done
   if ! all_home; then
     if ! is_alive; then
       sink DEAD "its configuration space doesn't read as it should after VM ${S[vm]:-}: no driver is let near it, and its containers stay off"
@@ -59,10 +80,10 @@ give_back() {
       if (($? == 124)); then stuck "taking it from vfio-pci"; else say "it can't be taken from vfio-pci yet: $OUTPUT"; fi
       return 1
     }
-    load_driver
+    load_driver || return 1
     in_unit 90 step_attach || (($? != 124)) || { stuck "giving it to NVIDIA's driver" && return 1; }
   else
-    load_driver
+    load_driver || return 1
   fi
   serve_again "$why"
 }
@@ -91,22 +112,32 @@ leave_vfio() {
   }
 }
 
+# load_driver - status 1: it waits in the kernel.
 load_driver() {
   local module modules=()
   read -ra modules <<<"${S[modules]:-}"
   for ((module = ${#modules[@]} - 1; module >= 0; module--)); do
-    bounded 120 modprobe "${modules[module]}" || say "${modules[module]} could not be loaded: $OUTPUT"
+    bounded 120 modprobe "${modules[module]}" || {
+      (($? != 124)) || { stuck "loading ${modules[module]}" && return 1; }
+      say "${modules[module]} could not be loaded: $OUTPUT"
+    }
   done
-  [[ -r $ROOT$NVIDIA_PROC/version ]] || bounded 120 modprobe nvidia || :
+  [[ -r $ROOT$NVIDIA_PROC/version ]] || bounded 120 modprobe nvidia || (($? != 124)) || { stuck "loading nvidia" && return 1; }
+  return 0
 }
+
+# is_served - has the driver got the card, and does it answer for it?
+is_served() { [[ $(card_driver "$GPU") == nvidia ]] && bounded 60 nvidia-smi -i "$GPU" --query-gpu=pci.bus_id --format=csv,noheader; }
 
 # serve_again WHY - the card is with its driver: it is proved, and everybody has it as before.
 serve_again() {
-  local why=$1
+  local why=$1 found
   bounded 30 nvidia-smi drain -p "$GPU" -m 0 || :
-  make_nvidia_nodes 2>/dev/null
-  if [[ $(card_driver "$GPU") != nvidia ]] || ! bounded 60 nvidia-smi -i "$GPU" --query-gpu=pci.bus_id --format=csv,noheader; then
-    sink DEAD "NVIDIA's driver doesn't get along with it any more (driver: $(card_driver "$GPU"); nvidia-smi: ${OUTPUT:-no answer}); its containers stay off"
+  in_unit 60 step_nodes || (($? != 124)) || { stuck "making its nodes" && return 1; }
+  OUTPUT=''
+  if ! is_served; then
+    found="NVIDIA's driver doesn't get along with it (driver: $(card_driver "$GPU"); nvidia-smi: ${OUTPUT:-no answer}); its containers stay off"
+    if is_alive; then sink HELD "${why:+$why; }$found until it answers"; else sink DEAD "$found"; fi
     return 1
   fi
   restore_persistence

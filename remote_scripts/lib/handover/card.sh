@@ -3,7 +3,7 @@
 # Needs: handover/state, nvidia, read/devices
 #
 # Gives: read_card NAME -> CARD, FUNCTIONS, IDS, GPU, VMS; cards_of VMID; card_driver ADDRESS; all_on DRIVER; is_that_card; is_alive; is_only, drm_names;
-#   in_unit SECONDS STEP; step_claim, step_unbind, step_bind, step_release, step_attach CARD; is_busy; numbers_now, numbers_moved. Variables: CARDS (a line each: NAME, ADDRESS=IDS,...
+#   in_unit SECONDS STEP; is_active UNIT; step_claim, step_unbind, step_bind, step_release, step_attach, step_nodes CARD; is_busy; numbers_now, numbers_moved. Variables: CARDS (a line each: NAME, ADDRESS=IDS,...
 #   with its graphics function first, VMID,...).
 
 read_card() { # NAME
@@ -104,11 +104,17 @@ in_unit() { bounded "$1" systemd-run -q --wait --collect --unit="homelab-handove
 
 write_value() { { printf '%s\n' "$1" >"$2"; } 2>/dev/null; }
 
+# is_active UNIT - of no other answer than that it isn't (systemctl: 3, or 4 where there is no such unit) this is believed.
+is_active() {
+  within "$ASK_SECONDS" systemctl is-active -q "$1"
+  [[ $? != [34] ]]
+}
+
 # is_busy - is a step at work, or waiting in the kernel? Whoever touches the card meanwhile waits, too.
 is_busy() {
   local step
-  for step in step_claim step_unbind step_bind step_release step_attach; do
-    ! within "$ASK_SECONDS" systemctl is-active -q "homelab-handover-$CARD-$step.service" || return 0
+  for step in step_claim step_unbind step_bind step_release step_attach step_nodes; do
+    ! is_active "homelab-handover-$CARD-$step.service" || return 0
   done
   return 1
 }
@@ -163,3 +169,6 @@ step_attach() {
   for function in "${FUNCTIONS[@]}"; do write_value '' "$PCI/$function/driver_override"; done
   [[ $(card_driver "$GPU") == nvidia ]]
 }
+
+# It loads nvidia-uvm.
+step_nodes() { make_nvidia_nodes 2>/dev/null; }

@@ -35,13 +35,13 @@ group_nodes() {
 
 # find_holders CONTROL NUMBER... - sets HOLDERS: who has one of these open, or the card's memory mapped, in words. CONTROL is a node that the look has
 # to see, or it counts for nothing. LOOK_FAILED, with status 1: why it can't be told, which is no "nobody". (What is in a container has paths of its
-# own: numbers count. A process that ends meanwhile has let go.)
+# own: numbers count. A process that ends meanwhile has let go. What lies on a storage that doesn't answer isn't asked of it: hence `--cached`.)
 find_holders() {
   local control=$1 status=0 line path numbers wanted pid pids=''
   shift
   HOLDERS=() LOOK_FAILED='' wanted=" $* "
   # shellcheck disable=SC2016 # that bash's own
-  look 1 'exec find "$@" -maxdepth 1 ! -lname "socket:*" ! -lname "pipe:*" ! -lname "anon_inode:*" -exec stat -L -c "%t:%T %F %n" {} + >"$0.seen" 2>"$0.errors"' \
+  look 1 'exec find "$@" -maxdepth 1 ! -lname "socket:*" ! -lname "pipe:*" ! -lname "anon_inode:*" -exec stat --cached=always -L -c "%t:%T %F %n" {} + >"$0.seen" 2>"$0.errors"' \
     "$control" "$ROOT"/proc/[0-9]*/fd || return 1
   grep -qE "^[0-9a-f]+:[0-9a-f]+ .* $control\$" "$RUN/handover.seen" || {
     LOOK_FAILED="the look at all processes has not shown $control, which is there"
@@ -64,12 +64,12 @@ find_holders() {
 }
 
 # look MOST PROGRAM ARGUMENT... - a look at /proc, whose findings are in $RUN/handover.seen: a status of at most MOST, or of one that speaks of processes
-# that are gone and nothing else.
+# that are gone, or of files on a storage that is, and nothing else: no device node answers like that.
 look() {
   local most=$1 status=0 found
   : >"$RUN/handover.errors"
   bounded 60 bash -c "$2" "$RUN/handover" "${@:3}" || status=$?
-  found=$(grep -vE "^(find|stat|grep): (cannot statx? )?'?$ROOT/proc/[][0-9*-]+/(fd|maps)(/[0-9]+)?'?: (No such file or directory|No such process)\$" "$RUN/handover.errors" | head -n 1)
+  found=$(grep -vE "^(find|stat|grep): (cannot statx? )?'?$ROOT/proc/[][0-9*-]+/(fd|maps)(/[0-9]+)?'?: (No such file or directory|No such process|Stale file handle|Transport endpoint is not connected|Input/output error)\$" "$RUN/handover.errors" | head -n 1)
   [[ -z $found ]] && { ((status <= most)) || [[ $status == 2 && -s $RUN/handover.errors ]]; } && return 0
   LOOK_FAILED="the look at all processes failed: ${found:-status $status}"
   return 1

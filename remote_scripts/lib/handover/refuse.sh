@@ -16,7 +16,7 @@ refused() {
   elif [[ -e $STATE/armed && $(sed -n 's/^boot //p' "$STATE/armed") != "$(this_boot)" ]]; then
     REFUSED="this boot of the host isn't confirmed yet, which homelab up does"
   elif [[ $(option_of_vm "$1" lock) == backup ]]; then
-    REFUSED="a backup of VM $1, which is off, would start it: the card stays with the containers. Back the VM up while it runs"
+    REFUSED="a backup of VM $1, which was off, would start it: the card stays with the containers. Back the VM up while it runs"
   elif [[ $driver != nvidia ]]; then
     REFUSED="NVIDIA's driver doesn't have it, but ${driver:-none}"
   else

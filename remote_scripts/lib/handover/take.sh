@@ -50,19 +50,22 @@ keep_card() {
 is_elsewhere() { [[ $(within "$ASK_SECONDS" qm status "$vmid" 2>/dev/null) == 'status: running' ]]; }
 
 drain_card() { # VMID
-  local persistence units=''
+  local persistence units='' id owed='' numbers
+  # What an earlier handover could not start again is still to be started after this one; by the numbers of then.
+  for id in ${S[containers]:-}; do [[ ${S[state]} != HELD || " ${USERS[*]} " == *" $id "* ]] || owed+="$id "; done
+  if [[ -n $owed ]]; then numbers=${S[numbers]:-}; else numbers=$(numbers_now); fi
   bounded 30 nvidia-smi -i "$GPU" --query-gpu=persistence_mode --format=csv,noheader && persistence=$OUTPUT || persistence=''
   ! is_only || ! within "$ASK_SECONDS" systemctl is-active -q nvidia-persistenced.service || units=nvidia-persistenced.service
   REFUSED="its state can't be noted on the disk"
-  save_state state DRAINING vm "$1" why '' containers "${USERS[*]}" numbers "$(numbers_now)" modules '' persistence "${persistence//[[:space:]]/}" units "$units" || return 1
+  save_state state DRAINING vm "$1" why '' containers "$owed${USERS[*]}" numbers "$numbers" modules '' persistence "${persistence//[[:space:]]/}" units "$units" || return 1
   say "VM $1 starts and gets it${USERS[*]:+; containers ${USERS[*]} are shut down for it}"
   stop_users && settle_persistence || return 1
   # A barrier against those who come between the look and the unbinding, where the card knows it.
   bounded 30 nvidia-smi drain -p "$GPU" -m 1 || say "it can't be drained, and goes without that: $OUTPUT"
 }
 
-# free_card - nobody has it, which was seen.
-free_card() {
+# nobody_has_it - which was seen; else REFUSED says who has.
+nobody_has_it() {
   local numbers node
   node=$ROOT/dev/nvidia$(nvidia_minor "$GPU")
   read -ra numbers <<<"$(card_numbers)"
@@ -74,6 +77,10 @@ free_card() {
     REFUSED="in use by $(printf '%s, ' "${HOLDERS[@]}" | sed 's/, $//')"
     return 1
   fi
+}
+
+free_card() {
+  nobody_has_it || return 1
   REFUSED="its state can't be noted on the disk"
   save_state state FREE
 }
@@ -102,6 +109,8 @@ detach_card() {
     }
   done
   bounded 60 modprobe vfio-pci || { REFUSED="vfio-pci can't be loaded: $OUTPUT" && return 1; }
+  # Once more: somebody may have come since the first look.
+  [[ $only == yes ]] || nobody_has_it || return 1
   in_unit 30 step_unbind || {
     status=$?
     REFUSED="a function of it can't be unbound: $OUTPUT"

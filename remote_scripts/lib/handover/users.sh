@@ -2,7 +2,7 @@
 # Who of this host uses a card: containers by their configuration, NVIDIA's persistence daemon.
 # Needs: handover/state, handover/card, container/conf
 #
-# Gives: container_runs CTID; find_users -> USERS, REFUSED; stop_users, start_users; settle_persistence, restore_persistence.
+# Gives: container_runs CTID; find_users -> USERS, REFUSED; stop_users, stop_unit CTID, start_users; settle_persistence, restore_persistence.
 
 # container_runs CTID - 0: yes, 1: no, 2: nobody knows.
 container_runs() {
@@ -64,22 +64,31 @@ has_card() {
   return 1
 }
 
+# stop_unit CTID - in which it is shut down: by a child of ours that went on after us, a container would go off that was seen to run.
+stop_unit() { printf 'homelab-handover-%s-stop-%s' "$CARD" "$1"; }
+
 # stop_users - those of S[containers], within their own time (startup: down=), else a minute; then their power is cut.
 stop_users() {
   local seconds
   for CTID in ${S[containers]}; do
+    # It may be off, or gone: one that an earlier handover could not start again.
+    [[ -e $ROOT/etc/pve/lxc/$CTID.conf ]] || continue
+    container_runs "$CTID"
+    (($? != 1)) || continue
+    REFUSED="the configuration of container $CTID can't be read"
     read_conf || return 1
     seconds=$(startup down)
+    seconds=$((10#${seconds:-60}))
     say "shutting container $CTID down, which has the card"
-    bounded $((${seconds:-60} + 120)) pct shutdown "$CTID" --timeout "${seconds:-60}" --forceStop 1
+    bounded $((seconds + 120)) systemd-run -q --wait --collect --pipe --unit="$(stop_unit "$CTID")" pct shutdown "$CTID" --timeout "$seconds" --forceStop 1
     container_runs "$CTID"
     (($? == 1)) || { REFUSED="container $CTID doesn't go off: ${OUTPUT:-no answer}" && return 1; }
   done
 }
 
-# start_users - the same ones, the other way round. Status 1, with REFUSED: one didn't start.
+# start_users - the same ones, the other way round. S[containers] is then those that are still to be started. Status 1, with REFUSED: one didn't start.
 start_users() {
-  local ids=() index
+  local ids=() index off=''
   read -ra ids <<<"${S[containers]:-}"
   REFUSED=''
   for ((index = ${#ids[@]} - 1; index >= 0; index--)); do
@@ -88,8 +97,11 @@ start_users() {
     container_runs "$CTID" && continue
     say "starting container $CTID again"
     bounded 180 pct start "$CTID"
-    container_runs "$CTID" || REFUSED+="${REFUSED:+; }container $CTID has not started: ${OUTPUT:-no answer}"
+    container_runs "$CTID" && continue
+    off="$CTID${off:+ }$off"
+    REFUSED+="${REFUSED:+; }container $CTID has not started: ${OUTPUT:-no answer}"
   done
+  S[containers]=$off
   [[ -z $REFUSED ]]
 }
 
