@@ -76,7 +76,7 @@ drop_hooks() {
   local file vmid
   for file in "$ROOT"/etc/pve/qemu-server/[1-9]*.conf; do
     vmid=${file##*/} vmid=${vmid%.conf}
-    [[ -e $file ]] && is_our_hook "$vmid" || continue
+    if [[ ! -e $file ]] || ! is_our_hook "$vmid"; then continue; fi
     [[ $PLANNING == no ]] || { note_planned removed "VM $vmid's option hookscript" && continue; }
     run_logged qm set "$vmid" --delete hookscript || die "VM $vmid without our hookscript" "$OUTPUT" \
       "once the script is gone, a VM that names it doesn't start" "correct what qm says, then run the same again"
