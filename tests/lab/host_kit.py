@@ -10,6 +10,7 @@ from typing import Any
 from homelab import settings
 from lab import Lab
 from lab.machine import BootResult, Machine, Scenario, load_scenario
+from lab.processes import end_left_behind
 from tests.waiting import PATIENCE
 
 GPU_SCRIPT = """\
@@ -90,7 +91,8 @@ class Host:
         target.chmod(mode)
 
     def reboot(self) -> BootResult:
-        """Down and up again."""
+        """Down and up again. No process outlives that, whichever it is."""
+        end_left_behind(self.machine.state)
         self.machine.shutdown()
         return self.machine.boot("reboot")
 

@@ -191,8 +191,8 @@ def test_an_unbind_that_never_ends_holds_nobody_and_is_not_tried_again(tmp_path:
     host.output(f"{host.root}{HANDOVER} reconcile")
     again = host.run("qm start 103")
     assert again.returncode != 0 and "STUCK" in again.stdout + again.stderr and state(host) == "STUCK"
-    host.machine.set_fault("nvidia-unbind-forever", None)
     host.reboot()
+    host.machine.set_fault("nvidia-unbind-forever", None)
     assert state(host) == "HOST" and drivers(host) == ["nvidia", "snd_hda_intel", "nvidia"] and runs(host)
 
 
