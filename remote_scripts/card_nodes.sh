@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The service that brings the nodes of cards in containers to the numbers of each boot, before guests start.
-# Needs: files, container/service
+# Needs: boot_service, container/service, files
 #
 # Arguments: NEEDED (yes | no: does a container have a card?), PROGRAM (card_nodes_boot.sh, composed), UNIT (the service that runs it),
 #   GENERATION (no part in what happens).
@@ -52,13 +52,7 @@ revert() {
   printf '{"changed":"%s"}\n' "$CHANGED"
 }
 
-take_away() {
-  # Also where its file is gone: what `enable` made is a link.
-  [[ ! -L $ROOT$CARDS_ENABLED ]] || run_logged systemctl disable "$SERVICE" || rm -f "$ROOT$CARDS_ENABLED"
-  drop_file cards "/etc/systemd/system/$SERVICE"
-  drop_file cards "$INSTALLED"
-  [[ $CHANGED == no ]] || run_logged systemctl daemon-reload || :
-}
+take_away() { drop_boot_service cards "$INSTALLED" "$SERVICE" "$CARDS_ENABLED"; }
 
 main() {
   "$1" </dev/null

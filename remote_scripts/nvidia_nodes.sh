@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # NVIDIA's device nodes in /dev: now, and at every boot before guests start.
-# Needs: files, nvidia
+# Needs: boot_service, files, nvidia
 #
 # Arguments: NEEDED (yes | no: does a container have a card of NVIDIA's?), NODES (the program that makes them), UNIT (the service that runs it), GENERATION (no part in what happens).
 # Changes: /usr/local/sbin/homelab-nvidia-nodes, /etc/systemd/system/homelab-nvidia-nodes.service, which is enabled; the nodes.
@@ -63,13 +63,7 @@ revert() {
   printf '{"changed":"%s"}\n' "$CHANGED"
 }
 
-take_away() {
-  # Also where its file is gone: what `enable` made is a link.
-  [[ ! -L $ROOT$NODES_ENABLED ]] || run_logged systemctl disable "$SERVICE" || rm -f "$ROOT$NODES_ENABLED"
-  drop_file nodes "/etc/systemd/system/$SERVICE"
-  drop_file nodes "$PROGRAM"
-  [[ $CHANGED == no ]] || run_logged systemctl daemon-reload || :
-}
+take_away() { drop_boot_service nodes "$PROGRAM" "$SERVICE" "$NODES_ENABLED"; }
 
 main() {
   "$1" </dev/null
