@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The end of an update of NVIDIA's driver that had to wait, for a boot or for a host's containers: the new one was seen at work, or the old one
 # comes back.
-# Needs: packages, driver, driver/kept, driver/packages
+# Needs: packages, driver, driver/restore, driver/update
 #
 # Arguments: TARGET (vm, host or lxc), CONTAINERS (of a host: numbers of those that are to follow), those of packages.sh.
 # Changes: what nvidia_driver.sh has kept of the driver before goes (`confirm`), or is put back (`back`).

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # NVIDIA's driver of one branch or version: from packages or NVIDIA's installer; modules and libraries, in a container the libraries alone.
-# Needs: packages, driver/run, driver/packages, driver/modules, driver/kept, driver/trial
+# Needs: packages, driver/run, driver/packages, driver/modules, driver/source, driver/persistence, driver/update, driver/keep, driver/trial
 #
 # Arguments: TARGET (vm, host or lxc), DRIVER (branch or version), FLAVOUR (open or proprietary; empty for lxc), SOURCE (packages, run or
 #   either: packages if the repositories have them), PREREQUISITES, PACKAGES (separated by spaces, NAME=VERSION), RECOMMENDS (yes or no), LIBRARIES
@@ -20,7 +20,6 @@
 
 LAYER=nvidia-driver
 DOING="NVIDIA driver ${DRIVER:-}"
-SERVICE=homelab-nvidia-persistence.service
 
 apply() {
   local source reboot why wanted=no
@@ -72,77 +71,12 @@ bring_in() {
   note_driver
   persist
   load
-  if [[ -n $PERSISTENCE && $(nvidia_version) == "$VERSION" ]]; then
-    run_logged systemctl start "$SERVICE" || log "$SERVICE doesn't start now: $OUTPUT"
-  fi
+  start_persistence
 }
 
 note_driver() {
   need_dir "$STATE"
   printf '%s\t%s\t%s\t%s\n' "$VERSION" "$source" "$TARGET" "$FLAVOUR" | write_atomically /var/lib/homelab/nvidia-driver 0600
-}
-
-install_prerequisites() {
-  local package names wanted=()
-  read -ra names <<<"$PREREQUISITES"
-  read_installed
-  for package in "${names[@]}"; do
-    ! can_be_had "$package" || wanted+=("$package")
-  done
-  ((${#wanted[@]} == 0)) || install_packages "$LAYER" no "${wanted[@]}"
-}
-
-# can_be_had PACKAGE - no for headers of a kernel that no repository has, and that somebody has put there in another way. Without any it
-# ends the run.
-can_be_had() {
-  local kernel
-  [[ $1 =~ ^(linux|proxmox)-headers-([0-9].*)$ ]] || return 0
-  kernel=${BASH_REMATCH[2]}
-  if is_whole "$1" || [[ -n $(apt-cache madison "$1") ]]; then
-    return 0
-  fi
-  [[ ! -e $ROOT/usr/lib/modules/$kernel/build && ! -L $ROOT/usr/lib/modules/$kernel/build ]] || {
-    log "no repository has $1; the headers in /lib/modules/$kernel/build are used"
-    return 1
-  }
-  die "headers of the kernel $kernel, the package $1" "no repository has it" "DKMS builds the driver's modules for that kernel with them" \
-    "update that kernel to one whose headers are there (\`apt full-upgrade\`, a reboot), and remove the old one; or install its headers by hand"
-}
-
-# choose_source - sets `source`.
-choose_source() {
-  local package names
-  source=$SOURCE
-  [[ $SOURCE == either ]] || return 0
-  source=packages
-  read -ra names <<<"$PACKAGES"
-  for package in "${names[@]}"; do
-    is_offered "$package" || {
-      source=run
-      log "$package isn't offered: NVIDIA's installer is used"
-      return 0
-    }
-  done
-  if [[ $TARGET == lxc ]] && brings_modules "${names[@]}"; then
-    source=run
-    log "the packages would bring kernel modules, which have no place in a container: NVIDIA's installer is used"
-  fi
-}
-
-# persist - cards stay initialised while nobody uses them: programs and containers come and go, and each first one would wait for seconds. NVIDIA's own
-# daemon doesn't do that as Ubuntu packages it (--no-persistence-mode). In a container it is the host's business.
-persist() {
-  local changed=$CHANGED link=/etc/systemd/system/multi-user.target.wants/$SERVICE
-  [[ -n $PERSISTENCE ]] || return 0
-  CHANGED=no
-  put_file "$LAYER" "/etc/systemd/system/$SERVICE" 0644 "$PERSISTENCE"
-  if [[ $CHANGED == yes || ! -L $ROOT$link ]]; then
-    run_logged systemctl daemon-reload || :
-    run_logged systemctl enable --quiet "$SERVICE" || die "$SERVICE enabled" "$OUTPUT" "each program would initialise the cards again" \
-      "correct what systemctl says, then run \`pulumi up\` again"
-    changed=yes
-  fi
-  CHANGED=$changed
 }
 
 require_host_version() {
@@ -153,13 +87,10 @@ require_host_version() {
 }
 
 revert() {
-  local unit=/etc/systemd/system/multi-user.target.wants/$SERVICE
   take_lock
   ! is_anothers_step driver || { leave_untouched && return; }
   read_driver_note
-  [[ ! -L $ROOT$unit ]] || run_logged systemctl disable "$SERVICE" || rm -f "$ROOT$unit"
-  drop_file "$LAYER" "/etc/systemd/system/$SERVICE"
-  [[ $CHANGED == no ]] || run_logged systemctl daemon-reload || :
+  drop_persistence
   [[ ! -e $STATE/nvidia-run ]] || remove_run
   MAY_REMOVE=
   [[ $NOTED_TARGET != host ]] || pending nvidia-initramfs

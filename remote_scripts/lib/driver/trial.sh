@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # An update of the driver is tried: what is there is kept before anything changes, and put back where the new one can't be installed, built,
 # loaded or used. The way back needs no network.
-# Needs: driver, driver/kept, driver/modules, driver/packages, driver/run, packages
+# Needs: driver, driver/keep, driver/restore, driver/update
 #
-# STATE/update (driver/kept.sh), of which `phase` says how far it is:
+# STATE/update (driver/update.sh), of which `phase` says how far it is:
 #   keeping  nothing is changed yet: the next run begins anew.
 #   trying   the next run goes on forwards, or back if what was there is wanted by then.
 #   back     the next run first goes on with that, then tries anew.
