@@ -6,7 +6,8 @@
 # Arguments: WAIT (seconds for the cards' drivers to come), QUORUM (seconds for /etc/pve to be writable).
 #   Of a container what is noted counts; CARDS, METHOD, MINORS and FUNCTIONS have no part in it.
 # Changes: the configurations of containers that were given cards; lines of ours alone. Whatever fails, the host starts its guests.
-# Verbs: none: it does this; or a function's name and its arguments, such as `mend CTID`, which is one container of it.
+# Verbs: none: it does this; or a function's name and its arguments, such as `mend CTID`, which is one container of it. `follow` does it while the host
+#   runs, for containers that are off, and for who has this host's lock already: a card that comes back from a VM may have another number.
 
 LOCK_TIMEOUT=20
 RUN_SECONDS=60
@@ -49,9 +50,29 @@ all_there() {
   done
 }
 
-mend() {
+follow() {
+  trap - ERR EXIT
+  set +eu
+  local dir text
+  for dir in "$STATE"/containers/*/; do
+    CTID=$(basename "$dir")
+    [[ $CTID =~ ^[1-9][0-9]*$ && -e $ROOT$PVE_LXC/$CTID.conf && -s $dir/nodes ]] || continue
+    # A running one has what it was started with.
+    [[ $(within "$ASK_SECONDS" pct status "$CTID" 2>/dev/null) == 'status: stopped' ]] || continue
+    text=$(within 60 "$0" mend "$CTID" held 2>&1)
+    [[ -z $text ]] || printf '%s\n' "$text"
+  done
+}
+
+mend() { # CTID [held]
   CTID=$1 AT_BOOT=yes CHANGED=no
-  take_lock
+  if [[ ${2:-} == held ]]; then
+    make_run_dir
+    exec {LOCK}>/dev/null
+    HELD=yes
+  else
+    take_lock
+  fi
   need_container
   # It has what its configuration says when it starts.
   [[ ! -e $ROOT$(record_dir)/restart ]] || is_up || in_force

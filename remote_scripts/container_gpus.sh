@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The device nodes of cards in a container's configuration, by dev[n] options or raw lxc.* lines.
-# Needs: container
+# Needs: container, handover/rest
 #
 # Arguments: CTID, METHOD (auto | device | mount-entry), MINORS (numbers of /dev/nvidiaN; none: no card of NVIDIA's), FUNCTIONS (addresses of
 #   their display functions), CARDS (those of other makers: ADDRESS=KIND,...; a kind is render, card or kfd), TIMEOUT (seconds of a shutdown), OTHERWISE (fail | stop), KEEP (yes: the container is removed with the
@@ -14,6 +14,7 @@
 apply() {
   local separator='' path
   take_lock
+  need_rest
   CHANGED=no
   set_up
   printf '%s\n' "$GUEST" | note guest

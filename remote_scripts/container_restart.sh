@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Brings a container's changed configuration into force: a shutdown and a start, only if it runs and was changed. Then its power.
-# Needs: container
+# Needs: container, handover/rest
 #
 # Arguments: CTID, METHOD, MINORS, FUNCTIONS, CARDS, TIMEOUT, OTHERWISE (as of container_gpus.sh), POWER (keep | running | stopped).
 # Changes: whether the container runs. If it won't go off, its configuration is put back to what it runs with.
@@ -10,6 +10,7 @@
 apply() {
   local restarted=no
   take_lock
+  need_rest
   CHANGED=no LOOK_INSIDE=no
   set_up # where an earlier restart failed, the configuration was put back
   if [[ -e $ROOT$(record_dir)/restart ]] && is_up; then

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Says from inside a container whether its devices are there and can be opened, by root, by an ordinary user and, where a node is for a
 # group, by a member of it. Changes nothing.
-# Needs: files, container/plan
+# Needs: files, container/plan, handover/rest
 #
 # Arguments: CTID, METHOD, MINORS, FUNCTIONS, CARDS (as of container_gpus.sh), USES (what packages were installed for: with `video` vainfo has to work).
 # Verbs: apply.
@@ -10,6 +10,7 @@
 apply() {
   local path problems=() opened=() state=stopped TRIED=()
   take_lock
+  need_rest
   need_container
   noted_groups
   find_devices

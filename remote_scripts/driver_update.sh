@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The end of an update of NVIDIA's driver that had to wait, for a boot or for a host's containers: the new one was seen at work, or the old one
 # comes back.
-# Needs: packages, driver, driver/restore, driver/update
+# Needs: packages, driver, driver/restore, driver/update, handover/rest
 #
 # Arguments: TARGET (vm, host or lxc), CONTAINERS (of a host: numbers of those that are to follow), those of packages.sh.
 # Changes: what nvidia_driver.sh has kept of the driver before goes (`confirm`), or is put back (`back`).
@@ -35,6 +35,7 @@ confirm() {
 back() {
   local old new
   take_lock
+  need_rest
   MAY_REMOVE=$FAMILY
   # `trying`: of a container whose run was killed. (A host's own step goes on with that.)
   if [[ ! $TARGET:$(update_phase) =~ ^((vm|host|lxc):(tried|back)|lxc:trying)$ || -s $STATE/update/lost ]]; then

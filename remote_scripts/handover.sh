@@ -84,16 +84,16 @@ drop_hooks() {
   done
 }
 
-# drop_files - the hookscript last: a VM that names one which isn't there doesn't start.
+# drop_files - the hookscript last, wherever it was written: a VM that names one which isn't there doesn't start.
 drop_files() {
-  local path hook=''
+  local path hooks=()
   while IFS= read -r path; do
-    if [[ $path == */"$HOOK_FILE" ]]; then hook=$path; else drop_file handover "$path"; fi
+    if [[ $path == */"$HOOK_FILE" ]]; then hooks+=("$path"); else drop_file handover "$path"; fi
   done < <(layer_files handover)
-  [[ -z $hook ]] || {
-    rm -f "$(temporary_for "$hook")"
-    drop_file handover "$hook"
-  }
+  for path in "${hooks[@]}"; do
+    rm -f "$(temporary_for "$path")"
+    drop_file handover "$path"
+  done
 }
 
 main() {

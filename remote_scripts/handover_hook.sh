@@ -3,23 +3,23 @@
 # Needs: files, handover/rest
 #
 # Arguments: VMID, GENERATION (no part in what happens).
-# Changes: the VM's option hookscript, where it has none. Undone by `revert`, where it still is ours.
+# Changes: the VM's option hookscript, where it has none, or ours by a storage that hasn't the script any more. Undone by `revert`, where it still is ours.
 # Verbs: apply, revert, plan (what `apply` would change, as files.sh answers it).
 
 apply() {
   local volume
   take_lock
-  if [[ -z $(hook_of_vm "$VMID") ]]; then
-    need_hookless
+  if ! has_hook "$VMID"; then
+    is_our_hook "$VMID" || need_hookless
     find_snippets
+    volume=$STORAGE:snippets/$HOOK_FILE
+    [[ -x $ROOT$SNIPPETS/$HOOK_FILE ]] || die "VM $VMID with the hookscript $volume" "there is no $SNIPPETS/$HOOK_FILE" \
+      "a VM that names a hookscript which isn't there doesn't start; the storages have changed since it was written" "run \`pulumi up --refresh\`, which writes it"
     # Noted first: by that it is known that the VM is to have it.
     mark "$HOOKED/$VMID"
-    volume=$STORAGE:snippets/$HOOK_FILE
     run_logged qm set "$VMID" --hookscript "$volume" || die "VM $VMID with the hookscript $volume" "$OUTPUT" \
       "without it the VM would not get the card from the containers" "correct what qm says, then run \`pulumi up\` again"
     CHANGED=yes
-  elif ! is_our_hook "$VMID"; then
-    need_hookless
   fi
   finish
   printf '{"changed":"%s"}\n' "$CHANGED"
@@ -28,7 +28,7 @@ apply() {
 plan() {
   PLANNING=yes
   is_our_hook "$VMID" || need_hookless
-  is_our_hook "$VMID" || note_planned new "VM $VMID's option hookscript"
+  has_hook "$VMID" || note_planned new "VM $VMID's option hookscript"
   answer_planned
 }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What a host runs to hand cards from its containers to a VM that starts, and back when it has stopped: called by VMs' hookscripts, by a service at boot
 # and by a timer.
-# Needs: handover/take
+# Needs: handover/take, handover/turn
 #
 # Arguments: CARDS (as of lib/handover/card.sh).
 # Changes: the drivers of a card's functions; containers that run with it are shut down and started; /var/lib/homelab/handover.
@@ -17,7 +17,10 @@ hook() { # VMID PHASE
   fi
   case $2 in
     pre-start)
+      # Before the wait for the host, which a run may have for long; and once more with it.
+      ! must_wait "${names[@]}" || return 1
       get_host 180 || { printf 'homelab: another run has changed this host for 180 s; start VM %s again later\n' "$1" && return 1; }
+      begin_handover || { printf 'homelab: %s\n' "$RUN/handing can't be locked" && return 1; }
       for name in "${names[@]}"; do
         read_card "$name" && load_state "$name"
         names_card "$1" || continue # somebody has taken the card out of it
@@ -28,6 +31,19 @@ hook() { # VMID PHASE
       ;;
     post-stop) come_back "$1" "${names[@]}" ;;
   esac
+}
+
+# must_wait NAME... - is a run at work on this host, and is one of these cards yet to be taken for VM `vmid`, which names it?
+must_wait() {
+  local name
+  run_at_work "$vmid" || return 1
+  for name in "$@"; do
+    read_card "$name" && load_state "$name"
+    [[ ${S[vm]:-} != "$vmid" || ! ${S[state]} =~ ^(VM|RETURNING)$ ]] && names_card "$vmid" || continue
+    wait_for_run
+    return 0
+  done
+  return 1
 }
 
 # strangers_card VMID - does a VM that isn't ours name a card of ours? Proxmox VE would take it from its driver without a look.

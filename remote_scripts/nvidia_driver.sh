@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # NVIDIA's driver of one branch or version: from packages or NVIDIA's installer; modules and libraries, in a container the libraries alone.
-# Needs: packages, driver/run, driver/packages, driver/modules, driver/source, driver/persistence, driver/update, driver/keep, driver/trial
+# Needs: packages, driver/run, driver/packages, driver/modules, driver/source, driver/persistence, driver/update, driver/keep, driver/trial, handover/rest
 #
 # Arguments: TARGET (vm, host or lxc), DRIVER (branch or version), FLAVOUR (open or proprietary; empty for lxc), SOURCE (packages, run or
 #   either: packages if the repositories have them), PREREQUISITES, PACKAGES (separated by spaces, NAME=VERSION), RECOMMENDS (yes or no), LIBRARIES
@@ -24,6 +24,7 @@ DOING="NVIDIA driver ${DRIVER:-}"
 apply() {
   local source reboot why wanted=no
   take_lock
+  need_rest
   MAY_REMOVE=$FAMILY
   resume_update
   read_driver_note

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tries what NVIDIA's stack is for, and says what came of it; it judges nothing (homelab/nvidia/verification.py does). Installs nothing, and leaves
 # nothing behind: an image that it had to fetch goes again.
-# Needs: files, progress, proxy, driver, engines/nvidia_smi
+# Needs: files, progress, proxy, driver, engines/nvidia_smi, handover/rest
 #
 # Arguments: NVCC (path of the compiler to ask and to use, or nothing), PROGRAM (CUDA source that is compiled and run, or nothing),
 # ENGINE (docker, containerd, podman, k3s, or nothing) and IMAGE, in which nvidia-smi is run; CDI (yes: give it the cards by their CDI names),
@@ -24,6 +24,7 @@ export CUDA_CACHE_DISABLE=1
 verify() {
   local smi nvcc=null program=null container=null uvm=null libraries=null
   take_lock
+  need_rest
   DEADLINE=$((SECONDS + TIMEOUT))
   FOLDER=$STATE/verification # not below /tmp or /run, from which nothing can be started in places
   rm -rf "$FOLDER"

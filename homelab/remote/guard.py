@@ -75,6 +75,19 @@ def release(name: str) -> None:
         guard.stop()
 
 
+def let_start(host: Host, vmid: int) -> None:
+    """Lets a VM take its shared cards although this process holds the host; others wait until it has ended (lib/handover/turn.sh).
+
+    :raises HomelabError: the host can't be reached, or can't note it.
+    """
+    asyncio.run(_let_start(host, vmid))
+
+
+async def _let_start(host: Host, vmid: int) -> None:
+    async with ssh.connect(host) as session:
+        scripts.answer(await session.run("pass", scripts.compose("run_guard.sh", WHO=_this_run(), VMID=str(vmid))))
+
+
 def _who() -> str:
     """Who is at work, for another one to read."""
     try:

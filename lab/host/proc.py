@@ -1,6 +1,6 @@
 """Processes that a host has and this machine hasn't: entries in the lab's /proc for guests, and for programs that hold a card.
 
-Such an entry is a folder, /proc/PID, with `comm`, `cmdline`, `cgroup`, `status`, `maps` and `fd`. It can be looked at, and no signal
+Such an entry is a folder, /proc/PID, with `comm`, `cmdline`, `cgroup`, `status`, `maps`, `fd` and `task/PID`. It can be looked at, and no signal
 reaches it: a pid here is another process's on this machine, or nobody's.
 """
 
@@ -20,6 +20,9 @@ def put(host: HostState, pid: int, comm: str, cmdline: str, cgroup: str) -> None
     host.write(f"{base}/stat", f"{pid} ({comm[:15]}) S 1 {pid} {pid} 0\n")
     host.write(f"{base}/maps", "")
     host.rooted(f"{base}/fd").mkdir()
+    # Of its only thread: the same files.
+    host.rooted(f"{base}/task").mkdir()
+    host.rooted(f"{base}/task/{pid}").symlink_to("..")
 
 
 def remove(host: HostState, pid: int) -> None:

@@ -15,12 +15,20 @@ from tests.waiting import wait_until
 CARD, AUDIO, OTHER = "0000:01:00.0", "0000:01:00.1", "0000:02:00.0"
 LINE = f"big {CARD}=10de:2b85,{AUDIO}=10de:22e8 103"
 HANDOVER = "/usr/local/sbin/homelab-handover"
+TWIN = ({"device": "2b85", "subsystem": "1043:89e3"}, {"device": "22e8", "subsystem": "1043:89e3"})
 OLLAMA = {"pid": 4711, "comm": "ollama", "container": 950, "card": CARD}
 PVE = {"8": ("8.4", "8.4.6"), "9": ("9.1", "9.1.13")}
 
 
-def made(path: Path, pve: str = "9", version: str = "580.105.08", *users: dict[str, Any], only: bool = False) -> Host:
-    """A host whose VM 103 is off and takes the card from container 950; another card of the driver, unless `only`."""
+def made(
+    path: Path,
+    pve: str = "9",
+    version: str = "580.105.08",
+    *users: dict[str, Any],
+    only: bool = False,
+    twin: bool = False,
+) -> Host:
+    """A host whose VM 103 is off and takes the card from container 950; another card of the driver, unless `only`; of the same model, with `twin`."""
     data = load_scenario("phoenix").model_dump(mode="json", by_alias=True, exclude_defaults=True)
     data.pop("name")
     data["nvidia"] = {**data["nvidia"], "version": version}
@@ -29,6 +37,10 @@ def made(path: Path, pve: str = "9", version: str = "580.105.08", *users: dict[s
     data["qemu-server"] = PVE[pve][1]
     if only:
         data["pci"] = [one for one in data["pci"] if not one["address"].endswith("00:01.2")]
+    for one in data["pci"] if twin else ():
+        for card, first in zip(one.get("children", ()), TWIN, strict=False):
+            if one["address"] == "00:01.2":
+                card.update(first)
     for one in data["guests"]:
         if one["id"] == 103:
             one["onboot"] = False
@@ -270,6 +282,63 @@ def test_numbers_that_have_changed_keep_the_containers_off(tmp_path: Path) -> No
     host.output(f"echo {OTHER} >{bus}/drivers/nvidia/unbind; echo {OTHER} >{bus}/drivers/nvidia/bind; qm stop 103")
     wait_until(lambda: state(host) == "HELD")
     assert not runs(host) and host.driver(CARD) == "nvidia" and "other numbers than before" in story(host)
+
+
+@pytest.mark.parametrize("pve", PVE)
+def test_of_two_cards_of_one_model_the_shared_one_alone_is_handed_over(tmp_path: Path, pve: str) -> None:
+    """The VM has the other one for itself: it is on vfio-pci, and stays there."""
+    host = made(tmp_path, pve, twin=True)
+    assert "10de:2b85" in host.output("lspci -Dnn -s 0000:02:00.0")
+    host.output("qm start 103; qm stop 103; systemctl start homelab-handover.service")
+    assert drivers(host) == ["nvidia", "snd_hda_intel", "nvidia"] and state(host) == "HOST", (
+        "the other one is the host's"
+    )
+    bus = "$ROOT/sys/bus/pci"
+    for one in (OTHER, "0000:02:00.1"):
+        host.output(
+            f"echo vfio-pci >{bus}/devices/{one}/driver_override; echo {one} >{bus}/devices/{one}/driver/unbind; echo {one} >{bus}/drivers_probe"
+        )
+    host.output("qm set 103 --hostpci1 0000:02:00,pcie=1; qm start 103")
+    assert drivers(host) == ["vfio-pci"] * 3 and not runs(host)
+    host.output("qm stop 103; systemctl start homelab-handover.service")
+    assert drivers(host) == ["nvidia", "snd_hda_intel", "vfio-pci"] and runs(host), story(host)
+
+
+SMALL = f"small {OTHER}=10de:2684,0000:02:00.1=10de:22ba 104"
+
+
+def with_two_shared(host: Host) -> None:
+    """Another card is shared, too: VM 104 takes it, and container 901 has it by lines of ours. What 950 has by hand is off."""
+    host.output(
+        "pvesh create /nodes/phoenix/qemu --vmid 104 --name second --memory 512 --machine q35 --bios ovmf; pct stop 950"
+    )
+    devices = {"METHOD": "auto", "MINORS": "1", "FUNCTIONS": OTHER, "CARDS": ""}
+    for script in (
+        scripts.handover([LINE, SMALL]),
+        scripts.handover_hook(104),
+        scripts.card_nodes(needed=True),
+        scripts.container_gpus(901, devices, {"timeout": 5, "otherwise": "fail"}, "0"),
+    ):
+        done = run_script(host.machine, "apply", script)
+        assert done.returncode == 0, done.stdout + done.stderr
+    host.output("qm set 104 --hostpci0 0000:02:00,driver=keep,pcie=1; pct stop 901; pct start 901")
+
+
+def test_two_cards_that_are_away_at_once_come_back_in_another_order(tmp_path: Path) -> None:
+    """The second is the driver's only one then. What comes back first gets the lowest number: lines of ours follow."""
+    host = made(tmp_path)
+    with_two_shared(host)
+    host.output("qm start 103; qm start 104")
+    assert host.driver(CARD) == host.driver(OTHER) == "vfio-pci" and not runs(host, 901), story(host)
+    assert not (host.root / "sys/module/nvidia").exists()
+    host.output("qm stop 104")
+    wait_until(lambda: runs(host, 901))
+    host.output("systemctl start homelab-handover.service")
+    assert "/dev/nvidia0," in host.output("pct config 901") and "/dev/nvidia1," not in host.output("pct config 901")
+    assert host.driver(OTHER) == "nvidia" and state(host) == "VM", story(host)
+    host.output("qm stop 103; systemctl start homelab-handover.service")
+    assert state(host) == "HOST" and drivers(host) == ["nvidia", "snd_hda_intel", "nvidia"], story(host)
+    assert runs(host, 901) and not list((host.root / "var/lib/homelab/handover").glob("*.state"))
 
 
 @pytest.mark.parametrize("only", [False, True])

@@ -79,6 +79,18 @@ class Boot(Shared):
         text = 'CTID=300; read_wanted "$STATE/containers/300"; container_drift'
         return self.folder.sourced("read_host.sh", text, **empty).stdout
 
+    def follow(self) -> None:
+        """What a handover does, which has the host's lock: only containers that are off are changed."""
+        folder, program = self.folder, quoted(str(self.folder.root / "usr/local/sbin/homelab-card-nodes"))
+        pct, before = (folder.commands / "pct").read_text(), self.conf
+        held = f'mkdir -p "$ROOT/run/homelab"; exec 7>"$ROOT/run/homelab/lock"; flock 7; {program} follow 7>&-'
+        for status in ("running", "stopped"):
+            folder.command("pct", f"[[ $1 != status ]] || {{ echo 'status: {status}'; exit; }}\n{pct}")
+            assert self.conf == before
+            done = folder.bash(held, parts=())
+            assert done.returncode == 0, done.stdout
+        folder.command("pct", pct)
+
     def boot(self) -> subprocess.CompletedProcess[str]:
         return self.folder.bash(quoted(str(self.folder.root / "usr/local/sbin/homelab-card-nodes")), parts=())
 
@@ -266,8 +278,9 @@ def test_two_cards_that_take_each_others_numbers_are_both_there_in_the_end(folde
 
 
 @pytest.mark.parametrize("method", ["auto", "mount-entry"])
-def test_nvidias_own_numbers_follow_the_card(folder: Folder, method: str) -> None:
-    """Two cards of NVIDIA's in one host, one of which the container has."""
+@pytest.mark.parametrize("at_boot", [True, False])
+def test_nvidias_own_numbers_follow_the_card(folder: Folder, method: str, at_boot: bool) -> None:
+    """Two cards of NVIDIA's in one host, one of which the container has; at a boot, and when one comes back from a VM."""
     boot = Boot(folder, method)
     information = "/proc/driver/nvidia/gpus/{}/information"
     folder.write(information.format(NVIDIA), "Device Minor: \t 0\n")
@@ -278,7 +291,10 @@ def test_nvidias_own_numbers_follow_the_card(folder: Folder, method: str) -> Non
     boot.come("nvidia1")
     boot.drm(NVIDIA, 141)
     boot.drm(SECOND, 140)
-    assert boot.followed()
+    if at_boot:
+        assert boot.followed()
+    else:
+        boot.follow()
     assert lines(boot.conf) == {
         re.sub(r"nvidia0\b", "nvidia1", line).replace("renderD140", "renderD141") for line in lines(before)
     }

@@ -5,6 +5,7 @@ By default a sample of the moments is tried, another one each day (tests/samplin
 
 from __future__ import annotations
 
+import subprocess
 import time
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from homelab.remote import scripts
 from tests import sampling
 from tests.scripts import cut_kit
 from tests.scripts.conftest import Folder
+from tests.scripts.test_run_guard import HELD, answer
+from tests.scripts.test_run_guard import run as holding
+from tests.waiting import wait_until
 
 GPU, AUDIO, OTHER = "0000:01:00.0", "0000:01:00.1", "0000:02:00.0"
 LINE = f"big {GPU}=10de:2b85,{AUDIO}=10de:22e8 103"
@@ -237,6 +241,12 @@ find_holders "$ROOT/dev/control" 1:3 && printf '%s\\n' "${HOLDERS[@]}" || echo "
 """
 
 
+def one_thread(host: Folder, pid: int) -> None:
+    """The process's only thread has what the process has."""
+    (host.root / f"proc/{pid}/task").mkdir(parents=True)
+    (host.root / f"proc/{pid}/task/{pid}").symlink_to("..")
+
+
 def look(host: Folder, *pids: int) -> str:
     """What is found of processes that have a device open; its numbers are 1:3."""
     (host.root / "dev/control").unlink(missing_ok=True)
@@ -247,6 +257,7 @@ def look(host: Folder, *pids: int) -> str:
         host.write(f"/proc/{pid}/maps", "")
         (host.root / f"proc/{pid}/fd").mkdir()
         (host.root / f"proc/{pid}/fd/3").symlink_to("/dev/null")
+        one_thread(host, pid)
     return host.sourced("handover_host.sh", LOOK, CARDS=LINE).stdout.strip()
 
 
@@ -258,7 +269,24 @@ def test_who_has_it_open_is_named_with_its_container(host: Folder) -> None:
 def test_memory_that_is_mapped_counts_without_a_descriptor(host: Folder) -> None:
     host.write("/proc/43/maps", "7f00-7f01 rw-s 00000000 00:05 103 /dev/nvidia0\n")
     host.write("/proc/44/maps", "7f00-7f01 rw-s 00000000 00:05 103 /dev/nvidia01\n")
+    for pid in (43, 44):
+        one_thread(host, pid)
     assert look(host) == "? (PID 43)"
+
+
+def test_a_process_whose_first_thread_has_ended_is_seen(host: Folder) -> None:
+    """The kernel then shows neither open files nor memory but under its other threads."""
+    look(host)
+    for pid in (51, 52):
+        host.write(f"/proc/{pid}/comm", "train\n")
+        for thread in (pid, pid + 100, pid + 200):
+            (host.root / f"proc/{pid}/task/{thread}/fd").mkdir(parents=True)
+            host.write(f"/proc/{pid}/task/{thread}/maps", "")
+    (host.root / "proc/51/task/151/fd/3").symlink_to("/dev/null")
+    for thread in (152, 252):
+        host.write(f"/proc/52/task/{thread}/maps", "7f00-7f01 rw-s 00000000 00:05 103 /dev/nvidia0\n")
+    found = host.sourced("handover_host.sh", LOOK, CARDS=LINE).stdout.splitlines()
+    assert found == ["train (PID 51)", "train (PID 52)"]
 
 
 def test_a_descriptor_that_is_closed_meanwhile_is_nobodys(host: Folder) -> None:
@@ -342,6 +370,78 @@ def test_a_boot_that_is_not_confirmed_yet_keeps_the_card(host: Folder, boot: str
     assert (done.returncode == 1) is refused and ("isn't confirmed yet" in done.stdout) is refused
 
 
+def test_a_card_does_not_sleep_too_deep_while_it_is_away(host: Folder) -> None:
+    attributes = [f"/sys/bus/pci/devices/{one}/d3cold_allowed" for one in (GPU, AUDIO)]
+    for path, value in zip(attributes, ("1\n", "0\n"), strict=True):
+        host.write(path, value)
+    run(host, "hook", "103", "pre-start")
+    assert f"d3cold={GPU}\n" in host.read(STATE).replace(" \n", "\n")
+    host.sourced("handover_host.sh", "step_claim big", CARDS=LINE)
+    assert [host.read(path) for path in attributes] == ["0\n", "0\n"]
+    host.sourced("handover_host.sh", "step_attach big || :", CARDS=LINE)
+    assert [host.read(path) for path in attributes] == ["1\n", "0\n"], "what somebody has set stays"
+
+
+# -- several VMs -----------------------------------------------------------------------------------------------------
+def test_of_several_vms_the_first_has_it_and_the_others_are_told(host: Folder) -> None:
+    two = scripts.compose("handover_host.sh", CARDS=f"{LINE},104")
+    host.write("/etc/pve/qemu-server/104.conf", "name: work\nhostpci0: mapping=big,driver=keep,pcie=1\n")
+    host.command("qm", 'echo "status: $(cat "$ROOT/vm$2")"')
+    for vmid in (103, 104):
+        host.write(f"/vm{vmid}", "stopped\n")
+
+    def began(vmid: int) -> str:
+        done = host.bash(f"set -- hook {vmid} pre-start\n{two}", parts=())
+        host.write(f"/vm{vmid}", "stopped\n" if done.returncode else "running\n")
+        return done.stdout if done.returncode else ""
+
+    assert began(103) == "" and taken(host)
+    assert "VM 103 has it since" in began(104) and taken(host) and "vm=103" in host.read(STATE)
+    # It has ended, and nobody has given the card back yet: the next one takes it, and the containers are started in the end.
+    host.write("/vm103", "stopped\n")
+    assert began(104) == "" and taken(host) and "vm=104" in host.read(STATE) and "containers=950" in host.read(STATE)
+    host.write("/vm104", "stopped\n")
+    host.bash(f"set -- reconcile\n{two}", parts=())
+    assert is_with_the_host(host) and state(host) == ""
+
+
+def test_of_two_starts_at_the_same_time_one_gets_it(host: Folder) -> None:
+    two = scripts.compose("handover_host.sh", CARDS=f"{LINE},104")
+    host.write("/etc/pve/qemu-server/104.conf", "name: work\nhostpci0: mapping=big,driver=keep,pcie=1\n")
+    host.command("qm", 'echo "status: running"')  # what is being started is no more than that
+    begun = [
+        subprocess.Popen(
+            ["bash", "-c", f"set -- hook {vmid} pre-start\n{two}"], env=host.environment, stdout=subprocess.PIPE
+        )
+        for vmid in (103, 104)
+    ]
+    said = [process.communicate()[0].decode() for process in begun]
+    assert sorted(process.returncode for process in begun) == [0, 1], said
+    assert "has it since" in "".join(said) and taken(host)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["", "103", "103 nothing", "x pre-start", "'' pre-start", "'103; touch $ROOT/cut' pre-start", "../103 post-stop"],
+)
+def test_a_call_with_garbage_does_nothing(host: Folder, words: str) -> None:
+    host.bash(program("hook", words), parts=())
+    assert is_with_the_host(host) and state(host) == "" and not (host.root / "cut").exists()
+
+
+# -- what is no card to be handed over -------------------------------------------------------------------------------
+def test_a_card_that_is_divided_and_one_that_the_console_draws_on_stay(host: Folder) -> None:
+    host.command("nvidia-smi", 'case "$*" in *mig.mode*) echo Enabled; exit ;; esac\n' + COMMANDS["nvidia-smi"])
+    assert "MIG is on" in refused(host, "hook", "103", "pre-start")
+    host.command("nvidia-smi", COMMANDS["nvidia-smi"])
+    (host.root / f"sys/bus/pci/devices/{GPU}/graphics/fb0").mkdir(parents=True)
+    for number, name, bound in ((0, "(S) dummy device", 0), (1, "(M) frame buffer device", 1)):
+        host.write(f"/sys/class/vtconsole/vtcon{number}/name", f"{name}\n")
+        host.write(f"/sys/class/vtconsole/vtcon{number}/bind", f"{bound}\n")
+    assert "the host's console draws on it (fb0)" in refused(host, "hook", "103", "pre-start")
+    assert is_with_the_host(host) and "shutting" not in host.read("/var/lib/homelab/handover/log")
+
+
 # -- where the hookscript lies ---------------------------------------------------------------------------------------
 STORAGES = """\
 dir: other
@@ -369,6 +469,37 @@ def test_a_storage_of_the_host_alone_is_chosen(host: Folder, content: str, found
     host.write("/etc/pve/storage.cfg", STORAGES.format(content))
     done = host.bash('find_snippets; echo "$STORAGE $SNIPPETS"', parts=("handover/rest",))
     assert done.stdout.strip() == found
+
+
+def test_a_vm_names_the_script_where_it_lies(host: Folder) -> None:
+    """Somebody takes snippets from the storage, or the storage away: the VM would not start any more."""
+    place = "/var/lib/vz/snippets/homelab-handover.sh"
+    host.command(
+        "qm",
+        'cd "$ROOT/etc/pve/qemu-server" && sed -i "/^hookscript:/d" "$2.conf" && echo "hookscript: $4" >>"$2.conf"',
+    )
+    host.write("/etc/pve/storage.cfg", STORAGES.format("iso"))
+    for verb, script in (("apply", scripts.handover([LINE])), ("apply", scripts.handover_hook(103))):
+        assert host.run(verb, script).returncode == 0
+    assert "hookscript: other:snippets/" in host.read("/etc/pve/qemu-server/103.conf")
+    lost = 'printf "{"; handed_over'
+    seen = host.bash(lost, parts=("handover/rest",)).stdout
+    assert '"lost_hooks":[]' in seen
+    host.write("/etc/pve/storage.cfg", STORAGES.format("snippets"))
+    again = host.run("apply", scripts.handover_hook(103))
+    assert '"changed":"no"' in again.stdout, "it stays where it lies"
+    host.write("/etc/pve/storage.cfg", STORAGES.format("snippets").replace("content snippets,iso", "content iso"))
+    assert '"lost_hooks":["103"]' in host.bash(lost, parts=("handover/rest",)).stdout
+    early = host.run("apply", scripts.handover_hook(103))
+    assert early.returncode == 1 and f"there is no {place}" in early.stdout and "up --refresh" in early.stdout
+    for script in (scripts.handover([LINE]), scripts.handover_hook(103)):
+        assert host.run("apply", script).returncode == 0
+    assert host.read("/etc/pve/qemu-server/103.conf").endswith("hookscript: local:snippets/homelab-handover.sh\n")
+    assert '"lost_hooks":[]' in host.bash(lost, parts=("handover/rest",)).stdout
+    host.command("qm", 'sed -i "/^hookscript:/d" "$ROOT/etc/pve/qemu-server/$2.conf"')
+    for script in (scripts.handover_hook(103), scripts.handover([LINE])):
+        assert host.run("revert", script).returncode == 0
+    assert [*host.root.rglob("homelab-handover*")] == []
 
 
 def test_what_is_away_is_no_more_after_a_boot(host: Folder) -> None:
@@ -433,8 +564,68 @@ def test_a_driver_that_hangs_on_the_way_back_holds_nobody(host: Folder, modules:
 
 def test_who_comes_between_the_look_and_the_unbinding_is_seen(host: Folder) -> None:
     host.write("/late/maps", "7f00-7f01 rw-s 00000000 00:05 103 /dev/nvidia0\n")
+    (host.root / "late/task").mkdir()
+    (host.root / "late/task/43").symlink_to("..")
     assert "in use by ? (PID 43)" in refused(host, "hook", "103", "pre-start")
     assert is_with_the_host(host) and state(host) == "HELD"
+
+
+# -- a start by hand while an `up` is at work ---------------------------------------------------------------------------
+def start(host: Folder) -> tuple[int, str]:
+    done = host.bash(program("hook", "103", "pre-start"), parts=())
+    return done.returncode, done.stdout
+
+
+def test_a_start_by_hand_waits_for_the_end_of_an_up(host: Folder) -> None:
+    with holding(host, "anna on desk") as up:
+        assert answer(up) == HELD
+        status, said = start(host)
+        assert status == 1 and "is at work: anna on desk" in said and "when that has ended" in said
+        assert is_with_the_host(host) and state(host) == ""
+        assert "doesn't get it" in host.read("/var/lib/homelab/handover/log")
+        conf = host.read("/etc/pve/qemu-server/103.conf")
+        host.write("/etc/pve/qemu-server/103.conf", "name: gaming\n")
+        assert start(host) == (0, ""), "a start without the card is nobody's business"
+        host.write("/etc/pve/qemu-server/103.conf", conf)
+        # One that the run itself is about to start.
+        assert host.run("pass", scripts.compose("run_guard.sh", WHO="anna", VMID="103")).returncode == 0
+        assert start(host)[0] == 0 and taken(host)
+    run(host, "reconcile")
+    assert is_with_the_host(host)
+    with holding(host, "ben") as up:
+        assert answer(up) == HELD
+        assert start(host)[0] == 1, "what one run has let start, the next one hasn't"
+    assert start(host)[0] == 0 and taken(host)
+
+
+def test_an_up_that_begins_waits_for_a_handover_and_is_then_refused(host: Folder) -> None:
+    """A run that looked before the card is noted as away would find out between two of its steps."""
+    host.command(
+        "pct",
+        'case $1 in shutdown) mkfifo "$ROOT/gate"; : >"$ROOT/draining"; read -r _ <"$ROOT/gate" ;; esac\n'
+        + COMMANDS["pct"],
+    )
+    started = subprocess.Popen(
+        ["bash", "-c", program("hook", "103", "pre-start")], env=host.environment, stdout=subprocess.PIPE
+    )
+    with started:
+        wait_until((host.root / "draining").exists)
+        with holding(host, "anna") as up:
+            wait_until((host.root / "run/homelab/up").exists)
+            (host.root / "gate").write_text("go\n")
+            said, _ = up.communicate()
+        assert up.returncode == 1 and "gpus.big is with VM 103 since" in said
+        assert started.wait() == 0
+    assert taken(host)
+
+
+def test_a_vm_that_has_its_card_starts_again_during_an_up(host: Folder) -> None:
+    run(host, "hook", "103", "pre-start")
+    host.write(STATE, host.read(STATE).replace("boot=boot", "boot=before"))  # so that the run isn't refused
+    with holding(host, "anna") as up:
+        assert answer(up) == HELD
+        host.write(STATE, host.read(STATE).replace("boot=before", "boot=boot"))
+        assert start(host)[0] == 0 and taken(host), "`qm reboot` keeps it"
 
 
 def test_a_storage_that_does_not_answer_hides_nobody(host: Folder) -> None:
@@ -444,7 +635,7 @@ def test_a_storage_that_does_not_answer_hides_nobody(host: Folder) -> None:
         """\
 [[ $1 == --cached=always ]] || exit 9
 for why in 'Stale file handle' 'Transport endpoint is not connected' 'Input/output error'; do
-  echo "stat: cannot statx '$ROOT/proc/41/fd/9': $why" >&2
+  echo "stat: cannot statx '$ROOT/proc/41/task/41/fd/9': $why" >&2
 done
 PATH=/usr/bin:/bin stat "$@"
 exit 1""",

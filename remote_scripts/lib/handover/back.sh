@@ -28,8 +28,9 @@ settle() {
 # start_owed - containers that didn't start for a reason that passes, such as a storage that isn't there yet: tried again, for a while.
 start_owed() {
   [[ ${S[state]} == HELD && -n ${S[containers]:-} && ${S[boot]:-} == "$(this_boot)" ]] && (($(date +%s) - ${S[since]:-0} < OWED_SECONDS)) || return 0
-  ! host_stops && ! numbers_moved && is_served || return 0
+  ! host_stops && is_served || return 0
   restore_persistence
+  follow_numbers
   if start_users; then
     say "its containers run again"
     drop_state
@@ -141,11 +142,9 @@ serve_again() {
     return 1
   fi
   restore_persistence
-  if [[ -n ${S[containers]:-} ]] && numbers_moved; then
-    why="${why:+$why; }its nodes have other numbers than before (${S[numbers]} -> $(numbers_now)), so that lines of containers may mean another card: ${S[containers]} stay off. Run \`pulumi up --refresh\`, then start them"
-  elif ! start_users; then
-    why="${why:+$why; }$REFUSED"
-  fi
+  follow_numbers
+  [[ $MOVED == no ]] || say "its nodes have other numbers than before: ${S[numbers]} -> $(numbers_now)"
+  start_users || why="${why:+$why; }$REFUSED"
   if [[ -n $why ]]; then sink HELD "$why"; else
     say "it is with the host again"
     drop_state

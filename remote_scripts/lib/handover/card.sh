@@ -3,7 +3,7 @@
 # Needs: handover/state, nvidia, read/devices
 #
 # Gives: read_card NAME -> CARD, FUNCTIONS, IDS, GPU, VMS; cards_of VMID; card_driver ADDRESS; all_on DRIVER; is_that_card; is_alive; is_only, drm_names;
-#   in_unit SECONDS STEP; is_active UNIT; step_claim, step_unbind, step_bind, step_release, step_attach, step_nodes CARD; is_busy; numbers_now, numbers_moved. Variables: CARDS (a line each: NAME, ADDRESS=IDS,...
+#   in_unit SECONDS STEP; is_active UNIT; step_claim, step_unbind, step_bind, step_release, step_attach, step_nodes CARD; is_busy; deep_sleepers; numbers_now, numbers_moved. Variables: CARDS (a line each: NAME, ADDRESS=IDS,...
 #   with its graphics function first, VMID,...).
 
 read_card() { # NAME
@@ -120,9 +120,12 @@ is_busy() {
 }
 
 # The steps. What a function has now decides, so that each can be done again.
+
+# step_claim - for vfio-pci; and from here on it doesn't sleep so deep that it may not wake up again (D3cold), which idle cards do on vfio-pci.
 step_claim() {
   local function
   read_card "$1" || return 1
+  for function in "${FUNCTIONS[@]}"; do [[ ! -e $PCI/$function/d3cold_allowed ]] || write_value 0 "$PCI/$function/d3cold_allowed"; done
   for function in "${FUNCTIONS[@]}"; do write_value vfio-pci "$PCI/$function/driver_override" || return 1; done
 }
 
@@ -167,7 +170,15 @@ step_attach() {
     fi
   done
   for function in "${FUNCTIONS[@]}"; do write_value '' "$PCI/$function/driver_override"; done
+  load_state "$1"
+  for function in ${S[d3cold]:-}; do [[ ! -e $PCI/$function/d3cold_allowed ]] || write_value 1 "$PCI/$function/d3cold_allowed"; done
   [[ $(card_driver "$GPU") == nvidia ]]
+}
+
+# deep_sleepers - functions that may go to D3cold.
+deep_sleepers() {
+  local function
+  for function in "${FUNCTIONS[@]}"; do [[ $(cat "$PCI/$function/d3cold_allowed" 2>/dev/null) != 1 ]] || printf '%s ' "$function"; done
 }
 
 # It loads nvidia-uvm.

@@ -35,42 +35,45 @@ group_nodes() {
 
 # find_holders CONTROL NUMBER... - sets HOLDERS: who has one of these open, or the card's memory mapped, in words. CONTROL is a node that the look has
 # to see, or it counts for nothing. LOOK_FAILED, with status 1: why it can't be told, which is no "nobody". (What is in a container has paths of its
-# own: numbers count. A process that ends meanwhile has let go. What lies on a storage that doesn't answer isn't asked of it: hence `--cached`.)
+# own: numbers count. Threads are looked at: where the first one of a process has ended, or another one has open files of its own, the process shows
+# nothing. Whoever ends meanwhile has let go. What lies on a storage that doesn't answer isn't asked of it: hence `--cached`.)
 find_holders() {
-  local control=$1 status=0 line path numbers wanted pid pids=''
+  local control=$1 line path numbers wanted pid pids=''
   shift
   HOLDERS=() LOOK_FAILED='' wanted=" $* "
   # shellcheck disable=SC2016 # that bash's own
-  look 1 'exec find "$@" -maxdepth 1 ! -lname "socket:*" ! -lname "pipe:*" ! -lname "anon_inode:*" -exec stat --cached=always -L -c "%t:%T %F %n" {} + >"$0.seen" 2>"$0.errors"' \
-    "$control" "$ROOT"/proc/[0-9]*/fd || return 1
+  look 'printf "%s\0" "$@" "$ROOT"/proc/[0-9]*/task/[0-9]*/fd | find -files0-from - -maxdepth 1 ! -lname "socket:*" ! -lname "pipe:*" ! -lname "anon_inode:*" -exec stat --cached=always -L -c "%t:%T %F %n" {} + |
+    grep -ae " character special file " -e " $1\$"' "$control" || return 1
   grep -qE "^[0-9a-f]+:[0-9a-f]+ .* $control\$" "$RUN/handover.seen" || {
     LOOK_FAILED="the look at all processes has not shown $control, which is there"
     return 1
   }
   while read -r numbers line; do
     path=${line#character special file }
-    [[ $wanted == *" $numbers "* && $line == 'character special file '* && $path == "$ROOT"/proc/*/fd/* ]] || continue
+    [[ $wanted == *" $numbers "* && $path == "$ROOT"/proc/*/fd/* ]] || continue
     pid=${path#"$ROOT/proc/"}
     pids+=" ${pid%%/*}"
   done <"$RUN/handover.seen"
+  # Threads have one memory: two of them are asked, since the first may have ended.
   # shellcheck disable=SC2016
-  look 1 'exec grep -lE "$1" "${@:2}" /dev/null >"$0.seen" 2>"$0.errors"' "$(mapped_as)" "$ROOT"/proc/[0-9]*/maps || return 1
+  look 'for p in "$ROOT"/proc/[0-9]*; do t=("$p"/task/[0-9]*/maps) && printf "%s\0" "${t[0]}" "${t[-1]}"; done | xargs -0 -n 1000 grep -lE "$1" /dev/null' "$(mapped_as)" || return 1
   while read -r path; do
-    path=${path%/maps}
-    pids+=" ${path##*/}"
+    path=${path#"$ROOT/proc/"}
+    pids+=" ${path%%/*}"
   done <"$RUN/handover.seen"
   rm -f "$RUN/handover.seen" "$RUN/handover.errors"
   for pid in $(tr ' ' '\n' <<<"$pids" | sort -nu); do HOLDERS+=("$(holder_named "$pid")"); done
 }
 
-# look MOST PROGRAM ARGUMENT... - a look at /proc, whose findings are in $RUN/handover.seen: a status of at most MOST, or of one that speaks of processes
-# that are gone, or of files on a storage that is, and nothing else: no device node answers like that.
+# look PROGRAM ARGUMENT... - a look at /proc, whose findings are in $RUN/handover.seen. It has failed where something else is said than that processes
+# are gone, or files on a storage that is: no device node answers like that; or where it ends badly without a word. (xargs: 123, where a grep found
+# nothing.)
 look() {
-  local most=$1 status=0 found
+  local status=0 found
   : >"$RUN/handover.errors"
-  bounded 60 bash -c "$2" "$RUN/handover" "${@:3}" || status=$?
-  found=$(grep -vE "^(find|stat|grep): (cannot statx? )?'?$ROOT/proc/[][0-9*-]+/(fd|maps)(/[0-9]+)?'?: (No such file or directory|No such process|Stale file handle|Transport endpoint is not connected|Input/output error)\$" "$RUN/handover.errors" | head -n 1)
-  [[ -z $found ]] && { ((status <= most)) || [[ $status == 2 && -s $RUN/handover.errors ]]; } && return 0
+  bounded 60 bash -c "set -o pipefail; { $1; } >\"\$0.seen\" 2>\"\$0.errors\"" "$RUN/handover" "${@:2}" || status=$?
+  found=$(grep -avE "^(find|stat|grep): (cannot statx? )?'?$ROOT/proc/[][0-9*-]+/task/[][0-9*-]+/(fd|maps)(/[0-9]+)?'?: (No such file or directory|No such process|Stale file handle|Transport endpoint is not connected|Input/output error)\$" "$RUN/handover.errors" | head -n 1)
+  [[ -z $found ]] && { ((status <= 1 || status == 123)) || [[ $status == 2 && -s $RUN/handover.errors ]]; } && return 0
   LOOK_FAILED="the look at all processes failed: ${found:-status $status}"
   return 1
 }

@@ -3,7 +3,7 @@
 # Needs: common, files, handover/places, read/text
 #
 # Gives: cards_away -> AWAY; need_rest; enabled_as service|timer; find_snippets -> SNIPPETS, STORAGE;
-#   hook_of_vm VMID, is_our_hook VMID; handed_over (a key of read_host.sh's answer).
+#   hook_of_vm VMID, is_our_hook VMID, has_hook VMID; handed_over (a key of read_host.sh's answer).
 
 # enabled_as service|timer - what `systemctl enable` makes of it.
 enabled_as() {
@@ -38,28 +38,45 @@ need_rest() {
     "shut that VM down, which gives the card back, then run the same again (STUCK or DEAD: homelab doctor explains it)"
 }
 
-# find_snippets - sets STORAGE and SNIPPETS: a storage that is a folder of this host's alone and takes hookscripts, and its folder for them.
-find_snippets() {
-  local found
-  found=$(awk '
-    function told() { if (kind == "dir" && snippets && !shared && !off && path != "") print (name == "local" ? 0 : 1), name, path }
+# snippets_storages - a line each of storages that are a folder of this host's alone and take hookscripts: name and folder. The one where our script
+# lies comes first, then local.
+snippets_storages() {
+  local ours
+  ours=$(layer_files handover | sed -n "s#/snippets/$HOOK_FILE\$##p" | tr '\n' ' ')
+  awk -v ours=" $ours" '
+    function told() { if (kind == "dir" && snippets && !shared && !off && path != "") print (index(ours, " " path " ") ? 0 : name == "local" ? 1 : 2), name, path }
     /^[a-z]+:/ { told(); kind = $1; sub(/:$/, "", kind); name = $2; path = ""; snippets = shared = off = 0 }
-    $1 == "path" { path = $2 }
+    $1 == "path" { path = $2; sub(/\/+$/, "", path) }
     $1 == "content" { snippets = ("," $2 "," ~ /,snippets,/) }
     $1 == "shared" { shared = ($2 != "0") }
     $1 == "disable" { off = 1 }
-    END { told() }' "$ROOT/etc/pve/storage.cfg" 2>/dev/null | sort -s -k1,1n | head -n 1) || found=''
-  read -r _ STORAGE SNIPPETS <<<"$found"
+    END { told() }' "$ROOT/etc/pve/storage.cfg" 2>/dev/null | sort -s -k1,1n | cut -d ' ' -f 2-
+}
+
+# find_snippets - sets STORAGE and SNIPPETS: the first of these, and its folder for hookscripts.
+find_snippets() {
+  local found
+  found=$(snippets_storages | head -n 1) || found=''
+  read -r STORAGE SNIPPETS <<<"$found"
   [[ -n ${SNIPPETS:-} ]] || die "a storage of this host (a folder) that takes snippets" "none in /etc/pve/storage.cfg does" \
     "a VM names the script that hands it its card by such a storage" \
     "add snippets to the content of one: Datacenter -> Storage -> local -> Edit -> Content; then run \`pulumi up\` again"
-  SNIPPETS=${SNIPPETS%/}/snippets
+  SNIPPETS=$SNIPPETS/snippets
 }
 
 # hook_of_vm VMID - the hookscript that its configuration names. is_our_hook VMID - is it ours?
 hook_of_vm() { sed -n '/^\[/q; s/^hookscript: *//p' "$ROOT/etc/pve/qemu-server/$1.conf" 2>/dev/null || :; }
 
 is_our_hook() { [[ $(hook_of_vm "$1") == *:snippets/$HOOK_FILE ]]; }
+
+# has_hook VMID - does it name our hookscript, by a storage that has it? A VM whose hookscript isn't found doesn't start.
+has_hook() {
+  local hook folder
+  hook=$(hook_of_vm "$1")
+  is_our_hook "$1" || return 1
+  folder=$(snippets_storages | awk -v name="${hook%%:*}" '$1 == name { print $2 }')
+  [[ -n $folder && -x $ROOT$folder/snippets/$HOOK_FILE ]]
+}
 
 # handed_over - the cards that aren't simply with the host, what of ours is switched on, and VMs that lost their hookscript.
 handed_over() {
@@ -68,7 +85,7 @@ handed_over() {
   for file in service timer; do [[ -L $ROOT$(enabled_as "$file") ]] || enabled=false; done
   for file in "$ROOT$HOOKED"/[1-9]*; do
     vmid=${file##*/}
-    [[ ! -e $ROOT/etc/pve/qemu-server/$vmid.conf ]] || is_our_hook "$vmid" || lost+=("$vmid")
+    [[ ! -e $ROOT/etc/pve/qemu-server/$vmid.conf ]] || has_hook "$vmid" || lost+=("$vmid")
   done
   printf ',"handover":{"enabled":%s,"away":%s,"lost_hooks":' "$enabled" "$(json_string "$AWAY")"
   json_list "${lost[@]}"

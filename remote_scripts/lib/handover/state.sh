@@ -7,7 +7,7 @@
 # /var/lib/homelab/handover/NAME.state has lines KEY=VALUE, and is on the disk before the step that it tells of. Without it the card is with the
 # host. state: DRAINING, FREE, DETACHED (on the way to the VM `vm`), VM, RETURNING; HELD (with the host, and `why` the VM didn't get it, or its
 # containers weren't started), STUCK (a driver doesn't let go: only a reboot helps), DEAD (the card doesn't answer). boot: of the host; since:
-# seconds; containers: those to be started again; numbers, modules, persistence, units: as they were.
+# seconds; containers: those to be started again; numbers, modules, persistence, units, d3cold (functions that may sleep so deep): as they were.
 # `log` beside it is the story.
 # How much of the story is kept, in bytes.
 STORY_BYTES=131072
@@ -19,8 +19,9 @@ declare -A S=()
 bounded() {
   local seconds=$1 pipe status='' file=$RUN/handover.$BASHPID
   exec {pipe}< <(
-    # What goes on would have the lock, too, and what whoever calls this waits for the end of.
+    # What goes on would have the locks, too, and what whoever calls this waits for the end of.
     [[ -z ${LOCK:-} ]] || exec {LOCK}>&-
+    [[ -z ${HANDING:-} ]] || exec {HANDING}>&-
     exec 2>/dev/null
     within "$seconds" "${@:2}" >"$file" 2>&1 </dev/null
     printf '%s\n' "$?"
@@ -62,7 +63,7 @@ save_state() {
     shift 2
   done
   S[boot]=$(this_boot)
-  for key in state vm boot since why containers numbers modules persistence units; do text+="$key=${S[$key]:-}"$'\n'; done
+  for key in state vm boot since why containers numbers modules persistence units d3cold; do text+="$key=${S[$key]:-}"$'\n'; done
   need_dir "$ROOT$HANDOVER" && printf '%s' "$text" | write_atomically "$HANDOVER/$CARD.state" 0600
 }
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A card goes to a VM that starts.
-# Needs: handover/state, handover/card, handover/holders, handover/users, handover/refuse, handover/back
+# Needs: handover/state, handover/card, handover/holders, handover/users, handover/refuse, handover/back, handover/turn
 #
-# Gives: take_card VMID. Has the lock, and S of the card that was read.
+# Gives: take_card VMID; wait_for_run. Has the lock, and S of the card that was read.
 
 # take_card VMID - status 1: it didn't work, everybody has it as before, or it is in one of the sinks; a person has been told.
 take_card() {
@@ -24,6 +24,7 @@ take_card() {
     VM) tell "VM ${S[vm]} has it since $(date -d "@${S[since]:-0}" '+%F %T')" "shut that VM down first" && return 1 ;;
     *) tell "${S[state]}: ${S[why]:-}" "homelab doctor explains it" && return 1 ;;
   esac
+  ! run_at_work "$vmid" || { wait_for_run && return 1; }
   if refused "$vmid"; then
     sink HELD "VM $vmid didn't get it: $REFUSED"
     tell "$REFUSED" "nothing was changed; mend that, and start the VM again"
@@ -38,6 +39,13 @@ take_card() {
 }
 
 tell() { message "gpus.$CARD for VM $vmid, which starts" "$1" "a card that somebody still has makes NVIDIA's driver wait for ever, so it is taken only when nobody has" "$2"; }
+
+# wait_for_run - says that VM `vmid` has to.
+wait_for_run() {
+  say "VM $vmid doesn't get it: an up or a destroy of this host is at work ($AT_WORK)"
+  message "gpus.$CARD for VM $vmid, which starts" "an up or a destroy of this host is at work: ${AT_WORK:-it says nothing of itself}" \
+    "its steps need the card where it is, and would end half-way without it; nothing was changed" "start the VM again when that has ended"
+}
 
 # keep_card - the VM that had it last starts again (`qm reboot`, or before the way back has begun): it is all there already.
 keep_card() {
@@ -57,7 +65,7 @@ drain_card() { # VMID
   bounded 30 nvidia-smi -i "$GPU" --query-gpu=persistence_mode --format=csv,noheader && persistence=$OUTPUT || persistence=''
   ! is_only || ! within "$ASK_SECONDS" systemctl is-active -q nvidia-persistenced.service || units=nvidia-persistenced.service
   REFUSED="its state can't be noted on the disk"
-  save_state state DRAINING vm "$1" why '' containers "$owed${USERS[*]}" numbers "$numbers" modules '' persistence "${persistence//[[:space:]]/}" units "$units" || return 1
+  save_state state DRAINING vm "$1" why '' containers "$owed${USERS[*]}" numbers "$numbers" modules '' d3cold '' persistence "${persistence//[[:space:]]/}" units "$units" || return 1
   say "VM $1 starts and gets it${USERS[*]:+; containers ${USERS[*]} are shut down for it}"
   stop_users && settle_persistence || return 1
   # A barrier against those who come between the look and the unbinding, where the card knows it.
@@ -92,7 +100,7 @@ detach_card() {
     [[ $only == no || ! -d $ROOT/sys/module/$module ]] || names+="${names:+ }$module"
   done
   REFUSED="its state can't be noted on the disk"
-  save_state state DETACHED modules "$names" || return 1
+  save_state state DETACHED modules "$names" d3cold "$(deep_sleepers)" || return 1
   in_unit 20 step_claim || {
     status=$?
     REFUSED="its functions take no driver_override: $OUTPUT"

@@ -2,7 +2,7 @@
 # Who of this host uses a card: containers by their configuration, NVIDIA's persistence daemon.
 # Needs: handover/state, handover/card, container/conf
 #
-# Gives: container_runs CTID; find_users -> USERS, REFUSED; stop_users, stop_unit CTID, start_users; settle_persistence, restore_persistence.
+# Gives: container_runs CTID; find_users -> USERS, REFUSED; stop_users, stop_unit CTID, follow_numbers, start_users; settle_persistence, restore_persistence.
 
 # container_runs CTID - 0: yes, 1: no, 2: nobody knows.
 container_runs() {
@@ -86,6 +86,20 @@ stop_users() {
   done
 }
 
+# follow_numbers - lines that this program gave to containers, and that they have while they are off, are about the cards that they were given for, whatever
+# numbers these have now. MOVED: has this card others than when it was taken?
+follow_numbers() {
+  MOVED=no
+  numbers_moved || return 0
+  MOVED=yes
+  [[ -x $ROOT$FOLLOWER ]] || return 0
+  bounded 300 "$ROOT$FOLLOWER" follow || :
+  [[ -z $OUTPUT ]] || say "${OUTPUT//$'\n'/; }"
+}
+
+# is_about_it - are the lines of container CTID about this card, by the numbers that it has now? Those that somebody else has written don't follow.
+is_about_it() { [[ $MOVED == no ]] || { [[ -s $STATE/containers/$CTID/nodes ]] && read_conf && has_card; }; }
+
 # start_users - the same ones, the other way round. S[containers] is then those that are still to be started. Status 1, with REFUSED: one didn't start.
 start_users() {
   local ids=() index off=''
@@ -95,6 +109,11 @@ start_users() {
     CTID=${ids[index]}
     [[ -e $ROOT/etc/pve/lxc/$CTID.conf ]] || continue
     container_runs "$CTID" && continue
+    if ! is_about_it; then
+      off="$CTID${off:+ }$off"
+      REFUSED+="${REFUSED:+; }its nodes have other numbers than before (${S[numbers]} -> $(numbers_now)), and lines of container $CTID, which this program hasn't written, may mean another card: it stays off. Correct them, then start it"
+      continue
+    fi
     say "starting container $CTID again"
     bounded 180 pct start "$CTID"
     container_runs "$CTID" && continue
