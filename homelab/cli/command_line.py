@@ -16,6 +16,7 @@ _COMMANDS = {
     "show": ("show", "main"),
     "log": ("log", "main"),
     "rom": ("rom", "main"),
+    "switch": ("switch", "main"),
     "lock": ("lock", "main"),
     "outdated": ("lock", "show_outdated"),
     "drift": ("drift", "main"),
@@ -48,6 +49,7 @@ HELP = """usage: homelab COMMAND ...
   doctor   what is wrong with a stack's hosts, VMs and containers, or with one of them; changes nothing
   show     who has which card, as a tree or a picture: now, and with the next `pulumi up`; changes nothing
   log      what was said while NVIDIA's stack was installed; changes nothing
+  switch   hands a shared card to a VM (switch GPU --to vm:NAME), or back to the containers; --rehearse does nothing, and says what stands against it
   rom      makes a file of a card's option ROM on its host, for a VM's romfile (rom dump GPU), and takes it away (rom remove GPU)
   lock     writes down which packages of NVIDIA's stack each system has, so that a later run installs the same
   outdated what is newer, and whether it fits; changes nothing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from homelab.container import others
@@ -152,12 +153,37 @@ _SINKS = {
 }
 
 
+# For how long a card may be on its way: each step has a time limit, and the host's timer ends what was left half-way.
+_WAY_SECONDS = 900
+_ON_ITS_WAY = {
+    "DRAINING": ("containers are being shut down for a VM", "is undone"),
+    "FREE": ("nobody was seen to have the card, and it is about to be taken", "is undone"),
+    "DETACHED": ("it is between NVIDIA's driver and vfio-pci", "is undone, unless a write still waits in the kernel"),
+    "RETURNING": ("it comes back from a VM", "goes on"),
+}
+
+
+def _on_its_way(name: str, about: dict[str, str], said: str) -> Finding | None:
+    """A card that has been on its way for longer than any step takes."""
+    if about.get("state") not in _ON_ITS_WAY or time.time() - int(about.get("since") or 0) < _WAY_SECONDS:
+        return None
+    what, then = _ON_ITS_WAY[about["state"]]
+    return Finding(
+        f"gpus.{name} with a VM, or with the host",
+        said,
+        f"{what}; once a minute homelab-handover.timer looks at it, and what was left half-way {then}. It should have come to an end long ago",
+        "see whether that timer and homelab-handover.service run, and what /var/lib/homelab/handover/log says last; a reboot of the host ends it in any case",
+    )
+
+
 def _handed_over(reading: Reading, host: Host) -> list[Finding]:
     """Cards that a VM takes in turn, where one is neither with it nor with the host as before."""
     found = []
     for name in host.hands_over:
-        state = reading.facts.handover.of_card(name).get("state", "")
-        said = handover.said(reading.facts, name)
+        about = handover.state_of(reading.facts, name)
+        state, said = about.get("state", ""), handover.said(reading.facts, name)
+        if late := _on_its_way(name, about, said):
+            found.append(late)
         if state in _SINKS and said:
             why, then = _SINKS[state]
             found.append(Finding(f"gpus.{name} handed over whole, or not at all", said, why, then))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from homelab.errors import HomelabError
 from homelab.host.classes import GRAPHICS
+from homelab.settings import Host, Vm
 from homelab.shapes import CardPlan
 
 if TYPE_CHECKING:
@@ -38,15 +39,80 @@ def refused(facts: HostFacts) -> list[HomelabError]:
     ]
 
 
+def takers(host: Host, vms: Mapping[str, Vm]) -> dict[str, list[int]]:
+    """The ids of the VMs that may take each shared card. ``vms``: those of this host, by name."""
+    return {gpu: [vm.vmid for vm in vms.values() if gpu in (use.gpu for use in vm.gpus)] for gpu in host.hands_over}
+
+
+def lines_of(host: Host, vms: Mapping[str, Vm], cards: Mapping[str, CardPlan]) -> list[str]:
+    """`card_line` of each shared card. ``cards``: the host's, by name."""
+    return [card_line(gpu, cards[gpu], vmids) for gpu, vmids in takers(host, vms).items()]
+
+
+def state_of(facts: HostFacts, name: str) -> dict[str, str]:
+    """What is noted of a card and holds now, by key; empty: it is with the host. What was noted before the host's last start is over, but for a dead card."""
+    about = facts.handover.of_card(name)
+    if not about.get("state") or (about.get("boot") != facts.boot_id.strip() and about["state"] != "DEAD"):
+        return {}
+    return about
+
+
+def switch_refused(facts: HostFacts, host: Host, name: str, vm: Vm | None, *, rehearsed: bool = False) -> None:
+    """Before a card is switched by hand.
+
+    :param name: of the card in the settings, which is shared; ``vm``: that is to take it; None: the containers are to have it again.
+    :param rehearsed: nothing is to be done, so that what it would wait for is no reason.
+    :raises HomelabError: it can't be.
+    """
+    about = state_of(facts, name)
+    if not facts.handover.enabled:
+        raise HomelabError(
+            wanted=f"gpus.{name} switched between this host's containers and a VM",
+            found="what does that is not installed on the host, or not switched on",
+            why="a start of the VM alone would take the card from its driver without a look",
+            next="run `pulumi up` (`pulumi up --refresh`, if it was there once)",
+        )
+    if about.get("state") in ("STUCK", "DEAD"):
+        raise HomelabError(
+            wanted=f"gpus.{name} switched",
+            found=said(facts, name),
+            why="nothing is tried with such a card",
+            next="`python -m homelab doctor host` says what helps",
+        )
+    if vm is None:
+        return
+    if facts.guests.config(vm.vmid) is None:
+        raise HomelabError(
+            wanted=f"VM {vm.vmid}, which is to take gpus.{name}",
+            found="there is no such VM on the host",
+            why="a card is taken by a VM that starts",
+            next="run `pulumi up`, if the settings create it; else correct its vmid",
+        )
+    if about.get("state") == "VM" and about.get("vm") != str(vm.vmid) and not rehearsed:
+        raise HomelabError(
+            wanted=f"gpus.{name} for VM {vm.vmid}",
+            found=f"it is {said(facts, name)}",
+            why="one VM at a time can have it, and nothing is shut down for another one",
+            next=f"first `python -m homelab switch {name} --to containers`, which shuts that VM down",
+        )
+    if vm.vmid in facts.guests.running and about.get("vm") != str(vm.vmid) and not rehearsed:
+        raise HomelabError(
+            wanted=f"gpus.{name} for VM {vm.vmid}",
+            found="the VM runs already, without it",
+            why="a VM takes its card when it starts",
+            next="shut it down, then run the same again",
+        )
+
+
 def said(facts: HostFacts, name: str) -> str:
     """Where a card is that is handed over, in words; nothing where it is simply with the host."""
-    about = facts.handover.of_card(name)
+    about = state_of(facts, name)
     state, vm = about.get("state", ""), about.get("vm", "")
-    if not state or (about.get("boot") != facts.boot_id.strip() and state != "DEAD"):
+    if not state:
         return ""
     since = time.strftime("%Y-%m-%d %H:%M", time.localtime(int(about.get("since") or 0)))
     if state == "VM":
         return f"with VM {vm} since {since}"
     if state in ("HELD", "STUCK", "DEAD"):
         return f"{state} since {since}: {about.get('why', '')}"
-    return f"on its way to or from VM {vm} ({state})"
+    return f"on its way to or from VM {vm} ({state}) since {since}"

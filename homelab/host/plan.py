@@ -72,7 +72,7 @@ def wanted(facts: HostFacts, host: Host) -> Wanted:
         vfio_words=_vfio_words(facts, host, ours, set(functions)),
         functions=functions,
         by_hand=by_hand,
-        gpus={name: _gpu(facts, host, name, slot) for name, slot in slots.items()},
+        gpus={name: card_plan(facts, host, name, slot) for name, slot in slots.items()},
     )
 
 
@@ -90,7 +90,7 @@ def _vfio_words(facts: HostFacts, host: Host, ours: dict[str, str], bound: set[s
     return " ".join([*words, *consoles.words(facts, host, sorted(ours))])
 
 
-def _gpu(facts: HostFacts, host: Host, name: str, slot: str) -> CardPlan:
+def card_plan(facts: HostFacts, host: Host, name: str, slot: str) -> CardPlan:
     return {
         "name": next((facts.model(device) for device in facts.functions(slot) if device.is_display), ""),
         "slot": slot,

@@ -7,7 +7,7 @@ change) the very scripts say that do it, with the verb `plan`, which changes not
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,7 @@ async def planned(
         values: list[str] | None = card_values.lines(want.gpus, host.gpus)
         if not values and not any(file.layer == "values" for file in facts.managed):
             values = None
-        files = await _files(session, host, want, containers.values(), values, facts, vms.values())
+        files = await _files(session, host, want, containers.values(), values, facts, vms)
         driver: dict[str, Any] = {}
         if host.nvidia:
             driver = preview.driver_to_be(name, host, facts, want)
@@ -89,7 +89,7 @@ async def _files(
     containers: Collection[Container],
     values: list[str] | None,
     facts: HostFacts,
-    vms: Collection[Vm],
+    vms: Mapping[str, Vm],
 ) -> list[plan.PlannedFile]:
     """What the layers' scripts would change, in their order.
 
@@ -108,10 +108,7 @@ async def _files(
     layers += [scripts.card_values(values)] if values is not None else []
     files = []
     if host.hands_over or any(file.layer == "handover" for file in facts.managed):
-        takers = {gpu: [vm.vmid for vm in vms if gpu in (use.gpu for use in vm.gpus)] for gpu in host.hands_over}
-        layers.append(
-            scripts.handover([handover.card_line(gpu, want.gpus[gpu], vmids) for gpu, vmids in takers.items()])
-        )
+        layers.append(scripts.handover(handover.lines_of(host, vms, want.gpus)))
     for script in layers:
         files += scripts.answer(await session.run("plan", script))["files"]
     return [plan.PlannedFile(**file) for file in files]

@@ -322,6 +322,27 @@ def handover_hook(vmid: int, generation: int = 0) -> str:
     return compose("handover_hook.sh", VMID=str(vmid), GENERATION=str(generation))
 
 
+def rehearse_card(cards: Sequence[str], name: str, vmid: int) -> str:
+    """Standard input of rehearse_card.sh. ``cards``: as of `handover`; ``name``: of the one that VM ``vmid`` would take."""
+    return compose("rehearse_card.sh", CARDS="\n".join(cards), CARD_NAME=name, VMID=str(vmid))
+
+
+def switch_card(name: str, vmid: int, shutdown: Mapping[str, Any], since: int = 0) -> str:
+    """Standard input of switch_card.sh.
+
+    :param shutdown: ``timeout`` in seconds, ``otherwise``.
+    :param since: how much of the story is known already, in bytes.
+    """
+    return compose(
+        "switch_card.sh",
+        CARD=name,
+        VMID=str(vmid),
+        SECONDS_OFF=str(shutdown["timeout"]),
+        CUT="yes" if shutdown["otherwise"] == "stop" else "no",
+        FROM=str(since),
+    )
+
+
 def card_values(values: Sequence[str], generation: int = 0) -> str:
     """Standard input of card_values.sh.
 

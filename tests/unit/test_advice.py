@@ -11,7 +11,13 @@ from tests import advice
 
 KNOWN: dict[str, Any] = yaml.safe_load(advice.REGISTER.read_text(encoding="utf-8"))
 #: The program itself, which the owner runs on a PC of theirs.
-OWN = ("pulumi ", "python -m homelab doctor ", "python -m homelab lock", "python -m homelab rom ")
+OWN = (
+    "pulumi ",
+    "python -m homelab doctor ",
+    "python -m homelab lock",
+    "python -m homelab rom ",
+    "python -m homelab switch ",
+)
 SAID = {(file, text) for file, text in advice.found_in_source() if not text.startswith(OWN)}
 ANYWHERE = {*KNOWN["words"], *KNOWN["looks"], *KNOWN["unrun"]}
 CURED = {(file, command) for file, commands in KNOWN["cures"].items() for command in commands}

@@ -1,0 +1,259 @@
+"""``python -m homelab switch CARD --to vm:NAME|containers``: hands a shared card to a VM, by starting it, or back to the containers, by shutting the VM down.
+
+What is done is the host's (ADR 30): this starts or shuts down the VM there, as Proxmox VE's own buttons do, and tells the story as it is written. With
+``--rehearse`` nothing is done: who has the card, what would be shut down for it, and what stands against it. Exit status: 0, the card is where it
+was to be, or nothing stands against it; 1, it isn't, or something does; 2, it couldn't be tried.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from homelab.cli import stack_options
+from homelab.doctor.stack import StackFile
+from homelab.errors import HomelabError, raise_all
+from homelab.host import gates, handover, plan
+from homelab.host.facts import HandedOver, HostFacts
+from homelab.remote import scripts, ssh
+from homelab.settings import Host, Settings, Vm
+
+WELL, NOT_SWITCHED, UNREADABLE = 0, 1, 2
+# How often the story is asked for what is new: a host tells nobody.
+POLL_SECONDS = 1.0
+# A handover's own steps have time limits, which are shorter together. The way back begins within two minutes, at the latest by the host's timer.
+SWITCH_SECONDS = 1800.0
+CONTAINERS = "containers"
+
+
+def _target(text: str) -> str | None:
+    """The VM's name; None: the containers."""
+    if text == CONTAINERS:
+        return None
+    kind, _, name = text.partition(":")
+    if kind != "vm" or not name:
+        raise argparse.ArgumentTypeError("expected vm:NAME, of a VM in the settings, or containers")
+    return name
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    found = argparse.ArgumentParser(
+        prog="python -m homelab switch",
+        description="Hands a shared card to a VM, by starting it, or back to the containers, by shutting the VM down.",
+        epilog="Exit status: 0 it is where it was to be, 1 it isn't, 2 it couldn't be tried.",
+    )
+    found.add_argument("card", help="a name under hosts.NAME.gpus, with use: shared")
+    found.add_argument("--to", type=_target, required=True, metavar="vm:NAME|containers", help="who is to have it")
+    found.add_argument(
+        "--rehearse", action="store_true", help="does nothing: says who has the card and what stands against it"
+    )
+    found.add_argument("--host", help="one of homelab:hosts, where several have a card of that name")
+    found.add_argument(
+        "--identity", metavar="FILE", help="log in with this private key instead of what the settings say"
+    )
+    stack_options.add(found)
+    return found
+
+
+def _host_with(
+    found: StackFile, guests: Settings, card: str, wanted: str | None, identity: str | None
+) -> tuple[str, Host]:
+    """The host whose card it is.
+
+    :raises HomelabError: none has a shared card of that name, or several have.
+    """
+    shared = [name for name, host in guests.hosts.items() if card in host.hands_over and wanted in (None, name)]
+    if len(shared) == 1:
+        return found.host(shared[0], identity)
+    every = [f"{name}: {', '.join(host.hands_over) or 'none'}" for name, host in guests.hosts.items()]
+    uses = {host.gpus[card].use for host in guests.hosts.values() if card in host.gpus}
+    raise HomelabError(
+        wanted=f"gpus.{card}, a card that containers and VMs have in turn (use: shared)",
+        found=f"hosts with one of that name: {', '.join(shared)}"
+        if shared
+        else f"{f'it has use: {uses.pop()}' if uses else 'no such card'}; shared cards of the settings: {'; '.join(every)}",
+        why="the host hands over only what the settings share",
+        next=f"say which: --host {shared[0]}"
+        if shared
+        else "name one of these, or set use: shared for the card and run `pulumi up`",
+    )
+
+
+def _vm_of(guests: Settings, host_name: str, card: str, name: str) -> Vm:
+    takers = {
+        one: vm for one, vm in guests.vms.items() if vm.host == host_name and card in (use.gpu for use in vm.gpus)
+    }
+    if name not in takers:
+        raise HomelabError(
+            wanted=f"vms.{name}, which may take gpus.{card} of {host_name}",
+            found=f"VMs that may: {', '.join(takers) or 'none'}",
+            why="the host gives a card only to VMs that have it in the settings",
+            next=f"name one of these, or add {card} to vms.{name}.gpus and run `pulumi up`",
+        )
+    return takers[name]
+
+
+class Switch:
+    """One switch of a card, on an open connection."""
+
+    def __init__(self, session: ssh.Session, host: Host, card: str, vm: Vm | None, facts: HostFacts) -> None:
+        self._session, self._host, self._card, self._vm, self._facts = session, host, card, vm, facts
+        self._told = 0
+        self._state: dict[str, str] = {}
+
+    async def rehearse(self, vms: dict[str, Vm]) -> int:
+        """Says what would be done, and what stands against it. ``vms``: those of the host, by name."""
+        handover.switch_refused(self._facts, self._host, self._card, self._vm, rehearsed=True)
+        now = handover.said(self._facts, self._card) or "with the host"
+        print(f"gpus.{self._card} is {now}. Nothing is done.")
+        if self._vm is None:
+            return self._rehearse_return()
+        slots, errors = gates.resolve(self._facts, self._host.gpus)
+        raise_all(errors)
+        shared = {name: plan.card_plan(self._facts, self._host, name, slots[name]) for name in self._host.hands_over}
+        text = scripts.rehearse_card(handover.lines_of(self._host, vms, shared), self._card, self._vm.vmid)
+        found: dict[str, Any] = scripts.answer(await self._session.run("rehearse", text, 300))
+        for ctid in found["containers"]:
+            print(f"  would be shut down, and started again afterwards: container {ctid}")
+        for holder in found["ends"]:
+            print(f"  has the card open, and ends with that: {holder}")
+        for holder in found["holders"]:
+            print(f"  has the card open, and stands against it: {holder}")
+        if found["refused"]:
+            print(f"  stands against it: {found['refused']}")
+        if found["refused"] or found["holders"]:
+            print(f"VM {self._vm.vmid} would not get it; everything would stay as it is.")
+            return NOT_SWITCHED
+        print(f"  then its driver would let go of it: {found['way']}")
+        print(f"Nothing stands against VM {self._vm.vmid} taking it.")
+        return WELL
+
+    def _rehearse_return(self) -> int:
+        about = handover.state_of(self._facts, self._card)
+        if about.get("state") != "VM":
+            print("No VM has it: there is nothing to give back.")
+            return WELL
+        print(f"  would be shut down, for at most {self._off['timeout']} s: VM {about['vm']}")
+        for ctid in about.get("containers", "").split():
+            print(f"  would be started again: container {ctid}")
+        return WELL
+
+    async def carry_out(self) -> int:
+        """Starts the VM, or shuts it down, and waits for where the card comes to rest."""
+        handover.switch_refused(self._facts, self._host, self._card, self._vm)
+        about = handover.state_of(self._facts, self._card)
+        if (
+            self._vm is not None
+            and about.get("vm") == str(self._vm.vmid)
+            and self._vm.vmid in self._facts.guests.running
+        ):
+            print(f"gpus.{self._card} is {handover.said(self._facts, self._card)} already.")
+            return WELL
+        if self._vm is None and about.get("state", "HELD") == "HELD":
+            print(f"gpus.{self._card} is with the host already" + (f": {about['why']}" if about.get("why") else "."))
+            return NOT_SWITCHED if about.get("containers") else WELL
+        await self._look(quiet=True)
+        if self._vm is not None:
+            return await self._to_vm(self._vm)
+        return await self._to_containers(int(about["vm"]))
+
+    async def _to_vm(self, vm: Vm) -> int:
+        print(f"starting VM {vm.vmid}")
+        done = await self._while_told("start_vm", vm.vmid)
+        if done["well"] == "yes" and self._state.get("state") == "VM" and self._state.get("vm") == str(vm.vmid):
+            print(f"VM {vm.vmid} runs, with gpus.{self._card}.")
+            return WELL
+        if done["well"] == "yes":
+            print(
+                f"VM {vm.vmid} runs, and hasn't taken gpus.{self._card}: does its configuration name the card?",
+                file=sys.stderr,
+            )
+        else:
+            print(done["said"], file=sys.stderr)
+            print(f"gpus.{self._card} is {self._where()}", file=sys.stderr)
+        return NOT_SWITCHED
+
+    async def _to_containers(self, vmid: int) -> int:
+        if vmid in self._facts.guests.running:
+            print(f"shutting VM {vmid} down, for which it has {self._off['timeout']} s")
+            done = await self._while_told("shut_down_vm", vmid)
+            if done["well"] != "yes":
+                print(done["said"], file=sys.stderr)
+                print(
+                    f"VM {vmid} hasn't gone off, and keeps gpus.{self._card}: shut it down from inside, or stop it in Proxmox VE, and the card comes back by itself",
+                    file=sys.stderr,
+                )
+                return NOT_SWITCHED
+        async with asyncio.timeout(SWITCH_SECONDS):
+            while self._state.get("state", "HELD") not in ("HELD", "STUCK", "DEAD"):
+                await asyncio.sleep(POLL_SECONDS)
+                await self._look()
+        if self._state:
+            print(f"gpus.{self._card} is {self._where()}", file=sys.stderr)
+            return NOT_SWITCHED
+        print(f"gpus.{self._card} is with the host and its containers.")
+        return WELL
+
+    async def _while_told(self, verb: str, vmid: int) -> dict[str, Any]:
+        """Has something done on the host, and tells the story meanwhile, and what it has come to."""
+        script = scripts.switch_card(self._card, vmid, self._off)
+        doing = asyncio.create_task(self._session.run(verb, script, SWITCH_SECONDS))
+        while not (await asyncio.wait({doing}, timeout=POLL_SECONDS))[0]:
+            await self._look()
+        await self._look()
+        return scripts.answer(await doing)
+
+    @property
+    def _off(self) -> dict[str, Any]:
+        """How the VM that has it is shut down."""
+        found: dict[str, Any] = self._shutdowns.get(handover.state_of(self._facts, self._card).get("vm", ""), {})
+        return found or {"timeout": 180, "otherwise": "fail"}
+
+    _shutdowns: dict[str, dict[str, Any]] = {}
+
+    def knowing(self, vms: dict[str, Vm]) -> Switch:
+        """The same, which knows how the host's VMs are shut down."""
+        self._shutdowns = {str(vm.vmid): vm.shutdown.model_dump(mode="json") for vm in vms.values()}
+        return self
+
+    async def _look(self, *, quiet: bool = False) -> None:
+        """Reads what is new of the story, and what is noted of the card now."""
+        text = scripts.switch_card(self._card, 0, self._off, self._told)
+        found = scripts.answer(await self._session.run("story", text))
+        self._told = int(found["size"])
+        noted = HandedOver(cards={self._card: str(found["state"])}).of_card(self._card)
+        self._state = noted if noted.get("state") else {}
+        for line in [] if quiet else str(found["story"]).splitlines():
+            print(f"  {line}", flush=True)
+
+    def _where(self) -> str:
+        facts = self._facts.model_copy(
+            update={"handover": HandedOver(cards={self._card: "\n".join(f"{k}={v}" for k, v in self._state.items())})}
+        )
+        return handover.said(facts, self._card) or "with the host"
+
+
+async def _switch(host: Host, card: str, vm: Vm | None, vms: dict[str, Vm], *, rehearse: bool) -> int:
+    async with ssh.connect(host) as session:
+        facts = await session.read(guests=True)
+        one = Switch(session, host, card, vm, facts).knowing(vms)
+        return await (one.rehearse(vms) if rehearse else one.carry_out())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    arguments = parser().parse_args(argv)
+    try:
+        found = stack_options.read(arguments)
+        guests = found.guests()
+        name, host = _host_with(found, guests, arguments.card, arguments.host, arguments.identity)
+        vm = None if arguments.to is None else _vm_of(guests, name, arguments.card, arguments.to)
+        vms = {one: about for one, about in guests.vms.items() if about.host == name}
+        return asyncio.run(_switch(host, arguments.card, vm, vms, rehearse=arguments.rehearse))
+    except HomelabError as error:
+        print(error, file=sys.stderr)
+        return UNREADABLE

@@ -1,0 +1,120 @@
+"""``python -m homelab switch`` against the lab, over SSH: a shared card to a VM and back by hand, and the rehearsal of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from homelab.cli.switch import main
+from homelab.remote import scripts
+from lab import Lab
+from tests.lab.test_handover import CARD, LINE, OLLAMA, OTHER
+
+API = {"token": "root@pam!ab", "tokenSecret": "a", "publicCa": True}
+TO_VM, BACK = ["big", "--to", "vm:gaming"], ["big", "--to", "containers"]
+
+
+@pytest.fixture
+def lab(labs: Callable[[str], Lab]) -> Lab:
+    return labs("phoenix")
+
+
+@pytest.fixture
+def about(lab: Lab, tmp_path: Path) -> list[str]:
+    """Settings of one shared card, which two VMs may take; the other card's use is lxc."""
+    ssh = {key: lab.connection[key] for key in ("port", "hostKey", "privateKeyFile")}
+    gpus = {"big": {"match": "10de:2b85", "use": "shared"}, "small": {"match": "10de:2684", "use": "lxc"}}
+    host = {"address": lab.connection["host"], "node": lab.api["node"], "ssh": ssh, "api": API, "gpus": gpus}
+    vms = {"gaming": {"host": "pve", "vmid": 103, "gpus": ["big"], "shutdown": {"timeout": 20, "otherwise": "stop"}}}
+    values = {"homelab:hosts": {"pve": host | {"nvidia": {"driver": "580"}}}, "homelab:vms": vms}
+    file = tmp_path / "Pulumi.lab.yaml"
+    file.write_text(yaml.safe_dump({"config": values}))
+    return ["--config-file", str(file)]
+
+
+def installed(lab: Lab) -> None:
+    """What `up` brings: the handover, and the VM's option; VM 103 is off, and container 950 has the card open."""
+    lab.fault("card-users", [OLLAMA])
+    lab.run("qm stop 103; pvesh set /storage/local --content images,iso,vztmpl,backup,rootdir,snippets")
+    for script in (scripts.handover([LINE]), scripts.handover_hook(103)):
+        lab.run("bash -s -- apply", stdin=script)
+    lab.run("qm set 103 --onboot 0 --hostpci0 0000:01:00,driver=keep,pcie=1")
+
+
+def tree(lab: Lab) -> dict[str, object]:
+    """What a rehearsal could have left: every file, what the card is on, who runs."""
+    files = {str(path): path.read_bytes() for path in lab.root.joinpath("run").rglob("*") if path.is_file()}
+    drivers = [lab.run(f"readlink $ROOT/sys/bus/pci/devices/{one}/driver").stdout for one in (CARD, OTHER)]
+    words = f"pct list; qm list; nvidia-smi --query-gpu=persistence_mode --format=csv,noheader; nvidia-smi drain -q -p {CARD}"
+    return {**lab.snapshot(), **files, "drivers": drivers, "asked": lab.run(words).stdout}
+
+
+def test_a_card_is_switched_by_hand_and_back(lab: Lab, about: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TO_VM, *about]) == 2
+    assert "is not installed on the host" in capsys.readouterr().err
+    installed(lab)
+    assert main([*BACK, *about]) == 0
+    assert "is with the host already" in capsys.readouterr().out
+
+    # What would be, without anything of it.
+    before = tree(lab)
+    assert main([*TO_VM, "--rehearse", *about]) == 0
+    said = capsys.readouterr().out
+    assert "started again afterwards: container 950" in said
+    assert "ends with that: ollama (PID 4711 of container 950)" in said and "Nothing stands against VM 103" in said
+    lab.fault("card-users", [OLLAMA, {"pid": 4712, "comm": "Xorg", "card": CARD, "opens": ["modeset"]}])
+    lab.run("echo 'ct: 950' >>$ROOT/etc/pve/ha/resources.cfg")
+    before = tree(lab)
+    assert main([*TO_VM, "--rehearse", *about]) == 1
+    said = capsys.readouterr().out
+    assert "stands against it: Xorg (PID 4712" in said and "container 950, which uses the card, is under HA" in said
+    assert tree(lab) == before
+    lab.run("sed -i '/^ct: 950/d' $ROOT/etc/pve/ha/resources.cfg")
+
+    # Somebody has it: the start's own reason, and everybody has it as before.
+    assert main([*TO_VM, *about]) == 1
+    seen = capsys.readouterr()
+    assert "in use by Xorg (PID 4712" in seen.err and "starting container 950 again" in seen.out
+    assert lab.run("pct status 950").stdout == "status: running\n"
+    lab.fault("card-users", [OLLAMA])
+
+    assert main([*TO_VM, *about]) == 0
+    said = capsys.readouterr().out
+    assert "shutting container 950 down" in said and "VM 103 runs, with gpus.big." in said
+    assert main([*TO_VM, *about]) == 0
+    assert "is with VM 103 since" in capsys.readouterr().out
+    assert main([*BACK, "--rehearse", *about]) == 0
+    assert "would be started again: container 950" in capsys.readouterr().out
+
+    assert main([*BACK, *about]) == 0
+    said = capsys.readouterr().out
+    assert "starting container 950 again" in said and "is with the host and its containers" in said
+    assert lab.run("pct status 950").stdout == "status: running\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["small", "--to", "vm:gaming"], "it has use: lxc; shared cards of the settings: pve: big"),
+        (["other", "--to", "containers"], "no such card"),
+        (["big", "--to", "vm:work"], "VMs that may: gaming"),
+        (["big", "--to", "containers", "--host", "pve2"], "shared cards of the settings: pve: big"),
+    ],
+)
+def test_what_can_not_be_switched_is_one_error_before_any_connection(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    gpus = {"big": {"match": "10de:2b85", "use": "shared"}, "small": {"match": "10de:2684", "use": "lxc"}}
+    ssh = {
+        "hostKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl",
+        "password": "a",
+    }
+    host = {"address": "192.0.2.1", "ssh": ssh, "api": API, "gpus": gpus, "nvidia": {"driver": "580"}}
+    vms = {"gaming": {"host": "pve", "vmid": 103, "gpus": ["big"]}}
+    file = tmp_path / "Pulumi.lab.yaml"
+    file.write_text(yaml.safe_dump({"config": {"homelab:hosts": {"pve": host}, "homelab:vms": vms}}))
+    assert main([*words, "--config-file", str(file)]) == 2
+    assert said in capsys.readouterr().err
