@@ -59,8 +59,13 @@ for name, host in settings.hosts.items():
     )
     vfio = VfioBinding(name, binding, after(iommu, former=f"{name}-vfio"))
 
+    guests = {guest: vm for guest, vm in settings.vms.items() if vm.host == name}
+    handing: list[pulumi.Resource] = []
+    if host.hands_over:
+        turn = CardHandoverArgs(host=host, vms=guests, cards=probe.gpus, generation=probe.generation_of("handover"))
+        handing.append(CardHandover(name, turn, after(probe)))
     booted = HostRebootArgs(host_name=name, host=host, probe=probe, following=turns.get(host.cluster))
-    last = after(iommu, vfio, former=f"{name}-boot")
+    last = after(iommu, vfio, *handing, former=f"{name}-boot")
     own: NvidiaGuestStack | None = None
     if system := on_host(name, host, probe):
         reboot = functools.partial(HostReboot.with_driver, name, booted, last)
@@ -80,7 +85,6 @@ for name, host in settings.hosts.items():
     if any(gpu.reset or gpu.keep_awake for gpu in host.gpus.values()):
         valued = CardValuesArgs(host=host, cards=probe.gpus, generation=probe.generation_of("values"))
         ready.append(CardValues(name, valued, after(boot)))
-    guests = {guest: vm for guest, vm in settings.vms.items() if vm.host == name}
     offered = GpuCardsArgs(host_name=name, host=host, booted=boot.host, vms=guests)
     cards = GpuCards(name, offered, after(*ready, former=f"{name}-cards"))
     tests[name] = cards.tests
@@ -106,16 +110,13 @@ for name, host in settings.hosts.items():
             installed.append(stack := NvidiaGuestStack(guest, NvidiaGuestStackArgs(system=system)))
             stacks[system.name] = stack.result
 
-    handing: list[pulumi.Resource] = []
-    if host.hands_over:
-        turn = CardHandoverArgs(host=host, vms=guests, cards=probe.gpus, generation=probe.generation_of("handover"))
-        handing = [CardHandover(name, turn, after(boot, *nodes)), *sharers.values(), *installed]
     for guest, vm in guests.items():
         made_of = [files[volume] for volume in vm.volumes if volume in files]
         again = probe.generation_of("handover")
         given_cards = GpuVmArgs(vm=vm, host=host, node=node, cards=cards.cards, boot=boot.boot, handover=again)
         # One that takes a card from containers comes last: its start ends them.
-        takes = [*handing] if any(use.gpu in host.hands_over for use in vm.gpus) else []
+        in_turn = any(use.gpu in host.hands_over for use in vm.gpus)
+        takes = [*handing, *sharers.values(), *installed] if in_turn else []
         gpu_vm = GpuVm(guest, given_cards, after(cards, *made_of, *takes))
         vms[guest] = gpu_vm.vm
         if system := in_vm(guest, vm, host, gpu_vm):

@@ -1,7 +1,8 @@
-"""CardHandover: cards that containers and a VM have in turn, handed over by the host itself when the VM starts and stops.
+"""CardHandover: cards that containers and VMs have in turn, handed over by the host itself when a VM starts and stops.
 
-Owns /usr/local/sbin/homelab-handover, a service and a timer of that name, and the hookscript in a storage's snippets which VMs name (GpuVm sets
-it). Undone by taking them away; refused while a VM has a card.
+Owns /usr/local/sbin/homelab-handover, a service and a timer of that name, the hookscript in a storage's snippets, and the option by which adopted VMs
+name it (a created VM's is GpuVm's). Made before the host restarts: a card that was a VM's alone is with NVIDIA's driver after that restart, and the VM
+may start with the host. Undone by taking them away; refused while a VM has a card.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 import pulumi
 
-from homelab.host.handover import card_line
+from homelab.host.handover import lines_of
 from homelab.remote import scripts
 from homelab.resources import command as remote
 from homelab.resources.children import Children
@@ -35,19 +36,31 @@ class CardHandover(pulumi.ComponentResource):
     def __init__(self, name: str, args: CardHandoverArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:CardHandover", name, {}, opts)
         children = Children(self, name, opts)
-        takers = {
-            gpu: [vm.vmid for vm in args.vms.values() if gpu in (use.gpu for use in vm.gpus)]
-            for gpu in args.host.hands_over
-        }
-        remote.script(
+        program = remote.script(
             children.named("handover"),
             args.host,
             pulumi.Output.all(args.cards, args.generation).apply(
-                lambda found: scripts.handover(
-                    [card_line(gpu, found[0][gpu], vmids) for gpu, vmids in takers.items()], int(found[1])
-                )
+                lambda found: scripts.handover(lines_of(args.host, args.vms, found[0]), int(found[1]))
             ),
             children.options("handover", depends_on=opts.depends_on if opts else None),
             told=True,
         )
+        for guest, vm in args.vms.items():
+            if vm.create is None and any(use.gpu in args.host.hands_over for use in vm.gpus):
+                options = children.options(f"{guest}-hook", depends_on=[program])
+                hookscript(args.host, vm, args.generation, f"{guest}-hook", options)
         self.register_outputs({})
+
+
+def hookscript(
+    host: Host, vm: Vm, generation: pulumi.Input[int], name: str, opts: pulumi.ResourceOptions
+) -> pulumi.Resource:
+    """The option hookscript of a VM that may take a card. ``name``: the resource's."""
+    return remote.script(
+        name,
+        host,
+        pulumi.Output.from_input(generation).apply(lambda found: scripts.handover_hook(vm.vmid, int(found))),
+        opts,
+        identity=[vm.host, str(vm.vmid)],
+        told=True,
+    )

@@ -49,7 +49,9 @@ class GpuCards(pulumi.ComponentResource):
         super().__init__("homelab:gpu:GpuCards", name, {}, opts)
         host_name, host, booted = args.host_name, args.host, args.booted
         before = opts.depends_on if opts else None
-        holders = {use.gpu: (vm_name, vm) for vm_name, vm in args.vms.items() for use in vm.gpus}
+        # Of a card that is handed over, several VMs may name it at once: each gets and loses it by itself, and none has to give it up first.
+        leased = {gpu for gpu, about in host.gpus.items() if about.use != "shared"}
+        holders = {use.gpu: (vm_name, vm) for vm_name, vm in args.vms.items() for use in vm.gpus if use.gpu in leased}
         tests: dict[str, pulumi.Output[dict[str, Any]]] = {}
         released: dict[str, pulumi.Resource] = {}
         cards = [gpu for gpu, about in host.gpus.items() if about.may_leave] if host.api else []

@@ -12,8 +12,6 @@ from typing import Any
 
 import pulumi
 
-from homelab.remote import scripts
-from homelab.resources import command as remote
 from homelab.resources.children import Children
 from homelab.resources.safety_copy import SafetyCopy
 from homelab.resources.virtual_machine import VirtualMachine
@@ -22,6 +20,8 @@ from homelab.resources.vm_record import VmRecord
 from homelab.settings import Host, NewVm, Vm, VmGpu
 from homelab.shapes import BootSeen, OfferedCard, VmSeen
 from homelab.vm.creation import configuration
+
+from .card_handover import hookscript
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,15 +67,11 @@ class GpuVm(pulumi.ComponentResource):
                 children.options("vm", depends_on=depends_on),
             )
             instance, depends_on = made.instance, [made]
-        if args.host is not None and any(use.gpu in args.host.hands_over for use in vm.gpus):
-            # Before it has the card, and until it has it no more: without the hookscript nobody would look whether the card is free.
-            hook = remote.script(
-                children.named("hook"),
-                args.host,
-                pulumi.Output.from_input(args.handover).apply(lambda found: scripts.handover_hook(vm.vmid, int(found))),
-                children.options("hook", depends_on=depends_on),
-                identity=[vm.host, str(vm.vmid)],
-                told=True,
+        if args.host is not None and vm.create is not None and any(use.gpu in args.host.hands_over for use in vm.gpus):
+            # Before it has the card, and until it has it no more: without the hookscript nobody would look whether the card is free. (An adopted one
+            # has it before the host restarts: CardHandover.)
+            hook = hookscript(
+                args.host, vm, args.handover, children.named("hook"), children.options("hook", depends_on=depends_on)
             )
             depends_on = [hook]
         record = VmRecord(

@@ -273,7 +273,9 @@ def outputs(
         ``containers``: name -> GpuLxc's ``container``; ``stacks``: place in the settings, such as `vms.sandbox`, -> NvidiaGuestStack's
         ``result``; ``words``: host -> what it was given on the kernel's command line.
     """
-    holders = {(vm.host, use.gpu): name for name, vm in settings.vms.items() for use in vm.gpus}
+    takers = [((vm.host, use.gpu), name) for name, vm in settings.vms.items() for use in vm.gpus]
+    # Of a card that several VMs may take, the host alone knows which one has it.
+    holders = {card: name for card, name in takers if [other for other, _ in takers].count(card) == 1}
 
     def of_host(name: str, values: list[dict[str, Any]]) -> dict[str, Any]:
         found, tested = values

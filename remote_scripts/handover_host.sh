@@ -39,9 +39,10 @@ must_wait() {
   run_at_work "$vmid" || return 1
   for name in "$@"; do
     read_card "$name" && load_state "$name"
-    [[ ${S[vm]:-} != "$vmid" || ! ${S[state]} =~ ^(VM|RETURNING)$ ]] && names_card "$vmid" || continue
-    wait_for_run
-    return 0
+    if [[ ${S[vm]:-} != "$vmid" || ! ${S[state]} =~ ^(VM|RETURNING)$ ]] && names_card "$vmid"; then
+      wait_for_run
+      return 0
+    fi
   done
   return 1
 }

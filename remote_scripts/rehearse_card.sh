@@ -9,15 +9,15 @@
 #   them,"holders": who else has it,"way": how its driver would let go}.
 
 rehearse() {
-  local vmid=$VMID holder ends=() stays=() why=''
+  local vmid=$VMID holder ends=() stays=() why='' at_work=no
   trap - ERR
   set +e
+  ! run_at_work "$vmid" || at_work=yes
   RUN=$(mktemp -d "$ROOT/run/homelab-rehearsal.XXXXXX") || die "a folder in /run for what is found" "it can't be made" "nothing can be looked at" "make room in /run"
-  PASSES=$ROOT/run/homelab/passes
   USERS=() HOLDERS=()
   read_card "$CARD_NAME"
   load_state "$CARD_NAME"
-  if (RUN=$ROOT/run/homelab && run_at_work "$vmid"); then
+  if [[ $at_work == yes ]]; then
     why="an up or a destroy of this host is at work"
   elif refused "$vmid"; then
     why=$REFUSED

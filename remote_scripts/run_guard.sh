@@ -37,7 +37,7 @@ hold() {
 }
 
 pass() {
-  make_run_dir && printf '%s\n' "$VMID" >>"$PASSES" || die "VM $VMID to take its cards from this host's containers" "$PASSES can't be written" \
+  { make_run_dir && printf '%s\n' "$VMID" >>"$PASSES"; } || die "VM $VMID to take its cards from this host's containers" "$PASSES can't be written" \
     "while a run is at work, no other VM may" "make room in /run, then run \`pulumi up\` again"
   printf '{"passed":"%s"}\n' "$VMID"
 }

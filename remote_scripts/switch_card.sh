@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Starts or shuts down a VM that takes a card from this host's containers, as Proxmox VE's own buttons do: the handover is theirs (handover_host.sh).
-# Needs: common, files/atomic, handover/places, read/text
+# Needs: files, handover/places, read/text
 #
 # Arguments: CARD (its name), VMID, SECONDS_OFF (for a shutdown), CUT (yes: the VM's power is cut after that time), FROM (how much of the story is
 #   known already, in bytes).

@@ -11,7 +11,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict, cast
 
 from homelab.cli import stack_options
 from homelab.doctor.stack import StackFile
@@ -19,7 +19,7 @@ from homelab.errors import HomelabError, raise_all
 from homelab.host import gates, handover, plan
 from homelab.host.facts import HandedOver, HostFacts
 from homelab.remote import scripts, ssh
-from homelab.settings import Host, Settings, Vm
+from homelab.settings import Host, Settings, Shutdown, Vm
 
 WELL, NOT_SWITCHED, UNREADABLE = 0, 1, 2
 # How often the story is asked for what is new: a host tells nobody.
@@ -97,16 +97,31 @@ def _vm_of(guests: Settings, host_name: str, card: str, name: str) -> Vm:
     return takers[name]
 
 
-class Switch:
-    """One switch of a card, on an open connection."""
+class Rehearsed(TypedDict):
+    """What rehearse_card.sh answers."""
 
-    def __init__(self, session: ssh.Session, host: Host, card: str, vm: Vm | None, facts: HostFacts) -> None:
+    refused: str
+    containers: list[str]
+    ends: list[str]
+    holders: list[str]
+    way: str
+
+
+class Switch:
+    """One switch of a card, on an open connection. ``vm``: that is to have it; None: the containers are; ``vms``: those of the host, by name."""
+
+    def __init__(
+        self, session: ssh.Session, host: Host, card: str, vm: Vm | None, vms: dict[str, Vm], facts: HostFacts
+    ) -> None:
         self._session, self._host, self._card, self._vm, self._facts = session, host, card, vm, facts
+        self._vms = vms
+        has_it = handover.state_of(facts, card).get("vm", "")
+        self._off = next((one.shutdown for one in vms.values() if str(one.vmid) == has_it), Shutdown())
         self._told = 0
         self._state: dict[str, str] = {}
 
-    async def rehearse(self, vms: dict[str, Vm]) -> int:
-        """Says what would be done, and what stands against it. ``vms``: those of the host, by name."""
+    async def rehearse(self) -> int:
+        """Says what would be done, and what stands against it."""
         handover.switch_refused(self._facts, self._host, self._card, self._vm, rehearsed=True)
         now = handover.said(self._facts, self._card) or "with the host"
         print(f"gpus.{self._card} is {now}. Nothing is done.")
@@ -115,8 +130,8 @@ class Switch:
         slots, errors = gates.resolve(self._facts, self._host.gpus)
         raise_all(errors)
         shared = {name: plan.card_plan(self._facts, self._host, name, slots[name]) for name in self._host.hands_over}
-        text = scripts.rehearse_card(handover.lines_of(self._host, vms, shared), self._card, self._vm.vmid)
-        found: dict[str, Any] = scripts.answer(await self._session.run("rehearse", text, 300))
+        text = scripts.rehearse_card(handover.lines_of(self._host, self._vms, shared), self._card, self._vm.vmid)
+        found = cast(Rehearsed, scripts.answer(await self._session.run("rehearse", text, 300)))
         for ctid in found["containers"]:
             print(f"  would be shut down, and started again afterwards: container {ctid}")
         for holder in found["ends"]:
@@ -137,7 +152,7 @@ class Switch:
         if about.get("state") != "VM":
             print("No VM has it: there is nothing to give back.")
             return WELL
-        print(f"  would be shut down, for at most {self._off['timeout']} s: VM {about['vm']}")
+        print(f"  would be shut down, for at most {self._off.timeout} s: VM {about['vm']}")
         for ctid in about.get("containers", "").split():
             print(f"  would be started again: container {ctid}")
         return WELL
@@ -148,7 +163,7 @@ class Switch:
         about = handover.state_of(self._facts, self._card)
         if (
             self._vm is not None
-            and about.get("vm") == str(self._vm.vmid)
+            and (about.get("state"), about.get("vm")) == ("VM", str(self._vm.vmid))
             and self._vm.vmid in self._facts.guests.running
         ):
             print(f"gpus.{self._card} is {handover.said(self._facts, self._card)} already.")
@@ -163,26 +178,26 @@ class Switch:
 
     async def _to_vm(self, vm: Vm) -> int:
         print(f"starting VM {vm.vmid}")
-        done = await self._while_told("start_vm", vm.vmid)
-        if done["well"] == "yes" and self._state.get("state") == "VM" and self._state.get("vm") == str(vm.vmid):
+        well, said = await self._while_told("start_vm", vm.vmid)
+        if well and self._state.get("state") == "VM" and self._state.get("vm") == str(vm.vmid):
             print(f"VM {vm.vmid} runs, with gpus.{self._card}.")
             return WELL
-        if done["well"] == "yes":
+        if well:
             print(
                 f"VM {vm.vmid} runs, and hasn't taken gpus.{self._card}: does its configuration name the card?",
                 file=sys.stderr,
             )
         else:
-            print(done["said"], file=sys.stderr)
+            print(said, file=sys.stderr)
             print(f"gpus.{self._card} is {self._where()}", file=sys.stderr)
         return NOT_SWITCHED
 
     async def _to_containers(self, vmid: int) -> int:
         if vmid in self._facts.guests.running:
-            print(f"shutting VM {vmid} down, for which it has {self._off['timeout']} s")
-            done = await self._while_told("shut_down_vm", vmid)
-            if done["well"] != "yes":
-                print(done["said"], file=sys.stderr)
+            print(f"shutting VM {vmid} down, for which it has {self._off.timeout} s")
+            well, said = await self._while_told("shut_down_vm", vmid)
+            if not well:
+                print(said, file=sys.stderr)
                 print(
                     f"VM {vmid} hasn't gone off, and keeps gpus.{self._card}: shut it down from inside, or stop it in Proxmox VE, and the card comes back by itself",
                     file=sys.stderr,
@@ -198,31 +213,19 @@ class Switch:
         print(f"gpus.{self._card} is with the host and its containers.")
         return WELL
 
-    async def _while_told(self, verb: str, vmid: int) -> dict[str, Any]:
-        """Has something done on the host, and tells the story meanwhile, and what it has come to."""
-        script = scripts.switch_card(self._card, vmid, self._off)
+    async def _while_told(self, verb: str, vmid: int) -> tuple[bool, str]:
+        """Has something done on the host, and tells the story meanwhile. Did it work, and what does it say?"""
+        script = scripts.switch_card(self._card, vmid, self._off.timeout, cut=self._off.otherwise == "stop")
         doing = asyncio.create_task(self._session.run(verb, script, SWITCH_SECONDS))
         while not (await asyncio.wait({doing}, timeout=POLL_SECONDS))[0]:
             await self._look()
         await self._look()
-        return scripts.answer(await doing)
-
-    @property
-    def _off(self) -> dict[str, Any]:
-        """How the VM that has it is shut down."""
-        found: dict[str, Any] = self._shutdowns.get(handover.state_of(self._facts, self._card).get("vm", ""), {})
-        return found or {"timeout": 180, "otherwise": "fail"}
-
-    _shutdowns: dict[str, dict[str, Any]] = {}
-
-    def knowing(self, vms: dict[str, Vm]) -> Switch:
-        """The same, which knows how the host's VMs are shut down."""
-        self._shutdowns = {str(vm.vmid): vm.shutdown.model_dump(mode="json") for vm in vms.values()}
-        return self
+        answer = scripts.answer(await doing)
+        return answer["well"] == "yes", str(answer["said"])
 
     async def _look(self, *, quiet: bool = False) -> None:
         """Reads what is new of the story, and what is noted of the card now."""
-        text = scripts.switch_card(self._card, 0, self._off, self._told)
+        text = scripts.switch_card(self._card, 0, self._off.timeout, self._told)
         found = scripts.answer(await self._session.run("story", text))
         self._told = int(found["size"])
         noted = HandedOver(cards={self._card: str(found["state"])}).of_card(self._card)
@@ -240,8 +243,8 @@ class Switch:
 async def _switch(host: Host, card: str, vm: Vm | None, vms: dict[str, Vm], *, rehearse: bool) -> int:
     async with ssh.connect(host) as session:
         facts = await session.read(guests=True)
-        one = Switch(session, host, card, vm, facts).knowing(vms)
-        return await (one.rehearse(vms) if rehearse else one.carry_out())
+        one = Switch(session, host, card, vm, vms, facts)
+        return await (one.rehearse() if rehearse else one.carry_out())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

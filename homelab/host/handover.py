@@ -95,7 +95,11 @@ def switch_refused(facts: HostFacts, host: Host, name: str, vm: Vm | None, *, re
             why="one VM at a time can have it, and nothing is shut down for another one",
             next=f"first `python -m homelab switch {name} --to containers`, which shuts that VM down",
         )
-    if vm.vmid in facts.guests.running and about.get("vm") != str(vm.vmid) and not rehearsed:
+    if (
+        vm.vmid in facts.guests.running
+        and (about.get("state"), about.get("vm")) != ("VM", str(vm.vmid))
+        and not rehearsed
+    ):
         raise HomelabError(
             wanted=f"gpus.{name} for VM {vm.vmid}",
             found="the VM runs already, without it",

@@ -28,7 +28,7 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
 
     def delete(self, inputs: GpuLease.Inputs, outputs: GpuLease.Outputs) -> None:
         """Takes the card out of its VM, unless this program did not put it there. On destroy that has been done already."""
-        if inputs.vmid is None or inputs.shutdown is None or outputs.by_hand:
+        if inputs.vmid is None or inputs.shutdown is None or outputs.by_hand or self._is_handed_over(inputs):
             return
 
         def without_card(config: dict[str, str]) -> Change:
@@ -41,6 +41,11 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
                 machine.converge(without_card, keys, policy(inputs.shutdown), "keep")
         except NotThereError:
             return
+
+    def _is_handed_over(self, inputs: GpuLease.Inputs) -> bool:
+        """Has the card become one that several VMs may name? Each keeps it then, or loses it by what the settings say of that VM."""
+        host = self.host(inputs)
+        return any(host.mapping_of(name) == inputs.mapping for name in host.hands_over)
 
     def _by_hand(self, inputs: GpuLease.Inputs) -> bool:
         """Does the VM have the card already, and not from this program? A VM that is yet to be made has none; the host's notes tell what this program gave."""

@@ -327,18 +327,18 @@ def rehearse_card(cards: Sequence[str], name: str, vmid: int) -> str:
     return compose("rehearse_card.sh", CARDS="\n".join(cards), CARD_NAME=name, VMID=str(vmid))
 
 
-def switch_card(name: str, vmid: int, shutdown: Mapping[str, Any], since: int = 0) -> str:
+def switch_card(name: str, vmid: int, seconds: int, since: int = 0, *, cut: bool = False) -> str:
     """Standard input of switch_card.sh.
 
-    :param shutdown: ``timeout`` in seconds, ``otherwise``.
+    :param seconds: for a shutdown; ``cut``: the VM's power is cut after that.
     :param since: how much of the story is known already, in bytes.
     """
     return compose(
         "switch_card.sh",
         CARD=name,
         VMID=str(vmid),
-        SECONDS_OFF=str(shutdown["timeout"]),
-        CUT="yes" if shutdown["otherwise"] == "stop" else "no",
+        SECONDS_OFF=str(seconds),
+        CUT="yes" if cut else "no",
         FROM=str(since),
     )
 

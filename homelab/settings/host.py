@@ -70,7 +70,7 @@ class Gpu(Model):
     """The card's slot, such as `0000:01:00`, or the address of its graphics function. See [what a card is](day-two.md#what-a-card-is)."""
     use: Literal["vm", "lxc", "host", "shared"] = "vm"
     """`vm`: vfio-pci gets the card, and a VM can have it. `lxc` and `host`: the card stays with the host's driver. `shared`: containers have it, and a
-    VM takes it when it starts and gives it back when it has stopped, without a reboot ([One card in turn](day-two.md#one-card-in-turn)). For
+    VM, of those that name it, takes it when it starts and gives it back when it has stopped, without a reboot ([One card in turn](day-two.md#one-card-in-turn)). For
     NVIDIA's cards, with the host's driver by `nvidia`."""
     functions: list[FunctionAddress] = []
     """Only with `use: vm`: exactly these functions are the card, instead of those that the program finds

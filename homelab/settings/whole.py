@@ -53,9 +53,11 @@ class Settings(Model):
             ids[vm.host, vm.vmid] = name
             for use in vm.gpus:
                 _check_use(name, vm, use, host)
+                if host.gpus[use.gpu].use == "shared":
+                    continue  # the one that starts first has it
                 if other := holders.get((vm.host, use.gpu)):
                     raise ValueError(
-                        f"gpus: {use.gpu} is given to vms.{other} and vms.{name}; one VM at a time can have it"
+                        f"gpus: {use.gpu} is given to vms.{other} and vms.{name}; one VM at a time can have it: give it to one, or set use: shared"
                     )
                 holders[vm.host, use.gpu] = name
             for text in vm.volumes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -13,6 +14,10 @@ from homelab.doctor import host as doctor
 from homelab.errors import HomelabError
 from homelab.host import handover, plan
 from homelab.host.facts import HostFacts
+from homelab.provider.gpu_lease import GpuLeaseWork
+from homelab.remote.proxmox.errors import NotThereError
+from homelab.resources.base import ShutdownInputs
+from homelab.resources.gpu_lease import GpuLease
 from homelab.settings import Host, Vm, parse
 from homelab.show import reading as show
 from homelab.show import tree
@@ -66,8 +71,39 @@ def test_a_vm_and_containers_may_have_the_card() -> None:
     texts = {"hosts": json.dumps({"pve": one}), "vms": json.dumps(vms), "containers": json.dumps(containers)}
     assert parse(texts).hosts["pve"].hands_over == ["rtx5090"]
     twice = {**vms, "other": {"host": "pve", "vmid": 104, "gpus": ["rtx5090"]}}
-    with pytest.raises(HomelabError, match="one VM at a time"):
-        parse({**texts, "vms": json.dumps(twice)})
+    both = parse({**texts, "vms": json.dumps(twice)})
+    assert handover.takers(both.hosts["pve"], both.vms) == {"rtx5090": [103, 104]}
+    alone = {**one, "gpus": {"rtx5090": {"match": "10de:2b85"}}}
+    with pytest.raises(HomelabError, match="one VM at a time can have it: give it to one, or set use: shared"):
+        parse({"hosts": json.dumps({"pve": alone}), "vms": json.dumps(twice)})
+
+
+@pytest.mark.parametrize(("use", "taken"), [("vm", [103]), ("shared", [])])
+def test_a_card_that_becomes_shared_is_not_taken_out_of_the_vm_that_had_it(
+    use: str, taken: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lease ends; whether the VM keeps it is what the settings say of that VM."""
+    asked: list[int] = []
+
+    def machine(_work: GpuLeaseWork, _inputs: GpuLease.Inputs, vmid: int, _name: str) -> Any:
+        asked.append(vmid)
+        raise NotThereError(wanted="", found="", why="", next="", status=404, reason="")
+
+    monkeypatch.setattr(GpuLeaseWork, "machine", machine)
+    one = {"address": "192.0.2.1", "ssh": {"hostKey": KEY, "password": "a"}, "api": API, "nvidia": {"driver": "580"}}
+    card = {"rtx5090": {"match": "10de:2b85", "use": use}, "other": {"match": "10de:2684", "use": "lxc"}}
+    work = GpuLeaseWork({"hosts": json.dumps({"pve": {**one, "gpus": card}})})
+    inputs = GpuLease.Inputs(
+        host="pve",
+        node="pve",
+        mapping="rtx5090",
+        slot="0000:01:00",
+        vm="gaming",
+        vmid=103,
+        shutdown=ShutdownInputs(timeout=1, otherwise="fail"),
+    )
+    work.delete(inputs, GpuLease.Outputs(by_hand=False))
+    assert asked == taken
 
 
 # -- gates and plan --------------------------------------------------------------------------------------------------
@@ -127,6 +163,35 @@ def test_a_container_has_it_although_a_vm_names_it() -> None:
     assert container_plan.cards(found, want, {"gaming": VM}, "pve").slots == {0: "0000:01:00"}
 
 
+# -- switched by hand ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("noted", "changes", "said"),
+    [
+        ({"state": "STUCK", "why": "unbinding it waits"}, {}, "STUCK since"),
+        ({"state": "DEAD", "why": "gone"}, {}, "DEAD since"),
+        ({"state": "VM", "vm": "104"}, {}, "it is with VM 104 since"),
+        ({}, {"running": [103]}, "the VM runs already, without it"),
+        ({"state": "HELD", "vm": "103", "why": "in use"}, {"running": [103]}, "the VM runs already, without it"),
+        ({}, {"configs": []}, "there is no such VM"),
+        ({}, {"enabled": False}, "is not installed on the host"),
+        ({"state": "HELD", "why": "in use"}, {}, ""),
+        ({"state": "VM", "vm": "103"}, {"running": [103]}, ""),
+    ],
+)
+def test_what_stands_against_a_switch_by_hand(noted: dict[str, str], changes: dict[str, Any], said: str) -> None:
+    text = "".join(f"{key}={value}\n" for key, value in {"boot": "1", "since": "1700000000", **noted}.items())
+    away = {"enabled": changes.get("enabled", True), "cards": {"rtx5090": text} if noted else {}}
+    configs = changes.get("configs", [{"kind": "vm", "id": 103, "lines": "name: gaming"}])
+    guests = {"running": changes.get("running", []), "configs": configs, "mappings": "", "reservations": ""}
+    found = facts(handover=away, guests=guests)
+    if not said:
+        handover.switch_refused(found, host(), "rtx5090", VM)
+        return
+    with pytest.raises(HomelabError) as error:
+        handover.switch_refused(found, host(), "rtx5090", VM)
+    assert said in error.value.found
+
+
 # -- drift, and what is away -----------------------------------------------------------------------------------------
 MANAGED = [{"layer": "handover", "path": "/usr/local/sbin/homelab-handover", "state": "changed"}]
 
@@ -170,5 +235,15 @@ def test_show_and_doctor_say_where_it_is(state: str, said: str) -> None:
     assert any(line.startswith("in turn: ") and said in line for line in lines), lines
     assert "vfio-pci" not in "".join(lines), "it stays with the host's driver until the VM starts"
     report = doctor.diagnose(reading(facts=found), host())
-    about = [finding for finding in report.findings if "handed over whole" in finding.wanted]
-    assert [said in one.found for one in about] == [True] * (state in ("HELD", "STUCK", "DEAD"))
+    about = [
+        one
+        for one in report.findings
+        if "handed over whole" in one.wanted or "with a VM, or with the host" in one.wanted
+    ]
+    assert [said in one.found for one in about] == [True] * (state != "VM"), "on its way for years is too long"
+    recent = STATE.format(state).replace("1700000000", str(int(time.time())))
+    found = facts(handover={"cards": {"rtx5090": recent}})
+    about = [
+        one for one in doctor.diagnose(reading(facts=found), host()).findings if "with a VM, or with" in one.wanted
+    ]
+    assert about == []

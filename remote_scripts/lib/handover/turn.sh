@@ -2,7 +2,7 @@
 # A start by hand, and an `up` of the same host: the steps of an `up` need the cards where they are, and a card that is taken between two of them
 # would end it half-way. So a handover doesn't begin while a run holds the host (run_guard.sh), but for a VM that this run is about to start; and a
 # run waits for one that has begun.
-# Needs: common, run_dir, handover/places
+# Needs: run_dir
 #
 # Gives: begin_handover; await_handover SECONDS; run_at_work VMID -> AT_WORK. Variables: PASSES, HANDING.
 PASSES=$RUN/passes
