@@ -33,7 +33,7 @@ LASTING = ("etc", "boot", "usr", "var", "esp")
 
 _TRAP = """\
 set -T
-trap '[[ $BASHPID == $$ && " ${{FUNCNAME[*]}} " == *" follow "* ]] || {{ printf "point %s\\n" "$BASHPID" >&{out}; read -rn1 -u{go} _; }}' DEBUG
+trap '[[ $BASHPID == $$ && " ${{FUNCNAME[*]}} " == *" follow "* ]] || {{ printf "point %s %s\\n" "$BASHPID" "${{FUNCNAME[0]-main}}" >&{out}; read -rn1 -u{go} _; }}' DEBUG
 """
 # Answers at once where nobody counts.
 _STOP = 'if [[ -n ${POINT_OUT:-} ]]; then printf "%s\\n" "$*" >&"$POINT_OUT"; read -rn1 -u"$POINT_GO" _; fi\n'
@@ -246,6 +246,12 @@ class Disk:
         return found
 
     _modes: dict[str, int] = field(default_factory=dict)
+
+
+def flushing(folder: Folder) -> None:
+    """`sync` is a moment of its own there."""
+    for name in ("stop", "sync"):
+        folder.command(name, _COMMANDS[name])
 
 
 @dataclass

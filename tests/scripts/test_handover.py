@@ -1,19 +1,17 @@
-"""What hands a card from containers to a VM and back, on a folder: killed at its commands, and who has a card open.
+"""What hands a card from containers to a VM and back, on a folder: who has a card open, which VM names it, what comes between.
 
-By default a sample of the moments is tried, another one each day (tests/sampling.py); HOMELAB_EVERY_CUT=1 tries every one.
+Its states, events and refusals: test_handover_table.py. Killed at its commands: test_handover_kills.py.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
 from homelab.remote import scripts
-from tests import sampling
-from tests.scripts import cut_kit
 from tests.scripts.conftest import Folder
 from tests.scripts.test_run_guard import HELD, answer
 from tests.scripts.test_run_guard import run as holding
@@ -22,7 +20,6 @@ from tests.waiting import wait_until
 GPU, AUDIO, OTHER = "0000:01:00.0", "0000:01:00.1", "0000:02:00.0"
 LINE = f"big {GPU}=10de:2b85,{AUDIO}=10de:22e8 103"
 STATE = "/var/lib/homelab/handover/big.state"
-SAMPLE = 8
 # What happens to a function when a step is done, and what a person's and Proxmox VE's programs say.
 COMMANDS = {
     "systemd-run": f"""\
@@ -77,6 +74,10 @@ esac
 
 @pytest.fixture
 def host(folder: Folder) -> Folder:
+    return made(folder)
+
+
+def made(folder: Folder) -> Folder:
     """A card of two functions, of two with the driver, and container 950, which runs with it."""
     for name, text in COMMANDS.items():
         folder.command(name, text)
@@ -141,71 +142,6 @@ def taken(host: Folder) -> bool:
     )
 
 
-def stops(host: Folder, output: Path, *words: str) -> int:
-    """At how many commands a run can be killed; it goes to its end."""
-    started, count = cut_kit.start(host, "-", program(*words), output), 0
-    for event in started.events:
-        count += event.startswith("point ")
-        started.go()
-    assert started.process.wait() == 0, output.read_text()
-    return count
-
-
-def killed(host: Folder, output: Path, number: int, *words: str) -> None:
-    started = cut_kit.start(host, "-", program(*words), output)
-    count = 0
-    for event in started.events:
-        count += event.startswith("point ")
-        if count >= number and event.startswith("point "):
-            started.kill(event)
-            return
-        started.go()
-    started.process.wait()
-
-
-def test_a_hook_that_is_killed_anywhere_leaves_what_the_service_brings_back(host: Folder, tmp_path: Path) -> None:
-    count = stops(host, tmp_path / "output", "hook", "103", "pre-start")
-    assert count > 300 and taken(host)
-    run(host, "reconcile")
-    assert is_with_the_host(host) and state(host) == "", "no VM runs, and none starts"
-    for number in sampling.sample(range(1, count + 1), SAMPLE, "hook"):
-        killed(host, tmp_path / "killed", number, "hook", "103", "pre-start")
-        run(host, "reconcile")
-        assert is_with_the_host(host) and state(host) in ("", "HELD"), f"HOMELAB_SEED={sampling.SEED} {number}"
-        (host.root / STATE.lstrip("/")).unlink(missing_ok=True)
-
-
-def test_a_service_that_is_killed_anywhere_is_finished_by_the_next(host: Folder, tmp_path: Path) -> None:
-    run(host, "hook", "103", "pre-start")
-    count = stops(host, tmp_path / "output", "reconcile")
-    assert count > 200 and is_with_the_host(host)
-    for number in sampling.sample(range(1, count + 1), SAMPLE, "service"):
-        run(host, "hook", "103", "pre-start")
-        assert taken(host)
-        killed(host, tmp_path / "killed", number, "reconcile")
-        run(host, "reconcile")
-        assert is_with_the_host(host) and state(host) == "", f"HOMELAB_SEED={sampling.SEED} {number}"
-
-
-def test_a_hook_that_is_killed_and_the_same_start_again(host: Folder, tmp_path: Path) -> None:
-    count = stops(host, tmp_path / "output", "hook", "103", "pre-start")
-    run(host, "reconcile")
-    for number in sampling.sample(range(1, count + 1), SAMPLE, "again"):
-        killed(host, tmp_path / "killed", number, "hook", "103", "pre-start")
-        run(host, "hook", "103", "pre-start")
-        assert taken(host), f"HOMELAB_SEED={sampling.SEED} {number}"
-        run(host, "reconcile")
-        assert is_with_the_host(host)
-
-
-@pytest.mark.parametrize("noted", ["DRAINING", "FREE", "DETACHED", "VM", "RETURNING", "STUCK", "HELD"])
-def test_after_a_boot_everything_is_with_the_host(host: Folder, noted: str) -> None:
-    host.write(STATE, f"state={noted}\nvm=103\nboot=another\nsince=1\ncontainers=950\n")
-    host.write("/ct950", "stopped\n")
-    run(host, "reconcile")
-    assert state(host) == "" and host.read("/ct950") == "stopped\n", "onboot decides what runs"
-
-
 def test_a_dead_card_stays_dead_after_a_boot_that_did_not_help(host: Folder) -> None:
     config = host.root / f"sys/bus/pci/devices/{GPU}/config"
     before = config.read_bytes()
@@ -219,13 +155,6 @@ def test_a_dead_card_stays_dead_after_a_boot_that_did_not_help(host: Folder) -> 
     host.write("/proc/sys/kernel/random/boot_id", "next\n")
     run(host, "reconcile")
     assert state(host) == ""
-
-
-@pytest.mark.parametrize("noted", ["STUCK", "DEAD"])
-def test_from_a_sink_nothing_is_taken(host: Folder, noted: str) -> None:
-    host.write(STATE, f"state={noted}\nvm=103\nboot=boot\nsince=1\nwhy=it waits\n")
-    done = host.bash(program("hook", "103", "pre-start"), parts=())
-    assert done.returncode == 1 and f"{noted}: it waits" in done.stdout and state(host) == noted
 
 
 def test_a_full_disk_keeps_the_card_where_it_is(host: Folder) -> None:
@@ -322,9 +251,11 @@ def test_a_look_by_a_broken_program_says_so(host: Folder, command: str, text: st
 
 
 def test_what_hangs_in_the_kernel_holds_nobody_who_reads_what_is_said(host: Folder) -> None:
-    harm = "within() { sleep 300; }; GRACE_SECONDS=0; set +e; trap - ERR EXIT; RUN=$ROOT/run"
+    os.mkfifo(host.root / "wakes")
+    harm = 'within() { read -r _ <"$ROOT/wakes"; }; GRACE_SECONDS=0; set +e; trap - ERR EXIT; RUN=$ROOT/run'
     done = host.sourced("handover_host.sh", f'{harm}; bounded 1 nvidia-smi; echo "status $?"', CARDS=LINE)
     assert done.stdout == "status 124\n", "and the pipe has ended, although what was started goes on"
+    host.write("/wakes", "\n")
 
 
 # -- which VM names it -----------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ give_back() {
       return 1
     }
     load_driver || return 1
-    in_unit 90 step_attach || (($? != 124)) || { stuck "giving it to NVIDIA's driver" && return 1; }
+    attach || (($? != 124)) || { stuck "giving it to NVIDIA's driver" && return 1; }
   else
     load_driver || return 1
   fi
@@ -125,6 +125,14 @@ load_driver() {
   done
   [[ -r $ROOT$NVIDIA_PROC/version ]] || bounded 120 modprobe nvidia || (($? != 124)) || { stuck "loading nvidia" && return 1; }
   return 0
+}
+
+# attach - once more where the step was cut short, such as by a kill: the card would stay without a driver.
+attach() {
+  local status=0
+  in_unit 90 step_attach || status=$?
+  ((status == 0 || status == 124)) && return "$status"
+  in_unit 90 step_attach
 }
 
 # is_served - has the driver got the card, and does it answer for it?

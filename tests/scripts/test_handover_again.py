@@ -1,0 +1,40 @@
+"""A card that goes to a VM and comes back many times: nothing is lost, and nothing grows. HOMELAB_EVERY_CUT=1: 200 times, else a few."""
+
+from __future__ import annotations
+
+from tests import sampling
+from tests.scripts import handover_kit
+from tests.scripts.conftest import Folder
+from tests.scripts.handover_kit import at_home, everything, with_the_vm
+from tests.scripts.test_handover import made, run
+from tests.scripts.test_handover_kills import ONLY, vm_locked
+
+TIMES = 200 if sampling.EVERY else 4
+STORY = "/var/lib/homelab/handover/log"
+
+
+@ONLY
+def test_after_many_turns_the_host_is_what_it_was(folder: Folder, only: bool) -> None:
+    host = handover_kit.with_a_kernel(made(folder), only=only)
+    run(host, "reconcile")
+    # Of earlier turns, as much as is kept: it is cut in the first of these.
+    host.write(STORY, "2026-01-01 00:00:00 big: an old line\n" * 3600)
+    asked, most = host.write("/asked", ""), 0
+    first = None
+    for number in range(TIMES):
+        with vm_locked(host):
+            run(host, "hook", "103", "pre-start")
+            assert with_the_vm(host), number
+            run(host, "hook", "103", "post-stop")
+        run(host, "reconcile")
+        assert at_home(host, only=only), number
+        # Files and their contents, nodes and what is in /run, a unit for each step, and each of them gone with its end.
+        seen = sorted(everything(host.root)), sorted(path.name for path in (host.root / "run").rglob("*"))
+        first = first or seen
+        assert seen == first, number
+        units = [line for line in asked.read_text().splitlines() if line]
+        most = max(most, len(units))
+        assert len(units) == most and all("--collect" in line.split() for line in units), number
+        asked.write_text("")
+        assert len(host.read(STORY)) <= 131072, "the story is no log without end"
+    assert "an old line" in host.read(STORY) or TIMES > 4
