@@ -9,6 +9,7 @@ import pytest
 
 from homelab.remote import scripts
 from lab.machine import load_scenario, scenario_from
+from tests import sampling
 from tests.lab.host_kit import Host, run_script
 from tests.waiting import wait_until
 
@@ -260,12 +261,43 @@ def test_a_host_that_reboots_with_the_card_away_has_it_again(tmp_path: Path) -> 
     assert state(host) == "VM" and not runs(host) and host.output("qm status 103") == "status: running\n"
 
 
-def test_a_power_cut_with_the_card_away(tmp_path: Path) -> None:
-    host = made(tmp_path)
-    host.output("qm start 103")
-    host.machine.set_fault("power-cut", True)
-    host.reboot()
-    assert state(host) == "HOST" and runs(host) and drivers(host) == ["nvidia", "snd_hda_intel", "nvidia"]
+STATES = ("DRAINING", "FREE", "DETACHED", "VM", "RETURNING", "HELD", "STUCK", "DEAD")
+
+
+def noted(host: Host, name: str) -> None:
+    """The card in a state, as far as a host has it when it goes down: noted, and on vfio-pci where it is by then."""
+    if name not in ("DRAINING", "FREE", "HELD", "STUCK"):
+        host.output("qm start 103")
+    else:
+        host.output("pct stop 950")
+    boot = (host.root / "proc/sys/kernel/random/boot_id").read_text().strip()
+    text = f"state={name}\nvm=103\nboot={boot}\nsince=1\nwhy=\ncontainers=950\nnumbers=0,508,,\nmodules=\npersistence=Enabled\nunits=\n"
+    host.write("/var/lib/homelab/handover/big.state", text)
+
+
+@pytest.mark.parametrize("pve", PVE)
+def test_a_boot_from_any_state_ends_with_the_guests_as_onboot_has_them(tmp_path: Path, pve: str) -> None:
+    host = made(tmp_path, pve, "580.105.08", OLLAMA)
+    host.output("pct set 950 --onboot 1 --startup order=1; qm set 103 --startup order=9")
+    for number, name in enumerate(sampling.sample(STATES, 2, f"boots {pve}")):
+        for onboot in (0, 1):
+            noted(host, name)
+            host.output(f"qm set 103 --onboot {onboot}")
+            host.machine.set_fault("power-cut", True if number % 2 else None)
+            host.reboot()
+            where = (
+                ("VM", ["vfio-pci", "vfio-pci", "nvidia"])
+                if onboot
+                else ("HOST", ["nvidia", "snd_hda_intel", "nvidia"])
+            )
+            assert (state(host), drivers(host)) == where, f"{sampling.SEED} {name} {onboot}"
+            assert runs(host) is not bool(onboot) and (host.output("qm status 103") == "status: running\n") is bool(
+                onboot
+            ), name
+            if onboot:
+                host.output("qm stop 103")
+                wait_until(lambda: state(host) == "HOST")
+                assert runs(host), name
 
 
 def test_a_stranger_passes_and_so_does_a_phase_that_is_nobodys(tmp_path: Path) -> None:
