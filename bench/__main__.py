@@ -24,6 +24,7 @@ import yaml
 from bench import job as jobs
 from bench import measure, report, subjects
 from bench.errors import BenchError
+from bench.handover import measure_handover
 from bench.job import Job
 from bench.report import Measured
 from bench.subjects import PROJECT, Programs, Subject
@@ -240,13 +241,13 @@ def _kernel() -> str:
     return ".".join(platform.release().split(".")[:2])
 
 
-def write(results: Sequence[Measured], facts: dict[str, str], folder: Path) -> str:
+def write(results: Sequence[Measured], handover: Sequence[Measured], facts: dict[str, str], folder: Path) -> str:
     """Writes ``<date>.md`` and ``latest.json``; returns the page."""
     date = time.strftime("%Y-%m-%d")
-    page = report.markdown(date, results, facts)
+    page = report.markdown(date, results, facts, handover)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{date}.md").write_text(page, encoding="utf-8")
-    values: dict[str, Any] = report.as_json(date, results, facts)
+    values: dict[str, Any] = report.as_json(date, results, facts, handover)
     (folder / "latest.json").write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return page
 
@@ -265,13 +266,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=positive, default=7, help="timed runs of each (default 7)")
     parser.add_argument("--memory-rounds", type=positive, default=3, help="sampled runs of each (default 3)")
     parser.add_argument("--results", type=Path, default=PROJECT / "bench" / "results", help="folder for the results")
+    parser.add_argument("--only", choices=("handover",), help="measure that alone: no peer is needed")
     parser.add_argument("--keep", action="store_true", help="keep the logs of all runs, and say where")
     wanted = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     try:
         engine = install.ensure({**os.environ, "PULUMI_HOME": str(install.cache_folder() / "home")})
-        with Lab.start(SCENARIO, state=folder / "lab") as lab:
-            results = measure_all(Bench(folder, lab, engine), wanted.rounds, wanted.memory_rounds)
+        results: list[Measured] = []
+        if wanted.only is None:
+            with Lab.start(SCENARIO, state=folder / "lab") as lab:
+                results = measure_all(Bench(folder, lab, engine), wanted.rounds, wanted.memory_rounds)
+        say(f"one card in turn: {wanted.rounds} rounds of both ways, by turns with a bare hookscript")
+        handover = measure_handover(folder / "shared", wanted.rounds)
     except (BenchError, LabError, install.EngineError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -280,7 +286,7 @@ def main(arguments: list[str] | None = None) -> int:
             say(f"kept: {folder}")
         else:
             shutil.rmtree(folder)
-    print(write(results, about(engine, wanted.rounds, wanted.memory_rounds), wanted.results))
+    print(write(results, handover, about(engine, wanted.rounds, wanted.memory_rounds), wanted.results))
     return 1 if any(one.failure for one in results) else 0
 
 

@@ -85,12 +85,35 @@ def _line(one: Measured, by_name: Mapping[str, Measured], targets: Sequence[Targ
     )
 
 
-def markdown(date: str, measured: Sequence[Measured], about: Mapping[str, str]) -> str:
+#: A handover's two ways, each beside the bare floor's: subject -> base.
+HANDOVER = {"take": "bareTake", "return": "bareReturn"}
+
+
+def handover_table(measured: Sequence[Measured]) -> str:
+    """The Markdown table of what `bench.handover` measured; empty where it wasn't."""
+    by_name = {one.name: one for one in measured}
+    lines = ["| one card in turn | median s | min–max s | ratio |", "| --- | ---: | ---: | --- |"]
+    for one in measured:
+        base = by_name.get(HANDOVER.get(one.name, ""))
+        against = "" if base is None else f"{_times(one, base):.1f} × bare hookscript"
+        lines.append(f"| {one.title} | {one.median:.2f} | {min(one.seconds):.2f}–{max(one.seconds):.2f} | {against} |")
+    return "\n".join(lines) if measured else ""
+
+
+def _times(one: Measured, base: Measured) -> float:
+    assert one.median is not None and base.median is not None
+    return one.median / base.median
+
+
+def markdown(
+    date: str, measured: Sequence[Measured], about: Mapping[str, str], handover: Sequence[Measured] = ()
+) -> str:
     """The page for bench/results."""
     failures = [f"- {one.title}: {' '.join(one.failure.split())}" for one in measured if one.failure]
     parts = [
         f"# {date}",
-        table(measured),
+        *([table(measured)] if measured else []),
+        *([handover_table(handover)] if handover else []),
         *(["Not measured:\n\n" + "\n".join(failures)] if failures else []),
         "\n".join(f"- {key}: {value}" for key, value in about.items()),
         "How it is measured, and what is fair about it: bench/README.md.",
@@ -98,7 +121,9 @@ def markdown(date: str, measured: Sequence[Measured], about: Mapping[str, str]) 
     return "\n\n".join(parts) + "\n"
 
 
-def as_json(date: str, measured: Sequence[Measured], about: Mapping[str, str]) -> dict[str, Any]:
+def as_json(
+    date: str, measured: Sequence[Measured], about: Mapping[str, str], handover: Sequence[Measured] = ()
+) -> dict[str, Any]:
     """The same for programs; seconds with every run."""
     by_name = {one.name: one for one in measured}
     return {
@@ -117,6 +142,9 @@ def as_json(date: str, measured: Sequence[Measured], about: Mapping[str, str]) -
             }
             for one in measured
         },
+        "handover": {
+            one.name: {"median": one.median, "seconds": [round(value, 4) for value in one.seconds]} for one in handover
+        },
         "ratios": [
             {
                 "subject": target.subject,
@@ -125,5 +153,6 @@ def as_json(date: str, measured: Sequence[Measured], about: Mapping[str, str]) -
                 "wanted": target.at_most,
             }
             for target in TARGETS
+            if measured
         ],
     }

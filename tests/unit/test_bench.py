@@ -71,6 +71,15 @@ def test_every_line_of_the_table_has_as_many_cells_as_its_head() -> None:
     assert {line.count("|") for line in lines} == {len(report.HEAD) + 1}
 
 
+def test_a_handover_is_told_beside_the_bare_hookscript() -> None:
+    both = [Measured("bareTake", "bare", [0.5]), Measured("take", "ours", [3.0, 1.5, 1.0])]
+    page = report.markdown("2026-01-31", [], {}, both)
+    assert row(page, "ours") == ["ours", "1.50", "1.00–3.00", "3.0 × bare hookscript"]
+    assert (
+        row(page, "bare")[3] == "" and report.as_json("2026-01-31", [], {}, both)["handover"]["take"]["median"] == 1.5
+    )
+
+
 def test_the_json_holds_every_run_and_every_ratio() -> None:
     values = json.loads(json.dumps(report.as_json("2026-01-31", measured(ansible=None), {})))
     assert values["subjects"]["up"]["seconds"] == [4.5, 0.75, 1.5]
