@@ -67,6 +67,7 @@ class Hosts:
     engine: install.Engine
     folder: Path
     _machines: dict[str, Machine] = field(default_factory=dict)
+    _snapshots: set[str] = field(default_factory=set)
 
     def intel(self, snapshot: str = "stock") -> Machine:
         """A host with two identical cards; from a snapshot. Its IOMMU is off in `stock`."""
@@ -74,9 +75,19 @@ class Hosts:
         if machine is None:
             machine = self._boot("intel", [*INTEL, *SCREEN, *card(1), *card(2)])
             machine.save("stock")
+            self._snapshots = {"stock"}
         self.stop()
         machine.start(snapshot)
         return machine
+
+    def has_snapshot(self, name: str) -> bool:
+        """Of the host with two cards."""
+        return name in self._snapshots
+
+    def save(self, name: str) -> None:
+        """The host with two cards as it is now, to go on from."""
+        self._machines["intel"].save(name)
+        self._snapshots.add(name)
 
     def amd(self) -> Machine:
         """The same with AMD's processor and IOMMU, of which QEMU can take no snapshot: freshly booted."""

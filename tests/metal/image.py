@@ -27,6 +27,8 @@ from tests.metal import prerequisites
 from tests.metal.prerequisites import call
 
 GUEST = Path(__file__).resolve().parent / "guest"
+#: A kernel module, built against the image's kernel; in the image it lies in /var/lib/driver, where nothing loads it.
+DRIVER = GUEST.parent / "driver"
 
 #: What the scripts call is in a Proxmox VE anyway; lxc and qemu-system-x86 stand in for what its own packages depend on.
 PACKAGES = (
@@ -129,7 +131,8 @@ def _make(build: Path, log: Path, first_boot: Callable[[Image], None], target: P
 def recipe() -> str:
     """A name for what the image is made of: this file, what runs in it, the release and where it comes from."""
     digest = hashlib.sha256(Path(__file__).read_bytes())
-    digest.update((GUEST / "build.sh").read_bytes())
+    for path in (GUEST / "build.sh", DRIVER / "Kbuild", DRIVER / "nvidia.c"):
+        digest.update(path.read_bytes())
     release, sources = mirror()
     digest.update("\n".join([release, *sources]).encode())
     return f"{release}-{digest.hexdigest()[:12]}"
@@ -171,6 +174,8 @@ def _bootstrap(build: Path, made: Path, log: BinaryIO) -> int:
         f"""#!/bin/sh
 set -eu
 cp {GUEST}/build.sh "$1/build.sh"
+mkdir "$1/var/lib/driver"
+cp {DRIVER}/Kbuild {DRIVER}/nvidia.c "$1/var/lib/driver"
 chroot "$1" bash /build.sh '{" ".join(PACKAGES)}' '{key.with_suffix(".pub").read_text().strip()}'
 rm "$1/build.sh"
 cp "$1"/out/* {made}/

@@ -19,7 +19,7 @@ CTID = 901
 DEVICES = {"METHOD": "auto", "MINORS": "0", "FUNCTIONS": CARD[0]}
 CONF = "arch: amd64\nhostname: ai-lab\nunprivileged: 0\nlxc.cgroup2.devices.allow: c 10:200 rwm\n"
 
-_CONTAINER = f"""
+CONTAINER = f"""
 set -e
 root=/var/lib/lxc/{CTID}/rootfs
 mkdir -p $root/bin $root/dev $root/proc $root/sys $root/etc $root/tmp /etc/pve/lxc /etc/pve/qemu-server
@@ -53,7 +53,7 @@ def verification(machine: Machine) -> str:
 
 def test_a_container_may_open_what_its_lines_allow_and_nothing_else(hosts: Hosts) -> None:
     machine = hosts.intel()
-    machine.run("bash -s", input=_CONTAINER)
+    machine.run("bash -s", input=CONTAINER)
     machine.run("cat >/usr/local/sbin/pct && chmod 755 /usr/local/sbin/pct", input=(GUEST / "pct").read_text())
     machine.run(f"cat >/etc/pve/lxc/{CTID}.conf", input=CONF)
     card = machine.run(f"basename $(readlink /dev/dri/by-path/pci-{CARD[0]}-card)").strip()
@@ -102,7 +102,7 @@ def test_a_container_may_open_what_its_lines_allow_and_nothing_else(hosts: Hosts
 
 def test_nothing_is_written_where_a_node_is_missing(hosts: Hosts) -> None:
     machine = hosts.intel()
-    machine.run("bash -s", input=_CONTAINER)
+    machine.run("bash -s", input=CONTAINER)
     machine.run(f"rm /dev/nvidia-uvm; cat >/etc/pve/lxc/{CTID}.conf", input=CONF)
     said = machine.run(
         "bash -s -- apply",
