@@ -39,6 +39,8 @@ def runs_with_it(host: Folder) -> None:
         host.write(f"/proc/77/{name}", "")
     (host.root / "proc/77/fd").mkdir()
     (host.root / "proc/77/fd/9").symlink_to("/dev/null")
+    (host.root / "proc/77/task").mkdir()
+    (host.root / "proc/77/task/77").symlink_to("..")
 
 
 def reboot_wanted(host: Folder) -> None:
