@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from homelab.remote import scripts
+from tests.scripts.nvidia_kit import KeptSystems
 from tests.waiting import PATIENCE
 
 # What a test of a part's functions mostly needs.
@@ -101,6 +102,11 @@ def folder(tmp_path: Path) -> Folder:
         (root / path).mkdir(parents=True)
     commands.mkdir()
     return Folder(root, commands)
+
+
+@pytest.fixture(scope="session")
+def kept_systems(tmp_path_factory: pytest.TempPathFactory) -> KeptSystems:
+    return KeptSystems(lambda: tmp_path_factory.mktemp("kept"))
 
 
 def _as_sshd_starts_it() -> None:

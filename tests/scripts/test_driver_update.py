@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from homelab.remote.scripts import answer
 from tests import sampling
 from tests.scripts import cut_kit
 from tests.scripts.conftest import Folder
-from tests.scripts.nvidia_kit import Container, Machine, ProxmoxHost, VirtualMachine
+from tests.scripts.nvidia_kit import Container, KeptSystems, Machine, ProxmoxHost, VirtualMachine
 from tests.scripts.test_nvidia_driver import failing, kept, loaded, undo
 
 OLD, NEW = "580.159.03", "590.48.01"
@@ -36,6 +37,43 @@ def update_of(machine: Machine, source: str = "packages", driver: str = NEW) -> 
     return failing(machine, driver=driver, source=source)  # type: ignore[arg-type]
 
 
+#: What a VM had before the old driver, the VM, and the script that brings the new one; and without that.
+Begun = tuple[dict[str, tuple[int, bytes]], VirtualMachine, str]
+Computing = tuple[dict[str, tuple[int, bytes]], VirtualMachine]
+
+
+@pytest.fixture
+def begun(kept_systems: KeptSystems) -> Callable[..., Begun]:
+    """`begun("run")`: a VM that has the old driver from there, and the repositories of the new one."""
+
+    def take(old: str = "packages", new: str = "packages") -> Begun:
+        def make(folder: Path) -> Begun:
+            vm = VirtualMachine(folder)
+            stock = kept(vm)
+            with_old(vm, old)
+            return stock, vm, update_of(vm, new)
+
+        return kept_systems.take(("begun", old, new), make)
+
+    return take
+
+
+@pytest.fixture
+def computing(kept_systems: KeptSystems) -> Callable[..., Computing]:
+    """`computing("run")`: what a VM had before, and the VM with the old driver for computing."""
+
+    def take(source: str = "packages") -> Computing:
+        def make(folder: Path) -> Computing:
+            vm = VirtualMachine(folder)
+            stock = kept(vm)
+            for_computing(vm, source)
+            return stock, vm
+
+        return kept_systems.take(("computing", source), make)
+
+    return take
+
+
 def with_old(machine: Machine, source: str = "packages") -> Machine:
     assert machine.install(driver=OLD, source=source)["version"] == OLD
     if machine.target == "host":
@@ -51,11 +89,8 @@ def phase(machine: Machine) -> str:
 # -- what fails ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("old", ["packages", "run"])
 @pytest.mark.parametrize("new", ["packages", "run"])
-def test_a_build_that_fails_leaves_the_old_driver_as_it_was(tmp_path: Path, old: str, new: str) -> None:
-    vm = VirtualMachine(tmp_path)
-    stock = kept(vm)
-    with_old(vm, old)
-    script = update_of(vm, new)
+def test_a_build_that_fails_leaves_the_old_driver_as_it_was(begun: Callable[..., Begun], old: str, new: str) -> None:
+    stock, vm, script = begun(old, new)
     before, automatic = kept(vm), vm.output("apt-mark showauto")
     vm.fault("dkms-fails", NO_BUILD)
     text = vm.refusal(script)
@@ -198,11 +233,9 @@ def test_a_way_back_that_was_cut_short_still_names_the_version_that_is_given_up(
 @pytest.mark.parametrize("old", ["packages", "run"])
 @pytest.mark.parametrize(("fault", "value"), [("disk-full", True), ("apt-offline", True), ("download-corrupt", "580")])
 def test_what_cannot_be_kept_now_stops_the_update_before_anything_changes(
-    tmp_path: Path, old: str, fault: str, value: Any
+    begun: Callable[..., Begun], old: str, fault: str, value: Any
 ) -> None:
-    vm = VirtualMachine(tmp_path)
-    with_old(vm, old)
-    script = update_of(vm)
+    _, vm, script = begun(old)
     before = kept(vm)
     vm.fault(fault, value)
     vm.refusal(script)
@@ -212,10 +245,8 @@ def test_what_cannot_be_kept_now_stops_the_update_before_anything_changes(
     assert vm.answer("apply", script)["version"] == NEW
 
 
-def test_an_old_version_that_no_repository_has_is_kept_from_apts_cache(tmp_path: Path) -> None:
-    vm = VirtualMachine(tmp_path)
-    with_old(vm)
-    script = update_of(vm)
+def test_an_old_version_that_no_repository_has_is_kept_from_apts_cache(begun: Callable[..., Begun]) -> None:
+    _, vm, script = begun()
     vm.fault("package-missing", "*-580*")
     vm.fault("dkms-fails", NO_BUILD)
     assert f"the driver {OLD} is back" in vm.refusal(script)
@@ -223,11 +254,9 @@ def test_an_old_version_that_no_repository_has_is_kept_from_apts_cache(tmp_path:
 
 
 def test_an_old_version_that_is_nowhere_any_more_does_not_stop_an_update_and_is_named_when_it_fails(
-    tmp_path: Path,
+    begun: Callable[..., Begun],
 ) -> None:
-    vm = VirtualMachine(tmp_path)
-    with_old(vm)
-    script = update_of(vm)
+    _, vm, script = begun()
     vm.output("apt-get clean")
     vm.fault("package-missing", "*-580*")
     vm.fault("dkms-fails", NO_BUILD)
@@ -277,11 +306,10 @@ BACK = [("back", 10), ("back", 150)]
 
 
 @pytest.mark.parametrize("moments", AGAIN, ids=str)
-def test_an_update_that_is_killed_is_finished_by_the_next_run(tmp_path: Path, moments: Moments) -> None:
-    vm = VirtualMachine(tmp_path / "lab")
-    stock = kept(vm)
-    with_old(vm)
-    script = update_of(vm)
+def test_an_update_that_is_killed_is_finished_by_the_next_run(
+    begun: Callable[..., Begun], tmp_path: Path, moments: Moments
+) -> None:
+    stock, vm, script = begun()
     killed_at(vm, script, moments, tmp_path)
     assert vm.answer("apply", script)["version"] == NEW
     assert vm.answer("apply", script)["changed"] == "no"
@@ -307,10 +335,10 @@ def test_an_update_that_is_killed_and_not_wanted_any_more_is_taken_back(tmp_path
 
 @pytest.mark.parametrize("moments", BACK, ids=str)
 @pytest.mark.parametrize("mended", [True, False])
-def test_a_way_back_that_is_killed_is_finished_by_the_next_run(tmp_path: Path, moments: Moments, mended: bool) -> None:
-    vm = VirtualMachine(tmp_path / "lab")
-    with_old(vm)
-    script = update_of(vm)
+def test_a_way_back_that_is_killed_is_finished_by_the_next_run(
+    begun: Callable[..., Begun], tmp_path: Path, moments: Moments, mended: bool
+) -> None:
+    _, vm, script = begun()
     before = kept(vm)
     vm.fault("dkms-fails", NO_BUILD)
     killed_at(vm, script, moments, tmp_path)
@@ -323,19 +351,17 @@ def test_a_way_back_that_is_killed_is_finished_by_the_next_run(tmp_path: Path, m
         vm.output("nvidia-smi")
 
 
-def test_an_update_that_was_killed_is_undone_by_destroy(tmp_path: Path) -> None:
-    vm = VirtualMachine(tmp_path / "lab")
-    stock = kept(vm)
-    with_old(vm)
-    killed_at(vm, update_of(vm), ("trying", 200), tmp_path)
+def test_an_update_that_was_killed_is_undone_by_destroy(begun: Callable[..., Begun], tmp_path: Path) -> None:
+    stock, vm, script = begun()
+    killed_at(vm, script, ("trying", 200), tmp_path)
     undo(vm)
     assert kept(vm) == stock
 
 
 # -- after the boot that brings the new one --------------------------------------------------------------------
-def waiting(machine: Machine) -> None:
+def waiting(machine: Machine, script: str | None = None) -> None:
     """The new driver is installed and not loaded."""
-    assert machine.answer("apply", update_of(machine))["reboot"] == "yes"
+    assert machine.answer("apply", script or update_of(machine))["reboot"] == "yes"
     assert phase(machine) == "tried"
 
 
@@ -344,10 +370,9 @@ def ended(machine: Machine, *containers: int) -> str:
 
 
 @pytest.mark.parametrize("source", ["packages", "run"])
-def test_what_was_kept_goes_once_the_new_driver_was_seen_at_work(tmp_path: Path, source: str) -> None:
-    vm = VirtualMachine(tmp_path)
-    with_old(vm, source)
-    waiting(vm)
+def test_what_was_kept_goes_once_the_new_driver_was_seen_at_work(begun: Callable[..., Begun], source: str) -> None:
+    _, vm, script = begun(source)
+    waiting(vm, script)
     vm.reboot()
     assert loaded(vm) == NEW
     vm.answer("confirm", ended(vm))
@@ -357,11 +382,10 @@ def test_what_was_kept_goes_once_the_new_driver_was_seen_at_work(tmp_path: Path,
 
 @pytest.mark.parametrize("source", ["packages", "run"])
 def test_a_driver_that_does_not_work_after_its_boot_makes_way_without_network_and_without_another_boot(
-    tmp_path: Path, source: str
+    begun: Callable[..., Begun], source: str
 ) -> None:
-    vm = VirtualMachine(tmp_path)
-    with_old(vm, source)
-    waiting(vm)
+    _, vm, script = begun(source)
+    waiting(vm, script)
     vm.reboot()
     vm.output("rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia || lsmod")
     vm.fault("apt-offline")
@@ -431,9 +455,9 @@ def with_libraries(machine: Machine, driver: str, capabilities: list[str], sourc
     return failing(machine, driver=driver, source=source, capabilities=capabilities)  # type: ignore[arg-type]
 
 
-def test_libraries_that_are_added_do_not_update_the_driver(tmp_path: Path) -> None:
+def test_libraries_that_are_added_do_not_update_the_driver(computing: Callable[..., Computing]) -> None:
     """Its branch has a newer release by now. What replaces nothing needs no way back, either."""
-    vm = for_computing(VirtualMachine(tmp_path))
+    _, vm = computing()
     script = with_libraries(vm, "580", VIDEO)
     done = vm.run("apply", script)
     added = answer(done.stdout)
@@ -442,8 +466,10 @@ def test_libraries_that_are_added_do_not_update_the_driver(tmp_path: Path) -> No
     assert vm.answer("apply", script)["changed"] == "no" and not vm.read().drift
 
 
-def test_libraries_that_can_be_had_with_a_newer_driver_alone_come_with_an_update_that_is_tried(tmp_path: Path) -> None:
-    vm = for_computing(VirtualMachine(tmp_path))
+def test_libraries_that_can_be_had_with_a_newer_driver_alone_come_with_an_update_that_is_tried(
+    computing: Callable[..., Computing],
+) -> None:
+    _, vm = computing()
     script = with_libraries(vm, "580", VIDEO)
     before = kept(vm)
     vm.fault("package-missing", f"*/{OLD}-*")
@@ -459,11 +485,10 @@ def test_libraries_that_can_be_had_with_a_newer_driver_alone_come_with_an_update
 
 @pytest.mark.parametrize("moments", [("", 200), ("", 700)], ids=str)
 def test_libraries_that_were_being_added_at_a_kill_are_there_after_the_next_run(
-    tmp_path: Path, moments: Moments
+    computing: Callable[..., Computing], tmp_path: Path, moments: Moments
 ) -> None:
-    vm = VirtualMachine(tmp_path / "lab")
-    stock = kept(vm)
-    script = with_libraries(for_computing(vm), "580", VIDEO)
+    stock, vm = computing()
+    script = with_libraries(vm, "580", VIDEO)
     killed_at(vm, script, moments, tmp_path)
     added = vm.answer("apply", script)
     assert (added["version"], added["reboot"]) == (OLD, "no") and has(vm, "libnvidia-encode") == [True]
@@ -473,9 +498,10 @@ def test_libraries_that_were_being_added_at_a_kill_are_there_after_the_next_run(
 
 
 @pytest.mark.parametrize("failure", ["the build fails", "killed"])
-def test_the_installer_that_is_run_again_for_graphics_can_be_taken_back(tmp_path: Path, failure: str) -> None:
-    vm = VirtualMachine(tmp_path / "lab")
-    for_computing(vm, "run")
+def test_the_installer_that_is_run_again_for_graphics_can_be_taken_back(
+    computing: Callable[..., Computing], tmp_path: Path, failure: str
+) -> None:
+    _, vm = computing("run")
     script = with_libraries(vm, OLD, ALL, "run")
     before = kept(vm)
     assert has(vm, "libnvidia-encode", "libEGL_nvidia") == [True, False]
@@ -496,10 +522,10 @@ def test_the_installer_that_is_run_again_for_graphics_can_be_taken_back(tmp_path
 
 
 @pytest.mark.parametrize("source", ["packages", "run"])
-def test_an_update_that_brings_libraries_and_fails_takes_them_along(tmp_path: Path, source: str) -> None:
-    vm = VirtualMachine(tmp_path)
-    stock = kept(vm)
-    for_computing(vm)
+def test_an_update_that_brings_libraries_and_fails_takes_them_along(
+    computing: Callable[..., Computing], source: str
+) -> None:
+    stock, vm = computing()
     script = with_libraries(vm, NEW, ALL, source)
     before = kept(vm)
     vm.fault("dkms-fails", NO_BUILD)
@@ -525,9 +551,10 @@ def test_an_update_that_drops_libraries_and_fails_brings_them_back(tmp_path: Pat
 
 
 @pytest.mark.parametrize("moments", AGAIN[1:], ids=str)
-def test_an_update_with_libraries_that_is_killed_is_finished_or_taken_back(tmp_path: Path, moments: Moments) -> None:
-    vm = VirtualMachine(tmp_path / "lab")
-    for_computing(vm)
+def test_an_update_with_libraries_that_is_killed_is_finished_or_taken_back(
+    computing: Callable[..., Computing], tmp_path: Path, moments: Moments
+) -> None:
+    _, vm = computing()
     script = with_libraries(vm, NEW, VIDEO)
     before = kept(vm)
     killed_at(vm, script, moments, tmp_path)

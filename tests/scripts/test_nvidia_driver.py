@@ -12,7 +12,7 @@ from homelab.nvidia.symptoms import recognise
 from homelab.remote import nvidia_steps as steps
 from tests import sampling
 from tests.lab.guest_kit import scenario
-from tests.scripts.nvidia_kit import GUESTS, Container, Machine, ProxmoxHost, VirtualMachine
+from tests.scripts.nvidia_kit import GUESTS, Container, KeptSystems, Machine, ProxmoxHost, VirtualMachine
 from tests.waiting import PATIENCE, wait_until
 
 # The key that DKMS makes for itself stays: somebody may have enrolled it.
@@ -21,8 +21,9 @@ RUN = "https://download.nvidia.com/XFree86/Linux-x86_64/{0}/NVIDIA-Linux-x86_64-
 
 
 @pytest.fixture
-def vm(tmp_path: Path) -> VirtualMachine:
-    return VirtualMachine(tmp_path)
+def vm(kept_systems: KeptSystems) -> VirtualMachine:
+    """A stock one."""
+    return kept_systems.take(VirtualMachine, VirtualMachine)
 
 
 def undo(machine: Machine) -> None:
