@@ -142,11 +142,12 @@ def test_a_vm_that_nobody_put_out_and_that_runs_with_the_card_stops_it(converged
 
 
 @pytest.mark.parametrize("version", [None, 2])
-def test_outputs_of_another_version_are_not_used(stack_on: Callable[..., Stack], version: int | None) -> None:
-    homelab = stack_on("rtx5090", vms={})
+def test_outputs_of_another_version_are_not_used(
+    stack_on: Callable[..., Stack], converged: Callable[..., Stack], version: int | None
+) -> None:
+    homelab = (stack_on if version is None else converged)("rtx5090", vms={})
     gaming = gaming_beside(homelab)
     if version is not None:
-        homelab.up()
         with_version(homelab, version)
     mark = homelab.lab.mark()
     message = gaming.up(ok=False).message

@@ -90,13 +90,6 @@ def test_a_vm_that_is_off_gets_the_card_with_few_calls_and_stays_off(stack_on: C
     assert len(stack.lab.api_calls()) <= 12  # three of them ask for rights: on the VM, on mappings, on this one
 
 
-def test_a_vm_that_our_reboot_stopped_runs_again(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on("rtx5090", vms=SANDBOX)
-    stack.lab.run("qm set 103 --onboot 0")
-    stack.up()
-    assert with_card(stack)["0000:01:00.0"] == 103
-
-
 def test_a_card_taken_out_by_hand_is_put_back_by_a_refresh(converged: Callable[..., Stack]) -> None:
     stack = converged("rtx5090", vms=SANDBOX)
     stack.lab.run("qm shutdown 103; qm set 103 --delete hostpci0; qm start 103")
@@ -183,13 +176,13 @@ def test_a_card_that_gets_another_name_is_given_under_that_one(converged: Callab
     assert stack.up("--refresh").changed == set()
 
 
-def test_a_vm_that_was_switched_off_since_the_reboot_stays_off_when_its_card_is_renamed(
+def test_a_vm_that_our_reboot_stopped_runs_again_and_one_that_was_switched_off_since_stays_off_when_its_card_is_renamed(
     stack_on: Callable[..., Stack],
 ) -> None:
     stack = stack_on("rtx5090", vms=SANDBOX)
     stack.lab.run("qm set 103 --onboot 0")
     stack.up()
-    assert running(stack) == {103}  # our reboot had stopped it
+    assert running(stack) == {103} and with_card(stack)["0000:01:00.0"] == 103  # our reboot had stopped it
     stack.lab.run("qm stop 103")
     mark = stack.lab.mark()
     stack.host["gpus"] = {"big": stack.host["gpus"]["rtx5090"]}

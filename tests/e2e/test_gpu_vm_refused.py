@@ -28,7 +28,8 @@ class Case:
     host: str = ""
     fault: tuple[str, Any] | None = None
     vm: dict[str, Any] = field(default_factory=dict)
-    # Said by the same command that a person would be told to use.
+    # What was said helps: the fault is gone, or this command was run. What a command cures of the others: tests/lab/test_advice.py.
+    goes_on: bool = False
     mended_by: str = ""
 
 
@@ -39,7 +40,6 @@ CASES = {
     "a locked VM": Case(
         ["it is locked (backup)", "qm unlock 103"],
         "qm set 103 --lock backup",
-        mended_by="""sed -i '/^lock: /d' "$ROOT/etc/pve/qemu-server/103.conf" """,
     ),
     "a template": Case(["it is a template"], "qm stop 103; qm set 103 --template 1"),
     "i440fx": Case(
@@ -48,35 +48,36 @@ CASES = {
     "another VM that runs with the card": Case(
         ["VM 104 (gaming) runs with it", "qm shutdown 104"],
         "qm set 104 --hostpci0 mapping=rtx5090,pcie=1; qm start 104",
+        goes_on=True,
         mended_by="qm shutdown 104",
     ),
     "another VM that runs with the card by its address": Case(
-        ["VM 104 (gaming) runs with it"], "qm set 104 --hostpci2 01:00,pcie=1; qm start 104", mended_by="qm stop 104"
+        ["VM 104 (gaming) runs with it"], "qm set 104 --hostpci2 01:00,pcie=1; qm start 104"
     ),
     "two VMs with the card that start with the host": Case(
         ["VM 104 (gaming) both have onboot: 1", "allowSharedOnboot"],
         "qm set 104 --hostpci0 mapping=rtx5090,pcie=1 --onboot 1",
-        mended_by="qm set 104 --onboot 0",
     ),
     "the card given by hand, by its address": Case(
         ["given to VM 103 (Sandbox) by its mapping", "qm set 103 --delete hostpci0"],
         "qm stop 103; qm set 103 --hostpci0 01:00,pcie=1",
-        mended_by="qm set 103 --delete hostpci0",
     ),
     "a guest that won't go off": Case(
         ["it is still on", "shutdown.otherwise: stop"],
         fault=("guest-ignores-shutdown", 103),
         vm={"shutdown": {"timeout": 1}},
+        goes_on=True,
     ),
     "a start that fails": Case(
         ["the task ended with: out of luck", "has its old configuration back"],
         fault=("task-fails", "qmstart=out of luck"),
+        goes_on=True,
     ),
     "a node that doesn't answer to its cluster": Case(
         ["595 No route to host", "pvecm status"], fault=("api-answers", "GET /nodes/pve/qemu=595 No route to host")
     ),
     "somebody else who changes it again and again": Case(
-        ["checksum mismatch", "nothing was overwritten"], fault=("foreign-change", 9)
+        ["checksum mismatch", "nothing was overwritten"], fault=("foreign-change", 9), goes_on=True
     ),
 }
 
@@ -100,15 +101,12 @@ def test_it_is_said_and_the_vm_is_as_it_was(bound: Stack, name: str) -> None:
         assert conf(bound, 103) == before  # the fault holds for the second start as well
     else:
         assert (conf(bound, 103), running(bound)) == (before, ran)
-    # What was said helps, and the run goes on from there.
-    if case.fault:
-        bound.lab.fault(case.fault[0], None)
-    elif case.mended_by:
-        bound.lab.run(case.mended_by)
-    else:
-        return
-    bound.up()
-    assert "mapping=rtx5090,pcie=1" in conf(bound, 103)
+    if case.goes_on:
+        if case.fault:
+            bound.lab.fault(case.fault[0], None)
+        bound.lab.run(case.mended_by or "true")
+        bound.up()
+        assert "mapping=rtx5090,pcie=1" in conf(bound, 103)
 
 
 def test_an_api_that_answers_too_late_is_named(bound: Stack) -> None:
