@@ -14,13 +14,9 @@ SERVICE=homelab-card-nodes.service
 apply() {
   take_lock
   if [[ $NEEDED == yes ]]; then
-    write_files
-    if [[ $CHANGED == yes || ! -L $ROOT$CARDS_ENABLED ]]; then
-      run_logged systemctl daemon-reload || :
-      run_logged systemctl enable "$SERVICE" || die "$SERVICE enabled" "$OUTPUT" \
-        "a boot may give the cards' nodes other numbers, and containers would not start, or get another card" \
-        "correct what systemctl says, then run \`pulumi up\` again"
-    fi
+    write_boot_service cards "$INSTALLED" "$PROGRAM" "$SERVICE" "$UNIT"
+    enable_boot_service "$SERVICE" "$CARDS_ENABLED" \
+      "a boot may give the cards' nodes other numbers, and containers would not start, or get another card"
   else
     take_away
   fi
@@ -28,22 +24,7 @@ apply() {
   printf '{"changed":"%s"}\n' "$CHANGED"
 }
 
-plan() {
-  PLANNING=yes
-  if [[ $NEEDED == yes ]]; then
-    write_files
-    [[ -L $ROOT$CARDS_ENABLED ]] || note_planned new "$CARDS_ENABLED"
-  else
-    drop_file cards "/etc/systemd/system/$SERVICE"
-    drop_file cards "$INSTALLED"
-  fi
-  answer_planned
-}
-
-write_files() {
-  put_file cards "$INSTALLED" 0755 "$PROGRAM"
-  put_file cards "/etc/systemd/system/$SERVICE" 0644 "$UNIT"
-}
+plan() { plan_boot_service cards "$INSTALLED" "$PROGRAM" "$SERVICE" "$UNIT" "$CARDS_ENABLED"; }
 
 revert() {
   take_lock

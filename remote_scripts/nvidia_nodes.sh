@@ -23,12 +23,8 @@ apply() {
   [[ -z $FOUND ]] || die "NVIDIA's driver loaded on the host" "$FOUND" "containers share the cards with the host's driver" "$NEXT"
   nvidia_uvm_trouble
   [[ -z $FOUND ]] || die "/dev/nvidia-uvm, of the module nvidia-uvm" "$FOUND" "without it nothing can use CUDA in a container" "$NEXT"
-  write_files
-  if [[ $CHANGED == yes || ! -L $ROOT$NODES_ENABLED ]]; then
-    run_logged systemctl daemon-reload || :
-    run_logged systemctl enable --quiet "$SERVICE" || die "$SERVICE enabled" "$OUTPUT" \
-      "after a reboot containers would find no device nodes" "correct what systemctl says, then run \`pulumi up\` again"
-  fi
+  write_boot_service nodes "$PROGRAM" "$NODES" "$SERVICE" "$UNIT"
+  enable_boot_service "$SERVICE" "$NODES_ENABLED" "after a reboot containers would find no device nodes"
   run_logged "$ROOT$PROGRAM" || die "NVIDIA's device nodes made" "$OUTPUT" "containers are given them" \
     "run $PROGRAM on the host and read \`dmesg | tail\`"
   missing=$(missing_nvidia_nodes)
@@ -39,22 +35,7 @@ apply() {
 }
 
 # The driver may be installed only by the run that is planned.
-plan() {
-  PLANNING=yes
-  if [[ $NEEDED == yes ]]; then
-    write_files
-    [[ -L $ROOT$NODES_ENABLED ]] || note_planned new "$NODES_ENABLED"
-  else
-    drop_file nodes "/etc/systemd/system/$SERVICE"
-    drop_file nodes "$PROGRAM"
-  fi
-  answer_planned
-}
-
-write_files() {
-  put_file nodes "$PROGRAM" 0755 "$NODES"
-  put_file nodes "/etc/systemd/system/$SERVICE" 0644 "$UNIT"
-}
+plan() { plan_boot_service nodes "$PROGRAM" "$NODES" "$SERVICE" "$UNIT" "$NODES_ENABLED"; }
 
 revert() {
   take_lock

@@ -2,10 +2,37 @@
 # A service of ours that is started at each boot, with a program of ours or without.
 # Needs: files, lock
 #
-# Gives: drop_boot_service LAYER PROGRAM SERVICE LINK.
+# Gives: write_boot_service LAYER PROGRAM TEXT SERVICE UNIT, enable_boot_service SERVICE LINK WHY; plan_boot_service LAYER PROGRAM TEXT SERVICE UNIT LINK;
+#   drop_boot_service LAYER PROGRAM SERVICE LINK. LINK is what `enable` makes. Variables: NEEDED (for the plan: yes or no).
 
-# drop_boot_service LAYER PROGRAM SERVICE LINK - PROGRAM: empty where the service needs none of ours; LINK: what `enable` made, also where the
-# service's file is gone.
+# write_boot_service LAYER PROGRAM TEXT SERVICE UNIT - TEXT and UNIT: what PROGRAM and the service's file have.
+write_boot_service() {
+  put_file "$1" "$2" 0755 "$3"
+  put_file "$1" "/etc/systemd/system/$4" 0644 "$5"
+}
+
+# enable_boot_service SERVICE LINK WHY - where a file of it has changed (CHANGED), or it isn't enabled. WHY: what it is without it.
+enable_boot_service() {
+  [[ $CHANGED == yes || ! -L $ROOT$2 ]] || return 0
+  run_logged systemctl daemon-reload || :
+  run_logged systemctl enable --quiet "$1" || die "$1 enabled" "$OUTPUT" "$3" "correct what systemctl says, then run \`pulumi up\` again"
+}
+
+# plan_boot_service LAYER PROGRAM TEXT SERVICE UNIT LINK - what write_boot_service and enable_boot_service, or drop_boot_service, would change.
+plan_boot_service() {
+  PLANNING=yes
+  if [[ $NEEDED == yes ]]; then
+    write_boot_service "${@:1:5}"
+    [[ -L $ROOT$6 ]] || note_planned new "$6"
+  else
+    drop_file "$1" "/etc/systemd/system/$4"
+    drop_file "$1" "$2"
+  fi
+  answer_planned
+}
+
+# drop_boot_service LAYER PROGRAM SERVICE LINK - PROGRAM: empty where the service needs none of ours. The link goes also where the service's file
+# is gone.
 drop_boot_service() {
   [[ ! -L $ROOT$4 ]] || run_logged systemctl disable "$3" || rm -f "$ROOT$4"
   drop_file "$1" "/etc/systemd/system/$3"

@@ -13,12 +13,8 @@ persist() {
   [[ -n $PERSISTENCE ]] || return 0
   CHANGED=no
   put_file "$LAYER" "/etc/systemd/system/$PERSISTENCE_SERVICE" 0644 "$PERSISTENCE"
-  if [[ $CHANGED == yes || ! -L $ROOT$PERSISTENCE_LINK ]]; then
-    run_logged systemctl daemon-reload || :
-    run_logged systemctl enable --quiet "$PERSISTENCE_SERVICE" || die "$PERSISTENCE_SERVICE enabled" "$OUTPUT" "each program would initialise the cards again" \
-      "correct what systemctl says, then run \`pulumi up\` again"
-    changed=yes
-  fi
+  [[ $CHANGED == no && -L $ROOT$PERSISTENCE_LINK ]] || changed=yes
+  enable_boot_service "$PERSISTENCE_SERVICE" "$PERSISTENCE_LINK" "each program would initialise the cards again"
   CHANGED=$changed
 }
 
