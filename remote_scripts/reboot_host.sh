@@ -6,15 +6,16 @@
 #   vfio-pci; separated by spaces), DRIVER, FLAVOUR and SOURCE (NVIDIA's driver, as of lib/lacking.sh, which decides),
 #   ROLLBACK_AFTER and ROLLBACK (of the dead man's switch, lib/switch.sh), AWAITED (for so many seconds `up` waits for the boot), QUORUM
 #   (of lib/cluster.sh).
-# In a cluster: not before the other nodes have their quorum without this one, and no other restarts; cluster_turn.sh ends the turn.
+# Not while a backup, a migration or another task runs here (lib/work.sh). In a cluster: not before the other nodes have their quorum without
+#   this one, and no other restarts; cluster_turn.sh ends the turn.
 # Changes: /etc/systemd/system/homelab-rollback.{service,timer}, /var/lib/homelab/rollback and armed; then the host restarts.
 #   /var/lib/homelab/wanted-boot, which `revert` of cmdline.sh takes away.
 #   Undone by confirm_boot.sh once the host is back, by the switch itself otherwise.
 # The switch: unless the boot is confirmed within ROLLBACK_AFTER seconds of its start, it takes our configuration away and
 #   reboots. So a host that comes back without its network comes back again, as it was. Where nobody waits, the host judges itself.
 # Verbs: apply; plan (answers the same, before or after the layers were written, and changes nothing).
-# Answer: {"reboot":"yes|no|manual","boot_id","reasons":[why],"perhaps":[what would be a reason],"guests":what a reboot stops,"cluster":why the
-#   cluster can't do without this node now}; of `apply` also "turn":has it a turn in the cluster, which is to end (yes | no), and "armed":since
+# Answer: {"reboot":"yes|no|manual","boot_id","reasons":[why],"perhaps":[what would be a reason],"guests":what a reboot stops,"cluster":why
+#   it waits: what runs here, or why the cluster can't do without this node now}; of `apply` also "turn":has it a turn in the cluster, which is to end (yes | no), and "armed":since
 #   when the switch is (seconds since 1970; empty: it isn't). An `up` that has armed it anew confirms this boot anew.
 
 # For so long the cluster is waited for, in seconds: a node that was verified a moment ago has its vote back within a minute.

@@ -288,7 +288,7 @@ class PlannedReboot:
     """Whether the host must be rebooted, as reboot_host.sh decides it (remote_scripts/lib/lacking.sh).
 
     ``reasons``: why; ``perhaps``: what would be a reason, where only the installation of packages shows whether it is one;
-    ``guests``: what runs and is stopped by it; ``cluster``: why the cluster can't do without this node now, empty where it can.
+    ``guests``: what runs and is stopped by it; ``cluster``: what it waits for: what runs there, or that the cluster can't do without this node now; empty where nothing keeps it.
     """
 
     reboot: Literal["yes", "no", "manual"]
@@ -312,7 +312,7 @@ class PlannedReboot:
         stops = stopping(self.guests)
         if self.reboot != "no":
             by = "by you (reboot: manual)" if self.reboot == "manual" else "one"
-            waits = f"; it waits for the cluster: {self.cluster}" if self.cluster else ""
+            waits = f"; it waits: {self.cluster}" if self.cluster else ""
             return f"{by}, because {because}; {stops}{waits}"
         if self.perhaps:
             return f"not needed, unless {'; '.join(self.perhaps)}; then {stops}"

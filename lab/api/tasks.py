@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lab.host.state import HostState
@@ -147,11 +149,26 @@ class Tasks:
         self._change_active(remove=upid.text)
 
     def _change_active(self, add: str = "", remove: str = "") -> None:
-        left = [line for line in self._host.read(f"{_FOLDER}/active", "").splitlines() if line != remove]
-        self._host.write(f"{_FOLDER}/active", "".join(f"{line}\n" for line in [*left, *([add] if add else [])]))
+        """A line is `UPID SAVED`; a worker is a process as well."""
+        if remove:
+            shutil.rmtree(self._process(remove), ignore_errors=True)
+        if add:
+            upid = Upid.parse(add)
+            self._process(add).mkdir(parents=True, exist_ok=True)
+            zeros = " 0" * 18
+            (self._process(add) / "stat").write_text(
+                f"{upid.pid} (task {upid.text[:10]}) S{zeros} {upid.pstart} 0\n", "utf-8"
+            )
+        left = [line for line in self._host.read(f"{_FOLDER}/active", "").splitlines() if line != f"{remove} 0"]
+        self._host.write(f"{_FOLDER}/active", "".join(f"{line}\n" for line in [*left, *([f"{add} 0"] if add else [])]))
+
+    def _process(self, upid: str) -> Path:
+        return self._host.rooted(f"/proc/{Upid.parse(upid).pid}")
 
     def end_all(self) -> None:
         """Forget those that ran when the host went down."""
+        for upid in self.running():
+            shutil.rmtree(self._process(upid.text), ignore_errors=True)
         self._host.rooted(f"{_FOLDER}/active").unlink(missing_ok=True)
 
     # -- what is asked -----------------------------------------------------------------------------------
@@ -172,11 +189,11 @@ class Tasks:
 
     def running(self) -> list[Upid]:
         """The tasks that run."""
-        return [Upid.parse(line) for line in self._host.read(f"{_FOLDER}/active", "").splitlines()]
+        return [Upid.parse(line.partition(" ")[0]) for line in self._host.read(f"{_FOLDER}/active", "").splitlines()]
 
     def status(self, upid: Upid) -> dict[str, Any]:
         """A task's state, with its exit status once it has one."""
-        if upid.text in self._host.read(f"{_FOLDER}/active", "").splitlines():
+        if upid in self.running():
             return {**upid.described(), "status": "running"}
         last = (self.log(upid) or [""])[-1]
         status = "OK" if last == "TASK OK" else last.removeprefix("TASK ERROR: ")

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A node of a cluster restarts while the others keep their quorum, and while none of them restarts.
-# Needs: files, lock
+# A node of a cluster restarts while the others keep their quorum, and while none of them restarts; any host while nothing is at work on it.
+# Needs: files, lock, work
 #
-# Gives: cluster_says -> WHY_NOT; await_cluster SECONDS; take_turn SECONDS; has_turn; end_turn SECONDS, forget_turn; refuse_turn.
+# Gives: cluster_says -> WHY_NOT, AT_WORK; await_cluster SECONDS; take_turn SECONDS; has_turn; end_turn SECONDS, forget_turn; refuse_turn.
 # Variables: QUORUM (keep | lose: may the others be without one meanwhile), AWAY_SECONDS (for so long this node may be away).
 #
 # In the cluster, TURN: KEY VALUE lines: node, since, until (seconds since 1970). It is changed only under TURN_LOCK, a lock of Proxmox VE's own
@@ -25,9 +25,11 @@ node_name() {
   printf '%s' "${node##*/}"
 }
 
-# cluster_says - sets WHY_NOT: why this node had better not restart now; empty: it may.
+# cluster_says - sets WHY_NOT: why this node had better not restart now; empty: it may. AT_WORK: it is for what runs here.
 cluster_says() {
   WHY_NOT=''
+  work_says
+  [[ -z $WHY_NOT ]] || return 0
   is_clustered || return 0
   votes_say || return 0
   [[ -n $WHY_NOT ]] || turn_says
@@ -115,28 +117,30 @@ await_cluster() {
   told_from_now
   while cluster_says && [[ -n $WHY_NOT ]]; do
     ((SECONDS < until)) || refuse_turn
-    tell_now_and_then "waiting for the cluster: $WHY_NOT"
+    tell_now_and_then "waiting to restart: $WHY_NOT"
     sleep 1
   done
 }
 
 refuse_turn() {
+  [[ -z $AT_WORK ]] || die "this host restarted" "$WHY_NOT" \
+    "a restart would cut it off: a backup that is half written, a guest that is on neither node" \
+    "wait until it has ended, or end it (\`pvenode task list --source active\` shows the tasks of this host), then run \`pulumi up\` again"
   die "this node of the cluster restarted" "$WHY_NOT" \
     "of a cluster one node restarts at a time, while the others go on with a quorum" \
     "look at \`pvecm status\`, and at \`ceph -s\` where it is Ceph; when the others are well, run \`pulumi up\` again. Or reboot this host by hand when it suits you, then run it. Where the quorum can't be kept (two nodes without a QDevice), hosts.NAME.allowQuorumLoss permits it. If the node that restarts won't ever come back: rm $TURN"
 }
 
-# take_turn SECONDS - waits as long for it; status 1: not now, WHY_NOT says why.
+# take_turn SECONDS - waits as long for it; status 1: not now, WHY_NOT says why. A host that is alone has no turns; but nothing may be at work.
 take_turn() {
   local until=$((SECONDS + $1))
-  is_clustered || return 0
   told_from_now
   until try_turn; do
     if ((SECONDS >= until)); then
       end_turn 0 || :
       return 1
     fi
-    tell_now_and_then "waiting for the cluster: $WHY_NOT"
+    tell_now_and_then "waiting to restart: $WHY_NOT"
     sleep 1
   done
 }
@@ -144,6 +148,7 @@ take_turn() {
 try_turn() {
   cluster_says
   [[ -z $WHY_NOT ]] || return 1
+  is_clustered || return 0
   if ! hold_turn_lock; then
     WHY_NOT="another node holds $TURN_LOCK, or nothing can be written in /etc/pve"
     return 1

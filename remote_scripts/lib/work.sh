@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# What Proxmox VE is doing on this host that a restart would cut off: backups, migrations, replications, other tasks, actions of HA.
+# Needs: common
+#
+# Gives: work_says -> WHY_NOT, AT_WORK.
+#
+# Asked of files, not of the API: it answers in a moment, and when pveproxy is off. Nothing here can be opened by a setting: it ends by itself,
+# or somebody has to look at it.
+TASKS=/var/log/pve/tasks/active
+BACKUP_LOCK=/run/vzdump.lock
+REPLICATION=/var/lib/pve-manager/pve-replication-state.json
+HA_RESOURCES=/etc/pve/ha/resources.cfg
+# What a person has open, and opens again: consoles.
+CONSOLES=' vncproxy vncshell spiceproxy spiceshell termproxy '
+# Of a service of HA, at rest; any other state passes.
+AT_REST=' started stopped disabled ignored error freeze queued '
+# Of a service of any node: it may be on its way to this one.
+ON_ITS_WAY=' migrate relocate recovery fence request_start_balance '
+
+# work_says - sets WHY_NOT: what is at work here, and AT_WORK to `yes`; WHY_NOT is left as it is where nothing is.
+work_says() {
+  local ask said=''
+  AT_WORK=''
+  for ask in a_task a_backup a_replication something_comes an_action_of_ha; do
+    said=$("$ask") || said=''
+    if [[ -n $said ]]; then
+      WHY_NOT=$said AT_WORK=yes
+      return
+    fi
+  done
+}
+
+# a_task - a line is `UPID SAVED`, and of one that has ended `UPID SAVED ENDTIME STATUS` (PVE::INotify, active workers); a UPID is
+# `UPID:NODE:PID:PSTART:START:TYPE:ID:USER:`, its numbers hexadecimal, PSTART as in /proc/PID/stat. One whose process died stays in the list.
+a_task() {
+  local upid _ ended pid pstart start kind id user
+  [[ -r $ROOT$TASKS ]] || return 0
+  while read -r upid _ ended; do
+    [[ -z $ended && $upid == UPID:*:*:*:*:*:*:* ]] || continue
+    IFS=: read -r _ _ pid pstart start kind id user _ <<<"$upid"
+    [[ $CONSOLES != *" $kind "* && "$pid$pstart$start" =~ ^[0-9A-Fa-f]{24,25}$ ]] || continue
+    [[ $(started_at "$((16#$pid))") == "$((16#$pstart))" ]] || continue
+    printf '%s %s runs here, since %s, of %s' "$(called "$kind")" "$id" "$(date -d "@$((16#$start))" '+%F %T %Z')" "$user"
+    return
+  done <"$ROOT$TASKS"
+}
+
+# started_at PID - in clock ticks since the boot; a command's name may hold blanks and brackets.
+started_at() {
+  local text=''
+  { read -r text <"$ROOT/proc/$1/stat"; } 2>/dev/null || return 0
+  read -r -a text <<<"${text##*) }"
+  printf '%s' "${text[19]:-}"
+}
+
+called() { # KIND
+  case $1 in
+    vzdump) printf 'a backup (vzdump)' ;;
+    qmigrate | vzmigrate | hamigrate) printf 'a migration (%s)' "$1" ;;
+    *) printf 'the task %s' "$1" ;;
+  esac
+}
+
+# a_backup - vzdump holds its lock from the first guest to the last, also where no task shows it.
+a_backup() {
+  [[ ! -e $ROOT$BACKUP_LOCK ]] || within "$ASK_SECONDS" flock -n -s "$ROOT$BACKUP_LOCK" true 2>/dev/null ||
+    printf 'a backup (vzdump) runs here: it holds %s' "$BACKUP_LOCK"
+}
+
+# a_replication - pvescheduler, or pvesr, notes in its state the process that copies.
+a_replication() {
+  local pid
+  [[ -r $ROOT$REPLICATION ]] || return 0
+  while read -r pid; do
+    if grep -qaE 'pvescheduler|pvesr' "$ROOT/proc/$pid/cmdline" 2>/dev/null; then
+      printf 'a replication of a guest runs here (process %s; pvesr status)' "$pid"
+      return
+    fi
+  done < <(grep -oE '"pid" *: *"?[0-9]+' "$ROOT$REPLICATION" | grep -oE '[0-9]+$')
+}
+
+# something_comes - what another node's migration or replication runs here, over SSH. (The brackets keep grep from finding itself.)
+something_comes() {
+  local found
+  found=$(grep -lsaP '(^|[/ ])(qm[\x00 ]mtunnel|pvesm[\x00 ]import)[\x00 ]?' "$ROOT"/proc/[0-9]*/cmdline | head -n 1) || :
+  [[ -z $found ]] || printf 'a migration or replication of another node comes in here (process %s)' "$(basename "${found%/cmdline}")"
+}
+
+# an_action_of_ha - lines of `ha-manager status`: `service vm:200 (pve2, started)`. Without services nobody is asked.
+an_action_of_ha() {
+  local text here word sid node state
+  within "$ASK_SECONDS" grep -qsE '^(vm|ct):' "$ROOT$HA_RESOURCES" || return 0
+  here=$(within "$ASK_SECONDS" readlink "$ROOT/etc/pve/local" 2>/dev/null) || here=''
+  if ! text=$(within "$ASK_SECONDS" ha-manager status 2>&1) || [[ $text != *quorum* ]]; then
+    printf '%s' "\`ha-manager status\` doesn't say what HA is doing: ${text:0:200}" | tr '[:cntrl:]' ' '
+    return
+  fi
+  while read -r word sid node state _; do
+    [[ $word == service ]] || continue
+    node=${node#(} node=${node%,} state=${state%[,)]}
+    [[ $ON_ITS_WAY == *" $state "* || $node == "${here##*/}" && $AT_REST != *" $state "* ]] || continue
+    printf 'HA is at work on %s of %s: %s' "$sid" "$node" "$state"
+    return
+  done <<<"$text"
+}
