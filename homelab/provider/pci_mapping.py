@@ -203,9 +203,14 @@ def _write_once(api: Api, inputs: PciMapping.Inputs, old_path: str | None) -> No
     _require_free(inputs, [other for other in entries if other != ours])
     lacks_flag = inputs.live_migration and not _has_flag(mapping)
     if ours is None or not _equal(ours, entry) or lacks_flag:
-        kept = [other for other in entries if other != ours]
         more: dict[str, Any] = {FLAG: 1} if lacks_flag else {}
-        api.put(path, f"to change the PCI mapping {name}", map=[*kept, entry], digest=mapping["digest"], **more)
+        made = [*entries, entry] if ours is None else _with(entry, ours, entries)
+        api.put(path, f"to change the PCI mapping {name}", map=made, digest=mapping["digest"], **more)
+
+
+def _with(new: str, old: str, entries: list[str]) -> list[str]:
+    """The entries, each in its place: whoever has others there finds them in the order in which they were."""
+    return [new if one == old else one for one in entries]
 
 
 def _require_free(inputs: PciMapping.Inputs, others: list[str]) -> None:
@@ -231,7 +236,7 @@ def _remove(api: Api, inputs: PciMapping.Inputs) -> None:
     ours = _ours(entries, inputs.node, inputs.entry["path"])
     if ours is None or (before and _equal(ours, before)):
         return
-    left = [other for other in entries if other != ours] + ([before] if before else [])
+    left = _with(before, ours, entries) if before else [other for other in entries if other != ours]
     if left:
         more: dict[str, Any] = (
             {"delete": FLAG} if inputs.live_migration and not inputs.had_flag and _has_flag(mapping) else {}
