@@ -58,6 +58,8 @@ class GpuVm(pulumi.ComponentResource):
             "vmid": vm.vmid,
             "shutdown": vm.shutdown.model_dump(mode="json"),
         }
+        cluster = args.host.cluster if args.host else None
+        about |= {"cluster": cluster} if cluster else {}
         depends_on = opts.depends_on if opts else None
         instance: pulumi.Input[str] = ""
         if vm.create is not None:
@@ -95,7 +97,7 @@ class GpuVm(pulumi.ComponentResource):
             opts_of_copy = children.options("safety", depends_on=record)
             before.append(
                 SafetyCopy.of(
-                    children.named("safety"), (name, "qemu", vm.vmid), node, vm, record.identity, opts_of_copy
+                    children.named("safety"), (name, "qemu", vm.vmid), node, vm, record.identity, opts_of_copy, cluster
                 )
             )
         change = VmChange(

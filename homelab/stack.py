@@ -24,8 +24,9 @@ from homelab.settings import secrets as secret_settings
 
 if TYPE_CHECKING:
     from homelab.nvidia import preview
+    from homelab.remote.proxmox import places
 else:
-    preview = later("homelab.nvidia.preview")
+    preview, places = later("homelab.nvidia.preview"), later("homelab.remote.proxmox.places")
 
 
 # By this exit status a program tells the language host that it has shown why it ends (pulumi-language-python, main.go). With any other,
@@ -58,6 +59,9 @@ def load() -> Settings:
         raise_all([*errors, error])
         raise
     errors += _unsafe(found)
+    if found.roaming:
+        raise_all(errors)
+        found = places.located(found)
     if found.stacks:
         errors += preview.from_settings(found)
     raise_all(errors)
@@ -98,7 +102,7 @@ def _unsafe(found: Settings) -> list[HomelabError]:
     stack, errors = pulumi.get_stack(), []
     if not found.allow_plain_secrets:
         file = _file()
-        plain_ones, unknown = secret_settings.in_plain_text(found, os.environ, file)
+        plain_ones, unknown = secret_settings.in_plain_text(found.as_written(), os.environ, file)
         if plain_ones:
             errors.append(secret_settings.plain_secrets(plain_ones, stack))
         if unknown:
@@ -106,7 +110,7 @@ def _unsafe(found: Settings) -> list[HomelabError]:
                 f"whether all of {', '.join(map(secret_settings.path_of, unknown))} are encrypted can't be told: some are, and {file} "
                 "isn't the file that was read"
             )
-    if places := secret_settings.left_open(found):
+    if places := secret_settings.left_open(found.as_written()):
         error = secret_settings.still_open(places, stack)
         if pulumi.runtime.is_dry_run():
             pulumi.log.warn(f"`pulumi up` will refuse this:\n{error}")

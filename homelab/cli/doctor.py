@@ -96,6 +96,9 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
                 raise
             parts.append(whole.Part(f"hosts.{wanted}", error=error))
             continue
+        vms |= {
+            one: vm.vmid for one, vm in guests.vms.items() if seen.facts.has_roaming(host.cluster, vm.host, vm.vmid)
+        }
         parts.append(whole.Part(f"hosts.{name}", host_judge.diagnose(seen, host)))
         parts += [_part(f"vms.{one}", functools.partial(vm.diagnose, seen, vmid, host)) for one, vmid in vms.items()]
         for one, ctid in containers.items():

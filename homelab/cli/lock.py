@@ -77,7 +77,7 @@ def _places(file: StackFile, chosen: Sequence[str], identity: str | None) -> Ite
                     why="only the guest itself knows what is installed in it",
                     next=f"set {name}.address, or name the other systems alone: {', '.join(one for one in known if one != name) or 'there are none'}",
                 )
-            host = file.host(vm.host, identity)[1]
+            host = file.host(settings.candidates(vm)[0], identity)[1]
             yield LockedSystem(
                 name, "vm", host.model_copy(update={"ssh": vm.ssh, "address": vm.static_address}), nvidia
             )

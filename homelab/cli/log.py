@@ -44,7 +44,7 @@ def read(arguments: argparse.Namespace) -> str:
         _, host = found.host(name or None, arguments.identity)
     else:
         guests = found.guests()
-        every = {f"vms.{one}": vm.host for one, vm in guests.vms.items()}
+        every = {f"vms.{one}": guests.candidates(vm)[0] for one, vm in guests.vms.items()}
         every |= {f"containers.{one}": container.host for one, container in guests.containers.items()}
         if arguments.system not in every:
             raise HomelabError(

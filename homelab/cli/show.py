@@ -54,7 +54,11 @@ def trees(arguments: argparse.Namespace) -> list[tree.TreeNode]:
         facts = asyncio.run(ssh.read(host, guests=True))
         node = host.node or name
         now = reading.of_reading(facts, host, node)
-        vms = {one: vm for one, vm in guests.vms.items() if vm.host == name}
+        vms = {
+            one: vm
+            for one, vm in guests.vms.items()
+            if vm.host == name or facts.has_roaming(host.cluster, vm.host, vm.vmid)
+        }
         containers = {one: container for one, container in guests.containers.items() if container.host == name}
         planned = reading.wanted(host, vms, containers, now, facts)
         title = f"{name} ({host.address}): {facts.kernel}, Proxmox VE {facts.pve or 'not found'}"

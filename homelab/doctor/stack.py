@@ -15,6 +15,7 @@ from homelab.errors import HomelabError
 from homelab.host import gates
 from homelab.host.classes import NVIDIA
 from homelab.settings import Host, Settings, assigned_numbers, parse, project, stack_file
+from homelab.settings.cluster import filled
 from homelab.settings.paths import text_of
 from homelab.settings.secrets import is_encrypted, readable
 
@@ -48,7 +49,11 @@ class StackFile:
                 why="one host is looked at at a time",
                 next=f"say which: --host {next(iter(hosts))}",
             )
-        return chosen, self._settings({chosen: _reachable(chosen, hosts[chosen], self.path, identity)}).hosts[chosen]
+        try:
+            host = filled({"hosts": {chosen: hosts[chosen]}, "clusters": self.values.get("clusters")})["hosts"][chosen]
+        except ValueError:  # of a host that isn't one of its cluster's nodes, which parsing says
+            host = hosts[chosen]
+        return chosen, self._settings({chosen: _reachable(chosen, host, self.path, identity)}).hosts[chosen]
 
     def host_names(self) -> list[str]:
         """All hosts, in the file's order."""
@@ -60,7 +65,7 @@ class StackFile:
 
         :raises HomelabError: they are mistaken.
         """
-        kinds = ("hosts", "vms", "containers")
+        kinds = ("hosts", "clusters", "vms", "containers")
         return parse({kind: json.dumps(readable(self.values[kind])) for kind in kinds if self.values.get(kind)})
 
     def _settings(self, hosts: dict[str, Any]) -> Settings:

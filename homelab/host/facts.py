@@ -550,6 +550,10 @@ class HostFacts(_Fact):
             return place
         return ";".join(device.address for device in mine)
 
+    def has_roaming(self, cluster: str | None, named: str, guest: int) -> bool:
+        """Is a guest whose settings name a cluster as its host (``named``) on this node of the cluster now?"""
+        return cluster == named and self.guests.config(guest) is not None
+
     def users_of(self, place: str, node: str) -> list[CardUser]:
         """The VMs that the card is given to, or a function of it."""
         return self.guests.users_of(self.path_of(place), node)

@@ -10,9 +10,11 @@ from homelab.errors import HomelabError
 from homelab.provider.base import OutputsT, Work
 from homelab.remote import ssh
 from homelab.remote.proxmox.api import Api
+from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.remote.proxmox.machine import Machine, Policy
 from homelab.resources.base import NodeInputs, ShutdownInputs
 from homelab.rights import Permissions
+from homelab.text import tell
 
 # What a refresh has read already in this process, by host and path: several resources look at the same VM. Only `read` uses it; a
 # change always reads anew.
@@ -47,6 +49,18 @@ class ApiWork(Work[NodeT, OutputsT]):
     def machine(self, inputs: NodeT, vmid: int, name: str) -> Machine:
         """A VM of the node. ``name``: in the settings."""
         return Machine(self.api(inputs), vmid, name)
+
+    def machine_now(self, inputs: NodeT, vmid: int, name: str) -> Machine:
+        """The same on whichever node of the cluster the VM is by now: what it was given is given back there."""
+        machine = self.machine(inputs, vmid, name)
+        try:
+            machine.config()
+        except NotThereError:
+            return machine
+        except ElsewhereError as error:
+            tell(f"{name}: VM {vmid} is on {error.node} now")
+            return Machine(Api(self.host(inputs), error.node, access=lambda: self._access(inputs)), vmid, name)
+        return machine
 
     def reading(self, inputs: NodeT, path: str, wanted: str) -> Any:
         """A GET for a refresh: at most one of a path in a run."""

@@ -16,10 +16,11 @@ from homelab.provider.plain import Properties
 from homelab.provider.typed import read_as, written
 from homelab.remote import guard, ssh
 from homelab.remote.guard import RefusedError
+from homelab.remote.proxmox import places
 from homelab.remote.proxmox.errors import UnansweredError
 from homelab.resources import limits
 from homelab.resources.base import Boot, HostInputs, Resource
-from homelab.settings import Container, Host, Timeouts, Vm, load_host, parse
+from homelab.settings import Container, Host, Settings, Timeouts, Vm, load_host, parse
 from homelab.text import tell
 
 InputsT = TypeVar("InputsT", bound=HostInputs)
@@ -65,7 +66,17 @@ class StackTexts:
 
     def host(self, name: str) -> Host:
         """A host's settings. Raises HomelabError when the configuration no longer has it."""
-        return load_host(self.texts.get("hosts"), name)
+        return load_host(self.texts.get("hosts"), name, self.texts.get("clusters"))
+
+    def roams(self, vm: str) -> bool:
+        """Do the settings of a VM name a cluster, so that it counts where it is now?"""
+        return vm in self._settings("vms").roaming
+
+    def peers(self, name: str) -> list[str]:
+        """The other hosts of the settings that are nodes of a host's cluster."""
+        hosts = self._settings("").hosts
+        cluster = hosts[name].cluster if name in hosts else None
+        return [one for one, host in hosts.items() if cluster and host.cluster == cluster and one != name]
 
     def host_names(self) -> list[str]:
         """The names of the hosts that the settings have, whatever else they say; none where they can't be read."""
@@ -75,14 +86,17 @@ class StackTexts:
             return []
         return sorted(found) if isinstance(found, dict) else []
 
+    def _settings(self, guests: str) -> Settings:
+        return parse({key: self.texts[key] for key in ("hosts", "clusters", guests) if self.texts.get(key)})
+
     def vms(self, host: str) -> dict[str, Vm]:
         """The settings of a host's VMs, by name. Raises HomelabError when they are mistaken."""
-        settings = parse({"hosts": self.texts.get("hosts", "{}"), "vms": self.texts.get("vms", "{}")})
+        settings = places.located(self._settings("vms"))
         return {name: vm for name, vm in settings.vms.items() if vm.host == host}
 
     def containers(self, host: str) -> dict[str, Container]:
         """The settings of a host's containers, by name. Raises HomelabError when they are mistaken."""
-        settings = parse({"hosts": self.texts.get("hosts", "{}"), "containers": self.texts.get("containers", "{}")})
+        settings = self._settings("containers")
         return {name: one for name, one in settings.containers.items() if one.host == host}
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+from homelab.errors import HomelabError
 from homelab.host.facts import noted_in
 from homelab.provider.api import ApiWork, policy
 from homelab.remote import ledger, ssh
-from homelab.remote.proxmox.errors import NotThereError
+from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.resources.gpu_lease import GpuLease
 from homelab.vm.config import Change, VmCard, noted_of
 
@@ -39,8 +40,8 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
             keys = _options_with(machine.config(), inputs)
             if keys:
                 machine.converge(without_card, keys, policy(inputs.shutdown), "keep")
-        except NotThereError:
-            return
+        except (NotThereError, ElsewhereError):
+            return  # with the VM it has left this card
 
     def _is_handed_over(self, inputs: GpuLease.Inputs) -> bool:
         """Has the card become one that several VMs may name? Each keeps it then, or loses it by what the settings say of that VM."""
@@ -53,16 +54,25 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
             return False
         try:
             config = self.machine(inputs, inputs.vmid, inputs.vm or "").config()
-        except NotThereError:
-            return False
+        except (NotThereError, ElsewhereError):
+            return False  # whoever gives it a card refuses
         options = _options_with(config, inputs)
         return bool(options) and not set(options) <= self._noted(inputs, inputs.vmid, config)
 
     def _noted(self, inputs: GpuLease.Inputs, vmid: int, config: dict[str, str]) -> set[str]:
         """The VM's options that this program set, by what it noted on the host: a state that was lost doesn't know them."""
-        facts = asyncio.run(ssh.read(self.host(inputs)))
-        record, restore = noted_of(config, noted_in(facts.ledger, ledger.of_vm(vmid)))
-        return {*record, *restore}
+        found: set[str] = set()
+        # A VM that has come from another node of the cluster is noted there.
+        for name in [inputs.host, *self.stack.peers(inputs.host)]:
+            try:
+                facts = asyncio.run(ssh.read(self.stack.host(name)))
+            except HomelabError:
+                if name == inputs.host:
+                    raise
+                continue
+            record, restore = noted_of(config, noted_in(facts.ledger, ledger.of_vm(vmid)))
+            found |= {*record, *restore}
+        return found
 
 
 def _options_with(config: dict[str, str], inputs: GpuLease.Inputs) -> list[str]:

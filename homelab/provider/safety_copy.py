@@ -47,6 +47,8 @@ class SafetyCopyWork(ApiWork[SafetyCopy.Inputs, SafetyCopy.Outputs]):
         """Another kind of copy, another storage, or another guest of that id: the one that is there stays, and another one is made."""
         another = had.identity and inputs.identity and had.identity != inputs.identity
         if not another and (inputs.safety, inputs.storage) == (had.safety, had.storage):
+            if inputs.host != had.host:
+                asyncio.run(self._follow(inputs, had, outputs))
             return outputs
         if another:
             label = decided.label(inputs.guest_kind, inputs.vmid)
@@ -69,6 +71,15 @@ class SafetyCopyWork(ApiWork[SafetyCopy.Inputs, SafetyCopy.Outputs]):
         tell(
             f"{inputs.guest}: {decided.advice(inputs.guest_kind, inputs.vmid, inputs.node, inputs.safety, outputs.copy)}"
         )
+
+    async def _follow(self, inputs: SafetyCopy.Inputs, had: SafetyCopy.Inputs, outputs: SafetyCopy.Outputs) -> None:
+        """What is noted of it goes to the node that the guest is on now."""
+        noted = decided.noted_as(inputs.vmid)
+        about = {"safety": inputs.safety, "storage": inputs.storage, "identity": inputs.identity, "guest": inputs.guest}
+        async with ssh.connect(self.host(inputs)) as session:
+            await ledger.note(session, noted, {**about, "copy": outputs.copy})
+        async with ssh.connect(self.stack.host(had.host)) as session:
+            await ledger.forget(session, noted)
 
     async def _noted(self, inputs: SafetyCopy.Inputs) -> Mapping[str, object]:
         """What is noted of it now. A note of another kind of copy, or of another guest of that id, doesn't count."""

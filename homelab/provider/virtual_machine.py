@@ -97,6 +97,8 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
             tell(f"{inputs.vm}: drift: VM {inputs.vmid} is gone")
             raise GoneError from None
         except ElsewhereError as error:
+            if self.stack.roams(inputs.vm):  # its record says where it is
+                return outputs
             tell(f"{inputs.vm}: drift: {error.found}")
             return dataclasses.replace(outputs, drift=[MOVED])
         drift = [key for key in COMPARED if key in inputs.config and not same(key, config.get(key), inputs.config[key])]
@@ -126,7 +128,7 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
         return dataclasses.replace(outputs, drift=[])
 
     def delete(self, inputs: VirtualMachine.Inputs, outputs: VirtualMachine.Outputs) -> None:
-        machine = self._machine(inputs)
+        machine = self.machine_now(inputs, inputs.vmid, inputs.vm)
         try:
             config = machine.config()
         except NotThereError:

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from homelab.errors import raise_all
+from homelab.errors import HomelabError, raise_all
 from homelab.host.facts import HostFacts, noted_in
 from homelab.properties import same
 from homelab.provider import safety_copy
@@ -44,13 +44,18 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
 
     def _drift(self, inputs: VmRecord.Inputs, outputs: VmRecord.Outputs) -> list[str]:
         vmid = inputs.vmid
-        path = f"nodes/{inputs.node}/qemu/{vmid}"
+        path, wanted = f"nodes/{inputs.node}/qemu/{vmid}", f"to read the configuration of VM {vmid}"
         try:
-            config = strings(self.reading(inputs, f"{path}/config", f"to read the configuration of VM {vmid}"))
+            config = strings(self.reading(inputs, f"{path}/config", wanted))
         except NotThereError:
             return [f"VM {vmid} is gone"]
         except ElsewhereError as error:
-            return [error.found]
+            if not self.stack.roams(inputs.vm):
+                return [error.found]
+            # That it has moved is no drift of its own.
+            tell(f"{inputs.vm}: VM {vmid} is on {error.node} now")
+            path = f"nodes/{error.node}/qemu/{vmid}"
+            config = strings(self.reading(inputs, f"{path}/config", wanted))
         found = drift(config, outputs.record)
         if _is_another(outputs, config):
             found.append(f"VM {vmid} is another one than the one that was given its cards")
@@ -96,6 +101,8 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
                 await safety_copy.forget(session, vmid, inputs.vm, facts.ledger)
         for note in notes if made != record else []:
             tell(note if note.startswith(f"VM {vmid} ") else f"{inputs.vm}: {note}")
+        if had is not None and had.host != inputs.host:
+            await self._left(had, inputs)
         running = vmid in guests.running
         return VmRecord.Outputs(
             record=made,
@@ -105,6 +112,17 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
             guest_name=config.get("name", inputs.vm),
             identity=identity(config),
         )
+
+    async def _left(self, had: VmRecord.Inputs, inputs: VmRecord.Inputs) -> None:
+        """What is noted of the VM on the node that it has left no longer counts."""
+        tell(
+            f"{inputs.vm}: VM {inputs.vmid} has moved from {had.node} to {inputs.node}: what was noted of it goes along"
+        )
+        try:
+            async with ssh.connect(self.stack.host(had.host)) as session:
+                await ledger.forget(session, ledger.of_vm(inputs.vmid))
+        except HomelabError as error:
+            tell(f"{inputs.vm}: note: {had.node} couldn't be told ({error.found}): /var/lib/homelab/ledger stays there")
 
     def delete(self, inputs: VmRecord.Inputs, outputs: VmRecord.Outputs) -> None:
         owned = {**outputs.restore, **outputs.record}
@@ -116,7 +134,7 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
             return
         if owned and not inputs.goes_away:  # else the VM itself is deleted next
             try:
-                machine = self.machine(inputs, inputs.vmid, inputs.vm)
+                machine = self.machine_now(inputs, inputs.vmid, inputs.vm)
                 if _is_another(outputs, machine.config()):
                     tell(
                         f"{inputs.vm}: VM {inputs.vmid} is another one than the one that was given its cards: it stays as it is"

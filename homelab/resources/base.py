@@ -44,11 +44,12 @@ class ShutdownInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class VmInputs(NodeInputs):
-    """A VM: its name in the settings, its id."""
+    """A VM: its name in the settings, its id. ``cluster``: of its host; empty: none, or the state is of before."""
 
     vm: str
     vmid: int
     shutdown: ShutdownInputs
+    cluster: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +144,14 @@ class Resource(pulumi.CustomResource):
     def says_nothing(cls, key: str, new: Any) -> bool:
         """Is an input's new value no reason to do anything, whatever it was before?"""
         return False
+
+
+def moved_within_cluster(state: Mapping[str, Any], changed: set[str]) -> set[str]:
+    """The inputs that say where a guest is, if it is the same one on another node of its cluster: nothing is made anew for that.
+
+    :param state: the resource's inputs and outputs until now.
+    """
+    return {"host", "node"} if state.get("cluster") and not {"cluster", "vmid"} & changed else set()
 
 
 class Probe(Resource):

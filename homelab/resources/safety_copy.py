@@ -8,12 +8,13 @@ id gets a copy of its own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pulumi
 
-from homelab.resources.base import NodeInputs, Resource
+from homelab.resources.base import NodeInputs, Resource, moved_within_cluster
 
 if TYPE_CHECKING:
     from homelab.settings import Container, Vm
@@ -37,6 +38,7 @@ class SafetyCopy(Resource):
         safety: str
         storage: str = ""
         identity: str = ""
+        cluster: str = ""
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
@@ -52,6 +54,11 @@ class SafetyCopy(Resource):
         return key == "identity" and not (isinstance(new, str) and new)
 
     @classmethod
+    def replacing(cls, state: Mapping[str, Any], changed: set[str]) -> set[str]:
+        """It goes with its guest to another node of the cluster."""
+        return super().replacing(state, changed) - moved_within_cluster(state, changed)
+
+    @classmethod
     def of(
         cls,
         name: str,
@@ -60,9 +67,11 @@ class SafetyCopy(Resource):
         settings: Vm | Container,
         identity: pulumi.Input[str],
         opts: pulumi.ResourceOptions,
+        cluster: str | None = None,
     ) -> SafetyCopy:
-        """The one of a guest. ``name``: the resource's; ``guest``: its name in the settings, qemu or lxc, its id."""
+        """The one of a guest. ``name``: the resource's; ``guest``: its name in the settings, qemu or lxc, its id; ``cluster``: of its host."""
         called, guest_kind, vmid = guest
         about: dict[str, object] = {"host": settings.host, "node": node, "guest": called, "guest_kind": guest_kind}
         about |= {"vmid": vmid, "safety": settings.safety, "storage": settings.backup_storage or ""}
+        about |= {"cluster": cluster} if cluster else {}
         return cls(name, {**about, "identity": identity}, opts)

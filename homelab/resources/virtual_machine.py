@@ -6,11 +6,13 @@ be changed in place is; a disk or its source can't, and a change there is refuse
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pulumi
 
-from homelab.resources.base import Owned, VmInputs
+from homelab.resources.base import Owned, VmInputs, moved_within_cluster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,3 +49,8 @@ class VirtualMachine(Owned):
         drift: list[str] = field(default_factory=list)
 
     instance: pulumi.Output[str]
+
+    @classmethod
+    def replacing(cls, state: Mapping[str, Any], changed: set[str]) -> set[str]:
+        """It goes with its VM to another node of the cluster."""
+        return super().replacing(state, changed) - moved_within_cluster(state, changed)

@@ -8,12 +8,13 @@ still is as we set it, with a shutdown and a start if the VM runs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pulumi
 
-from homelab.resources.base import Boot, Owned, VmInputs
+from homelab.resources.base import Boot, Owned, VmInputs, moved_within_cluster
 from homelab.shapes import Record
 
 
@@ -60,3 +61,8 @@ class VmRecord(Owned):
     generation: pulumi.Output[int]
     guest_name: pulumi.Output[str]
     identity: pulumi.Output[str]
+
+    @classmethod
+    def replacing(cls, state: Mapping[str, Any], changed: set[str]) -> set[str]:
+        """It goes with its VM to another node of the cluster."""
+        return super().replacing(state, changed) - moved_within_cluster(state, changed)

@@ -26,18 +26,13 @@ _TOKEN = re.compile(r"[^\s:/!@,]+@[A-Za-z][A-Za-z0-9._-]+![A-Za-z][A-Za-z0-9._-]
 _USER = re.compile(r"[^\s:/!@,]+@[A-Za-z][A-Za-z0-9._-]+")
 
 
-class Ssh(Model):
-    """How a host or a VM is reached over SSH: one way to log in, and the host key that is expected."""
+class SshLogin(Model):
+    """How somebody logs in over SSH: exactly one of `privateKeyFile`, `privateKey`, `password` and `agent`."""
 
     user: UnixUser = "root"
     """Who logs in. Any other user than root needs `sudo -n bash` without a password."""
     port: Port = 22
     """The port of the SSH server."""
-    host_key: PublicKey | None = None
-    """The host's public key, which must answer. `ssh-keyscan -t ed25519 ADDRESS` prints it; leave the address out, and compare the key
-    with the one that the host shows on its own console. Set this or `hostKeyFile`."""
-    host_key_file: LocalPath | None = None
-    """A file with the host's public key. Set this or `hostKey`."""
     private_key_file: LocalPath | None = None
     """A file with a private key without a passphrase. Set exactly one of `privateKeyFile`, `privateKey`, `password` and `agent`."""
     private_key: PrivateKey | None = None
@@ -48,10 +43,45 @@ class Ssh(Model):
     """`true`: the SSH agent of this machine logs in."""
 
     @model_validator(mode="after")
-    def _one_way_in(self) -> Self:
+    def _one_way(self) -> Self:
         ways = [self.private_key_file, self.private_key, self.password, self.agent or None]
         if sum(way is not None for way in ways) != 1:
             raise ValueError("expected exactly one of privateKeyFile, privateKey, password, agent")
+        return self
+
+    @property
+    def key(self) -> str | None:
+        """The private key's text; None where a password or an agent is used.
+
+        :raises HomelabError: privateKeyFile can't be read.
+        """
+        if self.private_key is not None:
+            return self.private_key.get_secret_value()
+        if self.private_key_file is None:
+            return None
+        path = resolved(self.private_key_file)
+        try:
+            return text_of(path).replace("\r\n", "\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise HomelabError(
+                wanted=f"an SSH private key in {path} (privateKeyFile)",
+                found=f"{type(error).__name__}: {error}",
+                why="nothing on the host can be read or changed without it",
+                next="correct privateKeyFile, or make a key with `ssh-keygen -t ed25519` and `ssh-copy-id` it to the host",
+            ) from error
+
+
+class Ssh(SshLogin):
+    """How a host or a VM is reached over SSH: one way to log in, and the host key that is expected."""
+
+    host_key: PublicKey | None = None
+    """The host's public key, which must answer. `ssh-keyscan -t ed25519 ADDRESS` prints it; leave the address out, and compare the key
+    with the one that the host shows on its own console. Set this or `hostKeyFile`."""
+    host_key_file: LocalPath | None = None
+    """A file with the host's public key. Set this or `hostKey`."""
+
+    @model_validator(mode="after")
+    def _recognised(self) -> Self:
         if (self.host_key is None) == (self.host_key_file is None):
             raise ValueError(
                 "expected hostKey (the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address) or hostKeyFile: "
@@ -76,27 +106,6 @@ class Ssh(Model):
                 found=str(error),
                 why="without it the program can't tell whether the right host answers",
                 next="save it there (the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address), or set hostKey",
-            ) from error
-
-    @property
-    def key(self) -> str | None:
-        """The private key's text; None where a password or an agent is used.
-
-        :raises HomelabError: privateKeyFile can't be read.
-        """
-        if self.private_key is not None:
-            return self.private_key.get_secret_value()
-        if self.private_key_file is None:
-            return None
-        path = resolved(self.private_key_file)
-        try:
-            return text_of(path).replace("\r\n", "\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise HomelabError(
-                wanted=f"an SSH private key in {path} (privateKeyFile)",
-                found=f"{type(error).__name__}: {error}",
-                why="nothing on the host can be read or changed without it",
-                next="correct privateKeyFile, or make a key with `ssh-keygen -t ed25519` and `ssh-copy-id` it to the host",
             ) from error
 
 

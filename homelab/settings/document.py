@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from homelab import markdown
-from homelab.settings import access, container, download, host, nvidia, vm, whole
+from homelab.settings import access, cluster, container, download, host, nvidia, vm, whole
 from homelab.settings.types import InWords
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
@@ -31,6 +31,9 @@ MODELS: dict[str, type[BaseModel]] = {
     "iommu": host.IommuSettings,
     "download": download.Download,
     "timeouts": host.Timeouts,
+    "cluster": cluster.ProxmoxCluster,
+    "login": access.SshLogin,
+    "node": cluster.ClusterNode,
     "vm": vm.Vm,
     "vm-gpu": vm.VmGpu,
     "new-vm": vm.NewVm,

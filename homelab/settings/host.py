@@ -197,9 +197,9 @@ class Host(Model):
     """A Proxmox VE node."""
 
     address: NetworkAddress
-    """Where the host is reached."""
+    """Where the host is reached. A host of `clusters` takes it from there."""
     ssh: Ssh
-    """How the host is reached over SSH."""
+    """How the host is reached over SSH. A host of `clusters` takes it from there."""
     api: ApiAccess | None = None
     """How the Proxmox VE API is reached. Needed where cards go to VMs, or guests are created."""
     node: NodeName | None = None
@@ -220,8 +220,8 @@ class Host(Model):
     reboot: Literal["auto", "manual"] = "auto"
     """`manual`: `pulumi up` doesn't reboot the host. It ends and says what to do, and the next `up` continues after your reboot."""
     cluster: Name | None = None
-    """The cluster that the host is a node of, under a name of your choice: of hosts with the same name here, one is rebooted at a time, and only once the
-    one before is back and verified."""
+    """The cluster that the host is a node of: a name under `clusters`, of which it takes what it doesn't say itself, or any name of your choice. Of hosts
+    with the same name here, one is rebooted at a time, and only once the one before is back and verified."""
     allow_quorum_loss: bool = False
     """`true`: the node is also rebooted if the others have no quorum without it, as in a cluster of two without a QDevice. Until it is back, they
     start no guest and take no change."""

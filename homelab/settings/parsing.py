@@ -27,16 +27,17 @@ def parse(values: Mapping[str, str]) -> Settings:
     return settings.with_volumes()
 
 
-def load_host(hosts: str | None, name: str) -> Host:
+def load_host(hosts: str | None, name: str, clusters: str | None = None) -> Host:
     """One host from the text of `homelab:hosts`; for the processes that don't run the program.
 
+    :param clusters: the text of `homelab:clusters`, of which it may take something.
     :raises HomelabError: it is missing or mistaken.
     """
     whole = _decode(hosts or "{}")
     if isinstance(whole, dict) and name in whole:
         # A mistake in another host's settings must not keep anybody from giving this one up.
         whole = {name: whole[name]}
-    known = parse({"hosts": json.dumps(whole)}).hosts
+    known = parse({"hosts": json.dumps(whole), **({"clusters": clusters} if clusters else {})}).hosts
     host = known.get(name)
     if host is None:
         raise HomelabError(
@@ -55,6 +56,8 @@ def _decode(text: str) -> Any:
         return text
 
 
+# What a host may take from its cluster.
+_FROM_CLUSTERS = {"address", "ssh", "api"}
 # Below these keys there are secrets, or may be by mistake.
 _SECRET_PLACES = {"ssh", "api", "cloudInit", "proxy", "password", "mirror", "options"}
 
@@ -62,7 +65,13 @@ _SECRET_PLACES = {"ssh", "api", "cloudInit", "proxy", "password", "mirror", "opt
 def _explain(error: ValidationError) -> HomelabError:
     """Pydantic's list as the text a person gets. Values never appear where they may be secret."""
     lines = []
-    for problem in error.errors(include_url=False):
+    problems = error.errors(include_url=False)
+    if any(problem["loc"][:1] == ("clusters",) for problem in problems):
+        # A mistake in a cluster is told where it was written, and not once more for each host that takes it from there.
+        problems = [
+            one for one in problems if not (one["loc"][:1] == ("hosts",) and {*one["loc"][2:3]} & _FROM_CLUSTERS)
+        ]
+    for problem in problems:
         # A key may be anything that JSON can say, control characters of a terminal too.
         place = ".".join(_visible(str(part)) for part in problem["loc"] if part != "[key]")
         text = problem["msg"].removeprefix("Value error, ")

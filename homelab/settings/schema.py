@@ -26,6 +26,9 @@ def schema() -> dict[str, Any]:
     parts = {name: _adapted(part) for name, part in made.pop("$defs").items()}
     # A card's name alone is a card of a VM; one number of a card needs no quotes.
     parts["VmGpu"] = {"description": parts["VmGpu"]["description"], "anyOf": [{"type": "string"}, parts["VmGpu"]]}
+    # A host may take them from its cluster.
+    said = parts["Host"].pop("required")
+    parts["Host"]["anyOf"] = [{"required": said}, {"required": ["cluster"]}]
     parts["Container"]["properties"]["gpuAssignment"]["anyOf"].append({"type": "integer", "minimum": 0})
     parts[_ENCRYPTED] = {
         "description": "A value that `pulumi config set --secret --path` has encrypted.",

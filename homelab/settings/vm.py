@@ -234,7 +234,8 @@ class Vm(Model):
     """A VM that gets cards."""
 
     host: Name
-    """The host that it runs on: a name under `hosts`."""
+    """The host that it runs on: a name under `hosts`. Or its cluster: the VM is then found on whichever of its nodes it is
+    ([more than one host](more-than-one-host.md#a-vm-that-moves))."""
     vmid: GuestId
     """Its id in Proxmox VE. Without `create` a VM with this id exists, and is adopted as it is."""
     gpus: list[VmGpu] = []

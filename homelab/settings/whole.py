@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import field_validator, model_validator
 
 from homelab.model import Model
+from homelab.settings.access import SshLogin
+from homelab.settings.cluster import ProxmoxCluster, filled
 from homelab.settings.container import Container
 from homelab.settings.host import Host
 from homelab.settings.nvidia import Nvidia
@@ -25,10 +28,52 @@ class Settings(Model):
     """The VMs that get cards, each under a name of your choice."""
     containers: dict[Name, Container] = {}
     """The containers that share cards, each under a name of your choice."""
+    clusters: dict[Name, ProxmoxCluster] = {}
+    """Proxmox VE clusters, each under a name of your choice: what hosts that name it as their `cluster` have in common."""
     plan: Literal["auto", "always", "never"] = "auto"
     """Whether a preview reads the host. `auto`: when something would change and the host answers within two seconds."""
     allow_plain_secrets: bool = False
     """`true`: secrets may stand unencrypted in the stack's file. See [Secrets](#secrets)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_clusters(cls, values: Any) -> Any:
+        return filled(values) if isinstance(values, dict) else values
+
+    def candidates(self, vm: Vm) -> list[str]:
+        """The hosts on which a VM may be: the one that it names; of a cluster those that have all of its cards, in the settings' order."""
+        if vm.host in self.hosts:
+            return [vm.host]
+        cards = {use.gpu for use in vm.gpus}
+        return [
+            name
+            for name, host in self.hosts.items()
+            if host.cluster == vm.host and host.api and cards <= host.gpus.keys()
+        ]
+
+    def of_cluster(self, cluster: str) -> dict[str, Host]:
+        """The hosts that are nodes of a cluster, by name."""
+        return {name: host for name, host in self.hosts.items() if host.cluster == cluster}
+
+    @property
+    def roaming(self) -> dict[str, Vm]:
+        """The VMs that name a cluster instead of a host, and so are found where they are now."""
+        return {name: vm for name, vm in self.vms.items() if vm.host not in self.hosts}
+
+    def as_written(self) -> Settings:
+        """The same without what hosts take from their clusters: each text stands once, where it was written."""
+        hosts = {name: self._own(host) for name, host in self.hosts.items()}
+        return self.model_copy(update={"hosts": hosts})
+
+    def _own(self, host: Host) -> Host:
+        cluster = self.clusters.get(host.cluster or "")
+        if cluster is None:
+            return host
+        taken = {"api": None} if host.api == cluster.api else {}
+        login = {name: getattr(host.ssh, name) for name in SshLogin.model_fields}
+        return host.model_copy(
+            update={**taken, **({"ssh": None} if SshLogin.model_construct(**login) == cluster.ssh else {})}
+        )
 
     @property
     def stacks(self) -> dict[str, Nvidia]:
@@ -40,12 +85,14 @@ class Settings(Model):
 
     @model_validator(mode="after")
     def _vms_fit(self) -> Self:
+        self._check_vms()
+        return self
+
+    def _check_vms(self) -> None:
         holders: dict[tuple[str, str], str] = {}
         ids: dict[tuple[str, int], str] = {}
         for name, vm in self.vms.items():
-            host = self.hosts.get(vm.host)
-            if host is None:
-                raise ValueError(f"vms.{name}.host: no such host; there are {', '.join(self.hosts)}")
+            host = self._host_of(name, vm)
             if host.api is None:
                 raise ValueError(f"hosts.{vm.host}.api is missing: cards go to VMs ({name}) through the Proxmox VE API")
             if other := ids.get((vm.host, vm.vmid)):
@@ -55,6 +102,8 @@ class Settings(Model):
                 _check_use(name, vm, use, host)
                 if host.gpus[use.gpu].use == "shared":
                     continue  # the one that starts first has it
+                if vm.host not in self.hosts:
+                    continue  # only the cluster knows who is where
                 if other := holders.get((vm.host, use.gpu)):
                     raise ValueError(
                         f"gpus: {use.gpu} is given to vms.{other} and vms.{name}; one VM at a time can have it: give it to one, or set use: shared"
@@ -63,13 +112,30 @@ class Settings(Model):
             for text in vm.volumes:
                 kind = "import" if vm.create and text == vm.create.image else "iso"
                 _check_file(f"vms.{name}.create.{'image' if kind == 'import' else 'isos'}", text, kind, host)
-        return self
+
+    def _host_of(self, name: str, vm: Vm) -> Host:
+        """The host that a VM names; of a cluster, the first that has its cards."""
+        if vm.host not in self.hosts and not self.of_cluster(vm.host):
+            clusters = sorted({host.cluster for host in self.hosts.values() if host.cluster})
+            known = f", and the cluster{'s' if len(clusters) > 1 else ''} {', '.join(clusters)}" if clusters else ""
+            raise ValueError(f"vms.{name}.host: no such host; there are {', '.join(self.hosts)}{known}")
+        found = self.candidates(vm)
+        if not found:
+            cards = ", ".join(use.gpu for use in vm.gpus)
+            raise ValueError(
+                f"vms.{name}.host: no host of the cluster {vm.host} has an api and the card{'s' if len(vm.gpus) > 1 else ''} {cards}"
+            )
+        return self.hosts[found[0]]
 
     @model_validator(mode="after")
     def _containers_fit(self) -> Self:
         ids = {(vm.host, vm.vmid): f"vms.{name}" for name, vm in self.vms.items()}
         for name, container in self.containers.items():
             host = self.hosts.get(container.host)
+            if host is None and self.of_cluster(container.host):
+                raise ValueError(
+                    f"containers.{name}.host: {container.host} is a cluster; a container names the host that it is on: {', '.join(self.of_cluster(container.host))}"
+                )
             if host is None:
                 raise ValueError(f"containers.{name}.host: no such host; there are {', '.join(self.hosts)}")
             if name in self.vms:
@@ -84,11 +150,21 @@ class Settings(Model):
                 _check_file(f"containers.{name}.create.template", container.create.template, "vztmpl", host)
         return self
 
+    def with_hosts(self, hosts: Mapping[str, str]) -> Settings:
+        """The same with the host on which each VM is. Raises ValueError: they don't fit each other there.
+
+        :param hosts: a VM's name -> the host's.
+        """
+        vms = {name: vm.model_copy(update={"host": hosts.get(name, vm.host)}) for name, vm in self.vms.items()}
+        placed = self.model_copy(update={"vms": vms})
+        placed._check_vms()
+        return placed.with_volumes()
+
     def with_volumes(self) -> Settings:
         """The same with volumes in place of the names of downloads, wherever a guest has one."""
         vms, containers = {}, {}
         for name, vm in self.vms.items():
-            volume_of, new = self.hosts[vm.host].volume_of, vm.create
+            volume_of, new = self._host_of(name, vm).volume_of, vm.create
             image = volume_of(new.image) if new and new.image else None
             volumes = {"image": image, "isos": [volume_of(one) for one in new.isos] if new else []}
             vms[name] = vm.model_copy(update={"create": new and new.model_copy(update=volumes)})

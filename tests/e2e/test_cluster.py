@@ -13,7 +13,7 @@ import pytest
 from engine import install
 from lab.cluster import LabCluster
 from lab.host.cluster import Cluster
-from tests.e2e.conftest import host_settings
+from tests.e2e.conftest import api_token, host_settings
 from tests.engine_stack import EngineStack, name_of
 
 NODES = ("pve1", "pve2")
@@ -104,3 +104,56 @@ def test_a_node_that_doesnt_come_back_stops_the_roll(stack: EngineStack, cluster
     assert "not back" in failed.message or "back after its reboot" in failed.message
     assert boots(cluster)[1:] == [1, 1]
     assert (cluster.folder / "pve" / TURN).read_text().startswith("node pve1\n")
+
+
+def test_a_vm_that_is_moved_by_hand_is_found_where_it_is_and_destroy_gives_every_node_back(
+    stack: EngineStack, cluster: LabCluster
+) -> None:
+    in_the_cluster(stack)
+    for name, host in stack.config["homelab:hosts"].items():
+        host["api"] = api_token(cluster[name])
+    stack.config["homelab:allowPlainSecrets"] = True
+    stack.config["homelab:vms"] = {"sandbox": {"host": "home", "vmid": 103, "gpus": ["gpu"]}}
+    # Somebody else's mapping: an entry of the third node, and one of the first that has another group.
+    theirs = (
+        "id=10de:2b85,iommugroup=7,node=pve1,path=0000:01:00,subsystem-id=1043:89e3",
+        "id=10de:2b85,iommugroup=7,node=pve3,path=0000:01:00,subsystem-id=1043:89e3",
+    )
+    cluster["pve1"].run(
+        f"qm stop 103; pvesh create /cluster/mapping/pci --id gpu --description theirs --map {theirs[0]} --map {theirs[1]}"
+    )
+    stock = cluster.snapshot()
+    stack.up()
+    assert "hostpci0: mapping=gpu,pcie=1" in conf(cluster, "pve1")
+    mapping = (cluster.folder / "pve/mapping/pci.cfg").read_text()
+    assert [line.split("node=")[1][:4] for line in mapping.splitlines() if "map " in line] == ["pve1", "pve3", "pve2"]
+    assert theirs[1] in mapping and theirs[0] not in mapping
+
+    move(cluster, "pve1", "pve3")
+    refused = stack.preview(ok=False)
+    assert "it is on pve3, which has no such card in the settings; pve1, pve2 have" in refused.message
+    move(cluster, "pve3", "pve2")
+    moved = stack.preview("--refresh")
+    assert "drift" not in moved.output and "sandbox-record" in moved.changed
+    stack.up("--refresh")
+    assert "hostpci0: mapping=gpu,pcie=1" in conf(cluster, "pve2")
+    assert [(cluster[name].root / "var/lib/homelab/ledger/vm/103").exists() for name in NODES] == [False, True]
+    assert stack.up().changed == set()
+
+    move(cluster, "pve2", "pve1")  # since the last `up`, too
+    stack.destroy()
+    after = cluster.snapshot()
+    assert {name: set(now.items()) ^ set(stock[name].items()) for name, now in after.items()} == dict.fromkeys(
+        stock, set()
+    )
+
+
+def conf(cluster: LabCluster, node: str) -> str:
+    return (cluster.folder / f"pve/nodes/{node}/qemu-server/103.conf").read_text()
+
+
+def move(cluster: LabCluster, here: str, there: str) -> None:
+    """As a migration of a VM that is off leaves it, its disks on a storage that both have."""
+    to = cluster.folder / f"pve/nodes/{there}/qemu-server"
+    to.mkdir(exist_ok=True)
+    (cluster.folder / f"pve/nodes/{here}/qemu-server/103.conf").rename(to / "103.conf")

@@ -54,7 +54,7 @@ def test_what_may_be_null_in_a_state_may_be_missing(shape: Any) -> None:
 # a person has written them; a resource's properties; answers of the Proxmox VE API; the doctor's JSON report; JSON schemas; a script's
 # answer before its model takes it. Everywhere else: a dataclass, a model, a typed dictionary, or Mapping[str, object].
 UNTYPED = {
-    "the settings as text": "cli/conversation doctor/stack init/choices init/proposal settings/schema remote/planning",
+    "the settings as text": "cli/conversation doctor/stack init/choices init/proposal settings/cluster settings/schema remote/planning",
     "a resource's properties": "contract provider/boot_verification provider/new_container provider/pci_mapping provider/plain "
     "provider/virtual_machine provider/vm_change provider/vm_record resources/container_probe resources/host_probe resources/nvidia "
     "resources/system resources/vm_record components/gpu_cards components/gpu_lxc components/gpu_vm components/host_reboot "

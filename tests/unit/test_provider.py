@@ -59,6 +59,7 @@ def test_properties_become_the_declared_types_and_back() -> None:
         **{key: one for key, one in properties.items() if key != "record"},
         "machine": None,
         "copied": False,
+        "cluster": "",
     }
 
 

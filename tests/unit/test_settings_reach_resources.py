@@ -175,7 +175,11 @@ def test_a_setting_that_came_after_version_1_and_isnt_set_makes_no_plan_anew(
     told: Callable[[dict[str, Any]], Any],
 ) -> None:
     """Otherwise a state of that version would have other inputs, and everything behind it would be made again."""
-    (wanted,) = (inputs["wanted"] for (kind, _), inputs in told(changed({})).items() if kind == HostProbe.token())
+    (wanted,) = (
+        inputs["wanted"]
+        for (kind, name), inputs in told(changed({})).items()
+        if (kind, name) == (HostProbe.token(), "pve-probe")
+    )
     card = {"allow_console", "allow_containers", "allow_group_members", "address", "match", "use"}
     # Nulls are dropped on the way.
     assert set(wanted) <= {"iommu", "gpus", "take_over"} and set(wanted["iommu"]) <= {"enable", "passthrough"}

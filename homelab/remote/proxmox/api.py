@@ -418,9 +418,11 @@ def identity(host: Host) -> str:
 
 def _moved(error: ApiError, kind: str, vmid: int, here: str, there: str) -> ElsewhereError:
     told = elsewhere(error.wanted, kind, vmid, here, there)
-    return ElsewhereError(
+    made = ElsewhereError(
         wanted=told.wanted, found=told.found, why=told.why, next=told.next, status=error.status, reason=error.reason
     )
+    made.node = there
+    return made
 
 
 def _pauses(seconds: tuple[float, float]) -> Iterator[float]:

@@ -45,7 +45,9 @@ class NotThereError(ApiError):
 
 
 class ElsewhereError(ApiError):
-    """The guest is there, on another node of the cluster."""
+    """The guest is there, on another node of the cluster: ``node``."""
+
+    node = ""
 
 
 class ChangedMeanwhileError(ApiError):

@@ -1,0 +1,88 @@
+"""A Proxmox VE cluster: what its nodes have in common, said once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import model_validator
+
+from homelab.model import Model
+from homelab.settings.access import ApiAccess, SshLogin
+from homelab.settings.keys import PublicKey
+from homelab.settings.types import LocalPath, NetworkAddress, NodeName
+
+
+class ClusterNode(Model):
+    """A node of a cluster: where it is, and by which key it is recognised."""
+
+    address: NetworkAddress
+    """Where the node is reached."""
+    host_key: PublicKey | None = None
+    """The node's public key, as of `hosts.NAME.ssh.hostKey`. Set this or `hostKeyFile`."""
+    host_key_file: LocalPath | None = None
+    """A file with the node's public key. Set this or `hostKey`."""
+
+    @model_validator(mode="after")
+    def _recognised(self) -> Self:
+        if (self.host_key is None) == (self.host_key_file is None):
+            raise ValueError("expected hostKey (the line that `ssh-keyscan -t ed25519 ADDRESS` prints) or hostKeyFile")
+        return self
+
+
+class ProxmoxCluster(Model):
+    """A Proxmox VE cluster. A host with this name as its `cluster` takes from here what it doesn't say itself: `address`, `ssh` and `api`."""
+
+    nodes: dict[NodeName, ClusterNode]
+    """Its nodes, each under its name in Proxmox VE. One without cards, which is no host of these settings, may be left out."""
+    ssh: SshLogin
+    """How one logs in to each of them."""
+    api: ApiAccess | None = None
+    """How the Proxmox VE API is reached: one user and one authority (`caFile`) for all of them. A `fingerprint` is one node's alone."""
+
+    @model_validator(mode="after")
+    def _one_authority(self) -> Self:
+        if self.api is not None and self.api.fingerprint is not None and len(self.nodes) > 1:
+            raise ValueError(
+                "api.fingerprint is of one node's certificate, and each node has its own: set api.caFile, a copy of /etc/pve/pve-root-ca.pem"
+            )
+        return self
+
+
+# Characters of a message that names what was written.
+_LINE = 400
+
+
+def filled(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole configuration with what its hosts take from their clusters.
+
+    :param values: key (without `homelab:`) -> as it was written; what isn't as it should be is left to be refused.
+    :raises ValueError: a host is no node of the cluster that it takes something from.
+    """
+    clusters, hosts = values.get("clusters"), values.get("hosts")
+    if not isinstance(clusters, Mapping) or not isinstance(hosts, Mapping):
+        return dict(values)
+    return {**values, "hosts": {name: _filled(str(name), host, clusters) for name, host in hosts.items()}}
+
+
+def _filled(name: str, host: Any, clusters: Mapping[str, Any]) -> Any:
+    named = host.get("cluster") if isinstance(host, Mapping) else None
+    cluster = clusters.get(named) if isinstance(named, str) else None
+    own = host.get("node", name) if isinstance(host, Mapping) else None
+    if not isinstance(cluster, Mapping) or not isinstance(own, str):
+        return host
+    nodes, ssh = cluster.get("nodes"), cluster.get("ssh")
+    node = nodes.get(own) if isinstance(nodes, Mapping) else None
+    if node is None and isinstance(nodes, Mapping) and not {"address", "ssh"} <= host.keys():
+        said = f"hosts.{name}: clusters.{named} has no node {own}; it has {', '.join(map(str, nodes)) or 'none'}"
+        if said.isprintable() and len(said) < _LINE:  # else the names themselves are refused
+            raise ValueError(said)
+    if isinstance(node, Mapping):
+        host = {**_given(node, "address"), **host}
+        if isinstance(ssh, Mapping):
+            host = {"ssh": {**ssh, **_given(node, "hostKey", "hostKeyFile")}, **host}
+    return {**_given(cluster, "api"), **host}
+
+
+def _given(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: values[key] for key in keys if key in values}
