@@ -47,7 +47,7 @@ from homelab.init.choices import (
     suggested,
     together,
 )
-from homelab.init.proposal import Existing, Proposal, api_settings, existing, propose
+from homelab.init.proposal import Existing, Proposal, api_settings, cluster_settings, existing, propose
 from homelab.remote import first_contact, ssh
 from homelab.settings import Host, project
 
@@ -137,7 +137,7 @@ class Conversation:
 
     def _show_host(self, facts: HostFacts, found: list[Card], access: Access, node: str) -> None:
         driver = f", NVIDIA driver {facts.nvidia.version}" if facts.nvidia.version else ""
-        self.output.say("", f"{node}: Proxmox VE {facts.pve}, kernel {facts.kernel}{driver}")
+        self.output.say("", f"{node}: Proxmox VE {facts.pve}, kernel {facts.kernel}{driver}{facts.cluster.described}")
         shown = []
         for card in found:
             refused = init_cards.refused(facts, card, access.host, "vm")
@@ -432,6 +432,7 @@ class Conversation:
         host: dict[str, Any] = {"address": access.host.address} if not there else {}
         if not there:
             host |= {"ssh": access.ssh, **({"node": node} if node != name else {})}
+        host |= cluster_settings(there or {}, facts)
         if any(use.kind in ("vm", "new-vm") for use in choices.uses.values()):
             if (api := api_settings(self.stack, there or {}, facts, self.arguments.api_port or 8006)) is not None:
                 host["api"] = api

@@ -61,7 +61,9 @@ def trees(arguments: argparse.Namespace) -> list[tree.TreeNode]:
         }
         containers = {one: container for one, container in guests.containers.items() if container.host == name}
         planned = reading.wanted(host, vms, containers, now, facts)
-        title = f"{name} ({host.address}): {facts.kernel}, Proxmox VE {facts.pve or 'not found'}"
+        title = (
+            f"{name} ({host.address}): {facts.kernel}, Proxmox VE {facts.pve or 'not found'}{facts.cluster.described}"
+        )
         about = traits.of_host(facts), traits.wanted_of_host(facts, host)
         drawn.append(tree.of_host(title, None if arguments.planned else now, None if arguments.now else planned, about))
     return drawn

@@ -35,7 +35,7 @@ def diagnose(reading: Reading, host: Host) -> Report:
     found += _boot(reading)
     return Report(
         "host",
-        f"host {reading.node}: {facts.kernel}, Proxmox VE {facts.pve or 'not found'}",
+        f"host {reading.node}: {facts.kernel}, Proxmox VE {facts.pve or 'not found'}{facts.cluster.described}",
         _head(reading),
         [_settings_table(reading, host, slots), cards.table(reading, shown), _files_table(reading)],
         found,

@@ -286,15 +286,23 @@ class Guests(_Fact):
 class Cluster(_Fact):
     """What Proxmox VE knows of the host's surroundings, where guests were asked for.
 
-    ``node``: the host's name in it; ``places``: each guest's file below /etc/pve/nodes, such as ``pve2/qemu-server/203.conf``, a line each; ``users``:
-    /etc/pve/user.cfg; ``certificate``: what the API shows, ``authority``: /etc/pve/pve-root-ca.pem, as PEM.
+    ``node``: the host's name in it; ``name``: the cluster's, empty: the host is alone; ``places``: each guest's file below /etc/pve/nodes, such as ``pve2/qemu-server/203.conf``, a line each; ``users``:
+    /etc/pve/user.cfg; ``certificate``: what the API shows, ``authority``: /etc/pve/pve-root-ca.pem, as PEM. ``quorate``: may
+    /etc/pve be written?
     """
 
     node: str = ""
+    name: str = ""
     places: str = ""
     users: str = ""
     authority: str = ""
     certificate: str = ""
+    quorate: bool = True
+
+    @property
+    def described(self) -> str:
+        """`, node of the cluster home`; empty for a host that is alone."""
+        return f", node of the cluster {self.name}" if self.name else ""
 
     def elsewhere(self, wanted: str, guest: int) -> HomelabError | None:
         """The error for a guest, VM or container, that is on another node; None: it is here, or nowhere."""

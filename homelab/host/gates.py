@@ -96,6 +96,20 @@ def _named(device: Device, gpu: Gpu) -> bool:
     return by_address and gpu.match in (None, device.id)
 
 
+def writable(facts: HostFacts, _host: Host) -> list[HomelabError]:
+    """The cluster, where the host is in one: without a quorum no guest and no mapping can be changed, and none started after a reboot."""
+    if facts.cluster.quorate:
+        return []
+    return [
+        HomelabError(
+            wanted=f"the node {facts.cluster.node} in a cluster that takes changes",
+            found="it has no quorum (`pvecm status`): most of the cluster's votes are missing",
+            why="/etc/pve can only be read then: guests can't be changed or started, and a reboot would leave them off; nothing was changed",
+            next="bring the missing nodes back, or wait until they are, then run `pulumi up` again",
+        )
+    ]
+
+
 def tools(facts: HostFacts, _host: Host) -> list[HomelabError]:
     """What the scripts call, and a boot loader that is known for certain."""
     errors = []
@@ -507,6 +521,7 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
     slots, unresolved = resolve(facts, host.gpus)
     errors = [
         *tools(facts, host),
+        *writable(facts, host),
         *iommu(facts, host),
         *remapping.refused(facts, host),
         *room(facts, host),

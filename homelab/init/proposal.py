@@ -21,6 +21,7 @@ from homelab.nvidia import preview
 from homelab.remote.proxmox import probe
 from homelab.settings import Settings, parse, stack_file
 from homelab.settings.secrets import is_encrypted, left_open, readable
+from homelab.settings.types import is_name
 from homelab.vm import plan as vm_plan
 
 # What stands for the token's secret until it is known; `up` refuses it (homelab/settings/secrets.py).
@@ -113,6 +114,15 @@ def fingerprint(facts: HostFacts) -> str | None:
     der = ssl.PEM_cert_to_DER_cert(pem[pem.index(begin) : pem.index(end) + len(end)])
     digits = hashlib.sha256(der).hexdigest().upper()
     return ":".join(digits[at : at + 2] for at in range(0, len(digits), 2))
+
+
+def cluster_settings(host: Mapping[str, object], facts: HostFacts) -> dict[str, str]:
+    """The `cluster` of a node that the file doesn't know as one yet: it restarts in turn with the others then.
+
+    :param host: what the file has of the host.
+    """
+    name = facts.cluster.name
+    return {"cluster": name} if name and "cluster" not in host and is_name(name) else {}
 
 
 def api_settings(stack: str, host: Mapping[str, Any], facts: HostFacts, port: int) -> dict[str, Any] | None:

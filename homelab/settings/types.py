@@ -320,6 +320,11 @@ def _function(value: str) -> str:
     return value.lower()
 
 
+def is_name(text: str) -> bool:
+    """May it be the name of a host, a card, a cluster?"""
+    return _NAME.fullmatch(text) is not None
+
+
 def _name(value: str) -> str:
     if not _NAME.fullmatch(value):
         raise ValueError("expected a name of letters, digits and hyphens that begins with a letter, 40 at most")

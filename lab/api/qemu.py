@@ -12,7 +12,7 @@ from typing import Any
 from lab.host.pve_packages import is_pve9
 from lab.host.state import HostState
 
-from . import hooks
+from . import ha, hooks
 from .call import Call
 from .errors import ApiError, Died, bad_parameters, not_allowed
 from .formats import format_properties, format_size, parse_properties, size_of
@@ -122,7 +122,7 @@ def status(call: Call) -> dict[str, Any]:
     """GET .../status/current."""
     guest = call.guest("qemu")
     values = guest.config().values
-    found = {**summary(guest), **_running_details(guest), "ha": {"managed": 0}, "qmpstatus": _qmp_status(guest)}
+    found = {**summary(guest), **_running_details(guest), "ha": ha.shown(guest), "qmpstatus": _qmp_status(guest)}
     if agent_enabled(values):
         found["agent"] = 1
     if "vga" in values:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from lab.host.pve_packages import is_pve9
 
-from . import hooks, passthrough
+from . import ha, hooks, passthrough
 from .call import Call, unheard
 from .direct_boot import DirectBoot, power_off, power_on, require_files
 from .errors import ApiError, Died
@@ -181,6 +181,8 @@ def start(call: Call) -> str:
     call.require_root_for("skiplock")
     require_cluster_ready(call.host)
     skip = bool(call.parameters.get("skiplock"))
+    if upid := ha.asked(call, guest, "start", lambda log: start_work(guest, log)):
+        return upid
     return call.start("qmstart", str(guest.vmid), lambda log: start_work(guest, log, skip_lock=skip))
 
 
@@ -189,6 +191,8 @@ def stop(call: Call) -> str:
     guest = call.guest("qemu")
     call.require_root_for("skiplock")
     skip = bool(call.parameters.get("skiplock"))
+    if upid := ha.asked(call, guest, "stop", lambda log: stop_work(guest, log)):
+        return upid
     return call.start("qmstop", str(guest.vmid), lambda log: stop_work(guest, log, skip_lock=skip))
 
 
@@ -201,6 +205,9 @@ def shutdown(call: Call) -> str:
     _say_why_it_cant_react(call, guest)
     if guest.paused and not force:
         raise Died("VM is paused - cannot shutdown")
+    # The manager knows nothing of a time limit, nor of a stop after it.
+    if upid := ha.asked(call, guest, "stop", lambda log: shutdown_work(guest, log, 0.5, force=False)):
+        return upid
     return call.start(
         "qmshutdown", str(guest.vmid), lambda log: shutdown_work(guest, log, timeout, force=force, skip_lock=skip)
     )

@@ -5,6 +5,7 @@ What a node says is held to the recording of a real cluster of three (tests/lab/
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 from proxmoxer import ProxmoxAPI
 from proxmoxer.core import ResourceException
 
+from homelab.remote import ssh
 from lab.cluster import LabCluster
 from tests.lab.test_api import connect
+from tests.lab.test_proxmox_api import host_of
 
 CARD = "node={},path=0000:01:00,id=10de:2b85"
 
@@ -127,3 +130,11 @@ def test_when_two_are_gone_the_third_has_no_quorum(cluster: LabCluster) -> None:
     cluster["pve2"].fault("cut-off")
     cluster["pve3"].fault("cut-off")
     assert [quorate(cluster, name)[0] for name in cluster.nodes] == [0, 0, 0]
+
+
+def test_a_reading_says_whether_a_node_has_a_quorum(cluster: LabCluster) -> None:
+    host = host_of(cluster["pve1"])
+    read = asyncio.run(ssh.read(host, guests=True)).cluster
+    assert read.quorate and read.described == ", node of the cluster homelab"
+    cluster["pve1"].fault("cut-off")
+    assert not asyncio.run(ssh.read(host, guests=True)).cluster.quorate

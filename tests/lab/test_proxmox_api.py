@@ -401,3 +401,38 @@ def test_the_right_to_make_a_vm_which_the_node_doesnt_name_is_named(lab: Lab) ->
     login = homelab(lab, ("/vms", "users", "PVEAuditor"))
     with pytest.raises(ForbiddenError, match=r"VM\.Allocate"):
         client(lab, **login).post(f"nodes/{NODE}/qemu", "a VM", vmid=200)
+
+
+# -- HA ---------------------------------------------------------------------------------------------------------------------
+def under_ha(lab: Lab) -> None:
+    text = f"vm: {VM}\n\tstate started\n\n"
+    lab.run("mkdir -p $ROOT/etc/pve/ha; cat >$ROOT/etc/pve/ha/resources.cfg", stdin=text)
+
+
+def kinds_of_tasks(lab: Lab) -> list[str]:
+    return [task["type"] for task in reversed(client(lab).tasks(source="all", vmid=VM, limit=500))]
+
+
+@pytest.mark.parametrize("ignores", [False, True], ids=["it goes off", "it is to be stopped then"])
+def test_a_vm_under_ha_is_stopped_and_started_through_ha(lab: Lab, ignores: bool) -> None:
+    """The manager's tasks end at once, and the VM follows; a shutdown that isn't heard ends in a stop, by the manager too."""
+    under_ha(lab)
+    if ignores:
+        lab.fault("guest-ignores-shutdown", VM)
+    policy = Policy(50, "stop") if ignores else Policy(600, "fail")
+    assert machine(lab).converge(set_to(cores="4"), ["cores"], policy, "keep") is True
+    asked = [kind for kind in kinds_of_tasks(lab) if kind.startswith("ha")]
+    assert asked == ["hastop", *(["hastop"] if ignores else []), "hastart"]
+    assert not {"qmshutdown"} & set(kinds_of_tasks(lab))
+    current = client(lab).get(f"nodes/{NODE}/qemu/{VM}/config", "", current=1)
+    assert current["cores"] == 4
+
+
+def test_a_vm_that_ha_has_given_up_on_is_named_and_how_to_get_it_back(lab: Lab) -> None:
+    machine(lab).shut_down(POLICY)
+    under_ha(lab)
+    lab.fault("ha-error", VM)
+    before = kinds_of_tasks(lab)
+    with pytest.raises(ApiError, match="ha-manager set vm:103 --state disabled"):
+        machine(lab).start()
+    assert kinds_of_tasks(lab) == before

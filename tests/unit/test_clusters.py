@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError
+from homelab.init.proposal import cluster_settings
 from homelab.settings import Settings, load_host, parse, secrets
-from tests.unit.hosts import KEY
+from tests.unit.hosts import KEY, desktop
 
 HOME: dict[str, Any] = {
     "nodes": {"pve1": {"address": "192.0.2.1", "hostKey": KEY}, "pve2": {"address": "192.0.2.2", "hostKey": KEY}},
@@ -82,3 +83,27 @@ def test_a_secret_of_a_cluster_stands_in_one_place() -> None:
     ]
     own = settings({"pve1": {"cluster": "home", "api": {**HOME["api"], "tokenSecret": "c"}}}).as_written()
     assert ("hosts", "pve1", "api", "tokenSecret") in secrets.secrets(own)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "there", "proposed"),
+    [
+        ("home", {}, {"cluster": "home"}),
+        ("home", {"address": "192.0.2.1"}, {"cluster": "home"}),
+        ("home", {"cluster": "mine"}, {}),
+        ("", {}, {}),
+        ("9", {}, {}),
+    ],
+    ids=[
+        "a new host",
+        "one that the file has",
+        "one that has another name for it",
+        "alone",
+        "no name of these settings",
+    ],
+)
+def test_init_proposes_the_cluster_of_a_node(cluster: str, there: dict[str, Any], proposed: dict[str, str]) -> None:
+    facts = desktop()
+    node = facts.model_copy(update={"cluster": facts.cluster.model_copy(update={"name": cluster})})
+    assert cluster_settings(there, node) == proposed
+    assert node.cluster.described == (f", node of the cluster {cluster}" if cluster else "")

@@ -179,3 +179,10 @@ def test_a_full_boot_partition_is_refused_unless_the_initramfs_is_made_already()
 def test_missing_commands_and_an_unknown_boot_loader_are_refused_together() -> None:
     facts = desktop(missing_tools=["lspci"], loader="", loader_clues="LoaderInfo 'not set'")
     assert reasons(facts, settings()) == ["missing: lspci", "LoaderInfo 'not set'"]
+
+
+def test_a_node_without_a_quorum_is_left_as_it_is() -> None:
+    facts = desktop()
+    alone = facts.model_copy(update={"cluster": facts.cluster.model_copy(update={"quorate": False, "node": "pve1"})})
+    (found,) = gates.check(alone, settings())[1]
+    assert "the node pve1" in found.wanted and "no quorum" in found.found and "nothing was changed" in found.why

@@ -34,6 +34,9 @@ _NOT_RESET = re.compile(r"failed to reset PCI device '([^']+)'")
 CLOCK_SECONDS = 5
 # How long to look for the effect of a start that no task can be waited for.
 LOST_SECONDS = 30
+# The same where the HA manager starts or stops it: its task ends at once, and the VM follows 10 to 20 seconds later (recorded), or after the
+# two minutes that a lock of a node that has nothing else to do takes.
+HA_SECONDS = 180
 
 # From a VM's present configuration to what is to be written.
 PowerTarget = Callable[[dict[str, str]], Change]
@@ -199,7 +202,8 @@ class Machine:
     def start(self) -> None:
         """Starts it and waits till it runs. Raises ApiError."""
         wanted = f"{self.label} started"
-        self.say("starting")
+        by_ha = self._require_ha_can(wanted)
+        self.say("starting, by HA" if by_ha else "starting")
         try:
             log = self._task("post", "/status/start", wanted, ("qmstart", "hastart"))
         except ApiError as error:
@@ -208,7 +212,8 @@ class Machine:
             if "already running" not in error.reason and not (isinstance(error, UnansweredError) and self._comes_up()):
                 raise
         self.starts += 1
-        if not self._comes_up():
+        if not self._comes_up(HA_SECONDS if by_ha else LOST_SECONDS):
+            self._require_ha_can(wanted)
             raise ApiError(
                 wanted=wanted,
                 found="its task ended well, and it doesn't run",
@@ -244,9 +249,26 @@ class Machine:
             if task["starttime"] - CLOCK_SECONDS <= started <= task.get("endtime", 0) + CLOCK_SECONDS:
                 self._require_reset(self._api.task_log(task["upid"]))
 
-    def _comes_up(self) -> bool:
+    def _comes_up(self, seconds: int = LOST_SECONDS) -> bool:
         """Does it run, within a while? There may be no task to wait for: the answer was lost, or the HA manager does it."""
-        return self._becomes(running=True, deadline=self._api.clock.now() + LOST_SECONDS)
+        return self._becomes(running=True, deadline=self._api.clock.now() + seconds)
+
+    def _require_ha_can(self, wanted: str) -> bool:
+        """Is it under HA, which then starts and stops it?
+
+        :raises ApiError: HA has given up on it, and starts nothing until it is told that the cause is gone.
+        """
+        ha = self._status().get("ha") or {}
+        if ha.get("managed") and ha.get("state") == "error":
+            raise ApiError(
+                wanted=wanted,
+                found="HA has it in the state error",
+                why="HA has tried to start it and given up; it starts nothing in this state, and nobody else may",
+                next=f"see why (`journalctl -u pve-ha-lrm` on the host); then `ha-manager set vm:{self.vmid} --state disabled`, and run `pulumi up` again",
+                status=500,
+                reason="in error state",
+            )
+        return bool(ha.get("managed"))
 
     def _becomes(self, *, running: bool, deadline: float) -> bool:
         while self.running() is not running:
@@ -281,8 +303,8 @@ class Machine:
                     return
                 raise
             else:
-                # A VM under HA goes off after its task has ended.
-                if not self._becomes(running=False, deadline=deadline):
+                # A VM under HA goes off after its task has ended, and HA takes no word of a stop after a time.
+                if not self._becomes(running=False, deadline=deadline) and not self._stopped_by_ha(policy, wanted):
                     raise _still_on(
                         self,
                         policy,
@@ -296,6 +318,13 @@ class Machine:
                         ),
                     )
                 return
+
+    def _stopped_by_ha(self, policy: Policy, wanted: str) -> bool:
+        """Is it off once HA has been told to stop it, where the settings say so?"""
+        if policy.otherwise != "stop" or not self._require_ha_can(wanted):
+            return False
+        self._task("post", "/status/stop", wanted, ("hastop",))
+        return self._becomes(running=False, deadline=self._api.clock.now() + HA_SECONDS)
 
     def destroy(self) -> None:
         """Removes it, with its disks. Raises ApiError."""

@@ -3,21 +3,41 @@
 # Needs: container/changes
 #
 # Gives: shut_down, start_up; put_back. Variables: CTID, TIMEOUT, OTHERWISE.
+#
+# Where the HA manager has the container, pct asks it and ends at once: the container follows 10 to 20 seconds later, or after the two minutes that a
+# lock of a node that has nothing else to do takes. The manager knows of no time limit.
+HA_SECONDS=180
 
 # shut_down - within TIMEOUT seconds, then OTHERWISE (fail | stop). Returns 1 if it still runs.
 shut_down() {
   log "shutting container $CTID down"
   DOING="container $CTID" RUN_SECONDS=$((TIMEOUT + 120)) run_logged pct shutdown "$CTID" --timeout "$TIMEOUT" || : # what counts is whether it is off
+  await_ha off "$TIMEOUT"
   is_up || return 0
   [[ $OTHERWISE == stop ]] || return 1
   log "it didn't within $TIMEOUT s: stopping it"
   DOING="container $CTID" run_logged pct stop "$CTID" || :
+  await_ha off "$HA_SECONDS"
   ! is_up
+}
+
+# await_ha on|off SECONDS - until the HA manager has switched it, if it is the manager's to do so.
+await_ha() {
+  local until=$((SECONDS + $2))
+  within "$ASK_SECONDS" grep -qsE "^ct: *$CTID *\$" "$ROOT/etc/pve/ha/resources.cfg" || return 0
+  told_from_now
+  while [[ $(is_up && printf on || printf off) != "$1" ]] && ((SECONDS < until)); do
+    tell_now_and_then "waiting for HA to switch container $CTID $1"
+    sleep 1
+  done
 }
 
 start_up() {
   log "starting container $CTID"
-  DOING="container $CTID" run_logged pct start "$CTID" && return 0
+  if DOING="container $CTID" run_logged pct start "$CTID"; then
+    await_ha on "$HA_SECONDS"
+    return 0
+  fi
   die "container $CTID started" "$OUTPUT" "it is off now" "see \`pct start $CTID --debug\`, correct the cause, then run \`pulumi up\` again"
 }
 

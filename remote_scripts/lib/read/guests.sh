@@ -44,15 +44,24 @@ guests() {
   printf '}'
 }
 
+# has_quorum - may /etc/pve be written? A host that is alone always may; a node whose pvecm doesn't answer isn't said to lack it.
+has_quorum() {
+  local text
+  [[ $GUESTS == yes && -e $ROOT/etc/pve/corosync.conf ]] || return 0
+  text=$(within "$ASK_SECONDS" pvecm status 2>/dev/null) || : # it ends with 2 where there is none
+  ! grep -qE '^Quorate: +No' <<<"$text"
+}
+
 # What Proxmox VE knows of the host's surroundings: where each guest of the cluster is, who may what (no secret is in that file), the
 # certificate that its API shows, and its authority's.
 cluster() {
-  local node='' files='' certificate=/etc/pve/local/pve-ssl.pem
+  local node='' files='' name='' certificate=/etc/pve/local/pve-ssl.pem
   printf ',"cluster":{'
   if [[ $GUESTS == yes ]]; then
     # Where Proxmox VE's file system isn't mounted, these aren't there.
     node=$(readlink "$ROOT/etc/pve/local") || node=''
     files=$(cd "$ROOT/etc/pve/nodes" 2>/dev/null && find . -mindepth 3 -maxdepth 3 -name '[1-9]*.conf' -printf '%P\n' | sort) || files=''
+    name=$(sed -n 's/^ *cluster_name: *//p' "$ROOT/etc/pve/corosync.conf" 2>/dev/null | head -n 1) || name=''
     [[ ! -e $ROOT/etc/pve/local/pveproxy-ssl.pem ]] || certificate=/etc/pve/local/pveproxy-ssl.pem
     printf '"users":'
     string_of /etc/pve/user.cfg
@@ -63,7 +72,9 @@ cluster() {
   else
     printf '"users":"","authority":"","certificate":""'
   fi
+  has_quorum && printf ',"quorate":true' || printf ',"quorate":false'
   json_entry node "${node##*/}"
+  json_entry name "$name"
   json_entry places "$files"
   printf '}'
 }

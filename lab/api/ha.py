@@ -1,0 +1,65 @@
+"""VMs under the HA manager: a start or a stop asks it, by a task that ends at once; the VM follows some time later (recorded on a cluster).
+
+A VM is one of its services if /etc/pve/ha/resources.cfg has `vm: ID` with another state than `ignored`. The fault ha-error, a VM's id, has it in the
+state `error`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from .call import Call
+from .errors import Died
+from .guests import Guest
+from .tasks import TaskLog, Work
+
+_FILE = "/etc/pve/ha/resources.cfg"
+#: Until the manager has the VM started or stopped; 10 to 20 seconds on a real one.
+DELAY_SECONDS = 0.4
+
+
+def _state(guest: Guest) -> str | None:
+    """What the manager is to make of a VM; None: it isn't one of its services."""
+    match = re.search(rf"(?m)^vm: {guest.vmid}\n((?:[ \t]+.*\n?)*)", guest.host.read(_FILE, ""))
+    if match is None:
+        return None
+    state = re.search(r"(?m)^\s+state (\S+)$", match[1])
+    wanted = state[1] if state else "started"
+    if wanted == "ignored":
+        return None
+    return "error" if guest.has_fault("ha-error") and wanted != "disabled" else wanted
+
+
+def shown(guest: Guest) -> dict[str, Any]:
+    """`ha` of a VM's status."""
+    state = _state(guest)
+    return {"managed": 0} if state is None else {"managed": 1, "state": state}
+
+
+def asked(call: Call, guest: Guest, verb: str, work: Callable[[TaskLog], Work]) -> str | None:
+    """Have the manager do it; None: the VM isn't its.
+
+    Args:
+        verb: start or stop.
+        work: what the node does then.
+    """
+    if _state(guest) is None:
+        return None
+
+    def request(log: TaskLog) -> Work:
+        log(f"Requesting HA {verb} for VM {guest.vmid}")
+        if _state(guest) == "error":
+            log(f"service 'vm:{guest.vmid}' in error state, must be disabled and fixed first")
+            raise Died(f"command 'ha-manager set vm:{guest.vmid} --state {verb}ed' failed: exit code 255")
+        yield 0.0
+
+    def followed(log: TaskLog) -> Work:
+        yield DELAY_SECONDS
+        if _state(guest) != "error":
+            yield from work(log)
+
+    upid = call.start(f"ha{verb}", str(guest.vmid), request)
+    call.start(f"qm{verb}", str(guest.vmid), followed)
+    return upid
