@@ -16,6 +16,7 @@ from components.gpu_cards import GpuCards, GpuCardsArgs
 from components.gpu_lxc import GpuLxc, GpuLxcArgs
 from components.gpu_vm import GpuVm, GpuVmArgs
 from components.host_reboot import HostReboot, HostRebootArgs
+from components.host_scripts import HostScripts, HostScriptsArgs
 from components.iommu_host import IommuHost, IommuHostArgs
 from components.nvidia_guest_stack import NvidiaGuestStack, NvidiaGuestStackArgs, in_container, in_vm, on_host
 from components.nvidia_nodes import NvidiaNodes, NvidiaNodesArgs
@@ -48,6 +49,7 @@ turns: dict[str | None, pulumi.Output[BootSeen]] = {}  # cluster -> the boot of 
 for name, host in settings.hosts.items():
     node = host.node or name
     probe = HostProbe.of(f"{name}-probe", name, host)
+    HostScripts(name, HostScriptsArgs(host_name=name, host=host), after(probe))
 
     words, again = probe.iommu_words, probe.generation_of("iommu")
     given[name] = pulumi.Output.concat(words, " ", probe.vfio_words)

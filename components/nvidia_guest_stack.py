@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from homelab.nvidia.plan import Plan, Request
     from homelab.nvidia.symptoms import Context
     from homelab.nvidia.verification import Expected
+    from homelab.remote import kept_scripts
     from homelab.remote import nvidia_steps as steps
 
     # (request, plan, context for messages, the installed driver, generation) -> a composed script.
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 else:
     planner, state, verification = (later(f"homelab.nvidia.{name}") for name in ("plan", "state", "verification"))
     steps = later("homelab.remote.nvidia_steps")
+    kept_scripts = later("homelab.remote.kept_scripts")
 
 _FORMER_TYPE = "homelab:guest:NvidiaGuestStack"
 
@@ -115,7 +117,7 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             return steps.toolkit(plan, stack, driver, context=context, generation=again)
 
         def verify(request: Request, plan: Plan, _context: Context, *_: str) -> str:
-            return steps.verification(plan, stack, len(request.devices or ()))
+            return kept_scripts.named(steps.verification(plan, stack, len(request.devices or ())))
 
         repository = self._step("repository", add_repository, self._found)
         self._plan = self._planned(_answered(repository, "offered"))

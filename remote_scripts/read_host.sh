@@ -46,6 +46,7 @@ read_host() {
   containers
   ledger
   edits
+  kept_scripts
   handed_over
   systems
   guests

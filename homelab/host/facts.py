@@ -435,6 +435,8 @@ class HostFacts(_Fact):
     handover: HandedOver = HandedOver()
     # What this program noted of VMs and mappings (homelab/remote/ledger.py): name -> JSON.
     ledger: dict[str, str] = {}
+    # Owner -> names of this program's scripts that lie whole on the host (homelab/remote/kept_scripts.py).
+    kept_scripts: dict[str, list[str]] = {}
     # Copies of this program's files that had been edited by hand when they were written again or removed.
     edits: list[str] = []
     # What the kernel has said since it booted, as far as it matters for cards (homelab/host/kernel_log.py); empty where it was not asked.

@@ -110,9 +110,10 @@ class Work(Generic[InputsT, OutputsT]):
     #: Hosts of which this run has said why they are rebooted: it isn't said twice.
     said_of_reboot: ClassVar[set[str]] = set()
 
-    def __init__(self, texts: Mapping[str, str]) -> None:
-        """``texts``: the stack's configuration."""
+    def __init__(self, texts: Mapping[str, str], urn: str = "") -> None:
+        """``texts``: the stack's configuration; ``urn``: of the resource."""
         self.stack = StackTexts(texts)
+        self.urn = urn
 
     # -- what a resource has of its own ----------------------------------------------------------------------------
     def id(self, inputs: InputsT) -> str:

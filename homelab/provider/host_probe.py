@@ -7,10 +7,12 @@ import dataclasses
 
 from homelab.errors import HomelabError
 from homelab.host import gates, plan
+from homelab.host.facts import HostFacts
 from homelab.provider.base import Work
 from homelab.provider.storage_file import StorageFileWork
-from homelab.remote import guard, planning, ssh
+from homelab.remote import guard, kept_scripts, planning, ssh
 from homelab.resources.host_probe import LAYERS, HostProbe
+from homelab.settings import Host
 from homelab.text import tell
 
 
@@ -51,7 +53,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         edits: list[str] = []
         try:
             host = self.host(inputs)
-            facts = asyncio.run(ssh.read(host))
+            facts = asyncio.run(self._read_once_more(host))
             edits = facts.edits
             StorageFileWork(self.stack.texts).left(host.node or inputs.host, inputs.host, facts.ledger)
         except HomelabError as error:  # nothing of the state is left to be given back: no reason to fail
@@ -70,6 +72,15 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
                 f"{inputs.host}: if {' or '.join(others)} is this host under another name, its boot configuration and services have just been taken back: "
                 "run `pulumi up --refresh` before the host is rebooted, which writes them again"
             )
+
+    async def _read_once_more(self, host: Host) -> HostFacts:
+        """The last of a host; what a run that was killed left of this stack's scripts is taken away."""
+        async with ssh.connect(host) as session:
+            facts = await session.read()
+            owner = kept_scripts.owner_of(self.urn)
+            if owner in facts.kept_scripts:
+                await session.run("revert", kept_scripts.in_use(owner))
+            return facts
 
 
 def _raised(generation: dict[str, int], layers: set[str]) -> dict[str, int]:

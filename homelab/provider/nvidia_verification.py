@@ -7,8 +7,8 @@ import asyncio
 from homelab.errors import HomelabError, raise_all
 from homelab.nvidia import verification
 from homelab.provider.systems import SystemWork
+from homelab.remote import kept_scripts, scripts
 from homelab.remote import nvidia_steps as steps
-from homelab.remote import scripts
 from homelab.resources.nvidia import NvidiaVerification
 from homelab.settings.nvidia import Nvidia
 from homelab.shapes import StackInUse
@@ -32,7 +32,7 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
             # It may have been started a moment ago.
             await self.read_system_in_time(inputs, stack.timeouts.reboot)
         async with self.session(inputs, float(inputs.timeout) + SLACK_SECONDS) as run:
-            answer = scripts.answer(await run("verify", inputs.script))
+            answer = scripts.answer(await run("verify", kept_scripts.whole(inputs.script)))
         result, errors = verification.judge(answer, verification.Expected(**inputs.wanted))
         if answer.get("update") == "tried" and stack is not None:
             works = answer["nvidiaSmi"]["status"] == 0

@@ -139,7 +139,7 @@ class Homelab(sdk.Provider):
         """In a thread: what blocks the loop would hold up all other calls."""
 
         def work() -> T:
-            return do(work_of(_declared(request.type))(self._texts))
+            return do(work_of(_declared(request.type))(self._texts, request.urn))
 
         with log.about(request.urn):
             inside = contextvars.copy_context()

@@ -1,7 +1,6 @@
-"""The bash that runs on a host: composed of arguments, the library and one script, and sent as standard input.
+"""The bash that runs on a host: composed of arguments, the library and one script, and run as standard input.
 
-Nothing is copied to the host, no value is ever part of a command line, and the Pulumi state holds the very text that can undo
-what was done. What is sent is what a script does, without comments and without functions that it doesn't reach: only a change of
+No value is ever part of a command line. For commands the host keeps scripts (homelab/remote/kept_scripts.py); what else runs there is sent whole. What is sent is what a script does, without comments and without functions that it doesn't reach: only a change of
 that changes a resource.
 """
 

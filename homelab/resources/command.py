@@ -13,12 +13,15 @@ from homelab.errors import HomelabError
 from homelab.later import later
 from homelab.remote import scripts
 from homelab.resources import limits
+from homelab.resources.kept_scripts import kept_at, owner
 from homelab.stack import Refusal
 
 if TYPE_CHECKING:
+    from homelab.remote import kept_scripts
     from homelab.remote import ssh as _ssh
     from homelab.settings import Host
 else:
+    kept_scripts = later("homelab.remote.kept_scripts")
     _ssh = later("homelab.remote.ssh")
 
 # A refused connection, a wrong key and a wrong password are all retried by the plugin; a host that answers does so at once.
@@ -88,6 +91,8 @@ def script(
 ) -> remote.Command:
     """``stdin`` run as ``bash -s -- apply`` on create and update, and, when ``undone``, as ``bash -s -- revert`` on destroy.
 
+    Where the host keeps the scripts (components/host_scripts.py), ``stdin`` names them.
+
     :param triggers: their change replaces the resource. Never together with ``undone``: Pulumi creates the new one first and
         deletes the old one then, so that the undo would run after the redo.
     :param identity: what the script is about, such as a container's id: a change undoes the old one first, where it was, and then
@@ -101,6 +106,11 @@ def script(
     if identity and triggers is not None:
         raise ValueError(f"{name}: identity is for a script that is undone, triggers are for an act")
     arguments, ignored = connection(host, address)
+    kept = kept_at(host, address)
+    if kept is not None:
+        owned_by = owner()
+        stdin = pulumi.Output.from_input(stdin).apply(lambda text: kept_scripts.by_reference(text, owned_by))
+        opts = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[kept]))
     return remote.Command(
         name,
         connection=arguments,

@@ -25,6 +25,7 @@ ARGUMENTS = {
     "confirm_boot.sh": ("LOCK_TIMEOUT",),
     "cluster_turn.sh": ("LOCK_TIMEOUT", "OVER_SECONDS"),
     "read_log.sh": ("LINES",),
+    "kept_scripts.sh": ("OWNER", "CONTENT"),
     "ledger.sh": ("NAME", "NOTE", "KEEP"),
     "storage_file.sh": ("URL", "VOLUME"),
     "read_packages.sh": (),

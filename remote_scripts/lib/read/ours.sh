@@ -2,7 +2,7 @@
 # What we wrote on this host, and what became of it: keys of read_host.sh's answer.
 # Needs: files, boot, switch, lacking, container/drift, container/record, handover/rest, read/text
 #
-# Gives: managed; edits; ledger; containers.
+# Gives: managed; edits; kept_scripts; ledger; containers.
 
 # What we wrote, and what became of it.
 managed() {
@@ -33,6 +33,20 @@ edits() {
   mapfile -t copies < <(find "$ROOT$EDITS" -type f -printf "$EDITS/%P\n" 2>/dev/null | sort)
   printf ',"edits":'
   json_list "${copies[@]}"
+}
+
+# This program's scripts that lie here (kept_scripts.sh): owner -> names of those that are whole, which is in their names.
+kept_scripts() {
+  local dir separator='' names
+  printf ',"kept_scripts":{'
+  for dir in "$STATE"/scripts/*/; do
+    [[ -d $dir ]] || continue
+    mapfile -t names < <(cd "$dir" && sha256sum -- *.* 2>/dev/null | awk '{ n = length($2); if (substr($1, 1, 16) == substr($2, n - 15)) print $2 }')
+    printf '%s%s:' "$separator" "$(json_string "$(basename "$dir")")"
+    json_list "${names[@]}"
+    separator=,
+  done
+  printf '}'
 }
 
 # What was noted of VMs and mappings (ledger.sh): name -> its text.

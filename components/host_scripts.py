@@ -1,0 +1,45 @@
+"""HostScripts: what the other components run on a host lies there, and their commands name it.
+
+Owns /var/lib/homelab/scripts/STACK. Put there before a host's first command, and taken away after its last one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pulumi
+
+from homelab.later import later
+from homelab.resources import command as remote
+from homelab.resources.children import Children
+from homelab.resources.kept_scripts import KeptScripts, are_kept, owner
+from homelab.settings import Host
+
+if TYPE_CHECKING:
+    from homelab.remote import kept_scripts
+else:
+    kept_scripts = later("homelab.remote.kept_scripts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostScriptsArgs:
+    """``host_name``: of the host in the settings."""
+
+    host_name: str
+    host: Host
+
+
+class HostScripts(pulumi.ComponentResource):
+    """No outputs: commands that are declared after it find the scripts by themselves (homelab/resources/command.py)."""
+
+    def __init__(self, name: str, args: HostScriptsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("homelab:host:HostScripts", name, {}, opts)
+        children = Children(self, name, opts)
+        put = children.options("put", depends_on=opts.depends_on if opts else None)
+        there = KeptScripts.on(children.named("put"), args.host_name, put)
+        are_kept(args.host, there)
+        text = kept_scripts.in_use(owner())
+        last = remote.script(children.named("scripts"), args.host, text, children.options("scripts"))
+        are_kept(args.host, last)
+        self.register_outputs({})

@@ -1,0 +1,43 @@
+"""The work on KeptScripts: puts the scripts on the host, and looks whether they are there."""
+
+from __future__ import annotations
+
+import asyncio
+
+from homelab.provider.base import Work
+from homelab.remote import kept_scripts, ssh
+from homelab.resources.kept_scripts import KeptScripts
+from homelab.text import tell
+
+
+class KeptScriptsWork(Work[KeptScripts.Inputs, KeptScripts.Outputs]):
+    """See the module."""
+
+    resource = KeptScripts
+
+    def create(self, inputs: KeptScripts.Inputs) -> KeptScripts.Outputs:
+        asyncio.run(self._put(inputs))
+        return KeptScripts.Outputs()
+
+    def update(
+        self, inputs: KeptScripts.Inputs, had: KeptScripts.Inputs, outputs: KeptScripts.Outputs
+    ) -> KeptScripts.Outputs:
+        return self.create(inputs)
+
+    def read(self, inputs: KeptScripts.Inputs, outputs: KeptScripts.Outputs) -> KeptScripts.Outputs:
+        if inputs.version != kept_scripts.version():
+            return outputs  # of another version of this program: this one's come with the next `up`
+        there = self.facts_of_refresh(inputs).kept_scripts
+        lacking = sorted({one.name for one in kept_scripts.texts()} - {*there.get(inputs.owner, ())})
+        drift = []
+        if lacking:
+            named = ", ".join(one.rpartition(".")[0] for one in lacking[:3])
+            more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+            drift = [f"scripts of this program's are missing on the host, or changed: {named}{more}"]
+            tell(f"{inputs.host}: drift: {drift[0]}")
+        return KeptScripts.Outputs(drift=drift)
+
+    async def _put(self, inputs: KeptScripts.Inputs) -> None:
+        host = self.host(inputs)
+        async with ssh.connect(host) as session:
+            await session.run("put", kept_scripts.put(inputs.owner), float(host.timeouts.script))

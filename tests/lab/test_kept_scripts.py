@@ -1,0 +1,75 @@
+"""This program's scripts on a host: put there, found missing by a refresh, taken away with the stack."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from homelab.provider import base
+from homelab.provider.host_probe import HostProbeWork
+from homelab.provider.kept_scripts import KeptScriptsWork
+from homelab.remote import kept_scripts
+from homelab.resources.host_probe import HostProbe
+from homelab.resources.kept_scripts import KeptScripts
+from lab import Lab
+from tests.lab.test_proxmox_api import host_of
+
+NODE, OWNER = "pve", "homelab-lab"
+URN = "urn:pulumi:lab::homelab::homelab:host:Probe::pve-probe"
+PROBED = HostProbe.Outputs(iommu_words="", vfio_words="", functions={}, by_hand=[], gpus={}, generation={}, stale=False)
+
+
+@pytest.fixture
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab.start("bound-by-hand", state=tmp_path_factory.mktemp("kept") / "lab") as started:
+        yield started
+
+
+@pytest.fixture
+def texts(lab: Lab) -> dict[str, str]:
+    host = host_of(lab).model_dump(mode="json", by_alias=True)
+    host["api"]["tokenSecret"] = lab.api["tokenSecret"]
+    return {"hosts": json.dumps({NODE: host}), "allowPlainSecrets": "true"}
+
+
+def test_scripts_are_put_found_missing_and_put_again(
+    lab: Lab, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = lab.root / "var/lib/homelab"
+    assert not home.exists()
+    work = KeptScriptsWork(texts)
+    inputs = KeptScripts.Inputs(host=NODE, owner=OWNER, version=kept_scripts.version())
+    outputs = work.create(inputs)
+    assert home.exists()
+
+    def refreshed(inputs: KeptScripts.Inputs) -> list[str]:
+        monkeypatch.setattr(base, "_READINGS", {})
+        return work.read(inputs, outputs).drift
+
+    assert refreshed(inputs) == []
+    files = sorted((home / "scripts" / OWNER).iterdir())
+    files[0].unlink()
+    files[1].write_text("cut")
+    (said,) = refreshed(inputs)
+    assert files[0].name.rpartition(".")[0] in said and files[1].name.rpartition(".")[0] in said
+    # What another version of this program has put there is no drift: its own comes with the next `up`.
+    older = KeptScripts.Inputs(host=NODE, owner=OWNER, version="0" * 16)
+    assert refreshed(older) == []
+    outputs = work.update(inputs, inputs, outputs)
+    assert refreshed(inputs) == []
+
+    work.delete(inputs, outputs)  # the component's command takes them away
+    assert refreshed(inputs) == []
+
+
+def test_what_a_killed_run_left_of_them_goes_with_the_host(lab: Lab, texts: dict[str, str]) -> None:
+    home = lab.root / "var/lib/homelab"
+    assert not home.exists()
+    inputs = KeptScripts.Inputs(host=NODE, owner=OWNER, version=kept_scripts.version())
+    KeptScriptsWork(texts).create(inputs)  # killed before the state knows of it
+    theirs = KeptScripts.Inputs(host=NODE, owner="homelab-other", version=kept_scripts.version())
+    KeptScriptsWork(texts).create(theirs)
+    HostProbeWork(texts, URN).delete(HostProbe.Inputs(host=NODE, wanted={}), PROBED)
+    assert [path.name for path in (home / "scripts").iterdir()] == ["homelab-other"]

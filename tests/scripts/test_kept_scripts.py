@@ -1,0 +1,133 @@
+"""Scripts that lie on a host, and commands that name them instead of having their text."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+
+import pytest
+
+from homelab.remote import kept_scripts, scripts
+from homelab.remote import nvidia_steps as steps
+from tests.scripts.conftest import Folder
+
+OWNER = "homelab-lab"
+PLACE = f"/var/lib/homelab/scripts/{OWNER}"
+
+# A command of each component, by what it composes.
+COMMANDS = {
+    "cmdline": scripts.cmdline("vfio", "a='b' \"$c\"", 1, entry=True),
+    "initramfs": scripts.vfio_initramfs(True),
+    "reboot": scripts.reboot_host("auto", "iommu=pt", ["0000:01:00.0=10de:2b85"], 600),
+    "nvidia_nodes": scripts.nvidia_nodes(),
+    "card_nodes": scripts.card_nodes(),
+    "card_values": scripts.card_values(["0000:01:00.0 10de:2b85 reset_method bus"]),
+    "handover": scripts.handover(["rtx5090 0000:01:00.0=10de:2b85 103"]),
+    "handover_hook": scripts.handover_hook(103),
+    "passthrough_test": scripts.passthrough_test({"0000:01:00.0": "10de:2b85"}),
+    "container": steps.in_container(
+        901, scripts.container_gpus(901, {"METHOD": "x", "MINORS": "", "FUNCTIONS": ""}, {"timeout": 1, "otherwise": "stop"}, "it's")
+    ),
+}  # fmt: skip
+
+
+def put(folder: Folder) -> None:
+    done = folder.run("put", kept_scripts.put(OWNER))
+    assert done.returncode == 0, done.stderr
+    assert scripts.answer(done.stdout) == {"kept": len(kept_scripts.texts())}
+
+
+def told(folder: Folder, head: str, run: str, names: list[str]) -> dict[str, str]:
+    """What a command gives its script: the value of each argument, and what would run then (RUN)."""
+    show = 'for one; do printf "%s=%s\\0" "$one" "${!one-}"; done'
+    done = folder.run("apply", f"{head}RUN={run}\nset -- {' '.join(names)} RUN\n{show}")
+    assert done.returncode == 0, done.stderr
+    return dict(one.split("=", 1) for one in done.stdout.split("\0") if one)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_that_names_its_scripts_runs_what_the_whole_one_does(folder: Folder, name: str) -> None:
+    put(folder)
+    whole = COMMANDS[name].rstrip("\n")
+    short = kept_scripts.by_reference(COMMANDS[name], OWNER)
+    assert len(short) < 4000
+    text = next(one.text for one in kept_scripts.texts() if whole.endswith("\n" + one.text))
+    short, last = short.rstrip("\n").rsplit("\n", 1)
+    names = sorted({*re.findall(r"^([A-Z_]+)=", short, re.MULTILINE)} - {"KEPT"})
+    expected = told(folder, whole.removesuffix(text), shlex.quote(text), names)
+    assert told(folder, short + "\n", last.removeprefix("eval "), names) == expected
+
+
+def test_what_is_put_is_root_alone_s_to_write_and_is_in_use_with_its_folders(folder: Folder) -> None:
+    before = folder.tree()
+    put(folder)
+    assert {mode & 0o022 for path, (mode, _) in folder.tree().items() if path not in before} == {0}
+    put(folder)  # once more: nothing is lost
+    done = folder.run("revert", kept_scripts.in_use(OWNER))
+    assert (done.returncode, folder.tree()) == (0, before)
+    assert folder.run("revert", kept_scripts.in_use(OWNER)).returncode == 0
+
+
+def test_another_stacks_scripts_stay(folder: Folder) -> None:
+    put(folder)
+    theirs = {path: what for path, what in folder.tree().items() if OWNER in path}
+    assert folder.run("put", kept_scripts.put("homelab-other")).returncode == 0
+    assert folder.run("revert", kept_scripts.in_use("homelab-other")).returncode == 0
+    assert {path: what for path, what in folder.tree().items() if OWNER in path} == theirs
+
+
+def kept(folder: Folder, name: str) -> str:
+    (file,) = (folder.root / PLACE[1:]).glob(f"{name}.*")
+    return f"{PLACE}/{file.name}"
+
+
+@pytest.mark.parametrize("change", ["missing", "cut short", "changed"])
+def test_one_that_is_missing_or_changed_is_not_run(folder: Folder, change: str) -> None:
+    put(folder)
+    file = folder.root / kept(folder, "handover_hook.sh")[1:]
+    if change == "missing":
+        file.unlink()
+    else:
+        file.write_text(file.read_text()[:-100] + ("" if change == "cut short" else "#" * 100))
+    before = folder.tree()
+    for verb in ("apply", "revert"):
+        done = folder.run(verb, kept_scripts.by_reference(scripts.handover_hook(103), OWNER))
+        assert done.returncode == 1
+        assert "it is missing, or has been changed" in done.stdout and "pulumi up --refresh" in done.stdout
+        assert folder.tree() == before
+
+
+def test_to_undo_something_another_version_is_taken_where_the_very_one_is_gone(folder: Folder) -> None:
+    put(folder)
+    older = kept_scripts.by_reference(scripts.handover_hook(103), OWNER)
+    (name,) = (one.name for one in kept_scripts.texts() if one.name.startswith("handover_hook.sh."))
+    older = older.replace(name, "handover_hook.sh." + "0" * 16).replace("eval", "printf %s")
+    assert folder.run("apply", older).returncode == 1
+    done = folder.run("revert", older)
+    (text,) = (one.text for one in kept_scripts.texts() if one.name == name)
+    assert (done.returncode, done.stdout) == (0, text)
+
+
+def test_an_archive_that_is_not_whole_changes_nothing_but_what_is_put_back(folder: Folder) -> None:
+    put(folder)
+    before = folder.tree()
+    text = kept_scripts.put(OWNER)
+    start = text.index("CONTENT=") + 20_000
+    done = folder.run("put", text[:start] + "AAAA" + text[start + 4 :])
+    assert done.returncode == 1 and "wanted: this program's scripts" in done.stdout
+    assert folder.tree() == before
+
+
+def test_of_each_script_the_latest_versions_stay(folder: Folder) -> None:
+    put(folder)
+    for number in range(6):
+        sum_of = f"{number}" * 16
+        path = folder.write(f"{PLACE}/cmdline.sh.{sum_of}", "old")
+        subprocess.run(["touch", "-d", f"2020-01-0{number + 1}", str(path)], check=True)
+    put(folder)
+    left = sorted(path.name for path in (folder.root / PLACE[1:]).glob("cmdline.sh.*"))
+    assert [name for name in left if name.rpartition(".")[2] in {f"{n}" * 16 for n in range(6)}] == [
+        f"cmdline.sh.{f'{n}' * 16}" for n in (2, 3, 4, 5)
+    ]
+    assert len(left) == 5
