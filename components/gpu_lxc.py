@@ -143,6 +143,8 @@ class GpuLxc(pulumi.ComponentResource):
                     name, container, found[0], f"{found[2]}{int(found[1] or 0)}"
                 )
             )
+            if card_libraries.limits_of(container).proxy:  # its address may hold a password
+                composed = pulumi.Output.secret(composed)
             last = packages = remote.script(
                 children.named("libraries"),
                 host,

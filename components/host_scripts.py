@@ -36,10 +36,16 @@ class HostScripts(pulumi.ComponentResource):
     def __init__(self, name: str, args: HostScriptsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:HostScripts", name, {}, opts)
         children = Children(self, name, opts)
-        put = children.options("put", depends_on=opts.depends_on if opts else None)
-        there = KeptScripts.on(children.named("put"), args.host_name, put)
-        are_kept(args.host, there)
-        text = kept_scripts.in_use(owner())
-        last = remote.script(children.named("scripts"), args.host, text, children.options("scripts"))
-        are_kept(args.host, last)
+        options = children.options("put", depends_on=opts.depends_on if opts else None)
+        there = KeptScripts.on(children.named("put"), args.host_name, remote.way_to(args.host), options)
+        # Sent whole: it takes away what it would be named by.
+        place = owner(args.host_name)
+        last = remote.script(
+            children.named("scripts"),
+            args.host,
+            kept_scripts.in_use(place),
+            children.options("scripts", depends_on=[there]),
+            place=place,
+        )
+        are_kept(args.host_name, args.host, last)
         self.register_outputs({})

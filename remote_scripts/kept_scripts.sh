@@ -13,25 +13,24 @@ SCRIPTS=/var/lib/homelab/scripts
 VERSIONS=5
 
 put() {
-  local folder=$ROOT$SCRIPTS/$OWNER new file count=0
+  local folder=$ROOT$SCRIPTS/$OWNER file name names=()
   take_lock
-  new=$folder/.new
-  rm -rf "$new"
-  need_dir "$new"
-  base64 -d <<<"$CONTENT" | tar -xz --no-same-owner --no-same-permissions -C "$new" || incomplete "$new" "the archive can't be unpacked$(full_places)"
-  for file in "$new"/*; do
-    is_whole "$file" || incomplete "$new" "${file##*/} is not what it was$(full_places)"
+  need_dir "$folder"
+  printf '%s' "$CONTENT" | base64 -d | tar -xz --no-same-owner --no-same-permissions --transform 's,.*,.&.homelab-tmp,' -C "$folder" ||
+    incomplete "the archive can't be unpacked$(full_places)"
+  for file in "$folder"/.*.homelab-tmp; do
+    name=${file##*/.}
+    is_whole "$file" "${name%.homelab-tmp}" || incomplete "${name%.homelab-tmp} is not what it was$(full_places)"
+    names+=("${name%.homelab-tmp}")
   done
-  sync -f "$new"
-  for file in "$new"/*; do
-    mv -fT "$file" "$folder/${file##*/}"
-    touch "$folder/${file##*/}"
-    count=$((count + 1))
+  sync -f "$folder"
+  for name in "${names[@]}"; do
+    touch "$folder/.$name.homelab-tmp"
+    mv -fT "$folder/.$name.homelab-tmp" "$folder/$name"
   done
-  rm -rf "$new"
-  leave_versions "$folder"
+  leave_versions "$folder" " ${names[*]} "
   finish
-  printf '{"kept":%s}\n' "$count"
+  printf '{"kept":%s}\n' "${#names[@]}"
 }
 
 apply() {
@@ -40,24 +39,25 @@ apply() {
 }
 
 incomplete() {
-  rm -rf "$1"
-  die "this program's scripts in $SCRIPTS/$OWNER" "$2" "every later step runs one of them; nothing else was changed" \
+  die "this program's scripts in $SCRIPTS/$OWNER" "$1" "every later step runs one of them; nothing else was changed" \
     "make room below /var, then run \`pulumi up\` again"
 }
 
-# is_whole FILE - is its content what its name says?
+# is_whole FILE NAME - is its content what the name says?
 is_whole() {
   local sum
-  sum=$(sha256sum <"$1") && [[ ${1##*.} =~ ^[0-9a-f]{16}$ && $sum == "${1##*.}"* ]]
+  sum=$(sha256sum <"$1") && [[ ${2##*.} =~ ^[0-9a-f]{16}$ && $sum == "${2##*.}"* ]]
 }
 
-# leave_versions FOLDER - of each name the latest.
+# leave_versions FOLDER NAMES - of each script those that were put just now, and the latest of the others; the clock may have been wrong.
 leave_versions() {
   local name file files
   while IFS= read -r name; do
     mapfile -t files < <(cd "$1" && ls -1t -- "$name".*)
-    for file in "${files[@]:VERSIONS}"; do rm -f "$1/$file"; done
-  done < <(find "$1" -maxdepth 1 -type f -printf '%f\n' | sed 's/\.[^.]*$//' | sort -u)
+    for file in "${files[@]:VERSIONS}"; do
+      [[ $2 == *" $file "* ]] || rm -f "$1/$file"
+    done
+  done < <(find "$1" -maxdepth 1 -type f ! -name '.*' -printf '%f\n' | sed 's/\.[^.]*$//' | sort -u)
 }
 
 revert() {

@@ -7,7 +7,6 @@ import dataclasses
 
 from homelab.errors import HomelabError
 from homelab.host import gates, plan
-from homelab.host.facts import HostFacts
 from homelab.provider.base import Work
 from homelab.provider.storage_file import StorageFileWork
 from homelab.remote import guard, kept_scripts, planning, ssh
@@ -53,9 +52,12 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         edits: list[str] = []
         try:
             host = self.host(inputs)
-            facts = asyncio.run(self._read_once_more(host))
+            facts = asyncio.run(ssh.read(host))
             edits = facts.edits
             StorageFileWork(self.stack.texts).left(host.node or inputs.host, inputs.host, facts.ledger)
+            owner = kept_scripts.owner_of(self.urn, inputs.host)
+            if owner in facts.kept_scripts:
+                asyncio.run(self._left_of_scripts(inputs.host, host, owner))
         except HomelabError as error:  # nothing of the state is left to be given back: no reason to fail
             tell(f"{inputs.host}: it can't be looked at once more ({error.wanted}: {error.found})")
         for copy in edits:
@@ -73,14 +75,15 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
                 "run `pulumi up --refresh` before the host is rebooted, which writes them again"
             )
 
-    async def _read_once_more(self, host: Host) -> HostFacts:
+    async def _left_of_scripts(self, name: str, host: Host, owner: str) -> None:
         """The last of a host; what a run that was killed left of this stack's scripts is taken away."""
-        async with ssh.connect(host) as session:
-            facts = await session.read()
-            owner = kept_scripts.owner_of(self.urn)
-            if owner in facts.kept_scripts:
-                await session.run("revert", kept_scripts.in_use(owner))
-            return facts
+        try:
+            async with ssh.connect(host) as session:
+                await session.run("revert", kept_scripts.in_use(owner), float(host.timeouts.script))
+        except HomelabError as error:
+            tell(
+                f"{name}: this program's scripts in /var/lib/homelab/scripts/{owner} stay ({error.wanted}: {error.found}); nothing needs them any more"
+            )
 
 
 def _raised(generation: dict[str, int], layers: set[str]) -> dict[str, int]:

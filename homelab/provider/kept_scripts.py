@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from homelab.provider.base import Work
-from homelab.remote import kept_scripts, ssh
+from homelab.remote import guard, kept_scripts, ssh
 from homelab.resources.kept_scripts import KeptScripts
 from homelab.text import tell
 
@@ -39,5 +39,6 @@ class KeptScriptsWork(Work[KeptScripts.Inputs, KeptScripts.Outputs]):
 
     async def _put(self, inputs: KeptScripts.Inputs) -> None:
         host = self.host(inputs)
+        await asyncio.to_thread(guard.hold, inputs.host, host)
         async with ssh.connect(host) as session:
             await session.run("put", kept_scripts.put(inputs.owner), float(host.timeouts.script))

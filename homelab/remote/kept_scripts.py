@@ -34,7 +34,6 @@ _SCRIPTS = (
     "handover_hook.sh",
     "handover_host.sh",
     "in_container.sh",
-    "kept_scripts.sh",
     "nvidia_driver.sh",
     "nvidia_nodes.sh",
     "nvidia_repository.sh",
@@ -46,6 +45,9 @@ _SCRIPTS = (
 )
 # What is shorter stays where it is.
 _SHORT = 400
+# What these undo isn't noted on the host alone.
+_NOTED_ELSEWHERE = ("handover_hook.sh", "in_container.sh")
+_FILES = (".cu", ".py", ".service", ".sh", ".timer")
 _LOADER = scripts.FOLDER / "lib" / "kept_scripts.sh"
 _FOLDER = "/var/lib/homelab/scripts"
 
@@ -64,7 +66,9 @@ class KeptText(NamedTuple):
 def texts() -> tuple[KeptText, ...]:
     """All that is kept; the longest first, since one may be in another."""
     found = {name: scripts.compose(name) for name in _SCRIPTS}
-    files = (path.name for path in (scripts.FOLDER / "files").iterdir() if path.is_file())
+    files = (
+        path.name for path in (scripts.FOLDER / "files").iterdir() if path.suffix in _FILES and path.name[0] != "."
+    )
     found |= {f"files-{name}": scripts.file(name) for name in files}
     kept = [_kept(name, text.rstrip("\n")) for name, text in found.items() if len(text) > _SHORT]
     return tuple(sorted(kept, key=lambda one: len(one.text), reverse=True))
@@ -86,15 +90,19 @@ def version() -> str:
     return hashlib.sha256("\n".join(sorted(one.name for one in texts())).encode()).hexdigest()[:16]
 
 
-def owner(project: str, stack: str) -> str:
-    """The name of a stack's folder."""
-    return re.sub(r"[^A-Za-z0-9_-]", "-", f"{project}-{stack}")
+def owner(project: str, stack: str, host: str) -> str:
+    """The name of a stack's folder on a host.
+
+    :param host: its name in the settings: under another one it is another host, as long as both are there.
+    """
+    digest = hashlib.sha256("\0".join((project, stack, host)).encode()).hexdigest()
+    return re.sub(r"[^A-Za-z0-9_-]", "-", f"{project}-{stack}-{host}")[:80] + f"-{digest[:8]}"
 
 
-def owner_of(urn: str) -> str:
+def owner_of(urn: str, host: str) -> str:
     """The same, of the stack that a resource belongs to."""
     whose, _, rest = urn.partition("::")
-    return owner(rest.partition("::")[0], whose.rpartition(":")[2])
+    return owner(rest.partition("::")[0], whose.rpartition(":")[2], host)
 
 
 def by_reference(text: str, owned_by: str) -> str:
@@ -105,15 +113,19 @@ def by_reference(text: str, owned_by: str) -> str:
     head, program = _apart(text)
     used = [program.name] if program else []
     for one in texts():
-        for how, known in (("kept_script", one.quoted), ("kept_script_quoted", one.twice)):
+        for name, known in ((one.name, one.quoted), (f"{one.name}+", one.twice)):
             if known in head:
                 used.append(one.name)
-                head = head.replace(known, f"'\"$({how} {one.name})\"'")
+                head = head.replace(known, f"'\"${{KEPT_TEXT[{name}]}}\"'")
     if not used:
         return text
-    end = f'eval "$(kept_script {program.name})"\n' if program else ""
+    notes = "yes" if program and program.name.rpartition(".")[0] not in _NOTED_ELSEWHERE else "no"
+    end = f'eval "${{KEPT_TEXT[{program.name}]}}"\nexit 1\n' if program else ""
     loader = bash_source.stripped(_LOADER.read_text(encoding="utf-8"))
-    return f"KEPT=${{ROOT:-}}{_FOLDER}/{owned_by} KEPT_VERB=$1\n{loader}need_kept_scripts {' '.join(dict.fromkeys(used))}\n{head}{end}"
+    needed = " ".join(dict.fromkeys(used))
+    return (
+        f"KEPT_IN={_FOLDER}/{owned_by} KEPT_VERB=$1 KEPT_NOTES={notes}\n{loader}need_kept_scripts {needed}\n{head}{end}"
+    )
 
 
 def named(text: str) -> str:

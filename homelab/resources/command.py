@@ -13,7 +13,7 @@ from homelab.errors import HomelabError
 from homelab.later import later
 from homelab.remote import scripts
 from homelab.resources import limits
-from homelab.resources.kept_scripts import kept_at, owner
+from homelab.resources.kept_scripts import kept_at
 from homelab.stack import Refusal
 
 if TYPE_CHECKING:
@@ -76,6 +76,17 @@ def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[re
     )
 
 
+def way_to(host: Host) -> str:
+    """Where a host is reached, and the key by which it is known: other words, other machine.
+
+    :raises Refusal: as `connection`.
+    """
+    try:
+        return f"{host.ssh.user}@{host.address}:{host.ssh.port} {host.ssh.pinned_host_key}"
+    except HomelabError as error:
+        raise Refusal(error) from None
+
+
 def script(
     name: str,
     host: Host,
@@ -85,6 +96,7 @@ def script(
     undone: bool = True,
     triggers: Sequence[pulumi.Input[object]] | None = None,
     identity: Sequence[str] = (),
+    place: str = "",
     told: bool = False,
     address: pulumi.Input[str] | None = None,
     seconds: int | None = None,
@@ -97,6 +109,8 @@ def script(
         deletes the old one then, so that the undo would run after the redo.
     :param identity: what the script is about, such as a container's id: a change undoes the old one first, where it was, and then
         makes the new one.
+    :param place: what the script is about, where the old one's undo leaves the new one's alone: a change makes the new one first, and undoes the
+        old one when nothing needs it any more.
     :param told: whether Pulumi's display shows the script's log.
     :param address: as of `connection`.
     :param seconds: how long it may take; by default the host's ``timeouts.script``.
@@ -105,19 +119,21 @@ def script(
         raise ValueError(f"{name}: a script that is undone can't have triggers")
     if identity and triggers is not None:
         raise ValueError(f"{name}: identity is for a script that is undone, triggers are for an act")
+    if place and (identity or not undone):
+        raise ValueError(f"{name}: place is for a script that is undone and has no identity")
     arguments, ignored = connection(host, address)
     kept = kept_at(host, address)
     if kept is not None:
-        owned_by = owner()
+        owned_by = kept.owner
         stdin = pulumi.Output.from_input(stdin).apply(lambda text: kept_scripts.by_reference(text, owned_by))
-        opts = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[kept]))
+        opts = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[kept.there]))
     return remote.Command(
         name,
         connection=arguments,
         create=scripts.command("apply", host.ssh.user),
         delete=scripts.command("revert", host.ssh.user) if undone else None,
         stdin=stdin,
-        triggers=list(triggers) if triggers is not None else list(identity) or None,
+        triggers=list(triggers) if triggers is not None else [*identity, *filter(None, [place])] or None,
         # sshd accepts no variables by default, and an error shows what went to stdout and stderr anyway.
         add_previous_output_in_env=False,
         logging=remote.Logging.STDERR if told else remote.Logging.NONE,

@@ -29,10 +29,13 @@ class KeptScripts(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(HostInputs):
-        """``owner``: the stack's folder on the host; ``version``: of all of them together."""
+        """``owner``: the stack's folder on the host; ``version``: of all of them together; ``reached``: the way to the host, and its key: another
+        machine has none of them.
+        """
 
         owner: str
         version: str
+        reached: str
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
@@ -41,31 +44,40 @@ class KeptScripts(Owned):
         drift: list[str] = field(default_factory=list)
 
     @classmethod
-    def on(cls, name: str, host_name: str, opts: pulumi.ResourceOptions) -> KeptScripts:
+    def on(cls, name: str, host_name: str, reached: str, opts: pulumi.ResourceOptions) -> KeptScripts:
         """Those of a host of the settings."""
-        return cls(name, {"host": host_name, "owner": owner(), "version": kept_scripts.version()}, opts)
+        about = {"host": host_name, "owner": owner(host_name), "version": kept_scripts.version(), "reached": reached}
+        return cls(name, about, opts)
 
 
-# How a host is reached -> what its commands come after, in the running program.
-_KEPT: dict[tuple[str, int, str], pulumi.Resource] = {}
+@dataclass(frozen=True)
+class Kept:
+    """``owner``: the folder; ``there``: what a command comes after."""
+
+    owner: str
+    there: pulumi.Resource
 
 
-def are_kept(host: Host, there: pulumi.Resource) -> None:
+# How a host is reached -> its scripts, in the running program.
+_KEPT: dict[tuple[str, int, str], Kept] = {}
+
+
+def are_kept(host_name: str, host: Host, there: pulumi.Resource) -> None:
     """From here on commands for ``host`` come after ``there``, and name the scripts that are kept."""
-    _KEPT[_reached(host)] = there
+    _KEPT[_reached(host)] = Kept(owner(host_name), there)
 
 
-def kept_at(host: Host, address: pulumi.Input[str] | None) -> pulumi.Resource | None:
-    """What a command of that system comes after; None: scripts aren't kept there.
+def kept_at(host: Host, address: pulumi.Input[str] | None) -> Kept | None:
+    """The scripts of the system that a command goes to; None: none are kept there.
 
     :param address: in place of the host's, as of `homelab.resources.command.connection`.
     """
     return _KEPT.get(_reached(host)) if address in (None, host.address) else None
 
 
-def owner() -> str:
-    """The running stack's folder."""
-    return kept_scripts.owner(pulumi.get_project(), pulumi.get_stack())
+def owner(host_name: str) -> str:
+    """The running stack's folder on a host of the settings."""
+    return kept_scripts.owner(pulumi.get_project(), pulumi.get_stack(), host_name)
 
 
 def _reached(host: Host) -> tuple[str, int, str]:

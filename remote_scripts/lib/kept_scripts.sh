@@ -1,44 +1,42 @@
 #!/usr/bin/env bash
 # Before a script that is kept on this host (kept_scripts.sh), and before arguments of it that are kept, too (homelab/remote/kept_scripts.py).
 #
-# Gives: kept_script NAME.SUM, kept_script_quoted NAME.SUM; need_kept_scripts NAME.SUM... Variables: KEPT (their folder), KEPT_VERB (what is to
-#   be done).
+# Gives: need_kept_scripts NAME.SUM... -> KEPT_TEXT. Variables: KEPT_IN (their folder, without ROOT), KEPT_VERB (what is to be done), KEPT_NOTES
+#   (yes: what the script undoes is noted on this host alone).
 
-# kept_script NAME.SUM - its text. To undo something, the latest version of that script is taken where the very one is gone.
-kept_script() {
-  local file=$KEPT/$1
-  if ! kept_script_is_whole "$file"; then
-    [[ $KEPT_VERB == revert ]] || return 1
-    while IFS= read -r file; do
-      ! kept_script_is_whole "$file" || break
-      file=''
-    done < <(ls -1t -- "$KEPT/${1%.*}".* 2>/dev/null)
-    [[ -n $file ]] || return 1
-  fi
-  cat "$file"
-}
-
-# kept_script_quoted NAME.SUM - its text as it stands between single quotes.
-kept_script_quoted() {
-  local text quote="'" quoted="'\"'\"'"
-  text=$(kept_script "$1")
-  printf '%s' "${text//"$quote"/"$quoted"}"
-}
-
-kept_script_is_whole() {
-  local sum
-  sum=$(sha256sum <"$1" 2>/dev/null) && [[ $sum == "${1##*.}"* ]]
-}
-
-# need_kept_scripts NAME.SUM... - all that is going to be asked for.
+# need_kept_scripts NAME.SUM... - KEPT_TEXT has their texts, read once and compared with their names; after a plus sign as they stand between
+# single quotes. To undo something, the latest version of a script is taken where the very one is gone.
+declare -A KEPT_TEXT
 need_kept_scripts() {
-  local name
+  local name quote="'" quoted="'\"'\"'"
+  if [[ $KEPT_VERB == revert && $KEPT_NOTES == yes && ! -e ${ROOT:-}/var/lib/homelab ]]; then
+    printf 'this host has no notes of this program (/var/lib/homelab): there is nothing to give back\n' >&2
+    printf '{"reverted":"nothing"}\n'
+    exit 0
+  fi
   for name in "$@"; do
-    kept_script "$name" >/dev/null || {
-      printf 'wanted: %s\nfound:  %s\nwhy:    %s\nnext:   %s\n' "a script of this program's on this system, $KEPT/$name" \
+    read_kept_script "$name" || read_latest_kept_script "$name" || {
+      printf 'wanted: %s\nfound:  %s\nwhy:    %s\nnext:   %s\n' "a script of this program's on this system, $KEPT_IN/$name" \
         "it is missing, or has been changed" "this step is done by it; nothing was changed" \
         "run \`pulumi up --refresh\`, which puts it there again, then the same once more"
       exit 1
     }
+    KEPT_TEXT[$name+]=${KEPT_TEXT[$name]//"$quote"/"$quoted"}
   done
+}
+
+# read_kept_script NAME.SUM [AS] - as what is asked for by the name AS.
+read_kept_script() {
+  local text sum
+  text=$(cat 2>/dev/null "${ROOT:-}$KEPT_IN/$1") && sum=$(printf '%s' "$text" | sha256sum) && [[ $sum == "${1##*.}"* ]] || return 1
+  KEPT_TEXT[${2:-$1}]=$text
+}
+
+read_latest_kept_script() {
+  local file
+  [[ $KEPT_VERB == revert ]] || return 1
+  while IFS= read -r file; do
+    ! read_kept_script "${file##*/}" "$1" || return 0
+  done < <(ls -1t -- "${ROOT:-}$KEPT_IN/${1%.*}".* 2>/dev/null)
+  return 1
 }

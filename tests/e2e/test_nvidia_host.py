@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from tests.conftest import PROJECT
-from tests.e2e.conftest import Stack
+from tests.e2e.conftest import Stack, name_of
 from tests.e2e.nvidia import inside, inside_container, reached
 
 SMI = "nvidia-smi --query-gpu=name,driver_version --format=csv,noheader"
@@ -81,3 +81,10 @@ def test_a_host_a_vm_and_two_containers_take_one_connection_each_when_nothing_ch
     again = stack.up("--refresh")
     assert again.changed == set(), again.output
     assert (len(stack.lab.connections(mark)), len(stack.lab.connections(mark, guest=103))) == (1, 1)
+    # What is the same for everybody lies on the host, and isn't in the state: each text would be tens of kilobytes.
+    sent = {
+        name_of(one["urn"]): len(one["inputs"]["stdin"])
+        for one in stack.resources()
+        if "stdin" in one.get("inputs", {})
+    }
+    assert {name for name, length in sent.items() if length > 12_000} == {"sandbox-repo", "sandbox-driver"}

@@ -16,7 +16,8 @@ from homelab.resources.kept_scripts import KeptScripts
 from lab import Lab
 from tests.lab.test_proxmox_api import host_of
 
-NODE, OWNER = "pve", "homelab-lab"
+NODE = "pve"
+OWNER = kept_scripts.owner("homelab", "lab", NODE)
 URN = "urn:pulumi:lab::homelab::homelab:host:Probe::pve-probe"
 PROBED = HostProbe.Outputs(iommu_words="", vfio_words="", functions={}, by_hand=[], gpus={}, generation={}, stale=False)
 
@@ -40,7 +41,7 @@ def test_scripts_are_put_found_missing_and_put_again(
     home = lab.root / "var/lib/homelab"
     assert not home.exists()
     work = KeptScriptsWork(texts)
-    inputs = KeptScripts.Inputs(host=NODE, owner=OWNER, version=kept_scripts.version())
+    inputs = KeptScripts.Inputs(host=NODE, owner=OWNER, version=kept_scripts.version(), reached="")
     outputs = work.create(inputs)
     assert home.exists()
 
@@ -55,7 +56,7 @@ def test_scripts_are_put_found_missing_and_put_again(
     (said,) = refreshed(inputs)
     assert files[0].name.rpartition(".")[0] in said and files[1].name.rpartition(".")[0] in said
     # What another version of this program has put there is no drift: its own comes with the next `up`.
-    older = KeptScripts.Inputs(host=NODE, owner=OWNER, version="0" * 16)
+    older = KeptScripts.Inputs(host=NODE, owner=OWNER, version="0" * 16, reached="")
     assert refreshed(older) == []
     outputs = work.update(inputs, inputs, outputs)
     assert refreshed(inputs) == []
@@ -67,9 +68,9 @@ def test_scripts_are_put_found_missing_and_put_again(
 def test_what_a_killed_run_left_of_them_goes_with_the_host(lab: Lab, texts: dict[str, str]) -> None:
     home = lab.root / "var/lib/homelab"
     assert not home.exists()
-    inputs = KeptScripts.Inputs(host=NODE, owner=OWNER, version=kept_scripts.version())
+    inputs = KeptScripts.Inputs(host=NODE, owner=OWNER, version=kept_scripts.version(), reached="")
     KeptScriptsWork(texts).create(inputs)  # killed before the state knows of it
-    theirs = KeptScripts.Inputs(host=NODE, owner="homelab-other", version=kept_scripts.version())
+    theirs = KeptScripts.Inputs(host=NODE, owner="homelab-other", version=kept_scripts.version(), reached="")
     KeptScriptsWork(texts).create(theirs)
     HostProbeWork(texts, URN).delete(HostProbe.Inputs(host=NODE, wanted={}), PROBED)
     assert [path.name for path in (home / "scripts").iterdir()] == ["homelab-other"]

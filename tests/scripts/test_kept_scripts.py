@@ -53,8 +53,9 @@ def test_a_command_that_names_its_scripts_runs_what_the_whole_one_does(folder: F
     short = kept_scripts.by_reference(COMMANDS[name], OWNER)
     assert len(short) < 4000
     text = next(one.text for one in kept_scripts.texts() if whole.endswith("\n" + one.text))
-    short, last = short.rstrip("\n").rsplit("\n", 1)
-    names = sorted({*re.findall(r"^([A-Z_]+)=", short, re.MULTILINE)} - {"KEPT"})
+    short, last, end = short.rstrip("\n").rsplit("\n", 2)
+    assert end == "exit 1"
+    names = sorted({*re.findall(r"^([A-Z_]+)=", short, re.MULTILINE)} - {"KEPT_IN"})
     expected = told(folder, whole.removesuffix(text), shlex.quote(text), names)
     assert told(folder, short + "\n", last.removeprefix("eval "), names) == expected
 
@@ -64,9 +65,11 @@ def test_what_is_put_is_root_alone_s_to_write_and_is_in_use_with_its_folders(fol
     put(folder)
     assert {mode & 0o022 for path, (mode, _) in folder.tree().items() if path not in before} == {0}
     put(folder)  # once more: nothing is lost
-    done = folder.run("revert", kept_scripts.in_use(OWNER))
-    assert (done.returncode, folder.tree()) == (0, before)
-    assert folder.run("revert", kept_scripts.in_use(OWNER)).returncode == 0
+    assert scripts.answer(folder.run("apply", kept_scripts.in_use(OWNER)).stdout) == {"kept": len(kept_scripts.texts())}
+    assert kept_scripts.by_reference(kept_scripts.in_use(OWNER), OWNER) == kept_scripts.in_use(OWNER)
+    for _ in "once", "more":  # the first one's answer never came
+        done = folder.run("revert", kept_scripts.in_use(OWNER))
+        assert (done.returncode, folder.tree()) == (0, before)
 
 
 def test_another_stacks_scripts_stay(folder: Folder) -> None:
@@ -98,15 +101,50 @@ def test_one_that_is_missing_or_changed_is_not_run(folder: Folder, change: str) 
         assert folder.tree() == before
 
 
+def text_of(name: str) -> str:
+    """A kept script's."""
+    (text,) = (one.text for one in kept_scripts.texts() if one.name.rpartition(".")[0] == name)
+    return text
+
+
 def test_to_undo_something_another_version_is_taken_where_the_very_one_is_gone(folder: Folder) -> None:
     put(folder)
     older = kept_scripts.by_reference(scripts.handover_hook(103), OWNER)
-    (name,) = (one.name for one in kept_scripts.texts() if one.name.startswith("handover_hook.sh."))
-    older = older.replace(name, "handover_hook.sh." + "0" * 16).replace("eval", "printf %s")
-    assert folder.run("apply", older).returncode == 1
+    older = re.sub(r"(handover_hook\.sh\.)[0-9a-f]{16}", r"\g<1>" + "0" * 16, older).replace("eval", "printf %s")
+    assert "missing" in folder.run("apply", older).stdout
     done = folder.run("revert", older)
-    (text,) = (one.text for one in kept_scripts.texts() if one.name == name)
-    assert (done.returncode, done.stdout) == (0, text)
+    assert done.stdout == text_of("handover_hook.sh")
+
+
+def test_a_host_without_any_note_has_nothing_to_give_back_but_what_is_noted_elsewhere(folder: Folder) -> None:
+    """Its root was put back to what it was before this program."""
+    done = folder.run("revert", kept_scripts.by_reference(scripts.iommu_cmdline("iommu=pt"), OWNER))
+    assert (done.returncode, scripts.answer(done.stdout)) == (0, {"reverted": "nothing"})
+    assert folder.run("apply", kept_scripts.by_reference(scripts.iommu_cmdline("iommu=pt"), OWNER)).returncode == 1
+    inside = steps.in_container(901, scripts.compose("nvidia_driver.sh"))
+    for text in (inside, scripts.handover_hook(103)):
+        done = folder.run("revert", kept_scripts.by_reference(text, OWNER))
+        assert done.returncode == 1 and "missing" in done.stdout
+    folder.write("/var/lib/homelab/steps/initramfs", "")
+    assert folder.run("revert", kept_scripts.by_reference(scripts.iommu_cmdline("iommu=pt"), OWNER)).returncode == 1
+
+
+def test_what_is_read_in_part_is_not_run(folder: Folder) -> None:
+    put(folder)
+    before = folder.tree()
+    for dies_at in range(1, 5):
+        folder.command(
+            "cat",
+            f"""
+            echo >>"$ROOT/../reads"
+            (($(wc -l <"$ROOT/../reads") != {dies_at})) || {{ head -c 3000 "$@"; kill -KILL $$; }}
+            exec /bin/cat "$@"
+        """,
+        )
+        (folder.root.parent / "reads").write_text("")
+        done = folder.run("apply", kept_scripts.by_reference(scripts.iommu_cmdline("iommu=pt"), OWNER))
+        assert done.returncode == 1 and "missing, or has been changed" in done.stdout, dies_at
+        assert folder.tree() == before
 
 
 def test_an_archive_that_is_not_whole_changes_nothing_but_what_is_put_back(folder: Folder) -> None:
@@ -117,6 +155,14 @@ def test_an_archive_that_is_not_whole_changes_nothing_but_what_is_put_back(folde
     done = folder.run("put", text[:start] + "AAAA" + text[start + 4 :])
     assert done.returncode == 1 and "wanted: this program's scripts" in done.stdout
     assert folder.tree() == before
+
+
+def test_what_was_put_just_now_stays_whatever_the_clock_says(folder: Folder) -> None:
+    for number in range(6):
+        path = folder.write(f"{PLACE}/cmdline.sh.{f'{number}' * 16}", "later")
+        subprocess.run(["touch", "-d", f"2099-01-0{number + 1}", str(path)], check=True)
+    put(folder)
+    assert {one.name for one in kept_scripts.texts()} <= {path.name for path in (folder.root / PLACE[1:]).iterdir()}
 
 
 def test_of_each_script_the_latest_versions_stay(folder: Folder) -> None:
@@ -131,3 +177,10 @@ def test_of_each_script_the_latest_versions_stay(folder: Folder) -> None:
         f"cmdline.sh.{f'{n}' * 16}" for n in (2, 3, 4, 5)
     ]
     assert len(left) == 5
+
+
+def test_each_stack_has_a_folder_of_its_own_on_each_host() -> None:
+    names = [("homelab", "a.b", "pve"), ("homelab", "a-b", "pve"), ("homelab-a", "b", "pve"), ("homelab", "a.b", "two")]
+    owners = [kept_scripts.owner(*name) for name in names]
+    assert len({*owners}) == len(owners) and all(re.fullmatch(r"[A-Za-z0-9_-]+", one) for one in owners)
+    assert kept_scripts.owner_of("urn:pulumi:a.b::homelab::homelab:host:Probe::pve-probe", "pve") == owners[0]
