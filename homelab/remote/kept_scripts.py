@@ -113,10 +113,10 @@ def by_reference(text: str, owned_by: str) -> str:
     head, program = _apart(text)
     used = [program.name] if program else []
     for one in texts():
-        for name, known in ((one.name, one.quoted), (f"{one.name}+", one.twice)):
+        for place, known in (("KEPT_TEXT", one.quoted), ("KEPT_QUOTED", one.twice)):
             if known in head:
                 used.append(one.name)
-                head = head.replace(known, f"'\"${{KEPT_TEXT[{name}]}}\"'")
+                head = head.replace(known, f"'\"${{{place}[{one.name}]}}\"'")
     if not used:
         return text
     notes = "yes" if program and program.name.rpartition(".")[0] not in _NOTED_ELSEWHERE else "no"

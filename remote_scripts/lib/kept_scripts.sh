@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Before a script that is kept on this host (kept_scripts.sh), and before arguments of it that are kept, too (homelab/remote/kept_scripts.py).
 #
-# Gives: need_kept_scripts NAME.SUM... -> KEPT_TEXT. Variables: KEPT_IN (their folder, without ROOT), KEPT_VERB (what is to be done), KEPT_NOTES
+# Gives: need_kept_scripts NAME.SUM... -> KEPT_TEXT, KEPT_QUOTED. Variables: KEPT_IN (their folder, without ROOT), KEPT_VERB (what is to be done), KEPT_NOTES
 #   (yes: what the script undoes is noted on this host alone).
 
-# need_kept_scripts NAME.SUM... - KEPT_TEXT has their texts, read once and compared with their names; after a plus sign as they stand between
-# single quotes. To undo something, the latest version of a script is taken where the very one is gone.
-declare -A KEPT_TEXT
+# need_kept_scripts NAME.SUM... - KEPT_TEXT has their texts, read once and compared with their names; KEPT_QUOTED as they stand between single
+# quotes. To undo something, the latest version of a script is taken where the very one is gone.
+declare -A KEPT_TEXT KEPT_QUOTED
 need_kept_scripts() {
   local name quote="'" quoted="'\"'\"'"
   if [[ $KEPT_VERB == revert && $KEPT_NOTES == yes && ! -e ${ROOT:-}/var/lib/homelab ]]; then
@@ -21,7 +21,7 @@ need_kept_scripts() {
         "run \`pulumi up --refresh\`, which puts it there again, then the same once more"
       exit 1
     }
-    KEPT_TEXT[$name+]=${KEPT_TEXT[$name]//"$quote"/"$quoted"}
+    KEPT_QUOTED[$name]=${KEPT_TEXT[$name]//"$quote"/"$quoted"}
   done
 }
 
