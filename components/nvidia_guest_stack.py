@@ -235,6 +235,10 @@ def on_host(name: str, host: Host, probe: HostProbe) -> System | None:
         host.nvidia,
         (probe,),
         passed=probe.gpus.apply(lambda gpus: sorted(gpu["slot"] for gpu in gpus.values() if gpu["use"] == "vm")),
+        # One that was a VM's alone so far is on vfio-pci when this is read.
+        staying=probe.gpus.apply(lambda gpus: sorted(gpu["slot"] for gpu in gpus.values() if gpu["use"] != "vm"))
+        if host.hands_over
+        else None,
     )
 
 

@@ -4,7 +4,7 @@
 # Needs: files, driver, packages/installed, read/system_drift, os_release
 #
 # Arguments: ASK (packages whose offered versions are told, separated by spaces), PASSED (slots of the host's cards that VMs get, separated by
-#   spaces).
+#   spaces), STAYING (the same of cards that are with the host's driver from its next start on, also where vfio-pci has them now).
 # Output: one JSON object; homelab/nvidia/reading.py models it. `drift` has a line for each thing that isn't as the steps left it, which begins
 #   with the step: repository, driver, boot, cuda, toolkit, libraries.
 # Verbs: read_system.
@@ -55,7 +55,7 @@ find_cards() {
   for device in "$ROOT"/sys/bus/pci/devices/*; do
     [[ -r $device/class && $(<"$device/class") == 0x03* ]] || continue
     driver=$(driver_of "$device") slot=${device##*/}
-    [[ $driver != vfio-pci && " $PASSED " != *" ${slot%.*} "* ]] || continue
+    [[ ($driver != vfio-pci && " $PASSED " != *" ${slot%.*} "*) || " $STAYING " == *" ${slot%.*} "* ]] || continue
     cards+=("$(ids_of "$device")")
   done
   while read -r slot driver; do

@@ -78,7 +78,9 @@ class SystemWork(Work[SystemT, OutputsT]):
         """One reading on a connection of its own. Raises as `session`."""
 
         async with self.session(inputs, READING_SECONDS) as run:
-            return reading.parse(await run("read_system", steps.read_system(passed=inputs.passed)))
+            return reading.parse(
+                await run("read_system", steps.read_system(passed=inputs.passed, staying=inputs.staying or ()))
+            )
 
     async def read_system_in_time(self, inputs: SystemT, seconds: float, old_boot: str = "") -> SystemReading:
         """The first reading, of another boot than ``old_boot``; a guest that was started a moment ago may not answer yet.

@@ -38,6 +38,7 @@ class SystemInputs(HostInputs):
     nvidia: dict[str, Any]
     after: str = ""
     passed: list[str] = field(default_factory=list)
+    staying: list[str] | None = None
     stays: bool
 
 

@@ -27,7 +27,7 @@ class System:
     ``name``: its place in the settings, such as `vms.sandbox`; ``host``: its host's name there; ``ctid``: of a container;
     ``reached``: the SSH settings; ``address``: where they lead (a VM's may be known only once it runs); ``stays``: is it there after
     a `destroy`?; ``after``: with its change all steps look again: another VM, a restart with other cards, the host's driver;
-    ``passed``: of a host: slots of cards that VMs get; ``started``: with its change what is installed is verified again: the system, or
+    ``passed``: of a host: slots of cards that VMs get; ``staying``: where it hands cards over, slots of those that its driver has after its start; ``started``: with its change what is installed is verified again: the system, or
     the host below it, was started anew by us.
     """
 
@@ -42,6 +42,7 @@ class System:
     ctid: int | None = None
     stays: bool = True
     passed: pulumi.Input[list[str]] = field(default_factory=list)
+    staying: pulumi.Input[list[str]] | None = None
     started: pulumi.Input[str] = ""
 
     @property
@@ -56,6 +57,7 @@ class System:
             "after": self.after,
             "passed": self.passed,
             "stays": self.stays,
+            **({} if self.staying is None else {"staying": self.staying}),
         }
 
     @property

@@ -54,6 +54,18 @@ def test_cards_that_vms_get_are_not_the_hosts(tmp_path: Path) -> None:
     assert "10de:2684" in (parse(done.stdout).system.cards or ())
 
 
+def test_a_card_that_comes_back_from_a_vm_with_the_next_start_is_the_hosts(tmp_path: Path) -> None:
+    host = ProxmoxHost(tmp_path, "phoenix")
+    device = "$ROOT/sys/bus/pci/devices/0000:01:00.0"
+    host.output(
+        f"modprobe vfio-pci; echo vfio-pci >{device}/driver_override; echo 0000:01:00.0 >{device}/driver/unbind"
+    )
+    host.output("echo 0000:01:00.0 >$ROOT/sys/bus/pci/drivers_probe")
+    for staying, there in (([], False), (["0000:01:00"], True)):
+        done = host.run("read_system", steps.read_system(staying=staying))
+        assert ("10de:2b85" in (parse(done.stdout).system.cards or ())) is there
+
+
 def test_a_container_has_the_cards_whose_nodes_it_has(tmp_path: Path) -> None:
     container = Container(tmp_path)
     system = container.read().system

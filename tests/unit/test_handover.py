@@ -116,6 +116,22 @@ def test_the_card_stays_with_its_driver_at_boot_and_the_iommu_is_on() -> None:
 
 
 @pytest.mark.parametrize(
+    ("use", "bound", "offered", "handed"),
+    [("vm", True, True, False), ("shared", False, True, True), ("lxc", False, False, False)],
+)
+def test_a_change_of_use_is_a_change_of_one_plan(use: str, bound: bool, offered: bool, handed: bool) -> None:
+    """From any to any: what the next boot binds, whether VMs can have it at all, and what hands it over each follow from the use alone."""
+    one = settings({"rtx5090": {"match": "10de:2b85", "use": use}}, api=API, nvidia={"driver": "580"})
+    for driver in ("vfio-pci", "nvidia"):
+        devices = [one.model_dump(by_alias=True) for one in desktop().devices if one.slot != "0000:01:00"]
+        devices += [{**each, "driver": driver} for each in gpu()]
+        want = plan.wanted(facts(devices=devices), one)
+        assert bool(want.vfio_words) is bound
+        assert ("amd_iommu=on" in want.iommu_words) is offered
+        assert bool(handover.takers(one, {"gaming": VM})) is handed
+
+
+@pytest.mark.parametrize(
     ("qemu", "hostpci"),
     [
         ("9.0.25", "mapping=rtx5090,driver=keep,pcie=1"),
