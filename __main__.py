@@ -118,7 +118,7 @@ for name, host in settings.hosts.items():
         given_cards = GpuVmArgs(vm=vm, host=host, node=node, cards=cards.cards, boot=boot.boot, handover=again)
         # One that takes a card from containers comes last: its start ends them.
         in_turn = any(use.gpu in host.hands_over for use in vm.gpus)
-        takes = [*handing, *sharers.values(), *installed] if in_turn else []
+        takes = [*handing, *sharers.values(), *installed, *([own] if own else [])] if in_turn else []
         gpu_vm = GpuVm(guest, given_cards, after(cards, *made_of, *takes))
         vms[guest] = gpu_vm.vm
         if system := in_vm(guest, vm, host, gpu_vm):

@@ -24,6 +24,7 @@ import yaml
 from bench import job as jobs
 from bench import measure, report, subjects
 from bench.errors import BenchError
+from bench.fleet import Fleet, measure_fleets
 from bench.handover import measure_handover
 from bench.job import Job
 from bench.report import Measured
@@ -241,22 +242,28 @@ def _kernel() -> str:
     return ".".join(platform.release().split(".")[:2])
 
 
-def write(results: Sequence[Measured], handover: Sequence[Measured], facts: dict[str, str], folder: Path) -> str:
+def write(
+    results: Sequence[Measured],
+    handover: Sequence[Measured],
+    fleets: Sequence[Fleet],
+    facts: dict[str, str],
+    folder: Path,
+) -> str:
     """Writes ``<date>.md`` and ``latest.json``; returns the page."""
     date = time.strftime("%Y-%m-%d")
-    page = report.markdown(date, results, facts, handover)
+    page = report.markdown(date, results, facts, handover, fleets)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{date}.md").write_text(page, encoding="utf-8")
-    values: dict[str, Any] = report.as_json(date, results, facts, handover)
+    values: dict[str, Any] = report.as_json(date, results, facts, handover, fleets)
     (folder / "latest.json").write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return page
 
 
 def positive(text: str) -> int:
-    """A number of rounds, for argparse."""
+    """A number of rounds or hosts, for argparse."""
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of rounds, 1 or more; found {text}")
+        raise argparse.ArgumentTypeError(f"expected a number, 1 or more; found {text}")
     return number
 
 
@@ -266,7 +273,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=positive, default=7, help="timed runs of each (default 7)")
     parser.add_argument("--memory-rounds", type=positive, default=3, help="sampled runs of each (default 3)")
     parser.add_argument("--results", type=Path, default=PROJECT / "bench" / "results", help="folder for the results")
-    parser.add_argument("--only", choices=("handover",), help="measure that alone: no peer is needed")
+    parser.add_argument("--only", choices=("handover", "fleet"), help="measure that alone: no peer is needed")
+    parser.add_argument(
+        "--hosts",
+        type=positive,
+        nargs="+",
+        default=[1, 4, 12],
+        help="sizes of stacks for `--only fleet` (default 1 4 12)",
+    )
     parser.add_argument("--keep", action="store_true", help="keep the logs of all runs, and say where")
     wanted = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
@@ -276,8 +290,14 @@ def main(arguments: list[str] | None = None) -> int:
         if wanted.only is None:
             with Lab.start(SCENARIO, state=folder / "lab") as lab:
                 results = measure_all(Bench(folder, lab, engine), wanted.rounds, wanted.memory_rounds)
-        say(f"one card in turn: {wanted.rounds} rounds of both ways, by turns with a bare hookscript")
-        handover = measure_handover(folder / "shared", wanted.rounds)
+        handover: list[Measured] = []
+        fleets: list[Fleet] = []
+        if wanted.only == "fleet":
+            say(f"one stack with {', '.join(map(str, wanted.hosts))} hosts, one after another")
+            fleets = measure_fleets(folder, engine, wanted.hosts)
+        else:
+            say(f"one card in turn: {wanted.rounds} rounds of both ways, by turns with a bare hookscript")
+            handover = measure_handover(folder / "shared", wanted.rounds)
     except (BenchError, LabError, install.EngineError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -286,7 +306,7 @@ def main(arguments: list[str] | None = None) -> int:
             say(f"kept: {folder}")
         else:
             shutil.rmtree(folder)
-    print(write(results, handover, about(engine, wanted.rounds, wanted.memory_rounds), wanted.results))
+    print(write(results, handover, fleets, about(engine, wanted.rounds, wanted.memory_rounds), wanted.results))
     return 1 if any(one.failure for one in results) else 0
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bench.fleet import Fleet, fleet_json, fleet_table
+
 
 @dataclass
 class Measured:
@@ -106,7 +108,11 @@ def _times(one: Measured, base: Measured) -> float:
 
 
 def markdown(
-    date: str, measured: Sequence[Measured], about: Mapping[str, str], handover: Sequence[Measured] = ()
+    date: str,
+    measured: Sequence[Measured],
+    about: Mapping[str, str],
+    handover: Sequence[Measured] = (),
+    fleets: Sequence[Fleet] = (),
 ) -> str:
     """The page for bench/results."""
     failures = [f"- {one.title}: {' '.join(one.failure.split())}" for one in measured if one.failure]
@@ -114,6 +120,7 @@ def markdown(
         f"# {date}",
         *([table(measured)] if measured else []),
         *([handover_table(handover)] if handover else []),
+        *([fleet_table(fleets)] if fleets else []),
         *(["Not measured:\n\n" + "\n".join(failures)] if failures else []),
         "\n".join(f"- {key}: {value}" for key, value in about.items()),
         "How it is measured, and what is fair about it: bench/README.md.",
@@ -122,7 +129,11 @@ def markdown(
 
 
 def as_json(
-    date: str, measured: Sequence[Measured], about: Mapping[str, str], handover: Sequence[Measured] = ()
+    date: str,
+    measured: Sequence[Measured],
+    about: Mapping[str, str],
+    handover: Sequence[Measured] = (),
+    fleets: Sequence[Fleet] = (),
 ) -> dict[str, Any]:
     """The same for programs; seconds with every run."""
     by_name = {one.name: one for one in measured}
@@ -145,6 +156,7 @@ def as_json(
         "handover": {
             one.name: {"median": one.median, "seconds": [round(value, 4) for value in one.seconds]} for one in handover
         },
+        "fleets": fleet_json(fleets),
         "ratios": [
             {
                 "subject": target.subject,

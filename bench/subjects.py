@@ -76,20 +76,13 @@ class Programs:
 
     def prepare(self, lab: Lab, gpus: dict[str, Any]) -> None:
         """Writes the configuration and the empty program, and makes both stacks."""
-        ssh = lab.connection
-        host = {
-            "address": ssh["host"],
-            "ssh": {"port": ssh["port"], "hostKey": ssh["hostKey"], "privateKeyFile": ssh["privateKeyFile"]},
-            "gpus": gpus,
-        }
-        self._config.write_text(yaml.safe_dump({"config": {"homelab:hosts": {"pve": host}}}), encoding="utf-8")
+        self.prepare_hosts({"pve": lab}, {"pve": gpus})
         self._empty.mkdir()
         # As `pulumi new python` has it; the environment is this program's, so that both start the same interpreter.
         runtime = {"name": "python", "options": {"toolchain": "pip", "virtualenv": str(PROJECT / ".venv")}}
         (self._empty / "Pulumi.yaml").write_text(yaml.safe_dump({"name": "empty", "runtime": runtime}))
         (self._empty / "__main__.py").write_text('"""A Python Pulumi program"""\n\nimport pulumi\n')
         try:
-            stacks.create(self._engine.pulumi, STACK, self._with_backend("homelab"))
             subprocess.run(
                 [str(self._engine.pulumi), "stack", "init", STACK, "--non-interactive", "--cwd", str(self._empty)],
                 env=self._with_backend("empty"),
@@ -102,6 +95,24 @@ class Programs:
             raise BenchError(
                 "two new stacks", str(error.stderr), "they are what is measured", "see `make up`"
             ) from error
+
+    def prepare_hosts(self, labs: Mapping[str, Lab], gpus: Mapping[str, dict[str, Any]]) -> None:
+        """Writes the configuration of these hosts, by name, and makes their stack."""
+        hosts = {}
+        for name, lab in labs.items():
+            ssh = lab.connection
+            way = {"port": ssh["port"], "hostKey": ssh["hostKey"], "privateKeyFile": ssh["privateKeyFile"]}
+            hosts[name] = {"address": ssh["host"], "ssh": way, "gpus": gpus[name]}
+        self._config.write_text(yaml.safe_dump({"config": {"homelab:hosts": hosts}}), encoding="utf-8")
+        try:
+            stacks.create(self._engine.pulumi, STACK, self._with_backend("homelab"))
+        except subprocess.CalledProcessError as error:
+            raise BenchError("a new stack", str(error.stderr), "it is what is measured", "see `make up`") from error
+
+    def state_bytes(self) -> int:
+        """The size of this program's state."""
+        folder = self._folder / "backend-homelab" / ".pulumi" / "stacks"
+        return sum(path.stat().st_size for path in folder.rglob(f"{STACK}.json"))
 
     def _homelab(self, name: str, title: str, verb: str, *options: str) -> Subject:
         where = ("--stack", STACK, "--cwd", str(PROJECT), "--config-file", str(self._config))

@@ -56,10 +56,14 @@ def hookscript(
     host: Host, vm: Vm, generation: pulumi.Input[int], name: str, opts: pulumi.ResourceOptions
 ) -> pulumi.Resource:
     """The option hookscript of a VM that may take a card. ``name``: the resource's."""
+    # By these it is told from the entry that the VM had before, under another name, or as one that made it.
+    holder = f"{name} {'adopted' if vm.create is None else 'created'}"
     return remote.script(
         name,
         host,
-        pulumi.Output.from_input(generation).apply(lambda found: scripts.handover_hook(vm.vmid, int(found))),
+        pulumi.Output.from_input(generation).apply(
+            lambda found: scripts.handover_hook(vm.vmid, int(found), holder=holder)
+        ),
         opts,
         identity=[vm.host, str(vm.vmid)],
         told=True,

@@ -8,7 +8,30 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
 from types import ModuleType
+from typing import Any
+
+# One module at a time: importlib's LazyLoader, until Python 3.12, shows a second thread a module of which nothing is loaded yet.
+_LOADING = threading.RLock()
+_ALREADY = frozenset(("__class__", "__dict__", "__spec__", "__name__", "__loader__", "__package__", "__path__"))
+
+
+class _Later(ModuleType):
+    """A module whose first attribute that is asked for imports it."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name not in _ALREADY:
+            with _LOADING:
+                about = object.__getattribute__(self, "__dict__")
+                if object.__getattribute__(self, "__class__") is _Later and not about.get("_loading"):
+                    about["_loading"] = True
+                    try:
+                        about["__spec__"].loader.exec_module(self)
+                    finally:
+                        del about["_loading"]
+                    object.__setattr__(self, "__class__", ModuleType)
+        return object.__getattribute__(self, name)
 
 
 def later(name: str) -> ModuleType:
@@ -21,10 +44,9 @@ def later(name: str) -> ModuleType:
     found = importlib.util.find_spec(name)
     if found is None or found.loader is None:
         raise ModuleNotFoundError(f"no module {name}", name=name)
-    found.loader = importlib.util.LazyLoader(found.loader)
     module = importlib.util.module_from_spec(found)
+    module.__class__ = _Later
     sys.modules[name] = module
-    found.loader.exec_module(module)
     parent, _, child = name.rpartition(".")
     if parent:  # as an import does
         setattr(sys.modules[parent], child, module)

@@ -2,7 +2,8 @@
 # The hookscript of a VM that may take a card from this host's containers. Proxmox VE lets root@pam itself set it, and no token.
 # Needs: files, handover/rest
 #
-# Arguments: VMID, GENERATION (no part in what happens).
+# Arguments: VMID, HOLDER (which entry of the settings wants it: the last that applied is the only one that takes it away), GENERATION (no part in
+#   what happens).
 # Changes: the VM's option hookscript, where it has none, or ours by a storage that hasn't the script any more. Undone by `revert`, where it still is ours.
 # Verbs: apply, revert, plan (what `apply` would change, as files.sh answers it).
 
@@ -16,13 +17,20 @@ apply() {
     [[ -x $ROOT$SNIPPETS/$HOOK_FILE ]] || die "VM $VMID with the hookscript $volume" "there is no $SNIPPETS/$HOOK_FILE" \
       "a VM that names a hookscript which isn't there doesn't start; the storages have changed since it was written" "run \`pulumi up --refresh\`, which writes it"
     # Noted first: by that it is known that the VM is to have it.
-    mark "$HOOKED/$VMID"
+    note_holder
     run_logged qm set "$VMID" --hookscript "$volume" || die "VM $VMID with the hookscript $volume" "$OUTPUT" \
       "without it the VM would not get the card from the containers" "correct what qm says, then run \`pulumi up\` again"
     CHANGED=yes
   fi
+  note_holder
   finish
   printf '{"changed":"%s"}\n' "$CHANGED"
+}
+
+note_holder() {
+  [[ $(cat "$ROOT$HOOKED/$VMID" 2>/dev/null) != "$HOLDER" || ! -e $ROOT$HOOKED/$VMID ]] || return 0
+  need_dir "$ROOT$HOOKED"
+  printf '%s\n' "$HOLDER" | write_atomically "$HOOKED/$VMID" 0600
 }
 
 plan() {
@@ -33,7 +41,16 @@ plan() {
 }
 
 revert() {
+  local holder
   take_lock
+  # An entry that got another name, or adopts what it had made, is undone under the old one after the new one has applied.
+  holder=$(cat "$ROOT$HOOKED/$VMID" 2>/dev/null) || holder=''
+  if [[ -n $holder && $holder != "${HOLDER:-}" ]]; then
+    log "VM $VMID keeps its hookscript: another entry of the settings wants it now"
+    finish
+    printf '{"changed":"no"}\n'
+    return 0
+  fi
   if is_our_hook "$VMID"; then
     run_logged qm set "$VMID" --delete hookscript || die "VM $VMID without our hookscript" "$OUTPUT" \
       "once the script is gone, a VM that names it doesn't start" "correct what qm says, then run the same again"

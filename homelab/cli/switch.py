@@ -203,10 +203,17 @@ class Switch:
                     file=sys.stderr,
                 )
                 return NOT_SWITCHED
-        async with asyncio.timeout(SWITCH_SECONDS):
-            while self._state.get("state", "HELD") not in ("HELD", "STUCK", "DEAD"):
-                await asyncio.sleep(POLL_SECONDS)
-                await self._look()
+        try:
+            async with asyncio.timeout(SWITCH_SECONDS):
+                while self._state.get("state", "HELD") not in ("HELD", "STUCK", "DEAD"):
+                    await asyncio.sleep(POLL_SECONDS)
+                    await self._look()
+        except TimeoutError:
+            print(
+                f"gpus.{self._card} is still {self._where()}; the card comes back by itself once nothing holds VM {vmid}, such as a backup or a lock (`qm config {vmid}`)",
+                file=sys.stderr,
+            )
+            return NOT_SWITCHED
         if self._state:
             print(f"gpus.{self._card} is {self._where()}", file=sys.stderr)
             return NOT_SWITCHED

@@ -88,6 +88,13 @@ def switch_refused(facts: HostFacts, host: Host, name: str, vm: Vm | None, *, re
             why="a card is taken by a VM that starts",
             next="run `pulumi up`, if the settings create it; else correct its vmid",
         )
+    if str(vm.vmid) in facts.handover.lost_hooks:
+        raise HomelabError(
+            wanted=f"gpus.{name} for VM {vm.vmid}, by its hookscript",
+            found="the VM has lost the hookscript",
+            why="its start would take the card from its driver without a look",
+            next="run `pulumi up --refresh`, which sets it again",
+        )
     if about.get("state") == "VM" and about.get("vm") != str(vm.vmid) and not rehearsed:
         raise HomelabError(
             wanted=f"gpus.{name} for VM {vm.vmid}",

@@ -94,6 +94,15 @@ class StackTexts:
         settings = places.located(self._settings("vms"))
         return {name: vm for name, vm in settings.vms.items() if vm.host == host}
 
+    def adopting(self, vmid: int, host: str, *, anywhere: bool) -> list[str]:
+        """The entries that have a VM without having made it: of its host, of the host's cluster, or of any host. Nobody is asked where it is now.
+
+        :raises HomelabError: the settings are mistaken.
+        """
+        settings, near = self._settings("vms"), {host, *self.peers(host)}
+        same = (name for name, vm in settings.vms.items() if vm.vmid == vmid and vm.create is None)
+        return [name for name in same if anywhere or settings.vms[name].host in near or name in settings.roaming]
+
     def containers(self, host: str) -> dict[str, Container]:
         """The settings of a host's containers, by name. Raises HomelabError when they are mistaken."""
         settings = self._settings("containers")

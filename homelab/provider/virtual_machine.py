@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import secrets
 from typing import Any
 
@@ -133,15 +134,23 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
             config = machine.config()
         except NotThereError:
             return
-        same = [
-            name for name, vm in self.stack.vms(inputs.host).items() if vm.vmid == machine.vmid and vm.create is None
-        ]
-        if why := stays(inputs, config, "VM", [f"vms.{name}" for name in same]):
+        same = self.stack.adopting(machine.vmid, inputs.host, anywhere=machine.node != inputs.node)
+        why = stays(inputs, config, "VM", [f"vms.{name}" for name in same])
+        if why is None and _is_anothers(inputs.mark, outputs.instance, config):
+            # Another resource has taken it over since, such as this one's replacement after the VM has moved.
+            why = "it is kept by another entry of the state now"
+        if why:
             tell(f"{inputs.vm}: VM {machine.vmid} stays: {why}")
             return
         if machine.running():
             machine.shut_down(policy(inputs.shutdown))
         machine.destroy()
+
+
+def _is_anothers(mark: str, instance: str, config: dict[str, str]) -> bool:
+    """Does its description name another making of it than this one?"""
+    found = re.search(rf"{re.escape(mark)} ([0-9a-f]{{16}})(?!\S)", config.get("description", ""))
+    return bool(instance) and found is not None and found[1] != instance
 
 
 def _require_same_disk(had: VirtualMachine.Inputs, new: VirtualMachine.Inputs) -> None:

@@ -316,9 +316,9 @@ def handover(cards: Sequence[str], generation: int = 0) -> str:
     )
 
 
-def handover_hook(vmid: int, generation: int = 0) -> str:
-    """Standard input of handover_hook.sh."""
-    return compose("handover_hook.sh", VMID=str(vmid), GENERATION=str(generation))
+def handover_hook(vmid: int, generation: int = 0, *, holder: str = "") -> str:
+    """Standard input of handover_hook.sh. ``holder``: which entry of the settings wants it."""
+    return compose("handover_hook.sh", VMID=str(vmid), HOLDER=holder, GENERATION=str(generation))
 
 
 def rehearse_card(cards: Sequence[str], name: str, vmid: int) -> str:

@@ -433,6 +433,22 @@ def test_a_vm_names_the_script_where_it_lies(host: Folder) -> None:
     assert [*host.root.rglob("homelab-handover*")] == []
 
 
+def test_a_vm_whose_entry_got_another_name_keeps_its_hookscript(host: Folder) -> None:
+    """What has the new name is applied first, and what had the old one undone after that."""
+    host.command(
+        "qm",
+        'cd "$ROOT/etc/pve/qemu-server" && sed -i "/^hookscript:/d" "$2.conf" && { [[ $3 == --delete ]] || echo "hookscript: $4" >>"$2.conf"; }',
+    )
+    host.write("/etc/pve/storage.cfg", STORAGES.format("snippets"))
+    before = host.read("/etc/pve/qemu-server/103.conf")
+    old, new = (scripts.handover_hook(103, holder=name) for name in ("sandbox-hook adopted", "gaming-hook adopted"))
+    for verb, script in (("apply", scripts.handover([LINE])), ("apply", old), ("apply", new), ("revert", old)):
+        assert host.run(verb, script).returncode == 0
+    assert "hookscript: local:snippets/" in host.read("/etc/pve/qemu-server/103.conf")
+    assert host.run("revert", new).returncode == 0
+    assert host.read("/etc/pve/qemu-server/103.conf") == before
+
+
 def test_what_is_away_is_no_more_after_a_boot(host: Folder) -> None:
     host.write(STATE, "state=VM\nvm=103\nboot=boot\nsince=1\n")
     away = 'cards_away; echo "$AWAY"'

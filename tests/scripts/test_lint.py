@@ -38,7 +38,7 @@ ARGUMENTS = {
     "card_libraries.sh": ("CHOICES",),
     "card_values.sh": ("VALUES",),
     "handover.sh": ("NEEDED", "PROGRAM", "UNIT", "TIMER", "HOOK"),
-    "handover_hook.sh": ("VMID",),
+    "handover_hook.sh": ("VMID", "HOLDER"),
     "handover_host.sh": ("CARDS",),
     "rehearse_card.sh": ("CARDS", "CARD_NAME", "VMID"),
     "switch_card.sh": ("CARD", "VMID", "SECONDS_OFF", "CUT", "FROM"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import job, measure, report, subjects
+from bench import fleet, job, measure, report, subjects
 from bench.errors import BenchError
 from bench.measure import Process
 from bench.report import Measured
@@ -69,6 +69,15 @@ def test_what_could_not_be_measured_is_said_and_breaks_no_other_line() -> None:
 def test_every_line_of_the_table_has_as_many_cells_as_its_head() -> None:
     lines = report.table(measured(ansible=None)).splitlines()
     assert {line.count("|") for line in lines} == {len(report.HEAD) + 1}
+
+
+def test_stacks_of_several_sizes_are_told_side_by_side() -> None:
+    runs = dict.fromkeys(fleet.VERBS, 2.0)
+    fleets = [fleet.Fleet(hosts, runs, dict.fromkeys(runs, 1.25), 50_000_000, hosts * 90_000) for hosts in (1, 12)]
+    page = report.markdown("2026-01-31", [], {}, [], fleets)
+    assert "| 12 | 2.0 (1.2) | 2.0 (1.2) | 2.0 (1.2) | 2.0 (1.2) | 50 | 1.08 |" in page
+    assert report.as_json("2026-01-31", [], {}, [], fleets)["fleets"][0]["stateBytes"] == 90_000
+    assert "hosts |" not in report.markdown("2026-01-31", [], {})
 
 
 def test_a_handover_is_told_beside_the_bare_hookscript() -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -16,7 +20,7 @@ HEAVY = {"asyncssh", "proxmoxer", "requests", "homelab.host.facts", "homelab.nvi
 
 def imported(program: str) -> set[str]:
     """The modules that a program has imported; one that is still to be imported is none."""
-    ask = f"{program}\nimport sys\nprint(*(n for n, m in sys.modules.items() if type(m).__name__ != '_LazyModule'))"
+    ask = f"{program}\nimport sys\nprint(*(n for n, m in sys.modules.items() if type(m).__name__ != '_Later'))"
     done = subprocess.run([sys.executable, "-c", ask], cwd=PROJECT, capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
@@ -46,3 +50,20 @@ def test_a_module_that_waits_is_found_in_its_package_as_an_imported_one_is() -> 
 def test_a_module_that_is_not_there_is_an_error_at_once() -> None:
     with pytest.raises(ModuleNotFoundError, match="no module homelab.nothing"):
         later("homelab.nothing")
+
+
+def test_several_threads_that_use_a_module_at_once_all_find_what_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_module.py").write_text("import time\ntime.sleep(0.2)\nVALUE = 7\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    module, start = later("slow_module"), threading.Barrier(4)
+
+    def value() -> int:
+        start.wait()
+        found: int = module.VALUE
+        return found
+
+    with ThreadPoolExecutor(4) as threads:
+        assert [one.result() for one in [threads.submit(value) for _ in range(4)]] == [7] * 4
+    assert type(module) is ModuleType

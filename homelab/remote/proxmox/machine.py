@@ -65,6 +65,11 @@ class Machine:
         # How often it was started by this.
         self.starts = 0
 
+    @property
+    def node(self) -> str:
+        """Where it is."""
+        return self._api.node
+
     def say(self, text: str) -> None:
         """Shows a line in Pulumi's display."""
         tell(f"{self.name}: {text}")

@@ -1,0 +1,52 @@
+"""homelab/provider/virtual_machine.py: a created VM that has moved or was taken over is not removed with its former entry."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from homelab.provider.base import StackTexts
+from homelab.provider.virtual_machine import _is_anothers
+
+SSH = {"hostKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFILL+IN+WITH+ssh+keyscan+t+ed25519+ADDRESS0", "agent": True}
+API = {"token": "homelab@pve!pulumi", "tokenSecret": "s", "fingerprint": ":".join(["00"] * 32)}
+
+
+def texts(vms: dict[str, Any], **about: Any) -> StackTexts:
+    gpus = {"card": {"match": "10de:2b85"}}
+    hosts = {
+        name: {"address": f"192.0.2.{number}", "ssh": SSH, "api": API, "gpus": gpus, **about}
+        for number, name in enumerate(("pve1", "pve2"), 1)
+    }
+    return StackTexts({"hosts": json.dumps(hosts), "vms": json.dumps(vms), "allowPlainSecrets": "true"})
+
+
+ADOPTED = {"a": {"host": "pve2", "vmid": 103, "gpus": ["card"]}}
+
+
+@pytest.mark.parametrize(
+    ("about", "anywhere", "found"),
+    [({}, False, []), ({}, True, ["a"]), ({"cluster": "home"}, False, ["a"])],
+    ids=["another host's VM of that id", "it has moved", "of one cluster"],
+)
+def test_an_entry_that_adopts_a_vm_counts_wherever_the_vm_may_be(
+    about: dict[str, Any], anywhere: bool, found: list[str]
+) -> None:
+    assert texts(ADOPTED, **about).adopting(103, "pve1", anywhere=anywhere) == found
+    assert texts(ADOPTED, **about).adopting(104, "pve1", anywhere=anywhere) == []
+
+
+@pytest.mark.parametrize(
+    ("description", "others"),
+    [
+        ("made by homelab 0123456789abcdef", False),
+        ("made by homelab fedcba9876543210", True),
+        ("made by homelab", False),
+        ("", False),
+    ],
+)
+def test_a_vm_that_was_made_or_taken_over_by_another_entry_is_known(description: str, others: bool) -> None:
+    assert _is_anothers("made by homelab", "0123456789abcdef", {"description": description}) is others
+    assert not _is_anothers("made by homelab", "", {"description": description})
