@@ -6,7 +6,7 @@
 # Arguments: WAIT (seconds for the cards' drivers to come), QUORUM (seconds for /etc/pve to be writable).
 #   Of a container what is noted counts; CARDS, METHOD, MINORS and FUNCTIONS have no part in it.
 # Changes: the configurations of containers that were given cards; lines of ours alone. Whatever fails, the host starts its guests.
-# Verbs: none: it does this; or a function's name and its arguments, such as `mend CTID`, which is one container of it. `follow` does it while the host
+# Verbs: none: it does this; or a function's name and its arguments, such as `mend CTID`, which is one container of it. `follow_containers` does it while the host
 #   runs, for containers that are off, and for who has this host's lock already: a card that comes back from a VM may have another number.
 
 LOCK_TIMEOUT=20
@@ -50,7 +50,7 @@ all_there() {
   done
 }
 
-follow() {
+follow_containers() {
   trap - ERR EXIT
   set +eu
   local dir text

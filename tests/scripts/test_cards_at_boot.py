@@ -83,7 +83,9 @@ class Boot(Shared):
         """What a handover does, which has the host's lock: only containers that are off are changed."""
         folder, program = self.folder, quoted(str(self.folder.root / "usr/local/sbin/homelab-card-nodes"))
         pct, before = (folder.commands / "pct").read_text(), self.conf
-        held = f'mkdir -p "$ROOT/run/homelab"; exec 7>"$ROOT/run/homelab/lock"; flock 7; {program} follow 7>&-'
+        held = (
+            f'mkdir -p "$ROOT/run/homelab"; exec 7>"$ROOT/run/homelab/lock"; flock 7; {program} follow_containers 7>&-'
+        )
         for status in ("running", "stopped"):
             folder.command("pct", f"[[ $1 != status ]] || {{ echo 'status: {status}'; exit; }}\n{pct}")
             assert self.conf == before

@@ -291,11 +291,13 @@ class Machine:
         self.say("shutting down")
         clock = self._api.clock
         deadline = clock.now() + policy.timeout
+        # HA ends a guest by force when the time of one request is over (PVE::HA::Resources::PVEVM): that request gets all of it.
+        at_once = policy.timeout if (self._status().get("ha") or {}).get("managed") else PRESS_SECONDS
         while True:
             left = max(1, round(deadline - clock.now()))
-            last = left <= PRESS_SECONDS
+            last = left <= at_once
             force = {"forceStop": 1} if last and policy.otherwise == "stop" else {}
-            options = {"timeout": min(left, PRESS_SECONDS), **force}
+            options = {"timeout": min(left, at_once), **force}
             try:
                 self._task("post", "/status/shutdown", wanted, ("qmshutdown", "hastop"), left, **options)
             except TaskFailedError as error:

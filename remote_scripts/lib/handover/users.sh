@@ -93,7 +93,7 @@ follow_numbers() {
   numbers_moved || return 0
   MOVED=yes
   [[ -x $ROOT$FOLLOWER ]] || return 0
-  bounded 300 "$ROOT$FOLLOWER" follow || :
+  bounded 300 "$ROOT$FOLLOWER" follow_containers || :
   [[ -z $OUTPUT ]] || say "${OUTPUT//$'\n'/; }"
 }
 
