@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Tells the other nodes of a cluster that this one is back from the restart that it had its turn for.
-# Needs: cluster
+# Needs: absent, cluster
 #
-# Arguments: LOCK_TIMEOUT (seconds to wait for another run), OVER_SECONDS (to wait for the cluster).
-# Changes: removes /etc/pve/priv/homelab-reboot, if it is this node's, and /var/lib/homelab/turn (both of lib/cluster.sh).
+# Arguments: LOCK_TIMEOUT (seconds to wait for another run), OVER_SECONDS (to wait for the cluster), NODE (for `lift`).
+# Changes: puts back what was set for the restart (lib/away.sh), removes /etc/pve/priv/homelab-reboot, if it is this node's, and
+#   /var/lib/homelab/turn (both of lib/cluster.sh).
 # Answer: {"over":"yes|no"}
-# Verbs: apply.
+# Verbs: apply; lift (on another node than NODE, which hasn't come back: Ceph is to replace its disks).
 
 apply() {
   local over=yes
@@ -13,6 +14,11 @@ apply() {
   end_turn "$OVER_SECONDS" || over=no
   finish
   printf '{"over":"%s"}\n' "$over"
+}
+
+lift() {
+  lift_noout_of "$NODE"
+  printf '{"over":"no"}\n'
 }
 
 main() {

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # Reboots the host if its running kernel lacks what is configured; with a dead man's switch armed before, if that is in the boot configuration.
-# Needs: boot, cluster, lacking, restart, switch/arm
+# Needs: absent, boot, cluster, lacking, restart, switch/arm
 #
 # Arguments: POLICY (auto | manual), WORDS (of the command line; separated by spaces), FUNCTIONS (PCI addresses that must be on
 #   vfio-pci; separated by spaces), DRIVER, FLAVOUR and SOURCE (NVIDIA's driver, as of lib/lacking.sh, which decides),
 #   ROLLBACK_AFTER and ROLLBACK (of the dead man's switch, lib/switch.sh), AWAITED (for so many seconds `up` waits for the boot), QUORUM
-#   (of lib/cluster.sh).
+#   and TURN_END (of lib/cluster.sh).
 # Not while a backup, a migration or another task runs here (lib/work.sh). In a cluster: not before the other nodes have their quorum without
-#   this one, and no other restarts; cluster_turn.sh ends the turn.
+#   this one, and no other restarts; cluster_turn.sh ends the turn. Meanwhile Ceph doesn't replace this node's disks (lib/ceph.sh).
 # Changes: /etc/systemd/system/homelab-rollback.{service,timer}, /var/lib/homelab/rollback and armed; then the host restarts.
 #   /var/lib/homelab/wanted-boot, which `revert` of cmdline.sh takes away.
-#   Undone by confirm_boot.sh once the host is back, by the switch itself otherwise.
+#   In a cluster with Ceph: `noout` for this node's disks, /var/lib/homelab/away and turn-end, /etc/systemd/system/homelab-turn.{service,timer}.
+#   Undone by confirm_boot.sh and cluster_turn.sh once the host is back, by the switch itself otherwise.
 # The switch: unless the boot is confirmed within ROLLBACK_AFTER seconds of its start, it takes our configuration away and
 #   reboots. So a host that comes back without its network comes back again, as it was. Where nobody waits, the host judges itself.
 # Verbs: apply; plan (answers the same, before or after the layers were written, and changes nothing).
@@ -35,6 +36,7 @@ apply() {
   elif [[ $DECISION == manual ]]; then
     log "a reboot is needed (${REASONS[*]}) and left to you"
   else
+    ! is_clustered || lift_noout_of_absent
     await_cluster "$TURN_SECONDS"
     log "rebooting (${REASONS[*]}); this stops: ${GUESTS:-no guest}"
     ! needs_switch || arm "$AWAITED"

@@ -7,7 +7,7 @@ import re
 import time
 from typing import Any
 
-from homelab.errors import HomelabError, raise_all
+from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.host import kernel_log, names, plan
 from homelab.host.facts import HostFacts
 from homelab.host.reboot import in_short, stopping
@@ -18,6 +18,8 @@ from homelab.resources.boot_verification import BootVerification
 from homelab.settings import Host
 from homelab.text import tell, tell_meanwhile
 
+# For a connection to another node of the cluster.
+PEER_SECONDS = 5.0
 # A running guest in what reboot_host.sh answers: `VM 103 (Sandbox), container 901 (ai-lab)`. Names hold no brackets.
 _GUEST = re.compile(r"(?:VM|container) (\d+) \(")
 
@@ -33,12 +35,29 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
         if reboot["reboot"] == "yes":
             why = "" if inputs.host in self.said_of_reboot else f", because {in_short(reboot['reasons'], inputs.gpus)}"
             tell(f"{inputs.host}: rebooting{why}; {stopping(reboot['guests'])}")
-        facts = asyncio.run(_verified(self.host(inputs), inputs.host, reboot, want))
+        try:
+            facts = asyncio.run(_verified(self.host(inputs), inputs.host, reboot, want))
+        except UnreachableError:
+            if reboot.get("turn") == "yes":
+                self._give_up(inputs.host, self.host(inputs).node or inputs.host)
+            raise
         groups = f", {facts.iommu.groups} IOMMU groups" if facts.iommu.groups else ""
         tell(f"{inputs.host}: verified: kernel {facts.kernel}{groups}{_bound(facts, inputs)}")
         stopped = _GUEST.findall(reboot["guests"]) if reboot["reboot"] == "yes" else []
         boot = Boot(id=facts.boot_id, stopped=[int(vmid) for vmid in stopped], at=int(time.time()))
         return _outputs(facts, inputs, boot)
+
+    def _give_up(self, name: str, node: str) -> None:
+        """Nobody knows whether a node comes back: the cluster is told to replace its disks, by the first other node that can be reached."""
+        for peer in self.stack.peers(name):
+            try:
+                asyncio.run(_lift(self.stack.host(peer), node))
+            except HomelabError:
+                continue  # that is said by its own resources
+            return
+        tell(
+            f"{name}: note: if it has disks of Ceph, `ceph osd dump` on another node says whether they still have noout"
+        )
 
     def hold_on(self, inputs: BootVerification.Inputs) -> None:
         """Not now: a reboot ends whatever holds its host, which is taken again once the boot is confirmed."""
@@ -86,6 +105,11 @@ async def _end_turn(host: Host, name: str) -> None:
         over = False
     if not over:
         tell(f"{name}: note: its cluster could not be told that it is back; until it can, no other node is restarted")
+
+
+async def _lift(host: Host, node: str) -> None:
+    async with ssh.connect(host, PEER_SECONDS) as session:
+        await session.run("lift", scripts.cluster_turn(node))
 
 
 def said_by_kernel(facts: HostFacts, name: str, want: plan.Wanted) -> list[HomelabError]:

@@ -25,6 +25,7 @@ _SCRIPTS = (
     "card_nodes.sh",
     "card_nodes_boot.sh",
     "card_values.sh",
+    "cluster_turn.sh",
     "cmdline.sh",
     "container_gpus.sh",
     "container_restart.sh",

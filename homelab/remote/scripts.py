@@ -212,6 +212,7 @@ def reboot_host(
         SOURCE=source,
         AWAITED=str(awaited),
         QUORUM="keep" if keep_quorum else "lose",
+        TURN_END=_turn_end(),
         **_switch(rollback_after),
     )
 
@@ -429,9 +430,20 @@ def confirm_boot() -> str:
     return compose("confirm_boot.sh", LOCK_TIMEOUT=str(CONFIRM_LOCK_SECONDS))
 
 
-def cluster_turn() -> str:
-    """Standard input of cluster_turn.sh."""
-    return compose("cluster_turn.sh", LOCK_TIMEOUT=str(CONFIRM_LOCK_SECONDS), OVER_SECONDS=str(CLUSTER_SECONDS))
+def cluster_turn(node: str = "") -> str:
+    """Standard input of cluster_turn.sh.
+
+    :param node: another one, for the verb ``lift``.
+    """
+    return compose(
+        "cluster_turn.sh", LOCK_TIMEOUT=str(CONFIRM_LOCK_SECONDS), OVER_SECONDS=str(CLUSTER_SECONDS), NODE=node
+    )
+
+
+def _turn_end() -> str:
+    # What a node runs that nobody has told of the end of its turn.
+    about = "# Written by homelab: ends this node's turn to restart, if no `pulumi up` has. Gone then."
+    return f"#!/bin/bash\n{about}\n{cluster_turn().removesuffix(chr(10))}"
 
 
 def diagnose(containers: Sequence[int] = ()) -> str:

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # A node of a cluster restarts while the others keep their quorum, and while none of them restarts; any host while nothing is at work on it.
-# Needs: files, lock, work
+# Needs: files, lock, work, ceph
 #
 # Gives: cluster_says -> WHY_NOT, AT_WORK; await_cluster SECONDS; take_turn SECONDS; has_turn; end_turn SECONDS, forget_turn; refuse_turn.
-# Variables: QUORUM (keep | lose: may the others be without one meanwhile), AWAY_SECONDS (for so long this node may be away).
+# Variables: QUORUM (keep | lose: may the others be without one meanwhile), AWAY_SECONDS (for so long this node may be away), TURN_END (of lib/away.sh).
 #
-# In the cluster, TURN: KEY VALUE lines: node, since, until (seconds since 1970). It is changed only under TURN_LOCK, a lock of Proxmox VE's own
+# In the cluster, TURN: KEY VALUE lines: node, since, until (seconds since 1970), noout (its disks that have it from this program). It is changed only under TURN_LOCK, a lock of Proxmox VE's own
 # kind (PVE::Cluster, cfs_lock): a folder, which one node alone can make, and which the cluster's file system removes after 120 seconds when asked to.
 # On this host, STATE/turn: that it has the turn. It is written first and removed last.
 TURN=/etc/pve/priv/homelab-reboot
@@ -27,7 +27,7 @@ node_name() {
 
 # cluster_says - sets WHY_NOT: why this node had better not restart now; empty: it may. AT_WORK: it is for what runs here.
 cluster_says() {
-  WHY_NOT=''
+  WHY_NOT='' ALONE=no
   work_says
   [[ -z $WHY_NOT ]] || return 0
   is_clustered || return 0
@@ -51,16 +51,11 @@ votes_say() {
   elif [[ $quorate != Yes ]]; then
     WHY_NOT="the cluster has no quorum: $total of $expected votes, and $quorum are needed"
   elif ((nodes == 1)); then
+    ALONE=yes
     return 1
   elif ((total - own < quorum)) && [[ $QUORUM == keep ]]; then
     WHY_NOT="without this node the cluster has $((total - own)) of $expected votes, and $quorum are needed"
   fi
-}
-
-in_a_line() { # TEXT
-  local text=${1:0:300}
-  [[ -n ${text//[[:space:]]/} ]] || text="no answer within $ASK_SECONDS s"
-  printf '%s' "${text//[[:cntrl:]]/ }"
 }
 
 # turn_says - the turn of a node that is back is over once its time is; that of one which isn't back stays.
@@ -92,23 +87,6 @@ is_own_turn() { # PATH
 is_member() { # NODE
   within "$ASK_SECONDS" pvecm nodes 2>/dev/null |
     awk -v node="$1" '$1 ~ /^[0-9]+$/ && ($NF == node || $NF == "(local)" && $(NF - 1) == node) { found = 1 } END { exit !found }'
-}
-
-# ceph_says - for the monitors and disks that run here. An OSD that is away for less than ten minutes (mon_osd_down_out_interval) isn't replaced, so
-# that `noout` isn't needed.
-ceph_says() {
-  local said path monitors=() osds=()
-  for path in "$ROOT"/var/lib/ceph/mon/ceph-*/; do
-    [[ ! -d $path ]] || { path=${path%/} && monitors+=("${path##*/ceph-}"); }
-  done
-  for path in "$ROOT"/var/lib/ceph/osd/ceph-*/whoami; do
-    [[ ! -r $path ]] || osds+=("$(<"$path")")
-  done
-  if ((${#monitors[@]} > 0)) && ! said=$(within "$ASK_SECONDS" ceph mon ok-to-stop "${monitors[@]}" 2>&1); then
-    WHY_NOT="Ceph can't do without this node's monitor now (\`ceph mon ok-to-stop ${monitors[*]}\`): $(in_a_line "$said")"
-  elif ((${#osds[@]} > 0)) && ! said=$(within "$ASK_SECONDS" ceph osd ok-to-stop "${osds[@]}" 2>&1); then
-    WHY_NOT="Ceph can't do without this node's disks now (\`ceph osd ok-to-stop ${osds[*]}\`): $(in_a_line "$said")"
-  fi
 }
 
 # await_cluster SECONDS - until it can do without this node, which takes some time where another one has just come back.
@@ -154,19 +132,22 @@ try_turn() {
     return 1
   fi
   turn_says # again, now that nobody else can take it
-  [[ -n $WHY_NOT ]] || note_turn || WHY_NOT="$TURN, or /var/lib/homelab/turn, can't be written"
+  [[ -n $WHY_NOT ]] || note_turn || WHY_NOT=${WHY_NOT:-"$TURN, or /var/lib/homelab/turn, can't be written"}
   free_turn_lock
+  [[ -n $WHY_NOT ]] || keep_disks || :
   [[ -z $WHY_NOT ]]
 }
 
 note_turn() {
-  local now node
+  local now node noout
   now=$(date +%s) node=$(node_name)
   [[ -n $node ]] || return 1
   need_dir "$STATE" &&
     printf 'boot %s\n' "$(<"$ROOT/proc/sys/kernel/random/boot_id")" | write_atomically /var/lib/homelab/turn 0600 || return 1
+  [[ $ALONE == yes ]] || note_disks || return 1
+  noout=$(away_note noout)
   # No mode: the cluster's file system has its own. One name for all: nobody else is here, and what a run leaves that is killed is written over.
-  printf 'node %s\nsince %s\nuntil %s\n' "$node" "$(date -d "@$now" '+%F %T %Z')" "$((now + AWAY_SECONDS))" | pve tee "$ROOT$TURN.new" >/dev/null &&
+  printf 'node %s\nsince %s\nuntil %s\n%s' "$node" "$(date -d "@$now" '+%F %T %Z')" "$((now + AWAY_SECONDS))" "${noout:+noout $noout$'\n'}" | pve tee "$ROOT$TURN.new" >/dev/null &&
     pve mv -fT "$ROOT$TURN.new" "$ROOT$TURN" && is_own_turn "$TURN"
 }
 
@@ -188,13 +169,17 @@ end_turn() {
 
 # forget_turn - where the others can't be told.
 forget_turn() {
-  log "the cluster could not be told that this node doesn't restart; until it is, none of it is restarted: rm $TURN"
-  remove_file /var/lib/homelab/turn
+  local noout
+  noout=$(away_note noout)
+  log "the cluster could not be told that this node doesn't restart; until it is, none of it is restarted: rm $TURN${noout:+; and Ceph replaces none of these disks until: ceph osd rm-noout $noout}"
+  disarm_turn_end
+  remove_file /var/lib/homelab/away /var/lib/homelab/turn
 }
 
 is_turn_over() {
   local path status=0
   [[ -n $(node_name) ]] || return 1
+  let_disks_go && disarm_turn_end || return 1
   is_own_turn "$TURN" || is_own_turn "$TURN.new" || return 0
   hold_turn_lock || return 1
   for path in "$TURN" "$TURN.new"; do

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from homelab.remote import scripts
-from tests.scripts.conftest import Folder
+from tests.scripts.conftest import Folder, quoted
 
 TURN = "etc/pve/priv/homelab-reboot"
 LOCK = "etc/pve/priv/lock/homelab-reboot"
@@ -92,13 +92,15 @@ def says(folder: Folder, quorum: str = "keep") -> str:
 
 def take(folder: Folder, seconds: int = 0, quorum: str = "keep") -> subprocess.CompletedProcess[str]:
     return folder.bash(
-        f"QUORUM={quorum} AWAY_SECONDS=600\ntake_lock\nawait_cluster {seconds}\ntake_turn {seconds} || refuse_turn\nfinish\n",
+        f"QUORUM={quorum} AWAY_SECONDS=600 TURN_END={quoted(scripts._turn_end())}\n"
+        f'printf %s "$$" >"$ROOT/run/pid"\n'
+        f"take_lock\nawait_cluster {seconds}\ntake_turn {seconds} || refuse_turn\nfinish\n",
         parts=("cluster",),
     )
 
 
 def end(folder: Folder, seconds: int = 0) -> str:
-    script = scripts.compose("cluster_turn.sh", LOCK_TIMEOUT="5", OVER_SECONDS=str(seconds))
+    script = scripts.compose("cluster_turn.sh", LOCK_TIMEOUT="5", OVER_SECONDS=str(seconds), NODE="")
     done = folder.run("apply", script)
     assert done.returncode == 0, done.stdout + done.stderr
     return str(json.loads(done.stdout)["over"])
@@ -312,6 +314,141 @@ def test_a_cluster_of_one_asks_ceph_nothing(node: Folder) -> None:
     (node.root / "var/lib/ceph/mon/ceph-pve1").mkdir(parents=True)
     node.command("ceph", "exit 16")
     assert says(node) == ""
+
+
+DUMP = """epoch 118
+fsid 7f0c1c5e-0000-4000-8000-000000000007
+created 2026-09-01T08:11:02.412921+0000
+modified 2026-11-21T03:31:41.500311+0000
+flags {flags}sortbitwise,recovery_deletes,purged_snapdirs,pglog_hardlimit
+crush_version 9
+full_ratio 0.95
+require_osd_release squid
+pool 1 '.mgr' replicated size 3 min_size 2 crush_rule 0 object_hash rjenkins pg_num 1 pgp_num 1 autoscale_mode on last_change 21 flags hashpspool stripe_width 0 pg_num_max 32 pg_num_min 1 application mgr read_balance_score 4.50
+max_osd 4
+"""
+OSD = "osd.{id} up   in  weight 1 up_from 110 up_thru 115 down_at 107 last_clean_interval [95,106) [v2:10.219.77.2:6800/1183,v1:10.219.77.2:6801/1183] [v2:10.219.77.2:6802/1183,v1:10.219.77.2:6803/1183] {states} 5d0c6a3e-0000-4000-8000-00000000000{id}\n"
+# What `ceph` says and does, of a monitor's source: add-noout and rm-noout say nothing where they change something.
+OSD_FLAGS = """
+echo "$*" >>"$ROOT/run/asked"
+case "$1 $2" in
+  "osd dump") cat "$ROOT/run/dump" ;;
+  "osd add-noout") for id in "${@:3}"; do sed -i "/^osd\\.$id /s/exists,up\\(,noout\\)\\? /exists,up,noout /" "$ROOT/run/dump"; done ;;
+  "osd rm-noout") for id in "${@:3}"; do sed -i "/^osd\\.$id /s/,noout//" "$ROOT/run/dump"; done ;;
+esac
+"""
+
+
+@pytest.fixture
+def with_disks(node: Folder) -> Folder:
+    """Disks 0 and 3 are the node's, 1 is another's."""
+    for osd in (0, 3):
+        node.write(f"var/lib/ceph/osd/ceph-{osd}/whoami", f"{osd}\n")
+    osd_dump(node)
+    node.command("ceph", OSD_FLAGS)
+    node.command("systemctl", 'echo "$*" >>"$ROOT/run/systemctl"')
+    return node
+
+
+def osd_dump(folder: Folder, flags: str = "", kept: tuple[int, ...] = ()) -> str:
+    rows = (OSD.format(id=one, states="exists,up,noout" if one in kept else "exists,up") for one in (0, 1, 3))
+    text = DUMP.format(flags=flags) + "".join(rows)
+    folder.write("run/dump", text)
+    return text
+
+
+def kept_disks(folder: Folder) -> list[str]:
+    return [line.split()[0] for line in folder.read("run/dump").splitlines() if ",noout " in line]
+
+
+@pytest.mark.parametrize(
+    ("flags", "kept", "then"),
+    [("", (), ["osd.0", "osd.3"]), ("", (3,), ["osd.0", "osd.3"]), ("noout,", (), []), ("nobackfill,noout,", (1,), ["osd.1"])],
+    ids=["nobody's", "one of them is somebody's", "the whole cluster's", "the whole cluster's, and another disk's"],
+)  # fmt: skip
+def test_ceph_replaces_no_disk_of_a_node_that_restarts(
+    with_disks: Folder, flags: str, kept: tuple[int, ...], then: list[str]
+) -> None:
+    """What somebody else has set stays, before and after."""
+    before, dump = with_disks.files(), osd_dump(with_disks, flags, kept)
+    assert take(with_disks).returncode == 0
+    assert kept_disks(with_disks) == then
+    assert end(with_disks) == "yes"
+    assert with_disks.read("run/dump") == dump and with_disks.files() == before
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_noout_of_a_run_that_was_killed_is_unset_by_the_node_itself(with_disks: Folder, when: str) -> None:
+    before, dump = with_disks.files(), with_disks.read("run/dump")
+    kill = 'kill -KILL "$(<"$ROOT/run/pid")"'
+    before_it, after_it = (kill + "; exit", ":") if when == "before" else (":", kill)
+    asked = '[[ "$1 $2" == "osd add-noout" ]]'
+    with_disks.command("ceph", f"! {asked} || {{ {before_it}; }}\n{OSD_FLAGS}\n! {asked} || {after_it}")
+    assert take(with_disks).returncode != 0
+    with_disks.command("ceph", OSD_FLAGS)
+    assert with_disks.read("var/lib/homelab/away") == "noout 0 3\n"
+    assert (with_disks.root / "etc/systemd/system/timers.target.wants/homelab-turn.timer").is_symlink()
+    assert "restart homelab-turn.timer" in with_disks.read("run/systemctl")
+    assert "OnActiveSec=600s" in with_disks.read("etc/systemd/system/homelab-turn.timer")
+    assert with_disks.bash(with_disks.read("var/lib/homelab/turn-end"), "apply", parts=()).returncode == 0
+    assert with_disks.read("run/dump") == dump and with_disks.files() == before
+
+
+def test_noout_of_a_run_that_was_killed_stays_noted_by_the_next_one(with_disks: Folder) -> None:
+    before, dump = with_disks.files(), with_disks.read("run/dump")
+    assert take(with_disks).returncode == 0 and take(with_disks).returncode == 0
+    assert with_disks.read("var/lib/homelab/away") == "noout 0 3\n"
+    assert end(with_disks) == "yes"
+    assert with_disks.read("run/dump") == dump and with_disks.files() == before
+
+
+@pytest.mark.parametrize("what", ["osd dump", "osd add-noout", "systemctl"])
+def test_a_node_whose_disks_ceph_would_replace_isnt_restarted(with_disks: Folder, what: str) -> None:
+    before, dump = with_disks.files(), with_disks.read("run/dump")
+    if what == "systemctl":
+        with_disks.command("systemctl", "exit 1")
+    else:
+        with_disks.command("ceph", f'[[ "$1 $2" != "{what}" ]] || {{ echo no >&2; exit 22; }}\n{OSD_FLAGS}')
+    done = take(with_disks)
+    said = {
+        "osd dump": "Ceph doesn't say which disks it would replace",
+        "osd add-noout": "Ceph would replace this node's disks (`ceph osd add-noout 0 3`): no",
+        "systemctl": "its end can't be arranged on this host",
+    }
+    assert done.returncode == 1 and said[what] in done.stdout
+    assert with_disks.read("run/dump") == dump and with_disks.files() == before
+
+
+def test_a_turn_goes_on_until_noout_is_unset(with_disks: Folder) -> None:
+    """Monitors have a quorum some time after a boot."""
+    assert take(with_disks).returncode == 0
+    with_disks.command("ceph", "exit 1")
+    assert end(with_disks) == "no"
+    assert with_disks.read("var/lib/homelab/away") == "noout 0 3\n" and with_disks.read(TURN)
+    done = with_disks.bash("take_lock\nend_turn 0 || forget_turn\nfinish\n", parts=("cluster",))  # as `destroy` does
+    assert "ceph osd rm-noout 0 3" in done.stderr
+    assert not list((with_disks.root / "var/lib/homelab").glob("turn*"))
+
+
+@pytest.mark.parametrize(
+    ("back", "until", "lifted"), [(False, LONG_AGO, True), (False, FAR, False), (True, LONG_AGO, False)]
+)
+def test_ceph_replaces_the_disks_of_a_node_that_hasnt_come_back(
+    with_disks: Folder, back: bool, until: int, lifted: bool
+) -> None:
+    """Its turn stays: somebody has to look at it."""
+    members(with_disks, status(1, 1, 1, expected=3), "1 1 pve1 (local)\n3 1 pve3" + "\n2 1 pve2" * back)
+    osd_dump(with_disks, kept=(0, 1))
+    with_disks.write(TURN, turn_of(with_disks, "pve2", until) + "noout 1\n")
+    done = with_disks.bash("lift_noout_of_absent\n", parts=("absent",))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert kept_disks(with_disks) == (["osd.0"] if lifted else ["osd.0", "osd.1"])
+    assert with_disks.read(TURN).endswith("noout 1\n")
+    if not back:  # an `up` that has waited for it in vain
+        script = scripts.cluster_turn("pve2")
+        assert with_disks.run("lift", script).returncode == 0 and kept_disks(with_disks) == ["osd.0"]
+        osd_dump(with_disks, kept=(1,))
+        assert with_disks.run("lift", scripts.cluster_turn("pve9")).returncode == 0 and kept_disks(with_disks)
 
 
 @pytest.mark.parametrize("what", ["tee", "mv"])

@@ -34,3 +34,27 @@ def test_a_node_that_rolled_back_ends_its_turn_once_it_is_back(
     with pytest.raises(HomelabError, match="returned by itself"):
         asyncio.run(boot_verification._verified(cast("Host", None), "pve1", answer, want))
     assert ended == ([] if restarts_again else ["pve1"])
+
+
+def test_a_node_that_doesnt_come_back_has_its_disks_replaced_by_the_first_other_node_that_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    async def lift(host: Any, node: str) -> None:
+        asked.append((host, node))
+        if host == "off":
+            raise HomelabError(wanted="", found="it is off", why="", next="")
+
+    class ThreeNodes:
+        def peers(self, _: str) -> list[str]:
+            return ["off", "on", "third"]
+
+        def host(self, name: str) -> str:
+            return name
+
+    monkeypatch.setattr(boot_verification, "_lift", lift)
+    work = boot_verification.BootVerificationWork.__new__(boot_verification.BootVerificationWork)
+    monkeypatch.setattr(work, "stack", ThreeNodes(), raising=False)
+    work._give_up("first", "pve1")
+    assert asked == [("off", "pve1"), ("on", "pve1")]

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# A node of the cluster that had its turn to restart and hasn't come back.
+# Needs: cluster
+#
+# Gives: lift_noout_of NODE, lift_noout_of_absent.
+
+# lift_noout_of NODE - it hasn't come back, and nobody knows whether it will: Ceph is to replace its disks. Its turn stays.
+lift_noout_of() {
+  local text disks=()
+  text=$(pve cat "$ROOT$TURN") || return 0
+  [[ $(turn_note node "$text") == "$1" ]] && ! is_member "$1" || return 0
+  read -r -a disks <<<"$(turn_note noout "$text")" || :
+  ((${#disks[@]} > 0)) || return 0
+  if allow_replacement "${disks[@]}"; then
+    log "$1 isn't back: Ceph replaces its disks ${disks[*]} again (noout is unset)"
+  else
+    log "$1 isn't back, and its disks ${disks[*]} still have Ceph's noout: ceph osd rm-noout ${disks[*]}"
+  fi
+}
+
+# lift_noout_of_absent - of the node that has the turn, once its time is over.
+lift_noout_of_absent() {
+  local text until
+  text=$(pve cat "$ROOT$TURN") || return 0
+  until=$(turn_note until "$text")
+  [[ ! $until =~ ^[1-9][0-9]{0,11}$ ]] || (($(date +%s) < until)) || lift_noout_of "$(turn_note node "$text")"
+}
