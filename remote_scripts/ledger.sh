@@ -6,7 +6,7 @@
 # Arguments: NAME (such as vm/103), NOTE (one line of JSON; empty: forget what is noted), KEEP (yes: what is noted already stays).
 # Changes: /var/lib/homelab/ledger/NAME. Undone by `apply` with an empty NOTE.
 # Output: {"note": what is noted now}.
-# Verbs: apply.
+# Verbs: apply; noted, which changes nothing and answers what is noted (empty: nothing).
 
 apply() {
   local file=/var/lib/homelab/ledger/$NAME
@@ -20,6 +20,13 @@ apply() {
     NOTE=$(<"$ROOT$file")
   fi
   finish
+  printf '{"note":%s}\n' "$(json_string "$NOTE")"
+}
+
+noted() {
+  local file=$ROOT/var/lib/homelab/ledger/$NAME
+  NOTE=''
+  [[ ! -s $file ]] || NOTE=$(<"$file")
   printf '{"note":%s}\n' "$(json_string "$NOTE")"
 }
 

@@ -6,8 +6,8 @@
 #   vfio-pci; separated by spaces), DRIVER, FLAVOUR and SOURCE (NVIDIA's driver, as of lib/lacking.sh, which decides),
 #   ROLLBACK_AFTER and ROLLBACK (of the dead man's switch, lib/switch.sh), AWAITED (for so many seconds `up` waits for the boot), QUORUM
 #   and TURN_END (of lib/cluster.sh).
-# Not while a backup, a migration or another task runs here (lib/work.sh). In a cluster: not before the other nodes have their quorum without
-#   this one, and no other restarts; cluster_turn.sh ends the turn. Meanwhile Ceph doesn't replace this node's disks (lib/ceph.sh).
+# Not while a backup, a migration, another task or an installation of packages runs here (lib/work.sh). In a cluster: not before the other
+#   nodes have their quorum without this one, and no other restarts; cluster_turn.sh ends the turn. Meanwhile Ceph doesn't replace this node's disks (lib/ceph.sh).
 # Changes: /etc/systemd/system/homelab-rollback.{service,timer}, /var/lib/homelab/rollback and armed; then the host restarts.
 #   /var/lib/homelab/wanted-boot, which `revert` of cmdline.sh takes away.
 #   In a cluster with Ceph: `noout` for this node's disks, /var/lib/homelab/away and turn-end, /etc/systemd/system/homelab-turn.{service,timer}.

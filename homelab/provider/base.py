@@ -74,9 +74,15 @@ class StackTexts:
 
     def peers(self, name: str) -> list[str]:
         """The other hosts of the settings that are nodes of a host's cluster."""
+        cluster = self.cluster_of(name)
+        return [
+            one for one, host in self._settings("").hosts.items() if cluster and host.cluster == cluster and one != name
+        ]
+
+    def cluster_of(self, name: str) -> str | None:
+        """The cluster of which a host of the settings is a node; None: of none, or there is no such host."""
         hosts = self._settings("").hosts
-        cluster = hosts[name].cluster if name in hosts else None
-        return [one for one, host in hosts.items() if cluster and host.cluster == cluster and one != name]
+        return hosts[name].cluster if name in hosts else None
 
     def host_names(self) -> list[str]:
         """The names of the hosts that the settings have, whatever else they say; none where they can't be read."""

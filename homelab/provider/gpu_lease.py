@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from homelab.errors import HomelabError
-from homelab.host.facts import noted_in
 from homelab.provider.api import ApiWork, policy
-from homelab.remote import ledger, ssh
+from homelab.provider.peers import noted_by, noted_by_peers
+from homelab.remote import ledger
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.resources.gpu_lease import GpuLease
 from homelab.vm.config import Change, VmCard, noted_of
@@ -56,22 +55,31 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
             config = self.machine(inputs, inputs.vmid, inputs.vm or "").config()
         except (NotThereError, ElsewhereError):
             return False  # whoever gives it a card refuses
-        options = _options_with(config, inputs)
-        return bool(options) and not set(options) <= self._noted(inputs, inputs.vmid, config)
+        options = set(_options_with(config, inputs))
+        return not options <= self._noted(inputs, inputs.vmid, config, options)
 
-    def _noted(self, inputs: GpuLease.Inputs, vmid: int, config: dict[str, str]) -> set[str]:
-        """The VM's options that this program set, by what it noted on the host: a state that was lost doesn't know them."""
-        found: set[str] = set()
-        # A VM that has come from another node of the cluster is noted there.
-        for name in [inputs.host, *self.stack.peers(inputs.host)]:
-            try:
-                facts = asyncio.run(ssh.read(self.stack.host(name)))
-            except HomelabError:
-                if name == inputs.host:
-                    raise
-                continue
-            record, restore = noted_of(config, noted_in(facts.ledger, ledger.of_vm(vmid)))
+    def _noted(self, inputs: GpuLease.Inputs, vmid: int, config: dict[str, str], options: set[str]) -> set[str]:
+        """The VM's options that this program set, by what it noted on the host: a state that was lost doesn't know them.
+
+        :param options: those that matter: where the host has noted them, no other is asked.
+        :raises HomelabError: a node doesn't answer, and the VM may have come from there.
+        """
+        if not options:
+            return set()
+        name = ledger.of_vm(vmid)
+        record, restore = noted_of(config, dict(asyncio.run(noted_by(self.stack, inputs.host, name))))
+        found = {*record, *restore}
+        if options <= found:
+            return found
+        notes = asyncio.run(noted_by_peers(self.stack, inputs.host, name))
+        for noted in notes.found.values():
+            record, restore = noted_of(config, dict(noted))
             found |= {*record, *restore}
+        if not options <= found:
+            notes.require_all(
+                f"VM {vmid}",
+                "a card that this program gave a VM is taken out of it when another one gets it; one that its owner gave it stays",
+            )
         return found
 
 

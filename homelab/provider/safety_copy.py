@@ -8,12 +8,14 @@ from collections.abc import Mapping
 
 from homelab.host.facts import noted_in
 from homelab.provider.api import ApiWork
+from homelab.provider.peers import forgotten_by, noted_by, noted_by_peers
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.safety import GuestCopies
 from homelab.resources.safety_copy import SafetyCopy
 from homelab.settings import Host
 from homelab.text import tell
 from homelab.vm import safety as decided
+from homelab.vm.config import may_be_ours
 
 
 class SafetyCopyWork(ApiWork[SafetyCopy.Inputs, SafetyCopy.Outputs]):
@@ -78,13 +80,14 @@ class SafetyCopyWork(ApiWork[SafetyCopy.Inputs, SafetyCopy.Outputs]):
         about = {"safety": inputs.safety, "storage": inputs.storage, "identity": inputs.identity, "guest": inputs.guest}
         async with ssh.connect(self.host(inputs)) as session:
             await ledger.note(session, noted, {**about, "copy": outputs.copy})
-        async with ssh.connect(self.stack.host(had.host)) as session:
-            await ledger.forget(session, noted)
+        await forgotten_by(self.stack, had.host, inputs.guest, [noted])
 
     async def _noted(self, inputs: SafetyCopy.Inputs) -> Mapping[str, object]:
         """What is noted of it now. A note of another kind of copy, or of another guest of that id, doesn't count."""
         kind = {"safety": inputs.safety, "storage": inputs.storage, "identity": inputs.identity}
         about = {**kind, "guest": inputs.guest, "name": f"before-homelab-{secrets.token_hex(4)}"}
+        left, there = await self._noted_elsewhere(inputs, kind)
+        about |= {key: str(there[key]) for key in ("name", "copy") if key in there}
         async with ssh.connect(self.host(inputs)) as session:
             noted = await ledger.keep(session, decided.noted_as(inputs.vmid), about)
             if not kind.items() <= noted.items():
@@ -93,7 +96,32 @@ class SafetyCopyWork(ApiWork[SafetyCopy.Inputs, SafetyCopy.Outputs]):
             elif noted.get("guest") != inputs.guest:
                 noted = {**noted, "guest": inputs.guest}
                 await ledger.note(session, decided.noted_as(inputs.vmid), noted)
+        if left:
+            await forgotten_by(self.stack, left, inputs.guest, [decided.noted_as(inputs.vmid)])
         return noted
+
+    async def _noted_elsewhere(
+        self, inputs: SafetyCopy.Inputs, kind: Mapping[str, object]
+    ) -> tuple[str, Mapping[str, object]]:
+        """The host from which the VM has come, with what it has noted of its copy; empty where the present one has a note. A container names its host.
+
+        :raises HomelabError: a node of the cluster doesn't answer, and the VM has what this program may have given it: another copy would be of that.
+        """
+        name = decided.noted_as(inputs.vmid)
+        if inputs.guest_kind != "qemu" or not self.stack.peers(inputs.host):
+            return "", {}
+        if kind.items() <= (await noted_by(self.stack, inputs.host, name)).items():
+            return "", {}
+        notes = await noted_by_peers(self.stack, inputs.host, name)
+        for host, noted in notes.found.items():
+            if kind.items() <= noted.items() and "copy" in noted:
+                return host, noted
+        if notes.silent and may_be_ours(self.machine(inputs, inputs.vmid, inputs.guest).config()):
+            notes.require_all(
+                decided.label(inputs.guest_kind, inputs.vmid),
+                "a copy that is made now would be of the VM as this program has changed it",
+            )
+        return "", {}
 
     async def _note(self, inputs: SafetyCopy.Inputs, about: Mapping[str, object]) -> None:
         async with ssh.connect(self.host(inputs)) as session:

@@ -30,6 +30,7 @@ from pulumi.runtime.proto import provider_pb2_grpc
 
 from homelab import __version__, text
 from homelab.errors import HomelabError
+from homelab.later import later
 from homelab.provider import log
 from homelab.provider.difference import differences, top
 from homelab.provider.plain import UNKNOWN, Properties, plain_map, valued_map
@@ -37,7 +38,10 @@ from homelab.provider.registry import WORK, work_of
 from homelab.resources.base import DECLARED, Resource
 
 if TYPE_CHECKING:
+    from homelab.provider import base
     from homelab.provider.base import Work
+else:
+    base = later("homelab.provider.base")
 
 T = TypeVar("T")
 _KINDS = {
@@ -81,6 +85,7 @@ class Homelab(sdk.Provider):
     async def diff(self, request: sdk.DiffRequest) -> sdk.DiffResponse:
         resource = _declared(request.type)
         state, inputs = plain_map(request.old_state), plain_map(request.new_inputs)
+        state |= self._cluster_of(state, inputs)
         outputs = set(resource.output_names()) - inputs.keys()
         had = {key: value for key, value in state.items() if key not in outputs}
         found = {
@@ -102,6 +107,13 @@ class Homelab(sdk.Provider):
             diffs=sorted({top(path) for path in detailed}),
             delete_before_replace=bool(replacing) and resource.delete_before_replace,
         )
+
+    def _cluster_of(self, state: Properties, inputs: Properties) -> Properties:
+        """The cluster of a resource whose state doesn't say it, since its cluster had no name then: what the settings say of its host."""
+        cluster, host = inputs.get("cluster"), state.get("host")
+        if state.get("cluster") or not isinstance(cluster, str) or not cluster:
+            return {}
+        return {"cluster": cluster} if base.StackTexts(self._texts).cluster_of(str(host)) == cluster else {}
 
     async def create(self, request: sdk.CreateRequest) -> sdk.CreateResponse:
         resource, inputs = _declared(request.type), plain_map(request.properties)

@@ -5,21 +5,34 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
-from homelab.errors import HomelabError, raise_all
+from homelab.errors import raise_all
 from homelab.host.facts import HostFacts, noted_in
 from homelab.properties import same
 from homelab.provider import safety_copy
 from homelab.provider.api import ApiWork, policy
 from homelab.provider.base import stopped_by_us
+from homelab.provider.peers import forgotten_by, forgotten_by_peers, noted_by_peers
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.resources.vm_record import VmRecord
 from homelab.settings import Host
 from homelab.shapes import Record
 from homelab.text import tell
-from homelab.vm.config import VmCard, Wish, check, drift, identity, noted_of, recorded, same_vm, strings, undo
+from homelab.vm import safety as decided
+from homelab.vm.config import (
+    VmCard,
+    Wish,
+    check,
+    drift,
+    identity,
+    may_be_ours,
+    noted_of,
+    recorded,
+    same_vm,
+    strings,
+    undo,
+)
 
 
 class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
@@ -73,13 +86,13 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
         host = self.host(inputs)
         async with ssh.connect(host) as session:
             facts = await session.read(guests=True)
-            guests = facts.guests
+            guests, came_from = facts.guests, [had.host] if had is not None and had.host != inputs.host else []
             if had is not None and outputs is not None:
                 known = had.instance == inputs.instance and not _is_another(outputs, config)
                 record, restore = (outputs.record, outputs.restore) if known else ({}, {})
                 generation = outputs.generation + 1
             else:
-                record, restore = _noted(inputs, config, noted_in(facts.ledger, ledger.of_vm(vmid)))
+                record, restore, came_from = await self._noted(inputs, config, facts)
                 generation = 0
             wish = wish_of(inputs, may_replace_raw=bool(host.api and host.api.is_root), facts=facts)
             users = {card.gpu: guests.users_of(card.slot, inputs.node) for card in wish.cards}
@@ -101,8 +114,10 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
                 await safety_copy.forget(session, vmid, inputs.vm, facts.ledger)
         for note in notes if made != record else []:
             tell(note if note.startswith(f"VM {vmid} ") else f"{inputs.vm}: {note}")
-        if had is not None and had.host != inputs.host:
-            await self._left(had, inputs)
+        if had is not None and came_from:
+            tell(f"{inputs.vm}: VM {vmid} has moved from {had.node} to {inputs.node}: what was noted of it goes along")
+        for left_host in came_from:
+            await forgotten_by(self.stack, left_host, inputs.vm, [ledger.of_vm(vmid)])
         running = vmid in guests.running
         return VmRecord.Outputs(
             record=made,
@@ -113,16 +128,32 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
             identity=identity(config),
         )
 
-    async def _left(self, had: VmRecord.Inputs, inputs: VmRecord.Inputs) -> None:
-        """What is noted of the VM on the node that it has left no longer counts."""
-        tell(
-            f"{inputs.vm}: VM {inputs.vmid} has moved from {had.node} to {inputs.node}: what was noted of it goes along"
-        )
-        try:
-            async with ssh.connect(self.stack.host(had.host)) as session:
-                await ledger.forget(session, ledger.of_vm(inputs.vmid))
-        except HomelabError as error:
-            tell(f"{inputs.vm}: note: {had.node} couldn't be told ({error.found}): /var/lib/homelab/ledger stays there")
+    async def _noted(
+        self, inputs: VmRecord.Inputs, config: dict[str, str], facts: HostFacts
+    ) -> tuple[Record, Record, list[str]]:
+        """What was recorded of the VM by its host, or by the one from which it has come; what of that is still to be given back; those other hosts.
+
+        :raises HomelabError: a node of the cluster doesn't answer, and the VM has what may be noted there.
+        """
+        vmid, name, hosts = inputs.vmid, ledger.of_vm(inputs.vmid), list[str]()
+        record, restore = noted_of(config, noted_in(facts.ledger, name))
+        if not record and not restore and may_be_ours(config):
+            notes = await noted_by_peers(self.stack, inputs.host, name)
+            for host, noted in notes.found.items():
+                known, left = noted_of(config, dict(noted))
+                record, restore = {**record, **known}, {**restore, **left}
+                hosts += [host] if known or left else []
+            if not hosts:
+                notes.require_all(
+                    f"VM {vmid}",
+                    "what this program gave the VM looks the same as what its owner did: without those notes it would stay in the VM for good",
+                )
+        if record or restore:
+            tell(
+                f"{inputs.vm}: VM {vmid} was given {', '.join(sorted({**record, **restore}))} by this program before, and "
+                f"this stack's state doesn't know it: taken over from what is noted on {', '.join(hosts) or 'the host'}"
+            )
+        return record, restore, hosts
 
     def delete(self, inputs: VmRecord.Inputs, outputs: VmRecord.Outputs) -> None:
         owned = {**outputs.restore, **outputs.record}
@@ -144,6 +175,8 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
             except NotThereError:
                 tell(f"{inputs.vm}: VM {inputs.vmid} is gone: there is nothing to give back")
         asyncio.run(_forget(self.host(inputs), inputs, noted))
+        names = [ledger.of_vm(inputs.vmid), decided.noted_as(inputs.vmid)]
+        asyncio.run(forgotten_by_peers(self.stack, inputs.host, inputs.vm, names))
 
 
 def _is_another(outputs: VmRecord.Outputs, config: dict[str, str]) -> bool:
@@ -156,17 +189,6 @@ async def _forget(host: Host, inputs: VmRecord.Inputs, noted: Mapping[str, str])
     async with ssh.connect(host) as session:
         await ledger.forget(session, ledger.of_vm(inputs.vmid))
         await safety_copy.forget(session, inputs.vmid, inputs.vm, noted)
-
-
-def _noted(inputs: VmRecord.Inputs, config: dict[str, str], noted: dict[str, Any] | None) -> tuple[Record, Record]:
-    """What was recorded of the VM by its host, and what of that is still to be given back."""
-    record, restore = noted_of(config, noted)
-    if record or restore:
-        tell(
-            f"{inputs.vm}: VM {inputs.vmid} was given {', '.join(sorted({**record, **restore}))} by this program before, and "
-            "this stack's state doesn't know it: taken over from what is noted on the host"
-        )
-    return record, restore
 
 
 def wish_of(inputs: VmRecord.Inputs, *, may_replace_raw: bool, facts: HostFacts | None = None) -> Wish:

@@ -45,6 +45,12 @@ def held_by(noted: Mapping[str, Any] | None, guest: str) -> str:
     return "" if holder == guest else holder
 
 
+async def noted(session: Session, name: str) -> Mapping[str, Any] | None:
+    """What is noted there; None: nothing. Errors as of `Session.run`."""
+    answer = scripts.answer(await session.run("noted", scripts.ledger(name, "")))
+    return noted_in({name: str(answer["note"])}, name)
+
+
 async def note(session: Session, name: str, about: Mapping[str, Any]) -> None:
     """Notes it, in place of what is noted there. Errors as of `Session.run`."""
     await session.run("apply", scripts.ledger(name, _line(about)))

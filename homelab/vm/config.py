@@ -110,18 +110,28 @@ def wanted(config: dict[str, str], wish: Wish, record: Record) -> dict[str, str]
 
 
 def _hostpci_keys(config: dict[str, str], cards: list[VmCard], record: Record) -> dict[str, VmCard]:
-    """The number of each card: the one it has, or had, else the lowest that is free."""
+    """The number of each card: the one it has, or had, else the lowest that is free.
+
+    Its mapping counts first: that is the same card's on every node of a cluster, where its slot may be another card's.
+    """
     hostpci = {key: value for key, value in config.items() if key.startswith("hostpci")}
+    ours = {key: str(entry["ours"]) for key, entry in record.items() if key.startswith("hostpci")}
     chosen: dict[str, VmCard] = {}
-    for card in cards:
-        had = [key for key, entry in record.items() if entry.get("slot") == card.slot]
-        had += [key for key, value in hostpci.items() if card.is_in(key, value)]
-        had += [
-            key for key, entry in record.items() if key.startswith("hostpci") and card.is_in(key, str(entry["ours"]))
-        ]
-        free = next((key for key in had if key not in chosen), None)
-        if free is not None:
-            chosen[free] = card
+
+    def by_mapping(card: VmCard) -> list[str]:
+        found = [key for key, value in hostpci.items() if parse(key, value).get("mapping") == card.mapping]
+        found.sort(key=lambda key: key not in ours)
+        return found + [key for key, value in ours.items() if parse(key, value).get("mapping") == card.mapping]
+
+    def by_slot(card: VmCard) -> list[str]:
+        found = [key for key, entry in record.items() if entry.get("slot") == card.slot]
+        return found + [key for values in (hostpci, ours) for key, value in values.items() if card.is_in(key, value)]
+
+    for places in (by_mapping, by_slot):
+        for card in cards:
+            key = next((key for key in places(card) if key not in chosen), None)
+            if key is not None and card not in chosen.values():
+                chosen[key] = card
     for card in cards:
         if card not in chosen.values():
             taken = {*hostpci, *chosen}
@@ -208,6 +218,13 @@ def noted_of(config: dict[str, str], noted: dict[str, Any] | None) -> tuple[Reco
         for part in ("record", "restore")
     ]
     return kept[0], kept[1]
+
+
+def may_be_ours(config: dict[str, str]) -> bool:
+    """Has a VM anything that a record may be of? The machine model alone is nothing: most VMs are made with q35."""
+    return (
+        any(key.startswith("hostpci") for key in config) or config.get("balloon") == "0" or config.get("vga") == "none"
+    )
 
 
 def drift(config: dict[str, str], record: Record) -> list[str]:

@@ -102,8 +102,8 @@ await_cluster() {
 
 refuse_turn() {
   [[ -z $AT_WORK ]] || die "this host restarted" "$WHY_NOT" \
-    "a restart would cut it off: a backup that is half written, a guest that is on neither node" \
-    "wait until it has ended, or end it (\`pvenode task list --source active\` shows the tasks of this host), then run \`pulumi up\` again"
+    "a restart would cut it off: a backup that is half written, a guest that is on neither node, packages that are half configured" \
+    "wait until it has ended, or end it (\`pvenode task list --source active\` shows the tasks of this host, \`ha-manager status\` what HA does), then run \`pulumi up\` again. Or reboot this host by hand when it suits you, then run it"
   die "this node of the cluster restarted" "$WHY_NOT" \
     "of a cluster one node restarts at a time, while the others go on with a quorum" \
     "look at \`pvecm status\`, and at \`ceph -s\` where it is Ceph; when the others are well, run \`pulumi up\` again. Or reboot this host by hand when it suits you, then run it. Where the quorum can't be kept (two nodes without a QDevice), hosts.NAME.allowQuorumLoss permits it. If the node that restarts won't ever come back: rm $TURN"

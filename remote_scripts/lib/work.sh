@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What Proxmox VE is doing on this host that a restart would cut off: backups, migrations, replications, other tasks, actions of HA.
+# What is done on this host that a restart would cut off: backups, migrations, replications, other tasks, actions of HA, installations of packages.
 # Needs: common
 #
 # Gives: work_says -> WHY_NOT, AT_WORK.
@@ -10,6 +10,8 @@ TASKS=/var/log/pve/tasks/active
 BACKUP_LOCK=/run/vzdump.lock
 REPLICATION=/var/lib/pve-manager/pve-replication-state.json
 HA_RESOURCES=/etc/pve/ha/resources.cfg
+# Of apt, of dpkg, and of a whole run of unattended-upgrades, which lets go of the others between its steps.
+PACKAGE_LOCKS=(/var/lib/dpkg/lock-frontend /var/lib/dpkg/lock /run/unattended-upgrades.lock)
 # What a person has open, and opens again: consoles.
 CONSOLES=' vncproxy vncshell spiceproxy spiceshell termproxy '
 # Of a service of HA, at rest; any other state passes.
@@ -21,7 +23,7 @@ ON_ITS_WAY=' migrate relocate recovery fence request_start_balance '
 work_says() {
   local ask said=''
   AT_WORK=''
-  for ask in a_task a_backup a_replication something_comes an_action_of_ha; do
+  for ask in a_task a_backup a_replication something_comes an_installation an_action_of_ha; do
     said=$("$ask") || said=''
     if [[ -n $said ]]; then
       WHY_NOT=$said AT_WORK=yes
@@ -84,6 +86,26 @@ something_comes() {
   local found
   found=$(grep -lsaP '(^|[/ ])(qm[\x00 ]mtunnel|pvesm[\x00 ]import)[\x00 ]?' "$ROOT"/proc/[0-9]*/cmdline | head -n 1) || :
   [[ -z $found ]] || printf 'a migration or replication of another node comes in here (process %s)' "$(basename "${found%/cmdline}")"
+}
+
+# an_installation - these locks are fcntl(2)'s, of the whole file (dpkg's frontend.txt): flock(1) doesn't see them, and the files always lie there.
+# /proc/locks has a line `1: POSIX ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF`, with `->` before POSIX for one that waits. Its device isn't always stat's
+# (btrfs), and a container has files of the same name: what the process has open decides.
+an_installation() {
+  local path inode kind how pid place opened name _
+  [[ -r $ROOT/proc/locks ]] || return 0
+  for path in "${PACKAGE_LOCKS[@]}"; do
+    inode=$(stat -c %i "$ROOT$path" 2>/dev/null) || continue
+    while read -r _ kind _ how pid place _; do
+      [[ $kind == POSIX && $how == WRITE && ${place##*:} == "$inode" ]] || continue
+      for opened in "$ROOT/proc/$pid/fd"/*; do
+        [[ $opened -ef $ROOT$path ]] || continue
+        { read -r name <"$ROOT/proc/$pid/comm"; } 2>/dev/null || name=''
+        printf 'packages are being installed here: process %s (%s) holds %s' "$pid" "${name//[[:cntrl:]]/ }" "$path"
+        return
+      done
+    done <"$ROOT/proc/locks"
+  done
 }
 
 # an_action_of_ha - lines of `ha-manager status`: `service vm:200 (pve2, started)`. Without services nobody is asked.

@@ -106,6 +106,45 @@ def test_what_comes_in_from_another_node_is_seen_by_its_process(folder: Folder, 
     assert not busy or "of another node comes in here (process 77)" in says(folder)
 
 
+# -- packages ---------------------------------------------------------------------------------------------------------------
+LOCKS = "1: OFDLCK ADVISORY  READ -1 00:2c:{inode} 0 EOF\n2: POSIX  ADVISORY  WRITE {pid} fd:01:{inode} 0 EOF\n"
+
+
+def hold(folder: Folder, path: str, pid: int = 812, *, by: str = "apt-get", waits: str = "") -> None:
+    """A process has a lock of the whole file, as fcntl(2) gives it; it is listed by its inode, and the process has the file open."""
+    file = folder.root / path
+    folder.write("proc/locks", LOCKS.format(pid=f"{pid}", inode=file.stat().st_ino).replace(" POSIX", f" {waits}POSIX"))
+    folder.write(f"proc/{pid}/comm", f"{by}\n")
+    (folder.root / f"proc/{pid}/fd").mkdir()
+    (folder.root / f"proc/{pid}/fd/4").symlink_to(file)
+
+
+@pytest.mark.parametrize("path", ["var/lib/dpkg/lock-frontend", "var/lib/dpkg/lock", "run/unattended-upgrades.lock"])
+def test_an_installation_of_packages_is_waited_for_and_its_process_named(folder: Folder, path: str) -> None:
+    """A restart would leave packages half configured, of which the kernel's own initramfs may be one. The files stay; a lock is what counts."""
+    folder.write(path, "")
+    folder.write("proc/locks", "")
+    assert says(folder) == ""
+    hold(folder, path, by="unattended-upgr")
+    assert says(folder) == f"packages are being installed here: process 812 (unattended-upgr) holds /{path}"
+
+
+@pytest.mark.parametrize("how", ["waits for it", "another file system's inode", "its process has gone", "no such file"])
+def test_a_lock_that_nobody_holds_keeps_no_restart_waiting(folder: Folder, how: str) -> None:
+    """A container has a file of the same path, and perhaps of the same number."""
+    lock = folder.write("var/lib/dpkg/lock-frontend", "")
+    hold(folder, "var/lib/dpkg/lock-frontend", waits="-> " if how == "waits for it" else "")
+    opened = folder.root / "proc/812/fd/4"
+    if how == "another file system's inode":
+        opened.unlink()
+        opened.symlink_to(folder.write("containers/var/lib/dpkg/lock-frontend", ""))
+    elif how == "its process has gone":
+        opened.unlink()
+    elif how == "no such file":
+        lock.unlink()
+    assert says(folder) == ""
+
+
 # As recorded of a cluster of three (../shared/pve_api, cluster.jsonl).
 HA = """quorum OK
 master pve2 (active, Sat Nov 21 03:25:13 2026)
@@ -159,6 +198,9 @@ def test_a_host_that_is_alone_waits_for_its_backup_and_is_then_refused(folder: F
     refused = folder.run("apply", at_once)
     assert refused.returncode == 1 and "found:  a backup (vzdump) 100 runs here" in refused.stdout
     assert "a restart would cut it off" in refused.stdout and "allowQuorumLoss" not in refused.stdout
+    # One that never ends by itself has a way out, too.
+    for way in ("pvenode task list --source active", "ha-manager status", "Or reboot this host by hand"):
+        assert way in refused.stdout
     assert not (folder.root / "var/lib/homelab/armed").exists()
     assert "systemctl reboot" not in Path(folder.root, "run/called").read_text()
     folder.command("sleep", f'rm -r "$ROOT/proc/{PID}" 2>/dev/null; exit 0')

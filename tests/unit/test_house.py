@@ -56,7 +56,7 @@ def test_what_may_be_null_in_a_state_may_be_missing(shape: Any) -> None:
 UNTYPED = {
     "the settings as text": "cli/conversation doctor/stack init/choices init/proposal settings/cluster settings/schema remote/planning",
     "a resource's properties": "contract provider/boot_verification provider/new_container provider/pci_mapping provider/plain "
-    "provider/virtual_machine provider/vm_change provider/vm_record resources/container_probe resources/host_probe resources/nvidia "
+    "provider/virtual_machine provider/vm_change resources/container_probe resources/host_probe resources/nvidia "
     "resources/system resources/vm_record components/gpu_cards components/gpu_lxc components/gpu_vm components/host_reboot "
     "components/passthrough_test",
     "answers of the Proxmox VE API": "remote/proxmox/api remote/proxmox/connection remote/proxmox/machine vm/config",

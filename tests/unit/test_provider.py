@@ -26,9 +26,12 @@ from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.host_probe import HostProbe
 from homelab.resources.nvidia import NvidiaVerification
 from homelab.resources.pci_mapping import PciMapping
+from homelab.resources.safety_copy import SafetyCopy
+from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_record import VmRecord
 from homelab.shapes import CardPlan
 from tests.conftest import PROJECT
+from tests.unit.hosts import KEY
 
 
 # -- values -----------------------------------------------------------------------------------------------------
@@ -119,11 +122,20 @@ def test_a_difference_is_named_by_its_place(old: Any, new: Any, found: dict[str,
     assert differences(old, new) == found
 
 
-def diffed(resource: type[Resource], state: dict[str, Any], inputs: dict[str, Any]) -> sdk.DiffResponse:
-    """What the engine is told."""
-    urn = f"urn:pulumi:stack::homelab::homelab:gpu:GpuVm${resource.token()}::name"
-    request = sdk.DiffRequest(urn, "id", valued_map(state), valued_map(inputs), [])
-    return asyncio.run(Homelab().diff(request))
+def diffed(
+    resource: type[Resource], state: dict[str, Any], inputs: dict[str, Any], texts: dict[str, str] | None = None
+) -> sdk.DiffResponse:
+    """What the engine is told. ``texts``: the stack's configuration."""
+
+    async def asked() -> sdk.DiffResponse:
+        provider = Homelab()
+        await provider.configure(
+            sdk.ConfigureRequest({}, valued_map(texts or {}), accept_secrets=True, accept_resources=True)
+        )
+        urn = f"urn:pulumi:stack::homelab::homelab:gpu:GpuVm${resource.token()}::name"
+        return await provider.diff(sdk.DiffRequest(urn, "id", valued_map(state), valued_map(inputs), []))
+
+    return asyncio.run(asked())
 
 
 def replaced(resource: type[Resource], state: dict[str, Any], inputs: dict[str, Any]) -> list[str] | None:
@@ -168,6 +180,23 @@ def test_another_vm_is_another_record_and_the_old_one_goes_first() -> None:
         "vmid": sdk.PropertyDiffKind.UPDATE_REPLACE,
         "power": sdk.PropertyDiffKind.UPDATE,
     }
+
+
+def test_a_vm_of_a_state_of_before_there_were_clusters_goes_along_with_it() -> None:
+    """That its cluster has a name by now is no change of the VM, and its move is no other VM: the settings say that its former host is a node of it."""
+    ssh = {"hostKey": KEY, "agent": True}
+    hosts = {f"pve{one}": {"address": f"192.0.2.{one}", "ssh": ssh, "cluster": "home"} for one in (1, 2)}
+    hosts["alone"] = {"address": "192.0.2.9", "ssh": ssh}
+    texts = {"hosts": json.dumps(hosts)}
+    before = {"host": "pve1", "node": "pve1", "vmid": 103}
+    same, moved = {**before, "cluster": "home"}, {"host": "pve2", "node": "pve2", "vmid": 103, "cluster": "home"}
+    for resource in (VmRecord, VirtualMachine, SafetyCopy):
+        assert not diffed(resource, before, same, texts).changes
+        found = diffed(resource, before, moved, texts)
+        assert found.changes and not found.replaces
+        for other in ("alone", "gone"):  # another host's VM of that id is another one
+            assert diffed(resource, {**before, "host": other}, moved, texts).replaces == ["host", "node"]
+        assert diffed(resource, before, {**moved, "vmid": 104}, texts).replaces == ["host", "node", "vmid"]
 
 
 def test_a_card_is_taken_from_one_vm_before_another_gets_it() -> None:

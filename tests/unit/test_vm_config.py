@@ -52,6 +52,24 @@ def test_cards_get_the_lowest_free_numbers_and_keep_them() -> None:
     assert planned(now, wish(renamed), left).values == {"hostpci2": "mapping=big,pcie=1"}
 
 
+def test_cards_stay_where_they_are_in_the_guest_when_the_next_nodes_slots_are_the_other_way_round() -> None:
+    """A mapping is the card of that name on every node; a slot means another card there."""
+    made, _ = recorded(Q35, wish(FIRST, SECOND), {})
+    config = Q35 | {key: str(entry["ours"]) for key, entry in made.items()}
+    there = [VmCard("first", "first", SECOND.slot), VmCard("second", "second", FIRST.slot)]
+    for cards in (there, there[::-1]):
+        moved, restore = recorded(config, wish(*cards), made)
+        assert not change_to(config, moved, restore)
+        assert {key: entry["slot"] for key, entry in moved.items()} == {"hostpci0": SECOND.slot, "hostpci1": FIRST.slot}
+
+
+def test_a_card_whose_option_was_moved_by_hand_is_given_once() -> None:
+    made, _ = recorded(Q35, wish(FIRST), {})
+    config = Q35 | {"hostpci3": "mapping=first,pcie=1"}
+    now, restore = recorded(config, wish(FIRST), made)
+    assert not change_to(config, now, restore)
+
+
 def test_there_are_sixteen_numbers() -> None:
     config = Q35 | {f"hostpci{number}": f"0000:{number + 2:02x}:00" for number in range(16)}
     with pytest.raises(Exception, match="all 16 are taken"):

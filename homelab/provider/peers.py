@@ -1,0 +1,86 @@
+"""What the other nodes of a host's cluster have noted of a guest (homelab/remote/ledger.py).
+
+A guest that has come from another node is noted there: a state knows that, and one that was lost doesn't. A node that doesn't answer has
+said nothing: that nothing is noted there isn't known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from homelab.errors import HomelabError
+from homelab.provider.base import StackTexts
+from homelab.remote import ledger, ssh
+from homelab.text import tell
+
+
+@dataclass(frozen=True)
+class PeerNotes:
+    """``found``: host -> what is noted there; ``silent``: host -> why it couldn't be asked."""
+
+    found: Mapping[str, Mapping[str, Any]]
+    silent: Mapping[str, str]
+
+    def require_all(self, label: str, why: str) -> None:
+        """``label``: of the guest. :raises HomelabError: one of them was silent."""
+        if self.silent:
+            names = ", ".join(self.silent)
+            raise HomelabError(
+                wanted=f"to know what {names} noted of {label}, which may have come from there",
+                found="; ".join(f"{name}: {found}" for name, found in self.silent.items()),
+                why=why,
+                next=f"switch {names} on and run the same command again; or, if it won't come back, take it out of homelab:hosts",
+            )
+
+
+async def noted_by(stack: StackTexts, host: str, name: str) -> Mapping[str, Any]:
+    """What a host has noted; empty: nothing. Raises HomelabError: it can't be asked."""
+    async with ssh.connect(stack.host(host)) as session:
+        return await ledger.noted(session, name) or {}
+
+
+async def noted_by_peers(stack: StackTexts, host: str, name: str) -> PeerNotes:
+    """``host``: in the settings, which isn't asked itself; ``name``: of the note."""
+
+    async def asked(peer: str) -> Mapping[str, Any] | HomelabError:
+        try:
+            return await noted_by(stack, peer, name)
+        except HomelabError as error:
+            return error
+
+    names = stack.peers(host)
+    said = dict(zip(names, await asyncio.gather(*map(asked, names)), strict=True))
+    return PeerNotes(
+        {peer: one for peer, one in said.items() if one and not isinstance(one, HomelabError)},
+        {peer: one.found for peer, one in said.items() if isinstance(one, HomelabError)},
+    )
+
+
+async def forgotten_by_peers(stack: StackTexts, host: str, guest: str, names: Sequence[str]) -> None:
+    """What is given back is noted nowhere: a node that couldn't be told when the guest left it still has its notes, and is told now.
+
+    :param guest: its name in the settings; a note that is kept by another name stays.
+    """
+    await asyncio.gather(*(forgotten_by(stack, peer, guest, names) for peer in stack.peers(host)))
+
+
+async def forgotten_by(stack: StackTexts, host: str, guest: str, names: Sequence[str]) -> None:
+    """What is noted of a guest on a node that it has left no longer counts. A node that doesn't answer is named, and holds up nothing.
+
+    :param guest, names: as of `forgotten_by_peers`.
+    """
+    try:
+        async with ssh.connect(stack.host(host)) as session:
+            for name in names:
+                noted = await ledger.noted(session, name)
+                if noted and not ledger.held_by(noted, guest):
+                    await ledger.forget(session, name)
+    except HomelabError as error:
+        _stays(guest, host, error)
+
+
+def _stays(guest: str, host: str, error: HomelabError) -> None:
+    tell(f"{guest}: note: {host} couldn't be told ({error.found}): what /var/lib/homelab/ledger has of it there stays")

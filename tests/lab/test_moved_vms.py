@@ -1,0 +1,188 @@
+"""A VM that is on another node than before: what is noted of it is found where it was noted, or the run says which node it couldn't ask."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from homelab.errors import HomelabError
+from homelab.provider import peers
+from homelab.provider.gpu_lease import GpuLeaseWork
+from homelab.provider.safety_copy import SafetyCopyWork
+from homelab.provider.vm_record import VmRecordWork
+from homelab.remote.proxmox import api as api_module
+from homelab.resources.base import Boot, ShutdownInputs
+from homelab.resources.gpu_lease import GpuLease
+from homelab.resources.safety_copy import SafetyCopy
+from homelab.resources.vm_record import VmRecord
+from lab.cluster import LabCluster
+from tests.lab.test_proxmox_api import host_of
+
+VM = 103
+SHUTDOWN = ShutdownInputs(timeout=5, otherwise="stop")
+CARD = {"gpu": "gpu", "mapping": "gpu", "slot": "0000:01:00"}
+GIVEN = "mapping=gpu,pcie=1"
+RECORD, COPY = f"ledger/vm/{VM}", f"ledger/safety/{VM}"
+
+
+@pytest.fixture(scope="module")
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabCluster]:
+    with LabCluster.start("three", tmp_path_factory.mktemp("moved") / "three") as started:
+        yield started
+
+
+@pytest.fixture
+def cluster(shared_cluster: LabCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[LabCluster]:
+    monkeypatch.setattr(api_module, "POLL_SECONDS", (0.02, 0.05))
+    shared_cluster["pve1"].run(f"qm stop {VM}")
+    yield shared_cluster
+    for name in ("pve2", "pve3"):
+        (shared_cluster.folder / f"pve/nodes/{name}/qemu-server/{VM}.conf").unlink(missing_ok=True)
+        shared_cluster[name].run("rm -rf $ROOT/var/lib/homelab")
+    shared_cluster["pve1"].reset()
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    monkeypatch.setattr(peers, "tell", lines.append)
+    return lines
+
+
+def texts(cluster: LabCluster, *, off: str = "", **more: dict[str, Any]) -> dict[str, str]:
+    """The stack's configuration; ``off``: of a node at whose address nobody answers."""
+    hosts: dict[str, Any] = {}
+    for name, lab in cluster.nodes.items():
+        about = host_of(lab).model_dump(mode="json", by_alias=True)
+        about["api"]["tokenSecret"] = lab.api["tokenSecret"]
+        hosts[name] = about | {"cluster": "home", "gpus": {"gpu": {"match": "10de:2b85"}}}
+    if off:
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            hosts[off]["ssh"]["port"] = unused.getsockname()[1]
+        hosts[off]["timeouts"]["connect"] = 1
+    made = {key: json.dumps(value) for key, value in more.items()}
+    return {"hosts": json.dumps(hosts), "allowPlainSecrets": "true", **made}
+
+
+def record_of(node: str, **more: Any) -> VmRecord.Inputs:
+    about: dict[str, Any] = {
+        "cards": [CARD],
+        "display": "keep",
+        "shared_onboot": False,
+        "power": "keep",
+        "instance": "",
+        "goes_away": False,
+    }
+    about |= {"boot": Boot(id="b", stopped=[], at=0), "machine": "q35", "cluster": "home", **more}
+    return VmRecord.Inputs(host=node, node=node, vm="sandbox", vmid=VM, shutdown=SHUTDOWN, **about)  # fmt: skip
+
+
+def copy_of(node: str) -> SafetyCopy.Inputs:
+    about: dict[str, Any] = {
+        "guest": "sandbox",
+        "guest_kind": "qemu",
+        "vmid": VM,
+        "safety": "snapshot",
+        "identity": "this one",
+    }
+    return SafetyCopy.Inputs(host=node, node=node, cluster="home", **about)
+
+
+def lease_of(node: str) -> GpuLease.Inputs:
+    about: dict[str, Any] = {"mapping": "gpu", "slot": "0000:01:00", "vm": "sandbox", "vmid": VM}
+    return GpuLease.Inputs(host=node, node=node, shutdown=SHUTDOWN, **about)
+
+
+def conf(cluster: LabCluster, node: str) -> str:
+    return (cluster.folder / f"pve/nodes/{node}/qemu-server/{VM}.conf").read_text()
+
+
+def move(cluster: LabCluster, here: str, there: str) -> None:
+    """As a migration of a VM that is off leaves it, its disks on a storage that both have."""
+    to = cluster.folder / f"pve/nodes/{there}/qemu-server"
+    to.mkdir(exist_ok=True)
+    (cluster.folder / f"pve/nodes/{here}/qemu-server/{VM}.conf").rename(to / f"{VM}.conf")
+
+
+def noted(cluster: LabCluster, what: str) -> list[str]:
+    """The nodes that have noted it."""
+    return [name for name, lab in cluster.nodes.items() if (lab.root / "var/lib/homelab" / what).exists()]
+
+
+def given_and_moved(cluster: LabCluster, *, copied: bool = False) -> VmRecord.Outputs:
+    """The VM has its card from this program, on pve1; then it moves to pve2, and the state is lost."""
+    if copied:
+        SafetyCopyWork(texts(cluster)).create(copy_of("pve1"))
+    made = VmRecordWork(texts(cluster)).create(record_of("pve1", copied=copied))
+    cluster["pve1"].run(f"qm set {VM} " + " ".join(f"--{key} '{one['ours']}'" for key, one in made.record.items()))
+    move(cluster, "pve1", "pve2")
+    return made
+
+
+def test_what_was_noted_of_a_vm_on_the_node_that_it_has_left_is_found_after_the_state_was_lost(
+    cluster: LabCluster,
+) -> None:
+    first = given_and_moved(cluster, copied=True)
+    assert first.record["hostpci0"] == {"ours": GIVEN, "before": None, "slot": "0000:01:00"}
+    before = (
+        SafetyCopyWork(texts(cluster)).create(copy_of("pve1")).copy
+    )  # what is noted there, of a VM that is gone from there
+    copy = SafetyCopyWork(texts(cluster)).create(copy_of("pve2"))
+    assert copy.copy == before and "snapname" not in conf(cluster, "pve2").replace(before, "")
+    assert noted(cluster, COPY) == ["pve2"]
+    assert GpuLeaseWork(texts(cluster)).create(lease_of("pve2")).by_hand is False
+    again = VmRecordWork(texts(cluster)).create(record_of("pve2", copied=True))
+    assert again.record == first.record and noted(cluster, RECORD) == ["pve2"]
+    assert GpuLeaseWork(texts(cluster)).create(lease_of("pve2")).by_hand is False
+
+
+def test_a_node_that_doesnt_answer_has_not_said_that_it_noted_nothing(cluster: LabCluster) -> None:
+    given_and_moved(cluster)
+    off = texts(cluster, off="pve1")
+    for do in (
+        lambda: VmRecordWork(off).create(record_of("pve2")),
+        lambda: SafetyCopyWork(off).create(copy_of("pve2")),
+        lambda: GpuLeaseWork(off).create(lease_of("pve2")),
+    ):
+        with pytest.raises(HomelabError) as raised:
+            do()
+        assert raised.value.wanted.startswith("to know what pve1 noted of VM 103")
+        assert "take it out of homelab:hosts" in raised.value.next
+    assert noted(cluster, RECORD) == ["pve1"] and "snapname" not in conf(cluster, "pve2")
+
+
+def test_a_vm_that_has_nothing_of_this_program_needs_no_other_node(cluster: LabCluster) -> None:
+    move(cluster, "pve1", "pve2")
+    off = texts(cluster, off="pve1")
+    SafetyCopyWork(off).create(copy_of("pve2"))
+    assert GpuLeaseWork(off).create(lease_of("pve2")).by_hand is False
+    assert VmRecordWork(off).create(record_of("pve2", copied=True)).record["hostpci0"]["before"] is None
+
+
+def test_a_node_that_is_off_while_a_vm_leaves_it_holds_nothing_up_and_is_told_later(
+    cluster: LabCluster, said: list[str]
+) -> None:
+    on, off = texts(cluster), texts(cluster, off="pve1")
+    first = given_and_moved(cluster, copied=True)
+    copied = SafetyCopyWork(on).create(copy_of("pve1"))
+    assert SafetyCopyWork(off).update(copy_of("pve2"), copy_of("pve1"), copied) == copied
+    moved = VmRecordWork(off).update(record_of("pve2", copied=True), record_of("pve1", copied=True), first)
+    assert moved.record == first.record and noted(cluster, RECORD) == noted(cluster, COPY) == ["pve1", "pve2"]
+    assert len(said) == 2 and all(one.startswith("sandbox: note: pve1 couldn't be told (") for one in said)
+
+    VmRecordWork(off).delete(record_of("pve2", copied=True), moved)
+    assert "hostpci0" not in conf(cluster, "pve2") and noted(cluster, RECORD) == ["pve1"] and len(said) == 3
+    VmRecordWork(on).delete(record_of("pve2", copied=True), moved)
+    assert noted(cluster, RECORD) == noted(cluster, COPY) == []
+
+
+def test_what_another_entry_keeps_on_another_node_stays_noted(cluster: LabCluster) -> None:
+    first = given_and_moved(cluster)
+    VmRecordWork(texts(cluster)).delete(dataclasses.replace(record_of("pve2"), vm="another"), first)
+    assert noted(cluster, RECORD) == ["pve1"]
