@@ -63,6 +63,7 @@ case $1 in
   rmmod)
     [[ ! -e $ROOT/in-use || $2 != "$(<"$ROOT/in-use")" ]] || { echo "rmmod: ERROR: Module $2 is in use"; exit 1; }
     rm -rf "$ROOT/sys/module/$2"
+    sed -i "/ ${2//_/-}\\$/d" "$ROOT/proc/devices"
     [[ $2 == nvidia ]] || exit 0
     rm -f "$ROOT/sys/bus/pci/devices/{gpu}/driver"
     mv "$ROOT/proc/driver/nvidia" "$ROOT/kept/nvidia"
@@ -70,8 +71,15 @@ case $1 in
   */homelab-handover) [[ $2 == reconcile ]] || exec bash {program} "${@:2}" ;;
 esac
 """
+# A module that brings devices gets the highest major that is free (fs/char_dev.c), vfio's of those the first time.
 _MODPROBE = f"""\
 mkdir -p "$ROOT/sys/module/${{1//-/_}}"
+name=$(sed -n 's/_/-/; s/^\\(nvidia-uvm\\|vfio\\).*/\\1/p' <<<"$1")
+if [[ -n $name ]] && ! grep -q " $name$" "$ROOT/proc/devices"; then
+  number=508
+  while grep -q "^$number " "$ROOT/proc/devices"; do number=$((number - 1)); done
+  sed -i "1a $number $name" "$ROOT/proc/devices"
+fi
 [[ $1 == nvidia && -d $ROOT/kept/nvidia ]] || exit 0
 mv "$ROOT/kept/nvidia" "$ROOT/proc/driver/nvidia"
 device=$ROOT/sys/bus/pci/devices/{GPU}

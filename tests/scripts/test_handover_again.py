@@ -6,7 +6,7 @@ from tests import sampling
 from tests.scripts import handover_kit
 from tests.scripts.conftest import Folder
 from tests.scripts.handover_kit import at_home, everything, with_the_vm
-from tests.scripts.test_handover import made, run
+from tests.scripts.test_handover import made, run, state
 from tests.scripts.test_handover_kills import ONLY, vm_locked
 
 TIMES = 200 if sampling.EVERY else 4
@@ -38,3 +38,17 @@ def test_after_many_turns_the_host_is_what_it_was(folder: Folder, only: bool) ->
         asked.write_text("")
         assert len(host.read(STORY)) <= 131072, "the story is no log without end"
     assert "an old line" in host.read(STORY) or TIMES > 4
+
+
+def test_a_driver_that_was_unloaded_comes_back_with_its_numbers(folder: Folder) -> None:
+    """vfio's own, which are given out when it is loaded first, are none that the driver has just freed: lines with the driver's would not be about it."""
+    host = handover_kit.with_a_kernel(made(folder), only=True)
+    host.write(
+        "/etc/pve/lxc/950.conf",
+        "hostname: media\nlxc.cgroup2.devices.allow: c 508:* rwm\nlxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file\n",
+    )
+    run(host, "hook", "103", "pre-start")
+    assert with_the_vm(host) and "nvidia" not in host.read("/proc/devices").partition("195 nvidia")[2]
+    run(host, "reconcile")
+    assert at_home(host, only=True) and "508 nvidia-uvm\n" in host.read("/proc/devices")
+    assert state(host) == "", host.read(STORY)

@@ -99,6 +99,8 @@ detach_card() {
   for module in nvidia_uvm nvidia_drm nvidia_modeset nvidia; do
     [[ $only == no || ! -d $ROOT/sys/module/$module ]] || names+="${names:+ }$module"
   done
+  # Before a module goes: of the numbers that it frees, vfio would have taken one (its own are given out as it is loaded), and the driver come back with others.
+  bounded 60 modprobe vfio-pci || { REFUSED="vfio-pci can't be loaded: $OUTPUT" && return 1; }
   REFUSED="its state can't be noted on the disk"
   save_state state DETACHED modules "$names" d3cold "$(deep_sleepers)" || return 1
   in_unit 20 step_claim || {
@@ -116,7 +118,6 @@ detach_card() {
       return 1
     }
   done
-  bounded 60 modprobe vfio-pci || { REFUSED="vfio-pci can't be loaded: $OUTPUT" && return 1; }
   # Once more: somebody may have come since the first look.
   [[ $only == yes ]] || nobody_has_it || return 1
   in_unit 30 step_unbind || {

@@ -49,17 +49,20 @@ startup() {
 
 # has_card - does the configuration that was read give one of the card's nodes?
 has_card() {
-  local node index value nodes=()
-  nodes=("/dev/nvidia$(nvidia_minor "$GPU")")
-  for node in $(drm_names); do nodes+=("/dev/dri/$node"); done
-  for node in "${nodes[@]}"; do
-    for value in "${DEV[@]}"; do
-      find_dev_path "$value"
-      [[ $DEV_PATH != "$node" ]] || return 0
-    done
-    for index in "${!LXC_KEY[@]}"; do
-      [[ ${LXC_KEY[index]} != lxc.mount.entry ]] || ! binds "${LXC_VALUE[index]}" "$node" || return 0
-    done
+  local node
+  ! gives_node "/dev/nvidia$(nvidia_minor "$GPU")" || return 0
+  for node in $(drm_names); do ! gives_node "/dev/dri/$node" || return 0; done
+  return 1
+}
+
+gives_node() { # PATH
+  local index value
+  for value in "${DEV[@]}"; do
+    find_dev_path "$value"
+    [[ $DEV_PATH != "$1" ]] || return 0
+  done
+  for index in "${!LXC_KEY[@]}"; do
+    [[ ${LXC_KEY[index]} != lxc.mount.entry ]] || ! binds "${LXC_VALUE[index]}" "$1" || return 0
   done
   return 1
 }
@@ -97,8 +100,36 @@ follow_numbers() {
   [[ -z $OUTPUT ]] || say "${OUTPUT//$'\n'/; }"
 }
 
-# is_about_it - are the lines of container CTID about this card, by the numbers that it has now? Those that somebody else has written don't follow.
-is_about_it() { [[ $MOVED == no ]] || { [[ -s $STATE/containers/$CTID/nodes ]] && read_conf && has_card; }; }
+# is_about_it - are the lines of container CTID about this card, by the numbers that it has now? Ours follow; those that somebody else has written don't: of
+# these it counts whether one means what has moved.
+is_about_it() {
+  [[ $MOVED == yes ]] || return 0
+  read_conf || return 1
+  if [[ -s $STATE/containers/$CTID/nodes ]]; then has_card || return 1; elif means_what_moved; then return 1; fi
+}
+
+# means_what_moved - does a line of the configuration that was read name a node as one of the card's was called, or a rule let in the driver's earlier major
+# and none the one of now? (A dev[n] option has no numbers: they are looked up as the container starts.)
+means_what_moved() {
+  local was now name index
+  IFS=, read -ra was <<<"${S[numbers]:-}"
+  IFS=, read -ra now <<<"$(numbers_now)"
+  [[ -z ${was[0]:-} || ${was[0]} == "${now[0]:-}" ]] || ! gives_node "/dev/nvidia${was[0]}" || return 0
+  for name in ${was[3]:-}; do [[ " ${now[3]:-}" == *" $name "* ]] || ! gives_node "/dev/dri/$name" || return 0; done
+  for index in 1 2; do
+    [[ -z ${was[index]:-} || ${was[index]} == "${now[index]:-}" ]] || ! lets_in "${was[index]}" || lets_in "${now[index]:-none}" || return 0
+  done
+  return 1
+}
+
+# lets_in MAJOR - does a rule of the configuration that was read let its devices be opened?
+lets_in() {
+  local index
+  for index in "${!LXC_KEY[@]}"; do
+    [[ ${LXC_KEY[index]} == lxc.cgroup*.devices.allow ]] && split_rule "${LXC_VALUE[index]}" && allows "$1" 0 && return 0
+  done
+  return 1
+}
 
 # start_users - the same ones, the other way round. S[containers] is then those that are still to be started. Status 1, with REFUSED: one didn't start.
 start_users() {
@@ -111,7 +142,7 @@ start_users() {
     container_runs "$CTID" && continue
     if ! is_about_it; then
       off="$CTID${off:+ }$off"
-      REFUSED+="${REFUSED:+; }its nodes have other numbers than before (${S[numbers]} -> $(numbers_now)), and lines of container $CTID, which this program hasn't written, may mean another card: it stays off. Correct them, then start it"
+      REFUSED+="${REFUSED:+; }its nodes have other numbers than before (${S[numbers]} -> $(numbers_now)), and container $CTID has lines with the earlier ones, which this program hasn't written: it stays off. Correct them, then start it"
       continue
     fi
     say "starting container $CTID again"
