@@ -82,9 +82,13 @@ come_back() {
 reconcile() {
   local name
   ! host_stops || return 0
-  get_host 60 || return 0
+  # As a start does: not between two steps of a run, but for what that run has started itself; and a run that begins waits for this.
+  { get_host 60 && begin_handover; } || return 0
   while IFS= read -r name; do
-    read_card "$name" && load_state "$name" && start_owed && settle
+    read_card "$name" || continue
+    load_state "$name"
+    run_at_work '' || start_owed
+    run_at_work "${S[vm]:--}" || settle
   done < <(cards_of)
   return 0
 }

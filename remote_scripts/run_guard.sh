@@ -2,7 +2,7 @@
 # Lets one run (`pulumi up` or `pulumi destroy`) at a time be at work on this host: held as long as the client's connection lasts, whatever ends it.
 # Needs: files, handover/rest, handover/turn
 #
-# Arguments: WHO (who is at work, for the message that another one gets), VMID (of `pass`).
+# Arguments: WHO (who is at work, for the message that another one gets; no other run has that name), VMID (of `pass`).
 # Changes: /run/homelab/up, which is locked meanwhile, and empty afterwards; /run/homelab/passes.
 # Verbs: hold. It answers at once, and ends with its standard input, or when nothing has come there for a while: a client that was
 #   switched off says no goodbye. pass: VM VMID may take its shared cards from now on, until this run has ended (lib/handover/turn.sh).
@@ -24,20 +24,21 @@ hold() {
   flock -w "$PATIENCE_SECONDS" "$held" || die "to be the only run at work on this host" \
     "another one is: $(of_file "$RUN/up")" "two at once would take each other's ground away, and could reboot the host twice" \
     "this run changes nothing more: wait until the other one has ended, then run the same again"
-  rm -f "$PASSES"
+  # A run whose connection was cut comes back: cards of VMs that it has started itself are where they are to be.
+  find_passes "$WHO"
   # From here on none begins; one that has begun comes to its end, so that it is known where its card is.
-  await_handover "$HANDING_SECONDS" || die "no card on its way to a VM that starts" "a handover is at work: $(tail -n 1 "$ROOT$HANDOVER/log" 2>/dev/null || :)" \
+  await_handover "$HANDING_SECONDS" || is_on_its_way "${PASSED[@]}" || die "no card on its way to a VM that starts" "a handover is at work: $(tail -n 1 "$ROOT$HANDOVER/log" 2>/dev/null || :)" \
     "NVIDIA's driver and containers can't be changed meanwhile; nothing was changed" "wait until it has ended (/var/lib/homelab/handover/log tells), then run the same again"
-  need_rest
+  need_rest "${PASSED[@]}"
+  drop_other_passes "$WHO"
   printf '%s\n' "$WHO" >"$RUN/up" || log "/run is full: who is at work can't be noted" # and the host is held all the same
   printf '{"held":"yes"}\n'
   while read -r -t "$SILENCE_SECONDS" _; do :; done
   : >"$RUN/up"
-  rm -f "$PASSES"
 }
 
 pass() {
-  { make_run_dir && printf '%s\n' "$VMID" >>"$PASSES"; } || die "VM $VMID to take its cards from this host's containers" "$PASSES can't be written" \
+  note_pass "$VMID" "$WHO" || die "VM $VMID to take its cards from this host's containers" "$PASSES can't be written" \
     "while a run is at work, no other VM may" "make room in /run, then run \`pulumi up\` again"
   printf '{"passed":"%s"}\n' "$VMID"
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import getpass
+import os
 import platform
 import threading
 import time
@@ -105,7 +106,7 @@ def _who() -> str:
 @functools.cache
 def _this_run() -> str:
     """The same for as long as this process lives: by it a run knows itself."""
-    return _who()
+    return f"{_who()} (process {os.getpid()})"  # several may begin in one second, as in `up --all`
 
 
 class _Guard(threading.Thread):

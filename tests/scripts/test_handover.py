@@ -402,6 +402,25 @@ def test_a_storage_of_the_host_alone_is_chosen(host: Folder, content: str, found
     assert done.stdout.strip() == found
 
 
+@pytest.mark.parametrize(
+    ("nodes", "found"),
+    [
+        ("nodes pve2", "other"),
+        ("nodes pve2,pve", "local"),
+        ("nodes pve2 pve", "local"),
+        ("disable 0", "local"),
+        ("disable", "other"),
+    ],
+)
+def test_a_storage_of_other_nodes_is_none_of_this_host(host: Folder, nodes: str, found: str) -> None:
+    (host.root / "etc/pve/local").symlink_to("nodes/pve")
+    host.write("/etc/pve/storage.cfg", STORAGES.format(f"snippets\n\t{nodes}"))
+    host.write("/var/lib/vz/snippets/homelab-handover.sh", "", 0o755)
+    host.write("/etc/pve/qemu-server/103.conf", "hookscript: local:snippets/homelab-handover.sh\n")
+    done = host.bash('find_snippets; echo "$STORAGE"; has_hook 103 || echo lost', parts=("handover/rest",))
+    assert done.stdout.split() == [found, *["lost"] * (found != "local")], done.stderr
+
+
 def test_a_vm_names_the_script_where_it_lies(host: Folder) -> None:
     """Somebody takes snippets from the storage, or the storage away: the VM would not start any more."""
     place = "/var/lib/vz/snippets/homelab-handover.sh"
@@ -535,7 +554,7 @@ def test_a_start_by_hand_waits_for_the_end_of_an_up(host: Folder) -> None:
         assert start(host) == (0, ""), "a start without the card is nobody's business"
         host.write("/etc/pve/qemu-server/103.conf", conf)
         # One that the run itself is about to start.
-        assert host.run("pass", scripts.compose("run_guard.sh", WHO="anna", VMID="103")).returncode == 0
+        let_start(host, "anna on desk")
         assert start(host)[0] == 0 and taken(host)
     run(host, "reconcile")
     assert is_with_the_host(host)
@@ -545,18 +564,94 @@ def test_a_start_by_hand_waits_for_the_end_of_an_up(host: Folder) -> None:
     assert start(host)[0] == 0 and taken(host)
 
 
+def let_start(host: Folder, who: str) -> None:
+    assert host.run("pass", scripts.compose("run_guard.sh", WHO=who, VMID="103")).returncode == 0
+
+
+def test_a_run_that_was_cut_off_has_let_start_what_it_had_when_it_comes_back(host: Folder) -> None:
+    with holding(host, "anna") as up:
+        assert answer(up) == HELD
+        let_start(host, "anna")
+    with holding(host, "anna") as up:
+        assert answer(up) == HELD
+        assert start(host)[0] == 0 and taken(host)
+    with holding(host, "anna") as up:
+        assert answer(up) == HELD, "its own VM has the card: that is what it wanted"
+    with holding(host, "ben") as up:
+        said, _ = up.communicate()
+        assert up.returncode == 1 and "gpus.big is with VM 103 since" in said
+    run(host, "reconcile")
+    with holding(host, "ben") as up:
+        assert answer(up) == HELD
+        let_start(host, "anna")
+        assert start(host)[0] == 1, "whoever says so later than its own end"
+    with holding(host, "anna") as up:
+        assert answer(up) == HELD
+        assert "ben" not in host.read("/run/homelab/passes")
+
+
+def test_a_run_that_was_cut_off_comes_back_while_its_own_vm_takes_the_card(host: Folder) -> None:
+    gated(host, "shutdown")
+    with holding(host, "anna") as up:
+        assert answer(up) == HELD
+        let_start(host, "anna")
+        begun = began(host, "hook", "103", "pre-start")
+    with begun:
+        for who, status in (("ben", 1), ("anna", 0)):
+            with holding(host, who, handing="0.2") as up:
+                assert (answer(up) != HELD) is bool(status), who
+        (host.root / "gate").write_text("go\n")
+        assert begun.wait() == 0
+    assert taken(host)
+
+
+def test_the_timers_service_waits_for_the_end_of_an_up(host: Folder) -> None:
+    run(host, "hook", "103", "pre-start")
+    away = host.read(STATE)
+    host.write(STATE, away.replace("boot=boot", "boot=before"))  # so that the run isn't refused
+    with holding(host, "anna") as up:
+        assert answer(up) == HELD
+        host.write(STATE, away)
+        run(host, "reconcile")
+        assert taken(host), "the card"
+        host.write(STATE, away.replace("state=VM", "state=HELD").replace("since=", f"since={int(time.time())}\nx="))
+        run(host, "reconcile")
+        assert host.read("/ct950") == "stopped\n", "containers that are to be started again"
+        host.write(STATE, away)
+        let_start(host, "anna")
+        run(host, "reconcile")
+        assert is_with_the_host(host) and state(host) == "", "a start of its own that has failed is undone"
+
+
+def test_an_up_that_begins_waits_for_a_card_that_comes_back(host: Folder) -> None:
+    run(host, "hook", "103", "pre-start")
+    gated(host, "start")
+    with began(host, "reconcile") as service:
+        with holding(host, "anna") as up:
+            wait_until((host.root / "run/homelab/up").exists)
+            (host.root / "gate").write_text("go\n")
+            assert answer(up) == HELD
+        assert service.wait() == 0
+    assert is_with_the_host(host)
+
+
+def gated(host: Folder, verb: str) -> None:
+    """`pct VERB` waits until something is written to the file `gate`; that it has begun is to be seen by a file."""
+    gate = f'case $1 in {verb}) mkfifo "$ROOT/gate"; : >"$ROOT/waiting"; read -r _ <"$ROOT/gate" ;; esac\n'
+    host.command("pct", gate + COMMANDS["pct"])
+
+
+def began(host: Folder, *words: str) -> subprocess.Popen[bytes]:
+    """The program, which has come as far as the gate."""
+    begun = subprocess.Popen(["bash", "-c", program(*words)], env=host.environment, stdout=subprocess.PIPE)
+    wait_until((host.root / "waiting").exists)
+    return begun
+
+
 def test_an_up_that_begins_waits_for_a_handover_and_is_then_refused(host: Folder) -> None:
     """A run that looked before the card is noted as away would find out between two of its steps."""
-    host.command(
-        "pct",
-        'case $1 in shutdown) mkfifo "$ROOT/gate"; : >"$ROOT/draining"; read -r _ <"$ROOT/gate" ;; esac\n'
-        + COMMANDS["pct"],
-    )
-    started = subprocess.Popen(
-        ["bash", "-c", program("hook", "103", "pre-start")], env=host.environment, stdout=subprocess.PIPE
-    )
-    with started:
-        wait_until((host.root / "draining").exists)
+    gated(host, "shutdown")
+    with began(host, "hook", "103", "pre-start") as started:
         with holding(host, "anna") as up:
             wait_until((host.root / "run/homelab/up").exists)
             (host.root / "gate").write_text("go\n")
@@ -588,6 +683,45 @@ PATH=/usr/bin:/bin stat "$@"
 exit 1""",
     )
     assert host.sourced("handover_host.sh", LOOK, CARDS=LINE).stdout.strip() == "ollama (PID 41 of container 950)"
+
+
+RULE = "lxc.cgroup2.devices.allow: c {}:* rwm\n"
+MOUNT = "lxc.mount.entry: /dev/{0} dev/{0} none bind,optional,create=file\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "moved", "starts"),
+    [
+        ("dev0: /dev/nvidia0\n", "uvm", True),
+        ("dev0: /dev/nvidia0\n", "minor", False),
+        (MOUNT.format("nvidia0") + RULE.format(195), "uvm", True),
+        (MOUNT.format("nvidia0") + RULE.format(195), "minor", False),
+        (MOUNT.format("nvidia0") + RULE.format(508), "uvm", False),
+        (MOUNT.format("nvidia0") + RULE.format(508) + RULE.format(507), "uvm", True),
+        (MOUNT.format("nvidia0") + "lxc.cgroup2.devices.allow: a\n", "uvm", True),
+        (MOUNT.format("dri/renderD128") + MOUNT.format("nvidia0"), "dri", False),
+        (MOUNT.format("nvidia0"), "dri", True),
+    ],
+)
+def test_lines_of_somebody_else_keep_a_container_off_where_they_mean_what_moved(
+    host: Folder, lines: str, moved: str, starts: bool
+) -> None:
+    (host.root / f"sys/bus/pci/devices/{GPU}/drm/renderD128").mkdir(parents=True)
+    host.write("/etc/pve/lxc/950.conf", f"hostname: media\n{lines}")
+    run(host, "hook", "103", "pre-start")
+    assert host.read("/ct950") == "stopped\n"
+    if moved == "uvm":
+        host.write("/proc/devices", host.read("/proc/devices").replace("508 nvidia-uvm", "507 nvidia-uvm"))
+    elif moved == "minor":
+        host.write(f"/proc/driver/nvidia/gpus/{GPU}/information", "Device Minor: \t 1\n")
+    else:
+        (host.root / f"sys/bus/pci/devices/{GPU}/drm/renderD128").rename(
+            host.root / f"sys/bus/pci/devices/{GPU}/drm/renderD129"
+        )
+    run(host, "reconcile")
+    assert (state(host), host.read("/ct950")) == (("", "running\n") if starts else ("HELD", "stopped\n"))
+    if not starts:
+        assert "container 950 has lines with the earlier ones" in host.read(STATE)
 
 
 def test_a_container_that_could_not_be_started_is_not_forgotten(host: Folder) -> None:

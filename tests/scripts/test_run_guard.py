@@ -15,11 +15,11 @@ from tests.waiting import PATIENCE
 
 
 @contextmanager
-def run(folder: Folder, who: str, silence: str = "60") -> Iterator[subprocess.Popen[str]]:
+def run(folder: Folder, who: str, silence: str = "60", handing: str = "45") -> Iterator[subprocess.Popen[str]]:
     text = scripts.compose("run_guard.sh", WHO=who)
-    text = text.replace("SILENCE_SECONDS=60", f"SILENCE_SECONDS={silence}").replace(
-        "PATIENCE_SECONDS=5", "PATIENCE_SECONDS=0.2"
-    )
+    for name, was, value in (("SILENCE", 60, silence), ("PATIENCE", 5, "0.2"), ("HANDING", 45, handing)):
+        assert f"{name}_SECONDS={was}\n" in text
+        text = text.replace(f"{name}_SECONDS={was}\n", f"{name}_SECONDS={value}\n")
     process = subprocess.Popen(
         ["bash", "-s", "--", "hold"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=folder.environment
     )

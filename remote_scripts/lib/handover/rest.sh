@@ -2,7 +2,7 @@
 # Whether every card that is handed over is with the host, and what of the handover is installed.
 # Needs: common, files, handover/places, read/text
 #
-# Gives: cards_away -> AWAY; need_rest; enabled_as service|timer; find_snippets -> SNIPPETS, STORAGE;
+# Gives: cards_away [VMID...] -> AWAY; need_rest [VMID...], is_on_its_way VMID...; enabled_as service|timer; find_snippets -> SNIPPETS, STORAGE;
 #   hook_of_vm VMID, is_our_hook VMID, has_hook VMID; handed_over (a key of read_host.sh's answer).
 
 # enabled_as service|timer - what `systemctl enable` makes of it.
@@ -12,13 +12,14 @@ enabled_as() {
   printf '/etc/systemd/system/%s.wants/homelab-handover.%s' "$target" "$1"
 }
 
-# cards_away - sets AWAY: which cards aren't with the host, in words.
+# cards_away [VMID...] - sets AWAY: which cards aren't with the host, in words; those on account of these VMs left out.
 cards_away() {
   local file state vm since boot
   AWAY=''
   for file in "$ROOT$HANDOVER"/*.state; do
     [[ -e $file ]] || continue
     state=$(sed -n 's/^state=//p' "$file") vm=$(sed -n 's/^vm=//p' "$file") since=$(sed -n 's/^since=//p' "$file") boot=$(sed -n 's/^boot=//p' "$file")
+    [[ -z $vm || " $* " != *" $vm "* || $state == STUCK || $state == DEAD ]] || continue
     # What was noted before the last start of the host tells nothing of now.
     [[ $state != HELD && $boot == "$(cat "$ROOT/proc/sys/kernel/random/boot_id" 2>/dev/null)" ]] || continue
     file=${file##*/} file=${file%.state}
@@ -31,25 +32,36 @@ cards_away() {
   done
 }
 
-need_rest() {
+# is_on_its_way VMID... - is a card away on account of one of these?
+is_on_its_way() {
+  local vmid
   cards_away
+  for vmid in "$@"; do [[ $AWAY != *" VM $vmid "* ]] || return 0; done
+  return 1
+}
+
+# need_rest [VMID...] - as cards_away.
+need_rest() {
+  cards_away "$@"
   [[ -z $AWAY ]] || die "this host's shared cards with the host" "$AWAY" \
     "NVIDIA's driver and containers can't be changed, verified or given back while a card of theirs is away; nothing was changed" \
     "shut that VM down, which gives the card back, then run the same again (STUCK or DEAD: homelab doctor explains it)"
 }
 
 # snippets_storages - a line each of storages that are a folder of this host's alone and take hookscripts: name and folder. The one where our script
-# lies comes first, then local.
+# lies comes first, then local. One that is for other nodes of the cluster has no volume here, wherever its folder lies.
 snippets_storages() {
-  local ours
+  local ours here
+  here=$(readlink "$ROOT/etc/pve/local" 2>/dev/null) || here=''
   ours=$(layer_files handover | sed -n "s#/snippets/$HOOK_FILE\$##p" | tr '\n' ' ')
-  awk -v ours=" $ours" '
-    function told() { if (kind == "dir" && snippets && !shared && !off && path != "") print (index(ours, " " path " ") ? 0 : name == "local" ? 1 : 2), name, path }
-    /^[a-z]+:/ { told(); kind = $1; sub(/:$/, "", kind); name = $2; path = ""; snippets = shared = off = 0 }
+  awk -v ours=" $ours" -v here="${here##*/}" '
+    function told() { if (kind == "dir" && snippets && !shared && !off && !elsewhere && path != "") print (index(ours, " " path " ") ? 0 : name == "local" ? 1 : 2), name, path }
+    /^[a-z]+:/ { told(); kind = $1; sub(/:$/, "", kind); name = $2; path = ""; snippets = shared = off = elsewhere = 0 }
     $1 == "path" { path = $2; sub(/\/+$/, "", path) }
     $1 == "content" { snippets = ("," $2 "," ~ /,snippets,/) }
     $1 == "shared" { shared = ($2 != "0") }
-    $1 == "disable" { off = 1 }
+    $1 == "disable" { off = ($2 != "0") }
+    $1 == "nodes" { nodes = $0; sub(/^[ \t]*nodes[ \t]+/, "", nodes); gsub(/[ \t;,]+/, ",", nodes); elsewhere = !index("," nodes ",", "," here ",") }
     END { told() }' "$ROOT/etc/pve/storage.cfg" 2>/dev/null | sort -s -k1,1n | cut -d ' ' -f 2-
 }
 

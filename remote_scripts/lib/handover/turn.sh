@@ -2,10 +2,41 @@
 # A start by hand, and an `up` of the same host: the steps of an `up` need the cards where they are, and a card that is taken between two of them
 # would end it half-way. So a handover doesn't begin while a run holds the host (run_guard.sh), but for a VM that this run is about to start; and a
 # run waits for one that has begun.
-# Needs: run_dir
+# Needs: common, run_dir
 #
-# Gives: begin_handover; await_handover SECONDS; run_at_work VMID -> AT_WORK. Variables: PASSES, HANDING.
+# Gives: begin_handover; await_handover SECONDS; run_at_work VMID -> AT_WORK; note_pass VMID WHO, find_passes WHO -> PASSED, drop_other_passes WHO. Variables: HANDING.
+#
+# A pass is a line VMID WHO. It counts while the run of that name holds the host: so a run whose connection was cut has its passes again when it comes
+# back, and no other run has them.
 PASSES=$RUN/passes
+
+# note_pass VMID WHO - status 1: it can't be noted.
+note_pass() {
+  local passes
+  make_run_dir && exec {passes}>>"$PASSES" && flock -w 10 "$passes" && printf '%s %s\n' "$1" "$2" >&"$passes"
+}
+
+# find_passes WHO - sets PASSED: the VMs that this run has let through so far.
+find_passes() {
+  local vmid who
+  PASSED=()
+  while read -r vmid who; do
+    [[ $who != "$1" ]] || PASSED+=("$vmid")
+  done < <(cat "$PASSES" 2>/dev/null)
+}
+
+# drop_other_passes WHO - where there are some: whoever asks while it is written would find none at all.
+drop_other_passes() {
+  local passes vmid kept=''
+  [[ -s $PASSES ]] || return 0
+  { exec {passes}>>"$PASSES" && flock -w 10 "$passes"; } || return 0
+  find_passes "$1"
+  if ((${#PASSED[@]} < $(wc -l <"$PASSES"))); then
+    for vmid in "${PASSED[@]}"; do kept+="$vmid $1"$'\n'; done
+    printf '%s' "$kept" >"$PASSES" || log "/run is full: which VMs may take their cards during this run is not noted"
+  fi
+  exec {passes}>&-
+}
 
 # begin_handover - as long as this process lives. Before it asks for a run: whoever comes first is seen by the other one.
 begin_handover() {
@@ -31,6 +62,6 @@ run_at_work() {
     return 1
   fi
   exec {held}<&-
-  ! grep -qsxF -e "$1" "$PASSES" || return 1
   AT_WORK=$(head -n 1 "$RUN/up" 2>/dev/null) || AT_WORK=''
+  ! grep -qsxF -e "$1 $AT_WORK" "$PASSES"
 }
