@@ -66,6 +66,7 @@ for name, host in settings.hosts.items():
     if host.hands_over:
         turn = CardHandoverArgs(host=host, vms=guests, cards=probe.gpus, generation=probe.generation_of("handover"))
         handing.append(CardHandover(name, turn, after(probe)))
+    follows = settings.restarts_before(name)
     booted = HostRebootArgs(host_name=name, host=host, probe=probe, following=turns.get(host.cluster))
     last = after(iommu, vfio, *handing, former=f"{name}-boot")
     own: NvidiaGuestStack | None = None
@@ -125,7 +126,7 @@ for name, host in settings.hosts.items():
             stacks[system.name] = NvidiaGuestStack(guest, NvidiaGuestStackArgs(system=system)).result
 
     results = [probe.generation, *(vms[guest] for guest in guests), *(containers[guest] for guest in shared)]
-    preview(name, host, probe, guests, shared, results, settings.plan)
+    preview(name, host, probe, guests, shared, results, settings.plan, follows)
 
 for name, value in contract.outputs(settings, hosts, tests, vms, containers, stacks, given).items():
     pulumi.export(name, value)

@@ -2,7 +2,8 @@
 # Tells the other nodes of a cluster that this one is back from the restart that it had its turn for.
 # Needs: absent, cluster
 #
-# Arguments: LOCK_TIMEOUT (seconds to wait for another run), OVER_SECONDS (to wait for the cluster), NODE (for `lift`).
+# Arguments: LOCK_TIMEOUT (seconds to wait for another run), OVER_SECONDS (to wait for the cluster), RETURN_SECONDS (to wait for
+#   guests that HA brings back), NODE (for `lift`).
 # Changes: puts back what was set for the restart (lib/away.sh), removes /etc/pve/priv/homelab-reboot, if it is this node's, and
 #   /var/lib/homelab/turn (both of lib/cluster.sh).
 # Answer: {"over":"yes|no"}

@@ -1,30 +1,36 @@
 #!/usr/bin/env bash
 # Reboots the host if its running kernel lacks what is configured; with a dead man's switch armed before, if that is in the boot configuration.
-# Needs: absent, boot, cluster, lacking, restart, switch/arm
+# Needs: absent, boot, cluster, lacking, maintenance, restart, switch/arm
 #
 # Arguments: POLICY (auto | manual), WORDS (of the command line; separated by spaces), FUNCTIONS (PCI addresses that must be on
 #   vfio-pci; separated by spaces), DRIVER, FLAVOUR and SOURCE (NVIDIA's driver, as of lib/lacking.sh, which decides),
-#   ROLLBACK_AFTER and ROLLBACK (of the dead man's switch, lib/switch.sh), AWAITED (for so many seconds `up` waits for the boot), QUORUM
-#   and TURN_END (of lib/cluster.sh).
+#   ROLLBACK_AFTER and ROLLBACK (of the dead man's switch, lib/switch.sh), AWAITED (for so many seconds `up` waits for the boot), QUORUM,
+#   HA_MODE and TURN_END (of lib/cluster.sh).
 # Not while a backup, a migration, another task or an installation of packages runs here (lib/work.sh). In a cluster: not before the other
-#   nodes have their quorum without this one, and no other restarts; cluster_turn.sh ends the turn. Meanwhile Ceph doesn't replace this node's disks (lib/ceph.sh).
+#   nodes have their quorum without this one, and no other restarts; cluster_turn.sh ends the turn. Meanwhile Ceph doesn't replace this node's disks
+#   (lib/ceph.sh), and HA has its guests on other nodes where HA_MODE is maintenance (lib/maintenance.sh).
 # Changes: /etc/systemd/system/homelab-rollback.{service,timer}, /var/lib/homelab/rollback and armed; then the host restarts.
 #   /var/lib/homelab/wanted-boot, which `revert` of cmdline.sh takes away.
-#   In a cluster with Ceph: `noout` for this node's disks, /var/lib/homelab/away and turn-end, /etc/systemd/system/homelab-turn.{service,timer}.
+#   In a cluster with Ceph: `noout` for this node's disks; with HA_MODE=maintenance HA's maintenance mode; for either /var/lib/homelab/away and turn-end, /etc/systemd/system/homelab-turn.{service,timer}.
 #   Undone by confirm_boot.sh and cluster_turn.sh once the host is back, by the switch itself otherwise.
 # The switch: unless the boot is confirmed within ROLLBACK_AFTER seconds of its start, it takes our configuration away and
 #   reboots. So a host that comes back without its network comes back again, as it was. Where nobody waits, the host judges itself.
 # Verbs: apply; plan (answers the same, before or after the layers were written, and changes nothing).
-# Answer: {"reboot":"yes|no|manual","boot_id","reasons":[why],"perhaps":[what would be a reason],"guests":what a reboot stops,"cluster":why
+# Answer: {"reboot":"yes|no|manual","boot_id","reasons":[why],"perhaps":[what would be a reason],"guests":what a reboot stops,
+#   "moves":what HA moves away before,"cluster":why
 #   it waits: what runs here, or why the cluster can't do without this node now}; of `apply` also "turn":has it a turn in the cluster, which is to end (yes | no), and "armed":since
 #   when the switch is (seconds since 1970; empty: it isn't). An `up` that has armed it anew confirms this boot anew.
 
 # For so long the cluster is waited for, in seconds: a node that was verified a moment ago has its vote back within a minute.
 TURN_SECONDS=180
+# For so long HA may move its guests: their memory goes over the network.
+MOVE_SECONDS=1800
 
 apply() {
   take_lock
-  AWAY_SECONDS=$((AWAITED + ROLLBACK_AFTER))
+  local moving=0
+  [[ $HA_MODE != maintenance ]] || moving=$MOVE_SECONDS
+  AWAY_SECONDS=$((AWAITED + ROLLBACK_AFTER + moving))
   need_boot_loader
   decide
   note_wanted_boot
@@ -38,12 +44,13 @@ apply() {
   else
     ! is_clustered || lift_noout_of_absent
     await_cluster "$TURN_SECONDS"
-    log "rebooting (${REASONS[*]}); this stops: ${GUESTS:-no guest}"
-    ! needs_switch || arm "$AWAITED"
+    log "rebooting (${REASONS[*]}); this stops: ${GUESTS:-no guest}${MOVES:+; HA moves to other nodes: $MOVES}"
+    ! needs_switch || arm "$((AWAITED + moving))"
     finish
     # Last, so that no failure before it keeps others waiting.
-    if ! take_turn "$TURN_SECONDS"; then
+    if ! take_turn "$TURN_SECONDS" || ! leave_guests_to_ha; then
       [[ ! -e $STATE/armed ]] || await_no_boot
+      end_turn "$TURN_SECONDS" || :
       refuse_turn
     fi
     if ! restart_soon; then
@@ -53,6 +60,17 @@ apply() {
     fi
   fi
   report ",\"turn\":\"$(has_turn && printf yes || printf no)\",\"armed\":\"$(stat -c %.Y "$STATE/armed" 2>/dev/null)\""
+}
+
+# leave_guests_to_ha - where HA_MODE says so; status 1: not now, WHY_NOT says why.
+leave_guests_to_ha() {
+  local until=$((SECONDS + TURN_SECONDS))
+  [[ $HA_MODE == maintenance && $ALONE == no ]] && is_clustered || return 0
+  enter_maintenance "$MOVE_SECONDS" || return 1
+  while work_says && [[ -n $AT_WORK ]]; do # the end of a migration, or what has begun meanwhile
+    ((SECONDS < until)) || return 1
+    sleep 1
+  done
 }
 
 # needs_switch - is there anything that a roll-back would give back, and is it new to the next boot? A reboot for NVIDIA's driver alone
@@ -69,10 +87,14 @@ plan() {
   report
 }
 
-# decide - sets DECISION (yes, no or manual), REASONS, PERHAPS and GUESTS.
+# decide - sets DECISION (yes, no or manual), REASONS, PERHAPS, GUESTS and MOVES.
 decide() {
   what_is_lacking
-  GUESTS=$(stopped_guests)
+  LEAVING=''
+  if [[ $HA_MODE == maintenance ]] && is_clustered; then
+    LEAVING=$(services_here) || LEAVING=''
+  fi
+  GUESTS=$(stopped_guests) MOVES=$(moved_guests)
   DECISION=no
   ((${#REASONS[@]} == 0)) || DECISION=yes
   [[ $DECISION == no || $POLICY != manual ]] || DECISION=manual
@@ -80,8 +102,8 @@ decide() {
 }
 
 report() {
-  printf '{"reboot":"%s","boot_id":"%s","reasons":%s,"perhaps":%s,"guests":%s,"cluster":%s%s}\n' "$DECISION" \
-    "$(<"$ROOT/proc/sys/kernel/random/boot_id")" "$(json_list "${REASONS[@]}")" "$(json_list "${PERHAPS[@]}")" "$(json_string "$GUESTS")" \
+  printf '{"reboot":"%s","boot_id":"%s","reasons":%s,"perhaps":%s,"guests":%s,"moves":%s,"cluster":%s%s}\n' "$DECISION" \
+    "$(<"$ROOT/proc/sys/kernel/random/boot_id")" "$(json_list "${REASONS[@]}")" "$(json_list "${PERHAPS[@]}")" "$(json_string "$GUESTS")" "$(json_string "$MOVES")" \
     "$(json_string "$WHY_NOT")" "${1:-}"
 }
 

@@ -288,7 +288,7 @@ class PlannedReboot:
     """Whether the host must be rebooted, as reboot_host.sh decides it (remote_scripts/lib/lacking.sh).
 
     ``reasons``: why; ``perhaps``: what would be a reason, where only the installation of packages shows whether it is one;
-    ``guests``: what runs and is stopped by it; ``cluster``: what it waits for: what runs there, or that the cluster can't do without this node now; empty where nothing keeps it.
+    ``guests``: what runs and is stopped by it; ``moves``: what HA moves to other nodes before; ``cluster``: what it waits for: what runs there, or that the cluster can't do without this node now; empty where nothing keeps it.
     """
 
     reboot: Literal["yes", "no", "manual"]
@@ -297,6 +297,7 @@ class PlannedReboot:
     perhaps: list[str]
     guests: str
     cluster: str = ""
+    moves: str = ""
 
     def __str__(self) -> str:
         return self._said("; ".join(self.reasons))
@@ -309,7 +310,7 @@ class PlannedReboot:
         return self._said(in_short(self.reasons, cards))
 
     def _said(self, because: str) -> str:
-        stops = stopping(self.guests)
+        stops = stopping(self.guests, self.moves)
         if self.reboot != "no":
             by = "by you (reboot: manual)" if self.reboot == "manual" else "one"
             waits = f"; it waits: {self.cluster}" if self.cluster else ""
@@ -344,9 +345,18 @@ FILES = {"new": "writes", "changed": "changes", "given back": "gives back", "rem
 
 
 def describe(
-    name: str, facts: HostFacts, host: Host, want: Wanted, reboot: PlannedReboot, files: Sequence[PlannedFile] = ()
+    name: str,
+    facts: HostFacts,
+    host: Host,
+    want: Wanted,
+    reboot: PlannedReboot,
+    files: Sequence[PlannedFile] = (),
+    follows: str = "",
 ) -> str:
-    """The plan for people: command line before -> after, files, each function with its driver now and then, the reboot."""
+    """The plan for people: command line before -> after, files, each function with its driver now and then, the reboot.
+
+    :param follows: the node of its cluster that is restarted before this one, if it is; empty: none.
+    """
     have = facts.cmdline.others.split()
     added = missing_words(want.words, facts.cmdline.others)
     before = facts.cmdline.configured
@@ -376,7 +386,8 @@ def describe(
         lines += [f"    reset: {ways}"] if ways and found["use"] == "vm" else []
     slots = {gpu: found["slot"] for gpu, found in want.gpus.items()}
     lines += [f"  note: {said}" for said in gates.remarks(facts, host, slots)]
-    lines.append(f"  reboot: {reboot}")
+    order = f"; after {follows}, if that one is: one node of the cluster at a time" if follows else ""
+    lines.append(f"  reboot: {reboot}{order if reboot.reboot == 'yes' else ''}")
     return "\n".join(lines)
 
 

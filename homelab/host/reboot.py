@@ -31,12 +31,13 @@ def in_short(reasons: Sequence[str], cards: Mapping[str, CardPlan]) -> str:
     return _joined(said or [_BLACKLIST_ALONE] * bool(reasons), ", and ")
 
 
-def stopping(guests: str) -> str:
+def stopping(guests: str, moves: str = "") -> str:
     """What a reboot does to guests.
 
-    :param guests: as reboot_host.sh names them.
+    :param guests: as reboot_host.sh names those that it stops; ``moves``: those that HA has on other nodes meanwhile.
     """
-    return f"it stops {guests or 'no running guest'}"
+    away = f"HA moves {moves} to other nodes before, and back afterwards; " if moves else ""
+    return f"{away}it stops {guests or 'no running guest'}"
 
 
 def _each(reasons: Sequence[str], cards: Mapping[str, CardPlan]) -> Iterator[str]:

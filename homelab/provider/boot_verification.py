@@ -34,7 +34,7 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
         want = plan.Wanted(inputs.iommu_words, inputs.vfio_words, inputs.functions, [], inputs.gpus)
         if reboot["reboot"] == "yes":
             why = "" if inputs.host in self.said_of_reboot else f", because {in_short(reboot['reasons'], inputs.gpus)}"
-            tell(f"{inputs.host}: rebooting{why}; {stopping(reboot['guests'])}")
+            tell(f"{inputs.host}: rebooting{why}; {stopping(reboot['guests'], reboot.get('moves', ''))}")
         try:
             facts = asyncio.run(_verified(self.host(inputs), inputs.host, reboot, want))
         except UnreachableError:
@@ -98,7 +98,9 @@ async def _end_turn(host: Host, name: str) -> None:
     """Tell the other nodes of the cluster that this one is back: the next may restart. That it can't be told is no reason to fail."""
     try:
         async with ssh.connect(host) as session:
-            seconds = scripts.CONFIRM_LOCK_SECONDS + scripts.CLUSTER_SECONDS + ssh.SCRIPT_SECONDS
+            seconds = (
+                scripts.CONFIRM_LOCK_SECONDS + scripts.CLUSTER_SECONDS + scripts.RETURN_SECONDS + ssh.SCRIPT_SECONDS
+            )
             over = scripts.answer(await session.run("apply", scripts.cluster_turn(), seconds))["over"] == "yes"
     except HomelabError as error:
         tell(f"{name}: note: {error.found}")

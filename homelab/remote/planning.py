@@ -76,6 +76,7 @@ async def planned(
             sorted(want.functions),
             host.timeouts.rollback,
             keep_quorum=not host.allow_quorum_loss,
+            maintenance=host.guests_at_reboot == "maintenance",
             **driver,
         )
         reboot = plan.PlannedReboot(**scripts.answer(await session.run("plan", script)))

@@ -32,6 +32,8 @@ ROLLBACK_SECONDS = 600
 CONFIRM_LOCK_SECONDS = 45
 # For so long a node that has restarted waits until its cluster can be told, in seconds: pmxcfs and corosync start after the network.
 CLUSTER_SECONDS = 120
+# For so long a node waits for guests that HA brings back to it.
+RETURN_SECONDS = 600
 # How much of a card's option ROM, or of the firmware's table of them, is read at most; real ones have 2 MiB.
 MOST_ROM_BYTES = 4 * 2**20
 # The line of a file's header that names the parts of the library which it takes functions or variables of.
@@ -193,6 +195,7 @@ def reboot_host(
     *,
     awaited: int = 3 * ROLLBACK_SECONDS,
     keep_quorum: bool = True,
+    maintenance: bool = False,
 ) -> str:
     """Standard input of reboot_host.sh, with the verb ``apply``, or ``plan``, which decides the same and changes nothing.
 
@@ -200,7 +203,7 @@ def reboot_host(
     :param driver: NVIDIA's that the host's own cards are to have: the installed version; for ``plan`` also the branch that is to be
         installed. Empty: it doesn't matter. ``flavour``: of its modules; ``source``: where it is installed from.
     :param awaited: seconds for which an `up` waits for the boot.
-    :param keep_quorum: of a cluster: it restarts only if the others have a quorum without it.
+    :param keep_quorum: of a cluster: it restarts only if the others have a quorum without it. ``maintenance``: HA moves its guests away before.
     """
     return compose(
         "reboot_host.sh",
@@ -212,6 +215,7 @@ def reboot_host(
         SOURCE=source,
         AWAITED=str(awaited),
         QUORUM="keep" if keep_quorum else "lose",
+        HA_MODE="maintenance" if maintenance else "keep",
         TURN_END=_turn_end(),
         **_switch(rollback_after),
     )
@@ -436,7 +440,11 @@ def cluster_turn(node: str = "") -> str:
     :param node: another one, for the verb ``lift``.
     """
     return compose(
-        "cluster_turn.sh", LOCK_TIMEOUT=str(CONFIRM_LOCK_SECONDS), OVER_SECONDS=str(CLUSTER_SECONDS), NODE=node
+        "cluster_turn.sh",
+        LOCK_TIMEOUT=str(CONFIRM_LOCK_SECONDS),
+        OVER_SECONDS=str(CLUSTER_SECONDS),
+        RETURN_SECONDS=str(RETURN_SECONDS),
+        NODE=node,
     )
 
 

@@ -31,6 +31,7 @@ def preview(
     containers: dict[str, Container],
     results: list[pulumi.Output[Any]],
     mode: str,
+    follows: str = "",
 ) -> pulumi.Output[bool]:
     """Prints the plan for ``host`` and its guests in a preview; does nothing in an `up`. The output says whether it did.
 
@@ -38,6 +39,7 @@ def preview(
     :param results: what isn't known yet exactly when something would change.
     :param mode: ``auto``: when something would change and the host is in reach; ``always``: also when nothing would, and it
         must be in reach; ``never``.
+    :param follows: as of `plan.describe`.
     """
     if pulumi.runtime.is_dry_run() and mode != "always":
         try:
@@ -46,7 +48,9 @@ def preview(
             pulumi.log.warn(clean(f"{name}: previewing without the key to the host: {error.found}"), probe)
             mode = "never"
     # An output awaits the coroutine, so that the program doesn't end before it, and fails with it.
-    printed: pulumi.Output[bool] = pulumi.Output.from_input(_printed(name, host, probe, vms, containers, results, mode))
+    printed: pulumi.Output[bool] = pulumi.Output.from_input(
+        _printed(name, host, probe, vms, containers, results, mode, follows)
+    )
     return printed
 
 
@@ -58,6 +62,7 @@ async def _printed(
     containers: dict[str, Container],
     results: list[pulumi.Output[Any]],
     mode: str,
+    follows: str,
 ) -> bool:
     if not pulumi.runtime.is_dry_run() or mode == "never":
         return False
@@ -65,7 +70,7 @@ async def _printed(
         return False  # nothing would change: no reason to disturb the host
     try:
         found = await planning.planned(name, host, vms, containers, PATIENCE_SECONDS)
-        text = plan.describe(name, found.facts, host, found.want, found.reboot, found.files)
+        text = plan.describe(name, found.facts, host, found.want, found.reboot, found.files, follows)
     except UnreachableError as error:
         if mode == "always":
             raise Refusal(error) from None

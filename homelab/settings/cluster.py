@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
@@ -31,7 +31,8 @@ class ClusterNode(Model):
 
 
 class ProxmoxCluster(Model):
-    """A Proxmox VE cluster. A host with this name as its `cluster` takes from here what it doesn't say itself: `address`, `ssh` and `api`."""
+    """A Proxmox VE cluster. A host with this name as its `cluster` takes from here what it doesn't say itself: `address`, `ssh`, `api`
+    and `guestsAtReboot`."""
 
     nodes: dict[NodeName, ClusterNode]
     """Its nodes, each under its name in Proxmox VE. One without cards, which is no host of these settings, may be left out."""
@@ -39,6 +40,8 @@ class ProxmoxCluster(Model):
     """How one logs in to each of them."""
     api: ApiAccess | None = None
     """How the Proxmox VE API is reached: one user and one authority (`caFile`) for all of them. A `fingerprint` is one node's alone."""
+    guests_at_reboot: Literal["shutdown", "maintenance"] | None = None
+    """The same as of each host, for all of them."""
 
     @model_validator(mode="after")
     def _one_authority(self) -> Self:
@@ -81,7 +84,7 @@ def _filled(name: str, host: Any, clusters: Mapping[str, Any]) -> Any:
         host = {**_given(node, "address"), **host}
         if isinstance(ssh, Mapping):
             host = {"ssh": {**ssh, **_given(node, "hostKey", "hostKeyFile")}, **host}
-    return {**_given(cluster, "api"), **host}
+    return {**_given(cluster, "api", "guestsAtReboot"), **host}
 
 
 def _given(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:

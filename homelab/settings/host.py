@@ -222,6 +222,9 @@ class Host(Model):
     cluster: Name | None = None
     """The cluster that the host is a node of: a name under `clusters`, of which it takes what it doesn't say itself, or any name of your choice. Of hosts
     with the same name here, one is rebooted at a time, and only once the one before is back and verified."""
+    guests_at_reboot: Literal["shutdown", "maintenance"] = "shutdown"
+    """What becomes of the guests when a node of a cluster restarts. `shutdown`: Proxmox VE shuts them down and starts them again. `maintenance`: HA's
+    maintenance mode is on for that time; HA moves its guests to other nodes before, and back afterwards, and all others are shut down."""
     allow_quorum_loss: bool = False
     """`true`: the node is also rebooted if the others have no quorum without it, as in a cluster of two without a QDevice. Until it is back, they
     start no guest and take no change."""
@@ -229,6 +232,14 @@ class Host(Model):
     """NVIDIA's stack on the host itself, for the cards that stay with it."""
     timeouts: Timeouts = Timeouts()
     """How long the program waits for the host."""
+
+    @model_validator(mode="after")
+    def _fit_to_move(self) -> Self:
+        if self.guests_at_reboot != "shutdown" and self.cluster is None:
+            raise ValueError(
+                f"guestsAtReboot: {self.guests_at_reboot} is for a node of a Proxmox VE cluster: say which, by cluster"
+            )
+        return self
 
     @property
     def gives_cards(self) -> bool:

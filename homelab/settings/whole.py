@@ -55,6 +55,12 @@ class Settings(Model):
         """The hosts that are nodes of a cluster, by name."""
         return {name: host for name, host in self.hosts.items() if host.cluster == cluster}
 
+    def restarts_before(self, host: str) -> str:
+        """The host of the same cluster that restarts before this one, of those that do; empty: it is the first, or in none."""
+        cluster = self.hosts[host].cluster
+        nodes = list(self.of_cluster(cluster)) if cluster else [host]
+        return nodes[nodes.index(host) - 1] if nodes.index(host) else ""
+
     @property
     def roaming(self) -> dict[str, Vm]:
         """The VMs that name a cluster instead of a host, and so are found where they are now."""

@@ -1,29 +1,16 @@
 #!/usr/bin/env bash
 # A node of a cluster restarts while the others keep their quorum, and while none of them restarts; any host while nothing is at work on it.
-# Needs: files, lock, work, ceph
+# Needs: files, lock, work, pve, ceph, maintenance
 #
 # Gives: cluster_says -> WHY_NOT, AT_WORK; await_cluster SECONDS; take_turn SECONDS; has_turn; end_turn SECONDS, forget_turn; refuse_turn.
-# Variables: QUORUM (keep | lose: may the others be without one meanwhile), AWAY_SECONDS (for so long this node may be away), TURN_END (of lib/away.sh).
+# Variables: QUORUM (keep | lose: may the others be without one meanwhile), HA_MODE (maintenance: HA is to move its guests away; keep), AWAY_SECONDS (for so long this node may be away), TURN_END (of lib/away.sh),
+#   RETURN_SECONDS (for so long the end of a turn waits for guests that HA brings back; none: not at all).
 #
 # In the cluster, TURN: KEY VALUE lines: node, since, until (seconds since 1970), noout (its disks that have it from this program). It is changed only under TURN_LOCK, a lock of Proxmox VE's own
 # kind (PVE::Cluster, cfs_lock): a folder, which one node alone can make, and which the cluster's file system removes after 120 seconds when asked to.
 # On this host, STATE/turn: that it has the turn. It is written first and removed last.
 TURN=/etc/pve/priv/homelab-reboot
 TURN_LOCK=/etc/pve/priv/lock/homelab-reboot
-
-# pve COMMAND... - on the cluster's file system, which hangs where its daemon does.
-pve() { within "$ASK_SECONDS" "$@" 2>/dev/null; }
-
-# is_clustered - where the cluster's file system isn't there, corosync's own copy says it. (A host that has left its cluster may keep that copy.)
-is_clustered() {
-  pve test -e "$ROOT/etc/pve/corosync.conf" || { ! pve test -L "$ROOT/etc/pve/local" && [[ -e $ROOT/etc/corosync/corosync.conf ]]; }
-}
-
-node_name() {
-  local node
-  node=$(pve readlink "$ROOT/etc/pve/local") || node=''
-  printf '%s' "${node##*/}"
-}
 
 # cluster_says - sets WHY_NOT: why this node had better not restart now; empty: it may. AT_WORK: it is for what runs here.
 cluster_says() {
@@ -34,6 +21,7 @@ cluster_says() {
   votes_say || return 0
   [[ -n $WHY_NOT ]] || turn_says
   [[ -n $WHY_NOT ]] || ceph_says
+  [[ -n $WHY_NOT || $HA_MODE != maintenance ]] || maintenance_says
 }
 
 # votes_say - status 1: there are no others. `pvecm status` ends with 2 where there is no quorum. A row is `NODEID VOTES NAME`, with a QDevice
@@ -101,6 +89,9 @@ await_cluster() {
 }
 
 refuse_turn() {
+  [[ $WHY_NOT != "HA "* ]] || die "the guests that HA has on this node moved to other nodes (guestsAtReboot: maintenance)" "$WHY_NOT" \
+    "this host is restarted once they are away; it isn't, and HA's maintenance mode is off" \
+    "shut that guest down, or take it out of HA (\`ha-manager remove vm:103\`), or set guestsAtReboot: shutdown; then run \`pulumi up\` again"
   [[ -z $AT_WORK ]] || die "this host restarted" "$WHY_NOT" \
     "a restart would cut it off: a backup that is half written, a guest that is on neither node, packages that are half configured" \
     "wait until it has ended, or end it (\`pvenode task list --source active\` shows the tasks of this host, \`ha-manager status\` what HA does), then run \`pulumi up\` again. Or reboot this host by hand when it suits you, then run it"
@@ -164,14 +155,15 @@ end_turn() {
     tell_now_and_then "waiting for the cluster: its other nodes are to know that this one is back"
     sleep 1
   done
+  await_services "${RETURN_SECONDS:-0}"
   remove_file /var/lib/homelab/turn
 }
 
 # forget_turn - where the others can't be told.
 forget_turn() {
-  local noout
-  noout=$(away_note noout)
-  log "the cluster could not be told that this node doesn't restart; until it is, none of it is restarted: rm $TURN${noout:+; and Ceph replaces none of these disks until: ceph osd rm-noout $noout}"
+  local noout node
+  noout=$(away_note noout) node=$(away_note maintenance)
+  log "the cluster could not be told that this node doesn't restart; until it is, none of it is restarted: rm $TURN${noout:+; and Ceph replaces none of these disks until: ceph osd rm-noout $noout}${node:+; and HA keeps its guests away until: ha-manager crm-command node-maintenance disable $node}"
   disarm_turn_end
   remove_file /var/lib/homelab/away /var/lib/homelab/turn
 }
@@ -179,7 +171,7 @@ forget_turn() {
 is_turn_over() {
   local path status=0
   [[ -n $(node_name) ]] || return 1
-  let_disks_go && disarm_turn_end || return 1
+  leave_maintenance && let_disks_go && disarm_turn_end || return 1
   is_own_turn "$TURN" || is_own_turn "$TURN.new" || return 0
   hold_turn_lock || return 1
   for path in "$TURN" "$TURN.new"; do

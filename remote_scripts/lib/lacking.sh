@@ -4,7 +4,7 @@
 # of boot.sh.
 # Needs: boot, words, driver, guests
 #
-# Gives: what_is_lacking -> REASONS, PERHAPS, OF_BOOT; stopped_guests; note_wanted_boot, noted_boot_lacks.
+# Gives: what_is_lacking -> REASONS, PERHAPS, OF_BOOT; stopped_guests, moved_guests; note_wanted_boot, noted_boot_lacks.
 #
 # Variables: WORDS (of the command line), FUNCTIONS (PCI addresses that must be on vfio-pci), both separated by spaces; DRIVER (NVIDIA's
 #   that is to have the other cards: the installed version, or the version or branch that is going to be installed; empty: it doesn't
@@ -83,17 +83,24 @@ driver_lacks() {
   done < <(held_cards)
 }
 
-# stopped_guests - what a reboot stops, for people: `VM 103 (Sandbox), container 901 (ai-lab)`.
+# stopped_guests - what a reboot stops, for people: `VM 103 (Sandbox), container 901 (ai-lab)`. moved_guests: the same of those that HA moves to other
+# nodes before (LEAVING: `vm:103 ct:200 `).
 stopped_guests() {
   {
-    named_guests vm VM || unlisted VMs qm
-    named_guests lxc container || unlisted containers pct
+    named_guests vm VM no || unlisted VMs qm
+    named_guests lxc container no || unlisted containers pct
   } | sed 's/, $//'
 }
 
-named_guests() { # KIND WORD
+moved_guests() {
+  [[ -z ${LEAVING:-} ]] || { named_guests vm VM yes && named_guests lxc container yes || :; } | sed 's/, $//'
+}
+
+named_guests() { # KIND WORD MOVED
   local lines
   lines=$(running_guests "$1") || return 1
+  lines=$(awk -v leaving=" ${LEAVING:-} " -v kind="${1/lxc/ct}" -v moved="$3" \
+    '(index(leaving, " " kind ":" $1 " ") > 0) == (moved == "yes")' <<<"$lines")
   [[ -z $lines ]] || sed -E "s/^([0-9]+) (.*)/$2 \1 (\2), /" <<<"$lines" | tr -d '\n'
 }
 

@@ -65,7 +65,11 @@ def status(*votes: int, expected: int, device: bool = False) -> str:
 
 @pytest.fixture
 def node(folder: Folder) -> Folder:
-    """pve1 of three, all of them well; it lacks what is wanted."""
+    return first_of_three(folder)
+
+
+def first_of_three(folder: Folder) -> Folder:
+    """pve1, all of them well; it lacks what is wanted."""
     folder.write("etc/pve/corosync.conf", "totem {}\n")
     (folder.root / "etc/pve/nodes/pve1").mkdir(parents=True)
     (folder.root / "etc/pve/local").symlink_to("nodes/pve1")
@@ -85,14 +89,14 @@ def members(folder: Folder, text: str, names: str = "1 1 pve1 (local)\n2 1 pve2\
 
 
 def says(folder: Folder, quorum: str = "keep") -> str:
-    done = folder.bash(f"QUORUM={quorum}\ncluster_says\nprintf '%s' \"$WHY_NOT\"\n", parts=("cluster",))
+    done = folder.bash(f"QUORUM={quorum} HA_MODE=keep\ncluster_says\nprintf '%s' \"$WHY_NOT\"\n", parts=("cluster",))
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def take(folder: Folder, seconds: int = 0, quorum: str = "keep") -> subprocess.CompletedProcess[str]:
     return folder.bash(
-        f"QUORUM={quorum} AWAY_SECONDS=600 TURN_END={quoted(scripts._turn_end())}\n"
+        f"QUORUM={quorum} HA_MODE=keep AWAY_SECONDS=600 TURN_END={quoted(scripts._turn_end())}\n"
         f'printf %s "$$" >"$ROOT/run/pid"\n'
         f"take_lock\nawait_cluster {seconds}\ntake_turn {seconds} || refuse_turn\nfinish\n",
         parts=("cluster",),

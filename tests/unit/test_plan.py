@@ -269,6 +269,10 @@ def test_the_plan_of_a_finished_host_has_nothing_in_it() -> None:
         (reboot("no", (), ("it is older",)), "not needed, unless it is older; then it stops VM 103 (Sandbox)"),
         (reboot("yes", ("a",), ("b",)), "one, because a; it stops VM 103 (Sandbox)"),
         (plan.PlannedReboot("yes", "1", ["a"], [], ""), "one, because a; it stops no running guest"),
+        (
+            plan.PlannedReboot("yes", "1", ["a"], [], "VM 103 (Sandbox)", moves="VM 200 (db)"),
+            "one, because a; HA moves VM 200 (db) to other nodes before, and back afterwards; it stops VM 103 (Sandbox)",
+        ),
     ],
 )
 def test_the_scripts_decision_about_a_reboot_is_put_into_a_sentence(found: plan.PlannedReboot, said: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,7 +13,8 @@ from homelab.errors import HomelabError
 from homelab.host import plan
 from homelab.provider import boot_verification
 from homelab.remote import ssh
-from homelab.settings import Host
+from homelab.settings import Host, parse
+from tests.unit.hosts import KEY, desktop
 
 
 @pytest.mark.parametrize("restarts_again", [False, True], ids=["it is back", "it is about to restart"])
@@ -58,3 +60,32 @@ def test_a_node_that_doesnt_come_back_has_its_disks_replaced_by_the_first_other_
     monkeypatch.setattr(work, "stack", ThreeNodes(), raising=False)
     work._give_up("first", "pve1")
     assert asked == [("off", "pve1"), ("on", "pve1")]
+
+
+def hosts_of(**first: Any) -> str:
+    found = {"pve1": {"cluster": "home", **first}, "pve2": {"cluster": "home"}, "alone": {}}
+    ssh = {"hostKey": KEY, "agent": True}
+    return json.dumps(
+        {name: {"address": f"192.0.2.{at}", "ssh": ssh, **one} for at, (name, one) in enumerate(found.items())}
+    )
+
+
+CLUSTER = {"nodes": {"pve1": {"address": "192.0.2.8", "hostKey": KEY}}, "ssh": {"agent": True}}
+
+
+def test_what_becomes_of_guests_is_said_once_for_a_cluster_or_for_a_host() -> None:
+    home = json.dumps({"home": {**CLUSTER, "guestsAtReboot": "maintenance"}})
+    found = parse({"hosts": hosts_of(guestsAtReboot="shutdown"), "clusters": home}).hosts
+    assert [one.guests_at_reboot for one in found.values()] == ["shutdown", "maintenance", "shutdown"]
+    with pytest.raises(HomelabError, match="is for a node of a Proxmox VE cluster"):
+        parse({"hosts": hosts_of(cluster=None, guestsAtReboot="maintenance")})
+
+
+def test_a_plan_says_after_which_node_one_restarts() -> None:
+    settings = parse({"hosts": hosts_of()})
+    assert [settings.restarts_before(name) for name in settings.hosts] == ["", "pve1", ""]
+    want, facts = plan.wanted(desktop(), settings.hosts["alone"]), desktop()
+    for decision, said in (("yes", "after pve1, if that one is"), ("no", "not needed")):
+        reboot = plan.PlannedReboot(cast("Any", decision), "1", ["a"], [], "")
+        text = plan.describe("pve2", facts, settings.hosts["alone"], want, reboot, follows="pve1")
+        assert said in text.splitlines()[-1] and ("after pve1" in text) == (decision == "yes")

@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# HA's maintenance mode for the time of a node's restart: HA moves the guests that it has here to other nodes, and brings them back afterwards.
+# Needs: pve, away, progress
+#
+# Gives: services_here STATES; maintenance_says -> WHY_NOT; enter_maintenance SECONDS -> WHY_NOT; leave_maintenance, await_services SECONDS.
+#
+# STATE/away: `maintenance NODE`, and `services vm:103 …`, those that ran here. A mode that somebody else has switched on is neither noted nor switched off.
+HA_CONFIG=/etc/pve/ha/resources.cfg
+# A service that is in none of these states has to leave first.
+LEFT_ALONE=' stopped disabled ignored error freeze '
+
+has_services() { pve grep -qsE '^(vm|ct):' "$ROOT$HA_CONFIG"; }
+
+ha_says() {
+  local text
+  text=$(within "$ASK_SECONDS" ha-manager status 2>/dev/null) && [[ $text == *quorum* ]] && printf '%s\n' "$text"
+}
+
+# services_here - those that HA has on this node and would move, a blank behind each. A line of `ha-manager status`: `service vm:200 (pve2, started)`.
+# Status 1: no answer.
+services_here() {
+  local text word sid node state here
+  has_services || return 0
+  here=$(node_name)
+  text=$(ha_says) || return 1
+  while read -r word sid node state _; do
+    [[ $word == service && $node == "($here," && $LEFT_ALONE != *" ${state%[,)]} "* ]] && printf '%s ' "$sid"
+  done <<<"$text"
+  return 0
+}
+
+# is_in_maintenance - `lrm pve3 (maintenance mode, watchdog standby, Sat Nov 21 03:29:28 2026)`
+is_in_maintenance() {
+  local text
+  text=$(ha_says) && grep -q "^lrm $(node_name) (maintenance mode" <<<"$text"
+}
+
+# maintenance_says - what HA can't move is said before anything is changed: it would try again and again.
+maintenance_says() {
+  local sid services
+  if ! services=$(services_here); then
+    WHY_NOT="\`ha-manager status\` gives no answer, and its maintenance mode is to be switched on (guestsAtReboot)"
+    return
+  fi
+  for sid in $services; do
+    ! has_device "$sid" || WHY_NOT="HA can't move $(called_guest "$sid"), which has a device of this host"
+  done
+}
+
+# has_device SID - one that can't be on another node while the guest runs. A mapped device can if its mapping says so.
+has_device() {
+  local text id value
+  if [[ $1 == vm:* ]]; then
+    text=$(of_now "/etc/pve/qemu-server/${1#*:}.conf" | grep -E '^hostpci[0-9]+:') || return 1
+    while read -r value; do
+      id=$(grep -oE 'mapping=[^,]+' <<<"$value") || return 0
+      pve cat "$ROOT/etc/pve/mapping/pci.cfg" | awk -v id="${id#*=}" '
+        /^[^ \t]/ { here = $1 == id } here && $1 == "live-migration-capable" && $2 == 1 { found = 1 } END { exit !found }' || return 0
+    done <<<"$text"
+    return 1
+  fi
+  of_now "/etc/pve/lxc/${1#*:}.conf" | grep -qE '^(dev[0-9]+:|lxc\.(cgroup2?\.devices\.allow|mount\.entry *[:=] */dev/))'
+}
+
+# of_now PATH - a guest's configuration without its snapshots.
+of_now() { pve cat "$ROOT$1" | sed '/^\[/,$d'; }
+
+called_guest() { # SID
+  case $1 in
+    vm:*) printf 'VM %s' "${1#*:}" ;;
+    *) printf 'container %s' "${1#*:}" ;;
+  esac
+}
+
+# enter_maintenance SECONDS - until HA has none of its guests here any more.
+enter_maintenance() {
+  local until=$((SECONDS + $1)) node services left said
+  node=$(node_name)
+  services=$(services_here) || { WHY_NOT="\`ha-manager status\` gives no answer" && return 1; }
+  [[ -n $services ]] && ! is_in_maintenance || return 0
+  if ! note_away services "${services% }" || ! note_away maintenance "$node" || ! arm_turn_end; then
+    WHY_NOT="HA's maintenance mode can't be noted, or its end can't be arranged on this host"
+    return 1
+  fi
+  log "HA moves $(in_words "$services") to other nodes"
+  if ! said=$(within "$ASK_SECONDS" ha-manager crm-command node-maintenance enable "$node" 2>&1); then
+    WHY_NOT="HA's maintenance mode can't be switched on: $(in_a_line "$said")"
+    return 1
+  fi
+  told_from_now
+  until is_in_maintenance && left=$(services_here) && [[ -z $left ]]; do
+    if ((SECONDS >= until)); then
+      WHY_NOT="HA hasn't moved $(in_words "${left:-$services}") to another node within $1 s (\`ha-manager status\`)"
+      return 1
+    fi
+    tell_now_and_then "waiting for HA, which moves ${left:-its guests} to other nodes"
+    sleep 1
+  done
+}
+
+in_words() { # SERVICES
+  local sid text=''
+  for sid in $1; do
+    text+=", $(called_guest "$sid")"
+  done
+  printf '%s' "${text#, }"
+}
+
+# leave_maintenance - status 1: HA doesn't take it, or hasn't followed yet.
+leave_maintenance() {
+  local node
+  node=$(away_note maintenance)
+  [[ -n $node ]] || return 0
+  within "$ASK_SECONDS" ha-manager crm-command node-maintenance disable "$node" >/dev/null 2>&1 || return 1
+  ! is_in_maintenance && note_away maintenance ''
+}
+
+# await_services SECONDS - until those are back that were here. They come back also if nobody waits.
+await_services() {
+  local until=$((SECONDS + $1)) wanted sid missing services
+  wanted=$(away_note services)
+  [[ -n $wanted ]] || return 0
+  told_from_now
+  while :; do
+    services=$(services_here) || services=''
+    missing=''
+    for sid in $wanted; do
+      [[ " $services" == *" $sid "* ]] || missing+="$sid "
+    done
+    [[ -n $missing ]] || break
+    if ((SECONDS >= until)); then
+      log "HA hasn't brought $(in_words "$missing") back yet; it goes on by itself (\`ha-manager status\`)"
+      break
+    fi
+    tell_now_and_then "waiting for HA, which brings ${missing% } back"
+    sleep 1
+  done
+  note_away services ''
+}

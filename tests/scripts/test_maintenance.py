@@ -1,0 +1,207 @@
+"""HA's maintenance mode for the time of a node's restart. `ha-manager` answers as recorded of a real cluster."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+
+from homelab.remote import scripts
+from tests.scripts.conftest import Folder
+from tests.scripts.test_cluster_turn import TURN, first_of_three, members, status
+
+# run/ha has a line for each service: its id, its node, the node it came from (-: none), its state. run/mode is there while the mode is on. Each
+# question lets HA do one thing more, as the manager does one round after another.
+HA_MANAGER = """
+cd "$ROOT/run"
+echo "$*" >>asked
+case "$*" in
+  "crm-command node-maintenance enable pve1") touch mode ;;
+  "crm-command node-maintenance disable pve1") rm -f mode ;;
+  status)
+    echo "quorum OK"
+    echo "master pve2 (active, Sat Nov 21 03:29:24 2026)"
+    echo "fencing armed (CRM watchdog active)"
+    said=active
+    [[ ! -e mode ]] || said="maintenance mode"
+    echo "lrm pve1 ($said, watchdog standby, Sat Nov 21 03:29:23 2026)"
+    echo "lrm pve2 (active, watchdog active, Sat Nov 21 03:29:28 2026)"
+    while read -r sid at from state; do
+      echo "service $sid ($at, $state)"
+      if [[ -e mode && $at == pve1 && $state == started && ! -e stuck ]]; then at=pve2 from=pve1
+      elif [[ ! -e mode && $from == pve1 ]]; then at=pve1 from=-; fi
+      echo "$sid $at $from $state" >&3
+    done <ha 3>ha.new
+    mv ha.new ha ;;
+esac
+"""
+HA_STOCK = "vm:200 pve1 - started\nct:901 pve1 - started\nvm:201 pve1 - stopped\nvm:202 pve2 - started\n"
+QM_LIST = """
+cat <<'LIST'
+      VMID NAME                 STATUS     MEM(MB)    BOOTDISK(GB) PID
+       103 Sandbox              running    16384             64.00 1234
+       200 db                   running    4096              32.00 1235
+LIST
+"""
+PCT_LIST = """
+cat <<'LIST'
+VMID       Status     Lock         Name
+901        running                 ai-lab
+902        running                 dns
+LIST
+"""
+
+
+@pytest.fixture
+def under_ha(folder: Folder) -> Folder:
+    """pve1 lacks a word on its command line; VM 200 and container 901 are HA's, VM 103 and container 902 aren't."""
+    node = first_of_three(folder)
+    node.write(
+        "etc/pve/ha/resources.cfg", "vm: 200\n\tstate started\n\nct: 901\n\nvm: 201\n\tstate stopped\n\nvm: 202\n"
+    )
+    node.write("etc/pve/qemu-server/200.conf", "memory: 4096\n\n[before]\nhostpci0: mapping=gpu\n")
+    node.write("etc/pve/lxc/901.conf", "arch: amd64\n")
+    node.write("run/ha", HA_STOCK)
+    node.write("proc/cmdline", "quiet\n")
+    node.write("etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\n')
+    node.write("boot/grub/grub.cfg", "linux /vmlinuz quiet\n")
+    node.command("ha-manager", HA_MANAGER)
+    node.command("qm", QM_LIST)
+    node.command("pct", PCT_LIST)
+    for name in ("systemctl", "systemd-run", "update-grub"):
+        node.command(name, f"echo {name} $* >>$ROOT/run/called")
+    return node
+
+
+def reboot(folder: Folder, verb: str = "apply", *, maintenance: bool = True) -> subprocess.CompletedProcess[str]:
+    script = scripts.reboot_host("auto", "amd_iommu=on", [], 600, maintenance=maintenance)
+    for name, seconds in (("TURN", 0), ("MOVE", 1)):
+        script = script.replace(
+            f"\n{name}_SECONDS={'180' if name == 'TURN' else '1800'}\n", f"\n{name}_SECONDS={seconds}\n"
+        )
+    return folder.run(verb, script)
+
+
+def end(folder: Folder) -> subprocess.CompletedProcess[str]:
+    script = scripts.compose("cluster_turn.sh", LOCK_TIMEOUT="5", OVER_SECONDS="2", RETURN_SECONDS="2", NODE="")
+    done = folder.run("apply", script)
+    assert json.loads(done.stdout) == {"over": "yes"}, done.stdout + done.stderr
+    return done
+
+
+def called(folder: Folder) -> str:
+    return folder.read("run/called") if (folder.root / "run/called").exists() else ""
+
+
+def is_as_before(folder: Folder) -> None:
+    assert folder.read("run/ha") == HA_STOCK and not (folder.root / "run/mode").exists()
+    assert not (folder.root / TURN).exists()
+    assert not list((folder.root / "etc/systemd/system").rglob("homelab-turn*"))
+    assert {one.name for one in (folder.root / "var/lib/homelab").glob("*")} & {"away", "turn", "turn-end"} == set()
+
+
+def test_ha_moves_its_guests_before_a_restart_and_back_afterwards(under_ha: Folder) -> None:
+    planned = json.loads(reboot(under_ha, "plan").stdout)
+    assert planned["moves"] == "VM 200 (db), container 901 (ai-lab)"
+    assert planned["guests"] == "VM 103 (Sandbox), container 902 (dns)" and planned["cluster"] == ""
+    done = reboot(under_ha)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = json.loads(done.stdout)
+    assert (said["turn"], said["moves"], said["guests"]) == ("yes", planned["moves"], planned["guests"])
+    assert under_ha.read("run/ha").count(" pve2 pve1 started") == 2 and "systemctl reboot" in called(under_ha)
+    assert under_ha.read("var/lib/homelab/away") == "services vm:200 ct:901\nmaintenance pve1\n"
+    end(under_ha)
+    is_as_before(under_ha)
+
+
+def test_the_default_leaves_ha_alone(under_ha: Folder) -> None:
+    assert reboot(under_ha, maintenance=False).returncode == 0
+    assert "crm-command" not in under_ha.read("run/asked") and "systemctl reboot" in called(under_ha)
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "said"),
+    [
+        ("qemu-server/200.conf", "hostpci0: 0000:01:00\n", "HA can't move VM 200, which has a device of this host"),
+        ("qemu-server/200.conf", "hostpci0: mapping=gpu,pcie=1\n", "HA can't move VM 200"),
+        ("qemu-server/200.conf", "hostpci1: mapping=vf,pcie=1\n", ""),
+        ("lxc/901.conf", "dev0: /dev/dri/renderD128\n", "HA can't move container 901"),
+        ("lxc/901.conf", "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file\n", "HA can't move container 901"),
+    ],
+    ids=["a card", "a mapped card", "one that migrates", "a device", "a raw line"],
+)  # fmt: skip
+def test_a_guest_that_ha_cant_move_is_said_before_anything_is_changed(
+    under_ha: Folder, path: str, text: str, said: str
+) -> None:
+    under_ha.write(f"etc/pve/{path}", text)
+    under_ha.write(
+        "etc/pve/mapping/pci.cfg",
+        "gpu\n\tmap id=10de:2b85,node=pve1,path=0000:01:00\n\nvf\n\tlive-migration-capable 1\n\tmap id=10de:2b85,node=pve1,path=0000:02:00\n",
+    )
+    assert json.loads(reboot(under_ha, "plan").stdout)["cluster"].startswith(said)
+    if said:
+        before = under_ha.files()
+        done = reboot(under_ha)
+        assert done.returncode == 1 and said in done.stdout and "guestsAtReboot: shutdown" in done.stdout
+        assert under_ha.files().keys() - before.keys() <= {"var/lib/homelab/wanted-boot"}
+        is_as_before(under_ha)
+
+
+def test_guests_that_stay_keep_the_node_from_restarting_and_the_mode_goes_off(under_ha: Folder) -> None:
+    under_ha.write("run/stuck", "")
+    done = reboot(under_ha)
+    assert done.returncode == 1 and "HA hasn't moved VM 200, container 901 to another node" in done.stdout
+    assert "systemctl reboot" not in called(under_ha)
+    is_as_before(under_ha)
+
+
+@pytest.mark.parametrize("answer", ["exit 1", "echo something else"])
+def test_an_ha_manager_that_doesnt_answer_keeps_the_node_from_restarting(under_ha: Folder, answer: str) -> None:
+    under_ha.command("ha-manager", answer)
+    done = reboot(under_ha)
+    assert done.returncode == 1 and "`ha-manager status`" in done.stdout
+    is_as_before(under_ha)
+
+
+def test_a_mode_that_somebody_else_has_switched_on_stays_on(under_ha: Folder) -> None:
+    under_ha.write("run/mode", "")
+    under_ha.write("run/ha", HA_STOCK.replace("pve1 - started", "pve2 pve1 started"))
+    assert reboot(under_ha).returncode == 0
+    end(under_ha)
+    assert (under_ha.root / "run/mode").exists() and "crm-command" not in under_ha.read("run/asked")
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_the_mode_of_a_run_that_was_killed_is_switched_off_by_the_node_itself(under_ha: Folder, when: str) -> None:
+    """A run that is killed while HA moves guests; the timer's program is what the node has by then."""
+    kill = 'kill -KILL "$(<"$ROOT/run/pid")"; exit'
+    enable = '[[ "$1 $2 $3" == "crm-command node-maintenance enable" ]]'
+    asked = (
+        f"! {enable} || {{ {kill}; }}\n{HA_MANAGER}"
+        if when == "before"
+        else f"{HA_MANAGER}\n! {enable} || {{ {kill}; }}"
+    )
+    under_ha.command("ha-manager", asked)
+    script = scripts.reboot_host("auto", "amd_iommu=on", [], 600, maintenance=True)
+    done = under_ha.bash(f'printf %s "$$" >"$ROOT/run/pid"\n{script}', "apply", parts=())
+    assert done.returncode != 0 and "systemctl reboot" not in called(under_ha)
+    assert "restart homelab-turn.timer" in called(under_ha)
+    under_ha.command("ha-manager", HA_MANAGER)
+    done = under_ha.bash(under_ha.read("var/lib/homelab/turn-end"), "apply", parts=())
+    assert json.loads(done.stdout) == {"over": "yes"}, done.stderr
+    is_as_before(under_ha)
+
+
+def test_nobody_waits_for_ever_for_guests_that_ha_brings_back(under_ha: Folder) -> None:
+    assert reboot(under_ha).returncode == 0
+    under_ha.command("ha-manager", HA_MANAGER.replace("$from == pve1 ]]", "$sid == ct:901 ]]"))
+    said = end(under_ha).stderr
+    assert "HA hasn't brought VM 200 back yet" in said and "container 901" not in said
+    assert not (under_ha.root / "var/lib/homelab/away").exists()
+
+
+def test_a_node_that_is_alone_in_its_cluster_moves_nothing(under_ha: Folder) -> None:
+    members(under_ha, status(1, expected=1))
+    assert reboot(under_ha).returncode == 0
+    assert not (under_ha.root / "run/mode").exists() and "systemctl reboot" in called(under_ha)
