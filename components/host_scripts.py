@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 import pulumi
 
+from homelab.errors import HomelabError
 from homelab.later import later
 from homelab.resources import command as remote
 from homelab.resources.children import Children
 from homelab.resources.kept_scripts import KeptScripts, are_kept, owner
 from homelab.settings import Host
+from homelab.stack import Refusal
 
 if TYPE_CHECKING:
     from homelab.remote import kept_scripts
@@ -37,7 +39,10 @@ class HostScripts(pulumi.ComponentResource):
         super().__init__("homelab:host:HostScripts", name, {}, opts)
         children = Children(self, name, opts)
         options = children.options("put", depends_on=opts.depends_on if opts else None)
-        there = KeptScripts.on(children.named("put"), args.host_name, remote.way_to(args.host), options)
+        try:
+            there = KeptScripts.on(children.named("put"), args.host_name, args.host, options)
+        except HomelabError as error:
+            raise Refusal(error) from None
         # Sent whole: it takes away what it would be named by.
         place = owner(args.host_name)
         last = remote.script(

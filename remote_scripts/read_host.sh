@@ -48,6 +48,7 @@ read_host() {
   edits
   kept_scripts
   handed_over
+  turned_away
   systems
   guests
   cluster

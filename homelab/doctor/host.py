@@ -10,7 +10,7 @@ from homelab.doctor import cards
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Finding, Report, Stage, Table
 from homelab.errors import HomelabError
-from homelab.host import gates, handover, kernel_log, plan, remapping, resets
+from homelab.host import gates, ha, handover, kernel_log, plan, remapping, resets
 from homelab.host.classes import NVIDIA
 from homelab.host.facts import missing_words
 from homelab.settings import Host
@@ -28,7 +28,7 @@ def diagnose(reading: Reading, host: Host) -> Report:
     every = {one.slot for one in facts.display_devices if one.vendor == NVIDIA} | set(slots.values())
     shown = sorted(every)
     found = [*_wanted(reading, host), *_for_containers(reading, host, slots), *_mappings(reading, host, slots)]
-    found += _handed_over(reading, host)
+    found += _handed_over(reading, host, slots)
     found += cards.log_findings(reading, shown)
     if host.gives_cards:
         found += [one for trouble in kernel_log.of_host(facts, reading.node) for one in Finding.of(trouble.error)]
@@ -41,6 +41,7 @@ def diagnose(reading: Reading, host: Host) -> Report:
         found,
         [
             *_notes(reading),
+            *_turned_away(reading, host),
             *remapping.remarks(remapping.to_be(facts, host), host, slots),
             *_resets(reading, host, slots),
         ],
@@ -176,7 +177,31 @@ def _on_its_way(name: str, about: dict[str, str], said: str) -> Finding | None:
     )
 
 
-def _handed_over(reading: Reading, host: Host) -> list[Finding]:
+def _turned_away(reading: Reading, host: Host) -> list[str]:
+    """VMs that were started by hand while a run was at work, and haven't got their card since."""
+    return [
+        f"gpus.{name}: {said}; nothing was changed: start that VM again if it is still to have the card, unless a run is still at work"
+        for name, said in reading.facts.turned_away.items()
+        if name in host.hands_over
+    ]
+
+
+def _given_up(reading: Reading, name: str, slots: dict[str, str]) -> list[Finding]:
+    """VMs that HA doesn't start any more, of those that have a card in turn."""
+    facts = reading.facts
+    return [
+        Finding(
+            f"VM {user.vmid}, which takes gpus.{name} in turn, started by HA",
+            "HA has it in the state error",
+            "its start was refused or failed too often, such as while somebody had the card, and HA starts nothing in this state",
+            f"see why in /var/lib/homelab/handover/log; then `ha-manager set vm:{user.vmid} --state disabled`, and set it to started",
+        )
+        for user in (facts.users_of(slots[name], reading.node) if name in slots else [])
+        if ha.given_up(facts, user.vmid)
+    ]
+
+
+def _handed_over(reading: Reading, host: Host, slots: dict[str, str]) -> list[Finding]:
     """Cards that a VM takes in turn, where one is neither with it nor with the host as before."""
     found = []
     for name in host.hands_over:
@@ -187,6 +212,7 @@ def _handed_over(reading: Reading, host: Host) -> list[Finding]:
         if state in _SINKS and said:
             why, then = _SINKS[state]
             found.append(Finding(f"gpus.{name} handed over whole, or not at all", said, why, then))
+        found += _given_up(reading, name, slots)
     lost = plan.lost_handover(reading.facts)
     if lost:
         found.append(

@@ -283,6 +283,16 @@ class Guests(_Fact):
         return [part for entry in entries if entry.get("node") == node for part in functions_of(entry.get("path", ""))]
 
 
+class HaFiles(_Fact):
+    """What the HA manager goes by, texts of files below /etc/pve/ha: ``resources``, ``groups`` (before Proxmox VE 9), ``rules`` (since then), and
+    ``status``, what it last made of its services, as JSON."""
+
+    resources: str = ""
+    groups: str = ""
+    rules: str = ""
+    status: str = ""
+
+
 class Cluster(_Fact):
     """What Proxmox VE knows of the host's surroundings, where guests were asked for.
 
@@ -298,6 +308,7 @@ class Cluster(_Fact):
     authority: str = ""
     certificate: str = ""
     quorate: bool = True
+    ha: HaFiles = HaFiles()
 
     @property
     def described(self) -> str:
@@ -433,6 +444,8 @@ class HostFacts(_Fact):
     nvidia: NvidiaFacts = NvidiaFacts()
     containers: list[SharedWith] = []
     handover: HandedOver = HandedOver()
+    # Card that is handed over -> the last VM that didn't get it because a run was at work: when, and whose run.
+    turned_away: dict[str, str] = {}
     # What this program noted of VMs and mappings (homelab/remote/ledger.py): name -> JSON.
     ledger: dict[str, str] = {}
     # Owner -> names of this program's scripts that lie whole on the host (homelab/remote/kept_scripts.py).

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from homelab.errors import HomelabError
 from homelab.provider.base import OutputsT, Work
-from homelab.remote import ssh
+from homelab.remote import guard, ssh
 from homelab.remote.proxmox.api import Api
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.remote.proxmox.machine import Machine, Policy
@@ -48,7 +48,7 @@ class ApiWork(Work[NodeT, OutputsT]):
 
     def machine(self, inputs: NodeT, vmid: int, name: str) -> Machine:
         """A VM of the node. ``name``: in the settings."""
-        return Machine(self.api(inputs), vmid, name)
+        return Machine(self.api(inputs), vmid, name, lambda: guard.let_start(self.host(inputs), vmid))
 
     def machine_now(self, inputs: NodeT, vmid: int, name: str) -> Machine:
         """The same on whichever node of the cluster the VM is by now: what it was given is given back there."""

@@ -18,8 +18,8 @@ from homelab.text import tell
 from homelab.vm.config import Change, strings
 from homelab.vm.creation import SYSTEM_DISK
 
-# Of `config`, what is read back on a refresh. Disks and network cards come back with what Proxmox VE added to them.
 MOVED = "node"  # of drift: it is on another node of the cluster
+# Of `config`, what is read back on a refresh. Disks and network cards come back with what Proxmox VE added to them.
 COMPARED = ("name", "cores", "memory", "balloon", "cpu", "machine", "bios", "ostype", "agent", "onboot")
 
 

@@ -12,7 +12,7 @@ from homelab.host import kernel_log
 from homelab.host.facts import HostFacts
 from homelab.properties import functions_of
 from homelab.provider.api import ApiWork, policy
-from homelab.remote import guard, ssh
+from homelab.remote import ssh
 from homelab.remote.proxmox.api import Api
 from homelab.remote.proxmox.errors import ApiError
 from homelab.resources.vm_change import VmChange
@@ -42,8 +42,6 @@ class VmChangeWork(ApiWork[VmChange.Inputs, VmChange.Outputs]):
         """``starts``: how often it was started so far."""
         record, restore = inputs.record, inputs.restore
         before = self._answering(inputs)
-        if before is not None and before.handover.enabled:
-            guard.let_start(self.host(inputs), inputs.vmid)
         machine = self.machine(inputs, inputs.vmid, inputs.vm)
         try:
             runs = machine.converge(

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from homelab.errors import raise_all
+from homelab.host import ha
 from homelab.host.facts import HostFacts, noted_in
 from homelab.properties import same
 from homelab.provider import safety_copy
@@ -97,7 +98,8 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
             wish = wish_of(inputs, may_replace_raw=bool(host.api and host.api.is_root), facts=facts)
             users = {card.gpu: guests.users_of(card.slot, inputs.node) for card in wish.cards}
             errors, notes = check(config, wish, users)
-            raise_all(errors)
+            mine = [vm for vm in self.stack.vms(inputs.host).values() if vm.vmid == vmid]
+            raise_all([*errors, *ha.refused_under_ha(facts, host, mine)])
             made, given_back = recorded(config, wish, record)
             # What an earlier update was to give back, and was interrupted, still is; what is no longer ours has been.
             left = {

@@ -14,7 +14,7 @@ from typing import Any
 from homelab.container import makers
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError, raise_all
-from homelab.host import card_values, handover, plan, remapping
+from homelab.host import card_values, ha, handover, plan, remapping
 from homelab.host.facts import HostFacts
 from homelab.nvidia import preview
 from homelab.remote import scripts, ssh
@@ -62,7 +62,8 @@ async def planned(
         # In a thread: requests knows nothing of this loop.
         patience = OUTAGE_SECONDS if timeout is None else timeout
         closed = await asyncio.to_thread(probe.check, name, host, facts, want, vms, containers, patience)
-        raise_all([*handover.refused(facts), *errors, *refused, *impossible, *closed])
+        under_ha = ha.refused_under_ha(facts, host, vms.values(), containers.values())
+        raise_all([*handover.refused(facts), *under_ha, *errors, *refused, *impossible, *closed])
         values: list[str] | None = card_values.lines(want.gpus, host.gpus)
         if not values and not any(file.layer == "values" for file in facts.managed):
             values = None
@@ -80,7 +81,10 @@ async def planned(
             **driver,
         )
         reboot = plan.PlannedReboot(**scripts.answer(await session.run("plan", script)))
-    return Planned(facts, want, files, reboot, "\n".join(part for part in (machines, shared, stacks) if part))
+        if reboot.reboot != "no":
+            raise_all(ha.refused_for_restart(facts, host, vms.values()))
+    said = "\n".join(f"  note: {one}" for one in ha.remarks_under_ha(facts, host, vms.values()))
+    return Planned(facts, want, files, reboot, "\n".join(part for part in (machines, shared, stacks, said) if part))
 
 
 async def _files(

@@ -1,7 +1,8 @@
 """The bash that runs on a host: composed of arguments, the library and one script, and run as standard input.
 
-No value is ever part of a command line. For commands the host keeps scripts (homelab/remote/kept_scripts.py); what else runs there is sent whole. What is sent is what a script does, without comments and without functions that it doesn't reach: only a change of
-that changes a resource.
+No value is ever part of a command line. For commands the host keeps scripts (homelab/remote/kept_scripts.py); what else runs there is sent
+whole. What is sent is what a script does, without comments and without functions that it doesn't reach: only a change of that changes a
+resource.
 """
 
 from __future__ import annotations

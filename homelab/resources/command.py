@@ -76,17 +76,6 @@ def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[re
     )
 
 
-def way_to(host: Host) -> str:
-    """Where a host is reached, and the key by which it is known: other words, other machine.
-
-    :raises Refusal: as `connection`.
-    """
-    try:
-        return f"{host.ssh.user}@{host.address}:{host.ssh.port} {host.ssh.pinned_host_key}"
-    except HomelabError as error:
-        raise Refusal(error) from None
-
-
 def script(
     name: str,
     host: Host,

@@ -44,10 +44,10 @@ class KeptScripts(Owned):
         drift: list[str] = field(default_factory=list)
 
     @classmethod
-    def on(cls, name: str, host_name: str, reached: str, opts: pulumi.ResourceOptions) -> KeptScripts:
-        """Those of a host of the settings."""
-        about = {"host": host_name, "owner": owner(host_name), "version": kept_scripts.version(), "reached": reached}
-        return cls(name, about, opts)
+    def on(cls, name: str, host_name: str, host: Host, opts: pulumi.ResourceOptions) -> KeptScripts:
+        """Those of a host of the settings. Raises HomelabError: its key can't be read."""
+        about = {"owner": owner(host_name), "version": kept_scripts.version(), "reached": _way_to(host)}
+        return cls(name, {"host": host_name, **about}, opts)
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ class Kept:
 
 
 # How a host is reached -> its scripts, in the running program.
-_KEPT: dict[tuple[str, int, str], Kept] = {}
+_KEPT: dict[str, Kept] = {}
 
 
 def are_kept(host_name: str, host: Host, there: pulumi.Resource) -> None:
     """From here on commands for ``host`` come after ``there``, and name the scripts that are kept."""
-    _KEPT[_reached(host)] = Kept(owner(host_name), there)
+    _KEPT[_way_to(host)] = Kept(owner(host_name), there)
 
 
 def kept_at(host: Host, address: pulumi.Input[str] | None) -> Kept | None:
@@ -72,7 +72,7 @@ def kept_at(host: Host, address: pulumi.Input[str] | None) -> Kept | None:
 
     :param address: in place of the host's, as of `homelab.resources.command.connection`.
     """
-    return _KEPT.get(_reached(host)) if address in (None, host.address) else None
+    return _KEPT.get(_way_to(host)) if address in (None, host.address) else None
 
 
 def owner(host_name: str) -> str:
@@ -80,5 +80,6 @@ def owner(host_name: str) -> str:
     return kept_scripts.owner(pulumi.get_project(), pulumi.get_stack(), host_name)
 
 
-def _reached(host: Host) -> tuple[str, int, str]:
-    return host.address, host.ssh.port, host.ssh.user
+def _way_to(host: Host) -> str:
+    """Where a host is reached, and the key by which it is known: other words, other machine. Raises HomelabError: the key can't be read."""
+    return f"{host.ssh.user}@{host.address}:{host.ssh.port} {host.ssh.pinned_host_key}"

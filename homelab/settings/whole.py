@@ -104,6 +104,7 @@ class Settings(Model):
             if other := ids.get((vm.host, vm.vmid)):
                 raise ValueError(f"vms.{name} and vms.{other} have the same vmid {vm.vmid}")
             ids[vm.host, vm.vmid] = name
+            self._check_roaming(name, vm)
             for use in vm.gpus:
                 _check_use(name, vm, use, host)
                 if host.gpus[use.gpu].use == "shared":
@@ -118,6 +119,18 @@ class Settings(Model):
             for text in vm.volumes:
                 kind = "import" if vm.create and text == vm.create.image else "iso"
                 _check_file(f"vms.{name}.create.{'image' if kind == 'import' else 'isos'}", text, kind, host)
+
+    def _check_roaming(self, name: str, vm: Vm) -> None:
+        """A shared card is handed to a VM by what its own node has: a hookscript that is called there, and a list of the VMs that may take it."""
+        if vm.host in self.hosts:
+            return
+        for host in self.candidates(vm):
+            shared = [use.gpu for use in vm.gpus if use.gpu in self.hosts[host].hands_over]
+            if shared:
+                raise ValueError(
+                    f"vms.{name}.host: {vm.host} is a cluster, and {shared[0]} is shared with containers of {host}, whose own program hands it over: "
+                    f"name the host ({', '.join(self.candidates(vm))}), or give the card use: vm"
+                )
 
     def _host_of(self, name: str, vm: Vm) -> Host:
         """The host that a VM names; of a cluster, the first that has its cards."""

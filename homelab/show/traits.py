@@ -67,7 +67,11 @@ def of_card(facts: HostFacts, slot: str, gpu: Gpu | None, mapping: str, name: st
     """
     functions = facts.functions(slot)
     if gpu is not None and gpu.use == "shared":
-        return (("in turn", handover.said(facts, name) or "with the host"),)
+        refused = facts.turned_away.get(name)
+        return (
+            ("in turn", handover.said(facts, name) or "with the host"),
+            *([("refused", refused)] if refused else []),
+        )
     if gpu is not None and gpu.use != "vm" or gpu is None and functions[0].driver != "vfio-pci":
         return None
     found = [*_resets({one.address: resets.methods(facts, one.address) for one in functions})]

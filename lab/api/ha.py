@@ -1,7 +1,9 @@
 """VMs under the HA manager: a start or a stop asks it, by a task that ends at once; the VM follows some time later (recorded on a cluster).
 
+The manager ends a guest by force when the time that it was given for a shutdown is over.
+
 A VM is one of its services if /etc/pve/ha/resources.cfg has `vm: ID` with another state than `ignored`. The fault ha-error, a VM's id, has it in the
-state `error`.
+state `error`; with ha-idle the manager never comes to what it was asked for.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from .tasks import TaskLog, Work
 _FILE = "/etc/pve/ha/resources.cfg"
 #: Until the manager has the VM started or stopped; 10 to 20 seconds on a real one.
 DELAY_SECONDS = 0.4
+#: What a guest gets for a shutdown where the request doesn't say (PVE::API2::Qemu).
+SHUTDOWN_SECONDS = 60
 
 
 def _state(guest: Guest) -> str | None:
@@ -57,7 +61,7 @@ def asked(call: Call, guest: Guest, verb: str, work: Callable[[TaskLog], Work]) 
 
     def followed(log: TaskLog) -> Work:
         yield DELAY_SECONDS
-        if _state(guest) != "error":
+        if _state(guest) != "error" and not guest.has_fault("ha-idle"):
             yield from work(log)
 
     upid = call.start(f"ha{verb}", str(guest.vmid), request)

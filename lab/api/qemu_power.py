@@ -200,14 +200,16 @@ def shutdown(call: Call) -> str:
     """POST .../status/shutdown."""
     guest = call.guest("qemu")
     call.require_root_for("skiplock")
-    timeout, force = float(call.parameters.get("timeout", 180)), bool(call.parameters.get("forceStop"))
+    force = bool(call.parameters.get("forceStop"))
     skip = bool(call.parameters.get("skiplock"))
     _say_why_it_cant_react(call, guest)
     if guest.paused and not force:
         raise Died("VM is paused - cannot shutdown")
-    # The manager knows nothing of a time limit, nor of a stop after it.
-    if upid := ha.asked(call, guest, "stop", lambda log: shutdown_work(guest, log, 0.5, force=False)):
+    # The manager is told the time, and ends the guest by force when it is over, whether or not that was asked for (PVE::HA::Resources::PVEVM).
+    given = float(call.parameters.get("timeout", ha.SHUTDOWN_SECONDS))
+    if upid := ha.asked(call, guest, "stop", lambda log: shutdown_work(guest, log, given, force=True)):
         return upid
+    timeout = float(call.parameters.get("timeout", 180))
     return call.start(
         "qmshutdown", str(guest.vmid), lambda log: shutdown_work(guest, log, timeout, force=force, skip_lock=skip)
     )

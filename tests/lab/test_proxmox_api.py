@@ -12,6 +12,7 @@ from typing import IO, Any
 import pytest
 
 from homelab import rights
+from homelab.errors import HomelabError
 from homelab.remote.proxmox import api as api_module
 from homelab.remote.proxmox.api import Api, Clock
 from homelab.remote.proxmox.errors import (
@@ -39,8 +40,8 @@ MAPPED = {"hostpci0": "mapping=rtx5090,pcie=1"}
 class Quick(Clock):
     """Time that passes by being waited for; ``then`` is what happens meanwhile: after so many waits, do that."""
 
-    def __init__(self, then: dict[int, Callable[[], object]] | None = None) -> None:
-        self.at, self.waits, self._then = 0.0, 0, then or {}
+    def __init__(self, then: dict[int, Callable[[], object]] | None = None, real: float = 0.005) -> None:
+        self.at, self.waits, self._then, self._real = 0.0, 0, then or {}, real
 
     def now(self) -> float:
         return self.at
@@ -49,7 +50,7 @@ class Quick(Clock):
         self.at += seconds
         self.waits += 1
         self._then.get(self.waits, lambda: None)()
-        time.sleep(0.005)  # the lab's tasks take real time
+        time.sleep(self._real)  # the lab's tasks take real time
 
 
 @pytest.fixture(scope="module")
@@ -403,6 +404,51 @@ def test_the_right_to_make_a_vm_which_the_node_doesnt_name_is_named(lab: Lab) ->
         client(lab, **login).post(f"nodes/{NODE}/qemu", "a VM", vmid=200)
 
 
+# -- a VM whose hookscript hands it its card -------------------------------------------------------------------------
+def with_hookscript(lab: Lab) -> None:
+    lab.run("pvesh set /storage/local --content images,iso,vztmpl,backup,rootdir,snippets")
+    lab.run(
+        "mkdir -p $ROOT/var/lib/vz/snippets; cat >$ROOT/var/lib/vz/snippets/a.sh; chmod +x $ROOT/var/lib/vz/snippets/a.sh",
+        stdin="#!/bin/sh\n",
+    )
+    lab.run(f"qm set {VM} --hookscript local:snippets/a.sh")
+
+
+def announcing(lab: Lab, said: list[bool]) -> Machine:
+    """A machine whose starts are announced; ``said``: did the VM run then?"""
+    api = client(lab)
+    return Machine(api, VM, "sandbox", lambda: said.append(Machine(api, VM, "sandbox").running()))
+
+
+def test_each_start_of_a_vm_with_a_hookscript_is_announced_before_anything_is_stopped(lab: Lab) -> None:
+    """By whatever its card is named, and also where that is written in the same step."""
+    said: list[bool] = []
+    announcing(lab, said).converge(set_to(cores="2"), ["cores"], POLICY, "keep")
+    assert said == [], "without a hookscript nobody asks"
+    with_hookscript(lab)
+    announcing(lab, said).converge(set_to(cores="4"), ["cores"], POLICY, "keep")
+    assert said == [True]
+    announcing(lab, said).converge(set_to(cores="4"), ["cores"], POLICY, "stopped")
+    assert said == [True], "a VM that is only shut down may not take it"
+    announcing(lab, said).converge(set_to(cores="4"), ["cores"], POLICY, "running")
+    assert said == [True, False]
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_start_that_can_not_be_announced_leaves_the_vm_as_it_was(lab: Lab, runs: bool) -> None:
+    with_hookscript(lab)
+    if not runs:
+        machine(lab).shut_down(POLICY)
+
+    def fails() -> None:
+        raise HomelabError(wanted="VM 103 to take its cards", found="/run is full", why="", next="")
+
+    with pytest.raises(HomelabError, match="/run is full"):
+        Machine(client(lab), VM, "sandbox", fails).converge(set_to(cores="4"), ["cores"], POLICY, "running")
+    assert machine(lab).running() is runs
+    assert str(client(lab).get(CONFIG, "")["cores"]) != "4"
+
+
 # -- HA ---------------------------------------------------------------------------------------------------------------------
 def under_ha(lab: Lab) -> None:
     text = f"vm: {VM}\n\tstate started\n\n"
@@ -413,19 +459,28 @@ def kinds_of_tasks(lab: Lab) -> list[str]:
     return [task["type"] for task in reversed(client(lab).tasks(source="all", vmid=VM, limit=500))]
 
 
-@pytest.mark.parametrize("ignores", [False, True], ids=["it goes off", "it is to be stopped then"])
+@pytest.mark.parametrize("ignores", [False, True], ids=["it goes off", "it doesn't hear"])
 def test_a_vm_under_ha_is_stopped_and_started_through_ha(lab: Lab, ignores: bool) -> None:
-    """The manager's tasks end at once, and the VM follows; a shutdown that isn't heard ends in a stop, by the manager too."""
+    """The manager's tasks end at once, and the VM follows; one that doesn't hear a shutdown is ended by force when its time is over, as HA does."""
     under_ha(lab)
     if ignores:
         lab.fault("guest-ignores-shutdown", VM)
-    policy = Policy(50, "stop") if ignores else Policy(600, "fail")
-    assert machine(lab).converge(set_to(cores="4"), ["cores"], policy, "keep") is True
-    asked = [kind for kind in kinds_of_tasks(lab) if kind.startswith("ha")]
-    assert asked == ["hastop", *(["hastop"] if ignores else []), "hastart"]
-    assert not {"qmshutdown"} & set(kinds_of_tasks(lab))
+    assert machine(lab, Quick(real=0.05)).converge(set_to(cores="4"), ["cores"], Policy(1, "fail"), "keep") is True
+    kinds = kinds_of_tasks(lab)
+    assert [kind for kind in kinds if kind.startswith("ha")] == ["hastop", "hastart"]
+    assert not {"qmshutdown"} & set(kinds)
     current = client(lab).get(f"nodes/{NODE}/qemu/{VM}/config", "", current=1)
     assert current["cores"] == 4
+
+
+def test_a_vm_that_ha_does_not_come_to_is_said_and_runs_on_as_it_was(lab: Lab) -> None:
+    under_ha(lab)
+    lab.fault("ha-idle", True)
+    with pytest.raises(HomelabError, match="HA was asked to, and has not switched it off"):
+        machine(lab).converge(set_to(cores="4"), ["cores"], Policy(1, "stop"), "keep")
+    assert "cores" not in [
+        one["key"] for one in client(lab).get(f"nodes/{NODE}/qemu/{VM}/pending", "") if "pending" in one
+    ]
 
 
 def test_a_vm_that_ha_has_given_up_on_is_named_and_how_to_get_it_back(lab: Lab) -> None:

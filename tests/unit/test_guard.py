@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import json
 import platform
 import threading
 from collections.abc import Iterator
@@ -15,10 +16,12 @@ import pytest
 from homelab.errors import UnreachableError
 from homelab.provider import base
 from homelab.provider.base import Work
+from homelab.provider.vm_record import VmRecordWork
 from homelab.remote import guard
-from homelab.resources.base import HostInputs, NoOutputs
+from homelab.resources.base import HostInputs, NoOutputs, ShutdownInputs, VmInputs
 from homelab.resources.container_verification import ContainerVerification
 from homelab.settings import Host, Timeouts
+from tests.unit.hosts import KEY
 from tests.waiting import PATIENCE
 
 
@@ -242,3 +245,20 @@ def test_a_run_that_came_too_late_after_its_reboot_changes_nothing_more(
     assert done == []
     Acts(done).created({"host": "pve"})
     assert done == ["created"], "the other one has ended"
+
+
+def test_a_vm_that_this_run_starts_is_let_take_its_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever resource starts it: the host is told of it by the settings' way to the host that the resource names."""
+    told: list[tuple[str, int]] = []
+    monkeypatch.setattr(guard, "let_start", lambda host, vmid: told.append((host.address, vmid)))
+    host = {
+        "address": "192.0.2.1",
+        "ssh": {"hostKey": KEY, "password": "a"},
+        "api": {"token": "root@pam!ab", "tokenSecret": "c", "publicCa": True},
+    }
+    work = VmRecordWork({"hosts": json.dumps({"pve": host})})
+    about = VmInputs(
+        host="pve", node="pve", vm="gaming", vmid=103, shutdown=ShutdownInputs(timeout=1, otherwise="fail")
+    )
+    work.machine(about, 103, "gaming")._announce_start({"hookscript": "local:snippets/homelab-handover.sh"})  # type: ignore[arg-type]
+    assert told == [("192.0.2.1", 103)]

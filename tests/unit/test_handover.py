@@ -78,6 +78,26 @@ def test_a_vm_and_containers_may_have_the_card() -> None:
         parse({"hosts": json.dumps({"pve": alone}), "vms": json.dumps(twice)})
 
 
+@pytest.mark.parametrize(("use", "fits"), [("shared", False), ("vm", True)])
+def test_a_vm_that_takes_a_shared_card_names_its_host_and_no_cluster(use: str, fits: bool) -> None:
+    """Also where only one of the nodes shares it: the VM's hookscript is on one of them."""
+    about = {"ssh": {"hostKey": KEY, "password": "a"}, "api": API, "cluster": "home", "nvidia": {"driver": "580"}}
+    card = {"match": "10de:2b85", "use": "vm"}
+    hosts = {
+        "pve1": {**about, "address": "192.0.2.1", "gpus": {"gpu": card}},
+        "pve2": {**about, "address": "192.0.2.2", "gpus": {"gpu": {**card, "use": use}}},
+    }
+    vms = {"gaming": {"host": "home", "vmid": 103, "gpus": ["gpu"]}}
+    texts = {"hosts": json.dumps(hosts), "vms": json.dumps(vms)}
+    if fits:
+        assert parse(texts).candidates(parse(texts).vms["gaming"]) == ["pve1", "pve2"]
+        return
+    with pytest.raises(HomelabError, match=r"home is a cluster, and gpu is shared .* name the host \(pve1, pve2\)"):
+        parse(texts)
+    vms["gaming"]["host"] = "pve2"
+    assert parse({**texts, "vms": json.dumps(vms)}).hosts["pve2"].hands_over == ["gpu"]
+
+
 @pytest.mark.parametrize(("use", "taken"), [("vm", [103]), ("shared", [])])
 def test_a_card_that_becomes_shared_is_not_taken_out_of_the_vm_that_had_it(
     use: str, taken: list[int], monkeypatch: pytest.MonkeyPatch
@@ -263,3 +283,16 @@ def test_show_and_doctor_say_where_it_is(state: str, said: str) -> None:
         one for one in doctor.diagnose(reading(facts=found), host()).findings if "with a VM, or with" in one.wanted
     ]
     assert about == []
+
+
+def test_a_vm_that_was_turned_away_during_an_up_is_shown() -> None:
+    said = "2026-01-01 10:00:00: VM 103 doesn't get it: an up or a destroy of this host is at work (anna on desk)"
+    found = facts(turned_away={"rtx5090": said, "gone": said})
+    cards = show.of_reading(found, host(), "pve")
+    wanted = show.wanted(host(), {"gaming": VM}, {}, cards, found)
+    for seen in (cards, wanted):
+        lines = [node.line for node in tree.of_host("pve", seen, wanted).walk()]
+        assert f"refused: {said}" in lines
+    report = doctor.diagnose(reading(facts=found), host())
+    assert [note for note in report.notes if said in note and note.startswith("gpus.rtx5090")]
+    assert not [note for note in report.notes if "gpus.gone" in note], "no card of the settings"

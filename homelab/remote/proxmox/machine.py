@@ -54,10 +54,12 @@ class Machine:
     """One VM.
 
     :param name: for messages, such as ``sandbox``.
+    :param let_start: called before a VM with a hookscript is started, which may be the one that hands it its card (homelab/remote/guard.py).
     """
 
-    def __init__(self, api: Api, vmid: int, name: str) -> None:
+    def __init__(self, api: Api, vmid: int, name: str, let_start: Callable[[], None] = lambda: None) -> None:
         self._api = api
+        self._let_start, self._announced = let_start, False
         self.vmid = vmid
         self.name = name
         self._path = f"nodes/{api.node}/qemu/{vmid}"
@@ -160,6 +162,8 @@ class Machine:
 
     def _restart(self, before: dict[str, str], change: Change, policy: Policy, *, start: bool) -> None:
         try:
+            if start:
+                self._announce_start(before)
             self.shut_down(policy)
         except HomelabError:
             if change:  # it runs on, as it was
@@ -176,14 +180,21 @@ class Machine:
     def _start_with(self, before: dict[str, str], change: Change, *, was_running: bool) -> None:
         """Starts it; if that fails because of the change, it is taken back, and a VM that ran runs again as before."""
         try:
+            self._announce_start(before)
             self.start()
-        except ApiError as error:
+        except HomelabError as error:
             # One that runs with a card that wasn't reset is left running: what is in it isn't ours to switch off.
             if change and not isinstance(error, UnansweredError | CardNotResetError):
                 self._take_back(before, change, start=was_running, error=error)
             raise
 
-    def _take_back(self, before: dict[str, str], change: Change, *, start: bool, error: ApiError) -> None:
+    def _announce_start(self, config: dict[str, str]) -> None:
+        """While a run holds the host, a VM takes a shared card only if that run has said that it starts it."""
+        if "hookscript" in config and not self._announced:
+            self._let_start()
+            self._announced = True
+
+    def _take_back(self, before: dict[str, str], change: Change, *, start: bool, error: HomelabError) -> None:
         old = {key: before[key] for key in change.keys if key in before}
 
         def as_before(config: dict[str, str]) -> Change:
@@ -263,8 +274,8 @@ class Machine:
 
         :raises ApiError: HA has given up on it, and starts nothing until it is told that the cause is gone.
         """
-        ha = self._status().get("ha") or {}
-        if ha.get("managed") and ha.get("state") == "error":
+        ha = self._ha()
+        if ha and ha.get("state") == "error":
             raise ApiError(
                 wanted=wanted,
                 found="HA has it in the state error",
@@ -273,7 +284,12 @@ class Machine:
                 status=500,
                 reason="in error state",
             )
-        return bool(ha.get("managed"))
+        return bool(ha)
+
+    def _ha(self) -> dict[str, Any]:
+        """What the HA manager makes of it; empty: it isn't one of its services."""
+        found: dict[str, Any] = self._status().get("ha") or {}
+        return found if found.get("managed") else {}
 
     def _becomes(self, *, running: bool, deadline: float) -> bool:
         while self.running() is not running:
@@ -290,9 +306,10 @@ class Machine:
         wanted = f"{self.label} shut down within {policy.timeout} seconds"
         self.say("shutting down")
         clock = self._api.clock
+        by_ha = bool(self._ha())
         deadline = clock.now() + policy.timeout
         # HA ends a guest by force when the time of one request is over (PVE::HA::Resources::PVEVM): that request gets all of it.
-        at_once = policy.timeout if (self._status().get("ha") or {}).get("managed") else PRESS_SECONDS
+        at_once = policy.timeout if by_ha else PRESS_SECONDS
         while True:
             left = max(1, round(deadline - clock.now()))
             last = left <= at_once
@@ -310,28 +327,10 @@ class Machine:
                     return
                 raise
             else:
-                # A VM under HA goes off after its task has ended, and HA takes no word of a stop after a time.
-                if not self._becomes(running=False, deadline=deadline) and not self._stopped_by_ha(policy, wanted):
-                    raise _still_on(
-                        self,
-                        policy,
-                        ApiError(
-                            wanted=wanted,
-                            found="its task ended well",
-                            why="",
-                            next="",
-                            status=500,
-                            reason="still running",
-                        ),
-                    )
+                # HA's task ends at once; the guest's time begins when HA comes to it.
+                if not self._becomes(running=False, deadline=deadline + HA_SECONDS * by_ha):
+                    raise _left_on_by_ha(self, wanted)
                 return
-
-    def _stopped_by_ha(self, policy: Policy, wanted: str) -> bool:
-        """Is it off once HA has been told to stop it, where the settings say so?"""
-        if policy.otherwise != "stop" or not self._require_ha_can(wanted):
-            return False
-        self._task("post", "/status/stop", wanted, ("hastop",))
-        return self._becomes(running=False, deadline=self._api.clock.now() + HA_SECONDS)
 
     def destroy(self) -> None:
         """Removes it, with its disks. Raises ApiError."""
@@ -355,6 +354,15 @@ def _still_on(machine: Machine, policy: Policy, error: ApiError) -> HomelabError
         why="what was to be changed takes a VM that is off; it runs on as it was",
         next=f"shut it down from inside, give it longer (vms.{machine.name}.shutdown.timeout, now {policy.timeout}), or let it be switched "
         f"off then (shutdown.otherwise: stop)",
+    )
+
+
+def _left_on_by_ha(machine: Machine, wanted: str) -> HomelabError:
+    return HomelabError(
+        wanted=wanted,
+        found="HA was asked to, and has not switched it off",
+        why="what was to be changed takes a VM that is off; it runs on as it was, unless HA still comes to it",
+        next="see what keeps HA from it (`journalctl -u pve-ha-lrm` on the host), then run `pulumi up` again",
     )
 
 

@@ -5,14 +5,15 @@
 # Gives: shut_down, start_up; put_back. Variables: CTID, TIMEOUT, OTHERWISE.
 #
 # Where the HA manager has the container, pct asks it and ends at once: the container follows 10 to 20 seconds later, or after the two minutes that a
-# lock of a node that has nothing else to do takes. The manager knows of no time limit.
+# lock of a node that has nothing else to do takes. From then on it has the time that pct was given, and HA ends it by force after that, whatever
+# OTHERWISE says (PVE::HA::Resources::PVECT).
 HA_SECONDS=180
 
 # shut_down - within TIMEOUT seconds, then OTHERWISE (fail | stop). Returns 1 if it still runs.
 shut_down() {
   log "shutting container $CTID down"
   DOING="container $CTID" RUN_SECONDS=$((TIMEOUT + 120)) run_logged pct shutdown "$CTID" --timeout "$TIMEOUT" || : # what counts is whether it is off
-  await_ha off "$TIMEOUT"
+  await_ha off "$((TIMEOUT + HA_SECONDS))"
   is_up || return 0
   [[ $OTHERWISE == stop ]] || return 1
   log "it didn't within $TIMEOUT s: stopping it"

@@ -76,5 +76,20 @@ cluster() {
   json_entry node "${node##*/}"
   json_entry name "$name"
   json_entry places "$files"
+  ha_files
+  printf '}'
+}
+
+# What the HA manager goes by. Nothing where it has no service.
+ha_files() {
+  local key file separator=''
+  [[ $GUESTS == yes && -s $ROOT/etc/pve/ha/resources.cfg ]] || return 0
+  printf ',"ha":{'
+  for key in resources=resources.cfg groups=groups.cfg rules=rules.cfg status=manager_status; do
+    file=${key#*=} key=${key%=*}
+    printf '%s"%s":' "$separator" "$key"
+    string_of "/etc/pve/ha/$file"
+    separator=,
+  done
   printf '}'
 }

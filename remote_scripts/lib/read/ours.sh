@@ -2,7 +2,7 @@
 # What we wrote on this host, and what became of it: keys of read_host.sh's answer.
 # Needs: files, boot, switch, lacking, container/drift, container/record, handover/rest, read/text
 #
-# Gives: managed; edits; kept_scripts; ledger; containers.
+# Gives: managed; edits; kept_scripts; ledger; containers; turned_away.
 
 # What we wrote, and what became of it.
 managed() {
@@ -77,4 +77,19 @@ containers() {
     separator=,
   done
   printf ']'
+}
+
+# turned_away - of each shared card, the last VM that didn't get it because a run was at work here, when and whose run that was: a line of the story
+# (lib/handover/take.sh), until a VM has got it since. It leaves no state: everything is as it was.
+turned_away() {
+  local name line separator=''
+  printf ',"turned_away":{'
+  while IFS=' ' read -r name line; do
+    printf '%s%s:' "$separator" "$(json_string "$name")"
+    json_string "$line"
+    separator=,
+  done < <(tail -c 131072 "$ROOT$HANDOVER/log" 2>/dev/null | awk -v refused="doesn't get it: an up or a destroy of this host is at work" '
+    $3 ~ /:$/ && $4 == "VM" { name = substr($3, 1, length($3) - 1); if (index($0, refused)) last[name] = $0; else if ($6 == "has" || $6 == "keeps") delete last[name] }
+    END { for (name in last) { split(last[name], words, " "); print name, words[1], words[2] ":", substr(last[name], index(last[name], ": VM ") + 2) } }' | sort)
+  printf '}'
 }

@@ -1,0 +1,149 @@
+"""VMs and containers that the HA manager has, beside cards that are handed over (ADR 30). Pure.
+
+HA starts a guest itself, tries again where a start fails (``max_restart``), then moves the guest to another node (``max_relocate``), and gives up in the
+state ``error`` (PVE::HA::Manager). A card is in one node, and so is what hands it over.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from homelab.errors import HomelabError
+from homelab.settings import Container, Host, Vm
+
+if TYPE_CHECKING:
+    from homelab.host.facts import HostFacts
+
+
+def _sections(text: str) -> list[tuple[str, str, dict[str, str]]]:
+    """Kind, name and options of each section (PVE::SectionConfig); an option without a value is set."""
+    found: list[tuple[str, str, dict[str, str]]] = []
+    for line in text.splitlines():
+        key, _, value = line.strip().partition(" ")
+        if key and line[:1].isspace() and found:
+            found[-1][2][key] = value.strip() or "1"
+        elif key.endswith(":"):
+            found.append((key[:-1], value.strip(), {}))
+    return found
+
+
+def _words(value: str) -> list[str]:
+    return re.split(r"[,;\s]+", value.strip())
+
+
+def _is_on(about: Mapping[str, str], key: str) -> bool:
+    return about.get(key, "0").lower() in ("1", "yes", "on", "true")
+
+
+def service(facts: HostFacts, kind: str, guest: int) -> dict[str, str] | None:
+    """What HA is told of a guest; None: it isn't one of its services.
+
+    :param kind: vm or ct.
+    """
+    for found, name, about in _sections(facts.cluster.ha.resources):
+        if (found, name) == (kind, str(guest)):
+            return None if about.get("state") == "ignored" else about
+    return None
+
+
+def _stays(facts: HostFacts, vmid: int) -> bool:
+    """Can HA put a VM nowhere else than on this node? Before Proxmox VE 9 by a restricted group, since then by a strict rule."""
+    ha, here = facts.cluster.ha, {facts.cluster.node}
+    group = (service(facts, "vm", vmid) or {}).get("group")
+    for kind, name, about in _sections(ha.groups):
+        if (kind, name) == ("group", group) and _is_on(about, "restricted") and _nodes(about) == here:
+            return True
+    return any(
+        kind == "node-affinity"
+        and f"vm:{vmid}" in _words(about.get("resources", ""))
+        and _is_on(about, "strict")
+        and not _is_on(about, "disable")
+        and _nodes(about) == here
+        for kind, _, about in _sections(ha.rules)
+    )
+
+
+def _nodes(about: Mapping[str, str]) -> set[str]:
+    return {word.partition(":")[0] for word in _words(about.get("nodes", ""))}
+
+
+def refused_under_ha(
+    facts: HostFacts, host: Host, vms: Iterable[Vm], containers: Iterable[Container] = ()
+) -> list[HomelabError]:
+    """What doesn't go together with HA: a VM that HA may take away from its shared card, and a container that HA would start again.
+
+    :param vms: of this host; ``containers``: the same.
+    """
+    errors = []
+    for vm in vms:
+        card = next((use.gpu for use in vm.gpus if use.gpu in host.hands_over), None)
+        if card is None or not facts.cluster.name or service(facts, "vm", vm.vmid) is None or _stays(facts, vm.vmid):
+            continue
+        errors.append(
+            HomelabError(
+                wanted=f"VM {vm.vmid}, which takes gpus.{card} in turn with containers, on {facts.cluster.node} alone",
+                found=f"it is under HA, which may start it on other nodes of the cluster {facts.cluster.name}",
+                why="the card, and what hands it over, are on this node: after a start that failed, or without this node, HA would move the VM away from them",
+                next=f"give it a strict node affinity rule (before Proxmox VE 9 a restricted group) with {facts.cluster.node} alone (Datacenter -> HA), "
+                "or take it out of HA; then run `pulumi up` again",
+            )
+        )
+    for one in containers:
+        if host.hands_over and service(facts, "ct", one.ctid) is not None and _shares(one, host):
+            errors.append(
+                HomelabError(
+                    wanted=f"container {one.ctid} to be shut down when a VM takes {', '.join(host.hands_over)}",
+                    found="it is under HA, which would start it again",
+                    why="no VM would ever get a card that this container uses",
+                    next="take the container out of HA (Datacenter -> HA), or give it another card; then run `pulumi up` again",
+                )
+            )
+    return errors
+
+
+def _shares(container: Container, host: Host) -> bool:
+    return bool(container.numbers) or any(gpu in host.hands_over for gpu in container.gpus or [])
+
+
+def refused_for_restart(facts: HostFacts, host: Host, vms: Iterable[Vm]) -> list[HomelabError]:
+    """Where this run restarts the host: HA would start a VM at once that may take its card only when the boot is confirmed, and give up on it."""
+    shared = [vm.vmid for vm in vms if any(use.gpu in host.hands_over for use in vm.gpus)]
+    asked = {vmid: service(facts, "vm", vmid) for vmid in shared}
+    tried = [
+        vmid
+        for vmid, about in asked.items()
+        if about is not None and about.get("state", "started") in ("started", "enabled")
+    ]
+    return [
+        HomelabError(
+            wanted=f"VM {vmid} to stay off until the boot of this host is confirmed",
+            found="HA is to keep it started",
+            why="it takes a shared card, which it doesn't get before that: HA would try in vain, and give up on it (state error)",
+            next=f"`ha-manager set vm:{vmid} --state stopped`, run `pulumi up` again, and afterwards set it to started",
+        )
+        for vmid in tried
+    ]
+
+
+def remarks_under_ha(facts: HostFacts, host: Host, vms: Iterable[Vm]) -> list[str]:
+    """What is to be known of VMs that HA has and that take a shared card, a sentence each."""
+    return [
+        f"VM {vm.vmid} is under HA: a start that is refused, since somebody has its card or a run is at work here, counts as failed; after "
+        f"{(int(about.get('max_restart', 1)) + 1) * (int(about.get('max_relocate', 1)) + 1)} of them HA gives up (state error), "
+        f"until `ha-manager set vm:{vm.vmid} --state disabled`, and then started"
+        for vm in vms
+        if any(use.gpu in host.hands_over for use in vm.gpus) and (about := service(facts, "vm", vm.vmid)) is not None
+    ]
+
+
+def given_up(facts: HostFacts, vmid: int) -> bool:
+    """Has HA a VM in the state error?"""
+    try:
+        services = json.loads(facts.cluster.ha.status or "{}").get("service_status", {})
+    except (ValueError, AttributeError):
+        return False
+    about = services.get(f"vm:{vmid}") if isinstance(services, dict) else None
+    return isinstance(about, dict) and about.get("state") == "error" and service(facts, "vm", vmid) is not None

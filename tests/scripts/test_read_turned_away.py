@@ -1,0 +1,69 @@
+"""read_host.sh: which VM was turned away because a run was at work, and what HA goes by."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.scripts.conftest import Folder
+from tests.scripts.test_handover import host as host  # with a card that VM 103 may take
+from tests.scripts.test_handover import start
+from tests.scripts.test_run_guard import HELD, answer
+from tests.scripts.test_run_guard import run as holding
+
+
+def read(host: Folder, key: str, part: str, function: str) -> Any:
+    done = host.bash(f"GUESTS=yes; printf '{{\"x\":1'; {function}; printf '}}\\n'", parts=(part,))
+    return json.loads(done.stdout).get(key)
+
+
+def test_who_was_turned_away_is_told_until_somebody_has_the_card(host: Folder) -> None:
+    def seen() -> Any:
+        return read(host, "turned_away", "read/ours", "turned_away")
+
+    assert seen() == {}
+    with holding(host, "anna on desk, since 2026-01-02 03:04:05 +0000") as up:
+        assert answer(up) == HELD
+        assert start(host)[0] == 1
+        first = seen()
+        assert start(host)[0] == 1
+    assert list(first) == ["big"]
+    assert first["big"].endswith(
+        ": VM 103 doesn't get it: an up or a destroy of this host is at work (anna on desk, since 2026-01-02 03:04:05 +0000)"
+    )
+    assert first["big"][:3] == "202"
+    assert list(seen()) == ["big"]
+    assert start(host)[0] == 0
+    assert seen() == {}
+
+
+def test_of_several_cards_each_has_its_own(host: Folder) -> None:
+    refused = "doesn't get it: an up or a destroy of this host is at work"
+    host.write(
+        "/var/lib/homelab/handover/log",
+        f'2026-01-01 10:00:00 big: VM 103 {refused} (a)\n2026-01-01 10:00:01 small: VM 104 {refused} (b: "c")\n'
+        "2026-01-01 10:00:02 big: VM 105 has it\n2026-01-01 10:00:03 big: it is with the host again\n",
+    )
+    assert read(host, "turned_away", "read/ours", "turned_away") == {
+        "small": f'2026-01-01 10:00:01: VM 104 {refused} (b: "c")'
+    }
+
+
+@pytest.mark.parametrize("services", ["", "vm: 103\n\tstate started"])
+def test_what_ha_goes_by_is_read_where_it_has_a_service(host: Folder, services: str) -> None:
+    host.write("/etc/pve/ha/resources.cfg", services)
+    host.write("/etc/pve/ha/rules.cfg", "node-affinity: a\n\tnodes pve\n")
+    host.write("/etc/pve/ha/manager_status", '{"service_status":{}}')
+    found = read(host, "ha", "read/guests", "ha_files")
+    assert found == (
+        {
+            "resources": services,
+            "groups": "",
+            "rules": "node-affinity: a\n\tnodes pve",
+            "status": '{"service_status":{}}',
+        }
+        if services
+        else None
+    )

@@ -1,0 +1,108 @@
+"""HA beside cards that are handed over: what doesn't go together, and what is to be known; before Proxmox VE 9 with groups, since then with rules."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from homelab.doctor import host as doctor
+from homelab.host import ha
+from homelab.host.facts import HostFacts
+from homelab.settings import Container, Vm
+from tests.unit.test_doctor import reading
+from tests.unit.test_handover import VM, facts, host
+
+SERVICE = "vm: 103\n\tstate started\n\nct: 950\n\tstate started\n"
+GROUP = "group: here\n\tnodes pve{}\n\t{}\n"
+RULE = "node-affinity: mine\n\tresources vm:102,vm:103\n\tnodes pve{}\n\t{}\n"
+CONTAINER = {"host": "pve", "ctid": 950}
+
+
+def under_ha(cluster: str = "home", resources: str = SERVICE, **files: str) -> HostFacts:
+    return facts(cluster={"node": "pve", "name": cluster, "ha": {"resources": resources, **files}})
+
+
+@pytest.mark.parametrize(
+    ("about", "moves"),
+    [
+        ({}, True),
+        ({"cluster": ""}, False),  # a host that is alone: there is no other node
+        ({"resources": ""}, False),
+        ({"resources": "vm: 1030\n\tstate started\n\nct: 103\n"}, False),
+        ({"resources": SERVICE.replace("started", "ignored", 1)}, False),
+        ({"resources": SERVICE.replace("started", "disabled", 1)}, True),  # somebody sets it to started tomorrow
+        ({"rules": RULE.format("", "strict 1")}, False),
+        ({"rules": RULE.format(":2", "strict 1")}, False),
+        ({"rules": RULE.format("", "strict 0")}, True),
+        ({"rules": RULE.format(",pve2", "strict 1")}, True),
+        ({"rules": RULE.format("2", "strict 1")}, True),
+        ({"rules": RULE.format("", "strict 1\n\tdisable")}, True),
+        ({"rules": RULE.format("", "strict 1").replace("vm:103", "vm:1030")}, True),
+        ({"rules": RULE.format("", "strict 1").replace("node-affinity", "resource-affinity")}, True),
+        ({"resources": "vm: 103\n\tgroup here\n", "groups": GROUP.format(":1", "restricted 1")}, False),
+        ({"resources": "vm: 103\n\tgroup here\n", "groups": GROUP.format("", "restricted 0")}, True),
+        ({"resources": "vm: 103\n\tgroup here\n", "groups": GROUP.format(",pve2", "restricted 1")}, True),
+        ({"resources": "vm: 103\n\tgroup gone\n", "groups": GROUP.format("", "restricted 1")}, True),
+    ],
+)
+def test_a_vm_that_ha_may_take_away_from_its_card_is_refused(about: dict[str, Any], moves: bool) -> None:
+    errors = ha.refused_under_ha(under_ha(**about), host(), [VM])
+    assert len(errors) == moves
+    for error in errors:
+        assert "HA would move the VM away" in error.why and "with pve alone" in error.next
+
+
+def test_a_vm_without_a_shared_card_is_its_owners_business() -> None:
+    alone = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["other"]})
+    assert ha.refused_under_ha(under_ha(), host(), [alone]) == []
+    assert ha.refused_for_restart(under_ha(), host(), [alone]) == []
+    assert ha.remarks_under_ha(under_ha(), host(), [alone]) == []
+
+
+@pytest.mark.parametrize(
+    ("gets", "refused"), [({"gpus": ["rtx5090"]}, True), ({"gpuAssignment": "all"}, True), ({"gpus": ["igpu"]}, False)]
+)
+def test_a_container_under_ha_with_a_shared_card_is_refused(gets: dict[str, Any], refused: bool) -> None:
+    one = Container.model_validate(CONTAINER | gets)
+    found = [error.found for error in ha.refused_under_ha(under_ha(cluster=""), host(), [], [one])]
+    assert found == ["it is under HA, which would start it again"] * refused
+    assert ha.refused_under_ha(under_ha(resources="vm: 950\n"), host(), [], [one]) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "tries"), [("started", True), ("enabled", True), ("stopped", False), ("ignored", False), ("", True)]
+)
+def test_a_restart_of_the_host_by_up_would_end_in_has_error(state: str, tries: bool) -> None:
+    resources = f"vm: 103\n\tstate {state}\n" if state else "vm: 103\n"
+    errors = ha.refused_for_restart(under_ha(resources=resources), host(), [VM])
+    assert [error.next.split(",")[0] for error in errors] == ["`ha-manager set vm:103 --state stopped`"] * tries
+
+
+def test_what_becomes_of_starts_that_are_refused_is_said_before() -> None:
+    (said,) = ha.remarks_under_ha(under_ha(cluster=""), host(), [VM])
+    assert "after 4 of them HA gives up (state error), until `ha-manager set vm:103 --state disabled`" in said
+    (said,) = ha.remarks_under_ha(under_ha(resources="vm: 103\n\tmax_restart 3\n\tmax_relocate 0\n"), host(), [VM])
+    assert "after 4 of them" in said
+
+
+@pytest.mark.parametrize(
+    ("status", "given_up"),
+    [
+        (json.dumps({"service_status": {"vm:103": {"state": "error", "node": "pve"}}}), True),
+        (json.dumps({"service_status": {"vm:103": {"state": "started", "node": "pve"}}}), False),
+        (json.dumps({"service_status": {"vm:104": {"state": "error", "node": "pve"}}}), False),
+        (json.dumps({"service_status": []}), False),
+        ("[]", False),
+        ("{", False),
+        ("", False),
+    ],
+)
+def test_the_doctor_says_when_ha_has_given_up_on_a_vm(status: str, given_up: bool) -> None:
+    taker = {"kind": "vm", "id": 103, "lines": "name: gaming\nhostpci0: 0000:01:00,driver=keep"}
+    guests = {"running": [], "configs": [taker], "mappings": "", "reservations": ""}
+    found = under_ha(status=status).model_copy(update={"guests": facts(guests=guests).guests})
+    report = doctor.diagnose(reading(facts=found), host())
+    about = [one for one in report.findings if "started by HA" in one.wanted]
+    assert [one.found for one in about] == ["HA has it in the state error"] * given_up
