@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Scripts that are kept on this host, so that a resource's input is what a script is told, and not its whole text.
-# Needs: files
+# Needs: files, whole
 #
 # Arguments: OWNER (whose they are: a project and a stack), CONTENT (a tar archive of them, compressed by gzip, in base64; for put).
 # Changes: /var/lib/homelab/scripts/OWNER: files NAME.SUM, where SUM begins the SHA-256 of the content: which is whole can be told from its
@@ -13,24 +13,23 @@ SCRIPTS=/var/lib/homelab/scripts
 VERSIONS=5
 
 put() {
-  local folder=$ROOT$SCRIPTS/$OWNER file name names=()
+  local folder=$ROOT$SCRIPTS/$OWNER files lacking
   take_lock
   need_dir "$folder"
-  printf '%s' "$CONTENT" | base64 -d | tar -xz --no-same-owner --no-same-permissions --transform 's,.*,.&.homelab-tmp,' -C "$folder" ||
+  rm -rf "$folder/.new"
+  mkdir "$folder/.new" || incomplete "no folder for them could be made$(full_places)"
+  printf '%s' "$CONTENT" | base64 -d | tar -xz --no-same-owner --no-same-permissions -C "$folder/.new" ||
     incomplete "the archive can't be unpacked$(full_places)"
-  for file in "$folder"/.*.homelab-tmp; do
-    name=${file##*/.}
-    is_whole "$file" "${name%.homelab-tmp}" || incomplete "${name%.homelab-tmp} is not what it was$(full_places)"
-    names+=("${name%.homelab-tmp}")
-  done
+  files=$(ls -1 "$folder/.new")
+  lacking=$(comm -23 <(sort <<<"$files") <(whole_files "$folder/.new" | sort))
+  [[ -z $lacking && -n $files ]] || incomplete "${lacking:-nothing} is not what it was$(full_places)"
+  touch "$folder/.new"/*
   sync -f "$folder"
-  for name in "${names[@]}"; do
-    touch "$folder/.$name.homelab-tmp"
-    mv -fT "$folder/.$name.homelab-tmp" "$folder/$name"
-  done
-  leave_versions "$folder" " ${names[*]} "
+  mv -f -t "$folder" "$folder/.new"/*
+  rmdir "$folder/.new"
+  leave_versions "$folder" " ${files//$'\n'/ } "
   finish
-  printf '{"kept":%s}\n' "${#names[@]}"
+  printf '{"kept":%s}\n' "$(wc -l <<<"$files")"
 }
 
 apply() {
@@ -39,25 +38,18 @@ apply() {
 }
 
 incomplete() {
+  rm -rf "$ROOT$SCRIPTS/$OWNER/.new"
   die "this program's scripts in $SCRIPTS/$OWNER" "$1" "every later step runs one of them; nothing else was changed" \
     "make room below /var, then run \`pulumi up\` again"
 }
 
-# is_whole FILE NAME - is its content what the name says?
-is_whole() {
-  local sum
-  sum=$(sha256sum <"$1") && [[ ${2##*.} =~ ^[0-9a-f]{16}$ && $sum == "${2##*.}"* ]]
-}
-
 # leave_versions FOLDER NAMES - of each script those that were put just now, and the latest of the others; the clock may have been wrong.
 leave_versions() {
-  local name file files
-  while IFS= read -r name; do
-    mapfile -t files < <(cd "$1" && ls -1t -- "$name".*)
-    for file in "${files[@]:VERSIONS}"; do
-      [[ $2 == *" $file "* ]] || rm -f "$1/$file"
-    done
-  done < <(find "$1" -maxdepth 1 -type f ! -name '.*' -printf '%f\n' | sed 's/\.[^.]*$//' | sort -u)
+  local file
+  while IFS= read -r file; do
+    [[ $2 == *" $file "* ]] || rm -f "$1/$file"
+  done < <(find "$1" -maxdepth 1 -type f ! -name '.*' -printf '%T@ %f\n' | sort -rn |
+    awk -v most="$VERSIONS" '{ name = $2; sub(/\.[^.]*$/, "", name); if (++seen[name] > most) print $2 }')
 }
 
 revert() {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What we wrote on this host, and what became of it: keys of read_host.sh's answer.
-# Needs: files, boot, switch, lacking, container/drift, container/record, handover/rest, read/text
+# Needs: files, whole, boot, switch, lacking, container/drift, container/record, handover/rest, read/text
 #
 # Gives: managed; edits; kept_scripts; ledger; containers; turned_away.
 
@@ -41,7 +41,7 @@ kept_scripts() {
   printf ',"kept_scripts":{'
   for dir in "$STATE"/scripts/*/; do
     [[ -d $dir ]] || continue
-    mapfile -t names < <(cd "$dir" && sha256sum -- *.* 2>/dev/null | awk '{ n = length($2); if (substr($1, 1, 16) == substr($2, n - 15)) print $2 }')
+    mapfile -t names < <(whole_files "$dir")
     printf '%s%s:' "$separator" "$(json_string "$(basename "$dir")")"
     json_list "${names[@]}"
     separator=,
