@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,26 @@ import yaml
 
 from bench import job as jobs
 from bench import measure, report, subjects
+from bench.chart import growth_chart
+from bench.downtime import measure_downtime
 from bench.errors import BenchError
-from bench.fleet import Fleet, measure_fleets
+from bench.fleet import measure_fleets
 from bench.handover import measure_handover
 from bench.job import Job
-from bench.report import Measured
+from bench.report import Measured, Results
 from bench.subjects import PROJECT, Programs, Subject
 from engine import install
 from lab import Lab, LabError
 
 SCENARIO = "rtx5090"
+#: What is measured, in this order.
+PARTS = {
+    "first": "from a stock host, through its restart, to the verified card, by this program and both peers",
+    "again": "nothing to do",
+    "handover": "one card in turn, beside a bare hookscript",
+    "downtime": "how long a VM is off when it gets a card and gives it back",
+    "fleet": "stacks of so many hosts",
+}
 
 
 class Bench:
@@ -86,20 +97,19 @@ class Bench:
         self.run(self.programs.destroy())
         return job
 
-    def prove(self, peer: Subject, job: Job) -> None:
-        """The peer takes the stock host to the same state as the program does, and its second run changes nothing.
+    def first(self, peer: Subject, job: Job) -> measure.Run:
+        """One timed run that takes a stock host, through a restart, to the same state as the program does.
 
         :raises BenchError: it doesn't.
         """
         self.lab.reset()
         self.bridge()
-        first = self.run(peer, *peer.first)
-        if peer.changes(first.output) is None:
+        done = self.run(peer, *peer.first)
+        self.lab.wait_idle()
+        if peer.changes(done.output) is None:
             raise BenchError(
                 f"{peer.title}: changes on a stock host", "none", "it isn't doing the job", "see its files"
             )
-        self.lab.reboot()
-        self.run_unchanged(peer)
         differing = job.differences(self.lab.root)
         bound = jobs.on_vfio(self.lab.root)
         if differing or bound != job.functions:
@@ -109,6 +119,15 @@ class Bench:
                 "only the same job can be compared",
                 "correct the peer's files in bench/",
             )
+        return done
+
+    def prove(self, peer: Subject, job: Job) -> None:
+        """The peer does the job, and its second run changes nothing.
+
+        :raises BenchError: it doesn't.
+        """
+        self.first(peer, job)
+        self.run_unchanged(peer)
 
     def bridge(self) -> None:
         """The lab's sftp serves the host's tree as /, its commands see that tree under its real path: a link makes both one.
@@ -127,6 +146,32 @@ class Bench:
         self.run_unchanged(subject)
         self.lab.wait_idle()
         into.connections, into.commands = len(self.lab.connections(mark)), len(self.lab.commands(mark))
+
+
+def measure_first(bench: Bench, rounds: int) -> list[Measured]:
+    """From the stock host to the verified one, by each in turn, with the host's restart in it."""
+    job = bench.take_job()
+    program = bench.programs.up()
+    peers = [subjects.pyinfra(job), subjects.ansible(job, bench.lab)]
+    results = {one.name: Measured(one.name, report.FIRST[one.name]) for one in (program, *peers)}
+    try:
+        for number in range(rounds + 1):
+            for subject in (program, *peers):
+                one = results[subject.name]
+                if one.failure is not None:
+                    continue
+                try:
+                    done = bench.first(subject, job)
+                    if number:  # the first warms up
+                        _add(one, done)
+                except BenchError as error:
+                    one.failure = str(error)
+                    say(f"{one.title}: not measured\n{error}")
+                if subject is program:
+                    bench.run(bench.programs.destroy())
+    finally:
+        subjects.close_connections(job)
+    return list(results.values())
 
 
 def _succeeded(subject: Subject, done: measure.Run) -> None:
@@ -156,7 +201,7 @@ def say(text: str) -> None:
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
-def measure_all(bench: Bench, rounds: int, memory_rounds: int) -> list[Measured]:
+def measure_again(bench: Bench, rounds: int, memory_rounds: int) -> list[Measured]:
     """Everything that can be measured, in the table's order; what can't has its `failure`."""
     job = bench.take_job()
     programs = bench.programs
@@ -242,62 +287,73 @@ def _kernel() -> str:
     return ".".join(platform.release().split(".")[:2])
 
 
-def write(
-    results: Sequence[Measured],
-    handover: Sequence[Measured],
-    fleets: Sequence[Fleet],
-    facts: dict[str, str],
-    folder: Path,
-) -> str:
-    """Writes ``<date>.md`` and ``latest.json``; returns the page."""
+def write(results: Results, facts: dict[str, str], folder: Path) -> str:
+    """Writes ``<date>.md``, its picture and ``latest.json``; returns the page."""
     date = time.strftime("%Y-%m-%d")
-    page = report.markdown(date, results, facts, handover, fleets)
     folder.mkdir(parents=True, exist_ok=True)
+    picture = growth_chart(results.fleets)
+    chart = f"{date}.svg" if picture else ""
+    if picture:
+        (folder / chart).write_text(picture, encoding="utf-8")
+    page = report.markdown(date, results, facts, chart)
     (folder / f"{date}.md").write_text(page, encoding="utf-8")
-    values: dict[str, Any] = report.as_json(date, results, facts, handover, fleets)
+    values = report.as_json(date, results, facts)
     (folder / "latest.json").write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return page
 
 
 def positive(text: str) -> int:
-    """A number of rounds or hosts, for argparse."""
-    number = int(text)
+    """For argparse: a whole number, 1 or more."""
+    number = int(text) if text.isdecimal() else 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a number, 1 or more; found {text}")
     return number
 
 
+@contextmanager
+def _bench(folder: Path, engine: install.Engine) -> Iterator[Bench]:
+    folder.mkdir()
+    with Lab.start(SCENARIO, state=folder / "lab") as lab:
+        yield Bench(folder, lab, engine)
+
+
+def measure_parts(parts: Sequence[str], wanted: argparse.Namespace, folder: Path, engine: install.Engine) -> Results:
+    """What of `PARTS` is asked for, one after another."""
+    found: dict[str, Any] = {}
+    say(
+        f"{'; '.join(PARTS[part] for part in parts)}: {wanted.rounds} rounds, stacks of {', '.join(map(str, wanted.hosts))} hosts"
+    )
+    if "first" in parts:
+        with _bench(folder / "first", engine) as bench:
+            found["first"] = measure_first(bench, wanted.rounds)
+    if "again" in parts:
+        with _bench(folder / "again", engine) as bench:
+            found["again"] = measure_again(bench, wanted.rounds, wanted.memory_rounds)
+    if "handover" in parts:
+        found["handover"] = measure_handover(folder / "shared", wanted.rounds)
+    if "downtime" in parts:
+        found["downtime"] = measure_downtime(folder / "downtime", wanted.rounds)
+    if "fleet" in parts:
+        found["fleets"] = measure_fleets(folder, engine, wanted.hosts)
+    return Results(**found)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--rounds", type=positive, default=7, help="timed runs of each (default 7)")
+    parser.add_argument("--rounds", type=positive, default=5, help="timed runs of each (default 5)")
     parser.add_argument("--memory-rounds", type=positive, default=3, help="sampled runs of each (default 3)")
     parser.add_argument("--results", type=Path, default=PROJECT / "bench" / "results", help="folder for the results")
-    parser.add_argument("--only", choices=("handover", "fleet"), help="measure that alone: no peer is needed")
+    parser.add_argument("--only", choices=PARTS, help="measure that alone")
     parser.add_argument(
-        "--hosts",
-        type=positive,
-        nargs="+",
-        default=[1, 4, 12],
-        help="sizes of stacks for `--only fleet` (default 1 4 12)",
+        "--hosts", type=positive, nargs="+", default=[1, 4, 12], help="sizes of stacks for `fleet` (default 1 4 12)"
     )
     parser.add_argument("--keep", action="store_true", help="keep the logs of all runs, and say where")
     wanted = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     try:
         engine = install.ensure({**os.environ, "PULUMI_HOME": str(install.cache_folder() / "home")})
-        results: list[Measured] = []
-        if wanted.only is None:
-            with Lab.start(SCENARIO, state=folder / "lab") as lab:
-                results = measure_all(Bench(folder, lab, engine), wanted.rounds, wanted.memory_rounds)
-        handover: list[Measured] = []
-        fleets: list[Fleet] = []
-        if wanted.only == "fleet":
-            say(f"one stack with {', '.join(map(str, wanted.hosts))} hosts, one after another")
-            fleets = measure_fleets(folder, engine, wanted.hosts)
-        else:
-            say(f"one card in turn: {wanted.rounds} rounds of both ways, by turns with a bare hookscript")
-            handover = measure_handover(folder / "shared", wanted.rounds)
+        results = measure_parts([wanted.only] if wanted.only else [*PARTS], wanted, folder, engine)
     except (BenchError, LabError, install.EngineError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -306,8 +362,8 @@ def main(arguments: list[str] | None = None) -> int:
             say(f"kept: {folder}")
         else:
             shutil.rmtree(folder)
-    print(write(results, handover, fleets, about(engine, wanted.rounds, wanted.memory_rounds), wanted.results))
-    return 1 if any(one.failure for one in results) else 0
+    print(write(results, about(engine, wanted.rounds, wanted.memory_rounds), wanted.results))
+    return 1 if results.failures else 0
 
 
 if __name__ == "__main__":

@@ -112,3 +112,25 @@ def fleet_json(fleets: Sequence[Fleet]) -> list[dict[str, Any]]:
         }
         for one in fleets
     ]
+
+
+def growth_table(fleets: Sequence[Fleet]) -> str:
+    """What each further host adds, between the smallest stack and the largest, and how often the largest takes the smallest's time; empty for one size."""
+    if len(fleets) < 2:
+        return ""
+    ordered = sorted(fleets, key=lambda one: one.hosts)
+    small, large = ordered[0], ordered[-1]
+    more = large.hosts - small.hosts
+    lines = [
+        f"| {small.hosts} → {large.hosts} hosts | times | for each further host, s | processor, s |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name, title in VERBS.items():
+        times = large.seconds[name] / small.seconds[name]
+        each, used = (
+            (of[name] - at[name]) / more for of, at in ((large.seconds, small.seconds), (large.cpu, small.cpu))
+        )
+        lines.append(f"| {title} | {times:.1f} | {each:.2f} | {used:.2f} |")
+    each = (large.state_bytes - small.state_bytes) / more
+    lines.append(f"| the state | {large.state_bytes / small.state_bytes:.1f} | {each / 1e6:.3f} MB | |")
+    return "\n".join(lines)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.fleet import Fleet, fleet_json, fleet_table
+from bench.fleet import Fleet, fleet_json, fleet_table, growth_table
 
 
 @dataclass
@@ -43,10 +43,39 @@ class Target:
 
 
 TARGETS = (
-    Target("up", "empty", 1.6),
+    Target("up", "empty", 1.5),
+    Target("refresh", "up", 1.5),
+    # From before it was measured that an empty program takes as long as all of pyinfra's run.
     Target("refresh", "pyinfra", 0.7),
     Target("refresh", "ansible", 0.15),
 )
+FIRST_TARGETS = (Target("up", "pyinfra", 1.3), Target("up", "ansible", 0.5))
+#: Subjects of a first run -> their titles.
+FIRST = {
+    "up": "homelab: first `up`, with the restart",
+    "pyinfra": "pyinfra: the same job, with the restart",
+    "ansible": "Ansible: the same job, with the restart",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """All that was measured, in the page's order; empty: that part wasn't.
+
+    ``first``: from a stock host; ``again``: with nothing to do; ``handover``: one card in turn; ``downtime``: of a VM; ``fleets``: stacks by size.
+    """
+
+    first: Sequence[Measured] = ()
+    again: Sequence[Measured] = ()
+    handover: Sequence[Measured] = ()
+    downtime: Sequence[Measured] = ()
+    fleets: Sequence[Fleet] = ()
+
+    @property
+    def failures(self) -> list[Measured]:
+        """What could not be measured."""
+        return [one for part in (self.first, self.again) for one in part if one.failure]
+
 
 HEAD = ("what", "median s", "min–max s", "ratio", "wanted", "peak MB", "CPU s", "SSH connections, commands")
 
@@ -81,9 +110,9 @@ def _line(one: Measured, by_name: Mapping[str, Measured], targets: Sequence[Targ
         f"{min(one.seconds):.2f}–{max(one.seconds):.2f}",
         "; ".join(ratios),
         "; ".join(wanted),
-        f"{one.peak_bytes / 1e6:.0f}",
+        f"{one.peak_bytes / 1e6:.0f}" if one.peak_bytes else "",
         f"{statistics.median(one.cpu):.2f}",
-        f"{one.connections}, {one.commands}",
+        f"{one.connections}, {one.commands}" if one.connections or one.peak_bytes else "",
     )
 
 
@@ -107,64 +136,83 @@ def _times(one: Measured, base: Measured) -> float:
     return one.median / base.median
 
 
-def markdown(
-    date: str,
-    measured: Sequence[Measured],
-    about: Mapping[str, str],
-    handover: Sequence[Measured] = (),
-    fleets: Sequence[Fleet] = (),
-) -> str:
-    """The page for bench/results."""
-    failures = [f"- {one.title}: {' '.join(one.failure.split())}" for one in measured if one.failure]
+def downtime_table(measured: Sequence[Measured]) -> str:
+    """The Markdown table of what `bench.downtime` measured; empty where it wasn't."""
+    lines = ["| how long a VM is off | median s | min–max s | beyond its own shutdown and start, s |"]
+    lines.append("| --- | ---: | ---: | ---: |")
+    own = next((one.median for one in measured if one.name == "own"), None)
+    for one in measured:
+        if one.median is None:
+            lines.append(f"| {one.title} | not measured | | |")
+            continue
+        beyond = "" if own is None or one.name == "own" else f"{one.median - own:+.2f}"
+        lines.append(f"| {one.title} | {one.median:.2f} | {min(one.seconds):.2f}–{max(one.seconds):.2f} | {beyond} |")
+    return "\n".join(lines) if measured else ""
+
+
+def markdown(date: str, results: Results, about: Mapping[str, str], chart: str = "") -> str:
+    """The page for bench/results; ``chart``: the name of a picture beside it."""
+    failures = [f"- {one.title}: {' '.join(one.failure.split())}" for one in results.failures if one.failure]
     parts = [
         f"# {date}",
-        *([table(measured)] if measured else []),
-        *([handover_table(handover)] if handover else []),
-        *([fleet_table(fleets)] if fleets else []),
-        *(["Not measured:\n\n" + "\n".join(failures)] if failures else []),
+        table(results.first, FIRST_TARGETS) if results.first else "",
+        table(results.again) if results.again else "",
+        handover_table(results.handover),
+        downtime_table(results.downtime),
+        fleet_table(results.fleets),
+        growth_table(results.fleets),
+        f"![How a stack grows with its hosts]({chart})" if chart else "",
+        "Not measured:\n\n" + "\n".join(failures) if failures else "",
         "\n".join(f"- {key}: {value}" for key, value in about.items()),
         "How it is measured, and what is fair about it: bench/README.md.",
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def as_json(
-    date: str,
-    measured: Sequence[Measured],
-    about: Mapping[str, str],
-    handover: Sequence[Measured] = (),
-    fleets: Sequence[Fleet] = (),
-) -> dict[str, Any]:
+def as_json(date: str, results: Results, about: Mapping[str, str]) -> dict[str, Any]:
     """The same for programs; seconds with every run."""
-    by_name = {one.name: one for one in measured}
     return {
         "date": date,
         "about": dict(about),
-        "subjects": {
-            one.name: {
-                "title": one.title,
-                "median": one.median,
-                "seconds": [round(value, 4) for value in one.seconds],
-                "cpu": [round(value, 4) for value in one.cpu],
-                "peakBytes": one.peak_bytes,
-                "connections": one.connections,
-                "commands": one.commands,
-                "failure": one.failure,
-            }
-            for one in measured
-        },
-        "handover": {
-            one.name: {"median": one.median, "seconds": [round(value, 4) for value in one.seconds]} for one in handover
-        },
-        "fleets": fleet_json(fleets),
-        "ratios": [
-            {
-                "subject": target.subject,
-                "base": target.base,
-                "ratio": ratio(by_name, target),
-                "wanted": target.at_most,
-            }
-            for target in TARGETS
-            if measured
-        ],
+        "first": _details(results.first),
+        "subjects": _details(results.again),
+        "handover": _seconds(results.handover),
+        "downtime": _seconds(results.downtime),
+        "fleets": fleet_json(results.fleets),
+        "firstRatios": _ratios(results.first, FIRST_TARGETS),
+        "ratios": _ratios(results.again, TARGETS),
     }
+
+
+def _details(measured: Sequence[Measured]) -> dict[str, Any]:
+    return {
+        one.name: {
+            "title": one.title,
+            "median": one.median,
+            "seconds": [round(value, 4) for value in one.seconds],
+            "cpu": [round(value, 4) for value in one.cpu],
+            "peakBytes": one.peak_bytes,
+            "connections": one.connections,
+            "commands": one.commands,
+            "failure": one.failure,
+        }
+        for one in measured
+    }
+
+
+def _seconds(measured: Sequence[Measured]) -> dict[str, Any]:
+    return {one.name: {"median": one.median, "seconds": [round(value, 4) for value in one.seconds]} for one in measured}
+
+
+def _ratios(measured: Sequence[Measured], targets: Sequence[Target]) -> list[dict[str, Any]]:
+    by_name = {one.name: one for one in measured}
+    return [
+        {
+            "subject": target.subject,
+            "base": target.base,
+            "ratio": ratio(by_name, target),
+            "wanted": target.at_most,
+        }
+        for target in targets
+        if measured
+    ]

@@ -30,7 +30,7 @@ NO_CHANGE = ("--yes", "--skip-preview", "--non-interactive")
 class Subject:
     """``changes`` reads a run's output and returns what it did, None when that is nothing.
 
-    ``first``: arguments of a first run, on a host whose kernel doesn't have yet what the job configures.
+    ``first``: arguments of a first run, on a stock host, which it restarts.
     """
 
     name: str
@@ -170,7 +170,7 @@ def pyinfra(job: Job) -> Subject:
         folder,
         {**os.environ, "BENCH_JOB": str(job.facts)},
         pyinfra_changes,
-        ("--data", "verify=no"),
+        ("--data", "restart=yes"),
     )
 
 
@@ -195,7 +195,7 @@ def ansible(job: Job, lab: Lab) -> Subject:
         folder,
         environment,
         ansible_changes,
-        ("--extra-vars", "verify=false"),
+        ("--extra-vars", json.dumps({"restart": True, "reboot": lab.run("command -v reboot").stdout.strip()})),
     )
 
 
@@ -210,6 +210,8 @@ def _inventory(job: Job, lab: Lab) -> dict[str, Any]:
         "ansible_ssh_common_args": f"-o UserKnownHostsFile={facts['known_hosts']} -o StrictHostKeyChecking=yes -o IdentitiesOnly=yes",
         # Named, so that no time goes into finding one. Not the environment's: the host would have the system's.
         "ansible_python_interpreter": str(Path(sys.executable).resolve()),
+        # The simulated host has no terminals.
+        "ansible_ssh_use_tty": False,
         # By default in the home that the password file names, which is this machine's and not the simulated host's.
         "ansible_remote_tmp": f"{facts['root']}/tmp/.ansible",
         **{name: facts[name] for name in ("root", "files", "words", "functions")},

@@ -1,13 +1,15 @@
 """The host job for pyinfra: every function of the card on vfio-pci from the next boot on, and the running kernel verified.
 
-`--data verify=no`: on the first run, before the reboot. Parent folders are a stock host's, so none is looked for.
+`--data restart=yes`: on the first run, between the files and the verification. Parent folders are a stock host's, so none is looked for.
 """
+
+import time
 
 from pyinfra.api.exceptions import DeployError
 from pyinfra.api.operation import OperationMeta
 from pyinfra.context import host
 from pyinfra.facts.server import Command
-from pyinfra.operations import files, server
+from pyinfra.operations import files, python, server
 from pyinfra.operations.util import any_changed
 
 INITRAMFS = (
@@ -45,10 +47,34 @@ def verify() -> None:
         raise DeployError(f"the running kernel lacks {missing}; its functions: {lines[1:]}")
 
 
+def restart() -> None:
+    """pyinfra's own `server.reboot` waits for fixed times, and asks for an uptime, which here is this machine's."""
+    before = boot_id()
+    host.run_shell_command("reboot")
+    deadline = time.monotonic() + 300
+    while boot_id() in ("", before):
+        if time.monotonic() > deadline:
+            raise DeployError("the host didn't come back")
+        time.sleep(0.1)
+    verify()
+
+
+def boot_id() -> str:
+    """Empty: the host doesn't answer."""
+    host.disconnect()
+    host.connect(show_errors=False)
+    if not host.connected:
+        return ""
+    done, output = host.run_shell_command(f"cat {root}/proc/sys/kernel/random/boot_id")
+    return output.stdout.strip() if done else ""
+
+
 initramfs = [put(path, "755") for path in INITRAMFS]
 put(MODULES, "644")
 server.shell(name="the initramfs of every kernel", commands="update-initramfs -u -k all", _if=any_changed(*initramfs))
 boot = [put(path, mode) for path, mode in BOOT.items()]
 server.shell(name="GRUB's configuration", commands="update-grub", _if=any_changed(*boot))
-if host.data.get("verify") != "no":
+if host.data.get("restart") == "yes":
+    python.call(name="restart", function=restart)
+else:
     verify()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from bench import fleet, job, measure, report, subjects
+from bench.chart import growth_chart
 from bench.errors import BenchError
+from bench.fleet import Fleet
 from bench.measure import Process
-from bench.report import Measured
+from bench.report import Measured, Results
 
 
 def measured(**medians: float | None) -> list[Measured]:
@@ -40,28 +43,30 @@ def row(text: str, title: str) -> list[str]:
 def test_a_ratio_is_median_to_median() -> None:
     by_name = {one.name: one for one in measured()}
     ratios = [report.ratio(by_name, target) for target in report.TARGETS]
-    assert ratios == pytest.approx([1.5, 0.6, 0.2])
+    assert ratios == pytest.approx([1.5, 0.8, 0.6, 0.2])
 
 
 def test_a_line_shows_the_median_the_range_every_ratio_and_whether_it_is_what_is_wanted() -> None:
     cells = row(report.table(measured()), "homelab: `up --refresh`")
     assert cells == [
-        "homelab: `up --refresh`", "1.20", "0.60–3.60", "0.60 × pyinfra; 0.20 × Ansible",
-        "at most 0.7, met; at most 0.15, **missed**", "100", "0.25", "1, 13",
+        "homelab: `up --refresh`", "1.20", "0.60–3.60", "0.80 × homelab; 0.60 × pyinfra; 0.20 × Ansible",
+        "at most 1.5, met; at most 0.7, met; at most 0.15, **missed**", "100", "0.25", "1, 13",
     ]  # fmt: skip
 
 
 def test_a_ratio_that_is_exactly_the_limit_meets_it() -> None:
-    assert row(report.table(measured(empty=1.0, up=1.6)), "homelab: `up` ")[4] == "at most 1.6, met"
+    assert row(report.table(measured(empty=1.0, up=1.5)), "homelab: `up` ")[4] == "at most 1.5, met"
 
 
 def test_what_could_not_be_measured_is_said_and_breaks_no_other_line() -> None:
-    page = report.markdown("2026-01-31", measured(pyinfra=None), {"Python": "3.11"})
+    results = Results(again=measured(pyinfra=None), downtime=[Measured("attached", "it gets a card")])
+    page = report.markdown("2026-01-31", results, {"Python": "3.11"})
     assert row(page, "pyinfra")[1] == "not measured"
     assert row(page, "homelab: `up --refresh`")[3:5] == [
-        "not measured; 0.20 × Ansible",
-        "at most 0.7; at most 0.15, **missed**",
+        "0.80 × homelab; not measured; 0.20 × Ansible",
+        "at most 1.5, met; at most 0.7; at most 0.15, **missed**",
     ]
+    assert row(page, "it gets a card")[1] == "not measured"
     assert "- pyinfra: the same job: wanted: it found: nothing" in page
     assert "- Python: 3.11" in page
 
@@ -71,30 +76,75 @@ def test_every_line_of_the_table_has_as_many_cells_as_its_head() -> None:
     assert {line.count("|") for line in lines} == {len(report.HEAD) + 1}
 
 
-def test_stacks_of_several_sizes_are_told_side_by_side() -> None:
-    runs = dict.fromkeys(fleet.VERBS, 2.0)
-    fleets = [fleet.Fleet(hosts, runs, dict.fromkeys(runs, 1.25), 50_000_000, hosts * 90_000) for hosts in (1, 12)]
-    page = report.markdown("2026-01-31", [], {}, [], fleets)
-    assert "| 12 | 2.0 (1.2) | 2.0 (1.2) | 2.0 (1.2) | 2.0 (1.2) | 50 | 1.08 |" in page
-    assert report.as_json("2026-01-31", [], {}, [], fleets)["fleets"][0]["stateBytes"] == 90_000
-    assert "hosts |" not in report.markdown("2026-01-31", [], {})
+def a_fleet(hosts: int, seconds: float) -> Fleet:
+    return Fleet(
+        hosts, dict.fromkeys(fleet.VERBS, seconds), dict.fromkeys(fleet.VERBS, 1.25), 50_000_000, hosts * 90_000
+    )
+
+
+def test_stacks_of_several_sizes_are_told_side_by_side_with_what_each_further_host_adds() -> None:
+    results = Results(fleets=[a_fleet(12, 13.0), a_fleet(1, 2.0)])
+    page = report.markdown("2026-01-31", results, {}, "2026-01-31.svg")
+    assert "| 12 | 13.0 (1.2) | 13.0 (1.2) | 13.0 (1.2) | 13.0 (1.2) | 50 | 1.08 |" in page
+    assert row(page, "no change") == ["no change", "6.5", "1.00", "0.00"]
+    assert row(page, "the state")[1:3] == ["12.0", "0.090 MB"] and "(2026-01-31.svg)" in page
+    assert report.as_json("2026-01-31", results, {})["fleets"][1]["stateBytes"] == 90_000
+    nothing = report.markdown("2026-01-31", Results(fleets=[a_fleet(4, 2.0)]), {})
+    assert "further host" not in nothing and "svg" not in nothing
+    assert "hosts |" not in report.markdown("2026-01-31", Results(), {})
+
+
+def test_the_picture_has_a_line_for_each_command_and_a_point_for_each_size_within_its_frame() -> None:
+    picture = ElementTree.fromstring(growth_chart([a_fleet(1, 2.0), a_fleet(50, 8.0), a_fleet(12, 3.0)]))
+    name = "{http://www.w3.org/2000/svg}"
+    lines = [line.attrib["points"].split() for line in picture.iter(f"{name}polyline")]
+    assert len(lines) == len(fleet.VERBS) and all(len(points) == 3 for points in lines)
+    _, _, width, height = (float(value) for value in picture.attrib["viewBox"].split())
+    for points in lines:
+        places = [tuple(map(float, point.split(","))) for point in points]
+        assert places == sorted(places) and all(0 < x < width and 0 < y < height for x, y in places)
+    labels = [text for text in picture.iter(f"{name}text") if text.text in [*fleet.VERBS.values(), "first up"]]
+    assert len({text.attrib["y"] for text in labels}) == len(labels)
+    assert growth_chart([a_fleet(4, 2.0)]) == ""
+
+
+def test_a_first_run_is_compared_with_both_peers() -> None:
+    first = [
+        Measured("up", "ours", [6.0]),
+        Measured("pyinfra", "pyinfra: it", [4.0]),
+        Measured("ansible", "Ansible: it", [10.0]),
+    ]
+    for one in first:
+        one.cpu.append(1.0)
+    page = report.markdown("2026-01-31", Results(first=first), {})
+    assert row(page, "ours")[3:] == [
+        "1.50 × pyinfra; 0.60 × Ansible", "at most 1.3, **missed**; at most 0.5, **missed**", "", "1.00", "",
+    ]  # fmt: skip
+    assert report.as_json("2026-01-31", Results(first=first), {})["firstRatios"][0]["ratio"] == 1.5
+
+
+def test_how_long_a_vm_is_off_is_told_beside_its_own_shutdown_and_start() -> None:
+    both = [Measured("own", "by hand", [0.5]), Measured("attached", "it gets a card", [3.0, 1.5, 1.0])]
+    page = report.markdown("2026-01-31", Results(downtime=both), {})
+    assert row(page, "it gets a card") == ["it gets a card", "1.50", "1.00–3.00", "+1.00"]
+    assert row(page, "by hand")[3] == ""
 
 
 def test_a_handover_is_told_beside_the_bare_hookscript() -> None:
     both = [Measured("bareTake", "bare", [0.5]), Measured("take", "ours", [3.0, 1.5, 1.0])]
-    page = report.markdown("2026-01-31", [], {}, both)
+    page = report.markdown("2026-01-31", Results(handover=both), {})
     assert row(page, "ours") == ["ours", "1.50", "1.00–3.00", "3.0 × bare hookscript"]
-    assert (
-        row(page, "bare")[3] == "" and report.as_json("2026-01-31", [], {}, both)["handover"]["take"]["median"] == 1.5
-    )
+    values = report.as_json("2026-01-31", Results(handover=both), {})
+    assert row(page, "bare")[3] == "" and values["handover"]["take"]["median"] == 1.5
 
 
 def test_the_json_holds_every_run_and_every_ratio() -> None:
-    values = json.loads(json.dumps(report.as_json("2026-01-31", measured(ansible=None), {})))
+    values = json.loads(json.dumps(report.as_json("2026-01-31", Results(again=measured(ansible=None)), {})))
     assert values["subjects"]["up"]["seconds"] == [4.5, 0.75, 1.5]
     assert values["subjects"]["ansible"]["median"] is None
-    assert [(one["subject"], one["base"], one["ratio"]) for one in values["ratios"]] == [
+    assert [(one["subject"], one["base"], one["ratio"] and round(one["ratio"], 6)) for one in values["ratios"]] == [
         ("up", "empty", 1.5),
+        ("refresh", "up", 0.8),
         ("refresh", "pyinfra", 0.6),
         ("refresh", "ansible", None),
     ]
