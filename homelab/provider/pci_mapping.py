@@ -5,7 +5,9 @@ subsystem-id of each function of its path (of a slot: the first), IOMMU group of
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import random
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from homelab.errors import HomelabError
@@ -21,6 +23,13 @@ from homelab.text import tell
 
 # Of a mapping as a whole, for all nodes.
 FLAG = "live-migration-capable"
+# A mapping's description while its last entry is taken out. Proxmox VE deletes a mapping without asking for a digest: whoever would add an entry
+# right then waits until it is gone. For so many seconds, after which whoever took it out was killed meanwhile.
+GOING = "homelab takes it away"
+GOING_SECONDS = 5.0
+# How often a change is tried while others change the mapping, each other node of this run among them, and the longest pause between two tries in seconds.
+TRIES = 30
+PAUSE_SECONDS = 0.5
 
 
 class PciMappingWork(ApiWork[PciMapping.Inputs, PciMapping.Outputs]):
@@ -43,7 +52,7 @@ class PciMappingWork(ApiWork[PciMapping.Inputs, PciMapping.Outputs]):
         api = self.api(inputs)
         _write(api, inputs, had.entry["path"])
         if had.live_migration and not had.had_flag and not inputs.live_migration:
-            _take_flag(api, inputs)
+            _until_nobody_else_does(lambda: _take_flag(api, inputs))
         return PciMapping.Outputs()
 
     def read(self, inputs: PciMapping.Inputs, outputs: PciMapping.Outputs) -> PciMapping.Outputs:
@@ -67,10 +76,7 @@ class PciMappingWork(ApiWork[PciMapping.Inputs, PciMapping.Outputs]):
 
     def delete(self, inputs: PciMapping.Inputs, outputs: PciMapping.Outputs) -> None:
         api = self.api(inputs)
-        try:
-            _remove(api, inputs)
-        except (ChangedMeanwhileError, UnansweredError):
-            _remove(api, inputs)
+        _until_nobody_else_does(lambda: _remove(api, inputs))
 
 
 class PciMappingRecordWork(ApiWork[PciMappingRecord.Inputs, PciMappingRecord.Outputs]):
@@ -176,36 +182,62 @@ def _made(api: Api, inputs: PciMapping.Inputs) -> bool:
     return True
 
 
+def _until_nobody_else_does(change: Callable[[], None]) -> None:
+    """Reads and writes under a digest, until what was read was still so. Raises ApiError: something else stands against it, or others never end."""
+    lost = 0
+    for left in reversed(range(TRIES)):
+        try:
+            change()
+            return
+        except UnansweredError:
+            lost += 1
+            if lost > 1:
+                raise
+        except (ChangedMeanwhileError, NotThereError):  # NotThereError: it was deleted after it was read
+            if not left:
+                raise
+        except ApiError as error:
+            if "already defined" not in error.reason or not left:  # another node's resource was faster
+                raise
+        time.sleep(random.uniform(0, PAUSE_SECONDS))
+
+
 def _write(api: Api, inputs: PciMapping.Inputs, old_path: str | None) -> None:
-    """Puts the entry in. If the mapping is changed meanwhile, it is read again, once."""
-    try:
-        _write_once(api, inputs, old_path)
-    except (ChangedMeanwhileError, UnansweredError):
-        _write_once(api, inputs, old_path)
-    except ApiError as error:
-        if "already defined" not in error.reason:  # another node's resource was faster
-            raise
-        _write_once(api, inputs, old_path)
+    """Puts the entry in."""
+    ends = time.monotonic() + GOING_SECONDS
+    _until_nobody_else_does(lambda: _write_once(api, inputs, old_path, ends))
 
 
-def _write_once(api: Api, inputs: PciMapping.Inputs, old_path: str | None) -> None:
+def _write_once(api: Api, inputs: PciMapping.Inputs, old_path: str | None, ends: float) -> None:
+    """``ends``: until when a mapping that somebody is taking away isn't taken over."""
     name, entry = inputs.mapping, entry_of(inputs)
-    path = f"cluster/mapping/pci/{name}"
+    path, wanted = f"cluster/mapping/pci/{name}", f"to change the PCI mapping {name}"
     try:
         mapping = api.get(path, f"to read the mapping {name}")
     except NotThereError:
         _make(api, inputs)
         return
+    is_going = mapping.get("description") == GOING
+    if is_going and time.monotonic() < ends:
+        raise ChangedMeanwhileError(
+            wanted=wanted,
+            found="another run takes it away",
+            why="what is added to it now would go along",
+            next="run `pulumi up` again",
+            status=500,
+            reason=GOING,
+        )
     entries = list(mapping["map"])
     ours = _ours(entries, inputs.node, inputs.entry["path"])
     if ours is None and old_path is not None:
         ours = _ours(entries, inputs.node, old_path)
     _require_free(inputs, [other for other in entries if other != ours])
     lacks_flag = inputs.live_migration and not _has_flag(mapping)
-    if ours is None or not _equal(ours, entry) or lacks_flag:
+    if ours is None or not _equal(ours, entry) or lacks_flag or is_going:
         more: dict[str, Any] = {FLAG: 1} if lacks_flag else {}
+        more |= {"delete": "description"} if is_going else {}
         made = [*entries, entry] if ours is None else _with(entry, ours, entries)
-        api.put(path, f"to change the PCI mapping {name}", map=made, digest=mapping["digest"], **more)
+        api.put(path, wanted, map=made, digest=mapping["digest"], **more)
 
 
 def _with(new: str, old: str, entries: list[str]) -> list[str]:
@@ -238,9 +270,12 @@ def _remove(api: Api, inputs: PciMapping.Inputs) -> None:
         return
     left = _with(before, ours, entries) if before else [other for other in entries if other != ours]
     if left:
-        more: dict[str, Any] = (
-            {"delete": FLAG} if inputs.live_migration and not inputs.had_flag and _has_flag(mapping) else {}
-        )
+        away = [FLAG] if inputs.live_migration and not inputs.had_flag and _has_flag(mapping) else []
+        away += ["description"] if mapping.get("description") == GOING else []
+        more: dict[str, Any] = {"delete": ",".join(away)} if away else {}
         api.put(path, wanted, map=left, digest=mapping["digest"], **more)
+    elif mapping.get("description") != GOING:
+        api.put(path, wanted, map=entries, digest=mapping["digest"], description=GOING)
+        _remove(api, inputs)  # read again: nobody adds anything from now on, and what was added before stays
     else:
         api.delete(path, wanted)

@@ -98,6 +98,11 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
             tell(f"{inputs.vm}: drift: VM {inputs.vmid} is gone")
             raise GoneError from None
         except ElsewhereError as error:
+            if not self._is_there(inputs, outputs, error.node):
+                tell(
+                    f"{inputs.vm}: drift: VM {inputs.vmid} is gone; the guest of that id on {error.node} is another one"
+                )
+                raise GoneError from None
             if self.stack.roams(inputs.vm):  # its record says where it is
                 return outputs
             tell(f"{inputs.vm}: drift: {error.found}")
@@ -107,6 +112,15 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
             tell(f"{inputs.vm}: drift: {key} is {config.get(key, 'not there')} instead of {inputs.config[key]}")
         return dataclasses.replace(outputs, drift=drift)
 
+    def _is_there(self, inputs: VirtualMachine.Inputs, outputs: VirtualMachine.Outputs, node: str) -> bool:
+        """Is the VM on another node, or has another guest its id there?"""
+        path = f"nodes/{node}/qemu/{inputs.vmid}/config"
+        try:
+            config = strings(self.reading(inputs, path, f"to read the configuration of VM {inputs.vmid}"))
+        except (NotThereError, ElsewhereError):  # a container
+            return False
+        return is_marked(inputs.mark, config) and not _is_anothers(inputs.mark, outputs.instance, config)
+
     def update(
         self, inputs: VirtualMachine.Inputs, had: VirtualMachine.Inputs, outputs: VirtualMachine.Outputs
     ) -> VirtualMachine.Outputs:
@@ -114,6 +128,8 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
         machine = self._machine(inputs)
         if MOVED in outputs.drift:
             machine.config()  # refused, unless it is back
+        if inputs.node != had.node:
+            _require_same_vm(inputs, had, outputs, machine.config())
         both = {**inputs.config, **inputs.secret_config}
         before = {**had.config, **had.secret_config}
         again = [key for key, value in both.items() if before.get(key) != value or key in outputs.drift]
@@ -151,6 +167,24 @@ def _is_anothers(mark: str, instance: str, config: dict[str, str]) -> bool:
     """Does its description name another making of it than this one?"""
     found = re.search(rf"{re.escape(mark)} ([0-9a-f]{{16}})(?!\S)", config.get("description", ""))
     return bool(instance) and found is not None and found[1] != instance
+
+
+def _require_same_vm(
+    inputs: VirtualMachine.Inputs,
+    had: VirtualMachine.Inputs,
+    outputs: VirtualMachine.Outputs,
+    config: dict[str, str],
+) -> None:
+    """Where a VM has moved to: is it the one that was made, or has another one its id by now?"""
+    ours = is_marked(inputs.mark, config) or is_marked(had.mark, config)
+    if ours and not _is_anothers(inputs.mark, outputs.instance, config):
+        return
+    raise HomelabError(
+        wanted=f"VM {inputs.vmid} ({inputs.vm}), which this program made on {had.node}, changed on {inputs.node}, where it is now",
+        found=f"VM {inputs.vmid} on {inputs.node} is another one: {config.get('name', 'without a name')}",
+        why="the one that was made is gone, and somebody has used its id again; what isn't this program's is not changed, and never removed",
+        next=f"choose another vmid for vms.{inputs.vm}, and run `pulumi up --refresh`: a new VM is made",
+    )
 
 
 def _require_same_disk(had: VirtualMachine.Inputs, new: VirtualMachine.Inputs) -> None:

@@ -11,14 +11,18 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError
+from homelab.provider import api as work_module
 from homelab.provider import peers
+from homelab.provider.base import GoneError
 from homelab.provider.gpu_lease import GpuLeaseWork
 from homelab.provider.safety_copy import SafetyCopyWork
+from homelab.provider.virtual_machine import VirtualMachineWork
 from homelab.provider.vm_record import VmRecordWork
 from homelab.remote.proxmox import api as api_module
 from homelab.resources.base import Boot, ShutdownInputs
 from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.safety_copy import SafetyCopy
+from homelab.resources.virtual_machine import DiskInputs, VirtualMachine
 from homelab.resources.vm_record import VmRecord
 from lab.cluster import LabCluster
 from tests.lab.test_proxmox_api import host_of
@@ -39,6 +43,7 @@ def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabClus
 @pytest.fixture
 def cluster(shared_cluster: LabCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[LabCluster]:
     monkeypatch.setattr(api_module, "POLL_SECONDS", (0.02, 0.05))
+    monkeypatch.setattr(work_module, "_READINGS", {})
     shared_cluster["pve1"].run(f"qm stop {VM}")
     yield shared_cluster
     for name in ("pve2", "pve3"):
@@ -103,11 +108,11 @@ def conf(cluster: LabCluster, node: str) -> str:
     return (cluster.folder / f"pve/nodes/{node}/qemu-server/{VM}.conf").read_text()
 
 
-def move(cluster: LabCluster, here: str, there: str) -> None:
+def move(cluster: LabCluster, here: str, there: str, vmid: int = VM) -> None:
     """As a migration of a VM that is off leaves it, its disks on a storage that both have."""
     to = cluster.folder / f"pve/nodes/{there}/qemu-server"
     to.mkdir(exist_ok=True)
-    (cluster.folder / f"pve/nodes/{here}/qemu-server/{VM}.conf").rename(to / f"{VM}.conf")
+    (cluster.folder / f"pve/nodes/{here}/qemu-server/{vmid}.conf").rename(to / f"{vmid}.conf")
 
 
 def noted(cluster: LabCluster, what: str) -> list[str]:
@@ -186,3 +191,55 @@ def test_what_another_entry_keeps_on_another_node_stays_noted(cluster: LabCluste
     first = given_and_moved(cluster)
     VmRecordWork(texts(cluster)).delete(dataclasses.replace(record_of("pve2"), vm="another"), first)
     assert noted(cluster, RECORD) == ["pve1"]
+
+
+# -- a VM that was made here ---------------------------------------------------------------------------------------------------
+ID, MARK = 300, "Created by Pulumi: project/stack/mine"
+
+
+def made_of(node: str, **more: Any) -> VirtualMachine.Inputs:
+    about: dict[str, Any] = {"vm": "mine", "vmid": ID, "config": {"name": "mine", "memory": "512"}, "protect": False}
+    about |= {"disk": DiskInputs(storage="local-lvm", size=8), "mark": MARK, "cluster": "home", **more}
+    return VirtualMachine.Inputs(host=node, node=node, shutdown=SHUTDOWN, **about)
+
+
+@pytest.mark.parametrize("who", ["a stranger's", "made anew", "a container"])
+def test_another_guest_of_a_made_vms_id_on_another_node_is_never_changed_or_removed(
+    cluster: LabCluster, who: str
+) -> None:
+    """The VM is gone, and its id was used again: wherever the settings send this program, that guest isn't the one that was made."""
+    vms = {
+        "mine": {"host": "home", "vmid": ID, "create": {"disk": {"storage": "local-lvm", "size": 8}}, "gpus": ["gpu"]}
+    }
+    work = VirtualMachineWork(texts(cluster, vms=vms))
+    made = work.create(made_of("pve1"))
+    cluster["pve1"].run(f"qm destroy {ID}")
+    what = {"a stranger's": f"{MARK}2 {'a' * 16}", "made anew": f"{MARK} {'a' * 16}"}.get(who)
+    folder = cluster.folder / f"pve/nodes/pve2/{'lxc' if what is None else 'qemu-server'}"
+    folder.mkdir(exist_ok=True)
+    theirs = folder / f"{ID}.conf"
+    theirs.write_text(f"#{what}\nname: precious\nmemory: 512\n" if what else "arch: amd64\nhostname: precious\n")
+    text = theirs.read_text()
+    try:
+        with pytest.raises(GoneError):
+            work.read(made_of("pve1"), made)
+        with pytest.raises(HomelabError) as raised:
+            work.update(made_of("pve2", config={"name": "mine", "memory": "1024"}), made_of("pve1"), made)
+        assert what is None or "VM 300 on pve2 is another one: precious" in raised.value.found
+        if who != "made anew":  # which is this stack's own
+            with pytest.raises(HomelabError):
+                work.create(made_of("pve2"))
+        for node in ("pve1", "pve2"):
+            work.delete(made_of(node), made)
+        assert theirs.read_text() == text
+    finally:
+        theirs.unlink()
+
+
+def test_a_made_vm_that_has_moved_is_removed_where_it_is(cluster: LabCluster) -> None:
+    work = VirtualMachineWork(texts(cluster, vms={}))
+    made = work.create(made_of("pve1"))
+    move(cluster, "pve1", "pve2", ID)
+    assert work.update(made_of("pve2"), made_of("pve1"), made) == made
+    work.delete(made_of("pve1"), made)
+    assert not list(cluster.folder.glob(f"pve/nodes/*/qemu-server/{ID}.conf"))

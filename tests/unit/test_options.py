@@ -95,7 +95,7 @@ def inputs(**changes: Any) -> PciMapping.Inputs:
 def test_the_flag_is_set_and_goes_with_our_entry_where_it_was_ours(had_flag: bool) -> None:
     before = {"map": [OTHER], **({pci_mapping.FLAG: 1} if had_flag else {})}
     api: Any = Api(**before)
-    pci_mapping._write_once(api, inputs(had_flag=had_flag), None)
+    pci_mapping._write(api, inputs(had_flag=had_flag), None)
     assert api.mapping[pci_mapping.FLAG] == 1 and len(api.mapping["map"]) == 2
     pci_mapping._remove(api, inputs(had_flag=had_flag))
     assert api.mapping == before
@@ -109,6 +109,6 @@ def test_a_flag_that_isnt_wanted_any_more_is_taken_away_and_the_entries_stay() -
 
 def test_without_the_setting_a_flag_of_somebody_elses_stays() -> None:
     api: Any = Api(map=[OTHER], **{pci_mapping.FLAG: 1})
-    pci_mapping._write_once(api, inputs(live_migration=False), None)
+    pci_mapping._write(api, inputs(live_migration=False), None)
     pci_mapping._remove(api, inputs(live_migration=False))
     assert api.mapping == {"map": [OTHER], pci_mapping.FLAG: 1}

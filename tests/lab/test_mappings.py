@@ -1,0 +1,156 @@
+"""A PCI mapping is the whole cluster's: nodes, stacks and people change it at the same time, and no entry is lost for that."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from homelab.provider.pci_mapping import PciMappingWork
+from homelab.remote.proxmox.api import Api
+from homelab.resources.pci_mapping import PciMapping
+from lab import Lab
+from tests.lab.test_proxmox_api import NODE, client, host_of
+
+PATH = "cluster/mapping/pci"
+OTHERS = [f"node=pve{number},path=0000:01:00,id=10de:2b85" for number in (2, 3, 4, 5)]
+GONE = "node=left-long-ago,path=0000:41:00,id=10de:2684"
+
+
+@pytest.fixture(scope="module")
+def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab.start("bound-by-hand", state=tmp_path_factory.mktemp("mappings") / "lab") as started:
+        yield started
+
+
+@pytest.fixture
+def lab(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    yield shared_lab
+    shared_lab.run("rm -f $ROOT/etc/pve/mapping/pci.cfg")
+
+
+def work(lab: Lab) -> PciMappingWork:
+    about = host_of(lab).model_dump(mode="json", by_alias=True)
+    about["api"]["tokenSecret"] = lab.api["tokenSecret"]
+    return PciMappingWork({"hosts": json.dumps({NODE: about}), "allowPlainSecrets": "true"})
+
+
+def entry_of(node: str = NODE, **more: Any) -> PciMapping.Inputs:
+    entry = {"path": "0000:01:00", "id": "10de:2b85", "iommugroup": "14", "subsystem-id": "1043:89e3"}
+    return PciMapping.Inputs(
+        **{"host": NODE, "node": node, "mapping": "gpu", "entry": entry, "before": "", "known": True, **more}
+    )
+
+
+def nodes(lab: Lab) -> list[str]:
+    """The nodes whose entries the mapping has; none: it isn't there."""
+    found = client(lab).get(PATH, "mappings")
+    return [entry.partition("node=")[2].partition(",")[0] for mapping in found for entry in mapping["map"]]
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, verb: str, *acts: Callable[[], object]) -> None:
+    """What others do right before each request of that kind, one act each, while there are any."""
+    left = list(acts)
+    plain = getattr(Api, verb)
+
+    def asked(self: Api, path: str, wanted: str, /, **parameters: Any) -> Any:
+        if left and path.startswith(PATH):
+            left.pop(0)()
+        return plain(self, path, wanted, **parameters)
+
+    monkeypatch.setattr(Api, verb, asked)
+
+
+def add(lab: Lab, entry: str) -> Callable[[], None]:
+    """Another stack's client, of an API of its own, in a process that nobody here watches."""
+
+    def done() -> None:
+        have = next(
+            (one for one in json.loads(lab.run("pvesh get /cluster/mapping/pci --output-format json").stdout)), None
+        )
+        maps = " ".join(f"--map '{one}'" for one in [*(have["map"] if have else []), entry])
+        lab.run(f"pvesh {'set /cluster/mapping/pci/gpu' if have else 'create /cluster/mapping/pci --id gpu'} {maps}")
+
+    return done
+
+
+def test_however_many_change_a_mapping_meanwhile_each_entry_stays(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three nodes of one run complete it at once, and two stacks: the last one has lost the race more than once."""
+    add(lab, GONE)()
+    meanwhile(monkeypatch, "put", *(add(lab, one) for one in OTHERS))
+    work(lab).create(entry_of())
+    assert nodes(lab) == ["left-long-ago", "pve2", "pve3", "pve4", "pve5", NODE]
+
+
+def test_nodes_that_complete_it_at_the_same_time_all_do(lab: Lab) -> None:
+    names = [f"pve{number}" for number in range(2, 8)]
+    threads = [threading.Thread(target=work(lab).create, args=[entry_of(name, known=False)]) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(nodes(lab)) == names
+
+
+def test_a_mapping_that_is_deleted_meanwhile_is_made_anew_and_nothing_to_take_back(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deleted() -> None:
+        lab.run("pvesh delete /cluster/mapping/pci/gpu")
+
+    add(lab, GONE)()
+    with monkeypatch.context() as once:
+        meanwhile(once, "put", deleted)
+        work(lab).create(entry_of())
+    assert nodes(lab) == [NODE]
+    add(lab, GONE)()
+    with monkeypatch.context() as once:
+        meanwhile(once, "put", deleted)
+        work(lab).delete(entry_of(), PciMapping.Outputs())
+    assert nodes(lab) == []
+    work(lab).delete(entry_of(), PciMapping.Outputs())
+
+
+def test_what_others_add_while_an_entry_is_taken_out_stays(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(lab, GONE)()
+    work(lab).create(entry_of())
+    with monkeypatch.context() as once:
+        meanwhile(once, "put", *(add(lab, one) for one in OTHERS))
+        work(lab).delete(entry_of(), PciMapping.Outputs())
+    assert nodes(lab) == ["left-long-ago", "pve2", "pve3", "pve4", "pve5"]
+
+
+@pytest.mark.parametrize("verb", ["put", "delete"])
+def test_the_last_entry_takes_the_mapping_along_only_if_nobody_has_added_one(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """Proxmox VE deletes a mapping without a digest: what has come a moment ago would go along. Another stack waits until it is gone."""
+    work(lab).create(entry_of())
+    other = threading.Thread(target=work(lab).create, args=[entry_of("pve2")])
+    with monkeypatch.context() as once:
+        meanwhile(once, verb, add(lab, OTHERS[0]) if verb == "put" else other.start)
+        work(lab).delete(entry_of(), PciMapping.Outputs())
+    if verb == "delete":
+        other.join()
+    assert nodes(lab) == ["pve2"]
+
+
+def test_a_mapping_whose_removal_was_broken_off_is_taken_over_and_given_back(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    work(lab).create(entry_of())
+    with monkeypatch.context() as once:
+        meanwhile(once, "delete", killed)
+        with pytest.raises(KeyboardInterrupt):
+            work(lab).delete(entry_of(), PciMapping.Outputs())
+    monkeypatch.setattr("homelab.provider.pci_mapping.GOING_SECONDS", 0.2)
+    work(lab).create(entry_of("pve2"))
+    assert nodes(lab) == [NODE, "pve2"] and "description" not in client(lab).get(f"{PATH}/gpu", "the mapping")
+    work(lab).delete(entry_of(), PciMapping.Outputs())
+    assert nodes(lab) == ["pve2"]
