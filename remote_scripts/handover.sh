@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What hands a host's cards from its containers to VMs and back: a program, a service and a timer that bring to an end what was left half-way, and the
 # hookscript that VMs name.
-# Needs: files, handover/rest
+# Needs: boot_service, files, handover/rest
 #
 # Arguments: NEEDED (yes | no: is a card handed over here?), PROGRAM (handover_host.sh, composed), UNIT, TIMER, HOOK (the hookscript), GENERATION (no part
 #   in what happens).
@@ -18,11 +18,7 @@ apply() {
     take_away
   else
     write_files
-    run_logged systemctl daemon-reload || :
-    for unit in service timer; do
-      [[ $CHANGED == no && -L $ROOT$(enabled_as "$unit") ]] || run_logged systemctl enable --quiet "homelab-handover.$unit" ||
-        die "homelab-handover.$unit enabled" "$OUTPUT" "a handover that is cut short would stay half-way" "correct what systemctl says, then run \`pulumi up\` again"
-    done
+    for unit in service timer; do enable_boot_service "homelab-handover.$unit" "$(enabled_as "$unit")" "a handover that is cut short would stay half-way"; done
     run_logged systemctl start homelab-handover.timer || log "homelab-handover.timer has not started: it does at the next boot"
   fi
   finish
@@ -59,16 +55,12 @@ revert() {
 }
 
 take_away() {
-  local unit
   drop_hooks
-  for unit in timer service; do
-    # Also where its file is gone: what `enable` made is a link.
-    [[ ! -L $ROOT$(enabled_as "$unit") ]] || run_logged systemctl disable "homelab-handover.$unit" || rm -f "$ROOT$(enabled_as "$unit")"
-  done
   [[ ! -e $ROOT/etc/systemd/system/homelab-handover.timer ]] || run_logged systemctl stop homelab-handover.timer || :
+  drop_boot_service handover '' homelab-handover.timer "$(enabled_as timer)"
+  drop_boot_service handover "$INSTALLED" homelab-handover.service "$(enabled_as service)"
   drop_files
   rm -rf "$ROOT$HANDOVER"
-  [[ $CHANGED == no ]] || run_logged systemctl daemon-reload || :
 }
 
 # drop_hooks - of VMs that aren't the settings', too: a clone, or one that was restored, has brought the name along.
@@ -78,9 +70,7 @@ drop_hooks() {
     vmid=${file##*/} vmid=${vmid%.conf}
     if [[ ! -e $file ]] || ! is_our_hook "$vmid"; then continue; fi
     [[ $PLANNING == no ]] || { note_planned removed "VM $vmid's option hookscript" && continue; }
-    run_logged qm set "$vmid" --delete hookscript || die "VM $vmid without our hookscript" "$OUTPUT" \
-      "once the script is gone, a VM that names it doesn't start" "correct what qm says, then run the same again"
-    CHANGED=yes
+    drop_hook "$vmid"
   done
 }
 

@@ -8,7 +8,7 @@
 # Verbs: apply, revert, plan (what `apply` would change, as files.sh answers it).
 
 apply() {
-  local volume
+  local volume=''
   take_lock
   if ! has_hook "$VMID"; then
     is_our_hook "$VMID" || need_hookless
@@ -16,19 +16,20 @@ apply() {
     volume=$STORAGE:snippets/$HOOK_FILE
     [[ -x $ROOT$SNIPPETS/$HOOK_FILE ]] || die "VM $VMID with the hookscript $volume" "there is no $SNIPPETS/$HOOK_FILE" \
       "a VM that names a hookscript which isn't there doesn't start; the storages have changed since it was written" "run \`pulumi up --refresh\`, which writes it"
-    # Noted first: by that it is known that the VM is to have it.
-    note_holder
+  fi
+  # Before it has it: by that it is known that the VM is to have it.
+  note_holder
+  if [[ -n $volume ]]; then
     run_logged qm set "$VMID" --hookscript "$volume" || die "VM $VMID with the hookscript $volume" "$OUTPUT" \
       "without it the VM would not get the card from the containers" "correct what qm says, then run \`pulumi up\` again"
     CHANGED=yes
   fi
-  note_holder
   finish
   printf '{"changed":"%s"}\n' "$CHANGED"
 }
 
 note_holder() {
-  [[ $(cat "$ROOT$HOOKED/$VMID" 2>/dev/null) != "$HOLDER" || ! -e $ROOT$HOOKED/$VMID ]] || return 0
+  [[ ! -e $ROOT$HOOKED/$VMID || $(cat "$ROOT$HOOKED/$VMID") != "$HOLDER" ]] || return 0
   need_dir "$ROOT$HOOKED"
   printf '%s\n' "$HOLDER" | write_atomically "$HOOKED/$VMID" 0600
 }
@@ -51,11 +52,7 @@ revert() {
     printf '{"changed":"no"}\n'
     return 0
   fi
-  if is_our_hook "$VMID"; then
-    run_logged qm set "$VMID" --delete hookscript || die "VM $VMID without our hookscript" "$OUTPUT" \
-      "once the script is gone, a VM that names it doesn't start" "correct what qm says, then run the same again"
-    CHANGED=yes
-  fi
+  ! is_our_hook "$VMID" || drop_hook "$VMID"
   remove_file "$HOOKED/$VMID"
   finish
   printf '{"changed":"%s"}\n' "$CHANGED"

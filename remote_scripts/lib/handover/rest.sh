@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Whether every card that is handed over is with the host, and what of the handover is installed.
-# Needs: common, files, handover/places, read/text
+# Needs: common, files, lock, handover/places, read/text
 #
 # Gives: cards_away [VMID...] -> AWAY; need_rest [VMID...], is_on_its_way VMID...; enabled_as service|timer; find_snippets -> SNIPPETS, STORAGE;
-#   hook_of_vm VMID, is_our_hook VMID, has_hook VMID; handed_over (a key of read_host.sh's answer).
+#   hook_of_vm VMID, is_our_hook VMID, drop_hook VMID, has_hook VMID; handed_over (a key of read_host.sh's answer).
 
 # enabled_as service|timer - what `systemctl enable` makes of it.
 enabled_as() {
@@ -80,6 +80,12 @@ find_snippets() {
 hook_of_vm() { sed -n '/^\[/q; s/^hookscript: *//p' "$ROOT/etc/pve/qemu-server/$1.conf" 2>/dev/null || :; }
 
 is_our_hook() { [[ $(hook_of_vm "$1") == *:snippets/$HOOK_FILE ]]; }
+
+drop_hook() { # VMID
+  run_logged qm set "$1" --delete hookscript || die "VM $1 without our hookscript" "$OUTPUT" \
+    "once the script is gone, a VM that names it doesn't start" "correct what qm says, then run the same again"
+  CHANGED=yes
+}
 
 # has_hook VMID - does it name our hookscript, by a storage that has it? A VM whose hookscript isn't found doesn't start.
 has_hook() {
