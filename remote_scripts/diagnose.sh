@@ -28,8 +28,6 @@ diagnose() {
   printf ']}\n'
 }
 
-string_of() { json_string "$(of_file "$ROOT$1")"; } # PATH - its text; empty when it isn't there
-
 # Every guest of the cluster: a wrong id is answered by what it is.
 known_guests() {
   local path node kind pending separator=

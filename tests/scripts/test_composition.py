@@ -104,6 +104,36 @@ def test_what_a_script_calls_is_sent_with_it(name: str) -> None:
     assert called(sent) & ours() <= {*functions_of(sent)}
 
 
+# What a script defines in a part's place, so that the part calls it.
+_REPLACED = {
+    # Steps of its own, without anybody who looks on, and without room for copies; none of these calls what it replaces.
+    "rollback.sh": ["open_step_log", "remember", "watched", "within"],
+    # What it has changed is a VM and a folder.
+    "passthrough_test.sh": ["undo"],
+}
+
+
+def twice_defined(name: str) -> list[str]:
+    """Functions of a program that two of its files define: the later one is called wherever the earlier one is meant."""
+    texts = [scripts._code(f"lib/{part}.sh") for part in scripts.library_of(name)]
+    every = [function for text in (*texts, scripts._code(name)) for function in functions_of(text)]
+    return sorted({function for function in every if every.count(function) > 1})
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_no_function_hides_another_one_of_its_program(name: str) -> None:
+    assert twice_defined(name) == _REPLACED.get(name, [])
+
+
+@pytest.mark.parametrize("name", ["handover.sh", "lib/handover/rest.sh"])
+def test_a_function_that_hides_another_one_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    shutil.copytree(scripts.FOLDER, tmp_path, dirs_exist_ok=True)
+    with (tmp_path / name).open("a") as file:
+        file.write("\nenable_boot_service() { :; }\n")
+    with scripts_of(tmp_path, monkeypatch):
+        assert twice_defined("handover.sh") == ["enable_boot_service"]
+
+
 # What bash sets, and what a host's own files may.
 _OF_BASH = {"BASHPID", "BASH_COMMAND", "BASH_REMATCH", "BASH_SOURCE", "LINENO", "PATH", "PPID", "SECONDS", "IFS"}
 _OF_HOST = {"GRUB_CMDLINE_LINUX", "GRUB_CMDLINE_LINUX_DEFAULT"}
