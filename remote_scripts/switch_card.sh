@@ -2,11 +2,12 @@
 # Starts or shuts down a VM that takes a card from this host's containers, as Proxmox VE's own buttons do: the handover is theirs (handover_host.sh).
 # Needs: files, handover/places, read/text
 #
-# Arguments: CARD (its name), VMID, SECONDS_OFF (for a shutdown), CUT (yes: the VM's power is cut after that time), FROM (how much of the story is
-#   known already, in bytes).
+# Arguments: CARD (its name), VMID (0: none, of `story`), SECONDS_OFF (for a shutdown), CUT (yes: the VM's power is cut after that time), FROM (how much
+#   of the story is known already, in bytes).
 # Changes: whether the VM runs; with it what a handover changes.
 # Verbs: start_vm, shut_down_vm; story, which changes nothing.
-# Answer: {"well":"yes|no","said": the end of what qm says}; of story {"size","state": the lines of what is noted of the card,"story": what is new}.
+# Answer: {"well":"yes|no","said": the end of what qm says}; of story {"size","state": the lines of what is noted of the card,"story": what is new,
+#   "runs": yes | no | unknown, of the VM}.
 
 start_vm() { answer_with qm start "$VMID"; }
 
@@ -24,11 +25,15 @@ answer_with() {
 }
 
 story() {
-  local size file=$ROOT$HANDOVER/log text=''
+  local size file=$ROOT$HANDOVER/log text='' runs=unknown said
   size=$(stat -c %s "$file" 2>/dev/null) || size=0
   # It is cut at its beginning now and then: what is new can't be told apart then, and the next lines can.
   ((size <= FROM)) || text=$(tail -c "+$((FROM + 1))" "$file" 2>/dev/null | head -c "$((size - FROM))") || text=''
-  printf '{"size":%s,"state":%s,"story":%s}\n' "$size" "$(json_string "$(cat "$ROOT$HANDOVER/$CARD.state" 2>/dev/null || :)")" "$(json_string "$text")"
+  # Before what is noted: a VM that has ended since has the card still, and the next look sees where it goes.
+  if ((VMID > 0)) && said=$(within "$ASK_SECONDS" qm status "$VMID" 2>/dev/null); then
+    case $said in 'status: running') runs=yes ;; 'status: stopped') runs=no ;; esac
+  fi
+  printf '{"size":%s,"runs":"%s","state":%s,"story":%s}\n' "$size" "$runs" "$(json_string "$(cat "$ROOT$HANDOVER/$CARD.state" 2>/dev/null || :)")" "$(json_string "$text")"
 }
 
 main() {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+import time
 from collections.abc import Sequence
 from typing import TypedDict, cast
 
@@ -24,8 +25,11 @@ from homelab.settings import Host, Settings, Shutdown, Vm
 WELL, NOT_SWITCHED, UNREADABLE = 0, 1, 2
 # How often the story is asked for what is new: a host tells nobody.
 POLL_SECONDS = 1.0
-# A handover's own steps have time limits, which are shorter together. The way back begins within two minutes, at the latest by the host's timer.
+# A handover's own steps have time limits, which are shorter together. The way back begins within two minutes, at the latest by the host's timer. A VM's
+# own shutdown comes on top of that.
 SWITCH_SECONDS = 1800.0
+# HA shuts a VM down when its manager comes to it, within a minute or so: a request of that answers at once.
+HA_SECONDS = 120.0
 CONTAINERS = "containers"
 
 
@@ -100,6 +104,7 @@ def _vm_of(guests: Settings, host_name: str, card: str, name: str) -> Vm:
 class Rehearsed(TypedDict):
     """What rehearse_card.sh answers."""
 
+    stands: str
     refused: str
     containers: list[str]
     ends: list[str]
@@ -132,6 +137,8 @@ class Switch:
         shared = {name: plan.card_plan(self._facts, self._host, name, slots[name]) for name in self._host.hands_over}
         text = scripts.rehearse_card(handover.lines_of(self._host, self._vms, shared), self._card, self._vm.vmid)
         found = cast(Rehearsed, scripts.answer(await self._session.run("rehearse", text, 300)))
+        if found["stands"]:
+            print(f"{found['stands']}.")
         for ctid in found["containers"]:
             print(f"  would be shut down, and started again afterwards: container {ctid}")
         for holder in found["ends"]:
@@ -143,6 +150,8 @@ class Switch:
         if found["refused"] or found["holders"]:
             print(f"VM {self._vm.vmid} would not get it; everything would stay as it is.")
             return NOT_SWITCHED
+        if found["stands"]:
+            return WELL
         print(f"  then its driver would let go of it: {found['way']}")
         print(f"Nothing stands against VM {self._vm.vmid} taking it.")
         return WELL
@@ -193,52 +202,80 @@ class Switch:
         return NOT_SWITCHED
 
     async def _to_containers(self, vmid: int) -> int:
-        if vmid in self._facts.guests.running:
-            print(f"shutting VM {vmid} down, for which it has {self._off.timeout} s")
-            well, said = await self._while_told("shut_down_vm", vmid)
-            if not well:
-                print(said, file=sys.stderr)
-                print(
-                    f"VM {vmid} hasn't gone off, and keeps gpus.{self._card}: shut it down from inside, or stop it in Proxmox VE, and the card comes back by itself",
-                    file=sys.stderr,
+        asked: float | None = None
+        ended = False
+        until = time.monotonic() + SWITCH_SECONDS
+        runs = "yes" if vmid in self._facts.guests.running else "no"
+        while self._state.get("state", "HELD") not in ("HELD", "STUCK", "DEAD"):
+            has_it = self._state["state"] == "VM"
+            ended = ended or (asked is not None and runs == "no")
+            if has_it and self._state.get("vm") != str(vmid):
+                return self._stays(f"gpus.{self._card} is {self._where()} now, which has been started meanwhile")
+            if has_it and runs == "yes" and ended:
+                return self._stays(
+                    f"VM {vmid} had gone off, and runs again with gpus.{self._card}: somebody has started it, such as HA or a reboot from inside"
                 )
-                return NOT_SWITCHED
-        try:
-            async with asyncio.timeout(SWITCH_SECONDS):
-                while self._state.get("state", "HELD") not in ("HELD", "STUCK", "DEAD"):
-                    await asyncio.sleep(POLL_SECONDS)
-                    await self._look()
-        except TimeoutError:
-            print(
-                f"gpus.{self._card} is still {self._where()}; the card comes back by itself once nothing holds VM {vmid}, such as a backup or a lock (`qm config {vmid}`)",
-                file=sys.stderr,
-            )
-            return NOT_SWITCHED
+            if has_it and runs == "yes" and asked is None:
+                if not await self._shut_down(vmid):
+                    return NOT_SWITCHED
+                asked = time.monotonic()
+                until = asked + self._off.timeout + SWITCH_SECONDS
+            elif (
+                has_it
+                and runs == "yes"
+                and asked is not None
+                and time.monotonic() > asked + self._off.timeout + HA_SECONDS
+            ):
+                return self._still_runs(vmid)
+            elif time.monotonic() > until:
+                return self._stays(
+                    f"gpus.{self._card} is still {self._where()}; the card comes back by itself once nothing holds VM {vmid}, such as a backup or a lock (`qm config {vmid}`)"
+                )
+            else:
+                await asyncio.sleep(POLL_SECONDS)
+            runs = await self._look(vmid)
         if self._state:
-            print(f"gpus.{self._card} is {self._where()}", file=sys.stderr)
-            return NOT_SWITCHED
+            return self._stays(f"gpus.{self._card} is {self._where()}")
         print(f"gpus.{self._card} is with the host and its containers.")
         return WELL
 
-    async def _while_told(self, verb: str, vmid: int) -> tuple[bool, str]:
-        """Has something done on the host, and tells the story meanwhile. Did it work, and what does it say?"""
+    async def _shut_down(self, vmid: int) -> bool:
+        print(f"shutting VM {vmid} down, for which it has {self._off.timeout} s")
+        well, said = await self._while_told("shut_down_vm", vmid, SWITCH_SECONDS + self._off.timeout)
+        if not well:
+            print(said, file=sys.stderr)
+            self._still_runs(vmid)
+        return well
+
+    def _still_runs(self, vmid: int) -> int:
+        return self._stays(
+            f"VM {vmid} hasn't gone off, and keeps gpus.{self._card}: shut it down from inside, or stop it in Proxmox VE, and the card comes back by itself"
+        )
+
+    def _stays(self, why: str) -> int:
+        print(why, file=sys.stderr)
+        return NOT_SWITCHED
+
+    async def _while_told(self, verb: str, vmid: int, seconds: float = SWITCH_SECONDS) -> tuple[bool, str]:
+        """Has something done on the host within so many ``seconds``, and tells the story meanwhile. Did it work, and what does it say?"""
         script = scripts.switch_card(self._card, vmid, self._off.timeout, cut=self._off.otherwise == "stop")
-        doing = asyncio.create_task(self._session.run(verb, script, SWITCH_SECONDS))
+        doing = asyncio.create_task(self._session.run(verb, script, seconds))
         while not (await asyncio.wait({doing}, timeout=POLL_SECONDS))[0]:
             await self._look()
         await self._look()
         answer = scripts.answer(await doing)
         return answer["well"] == "yes", str(answer["said"])
 
-    async def _look(self, *, quiet: bool = False) -> None:
-        """Reads what is new of the story, and what is noted of the card now."""
-        text = scripts.switch_card(self._card, 0, self._off.timeout, self._told)
+    async def _look(self, vmid: int = 0, *, quiet: bool = False) -> str:
+        """Reads what is new of the story, and what is noted of the card now. Does VM ``vmid`` run: yes, no, unknown?"""
+        text = scripts.switch_card(self._card, vmid, self._off.timeout, self._told)
         found = scripts.answer(await self._session.run("story", text))
         self._told = int(found["size"])
         noted = HandedOver(cards={self._card: str(found["state"])}).of_card(self._card)
         self._state = noted if noted.get("state") else {}
         for line in [] if quiet else str(found["story"]).splitlines():
             print(f"  {line}", flush=True)
+        return str(found["runs"])
 
     def _where(self) -> str:
         facts = self._facts.model_copy(

@@ -5,9 +5,11 @@ Its states, events and refusals: test_handover_table.py. Killed at its commands:
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -780,3 +782,52 @@ def test_no_vm_names_the_hookscript_when_it_is_gone(host: Folder) -> None:
     assert host.run("revert", script).returncode == 0
     assert host.read("/etc/pve/qemu-server/104.conf") == ""
     assert "mine.sh" in host.read("/etc/pve/qemu-server/105.conf")
+
+
+# -- rehearsed -------------------------------------------------------------------------------------------------------
+NOTED = "state={}\nvm=103\nboot={}\nsince=1\nwhy=unbinding it waits\ncontainers=950\nnumbers=0,508,,\n"
+
+
+@pytest.mark.parametrize(
+    ("state", "runs", "vmid", "stands", "refused"),
+    [
+        ("", False, 103, "", ""),
+        ("", True, 103, "", "VM 103 runs already, without it"),
+        ("VM", True, 103, "VM 103 runs, and has it already", ""),
+        ("VM", False, 103, "VM 103 had it last, and nobody has given it back yet", ""),
+        ("VM", True, 104, "VM 103 has it since", "shut VM 103 down first"),
+        ("VM", False, 104, "VM 103 had it last, and is off", ""),
+        ("RETURNING", False, 103, "on its way back from VM 103", ""),
+        ("DETACHED", False, 103, "on its way to VM 103 (DETACHED)", "a handover is at work"),
+        ("STUCK", False, 103, "it is STUCK", "unbinding it waits"),
+        ("VM before", False, 103, "", ""),
+    ],
+)
+def test_a_rehearsal_says_where_the_card_is(
+    host: Folder, state: str, runs: bool, vmid: int, stands: str, refused: str
+) -> None:
+    host.command("qm", f"echo 'status: {'running' if runs else 'stopped'}'")
+    host.write("/etc/pve/qemu-server/104.conf", host.read("/etc/pve/qemu-server/103.conf"))
+    name, _, boot = state.partition(" ")
+    if name:
+        host.write(STATE, NOTED.format(name, boot or "boot"))
+    if stands:
+        for address in (GPU, AUDIO):
+            link = host.root / "sys/bus/pci/devices" / address / "driver"
+            link.unlink()
+            link.symlink_to("../../../../bus/pci/drivers/vfio-pci")
+    before = [*handover_files(host)]
+    done = host.run("rehearse", scripts.rehearse_card([f"{LINE},104"], "big", vmid))
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = json.loads(done.stdout)
+    assert (stands in said["stands"]) and bool(said["stands"]) is bool(stands), said
+    assert (refused in said["refused"]) and bool(said["refused"]) is bool(refused), said
+    assert said["containers"] == ([] if stands else ["950"]), "nothing is looked at where it isn't"
+    assert [*handover_files(host)] == before
+
+
+def handover_files(host: Folder) -> Iterator[str]:
+    """What must be as before: everything but what the lock and the look have of their own."""
+    for path in sorted(host.root.rglob("*")):
+        if path.is_file() and "run/homelab" not in path.as_posix():
+            yield f"{path} {path.read_bytes()!r}"

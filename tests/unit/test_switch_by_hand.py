@@ -1,0 +1,94 @@
+"""``homelab switch --to containers``: how long it waits for which VM, and when it gives up; the host's answers are given.
+
+What it does on a host: tests/lab/test_switch.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from homelab.cli import switch
+from homelab.settings import Vm
+from tests.unit.test_handover import facts, host
+
+VM = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["rtx5090"], "shutdown": {"timeout": 7200}})
+
+
+class Told:
+    """A connection whose looks find these, one after the other, the last one for ever: state, VM, whether VM 103 runs."""
+
+    def __init__(self, *looks: str, well: bool = True) -> None:
+        self.looks = itertools.chain((look.split() for look in looks), itertools.repeat(looks[-1].split()))
+        self.well = well
+        self.asked: list[tuple[str, float]] = []
+
+    async def run(self, verb: str, script: str, seconds: float = 0) -> str:
+        if verb != "story":
+            self.asked.append((verb, seconds))
+            return json.dumps({"well": "yes" if self.well else "no", "said": "VM is locked (backup)"})
+        state, vm, runs = next(self.looks)
+        noted = "" if state == "HOST" else noted_as(state, vm)
+        return json.dumps({"size": 0, "state": noted, "story": "", "runs": runs})
+
+
+def noted_as(state: str, vm: str = "103") -> str:
+    return f"state={state}\nvm={vm}\nboot=1\nsince=1700000000\nwhy=because\n"
+
+
+async def back(told: Any, state: str, running: list[int]) -> int:
+    found = facts(
+        handover={"enabled": True, "cards": {"rtx5090": noted_as(state)}},
+        guests={"running": running, "configs": [], "mappings": "", "reservations": ""},
+    )
+    return await switch.Switch(told, host(), "rtx5090", None, {"gaming": VM}, found).carry_out()
+
+
+@pytest.mark.parametrize(
+    ("state", "running", "looks", "shut_down", "status", "said"),
+    [
+        ("VM", [103], ["VM 103 yes", "VM 103 yes", "RETURNING 103 no", "HOST - no"], 1, 0, "its containers"),
+        ("VM", [], ["VM 103 no", "RETURNING 103 no", "HOST - no"], 0, 0, "its containers"),
+        # One that starts, and runs by then, is shut down once it does.
+        ("DRAINING", [], ["DRAINING 103 no", "VM 103 no", "VM 103 yes", "RETURNING 103 no", "HOST - no"], 1, 0, "its"),
+        # HA answers at once, and shuts down later.
+        ("VM", [103], ["VM 103 yes"] * 5 + ["RETURNING 103 no", "HOST - no"], 1, 0, "its containers"),
+        ("VM", [103], ["VM 103 yes"], 1, 1, "VM 103 hasn't gone off, and keeps"),
+        ("VM", [103], ["VM 103 yes", "VM 103 no", "VM 103 yes"], 1, 1, "had gone off, and runs again"),
+        ("VM", [103], ["VM 103 yes", "VM 104 no"], 1, 1, "is with VM 104 since"),
+        ("VM", [103], ["VM 103 yes", "HELD 103 no"], 1, 1, "HELD since"),
+        # A backup, or a lock that was left.
+        ("VM", [], ["VM 103 no"], 0, 1, "nothing holds VM 103"),
+        ("VM", [], ["VM 103 unknown"], 0, 1, "nothing holds VM 103"),
+    ],
+)
+def test_it_waits_as_long_as_the_vm_may_take_and_no_longer(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    state: str,
+    running: list[int],
+    looks: list[str],
+    shut_down: int,
+    status: int,
+    said: str,
+) -> None:
+    told = Told(looks[0], *looks)  # the first look is for what is known already
+
+    now = itertools.count(step=300)  # seconds from one look at the clock to the next
+    monkeypatch.setattr(switch, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr(switch, "POLL_SECONDS", 0)
+    assert asyncio.run(back(told, state, running)) == status
+    assert said in "".join(capsys.readouterr())
+    assert told.asked == [("shut_down_vm", switch.SWITCH_SECONDS + 7200)] * shut_down
+
+
+def test_a_vm_that_does_not_go_off_keeps_the_card(capsys: pytest.CaptureFixture[str]) -> None:
+    told = Told("VM 103 yes", well=False)
+    assert asyncio.run(back(told, "VM", [103])) == 1
+    said = capsys.readouterr().err
+    assert "VM is locked (backup)" in said and "VM 103 hasn't gone off" in said
