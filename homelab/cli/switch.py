@@ -20,6 +20,7 @@ from homelab.errors import HomelabError, raise_all
 from homelab.host import gates, handover, plan
 from homelab.host.facts import HandedOver, HostFacts
 from homelab.remote import scripts, ssh
+from homelab.remote.proxmox.machine import HA_SECONDS
 from homelab.settings import Host, Settings, Shutdown, Vm
 
 WELL, NOT_SWITCHED, UNREADABLE = 0, 1, 2
@@ -28,8 +29,6 @@ POLL_SECONDS = 1.0
 # A handover's own steps have time limits, which are shorter together. The way back begins within two minutes, at the latest by the host's timer. A VM's
 # own shutdown comes on top of that.
 SWITCH_SECONDS = 1800.0
-# HA shuts a VM down when its manager comes to it, within a minute or so: a request of that answers at once.
-HA_SECONDS = 120.0
 CONTAINERS = "containers"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -768,6 +769,72 @@ def test_a_step_that_can_not_be_asked_about_is_at_work(host: Folder) -> None:
     host.command("systemctl", 'case "$*" in is-system-running) echo running ;; *is-active*) exit 1 ;; esac')
     run(host, "reconcile")
     assert state(host) == "DETACHED"
+
+
+def test_a_vm_that_runs_for_days_is_not_stuck_because_systemd_does_not_answer(host: Folder) -> None:
+    run(host, "hook", "103", "pre-start")
+    host.write(STATE, re.sub(r"since=\d+", "since=1", host.read(STATE)))
+    host.command("systemctl", 'case "$*" in is-system-running) echo running ;; *is-active*) exit 1 ;; esac')
+    run(host, "reconcile")
+    assert taken(host)
+    host.command("systemctl", COMMANDS["systemctl"])
+    run(host, "reconcile")
+    assert is_with_the_host(host)
+
+
+def test_a_card_is_not_dead_because_run_is_full(host: Folder) -> None:
+    run(host, "hook", "103", "pre-start")
+    # What a command says can't be written anywhere.
+    full = 'RUN=/dev/full; read_card big; load_state big; set +e; trap - ERR EXIT; bounded 5 echo; echo "$? $(is_alive; echo $?)"'
+    assert host.sourced("handover_host.sh", full, CARDS=LINE).stdout == "1 0\n"
+    host.sourced("handover_host.sh", full.replace("; bounded 5 echo;", "; give_back;"), CARDS=LINE)
+    assert state(host) == "RETURNING"
+    run(host, "reconcile")
+    assert is_with_the_host(host) and state(host) == ""
+
+
+def test_a_card_that_stayed_drained_lets_clients_in_before_its_containers_start(host: Folder) -> None:
+    run(host, "hook", "103", "pre-start")
+    host.write("/ails", "")
+    run(host, "reconcile")
+    assert state(host) == "HELD"
+    host.write("/drain", "1\n")
+    (host.root / "ails").unlink()
+    run(host, "reconcile")
+    assert is_with_the_host(host) and state(host) == ""
+
+
+def test_a_driver_that_answers_late_gets_its_settings_back_without_a_container_too(host: Folder) -> None:
+    host.write("/ct950", "stopped\n")
+    run(host, "hook", "103", "pre-start")
+    host.write("/ails", "")
+    run(host, "reconcile")
+    assert (state(host), host.read("/persistence")) == ("HELD", "Disabled\n")
+    (host.root / "ails").unlink()
+    run(host, "reconcile")
+    assert (state(host), host.read("/persistence"), host.read("/drain")) == ("", "Enabled\n", "0\n")
+    assert host.read("/ct950") == "stopped\n"
+
+
+def test_what_a_command_says_is_told_as_text(host: Folder) -> None:
+    host.command(
+        "nvidia-smi",
+        r'[[ $* != *drain* ]] || { printf "\e[31mno\0t here\e[0m\n"; exit 9; }' + "\n" + COMMANDS["nvidia-smi"],
+    )
+    run(host, "hook", "103", "pre-start")
+    assert "it can't be drained, and goes without that: not here\n" in host.read("/var/lib/homelab/handover/log")
+
+
+def test_of_two_cards_the_first_comes_back_where_the_second_is_not_to_be_had(host: Folder) -> None:
+    two = f"small {OTHER}=10de:2684 103\n{LINE}"
+    host.write("/etc/pve/qemu-server/103.conf", "name: gaming\nhostpci0: 0000:01:00\nhostpci1: 0000:02:00\n")
+    host.write(f"/sys/bus/pci/devices/{OTHER}/boot_vga", "1\n")
+    for lines in (two, "\n".join(reversed(two.splitlines()))):
+        text = "set -- hook 103 pre-start\n" + scripts.compose("handover_host.sh", CARDS=lines)
+        done = host.bash(text, parts=())
+        assert done.returncode == 1 and "this host's screen" in done.stdout
+        assert is_with_the_host(host), done.stdout
+    assert state(host) == "HELD" and "VM 103 didn't get all of its cards" in host.read(STATE)
 
 
 def test_no_vm_names_the_hookscript_when_it_is_gone(host: Folder) -> None:

@@ -9,14 +9,18 @@ OWED_SECONDS=1800
 # settle - brings what was left half-way to an end: after a hook or a service that was killed, a start that failed (for which Proxmox VE calls nobody), a
 # reboot of the host. What is at rest, and a VM that runs, stays.
 settle() {
+  local busy
   if [[ ${S[state]} != HOST && ${S[boot]:-} != "$(this_boot)" ]]; then
     settle_after_boot
     return
   fi
-  if [[ ! ${S[state]} =~ ^(HOST|HELD|STUCK|DEAD)$ ]] && is_busy; then
-    # A write that waits in the kernel may have been begun by whoever was killed.
-    (($(date +%s) - ${S[since]:-0} < 120)) || stuck "a step on its way"
-    return 0
+  if [[ ! ${S[state]} =~ ^(HOST|HELD|STUCK|DEAD)$ ]]; then
+    is_busy
+    busy=$?
+    # A write that waits in the kernel may have been begun by whoever was killed. Where systemd doesn't say whether there is one, it is asked again later:
+    # a VM that runs has its card for days.
+    ((busy != 0 || $(date +%s) - ${S[since]:-0} < 120)) || stuck "a step on its way"
+    ((busy == 1)) || return 0
   fi
   case ${S[state]} in
     DRAINING | FREE | DETACHED) give_back "the way to VM ${S[vm]} was cut short" ;;
@@ -25,14 +29,18 @@ settle() {
   esac
 }
 
-# start_owed - containers that didn't start for a reason that passes, such as a storage that isn't there yet: tried again, for a while.
+# start_owed - containers that didn't start for a reason that passes, such as a storage that isn't there yet, and what came to nothing with a driver that
+# didn't answer yet: tried again, for a while.
 start_owed() {
-  [[ ${S[state]} == HELD && -n ${S[containers]:-} && ${S[boot]:-} == "$(this_boot)" ]] && (($(date +%s) - ${S[since]:-0} < OWED_SECONDS)) || return 0
-  ! host_stops && is_served || return 0
+  [[ ${S[state]} == HELD && -n ${S[containers]:-}${S[owed]:-} && ${S[boot]:-} == "$(this_boot)" ]] && (($(date +%s) - ${S[since]:-0} < OWED_SECONDS)) || return 0
+  ! host_stops || return 0
+  let_clients_in
+  is_served || return 0
   restore_persistence
   follow_numbers
+  S[owed]=''
   if start_users; then
-    say "its containers run again"
+    say "it is with the host again, and its containers run"
     drop_state
   else
     save_state
@@ -68,7 +76,8 @@ give_back() {
   local why=${1:-} ctid
   ! host_stops || return 1
   for ctid in ${S[containers]:-}; do
-    ! is_active "$(stop_unit "$ctid").service" || { say "container $ctid is still going off: it is started after that" && return 1; }
+    is_active "$(stop_unit "$ctid").service"
+    (($? == 1)) || { say "container $ctid is still going off: it is started after that" && return 1; }
   done
   if ! all_home; then
     if ! is_alive; then
@@ -138,17 +147,21 @@ attach() {
 # is_served - has the driver got the card, and does it answer for it?
 is_served() { [[ $(card_driver "$GPU") == nvidia ]] && bounded 60 nvidia-smi -i "$GPU" --query-gpu=pci.bus_id --format=csv,noheader; }
 
+# let_clients_in - again, where the card was drained.
+let_clients_in() { bounded 30 nvidia-smi drain -p "$GPU" -m 0 || :; }
+
 # serve_again WHY - the card is with its driver: it is proved, and everybody has it as before.
 serve_again() {
   local why=$1 found
-  bounded 30 nvidia-smi drain -p "$GPU" -m 0 || :
+  let_clients_in
   in_unit 60 step_nodes || (($? != 124)) || { stuck "making its nodes" && return 1; }
-  OUTPUT=''
+  OUTPUT='' S[owed]=yes
   if ! is_served; then
     found="NVIDIA's driver doesn't get along with it (driver: $(card_driver "$GPU"); nvidia-smi: ${OUTPUT:-no answer}); its containers stay off"
     if is_alive; then sink HELD "${why:+$why; }$found until it answers"; else sink DEAD "$found"; fi
     return 1
   fi
+  S[owed]=''
   restore_persistence
   follow_numbers
   [[ $MOVED == no ]] || say "its nodes have other numbers than before: ${S[numbers]} -> $(numbers_now)"

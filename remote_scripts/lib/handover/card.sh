@@ -51,13 +51,20 @@ is_that_card() {
   done
 }
 
-# is_alive - does every function's configuration space read as what it is? Of a card that is gone, all bits are ones.
+# is_alive - does every function's configuration space read as what it is? Of a card that is gone, all bits are ones; and to read it may take for ever. By a
+# pipe: with a full /run, where `bounded` puts what is said, a card would be taken for dead.
 is_alive() {
-  local function ids
+  local function ids pipe text
   for function in "${FUNCTIONS[@]}"; do
-    ids=${IDS[$function]}
-    bounded 5 od -An -N4 -tx1 "$PCI/$function/config" || return 1
-    [[ ${OUTPUT//[[:space:]]/} == "${ids:2:2}${ids:0:2}${ids:7:2}${ids:5:2}" ]] || return 1
+    ids=${IDS[$function]} text=''
+    exec {pipe}< <(
+      [[ -z ${LOCK:-} ]] || exec {LOCK}>&-
+      [[ -z ${HANDING:-} ]] || exec {HANDING}>&-
+      exec od -An -N4 -tx1 "$PCI/$function/config" 2>/dev/null
+    )
+    IFS= read -r -t 5 -u "$pipe" text || :
+    exec {pipe}<&-
+    [[ ${text//[[:space:]]/} == "${ids:2:2}${ids:0:2}${ids:7:2}${ids:5:2}" ]] || return 1
   done
 }
 
@@ -104,19 +111,22 @@ in_unit() { bounded "$1" systemd-run -q --wait --collect --unit="homelab-handove
 
 write_value() { { printf '%s\n' "$1" >"$2"; } 2>/dev/null; }
 
-# is_active UNIT - of no other answer than that it isn't (systemctl: 3, or 4 where there is no such unit) this is believed.
+# is_active UNIT - 0: yes, 1: no (systemctl: 3, or 4 where there is no such unit), 2: nobody knows.
 is_active() {
   within "$ASK_SECONDS" systemctl is-active -q "$1"
-  [[ $? != [34] ]]
+  case $? in 0) return 0 ;; 3 | 4) return 1 ;; *) return 2 ;; esac
 }
 
-# is_busy - is a step at work, or waiting in the kernel? Whoever touches the card meanwhile waits, too.
+# is_busy - is a step at work, or waiting in the kernel? Whoever touches the card meanwhile waits, too. Status as of is_active.
 is_busy() {
-  local step
+  local step found status=1
   for step in step_claim step_unbind step_bind step_release step_attach step_nodes; do
-    ! is_active "homelab-handover-$CARD-$step.service" || return 0
+    found=0
+    is_active "homelab-handover-$CARD-$step.service" || found=$?
+    ((found != 0)) || return 0
+    ((found != 2)) || status=2
   done
-  return 1
+  return "$status"
 }
 
 # The steps. What a function has now decides, so that each can be done again.

@@ -7,7 +7,7 @@
 # /var/lib/homelab/handover/NAME.state has lines KEY=VALUE, and is on the disk before the step that it tells of. Without it the card is with the
 # host. state: DRAINING, FREE, DETACHED (on the way to the VM `vm`), VM, RETURNING; HELD (with the host, and `why` the VM didn't get it, or its
 # containers weren't started), STUCK (a driver doesn't let go: only a reboot helps), DEAD (the card doesn't answer). boot: of the host; since:
-# seconds; containers: those to be started again; numbers, modules, persistence, units, d3cold (functions that may sleep so deep): as they were.
+# seconds; containers: those to be started again; owed: yes, while nothing but the card is back; numbers, modules, persistence, units, d3cold (functions that may sleep so deep): as they were.
 # `log` beside it is the story.
 # How much of the story is kept, in bytes.
 STORY_BYTES=131072
@@ -15,9 +15,9 @@ STORY_BYTES=131072
 GRACE_SECONDS=5
 declare -A S=()
 
-# bounded SECONDS COMMAND... - ends in time even where the command can't be killed, since it waits in the kernel. OUTPUT: the end of what it says.
+# bounded SECONDS COMMAND... - ends in time even where the command can't be killed, since it waits in the kernel. OUTPUT: the end of what it says, as text.
 bounded() {
-  local seconds=$1 pipe status='' file=$RUN/handover.$BASHPID
+  local seconds=$1 pipe status='' file=$RUN/handover.$BASHPID TEXT
   exec {pipe}< <(
     # What goes on would have the locks, too, and what whoever calls this waits for the end of.
     [[ -z ${LOCK:-} ]] || exec {LOCK}>&-
@@ -28,8 +28,10 @@ bounded() {
   )
   IFS= read -r -t $((seconds + GRACE_SECONDS)) -u "$pipe" status || status=124
   exec {pipe}<&-
-  OUTPUT=$(tail -c 2000 "$file" 2>/dev/null) || OUTPUT=''
+  { OUTPUT=$(tail -c 2000 "$file"); } 2>/dev/null || OUTPUT=''
   rm -f "$file"
+  text_of "$OUTPUT"
+  OUTPUT=$TEXT
   [[ $status =~ ^[0-9]+$ ]] || status=124
   return "$status"
 }
@@ -63,7 +65,7 @@ save_state() {
     shift 2
   done
   S[boot]=$(this_boot)
-  for key in state vm boot since why containers numbers modules persistence units d3cold; do text+="$key=${S[$key]:-}"$'\n'; done
+  for key in state vm boot since why containers owed numbers modules persistence units d3cold; do text+="$key=${S[$key]:-}"$'\n'; done
   need_dir "$ROOT$HANDOVER" && printf '%s' "$text" | write_atomically "$HANDOVER/$CARD.state" 0600
 }
 
