@@ -102,7 +102,14 @@ for name, host in settings.hosts.items():
         nodes.append(CardNodes(name, following, after(boot)))
     sharers: dict[str, GpuLxc] = {}
     for guest, container in shared.items():
-        sharing = GpuLxcArgs(container=container, host=host, node=node, cards=probe.gpus, boot=boot.boot)
+        sharing = GpuLxcArgs(
+            container=container,
+            host=host,
+            at=settings.named_by(guest, name),
+            node=node,
+            cards=probe.gpus,
+            boot=boot.boot,
+        )
         made_of = [files[volume] for volume in container.volumes if volume in files]
         sharers[guest] = gpu_lxc = GpuLxc(guest, sharing, after(*nodes, *made_of))
         containers[guest] = gpu_lxc.container

@@ -40,11 +40,12 @@ SINCE = {"nodes", "libraries"}
 
 @dataclass(frozen=True, kw_only=True)
 class GpuLxcArgs:
-    """``node``: the host's name in Proxmox VE; ``cards``: all of the host, as HostProbe puts them out (``gpus``); ``boot``: as GpuVm
+    """``at``: what the container names as its host, which may be a cluster; ``node``: the host's name in Proxmox VE; ``cards``: all of the host, as HostProbe puts them out (``gpus``); ``boot``: as GpuVm
     takes it."""
 
     container: Container
     host: Host
+    at: str
     node: str
     cards: pulumi.Input[dict[str, CardPlan]]
     boot: pulumi.Input[BootSeen]
@@ -52,23 +53,25 @@ class GpuLxcArgs:
 
 class GpuLxc(pulumi.ComponentResource):
     """Outputs: ``container``, as the stack puts it out (homelab/contract.py); ``in_force``: changes with each restart, for the triggers of
-    what is installed in it; ``started``: the same with each boot of the host that was ours.
+    what is installed in it; ``started``: the same with each boot of the host that was ours; ``at``: as it was given.
     """
 
     container: pulumi.Output[ContainerSeen]
     in_force: pulumi.Output[str]
     started: pulumi.Output[str]
+    at: str
 
     def __init__(self, name: str, args: GpuLxcArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:gpu:GpuLxc", name, {}, opts)
         container, host, node = args.container, args.host, args.node
         children = Children(self, name, opts)
+        in_cluster = {"cluster": host.cluster} if host.cluster else {}
         depends_on = opts.depends_on if opts else None
         instance: pulumi.Input[str] = ""
         if container.create is not None:
             made = NewContainer(
                 children.named("ct"),
-                _creation(name, container, container.create, node),
+                {**_creation(name, container, container.create, node), **in_cluster},
                 children.options("ct", "container", depends_on=depends_on),
             )
             instance, depends_on = made.instance, [made]
@@ -89,6 +92,8 @@ class GpuLxc(pulumi.ComponentResource):
                 "boot": args.boot,
                 "instance": instance,
                 **({} if container.safety == "none" else {"copied": True}),
+                **in_cluster,
+                **({"shutdown": container.shutdown.model_dump(mode="json")} if host.cluster else {}),
             },
             children.options("probe", depends_on=depends_on),
         )
@@ -101,7 +106,9 @@ class GpuLxc(pulumi.ComponentResource):
             opts_of_copy = children.options("safety", depends_on=wanted)
             guest = (name, "lxc", container.ctid)
             before.append(
-                SafetyCopy.of(children.named("safety"), guest, node, container, wanted.identity, opts_of_copy)
+                SafetyCopy.of(
+                    children.named("safety"), guest, node, container, wanted.identity, opts_of_copy, host.cluster
+                )
             )
         conf = remote.script(
             children.named("conf"),
@@ -117,7 +124,7 @@ class GpuLxc(pulumi.ComponentResource):
                 )
             ),
             children.options("conf", depends_on=before),
-            identity=[container.host, str(container.ctid)],
+            identity=[args.at, str(container.ctid)],
             told=True,
         )
         # An act on what the configuration has become: a change there replaces it, and what is behind it.
@@ -151,7 +158,7 @@ class GpuLxc(pulumi.ComponentResource):
                 composed,
                 children.options("libraries", depends_on=[restart]),
                 undone=not _goes_away(container),
-                identity=() if _goes_away(container) else [container.host, str(container.ctid)],
+                identity=() if _goes_away(container) else [args.at, str(container.ctid)],
                 told=True,
                 seconds=limits.of_script(host, card_libraries.limits_of(container)),
             )
@@ -166,7 +173,7 @@ class GpuLxc(pulumi.ComponentResource):
             },
             children.options("opened", "verification", depends_on=[last]),
         )
-        self.in_force = restart.id
+        self.in_force, self.at = restart.id, args.at
         self.started = pulumi.Output.all(args.boot, restart.stdout).apply(
             lambda found: f"boot {found[0]['id']}, {found[1]}"
         )

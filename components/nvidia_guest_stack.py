@@ -302,5 +302,6 @@ def in_container(
         pulumi.Output.all(gpu_lxc.in_force, driver).apply(" ".join),
         container.ctid,
         started=gpu_lxc.started,
+        at=gpu_lxc.at,
         stays=container.create is None or container.create.protect,
     )

@@ -6,7 +6,8 @@
 #   their display functions), CARDS (those of other makers: ADDRESS=KIND,...; a kind is render, card or kfd), TIMEOUT (seconds of a shutdown), OTHERWISE (fail | stop), KEEP (yes: the container is removed with the
 #   stack, so that revert does nothing), GUEST (its name in the settings), GENERATION (no part in what happens).
 # Changes: /etc/pve/lxc/CTID.conf: our own keys and lines alone (lib/container.sh). What others have given the container stays.
-# Undone by `revert`: these keys and lines are taken out, and the container, if it runs, is restarted. Not where the container has got
+# Undone by `revert`: these keys and lines are taken out, and the container, if it runs, is restarted; where it is on another node by then, by
+#   container_record.sh and `revert` there. Not where the container has got
 #   another GUEST since: then that one has them.
 # Verbs: apply, revert.
 # Answer of apply: {"digest","revision","devices":{path:how}}; digest: of what gives the container its devices.
@@ -51,6 +52,8 @@ revert() {
   holder=$(noted guest)
   if [[ -n $GUEST && -n $holder && $holder != "$GUEST" ]]; then
     log "container $CTID is containers.$holder now, and keeps what it was given"
+  elif [[ ! -e $ROOT$PVE_LXC/$CTID.conf && -n $(node_of_container) ]]; then
+    log "container $CTID is on $(node_of_container) now: what is noted of it stays until it is given back there"
   elif [[ $KEEP == yes || ! -e $ROOT$PVE_LXC/$CTID.conf ]]; then
     log "there is nothing to take out of container $CTID"
     rm -rf "$ROOT$(record_dir)"

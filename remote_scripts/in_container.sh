@@ -24,6 +24,11 @@ confirm() { inside confirm; }
 back() { inside back; }
 
 revert() {
+  local node
+  node=$(within "$ASK_SECONDS" find "$ROOT/etc/pve/nodes/" -mindepth 3 -maxdepth 3 -path "*/lxc/$CTID.conf" -printf '%P\n' 2>/dev/null | sed 's,/.*,,' | head -n 1) || node=''
+  [[ -z $node || -e $ROOT/etc/pve/lxc/$CTID.conf ]] || die "what was installed in container $CTID taken out" "it is on the node $node now" \
+    "it is reached through the node that it is on; nothing was changed in it" \
+    "run \`pulumi up\`, which finds it there, then the same again; or migrate it back while it is off: \`pct migrate $CTID $(hostname)\` on $node"
   if ! within "$ASK_SECONDS" pct config "$CTID" >/dev/null 2>&1; then
     log "container $CTID is gone: there is nothing to take out of it"
     printf '{"changed":"no"}\n'

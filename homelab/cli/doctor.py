@@ -90,12 +90,18 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
         containers = {name: one.ctid for name, one in guests.containers.items() if one.host == wanted}
         try:
             name, host = found.host(wanted, arguments.identity)
-            seen = asyncio.run(diagnosis.read(host, list(containers.values())))
+            roaming = [one.ctid for one in guests.containers.values() if host.cluster and one.host == host.cluster]
+            seen = asyncio.run(diagnosis.read(host, [*containers.values(), *roaming]))
         except HomelabError as error:
             if wanted is None:
                 raise
             parts.append(whole.Part(f"hosts.{wanted}", error=error))
             continue
+        containers |= {
+            one: guest.ctid
+            for one, guest in guests.containers.items()
+            if seen.facts.has_roaming(host.cluster, guest.host, guest.ctid)
+        }
         vms |= {
             one: vm.vmid for one, vm in guests.vms.items() if seen.facts.has_roaming(host.cluster, vm.host, vm.vmid)
         }

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from homelab.cli import stack_options
+from homelab.cli.whereabouts import host_of
 from homelab.doctor.stack import StackFile
 from homelab.errors import HomelabError
 from homelab.nvidia import lock, outdated, reading
@@ -67,7 +68,7 @@ def _places(file: StackFile, chosen: Sequence[str], identity: str | None) -> Ite
             yield LockedSystem(name, "host", file.host(key, identity)[1], nvidia)
         elif kind == "containers":
             container = settings.containers[key]
-            yield LockedSystem(name, "lxc", file.host(container.host, identity)[1], nvidia, container.ctid)
+            yield LockedSystem(name, "lxc", host_of(file, settings, container, identity), nvidia, container.ctid)
         else:
             vm = settings.vms[key]
             if vm.static_address in (None, "agent") or vm.ssh is None:

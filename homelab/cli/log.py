@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from homelab.cli import stack_options
+from homelab.cli.whereabouts import host_of
 from homelab.errors import HomelabError
 from homelab.remote import nvidia_steps, scripts, ssh
 from homelab.settings import Host
@@ -45,7 +46,7 @@ def read(arguments: argparse.Namespace) -> str:
     else:
         guests = found.guests()
         every = {f"vms.{one}": guests.candidates(vm)[0] for one, vm in guests.vms.items()}
-        every |= {f"containers.{one}": container.host for one, container in guests.containers.items()}
+        every |= {f"containers.{one}": guests.candidates(container)[0] for one, container in guests.containers.items()}
         if arguments.system not in every:
             raise HomelabError(
                 wanted=f"the log of {arguments.system}",
@@ -53,10 +54,11 @@ def read(arguments: argparse.Namespace) -> str:
                 why="a log lies on the system that it is about",
                 next="name one of these",
             )
-        _, host = found.host(every[arguments.system], arguments.identity)
         if kind == "containers":
+            host = host_of(found, guests, guests.containers[name], arguments.identity)
             script = nvidia_steps.in_container(guests.containers[name].ctid, script)
         else:
+            _, host = found.host(every[arguments.system], arguments.identity)
             vm = guests.vms[name]
             if vm.static_address in (None, "agent"):
                 raise HomelabError(

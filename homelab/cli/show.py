@@ -59,7 +59,11 @@ def trees(arguments: argparse.Namespace) -> list[tree.TreeNode]:
             for one, vm in guests.vms.items()
             if vm.host == name or facts.has_roaming(host.cluster, vm.host, vm.vmid)
         }
-        containers = {one: container for one, container in guests.containers.items() if container.host == name}
+        containers = {
+            one: container
+            for one, container in guests.containers.items()
+            if container.host == name or facts.has_roaming(host.cluster, container.host, container.ctid)
+        }
         planned = reading.wanted(host, vms, containers, now, facts)
         title = (
             f"{name} ({host.address}): {facts.kernel}, Proxmox VE {facts.pve or 'not found'}{facts.cluster.described}"

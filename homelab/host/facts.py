@@ -317,12 +317,21 @@ class Cluster(_Fact):
 
     def elsewhere(self, wanted: str, guest: int) -> HomelabError | None:
         """The error for a guest, VM or container, that is on another node; None: it is here, or nowhere."""
+        kind, node = self._place_of(guest)
+        return elsewhere(wanted, kind, guest, self.node, node) if node else None
+
+    def node_of(self, guest: int) -> str:
+        """The other node that a guest is on; empty: it is here, or nowhere."""
+        return self._place_of(guest)[1]
+
+    def _place_of(self, guest: int) -> tuple[str, str]:
+        """qemu or lxc, and the other node."""
         for line in self.places.splitlines():
             node, _, rest = line.partition("/")
             folder, _, file = rest.partition("/")
             if file == f"{guest}.conf" and node != self.node:
-                return elsewhere(wanted, "lxc" if folder == "lxc" else "qemu", guest, self.node, node)
-        return None
+                return "lxc" if folder == "lxc" else "qemu", node
+        return "", ""
 
 
 class NvidiaFacts(_Fact):

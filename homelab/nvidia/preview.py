@@ -33,14 +33,16 @@ def from_settings(settings: Settings) -> list[HomelabError]:
             )
     for name, vm in settings.vms.items():
         if vm.nvidia:
-            ids = [settings.hosts[vm.host].gpus[use.gpu].match for use in vm.gpus]
+            ids = [settings.hosts[settings.candidates(vm)[0]].gpus[use.gpu].match for use in vm.gpus]
             cards = tuple(one for one in ids if one)
             # With one that is known by its address alone, what else there is isn't known either.
             system = SystemFacts(cards=cards if len(cards) == len(ids) else None)
             errors += refusals(Request("vm", vm.nvidia, system, f"vms.{name}"))
     for name, container in settings.containers.items():
         if container.nvidia:
-            system = SystemFacts(host_driver=_contrary(container.nvidia, settings.hosts[container.host].nvidia))
+            system = SystemFacts(
+                host_driver=_contrary(container.nvidia, settings.hosts[settings.candidates(container)[0]].nvidia)
+            )
             errors += refusals(Request("lxc", container.nvidia, system, f"containers.{name}"))
     return errors
 

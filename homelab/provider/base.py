@@ -68,9 +68,9 @@ class StackTexts:
         """A host's settings. Raises HomelabError when the configuration no longer has it."""
         return load_host(self.texts.get("hosts"), name, self.texts.get("clusters"))
 
-    def roams(self, vm: str) -> bool:
-        """Do the settings of a VM name a cluster, so that it counts where it is now?"""
-        return vm in self._settings("vms").roaming
+    def roams(self, guest: str) -> bool:
+        """Do the settings of a VM or a container name a cluster, so that it counts where it is now?"""
+        return guest in self._settings("vms", "containers").roaming
 
     def peers(self, name: str) -> list[str]:
         """The other hosts of the settings that are nodes of a host's cluster."""
@@ -92,8 +92,8 @@ class StackTexts:
             return []
         return sorted(found) if isinstance(found, dict) else []
 
-    def _settings(self, guests: str) -> Settings:
-        return parse({key: self.texts[key] for key in ("hosts", "clusters", guests) if self.texts.get(key)})
+    def _settings(self, *guests: str) -> Settings:
+        return parse({key: self.texts[key] for key in ("hosts", "clusters", *guests) if self.texts.get(key)})
 
     def vms(self, host: str) -> dict[str, Vm]:
         """The settings of a host's VMs, by name. Raises HomelabError when they are mistaken."""
@@ -110,9 +110,31 @@ class StackTexts:
         return [name for name in same if anywhere or settings.vms[name].host in near or name in settings.roaming]
 
     def containers(self, host: str) -> dict[str, Container]:
-        """The settings of a host's containers, by name. Raises HomelabError when they are mistaken."""
+        """The settings of a host's containers, by name; one that names a cluster is on the host that it is on now.
+
+        :raises HomelabError: they are mistaken, or the cluster can't be asked.
+        """
         settings = self._settings("containers")
-        return {name: one for name, one in settings.containers.items() if one.host == host}
+        found = places.seen(settings) if settings.roaming else {}
+        return {name: one for name, one in settings.containers.items() if found.get(name, one.host) == host}
+
+    def adopting_container(self, ctid: int, host: str) -> list[str]:
+        """The entries that have a container without having made it, on its host or in the host's cluster. Nobody is asked where it is now.
+
+        :raises HomelabError: the settings are mistaken.
+        """
+        settings, near = self._settings("containers"), {host, *self.peers(host)}
+        same = (name for name, one in settings.containers.items() if one.ctid == ctid and one.create is None)
+        return [name for name in same if settings.containers[name].host in near or name in settings.roaming]
+
+    def had_roaming(self, host: Host) -> bool:
+        """May a container that names the host's cluster have been on it?"""
+        guests = self._settings("containers").roaming
+        return host.cluster is not None and any(one.host == host.cluster for one in guests.values())
+
+    def container(self, name: str) -> Container | None:
+        """The settings of a container, wherever it is; None: they don't have it."""
+        return self._settings("containers").containers.get(name)
 
 
 class Work(Generic[InputsT, OutputsT]):
@@ -286,6 +308,7 @@ class Work(Generic[InputsT, OutputsT]):
         systems += [str(one.ctid) for one in containers.values() if one.nvidia is not None or one.libraries]
         try:
             # With a list of what runs only where it matters: that takes a real host a second or two.
-            return asyncio.run(ssh.read(host, guests=bool(containers), systems=systems))
+            listed = bool(containers) or self.stack.had_roaming(host)
+            return asyncio.run(ssh.read(host, guests=listed, systems=systems))
         except HomelabError as error:
             return error

@@ -13,8 +13,8 @@ from homelab.host.facts import HostFacts
 from homelab.nvidia import reading
 from homelab.provider import safety_copy
 from homelab.provider.base import Work, stopped_by_us
-from homelab.remote import guard, ssh
-from homelab.resources.base import Boot
+from homelab.remote import guard, scripts, ssh
+from homelab.resources.base import Boot, ShutdownInputs
 from homelab.resources.container_probe import ContainerProbe
 from homelab.settings import Container
 from homelab.text import tell
@@ -35,10 +35,41 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
     def update(
         self, inputs: ContainerProbe.Inputs, had: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs
     ) -> ContainerProbe.Outputs:
-        return self._planned(inputs, had.boot, outputs.generation, outputs.again)
+        found = self._planned(inputs, had.boot, outputs.generation, outputs.again)
+        if had.host != inputs.host:
+            tell(
+                f"{inputs.container}: container {inputs.ctid} has moved from {had.node} to {inputs.node}: what was noted of it goes along"
+            )
+            asyncio.run(self._follow(inputs, had.host, inputs.host))
+            found = dataclasses.replace(found, generation=found.generation + 1)
+        return found
+
+    async def _follow(self, inputs: ContainerProbe.Inputs, left: str, there: str) -> None:
+        """What is noted on the host that the container has left goes to the one that it is on: by it the lines of the old node's cards are known to be ours.
+
+        :raises HomelabError: one of them can't be reached; the lines stay as they are.
+        """
+        try:
+            async with ssh.connect(self.stack.host(left)) as session:
+                record = str(scripts.answer(await session.run("give", scripts.container_record(inputs.ctid)))["record"])
+                if record:
+                    async with ssh.connect(self.stack.host(there)) as other:
+                        await other.run("take", scripts.container_record(inputs.ctid, record))
+                    await session.run("forget", scripts.container_record(inputs.ctid))
+        except HomelabError as error:
+            raise HomelabError(
+                wanted=f"what is noted of container {inputs.ctid} taken along from {left} to {there}",
+                found=f"{error.wanted}: {error.found}",
+                why="without it nobody could tell the lines that this program gave the container from somebody else's; the container is as it was",
+                next=f"bring {left} back, then run the same command again; or migrate the container back",
+            ) from error
 
     def read(self, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> ContainerProbe.Outputs:
         facts = self.facts_of_refresh(inputs)
+        if self.stack.roams(inputs.container) and (node := facts.cluster.node_of(inputs.ctid)):
+            # That it has moved is no drift of its own.
+            tell(f"{inputs.container}: container {inputs.ctid} is on {node} now")
+            return outputs
         if facts.handover.away and facts.guests.config(inputs.ctid) is not None:
             tell(f"{inputs.container}: not compared: {facts.handover.away}")
             return outputs
@@ -86,7 +117,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         return said
 
     def _settings(self, inputs: ContainerProbe.Inputs) -> Container | None:
-        return self.stack.containers(inputs.host).get(inputs.container)
+        return self.stack.container(inputs.container)
 
     def _planned(
         self, inputs: ContainerProbe.Inputs, boot: Boot | None, generation: int = 0, again: int = 0
@@ -123,9 +154,40 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         )
 
     def delete(self, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> None:
-        """It owns nothing. A copy that failed, or a run that was killed amid it, has left a note that no other resource knows of."""
+        """It owns nothing. A copy that failed, or a run that was killed amid it, has left a note that no other resource knows of; and what was given to a
+        container that has moved since is still to be given back, where it is now.
+        """
+        if inputs.cluster:
+            self._give_back_elsewhere(inputs)
         if inputs.copied:
             self._forget_copy(inputs, asyncio.run(ssh.read(self.host(inputs))))
+
+    def _give_back_elsewhere(self, inputs: ContainerProbe.Inputs) -> None:
+        facts = asyncio.run(ssh.read(self.host(inputs), guests=True))
+        node = facts.cluster.node_of(inputs.ctid)
+        if not node or not any(one.id == inputs.ctid for one in facts.containers):
+            return
+        peers = (one for one in self.stack.peers(inputs.host) if (self.stack.host(one).node or one) == node)
+        there = next(peers, None)
+        if there is None:
+            raise HomelabError(
+                wanted=f"what container {inputs.ctid} was given for its cards taken out of it",
+                found=f"it is on {node} now, which is no host of these settings",
+                why="its configuration is changed on the node that it is on; nothing was changed",
+                next=f"migrate it back (on {node}, while it is off: `pct migrate {inputs.ctid} {inputs.node}`), then run the same command again",
+            )
+        tell(f"{inputs.container}: container {inputs.ctid} is on {node} now: what it was given is taken out there")
+        asyncio.run(self._follow(inputs, inputs.host, there))
+        asyncio.run(self._taken_out(inputs, there))
+
+    async def _taken_out(self, inputs: ContainerProbe.Inputs, there: str) -> None:
+        shutdown = inputs.shutdown or ShutdownInputs(timeout=60, otherwise="fail")
+        nothing = {"METHOD": "auto", "MINORS": "", "FUNCTIONS": ""}
+        async with ssh.connect(self.stack.host(there)) as session:
+            script = scripts.container_gpus(
+                inputs.ctid, nothing, dataclasses.asdict(shutdown), "0", guest=inputs.container
+            )
+            await session.run("revert", script, shutdown.timeout + self.stack.host(there).timeouts.script)
 
     def _forget_copy(self, inputs: ContainerProbe.Inputs, facts: HostFacts) -> None:
         if safety.noted_as(inputs.ctid) in facts.ledger:

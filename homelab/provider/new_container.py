@@ -98,6 +98,8 @@ class NewContainerWork(ApiWork[NewContainer.Inputs, NewContainer.Outputs]):
             tell(f"{inputs.container}: drift: container {ctid} is gone")
             raise GoneError from None
         except ElsewhereError as error:
+            if self.stack.roams(inputs.container):  # its probe says where it is
+                return outputs
             tell(f"{inputs.container}: drift: {error.found}")
             return dataclasses.replace(outputs, drift=[MOVED])
         config = strings(found)
@@ -131,13 +133,16 @@ class NewContainerWork(ApiWork[NewContainer.Inputs, NewContainer.Outputs]):
         return dataclasses.replace(outputs, drift=[])
 
     def delete(self, inputs: NewContainer.Inputs, outputs: NewContainer.Outputs) -> None:
-        config = self._config(inputs)
+        try:
+            config = self._config(inputs)
+        except ElsewhereError as error:
+            tell(f"{inputs.container}: container {inputs.ctid} is on {error.node} now")
+            inputs = dataclasses.replace(inputs, node=error.node)
+            config = self._config(inputs)
         if config is None:
             return
         api, ctid, name = self.api(inputs), inputs.ctid, inputs.container
-        same = [
-            name for name, one in self.stack.containers(inputs.host).items() if one.ctid == ctid and one.create is None
-        ]
+        same = self.stack.adopting_container(ctid, inputs.host)
         if why := stays(inputs, config, "container", [f"containers.{name}" for name in same]):
             tell(f"{name}: container {ctid} stays: {why}")
             return

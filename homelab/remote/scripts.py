@@ -397,6 +397,11 @@ def container_gpus(
     )
 
 
+def container_record(ctid: int, record: str = "") -> str:
+    """Standard input of container_record.sh; ``record``: for the verb ``take``, as ``give`` answers it."""
+    return compose("container_record.sh", CTID=str(ctid), NOTES=record)
+
+
 def container_restart(ctid: int, devices: Mapping[str, str], shutdown: Mapping[str, Any], power: str) -> str:
     """Standard input of container_restart.sh; arguments as of `container_gpus`, ``power``: keep, running or stopped."""
     return compose("container_restart.sh", CTID=str(ctid), **_given(devices), **_shutdown(shutdown), POWER=power)

@@ -151,7 +151,7 @@ def moved_within_cluster(state: Mapping[str, Any], changed: set[str]) -> set[str
 
     :param state: the resource's inputs and outputs until now.
     """
-    return {"host", "node"} if state.get("cluster") and not {"cluster", "vmid"} & changed else set()
+    return {"host", "node"} if state.get("cluster") and not {"cluster", "vmid", "ctid"} & changed else set()
 
 
 class Probe(Resource):

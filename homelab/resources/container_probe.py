@@ -7,12 +7,13 @@ numbers that have changed ask for an update. It owns nothing on the host.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pulumi
 
-from homelab.resources.base import Boot, NodeInputs, Probe
+from homelab.resources.base import Boot, NodeInputs, Probe, ShutdownInputs, moved_within_cluster
 from homelab.shapes import CardPlan, SharedCard
 
 
@@ -22,10 +23,16 @@ class ContainerProbe(Probe):
     kind = "lxc:Probe"
     replaced_by = frozenset(("host", "ctid"))
 
+    @classmethod
+    def replacing(cls, state: Mapping[str, Any], changed: set[str]) -> set[str]:
+        """It goes with its container to another node of the cluster."""
+        return super().replacing(state, changed) - moved_within_cluster(state, changed)
+
     @dataclass(frozen=True, kw_only=True)
     class Inputs(NodeInputs):
         """``container``: its name in the settings; ``wanted``: the settings that decide; ``gpus``: as HostProbe has them; ``instance``:
-        of a container that was made here; ``copied``: is there a snapshot or a backup of it first (SafetyCopy)?"""
+        of a container that was made here; ``copied``: is there a snapshot or a backup of it first (SafetyCopy)?;
+        ``cluster``: of its host, and ``shutdown``, how it is shut down where it is given back on another node than this one."""
 
         container: str
         ctid: int
@@ -34,6 +41,8 @@ class ContainerProbe(Probe):
         boot: Boot
         instance: str
         copied: bool = False
+        cluster: str = ""
+        shutdown: ShutdownInputs | None = None
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:

@@ -7,11 +7,13 @@ is unprivileged can't be, and a change there is refused, as making it anew would
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pulumi
 
-from homelab.resources.base import NodeInputs, Owned, ShutdownInputs
+from homelab.resources.base import NodeInputs, Owned, ShutdownInputs, moved_within_cluster
 
 
 class NewContainer(Owned):
@@ -20,9 +22,14 @@ class NewContainer(Owned):
     kind = "lxc:Container"
     replaced_by = frozenset(("host", "node", "ctid"))
 
+    @classmethod
+    def replacing(cls, state: Mapping[str, Any], changed: set[str]) -> set[str]:
+        """It may have moved to another node of its cluster: nothing is made anew for that."""
+        return super().replacing(state, changed) - moved_within_cluster(state, changed)
+
     @dataclass(frozen=True, kw_only=True)
     class Inputs(NodeInputs):
-        """``container``: its name in the settings; ``config``: option -> value, as the API takes them."""
+        """``container``: its name in the settings; ``config``: option -> value, as the API takes them; ``cluster``: of its host."""
 
         container: str
         ctid: int
@@ -31,6 +38,7 @@ class NewContainer(Owned):
         protect: bool
         mark: str
         shutdown: ShutdownInputs
+        cluster: str = ""
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:

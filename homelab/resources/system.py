@@ -28,7 +28,7 @@ class System:
     ``reached``: the SSH settings; ``address``: where they lead (a VM's may be known only once it runs); ``stays``: is it there after
     a `destroy`?; ``after``: with its change all steps look again: another VM, a restart with other cards, the host's driver;
     ``passed``: of a host: slots of cards that VMs get; ``staying``: where it hands cards over, slots of those that its driver has after its start; ``started``: with its change what is installed is verified again: the system, or
-    the host below it, was started anew by us.
+    the host below it, was started anew by us; ``at``: what a guest names as its host, where that is a cluster.
     """
 
     target: Target
@@ -44,6 +44,7 @@ class System:
     passed: pulumi.Input[list[str]] = field(default_factory=list)
     staying: pulumi.Input[list[str]] | None = None
     started: pulumi.Input[str] = ""
+    at: str = ""
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -77,7 +78,7 @@ class System:
             text,
             opts,
             undone=self.purged,
-            identity=[self.host, self.name, str(ctid or "")] if self.purged else (),
+            identity=[self.at or self.host, self.name, str(ctid or "")] if self.purged else (),
             told=True,
             address=self.address,
             seconds=limits.of_script(self.reached, self.nvidia),

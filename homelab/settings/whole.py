@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import PrivateAttr, field_validator, model_validator
 
 from homelab.model import Model
 from homelab.settings.access import SshLogin
@@ -34,21 +34,26 @@ class Settings(Model):
     """Whether a preview reads the host. `auto`: when something would change and the host answers within two seconds."""
     allow_plain_secrets: bool = False
     """`true`: secrets may stand unencrypted in the stack's file. See [Secrets](#secrets)."""
+    # Of guests that were found: name -> the cluster that they name.
+    _found_in: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
     def _from_clusters(cls, values: Any) -> Any:
         return filled(values) if isinstance(values, dict) else values
 
-    def candidates(self, vm: Vm) -> list[str]:
-        """The hosts on which a VM may be: the one that it names; of a cluster those that have all of its cards, in the settings' order."""
-        if vm.host in self.hosts:
-            return [vm.host]
-        cards = {use.gpu for use in vm.gpus}
+    def candidates(self, guest: Vm | Container) -> list[str]:
+        """The hosts on which a guest may be: the one that it names; of a cluster those that have all of its cards, in the settings' order."""
+        if guest.host in self.hosts:
+            return [guest.host]
+        if isinstance(guest, Vm):
+            cards, needs_api = {use.gpu for use in guest.gpus}, True
+        else:
+            cards, needs_api = set(guest.gpus or []), guest.create is not None or guest.safety != "none"
         return [
             name
-            for name, host in self.hosts.items()
-            if host.cluster == vm.host and host.api and cards <= host.gpus.keys()
+            for name, host in self.of_cluster(guest.host).items()
+            if (host.api or not needs_api) and cards <= host.gpus.keys()
         ]
 
     def of_cluster(self, cluster: str) -> dict[str, Host]:
@@ -62,9 +67,14 @@ class Settings(Model):
         return nodes[nodes.index(host) - 1] if nodes.index(host) else ""
 
     @property
-    def roaming(self) -> dict[str, Vm]:
-        """The VMs that name a cluster instead of a host, and so are found where they are now."""
-        return {name: vm for name, vm in self.vms.items() if vm.host not in self.hosts}
+    def roaming(self) -> dict[str, Vm | Container]:
+        """The guests that name a cluster instead of a host, and so are found where they are now."""
+        guests: dict[str, Vm | Container] = {**self.vms, **self.containers}
+        return {name: guest for name, guest in guests.items() if guest.host not in self.hosts}
+
+    def named_by(self, guest: str, host: str) -> str:
+        """What a guest names as its host: the cluster in which it was found there (`with_hosts`), or the host."""
+        return self._found_in.get(guest, host)
 
     def as_written(self) -> Settings:
         """The same without what hosts take from their clusters: each text stands once, where it was written."""
@@ -98,13 +108,13 @@ class Settings(Model):
         holders: dict[tuple[str, str], str] = {}
         ids: dict[tuple[str, int], str] = {}
         for name, vm in self.vms.items():
-            host = self._host_of(name, vm)
+            host = self._host_of(f"vms.{name}", vm)
             if host.api is None:
                 raise ValueError(f"hosts.{vm.host}.api is missing: cards go to VMs ({name}) through the Proxmox VE API")
             if other := ids.get((vm.host, vm.vmid)):
                 raise ValueError(f"vms.{name} and vms.{other} have the same vmid {vm.vmid}")
             ids[vm.host, vm.vmid] = name
-            self._check_roaming(name, vm)
+            self._check_roaming(f"vms.{name}", vm)
             for use in vm.gpus:
                 _check_use(name, vm, use, host)
                 if host.gpus[use.gpu].use == "shared":
@@ -120,43 +130,53 @@ class Settings(Model):
                 kind = "import" if vm.create and text == vm.create.image else "iso"
                 _check_file(f"vms.{name}.create.{'image' if kind == 'import' else 'isos'}", text, kind, host)
 
-    def _check_roaming(self, name: str, vm: Vm) -> None:
-        """A shared card is handed to a VM by what its own node has: a hookscript that is called there, and a list of the VMs that may take it."""
-        if vm.host in self.hosts:
+    def _check_roaming(self, place: str, guest: Vm | Container) -> None:
+        """A shared card is handed over by what its own node has: a hookscript that is called there, and a list of the guests that have it in turn.
+
+        :param place: in the settings, such as `vms.sandbox`.
+        """
+        if guest.host in self.hosts:
             return
-        for host in self.candidates(vm):
-            shared = [use.gpu for use in vm.gpus if use.gpu in self.hosts[host].hands_over]
+        cards = [use.gpu for use in guest.gpus] if isinstance(guest, Vm) else guest.gpus or []
+        for host in self.candidates(guest):
+            shared = [gpu for gpu in cards if gpu in self.hosts[host].hands_over]
             if shared:
                 raise ValueError(
-                    f"vms.{name}.host: {vm.host} is a cluster, and {shared[0]} is shared with containers of {host}, whose own program hands it over: "
-                    f"name the host ({', '.join(self.candidates(vm))}), or give the card use: vm"
+                    f"{place}.host: {guest.host} is a cluster, and {shared[0]} is shared between a VM and containers of {host}, whose own program hands it over: "
+                    f"name the host ({', '.join(self.candidates(guest))}), or give the card use: {'vm' if isinstance(guest, Vm) else 'lxc'}"
                 )
 
-    def _host_of(self, name: str, vm: Vm) -> Host:
-        """The host that a VM names; of a cluster, the first that has its cards."""
-        if vm.host not in self.hosts and not self.of_cluster(vm.host):
+    def _host_of(self, place: str, guest: Vm | Container) -> Host:
+        """The host that a guest names; of a cluster, the first that has its cards.
+
+        :param place: in the settings, such as `vms.sandbox`.
+        """
+        nodes = self.of_cluster(guest.host)
+        if guest.host not in self.hosts and not nodes:
             clusters = sorted({host.cluster for host in self.hosts.values() if host.cluster})
             known = f", and the cluster{'s' if len(clusters) > 1 else ''} {', '.join(clusters)}" if clusters else ""
-            raise ValueError(f"vms.{name}.host: no such host; there are {', '.join(self.hosts)}{known}")
-        found = self.candidates(vm)
+            raise ValueError(f"{place}.host: no such host; there are {', '.join(self.hosts)}{known}")
+        found = self.candidates(guest)
         if not found:
-            cards = ", ".join(use.gpu for use in vm.gpus)
+            names = [use.gpu for use in guest.gpus] if isinstance(guest, Vm) else guest.gpus or []
+            cards = f" and the card{'s' if len(names) > 1 else ''} {', '.join(names)}" if names else ""
+            raise ValueError(f"{place}.host: no host of the cluster {guest.host} has an api{cards}")
+        if guest.host not in self.hosts and not any(host.api for host in nodes.values()):
             raise ValueError(
-                f"vms.{name}.host: no host of the cluster {vm.host} has an api and the card{'s' if len(vm.gpus) > 1 else ''} {cards}"
+                f"{place}.host: no host of the cluster {guest.host} has an api, through which the cluster is asked where the guest is"
             )
         return self.hosts[found[0]]
 
     @model_validator(mode="after")
     def _containers_fit(self) -> Self:
+        self._check_containers()
+        return self
+
+    def _check_containers(self) -> None:
         ids = {(vm.host, vm.vmid): f"vms.{name}" for name, vm in self.vms.items()}
         for name, container in self.containers.items():
-            host = self.hosts.get(container.host)
-            if host is None and self.of_cluster(container.host):
-                raise ValueError(
-                    f"containers.{name}.host: {container.host} is a cluster; a container names the host that it is on: {', '.join(self.of_cluster(container.host))}"
-                )
-            if host is None:
-                raise ValueError(f"containers.{name}.host: no such host; there are {', '.join(self.hosts)}")
+            host = self._host_of(f"containers.{name}", container)
+            self._check_roaming(f"containers.{name}", container)
             if name in self.vms:
                 raise ValueError(f"containers.{name} and vms.{name}: a name is one guest's")
             if other := ids.get((container.host, container.ctid)):
@@ -167,29 +187,34 @@ class Settings(Model):
             _check_creation(name, container, host)
             if container.create is not None:
                 _check_file(f"containers.{name}.create.template", container.create.template, "vztmpl", host)
-        return self
 
     def with_hosts(self, hosts: Mapping[str, str]) -> Settings:
-        """The same with the host on which each VM is. Raises ValueError: they don't fit each other there.
+        """The same with the host on which each guest is. Raises ValueError: they don't fit each other there.
 
-        :param hosts: a VM's name -> the host's.
+        :param hosts: a guest's name -> the host's.
         """
-        vms = {name: vm.model_copy(update={"host": hosts.get(name, vm.host)}) for name, vm in self.vms.items()}
-        placed = self.model_copy(update={"vms": vms})
+        placed = self.model_copy(
+            update={
+                kind: {name: one.model_copy(update={"host": hosts.get(name, one.host)}) for name, one in guests.items()}
+                for kind, guests in (("vms", self.vms), ("containers", self.containers))
+            }
+        )
+        placed._found_in = {name: self.roaming[name].host for name in hosts}
         placed._check_vms()
+        placed._check_containers()
         return placed.with_volumes()
 
     def with_volumes(self) -> Settings:
         """The same with volumes in place of the names of downloads, wherever a guest has one."""
         vms, containers = {}, {}
         for name, vm in self.vms.items():
-            volume_of, new = self._host_of(name, vm).volume_of, vm.create
+            volume_of, new = self._host_of(f"vms.{name}", vm).volume_of, vm.create
             image = volume_of(new.image) if new and new.image else None
             volumes = {"image": image, "isos": [volume_of(one) for one in new.isos] if new else []}
             vms[name] = vm.model_copy(update={"create": new and new.model_copy(update=volumes)})
         for name, one in self.containers.items():
             made = one.create and one.create.model_copy(
-                update={"template": self.hosts[one.host].volume_of(one.create.template)}
+                update={"template": self._host_of(f"containers.{name}", one).volume_of(one.create.template)}
             )
             containers[name] = one.model_copy(update={"create": made})
         return self.model_copy(update={"vms": vms, "containers": containers})

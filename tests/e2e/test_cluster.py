@@ -148,12 +148,61 @@ def test_a_vm_that_is_moved_by_hand_is_found_where_it_is_and_destroy_gives_every
     )
 
 
+def test_a_container_that_is_moved_by_hand_is_found_where_it_is_and_destroy_gives_every_node_back(
+    stack: EngineStack, cluster: LabCluster
+) -> None:
+    """Its card is the processor's own: on the second node the same, behind other lines."""
+    in_the_cluster(stack)
+    for name, host in stack.config["homelab:hosts"].items():
+        host |= {
+            "gpus": {"igpu": {"match": "1002:13c0", "use": "lxc"}},
+            "iommu": {"enable": False, "passthrough": False},
+        }
+        host["api"] = api_token(cluster[name])
+    stack.config["homelab:allowPlainSecrets"] = True
+    stack.config["homelab:containers"] = {"ai": {"host": "home", "ctid": 901, "gpus": ["igpu"]}}
+    made = cluster.folder / "pve/nodes/pve1/lxc"
+    made.mkdir(exist_ok=True)
+    (made / "901.conf").write_text(CONTAINER)
+    (made / "901.conf").chmod(0o640)
+    stock = cluster.snapshot()
+    stack.up()
+    assert "dev/dri/renderD" in lxc_conf(cluster, "pve1")
+
+    move(cluster, "pve1", "pve3", LXC)
+    refused = stack.preview(ok=False)
+    assert "it is on pve3, which has no such card in the settings; pve1, pve2 have" in refused.message
+    move(cluster, "pve3", "pve2", LXC)
+    moved = stack.up("--refresh")
+    assert "container 901 is on pve2 now" in moved.output and "drift" not in moved.output
+    assert "what was noted of it goes along" in moved.output
+    assert lxc_conf(cluster, "pve2").count("dev/dri/renderD") == 1
+    record = "var/lib/homelab/containers/901"
+    assert [(cluster[name].root / record).exists() for name in NODES] == [False, True]
+    assert stack.up().changed == set()
+
+    move(cluster, "pve2", "pve1", LXC)  # since the last `up`, too
+    stack.destroy()
+    after = cluster.snapshot()
+    assert {name: set(now.items()) ^ set(stock[name].items()) for name, now in after.items()} == dict.fromkeys(
+        stock, set()
+    )
+
+
+LXC = "lxc/901.conf"
+CONTAINER = "arch: amd64\ncores: 2\nhostname: ai\nmemory: 2048\nostype: debian\nrootfs: local-lvm:vm-901-disk-0,size=8G\nunprivileged: 1\n"
+
+
+def lxc_conf(cluster: LabCluster, node: str) -> str:
+    return (cluster.folder / f"pve/nodes/{node}/{LXC}").read_text()
+
+
 def conf(cluster: LabCluster, node: str) -> str:
     return (cluster.folder / f"pve/nodes/{node}/qemu-server/103.conf").read_text()
 
 
-def move(cluster: LabCluster, here: str, there: str) -> None:
-    """As a migration of a VM that is off leaves it, its disks on a storage that both have."""
-    to = cluster.folder / f"pve/nodes/{there}/qemu-server"
-    to.mkdir(exist_ok=True)
-    (cluster.folder / f"pve/nodes/{here}/qemu-server/103.conf").rename(to / "103.conf")
+def move(cluster: LabCluster, here: str, there: str, file: str = "qemu-server/103.conf") -> None:
+    """As a migration of a guest that is off leaves it, its disks on a storage that both have."""
+    to = cluster.folder / f"pve/nodes/{there}/{file}"
+    to.parent.mkdir(exist_ok=True)
+    (cluster.folder / f"pve/nodes/{here}/{file}").rename(to)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import shutil
 import subprocess
 
@@ -307,3 +308,43 @@ def test_a_revert_under_a_former_name_in_the_settings_takes_nothing_out(containe
     assert run("apply", "media") == had != stock
     assert run("revert", "ai") == had
     assert run("revert", "media") == stock
+
+
+def test_what_is_noted_goes_with_a_container_to_another_node(containers: Containers) -> None:
+    """As a move leaves it: the file is under another node's name, and this node's scripts leave it alone."""
+    containers.path.write_text(BASE)
+    given = containers.apply()
+    root, record = containers.host.root, containers.host.root / "var/lib/homelab/containers/300"
+    noted = {one.name: one.read_bytes() for one in record.iterdir()}
+
+    def carry(verb: str, text: str = "") -> str:
+        done = containers.host.run(verb, scripts.container_record(300, text))
+        assert done.returncode == 0, done.stdout + done.stderr
+        return str(json.loads(done.stdout)["record"])
+
+    taken = carry("give")
+    away = root / "etc/pve/nodes/other/lxc/300.conf"
+    away.parent.mkdir(parents=True)
+    containers.path.rename(away)
+    done = containers.run("revert")
+    assert done.returncode == 0 and "is on other now" in done.stderr
+    assert away.read_text() == given and {one.name: one.read_bytes() for one in record.iterdir()} == noted
+    carry("forget")
+    assert not record.exists() and carry("give") == ""
+    # On the node that it is on now.
+    away.rename(containers.path)
+    for _ in range(2):  # a run that was killed after it
+        carry("take", taken)
+    assert {one.name: one.read_bytes() for one in record.iterdir()} == noted
+    assert containers.revert() == BASE and not record.exists()
+    away.parent.rmdir()
+
+
+def test_half_of_what_is_noted_isnt_taken(containers: Containers) -> None:
+    containers.path.write_text(BASE)
+    containers.apply()
+    taken = str(json.loads(containers.host.run("give", scripts.container_record(300)).stdout)["record"])
+    containers.revert()
+    done = containers.host.run("take", scripts.container_record(300, taken[: len(taken) // 4]))
+    assert done.returncode == 1
+    assert not (containers.host.root / "var/lib/homelab/containers/300").exists()

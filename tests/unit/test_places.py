@@ -1,4 +1,4 @@
-"""A VM that names a cluster as its host is found on the node that it is on now; what can't be is said before anything is changed."""
+"""A guest that names a cluster as its host is found on the node that it is on now; what can't be is said before anything is changed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 from homelab.errors import HomelabError
 from homelab.remote.proxmox import places
 from homelab.remote.proxmox.errors import UnansweredError
+from homelab.resources.container_probe import ContainerProbe
+from homelab.resources.new_container import NewContainer
 from homelab.resources.safety_copy import SafetyCopy
 from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_record import VmRecord
@@ -21,14 +23,19 @@ CARD = {"gpu": {"match": "10de:2b85"}}
 CREATE = {"create": {"disk": {"storage": "local", "size": 32}, "image": "local:import/a.qcow2"}}
 
 
-def settings(vms: dict[str, Any], hosts: dict[str, Any] | None = None) -> Settings:
+def settings(vms: dict[str, Any], containers: dict[str, Any] | None = None, use: str = "vm") -> Settings:
     """pve1 and pve2 have a card each, pve3 has none."""
     found = {
         name: {"address": f"192.0.2.{number}", "ssh": {"hostKey": KEY, "agent": True}, "api": API, "cluster": "home"}
-        | ({"gpus": CARD} if number < 3 else {})
+        | ({"gpus": {"gpu": {**CARD["gpu"], "use": use}}} if number < 3 else {})
         for number, name in enumerate(("pve1", "pve2", "pve3"), 1)
     }
-    return parse({"hosts": json.dumps({**found, **(hosts or {})}), "vms": json.dumps(vms)})
+    return parse({"hosts": json.dumps(found), "vms": json.dumps(vms), "containers": json.dumps(containers or {})})
+
+
+def sharing(**more: Any) -> Settings:
+    """Container 901, by the cluster's name."""
+    return settings({}, {"ai": {"host": "home", "ctid": 901, "gpus": ["gpu"], **more}}, "lxc")
 
 
 def vm(vmid: int = 103, **more: Any) -> dict[str, Any]:
@@ -48,7 +55,7 @@ def test_a_vm_counts_where_it_is(node: str | None, more: dict[str, Any], host: s
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ({}, ["no such VM that this user may see"]),
+        ({}, ["no such guest that this user may see"]),
         ({103: "pve3"}, ["it is on pve3, which has no such card in the settings; pve1, pve2 have", "qm migrate 103 pve1"]),
         ({103: "pve9"}, ["it is on pve9"]),
     ],
@@ -57,6 +64,48 @@ def test_a_vm_that_isnt_where_its_card_is_is_refused(where: dict[int, str], said
     with pytest.raises(HomelabError) as raised:
         places.placed(settings({"a": vm()}), {"home": where})
     assert all(one in str(raised.value) for one in said)
+
+
+MADE = {"create": {"template": "local:vztmpl/a.tar.zst", "disk": {"storage": "local", "size": 8}}}
+
+
+@pytest.mark.parametrize(
+    ("node", "more", "host"),
+    [("pve1", {}, "pve1"), ("pve2", {}, "pve2"), (None, MADE, "pve1"), ("pve2", MADE, "pve2")],
+    ids=["on one node", "on another", "not made yet", "made, and moved since"],
+)
+def test_a_container_counts_where_it_is(node: str | None, more: dict[str, Any], host: str) -> None:
+    found = places.placed(sharing(**more), {"home": {901: node} if node else {}})
+    assert found.containers["ai"].host == host and not found.roaming
+    assert found.named_by("ai", host) == "home" and found.named_by("other", "pve3") == "pve3"
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ({}, ["container 901, to be adopted as containers.ai", "no such guest that this user may see"]),
+        ({901: "pve3"}, ["it is on pve3, which has no such card in the settings; pve1, pve2 have", "pct migrate 901 pve1"]),
+    ],
+)  # fmt: skip
+def test_a_container_that_isnt_where_its_card_is_is_refused(where: dict[int, str], said: list[str]) -> None:
+    with pytest.raises(HomelabError) as raised:
+        places.placed(sharing(), {"home": where})
+    assert all(one in str(raised.value) for one in said)
+
+
+def test_guests_of_a_host_are_told_by_where_they_are_also_without_their_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "_asked", lambda *_: {901: "pve3"})
+    assert places.seen(sharing()) == {"ai": "pve3"}
+    monkeypatch.setattr(places, "_asked", lambda *_: {901: "pve9"})
+    assert places.seen(sharing()) == {}
+    monkeypatch.setattr(places, "_asked", lambda *_: {})
+    assert places.seen(sharing()) == {} and places.seen(sharing(**MADE)) == {"ai": "pve1"}
+
+
+def test_a_cluster_that_cant_be_asked_holds_no_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.API", None)
+    with pytest.raises(HomelabError, match="no host of the cluster home has an api, through which"):
+        sharing()
 
 
 def test_two_vms_that_have_come_to_one_card_are_refused() -> None:
@@ -100,10 +149,30 @@ def test_the_first_node_that_answers_is_asked_once(monkeypatch: pytest.MonkeyPat
     assert places.located(pinned) is pinned
 
 
-@pytest.mark.parametrize("resource", [VmRecord, VirtualMachine, SafetyCopy])
-def test_a_vm_that_moves_within_its_cluster_is_made_anew_nowhere(resource: Any) -> None:
-    in_cluster = {"cluster": "home"}
+@pytest.mark.parametrize("resource", [VmRecord, VirtualMachine, SafetyCopy, ContainerProbe, NewContainer])
+def test_a_guest_that_moves_within_its_cluster_is_made_anew_nowhere(resource: Any) -> None:
+    in_cluster, where = {"cluster": "home"}, {"host", "node"} & resource.replaced_by
     assert resource.replacing(in_cluster, {"host", "node", "boot"}) == set()
-    assert resource.replacing(in_cluster, {"host", "node", "vmid"}) == {"host", "node", "vmid"}
-    assert resource.replacing(in_cluster, {"host", "node", "cluster"}) == {"host", "node"}
+    id_of = next(iter({"vmid", "ctid"} & resource.replaced_by))
+    assert resource.replacing(in_cluster, {"host", "node", id_of}) == {*where, id_of}
+    assert resource.replacing(in_cluster, {"host", "node", "cluster"}) == where
     assert resource.replacing({}, {"host"}) == {"host"}
+
+
+def test_a_container_that_has_a_card_in_turn_names_its_host() -> None:
+    """What hands the card over is set up on that host."""
+    with pytest.raises(HomelabError, match=r"containers\.ai\.host: home is a cluster, and gpu is shared"):
+        parse(
+            {
+                "hosts": json.dumps(
+                    {
+                        "pve1": {
+                            **{"address": "192.0.2.1", "ssh": {"hostKey": KEY, "agent": True}, "api": API},
+                            **{"cluster": "home", "nvidia": {"driver": "580"}},
+                            "gpus": {"gpu": {**CARD["gpu"], "use": "shared"}},
+                        }
+                    }
+                ),
+                "containers": json.dumps({"ai": {"host": "home", "ctid": 901, "gpus": ["gpu"]}}),
+            }
+        )

@@ -6,7 +6,7 @@
 # Gives: read_conf -> TEXT, DIGEST, HEAD, TAIL, DEV, LXC_KEY, LXC_VALUE, LOCKED, TEMPLATE, UNPRIVILEGED; split_line LINE -> KEY, VALUE;
 #   option VALUE NAME; find_dev_path VALUE -> DEV_PATH; same_dev VALUE VALUE; split_rule VALUE -> RULE_ABOUT, RULE_ACCESS,
 #   allows MAJOR MINOR; binds VALUE PATH;
-#   is_up, need_container, need_changeable.
+#   is_up, node_of_container, need_container, need_changeable.
 PVE_LXC=/etc/pve/lxc
 
 # read_conf - sets TEXT, DIGEST (as Proxmox VE's), HEAD (lines above the first section), TAIL (the rest), and of what will be in force
@@ -136,15 +136,20 @@ is_up() {
   [[ $text == 'status: running' ]]
 }
 
+# node_of_container - the node that a guest of this id is on, if it isn't this one's.
+node_of_container() {
+  find "$ROOT/etc/pve/nodes/" -mindepth 3 -maxdepth 3 -name "$CTID.conf" -printf '%P\n' 2>/dev/null | sed 's,/.*,,' | head -n 1
+}
+
 need_container() {
   local others elsewhere
   [[ ! -e $ROOT/etc/pve/qemu-server/$CTID.conf ]] || die "container $CTID" "$CTID is a virtual machine" \
     "cards are shared with containers; a VM gets one whole" "correct ctid; a VM is described under homelab:vms"
   [[ -e $ROOT$PVE_LXC/$CTID.conf ]] && return 0
-  elsewhere=$(find "$ROOT/etc/pve/nodes" -mindepth 3 -maxdepth 3 -name "$CTID.conf" -printf '%P\n' 2>/dev/null | head -n 1)
-  [[ -z $elsewhere ]] || die "container $CTID" "it is on the node ${elsewhere%%/*}, not on this one" \
+  elsewhere=$(node_of_container)
+  [[ -z $elsewhere ]] || die "container $CTID" "it is on the node $elsewhere, not on this one" \
     "a card is in one machine: a guest can have it only on the node that the card is in" \
-    "migrate it to this node (on ${elsewhere%%/*}, while it is off: \`pct migrate $CTID $(hostname)\`), or describe ${elsewhere%%/*} as a host of its own"
+    "migrate it to this node (on $elsewhere, while it is off: \`pct migrate $CTID $(hostname)\`), or describe $elsewhere as a host of its own"
   others=$(find "$ROOT$PVE_LXC/" -name '[1-9]*.conf' -printf '%f\n' 2>/dev/null | sed 's/\.conf$//' | sort -n | tr '\n' ' ')
   die "container $CTID" "no such container on this host; there are: ${others:-none}" "nothing can be given to it" \
     "correct ctid, or describe the container under \`create\`"
