@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from homelab.container import libraries, makers, others
 from homelab.errors import HomelabError, unlocking
 from homelab.host.classes import NVIDIA
-from homelab.host.facts import GuestConfig, HostFacts, bound_by_word
+from homelab.host.facts import CardUser, GuestConfig, HostFacts, bound_by_word
 from homelab.host.plan import Wanted
 from homelab.settings import Container, Vm
 from homelab.vm import safety
@@ -59,10 +59,11 @@ def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driv
         if device.slot in taken or _released(device.slot, facts, want):
             continue
         name = f"gpus.{names[device.slot]}, " if device.slot in names else ""
-        users = ", ".join(str(user) for user in facts.users_of(device.slot, node))
+        having = facts.users_of(device.slot, node)
+        users = ", ".join(str(user) for user in having)
         if device.driver == "vfio-pci":
             taken[device.slot] = f"is {name}bound to vfio-pci" + (f" for {users}" if users else "")
-        elif users and device.slot not in want_slots(want, "shared"):
+        elif users and device.slot not in want_slots(want, "shared") and not _was_shared(device.slot, having, facts):
             taken[device.slot] = f"is {name}given to {users}"
     called = {device.slot: facts.card(device.slot) for device in graphics}
     now = {address.rpartition(".")[0]: number for address, number in facts.nvidia_minors.items()}
@@ -75,6 +76,12 @@ def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driv
     # Which number a card gets at the next boot is the driver's matter; it counts them as it finds them.
     order = sorted(staying, key=lambda slot: (slot not in now, now.get(slot, 0), slot))
     return DriverCards(dict(enumerate(order)), True, taken, called)
+
+
+def _was_shared(slot: str, having: list[CardUser], facts: HostFacts) -> bool:
+    """Is it still handed over, with the host now, and named by VMs alone that this program gave it and that are off? It is taken out of them by this run,
+    whose settings have it for containers alone; until then their hookscript keeps it."""
+    return facts.handover.enabled and all(not one.running and facts.given_by_us(slot, one.vmid) for one in having)
 
 
 def want_slots(want: Wanted, use: str) -> list[str]:

@@ -595,6 +595,13 @@ class HostFacts(_Fact):
         config = self.guests.config(vmid)
         return [] if config is None else self.guests.options_of(config, self.path_of(place), node)
 
+    def given_by_us(self, place: str, vmid: int) -> bool:
+        """Has this program given a VM the card, or a function of it, and noted that (homelab/remote/ledger.py, of_vm)?"""
+        record = (noted_in(self.ledger, f"vm/{vmid}") or {}).get("record")
+        entries = record.values() if isinstance(record, dict) else ()
+        slots = (str(entry.get("slot") or "") for entry in entries if isinstance(entry, dict))
+        return any(slot and overlap(slot, self.path_of(place)) for slot in slots)
+
     def containers_with(self, slot: str) -> list[GuestConfig]:
         """The containers whose configuration names the card's node: NVIDIA's, or one in /dev/dri."""
         mine = {device.address for device in self.functions(slot)}
