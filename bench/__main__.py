@@ -252,19 +252,14 @@ def _keep_peak(one: Measured, peak: int) -> None:
 
 
 def about(engine: install.Engine, rounds: int, memory_rounds: int) -> dict[str, str]:
-    """What the numbers depend on; no name of a machine, no path. ``memory_rounds`` 0: one part alone was measured, and no peer."""
+    """What the numbers depend on; no name of a machine, no path."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    found = {
+    return {
         "machine": f"{os.cpu_count()} cores, {memory:.0f} GiB, {platform.machine()}, {platform.system()} {_kernel()}",
         "load at the end": f"{os.getloadavg()[0]:.1f} (1 minute)",
         "Python": platform.python_version(),
         "Pulumi": f"CLI {engine.version}, SDK {version_of('pulumi')}, "
         f"pulumi-command {version_of('pulumi-command')} ({engine.plugin} plugin)",
-    }
-    if not memory_rounds:
-        return {**found, "runs": f"{rounds} timed rounds, on hosts of the lab on this machine"}
-    return {
-        **found,
         "pyinfra": version_of("pyinfra"),
         "Ansible": f"ansible-core {version_of('ansible-core')}, {_ssh()}",
         "host": f"the lab's scenario {SCENARIO}, over SSH on this machine",
@@ -367,7 +362,7 @@ def main(arguments: list[str] | None = None) -> int:
             say(f"kept: {folder}")
         else:
             shutil.rmtree(folder)
-    print(write(results, about(engine, wanted.rounds, 0 if wanted.only else wanted.memory_rounds), wanted.results))
+    print(write(results, about(engine, wanted.rounds, wanted.memory_rounds), wanted.results))
     return 1 if results.failures else 0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from typing import TypedDict, cast
 from homelab.cli import stack_options
 from homelab.doctor.stack import StackFile
 from homelab.errors import HomelabError, raise_all
-from homelab.host import gates, handover, plan
+from homelab.host import gates, ha, handover, plan
 from homelab.host.facts import HandedOver, HostFacts
 from homelab.remote import scripts, ssh
 from homelab.remote.proxmox.machine import HA_SECONDS
@@ -187,10 +188,14 @@ class Switch:
     async def _to_vm(self, vm: Vm) -> int:
         print(f"starting VM {vm.vmid}")
         well, said = await self._while_told("start_vm", vm.vmid)
+        if well and ha.service(self._facts, "vm", vm.vmid) is not None:
+            await self._until_ha_came(vm.vmid)
         if well and self._state.get("state") == "VM" and self._state.get("vm") == str(vm.vmid):
             print(f"VM {vm.vmid} runs, with gpus.{self._card}.")
             return WELL
-        if well:
+        if well and self._state.get("state") == "HELD":
+            print(f"gpus.{self._card} is {self._where()}", file=sys.stderr)
+        elif well:
             print(
                 f"VM {vm.vmid} runs, and hasn't taken gpus.{self._card}: does its configuration name the card?",
                 file=sys.stderr,
@@ -199,6 +204,17 @@ class Switch:
             print(said, file=sys.stderr)
             print(f"gpus.{self._card} is {self._where()}", file=sys.stderr)
         return NOT_SWITCHED
+
+    async def _until_ha_came(self, vmid: int) -> None:
+        """Until HA has started the VM, or its start was refused: what asks HA for it ends at once."""
+        before = handover.since(handover.state_of(self._facts, self._card))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HA_SECONDS):
+                while (self._state.get("state"), self._state.get("vm")) != ("VM", str(vmid)):
+                    if self._state.get("state") in ("HELD", "STUCK", "DEAD") and handover.since(self._state) > before:
+                        return
+                    await asyncio.sleep(POLL_SECONDS)
+                    await self._look()
 
     async def _to_containers(self, vmid: int) -> int:
         asked: float | None = None

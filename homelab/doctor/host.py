@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import Any
 
 from homelab.container import others
@@ -157,23 +158,32 @@ _SINKS = {
 # For how long a card may be on its way: each step has a time limit, and the host's timer ends what was left half-way.
 _WAY_SECONDS = 900
 _ON_ITS_WAY = {
-    "DRAINING": ("containers are being shut down for a VM", "is undone"),
+    "DRAINING": ("containers are being shut down for a VM, each in its own time (startup: down=)", "is undone"),
     "FREE": ("nobody was seen to have the card, and it is about to be taken", "is undone"),
     "DETACHED": ("it is between NVIDIA's driver and vfio-pci", "is undone, unless a write still waits in the kernel"),
     "RETURNING": ("it comes back from a VM", "goes on"),
 }
 
 
-def _on_its_way(name: str, about: dict[str, str], said: str) -> Finding | None:
-    """A card that has been on its way for longer than any step takes."""
-    if about.get("state") not in _ON_ITS_WAY or time.time() - int(about.get("since") or 0) < _WAY_SECONDS:
+def _on_its_way(name: str, about: dict[str, str], said: str, running: Collection[int]) -> Finding | None:
+    """A card that has been on its way for longer than any step takes, or is with a VM that is off. ``running``: the VMs that run."""
+    state = about.get("state", "")
+    wanted, look = f"gpus.{name} with a VM, or with the host", "/var/lib/homelab/handover/log"
+    if state == "VM" and about.get("vm", "") not in map(str, running):
+        return Finding(
+            wanted,
+            f"{said}, which is off",
+            "homelab-handover.timer gives such a card back within some two minutes, unless the VM is starting, is backed up or is locked",
+            f"look again after that; if it is still so, see whether that timer runs, and what {look} says last",
+        )
+    if state not in _ON_ITS_WAY or time.time() - handover.since(about) < _WAY_SECONDS:
         return None
-    what, then = _ON_ITS_WAY[about["state"]]
+    what, then = _ON_ITS_WAY[state]
     return Finding(
-        f"gpus.{name} with a VM, or with the host",
+        wanted,
         said,
         f"{what}; once a minute homelab-handover.timer looks at it, and what was left half-way {then}. It should have come to an end long ago",
-        "see whether that timer and homelab-handover.service run, and what /var/lib/homelab/handover/log says last; a reboot of the host ends it in any case",
+        f"see whether that timer and homelab-handover.service run, and what {look} says last; a reboot of the host ends it in any case",
     )
 
 
@@ -207,7 +217,7 @@ def _handed_over(reading: Reading, host: Host, slots: dict[str, str]) -> list[Fi
     for name in host.hands_over:
         about = handover.state_of(reading.facts, name)
         state, said = about.get("state", ""), handover.said(reading.facts, name)
-        if late := _on_its_way(name, about, said):
+        if late := _on_its_way(name, about, said, reading.facts.guests.running):
             found.append(late)
         if state in _SINKS and said:
             why, then = _SINKS[state]

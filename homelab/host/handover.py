@@ -57,6 +57,11 @@ def state_of(facts: HostFacts, name: str) -> dict[str, str]:
     return about
 
 
+def since(about: Mapping[str, str]) -> int:
+    """Since when a card is where `state_of` has it, in seconds; 0: that can't be told."""
+    return int(about.get("since", "")) if about.get("since", "").isdecimal() else 0
+
+
 def switch_refused(facts: HostFacts, host: Host, name: str, vm: Vm | None, *, rehearsed: bool = False) -> None:
     """Before a card is switched by hand.
 
@@ -121,9 +126,9 @@ def said(facts: HostFacts, name: str) -> str:
     state, vm = about.get("state", ""), about.get("vm", "")
     if not state:
         return ""
-    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(int(about.get("since") or 0)))
+    at = time.strftime("%Y-%m-%d %H:%M", time.localtime(since(about)))
     if state == "VM":
-        return f"with VM {vm} since {since}"
+        return f"with VM {vm} since {at}"
     if state in ("HELD", "STUCK", "DEAD"):
-        return f"{state} since {since}: {about.get('why', '')}"
-    return f"on its way to or from VM {vm} ({state}) since {since}"
+        return f"{state} since {at}: {about.get('why', '')}"
+    return f"on its way to or from VM {vm} ({state}) since {at}"

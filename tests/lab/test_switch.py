@@ -95,6 +95,21 @@ def test_a_card_is_switched_by_hand_and_back(lab: Lab, about: list[str], capsys:
     assert lab.run("pct status 950").stdout == "status: running\n"
 
 
+def test_a_vm_under_ha_is_waited_for(lab: Lab, about: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """`qm` only asks the manager, and ends at once; the VM follows, or HA tries in vain."""
+    installed(lab)
+    lab.run("mkdir -p $ROOT/etc/pve/ha; cat >$ROOT/etc/pve/ha/resources.cfg", stdin="vm: 103\n\tstate started\n")
+    lab.fault("card-users", [OLLAMA, {"pid": 4712, "comm": "Xorg", "card": CARD, "opens": ["modeset"]}])
+    assert main([*TO_VM, *about]) == 1
+    seen = capsys.readouterr()
+    assert "in use by Xorg (PID 4712" in seen.err and "VM 103 runs" not in seen.err
+    lab.fault("card-users", [OLLAMA])
+    assert main([*TO_VM, *about]) == 0
+    assert "VM 103 runs, with gpus.big." in capsys.readouterr().out
+    assert main([*BACK, *about]) == 0
+    assert "is with the host and its containers" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

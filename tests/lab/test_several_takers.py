@@ -1,0 +1,75 @@
+"""Several VMs, several cards: a card that VMs alone have in turn, one that two of them want, and a VM of whose cards one is shared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from homelab.remote import scripts
+from tests.lab.host_kit import Host, run_script
+from tests.lab.test_handover import AUDIO, CARD, OTHER, drivers, made, runs, state, story
+from tests.waiting import wait_until
+
+SMALL = f"small {OTHER}=10de:2684,0000:02:00.1=10de:22ba "
+BIG = f"big {CARD}=10de:2b85,{AUDIO}=10de:22e8 "
+
+
+def shared(host: Host, big: str, small: str = "") -> None:
+    """What `up` leaves where these VMs may take the cards; VM 104 is made, and container 950 is off."""
+    host.output(
+        "pvesh create /nodes/phoenix/qemu --vmid 104 --name second --memory 512 --machine q35 --bios ovmf; pct stop 950"
+    )
+    lines = [BIG + big, *([SMALL + small] if small else [])]
+    for script in (scripts.handover(lines), scripts.handover_hook(104)):
+        done = run_script(host.machine, "apply", script)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_card_that_vms_alone_share_goes_to_the_one_that_starts(tmp_path: Path) -> None:
+    """No container has it; what a lease moves in `up`, starting the other one does here, with nothing of `up`."""
+    host = made(tmp_path)
+    shared(host, "103,104")
+    host.output("qm set 104 --hostpci0 0000:01:00,driver=keep,pcie=1")
+    host.output("qm start 103")
+    said = host.run("qm start 104")
+    assert said.returncode != 0 and "VM 103 has it since" in said.stdout + said.stderr
+    assert host.output("qm status 103") == "status: running\n" and state(host) == "VM"
+    host.output("qm stop 103; qm start 104")
+    assert state(host) == "VM" and drivers(host)[:2] == ["vfio-pci", "vfio-pci"], story(host)
+    assert "VM 104 has it" in story(host) and host.output("qm status 104") == "status: running\n"
+    host.output("qm stop 104")
+    wait_until(lambda: state(host) == "HOST")
+    assert drivers(host) == ["nvidia", "snd_hda_intel", "nvidia"] and not runs(host), "it was off before"
+
+
+def test_a_vm_that_gets_only_one_of_its_cards_gets_none(tmp_path: Path) -> None:
+    host = made(tmp_path)
+    shared(host, "103", "103,104")
+    host.output(
+        "qm set 104 --hostpci0 0000:02:00,driver=keep,pcie=1; qm set 103 --hostpci1 0000:02:00,driver=keep,pcie=1"
+    )
+    host.output("qm start 104")
+    assert drivers(host) == ["nvidia", "snd_hda_intel", "vfio-pci"]
+    said = host.run("qm start 103")
+    assert said.returncode != 0 and "gpus.small" in said.stdout + said.stderr
+    assert "VM 104 has it since" in said.stdout + said.stderr
+    assert drivers(host) == ["nvidia", "snd_hda_intel", "vfio-pci"], story(host)
+    assert "VM 103 didn't get all of its cards" in story(host) and state(host) == "HELD"
+    host.output("qm stop 104")
+    wait_until(lambda: host.driver(OTHER) == "nvidia")
+    host.output("systemctl start homelab-handover.service; qm start 103")
+    assert drivers(host) == ["vfio-pci"] * 3, story(host)
+
+
+def test_a_vm_of_whose_cards_one_is_shared_keeps_the_other(tmp_path: Path) -> None:
+    """The other one is the VM's alone: bound before, and neither taken nor given back; nor is it in the way of the shared one's return."""
+    host = made(tmp_path, only=False)
+    bus = "$ROOT/sys/bus/pci"
+    for one in (OTHER, "0000:02:00.1"):
+        host.output(
+            f"echo vfio-pci >{bus}/devices/{one}/driver_override; echo {one} >{bus}/devices/{one}/driver/unbind; echo {one} >{bus}/drivers_probe"
+        )
+    host.output("qm set 103 --hostpci1 0000:02:00,pcie=1; qm start 103")
+    assert drivers(host) == ["vfio-pci"] * 3 and state(host) == "VM"
+    host.output("qm stop 103")
+    wait_until(lambda: state(host) == "HOST")
+    assert drivers(host) == ["nvidia", "snd_hda_intel", "vfio-pci"] and runs(host), story(host)
