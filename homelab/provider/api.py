@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from homelab.errors import HomelabError
 from homelab.provider.base import OutputsT, Work
-from homelab.remote import guard, ssh
+from homelab.remote import guard, ledger, scripts, ssh
 from homelab.remote.proxmox.api import Api
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.remote.proxmox.machine import Machine, Policy
@@ -48,7 +48,41 @@ class ApiWork(Work[NodeT, OutputsT]):
 
     def machine(self, inputs: NodeT, vmid: int, name: str) -> Machine:
         """A VM of the node. ``name``: in the settings."""
-        return Machine(self.api(inputs), vmid, name, lambda: guard.let_start(self.host(inputs), vmid))
+        return self._machine_of(self.api(inputs), inputs, vmid, name)
+
+    def _machine_of(self, api: Api, inputs: NodeT, vmid: int, name: str) -> Machine:
+        return Machine(
+            api,
+            vmid,
+            name,
+            lambda: guard.let_start(self.host(inputs), vmid),
+            remember=lambda ran: asyncio.run(self._remember(inputs, vmid, name, ran)),
+            log_of_start=lambda node, since: asyncio.run(self._log_of_start(inputs, vmid, node, since)),
+        )
+
+    async def _remember(self, inputs: NodeT, vmid: int, name: str, ran: str | None) -> None:
+        """Notes on the host that the VM ran (``ran``: its identity), or that it does again (None). What is left of the latter is found by the next run."""
+        try:
+            async with ssh.connect(self.host(inputs)) as session:
+                if ran is not None:
+                    await ledger.note(session, ledger.of_power(vmid), {"identity": ran, "guest": name})
+                else:
+                    await ledger.forget(session, ledger.of_power(vmid))
+        except HomelabError:
+            if ran is not None:
+                raise
+
+    async def _log_of_start(self, inputs: NodeT, vmid: int, node: str, since: int) -> list[str] | None:
+        """What a node's host has of the VM's last start; None: it has none, is not in the settings, or doesn't answer."""
+        host = self.stack.host_at(inputs.host, node)
+        if host is None:
+            return None
+        try:
+            async with ssh.connect(host) as session:
+                answer = scripts.answer(await session.run("started", scripts.start_log(vmid, since)))
+        except HomelabError:
+            return None
+        return str(answer["log"]).splitlines() if answer["task"] else None
 
     def machine_now(self, inputs: NodeT, vmid: int, name: str) -> Machine:
         """The same on whichever node of the cluster the VM is by now: what it was given is given back there."""
@@ -59,7 +93,7 @@ class ApiWork(Work[NodeT, OutputsT]):
             return machine
         except ElsewhereError as error:
             tell(f"{name}: VM {vmid} is on {error.node} now")
-            return Machine(Api(self.host(inputs), error.node, access=lambda: self._access(inputs)), vmid, name)
+            return self._machine_of(self.api(inputs).at(error.node), inputs, vmid, name)
         return machine
 
     def reading(self, inputs: NodeT, path: str, wanted: str) -> Any:

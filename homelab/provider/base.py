@@ -79,6 +79,12 @@ class StackTexts:
             one for one, host in self._settings("").hosts.items() if cluster and host.cluster == cluster and one != name
         ]
 
+    def host_at(self, name: str, node: str) -> Host | None:
+        """The settings of the host that is a node of that name of a host's cluster, or that host itself; None: there is none."""
+        hosts = self._settings("").hosts
+        near = [name, *self.peers(name)]
+        return next((hosts[one] for one in near if one in hosts and (hosts[one].node or one) == node), None)
+
     def cluster_of(self, name: str) -> str | None:
         """The cluster of which a host of the settings is a node; None: of none, or there is no such host."""
         hosts = self._settings("").hosts

@@ -37,8 +37,10 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
         try:
             machine = self.machine(inputs, inputs.vmid, inputs.vm or "")
             keys = _options_with(machine.config(), inputs)
-            if keys:
-                machine.converge(without_card, keys, policy(inputs.shutdown), "keep")
+            # A run that was killed meanwhile has left the VM off, with the change written.
+            ran = not keys and bool(asyncio.run(noted_by(self.stack, inputs.host, ledger.of_power(inputs.vmid))))
+            if keys or ran:
+                machine.converge(without_card, keys, policy(inputs.shutdown), "keep", ran=ran)
         except (NotThereError, ElsewhereError):
             return  # with the VM it has left this card
 

@@ -54,12 +54,17 @@ class VmChangeWork(ApiWork[VmChange.Inputs, VmChange.Outputs]):
         except ApiError as error:
             if not error.wanted.startswith(f"{machine.label} started"):
                 raise
-            raise self._explained(error, inputs) from error
-        if machine.starts and before is not None:
+            raise self._explained(error, inputs, here=machine.node == inputs.node) from error
+        if machine.node != inputs.node:
+            tell(
+                f"{inputs.vm}: HA has started VM {inputs.vmid} on {machine.node} instead of {inputs.node}: run `pulumi up` again, which counts "
+                "it there and looks at its cards"
+            )
+        elif machine.starts and before is not None:
             self._require_came_back(inputs, before)
         address = inputs.address
         if address == "agent":
-            address = _asked(self.api(inputs), inputs) if runs else None
+            address = _asked(self.api(inputs).at(machine.node), inputs) if runs else None
         state = "running" if runs else "stopped"
         return VmChange.Outputs(state=state, guest_address=address or "", starts=starts + machine.starts)
 
@@ -88,8 +93,10 @@ class VmChangeWork(ApiWork[VmChange.Inputs, VmChange.Outputs]):
         found = kernel_log.of_card(facts, _card(inputs), _functions(facts, inputs))
         raise_all([trouble.error for trouble in found if trouble.stops])
 
-    def _explained(self, error: HomelabError, inputs: VmChange.Inputs) -> HomelabError:
-        """A start that failed, with what the host's kernel, or else QEMU, says of the VM's cards."""
+    def _explained(self, error: HomelabError, inputs: VmChange.Inputs, *, here: bool) -> HomelabError:
+        """A start that failed, with what the host's kernel, or else QEMU, says of the VM's cards. ``here``: on this host, and not where HA has moved it."""
+        if not here:
+            return _by_qemu(error)
         try:
             facts = asyncio.run(ssh.read(self.host(inputs), kernel_log=True))
         except HomelabError:

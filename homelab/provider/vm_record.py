@@ -112,6 +112,13 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
                 await ledger.note(session, ledger.of_vm(vmid), about)
             elif ledger.of_vm(vmid) in facts.ledger:
                 await ledger.forget(session, ledger.of_vm(vmid))
+            interrupted = _interrupted(vmid, config, facts.ledger)
+            if ledger.of_power(vmid) in facts.ledger and (not interrupted or vmid in guests.running):
+                await ledger.forget(session, ledger.of_power(vmid))
+            elif interrupted:
+                tell(
+                    f"{inputs.vm}: VM {vmid} ran when an earlier run shut it down, and that run was interrupted: it is to run again"
+                )
             if not inputs.copied:
                 await safety_copy.forget(session, vmid, inputs.vm, facts.ledger)
         for note in notes if made != record else []:
@@ -124,7 +131,7 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
         return VmRecord.Outputs(
             record=made,
             restore=left,
-            running=running or stopped_by_us(vmid, inputs.boot, had.boot if had else None),
+            running=running or interrupted or stopped_by_us(vmid, inputs.boot, had.boot if had else None),
             generation=generation,
             guest_name=config.get("name", inputs.vm),
             identity=identity(config),
@@ -173,11 +180,14 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
                         f"{inputs.vm}: VM {inputs.vmid} is another one than the one that was given its cards: it stays as it is"
                     )
                 else:
-                    machine.converge(lambda config: undo(config, owned), sorted(owned), policy(inputs.shutdown), "keep")
+                    ran = _interrupted(inputs.vmid, machine.config(), noted)
+                    machine.converge(
+                        lambda config: undo(config, owned), sorted(owned), policy(inputs.shutdown), "keep", ran=ran
+                    )
             except NotThereError:
                 tell(f"{inputs.vm}: VM {inputs.vmid} is gone: there is nothing to give back")
         asyncio.run(_forget(self.host(inputs), inputs, noted))
-        names = [ledger.of_vm(inputs.vmid), decided.noted_as(inputs.vmid)]
+        names = [ledger.of_vm(inputs.vmid), ledger.of_power(inputs.vmid), decided.noted_as(inputs.vmid)]
         asyncio.run(forgotten_by_peers(self.stack, inputs.host, inputs.vm, names))
 
 
@@ -186,10 +196,18 @@ def _is_another(outputs: VmRecord.Outputs, config: dict[str, str]) -> bool:
     return bool(outputs.identity) and not same_vm(outputs.identity, identity(config))
 
 
+def _interrupted(vmid: int, config: dict[str, str], noted: Mapping[str, str]) -> bool:
+    """Did the VM run when this program shut it down, and hasn't since, as far as the host's notes say?"""
+    power = noted_in(noted, ledger.of_power(vmid))
+    return power is not None and same_vm(str(power.get("identity", "")), identity(config))
+
+
 async def _forget(host: Host, inputs: VmRecord.Inputs, noted: Mapping[str, str]) -> None:
     """``noted``: the host's notes."""
     async with ssh.connect(host) as session:
         await ledger.forget(session, ledger.of_vm(inputs.vmid))
+        if ledger.of_power(inputs.vmid) in noted:
+            await ledger.forget(session, ledger.of_power(inputs.vmid))
         await safety_copy.forget(session, inputs.vmid, inputs.vm, noted)
 
 

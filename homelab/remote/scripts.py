@@ -430,6 +430,11 @@ def ledger(name: str, note: str, *, keep: bool = False) -> str:
     return compose("ledger.sh", NAME=name, NOTE=note, KEEP="yes" if keep else "no")
 
 
+def start_log(vmid: int, since: int) -> str:
+    """Standard input of start_log.sh, with the verb ``started``; ``since``: in seconds since 1970."""
+    return compose("start_log.sh", VMID=str(vmid), SINCE=str(since))
+
+
 def read_log(lines: int) -> str:
     """Standard input of read_log.sh, with the verb ``read_system``; ``lines``: how many of the end."""
     return compose("read_log.sh", LINES=str(lines))

@@ -29,7 +29,8 @@ def unheard(_: str) -> None:
 
 @dataclass
 class Call:
-    """One request: who asks, for what on which host, with verified parameters; `start` starts a task.
+    """One request: who asks, for what on which host, with verified parameters; `start` starts a task,
+    `start_as_root` one of the node's own.
 
     `say` is what the operation prints besides its answer, which only a command at the node's shell shows.
     """
@@ -39,6 +40,7 @@ class Call:
     users: Users
     parameters: dict[str, Any]
     start: Starter
+    start_as_root: Starter
     say: Callable[[str], None] = unheard
 
     def guest(self, kind: Kind) -> Guest:

@@ -36,6 +36,16 @@ def _state(guest: Guest) -> str | None:
     return "error" if guest.has_fault("ha-error") and wanted != "disabled" else wanted
 
 
+def _ask_for(guest: Guest, state: str) -> None:
+    """Write the state that the manager is to bring a VM into."""
+    sections = re.split(r"(?m)^(?=\S)", guest.host.read(_FILE, ""))
+    for number, section in enumerate(sections):
+        if re.match(rf"vm: {guest.vmid}\n", section):
+            bare = re.sub(r"(?m)^\s+state \S+\n", "", section)
+            sections[number] = re.sub(r"\n", f"\n\tstate {state}\n", bare, count=1)
+    guest.host.write(_FILE, "".join(sections))
+
+
 def shown(guest: Guest) -> dict[str, Any]:
     """`ha` of a VM's status."""
     state = _state(guest)
@@ -53,17 +63,25 @@ def asked(call: Call, guest: Guest, verb: str, work: Callable[[TaskLog], Work]) 
         return None
 
     def request(log: TaskLog) -> Work:
+        """A start is a state that is asked for at once; a stop goes to the manager, which writes the state when it comes to it (recorded)."""
         log(f"Requesting HA {verb} for VM {guest.vmid}")
         if _state(guest) == "error":
             log(f"service 'vm:{guest.vmid}' in error state, must be disabled and fixed first")
             raise Died(f"command 'ha-manager set vm:{guest.vmid} --state {verb}ed' failed: exit code 255")
+        if verb == "start":
+            _ask_for(guest, "started")
         yield 0.0
 
     def followed(log: TaskLog) -> Work:
         yield DELAY_SECONDS
-        if _state(guest) != "error" and not guest.has_fault("ha-idle"):
-            yield from work(log)
+        if _state(guest) == "error" or guest.has_fault("ha-idle"):
+            return
+        if verb == "stop":
+            _ask_for(guest, "stopped")
+        elif guest.running:
+            return
+        yield from work(log)
 
     upid = call.start(f"ha{verb}", str(guest.vmid), request)
-    call.start(f"qm{verb}", str(guest.vmid), followed)
+    call.start_as_root(f"qm{verb}", str(guest.vmid), followed)
     return upid

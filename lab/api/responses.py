@@ -24,7 +24,7 @@ from .errors import ApiError, not_allowed
 from .guests import exclusively
 from .reference import Operation, reference
 from .tasks import TaskLog, Tasks, Work
-from .users import Caller, Users
+from .users import ROOT, Caller, Users
 
 Handler = Callable[[Call], Any]
 _SECRETS = frozenset({"password", "cipassword", "input-data", "otp"})
@@ -136,7 +136,9 @@ class Api:
         if operation.of_node:
             cluster.require_reachable(host, given["node"][0])
         parameters = verify(operation, given)
-        call = Call(host, caller, users, parameters, partial(self._start, host, caller), say)
+        call = Call(
+            host, caller, users, parameters, partial(self._start, host, caller), partial(self._start, host, ROOT), say
+        )
         return self._handlers[operation.method, operation.path](call)
 
     def _start(

@@ -17,21 +17,28 @@ from homelab.provider.base import GoneError
 from homelab.provider.gpu_lease import GpuLeaseWork
 from homelab.provider.safety_copy import SafetyCopyWork
 from homelab.provider.virtual_machine import VirtualMachineWork
+from homelab.provider.vm_change import VmChangeWork
 from homelab.provider.vm_record import VmRecordWork
 from homelab.remote.proxmox import api as api_module
+from homelab.remote.proxmox.api import Api
+from homelab.remote.proxmox.errors import ApiError
+from homelab.remote.proxmox.machine import Machine, Policy
 from homelab.resources.base import Boot, ShutdownInputs
 from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.safety_copy import SafetyCopy
 from homelab.resources.virtual_machine import DiskInputs, VirtualMachine
+from homelab.resources.vm_change import VmChange
 from homelab.resources.vm_record import VmRecord
+from homelab.shapes import Record
+from homelab.vm.config import Change
 from lab.cluster import LabCluster
-from tests.lab.test_proxmox_api import host_of
+from tests.lab.test_proxmox_api import Quick, host_of
 
 VM = 103
 SHUTDOWN = ShutdownInputs(timeout=5, otherwise="stop")
 CARD = {"gpu": "gpu", "mapping": "gpu", "slot": "0000:01:00"}
 GIVEN = "mapping=gpu,pcie=1"
-RECORD, COPY = f"ledger/vm/{VM}", f"ledger/safety/{VM}"
+RECORD, COPY, POWER = f"ledger/vm/{VM}", f"ledger/safety/{VM}", f"ledger/power/{VM}"
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +198,91 @@ def test_what_another_entry_keeps_on_another_node_stays_noted(cluster: LabCluste
     first = given_and_moved(cluster)
     VmRecordWork(texts(cluster)).delete(dataclasses.replace(record_of("pve2"), vm="another"), first)
     assert noted(cluster, RECORD) == ["pve1"]
+
+
+# -- power --------------------------------------------------------------------------------------------------------------------
+def change_of(node: str, record: Record, **more: Any) -> VmChange.Inputs:
+    about: dict[str, Any] = {
+        "restore": {},
+        "running": True,
+        "generation": 0,
+        "power": "keep",
+        "cluster": "home",
+        **more,
+    }
+    return VmChange.Inputs(host=node, node=node, vm="sandbox", vmid=VM, shutdown=SHUTDOWN, record=record, **about)
+
+
+def to_four_cores(config: dict[str, str]) -> Change:
+    return Change({} if config.get("cores") == "4" else {"cores": "4"})
+
+
+@pytest.mark.parametrize("starts", [True, False], ids=["it starts there", "it doesn't start there either"])
+def test_a_vm_that_ha_starts_on_another_node_counts_there_and_what_is_taken_back_is_taken_back_there(
+    cluster: LabCluster, starts: bool
+) -> None:
+    """The test is the HA manager: it moves the VM while the run waits for it to start."""
+    shared = cluster.folder / "pve/ha/resources.cfg"
+    shared.parent.mkdir(exist_ok=True)
+    shared.write_text(f"vm: {VM}\n\tstate stopped\n\n")
+    cluster["pve1"].fault("ha-idle", True)
+
+    def relocate() -> None:
+        move(cluster, "pve1", "pve2")
+        if starts:
+            cluster["pve2"].run(f"qm start {VM}")
+        else:
+            cluster["pve2"].fault("ha-error", VM)
+
+    before = conf(cluster, "pve1")
+    api = Api(host_of(cluster["pve1"]), "pve1", clock=Quick({3: relocate}, real=0.02))
+    machine = Machine(api, VM, "sandbox")
+    try:
+        if starts:
+            assert machine.converge(to_four_cores, ["cores"], Policy(5, "fail"), "running") is True
+            assert machine.node == "pve2" and machine.running() and "cores: 4" in conf(cluster, "pve2")
+        else:
+            with pytest.raises(ApiError, match="VM 103 .* has its old configuration back") as raised:
+                machine.converge(to_four_cores, ["cores"], Policy(5, "fail"), "running")
+            assert "HA has it in the state error" in raised.value.found
+            assert sorted(conf(cluster, "pve2").split()) == sorted(before.split())
+        assert not (cluster.folder / f"pve/nodes/pve1/qemu-server/{VM}.conf").exists()
+    finally:
+        shared.unlink()
+        cluster["pve2"].reset()
+
+
+def test_a_vm_that_a_killed_run_has_left_off_runs_again_after_the_next_one_or_after_destroy(
+    cluster: LabCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(BaseException):
+        pass
+
+    def killed(*_: Any) -> None:
+        raise KilledError
+
+    def runs() -> bool:
+        return "running" in cluster["pve1"].run(f"qm status {VM}").stdout
+
+    cluster["pve1"].run(f"qm start {VM}")
+    record: Record = {"balloon": {"ours": "0", "before": None}}
+    cards: dict[str, Any] = {"cards": [], "machine": None}
+    first = VmRecordWork(texts(cluster)).create(record_of("pve1", **cards))
+    given = dataclasses.replace(first, record=record)
+    for ends in ("up", "destroy"):
+        cluster["pve1"].run(f"qm stop {VM}; qm set {VM} --balloon 1024 --memory 2048; qm start {VM}")
+        with monkeypatch.context() as once:
+            once.setattr(Machine, "start", killed)
+            with pytest.raises(KilledError):
+                VmChangeWork(texts(cluster)).create(change_of("pve1", record))
+        assert not runs() and noted(cluster, POWER) == ["pve1"]
+        if ends == "up":
+            again = VmRecordWork(texts(cluster)).update(record_of("pve1", **cards), record_of("pve1", **cards), given)
+            assert again.running is True
+            VmChangeWork(texts(cluster)).create(change_of("pve1", record, running=again.running))
+        else:
+            VmRecordWork(texts(cluster)).delete(record_of("pve1", **cards), given)
+        assert runs() and noted(cluster, POWER) == []
 
 
 # -- a VM that was made here ---------------------------------------------------------------------------------------------------

@@ -13,7 +13,9 @@ import pytest
 
 from homelab import rights
 from homelab.errors import HomelabError
+from homelab.remote import scripts
 from homelab.remote.proxmox import api as api_module
+from homelab.remote.proxmox import machine as machine_module
 from homelab.remote.proxmox.api import Api, Clock
 from homelab.remote.proxmox.errors import (
     ApiError,
@@ -478,9 +480,53 @@ def test_a_vm_that_ha_does_not_come_to_is_said_and_runs_on_as_it_was(lab: Lab) -
     lab.fault("ha-idle", True)
     with pytest.raises(HomelabError, match="HA was asked to, and has not switched it off"):
         machine(lab).converge(set_to(cores="4"), ["cores"], Policy(1, "stop"), "keep")
+    # It was asked to stop it, and would when it comes to it: it is asked to keep it running.
+    assert [kind for kind in kinds_of_tasks(lab) if kind.startswith("ha")] == ["hastop", "hastart"]
     assert "cores" not in [
         one["key"] for one in client(lab).get(f"nodes/{NODE}/qemu/{VM}/pending", "") if "pending" in one
     ]
+
+
+def test_a_shutdown_that_fails_leaves_ha_with_what_it_was_to_do(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HA takes the request and the guest hasn't gone off: with nothing more said, HA ends it by force after this program has given up."""
+    under_ha(lab)
+    lab.fault("guest-ignores-shutdown", VM)
+    monkeypatch.setattr(machine_module, "HA_SECONDS", 0)
+    with pytest.raises(HomelabError, match="has not switched it off"):
+        machine(lab).converge(set_to(cores="4"), ["cores"], Policy(60, "fail"), "keep")
+    assert "state started" in (lab.root / "etc/pve/ha/resources.cfg").read_text() and machine(lab).running()
+
+
+def test_a_vm_whose_stop_a_killed_run_asked_of_ha_is_kept_running_by_the_next_one(lab: Lab) -> None:
+    under_ha(lab)
+    lab.run("sed -i s/started/stopped/ $ROOT/etc/pve/ha/resources.cfg")
+    assert machine(lab).converge(set_to(), ["cores"], POLICY, "keep", ran=True) is True
+    assert "state started" in (lab.root / "etc/pve/ha/resources.cfg").read_text()
+
+
+@pytest.mark.parametrize("sees", [True, False], ids=["a user who sees all tasks", "a user who sees none but its own"])
+def test_a_card_that_was_not_reset_when_ha_started_its_vm_is_a_failure(lab: Lab, sees: bool) -> None:
+    """The request's own log says nothing of a card; the start is root's."""
+    under_ha(lab)
+    map_card(lab)
+    machine(lab).shut_down(POLICY)
+    lab.fault("reset-fails", True)
+    login = {} if sees else homelab(lab, ("/", "users", "PVEVMAdmin"), ("/mapping", "users", "PVEMappingAdmin"))
+    asked: list[str] = []
+
+    def of_the_host(node: str, since: int) -> list[str] | None:
+        asked.append(node)
+        text = scripts.start_log(VM, since)
+        return str(
+            scripts.answer(lab.run(f"bash -s -- started <<'END-OF-IT'\n{text}\nEND-OF-IT").stdout)["log"]
+        ).splitlines()
+
+    vm = Machine(client(lab, **login), VM, "sandbox", log_of_start=of_the_host)
+    for _ in range(2):
+        with pytest.raises(CardNotResetError, match="failed to reset PCI device 0000:01:00.0"):
+            vm.converge(set_to(**MAPPED), [], POLICY, "running")
+        assert vm.running()
+    assert asked == ([] if sees else [NODE, NODE])
 
 
 def test_a_vm_that_ha_has_given_up_on_is_named_and_how_to_get_it_back(lab: Lab) -> None:

@@ -10,6 +10,7 @@ What is asked again, and for how long, is decided here alone:
 
 from __future__ import annotations
 
+import copy
 import re
 import time
 from collections import deque
@@ -102,6 +103,12 @@ class Api:
         self._patience = patience
         self._followed: set[str] = set()
         self._connection: Connection = self._repeated(lambda: connected(host), repeatable=True)
+
+    def at(self, node: str) -> Api:
+        """The same for what is on another node of the cluster: any node passes requests on."""
+        other = copy.copy(self)
+        other.node = node
+        return other
 
     # -- requests ------------------------------------------------------------------------------------------------
     def get(self, path: str, wanted: str, /, **parameters: Any) -> Any:
@@ -294,6 +301,18 @@ class Api:
                 return False
             self.clock.sleep(pause)
         return False
+
+    def log_of_ended(self, upid: str, seconds: float) -> list[str]:
+        """The log of another user's task, as `task_log`, once it has ended, or as far as it is after so many seconds. Raises ApiError."""
+        deadline = self.clock.now() + seconds
+        for pause in _pauses(POLL_SECONDS):
+            status = self.get(f"nodes/{upid.split(':')[1]}/tasks/{upid}/status", "to see whether a task has ended")[
+                "status"
+            ]
+            if status == "stopped" or self.clock.now() > deadline:
+                break
+            self.clock.sleep(pause)
+        return self.task_log(upid)
 
     def task_log(self, upid: str) -> list[str]:
         """The log of a task that has ended: its first and last lines. Raises ApiError."""

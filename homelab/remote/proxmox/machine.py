@@ -18,12 +18,13 @@ from homelab.remote.proxmox.errors import (
     ApiError,
     CardNotResetError,
     ChangedMeanwhileError,
+    ElsewhereError,
     NotThereError,
     TaskFailedError,
     UnansweredError,
 )
 from homelab.text import tell
-from homelab.vm.config import Change, strings
+from homelab.vm.config import Change, identity, strings
 
 # A guest that is still booting ignores the power button: it is pressed again, this often.
 PRESS_SECONDS = 60
@@ -37,6 +38,9 @@ LOST_SECONDS = 30
 # The same where the HA manager starts or stops it: its task ends at once, and the VM follows 10 to 20 seconds later (recorded), or after the
 # two minutes that a lock of a node that has nothing else to do takes.
 HA_SECONDS = 180
+
+# For how long HA may take to write down that it was asked to stop a VM; 10 seconds at most where it is at work (recorded).
+HA_TAKES_SECONDS = 30
 
 # From a VM's present configuration to what is to be written.
 PowerTarget = Callable[[dict[str, str]], Change]
@@ -55,11 +59,27 @@ class Machine:
 
     :param name: for messages, such as ``sandbox``.
     :param let_start: called before a VM with a hookscript is started, which may be the one that hands it its card (homelab/remote/guard.py).
+    :param remember: notes on the host that it ran, before it is shut down to run again, by what tells it from another VM (vm.config.identity); None: it runs.
+    :param log_of_start: the log of its last start on a node since a time (in seconds since 1970), as the host has it; for a start of HA's, which is
+        another user's task. None: nobody can say.
     """
 
-    def __init__(self, api: Api, vmid: int, name: str, let_start: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        api: Api,
+        vmid: int,
+        name: str,
+        let_start: Callable[[], None] = lambda: None,
+        *,
+        remember: Callable[[str | None], None] = lambda _: None,
+        log_of_start: Callable[[str, int], list[str] | None] = lambda _, __: None,
+    ) -> None:
         self._api = api
         self._let_start, self._announced = let_start, False
+        self._remember, self._remembered = remember, False
+        self._log_of_start = log_of_start
+        # Has this asked HA to start or to stop it? Then it may be on another node at any moment.
+        self._asked_ha = False
         self.vmid = vmid
         self.name = name
         self._path = f"nodes/{api.node}/qemu/{vmid}"
@@ -82,20 +102,32 @@ class Machine:
         return strings(self._read())
 
     def _read(self) -> dict[str, Any]:
-        found: dict[str, Any] = self._api.get(f"{self._path}/config", f"to read the configuration of {self.label}")
+        found: dict[str, Any] = self._get("/config", f"to read the configuration of {self.label}")
         return found
+
+    def _get(self, below: str, wanted: str) -> Any:
+        """A GET below its path; where HA has moved it since this asked HA for something, on the node that it is on now."""
+        while True:
+            try:
+                return self._api.get(f"{self._path}{below}", wanted)
+            except ElsewhereError as error:
+                if not self._asked_ha or not error.node:
+                    raise
+                self.say(f"HA has moved it from {self.node} to {error.node}: it counts there from now on")
+                self._api = self._api.at(error.node)
+                self._path = f"nodes/{error.node}/qemu/{self.vmid}"
 
     def running(self) -> bool:
         """Does it run? Raises ApiError."""
         return bool(self._status()["status"] == "running")
 
     def _status(self) -> dict[str, Any]:
-        found: dict[str, Any] = self._api.get(f"{self._path}/status/current", f"to see whether {self.label} runs")
+        found: dict[str, Any] = self._get("/status/current", f"to see whether {self.label} runs")
         return found
 
     def _waiting(self, keys: list[str]) -> list[str]:
         """Those keys whose change waits for the next start."""
-        found = self._api.get(f"{self._path}/pending", f"to see what waits for the next start of {self.label}")
+        found = self._get("/pending", f"to see what waits for the next start of {self.label}")
         return [one["key"] for one in found if one["key"] in keys and ("pending" in one or one.get("delete"))]
 
     # -- changes -------------------------------------------------------------------------------------------------
@@ -121,8 +153,11 @@ class Machine:
             # What still waits on a VM that is off was written while it ran, by a run that was killed during the restart.
             ran = bool(self._waiting(keys))
         if not running and (power == "running" or ran):
+            self._remembered = ran
             self._start_with(before, change, was_running=ran)
             return True
+        if running and ran:
+            self._have_ha_keep_it()
         if running and has_card:
             self._require_last_start_reset()
         return running
@@ -164,7 +199,9 @@ class Machine:
         try:
             if start:
                 self._announce_start(before)
-            self.shut_down(policy)
+                self._remember(identity(before))
+                self._remembered = True
+            self._shut_down(policy)
         except HomelabError:
             if change:  # it runs on, as it was
                 self._api.put(
@@ -173,6 +210,9 @@ class Machine:
                     repeatable=True,
                     revert=",".join(change.keys),
                 )
+            self._have_ha_keep_it()
+            if self.running():
+                self._runs_again()
             raise
         if start:
             self._start_with(before, change, was_running=True)
@@ -218,7 +258,8 @@ class Machine:
     def start(self) -> None:
         """Starts it and waits till it runs. Raises ApiError."""
         wanted = f"{self.label} started"
-        by_ha = self._require_ha_can(wanted)
+        by_ha, began = self._require_ha_can(wanted), int(self._api.node_time)
+        self._asked_ha |= by_ha
         self.say("starting, by HA" if by_ha else "starting")
         try:
             log = self._task("post", "/status/start", wanted, ("qmstart", "hastart"))
@@ -238,7 +279,42 @@ class Machine:
                 status=500,
                 reason="not running",
             )
-        self._require_reset(log)
+        self._runs_again()
+        self._require_reset(self._log_of_ha(began) if by_ha else log)
+
+    def _runs_again(self) -> None:
+        if self._remembered:
+            self._remember(None)
+            self._remembered = False
+
+    def _have_ha_keep_it(self) -> None:
+        """A VM that is to run on, and that HA was asked to stop, is asked to be started again: HA would stop it when it comes to that."""
+        try:
+            ha = self._ha()
+            if not ha or ha.get("state") == "error" or not (self._asked_ha or ha.get("state") == "stopped"):
+                return
+            # A request to stop is written down when HA comes to it: one to start that is made before would be overtaken.
+            deadline = self._api.clock.now() + HA_TAKES_SECONDS
+            while self._ha().get("state") != "stopped" and self._api.clock.now() < deadline:
+                self._api.clock.sleep(1)
+            self._task("post", "/status/start", f"HA told that {self.label} is to run on", ("hastart",))
+        except ApiError as error:
+            self.say(
+                f"HA couldn't be told that it is to run on ({error.found}): `ha-manager set vm:{self.vmid} --state started`"
+            )
+
+    def _log_of_ha(self, began: int) -> list[str]:
+        """The log of the task by which HA has started it: that of the request says nothing of a card."""
+        for task in self._api.tasks(
+            source="all", vmid=self.vmid, typefilter="qmstart", since=began - CLOCK_SECONDS, limit=1
+        ):
+            return self._api.log_of_ended(str(task["upid"]), LOST_SECONDS)
+        found = self._log_of_start(self.node, began - CLOCK_SECONDS)
+        if found is None:
+            self.say(
+                f"whether its cards were reset when HA started it on {self.node} isn't known: `pvenode task list --vmid {self.vmid}` there shows that start"
+            )
+        return found or []
 
     def _task(
         self, verb: str, below: str, wanted: str, kinds: tuple[str, ...], seconds: float = 0, **parameters: Any
@@ -260,10 +336,12 @@ class Machine:
         """The same for a VM that runs already, as far as it was us who started it: a run that failed for it isn't made good by another."""
         up = self._status().get("uptime", 0)
         started = self._api.node_time - float(up)
-        mine = self._api.tasks(source="archive", vmid=self.vmid, typefilter="qmstart", limit=1)
-        for task in mine:
+        for task in self._api.tasks(source="archive", vmid=self.vmid, typefilter="qmstart", limit=1):
             if task["starttime"] - CLOCK_SECONDS <= started <= task.get("endtime", 0) + CLOCK_SECONDS:
                 self._require_reset(self._api.task_log(task["upid"]))
+                return
+        if self._ha():
+            self._require_reset(self._log_of_start(self.node, int(started) - CLOCK_SECONDS) or [])
 
     def _comes_up(self, seconds: int = LOST_SECONDS) -> bool:
         """Does it run, within a while? There may be no task to wait for: the answer was lost, or the HA manager does it."""
@@ -301,12 +379,21 @@ class Machine:
     def shut_down(self, policy: Policy) -> None:
         """Shuts it down through its agent or ACPI; pressed again for a guest that is still booting.
 
-        :raises ApiError: it is still on, and ``otherwise`` is fail.
+        :raises HomelabError: it is still on, and ``otherwise`` is fail; HA, if it has it, is told to let it run on.
         """
+        try:
+            self._shut_down(policy)
+        except HomelabError:
+            self._have_ha_keep_it()
+            raise
+
+    def _shut_down(self, policy: Policy) -> None:
+        """The same, and what HA is told is left to the caller."""
         wanted = f"{self.label} shut down within {policy.timeout} seconds"
         self.say("shutting down")
         clock = self._api.clock
         by_ha = bool(self._ha())
+        self._asked_ha |= by_ha
         deadline = clock.now() + policy.timeout
         # HA ends a guest by force when the time of one request is over (PVE::HA::Resources::PVEVM): that request gets all of it.
         at_once = policy.timeout if by_ha else PRESS_SECONDS
