@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What Proxmox VE's log of a VM's start says of cards that weren't reset. HA starts a VM as root@pam, whose tasks a token without Sys.Audit doesn't see.
-# Needs: text
+# Needs: files
 #
 # Arguments: VMID, SINCE (seconds since 1970: an earlier start doesn't count).
 # Output: {"task": the start's UPID, empty: there is none that has ended, "log": its lines of a reset that failed}.

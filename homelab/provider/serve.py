@@ -30,7 +30,6 @@ from pulumi.runtime.proto import provider_pb2_grpc
 
 from homelab import __version__, text
 from homelab.errors import HomelabError
-from homelab.later import later
 from homelab.provider import log
 from homelab.provider.difference import differences, top
 from homelab.provider.plain import UNKNOWN, Properties, plain_map, valued_map
@@ -38,10 +37,7 @@ from homelab.provider.registry import WORK, work_of
 from homelab.resources.base import DECLARED, Resource
 
 if TYPE_CHECKING:
-    from homelab.provider import base
     from homelab.provider.base import Work
-else:
-    base = later("homelab.provider.base")
 
 T = TypeVar("T")
 _KINDS = {
@@ -113,7 +109,10 @@ class Homelab(sdk.Provider):
         cluster, host = inputs.get("cluster"), state.get("host")
         if state.get("cluster") or not isinstance(cluster, str) or not cluster:
             return {}
-        return {"cluster": cluster} if base.StackTexts(self._texts).cluster_of(str(host)) == cluster else {}
+        # Not before it is needed: it takes a second. And not by `later`: what defines models while this process starts looks at every module's file.
+        from homelab.provider.base import StackTexts  # noqa: PLC0415
+
+        return {"cluster": cluster} if StackTexts(self._texts).cluster_of(str(host)) == cluster else {}
 
     async def create(self, request: sdk.CreateRequest) -> sdk.CreateResponse:
         resource, inputs = _declared(request.type), plain_map(request.properties)

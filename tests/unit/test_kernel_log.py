@@ -259,6 +259,7 @@ class _Stopped(VmChangeWork):
 
         class Machine:
             label = "VM 103 (sandbox)"
+            node = "pve"
 
             def converge(self, *_: Any, **__: Any) -> bool:
                 raise ApiError(
@@ -290,6 +291,7 @@ class _Starting(_Stopped):
 
         class Machine:
             label = "VM 103 (sandbox)"
+            node = "pve"
             starts = 1
 
             def converge(self, *_: Any, **__: Any) -> bool:
