@@ -29,6 +29,13 @@ def test_a_vm_takes_the_card_from_containers_and_gives_it_back(stack_on: Callabl
     assert "a storage of this host (a folder) that takes snippets" in refused
     stack.lab.run("pvesh set /storage/local --content images,iso,vztmpl,backup,rootdir,snippets")
     stock, given = stack.lab.snapshot(), conf(stack, 901)
+    for service, why in (
+        ("ct: 901", "it is under HA, which would start it again"),
+        ("vm: 103", "HA is to keep it started"),
+    ):
+        stack.lab.run(f"mkdir -p $ROOT/etc/pve/ha; echo '{service}' >$ROOT/etc/pve/ha/resources.cfg")
+        assert why in stack.preview(ok=False).output
+    stack.lab.run("rm -r $ROOT/etc/pve/ha")
     planned = stack.preview().output
     assert "/usr/local/sbin/homelab-handover" in planned and "driver=keep" in planned
     up = stack.up()
