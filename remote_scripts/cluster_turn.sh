@@ -7,7 +7,8 @@
 # Changes: puts back what was set for the restart (lib/away.sh), removes /etc/pve/priv/homelab-reboot, if it is this node's, and
 #   /var/lib/homelab/turn (both of lib/cluster.sh).
 # Answer: {"over":"yes|no"}
-# Verbs: apply; lift (on another node than NODE, which hasn't come back: Ceph is to replace its disks).
+# Verbs: apply; expire (of the node's own timer: the same, and it fails where the turn isn't over, so that it is tried again); lift (on another
+#   node than NODE, which hasn't come back: Ceph is to replace its disks).
 
 apply() {
   local over=yes
@@ -15,6 +16,17 @@ apply() {
   end_turn "$OVER_SECONDS" || over=no
   finish
   printf '{"over":"%s"}\n' "$over"
+}
+
+expire() {
+  take_lock
+  if ! end_turn "$OVER_SECONDS"; then
+    finish # what could be put back is
+    die "what was set for this node's restart put back" "not all of it could be: $(still_set)" "until then it holds" \
+      "nothing: homelab-turn.service tries again in a minute"
+  fi
+  finish
+  printf '{"over":"yes"}\n'
 }
 
 lift() {

@@ -63,7 +63,8 @@ revert() {
   fi
   finish_initramfs
   remove_file /var/lib/homelab/wanted-boot
-  end_turn 10 || forget_turn
+  finish # whatever becomes of the cluster
+  give_turn_back
   disarm_when_given_back
   finish
   printf '{"changed":"%s"}\n' "$CHANGED"

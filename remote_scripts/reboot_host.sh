@@ -64,11 +64,15 @@ apply() {
 
 # leave_guests_to_ha - where HA_MODE says so; status 1: not now, WHY_NOT says why.
 leave_guests_to_ha() {
-  local until=$((SECONDS + TURN_SECONDS))
+  local until
   [[ $HA_MODE == maintenance && $ALONE == no ]] && is_clustered || return 0
   enter_maintenance "$MOVE_SECONDS" || return 1
-  while work_says && [[ -n $AT_WORK ]]; do # the end of a migration, or what has begun meanwhile
+  until=$((SECONDS + TURN_SECONDS))
+  told_from_now
+  # That took up to half an hour: the votes, Ceph and what is at work are asked anew.
+  while cluster_says && [[ -n $WHY_NOT ]]; do
     ((SECONDS < until)) || return 1
+    tell_now_and_then "waiting to restart: $WHY_NOT"
     sleep 1
   done
 }

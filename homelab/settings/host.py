@@ -227,7 +227,7 @@ class Host(Model):
     maintenance mode is on for that time; HA moves its guests to other nodes before, and back afterwards, and all others are shut down."""
     allow_quorum_loss: bool = False
     """`true`: the node is also rebooted if the others have no quorum without it, as in a cluster of two without a QDevice. Until it is back, they
-    start no guest and take no change."""
+    start no guest and take no change. Not while HA has a guest that isn't stopped, on any node: its watchdog would reset the others."""
     nvidia: Nvidia | None = None
     """NVIDIA's stack on the host itself, for the cards that stay with it."""
     timeouts: Timeouts = Timeouts()

@@ -3,7 +3,7 @@
 # node's own ends the turn where nobody else does: in this boot, or in the next one.
 # Needs: files, lock
 #
-# Gives: away_note KEY; note_away KEY VALUE; arm_turn_end, disarm_turn_end; in_a_line TEXT.
+# Gives: away_note KEY; note_away KEY VALUE; arm_turn_end, is_turn_end_armed, disarm_turn_end; in_a_line TEXT.
 # Variables, for `arm_turn_end`: TURN_END (cluster_turn.sh, as the timer runs it), AWAY_SECONDS (after so long it does).
 #
 # STATE/away: KEY VALUE lines. It is there only while STATE/turn is.
@@ -43,6 +43,8 @@ arm_turn_end() {
   run_logged systemctl daemon-reload && run_logged systemctl restart homelab-turn.timer
 }
 
+is_turn_end_armed() { is_there "$TURN_END_LINK" && is_there "$TURN_END_UNITS/homelab-turn.timer" && is_there "$TURN_END_PROGRAM"; }
+
 disarm_turn_end() {
   is_there "$TURN_END_LINK" || is_there "$TURN_END_UNITS/homelab-turn.timer" || is_there "$TURN_END_PROGRAM" || return 0
   run_logged systemctl stop homelab-turn.timer || log "homelab-turn.timer could not be stopped: $OUTPUT"
@@ -61,7 +63,7 @@ StartLimitIntervalSec=0
 
 [Service]
 Type=oneshot
-ExecStart=/bin/bash /var/lib/homelab/turn-end apply
+ExecStart=/bin/bash /var/lib/homelab/turn-end expire
 Restart=on-failure
 RestartSec=60
 UNIT

@@ -2,7 +2,7 @@
 # A node of a cluster restarts while the others keep their quorum, and while none of them restarts; any host while nothing is at work on it.
 # Needs: files, lock, work, pve, ceph, maintenance
 #
-# Gives: cluster_says -> WHY_NOT, AT_WORK; await_cluster SECONDS; take_turn SECONDS; has_turn; end_turn SECONDS, forget_turn; refuse_turn.
+# Gives: cluster_says -> WHY_NOT, AT_WORK; await_cluster SECONDS; take_turn SECONDS; has_turn; end_turn SECONDS, give_turn_back, still_set; refuse_turn.
 # Variables: QUORUM (keep | lose: may the others be without one meanwhile), HA_MODE (maintenance: HA is to move its guests away; keep), AWAY_SECONDS (for so long this node may be away), TURN_END (of lib/away.sh),
 #   RETURN_SECONDS (for so long the end of a turn waits for guests that HA brings back; none: not at all).
 #
@@ -11,10 +11,13 @@
 # On this host, STATE/turn: that it has the turn. It is written first and removed last.
 TURN=/etc/pve/priv/homelab-reboot
 TURN_LOCK=/etc/pve/priv/lock/homelab-reboot
+# HA follows within a round of its manager and one of its agent, ten seconds each; monitors of Ceph have a quorum some time after a boot.
+GIVE_BACK_SECONDS=90
 
-# cluster_says - sets WHY_NOT: why this node had better not restart now; empty: it may. AT_WORK: it is for what runs here.
+# cluster_says - sets WHY_NOT: why this node had better not restart now; empty: it may. AT_WORK: it is for what runs here. WHY_KIND: it is for the
+# guests that HA is to move (guests), or for the watchdog of HA on the others (watchdog).
 cluster_says() {
-  WHY_NOT='' ALONE=no
+  WHY_NOT='' WHY_KIND='' ALONE=no
   work_says
   [[ -z $WHY_NOT ]] || return 0
   is_clustered || return 0
@@ -27,7 +30,7 @@ cluster_says() {
 # votes_say - status 1: there are no others. `pvecm status` ends with 2 where there is no quorum. A row is `NODEID VOTES NAME`, with a QDevice
 # `NODEID VOTES FLAGS NAME`; ` (local)` follows.
 votes_say() {
-  local text nodes quorate total quorum expected own
+  local text nodes quorate total quorum expected own served
   text=$(within "$ASK_SECONDS" pvecm status 2>&1) || :
   read -r nodes quorate total quorum expected own < <(awk '
     /^Nodes:/ { nodes = $2 } /^Quorate:/ { quorate = $2 } /^Total votes:/ { total = $3 } /^Quorum:/ { quorum = $2 }
@@ -41,8 +44,13 @@ votes_say() {
   elif ((nodes == 1)); then
     ALONE=yes
     return 1
-  elif ((total - own < quorum)) && [[ $QUORUM == keep ]]; then
-    WHY_NOT="without this node the cluster has $((total - own)) of $expected votes, and $quorum are needed"
+  elif ((total - own < quorum)); then
+    text="without this node the cluster has $((total - own)) of $expected votes, and $quorum are needed"
+    if [[ $QUORUM == keep ]]; then
+      WHY_NOT=$text
+    elif served=$(needs_watchdog) && [[ -n $served ]]; then
+      WHY_KIND=watchdog WHY_NOT="$text; HA has $served, and its watchdog resets a node that loses its quorum, with all guests"
+    fi
   fi
 }
 
@@ -89,12 +97,15 @@ await_cluster() {
 }
 
 refuse_turn() {
-  [[ $WHY_NOT != "HA "* ]] || die "the guests that HA has on this node moved to other nodes (guestsAtReboot: maintenance)" "$WHY_NOT" \
-    "this host is restarted once they are away; it isn't, and HA's maintenance mode is off" \
-    "shut that guest down, or take it out of HA (\`ha-manager remove vm:103\`), or set guestsAtReboot: shutdown; then run \`pulumi up\` again"
   [[ -z $AT_WORK ]] || die "this host restarted" "$WHY_NOT" \
     "a restart would cut it off: a backup that is half written, a guest that is on neither node, packages that are half configured" \
     "wait until it has ended, or end it (\`pvenode task list --source active\` shows the tasks of this host, \`ha-manager status\` what HA does), then run \`pulumi up\` again. Or reboot this host by hand when it suits you, then run it"
+  [[ $WHY_KIND != guests ]] || die "the guests that HA has on this node moved to other nodes (guestsAtReboot: maintenance)" "$WHY_NOT" \
+    "this host is restarted once they are away; it isn't$([[ -z $(away_note maintenance) ]] || printf '. HA has its maintenance mode on still: the node goes on switching it off')" \
+    "shut that guest down, or take it out of HA (\`ha-manager remove vm:103\`), or set guestsAtReboot: shutdown; then run \`pulumi up\` again"
+  [[ $WHY_KIND != watchdog ]] || die "this node of the cluster restarted" "$WHY_NOT" \
+    "allowQuorumLoss permits that the others have no quorum for a while; it permits no reset of them" \
+    "give the cluster a QDevice; or stop these guests (\`ha-manager set vm:103 --state stopped\`) or take them out of HA (\`ha-manager remove vm:103\`) until HA is idle (\`ha-manager status\`); then run \`pulumi up\` again"
   die "this node of the cluster restarted" "$WHY_NOT" \
     "of a cluster one node restarts at a time, while the others go on with a quorum" \
     "look at \`pvecm status\`, and at \`ceph -s\` where it is Ceph; when the others are well, run \`pulumi up\` again. Or reboot this host by hand when it suits you, then run it. Where the quorum can't be kept (two nodes without a QDevice), hosts.NAME.allowQuorumLoss permits it. If the node that restarts won't ever come back: rm $TURN"
@@ -159,19 +170,36 @@ end_turn() {
   remove_file /var/lib/homelab/turn
 }
 
-# forget_turn - where the others can't be told.
-forget_turn() {
-  local noout node
-  noout=$(away_note noout) node=$(away_note maintenance)
-  log "the cluster could not be told that this node doesn't restart; until it is, none of it is restarted: rm $TURN${noout:+; and Ceph replaces none of these disks until: ceph osd rm-noout $noout}${node:+; and HA keeps its guests away until: ha-manager crm-command node-maintenance disable $node}"
-  disarm_turn_end
-  remove_file /var/lib/homelab/away /var/lib/homelab/turn
+# give_turn_back - for `destroy`: now, or the node's own timer does it. Nothing that is still set is forgotten.
+give_turn_back() {
+  local seconds=10
+  [[ ! -e $STATE/away ]] || seconds=$GIVE_BACK_SECONDS
+  ! end_turn "$seconds" || return 0
+  finish
+  if is_turn_end_armed; then
+    log "note: the node goes on by itself (homelab-turn.service), and takes that away when it is done; until then $(still_set)"
+    run_logged systemctl start --no-block homelab-turn.service || log "homelab-turn.timer starts it later: $OUTPUT"
+  elif [[ -e $STATE/away ]]; then
+    die "what was set for this node's restart put back" "not all of it could be: $(still_set)" "it would stay set for ever" \
+      "see why the cluster doesn't take it (\`pvecm status\`, \`ceph -s\`, \`ha-manager status\`), then run \`pulumi destroy\` again"
+  else
+    log "the cluster could not be told that this node doesn't restart: $(still_set)"
+    remove_file /var/lib/homelab/turn
+  fi
 }
 
+# still_set - in words, with the commands.
+still_set() {
+  local noout node && noout=$(away_note noout) node=$(away_note maintenance)
+  printf '%s' "no node of the cluster restarts: rm $TURN${noout:+; Ceph replaces none of these disks: ceph osd rm-noout $noout}${node:+; HA keeps its guests away: ha-manager crm-command node-maintenance disable $node}"
+}
+
+# is_turn_over - each part for itself: one that fails keeps no other from being put back.
 is_turn_over() {
   local path status=0
-  [[ -n $(node_name) ]] || return 1
-  leave_maintenance && let_disks_go && disarm_turn_end || return 1
+  leave_maintenance || status=1
+  let_disks_go || status=1
+  ((status == 0)) && [[ -n $(node_name) ]] && disarm_turn_end || return 1
   is_own_turn "$TURN" || is_own_turn "$TURN.new" || return 0
   hold_turn_lock || return 1
   for path in "$TURN" "$TURN.new"; do

@@ -3,11 +3,16 @@
 # Needs: pve, away, progress
 #
 # Gives: services_here STATES; maintenance_says -> WHY_NOT; enter_maintenance SECONDS -> WHY_NOT; leave_maintenance, await_services SECONDS.
+#   needs_watchdog. Variables: WHY_KIND (of lib/cluster.sh).
 #
 # STATE/away: `maintenance NODE`, and `services vm:103 …`, those that ran here. A mode that somebody else has switched on is neither noted nor switched off.
 HA_CONFIG=/etc/pve/ha/resources.cfg
 # A service that is in none of these states has to leave first.
 LEFT_ALONE=' stopped disabled ignored error freeze '
+# Of a guest that doesn't run, by HA's will.
+STOPPED=' stopped disabled ignored '
+# For so long HA may move nothing before it is given up.
+STANDSTILL_SECONDS=300
 
 has_services() { pve grep -qsE '^(vm|ct):' "$ROOT$HA_CONFIG"; }
 
@@ -39,11 +44,11 @@ is_in_maintenance() {
 maintenance_says() {
   local sid services
   if ! services=$(services_here); then
-    WHY_NOT="\`ha-manager status\` gives no answer, and its maintenance mode is to be switched on (guestsAtReboot)"
+    WHY_KIND=guests WHY_NOT="\`ha-manager status\` gives no answer, and its maintenance mode is to be switched on (guestsAtReboot)"
     return
   fi
   for sid in $services; do
-    ! has_device "$sid" || WHY_NOT="HA can't move $(called_guest "$sid"), which has a device of this host"
+    ! has_device "$sid" || WHY_KIND=guests WHY_NOT="HA can't move $(called_guest "$sid"), which has a device of this host"
   done
 }
 
@@ -72,30 +77,79 @@ called_guest() { # SID
   esac
 }
 
-# enter_maintenance SECONDS - until HA has none of its guests here any more.
+# enter_maintenance SECONDS - until HA has none of its guests here any more, also where the mode is on already.
 enter_maintenance() {
-  local until=$((SECONDS + $1)) node services left said
+  local until node services left said now then='' changed
+  WHY_KIND=guests
   node=$(node_name)
   services=$(services_here) || { WHY_NOT="\`ha-manager status\` gives no answer" && return 1; }
-  [[ -n $services ]] && ! is_in_maintenance || return 0
-  if ! note_away services "${services% }" || ! note_away maintenance "$node" || ! arm_turn_end; then
+  [[ -n $services ]] || return 0
+  switch_maintenance_on "$node" || return 1
+  log "HA moves $(in_words "$services") to other nodes"
+  told_from_now
+  until=$((SECONDS + $1)) changed=$SECONDS
+  until left=$services && is_in_maintenance && left=$(left_behind "$services") && [[ -z $left ]]; do
+    # Where nothing changes, and nothing is on its way, HA has no place for them.
+    now=$(ha_says | grep '^service ') || now=''
+    [[ $now == "$then" && $now != *", migrate)"* && $now != *", relocate)"* ]] || changed=$SECONDS then=$now
+    if ((SECONDS >= until || SECONDS - changed >= STANDSTILL_SECONDS)); then
+      WHY_NOT="HA hasn't moved $(in_words "${left:-$services}") to another node within $((SECONDS - until + $1)) s (\`ha-manager status\`)"
+      return 1
+    fi
+    tell_now_and_then "waiting for HA, which moves ${left% } to other nodes"
+    sleep 1
+  done
+}
+
+# switch_maintenance_on NODE - `services` of the caller: those that are noted, beside what an earlier run noted. A mode that somebody else has
+# switched on stays on: these guests don't come back with the end of our turn.
+switch_maintenance_on() {
+  local said noted
+  noted=$(away_note maintenance)
+  [[ -n $noted ]] || ! is_in_maintenance || return 0
+  # shellcheck disable=SC2046,SC2086 # several ids each
+  if ! note_away services "$(printf '%s\n' $(away_note services) $services | awk '!seen[$0]++' | paste -sd ' ')" ||
+    ! note_away maintenance "$1" || ! arm_turn_end; then
     WHY_NOT="HA's maintenance mode can't be noted, or its end can't be arranged on this host"
     return 1
   fi
-  log "HA moves $(in_words "$services") to other nodes"
-  if ! said=$(within "$ASK_SECONDS" ha-manager crm-command node-maintenance enable "$node" 2>&1); then
+  if ! said=$(within "$ASK_SECONDS" ha-manager crm-command node-maintenance enable "$1" 2>&1); then
     WHY_NOT="HA's maintenance mode can't be switched on: $(in_a_line "$said")"
     return 1
   fi
-  told_from_now
-  until is_in_maintenance && left=$(services_here) && [[ -z $left ]]; do
-    if ((SECONDS >= until)); then
-      WHY_NOT="HA hasn't moved $(in_words "${left:-$services}") to another node within $1 s (\`ha-manager status\`)"
-      return 1
+}
+
+# left_behind SERVICES - of these, each that is on no other node and hasn't been stopped: HA may have given it up (error), or lost it. And what
+# has come here meanwhile. Status 1: no answer.
+left_behind() {
+  local text word sid node state here gone=' ' more=''
+  here=$(node_name)
+  text=$(ha_says) || return 1
+  while read -r word sid node state _; do
+    [[ $word == service ]] || continue
+    state=${state%[,)]}
+    if [[ $node != "($here," || $STOPPED == *" $state "* ]]; then
+      gone+="$sid "
+    elif [[ $LEFT_ALONE != *" $state "* && " $1 " != *" $sid "* ]]; then
+      more+="$sid "
     fi
-    tell_now_and_then "waiting for HA, which moves ${left:-its guests} to other nodes"
-    sleep 1
+  done <<<"$text"
+  for sid in $1 $more; do
+    [[ $gone == *" $sid "* ]] || printf '%s ' "$sid"
   done
+}
+
+# needs_watchdog - in words: what keeps HA's watchdog armed on any node of the cluster; nothing where HA is idle. A line of its agent:
+# `lrm pve2 (active, watchdog active, Sat Nov 21 03:29:28 2026)`; older ones don't name the watchdog.
+needs_watchdog() {
+  local text found
+  has_services || return 0
+  text=$(ha_says) || { printf '%s' "guests, and \`ha-manager status\` gives no answer" && return; }
+  found=$(awk -v rest="$STOPPED" -v here="$(node_name)" '
+    $1 == "service" { state = $4; sub(/[,)].*/, "", state); if (!index(rest, " " state " ")) { said = said ", " $2 } }
+    $1 == "lrm" && $2 != here && $3 == "(active," && !/watchdog standby/ { said = said ", an active agent on " $2 }
+    END { print substr(said, 3) }' <<<"$text")
+  printf '%s' "$found"
 }
 
 in_words() { # SERVICES
@@ -106,13 +160,13 @@ in_words() { # SERVICES
   printf '%s' "${text#, }"
 }
 
-# leave_maintenance - status 1: HA doesn't take it, or hasn't followed yet.
+# leave_maintenance - status 1: HA doesn't take it, hasn't followed yet, or doesn't say.
 leave_maintenance() {
-  local node
+  local node text
   node=$(away_note maintenance)
   [[ -n $node ]] || return 0
-  within "$ASK_SECONDS" ha-manager crm-command node-maintenance disable "$node" >/dev/null 2>&1 || return 1
-  ! is_in_maintenance && note_away maintenance ''
+  within "$ASK_SECONDS" ha-manager crm-command node-maintenance disable "$node" >/dev/null 2>&1 && text=$(ha_says) || return 1
+  ! grep -q "^lrm $node (maintenance mode" <<<"$text" && note_away maintenance ''
 }
 
 # await_services SECONDS - until those are back that were here. They come back also if nobody waits.

@@ -429,9 +429,42 @@ def test_a_turn_goes_on_until_noout_is_unset(with_disks: Folder) -> None:
     with_disks.command("ceph", "exit 1")
     assert end(with_disks) == "no"
     assert with_disks.read("var/lib/homelab/away") == "noout 0 3\n" and with_disks.read(TURN)
-    done = with_disks.bash("take_lock\nend_turn 0 || forget_turn\nfinish\n", parts=("cluster",))  # as `destroy` does
-    assert "ceph osd rm-noout 0 3" in done.stderr
-    assert not list((with_disks.root / "var/lib/homelab").glob("turn*"))
+    # The node's own timer fails, so that systemd starts it again.
+    expired = with_disks.bash(turn_end_at_once(with_disks), "expire", parts=())
+    assert expired.returncode == 1 and "ceph osd rm-noout 0 3" in expired.stdout
+    assert with_disks.read("var/lib/homelab/away") == "noout 0 3\n"
+    assert "turn-end expire" in with_disks.read("etc/systemd/system/homelab-turn.service")
+    with_disks.command("ceph", OSD_FLAGS)
+    assert with_disks.bash(turn_end_at_once(with_disks), "expire", parts=()).returncode == 0
+    assert kept_disks(with_disks) == [] and not list((with_disks.root / "var/lib/homelab").glob("turn*"))
+
+
+def turn_end_at_once(folder: Folder) -> str:
+    return folder.read("var/lib/homelab/turn-end").replace(f"OVER_SECONDS={scripts.CLUSTER_SECONDS}", "OVER_SECONDS=0")
+
+
+def destroyed(folder: Folder) -> subprocess.CompletedProcess[str]:
+    """What the end of cmdline.sh's `revert` does."""
+    return folder.bash("GIVE_BACK_SECONDS=0\ntake_lock\ngive_turn_back\nfinish\n", parts=("cluster",))
+
+
+@pytest.mark.parametrize("armed", [True, False])
+def test_destroy_forgets_no_noout(with_disks: Folder, armed: bool) -> None:
+    """The node's own timer goes on with it; where there is none, `destroy` fails."""
+    assert take(with_disks).returncode == 0
+    with_disks.command("ceph", "exit 1")
+    if not armed:
+        (with_disks.root / "etc/systemd/system/homelab-turn.timer").unlink()
+    done = destroyed(with_disks)
+    assert done.returncode == (0 if armed else 1)
+    assert "ceph osd rm-noout 0 3" in (done.stderr if armed else done.stdout)
+    assert ("start --no-block homelab-turn.service" in with_disks.read("run/systemctl")) is armed
+    assert (
+        with_disks.read("var/lib/homelab/away") == "noout 0 3\n" and (with_disks.root / "var/lib/homelab/turn").exists()
+    )
+    with_disks.command("ceph", OSD_FLAGS)
+    assert destroyed(with_disks).returncode == 0 and kept_disks(with_disks) == []
+    assert not list((with_disks.root / "var/lib/homelab").glob("[at]*"))
 
 
 @pytest.mark.parametrize(
@@ -481,7 +514,7 @@ def test_a_run_that_was_killed_before_it_had_its_turn_leaves_nothing(node: Folde
 def test_destroy_without_a_quorum_says_what_stays(node: Folder) -> None:
     assert take(node).returncode == 0
     node.command("rm", '[[ ${!#} != */priv/homelab-reboot ]] || exit 1; exec /bin/rm "$@"')
-    done = node.bash("take_lock\nend_turn 0 || forget_turn\nfinish\n", parts=("cluster",))
+    done = destroyed(node)
     assert "rm /etc/pve/priv/homelab-reboot" in done.stderr
     assert not (node.root / "var/lib/homelab/turn").exists()
 

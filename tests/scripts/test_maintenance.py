@@ -9,7 +9,7 @@ import pytest
 
 from homelab.remote import scripts
 from tests.scripts.conftest import Folder
-from tests.scripts.test_cluster_turn import TURN, first_of_three, members, status
+from tests.scripts.test_cluster_turn import OSD_FLAGS, TURN, first_of_three, kept_disks, members, osd_dump, status
 
 # run/ha has a line for each service: its id, its node, the node it came from (-: none), its state. run/mode is there while the mode is on. Each
 # question lets HA do one thing more, as the manager does one round after another.
@@ -170,6 +170,95 @@ def test_a_mode_that_somebody_else_has_switched_on_stays_on(under_ha: Folder) ->
     assert reboot(under_ha).returncode == 0
     end(under_ha)
     assert (under_ha.root / "run/mode").exists() and "crm-command" not in under_ha.read("run/asked")
+
+
+@pytest.mark.parametrize("whose", ["somebody's", "of a run that was killed"])
+def test_guests_are_waited_for_also_where_the_mode_is_on_already(under_ha: Folder, whose: str) -> None:
+    under_ha.write("run/mode", "")
+    under_ha.write("run/stuck", "")
+    if whose != "somebody's":
+        under_ha.write("var/lib/homelab/away", "services vm:204 vm:200\nmaintenance pve1\n")
+    done = reboot(under_ha)
+    assert done.returncode == 1 and "HA hasn't moved VM 200, container 901 to another node" in done.stdout
+    assert "systemctl reboot" not in called(under_ha)
+    assert (under_ha.root / "run/mode").exists() is (whose == "somebody's")
+    (under_ha.root / "run/stuck").unlink()
+    (under_ha.root / "run/asked").unlink()
+    under_ha.write("run/mode", "")
+    if whose != "somebody's":
+        under_ha.write("var/lib/homelab/away", "services vm:204 vm:200\nmaintenance pve1\n")
+    assert reboot(under_ha).returncode == 0 and "systemctl reboot" in called(under_ha)
+    assert under_ha.read("run/ha").count(" pve2 pve1 started") == 2
+    away = under_ha.root / "var/lib/homelab/away"
+    if whose == "somebody's":
+        assert not away.exists() and "crm-command" not in under_ha.read("run/asked")
+    else:
+        assert away.read_text() == "services vm:204 vm:200\nmaintenance pve1\n"
+
+
+@pytest.mark.parametrize("what", ["its quorum", "Ceph"])
+def test_what_the_cluster_loses_while_ha_moves_guests_keeps_the_node_from_restarting(
+    under_ha: Folder, what: str
+) -> None:
+    under_ha.write("said/later", status(1, 1, expected=3))
+    said, hit = "without this node the cluster has 1 of 3 votes", 'cp "$ROOT/said/later" "$ROOT/said/status"'
+    if what == "Ceph":
+        under_ha.write("var/lib/ceph/osd/ceph-0/whoami", "0\n")
+        busy = '[[ "$*" != "osd ok-to-stop"* || ! -e $ROOT/run/bad ]] || { echo "EBUSY: 33 PGs would become offline"; exit 16; }'
+        under_ha.command("ceph", f'{busy}; [[ "$*" != "osd dump" ]] || echo "flags x"')
+        said, hit = "33 PGs would become offline", 'touch "$ROOT/run/bad"'
+    enable = '[[ "$1 $2 $3" != "crm-command node-maintenance enable" ]]'
+    under_ha.command("ha-manager", f"{enable} || {hit}\n{HA_MANAGER}")
+    done = reboot(under_ha)
+    assert done.returncode == 1 and said in done.stdout and "systemctl reboot" not in called(under_ha)
+    assert not (under_ha.root / "run/mode").exists() and not (under_ha.root / TURN).exists()
+
+
+@pytest.mark.parametrize("state", ["error", "gone"])
+def test_a_guest_that_ha_gives_up_hasnt_moved(under_ha: Folder, state: str) -> None:
+    then = "echo >&3; continue" if state == "gone" else "state=error"
+    under_ha.command("ha-manager", HA_MANAGER.replace("at=pve2 from=pve1", then))
+    done = reboot(under_ha)
+    assert done.returncode == 1 and "HA hasn't moved VM 200, container 901 to another node" in done.stdout
+    assert "systemctl reboot" not in called(under_ha) and not (under_ha.root / "run/mode").exists()
+
+
+@pytest.mark.parametrize("quiet", ["no", "guests", "all"])
+def test_a_quorum_is_not_given_up_where_ha_would_reset_the_other_node(under_ha: Folder, quiet: str) -> None:
+    members(under_ha, status(1, 1, expected=2), "1 1 pve1 (local)\n2 1 pve2")
+    served = "VM"
+    if quiet != "no":
+        under_ha.write("run/ha", HA_STOCK.replace("started", "stopped"))
+        served = "an active agent on pve2"
+    if quiet == "all":
+        under_ha.command("ha-manager", HA_MANAGER.replace("pve2 (active, watchdog active", "pve2 (idle"))
+    script = scripts.reboot_host("auto", "amd_iommu=on", [], 600, keep_quorum=False)
+    script = script.replace("\nTURN_SECONDS=180\n", "\nTURN_SECONDS=0\n")
+    planned, done = json.loads(under_ha.run("plan", script).stdout), under_ha.run("apply", script)
+    assert ("its watchdog resets a node" in planned["cluster"]) is (quiet != "all")
+    assert done.returncode == (0 if quiet == "all" else 1), done.stdout
+    assert ("systemctl reboot" in called(under_ha)) is (quiet == "all")
+    if quiet != "all":
+        assert served in done.stdout.replace("vm:", "VM ") and "QDevice" in done.stdout
+
+
+def test_what_ha_does_elsewhere_is_no_guest_that_stays(under_ha: Folder) -> None:
+    under_ha.write("run/ha", "vm:200 pve1 - started\nvm:202 pve2 - migrate\n")
+    done = reboot(under_ha, maintenance=False)
+    assert done.returncode == 1 and "HA is at work on vm:202 of pve2: migrate" in done.stdout
+    assert "guestsAtReboot" not in done.stdout and "wait until it has ended" in done.stdout
+
+
+def test_a_mode_that_stays_on_is_said_and_keeps_no_disk_from_being_replaced(under_ha: Folder) -> None:
+    under_ha.write("run/stuck", "")
+    under_ha.write("var/lib/ceph/osd/ceph-0/whoami", "0\n")
+    osd_dump(under_ha)
+    under_ha.command("ceph", OSD_FLAGS)
+    under_ha.command("ha-manager", '[[ "$3" != disable ]] || exit 1\n' + HA_MANAGER)
+    done = reboot(under_ha)
+    assert done.returncode == 1 and "HA has its maintenance mode on still" in done.stdout
+    assert kept_disks(under_ha) == [] and "noout" not in under_ha.read("var/lib/homelab/away")
+    assert "maintenance pve1" in under_ha.read("var/lib/homelab/away")
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
