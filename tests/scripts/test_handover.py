@@ -782,6 +782,28 @@ def test_a_vm_that_runs_for_days_is_not_stuck_because_systemd_does_not_answer(ho
     assert is_with_the_host(host)
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_step_that_goes_on_after_whoever_began_it_has_a_minute(host: Folder, ends: bool) -> None:
+    run(host, "hook", "103", "pre-start")
+    host.write(STATE, re.sub(r"since=\d+", "since=1", host.read(STATE)).replace("state=VM", "state=RETURNING"))
+    host.write("/active", "homelab-handover-big-step_release.service\n")
+    if not ends:
+        run(host, "reconcile")
+        assert state(host) == "STUCK" and "a step on its way has not come to an end" in host.read(STATE)
+        return
+    os.mkfifo(host.root / "gate")
+    step = subprocess.Popen(["bash", "-c", 'read -r _ <"$ROOT/gate"'], env=host.environment)
+    host.command(
+        "systemctl", f'case "$1" in show) echo {step.pid}; : >"$ROOT/waiting"; exit ;; esac\n{COMMANDS["systemctl"]}'
+    )
+    with began(host, "reconcile") as service:
+        host.write("/active", "")
+        host.write("/gate", "go\n")
+        step.wait()
+        assert service.wait() == 0
+    assert is_with_the_host(host) and state(host) == ""
+
+
 def test_a_card_is_not_dead_because_run_is_full(host: Folder) -> None:
     run(host, "hook", "103", "pre-start")
     # What a command says can't be written anywhere.

@@ -15,6 +15,7 @@ settle() {
     return
   fi
   if [[ ! ${S[state]} =~ ^(HOST|HELD|STUCK|DEAD)$ ]]; then
+    ! is_busy || await_step
     is_busy
     busy=$?
     # A write that waits in the kernel may have been begun by whoever was killed. Where systemd doesn't say whether there is one, it is asked again later:

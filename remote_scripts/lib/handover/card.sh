@@ -3,8 +3,10 @@
 # Needs: handover/state, nvidia, read/devices
 #
 # Gives: read_card NAME -> CARD, FUNCTIONS, IDS, GPU, VMS; cards_of VMID; card_driver ADDRESS; all_on DRIVER; is_that_card; is_alive; is_only, drm_names;
-#   in_unit SECONDS STEP; is_active UNIT; step_claim, step_unbind, step_bind, step_release, step_attach, step_nodes CARD; is_busy; deep_sleepers; numbers_now, numbers_moved. Variables: CARDS (a line each: NAME, ADDRESS=IDS,...
-#   with its graphics function first, VMID,...).
+#   in_unit SECONDS STEP; is_active UNIT; step_claim, step_unbind, step_bind, step_release, step_attach, step_nodes CARD; is_busy, await_step; deep_sleepers; numbers_now, numbers_moved. Variables:
+#   CARDS (a line each: NAME, ADDRESS=IDS,... with its graphics function first, VMID,...).
+STEPS=(step_claim step_unbind step_bind step_release step_attach step_nodes)
+STEP_SECONDS=60
 
 read_card() { # NAME
   local name words word vms
@@ -120,13 +122,23 @@ is_active() {
 # is_busy - is a step at work, or waiting in the kernel? Whoever touches the card meanwhile waits, too. Status as of is_active.
 is_busy() {
   local step found status=1
-  for step in step_claim step_unbind step_bind step_release step_attach step_nodes; do
+  for step in "${STEPS[@]}"; do
     found=0
     is_active "homelab-handover-$CARD-$step.service" || found=$?
     ((found != 0)) || return 0
     ((found != 2)) || status=2
   done
   return "$status"
+}
+
+# await_step - a step of somebody who was killed may be about to end: for a minute at most.
+await_step() {
+  local step pid
+  for step in "${STEPS[@]}"; do
+    is_active "homelab-handover-$CARD-$step.service" || continue
+    pid=$(within "$ASK_SECONDS" systemctl show -P MainPID "homelab-handover-$CARD-$step.service" 2>/dev/null) || pid=''
+    [[ ! $pid =~ ^[1-9][0-9]*$ ]] || bounded "$STEP_SECONDS" tail --pid="$pid" -f /dev/null || :
+  done
 }
 
 # The steps. What a function has now decides, so that each can be done again.
