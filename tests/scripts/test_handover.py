@@ -56,6 +56,7 @@ case "$*" in
   *persistence_mode*) cat "$ROOT/persistence" ;;
   *-pm*) if [[ ${{*: -1}} == 1 ]]; then echo Enabled; else echo Disabled; fi >"$ROOT/persistence" ;;
   *pci.bus_id*) [[ ! -e $ROOT/ails ]] || exit 9 ;;
+  drain*-q*) [[ $(<"$ROOT/drain") == 1 ]] || echo -n "not "; echo draining. ;;
   drain*) echo "${{*: -1}}" >"$ROOT/drain" ;;
   *) echo there ;;
 esac
@@ -822,6 +823,16 @@ def test_a_card_that_stayed_drained_lets_clients_in_before_its_containers_start(
     assert state(host) == "HELD"
     host.write("/drain", "1\n")
     (host.root / "ails").unlink()
+    run(host, "reconcile")
+    assert is_with_the_host(host) and state(host) == ""
+
+
+def test_a_card_that_can_not_be_let_go_of_its_drain_is_not_called_whole(host: Folder) -> None:
+    run(host, "hook", "103", "pre-start")
+    host.command("nvidia-smi", f'[[ "$*" != drain*" -m 0" ]] || exit 9\n{COMMANDS["nvidia-smi"]}')
+    run(host, "reconcile")
+    assert (state(host), host.read("/drain"), host.read("/ct950")) == ("HELD", "1\n", "stopped\n")
+    host.command("nvidia-smi", COMMANDS["nvidia-smi"])
     run(host, "reconcile")
     assert is_with_the_host(host) and state(host) == ""
 

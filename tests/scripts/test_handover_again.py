@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests import sampling
 from tests.scripts import handover_kit
 from tests.scripts.conftest import Folder
@@ -13,6 +15,7 @@ TIMES = 200 if sampling.EVERY else 4
 STORY = "/var/lib/homelab/handover/log"
 
 
+@pytest.mark.timeout(3600)  # 200 times take a quarter of an hour where the machine has other work
 @ONLY
 def test_after_many_turns_the_host_is_what_it_was(folder: Folder, only: bool) -> None:
     host = handover_kit.with_a_kernel(made(folder), only=only)

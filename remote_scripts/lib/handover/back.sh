@@ -35,7 +35,6 @@ settle() {
 start_owed() {
   [[ ${S[state]} == HELD && -n ${S[containers]:-}${S[owed]:-} && ${S[boot]:-} == "$(this_boot)" ]] && (($(date +%s) - ${S[since]:-0} < OWED_SECONDS)) || return 0
   ! host_stops || return 0
-  let_clients_in
   is_served || return 0
   restore_persistence
   follow_numbers
@@ -74,7 +73,7 @@ is_over() {
 
 # give_back [WHY] - WHY: a VM didn't get it. Status 1: it isn't back, and the state says what it is.
 give_back() {
-  local why=${1:-} ctid
+  local why=${1:-} ctid function
   ! host_stops || return 1
   for ctid in ${S[containers]:-}; do
     is_active "$(stop_unit "$ctid").service"
@@ -91,6 +90,9 @@ give_back() {
       if (($? == 124)); then stuck "taking it from vfio-pci"; else say "it can't be taken from vfio-pci yet: $OUTPUT"; fi
       return 1
     }
+    for function in "${FUNCTIONS[@]}"; do
+      [[ $(card_driver "$function") != vfio-pci ]] || { say "it can't be taken from vfio-pci yet: $function is still there" && return 1; }
+    done
     load_driver || return 1
     attach || (($? != 124)) || { stuck "giving it to NVIDIA's driver" && return 1; }
   else
@@ -139,22 +141,30 @@ load_driver() {
 
 # attach - once more where the step was cut short, such as by a kill: the card would stay without a driver.
 attach() {
-  local status=0
-  in_unit 90 step_attach || status=$?
-  ((status == 0 || status == 124)) && return "$status"
-  in_unit 90 step_attach
+  local status
+  for _ in first second; do
+    status=0
+    in_unit 90 step_attach || status=$?
+    ((status != 124)) || return 124
+    ((status != 0)) || [[ $(card_driver "$GPU") != nvidia ]] || return 0
+  done
+  return 1
 }
 
 # is_served - has the driver got the card, and does it answer for it?
-is_served() { [[ $(card_driver "$GPU") == nvidia ]] && bounded 60 nvidia-smi -i "$GPU" --query-gpu=pci.bus_id --format=csv,noheader; }
+is_served() { [[ $(card_driver "$GPU") == nvidia ]] && let_clients_in && bounded 60 nvidia-smi -i "$GPU" --query-gpu=pci.bus_id --format=csv,noheader; }
 
-# let_clients_in - again, where the card was drained.
-let_clients_in() { bounded 30 nvidia-smi drain -p "$GPU" -m 0 || :; }
+# let_clients_in - again, where the card was drained. Status 1: it still is. (One that can't be drained answers with an error, too.)
+let_clients_in() {
+  bounded 30 nvidia-smi drain -p "$GPU" -m 0 && return 0
+  bounded 30 nvidia-smi drain -q -p "$GPU"
+  [[ $OUTPUT == *"not draining"* || $OUTPUT != *draining* ]]
+}
 
 # serve_again WHY - the card is with its driver: it is proved, and everybody has it as before.
 serve_again() {
   local why=$1 found
-  let_clients_in
+  let_clients_in || : # asked again below
   in_unit 60 step_nodes || (($? != 124)) || { stuck "making its nodes" && return 1; }
   OUTPUT='' S[owed]=yes
   if ! is_served; then

@@ -48,11 +48,14 @@ say() {
 }
 
 load_state() { # CARD
-  local line
+  local line file=$ROOT$HANDOVER/$1.state
   S=()
-  while IFS= read -r line; do
-    [[ $line == *=* ]] && S[${line%%=*}]=${line#*=}
-  done < <(cat "$ROOT$HANDOVER/$1.state" 2>/dev/null)
+  # By bash itself: a program that can't be started, for want of memory, is no card that is with the host.
+  if [[ -e $file ]]; then
+    while IFS= read -r line; do
+      [[ $line == *=* ]] && S[${line%%=*}]=${line#*=}
+    done <"$file"
+  fi
   : "${S[state]:=HOST}"
 }
 
@@ -65,6 +68,7 @@ save_state() {
     shift 2
   done
   S[boot]=$(this_boot)
+  [[ -n ${S[boot]} ]] || return 1 # it would count as an earlier boot's
   for key in state vm boot since why containers owed numbers modules persistence units d3cold; do text+="$key=${S[$key]:-}"$'\n'; done
   need_dir "$ROOT$HANDOVER" && printf '%s' "$text" | write_atomically "$HANDOVER/$CARD.state" 0600
 }
@@ -74,7 +78,11 @@ drop_state() {
   S=([state]=HOST)
 }
 
-this_boot() { cat "$ROOT/proc/sys/kernel/random/boot_id" 2>/dev/null || :; }
+this_boot() {
+  local id=''
+  IFS= read -r id <"$ROOT/proc/sys/kernel/random/boot_id" || :
+  printf '%s' "$id"
+}
 
 # host_stops - guests go down with the host: nothing is given back, and nothing is started.
 host_stops() { [[ $(within "$ASK_SECONDS" systemctl is-system-running 2>/dev/null) == stopping ]]; }

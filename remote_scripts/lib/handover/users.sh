@@ -163,5 +163,5 @@ settle_persistence() {
 
 restore_persistence() {
   [[ -z ${S[units]:-} ]] || bounded 60 systemctl start "${S[units]}" || say "${S[units]} has not started again: $OUTPUT"
-  [[ ${S[persistence]:-} != Enabled ]] || bounded 30 nvidia-smi -i "$GPU" -pm 1 || say "its persistence mode could not be switched on again: $OUTPUT"
+  [[ ${S[persistence]:-} != Enabled ]] || bounded 30 nvidia-smi -i "$GPU" -pm 1 || bounded 30 nvidia-smi -i "$GPU" -pm 1 || say "its persistence mode could not be switched on again: $OUTPUT"
 }
