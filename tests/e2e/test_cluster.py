@@ -15,8 +15,10 @@ from lab.cluster import LabCluster
 from lab.host.cluster import Cluster
 from tests.e2e.conftest import api_token, host_settings
 from tests.engine_stack import EngineStack, name_of
+from tests.waiting import PATIENCE
 
 NODES = ("pve1", "pve2")
+ALL = ("pve1", "pve2", "pve3")
 TURN = "priv/homelab-reboot"
 
 
@@ -26,15 +28,22 @@ def cluster(tmp_path: Path) -> Iterator[LabCluster]:
         yield started
 
 
-@pytest.fixture
-def stack(tmp_path: Path, engine: install.Engine, cluster: LabCluster) -> EngineStack:
-    """Two nodes' cards for VMs: each node needs a restart."""
-    cards = {"gpus": {"gpu": {"match": "10de:2b85"}}}
-    hosts = {name: host_settings(cluster[name]) | cards for name in NODES}
-    (tmp_path / "stack").mkdir()
-    made = EngineStack(tmp_path / "stack", engine, {"homelab:hosts": hosts})
+def stack_of(folder: Path, engine: install.Engine, config: dict[str, Any]) -> EngineStack:
+    folder.mkdir()
+    made = EngineStack(folder, engine, config)
     made.create()
     return made
+
+
+def with_a_card(cluster: LabCluster, *names: str) -> dict[str, Any]:
+    """Hosts with their cards for VMs: each needs a restart."""
+    return {name: host_settings(cluster[name]) | {"gpus": {"gpu": {"match": "10de:2b85"}}} for name in names}
+
+
+@pytest.fixture
+def stack(tmp_path: Path, engine: install.Engine, cluster: LabCluster) -> EngineStack:
+    """Two nodes' cards for VMs."""
+    return stack_of(tmp_path / "stack", engine, {"homelab:hosts": with_a_card(cluster, *NODES)})
 
 
 def in_the_cluster(stack: EngineStack, **more: Any) -> None:
@@ -62,25 +71,32 @@ def watched(cluster: LabCluster) -> Iterator[set[tuple[bool, frozenset[str]]]]:
         watcher.join()
 
 
+def one_at_a_time(*names: str) -> set[tuple[bool, frozenset[str]]]:
+    return {(True, frozenset()), *((True, frozenset({name})) for name in names)}
+
+
 def boots(cluster: LabCluster) -> list[int]:
-    return [len(cluster[name].boots()) for name in ("pve1", "pve2", "pve3")]
+    return [len(cluster[name].boots()) for name in ALL]
 
 
-@pytest.mark.parametrize("told", [True, False], ids=["of one cluster in the settings", "nothing said"])
-def test_nodes_restart_one_after_another_and_the_quorum_stays(
-    stack: EngineStack, cluster: LabCluster, told: bool
-) -> None:
-    if told:
-        in_the_cluster(stack)
+def given_back(cluster: LabCluster, stock: dict[str, Any]) -> bool:
+    """Has every node, and what they share, all that it had at first, and nothing else?"""
+    after = cluster.snapshot()
+    assert {name: set(now.items()) ^ set(stock[name].items()) for name, now in after.items()} == dict.fromkeys(
+        stock, set()
+    )
+    return True
+
+
+def test_nodes_restart_one_after_another_and_the_quorum_stays(stack: EngineStack, cluster: LabCluster) -> None:
+    in_the_cluster(stack)
     stock = cluster.snapshot()
     with watched(cluster) as seen:
         done = stack.up()
-    assert boots(cluster) == [2, 2, 1]
-    assert seen == {(True, frozenset()), (True, frozenset({"pve1"})), (True, frozenset({"pve2"}))}
-    if told:  # otherwise the second one waits in its script, on the host
-        named = [name for _, name in done.steps]
-        assert named.index("pve1-booted") < [name for _, name in done.planned].index("pve2-reboot")
-        assert stack.up().changed == set()
+    assert boots(cluster) == [2, 2, 1] and seen == one_at_a_time(*NODES)
+    named = [name for _, name in done.steps]
+    assert named.index("pve1-booted") < [name for _, name in done.planned].index("pve2-reboot")
+    assert stack.up().changed == set()
     # Whoever forgets a node (`pulumi state delete --target-dependents`) keeps the others.
     needed = {
         one
@@ -91,10 +107,59 @@ def test_nodes_restart_one_after_another_and_the_quorum_stays(
     assert needed and not [one for one in needed if name_of(one).startswith("pve1")]
     assert not (cluster.folder / "pve" / TURN).exists()
     stack.destroy()
-    after = cluster.snapshot()
-    assert {name: set(now.items()) ^ set(stock[name].items()) for name, now in after.items()} == dict.fromkeys(
-        stock, set()
+    assert given_back(cluster, stock)
+
+
+def test_two_stacks_at_once_restart_their_nodes_one_after_another(
+    tmp_path: Path, engine: install.Engine, cluster: LabCluster
+) -> None:
+    """They know nothing of each other, and their settings say nothing of a cluster: the second node's script waits for the first."""
+    stacks = [stack_of(tmp_path / name, engine, {"homelab:hosts": with_a_card(cluster, name)}) for name in NODES]
+    stock = cluster.snapshot()
+    with watched(cluster) as seen:
+        runs = [one.start("up", "--yes", "--skip-preview") for one in stacks]
+        assert [run.wait(PATIENCE * 4) for run in runs] == [0, 0]
+    assert boots(cluster) == [2, 2, 1] and seen == one_at_a_time(*NODES)
+    assert not (cluster.folder / "pve" / TURN).exists()
+    for one in stacks:
+        one.destroy()
+    assert given_back(cluster, stock)
+
+
+def test_three_nodes_from_stock_to_a_vm_and_a_container_with_cards_in_one_up(
+    tmp_path: Path, engine: install.Engine, cluster: LabCluster
+) -> None:
+    """Proxmox VE 9 with a card for a VM, 8 with one for a container and NVIDIA's driver, 9 without a card, for which alone nothing has to restart."""
+    hosts = {name: host_settings(cluster[name]) | {"cluster": "home", "api": api_token(cluster[name])} for name in ALL}
+    hosts["pve1"]["gpus"] = {"gpu": {"match": "10de:2b85"}}
+    hosts["pve2"] |= {
+        "gpus": {"media": {"match": "10de:2b85", "use": "lxc"}},
+        "nvidia": {"driver": "580", "onDestroy": "purge"},
+    }
+    template = "debian-12-standard_12.7-1_amd64.tar.zst"
+    hosts["pve2"]["downloads"] = {"debian": {"template": template}}
+    create = {"template": "debian", "disk": {"storage": "local-lvm", "size": 32}}
+    made = stack_of(
+        tmp_path / "stack",
+        engine,
+        {
+            "homelab:hosts": hosts,
+            "homelab:allowPlainSecrets": True,
+            "homelab:vms": {"sandbox": {"host": "home", "vmid": 103, "gpus": ["gpu"], "power": "running"}},
+            "homelab:containers": {"ai": {"host": "pve2", "ctid": 300, "gpuAssignment": "all", "create": create}},
+        },
     )
+    (cluster.folder / "pve/mapping/pci.cfg").touch(0o640)  # which Proxmox VE leaves empty when the last mapping goes
+    stock = cluster.snapshot()
+    with watched(cluster) as seen:
+        made.up()
+    assert boots(cluster) == [2, 2, 1] and seen == one_at_a_time(*NODES)
+    assert "status: running" in cluster["pve1"].run("qm status 103").stdout
+    assert "hostpci0: mapping=gpu,pcie=1" in conf(cluster, "pve1")
+    cluster["pve2"].run("pct exec 300 -- dd if=/dev/nvidia0 of=/dev/nvidia0 count=0 conv=notrunc")
+    assert made.up("--refresh").changed == set()
+    made.destroy()
+    assert given_back(cluster, stock)
 
 
 def test_a_node_that_doesnt_come_back_stops_the_roll(stack: EngineStack, cluster: LabCluster) -> None:
@@ -104,6 +169,11 @@ def test_a_node_that_doesnt_come_back_stops_the_roll(stack: EngineStack, cluster
     assert "not back" in failed.message or "back after its reboot" in failed.message
     assert boots(cluster)[1:] == [1, 1]
     assert (cluster.folder / "pve" / TURN).read_text().startswith("node pve1\n")
+    # Somebody has switched it on again: its turn is over, and the next node's comes.
+    cluster["pve1"].fault("never-comes-back", None)
+    cluster["pve1"].power_cycle()
+    stack.up()
+    assert boots(cluster)[1:] == [2, 1] and not (cluster.folder / "pve" / TURN).exists()
 
 
 def test_a_vm_that_is_moved_by_hand_is_found_where_it_is_and_destroy_gives_every_node_back(
@@ -142,10 +212,7 @@ def test_a_vm_that_is_moved_by_hand_is_found_where_it_is_and_destroy_gives_every
 
     move(cluster, "pve2", "pve1")  # since the last `up`, too
     stack.destroy()
-    after = cluster.snapshot()
-    assert {name: set(now.items()) ^ set(stock[name].items()) for name, now in after.items()} == dict.fromkeys(
-        stock, set()
-    )
+    assert given_back(cluster, stock)
 
 
 def test_a_container_that_is_moved_by_hand_is_found_where_it_is_and_destroy_gives_every_node_back(
@@ -183,10 +250,7 @@ def test_a_container_that_is_moved_by_hand_is_found_where_it_is_and_destroy_give
 
     move(cluster, "pve2", "pve1", LXC)  # since the last `up`, too
     stack.destroy()
-    after = cluster.snapshot()
-    assert {name: set(now.items()) ^ set(stock[name].items()) for name, now in after.items()} == dict.fromkeys(
-        stock, set()
-    )
+    assert given_back(cluster, stock)
 
 
 LXC = "lxc/901.conf"
