@@ -15,6 +15,7 @@ import pulumi
 from homelab.errors import HomelabError
 from homelab.remote import scripts
 from homelab.resources import command as remote
+from homelab.resources import limits
 from homelab.resources.boot_verification import BootVerification
 from homelab.resources.children import Children
 from homelab.resources.host_probe import HostProbe
@@ -79,6 +80,7 @@ class HostReboot(pulumi.ComponentResource):
             ),
             children.options("reboot", depends_on=opts.depends_on if opts else None),
             undone=False,
+            seconds=limits.of_reboot(host),
             # Beside the driver's version: in states of before it, there is one trigger less.
             triggers=[*checked.values(), pulumi.Output.concat(driver, args.again), flavour],
         )

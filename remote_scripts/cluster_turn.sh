@@ -6,7 +6,7 @@
 #   guests that HA brings back), NODE (for `lift`).
 # Changes: puts back what was set for the restart (lib/away.sh), removes /etc/pve/priv/homelab-reboot, if it is this node's, and
 #   /var/lib/homelab/turn (both of lib/cluster.sh).
-# Answer: {"over":"yes|no"}
+# Answer: {"over":"yes|no","set":what is still set, for a person}; of `lift` {"lifted":"yes|no|none"}
 # Verbs: apply; expire (of the node's own timer: the same, and it fails where the turn isn't over, so that it is tried again); lift (on another
 #   node than NODE, which hasn't come back: Ceph is to replace its disks).
 
@@ -15,7 +15,7 @@ apply() {
   take_lock
   end_turn "$OVER_SECONDS" || over=no
   finish
-  printf '{"over":"%s"}\n' "$over"
+  printf '{"over":"%s","set":%s}\n' "$over" "$(json_string "$([[ $over == yes ]] || still_set)")"
 }
 
 expire() {
@@ -31,7 +31,7 @@ expire() {
 
 lift() {
   lift_noout_of "$NODE"
-  printf '{"over":"no"}\n'
+  printf '{"lifted":"%s"}\n' "$LIFTED"
 }
 
 main() {

@@ -45,10 +45,10 @@ apply() {
     ! is_clustered || lift_noout_of_absent
     await_cluster "$TURN_SECONDS"
     log "rebooting (${REASONS[*]}); this stops: ${GUESTS:-no guest}${MOVES:+; HA moves to other nodes: $MOVES}"
-    ! needs_switch || arm "$((AWAITED + moving))"
+    ! needs_switch || arm "$AWAITED"
     finish
     # Last, so that no failure before it keeps others waiting.
-    if ! take_turn "$TURN_SECONDS" || ! leave_guests_to_ha; then
+    if ! take_turn "$TURN_SECONDS" || ! leave_guests_to_ha || ! await_boot_from_now; then
       [[ ! -e $STATE/armed ]] || await_no_boot
       end_turn "$TURN_SECONDS" || :
       refuse_turn
@@ -75,6 +75,14 @@ leave_guests_to_ha() {
     tell_now_and_then "waiting to restart: $WHY_NOT"
     sleep 1
   done
+  # A restart that nobody waits for would be undone by the switch.
+  is_awaited || { WHY_NOT="the \`pulumi up\` that waited for this host isn't there any more" && return 1; }
+}
+
+# await_boot_from_now - the time for which an `up` waits begins here: all that was waited for before took its own.
+await_boot_from_now() {
+  [[ -e $STATE/armed ]] || return 0
+  await_boot "$AWAITED" || { WHY_NOT="/var/lib/homelab/armed can't be written" && return 1; }
 }
 
 # needs_switch - is there anything that a roll-back would give back, and is it new to the next boot? A reboot for NVIDIA's driver alone

@@ -48,13 +48,15 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
         return _outputs(facts, inputs, boot)
 
     def _give_up(self, name: str, node: str) -> None:
-        """Nobody knows whether a node comes back: the cluster is told to replace its disks, by the first other node that can be reached."""
+        """Nobody knows whether a node comes back: the cluster is told to replace its disks, by the first other node that can be reached and whose Ceph does it."""
         for peer in self.stack.peers(name):
             try:
-                asyncio.run(_lift(self.stack.host(peer), node))
+                lifted = asyncio.run(_lift(self.stack.host(peer), node))
             except HomelabError:
                 continue  # that is said by its own resources
-            return
+            if lifted != "no":
+                return
+            tell(f"{name}: note: {peer} could not unset Ceph's noout for its disks")
         tell(
             f"{name}: note: if it has disks of Ceph, `ceph osd dump` on another node says whether they still have noout"
         )
@@ -101,17 +103,21 @@ async def _end_turn(host: Host, name: str) -> None:
             seconds = (
                 scripts.CONFIRM_LOCK_SECONDS + scripts.CLUSTER_SECONDS + scripts.RETURN_SECONDS + ssh.SCRIPT_SECONDS
             )
-            over = scripts.answer(await session.run("apply", scripts.cluster_turn(), seconds))["over"] == "yes"
+            said = scripts.answer(await session.run("apply", scripts.cluster_turn(), seconds))
     except HomelabError as error:
         tell(f"{name}: note: {error.found}")
-        over = False
-    if not over:
-        tell(f"{name}: note: its cluster could not be told that it is back; until it can, no other node is restarted")
+        said = {"over": "no", "set": ""}
+    if said["over"] != "yes":
+        left = said["set"] or "no other node is restarted"
+        tell(
+            f"{name}: note: its cluster could not be told that it is back; the node goes on trying, and until it can {left}"
+        )
 
 
-async def _lift(host: Host, node: str) -> None:
+async def _lift(host: Host, node: str) -> str:
+    """`yes`, `no`, or `none` where there is nothing to lift."""
     async with ssh.connect(host, PEER_SECONDS) as session:
-        await session.run("lift", scripts.cluster_turn(node))
+        return str(scripts.answer(await session.run("lift", scripts.cluster_turn(node)))["lifted"])
 
 
 def said_by_kernel(facts: HostFacts, name: str, want: plan.Wanted) -> list[HomelabError]:

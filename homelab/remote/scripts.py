@@ -33,6 +33,9 @@ ROLLBACK_SECONDS = 600
 CONFIRM_LOCK_SECONDS = 45
 # For so long a node that has restarted waits until its cluster can be told, in seconds: pmxcfs and corosync start after the network.
 CLUSTER_SECONDS = 120
+# For so long a node that is to restart waits for its cluster, each time, and for HA, which moves its guests (reboot_host.sh has the same).
+TURN_SECONDS = 180
+MOVE_SECONDS = 1800
 # For so long a node waits for guests that HA brings back to it.
 RETURN_SECONDS = 600
 # How much of a card's option ROM, or of the firmware's table of them, is read at most; real ones have 2 MiB.

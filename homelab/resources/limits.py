@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pulumi
 
 from homelab.errors import HomelabError
+from homelab.remote import scripts
 
 if TYPE_CHECKING:
     from homelab.settings import Host, Settings
@@ -29,6 +30,12 @@ def of_script(host: Host, stack: Nvidia | None = None) -> int:
         return host.timeouts.script
     # What one step does: waits for apt, then fetches and installs what is asked for, what that needs, and NVIDIA's installer.
     return host.timeouts.script + stack.timeouts.lock + 3 * (stack.timeouts.download + stack.timeouts.install)
+
+
+def of_reboot(host: Host) -> int:
+    """Seconds for reboot_host.sh: besides a script's own, it waits for the cluster up to four times, and for HA, which moves guests."""
+    moving = scripts.MOVE_SECONDS if host.guests_at_reboot == "maintenance" else 0
+    return host.timeouts.script + 4 * scripts.TURN_SECONDS + moving
 
 
 def of_task(host: Host, inputs: Mapping[str, Any]) -> int:

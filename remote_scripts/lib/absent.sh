@@ -2,18 +2,24 @@
 # A node of the cluster that had its turn to restart and hasn't come back.
 # Needs: cluster
 #
-# Gives: lift_noout_of NODE, lift_noout_of_absent.
+# Gives: lift_noout_of NODE -> LIFTED (yes; none: there is nothing to lift; no: it couldn't be, or can't be told), lift_noout_of_absent.
 
 # lift_noout_of NODE - it hasn't come back, and nobody knows whether it will: Ceph is to replace its disks. Its turn stays.
 lift_noout_of() {
   local text disks=()
-  text=$(pve cat "$ROOT$TURN") || return 0
+  LIFTED=none
+  if ! text=$(pve cat "$ROOT$TURN"); then
+    pve test -L "$ROOT/etc/pve/local" && ! pve test -e "$ROOT$TURN" || LIFTED=no
+    return 0
+  fi
   [[ $(turn_note node "$text") == "$1" ]] && ! is_member "$1" || return 0
   read -r -a disks <<<"$(turn_note noout "$text")" || :
   ((${#disks[@]} > 0)) || return 0
   if allow_replacement "${disks[@]}"; then
+    LIFTED=yes
     log "$1 isn't back: Ceph replaces its disks ${disks[*]} again (noout is unset)"
   else
+    LIFTED=no
     log "$1 isn't back, and its disks ${disks[*]} still have Ceph's noout: ceph osd rm-noout ${disks[*]}"
   fi
 }

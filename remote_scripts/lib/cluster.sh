@@ -143,9 +143,10 @@ try_turn() {
 note_turn() {
   local now node noout
   now=$(date +%s) node=$(node_name)
-  [[ -n $node ]] || return 1
-  need_dir "$STATE" &&
+  [[ -n $node ]] && need_dir "$STATE" &&
     printf 'boot %s\n' "$(<"$ROOT/proc/sys/kernel/random/boot_id")" | write_atomically /var/lib/homelab/turn 0600 || return 1
+  # Before anything is set: the turn itself ends where its `up` was killed.
+  arm_turn_end || { WHY_NOT="the end of this node's turn can't be arranged on this host${OUTPUT:+: $OUTPUT}" && return 1; }
   [[ $ALONE == yes ]] || note_disks || return 1
   noout=$(away_note noout)
   # No mode: the cluster's file system has its own. One name for all: nobody else is here, and what a run leaves that is killed is written over.
@@ -155,8 +156,7 @@ note_turn() {
 
 has_turn() { [[ -e $STATE/turn ]]; }
 
-# end_turn SECONDS - status 1: the others couldn't be told in this time. (A node that has just started has no quorum for some seconds, and perhaps no
-# /etc/pve.)
+# end_turn SECONDS - status 1: the others couldn't be told in this time. (A node that has just started has no quorum for some seconds, and perhaps no /etc/pve.)
 end_turn() {
   local until=$((SECONDS + $1))
   has_turn || return 0

@@ -14,7 +14,14 @@ STOPPED=' stopped disabled ignored '
 # For so long HA may move nothing before it is given up.
 STANDSTILL_SECONDS=300
 
-has_services() { pve grep -qsE '^(vm|ct):' "$ROOT$HA_CONFIG"; }
+# has_services - status 1: HA has none; 2: /etc/pve doesn't say.
+has_services() {
+  local status=0
+  pve grep -qsE '^(vm|ct):' "$ROOT$HA_CONFIG" || status=$?
+  ((status > 1)) || return "$status"
+  pve test -L "$ROOT/etc/pve/local" && ! pve test -e "$ROOT$HA_CONFIG" && return 1
+  return 2
+}
 
 ha_says() {
   local text
@@ -24,8 +31,9 @@ ha_says() {
 # services_here - those that HA has on this node and would move, a blank behind each. A line of `ha-manager status`: `service vm:200 (pve2, started)`.
 # Status 1: no answer.
 services_here() {
-  local text word sid node state here
-  has_services || return 0
+  local text word sid node state here status=0
+  has_services || status=$?
+  ((status == 0)) || return $((status - 1))
   here=$(node_name)
   text=$(ha_says) || return 1
   while read -r word sid node state _; do
@@ -52,11 +60,16 @@ maintenance_says() {
   done
 }
 
-# has_device SID - one that can't be on another node while the guest runs. A mapped device can if its mapping says so.
+# has_device SID - one that can't be on another node while the guest runs, as check_local_resources (PVE::QemuServer) and pct's migration say.
+# A mapped PCI device can if its mapping says so.
 has_device() {
   local text id value
   if [[ $1 == vm:* ]]; then
-    text=$(of_now "/etc/pve/qemu-server/${1#*:}.conf" | grep -E '^hostpci[0-9]+:') || return 1
+    text=$(of_now "/etc/pve/qemu-server/${1#*:}.conf")
+    ! grep -qE '^(usb[0-9]+: *(.*,)?(host=|mapping=)|(serial|parallel)[0-9]+: */dev/|ivshmem:|virtiofs[0-9]+:|args:.*vfio-pci)' < <(
+      grep -vE '^usb[0-9]+: *(host=)?spice(,|$)' <<<"$text"
+    ) || return 0
+    text=$(grep -E '^hostpci[0-9]+:' <<<"$text") || return 1
     while read -r value; do
       id=$(grep -oE 'mapping=[^,]+' <<<"$value") || return 0
       pve cat "$ROOT/etc/pve/mapping/pci.cfg" | awk -v id="${id#*=}" '
@@ -64,7 +77,9 @@ has_device() {
     done <<<"$text"
     return 1
   fi
-  of_now "/etc/pve/lxc/${1#*:}.conf" | grep -qE '^(dev[0-9]+:|lxc\.(cgroup2?\.devices\.allow|mount\.entry *[:=] */dev/))'
+  text=$(of_now "/etc/pve/lxc/${1#*:}.conf")
+  ! grep -qE '^(dev[0-9]+:|lxc\.(cgroup2?\.devices\.allow|mount\.entry *[:=] */dev/))' <<<"$text" || return 0
+  grep -E '^mp[0-9]+: *(volume=)?/' <<<"$text" | grep -qvE '(,|: *)shared=1(,|$)'
 }
 
 # of_now PATH - a guest's configuration without its snapshots.
@@ -109,8 +124,8 @@ switch_maintenance_on() {
   [[ -n $noted ]] || ! is_in_maintenance || return 0
   # shellcheck disable=SC2046,SC2086 # several ids each
   if ! note_away services "$(printf '%s\n' $(away_note services) $services | awk '!seen[$0]++' | paste -sd ' ')" ||
-    ! note_away maintenance "$1" || ! arm_turn_end; then
-    WHY_NOT="HA's maintenance mode can't be noted, or its end can't be arranged on this host"
+    ! note_away maintenance "$1"; then
+    WHY_NOT="HA's maintenance mode can't be noted on this host"
     return 1
   fi
   if ! said=$(within "$ASK_SECONDS" ha-manager crm-command node-maintenance enable "$1" 2>&1); then
@@ -142,8 +157,9 @@ left_behind() {
 # needs_watchdog - in words: what keeps HA's watchdog armed on any node of the cluster; nothing where HA is idle. A line of its agent:
 # `lrm pve2 (active, watchdog active, Sat Nov 21 03:29:28 2026)`; older ones don't name the watchdog.
 needs_watchdog() {
-  local text found
-  has_services || return 0
+  local text found status=0
+  has_services || status=$?
+  ((status != 1)) || return 0
   text=$(ha_says) || { printf '%s' "guests, and \`ha-manager status\` gives no answer" && return; }
   found=$(awk -v rest="$STOPPED" -v here="$(node_name)" '
     $1 == "service" { state = $4; sub(/[,)].*/, "", state); if (!index(rest, " " state " ")) { said = said ", " $2 } }
@@ -169,18 +185,26 @@ leave_maintenance() {
   ! grep -q "^lrm $node (maintenance mode" <<<"$text" && note_away maintenance ''
 }
 
+# still_away SERVICES - of these, those that run on another node, or are on their way; not one that was stopped meanwhile, or taken out of HA.
+# Status 1: no answer.
+still_away() {
+  local text word sid node state here
+  here=$(node_name)
+  text=$(ha_says) || return 1
+  while read -r word sid node state _; do
+    [[ $word == service && " $1 " == *" $sid "* && $node != "($here," && $LEFT_ALONE != *" ${state%[,)]} "* ]] && printf '%s ' "$sid"
+  done <<<"$text"
+  return 0
+}
+
 # await_services SECONDS - until those are back that were here. They come back also if nobody waits.
 await_services() {
-  local until=$((SECONDS + $1)) wanted sid missing services
+  local until=$((SECONDS + $1)) wanted missing
   wanted=$(away_note services)
   [[ -n $wanted ]] || return 0
   told_from_now
   while :; do
-    services=$(services_here) || services=''
-    missing=''
-    for sid in $wanted; do
-      [[ " $services" == *" $sid "* ]] || missing+="$sid "
-    done
+    missing=$(still_away "$wanted") || missing="$wanted "
     [[ -n $missing ]] || break
     if ((SECONDS >= until)); then
       log "HA hasn't brought $(in_words "$missing") back yet; it goes on by itself (\`ha-manager status\`)"

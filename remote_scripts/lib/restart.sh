@@ -2,7 +2,7 @@
 # A restart of the system, once the script that asks for it has answered.
 # Needs: lock
 #
-# Gives: restart_soon -> OUTPUT.
+# Gives: restart_soon -> OUTPUT; is_awaited.
 
 # restart_soon - in a unit of its own, which waits until this script has ended, not a minute: on a busy system what comes between the order and the
 # answer can take longer than any fixed time, and whoever waits for the answer would see a connection that broke. (Timers are a minute
@@ -11,4 +11,24 @@ restart_soon() {
   # shellcheck disable=SC2016 # it is the unit's shell that expands this
   run_logged systemd-run --collect --on-active=1 --timer-property=AccuracySec=100ms \
     bash -c 'timeout 60 tail -s 0.1 --pid="$1" -f /dev/null; systemctl reboot' restart "$$"
+}
+
+# starters - the processes that have started this script, and these. (Not below ROOT: it is about this very script.)
+starters() {
+  local process=$PPID
+  while [[ -n $process ]] && ((process > 1)); do
+    printf '%s ' "$process"
+    process=$(sed -n 's/^PPid:[[:space:]]*//p' "/proc/$process/status" 2>/dev/null) || process=''
+  done
+}
+STARTED_BY=$(starters)
+
+# is_awaited - does whoever has started this script still wait for its answer? sshd's process ends with the connection; where a channel alone is
+# closed, nobody reads our standard output any more. Only perl can ask that without writing, and every Proxmox VE has it.
+is_awaited() {
+  local status=0
+  [[ $(starters) == "$STARTED_BY" ]] || return 1
+  perl -MIO::Poll=POLLOUT,POLLERR,POLLHUP -e 'my $poll = IO::Poll->new; $poll->mask(\*STDOUT => POLLOUT); $poll->poll(0);
+    exit($poll->events(\*STDOUT) & (POLLERR | POLLHUP) ? 9 : 0)' 2>/dev/null || status=$?
+  ((status != 9))
 }

@@ -77,6 +77,7 @@ def first_of_three(folder: Folder) -> Folder:
     folder.write("proc/sys/kernel/random/boot_id", "7d4f0d3c-0000-4000-8000-000000000001\n")
     members(folder, status(1, 1, 1, expected=3))
     folder.command("sleep", "exit 0")
+    folder.command("systemctl", 'echo "$*" >>"$ROOT/run/systemctl"')
     return folder
 
 
@@ -173,6 +174,10 @@ def test_a_turn_is_taken_and_ended_without_a_trace(node: Folder) -> None:
     said = dict(line.split(" ", 1) for line in node.read(TURN).splitlines())
     assert said["node"] == "pve1" and began + 600 <= int(said["until"]) <= time.time() + 600
     assert not (node.root / LOCK).exists()
+    # Should this run be killed, the node ends it by itself.
+    assert (
+        "restart homelab-turn.timer" in node.read("run/systemctl") and (node.root / "var/lib/homelab/turn-end").exists()
+    )
     assert end(node) == "yes"
     # The folder of everything that this program keeps stays until the last of it goes.
     assert node.files() == {name: about for name, about in before.items() if about[1] != "directory"}
@@ -350,7 +355,6 @@ def with_disks(node: Folder) -> Folder:
         node.write(f"var/lib/ceph/osd/ceph-{osd}/whoami", f"{osd}\n")
     osd_dump(node)
     node.command("ceph", OSD_FLAGS)
-    node.command("systemctl", 'echo "$*" >>"$ROOT/run/systemctl"')
     return node
 
 
@@ -417,7 +421,7 @@ def test_a_node_whose_disks_ceph_would_replace_isnt_restarted(with_disks: Folder
     said = {
         "osd dump": "Ceph doesn't say which disks it would replace",
         "osd add-noout": "Ceph would replace this node's disks (`ceph osd add-noout 0 3`): no",
-        "systemctl": "its end can't be arranged on this host",
+        "systemctl": "the end of this node's turn can't be arranged on this host",
     }
     assert done.returncode == 1 and said[what] in done.stdout
     assert with_disks.read("run/dump") == dump and with_disks.files() == before
@@ -485,7 +489,15 @@ def test_ceph_replaces_the_disks_of_a_node_that_hasnt_come_back(
         script = scripts.cluster_turn("pve2")
         assert with_disks.run("lift", script).returncode == 0 and kept_disks(with_disks) == ["osd.0"]
         osd_dump(with_disks, kept=(1,))
-        assert with_disks.run("lift", scripts.cluster_turn("pve9")).returncode == 0 and kept_disks(with_disks)
+        assert lifted_of(with_disks, "pve9") == "none" and kept_disks(with_disks)
+        with_disks.command("ceph", "exit 1")
+        assert lifted_of(with_disks, "pve2") == "no"
+        (with_disks.root / "etc/pve").rename(with_disks.root / "etc/hangs")
+        assert lifted_of(with_disks, "pve2") == "no"
+
+
+def lifted_of(folder: Folder, name: str) -> str:
+    return str(json.loads(folder.run("lift", scripts.cluster_turn(name)).stdout)["lifted"])
 
 
 @pytest.mark.parametrize("what", ["tee", "mv"])

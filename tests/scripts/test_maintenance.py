@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 
 import pytest
 
 from homelab.remote import scripts
 from tests.scripts.conftest import Folder
 from tests.scripts.test_cluster_turn import OSD_FLAGS, TURN, first_of_three, kept_disks, members, osd_dump, status
+from tests.waiting import PATIENCE, wait_until
 
 # run/ha has a line for each service: its id, its node, the node it came from (-: none), its state. run/mode is there while the mode is on. Each
 # question lets HA do one thing more, as the manager does one round after another.
@@ -86,7 +88,7 @@ def reboot(folder: Folder, verb: str = "apply", *, maintenance: bool = True) -> 
 def end(folder: Folder) -> subprocess.CompletedProcess[str]:
     script = scripts.compose("cluster_turn.sh", LOCK_TIMEOUT="5", OVER_SECONDS="2", RETURN_SECONDS="2", NODE="")
     done = folder.run("apply", script)
-    assert json.loads(done.stdout) == {"over": "yes"}, done.stdout + done.stderr
+    assert json.loads(done.stdout) == {"over": "yes", "set": ""}, done.stdout + done.stderr
     return done
 
 
@@ -126,10 +128,22 @@ def test_the_default_leaves_ha_alone(under_ha: Folder) -> None:
         ("qemu-server/200.conf", "hostpci0: 0000:01:00\n", "HA can't move VM 200, which has a device of this host"),
         ("qemu-server/200.conf", "hostpci0: mapping=gpu,pcie=1\n", "HA can't move VM 200"),
         ("qemu-server/200.conf", "hostpci1: mapping=vf,pcie=1\n", ""),
+        ("qemu-server/200.conf", "usb0: host=046d:c52b\n", "HA can't move VM 200"),
+        ("qemu-server/200.conf", "usb1: usb3=1,mapping=stick\n", "HA can't move VM 200"),
+        ("qemu-server/200.conf", "usb0: spice,usb3=1\nusb1: host=spice\nserial0: socket\nargs: -cpu host\n", ""),
+        ("qemu-server/200.conf", "serial0: /dev/ttyUSB0\n", "HA can't move VM 200"),
+        ("qemu-server/200.conf", "ivshmem: size=32\n", "HA can't move VM 200"),
+        ("qemu-server/200.conf", "virtiofs0: dirid=share\n", "HA can't move VM 200"),
+        ("qemu-server/200.conf", "args: -device vfio-pci,host=01:00.0\n", "HA can't move VM 200"),
+        ("lxc/901.conf", "mp0: /mnt/tank,mp=/data\n", "HA can't move container 901"),
+        ("lxc/901.conf", "mp0: local:901/disk.raw,mp=/data\nmp1: /mnt/tank,mp=/more,shared=1\n", ""),
         ("lxc/901.conf", "dev0: /dev/dri/renderD128\n", "HA can't move container 901"),
         ("lxc/901.conf", "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file\n", "HA can't move container 901"),
     ],
-    ids=["a card", "a mapped card", "one that migrates", "a device", "a raw line"],
+    ids=[
+        "a card", "a mapped card", "one that migrates", "a USB device", "a mapped USB device", "nothing of this host", "a serial port", "shared memory", "a shared folder",
+        "a card by hand", "a folder", "a folder of all nodes", "a device", "a raw line",
+    ],
 )  # fmt: skip
 def test_a_guest_that_ha_cant_move_is_said_before_anything_is_changed(
     under_ha: Folder, path: str, text: str, said: str
@@ -278,7 +292,7 @@ def test_the_mode_of_a_run_that_was_killed_is_switched_off_by_the_node_itself(un
     assert "restart homelab-turn.timer" in called(under_ha)
     under_ha.command("ha-manager", HA_MANAGER)
     done = under_ha.bash(under_ha.read("var/lib/homelab/turn-end"), "apply", parts=())
-    assert json.loads(done.stdout) == {"over": "yes"}, done.stderr
+    assert json.loads(done.stdout)["over"] == "yes", done.stderr
     is_as_before(under_ha)
 
 
@@ -288,6 +302,55 @@ def test_nobody_waits_for_ever_for_guests_that_ha_brings_back(under_ha: Folder) 
     said = end(under_ha).stderr
     assert "HA hasn't brought VM 200 back yet" in said and "container 901" not in said
     assert not (under_ha.root / "var/lib/homelab/away").exists()
+
+
+@pytest.mark.parametrize("line", ["", "vm:200 pve2 pve1 stopped\n"], ids=["taken out of HA", "stopped"])
+def test_nobody_waits_for_a_guest_that_ha_doesnt_bring_back(under_ha: Folder, line: str) -> None:
+    assert reboot(under_ha).returncode == 0
+    under_ha.write("run/ha", line + "ct:901 pve1 - started\n")
+    (under_ha.root / "run/mode").unlink()
+    script = scripts.compose("cluster_turn.sh", LOCK_TIMEOUT="5", OVER_SECONDS="2", RETURN_SECONDS="1000", NODE="")
+    assert json.loads(under_ha.run("apply", script).stdout)["over"] == "yes"
+
+
+def test_a_restart_that_nobody_waits_for_any_more_doesnt_happen(under_ha: Folder) -> None:
+    """Ctrl-C, or a connection that is cut, while HA moves guests."""
+    under_ha.write("run/stuck", "")
+    under_ha.write("var/lib/homelab/armed", "boot 7d4f0d3c-0000-4000-8000-000000000001\nuntil 5\n")
+    under_ha.command("sleep", '/bin/sleep "$@"')
+    script = scripts.reboot_host("auto", "amd_iommu=on", [], 600, maintenance=True)
+    run = subprocess.Popen(
+        ["bash", "-s", "--", "apply"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=under_ha.environment,
+    )  # fmt: skip
+    assert run.stdin and run.stdout and run.stderr
+    run.stdin.write(script)
+    run.stdin.close()
+    wait_until((under_ha.root / "run/mode").exists)
+    run.stdout.close()
+    run.stderr.close()
+    (under_ha.root / "run/stuck").unlink()
+    assert run.wait(PATIENCE) == 1 and "systemctl reboot" not in called(under_ha)
+    assert not (under_ha.root / "run/mode").exists() and not (under_ha.root / TURN).exists()
+    assert "until" not in under_ha.read("var/lib/homelab/armed")
+
+
+def test_the_switch_counts_from_the_restart_on(under_ha: Folder) -> None:
+    enable = '[[ "$1 $2 $3" != "crm-command node-maintenance enable" ]]'
+    under_ha.write("var/lib/homelab/armed", "boot 7d4f0d3c-0000-4000-8000-000000000001\nuntil 5\n")
+    ago = 'sed -i "s/^until .*/until 5/" "$ROOT/var/lib/homelab/armed"'
+    under_ha.command("ha-manager", f"{enable} || {ago}\n{HA_MANAGER}")
+    began = int(time.time())
+    assert reboot(under_ha).returncode == 0
+    (until,) = [int(line.split()[1]) for line in under_ha.read("var/lib/homelab/armed").splitlines() if "until" in line]
+    assert began + 3 * scripts.ROLLBACK_SECONDS <= until <= time.time() + 3 * scripts.ROLLBACK_SECONDS
+
+
+def test_a_cluster_file_system_that_hangs_is_no_host_without_ha(under_ha: Folder) -> None:
+    under_ha.command("grep", '[[ ${!#} != */ha/resources.cfg ]] || exit 124; exec /bin/grep "$@"')
+    done = reboot(under_ha)
+    assert done.returncode == 1 and "systemctl reboot" not in called(under_ha)
+    is_as_before(under_ha)
 
 
 def test_a_node_that_is_alone_in_its_cluster_moves_nothing(under_ha: Folder) -> None:

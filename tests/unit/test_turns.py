@@ -12,7 +12,8 @@ import pytest
 from homelab.errors import HomelabError
 from homelab.host import plan
 from homelab.provider import boot_verification
-from homelab.remote import ssh
+from homelab.remote import scripts, ssh
+from homelab.resources import limits
 from homelab.settings import Host, parse
 from tests.unit.hosts import KEY, desktop
 
@@ -43,14 +44,15 @@ def test_a_node_that_doesnt_come_back_has_its_disks_replaced_by_the_first_other_
 ) -> None:
     asked: list[tuple[str, str]] = []
 
-    async def lift(host: Any, node: str) -> None:
+    async def lift(host: Any, node: str) -> str:
         asked.append((host, node))
         if host == "off":
             raise HomelabError(wanted="", found="it is off", why="", next="")
+        return "no" if host == "without Ceph" else "yes"
 
     class ThreeNodes:
         def peers(self, _: str) -> list[str]:
-            return ["off", "on", "third"]
+            return ["off", "without Ceph", "on", "third"]
 
         def host(self, name: str) -> str:
             return name
@@ -59,7 +61,15 @@ def test_a_node_that_doesnt_come_back_has_its_disks_replaced_by_the_first_other_
     work = boot_verification.BootVerificationWork.__new__(boot_verification.BootVerificationWork)
     monkeypatch.setattr(work, "stack", ThreeNodes(), raising=False)
     work._give_up("first", "pve1")
-    assert asked == [("off", "pve1"), ("on", "pve1")]
+    assert asked == [("off", "pve1"), ("without Ceph", "pve1"), ("on", "pve1")]
+
+
+def test_an_up_waits_for_a_restart_as_long_as_its_script_does() -> None:
+    said = (scripts.FOLDER / "reboot_host.sh").read_text(encoding="utf-8")
+    assert f"\nTURN_SECONDS={scripts.TURN_SECONDS}\n" in said and f"\nMOVE_SECONDS={scripts.MOVE_SECONDS}\n" in said
+    hosts = parse({"hosts": hosts_of(guestsAtReboot="maintenance", timeouts={"script": 60})}).hosts
+    assert limits.of_reboot(hosts["pve1"]) >= 60 + scripts.MOVE_SECONDS + 4 * scripts.TURN_SECONDS
+    assert limits.of_reboot(hosts["pve2"]) < limits.of_reboot(hosts["pve1"]) + 3600 - scripts.MOVE_SECONDS
 
 
 def hosts_of(**first: Any) -> str:

@@ -2,8 +2,14 @@
 # The dead man's switch armed, and disarmed.
 # Needs: switch
 #
-# Gives: arm [SECONDS]; disarm, disarm_when_given_back; await_no_boot; is_switch_there; forget_second_entry.
+# Gives: arm [SECONDS]; disarm, disarm_when_given_back; await_boot SECONDS, await_no_boot; is_switch_there; forget_second_entry.
 # Variables, for `arm`: ROLLBACK_AFTER (seconds after each boot's start), ROLLBACK (rollback.sh, as the switch runs it).
+
+# await_boot SECONDS - for so long from now an `up` waits for the next boot.
+await_boot() {
+  local record
+  record=$(sed '/^until /d' "$STATE/armed") && printf '%s\nuntil %s\n' "$record" "$(($(date +%s) + $1))" | write_atomically /var/lib/homelab/armed 0600
+}
 
 # await_no_boot - whoever restarts this host now, no `up` waits for it.
 await_no_boot() {
