@@ -18,6 +18,7 @@ apply() {
     take_away
   else
     write_files
+    forget_states
     for unit in service timer; do enable_boot_service "homelab-handover.$unit" "$(enabled_as "$unit")" "a handover that is cut short would stay half-way"; done
     run_logged systemctl start homelab-handover.timer || log "homelab-handover.timer has not started: it does at the next boot"
   fi
@@ -54,12 +55,35 @@ revert() {
   printf '{"changed":"%s"}\n' "$CHANGED"
 }
 
+# forget_states - of cards that aren't handed over any more, by the program that is installed: it would never settle them.
+forget_states() {
+  local file name
+  for file in "$ROOT$HANDOVER"/*.state; do
+    name=${file##*/} name=${name%.state}
+    if [[ ! -e $file ]] || { [[ $NEEDED == yes ]] && grep -qE "(^|[='])$name [0-9a-f]{4}:" <<<"$PROGRAM"; }; then continue; fi
+    tell_owed "$file"
+    rm -f "$file"
+  done
+}
+
+# tell_owed FILE - containers that are still to be started again, which nobody does without what is noted there.
+tell_owed() {
+  local ctid ids=()
+  grep -qxF "boot=$(cat "$ROOT/proc/sys/kernel/random/boot_id")" "$1" || return 0
+  read -ra ids < <(sed -n 's/^containers=//p' "$1") || return 0
+  for ctid in "${ids[@]}"; do
+    [[ ! -e $ROOT/etc/pve/lxc/$ctid.conf || $(within "$ASK_SECONDS" pct status "$ctid" 2>/dev/null) == 'status: running' ]] ||
+      log "container $ctid was shut down for VM $(sed -n 's/^vm=//p' "$1") and has not started again ($(sed -n 's/^why=//p' "$1")): once that is mended, \`pct start $ctid\`"
+  done
+}
+
 take_away() {
   drop_hooks
   [[ ! -e $ROOT/etc/systemd/system/homelab-handover.timer ]] || run_logged systemctl stop homelab-handover.timer || :
   drop_boot_service handover '' homelab-handover.timer "$(enabled_as timer)"
   drop_boot_service handover "$INSTALLED" homelab-handover.service "$(enabled_as service)"
   drop_files
+  forget_states
   rm -rf "$ROOT$HANDOVER"
 }
 
@@ -72,6 +96,7 @@ drop_hooks() {
     [[ $PLANNING == no ]] || { note_planned removed "VM $vmid's option hookscript" && continue; }
     drop_hook "$vmid"
   done
+  for file in "$ROOT$HOOKED"/[1-9]*; do [[ $PLANNING == yes || ! -e $file ]] || tell_elsewhere "${file##*/}"; done
 }
 
 # drop_files - the hookscript last, wherever it was written: a VM that names one which isn't there doesn't start.

@@ -53,6 +53,7 @@ revert() {
     return 0
   fi
   ! is_our_hook "$VMID" || drop_hook "$VMID"
+  tell_elsewhere "$VMID"
   remove_file "$HOOKED/$VMID"
   finish
   printf '{"changed":"%s"}\n' "$CHANGED"

@@ -19,7 +19,7 @@ hook() { # VMID PHASE
     pre-start)
       # Before the wait for the host, which a run may have for long; and once more with it.
       ! must_wait "${names[@]}" || return 1
-      get_host 180 || { printf 'homelab: another run has changed this host for 180 s; start VM %s again later\n' "$1" && return 1; }
+      get_host 180 || { tell_who_changes "$1" && return 1; }
       begin_handover || { printf 'homelab: %s\n' "$RUN/handing can't be locked" && return 1; }
       for name in "${names[@]}"; do
         read_card "$name" && load_state "$name"
@@ -33,13 +33,20 @@ hook() { # VMID PHASE
   esac
 }
 
+# tell_who_changes VMID - who has had the host's lock all the time.
+tell_who_changes() {
+  local who="something else of homelab's has changed this host"
+  (await_handover 0) || who="a card has been on its way, or its containers have been starting again ($HANDOVER/log)"
+  printf 'homelab: %s for 180 s; start VM %s again when that has ended\n' "$who" "$1"
+}
+
 # must_wait NAME... - is a run at work on this host, and is one of these cards yet to be taken for VM `vmid`, which names it?
 must_wait() {
   local name
   run_at_work "$vmid" || return 1
   for name in "$@"; do
     read_card "$name" && load_state "$name"
-    if [[ ${S[vm]:-} != "$vmid" || ! ${S[state]} =~ ^(VM|RETURNING)$ ]] && names_card "$vmid"; then
+    if is_to_be_taken "$vmid"; then
       wait_for_run
       return 0
     fi

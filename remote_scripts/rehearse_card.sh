@@ -21,7 +21,7 @@ rehearse() {
   # As settle_after_boot has it.
   [[ ${S[boot]:-} == "$(this_boot)" || ${S[state]} == DEAD ]] || S=([state]=HOST)
   find_stand
-  if [[ $at_work == yes ]]; then why="an up or a destroy of this host is at work"; fi
+  if [[ $at_work == yes ]] && is_to_be_taken "$vmid"; then why="an up or a destroy of this host is at work"; fi
   if [[ -n $stands ]]; then
     why+="${REFUSED:+${why:+; }$REFUSED}"
   else

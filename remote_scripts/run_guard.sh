@@ -15,7 +15,7 @@ PATIENCE_SECONDS=5
 HANDING_SECONDS=45
 
 hold() {
-  local held
+  local held handed=yes
   # A host that shuts down need not wait for this one.
   trap - PIPE HUP TERM
   make_run_dir || die "a folder of root's own, /run/homelab" "something else has that name" \
@@ -24,14 +24,17 @@ hold() {
   flock -w "$PATIENCE_SECONDS" "$held" || die "to be the only run at work on this host" \
     "another one is: $(of_file "$RUN/up")" "two at once would take each other's ground away, and could reboot the host twice" \
     "this run changes nothing more: wait until the other one has ended, then run the same again"
-  # A run whose connection was cut comes back: cards of VMs that it has started itself are where they are to be.
-  find_passes "$WHO"
+  # At once: a run whose connection was cut comes back, and VMs that it has started itself have their passes by its name.
+  printf '%s\n' "$WHO" >"$RUN/up" || log "/run is full: who is at work can't be noted" # and the host is held all the same
   # From here on none begins; one that has begun comes to its end, so that it is known where its card is.
-  await_handover "$HANDING_SECONDS" || is_on_its_way "${PASSED[@]}" || die "no card on its way to a VM that starts" "a handover is at work: $(tail -n 1 "$ROOT$HANDOVER/log" 2>/dev/null || :)" \
+  await_handover "$HANDING_SECONDS" || handed=no
+  # After that: it may have given some meanwhile, by another connection.
+  find_passes "$WHO"
+  [[ $handed == yes ]] || is_on_its_way "${PASSED[@]}" || die "no card on its way to a VM that starts" "a handover is at work: $(tail -n 1 "$ROOT$HANDOVER/log" 2>/dev/null || :)" \
     "NVIDIA's driver and containers can't be changed meanwhile; nothing was changed" "wait until it has ended (/var/lib/homelab/handover/log tells), then run the same again"
   need_rest "${PASSED[@]}"
+  # Not before: a run that is refused takes no other one its passes.
   drop_other_passes "$WHO"
-  printf '%s\n' "$WHO" >"$RUN/up" || log "/run is full: who is at work can't be noted" # and the host is held all the same
   printf '{"held":"yes"}\n'
   while read -r -t "$SILENCE_SECONDS" _; do :; done
   : >"$RUN/up"

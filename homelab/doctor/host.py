@@ -145,7 +145,7 @@ _SINKS = {
         "mend what is found, then start the VM again, or the containers that are named; the story is in /var/lib/homelab/handover/log",
     ),
     "STUCK": (
-        "NVIDIA's driver waits in the kernel for somebody who still has the card, and whoever touches it next waits, too: nothing is tried again",
+        "NVIDIA's driver waits in the kernel for somebody who still has the card, and whoever touches it next waits, too: nothing is tried while it waits",
         "reboot the host: the card is with it then, and containers start as they do at boot; the story in /var/lib/homelab/handover/log names who had it",
     ),
     "DEAD": (

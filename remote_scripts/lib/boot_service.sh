@@ -11,12 +11,15 @@ write_boot_service() {
   put_file "$1" "/etc/systemd/system/$4" 0644 "$5"
 }
 
-# enable_boot_service SERVICE LINK WHY - where a file of it has changed (CHANGED), or it isn't enabled. WHY: what it is without it.
+# enable_boot_service SERVICE LINK WHY - where a file of it has changed (CHANGED), systemd hasn't read it, or it isn't enabled. WHY: what it is without it.
 enable_boot_service() {
-  [[ $CHANGED == yes || ! -L $ROOT$2 ]] || return 0
+  [[ $CHANGED == yes || ! -L $ROOT$2 ]] || is_outdated "$1" || return 0
   run_logged systemctl daemon-reload || :
   run_logged systemctl enable --quiet "$1" || die "$1 enabled" "$OUTPUT" "$3" "correct what systemctl says, then run \`pulumi up\` again"
 }
+
+# is_outdated UNIT - does systemd know it as it was before, such as where an earlier run was cut short behind the file?
+is_outdated() { [[ $(within "$ASK_SECONDS" systemctl show -p NeedDaemonReload --value "$1" 2>/dev/null) == yes ]]; }
 
 # plan_boot_service LAYER PROGRAM TEXT SERVICE UNIT LINK - what write_boot_service and enable_boot_service, or drop_boot_service, would change.
 plan_boot_service() {

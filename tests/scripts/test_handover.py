@@ -5,9 +5,11 @@ Its states, events and refusals: test_handover_table.py. Killed at its commands:
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -31,7 +33,7 @@ while [[ $1 == -* ]]; do [[ $1 != -p ]] || shift; shift; done
 [[ $1 != pct ]] || exec "$@"
 bus=$ROOT/sys/bus/pci
 [[ $2 == step_* ]] || exit 0
-[[ ! -e $ROOT/hangs || $2 != "$(<"$ROOT/hangs")" ]] || exit 124
+[[ ! -e $ROOT/hangs || $2 != "$(<"$ROOT/hangs")" ]] || {{ echo "homelab-handover-big-$2.service" >>"$ROOT/active"; exit 124; }}
 [[ ! -e $ROOT/late || $2 != step_claim ]] || mv "$ROOT/late" "$ROOT/proc/43"
 for f in {GPU} {AUDIO}; do
   link=$bus/devices/$f/driver now= wants=nvidia
@@ -73,6 +75,7 @@ esac
     "modprobe": "",
     "mknod": 'for path in "$@"; do [[ $path != "$ROOT"/dev/* ]] || : >"$path"; done',
     "sync": "",
+    "sleep": "",
 }
 
 
@@ -153,12 +156,58 @@ def test_a_dead_card_stays_dead_after_a_boot_that_did_not_help(host: Folder) -> 
     host.write(STATE, "state=DEAD\nvm=103\nboot=another\nsince=1\n")
     run(host, "reconcile")
     assert state(host) == "DEAD"
+    assert "DEAD" in refused(host, "hook", "103", "pre-start")
     config.write_bytes(before)
     run(host, "reconcile")
+    assert state(host) == ""
+
+
+def test_a_dead_card_stands_against_everything_until_the_host_is_started(host: Folder) -> None:
+    host.write(STATE, "state=DEAD\nvm=103\nboot=boot\nsince=1\n")
+    run(host, "reconcile")
     assert state(host) == "DEAD", "in the same boot nothing is tried"
+    done = host.run("revert", scripts.handover([LINE]))
+    assert done.returncode != 0 and "DEAD" in done.stdout + done.stderr
+    # A boot that doesn't help: drivers have been loaded since, and a destroy goes on, as does an up without the card.
+    (host.root / f"sys/bus/pci/devices/{GPU}/config").write_bytes(b"\xff" * 64)
     host.write("/proc/sys/kernel/random/boot_id", "next\n")
     run(host, "reconcile")
+    assert state(host) == "DEAD"
+    done = host.run("revert", scripts.handover([LINE]))
+    assert done.returncode == 0 and state(host) == "", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("now", ["gone", "another"])
+def test_a_dead_card_that_was_taken_out_or_replaced_is_forgotten_with_the_boot(host: Folder, now: str) -> None:
+    host.write(STATE, "state=DEAD\nvm=103\nboot=before\nsince=1\n")
+    place = host.root / f"sys/bus/pci/devices/{GPU}"
+    if now == "gone":
+        place.rename(host.root / "taken-out")
+    else:
+        (place / "device").write_text("0x2684\n")
+        (place / "config").write_bytes(bytes.fromhex("de108426") + bytes(60))
+    run(host, "reconcile")
     assert state(host) == ""
+
+
+@pytest.mark.parametrize("read", ["nothing", "another"])
+def test_a_card_is_dead_only_where_something_else_was_read_again_and_again(host: Folder, read: str) -> None:
+    run(host, "hook", "103", "pre-start")
+    answers = {"nothing": "exit 1", "another": "echo ' ff ff ff ff'"}
+    host.command("od", answers[read])
+    run(host, "reconcile")
+    assert state(host) == ("DEAD" if read == "another" else "VM") and drivers(host)[0] == "vfio-pci"
+    if read == "nothing":
+        host.command("od", 'PATH=/usr/bin:/bin exec od "$@"')
+        run(host, "reconcile")
+        assert is_with_the_host(host) and state(host) == ""
+
+
+def test_a_card_that_answers_at_the_second_look_is_alive(host: Folder) -> None:
+    run(host, "hook", "103", "pre-start")
+    host.command("od", 'if mkdir "$ROOT/looked"; then echo " ff ff ff ff"; else PATH=/usr/bin:/bin exec od "$@"; fi')
+    run(host, "reconcile")
+    assert is_with_the_host(host) and state(host) == ""
 
 
 def test_a_full_disk_keeps_the_card_where_it_is(host: Folder) -> None:
@@ -264,6 +313,18 @@ def test_what_hangs_in_the_kernel_holds_nobody_who_reads_what_is_said(host: Fold
 
 # -- which VM names it -----------------------------------------------------------------------------------------------
 MAPPINGS = "big\n\tmap id=10de:2b85,node=pve,path=0000:01:00\nother\n\tmap id=10de:2684,node=pve,path=0000:02:00\n"
+
+
+def test_of_a_mapping_the_lines_of_this_node_count(host: Folder) -> None:
+    lines = "shared\n\tmap id=10de:2b85,node=other,path=0000:01:00\n\tmap id=10de:2684,node=pve,path=0000:02:00\n"
+    host.write("/etc/pve/mapping/pci.cfg", lines)
+    host.write("/etc/pve/qemu-server/104.conf", "hostpci0: mapping=shared,pcie=1\n")
+    asked = "read_card big; names_card 104 && echo named || echo not"
+    assert host.sourced("handover_host.sh", asked, CARDS=LINE).stdout == "named\n", "which node this is isn't known"
+    for node, says in (("pve", "not\n"), ("other", "named\n")):
+        (host.root / "etc/pve/local").unlink(missing_ok=True)
+        (host.root / "etc/pve/local").symlink_to(f"nodes/{node}")
+        assert host.sourced("handover_host.sh", asked, CARDS=LINE).stdout == says
 
 
 @pytest.mark.parametrize(
@@ -526,10 +587,49 @@ def test_a_backup_in_stop_mode_of_a_vm_that_runs_keeps_the_card(host: Folder) ->
 def test_a_driver_that_hangs_on_the_way_back_holds_nobody(host: Folder, modules: str, hangs: str, step: str) -> None:
     run(host, "hook", "103", "pre-start")
     host.write(STATE, host.read(STATE).replace("modules=", f"modules={modules}"))
-    host.command("modprobe", "exit 124" if modules else "")
+    host.command(
+        "modprobe", 'mkdir -p "$ROOT/proc/66"; echo modprobe >"$ROOT/proc/66/comm"; exit 124' if modules else ""
+    )
     host.write("/hangs", hangs)
     run(host, "reconcile")
     assert state(host) == "STUCK" and f"{step} has not come to an end" in host.read(STATE)
+    run(host, "reconcile")
+    assert state(host) == "STUCK" and host.read("/ct950") == "stopped\n"
+    # What it waited for has happened after all.
+    for name in ("active", "hangs"):
+        (host.root / name).unlink(missing_ok=True)
+    shutil.rmtree(host.root / "proc/66", ignore_errors=True)
+    host.command("modprobe", "")
+    run(host, "reconcile")
+    assert is_with_the_host(host) and state(host) == "HELD"
+
+
+def test_a_vm_that_runs_is_not_asked_whether_a_step_is_at_work(host: Folder) -> None:
+    run(host, "hook", "103", "pre-start")
+    host.write(STATE, re.sub(r"since=\d+", "since=1", host.read(STATE)))
+    host.command("qm", 'echo "status: running"')
+    host.write("/active", "homelab-handover-big-step_bind.service\n")
+    run(host, "reconcile")
+    assert taken(host)
+
+
+@pytest.mark.parametrize("step", ["step_claim", "step_unbind", "step_release", "step_attach", "step_nodes"])
+@pytest.mark.parametrize("said", ["it has ended", "nothing"])
+def test_a_step_of_which_systemd_does_not_say_in_time_what_came_of_it_is_no_reason_for_a_reboot(
+    host: Folder, step: str, said: str
+) -> None:
+    """124 of what starts a unit says that it didn't answer; only a unit that is active waits in the kernel."""
+    late = f'[[ " $* " != *" {step} "* || -e $ROOT/answers ]] || {{ touch "$ROOT/asleep"; exit 124; }}\n'
+    host.command("systemd-run", late + COMMANDS["systemd-run"])
+    if said == "nothing":
+        host.command("systemctl", "[[ $* != *is-active* || ! -e $ROOT/asleep ]] || exit 1\n" + COMMANDS["systemctl"])
+    host.bash(program("hook", "103", "pre-start"), parts=())
+    run(host, "reconcile")
+    assert (host.root / "asleep").exists() and state(host) != "STUCK"
+    (host.root / "asleep").unlink()
+    host.write("/answers", "")
+    run(host, "reconcile")
+    assert is_with_the_host(host) and state(host) in ("", "HELD")
 
 
 def test_who_comes_between_the_look_and_the_unbinding_is_seen(host: Folder) -> None:
@@ -931,3 +1031,124 @@ def handover_files(host: Folder) -> Iterator[str]:
     for path in sorted(host.root.rglob("*")):
         if path.is_file() and "run/homelab" not in path.as_posix():
             yield f"{path} {path.read_bytes()!r}"
+
+
+def test_a_run_that_comes_back_has_its_passes_while_it_waits_for_a_handover(host: Folder) -> None:
+    asked = "run_at_work 103 && echo at work || echo passed"
+    host.write("/run/homelab/passes", "103 anna\n105 ben\n")
+    host.write("/run/homelab/handing", "")
+    with (host.root / "run/homelab/handing").open() as handing, holding(host, "anna") as up:
+        (host.root / "run/homelab").chmod(0o700)
+        fcntl.flock(handing, fcntl.LOCK_EX)
+        path = host.root / "run/homelab/up"
+        wait_until(lambda: path.exists() and path.read_text() == "anna\n")
+        assert host.sourced("handover_host.sh", asked, CARDS=LINE).stdout == "passed\n"
+        with (host.root / "run/homelab/passes").open("a") as passes:
+            passes.write("104 anna\n")
+        host.write("/var/lib/homelab/handover/big.state", "state=VM\nvm=104\nboot=boot\nsince=1\n")
+        fcntl.flock(handing, fcntl.LOCK_UN)
+        assert answer(up) == HELD, "the card of a VM that it let through meanwhile is where it is to be"
+    assert host.read("/run/homelab/passes") == "103 anna\n104 anna\n"
+
+
+def test_the_card_that_comes_back_first_has_all_modules_that_went_with_the_second(host: Folder) -> None:
+    run(host, "hook", "103", "pre-start")
+    gone = "nvidia_uvm nvidia_drm nvidia_modeset nvidia"
+    host.write("/var/lib/homelab/handover/small.state", f"state=VM\nvm=104\nboot=boot\nsince=1\nmodules={gone}\n")
+    host.write("/var/lib/homelab/handover/old.state", "state=VM\nvm=105\nboot=before\nmodules=nvidia_peermem\n")
+    host.command("modprobe", 'echo "$1" >>"$ROOT/loaded"')
+    run(host, "reconcile")
+    assert host.read("/loaded").split()[-4:] == gone.split()[::-1] and is_with_the_host(host)
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "moved"),
+    [
+        ("0,508,,card1 renderD128 ", "0,508,,card1 renderD128 ", False),
+        ("0,508,,card1 renderD128 ", "0,,,", False),
+        ("0,508,,card1 renderD128 ", "0,508,,card1 ", False),
+        ("0,508,,card1 renderD128 ", "0,508,,card1 renderD129 ", True),
+        ("0,508,,card1 renderD128 ", "0,508,,card2 renderD128 ", True),
+        ("0,508,,", "0,508,,card1 renderD128 ", False),
+        ("0,508,236,", "0,508,237,", True),
+        ("0,508,,", "1,508,,", True),
+    ],
+)
+def test_a_number_that_is_not_there_yet_has_not_moved(host: Folder, was: str, now: str, moved: bool) -> None:
+    text = f"numbers_now() {{ printf '%s' '{now}'; }}; S[numbers]='{was}'; numbers_moved && echo moved || echo same"
+    assert host.sourced("handover_host.sh", text, CARDS=LINE).stdout == ("moved\n" if moved else "same\n")
+
+
+@pytest.mark.parametrize("way", ["revert", "another card"])
+def test_containers_that_are_still_off_are_named_where_what_is_noted_goes(host: Folder, way: str) -> None:
+    host.write("/etc/pve/storage.cfg", STORAGES.format("snippets"))
+    run(host, "hook", "103", "pre-start")
+    host.write("/ails", "")
+    run(host, "reconcile")
+    assert state(host) == "HELD" and host.read("/ct950") == "stopped\n"
+    lines = [LINE.replace("big", "other")] if way == "another card" else [LINE]
+    done = host.run("revert" if way == "revert" else "apply", scripts.handover(lines))
+    assert done.returncode == 0 and state(host) == "", done.stdout + done.stderr
+    assert "container 950 was shut down for VM 103" in done.stdout + done.stderr
+    assert "`pct start 950`" in done.stdout + done.stderr
+    (host.root / "ails").unlink()
+    subprocess.run(["bash", "-c", "pct start 950"], env=host.environment, check=True)
+    assert host.read("/ct950") == "running\n"
+
+
+def test_what_is_noted_of_a_card_that_stays_shared_stays(host: Folder) -> None:
+    host.write("/etc/pve/storage.cfg", STORAGES.format("snippets"))
+    host.write(STATE, "state=HELD\nvm=103\nboot=boot\nsince=1\ncontainers=950\n")
+    for lines in ([LINE], [LINE.replace("big", "other"), LINE]):
+        assert host.run("apply", scripts.handover(lines)).returncode == 0 and state(host) == "HELD"
+
+
+def test_a_vm_that_was_moved_to_another_node_is_named_with_its_hookscript(host: Folder) -> None:
+    conf = "hookscript: local:snippets/homelab-handover.sh\n"
+    host.write("/etc/pve/nodes/other/qemu-server/103.conf", conf)
+    host.write("/var/lib/homelab/handover-hooks/103", "one\n")
+    for text in (scripts.handover([LINE]), scripts.handover_hook(103, holder="one")):
+        done = host.run("revert", text)
+        said = done.stdout + done.stderr
+        assert done.returncode == 0 and "VM 103 is on node other now" in said, said
+        assert "On other: `qm set 103 --delete hookscript`" in said
+    assert host.read("/etc/pve/nodes/other/qemu-server/103.conf") == conf, "that node may have one of its own"
+    done = host.run("revert", scripts.handover([LINE]))
+    assert "node other" not in done.stdout + done.stderr, "nothing is noted of it any more"
+
+
+def test_units_that_systemd_has_not_read_are_read_by_the_next_run(host: Folder) -> None:
+    host.write("/etc/pve/storage.cfg", STORAGES.format("snippets"))
+    for target, kind in (("multi-user", "service"), ("timers", "timer")):
+        place = host.root / f"etc/systemd/system/{target}.target.wants"
+        place.mkdir(parents=True)
+        (place / f"homelab-handover.{kind}").symlink_to(f"../homelab-handover.{kind}")
+    host.command("systemctl", 'echo "$*" >>"$ROOT/systemd"; [[ $* != *NeedDaemonReload* ]] || cat "$ROOT/needs"')
+    host.write("/needs", "no\n")
+    assert host.run("apply", scripts.handover([LINE])).returncode == 0
+    for needs, reads in (("no\n", False), ("yes\n", True)):
+        host.write("/needs", needs)
+        host.write("/systemd", "")
+        assert host.run("apply", scripts.handover([LINE])).returncode == 0
+        assert ("daemon-reload" in host.read("/systemd")) is reads
+
+
+def test_a_start_is_told_what_has_the_host_for_long(host: Folder) -> None:
+    for on_its_way in (False, True):
+        host.write("/run/homelab/handing", "")
+        with (host.root / "run/homelab/handing").open() as handing:
+            if on_its_way:
+                fcntl.flock(handing, fcntl.LOCK_EX)
+            said = host.sourced("handover_host.sh", "tell_who_changes 103", CARDS=LINE).stdout
+        assert ("its containers have been starting again" in said) is on_its_way
+        assert "start VM 103 again when that has ended" in said
+
+
+@pytest.mark.parametrize(("noted", "waits"), [("", True), ("VM", False)])
+def test_a_rehearsal_waits_for_a_run_only_where_a_start_would(host: Folder, noted: str, waits: bool) -> None:
+    with holding(host, "anna") as up:
+        assert answer(up) == HELD
+        if noted:
+            host.write(STATE, NOTED.format(noted, "boot"))
+        done = host.run("rehearse", scripts.rehearse_card([LINE], "big", 103))
+        assert ("an up or a destroy of this host is at work" in json.loads(done.stdout)["refused"]) is waits

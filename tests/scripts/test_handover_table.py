@@ -56,6 +56,11 @@ def stopping(host: Folder) -> None:
     host.command("systemctl", "echo stopping")
 
 
+def came_to_its_end(host: Folder) -> None:
+    """The step that waited in the kernel."""
+    (host.root / "active").unlink()
+
+
 def boot(host: Folder) -> None:
     """Drivers have taken everything anew, and a container that is to start at boot runs."""
     for function, driver in ((GPU, "nvidia"), (AUDIO, "snd_hda_intel")):
@@ -90,10 +95,11 @@ EVENTS: dict[str, tuple[Callable[[Folder], None], tuple[str, ...]]] = {
     "service while the VM runs": (runs_with_it, SERVICE),
     "service while the VM is locked": (nothing, SERVICE),
     "service while the host stops": (stopping, SERVICE),
+    "service after the step has ended": (came_to_its_end, SERVICE),
     "boot": (boot, SERVICE),
 }
 #: Those of which one state says something of its own.
-SPECIAL = {"start of another while the VM runs"}
+SPECIAL = {"start of another while the VM runs", "service after the step has ended"}
 
 
 def put(host: Folder, wanted: str) -> None:
@@ -118,7 +124,9 @@ def put(host: Folder, wanted: str) -> None:
             (place / "driver").unlink()
         if wanted != "STUCK":
             (place / "driver").symlink_to("../../../../bus/pci/drivers/vfio-pci")
-    if wanted != "STUCK":
+    if wanted == "STUCK":
+        host.write("/active", "homelab-handover-big-step_unbind.service\n")
+    else:
         (host.root / "proc/driver/nvidia/gpus" / GPU).rename(host.root / "kept" / GPU)
     if wanted == "DEAD":
         (host.root / DEVICE[1:] / "config").write_bytes(b"\xff" * 64)

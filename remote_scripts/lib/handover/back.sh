@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A card comes back to the host, from wherever it was left, and its containers are started again. Each step can be done again.
-# Needs: handover/state, handover/card, handover/holders, handover/users, handover/refuse
+# Needs: handover/state, handover/card, handover/units, handover/numbers, handover/holders, handover/users, handover/refuse
 #
 # Gives: give_back [WHY]; stuck STEP; settle; start_owed. All have the lock, and S of the card that was read.
 # How long containers that didn't start are tried again.
@@ -9,23 +9,28 @@ OWED_SECONDS=1800
 # settle - brings what was left half-way to an end: after a hook or a service that was killed, a start that failed (for which Proxmox VE calls nobody), a
 # reboot of the host. What is at rest, and a VM that runs, stays.
 settle() {
-  local busy
+  local busy=0
   if [[ ${S[state]} != HOST && ${S[boot]:-} != "$(this_boot)" ]]; then
     settle_after_boot
     return
   fi
-  if [[ ! ${S[state]} =~ ^(HOST|HELD|STUCK|DEAD)$ ]]; then
-    ! is_busy || await_step
-    is_busy
-    busy=$?
-    # A write that waits in the kernel may have been begun by whoever was killed. Where systemd doesn't say whether there is one, it is asked again later:
-    # a VM that runs has its card for days.
-    ((busy != 0 || $(date +%s) - ${S[since]:-0} < 120)) || stuck "a step on its way"
-    ((busy == 1)) || return 0
+  case ${S[state]} in
+    HOST | HELD | DEAD) return 0 ;;
+    # A VM that runs has its card for days.
+    VM) is_over || return 0 ;;
+    STUCK) ! is_loading || return 0 ;;
+  esac
+  [[ ${S[state]} == STUCK ]] || ! is_busy || await_step
+  is_busy || busy=$?
+  # A write that waits in the kernel may have been begun by whoever was killed. Where systemd doesn't say whether there is one, it is asked again later.
+  if ((busy != 1)); then
+    [[ $busy != 0 || ${S[state]} == STUCK ]] || (($(date +%s) - ${S[since]:-0} < 120)) || stuck "a step on its way"
+    return 0
   fi
   case ${S[state]} in
     DRAINING | FREE | DETACHED) give_back "the way to VM ${S[vm]} was cut short" ;;
-    VM) ! is_over || give_back ;;
+    STUCK) give_back "what waited in the kernel has come to an end" ;;
+    VM) give_back ;;
     RETURNING) give_back "${S[why]:-}" ;;
   esac
 }
@@ -47,12 +52,10 @@ start_owed() {
   fi
 }
 
-# settle_after_boot - the drivers have taken everything anew, and onboot decides which containers run. Only what doesn't answer stays what it was.
+# settle_after_boot - the drivers have taken everything anew, and onboot decides which containers run. A dead card that is still there and doesn't answer stays
+# what it was, as of then: it is no longer away from a driver that has been loaded since. One that was taken out, or is another now, is nobody's concern.
 settle_after_boot() {
-  if [[ ${S[state]} == DEAD ]] && ! is_alive; then
-    save_state state DEAD
-    return
-  fi
+  if [[ ${S[state]} == DEAD ]] && is_that_card && ! is_alive; then return; fi
   say "the host has been started since (it was ${S[state]}): the card is with it"
   drop_state
 }
@@ -75,15 +78,20 @@ is_over() {
 give_back() {
   local why=${1:-} ctid function
   ! host_stops || return 1
+  [[ $UNSURE == no ]] || { say "whether its last step is still at work can't be told: it is brought to an end when it can" && return 1; }
   for ctid in ${S[containers]:-}; do
     is_active "$(stop_unit "$ctid").service"
     (($? == 1)) || { say "container $ctid is still going off: it is started after that" && return 1; }
   done
   if ! all_home; then
-    if ! is_alive; then
-      sink DEAD "its configuration space doesn't read as it should after VM ${S[vm]:-}: no driver is let near it, and its containers stay off"
+    is_alive || {
+      if (($? == 1)); then
+        sink DEAD "its configuration space doesn't read as it should after VM ${S[vm]:-}: no driver is let near it, and its containers stay off"
+      else
+        say "whether it answers can't be told now: it stays where it is until that can be read"
+      fi
       return 1
-    fi
+    }
     leave_vfio || return 1
     save_state state RETURNING why "$why" || say "its state can't be noted: ${OUTPUT:-the disk is full}"
     in_unit 60 step_release || {
@@ -94,7 +102,10 @@ give_back() {
       [[ $(card_driver "$function") != vfio-pci ]] || { say "it can't be taken from vfio-pci yet: $function is still there" && return 1; }
     done
     load_driver || return 1
-    attach || (($? != 124)) || { stuck "giving it to NVIDIA's driver" && return 1; }
+    attach || case $? in
+      124) stuck "giving it to NVIDIA's driver" && return 1 ;;
+      125) [[ $UNSURE == no && $(card_driver "$GPU") == nvidia ]] || { say "$OUTPUT" && return 1; } ;;
+    esac
   else
     load_driver || return 1
   fi
@@ -125,18 +136,29 @@ leave_vfio() {
   }
 }
 
-# load_driver - status 1: it waits in the kernel.
+# load_driver - with all modules that were unloaded for it, or for another card that is away still. Status 1: it waits in the kernel, or can't be told to.
 load_driver() {
-  local module modules=()
-  read -ra modules <<<"${S[modules]:-}"
-  for ((module = ${#modules[@]} - 1; module >= 0; module--)); do
-    bounded 120 modprobe "${modules[module]}" || {
-      (($? != 124)) || { stuck "loading ${modules[module]}" && return 1; }
-      say "${modules[module]} could not be loaded: $OUTPUT"
-    }
+  local module file unloaded=" ${S[modules]:-}"
+  for file in "$ROOT$HANDOVER"/*.state; do
+    ! grep -qsxF "boot=$(this_boot)" "$file" || unloaded+=" $(sed -n 's/^modules=//p' "$file")"
   done
-  [[ -r $ROOT$NVIDIA_PROC/version ]] || bounded 120 modprobe nvidia || (($? != 124)) || { stuck "loading nvidia" && return 1; }
-  return 0
+  for module in nvidia nvidia_modeset nvidia_drm nvidia_uvm; do
+    [[ "$unloaded " != *" $module "* ]] || load_again "$module" || return 1
+  done
+  [[ -r $ROOT$NVIDIA_PROC/version ]] || load_again nvidia
+}
+
+# load_again NAME - one that can't be loaded is said, and no reason to end.
+load_again() {
+  local status=0
+  bounded 120 modprobe "$1" || status=$?
+  ((status != 0)) || return 0
+  if ((status == 124)) && is_loading; then
+    stuck "loading $1"
+    return 1
+  fi
+  say "$1 could not be loaded: ${OUTPUT:-no answer in time}"
+  ((status != 124))
 }
 
 # attach - once more where the step was cut short, such as by a kill: the card would stay without a driver.
@@ -145,7 +167,7 @@ attach() {
   for _ in first second; do
     status=0
     in_unit 90 step_attach || status=$?
-    ((status != 124)) || return 124
+    ((status < 124)) || return "$status"
     ((status != 0)) || [[ $(card_driver "$GPU") != nvidia ]] || return 0
   done
   return 1
@@ -169,7 +191,8 @@ serve_again() {
   OUTPUT='' S[owed]=yes
   if ! is_served; then
     found="NVIDIA's driver doesn't get along with it (driver: $(card_driver "$GPU"); nvidia-smi: ${OUTPUT:-no answer}); its containers stay off"
-    if is_alive; then sink HELD "${why:+$why; }$found until it answers"; else sink DEAD "$found"; fi
+    is_alive || (($? != 1)) || { sink DEAD "$found" && return 1; }
+    sink HELD "${why:+$why; }$found until it answers"
     return 1
   fi
   S[owed]=''
@@ -189,4 +212,4 @@ sink() {
   save_state state "$1" why "$2" || say "that can't be noted on the disk"
 }
 
-stuck() { sink STUCK "$1 has not come to an end: the driver waits in the kernel, and only a reboot of the host ends that. Nothing is tried again"; }
+stuck() { sink STUCK "$1 has not come to an end: the driver waits in the kernel, and as a rule only a reboot of the host ends that. Nothing is tried while it waits"; }

@@ -3,13 +3,14 @@
 # Needs: handover/state, nvidia, read/devices
 #
 # Gives: read_card NAME -> CARD, FUNCTIONS, IDS, GPU, VMS; cards_of VMID; card_driver ADDRESS; all_on DRIVER; is_that_card; is_alive; is_only, drm_names;
-#   in_unit SECONDS STEP; is_active UNIT; step_claim, step_unbind, step_bind, step_release, step_attach, step_nodes CARD; is_busy, await_step; deep_sleepers; numbers_now, numbers_moved. Variables:
-#   CARDS (a line each: NAME, ADDRESS=IDS,... with its graphics function first, VMID,...).
-STEPS=(step_claim step_unbind step_bind step_release step_attach step_nodes)
-STEP_SECONDS=60
+#   step_claim, step_unbind, step_bind, step_release, step_attach, step_nodes CARD; deep_sleepers. Variables: CARDS (a line each: NAME, ADDRESS=IDS,...
+#   with its graphics function first, VMID,...).
+# How often it is looked whether a card answers, a second apart, before it is taken for dead.
+LOOKS=3
 
 read_card() { # NAME
   local name words word vms
+  UNSURE=no
   CARD='' FUNCTIONS=() GPU='' VMS=''
   declare -gA IDS=()
   while read -r name words vms; do
@@ -53,21 +54,35 @@ is_that_card() {
   done
 }
 
-# is_alive - does every function's configuration space read as what it is? Of a card that is gone, all bits are ones; and to read it may take for ever. By a
-# pipe: with a full /run, where `bounded` puts what is said, a card would be taken for dead.
+# is_alive - does every function's configuration space read as what it is? 0: yes; 1: no: something else was read, again and again, or it has gone from the
+# bus; 2: it can't be told, since nothing was read. Of a card that doesn't answer, all bits are ones; and to read it may take for ever.
 is_alive() {
-  local function ids pipe text
+  local function ids text look status=0
   for function in "${FUNCTIONS[@]}"; do
-    ids=${IDS[$function]} text=''
-    exec {pipe}< <(
-      [[ -z ${LOCK:-} ]] || exec {LOCK}>&-
-      [[ -z ${HANDING:-} ]] || exec {HANDING}>&-
-      exec od -An -N4 -tx1 "$PCI/$function/config" 2>/dev/null
-    )
-    IFS= read -r -t 5 -u "$pipe" text || :
-    exec {pipe}<&-
-    [[ ${text//[[:space:]]/} == "${ids:2:2}${ids:0:2}${ids:7:2}${ids:5:2}" ]] || return 1
+    ids=${IDS[$function]}
+    for ((look = LOOKS; look > 0; look--)); do
+      text=$(first_bytes "$function")
+      [[ $text != "${ids:2:2}${ids:0:2}${ids:7:2}${ids:5:2}" ]] || break
+      ((look == 1)) || sleep 1
+    done
+    ((look == 0)) || continue
+    if [[ -d $PCI && ! -e $PCI/$function || $text =~ ^[0-9a-f]{8}$ ]]; then return 1; fi
+    status=2
   done
+  return "$status"
+}
+
+# first_bytes ADDRESS - as hexadecimal digits; empty: they can't be read. By a pipe, since /run may be full.
+first_bytes() {
+  local pipe text=''
+  exec {pipe}< <(
+    [[ -z ${LOCK:-} ]] || exec {LOCK}>&-
+    [[ -z ${HANDING:-} ]] || exec {HANDING}>&-
+    exec od -An -N4 -tx1 "$PCI/$1/config" 2>/dev/null
+  )
+  IFS= read -r -t 5 -u "$pipe" text || :
+  exec {pipe}<&-
+  printf '%s' "${text//[[:space:]]/}"
 }
 
 # is_only - has NVIDIA's driver no other card?
@@ -89,57 +104,7 @@ drm_names() {
   done
 }
 
-# numbers_now - minor of /dev/nvidiaN, majors of nvidia-uvm and nvidia-caps, names in /dev/dri: what lines of containers have of it.
-numbers_now() {
-  local uvm caps
-  uvm=$(nvidia_major nvidia-uvm) caps=$(nvidia_major nvidia-caps)
-  printf '%s,%s,%s,%s' "$(nvidia_minor "$GPU")" "$uvm" "$caps" "$(drm_names)"
-}
-
-# numbers_moved - has the card, or its driver, others than when it was taken? What wasn't there then has not moved.
-numbers_moved() {
-  local was now index
-  IFS=, read -ra was <<<"${S[numbers]:-}"
-  IFS=, read -ra now <<<"$(numbers_now)"
-  for index in "${!was[@]}"; do
-    [[ -z ${was[index]} || ${was[index]} == "${now[index]:-}" ]] || return 0
-  done
-  return 1
-}
-
-# in_unit SECONDS STEP - in a unit of systemd's, which is nobody's child here: one write that waits in the kernel for ever holds nobody. Status 124: it
-# does.
-in_unit() { bounded "$1" systemd-run -q --wait --collect --unit="homelab-handover-$CARD-$2" "$INSTALLED" "$2" "$CARD"; }
-
 write_value() { { printf '%s\n' "$1" >"$2"; } 2>/dev/null; }
-
-# is_active UNIT - 0: yes, 1: no (systemctl: 3, or 4 where there is no such unit), 2: nobody knows.
-is_active() {
-  within "$ASK_SECONDS" systemctl is-active -q "$1"
-  case $? in 0) return 0 ;; 3 | 4) return 1 ;; *) return 2 ;; esac
-}
-
-# is_busy - is a step at work, or waiting in the kernel? Whoever touches the card meanwhile waits, too. Status as of is_active.
-is_busy() {
-  local step found status=1
-  for step in "${STEPS[@]}"; do
-    found=0
-    is_active "homelab-handover-$CARD-$step.service" || found=$?
-    ((found != 0)) || return 0
-    ((found != 2)) || status=2
-  done
-  return "$status"
-}
-
-# await_step - a step of somebody who was killed may be about to end: for a minute at most.
-await_step() {
-  local step pid
-  for step in "${STEPS[@]}"; do
-    is_active "homelab-handover-$CARD-$step.service" || continue
-    pid=$(within "$ASK_SECONDS" systemctl show -P MainPID "homelab-handover-$CARD-$step.service" 2>/dev/null) || pid=''
-    [[ ! $pid =~ ^[1-9][0-9]*$ ]] || bounded "$STEP_SECONDS" tail --pid="$pid" -f /dev/null || :
-  done
-}
 
 # The steps. What a function has now decides, so that each can be done again.
 
@@ -188,6 +153,7 @@ step_attach() {
     if [[ $function == "$GPU" ]]; then
       write_value "$function" "${PCI%devices}drivers/nvidia/bind"
     else
+      write_value '' "$PCI/$function/driver_override"
       write_value "$function" "${PCI%devices}drivers_probe" || : # it may have no driver here
     fi
   done

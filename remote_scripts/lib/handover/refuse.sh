@@ -36,16 +36,18 @@ refused() {
 # option_of_vm VMID KEY - of the VM's configuration, as it is for its next start.
 option_of_vm() { sed -n "/^\[/q; s/^$2: *//p" "$ROOT/etc/pve/qemu-server/$1.conf" 2>/dev/null || :; }
 
-# names_card VMID - does a hostpci option of the VM give the card, by its address or by a mapping? A mapping that isn't known may.
+# names_card VMID - does a hostpci option of the VM give the card, by its address or by a mapping, of which the lines of this node count? A
+# mapping that isn't known may.
 names_card() {
-  local line host mapping known slot=${GPU%.*}
+  local line host mapping known here slot=${GPU%.*}
+  here=$(readlink "$ROOT/etc/pve/local" 2>/dev/null) || here=''
   while IFS= read -r line; do
     [[ $line =~ ^hostpci[0-9]+:[[:space:]]*(.*)$ ]] || continue
     line=,${BASH_REMATCH[1]},
     mapping='' host=''
     if [[ $line =~ ,mapping=([^,]+), ]]; then mapping=${BASH_REMATCH[1]}; elif [[ $line =~ ,(host=)?([0-9a-fA-F:.\;]+), ]]; then host=${BASH_REMATCH[2],,}; fi
     if [[ -n $mapping ]]; then
-      known=$(awk -v id="$mapping" '/^[^ \t]/ { on = ($1 == id); if (on) print id } on && /^[ \t]/' "$ROOT/etc/pve/mapping/pci.cfg" 2>/dev/null) || known=''
+      known=$(awk -v id="$mapping" -v here="${here##*/}" '/^[^ \t]/ { on = ($1 == id); if (on) print id } on && /^[ \t]/ && (here == "" || index($0 ",", "node=" here ","))' "$ROOT/etc/pve/mapping/pci.cfg" 2>/dev/null) || known=''
       [[ -n $known && $known != *"$slot"* && $known != *"path=${slot#0000:}"* ]] || return 0
     elif [[ $host == *"${slot#0000:}"* ]]; then
       return 0

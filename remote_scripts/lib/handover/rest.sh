@@ -3,7 +3,7 @@
 # Needs: common, files, lock, handover/places, read/text
 #
 # Gives: cards_away [VMID...] -> AWAY; need_rest [VMID...], is_on_its_way VMID...; enabled_as service|timer; find_snippets -> SNIPPETS, STORAGE;
-#   hook_of_vm VMID, is_our_hook VMID, drop_hook VMID, has_hook VMID; handed_over (a key of read_host.sh's answer).
+#   hook_of_vm VMID, is_our_hook VMID, drop_hook VMID, has_hook VMID, tell_elsewhere VMID; handed_over (a key of read_host.sh's answer).
 
 # enabled_as service|timer - what `systemctl enable` makes of it.
 enabled_as() {
@@ -85,6 +85,17 @@ drop_hook() { # VMID
   run_logged qm set "$1" --delete hookscript || die "VM $1 without our hookscript" "$OUTPUT" \
     "once the script is gone, a VM that names it doesn't start" "correct what qm says, then run the same again"
   CHANGED=yes
+}
+
+# tell_elsewhere VMID - of a VM that was moved to another node and names our hookscript there. It is left there: that node may have one of its own by that name.
+tell_elsewhere() {
+  local file node
+  [[ ! -e $ROOT/etc/pve/qemu-server/$1.conf ]] || return 0
+  for file in "$ROOT"/etc/pve/nodes/*/qemu-server/"$1.conf"; do
+    grep -qsE "^hookscript: *[^ ]*:snippets/$HOOK_FILE\$" "$file" || continue
+    node=${file%/qemu-server/*} node=${node##*/}
+    log "VM $1 is on node $node now, and names homelab's hookscript there: unless that node has it, the VM doesn't start. On $node: \`qm set $1 --delete hookscript\`"
+  done
 }
 
 # has_hook VMID - does it name our hookscript, by a storage that has it? A VM whose hookscript isn't found doesn't start.

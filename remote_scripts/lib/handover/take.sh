@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A card goes to a VM that starts.
-# Needs: handover/state, handover/card, handover/holders, handover/users, handover/refuse, handover/back, handover/turn
+# Needs: handover/state, handover/card, handover/units, handover/numbers, handover/holders, handover/users, handover/refuse, handover/back, handover/turn
 #
-# Gives: take_card VMID; wait_for_run. Has the lock, and S of the card that was read.
+# Gives: take_card VMID; is_to_be_taken VMID, wait_for_run. Has the lock, and S of the card that was read.
 
 # take_card VMID - status 1: it didn't work, everybody has it as before, or it is in one of the sinks; a person has been told.
 take_card() {
@@ -39,6 +39,9 @@ take_card() {
 }
 
 tell() { message "gpus.$CARD for VM $vmid, which starts" "$1" "a card that somebody still has makes NVIDIA's driver wait for ever, so it is taken only when nobody has" "$2"; }
+
+# is_to_be_taken VMID - does the VM name the card, and hasn't it yet? Then it waits for a run.
+is_to_be_taken() { [[ ${S[vm]:-} != "$1" || ! ${S[state]} =~ ^(VM|RETURNING)$ ]] && names_card "$1"; }
 
 # wait_for_run - says that VM `vmid` has to.
 wait_for_run() {
@@ -111,7 +114,7 @@ detach_card() {
   }
   for module in $names; do
     # It says "in use" at once, where unbinding would wait.
-    bounded 30 systemd-run -q --wait --collect --pipe --unit="homelab-handover-$CARD-step_unbind" rmmod "$module" || {
+    run_unit 30 step_unbind rmmod "$module" || {
       status=$?
       REFUSED="the module $module, which goes with its only card, is in use: ${OUTPUT:-no text}"
       ((status != 124)) || stuck "unloading $module"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Who of this host uses a card: containers by their configuration, NVIDIA's persistence daemon.
-# Needs: handover/state, handover/card, container/conf
+# Needs: handover/state, handover/card, handover/numbers, container/conf
 #
 # Gives: container_runs CTID; find_users -> USERS, REFUSED; stop_users, stop_unit CTID, follow_numbers, start_users; settle_persistence, restore_persistence.
 
@@ -114,10 +114,10 @@ means_what_moved() {
   local was now name index
   IFS=, read -ra was <<<"${S[numbers]:-}"
   IFS=, read -ra now <<<"$(numbers_now)"
-  [[ -z ${was[0]:-} || ${was[0]} == "${now[0]:-}" ]] || ! gives_node "/dev/nvidia${was[0]}" || return 0
-  for name in ${was[3]:-}; do [[ " ${now[3]:-}" == *" $name "* ]] || ! gives_node "/dev/dri/$name" || return 0; done
+  ! is_another "${was[0]:-}" "${now[0]:-}" || ! gives_node "/dev/nvidia${was[0]}" || return 0
+  for name in ${was[3]:-}; do ! is_renamed "$name" "${now[3]:-}" || ! gives_node "/dev/dri/$name" || return 0; done
   for index in 1 2; do
-    [[ -z ${was[index]:-} || ${was[index]} == "${now[index]:-}" ]] || ! lets_in "${was[index]}" || lets_in "${now[index]:-none}" || return 0
+    ! is_another "${was[index]:-}" "${now[index]:-}" || ! lets_in "${was[index]}" || lets_in "${now[index]}" || return 0
   done
   return 1
 }
