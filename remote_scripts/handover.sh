@@ -18,7 +18,7 @@ apply() {
     take_away
   else
     write_files
-    forget_states
+    forget_states others
     for unit in service timer; do enable_boot_service "homelab-handover.$unit" "$(enabled_as "$unit")" "a handover that is cut short would stay half-way"; done
     run_logged systemctl start homelab-handover.timer || log "homelab-handover.timer has not started: it does at the next boot"
   fi
@@ -55,12 +55,12 @@ revert() {
   printf '{"changed":"%s"}\n' "$CHANGED"
 }
 
-# forget_states - of cards that aren't handed over any more, by the program that is installed: it would never settle them.
+# forget_states all|others - others: of cards that aren't handed over any more, which the program that is installed would never settle.
 forget_states() {
   local file name
   for file in "$ROOT$HANDOVER"/*.state; do
     name=${file##*/} name=${name%.state}
-    if [[ ! -e $file ]] || { [[ $NEEDED == yes ]] && grep -qE "(^|[='])$name [0-9a-f]{4}:" <<<"$PROGRAM"; }; then continue; fi
+    if [[ ! -e $file ]] || { [[ $1 == others ]] && grep -qE "(^|[='])$name [0-9a-f]{4}:" <<<"$PROGRAM"; }; then continue; fi
     tell_owed "$file"
     rm -f "$file"
   done
@@ -83,7 +83,7 @@ take_away() {
   drop_boot_service handover '' homelab-handover.timer "$(enabled_as timer)"
   drop_boot_service handover "$INSTALLED" homelab-handover.service "$(enabled_as service)"
   drop_files
-  forget_states
+  forget_states all
   rm -rf "$ROOT$HANDOVER"
 }
 

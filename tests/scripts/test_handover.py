@@ -1106,6 +1106,7 @@ def test_what_is_noted_of_a_card_that_stays_shared_stays(host: Folder) -> None:
 def test_a_vm_that_was_moved_to_another_node_is_named_with_its_hookscript(host: Folder) -> None:
     conf = "hookscript: local:snippets/homelab-handover.sh\n"
     host.write("/etc/pve/nodes/other/qemu-server/103.conf", conf)
+    (host.root / "etc/pve/qemu-server/103.conf").unlink()
     host.write("/var/lib/homelab/handover-hooks/103", "one\n")
     for text in (scripts.handover([LINE]), scripts.handover_hook(103, holder="one")):
         done = host.run("revert", text)
