@@ -19,6 +19,7 @@ apply() {
 }
 
 expire() {
+  EXPIRING=yes
   take_lock
   if ! end_turn "$OVER_SECONDS"; then
     finish # what could be put back is

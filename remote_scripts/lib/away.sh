@@ -4,7 +4,7 @@
 # Needs: files, lock
 #
 # Gives: away_note KEY; note_away KEY VALUE; arm_turn_end, is_turn_end_armed, disarm_turn_end; in_a_line TEXT.
-# Variables, for `arm_turn_end`: TURN_END (cluster_turn.sh, as the timer runs it), AWAY_SECONDS (after so long it does).
+# Variables: EXPIRING (yes: the timer runs this script); for `arm_turn_end`: TURN_END (cluster_turn.sh, as the timer runs it), AWAY_SECONDS (after so long it does).
 #
 # STATE/away: KEY VALUE lines. It is there only while STATE/turn is.
 TURN_END_PROGRAM=/var/lib/homelab/turn-end
@@ -48,6 +48,8 @@ is_turn_end_armed() { is_there "$TURN_END_LINK" && is_there "$TURN_END_UNITS/hom
 disarm_turn_end() {
   is_there "$TURN_END_LINK" || is_there "$TURN_END_UNITS/homelab-turn.timer" || is_there "$TURN_END_PROGRAM" || return 0
   run_logged systemctl stop homelab-turn.timer || log "homelab-turn.timer could not be stopped: $OUTPUT"
+  # A try that failed waits for the next one, unless this is one.
+  [[ ${EXPIRING:-no} == yes ]] || run_logged systemctl stop --no-block homelab-turn.service || log "homelab-turn.service could not be stopped: $OUTPUT"
   remove_file "$TURN_END_LINK" "$TURN_END_UNITS/homelab-turn.timer" "$TURN_END_UNITS/homelab-turn.service" "$TURN_END_PROGRAM" || return 1
   run_logged systemctl daemon-reload || log "systemctl daemon-reload failed: $OUTPUT"
 }

@@ -15,10 +15,11 @@ restart_soon() {
 
 # starters - the processes that have started this script, and these. (Not below ROOT: it is about this very script.)
 starters() {
-  local process=$PPID
+  local process=$PPID next
   while [[ -n $process ]] && ((process > 1)); do
+    next=$(sed -n 's/^PPid:[[:space:]]*//p' "/proc/$process/status" 2>/dev/null) || return 0
     printf '%s ' "$process"
-    process=$(sed -n 's/^PPid:[[:space:]]*//p' "/proc/$process/status" 2>/dev/null) || process=''
+    process=$next
   done
 }
 STARTED_BY=$(starters)
@@ -27,7 +28,8 @@ STARTED_BY=$(starters)
 # closed, nobody reads our standard output any more. Only perl can ask that without writing, and every Proxmox VE has it.
 is_awaited() {
   local status=0
-  [[ $(starters) == "$STARTED_BY" ]] || return 1
+  # Without the first of them, sshd's own service: an update restarts it, and its connections stay.
+  [[ "$(starters)" == "${STARTED_BY% * }"* ]] || return 1
   perl -MIO::Poll=POLLOUT,POLLERR,POLLHUP -e 'my $poll = IO::Poll->new; $poll->mask(\*STDOUT => POLLOUT); $poll->poll(0);
     exit($poll->events(\*STDOUT) & (POLLERR | POLLHUP) ? 9 : 0)' 2>/dev/null || status=$?
   ((status != 9))

@@ -440,6 +440,10 @@ def test_a_turn_goes_on_until_noout_is_unset(with_disks: Folder) -> None:
     assert "turn-end expire" in with_disks.read("etc/systemd/system/homelab-turn.service")
     with_disks.command("ceph", OSD_FLAGS)
     assert with_disks.bash(turn_end_at_once(with_disks), "expire", parts=()).returncode == 0
+    # It doesn't stop itself; an `up` stops its next try.
+    assert "stop --no-block homelab-turn.service" not in with_disks.read("run/systemctl")
+    assert take(with_disks).returncode == 0 and end(with_disks) == "yes"
+    assert "stop --no-block homelab-turn.service" in with_disks.read("run/systemctl")
     assert kept_disks(with_disks) == [] and not list((with_disks.root / "var/lib/homelab").glob("turn*"))
 
 

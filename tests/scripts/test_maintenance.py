@@ -9,7 +9,7 @@ import time
 import pytest
 
 from homelab.remote import scripts
-from tests.scripts.conftest import Folder
+from tests.scripts.conftest import Folder, library
 from tests.scripts.test_cluster_turn import OSD_FLAGS, TURN, first_of_three, kept_disks, members, osd_dump, status
 from tests.waiting import PATIENCE, wait_until
 
@@ -333,6 +333,16 @@ def test_a_restart_that_nobody_waits_for_any_more_doesnt_happen(under_ha: Folder
     assert run.wait(PATIENCE) == 1 and "systemctl reboot" not in called(under_ha)
     assert not (under_ha.root / "run/mode").exists() and not (under_ha.root / TURN).exists()
     assert "until" not in under_ha.read("var/lib/homelab/armed")
+
+
+def test_nobody_waits_for_a_script_whose_connection_is_gone(folder: Folder) -> None:
+    """Its standard output goes elsewhere, so that the processes which started it decide: as with sudo."""
+    asks = 'is_awaited && printf "yes " || printf "no "\n'
+    text = f"{library('restart')}{asks}kill -KILL $PPID\nwhile [[ -d /proc/$PPID ]]; do :; done\n{asks}echo end\n"
+    script, answer = folder.write("script", text), folder.root / "answer"
+    subprocess.run(["bash", "-c", 'bash "$0" >"$ROOT/answer"; :', str(script)], env=folder.environment)
+    wait_until(lambda: answer.read_text().endswith("end\n"))
+    assert answer.read_text() == "yes no end\n"
 
 
 def test_the_switch_counts_from_the_restart_on(under_ha: Folder) -> None:
