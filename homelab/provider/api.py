@@ -128,6 +128,24 @@ def is_marked(mark: str, config: dict[str, str]) -> bool:
     return re.search(rf"{re.escape(mark)}(?!\S)", config.get("description", "")) is not None
 
 
+def _named(mark: str, config: dict[str, str]) -> str:
+    """Which making of the guest its description names; empty: none."""
+    found = re.search(rf"{re.escape(mark)} ([0-9a-f]{{16}})(?!\S)", config.get("description", ""))
+    return found[1] if found else ""
+
+
+def is_anothers(mark: str, instance: str, config: dict[str, str]) -> bool:
+    """Does its description name another making of it than this one?"""
+    named = _named(mark, config)
+    return bool(instance and named) and named != instance
+
+
+def marked_anew(mark: str, instance: str, config: dict[str, str]) -> str:
+    """The description of a guest that carries the mark, with this making of it named in it; whatever else somebody has written there stays."""
+    text = config["description"].removesuffix("\n")
+    return re.sub(rf"{re.escape(mark)}(?: [0-9a-f]{{16}})?(?!\S)", lambda _: f"{mark} {instance}", text, count=1)
+
+
 def taken(mark: str, guest: Taken, config: dict[str, str], adopt: str) -> HomelabError:
     """Why a guest isn't made where there is one of its id.
 
@@ -152,17 +170,28 @@ def taken(mark: str, guest: Taken, config: dict[str, str], adopt: str) -> Homela
     )
 
 
-def stays(inputs: _Made, config: dict[str, str], kind: str, adopted: list[str]) -> str | None:
+def stays(
+    inputs: _Made, instance: str, config: dict[str, str], kind: str, adopted: list[str], *, elsewhere: bool
+) -> str | None:
     """Why a guest that was made here isn't deleted with its resource; None: it is.
 
+    :param instance: the making of it that is to be deleted; empty: the state is of before these were told apart.
     :param kind: VM or container.
     :param adopted: the settings that have it without `create`.
+    :param elsewhere: it is on another node than the one that it was made on, where a replacement of the resource may have found it first.
     """
     if inputs.protect:
         return "it is protected"
     if not is_marked(inputs.mark, config):
         return f"it is not the {kind} that was created here"
-    return f"{adopted[0]} adopts it" if adopted else None
+    if adopted:
+        return f"{adopted[0]} adopts it"
+    if is_anothers(inputs.mark, instance, config):
+        # Another resource has taken it over since, such as this one's replacement after the guest has moved.
+        return "it is kept by another entry of the state now"
+    if elsewhere and not (instance and _named(inputs.mark, config)):
+        return "it is on another node now, and its description doesn't tell whether it is this one or one that was made since"
+    return None
 
 
 def policy(shutdown: ShutdownInputs) -> Policy:

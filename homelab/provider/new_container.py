@@ -9,7 +9,7 @@ from typing import Any
 
 from homelab.errors import HomelabError
 from homelab.properties import same
-from homelab.provider.api import ApiWork, Taken, is_marked, stays, taken
+from homelab.provider.api import ApiWork, Taken, is_marked, marked_anew, stays, taken
 from homelab.provider.base import GoneError
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.resources.new_container import NewContainer
@@ -39,8 +39,9 @@ class NewContainerWork(ApiWork[NewContainer.Inputs, NewContainer.Outputs]):
     def _made(self, inputs: NewContainer.Inputs, instance: str) -> None:
         api, ctid, name = self.api(inputs), inputs.ctid, inputs.container
         wanted = f"container {ctid} ({name}) created"
-        config = self._config(inputs)
-        if config is None:
+        found = self._found(inputs)
+        config = strings(found or {})
+        if found is None:
             tell(f"{name}: creating container {ctid}")
             about = {"description": f"{inputs.mark} {instance}"}
             about |= {**inputs.config, **inputs.secret_config}
@@ -56,6 +57,9 @@ class NewContainerWork(ApiWork[NewContainer.Inputs, NewContainer.Outputs]):
             )
         elif is_marked(inputs.mark, config) and "lock" not in config:
             tell(f"{name}: container {ctid} was made by an earlier run that was interrupted")
+            # Whoever made it before, such as the resource that this one replaces, no longer removes it.
+            description = marked_anew(inputs.mark, instance, config)
+            api.put(self._path(inputs), wanted, digest=found["digest"], description=description)
         else:
             guest = Taken(f"container {ctid}", "containers", "ctid", "hostname")
             raise taken(
@@ -77,14 +81,18 @@ class NewContainerWork(ApiWork[NewContainer.Inputs, NewContainer.Outputs]):
 
         self.api(inputs).carry_out(verb, path, wanted, seconds, say, kinds=(kind,), **parameters)
 
-    def _config(self, inputs: NewContainer.Inputs) -> dict[str, str] | None:
-        """The container's configuration; None: there is none."""
-        api = self.api(inputs)
+    def _found(self, inputs: NewContainer.Inputs) -> dict[str, Any] | None:
+        """The container's configuration and its digest; None: there is none."""
         try:
-            found = api.get(self._path(inputs), f"to read the configuration of container {inputs.ctid}")
+            found = self.api(inputs).get(self._path(inputs), f"to read the configuration of container {inputs.ctid}")
         except NotThereError:
             return None
-        return strings(found)
+        return dict(found)
+
+    def _config(self, inputs: NewContainer.Inputs) -> dict[str, str] | None:
+        """The container's configuration; None: there is none."""
+        found = self._found(inputs)
+        return None if found is None else strings(found)
 
     @staticmethod
     def _path(inputs: NewContainer.Inputs) -> str:
@@ -133,6 +141,7 @@ class NewContainerWork(ApiWork[NewContainer.Inputs, NewContainer.Outputs]):
         return dataclasses.replace(outputs, drift=[])
 
     def delete(self, inputs: NewContainer.Inputs, outputs: NewContainer.Outputs) -> None:
+        made_on = inputs.node
         try:
             config = self._config(inputs)
         except ElsewhereError as error:
@@ -143,7 +152,8 @@ class NewContainerWork(ApiWork[NewContainer.Inputs, NewContainer.Outputs]):
             return
         api, ctid, name = self.api(inputs), inputs.ctid, inputs.container
         same = self.stack.adopting_container(ctid, inputs.host)
-        if why := stays(inputs, config, "container", [f"containers.{name}" for name in same]):
+        adopted, elsewhere = [f"containers.{one}" for one in same], inputs.node != made_on
+        if why := stays(inputs, outputs.instance, config, "container", adopted, elsewhere=elsewhere):
             tell(f"{name}: container {ctid} stays: {why}")
             return
         base = f"nodes/{api.node}/lxc/{ctid}"

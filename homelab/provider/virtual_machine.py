@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import secrets
 from typing import Any
 
 from homelab.errors import HomelabError
 from homelab.properties import same
-from homelab.provider.api import ApiWork, Taken, is_marked, policy, stays, taken
+from homelab.provider.api import ApiWork, Taken, is_anothers, is_marked, marked_anew, policy, stays, taken
 from homelab.provider.base import GoneError
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.remote.proxmox.machine import Machine
@@ -45,7 +44,7 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
         wanted = f"{machine.label} created"
         config: dict[str, Any] = {**inputs.config, **inputs.secret_config, "description": f"{inputs.mark} {instance}"}
         if machine.exists():
-            self._finish(inputs, config)
+            self._finish(inputs, instance, config)
         elif inputs.template is None:
             machine.say("creating")
             path = f"nodes/{api.node}/qemu"
@@ -70,12 +69,13 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
         about = {"disk": SYSTEM_DISK, "size": f"{inputs.disk.size}G"}
         api.carry_out("put", path, wanted, api.host.timeouts.api_task, machine.say, kinds=("resize",), **about)
 
-    def _finish(self, inputs: VirtualMachine.Inputs, wanted: dict[str, str]) -> None:
+    def _finish(self, inputs: VirtualMachine.Inputs, instance: str, config: dict[str, str]) -> None:
         """An existing VM of that id is our own, from an interrupted run, and is finished; or nothing is done."""
         machine = self._machine(inputs)
-        config = machine.config()
-        if is_marked(inputs.mark, config) and "lock" not in config:
+        found = machine.config()
+        if is_marked(inputs.mark, found) and "lock" not in found:
             machine.say("it was made by an earlier run that was interrupted: finishing it")
+            wanted = {**config, "description": marked_anew(inputs.mark, instance, found)}
 
             def target(have: dict[str, str]) -> Change:
                 values = {
@@ -88,7 +88,7 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
             machine.converge(target, sorted(wanted), policy(inputs.shutdown), "keep")
             return
         guest = Taken(f"VM {machine.vmid}", "vms", "vmid", "name")
-        raise taken(inputs.mark, guest, config, f"leave `create` out of vms.{inputs.vm} to adopt that VM as it is")
+        raise taken(inputs.mark, guest, found, f"leave `create` out of vms.{inputs.vm} to adopt that VM as it is")
 
     def read(self, inputs: VirtualMachine.Inputs, outputs: VirtualMachine.Outputs) -> VirtualMachine.Outputs:
         path = f"nodes/{inputs.node}/qemu/{inputs.vmid}/config"
@@ -119,7 +119,7 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
             config = strings(self.reading(inputs, path, f"to read the configuration of VM {inputs.vmid}"))
         except (NotThereError, ElsewhereError):  # a container
             return False
-        return is_marked(inputs.mark, config) and not _is_anothers(inputs.mark, outputs.instance, config)
+        return is_marked(inputs.mark, config) and not is_anothers(inputs.mark, outputs.instance, config)
 
     def update(
         self, inputs: VirtualMachine.Inputs, had: VirtualMachine.Inputs, outputs: VirtualMachine.Outputs
@@ -151,22 +151,13 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
         except NotThereError:
             return
         same = self.stack.adopting(machine.vmid, inputs.host, anywhere=machine.node != inputs.node)
-        why = stays(inputs, config, "VM", [f"vms.{name}" for name in same])
-        if why is None and _is_anothers(inputs.mark, outputs.instance, config):
-            # Another resource has taken it over since, such as this one's replacement after the VM has moved.
-            why = "it is kept by another entry of the state now"
-        if why:
+        adopted, elsewhere = [f"vms.{name}" for name in same], machine.node != inputs.node
+        if why := stays(inputs, outputs.instance, config, "VM", adopted, elsewhere=elsewhere):
             tell(f"{inputs.vm}: VM {machine.vmid} stays: {why}")
             return
         if machine.running():
             machine.shut_down(policy(inputs.shutdown))
         machine.destroy()
-
-
-def _is_anothers(mark: str, instance: str, config: dict[str, str]) -> bool:
-    """Does its description name another making of it than this one?"""
-    found = re.search(rf"{re.escape(mark)} ([0-9a-f]{{16}})(?!\S)", config.get("description", ""))
-    return bool(instance) and found is not None and found[1] != instance
 
 
 def _require_same_vm(
@@ -177,7 +168,7 @@ def _require_same_vm(
 ) -> None:
     """Where a VM has moved to: is it the one that was made, or has another one its id by now?"""
     ours = is_marked(inputs.mark, config) or is_marked(had.mark, config)
-    if ours and not _is_anothers(inputs.mark, outputs.instance, config):
+    if ours and not is_anothers(inputs.mark, outputs.instance, config):
         return
     raise HomelabError(
         wanted=f"VM {inputs.vmid} ({inputs.vm}), which this program made on {had.node}, changed on {inputs.node}, where it is now",

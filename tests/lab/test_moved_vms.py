@@ -1,4 +1,4 @@
-"""A VM that is on another node than before: what is noted of it is found where it was noted, or the run says which node it couldn't ask."""
+"""A VM or a created container that is on another node than before: what is noted of it is found where it was noted, or the run says which node it couldn't ask."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import json
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from homelab.provider import api as work_module
 from homelab.provider import peers
 from homelab.provider.base import GoneError
 from homelab.provider.gpu_lease import GpuLeaseWork
+from homelab.provider.new_container import NewContainerWork
 from homelab.provider.safety_copy import SafetyCopyWork
 from homelab.provider.virtual_machine import VirtualMachineWork
 from homelab.provider.vm_change import VmChangeWork
@@ -25,6 +27,7 @@ from homelab.remote.proxmox.errors import ApiError
 from homelab.remote.proxmox.machine import Machine, Policy
 from homelab.resources.base import Boot, ShutdownInputs
 from homelab.resources.gpu_lease import GpuLease
+from homelab.resources.new_container import NewContainer
 from homelab.resources.safety_copy import SafetyCopy
 from homelab.resources.virtual_machine import DiskInputs, VirtualMachine
 from homelab.resources.vm_change import VmChange
@@ -334,4 +337,60 @@ def test_a_made_vm_that_has_moved_is_removed_where_it_is(cluster: LabCluster) ->
     move(cluster, "pve1", "pve2", ID)
     assert work.update(made_of("pve2"), made_of("pve1"), made) == made
     work.delete(made_of("pve1"), made)
+    assert not list(cluster.folder.glob(f"pve/nodes/*/qemu-server/{ID}.conf"))
+
+
+def container_of(node: str, **more: Any) -> NewContainer.Inputs:
+    about: dict[str, Any] = {"container": "mine", "ctid": ID, "config": {"hostname": "mine", "memory": "512"}}
+    about |= {"protect": False, "mark": MARK, "cluster": "home", **more}
+    return NewContainer.Inputs(host=node, node=node, shutdown=SHUTDOWN, **about)
+
+
+@pytest.fixture
+def guest(cluster: LabCluster) -> Iterator[tuple[Path, str]]:
+    """A container on pve2 that was made on pve1; and what its description says of it."""
+    folder = cluster.folder / "pve/nodes/pve2/lxc"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{ID}.conf"
+    path.write_text(f"#Mine.\n#{MARK.replace(':', '%3A')} {'a' * 16}\narch: amd64\nhostname: mine\nmemory: 512\n")
+    yield path, "a" * 16
+    path.unlink(missing_ok=True)
+
+
+def test_a_made_container_that_moved_is_kept_by_the_resource_that_replaces_its_own(
+    cluster: LabCluster, guest: tuple[Path, str]
+) -> None:
+    """The state is of before clusters counted: the resource is made anew, which finds the container, and the former one is deleted after that."""
+    path, instance = guest
+    before = {"host": "pve1", "node": "pve1", "ctid": ID, "cluster": ""}
+    assert NewContainer.replacing(before, {"host", "node", "cluster"}) and not NewContainer.delete_before_replace
+    work = NewContainerWork(texts(cluster))
+    made = work.create(container_of("pve2"))
+    text = path.read_text()
+    assert made.instance in text and instance not in text and text.startswith("#Mine.\n")
+    work.delete(container_of("pve1", cluster=""), NewContainer.Outputs(instance=instance))
+    assert path.read_text() == text
+    work.delete(container_of("pve1"), made)  # it is this one's, wherever it is
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("description", ["", f" {'b' * 16}"], ids=["names none", "names another"])
+def test_a_container_of_that_id_on_another_node_is_removed_only_if_it_is_the_one_that_was_made(
+    cluster: LabCluster, guest: tuple[Path, str], description: str
+) -> None:
+    path, instance = guest
+    path.write_text(path.read_text().replace(f" {instance}", description))
+    text = path.read_text()
+    NewContainerWork(texts(cluster)).delete(container_of("pve1"), NewContainer.Outputs(instance=instance))
+    assert path.read_text() == text
+
+
+def test_a_made_vm_that_moved_is_kept_by_the_resource_that_replaces_its_own(cluster: LabCluster) -> None:
+    work = VirtualMachineWork(texts(cluster, vms={}))
+    made = work.create(made_of("pve1", cluster=""))
+    move(cluster, "pve1", "pve2", ID)
+    again = work.create(made_of("pve2"))
+    work.delete(made_of("pve1", cluster=""), made)
+    assert list(cluster.folder.glob(f"pve/nodes/pve2/qemu-server/{ID}.conf"))
+    work.delete(made_of("pve2"), again)
     assert not list(cluster.folder.glob(f"pve/nodes/*/qemu-server/{ID}.conf"))

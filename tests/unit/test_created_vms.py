@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from homelab.provider.api import is_anothers, marked_anew
 from homelab.provider.base import StackTexts
-from homelab.provider.virtual_machine import _is_anothers
 
 SSH = {"hostKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFILL+IN+WITH+ssh+keyscan+t+ed25519+ADDRESS0", "agent": True}
 API = {"token": "homelab@pve!pulumi", "tokenSecret": "s", "fingerprint": ":".join(["00"] * 32)}
@@ -48,5 +48,13 @@ def test_an_entry_that_adopts_a_vm_counts_wherever_the_vm_may_be(
     ],
 )
 def test_a_vm_that_was_made_or_taken_over_by_another_entry_is_known(description: str, others: bool) -> None:
-    assert _is_anothers("made by homelab", "0123456789abcdef", {"description": description}) is others
-    assert not _is_anothers("made by homelab", "", {"description": description})
+    assert is_anothers("made by homelab", "0123456789abcdef", {"description": description}) is others
+    assert not is_anothers("made by homelab", "", {"description": description})
+
+
+@pytest.mark.parametrize("had", ["", " 0123456789abcdef"])
+def test_who_takes_a_guest_over_names_itself_and_leaves_what_somebody_has_written(had: str) -> None:
+    text = marked_anew(
+        "made by p/s/a", "f" * 16, {"description": f"made by p/s/ab 1\nmine: \\1\nmade by p/s/a{had} - keep\n"}
+    )
+    assert text == f"made by p/s/ab 1\nmine: \\1\nmade by p/s/a {'f' * 16} - keep"
