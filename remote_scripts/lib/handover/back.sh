@@ -167,7 +167,7 @@ attach() {
   for _ in first second; do
     status=0
     in_unit 90 step_attach || status=$?
-    ((status < 124)) || return "$status"
+    [[ ! $status =~ ^12[45]$ ]] || return "$status"
     ((status != 0)) || [[ $(card_driver "$GPU") != nvidia ]] || return 0
   done
   return 1
