@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 from homelab.errors import HomelabError
@@ -24,7 +24,7 @@ from homelab.text import tell
 # Of a mapping as a whole, for all nodes.
 FLAG = "live-migration-capable"
 # A mapping's description while its last entry is taken out. Proxmox VE deletes a mapping without asking for a digest: whoever would add an entry
-# right then waits until it is gone. For so many seconds, after which whoever took it out was killed meanwhile.
+# right then waits until it is gone. For so many seconds since it was seen so, after which whoever took it out was killed meanwhile.
 GOING = "homelab takes it away"
 GOING_SECONDS = 5.0
 # How often a change is tried while others change the mapping, each other node of this run among them, and the longest pause between two tries in seconds.
@@ -52,7 +52,7 @@ class PciMappingWork(ApiWork[PciMapping.Inputs, PciMapping.Outputs]):
         api = self.api(inputs)
         _write(api, inputs, had.entry["path"])
         if had.live_migration and not had.had_flag and not inputs.live_migration:
-            _until_nobody_else_does(lambda: _take_flag(api, inputs))
+            _until_nobody_else_does(lambda: _take_flag(api, inputs, self._needing_flag(inputs)))
         return PciMapping.Outputs()
 
     def read(self, inputs: PciMapping.Inputs, outputs: PciMapping.Outputs) -> PciMapping.Outputs:
@@ -76,7 +76,16 @@ class PciMappingWork(ApiWork[PciMapping.Inputs, PciMapping.Outputs]):
 
     def delete(self, inputs: PciMapping.Inputs, outputs: PciMapping.Outputs) -> None:
         api = self.api(inputs)
-        _until_nobody_else_does(lambda: _remove(api, inputs))
+        _until_nobody_else_does(lambda: _remove(api, inputs, self._needing_flag(inputs)))
+
+    def _needing_flag(self, inputs: PciMapping.Inputs) -> set[str]:
+        """The other nodes whose entries of this mapping are to be for live migration, by this stack's settings."""
+        hosts = {name: self.stack.host(name) for name in self.stack.peers(inputs.host)}
+        return {
+            host.node or name
+            for name, host in hosts.items()
+            if any(gpu.live_migration and host.mapping_of(key) == inputs.mapping for key, gpu in host.gpus.items())
+        }
 
 
 class PciMappingRecordWork(ApiWork[PciMappingRecord.Inputs, PciMappingRecord.Outputs]):
@@ -159,11 +168,16 @@ def _has_flag(mapping: Mapping[str, object]) -> bool:
     return str(mapping.get(FLAG, 0)) == "1"
 
 
-def _take_flag(api: Api, inputs: PciMapping.Inputs) -> None:
-    """Takes the flag away that was ours."""
+def _is_needed(entries: list[str], nodes: Set[str]) -> bool:
+    """Has the mapping an entry of any of these nodes?"""
+    return any(_parsed(entry).get("node") in nodes for entry in entries)
+
+
+def _take_flag(api: Api, inputs: PciMapping.Inputs, needing: Set[str]) -> None:
+    """Takes the flag away that was ours. ``needing``: other nodes; it stays while one of them has an entry."""
     name = inputs.mapping
     mapping = api.get(f"cluster/mapping/pci/{name}", f"to read the mapping {name}")
-    if _has_flag(mapping):
+    if _has_flag(mapping) and not _is_needed(mapping["map"], needing):
         entries, digest = list(mapping["map"]), mapping["digest"]
         wanted = f"to take {FLAG} from the PCI mapping {name}"
         api.put(f"cluster/mapping/pci/{name}", wanted, map=entries, digest=digest, delete=FLAG)
@@ -203,22 +217,30 @@ def _until_nobody_else_does(change: Callable[[], None]) -> None:
 
 
 def _write(api: Api, inputs: PciMapping.Inputs, old_path: str | None) -> None:
-    """Puts the entry in."""
-    ends = time.monotonic() + GOING_SECONDS
-    _until_nobody_else_does(lambda: _write_once(api, inputs, old_path, ends))
+    """Puts the entry in. One that was put into a mapping that somebody was taking away is looked at again: that may have come to its end after all."""
+    seen, taken_over = dict[str, float](), list[bool]()
+
+    def change() -> None:
+        taken_over.append(_write_once(api, inputs, old_path, seen))
+
+    for _ in range(TRIES):
+        _until_nobody_else_does(change)
+        if not taken_over[-1]:
+            return
+        time.sleep(PAUSE_SECONDS)
 
 
-def _write_once(api: Api, inputs: PciMapping.Inputs, old_path: str | None, ends: float) -> None:
-    """``ends``: until when a mapping that somebody is taking away isn't taken over."""
+def _write_once(api: Api, inputs: PciMapping.Inputs, old_path: str | None, seen: dict[str, float]) -> bool:
+    """Was it taken over from somebody who was taking it away? ``seen``: digest of a mapping that is being taken away -> since when this sees it so."""
     name, entry = inputs.mapping, entry_of(inputs)
     path, wanted = f"cluster/mapping/pci/{name}", f"to change the PCI mapping {name}"
     try:
         mapping = api.get(path, f"to read the mapping {name}")
     except NotThereError:
         _make(api, inputs)
-        return
-    is_going = mapping.get("description") == GOING
-    if is_going and time.monotonic() < ends:
+        return False
+    is_going = bool(mapping.get("description") == GOING)
+    if is_going and time.monotonic() < seen.setdefault(mapping["digest"], time.monotonic()) + GOING_SECONDS:
         raise ChangedMeanwhileError(
             wanted=wanted,
             found="another run takes it away",
@@ -238,6 +260,7 @@ def _write_once(api: Api, inputs: PciMapping.Inputs, old_path: str | None, ends:
         more |= {"delete": "description"} if is_going else {}
         made = [*entries, entry] if ours is None else _with(entry, ours, entries)
         api.put(path, wanted, map=made, digest=mapping["digest"], **more)
+    return is_going
 
 
 def _with(new: str, old: str, entries: list[str]) -> list[str]:
@@ -256,8 +279,8 @@ def _require_free(inputs: PciMapping.Inputs, others: list[str]) -> None:
         )
 
 
-def _remove(api: Api, inputs: PciMapping.Inputs) -> None:
-    """Takes the entry away, or puts back the one that was there before; any other entry is left alone."""
+def _remove(api: Api, inputs: PciMapping.Inputs, needing: Set[str]) -> None:
+    """Takes the entry away, or puts back the one that was there before; any other entry is left alone. ``needing``: as of `_take_flag`."""
     name, before = inputs.mapping, inputs.before
     path, wanted = f"cluster/mapping/pci/{name}", f"to remove {inputs.node}'s entry from the PCI mapping {name}"
     try:
@@ -270,12 +293,13 @@ def _remove(api: Api, inputs: PciMapping.Inputs) -> None:
         return
     left = _with(before, ours, entries) if before else [other for other in entries if other != ours]
     if left:
-        away = [FLAG] if inputs.live_migration and not inputs.had_flag and _has_flag(mapping) else []
+        ours_alone = inputs.live_migration and not inputs.had_flag and not _is_needed(left, needing)
+        away = [FLAG] if ours_alone and _has_flag(mapping) else []
         away += ["description"] if mapping.get("description") == GOING else []
         more: dict[str, Any] = {"delete": ",".join(away)} if away else {}
         api.put(path, wanted, map=left, digest=mapping["digest"], **more)
     elif mapping.get("description") != GOING:
         api.put(path, wanted, map=entries, digest=mapping["digest"], description=GOING)
-        _remove(api, inputs)  # read again: nobody adds anything from now on, and what was added before stays
+        _remove(api, inputs, needing)  # read again: nobody adds anything from now on, and what was added before stays
     else:
         api.delete(path, wanted)

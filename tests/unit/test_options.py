@@ -9,6 +9,7 @@ import pytest
 from homelab.host import gates, plan
 from homelab.host.facts import HostFacts
 from homelab.provider import pci_mapping
+from homelab.remote.proxmox.errors import NotThereError, UnansweredError
 from homelab.resources.pci_mapping import PciMapping
 from homelab.settings import Vm
 from homelab.vm import plan as vm_plan
@@ -97,18 +98,82 @@ def test_the_flag_is_set_and_goes_with_our_entry_where_it_was_ours(had_flag: boo
     api: Any = Api(**before)
     pci_mapping._write(api, inputs(had_flag=had_flag), None)
     assert api.mapping[pci_mapping.FLAG] == 1 and len(api.mapping["map"]) == 2
-    pci_mapping._remove(api, inputs(had_flag=had_flag))
+    pci_mapping._remove(api, inputs(had_flag=had_flag), set())
     assert api.mapping == before
 
 
 def test_a_flag_that_isnt_wanted_any_more_is_taken_away_and_the_entries_stay() -> None:
     api: Any = Api(map=[OTHER], **{pci_mapping.FLAG: 1})
-    pci_mapping._take_flag(api, inputs(live_migration=False))
+    pci_mapping._take_flag(api, inputs(live_migration=False), set())
     assert api.mapping == {"map": [OTHER]}
 
 
 def test_without_the_setting_a_flag_of_somebody_elses_stays() -> None:
     api: Any = Api(map=[OTHER], **{pci_mapping.FLAG: 1})
     pci_mapping._write(api, inputs(live_migration=False), None)
-    pci_mapping._remove(api, inputs(live_migration=False))
+    pci_mapping._remove(api, inputs(live_migration=False), set())
     assert api.mapping == {"map": [OTHER], pci_mapping.FLAG: 1}
+
+
+def test_the_flag_stays_while_another_node_of_the_stack_has_its_entry() -> None:
+    ours = {"map": [OTHER, pci_mapping.entry_of(inputs())], pci_mapping.FLAG: 1}
+    api: Any = Api(**ours)
+    pci_mapping._take_flag(api, inputs(live_migration=False), {"pve2"})
+    assert api.mapping == ours
+    pci_mapping._remove(api, inputs(), {"pve2", "pve3"})
+    assert api.mapping == {"map": [OTHER], pci_mapping.FLAG: 1}
+    api.mapping["map"] = [OTHER, pci_mapping.entry_of(inputs())]
+    pci_mapping._remove(api, inputs(), {"pve3"})
+    assert api.mapping == {"map": [OTHER]}
+
+
+# -- a mapping that another run takes away --------------------------------------------------------------------------------
+class Shared:
+    """A mapping that another run is about to delete, on a clock that goes on by itself while somebody waits."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, deleted_at: float, slow: bool) -> None:
+        self.mapping: dict[str, Any] | None = {"map": [OTHER], "digest": "1", "description": pci_mapping.GOING}
+        self.now, self._deleted_at, self._slow, self.puts = 0.0, deleted_at, slow, 0
+        monkeypatch.setattr(pci_mapping, "time", self)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, _seconds: float) -> None:
+        self._passes(0.4)
+
+    def _passes(self, seconds: float) -> None:
+        self.now += seconds
+        if self.now >= self._deleted_at:
+            self.mapping, self._deleted_at = None, float("inf")
+
+    def get(self, _path: str, wanted: str) -> dict[str, Any]:
+        if self._slow:
+            self._slow = False
+            self._passes(6)
+            raise UnansweredError(wanted=wanted, found="", why="", next="", status=596, reason="")
+        if self.mapping is None:
+            raise NotThereError(wanted=wanted, found="", why="", next="", status=500, reason="")
+        return dict(self.mapping)
+
+    def put(self, _path: str, _wanted: str, **parameters: Any) -> None:
+        assert self.mapping is not None and parameters["digest"] == self.mapping["digest"]
+        self.puts += 1
+        self.mapping = {"map": parameters["map"], "digest": "2"}
+
+    def post(self, _path: str, _wanted: str, **parameters: Any) -> None:
+        assert self.mapping is None
+        self.mapping = {"map": parameters["map"], "digest": "3"}
+
+
+@pytest.mark.parametrize(
+    ("deleted_at", "slow", "puts"),
+    [(8.0, True, 0), (5.5, False, 1)],
+    ids=["the first answer takes longer than the wait", "it is deleted after it was taken over"],
+)
+def test_an_entry_is_not_lost_with_a_mapping_that_another_run_deletes(
+    monkeypatch: pytest.MonkeyPatch, deleted_at: float, slow: bool, puts: int
+) -> None:
+    api: Any = Shared(monkeypatch, deleted_at=deleted_at, slow=slow)
+    pci_mapping._write(api, inputs(live_migration=False), None)
+    assert api.mapping["map"] == [pci_mapping.entry_of(inputs())] and api.puts == puts and api.now >= deleted_at
