@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from homelab.errors import HomelabError
 from homelab.provider.base import OutputsT, Work
-from homelab.remote import guard, ledger, scripts, ssh
+from homelab.provider.vm_memory import VmMemory
+from homelab.remote import guard, scripts, ssh
 from homelab.remote.proxmox.api import Api
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.remote.proxmox.machine import Machine, Policy
@@ -56,21 +57,9 @@ class ApiWork(Work[NodeT, OutputsT]):
             vmid,
             name,
             lambda: guard.let_start(self.host(inputs), vmid),
-            remember=lambda ran: asyncio.run(self._remember(inputs, vmid, name, ran)),
+            memory=VmMemory(self.host(inputs), vmid, name, here=api.node == inputs.node),
             log_of_start=lambda node, since: asyncio.run(self._log_of_start(inputs, vmid, node, since)),
         )
-
-    async def _remember(self, inputs: NodeT, vmid: int, name: str, ran: str | None) -> None:
-        """Notes on the host that the VM ran (``ran``: its identity), or that it does again (None). What is left of the latter is found by the next run."""
-        try:
-            async with ssh.connect(self.host(inputs)) as session:
-                if ran is not None:
-                    await ledger.note(session, ledger.of_power(vmid), {"identity": ran, "guest": name})
-                else:
-                    await ledger.forget(session, ledger.of_power(vmid))
-        except HomelabError:
-            if ran is not None:
-                raise
 
     async def _log_of_start(self, inputs: NodeT, vmid: int, node: str, since: int) -> list[str] | None:
         """What a node's host has of the VM's last start; None: it has none, is not in the settings, or doesn't answer."""

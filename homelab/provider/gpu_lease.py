@@ -38,9 +38,8 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
             machine = self.machine(inputs, inputs.vmid, inputs.vm or "")
             keys = _options_with(machine.config(), inputs)
             # A run that was killed meanwhile has left the VM off, with the change written.
-            ran = not keys and bool(asyncio.run(noted_by(self.stack, inputs.host, ledger.of_power(inputs.vmid))))
-            if keys or ran:
-                machine.converge(without_card, keys, policy(inputs.shutdown), "keep", ran=ran)
+            if keys or machine.was_left_off():
+                machine.converge(without_card, keys, policy(inputs.shutdown), "keep")
         except (NotThereError, ElsewhereError):
             return  # with the VM it has left this card
 

@@ -49,7 +49,6 @@ class VmChangeWork(ApiWork[VmChange.Inputs, VmChange.Outputs]):
                 sorted({*record, *restore}),
                 policy(inputs.shutdown),
                 inputs.power,
-                ran=inputs.running,
             )
         except ApiError as error:
             if not error.wanted.startswith(f"{machine.label} started"):

@@ -10,7 +10,7 @@ from homelab.errors import raise_all
 from homelab.host import ha
 from homelab.host.facts import HostFacts, noted_in
 from homelab.properties import same
-from homelab.provider import safety_copy
+from homelab.provider import safety_copy, vm_memory
 from homelab.provider.api import ApiWork, policy
 from homelab.provider.base import stopped_by_us
 from homelab.provider.peers import forgotten_by, forgotten_by_peers, noted_by_peers
@@ -112,13 +112,14 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
                 await ledger.note(session, ledger.of_vm(vmid), about)
             elif ledger.of_vm(vmid) in facts.ledger:
                 await ledger.forget(session, ledger.of_vm(vmid))
-            interrupted = _interrupted(vmid, config, facts.ledger)
-            if ledger.of_power(vmid) in facts.ledger and (not interrupted or vmid in guests.running):
-                await ledger.forget(session, ledger.of_power(vmid))
-            elif interrupted:
-                tell(
-                    f"{inputs.vm}: VM {vmid} ran when an earlier run shut it down, and that run was interrupted: it is to run again"
-                )
+            again = False
+            if had is not None and had.host != inputs.host:
+                again = await vm_memory.taken_along(self.stack, had.host, session, vmid, inputs.vm, identity(config))
+            elif ledger.of_power(vmid) in facts.ledger:
+                again = await vm_memory.is_owed_since(session, vmid, inputs.vm, lambda: identity(config)) is not None
+            if stopped_by_us(vmid, inputs.boot, had.boot if had else None) and vmid not in guests.running:
+                await vm_memory.note_that_it_ran(session, vmid, inputs.vm, identity(config))
+                again = True
             if not inputs.copied:
                 await safety_copy.forget(session, vmid, inputs.vm, facts.ledger)
         for note in notes if made != record else []:
@@ -126,12 +127,11 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
         if had is not None and came_from:
             tell(f"{inputs.vm}: VM {vmid} has moved from {had.node} to {inputs.node}: what was noted of it goes along")
         for left_host in came_from:
-            await forgotten_by(self.stack, left_host, inputs.vm, [ledger.of_vm(vmid)])
-        running = vmid in guests.running
+            await forgotten_by(self.stack, left_host, inputs.vm, [ledger.of_vm(vmid), ledger.of_power(vmid)])
         return VmRecord.Outputs(
             record=made,
             restore=left,
-            running=running or interrupted or stopped_by_us(vmid, inputs.boot, had.boot if had else None),
+            running=again or vmid in guests.running,
             generation=generation,
             guest_name=config.get("name", inputs.vm),
             identity=identity(config),
@@ -180,10 +180,7 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
                         f"{inputs.vm}: VM {inputs.vmid} is another one than the one that was given its cards: it stays as it is"
                     )
                 else:
-                    ran = _interrupted(inputs.vmid, machine.config(), noted)
-                    machine.converge(
-                        lambda config: undo(config, owned), sorted(owned), policy(inputs.shutdown), "keep", ran=ran
-                    )
+                    machine.converge(lambda config: undo(config, owned), sorted(owned), policy(inputs.shutdown), "keep")
             except NotThereError:
                 tell(f"{inputs.vm}: VM {inputs.vmid} is gone: there is nothing to give back")
         asyncio.run(_forget(self.host(inputs), inputs, noted))
@@ -194,12 +191,6 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
 def _is_another(outputs: VmRecord.Outputs, config: dict[str, str]) -> bool:
     """Has another VM than the recorded one the id by now? A state of an earlier version doesn't tell."""
     return bool(outputs.identity) and not same_vm(outputs.identity, identity(config))
-
-
-def _interrupted(vmid: int, config: dict[str, str], noted: Mapping[str, str]) -> bool:
-    """Did the VM run when this program shut it down, and hasn't since, as far as the host's notes say?"""
-    power = noted_in(noted, ledger.of_power(vmid))
-    return power is not None and same_vm(str(power.get("identity", "")), identity(config))
 
 
 async def _forget(host: Host, inputs: VmRecord.Inputs, noted: Mapping[str, str]) -> None:

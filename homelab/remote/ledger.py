@@ -30,7 +30,7 @@ def of_vm(vmid: int) -> str:
 
 
 def of_power(vmid: int) -> str:
-    """The name of the note that a VM ran when this program shut it down, until it runs again."""
+    """The name of the note that a VM ran when this program shut it down, until it runs again (homelab/provider/vm_memory.py says when it counts)."""
     return f"power/{vmid}"
 
 

@@ -19,7 +19,8 @@ class VmChange(Resource):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(VmInputs):
-        """``address``: the guest's; `agent`: it is asked."""
+        """``address``: the guest's; `agent`: it is asked. ``running``: as VmRecord found it, however long ago; whether the VM is to run again is what its host
+        has noted when it is changed (homelab/provider/vm_memory.py)."""
 
         record: Record
         restore: Record

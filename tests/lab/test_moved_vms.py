@@ -255,37 +255,82 @@ def test_a_vm_that_ha_starts_on_another_node_counts_there_and_what_is_taken_back
         cluster["pve2"].reset()
 
 
-def test_a_vm_that_a_killed_run_has_left_off_runs_again_after_the_next_one_or_after_destroy(
-    cluster: LabCluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class KilledError(BaseException):
-        pass
+CARDS: dict[str, Any] = {"cards": [], "machine": None}
+BALLOON: Record = {"balloon": {"ours": "0", "before": None}}
+
+
+class KilledError(BaseException):
+    pass
+
+
+def runs(cluster: LabCluster, node: str = "pve1") -> bool:
+    return "running" in cluster[node].run(f"qm status {VM}").stdout
+
+
+def left_off(cluster: LabCluster, monkeypatch: pytest.MonkeyPatch) -> VmRecord.Outputs:
+    """A run is killed between the VM's shutdown and its start."""
 
     def killed(*_: Any) -> None:
         raise KilledError
 
-    def runs() -> bool:
-        return "running" in cluster["pve1"].run(f"qm status {VM}").stdout
+    uuid = "aaaaaaaa-0000-4000-8000-000000000000"
+    cluster["pve1"].run(f"qm stop {VM}; qm set {VM} --balloon 1024 --memory 2048 --smbios1 uuid={uuid}; qm start {VM}")
+    first = VmRecordWork(texts(cluster)).create(record_of("pve1", **CARDS))
+    with monkeypatch.context() as once:
+        once.setattr(Machine, "start", killed)
+        with pytest.raises(KilledError):
+            VmChangeWork(texts(cluster)).create(change_of("pve1", BALLOON))
+    assert not runs(cluster) and noted(cluster, POWER) == ["pve1"]
+    return dataclasses.replace(first, record=BALLOON)
 
-    cluster["pve1"].run(f"qm start {VM}")
-    record: Record = {"balloon": {"ours": "0", "before": None}}
-    cards: dict[str, Any] = {"cards": [], "machine": None}
-    first = VmRecordWork(texts(cluster)).create(record_of("pve1", **cards))
-    given = dataclasses.replace(first, record=record)
-    for ends in ("up", "destroy"):
-        cluster["pve1"].run(f"qm stop {VM}; qm set {VM} --balloon 1024 --memory 2048; qm start {VM}")
-        with monkeypatch.context() as once:
-            once.setattr(Machine, "start", killed)
-            with pytest.raises(KilledError):
-                VmChangeWork(texts(cluster)).create(change_of("pve1", record))
-        assert not runs() and noted(cluster, POWER) == ["pve1"]
-        if ends == "up":
-            again = VmRecordWork(texts(cluster)).update(record_of("pve1", **cards), record_of("pve1", **cards), given)
-            assert again.running is True
-            VmChangeWork(texts(cluster)).create(change_of("pve1", record, running=again.running))
-        else:
-            VmRecordWork(texts(cluster)).delete(record_of("pve1", **cards), given)
-        assert runs() and noted(cluster, POWER) == []
+
+@pytest.mark.parametrize("ends", ["up", "destroy"])
+def test_a_vm_that_a_killed_run_has_left_off_runs_again_after_the_next_one_or_after_destroy(
+    cluster: LabCluster, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    given, record = left_off(cluster, monkeypatch), record_of("pve1", **CARDS)
+    if ends == "up":
+        assert VmRecordWork(texts(cluster)).update(record, record, given).running is True
+        VmChangeWork(texts(cluster)).create(change_of("pve1", BALLOON))
+    else:
+        VmRecordWork(texts(cluster)).delete(record, given)
+    assert runs(cluster) and noted(cluster, POWER) == []
+
+
+@pytest.mark.parametrize("off", ["by hand, after a start", "power: stopped", "another VM", "moved, and off there"])
+def test_a_vm_that_somebody_has_switched_off_since_stays_off(
+    cluster: LabCluster, monkeypatch: pytest.MonkeyPatch, off: str
+) -> None:
+    given, node = left_off(cluster, monkeypatch), "pve1"
+    if off == "by hand, after a start":
+        cluster["pve1"].run(
+            f"sleep 1; qm start {VM}; qm stop {VM}"
+        )  # a start of the note's own second isn't a later one
+    elif off == "power: stopped":
+        VmChangeWork(texts(cluster)).create(change_of("pve1", BALLOON, power="stopped"))
+        assert noted(cluster, POWER) == []
+    elif off == "another VM":
+        path = cluster.folder / f"pve/nodes/pve1/qemu-server/{VM}.conf"
+        path.write_text(path.read_text().replace("uuid=aaaaaaaa", "uuid=bbbbbbbb"))
+        GpuLeaseWork(texts(cluster)).delete(lease_of("pve1"), GpuLease.Outputs(by_hand=False))
+    else:
+        move(cluster, "pve1", node := "pve2")
+        cluster["pve2"].run(f"sleep 1; qm start {VM}; qm stop {VM}")
+        had, has = record_of("pve1", **CARDS), record_of("pve2", **CARDS)
+        VmRecordWork(texts(cluster)).update(has, had, given)
+    VmChangeWork(texts(cluster)).create(change_of(node, BALLOON, running=True))
+    assert not runs(cluster, node) and noted(cluster, POWER) == []
+
+
+def test_that_a_killed_run_has_left_a_vm_off_goes_along_when_it_moves(
+    cluster: LabCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = left_off(cluster, monkeypatch)
+    move(cluster, "pve1", "pve2")
+    again = VmRecordWork(texts(cluster)).update(record_of("pve2", **CARDS), record_of("pve1", **CARDS), given)
+    assert again.running is True and noted(cluster, POWER) == ["pve2"]
+    VmChangeWork(texts(cluster)).create(change_of("pve2", BALLOON))
+    assert runs(cluster, "pve2") and noted(cluster, POWER) == []
 
 
 # -- a VM that was made here ---------------------------------------------------------------------------------------------------

@@ -44,3 +44,28 @@ def test_the_last_start_says_which_card_was_not_reset(
 
 def test_a_host_without_tasks_has_no_start(folder: Folder) -> None:
     assert says(folder) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("lines", "well"),
+    [
+        ([(START, "OK")], "yes"),
+        ([(START, "WARNINGS: 1")], "yes"),
+        ([(START, "start failed: QEMU exited with code 1")], "no"),
+        ([(START, "OK"), (START + 5, "start failed: QEMU exited with code 1")], "yes"),
+        ([(SINCE - 1, "OK")], "no"),
+    ],
+    ids=["it did", "with warnings", "it failed", "an earlier one did", "before"],
+)
+def test_whether_a_start_has_ended_well_since_also_in_the_older_part_of_the_list(
+    folder: Folder, lines: list[tuple[int, str]], well: str
+) -> None:
+    folder.write("proc/sys/kernel/random/boot_id", "b1\n")
+    for name in ("index", "index.1"):
+        folder.write("var/log/pve/tasks/index", "")
+        text = "".join(f"{UPID.format(start, 'qmstart', 103)} 6B010CD0 {status}\n" for start, status in lines)
+        folder.write(f"var/log/pve/tasks/{name}", text)
+        done = folder.run("started", scripts.start_log(103, SINCE))
+        assert done.returncode == 0, done.stdout + done.stderr
+        answer = json.loads(done.stdout)
+        assert (answer["started"], answer["boot"]) == (well, "b1") and answer["now"] > 1_700_000_000

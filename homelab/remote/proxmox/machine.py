@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from homelab.errors import HomelabError
 from homelab.remote.proxmox.api import SECRETS, Api
@@ -42,6 +42,9 @@ HA_SECONDS = 180
 # For how long HA may take to write down that it was asked to stop a VM; 10 seconds at most where it is at work (recorded).
 HA_TAKES_SECONDS = 30
 
+# HA's states of a VM that it was asked to stop.
+HA_STOPS = ("stopped", "request_stop", "disabled")
+
 # From a VM's present configuration to what is to be written.
 PowerTarget = Callable[[dict[str, str]], Change]
 
@@ -54,12 +57,39 @@ class Policy:
     otherwise: str
 
 
+class Memory(Protocol):
+    """What outlives a run that is killed: that a VM ran, and is to run again."""
+
+    def keep(self, identity: str) -> None:
+        """Notes that it runs, before it is shut down to run again. ``identity``: tells it from another VM (vm.config.identity). Raises HomelabError."""
+
+    def recalls(self, identity: Callable[[], str]) -> bool:
+        """Is it to run again, as far as that is certain? What no longer counts is forgotten. Raises HomelabError."""
+
+    def forget(self) -> None:
+        """It runs again, or isn't to."""
+
+
+class NoMemory:
+    """Of a VM that nobody has shut down."""
+
+    def keep(self, identity: str) -> None:
+        """See Memory."""
+
+    def recalls(self, identity: Callable[[], str]) -> bool:
+        """See Memory."""
+        return False
+
+    def forget(self) -> None:
+        """See Memory."""
+
+
 class Machine:
     """One VM.
 
     :param name: for messages, such as ``sandbox``.
     :param let_start: called before a VM with a hookscript is started, which may be the one that hands it its card (homelab/remote/guard.py).
-    :param remember: notes on the host that it ran, before it is shut down to run again, by what tells it from another VM (vm.config.identity); None: it runs.
+    :param memory: whether it ran when an earlier run shut it down.
     :param log_of_start: the log of its last start on a node since a time (in seconds since 1970), as the host has it; for a start of HA's, which is
         another user's task. None: nobody can say.
     """
@@ -71,15 +101,15 @@ class Machine:
         name: str,
         let_start: Callable[[], None] = lambda: None,
         *,
-        remember: Callable[[str | None], None] = lambda _: None,
+        memory: Memory | None = None,
         log_of_start: Callable[[str, int], list[str] | None] = lambda _, __: None,
     ) -> None:
         self._api = api
         self._let_start, self._announced = let_start, False
-        self._remember, self._remembered = remember, False
+        self._memory, self._remembered = memory or NoMemory(), False
         self._log_of_start = log_of_start
-        # Has this asked HA to start or to stop it? Then it may be on another node at any moment.
-        self._asked_ha = False
+        # Has this asked HA to start or to stop it? Then it may be on another node at any moment. Had somebody else asked HA to stop it before?
+        self._asked_ha, self._others_stop_it = False, False
         self.vmid = vmid
         self.name = name
         self._path = f"nodes/{api.node}/qemu/{vmid}"
@@ -131,33 +161,51 @@ class Machine:
         return [one["key"] for one in found if one["key"] in keys and ("pending" in one or one.get("delete"))]
 
     # -- changes -------------------------------------------------------------------------------------------------
-    def converge(self, target: PowerTarget, keys: list[str], policy: Policy, power: str, *, ran: bool = False) -> bool:
+    def was_left_off(self) -> bool:
+        """Is it off, and to run again, because a run that was interrupted has shut it down? Raises HomelabError."""
+        return not self.running() and self._memory.recalls(self._identity)
+
+    def _identity(self) -> str:
+        return identity(self.config())
+
+    def converge(self, target: PowerTarget, keys: list[str], policy: Policy, power: str) -> bool:
         """Writes what is to be written, brings it into force, and sees to the power. Returns whether the VM runs.
+
+        One that is off stays off with ``keep``, unless a run that was interrupted, or this program's reboot, has shut it down: its memory says so.
 
         :param keys: all that may be waiting from an earlier, interrupted change.
         :param power: ``keep``, ``running`` or ``stopped``.
-        :param ran: it ran before an interrupted change, or before this program's reboot, and is to run again.
         :raises HomelabError: it is as it was then, unless the text says otherwise.
         """
         running = self.running()
+        ran = self._memory.recalls(self._identity)
+        # Whoever has asked HA to stop it wants it off; unless that was a run that was interrupted.
+        self._others_stop_it = running and not ran and self._ha().get("state") in HA_STOPS
         before, change = self._write(target)
         has_card = any(key.startswith("hostpci") for key in {*before, *change.values} - {*change.delete})
         if running and self._waiting(sorted({*keys, *change.keys})):
-            self._restart(before, change, policy, start=power != "stopped")
-            return power != "stopped"
+            start = power == "running" or (power == "keep" and not self._others_stop_it)
+            self._restart(before, change, policy, start=start)
+            if ran and not start:
+                self._memory.forget()
+            return start
         if power == "stopped":
             if running:
                 self.shut_down(policy)
+            if ran:
+                self._memory.forget()
             return False
-        if not running and not change and keys and not ran:
-            # What still waits on a VM that is off was written while it ran, by a run that was killed during the restart.
-            ran = bool(self._waiting(keys))
         if not running and (power == "running" or ran):
             self._remembered = ran
+            if ran:
+                self.say(
+                    f"{self.label} ran when this program shut it down, and hasn't been started since: it is to run again"
+                )
             self._start_with(before, change, was_running=ran)
             return True
-        if running and ran:
+        if ran:
             self._have_ha_keep_it()
+            self._memory.forget()
         if running and has_card:
             self._require_last_start_reset()
         return running
@@ -199,7 +247,7 @@ class Machine:
         try:
             if start:
                 self._announce_start(before)
-                self._remember(identity(before))
+                self._memory.keep(identity(before))
                 self._remembered = True
             self._shut_down(policy)
         except HomelabError:
@@ -284,7 +332,7 @@ class Machine:
 
     def _runs_again(self) -> None:
         if self._remembered:
-            self._remember(None)
+            self._memory.forget()
             self._remembered = False
 
     def _have_ha_keep_it(self) -> None:
@@ -292,6 +340,8 @@ class Machine:
         try:
             ha = self._ha()
             if not ha or ha.get("state") == "error" or not (self._asked_ha or ha.get("state") == "stopped"):
+                return
+            if self._others_stop_it:
                 return
             # A request to stop is written down when HA comes to it: one to start that is made before would be overtaken.
             deadline = self._api.clock.now() + HA_TAKES_SECONDS

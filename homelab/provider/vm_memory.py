@@ -1,0 +1,139 @@
+"""That a VM ran when this program shut it down, and is to run again: noted on its host before that (``power/<vmid>``), until it runs again.
+
+Whoever has switched a VM off since wants it off. So a note counts only where all of this is certain, and is forgotten where not: it is of this very VM,
+no older than an hour, of this boot of this node, and no start of the VM on this node has ended well since,
+as Proxmox VE's own tasks say. That is decided here alone: `Machine.converge` asks it when it acts, VmRecord when it plans.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from homelab.errors import HomelabError
+from homelab.remote import ledger, scripts, ssh
+from homelab.text import tell
+from homelab.vm.config import same_vm
+
+if TYPE_CHECKING:
+    from homelab.provider.base import StackTexts
+    from homelab.remote.ssh import Session
+    from homelab.settings import Host
+
+# How long a note counts, in seconds by the node's clock.
+COUNTS_SECONDS = 3600
+
+
+class _Starts(NamedTuple):
+    """What a host says: has a start of the VM ended well, its clock, in seconds since 1970, and what tells its boot."""
+
+    well: bool
+    now: int
+    boot: str
+
+
+async def note_that_it_ran(session: Session, vmid: int, guest: str, identity: str, at: int | None = None) -> None:
+    """Notes that the VM is to run again.
+
+    :param guest: its name in the settings.
+    :param identity: tells it from another VM (vm.config.identity).
+    :param at: when it ran, in seconds since 1970 by the node's clock; None: now.
+    """
+    host = await _starts(session, vmid, 0)
+    about = {"identity": identity, "guest": guest, "at": host.now if at is None else at, "boot": host.boot}
+    await ledger.note(session, ledger.of_power(vmid), about)
+
+
+async def is_owed_since(session: Session, vmid: int, guest: str, identity: Callable[[], str]) -> int | None:
+    """When it was noted that the VM is to run again, in seconds since 1970, if that counts; a note that doesn't is forgotten. Errors as of `Session.run`.
+
+    :param guest, identity: as of `note_that_it_ran`.
+    """
+    noted = await ledger.noted(session, ledger.of_power(vmid))
+    if noted is None:
+        return None
+    at = int(noted.get("at", 0))
+    host = await _starts(session, vmid, at + 1)
+    why = ""
+    if not same_vm(str(noted.get("identity", "unknown")), identity()):
+        why = "that this is still the same VM isn't certain"
+    elif host.well:
+        why = "it was started since"
+    elif not noted.get("boot") or noted["boot"] != host.boot:
+        why = "the node has restarted since"
+    elif abs(host.now - at) >= COUNTS_SECONDS:
+        why = "that is more than an hour ago"
+    if why:
+        tell(
+            f"{guest}: VM {vmid} ran when an earlier run shut it down; {why}: whether it runs is left to you, and vms.{guest}.power"
+        )
+        await ledger.forget(session, ledger.of_power(vmid))
+        return None
+    return at
+
+
+async def taken_along(stack: StackTexts, left: str, session: Session, vmid: int, guest: str, identity: str) -> bool:
+    """Takes along what counts on the host that the VM has left, unless it was started here since. Is it to run again?
+
+    :param left: in the settings. One that doesn't answer can't say.
+    :param session: with the host where it is now.
+    :param guest, identity: as of `note_that_it_ran`.
+    """
+    try:
+        async with ssh.connect(stack.host(left)) as there:
+            at = await is_owed_since(there, vmid, guest, lambda: identity)
+    except HomelabError:
+        return False
+    if at is None or (await _starts(session, vmid, at + 1)).well:
+        return False
+    await note_that_it_ran(session, vmid, guest, identity, at)
+    return True
+
+
+async def _starts(session: Session, vmid: int, since: int) -> _Starts:
+    """By start_log.sh; ``since``: an earlier start doesn't count."""
+    answer = scripts.answer(await session.run("started", scripts.start_log(vmid, since)))
+    return _Starts(answer["started"] == "yes", int(answer["now"]), str(answer["boot"]))
+
+
+class VmMemory:
+    """The same for a VM that is being changed, as `Machine` asks for it.
+
+    :param here: is the VM on the node of that host? Elsewhere, nothing of it is certain.
+    """
+
+    def __init__(self, host: Host, vmid: int, guest: str, *, here: bool) -> None:
+        self._host, self._vmid, self._guest, self._here = host, vmid, guest, here
+
+    def keep(self, identity: str) -> None:
+        """See Memory."""
+
+        async def done() -> None:
+            async with ssh.connect(self._host) as session:
+                await note_that_it_ran(session, self._vmid, self._guest, identity)
+
+        if self._here:
+            asyncio.run(done())
+
+    def recalls(self, identity: Callable[[], str]) -> bool:
+        """See Memory."""
+
+        async def found() -> int | None:
+            async with ssh.connect(self._host) as session:
+                return await is_owed_since(session, self._vmid, self._guest, identity)
+
+        return self._here and asyncio.run(found()) is not None
+
+    def forget(self) -> None:
+        """See Memory."""
+
+        async def done() -> None:
+            async with ssh.connect(self._host) as session:
+                await ledger.forget(session, ledger.of_power(self._vmid))
+
+        if self._here:
+            try:
+                asyncio.run(done())
+            except HomelabError as error:  # its start, which is among the node's tasks, says the same
+                tell(f"{self._guest}: note: that VM {self._vmid} ran stays noted on its host ({error.found})")
