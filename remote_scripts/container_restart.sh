@@ -13,17 +13,19 @@ apply() {
   need_rest
   CHANGED=no LOOK_INSIDE=no
   set_up # where an earlier restart failed, the configuration was put back
+  ! is_up || remove_file "$(record_dir)/ran"
   if [[ -e $ROOT$(record_dir)/restart ]] && is_up; then
-    shut_down || refuse
-    restarted=yes
+    shut_down_to_start || refuse
   fi
   in_force
+  [[ ! -e $ROOT$(record_dir)/ran ]] || restarted=yes
   [[ $restarted == yes ]] || log "container $CTID needs no restart: it is off, or has what its configuration says"
   case $POWER in
     running) is_up || start_up ;;
     stopped) ! is_up || shut_down || refuse ;;
-    *) [[ $restarted == no ]] || start_up ;;
+    *) start_owed ;;
   esac
+  remove_file "$(record_dir)/ran"
   tidy
   printf '{"state":"%s","restarted":"%s"}\n' "$(is_up && printf running || printf stopped)" "$restarted"
 }

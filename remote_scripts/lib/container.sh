@@ -12,7 +12,9 @@
 #   guest     its name in the settings of the last run: a revert under another one leaves it alone
 #   revision  how often the configuration was changed by us
 #   restart   is there while the running container still has what was before
-#   before    the configuration as it was before the change that waits for a restart; `after`: the digest of what it became
+#   before    the configuration as it was before the change that waits for a restart; `after`: the digest of what it became. Empty: somebody
+#             has changed it since, and nothing is put back
+#   ran       is there from a shutdown until the start that follows it: the container is still to be started
 #
 #   mounted   is there while a container that is off is looked into
 #

@@ -20,6 +20,7 @@ set_up() {
     choose_method
     find_groups
   fi
+  ! read_conf || check_before
   while read_conf && need_changeable && plan_lines && changes_something; do
     [[ ${AT_BOOT:-no} == yes ]] || need_open_nodes
     tries=$((tries + 1)) most=5
@@ -35,6 +36,7 @@ set_up() {
       CHANGED=yes # and once more round: what was written is read
     else
       need_quorum
+      nothing_to_put_back
       log "the configuration of container $CTID was changed by somebody else, or is being changed: reading it again"
     fi
   done

@@ -2,7 +2,7 @@
 # A container switched off and on.
 # Needs: container/changes
 #
-# Gives: shut_down, start_up; put_back. Variables: CTID, TIMEOUT, OTHERWISE.
+# Gives: shut_down, shut_down_to_start, start_up, start_owed; put_back. Variables: CTID, TIMEOUT, OTHERWISE.
 #
 # Where the HA manager has the container, pct asks it and ends at once: the container follows 10 to 20 seconds later, or after the two minutes that a
 # lock of a node that has nothing else to do takes. From then on it has the time that pct was given, and HA ends it by force after that, whatever
@@ -22,6 +22,21 @@ shut_down() {
   ! is_up
 }
 
+# shut_down_to_start - the same of one that is started again next. It is noted: where that fails, or the run is cut short, the next one starts it.
+shut_down_to_start() {
+  : | note ran
+  shut_down && return 0
+  remove_file "$(record_dir)/ran"
+  return 1
+}
+
+# start_owed - starts one that was shut down to be started again, and isn't. One that somebody has started since is left, and what is noted of it
+# no longer counts: a later shutdown is that person's.
+start_owed() {
+  [[ -e $ROOT$(record_dir)/ran ]] || return 0
+  if is_up; then remove_file "$(record_dir)/ran"; else start_up; fi
+}
+
 # await_ha on|off SECONDS - until the HA manager has switched it, if it is the manager's to do so.
 await_ha() {
   local until=$((SECONDS + $2))
@@ -37,6 +52,7 @@ start_up() {
   log "starting container $CTID"
   if DOING="container $CTID" run_logged pct start "$CTID"; then
     await_ha on "$HA_SECONDS"
+    remove_file "$(record_dir)/ran"
     return 0
   fi
   die "container $CTID started" "$OUTPUT" "it is off now" "see \`pct start $CTID --debug\`, correct the cause, then run \`pulumi up\` again"

@@ -2,8 +2,8 @@
 # What is noted of a container, in /var/lib/homelab/containers/CTID (container.sh says what).
 # Needs: files, container/conf
 #
-# Gives: record_dir; note NAME, noted NAME; keep_record; read_wanted DIR -> METHOD, MINORS, FUNCTIONS, CARDS; remember_record, note_change, forget_change;
-#   forget_since_before; in_force.
+# Gives: record_dir; note NAME, noted NAME; keep_record; read_wanted DIR -> METHOD, MINORS, FUNCTIONS, CARDS; remember_record, check_before, note_change,
+#   nothing_to_put_back, forget_change; forget_since_before; in_force.
 
 record_dir() { printf '/var/lib/homelab/containers/%s' "$CTID"; }
 
@@ -53,6 +53,15 @@ read_wanted() {
   CARDS=''
   [[ -r $1/wanted ]] && { read -r METHOD && read -r MINORS && read -r FUNCTIONS && { read -r CARDS || :; }; } <"$1/wanted"
 }
+
+# check_before - once, when the configuration was read: if it isn't what an earlier run left (`after`), somebody has changed it since, or that run
+# was cut short. What was before it would take the change away.
+check_before() {
+  [[ ! -s $ROOT$(record_dir)/before || $DIGEST == "$(noted after)" ]] || nothing_to_put_back
+}
+
+# nothing_to_put_back - until the container's configuration is in force: an empty one is never put back, and none is noted in its place.
+nothing_to_put_back() { : | note before; }
 
 # note_change - before anything is written: all that may be ours afterwards, whatever happens in between.
 note_change() {
