@@ -37,6 +37,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
     ) -> ContainerProbe.Outputs:
         found = self._planned(inputs, had.boot, outputs.generation, outputs.again)
         if had.host != inputs.host:
+            _require_same(inputs, outputs.identity, found.identity)
             tell(
                 f"{inputs.container}: container {inputs.ctid} has moved from {had.node} to {inputs.node}: what was noted of it goes along"
             )
@@ -46,22 +47,27 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
 
     async def _follow(self, inputs: ContainerProbe.Inputs, left: str, there: str) -> None:
         """What is noted on the host that the container has left goes to the one that it is on: by it the lines of the old node's cards are known to be ours.
+        A host that is no longer in the settings, such as one that is dead, is not asked: what was noted there is lost.
 
         :raises HomelabError: one of them can't be reached; the lines stay as they are.
         """
+        if left not in self.stack.host_names():
+            _lost(inputs, left)
+            return
         try:
             async with ssh.connect(self.stack.host(left)) as session:
                 record = str(scripts.answer(await session.run("give", scripts.container_record(inputs.ctid)))["record"])
                 if record:
                     async with ssh.connect(self.stack.host(there)) as other:
                         await other.run("take", scripts.container_record(inputs.ctid, record))
-                    await session.run("forget", scripts.container_record(inputs.ctid))
+                    await session.run("forget", scripts.container_record(inputs.ctid, record))
         except HomelabError as error:
             raise HomelabError(
                 wanted=f"what is noted of container {inputs.ctid} taken along from {left} to {there}",
                 found=f"{error.wanted}: {error.found}",
                 why="without it nobody could tell the lines that this program gave the container from somebody else's; the container is as it was",
-                next=f"bring {left} back, then run the same command again; or migrate the container back",
+                next=f"bring {left} back, then run the same command again; or migrate the container back; or, if {left} won't come back, take it out of "
+                "homelab:hosts: then nobody takes these lines out but you",
             ) from error
 
     def read(self, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> ContainerProbe.Outputs:
@@ -157,12 +163,15 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         """It owns nothing. A copy that failed, or a run that was killed amid it, has left a note that no other resource knows of; and what was given to a
         container that has moved since is still to be given back, where it is now.
         """
+        if inputs.cluster and inputs.host not in self.stack.host_names():
+            _lost(inputs, inputs.host)
+            return
         if inputs.cluster:
-            self._give_back_elsewhere(inputs)
+            self._give_back_elsewhere(inputs, outputs.identity)
         if inputs.copied:
             self._forget_copy(inputs, asyncio.run(ssh.read(self.host(inputs))))
 
-    def _give_back_elsewhere(self, inputs: ContainerProbe.Inputs) -> None:
+    def _give_back_elsewhere(self, inputs: ContainerProbe.Inputs, identity: str) -> None:
         facts = asyncio.run(ssh.read(self.host(inputs), guests=True))
         node = facts.cluster.node_of(inputs.ctid)
         if not node or not any(one.id == inputs.ctid for one in facts.containers):
@@ -176,6 +185,12 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
                 why="its configuration is changed on the node that it is on; nothing was changed",
                 next=f"migrate it back (on {node}, while it is off: `pct migrate {inputs.ctid} {inputs.node}`), then run the same command again",
             )
+        found = asyncio.run(ssh.read(self.stack.host(there), guests=True)).guests.config(inputs.ctid)
+        if found and safety.is_another_container(identity, safety.identity_of("lxc", found.values)):
+            tell(
+                f"{inputs.container}: container {inputs.ctid} on {node} is another one now: nothing is taken out of it"
+            )
+            return
         tell(f"{inputs.container}: container {inputs.ctid} is on {node} now: what it was given is taken out there")
         asyncio.run(self._follow(inputs, inputs.host, there))
         asyncio.run(self._taken_out(inputs, there))
@@ -196,6 +211,23 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
 
 def _wanted(inputs: ContainerProbe.Inputs) -> plan.Wanted:
     return plan.Wanted("", "", {}, [], inputs.gpus)
+
+
+def _lost(inputs: ContainerProbe.Inputs, left: str) -> None:
+    tell(
+        f"{inputs.container}: note: {left} is no longer in homelab:hosts, and what was noted there of container {inputs.ctid} is lost: lines that this program gave "
+        f"it there stay in its configuration like somebody else's. Take out those of cards that {left} had"
+    )
+
+
+def _require_same(inputs: ContainerProbe.Inputs, before: str, now: str) -> None:
+    if safety.is_another_container(before, now):
+        raise HomelabError(
+            wanted=f"container {inputs.ctid} ({inputs.container}) given its cards on {inputs.node}, where it is now",
+            found=f"container {inputs.ctid} on {inputs.node} is another one: its network cards have other addresses ({now} instead of {before})",
+            why="the one that had the cards is gone, and somebody has used its id again; nothing was changed",
+            next=f"correct ctid of containers.{inputs.container}; if this one is to have the cards, take the entry out, run `pulumi up`, and put it back",
+        )
 
 
 def _drift(facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:

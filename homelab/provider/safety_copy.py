@@ -103,7 +103,7 @@ class SafetyCopyWork(ApiWork[SafetyCopy.Inputs, SafetyCopy.Outputs]):
     async def _noted_elsewhere(
         self, inputs: SafetyCopy.Inputs, kind: Mapping[str, object]
     ) -> tuple[str, Mapping[str, object]]:
-        """The host from which the VM has come, with what it has noted of its copy; empty where the present one has a note. A container names its host.
+        """The host from which the VM has come, with what it has noted of its copy; empty where the present one has a note. Nobody is asked of a container: one that moved before its state was lost gets another copy.
 
         :raises HomelabError: a node of the cluster doesn't answer, and the VM has what this program may have given it: another copy would be of that.
         """

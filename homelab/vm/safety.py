@@ -17,6 +17,8 @@ _DISKS = {
     "lxc": re.compile(r"rootfs|mp\d+"),
 }
 
+_ADDRESS = re.compile(r"(?:[0-9A-F]{2}:){5}[0-9A-F]{2}")
+
 
 def noted_as(vmid: int) -> str:
     """The name of the note that the host keeps of a guest's copy (homelab/remote/ledger.py)."""
@@ -44,6 +46,12 @@ def identity_of(kind: str, config: Mapping[str, str]) -> str:
     cards = [value for key, value in config.items() if re.fullmatch(r"net\d+", key)]
     addresses = [found[1].upper() for card in cards if (found := re.search(r"\bhwaddr=([0-9A-Fa-f:]+)", card))]
     return " ".join(sorted(addresses)) or config.get("rootfs", "").partition(",")[0]
+
+
+def is_another_container(before: str, now: str) -> bool:
+    """By what `identity_of` said of two containers of one id: none of the one's network cards is the other's. A disk may have got another name as it moved."""
+    known, found = (set(_ADDRESS.findall(one)) for one in (before, now))
+    return bool(known and found) and not known & found
 
 
 def left_out(kind: str, config: Mapping[str, str]) -> dict[str, str]:

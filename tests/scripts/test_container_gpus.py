@@ -310,6 +310,13 @@ def test_a_revert_under_a_former_name_in_the_settings_takes_nothing_out(containe
     assert run("revert", "media") == stock
 
 
+def carry(containers: Containers, verb: str, text: str = "") -> str:
+    """What is noted of the container goes from one node to another, which the tests have on one host."""
+    done = containers.host.run(verb, scripts.container_record(300, text))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return str(json.loads(done.stdout)["record"])
+
+
 def test_what_is_noted_goes_with_a_container_to_another_node(containers: Containers) -> None:
     """As a move leaves it: the file is under another node's name, and this node's scripts leave it alone."""
     containers.path.write_text(BASE)
@@ -317,24 +324,19 @@ def test_what_is_noted_goes_with_a_container_to_another_node(containers: Contain
     root, record = containers.host.root, containers.host.root / "var/lib/homelab/containers/300"
     noted = {one.name: one.read_bytes() for one in record.iterdir()}
 
-    def carry(verb: str, text: str = "") -> str:
-        done = containers.host.run(verb, scripts.container_record(300, text))
-        assert done.returncode == 0, done.stdout + done.stderr
-        return str(json.loads(done.stdout)["record"])
-
-    taken = carry("give")
+    taken = carry(containers, "give")
     away = root / "etc/pve/nodes/other/lxc/300.conf"
     away.parent.mkdir(parents=True)
     containers.path.rename(away)
     done = containers.run("revert")
     assert done.returncode == 0 and "is on other now" in done.stderr
     assert away.read_text() == given and {one.name: one.read_bytes() for one in record.iterdir()} == noted
-    carry("forget")
-    assert not record.exists() and carry("give") == ""
+    carry(containers, "forget", taken)
+    assert not record.exists() and carry(containers, "give") == ""
     # On the node that it is on now.
     away.rename(containers.path)
     for _ in range(2):  # a run that was killed after it
-        carry("take", taken)
+        carry(containers, "take", taken)
     assert {one.name: one.read_bytes() for one in record.iterdir()} == noted
     assert containers.revert() == BASE and not record.exists()
     away.parent.rmdir()
@@ -348,3 +350,33 @@ def test_half_of_what_is_noted_isnt_taken(containers: Containers) -> None:
     done = containers.host.run("take", scripts.container_record(300, taken[: len(taken) // 4]))
     assert done.returncode == 1
     assert not (containers.host.root / "var/lib/homelab/containers/300").exists()
+
+
+def test_lines_of_a_run_that_was_cut_short_go_along_too(containers: Containers) -> None:
+    """The lines are noted before they are written; what is wanted is noted last."""
+    containers.path.write_text(BASE)
+    containers.apply()
+    record = containers.host.root / "var/lib/homelab/containers/300"
+    (record / "wanted").unlink()
+    seen = json.loads(containers.host.run("read_host", scripts.read_host()).stdout)["containers"]
+    assert [(one["id"], len(one["drift"])) for one in seen] == [(300, 1)]
+    taken = carry(containers, "give")
+    carry(containers, "forget", taken)
+    assert not record.exists()
+    carry(containers, "take", taken)
+    assert containers.revert() == BASE and not record.exists()
+
+
+def test_what_lies_on_a_node_from_a_killed_run_hides_nothing_that_is_given_to_it(containers: Containers) -> None:
+    containers.path.write_text(BASE)
+    containers.apply(minors="0")
+    old = carry(containers, "give")
+    containers.apply(minors="1")
+    new = carry(containers, "give")
+    done = containers.host.run("forget", scripts.container_record(300, old))
+    assert done.returncode == 1 and "it has changed meanwhile" in done.stdout
+    assert carry(containers, "give") == new
+    carry(containers, "forget", new)
+    carry(containers, "take", old)
+    carry(containers, "take", new)
+    assert containers.revert() == BASE

@@ -68,9 +68,14 @@ containers() {
   local dir separator='' drift
   printf ',"containers":['
   for dir in "$STATE"/containers/*/; do
-    read_wanted "$dir" || continue
     CTID=$(basename "$dir")
-    mapfile -t drift < <(container_drift)
+    if read_wanted "$dir"; then
+      mapfile -t drift < <(container_drift)
+    elif [[ -s $dir/ours ]]; then
+      MINORS='' CARDS='' drift=("a run was cut short while it gave container $CTID its devices")
+    else
+      continue
+    fi
     printf '%s{"id":%s,"minors":"%s","cards":"%s","drift":' "$separator" "$CTID" "$MINORS" "$CARDS"
     json_list "${drift[@]}"
     printf '}'
