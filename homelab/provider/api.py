@@ -16,6 +16,7 @@ from homelab.remote.proxmox.machine import Machine, Policy
 from homelab.resources.base import NodeInputs, ShutdownInputs
 from homelab.rights import Permissions
 from homelab.text import tell
+from homelab.vm.config import strings
 
 # What a refresh has read already in this process, by host and path: several resources look at the same VM. Only `read` uses it; a
 # change always reads anew.
@@ -85,6 +86,15 @@ class ApiWork(Work[NodeT, OutputsT]):
             return self._machine_of(self.api(inputs).at(error.node), inputs, vmid, name)
         return machine
 
+    def is_there(self, inputs: NodeT, mark: str, instance: str, path: str, node: str) -> bool:
+        """Is a guest that was made here on another node, or has another guest its id there? ``path``: of its configuration, on the node that it has left."""
+        there = path.replace(f"nodes/{inputs.node}/", f"nodes/{node}/", 1)
+        try:
+            config = strings(self.reading(inputs, there, f"to read the configuration of the guest on {node}"))
+        except (NotThereError, ElsewhereError):  # a guest of the other kind
+            return False
+        return is_marked(mark, config) and not is_anothers(mark, instance, config)
+
     def reading(self, inputs: NodeT, path: str, wanted: str) -> Any:
         """A GET for a refresh: at most one of a path in a run."""
         key = (inputs.host, path)
@@ -110,6 +120,13 @@ class _Made(Protocol):
 
     @property
     def mark(self) -> str: ...
+
+
+class _MadeOn(_Made, Protocol):
+    """The same, with its node's name in Proxmox VE."""
+
+    @property
+    def node(self) -> str: ...
 
 
 def is_marked(mark: str, config: dict[str, str]) -> bool:
@@ -156,6 +173,25 @@ def taken(mark: str, guest: Taken, config: dict[str, str], adopt: str) -> Homela
         + (f", locked ({config['lock']})" if "lock" in config else ""),
         why="it is not this program's, or not finished; nothing was changed",
         next=f"choose another {guest.id}, or {adopt}",
+    )
+
+
+def require_same(guest: Taken, name: str, inputs: _MadeOn, had: _MadeOn, instance: str, config: dict[str, str]) -> None:
+    """Where a guest has moved to: is it the one that was made, or has another one its id by now?
+
+    :param name: in the settings.
+    :param config: of the guest of that id on the node that the inputs name.
+    :raises HomelabError: it is another one.
+    """
+    ours = is_marked(inputs.mark, config) or is_marked(had.mark, config)
+    if ours and not is_anothers(inputs.mark, instance, config):
+        return
+    kind = guest.label.partition(" ")[0]
+    raise HomelabError(
+        wanted=f"{guest.label} ({name}), which this program made on {had.node}, changed on {inputs.node}, where it is now",
+        found=f"{guest.label} on {inputs.node} is another one: {config.get(guest.named_by, 'without a name')}",
+        why="the one that was made is gone, and somebody has used its id again; what isn't this program's is not changed, and never removed",
+        next=f"choose another {guest.id} for {guest.place}.{name}, and run `pulumi up --refresh`: a new {kind} is made",
     )
 
 

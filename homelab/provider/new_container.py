@@ -9,7 +9,7 @@ from typing import Any
 
 from homelab.errors import HomelabError
 from homelab.properties import same
-from homelab.provider.api import ApiWork, Taken, is_marked, marked_anew, stays, taken
+from homelab.provider.api import ApiWork, Taken, is_marked, marked_anew, require_same, stays, taken
 from homelab.provider.base import GoneError
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.resources.new_container import NewContainer
@@ -99,13 +99,18 @@ class NewContainerWork(ApiWork[NewContainer.Inputs, NewContainer.Outputs]):
         return f"nodes/{inputs.node}/lxc/{inputs.ctid}/config"
 
     def read(self, inputs: NewContainer.Inputs, outputs: NewContainer.Outputs) -> NewContainer.Outputs:
-        ctid = inputs.ctid
+        ctid, path = inputs.ctid, self._path(inputs)
         try:
-            found = self.reading(inputs, self._path(inputs), f"to read the configuration of container {ctid}")
+            found = self.reading(inputs, path, f"to read the configuration of container {ctid}")
         except NotThereError:
             tell(f"{inputs.container}: drift: container {ctid} is gone")
             raise GoneError from None
         except ElsewhereError as error:
+            if not self.is_there(inputs, inputs.mark, outputs.instance, path, error.node):
+                tell(
+                    f"{inputs.container}: drift: container {ctid} is gone; the guest of that id on {error.node} is another one"
+                )
+                raise GoneError from None
             if self.stack.roams(inputs.container):  # its probe says where it is
                 return outputs
             tell(f"{inputs.container}: drift: {error.found}")
@@ -126,6 +131,10 @@ class NewContainerWork(ApiWork[NewContainer.Inputs, NewContainer.Outputs]):
         _require_same(had, inputs)
         if MOVED in outputs.drift:
             self._config(inputs)  # refused, unless it is back
+        if inputs.node != had.node:
+            guest = Taken(f"container {inputs.ctid}", "containers", "ctid", "hostname")
+            found = strings(self.api(inputs).get(self._path(inputs), f"container {inputs.ctid} on {inputs.node}"))
+            require_same(guest, inputs.container, inputs, had, outputs.instance, found)
         before, have = had.config, inputs.config
         keys = list(dict.fromkeys([*_compared(inputs), *_compared(had)]))
         again = [

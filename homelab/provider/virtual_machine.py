@@ -8,7 +8,7 @@ from typing import Any
 
 from homelab.errors import HomelabError
 from homelab.properties import same
-from homelab.provider.api import ApiWork, Taken, is_anothers, is_marked, marked_anew, policy, stays, taken
+from homelab.provider.api import ApiWork, Taken, is_marked, marked_anew, policy, require_same, stays, taken
 from homelab.provider.base import GoneError
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.remote.proxmox.machine import Machine
@@ -98,7 +98,7 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
             tell(f"{inputs.vm}: drift: VM {inputs.vmid} is gone")
             raise GoneError from None
         except ElsewhereError as error:
-            if not self._is_there(inputs, outputs, error.node):
+            if not self.is_there(inputs, inputs.mark, outputs.instance, path, error.node):
                 tell(
                     f"{inputs.vm}: drift: VM {inputs.vmid} is gone; the guest of that id on {error.node} is another one"
                 )
@@ -112,15 +112,6 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
             tell(f"{inputs.vm}: drift: {key} is {config.get(key, 'not there')} instead of {inputs.config[key]}")
         return dataclasses.replace(outputs, drift=drift)
 
-    def _is_there(self, inputs: VirtualMachine.Inputs, outputs: VirtualMachine.Outputs, node: str) -> bool:
-        """Is the VM on another node, or has another guest its id there?"""
-        path = f"nodes/{node}/qemu/{inputs.vmid}/config"
-        try:
-            config = strings(self.reading(inputs, path, f"to read the configuration of VM {inputs.vmid}"))
-        except (NotThereError, ElsewhereError):  # a container
-            return False
-        return is_marked(inputs.mark, config) and not is_anothers(inputs.mark, outputs.instance, config)
-
     def update(
         self, inputs: VirtualMachine.Inputs, had: VirtualMachine.Inputs, outputs: VirtualMachine.Outputs
     ) -> VirtualMachine.Outputs:
@@ -129,7 +120,8 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
         if MOVED in outputs.drift:
             machine.config()  # refused, unless it is back
         if inputs.node != had.node:
-            _require_same_vm(inputs, had, outputs, machine.config())
+            guest = Taken(f"VM {inputs.vmid}", "vms", "vmid", "name")
+            require_same(guest, inputs.vm, inputs, had, outputs.instance, machine.config())
         both = {**inputs.config, **inputs.secret_config}
         before = {**had.config, **had.secret_config}
         again = [key for key, value in both.items() if before.get(key) != value or key in outputs.drift]
@@ -158,24 +150,6 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
         if machine.running():
             machine.shut_down(policy(inputs.shutdown))
         machine.destroy()
-
-
-def _require_same_vm(
-    inputs: VirtualMachine.Inputs,
-    had: VirtualMachine.Inputs,
-    outputs: VirtualMachine.Outputs,
-    config: dict[str, str],
-) -> None:
-    """Where a VM has moved to: is it the one that was made, or has another one its id by now?"""
-    ours = is_marked(inputs.mark, config) or is_marked(had.mark, config)
-    if ours and not is_anothers(inputs.mark, outputs.instance, config):
-        return
-    raise HomelabError(
-        wanted=f"VM {inputs.vmid} ({inputs.vm}), which this program made on {had.node}, changed on {inputs.node}, where it is now",
-        found=f"VM {inputs.vmid} on {inputs.node} is another one: {config.get('name', 'without a name')}",
-        why="the one that was made is gone, and somebody has used its id again; what isn't this program's is not changed, and never removed",
-        next=f"choose another vmid for vms.{inputs.vm}, and run `pulumi up --refresh`: a new VM is made",
-    )
 
 
 def _require_same_disk(had: VirtualMachine.Inputs, new: VirtualMachine.Inputs) -> None:

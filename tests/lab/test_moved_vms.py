@@ -439,3 +439,46 @@ def test_a_made_vm_that_moved_is_kept_by_the_resource_that_replaces_its_own(clus
     assert list(cluster.folder.glob(f"pve/nodes/pve2/qemu-server/{ID}.conf"))
     work.delete(made_of("pve2"), again)
     assert not list(cluster.folder.glob(f"pve/nodes/*/qemu-server/{ID}.conf"))
+
+
+@pytest.mark.parametrize("who", ["a stranger's", "made anew", "a VM"])
+def test_another_guest_of_a_made_containers_id_on_another_node_is_never_changed(
+    cluster: LabCluster, guest: tuple[Path, str], who: str
+) -> None:
+    path, instance = guest
+    if who == "a stranger's":
+        path.write_text("arch: amd64\nhostname: precious\nmemory: 512\n")
+    elif who == "made anew":
+        path.write_text(path.read_text().replace(instance, "b" * 16).replace("hostname: mine", "hostname: precious"))
+    else:
+        path.unlink()
+        path = cluster.folder / f"pve/nodes/pve2/qemu-server/{ID}.conf"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("name: precious\nmemory: 512\n")
+    text, made = path.read_text(), NewContainer.Outputs(instance=instance)
+    containers = {
+        "mine": {
+            "host": "home",
+            "ctid": ID,
+            "gpus": ["gpu"],
+            "create": {"template": "local:vztmpl/x.tar.zst", "disk": {"storage": "local-lvm", "size": 4}},
+        }
+    }
+    work = NewContainerWork(texts(cluster, containers=containers))
+    try:
+        with pytest.raises(GoneError):
+            work.read(container_of("pve1"), made)
+        more = container_of("pve2", config={"hostname": "mine", "memory": "1024"})
+        with pytest.raises(HomelabError) as raised:
+            work.update(more, container_of("pve1"), made)
+        assert who == "a VM" or "container 300 on pve2 is another one: precious" in raised.value.found
+        assert path.read_text() == text
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def test_a_made_container_that_has_moved_is_changed_where_it_is(cluster: LabCluster, guest: tuple[Path, str]) -> None:
+    path, instance = guest
+    more = container_of("pve2", config={"hostname": "mine", "memory": "1024"})
+    NewContainerWork(texts(cluster)).update(more, container_of("pve1"), NewContainer.Outputs(instance=instance))
+    assert "memory: 1024\n" in path.read_text()
