@@ -72,7 +72,7 @@ restart() {
     "its configuration has no card any more; it runs on with what it was started with" \
     "see what keeps it (\`pct exec $CTID -- ps\`), or switch it off: \`pct stop $CTID\`, then run \`pulumi up\` again; or set shutdown.otherwise: stop"
   in_force
-  start_owed
+  start_interrupted
 }
 
 main() {

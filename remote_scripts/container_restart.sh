@@ -23,7 +23,7 @@ apply() {
   case $POWER in
     running) is_up || start_up ;;
     stopped) ! is_up || shut_down || refuse ;;
-    *) start_owed ;;
+    *) start_interrupted ;;
   esac
   remove_file "$(record_dir)/ran"
   tidy

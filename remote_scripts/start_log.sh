@@ -15,7 +15,8 @@ started() {
   while read -r upid _ status; do
     [[ $upid == UPID:*:*:*:*:qmstart:"$VMID":*: ]] || continue
     IFS=: read -r _ _ _ _ start _ <<<"$upid"
-    [[ $start =~ ^[0-9A-F]{8}$ ]] && ((16#$start >= SINCE)) || continue
+    [[ $start =~ ^[0-9A-F]{8}$ ]] || continue
+    ((16#$start >= SINCE)) || continue
     found=$upid
     [[ $status != OK && $status != WARNINGS* ]] || well=yes
   done < <(cat "$ROOT$TASKS/index.1" "$ROOT$TASKS/index" 2>/dev/null | tail -n 2000)

@@ -2,7 +2,7 @@
 # A container switched off and on.
 # Needs: container/changes
 #
-# Gives: shut_down, shut_down_to_start, start_up, start_owed; put_back. Variables: CTID, TIMEOUT, OTHERWISE.
+# Gives: shut_down, shut_down_to_start, start_up, start_interrupted; put_back. Variables: CTID, TIMEOUT, OTHERWISE.
 #
 # Where the HA manager has the container, pct asks it and ends at once: the container follows 10 to 20 seconds later, or after the two minutes that a
 # lock of a node that has nothing else to do takes. From then on it has the time that pct was given, and HA ends it by force after that, whatever
@@ -30,9 +30,9 @@ shut_down_to_start() {
   return 1
 }
 
-# start_owed - starts one that was shut down to be started again, and isn't. One that somebody has started since is left, and what is noted of it
+# start_interrupted - starts one that was shut down to be started again, and isn't. One that somebody has started since is left, and what is noted of it
 # no longer counts: a later shutdown is that person's.
-start_owed() {
+start_interrupted() {
   [[ -e $ROOT$(record_dir)/ran ]] || return 0
   if is_up; then remove_file "$(record_dir)/ran"; else start_up; fi
 }
