@@ -89,9 +89,11 @@ def test_a_created_container_under_another_name_is_refused_and_stays(lab: Lab) -
     # What that advises: without `create` it is adopted, and what had the old name goes without it.
     work.delete(container(OLD), made)
     assert conf(lab, "lxc") == before
-    # A run that was interrupted finds its own.
-    work.create(container(OLD))
+    # A run that was interrupted finds its own; what had it before no longer removes it.
+    again = work.create(container(OLD))
     NewContainerWork(texts(lab)).delete(container(OLD), made)
+    assert conf(lab, "lxc") == before.replace(made.instance, again.instance)
+    NewContainerWork(texts(lab)).delete(container(OLD), again)
     assert not (lab.root / f"etc/pve/nodes/{NODE}/lxc/{ID}.conf").exists()
 
 
