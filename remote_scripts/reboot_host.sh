@@ -43,7 +43,7 @@ apply() {
     log "a reboot is needed (${REASONS[*]}) and left to you"
   else
     ! is_clustered || lift_noout_of_absent
-    await_cluster "$TURN_SECONDS"
+    await_cluster "$TURN_SECONDS" || refuse_turn
     log "rebooting (${REASONS[*]}); this stops: ${GUESTS:-no guest}${MOVES:+; HA moves to other nodes: $MOVES}"
     ! needs_switch || arm "$AWAITED"
     finish
@@ -64,17 +64,10 @@ apply() {
 
 # leave_guests_to_ha - where HA_MODE says so; status 1: not now, WHY_NOT says why.
 leave_guests_to_ha() {
-  local until
   [[ $HA_MODE == maintenance && $ALONE == no ]] && is_clustered || return 0
   enter_maintenance "$MOVE_SECONDS" || return 1
-  until=$((SECONDS + TURN_SECONDS))
-  told_from_now
   # That took up to half an hour: the votes, Ceph and what is at work are asked anew.
-  while cluster_says && [[ -n $WHY_NOT ]]; do
-    ((SECONDS < until)) || return 1
-    tell_now_and_then "waiting to restart: $WHY_NOT"
-    sleep 1
-  done
+  await_cluster "$TURN_SECONDS" || return 1
   # A restart that nobody waits for would be undone by the switch.
   is_awaited || { WHY_NOT="the \`pulumi up\` that waited for this host isn't there any more" && return 1; }
 }

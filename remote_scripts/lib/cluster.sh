@@ -85,12 +85,12 @@ is_member() { # NODE
     awk -v node="$1" '$1 ~ /^[0-9]+$/ && ($NF == node || $NF == "(local)" && $(NF - 1) == node) { found = 1 } END { exit !found }'
 }
 
-# await_cluster SECONDS - until it can do without this node, which takes some time where another one has just come back.
+# await_cluster SECONDS - until it can do without this node, which takes some time where another one has just come back. Status 1: WHY_NOT still.
 await_cluster() {
   local until=$((SECONDS + $1))
   told_from_now
   while cluster_says && [[ -n $WHY_NOT ]]; do
-    ((SECONDS < until)) || refuse_turn
+    ((SECONDS < until)) || return 1
     tell_now_and_then "waiting to restart: $WHY_NOT"
     sleep 1
   done

@@ -99,7 +99,7 @@ def take(folder: Folder, seconds: int = 0, quorum: str = "keep") -> subprocess.C
     return folder.bash(
         f"QUORUM={quorum} HA_MODE=keep AWAY_SECONDS=600 TURN_END={quoted(scripts._turn_end())}\n"
         f'printf %s "$$" >"$ROOT/run/pid"\n'
-        f"take_lock\nawait_cluster {seconds}\ntake_turn {seconds} || refuse_turn\nfinish\n",
+        f"take_lock\nawait_cluster {seconds} || refuse_turn\ntake_turn {seconds} || refuse_turn\nfinish\n",
         parts=("cluster",),
     )
 
