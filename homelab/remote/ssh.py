@@ -62,10 +62,13 @@ class Session:
         self._host = host
         self._connection = connection
 
-    async def run(self, verb: str, script: str, seconds: float = SCRIPT_SECONDS) -> str:
+    async def run(
+        self, verb: str, script: str, seconds: float = SCRIPT_SECONDS, heard: Callable[[str], None] | None = None
+    ) -> str:
         """Runs a composed script and returns what it printed; bytes that aren't UTF-8 are U+FFFD in it.
 
         :param seconds: how long it may take.
+        :param heard: called with each line of its log when it comes.
         :raises HomelabError: the script failed (its own message), or sudo did; or it said more than OUTPUT_BYTES.
         :raises UnreachableError: the connection was lost meanwhile.
         """
@@ -73,7 +76,7 @@ class Session:
         try:
             # A host that goes down may keep a connection open and answer its keepalives without ever running the script.
             async with asyncio.timeout(seconds):
-                status, output, log = await self._exchange(command, script)
+                status, output, log = await self._exchange(command, script, heard)
         except TimeoutError as error:
             raise _lost(self._host, TimeoutError(f"the script has not ended within {seconds:g} s")) from error
         except (OSError, asyncssh.Error) as error:
@@ -128,13 +131,15 @@ class Session:
         except (OSError, TimeoutError, asyncssh.Error) as error:
             raise _lost(self._host, error) from error
 
-    async def _exchange(self, command: str, script: str) -> tuple[int | None, bytes, bytes]:
+    async def _exchange(
+        self, command: str, script: str, heard: Callable[[str], None] | None
+    ) -> tuple[int | None, bytes, bytes]:
         """Exit status (None: there was none), answer, end of the log; once the answer is too long, no more is waited for."""
         process = await self._connection.create_process(command, encoding=None)
         with suppress(OSError):  # it reads no more: its output and its status say why
             process.stdin.write(script.encode())
             process.stdin.write_eof()
-        log = asyncio.create_task(_end_of(process.stderr))
+        log = asyncio.create_task(_end_of(process.stderr, heard))
         try:
             output = bytearray()
             while len(output) <= OUTPUT_BYTES and (data := await process.stdout.read(_CHUNK)):
@@ -176,11 +181,16 @@ class Session:
         return gates.choosing(found, self._host.gpus)
 
 
-async def _end_of(stream: asyncssh.SSHReader[bytes]) -> bytes:
-    """The last LOG_BYTES of all that comes."""
-    end = b""
+async def _end_of(stream: asyncssh.SSHReader[bytes], heard: Callable[[str], None] | None = None) -> bytes:
+    """The last LOG_BYTES of all that comes; ``heard`` gets each line, of one that is longer its end."""
+    end = line = b""
     while data := await stream.read(_CHUNK):
         end = (end + data)[-LOG_BYTES:]
+        *lines, line = (line + data).split(b"\n")
+        line = line[-LOG_BYTES:]
+        if heard:
+            for one in lines:
+                heard(_text(one))
     return end
 
 

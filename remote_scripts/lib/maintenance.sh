@@ -1,45 +1,28 @@
 #!/usr/bin/env bash
 # HA's maintenance mode for the time of a node's restart: HA moves the guests that it has here to other nodes, and brings them back afterwards.
-# Needs: pve, away, progress
+# Needs: ha, away, progress
 #
 # Gives: services_here STATES; maintenance_says -> WHY_NOT; enter_maintenance SECONDS -> WHY_NOT; leave_maintenance, await_services SECONDS.
 #   needs_watchdog. Variables: WHY_KIND (of lib/cluster.sh).
 #
 # STATE/away: `maintenance NODE`, and `services vm:103 …`, those that ran here. A mode that somebody else has switched on is neither noted nor switched off.
-HA_CONFIG=/etc/pve/ha/resources.cfg
 # A service that is in none of these states has to leave first.
-LEFT_ALONE=' stopped disabled ignored error freeze '
+LEFT_ALONE=' stopped disabled ignored ignore error freeze '
 # Of a guest that doesn't run, by HA's will.
-STOPPED=' stopped disabled ignored '
+STOPPED=' stopped disabled ignored ignore '
 # For so long HA may move nothing before it is given up.
 STANDSTILL_SECONDS=300
 
-# has_services - status 1: HA has none; 2: /etc/pve doesn't say.
-has_services() {
-  local status=0
-  pve grep -qsE '^(vm|ct):' "$ROOT$HA_CONFIG" || status=$?
-  ((status > 1)) || return "$status"
-  pve test -L "$ROOT/etc/pve/local" && ! pve test -e "$ROOT$HA_CONFIG" && return 1
-  return 2
-}
-
-ha_says() {
-  local text
-  text=$(within "$ASK_SECONDS" ha-manager status 2>/dev/null) && [[ $text == *quorum* ]] && printf '%s\n' "$text"
-}
-
-# services_here - those that HA has on this node and would move, a blank behind each. A line of `ha-manager status`: `service vm:200 (pve2, started)`.
-# Status 1: no answer.
+# services_here - those that HA has on this node and would move, a blank behind each. Status 1: no answer.
 services_here() {
-  local text word sid node state here status=0
+  local text sid node state here status=0
   has_services || status=$?
   ((status == 0)) || return $((status - 1))
   here=$(node_name)
   text=$(ha_says) || return 1
-  while read -r word sid node state _; do
-    [[ $word == service && $node == "($here," && $LEFT_ALONE != *" ${state%[,)]} "* ]] && printf '%s ' "$sid"
-  done <<<"$text"
-  return 0
+  while read -r sid node state; do
+    [[ $node != "$here" || $LEFT_ALONE == *" $state "* ]] || printf '%s ' "$sid"
+  done < <(services_in "$text")
 }
 
 # is_in_maintenance - `lrm pve3 (maintenance mode, watchdog standby, Sat Nov 21 03:29:28 2026)`
@@ -137,18 +120,16 @@ switch_maintenance_on() {
 # left_behind SERVICES - of these, each that is on no other node and hasn't been stopped: HA may have given it up (error), or lost it. And what
 # has come here meanwhile. Status 1: no answer.
 left_behind() {
-  local text word sid node state here gone=' ' more=''
+  local text sid node state here gone=' ' more=''
   here=$(node_name)
   text=$(ha_says) || return 1
-  while read -r word sid node state _; do
-    [[ $word == service ]] || continue
-    state=${state%[,)]}
-    if [[ $node != "($here," || $STOPPED == *" $state "* ]]; then
+  while read -r sid node state; do
+    if [[ $node != "$here" || $STOPPED == *" $state "* ]]; then
       gone+="$sid "
     elif [[ $LEFT_ALONE != *" $state "* && " $1 " != *" $sid "* ]]; then
       more+="$sid "
     fi
-  done <<<"$text"
+  done < <(services_in "$text")
   for sid in $1 $more; do
     [[ $gone == *" $sid "* ]] || printf '%s ' "$sid"
   done
@@ -157,15 +138,15 @@ left_behind() {
 # needs_watchdog - in words: what keeps HA's watchdog armed on any node of the cluster; nothing where HA is idle. A line of its agent:
 # `lrm pve2 (active, watchdog active, Sat Nov 21 03:29:28 2026)`; older ones don't name the watchdog.
 needs_watchdog() {
-  local text found status=0
+  local text sid _ state found='' status=0
   has_services || status=$?
   ((status != 1)) || return 0
   text=$(ha_says) || { printf '%s' "guests, and \`ha-manager status\` gives no answer" && return; }
-  found=$(awk -v rest="$STOPPED" -v here="$(node_name)" '
-    $1 == "service" { state = $4; sub(/[,)].*/, "", state); if (!index(rest, " " state " ")) { said = said ", " $2 } }
-    $1 == "lrm" && $2 != here && $3 == "(active," && !/watchdog standby/ { said = said ", an active agent on " $2 }
-    END { print substr(said, 3) }' <<<"$text")
-  printf '%s' "$found"
+  while read -r sid _ state; do
+    [[ $STOPPED == *" $state "* ]] || found+=", $sid"
+  done < <(services_in "$text")
+  found+=$(awk -v here="$(node_name)" '$1 == "lrm" && $2 != here && $3 == "(active," && !/watchdog standby/ { printf ", an active agent on %s", $2 }' <<<"$text")
+  printf '%s' "${found#, }"
 }
 
 in_words() { # SERVICES
@@ -188,13 +169,12 @@ leave_maintenance() {
 # still_away SERVICES - of these, those that run on another node, or are on their way; not one that was stopped meanwhile, or taken out of HA.
 # Status 1: no answer.
 still_away() {
-  local text word sid node state here
+  local text sid node state here
   here=$(node_name)
   text=$(ha_says) || return 1
-  while read -r word sid node state _; do
-    [[ $word == service && " $1 " == *" $sid "* && $node != "($here," && $LEFT_ALONE != *" ${state%[,)]} "* ]] && printf '%s ' "$sid"
-  done <<<"$text"
-  return 0
+  while read -r sid node state; do
+    [[ " $1 " != *" $sid "* || $node == "$here" || $LEFT_ALONE == *" $state "* ]] || printf '%s ' "$sid"
+  done < <(services_in "$text")
 }
 
 # await_services SECONDS - until those are back that were here. They come back also if nobody waits.
@@ -207,7 +187,7 @@ await_services() {
     missing=$(still_away "$wanted") || missing="$wanted "
     [[ -n $missing ]] || break
     if ((SECONDS >= until)); then
-      log "HA hasn't brought $(in_words "$missing") back yet; it goes on by itself (\`ha-manager status\`)"
+      log "note: HA hasn't brought $(in_words "$missing") back yet; it goes on by itself (\`ha-manager status\`)"
       break
     fi
     tell_now_and_then "waiting for HA, which brings ${missing% } back"

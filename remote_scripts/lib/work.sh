@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What is done on this host that a restart would cut off: backups, migrations, replications, other tasks, actions of HA, installations of packages.
-# Needs: common
+# Needs: ha
 #
 # Gives: work_says -> WHY_NOT, AT_WORK.
 #
@@ -9,13 +9,12 @@
 TASKS=/var/log/pve/tasks/active
 BACKUP_LOCK=/run/vzdump.lock
 REPLICATION=/var/lib/pve-manager/pve-replication-state.json
-HA_RESOURCES=/etc/pve/ha/resources.cfg
 # Of apt, of dpkg, and of a whole run of unattended-upgrades, which lets go of the others between its steps.
 PACKAGE_LOCKS=(/var/lib/dpkg/lock-frontend /var/lib/dpkg/lock /run/unattended-upgrades.lock)
 # What a person has open, and opens again: consoles.
 CONSOLES=' vncproxy vncshell spiceproxy spiceshell termproxy '
 # Of a service of HA, at rest; any other state passes.
-AT_REST=' started stopped disabled ignored error freeze queued '
+AT_REST=' started stopped disabled ignored ignore error freeze queued '
 # Of a service of any node: it may be on its way to this one.
 ON_ITS_WAY=' migrate relocate recovery fence request_start_balance '
 
@@ -108,20 +107,23 @@ an_installation() {
   done
 }
 
-# an_action_of_ha - lines of `ha-manager status`: `service vm:200 (pve2, started)`. Without services nobody is asked.
+# an_action_of_ha - without services nobody is asked. (An /etc/pve that isn't mounted on a node of a cluster is votes_say's, which follows.)
 an_action_of_ha() {
-  local text here word sid node state
-  within "$ASK_SECONDS" grep -qsE '^(vm|ct):' "$ROOT$HA_RESOURCES" || return 0
-  here=$(within "$ASK_SECONDS" readlink "$ROOT/etc/pve/local" 2>/dev/null) || here=''
-  if ! text=$(within "$ASK_SECONDS" ha-manager status 2>&1) || [[ $text != *quorum* ]]; then
+  local text here sid node state status=0
+  has_services || status=$?
+  ((status != 1 && status != 3)) || return 0
+  if ((status == 2)); then
+    printf "/etc/pve doesn't answer, so nobody knows whether HA is at work (pve-cluster.service)"
+    return
+  fi
+  here=$(node_name)
+  if ! text=$(ha_says); then
     printf '%s' "\`ha-manager status\` doesn't say what HA is doing: ${text:0:200}" | tr '[:cntrl:]' ' '
     return
   fi
-  while read -r word sid node state _; do
-    [[ $word == service ]] || continue
-    node=${node#(} node=${node%,} state=${state%[,)]}
-    [[ $ON_ITS_WAY == *" $state "* || $node == "${here##*/}" && $AT_REST != *" $state "* ]] || continue
+  while read -r sid node state; do
+    [[ $ON_ITS_WAY == *" $state "* || $node == "$here" && $AT_REST != *" $state "* ]] || continue
     printf 'HA is at work on %s of %s: %s' "$sid" "$node" "$state"
     return
-  done <<<"$text"
+  done < <(services_in "$text")
 }

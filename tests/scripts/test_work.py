@@ -160,6 +160,7 @@ service vm:200 ({})
         ("pve1, started", False), ("pve1, stopped", False), ("pve1, error", False), ("pve1, queued", False), ("pve1, freeze", False),
         ("pve1, request_stop", True), ("pve1, starting", True), ("pve1, deleting", True), ("pve2, request_stop", False),
         ("pve2, migrate", True), ("pve3, fence", True), ("pve3, recovery", True),
+        ("pve1, clearing error flag", True), ("---, not found", False), ("pve1, ignore", False),
     ],
 )  # fmt: skip
 def test_an_action_of_ha_is_waited_for(folder: Folder, service: str, busy: bool) -> None:
@@ -177,6 +178,13 @@ def test_where_ha_has_no_services_it_isnt_asked_and_where_it_has_its_silence_is_
     assert says(folder) == "" and not (folder.root / "asked").exists()
     folder.write("etc/pve/ha/resources.cfg", "ct: 300\n\n")
     assert says(folder) == "`ha-manager status` doesn't say what HA is doing: ipcc_send_rec failed"
+
+
+@pytest.mark.parametrize("program", ["grep", "test"])
+def test_an_etc_pve_that_hangs_is_no_ha_without_services(folder: Folder, program: str) -> None:
+    assert says(folder) == ""
+    folder.command(program, f'[[ "$*" != */etc/pve/* ]] || exit 124; exec /bin/{program} "$@"')
+    assert says(folder).startswith("/etc/pve doesn't answer, so nobody knows whether HA is at work")
 
 
 def test_a_host_that_is_alone_waits_for_its_backup_and_is_then_refused(folder: Folder) -> None:

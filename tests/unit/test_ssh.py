@@ -161,6 +161,27 @@ def test_of_a_log_without_end_the_end_is_kept(tmp_path: Path) -> None:
         talk(tmp_path, serve)
 
 
+def test_the_lines_of_a_log_are_heard_while_the_script_goes_on(tmp_path: Path) -> None:
+    heard: list[str] = []
+    both = asyncio.Event()
+
+    def hear(line: str) -> None:
+        heard.append(line)
+        if len(heard) == 2:
+            both.set()
+
+    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        process.stderr.write(b"waiting for HA: 5 s\nno")
+        await process.stderr.drain()
+        process.stderr.write(b"te: caf\xe9\nno line")
+        await both.wait()
+        process.stdout.write(b"{}\n")
+        process.exit(0)
+
+    assert meet(tmp_path, serve, lambda session: session.run("apply", "script\n", 20, hear)) == "{}\n"
+    assert heard == ["waiting for HA: 5 s", "note: caf\ufffd"]
+
+
 def test_a_script_that_is_not_read_but_answers_is_heard(tmp_path: Path) -> None:
     async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
         process.stdout.write(b"wanted: a\nfound:  b\nwhy:    c\nnext:   d\n")

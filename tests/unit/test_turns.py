@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -37,6 +38,30 @@ def test_a_node_that_rolled_back_ends_its_turn_once_it_is_back(
     with pytest.raises(HomelabError, match="returned by itself"):
         asyncio.run(boot_verification._verified(cast("Host", None), "pve1", answer, want))
     assert ended == ([] if restarts_again else ["pve1"])
+
+
+def test_who_waits_for_guests_that_ha_brings_back_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Answers:
+        async def __aenter__(self) -> Answers:
+            return self
+
+        async def __aexit__(self, *_: object) -> None: ...
+
+        async def run(self, verb: str, script: str, seconds: float, heard: Callable[[str], None]) -> str:
+            assert verb == "apply" and seconds > scripts.RETURN_SECONDS
+            heard("waiting for HA, which brings vm:200 back: 5 s")
+            heard("note: HA hasn't brought VM 200 back yet")
+            return '{"over":"yes","set":""}\n'
+
+    told: list[tuple[str, str]] = []
+    monkeypatch.setattr(ssh, "connect", lambda _: Answers())
+    for name in ("tell", "tell_meanwhile"):
+        monkeypatch.setattr(boot_verification, name, lambda text, name=name: told.append((name, text)))
+    asyncio.run(boot_verification._end_turn(cast("Host", None), "pve1"))
+    assert told == [
+        ("tell_meanwhile", "pve1: waiting for HA, which brings vm:200 back: 5 s"),
+        ("tell", "pve1: note: HA hasn't brought VM 200 back yet"),
+    ]
 
 
 def test_a_node_that_doesnt_come_back_has_its_disks_replaced_by_the_first_other_node_that_answers(
