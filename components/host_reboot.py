@@ -75,7 +75,7 @@ class HostReboot(pulumi.ComponentResource):
                     values[4],
                     awaited=host.timeouts.boot,
                     keep_quorum=not host.allow_quorum_loss,
-                    maintenance=host.guests_at_reboot == "maintenance",
+                    guests=host.guests_at_reboot,
                 )
             ),
             children.options("reboot", depends_on=opts.depends_on if opts else None),

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Reboots the host if its running kernel lacks what is configured; with a dead man's switch armed before, if that is in the boot configuration.
-# Needs: absent, boot, cluster, lacking, maintenance, restart, switch/arm
+# Needs: absent, boot, cluster, lacking, maintenance, migrate, restart, switch/arm
 #
 # Arguments: POLICY (auto | manual), WORDS (of the command line; separated by spaces), FUNCTIONS (PCI addresses that must be on
 #   vfio-pci; separated by spaces), DRIVER, FLAVOUR and SOURCE (NVIDIA's driver, as of lib/lacking.sh, which decides),
@@ -8,28 +8,32 @@
 #   HA_MODE and TURN_END (of lib/cluster.sh).
 # Not while a backup, a migration, another task or an installation of packages runs here (lib/work.sh). In a cluster: not before the other
 #   nodes have their quorum without this one, and no other restarts; cluster_turn.sh ends the turn. Meanwhile Ceph doesn't replace this node's disks
-#   (lib/ceph.sh), and HA has its guests on other nodes where HA_MODE is maintenance (lib/maintenance.sh).
+#   (lib/ceph.sh), HA has its guests on other nodes where HA_MODE is maintenance or migrate (lib/maintenance.sh), and with migrate other VMs are there as well, as far as they can
+#   move while they run (lib/migrate.sh).
 # Changes: /etc/systemd/system/homelab-rollback.{service,timer}, /var/lib/homelab/rollback and armed; then the host restarts.
 #   /var/lib/homelab/wanted-boot, which `revert` of cmdline.sh takes away.
-#   In a cluster with Ceph: `noout` for this node's disks; with HA_MODE=maintenance HA's maintenance mode; for either /var/lib/homelab/away and turn-end, /etc/systemd/system/homelab-turn.{service,timer}.
+#   In a cluster with Ceph: `noout` for this node's disks; with HA_MODE=maintenance HA's maintenance mode; with HA_MODE=migrate that, and VMs on other nodes; for each /var/lib/homelab/away and turn-end, /etc/systemd/system/homelab-turn.{service,timer}.
 #   Undone by confirm_boot.sh and cluster_turn.sh once the host is back, by the switch itself otherwise.
 # The switch: unless the boot is confirmed within ROLLBACK_AFTER seconds of its start, it takes our configuration away and
 #   reboots. So a host that comes back without its network comes back again, as it was. Where nobody waits, the host judges itself.
 # Verbs: apply; plan (answers the same, before or after the layers were written, and changes nothing).
 # Answer: {"reboot":"yes|no|manual","boot_id","reasons":[why],"perhaps":[what would be a reason],"guests":what a reboot stops,
-#   "moves":what HA moves away before,"cluster":why
+#   "moves":what is on other nodes meanwhile,"cluster":why
 #   it waits: what runs here, or why the cluster can't do without this node now}; of `apply` also "turn":has it a turn in the cluster, which is to end (yes | no), and "armed":since
 #   when the switch is (seconds since 1970; empty: it isn't). An `up` that has armed it anew confirms this boot anew.
 
 # For so long the cluster is waited for, in seconds: a node that was verified a moment ago has its vote back within a minute.
 TURN_SECONDS=180
-# For so long HA may move its guests: their memory goes over the network.
+# For so long HA may move its guests, and then this program others: their memory goes over the network.
 MOVE_SECONDS=1800
 
 apply() {
   take_lock
   local moving=0
-  [[ $HA_MODE != maintenance ]] || moving=$MOVE_SECONDS
+  case $HA_MODE in
+    maintenance) moving=$MOVE_SECONDS ;;
+    migrate) moving=$((2 * MOVE_SECONDS)) ;;
+  esac
   AWAY_SECONDS=$((AWAITED + ROLLBACK_AFTER + moving))
   need_boot_loader
   decide
@@ -44,11 +48,12 @@ apply() {
   else
     ! is_clustered || lift_noout_of_absent
     await_cluster "$TURN_SECONDS" || refuse_turn
-    log "rebooting (${REASONS[*]}); this stops: ${GUESTS:-no guest}${MOVES:+; HA moves to other nodes: $MOVES}"
+    can_be_told || refuse_turn
+    log "rebooting (${REASONS[*]}); this stops: ${GUESTS:-no guest}${MOVES:+; on other nodes meanwhile: $MOVES}"
     ! needs_switch || arm "$AWAITED"
     finish
     # Last, so that no failure before it keeps others waiting.
-    if ! take_turn "$TURN_SECONDS" || ! leave_guests_to_ha || ! await_boot_from_now; then
+    if ! take_turn "$TURN_SECONDS" || ! move_guests_away || ! await_boot_from_now; then
       [[ ! -e $STATE/armed ]] || await_no_boot
       end_turn "$TURN_SECONDS" || :
       refuse_turn
@@ -62,11 +67,19 @@ apply() {
   report ",\"turn\":\"$(has_turn && printf yes || printf no)\",\"armed\":\"$(stat -c %.Y "$STATE/armed" 2>/dev/null)\""
 }
 
-# leave_guests_to_ha - where HA_MODE says so; status 1: not now, WHY_NOT says why.
-leave_guests_to_ha() {
-  [[ $HA_MODE == maintenance && $ALONE == no ]] && is_clustered || return 0
-  enter_maintenance "$MOVE_SECONDS" || return 1
-  # That took up to half an hour: the votes, Ceph and what is at work are asked anew.
+# can_be_told - is it known which guests can move? Status 1: no, WHY_NOT says why.
+can_be_told() {
+  [[ -n $UNSAID ]] || return 0
+  WHY_KIND=guests WHY_NOT=$UNSAID
+  return 1
+}
+
+# move_guests_away - where HA_MODE says so; status 1: not now, WHY_NOT says why.
+move_guests_away() {
+  [[ $HA_MODE != keep && $ALONE == no ]] && is_clustered || return 0
+  enter_maintenance "$MOVE_SECONDS" && move_guests "$MOVE_SECONDS" || return 1
+  GUESTS=$(stopped_guests)
+  # That took up to an hour: the votes, Ceph and what is at work are asked anew.
   await_cluster "$TURN_SECONDS" || return 1
   # A restart that nobody waits for would be undone by the switch.
   is_awaited || { WHY_NOT="the \`pulumi up\` that waited for this host isn't there any more" && return 1; }
@@ -89,15 +102,18 @@ plan() {
   need_boot_loader
   decide
   [[ $DECISION != yes ]] || cluster_says
+  [[ $DECISION != yes || -n $WHY_NOT ]] || WHY_NOT=$UNSAID
   report
 }
 
 # decide - sets DECISION (yes, no or manual), REASONS, PERHAPS, GUESTS and MOVES.
 decide() {
   what_is_lacking
-  LEAVING=''
-  if [[ $HA_MODE == maintenance ]] && is_clustered; then
+  LEAVING='' MOVING='' STAYING='' UNSAID=''
+  if ((${#REASONS[@]} + ${#PERHAPS[@]} > 0)) && [[ $HA_MODE != keep ]] && is_clustered; then
     LEAVING=$(services_here) || LEAVING=''
+    what_can_move || : # UNSAID
+    LEAVING+=$(sed -E 's/([0-9]+):[^ ]+/vm:\1/g' <<<"$MOVING")
   fi
   GUESTS=$(stopped_guests) MOVES=$(moved_guests)
   DECISION=no

@@ -288,7 +288,7 @@ class PlannedReboot:
     """Whether the host must be rebooted, as reboot_host.sh decides it (remote_scripts/lib/lacking.sh).
 
     ``reasons``: why; ``perhaps``: what would be a reason, where only the installation of packages shows whether it is one;
-    ``guests``: what runs and is stopped by it; ``moves``: what HA moves to other nodes before; ``cluster``: what it waits for: what runs there, or that the cluster can't do without this node now; empty where nothing keeps it.
+    ``guests``: what runs and is stopped by it; ``moves``: what is on other nodes meanwhile; ``cluster``: what it waits for: what runs there, or that the cluster can't do without this node now; empty where nothing keeps it.
     """
 
     reboot: Literal["yes", "no", "manual"]

@@ -34,9 +34,9 @@ def in_short(reasons: Sequence[str], cards: Mapping[str, CardPlan]) -> str:
 def stopping(guests: str, moves: str = "") -> str:
     """What a reboot does to guests.
 
-    :param guests: as reboot_host.sh names those that it stops; ``moves``: those that HA has on other nodes meanwhile.
+    :param guests: as reboot_host.sh names those that it stops; ``moves``: those that are on other nodes meanwhile.
     """
-    away = f"HA moves {moves} to other nodes before, and back afterwards; " if moves else ""
+    away = f"other nodes have {moves} meanwhile; " if moves else ""
     return f"{away}it stops {guests or 'no running guest'}"
 
 

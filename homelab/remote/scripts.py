@@ -14,7 +14,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from homelab.errors import HomelabError
 from homelab.remote import bash_source
@@ -33,11 +33,12 @@ ROLLBACK_SECONDS = 600
 CONFIRM_LOCK_SECONDS = 45
 # For so long a node that has restarted waits until its cluster can be told, in seconds: pmxcfs and corosync start after the network.
 CLUSTER_SECONDS = 120
-# For so long a node that is to restart waits for its cluster, each time, and for HA, which moves its guests (reboot_host.sh has the same).
+# For so long a node that is to restart waits for its cluster, each time, and for guests that move to other nodes (reboot_host.sh has the same).
 TURN_SECONDS = 180
 MOVE_SECONDS = 1800
-# For so long a node waits for guests that HA brings back to it.
+# For so long a node waits for guests that HA brings back to it; and so long takes each guest at most that it brings back itself (lib/bring_back.sh has the same).
 RETURN_SECONDS = 600
+MOST_SECONDS = 1800
 # How much of a card's option ROM, or of the firmware's table of them, is read at most; real ones have 2 MiB.
 MOST_ROM_BYTES = 4 * 2**20
 # The line of a file's header that names the parts of the library which it takes functions or variables of.
@@ -199,7 +200,7 @@ def reboot_host(
     *,
     awaited: int = 3 * ROLLBACK_SECONDS,
     keep_quorum: bool = True,
-    maintenance: bool = False,
+    guests: Literal["shutdown", "maintenance", "migrate"] = "shutdown",
 ) -> str:
     """Standard input of reboot_host.sh, with the verb ``apply``, or ``plan``, which decides the same and changes nothing.
 
@@ -207,7 +208,8 @@ def reboot_host(
     :param driver: NVIDIA's that the host's own cards are to have: the installed version; for ``plan`` also the branch that is to be
         installed. Empty: it doesn't matter. ``flavour``: of its modules; ``source``: where it is installed from.
     :param awaited: seconds for which an `up` waits for the boot.
-    :param keep_quorum: of a cluster: it restarts only if the others have a quorum without it. ``maintenance``: HA moves its guests away before.
+    :param keep_quorum: of a cluster: it restarts only if the others have a quorum without it.
+    :param guests: what becomes of them, as of the setting guestsAtReboot.
     """
     return compose(
         "reboot_host.sh",
@@ -219,7 +221,7 @@ def reboot_host(
         SOURCE=source,
         AWAITED=str(awaited),
         QUORUM="keep" if keep_quorum else "lose",
-        HA_MODE="maintenance" if maintenance else "keep",
+        HA_MODE="keep" if guests == "shutdown" else guests,
         TURN_END=_turn_end(),
         **_switch(rollback_after),
     )

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # A node of a cluster restarts while the others keep their quorum, and while none of them restarts; any host while nothing is at work on it.
-# Needs: files, lock, work, pve, ceph, maintenance
+# Needs: files, lock, work, pve, ceph, maintenance, bring_back
 #
 # Gives: cluster_says -> WHY_NOT, AT_WORK; await_cluster SECONDS; take_turn SECONDS; has_turn; end_turn SECONDS, give_turn_back, still_set; refuse_turn.
-# Variables: QUORUM (keep | lose: may the others be without one meanwhile), HA_MODE (maintenance: HA is to move its guests away; keep), AWAY_SECONDS (for so long this node may be away), TURN_END (of lib/away.sh),
+# Variables: QUORUM (keep | lose: may the others be without one meanwhile), HA_MODE (maintenance: HA is to move its guests away; migrate: others move, too; keep), AWAY_SECONDS (for so long this node may be away), TURN_END (of lib/away.sh),
 #   RETURN_SECONDS (for so long the end of a turn waits for guests that HA brings back; none: not at all).
 #
 # In the cluster, TURN: KEY VALUE lines: node, since, until (seconds since 1970), noout (its disks that have it from this program). It is changed only under TURN_LOCK, a lock of Proxmox VE's own
@@ -24,7 +24,7 @@ cluster_says() {
   votes_say || return 0
   [[ -n $WHY_NOT ]] || turn_says
   [[ -n $WHY_NOT ]] || ceph_says
-  [[ -n $WHY_NOT || $HA_MODE != maintenance ]] || maintenance_says
+  [[ -n $WHY_NOT || $HA_MODE == keep ]] || maintenance_says
 }
 
 # votes_say - status 1: there are no others. `pvecm status` ends with 2 where there is no quorum. A row is `NODEID VOTES NAME`, with a QDevice
@@ -100,9 +100,7 @@ refuse_turn() {
   [[ -z $AT_WORK ]] || die "this host restarted" "$WHY_NOT" \
     "a restart would cut it off: a backup that is half written, a guest that is on neither node, packages that are half configured" \
     "wait until it has ended, or end it (\`pvenode task list --source active\` shows the tasks of this host, \`ha-manager status\` what HA does), then run \`pulumi up\` again. Or reboot this host by hand when it suits you, then run it"
-  [[ $WHY_KIND != guests ]] || die "the guests that HA has on this node moved to other nodes (guestsAtReboot: maintenance)" "$WHY_NOT" \
-    "this host is restarted once they are away; it isn't$([[ -z $(away_note maintenance) ]] || printf '. HA has its maintenance mode on still: the node goes on switching it off')" \
-    "shut that guest down, or take it out of HA (\`ha-manager remove vm:103\`), or set guestsAtReboot: shutdown; then run \`pulumi up\` again"
+  [[ $WHY_KIND != guests ]] || refuse_guests
   [[ $WHY_KIND != watchdog ]] || die "this node of the cluster restarted" "$WHY_NOT" \
     "allowQuorumLoss permits that the others have no quorum for a while; it permits no reset of them" \
     "give the cluster a QDevice; or stop these guests (\`ha-manager set vm:103 --state stopped\`) or take them out of HA (\`ha-manager remove vm:103\`) until HA is idle (\`ha-manager status\`); then run \`pulumi up\` again"
@@ -191,7 +189,7 @@ give_turn_back() {
 # still_set - in words, with the commands.
 still_set() {
   local noout node && noout=$(away_note noout) node=$(away_note maintenance)
-  printf '%s' "no node of the cluster restarts: rm $TURN${noout:+; Ceph replaces none of these disks: ceph osd rm-noout $noout}${node:+; HA keeps its guests away: ha-manager crm-command node-maintenance disable $node}"
+  printf '%s' "no node of the cluster restarts: rm $TURN${noout:+; Ceph replaces none of these disks: ceph osd rm-noout $noout}${node:+; HA keeps its guests away: ha-manager crm-command node-maintenance disable $node}$(guests_away_in_words)"
 }
 
 # is_turn_over - each part for itself: one that fails keeps no other from being put back.
@@ -199,6 +197,7 @@ is_turn_over() {
   local path status=0
   leave_maintenance || status=1
   let_disks_go || status=1
+  bring_guests_back || status=1 # takes longest
   ((status == 0)) && [[ -n $(node_name) ]] && disarm_turn_end || return 1
   is_own_turn "$TURN" || is_own_turn "$TURN.new" || return 0
   hold_turn_lock || return 1

@@ -208,6 +208,12 @@ class Disk:
             ):
                 self.flush(path)
 
+    def flush_cluster(self) -> None:
+        """What is written in the file system of a cluster is on every node at once."""
+        shared = self.root / "etc/pve"
+        for path in (shared, *shared.rglob("*")) if (shared / "corosync.conf").exists() else ():
+            self.flush(path)
+
     def forget_gone(self) -> None:
         """An inode number is given again."""
         there = {path.lstat().st_ino for name in LASTING for path in (self.root / name).rglob("*")}
@@ -331,6 +337,7 @@ def cuts(folder: Folder, verb: str, script: str, output: Path, *, status: int = 
             return
         previous = fingerprint
         disk.forget_gone()
+        disk.flush_cluster()
         now = tree(folder.root)
         states = {
             "killed": now,

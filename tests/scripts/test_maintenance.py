@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from typing import Literal
 
 import pytest
 
@@ -38,6 +39,7 @@ case "$*" in
     mv ha.new ha ;;
 esac
 """
+Guests = Literal["shutdown", "maintenance", "migrate"]
 HA_STOCK = "vm:200 pve1 - started\nct:901 pve1 - started\nvm:201 pve1 - stopped\nvm:202 pve2 - started\n"
 QM_LIST = """
 cat <<'LIST'
@@ -76,8 +78,8 @@ def under_ha(folder: Folder) -> Folder:
     return node
 
 
-def reboot(folder: Folder, verb: str = "apply", *, maintenance: bool = True) -> subprocess.CompletedProcess[str]:
-    script = scripts.reboot_host("auto", "amd_iommu=on", [], 600, maintenance=maintenance)
+def reboot(folder: Folder, verb: str = "apply", *, guests: Guests = "maintenance") -> subprocess.CompletedProcess[str]:
+    script = scripts.reboot_host("auto", "amd_iommu=on", [], 600, guests=guests)
     for name, seconds in (("TURN", 0), ("MOVE", 1)):
         script = script.replace(
             f"\n{name}_SECONDS={'180' if name == 'TURN' else '1800'}\n", f"\n{name}_SECONDS={seconds}\n"
@@ -118,7 +120,7 @@ def test_ha_moves_its_guests_before_a_restart_and_back_afterwards(under_ha: Fold
 
 
 def test_the_default_leaves_ha_alone(under_ha: Folder) -> None:
-    assert reboot(under_ha, maintenance=False).returncode == 0
+    assert reboot(under_ha, guests="shutdown").returncode == 0
     assert "crm-command" not in under_ha.read("run/asked") and "systemctl reboot" in called(under_ha)
 
 
@@ -258,7 +260,7 @@ def test_a_quorum_is_not_given_up_where_ha_would_reset_the_other_node(under_ha: 
 
 def test_what_ha_does_elsewhere_is_no_guest_that_stays(under_ha: Folder) -> None:
     under_ha.write("run/ha", "vm:200 pve1 - started\nvm:202 pve2 - migrate\n")
-    done = reboot(under_ha, maintenance=False)
+    done = reboot(under_ha, guests="shutdown")
     assert done.returncode == 1 and "HA is at work on vm:202 of pve2: migrate" in done.stdout
     assert "guestsAtReboot" not in done.stdout and "wait until it has ended" in done.stdout
 
@@ -286,7 +288,7 @@ def test_the_mode_of_a_run_that_was_killed_is_switched_off_by_the_node_itself(un
         else f"{HA_MANAGER}\n! {enable} || {{ {kill}; }}"
     )
     under_ha.command("ha-manager", asked)
-    script = scripts.reboot_host("auto", "amd_iommu=on", [], 600, maintenance=True)
+    script = scripts.reboot_host("auto", "amd_iommu=on", [], 600, guests="maintenance")
     done = under_ha.bash(f'printf %s "$$" >"$ROOT/run/pid"\n{script}', "apply", parts=())
     assert done.returncode != 0 and "systemctl reboot" not in called(under_ha)
     assert "restart homelab-turn.timer" in called(under_ha)
@@ -318,7 +320,7 @@ def test_a_restart_that_nobody_waits_for_any_more_doesnt_happen(under_ha: Folder
     under_ha.write("run/stuck", "")
     under_ha.write("var/lib/homelab/armed", "boot 7d4f0d3c-0000-4000-8000-000000000001\nuntil 5\n")
     under_ha.command("sleep", '/bin/sleep "$@"')
-    script = scripts.reboot_host("auto", "amd_iommu=on", [], 600, maintenance=True)
+    script = scripts.reboot_host("auto", "amd_iommu=on", [], 600, guests="maintenance")
     run = subprocess.Popen(
         ["bash", "-s", "--", "apply"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=under_ha.environment,

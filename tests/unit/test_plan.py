@@ -271,7 +271,7 @@ def test_the_plan_of_a_finished_host_has_nothing_in_it() -> None:
         (plan.PlannedReboot("yes", "1", ["a"], [], ""), "one, because a; it stops no running guest"),
         (
             plan.PlannedReboot("yes", "1", ["a"], [], "VM 103 (Sandbox)", moves="VM 200 (db)"),
-            "one, because a; HA moves VM 200 (db) to other nodes before, and back afterwards; it stops VM 103 (Sandbox)",
+            "one, because a; other nodes have VM 200 (db) meanwhile; it stops VM 103 (Sandbox)",
         ),
     ],
 )

@@ -94,6 +94,10 @@ def test_an_up_waits_for_a_restart_as_long_as_its_script_does() -> None:
     assert f"\nTURN_SECONDS={scripts.TURN_SECONDS}\n" in said and f"\nMOVE_SECONDS={scripts.MOVE_SECONDS}\n" in said
     hosts = parse({"hosts": hosts_of(guestsAtReboot="maintenance", timeouts={"script": 60})}).hosts
     assert limits.of_reboot(hosts["pve1"]) >= 60 + scripts.MOVE_SECONDS + 4 * scripts.TURN_SECONDS
+    moved = parse({"hosts": hosts_of(guestsAtReboot="migrate", timeouts={"script": 60})}).hosts["pve1"]
+    assert limits.of_reboot(moved) >= 60 + 3 * scripts.MOVE_SECONDS + 4 * scripts.TURN_SECONDS
+    back = (scripts.FOLDER / "lib/bring_back.sh").read_text(encoding="utf-8")
+    assert f"\nMOST_SECONDS={scripts.MOST_SECONDS}\n" in back
     assert limits.of_reboot(hosts["pve2"]) < limits.of_reboot(hosts["pve1"]) + 3600 - scripts.MOVE_SECONDS
 
 

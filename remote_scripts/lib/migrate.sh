@@ -1,0 +1,152 @@
+#!/usr/bin/env bash
+# Guests that move to other nodes while they run, for the time of a node's restart. What HA has it moves itself (lib/maintenance.sh); containers can't move while they run.
+# Needs: lock, away, maintenance
+#
+# Gives: what_can_move -> MOVING, STAYING, UNSAID; move_guests SECONDS -> WHY_NOT; refuse_guests; and for lib/bring_back.sh: place_of VMID; migration_says NODE VMID -> RUNS, ALLOWED, STAYS;
+#   live_migration SECONDS COMMAND... -> OUTPUT. Variables: HA_MODE, ALONE, WHY_KIND (of lib/cluster.sh).
+#
+# STATE/away: `vm:103 pve2 BOOT`, noted before VM 103 is moved to pve2, in the boot of that id. lib/bring_back.sh brings it back.
+# For an answer of Proxmox VE, in seconds: what is asked of another node goes over SSH, and a small processor takes long to start Perl.
+PVESH_SECONDS=60
+# What a node keeps for itself, in bytes.
+SPARE_BYTES=1073741824
+
+# api_says PATH PROGRAM ARGUMENT... - what Proxmox VE says of a path, as $said of a program in Perl.
+api_says() {
+  # shellcheck disable=SC2016 # Perl's variables
+  within "$PVESH_SECONDS" pvesh get "$1" --output-format json 2>/dev/null |
+    perl -MJSON::PP -e 'local $/; our $said = decode_json(<STDIN>); '"$2" -- "${@:3}" 2>/dev/null
+}
+
+# rooms_beside NODE - a line `NODE BYTES` for each other node that is online: the memory that it has left.
+rooms_beside() {
+  # shellcheck disable=SC2016 # Perl's variables
+  api_says /nodes 'for (@$said) {
+    next if $_->{status} ne "online" || $_->{node} eq $ARGV[0] || $_->{node} !~ /^[\w.-]+$/;
+    printf "%s %d\n", $_->{node}, $_->{maxmem} - $_->{mem} if $_->{maxmem} && defined $_->{mem};
+  }' "$1" | sort
+}
+
+# running_vms NODE - a line `VMID BYTES` for each, with the memory that it may take; the largest first, as it is the hardest to place.
+running_vms() {
+  # shellcheck disable=SC2016 # Perl's variables
+  api_says "/nodes/$1/qemu" 'printf "%d %d\n", $_->{vmid}, $_->{maxmem} for
+    sort { $b->{maxmem} <=> $a->{maxmem} || $a->{vmid} <=> $b->{vmid} } grep { $_->{status} eq "running" && !$_->{template} } @$said'
+}
+
+# migration_says NODE VMID - of a VM on that node: RUNS (1 or 0); ALLOWED: the nodes that may take it, with commas (-: none; *: that isn't said, as of
+# a running one before Proxmox VE 8.2; then the migration itself looks); STAYS: what keeps it there (-: nothing). Status 1: no answer, as of a
+# locked one. A disk on a storage of the node alone could be copied, for hours: such a VM stays.
+migration_says() {
+  local text
+  # shellcheck disable=SC2016 # Perl's variables
+  text=$(api_says "/nodes/$1/qemu/$2/migrate" '
+    die if !defined $said->{running} || ref $said->{local_disks} ne "ARRAY";
+    my $mapped = ref $said->{"mapped-resource-info"} eq "HASH" ? $said->{"mapped-resource-info"} : {};
+    my %mapped = map { $_ => 1 } @{ $said->{"mapped-resources"} || [] }, keys %$mapped;
+    my @stays = sort map { $_->{volid} } @{ $said->{local_disks} };
+    push @stays, sort grep { !$mapped{$_} } @{ $said->{local_resources} || [] };
+    push @stays, sort grep { !($mapped->{$_} && $mapped->{$_}{"live-migration"}) } keys %mapped;
+    my $allowed = $said->{allowed_nodes} ? join(",", @{ $said->{allowed_nodes} }) || "-" : "*";
+    printf "%d %s %s\n", $said->{running} ? 1 : 0, $allowed, join(", ", @stays) || "-"') || return 1
+  read -r RUNS ALLOWED STAYS <<<"$text" && [[ -n $STAYS ]]
+}
+
+# place_of VMID - the node that has it: its file is on one alone. Status 1: that can't be told. (Twice: it may go from one that isn't looked at yet
+# to one that is already.)
+place_of() {
+  local found try
+  for try in 1 2; do
+    found=$(within "$ASK_SECONDS" find "$ROOT/etc/pve/nodes/" -mindepth 3 -maxdepth 3 -path "*/qemu-server/$1.conf" 2>/dev/null) || return 1
+    [[ -z $found ]] || break
+  done
+  found=${found%/qemu-server/*}
+  printf '%s' "${found##*/}"
+}
+
+# roomiest ROOMS BYTES - of the nodes in ALLOWED the one with the most memory left, which has so much and SPARE_BYTES; of equals the first by its name.
+roomiest() {
+  awk -v allowed=",$ALLOWED," -v least="$(($2 + SPARE_BYTES))" '
+    $2 + 0 >= least + 0 && (allowed == ",*," || index(allowed, "," $1 ",")) && (best == "" || $2 + 0 > most) { best = $1; most = $2 + 0 }
+    END { printf "%s", best }' <<<"$1"
+}
+
+# what_can_move - sets MOVING: `VMID:NODE` of each VM that is to move, a blank behind each; STAYING: a line `VMID WHY` of each that can't. Status 1:
+# that can't be told, and UNSAID says why.
+what_can_move() {
+  local here rooms vms of_ha='' vmid need node status=0
+  MOVING='' STAYING='' UNSAID=''
+  [[ $HA_MODE == migrate ]] && is_clustered || return 0
+  UNSAID="Proxmox VE doesn't say which guests of this node can move (\`pvesh get /nodes\`)"
+  here=$(node_name)
+  [[ -n $here ]] && rooms=$(rooms_beside "$here") && vms=$(running_vms "$here") || return 1
+  has_services || status=$?
+  ((status < 2)) || return 1
+  ((status > 0)) || of_ha=$(pve grep -E '^(vm|ct):' "$ROOT$HA_CONFIG") || return 1
+  while read -r -u 3 vmid need; do
+    [[ -n $vmid ]] || continue
+    ! grep -qE "^vm: *$vmid *$" <<<"$of_ha" || continue
+    if ! migration_says "$here" "$vmid"; then
+      UNSAID="Proxmox VE doesn't say whether VM $vmid can move (\`pvesh get /nodes/$here/qemu/$vmid/migrate\`)"
+      return 1
+    fi
+    node=$(roomiest "$rooms" "$need")
+    if [[ $RUNS != 1 ]]; then
+      : # it has gone off meanwhile
+    elif [[ $STAYS != - ]]; then
+      STAYING+="$vmid stays with $STAYS"$'\n'
+    elif [[ -z $node ]]; then
+      STAYING+="$vmid finds no other node with $((need >> 20)) MiB left"$'\n'
+    else
+      MOVING+="$vmid:$node "
+      rooms=$(awk -v node="$node" -v need="$need" '{ printf "%s %.0f\n", $1, $2 - ($1 == node ? need : 0) }' <<<"$rooms")
+    fi
+  done 3<<<"$vms"
+  UNSAID=''
+}
+
+# move_guests SECONDS - one after another. Status 1: one that was to move hasn't, and WHY_NOT says why. The others come back with the end of the turn.
+move_guests() {
+  local until=$((SECONDS + $1)) before=$MOVING entry vmid node why
+  WHY_KIND=guests
+  what_can_move || { WHY_NOT=$UNSAID && return 1; }
+  for entry in $before; do
+    vmid=${entry%:*}
+    why=$(sed -n "s/^$vmid //p" <<<"$STAYING")
+    [[ -z $why ]] || { WHY_NOT="VM $vmid was to move to another node, and can't any more: it $why" && return 1; }
+  done
+  for entry in $MOVING; do
+    vmid=${entry%:*} node=${entry#*:}
+    if ! note_away "vm:$vmid" "$node $(<"$ROOT/proc/sys/kernel/random/boot_id")"; then
+      WHY_NOT="that VM $vmid moves to another node can't be noted on this host"
+      return 1
+    fi
+    log "VM $vmid moves to $node"
+    if ! live_migration $((until - SECONDS)) qm migrate "$vmid" "$node" --online 1 || [[ $(place_of "$vmid") != "$node" ]]; then
+      WHY_NOT="VM $vmid hasn't moved to $node, or not as it should: $(in_a_line "$OUTPUT")"
+      return 1
+    fi
+  done
+}
+
+# live_migration SECONDS COMMAND... - it has the host's lock until it ends, also where this script is killed meanwhile. It isn't killed at once when
+# its time is up: it takes back what it has begun, and frees the guest.
+live_migration() {
+  local status=0 file=$RUN/migration
+  OUTPUT="no time is left for it"
+  (($1 > 0)) || return 1
+  (: >"$file") 2>/dev/null || file=/dev/null
+  open_step_log "${*:2}"
+  DOING="a live migration" watched "$file" timeout -k 120 "$1" env --default-signal=TERM,HUP,PIPE "${@:2}" || status=$?
+  OUTPUT=$(tail -n 3 "$file" 2>/dev/null | tail -c 300) || OUTPUT=''
+  ((status != 124 && status != 137)) || OUTPUT="given up after $1 s"
+  [[ $file == /dev/null ]] || rm -f "$file"
+  return "$status"
+}
+
+# refuse_guests - one that was to be on another node isn't.
+refuse_guests() {
+  die "guests on other nodes before this one restarts (guestsAtReboot: $HA_MODE)" "$WHY_NOT" \
+    "this host is restarted once they are away; it isn't, and those that moved come back$([[ -z $(away_note maintenance) ]] || printf '. HA has its maintenance mode on still: the node goes on switching it off')" \
+    "see to that guest (the log of its migration says more), or shut it down, or take one of HA out of HA (\`ha-manager remove vm:103\`), or set guestsAtReboot: shutdown; then run \`pulumi up\` again"
+}
