@@ -44,7 +44,7 @@ def load_host(hosts: str | None, name: str, clusters: str | None = None) -> Host
             wanted=f"homelab:hosts.{name} in the stack's configuration",
             found=f"hosts: {sorted(known)}",
             why="it says how to reach the host",
-            next="put it back; to give the host up, take it out and run `pulumi up` while it can still be reached",
+            next="put it back; to give the host up, first take its cards, VMs and containers out, and run `pulumi up`; then take the host out",
         )
     return host
 

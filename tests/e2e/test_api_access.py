@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import ssl
@@ -11,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from homelab import settings
+from homelab.remote import planning
+from homelab.remote.proxmox import probe
 from lab import Lab
 from tests.conftest import PROJECT
 from tests.e2e.conftest import Stack, api_token, host_settings
@@ -48,14 +52,17 @@ def test_the_guides_role_is_enough_and_each_privilege_is_needed(stack_on: Callab
     def allow(granted: list[str]) -> None:
         stack.lab.run(f"pvesh set /access/roles/Homelab --privs {','.join(granted)}")
 
-    # Without VMs only the mapping is made.
+    stack.config["homelab:vms"] = {"sandbox": {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}}
+    host, sandbox = settings.Host.model_validate(stack.host), settings.Vm.model_validate(vms(stack)["sandbox"])
+    read = asyncio.run(planning.planned("pve", host, {"sandbox": sandbox}, {}))
+    # What an `up` asks before it changes anything; the engine shows it of the last one.
     for missing in privileges:
         allow([one for one in privileges if one != missing])
-        stack.config["homelab:vms"] = {"sandbox": {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}}
-        refused = stack.up(ok=False)
-        assert missing in refused.message, refused.message
-        assert "homelab@pve!tests lacks the right" in refused.message
-        assert "hostpci" not in conf(stack, 103)
+        (refusal,) = probe.check("pve", host, read.facts, read.want, {"sandbox": sandbox}, {})
+        assert missing in refusal.found and "homelab@pve!tests lacks the right" in refusal.why
+    refused = stack.up(ok=False)
+    assert privileges[-1] in refused.message and "homelab@pve!tests lacks the right" in refused.message
+    assert "hostpci" not in conf(stack, 103)
     allow(privileges)
     stack.up()
     assert with_card(stack)["0000:01:00.0"] == 103
@@ -149,8 +156,16 @@ def test_two_hosts_in_one_stack(stack_on: Callable[..., Stack], second: Lab) -> 
     stack.up()
     assert with_card(stack) == {}
     Lab.start("rtx5090", state=second.state, outlives_caller=True)
-    hosts["second"] |= {**host_settings(second), "api": api_token(second)}
-    stack.destroy()
+    # That host given up, as is said to whoever takes it out at once: the other is left in peace.
+    mark = stack.lab.mark()
+    kept = hosts.pop("second"), vms(stack).pop("other")
+    said = stack.up(ok=False).message
+    assert "first take its cards, VMs and containers out, and run `pulumi up`" in said, said
+    hosts["second"] = {**kept[0], "gpus": {}}
+    stack.up()
+    del hosts["second"]
+    stack.up()
+    assert stack.lab.connections(since=mark) == []
     now = second.snapshot()
     assert (second.root / MAPPING).read_text() == ""
     del now[MAPPING]

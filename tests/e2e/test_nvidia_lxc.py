@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.e2e.conftest import Stack
 from tests.e2e.nvidia import inside_container
-from tests.e2e.test_gpu_lxc import CARDS, NO_REBOOT, containers
+from tests.e2e.test_gpu_lxc import CARDS, NO_REBOOT, conf, containers, power
 
 PHOENIX = {"phoenix": {"ctid": 901, "gpuAssignment": "0,1", "nvidia": {"cuda": "12.8"}}}
 MEDIA = {"media": {"ctid": 950, "gpuAssignment": "all", "nvidia": {}}}
@@ -18,8 +18,13 @@ def driver_in(stack: Stack, ctid: int) -> set[str]:
     return set(inside_container(stack, ctid, SMI).split())
 
 
-def test_901_runs_a_cuda_program_and_950_keeps_what_it_has(stack_on: Callable[..., Stack]) -> None:
+def test_901_runs_a_cuda_program_950_keeps_what_it_has_and_a_purge_takes_away_what_was_added_and_nothing_else(
+    stack_on: Callable[..., Stack],
+) -> None:
     stack = stack_on("phoenix", gpus=CARDS, containers={**PHOENIX, **MEDIA}, **NO_REBOOT)
+    containers(stack)["phoenix"]["nvidia"] = {"cuda": "12.8", "onDestroy": "purge"}
+    inventory = "dpkg-query -W; find $ROOT/etc/apt $ROOT/usr/share/keyrings -type f | sort | xargs sha256sum"
+    before, media, mark = inside_container(stack, 901, inventory), conf(stack, 950), stack.lab.mark()
     up = stack.up()
     made = [name for operation, name in up.steps if operation == "create" and name.startswith("phoenix")]
     order = [
@@ -41,37 +46,16 @@ def test_901_runs_a_cuda_program_and_950_keeps_what_it_has(stack_on: Callable[..
     assert (found["phoenix"]["nvidia"]["program"], found["phoenix"]["nvidia"]["cuda"]) == (True, "12.8")
     # No module, and no package that would build one, in a container.
     assert "dkms" not in inside_container(stack, 901, "dpkg-query -W")
+    # The one that has its cards is recognised, and left as it is.
+    assert (conf(stack, 950), power(stack, 950, mark), found["media"]["method"]) == (media, [], "mount-entry")
 
     mark = stack.lab.mark()
-    assert stack.up().changed == set()
     again = stack.up("--refresh")
     assert again.changed == set(), again.output
     assert len(stack.lab.connections(mark)) == 1
-
-
-def test_a_new_driver_on_the_host_reaches_every_container_after_it(stack_on: Callable[..., Stack]) -> None:
-    both: dict[str, Any] = {
-        "phoenix": {"ctid": 901, "gpuAssignment": "0,1", "nvidia": {}},
-        **MEDIA,
-    }
-    stack = stack_on("phoenix", gpus=CARDS, containers=both, nvidia={"driver": "580"}, **NO_REBOOT)
-    stack.up()
-    before = driver_in(stack, 901)
-    assert all(version.startswith("580.") for version in before)
-    boots = len(stack.lab.boots())
-    stack.host["nvidia"]["driver"] = "595"
-    up = stack.up()
-    assert len(stack.lab.boots()) == boots + 1
-    # Seen at work: what was kept of the old one is gone.
-    assert not (stack.lab.root / "var/lib/homelab/update").exists()
-    after = driver_in(stack, 901)
-    assert after == driver_in(stack, 950)
-    assert all(version.startswith("595.") for version in after)
-    done = [name for _, name in up.steps]
-    for container in ("phoenix", "media"):
-        assert done.index("pve-driver") < done.index("pve-booted") < done.index(f"{container}-driver")
-    again = stack.up("--refresh")
-    assert again.changed == set(), again.output
+    stack.destroy()
+    assert inside_container(stack, 901, inventory) == before
+    assert (conf(stack, 950), power(stack, 950, mark)) == (media, [])
 
 
 def test_a_container_that_cannot_have_the_new_libraries_takes_its_host_back_and_a_second_try_brings_both(
@@ -98,18 +82,30 @@ def test_a_container_that_cannot_have_the_new_libraries_takes_its_host_back_and_
     assert "could not bring it about everywhere" in stack.up(ok=False).message
     stack.lab.fault("package-missing", None)
     boots = len(stack.lab.boots())
-    stack.up("--refresh")
+    up = stack.up("--refresh")
     assert len(stack.lab.boots()) == boots + 1
+    done = [name for _, name in up.steps]
+    for container in ("phoenix", "media"):
+        assert done.index("pve-driver") < done.index("pve-booted") < done.index(f"{container}-driver")
+    # Seen at work: what was kept of the old one is gone.
+    assert not (stack.lab.root / "var/lib/homelab/update").exists()
     (after,) = driver_in(stack, 901)
     assert after.startswith("595.") and driver_in(stack, 950) == {after}
     again = stack.up("--refresh")
     assert again.changed == set(), again.output
 
 
-def test_a_host_whose_driver_somebody_else_changed_is_followed_by_a_refresh(converged: Callable[..., Stack]) -> None:
+def test_libraries_that_were_removed_come_back_follow_a_driver_that_somebody_else_changed_and_stay_by_default(
+    converged: Callable[..., Stack],
+) -> None:
     stack = converged(
         "phoenix", gpus=CARDS, containers={"phoenix": {"ctid": 901, "gpuAssignment": "0,1", "nvidia": {}}}, **NO_REBOOT
     )
+    gone = '$(dpkg-query -W "libnvidia-*" "nvidia-*" libcuda1 | cut -f1)'
+    inside_container(stack, 901, f"apt-get -qq purge -y {gone}")
+    up = stack.up("--refresh")
+    assert "phoenix-driver" in up.changed
+    assert driver_in(stack, 901) == {"580.105.08"}
     # As NVIDIA's guide has it: its repository by its keyring package, then what is there anew.
     keyring = "https://developer.download.nvidia.com/compute/cuda/repos/debian13/x86_64/cuda-keyring_1.1-1_all.deb"
     stack.lab.run(f"curl -fsSLo $ROOT/root/k.deb {keyring} && dpkg -i $ROOT/root/k.deb")
@@ -126,35 +122,8 @@ def test_a_host_whose_driver_somebody_else_changed_is_followed_by_a_refresh(conv
     assert version in found
     again = stack.up("--refresh")
     assert again.changed == set(), again.output
-
-
-def test_libraries_that_were_removed_by_hand_come_back(converged: Callable[..., Stack]) -> None:
-    stack = converged(
-        "phoenix", gpus=CARDS, containers={"phoenix": {"ctid": 901, "gpuAssignment": "0,1", "nvidia": {}}}, **NO_REBOOT
-    )
-    gone = '$(dpkg-query -W "libnvidia-*" "nvidia-*" libcuda1 | cut -f1)'
-    inside_container(stack, 901, f"apt-get -qq purge -y {gone}")
-    up = stack.up("--refresh")
-    assert "phoenix-driver" in up.changed
-    assert driver_in(stack, 901) == {"580.105.08"}
-
-
-def test_a_purge_takes_away_what_was_added_and_nothing_else(stack_on: Callable[..., Stack]) -> None:
-    settings = {"phoenix": {"ctid": 901, "gpuAssignment": "0,1", "nvidia": {"onDestroy": "purge"}}}
-    stack = stack_on("phoenix", gpus=CARDS, containers=settings, **NO_REBOOT)
-    inventory = "dpkg-query -W; find $ROOT/etc/apt $ROOT/usr/share/keyrings -type f | sort | xargs sha256sum"
-    before = inside_container(stack, 901, inventory)
-    stack.up()
-    assert inside_container(stack, 901, inventory) != before
-    stack.destroy()
-    assert inside_container(stack, 901, inventory) == before
-
-
-def test_a_container_that_leaves_the_stack_keeps_its_libraries_by_default(converged: Callable[..., Stack]) -> None:
-    stack = converged(
-        "phoenix", gpus=CARDS, containers={"phoenix": {"ctid": 901, "gpuAssignment": "0,1", "nvidia": {}}}, **NO_REBOOT
-    )
+    # It leaves the stack.
     del containers(stack)["phoenix"]["nvidia"]
     up = stack.up()
     assert "stays" in up.output
-    assert driver_in(stack, 901) == {"580.105.08"}
+    assert driver_in(stack, 901) == {version}

@@ -7,10 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
+from homelab.host import plan, remapping
 from homelab.remote import scripts
 from lab.machine import Machine, load_scenario
+from tests.conftest import PROJECT
 from tests.lab.host_kit import run_script
+from tests.lab.test_real_hosts import read
+from tests.unit.hosts import settings
 
 IOMMU = "amd_iommu=on iommu=pt"
 VFIO = "homelab.vfio=0000:01:00.0=10de:2882,0000:01:00.1=10de:22be"
@@ -31,6 +36,15 @@ class Host:
         done = subprocess.run(["bash", "-c", text], env=self.machine.environment(), capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+    def restart(self) -> None:
+        self.machine.shutdown()
+        assert self.machine.boot("reboot").comes_up
+
+    def drivers(self) -> dict[str, str]:
+        """PCI address -> driver."""
+        devices = (self.root / "sys/bus/pci/devices").iterdir()
+        return {one.name: link.readlink().name for one in devices if (link := one / "driver").is_symlink()}
 
     def files(self) -> dict[str, bytes]:
         """Everything that a boot reads, and our state."""
@@ -90,6 +104,50 @@ def test_applied_twice_and_taken_back_twice_is_as_once(host: Callable[[str], Hos
         for script in reversed(layers):
             assert machine.run("revert", script).returncode == 0
     assert machine.files() == stock
+
+
+# Scenario -> the slot that its stack gives to a VM. tests/e2e/test_converge.py has more, with the engine.
+SLOTS = {
+    "rtx5090": "0000:01:00",
+    "wtr-max": "0000:01:00",
+    "two-identical": "0000:1e:00",
+    "four-functions": "0000:01:00",
+    "zfs-grub-shim": "0000:01:00",
+    "iommu-off": "0000:03:00",
+}
+
+
+@pytest.mark.parametrize("scenario", SLOTS)
+def test_a_host_is_bound_by_what_is_planned_for_it_and_given_back(host: Callable[[str], Host], scenario: str) -> None:
+    machine = host(scenario)
+    stock, before = machine.files(), machine.drivers()
+    about = yaml.safe_load((PROJECT / "lab" / "stacks" / f"{scenario}.yaml").read_text())
+    wanted = settings(about["gpus"])
+    want = plan.wanted(remapping.to_be(read(machine.machine), wanted), wanted)
+    layers = [
+        scripts.iommu_cmdline(want.iommu_words),
+        scripts.vfio_initramfs(bool(want.vfio_words)),
+        scripts.vfio_cmdline(want.vfio_words),
+    ]
+    for script in layers:
+        assert machine.run("apply", script).returncode == 0
+    machine.restart()
+    bound = {address for address, driver in machine.drivers().items() if driver == "vfio-pci"}
+    assert bound == {path.name for path in (machine.root / "sys/bus/pci/devices").glob(f"{SLOTS[scenario]}.*")}
+    assert {address: driver for address, driver in machine.drivers().items() if address not in bound} == {
+        address: driver for address, driver in before.items() if address not in bound
+    }
+    found = read(machine.machine)
+    assert plan.verify(found, wanted, want) == []
+    # What its boot is to have is noted by whoever restarts it (reboot_host.sh): nobody did.
+    assert {layer for layer, lines in plan.drift(found, want).items() if lines} == {"boot"}
+    again = plan.wanted(remapping.to_be(found, wanted), wanted)
+    assert (again.words, again.functions) == (want.words, want.functions)
+    for script in reversed(layers):
+        assert machine.run("revert", script).returncode == 0
+    assert machine.files() == stock
+    machine.restart()
+    assert machine.drivers() == before
 
 
 @pytest.mark.parametrize(
