@@ -28,6 +28,7 @@ from bench.chart import growth_chart
 from bench.downtime import measure_downtime
 from bench.errors import BenchError
 from bench.fleet import measure_fleets
+from bench.floor import measure_floor
 from bench.handover import measure_handover
 from bench.job import Job
 from bench.report import Measured, Results
@@ -39,6 +40,7 @@ SCENARIO = "rtx5090"
 #: What is measured, in this order.
 PARTS = {
     "first": "from a stock host, through its restart, to the verified card, by this program and both peers",
+    "floor": "the same on a real kernel, beside a script by hand",
     "again": "nothing to do",
     "handover": "one card in turn, beside a bare hookscript",
     "downtime": "how long a VM is off when it gets a card and gives it back",
@@ -326,6 +328,8 @@ def measure_parts(parts: Sequence[str], wanted: argparse.Namespace, folder: Path
     if "first" in parts:
         with _bench(folder / "first", engine) as bench:
             found["first"] = measure_first(bench, wanted.rounds)
+    if "floor" in parts:
+        found["floor"] = measure_floor(folder / "floor", engine, wanted.rounds)
     if "again" in parts:
         with _bench(folder / "again", engine) as bench:
             found["again"] = measure_again(bench, wanted.rounds, wanted.memory_rounds)
@@ -353,7 +357,9 @@ def main(arguments: list[str] | None = None) -> int:
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     try:
         engine = install.ensure({**os.environ, "PULUMI_HOME": str(install.cache_folder() / "home")})
-        results = measure_parts([wanted.only] if wanted.only else [*PARTS], wanted, folder, engine)
+        results = measure_parts(
+            [wanted.only] if wanted.only else [part for part in PARTS if part != "floor"], wanted, folder, engine
+        )
     except (BenchError, LabError, install.EngineError) as error:
         print(error, file=sys.stderr)
         return 1

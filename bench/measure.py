@@ -43,19 +43,22 @@ class Process:
     session: int
 
 
-def run(command: Sequence[str], cwd: Path, environment: Mapping[str, str], log: Path) -> Run:
+def run(
+    command: Sequence[str], cwd: Path, environment: Mapping[str, str], log: Path, patience: float = PATIENCE_SECONDS
+) -> Run:
     """Runs a command, in a session of its own, and waits for it.
 
     :param log: its output goes there, whole.
-    :raises BenchError: it can't be started, or takes longer than `PATIENCE_SECONDS`.
+    :param patience: in seconds.
+    :raises BenchError: it can't be started, or takes longer than that.
     """
-    return _run(command, cwd, environment, log, None)
+    return _run(command, cwd, environment, log, None, patience)
 
 
 def peak_memory(command: Sequence[str], cwd: Path, environment: Mapping[str, str], log: Path) -> tuple[Run, int]:
     """As `run`, and the most PSS, in bytes, that was seen."""
     sampler = Sampler()
-    done = _run(command, cwd, environment, log, sampler)
+    done = _run(command, cwd, environment, log, sampler, PATIENCE_SECONDS)
     return done, sampler.peak
 
 
@@ -85,7 +88,14 @@ class Sampler:
                 return
 
 
-def _run(command: Sequence[str], cwd: Path, environment: Mapping[str, str], log: Path, sampler: Sampler | None) -> Run:
+def _run(
+    command: Sequence[str],
+    cwd: Path,
+    environment: Mapping[str, str],
+    log: Path,
+    sampler: Sampler | None,
+    patience: float,
+) -> Run:
     with log.open("wb") as output:
         started, used = time.perf_counter(), _processor_time()
         try:
@@ -105,11 +115,11 @@ def _run(command: Sequence[str], cwd: Path, environment: Mapping[str, str], log:
         if sampler is not None:
             sampler.start(process.pid)
         try:
-            code = process.wait(PATIENCE_SECONDS)
+            code = process.wait(patience)
             seconds = time.perf_counter() - started
         except subprocess.TimeoutExpired:
             raise BenchError(
-                f"{Path(command[0]).name} to end within {PATIENCE_SECONDS:.0f} s",
+                f"{Path(command[0]).name} to end within {patience:.0f} s",
                 f"it still runs; its last words: {_text(log)[-500:].strip()}",
                 "a run that hangs can't be compared",
                 "run it by hand, or on a machine with less to do",

@@ -49,6 +49,9 @@ TARGETS = (
     Target("refresh", "pyinfra", 0.7),
     Target("refresh", "ansible", 0.15),
 )
+#: The same on a real kernel, and the least that does it.
+FLOOR = {"up": "homelab: first `up` on a real kernel", "script": "a script by hand: the same, and nothing else"}
+FLOOR_TARGETS = (Target("up", "script", 1.15),)
 FIRST_TARGETS = (Target("up", "pyinfra", 1.3), Target("up", "ansible", 0.5))
 #: Subjects of a first run -> their titles.
 FIRST = {
@@ -62,10 +65,11 @@ FIRST = {
 class Results:
     """All that was measured, in the page's order; empty: that part wasn't.
 
-    ``first``: from a stock host; ``again``: with nothing to do; ``handover``: one card in turn; ``downtime``: of a VM; ``fleets``: stacks by size.
+    ``first``: from a stock host; ``floor``: that, on a real kernel; ``again``: with nothing to do; ``handover``: one card in turn; ``downtime``: of a VM; ``fleets``: stacks by size.
     """
 
     first: Sequence[Measured] = ()
+    floor: Sequence[Measured] = ()
     again: Sequence[Measured] = ()
     handover: Sequence[Measured] = ()
     downtime: Sequence[Measured] = ()
@@ -111,7 +115,7 @@ def _line(one: Measured, by_name: Mapping[str, Measured], targets: Sequence[Targ
         "; ".join(ratios),
         "; ".join(wanted),
         f"{one.peak_bytes / 1e6:.0f}" if one.peak_bytes else "",
-        f"{statistics.median(one.cpu):.2f}",
+        f"{statistics.median(one.cpu):.2f}" if one.cpu else "",
         f"{one.connections}, {one.commands}" if one.connections or one.peak_bytes else "",
     )
 
@@ -156,6 +160,7 @@ def markdown(date: str, results: Results, about: Mapping[str, str], chart: str =
     parts = [
         f"# {date}",
         table(results.first, FIRST_TARGETS) if results.first else "",
+        table(results.floor, FLOOR_TARGETS) if results.floor else "",
         table(results.again) if results.again else "",
         handover_table(results.handover),
         downtime_table(results.downtime),
@@ -175,11 +180,13 @@ def as_json(date: str, results: Results, about: Mapping[str, str]) -> dict[str, 
         "date": date,
         "about": dict(about),
         "first": _details(results.first),
+        "floor": _details(results.floor),
         "subjects": _details(results.again),
         "handover": _seconds(results.handover),
         "downtime": _seconds(results.downtime),
         "fleets": fleet_json(results.fleets),
         "firstRatios": _ratios(results.first, FIRST_TARGETS),
+        "floorRatios": _ratios(results.floor, FLOOR_TARGETS),
         "ratios": _ratios(results.again, TARGETS),
     }
 

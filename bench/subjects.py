@@ -103,7 +103,11 @@ class Programs:
             ssh = lab.connection
             way = {"port": ssh["port"], "hostKey": ssh["hostKey"], "privateKeyFile": ssh["privateKeyFile"]}
             hosts[name] = {"address": ssh["host"], "ssh": way, "gpus": gpus[name]}
-        self._config.write_text(yaml.safe_dump({"config": {"homelab:hosts": hosts}}), encoding="utf-8")
+        self.prepare_settings(hosts)
+
+    def prepare_settings(self, hosts: Mapping[str, Any]) -> None:
+        """Writes the configuration, as `homelab:hosts` has it, and makes the stack."""
+        self._config.write_text(yaml.safe_dump({"config": {"homelab:hosts": dict(hosts)}}), encoding="utf-8")
         try:
             stacks.create(self._engine.pulumi, STACK, self._with_backend("homelab"))
         except subprocess.CalledProcessError as error:

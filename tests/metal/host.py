@@ -19,6 +19,9 @@ IDS = {".0": "1234:1111", ".1": "8086:293e"}
 #: The drivers that Debian has for them.
 OWN_DRIVERS = {".0": "bochs-drm", ".1": "snd_hda_intel"}
 
+#: Settings of a host, in seconds. Everything on an emulated processor takes its time, and more on a busy machine.
+TIMEOUTS = {"connect": 60, "reboot": 600, "rollback": 900}
+
 # What is to be as it was after `destroy`. The initramfs is compared by its list of contents: two of the same files differ in times.
 _FILES = r"""
 where='/etc /boot /usr/local /root /var/lib/homelab /usr/lib/systemd'
@@ -129,9 +132,7 @@ class Hosts:
 
     def stack(self, machine: Machine, folder: Path, gpus: dict[str, Any], kept: Path | None = None) -> MetalStack:
         """A stack `lab` for the machine, not deployed yet; or one that was kept."""
-        # Everything on an emulated processor takes its time, and more on a busy machine.
-        timeouts = {"connect": 60, "reboot": 600, "rollback": 900}
-        config: dict[str, Any] = {"homelab:hosts": {"pve": {**machine.settings, "gpus": gpus, "timeouts": timeouts}}}
+        config: dict[str, Any] = {"homelab:hosts": {"pve": {**machine.settings, "gpus": gpus, "timeouts": TIMEOUTS}}}
         if kept is not None:
             shutil.copytree(kept, folder, dirs_exist_ok=True)
         folder.mkdir(exist_ok=True)
