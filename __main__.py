@@ -53,11 +53,14 @@ for name, host in settings.hosts.items():
 
     words, again = probe.iommu_words, probe.generation_of("iommu")
     given[name] = pulumi.Output.concat(words, " ", probe.vfio_words)
-    iommu = IommuHost(
-        name, IommuHostArgs(host=host, words=words, generation=again), after(probe, former=f"{name}-iommu")
-    )
+    command_line = IommuHostArgs(host=host, words=words, generation=again, binding=probe.vfio_words)
+    iommu = IommuHost(name, command_line, after(probe, former=f"{name}-iommu"))
     binding = VfioBindingArgs(
-        host=host, words=probe.vfio_words, functions=probe.functions, generation=probe.generation_of("vfio")
+        host=host,
+        words=probe.vfio_words,
+        functions=probe.functions,
+        generation=probe.generation_of("vfio"),
+        after=iommu.done,
     )
     vfio = VfioBinding(name, binding, after(iommu, former=f"{name}-vfio"))
 

@@ -8,6 +8,7 @@ byte for byte.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pulumi
 
@@ -19,27 +20,33 @@ from homelab.settings import Host
 
 @dataclass(frozen=True, kw_only=True)
 class IommuHostArgs:
-    """``words``: what the command line is to have; ``generation``: raised when that drifted. Both as HostProbe puts them out."""
+    """``words``: what the command line is to have; ``generation``: raised when that drifted; ``binding``: the words of the VfioBinding that follows, which
+    makes the boot configuration of both, empty: none. All as HostProbe puts them out."""
 
     host: Host
     words: pulumi.Input[str]
     generation: pulumi.Input[int]
+    binding: pulumi.Input[str]
 
 
 class IommuHost(pulumi.ComponentResource):
-    """Outputs: ``words``, what the command line is to have, separated by spaces."""
+    """Outputs: ``words``, what the command line is to have, separated by spaces; ``done``: other ones whenever the host is changed."""
 
     words: pulumi.Output[str]
+    done: pulumi.Output[list[Any]]
 
     def __init__(self, name: str, args: IommuHostArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:IommuHost", name, {}, opts)
         host, children = args.host, Children(self, name, opts)
         self.words = pulumi.Output.from_input(args.words)
+        self.done = pulumi.Output.all(args.words, args.generation)
         remote.script(
             children.named("cmdline"),
             host,
-            pulumi.Output.all(args.words, args.generation).apply(
-                lambda values: scripts.iommu_cmdline(values[0], values[1], rollback_after=host.timeouts.rollback)
+            pulumi.Output.all(args.words, args.generation, args.binding).apply(
+                lambda values: scripts.iommu_cmdline(
+                    values[0], values[1], binding=bool(values[2]), rollback_after=host.timeouts.rollback
+                )
             ),
             children.options("cmdline", depends_on=opts.depends_on if opts else None),
         )

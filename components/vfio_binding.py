@@ -8,6 +8,7 @@ GPU passthrough". First the initramfs, then the switch; undone the other way rou
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pulumi
 
@@ -20,12 +21,14 @@ from homelab.settings import Host
 @dataclass(frozen=True, kw_only=True)
 class VfioBindingArgs:
     """``words``: what the command line is to have; ``functions``: PCI address -> vendor:device of what is to be bound;
-    ``generation``: raised when that drifted. All as HostProbe puts them out."""
+    ``generation``: raised when that drifted. All as HostProbe puts them out. ``after``: of the IommuHost before it, ``done``: whenever that changes the
+    host, this makes the boot configuration."""
 
     host: Host
     words: pulumi.Input[str]
     functions: pulumi.Input[dict[str, str]]
     generation: pulumi.Input[int]
+    after: pulumi.Input[list[Any]]
 
 
 class VfioBinding(pulumi.ComponentResource):
@@ -49,8 +52,10 @@ class VfioBinding(pulumi.ComponentResource):
         remote.script(
             children.named("bind"),
             host,
-            wanted.apply(
-                lambda values: scripts.vfio_cmdline(values[0], values[1], rollback_after=host.timeouts.rollback)
+            pulumi.Output.all(args.words, args.generation, args.after).apply(
+                lambda values: scripts.vfio_cmdline(
+                    values[0], values[1], after=values[2], rollback_after=host.timeouts.rollback
+                )
             ),
             children.options("bind", "cmdline", depends_on=[initramfs]),
         )

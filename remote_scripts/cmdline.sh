@@ -2,7 +2,8 @@
 # Words on the kernel command line of the next boot, and a second boot entry without them.
 # Needs: boot, cluster, switch/arm, words
 #
-# Arguments: NAME (iommu | vfio), WORDS (separated by spaces; may be empty), ENTRY (yes | no: the second boot entry),
+# Arguments: NAME (iommu | vfio), WORDS (separated by spaces; may be empty), ENTRY (yes | no: the second boot entry), MENU (now | later: another
+#   run of this script follows, with NAME=vfio, and makes the boot configuration of both: making it twice takes twice as long),
 #   ENTRY_GRUB and ENTRY_SYSTEMD_BOOT (the scripts that make it), NOTICE (what to tell on revert), ROLLBACK_AFTER and ROLLBACK (of the
 #   dead man's switch, lib/switch.sh, which `apply` arms before its first change).
 # Changes: GRUB: /etc/default/grub.d/zz-homelab-NAME.cfg, /etc/grub.d/12_homelab; systemd-boot: the end of the first line of
@@ -20,7 +21,13 @@ apply() {
     "'$(configured_words)'" "something that is read after our file takes it away again; nothing was changed" \
     "look into /etc/default/grub and what sorts after zz-homelab in /etc/default/grub.d"
   if is_generated_anew; then
-    regenerate
+    if [[ $MENU == later ]]; then
+      before_the_first_change
+      pending boot
+      log "the boot configuration is made by the next step, for both"
+    else
+      regenerate
+    fi
   fi
   finish
   printf '{"loader":"%s","added":%s,"changed":"%s"}\n' "$LOADER" "$(json_list "${MISSING[@]}")" "$CHANGED"

@@ -144,11 +144,17 @@ def _switch(rollback_after: int) -> dict[str, str]:
 
 
 def cmdline(
-    name: str, words: str, generation: int, *, entry: bool = False, rollback_after: int = ROLLBACK_SECONDS
+    name: str,
+    words: str,
+    generation: object,
+    *,
+    entry: bool = False,
+    followed: bool = False,
+    rollback_after: int = ROLLBACK_SECONDS,
 ) -> str:
     """Standard input of cmdline.sh: ``words`` on the kernel command line under ``name``; ``entry``: the second boot entry.
 
-    ``generation`` has no part in what happens; a new one makes Pulumi run the script again. ``rollback_after``: seconds after a
+    ``followed``: the next step makes the boot configuration, of both. ``generation`` has no part in what happens; a new one makes Pulumi run the script again. ``rollback_after``: seconds after a
     boot's start until the dead man's switch, which this arms, looks at it.
     """
     return compose(
@@ -156,6 +162,7 @@ def cmdline(
         NAME=name,
         WORDS=words,
         ENTRY="yes" if entry else "no",
+        MENU="later" if followed else "now",
         ENTRY_GRUB=file("grub_entry.sh"),
         ENTRY_SYSTEMD_BOOT=file("systemd_boot_entry.sh"),
         NOTICE="the running kernel keeps its command line until the next reboot",
@@ -164,14 +171,19 @@ def cmdline(
     )
 
 
-def iommu_cmdline(words: str, generation: int = 0, *, rollback_after: int = ROLLBACK_SECONDS) -> str:
-    """The layer of the IOMMU, as of `cmdline`."""
-    return cmdline("iommu", words, generation, rollback_after=rollback_after)
+def iommu_cmdline(
+    words: str, generation: int = 0, *, binding: bool = False, rollback_after: int = ROLLBACK_SECONDS
+) -> str:
+    """The layer of the IOMMU, as of `cmdline`; ``binding``: `vfio_cmdline` with words follows in the same run, whenever this one runs."""
+    return cmdline("iommu", words, generation, followed=binding, rollback_after=rollback_after)
 
 
-def vfio_cmdline(words: str, generation: int = 0, *, rollback_after: int = ROLLBACK_SECONDS) -> str:
-    """The layer of the binding, as of `cmdline`."""
-    return cmdline("vfio", words, generation, entry=True, rollback_after=rollback_after)
+def vfio_cmdline(
+    words: str, generation: int = 0, *, after: Sequence[object] = (), rollback_after: int = ROLLBACK_SECONDS
+) -> str:
+    """The layer of the binding, as of `cmdline`; ``after``: arguments of the `iommu_cmdline` before it, with which this one runs again."""
+    again = " ".join(map(str, (generation, *after)))
+    return cmdline("vfio", words, again, entry=True, rollback_after=rollback_after)
 
 
 def vfio_initramfs(needed: bool, generation: int = 0, *, rollback_after: int = ROLLBACK_SECONDS) -> str:

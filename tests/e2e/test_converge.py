@@ -79,6 +79,9 @@ def test_from_stock_to_bound_and_back(by_init: Callable[..., Stack], scenario: s
     assert others == {address: before[address] for address in others}
     assert [boot["reason"] for boot in stack.lab.boots(since=mark)] == ["reboot"]
     assert len(stack.lab.connections(since=mark)) <= len(stack.lab.commands(since=mark))
+    made = [entry["program"] for entry in stack.lab.programs(since=mark)]
+    with_esps = (stack.lab.root / "etc/kernel/proxmox-boot-uuids").exists()
+    assert (made.count("update-initramfs"), made.count("update-grub")) == (1, 0 if with_esps else 1)
     # The VM has the card; one that was off stays so.
     (vm,) = stack.config["homelab:vms"].values()
     assert "hostpci0: mapping=" in conf(stack, vm["vmid"])
