@@ -3,18 +3,25 @@
 # stays armed where this boot doesn't run what is configured.
 # Needs: switch/arm
 #
-# Arguments: LOCK_TIMEOUT (seconds to wait for another run).
-# Answers: confirmed (the boot's id; empty: it is not), rolled_back (which boot was, and why), rolling_back (and has still to restart).
+# Arguments: LOCK_TIMEOUT (seconds to wait for another run), UNLESS (a boot's id: nothing is done while that one runs; may be empty).
+# Answers: boot (the running one's id), confirmed (the same; empty: it is not), rolled_back (which boot was, and why), rolling_back (and has still to
+#   restart), judged (for people: this host has judged its boot itself meanwhile).
 # Changes: removes /etc/systemd/system/homelab-rollback.*, /var/lib/homelab/rollback, armed and judged.
 # Verbs: apply.
 
 apply() {
+  JUDGED=''
+  if [[ $(boot_id) == "$UNLESS" ]]; then
+    answer ''
+    return
+  fi
   # Before the lock as well: a roll-back holds it until the host restarts.
   is_undone || take_lock
   if is_undone; then
     answer ''
     return
   fi
+  JUDGED=$(cat "$STATE/judged" 2>/dev/null) || JUDGED=''
   if [[ -e $STATE/armed ]] && is_another_boot; then
     log "this boot runs without what is configured: the dead man's switch stays for the next one that has it"
     await_no_boot
@@ -42,7 +49,8 @@ is_undone() { [[ -e $STATE/rolling-back || -e $STATE/rolled-back || -e $RUN/rest
 answer() { # CONFIRMED
   local rolling=false
   ! is_rolling_back || rolling=true
-  printf '{"confirmed":"%s","rolled_back":%s,"rolling_back":%s}\n' "$1" "$(json_string "$(rolled_back)")" "$rolling"
+  printf '{"boot":"%s","confirmed":"%s","rolled_back":%s,"rolling_back":%s,"judged":%s}\n' "$(boot_id)" "$1" "$(json_string "$(rolled_back)")" "$rolling" \
+    "$(json_string "$JUDGED")"
 }
 
 main() {

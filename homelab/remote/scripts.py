@@ -457,9 +457,9 @@ def read_log(lines: int) -> str:
     return compose("read_log.sh", LINES=str(lines))
 
 
-def confirm_boot() -> str:
-    """Standard input of confirm_boot.sh."""
-    return compose("confirm_boot.sh", LOCK_TIMEOUT=str(CONFIRM_LOCK_SECONDS))
+def confirm_boot(unless: str = "") -> str:
+    """Standard input of confirm_boot.sh; ``unless``: the id of a boot that is not to be confirmed, as the host is about to leave it."""
+    return compose("confirm_boot.sh", LOCK_TIMEOUT=str(CONFIRM_LOCK_SECONDS), UNLESS=unless)
 
 
 def cluster_turn(node: str = "") -> str:

@@ -42,8 +42,6 @@ LOG_BYTES = 64 * 1024
 _CHUNK = 64 * 1024
 # How long this machine's SSH agent may take to name its keys, in seconds: it has them in memory.
 AGENT_SECONDS = 10.0
-# How often a host may be lost while its boot is confirmed.
-CONFIRM_TRIES = 3
 # How often a person is told that the host is waited for.
 TELL_SECONDS = 5.0
 # Between two tries to reach a host that is booting. Nothing on this side tells when it is back.
@@ -402,50 +400,38 @@ async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:
 async def confirm(
     host: Host, old_boot_id: str | None, say: Callable[[str], None], waits: Callable[[str], None] | None = None
 ) -> facts.HostFacts:
-    """Confirms the running boot, unless the host has rolled itself back; the reading is made after it, of the boot that was confirmed.
+    """Confirms the running boot, unless the host has rolled itself back, and reads the host, of the boot that was confirmed.
 
     A host that is rolling back is waited for until it has restarted. ``rolled_back`` of the reading says so; then nothing was confirmed.
 
     :param old_boot_id: the boot before a reboot that was begun, which is waited for; None: none was.
-    :raises UnreachableError: it can't be reached, or not long enough to be asked.
+    :raises UnreachableError: it can't be reached.
     :raises HomelabError: as of `wait_for_boot`, or the confirmation failed.
     """
-    found = await (
-        read(host, lspci=True, kernel_log=True) if old_boot_id is None else wait_for_boot(host, old_boot_id, say, waits)
-    )
-    lost: list[UnreachableError] = []
-    while True:
-        if found.rolling_back:
+    found = None
+    try:
+        if old_boot_id is None:
+            async with connect(host) as session:
+                with suppress(UnreachableError):  # it may have been going down for a roll-back just then
+                    found = await _confirmed(session, None, SCRIPT_SECONDS, say)
+        if found is None:
+            found = await wait_for_boot(host, old_boot_id, say, waits)
+        while found.rolling_back:
             say(f"it is giving back its boot configuration ({found.rolled_back}), and restarts: waiting for that")
             try:
                 found = await wait_for_boot(host, found.boot_id, say, waits)
             except HomelabError as error:
                 say(f"it has not restarted: {error.found}")
                 return found
-            continue
-        if found.rolled_back:
-            return found
-        if found.judged:
-            say(found.judged)
-        try:
-            async with connect(host) as session:
-                answer = scripts.answer(await session.run("apply", scripts.confirm_boot()))
-                found = await session.read(lspci=True, kernel_log=True)
-        except UnreachableError as error:
-            # It may have been going down for a roll-back just then.
-            lost.append(error)
-            if len(lost) > CONFIRM_TRIES:
-                raise
-            found = await wait_for_boot(host, None, say, waits)
-            continue
-        if answer["confirmed"] == found.boot_id:
-            return found
+    except _NotConfirmed as error:
+        raise error.why from None
+    return found
 
 
 async def wait_for_boot(
     host: Host, old_boot_id: str | None, say: Callable[[str], None], waits: Callable[[str], None] | None = None
 ) -> facts.HostFacts:
-    """The first reading of the host with another boot id than ``old_boot_id``; None: with any.
+    """The first reading of the host with another boot id than ``old_boot_id``, None: with any, which is confirmed before.
 
     :param waits: is told every few seconds for how long that has been; by default, ``say`` is.
 
@@ -453,6 +439,7 @@ async def wait_for_boot(
 
     :raises UnreachableError: it didn't come back in all that time.
     :raises HomelabError: to the end of that time it refused the login, showed another host key, or failed to be read.
+    :raises _NotConfirmed: it is back, and says why its boot can't be confirmed.
     """
     started = time.monotonic()
     patience = host.timeouts.reboot
@@ -464,7 +451,7 @@ async def wait_for_boot(
     refused: HomelabError | None = None
     while True:
         try:
-            found = await _of_another_boot(host, old_boot_id, seconds)
+            found = await _of_another_boot(host, old_boot_id, seconds, say)
             if found is not None:
                 return found
             last, refused = "it answers, but has not rebooted", None
@@ -489,19 +476,53 @@ async def wait_for_boot(
         await asyncio.sleep(RETRY_SECONDS if refused is None else REFUSED_SECONDS)
 
 
-async def _of_another_boot(host: Host, old_boot_id: str | None, seconds: float) -> facts.HostFacts | None:
+async def _of_another_boot(
+    host: Host, old_boot_id: str | None, seconds: float, say: Callable[[str], None]
+) -> facts.HostFacts | None:
     """A reading, or None while the host runs the old boot: then its end has been waited for a while.
 
-    A host that goes down isn't read, only asked which boot it runs. It is the reading that counts: where the host doesn't say, or starts
-    anew between the two, that has the boot's id.
+    A host that goes down isn't read, only asked which boot it runs. Where it doesn't say, its confirmation tells.
     """
     async with connect(host) as session:
         if old_boot_id is None or await session.boot_id(seconds) != old_boot_id:
-            found = await session.read(lspci=True, kernel_log=True, seconds=seconds)
-            if found.boot_id != old_boot_id:
+            found = await _confirmed(session, old_boot_id, seconds, say)
+            if found is not None:
                 return found
         await session.ended(GOING_DOWN_SECONDS)
         return None
+
+
+class _NotConfirmed(Exception):
+    """The host says ``why`` its boot can't be confirmed. To ask again helps nobody."""
+
+    def __init__(self, why: HomelabError) -> None:
+        super().__init__(str(why))
+        self.why = why
+
+
+async def _confirmed(
+    session: Session, old_boot_id: str | None, seconds: float, say: Callable[[str], None]
+) -> facts.HostFacts | None:
+    """The running boot confirmed, then the host read; None: it is the old boot, or has restarted between the two, or is about to.
+
+    First the confirmation: while a host that was lost is read, the dead man's switch goes on.
+
+    :raises _NotConfirmed: the host says why it can't be.
+    """
+    try:
+        answer = scripts.answer(await session.run("apply", scripts.confirm_boot(old_boot_id or "")))
+    except UnreachableError:
+        raise
+    except HomelabError as error:
+        raise _NotConfirmed(error) from None
+    if answer["boot"] == old_boot_id:
+        return None
+    if answer["judged"]:
+        say(answer["judged"])
+    found = await session.read(lspci=True, kernel_log=True, seconds=seconds)
+    if found.rolled_back or found.rolling_back or found.boot_id == answer["confirmed"]:
+        return found
+    return None
 
 
 def _never_back(host: Host, last: str, waited: float) -> UnreachableError:

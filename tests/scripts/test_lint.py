@@ -22,7 +22,7 @@ ARGUMENTS = {
     "reboot_host.sh": ("POLICY", "WORDS", "FUNCTIONS", "DRIVER", "FLAVOUR", "SOURCE", "ROLLBACK_AFTER", "ROLLBACK", "AWAITED", "QUORUM", "HA_MODE", "TURN_END"),
     "rollback.sh": ("ROLLBACK_AFTER", "ENTRY_SYSTEMD_BOOT"),
     "read_host.sh": ("GUESTS", "LSPCI", "ACS", "SIGNS", "SYSTEMS", "READ_SYSTEM"),
-    "confirm_boot.sh": ("LOCK_TIMEOUT",),
+    "confirm_boot.sh": ("LOCK_TIMEOUT", "UNLESS"),
     "cluster_turn.sh": ("LOCK_TIMEOUT", "OVER_SECONDS", "RETURN_SECONDS", "NODE"),
     "read_log.sh": ("LINES",),
     "kept_scripts.sh": ("OWNER", "CONTENT"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import re
 import shutil
@@ -225,19 +226,31 @@ def boots(
 
 @dataclass
 class Restarting:
-    """A connection to a host with that boot; ``read``: with which it is read a moment later, if that is another one."""
+    """A connection to a host with that boot; ``confirmed_as``, ``read_as``: which it runs a moment later, and then, if that is another one."""
 
     boot: str
+    confirmed_as: str | None = None
     read_as: str | None = None
     readings: ClassVar[list[str]] = []
+
+    def __post_init__(self) -> None:
+        self.confirmed_as = self.boot if self.confirmed_as is None else self.confirmed_as
+        self.read_as = self.confirmed_as if self.read_as is None else self.read_as
 
     async def boot_id(self, _seconds: float) -> str:
         return self.boot
 
+    async def run(self, _verb: str, script: str) -> str:
+        assert "UNLESS" in script
+        if self.confirmed_as == "broken":
+            raise READ_ONLY
+        confirmed = "" if self.confirmed_as == "old" else self.confirmed_as
+        return json.dumps({"boot": self.confirmed_as, "confirmed": confirmed, "judged": ""})
+
     async def read(self, **_: object) -> SimpleNamespace:
-        found = self.boot if self.read_as is None else self.read_as
-        self.readings.append(found)
-        return SimpleNamespace(boot_id=found)
+        assert self.read_as is not None
+        self.readings.append(self.read_as)
+        return SimpleNamespace(boot_id=self.read_as, rolled_back="", rolling_back=False)
 
     async def ended(self, seconds: float) -> None:
         assert 0 < seconds <= 10
@@ -245,6 +258,7 @@ class Restarting:
 
 OFF = UnreachableError(wanted="a connection", found="nothing answers", why="", next="")
 NO_KEYS = HomelabError(wanted="to log in", found="refused: Permission denied", why="", next="")
+READ_ONLY = HomelabError(wanted="this boot confirmed", found="a read-only file system", why="", next="")
 OTHER_KEY = HomelabError(wanted="the host key", found="SHA256:of the initramfs", why="", next="")
 
 
@@ -261,16 +275,24 @@ def test_a_host_that_refuses_the_login_while_it_starts_is_waited_for(monkeypatch
         (("old", "old", OFF, "new"), ["new"]),  # one that goes down isn't read
         (("new",), ["new"]),  # faster than we
         (("old|new", OFF, "new"), ["new"]),
-        (("new|old", OFF, "new"), ["old", "new"]),
-        (("|old", OFF, "|new"), ["old", "new"]),  # its boot id can't be had by itself
+        (("new|old", OFF, "new"), ["new"]),
+        (("|old", OFF, "|new"), ["new"]),  # its boot id can't be had by itself
+        (("new|new|newer", OFF, "newer"), ["newer", "newer"]),  # what is read wasn't confirmed
     ],
 )
 def test_a_host_is_read_when_it_runs_another_boot_and_not_before(
     monkeypatch: pytest.MonkeyPatch, readings: tuple[str | HomelabError, ...], read: list[str]
 ) -> None:
     monkeypatch.setattr(Restarting, "readings", [])
-    assert boots(monkeypatch, *readings)[0] == "new"
+    assert boots(monkeypatch, *readings)[0] == read[-1]
     assert Restarting.readings == read
+
+
+def test_a_boot_that_cannot_be_confirmed_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Restarting, "readings", [])
+    with pytest.raises(ssh._NotConfirmed, match="read-only"):
+        boots(monkeypatch, "old", "new|broken", "new")
+    assert Restarting.readings == []
 
 
 def test_a_host_that_never_goes_down_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
