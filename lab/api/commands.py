@@ -17,6 +17,7 @@ from lab.host.state import HostState
 
 from . import container_system, hooks
 from .auth import Authenticator
+from .cluster import peer_of
 from .errors import ApiError, Died, bad_parameters
 from .guest_config import Kind
 from .guests import Guest, exclusively
@@ -94,7 +95,7 @@ _BOTH = {
     *("snapshot", "delsnapshot", "rollback", "listsnapshot"),
 }
 _VERBS: dict[Kind, set[str]] = {
-    "qemu": _BOTH | {"suspend", "resume", "reset", "template", "clone", "resize", "agent", "cleanup"},
+    "qemu": _BOTH | {"migrate", "suspend", "resume", "reset", "template", "clone", "resize", "agent", "cleanup"},
     "lxc": _BOTH | {"exec", "push", "pull", "mount", "unmount"},
 }
 
@@ -118,6 +119,10 @@ class Unhandled(ApiError):
 
 class TaskFailed(ApiError):
     """A task that a command started and waited for has failed."""
+
+
+def _no_power(command: str) -> None:
+    raise Misused(f"the lab's shell doesn't {command} another node")
 
 
 class Shell:
@@ -149,6 +154,10 @@ class Shell:
         Raises:
             ApiError: it is refused, or its task failed.
         """
+        peer = peer_of(self.host, path)
+        if peer is not None:
+            # pvesh does it on that node, by SSH.
+            return Shell(peer.host.state, _no_power, self._tell).ask(method, path, options)
         try:
             answer = self._api.perform(ROOT, method, path, options or {}, print)
         except ApiError as error:
@@ -214,6 +223,8 @@ class Shell:
             self.ask("POST", f"{one}/template", _options(words))
         elif verb == "clone" and kind == "qemu" and words:
             self.ask("POST", f"{one}/clone", _options(words[1:]) | {"newid": words[:1]})
+        elif verb == "migrate" and kind == "qemu" and words:
+            self.ask("POST", f"{one}/migrate", _options(words[1:]) | {"target": words[:1]})
         elif verb == "resize" and kind == "qemu" and len(words) > 1:
             self.ask("PUT", f"{one}/resize", _options(words[2:]) | {"disk": words[:1], "size": words[1:2]})
         elif verb == "agent" and kind == "qemu" and words == ["ping"]:

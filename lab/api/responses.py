@@ -16,7 +16,7 @@ from typing import Any
 from lab.host.state import HostState
 from lab.state import append_log, now
 
-from . import access, agent, backups, cluster, files, lxc, node, qemu, qemu_power, snapshots
+from . import access, agent, backups, cluster, files, lxc, migration, node, qemu, qemu_power, snapshots
 from .auth import Authenticator
 from .call import Answer, Call, unheard
 from .checks import verify
@@ -315,6 +315,8 @@ def _qemu_handlers(commands: agent.GuestCommands | None) -> dict[tuple[str, str]
         ("GET", f"{_GUEST}/pending"): qemu.pending,
         ("POST", f"{_GUEST}/clone"): qemu.clone,
         ("PUT", f"{_GUEST}/resize"): qemu.resize,
+        ("GET", f"{_GUEST}/migrate"): migration.precondition,
+        ("POST", f"{_GUEST}/migrate"): migration.migrate,
         ("GET", f"{_GUEST}/status"): _index("current", "start", "stop", "shutdown", "reboot"),
         ("GET", f"{_GUEST}/status/current"): qemu.status,
         ("POST", f"{_GUEST}/status/start"): qemu_power.start,

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from engine import install
+from lab.api.guests import Guest
 from lab.cluster import LabCluster
 from lab.host.cluster import Cluster
+from lab.host.state import HostState
 from tests.e2e.conftest import api_token, host_settings
 from tests.engine_stack import EngineStack, name_of
 from tests.waiting import PATIENCE
@@ -79,6 +81,11 @@ def boots(cluster: LabCluster) -> list[int]:
     return [len(cluster[name].boots()) for name in ALL]
 
 
+def started(cluster: LabCluster, node: str, vmid: int) -> float | None:
+    """When a VM that runs on a node was started."""
+    return Guest(HostState(cluster.folder / "nodes" / node), "qemu", vmid).started_at
+
+
 def given_back(cluster: LabCluster, stock: dict[str, Any]) -> bool:
     """Has every node, and what they share, all that it had at first, and nothing else?"""
     after = cluster.snapshot()
@@ -88,11 +95,20 @@ def given_back(cluster: LabCluster, stock: dict[str, Any]) -> bool:
     return True
 
 
-def test_nodes_restart_one_after_another_and_the_quorum_stays(stack: EngineStack, cluster: LabCluster) -> None:
-    in_the_cluster(stack)
+def test_nodes_restart_one_after_another_the_quorum_stays_and_guests_that_can_move_go_on(
+    stack: EngineStack, cluster: LabCluster
+) -> None:
+    in_the_cluster(stack, guestsAtReboot="migrate")
+    cluster["pve1"].run("qm create 105 --name web --memory 512 && qm set 105 --onboot 0 && qm start 105")
+    began = started(cluster, "pve1", 105)
     stock = cluster.snapshot()
+    (said,) = [line for line in stack.preview().output.splitlines() if "other nodes have" in line]
+    assert "other nodes have VM 105 (web) meanwhile; it stops VM 103 (Sandbox; stays with local-lvm:" in said
     with watched(cluster) as seen:
         done = stack.up()
+    # It was elsewhere while its node restarted, came back before the next one did, and has never been off.
+    assert "status: running" in cluster["pve1"].run("qm status 105").stdout
+    assert started(cluster, "pve1", 105) == began and not (cluster["pve1"].root / "var/lib/homelab/away").exists()
     assert boots(cluster) == [2, 2, 1] and seen == one_at_a_time(*NODES)
     named = [name for _, name in done.steps]
     assert named.index("pve1-booted") < [name for _, name in done.planned].index("pve2-reboot")
