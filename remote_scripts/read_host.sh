@@ -49,6 +49,7 @@ read_host() {
   kept_scripts
   handed_over
   turned_away
+  set_aside
   systems
   guests
   cluster

@@ -43,6 +43,7 @@ def diagnose(reading: Reading, host: Host) -> Report:
         [
             *_notes(reading),
             *_turned_away(reading, host),
+            *_set_aside(reading),
             *remapping.remarks(remapping.to_be(facts, host), host, slots),
             *_resets(reading, host, slots),
         ],
@@ -193,6 +194,23 @@ def _turned_away(reading: Reading, host: Host) -> list[str]:
         f"gpus.{name}: {said}; nothing was changed: start that VM again if it is still to have the card, unless a run is still at work"
         for name, said in reading.facts.turned_away.items()
         if name in host.hands_over
+    ]
+
+
+def _set_aside(reading: Reading) -> list[str]:
+    """What was set for a restart of the node, while it lasts or after a run that was killed."""
+    notes = dict(line.split(" ", 1) for line in reading.facts.set_aside.splitlines() if " " in line)
+    said = [f"Ceph doesn't replace its disks {notes['noout']} (noout)"] if "noout" in notes else []
+    said += ["HA's maintenance mode is on"] if "maintenance" in notes else []
+    said += [
+        f"VM {key.removeprefix('vm:')} was moved to {value.split()[0]} and is to come back"
+        for key, value in notes.items()
+        if key.startswith("vm:")
+    ]
+    return [
+        f"set for a restart of this node, and not put back yet: {one}; unless a run is at work, the node does it by itself (homelab-turn.timer), "
+        "and the journal of homelab-turn.service says what keeps it from that"
+        for one in said
     ]
 
 

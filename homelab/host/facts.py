@@ -455,6 +455,8 @@ class HostFacts(_Fact):
     handover: HandedOver = HandedOver()
     # Card that is handed over -> the last VM that didn't get it because a run was at work: when, and whose run.
     turned_away: dict[str, str] = {}
+    # What is set for a restart of this node of a cluster, and not put back yet: lines KEY VALUE (remote_scripts/lib/away.sh).
+    set_aside: str = ""
     # What this program noted of VMs and mappings (homelab/remote/ledger.py): name -> JSON.
     ledger: dict[str, str] = {}
     # Owner -> names of this program's scripts that lie whole on the host (homelab/remote/kept_scripts.py).

@@ -467,6 +467,11 @@ def test_the_next_run_brings_the_rest_away_and_forgets_nobody(node: Folder) -> N
     is_over(node)
 
 
+def test_a_reading_has_what_is_still_to_be_put_back(away: Folder) -> None:
+    done = away.sourced("read_host.sh", "set_aside")
+    assert json.loads("{" + done.stdout[1:] + "}")["set_aside"] == f"vm:105 pve2 {BOOT}\nvm:106 pve3 {BOOT}"
+
+
 # -- cut short ---------------------------------------------------------------------------------------------------------
 def each_ends_well(folder: Folder, cuts: list[cut_kit.Cut], name: str) -> None:
     """From each moment the node's own timer, or the next run, brings every guest back, running."""

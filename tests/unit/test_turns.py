@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from homelab.doctor import host as host_doctor
 from homelab.errors import HomelabError
 from homelab.host import plan
 from homelab.provider import boot_verification
@@ -17,6 +18,8 @@ from homelab.remote import scripts, ssh
 from homelab.resources import limits
 from homelab.settings import Host, parse
 from tests.unit.hosts import KEY, desktop
+from tests.unit.test_doctor import reading
+from tests.unit.test_handover import facts, host
 
 
 @pytest.mark.parametrize("restarts_again", [False, True], ids=["it is back", "it is about to restart"])
@@ -128,3 +131,17 @@ def test_a_plan_says_after_which_node_one_restarts() -> None:
         reboot = plan.PlannedReboot(cast("Any", decision), "1", ["a"], [], "")
         text = plan.describe("pve2", facts, settings.hosts["alone"], want, reboot, follows="pve1")
         assert said in text.splitlines()[-1] and ("after pve1" in text) == (decision == "yes")
+
+
+def test_the_doctor_says_what_a_restart_has_set_and_nobody_has_put_back() -> None:
+    away = "noout 0 3\nservices vm:200\nmaintenance pve1\nvm:105 pve2 7d4f0d3c"
+    notes = host_doctor.diagnose(reading(facts=facts(set_aside=away)), host()).notes
+    said = [note.split(": ")[1].split(";")[0] for note in notes if note.startswith("set for a restart of this node")]
+    assert said == [
+        "Ceph doesn't replace its disks 0 3 (noout)",
+        "HA's maintenance mode is on",
+        "VM 105 was moved to pve2 and is to come back",
+    ]
+    assert not [
+        note for note in host_doctor.diagnose(reading(facts=facts()), host()).notes if "set for a restart" in note
+    ]

@@ -2,7 +2,7 @@
 # What we wrote on this host, and what became of it: keys of read_host.sh's answer.
 # Needs: files, whole, boot, switch, lacking, container/drift, container/record, handover/rest, read/text
 #
-# Gives: managed; edits; kept_scripts; ledger; containers; turned_away.
+# Gives: managed; edits; kept_scripts; ledger; containers; turned_away; set_aside.
 
 # What we wrote, and what became of it.
 managed() {
@@ -97,4 +97,10 @@ turned_away() {
     $3 ~ /:$/ && $4 == "VM" { name = substr($3, 1, length($3) - 1); if (index($0, refused)) last[name] = $0; else if ($6 == "has" || $6 == "keeps") delete last[name] }
     END { for (name in last) { split(last[name], words, " "); print name, words[1], words[2] ":", substr(last[name], index(last[name], ": VM ") + 2) } }' | sort)
   printf '}'
+}
+
+# set_aside - what is set for a restart of this node until its turn ends: lines of lib/away.sh.
+set_aside() {
+  printf ',"set_aside":'
+  string_of /var/lib/homelab/away
 }
