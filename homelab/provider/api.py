@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from homelab.errors import HomelabError
-from homelab.provider.base import OutputsT, Work
+from homelab.properties import same
+from homelab.provider.base import GoneError, OutputsT, Work
 from homelab.provider.vm_memory import VmMemory
 from homelab.remote import guard, scripts, ssh
 from homelab.remote.proxmox.api import Api
@@ -24,6 +26,7 @@ _READINGS: dict[tuple[str, str], Any] = {}
 
 
 NodeT = TypeVar("NodeT", bound=NodeInputs)
+MOVED = "node"  # of a made guest's drift: it is on another node of the cluster
 
 
 class ApiWork(Work[NodeT, OutputsT]):
@@ -86,11 +89,39 @@ class ApiWork(Work[NodeT, OutputsT]):
             return self._machine_of(self.api(inputs).at(error.node), inputs, vmid, name)
         return machine
 
-    def is_there(self, inputs: NodeT, mark: str, instance: str, path: str, node: str) -> bool:
-        """Is a guest that was made here on another node, or has another guest its id there? ``path``: of its configuration, on the node that it has left."""
-        there = path.replace(f"nodes/{inputs.node}/", f"nodes/{node}/", 1)
+    def drift_of_made(
+        self, inputs: NodeT, guest: Taken, mark: str, instance: str, keys: Iterable[str], wanted: Mapping[str, str]
+    ) -> list[str] | None:
+        """The options in which a guest that was made here differs, for a refresh, each told; None: it has moved, and its own probe says where it is.
+
+        :param mark, instance: of the guest (`is_marked`), and of this making of it.
+        :param keys: those that are compared, where they are among ``wanted``: option -> value.
+        :raises GoneError: there is none, or another guest has its id by now.
+        """
+        path, name = guest.path(inputs.node), guest.name
         try:
-            config = strings(self.reading(inputs, there, f"to read the configuration of the guest on {node}"))
+            config = strings(self.reading(inputs, path, f"to read the configuration of {guest.label}"))
+        except NotThereError:
+            tell(f"{name}: drift: {guest.label} is gone")
+            raise GoneError from None
+        except ElsewhereError as error:
+            if not self._is_there(inputs, guest, mark, instance, error.node):
+                tell(f"{name}: drift: {guest.label} is gone; the guest of that id on {error.node} is another one")
+                raise GoneError from None
+            if self.stack.roams(name):
+                return None
+            tell(f"{name}: drift: {error.found}")
+            return [MOVED]
+        drift = [key for key in keys if key in wanted and not same(key, config.get(key), wanted[key])]
+        for key in drift:
+            tell(f"{name}: drift: {key} is {config.get(key, 'not there')} instead of {wanted[key]}")
+        return drift
+
+    def _is_there(self, inputs: NodeT, guest: Taken, mark: str, instance: str, node: str) -> bool:
+        """Is the guest that was made here on another node, or has another guest its id there?"""
+        try:
+            wanted = f"to read the configuration of the guest on {node}"
+            config = strings(self.reading(inputs, guest.path(node), wanted))
         except (NotThereError, ElsewhereError):  # a guest of the other kind
             return False
         return is_marked(mark, config) and not is_anothers(mark, instance, config)
@@ -104,12 +135,36 @@ class ApiWork(Work[NodeT, OutputsT]):
 
 
 class Taken(NamedTuple):
-    """A guest of an id that another one was to have. ``place``: vms or containers; ``id``, ``named_by``: what its id and its name are called."""
+    """A guest that is made here, or another one of its id. ``name``: in the settings; ``place``: vms or containers; ``id``, ``named_by``: what its id and
+    its name are called; ``kind``: in the API's paths."""
 
+    name: str
     label: str
     place: str
     id: str
     named_by: str
+    kind: str
+    number: int
+
+    def path(self, node: str) -> str:
+        """Of its configuration in the API."""
+        return f"nodes/{node}/{self.kind}/{self.number}/config"
+
+    @property
+    def adopting(self) -> str:
+        """How the one that is there is adopted, as advice."""
+        called = self.label.partition(" ")[0]
+        return f"leave `create` out of {self.place}.{self.name} to adopt that {called} as it is"
+
+
+def made_vm(vmid: int, name: str) -> Taken:
+    """``name``: in the settings."""
+    return Taken(name, f"VM {vmid}", "vms", "vmid", "name", "qemu", vmid)
+
+
+def made_container(ctid: int, name: str) -> Taken:
+    """``name``: in the settings."""
+    return Taken(name, f"container {ctid}", "containers", "ctid", "hostname", "lxc", ctid)
 
 
 class _Made(Protocol):
@@ -152,12 +207,10 @@ def marked_anew(mark: str, instance: str, config: dict[str, str]) -> str:
     return re.sub(rf"{re.escape(mark)}(?: [0-9a-f]{{16}})?(?!\S)", lambda _: f"{mark} {instance}", text, count=1)
 
 
-def taken(mark: str, guest: Taken, config: dict[str, str], adopt: str) -> HomelabError:
+def taken(mark: str, guest: Taken, config: dict[str, str]) -> HomelabError:
     """Why a guest isn't made where there is one of its id.
 
     :param mark: of the guest that was to be made.
-    :param guest: how it is called.
-    :param adopt: how it is adopted, as advice.
     """
     stack, _, name = mark.rpartition("/")
     if (ours := re.search(rf"{re.escape(stack)}/([^\s/]+)", config.get("description", ""))) and ours[1] != name:
@@ -165,21 +218,20 @@ def taken(mark: str, guest: Taken, config: dict[str, str], adopt: str) -> Homela
             wanted=f"{guest.label} ({name}) created",
             found=f"this stack has created {guest.label} as {guest.place}.{ours[1]}",
             why="under another name a guest would be made anew, and the one that is there deleted with its disks; nothing was changed",
-            next=f"put the name {ours[1]} back in the settings; or {adopt}, which a destroy leaves there",
+            next=f"put the name {ours[1]} back in the settings; or {guest.adopting}, which a destroy leaves there",
         )
     return HomelabError(
         wanted=f"{guest.label} ({name}) created",
         found=f"there is a {guest.label} already: {config.get(guest.named_by, 'without a name')}"
         + (f", locked ({config['lock']})" if "lock" in config else ""),
         why="it is not this program's, or not finished; nothing was changed",
-        next=f"choose another {guest.id}, or {adopt}",
+        next=f"choose another {guest.id}, or {guest.adopting}",
     )
 
 
-def require_same(guest: Taken, name: str, inputs: _MadeOn, had: _MadeOn, instance: str, config: dict[str, str]) -> None:
+def require_same(guest: Taken, inputs: _MadeOn, had: _MadeOn, instance: str, config: dict[str, str]) -> None:
     """Where a guest has moved to: is it the one that was made, or has another one its id by now?
 
-    :param name: in the settings.
     :param config: of the guest of that id on the node that the inputs name.
     :raises HomelabError: it is another one.
     """
@@ -188,10 +240,10 @@ def require_same(guest: Taken, name: str, inputs: _MadeOn, had: _MadeOn, instanc
         return
     kind = guest.label.partition(" ")[0]
     raise HomelabError(
-        wanted=f"{guest.label} ({name}), which this program made on {had.node}, changed on {inputs.node}, where it is now",
+        wanted=f"{guest.label} ({guest.name}), which this program made on {had.node}, changed on {inputs.node}, where it is now",
         found=f"{guest.label} on {inputs.node} is another one: {config.get(guest.named_by, 'without a name')}",
         why="the one that was made is gone, and somebody has used its id again; what isn't this program's is not changed, and never removed",
-        next=f"choose another {guest.id} for {guest.place}.{name}, and run `pulumi up --refresh`: a new {kind} is made",
+        next=f"choose another {guest.id} for {guest.place}.{guest.name}, and run `pulumi up --refresh`: a new {kind} is made",
     )
 
 

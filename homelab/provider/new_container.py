@@ -8,9 +8,7 @@ import secrets
 from typing import Any
 
 from homelab.errors import HomelabError
-from homelab.properties import same
-from homelab.provider.api import ApiWork, Taken, is_marked, marked_anew, require_same, stays, taken
-from homelab.provider.base import GoneError
+from homelab.provider.api import MOVED, ApiWork, is_marked, made_container, marked_anew, require_same, stays, taken
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.resources.new_container import NewContainer
 from homelab.text import tell
@@ -20,7 +18,6 @@ from homelab.vm.config import strings
 COMPARED = ("hostname", "cores", "memory", "swap", "onboot", "nameserver", "features")
 # The host's folders in it.
 _MOUNTED = re.compile(r"mp\d+")
-MOVED = "node"  # of drift: it is on another node of the cluster
 
 
 class NewContainerWork(ApiWork[NewContainer.Inputs, NewContainer.Outputs]):
@@ -61,10 +58,7 @@ class NewContainerWork(ApiWork[NewContainer.Inputs, NewContainer.Outputs]):
             description = marked_anew(inputs.mark, instance, config)
             api.put(self._path(inputs), wanted, digest=found["digest"], description=description)
         else:
-            guest = Taken(f"container {ctid}", "containers", "ctid", "hostname")
-            raise taken(
-                inputs.mark, guest, config, f"leave `create` out of containers.{name} to adopt that container as it is"
-            )
+            raise taken(inputs.mark, made_container(ctid, name), config)
 
     def _task(
         self,
@@ -96,34 +90,12 @@ class NewContainerWork(ApiWork[NewContainer.Inputs, NewContainer.Outputs]):
 
     @staticmethod
     def _path(inputs: NewContainer.Inputs) -> str:
-        return f"nodes/{inputs.node}/lxc/{inputs.ctid}/config"
+        return made_container(inputs.ctid, inputs.container).path(inputs.node)
 
     def read(self, inputs: NewContainer.Inputs, outputs: NewContainer.Outputs) -> NewContainer.Outputs:
-        ctid, path = inputs.ctid, self._path(inputs)
-        try:
-            found = self.reading(inputs, path, f"to read the configuration of container {ctid}")
-        except NotThereError:
-            tell(f"{inputs.container}: drift: container {ctid} is gone")
-            raise GoneError from None
-        except ElsewhereError as error:
-            if not self.is_there(inputs, inputs.mark, outputs.instance, path, error.node):
-                tell(
-                    f"{inputs.container}: drift: container {ctid} is gone; the guest of that id on {error.node} is another one"
-                )
-                raise GoneError from None
-            if self.stack.roams(inputs.container):  # its probe says where it is
-                return outputs
-            tell(f"{inputs.container}: drift: {error.found}")
-            return dataclasses.replace(outputs, drift=[MOVED])
-        config = strings(found)
-        drift = [
-            key
-            for key in _compared(inputs)
-            if key in inputs.config and not same(key, config.get(key), inputs.config[key])
-        ]
-        for key in drift:
-            tell(f"{inputs.container}: drift: {key} is {config.get(key, 'not there')} instead of {inputs.config[key]}")
-        return dataclasses.replace(outputs, drift=drift)
+        guest = made_container(inputs.ctid, inputs.container)
+        drift = self.drift_of_made(inputs, guest, inputs.mark, outputs.instance, _compared(inputs), inputs.config)
+        return outputs if drift is None else dataclasses.replace(outputs, drift=drift)
 
     def update(
         self, inputs: NewContainer.Inputs, had: NewContainer.Inputs, outputs: NewContainer.Outputs
@@ -132,9 +104,9 @@ class NewContainerWork(ApiWork[NewContainer.Inputs, NewContainer.Outputs]):
         if MOVED in outputs.drift:
             self._config(inputs)  # refused, unless it is back
         if inputs.node != had.node:
-            guest = Taken(f"container {inputs.ctid}", "containers", "ctid", "hostname")
+            guest = made_container(inputs.ctid, inputs.container)
             found = strings(self.api(inputs).get(self._path(inputs), f"container {inputs.ctid} on {inputs.node}"))
-            require_same(guest, inputs.container, inputs, had, outputs.instance, found)
+            require_same(guest, inputs, had, outputs.instance, found)
         before, have = had.config, inputs.config
         keys = list(dict.fromkeys([*_compared(inputs), *_compared(had)]))
         again = [

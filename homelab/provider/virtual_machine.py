@@ -8,16 +8,14 @@ from typing import Any
 
 from homelab.errors import HomelabError
 from homelab.properties import same
-from homelab.provider.api import ApiWork, Taken, is_marked, marked_anew, policy, require_same, stays, taken
-from homelab.provider.base import GoneError
-from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
+from homelab.provider.api import MOVED, ApiWork, is_marked, made_vm, marked_anew, policy, require_same, stays, taken
+from homelab.remote.proxmox.errors import NotThereError
 from homelab.remote.proxmox.machine import Machine
 from homelab.resources.virtual_machine import VirtualMachine
 from homelab.text import tell
-from homelab.vm.config import Change, strings
+from homelab.vm.config import Change
 from homelab.vm.creation import SYSTEM_DISK
 
-MOVED = "node"  # of drift: it is on another node of the cluster
 # Of `config`, what is read back on a refresh. Disks and network cards come back with what Proxmox VE added to them.
 COMPARED = ("name", "cores", "memory", "balloon", "cpu", "machine", "bios", "ostype", "agent", "onboot")
 
@@ -87,30 +85,12 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
 
             machine.converge(target, sorted(wanted), policy(inputs.shutdown), "keep")
             return
-        guest = Taken(f"VM {machine.vmid}", "vms", "vmid", "name")
-        raise taken(inputs.mark, guest, found, f"leave `create` out of vms.{inputs.vm} to adopt that VM as it is")
+        raise taken(inputs.mark, made_vm(inputs.vmid, inputs.vm), found)
 
     def read(self, inputs: VirtualMachine.Inputs, outputs: VirtualMachine.Outputs) -> VirtualMachine.Outputs:
-        path = f"nodes/{inputs.node}/qemu/{inputs.vmid}/config"
-        try:
-            config = strings(self.reading(inputs, path, f"to read the configuration of VM {inputs.vmid}"))
-        except NotThereError:
-            tell(f"{inputs.vm}: drift: VM {inputs.vmid} is gone")
-            raise GoneError from None
-        except ElsewhereError as error:
-            if not self.is_there(inputs, inputs.mark, outputs.instance, path, error.node):
-                tell(
-                    f"{inputs.vm}: drift: VM {inputs.vmid} is gone; the guest of that id on {error.node} is another one"
-                )
-                raise GoneError from None
-            if self.stack.roams(inputs.vm):  # its record says where it is
-                return outputs
-            tell(f"{inputs.vm}: drift: {error.found}")
-            return dataclasses.replace(outputs, drift=[MOVED])
-        drift = [key for key in COMPARED if key in inputs.config and not same(key, config.get(key), inputs.config[key])]
-        for key in drift:
-            tell(f"{inputs.vm}: drift: {key} is {config.get(key, 'not there')} instead of {inputs.config[key]}")
-        return dataclasses.replace(outputs, drift=drift)
+        guest = made_vm(inputs.vmid, inputs.vm)
+        drift = self.drift_of_made(inputs, guest, inputs.mark, outputs.instance, COMPARED, inputs.config)
+        return outputs if drift is None else dataclasses.replace(outputs, drift=drift)
 
     def update(
         self, inputs: VirtualMachine.Inputs, had: VirtualMachine.Inputs, outputs: VirtualMachine.Outputs
@@ -120,8 +100,8 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
         if MOVED in outputs.drift:
             machine.config()  # refused, unless it is back
         if inputs.node != had.node:
-            guest = Taken(f"VM {inputs.vmid}", "vms", "vmid", "name")
-            require_same(guest, inputs.vm, inputs, had, outputs.instance, machine.config())
+            guest = made_vm(inputs.vmid, inputs.vm)
+            require_same(guest, inputs, had, outputs.instance, machine.config())
         both = {**inputs.config, **inputs.secret_config}
         before = {**had.config, **had.secret_config}
         again = [key for key, value in both.items() if before.get(key) != value or key in outputs.drift]
