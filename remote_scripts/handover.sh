@@ -58,10 +58,10 @@ revert() {
 # forget_states all|others - others: of cards that aren't handed over any more, which the program that is installed would never settle.
 forget_states() {
   local file name
-  for file in "$ROOT$HANDOVER"/*.state; do
-    name=${file##*/} name=${name%.state}
+  for file in "$ROOT$HANDOVER"/*.state "$ROOT$HANDOVER"/*.turned_away; do
+    name=${file##*/} name=${name%.*}
     if [[ ! -e $file ]] || { [[ $1 == others ]] && grep -qE "(^|[='])$name [0-9a-f]{4}:" <<<"$PROGRAM"; }; then continue; fi
-    tell_owed "$file"
+    [[ $file != *.state ]] || tell_owed "$file"
     rm -f "$file"
   done
 }

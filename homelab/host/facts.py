@@ -365,6 +365,17 @@ class HandedOver(_Fact):
         return {key: value for key, _, value in pairs}
 
 
+class TurnedAway(_Fact):
+    """A VM that was started while a run was at work, and didn't get its card: when (``at``, by the host's clock), and whose run it was."""
+
+    vm: int
+    at: str
+    run: str
+
+    def __str__(self) -> str:
+        return f"{self.at}: VM {self.vm} doesn't get it: an up or a destroy of this host is at work ({self.run})"
+
+
 class SharedWith(_Fact):
     """A container that was given cards by this program: numbers of /dev/nvidiaN, cards of other makers (lib/container/card_nodes.sh), and how
     it differs from what was set up."""
@@ -453,8 +464,8 @@ class HostFacts(_Fact):
     nvidia: NvidiaFacts = NvidiaFacts()
     containers: list[SharedWith] = []
     handover: HandedOver = HandedOver()
-    # Card that is handed over -> the last VM that didn't get it because a run was at work: when, and whose run.
-    turned_away: dict[str, str] = {}
+    # Card that is handed over -> the last VM that didn't get it because a run was at work.
+    turned_away: dict[str, TurnedAway] = {}
     # What is set for a restart of this node of a cluster, and not put back yet: lines KEY VALUE (remote_scripts/lib/away.sh).
     set_aside: str = ""
     # What this program noted of VMs and mappings (homelab/remote/ledger.py): name -> JSON.

@@ -320,8 +320,9 @@ def test_show_and_doctor_say_where_it_is(state: str, said: str) -> None:
 
 
 def test_a_vm_that_was_turned_away_during_an_up_is_shown() -> None:
+    about = {"vm": 103, "at": "2026-01-01 10:00:00", "run": "anna on desk"}
     said = "2026-01-01 10:00:00: VM 103 doesn't get it: an up or a destroy of this host is at work (anna on desk)"
-    found = facts(turned_away={"rtx5090": said, "gone": said})
+    found = facts(turned_away={"rtx5090": about, "gone": about})
     cards = show.of_reading(found, host(), "pve")
     wanted = show.wanted(host(), {"gaming": VM}, {}, cards, found)
     for seen in (cards, wanted):

@@ -46,14 +46,27 @@ is_to_be_taken() { [[ ${S[vm]:-} != "$1" || ! ${S[state]} =~ ^(VM|RETURNING)$ ]]
 # wait_for_run - says that VM `vmid` has to.
 wait_for_run() {
   say "VM $vmid doesn't get it: an up or a destroy of this host is at work ($AT_WORK)"
+  note_turned_away || say "that can't be noted on the disk"
   message "gpus.$CARD for VM $vmid, which starts" "an up or a destroy of this host is at work: ${AT_WORK:-it says nothing of itself}" \
     "its steps need the card where it is, and would end half-way without it; nothing was changed" "start the VM again when that has ended"
+}
+
+# note_turned_away - for whoever reads the host, until a VM has got the card. It leaves no state: everything is as it was.
+note_turned_away() {
+  need_dir "$ROOT$HANDOVER" &&
+    printf 'vm=%s\nat=%s\nrun=%s\n' "$vmid" "$(date '+%F %T')" "${AT_WORK//$'\n'/; }" | write_atomically "$HANDOVER/$CARD.turned_away" 0600
+}
+
+# note_taken - the VM has the card. Status 1: that isn't on the disk.
+note_taken() {
+  save_state state VM why '' || return 1
+  remove_file "$HANDOVER/$CARD.turned_away" || :
 }
 
 # keep_card - the VM that had it last starts again (`qm reboot`, or before the way back has begun): it is all there already.
 keep_card() {
   ! is_elsewhere && all_on vfio-pci && is_that_card && is_alive || return 1
-  save_state state VM why '' || return 1
+  note_taken || return 1
   say "VM $vmid keeps it"
 }
 
@@ -132,6 +145,6 @@ detach_card() {
   in_unit 60 step_bind || :
   all_on vfio-pci || { REFUSED="not every function has come to vfio-pci: $(for function in "${FUNCTIONS[@]}"; do printf '%s %s; ' "$function" "$(card_driver "$function")"; done)" && return 1; }
   REFUSED="its state can't be noted on the disk"
-  save_state state VM || return 1
+  note_taken || return 1
   say "VM $vmid has it"
 }

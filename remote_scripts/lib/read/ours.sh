@@ -84,18 +84,24 @@ containers() {
   printf ']'
 }
 
-# turned_away - of each shared card, the last VM that didn't get it because a run was at work here, when and whose run that was: a line of the story
-# (lib/handover/take.sh), until a VM has got it since. It leaves no state: everything is as it was.
+# turned_away - of each shared card, the last VM that didn't get it because a run was at work here, when and whose run that was (lib/handover/take.sh), until
+# a VM has got it since.
 turned_away() {
-  local name line separator=''
+  local file name separator='' key value vm at run
   printf ',"turned_away":{'
-  while IFS=' ' read -r name line; do
-    printf '%s%s:' "$separator" "$(json_string "$name")"
-    json_string "$line"
+  for file in "$ROOT$HANDOVER"/*.turned_away; do
+    [[ -e $file ]] || continue
+    name=${file##*/} vm='' at='' run=''
+    while IFS='=' read -r key value; do
+      case $key in vm) vm=$value ;; at) at=$value ;; run) run=$value ;; esac
+    done <"$file"
+    [[ $vm =~ ^[1-9][0-9]*$ ]] || continue
+    printf '%s%s:{"vm":%s' "$separator" "$(json_string "${name%.turned_away}")" "$vm"
+    json_entry at "$at"
+    json_entry run "$run"
+    printf '}'
     separator=,
-  done < <(tail -c 131072 "$ROOT$HANDOVER/log" 2>/dev/null | awk -v refused="doesn't get it: an up or a destroy of this host is at work" '
-    $3 ~ /:$/ && $4 == "VM" { name = substr($3, 1, length($3) - 1); if (index($0, refused)) last[name] = $0; else if ($6 == "has" || $6 == "keeps") delete last[name] }
-    END { for (name in last) { split(last[name], words, " "); print name, words[1], words[2] ":", substr(last[name], index(last[name], ": VM ") + 2) } }' | sort)
+  done
   printf '}'
 }
 
