@@ -67,7 +67,6 @@ revert() {
 }
 
 restart() {
-  ! is_up || remove_file "$(record_dir)/ran"
   [[ ! -e $ROOT$(record_dir)/restart ]] || ! is_up || shut_down_to_start || die "container $CTID off within $TIMEOUT s, to be started without the cards" "it still runs" \
     "its configuration has no card any more; it runs on with what it was started with" \
     "see what keeps it (\`pct exec $CTID -- ps\`), or switch it off: \`pct stop $CTID\`, then run \`pulumi up\` again; or set shutdown.otherwise: stop"

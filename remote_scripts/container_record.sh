@@ -19,7 +19,10 @@ is_noted() { [[ -e $1/ours || -e $1/wanted ]]; }
 
 # archived - the same record is always the same text. A configuration that could be put back is one of the node that the container has left.
 archived() {
-  tar -C "$ROOT$(record_dir)" --exclude=./before --exclude=./after --exclude='./*_before' --exclude=./mounted \
+  local without=()
+  [[ ! -e $ROOT$(record_dir)/ran ]] || find_why_not_owed
+  [[ -z ${WHY:-} ]] || without=(--exclude=./ran)
+  tar -C "$ROOT$(record_dir)" "${without[@]}" --exclude=./before --exclude=./after --exclude='./*_before' --exclude=./mounted \
     --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --mode=u=rwX,go= -c . | base64 -w 0
 }
 
@@ -34,6 +37,7 @@ take() {
     awk '!seen[$0]++' "$temporary/ours" "$dir/ours" >"$temporary/both" || not_taken "$temporary"
     mv -fT "$temporary/both" "$temporary/ours"
   fi
+  take_ran_along "$temporary/ran" || not_taken "$temporary"
   sync -f "$temporary"
   rm -rf "$dir"
   mv -T "$temporary" "$dir"
@@ -41,7 +45,9 @@ take() {
   # The other node forgets its own next: what is here now is read back.
   unpack "$given"
   while IFS= read -r name; do
-    if [[ $name == ours ]]; then
+    if [[ $name == ran ]]; then
+      : # by this node's boot
+    elif [[ $name == ours ]]; then
       [[ -z $(comm -23 <(sort -u "$given/ours") <(sort -u "$dir/ours")) ]]
     else
       cmp -s "$given/$name" "$dir/$name"

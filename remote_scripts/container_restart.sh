@@ -13,12 +13,11 @@ apply() {
   need_rest
   CHANGED=no LOOK_INSIDE=no
   set_up # where an earlier restart failed, the configuration was put back
-  ! is_up || remove_file "$(record_dir)/ran"
   if [[ -e $ROOT$(record_dir)/restart ]] && is_up; then
     shut_down_to_start || refuse
   fi
   in_force
-  [[ ! -e $ROOT$(record_dir)/ran ]] || restarted=yes
+  ! is_owed || restarted=yes
   [[ $restarted == yes ]] || log "container $CTID needs no restart: it is off, or has what its configuration says"
   case $POWER in
     running) is_up || start_up ;;

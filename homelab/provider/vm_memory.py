@@ -1,8 +1,9 @@
 """That a VM ran when this program shut it down, and is to run again: noted on its host before that (``power/<vmid>``), until it runs again.
 
 Whoever has switched a VM off since wants it off. So a note counts only where all of this is certain, and is forgotten where not: it is of this very VM,
-no older than an hour, of this boot of this node, and no start of the VM on this node has ended well since,
-as Proxmox VE's own tasks say. That is decided here alone: `Machine.converge` asks it when it acts, VmRecord when it plans.
+no older than an hour, of this boot of this node, no start of the VM on this node has ended well since, and it was this program that has shut it down,
+as Proxmox VE's own tasks say. But for the VM's identity that is decided on the host, for containers as well (remote_scripts/lib/guest_tasks.sh).
+`Machine.converge` asks it when it acts, VmRecord when it plans.
 """
 
 from __future__ import annotations
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from homelab.remote.ssh import Session
     from homelab.settings import Host
 
-# How long a note counts, in seconds by the node's clock.
-COUNTS_SECONDS = 3600
-
 
 class _Starts(NamedTuple):
     """What a host says: has a start of the VM ended well, its clock, in seconds since 1970, and what tells its boot."""
@@ -33,37 +31,37 @@ class _Starts(NamedTuple):
     boot: str
 
 
-async def note_that_it_ran(session: Session, vmid: int, guest: str, identity: str, at: int | None = None) -> None:
+async def note_that_it_ran(
+    session: Session, vmid: int, guest: str, identity: str, *, off: bool, at: int | None = None
+) -> None:
     """Notes that the VM is to run again.
 
     :param guest: its name in the settings.
     :param identity: tells it from another VM (vm.config.identity).
+    :param off: is it off already, by this program? Else it is shut down next.
     :param at: when it ran, in seconds since 1970 by the node's clock; None: now.
     """
     host = await _starts(session, vmid, 0)
-    about = {"identity": identity, "guest": guest, "at": host.now if at is None else at, "boot": host.boot}
+    about = {"identity": identity, "guest": guest, "at": host.now if at is None else at, "boot": host.boot, "off": off}
     await ledger.note(session, ledger.of_power(vmid), about)
 
 
-async def is_owed_since(session: Session, vmid: int, guest: str, identity: Callable[[], str]) -> int | None:
+async def is_owed_since(session: Session, host: Host, vmid: int, guest: str, identity: Callable[[], str]) -> int | None:
     """When it was noted that the VM is to run again, in seconds since 1970, if that counts; a note that doesn't is forgotten. Errors as of `Session.run`.
 
+    :param session: with ``host``.
     :param guest, identity: as of `note_that_it_ran`.
     """
     noted = await ledger.noted(session, ledger.of_power(vmid))
     if noted is None:
         return None
     at = int(noted.get("at", 0))
-    host = await _starts(session, vmid, at + 1)
-    why = ""
-    if not same_vm(str(noted.get("identity", "unknown")), identity()):
+    if same_vm(str(noted.get("identity", "unknown")), identity()):
+        boot, off = str(noted.get("boot", "")), noted.get("off") is True
+        script = scripts.start_log(vmid, at, boot=boot, ours=_as_whom(host), off=off)
+        why = str(scripts.answer(await session.run("owed", script))["why"])
+    else:
         why = "that this is still the same VM isn't certain"
-    elif host.well:
-        why = "it was started since"
-    elif not noted.get("boot") or noted["boot"] != host.boot:
-        why = "the node has restarted since"
-    elif abs(host.now - at) >= COUNTS_SECONDS:
-        why = "that is more than an hour ago"
     if why:
         tell(
             f"{guest}: VM {vmid} ran when an earlier run shut it down; {why}: whether it runs is left to you, and vms.{guest}.power"
@@ -82,13 +80,18 @@ async def taken_along(stack: StackTexts, left: str, session: Session, vmid: int,
     """
     try:
         async with ssh.connect(stack.host(left)) as there:
-            at = await is_owed_since(there, vmid, guest, lambda: identity)
+            at = await is_owed_since(there, stack.host(left), vmid, guest, lambda: identity)
     except HomelabError:
         return False
     if at is None or (await _starts(session, vmid, at + 1)).well:
         return False
-    await note_that_it_ran(session, vmid, guest, identity, at)
+    await note_that_it_ran(session, vmid, guest, identity, off=True, at=at)
     return True
+
+
+def _as_whom(host: Host) -> str:
+    """The user of Proxmox VE's whose tasks this program's are."""
+    return (host.api.token or host.api.user or "") if host.api else ""
 
 
 async def _starts(session: Session, vmid: int, since: int) -> _Starts:
@@ -111,7 +114,7 @@ class VmMemory:
 
         async def done() -> None:
             async with ssh.connect(self._host) as session:
-                await note_that_it_ran(session, self._vmid, self._guest, identity)
+                await note_that_it_ran(session, self._vmid, self._guest, identity, off=False)
 
         if self._here:
             asyncio.run(done())
@@ -121,7 +124,7 @@ class VmMemory:
 
         async def found() -> int | None:
             async with ssh.connect(self._host) as session:
-                return await is_owed_since(session, self._vmid, self._guest, identity)
+                return await is_owed_since(session, self._host, self._vmid, self._guest, identity)
 
         return self._here and asyncio.run(found()) is not None
 

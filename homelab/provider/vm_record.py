@@ -116,9 +116,11 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
             if had is not None and had.host != inputs.host:
                 again = await vm_memory.taken_along(self.stack, had.host, session, vmid, inputs.vm, identity(config))
             elif ledger.of_power(vmid) in facts.ledger:
-                again = await vm_memory.is_owed_since(session, vmid, inputs.vm, lambda: identity(config)) is not None
+                again = (
+                    await vm_memory.is_owed_since(session, host, vmid, inputs.vm, lambda: identity(config)) is not None
+                )
             if stopped_by_us(vmid, inputs.boot, had.boot if had else None) and vmid not in guests.running:
-                await vm_memory.note_that_it_ran(session, vmid, inputs.vm, identity(config))
+                await vm_memory.note_that_it_ran(session, vmid, inputs.vm, identity(config), off=True)
                 again = True
             if not inputs.copied:
                 await safety_copy.forget(session, vmid, inputs.vm, facts.ledger)

@@ -447,9 +447,13 @@ def ledger(name: str, note: str, *, keep: bool = False) -> str:
     return compose("ledger.sh", NAME=name, NOTE=note, KEEP="yes" if keep else "no")
 
 
-def start_log(vmid: int, since: int) -> str:
-    """Standard input of start_log.sh, with the verb ``started``; ``since``: in seconds since 1970."""
-    return compose("start_log.sh", VMID=str(vmid), SINCE=str(since))
+def start_log(vmid: int, since: int, *, boot: str = "", ours: str = "", off: bool = False) -> str:
+    """Standard input of start_log.sh, with the verb ``started`` or, with the rest, ``owed``; ``since``: in seconds since 1970.
+
+    :param boot, ours, off: when it was noted that the VM ran, the node's boot, the user as which it is shut down, and whether it was off already.
+    """
+    off_word = "yes" if off else "no"
+    return compose("start_log.sh", VMID=str(vmid), SINCE=str(since), BOOT=boot, OURS=ours, OFF=off_word)
 
 
 def read_log(lines: int) -> str:

@@ -14,7 +14,7 @@
 #   restart   is there while the running container still has what was before
 #   before    the configuration as it was before the change that waits for a restart; `after`: the digest of what it became. Empty: somebody
 #             has changed it since, and nothing is put back
-#   ran       is there from a shutdown until the start that follows it: the container is still to be started
+#   ran       is there from before a shutdown until the start that follows it: the container is still to be started, as long as that counts (guest_tasks.sh)
 #
 #   mounted   is there while a container that is off is looked into
 #

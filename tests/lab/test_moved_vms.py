@@ -284,6 +284,13 @@ def left_off(cluster: LabCluster, monkeypatch: pytest.MonkeyPatch) -> VmRecord.O
     return dataclasses.replace(first, record=BALLOON)
 
 
+def noted_earlier(cluster: LabCluster, node: str, **more: Any) -> None:
+    """A start of the note's own second isn't a later one: the note is of some seconds ago."""
+    path = cluster[node].root / "var/lib/homelab" / POWER
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps({**about, "at": about["at"] - 5, **more}))
+
+
 @pytest.mark.parametrize("ends", ["up", "destroy"])
 def test_a_vm_that_a_killed_run_has_left_off_runs_again_after_the_next_one_or_after_destroy(
     cluster: LabCluster, monkeypatch: pytest.MonkeyPatch, ends: str
@@ -297,15 +304,28 @@ def test_a_vm_that_a_killed_run_has_left_off_runs_again_after_the_next_one_or_af
     assert runs(cluster) and noted(cluster, POWER) == []
 
 
-@pytest.mark.parametrize("off", ["by hand, after a start", "power: stopped", "another VM", "moved, and off there"])
+@pytest.mark.parametrize(
+    "off",
+    [
+        "by hand, after a start",
+        "power: stopped",
+        "another VM",
+        "moved, and off there",
+        "by hand, and the run was killed before",
+    ],
+)
 def test_a_vm_that_somebody_has_switched_off_since_stays_off(
     cluster: LabCluster, monkeypatch: pytest.MonkeyPatch, off: str
 ) -> None:
     given, node = left_off(cluster, monkeypatch), "pve1"
     if off == "by hand, after a start":
+        noted_earlier(cluster, "pve1")
+        cluster["pve1"].run(f"qm start {VM}; qm stop {VM}")
+    elif off == "by hand, and the run was killed before":
+        noted_earlier(cluster, "pve1", off=False)
         cluster["pve1"].run(
-            f"sleep 1; qm start {VM}; qm stop {VM}"
-        )  # a start of the note's own second isn't a later one
+            f"rm -f $ROOT/var/log/pve/tasks/index; qm start {VM}; rm -f $ROOT/var/log/pve/tasks/index; qm stop {VM}"
+        )
     elif off == "power: stopped":
         VmChangeWork(texts(cluster)).create(change_of("pve1", BALLOON, power="stopped"))
         assert noted(cluster, POWER) == []
@@ -315,7 +335,8 @@ def test_a_vm_that_somebody_has_switched_off_since_stays_off(
         GpuLeaseWork(texts(cluster)).delete(lease_of("pve1"), GpuLease.Outputs(by_hand=False))
     else:
         move(cluster, "pve1", node := "pve2")
-        cluster["pve2"].run(f"sleep 1; qm start {VM}; qm stop {VM}")
+        noted_earlier(cluster, "pve1")
+        cluster["pve2"].run(f"qm start {VM}; qm stop {VM}")
         had, has = record_of("pve1", **CARDS), record_of("pve2", **CARDS)
         VmRecordWork(texts(cluster)).update(has, had, given)
     VmChangeWork(texts(cluster)).create(change_of(node, BALLOON, running=True))

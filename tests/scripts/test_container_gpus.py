@@ -6,6 +6,7 @@ import fcntl
 import json
 import shutil
 import subprocess
+import time
 
 import pytest
 
@@ -340,6 +341,22 @@ def test_what_is_noted_goes_with_a_container_to_another_node(containers: Contain
     assert {one.name: one.read_bytes() for one in record.iterdir()} == noted
     assert containers.revert() == BASE and not record.exists()
     away.parent.rmdir()
+
+
+@pytest.mark.parametrize("counts", [True, False], ids=["it counts", "of an earlier boot"])
+def test_that_a_container_is_to_run_again_goes_along_only_if_it_counts(containers: Containers, counts: bool) -> None:
+    containers.path.write_text(BASE)
+    containers.apply()
+    root = containers.host.root
+    boot, ran = root / "proc/sys/kernel/random/boot_id", root / "var/lib/homelab/containers/300/ran"
+    at = int(time.time())
+    ran.write_text(f"{at} {boot.read_text().strip() if counts else 'another'} yes \n")
+    taken = carry(containers, "give")
+    assert ran.exists(), "`give` changes nothing"
+    carry(containers, "forget", taken)
+    boot.write_text("of-the-other\n")
+    carry(containers, "take", taken)
+    assert (ran.read_text().split() if ran.exists() else None) == ([str(at), "of-the-other", "yes"] if counts else None)
 
 
 def test_half_of_what_is_noted_isnt_taken(containers: Containers) -> None:

@@ -82,6 +82,48 @@ def test_one_that_somebody_has_started_since_and_switched_off_stays_off(box: Box
     assert box.gpus()[0] and box.restart()[0] and not box.runs()
 
 
+@pytest.mark.parametrize(
+    "gone", ["by hand, after a start", "another boot", "another one", "long ago", "an earlier version"]
+)
+def test_one_that_a_run_has_left_off_is_started_only_where_nobody_can_have_switched_it_off(box: Box, gone: str) -> None:
+    box.path.write_text(box.path.read_text() + BROKEN)
+    assert box.gpus()[0] and not box.restart()[0]
+    box.path.write_text(box.path.read_text().replace(BROKEN, ""))
+    at, boot, off, known = (box.record / "ran").read_text().split(" ")
+    assert off == "yes"
+    if gone == "by hand, after a start":  # and no run in between; a start of the note's own second isn't a later one
+        (box.record / "ran").write_text(f"{int(at) - 5} {boot} yes {known}")
+        box.host.bash(f"pct start {CTID} && pct shutdown {CTID}")
+    elif gone == "another boot":
+        (box.record / "ran").write_text(f"{at} another yes {known}")
+    elif gone == "another one":
+        (box.record / "ran").write_text(f"{at} {boot} yes AA:AA:AA:00:00:00\n")
+    elif gone == "long ago":
+        (box.record / "ran").write_text(f"{int(at) - 3600} {boot} yes {known}")
+    else:
+        (box.record / "ran").write_text("")
+    ended, said = box.restart()
+    assert ended and json.loads(said) == {"state": "stopped", "restarted": "no"}
+    assert not box.runs() and not (box.record / "ran").exists()
+
+
+@pytest.mark.parametrize("whose", ["the run's", "somebody's", "nobody's"])
+def test_a_run_that_was_killed_around_its_shutdown_starts_it_again_only_if_that_was_its_own(
+    box: Box, whose: str
+) -> None:
+    assert box.gpus()[0]
+    addresses = box.host.bash(f"sed -n 's/.*hwaddr=\\([^,]*\\).*/\\1/p' {box.path}").strip()
+    boot = (box.host.root / "proc/sys/kernel/random/boot_id").read_text().strip()
+    at = int(box.host.bash("date +%s")) - (0 if whose == "the run's" else 120)
+    (box.record / "ran").write_text(f"{at} {boot} no {addresses}\n")
+    box.host.bash(f"pct shutdown {CTID}")
+    if whose == "nobody's":  # such as `poweroff` inside
+        for path in (box.host.root / "var/log/pve/tasks").glob("*"):
+            if path.is_file():
+                path.write_text("")
+    assert box.restart()[0] and box.runs() is (whose == "the run's")
+
+
 def test_one_that_doesnt_go_off_has_its_configuration_as_before(box: Box) -> None:
     stock = box.path.read_text()
     assert box.gpus()[0] and box.path.read_text() != stock

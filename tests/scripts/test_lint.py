@@ -27,7 +27,7 @@ ARGUMENTS = {
     "read_log.sh": ("LINES",),
     "kept_scripts.sh": ("OWNER", "CONTENT"),
     "ledger.sh": ("NAME", "NOTE", "KEEP"),
-    "start_log.sh": ("VMID", "SINCE"),
+    "start_log.sh": ("VMID", "SINCE", "BOOT", "OURS", "OFF"),
     "storage_file.sh": ("URL", "VOLUME"),
     "read_packages.sh": (),
     "nvidia_nodes.sh": ("NEEDED", "NODES", "UNIT"),

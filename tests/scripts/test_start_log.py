@@ -69,3 +69,64 @@ def test_whether_a_start_has_ended_well_since_also_in_the_older_part_of_the_list
         assert done.returncode == 0, done.stdout + done.stderr
         answer = json.loads(done.stdout)
         assert (answer["started"], answer["boot"]) == (well, "b1") and answer["now"] > 1_700_000_000
+
+
+# -- is a guest that was shut down to run again still to run? ------------------------------------------------------
+NOW, PULUMI = 1_800_000_000, "homelab@pve!pulumi"
+
+
+def task(kind: str, after: int, user: str = PULUMI, guest: int = 103, status: str = "OK") -> str:
+    upid = f"UPID:pve1:00001A2B:0094C3F1:{NOW + after:08X}:{kind}:{guest}:{user}:"
+    return f"{upid} {NOW + after + 1:08X} {status}\n"
+
+
+ASKED = f"qm 103 {NOW} b1 {PULUMI} no"
+OF_A_CONTAINER = f"vz 103 {NOW} b1 root@pam no"
+SHUT = task("qmshutdown", 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "tasks", "passed", "why"),
+    [
+        (ASKED, SHUT, 60, ""),
+        (ASKED, SHUT + task("qmshutdown", 61) + task("qmstop", 70), 80, ""),
+        (ASKED, SHUT, 3600, "more than an hour"),
+        (ASKED, SHUT, -3600, "more than an hour"),
+        (ASKED.replace("b1", "b0"), SHUT, 60, "the node has restarted"),
+        (ASKED.replace("b1", "''"), SHUT, 60, "the node has restarted"),
+        (ASKED, SHUT + task("qmstart", 5, "root@pam"), 60, "started since"),
+        (ASKED, SHUT + task("qmstart", 5, status="QEMU exited with code 1"), 60, ""),
+        (ASKED, task("qmstart", 0) + SHUT, 60, ""),
+        (ASKED, "", 60, "by itself, or from within"),
+        (ASKED, task("qmshutdown", -1), 60, "by itself, or from within"),
+        (ASKED, task("qmshutdown", 1, guest=1030), 60, "by itself, or from within"),
+        (ASKED, task("qmshutdown", 900, "root@pam"), 960, "somebody else has switched it off since (root@pam)"),
+        (ASKED, SHUT + task("qmstop", 900, "root@pam"), 960, "somebody else"),
+        (ASKED, task("qmstop", 900, "homelab@pve!other"), 960, "somebody else"),
+        (ASKED, task("hastop", 1) + task("qmshutdown", 15, "root@pam"), 60, ""),
+        (ASKED, task("qmshutdown", 15, "root@pam") + task("hastop", 20), 60, "somebody else"),
+        (ASKED.replace(" no", " yes"), "", 60, ""),
+        (OF_A_CONTAINER, task("vzshutdown", 2, "root@pam"), 60, ""),
+        (OF_A_CONTAINER, task("vzshutdown", 300, "root@pam"), 360, "somebody else has switched it off since (root@pam)"),
+        (OF_A_CONTAINER, task("vzshutdown", 2, "root@pam") + task("vzstop", 300, "root@pam"), 360, "somebody else"),
+        (OF_A_CONTAINER, task("vzshutdown", 2, "anna@pve"), 60, "somebody else has switched it off since (anna@pve)"),
+        (OF_A_CONTAINER, task("hastop", 2, "root@pam") + task("vzshutdown", 90, "root@pam"), 120, ""),
+        (OF_A_CONTAINER, task("qmshutdown", 2, "root@pam"), 60, "by itself, or from within"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("file", ["index", "active"])
+def test_a_guest_is_to_run_again_only_where_this_program_has_shut_it_down_and_nobody_else_has(
+    folder: Folder, asked: str, tasks: str, passed: int, why: str, file: str
+) -> None:
+    folder.write("proc/sys/kernel/random/boot_id", "b1\n")
+    folder.command("date", f"echo {NOW + passed}")
+    starts = "".join(line for line in tasks.splitlines(keepends=True) if "start:" in line)
+    shutdowns = "".join(line for line in tasks.splitlines(keepends=True) if "start:" not in line)
+    if file == "active":  # a line of it says first whether its task has been put into the index
+        shutdowns = "".join(f"{line.split()[0]} 0\n" for line in shutdowns.splitlines())
+    folder.write("var/log/pve/tasks/index", starts)
+    path = folder.root / f"var/log/pve/tasks/{file}"
+    path.write_text((path.read_text() if path.exists() else "") + shutdowns)
+    done = folder.bash(f'find_why_off {asked}; printf "%s" "$WHY"', parts=("guest_tasks",))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert why in done.stdout and (why == "") is (done.stdout == "")

@@ -1,4 +1,4 @@
-"""When the note that a VM ran counts: what isn't certain starts nothing (homelab/provider/vm_memory.py)."""
+"""When the note that a VM ran counts: what isn't certain starts nothing (homelab/provider/vm_memory.py; tests/scripts/test_start_log.py has the host's part)."""
 
 from __future__ import annotations
 
@@ -9,50 +9,64 @@ from typing import Any
 import pytest
 
 from homelab.provider import vm_memory
+from homelab.settings import Host
+from tests.unit.test_created_vms import API, SSH
 
 OURS, AT = "uuid=aaaaaaaa-0000-0000-0000-000000000000", 1_700_000_000
-NOTED = {"identity": OURS, "guest": "sandbox", "at": AT, "boot": "b1"}
-HOST = {"task": "", "log": "", "started": "no", "now": AT + 60, "boot": "b1"}
+NOTED = {"identity": OURS, "guest": "sandbox", "at": AT, "boot": "b1", "off": False}
+HOST = Host.model_validate({"address": "192.0.2.1", "ssh": SSH, "api": API})
 
 
 class Answering:
-    """A session with a host that has this note; ``host``: what its tasks, clock and boot say."""
+    """A session with a host that has this note; ``why``: what it says of whether the VM is to run again."""
 
-    def __init__(self, noted: dict[str, Any] | None, host: dict[str, Any]) -> None:
-        self.noted, self.host, self.verbs = noted, host, list[str]()
+    def __init__(self, noted: dict[str, Any] | None, why: str) -> None:
+        self.noted, self.why, self.verbs, self.asked = noted, why, list[str](), ""
 
-    async def run(self, verb: str, _script: str) -> str:
+    async def run(self, verb: str, script: str) -> str:
         self.verbs.append(verb)
-        if verb == "started":
-            return json.dumps(self.host)
+        if verb == "owed":
+            self.asked = script
+            return json.dumps({"why": self.why})
         return json.dumps({"note": json.dumps(self.noted) if self.noted else ""})
 
 
 @pytest.mark.parametrize(
-    ("noted", "host", "identity", "why"),
+    ("identity", "host_says", "why"),
     [
-        ({}, {}, OURS, ""),
-        ({}, {}, OURS.replace("a", "b"), "the same VM"),
-        ({}, {"started": "yes"}, OURS, "it was started since"),
-        ({}, {"boot": "b2"}, OURS, "the node has restarted"),
-        ({}, {"now": AT + 3600}, OURS, "more than an hour"),
-        ({}, {"now": AT - 3600}, OURS, "more than an hour"),
-        ({"boot": ""}, {"boot": ""}, OURS, "the node has restarted"),
-        ({"at": 0}, {}, OURS, "more than an hour"),
+        (OURS, "", ""),
+        (OURS.replace("a", "b"), "", "the same VM"),
+        (OURS, "it was started since", "it was started since"),
     ],
-    ids=["it counts", "another VM", "started", "restarted", "old", "of a later time", "no boot", "an older version's"],
+    ids=["it counts", "another VM", "the host says no"],
 )
-def test_a_note_counts_only_where_nobody_can_have_switched_the_vm_off_since(
-    capsys: pytest.CaptureFixture[str], noted: dict[str, Any], host: dict[str, Any], identity: str, why: str
+def test_a_note_counts_only_for_the_same_vm_and_where_the_host_knows_nothing_against_it(
+    capsys: pytest.CaptureFixture[str], identity: str, host_says: str, why: str
 ) -> None:
-    session: Any = Answering(NOTED | noted, HOST | host)
-    found = asyncio.run(vm_memory.is_owed_since(session, 103, "sandbox", lambda: identity))
+    session: Any = Answering(NOTED, host_says)
+    found = asyncio.run(vm_memory.is_owed_since(session, HOST, 103, "sandbox", lambda: identity))
     assert (found == AT) is (why == "")
     assert ("apply" in session.verbs) is (why != ""), "what doesn't count is forgotten"
     assert why in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("noted", "words"),
+    [
+        ({}, ["BOOT=b1", "OURS='homelab@pve!pulumi'", "OFF=no"]),
+        ({"off": True}, ["OFF=yes"]),
+        ({"boot": None, "off": None, "at": 0}, ["SINCE=0", "OFF=no"]),
+    ],
+    ids=["shut down next", "off already", "an older version's"],
+)
+def test_the_host_is_told_what_is_noted_and_whose_shutdown_is_ours(noted: dict[str, Any], words: list[str]) -> None:
+    session: Any = Answering({key: value for key, value in (NOTED | noted).items() if value is not None}, "")
+    asyncio.run(vm_memory.is_owed_since(session, HOST, 103, "sandbox", lambda: OURS))
+    for word in words:
+        assert word in session.asked
+
+
 def test_where_nothing_is_noted_nothing_more_is_asked() -> None:
-    session: Any = Answering(None, HOST)
-    assert asyncio.run(vm_memory.is_owed_since(session, 103, "sandbox", lambda: OURS)) is None
+    session: Any = Answering(None, "")
+    assert asyncio.run(vm_memory.is_owed_since(session, HOST, 103, "sandbox", lambda: OURS)) is None
     assert session.verbs == ["noted"]

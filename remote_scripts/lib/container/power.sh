@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A container switched off and on.
-# Needs: container/changes
+# Needs: container/changes, guest_tasks
 #
-# Gives: shut_down, shut_down_to_start, start_up, start_interrupted; put_back. Variables: CTID, TIMEOUT, OTHERWISE.
+# Gives: shut_down, shut_down_to_start, start_up, is_owed, start_interrupted; put_back. Variables: CTID, TIMEOUT, OTHERWISE.
 #
 # Where the HA manager has the container, pct asks it and ends at once: the container follows 10 to 20 seconds later, or after the two minutes that a
 # lock of a node that has nothing else to do takes. From then on it has the time that pct was given, and HA ends it by force after that, whatever
@@ -17,25 +17,43 @@ shut_down() {
   is_up || return 0
   [[ $OTHERWISE == stop ]] || return 1
   log "it didn't within $TIMEOUT s: stopping it"
+  [[ ! -e $ROOT$(record_dir)/ran ]] || note_ran no
   DOING="container $CTID" run_logged pct stop "$CTID" || :
   await_ha off "$HA_SECONDS"
   ! is_up
 }
 
 # shut_down_to_start - the same of one that is started again next. It is noted: where that fails, or the run is cut short, the next one starts it.
+SHUT_BY_THIS=no
 shut_down_to_start() {
-  : | note ran
-  shut_down && return 0
+  note_ran no
+  if shut_down; then
+    SHUT_BY_THIS=yes
+    note_ran yes || log "that container $CTID is off to be started again is not noted: the disk may be full"
+    return 0
+  fi
   remove_file "$(record_dir)/ran"
   return 1
 }
 
-# start_interrupted - starts one that was shut down to be started again, and isn't. One that somebody has started since is left, and what is noted of it
-# no longer counts: a later shutdown is that person's.
-start_interrupted() {
-  [[ -e $ROOT$(record_dir)/ran ]] || return 0
-  if is_up; then remove_file "$(record_dir)/ran"; else start_up; fi
+# is_owed - was it shut down to be started again, and isn't yet? What no longer counts is forgotten, by the rule for VMs (guest_tasks.sh): whoever has switched
+# it off since wants it off.
+is_owed() {
+  [[ -e $ROOT$(record_dir)/ran ]] || return 1
+  if is_up; then
+    remove_file "$(record_dir)/ran"
+    return 1
+  fi
+  [[ $SHUT_BY_THIS == no ]] || return 0
+  find_why_not_owed
+  [[ -n $WHY ]] || return 0
+  log "container $CTID ran when an earlier run shut it down; $WHY: whether it runs is left to you, and \`power\` in the settings"
+  remove_file "$(record_dir)/ran"
+  return 1
 }
+
+# start_interrupted - starts one that was shut down to be started again, and isn't.
+start_interrupted() { ! is_owed || start_up; }
 
 # await_ha on|off SECONDS - until the HA manager has switched it, if it is the manager's to do so.
 await_ha() {

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # What is noted of a container, in /var/lib/homelab/containers/CTID (container.sh says what).
-# Needs: files, container/conf
+# Needs: files, guest_tasks, container/conf
 #
 # Gives: record_dir; note NAME, noted NAME; keep_record; read_wanted DIR -> METHOD, MINORS, FUNCTIONS, CARDS; remember_record, check_before, note_change,
-#   nothing_to_put_back, forget_change; forget_since_before; in_force.
+#   nothing_to_put_back, forget_change; forget_since_before; in_force; note_ran yes|no, find_why_not_owed -> WHY, take_ran_along FILE.
 
 record_dir() { printf '/var/lib/homelab/containers/%s' "$CTID"; }
 
@@ -113,3 +113,36 @@ forget_since_before() {
 
 # in_force - the running container, or the one that is off, has what its configuration says.
 in_force() { rm -f "$ROOT$(record_dir)"/{restart,before,after,ours_before,wanted_before,nodes_before}; }
+
+# note_ran yes|no - that it is to be started again: when, in which boot, whether it is off by now, and by what it is told from another one of its id.
+note_ran() { printf '%s %s %s %s\n' "$(date +%s)" "$(boot_now)" "$1" "$(card_addresses)" | note ran; }
+
+card_addresses() { sed -n '/^\[/q; s/^net[0-9]*:.*hwaddr=\([0-9A-Fa-f:]*\).*/\1/p' "$ROOT$PVE_LXC/$CTID.conf" 2>/dev/null | tr a-f A-F | sort | paste -s -d, -; }
+
+# find_why_not_owed - sets WHY, as find_why_off does, by what is noted.
+find_why_not_owed() {
+  local at='' boot='' off='' known='' now
+  read -r at boot off known < <(noted ran) || :
+  [[ $at =~ ^[0-9]+$ ]] || { WHY="when is not noted" && return 0; }
+  now=$(card_addresses)
+  # Elsewhere it has no configuration here.
+  if [[ -e $ROOT$PVE_LXC/$CTID.conf && $known != "$now" ]]; then
+    WHY="that this is still the same container isn't certain"
+  else
+    find_why_off vz "$CTID" "$at" "$boot" root@pam "$off"
+  fi
+}
+
+# take_ran_along FILE - that it is to be started again was noted on the node that it has left, and counted there; here it is by this boot, unless it was started
+# here since.
+take_ran_along() {
+  local at='' known='' temporary=$1.homelab-tmp
+  [[ -e $1 ]] || return 0
+  read -r at _ _ known <"$1" || :
+  last_start vz "$CTID" "$((at + 1))"
+  if [[ $STARTED == yes ]]; then
+    rm -f "$1"
+  else
+    printf '%s %s yes %s\n' "$at" "$(boot_now)" "$known" >"$temporary" && mv -fT "$temporary" "$1"
+  fi
+}
