@@ -19,7 +19,7 @@ hook() { # VMID PHASE
     pre-start)
       # Before the wait for the host, which a run may have for long; and once more with it.
       ! must_wait "${names[@]}" || return 1
-      get_host 180 || { tell_who_changes "$1" && return 1; }
+      get_host_for_start "$1" || { tell_who_changes "$1" && return 1; }
       begin_handover || { printf 'homelab: %s\n' "$RUN/handing can't be locked" && return 1; }
       for name in "${names[@]}"; do
         read_card "$name" && load_state "$name"
@@ -33,11 +33,24 @@ hook() { # VMID PHASE
   esac
 }
 
+# How long a start waits for whoever changes this host, and for a card that is on its way or whose containers are being started again, in seconds: several
+# containers may take their time.
+START_SECONDS=180
+RETURN_SECONDS=900
+
+# get_host_for_start VMID - another handover comes to its end first. Whatever else has the host for that long is a run that was cut off.
+get_host_for_start() {
+  get_host "$START_SECONDS" && return 0
+  (await_handover 0) && return 1
+  printf 'homelab: VM %s waits for a card that is on its way, or whose containers are being started again, for %s s at most\n' "$1" "$RETURN_SECONDS"
+  (await_handover "$RETURN_SECONDS") && get_host "$START_SECONDS"
+}
+
 # tell_who_changes VMID - who has had the host's lock all the time.
 tell_who_changes() {
   local who="something else of homelab's has changed this host"
   (await_handover 0) || who="a card has been on its way, or its containers have been starting again ($HANDOVER/log)"
-  printf 'homelab: %s for 180 s; start VM %s again when that has ended\n' "$who" "$1"
+  printf 'homelab: %s for too long; start VM %s again when that has ended\n' "$who" "$1"
 }
 
 # must_wait NAME... - is a run at work on this host, and is one of these cards yet to be taken for VM `vmid`, which names it?

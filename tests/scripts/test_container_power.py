@@ -58,7 +58,9 @@ def test_one_that_doesnt_hear_is_stopped_by_ha_too(host: Folder) -> None:
     assert host.read("is") == "stopped\n"
 
 
-@pytest.mark.parametrize("services", ["ct: 9010\n", "ct: 90\n", "vm: 901\n", ""])
+@pytest.mark.parametrize(
+    "services", ["ct: 9010\n", "ct: 90\n", "vm: 901\n", "", "ct: 901\n\tstate ignored\n\nct: 902\n\tstate started\n"]
+)
 def test_any_other_container_isnt_waited_for(host: Folder, services: str) -> None:
     host.write("etc/pve/ha/resources.cfg", services)
     power(host, "await_ha off 600")

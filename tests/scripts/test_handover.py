@@ -1134,6 +1134,47 @@ def test_units_that_systemd_has_not_read_are_read_by_the_next_run(host: Folder) 
         assert ("daemon-reload" in host.read("/systemd")) is reads
 
 
+@pytest.mark.parametrize(("about", "refused"), [("", True), ("\tstate started\n", True), ("\tstate ignored\n", False)])
+def test_a_container_that_ha_ignores_is_nobodys_but_ours(host: Folder, about: str, refused: bool) -> None:
+    host.write("/etc/pve/ha/resources.cfg", f"vm: 950\n\tstate ignored\n\nct: 950\n{about}\nct: 951\n\tstate ignored\n")
+    status, said = start(host)
+    assert (status == 1 and "container 950, which uses the card, is under HA" in said) is refused
+    assert taken(host) is not refused
+
+
+def test_a_start_waits_until_the_containers_run_again_and_then_gets_the_card(host: Folder) -> None:
+    assert start(host)[0] == 0 and taken(host)
+    gated(host, "start")
+    text = program("hook", "103", "pre-start").replace(
+        'get_host "$START_SECONDS" && return 0', "get_host 0 && return 0", 1
+    )
+    with began(host, "reconcile") as going_back:
+        begun = subprocess.Popen(["bash", "-c", text], env=host.environment, stdout=subprocess.PIPE, text=True)
+        with begun:
+            assert begun.stdout is not None
+            assert "VM 103 waits for a card that is on its way" in begun.stdout.readline()
+            host.command("pct", COMMANDS["pct"])
+            (host.root / "gate").write_text("\n")
+            begun.communicate()
+    assert (going_back.returncode, begun.returncode) == (0, 0) and taken(host)
+
+
+@pytest.mark.parametrize("now", ["", "vfio-pci"])
+def test_a_card_that_no_driver_took_is_given_to_its_driver_again(host: Folder, now: str) -> None:
+    assert start(host)[0] == 0 and taken(host)
+    host.command("systemd-run", COMMANDS["systemd-run"].replace("step_bind | step_attach)", "step_bind)"))
+    run(host, "reconcile")
+    assert state(host) == "HELD" and drivers(host)[0] == "" and host.read("/ct950") == "stopped\n"
+    host.command("systemd-run", COMMANDS["systemd-run"])
+    if now:  # by a person
+        (host.root / f"sys/bus/pci/devices/{GPU}/driver").symlink_to(f"../../../../bus/pci/drivers/{now}")
+    run(host, "reconcile")
+    if now:
+        assert state(host) == "HELD" and drivers(host)[0] == now
+    else:
+        assert is_with_the_host(host) and state(host) == ""
+
+
 def test_a_start_is_told_what_has_the_host_for_long(host: Folder) -> None:
     for on_its_way in (False, True):
         host.write("/run/homelab/handing", "")

@@ -6,7 +6,7 @@
 # Gives: read_conf -> TEXT, DIGEST, HEAD, TAIL, DEV, LXC_KEY, LXC_VALUE, LOCKED, TEMPLATE, UNPRIVILEGED; split_line LINE -> KEY, VALUE;
 #   option VALUE NAME; find_dev_path VALUE -> DEV_PATH; same_dev VALUE VALUE; split_rule VALUE -> RULE_ABOUT, RULE_ACCESS,
 #   allows MAJOR MINOR; binds VALUE PATH;
-#   is_up, node_of_container, need_container, need_changeable.
+#   is_up, is_under_ha, node_of_container, need_container, need_changeable.
 PVE_LXC=/etc/pve/lxc
 
 # read_conf - sets TEXT, DIGEST (as Proxmox VE's), HEAD (lines above the first section), TAIL (the rest), and of what will be in force
@@ -126,6 +126,15 @@ binds() {
   [[ ,${options:-}, == *,bind,* || ,${options:-}, == *,rbind,* ]] || return 1
   source=${source%/} target=${target%/}
   [[ $source == "/$target" ]] && [[ $2 == "$source" || ($2 == "$source"/* && ,$options, == *,create=dir,*) ]]
+}
+
+# is_under_ha - does the HA manager start and stop it? Not in the state `ignored`, in which Proxmox VE does so itself (PVE::HA::Config::service_is_ha_managed).
+is_under_ha() {
+  # shellcheck disable=SC2016 # for awk
+  within "$ASK_SECONDS" awk -v id="$CTID" '
+    /^[^ \t#]/ { on = ($1 == "ct:" && $2 == id && NF == 2 || $0 ~ ("^ct:" id "[ \t]*$")); if (on) found = 1 }
+    on && $1 == "state" && $2 == "ignored" { found = 0 }
+    END { exit !found }' "$ROOT/etc/pve/ha/resources.cfg" 2>/dev/null
 }
 
 is_up() {

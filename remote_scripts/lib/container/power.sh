@@ -47,7 +47,7 @@ is_owed() {
   [[ $SHUT_BY_THIS == no ]] || return 0
   find_why_not_owed
   [[ -n $WHY ]] || return 0
-  log "container $CTID ran when an earlier run shut it down; $WHY: whether it runs is left to you, and \`power\` in the settings"
+  log "container $CTID ran when an earlier run shut it down; $WHY: whether it runs is left to you, and power in its settings"
   remove_file "$(record_dir)/ran"
   return 1
 }
@@ -58,7 +58,7 @@ start_interrupted() { ! is_owed || start_up; }
 # await_ha on|off SECONDS - until the HA manager has switched it, if it is the manager's to do so.
 await_ha() {
   local until=$((SECONDS + $2))
-  within "$ASK_SECONDS" grep -qsE "^ct: *$CTID *\$" "$ROOT/etc/pve/ha/resources.cfg" || return 0
+  is_under_ha || return 0
   told_from_now
   while [[ $(is_up && printf on || printf off) != "$1" ]] && ((SECONDS < until)); do
     tell_now_and_then "waiting for HA to switch container $CTID $1"

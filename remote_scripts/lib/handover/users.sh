@@ -29,7 +29,7 @@ find_users() {
     ((status == 0)) || { REFUSED="whether container $CTID runs can't be told (\`pct status $CTID\`)" && return 1; }
     if [[ -n $LOCKED ]]; then
       REFUSED="container $CTID, which uses the card, is locked: $LOCKED"
-    elif grep -qE "^ct:[[:space:]]*${CTID}[[:space:]]*\$" "$ROOT/etc/pve/ha/resources.cfg" 2>/dev/null; then
+    elif is_under_ha; then
       REFUSED="container $CTID, which uses the card, is under HA, which would start it again"
     fi
     [[ -z $REFUSED ]] || return 1
