@@ -143,6 +143,16 @@ class StackTexts:
         return self._settings("containers").containers.get(name)
 
 
+def _cant_be_undone(host: str, error: HomelabError) -> HomelabError:
+    """What a `destroy` says of a host that doesn't answer."""
+    return error.retold(
+        why=f"what was set up on {host} can't be given back while it doesn't answer; nothing was changed there, and the state keeps it",
+        next=f"switch {host} on and run the same command again; what other hosts have is given back meanwhile by `pulumi destroy --continue-on-error`. If {host} won't "
+        f"come back, run that first, then forget it with all that depends on it (`pulumi state delete --target-dependents 'URN of {host}-probe'`, which "
+        "`pulumi stack --show-urns` lists) and take it out of homelab:hosts: what is on its disks stays as it is",
+    )
+
+
 class Work(Generic[InputsT, OutputsT]):
     """What is done with a resource. Methods block; they are called in threads, at the same time for several resources.
 
@@ -243,7 +253,12 @@ class Work(Generic[InputsT, OutputsT]):
             self.hold(inputs)
             self.delete(inputs, outputs)
 
-        self._in_time("delete", state, done)
+        try:
+            self._in_time("delete", state, done)
+        except (UnreachableError, UnansweredError) as error:
+            if isinstance(error, UnansweredError) and inputs.host not in _OUT_OF_REACH:
+                raise  # the host is there, and its API isn't
+            raise _cant_be_undone(inputs.host, error) from error
 
     def _in_time(self, verb: str, properties: Mapping[str, Any], do: Callable[[], T]) -> T:
         name = next((str(properties[key]) for key in _NAMED_BY if properties.get(key)), "")

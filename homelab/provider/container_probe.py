@@ -9,10 +9,11 @@ from homelab.container import libraries, others
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError, raise_all
 from homelab.host import plan
-from homelab.host.facts import HostFacts
+from homelab.host.facts import GuestConfig, HostFacts
 from homelab.nvidia import reading
 from homelab.provider import safety_copy
 from homelab.provider.base import Work, stopped_by_us
+from homelab.provider.peers import record_noted_by, told_by_peers
 from homelab.remote import guard, scripts, ssh
 from homelab.resources.base import Boot, ShutdownInputs
 from homelab.resources.container_probe import ContainerProbe
@@ -44,6 +45,27 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             asyncio.run(self._follow(inputs, had.host, inputs.host))
             found = dataclasses.replace(found, generation=found.generation + 1)
         return found
+
+    async def _take_over(self, inputs: ContainerProbe.Inputs, facts: HostFacts, config: GuestConfig) -> None:
+        """The state doesn't know the container, as where it was lost: what is noted on the host that the container has left meanwhile goes to the one that it is on.
+
+        :raises HomelabError: a node of the cluster doesn't answer, and the container has lines that may be noted there.
+        """
+        if not config.container.lines or any(one.id == inputs.ctid for one in facts.containers):
+            return
+        notes = await told_by_peers(
+            self.stack, inputs.host, lambda peer: record_noted_by(self.stack, peer, inputs.ctid)
+        )
+        for left in notes.found:
+            tell(
+                f"{inputs.container}: container {inputs.ctid} has come from {left}, and this stack's state doesn't know it: what is noted there goes along"
+            )
+            await self._follow(inputs, left, inputs.host)
+        if not notes.found:
+            notes.require_all(
+                f"container {inputs.ctid}",
+                "lines that this program gave the container look the same as its owner's: without those notes they would stay in it for good, beside new ones",
+            )
 
     async def _follow(self, inputs: ContainerProbe.Inputs, left: str, there: str) -> None:
         """What is noted on the host that the container has left goes to the one that it is on: by it the lines of the old node's cards are known to be ours.
@@ -147,6 +169,8 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         shared, refused = others.shared(inputs.container, container, facts, inputs.gpus, inputs.node)
         raise_all([*errors, *refused, *libraries.refusals(inputs.container, container, facts, inputs.gpus)])
         config = facts.guests.config(inputs.ctid)
+        if boot is None and config is not None:
+            asyncio.run(self._take_over(inputs, facts, config))
         return ContainerProbe.Outputs(
             minors=minors,
             functions=container_plan.functions([found.slots[number] for number in minors], facts),
@@ -216,7 +240,8 @@ def _wanted(inputs: ContainerProbe.Inputs) -> plan.Wanted:
 def _lost(inputs: ContainerProbe.Inputs, left: str) -> None:
     tell(
         f"{inputs.container}: note: {left} is no longer in homelab:hosts, and what was noted there of container {inputs.ctid} is lost: lines that this program gave "
-        f"it there stay in its configuration like somebody else's. Take out those of cards that {left} had"
+        f"it there stay in its configuration like somebody else's. Take out those of cards that {left} had: dev… options (`pct set {inputs.ctid} --delete …`) and lxc.… "
+        f"lines (/etc/pve/lxc/{inputs.ctid}.conf on the node that it is on), both while it is off"
     )
 
 

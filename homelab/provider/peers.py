@@ -7,13 +7,13 @@ said nothing: that nothing is noted there isn't known.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from homelab.errors import HomelabError
 from homelab.provider.base import StackTexts
-from homelab.remote import ledger, ssh
+from homelab.remote import ledger, scripts, ssh
 from homelab.text import tell
 
 
@@ -44,10 +44,22 @@ async def noted_by(stack: StackTexts, host: str, name: str) -> Mapping[str, Any]
 
 async def noted_by_peers(stack: StackTexts, host: str, name: str) -> PeerNotes:
     """``host``: in the settings, which isn't asked itself; ``name``: of the note."""
+    return await told_by_peers(stack, host, lambda peer: noted_by(stack, peer, name))
+
+
+async def record_noted_by(stack: StackTexts, host: str, ctid: int) -> Mapping[str, Any]:
+    """What a host has noted of a container's lines, as container_record.sh gives it; empty: nothing. Raises HomelabError: it can't be asked."""
+    async with ssh.connect(stack.host(host)) as session:
+        said = scripts.answer(await session.run("give", scripts.container_record(ctid)))
+    return said if said["record"] else {}
+
+
+async def told_by_peers(stack: StackTexts, host: str, ask: Callable[[str], Awaitable[Mapping[str, Any]]]) -> PeerNotes:
+    """``host``: in the settings, which isn't asked itself; ``ask``: one of the others what it has noted."""
 
     async def asked(peer: str) -> Mapping[str, Any] | HomelabError:
         try:
-            return await noted_by(stack, peer, name)
+            return await ask(peer)
         except HomelabError as error:
             return error
 

@@ -6,16 +6,16 @@ import asyncio
 import dataclasses
 from collections.abc import Mapping
 
-from homelab.errors import raise_all
+from homelab.errors import UnreachableError, raise_all
 from homelab.host import ha
 from homelab.host.facts import HostFacts, noted_in
 from homelab.properties import same
 from homelab.provider import safety_copy, vm_memory
 from homelab.provider.api import ApiWork, policy
 from homelab.provider.base import stopped_by_us
-from homelab.provider.peers import forgotten_by, forgotten_by_peers, noted_by_peers
+from homelab.provider.peers import forgotten_by, forgotten_by_peers, noted_by, noted_by_peers
 from homelab.remote import ledger, ssh
-from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
+from homelab.remote.proxmox.errors import ElsewhereError, NotThereError, UnansweredError
 from homelab.resources.vm_record import VmRecord
 from homelab.settings import Host
 from homelab.shapes import Record
@@ -170,7 +170,12 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
         owned = {**outputs.restore, **outputs.record}
         if not owned and not inputs.copied:
             return
-        noted = asyncio.run(ssh.read(self.host(inputs))).ledger
+        try:
+            noted = asyncio.run(ssh.read(self.host(inputs))).ledger
+        except UnreachableError:
+            if not owned or inputs.goes_away or not self._given_back_by_peer(inputs, outputs, owned):
+                raise
+            return
         if holder := ledger.held_by(noted_in(noted, ledger.of_vm(inputs.vmid)), inputs.vm):
             tell(f"{inputs.vm}: VM {inputs.vmid} is vms.{holder} now, and keeps what it was given")
             return
@@ -188,6 +193,31 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
         asyncio.run(_forget(self.host(inputs), inputs, noted))
         names = [ledger.of_vm(inputs.vmid), ledger.of_power(inputs.vmid), decided.noted_as(inputs.vmid)]
         asyncio.run(forgotten_by_peers(self.stack, inputs.host, inputs.vm, names))
+
+    def _given_back_by_peer(self, inputs: VmRecord.Inputs, outputs: VmRecord.Outputs, owned: Record) -> bool:
+        """Its host doesn't answer: where the VM is on another node by now, it gets back there what it had. No: it is on that host, or nobody answers."""
+        for peer in self.stack.peers(inputs.host):
+            near = dataclasses.replace(inputs, host=peer, node=self.stack.host(peer).node or peer)
+            try:
+                machine = self.machine_now(near, inputs.vmid, inputs.vm)
+                if machine.node == inputs.node:
+                    return False
+                config = machine.config()
+                holder = ledger.held_by(asyncio.run(noted_by(self.stack, peer, ledger.of_vm(inputs.vmid))), inputs.vm)
+            except (UnreachableError, UnansweredError):
+                continue
+            except NotThereError:
+                return False
+            if not holder and not _is_another(outputs, config):
+                machine.converge(lambda found: undo(found, owned), sorted(owned), policy(inputs.shutdown), "keep")
+            tell(
+                f"{inputs.vm}: note: {inputs.host} doesn't answer, and VM {inputs.vmid} is on {machine.node} now, where it was given back what it had: what "
+                f"/var/lib/homelab/ledger on {inputs.host} has of it stays"
+                if not holder
+                else f"{inputs.vm}: VM {inputs.vmid} is vms.{holder} now, and keeps what it was given"
+            )
+            return True
+        return False
 
 
 def _is_another(outputs: VmRecord.Outputs, config: dict[str, str]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, UnreachableError
 from homelab.provider import api as work_module
 from homelab.provider import peers
 from homelab.provider.base import GoneError
@@ -195,6 +195,25 @@ def test_a_node_that_is_off_while_a_vm_leaves_it_holds_nothing_up_and_is_told_la
     assert "hostpci0" not in conf(cluster, "pve2") and noted(cluster, RECORD) == ["pve1"] and len(said) == 3
     VmRecordWork(on).delete(record_of("pve2", copied=True), moved)
     assert noted(cluster, RECORD) == noted(cluster, COPY) == []
+
+
+@pytest.mark.parametrize("now_on", ["pve1", "pve2", "another one on pve2"])
+def test_a_destroy_gives_a_vm_back_what_it_had_where_it_is_also_if_the_node_that_it_left_is_dead(
+    cluster: LabCluster, now_on: str
+) -> None:
+    made = given_and_moved(cluster)
+    before = conf(cluster, "pve2")
+    if now_on == "pve1":
+        move(cluster, "pve2", "pve1")
+    identity = "uuid=cccccccc-0000-4000-8000-000000000000" if now_on.startswith("another") else made.identity
+    work = VmRecordWork(texts(cluster, off="pve1"))
+    if now_on == "pve1":
+        with pytest.raises(UnreachableError):
+            work.delete(record_of("pve1"), made)
+        assert conf(cluster, "pve1") == before
+        return
+    work.delete(record_of("pve1"), dataclasses.replace(made, identity=identity))
+    assert ("hostpci0" in conf(cluster, "pve2")) is now_on.startswith("another") and "hostpci0" in before
 
 
 def test_what_another_entry_keeps_on_another_node_stays_noted(cluster: LabCluster) -> None:

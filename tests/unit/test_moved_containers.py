@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, UnreachableError
+from homelab.host.facts import GuestConfig, SharedWith
 from homelab.provider import container_probe
 from homelab.provider.container_probe import ContainerProbeWork, _require_same
+from homelab.remote import ssh
 from homelab.resources.base import Boot
 from homelab.resources.container_probe import ContainerProbe
+from homelab.settings import Host
 from homelab.vm import safety
+from tests.unit.hosts import desktop
 from tests.unit.test_created_vms import API, SSH
 
 A, B = "AA:BB:CC:00:00:01", "AA:BB:CC:00:00:02"
@@ -53,6 +60,7 @@ def test_a_node_that_is_no_longer_in_the_settings_holds_up_nothing_and_what_is_l
             ContainerProbe.Outputs(minors=[], functions=[], guest_name="ai", resume=False, generation=0, stale=False),
         )
     assert len(said) == 1 and "pve1 is no longer in homelab:hosts" in said[0] and "container 901 is lost" in said[0]
+    assert "pct set 901 --delete" in said[0] and "/etc/pve/lxc/901.conf" in said[0]
 
 
 @pytest.mark.parametrize(
@@ -76,3 +84,71 @@ def test_a_container_is_another_one_where_none_of_its_network_cards_is_the_same(
         assert "is another one" in raised.value.found and "nothing was changed" in raised.value.why
     else:
         _require_same(probe("pve2"), before, now)
+
+
+# -- a state that was lost -----------------------------------------------------------------------------------------
+class Nodes:
+    """Nodes of a cluster by their addresses, each with what container_record.sh has noted there; None: it doesn't answer."""
+
+    def __init__(self, **records: str | None) -> None:
+        self.records = dict(records)
+        self.asked: list[tuple[str, str]] = []
+
+    @asynccontextmanager
+    async def connect(self, host: Host) -> AsyncIterator[Any]:
+        name = f"pve{host.address[-1]}"
+        if self.records[name] is None:
+            raise UnreachableError(wanted="an SSH connection", found="off", why="w", next="n")
+        nodes = self
+
+        class Session:
+            async def run(self, verb: str, script: str) -> str:
+                nodes.asked.append((name, verb))
+                if verb == "take":
+                    nodes.records[name] = next(one for one in ("NOTED", "OTHER") if f"NOTES={one}" in script)
+                elif verb == "forget":
+                    nodes.records[name] = ""
+                return json.dumps({"record": nodes.records[name] if verb == "give" else ""})
+
+        yield Session()
+
+
+LINES = "hostname: ai\ndev0: /dev/nvidia0,mode=0666\n"
+CLUSTER = {name: {**PVE2, "address": f"192.0.2.{name[-1]}"} for name in ("pve1", "pve2", "pve3")}
+
+
+def taken_over(nodes: Nodes, monkeypatch: pytest.MonkeyPatch, lines: str = LINES, *, known: bool = False) -> None:
+    monkeypatch.setattr(ssh, "connect", nodes.connect)
+    known_here = [SharedWith(id=901, minors="0", drift=[])] if known else []
+    facts = desktop().model_copy(update={"containers": known_here})
+    work = ContainerProbeWork({"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true"})
+    asyncio.run(work._take_over(probe("pve2"), facts, GuestConfig(kind="lxc", id=901, lines=lines)))
+
+
+def test_what_is_noted_where_a_container_was_before_the_state_was_lost_goes_along(
+    monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    nodes = Nodes(pve1="NOTED", pve2="", pve3="")
+    taken_over(nodes, monkeypatch)
+    assert nodes.records == {"pve1": "", "pve2": "NOTED", "pve3": ""}
+    assert len(said) == 1 and "container 901 has come from pve1" in said[0]
+
+
+def test_a_node_that_is_off_may_have_noted_lines_and_holds_up_only_a_container_that_has_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes = Nodes(pve1=None, pve2="", pve3="")
+    with pytest.raises(HomelabError) as raised:
+        taken_over(nodes, monkeypatch)
+    assert (
+        "to know what pve1 noted of container 901" in raised.value.wanted
+        and "take it out of homelab:hosts" in raised.value.next
+    )
+    nodes.asked.clear()
+    taken_over(nodes, monkeypatch, "hostname: ai\nnet0: name=eth0\n")
+    taken_over(nodes, monkeypatch, known=True)
+    assert nodes.asked == [], "nothing of ours can be in it, or it is noted here"
+    # What another node has noted is enough: a container comes from one.
+    nodes.records["pve3"] = "OTHER"
+    taken_over(nodes, monkeypatch)
+    assert nodes.records["pve2"] == "OTHER"

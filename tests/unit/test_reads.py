@@ -89,6 +89,22 @@ def test_a_host_that_is_off_is_one_error_and_is_waited_for_once(monkeypatch: pyt
     assert others == [(True, "PciMappingWork"), (True, "VmRecordWork")]
 
 
+def test_a_destroy_of_a_host_that_is_off_says_what_goes_on_and_how_it_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def read(*_: Any, **__: Any) -> Any:
+        raise UnreachableError(wanted="an SSH connection", found="Connect call failed", why="w", next="n")
+
+    monkeypatch.setattr(ssh, "read", read)
+    state = {**VM, **RECORD, **BOOT, "record": {"balloon": {"ours": "0", "before": None}}}
+    monkeypatch.setattr(base, "_OUT_OF_REACH", {"pve"})
+    with pytest.raises(UnreachableError) as raised:
+        VmRecordWork(TEXTS).deleted(state)
+    assert raised.value.found == "Connect call failed" and "nothing was changed" in raised.value.why
+    for advice in ("--continue-on-error", "--target-dependents 'URN of pve-probe'", "out of homelab:hosts"):
+        assert advice in raised.value.next
+
+
 def test_an_api_that_is_off_is_one_error_that_names_its_service(monkeypatch: pytest.MonkeyPatch) -> None:
     errors, _, others = refreshed(monkeypatch, off=False)
     assert len(errors) == 1 and "pveproxy" in errors[0].next and "nothing was changed" in errors[0].why
