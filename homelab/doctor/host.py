@@ -209,7 +209,8 @@ def _set_aside(reading: Reading) -> list[str]:
     ]
     return [
         f"set for a restart of this node, and not put back yet: {one}; unless a run is at work, the node does it by itself (homelab-turn.timer), "
-        "and the journal of homelab-turn.service says what keeps it from that"
+        "and the journal of homelab-turn.service says what keeps it from that; if it never can, since Ceph or the cluster is gone for good: "
+        "docs/troubleshooting.md, A node goes on trying to end its turn"
         for one in said
     ]
 

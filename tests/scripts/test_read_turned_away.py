@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,6 +46,21 @@ def test_of_several_cards_each_has_its_own_and_half_of_one_is_none(host: Folder)
         "big": {"vm": 103, **about},
         "small": {"vm": 104, **about},
     }
+
+
+def test_the_way_out_by_hand_that_the_page_names_leaves_nothing_of_it(host: Folder) -> None:
+    page = (Path(__file__).parents[2] / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    block = page.partition("### A node goes on trying to end its turn")[2].partition("```sh\n")[2].partition("```")[0]
+    program, units = "/var/lib/homelab/turn-end", "/etc/systemd/system/homelab-turn"
+    for path in (program, "/var/lib/homelab/away", "/var/lib/homelab/turn", f"{units}.timer", f"{units}.service"):
+        host.write(path, "")
+    before = [path for path in host.root.rglob("*turn*") if path.is_file()]
+    assert len(before) == 4 and "homelab-turn.timer" in block
+    host.command("systemctl", 'echo "$*" >>"$ROOT/systemd"')
+    done = host.bash(block.replace(" /", " $ROOT/"))
+    assert done.returncode == 0, done.stderr
+    assert not [path for path in before if path.exists()] and not (host.root / "var/lib/homelab/away").exists()
+    assert "disable --now homelab-turn.timer" in host.read("/systemd")
 
 
 @pytest.mark.parametrize("services", ["", "vm: 103\n\tstate started"])
