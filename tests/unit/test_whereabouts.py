@@ -1,0 +1,72 @@
+"""homelab/cli/whereabouts.py: `log` and `lock` reach a container that names its cluster through the node that it is on now; `doctor` and `show` count it there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from homelab.cli import whereabouts
+from homelab.errors import HomelabError, UnreachableError
+from homelab.host.facts import GuestConfig, HostFacts
+from homelab.remote import ssh
+from homelab.settings import Host
+from tests.unit.hosts import desktop
+from tests.unit.test_places import sharing
+
+
+def with_container(*ids: int) -> HostFacts:
+    facts = desktop()
+    configs = [GuestConfig(kind="lxc", id=one, lines="hostname: ai\n") for one in ids]
+    return facts.model_copy(update={"guests": facts.guests.model_copy(update={"configs": configs})})
+
+
+class File:
+    """The settings file, as far as hosts go."""
+
+    def __init__(self) -> None:
+        self.settings = sharing()
+
+    def host(self, name: str, _identity: str | None) -> tuple[str, Host]:
+        return name, self.settings.hosts[name]
+
+
+def found(monkeypatch: pytest.MonkeyPatch, *, on: str, off: str = "") -> str:
+    """The address of the node that it is found on. ``on``, ``off``: where it is, and which doesn't answer."""
+    file: Any = File()
+
+    async def read(host: Host, **_: Any) -> HostFacts:
+        name = f"pve{host.address[-1]}"
+        if name == off:
+            raise UnreachableError(wanted="an SSH connection", found="off", why="w", next="n")
+        return with_container(901) if name == on else with_container(902)
+
+    monkeypatch.setattr(ssh, "read", read)
+    return whereabouts.host_of(file, file.settings, file.settings.containers["ai"], None).address
+
+
+@pytest.mark.parametrize("off", ["", "pve1"])
+def test_a_container_is_found_on_the_node_that_it_is_on_also_where_another_is_off(
+    monkeypatch: pytest.MonkeyPatch, off: str
+) -> None:
+    assert found(monkeypatch, on="pve2", off=off) == "192.0.2.2"
+
+
+def test_one_that_is_nowhere_to_be_seen_is_said_by_what_keeps_it_from_being_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(UnreachableError):
+        found(monkeypatch, on="pve1", off="pve1")
+    with pytest.raises(HomelabError, match="it is on none of those that the settings have"):
+        found(monkeypatch, on="")
+
+
+@pytest.mark.parametrize(
+    ("cluster", "named", "counts"),
+    [("home", "home", True), ("home", "pve1", False), ("other", "home", False), (None, "home", False)],
+)
+def test_a_container_that_names_the_cluster_counts_on_the_node_that_has_it(
+    cluster: str | None, named: str, counts: bool
+) -> None:
+    assert with_container(901).has_roaming(cluster, named, 901) is counts
+    assert not with_container(902).has_roaming(cluster, named, 901)
