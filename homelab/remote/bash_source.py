@@ -6,6 +6,7 @@ reading of every script (tests/scripts/test_composition.py).
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 
@@ -65,13 +66,19 @@ def needed(library: Iterable[str], script: str) -> str:
     A name counts wherever it stands as a word, in a text too: a function that is called by its name in a variable, by a trap, or in
     another process stays. What a part does besides defining functions is sent as soon as a function or a variable of it is named.
     """
-    parts = [_Part(text) for text in library]
+    parts = [_part(text) for text in library]
     words = {*_WORD.findall(script)}
     sent: set[tuple[_Part, str]] = set()
     while new := {(part, name) for part in parts for name in part.reached(words)} - sent:
         sent |= new
         words |= {word for part, name in new for word in part.words[name]}
     return "".join(text for part in parts for name, text in part.chunks if (part, name) in sent) + script
+
+
+@functools.cache
+def _part(text: str) -> _Part:
+    """A part is in many scripts."""
+    return _Part(text)
 
 
 class _Part:
