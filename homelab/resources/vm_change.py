@@ -19,8 +19,8 @@ class VmChange(Resource):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(VmInputs):
-        """``address``: the guest's; `agent`: it is asked. ``running``: as VmRecord found it, however long ago; whether the VM is to run again is what its host
-        has noted when it is changed (homelab/provider/vm_memory.py)."""
+        """``address``: the guest's; `agent`: it is asked. ``running``: as VmRecord found it, however long ago; it decides nothing, and is there so that this acts once more where it
+        has changed. Whether the VM is to run again is what its host has noted when it is changed (homelab/provider/vm_memory.py)."""
 
         record: Record
         restore: Record

@@ -184,3 +184,12 @@ def test_lines_of_two_containers_are_told_apart(folder: Folder) -> None:
     folder.run("apply", f"({one}) &\n({other})\nwait")
     lines = [line for line in folder.read("/run/homelab/steps").splitlines() if line.startswith("  ")]
     assert sorted(lines) == ["  container 901: of 901", "  container 902: of 902"]
+
+
+def test_what_is_in_a_container_that_has_moved_is_not_taken_out_and_it_is_said_where_it_is(folder: Folder) -> None:
+    folder.write("/etc/pve/nodes/pve2/lxc/901.conf", "hostname: ai\n")
+    folder.command("hostname", "echo pve1")
+    done = run(folder, "echo '{}'", verb="revert", pct='echo "$*" >>"$ROOT/asked"')
+    assert done.returncode == 1 and "it is on the node pve2 now" in done.stdout
+    assert "run `pulumi up`" in done.stdout and "`pct migrate 901 pve1` on pve2" in done.stdout
+    assert not (folder.root / "asked").exists(), "nothing is done in it"

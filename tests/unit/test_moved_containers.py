@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError, UnreachableError
-from homelab.host.facts import GuestConfig, SharedWith
+from homelab.host.facts import GuestConfig, HostFacts, SharedWith
 from homelab.provider import container_probe
 from homelab.provider.container_probe import ContainerProbeWork, _require_same
 from homelab.remote import ssh
@@ -152,3 +152,47 @@ def test_a_node_that_is_off_may_have_noted_lines_and_holds_up_only_a_container_t
     nodes.records["pve3"] = "OTHER"
     taken_over(nodes, monkeypatch)
     assert nodes.records["pve2"] == "OTHER"
+
+
+# -- given back where it is now ------------------------------------------------------------------------------------
+NOW = "hostname: ai\nnet0: name=eth0,hwaddr={}\n"
+
+
+@pytest.mark.parametrize(
+    ("node", "address", "outcome"),
+    [("", A, ""), ("pve3", A, "given back"), ("pve3", B, "another one"), ("pve9", A, "no host of these settings")],
+    ids=["it is here", "it has moved", "another guest has its id", "to a node that isn't ours"],
+)
+def test_lines_are_taken_out_where_the_container_is_only_if_it_is_the_same_one(
+    monkeypatch: pytest.MonkeyPatch, said: list[str], node: str, address: str, outcome: str
+) -> None:
+    done: list[str] = []
+
+    async def read(host: Host, **_: Any) -> HostFacts:
+        facts = desktop()
+        if host.address == "192.0.2.2":
+            places = f"{node}/lxc/901.conf" if node else ""
+            about: dict[str, Any] = {"cluster": facts.cluster.model_copy(update={"node": "pve2", "places": places})}
+            return facts.model_copy(update={**about, "containers": [SharedWith(id=901, minors="0", drift=[])]})
+        guests = facts.guests.model_copy(
+            update={"configs": [GuestConfig(kind="lxc", id=901, lines=NOW.format(address))]}
+        )
+        return facts.model_copy(update={"guests": guests})
+
+    async def follow(_: Any, left: str, there: str) -> None:
+        done.append(f"{left} to {there}")
+
+    async def taken_out(_: Any, there: str) -> None:
+        done.append(f"taken out on {there}")
+
+    monkeypatch.setattr(ssh, "read", read)
+    work = ContainerProbeWork({"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true"})
+    monkeypatch.setattr(work, "_follow", follow)
+    monkeypatch.setattr(work, "_taken_out", taken_out)
+    if outcome == "no host of these settings":
+        with pytest.raises(HomelabError, match=outcome):
+            work._give_back_elsewhere(probe("pve2"), A)
+    else:
+        work._give_back_elsewhere(probe("pve2"), A)
+    assert done == (["pve2 to pve3", "taken out on pve3"] if outcome == "given back" else [])
+    assert outcome != "another one" or outcome in said[0]

@@ -127,3 +127,25 @@ def test_what_could_not_be_read_is_not_said_to_be_half_changed() -> None:
     error = requests.exceptions.ReadTimeout("timed out")
     assert "nothing was changed" in no_answer(host, "to read VM 103", error, reads=True).why
     assert "can't be told" in no_answer(host, "VM 103 changed", error).why
+
+
+def test_a_mapping_stays_for_live_migration_while_a_card_of_another_node_is_to_migrate() -> None:
+    def host(number: int, **card: Any) -> dict[str, Any]:
+        return {
+            **HOST,
+            "address": f"192.0.2.{number}",
+            "cluster": "home",
+            "gpus": {"card": {"match": "10de:2b85", **card}},
+        }
+
+    migrating = {"mapping": "gpu", "liveMigration": True}
+    hosts = {
+        "pve": host(1, **migrating),
+        "two": {**host(2, **migrating), "node": "pve2"},
+        "three": host(3, **migrating),
+        "four": host(4, mapping="gpu"),
+        "five": host(5, mapping="another", liveMigration=True),
+        "six": {**host(6, **migrating), "cluster": "elsewhere"},
+    }
+    work = PciMappingWork({"hosts": json.dumps(hosts)})
+    assert work._needing_flag(work._inputs({**STATES[1][1], "mapping": "gpu"})) == {"pve2", "three"}
