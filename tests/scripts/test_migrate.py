@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from tests import sampling
 from tests.scripts import cut_kit
 from tests.scripts.conftest import Folder
 from tests.scripts.test_cluster_turn import LOCK, TURN, first_of_three, members, status
+from tests.waiting import wait_until
 
 GIB = 2**30
 BOOT = "7d4f0d3c-0000-4000-8000-000000000001"
@@ -450,6 +452,33 @@ def test_a_guest_whose_migration_is_under_way_is_waited_for(node: Folder) -> Non
     assert end(node)["over"] == "no" and places(node)[105] == "pve1 locked"
     node.write("etc/pve/nodes/pve1/qemu-server/105.conf", "memory: 4096\n#on\n")
     assert end(node)["over"] == "yes" and places(node) == AT_HOME
+    is_over(node)
+
+
+def test_nobody_ends_the_turn_while_a_migration_of_a_killed_script_is_at_work(node: Folder) -> None:
+    os.mkfifo(node.root / "run/go")
+    node.command(
+        "qm", f'[[ $1 != migrate || $2 != 105 ]] || {{ touch "$ROOT/run/at-work"; read -r _ <"$ROOT/run/go"; }}\n{QM}'
+    )
+    run = subprocess.Popen(
+        ["bash", "-s", "--", "apply"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True,
+        env=node.environment,
+    )  # fmt: skip
+    assert run.stdin
+    run.stdin.write(script_of())
+    run.stdin.close()
+    wait_until((node.root / "run/at-work").exists)
+    run.kill()
+    run.wait()
+    assert node.read("var/lib/homelab/away") == f"vm:105 pve2 {BOOT}\n"
+    hasty = scripts.compose("cluster_turn.sh", LOCK_TIMEOUT="0", OVER_SECONDS="0", RETURN_SECONDS="0", NODE="")
+    refused = node.run("apply", hasty)
+    assert refused.returncode == 1 and "another run still holds" in refused.stdout and places(node) == AT_HOME
+    (node.root / "run/go").write_text("on\n")
+    assert (
+        end(node)["over"] == "yes" and places(node) == AT_HOME
+    )  # it waited until VM 105 had moved, and brought it back
+    assert "pvesh create /nodes/pve2/qemu/105/migrate" in node.read("run/asked") and not is_restarting(node)
     is_over(node)
 
 
