@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import yaml
 
+from lab.api.ha_manager import FILE as HA_FILE
 from lab.client import Lab, SnapshotEntry, add_to_snapshot
+from lab.host.ceph import Ceph
 from lab.host.cluster import Cluster
 from lab.state import LabError
 
@@ -33,8 +36,8 @@ class LabCluster:
         """Start all nodes of a cluster that is made anew, one after the other.
 
         Args:
-            description: a name in lab/clusters, or a YAML file: `name`, `qdevice`, and `nodes`, each with `ip`, `votes` (1 without it), and the
-                keys of a scenario, or `scenario`, the one from which it takes what it doesn't say itself.
+            description: a name in lab/clusters, or a YAML file: `name`, `qdevice`, `ceph` (lab/host/ceph.py; none without it), and `nodes`, each with `ip`,
+                `votes` (1 without it), and the keys of a scenario, or `scenario`, the one from which it takes what it doesn't say itself.
 
         Raises:
             LabError: there is something in the folder, or a node can't be started.
@@ -48,12 +51,18 @@ class LabCluster:
             for number, (name, one) in enumerate(data["nodes"].items(), 1)
         }
         shared = Cluster.make(folder.absolute(), data["name"], members, qdevice=data.get("qdevice", False))
+        ceph = data.get("ceph")
+        if ceph:
+            Ceph.make(shared.folder, ceph)
         nodes: dict[str, Lab] = {}
         for name, own in data["nodes"].items():
             base = own.pop("scenario", None)
             known = yaml.safe_load((SCENARIOS / f"{base}.yaml").read_text(encoding="utf-8")) if base else {}
             scenario = folder / f"{name}.yaml"
-            scenario.write_text(yaml.safe_dump({**known, **own, "node": name, "cluster": str(shared.folder)}))
+            made = {**known, **own, "node": name, "cluster": str(shared.folder)}
+            if ceph:
+                made["files"] = {**made.get("files", {}), **Ceph.files(ceph, name)}
+            scenario.write_text(yaml.safe_dump(made))
             nodes[name] = Lab.start(str(scenario), state=folder / "nodes" / name)
         return cls(folder, nodes)
 
@@ -72,6 +81,18 @@ class LabCluster:
         """Stop all of them."""
         for lab in self.nodes.values():
             lab.stop()
+
+    @property
+    def ceph(self) -> Ceph:
+        """Its Ceph, as it is now; only of a cluster that has one."""
+        return Ceph(Cluster(self.folder))
+
+    @property
+    def ha(self) -> dict[str, Any]:
+        """What HA's manager knows, as it is now (lab/api/ha_manager.py); nothing where HA was never in use."""
+        path = self.folder / HA_FILE
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return found
 
     def snapshot(self) -> dict[str, dict[str, SnapshotEntry]]:
         """What every node has, by its name, and what they share, as `pve`."""

@@ -24,6 +24,7 @@ from typing import Any
 
 import asyncssh
 
+from lab.api import ha_manager
 from lab.api.server import ApiServer
 from lab.api.users import Users
 from lab.commands import CommandServer
@@ -200,9 +201,10 @@ class Daemon:
             await self._power_on("start")
         self._write_lab_file(pid=os.getpid())
         ready()
-        folder = asyncio.create_task(self._end_with_folder())
+        watches = [self.in_background(self._end_with_folder()), self.in_background(self._take_part_in_ha())]
         await self._ending.wait()
-        folder.cancel()
+        for watch in watches:
+            watch.cancel()
         control.close()
         await self._end()
 
@@ -238,6 +240,13 @@ class Daemon:
             if lab is None or lab.pid != os.getpid():
                 _LOG.warning("%s is no longer this daemon's: it ends", self.state)
                 self.end()
+
+    async def _take_part_in_ha(self) -> None:
+        """The rounds of HA's manager and agent, while the host is up."""
+        while True:
+            await asyncio.sleep(ha_manager.ROUND_SECONDS)
+            if self.phase == "up":
+                self.api.take_part_in_ha()
 
     def _write_lab_file(self, pid: int | None) -> None:
         self._lab.pid = pid

@@ -39,6 +39,7 @@ SLOW = frozenset(
         "lab/test_doctor.py",
         "lab/test_driver_stack.py",
         "lab/test_guests.py",
+        "lab/test_ha.py",
         "lab/test_host_ssh.py",
         "lab/test_init.py",
         "lab/test_kernel.py",

@@ -7,7 +7,7 @@ from typing import Literal
 
 from lab.host.state import HostState
 
-from . import hooks, lxc, qemu_power
+from . import ha_manager, hooks, lxc, qemu_power
 from .errors import ApiError
 from .guests import Guest, exclusively, guests_of
 from .tasks import TaskLog, Tasks, Work
@@ -55,6 +55,8 @@ def _settle_one(guest: Guest) -> None:
 
 def stop_all(host: HostState) -> None:
     """Stop the guests that have a hookscript, in the order against that of their start, as a host does that goes down (fact 26)."""
+    with exclusively(host):
+        ha_manager.leave(host)
     for guest in sorted(_running(host), key=_order, reverse=True):
         if "hookscript" in guest.config().values:
             _carry_out(guest, "shutdown")

@@ -15,7 +15,7 @@ from typing import Any
 
 from lab.host.state import HostState
 
-from . import container_system, hooks
+from . import container_system, ha_commands, hooks
 from .auth import Authenticator
 from .cluster import peer_of
 from .errors import ApiError, Died, bad_parameters
@@ -87,6 +87,8 @@ def only_reads(name: str, arguments: list[str]) -> bool:
         return known is not None and known[0].reads
     if name in ("pvenode", "pvecm"):
         return arguments[:1] != ["expected"]
+    if name == "ha-manager":
+        return ha_commands.only_asks(arguments)
     return arguments[:1] in ([verb] for verb in ("list", "config", "status", "pending", "listsnapshot", "get"))
 
 

@@ -1,9 +1,9 @@
-"""VMs under the HA manager: a start or a stop asks it, by a task that ends at once; the VM follows some time later (recorded on a cluster).
+"""Guests under the HA manager: a start or a stop asks it, by a task that ends at once; the guest follows some time later (recorded on a cluster).
 
-The manager ends a guest by force when the time that it was given for a shutdown is over.
+The manager ends a guest by force when the time that it was given for a shutdown is over. What else it does: lab.api.ha_manager.
 
-A VM is one of its services if /etc/pve/ha/resources.cfg has `vm: ID` with another state than `ignored`. The fault ha-error, a VM's id, has it in the
-state `error`; with ha-idle the manager never comes to what it was asked for.
+A guest is one of its services if /etc/pve/ha/resources.cfg has `vm: ID` or `ct: ID` with another state than `ignored`. The fault ha-error, a guest's id, has it
+in the state `error`; with ha-idle the manager never comes to what it was asked for.
 """
 
 from __future__ import annotations
@@ -12,48 +12,45 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from . import ha_config
 from .call import Call
 from .errors import Died
 from .guests import Guest
 from .tasks import TaskLog, Work
 
-_FILE = "/etc/pve/ha/resources.cfg"
-#: Until the manager has the VM started or stopped; 10 to 20 seconds on a real one.
+#: Until the manager has the guest started or stopped; 10 to 20 seconds on a real one.
 DELAY_SECONDS = 0.4
-#: What a guest gets for a shutdown where the request doesn't say (PVE::API2::Qemu).
+#: What a guest gets for a shutdown where the request doesn't say (PVE::API2::Qemu, PVE::API2::LXC::Status).
 SHUTDOWN_SECONDS = 60
 
 
 def _state(guest: Guest) -> str | None:
-    """What the manager is to make of a VM; None: it isn't one of its services."""
-    match = re.search(rf"(?m)^vm: {guest.vmid}\n((?:[ \t]+.*\n?)*)", guest.host.read(_FILE, ""))
-    if match is None:
-        return None
-    state = re.search(r"(?m)^\s+state (\S+)$", match[1])
-    wanted = state[1] if state else "started"
-    if wanted == "ignored":
+    """What the manager is to make of a guest; None: it isn't one of its services."""
+    settings = ha_config.read(guest.host).get(ha_config.sid_of(guest))
+    if settings is None or (wanted := ha_config.wanted(settings)) == "ignored":
         return None
     return "error" if guest.has_fault("ha-error") and wanted != "disabled" else wanted
 
 
 def _ask_for(guest: Guest, state: str) -> None:
-    """Write the state that the manager is to bring a VM into."""
-    sections = re.split(r"(?m)^(?=\S)", guest.host.read(_FILE, ""))
+    """Write the state that the manager is to bring a guest into."""
+    header = ha_config.sid_of(guest).replace(":", ": ")
+    sections = re.split(r"(?m)^(?=\S)", guest.host.read(ha_config.FILE, ""))
     for number, section in enumerate(sections):
-        if re.match(rf"vm: {guest.vmid}\n", section):
+        if section.startswith(f"{header}\n"):
             bare = re.sub(r"(?m)^\s+state \S+\n", "", section)
             sections[number] = re.sub(r"\n", f"\n\tstate {state}\n", bare, count=1)
-    guest.host.write(_FILE, "".join(sections))
+    guest.host.write(ha_config.FILE, "".join(sections))
 
 
 def shown(guest: Guest) -> dict[str, Any]:
-    """`ha` of a VM's status."""
+    """`ha` of a guest's status."""
     state = _state(guest)
     return {"managed": 0} if state is None else {"managed": 1, "state": state}
 
 
 def asked(call: Call, guest: Guest, verb: str, work: Callable[[TaskLog], Work]) -> str | None:
-    """Have the manager do it; None: the VM isn't its.
+    """Have the manager do it; None: the guest isn't its.
 
     Args:
         verb: start or stop.
@@ -61,13 +58,14 @@ def asked(call: Call, guest: Guest, verb: str, work: Callable[[TaskLog], Work]) 
     """
     if _state(guest) is None:
         return None
+    sid, prefix = ha_config.sid_of(guest), "qm" if guest.kind == "qemu" else "vz"
 
     def request(log: TaskLog) -> Work:
         """A start is a state that is asked for at once; a stop goes to the manager, which writes the state when it comes to it (recorded)."""
-        log(f"Requesting HA {verb} for VM {guest.vmid}")
+        log(f"Requesting HA {verb} for {guest.label}")
         if _state(guest) == "error":
-            log(f"service 'vm:{guest.vmid}' in error state, must be disabled and fixed first")
-            raise Died(f"command 'ha-manager set vm:{guest.vmid} --state {verb}ed' failed: exit code 255")
+            log(f"service '{sid}' in error state, must be disabled and fixed first")
+            raise Died(f"command 'ha-manager set {sid} --state {verb}ed' failed: exit code 255")
         if verb == "start":
             _ask_for(guest, "started")
         yield 0.0
@@ -83,5 +81,5 @@ def asked(call: Call, guest: Guest, verb: str, work: Callable[[TaskLog], Work]) 
         yield from work(log)
 
     upid = call.start(f"ha{verb}", str(guest.vmid), request)
-    call.start_as_root(f"qm{verb}", str(guest.vmid), followed)
+    call.start_as_root(f"{prefix}{verb}", str(guest.vmid), followed)
     return upid

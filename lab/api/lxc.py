@@ -9,7 +9,7 @@ from typing import Any
 
 from lab.host.pve_packages import is_pve9
 
-from . import container_system, hooks
+from . import container_system, ha, hooks
 from .call import Call
 from .errors import ApiError, Died, bad_parameters, not_allowed
 from .formats import format_properties, format_size, parse_properties, size_of
@@ -454,6 +454,8 @@ def start(call: Call) -> str:
     require_cluster_ready(call.host)
     if guest.running:
         raise Died(f"CT {guest.vmid} already running")
+    if upid := ha.asked(call, guest, "start", lambda log: start_work(guest, log)):
+        return upid
     return call.start("vzstart", str(guest.vmid), lambda log: start_work(guest, log))
 
 
@@ -462,6 +464,8 @@ def stop(call: Call) -> str:
     guest = call.guest("lxc")
     _require_running(guest)
     skip = bool(call.parameters.get("skiplock")) and call.caller.is_root_ticket
+    if upid := ha.asked(call, guest, "stop", lambda log: stop_work(guest, log)):
+        return upid
     return call.start("vzstop", str(guest.vmid), lambda log: stop_work(guest, log, skip_lock=skip))
 
 
@@ -469,7 +473,9 @@ def shutdown(call: Call) -> str:
     """POST .../status/shutdown."""
     guest = call.guest("lxc")
     _require_running(guest)
-    timeout, force = float(call.parameters.get("timeout", 60)), bool(call.parameters.get("forceStop"))
+    timeout, force = float(call.parameters.get("timeout", ha.SHUTDOWN_SECONDS)), bool(call.parameters.get("forceStop"))
+    if upid := ha.asked(call, guest, "stop", lambda log: shutdown_work(guest, log, timeout, force=True)):
+        return upid
     return call.start("vzshutdown", str(guest.vmid), lambda log: shutdown_work(guest, log, timeout, force=force))
 
 

@@ -1,7 +1,7 @@
-"""Moving a VM to another node of a cluster: /nodes/{node}/qemu/{vmid}/migrate. Messages and order of checks are PVE::QemuMigrate's.
+"""Moving a guest to another node of a cluster: /nodes/{node}/qemu/{vmid}/migrate. Messages and order of checks are PVE::QemuMigrate's.
 
-A VM that runs goes on running: its start stays the same. A disk that isn't on a shared storage keeps it where it is: nothing is copied here. HA's
-VMs aren't migrated, and a server in a VM isn't carried along.
+A VM that runs goes on running: its start stays the same. A disk that isn't on a shared storage keeps it where it is: nothing is copied here. A server
+in a VM isn't carried along. What HA has is moved by its agent (ha_manager.py), containers too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lab.host.boot import mark_running
 from lab.host.pve_packages import is_pve9
 from lab.host.state import HostState
 
-from . import ha, passthrough
+from . import ha, ha_config, lxc, passthrough
 from .call import Call, unheard
 from .errors import Died, bad_parameters
 from .guest_config import GuestConfig
@@ -68,11 +68,22 @@ def migrate(call: Call) -> str:
     if guest.running and not call.parameters.get("online"):
         raise Died("can't migrate running VM without --online")
     if ha.shown(guest)["managed"]:
-        raise Died("the lab's HA migrates nothing")
-    return call.start("qmigrate", str(guest.vmid), lambda log: _work(guest, target, log))
+        return call.start("hamigrate", str(guest.vmid), lambda log: _asked(guest, target, log))
+    return call.start("qmigrate", str(guest.vmid), lambda log: vm_to_node(guest, target, log))
 
 
-def _work(guest: Guest, target: str, log: TaskLog) -> Work:
+def _asked(guest: Guest, target: str, log: TaskLog) -> Work:
+    log(f"Requesting HA migration for VM {guest.vmid} to node {target}")
+    ha_config.queue(guest.host, f"migrate {ha_config.sid_of(guest)} {target}")
+    yield 0.0
+
+
+def vm_to_node(guest: Guest, target: str, log: TaskLog) -> Work:
+    """A VM's migration, as it runs or off.
+
+    Raises:
+        ApiError: something keeps it here; the log says what.
+    """
     config = guest.config()
     if why := _against(guest, config, target):
         log(f"ERROR: migration aborted (duration 00:00:00): {why}")
@@ -89,6 +100,27 @@ def _work(guest: Guest, target: str, log: TaskLog) -> Work:
         log("ERROR: migration aborted: Can't connect to destination address using public key")
         raise Died("migration aborted")
     _move(guest, Guest(there, "qemu", guest.vmid), config)
+    log("migration finished successfully (duration 00:00:01)")
+
+
+def container_to_node(guest: Guest, target: str, log: TaskLog) -> Work:
+    """A container's way to another node: one that runs is shut down, and nothing starts it there (PVE::HA::Resources::PVECT, PVE::LXC::Migrate).
+
+    Raises:
+        ApiError: a folder of this node keeps it here, or the other node can't be reached.
+    """
+    config = guest.config()
+    require_unlocked(guest, config)
+    for name, value in sorted(config.values.items()):
+        if re.fullmatch(r"mp\d+", name) and re.match(r"(?:volume=)?/", value) and ",shared=1" not in value:
+            raise Died(f"cannot migrate local bind mount point '{name}'")
+    if guest.running:
+        yield from lxc.shutdown_work(guest, log, ha.SHUTDOWN_SECONDS, force=True)
+    yield _SECONDS
+    there = _peer(guest.host, target)
+    if there is None:
+        raise Died("migration aborted")
+    _move(guest, Guest(there, "lxc", guest.vmid), config)
     log("migration finished successfully (duration 00:00:01)")
 
 
@@ -112,7 +144,7 @@ def _against(guest: Guest, config: GuestConfig, target: str) -> str:
 
 
 def _move(guest: Guest, there: Guest, config: GuestConfig) -> None:
-    """Let another node have a VM, its system and its start."""
+    """Let another node have a guest, its system and its start."""
     vmid, running = str(guest.vmid), guest.running
     if running:
         mark_running(guest.host, vmid, False)

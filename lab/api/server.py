@@ -24,10 +24,11 @@ from lab.host.state import HostState
 from lab.processes import Processes
 from lab.state import read_lab_file, write_whole
 
+from . import ha_config, ha_manager
 from .agent_commands import AgentCommands
 from .auth import Authenticator
 from .cluster import certificate_path, peer_of
-from .guests import exclusively
+from .guests import exclusively, guests_of
 from .responses import Api, Request, Response
 from .tasks import Work
 from .tls import Certificates
@@ -109,6 +110,11 @@ class ApiServer:
         self.port: int = self._holder.getsockname()[1]
         self._commands = AgentCommands(owner.processes)
         self._tasks: set[asyncio.Task[None]] = set()
+        host = HostState(owner.state)
+        #: One of them is there where HA is in use.
+        self._of_ha = (ha_manager.file_of(host), ha_config.commands_of(host), host.rooted(ha_config.FILE))
+        #: The VMs that were here in HA's last round: another node may have moved one here.
+        self._had: set[int] = set()
         self._runner: web.AppRunner | None = None
         self._api = Api(
             owner.state,
@@ -216,6 +222,22 @@ class ApiServer:
         return _encoded(response)
 
     # -- tasks -------------------------------------------------------------------------------------------
+    def take_part_in_ha(self) -> None:
+        """One round of this node's manager and agent of HA; nothing where HA isn't in use."""
+        host = HostState(self._owner.state)
+        if not any(path.exists() for path in self._of_ha):
+            return
+        with exclusively(host):
+            manager = ha_manager.HaManager(host)
+            manager.take_part()
+            works = list(manager.begin())
+            manager.save()
+        for work in works:
+            self._run(host, work)
+        if had := {guest.vmid for guest in guests_of(host, "qemu")} ^ self._had:
+            self._had ^= had
+            self._owner.guests_changed()
+
     def _run(self, host: HostState, work: Work) -> None:
         task = asyncio.get_running_loop().create_task(self._follow(host, work))
         self._tasks.add(task)

@@ -1,4 +1,4 @@
-"""pveversion, pvesh, pveum, pvenode, pvecm, qm and pct of a lab host; all but the first are the API at a shell (lab.api.commands)."""
+"""pveversion, pvesh, pveum, pvenode, pvecm, ha-manager, qm and pct of a lab host; all but the first are the API at a shell (lab.api.commands)."""
 
 from __future__ import annotations
 
@@ -40,12 +40,13 @@ def _pveversion(host: HostState, name: str, arguments: list[str]) -> int:
 
 
 def _shell(host: HostState, name: str, arguments: list[str]) -> int:
-    """qm, pct, pvesh, pveum, pvenode and pvecm: the API's operations, done here as root@pam.
+    """qm, pct, pvesh, pveum, pvenode, pvecm and ha-manager: the API's operations, done here as root@pam.
 
     The one place at which this package needs another: what a VM's start asks of a card is written once, in lab.api,
     which uses the standard library alone as well.
     """
     preload()
+    from lab.api import ha_commands
     from lab.api.commands import Misused, Shell, Unhandled, exit_status, message, only_reads
     from lab.api.errors import ApiError
 
@@ -60,9 +61,11 @@ def _shell(host: HostState, name: str, arguments: list[str]) -> int:
                 shell.pvenode(arguments)
             elif name == "pvecm":
                 shell.pvecm(arguments)
+            elif name == "ha-manager":
+                ha_commands.ha_manager(host, arguments)
             else:
                 shell.guest(name, arguments)
-        except Misused as error:
+        except (Misused, ha_commands.Unknown) as error:
             raise UsageError(str(error)) from error
         except ApiError as error:
             if error.status == 501 and not isinstance(error, Unhandled):

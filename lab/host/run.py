@@ -79,6 +79,8 @@ PROGRAMS = {
     "pct": "guest_programs",
     "pvenode": "guest_programs",
     "pvecm": "guest_programs",
+    "ha-manager": "guest_programs",
+    "ceph": "ceph_programs",
 }
 #: Commands that a guest alone has: a Proxmox host has no sudo, and is root's.
 GUEST_ONLY = frozenset({"sudo", "id", "whoami"})

@@ -178,6 +178,61 @@ def test_three_nodes_from_stock_to_a_vm_and_a_container_with_cards_in_one_up(
     assert given_back(cluster, stock)
 
 
+DISKS = {"pve1": 0, "pve2": 1}
+
+
+@contextmanager
+def accounted(cluster: LabCluster) -> Iterator[set[tuple[frozenset[str], frozenset[int], str]]]:
+    """By the lab's own account: which of the two nodes are away, which disks Ceph doesn't replace, and where HA's guest runs while a node is away."""
+    seen: set[tuple[frozenset[str], frozenset[int], str]] = set()
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.01):
+            kept = frozenset(number for number, flags in cluster.ceph.flags_of.items() if "noout" in flags)
+            away = frozenset(NODES) - Cluster(cluster.folder).seen_by("pve3")
+            seen.add((away, kept, runs_on(cluster) if away else "anywhere"))
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def runs_on(cluster: LabCluster) -> str:
+    """The node on which VM 200 runs; nothing where it doesn't."""
+    found = [name for name in ALL if (cluster.folder / f"pve/nodes/{name}/qemu-server/200.conf").exists()]
+    return ",".join(name for name in found if HostState(cluster[name].state).machine["guests"]["200"]["running"])
+
+
+def test_ceph_keeps_a_nodes_disks_and_ha_runs_its_guest_elsewhere_while_it_restarts(
+    tmp_path: Path, engine: install.Engine
+) -> None:
+    with LabCluster.start("ceph", tmp_path / "cluster") as cluster:
+        made = stack_of(tmp_path / "stack", engine, {"homelab:hosts": with_a_card(cluster, *NODES)})
+        in_the_cluster(made, guestsAtReboot="maintenance")
+        cluster["pve1"].run("ha-manager add vm:200")
+        stock = cluster.snapshot()
+        with accounted(cluster) as seen:
+            done = made.up()
+        assert boots(cluster) == [2, 2, 1] and "other nodes have VM 200 (db) meanwhile" in done.output
+        account = {(away, kept) for away, kept, _ in seen}
+        while_away = {(frozenset({name}), frozenset({disk})) for name, disk in DISKS.items()}
+        only_before_and_after = {
+            (frozenset[str](), frozenset(disks)) for disks in ((), *([one] for one in DISKS.values()))
+        }
+        assert while_away <= account <= while_away | only_before_and_after
+        assert {at for away, _, at in seen if "pve1" in away} <= {"pve2", "pve3"}
+        assert runs_on(cluster) == "pve1" and cluster.ha["maintenance"] == []
+        assert not [flags for flags in cluster.ceph.flags_of.values() if flags]
+        assert not (cluster.folder / "pve" / TURN).exists()
+        made.destroy()
+        assert given_back(cluster, stock)
+
+
 def test_a_node_that_doesnt_come_back_stops_the_roll(stack: EngineStack, cluster: LabCluster) -> None:
     in_the_cluster(stack, timeouts={"connect": 2, "reboot": 2, "rollback": 30})
     cluster["pve1"].fault("never-comes-back", True)

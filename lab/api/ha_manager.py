@@ -1,0 +1,277 @@
+"""HA's manager and its agents: what they know of nodes and services, their rounds, and what `ha-manager status` says of them.
+
+One node's manager is in charge (the master); each node has an agent, which does what the manager wants done with the guests there. What both know lies in
+`ha.json` beside the cluster's /etc/pve, where a real cluster has manager_status and lrm_status. States, their order and their words are pve-ha-manager's
+(PVE::HA::Manager, PVE::HA::LRM, PVE::API2::HA::Status, PVE::HA::Tools).
+
+Not there: the watchdog and so the recovery of services from a node that is lost, node affinities, restarts of what crashed. A guest's start and stop by
+request is lab.api.ha's.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lab.host.pve_packages import is_pve9
+from lab.host.state import HostState, write_atomically
+
+from . import ha_config, lxc, migration, qemu_power
+from .errors import ApiError
+from .guests import Guest, all_ids
+from .quorum import Members
+from .tasks import TaskLog, Tasks, Work
+from .users import ROOT
+
+#: Between two rounds of a manager or an agent; ten seconds on a real one.
+ROUND_SECONDS = 0.2
+_ON_THE_WAY = ("migrate", "relocate")
+FILE = "ha.json"
+
+
+class HaManager:
+    """What manager and agents know, as one node of the cluster reads it. To be used within `exclusively`.
+
+    Args:
+        host: the node.
+    """
+
+    def __init__(self, host: HostState) -> None:
+        self.host = host
+        self.members = Members(host)
+        self._path = file_of(host)
+        text = self._path.read_text(encoding="utf-8") if self._path.exists() else "{}"
+        self._before = text
+        data = json.loads(text)
+        self.master: str | None = data.get("master")
+        #: Node -> mode (active, maintenance, restart) and state of its agent, and since when (seconds since 1970) nobody has heard of it.
+        self.nodes: dict[str, dict[str, Any]] = data.get("nodes", {})
+        #: Service -> node, state; target while it is on its way; home, where it goes back to; due: its agent is to start it.
+        self.services: dict[str, dict[str, Any]] = data.get("services", {})
+        #: Nodes for which maintenance was asked for.
+        self.maintenance: list[str] = data.get("maintenance", [])
+
+    def save(self) -> None:
+        """Write what has changed."""
+        data = {"master": self.master, "nodes": self.nodes, "services": self.services, "maintenance": self.maintenance}
+        text = json.dumps(data, indent=1, sort_keys=True) + "\n"
+        if text != self._before:
+            write_atomically(self._path, text)
+            self._before = text
+
+    @property
+    def online(self) -> set[str]:
+        """The nodes that this one hears of."""
+        return {name for name, about in self.members.nodes.items() if about["online"]}
+
+    def host_of(self, name: str) -> HostState:
+        """A node's own side."""
+        return (
+            self.host
+            if name == self.host.node or self.members.cluster is None
+            else self.members.cluster.peers[name].host
+        )
+
+    # -- rounds ------------------------------------------------------------------------------------------
+    def take_part(self) -> None:
+        """One round of this node: as the agent it is, and as the manager if it is the master."""
+        if not self.members.quorate:
+            return
+        config = ha_config.read(self.host)
+        if not config and not self.services and not self.maintenance and not ha_config.commands_of(self.host).exists():
+            return
+        own = self.nodes.setdefault(self.host.node, {})
+        own.pop("gone", None)
+        own["mode"] = "maintenance" if self.host.node in self.maintenance else "active"
+        busy = any(one["node"] == self.host.node and one["state"] != "stopped" for one in self.services.values())
+        own["state"] = ("maintenance" if own["mode"] == "maintenance" else "active") if busy else "wait_for_agent_lock"
+        if self.master not in self.online:
+            self.master = self.host.node
+        if self.master == self.host.node:
+            self._manage(config)
+
+    def _manage(self, config: dict[str, dict[str, str]]) -> None:
+        for name in self.members.nodes:
+            about = self.nodes.setdefault(name, {"mode": "active", "state": "wait_for_agent_lock"})
+            if name not in self.online:
+                about.setdefault("gone", time.time())
+        places = all_ids(self.host)
+        for sid, settings in config.items():
+            number = ha_config.kind_of(sid)[1]
+            if sid not in self.services and ha_config.wanted(settings) != "ignored" and number in places:
+                self.services[sid] = {"node": places[number][0], "state": "started"}
+        for sid in list(self.services):
+            if sid not in config or ha_config.wanted(config[sid]) == "ignored":
+                del self.services[sid]
+        self._obey()
+        for sid, one in sorted(self.services.items()):
+            self._decide(sid, one, ha_config.wanted(config[sid]), places)
+
+    def _obey(self) -> None:
+        for command in ha_config.take_commands(self.host):
+            what, *words = command.split()
+            if what == "enable-node-maintenance" and words[0] not in self.maintenance:
+                self.maintenance.append(words[0])
+            elif what == "disable-node-maintenance" and words[0] in self.maintenance:
+                self.maintenance.remove(words[0])
+            elif what in _ON_THE_WAY and words[0] in self.services and words[1] in self.online:
+                self.services[words[0]]["asked"] = words[1]
+
+    def _decide(self, sid: str, one: dict[str, Any], wanted: str, places: dict[int, Any]) -> None:
+        """A service's next state."""
+        if one["state"] in _ON_THE_WAY:
+            return
+        place = places.get(ha_config.kind_of(sid)[1])
+        if place is not None and one["node"] != place[0]:
+            one["node"] = place[0]  # somebody has moved it by hand while it was off
+        mode = self.nodes.get(one["node"], {}).get("mode")
+        if mode == "restart":
+            one["state"] = "freeze"
+            return
+        one["state"] = "started" if wanted == "started" else "stopped"
+        asked, target = one.pop("asked", None), None
+        if asked not in (None, one["node"]):
+            target = asked
+        elif one["state"] == "started" and one["node"] in self.maintenance:
+            target = self._another(one["node"])
+            if target is not None:
+                one.setdefault("home", one["node"])
+        elif one.get("home") in self.online - set(self.maintenance) and self.nodes[one["home"]]["mode"] == "active":
+            target = one.pop("home")
+        if target is not None and target != one["node"]:
+            one |= {"state": "migrate" if sid.startswith("vm:") else "relocate", "target": target}
+
+    def _another(self, node: str) -> str | None:
+        """The node with the fewest services, of those that may have one more."""
+        there = [one.get("target", one["node"]) for one in self.services.values()]
+        free = [name for name in sorted(self.online - set(self.maintenance)) if name != node]
+        free = [name for name in free if self.nodes.get(name, {}).get("mode") == "active"]
+        return min(free, key=there.count, default=None)
+
+    def begin(self) -> Iterator[Work]:
+        """The tasks that this node's agent begins now."""
+        if not self.members.quorate:
+            return
+        tasks = Tasks(self.host)
+        running = {upid.text for upid in tasks.running()}
+        for sid, one in self.services.items():
+            if one["node"] != self.host.node or one.get("worker") in running:
+                continue
+            kind, vmid = ha_config.kind_of(sid)
+            guest = Guest(self.host, kind, vmid)
+            if one["state"] in _ON_THE_WAY:
+                name = "qmigrate" if kind == "qemu" else "vzmigrate"
+            elif one["state"] == "started" and one.pop("due", False) and guest.exists and not guest.running:
+                name = "qmstart" if kind == "qemu" else "vzstart"
+            else:
+                continue
+            upid, log = tasks.begin(name, str(vmid), ROOT)
+            one["worker"] = upid.text
+            if name.endswith("start"):
+                work = qemu_power.start_work(guest, log) if kind == "qemu" else lxc.start_work(guest, log)
+            else:
+                work = _move(guest, sid, one["target"], log)
+            yield tasks.follow(upid, log, work)
+
+    # -- what is said ------------------------------------------------------------------------------------
+    def described(self) -> list[str]:
+        """The lines of `ha-manager status`."""
+        quorate, said = self.members.quorate, []
+        said.append("quorum OK" if quorate else f"quorum No quorum on node '{self.host.node}'!")
+        config = ha_config.read(self.host)
+        active = self.master is not None and quorate and self.master in self.online
+        if self.master is not None:
+            state = "active" if active else "idle" if quorate and not config else "old timestamp - dead?"
+            said.append(f"master {self.master} ({state}, {self._heard_of(self.master)})")
+        if is_pve9(self.host):
+            said.append(f"fencing {'armed (CRM watchdog active)' if active else 'standby (CRM watchdog standby)'}")
+        said += [f"lrm {name} ({self._agent(name)}, {self._heard_of(name)})" for name in sorted(self.nodes)]
+        known = [*sorted(self.services), *sorted(set(config) - set(self.services))]
+        return [*said, *(f"service {sid} ({self._service(sid, config.get(sid))})" for sid in known)]
+
+    def _heard_of(self, node: str) -> str:
+        gone = self.nodes.get(node, {}).get("gone")
+        if gone is None and not (self.members.quorate and node in self.online):
+            gone = self._path.stat().st_mtime
+        return time.strftime("%a %b %e %H:%M:%S %Y", time.localtime(gone))
+
+    def _agent(self, node: str) -> str:
+        about = self.nodes[node]
+        mode, state = about.get("mode", "active"), about.get("state", "unknown")
+        heard = self.members.quorate and node in self.online
+        watchdog = "active" if heard and state in ("active", "maintenance") else "standby"
+        if mode == "maintenance" or (heard and mode != "active"):
+            said = f"{mode} mode"
+        elif not heard:
+            said = "old timestamp - dead?"
+        else:
+            said = "idle" if state == "wait_for_agent_lock" else state
+        return f"{said}, watchdog {watchdog}" if is_pve9(self.host) else said
+
+    def _service(self, sid: str, settings: dict[str, str] | None) -> str:
+        one = self.services.get(sid)
+        place = all_ids(self.host).get(ha_config.kind_of(sid)[1])
+        node = one["node"] if one else place[0] if place else "---"
+        return f"{node}, {self._verbose(sid, one, settings, place is not None)}"
+
+    def _verbose(self, sid: str, one: dict[str, Any] | None, settings: dict[str, str] | None, exists: bool) -> str:
+        """A state as it is shown (get_verbose_service_state)."""
+        if settings is None:
+            return "deleting"
+        wanted = ha_config.wanted(settings)
+        if wanted == "ignored" or not exists:
+            return "ignored" if wanted == "ignored" else "not found"
+        if one is None:
+            return "queued"
+        kind, vmid = ha_config.kind_of(sid)
+        guest = Guest(self.host_of(one["node"]), kind, vmid)
+        if guest.has_fault("ha-error"):
+            return "clearing error flag" if wanted == "disabled" else "error"
+        running = guest.running or one["node"] not in self.online
+        if one["state"] in (*_ON_THE_WAY, "freeze"):
+            return str(one["state"])
+        if wanted == "started":
+            return "started" if running else "starting"
+        return "stopping" if running else "disabled" if wanted == "disabled" else "stopped"
+
+
+def file_of(host: HostState) -> Path:
+    """Where all this is kept."""
+    return ha_config.folder_of(host) / FILE
+
+
+def leave(host: HostState) -> None:
+    """A node goes down: its services are frozen until it is back, and started then; those of a node in maintenance have left."""
+    manager = HaManager(host)
+    about = manager.nodes.get(host.node)
+    if about is not None:
+        about["mode"] = "maintenance" if host.node in manager.maintenance else "restart"
+    for sid, one in manager.services.items():
+        if one["node"] == host.node and one["state"] not in _ON_THE_WAY:
+            kind, vmid = ha_config.kind_of(sid)
+            one["due"] = Guest(host, kind, vmid).running
+    manager.save()
+
+
+def _move(guest: Guest, sid: str, target: str, log: TaskLog) -> Work:
+    """A service's way to another node; where it fails, the service stays, and the manager decides again."""
+    ran = guest.running
+    try:
+        yield from (migration.vm_to_node if guest.kind == "qemu" else migration.container_to_node)(guest, target, log)
+    except ApiError:
+        _moved(guest.host, sid, guest.host.node, due=ran)
+        raise
+    _moved(guest.host, sid, target, due=ran and guest.kind == "lxc")
+
+
+def _moved(host: HostState, sid: str, node: str, *, due: bool) -> None:
+    manager = HaManager(host)
+    if one := manager.services.get(sid):
+        one |= {"node": node, "state": "started"}
+        if due:
+            one["due"] = True
+        one.pop("target", None)
+        manager.save()

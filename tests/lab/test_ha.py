@@ -1,0 +1,231 @@
+"""HA and Ceph of a lab's cluster: `ha-manager` and `ceph` say and do what the real programs do, and a node's turn to restart works with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from homelab.remote import scripts
+from lab.cluster import LabCluster
+from tests.conftest import shared
+from tests.waiting import wait_until
+
+TURN = "priv/homelab-reboot"
+CARD = "hostpci0: 0000:01:00,pcie=1\n"
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabCluster]:
+    with LabCluster.start("ceph", tmp_path_factory.mktemp("cluster") / "ceph") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(started: LabCluster) -> Iterator[LabCluster]:
+    """VM 200 is HA's, and runs on pve1."""
+    started["pve1"].run("ha-manager add vm:200")
+    wait_until(lambda: service(started, "vm:200") == ("pve1", "started"))
+    yield started
+    for lab in started.nodes.values():
+        for name in ("cut-off", "task-seconds", "timers-run-fast"):
+            lab.fault(name, None)
+    for sid in said(started, "config").split():
+        if sid.startswith(("vm:", "ct:")):
+            started["pve1"].run(f"ha-manager remove {sid}")
+    wait_until(lambda: not started.ha["services"])
+
+
+def said(cluster: LabCluster, words: str, node: str = "pve1") -> str:
+    return cluster[node].run(f"ha-manager {words}").stdout
+
+
+def refused(cluster: LabCluster, command: str, node: str = "pve1") -> str:
+    done = cluster[node].run(command, check=False)
+    assert done.returncode != 0 and done.stdout == "", done
+    return done.stderr.strip().splitlines()[-1]
+
+
+def service(cluster: LabCluster, sid: str, node: str = "pve1") -> tuple[str, str] | None:
+    found = re.search(rf"(?m)^service {sid} \((.+), (.+)\)$", said(cluster, "status", node))
+    return (found[1], found[2]) if found else None
+
+
+def maintenance(cluster: LabCluster, node: str, *, on: bool) -> None:
+    cluster["pve1"].run(f"ha-manager crm-command node-maintenance {'enable' if on else 'disable'} {node}")
+
+
+def shape(text: str) -> list[str]:
+    """Lines of a status without names of nodes, states and times."""
+    text = re.sub(r"[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \d{4}", "TIME", text)
+    return sorted(set(re.sub(r"pve\d|vm:\d+", "NAME", text).splitlines()))
+
+
+def test_a_status_has_the_lines_of_a_real_cluster(cluster: LabCluster) -> None:
+    """A recording of three nodes of Proxmox VE 9; 8 has no line of the fencing, and no word of the watchdog."""
+    lines = [json.loads(line) for line in shared("pve_api", "transcripts", "cluster.jsonl").read_text().splitlines()]
+    recorded = [one["out"] for one in lines if one.get("shell") == "ha-manager status"]
+    assert shape(said(cluster, "status")) == shape(next(text for text in recorded if "(pve2, started)" in text))
+    of_8 = "".join(
+        re.sub(r", watchdog \w+", "", line)
+        for line in said(cluster, "status").splitlines(True)
+        if "fencing" not in line
+    )
+    assert shape(said(cluster, "status", "pve2")) == shape(of_8)
+    cluster["pve3"].run("ha-manager crm-command node-maintenance enable pve3")
+    wait_until(lambda: cluster.ha["nodes"]["pve3"]["mode"] == "maintenance")
+    now, then = (
+        [re.sub(r"\d\d:\d\d:\d\d", "", one) for one in shape(text) if "maintenance" in one]
+        for text in (said(cluster, "status"), next(text for text in recorded if "maintenance mode" in text))
+    )
+    assert now == then
+    maintenance(cluster, "pve3", on=False)
+    wait_until(lambda: cluster.ha["nodes"]["pve3"]["mode"] == "active")
+
+
+def test_a_guest_leaves_a_node_in_maintenance_as_it_runs_and_comes_back(cluster: LabCluster) -> None:
+    maintenance(cluster, "pve1", on=True)
+    wait_until(lambda: service(cluster, "vm:200") == ("pve2", "started"))
+    assert "status: running" in cluster["pve2"].run("qm status 200").stdout
+    assert cluster["pve1"].run("qm list").stdout == ""
+    assert "lrm pve1 (maintenance mode, watchdog standby," in said(cluster, "status")
+    assert "qmigrate" in cluster["pve1"].run("pvenode task list").stdout
+    maintenance(cluster, "pve1", on=False)
+    wait_until(lambda: service(cluster, "vm:200") == ("pve1", "started"))
+    assert "200" in cluster["pve1"].run("qm list").stdout and cluster["pve2"].run("qm list").stdout == ""
+    # A migration by hand is HA's to do as well.
+    assert (
+        "Requesting HA migration for VM 200 to node pve3" in cluster["pve1"].run("qm migrate 200 pve3 --online").stderr
+    )
+    wait_until(lambda: service(cluster, "vm:200") == ("pve3", "started"))
+    cluster["pve1"].run("ha-manager migrate vm:200 pve1")
+    wait_until(lambda: service(cluster, "vm:200") == ("pve1", "started"))
+
+
+def test_a_guest_with_a_card_stays_and_its_agent_tries_again_and_again(cluster: LabCluster) -> None:
+    conf = cluster.folder / "pve/nodes/pve1/qemu-server/200.conf"
+    before = conf.read_text()
+    conf.write_text(before + CARD)
+    try:
+        maintenance(cluster, "pve1", on=True)
+        wait_until(lambda: tried(cluster) >= 2)
+        assert cluster.ha["services"]["vm:200"]["node"] == "pve1"
+        assert "status: running" in cluster["pve1"].run("qm status 200").stdout
+    finally:
+        conf.write_text(before)
+        maintenance(cluster, "pve1", on=False)
+    wait_until(lambda: service(cluster, "vm:200") == ("pve1", "started"))
+
+
+def tried(cluster: LabCluster) -> int:
+    logs = (cluster["pve1"].root / "var/log/pve/tasks").glob("*/UPID*qmigrate:200*")
+    return sum("can't migrate VM which uses local devices: hostpci0" in log.read_text() for log in logs)
+
+
+def test_a_container_is_shut_down_moved_and_started_there(cluster: LabCluster) -> None:
+    folder = cluster.folder / "pve/nodes/pve1/lxc"
+    folder.mkdir(exist_ok=True)
+    (folder / "901.conf").write_text(
+        "arch: amd64\nhostname: ai\nmemory: 512\nostype: debian\nrootfs: local-lvm:vm-901-disk-0,size=8G\n"
+    )
+    cluster["pve1"].run("pct start 901; ha-manager add ct:901")
+    wait_until(lambda: service(cluster, "ct:901") == ("pve1", "started"))
+    cluster["pve1"].run("ha-manager migrate ct:901 pve3")
+    wait_until(lambda: service(cluster, "ct:901") == ("pve3", "started"))
+    assert "status: running" in cluster["pve3"].run("pct status 901").stdout
+    # A stop by hand is HA's to do as well.
+    assert "Requesting HA stop for CT 901" in cluster["pve3"].run("pct shutdown 901").stderr
+    wait_until(lambda: service(cluster, "ct:901") == ("pve3", "stopped"))
+
+
+def test_what_it_is_asked_for_wrongly_is_refused_in_its_words(cluster: LabCluster) -> None:
+    for command, words in {
+        "add vm:999": "resource 'vm:999' does not exist in cluster",
+        "add vm:200": "create resource failed: resource ID 'vm:200' already defined",
+        "remove vm:201": "cannot delete service 'vm:201', not HA managed!",
+        "set vm:201 --state disabled": "update resources config failed: no such resource 'vm:201'",
+        "crm-command node-maintenance enable nonode": "no such cluster node 'nonode'",
+        "migrate vm:201 pve2": "resource 'vm:201' is not HA managed",
+    }.items():
+        assert refused(cluster, f"ha-manager {command}") == words
+    cluster["pve3"].fault("cut-off")
+    assert "no quorum!" in refused(cluster, "ha-manager crm-command node-maintenance enable pve1", "pve3")
+    assert said(cluster, "status", "pve3").startswith("quorum No quorum on node 'pve3'!\nmaster pve")
+
+
+def test_a_node_that_restarts_freezes_its_guests_and_starts_them_again(cluster: LabCluster) -> None:
+    boots = len(cluster["pve1"].boots())
+    cluster["pve1"].run("reboot")
+    wait_until(lambda: cluster.ha["services"]["vm:200"]["state"] == "freeze")
+    cluster["pve1"].wait_settled(boots=boots + 1)
+    wait_until(lambda: service(cluster, "vm:200", "pve2") == ("pve1", "started"))
+    assert "status: running" in cluster["pve1"].run("qm status 200").stdout
+
+
+def test_ceph_wants_its_monitors_and_its_disks(started: LabCluster) -> None:
+    ceph = started["pve1"].run
+    assert ceph("ceph health").stdout == "HEALTH_OK\n"
+    assert json.loads(ceph("ceph osd ok-to-stop 0").stdout)["ok_to_stop"] is True
+    assert "quorum should be preserved (pve2,pve3)" in ceph("ceph mon ok-to-stop pve1").stderr
+    boots = len(started["pve3"].boots())
+    started["pve3"].run("poweroff")
+    started["pve3"].wait_settled()
+    warning = ceph("ceph health").stdout
+    assert warning.startswith("HEALTH_WARN 1/3 mons down, quorum pve1,pve2; 1 osds down; Degraded data redundancy")
+    assert refused(started, "ceph osd ok-to-stop 0").endswith("(33 PGs are or would become offline)")
+    assert "not enough monitors would be available (pve2)" in refused(started, "ceph mon ok-to-stop pve1")
+    # Without a quorum nobody gets an answer.
+    started["pve2"].fault("cut-off")
+    assert started["pve1"].run("timeout 1 ceph health", check=False).returncode == 124
+    started["pve2"].fault("cut-off", None)
+    started["pve3"].power_cycle()
+    started["pve3"].wait_settled(boots=boots + 1)
+    wait_until(lambda: ceph("ceph health").stdout == "HEALTH_OK\n")
+
+
+def test_the_nodes_timer_gives_back_what_a_killed_run_has_set(cluster: LabCluster) -> None:
+    """A run that is killed while HA moves guests: nobody runs another one."""
+    lab = cluster["pve1"]
+    wait_until(lambda: lab.run("ceph health").stdout == "HEALTH_OK\n")
+    stock, boots = cluster.snapshot(), len(lab.boots())
+    lab.fault("task-seconds", 30)  # a migration takes its time
+    script = scripts.reboot_host("auto", "homelab.test=1", [], 600, guests="maintenance")
+    run = begin(lab.machine.environment(), script)
+    wait_until(lambda: cluster.ha["maintenance"] == ["pve1"] and cluster.ha["services"]["vm:200"]["state"] == "migrate")
+    assert cluster.ceph.flags_of == {0: ["noout"]} and (cluster.folder / "pve" / TURN).exists()
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    lab.fault("task-seconds", None)
+    assert [one["unit"] for one in lab.timers()] == ["homelab-turn.timer"]
+    lab.fault("timers-run-fast", 10_000)
+    lab.run("systemctl restart homelab-turn.timer")  # its seventy minutes, faster
+    wait_until(lambda: not (lab.root / "var/lib/homelab/turn").exists())
+    assert cluster.ha["maintenance"] == [] and cluster.ceph.flags_of == {0: []} and len(lab.boots()) == boots
+    wait_until(lambda: service(cluster, "vm:200") == ("pve1", "started"))
+    assert cluster.snapshot() == stock
+
+
+def begin(environment: dict[str, str], script: str) -> subprocess.Popen[str]:
+    run = subprocess.Popen(
+        ["bash", "-s", "--", "apply"],
+        env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    assert run.stdin
+    run.stdin.write(script)
+    run.stdin.close()
+    return run
+
+
+def test_a_description_without_ceph_has_none(tmp_path: Path) -> None:
+    from tests.lab.host_kit import Host
+
+    done = Host(tmp_path / "lab", "rtx5090").booted().run("ceph osd dump; echo $?; ha-manager status")
+    assert "RADOS object not found" in done.stderr
+    assert done.stdout == "1\nquorum OK\nfencing standby (CRM watchdog standby)\n"
