@@ -31,7 +31,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabCluster]:
 def cluster(started: LabCluster) -> Iterator[LabCluster]:
     """VM 200 is HA's, and runs on pve1."""
     started["pve1"].run("ha-manager add vm:200")
-    wait_until(lambda: service(started, "vm:200") == ("pve1", "started"))
+    wait_until(lambda: service(started, "vm:200") == ("pve1", "started") and agents(started) == ["pve1"])
     yield started
     for lab in started.nodes.values():
         for name in ("cut-off", "task-seconds", "timers-run-fast"):
@@ -44,6 +44,11 @@ def cluster(started: LabCluster) -> Iterator[LabCluster]:
 
 def said(cluster: LabCluster, words: str, node: str = "pve1") -> str:
     return cluster[node].run(f"ha-manager {words}").stdout
+
+
+def agents(cluster: LabCluster) -> list[str]:
+    """The nodes whose agent has something to do, once each has taken part."""
+    return [name for name, about in cluster.ha["nodes"].items() if about["state"] != "wait_for_agent_lock"]
 
 
 def refused(cluster: LabCluster, command: str, node: str = "pve1") -> str:
