@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import pytest
-
 from tests.e2e.conftest import Stack, name_of
 from tests.e2e.test_gpu_vm import given_back, running, with_card
 from tests.waiting import PATIENCE
@@ -65,12 +63,11 @@ def test_each_run_goes_on_where_the_one_before_was_killed_and_the_last_finishes(
     assert stack.lab.snapshot() == stock
 
 
-@pytest.mark.parametrize("moment", ["pve-cmdline", "pve-reboot"])
-def test_the_run_after_a_kill_finishes(stack_on: Callable[..., Stack], moment: str) -> None:
-    """Alone, for what a third run might make good: before anything of the boot is configured, and after the reboot."""
+def test_the_run_after_a_kill_finishes(stack_on: Callable[..., Stack]) -> None:
+    """Alone, for what a third run might make good: after the reboot; before the boot is configured, tests/e2e/test_make.py does it."""
     stack = stack_on("rtx5090")
     process = stack.start("up", "--yes", "--skip-preview")
-    wait_for_resource(stack, moment)
+    wait_for_resource(stack, "pve-reboot")
     stack.kill(process)
     comes_to_rest(stack)
     stack.up()

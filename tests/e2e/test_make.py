@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from engine import install
 from lab import Lab
 from tests.conftest import PROJECT
@@ -25,10 +23,18 @@ def deploy(verb: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-@pytest.mark.usefixtures("engine")
-def test_up_outputs_and_down(tmp_path: Path) -> None:
+def test_up_goes_on_after_one_that_was_killed_and_outputs_and_down(tmp_path: Path, engine: install.Engine) -> None:
+    assert engine.pulumi.exists()
     state = tmp_path / "rtx5090"
     try:
+        with (tmp_path / "log").open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "lab.deploy", "up", "rtx5090", "--state", str(state)],
+                cwd=PROJECT, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+            Lab.start("rtx5090", state=state).wait_command("NEEDED=yes", timeout=PATIENCE)
+            kill_tree(process.pid)
+            process.wait()
         up = deploy("up", state)
         assert up.returncode == 0, up.stdout + up.stderr
         assert "make down" in up.stdout
@@ -43,24 +49,6 @@ def test_up_outputs_and_down(tmp_path: Path) -> None:
         assert not lab.running
         assert not [path for path in lab.snapshot() if "homelab" in path]
         assert deploy("down", state).returncode == 0
-    finally:
-        Lab.open(state).stop()
-
-
-def test_up_goes_on_after_one_that_was_killed(tmp_path: Path, engine: install.Engine) -> None:
-    assert engine.pulumi.exists()
-    state = tmp_path / "rtx5090"
-    try:
-        with (tmp_path / "log").open("w") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "lab.deploy", "up", "rtx5090", "--state", str(state)],
-                cwd=PROJECT, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
-            Lab.start("rtx5090", state=state).wait_command("NEEDED=yes", timeout=PATIENCE)
-            kill_tree(process.pid)
-            process.wait()
-        up = deploy("up", state)
-        assert up.returncode == 0, up.stdout + up.stderr
     finally:
         Lab.open(state).stop()
 

@@ -48,9 +48,8 @@ def test_what_somebody_changed_since_the_state_was_lost_is_theirs(stack_on: Call
     assert (stack.lab.root / MAPPING).read_text() == ""
 
 
-def test_a_host_that_is_gone_for_good_is_forgotten_by_one_command(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on("rtx5090", vms=SANDBOX)
-    stack.up()
+def test_a_host_that_is_gone_for_good_is_forgotten_by_one_command(converged: Callable[..., Stack]) -> None:
+    stack = converged("rtx5090", vms=SANDBOX)
     probe = next(urn for urn in stack.urns() if name_of(urn) == "pve-probe")
     stack.lab.stop()
     assert stack.destroy(ok=False).message
