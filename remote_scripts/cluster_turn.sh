@@ -5,7 +5,7 @@
 # Arguments: LOCK_TIMEOUT (seconds to wait for another run), OVER_SECONDS (to wait for the cluster), RETURN_SECONDS (to wait for
 #   guests that HA brings back), NODE (for `lift`).
 # Changes: puts back what was set for the restart (lib/away.sh), removes /etc/pve/priv/homelab-reboot, if it is this node's, and
-#   /var/lib/homelab/turn (both of lib/cluster.sh).
+#   /var/lib/homelab/turn (of lib/cluster.sh and lib/cluster/over.sh).
 # Answer: {"over":"yes|no","set":what is still set, for a person}; of `lift` {"lifted":"yes|no|none"}
 # Verbs: apply; expire (of the node's own timer: the same, and it fails where the turn isn't over, so that it is tried again); lift (on another
 #   node than NODE, which hasn't come back: Ceph is to replace its disks).

@@ -58,7 +58,8 @@ apply() {
       end_turn "$TURN_SECONDS" || :
       refuse_turn
     fi
-    if ! restart_soon; then
+    if ! note_restart || ! restart_soon; then
+      drop_restart
       [[ ! -e $STATE/armed ]] || await_no_boot
       end_turn 10 || :
       die "a reboot of this host" "$OUTPUT" "the running kernel lacks what was configured" "reboot it by hand, then run \`pulumi up\` again"

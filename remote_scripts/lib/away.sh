@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What is set for the time of a node's restart, and put back when its turn ends (lib/cluster.sh). It is noted before it is set. A timer of the
+# What is set for the time of a node's restart, and put back when its turn ends (lib/cluster/over.sh). It is noted before it is set. A timer of the
 # node's own ends the turn where nobody else does: in this boot, or in the next one.
 # Needs: files, lock
 #
@@ -40,7 +40,8 @@ arm_turn_end() {
     printf '%s\n' "$(turn_end_timer)" | write_atomically "$TURN_END_UNITS/homelab-turn.timer" 0644 || return 1
   temporary=$(temporary_for "$TURN_END_LINK")
   ln -sfT "$TURN_END_UNITS/homelab-turn.timer" "$temporary" && in_place "$temporary" "$TURN_END_LINK" || return 1
-  run_logged systemctl daemon-reload && run_logged systemctl restart homelab-turn.timer
+  # One of an earlier turn that waits for the lock, or for its next try, would end this one.
+  run_logged systemctl daemon-reload && run_logged systemctl stop homelab-turn.service && run_logged systemctl restart homelab-turn.timer
 }
 
 is_turn_end_armed() { is_there "$TURN_END_LINK" && is_there "$TURN_END_UNITS/homelab-turn.timer" && is_there "$TURN_END_PROGRAM"; }

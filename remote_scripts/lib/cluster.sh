@@ -1,18 +1,15 @@
 #!/usr/bin/env bash
 # A node of a cluster restarts while the others keep their quorum, and while none of them restarts; any host while nothing is at work on it.
-# Needs: files, lock, work, pve, ceph, maintenance, bring_back
+# Needs: files, lock, work, pve, ceph, maintenance, cluster/over
 #
-# Gives: cluster_says -> WHY_NOT, AT_WORK; await_cluster SECONDS; take_turn SECONDS; has_turn; end_turn SECONDS, give_turn_back, still_set; refuse_turn.
-# Variables: QUORUM (keep | lose: may the others be without one meanwhile), HA_MODE (maintenance: HA is to move its guests away; migrate: others move, too; keep), AWAY_SECONDS (for so long this node may be away), TURN_END (of lib/away.sh),
-#   RETURN_SECONDS (for so long the end of a turn waits for guests that HA brings back; none: not at all).
+# Gives: cluster_says -> WHY_NOT, AT_WORK; await_cluster SECONDS; take_turn SECONDS; refuse_turn.
+# Variables: QUORUM (keep | lose: may the others be without one meanwhile), HA_MODE (maintenance: HA is to move its guests away; migrate: others move, too; keep), AWAY_SECONDS (for so long this node may be away), TURN_END (of lib/away.sh).
 #
 # In the cluster, TURN: KEY VALUE lines: node, since, until (seconds since 1970), noout (its disks that have it from this program). It is changed only under TURN_LOCK, a lock of Proxmox VE's own
 # kind (PVE::Cluster, cfs_lock): a folder, which one node alone can make, and which the cluster's file system removes after 120 seconds when asked to.
 # On this host, STATE/turn: that it has the turn. It is written first and removed last.
 TURN=/etc/pve/priv/homelab-reboot
 TURN_LOCK=/etc/pve/priv/lock/homelab-reboot
-# HA follows within a round of its manager and one of its agent, ten seconds each; monitors of Ceph have a quorum some time after a boot.
-GIVE_BACK_SECONDS=90
 
 # cluster_says - sets WHY_NOT: why this node had better not restart now; empty: it may. AT_WORK: it is for what runs here. WHY_KIND: it is for the
 # guests that HA is to move (guests), or for the watchdog of HA on the others (watchdog).
@@ -150,62 +147,6 @@ note_turn() {
   # No mode: the cluster's file system has its own. One name for all: nobody else is here, and what a run leaves that is killed is written over.
   printf 'node %s\nsince %s\nuntil %s\n%s' "$node" "$(date -d "@$now" '+%F %T %Z')" "$((now + AWAY_SECONDS))" "${noout:+noout $noout$'\n'}" | pve tee "$ROOT$TURN.new" >/dev/null &&
     pve mv -fT "$ROOT$TURN.new" "$ROOT$TURN" && is_own_turn "$TURN"
-}
-
-has_turn() { [[ -e $STATE/turn ]]; }
-
-# end_turn SECONDS - status 1: the others couldn't be told in this time. (A node that has just started has no quorum for some seconds, and perhaps no /etc/pve.)
-end_turn() {
-  local until=$((SECONDS + $1))
-  has_turn || return 0
-  told_from_now
-  until is_turn_over; do
-    ((SECONDS < until)) || return 1
-    tell_now_and_then "waiting for the cluster: its other nodes are to know that this one is back"
-    sleep 1
-  done
-  await_services "${RETURN_SECONDS:-0}"
-  remove_file /var/lib/homelab/turn
-}
-
-# give_turn_back - for `destroy`: now, or the node's own timer does it. Nothing that is still set is forgotten.
-give_turn_back() {
-  local seconds=10
-  [[ ! -e $STATE/away ]] || seconds=$GIVE_BACK_SECONDS
-  ! end_turn "$seconds" || return 0
-  finish
-  if is_turn_end_armed; then
-    log "note: the node goes on by itself (homelab-turn.service), and takes that away when it is done; until then $(still_set)"
-    run_logged systemctl start --no-block homelab-turn.service || log "homelab-turn.timer starts it later: $OUTPUT"
-  elif [[ -e $STATE/away ]]; then
-    die "what was set for this node's restart put back" "not all of it could be: $(still_set)" "it would stay set for ever" \
-      "see why the cluster doesn't take it (\`pvecm status\`, \`ceph -s\`, \`ha-manager status\`), then run \`pulumi destroy\` again"
-  else
-    log "the cluster could not be told that this node doesn't restart: $(still_set)"
-    remove_file /var/lib/homelab/turn
-  fi
-}
-
-# still_set - in words, with the commands.
-still_set() {
-  local noout node && noout=$(away_note noout) node=$(away_note maintenance)
-  printf '%s' "no node of the cluster restarts: rm $TURN${noout:+; Ceph replaces none of these disks: ceph osd rm-noout $noout}${node:+; HA keeps its guests away: ha-manager crm-command node-maintenance disable $node}$(guests_away_in_words)"
-}
-
-# is_turn_over - each part for itself: one that fails keeps no other from being put back.
-is_turn_over() {
-  local path status=0
-  leave_maintenance || status=1
-  let_disks_go || status=1
-  bring_guests_back || status=1 # takes longest
-  ((status == 0)) && [[ -n $(node_name) ]] && disarm_turn_end || return 1
-  is_own_turn "$TURN" || is_own_turn "$TURN.new" || return 0
-  hold_turn_lock || return 1
-  for path in "$TURN" "$TURN.new"; do
-    ! is_own_turn "$path" || pve rm -f "$ROOT$path" || status=1
-  done
-  free_turn_lock
-  return "$status"
 }
 
 # hold_turn_lock - one whose maker was killed stays until its time is over and somebody asks for its end, which is what `touch` does.

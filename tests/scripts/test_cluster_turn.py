@@ -560,6 +560,7 @@ def test_nothing_is_armed_or_restarted_while_the_cluster_cant_do_without_the_nod
     assert json.loads(done.stdout)["turn"] == "yes" and node.read(TURN).startswith("node pve1\n")
     assert "systemctl reboot" in Path(node.root, "run/called").read_text()
     # Back, with what is wanted: whoever finds no reason for another restart ends the turn.
+    node.write("proc/sys/kernel/random/boot_id", "7d4f0d3c-0000-4000-8000-000000000002\n")
     node.write("proc/cmdline", "quiet amd_iommu=on\n")
     assert json.loads(node.run("apply", script).stdout)["turn"] == "no"
     assert not (node.root / TURN).exists()

@@ -88,6 +88,8 @@ def reboot(folder: Folder, verb: str = "apply", *, guests: Guests = "maintenance
 
 
 def end(folder: Folder) -> subprocess.CompletedProcess[str]:
+    """In the next boot."""
+    (folder.root / "run/homelab/ordered").unlink(missing_ok=True)
     script = scripts.compose("cluster_turn.sh", LOCK_TIMEOUT="5", OVER_SECONDS="2", RETURN_SECONDS="2", NODE="")
     done = folder.run("apply", script)
     assert json.loads(done.stdout) == {"over": "yes", "set": ""}, done.stdout + done.stderr
@@ -312,6 +314,7 @@ def test_nobody_waits_for_a_guest_that_ha_doesnt_bring_back(under_ha: Folder, li
     under_ha.write("run/ha", line + "ct:901 pve1 - started\n")
     (under_ha.root / "run/mode").unlink()
     script = scripts.compose("cluster_turn.sh", LOCK_TIMEOUT="5", OVER_SECONDS="2", RETURN_SECONDS="1000", NODE="")
+    (under_ha.root / "run/homelab/ordered").unlink()  # the next boot
     assert json.loads(under_ha.run("apply", script).stdout)["over"] == "yes"
 
 

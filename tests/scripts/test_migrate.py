@@ -337,6 +337,34 @@ def test_a_node_that_is_alone_in_its_cluster_moves_nobody(node: Folder) -> None:
     assert reboot(node).returncode == 0 and places(node) == AT_HOME and is_restarting(node)
 
 
+def stays_up(folder: Folder) -> None:
+    """The restart that was ordered didn't come, within a quarter of an hour."""
+    ordered = folder.root / "run/homelab/ordered"
+    if ordered.exists():
+        boot, since = ordered.read_text().split()
+        ordered.write_text(f"{boot} {int(since) - 901}\n")
+
+
+def test_nobody_ends_a_turn_while_its_restart_is_ordered(node: Folder) -> None:
+    """The node's own timer may wait for the lock meanwhile, of an earlier turn; another stack may verify this boot."""
+    assert reboot(node).returncode == 0 and is_restarting(node)
+    called = node.read("run/called")
+    assert called.index("systemctl stop homelab-turn.service") < called.index("systemctl restart homelab-turn.timer")
+    expired = node.bash(node.read("var/lib/homelab/turn-end"), "expire", parts=())
+    assert expired.returncode == 1 and end(node)["over"] == "no"
+    assert places(node) == AWAY and node.read("var/lib/homelab/away").count("vm:") == 2 and (node.root / TURN).exists()
+    stays_up(node)
+    assert end(node)["over"] == "yes" and places(node) == AT_HOME
+    is_over(node)
+
+
+def test_a_restart_that_cant_be_ordered_ends_the_turn_at_once(node: Folder) -> None:
+    node.command("systemd-run", "exit 1")
+    assert reboot(node).returncode == 1
+    assert places(node) == AT_HOME
+    is_over(node)
+
+
 # -- the way back ------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def away(node: Folder) -> Folder:
@@ -447,6 +475,7 @@ def test_a_guest_that_went_off_with_the_node_while_it_moved_is_started_again(nod
 def test_a_guest_whose_migration_is_under_way_is_waited_for(node: Folder) -> None:
     """The turn of a run that was killed ends in the same boot."""
     assert reboot(node).returncode == 0
+    stays_up(node)
     (node.root / "etc/pve/nodes/pve2/qemu-server/105.conf").unlink()
     node.write("etc/pve/nodes/pve1/qemu-server/105.conf", "lock: migrate\nmemory: 4096\n#on\n")
     assert end(node)["over"] == "no" and places(node)[105] == "pve1 locked"
@@ -515,6 +544,7 @@ def each_ends_well(folder: Folder, cuts: list[cut_kit.Cut], name: str) -> None:
             boots(folder)
         else:
             go_on(folder)
+            stays_up(folder)
         said = [end(folder) for _ in range(2)][-1]
         left = [
             path.name
