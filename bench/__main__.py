@@ -27,7 +27,7 @@ from bench import measure, report, subjects
 from bench.chart import growth_chart
 from bench.downtime import measure_downtime
 from bench.errors import BenchError
-from bench.fleet import measure_fleets
+from bench.fleet import measure_apart, measure_fleets
 from bench.floor import measure_floor
 from bench.handover import measure_handover
 from bench.job import Job
@@ -338,7 +338,10 @@ def measure_parts(parts: Sequence[str], wanted: argparse.Namespace, folder: Path
     if "downtime" in parts:
         found["downtime"] = measure_downtime(folder / "downtime", wanted.rounds)
     if "fleet" in parts:
-        found["fleets"] = measure_fleets(folder, engine, wanted.hosts)
+        found["fleets"] = [
+            *measure_fleets(folder, engine, wanted.hosts),
+            *measure_apart(folder, engine, wanted.apart),
+        ]
     return Results(**found)
 
 
@@ -351,6 +354,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", choices=PARTS, help="measure that alone")
     parser.add_argument(
         "--hosts", type=positive, nargs="+", default=[1, 4, 12], help="sizes of stacks for `fleet` (default 1 4 12)"
+    )
+    parser.add_argument(
+        "--apart", type=positive, nargs="+", default=[], help="and so many stacks of one host each (default: none)"
     )
     parser.add_argument("--keep", action="store_true", help="keep the logs of all runs, and say where")
     wanted = parser.parse_args(arguments)

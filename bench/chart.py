@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from bench.fleet import VERBS, Fleet
+from bench.fleet import VERBS, Fleet, in_one_stack
 
 # Okabe and Ito's colours, which colour-blind people tell apart.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
@@ -15,7 +15,7 @@ _STEPS = 4
 
 def growth_chart(fleets: Sequence[Fleet]) -> str:
     """The picture; empty where fewer than two sizes were measured."""
-    ordered = sorted(fleets, key=lambda one: one.hosts)
+    ordered = in_one_stack(fleets)
     if len(ordered) < 2:
         return ""
     most_hosts = ordered[-1].hosts

@@ -76,9 +76,9 @@ def test_every_line_of_the_table_has_as_many_cells_as_its_head() -> None:
     assert {line.count("|") for line in lines} == {len(report.HEAD) + 1}
 
 
-def a_fleet(hosts: int, seconds: float) -> Fleet:
+def a_fleet(hosts: int, seconds: float, stacks: int = 1) -> Fleet:
     return Fleet(
-        hosts, dict.fromkeys(fleet.VERBS, seconds), dict.fromkeys(fleet.VERBS, 1.25), 50_000_000, hosts * 90_000
+        hosts, stacks, dict.fromkeys(fleet.VERBS, seconds), dict.fromkeys(fleet.VERBS, 1.25), 50_000_000, hosts * 90_000
     )
 
 
@@ -89,7 +89,8 @@ def test_stacks_of_several_sizes_are_told_side_by_side_with_what_each_further_ho
     assert row(page, "no change") == ["no change", "6.5", "1.00", "0.00"]
     assert row(page, "the state")[1:3] == ["12.0", "0.090 MB"] and "(2026-01-31.svg)" in page
     assert report.as_json("2026-01-31", results, {})["fleets"][1]["stateBytes"] == 90_000
-    nothing = report.markdown("2026-01-31", Results(fleets=[a_fleet(4, 2.0)]), {})
+    nothing = report.markdown("2026-01-31", Results(fleets=[a_fleet(4, 2.0), a_fleet(50, 100.0, 50)]), {})
+    assert "| 50 in 50 stacks | 100.0 (1.2) |" in nothing
     assert "further host" not in nothing and "svg" not in nothing
     assert "hosts |" not in report.markdown("2026-01-31", Results(), {})
 
@@ -105,7 +106,14 @@ def test_the_picture_has_a_line_for_each_command_and_a_point_for_each_size_withi
         assert places == sorted(places) and all(0 < x < width and 0 < y < height for x, y in places)
     labels = [text for text in picture.iter(f"{name}text") if text.text in [*fleet.VERBS.values(), "first up"]]
     assert len({text.attrib["y"] for text in labels}) == len(labels)
-    assert growth_chart([a_fleet(4, 2.0)]) == ""
+    assert growth_chart([a_fleet(4, 2.0), a_fleet(50, 100.0, 50)]) == ""
+
+
+def test_a_first_run_on_a_real_kernel_is_compared_with_the_script() -> None:
+    floor = [Measured("up", "ours", [66.0]), Measured("script", "a script: it", [60.0])]
+    page = report.markdown("2026-01-31", Results(floor=floor), {})
+    assert row(page, "ours")[3:5] == ["1.10 × a script", "at most 1.15, met"]
+    assert report.as_json("2026-01-31", Results(floor=floor), {})["floorRatios"][0]["ratio"] == 1.1
 
 
 def test_a_first_run_is_compared_with_both_peers() -> None:
