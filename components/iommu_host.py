@@ -8,7 +8,6 @@ byte for byte.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import pulumi
 
@@ -30,17 +29,17 @@ class IommuHostArgs:
 
 
 class IommuHost(pulumi.ComponentResource):
-    """Outputs: ``words``, what the command line is to have, separated by spaces; ``done``: other ones whenever the host is changed."""
+    """Outputs: ``words``, what the command line is to have, separated by spaces; ``done``: another text whenever what the next boot uses is left to the
+    VfioBinding."""
 
     words: pulumi.Output[str]
-    done: pulumi.Output[list[Any]]
+    done: pulumi.Output[str]
 
     def __init__(self, name: str, args: IommuHostArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:IommuHost", name, {}, opts)
         host, children = args.host, Children(self, name, opts)
         self.words = pulumi.Output.from_input(args.words)
-        self.done = pulumi.Output.all(args.words, args.generation)
-        remote.script(
+        command = remote.script(
             children.named("cmdline"),
             host,
             pulumi.Output.all(args.words, args.generation, args.binding).apply(
@@ -50,4 +49,5 @@ class IommuHost(pulumi.ComponentResource):
             ),
             children.options("cmdline", depends_on=opts.depends_on if opts else None),
         )
+        self.done = command.stdout
         self.register_outputs({"words": self.words})

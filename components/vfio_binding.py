@@ -8,7 +8,6 @@ GPU passthrough". First the initramfs, then the switch; undone the other way rou
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import pulumi
 
@@ -28,7 +27,7 @@ class VfioBindingArgs:
     words: pulumi.Input[str]
     functions: pulumi.Input[dict[str, str]]
     generation: pulumi.Input[int]
-    after: pulumi.Input[list[Any]]
+    after: pulumi.Input[str]
 
 
 class VfioBinding(pulumi.ComponentResource):

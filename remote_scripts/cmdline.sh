@@ -9,9 +9,11 @@
 # Changes: GRUB: /etc/default/grub.d/zz-homelab-NAME.cfg, /etc/grub.d/12_homelab; systemd-boot: the end of the first line of
 #   /etc/kernel/cmdline, /etc/kernel/{postinst,postrm}.d/zzz-homelab; then the generated boot configuration.
 # Words that are there already, from others, are left to them. Undone by `revert`, byte for byte.
+# Answer of `apply`: {"loader","added":[words],"changed":"yes|no","made":"yes", or "later " and what no other run says: with it the next step runs again}.
 # Verbs: apply, revert, plan (what `apply` would change, as files.sh answers it).
 
 apply() {
+  local made=yes
   take_lock
   FOLLOWED_BY=boot
   BEFORE_WRITE=arm
@@ -24,13 +26,14 @@ apply() {
     if [[ $MENU == later ]]; then
       before_the_first_change
       pending boot
+      made="later $(boot_id) $EPOCHREALTIME"
       log "the boot configuration is made by the next step, for both"
     else
       regenerate
     fi
   fi
   finish
-  printf '{"loader":"%s","added":%s,"changed":"%s"}\n' "$LOADER" "$(json_list "${MISSING[@]}")" "$CHANGED"
+  printf '{"loader":"%s","added":%s,"changed":"%s","made":"%s"}\n' "$LOADER" "$(json_list "${MISSING[@]}")" "$CHANGED" "$made"
 }
 
 plan() {

@@ -3,46 +3,68 @@
 # stays armed where this boot doesn't run what is configured.
 # Needs: switch/arm
 #
-# Arguments: LOCK_TIMEOUT (seconds to wait for another run), UNLESS (a boot's id: nothing is done while that one runs; may be empty).
+# Arguments: LOCK_TIMEOUT (seconds to wait for another run), UNLESS (a boot's id: nothing is done while that one runs; may be empty), JUDGED_TOLD (yes: what this
+#   host has judged itself was told to somebody).
 # Answers: boot (the running one's id), confirmed (the same; empty: it is not), rolled_back (which boot was, and why), rolling_back (and has still to
 #   restart), judged (for people: this host has judged its boot itself meanwhile).
-# Changes: removes /etc/systemd/system/homelab-rollback.*, /var/lib/homelab/rollback, armed and judged.
+# Changes: removes /var/lib/homelab/armed, which decides; then /etc/systemd/system/homelab-rollback.* and /var/lib/homelab/rollback, and judged if JUDGED_TOLD.
 # Verbs: apply.
 
 apply() {
   JUDGED=''
-  if [[ $(boot_id) == "$UNLESS" ]]; then
-    answer ''
-    return
-  fi
-  # Before the lock as well: a roll-back holds it until the host restarts.
-  is_undone || take_lock
-  if is_undone; then
+  if [[ $(boot_id) == "$UNLESS" ]] || is_undone; then
     answer ''
     return
   fi
   JUDGED=$(cat "$STATE/judged" 2>/dev/null) || JUDGED=''
-  if [[ -e $STATE/armed ]] && is_another_boot; then
-    log "this boot runs without what is configured: the dead man's switch stays for the next one that has it"
-    await_no_boot
-    remove_file /var/lib/homelab/judged
+  if shows_nothing; then
+    take_lock
+    if ! is_undone && shows_nothing; then
+      log "this boot runs without what is configured: the dead man's switch stays for the next one that has it"
+      await_no_boot
+    fi
+    forget_judged
     finish
-    answer "$(boot_id)"
-    return
+  elif [[ -e $STATE/armed ]]; then
+    # Without the lock: whoever takes `armed` away first has decided, and another run may hold the lock for longer than the switch waits. A
+    # roll-back has it, too.
+    if ! rm "$STATE/armed" 2>/dev/null; then
+      [[ ! -e $STATE/armed ]] || die "this boot confirmed: /var/lib/homelab/armed removed" "$(rm "$STATE/armed" 2>&1)" \
+        "while it is there, the dead man's switch undoes this boot in a few minutes and restarts the host" \
+        "correct what the message says (a file system that is read-only: \`dmesg\`), then run \`pulumi up\` again; to keep this boot meanwhile: \`systemctl stop homelab-rollback.timer\`"
+      answer ''
+      return
+    fi
+    sync "$STATE" || :
+    tidy_up
+  else
+    tidy_up
   fi
-  # Whoever takes `armed` away first has decided: a roll-back that couldn't wait for the lock may be at it, too.
-  if [[ -e $STATE/armed ]] && ! rm "$STATE/armed" 2>/dev/null; then
-    [[ ! -e $STATE/armed ]] || die "this boot confirmed: /var/lib/homelab/armed removed" "$(rm "$STATE/armed" 2>&1)" \
-      "while it is there, the dead man's switch undoes this boot in a few minutes and restarts the host" \
-      "correct what the message says (a file system that is read-only: \`dmesg\`), then run \`pulumi up\` again; to keep this boot meanwhile: \`systemctl stop homelab-rollback.timer\`"
+  if is_undone; then
     answer ''
+  else
+    answer "$(boot_id)"
+  fi
+}
+
+# shows_nothing - an armed switch waits for a boot with what is configured, which this isn't: it was started from what was made before.
+shows_nothing() { [[ -e $STATE/armed ]] && { is_another_boot || is_pending boot; }; }
+
+# tidy_up - what is left of the switch. If another run holds the lock, the switch's own timer does it: it finds nothing armed. What is armed by now is
+# that other run's, for the next boot.
+tidy_up() {
+  is_switch_there || [[ $JUDGED_TOLD == yes ]] || return 0
+  if ! make_run_dir || ! get_lock "$LOCK_TIMEOUT"; then
+    log "another run is at work on this host: its timer takes the rest of the dead man's switch away"
     return
   fi
-  if is_switch_there; then disarm; fi
-  remove_file /var/lib/homelab/judged
+  clear_leftovers
+  [[ -e $STATE/armed ]] || is_undone || ! is_switch_there || disarm
+  forget_judged
   finish
-  answer "$(boot_id)"
 }
+
+forget_judged() { [[ $JUDGED_TOLD != yes ]] || remove_file /var/lib/homelab/judged; }
 
 is_undone() { [[ -e $STATE/rolling-back || -e $STATE/rolled-back || -e $RUN/restarting ]]; }
 

@@ -46,6 +46,8 @@ apply() {
   elif [[ $DECISION == manual ]]; then
     log "a reboot is needed (${REASONS[*]}) and left to you"
   else
+    ! is_pending boot || die "this host restarted with what was configured" "the boot configuration was not made after the last change (/var/lib/homelab/pending/boot)" \
+      "it would start with what was configured before, and be restarted again and again" "run \`pulumi up --refresh\`, which makes it; then this host restarts"
     ! is_clustered || lift_noout_of_absent
     await_cluster "$TURN_SECONDS" || refuse_turn
     can_be_told || refuse_turn

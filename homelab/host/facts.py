@@ -455,6 +455,8 @@ class HostFacts(_Fact):
     rolling_back: bool = False
     # That the host judged a boot itself for which no `up` waited, and stays as it is configured.
     judged: str = ""
+    # What is still to be made of what was written: boot (the boot configuration), initramfs.
+    pending: list[str] = []
     # What the last boot was to have and the running kernel lacks, a sentence each; None: it isn't noted on the host.
     boot_lacks: list[str] | None = None
     # PCI address -> its nodes; is our service that follows them at each boot enabled?

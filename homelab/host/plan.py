@@ -115,8 +115,17 @@ def _kept(facts: HostFacts, host: Host, name: str) -> _Keep:
 def drift(facts: HostFacts, want: Wanted) -> dict[str, list[str]]:
     """Layer -> how the host differs from ``want``, as sentences. ``boot`` is what only a reboot can mend."""
     return {
-        "iommu": [*_changed_files(facts, "iommu"), *_lost_words(facts, want.iommu_words)],
-        "vfio": [*_changed_files(facts, "vfio"), *_lost_words(facts, want.vfio_words), *_lost_binding(facts, want)],
+        "iommu": [
+            *_changed_files(facts, "iommu"),
+            *_lost_words(facts, want.iommu_words),
+            *_unmade(facts, "boot", "the boot configuration"),
+        ],
+        "vfio": [
+            *_changed_files(facts, "vfio"),
+            *_lost_words(facts, want.vfio_words),
+            *_lost_binding(facts, want),
+            *_unmade(facts, "initramfs", "the initramfs"),
+        ],
         "boot": _boot_drift(facts, want),
         "nodes": _lost_nodes(facts),
         "cards": _lost_service(facts),
@@ -173,6 +182,11 @@ def _lost_words(facts: HostFacts, words: str) -> list[str]:
         return [f"{' '.join(lost)} is not on the configured kernel command line"]
     lost = missing_words(words, facts.cmdline.generated) if facts.cmdline.generated else []
     return [f"{' '.join(lost)} is not in the generated boot configuration (grub.cfg)"] if lost else []
+
+
+def _unmade(facts: HostFacts, step: str, made: str) -> list[str]:
+    """What a run that was cut short has left to be made."""
+    return [f"{made} was not made after the last change"] if step in facts.pending else []
 
 
 def misplaced(facts: HostFacts, want: Wanted) -> list[str]:

@@ -178,12 +178,9 @@ def iommu_cmdline(
     return cmdline("iommu", words, generation, followed=binding, rollback_after=rollback_after)
 
 
-def vfio_cmdline(
-    words: str, generation: int = 0, *, after: Sequence[object] = (), rollback_after: int = ROLLBACK_SECONDS
-) -> str:
-    """The layer of the binding, as of `cmdline`; ``after``: arguments of the `iommu_cmdline` before it, with which this one runs again."""
-    again = " ".join(map(str, (generation, *after)))
-    return cmdline("vfio", words, again, entry=True, rollback_after=rollback_after)
+def vfio_cmdline(words: str, generation: int = 0, *, after: str = "", rollback_after: int = ROLLBACK_SECONDS) -> str:
+    """The layer of the binding, as of `cmdline`; ``after``: the answer of the `iommu_cmdline` before it, with which this one runs again."""
+    return cmdline("vfio", words, f"{generation} {after}".strip(), entry=True, rollback_after=rollback_after)
 
 
 def vfio_initramfs(needed: bool, generation: int = 0, *, rollback_after: int = ROLLBACK_SECONDS) -> str:
@@ -461,9 +458,15 @@ def read_log(lines: int) -> str:
     return compose("read_log.sh", LINES=str(lines))
 
 
-def confirm_boot(unless: str = "") -> str:
-    """Standard input of confirm_boot.sh; ``unless``: the id of a boot that is not to be confirmed, as the host is about to leave it."""
-    return compose("confirm_boot.sh", LOCK_TIMEOUT=str(CONFIRM_LOCK_SECONDS), UNLESS=unless)
+def confirm_boot(unless: str = "", *, told: bool = False) -> str:
+    """Standard input of confirm_boot.sh.
+
+    :param unless: the id of a boot that is not to be confirmed, as the host is about to leave it.
+    :param told: that the host has judged a boot itself was said, and is no news any more.
+    """
+    return compose(
+        "confirm_boot.sh", LOCK_TIMEOUT=str(CONFIRM_LOCK_SECONDS), UNLESS=unless, JUDGED_TOLD="yes" if told else "no"
+    )
 
 
 def cluster_turn(node: str = "") -> str:

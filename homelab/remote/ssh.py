@@ -42,6 +42,10 @@ LOG_BYTES = 64 * 1024
 _CHUNK = 64 * 1024
 # How long this machine's SSH agent may take to name its keys, in seconds: it has them in memory.
 AGENT_SECONDS = 10.0
+# How often a host whose boot is confirmed is tried to be read.
+READ_TRIES = 3
+# How the message of confirm_boot.sh begins whose cause doesn't go away by itself.
+NOT_CONFIRMED = "this boot confirmed"
 # How often a person is told that the host is waited for.
 TELL_SECONDS = 5.0
 # Between two tries to reach a host that is booting. Nothing on this side tells when it is back.
@@ -406,44 +410,50 @@ async def confirm(
 
     :param old_boot_id: the boot before a reboot that was begun, which is waited for; None: none was.
     :raises UnreachableError: it can't be reached.
-    :raises HomelabError: as of `wait_for_boot`, or the confirmation failed.
+    :raises HomelabError: as of `wait_for_boot`.
     """
     found = None
-    try:
-        if old_boot_id is None:
-            async with connect(host) as session:
-                with suppress(UnreachableError):  # it may have been going down for a roll-back just then
-                    found = await _confirmed(session, None, SCRIPT_SECONDS, say)
-        if found is None:
-            found = await wait_for_boot(host, old_boot_id, say, waits)
-        while found.rolling_back:
-            say(f"it is giving back its boot configuration ({found.rolled_back}), and restarts: waiting for that")
+    confirming = _Confirming(say)
+    if old_boot_id is None:
+        async with connect(host) as session:
             try:
-                found = await wait_for_boot(host, found.boot_id, say, waits)
-            except HomelabError as error:
-                say(f"it has not restarted: {error.found}")
-                return found
-    except _NotConfirmed as error:
-        raise error.why from None
+                found = await confirming.read(session, None, SCRIPT_SECONDS)
+            except UnreachableError as error:  # it may have been going down for a roll-back just then
+                confirming.lost(error)
+    if found is None:
+        found = await wait_for_boot(host, old_boot_id, say, waits, confirming)
+    while found.rolling_back:
+        say(f"it is giving back its boot configuration ({found.rolled_back}), and restarts: waiting for that")
+        try:
+            found = await wait_for_boot(host, found.boot_id, say, waits)
+        except HomelabError as error:
+            say(f"it has not restarted: {error.found}")
+            return found
     return found
 
 
 async def wait_for_boot(
-    host: Host, old_boot_id: str | None, say: Callable[[str], None], waits: Callable[[str], None] | None = None
+    host: Host,
+    old_boot_id: str | None,
+    say: Callable[[str], None],
+    waits: Callable[[str], None] | None = None,
+    confirming: _Confirming | None = None,
 ) -> facts.HostFacts:
     """The first reading of the host with another boot id than ``old_boot_id``, None: with any, which is confirmed before.
 
     :param waits: is told every few seconds for how long that has been; by default, ``say`` is.
+    :param confirming: what was tried already.
 
     Waits ``timeouts.reboot`` seconds, then as long again as the dead man's switch and its reboot may take.
 
     :raises UnreachableError: it didn't come back in all that time.
-    :raises HomelabError: to the end of that time it refused the login, showed another host key, or failed to be read.
-    :raises _NotConfirmed: it is back, and says why its boot can't be confirmed.
+    :raises HomelabError: to the end of that time it refused the login, showed another host key, or failed to be read; or it says why its boot can't be
+        confirmed; or its boot is confirmed and it can't be read.
     """
     started = time.monotonic()
+    confirming = confirming or _Confirming(say)
     patience = host.timeouts.reboot
-    # One reading that hangs, on a host that has just come up, must not take all the time in which the boot can be confirmed.
+    # One reading that hangs, on a host that has just come up, must not take all the time in which it is waited for.
     seconds = min(SCRIPT_SECONDS, max(SHORT_SECONDS, host.timeouts.rollback / 3))
     extended = False
     told = started
@@ -451,13 +461,15 @@ async def wait_for_boot(
     refused: HomelabError | None = None
     while True:
         try:
-            found = await _of_another_boot(host, old_boot_id, seconds, say)
+            found = await _of_another_boot(host, old_boot_id, seconds, confirming)
             if found is not None:
                 return found
             last, refused = "it answers, but has not rebooted", None
         except UnreachableError as error:
+            confirming.lost(error)
             last, refused = error.found, None
         except HomelabError as error:
+            confirming.failed(error)
             # On its way down or up: root's keys lie in /etc/pve, which isn't there yet; the initramfs asks for a disk's passphrase over
             # SSH, with a host key of its own; the shutdown ended a command of the script.
             if refused is None:
@@ -467,7 +479,7 @@ async def wait_for_boot(
             told = time.monotonic()
             (waits or say)(f"waiting for the host: {told - started:.0f} s")
         if time.monotonic() - started > patience:
-            if extended:
+            if extended or confirming.boot:
                 raise refused or _never_back(host, last, time.monotonic() - started)
             extended = True
             patience = host.timeouts.boot
@@ -477,52 +489,79 @@ async def wait_for_boot(
 
 
 async def _of_another_boot(
-    host: Host, old_boot_id: str | None, seconds: float, say: Callable[[str], None]
+    host: Host, old_boot_id: str | None, seconds: float, confirming: _Confirming
 ) -> facts.HostFacts | None:
     """A reading, or None while the host runs the old boot: then its end has been waited for a while.
 
     A host that goes down isn't read, only asked which boot it runs. Where it doesn't say, its confirmation tells.
     """
     async with connect(host) as session:
-        if old_boot_id is None or await session.boot_id(seconds) != old_boot_id:
-            found = await _confirmed(session, old_boot_id, seconds, say)
+        if await session.boot_id(seconds) != old_boot_id or old_boot_id is None:
+            found = await confirming.read(session, old_boot_id, seconds)
             if found is not None:
                 return found
         await session.ended(GOING_DOWN_SECONDS)
         return None
 
 
-class _NotConfirmed(Exception):
-    """The host says ``why`` its boot can't be confirmed. To ask again helps nobody."""
+class _Confirming:
+    """A host's boot confirmed, then the host read: first the confirmation, as the dead man's switch goes on while a host is read.
 
-    def __init__(self, why: HomelabError) -> None:
-        super().__init__(str(why))
-        self.why = why
-
-
-async def _confirmed(
-    session: Session, old_boot_id: str | None, seconds: float, say: Callable[[str], None]
-) -> facts.HostFacts | None:
-    """The running boot confirmed, then the host read; None: it is the old boot, or has restarted between the two, or is about to.
-
-    First the confirmation: while a host that was lost is read, the dead man's switch goes on.
-
-    :raises _NotConfirmed: the host says why it can't be.
+    ``boot``: the id of the one that is confirmed; empty: none yet.
     """
-    try:
-        answer = scripts.answer(await session.run("apply", scripts.confirm_boot(old_boot_id or "")))
-    except UnreachableError:
-        raise
-    except HomelabError as error:
-        raise _NotConfirmed(error) from None
-    if answer["boot"] == old_boot_id:
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.boot = ""
+        self._say = say
+        self._reading = False
+        self._tries = 0
+
+    async def read(self, session: Session, old_boot_id: str | None, seconds: float) -> facts.HostFacts | None:
+        """None: it is the old boot, or the host has restarted between the two, or is about to. Raises as `Session.run`."""
+        unless = old_boot_id or ""
+        answer = scripts.answer(await session.run("apply", scripts.confirm_boot(unless)))
+        if answer["boot"] == old_boot_id:
+            return None
+        if answer["judged"]:
+            self._say(answer["judged"])
+            await session.run("apply", scripts.confirm_boot(unless, told=True))
+        if answer["confirmed"] != self.boot:
+            self.boot, self._tries = answer["confirmed"], 0
+        self._reading = True
+        found = await session.read(lspci=True, kernel_log=True, seconds=seconds)
+        self._reading = False
+        if found.rolled_back or found.rolling_back or found.boot_id == self.boot:
+            return found
         return None
-    if answer["judged"]:
-        say(answer["judged"])
-    found = await session.read(lspci=True, kernel_log=True, seconds=seconds)
-    if found.rolled_back or found.rolling_back or found.boot_id == answer["confirmed"]:
-        return found
-    return None
+
+    def lost(self, error: UnreachableError) -> None:
+        """The connection was, or there was none.
+
+        :raises HomelabError: a boot that is confirmed could not be read so often.
+        """
+        self._give_up(error)
+
+    def failed(self, error: HomelabError) -> None:
+        """What ran on the host did.
+
+        :raises HomelabError: the host itself says why its boot can't be confirmed, or a boot that is confirmed could not be read so often.
+        """
+        if error.wanted.startswith(NOT_CONFIRMED):
+            raise error
+        self._give_up(error)
+
+    def _give_up(self, error: HomelabError) -> None:
+        if not self._reading:
+            return
+        self._reading = False
+        self._tries += 1
+        if self.boot and self._tries >= READ_TRIES:
+            raise HomelabError(
+                wanted="a host read whose boot is confirmed",
+                found=f"{self._tries} times: {error.found}",
+                why=f"whether it has what was configured can't be told. Boot {self.boot} is confirmed: the dead man's switch doesn't undo it",
+                next="log in, and see what hangs (`lspci`, `dmesg`, a disk); then run `pulumi up` again",
+            ) from None
 
 
 def _never_back(host: Host, last: str, waited: float) -> UnreachableError:

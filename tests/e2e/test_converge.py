@@ -80,6 +80,10 @@ def test_from_stock_to_bound_and_back(by_init: Callable[..., Stack], scenario: s
     assert [boot["reason"] for boot in stack.lab.boots(since=mark)] == ["reboot"]
     assert len(stack.lab.connections(since=mark)) <= len(stack.lab.commands(since=mark))
     made = [entry["program"] for entry in stack.lab.programs(since=mark)]
+    steps = {one["urn"].rpartition("::")[2]: one for one in stack.resources()}
+    (iommu,) = (one["outputs"]["stdout"] for name, one in steps.items() if name.endswith("-cmdline"))
+    (bind,) = (one["inputs"]["stdin"] for name, one in steps.items() if name.endswith("-bind"))
+    assert json.loads(iommu)["made"].startswith("later ") and json.loads(iommu)["made"] in bind
     with_esps = (stack.lab.root / "etc/kernel/proxmox-boot-uuids").exists()
     assert (made.count("update-initramfs"), made.count("update-grub")) == (1, 0 if with_esps else 1)
     # The VM has the card; one that was off stays so.

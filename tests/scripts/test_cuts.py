@@ -5,6 +5,7 @@ By default a sample of the moments is tried, another one each day (tests/samplin
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -92,9 +93,13 @@ def test_what_the_binding_makes_for_both_is_the_same_from_every_cut(host: Folder
     each_is_made_good(host, cuts, "followed apply", "apply", FOLLOWED, followed)
     each_is_made_good(host, cuts, "followed revert", "revert", FOLLOWED, stock)
     cut_kit.restore(host.root, followed)
+    # Whatever the settings were before and are again: with another answer the next step runs.
+    answers = {json.loads(host.run("apply", FOLLOWED).stdout)["made"] for _ in range(2)}
+    assert len(answers) == 2 and all(one.startswith("later ") for one in answers)
     for script in (CHAIN["initramfs"], CHAIN["vfio"]):
         run(host, "apply", script)
     assert cut_kit.tree(host.root) == wanted
+    assert json.loads(host.run("apply", FOLLOWED).stdout)["made"] == "yes"
     # The next `up` has no card for a VM any more: there is no step that follows.
     cut_kit.restore(host.root, followed)
     run(host, "apply", CHAIN["iommu"])

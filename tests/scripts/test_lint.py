@@ -17,12 +17,12 @@ TOOLS = Path(sys.executable).parent
 
 # Arguments as the headers list them; the files among them are linted by themselves.
 ARGUMENTS = {
-    "cmdline.sh": ("NAME", "WORDS", "ENTRY", "ENTRY_GRUB", "ENTRY_SYSTEMD_BOOT", "NOTICE", "ROLLBACK_AFTER", "ROLLBACK"),
+    "cmdline.sh": ("NAME", "WORDS", "ENTRY", "MENU", "ENTRY_GRUB", "ENTRY_SYSTEMD_BOOT", "NOTICE", "ROLLBACK_AFTER", "ROLLBACK"),
     "vfio_initramfs.sh": ("NEEDED", "INIT_TOP", "HOOK", "ROLLBACK_AFTER", "ROLLBACK"),
     "reboot_host.sh": ("POLICY", "WORDS", "FUNCTIONS", "DRIVER", "FLAVOUR", "SOURCE", "ROLLBACK_AFTER", "ROLLBACK", "AWAITED", "QUORUM", "HA_MODE", "TURN_END"),
     "rollback.sh": ("ROLLBACK_AFTER", "ENTRY_SYSTEMD_BOOT"),
     "read_host.sh": ("GUESTS", "LSPCI", "ACS", "SIGNS", "SYSTEMS", "READ_SYSTEM"),
-    "confirm_boot.sh": ("LOCK_TIMEOUT", "UNLESS"),
+    "confirm_boot.sh": ("LOCK_TIMEOUT", "UNLESS", "JUDGED_TOLD"),
     "cluster_turn.sh": ("LOCK_TIMEOUT", "OVER_SECONDS", "RETURN_SECONDS", "NODE"),
     "read_log.sh": ("LINES",),
     "kept_scripts.sh": ("OWNER", "CONTENT"),
@@ -75,6 +75,18 @@ METAL = sorted((PROJECT / "tests" / "metal" / "guest").iterdir())
 EXCLUDED = "SC2329,SC2317,SC2034,SC2153,SC2154,SC2119,SC2120"
 # Which other findings a file's comments allow, at their places.
 ALLOWED = sorted({code for path in SOURCES for code in re.findall(r"# shellcheck disable=(SC\d+)", path.read_text())})
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_no_part_sets_a_variable_of_the_name_of_an_argument(name: str) -> None:
+    """Arguments come first: a part that sets one as it is read would take its place."""
+    found = set()
+    for line in scripts.compose(name).splitlines():
+        if re.match(r"[A-Z_]+=", line):
+            found |= {
+                one for one, value in re.findall(r"(?:^|(?<=\s))([A-Z_]+)=(\S*)", line) if f"{{{one}" not in value
+            }
+    assert not found & set(ARGUMENTS[name])
 
 
 def passes_shellcheck(text: str, *excluded: str) -> None:

@@ -5,6 +5,7 @@ A run of its program is what the timer starts; the host is the lab's, without a 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -93,6 +94,9 @@ class Switched(Host):
 
     def confirm(self) -> dict[str, object]:
         answer: dict[str, object] = json.loads(self.run("apply", scripts.confirm_boot()).stdout)
+        if answer["judged"]:
+            assert (self.state / "judged").exists(), "it is kept until somebody was told"
+            self.run("apply", scripts.confirm_boot(told=True))
         return answer
 
     def is_rolling(self) -> bool:
@@ -706,6 +710,45 @@ def test_a_confirmation_that_can_not_be_written_says_so(switched: Callable[..., 
     done = host.run("apply", scripts.confirm_boot())
     assert done.returncode == 1
     assert "wanted: this boot confirmed" in done.stdout and "Is a directory" in done.stdout
+
+
+def test_a_boot_is_confirmed_while_another_run_is_at_work(switched: Callable[..., Switched]) -> None:
+    """Such as the one that starts containers again at each boot, for longer than the switch waits."""
+    host = switched(awaited=True)
+    (host.root / "run/homelab").mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (host.root / "run/homelab/lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        impatient = scripts.compose("confirm_boot.sh", LOCK_TIMEOUT="1", UNLESS="", JUDGED_TOLD="no")
+        done = host.run("apply", impatient)
+        assert json.loads(done.stdout)["confirmed"], done.stdout
+    assert not (host.state / "armed").exists()
+    host.elapse()
+    assert host.reboots() == [] and not host.is_armed()
+    assert not list((host.root / "etc/systemd/system").rglob("homelab-rollback*"))
+
+
+def test_a_boot_that_another_run_awaits_is_not_confirmed(switched: Callable[..., Switched]) -> None:
+    """It was asked just before the host goes down."""
+    host = switched(awaited=True)
+    running = (host.root / "proc/sys/kernel/random/boot_id").read_text().strip()
+    answer = json.loads(host.run("apply", scripts.confirm_boot(running)).stdout)
+    assert (answer["boot"], answer["confirmed"]) == (running, "")
+    assert (host.state / "armed").exists() and host.is_armed()
+
+
+def test_a_boot_before_which_the_menu_was_not_made_leaves_the_switch_to_the_next_one(
+    switched: Callable[..., Switched],
+) -> None:
+    host = switched(awaited=True)
+    (host.state / "pending").mkdir()
+    (host.state / "pending/boot").touch()
+    assert json.loads(host.run("read_host", scripts.read_host()).stdout)["pending"] == ["boot"]
+    assert host.confirm()["confirmed"] and host.is_armed()
+    assert "until" not in (host.state / "armed").read_text()
+    decide = scripts.reboot_host("auto", f"{' '.join(WORDS)} mitigations=off", [], AFTER)
+    done = host.run("apply", decide)
+    assert done.returncode == 1 and "the boot configuration was not made after the last change" in done.stdout
+    assert host.reboots() == []
 
 
 def test_a_boot_for_which_the_switch_was_armed_anew_is_confirmed_anew(switched: Callable[..., Switched]) -> None:

@@ -154,6 +154,8 @@ WORDS = plan.wanted(desktop(), settings()).words
         ),
         ({"managed": []}, "vfio", "the initramfs script for vfio-pci is gone"),
         ({"stale_initramfs": ["6.14.11-9-pve"]}, "vfio", "the initramfs of 6.14.11-9-pve is older than its script"),
+        ({"pending": ["boot"]}, "iommu", "the boot configuration was not made after the last change"),
+        ({"pending": ["initramfs"]}, "vfio", "the initramfs was not made after the last change"),
         ({"boot_lacks": ["iommu=pt is no longer wanted"]}, "boot", "iommu=pt is no longer wanted"),
         ({"boot_lacks": None}, "boot", "it isn't noted on the host what its boot is to have"),
         ({"devices": []}, "vfio", "0000:01:00.0 is not there, not 10de:2b85"),

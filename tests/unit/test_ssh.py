@@ -242,14 +242,16 @@ class Restarting:
 
     async def run(self, _verb: str, script: str) -> str:
         assert "UNLESS" in script
-        if self.confirmed_as == "broken":
-            raise READ_ONLY
+        if self.confirmed_as in FAILING:
+            raise FAILING[self.confirmed_as]
         confirmed = "" if self.confirmed_as == "old" else self.confirmed_as
         return json.dumps({"boot": self.confirmed_as, "confirmed": confirmed, "judged": ""})
 
     async def read(self, **_: object) -> SimpleNamespace:
         assert self.read_as is not None
         self.readings.append(self.read_as)
+        if self.read_as == "hangs":
+            raise HANGS
         return SimpleNamespace(boot_id=self.read_as, rolled_back="", rolling_back=False)
 
     async def ended(self, seconds: float) -> None:
@@ -258,7 +260,13 @@ class Restarting:
 
 OFF = UnreachableError(wanted="a connection", found="nothing answers", why="", next="")
 NO_KEYS = HomelabError(wanted="to log in", found="refused: Permission denied", why="", next="")
-READ_ONLY = HomelabError(wanted="this boot confirmed", found="a read-only file system", why="", next="")
+HANGS = UnreachableError(wanted="a connection", found="the script has not ended", why="", next="")
+FAILING = {
+    "broken": HomelabError(
+        wanted="this boot confirmed: armed removed", found="a read-only file system", why="", next=""
+    ),
+    "cut": HomelabError(wanted="the script to apply to succeed", found="exit status 137", why="", next=""),
+}
 OTHER_KEY = HomelabError(wanted="the host key", found="SHA256:of the initramfs", why="", next="")
 
 
@@ -290,9 +298,28 @@ def test_a_host_is_read_when_it_runs_another_boot_and_not_before(
 
 def test_a_boot_that_cannot_be_confirmed_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Restarting, "readings", [])
-    with pytest.raises(ssh._NotConfirmed, match="read-only"):
+    with pytest.raises(HomelabError, match="read-only"):
         boots(monkeypatch, "old", "new|broken", "new")
     assert Restarting.readings == []
+
+
+def test_a_confirmation_that_is_cut_off_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    boot, said = boots(monkeypatch, "old", "new|cut", OFF, "newer")
+    assert boot == "newer"
+    assert said == ["192.168.0.202 answers, but can't be read yet: exit status 137"]
+
+
+def test_a_confirmed_boot_that_cannot_be_read_is_not_waited_for_as_one_that_is_to_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Restarting, "readings", [])
+    with pytest.raises(HomelabError, match="Boot new is confirmed: the dead man's switch doesn't undo it") as error:
+        boots(monkeypatch, "new|new|hangs", "new|new|hangs", OFF, "new|new|hangs", "new|new|new")
+    assert not isinstance(error.value, UnreachableError) and "has not ended" in error.value.found
+    assert Restarting.readings == ["hangs"] * 3
+    # Another boot counts anew.
+    again = ("new|new|hangs", "new|new|hangs", "newer|newer|hangs", "newer|newer|hangs", "newer")
+    assert boots(monkeypatch, *again)[0] == "newer"
 
 
 def test_a_host_that_never_goes_down_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,9 @@ managed() {
   is_rolling_back && printf ',"rolling_back":true' || printf ',"rolling_back":false'
   printf ',"judged":'
   string_of /var/lib/homelab/judged
+  printf ',"pending":'
+  # shellcheck disable=SC2046 # names without spaces
+  json_list $(is_pending boot && printf 'boot ') $(is_pending initramfs && printf initramfs)
   printf ',"boot_lacks":'
   noted_boot_lacks
 }
