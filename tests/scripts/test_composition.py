@@ -135,7 +135,18 @@ def test_a_function_that_hides_another_one_is_found(tmp_path: Path, monkeypatch:
 
 
 # What bash sets, and what a host's own files may.
-_OF_BASH = {"BASHPID", "BASH_COMMAND", "BASH_REMATCH", "BASH_SOURCE", "LINENO", "PATH", "PPID", "SECONDS", "IFS"}
+_OF_BASH = {
+    "BASHPID",
+    "BASH_COMMAND",
+    "BASH_REMATCH",
+    "BASH_SOURCE",
+    "EPOCHREALTIME",
+    "LINENO",
+    "PATH",
+    "PPID",
+    "SECONDS",
+    "IFS",
+}
 _OF_HOST = {"GRUB_CMDLINE_LINUX", "GRUB_CMDLINE_LINUX_DEFAULT"}
 
 
