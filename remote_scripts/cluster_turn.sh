@@ -15,6 +15,8 @@ apply() {
   take_lock
   end_turn "$OVER_SECONDS" || over=no
   finish
+  # The node goes on trying at once, not when its timer's time is over.
+  [[ $over == yes ]] || is_restart_ordered || ! is_turn_end_armed || run_logged systemctl start --no-block homelab-turn.service || log "homelab-turn.timer starts it later: $OUTPUT"
   printf '{"over":"%s","set":%s}\n' "$over" "$(json_string "$([[ $over == yes ]] || still_set)")"
 }
 

@@ -70,10 +70,11 @@ apply() {
   report ",\"turn\":\"$(has_turn && printf yes || printf no)\",\"armed\":\"$(stat -c %.Y "$STATE/armed" 2>/dev/null)\""
 }
 
-# can_be_told - is it known which guests can move? Status 1: no, WHY_NOT says why.
+# can_be_told - is it known which guests can move? Status 1: no, WHY_NOT says why. What had a lock of a guest may have ended while the cluster was waited for.
 can_be_told() {
+  [[ -z $UNSAID ]] || decide
   [[ -n $UNSAID ]] || return 0
-  WHY_KIND=guests WHY_NOT=$UNSAID
+  WHY_KIND=unsaid WHY_NOT=$UNSAID
   return 1
 }
 

@@ -12,7 +12,7 @@ TURN=/etc/pve/priv/homelab-reboot
 TURN_LOCK=/etc/pve/priv/lock/homelab-reboot
 
 # cluster_says - sets WHY_NOT: why this node had better not restart now; empty: it may. AT_WORK: it is for what runs here. WHY_KIND: it is for the
-# guests that HA is to move (guests), or for the watchdog of HA on the others (watchdog).
+# guests that HA is to move (guests), or for the watchdog of HA on the others (watchdog); that nobody knows which guests can move (unsaid).
 cluster_says() {
   WHY_NOT='' WHY_KIND='' ALONE=no
   work_says
@@ -98,6 +98,7 @@ refuse_turn() {
     "a restart would cut it off: a backup that is half written, a guest that is on neither node, packages that are half configured" \
     "wait until it has ended, or end it (\`pvenode task list --source active\` shows the tasks of this host, \`ha-manager status\` what HA does), then run \`pulumi up\` again. Or reboot this host by hand when it suits you, then run it"
   [[ $WHY_KIND != guests ]] || refuse_guests
+  [[ $WHY_KIND != unsaid ]] || refuse_unsaid
   [[ $WHY_KIND != watchdog ]] || die "this node of the cluster restarted" "$WHY_NOT" \
     "allowQuorumLoss permits that the others have no quorum for a while; it permits no reset of them" \
     "give the cluster a QDevice; or stop these guests (\`ha-manager set vm:103 --state stopped\`) or take them out of HA (\`ha-manager remove vm:103\`) until HA is idle (\`ha-manager status\`); then run \`pulumi up\` again"

@@ -2,7 +2,7 @@
 # Guests that move to other nodes while they run, for the time of a node's restart. What HA has it moves itself (lib/maintenance.sh); containers can't move while they run.
 # Needs: lock, away, maintenance
 #
-# Gives: what_can_move -> MOVING, STAYING, UNSAID; move_guests SECONDS -> WHY_NOT; refuse_guests; and for lib/bring_back.sh: place_of VMID; migration_says NODE VMID -> RUNS, ALLOWED, STAYS;
+# Gives: what_can_move -> MOVING, STAYING, UNSAID; move_guests SECONDS -> WHY_NOT; refuse_guests, refuse_unsaid; and for lib/bring_back.sh: place_of VMID; guest_says NODE VMID -> LOCK, QMP; is_well NODE VMID; migration_says NODE VMID -> RUNS, ALLOWED, STAYS;
 #   live_migration SECONDS COMMAND... -> OUTPUT. Variables: HA_MODE, ALONE, WHY_KIND (of lib/cluster.sh).
 #
 # STATE/away: `vm:103 pve2 BOOT`, noted before VM 103 is moved to pve2, in the boot of that id. lib/bring_back.sh brings it back.
@@ -11,26 +11,37 @@ PVESH_SECONDS=60
 # What a node keeps for itself, in bytes.
 SPARE_BYTES=1073741824
 
-# api_says PATH PROGRAM ARGUMENT... - what Proxmox VE says of a path, as $said of a program in Perl.
+# api_says PATH PROGRAM ARGUMENT... - what Proxmox VE says of a path, options behind it, as $said of a program in Perl.
 api_says() {
-  # shellcheck disable=SC2016 # Perl's variables
-  within "$PVESH_SECONDS" pvesh get "$1" --output-format json 2>/dev/null |
+  # shellcheck disable=SC2016,SC2086 # Perl's variables; several words
+  within "$PVESH_SECONDS" pvesh get $1 --output-format json 2>/dev/null |
     perl -MJSON::PP -e 'local $/; our $said = decode_json(<STDIN>); '"$2" -- "${@:3}" 2>/dev/null
 }
 
-# rooms_beside NODE - a line `NODE BYTES` for each other node that is online: the memory that it has left.
+# rooms_beside NODE SERVICES - a line `NODE BYTES` for each other node that is online: the memory that it has left. What runs there may take all that it is configured
+# with (after a boot it has taken little yet), and HA may bring any of SERVICES to it, which it has on NODE.
 rooms_beside() {
   # shellcheck disable=SC2016 # Perl's variables
-  api_says /nodes 'for (@$said) {
-    next if $_->{status} ne "online" || $_->{node} eq $ARGV[0] || $_->{node} !~ /^[\w.-]+$/;
-    printf "%s %d\n", $_->{node}, $_->{maxmem} - $_->{mem} if $_->{maxmem} && defined $_->{mem};
-  }' "$1" | sort
+  api_says /cluster/resources '
+    my ($here, $services) = @ARGV;
+    my %of_ha = map { s/^vm:/qemu\//r =~ s/^ct:/lxc\//r => 1 } split(" ", $services);
+    my ($coming, %taken) = (0);
+    for (grep { $_->{type} =~ /^(qemu|lxc)$/ && !$_->{template} } @$said) {
+      $coming += $_->{maxmem} || 0 if $of_ha{"$_->{type}/$_->{vmid}"};
+      $taken{$_->{node}} += $_->{maxmem} || 0 if ($_->{status} || "") eq "running";
+    }
+    for (grep { $_->{type} eq "node" } @$said) {
+      next if ($_->{status} || "") ne "online" || $_->{node} eq $here || $_->{node} !~ /^[\w.-]+$/ || !$_->{maxmem} || !defined $_->{mem};
+      my $used = $taken{$_->{node}} || 0;
+      $used = $_->{mem} if $_->{mem} > $used;
+      printf "%s %d\n", $_->{node}, $_->{maxmem} - $used - $coming;
+    }' "$1" "$2" | sort
 }
 
-# running_vms NODE - a line `VMID BYTES` for each, with the memory that it may take; the largest first, as it is the hardest to place.
+# running_vms NODE - a line `VMID BYTES QMP` for each, with what QEMU does (running, paused), and with the memory that it may take; the largest first, as it is the hardest to place.
 running_vms() {
   # shellcheck disable=SC2016 # Perl's variables
-  api_says "/nodes/$1/qemu" 'printf "%d %d\n", $_->{vmid}, $_->{maxmem} for
+  api_says "/nodes/$1/qemu --full 1" 'printf "%d %d %s\n", $_->{vmid}, $_->{maxmem}, $_->{qmpstatus} || "running" for
     sort { $b->{maxmem} <=> $a->{maxmem} || $a->{vmid} <=> $b->{vmid} } grep { $_->{status} eq "running" && !$_->{template} } @$said'
 }
 
@@ -52,6 +63,27 @@ migration_says() {
   read -r RUNS ALLOWED STAYS <<<"$text" && [[ -n $STAYS ]]
 }
 
+# guest_says NODE VMID - of a VM on that node: LOCK (-: none) and QMP: what QEMU does (running, paused, stopped …). Status 1: no answer.
+guest_says() {
+  local text
+  # shellcheck disable=SC2016 # Perl's variables
+  text=$(api_says "/nodes/$1/qemu/$2/status/current" 'printf "%s %s\n", $said->{lock} || "-", $said->{qmpstatus} || $said->{status} || die') || return 1
+  read -r LOCK QMP <<<"$text" && [[ -n $QMP ]]
+}
+
+# is_well NODE VMID - it has arrived there as it should. A migration moves the configuration first, then lets the guest go on, and takes its lock away last.
+is_well() { [[ $(place_of "$2") == "$1" ]] && guest_says "$1" "$2" && [[ $LOCK == - && $QMP == running ]]; }
+
+# nodes_in_maintenance - those that HA keeps free, with commas around each: somebody empties them. Status 1: HA has services, and doesn't answer.
+nodes_in_maintenance() {
+  local text status=0
+  if ! text=$(ha_says); then
+    has_services || status=$?
+    ((status == 1)) || return 1
+  fi
+  printf ',%s' "$(sed -nE 's/^lrm ([^ ]+) \(maintenance mode.*$/\1/p' <<<"$text" | tr '\n' ',')"
+}
+
 # place_of VMID - the node that has it: its file is on one alone. Status 1: that can't be told. (Twice: it may go from one that isn't looked at yet
 # to one that is already.)
 place_of() {
@@ -64,37 +96,43 @@ place_of() {
   printf '%s' "${found##*/}"
 }
 
-# roomiest ROOMS BYTES - of the nodes in ALLOWED the one with the most memory left, which has so much and SPARE_BYTES; of equals the first by its name.
+# roomiest ROOMS BYTES NOT - of the nodes in ALLOWED, and not in NOT (`,pve2,`), the one with the most memory left, which has so much and SPARE_BYTES; of equals the first by its name.
 roomiest() {
-  awk -v allowed=",$ALLOWED," -v least="$(($2 + SPARE_BYTES))" '
-    $2 + 0 >= least + 0 && (allowed == ",*," || index(allowed, "," $1 ",")) && (best == "" || $2 + 0 > most) { best = $1; most = $2 + 0 }
+  awk -v allowed=",$ALLOWED," -v not="$3" -v least="$(($2 + SPARE_BYTES))" '
+    $2 + 0 >= least + 0 && (allowed == ",*," || index(allowed, "," $1 ",")) && !index(not, "," $1 ",") && (best == "" || $2 + 0 > most) { best = $1; most = $2 + 0 }
     END { printf "%s", best }' <<<"$1"
 }
 
 # what_can_move - sets MOVING: `VMID:NODE` of each VM that is to move, a blank behind each; STAYING: a line `VMID WHY` of each that can't. Status 1:
-# that can't be told, and UNSAID says why.
+# that can't be told, and UNSAID says why. Not to a node that has refused the guest (REFUSED: `VMID:NODE `, each).
+REFUSED=''
 what_can_move() {
-  local here rooms vms of_ha='' vmid need node status=0
+  local here rooms vms services busy of_ha='' vmid need qmp node status=0
   MOVING='' STAYING='' UNSAID=''
   [[ $HA_MODE == migrate ]] && is_clustered || return 0
-  UNSAID="Proxmox VE doesn't say which guests of this node can move (\`pvesh get /nodes\`)"
   here=$(node_name)
-  [[ -n $here ]] && rooms=$(rooms_beside "$here") && vms=$(running_vms "$here") || return 1
+  UNSAID="HA doesn't say what it has (\`ha-manager status\`)"
   has_services || status=$?
-  ((status < 2)) || return 1
+  ((status < 2)) && services=$(services_here) && busy=$(nodes_in_maintenance) || return 1
   ((status > 0)) || of_ha=$(pve grep -E '^(vm|ct):' "$ROOT$HA_CONFIG") || return 1
-  while read -r -u 3 vmid need; do
+  UNSAID="Proxmox VE doesn't say what the nodes have (\`pvesh get /cluster/resources\`)"
+  [[ -n $here ]] && rooms=$(rooms_beside "$here" "$services") || return 1
+  UNSAID="Proxmox VE doesn't say which VMs run here (\`pvesh get /cluster/resources\`)"
+  vms=$(running_vms "$here") || return 1
+  while read -r -u 3 vmid need qmp; do
     [[ -n $vmid ]] || continue
     ! grep -qE "^vm: *$vmid *$" <<<"$of_ha" || continue
     if ! migration_says "$here" "$vmid"; then
-      UNSAID="Proxmox VE doesn't say whether VM $vmid can move (\`pvesh get /nodes/$here/qemu/$vmid/migrate\`)"
+      UNSAID="Proxmox VE doesn't say whether VM $vmid can move (\`pvesh get /nodes/$here/qemu/$vmid/migrate\`): $(in_a_line "$(within "$PVESH_SECONDS" pvesh get "/nodes/$here/qemu/$vmid/migrate" 2>&1 >/dev/null || :)")"
       return 1
     fi
-    node=$(roomiest "$rooms" "$need")
+    node=$(roomiest "$rooms" "$need" "$busy$(tr ' ' '\n' <<<"$REFUSED" | sed -n "s/^$vmid:\(.*\)/,\1,/p")")
     if [[ $RUNS != 1 ]]; then
       : # it has gone off meanwhile
     elif [[ $STAYS != - ]]; then
       STAYING+="$vmid stays with $STAYS"$'\n'
+    elif [[ $qmp != running ]]; then
+      STAYING+="$vmid is $qmp, and stays"$'\n'
     elif [[ -z $node ]]; then
       STAYING+="$vmid finds no other node with $((need >> 20)) MiB left"$'\n'
     else
@@ -107,26 +145,37 @@ what_can_move() {
 
 # move_guests SECONDS - one after another. Status 1: one that was to move hasn't, and WHY_NOT says why. The others come back with the end of the turn.
 move_guests() {
-  local until=$((SECONDS + $1)) before=$MOVING entry vmid node why
+  local until=$((SECONDS + $1)) before=$MOVING entry vmid node why first
   WHY_KIND=guests
-  what_can_move || { WHY_NOT=$UNSAID && return 1; }
+  what_can_move || { WHY_KIND=unsaid WHY_NOT=$UNSAID && return 1; }
   for entry in $before; do
     vmid=${entry%:*}
     why=$(sed -n "s/^$vmid //p" <<<"$STAYING")
     [[ -z $why ]] || { WHY_NOT="VM $vmid was to move to another node, and can't any more: it $why" && return 1; }
   done
   for entry in $MOVING; do
-    vmid=${entry%:*} node=${entry#*:}
-    if ! note_away "vm:$vmid" "$node $(<"$ROOT/proc/sys/kernel/random/boot_id")"; then
-      WHY_NOT="that VM $vmid moves to another node can't be noted on this host"
-      return 1
-    fi
-    log "VM $vmid moves to $node"
-    if ! live_migration $((until - SECONDS)) qm migrate "$vmid" "$node" --online 1 || [[ $(place_of "$vmid") != "$node" ]]; then
-      WHY_NOT="VM $vmid hasn't moved to $node, or not as it should: $(in_a_line "$OUTPUT")"
-      return 1
-    fi
+    vmid=${entry%:*} node=${entry#*:} first=''
+    until move_guest "$vmid" "$node" $((until - SECONDS)); do
+      first=${first:-$WHY_NOT}
+      # Where this node has it still as it was, another one may take it.
+      is_well "$(node_name)" "$vmid" && ((SECONDS < until)) || return 1
+      REFUSED+="$vmid:$node "
+      what_can_move && node=$(tr ' ' '\n' <<<"$MOVING" | sed -n "s/^$vmid://p") || node=''
+      [[ -n $node ]] || { WHY_NOT=$first && return 1; }
+      log "note: $WHY_NOT"
+    done
   done
+}
+
+move_guest() { # VMID NODE SECONDS
+  if ! note_away "vm:$1" "$2 $(<"$ROOT/proc/sys/kernel/random/boot_id")"; then
+    WHY_NOT="that VM $1 moves to another node can't be noted on this host"
+    return 1
+  fi
+  log "VM $1 moves to $2"
+  live_migration "$3" qm migrate "$1" "$2" --online 1 && is_well "$2" "$1" && return 0
+  WHY_NOT="VM $1 hasn't moved to $2, or not as it should: $(in_a_line "$OUTPUT")"
+  return 1
 }
 
 # live_migration SECONDS COMMAND... - it has the host's lock until it ends, also where this script is killed meanwhile. It isn't killed at once when
@@ -142,6 +191,13 @@ live_migration() {
   ((status != 124 && status != 137)) || OUTPUT="given up after $1 s"
   [[ $file == /dev/null ]] || rm -f "$file"
   return "$status"
+}
+
+# refuse_unsaid - it isn't known what would become of a guest.
+refuse_unsaid() {
+  die "guests on other nodes before this one restarts (guestsAtReboot: $HA_MODE)" "$WHY_NOT" \
+    "a guest that might have moved isn't shut down unasked; this host isn't restarted" \
+    "run that command on this host: what it says has to be mended (a lock of a guest: wait until what holds it has ended), or set guestsAtReboot: shutdown; then run \`pulumi up\` again"
 }
 
 # refuse_guests - one that was to be on another node isn't.

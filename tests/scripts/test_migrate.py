@@ -26,15 +26,18 @@ CARD = {"local_resources": ["hostpci0"], "mapped-resources": ["hostpci0"], "mapp
 # A guest is its file, on the node that has it; `#on` in it: it runs.
 PVE = """
 cd "$ROOT/etc/pve/nodes"
-moved() { # VMID FROM TO
+moved() { # VMID FROM TO - the configuration goes first, with its lock; then the guest goes on; then the lock goes
   grep -q '^#on' "$2/qemu-server/$1.conf" || echo "went off" >>"$ROOT/run/asked"
   sed -i '1i lock: migrate' "$2/qemu-server/$1.conf"
   stop point
-  [[ ! -e $ROOT/run/fails-$1 ]] || { sed -i 1d "$2/qemu-server/$1.conf"; echo "ERROR: migration aborted: no route to $3"; exit 255; }
-  sed '/^lock/d' "$2/qemu-server/$1.conf" >"$3/qemu-server/$1.new"
+  [[ ! -e $ROOT/run/fails-$1 && ! -e $ROOT/run/fails-$1-$3 ]] || { sed -i 1d "$2/qemu-server/$1.conf"; echo "ERROR: migration aborted: no route to $3"; exit 255; }
+  { cat "$2/qemu-server/$1.conf"; echo "#moved"; echo "#paused"; } >"$3/qemu-server/$1.new"
   rm "$2/qemu-server/$1.conf" && mv "$3/qemu-server/$1.new" "$3/qemu-server/$1.conf"
   stop point
   [[ ! -e $ROOT/run/ends-badly ]] || { echo "ERROR: migration finished with problems"; exit 255; }
+  sed -i '/^#paused/d' "$3/qemu-server/$1.conf"
+  stop point
+  sed -i '/^lock/d; /^#moved/d' "$3/qemu-server/$1.conf"
 }
 """
 QM = (
@@ -50,8 +53,8 @@ case $1 in
     done ;;
   status) grep -q '^#on' "pve1/qemu-server/$2.conf" && echo "status: running" || echo "status: stopped" ;;
   migrate) moved "$2" pve1 "$3" ;;
-  unlock) sed -i '/^lock/d' "pve1/qemu-server/$2.conf" ;;
-  start) ! grep -q '^lock' "pve1/qemu-server/$2.conf" && echo "#on" >>"pve1/qemu-server/$2.conf" ;;
+  unlock) sed -i '/^lock/d; /^#moved/d' "pve1/qemu-server/$2.conf" ;;
+  start) [[ $* == *skiplock* ]] || ! grep -q '^lock' "pve1/qemu-server/$2.conf" && echo "#on" >>"pve1/qemu-server/$2.conf" ;;
 esac
 """
 )
@@ -62,10 +65,18 @@ echo "pvesh $*" >>"$ROOT/run/asked"
 node=${2#/nodes/} node=${node%%/*}
 [[ ! -e $ROOT/run/down-$node && ! -e $ROOT/run/down ]] || { echo "proxy handler failed" >&2; exit 255; }
 case "$1 $2" in
-  "get /nodes") cat "$ROOT/said/nodes.json" ;;
+  "get /cluster/resources") cat "$ROOT/said/nodes.json" ;;
+  get\\ */tasks) cat "$ROOT/said/tasks-$node" 2>/dev/null || echo "[]" ;;
+  get\\ */current)
+    id=${2%/status/current} id=${id##*/}
+    qmp=stopped; ! grep -q '^#on' "$node/qemu-server/$id.conf" || qmp=running
+    ! grep -q '^#paused' "$node/qemu-server/$id.conf" || qmp=paused
+    printf '{"status": "%s", "qmpstatus": "%s"%s}' "${qmp/paused/running}" "$qmp" "$(sed -n 's/^lock: \\(.*\\)/, "lock": "\\1"/p' "$node/qemu-server/$id.conf")" ;;
+  create\\ */resume) id=${2%/status/resume}; sed -i '/^#paused/d' "$node/qemu-server/${id##*/}.conf" ;;
+  set\\ */config) id=${2%/config}; sed -i '/^lock/d; /^#moved/d' "$node/qemu-server/${id##*/}.conf" ;;
   get\\ */migrate)
     id=${2%/migrate} id=${id##*/}
-    grep -q '^lock' "$node/qemu-server/$id.conf" && { echo "VM is locked"; exit 255; }
+    grep -q '^lock' "$node/qemu-server/$id.conf" && { echo "VM is locked (backup)" >&2; exit 255; }
     on=0; ! grep -q '^#on' "$node/qemu-server/$id.conf" || on=1
     sed "s/ON/$on/" "$ROOT/said/migrate-$id-$node" 2>/dev/null || sed "s/ON/$on/" "$ROOT/said/migrate" ;;
   get\\ */qemu) cat "$ROOT/said/qemu.json" ;;
@@ -84,15 +95,22 @@ def says(**more: Any) -> str:
     return json.dumps(about | more).replace('"ON"', "ON")
 
 
-def nodes(folder: Folder, **left: int) -> None:
-    """GET /nodes: the memory, in GiB, that each has left; below 0: it is offline."""
+def nodes(folder: Folder, *guests: dict[str, Any], **left: int) -> None:
+    """GET /cluster/resources: these guests, and the memory, in GiB, that each node has left; below 0: it is offline."""
     found = [
-        {"node": name, "status": "online", "maxmem": 64 * GIB, "mem": (64 - room) * GIB, "id": f"node/{name}"}
+        {
+            "node": name,
+            "status": "online",
+            "maxmem": 64 * GIB,
+            "mem": (64 - room) * GIB,
+            "id": f"node/{name}",
+            "type": "node",
+        }
         if room >= 0
-        else {"node": name, "status": "offline", "id": f"node/{name}"}
+        else {"node": name, "status": "offline", "id": f"node/{name}", "type": "node"}
         for name, room in {"pve1": 10, **left}.items()
     ]
-    folder.write("said/nodes.json", json.dumps(found))
+    folder.write("said/nodes.json", json.dumps([*found, *guests]))
 
 
 @pytest.fixture
@@ -152,7 +170,12 @@ def places(folder: Folder) -> dict[int, str]:
     found = {}
     for path in sorted((folder.root / "etc/pve/nodes").glob("*/qemu-server/*.conf")):
         text = path.read_text()
-        found[int(path.stem)] = path.parts[-3] + " off" * ("#on" not in text) + " locked" * ("lock: migrate" in text)
+        found[int(path.stem)] = (
+            path.parts[-3]
+            + " off" * ("#on" not in text)
+            + " paused" * ("#paused" in text)
+            + " locked" * ("lock: migrate" in text)
+        )
     return found
 
 
@@ -176,7 +199,7 @@ def boots(folder: Folder) -> None:
     folder.write("proc/sys/kernel/random/boot_id", NEXT_BOOT + "\n")
     for path in (folder.root / "etc/pve/nodes/pve1/qemu-server").glob("*.conf"):
         text = path.read_text()
-        path.write_text(text.replace("#on\n", "") if "lock: migrate" in text else text)
+        path.write_text(re.sub("#on\n|#paused\n", "", text) if "lock: migrate" in text else text)
 
 
 def test_what_can_move_is_moved_before_a_restart_and_back_afterwards(node: Folder) -> None:
@@ -244,6 +267,90 @@ def test_a_target_is_online_and_has_the_memory(node: Folder, left: dict[str, int
     nodes(node, **left)
     assert reboot(node).returncode == 0 and is_restarting(node)
     assert {vmid: places(node)[vmid] for vmid in moved} == moved
+
+
+HA = """
+echo "quorum OK"
+[[ $1 != crm-command ]] || { [[ $3 == enable ]] && touch "$ROOT/run/mode" || rm -f "$ROOT/run/mode"; }
+at=pve1 said=active
+[[ ! -e $ROOT/run/mode ]] || at=pve2 said="maintenance mode"
+echo "lrm pve1 ($said, watchdog standby, Sat Nov 21 03:29:23 2026)"
+cat "$ROOT/said/lrm" 2>/dev/null
+! grep -qs "^vm: 200" "$ROOT/etc/pve/ha/resources.cfg" || echo "service vm:200 ($at, started)"
+"""
+
+
+@pytest.mark.parametrize(("room", "fits"), [(20, False), (30, True)])
+def test_what_ha_may_bring_to_a_node_isnt_promised_to_others(node: Folder, room: int, fits: bool) -> None:
+    node.write("etc/pve/ha/resources.cfg", "vm: 200\n")
+    node.command("ha-manager", HA)
+    of_ha = {"type": "qemu", "id": "qemu/200", "vmid": 200, "node": "pve1", "status": "running", "maxmem": 12 * GIB}
+    nodes(node, of_ha, pve2=room, pve3=-1)
+    assert ("VM 105 (vm105; finds no other node" in json.loads(reboot(node, "plan").stdout)["guests"]) is not fits
+    # HA takes it there.
+    moving = node.read("said/nodes.json")
+    nodes(node, of_ha | {"node": "pve2"}, pve2=room - 12, pve3=-1)
+    node.write("said/later", node.read("said/nodes.json"))
+    node.write("said/nodes.json", moving)
+    node.command("ha-manager", f'{HA}\n[[ ! -e $ROOT/run/mode ]] || cp "$ROOT/said/later" "$ROOT/said/nodes.json"')
+    assert reboot(node).returncode == 0 and is_restarting(node)
+    assert places(node)[105] == ("pve2" if fits else "pve1") and places(node)[106] == "pve2"
+
+
+@pytest.mark.parametrize("kind", ["qemu", "lxc"])
+def test_what_runs_on_a_node_may_take_all_that_it_is_configured_with(node: Folder, kind: str) -> None:
+    """pve2 was started a minute ago."""
+    there = [
+        {"type": kind, "id": f"{kind}/{n}", "vmid": n, "node": "pve2", "status": status, "maxmem": 40 * GIB}
+        for n, status in ((301, "running"), (302, "stopped"))
+    ]
+    nodes(node, *there, pve2=60, pve3=26)
+    assert reboot(node).returncode == 0 and is_restarting(node)
+    assert places(node) == AWAY | {105: "pve3", 106: "pve2"}
+
+
+def test_a_node_that_somebody_empties_gets_no_guests(node: Folder) -> None:
+    node.command("ha-manager", HA)
+    node.write("said/lrm", "lrm pve2 (maintenance mode, watchdog standby, Sat Nov 21 03:29:28 2026)\n")
+    assert reboot(node).returncode == 0 and is_restarting(node)
+    assert places(node) == AT_HOME | {105: "pve3", 106: "pve3"}
+
+
+def test_a_guest_that_is_paused_stays(node: Folder) -> None:
+    edit(node, "said/qemu.json", r'"vmid": 105,', '"vmid": 105, "qmpstatus": "paused",')
+    assert "VM 105 (vm105; is paused, and stays)" in json.loads(reboot(node, "plan").stdout)["guests"]
+    assert reboot(node).returncode == 0 and places(node)[105] == "pve1"
+
+
+def test_another_node_takes_a_guest_that_the_first_one_refuses(node: Folder) -> None:
+    """Such as for a bridge that it lacks."""
+    node.write("run/fails-105-pve2", "")
+    done = reboot(node)
+    assert done.returncode == 0 and is_restarting(node) and "note: VM 105 hasn't moved to pve2" in done.stderr
+    assert places(node) == AT_HOME | {105: "pve3", 106: "pve3"}
+    assert node.read("var/lib/homelab/away").count(f"vm:105 pve3 {BOOT}\n") == 1
+    boots(node)
+    assert end(node)["over"] == "yes" and places(node) == AT_HOME
+    is_over(node)
+
+
+def test_a_backup_that_is_waited_for_keeps_no_guest_here(node: Folder) -> None:
+    """While it runs Proxmox VE doesn't say whether the guest can move."""
+    edit(node, "etc/pve/nodes/pve1/qemu-server/105.conf", "^", "lock: backup\n")
+    refused = reboot(node)
+    assert refused.returncode == 1 and places(node)[105] == "pve1" and not is_restarting(node)
+    assert "whether VM 105 can move (`pvesh get /nodes/pve1/qemu/105/migrate`): VM is locked" in refused.stdout
+    assert "those that moved" not in refused.stdout
+    well = node.read("said/status")
+    node.write("said/status", status(1, 1, expected=3))
+    node.write("said/status-later", well)
+    node.command(
+        "sleep",
+        'sed -i "/^lock: backup/d" "$ROOT/etc/pve/nodes/pve1/qemu-server/105.conf"; cp "$ROOT/said/status-later" "$ROOT/said/status"',
+    )
+    done = node.run("apply", script_of().replace("\nTURN_SECONDS=0\n", "\nTURN_SECONDS=100\n"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert places(node) == AWAY and json.loads(done.stdout)["moves"] == "VM 105 (vm105), VM 106 (vm106)"
 
 
 def test_where_older_versions_dont_say_who_may_take_a_running_vm_the_migration_decides(node: Folder) -> None:
@@ -365,6 +472,12 @@ def test_a_restart_that_cant_be_ordered_ends_the_turn_at_once(node: Folder) -> N
     is_over(node)
 
 
+def half_a_minute_later(folder: Folder) -> None:
+    note = folder.root / "var/lib/homelab/away"
+    if note.exists():
+        note.write_text(re.sub(r"^(vm:\d+ \S+ \S+ \d+ \d+) \d+$", r"\1 5", note.read_text(), flags=re.MULTILINE))
+
+
 # -- the way back ------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def away(node: Folder) -> Folder:
@@ -435,6 +548,7 @@ def test_what_isnt_known_yet_is_waited_for_and_said(away: Folder, what: str) -> 
         (away.root / "run" / name).unlink(missing_ok=True)
     if what == "a guest that is locked":
         edit(away, conf, "lock: backup\n", "")
+    half_a_minute_later(away)
     assert end(away)["over"] == "yes" and places(away) == AT_HOME
     is_over(away)
 
@@ -442,34 +556,104 @@ def test_what_isnt_known_yet_is_waited_for_and_said(away: Folder, what: str) -> 
 def test_a_guest_that_cant_be_brought_back_is_tried_again_for_some_time_and_left(away: Folder) -> None:
     away.write("run/fails-105", "")
     first = end(away)
+    assert first["over"] == "no" and places(away) == AT_HOME | {105: "pve2"}
     assert (
-        first["over"] == "no"
-        and "VM 105 isn't back from pve2 yet: ERROR: migration aborted: no route to pve1" in first["log"]
+        "VM 105 isn't back from pve2 yet: it can't be brought back: ERROR: migration aborted: no route" in first["log"]
     )
-    assert places(away) == AT_HOME | {105: "pve2"}
-    asked = away.read("run/asked").count("pvesh create /nodes/pve2/qemu/105/migrate")
-    assert asked == 1 and end(away)["over"] == "no"  # not at once
+    # The node goes on trying, and not only when its timer's time is over.
+    assert "systemctl start --no-block homelab-turn.service" in away.read("run/called")
+    assert end(away)["over"] == "no"  # not at once
     assert away.read("run/asked").count("pvesh create /nodes/pve2/qemu/105/migrate") == 1
-    for pattern, over in ((r"(\d+) \d+\n", "no"), (r"\d+ \d+\n", "yes")):
-        edit(away, "var/lib/homelab/away", pattern, r"\1 5\n" if over == "no" else "4 5\n")
-        said = end(away)
-        assert said["over"] == over
-    assert "VM 105 stays on pve2: it can't be brought back: ERROR" in said["log"]
+    # However late the second try is, it isn't the last.
+    half_a_minute_later(away)
+    assert end(away)["over"] == "no" and re.search(r"vm:105 pve2 \S+ 2 0 \d+\n", away.read("var/lib/homelab/away"))
+    edit(away, "var/lib/homelab/away", r" 2 0 \d+\n", " 14 0 5\n")
+    said = end(away)
+    assert (
+        said["over"] == "yes"
+        and "VM 105, which was moved to pve2, is given up: it can't be brought back: ERROR" in said["log"]
+    )
     assert places(away) == AT_HOME | {105: "pve2"}
     is_over(away)
 
 
-@pytest.mark.parametrize("text", ["lock: migrate\nmemory: 4096\n", "memory: 4096\n"], ids=["locked", "not locked"])
-def test_a_guest_that_went_off_with_the_node_while_it_moved_is_started_again(node: Folder, text: str) -> None:
+def test_a_node_that_is_dead_for_good_isnt_asked_for_ever(away: Folder) -> None:
+    away.write("run/down-pve2", "")
+    assert end(away)["over"] == "no" and re.search(r"vm:105 pve2 \S+ 0 1 \d+\n", away.read("var/lib/homelab/away"))
+    edit(away, "var/lib/homelab/away", r" 0 1 \d+\n", " 0 1439 5\n")
+    said = end(away)
+    assert (
+        said["over"] == "yes"
+        and "VM 105, which was moved to pve2, is given up: pve2 doesn't say how it is" in said["log"]
+    )
+    is_over(away)
+
+
+@pytest.mark.parametrize("how", ["#moved\n#paused\n", "#moved\n"], ids=["paused", "running"])
+def test_a_guest_whose_node_went_off_before_its_lock_was_gone_goes_on_and_comes_back(away: Folder, how: str) -> None:
+    """The configuration has moved; the node that it came from lost its power before the guest was let go on, or unlocked."""
+    edit(away, "etc/pve/nodes/pve2/qemu-server/105.conf", "^", f"lock: migrate\n{how}")
+    done = end(away)
+    assert done["over"] == "yes" and "VM 105 goes on on pve2: its migration was cut short" in done["log"]
+    assert places(away) == AT_HOME and "went off" not in away.read("run/asked")
+    is_over(away)
+
+
+def task(**more: Any) -> str:
+    return json.dumps([{"type": "qmigrate", "id": "105", "starttime": 1, "user": "root@pam"} | more])
+
+
+@pytest.mark.parametrize("place", ["pve1", "pve2"])
+@pytest.mark.parametrize("at_work", ["pve1", "pve2"])
+def test_a_guest_that_is_being_migrated_isnt_unlocked(away: Folder, place: str, at_work: str) -> None:
+    conf = away.root / "etc/pve/nodes/pve2/qemu-server/105.conf"
+    conf.rename(conf := away.root / f"etc/pve/nodes/{place}/qemu-server/105.conf")
+    conf.write_text("lock: migrate\nmemory: 4096\n#on\n#moved\n#paused\n")
+    away.write(f"said/tasks-{at_work}", task())
+    done = end(away)
+    assert done["over"] == "no" and places(away)[105] == f"{place} paused locked"
+    assert "there, qm unlock 105 && qm resume 105" in done["log"] and f"it is on {place}, and locked" in done["log"]
+    half_a_minute_later(away)
+    away.write(f"said/tasks-{at_work}", task(endtime=2, status="unexpected status"))
+    assert end(away)["over"] == "yes" and places(away) == AT_HOME
+    is_over(away)
+
+
+@pytest.mark.parametrize("boot", [BOOT, NEXT_BOOT], ids=["the same boot", "the next one"])
+def test_a_return_that_finishes_with_problems_is_no_end(node: Folder, boot: str) -> None:
+    """Its connection is cut once the configuration has moved: the guest is at home, locked, and waits for somebody who lets it go on."""
+    assert reboot(node).returncode == 0
+    stays_up(node) if boot == BOOT else boots(node)
+    node.write("run/ends-badly", "")
+    node.write("said/tasks-pve2", task())
+    done = end(node)
+    assert done["over"] == "no" and places(node)[105] == "pve1 paused locked"
+    assert "vm:105" in node.read("var/lib/homelab/away")
+    (node.root / "run/ends-badly").unlink()
+    (node.root / "said/tasks-pve2").unlink()
+    half_a_minute_later(node)
+    assert end(node)["over"] == "yes" and places(node) == AT_HOME
+    is_over(node)
+
+
+def test_a_guest_that_went_off_with_the_node_while_it_moved_is_started_again(node: Folder) -> None:
     """Its power was lost in the middle of the migration."""
     assert reboot(node).returncode == 0
     (node.root / "etc/pve/nodes/pve2/qemu-server/105.conf").unlink()
     boots(node)
-    node.write("etc/pve/nodes/pve1/qemu-server/105.conf", text)
+    node.write("etc/pve/nodes/pve1/qemu-server/105.conf", "lock: migrate\nmemory: 4096\n")
     done = end(node)
     assert done["over"] == "yes" and "VM 105 went off with this node" in done["log"]
     assert places(node) == AT_HOME
     is_over(node)
+
+
+def test_a_guest_that_somebody_brought_home_and_shut_down_stays_off(away: Folder) -> None:
+    (away.root / "etc/pve/nodes/pve2/qemu-server/105.conf").unlink()
+    away.write("etc/pve/nodes/pve1/qemu-server/105.conf", "memory: 4096\n")
+    assert end(away)["over"] == "yes" and places(away) == AT_HOME | {105: "pve1 off"}
+    assert "qm start" not in away.read("run/asked")
+    is_over(away)
 
 
 def test_a_guest_whose_migration_is_under_way_is_waited_for(node: Folder) -> None:
@@ -478,8 +662,10 @@ def test_a_guest_whose_migration_is_under_way_is_waited_for(node: Folder) -> Non
     stays_up(node)
     (node.root / "etc/pve/nodes/pve2/qemu-server/105.conf").unlink()
     node.write("etc/pve/nodes/pve1/qemu-server/105.conf", "lock: migrate\nmemory: 4096\n#on\n")
+    node.write("said/tasks-pve1", task())
     assert end(node)["over"] == "no" and places(node)[105] == "pve1 locked"
     node.write("etc/pve/nodes/pve1/qemu-server/105.conf", "memory: 4096\n#on\n")
+    half_a_minute_later(node)
     assert end(node)["over"] == "yes" and places(node) == AT_HOME
     is_over(node)
 
@@ -563,8 +749,8 @@ def go_on(folder: Folder) -> None:
         if "lock: migrate" in text:
             note = re.search(rf"vm:{path.stem} (\S+)", folder.read("var/lib/homelab/away"))
             assert note, "a migration that isn't noted"
-            path.write_text(text.replace("lock: migrate\n", ""))
-            to = note[1] if path.parts[-3] == "pve1" else "pve1"
+            path.write_text(re.sub("lock: migrate\n|#moved\n|#paused\n", "", text))
+            to = path.parts[-3] if "#moved" in text else note[1] if path.parts[-3] == "pve1" else "pve1"
             path.rename(folder.root / f"etc/pve/nodes/{to}/qemu-server" / path.name)
 
 
