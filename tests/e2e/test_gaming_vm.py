@@ -169,6 +169,7 @@ def with_version(stack: Stack, version: int) -> None:
 def previewed_where_it_lies(gaming: Stack) -> str:
     """No option names the configuration: `pulumi preview --stack lab` in the folder, with Pulumi.lab.yaml beside Pulumi.yaml, as its README says."""
     gaming.write_config()
+    had_environment = (GAMING / ".venv").exists()  # else Pulumi makes one
     file = GAMING / "Pulumi.lab.yaml"
     shutil.copy(gaming.folder / file.name, file)
     try:
@@ -178,5 +179,7 @@ def previewed_where_it_lies(gaming: Stack) -> str:
         )  # fmt: skip
     finally:
         file.unlink()
+        if not had_environment:
+            shutil.rmtree(GAMING / ".venv", ignore_errors=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

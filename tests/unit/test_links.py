@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 
 from homelab.markdown import anchors
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, ours_below
 
 PAGES = [
     *PROJECT.glob("*.md"),
-    *(PROJECT / "docs").rglob("*.md"),
     *(
         path
-        for folder in ("bench", "engine", "examples", "lab", "remote_scripts")
-        for path in (PROJECT / folder).rglob("*.md")
+        for folder in ("bench", "docs", "engine", "examples", "lab", "remote_scripts")
+        for path in ours_below(PROJECT / folder, ".md")
     ),
 ]
 _LINK = re.compile(r"\]\((?!https?://|mailto:)([^)\s#]*)(?:#([^)\s]+))?\)")
@@ -37,6 +36,18 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         elif anchor and anchor not in anchors(target.read_text(encoding="utf-8")):
             broken.append(f"{path}#{anchor}")
     assert broken == []
+
+
+def test_a_page_in_an_environment_of_an_example_is_none_of_the_project(tmp_path: Path) -> None:
+    """Pulumi makes examples/gaming_vm/.venv where a person, or a test, runs that example."""
+    for name in ("README.md", "more/README.md", ".venv/lib/numpy/README.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert {path.relative_to(tmp_path).as_posix() for path in ours_below(tmp_path, ".md")} == {
+        "README.md",
+        "more/README.md",
+    }
+    assert PROJECT / "examples/gaming_vm/README.md" in PAGES
 
 
 def test_a_message_that_names_a_page_names_one_that_is_there() -> None:

@@ -15,13 +15,13 @@ import pytest
 import tree_sitter
 import tree_sitter_powershell
 
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, ours_below
 
 GRAMMAR = tree_sitter.Parser(tree_sitter.Language(tree_sitter_powershell.language()))
 PAGES = [
     PROJECT / "README.md",
-    *sorted((PROJECT / "docs").rglob("*.md")),
-    *sorted((PROJECT / "examples").rglob("*.md")),
+    *sorted(ours_below(PROJECT / "docs", ".md")),
+    *sorted(ours_below(PROJECT / "examples", ".md")),
 ]
 
 # What one of the versions doesn't have, or takes for something else; looked for outside of quotes.

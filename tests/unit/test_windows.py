@@ -28,7 +28,7 @@ from homelab.settings.access import Ssh
 from homelab.settings.paths import resolved
 from homelab.show import terminal
 from homelab.text import encodable, tell
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, ours_below
 from tests.unit.hosts import KEY
 from tests.unit.script_folder import scripts_of
 from tests.unit.test_show import trees
@@ -91,9 +91,7 @@ def test_the_program_and_its_commands_need_no_module_that_windows_does_not_have(
 def test_no_text_is_read_or_written_in_the_encoding_that_a_system_happens_to_have() -> None:
     """Python's own is the ANSI code page on Windows."""
     found = []
-    for path in [*PROGRAM, *(PROJECT / "engine").rglob("*.py"), *(PROJECT / "examples").rglob("*.py")]:
-        if ".venv" in path.parts:  # of an example that was tried out
-            continue
+    for path in [*PROGRAM, *(PROJECT / "engine").rglob("*.py"), *ours_below(PROJECT / "examples", ".py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call):
                 continue
