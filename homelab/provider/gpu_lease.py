@@ -1,15 +1,57 @@
-"""The work on a GpuLease: takes the card out of the VM that had it."""
+"""The work on a GpuLease: takes the card out of the VM that had it, and with it all that the VM is to give back in the same run.
+
+A VM may lose several cards at once, and the engine deletes their leases side by side. The first of them that has its turn does it for all, with one
+shutdown and one start; the others find nothing left to do, or fail as it did.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
 
+from homelab.errors import HomelabError
+from homelab.properties import parse
 from homelab.provider.api import ApiWork, policy
 from homelab.provider.peers import noted_by, noted_by_peers
 from homelab.remote import ledger
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
+from homelab.resources.base import ShutdownInputs
 from homelab.resources.gpu_lease import GpuLease
-from homelab.vm.config import Change, VmCard, noted_of
+from homelab.settings import VmGpu
+from homelab.shapes import Record
+from homelab.vm.config import Change, VmCard, Wish, identity, noted_of, recorded, same_vm, undo
+
+
+@dataclass
+class _Turn:
+    """Of the leases of one VM: which of them is at work. ``failed``: why one has failed in this run."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    failed: HomelabError | None = None
+
+
+# By the host's name in the settings and the VM's id. A provider's process lives as long as one run.
+_TURNS: dict[tuple[str, int], _Turn] = {}
+_TAKING_TURNS = threading.Lock()
+
+
+@contextmanager
+def _in_turn(host: str, vmid: int) -> Iterator[None]:
+    """One lease of a VM after another. :raises HomelabError: one before has failed: what it tried isn't tried again for each card."""
+    with _TAKING_TURNS:
+        turn = _TURNS.setdefault((host, vmid), _Turn())
+    with turn.lock:
+        if turn.failed is not None:
+            raise turn.failed.retold()
+        try:
+            yield
+        except HomelabError as error:
+            turn.failed = error
+            raise
 
 
 class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
@@ -30,18 +72,44 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
         """Takes the card out of its VM, unless this program did not put it there. On destroy that has been done already."""
         if inputs.vmid is None or inputs.shutdown is None or outputs.by_hand or self._is_handed_over(inputs):
             return
+        # A VM that is gone has left this card with that.
+        with _in_turn(inputs.host, inputs.vmid), suppress(NotThereError, ElsewhereError):
+            self._take_out(inputs, inputs.vmid, inputs.shutdown)
 
-        def without_card(config: dict[str, str]) -> Change:
-            return Change(delete=_options_with(config, inputs))
+    def _take_out(self, inputs: GpuLease.Inputs, vmid: int, shutdown: ShutdownInputs) -> None:
+        machine = self.machine(inputs, vmid, inputs.vm or "")
+        config = machine.config()
+        noted = asyncio.run(noted_by(self.stack, inputs.host, ledger.of_vm(vmid)))
+        leaving = self._leaving(inputs, vmid, config, noted)
 
-        try:
-            machine = self.machine(inputs, inputs.vmid, inputs.vm or "")
-            keys = _options_with(machine.config(), inputs)
-            # A run that was killed meanwhile has left the VM off, with the change written.
-            if keys or machine.was_left_off():
-                machine.converge(without_card, keys, policy(inputs.shutdown), "keep")
-        except (NotThereError, ElsewhereError):
-            return  # with the VM it has left this card
+        def without_card(now: dict[str, str]) -> Change:
+            own, back = _options_with(now, inputs), undo(now, leaving)
+            values = {key: value for key, value in back.values.items() if key not in own}
+            return Change(values, sorted({*own, *back.delete}))
+
+        # A run that was killed meanwhile has left the VM on, with the change waiting for its next start; or off, with the change written.
+        keys = {*_options_with(config, inputs), *leaving, *_options_with(_noted_options(config, noted), inputs)}
+        if keys or machine.was_left_off():
+            machine.converge(without_card, sorted(keys), policy(shutdown), "keep")
+
+    def _leaving(self, inputs: GpuLease.Inputs, vmid: int, config: dict[str, str], noted: Mapping[str, Any]) -> Record:
+        """What the VM is to give back in this run, by the settings: its record decides the same after this (homelab/provider/vm_record.py)."""
+        if ledger.held_by(noted, inputs.vm or ""):
+            return {}
+        record, restore = noted_of(config, dict(noted))
+        for name, vm in self.stack.vms(inputs.host).items() if record else ():
+            if vm.vmid != vmid:
+                continue
+            if any(use.by_address for use in vm.gpus):
+                return {}  # which of its options these are, its record will say: it reads the host
+            host = self.host(inputs)
+            slots = {_mapping(key, entry["ours"]): str(entry.get("slot") or "") for key, entry in record.items()}
+            cards = [_kept(use, host.mapping_of(use.gpu), slots) for use in vm.gpus]
+            own = _options_with(config, inputs)
+            without_own = {key: value for key, value in config.items() if key not in own}
+            wish = Wish(name, vmid, cards, vm.machine, vm.display)
+            return {**restore, **recorded(without_own, wish, record)[1]}
+        return {**restore, **record}
 
     def _is_handed_over(self, inputs: GpuLease.Inputs) -> bool:
         """Has the card become one that several VMs may name? Each keeps it then, or loses it by what the settings say of that VM."""
@@ -88,3 +156,22 @@ def _options_with(config: dict[str, str], inputs: GpuLease.Inputs) -> list[str]:
     """The hostpci options by which a VM has the card."""
     card = VmCard("", inputs.mapping, inputs.slot)
     return [key for key, value in config.items() if key.startswith("hostpci") and card.is_in(key, value)]
+
+
+def _kept(use: VmGpu, mapping: str, slots: Mapping[str, str]) -> VmCard:
+    """A card that the VM is to have. ``slots``: of the mappings that it has from this program; one that it has yet to get is nowhere."""
+    about: Mapping[str, Any] = {**use.as_inputs(), "mapping": mapping, "slot": slots.get(mapping, "")}
+    return VmCard(**about)
+
+
+def _mapping(option: str, value: object) -> str:
+    """The mapping that an option names; empty: none."""
+    return parse(option, str(value)).get("mapping", "") if option.startswith("hostpci") else ""
+
+
+def _noted_options(config: dict[str, str], noted: Mapping[str, Any]) -> dict[str, str]:
+    """What this program has noted that it set in this VM, whether or not it is still there."""
+    if not same_vm(str(noted.get("identity", "")), identity(config)):
+        return {}
+    entries = {**noted.get("restore", {}), **noted.get("record", {})}
+    return {key: str(entry["ours"]) for key, entry in entries.items()}
