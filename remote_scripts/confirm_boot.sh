@@ -28,14 +28,7 @@ apply() {
   elif [[ -e $STATE/armed ]]; then
     # Without the lock: whoever takes `armed` away first has decided, and another run may hold the lock for longer than the switch waits. A
     # roll-back has it, too.
-    if ! rm "$STATE/armed" 2>/dev/null; then
-      [[ ! -e $STATE/armed ]] || die "this boot confirmed: /var/lib/homelab/armed removed" "$(rm "$STATE/armed" 2>&1)" \
-        "while it is there, the dead man's switch undoes this boot in a few minutes and restarts the host" \
-        "correct what the message says (a file system that is read-only: \`dmesg\`), then run \`pulumi up\` again; to keep this boot meanwhile: \`systemctl stop homelab-rollback.timer\`"
-      answer ''
-      return
-    fi
-    sync "$STATE" || :
+    take_armed || return 0
     tidy_up
   else
     tidy_up
@@ -47,6 +40,28 @@ apply() {
   fi
 }
 
+# take_armed - status 1: it can't be taken, and that is answered. What was armed in this boot is for the next one, by a run that may still hold the lock:
+# that is waited for.
+take_armed() {
+  local taken=$STATE/.armed.homelab-tmp
+  if [[ $(switch_note armed boot) == "$(boot_id)" ]]; then take_lock; fi
+  if ! mv -T "$STATE/armed" "$taken" 2>/dev/null; then
+    [[ ! -e $STATE/armed ]] || die "this boot confirmed: /var/lib/homelab/armed removed" "$(mv -T "$STATE/armed" "$taken" 2>&1)" \
+      "while it is there, the dead man's switch undoes this boot in a few minutes and restarts the host" \
+      "correct what the message says (a file system that is read-only: \`dmesg\`), then run \`pulumi up\` again; to keep this boot meanwhile: \`systemctl stop homelab-rollback.timer\`"
+    answer ''
+    return 1
+  fi
+  if [[ -z ${LOCK:-} && $(switch_note "${taken##*/}" boot) == "$(boot_id)" ]]; then # just now
+    mv -nT "$taken" "$STATE/armed" 2>/dev/null || :                                 # unless it has been armed once more
+    rm -f "$taken"
+    take_armed
+    return
+  fi
+  rm "$taken"
+  sync "$STATE" || :
+}
+
 # shows_nothing - an armed switch waits for a boot with what is configured, which this isn't: it was started from what was made before.
 shows_nothing() { [[ -e $STATE/armed ]] && { is_another_boot || is_pending boot; }; }
 
@@ -54,7 +69,7 @@ shows_nothing() { [[ -e $STATE/armed ]] && { is_another_boot || is_pending boot;
 # that other run's, for the next boot.
 tidy_up() {
   is_switch_there || [[ $JUDGED_TOLD == yes ]] || return 0
-  if ! make_run_dir || ! get_lock "$LOCK_TIMEOUT"; then
+  if [[ -z ${LOCK:-} ]] && { ! make_run_dir || ! get_lock "$LOCK_TIMEOUT"; }; then
     log "another run is at work on this host: its timer takes the rest of the dead man's switch away"
     return
   fi

@@ -29,7 +29,7 @@ MOVE_SECONDS=1800
 
 apply() {
   take_lock
-  local moving=0
+  local moving=0 armed=no
   case $HA_MODE in
     maintenance) moving=$MOVE_SECONDS ;;
     migrate) moving=$((2 * MOVE_SECONDS)) ;;
@@ -52,7 +52,7 @@ apply() {
     await_cluster "$TURN_SECONDS" || refuse_turn
     can_be_told || refuse_turn
     log "rebooting (${REASONS[*]}); this stops: ${GUESTS:-no guest}${MOVES:+; on other nodes meanwhile: $MOVES}"
-    ! needs_switch || arm "$AWAITED"
+    ! needs_switch || { arm "$AWAITED" && armed=yes; }
     finish
     # Last, so that no failure before it keeps others waiting.
     if ! take_turn "$TURN_SECONDS" || ! move_guests_away || ! await_boot_from_now; then
@@ -89,9 +89,12 @@ move_guests_away() {
   is_awaited || { WHY_NOT="the \`pulumi up\` that waited for this host isn't there any more" && return 1; }
 }
 
-# await_boot_from_now - the time for which an `up` waits begins here: all that was waited for before took its own.
+# await_boot_from_now - of `apply`, which says whether it has armed the switch. The time for which an `up` waits begins here: all that was waited for before took its own.
 await_boot_from_now() {
-  [[ -e $STATE/armed ]] || return 0
+  if [[ ! -e $STATE/armed ]]; then
+    [[ $armed == no ]] || { WHY_NOT="the dead man's switch for this restart was taken away meanwhile (/var/lib/homelab/armed)" && return 1; }
+    return 0
+  fi
   await_boot "$AWAITED" || { WHY_NOT="/var/lib/homelab/armed can't be written" && return 1; }
 }
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -705,11 +707,12 @@ def test_a_confirmed_boot_is_not_undone(switched: Callable[..., Switched]) -> No
 def test_a_confirmation_that_can_not_be_written_says_so(switched: Callable[..., Switched]) -> None:
     """Told nothing, `up` would ask again and again."""
     host = switched()
-    (host.state / "armed").unlink()
-    (host.state / "armed").mkdir()  # which `rm` refuses, as it does on a file system that is read-only
+    (
+        host.state / ".armed.homelab-tmp"
+    ).mkdir()  # over which `mv` moves no file, as none on a file system that is read-only
     done = host.run("apply", scripts.confirm_boot())
     assert done.returncode == 1
-    assert "wanted: this boot confirmed" in done.stdout and "Is a directory" in done.stdout
+    assert "wanted: this boot confirmed" in done.stdout and "cannot overwrite directory" in done.stdout
 
 
 def test_a_boot_is_confirmed_while_another_run_is_at_work(switched: Callable[..., Switched]) -> None:
@@ -725,6 +728,29 @@ def test_a_boot_is_confirmed_while_another_run_is_at_work(switched: Callable[...
     host.elapse()
     assert host.reboots() == [] and not host.is_armed()
     assert not list((host.root / "etc/systemd/system").rglob("homelab-rollback*"))
+
+
+def test_what_another_run_arms_for_the_next_boot_is_left_to_it(switched: Callable[..., Switched]) -> None:
+    host = switched(awaited=True)
+    armed = (host.state / "armed").read_text()
+    running = (host.root / "proc/sys/kernel/random/boot_id").read_text().strip()
+    theirs = re.sub("^boot .*", f"boot {running}", armed)
+    (host.root / "run/homelab").mkdir(mode=0o700, parents=True, exist_ok=True)
+    impatient = scripts.compose("confirm_boot.sh", LOCK_TIMEOUT="1", UNLESS="", JUDGED_TOLD="no")
+    # Between the look at it and its end, too.
+    moved = f"""case "$*" in *armed*homelab-tmp*) printf '%s' {shlex.quote(theirs)} >"$STATE_OF_TEST/armed" ;; esac; exec /bin/mv "$@" """
+    with (host.root / "run/homelab/lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for late in (False, True):
+            (host.state / "armed").write_text(armed if late else theirs)
+            if late:
+                host.spoil("mv", moved.replace("$STATE_OF_TEST", str(host.state)))
+            done = host.run("apply", impatient)
+            assert done.returncode == 1 and "to be the only one changing this host" in done.stdout
+            assert (host.state / "armed").read_text() == theirs
+            assert [one.name for one in host.state.glob(".armed*")] == []
+        host.mend("mv")
+    assert host.confirm()["confirmed"] == running, "nobody is at work any more"
 
 
 def test_a_boot_that_another_run_awaits_is_not_confirmed(switched: Callable[..., Switched]) -> None:
