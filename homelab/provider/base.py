@@ -81,9 +81,14 @@ class StackTexts:
 
     def host_at(self, name: str, node: str) -> Host | None:
         """The settings of the host that is a node of that name of a host's cluster, or that host itself; None: there is none."""
+        there = self.name_at(name, node)
+        return None if there is None else self._settings("").hosts[there]
+
+    def name_at(self, name: str, node: str) -> str | None:
+        """The same host's name in the settings."""
         hosts = self._settings("").hosts
         near = [name, *self.peers(name)]
-        return next((hosts[one] for one in near if one in hosts and (hosts[one].node or one) == node), None)
+        return next((one for one in near if one in hosts and (hosts[one].node or one) == node), None)
 
     def cluster_of(self, name: str) -> str | None:
         """The cluster of which a host of the settings is a node; None: of none, or there is no such host."""
@@ -150,6 +155,14 @@ def _cant_be_undone(host: str, error: HomelabError) -> HomelabError:
         next=f"switch {host} on and run the same command again; what other hosts have is given back meanwhile by `pulumi destroy --continue-on-error`. If {host} won't "
         f"come back, run that first, then forget it with all that depends on it (`pulumi state delete --target-dependents 'URN of {host}-probe'`, which "
         "`pulumi stack --show-urns` lists) and take it out of homelab:hosts: what is on its disks stays as it is",
+    )
+
+
+def _lost_meanwhile(error: UnreachableError) -> UnreachableError:
+    """What a `destroy` says of a host that answered at first."""
+    return error.retold(
+        why="the connection was lost while what was set up was given back: a part may have been given back already; the state keeps all of it",
+        next="see whether the host is switched on and connected to this network, then run the same command again: it goes on from what is there",
     )
 
 
@@ -248,17 +261,23 @@ class Work(Generic[InputsT, OutputsT]):
     def deleted(self, state: Properties) -> None:
         """Undoes it."""
         inputs, outputs = self._inputs(state), self._outputs(state)
+        # Before anything was done: while it is, another resource may find that the host is gone.
+        away = False
 
         def done() -> None:
+            nonlocal away
             self.hold(inputs)
+            away = inputs.host in _OUT_OF_REACH
             self.delete(inputs, outputs)
 
         try:
             self._in_time("delete", state, done)
         except (UnreachableError, UnansweredError) as error:
-            if isinstance(error, UnansweredError) and inputs.host not in _OUT_OF_REACH:
+            if away:
+                raise _cant_be_undone(inputs.host, error) from error
+            if isinstance(error, UnansweredError):
                 raise  # the host is there, and its API isn't
-            raise _cant_be_undone(inputs.host, error) from error
+            raise _lost_meanwhile(error) from error
 
     def _in_time(self, verb: str, properties: Mapping[str, Any], do: Callable[[], T]) -> T:
         name = next((str(properties[key]) for key in _NAMED_BY if properties.get(key)), "")

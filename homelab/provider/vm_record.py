@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 from collections.abc import Mapping
 
-from homelab.errors import UnreachableError, raise_all
+from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.host import ha
 from homelab.host.facts import HostFacts, noted_in
 from homelab.properties import same
@@ -16,6 +16,7 @@ from homelab.provider.base import stopped_by_us
 from homelab.provider.peers import forgotten_by, forgotten_by_peers, noted_by, noted_by_peers
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError, UnansweredError
+from homelab.remote.proxmox.machine import Machine
 from homelab.resources.vm_record import VmRecord
 from homelab.settings import Host
 from homelab.shapes import Record
@@ -195,7 +196,10 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
         asyncio.run(forgotten_by_peers(self.stack, inputs.host, inputs.vm, names))
 
     def _given_back_by_peer(self, inputs: VmRecord.Inputs, outputs: VmRecord.Outputs, owned: Record) -> bool:
-        """Its host doesn't answer: where the VM is on another node by now, it gets back there what it had. No: it is on that host, or nobody answers."""
+        """Its host doesn't answer: where the VM is on another node by now, it gets back there what it had. No: it is on that host, or nobody answers.
+
+        :raises HomelabError: the other node was lost meanwhile.
+        """
         for peer in self.stack.peers(inputs.host):
             near = dataclasses.replace(inputs, host=peer, node=self.stack.host(peer).node or peer)
             try:
@@ -203,21 +207,43 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
                 if machine.node == inputs.node:
                     return False
                 config = machine.config()
-                holder = ledger.held_by(asyncio.run(noted_by(self.stack, peer, ledger.of_vm(inputs.vmid))), inputs.vm)
+                # Who keeps it is noted where it is, whichever node was asked for it.
+                if (there := self.stack.name_at(peer, machine.node)) is None:
+                    continue
+                noted = asyncio.run(noted_by(self.stack, there, ledger.of_vm(inputs.vmid)))
             except (UnreachableError, UnansweredError):
                 continue
             except NotThereError:
                 return False
-            if not holder and not _is_another(outputs, config):
-                machine.converge(lambda found: undo(found, owned), sorted(owned), policy(inputs.shutdown), "keep")
-            tell(
-                f"{inputs.vm}: note: {inputs.host} doesn't answer, and VM {inputs.vmid} is on {machine.node} now, where it was given back what it had: what "
-                f"/var/lib/homelab/ledger on {inputs.host} has of it stays"
-                if not holder
-                else f"{inputs.vm}: VM {inputs.vmid} is vms.{holder} now, and keeps what it was given"
-            )
+            stays = f"what /var/lib/homelab/ledger on {inputs.host} has of it"
+            if holder := ledger.held_by(noted, inputs.vm):
+                tell(f"{inputs.vm}: VM {inputs.vmid} is vms.{holder} now, and keeps what it was given")
+            elif _is_another(outputs, config):
+                tell(
+                    f"{inputs.vm}: note: {inputs.host} doesn't answer, and VM {inputs.vmid} on {machine.node} is another one than the one that "
+                    f"was given its cards: it stays as it is, and so does {stays}"
+                )
+            else:
+                self._converged_by_peer(machine, there, inputs, owned)
+                tell(
+                    f"{inputs.vm}: note: {inputs.host} doesn't answer, and VM {inputs.vmid} is on {machine.node} now, where it was given back what "
+                    f"it had: {stays} stays"
+                )
             return True
         return False
+
+    def _converged_by_peer(self, machine: Machine, there: str, inputs: VmRecord.Inputs, owned: Record) -> None:
+        """``there``: the host of the settings on which the VM is."""
+        try:
+            machine.converge(lambda found: undo(found, owned), sorted(owned), policy(inputs.shutdown), "keep")
+        except (UnreachableError, UnansweredError) as error:
+            # Of another kind: it isn't the host of the resource that was lost.
+            raise HomelabError(
+                wanted=f"VM {inputs.vmid} on {machine.node} given back what it had",
+                found=error.found,
+                why="the connection was lost meanwhile: a part may have been given back already; the state keeps all of it",
+                next=f"see whether {there} is switched on and pveproxy runs there, then run the same command again: it goes on from what is there",
+            ) from error
 
 
 def _is_another(outputs: VmRecord.Outputs, config: dict[str, str]) -> bool:

@@ -13,7 +13,7 @@ import pytest
 
 from homelab.errors import HomelabError, UnreachableError
 from homelab.provider import api as work_module
-from homelab.provider import peers
+from homelab.provider import peers, vm_record
 from homelab.provider.base import GoneError
 from homelab.provider.gpu_lease import GpuLeaseWork
 from homelab.provider.new_container import NewContainerWork
@@ -70,17 +70,17 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def texts(cluster: LabCluster, *, off: str = "", **more: dict[str, Any]) -> dict[str, str]:
-    """The stack's configuration; ``off``: of a node at whose address nobody answers."""
+    """The stack's configuration; ``off``: of the nodes at whose addresses nobody answers."""
     hosts: dict[str, Any] = {}
     for name, lab in cluster.nodes.items():
         about = host_of(lab).model_dump(mode="json", by_alias=True)
         about["api"]["tokenSecret"] = lab.api["tokenSecret"]
         hosts[name] = about | {"cluster": "home", "gpus": {"gpu": {"match": "10de:2b85"}}}
-    if off:
+    for name in off.split():
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))
-            hosts[off]["ssh"]["port"] = unused.getsockname()[1]
-        hosts[off]["timeouts"]["connect"] = 1
+            hosts[name]["ssh"]["port"] = unused.getsockname()[1]
+        hosts[name]["timeouts"]["connect"] = 1
     made = {key: json.dumps(value) for key, value in more.items()}
     return {"hosts": json.dumps(hosts), "allowPlainSecrets": "true", **made}
 
@@ -199,10 +199,12 @@ def test_a_node_that_is_off_while_a_vm_leaves_it_holds_nothing_up_and_is_told_la
 
 @pytest.mark.parametrize("now_on", ["pve1", "pve2", "another one on pve2"])
 def test_a_destroy_gives_a_vm_back_what_it_had_where_it_is_also_if_the_node_that_it_left_is_dead(
-    cluster: LabCluster, now_on: str
+    cluster: LabCluster, now_on: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    lines: list[str] = []
     made = given_and_moved(cluster)
     before = conf(cluster, "pve2")
+    monkeypatch.setattr(vm_record, "tell", lines.append)
     if now_on == "pve1":
         move(cluster, "pve2", "pve1")
     identity = "uuid=cccccccc-0000-4000-8000-000000000000" if now_on.startswith("another") else made.identity
@@ -210,10 +212,40 @@ def test_a_destroy_gives_a_vm_back_what_it_had_where_it_is_also_if_the_node_that
     if now_on == "pve1":
         with pytest.raises(UnreachableError):
             work.delete(record_of("pve1"), made)
-        assert conf(cluster, "pve1") == before
+        assert conf(cluster, "pve1") == before and lines == []
         return
     work.delete(record_of("pve1"), dataclasses.replace(made, identity=identity))
-    assert ("hostpci0" in conf(cluster, "pve2")) is now_on.startswith("another") and "hostpci0" in before
+    assert "hostpci0" in before and len(lines) == 1 and "ledger on pve1 has of it" in lines[0]
+    if now_on.startswith("another"):
+        assert conf(cluster, "pve2") == before
+        assert "VM 103 on pve2 is another one" in lines[0] and "given back" not in lines[0]
+    else:
+        assert "hostpci0" not in conf(cluster, "pve2") and "given back what it had" in lines[0]
+
+
+@pytest.mark.parametrize("there", ["another entry's", "silent", "not in the settings"])
+def test_a_destroy_beside_a_dead_node_asks_the_node_that_the_vm_is_on_who_keeps_it(
+    cluster: LabCluster, there: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    made = given_and_moved(cluster)
+    move(cluster, "pve2", "pve3")
+    VmRecordWork(texts(cluster)).create(dataclasses.replace(record_of("pve3"), vm="renamed"))
+    assert "pve3" in noted(cluster, RECORD) and "pve2" not in noted(cluster, RECORD)
+    before, settings = conf(cluster, "pve3"), texts(cluster, off="pve1 pve3" if there == "silent" else "pve1")
+    if there == "not in the settings":
+        hosts = json.loads(settings["hosts"])
+        del hosts["pve3"]
+        settings["hosts"] = json.dumps(hosts)
+    monkeypatch.setattr(vm_record, "tell", lines.append)
+    if there == "another entry's":
+        VmRecordWork(settings).delete(record_of("pve1"), made)
+        assert lines == ["sandbox: VM 103 is vms.renamed now, and keeps what it was given"]
+    else:
+        with pytest.raises(UnreachableError):
+            VmRecordWork(settings).delete(record_of("pve1"), made)
+        assert lines == []
+    assert conf(cluster, "pve3") == before and "hostpci0" in before
 
 
 def test_what_another_entry_keeps_on_another_node_stays_noted(cluster: LabCluster) -> None:

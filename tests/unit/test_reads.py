@@ -10,13 +10,13 @@ import pytest
 import requests
 
 from homelab.errors import HomelabError, UnreachableError
-from homelab.provider import api, base
+from homelab.provider import api, base, vm_record
 from homelab.provider.base import Work
 from homelab.provider.host_probe import HostProbeWork
 from homelab.provider.pci_mapping import PciMappingWork
 from homelab.provider.typed import read_as
 from homelab.provider.vm_record import VmRecordWork
-from homelab.remote import ssh
+from homelab.remote import guard, ssh
 from homelab.remote.proxmox.connection import no_answer
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
@@ -103,6 +103,69 @@ def test_a_destroy_of_a_host_that_is_off_says_what_goes_on_and_how_it_is_forgott
     assert raised.value.found == "Connect call failed" and "nothing was changed" in raised.value.why
     for advice in ("--continue-on-error", "--target-dependents 'URN of pve-probe'", "out of homelab:hosts"):
         assert advice in raised.value.next
+
+
+@pytest.mark.parametrize("found_by_another", [False, True])
+def test_a_destroy_that_loses_its_host_in_the_middle_does_not_say_that_nothing_was_changed(
+    monkeypatch: pytest.MonkeyPatch, found_by_another: bool
+) -> None:
+    """Another resource may have found by then that the host is out of reach."""
+    monkeypatch.setattr(guard, "hold", lambda *_: None)
+    monkeypatch.setattr(base, "_OUT_OF_REACH", set())
+
+    async def read(*_: Any, **__: Any) -> Any:
+        base._OUT_OF_REACH.update({"pve"} if found_by_another else ())
+        raise UnreachableError(
+            wanted="an SSH connection", found="Connection lost", why="w", next="run `pulumi up` again"
+        )
+
+    monkeypatch.setattr(ssh, "read", read)
+    state = {**VM, **RECORD, **BOOT, "record": {"balloon": {"ours": "0", "before": None}}}
+    with pytest.raises(UnreachableError) as raised:
+        VmRecordWork(TEXTS).deleted(state)
+    error = raised.value
+    assert (error.wanted, error.found) == ("an SSH connection", "Connection lost")
+    assert "nothing was changed" not in error.why and "a part may have been given back" in error.why
+    assert "state delete" not in error.next and "run the same command again" in error.next
+
+
+@pytest.mark.parametrize("lost", ["SSH", "API"])
+def test_what_a_living_node_does_not_answer_is_not_told_of_the_dead_one(
+    monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    class Machine:
+        """The VM, on the living node, which is lost while it gets back what it had."""
+
+        node = "pve2"
+
+        def config(self) -> dict[str, str]:
+            return {}
+
+        def converge(self, *_: Any) -> None:
+            if lost == "SSH":
+                raise UnreachableError(wanted="an SSH connection", found="Connection lost", why="w", next="n")
+            raise no_answer(host, "VM 103 changed", requests.exceptions.ConnectionError("Connection lost"), reads=False)
+
+    async def read(*_: Any, **__: Any) -> Any:
+        raise UnreachableError(wanted="an SSH connection", found="off", why="w", next="n")
+
+    async def noted_by(*_: Any) -> dict[str, Any]:
+        return {}
+
+    hosts = {
+        name: {**HOST, "address": f"192.0.2.{number}", "cluster": "home"} for number, name in enumerate(["pve", "pve2"])
+    }
+    host = Host.model_validate(hosts["pve2"])
+    monkeypatch.setattr(ssh, "read", read)
+    monkeypatch.setattr(vm_record, "noted_by", noted_by)
+    monkeypatch.setattr(VmRecordWork, "machine_now", lambda *_: Machine())
+    monkeypatch.setattr(base, "_OUT_OF_REACH", {"pve"})
+    state = {**VM, **RECORD, **BOOT, "record": {"balloon": {"ours": "0", "before": None}}}
+    with pytest.raises(HomelabError) as raised:
+        VmRecordWork({"hosts": json.dumps(hosts), "allowPlainSecrets": "true"}).deleted(state)
+    error = raised.value
+    assert error.wanted == "VM 103 on pve2 given back what it had" and "Connection lost" in error.found
+    assert "nothing was changed" not in str(error) and "state delete" not in error.next and "pve2" in error.next
 
 
 def test_an_api_that_is_off_is_one_error_that_names_its_service(monkeypatch: pytest.MonkeyPatch) -> None:
