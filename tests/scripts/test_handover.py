@@ -1175,6 +1175,24 @@ def test_a_card_that_no_driver_took_is_given_to_its_driver_again(host: Folder, n
         assert is_with_the_host(host) and state(host) == ""
 
 
+def test_a_card_that_is_given_to_its_driver_again_gets_its_nodes_before_its_containers_start(host: Folder) -> None:
+    """Modules that come back may have another major: the nodes of before would be nobody's."""
+    assert start(host)[0] == 0 and taken(host)
+    host.command("systemd-run", COMMANDS["systemd-run"].replace("step_bind | step_attach)", "step_bind)"))
+    run(host, "reconcile")
+    assert state(host) == "HELD" and host.read("/ct950") == "stopped\n"
+    noted = '[[ " $* " != *" step_nodes "* ]] || printf "%s\\n" "$(<"$ROOT/ct950")" >>"$ROOT/nodes"\n'
+    host.command("systemd-run", noted + COMMANDS["systemd-run"])
+    # First it waits in the kernel: nobody is started without its nodes.
+    host.write("/hangs", "step_nodes")
+    run(host, "reconcile")
+    assert state(host) == "STUCK" and "making its nodes" in host.read(STATE) and host.read("/ct950") == "stopped\n"
+    for name in ("active", "hangs", "nodes"):
+        (host.root / name).unlink()
+    run(host, "reconcile")
+    assert host.read("/nodes") == "stopped\n" and is_with_the_host(host)
+
+
 def test_a_start_is_told_what_has_the_host_for_long(host: Folder) -> None:
     for on_its_way in (False, True):
         host.write("/run/homelab/handing", "")

@@ -41,6 +41,8 @@ start_owed() {
   [[ ${S[state]} == HELD && -n ${S[containers]:-}${S[owed]:-} && ${S[boot]:-} == "$(this_boot)" ]] && (($(date +%s) - ${S[since]:-0} < OWED_SECONDS)) || return 0
   ! host_stops || return 0
   bind_again || return 0
+  # Its modules may have come with other numbers.
+  [[ -z ${S[owed]:-} || $(card_driver "$GPU") != nvidia ]] || in_unit 60 step_nodes || (($? != 124)) || { stuck "making its nodes" && return 0; }
   is_served || return 0
   restore_persistence
   follow_numbers
