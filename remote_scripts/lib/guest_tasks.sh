@@ -4,7 +4,7 @@
 #
 # Gives: last_start KIND ID SINCE -> STARTED, LAST_START; find_why_off KIND ID AT BOOT OURS OFF -> WHY; boot_now. KIND: qm (a VM) or vz (a container).
 TASKS=/var/log/pve/tasks
-# How long it counts that a guest is to run again, and how soon after it was noted a shutdown is this program's where people have the same user, in seconds.
+# How long it counts that a guest is to run again, and how soon after it was noted a shutdown is this program's where people may have the same user, in seconds.
 COUNTS_SECONDS=3600
 PROMPT_SECONDS=30
 
@@ -44,19 +44,38 @@ find_why_off() {
   fi
 }
 
-# find_who_shut - as find_why_off: whose shutdowns there were since. One that HA carries out is root's task, after the request to HA.
+# find_who_shut - as find_why_off: whose shutdowns there were since. One that HA carries out is root's task, after the request to HA. One of ours that failed has
+# switched nothing off. People may have the same user, but no token: theirs is what comes later, of ours each is noted anew.
 find_who_shut() {
-  local start type user ours=no by_ha=no
-  while read -r start type user; do
+  local start type user went ours=no by_ha=no
+  while read -r start type user went; do
     if [[ ! $start =~ ^[0-9A-F]{8}$ ]] || ((16#$start < $3)); then continue; fi
-    if [[ $user == "$5" ]] && { [[ $5 != root@pam ]] || ((16#$start <= $3 + PROMPT_SECONDS)); }; then
+    if [[ $user == "$5" ]] && { [[ $5 == *!* ]] || ((16#$start <= $3 + PROMPT_SECONDS)); }; then
+      [[ $went == well ]] || continue
       ours=yes
       [[ $type != hastop ]] || by_ha=yes
     elif [[ $by_ha == no || $user != root@pam ]]; then
       WHY="somebody else has switched it off since ($user)"
       return 0
     fi
-  done < <(cat "$ROOT$TASKS/index.1" "$ROOT$TASKS/index" "$ROOT$TASKS/active" 2>/dev/null | tail -n 2000 |
-    awk -F '[: ]' -v kind="$1" -v id="$2" '$1 == "UPID" && $7 == id && ($6 == kind "shutdown" || $6 == kind "stop" || $6 == "hastop") { print $5, $6, $8 }' | sort -u)
+  done < <(shutdowns "$1" "$2")
   [[ $ours == yes ]] || WHY="it went off by itself, or from within"
+}
+
+# shutdowns KIND ID - of each its start, type, user, and whether it ended well, or runs still (well | badly). A line of `active` is `UPID 0|1 [ENDTIME STATUS]`; one
+# that has ended may be there as running for some seconds.
+shutdowns() {
+  cat "$ROOT$TASKS/index.1" "$ROOT$TASKS/index" "$ROOT$TASKS/active" 2>/dev/null | tail -n 2000 |
+    awk -F '[: ]' -v kind="$1" -v id="$2" '
+      $1 == "UPID" && $7 == id && ($6 == kind "shutdown" || $6 == kind "stop" || $6 == "hastop") {
+        task = $5 " " $6 " " $8 " " $3
+        status = length($10) > 1 ? $11 : $12
+        if (status != "" || !(task in ended)) ended[task] = status
+      }
+      END {
+        for (task in ended) {
+          split(task, part, " ")
+          print part[1], part[2], part[3], (ended[task] == "" || ended[task] ~ /^(OK|WARNINGS)$/ ? "well" : "badly")
+        }
+      }' | sort -u
 }

@@ -76,6 +76,7 @@ NOW, PULUMI = 1_800_000_000, "homelab@pve!pulumi"
 
 
 def task(kind: str, after: int, user: str = PULUMI, guest: int = 103, status: str = "OK") -> str:
+    """A line of the index."""
     upid = f"UPID:pve1:00001A2B:0094C3F1:{NOW + after:08X}:{kind}:{guest}:{user}:"
     return f"{upid} {NOW + after + 1:08X} {status}\n"
 
@@ -83,6 +84,8 @@ def task(kind: str, after: int, user: str = PULUMI, guest: int = 103, status: st
 ASKED = f"qm 103 {NOW} b1 {PULUMI} no"
 OF_A_CONTAINER = f"vz 103 {NOW} b1 root@pam no"
 SHUT = task("qmshutdown", 1)
+TIMED_OUT = "VM quit/powerdown failed - got timeout"
+OF_ROOT, OF_ANNA = ASKED.replace(PULUMI, "root@pam"), ASKED.replace(PULUMI, "anna@pam")
 
 
 @pytest.mark.parametrize(
@@ -112,6 +115,16 @@ SHUT = task("qmshutdown", 1)
         (OF_A_CONTAINER, task("vzshutdown", 2, "anna@pve"), 60, "somebody else has switched it off since (anna@pve)"),
         (OF_A_CONTAINER, task("hastop", 2, "root@pam") + task("vzshutdown", 90, "root@pam"), 120, ""),
         (OF_A_CONTAINER, task("qmshutdown", 2, "root@pam"), 60, "by itself, or from within"),
+        (ASKED, task("qmshutdown", 1, status="WARNINGS: 1"), 60, ""),
+        (ASKED, task("qmshutdown", 1, status=TIMED_OUT), 1800, "by itself, or from within"),
+        (ASKED, task("qmshutdown", 1, status=TIMED_OUT) + task("qmshutdown", 61), 1800, ""),
+        (ASKED, task("hastop", 1, status="command failed") + task("qmshutdown", 90, "root@pam"), 120, "somebody else"),
+        (ASKED, task("qmshutdown", 1, "root@pam", status=TIMED_OUT) + task("qmshutdown", 2), 60, "somebody else"),
+        (OF_A_CONTAINER, task("vzshutdown", 2, "root@pam", status="command 'lxc-stop' failed: exit code 1"), 1800, "by itself, or from within"),
+        (OF_ROOT, task("qmshutdown", -60, "root@pam", status=TIMED_OUT) + task("qmshutdown", 1, "root@pam"), 30, ""),
+        (OF_ANNA, task("qmshutdown", 1, "anna@pam"), 60, ""),
+        (OF_ANNA, task("qmshutdown", 1, "anna@pam", status=TIMED_OUT), 1800, "by itself, or from within"),
+        (OF_ANNA, task("qmshutdown", 1, "anna@pam", status=TIMED_OUT) + task("qmstop", 1500, "anna@pam"), 1800, "somebody else has switched it off since (anna@pam)"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("file", ["index", "active"])
@@ -123,10 +136,33 @@ def test_a_guest_is_to_run_again_only_where_this_program_has_shut_it_down_and_no
     starts = "".join(line for line in tasks.splitlines(keepends=True) if "start:" in line)
     shutdowns = "".join(line for line in tasks.splitlines(keepends=True) if "start:" not in line)
     if file == "active":  # a line of it says first whether its task has been put into the index
-        shutdowns = "".join(f"{line.split()[0]} 0\n" for line in shutdowns.splitlines())
+        shutdowns = "".join(
+            f"{upid} 0 {ended}\n" for upid, _, ended in (line.partition(" ") for line in shutdowns.splitlines())
+        )
     folder.write("var/log/pve/tasks/index", starts)
     path = folder.root / f"var/log/pve/tasks/{file}"
     path.write_text((path.read_text() if path.exists() else "") + shutdowns)
     done = folder.bash(f'find_why_off {asked}; printf "%s" "$WHY"', parts=("guest_tasks",))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert why in done.stdout and (why == "") is (done.stdout == "")
+
+
+@pytest.mark.parametrize(
+    ("index", "active", "why"),
+    [
+        ("", f"{SHUT.split()[0]} 0\n", ""),
+        (task("qmshutdown", 1, status=TIMED_OUT), f"{SHUT.split()[0]} 0\n", "by itself, or from within"),
+        (SHUT, f"{SHUT.split()[0]} 0\n", ""),
+    ],
+    ids=["it runs still", "it failed, and is still listed as running", "it ended well, and is still listed as running"],
+)
+def test_a_shutdown_that_runs_still_counts_as_one_that_ended_well(
+    folder: Folder, index: str, active: str, why: str
+) -> None:
+    folder.write("proc/sys/kernel/random/boot_id", "b1\n")
+    folder.command("date", f"echo {NOW + 60}")
+    folder.write("var/log/pve/tasks/index", index)
+    folder.write("var/log/pve/tasks/active", active)
+    done = folder.bash(f'find_why_off {ASKED}; printf "%s" "$WHY"', parts=("guest_tasks",))
     assert done.returncode == 0, done.stdout + done.stderr
     assert why in done.stdout and (why == "") is (done.stdout == "")
