@@ -513,6 +513,36 @@ class Remembering:
         self.ran = False
 
 
+class Noting(Remembering):
+    """A memory that also says how often the button was pressed by each note; at the second one the guest has booted. ``ends``: the disk is full after so many."""
+
+    def __init__(self, lab: Lab, ends: int) -> None:
+        super().__init__(False)
+        self.lab, self.ends, self.presses = lab, ends, list[int]()
+
+    def keep(self, identity: str) -> None:
+        self.presses.append(kinds_of_tasks(self.lab).count("qmshutdown"))
+        if len(self.presses) == 2:
+            self.lab.fault("guest-ignores-shutdown", None)
+        if len(self.presses) > self.ends:
+            raise HomelabError(wanted="a note", found="the disk is full", why="", next="")
+        super().keep(identity)
+
+
+@pytest.mark.parametrize("ends", [1000, 1], ids=["noted each time", "noted once"])
+def test_that_a_vm_is_to_run_again_is_noted_anew_before_its_power_button_is_pressed_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ends: int
+) -> None:
+    """By when it was noted a killed run's shutdowns are told from those of people who have the same user."""
+    monkeypatch.setattr(machine_module, "PRESS_SECONDS", 1)
+    lab.fault("guest-ignores-shutdown", VM)
+    before, memory = kinds_of_tasks(lab).count("qmshutdown"), Noting(lab, ends)
+    vm = Machine(client(lab, Quick(real=0.05)), VM, "sandbox", memory=memory)
+    assert vm.converge(set_to(cores="4"), ["cores"], Policy(10**6, "fail"), "keep") is True
+    assert memory.presses == [before, before + 1] and kinds_of_tasks(lab).count("qmshutdown") == before + 2
+    assert ("the disk is full" in capsys.readouterr().out) is (ends == 1) and memory.ran is False
+
+
 @pytest.mark.parametrize("ours", [True, False], ids=["a killed run", "somebody else"])
 def test_a_vm_that_ha_was_asked_to_stop_runs_on_only_if_a_killed_run_has_asked(lab: Lab, ours: bool) -> None:
     under_ha(lab)

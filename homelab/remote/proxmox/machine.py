@@ -61,7 +61,7 @@ class Memory(Protocol):
     """What outlives a run that is killed: that a VM ran, and is to run again."""
 
     def keep(self, identity: str) -> None:
-        """Notes that it runs, before it is shut down to run again. ``identity``: tells it from another VM (vm.config.identity). Raises HomelabError."""
+        """Notes that it runs, before each request to shut it down to run again. ``identity``: tells it from another VM (vm.config.identity). Raises HomelabError."""
 
     def recalls(self, identity: Callable[[], str]) -> bool:
         """Is it to run again, as far as that is certain? What no longer counts is forgotten. Raises HomelabError."""
@@ -107,6 +107,8 @@ class Machine:
         self._api = api
         self._let_start, self._announced = let_start, False
         self._memory, self._remembered = memory or NoMemory(), False
+        # By what it is told from another VM, once this has noted that it is to run again.
+        self._noted: str | None = None
         self._log_of_start = log_of_start
         # Has this asked HA to start or to stop it? Then it may be on another node at any moment. Had somebody else asked HA to stop it before?
         self._asked_ha, self._others_stop_it = False, False
@@ -247,7 +249,8 @@ class Machine:
         try:
             if start:
                 self._announce_start(before)
-                self._memory.keep(identity(before))
+                self._noted = identity(before)
+                self._memory.keep(self._noted)
                 self._remembered = True
             self._shut_down(policy)
         except HomelabError:
@@ -329,6 +332,15 @@ class Machine:
             )
         self._runs_again()
         self._require_reset(self._log_of_ha(began) if by_ha else log)
+
+    def _note_again(self) -> None:
+        """Before the next request to shut it down: where people have the same user, only what follows a note at once is this program's."""
+        if self._noted is None:
+            return
+        try:
+            self._memory.keep(self._noted)
+        except HomelabError as error:  # the earlier note still counts where the user is a token
+            self.say(f"note: that {self.label} is to run again couldn't be noted anew ({error.found})")
 
     def _runs_again(self) -> None:
         if self._remembered:
@@ -459,6 +471,7 @@ class Machine:
                     return
                 if last:
                     raise _still_on(self, policy, error) from error
+                self._note_again()
             except ApiError:  # it wasn't even tried: a right, a lock
                 if not self.running():
                     return
