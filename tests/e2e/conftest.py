@@ -158,6 +158,8 @@ class Labs:
     def __init__(self, new_folder: Callable[[], Path]) -> None:
         self._new_folder = new_folder
         self._kept: dict[str, tuple[Path, Lab]] = {}
+        #: Those that the running test has.
+        self.taken: set[str] = set()
 
     def take(self, key: str, make: Callable[[Path], Lab]) -> tuple[Path, Lab]:
         """A lab and its folder, in which ``make`` has made it, and perhaps a stack (`stack`), of which it left a copy (`kept`)."""
@@ -175,11 +177,12 @@ class Labs:
             lab.wait_idle()
             lab.save()
         self._kept[key] = folder, lab
-        while (
-            len(self._kept) > self.MOST
-        ):  # stock ones first: a host after its first `up` takes ten times as long to make
-            stock = (one for one, (at, _) in self._kept.items() if one != key and not (at / "kept").exists())
-            self._end(*self._kept.pop(next(stock, next(iter(self._kept)))))
+        self.taken.add(key)
+        others = [one for one in self._kept if one not in self.taken]
+        # Stock ones first: a host after its first `up` takes ten times as long to make.
+        others.sort(key=lambda one: (self._kept[one][0] / "kept").exists())
+        for one in others[: max(0, len(self._kept) - self.MOST)]:
+            self._end(*self._kept.pop(one))
         return folder, lab
 
     def close(self) -> None:
@@ -197,6 +200,12 @@ def labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Labs]:
     kept = Labs(lambda: tmp_path_factory.mktemp("kept"))
     yield kept
     kept.close()
+
+
+@pytest.fixture(autouse=True)
+def labs_of_this_test(labs: Labs) -> None:
+    """Labs of the tests before are nobody's any more."""
+    labs.taken.clear()
 
 
 @pytest.fixture

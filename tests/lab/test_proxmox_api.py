@@ -24,6 +24,7 @@ from homelab.remote.proxmox.errors import (
     ForbiddenError,
     LockHeldError,
     NoQuorumError,
+    StillRunsError,
     TaskFailedError,
     UnansweredError,
 )
@@ -207,6 +208,21 @@ def test_a_change_whose_answer_is_lost_can_still_be_taken_back(lab: Lab) -> None
     with pytest.raises(TaskFailedError, match="has its old configuration back"):
         machine(lab).converge(set_to(**MAPPED), [], POLICY, "running")
     assert client(lab).get(CONFIG, "") == before
+
+
+def test_a_change_is_not_taken_back_while_its_start_is_under_way(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one that waits for the containers that use its card."""
+    map_card(lab)
+    machine(lab).shut_down(POLICY)
+
+    def start(self: Machine) -> None:
+        raise StillRunsError(wanted="it started", found="its task still runs", why="", next="", status=0, reason="")
+
+    monkeypatch.setattr(Machine, "start", start)
+    with pytest.raises(StillRunsError):
+        machine(lab).converge(set_to(**MAPPED), [], POLICY, "running")
+    now = client(lab).get(CONFIG, "")
+    assert {key: now[key] for key in MAPPED} == MAPPED
 
 
 @pytest.mark.parametrize("fault", ["api-loses", "api-drops"])

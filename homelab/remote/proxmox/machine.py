@@ -20,6 +20,7 @@ from homelab.remote.proxmox.errors import (
     ChangedMeanwhileError,
     ElsewhereError,
     NotThereError,
+    StillRunsError,
     TaskFailedError,
     UnansweredError,
 )
@@ -274,8 +275,9 @@ class Machine:
             self._announce_start(before)
             self.start()
         except HomelabError as error:
-            # One that runs with a card that wasn't reset is left running: what is in it isn't ours to switch off.
-            if change and not isinstance(error, UnansweredError | CardNotResetError):
+            # One that runs with a card that wasn't reset is left running: what is in it isn't ours to switch off. While its start is under way, it may wait for
+            # containers that use its card, its configuration is locked, and what it begins with stays.
+            if change and not isinstance(error, UnansweredError | CardNotResetError | StillRunsError):
                 self._take_back(before, change, start=was_running, error=error)
             raise
 
