@@ -23,16 +23,12 @@ apply() {
       log "this boot runs without what is configured: the dead man's switch stays for the next one that has it"
       await_no_boot
     fi
-    forget_judged
-    finish
   elif [[ -e $STATE/armed ]]; then
     # Without the lock: whoever takes `armed` away first has decided, and another run may hold the lock for longer than the switch waits. A
     # roll-back has it, too.
     take_armed || return 0
-    tidy_up
-  else
-    tidy_up
   fi
+  tidy_up
   if is_undone; then
     answer ''
   else
@@ -75,11 +71,9 @@ tidy_up() {
   fi
   clear_leftovers
   [[ -e $STATE/armed ]] || is_undone || ! is_switch_there || disarm
-  forget_judged
+  [[ $JUDGED_TOLD != yes ]] || remove_file /var/lib/homelab/judged
   finish
 }
-
-forget_judged() { [[ $JUDGED_TOLD != yes ]] || remove_file /var/lib/homelab/judged; }
 
 is_undone() { [[ -e $STATE/rolling-back || -e $STATE/rolled-back || -e $RUN/restarting ]]; }
 

@@ -419,7 +419,7 @@ async def confirm(
             try:
                 found = await confirming.read(session, None, SCRIPT_SECONDS)
             except UnreachableError as error:  # it may have been going down for a roll-back just then
-                confirming.lost(error)
+                confirming.failed(error)
     if found is None:
         found = await wait_for_boot(host, old_boot_id, say, waits, confirming)
     while found.rolling_back:
@@ -466,7 +466,7 @@ async def wait_for_boot(
                 return found
             last, refused = "it answers, but has not rebooted", None
         except UnreachableError as error:
-            confirming.lost(error)
+            confirming.failed(error)
             last, refused = error.found, None
         except HomelabError as error:
             confirming.failed(error)
@@ -534,23 +534,13 @@ class _Confirming:
             return found
         return None
 
-    def lost(self, error: UnreachableError) -> None:
-        """The connection was, or there was none.
-
-        :raises HomelabError: a boot that is confirmed could not be read so often.
-        """
-        self._give_up(error)
-
     def failed(self, error: HomelabError) -> None:
-        """What ran on the host did.
+        """What ran on the host did, or the connection was lost, or there was none.
 
         :raises HomelabError: the host itself says why its boot can't be confirmed, or a boot that is confirmed could not be read so often.
         """
         if error.wanted.startswith(NOT_CONFIRMED):
             raise error
-        self._give_up(error)
-
-    def _give_up(self, error: HomelabError) -> None:
         if not self._reading:
             return
         self._reading = False
