@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -53,24 +53,32 @@ def in_the_cluster(stack: EngineStack, **more: Any) -> None:
         host |= {"cluster": "home", **more}
 
 
+Seen = TypeVar("Seen")
+
+
 @contextmanager
-def watched(cluster: LabCluster) -> Iterator[set[tuple[bool, frozenset[str]]]]:
-    """What the third node sees meanwhile: whether it has a quorum, and which of the others are away."""
-    seen: set[tuple[bool, frozenset[str]]] = set()
+def sampled(look: Callable[[], Seen]) -> Iterator[set[Seen]]:
+    """What ``look`` finds meanwhile, every 10 ms."""
+    seen: set[Seen] = set()
     ended = threading.Event()
 
-    def look() -> None:
-        shared = Cluster(cluster.folder)
+    def watch() -> None:
         while not ended.wait(0.01):
-            seen.add((shared.is_quorate("pve3"), frozenset(NODES) - shared.seen_by("pve3")))
+            seen.add(look())
 
-    watcher = threading.Thread(target=look)
+    watcher = threading.Thread(target=watch)
     watcher.start()
     try:
         yield seen
     finally:
         ended.set()
         watcher.join()
+
+
+def watched(cluster: LabCluster) -> AbstractContextManager[set[tuple[bool, frozenset[str]]]]:
+    """What the third node sees meanwhile: whether it has a quorum, and which of the others are away."""
+    shared = Cluster(cluster.folder)
+    return sampled(lambda: (shared.is_quorate("pve3"), frozenset(NODES) - shared.seen_by("pve3")))
 
 
 def one_at_a_time(*names: str) -> set[tuple[bool, frozenset[str]]]:
@@ -181,25 +189,15 @@ def test_three_nodes_from_stock_to_a_vm_and_a_container_with_cards_in_one_up(
 DISKS = {"pve1": 0, "pve2": 1}
 
 
-@contextmanager
-def accounted(cluster: LabCluster) -> Iterator[set[tuple[frozenset[str], frozenset[int], str]]]:
+def accounted(cluster: LabCluster) -> AbstractContextManager[set[tuple[frozenset[str], frozenset[int], str]]]:
     """By the lab's own account: which of the two nodes are away, which disks Ceph doesn't replace, and where HA's guest runs while a node is away."""
-    seen: set[tuple[frozenset[str], frozenset[int], str]] = set()
-    ended = threading.Event()
 
-    def look() -> None:
-        while not ended.wait(0.01):
-            kept = frozenset(number for number, flags in cluster.ceph.flags_of.items() if "noout" in flags)
-            away = frozenset(NODES) - Cluster(cluster.folder).seen_by("pve3")
-            seen.add((away, kept, runs_on(cluster) if away else "anywhere"))
+    def look() -> tuple[frozenset[str], frozenset[int], str]:
+        kept = frozenset(number for number, flags in cluster.ceph.flags_of.items() if "noout" in flags)
+        away = frozenset(NODES) - Cluster(cluster.folder).seen_by("pve3")
+        return away, kept, runs_on(cluster) if away else "anywhere"
 
-    watcher = threading.Thread(target=look)
-    watcher.start()
-    try:
-        yield seen
-    finally:
-        ended.set()
-        watcher.join()
+    return sampled(look)
 
 
 def runs_on(cluster: LabCluster) -> str:
