@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from lab import Lab
+from tests.kept_systems import KeptSystems
 
 
 @pytest.fixture(scope="module")
@@ -23,3 +24,8 @@ def labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], L
             return started[scenario]
 
         yield lab
+
+
+@pytest.fixture(scope="session")
+def kept_systems(tmp_path_factory: pytest.TempPathFactory) -> KeptSystems:
+    return KeptSystems(lambda: tmp_path_factory.mktemp("kept"))

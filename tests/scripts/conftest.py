@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from homelab.remote import scripts
-from tests.scripts.nvidia_kit import KeptSystems
+from tests.kept_systems import KeptSystems
 from tests.waiting import PATIENCE
 
 # What a test of a part's functions mostly needs.

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
-import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from homelab.nvidia import plan as planning
 from homelab.nvidia.compatibility import Target
@@ -28,8 +26,6 @@ from lab.state import process_start_time
 from tests.lab.guest_kit import Vm, scenario
 from tests.lab.host_kit import Host
 from tests.waiting import PATIENCE, wait_until
-
-T = TypeVar("T")
 
 # What a VM can have installed.
 GUESTS = ("ubuntu-24.04", "ubuntu-22.04", "debian-12", "debian-13")
@@ -333,26 +329,3 @@ class Container(Machine):
             text=True,
             check=False,
         )
-
-
-class KeptSystems:
-    """Systems as they were after what several tests begin with: made once in a process, and brought back for each of its tests, as `Labs` in
-    tests/e2e/conftest.py does with hosts that have a daemon."""
-
-    def __init__(self, new_folder: Callable[[], Path]) -> None:
-        self._new_folder = new_folder
-        self._made: dict[Hashable, tuple[Path, Any]] = {}
-
-    def take(self, key: Hashable, make: Callable[[Path], T]) -> T:
-        """What ``make`` has made of a new folder, with that folder as it was then."""
-        if key not in self._made:
-            folder = self._new_folder()
-            self._made[key] = folder, make(folder / "lab")
-            subprocess.run(["cp", "-a", "lab", "kept"], cwd=folder, check=True)
-        else:
-            folder, _ = self._made[key]
-            processes.end_left_behind(folder / "lab")
-            shutil.rmtree(folder / "lab")
-            subprocess.run(["cp", "-a", "kept", "lab"], cwd=folder, check=True)
-        made: T = copy.deepcopy(self._made[key][1])
-        return made

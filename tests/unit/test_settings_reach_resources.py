@@ -122,10 +122,16 @@ def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
         loop.close()
 
 
-def changed(changes: dict[str, Any]) -> dict[str, Any]:
-    """The base with changes laid over it."""
+def left_out(place: str) -> tuple[str, ...]:
+    """What of the base a setting has nothing to do with."""
+    (longest,) = sorted((one for one in DATA["without"] if f"{place}.".startswith(f"{one}.")), key=len)[-1:]
+    return tuple(DATA["without"][longest])
+
+
+def changed(changes: dict[str, Any], without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The base, but for some of its places, with changes laid over it."""
     config: dict[str, Any] = copy.deepcopy(DATA["base"])
-    for place, value in changes.items():
+    for place, value in {**dict.fromkeys(without), **changes}.items():
         *folders, last = place.split(".")
         inside = config
         for folder in folders:
@@ -165,10 +171,11 @@ def test_a_setting_that_changes_changes_what_a_resource_is_told(
     changes = DATA["changes"][place]
     # What else has to be so for that setting to be taken.
     beside = {where: value for where, value in changes.items() if value == "ROOT"}
-    key = json.dumps(beside)
+    without = left_out(place)
+    key = json.dumps([beside, without])
     if key not in BEFORE:
-        BEFORE[key] = told(changed(beside))
-    assert told(changed(changes)) != BEFORE[key]
+        BEFORE[key] = told(changed(beside, without))
+    assert told(changed(changes, without)) != BEFORE[key]
 
 
 def test_a_setting_that_came_after_version_1_and_isnt_set_makes_no_plan_anew(
