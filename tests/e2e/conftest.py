@@ -142,6 +142,13 @@ def host_settings(lab: Lab) -> dict[str, Any]:
     }
 
 
+def out_of_reach(lab: Lab) -> None:
+    """The host restarts, and its network doesn't come. What was saved can be brought back, unlike that of a lab that was stopped."""
+    lab.fault("no-network-when", "BOOT_IMAGE")
+    lab.reboot(wait=False)
+    lab.wait_settled()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quick_starts() -> Iterator[None]:
     """The engine's Python processes start without their imports."""

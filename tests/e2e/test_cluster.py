@@ -110,10 +110,9 @@ def test_nodes_restart_one_after_another_the_quorum_stays_and_guests_that_can_mo
     cluster["pve1"].run("qm create 105 --name web --memory 512 && qm set 105 --onboot 0 && qm start 105")
     began = started(cluster, "pve1", 105)
     stock = cluster.snapshot()
-    (said,) = [line for line in stack.preview().output.splitlines() if "other nodes have" in line]
-    assert "other nodes have VM 105 (web) meanwhile; it stops VM 103 (Sandbox; stays with local-lvm:" in said
     with watched(cluster) as seen:
         done = stack.up()
+    assert "other nodes have VM 105 (web) meanwhile; it stops VM 103 (Sandbox; stays with local-lvm:" in done.output
     # It was elsewhere while its node restarted, came back before the next one did, and has never been off.
     assert "status: running" in cluster["pve1"].run("qm status 105").stdout
     assert started(cluster, "pve1", 105) == began and not (cluster["pve1"].root / "var/lib/homelab/away").exists()
@@ -139,15 +138,11 @@ def test_two_stacks_at_once_restart_their_nodes_one_after_another(
 ) -> None:
     """They know nothing of each other, and their settings say nothing of a cluster: the second node's script waits for the first."""
     stacks = [stack_of(tmp_path / name, engine, {"homelab:hosts": with_a_card(cluster, name)}) for name in NODES]
-    stock = cluster.snapshot()
     with watched(cluster) as seen:
         runs = [one.start("up", "--yes", "--skip-preview") for one in stacks]
         assert [run.wait(PATIENCE * 4) for run in runs] == [0, 0]
     assert boots(cluster) == [2, 2, 1] and seen == one_at_a_time(*NODES)
     assert not (cluster.folder / "pve" / TURN).exists()
-    for one in stacks:
-        one.destroy()
-    assert given_back(cluster, stock)
 
 
 def test_three_nodes_from_stock_to_a_vm_and_a_container_with_cards_in_one_up(
@@ -245,14 +240,21 @@ def test_a_node_that_doesnt_come_back_stops_the_roll(stack: EngineStack, cluster
     assert boots(cluster)[1:] == [2, 1] and not (cluster.folder / "pve" / TURN).exists()
 
 
-def test_a_vm_that_is_moved_by_hand_is_found_where_it_is_and_destroy_gives_every_node_back(
+def test_guests_that_are_moved_by_hand_are_found_where_they_are_and_destroy_gives_every_node_back(
     stack: EngineStack, cluster: LabCluster
 ) -> None:
+    """A VM with a card of its own, a container with the processor's: on the second node the same, behind other lines."""
     in_the_cluster(stack)
     for name, host in stack.config["homelab:hosts"].items():
+        host["gpus"]["igpu"] = {"match": "1002:13c0", "use": "lxc"}
         host["api"] = api_token(cluster[name])
     stack.config["homelab:allowPlainSecrets"] = True
     stack.config["homelab:vms"] = {"sandbox": {"host": "home", "vmid": 103, "gpus": ["gpu"]}}
+    stack.config["homelab:containers"] = {"ai": {"host": "home", "ctid": 901, "gpus": ["igpu"]}}
+    made = cluster.folder / "pve/nodes/pve1/lxc"
+    made.mkdir(exist_ok=True)
+    (made / "901.conf").write_text(CONTAINER)
+    (made / "901.conf").chmod(0o640)
     # Somebody else's mapping: an entry of the third node, and one of the first that has another group.
     theirs = (
         "id=10de:2b85,iommugroup=7,node=pve1,path=0000:01:00,subsystem-id=1043:89e3",
@@ -264,65 +266,32 @@ def test_a_vm_that_is_moved_by_hand_is_found_where_it_is_and_destroy_gives_every
     stock = cluster.snapshot()
     stack.up()
     assert "hostpci0: mapping=gpu,pcie=1" in conf(cluster, "pve1")
+    assert "dev/dri/renderD" in lxc_conf(cluster, "pve1")
     mapping = (cluster.folder / "pve/mapping/pci.cfg").read_text()
     assert [line.split("node=")[1][:4] for line in mapping.splitlines() if "map " in line] == ["pve1", "pve3", "pve2"]
     assert theirs[1] in mapping and theirs[0] not in mapping
 
-    move(cluster, "pve1", "pve3")
-    refused = stack.preview(ok=False)
-    assert "it is on pve3, which has no such card in the settings; pve1, pve2 have" in refused.message
-    move(cluster, "pve3", "pve2")
-    moved = stack.preview("--refresh")
-    assert "drift" not in moved.output and "sandbox-record" in moved.changed
-    stack.up("--refresh")
-    assert "hostpci0: mapping=gpu,pcie=1" in conf(cluster, "pve2")
-    assert [(cluster[name].root / "var/lib/homelab/ledger/vm/103").exists() for name in NODES] == [False, True]
-    assert stack.up().changed == set()
-
-    move(cluster, "pve2", "pve1")  # since the last `up`, too
-    stack.destroy()
-    assert given_back(cluster, stock)
-
-
-def test_a_container_that_is_moved_by_hand_is_found_where_it_is_and_destroy_gives_every_node_back(
-    stack: EngineStack, cluster: LabCluster
-) -> None:
-    """Its card is the processor's own: on the second node the same, behind other lines."""
-    in_the_cluster(stack)
-    for name, host in stack.config["homelab:hosts"].items():
-        host |= {
-            "gpus": {"igpu": {"match": "1002:13c0", "use": "lxc"}},
-            "iommu": {"enable": False, "passthrough": False},
-        }
-        host["api"] = api_token(cluster[name])
-    stack.config["homelab:allowPlainSecrets"] = True
-    stack.config["homelab:containers"] = {"ai": {"host": "home", "ctid": 901, "gpus": ["igpu"]}}
-    made = cluster.folder / "pve/nodes/pve1/lxc"
-    made.mkdir(exist_ok=True)
-    (made / "901.conf").write_text(CONTAINER)
-    (made / "901.conf").chmod(0o640)
-    stock = cluster.snapshot()
-    stack.up()
-    assert "dev/dri/renderD" in lxc_conf(cluster, "pve1")
-
-    move(cluster, "pve1", "pve3", LXC)
-    refused = stack.preview(ok=False)
-    assert "it is on pve3, which has no such card in the settings; pve1, pve2 have" in refused.message
-    move(cluster, "pve3", "pve2", LXC)
+    for file in (VM, LXC):
+        move(cluster, "pve1", "pve3", file)
+        refused = stack.preview(ok=False)
+        assert "it is on pve3, which has no such card in the settings; pve1, pve2 have" in refused.message
+        move(cluster, "pve3", "pve2", file)
     moved = stack.up("--refresh")
     assert "container 901 is on pve2 now" in moved.output and "drift" not in moved.output
-    assert "what was noted of it goes along" in moved.output
+    assert "sandbox-record" in moved.changed and "what was noted of it goes along" in moved.output
+    assert "hostpci0: mapping=gpu,pcie=1" in conf(cluster, "pve2")
     assert lxc_conf(cluster, "pve2").count("dev/dri/renderD") == 1
-    record = "var/lib/homelab/containers/901"
-    assert [(cluster[name].root / record).exists() for name in NODES] == [False, True]
+    for record in ("ledger/vm/103", "containers/901"):
+        assert [(cluster[name].root / "var/lib/homelab" / record).exists() for name in NODES] == [False, True]
     assert stack.up().changed == set()
 
-    move(cluster, "pve2", "pve1", LXC)  # since the last `up`, too
+    for file in (VM, LXC):
+        move(cluster, "pve2", "pve1", file)  # since the last `up`, too
     stack.destroy()
     assert given_back(cluster, stock)
 
 
-LXC = "lxc/901.conf"
+VM, LXC = "qemu-server/103.conf", "lxc/901.conf"
 CONTAINER = "arch: amd64\ncores: 2\nhostname: ai\nmemory: 2048\nostype: debian\nrootfs: local-lvm:vm-901-disk-0,size=8G\nunprivileged: 1\n"
 
 
@@ -334,7 +303,7 @@ def conf(cluster: LabCluster, node: str) -> str:
     return (cluster.folder / f"pve/nodes/{node}/qemu-server/103.conf").read_text()
 
 
-def move(cluster: LabCluster, here: str, there: str, file: str = "qemu-server/103.conf") -> None:
+def move(cluster: LabCluster, here: str, there: str, file: str) -> None:
     """As a migration of a guest that is off leaves it, its disks on a storage that both have."""
     to = cluster.folder / f"pve/nodes/{there}/{file}"
     to.parent.mkdir(exist_ok=True)

@@ -10,23 +10,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.e2e.conftest import Stack, init_at_a_terminal
+from tests.e2e.conftest import Stack, init_at_a_terminal, out_of_reach
 from tests.e2e.person import ENTER
 
 
-def test_a_preview_needs_no_host_before_and_after_the_first_up(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on("rtx5090")
-    stack.lab.fault("no-network-when", "BOOT_IMAGE")
-    stack.lab.reboot(wait=False)
-    stack.lab.wait_settled()
-    first = stack.preview()
-    assert ("create", "pve-bind") in first.planned
-    assert "can't be reached" in first.output
+def test_a_preview_needs_no_host_before_and_after_the_first_up(
+    stack_on: Callable[..., Stack], converged: Callable[..., Stack]
+) -> None:
+    first = stack_on("rtx5090")
+    out_of_reach(first.lab)
+    preview = first.preview()
+    assert ("create", "pve-bind") in preview.planned
+    assert "can't be reached" in preview.output
 
-    stack.lab.machine.clear_faults()
-    stack.lab.power_cycle()
-    stack.up()
-    stack.lab.stop()
+    stack = converged("rtx5090")
+    out_of_reach(stack.lab)
     assert stack.preview().planned == []
     stack.host["iommu"] = {"passthrough": False}
     assert ("update", "pve-cmdline") in stack.preview().planned
@@ -125,9 +123,10 @@ REFUSED = {
 }
 
 
-# Both ask the same gates (homelab/remote/planning.py): an `up` of one scenario shows that it does.
+# All ask the same gates (homelab/remote/planning.py), and `init` is what everybody begins with. What the gates say of each of these hosts:
+# tests/scripts/test_on_a_host.py (test_a_host_that_would_be_brought_down_is_refused).
 @pytest.mark.parametrize(
-    ("scenario", "verb"), [(one, verb) for one in REFUSED for verb in ("preview", "init")] + [("crowded-group", "up")]
+    ("scenario", "verb"), [*((one, "init") for one in REFUSED), ("one-to-one", "preview"), ("crowded-group", "up")]
 )
 def test_what_would_bring_the_host_down_is_refused_in_a_preview_in_an_up_and_in_init_at_a_terminal(
     untouched: Callable[..., Stack], scenario: str, verb: str

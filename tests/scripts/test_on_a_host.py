@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from homelab.host import plan, remapping
+from homelab.host import gates, plan, remapping
 from homelab.remote import scripts
 from lab.machine import Machine, load_scenario
 from tests.conftest import PROJECT
@@ -115,6 +115,37 @@ SLOTS = {
     "zfs-grub-shim": "0000:01:00",
     "iommu-off": "0000:03:00",
 }
+
+
+# Scenario -> what the refusal names, with the cards of its stack.
+REFUSED = {
+    "crowded-group": "nvme0n1",
+    "nic-in-group": "network card",
+    "firmware-off": "switch on Intel VT-d",
+    "z370-two-cards-one-group": "graphics card",
+    "one-to-one": "mapped 1:1",
+}
+
+
+@pytest.mark.parametrize("scenario", REFUSED)
+def test_a_host_that_would_be_brought_down_is_refused(host: Callable[[str], Host], scenario: str) -> None:
+    machine = host(scenario)
+    about = yaml.safe_load((PROJECT / "lab" / "stacks" / f"{scenario}.yaml").read_text())
+    slots, errors = gates.check(read(machine.machine), settings(about["gpus"]))
+    assert slots and REFUSED[scenario] in "\n".join(map(str, errors))
+
+
+def test_an_id_that_two_cards_have_asks_for_an_address(host: Callable[[str], Host]) -> None:
+    machine = host("two-identical")
+    (error,) = gates.check(read(machine.machine), settings({"g": {"match": "10de:2204"}}))[1]
+    assert "2: 0000:1d:00, 0000:1e:00" in error.found and 'add `address: "0000:1d:00"`' in error.next
+
+
+def test_a_boot_partition_without_room_is_refused(host: Callable[[str], Host]) -> None:
+    machine = host("rtx5090")
+    machine.machine.set_fault("boot-free-mb", 0)
+    (error,) = gates.check(read(machine.machine), settings({"g": {"match": "10de:2b85"}}))[1]
+    assert "room on /boot for a new initramfs" in error.wanted and error.found == "0 MiB free"
 
 
 @pytest.mark.parametrize("scenario", SLOTS)
