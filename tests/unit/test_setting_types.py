@@ -142,7 +142,13 @@ WHOLE: list[dict[str, Any]] = [
         },
     },
     {
-        "hosts": {"pve1": {"cluster": "home"}, "second": {"cluster": "home", "node": "pve2"}},
+        "hosts": {
+            "pve1": {"cluster": "home", "gpus": {"big": {"match": "10de:2b85"}}},
+            "second": {"cluster": "home", "node": "pve2"},
+        },
+        "vms": {
+            "moving": {"host": "home", "vmid": 103, "gpus": ["big"], "migrate": "offline", "migrateStorage": "nas"}
+        },
         "clusters": {
             "home": {
                 "nodes": {
