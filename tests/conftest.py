@@ -61,6 +61,7 @@ SLOW = frozenset(
         "lab/test_scenarios.py",
         "lab/test_server_power.py",
         "lab/test_server_ssh.py",
+        "lab/test_vm_refusals.py",
         "scripts/test_composition.py",
         "scripts/test_container_gpus.py",
         "scripts/test_container_toolkit.py",

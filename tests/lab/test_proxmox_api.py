@@ -187,6 +187,14 @@ def test_a_read_fails_when_nobody_answers_for_long(lab: Lab) -> None:
     assert api_module.OUTAGE_SECONDS <= clock.at < 2 * api_module.OUTAGE_SECONDS
 
 
+def test_an_api_that_answers_too_late_is_named(lab: Lab) -> None:
+    lab.fault("api-seconds", 3)
+    host = host_of(lab)
+    hasty = host.model_copy(update={"timeouts": host.timeouts.model_copy(update={"api": 1})})
+    with pytest.raises(UnansweredError, match="no answer from https://127.0.0.1"):
+        Api(hasty, NODE, clock=Quick(), patience=0).get(CONFIG, "")
+
+
 @pytest.mark.parametrize("fault", ["api-loses", "api-drops"])
 def test_a_change_whose_request_or_answer_is_lost_is_made_once(lab: Lab, fault: str) -> None:
     asked = f"PUT /{CONFIG}"
@@ -265,6 +273,13 @@ def test_without_a_quorum_there_is_one_message_for_all_texts(lab: Lab, what: str
         CHANGES[what](lab)
     assert "no quorum; pve2 of the cluster's 2 nodes don't answer" in error.value.found
     assert "pvecm status" in error.value.next and "pvecm expected 1" in error.value.next
+
+
+def test_a_node_that_doesnt_answer_to_its_cluster_is_named_with_what_shows_it(lab: Lab) -> None:
+    lab.fault("api-answers", f"GET /nodes/{NODE}/qemu=595 No route to host")
+    with pytest.raises(ApiError) as error:
+        client(lab).get(f"nodes/{NODE}/qemu", "")
+    assert "595 No route to host" in error.value.found and "pvecm status" in error.value.next
 
 
 def test_right_after_the_quorum_is_back_a_start_is_tried_again(lab: Lab) -> None:

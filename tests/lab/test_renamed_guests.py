@@ -134,3 +134,23 @@ def test_another_vm_that_has_the_id_by_now_gets_nothing_back_that_it_never_had(l
     work.delete(inputs, same)
     assert conf(lab, "qemu-server") == before
     assert work.update(inputs, inputs, same).record == {}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"disk": DiskInputs(storage="local", size=8)},
+        {"disk": DiskInputs(storage="local-lvm", size=4)},
+        {"image": "local:import/other.qcow2"},
+        {"template": 900},
+    ],
+    ids=["another storage", "smaller", "another image", "another template"],
+)
+def test_what_would_lose_a_created_vms_disk_is_refused_before_anything_is_asked(
+    lab: Lab, changed: dict[str, Any]
+) -> None:
+    mark_of_log, made = lab.mark(), VirtualMachine.Outputs(instance="")
+    with pytest.raises(HomelabError) as error:
+        VirtualMachineWork(texts(lab)).update(dataclasses.replace(machine(OLD), **changed), machine(OLD), made)
+    assert "what is on the disk would be lost" in error.value.why
+    assert lab.api_calls(mark_of_log) == []

@@ -105,3 +105,10 @@ def test_the_example_is_a_configuration_for_windows() -> None:
     assert (new.machine, new.bios, new.tpm, new.cpu, new.os_type) == ("q35", "ovmf", True, "host", "win11")
     assert [iso.startswith("local:iso/") for iso in new.isos] == [True, True]
     assert [use.gpu for use in gaming.gpus] == ["rtx5090"]
+
+
+def test_what_pulumi_installs_for_it_is_this_repository() -> None:
+    folder = PROJECT / "examples" / "gaming_vm"
+    lines = (folder / "requirements.txt").read_text().splitlines()
+    (wanted,) = (line for line in lines if line and not line.startswith("#"))
+    assert (folder / wanted).resolve() == PROJECT and (PROJECT / "pyproject.toml").is_file()

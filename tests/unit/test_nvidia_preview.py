@@ -89,6 +89,14 @@ def test_a_card_that_is_known_by_its_place_is_refused_once_the_host_was_read() -
     assert ["branch 570 or later" in str(error) for error in errors] == [True]
 
 
+def test_a_guest_that_is_off_and_stays_off_is_named() -> None:
+    found = settings(vm={"driver": "580"})
+    guests = {"configs": [{"kind": "vm", "id": 103, "lines": "machine: q35"}], "mappings": "", "reservations": ""}
+    (error,) = described(found, guests={**guests, "running": []})[1]
+    assert error.wanted == "vms.v running" and "power is keep" in error.found
+    assert described(found, guests={**guests, "running": [103]})[1] == []
+
+
 def test_the_hosts_driver_is_for_the_cards_that_stay_with_it() -> None:
     _, errors = described(settings(host={"driver": "580"}))
     assert "an NVIDIA card" in str(errors[0])  # its only one is for a VM

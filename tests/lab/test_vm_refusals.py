@@ -1,0 +1,146 @@
+"""What stands against a change of a VM and only its node can tell: each is named with its remedy, and the VM is as it was.
+
+What the VM's configuration alone tells: tests/unit/test_vm_config.py. As `up` says it: tests/e2e/test_gpu_vm_refused.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from homelab.errors import HomelabError
+from homelab.provider.vm_change import VmChangeWork
+from homelab.provider.vm_record import VmRecordWork
+from homelab.remote.proxmox import api as api_module
+from homelab.resources.base import Boot, ShutdownInputs
+from homelab.resources.vm_change import VmChange
+from homelab.resources.vm_record import VmRecord
+from lab import Lab
+from tests.lab.test_proxmox_api import host_of, map_card
+
+NODE, VM = "pve", 103
+CARD = {"gpu": "rtx5090", "mapping": "rtx5090", "slot": "0000:01:00"}
+MAPPED = "mapping=rtx5090,pcie=1"
+
+
+@pytest.fixture(scope="module")
+def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab.start("bound-by-hand", state=tmp_path_factory.mktemp("refusals") / "lab") as started:
+        yield started
+
+
+@pytest.fixture
+def lab(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    """The card is mapped; VM 103 runs without it, and beside it there is VM 104, which is off."""
+    monkeypatch.setattr(api_module, "POLL_SECONDS", (0.02, 0.05))
+    map_card(shared_lab)
+    shared_lab.run("qm create 104 --name gaming --machine q35 --bios ovmf --cores 4 --memory 8192 --ostype l26")
+    yield shared_lab
+    shared_lab.reset()
+
+
+def give(lab: Lab, *, vmid: int = VM, timeout: int = 5, otherwise: str = "fail") -> None:
+    """The card is given to a VM, as an `up` does it."""
+    host = host_of(lab).model_dump(mode="json", by_alias=True)
+    host["api"]["tokenSecret"] = lab.api["tokenSecret"]
+    stack = {"hosts": json.dumps({NODE: host}), "allowPlainSecrets": "true"}
+    about: dict[str, Any] = {"host": NODE, "node": NODE, "vm": "sandbox", "vmid": vmid, "power": "keep"}
+    about["shutdown"] = ShutdownInputs(timeout=timeout, otherwise=otherwise)
+    noted = VmRecordWork(stack).create(
+        VmRecord.Inputs(
+            **about, cards=[CARD], display="keep", shared_onboot=False, instance="", goes_away=False, boot=Boot(id="b", stopped=[], at=0)
+        )
+    )  # fmt: skip
+    VmChangeWork(stack).create(
+        VmChange.Inputs(**about, record=noted.record, restore=noted.restore, running=noted.running, generation=0)
+    )
+
+
+def conf(lab: Lab) -> str:
+    return (lab.root / f"etc/pve/qemu-server/{VM}.conf").read_text()
+
+
+def running(lab: Lab) -> set[str]:
+    lines = lab.run("qm list").stdout.splitlines()[1:]
+    return {line.split()[0] for line in lines if line.split()[2] == "running"}
+
+
+def has_card(lab: Lab) -> bool:
+    """Does VM 103 run with it?"""
+    file = lab.root / "run/qemu-server/pci-id-reservations"
+    return file.exists() and f"0000:01:00.0 {VM} " in file.read_text()
+
+
+@dataclass
+class Obstacle:
+    """``host``: done by hand before; ``fault``: set before; ``vmid``: of the VM that is to get the card."""
+
+    says: list[str]
+    host: str = ""
+    fault: tuple[str, Any] | None = None
+    vmid: int = VM
+
+
+# What cures them: tests/lab/test_advice.py.
+OBSTACLES = {
+    "a VM that isn't there": Obstacle(["Configuration file 'nodes/pve/qemu-server/555.conf' does not exist"], vmid=555),
+    "another VM that runs with the card by its address": Obstacle(
+        ["VM 104 (gaming) runs with it", "qm shutdown 104"], "qm set 104 --hostpci2 01:00,pcie=1; qm start 104"
+    ),
+    "a guest that won't go off": Obstacle(
+        ["it is still on", "shutdown.otherwise: stop"], fault=("guest-ignores-shutdown", VM)
+    ),
+    "a start that fails": Obstacle(
+        ["the task ended with: out of luck", "has its old configuration back"],
+        fault=("task-fails", "qmstart=out of luck"),
+    ),
+    "somebody else who changes it again and again": Obstacle(
+        ["checksum mismatch", "nothing was overwritten"], fault=("foreign-change", 9)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OBSTACLES)
+def test_what_stands_against_it_is_said_and_the_vm_is_as_it_was(lab: Lab, name: str) -> None:
+    obstacle = OBSTACLES[name]
+    lab.run(obstacle.host or "true")
+    before, ran = conf(lab), running(lab)
+    if obstacle.fault:
+        lab.fault(*obstacle.fault)
+    with pytest.raises(HomelabError) as raised:
+        give(lab, vmid=obstacle.vmid, timeout=1)
+    for text in obstacle.says:
+        assert text in str(raised.value)
+    assert raised.value.wanted and raised.value.next
+    if name == "somebody else who changes it again and again":
+        assert "hostpci" not in conf(lab)  # their description was written, ours was not
+    elif name == "a start that fails":
+        assert conf(lab) == before  # the fault holds for the second start as well
+        lab.fault("task-fails", None)
+        give(lab)
+        assert MAPPED in conf(lab)
+    else:
+        assert (conf(lab), running(lab)) == (before, ran)
+
+
+def test_a_change_by_somebody_else_a_guest_that_stays_on_and_a_lost_answer_are_outlasted(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab.fault("foreign-change", 1)
+    lab.fault("guest-ignores-shutdown", VM)
+    lab.fault("api-drops", f"POST /nodes/{NODE}/qemu/{VM}/status/start")
+    give(lab, timeout=1, otherwise="stop")
+    assert "somebody else has changed VM 103" in "".join(capsys.readouterr())
+    assert "#changed by somebody else" in conf(lab) and has_card(lab)
+
+
+def test_a_vm_that_is_off_gets_the_card_and_stays_off(lab: Lab) -> None:
+    lab.run(f"qm stop {VM}")
+    mark = lab.mark()
+    give(lab)
+    assert MAPPED in conf(lab) and running(lab) == set()
+    assert len(lab.api_calls(mark)) <= 6
