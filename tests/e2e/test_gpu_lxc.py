@@ -40,7 +40,9 @@ def power(stack: Stack, ctid: int, mark: Any = None) -> list[str]:
     return [words[0] for words in programs if words[1:2] == [str(ctid)] and words[0] in ("shutdown", "stop", "start")]
 
 
-def test_901_goes_from_broken_to_working_and_back_with_950_untouched(converged: Callable[..., Stack]) -> None:
+def test_901_goes_from_broken_to_working_to_another_assignment_and_back_with_950_untouched(
+    converged: Callable[..., Stack],
+) -> None:
     stack = converged("phoenix", gpus=CARDS, containers=PHOENIX, **NO_REBOOT)
     stock, up, media = stack.stock, stack.first, f"etc/pve/nodes/{stack.lab.api['node']}/lxc/950.conf"
     assert up
@@ -62,9 +64,26 @@ def test_901_goes_from_broken_to_working_and_back_with_950_untouched(converged: 
     assert stack.up("--refresh").changed == set()
     assert len(stack.lab.connections(mark)) == 1
 
+    another_assignment_is_written_then_restarted_then_verified(stack)
+
     stack.destroy()
-    assert not opens(stack, 901, "/dev/nvidia0")
+    assert not opens(stack, 901, "/dev/nvidia1")
     assert stack.lab.snapshot() == stock
+
+
+def another_assignment_is_written_then_restarted_then_verified(stack: Stack) -> None:
+    containers(stack)["phoenix"]["gpuAssignment"] = "1"
+    mark = stack.lab.mark()
+    up = stack.up()
+    order = ["phoenix-probe", "phoenix-conf", "phoenix-restart", "phoenix-opened"]
+    begun = [name for operation, name in up.planned if name in order and operation in ("update", "create-replacement")]
+    assert begun == order
+    ended = [name for operation, name in up.steps if name in order and operation in ("update", "create-replacement")]
+    assert ended == order
+    assert {name for operation, name in up.steps if "replace" in operation} == set(order[2:])
+    assert power(stack, 901, mark) == ["shutdown", "start"]
+    assert not opens(stack, 901, "/dev/nvidia0")
+    assert opens(stack, 901, "/dev/nvidia1", NOBODY)
 
 
 def raw_lines(stack: Stack, ctid: int) -> list[str]:
@@ -75,7 +94,7 @@ def device_lines(stack: Stack, ctid: int) -> list[str]:
     return [line for line in conf(stack, ctid).splitlines() if re.match(r"dev\d+:", line)]
 
 
-def test_both_methods_on_pve_8_privileged_and_unprivileged_and_from_one_to_the_other(
+def test_on_pve_8_both_methods_from_one_to_the_other_another_name_and_another_container(
     stack_on: Callable[..., Stack],
 ) -> None:
     wanted = {"jellyfin": {"ctid": 210, "gpus": ["rtx4060"]}, "ai": {"ctid": 211, "gpuAssignment": "all"}}
@@ -92,77 +111,46 @@ def test_both_methods_on_pve_8_privileged_and_unprivileged_and_from_one_to_the_o
     for path in ("/dev/nvidia0", "/dev/nvidia1", "/dev/nvidia-uvm"):
         assert opens(stack, 211, path, NOBODY)
 
+    # The one with the other method; the other one has another name in the settings, and keeps what it has.
+    had, mark = conf(stack, 210), stack.lab.mark()
     containers(stack)["ai"]["method"] = "device"
-    containers(stack)["jellyfin"]["method"] = "mount-entry"
-    changed = stack.up().changed
-    assert {"ai-restart", "jellyfin-restart", "ai-opened", "jellyfin-opened"} <= changed
-    assert (raw_lines(stack, 211), device_lines(stack, 210)) == ([], [])
-    assert opens(stack, 211, "/dev/nvidia0", NOBODY)
+    containers(stack)["films"] = containers(stack).pop("jellyfin")
+    changed = stack.up()
+    assert {"ai-restart", "ai-opened"} <= changed.changed
+    assert raw_lines(stack, 211) == [] and opens(stack, 211, "/dev/nvidia0", NOBODY)
+    assert "container 210 is containers.films now" in changed.output
+    assert conf(stack, 210) == had != stock[210] and power(stack, 210, mark) == []
     assert opens(stack, 210, "/dev/nvidia1", NOBODY)
-    assert not opens(stack, 210, "/dev/nvidia0")
+
+    # Back to the first method; another container, which is off and stays off, gets the card of the one that had it.
+    stack.lab.run("pct stop 212")
+    mark = stack.lab.mark()
+    containers(stack)["ai"]["method"] = "mount-entry"
+    containers(stack)["films"]["ctid"] = 212
+    stack.up()
+    assert device_lines(stack, 211) == [] and opens(stack, 211, "/dev/nvidia0", NOBODY)
+    assert conf(stack, 210) == stock[210] and not opens(stack, 210, "/dev/nvidia1")
+    assert "dev0: /dev/nvidia1,mode=0666" in device_lines(stack, 212)
     outputs = stack.output()["containers"]
-    assert [outputs[name]["method"] for name in ("ai", "jellyfin")] == ["device", "mount-entry"]
+    assert (outputs["ai"]["method"], outputs["films"]["state"]) == ("mount-entry", "stopped"), outputs
 
     stack.destroy()
     assert {ctid: conf(stack, ctid) for ctid in stock} == stock
+    assert power(stack, 212, mark) == []
 
 
-def test_another_assignment_is_written_then_restarted_then_verified_in_this_order(
-    converged: Callable[..., Stack],
-) -> None:
+def test_what_was_changed_by_hand_or_by_a_kernel_is_mended_by_a_refresh(converged: Callable[..., Stack]) -> None:
     stack = converged("phoenix", gpus=CARDS, containers=PHOENIX, **NO_REBOOT)
-    containers(stack)["phoenix"]["gpuAssignment"] = "1"
-    mark = stack.lab.mark()
-    up = stack.up()
-    order = ["phoenix-probe", "phoenix-conf", "phoenix-restart", "phoenix-opened"]
-    begun = [name for operation, name in up.planned if name in order and operation in ("update", "create-replacement")]
-    assert begun == order
-    ended = [name for operation, name in up.steps if name in order and operation in ("update", "create-replacement")]
-    assert ended == order
-    assert {name for operation, name in up.steps if "replace" in operation} == set(order[2:])
-    assert power(stack, 901, mark) == ["shutdown", "start"]
-    assert not opens(stack, 901, "/dev/nvidia0")
-    assert opens(stack, 901, "/dev/nvidia1", NOBODY)
-
-    containers(stack)["phoenix"]["gpuAssignment"] = "none"
-    stack.up()
-    assert device_lines(stack, 901) == []
-    assert not opens(stack, 901, "/dev/nvidia1")
-
-
-def test_a_container_that_is_off_gets_its_configuration_and_stays_off(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on("phoenix", gpus=CARDS, containers=PHOENIX, **NO_REBOOT)
-    stack.lab.run("pct stop 901")
-    before, mark = conf(stack, 901), stack.lab.mark()
-    stack.up()
-    assert power(stack, 901, mark) == []
-    assert "dev0: /dev/nvidia0,mode=0666" in device_lines(stack, 901)
-    assert stack.output()["containers"]["phoenix"]["state"] == "stopped"
-    containers(stack)["phoenix"]["start"] = True
-    stack.up()
-    assert power(stack, 901, mark) == ["start"]
-    assert opens(stack, 901, "/dev/nvidia0", NOBODY)
-    stack.lab.run("pct stop 901")
-    mark = stack.lab.mark()
-    stack.destroy()
-    assert (power(stack, 901, mark), conf(stack, 901)) == ([], before)
-
-
-def test_what_was_changed_by_hand_or_by_a_kernel_is_mended_by_a_refresh(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on("phoenix", gpus=CARDS, containers=PHOENIX, **NO_REBOOT)
     containers(stack)["phoenix"]["method"] = "mount-entry"
     stack.up()
     path = stack.lab.root / "etc/pve/lxc/901.conf"
     line = "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file\n"
     path.write_text(path.read_text().replace(line, ""))
     (stack.lab.root / "etc/systemd/system/homelab-nvidia-nodes.service").unlink()
-    preview = stack.preview("--refresh")
-    assert (
-        "drift: lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file is not there" in preview.output
-    )
-    assert "homelab-nvidia-nodes.service is gone" in preview.output
-    mended = {"phoenix-conf", "phoenix-restart", "phoenix-opened", "pve-nodes"}
-    assert stack.up("--refresh").changed == mended
+    up = stack.up("--refresh")
+    assert "drift: lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file is not there" in up.output
+    assert "homelab-nvidia-nodes.service is gone" in up.output
+    assert up.changed == {"phoenix-conf", "phoenix-restart", "phoenix-opened", "pve-nodes"}
     assert line in conf(stack, 901)
     assert opens(stack, 901, "/dev/nvidia0", NOBODY)
     assert (stack.lab.root / "etc/systemd/system/homelab-nvidia-nodes.service").exists()
@@ -174,28 +162,6 @@ def test_what_was_changed_by_hand_or_by_a_kernel_is_mended_by_a_refresh(stack_on
     assert stack.up("--refresh").changed <= {"phoenix-probe", "phoenix-opened"}
     assert opens(stack, 901, "/dev/nvidia-uvm", NOBODY)
     assert len([one for one in raw_lines(stack, 901) if "devices.allow" in one]) == len(set(raw_lines(stack, 901))) / 2
-
-
-def test_another_name_in_the_settings_leaves_a_container_its_card_and_another_container_gets_it(
-    stack_on: Callable[..., Stack],
-) -> None:
-    stack = stack_on("containers-pve8", containers={"ai": {"ctid": 211, "gpuAssignment": "0"}}, **NO_REBOOT)
-    stock = {ctid: conf(stack, ctid) for ctid in (210, 211)}
-    stack.up()
-    had, mark = conf(stack, 211), stack.lab.mark()
-    containers(stack)["media"] = containers(stack).pop("ai")
-    renamed = stack.up()
-    assert "container 211 is containers.media now" in renamed.output
-    assert conf(stack, 211) == had != stock[211] and power(stack, 211, mark) == []
-    assert opens(stack, 211, "/dev/nvidia0", NOBODY)
-    # Another one gets them, and the first is given back.
-    containers(stack)["media"]["ctid"] = 210
-    stack.up()
-    assert conf(stack, 211) == stock[211]
-    assert not opens(stack, 211, "/dev/nvidia0")
-    assert opens(stack, 210, "/dev/nvidia0", NOBODY)
-    stack.destroy()
-    assert {ctid: conf(stack, ctid) for ctid in stock} == stock
 
 
 def test_one_of_two_identical_cards_to_a_vm_the_other_to_containers_in_one_run(by_init: Callable[..., Stack]) -> None:
@@ -218,4 +184,3 @@ def test_one_of_two_identical_cards_to_a_vm_the_other_to_containers_in_one_run(b
     assert "dev0: /dev/nvidia0,mode=0666" in conf(stack, 202)
     stack.lab.reboot()  # nothing but the service makes the nodes on this host
     assert opens(stack, 201, "/dev/nvidia-uvm", NOBODY)
-    assert stack.up("--refresh").changed == set()

@@ -8,11 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from lab.scenario import SCENARIO_FOLDER
-from tests.e2e.conftest import Stack
+from tests.e2e.conftest import Result, Stack
 from tests.e2e.nvidia import inside, reached, with_stack
 
 SANDBOX = {"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}}
@@ -23,7 +22,9 @@ MORE = ["sandbox-cuda", "sandbox-toolkit", "sandbox-verified"]
 DOCKER = "docker run --rm --gpus all nvidia/cuda:12.8.1-base-ubuntu24.04 nvidia-smi -L"
 
 
-def test_from_a_stock_host_to_a_container_with_the_card(stack_on: Callable[..., Stack]) -> None:
+def test_from_a_stock_host_to_a_container_with_the_card_and_what_happens_to_that_later(
+    stack_on: Callable[..., Stack],
+) -> None:
     stack = stack_on("rtx5090", vms=SANDBOX)
     with_stack(stack)
     up = stack.up()
@@ -37,13 +38,43 @@ def test_from_a_stock_host_to_a_container_with_the_card(stack_on: Callable[..., 
     assert (found["cuda"], found["flavour"], found["program"], found["container"]) == ("12.8", "open", True, True)
     assert [card["name"] for card in found["gpus"]] == ["NVIDIA GeForce RTX 5090"]
 
+    # What we restart is verified again, and nothing else is done: the host, ...
+    boots = len(stack.lab.boots())
+    stack.host["iommu"] = {"passthrough": False}
+    only_verified(stack.up())
+    assert len(stack.lab.boots()) == boots + 1
+    # ... and the VM: an option of its card comes into force.
+    stack.config["homelab:vms"]["sandbox"]["gpus"] = [{"gpu": "rtx5090", "rombar": False}]
+    only_verified(stack.up())
+
+    reinstall(stack)
+    inside(stack, SMI, ok=False)
+    up = stack.up("--refresh")
+    assert "sandbox: drift: " in up.output
+    assert {"sandbox-repo", "sandbox-driver", *MORE} <= up.changed
+    assert "GPU 0: NVIDIA GeForce RTX 5090" in inside(stack, DOCKER)
+
+    # Restarted by somebody: nothing to mend.
+    stack.lab.run("qm stop 103; qm start 103")
+    stack.lab.wait_guest(103)
     boots = len(stack.lab.guest_boots(103))
     mark = stack.lab.mark()
-    assert stack.up().changed == set()
     again = stack.up("--refresh")
     assert again.changed == set(), again.output
     assert (len(stack.lab.connections(mark)), len(stack.lab.connections(mark, guest=103))) == (1, 1)
     assert len(stack.lab.guest_boots(103)) == boots
+
+
+def only_verified(up: Result) -> None:
+    assert "sandbox-verified" in up.changed and "sandbox-driver" not in up.changed, up.output
+
+
+def reinstall(stack: Stack) -> None:
+    """As after a restored disk: another system, in which nothing tells of us."""
+    stack.lab.run("qm stop 103")
+    shutil.rmtree(stack.lab.state / "guests/103/root")
+    stack.lab.run("qm start 103")
+    stack.lab.wait_guest(103)
 
 
 def on_system(folder: Path, **system: Any) -> Path:
@@ -55,89 +86,19 @@ def on_system(folder: Path, **system: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("distribution", "nvidia"),
-    [
-        ("ubuntu-22.04", {"driver": "580", "cuda": "12.8", "containerToolkit": "docker", "docker": "install"}),
-        ("debian-12", {"driver": "580", "cuda": "12.8", "containerToolkit": "podman", "docker": "install"}),
-        ("debian-13", {"driver": "595", "cuda": "13.0"}),
-    ],
-)
-def test_other_distributions(
-    stack_on: Callable[..., Stack], tmp_path: Path, distribution: str, nvidia: dict[str, Any]
-) -> None:
-    stack = stack_on(on_system(tmp_path, distribution=distribution), gpus=CARD, vms=SANDBOX)
-    with_stack(stack, nvidia)
+def test_another_branch_and_a_purge_on_another_distribution(stack_on: Callable[..., Stack], tmp_path: Path) -> None:
+    stack = stack_on(on_system(tmp_path, distribution="debian-12"), gpus=CARD, vms=SANDBOX)
+    nvidia = with_stack(
+        stack, {"driver": "580", "containerToolkit": "podman", "docker": "install", "onDestroy": "purge"}
+    )
     # Not root, but whoever the image has; and where the guest agent says that it is.
     stack.config["homelab:vms"]["sandbox"] |= reached(stack.lab, sudo=True) | {"address": "agent"}
-    stack.up()
-    found = stack.output()["vms"]["sandbox"]["nvidia"]
-    assert found["driver"].startswith(f"{nvidia['driver']}.")
-    assert (found["program"], found.get("container"), found["uvm"]) == (
-        True,
-        "containerToolkit" in nvidia or None,
-        True,
-    )
-    again = stack.up("--refresh")
-    assert again.changed == set(), again.output
-
-
-def test_a_guest_that_was_changed_rebooted_and_reinstalled_is_mended(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on("bound-by-hand", vms=SANDBOX)
-    with_stack(stack, {"driver": "580"})
-    stack.up()
-    # A reboot alone is nothing to mend.
-    stack.lab.run("qm stop 103; qm start 103")
-    stack.lab.wait_guest(103)
-    assert stack.up("--refresh").changed == set()
-    # By hand: a file of ours, and the libraries.
-    inside(stack, "echo >> $ROOT/etc/apt/preferences.d/homelab-nvidia; apt-get -qq purge -y 'libnvidia-compute-580'")
-    preview = stack.preview("--refresh")
-    assert "drift: repository: /etc/apt/preferences.d/homelab-nvidia" in preview.output
-    assert "sandbox-driver" in {name for operation, name in preview.planned if operation == "update"}
-    stack.up("--refresh")
-    inside(stack, SMI)
-    # As after a restored disk: another system, in which nothing tells of us.
-    stack.lab.run("qm stop 103")
-    shutil.rmtree(stack.lab.state / "guests/103/root")
-    stack.lab.run("qm start 103")
-    stack.lab.wait_guest(103)
-    inside(stack, SMI, ok=False)
-    up = stack.up("--refresh")
-    assert {"sandbox-repo", "sandbox-driver", "sandbox-verified"} <= up.changed
-    inside(stack, SMI)
-    again = stack.up("--refresh")
-    assert again.changed == set(), again.output
-
-
-def test_what_we_restarted_is_verified_again_and_nothing_else_is_done(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on("bound-by-hand", vms=SANDBOX)
-    with_stack(stack, {"driver": "580"})
-    stack.up()
-    verification, driver = "sandbox-verified", "sandbox-driver"
-    # The VM: an option of its card comes into force by a restart.
-    stack.config["homelab:vms"]["sandbox"]["gpus"] = [{"gpu": "rtx5090", "rombar": False}]
-    up = stack.up()
-    assert verification in up.changed and driver not in up.changed, up.output
-    assert stack.up().changed == set()
-    # The host.
-    boots = len(stack.lab.boots())
-    stack.config["homelab:hosts"]["pve"]["iommu"] = {"passthrough": False}
-    up = stack.up()
-    if len(stack.lab.boots()) > boots:
-        assert verification in up.changed and driver not in up.changed, up.output
-    again = stack.up("--refresh")
-    assert again.changed == set(), again.output
-
-
-def test_another_branch_and_a_purge(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on("bound-by-hand", vms=SANDBOX)
-    nvidia = with_stack(
-        stack, {"driver": "580", "containerToolkit": "docker", "docker": "install", "onDestroy": "purge"}
-    )
     inventory = "dpkg-query -W; find $ROOT/etc -type f | sort | xargs sha256sum"
+    stack.lab.wait_guest(103)
     before = inside(stack, inventory)
     stack.up()
+    found = stack.output()["vms"]["sandbox"]["nvidia"]
+    assert (found["container"], found["uvm"]) == (True, True)
     boots = len(stack.lab.guest_boots(103))
     nvidia["driver"] = "595"
     # One that doesn't work after its boot makes way for the old one, without another boot.
