@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 
-from tests.e2e.conftest import Stack, name_of
+from tests.e2e.conftest import Stack, name_of, out_of_reach
 from tests.e2e.test_gpu_vm import MAPPING, SANDBOX, conf, given_back, power_calls, running, with_card
 
 
@@ -51,7 +51,7 @@ def test_what_somebody_changed_since_the_state_was_lost_is_theirs(stack_on: Call
 def test_a_host_that_is_gone_for_good_is_forgotten_by_one_command(converged: Callable[..., Stack]) -> None:
     stack = converged("rtx5090", vms=SANDBOX)
     probe = next(urn for urn in stack.urns() if name_of(urn) == "pve-probe")
-    stack.lab.stop()
+    out_of_reach(stack.lab)
     assert stack.destroy(ok=False).message
     assert stack.run("state", "delete", probe, "--target-dependents", "--yes").code == 0
     # What is left are components, which nobody needs to be asked for.
