@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Lets one run (`pulumi up` or `pulumi destroy`) at a time be at work on this host: held as long as the client's connection lasts, whatever ends it.
-# Needs: files, handover/rest, handover/turn
+# Needs: files, lock, handover/rest, handover/turn
 #
 # Arguments: WHO (who is at work, for the message that another one gets; no other run has that name), VMID (of `pass`).
 # Changes: /run/homelab/up, which is locked meanwhile, and empty afterwards; /run/homelab/passes.
@@ -18,8 +18,7 @@ hold() {
   local held handed=yes
   # A host that shuts down need not wait for this one.
   trap - PIPE HUP TERM
-  make_run_dir || die "a folder of root's own, /run/homelab" "something else has that name" \
-    "any user who can write to it could keep this program from running" "find out who made /run/homelab, and move it away"
+  need_run_dir
   exec {held}>>"$RUN/up"
   flock -w "$PATIENCE_SECONDS" "$held" || die "to be the only run at work on this host" \
     "another one is: $(of_file "$RUN/up")" "two at once would take each other's ground away, and could reboot the host twice" \

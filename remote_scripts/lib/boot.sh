@@ -8,7 +8,7 @@
 #   generate_boot_config -> OUTPUT, note_boot_config; kernels, make_initramfs -> OUTPUT, clear_half_made, stale_initramfs; measure_boot ->
 #   BOOT_FREE, LARGEST_INITRAMFS.
 
-has_managed_esps() { grep -qs '[^[:space:]]' "$ROOT/etc/kernel/proxmox-boot-uuids"; }
+has_managed_esps() { [[ -r $ROOT/etc/kernel/proxmox-boot-uuids && $(<"$ROOT/etc/kernel/proxmox-boot-uuids") == *[![:space:]]* ]]; }
 
 managed_esps() { grep -c '[^[:space:]]' "$ROOT/etc/kernel/proxmox-boot-uuids"; }
 

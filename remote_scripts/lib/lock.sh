@@ -2,7 +2,7 @@
 # One writer at a time; and commands that are run under its lock.
 # Needs: common, files/undo, run_dir, progress
 #
-# Gives: get_lock SECONDS -> LOCK; take_lock; watched LOG COMMAND..., await_watched; holding_lock LOG COMMAND...;
+# Gives: get_lock SECONDS -> LOCK; need_run_dir, take_lock; watched LOG COMMAND..., await_watched; holding_lock LOG COMMAND...;
 #   run_logged COMMAND... -> OUTPUT. Variables: DOING (progress.sh).
 
 # How long what changes something may take, in seconds: an initramfs for each kernel on a slow disk takes minutes.
@@ -23,12 +23,24 @@ get_lock() {
   return 1
 }
 
+# need_run_dir - or the script ends.
+need_run_dir() {
+  local said
+  ! make_run_dir || return 0
+  if is_there "${RUN#"$ROOT"}"; then
+    die "a folder of root's own, /run/homelab, for the lock and logs" \
+      "something else has that name: $(stat -c '%F, %U:%G, mode %a' "$RUN" 2>&1)" \
+      "any user who can write to it could keep this program from running" "find out who made /run/homelab, and move it away"
+  fi
+  said=$(mkdir -m 0700 "$RUN" 2>&1) || die "to make the folder /run/homelab, for the lock and logs" "${said:-no word of why not}" \
+    "without the lock, two runs at once could write over each other; nothing was changed" \
+    "correct what the message says (often: no room or no free inode: \`df /run\`, \`df -i /run\`), then run the same again"
+}
+
 # take_lock - a run whose client was killed goes on to its end, and the next one waits for it. What a run that was itself cut short has
 # left lying about is cleared away.
 take_lock() {
-  make_run_dir || die "a folder of root's own, /run/homelab, for the lock and logs" \
-    "something else has that name: $(stat -c '%F, %U:%G, mode %a' "$RUN" 2>&1)" \
-    "any user who can write to it could keep this program from running" "find out who made /run/homelab, and move it away"
+  need_run_dir
   get_lock "${LOCK_TIMEOUT:-900}" || die "to be the only one changing this host" \
     "another run still holds /run/homelab/lock after ${LOCK_TIMEOUT:-900} s" \
     "two runs at once would write over each other" "wait for it, or look at it with: fuser -v /run/homelab/lock"
@@ -63,13 +75,16 @@ await_watched() { [[ -z $WATCHED ]] || read -r -u "$WATCHED" _ || :; }
 
 # run_logged COMMAND... - OUTPUT is the end of what it says, which a person gets to see where it fails; this system's log has all of it.
 run_logged() {
-  local status=0 file=$RUN/log
+  local status=0 file=$RUN/log lines
   (: >"$file") 2>/dev/null || file=/dev/null # /run is full: the command may work all the same
   open_step_log "$*"
   DOING=${DOING:-${1##*/}} watched "$file" within "$RUN_SECONDS" "$@" || status=$?
   ((status != 124 && status != 137)) || printf '%s: given up after %s s
 ' "$*" "$RUN_SECONDS" >>"$file"
-  OUTPUT=$(tail -n 5 "$file" 2>/dev/null | tail -c "$LOG_BYTES") || OUTPUT=''
+  OUTPUT=$(tail -c "$LOG_BYTES" "$file" 2>/dev/null) || OUTPUT=''
+  mapfile -t lines <<<"$OUTPUT"
+  printf -v OUTPUT '%s\n' "${lines[@]:${#lines[@]}>5?-5:0}"
+  OUTPUT=${OUTPUT%$'\n'}
   ((status == 0)) || [[ -z $OUTPUT ]] || log "$OUTPUT"
   [[ $file == /dev/null ]] || rm -f "$file"
   return "$status"

@@ -12,7 +12,11 @@ TOLD=$SECONDS  # when a person was told something the last time
 BEGAN=$SECONDS # when that began of which a person is told
 
 # open_step_log TEXT - a heading.
-open_step_log() { add_to_step_log '' "$(date '+%Y-%m-%d %H:%M:%S') ${DOING:+$DOING: }$1"; }
+open_step_log() {
+  local now
+  printf -v now '%(%Y-%m-%d %H:%M:%S)T' -1
+  add_to_step_log '' "$now ${DOING:+$DOING: }$1"
+}
 
 # note_line TEXT - below that heading.
 note_line() { add_to_step_log '  ' "$1"; }
@@ -25,7 +29,7 @@ add_to_step_log() {
   owns_run_dir || return 0
   masked "$2"
   text_of "$TEXT" "${3:-$LOG_BYTES}"
-  [[ -z $1 ]] || TEXT=$(printf '%s\n' "$TEXT" | sed "s/^/$1/")
+  TEXT=$1${TEXT//$'\n'/$'\n'"$1"}
   (
     umask 077
     exec {turn}<"$RUN"
@@ -106,11 +110,11 @@ note_new() {
     [[ $2 == whole || ($text != *$'\n'* && ${#text} -ge $ANSWER_BYTES) ]] || text=${text%"${text##*$'\n'}"}
     [[ -n $text ]] || return 0
     NOTED=$((NOTED + ${#text}))
-    text=$(printf '%s' "$text" | sed -E 's/\r+$//; s/.*\r//')
+    [[ $text != *$'\r'* ]] || text=$(printf '%s' "$text" | sed -E 's/\r+$//; s/.*\r//')
     add_to_step_log '  ' "$text" "$ANSWER_BYTES"
   } 2>/dev/null || :
   # Who has apt's lock is worth a line at once.
-  waits=$(grep '^Waiting for cache lock' <<<"$text" | tail -n 1) || return 0
+  [[ $text == *'Waiting for cache lock'* ]] && waits=$(grep '^Waiting for cache lock' <<<"$text" | tail -n 1) || return 0
   [[ $waits == "$WAITS" ]] || log "$waits"
   WAITS=$waits
 }

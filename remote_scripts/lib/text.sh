@@ -35,10 +35,14 @@ text_of() {
 
 # of_file PATH - what it holds, head and tail of much; nothing where it can't be read.
 of_file() {
-  local TEXT='' size
+  local TEXT='' part taken=0 size
   [[ -r $1 && ! -d $1 ]] || return 0
-  { # bash says of each NUL that it leaves it out
-    TEXT=$(head -c $((ANSWER_BYTES + 1)) "$1")
+  {
+    # By bash itself, which takes a tenth of the time that a program's start does: a host is read by this. From NUL to NUL, without them.
+    while ((taken <= ANSWER_BYTES)) && { IFS= read -r -d '' -n $((ANSWER_BYTES + 1 - taken)) part || [[ -n $part ]]; }; do
+      TEXT+=$part
+      ((taken += ${#part} + 1))
+    done <"$1"
     if ((${#TEXT} > ANSWER_BYTES)); then
       size=$(wc -c <"$1")
       TEXT=${TEXT:0:ANSWER_BYTES/2}$'\n'"… $((size - ANSWER_BYTES)) bytes are left out here …"$'\n'$(tail -c $((ANSWER_BYTES / 2)) "$1")

@@ -166,6 +166,16 @@ def test_a_folder_for_the_lock_that_somebody_else_made_is_refused(folder: Folder
     assert folder.tree() == before
 
 
+def test_a_folder_for_the_lock_that_can_not_be_made_is_nobody_elses(folder: Folder) -> None:
+    full = 'mkdir() { [[ ${*: -1} != */run/homelab ]] || { echo "mkdir: No space left on device" >&2; return 1; }; command mkdir "$@"; }'
+    before = folder.tree()
+    done = folder.bash(f"{full}; take_lock; put_file a /etc/one 0644 x; finish")
+    assert done.returncode == 1
+    assert "found:  mkdir: No space left on device" in done.stdout
+    assert "df -i /run" in done.stdout
+    assert folder.tree() == before
+
+
 def test_who_does_not_get_the_lock_leaves_the_files_of_the_other_run_alone(folder: Folder) -> None:
     folder.write("/etc/.file.homelab-tmp", "half of it")
     folder.write("/var/lib/homelab/.homelab-undo/0", "what it was")

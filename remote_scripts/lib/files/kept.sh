@@ -38,8 +38,9 @@ note_kept() {
 forget_kept() { remove_file "/var/lib/homelab/kept$1" "/var/lib/homelab/sums$1"; }
 
 kept_sum() {
-  local kept=$STATE/kept$1
-  if [[ -L $kept ]]; then readlink "$kept"; else cat "$kept"; fi 2>/dev/null | sha256sum | cut -d ' ' -f 1
+  local kept=$STATE/kept$1 sum
+  if [[ -L $kept ]]; then sum=$(readlink "$kept" | sha256sum); else sum=$({ sha256sum <"$kept"; } 2>/dev/null); fi || return 1
+  printf '%s' "${sum%% *}"
 }
 
 # kept_is_whole PATH - are the bytes to be given back the ones that were kept? (Versions before this one noted no sum.)

@@ -82,15 +82,17 @@ settle_kernel_cmdline() {
 
 # clear_leftovers - what lies beside files only while a run works; of runs that were cut short, too. The lock is taken.
 clear_leftovers() {
-  local place places=()
+  local place places=() left=()
   for place in /etc /usr/local/sbin /usr/share/keyrings /var/lib/homelab; do
     [[ ! -d $ROOT$place ]] || places+=("$ROOT$place")
   done
   # -new, and STATE/undo: of versions before this one.
   ((${#places[@]} == 0)) || find "${places[@]}" -ignore_readdir_race -xdev \( -name '.*.homelab-tmp' -o -name '*.homelab-new' \) ! -type d -delete ||
     log "what an earlier run left could not be removed"
-  for place in "${PLACES[@]}"; do rm -rf "$ROOT$place/.homelab-undo"; done
-  rm -rf "$STATE/undo"
+  for place in "${PLACES[@]/%//.homelab-undo}" "${STATE#"$ROOT"}/undo"; do
+    ! is_there "$place" || left+=("$ROOT$place")
+  done
+  ((${#left[@]} == 0)) || rm -rf "${left[@]}"
 }
 
 # tidy - removes what is empty: directories that we made, and our own state.
