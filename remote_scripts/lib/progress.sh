@@ -29,7 +29,10 @@ add_to_step_log() {
   owns_run_dir || return 0
   masked "$2"
   text_of "$TEXT" "${3:-$LOG_BYTES}"
-  TEXT=$1${TEXT//$'\n'/$'\n'"$1"}
+  if [[ -n $1 ]]; then
+    TEXT=${TEXT%"${TEXT##*[!$'\n']}"}
+    TEXT=$1${TEXT//$'\n'/$'\n'"$1"}
+  fi
   (
     umask 077
     exec {turn}<"$RUN"
