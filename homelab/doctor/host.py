@@ -30,6 +30,7 @@ def diagnose(reading: Reading, host: Host) -> Report:
     shown = sorted(every)
     found = [*_wanted(reading, host), *_for_containers(reading, host, slots), *_mappings(reading, host, slots)]
     found += _handed_over(reading, host, slots)
+    found += _left(reading)
     found += cards.log_findings(reading, shown)
     if host.gives_cards:
         found += [one for trouble in kernel_log.of_host(facts, reading.node) for one in Finding.of(trouble.error)]
@@ -212,6 +213,19 @@ def _set_aside(reading: Reading) -> list[str]:
         "and the journal of homelab-turn.service says what keeps it from that; if it never can, since Ceph or the cluster is gone for good: "
         "docs/troubleshooting.md, A node goes on trying to end its turn"
         for one in said
+    ]
+
+
+def _left(reading: Reading) -> list[Finding]:
+    """VMs that were moved for a restart of the node, and given up."""
+    return [
+        Finding(
+            f"VM {one.vmid} back on {reading.node}, from where it was moved for a restart of this node (guestsAtReboot: migrate)",
+            f"it is still on {one.node}: {one.why}",
+            "bringing it back was tried until it was given up: nothing does it any more",
+            f"on {one.node}: {one.way_back(reading.facts.cluster.node)}, once what kept it there is gone; wherever else it goes, this is forgotten at the node's next restart",
+        )
+        for one in reading.facts.left_elsewhere
     ]
 
 

@@ -420,6 +420,18 @@ class Holder(_Fact):
         return f"{self.name} (process {self.pid})" if self.pid else self.name
 
 
+class LeftGuest(_Fact):
+    """A VM that this program has moved to another node, ``node``, for a restart, and has given up bringing back, and why."""
+
+    vmid: int
+    node: str
+    why: str
+
+    def way_back(self, here: str) -> str:
+        """The command for a person, on the node where it is. ``here``: the node from which it was moved."""
+        return f"`qm migrate {self.vmid} {here} --online 1`"
+
+
 class HostFacts(_Fact):
     """One reading of a host. Raises ``pydantic.ValidationError`` when the script's answer has another shape."""
 
@@ -468,7 +480,7 @@ class HostFacts(_Fact):
     handover: HandedOver = HandedOver()
     # Card that is handed over -> the last VM that didn't get it because a run was at work.
     turned_away: dict[str, TurnedAway] = {}
-    # What is set for a restart of this node of a cluster, and not put back yet: lines KEY VALUE (remote_scripts/lib/away.sh).
+    # What is set for a restart of this node of a cluster, and not put back yet: lines KEY VALUE (remote_scripts/lib/away.sh, set_aside).
     set_aside: str = ""
     # What this program noted of VMs and mappings (homelab/remote/ledger.py): name -> JSON.
     ledger: dict[str, str] = {}
@@ -499,6 +511,15 @@ class HostFacts(_Fact):
     chosen: dict[str, list[str]] = {}
     # The words about the IOMMU that the next boot is going to have from this program; None: those that are configured.
     to_come: str | None = None
+
+    @property
+    def left_elsewhere(self) -> list[LeftGuest]:
+        """The VMs that were moved for a restart of this node, couldn't be brought back, and are still where they were left."""
+        lines = [
+            line.removeprefix("left:").split(" ", 2) for line in self.set_aside.splitlines() if line.startswith("left:")
+        ]
+        found = [LeftGuest(vmid=int(line[0]), node=line[1], why=line[2]) for line in lines if len(line) == 3]
+        return [one for one in found if self.cluster.node_of(one.vmid) == one.node]
 
     @property
     def next_cmdline(self) -> str:

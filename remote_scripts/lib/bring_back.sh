@@ -2,10 +2,12 @@
 # The guests that moved for a node's restart come back to it (lib/migrate.sh): those that this program has moved, that are where it put them, and that run.
 # Needs: migrate
 #
-# Gives: bring_guests_back; guests_away_in_words.
+# Gives: bring_guests_back; guests_away_in_words; forget_left.
 #
 # STATE/away: `vm:103 pve2 BOOT FAILED UNKNOWN LAST`, the last three once it isn't back: how often it couldn't be brought back, and how often that couldn't be told; the last time, in
 # seconds since 1970.
+# STATE/left: `105 pve2 WHY` for each that was given up, which somebody has to see to, until it isn't there any more. Not on a host from which all of this program was
+# taken away meanwhile (STATE/away: `leaving yes`).
 # One migration back takes so long at most. The next try comes after so many seconds (a storage takes its time after a boot). After so many that failed it is given up, and after so many
 # without an answer (a node that is down, a backup of the guest there), which is half a day at least.
 MOST_SECONDS=1800
@@ -16,6 +18,7 @@ MOST_UNKNOWN=1440
 # bring_guests_back - status 1: it isn't known of each yet what becomes of it.
 bring_guests_back() {
   local entry notes=() status=0
+  forget_left || status=1
   [[ ! -r $STATE/away ]] || mapfile -t notes < <(sed -n 's/^vm://p' "$STATE/away")
   for entry in "${notes[@]}"; do
     # shellcheck disable=SC2086 # several words
@@ -123,12 +126,34 @@ put_off() {
   local failed=${6:-0} unknown=${7:-0}
   if [[ $1 == failed ]]; then failed=$((failed + 1)); else unknown=$((unknown + 1)); fi
   if ((failed >= MOST_FAILED || unknown >= MOST_UNKNOWN)); then
+    [[ -n $(away_note leaving) ]] || note_left "$3" "$4 $2" || return 1
     forget_guest "$3" "VM $3, which was moved to $4, is given up: $2"
     return
   fi
   log "note: VM $3 isn't back from $4 yet: $2"
   note_away "vm:$3" "$4 $5 $failed $unknown $(date +%s)" || :
   return 1
+}
+
+note_left() { # VMID TEXT - none: it is no longer left anywhere
+  local text=''
+  [[ ! -r $STATE/left ]] || text=$(sed "/^$1 /d" "$STATE/left") || return 1
+  [[ -z $2 ]] || text="${text:+$text$'\n'}$1 ${2//[[:cntrl:]]/ }"
+  if [[ -n $text ]]; then
+    printf '%s\n' "$text" | write_atomically /var/lib/homelab/left 0600
+  else
+    remove_file /var/lib/homelab/left
+  fi
+}
+
+# forget_left - of those that were given up, each that somebody has taken away from where it was left.
+forget_left() {
+  local vmid node place
+  [[ -r $STATE/left ]] || return 0
+  while read -r -u 3 vmid node _; do
+    place=$(place_of "$vmid") || return 1
+    [[ $place == "$node" ]] || note_left "$vmid" '' || return 1
+  done 3< <(cat "$STATE/left")
 }
 
 forget_guest() { # VMID TEXT

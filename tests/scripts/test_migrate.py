@@ -20,6 +20,7 @@ from tests.scripts.test_cluster_turn import LOCK, TURN, first_of_three, members,
 from tests.waiting import wait_until
 
 GIB = 2**30
+LEFT = "var/lib/homelab/left"
 BOOT = "7d4f0d3c-0000-4000-8000-000000000001"
 NEXT_BOOT = "7d4f0d3c-0000-4000-8000-000000000002"
 CARD = {"local_resources": ["hostpci0"], "mapped-resources": ["hostpci0"], "mapped-resource-info": {"hostpci0": {"name": "gpu"}}}  # fmt: skip
@@ -574,6 +575,22 @@ def test_a_guest_that_cant_be_brought_back_is_tried_again_for_some_time_and_left
         and "VM 105, which was moved to pve2, is given up: it can't be brought back: ERROR" in said["log"]
     )
     assert places(away) == AT_HOME | {105: "pve2"}
+    is_over(away)
+    # It is said to whoever looks, until somebody has seen to it, or nothing of this program is left there.
+    told = json.loads("{" + away.sourced("read_host.sh", "set_aside").stdout[1:] + "}")["set_aside"]
+    assert told.strip().startswith("left:105 pve2 it can't be brought back: ERROR: migration aborted")
+    assert not away.sourced("cluster_turn.sh", "forget_left").returncode and (away.root / LEFT).exists()
+    (away.root / "etc/pve/nodes/pve2/qemu-server/105.conf").rename(
+        away.root / "etc/pve/nodes/pve3/qemu-server/105.conf"
+    )
+    assert not away.sourced("cluster_turn.sh", "forget_left").returncode and not (away.root / LEFT).exists()
+
+
+def test_a_guest_that_is_given_up_after_a_destroy_leaves_no_note(away: Folder) -> None:
+    away.write("run/fails-105", "")
+    assert end(away)["over"] == "no"
+    edit(away, "var/lib/homelab/away", r"(vm:105 pve2 \S+) 1 0 \d+\n", r"\1 14 0 5\nleaving yes\n")
+    assert end(away)["over"] == "yes" and not (away.root / LEFT).exists()
     is_over(away)
 
 

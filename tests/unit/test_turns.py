@@ -17,6 +17,7 @@ from homelab.provider import boot_verification
 from homelab.remote import scripts, ssh
 from homelab.resources import limits
 from homelab.settings import Host, parse
+from homelab.show import traits
 from tests.unit.hosts import KEY, desktop
 from tests.unit.test_doctor import reading
 from tests.unit.test_handover import facts, host
@@ -131,6 +132,24 @@ def test_a_plan_says_after_which_node_one_restarts() -> None:
         reboot = plan.PlannedReboot(cast("Any", decision), "1", ["a"], [], "")
         text = plan.describe("pve2", facts, settings.hosts["alone"], want, reboot, follows="pve1")
         assert said in text.splitlines()[-1] and ("after pve1" in text) == (decision == "yes")
+
+
+@pytest.mark.parametrize("node", ["pve2", "pve3"], ids=["still there", "somebody has seen to it"])
+def test_doctor_and_show_name_a_vm_that_was_given_up_bringing_back_and_the_command(node: str) -> None:
+    left = facts(set_aside="left:105 pve2 it can't be brought back: no route to pve1")
+    cluster = left.cluster.model_copy(update={"node": "pve1", "places": f"{node}/qemu-server/105.conf\n"})
+    left = left.model_copy(update={"cluster": cluster})
+    report = host_doctor.diagnose(reading(facts=left), host())
+    found = [one for one in report.findings if one.wanted.startswith("VM 105 back on")]
+    shown = dict(traits.of_host(left)) | dict(traits.wanted_of_host(left, host()))
+    if node == "pve3":
+        assert not found and "VM 105" not in shown
+        return
+    (one,) = found
+    assert one.found == "it is still on pve2: it can't be brought back: no route to pve1"
+    assert "on pve2: `qm migrate 105 pve1 --online 1`" in one.next
+    assert shown["VM 105"] == "left on pve2 after a restart of this node; there: `qm migrate 105 pve1 --online 1`"
+    assert not [note for note in report.notes if note.startswith("set for a restart")]
 
 
 def test_the_doctor_says_what_a_restart_has_set_and_nobody_has_put_back() -> None:

@@ -49,7 +49,13 @@ end_turn() {
 give_turn_back() {
   local seconds=10
   [[ ! -e $STATE/away ]] || seconds=$GIVE_BACK_SECONDS
-  ! end_turn "$seconds" || return 0
+  if end_turn "$seconds"; then
+    remove_file /var/lib/homelab/left
+    return
+  fi
+  remove_file /var/lib/homelab/left
+  # Nobody is told any more of what is given up later: nothing of this program is to stay here.
+  [[ ! -e $STATE/away ]] || note_away leaving yes
   finish
   if is_turn_end_armed; then
     log "note: the node goes on by itself (homelab-turn.service), and takes that away when it is done; until then $(still_set)"
@@ -75,7 +81,7 @@ is_turn_over() {
   leave_maintenance || status=1
   let_disks_go || status=1
   bring_guests_back || status=1 # takes longest
-  ((status == 0)) && [[ -n $(node_name) ]] && disarm_turn_end || return 1
+  ((status == 0)) && note_away leaving '' && [[ -n $(node_name) ]] && disarm_turn_end || return 1
   is_own_turn "$TURN" || is_own_turn "$TURN.new" || return 0
   hold_turn_lock || return 1
   for path in "$TURN" "$TURN.new"; do

@@ -108,8 +108,13 @@ turned_away() {
   printf '}'
 }
 
-# set_aside - what is set for a restart of this node until its turn ends: lines of lib/away.sh.
+# set_aside - what is set for a restart of this node until its turn ends: lines of lib/away.sh; and `left:105 pve2 WHY` for each guest that was moved for it and
+# given up (lib/bring_back.sh).
 set_aside() {
   printf ',"set_aside":'
-  string_of /var/lib/homelab/away
+  json_string "$(
+    of_file "$ROOT/var/lib/homelab/away"
+    printf '\n'
+    of_file "$ROOT/var/lib/homelab/left" | sed 's/^/left:/'
+  )"
 }
