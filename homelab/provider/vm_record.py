@@ -198,11 +198,16 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
     def _given_back_by_peer(self, inputs: VmRecord.Inputs, outputs: VmRecord.Outputs, owned: Record) -> bool:
         """Its host doesn't answer: where the VM is on another node by now, it gets back there what it had. No: it is on that host, or nobody answers.
 
+        A node that can't be asked, whatever for, is told of, and the next one is asked: as for the dead one, nothing is given back through it.
+
         :raises HomelabError: the other node was lost meanwhile.
         """
         for peer in self.stack.peers(inputs.host):
             near = dataclasses.replace(inputs, host=peer, node=self.stack.host(peer).node or peer)
             try:
+                if self.stack.host(peer).api is None:
+                    _not_asked(inputs, peer, "it has no api in the settings")
+                    continue
                 machine = self.machine_now(near, inputs.vmid, inputs.vm)
                 if machine.node == inputs.node:
                     return False
@@ -215,6 +220,9 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
                 continue
             except NotThereError:
                 return False
+            except HomelabError as error:
+                _not_asked(inputs, peer, error.found)
+                continue
             stays = f"what /var/lib/homelab/ledger on {inputs.host} has of it"
             if holder := ledger.held_by(noted, inputs.vm):
                 tell(f"{inputs.vm}: VM {inputs.vmid} is vms.{holder} now, and keeps what it was given")
@@ -244,6 +252,12 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
                 why="the connection was lost meanwhile: a part may have been given back already; the state keeps all of it",
                 next=f"see whether {there} is switched on and pveproxy runs there, then run the same command again: it goes on from what is there",
             ) from error
+
+
+def _not_asked(inputs: VmRecord.Inputs, peer: str, why: str) -> None:
+    tell(
+        f"{inputs.vm}: note: {inputs.host} doesn't answer, and through {peer} nothing can be given back to VM {inputs.vmid}: {why}"
+    )
 
 
 def _is_another(outputs: VmRecord.Outputs, config: dict[str, str]) -> bool:
