@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.e2e.conftest import Stack
-from tests.e2e.person import DOWN, ENTER, SPACE, UP
 
 PHOENIX = {"phoenix": {"ctid": 901, "gpuAssignment": "0,1"}}
 # Without a card for a VM the host needs no IOMMU, and so no reboot.
@@ -162,25 +161,3 @@ def test_what_was_changed_by_hand_or_by_a_kernel_is_mended_by_a_refresh(converge
     assert stack.up("--refresh").changed <= {"phoenix-probe", "phoenix-opened"}
     assert opens(stack, 901, "/dev/nvidia-uvm", NOBODY)
     assert len([one for one in raw_lines(stack, 901) if "devices.allow" in one]) == len(set(raw_lines(stack, 901))) / 2
-
-
-def test_one_of_two_identical_cards_to_a_vm_the_other_to_containers_in_one_run(by_init: Callable[..., Stack]) -> None:
-    stack = by_init(
-        "mixed",
-        ("What is rtx3090 ", f"{DOWN}{ENTER}"),  # from the end, around it: for VM 103
-        ("What is rtx3090-2", f"{UP}{UP}{ENTER}"),  # from the end: none, host, containers
-        ("For which containers?", f"{DOWN}{SPACE}{ENTER}"),  # 201 is preselected; 202, too
-        ("What is aspeed", ENTER),
-        ("CUDA's toolkit in the containers", f"{UP}{ENTER}"),  # none: around the list's end
-        ("NVIDIA's container toolkit in the containers", ENTER),
-    )
-    stack.lab.run("pct set 201 --onboot 0")
-    stack.up()
-    assert stack.drivers()["0000:1d:00.0"] == "vfio-pci"
-    assert stack.drivers()["0000:1e:00.0"] == "nvidia"
-    assert opens(stack, 201, "/dev/nvidia0", NOBODY)  # it runs again, though our reboot stopped it
-    assert opens(stack, 201, "/dev/nvidia-uvm", NOBODY)
-    stack.lab.run("pct set 201 --onboot 1")
-    assert "dev0: /dev/nvidia0,mode=0666" in conf(stack, 202)
-    stack.lab.reboot()  # nothing but the service makes the nodes on this host
-    assert opens(stack, 201, "/dev/nvidia-uvm", NOBODY)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import yaml
-
-from tests.conftest import PROJECT
 from tests.e2e.conftest import Stack, name_of
 from tests.e2e.nvidia import inside, inside_container, reached
+from tests.e2e.person import DOWN, ENTER, SPACE, UP
+from tests.e2e.test_gpu_lxc import NOBODY, conf, opens
 
 SMI = "nvidia-smi --query-gpu=name,driver_version --format=csv,noheader"
 KEPT = {"rtx5090": {"match": "10de:2b85", "use": "host"}}
@@ -56,26 +54,42 @@ def test_a_stock_host_gets_the_driver_for_every_kernel_and_a_kernel_update_is_dr
     assert stack.lab.run(inventory).stdout == before
 
 
-def test_a_host_a_vm_and_two_containers_take_one_connection_each_when_nothing_changes(
-    stack_on: Callable[..., Stack],
+def test_one_of_two_identical_cards_to_a_vm_the_other_to_containers_with_the_driver_everywhere_in_one_run(
+    by_init: Callable[..., Stack],
 ) -> None:
-    settings: dict[str, Any] = yaml.safe_load((PROJECT / "lab/stacks/mixed.yaml").read_text())
-    containers = {name: {**one, "start": True, "nvidia": {}} for name, one in settings["containers"].items()}
-    stack = stack_on("mixed", vms=settings["vms"], containers=containers, nvidia={"driver": "580"})
-    stack.lab.run("qm set 103 --net0 virtio,bridge=vmbr0")
-    vm = stack.config["homelab:vms"]["sandbox"]
-    vm |= {**reached(stack.lab), "nvidia": {"driver": "580"}}
-    # It is off: said before anything is changed.
-    stock = stack.lab.snapshot()
-    assert "vms.sandbox running" in stack.up(ok=False).message
-    assert stack.lab.snapshot() == stock
-    vm["power"] = "running"
+    stack = by_init(
+        "mixed",
+        ("What is rtx3090 ", f"{DOWN}{ENTER}"),  # from the end, around it: for VM 103
+        ("What is rtx3090-2", f"{UP}{UP}{ENTER}"),  # from the end: none, host, containers
+        ("For which containers?", f"{DOWN}{SPACE}{ENTER}"),  # 201 is preselected; 202, too
+        ("What is aspeed", ENTER),
+        ("CUDA's toolkit in the containers", f"{UP}{ENTER}"),  # none: around the list's end
+        ("NVIDIA's container toolkit in the containers", ENTER),
+    )
+    stack.lab.run("pct set 201 --onboot 0; qm set 103 --net0 virtio,bridge=vmbr0")
+    (vm,) = stack.config["homelab:vms"].values()
+    vm |= {**reached(stack.lab), "nvidia": {"driver": "580"}, "power": "running"}
+    for container in stack.config["homelab:containers"].values():
+        container["nvidia"] = {}
+        if container["ctid"] == 202:  # it is off
+            container["start"] = True
+    stack.host["nvidia"] = {"driver": "580"}
     stack.up()
+    assert stack.drivers()["0000:1d:00.0"] == "vfio-pci"
+    assert stack.drivers()["0000:1e:00.0"] == "nvidia"
+    assert opens(stack, 201, "/dev/nvidia0", NOBODY)  # it runs again, though our reboot stopped it
+    assert opens(stack, 201, "/dev/nvidia-uvm", NOBODY)
+    assert "dev0: /dev/nvidia0,mode=0666" in conf(stack, 202)
     assert "580." in inside(stack, SMI)
-    host = set(stack.lab.run("nvidia-smi --query-gpu=driver_version --format=csv,noheader").stdout.split())
+    version = "nvidia-smi --query-gpu=driver_version --format=csv,noheader"
+    host = set(stack.lab.run(version).stdout.split())
     for ctid in (201, 202):
-        command = "nvidia-smi --query-gpu=driver_version --format=csv,noheader"
-        assert set(inside_container(stack, ctid, command).split()) == host
+        assert set(inside_container(stack, ctid, version).split()) == host
+
+    stack.lab.run("pct set 201 --onboot 1; pct set 202 --onboot 1; qm set 103 --onboot 1")
+    stack.lab.reboot()  # nothing but the service makes the nodes on this host
+    assert opens(stack, 201, "/dev/nvidia-uvm", NOBODY)
+    stack.lab.wait_guest(103)
     mark = stack.lab.mark()
     again = stack.up("--refresh")
     assert again.changed == set(), again.output
@@ -86,4 +100,4 @@ def test_a_host_a_vm_and_two_containers_take_one_connection_each_when_nothing_ch
         for one in stack.resources()
         if "stdin" in one.get("inputs", {})
     }
-    assert {name for name, length in sent.items() if length > 12_000} == {"sandbox-repo", "sandbox-driver"}
+    assert {name for name, length in sent.items() if length > 12_000} == {"sandbox-repo", "sandbox-driver"}, sent

@@ -1,4 +1,7 @@
-"""The engine killed (SIGKILL) in the middle of every step of NVIDIA's stack, one after the other: the last `up` finishes."""
+"""The engine killed (SIGKILL) in the middle of steps of NVIDIA's stack, one after the other: the last `up` finishes.
+
+Others each day (tests/sampling.py). That each script is finished from any of its commands: tests/scripts/test_nvidia_driver.py and its siblings.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from tests.e2e.conftest import Stack
 from tests.e2e.nvidia import inside, inside_container, with_stack
 from tests.e2e.test_gpu_lxc import CARDS, NO_REBOOT
 from tests.e2e.test_nvidia_vm import DOCKER, SANDBOX
+from tests.sampling import sample
 from tests.waiting import PATIENCE
 
 # What only that step's script has in it, in the order of the steps.
@@ -28,12 +32,11 @@ def killed_at(stack: Stack, script: str, guest: int | None) -> None:
 def test_a_vms_stack_killed_at_each_step_is_finished_by_the_last_run(stack_on: Callable[..., Stack]) -> None:
     stack = stack_on("bound-by-hand", vms=SANDBOX)
     nvidia = with_stack(stack)
-    for script in (READING, REPOSITORY, DRIVER, CUDA, TOOLKIT, VERIFICATION):
+    for script in (*sample((READING, REPOSITORY, DRIVER, CUDA, TOOLKIT), 2, "steps in a VM"), VERIFICATION):
         killed_at(stack, script, 103)
     # Another branch takes a reboot: the loaded module isn't the installed one.
     nvidia["driver"] = "595"
-    for script in (DRIVER, REBOOT, VERIFICATION):
-        killed_at(stack, script, 103)
+    killed_at(stack, REBOOT, 103)
     stack.up()
     assert "GPU 0: NVIDIA GeForce RTX 5090" in inside(stack, DOCKER)
     again = stack.up("--refresh")
@@ -43,7 +46,8 @@ def test_a_vms_stack_killed_at_each_step_is_finished_by_the_last_run(stack_on: C
 def test_a_containers_stack_killed_at_each_step_is_finished_by_the_last_run(stack_on: Callable[..., Stack]) -> None:
     settings = {"phoenix": {"ctid": 901, "gpuAssignment": "0,1", "nvidia": {"cuda": "12.8"}}}
     stack = stack_on("phoenix", gpus=CARDS, containers=settings, nvidia={"driver": "580"}, **NO_REBOOT)
-    for script in ("PERSISTENCE=", "CTID=901", REPOSITORY, DRIVER, CUDA, VERIFICATION):
+    steps = ("PERSISTENCE=", "CTID=901", REPOSITORY, DRIVER, CUDA, VERIFICATION)
+    for script in sample(steps, 3, "steps in a container"):
         killed_at(stack, script, None)
     stack.up()
     assert "580.105.08" in inside_container(stack, 901, "nvidia-smi --query-gpu=driver_version --format=csv,noheader")
