@@ -16,7 +16,6 @@ from homelab.resources.children import Children
 from homelab.resources.safety_copy import SafetyCopy
 from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_change import VmChange
-from homelab.resources.vm_migration import VmMigration, VmPlace
 from homelab.resources.vm_record import VmRecord
 from homelab.settings import Host, NewVm, Vm, VmGpu
 from homelab.shapes import BootSeen, OfferedCard, VmSeen
@@ -62,11 +61,6 @@ class GpuVm(pulumi.ComponentResource):
         cluster = args.host.cluster if args.host else None
         about |= {"cluster": cluster} if cluster else {}
         depends_on = opts.depends_on if opts else None
-        given = pulumi.Output.from_input(cards).apply(lambda found: [_card(use, found) for use in vm.gpus])
-        moves: dict[str, Any] = {}
-        if vm.migrate == "offline":
-            moved = _brought(vm, children, about, given, children.options("place", depends_on=depends_on))
-            moves, depends_on = {"moves": moved.done}, [moved]
         instance: pulumi.Input[str] = ""
         if vm.create is not None:
             made = VirtualMachine(
@@ -86,7 +80,7 @@ class GpuVm(pulumi.ComponentResource):
             children.named("record"),
             {
                 **about,
-                "cards": given,
+                "cards": pulumi.Output.from_input(cards).apply(lambda found: [_card(use, found) for use in vm.gpus]),
                 "machine": vm.machine,
                 "display": vm.display,
                 "shared_onboot": vm.allow_shared_onboot,
@@ -95,7 +89,6 @@ class GpuVm(pulumi.ComponentResource):
                 "goes_away": vm.create is not None and not vm.create.protect,
                 "boot": boot,
                 **({} if vm.safety == "none" else {"copied": True}),
-                **moves,
             },
             children.options("record", depends_on=depends_on),
         )
@@ -130,26 +123,6 @@ class GpuVm(pulumi.ComponentResource):
             lambda found: f"boot {found[0]['id']}, start {int(found[1] or 0)}"
         )
         self.register_outputs({"vm": self.vm, "in_force": self.in_force})
-
-
-def _brought(
-    vm: Vm,
-    children: Children,
-    about: dict[str, Any],
-    cards: pulumi.Output[list[dict[str, Any]]],
-    opts: pulumi.ResourceOptions,
-) -> VmMigration:
-    """The VM on the node with its cards, before anything else is done to it."""
-    storage = vm.migrate_storage or ""
-    looked_at = {"machine": vm.machine, "display": vm.display, "shared_onboot": vm.allow_shared_onboot}
-    place = VmPlace(
-        children.named("place"), {**about, **looked_at, "leaves": vm.leaves, "storage": storage, "cards": cards}, opts
-    )
-    return VmMigration(
-        children.named("moved"),
-        {**about, "moves": place.moves, "came_from": place.came_from, "storage": storage},
-        children.options("moved", depends_on=place),
-    )
 
 
 def _card(use: VmGpu, cards: dict[str, OfferedCard]) -> dict[str, Any]:

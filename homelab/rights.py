@@ -114,14 +114,6 @@ def of_new_container(ctid: int, config: Iterable[str], new: NewContainerSettings
     }
 
 
-def of_migration(vm: Vm) -> Needs:
-    """What a VM's way to a node with its cards takes, also while it is there already (PVE::API2::Qemu, migrate_vm)."""
-    if vm.migrate != "offline":
-        return {}
-    needs: Needs = {f"/vms/{vm.vmid}": {"VM.Audit", "VM.Migrate", "VM.PowerMgmt"}}
-    return needs | ({f"/storage/{vm.migrate_storage}": {"Datastore.AllocateSpace"}} if vm.migrate_storage else {})
-
-
 def of_safety(vmid: int, safety: str, storage: str | None) -> Needs:
     """What a guest's snapshot or backup takes (PVE::API2::Qemu, LXC::Snapshot, VZDump). A backup is looked for first, among those of the guest."""
     if safety == "snapshot":

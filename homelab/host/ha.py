@@ -67,38 +67,7 @@ def _stays(facts: HostFacts, vmid: int) -> bool:
 
 
 def _nodes(about: Mapping[str, str]) -> set[str]:
-    return set(_priorities(about))
-
-
-def _priorities(about: Mapping[str, str]) -> dict[str, int]:
-    """Node -> its priority, the highest of which HA prefers."""
-    words = (word.partition(":") for word in _words(about.get("nodes", "")))
-    return {node: int(number) if number.isdigit() else 0 for node, _, number in words if node}
-
-
-def held_elsewhere(facts: HostFacts, vmid: int, node: str) -> str:
-    """Which group or rule of HA's would take a VM away from a node, in words; empty: none does.
-
-    One whose nodes are others keeps it from there, or brings it back to them; of its own nodes HA prefers those with a higher priority, and brings it back to
-    these unless failback is off (PVE::HA::Manager, select_service_node).
-    """
-    about = service(facts, "vm", vmid) or {}
-    held: list[tuple[str, dict[str, str], bool]] = []
-    for kind, name, found in _sections(facts.cluster.ha.groups):
-        if (kind, name) == ("group", about.get("group")):
-            held.append((f"its group {name}", found, not _is_on(found, "nofailback")))
-    for kind, name, found in _sections(facts.cluster.ha.rules):
-        named = f"vm:{vmid}" in _words(found.get("resources", ""))
-        if kind == "node-affinity" and named and not _is_on(found, "disable"):
-            held.append((f"the rule {name}", found, about.get("failback", "1") != "0"))
-    for called, found, fails_back in held:
-        nodes = _priorities(found)
-        if node not in nodes:
-            return f"{called} is for {', '.join(nodes)}"
-        better = [one for one, number in nodes.items() if number > nodes[node]]
-        if better and fails_back:
-            return f"{called} prefers {', '.join(better)}"
-    return ""
+    return {word.partition(":")[0] for word in _words(about.get("nodes", ""))}
 
 
 def refused_under_ha(

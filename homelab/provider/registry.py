@@ -20,7 +20,6 @@ from homelab.resources.safety_copy import SafetyCopy
 from homelab.resources.storage_file import StorageFile
 from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_change import VmChange
-from homelab.resources.vm_migration import VmMigration, VmPlace
 from homelab.resources.vm_record import VmRecord
 
 if TYPE_CHECKING:
@@ -45,8 +44,6 @@ WORK: dict[type[Resource], tuple[str, str]] = {
     StorageFile: ("storage_file", "StorageFileWork"),
     VirtualMachine: ("virtual_machine", "VirtualMachineWork"),
     VmChange: ("vm_change", "VmChangeWork"),
-    VmMigration: ("vm_migration", "VmMigrationWork"),
-    VmPlace: ("vm_migration", "VmPlaceWork"),
     VmRecord: ("vm_record", "VmRecordWork"),
 }
 

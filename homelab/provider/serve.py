@@ -89,7 +89,6 @@ class Homelab(sdk.Provider):
             for path, how in differences(had, inputs).items()
             if top(path) not in resource.ignored and not resource.says_nothing(top(path), inputs.get(top(path)))
         }
-        found |= {key: "update" for key, value in inputs.items() if resource.says_anew(key, value)}
         replacing = resource.replacing(state, {top(path) for path in found})
         detailed = {
             path: sdk.PropertyDiff(_KINDS[how][top(path) in replacing], input_diff=False) for path, how in found.items()

@@ -89,11 +89,6 @@ async def taken_along(stack: StackTexts, left: str, session: Session, vmid: int,
     return True
 
 
-async def was_started_since(session: Session, vmid: int, since: int) -> bool:
-    """Has a start of the VM on a node ended well since then, in seconds since 1970? ``session``: with its host. Errors as of `Session.run`."""
-    return (await _starts(session, vmid, since)).well
-
-
 def _as_whom(host: Host) -> str:
     """The user of Proxmox VE's whose tasks this program's are."""
     return (host.api.token or host.api.user or "") if host.api else ""

@@ -8,7 +8,7 @@ it: with a state there is nothing to look up.
 A note of a guest says by which name of the settings it is kept (``guest``). That name is no identity: a guest that gets another one in the settings is made
 anew by the engine first, and what had the old name is undone after that. The second one sees by the note that the guest is another's by then.
 
-Names: ``vm/<vmid>``, ``power/<vmid>``, ``move/<vmid>``, ``safety/<vmid>`` (homelab/vm/safety.py), ``mapping/<node>/<mapping>``, ``file/<node>/<volume>``. Notes are JSON, a form that later versions must go on reading.
+Names: ``vm/<vmid>``, ``power/<vmid>``, ``safety/<vmid>`` (homelab/vm/safety.py), ``mapping/<node>/<mapping>``, ``file/<node>/<volume>``. Notes are JSON, a form that later versions must go on reading.
 """
 
 from __future__ import annotations
@@ -32,11 +32,6 @@ def of_vm(vmid: int) -> str:
 def of_power(vmid: int) -> str:
     """The name of the note that a VM ran when this program shut it down, until it runs again (homelab/provider/vm_memory.py says when it counts)."""
     return f"power/{vmid}"
-
-
-def of_move(vmid: int) -> str:
-    """The name of the note that a VM ran before it was shut down to be migrated, on the host that it goes to (homelab/provider/vm_migration.py)."""
-    return f"move/{vmid}"
 
 
 def of_mapping(node: str, mapping: str) -> str:

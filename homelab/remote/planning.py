@@ -18,7 +18,7 @@ from homelab.host import card_values, ha, handover, plan, remapping
 from homelab.host.facts import HostFacts
 from homelab.nvidia import preview
 from homelab.remote import scripts, ssh
-from homelab.remote.proxmox import migration, probe
+from homelab.remote.proxmox import probe
 from homelab.remote.proxmox.api import OUTAGE_SECONDS
 from homelab.settings import Container, Host, Vm
 from homelab.vm import plan as vm_plan
@@ -54,16 +54,14 @@ async def planned(
         facts = remapping.to_be(await session.read(guests=True), host)
         want = plan.wanted(facts, host)
         # What would stop the way to a VM or a container is found before the host is rebooted for it.
-        patience = OUTAGE_SECONDS if timeout is None else timeout
-        # In threads: requests knows nothing of this loop.
-        coming = await asyncio.to_thread(migration.read_all, name, host, vms, patience)
-        machines, errors = vm_plan.describe(name, facts, host, want, vms, coming)
+        machines, errors = vm_plan.describe(name, facts, host, want, vms)
         shared, refused = container_plan.describe(
             facts, want, containers, vms, host.node or name, driver_comes=host.nvidia is not None
         )
         stacks, impossible = _stacks(name, host, facts, want, vms, containers)
-        known = {guest: one for guest, one in coming.items() if not isinstance(one, HomelabError)}
-        closed = await asyncio.to_thread(probe.check, name, host, facts, want, vms, containers, patience, known)
+        # In a thread: requests knows nothing of this loop.
+        patience = OUTAGE_SECONDS if timeout is None else timeout
+        closed = await asyncio.to_thread(probe.check, name, host, facts, want, vms, containers, patience)
         under_ha = ha.refused_under_ha(facts, host, vms.values(), containers.values())
         raise_all([*handover.refused(facts), *under_ha, *errors, *refused, *impossible, *closed])
         values: list[str] | None = card_values.lines(want.gpus, host.gpus)

@@ -145,11 +145,6 @@ class Resource(pulumi.CustomResource):
         """Is an input's new value no reason to do anything, whatever it was before?"""
         return False
 
-    @classmethod
-    def says_anew(cls, key: str, new: Any) -> bool:
-        """Is an input's value a reason to do it each time, also if it is the same as before?"""
-        return False
-
 
 def moved_within_cluster(state: Mapping[str, Any], changed: set[str]) -> set[str]:
     """The inputs that say where a guest is, if it is the same one on another node of its cluster: nothing is made anew for that.

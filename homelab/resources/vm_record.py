@@ -29,7 +29,7 @@ class VmRecord(Owned):
     @dataclass(frozen=True, kw_only=True)
     class Inputs(VmInputs):
         """``cards``: fields of `vm.config.VmCard`; ``instance``: of a VM that was made here; ``goes_away``: is the VM itself deleted next?;
-        ``copied``: is there a snapshot or a backup of it first (SafetyCopy)? ``moves``: of VmMigration: planned anew whenever it has moved the VM."""
+        ``copied``: is there a snapshot or a backup of it first (SafetyCopy)?"""
 
         cards: list[dict[str, Any]]
         machine: str | None = None
@@ -40,7 +40,6 @@ class VmRecord(Owned):
         goes_away: bool
         boot: Boot
         copied: bool = False
-        moves: int = 0
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:

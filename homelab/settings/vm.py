@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from homelab.model import Model
 from homelab.settings.access import Ssh
@@ -263,26 +263,8 @@ class Vm(Model):
     disk has snapshots. `backup`: a protected backup, on `backupStorage`. It stays when the stack is destroyed."""
     backup_storage: Storage | None = None
     """The storage for `safety: backup`; one with the content `backup`."""
-    migrate: Literal["refuse", "offline"] = "refuse"
-    """Where `host` is a cluster, and the VM lies on a node of it without its cards. `refuse`: nothing is changed. `offline`: it is shut down, migrated
-    to the first node with a free card, and started there ([more than one host](more-than-one-host.md#a-vm-that-is-brought-to-its-card))."""
-    migrate_storage: Storage | None = None
-    """For `migrate: offline`: the storage to which disks on storages of the old node alone are copied. By default the one of the same name."""
     create: NewVm | None = None
     """Create the VM with these properties, instead of adopting an existing one."""
-    # Of a VM that was found on a node without its cards, and that goes to one with them: the node where it is.
-    _leaves: str = PrivateAttr(default="")
-
-    @property
-    def leaves(self) -> str:
-        """The node that it is on now, where that has none of its cards and it goes to `host` first; empty: it is where it is to be."""
-        return self._leaves
-
-    def leaving(self, node: str) -> Vm:
-        """The same VM, which is on that node now."""
-        found = self.model_copy()
-        found._leaves = node
-        return found
 
     @property
     def wanted_power(self) -> str:
@@ -318,18 +300,6 @@ class Vm(Model):
     @model_validator(mode="after")
     def _safe(self) -> Self:
         require_safety(self.safety, self.backup_storage, created=self.create is not None)
-        return self
-
-    @model_validator(mode="after")
-    def _moves(self) -> Self:
-        if self.migrate_storage is not None and self.migrate != "offline":
-            raise ValueError("migrateStorage is for migrate: offline: where disks are copied to")
-        if self.migrate == "offline" and not self.gpus:
-            raise ValueError("migrate: offline without gpus: there is no card to which the VM is to go")
-        if self.migrate == "offline" and (use := next((one for one in self.gpus if one.by_address), None)):
-            raise ValueError(
-                f"migrate: offline, and {use.gpu} is given byAddress: Proxmox VE migrates no VM with such a device, so it couldn't be moved again"
-            )
         return self
 
     @model_validator(mode="after")

@@ -115,10 +115,6 @@ class Settings(Model):
                 raise ValueError(f"vms.{name} and vms.{other} have the same vmid {vm.vmid}")
             ids[vm.host, vm.vmid] = name
             self._check_roaming(f"vms.{name}", vm)
-            if vm.migrate == "offline" and self.named_by(name, vm.host) in self.hosts:
-                raise ValueError(
-                    f"vms.{name}.migrate: offline is for a VM that names its cluster as host; {vm.host} is one host, on which it has to be"
-                )
             for use in vm.gpus:
                 _check_use(name, vm, use, host)
                 if host.gpus[use.gpu].use == "shared":
@@ -192,11 +188,10 @@ class Settings(Model):
             if container.create is not None:
                 _check_file(f"containers.{name}.create.template", container.create.template, "vztmpl", host)
 
-    def with_hosts(self, hosts: Mapping[str, str], leaving: Mapping[str, str] | None = None) -> Settings:
+    def with_hosts(self, hosts: Mapping[str, str]) -> Settings:
         """The same with the host on which each guest is. Raises ValueError: they don't fit each other there.
 
         :param hosts: a guest's name -> the host's.
-        :param leaving: the name of a VM that goes to that host first (`Vm.leaves`) -> the node where it is.
         """
         placed = self.model_copy(
             update={
@@ -204,7 +199,6 @@ class Settings(Model):
                 for kind, guests in (("vms", self.vms), ("containers", self.containers))
             }
         )
-        placed.vms.update({name: placed.vms[name].leaving(node) for name, node in (leaving or {}).items()})
         placed._found_in = {name: self.roaming[name].host for name in hosts}
         placed._check_vms()
         placed._check_containers()

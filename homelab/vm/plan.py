@@ -10,9 +10,8 @@ from homelab.host.facts import HostFacts
 from homelab.host.plan import Wanted
 from homelab.settings import Host, Vm
 from homelab.shapes import CardPlan, Record
-from homelab.vm import files, migration, safety
+from homelab.vm import files, safety
 from homelab.vm.config import Change, VmCard, Wish, change_to, check, recorded
-from homelab.vm.migration import OfflineMigration
 
 
 def cards_of(vm: Vm, host: Host, slots: dict[str, str], cards: Mapping[str, CardPlan]) -> list[VmCard]:
@@ -32,12 +31,7 @@ def cards_of(vm: Vm, host: Host, slots: dict[str, str], cards: Mapping[str, Card
 
 
 def describe(
-    name: str,
-    facts: HostFacts,
-    host: Host,
-    want: Wanted,
-    vms: dict[str, Vm],
-    coming: Mapping[str, OfflineMigration | HomelabError] | None = None,
+    name: str, facts: HostFacts, host: Host, want: Wanted, vms: dict[str, Vm]
 ) -> tuple[str, list[HomelabError]]:
     """The plan's lines, and what stands against it.
 
@@ -46,7 +40,6 @@ def describe(
 
     :param name: the host's name in the settings.
     :param vms: those of this host, by name.
-    :param coming: of those that are on another node still: what is known of their way here, or why it isn't.
     """
     slots = {gpu: about["path"] for gpu, about in want.gpus.items()}
     configs = {config.id: config.values for config in facts.guests.configs if config.kind == "vm"}
@@ -72,15 +65,6 @@ def describe(
             vm.allow_shared_onboot,
             _root(host),
         )
-        move = (coming or {}).get(guest)
-        if isinstance(move, HomelabError):
-            errors.append(move)
-            continue
-        if move is not None:
-            config, moving = move.free_config, migration.described(move)
-            errors += migration.against(move, host, facts)
-        else:
-            moving = []
         away = None if config else facts.cluster.elsewhere(f"VM {vm.vmid}, as vms.{guest}", vm.vmid)
         if away is not None:
             errors.append(away)
@@ -95,7 +79,6 @@ def describe(
             others = [user for found in users.values() for user in found if user.vmid != vm.vmid and user.running]
             found, notes = check(config, wish, {gpu: [u for u in has if u not in others] for gpu, has in users.items()})
             errors += found
-            lines += moving
             lines += [_line(guest, vm, config, wish, vm.vmid in facts.guests.running)]
             lines += [f"    {said}" for said in safety.planned(vm, facts)]
             lines += [

@@ -128,19 +128,6 @@ def resources(call: Call) -> list[dict[str, Any]]:
 _LEFT_OUT = frozenset({"cpus", "swap", "maxswap", "pid", *qemu.PRESSURES})
 
 
-def replication(call: Call) -> list[dict[str, Any]]:
-    """GET /cluster/replication: the jobs of the guests that one may see."""
-    found: list[dict[str, Any]] = []
-    for section in re.split(r"(?m)^(?=local: )", call.host.read("/etc/pve/replication.cfg", ""))[1:]:
-        header, *lines = section.splitlines()
-        name = header.partition(" ")[2].strip()
-        guest, _, number = name.partition("-")
-        about = dict(line.split(None, 1) for line in lines if len(line.split(None, 1)) == 2)
-        if call.may(f"/vms/{guest}", "VM.Audit"):
-            found.append({"id": name, "type": "local", "guest": int(guest), "jobnum": int(number), **about})
-    return found
-
-
 def _guest_resources(call: Call) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for name in Members(call.host).nodes:

@@ -1,6 +1,6 @@
 """Moving a guest to another node of a cluster: /nodes/{node}/qemu/{vmid}/migrate. Messages and order of checks are PVE::QemuMigrate's.
 
-A VM that runs goes on running: its start stays the same. A disk that isn't on a shared storage keeps it where it is; of one that is off, it is copied. A server
+A VM that runs goes on running: its start stays the same. A disk that isn't on a shared storage keeps it where it is: nothing is copied here. A server
 in a VM isn't carried along. What HA has is moved by its agent (ha_manager.py), containers too.
 """
 
@@ -28,6 +28,7 @@ _DISK = re.compile(r"(?:ide\d|sata\d|scsi\d+|virtio\d+|efidisk0|tpmstate0|unused
 #: What is of the node besides cards: `spice` and sockets are made anew on the other one.
 _DEVICE = re.compile(r"(?:usb\d+|serial\d+|parallel\d+|ivshmem|virtiofs\d+)")
 _ANYWHERE = re.compile(r"spice(,.*)?|host=spice(,.*)?|socket")
+_SHARED_KINDS = frozenset({"nfs", "cifs", "cephfs", "rbd", "iscsi", "iscsidirect", "pbs"})
 #: Between the first page of memory and the last.
 _SECONDS = 0.1
 
@@ -42,20 +43,15 @@ def precondition(call: Call) -> dict[str, Any]:
     local = _local(guest, config)
     if is_pve9(call.host) and guest.running:
         local += [name for name, about in mapped.items() if not about.get("live-migration")]
-    lacking: dict[str, dict[str, list[str]]] = {}
-    for name in Members(call.host).nodes:
-        if name != call.host.node:
-            keys, storages = _missing(call.host, mapped, name), _unavailable(call.host, config, name)
-            lacking[name] = {"unavailable-resources": keys} if keys else {}
-            lacking[name] |= {"unavailable_storages": storages} if storages and not guest.running else {}
+    missing = {name: _missing(call.host, mapped, name) for name in Members(call.host).nodes if name != call.host.node}
     return {
         "running": int(guest.running),
-        "local_disks": [_described(volume, config) for volume in _local_disks(call.host, config)],
+        "local_disks": [{"volid": volume} for volume in _local_disks(call.host, config)],
         "local_resources": local,
         "mapped-resources": sorted(mapped),
         "mapped-resource-info": mapped,
-        "allowed_nodes": [name for name, about in lacking.items() if not about],
-        "not_allowed_nodes": lacking,
+        "allowed_nodes": [name for name, keys in missing.items() if not keys],
+        "not_allowed_nodes": {name: {"unavailable-resources": keys} if keys else {} for name, keys in missing.items()},
         **({"has-dbus-vmstate": 1} if is_pve9(call.host) else {}),
     }
 
@@ -73,8 +69,7 @@ def migrate(call: Call) -> str:
         raise Died("can't migrate running VM without --online")
     if ha.shown(guest)["managed"]:
         return call.start("hamigrate", str(guest.vmid), lambda log: _asked(guest, target, log))
-    storage = str(call.parameters.get("targetstorage", ""))
-    return call.start("qmigrate", str(guest.vmid), lambda log: vm_to_node(guest, target, log, storage))
+    return call.start("qmigrate", str(guest.vmid), lambda log: vm_to_node(guest, target, log))
 
 
 def _asked(guest: Guest, target: str, log: TaskLog) -> Work:
@@ -83,11 +78,8 @@ def _asked(guest: Guest, target: str, log: TaskLog) -> Work:
     yield 0.0
 
 
-def vm_to_node(guest: Guest, target: str, log: TaskLog, storage: str = "") -> Work:
+def vm_to_node(guest: Guest, target: str, log: TaskLog) -> Work:
     """A VM's migration, as it runs or off.
-
-    Args:
-        storage: where its local disks go; empty: of the same name.
 
     Raises:
         ApiError: something keeps it here; the log says what.
@@ -99,11 +91,6 @@ def vm_to_node(guest: Guest, target: str, log: TaskLog, storage: str = "") -> Wo
     log(f"starting migration of VM {guest.vmid} to node '{target}' ({Members(guest.host).nodes[target]['ip']})")
     config.values["lock"] = "migrate"
     guest.save(config)
-    if why := "" if guest.running else _against_copies(guest, config, target, storage, log):
-        del config.values["lock"]
-        guest.save(config)
-        log(f"ERROR: migration aborted (duration 00:00:00): {why}")
-        raise Died("migration aborted")
     yield _SECONDS
     config = guest.config()
     del config.values["lock"]
@@ -112,8 +99,6 @@ def vm_to_node(guest: Guest, target: str, log: TaskLog, storage: str = "") -> Wo
     if there is None:
         log("ERROR: migration aborted: Can't connect to destination address using public key")
         raise Died("migration aborted")
-    if not guest.running:
-        _copy_disks(guest, there, config, storage, log)
     _move(guest, Guest(there, "qemu", guest.vmid), config)
     log("migration finished successfully (duration 00:00:01)")
 
@@ -151,71 +136,11 @@ def _against(guest: Guest, config: GuestConfig, target: str) -> str:
     fixed = [f"{name}:{about['name']}" for name, about in mapped.items() if not about.get("live-migration")]
     if guest.running and fixed:
         return f"can't live migrate running VM which uses following mapped devices: {', '.join(fixed)}"
-    if guest.running and (disks := _local_disks(guest.host, config)):
+    if disks := _local_disks(guest.host, config):
         return f"can't live migrate attached local disks without with-local-disks option ({', '.join(disks)})"
     if _peer(guest.host, target) is None:
         return "Can't connect to destination address using public key"
     return ""
-
-
-def _against_copies(guest: Guest, config: GuestConfig, target: str, storage: str, log: TaskLog) -> str:
-    """What an offline migration finds only now, while it looks at the disks that it is to copy (scan_local_volumes)."""
-    storages, stands = Storages(guest.host).all, False
-    used = {volume.partition(":")[0] for volume in _volumes(config)}
-    local = _local_disks(guest.host, config)
-    for name in sorted(used):
-        to = storage or name if any(one.startswith(f"{name}:") for one in local) else name
-        if to not in storages or not storages[to].is_on(target):
-            return f"storage '{to}' is not available on node '{target}'"
-    for volume in local:
-        said = _described(volume, config)
-        if said.get("cdrom") and "cloudinit" not in volume:
-            log(f"can't migrate local disk '{volume}': local cdrom image")
-            stands = True
-        kind = storages[volume.partition(":")[0]].kind
-        if said.get("referenced_in_snapshot") and kind != "zfspool" and not volume.endswith(".qcow2"):
-            log(f"can't migrate local disk '{volume}': non-migratable snapshot exists")
-            stands = True
-    return "Problem found while scanning volumes - can't migrate VM - check log" if stands else ""
-
-
-def _copy_disks(guest: Guest, there: HostState, config: GuestConfig, storage: str, log: TaskLog) -> None:
-    if local := _local_disks(guest.host, config):
-        log("copying local disk images")
-    for volume in local:
-        moved = Storages(guest.host).move(volume, Storages(there), storage or volume.partition(":")[0])
-        log(f"volume '{volume}' is '{moved}' on the target")
-        for section in (config.current, *config.snapshots.values()):
-            for key, value in section.values.items():
-                if value.partition(",")[0] == volume:
-                    section.values[key] = value.replace(volume, moved, 1)
-
-
-def _described(volume: str, config: GuestConfig) -> dict[str, Any]:
-    """A local disk as the preconditions list it."""
-    values = [value for value in config.values.values() if value.partition(",")[0] == volume]
-    found: dict[str, Any] = {"volid": volume, "referenced_in_config": int(bool(values))}
-    if size := next((match for value in values if (match := re.search(r"size=(\d+)([KMGT])", value))), None):
-        found["size"] = int(size[1]) << {"K": 10, "M": 20, "G": 30, "T": 40}[size[2]]
-    found |= {"cdrom": 1} if any("media=cdrom" in value for value in values) else {}
-    named = [name for name, section in config.snapshots.items() if volume in map(_volume_of, section.values.values())]
-    return found | ({"referenced_in_snapshot": dict.fromkeys(named, 1)} if named else {})
-
-
-def _volume_of(value: str) -> str:
-    return value.partition(",")[0]
-
-
-def _volumes(config: GuestConfig) -> list[str]:
-    found = [_volume_of(value) for key, value in config.values.items() if _DISK.fullmatch(key)]
-    return [volume for volume in found if ":" in volume]
-
-
-def _unavailable(host: HostState, config: GuestConfig, node: str) -> list[str]:
-    """The storages of its disks that a node doesn't use."""
-    storages = Storages(host).all
-    used = {volume.partition(":")[0] for volume in _volumes(config)}
-    return sorted(name for name in used if name not in storages or not storages[name].is_on(node))
 
 
 def _move(guest: Guest, there: Guest, config: GuestConfig) -> None:
@@ -278,6 +203,6 @@ def _local_disks(host: HostState, config: GuestConfig) -> list[str]:
         if not _DISK.fullmatch(name) or volume == "none" or ",shared=1" in value:
             continue
         storage = storages.get(volume.partition(":")[0])
-        if storage is None or not storage.is_shared:
+        if storage is None or not (storage.kind in _SHARED_KINDS or storage.settings.get("shared") == "1"):
             found.append(volume)
     return sorted(found)

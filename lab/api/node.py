@@ -135,8 +135,6 @@ def network(call: Call) -> list[dict[str, Any]]:
         if "address" in settings:
             address, _, prefix = settings["address"].partition("/")
             entry |= {"address": address, "netmask": prefix, "cidr": settings["address"].strip()}
-        if call.parameters.get("type") == "any_bridge" and entry["type"] != "bridge":
-            continue
         if entry["type"] == "bridge":
             ports = settings["bridge-ports"].strip()
             entry |= {"bridge_ports": "" if ports == "none" else ports}

@@ -289,7 +289,6 @@ def _cluster_handlers(fingerprint: str) -> dict[tuple[str, str], Handler]:
         ("GET", "/cluster/status"): cluster.status,
         ("GET", "/cluster/resources"): cluster.resources,
         ("GET", "/cluster/nextid"): cluster.next_id,
-        ("GET", "/cluster/replication"): cluster.replication,
         ("GET", "/cluster/options"): cluster.options,
         ("PUT", "/cluster/options"): cluster.change_options,
         ("GET", "/cluster/mapping/pci"): cluster.mappings,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,6 @@ _HEADER = re.compile(r"(\w+):\s*(\S+)\s*")
 # What a node has when nothing is configured; it shows a priority then, which a written one hasn't.
 _IMPLICIT = {"path": "/var/lib/vz", "content": "images,iso,snippets,rootdir,vztmpl,backup", "priority": "0"}
 _NUMBERS = frozenset({"priority", "maxfiles", "sparse", "shared", "disable"})
-_SHARED_KINDS = frozenset({"nfs", "cifs", "cephfs", "rbd", "iscsi", "iscsidirect", "pbs"})
 _SNAPSHOTS = frozenset({"lvmthin", "zfspool", "rbd", "btrfs"})
 #: Where the files of a directory lie, by content.
 FOLDERS = {
@@ -64,16 +62,6 @@ class Storage:
     def content(self) -> set[str]:
         """What may lie on it: images, rootdir, iso, ..."""
         return set(split_list(self.settings.get("content", "images,rootdir")))
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether all nodes have the same volumes on it."""
-        return self.kind in _SHARED_KINDS or self.settings.get("shared") == "1"
-
-    def is_on(self, node: str) -> bool:
-        """Whether a node uses it."""
-        nodes = split_list(self.settings.get("nodes", ""))
-        return "disable" not in self.settings and (not nodes or node in nodes)
 
     @property
     def has_snapshots(self) -> bool:
@@ -129,12 +117,11 @@ class Storages:
         return found
 
     def status(self, storage: Storage) -> dict[str, Any]:
-        """A storage's state on the node; one that it doesn't use has no room there."""
-        used = int(storage.is_on(self._host.node))
+        """A storage's state on the node."""
         return {
             "storage": storage.name, "type": storage.kind, "content": storage.settings.get("content", "images,rootdir"),
-            "active": used, "enabled": used, "shared": int(storage.settings.get("shared", "0")),
-            "total": _TOTAL * used, "used": _USED * used, "avail": (_TOTAL - _USED) * used, "used_fraction": _USED / _TOTAL * used,
+            "active": 1, "enabled": 1, "shared": int(storage.settings.get("shared", "0")),
+            "total": _TOTAL, "used": _USED, "avail": _TOTAL - _USED, "used_fraction": _USED / _TOTAL,
         }  # fmt: skip
 
     def has_file(self, volume: str) -> bool:
@@ -215,16 +202,6 @@ class Storages:
     def _file(self, volume: str, storage: Storage) -> Any:
         folder = f"{storage.settings['path']}/images" if storage.kind == "dir" else f"/nowhere/{storage.name}"
         return self._host.rooted(f"{folder}/{volume.partition(':')[2]}")
-
-    def move(self, volume: str, there: Storages, name: str) -> str:
-        """Copy a volume to a storage of another node, and remove it here; its id there. Its file goes along where a directory holds it on both."""
-        moved = f"{name}:{volume.partition(':')[2]}"
-        source, target = self.get(volume.partition(":")[0]), there.get(name)
-        if source.kind == target.kind == "dir" and self._file(volume, source).exists():
-            path = there._file(moved, target)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(self._file(volume, source), path)
-        return moved
 
     def free(self, volume: str) -> None:
         """Remove a volume; one of a storage that is gone, or that has no file, needs nothing."""

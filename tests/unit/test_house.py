@@ -57,10 +57,9 @@ UNTYPED = {
     "the settings as text": "cli/conversation doctor/stack init/choices init/proposal settings/cluster settings/schema remote/planning",
     "a resource's properties": "contract provider/boot_verification provider/new_container provider/pci_mapping provider/plain "
     "provider/virtual_machine provider/vm_change resources/container_probe resources/host_probe resources/nvidia "
-    "resources/system resources/vm_migration resources/vm_record components/gpu_cards components/gpu_lxc components/gpu_vm components/host_reboot "
+    "resources/system resources/vm_record components/gpu_cards components/gpu_lxc components/gpu_vm components/host_reboot "
     "components/passthrough_test",
-    "answers of the Proxmox VE API": "remote/proxmox/api remote/proxmox/connection remote/proxmox/machine remote/proxmox/migration "
-    "vm/config",
+    "answers of the Proxmox VE API": "remote/proxmox/api remote/proxmox/connection remote/proxmox/machine vm/config",
     "the doctor's report": "doctor/cards doctor/comparison doctor/container doctor/devices doctor/host doctor/report doctor/vm doctor/whole",
     "a script's answer": "host/facts nvidia/reading remote/ledger remote/scripts",
 }

@@ -66,59 +66,6 @@ def test_a_vm_that_isnt_where_its_card_is_is_refused(where: dict[int, str], said
     assert all(one in str(raised.value) for one in said)
 
 
-MOVES: dict[str, Any] = {"migrate": "offline"}
-
-
-@pytest.mark.parametrize(
-    ("vms", "where", "found"),
-    [
-        ({"a": vm(**MOVES)}, {103: "pve3"}, {"a": ("pve1", "pve3")}),
-        ({"a": vm(**MOVES)}, {103: "pve9"}, {"a": ("pve1", "pve9")}),
-        ({"a": vm(**MOVES)}, {103: "pve2"}, {"a": ("pve2", "")}),
-        ({"a": vm(**MOVES), "b": vm(104)}, {103: "pve3", 104: "pve1"}, {"a": ("pve2", "pve3"), "b": ("pve1", "")}),
-        ({"a": vm(**MOVES), "b": {**vm(104), "host": "pve1"}}, {103: "pve3"}, {"a": ("pve2", "pve3"), "b": ("pve1", "")}),
-        ({"a": vm(**MOVES), "b": vm(104, **CREATE)}, {103: "pve3"}, {"a": ("pve2", "pve3"), "b": ("pve1", "")}),
-        ({"a": vm(**MOVES), "b": vm(104, **MOVES)}, {103: "pve3", 104: "pve3"}, {"a": ("pve1", "pve3"), "b": ("pve2", "pve3")}),
-        # The second one has moved already: whoever asks again means the same.
-        ({"a": vm(**MOVES), "b": vm(104, **MOVES)}, {103: "pve3", 104: "pve2"}, {"a": ("pve1", "pve3"), "b": ("pve2", "")}),
-    ],
-    ids=["one", "from a node that is no host", "has its card", "one is taken", "pinned", "to be made", "both", "one after the other"],
-)  # fmt: skip
-def test_a_vm_that_may_move_goes_to_the_first_node_with_a_free_card(
-    vms: dict[str, Any], where: dict[int, str], found: dict[str, tuple[str, str]]
-) -> None:
-    placed = places.placed(settings(vms), {"home": where})
-    assert {name: (one.host, one.leaves) for name, one in placed.vms.items()} == found
-    assert {name: one.leaves for name, one in placed.with_volumes().vms.items()} == {
-        name: leaves for name, (_, leaves) in found.items()
-    }
-
-
-def test_a_vm_for_which_no_card_is_free_is_refused() -> None:
-    with pytest.raises(HomelabError) as raised:
-        places.placed(
-            settings({"a": vm(**MOVES), "b": vm(104), "c": vm(105)}), {"home": {103: "pve3", 104: "pve1", 105: "pve2"}}
-        )
-    assert "it is on pve3, which has no such card in the settings; gpu of pve1 is vms.b's, gpu of pve2 is vms.c's" in (
-        raised.value.found
-    )
-
-
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        ({"host": "pve1", **MOVES}, "names its cluster as host; pve1 is one host"),
-        ({"gpus": [], **MOVES}, "there is no card to which the VM is to go"),
-        ({"gpus": [{"gpu": "gpu", "byAddress": True}], **MOVES}, "given byAddress"),
-        ({"migrateStorage": "local"}, "migrateStorage is for migrate: offline"),
-    ],
-)
-def test_settings_by_which_a_vm_cant_move_are_refused(more: dict[str, Any], said: str) -> None:
-    with pytest.raises(HomelabError) as raised:
-        settings({"a": {**vm(), **more}})
-    assert said in str(raised.value)
-
-
 MADE = {"create": {"template": "local:vztmpl/a.tar.zst", "disk": {"storage": "local", "size": 8}}}
 
 

@@ -63,7 +63,6 @@ def test_properties_become_the_declared_types_and_back() -> None:
         "machine": None,
         "copied": False,
         "cluster": "",
-        "moves": 0,
     }
 
 

@@ -142,13 +142,7 @@ WHOLE: list[dict[str, Any]] = [
         },
     },
     {
-        "hosts": {
-            "pve1": {"cluster": "home", "gpus": {"big": {"match": "10de:2b85"}}},
-            "second": {"cluster": "home", "node": "pve2"},
-        },
-        "vms": {
-            "moving": {"host": "home", "vmid": 103, "gpus": ["big"], "migrate": "offline", "migrateStorage": "nas"}
-        },
+        "hosts": {"pve1": {"cluster": "home"}, "second": {"cluster": "home", "node": "pve2"}},
         "clusters": {
             "home": {
                 "nodes": {

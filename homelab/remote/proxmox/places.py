@@ -47,7 +47,6 @@ def placed(settings: Settings, where: Mapping[str, Mapping[int, str]]) -> Settin
     :param where: cluster -> id -> node.
     """
     hosts: dict[str, str] = {}
-    leaving: dict[str, str] = {}
     errors: list[HomelabError] = []
     for name, guest in settings.roaming.items():
         node, fitting = where[guest.host].get(_id(guest)), settings.candidates(guest)
@@ -58,18 +57,11 @@ def placed(settings: Settings, where: Mapping[str, Mapping[int, str]]) -> Settin
             errors.append(_nowhere(name, guest))
         elif there in fitting:
             hosts[name] = str(there)
-        elif isinstance(guest, Vm) and guest.migrate == "offline":
-            leaving[name] = node
         else:
             errors.append(_without_card(name, guest, node, [settings.hosts[one].node or one for one in fitting]))
-    for name in leaving:
-        if (free := _with_free_cards(settings, name, hosts)) is None:
-            errors.append(_all_taken(settings, name, leaving[name], hosts))
-        else:
-            hosts[name] = free
     raise_all(errors)
     try:
-        return settings.with_hosts(hosts, leaving)
+        return settings.with_hosts(hosts)
     except ValueError as error:
         raise HomelabError(
             wanted="each guest with its cards on the node that it is on",
@@ -77,49 +69,6 @@ def placed(settings: Settings, where: Mapping[str, Mapping[int, str]]) -> Settin
             why="a guest that names a cluster counts where it is now",
             next="migrate one of them to another node that has such a card, or take the card out of one",
         ) from error
-
-
-def _with_free_cards(settings: Settings, name: str, hosts: Mapping[str, str]) -> str | None:
-    """The host to which a VM goes whose node has none of its cards: the first, in the settings' order, whose cards of these names no other VM of the settings
-    has; None: there is none. Decided here alone.
-
-    Whoever asks again, before, while or after one of several VMs has moved, gets the same answer.
-
-    :param hosts: the host of each guest that was found, or that goes somewhere.
-    """
-    taken = _taken(settings, name, hosts)
-    fitting = settings.candidates(settings.vms[name])
-    return next(
-        (host for host in fitting if not any((host, use.gpu) in taken for use in settings.vms[name].gpus)), None
-    )
-
-
-def _taken(settings: Settings, name: str, hosts: Mapping[str, str]) -> dict[tuple[str, str], str]:
-    """The cards that other VMs have, as (host, card) -> whose; but for those that whoever starts first has."""
-    where = {other: hosts.get(other, vm.host) for other, vm in settings.vms.items() if other != name}
-    return {
-        (where[other], use.gpu): other
-        for other, vm in settings.vms.items()
-        if where.get(other) in settings.hosts
-        for use in vm.gpus
-        if settings.hosts[where[other]].gpus[use.gpu].use != "shared"
-    }
-
-
-def _all_taken(settings: Settings, name: str, node: str, hosts: Mapping[str, str]) -> HomelabError:
-    vm, taken = settings.vms[name], _taken(settings, name, hosts)
-    found = [
-        f"{use.gpu} of {host} is vms.{taken[host, use.gpu]}'s"
-        for host in settings.candidates(vm)
-        for use in vm.gpus
-        if (host, use.gpu) in taken
-    ]
-    return HomelabError(
-        wanted=f"VM {vm.vmid} (vms.{name}) migrated to a node of {vm.host} with free cards for it (migrate: offline)",
-        found=f"it is on {node}, which has no such card in the settings; {', '.join(found)}",
-        why="a card can be in one running VM only; nothing was changed",
-        next=f"take the card out of one of these VMs, describe {node}'s card under hosts, or take vms.{name} out",
-    )
 
 
 def _id(guest: Vm | Container) -> int:
@@ -179,12 +128,11 @@ def _without_card(name: str, guest: Vm | Container, node: str, fitting: list[str
     named = [use.gpu for use in guest.gpus] if isinstance(guest, Vm) else guest.gpus or []
     cards = ", ".join(named) or "cards for it"
     command = "qm" if isinstance(guest, Vm) else "pct"
-    itself = f", let this program do it ({place}.migrate: offline)" if isinstance(guest, Vm) and guest.gpus else ""
     return HomelabError(
         wanted=f"{called} ({place}) on a node that has {cards}",
         found=f"it is on {node}, which has no such card in the settings; {', '.join(fitting)} {'has' if len(fitting) == 1 else 'have'}",
         why="a card is in one machine; nothing was changed",
-        next=f"migrate it while it is off (on {node}: `{command} migrate {_id(guest)} {fitting[0]}`){itself}, or describe {node}'s card under hosts",
+        next=f"migrate it while it is off (on {node}: `{command} migrate {_id(guest)} {fitting[0]}`), or describe {node}'s card under hosts",
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import ssl
-from collections.abc import Mapping
 
 from homelab import rights
 from homelab.container.creation import configuration
@@ -17,7 +16,6 @@ from homelab.remote.proxmox.connection import FINGERPRINT_COMMAND, colons
 from homelab.rights import Needs, Permissions
 from homelab.settings import Container, Host, Vm
 from homelab.vm.config import Wish, recorded
-from homelab.vm.migration import OfflineMigration
 from homelab.vm.plan import cards_of
 from homelab.vm.safety import is_made
 
@@ -30,16 +28,14 @@ def check(
     vms: dict[str, Vm],
     containers: dict[str, Container],
     patience: float = OUTAGE_SECONDS,
-    coming: Mapping[str, OfflineMigration] | None = None,
 ) -> list[HomelabError]:
     """What stands against using the API of a host as these settings will; nothing for a host that isn't used through it.
 
     :param name: the host's in the settings; ``vms``, ``containers``: those on it.
     :param facts: a reading of the host with its guests.
     :param patience: seconds that an outage of the API may last.
-    :param coming: of VMs that are on another node still, what is known of their way here.
     """
-    needs = needed(name, host, facts, want, vms, containers, coming)
+    needs = needed(name, host, facts, want, vms, containers)
     if host.api is None or not needs:
         return []
     if mistaken := _fingerprint(name, host, facts):
@@ -59,10 +55,9 @@ def check(
             if lacking := rights.missing(needs, has):
                 return [_lacking(name, host, access, lacking)]
         # What guests that are there already were made of may be gone.
-        here = {key: vm for key, vm in vms.items() if not vm.leaves}
-        new_vms = {key: vm for key, vm in here.items() if facts.guests.config(vm.vmid) is None}
+        new_vms = {key: vm for key, vm in vms.items() if facts.guests.config(vm.vmid) is None}
         new_containers = {key: one for key, one in containers.items() if facts.guests.config(one.ctid) is None}
-        adopted: dict[str, Vm | Container] = {f"vms.{key}": vm for key, vm in here.items() if key not in new_vms}
+        adopted: dict[str, Vm | Container] = {f"vms.{key}": vm for key, vm in vms.items() if key not in new_vms}
         adopted |= {f"containers.{key}": one for key, one in containers.items() if key not in new_containers}
         copied = {place: one for place, one in adopted.items() if not is_made(one, facts)}
         return [*files.check(api, name, host, new_vms, new_containers), *safety.check(api, copied)]
@@ -77,7 +72,6 @@ def needed(
     want: Wanted,
     vms: dict[str, Vm],
     containers: dict[str, Container],
-    coming: Mapping[str, OfflineMigration] | None = None,
 ) -> Needs:
     """The rights that an `up` with these settings takes. Arguments as of `check`."""
     downloads = [rights.of_download(one, host.node or name) for one in host.downloads.values()]
@@ -85,7 +79,7 @@ def needed(
     copies += [rights.of_safety(one.ctid, one.safety, one.backup_storage) for one in containers.values()]
     parts = [
         *_mappings(name, host, facts),
-        *_vms(host, facts, want, vms, coming or {}),
+        *_vms(host, facts, want, vms),
         *_containers(containers),
         *downloads,
         *copies,
@@ -104,19 +98,16 @@ def _mappings(name: str, host: Host, facts: HostFacts) -> list[Needs]:
     return found
 
 
-def _vms(
-    host: Host, facts: HostFacts, want: Wanted, vms: dict[str, Vm], coming: Mapping[str, OfflineMigration]
-) -> list[Needs]:
+def _vms(host: Host, facts: HostFacts, want: Wanted, vms: dict[str, Vm]) -> list[Needs]:
     slots = {gpu: about["slot"] for gpu, about in want.gpus.items()}
     found = []
     for name, vm in vms.items():
         config = facts.guests.config(vm.vmid)
         if config is None and vm.create is not None:
             found.append(rights.of_new_vm(name, vm.vmid, vm.create))
-        found.append(rights.of_migration(vm))
-        values = dict(coming[name].config) if name in coming else config.values if config else {}
+        values = config.values if config else {}
         wish = Wish(name, vm.vmid, cards_of(vm, host, slots, want.gpus), vm.machine, vm.display, vm.allow_shared_onboot)
-        keys = list(recorded(values, wish, {})[0]) if values or vm.create else []
+        keys = list(recorded(values, wish, {})[0]) if config or vm.create else []
         found.append(rights.of_vm(vm, host, keys, power=bool(keys) or vm.wanted_power != "keep"))
     return found
 
