@@ -6,8 +6,11 @@ import asyncio
 import getpass
 import json
 import platform
+import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import asyncssh
@@ -18,6 +21,7 @@ from homelab.provider import base
 from homelab.provider.base import Work
 from homelab.provider.vm_record import VmRecordWork
 from homelab.remote import guard
+from homelab.remote.proxmox import machine as machines
 from homelab.resources.base import HostInputs, NoOutputs, ShutdownInputs, VmInputs
 from homelab.resources.container_verification import ContainerVerification
 from homelab.settings import Host, Timeouts
@@ -262,3 +266,31 @@ def test_a_vm_that_this_run_starts_is_let_take_its_cards(monkeypatch: pytest.Mon
     )
     work.machine(about, 103, "gaming")._announce_start({"hookscript": "local:snippets/homelab-handover.sh"})  # type: ignore[arg-type]
     assert told == [("192.0.2.1", 103)]
+
+
+@pytest.mark.parametrize("by_ha", [False, True])
+def test_a_start_has_the_time_that_its_hookscript_may_wait(by_ha: bool) -> None:
+    """For another card's handover, as handover_host.sh says, beside what a task may take (timeouts.apiTask) and HA until it begins."""
+    text = (Path(__file__).parents[2] / "remote_scripts/handover_host.sh").read_text()
+    waits = {name: int(value) for name, value in re.findall(r"^(START|RETURN)_SECONDS=(\d+)$", text, re.M)}
+    most = 2 * waits["START"] + waits["RETURN"]
+    assert most + 300 <= machines.HANDOVER_SECONDS
+    given: list[tuple[str, float]] = []
+
+    def noted(what: str, seconds: float) -> bool:
+        given.append((what, seconds))
+        return True
+
+    for hook in (False, True):
+        vm = object.__new__(machines.Machine)
+        vm.__dict__.update(
+            label="VM 103", _api=SimpleNamespace(node_time=1), _announced=hook, _asked_ha=False, starts=0, say=lambda text: None,
+            _require_ha_can=lambda wanted: by_ha, _runs_again=lambda: None, _require_reset=lambda log: None,
+            _log_of_ha=lambda began: [],
+            _task=lambda *about, seconds: [str(noted("task", seconds))],
+            _comes_up=lambda seconds: noted("up", seconds),
+        )  # fmt: skip
+        vm.start()
+    plain = machines.HA_SECONDS if by_ha else machines.LOST_SECONDS
+    more = machines.HANDOVER_SECONDS
+    assert given == [("task", 0), ("up", plain), ("task", more), ("up", plain + (more if by_ha else 0))]

@@ -42,6 +42,9 @@ HA_SECONDS = 180
 
 # For how long HA may take to write down that it was asked to stop a VM; 10 seconds at most where it is at work (recorded).
 HA_TAKES_SECONDS = 30
+# A VM that takes a shared card waits in its hookscript for another handover (handover_host.sh: twice START_SECONDS for the host, RETURN_SECONDS between), and then
+# for the containers that are shut down for it, each in its own time.
+HANDOVER_SECONDS = 2 * 180 + 900 + 600
 
 # HA's states of a VM that it was asked to stop.
 HA_STOPS = ("stopped", "request_stop", "disabled")
@@ -312,17 +315,20 @@ class Machine:
         """Starts it and waits till it runs. Raises ApiError."""
         wanted = f"{self.label} started"
         by_ha, began = self._require_ha_can(wanted), int(self._api.node_time)
+        hook = HANDOVER_SECONDS if self._announced else 0
         self._asked_ha |= by_ha
         self.say("starting, by HA" if by_ha else "starting")
         try:
-            log = self._task("post", "/status/start", wanted, ("qmstart", "hastart"))
+            log = self._task("post", "/status/start", wanted, ("qmstart", "hastart"), seconds=hook)
         except ApiError as error:
             log = []
             # Another client was faster, or the answer was lost.
-            if "already running" not in error.reason and not (isinstance(error, UnansweredError) and self._comes_up()):
+            if "already running" not in error.reason and not (
+                isinstance(error, UnansweredError) and self._comes_up(LOST_SECONDS + hook)
+            ):
                 raise
         self.starts += 1
-        if not self._comes_up(HA_SECONDS if by_ha else LOST_SECONDS):
+        if not self._comes_up(HA_SECONDS + hook if by_ha else LOST_SECONDS):
             self._require_ha_can(wanted)
             raise ApiError(
                 wanted=wanted,
