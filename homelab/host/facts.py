@@ -518,7 +518,11 @@ class HostFacts(_Fact):
         lines = [
             line.removeprefix("left:").split(" ", 2) for line in self.set_aside.splitlines() if line.startswith("left:")
         ]
-        found = [LeftGuest(vmid=int(line[0]), node=line[1], why=line[2]) for line in lines if len(line) == 3]
+        found = [
+            LeftGuest(vmid=int(line[0]), node=line[1], why=line[2])
+            for line in lines
+            if len(line) == 3 and line[0].isdecimal()
+        ]
         return [one for one in found if self.cluster.node_of(one.vmid) == one.node]
 
     @property

@@ -136,7 +136,7 @@ def test_a_plan_says_after_which_node_one_restarts() -> None:
 
 @pytest.mark.parametrize("node", ["pve2", "pve3"], ids=["still there", "somebody has seen to it"])
 def test_doctor_and_show_name_a_vm_that_was_given_up_bringing_back_and_the_command(node: str) -> None:
-    left = facts(set_aside="left:105 pve2 it can't be brought back: no route to pve1")
+    left = facts(set_aside="left:105 pve2 it can't be brought back: no route to pve1\nleft:what a full disk left")
     cluster = left.cluster.model_copy(update={"node": "pve1", "places": f"{node}/qemu-server/105.conf\n"})
     left = left.model_copy(update={"cluster": cluster})
     report = host_doctor.diagnose(reading(facts=left), host())
