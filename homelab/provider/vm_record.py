@@ -215,13 +215,16 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
                 # Who keeps it is noted where it is, whichever node was asked for it.
                 if (there := self.stack.name_at(peer, machine.node)) is None:
                     continue
-                noted = asyncio.run(noted_by(self.stack, there, ledger.of_vm(inputs.vmid)))
             except (UnreachableError, UnansweredError):
                 continue
             except NotThereError:
                 return False
             except HomelabError as error:
                 _not_asked(inputs, peer, error.found)
+                continue
+            try:  # a node that runs and doesn't let itself be read is a person's to mend: then it can still be given back there
+                noted = asyncio.run(noted_by(self.stack, there, ledger.of_vm(inputs.vmid)))
+            except UnreachableError:
                 continue
             stays = f"what /var/lib/homelab/ledger on {inputs.host} has of it"
             if holder := ledger.held_by(noted, inputs.vm):

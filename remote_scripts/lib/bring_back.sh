@@ -136,9 +136,10 @@ put_off() {
 }
 
 note_left() { # VMID TEXT - none: it is no longer left anywhere
-  local text=''
+  local text='' TEXT
   [[ ! -r $STATE/left ]] || text=$(sed "/^$1 /d" "$STATE/left") || return 1
-  [[ -z $2 ]] || text="${text:+$text$'\n'}$1 ${2//[[:cntrl:]]/ }"
+  masked "$2"
+  [[ -z $TEXT ]] || text="${text:+$text$'\n'}$1 ${TEXT//[[:cntrl:]]/ }"
   if [[ -n $text ]]; then
     printf '%s\n' "$text" | write_atomically /var/lib/homelab/left 0600
   else

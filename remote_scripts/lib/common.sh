@@ -28,10 +28,7 @@ exec 2> >(exec sed -u -E "$AS_TEXT"$'\n'"$NO_SECRETS" >&2)
 ASK_SECONDS=20
 
 # within SECONDS COMMAND... - with an end: status 124 after that time. What these scripts ignore, their children would, too.
-within() (
-  trap - TERM HUP PIPE
-  exec timeout -k 2 "$@"
-)
+within() { timeout -k 2 "$1" env --default-signal=TERM,HUP,PIPE "${@:2}"; }
 
 # answer_of SECONDS BYTES COMMAND... - sets ANSWER: what it has said on standard output when it ends, at most so many bytes of it, without zero
 # bytes and empty lines at the end. Its status is returned. For what runs in a guest: a process there that goes on and has our pipe (or fills

@@ -82,7 +82,7 @@ run_logged() {
   ((status != 124 && status != 137)) || printf '%s: given up after %s s
 ' "$*" "$RUN_SECONDS" >>"$file"
   OUTPUT=$(tail -c "$LOG_BYTES" "$file" 2>/dev/null) || OUTPUT=''
-  mapfile -t lines <<<"$OUTPUT"
+  mapfile -t lines < <(printf '%s\n' "$OUTPUT") # a here-string may need a file, for which there may be no room
   printf -v OUTPUT '%s\n' "${lines[@]:${#lines[@]}>5?-5:0}"
   OUTPUT=${OUTPUT%$'\n'}
   ((status == 0)) || [[ -z $OUTPUT ]] || log "$OUTPUT"

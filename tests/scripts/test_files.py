@@ -166,6 +166,11 @@ def test_a_folder_for_the_lock_that_somebody_else_made_is_refused(folder: Folder
     assert folder.tree() == before
 
 
+def test_a_copy_that_can_not_be_read_is_not_whole_whatever_is_noted_of_it(folder: Folder) -> None:
+    made = 'mkdir -p "$STATE/kept/etc/file" "$STATE/sums/etc"; : >"$STATE/sums/etc/file"'
+    assert folder.bash(f"{made}; ! kept_is_whole /etc/file || echo whole").stdout == ""
+
+
 def test_a_folder_for_the_lock_that_can_not_be_made_is_nobody_elses(folder: Folder) -> None:
     full = 'mkdir() { [[ ${*: -1} != */run/homelab ]] || { echo "mkdir: No space left on device" >&2; return 1; }; command mkdir "$@"; }'
     before = folder.tree()

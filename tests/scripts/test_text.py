@@ -105,6 +105,16 @@ def test_a_program_that_talks_without_end_fills_no_log(folder: Folder) -> None:
     assert len(done.stderr) < 400_000 and b"ends" in done.stderr
 
 
+def test_a_program_that_says_empty_lines_holds_nobody(folder: Folder) -> None:
+    done = run(folder, b"take_lock\nrun_logged bash -c 'echo x; yes \"\" | head -c 250000'\necho $OUTPUT\n")
+    assert done.stdout == b"\n"
+
+
+def test_a_file_that_can_not_be_read_is_empty(folder: Folder) -> None:
+    done = run(folder, b'found=$(of_file /proc/self/mem)\njson_string "$found"\n')
+    assert json.loads(done.stdout) == ""
+
+
 def test_a_file_with_nul_bytes_is_read_without_them(folder: Folder) -> None:
     folder.write("/etc/words", "a\0b\0")
     done = run(folder, b'json_string "$(of_file "$ROOT/etc/words")"\n')

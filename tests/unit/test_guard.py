@@ -288,9 +288,18 @@ def test_a_start_has_the_time_that_its_hookscript_may_wait(by_ha: bool) -> None:
             _require_ha_can=lambda wanted: by_ha, _runs_again=lambda: None, _require_reset=lambda log: None,
             _log_of_ha=lambda began: [],
             _task=lambda *about, seconds: [str(noted("task", seconds))],
-            _comes_up=lambda seconds: noted("up", seconds),
+            _comes_up=lambda seconds, **_: noted("up", seconds),
         )  # fmt: skip
         vm.start()
     plain = machines.HA_SECONDS if by_ha else machines.LOST_SECONDS
     more = machines.HANDOVER_SECONDS
     assert given == [("task", 0), ("up", plain), ("task", more), ("up", plain + (more if by_ha else 0))]
+
+
+def test_a_start_by_ha_is_not_waited_for_once_ha_has_given_up() -> None:
+    states = iter(["starting", "starting", "error"])
+    vm = object.__new__(machines.Machine)
+    clock = SimpleNamespace(now=lambda: 0.0, sleep=lambda seconds: None)
+    vm.__dict__.update(_api=SimpleNamespace(clock=clock), running=lambda: False, _ha=lambda: {"state": next(states)})
+    assert vm._comes_up(machines.HA_SECONDS + machines.HANDOVER_SECONDS, by_ha=True) is False
+    assert next(states, None) is None

@@ -46,6 +46,8 @@ HA_TAKES_SECONDS = 30
 # for the containers that are shut down for it, each in its own time.
 HANDOVER_SECONDS = 2 * 180 + 900 + 600
 
+# HA's state of a VM that it has tried to start in vain.
+HA_GIVES_UP = "error"
 # HA's states of a VM that it was asked to stop.
 HA_STOPS = ("stopped", "request_stop", "disabled")
 
@@ -324,11 +326,11 @@ class Machine:
             log = []
             # Another client was faster, or the answer was lost.
             if "already running" not in error.reason and not (
-                isinstance(error, UnansweredError) and self._comes_up(LOST_SECONDS + hook)
+                isinstance(error, UnansweredError) and self._comes_up(LOST_SECONDS + (hook if error.sent else 0))
             ):
                 raise
         self.starts += 1
-        if not self._comes_up(HA_SECONDS + hook if by_ha else LOST_SECONDS):
+        if not self._comes_up(HA_SECONDS + hook if by_ha else LOST_SECONDS, by_ha=by_ha):
             self._require_ha_can(wanted)
             raise ApiError(
                 wanted=wanted,
@@ -413,9 +415,9 @@ class Machine:
         if self._ha():
             self._require_reset(self._log_of_start(self.node, int(started) - CLOCK_SECONDS) or [])
 
-    def _comes_up(self, seconds: int = LOST_SECONDS) -> bool:
-        """Does it run, within a while? There may be no task to wait for: the answer was lost, or the HA manager does it."""
-        return self._becomes(running=True, deadline=self._api.clock.now() + seconds)
+    def _comes_up(self, seconds: int = LOST_SECONDS, *, by_ha: bool = False) -> bool:
+        """Does it run, within a while, and while HA hasn't given up? There may be no task to wait for: the answer was lost, or the HA manager does it."""
+        return self._becomes(running=True, deadline=self._api.clock.now() + seconds, by_ha=by_ha)
 
     def _require_ha_can(self, wanted: str) -> bool:
         """Is it under HA, which then starts and stops it?
@@ -423,7 +425,7 @@ class Machine:
         :raises ApiError: HA has given up on it, and starts nothing until it is told that the cause is gone.
         """
         ha = self._ha()
-        if ha and ha.get("state") == "error":
+        if ha.get("state") == HA_GIVES_UP:
             raise ApiError(
                 wanted=wanted,
                 found="HA has it in the state error",
@@ -439,9 +441,9 @@ class Machine:
         found: dict[str, Any] = self._status().get("ha") or {}
         return found if found.get("managed") else {}
 
-    def _becomes(self, *, running: bool, deadline: float) -> bool:
+    def _becomes(self, *, running: bool, deadline: float, by_ha: bool = False) -> bool:
         while self.running() is not running:
-            if self._api.clock.now() > deadline:
+            if self._api.clock.now() > deadline or (by_ha and self._ha().get("state") == HA_GIVES_UP):
                 return False
             self._api.clock.sleep(1)
         return True

@@ -44,7 +44,11 @@ kept_sum() {
 }
 
 # kept_is_whole PATH - are the bytes to be given back the ones that were kept? (Versions before this one noted no sum.)
-kept_is_whole() { [[ ! -e $STATE/sums$1 ]] || { is_there "/var/lib/homelab/kept$1" && [[ $(kept_sum "$1") == "$(<"$STATE/sums$1")" ]]; }; }
+kept_is_whole() {
+  local sum
+  [[ -e $STATE/sums$1 ]] || return 0
+  is_there "/var/lib/homelab/kept$1" && sum=$(kept_sum "$1") && [[ $sum == "$(<"$STATE/sums$1")" ]]
+}
 
 need_kept() {
   local home=/var/lib/homelab
