@@ -166,8 +166,11 @@ def test_what_it_is_asked_for_wrongly_is_refused_in_its_words(cluster: LabCluste
 
 def test_a_node_that_restarts_freezes_its_guests_and_starts_them_again(cluster: LabCluster) -> None:
     boots = len(cluster["pve1"].boots())
+    cluster["pve1"].fault("never-comes-back", True)  # for as long as the test looks
     cluster["pve1"].run("reboot")
     wait_until(lambda: cluster.ha["services"]["vm:200"]["state"] == "freeze")
+    cluster["pve1"].fault("never-comes-back", None)
+    cluster["pve1"].power_cycle()
     cluster["pve1"].wait_settled(boots=boots + 1)
     wait_until(lambda: service(cluster, "vm:200", "pve2") == ("pve1", "started"))
     assert "status: running" in cluster["pve1"].run("qm status 200").stdout
