@@ -47,13 +47,11 @@ end_turn() {
 
 # give_turn_back - for `destroy`: now, or the node's own timer does it. Nothing that is still set is forgotten.
 give_turn_back() {
-  local seconds=10
+  local seconds=10 over=no
   [[ ! -e $STATE/away ]] || seconds=$GIVE_BACK_SECONDS
-  if end_turn "$seconds"; then
-    remove_file /var/lib/homelab/left
-    return
-  fi
+  ! end_turn "$seconds" || over=yes
   remove_file /var/lib/homelab/left
+  [[ $over == no ]] || return 0
   # Nobody is told any more of what is given up later: nothing of this program is to stay here.
   [[ ! -e $STATE/away ]] || note_away leaving yes
   finish
