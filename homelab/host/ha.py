@@ -17,6 +17,9 @@ from homelab.settings import Container, Host, Vm
 if TYPE_CHECKING:
     from homelab.host.facts import HostFacts
 
+#: HA's state of a guest that it has tried to start in vain, and starts no more.
+GIVEN_UP = "error"
+
 
 def _sections(text: str) -> list[tuple[str, str, dict[str, str]]]:
     """Kind, name and options of each section (PVE::SectionConfig); an option without a value is set."""
@@ -146,4 +149,4 @@ def given_up(facts: HostFacts, vmid: int) -> bool:
     except (ValueError, AttributeError):
         return False
     about = services.get(f"vm:{vmid}") if isinstance(services, dict) else None
-    return isinstance(about, dict) and about.get("state") == "error" and service(facts, "vm", vmid) is not None
+    return isinstance(about, dict) and about.get("state") == GIVEN_UP and service(facts, "vm", vmid) is not None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from homelab.errors import HomelabError
+from homelab.host.ha import GIVEN_UP
 from homelab.remote.proxmox.api import SECRETS, Api
 from homelab.remote.proxmox.errors import (
     ApiError,
@@ -46,8 +47,6 @@ HA_TAKES_SECONDS = 30
 # for the containers that are shut down for it, each in its own time.
 HANDOVER_SECONDS = 2 * 180 + 900 + 600
 
-# HA's state of a VM that it has tried to start in vain.
-HA_GIVES_UP = "error"
 # HA's states of a VM that it was asked to stop.
 HA_STOPS = ("stopped", "request_stop", "disabled")
 
@@ -361,7 +360,7 @@ class Machine:
         """A VM that is to run on, and that HA was asked to stop, is asked to be started again: HA would stop it when it comes to that."""
         try:
             ha = self._ha()
-            if not ha or ha.get("state") == "error" or not (self._asked_ha or ha.get("state") == "stopped"):
+            if not ha or ha.get("state") == GIVEN_UP or not (self._asked_ha or ha.get("state") == "stopped"):
                 return
             if self._others_stop_it:
                 return
@@ -425,7 +424,7 @@ class Machine:
         :raises ApiError: HA has given up on it, and starts nothing until it is told that the cause is gone.
         """
         ha = self._ha()
-        if ha.get("state") == HA_GIVES_UP:
+        if ha.get("state") == GIVEN_UP:
             raise ApiError(
                 wanted=wanted,
                 found="HA has it in the state error",
@@ -443,7 +442,7 @@ class Machine:
 
     def _becomes(self, *, running: bool, deadline: float, by_ha: bool = False) -> bool:
         while self.running() is not running:
-            if self._api.clock.now() > deadline or (by_ha and self._ha().get("state") == HA_GIVES_UP):
+            if self._api.clock.now() > deadline or (by_ha and self._ha().get("state") == GIVEN_UP):
                 return False
             self._api.clock.sleep(1)
         return True
