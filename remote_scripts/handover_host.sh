@@ -18,7 +18,7 @@ hook() { # VMID PHASE
   case $2 in
     pre-start)
       # Before the wait for the host, which a run may have for long; and once more with it.
-      ! must_wait "${names[@]}" || return 1
+      ! { must_wait "${names[@]}" || is_for_backup "${names[@]}"; } || return 1
       get_host_for_start "$1" || { tell_who_changes "$1" && return 1; }
       begin_handover || { printf 'homelab: %s\n' "$RUN/handing can't be locked" && return 1; }
       for name in "${names[@]}"; do
@@ -63,6 +63,21 @@ must_wait() {
       wait_for_run
       return 0
     fi
+  done
+  return 1
+}
+
+# is_for_backup NAME... - does a backup of VM `vmid`, which was off, start it, which names one of these cards and hasn't it yet? It doesn't get it, so that
+# nobody waits for that.
+is_for_backup() {
+  local name
+  [[ $(option_of_vm "$vmid" lock) == backup ]] || return 1
+  for name in "$@"; do
+    read_card "$name" && load_state "$name"
+    is_to_be_taken "$vmid" || continue
+    refuse_backup "$vmid"
+    tell "$REFUSED" "nothing was changed; back the VM up while it runs"
+    return 0
   done
   return 1
 }

@@ -1212,3 +1212,20 @@ def test_a_rehearsal_waits_for_a_run_only_where_a_start_would(host: Folder, note
             host.write(STATE, NOTED.format(noted, "boot"))
         done = host.run("rehearse", scripts.rehearse_card([LINE], "big", 103))
         assert ("an up or a destroy of this host is at work" in json.loads(done.stdout)["refused"]) is waits
+
+
+@pytest.mark.parametrize(("has_it", "said"), [(False, "a backup of VM 103, which was off"), (True, "for too long")])
+def test_a_backup_of_a_vm_that_is_off_waits_for_nobody(host: Folder, has_it: bool, said: str) -> None:
+    """While somebody has the host's lock. In stop mode a VM that has the card keeps it, and waits."""
+    if has_it:
+        run(host, "hook", "103", "pre-start")
+    conf = host.read("/etc/pve/qemu-server/103.conf")
+    host.write("/etc/pve/qemu-server/103.conf", f"lock: backup\n{conf}")
+    before = [*handover_files(host)]
+    text = program("hook", "103", "pre-start").replace("START_SECONDS=180", "START_SECONDS=0")
+    (host.root / "run/homelab").mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (host.root / "run/homelab/lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = host.bash(text, parts=())
+    assert done.returncode == 1 and said in done.stdout, done.stdout + done.stderr
+    assert [*handover_files(host)] == before

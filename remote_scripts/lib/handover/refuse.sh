@@ -16,7 +16,7 @@ refused() {
   elif [[ -e $STATE/armed && $(sed -n 's/^boot //p' "$STATE/armed") != "$(this_boot)" ]]; then
     REFUSED="this boot of the host isn't confirmed yet, which homelab up does"
   elif [[ $(option_of_vm "$1" lock) == backup ]]; then
-    REFUSED="a backup of VM $1, which was off, would start it: the card stays with the containers. Back the VM up while it runs"
+    refuse_backup "$1"
   elif [[ $driver != nvidia ]]; then
     REFUSED="NVIDIA's driver doesn't have it, but ${driver:-none}"
   else
@@ -32,6 +32,8 @@ refused() {
   if is_divided || is_reserved "$1" || is_held_by_drm || is_console; then return 0; fi
   if find_users; then return 1; fi
 }
+
+refuse_backup() { REFUSED="a backup of VM $1, which was off, would start it: the card stays with the containers. Back the VM up while it runs"; } # VMID
 
 # option_of_vm VMID KEY - of the VM's configuration, as it is for its next start.
 option_of_vm() { sed -n "/^\[/q; s/^$2: *//p" "$ROOT/etc/pve/qemu-server/$1.conf" 2>/dev/null || :; }
