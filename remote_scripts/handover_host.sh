@@ -123,7 +123,10 @@ reconcile() {
     read_card "$name" || continue
     load_state "$name"
     run_at_work '' || start_owed
-    run_at_work "${S[vm]:--}" || settle
+    run_at_work "${S[vm]:--}" || {
+      settle || :
+      watch_staying
+    }
   done < <(cards_of)
   return 0
 }

@@ -107,6 +107,8 @@ class Rehearsed(TypedDict):
     stands: str
     refused: str
     containers: list[str]
+    stays: list[str]
+    all_go: str
     ends: list[str]
     holders: list[str]
     way: str
@@ -141,6 +143,10 @@ class Switch:
             print(f"{found['stands']}.")
         for ctid in found["containers"]:
             print(f"  would be shut down, and started again afterwards: container {ctid}")
+        for ctid in found["stays"]:
+            print(f"  would run on without the card, since no program in it has that open: container {ctid}")
+        if found["all_go"]:
+            print(f"  all of them, although the setting is shutDown: holders: {found['all_go']}")
         for holder in found["ends"]:
             print(f"  has the card open, and ends with that: {holder}")
         for holder in found["holders"]:
@@ -164,6 +170,8 @@ class Switch:
         print(f"  would be shut down, for at most {self._off.timeout} s: VM {about['vm']}")
         for ctid in about.get("containers", "").split():
             print(f"  would be started again: container {ctid}")
+        for ctid in about.get("staying", "").split():
+            print(f"  would have it again, as it runs: container {ctid}")
         return WELL
 
     async def carry_out(self) -> int:

@@ -515,6 +515,21 @@ def handed_over(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[Homel
     ]
 
 
+def only_card(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
+    """Containers that don't use a shared card run on only where no other one of NVIDIA's can come up under its numbers."""
+    others = sorted({one.slot for one in facts.devices if one.vendor == NVIDIA and one.is_display and one.slot != slot})
+    if gpu.shut_down == "all" or not others:
+        return []
+    return [
+        HomelabError(
+            wanted=f"containers that don't use gpus.{name} ({facts.card(slot)}) just then to run on without it (shutDown: holders)",
+            found=f"this host has more cards of NVIDIA's: {', '.join(facts.card(other) for other in others)}",
+            why="one of these could get this card's numbers while it is away, and a container that runs on would then open the wrong card, or none",
+            next=f"take gpus.{name}.shutDown out: all containers that have the card are then shut down for the VM, and started again",
+        )
+    ]
+
+
 def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabError]]:
     """All gates. Returns the slot of each GPU that could be resolved, and every reason not to go on."""
     facts = remapping.to_be(facts, host)
@@ -556,6 +571,7 @@ STAYING = (by_hand,)
 # Of one that a VM takes in turn, both: while it is away, and while it is with the host.
 HANDED_OVER = (
     handed_over,
+    only_card,
     one_function,
     virtual_function,
     divided,

@@ -15,14 +15,15 @@ if TYPE_CHECKING:
     from homelab.host.facts import HostFacts
 
 
-def card_line(name: str, card: CardPlan, vmids: Sequence[int]) -> str:
+def card_line(name: str, card: CardPlan, vmids: Sequence[int], shut_down: str = "all") -> str:
     """A card as `scripts.handover` takes it, its graphics function first.
 
-    :param name: in the settings; ``vmids``: of the VMs that may take it.
+    :param name: in the settings; ``vmids``: of the VMs that may take it; ``shut_down``: as of `Gpu.shut_down`.
     """
     functions = sorted(card["functions"], key=lambda one: not one["class"].startswith(GRAPHICS))
     words = ",".join(f"{one['address']}={one['id']}" for one in functions)
-    return f"{name} {words} {','.join(str(vmid) for vmid in vmids) or '-'}"
+    line = f"{name} {words} {','.join(str(vmid) for vmid in vmids) or '-'}"
+    return line if shut_down == "all" else f"{line} {shut_down}"
 
 
 def refused(facts: HostFacts) -> list[HomelabError]:
@@ -46,7 +47,7 @@ def takers(host: Host, vms: Mapping[str, Vm]) -> dict[str, list[int]]:
 
 def lines_of(host: Host, vms: Mapping[str, Vm], cards: Mapping[str, CardPlan]) -> list[str]:
     """`card_line` of each shared card. ``cards``: the host's, by name."""
-    return [card_line(gpu, cards[gpu], vmids) for gpu, vmids in takers(host, vms).items()]
+    return [card_line(gpu, cards[gpu], vmids, host.gpus[gpu].shut_down) for gpu, vmids in takers(host, vms).items()]
 
 
 def state_of(facts: HostFacts, name: str) -> dict[str, str]:
@@ -127,8 +128,10 @@ def said(facts: HostFacts, name: str) -> str:
     if not state:
         return ""
     at = time.strftime("%Y-%m-%d %H:%M", time.localtime(since(about)))
+    staying = about.get("staying", "").split()
+    without = f"; without it runs on: container {', '.join(staying)}" if staying else ""
     if state == "VM":
-        return f"with VM {vm} since {at}"
+        return f"with VM {vm} since {at}{without}"
     if state in ("HELD", "STUCK", "DEAD"):
-        return f"{state} since {at}: {about.get('why', '')}"
-    return f"on its way to or from VM {vm} ({state}) since {at}"
+        return f"{state} since {at}: {about.get('why', '')}{without}"
+    return f"on its way to or from VM {vm} ({state}) since {at}{without}"

@@ -65,7 +65,10 @@ esac
 """,
     "pct": """\
 case $1 in
-  status) echo "status: $(cat "$ROOT/ct$2")" ;;
+  status)
+    [[ -e $ROOT/etc/pve/lxc/$2.conf ]] || { echo "Configuration file 'nodes/pve/lxc/$2.conf' does not exist"; exit 2; }
+    echo "status: $(cat "$ROOT/ct$2")"
+    ;;
   shutdown) echo stopped >"$ROOT/ct$2" ;;
   start) [[ ! -e $ROOT/ails ]] || exit 9; echo running >"$ROOT/ct$2" ;;
 esac
@@ -115,8 +118,8 @@ def made(folder: Folder) -> Folder:
     return folder
 
 
-def program(*words: str) -> str:
-    return f"set -- {' '.join(words)}\n" + scripts.compose("handover_host.sh", CARDS=LINE)
+def program(*words: str, shut_down: str = "") -> str:
+    return f"set -- {' '.join(words)}\n" + scripts.compose("handover_host.sh", CARDS=LINE + shut_down)
 
 
 def drivers(host: Folder) -> list[str]:
@@ -137,8 +140,8 @@ def state(host: Folder) -> str:
     return host.read(STATE).splitlines()[0].removeprefix("state=") if (host.root / STATE.lstrip("/")).exists() else ""
 
 
-def run(host: Folder, *words: str) -> None:
-    done = host.bash(program(*words), parts=())
+def run(host: Folder, *words: str, shut_down: str = "") -> None:
+    done = host.bash(program(*words, shut_down=shut_down), parts=())
     assert done.returncode == 0, done.stdout + done.stderr
 
 

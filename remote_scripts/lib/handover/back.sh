@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A card comes back to the host, from wherever it was left, and its containers are started again. Each step can be done again.
-# Needs: handover/state, handover/card, handover/units, handover/numbers, handover/holders, handover/users, handover/refuse, handover/driver
+# Needs: handover/state, handover/card, handover/units, handover/numbers, handover/holders, handover/users, handover/staying, handover/refuse, handover/driver
 #
 # Gives: give_back [WHY]; stuck STEP; settle; start_owed. All have the lock, and S of the card that was read.
 # How long containers that didn't start are tried again.
@@ -38,7 +38,8 @@ settle() {
 # start_owed - containers that didn't start for a reason that passes, such as a storage that isn't there yet, and what came to nothing with a driver that
 # didn't answer yet: tried again, for a while.
 start_owed() {
-  [[ ${S[state]} == HELD && -n ${S[containers]:-}${S[owed]:-} && ${S[boot]:-} == "$(this_boot)" ]] && (($(date +%s) - ${S[since]:-0} < OWED_SECONDS)) || return 0
+  local why=''
+  [[ ${S[state]} == HELD && -n ${S[containers]:-}${S[staying]:-}${S[owed]:-} && ${S[boot]:-} == "$(this_boot)" ]] && (($(date +%s) - ${S[since]:-0} < OWED_SECONDS)) || return 0
   ! host_stops || return 0
   bind_again || return 0
   # Its modules may have come with other numbers.
@@ -47,7 +48,9 @@ start_owed() {
   restore_persistence
   follow_numbers
   S[owed]=''
-  if start_users; then
+  settle_staying || why=$REFUSED
+  start_users || why+=$REFUSED
+  if [[ -z $why ]]; then
     say "it is with the host again, and its containers run"
     drop_state
   else
@@ -155,6 +158,7 @@ serve_again() {
   restore_persistence
   follow_numbers
   [[ $MOVED == no ]] || say "its nodes have other numbers than before: ${S[numbers]} -> $(numbers_now)"
+  settle_staying || why="${why:+$why; }$REFUSED"
   start_users || why="${why:+$why; }$REFUSED"
   if [[ -n $why ]]; then sink HELD "$why"; else
     say "it is with the host again"

@@ -2,20 +2,20 @@
 # A card that is handed over: its functions, their drivers, whether it answers, and what is done with them by sysfs.
 # Needs: handover/state, nvidia, read/devices
 #
-# Gives: read_card NAME -> CARD, FUNCTIONS, IDS, GPU, VMS; cards_of VMID; card_driver ADDRESS; all_on DRIVER; is_that_card; is_alive; is_only, drm_names;
+# Gives: read_card NAME -> CARD, FUNCTIONS, IDS, GPU, VMS, SHUT_DOWN; cards_of VMID; card_driver ADDRESS; all_on DRIVER; is_that_card; is_alive; is_only, drm_names;
 #   step_claim, step_unbind, step_bind, step_release, step_attach, step_nodes CARD; deep_sleepers. Variables: CARDS (a line each: NAME, ADDRESS=IDS,...
-#   with its graphics function first, VMID,...).
+#   with its graphics function first, VMID,..., and `holders` where only those containers are shut down that have it open).
 # How often it is looked whether a card answers, a second apart, before it is taken for dead.
 LOOKS=3
 
 read_card() { # NAME
-  local name words word vms
+  local name words word vms how
   UNSURE=no
-  CARD='' FUNCTIONS=() GPU='' VMS=''
+  CARD='' FUNCTIONS=() GPU='' VMS='' SHUT_DOWN=all
   declare -gA IDS=()
-  while read -r name words vms; do
+  while read -r name words vms how; do
     [[ $name == "$1" ]] || continue
-    CARD=$name VMS=${vms//,/ }
+    CARD=$name VMS=${vms//,/ } SHUT_DOWN=${how:-all}
     for word in ${words//,/ }; do
       FUNCTIONS+=("${word%%=*}")
       IDS[${word%%=*}]=${word#*=}
@@ -28,7 +28,7 @@ read_card() { # NAME
 # cards_of VMID - names of those that it may take; without VMID: all.
 cards_of() {
   local name vms
-  while read -r name _ vms; do
+  while read -r name _ vms _; do
     [[ -z $name || (-n ${1:-} && ",$vms," != *",$1,"*) ]] || printf '%s\n' "$name"
   done <<<"$CARDS"
 }

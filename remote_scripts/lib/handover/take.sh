@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A card goes to a VM that starts.
-# Needs: handover/state, handover/card, handover/units, handover/numbers, handover/holders, handover/users, handover/refuse, handover/back, handover/turn
+# Needs: handover/state, handover/card, handover/units, handover/numbers, handover/holders, handover/users, handover/staying, handover/refuse, handover/back, handover/turn
 #
 # Gives: take_card VMID; is_to_be_taken VMID, wait_for_run. Has the lock, and S of the card that was read.
 
@@ -76,13 +76,15 @@ is_elsewhere() { [[ $(within "$ASK_SECONDS" qm status "$vmid" 2>/dev/null) == 's
 drain_card() { # VMID
   local persistence units='' id owed='' numbers
   # What an earlier handover could not start again is still to be started after this one; by the numbers of then.
-  for id in ${S[containers]:-}; do [[ ${S[state]} != HELD || " ${USERS[*]} " == *" $id "* ]] || owed+="$id "; done
+  for id in ${S[containers]:-} ${S[staying]:-}; do [[ ${S[state]} != HELD || " ${USERS[*]} " == *" $id "* ]] || owed+="$id "; done
   if [[ -n $owed ]]; then numbers=${S[numbers]:-}; else numbers=$(numbers_now); fi
   bounded 30 nvidia-smi -i "$GPU" --query-gpu=persistence_mode --format=csv,noheader && persistence=$OUTPUT || persistence=''
   ! is_only || ! within "$ASK_SECONDS" systemctl is-active -q nvidia-persistenced.service || units=nvidia-persistenced.service
+  find_staying
   REFUSED="its state can't be noted on the disk"
-  save_state state DRAINING vm "$1" why '' containers "$owed${USERS[*]}" numbers "$numbers" modules '' d3cold '' persistence "${persistence//[[:space:]]/}" units "$units" || return 1
-  say "VM $1 starts and gets it${USERS[*]:+; containers ${USERS[*]} are shut down for it}"
+  save_state state DRAINING vm "$1" why '' containers "$owed${USERS[*]}" staying "${STAYING[*]}" freed "$(freed_numbers)" numbers "$numbers" modules '' d3cold '' persistence "${persistence//[[:space:]]/}" units "$units" || return 1
+  say "VM $1 starts and gets it${USERS[*]:+; containers ${USERS[*]} are shut down for it}${STAYING[*]:+; containers ${STAYING[*]} run on, since nothing in them has it open}"
+  [[ -z $ALL_GO ]] || say "all containers that have it are shut down: $ALL_GO"
   stop_users && settle_persistence || return 1
   # A barrier against those who come between the look and the unbinding, where the card knows it.
   bounded 30 nvidia-smi drain -p "$GPU" -m 1 || say "it can't be drained, and goes without that: $OUTPUT"
@@ -104,7 +106,8 @@ nobody_has_it() {
 }
 
 free_card() {
-  nobody_has_it || return 1
+  # Somebody may have opened it since.
+  nobody_has_it || { [[ -n ${S[staying]:-} ]] && end_staying "$REFUSED" && nobody_has_it; } || return 1
   REFUSED="its state can't be noted on the disk"
   save_state state FREE
 }
@@ -112,6 +115,8 @@ free_card() {
 detach_card() {
   local module names='' function only=no status
   ! is_only || only=yes
+  # An unbinding would wait for them.
+  [[ $only == yes ]] || end_staying "NVIDIA's driver has another card now" || return 1
   for module in nvidia_uvm nvidia_drm nvidia_modeset nvidia; do
     [[ $only == no || ! -d $ROOT/sys/module/$module ]] || names+="${names:+ }$module"
   done
@@ -125,10 +130,18 @@ detach_card() {
     ((status != 124)) || stuck "claiming it"
     return 1
   }
+  [[ -z ${S[staying]:-} ]] || hold_autoload || end_staying "what it opens could load the driver again: $AUTOLOAD can't be written" || return 1
   for module in $names; do
     # It says "in use" at once, where unbinding would wait.
-    run_unit 30 step_unbind rmmod "$module" || {
-      status=$?
+    status=0
+    run_unit 30 step_unbind rmmod "$module" || status=$?
+    # By somebody who came since, or what no look shows, such as a buffer that was handed on.
+    if [[ -n ${S[staying]:-} && ! $status =~ ^(0|12[45])$ ]]; then
+      end_staying "the module $module is in use: ${OUTPUT:-no text}" || return 1
+      status=0
+      run_unit 30 step_unbind rmmod "$module" || status=$?
+    fi
+    ((status == 0)) || {
       REFUSED="the module $module, which goes with its only card, is in use: ${OUTPUT:-no text}"
       ((status != 124)) || stuck "unloading $module"
       return 1
@@ -147,4 +160,5 @@ detach_card() {
   REFUSED="its state can't be noted on the disk"
   note_taken || return 1
   say "VM $vmid has it"
+  watch_staying
 }

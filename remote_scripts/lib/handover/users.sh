@@ -2,7 +2,7 @@
 # Who of this host uses a card: containers by their configuration, NVIDIA's persistence daemon.
 # Needs: handover/state, handover/card, handover/numbers, container/conf
 #
-# Gives: container_runs CTID; find_users -> USERS, REFUSED; stop_users, stop_unit CTID, follow_numbers, start_users; settle_persistence, restore_persistence.
+# Gives: container_runs CTID; find_users -> USERS, REFUSED; in_order CTID...; stop_users, stop_unit CTID, follow_numbers, start_users; settle_persistence, restore_persistence.
 
 # container_runs CTID - 0: yes, 1: no, 2: nobody knows.
 container_runs() {
@@ -16,7 +16,7 @@ container_runs() {
 # find_users - sets USERS: the containers that run and have the card by their configuration, in the order in which they are shut down. Status 1, with
 # REFUSED: one of them can't be.
 find_users() {
-  local file order found='' status
+  local file found='' status
   USERS=() REFUSED=''
   for file in "$ROOT"/etc/pve/lxc/[1-9]*.conf; do
     [[ -e $file ]] || continue
@@ -33,10 +33,21 @@ find_users() {
       REFUSED="container $CTID, which uses the card, is under HA, which would start it again"
     fi
     [[ -z $REFUSED ]] || return 1
-    order=$(startup order)
+    found+="$CTID "
+  done
+  # shellcheck disable=SC2086 # numbers
+  read -ra USERS <<<"$(in_order $found)"
+}
+
+# in_order CTID... - each once, as they are shut down: the order of the host's start, backwards.
+in_order() {
+  local order found=''
+  for CTID in "$@"; do
+    order=''
+    [[ ! -e $ROOT/etc/pve/lxc/$CTID.conf ]] || ! read_conf || order=$(startup order)
     found+="${order:-99999} $CTID"$'\n'
   done
-  mapfile -t USERS < <(printf '%s' "$found" | sort -k1,1nr -k2,2nr | cut -d ' ' -f 2)
+  printf '%s' "$found" | sort -u -k1,1nr -k2,2nr | awk '{ printf "%s%s", (NR > 1 ? " " : ""), $2 }'
 }
 
 # startup KEY - of the container that was read: of its option `startup`.

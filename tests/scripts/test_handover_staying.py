@@ -1,0 +1,351 @@
+"""`shutDown: holders`: containers in which nothing has the card open run on while a VM has it; on a folder whose kernel answers.
+
+Killed at any command, cut off from power, booted: each container runs as before, or was restarted where it had to be.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from homelab.remote import scripts
+from tests import sampling
+from tests.scripts import handover_kit
+from tests.scripts.conftest import Folder
+from tests.scripts.handover_kit import HOLDERS, Left, at_home, holding, sweep, two_users, with_the_vm
+from tests.scripts.test_handover import GPU, LINE, OTHER, STATE, made, program, run, state
+from tests.scripts.test_handover_kills import booted, some, vm_locked
+
+STORY = "/var/lib/homelab/handover/log"
+AUTOLOAD = "/run/modprobe.d/homelab-handover.conf"
+
+
+@pytest.fixture
+def host(folder: Folder) -> Folder:
+    return handover_kit.with_containers(handover_kit.with_a_kernel(made(folder), only=True))
+
+
+def start(host: Folder) -> subprocess.CompletedProcess[str]:
+    return host.bash(program("hook", "103", "pre-start", shut_down=HOLDERS), parts=())
+
+
+def back(host: Folder) -> None:
+    run(host, "reconcile", shut_down=HOLDERS)
+
+
+def both(host: Folder) -> tuple[bool, bool]:
+    """Do 950 and 951 run?"""
+    return host.read("/ct950") == "running\n", host.read("/ct951") == "running\n"
+
+
+def ran_on(host: Folder) -> bool:
+    """Was 951 never shut down?"""
+    return "shutdown 951" not in host.read("/asked")
+
+
+def as_before(host: Folder) -> bool:
+    return at_home(host, only=True) and both(host) == (True, True) and not (host.root / AUTOLOAD[1:]).exists()
+
+
+def given(host: Folder, *, other: str = "") -> None:
+    """A driver that was loaded meanwhile has the major that nvidia-uvm had."""
+    text = host.read("/proc/devices")
+    assert "508" not in text
+    host.write("/proc/devices", text.replace("devices:\n", f"devices:\n508 {other or 'cdc-wdm'}\n", 1))
+
+
+def at_drain(host: Folder, text: str) -> None:
+    """What happens after the first look, and before the second one."""
+    command = (host.commands / "nvidia-smi").read_text().split("\n", 1)[1]
+    host.command("nvidia-smi", f'if [[ "$*" == drain*-m\\ 1 ]]; then\n{text}\nfi\n{command}')
+
+
+def test_who_does_not_use_it_runs_on_and_has_it_again(host: Folder) -> None:
+    done = start(host)
+    assert done.returncode == 0 and with_the_vm(host), done.stdout + done.stderr
+    assert both(host) == (False, True) and "containers 951 run on" in done.stdout
+    assert "containers=950\nstaying=951\nfreed=508 \n" in host.read(STATE)
+    assert host.read(AUTOLOAD).endswith("\nblacklist nvidia\n")
+    host.write("/vm103", "running\n")
+    back(host)
+    assert both(host) == (False, True) and state(host) == "VM"
+    host.write("/vm103", "stopped\n")
+    back(host)
+    assert as_before(host) and ran_on(host) and state(host) == "", host.read(STORY)
+
+
+def test_without_the_setting_all_are_shut_down(host: Folder) -> None:
+    run(host, "hook", "103", "pre-start")
+    assert both(host) == (False, False) and "staying=\n" in host.read(STATE) and not (host.root / AUTOLOAD[1:]).exists()
+
+
+def test_nobody_who_uses_it_runs_on(host: Folder) -> None:
+    holding(host, 951)
+    start(host)
+    assert with_the_vm(host) and both(host) == (False, False)
+    back(host)
+    assert as_before(host)
+
+
+@pytest.mark.parametrize(
+    ("made_so", "why"),
+    [
+        ("echo 0x10de >$ROOT/sys/bus/pci/devices/{OTHER}/vendor", "this host has another card of NVIDIA's"),
+        (
+            "echo 0x10de >$ROOT/sys/bus/pci/devices/{OTHER}/vendor; echo 0x030200 >$ROOT/sys/bus/pci/devices/{OTHER}/class",
+            "this host has another card of NVIDIA's",
+        ),
+        ("echo stat --cached >$ROOT/fails", "who has it open can't be told"),
+        (
+            "printf 'state=HELD\\nboot=boot\\ncontainers=960\\n' >$ROOT{STATE}",
+            "containers are still to be started after the last handover (960)",
+        ),
+        (
+            "echo 0::/elsewhere >$ROOT/proc/40950/cgroup",
+            "whether ollama (PID 40950), which has it open, is in a container can't be told",
+        ),
+    ],
+)
+def test_where_it_is_not_sure_all_are_shut_down(host: Folder, made_so: str, why: str) -> None:
+    host.write(STATE, "")
+    done = host.bash(made_so.format(OTHER=OTHER, STATE=STATE), parts=())
+    assert done.returncode == 0, done.stderr
+    done = start(host)
+    assert f"all containers that have it are shut down: {why}" in done.stdout, done.stdout
+    assert "shutdown 951" in host.read("/asked") and "containers 951 run on" not in done.stdout
+
+
+def test_another_function_of_nvidias_is_no_other_card(host: Folder) -> None:
+    """Such as a chipset's."""
+    host.write(f"/sys/bus/pci/devices/{OTHER}/vendor", "0x10de\n")
+    host.write(f"/sys/bus/pci/devices/{OTHER}/class", "0x060400\n")
+    start(host)
+    assert both(host) == (False, True)
+
+
+def test_who_comes_to_use_it_between_two_looks_is_shut_down_after_all(host: Folder) -> None:
+    at_drain(
+        host,
+        'mkdir -p "$ROOT/proc/40951/task"; ln -sfn .. "$ROOT/proc/40951/task/40951"; cp "$ROOT/maps" "$ROOT/proc/40951/"; '
+        'echo chat >"$ROOT/proc/40951/comm"; echo 0::/lxc/951/ns/x >"$ROOT/proc/40951/cgroup"',
+    )
+    host.write("/maps", host.read("/proc/40950/maps"))
+    done = start(host)
+    assert done.returncode == 0 and with_the_vm(host), done.stdout
+    assert (
+        both(host) == (False, False)
+        and "container 951 doesn't run on: in use by chat (PID 40951 of container 951)" in done.stdout
+    )
+    back(host)
+    assert as_before(host)
+
+
+def test_what_no_look_shows_is_shown_by_the_module_that_does_not_go(host: Folder) -> None:
+    host.write("/pins", "951")
+    done = start(host)
+    assert done.returncode == 0 and with_the_vm(host), done.stdout
+    assert both(host) == (False, False) and "container 951 doesn't run on: the module nvidia is in use" in done.stdout
+    back(host)
+    assert as_before(host)
+
+
+def test_where_that_does_not_help_everybody_has_what_they_had(host: Folder) -> None:
+    host.write("/in-use", "nvidia")
+    done = start(host)
+    assert done.returncode == 1 and "the module nvidia, which goes with its only card, is in use" in done.stdout
+    assert as_before(host) and state(host) == "HELD", done.stdout
+
+
+def test_where_the_driver_has_another_card_by_then_nobody_runs_on(host: Folder) -> None:
+    """Which nobody unbinds while a container may open the card."""
+    at_drain(host, f'ln -sfn ../../../../bus/pci/drivers/nvidia "$ROOT/sys/bus/pci/devices/{OTHER}/driver"')
+    done = start(host)
+    assert both(host) == (False, False) and "NVIDIA's driver has another card now" in done.stdout, done.stdout
+    assert host.read("/asked").index("shutdown 951") < host.read("/asked").index("step_unbind")
+
+
+def test_who_cannot_be_kept_from_loading_the_driver_does_not_run_on(host: Folder) -> None:
+    host.write("/run/modprobe.d", "a file")
+    done = start(host)
+    assert done.returncode == 0 and with_the_vm(host) and both(host) == (False, False), done.stdout + done.stderr
+    assert "what it opens could load the driver again" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "taken",
+    [
+        "sed -i 's/^Character devices:/&\\n508 cdc-wdm/' $ROOT/proc/devices",
+        "ln -sfn ../../devices/pci0000:00/0000:00:02.0/drm/card1 $ROOT/sys/dev/char/226:1",
+        "rm $ROOT/proc/devices",
+    ],
+)
+def test_one_whose_numbers_are_another_devices_does_not_run_on(host: Folder, taken: str) -> None:
+    """Seen by the timer, while the VM runs."""
+    host.write(f"/sys/bus/pci/devices/{GPU}/drm/card1/dev", "226:1\n")
+    host.write("/sys/dev/char/.keep", "")
+    start(host)
+    assert both(host) == (False, True) and "freed=508 226:1 \n" in host.read(STATE)
+    devices = host.read("/proc/devices")
+    host.write("/vm103", "running\n")
+    back(host)
+    assert both(host) == (False, True)
+    assert host.bash(taken, parts=()).returncode == 0
+    back(host)
+    assert both(host) == (False, False) and "staying=\n" in host.read(STATE), host.read(STORY)
+    host.write("/proc/devices", devices)
+    host.write("/vm103", "stopped\n")
+    back(host)
+    assert as_before(host) and state(host) == "", host.read(STORY)
+
+
+def test_its_own_nodes_are_no_other_devices(host: Folder) -> None:
+    host.write(f"/sys/bus/pci/devices/{GPU}/drm/card1/dev", "226:1\n")
+    (host.root / "sys/dev/char").mkdir(parents=True)
+    start(host)
+    (host.root / "sys/dev/char/226:1").symlink_to(f"../../devices/pci0000:00/{GPU}/drm/card1")
+    back(host)
+    assert as_before(host) and ran_on(host), host.read(STORY)
+
+
+def test_where_numbers_have_moved_it_is_restarted(host: Folder) -> None:
+    start(host)
+    given(host)
+    back(host)
+    assert as_before(host) and state(host) == "", host.read(STORY)
+    asked = host.read("/asked")
+    assert asked.index("shutdown 951") < asked.index("start 951")
+
+
+def test_a_number_that_is_another_drivers_although_nvidias_is_not_back(host: Folder) -> None:
+    """Its module couldn't be loaded: then it has no number that could have moved."""
+    start(host)
+    given(host)
+    host.write("/fails", "modprobe nvidia_uvm\n")
+    back(host)
+    assert "shutdown 951" in host.read("/asked"), host.read(STORY)
+
+
+def test_one_that_does_not_go_off_is_tried_again(host: Folder) -> None:
+    start(host)
+    given(host)
+    host.write("/fails", "pct shutdown\n")
+    back(host)
+    assert state(host) == "HELD" and both(host) == (True, True), "the other one is started"
+    assert "container 951 doesn't go off" in host.read(STATE) and "staying=951\n" in host.read(STATE)
+    back(host)
+    assert state(host) == "HELD"
+    host.write("/fails", "\n")
+    back(host)
+    assert as_before(host) and state(host) == "" and "start 951" in host.read("/asked"), host.read(STORY)
+
+
+def test_what_became_of_it_meanwhile_holds_nobody(host: Folder) -> None:
+    """It was destroyed; or shut down by somebody, and stays off."""
+    start(host)
+    (host.root / "etc/pve/lxc/951.conf").unlink()
+    given(host)
+    back(host)
+    assert at_home(host, only=True) and state(host) == "" and "start 951" not in host.read("/asked")
+
+
+def test_one_that_somebody_shut_down_stays_off_unless_it_must_be_restarted(host: Folder) -> None:
+    start(host)
+    host.write("/ct951", "stopped\n")
+    back(host)
+    assert at_home(host, only=True) and both(host) == (True, False) and state(host) == ""
+
+
+def test_a_dead_cards_containers_know_no_other_device(host: Folder) -> None:
+    start(host)
+    config = host.root / f"sys/bus/pci/devices/{GPU}/config"
+    config.write_bytes(b"\xff" * 64)
+    back(host)
+    assert state(host) == "DEAD" and both(host) == (False, True)
+    given(host)
+    back(host)
+    assert state(host) == "DEAD" and both(host) == (False, False)
+
+
+def test_a_destroy_tells_of_one_that_could_not_be_restarted(host: Folder) -> None:
+    start(host)
+    given(host)
+    host.write("/fails", "pct shutdown\n")
+    back(host)
+    done = host.run("revert", scripts.handover([LINE + HOLDERS]))
+    assert done.returncode == 0 and "container 951 has run on since VM 103 had the card" in done.stderr + done.stdout
+    assert "`pct reboot 951`" in done.stderr + done.stdout
+
+
+def test_a_rehearsal_says_who_would_run_on(host: Folder) -> None:
+    before = [*handover_kit.everything(host.root)]
+    done = host.run("rehearse", scripts.rehearse_card([LINE + HOLDERS], "big", 103))
+    found = json.loads(done.stdout)
+    assert (found["containers"], found["stays"], found["all_go"]) == (["950"], ["951"], ""), done.stdout
+    assert [*handover_kit.everything(host.root)] == before
+    host.write(f"/sys/bus/pci/devices/{OTHER}/vendor", "0x10de\n")
+    found = json.loads(host.run("rehearse", scripts.rehearse_card([LINE + HOLDERS], "big", 103)).stdout)
+    assert (found["containers"], found["stays"]) == (["951", "950"], [])
+    assert found["all_go"].startswith("this host has another card of NVIDIA's")
+
+
+# -- killed ------------------------------------------------------------------------------------------------------------
+def settled(host: Folder, left: Left) -> None:
+    back(host)
+    assert as_before(host) and not two_users(host), (
+        f"HOMELAB_SEED={sampling.SEED} {left}: {state(host)} {host.read(STORY)}"
+    )
+    assert state(host) in ("", "HELD") and "staying=951" not in (host.read(STATE) if state(host) else ""), left
+
+
+def test_a_start_that_is_killed_anywhere_is_undone_or_begun_again(host: Folder, tmp_path: Path) -> None:
+    with vm_locked(host):
+        found, _, _ = sweep(host, tmp_path / "start", "hook", "103", "pre-start", shut_down=HOLDERS)
+    assert with_the_vm(host) and {left.noted for left in found} >= {"", "DRAINING", "FREE", "DETACHED", "VM"}
+    for left, then in some([(left, then) for left in found for then in ("service", "start")], "holders"):
+        left.back(host)
+        if then == "start":
+            with vm_locked(host):
+                done = start(host)
+            assert with_the_vm(host), f"HOMELAB_SEED={sampling.SEED} {left}: {done.stdout}{host.read(STORY)}"
+        settled(host, left)
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["the same numbers", "others"])
+def test_a_way_back_that_is_killed_anywhere_is_finished_by_the_service(
+    host: Folder, tmp_path: Path, moved: bool
+) -> None:
+    start(host)
+    if moved:
+        given(host)
+    found, _, _ = sweep(host, tmp_path / "service", "reconcile", shut_down=HOLDERS)
+    assert as_before(host) and state(host) == "" and ran_on(host) is not moved
+    for left in some(found, f"holders back {moved}"):
+        left.back(host)
+        settled(host, left)
+        assert ran_on(host) is not moved or left.noted == "", left
+
+
+def test_one_that_must_not_run_on_is_not_forgotten_by_a_kill(host: Folder, tmp_path: Path) -> None:
+    start(host)
+    host.write("/vm103", "running\n")
+    given(host)
+    found, _, _ = sweep(host, tmp_path / "watch", "reconcile", shut_down=HOLDERS)
+    assert both(host) == (False, False)
+    for left in some(found, "holders watch"):
+        left.back(host)
+        back(host)
+        assert both(host) == (False, False), left
+        host.write("/vm103", "stopped\n")
+        settled(host, left)
+
+
+def test_a_power_cut_at_any_command_ends_with_the_boot(host: Folder, tmp_path: Path) -> None:
+    with vm_locked(host):
+        found, _, on_disk = sweep(host, tmp_path / "start", "hook", "103", "pre-start", shut_down=HOLDERS)
+    for files in some(on_disk, "holders disk"):
+        booted(host, files, found[0].folder, "running\n")
+        back(host)
+        assert as_before(host) and state(host) == "", host.read(STORY)
