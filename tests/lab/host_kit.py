@@ -11,6 +11,7 @@ from homelab import settings
 from lab import Lab
 from lab.machine import BootResult, Machine, Scenario, load_scenario
 from lab.processes import end_left_behind
+from tests.script_input import as_input
 from tests.waiting import PATIENCE
 
 GPU_SCRIPT = """\
@@ -41,15 +42,16 @@ def settings_of(lab: Lab, **timeouts: int) -> settings.Host:
 
 def run_script(machine: Machine, verb: str, script: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A composed script, as it is sent, in the host's environment."""
-    return subprocess.run(
-        ["bash", "-s", "--", verb],
-        input=script,
-        env=machine.environment() | environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    with as_input(script) as text:
+        return subprocess.run(
+            ["bash", "-s", "--", verb],
+            stdin=text,
+            env=machine.environment() | environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
 
 
 class Host:

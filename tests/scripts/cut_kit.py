@@ -14,11 +14,14 @@ update-grub, update-initramfs and proxmox-boot-tool are stand-ins that derive wh
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
 import stat
+import struct
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,16 +34,19 @@ Tree = Mapping[str, tuple[int, bytes | str | None]]
 #: What lasts, and is compared: the rest is the running system's.
 LASTING = ("etc", "boot", "usr", "var", "esp")
 
+# `sync` by its name is no program there, which would take longer than all that it does; `within 60 sync` starts the stand-in.
 _TRAP = """\
 set -T
-trap '[[ $BASHPID == $$ && " ${{FUNCNAME[*]}} " == *" follow "* ]] || {{ printf "point %s %s\\n" "$BASHPID" "${{FUNCNAME[0]-main}}" >&{out}; read -rn1 -u{go} _; }}' DEBUG
+sync() {{ local IFS=" "; printf "sync %s\\n" "$*" >&{out}; read -rn1 -u{go} _; }}
+trap '[[ ${{FUNCNAME[0]-}} == sync || $BASHPID == $$ && " ${{FUNCNAME[*]}} " == *" follow "* ]] || {{ printf "point %s %s\\n" "$BASHPID" "${{FUNCNAME[0]-main}}" >&{out}; read -rn1 -u{go} _; }}' DEBUG
 """
-# Answers at once where nobody counts.
-_STOP = 'if [[ -n ${POINT_OUT:-} ]]; then printf "%s\\n" "$*" >&"$POINT_OUT"; read -rn1 -u"$POINT_GO" _; fi\n'
+# A stand-in of a script is stopped by it, where somebody counts: `stop point` as a program, and as a function for stand-ins in bash.
+_STOP = '[ -z "${POINT_OUT:-}" ] || { echo "$*" >"/dev/fd/$POINT_OUT"; read -r _ <"/dev/fd/$POINT_GO"; }\n'
+STOP_FUNCTION = f"stop() {{\n{_STOP}}}\n"
+#: Before a script that flushes where nobody looks: the stand-in, without a program.
+NO_SYNC = "sync() { :; }\n"
 
 _COMMANDS = {
-    "stop": _STOP,
-    "sync": 'stop sync "$@"',
     "systemctl": "",
     "ip": "",
     "ping": "exit 1",
@@ -101,8 +107,9 @@ sync -f
 
 def stock(folder: Folder, loader: str) -> None:
     """Make of an empty folder a host with two kernels, and files of its owner where ours are going to be."""
+    flushing(folder)
     for name, text in _COMMANDS.items():
-        folder.command(name, text)
+        folder.command(name, STOP_FUNCTION * ("stop point" in text) + text)
     for path in (
         "sys",
         "esp",
@@ -135,18 +142,47 @@ def stock(folder: Folder, loader: str) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def tree(root: Path) -> Tree:
-    """Everything that lasts below ``root``."""
+def _all_below(root: Path) -> Iterator[tuple[str, str, os.stat_result]]:
+    """Name below ``root``, path and inode of everything that lasts, each folder before what is in it."""
+    folders = list(reversed(LASTING))
+    while folders:
+        folder = folders.pop()
+        with contextlib.suppress(FileNotFoundError), os.scandir(root / folder) as entries:
+            for entry in sorted(entries, key=lambda one: one.name):
+                yield f"{folder}/{entry.name}", entry.path, entry.stat(follow_symlinks=False)
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(f"{folder}/{entry.name}")
+
+
+#: Inode, size and time of a file -> its bytes.
+Contents = dict[tuple[int, int, int], bytes]
+#: In nanoseconds: of files changed later than that, a time doesn't say whether they were changed once more (a kernel's tick, and more).
+_TICK = 100_000_000
+
+
+def tree(root: Path, contents: Contents | None = None) -> Tree:
+    """Everything that lasts below ``root``.
+
+    :param contents: what was read before, of files that haven't changed.
+    """
     found: dict[str, tuple[int, bytes | str | None]] = {}
-    for name in LASTING:
-        for path in sorted((root / name).rglob("*")):
-            about, key = path.lstat(), path.relative_to(root).as_posix()
-            if stat.S_ISLNK(about.st_mode):
-                found[key] = (0, path.readlink().as_posix())
-            elif stat.S_ISDIR(about.st_mode):
-                found[key] = (about.st_mode & 0o7777, None)
-            else:
-                found[key] = (about.st_mode & 0o7777, path.read_bytes())
+    for key, path, about in _all_below(root):
+        if stat.S_ISLNK(about.st_mode):
+            found[key] = (0, Path(path).readlink().as_posix())
+        elif stat.S_ISDIR(about.st_mode):
+            found[key] = (about.st_mode & 0o7777, None)
+        else:
+            found[key] = (about.st_mode & 0o7777, _content(path, about, contents))
+    return found
+
+
+def _content(path: str, about: os.stat_result, contents: Contents | None) -> bytes:
+    kept = (about.st_ino, about.st_size, about.st_ctime_ns)
+    if contents is not None and kept in contents:
+        return contents[kept]
+    found = Path(path).read_bytes()
+    if contents is not None and about.st_ctime_ns < time.time_ns() - _TICK:
+        contents[kept] = found
     return found
 
 
@@ -175,24 +211,29 @@ class Disk:
     root: Path
     bytes_of: dict[int, bytes] = field(default_factory=dict)
     names_in: dict[str, dict[str, int]] = field(default_factory=dict)
+    contents: Contents = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.flush_all()
 
     def flush_all(self) -> None:
-        self.bytes_of, self.names_in = {}, {}
-        for name in LASTING:
-            for path in (self.root / name, *(self.root / name).rglob("*")):
-                self.flush(path)
+        self.bytes_of, self.names_in = {}, {name: {} for name in LASTING}
+        for key, path, about in _all_below(self.root):
+            folder, _, name = key.rpartition("/")
+            self.names_in[folder][name] = about.st_ino
+            if stat.S_ISDIR(about.st_mode):
+                self.names_in[key] = {}
+            elif stat.S_ISREG(about.st_mode):
+                self.bytes_of[about.st_ino] = _content(path, about, self.contents)
 
     def flush(self, path: Path) -> None:
         about = path.lstat()
         if stat.S_ISDIR(about.st_mode):
-            self.names_in[path.relative_to(self.root).as_posix()] = {
-                each.name: each.stat(follow_symlinks=False).st_ino for each in os.scandir(path)
-            }
+            with os.scandir(path) as entries:
+                names = {each.name: each.stat(follow_symlinks=False).st_ino for each in entries}
+            self.names_in[path.relative_to(self.root).as_posix()] = dict(sorted(names.items()))
         elif stat.S_ISREG(about.st_mode):
-            self.bytes_of[about.st_ino] = path.read_bytes()
+            self.bytes_of[about.st_ino] = _content(str(path), about, self.contents)
 
     def synced(self, arguments: list[str]) -> None:
         """What `sync ARGUMENT...` does. A file system as a whole is everything here."""
@@ -216,7 +257,7 @@ class Disk:
 
     def forget_gone(self) -> None:
         """An inode number is given again."""
-        there = {path.lstat().st_ino for name in LASTING for path in (self.root / name).rglob("*")}
+        there = {about.st_ino for _, _, about in _all_below(self.root)}
         for inode in [inode for inode in self.bytes_of if inode not in there and not self._is_named(inode)]:
             del self.bytes_of[inode]
 
@@ -226,16 +267,19 @@ class Disk:
     def after_a_cut(self, now: Tree, *, names_as_now: bool) -> Tree:
         """The files after a power cut at this moment."""
         kinds: dict[int, tuple[int, str | None, bool]] = {}
-        for key, (mode, content) in now.items():
-            inode = (self.root / key).lstat().st_ino
+        named: dict[str, dict[str, int]] = {name: {} for name in LASTING}
+        for key, _, about in _all_below(self.root):
+            inode, (mode, content) = about.st_ino, now[key]
             kinds[inode] = (mode, content if isinstance(content, str) else None, content is None)
+            folder, _, name = key.rpartition("/")
+            named[folder][name] = inode
+            if content is None:
+                named[key] = {}
+        names_in = named if names_as_now else self.names_in
         found: dict[str, tuple[int, bytes | str | None]] = {}
 
         def walk(folder: str) -> None:
-            names = self.names_in.get(folder, {})
-            if names_as_now:
-                names = {each.name: each.stat(follow_symlinks=False).st_ino for each in os.scandir(self.root / folder)}
-            for name, inode in sorted(names.items()):
+            for name, inode in names_in.get(folder, {}).items():
                 key = f"{folder}/{name}"
                 mode, target, is_folder = kinds.get(inode, (self._modes.get(key, 0o600), None, key in self.names_in))
                 if target is not None:
@@ -256,8 +300,10 @@ class Disk:
 
 def flushing(folder: Folder) -> None:
     """`sync` is a moment of its own there."""
-    for name in ("stop", "sync"):
-        folder.command(name, _COMMANDS[name])
+    for name, text in {"stop": _STOP, "sync": f'set -- sync "$@"\n{_STOP}'}.items():
+        file = folder.commands / name
+        file.write_text(f"#!/bin/sh\n{text}")
+        file.chmod(0o755)
 
 
 @dataclass
@@ -326,35 +372,30 @@ def cuts(folder: Folder, verb: str, script: str, output: Path, *, status: int = 
     The last three are those of the end: they must be one.
     """
     disk = Disk(folder.root)
-    run = start(folder, verb, script, output)
-    found: dict[str, Cut] = {}
-    previous = None
+    found: dict[frozenset[tuple[str, tuple[int, bytes | str | None]]], Cut] = {}
 
     def look(number: int) -> None:
-        nonlocal previous
-        fingerprint = _fingerprint(folder.root)
-        if fingerprint == previous:
-            return
-        previous = fingerprint
         disk.forget_gone()
         disk.flush_cluster()
-        now = tree(folder.root)
+        now = tree(folder.root, disk.contents)
         states = {
             "killed": now,
             "power cut, unflushed lost": disk.after_a_cut(now, names_as_now=False),
             "power cut, unflushed empty": disk.after_a_cut(now, names_as_now=True),
         }
         for how, files in states.items():
-            found.setdefault(repr(files), Cut(number, how, files))
+            found.setdefault(frozenset(files.items()), Cut(number, how, files))
 
-    number = 0
-    for event in run.events:
-        number += 1
-        look(number)
-        if event.startswith("sync"):
-            disk.synced(event.split()[1:])
-            previous = None
-        run.go()
+    with Changes(folder.root) as changes:
+        run = start(folder, verb, script, output)
+        number, has_changed = 0, True
+        for event in run.events:
+            number += 1
+            if changes.any() or has_changed:
+                look(number)
+            if has_changed := event.startswith("sync"):
+                disk.synced(event.split()[1:])
+            run.go()
     assert run.process.wait() == status, output.read_text()
     look(number + 1)
     now = tree(folder.root)
@@ -362,18 +403,57 @@ def cuts(folder: Folder, verb: str, script: str, output: Path, *, status: int = 
     return list(found.values())
 
 
-def _fingerprint(root: Path) -> int:
-    """Changes with what lasts; asked at every stop."""
-    found: list[tuple[int, ...]] = []
-    folders = [str(root / name) for name in LASTING]
-    for folder in folders:
-        about = os.lstat(folder)
-        found.append((about.st_ino, about.st_mtime_ns, about.st_mode))
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                else:
-                    about = entry.stat(follow_symlinks=False)
-                    found.append((about.st_ino, about.st_mtime_ns, about.st_size, about.st_mode))
-    return hash(tuple(found))
+class Changes:
+    """Whether anything that lasts has changed since it was asked last, of which the kernel keeps count (inotify). Asked at every stop."""
+
+    # inotify.h: what is written, its mode and times, and what is made, moved and removed in a folder.
+    _MASK = 0x2 | 0x4 | 0x40 | 0x80 | 0x100 | 0x200
+    _ONLY_FOLDERS, _MAKES, _IS_FOLDER, _OVERFLOW = 0x01000000, 0x80 | 0x100, 0x40000000, 0x4000
+    _HEAD = struct.Struct("iIII")
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __enter__(self) -> Changes:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._queue = _of_libc(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        self._folders: dict[int, str] = {}
+        for name in LASTING:
+            self._watch(str(self.root / name))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._queue)
+
+    def _watch(self, folder: str) -> None:
+        """Of a folder that is made while nobody watches what is above it, too: a script makes several at once."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            watch = self._libc.inotify_add_watch(self._queue, os.fsencode(folder), self._MASK | self._ONLY_FOLDERS)
+            self._folders[_of_libc(watch)] = folder
+            with os.scandir(folder) as entries:
+                folders = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+            for each in folders:
+                self._watch(each)
+
+    def any(self) -> bool:
+        """Since it was asked last, or entered."""
+        found = False
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                events = os.read(self._queue, 1 << 16)
+                found = True
+                place = 0
+                while place < len(events):
+                    watch, mask, _, length = self._HEAD.unpack_from(events, place)
+                    assert not mask & self._OVERFLOW, "more changes than the kernel counts"
+                    name = events[place + self._HEAD.size :][:length].rstrip(b"\0")
+                    if mask & self._IS_FOLDER and mask & self._MAKES:
+                        self._watch(f"{self._folders[watch]}/{os.fsdecode(name)}")
+                    place += self._HEAD.size + length
+        return found
+
+
+def _of_libc(result: int) -> int:
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result

@@ -25,6 +25,7 @@ from lab.machine import Scenario
 from lab.state import process_start_time
 from tests.lab.guest_kit import Vm, scenario
 from tests.lab.host_kit import Host
+from tests.script_input import as_input
 from tests.waiting import PATIENCE, wait_until
 
 # What a VM can have installed.
@@ -63,20 +64,16 @@ class Machine:
 
     def start(self, verb: str, script: str, **options: Any) -> subprocess.Popen[str]:
         """A script, begun, in a process group of its own."""
-        process = subprocess.Popen(
-            ["bash", "-s", "--", verb],
-            stdin=subprocess.PIPE,
-            text=True,
-            env=self._environment(),
-            cwd=self.host.root,
-            start_new_session=True,
-            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
-        )
-        assert process.stdin is not None
-        process.stdin.write(self.script(verb, script))
-        process.stdin.close()
-        process.stdin = None
-        return process
+        with as_input(self.script(verb, script)) as text:
+            return subprocess.Popen(
+                ["bash", "-s", "--", verb],
+                stdin=text,
+                text=True,
+                env=self._environment(),
+                cwd=self.host.root,
+                start_new_session=True,
+                **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
+            )
 
     def points(self, verb: str, script: str) -> int:
         """How many commands a script has run at its end, those of subshells not counted."""

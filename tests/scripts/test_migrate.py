@@ -25,8 +25,12 @@ BOOT = "7d4f0d3c-0000-4000-8000-000000000001"
 NEXT_BOOT = "7d4f0d3c-0000-4000-8000-000000000002"
 CARD = {"local_resources": ["hostpci0"], "mapped-resources": ["hostpci0"], "mapped-resource-info": {"hostpci0": {"name": "gpu"}}}  # fmt: skip
 # A guest is its file, on the node that has it; `#on` in it: it runs.
-PVE = """
+PVE = (
+    f"""
+{cut_kit.STOP_FUNCTION}
 cd "$ROOT/etc/pve/nodes"
+"""
+    + """
 moved() { # VMID FROM TO - the configuration goes first, with its lock; then the guest goes on; then the lock goes
   grep -q '^#on' "$2/qemu-server/$1.conf" || echo "went off" >>"$ROOT/run/asked"
   sed -i '1i lock: migrate' "$2/qemu-server/$1.conf"
@@ -41,6 +45,7 @@ moved() { # VMID FROM TO - the configuration goes first, with its lock; then the
   sed -i '/^lock/d; /^#moved/d' "$3/qemu-server/$1.conf"
 }
 """
+)
 QM = (
     PVE
     + """
