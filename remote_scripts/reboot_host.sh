@@ -116,7 +116,7 @@ plan() {
 # decide - sets DECISION (yes, no or manual), REASONS, PERHAPS, GUESTS and MOVES.
 decide() {
   what_is_lacking
-  LEAVING='' MOVING='' STAYING='' UNSAID=''
+  LEAVING='' MOVING='' STAYING='' DOUBTED='' UNSAID=''
   if ((${#REASONS[@]} + ${#PERHAPS[@]} > 0)) && [[ $HA_MODE != keep ]] && is_clustered; then
     LEAVING=$(services_here) || LEAVING=''
     what_can_move || : # UNSAID

@@ -262,6 +262,7 @@ def _node_handlers(power: Callable[[str], None]) -> dict[tuple[str, str], Handle
         ("GET", "/nodes/{node}/hardware/pci"): node.pci,
         ("GET", "/nodes/{node}/hardware/pci/{pci-id-or-mapping}"): node.pci_device,
         ("GET", "/nodes/{node}/network"): node.network,
+        ("GET", "/nodes/{node}/capabilities/qemu/machines"): qemu.machines,
         ("GET", "/nodes/{node}/storage"): node.storage_status,
         ("GET", "/nodes/{node}/tasks"): node.tasks,
         ("GET", "/nodes/{node}/tasks/{upid}/status"): node.task_status,

@@ -84,7 +84,8 @@ driver_lacks() {
 }
 
 # stopped_guests - what a reboot stops, for people: `VM 103 (Sandbox), container 901 (ai-lab)`. moved_guests: the same of those that are on other
-# nodes meanwhile (LEAVING: `vm:103 ct:200 `). STAYING: lines `VMID WHY` of VMs that were to be, too: `VM 103 (Sandbox; stays with hostpci0)`.
+# nodes meanwhile (LEAVING: `vm:103 ct:200 `). STAYING: lines `VMID WHY` of VMs that were to be, too: `VM 103 (Sandbox; stays with hostpci0)`; DOUBTED: such lines of
+# VMs that move.
 stopped_guests() {
   {
     named_guests vm VM no || unlisted VMs qm
@@ -99,7 +100,7 @@ moved_guests() {
 named_guests() { # KIND WORD MOVED
   local lines
   lines=$(running_guests "$1") || return 1
-  lines=$(WHY=$([[ $1 != vm ]] || printf '%s' "${STAYING:-}") awk -v leaving=" ${LEAVING:-} " -v kind="${1/lxc/ct}" -v moved="$3" '
+  lines=$(WHY=$([[ $1 != vm ]] || printf '%s' "${STAYING:-}${DOUBTED:-}") awk -v leaving=" ${LEAVING:-} " -v kind="${1/lxc/ct}" -v moved="$3" '
     BEGIN {
       for (i = split(ENVIRON["WHY"], whys, "\n"); i > 0; i--) { at = index(whys[i], " "); why[substr(whys[i], 1, at - 1)] = "; " substr(whys[i], at + 1) }
     }

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Guests that move to other nodes while they run, for the time of a node's restart. What HA has it moves itself (lib/maintenance.sh); containers can't move while they run.
-# Needs: lock, away, maintenance
+# Needs: lock, away, maintenance, targets
 #
-# Gives: what_can_move -> MOVING, STAYING, UNSAID; move_guests SECONDS -> WHY_NOT; refuse_guests, refuse_unsaid; and for lib/bring_back.sh: place_of VMID; guest_says NODE VMID -> LOCK, QMP; is_well NODE VMID; migration_says NODE VMID -> RUNS, ALLOWED, STAYS;
+# Gives: what_can_move -> MOVING, STAYING, DOUBTED, UNSAID; move_guests SECONDS -> WHY_NOT; refuse_guests, refuse_unsaid; and for lib/bring_back.sh: place_of VMID; guest_says NODE VMID -> LOCK, QMP; is_well NODE VMID; migration_says NODE VMID -> RUNS, ALLOWED, STAYS;
 #   live_migration SECONDS COMMAND... -> OUTPUT. Variables: HA_MODE, ALONE, WHY_KIND (of lib/cluster.sh).
 #
 # STATE/away: `vm:103 pve2 BOOT`, noted before VM 103 is moved to pve2, in the boot of that id. lib/bring_back.sh brings it back.
@@ -38,10 +38,11 @@ rooms_beside() {
     }' "$1" "$2" | sort
 }
 
-# running_vms NODE - a line `VMID BYTES QMP` for each, with what QEMU does (running, paused), and with the memory that it may take; the largest first, as it is the hardest to place.
+# running_vms NODE - a line `VMID BYTES QMP MACHINE` for each: the memory that it may take; what QEMU does (running, paused); the version of the machine that QEMU is for it, such as 10.1 (-: not said).
+# The largest first, as it is the hardest to place.
 running_vms() {
   # shellcheck disable=SC2016 # Perl's variables
-  api_says "/nodes/$1/qemu --full 1" 'printf "%d %d %s\n", $_->{vmid}, $_->{maxmem}, $_->{qmpstatus} || "running" for
+  api_says "/nodes/$1/qemu --full 1" 'printf "%d %d %s %s\n", $_->{vmid}, $_->{maxmem}, $_->{qmpstatus} || "running", ($_->{"running-machine"} || "") =~ /-(\d+\.\d+)/ ? $1 : "-" for
     sort { $b->{maxmem} <=> $a->{maxmem} || $a->{vmid} <=> $b->{vmid} } grep { $_->{status} eq "running" && !$_->{template} } @$said'
 }
 
@@ -103,12 +104,12 @@ roomiest() {
     END { printf "%s", best }' <<<"$1"
 }
 
-# what_can_move - sets MOVING: `VMID:NODE` of each VM that is to move, a blank behind each; STAYING: a line `VMID WHY` of each that can't. Status 1:
-# that can't be told, and UNSAID says why. Not to a node that has refused the guest (REFUSED: `VMID:NODE `, each).
+# what_can_move - sets MOVING: `VMID:NODE` of each VM that is to move, a blank behind each; STAYING: a line `VMID WHY` of each that can't; DOUBTED:
+# a line `VMID to NODE, which …` of each that moves to a node of which something can't be told. Status 1: none of it can be told, and UNSAID says why. Not to a node that has refused the guest (REFUSED: `VMID:NODE `, each).
 REFUSED=''
 what_can_move() {
-  local here rooms vms services busy of_ha='' vmid need qmp node status=0
-  MOVING='' STAYING='' UNSAID=''
+  local here rooms vms services busy of_ha='' vmid need qmp machine not status=0
+  MOVING='' STAYING='' DOUBTED='' UNSAID='' SAID_BY=()
   [[ $HA_MODE == migrate ]] && is_clustered || return 0
   here=$(node_name)
   UNSAID="HA doesn't say what it has (\`ha-manager status\`)"
@@ -119,29 +120,35 @@ what_can_move() {
   [[ -n $here ]] && rooms=$(rooms_beside "$here" "$services") || return 1
   UNSAID="Proxmox VE doesn't say which VMs run here (\`pvesh get /cluster/resources\`)"
   vms=$(running_vms "$here") || return 1
-  while read -r -u 3 vmid need qmp; do
+  while read -r -u 3 vmid need qmp machine; do
     [[ -n $vmid ]] || continue
     ! grep -qE "^vm: *$vmid *$" <<<"$of_ha" || continue
     if ! migration_says "$here" "$vmid"; then
-      UNSAID="Proxmox VE doesn't say whether VM $vmid can move (\`pvesh get /nodes/$here/qemu/$vmid/migrate\`): $(in_a_line "$(within "$PVESH_SECONDS" pvesh get "/nodes/$here/qemu/$vmid/migrate" 2>&1 >/dev/null || :)")"
+      UNSAID="Proxmox VE doesn't say whether VM $vmid can move (\`pvesh get /nodes/$here/qemu/$vmid/migrate\`): $(why_unsaid "/nodes/$here/qemu/$vmid/migrate")"
       return 1
     fi
-    node=$(roomiest "$rooms" "$need" "$busy$(tr ' ' '\n' <<<"$REFUSED" | sed -n "s/^$vmid:\(.*\)/,\1,/p")")
+    not=$busy$(tr ' ' '\n' <<<"$REFUSED" | sed -n "s/^$vmid:\(.*\)/,\1,/p")
     if [[ $RUNS != 1 ]]; then
       : # it has gone off meanwhile
     elif [[ $STAYS != - ]]; then
       STAYING+="$vmid stays with $STAYS"$'\n'
     elif [[ $qmp != running ]]; then
       STAYING+="$vmid is $qmp, and stays"$'\n'
-    elif [[ -z $node ]]; then
-      STAYING+="$vmid finds no other node with $((need >> 20)) MiB left"$'\n'
+    elif ! find_target "$vmid" "$need" "$machine" "$rooms" "$not"; then
+      UNSAID="it can't be told whether VM $vmid can move to $SILENT, which doesn't answer (\`pvesh get /nodes/$SILENT/version\`): $(why_unsaid "/nodes/$SILENT/version")"
+      return 1
+    elif [[ -z $NODE ]]; then
+      STAYING+="$vmid finds no other node with $((need >> 20)) MiB left${LACKING:+ that it could run on$LACKING}"$'\n'
     else
-      MOVING+="$vmid:$node "
-      rooms=$(awk -v node="$node" -v need="$need" '{ printf "%s %.0f\n", $1, $2 - ($1 == node ? need : 0) }' <<<"$rooms")
+      MOVING+="$vmid:$NODE "
+      [[ -z $DOUBT ]] || DOUBTED+="$vmid to $NODE, which $DOUBT"$'\n'
+      rooms=$(awk -v node="$NODE" -v need="$need" '{ printf "%s %.0f\n", $1, $2 - ($1 == node ? need : 0) }' <<<"$rooms")
     fi
   done 3<<<"$vms"
   UNSAID=''
 }
+
+why_unsaid() { in_a_line "$(within "$PVESH_SECONDS" pvesh get "$1" 2>&1 >/dev/null || :)"; } # PATH - it is asked once more
 
 # move_guests SECONDS - one after another. Status 1: one that was to move hasn't, and WHY_NOT says why. The others come back with the end of the turn.
 move_guests() {

@@ -78,6 +78,7 @@ case "$1 $2" in
     qmp=stopped; ! grep -q '^#on' "$node/qemu-server/$id.conf" || qmp=running
     ! grep -q '^#paused' "$node/qemu-server/$id.conf" || qmp=paused
     printf '{"status": "%s", "qmpstatus": "%s"%s}' "${qmp/paused/running}" "$qmp" "$(sed -n 's/^lock: \\(.*\\)/, "lock": "\\1"/p' "$node/qemu-server/$id.conf")" ;;
+  get\\ */version | get\\ */machines | get\\ */network | get\\ */content) cat "$ROOT/said/${2##*/}-$node" 2>/dev/null || cat "$ROOT/said/${2##*/}" ;;
   create\\ */resume) id=${2%/status/resume}; sed -i '/^#paused/d' "$node/qemu-server/${id##*/}.conf" ;;
   set\\ */config) id=${2%/config}; sed -i '/^lock/d; /^#moved/d' "$node/qemu-server/${id##*/}.conf" ;;
   get\\ */migrate)
@@ -130,10 +131,15 @@ def node(folder: Folder) -> Folder:
         made.write(f"etc/pve/nodes/pve1/qemu-server/{vmid}.conf", f"memory: 4096\n{text}")
     guests = [
         {"vmid": vmid, "status": "stopped" if vmid == 107 else "running", "maxmem": size * GIB, "name": f"vm{vmid}"}
+        | ({} if vmid == 107 else {"running-machine": "pc-i440fx-9.2+pve1" if vmid == 106 else "pc-q35-10.1+pve0"})
         for vmid, size in ((106, 4), (103, 16), (107, 4), (105, 8))
     ]
     made.write("said/qemu.json", json.dumps(guests))
     made.write("said/migrate", says())
+    made.write("said/version", json.dumps({"version": "9.1.4", "release": "9.1"}))
+    made.write("said/machines", json.dumps([{"id": "q35"}, {"id": "pc-q35-9.2+pve1"}, {"id": "pc-q35-10.1"}]))
+    made.write("said/network", json.dumps([{"iface": "vmbr0", "type": "bridge"}]))
+    made.write("said/content", json.dumps([{"volid": "local:snippets/hook.sh"}]))
     made.write("said/migrate-103-pve1", says(**CARD))
     nodes(made, pve2=20, pve3=16)
     made.write("proc/cmdline", "quiet\n")
@@ -255,6 +261,102 @@ def test_what_cant_move_is_shut_down_and_why_is_said(node: Folder, about: dict[s
     assert planned["moves"] == ("VM 106 (vm106)" if why else "VM 105 (vm105), VM 106 (vm106)")
     assert reboot(node).returncode == 0
     assert places(node)[105] == ("pve1" if why else "pve3" if "allowed_nodes" in about else "pve2")
+
+
+NET = "net0: virtio=BC:24:11:00:00:01,bridge={},firewall=1"
+OTHER_MACHINES = [{"id": "pc-q35-10.0+pve1"}, {"id": "pc-q35-9.2"}]
+UNSURE = "has Proxmox VE {}, and this node 9.1: Proxmox VE doesn't guarantee the way to the older one"
+
+
+@pytest.mark.parametrize(
+    ("of_pve2", "config", "lacks", "doubt"),
+    [
+        ({"machines": OTHER_MACHINES}, "", "has QEMU 10.0, and the VM runs on a machine of 10.1", ""),
+        ({"network": [{"iface": "vmbr1"}]}, NET.format("vmbr0"), "doesn't have bridge vmbr0", ""),
+        ({"network": []}, NET.format("vmbr0,tag=20,trunks=1;2"), "doesn't have bridge vmbr0", ""),
+        ({"content": []}, "hookscript: local:snippets/hook.sh", "doesn't have local:snippets/hook.sh, its hookscript", ""),
+        ({"version": {"version": "8.4.21"}, "machines": OTHER_MACHINES}, "", "has QEMU 10.0, and the VM runs on a machine of 10.1", ""),
+        ({"version": {"version": "8.4.21"}}, "", "", UNSURE.format("8.4")),
+        ({"version": {"version": "10.0.1"}}, "", "", UNSURE.format("10.0")),
+        ({"machines": []}, "", "", "doesn't say which machines its QEMU knows"),
+        ({"network": None}, NET.format("vmbr0"), "", "doesn't say whether it has bridge vmbr0"),
+        ({"network": [1, {}]}, NET.format("vmbr0"), "", "doesn't say whether it has bridge vmbr0"),
+        ({}, NET.format("vmbr7"), "", "doesn't say whether it has bridge vmbr7"),
+        ({"content": None}, "hookscript: local:snippets/hook.sh", "", "doesn't say whether it has local:snippets/hook.sh, its hookscript"),
+        ({}, "hookscript: local:snippets/old.sh", "", "doesn't say whether it has local:snippets/old.sh, its hookscript"),
+        ({}, "hookscript: a]$(touch${IFS}/tmp/x)*:snippets/a", "", "doesn't say whether it has a]$(touch${IFS}/tmp/x)*:snippets/a, its hookscript"),
+        ({"version": {"version": "9.1.11"}, "machines": [{"id": "pc-q35-11.0"}]}, NET.format("vnet1"), "", ""),
+        ({}, "hookscript: local:snippets/hook.sh\nnet0: virtio=BC:24:11:00:00:01,link_down=1", "", ""),
+        ({}, "net1: model=e1000,bridge=vmbr0,macaddr=BC:24:11:00:00:01\n[old]\nnet0: virtio,bridge=vmbr7", "", ""),
+    ],
+    ids=[
+        "an older QEMU", "no such bridge", "no bridge", "no hookscript", "an older one with an older QEMU", "an older one", "a newer one", "no machines",
+        "no list of bridges", "garbage for one", "a bridge that nobody lists", "no list of scripts", "a script that nobody lists", "garbage for a script",
+        "a network of SDN, a newer QEMU", "its hookscript, no bridge", "another bridge in a snapshot",
+    ],
+)  # fmt: skip
+def test_what_a_node_lacks_for_a_vm_is_foreseen(
+    node: Folder, of_pve2: dict[str, Any], config: str, lacks: str, doubt: str
+) -> None:
+    """Where each of the others lacks something that Proxmox VE wants, a VM is shut down; where that can't be told, it moves all the same, and the doubt is said."""
+    nodes(node, pve2=40, pve3=-1)
+    node.write("said/network", json.dumps([{"iface": "vmbr0", "type": "bridge"}, {"iface": "vnet1", "type": "vnet"}]))
+    for what, answer in of_pve2.items():
+        node.write(f"said/{what}-pve2", json.dumps(answer))
+    node.write("etc/pve/nodes/pve1/qemu-server/105.conf", f"{config}\n#on\n")
+    planned = json.loads(reboot(node, "plan").stdout)
+    if lacks:
+        why = f"finds no other node with 8192 MiB left that it could run on; pve2 {lacks}"
+        assert f"VM 105 (vm105; {why})" in planned["guests"] and "105" not in planned["moves"]
+    else:
+        assert f"VM 105 (vm105{'; to pve2, which ' * bool(doubt)}{doubt})" in planned["moves"]
+        assert "105" not in planned["guests"]
+
+
+@pytest.mark.parametrize(
+    ("of_pve2", "of_pve3", "goes_to"),
+    [
+        ({"machines": OTHER_MACHINES}, {"network": []}, "pve1"),
+        ({"machines": OTHER_MACHINES}, {"network": None}, "pve3"),
+        ({"network": None}, {"machines": OTHER_MACHINES}, "pve2"),
+        ({"network": None}, {}, "pve3"),
+    ],
+    ids=["nobody has it", "doubt before a lack", "the other way round", "none before doubt"],
+)
+def test_a_vm_goes_where_nothing_is_known_against_it_as_the_preview_says(
+    node: Folder, of_pve2: dict[str, Any], of_pve3: dict[str, Any], goes_to: str
+) -> None:
+    for name, said in (("pve2", of_pve2), ("pve3", of_pve3)):
+        for what, answer in said.items():
+            node.write(f"said/{what}-{name}", json.dumps(answer))
+    node.write("etc/pve/nodes/pve1/qemu-server/105.conf", NET.format("vmbr0") + "\n#on\n")
+    planned = json.loads(reboot(node, "plan").stdout)
+    done = reboot(node)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["moves"], said["guests"]) == (planned["moves"], planned["guests"])
+    assert places(node)[105] == goes_to
+
+
+@pytest.mark.parametrize("says", ["nothing", "garbage"])
+def test_a_node_that_doesnt_answer_takes_no_vm_and_nothing_is_shut_down_for_that(node: Folder, says: str) -> None:
+    node.write(*(("run/down-pve2", "") if says == "nothing" else ("said/version-pve2", '["9.1.4"]')))
+    planned = json.loads(reboot(node, "plan").stdout)
+    assert planned["moves"] == "VM 105 (vm105), VM 106 (vm106)" and planned["cluster"] == ""
+    asked = [line for line in node.read("run/asked").splitlines() if "/nodes/pve2/" in line]
+    assert asked == ["pvesh get /nodes/pve2/version --output-format json"]  # once
+    nodes(node, pve2=20, pve3=12)  # no room for both on pve3
+    planned = json.loads(reboot(node, "plan").stdout)
+    assert (
+        "whether VM 106 can move to pve2, which doesn't answer (`pvesh get /nodes/pve2/version`)" in planned["cluster"]
+    )
+    done = reboot(node)
+    assert done.returncode == 1 and "/nodes/pve2/version" in done.stdout
+    assert places(node) == AT_HOME and not is_restarting(node)
+    (node.root / "run/down-pve2").unlink(missing_ok=True)
+    (node.root / "said/version-pve2").unlink(missing_ok=True)
+    assert reboot(node).returncode == 0
+    assert (places(node)[105], places(node)[106]) == ("pve2", "pve2")
 
 
 @pytest.mark.parametrize(
