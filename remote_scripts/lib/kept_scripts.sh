@@ -6,6 +6,8 @@
 
 # need_kept_scripts NAME.SUM... - KEPT_TEXT has their texts, read once and compared with their names; KEPT_QUOTED as they stand between single
 # quotes. To undo something, the latest version of a script is taken where the very one is gone.
+# Bash takes ten times as long for these where a character may be several bytes; what follows sets it, too (common.sh).
+export LC_ALL=C
 declare -A KEPT_TEXT KEPT_QUOTED
 need_kept_scripts() {
   local name quote="'" quoted="'\"'\"'"
