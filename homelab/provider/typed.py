@@ -13,13 +13,23 @@ from homelab.provider.plain import Properties
 T = TypeVar("T")
 
 
+_ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}
+
+
+def adapter_of(kind: type[Any]) -> TypeAdapter[Any]:
+    """What reads properties as that dataclass; made once in a process, since that takes milliseconds."""
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
+
+
 def read_as(kind: type[T], properties: Mapping[str, Any]) -> T:
     """Properties as a dataclass of a resource's declaration; what else is among them is left out.
 
     :raises pydantic.ValidationError: they don't fit, which is a mistake in this program.
     """
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    found: T = TypeAdapter(kind).validate_python({key: one for key, one in properties.items() if key in known})
+    found: T = adapter_of(kind).validate_python({key: one for key, one in properties.items() if key in known})
     return found
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import importlib
 import os
+import pkgutil
 import runpy
 import socket
 import sys
@@ -20,21 +21,46 @@ PROJECT = Path(__file__).resolve().parent.parent.parent
 IMPORTED = (
     "asyncssh",
     "proxmoxer.backends.https",
+    "homelab.doctor.report",
     "homelab.nvidia.preview",
+    "homelab.nvidia.reading",
+    "homelab.remote.diagnosis",
     "homelab.remote.nvidia_steps",
     "homelab.remote.planning",
+    "homelab.show.cards",
     "grpc.aio",
     "pulumi.provider.experimental",
     "pulumi.provider.experimental.server",
     "pulumi.runtime",
     "pulumi_command.remote",
-    "homelab.provider.serve",
     "homelab.stack",
     "homelab.contract",
-    "components.gpu_lxc",
-    "components.gpu_vm",
-    "components.nvidia_guest_stack",
 )
+#: And all modules of these.
+PACKAGES = ("components", "homelab.provider", "homelab.resources")
+
+
+def warm() -> None:
+    """What each of these processes makes for itself of this program's own files, and keeps as long as it runs: modules; scripts as they are sent;
+    how what the engine says is read."""
+    import pulumi_command.remote
+
+    from homelab.provider.registry import WORK
+    from homelab.provider.typed import adapter_of
+    from homelab.remote import kept_scripts, scripts
+
+    for name in PACKAGES:
+        package = importlib.import_module(name)
+        for module in pkgutil.iter_modules(package.__path__):
+            if module.name != "__main__":
+                importlib.import_module(f"{name}.{module.name}")
+    pulumi_command.remote.Command  # noqa: B018  # a module of the SDK is read at its first attribute
+    kept_scripts.version()
+    kept_scripts.put("")
+    scripts.read_host(guests=True)
+    for resource in WORK:
+        adapter_of(resource.Inputs)
+        adapter_of(resource.Outputs)
 
 
 def run(words: list[str]) -> int:
@@ -65,4 +91,5 @@ if __name__ == "__main__":
 
     for name in IMPORTED:
         importlib.import_module(name)
+    warm()
     Server(socket.socket(fileno=int(sys.argv[1])), lambda _: None, run).serve()
