@@ -55,8 +55,10 @@ class HaManager:
         self.maintenance: list[str] = data.get("maintenance", [])
 
     def save(self) -> None:
-        """Write what has changed."""
+        """Write what has changed: nothing where HA isn't in use, so that no round looks there."""
         data = {"master": self.master, "nodes": self.nodes, "services": self.services, "maintenance": self.maintenance}
+        if not any(data.values()) and not self._path.exists():
+            return
         text = json.dumps(data, indent=1, sort_keys=True) + "\n"
         if text != self._before:
             write_atomically(self._path, text)
