@@ -39,6 +39,9 @@ MOVE_SECONDS = 1800
 # For so long a node waits for guests that HA brings back to it; and so long takes each guest at most that it brings back itself (lib/bring_back.sh has the same).
 RETURN_SECONDS = 600
 MOST_SECONDS = 1800
+# A VM that takes a shared card waits in its hookscript for another handover (handover_host.sh: twice START_SECONDS for the host, RETURN_SECONDS between), and then
+# for the containers that are shut down for it, each in its own time.
+HANDOVER_SECONDS = 2 * 180 + 900 + 600
 # How much of a card's option ROM, or of the firmware's table of them, is read at most; real ones have 2 MiB.
 MOST_ROM_BYTES = 4 * 2**20
 # The line of a file's header that names the parts of the library which it takes functions or variables of.

@@ -44,7 +44,8 @@ def of_task(host: Host, inputs: Mapping[str, Any]) -> int:
     seconds = host.timeouts.task + 2 * host.timeouts.reboot + host.timeouts.rollback
     shutdown, stack = inputs.get("shutdown"), inputs.get("timeout")
     if isinstance(shutdown, dict):
-        seconds += 2 * int(shutdown["timeout"])
+        # Shut down and started, and once more if what was changed is taken back. Whether the VM has a hookscript that waits isn't known here.
+        seconds += 2 * (int(shutdown["timeout"]) + (scripts.HANDOVER_SECONDS if inputs.get("vmid") is not None else 0))
     return seconds + (2 * int(stack) if isinstance(stack, int | float) else 0)
 
 

@@ -2,7 +2,7 @@
 # The guests that moved for a node's restart come back to it (lib/migrate.sh): those that this program has moved, that are where it put them, and that run.
 # Needs: migrate
 #
-# Gives: bring_guests_back; guests_away_in_words; forget_left.
+# Gives: bring_guests_back; guests_away_in_words; forget_left, give_left_up; note_left VMID TEXT.
 #
 # STATE/away: `vm:103 pve2 BOOT FAILED UNKNOWN LAST`, the last three once it isn't back: how often it couldn't be brought back, and how often that couldn't be told; the last time, in
 # seconds since 1970.
@@ -137,6 +137,7 @@ put_off() {
 
 note_left() { # VMID TEXT - none: it is no longer left anywhere
   local text='' TEXT
+  [[ -n $2 || -e $STATE/left ]] || return 0
   [[ ! -r $STATE/left ]] || text=$(sed "/^$1 /d" "$STATE/left") || return 1
   masked "$2"
   [[ -z $TEXT ]] || text="${text:+$text$'\n'}$1 ${TEXT//[[:cntrl:]]/ }"
@@ -155,6 +156,20 @@ forget_left() {
     place=$(place_of "$vmid") || return 1
     [[ $place == "$node" ]] || note_left "$vmid" '' || return 1
   done 3< <(cat "$STATE/left")
+}
+
+# give_left_up - for `destroy`, after which nothing here says it any more: each that is still where it was left is said now.
+give_left_up() {
+  local vmid node why place
+  if [[ -r $STATE/left ]]; then
+    while read -r -u 3 vmid node why; do
+      [[ $vmid =~ ^[1-9][0-9]*$ && -n $why ]] || continue
+      place=$(place_of "$vmid") || place=$node
+      [[ $place != "$node" ]] ||
+        log "note: VM $vmid is still on $node, where it was moved for a restart of this node ($why): there, qm migrate $vmid $(node_name) --online 1"
+    done 3< <(cat "$STATE/left")
+  fi
+  remove_file /var/lib/homelab/left
 }
 
 forget_guest() { # VMID TEXT

@@ -3,7 +3,7 @@
 # Needs: lock, away, maintenance, targets
 #
 # Gives: what_can_move -> MOVING, STAYING, DOUBTED, UNSAID; move_guests SECONDS -> WHY_NOT; refuse_guests, refuse_unsaid; and for lib/bring_back.sh: place_of VMID; guest_says NODE VMID -> LOCK, QMP; is_well NODE VMID; migration_says NODE VMID -> RUNS, ALLOWED, STAYS;
-#   live_migration SECONDS COMMAND... -> OUTPUT. Variables: HA_MODE, ALONE, WHY_KIND (of lib/cluster.sh).
+#   live_migration SECONDS COMMAND... -> OUTPUT. Takes, of lib/bring_back.sh: note_left. Variables: HA_MODE, ALONE, WHY_KIND (of lib/cluster.sh).
 #
 # STATE/away: `vm:103 pve2 BOOT`, noted before VM 103 is moved to pve2, in the boot of that id. lib/bring_back.sh brings it back.
 # For an answer of Proxmox VE, in seconds: what is asked of another node goes over SSH, and a small processor takes long to start Perl.
@@ -175,7 +175,8 @@ move_guests() {
 }
 
 move_guest() { # VMID NODE SECONDS
-  if ! note_away "vm:$1" "$2 $(<"$ROOT/proc/sys/kernel/random/boot_id")"; then
+  # It is here: what an earlier restart left is over, also where it goes to the same node again.
+  if ! note_left "$1" '' || ! note_away "vm:$1" "$2 $(<"$ROOT/proc/sys/kernel/random/boot_id")"; then
     WHY_NOT="that VM $1 moves to another node can't be noted on this host"
     return 1
   fi

@@ -693,6 +693,23 @@ def test_a_guest_that_cant_be_brought_back_is_tried_again_for_some_time_and_left
     assert not away.sourced("cluster_turn.sh", "forget_left").returncode and not (away.root / LEFT).exists()
 
 
+def test_what_an_earlier_restart_left_isnt_taken_for_what_this_one_does(node: Folder) -> None:
+    """Somebody has fetched VM 105 since, and it moves to the same node again; 108 is still where it was left."""
+    node.write(LEFT, "105 pve2 it can't be brought back\n108 pve2 it can't be brought back\n")
+    node.write("etc/pve/nodes/pve2/qemu-server/108.conf", "#on\n")
+    assert reboot(node).returncode == 0 and places(node)[105] == "pve2"
+    assert node.read(LEFT) == "108 pve2 it can't be brought back\n"
+
+
+def test_a_destroy_says_which_guests_are_left_elsewhere_before_it_forgets_them(away: Folder) -> None:
+    away.write(LEFT, "105 pve2 it can't be brought back: no route\n106 pve2 the same\nnonsense\n")
+    done = away.sourced("cmdline.sh", "give_left_up")
+    assert not (away.root / LEFT).exists()
+    assert done.returncode == 0 and "VM 106" not in done.stderr  # it is on pve3 by now
+    assert "VM 105 is still on pve2, where it was moved for a restart of this node" in done.stderr
+    assert "it can't be brought back: no route" in done.stderr and "qm migrate 105 pve1 --online 1" in done.stderr
+
+
 def test_a_guest_that_is_given_up_after_a_destroy_leaves_no_note(away: Folder) -> None:
     away.write("run/fails-105", "")
     assert end(away)["over"] == "no"

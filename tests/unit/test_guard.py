@@ -20,7 +20,7 @@ from homelab.errors import UnreachableError
 from homelab.provider import base
 from homelab.provider.base import Work
 from homelab.provider.vm_record import VmRecordWork
-from homelab.remote import guard
+from homelab.remote import guard, scripts
 from homelab.remote.proxmox import machine as machines
 from homelab.resources.base import HostInputs, NoOutputs, ShutdownInputs, VmInputs
 from homelab.resources.container_verification import ContainerVerification
@@ -274,7 +274,7 @@ def test_a_start_has_the_time_that_its_hookscript_may_wait(by_ha: bool) -> None:
     text = (Path(__file__).parents[2] / "remote_scripts/handover_host.sh").read_text()
     waits = {name: int(value) for name, value in re.findall(r"^(START|RETURN)_SECONDS=(\d+)$", text, re.M)}
     most = 2 * waits["START"] + waits["RETURN"]
-    assert most + 300 <= machines.HANDOVER_SECONDS
+    assert most + 300 <= scripts.HANDOVER_SECONDS
     given: list[tuple[str, float]] = []
 
     def noted(what: str, seconds: float) -> bool:
@@ -292,7 +292,7 @@ def test_a_start_has_the_time_that_its_hookscript_may_wait(by_ha: bool) -> None:
         )  # fmt: skip
         vm.start()
     plain = machines.HA_SECONDS if by_ha else machines.LOST_SECONDS
-    more = machines.HANDOVER_SECONDS
+    more = scripts.HANDOVER_SECONDS
     assert given == [("task", 0), ("up", plain), ("task", more), ("up", plain + (more if by_ha else 0))]
 
 
@@ -301,5 +301,5 @@ def test_a_start_by_ha_is_not_waited_for_once_ha_has_given_up() -> None:
     vm = object.__new__(machines.Machine)
     clock = SimpleNamespace(now=lambda: 0.0, sleep=lambda seconds: None)
     vm.__dict__.update(_api=SimpleNamespace(clock=clock), running=lambda: False, _ha=lambda: {"state": next(states)})
-    assert vm._comes_up(machines.HA_SECONDS + machines.HANDOVER_SECONDS, by_ha=True) is False
+    assert vm._comes_up(machines.HA_SECONDS + scripts.HANDOVER_SECONDS, by_ha=True) is False
     assert next(states, None) is None

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from homelab.errors import HomelabError
 from homelab.host.ha import GIVEN_UP
+from homelab.remote import scripts
 from homelab.remote.proxmox.api import SECRETS, Api
 from homelab.remote.proxmox.errors import (
     ApiError,
@@ -43,9 +44,6 @@ HA_SECONDS = 180
 
 # For how long HA may take to write down that it was asked to stop a VM; 10 seconds at most where it is at work (recorded).
 HA_TAKES_SECONDS = 30
-# A VM that takes a shared card waits in its hookscript for another handover (handover_host.sh: twice START_SECONDS for the host, RETURN_SECONDS between), and then
-# for the containers that are shut down for it, each in its own time.
-HANDOVER_SECONDS = 2 * 180 + 900 + 600
 
 # HA's states of a VM that it was asked to stop.
 HA_STOPS = ("stopped", "request_stop", "disabled")
@@ -316,7 +314,7 @@ class Machine:
         """Starts it and waits till it runs. Raises ApiError."""
         wanted = f"{self.label} started"
         by_ha, began = self._require_ha_can(wanted), int(self._api.node_time)
-        hook = HANDOVER_SECONDS if self._announced else 0
+        hook = scripts.HANDOVER_SECONDS if self._announced else 0
         self._asked_ha |= by_ha
         self.say("starting, by HA" if by_ha else "starting")
         try:

@@ -50,7 +50,7 @@ give_turn_back() {
   local seconds=10 over=no
   [[ ! -e $STATE/away ]] || seconds=$GIVE_BACK_SECONDS
   ! end_turn "$seconds" || over=yes
-  remove_file /var/lib/homelab/left
+  give_left_up
   [[ $over == no ]] || return 0
   # Nobody is told any more of what is given up later: nothing of this program is to stay here.
   [[ ! -e $STATE/away ]] || note_away leaving yes
