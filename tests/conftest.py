@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -142,6 +143,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             or f"{name}::{getattr(item, 'originalname', item.name)}" in SLOW
         ):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """What was collected lives until the end: nobody looks through ten thousand tests for garbage again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from homelab.nvidia.verification import judge
 from homelab.remote import nvidia_steps as steps
+from tests import sampling
+from tests.kept_systems import KeptSystems
 from tests.scripts.nvidia_kit import Container, Machine, VirtualMachine
 from tests.scripts.test_cuda_toolkit import beside
 from tests.scripts.test_nvidia_verification import verified, wanted_of
@@ -19,8 +21,32 @@ FOLDER = "usr/lib/x86_64-linux-gnu"
 
 
 @pytest.fixture
-def vm(tmp_path: Path) -> VirtualMachine:
-    return VirtualMachine(tmp_path)
+def vm(kept_systems: KeptSystems) -> VirtualMachine:
+    return kept_systems.take(VirtualMachine, VirtualMachine)
+
+
+@pytest.fixture
+def computing(kept_systems: KeptSystems) -> VirtualMachine:
+    """A VM with a driver for computing alone."""
+
+    def make(folder: Path) -> VirtualMachine:
+        vm = VirtualMachine(folder)
+        vm.install(driver="580", capabilities=["compute"])
+        return vm
+
+    return kept_systems.take("580 for computing", make)
+
+
+@pytest.fixture
+def with_video(kept_systems: KeptSystems) -> VirtualMachine:
+    """A VM with a driver for what it is for by default."""
+
+    def make(folder: Path) -> VirtualMachine:
+        vm = VirtualMachine(folder)
+        vm.install(driver="580")
+        return vm
+
+    return kept_systems.take("580 with video", make)
 
 
 def has(machine: Machine, library: str) -> bool:
@@ -47,8 +73,10 @@ def test_a_driver_that_is_new_has_video_and_on_demand_graphics(tmp_path: Path, d
     }
 
 
-def test_a_driver_of_an_earlier_version_of_this_program_is_left_until_video_is_asked_for(vm: VirtualMachine) -> None:
-    vm.install(driver="580", capabilities=["compute"])
+def test_a_driver_of_an_earlier_version_of_this_program_is_left_until_video_is_asked_for(
+    computing: VirtualMachine,
+) -> None:
+    vm = computing
     assert not has(vm, "libnvidia-encode.so.1")
     assert vm.install(driver="580", capabilities=None)["changed"] == "no"
     output, errors = verified(vm, {"driver": "580"})
@@ -60,16 +88,15 @@ def test_a_driver_of_an_earlier_version_of_this_program_is_left_until_video_is_a
     assert not has(vm, "libnvidia-encode.so.1") and has(vm, "libcuda.so.1")
 
 
-def test_video_that_somebody_has_installed_stays_though_the_settings_leave_it_out(vm: VirtualMachine) -> None:
-    vm.install(driver="580", capabilities=["compute"])
+def test_video_that_somebody_has_installed_stays_though_the_settings_leave_it_out(computing: VirtualMachine) -> None:
+    vm = computing
     vm.output("apt-get -qq install -y libnvidia-encode-580")
     vm.install(driver="580", capabilities=["compute"])
     assert has(vm, "libnvidia-encode.so.1")
 
 
-def test_a_library_that_is_gone_is_told_and_comes_back(vm: VirtualMachine) -> None:
-    settings: dict[str, Any] = {"driver": "580", "capabilities": ["compute", "video"]}
-    vm.install(**settings)
+def test_a_library_that_is_gone_is_told_and_comes_back(with_video: VirtualMachine) -> None:
+    vm, settings = with_video, {"driver": "580", "capabilities": ["compute", "video"]}
     vm.output("apt-get -qq remove -y libnvidia-encode-580")
     (error,) = verified(vm, settings)[1]
     assert "NVENC and NVDEC" in error.wanted and "libnvidia-encode.so.1" in error.found
@@ -77,8 +104,8 @@ def test_a_library_that_is_gone_is_told_and_comes_back(vm: VirtualMachine) -> No
 
 
 @pytest.mark.parametrize("status", [127, 3], ids=["none", "without-ctypes"])
-def test_without_python_they_are_loaded_and_not_asked(vm: VirtualMachine, tmp_path: Path, status: int) -> None:
-    vm.install(driver="580")
+def test_without_python_they_are_loaded_and_not_asked(with_video: VirtualMachine, tmp_path: Path, status: int) -> None:
+    vm = with_video
     vm.environment_first = tmp_path / "first"
     vm.environment_first.mkdir()
     python = vm.environment_first / "python3"
@@ -88,8 +115,13 @@ def test_without_python_they_are_loaded_and_not_asked(vm: VirtualMachine, tmp_pa
     assert (errors, output["video"], output["nvenc"]) == ([], True, None)
 
 
-@pytest.mark.parametrize("runtime", ["docker", "podman", "containerd"])
-def test_containers_get_what_the_driver_is_for(vm: VirtualMachine, runtime: str) -> None:
+def test_containers_get_what_the_driver_is_for(tmp_path: Path) -> None:
+    """By one runtime, another one each day: what each does with the toolkit is in test_container_toolkit.py and test_nvidia_verification.py."""
+    for runtime in sampling.sample(["docker", "podman", "containerd"], 1, "runtimes"):
+        containers_get_it(VirtualMachine(tmp_path / runtime), runtime)
+
+
+def containers_get_it(vm: VirtualMachine, runtime: str) -> None:
     settings: dict[str, Any] = {
         "driver": "580",
         "capabilities": ["compute"],

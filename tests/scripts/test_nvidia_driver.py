@@ -96,9 +96,17 @@ def loaded(machine: Machine) -> str | None:
 
 
 # -- there and back --------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("distribution", GUESTS)
-def test_a_vm_gets_the_driver_without_a_reboot_and_is_given_back(tmp_path: Path, distribution: str) -> None:
-    vm = VirtualMachine(tmp_path, distribution)
+def test_a_vm_gets_the_driver_without_a_reboot_and_is_given_back(kept_systems: KeptSystems) -> None:
+    """Two distributions, others each day; of all of them, what their programs do is in tests/lab/test_driver_stack.py."""
+    for distribution in sampling.sample(GUESTS, 2, "guests"):
+        there_and_back(stock_vm(kept_systems, distribution))
+
+
+def stock_vm(kept_systems: KeptSystems, distribution: str) -> VirtualMachine:
+    return kept_systems.take(("vm", distribution), lambda folder: VirtualMachine(folder, distribution))
+
+
+def there_and_back(vm: VirtualMachine) -> None:
     before = kept(vm)
     answer = vm.install(driver="580")
     assert answer["source"] == "packages" and answer["changed"] == "yes"
@@ -247,15 +255,16 @@ def test_every_change_of_branch_flavour_and_source_converges(tmp_path: Path) -> 
     assert kept(vm) == before
 
 
-@pytest.mark.parametrize("distribution", ["ubuntu-24.04", "debian-13"])
-def test_flavours_replace_each_other(tmp_path: Path, distribution: str) -> None:
-    vm = VirtualMachine(tmp_path, distribution, card="1e81")
-    for flavour in ("proprietary", "open"):
-        answer = vm.install(driver="580", flavour=flavour)
-        assert answer["changed"] == "yes"
-        vm.reboot()
-        assert vm.read().system.loaded_flavour == flavour and not vm.read().drift
-        vm.output("nvidia-smi")
+def test_flavours_replace_each_other(tmp_path: Path) -> None:
+    """Of packages of one distribution; another day of the other one's, which have other names."""
+    for distribution in sampling.sample(["ubuntu-24.04", "debian-13"], 1, "flavours"):
+        vm = VirtualMachine(tmp_path / distribution, distribution, card="1e81")
+        for flavour in ("proprietary", "open"):
+            answer = vm.install(driver="580", flavour=flavour)
+            assert answer["changed"] == "yes"
+            vm.reboot()
+            assert vm.read().system.loaded_flavour == flavour and not vm.read().drift
+            vm.output("nvidia-smi")
 
 
 # -- somebody's own --------------------------------------------------------------------------------------------
@@ -338,47 +347,42 @@ def failing(vm: VirtualMachine, **settings: object) -> str:
     return vm.driver(offered)
 
 
-@pytest.mark.parametrize(
-    ("fault", "value", "words"),
-    [
-        ("apt-offline", True, "names aren't resolved, or nothing answers"),
-        ("disk-full", True, "it: room on its disk"),
-        ("download-corrupt", "libnvidia-compute", "Hash Sum mismatch"),
-        ("package-missing", "nvidia-utils-580", "Unable to locate package nvidia-utils-580"),
-        ("dkms-fails", "6.8.0-86", "make.log ends:"),
-        ("apt-locked", 600, "held by process 1482 (unattended-upgr)"),
-    ],
-)
-def test_each_failure_has_its_message_and_the_next_run_goes_on(
-    offered: Callable[..., Offered], fault: str, value: object, words: str
-) -> None:
+#: In the order of the step's own: where one has failed, the next run gets as far as the next failure.
+FAILURES: list[tuple[str, object, str]] = [
+    ("apt-locked", 600, "held by process 1482 (unattended-upgr)"),
+    ("package-missing", "nvidia-utils-580", "Unable to locate package nvidia-utils-580"),
+    ("disk-full", True, "it: room on its disk"),
+    ("apt-offline", True, "names aren't resolved, or nothing answers"),
+    ("download-corrupt", "libnvidia-compute", "Hash Sum mismatch"),
+    ("dkms-fails", "6.8.0-86", "make.log ends:"),
+]
+
+
+def test_each_failure_has_its_message_and_the_next_run_goes_on(offered: Callable[..., Offered]) -> None:
     _, vm, script = offered(driver="580", timeouts={"lock": 1})
-    vm.fault(fault, value)
-    text = vm.refusal(script)
-    assert words in text and "{" not in text
-    if fault == "dkms-fails":
-        assert "implicit declaration of function 'lab_fault'" in text and recognise(text)
-    vm.fault(fault, None)
+    for fault, value, words in FAILURES:
+        vm.fault(fault, value)
+        text = vm.refusal(script)
+        vm.fault(fault, None)
+        assert words in text and "{" not in text
+        if fault == "dkms-fails":
+            assert "implicit declaration of function 'lab_fault'" in text and recognise(text)
     assert vm.answer("apply", script)["reboot"] == "no"
     vm.output("nvidia-smi")
     assert not vm.read().drift
 
 
-@pytest.mark.parametrize(
-    ("fault", "value", "words"),
-    [
-        ("download-corrupt", ".run", "the checksum "),
-        ("apt-offline", "download.nvidia.com", "names aren't resolved, or nothing answers"),
-        ("dkms-fails", "6.8.0-86", "nvidia-installer.log ends:"),
-    ],
-)
-def test_each_failure_of_the_installer_has_its_message(
-    offered: Callable[..., Offered], fault: str, value: object, words: str
-) -> None:
+def test_each_failure_of_the_installer_has_its_message(offered: Callable[..., Offered]) -> None:
     _, vm, script = offered(driver="580.159.03", source="run")
-    vm.fault(fault, value)
-    assert words in vm.refusal(script)
-    vm.fault(fault, None)
+    failures: list[tuple[str, object, str]] = [
+        ("apt-offline", "download.nvidia.com", "names aren't resolved, or nothing answers"),
+        ("download-corrupt", ".run", "the checksum "),
+        ("dkms-fails", "6.8.0-86", "nvidia-installer.log ends:"),
+    ]
+    for fault, value, words in failures:
+        vm.fault(fault, value)
+        assert words in vm.refusal(script)
+        vm.fault(fault, None)
     assert vm.answer("apply", script)["source"] == "run"
     vm.output("nvidia-smi")
 
