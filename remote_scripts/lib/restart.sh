@@ -4,15 +4,6 @@
 #
 # Gives: restart_soon -> OUTPUT; is_awaited.
 
-# restart_soon - in a unit of its own, which waits until this script has ended, not a minute: on a busy system what comes between the order and the
-# answer can take longer than any fixed time, and whoever waits for the answer would see a connection that broke. (Timers are a minute
-# inexact by default.)
-restart_soon() {
-  # shellcheck disable=SC2016 # it is the unit's shell that expands this
-  run_logged systemd-run --collect --on-active=1 --timer-property=AccuracySec=100ms \
-    bash -c 'timeout 60 tail -s 0.1 --pid="$1" -f /dev/null; systemctl reboot' restart "$$"
-}
-
 # starters - the processes that have started this script, and these. (Not below ROOT: it is about this very script.)
 starters() {
   local process=$PPID next
@@ -23,6 +14,27 @@ starters() {
   done
 }
 STARTED_BY=$(starters)
+
+# connection - the process of sshd that has started this script, and has its answer to send; 1, which doesn't end, where there is none. (Not below ROOT, as above.)
+connection() {
+  local process
+  for process in $STARTED_BY; do
+    if [[ $(sed -n 1p "/proc/$process/comm" 2>/dev/null) == sshd* ]]; then
+      printf '%s' "$process"
+      return
+    fi
+  done
+  printf 1
+}
+
+# restart_soon - in a unit of its own, which waits until this script has ended, not a minute: on a busy system what comes between the order and the
+# answer can take longer than any fixed time, and whoever waits for the answer would see a connection that broke. Then it waits until that connection has ended, as whoever has its answer
+# ends it; a second, since one that serves other scripts too stays. (Timers are a minute inexact by default.)
+restart_soon() {
+  # shellcheck disable=SC2016 # it is the unit's shell that expands this
+  run_logged systemd-run --collect --on-active=0.1 --timer-property=AccuracySec=100ms \
+    bash -c 'timeout 60 tail -s 0.1 --pid="$1" -f /dev/null; timeout 1 tail -s 0.1 --pid="$2" -f /dev/null; systemctl reboot' restart "$$" "$(connection)"
+}
 
 # is_awaited - does whoever has started this script still wait for its answer? sshd's process ends with the connection; where a channel alone is
 # closed, nobody reads our standard output any more. Only perl can ask that without writing, and every Proxmox VE has it.
