@@ -256,6 +256,17 @@ def _handed_over(reading: Reading, host: Host, slots: dict[str, str]) -> list[Fi
             why, then = _SINKS[state]
             found.append(Finding(f"gpus.{name} handed over whole, or not at all", said, why, then))
         found += _given_up(reading, name, slots)
+    for moved in reading.facts.handover.moved_hooks:
+        vmid, _, node = moved.partition(" on ")
+        found.append(
+            Finding(
+                f"VM {vmid} on this host, where it takes a shared card",
+                f"it is on node {node} now, and names homelab's hookscript there",
+                "unless that node has a hookscript of this name, the VM doesn't start there",
+                f"move the VM back; or on {node}: `qm set {vmid} --delete hookscript`",
+                Stage.CONFIGURATION,
+            )
+        )
     lost = plan.lost_handover(reading.facts)
     if lost:
         found.append(

@@ -351,11 +351,12 @@ class NvidiaFacts(_Fact):
 
 
 class HandedOver(_Fact):
-    """What hands cards from containers to VMs: is it switched on, which VMs have lost its hookscript; of each card that isn't simply with the host, the
+    """What hands cards from containers to VMs: is it switched on, which VMs have lost its hookscript, and which took it to another node ("103 on pve2"); of each card that isn't simply with the host, the
     lines of its state (lib/handover/state.sh); ``away``: which cards a VM has, or are on their way, or are lost, in words."""
 
     enabled: bool = False
     lost_hooks: list[str] = []
+    moved_hooks: list[str] = []
     away: str = ""
     cards: dict[str, str] = {}
 

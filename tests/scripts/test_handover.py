@@ -1111,6 +1111,8 @@ def test_a_vm_that_was_moved_to_another_node_is_named_with_its_hookscript(host: 
     host.write("/etc/pve/nodes/other/qemu-server/103.conf", conf)
     (host.root / "etc/pve/qemu-server/103.conf").unlink()
     host.write("/var/lib/homelab/handover-hooks/103", "one\n")
+    seen = host.bash('printf "{"; handed_over', parts=("handover/rest",)).stdout
+    assert '"lost_hooks":[],"moved_hooks":["103 on other"]' in seen, seen
     for text in (scripts.handover([LINE]), scripts.handover_hook(103, holder="one")):
         done = host.run("revert", text)
         said = done.stdout + done.stderr

@@ -350,6 +350,12 @@ def test_show_and_doctor_say_where_it_is(state: str, said: str) -> None:
     assert about == []
 
 
+def test_a_vm_that_took_its_hookscript_to_another_node_is_found() -> None:
+    found = facts(handover={"enabled": True, "moved_hooks": ["103 on pve2"]})
+    (about,) = [one for one in doctor.diagnose(reading(facts=found), host()).findings if "VM 103" in one.wanted]
+    assert "it is on node pve2 now" in about.found and "on pve2: `qm set 103 --delete hookscript`" in about.next
+
+
 def test_a_vm_that_was_turned_away_during_an_up_is_shown() -> None:
     about = {"vm": 103, "at": "2026-01-01 10:00:00", "run": "anna on desk"}
     said = "2026-01-01 10:00:00: VM 103 doesn't get it: an up or a destroy of this host is at work (anna on desk)"

@@ -3,7 +3,7 @@
 # Needs: common, files, lock, handover/places, read/text
 #
 # Gives: cards_away [VMID...] -> AWAY; need_rest [VMID...], is_on_its_way VMID...; enabled_as service|timer; find_snippets -> SNIPPETS, STORAGE;
-#   hook_of_vm VMID, is_our_hook VMID, drop_hook VMID, has_hook VMID, tell_elsewhere VMID; handed_over (a key of read_host.sh's answer).
+#   hook_of_vm VMID, is_our_hook VMID, drop_hook VMID, has_hook VMID, hooked_elsewhere VMID, tell_elsewhere VMID; handed_over (a key of read_host.sh's answer).
 
 # enabled_as service|timer - what `systemctl enable` makes of it.
 enabled_as() {
@@ -87,15 +87,22 @@ drop_hook() { # VMID
   CHANGED=yes
 }
 
-# tell_elsewhere VMID - of a VM that was moved to another node and names our hookscript there. It is left there: that node may have one of its own by that name.
-tell_elsewhere() {
+# hooked_elsewhere VMID - the node to which a VM was moved that names our hookscript there; nothing: there is none.
+hooked_elsewhere() {
   local file node
   [[ ! -e $ROOT/etc/pve/qemu-server/$1.conf ]] || return 0
   for file in "$ROOT"/etc/pve/nodes/*/qemu-server/"$1.conf"; do
-    grep -qsE "^hookscript: *[^ ]*:snippets/$HOOK_FILE\$" "$file" || continue
-    node=${file%/qemu-server/*} node=${node##*/}
-    log "VM $1 is on node $node now, and names homelab's hookscript there: unless that node has it, the VM doesn't start. On $node: \`qm set $1 --delete hookscript\`"
+    ! grep -qsE "^hookscript: *[^ ]*:snippets/$HOOK_FILE\$" "$file" || { node=${file%/qemu-server/*} && printf '%s' "${node##*/}" && return; }
   done
+}
+
+# tell_elsewhere VMID - of such a VM. It is left there: that node may have one of its own by that name.
+tell_elsewhere() {
+  local node
+  node=$(hooked_elsewhere "$1")
+  [[ -z $node ]] || {
+    log "VM $1 is on node $node now, and names homelab's hookscript there: unless that node has it, the VM doesn't start. On $node: \`qm set $1 --delete hookscript\`"
+  }
 }
 
 # has_hook VMID - does it name our hookscript, by a storage that has it? A VM whose hookscript isn't found doesn't start.
@@ -107,17 +114,21 @@ has_hook() {
   [[ -n $folder && -x $ROOT$folder/snippets/$HOOK_FILE ]]
 }
 
-# handed_over - the cards that aren't simply with the host, what of ours is switched on, and VMs that lost their hookscript.
+# handed_over - the cards that aren't simply with the host, what of ours is switched on, VMs that lost their hookscript, and those that took it to another node.
 handed_over() {
-  local file vmid line separator='' enabled=true lost=()
+  local file vmid line separator='' enabled=true lost=() moved=()
   cards_away
   for file in service timer; do [[ -L $ROOT$(enabled_as "$file") ]] || enabled=false; done
   for file in "$ROOT$HOOKED"/[1-9]*; do
     vmid=${file##*/}
     [[ ! -e $ROOT/etc/pve/qemu-server/$vmid.conf ]] || has_hook "$vmid" || lost+=("$vmid")
+    line=$(hooked_elsewhere "$vmid")
+    [[ -z $line ]] || moved+=("$vmid on $line")
   done
   printf ',"handover":{"enabled":%s,"away":%s,"lost_hooks":' "$enabled" "$(json_string "$AWAY")"
   json_list "${lost[@]}"
+  printf ',"moved_hooks":'
+  json_list "${moved[@]}"
   printf ',"cards":{'
   for file in "$ROOT$HANDOVER"/*.state; do
     [[ -e $file ]] || continue
