@@ -219,6 +219,21 @@ def test_where_numbers_have_moved_it_is_restarted(host: Folder) -> None:
     assert asked.index("shutdown 951") < asked.index("start 951")
 
 
+def test_lines_of_one_that_is_restarted_follow(host: Folder) -> None:
+    """They don't while it runs (card_nodes_boot.sh)."""
+    host.write("/var/lib/homelab/containers/951/nodes", "ours\n")
+    host.write("/etc/pve/lxc/951.conf", "hostname: chat\ndev0: /dev/nvidia0\nlxc.cgroup2.devices.allow: c 508:* rwm\n")
+    host.write(
+        "/usr/local/sbin/homelab-card-nodes",
+        '#!/bin/bash\n[[ $(<"$ROOT/ct951") == running ]] || sed -i "s/508/507/" "$ROOT/etc/pve/lxc/951.conf"\n',
+        0o755,
+    )
+    start(host)
+    given(host)
+    back(host)
+    assert as_before(host) and state(host) == "" and "c 507:* rwm" in host.read("/etc/pve/lxc/951.conf")
+
+
 def test_a_number_that_is_another_drivers_although_nvidias_is_not_back(host: Folder) -> None:
     """Its module couldn't be loaded: then it has no number that could have moved."""
     start(host)

@@ -64,17 +64,19 @@ freed_numbers() {
 
 # is_anothers - is one of S[freed] another device's now? WHY says which. What can't be read is taken for one.
 is_anothers() {
-  local one link names function
-  names=$(sed '/^Block/,$d' "$ROOT/proc/devices" 2>/dev/null)
-  [[ -n $names ]] || { WHY="which driver has which number can't be read" && return 0; }
+  local one link function number name
+  local -A names=()
+  # By bash itself: a program that can't be started, for want of memory, tells nothing.
+  while read -r number name && [[ $number != Block ]]; do [[ -z $name ]] || names[$number]+=" $name"; done 2>/dev/null <"$ROOT/proc/devices"
+  ((${#names[@]} > 0)) || { WHY="which driver has which number can't be read" && return 0; }
   for one in ${S[freed]:-}; do
     if [[ $one == *:* ]]; then
       link=$(readlink "$ROOT/sys/dev/char/$one") || continue
       for function in "${FUNCTIONS[@]}"; do [[ $link != */"$function"/* ]] || continue 2; done
       WHY="the number $one, which was a node of the card's, is another device's now"
       return 0
-    elif grep -qE "^ *$one " <<<"$names" && ! grep -qE "^ *$one nvidia" <<<"$names"; then
-      WHY="the number $one, which was NVIDIA's driver's, is another driver's now ($(sed -n "s/^ *$one //p" <<<"$names"))"
+    elif [[ -n ${names[$one]:-} && ${names[$one]} != *' nvidia'* ]]; then
+      WHY="the number $one, which was NVIDIA's driver's, is another driver's now:${names[$one]}"
       return 0
     fi
   done
@@ -103,7 +105,11 @@ hold_autoload() {
 settle_staying() {
   local WHY=''
   [[ $MOVED == no ]] || WHY="the card's nodes have other numbers than before (${S[numbers]} -> $(numbers_now))"
-  if [[ -n ${S[staying]:-} ]] && { [[ -n $WHY ]] || is_anothers; }; then end_staying "$WHY" || return 1; fi
+  if [[ -n ${S[staying]:-} ]] && { [[ -n $WHY ]] || is_anothers; }; then
+    end_staying "$WHY" || return 1
+    # Only now: lines of a container that runs don't follow.
+    follow_numbers
+  fi
   S[staying]=''
   let_autoload
 }
