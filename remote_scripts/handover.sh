@@ -77,7 +77,7 @@ tell_owed() {
     [[ ! -e $ROOT/etc/pve/lxc/$ctid.conf || $(within "$ASK_SECONDS" pct status "$ctid" 2>/dev/null) == 'status: running' ]] ||
       log "container $ctid was shut down for $why and has not started again ($(sed -n 's/^why=//p' "$1")): once that is mended, \`pct start $ctid\`"
   done
-  for ctid in "${stay[@]}"; do
+  for ctid in "${stay[@]%%:*}"; do
     [[ ! -e $ROOT/etc/pve/lxc/$ctid.conf ]] || log "container $ctid has run on since $why had the card, and may know it by numbers of before: \`pct reboot $ctid\`"
   done
 }

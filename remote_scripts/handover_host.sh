@@ -75,6 +75,8 @@ is_for_backup() {
   for name in "$@"; do
     read_card "$name" && load_state "$name"
     is_to_be_taken "$vmid" || continue
+    # As take_card has it: by other configuration, there is nothing to hand over.
+    [[ ! ${S[state]} =~ ^(HOST|HELD)$ ]] || ! all_on vfio-pci || ! is_that_card || continue
     refuse_backup "$vmid"
     tell "$REFUSED" "nothing was changed; back the VM up while it runs"
     return 0

@@ -65,6 +65,7 @@ look_at_it() {
   fi
   # Also where something stands against it: all of it is said at once.
   ((${#USERS[@]} > 0)) || find_users || why+=$([[ $why == *"$REFUSED"* ]] || printf '%s' "${why:+; }$REFUSED")
+  find_owed
   [[ $(card_driver "$GPU") != nvidia ]] || find_staying
   if [[ $(card_driver "$GPU") == nvidia ]] && ! nobody_has_it && [[ -n $LOOK_FAILED ]]; then why+="${why:+; }$REFUSED"; fi
   for holder in "${HOLDERS[@]}"; do if goes_with_us "$holder"; then ends+=("$holder"); else stays+=("$holder"); fi; done

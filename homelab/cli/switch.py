@@ -170,7 +170,7 @@ class Switch:
         print(f"  would be shut down, for at most {self._off.timeout} s: VM {about['vm']}")
         for ctid in about.get("containers", "").split():
             print(f"  would be started again: container {ctid}")
-        for ctid in about.get("staying", "").split():
+        for ctid in handover.running_on(about):
             print(f"  would have it again, as it runs: container {ctid}")
         return WELL
 
@@ -187,7 +187,7 @@ class Switch:
             return WELL
         if self._vm is None and about.get("state", "HELD") == "HELD":
             print(f"gpus.{self._card} is with the host already" + (f": {about['why']}" if about.get("why") else "."))
-            return NOT_SWITCHED if about.get("containers") else WELL
+            return NOT_SWITCHED if about.get("containers") or about.get("staying") else WELL
         await self._look(quiet=True)
         if self._vm is not None:
             return await self._to_vm(self._vm)

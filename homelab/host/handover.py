@@ -53,9 +53,17 @@ def lines_of(host: Host, vms: Mapping[str, Vm], cards: Mapping[str, CardPlan]) -
 def state_of(facts: HostFacts, name: str) -> dict[str, str]:
     """What is noted of a card and holds now, by key; empty: it is with the host. What was noted before the host's last start is over, but for a dead card."""
     about = facts.handover.of_card(name)
-    if not about.get("state") or (about.get("boot") != facts.boot_id.strip() and about["state"] != "DEAD"):
+    if not about.get("state"):
         return {}
-    return about
+    if about.get("boot") == facts.boot_id.strip():
+        return about
+    # Whatever runs was started since.
+    return {**about, "staying": ""} if about["state"] == "DEAD" else {}
+
+
+def running_on(about: Mapping[str, str]) -> list[str]:
+    """The containers that run on since a VM took the card, by what `state_of` answers (lib/handover/staying.sh)."""
+    return [entry.partition(":")[0] for entry in about.get("staying", "").split()]
 
 
 def since(about: Mapping[str, str]) -> int:
@@ -128,10 +136,10 @@ def said(facts: HostFacts, name: str) -> str:
     if not state:
         return ""
     at = time.strftime("%Y-%m-%d %H:%M", time.localtime(since(about)))
-    staying = about.get("staying", "").split()
+    staying = running_on(about)
     without = f"; without it runs on: container {', '.join(staying)}" if staying else ""
     if state == "VM":
         return f"with VM {vm} since {at}{without}"
     if state in ("HELD", "STUCK", "DEAD"):
-        return f"{state} since {at}: {about.get('why', '')}{without}"
+        return f"{state} since {at}: {about.get('why', '')}{without if state != 'HELD' else ''}"
     return f"on its way to or from VM {vm} ({state}) since {at}{without}"

@@ -74,7 +74,7 @@ case $1 in
 esac
 """,
     "qm": 'echo "status: stopped"',
-    "systemctl": 'case "$*" in is-system-running) echo running ;; *is-active*) grep -qsFx "${*: -1}" "$ROOT/active" || exit 3 ;; esac',
+    "systemctl": 'case "$*" in is-system-running) echo running ;; *is-active*) grep -qsFx "${*: -1}" "$ROOT/active" || exit 3 ;; *is-failed*) exit 1 ;; esac',
     "modprobe": "",
     "mknod": 'for path in "$@"; do [[ $path != "$ROOT"/dev/* ]] || : >"$path"; done',
     "sync": "",
@@ -1217,6 +1217,16 @@ def test_a_rehearsal_waits_for_a_run_only_where_a_start_would(host: Folder, note
             host.write(STATE, NOTED.format(noted, "boot"))
         done = host.run("rehearse", scripts.rehearse_card([LINE], "big", 103))
         assert ("an up or a destroy of this host is at work" in json.loads(done.stdout)["refused"]) is waits
+
+
+def test_a_backup_of_a_vm_whose_card_is_on_vfio_by_other_configuration_is_none_of_ours(host: Folder) -> None:
+    for one in (GPU, AUDIO):
+        link = host.root / f"sys/bus/pci/devices/{one}/driver"
+        link.unlink()
+        link.symlink_to("../../../../bus/pci/drivers/vfio-pci")
+    host.write("/etc/pve/qemu-server/103.conf", "lock: backup\nhostpci0: mapping=big,driver=keep,pcie=1\n")
+    run(host, "hook", "103", "pre-start")
+    assert state(host) == ""
 
 
 @pytest.mark.parametrize(("has_it", "said"), [(False, "a backup of VM 103, which was off"), (True, "for too long")])

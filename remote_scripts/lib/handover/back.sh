@@ -36,20 +36,25 @@ settle() {
 }
 
 # start_owed - containers that didn't start for a reason that passes, such as a storage that isn't there yet, and what came to nothing with a driver that
-# didn't answer yet: tried again, for a while.
+# didn't answer yet: tried again, for a while. One that has numbers of before is tried for as long as it has them: it may be locked by a backup.
 start_owed() {
-  local why=''
-  [[ ${S[state]} == HELD && -n ${S[containers]:-}${S[staying]:-}${S[owed]:-} && ${S[boot]:-} == "$(this_boot)" ]] && (($(date +%s) - ${S[since]:-0} < OWED_SECONDS)) || return 0
+  local why='' lacks=no
+  [[ ${S[state]} == HELD && -n ${S[containers]:-}${S[staying]:-}${S[owed]:-} && ${S[boot]:-} == "$(this_boot)" ]] || return 0
+  [[ -n ${S[staying]:-} ]] || (($(date +%s) - ${S[since]:-0} < OWED_SECONDS)) || return 0
   ! host_stops || return 0
   bind_again || return 0
+  if [[ -n ${S[staying]:-} ]] && numbers_lack; then
+    lacks=yes
+    load_driver || return 0
+  fi
   # Its modules may have come with other numbers.
-  [[ -z ${S[owed]:-} || $(card_driver "$GPU") != nvidia ]] || in_unit 60 step_nodes || (($? != 124)) || { stuck "making its nodes" && return 0; }
+  [[ -z ${S[owed]:-} && $lacks == no ]] || [[ $(card_driver "$GPU") != nvidia ]] || in_unit 60 step_nodes || (($? != 124)) || { stuck "making its nodes" && return 0; }
   is_served || return 0
   restore_persistence
   follow_numbers
   S[owed]=''
   settle_staying || why=$REFUSED
-  start_users || why+=$REFUSED
+  start_users || why+="${why:+; }$REFUSED"
   if [[ -z $why ]]; then
     say "it is with the host again, and its containers run"
     drop_state

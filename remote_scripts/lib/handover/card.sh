@@ -2,7 +2,7 @@
 # A card that is handed over: its functions, their drivers, whether it answers, and what is done with them by sysfs.
 # Needs: handover/state, nvidia, read/devices
 #
-# Gives: read_card NAME -> CARD, FUNCTIONS, IDS, GPU, VMS, SHUT_DOWN; cards_of VMID; card_driver ADDRESS; all_on DRIVER; is_that_card; is_alive; is_only, drm_names;
+# Gives: read_card NAME -> CARD, FUNCTIONS, IDS, GPU, VMS, SHUT_DOWN; cards_of VMID; card_driver ADDRESS; all_on DRIVER; is_that_card; is_alive; is_sole, is_only, drm_names;
 #   step_claim, step_unbind, step_bind, step_release, step_attach, step_nodes CARD; deep_sleepers. Variables: CARDS (a line each: NAME, ADDRESS=IDS,...
 #   with its graphics function first, VMID,..., and `holders` where only those containers are shut down that have it open).
 # How often it is looked whether a card answers, a second apart, before it is taken for dead.
@@ -83,6 +83,20 @@ first_bytes() {
   IFS= read -r -t 5 -u "$pipe" text || :
   exec {pipe}<&-
   printf '%s' "${text//[[:space:]]/}"
+}
+
+# is_sole - has this host no other card of NVIDIA's, whoever has that? Another one could come up under this one's numbers while it is away.
+is_sole() {
+  local path vendor class
+  for path in "$PCI"/*; do
+    [[ " ${FUNCTIONS[*]} " != *" ${path##*/} "* ]] || continue
+    vendor='' class=0x03
+    { read -r vendor <"$path/vendor"; } 2>/dev/null || :
+    [[ $vendor == 0x10de ]] || continue
+    # A chipset has other functions, too; of what says nothing, it isn't known.
+    { read -r class <"$path/class"; } 2>/dev/null || :
+    [[ $class != 0x03* ]] || return 1
+  done
 }
 
 # is_only - has NVIDIA's driver no other card?

@@ -2,7 +2,7 @@
 # What lines of containers have of a card that is handed over: numbers that may be others when it comes back.
 # Needs: handover/state, handover/card, nvidia
 #
-# Gives: numbers_now, numbers_moved. Of the card that was read.
+# Gives: numbers_now, numbers_moved, numbers_lack; note_freed -> FREED, is_anothers -> WHY. Of the card that was read.
 
 # numbers_now - minor of /dev/nvidiaN, majors of nvidia-uvm and nvidia-caps, names in /dev/dri: what lines of containers have of it.
 numbers_now() {
@@ -26,3 +26,52 @@ is_another() { [[ -n $1 && -n $2 && $1 != "$2" ]]; }
 
 # is_renamed NAME NAMES - isn't it among these, and another one of its kind is?
 is_renamed() { [[ " $2 " != *" $1 "* && " $2" == *" ${1%%[0-9]*}"* ]]; }
+
+# numbers_lack - is one of those that it had not there yet? Where nothing can be read, too.
+numbers_lack() {
+  local was now index
+  IFS=, read -ra was <<<"${S[numbers]:-}"
+  IFS=, read -ra now <<<"$(numbers_now)"
+  for index in 0 1 2 3; do [[ -z ${was[index]:-} || -n ${now[index]:-} ]] || return 0; done
+  return 1
+}
+
+# note_freed - sets FREED: what goes with the card and its driver, and may be another device's until it is back: majors, and MAJOR:MINOR of its other
+# nodes. Status 1: that can't be told.
+note_freed() {
+  local function path number name told=no uvm=no
+  FREED=''
+  while read -r number name && [[ $number != Block ]]; do
+    [[ $number != 195 ]] || told=yes
+    [[ $name != nvidia-uvm ]] || uvm=yes
+    [[ $name != nvidia-* || $number == 195 ]] || FREED+="$number "
+  done 2>/dev/null <"$ROOT/proc/devices"
+  [[ $told == yes ]] && [[ $uvm == yes || ! -d $ROOT/sys/module/nvidia_uvm ]] || return 1
+  for function in "${FUNCTIONS[@]}"; do
+    for path in "$PCI/$function"/drm/*/dev "$PCI/$function"/sound/*/dev "$PCI/$function"/sound/*/*/dev; do
+      [[ ! -e $path ]] || { read -r number <"$path" && FREED+="$number "; } || return 1
+    done
+  done
+}
+
+# is_anothers - is one of S[freed] another device's now, or may be? WHY says which. By bash itself: a program that can't be started tells nothing.
+is_anothers() {
+  local one link function number name
+  local -A names=()
+  is_sole || { WHY="this host has another card of NVIDIA's by now, which could get its numbers" && return 0; }
+  while read -r number name && [[ $number != Block ]]; do [[ -z $name ]] || names[$number]+=" $name"; done 2>/dev/null <"$ROOT/proc/devices"
+  ((${#names[@]} > 0)) || { WHY="which driver has which number can't be read" && return 0; }
+  for one in ${S[freed]:-}; do
+    if [[ $one == *:* ]]; then
+      [[ -L $ROOT/sys/dev/char/$one ]] || continue
+      link=$(readlink "$ROOT/sys/dev/char/$one") || link=''
+      for function in "${FUNCTIONS[@]}"; do [[ $link != */"$function"/* ]] || continue 2; done
+      WHY="the number $one, which was a node of the card's, is another device's now"
+      return 0
+    elif [[ -n ${names[$one]:-} && ${names[$one]} != *' nvidia'* ]]; then
+      WHY="the number $one, which was NVIDIA's driver's, is another driver's now:${names[$one]}"
+      return 0
+    fi
+  done
+  return 1
+}

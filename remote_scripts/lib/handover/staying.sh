@@ -1,122 +1,179 @@
 #!/usr/bin/env bash
 # Containers that run on while a VM has the card (`shutDown: holders`): those that haven't got it open when the VM starts.
-# Needs: common, files/atomic, handover/state, handover/card, handover/numbers, handover/holders, handover/users, nvidia
+# Needs: common, files/atomic, handover/state, handover/card, handover/numbers, handover/holders, handover/users, handover/units, nvidia
 #
-# Gives: find_staying -> USERS, STAYING, ALL_GO; freed_numbers; end_staying WHY; hold_autoload; settle_staying, watch_staying. Of the card that was read.
+# Gives: find_owed -> OWED, KEPT; find_staying -> USERS, STAYING, FREED, ALL_GO; is_of_staying, sound_is_free -> REFUSED; end_staying WHY; hold_autoload; settle_staying, watch_staying.
+#   Of the card that was read. S[staying] has their ids; where one is to be restarted with the card at home, ID:INSTANCE, so that a restart by hand counts.
 #
-# Nothing is taken from such a container. What makes that safe: the driver's modules are unloaded, which the kernel refuses at once while anybody has one in
-# use, also by what no look shows. And its numbers mean no other device meanwhile, or it is shut down after all.
+# Nothing is taken from such a container. What makes that safe: NVIDIA's modules are unloaded, which the kernel refuses at once while anybody has one in use,
+# also by what no look shows; and no number of the card's becomes another device's, or the container is shut down after all.
 # The kernel loads a driver when somebody opens a node of its major (fs/char_dev.c: request_module): a container that asks again and again would have NVIDIA's
 # driver loaded while the card is away, in vain, or before it is to come back. `blacklist` ends that; `modprobe nvidia` works as before (modprobe.d(5)).
+# Debian's own packages name the files otherwise.
 
-# is_sole - has this host no other card of NVIDIA's, whoever has that? Another one could come up under this one's numbers while it is away.
-is_sole() {
-  local path vendor class
-  for path in "$PCI"/*; do
-    [[ " ${FUNCTIONS[*]} " != *" ${path##*/} "* ]] || continue
-    vendor='' class=0x03
-    { read -r vendor <"$path/vendor"; } 2>/dev/null || :
-    [[ $vendor == 0x10de ]] || continue
-    # A chipset has other functions, too; of what says nothing, it isn't known.
-    { read -r class <"$path/class"; } 2>/dev/null || :
-    [[ $class != 0x03* ]] || return 1
-  done
-  is_only
+# find_owed - sets OWED: who is to be started, or restarted, after an earlier handover, but for USERS; KEPT: those of S[staying] as they are noted.
+find_owed() {
+  local id
+  OWED='' KEPT=''
+  [[ ${S[state]} == HELD ]] || return 0
+  KEPT=${S[staying]:-}
+  for id in ${S[containers]:-} $(ids_of "$KEPT"); do [[ " ${USERS[*]} $OWED" == *" $id "* ]] || OWED+="$id "; done
 }
 
-# find_staying - of USERS, those that run on go to STAYING. Where that isn't sure nobody does, and ALL_GO says why.
+# ids_of ENTRIES - without their instances.
+ids_of() { sed -E 's/:[0-9]*//g; s/ +/ /g; s/^ | $//g' <<<"$1"; }
+
+# find_staying - after that: of USERS, those that run on go to STAYING. Where that isn't sure nobody does, and ALL_GO says why.
 find_staying() {
   local id holder open=' ' users=() numbers
-  STAYING=() ALL_GO=''
+  STAYING=() FREED='' ALL_GO=''
   [[ $SHUT_DOWN == holders ]] && ((${#USERS[@]} > 0)) || return 0
   read -ra numbers <<<"$(card_numbers)"
-  if ! is_sole; then
+  if ! is_sole || ! is_only; then
     ALL_GO="this host has another card of NVIDIA's, which could get this one's numbers"
-  elif [[ ${S[state]} == HELD && -n ${S[containers]:-}${S[staying]:-} ]]; then
+  elif [[ -n $OWED$KEPT ]]; then
     # By the numbers of that time, the others can't be judged when it comes back.
-    ALL_GO="containers are still to be started after the last handover (${S[containers]:-}${S[staying]:+ ${S[staying]}})"
+    ALL_GO="not every container has got over the last handover ($(ids_of "$OWED $KEPT"))"
+  elif ! note_freed; then
+    ALL_GO="which numbers the driver has can't be told from /proc/devices"
   elif ! find_holders "$ROOT/dev/nvidia$(nvidia_minor "$GPU")" "${numbers[@]}"; then
     ALL_GO="who has it open can't be told ($LOOK_FAILED)"
   fi
   [[ -z $ALL_GO ]] || return 0
   for holder in "${HOLDERS[@]}"; do
-    if [[ $holder =~ \ of\ container\ ([0-9]+)\)$ ]]; then
-      open+="${BASH_REMATCH[1]} "
-    elif [[ $holder != *' of '*.service')' && $holder != *' of '*.scope')' ]]; then
-      ALL_GO="whether $holder, which has it open, is in a container can't be told"
-      return 0
-    fi
+    find_container_of "$holder" || { ALL_GO="whether $holder, which has it open, is in a container can't be told" && return 0; }
+    open+="$INSIDE "
   done
-  for id in "${USERS[@]}"; do if [[ $open == *" $id "* ]]; then users+=("$id"); else STAYING+=("$id"); fi; done
+  for id in "${USERS[@]}"; do if [[ $open == *" $id "* ]] || has_its_sound "$id"; then users+=("$id"); else STAYING+=("$id"); fi; done
   USERS=("${users[@]}")
 }
 
-# freed_numbers - what goes with the card and its driver, and may be another device's until it is back: majors, and MAJOR:MINOR of its other nodes.
-freed_numbers() {
-  local function path numbers
-  awk '/^Block/ { exit } $2 ~ /^nvidia-/ && $1 != 195 { printf "%s ", $1 }' "$ROOT/proc/devices" 2>/dev/null
-  for function in "${FUNCTIONS[@]}"; do
-    for path in "$PCI/$function"/drm/*/dev "$PCI/$function"/sound/*/dev "$PCI/$function"/sound/*/*/dev; do
-      [[ -r $path ]] && read -r numbers <"$path" && printf '%s ' "$numbers"
-    done
-  done
+# find_container_of HOLDER - sets INSIDE: its container, or nothing where it is the host's own. Status 1: that can't be told.
+find_container_of() {
+  INSIDE=''
+  if [[ $1 =~ \ of\ container\ ([0-9]+)\)$ ]]; then INSIDE=${BASH_REMATCH[1]}; else [[ $1 == *' of '*.service')' || $1 == *' of '*.scope')' ]]; fi
 }
 
-# is_anothers - is one of S[freed] another device's now? WHY says which. What can't be read is taken for one.
-is_anothers() {
-  local one link function number name
-  local -A names=()
-  # By bash itself: a program that can't be started, for want of memory, tells nothing.
-  while read -r number name && [[ $number != Block ]]; do [[ -z $name ]] || names[$number]+=" $name"; done 2>/dev/null <"$ROOT/proc/devices"
-  ((${#names[@]} > 0)) || { WHY="which driver has which number can't be read" && return 0; }
-  for one in ${S[freed]:-}; do
-    if [[ $one == *:* ]]; then
-      link=$(readlink "$ROOT/sys/dev/char/$one") || continue
-      for function in "${FUNCTIONS[@]}"; do [[ $link != */"$function"/* ]] || continue 2; done
-      WHY="the number $one, which was a node of the card's, is another device's now"
-      return 0
-    elif [[ -n ${names[$one]:-} && ${names[$one]} != *' nvidia'* ]]; then
-      WHY="the number $one, which was NVIDIA's driver's, is another driver's now:${names[$one]}"
-      return 0
-    fi
+# has_its_sound CTID - has the card a sound function, and the container sound? That function is unbound, which waits for whoever has it open (snd_card_free).
+has_its_sound() {
+  local function status=0
+  for function in "${FUNCTIONS[@]}"; do
+    [[ -d $PCI/$function/sound ]] || continue
+    grep -qE '/dev/snd|[^0-9]116:|\*:|devices\.allow[:= ]+a' "$ROOT/etc/pve/lxc/$1.conf" || status=$?
+    ((status != 1)) || return 1
+    return 0
   done
   return 1
 }
 
-# end_staying WHY - they are shut down after all, and started again with the others. Status 1, with REFUSED: one doesn't go off, or that can't be noted.
+# sound_is_free - of a card whose driver is gone: nobody has its sound open. Status 1, with REFUSED and HOLDERS.
+sound_is_free() {
+  local function path name='' numbers=() control='' line
+  HOLDERS=()
+  for function in "${FUNCTIONS[@]}"; do
+    for path in "$PCI/$function"/sound/*/dev "$PCI/$function"/sound/*/*/dev; do
+      [[ -r $path ]] || continue
+      read -r line <"$path" || continue
+      numbers+=("$(printf '%x:%x' "${line%:*}" "${line#*:}")")
+      while IFS='=' read -r line name; do [[ $line != DEVNAME || ! -e $ROOT/dev/$name ]] || control=$ROOT/dev/$name; done 2>/dev/null <"${path%/dev}/uevent"
+    done
+  done
+  [[ -n $control ]] || return 0
+  find_holders "$control" "${numbers[@]}" || { REFUSED="who has its sound open can't be told: $LOOK_FAILED" && return 1; }
+  REFUSED="in use by ${HOLDERS[*]}"
+  ((${#HOLDERS[@]} == 0))
+}
+
+# is_of_staying - is one of HOLDERS in a container that runs on, or can that not be told?
+is_of_staying() {
+  local holder
+  for holder in "${HOLDERS[@]}"; do
+    find_container_of "$holder" || return 0
+    [[ -z $INSIDE || " ${S[staying]:-} " != *" $INSIDE "* ]] || return 0
+  done
+  return 1
+}
+
+# end_staying WHY - they are shut down after all, each for itself, and started again with the others. Status 1, with REFUSED: S[staying] are those that don't go
+# off, or that can't be noted.
 end_staying() {
+  local entry ids=() left='' why=''
   [[ -n ${S[staying]:-} ]] || return 0
-  say "container ${S[staying]// /, } doesn't run on: $1"
-  REFUSED="its state can't be noted on the disk"
+  for entry in ${S[staying]}; do ids+=("${entry%%:*}"); done
   # shellcheck disable=SC2086 # numbers
-  save_state containers "$(in_order ${S[containers]:-} ${S[staying]})" || return 1
-  stop_users || return 1
-  # Again where that isn't on the disk: whoever is off is passed over.
-  save_state staying '' || :
+  in_order ${S[containers]:-} "${ids[@]}"
+  REFUSED="its state can't be noted on the disk"
+  # Those that a driver keeps off for longer have as much time from now on.
+  [[ ${S[state]} != HELD ]] || S[since]=$(date +%s)
+  save_state containers "${ORDERED[*]}" || return 1
+  for entry in ${S[staying]}; do
+    stop_user "${entry%%:*}" "which doesn't run on: $1" || { left+="$entry " && why+="${why:+; }$REFUSED"; }
+  done
+  # Once more where that isn't on the disk: whoever is off is passed over.
+  save_state staying "${left% }" || :
+  REFUSED=$why
+  [[ -z $left ]]
 }
 
 # hold_autoload - nobody but this program has the driver loaded while the card is away. (`let_autoload`: as before.)
 hold_autoload() {
   need_dir "$ROOT${AUTOLOAD%/*}" &&
-    printf '# While a VM has gpus.%s and containers run on that know it: who opens a node of it loads no driver.\nblacklist nvidia\n' "$CARD" | write_atomically "$AUTOLOAD" 0644
+    printf '# While a VM has gpus.%s and containers run on that know it: who opens a node of it loads no driver.\nblacklist nvidia\nblacklist nvidia_current\nblacklist nvidia_current_open\n' "$CARD" | write_atomically "$AUTOLOAD" 0644
 }
 
-# settle_staying - the card is back, and `follow_numbers` has been asked. Status 1, with REFUSED: one of them has numbers of before, and doesn't go off.
+instance_of() { stat -c %i "$ROOT/sys/fs/cgroup/lxc/$1" 2>/dev/null || :; } # CTID: another one after each of its starts; nothing: it isn't known
+
+# forget_gone - of S[staying], those that need nothing any more: destroyed, moved to another node, or restarted by somebody since they were to be. Whoever is off
+# with a start that failed, as one does whose nodes aren't there, is started with the others; who was shut down stays so.
+forget_gone() {
+  local entry id now left='' status
+  for entry in ${S[staying]:-}; do
+    id=${entry%%:*}
+    [[ ! -d $ROOT/etc/pve/lxc || -e $ROOT/etc/pve/lxc/$id.conf ]] || continue
+    now=$(instance_of "$id")
+    if [[ $entry == *:?* && -n $now && $now != "${entry#*:}" ]]; then continue; fi
+    status=0
+    container_runs "$id" || status=$?
+    if ((status != 1)); then
+      left+="$entry "
+    elif [[ " ${S[containers]:-} " == *" $id "* ]]; then
+      :
+    elif within "$ASK_SECONDS" systemctl is-failed -q "pve-container@$id.service" 2>/dev/null; then
+      say "container $id, which ran on, has failed to start meanwhile: it is started again"
+      S[containers]="${S[containers]:-} $id"
+    else
+      say "container $id, which ran on, was shut down meanwhile: it stays off"
+    fi
+  done
+  S[staying]=${left% }
+}
+
+# settle_staying - the card is back, and `follow_numbers` has been asked. Status 1, with REFUSED: one of them has, or may have, numbers of before.
 settle_staying() {
-  local WHY=''
+  local WHY='' entry status=0 named=''
+  forget_gone
+  [[ -n ${S[staying]:-} ]] || { let_autoload && return 0; }
   [[ $MOVED == no ]] || WHY="the card's nodes have other numbers than before (${S[numbers]} -> $(numbers_now))"
-  if [[ -n ${S[staying]:-} ]] && { [[ -n $WHY ]] || is_anothers; }; then
-    end_staying "$WHY" || return 1
+  if [[ -n $WHY ]] || is_anothers; then
+    end_staying "$WHY" || status=1
     # Only now: lines of a container that runs don't follow.
     follow_numbers
+    ((status == 0)) || {
+      for entry in ${S[staying]}; do named+="${entry%%:*}:$(instance_of "${entry%%:*}") "; done
+      S[staying]=${named% }
+      return 1
+    }
+  elif numbers_lack; then
+    REFUSED="not all of its numbers are there again (${S[numbers]} -> $(numbers_now)), and containers run on with those of before: $(ids_of "${S[staying]}")"
+    return 1
   fi
   S[staying]=''
   let_autoload
 }
 
-# watch_staying - while the card is away, by the timer.
+# watch_staying - while the card is away, by the timer. (With the card at home, `start_owed` does what is left.)
 watch_staying() {
   local WHY=''
-  [[ -n ${S[staying]:-} && ${S[boot]:-} == "$(this_boot)" ]] && is_anothers || return 0
+  [[ -n ${S[staying]:-} && ${S[boot]:-} == "$(this_boot)" ]] && [[ ${S[state]} != HELD || -n ${S[owed]:-} ]] && is_anothers || return 0
   end_staying "$WHY" || say "$REFUSED"
 }

@@ -74,15 +74,15 @@ keep_card() {
 is_elsewhere() { [[ $(within "$ASK_SECONDS" qm status "$vmid" 2>/dev/null) == 'status: running' ]]; }
 
 drain_card() { # VMID
-  local persistence units='' id owed='' numbers
-  # What an earlier handover could not start again is still to be started after this one; by the numbers of then.
-  for id in ${S[containers]:-} ${S[staying]:-}; do [[ ${S[state]} != HELD || " ${USERS[*]} " == *" $id "* ]] || owed+="$id "; done
-  if [[ -n $owed ]]; then numbers=${S[numbers]:-}; else numbers=$(numbers_now); fi
+  local persistence units='' numbers freed
+  find_owed
+  find_staying
+  # By the numbers of then.
+  if [[ -n $OWED$KEPT ]]; then numbers=${S[numbers]:-} freed=${S[freed]:-}; else numbers=$(numbers_now) freed=$FREED; fi
   bounded 30 nvidia-smi -i "$GPU" --query-gpu=persistence_mode --format=csv,noheader && persistence=$OUTPUT || persistence=''
   ! is_only || ! within "$ASK_SECONDS" systemctl is-active -q nvidia-persistenced.service || units=nvidia-persistenced.service
-  find_staying
   REFUSED="its state can't be noted on the disk"
-  save_state state DRAINING vm "$1" why '' containers "$owed${USERS[*]}" staying "${STAYING[*]}" freed "$(freed_numbers)" numbers "$numbers" modules '' d3cold '' persistence "${persistence//[[:space:]]/}" units "$units" || return 1
+  save_state state DRAINING vm "$1" why '' containers "$OWED${USERS[*]}" staying "$KEPT${STAYING[*]}" freed "$freed" numbers "$numbers" modules '' d3cold '' persistence "${persistence//[[:space:]]/}" units "$units" || return 1
   say "VM $1 starts and gets it${USERS[*]:+; containers ${USERS[*]} are shut down for it}${STAYING[*]:+; containers ${STAYING[*]} run on, since nothing in them has it open}"
   [[ -z $ALL_GO ]] || say "all containers that have it are shut down: $ALL_GO"
   stop_users && settle_persistence || return 1
@@ -107,7 +107,7 @@ nobody_has_it() {
 
 free_card() {
   # Somebody may have opened it since.
-  nobody_has_it || { [[ -n ${S[staying]:-} ]] && end_staying "$REFUSED" && nobody_has_it; } || return 1
+  nobody_has_it || { is_of_staying && end_staying "$REFUSED" && nobody_has_it; } || return 1
   REFUSED="its state can't be noted on the disk"
   save_state state FREE
 }
@@ -148,7 +148,7 @@ detach_card() {
     }
   done
   # Once more: somebody may have come since the first look.
-  [[ $only == yes ]] || nobody_has_it || return 1
+  if [[ $only == no ]]; then nobody_has_it; else sound_is_free || { is_of_staying && end_staying "$REFUSED" && sound_is_free; }; fi || return 1
   in_unit 30 step_unbind || {
     status=$?
     REFUSED="a function of it can't be unbound: $OUTPUT"

@@ -2,7 +2,7 @@
 # Who of this host uses a card: containers by their configuration, NVIDIA's persistence daemon.
 # Needs: handover/state, handover/card, handover/numbers, container/conf
 #
-# Gives: container_runs CTID; find_users -> USERS, REFUSED; in_order CTID...; stop_users, stop_unit CTID, follow_numbers, start_users; settle_persistence, restore_persistence.
+# Gives: container_runs CTID; find_users -> USERS, REFUSED; in_order CTID... -> ORDERED; stop_users, stop_user CTID WHY, stop_unit CTID, follow_numbers, start_users; settle_persistence, restore_persistence.
 
 # container_runs CTID - 0: yes, 1: no, 2: nobody knows.
 container_runs() {
@@ -36,18 +36,32 @@ find_users() {
     found+="$CTID "
   done
   # shellcheck disable=SC2086 # numbers
-  read -ra USERS <<<"$(in_order $found)"
+  in_order $found
+  USERS=("${ORDERED[@]}")
 }
 
-# in_order CTID... - each once, as they are shut down: the order of the host's start, backwards.
+# in_order CTID... - sets ORDERED: each once, as they are shut down: the order of the host's start, backwards. By bash itself: none is lost where a program fails.
 in_order() {
-  local order found=''
+  local CTID id other order rest
+  local -A ranks=()
   for CTID in "$@"; do
     order=''
     [[ ! -e $ROOT/etc/pve/lxc/$CTID.conf ]] || ! read_conf || order=$(startup order)
-    found+="${order:-99999} $CTID"$'\n'
+    ranks[$CTID]=$((10#${order:-99999}))
   done
-  printf '%s' "$found" | sort -u -k1,1nr -k2,2nr | awk '{ printf "%s%s", (NR > 1 ? " " : ""), $2 }'
+  ORDERED=()
+  for id in "${!ranks[@]}"; do
+    rest=()
+    for other in "${ORDERED[@]}"; do
+      if [[ -n $id ]] && ((ranks[$id] > ranks[$other] || (ranks[$id] == ranks[$other] && id > other))); then
+        rest+=("$id")
+        id=''
+      fi
+      rest+=("$other")
+    done
+    [[ -z $id ]] || rest+=("$id")
+    ORDERED=("${rest[@]}")
+  done
 }
 
 # startup KEY - of the container that was read: of its option `startup`.
@@ -83,21 +97,25 @@ stop_unit() { printf 'homelab-handover-%s-stop-%s' "$CARD" "$1"; }
 
 # stop_users - those of S[containers], within their own time (startup: down=), else a minute; then their power is cut.
 stop_users() {
+  local id
+  for id in ${S[containers]}; do stop_user "$id" "which has the card" || return 1; done
+}
+
+# stop_user CTID WHY - status 1, with REFUSED: it doesn't go off. It may be off, or gone: one that an earlier handover could not start again.
+stop_user() {
   local seconds
-  for CTID in ${S[containers]}; do
-    # It may be off, or gone: one that an earlier handover could not start again.
-    [[ -e $ROOT/etc/pve/lxc/$CTID.conf ]] || continue
-    container_runs "$CTID"
-    (($? != 1)) || continue
-    REFUSED="the configuration of container $CTID can't be read"
-    read_conf || return 1
-    seconds=$(startup down)
-    seconds=$((10#${seconds:-60}))
-    say "shutting container $CTID down, which has the card"
-    bounded $((seconds + 120)) systemd-run -q --wait --collect --pipe --unit="$(stop_unit "$CTID")" pct shutdown "$CTID" --timeout "$seconds" --forceStop 1
-    container_runs "$CTID"
-    (($? == 1)) || { REFUSED="container $CTID doesn't go off: ${OUTPUT:-no answer}" && return 1; }
-  done
+  CTID=$1
+  [[ -e $ROOT/etc/pve/lxc/$CTID.conf ]] || return 0
+  container_runs "$CTID"
+  (($? != 1)) || return 0
+  REFUSED="the configuration of container $CTID can't be read"
+  read_conf || return 1
+  seconds=$(startup down)
+  seconds=$((10#${seconds:-60}))
+  say "shutting container $CTID down, $2"
+  bounded $((seconds + 120)) systemd-run -q --wait --collect --pipe --unit="$(stop_unit "$CTID")" pct shutdown "$CTID" --timeout "$seconds" --forceStop 1
+  container_runs "$CTID"
+  (($? == 1)) || { REFUSED="container $CTID doesn't go off: ${OUTPUT:-no answer}" && return 1; }
 }
 
 # follow_numbers - lines that this program gave to containers, and that they have while they are off, are about the cards that they were given for, whatever
