@@ -1,4 +1,4 @@
-"""The engine killed (SIGKILL) at every resource boundary and in the middle of every script: the next `up` finishes."""
+"""The engine killed (SIGKILL) in the middle of scripts and requests, others each day (tests/sampling.py): the next run finishes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from tests.e2e.conftest import Stack, name_of
 from tests.e2e.test_gpu_vm import given_back, running, with_card
+from tests.sampling import sample
 from tests.waiting import PATIENCE
 
 # The scripts that an `up` runs, in that order, by an argument that only the script's text has.
@@ -50,7 +51,7 @@ def test_each_run_goes_on_where_the_one_before_was_killed_and_the_last_finishes(
     stack = stack_on("rtx5090")
     stack.host["timeouts"]["rollback"] = 600  # the boot is confirmed two runs later
     stock = stack.lab.snapshot()
-    for script in SCRIPTS.values():
+    for script in sample(list(SCRIPTS.values()), 3, "scripts of an up"):
         process = stack.start("up", "--yes", "--skip-preview")
         stack.lab.wait_command(script, timeout=PATIENCE)
         stack.kill(process)
@@ -113,12 +114,12 @@ def killed_at(stack: Stack, run: str, request: str) -> None:
 def test_each_run_that_changes_a_vm_goes_on_where_the_one_before_was_killed(stack_on: Callable[..., Stack]) -> None:
     stack = stack_on("bound-by-hand", vms={"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}})
     stock = stack.lab.snapshot()
-    for request in (MAPPED, CONFIGURED, OFF, ON):
+    for request in sample((MAPPED, CONFIGURED, OFF, ON), 2, "requests of an up"):
         killed_at(stack, "up", request)
     stack.up()
     assert with_card(stack)["0000:01:00.0"] == 103
     assert stack.up("--refresh").changed == set()
-    for request in (CONFIGURED, OFF, ON, UNMAPPED):
+    for request in sample((CONFIGURED, OFF, ON, UNMAPPED), 2, "requests of a destroy"):
         killed_at(stack, "destroy", request)
     stack.destroy()
     assert running(stack) == {103}
