@@ -82,16 +82,6 @@ def test_a_card_bound_to_another_driver_by_hand_and_a_kernel_booted_without_the_
     assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
 
 
-def test_words_lost_from_the_kernel_cmdline_file_come_back(converged: Callable[..., Stack]) -> None:
-    stack = converged("intel-zfs")
-    configured = stack.lab.snapshot()
-    stack.lab.run('echo "root=ZFS=rpool/ROOT/pve-1 boot=zfs" >"$ROOT/etc/kernel/cmdline"; proxmox-boot-tool refresh')
-    preview = stack.preview("--refresh")
-    assert "is not on the configured kernel command line" in preview.output
-    stack.up("--refresh")
-    assert stack.lab.snapshot() == configured
-
-
 def test_a_setting_changed_updates_its_resource_and_replaces_what_follows(converged: Callable[..., Stack]) -> None:
     stack = converged("rtx5090")
     stock = stack.stock
