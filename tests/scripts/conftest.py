@@ -97,7 +97,12 @@ class Folder:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
-    root, commands = tmp_path / "root", tmp_path / "commands"
+    return empty_folder(tmp_path)
+
+
+def empty_folder(place: Path) -> Folder:
+    """A host without anything, in a folder that may not be there yet."""
+    root, commands = place / "root", place / "commands"
     for path in ("etc", "var/lib", "run", "proc", "boot"):
         (root / path).mkdir(parents=True)
     commands.mkdir()

@@ -14,8 +14,9 @@ import pytest
 
 from homelab.remote import scripts
 from tests import sampling
+from tests.kept_systems import KeptSystems
 from tests.scripts import cut_kit
-from tests.scripts.conftest import Folder
+from tests.scripts.conftest import Folder, empty_folder
 from tests.scripts.test_cluster_turn import LOCK, TURN, first_of_three, members, status
 from tests.waiting import wait_until
 
@@ -122,6 +123,10 @@ def nodes(folder: Folder, *guests: dict[str, Any], **left: int) -> None:
 
 @pytest.fixture
 def node(folder: Folder) -> Folder:
+    return with_guests(folder)
+
+
+def with_guests(folder: Folder) -> Folder:
     """pve1 lacks a word on its command line. It has VM 103 with a card, and 105 and 106, which can move; 107 is off; container 901."""
     made = first_of_three(folder)
     for name in ("pve1", "pve2", "pve3"):
@@ -588,12 +593,17 @@ def half_a_minute_later(folder: Folder) -> None:
 
 # -- the way back ------------------------------------------------------------------------------------------------------
 @pytest.fixture
-def away(node: Folder) -> Folder:
+def away(kept_systems: KeptSystems) -> Folder:
     """Its guests are on other nodes, and it has restarted."""
-    assert reboot(node).returncode == 0
-    boots(node)
-    (node.root / "run/asked").unlink()
-    return node
+
+    def make(place: Path) -> Folder:
+        node = with_guests(empty_folder(place))
+        assert reboot(node).returncode == 0
+        boots(node)
+        (node.root / "run/asked").unlink()
+        return node
+
+    return kept_systems.take("away", make)
 
 
 def edit(folder: Folder, path: str, pattern: str, new: str) -> None:
