@@ -21,7 +21,11 @@ find_owed() {
 }
 
 # ids_of ENTRIES - without their instances.
-ids_of() { sed -E 's/:[0-9]*//g; s/ +/ /g; s/^ | $//g' <<<"$1"; }
+ids_of() {
+  local entry found=''
+  for entry in $1; do found+="${found:+ }${entry%%:*}"; done
+  printf '%s' "$found"
+}
 
 # find_staying - after that: of USERS, those that run on go to STAYING. Where that isn't sure nobody does, and ALL_GO says why.
 find_staying() {
