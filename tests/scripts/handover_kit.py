@@ -82,6 +82,7 @@ if [[ -n $name ]] && ! grep -q " $name$" "$ROOT/proc/devices"; then
   sed -i "1a $number $name" "$ROOT/proc/devices"
 fi
 [[ $1 == nvidia && -d $ROOT/kept/nvidia ]] || exit 0
+grep -q "^195 nvidia$" "$ROOT/proc/devices" || sed -i "1a 195 nvidia" "$ROOT/proc/devices"
 mv "$ROOT/kept/nvidia" "$ROOT/proc/driver/nvidia"
 device=$ROOT/sys/bus/pci/devices/{GPU}
 [[ -e $device/driver || $(<"$device/driver_override") == vfio-pci ]] || ln -s ../../../../bus/pci/drivers/nvidia "$device/driver"

@@ -1078,7 +1078,7 @@ def test_the_card_that_comes_back_first_has_all_modules_that_went_with_the_secon
     ],
 )
 def test_a_number_that_is_not_there_yet_has_not_moved(host: Folder, was: str, now: str, moved: bool) -> None:
-    text = f"numbers_now() {{ printf '%s' '{now}'; }}; S[numbers]='{was}'; numbers_moved && echo moved || echo same"
+    text = f"numbers_now() {{ printf '%s' '{now}'; }}; numbers_moved '{was}' && echo moved || echo same"
     assert host.sourced("handover_host.sh", text, CARDS=LINE).stdout == ("moved\n" if moved else "same\n")
 
 

@@ -100,7 +100,7 @@ def test_nobody_who_uses_it_runs_on(host: Folder) -> None:
         ),
         ("echo stat --cached >$ROOT/fails", "who has it open can't be told"),
         (
-            "printf 'state=HELD\\nboot=boot\\ncontainers=960\\n' >$ROOT{STATE}",
+            "printf 'state=HELD\\nboot=boot\\ncontainers=960\\n' >$ROOT{STATE}; echo >$ROOT/etc/pve/lxc/960.conf; echo stopped >$ROOT/ct960",
             "not every container has got over the last handover (960)",
         ),
         ("sed -i '/195/d' $ROOT/proc/devices", "which numbers the driver has can't be told"),
@@ -349,7 +349,7 @@ def test_numbers_that_are_not_there_yet_are_waited_for(host: Folder) -> None:
     host.write("/fails", "modprobe nvidia_uvm\nmodprobe nvidia-uvm\n")
     back(host)
     assert state(host) == "HELD" and both(host) == (True, True), "the other one is started"
-    assert "not all of its numbers are there again (0,508,, -> 0,,,)" in host.read(STATE)
+    assert "not all are there again (0,508,, -> 0,,,): 951" in host.read(STATE)
     host.write("/fails", "\n")
     given(host)
     back(host)
@@ -474,6 +474,134 @@ def test_a_rehearsal_says_who_would_run_on(host: Folder) -> None:
     found = json.loads(host.run("rehearse", scripts.rehearse_card([LINE + HOLDERS], "big", 103)).stdout)
     assert (found["containers"], found["stays"]) == (["951", "950"], [])
     assert found["all_go"].startswith("this host has another card of NVIDIA's")
+
+
+# -- a second handover, and what goes on for long -------------------------------------------------------------------------
+def test_a_second_handover_lets_it_run_on_again(host: Folder) -> None:
+    for _ in range(2):
+        assert "containers 951 run on" in start(host).stdout
+        back(host)
+        assert as_before(host) and ran_on(host) and state(host) == ""
+
+
+def test_numbers_that_are_again_those_of_then_are_others_than_in_between(host: Folder) -> None:
+    """508, then another, then 508: who was restarted in between has lines with the one in between."""
+    third(host)
+    lines = "hostname: more\ndev0: /dev/nvidia0\nlxc.cgroup2.devices.allow: c 508:* rwm\n"
+    for ctid in (951, 952):
+        host.write(f"/etc/pve/lxc/{ctid}.conf", lines)
+        host.write(f"/var/lib/homelab/containers/{ctid}/nodes", "ours\n")
+    follows = "now=$(sed -n 's/ nvidia-uvm$//p' $ROOT/proc/devices)\nfor c in 951 952; do [[ $(<$ROOT/ct$c) != stopped ]] || sed -i \"s/c [0-9]*:/c $now:/\" $ROOT/etc/pve/lxc/$c.conf; done\n"
+    host.write("/usr/local/sbin/homelab-card-nodes", f"#!/bin/bash\n{follows}", 0o755)
+    held(host)
+    assert "c 508:" not in host.read("/etc/pve/lxc/952.conf") and "c 508:" in host.read("/etc/pve/lxc/951.conf")
+    host.write("/fails", "\n")
+    assert start(host).returncode == 0
+    host.write("/proc/devices", host.read("/proc/devices").replace("508 cdc-wdm\n", ""))
+    back(host)
+    assert as_before(host) and state(host) == "" and "508 nvidia-uvm" in host.read("/proc/devices")
+    assert [host.read(f"/etc/pve/lxc/{ctid}.conf") for ctid in (951, 952)] == [lines] * 2
+
+
+def test_who_is_shut_down_before_the_next_handover_stays_off(host: Folder) -> None:
+    held(host)
+    host.write("/fails", "\n")
+    host.write("/ct951", "stopped\n")
+    start(host)
+    back(host)
+    assert both(host) == (True, False) and state(host) == "", host.read(STORY)
+
+
+def test_one_that_is_locked_is_not_asked_to_go(host: Folder) -> None:
+    """Proxmox VE would note a failed task each minute."""
+    start(host)
+    given(host)
+    host.write("/etc/pve/lxc/951.conf", "lock: backup\nhostname: chat\ndev0: /dev/nvidia0\n")
+    back(host)
+    aged(host)
+    back(host)
+    assert state(host) == "HELD" and "it is locked (backup)" in host.read(STATE) and "since=1\n" in host.read(STATE)
+    assert "shutdown 951" not in host.read("/asked")
+    host.write("/etc/pve/lxc/951.conf", "hostname: chat\ndev0: /dev/nvidia0\n")
+    back(host)
+    assert as_before(host) and state(host) == ""
+
+
+def test_a_restart_that_failed_late_is_tried_for_half_an_hour_as_others_are(host: Folder) -> None:
+    held(host)
+    aged(host)
+    host.write("/ct951", "stopped\n")
+    command = (host.commands / "systemctl").read_text().split("\n", 1)[1]
+    host.command("systemctl", f'[[ "$*" != *is-failed*pve-container@951.service ]] || exit 0\n{command}')
+    host.write("/fails", "pct start 951\n")
+    back(host)
+    assert state(host) == "HELD" and both(host) == (True, False)
+    host.write("/fails", "\n")
+    back(host)
+    assert as_before(host) and state(host) == "", host.read(STORY)
+
+
+def test_a_restart_by_hand_ends_the_wait_for_a_number(host: Folder) -> None:
+    instance(host, 951)
+    start(host)
+    host.write("/fails", "modprobe nvidia_uvm\nmodprobe nvidia-uvm\n")
+    back(host)
+    assert state(host) == "HELD"
+    instance(host, 951)
+    back(host)
+    assert state(host) == "" and "shutdown 951" not in host.read("/asked")
+
+
+def test_after_half_an_hour_a_number_is_no_longer_waited_for(host: Folder) -> None:
+    start(host)
+    host.write("/fails", "modprobe nvidia_uvm\nmodprobe nvidia-uvm\n")
+    back(host)
+    aged(host)
+    back(host)
+    assert both(host) == (True, True) and state(host) == "" and "start 951" in host.read("/asked")
+
+
+def test_after_half_an_hour_nothing_else_is_tried_on_its_account(host: Folder) -> None:
+    """Somebody works on the driver, or has given the card to another one."""
+    held(host)
+    aged(host)
+    link = host.root / f"sys/bus/pci/devices/{GPU}/driver"
+    link.unlink()
+    link.symlink_to("../../../../bus/pci/drivers/vfio-pci")
+    (host.root / f"proc/driver/nvidia/gpus/{GPU}").rename(host.root / "kept" / GPU)
+    asked = host.write("/asked", "")
+    host.command("modprobe", 'echo modprobe >>"$ROOT/asked"')
+    back(host)
+    assert asked.read_text() == ""
+
+
+@pytest.mark.parametrize("noted", ["VM", "RETURNING", "HELD"])
+def test_an_empty_folder_of_proxmox_ve_is_no_destroyed_container(host: Folder, noted: str) -> None:
+    """Its service is restarted, such as by an upgrade."""
+    start(host)
+    host.write("/vm103", "running\n")
+    given(host)
+    if noted == "HELD":
+        host.write("/vm103", "stopped\n")
+        host.write("/fails", "pct shutdown 951\npct start 950\n")
+        back(host)
+        assert state(host) == "HELD"
+    elif noted == "RETURNING":
+        host.write("/vm103", "stopped\n")
+        host.write(STATE, host.read(STATE).replace("state=VM", "state=RETURNING"))
+    (host.root / "etc/pve/lxc").rename(host.root / "etc/pve/lxc.away")
+    host.write("/fails", "pct\n")
+    back(host)
+    (host.root / "etc/pve/lxc.away").rename(host.root / "etc/pve/lxc")
+    host.write("/fails", "\n")
+    back(host)
+    assert both(host) == ((False, False) if noted == "VM" else (True, True)) and "shutdown 951" in host.read("/asked")
+
+
+def test_numbers_of_its_sound_concern_nobody_who_runs_on(host: Folder) -> None:
+    host.write(f"/sys/bus/pci/devices/{AUDIO}/sound/card1/controlC1/dev", "116:9\n")
+    start(host)
+    assert "freed=508 \n" in host.read(STATE)
 
 
 # -- killed ------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 # A card comes back to the host, from wherever it was left, and its containers are started again. Each step can be done again.
 # Needs: handover/state, handover/card, handover/units, handover/numbers, handover/holders, handover/users, handover/staying, handover/refuse, handover/driver
 #
-# Gives: give_back [WHY]; stuck STEP; settle; start_owed. All have the lock, and S of the card that was read.
+# Gives: give_back [WHY]; stuck STEP; settle; start_owed, is_late. All have the lock, and S of the card that was read.
 # How long containers that didn't start are tried again.
 OWED_SECONDS=1800
 
@@ -36,25 +36,32 @@ settle() {
 }
 
 # start_owed - containers that didn't start for a reason that passes, such as a storage that isn't there yet, and what came to nothing with a driver that
-# didn't answer yet: tried again, for a while. One that has numbers of before is tried for as long as it has them: it may be locked by a backup.
+# didn't answer yet: tried again, for a while. Only who has numbers of before is tried for as long as that is so: it may be locked by a backup.
 start_owed() {
   local why='' lacks=no
   [[ ${S[state]} == HELD && -n ${S[containers]:-}${S[staying]:-}${S[owed]:-} && ${S[boot]:-} == "$(this_boot)" ]] || return 0
-  [[ -n ${S[staying]:-} ]] || (($(date +%s) - ${S[since]:-0} < OWED_SECONDS)) || return 0
+  ! is_late || [[ -n ${S[staying]:-} ]] || return 0
   ! host_stops || return 0
-  bind_again || return 0
-  if [[ -n ${S[staying]:-} ]] && numbers_lack; then
-    lacks=yes
-    load_driver || return 0
+  if ! is_late; then
+    bind_again || return 0
+    if [[ -n ${S[staying]:-} && $(card_driver "$GPU") == nvidia ]] && numbers_lack; then
+      lacks=yes
+      load_driver || return 0
+    fi
+    # Its modules may have come with other numbers.
+    [[ -z ${S[owed]:-} && $lacks == no ]] || [[ $(card_driver "$GPU") != nvidia ]] || in_unit 60 step_nodes || (($? != 124)) || { stuck "making its nodes" && return 0; }
   fi
-  # Its modules may have come with other numbers.
-  [[ -z ${S[owed]:-} && $lacks == no ]] || [[ $(card_driver "$GPU") != nvidia ]] || in_unit 60 step_nodes || (($? != 124)) || { stuck "making its nodes" && return 0; }
   is_served || return 0
   restore_persistence
   follow_numbers
   S[owed]=''
   settle_staying || why=$REFUSED
-  start_users || why+="${why:+; }$REFUSED"
+  # Who has gone off just now is started now.
+  if is_late; then
+    [[ -z ${S[containers]:-} ]] || why+="${why:+; }containers ${S[containers]} have not started"
+  else
+    start_users || why+="${why:+; }$REFUSED"
+  fi
   if [[ -z $why ]]; then
     say "it is with the host again, and its containers run"
     drop_state
@@ -62,6 +69,9 @@ start_owed() {
     save_state
   fi
 }
+
+# is_late - is what came to nothing no longer tried?
+is_late() { (($(date +%s) - ${S[since]:-0} >= OWED_SECONDS)); }
 
 # settle_after_boot - the drivers have taken everything anew, and onboot decides which containers run. A dead card that is still there and doesn't answer stays
 # what it was, as of then: it is no longer away from a driver that has been loaded since. One that was taken out, or is another now, is nobody's concern.

@@ -2,7 +2,7 @@
 # What lines of containers have of a card that is handed over: numbers that may be others when it comes back.
 # Needs: handover/state, handover/card, nvidia
 #
-# Gives: numbers_now, numbers_moved, numbers_lack; note_freed -> FREED, is_anothers -> WHY. Of the card that was read.
+# Gives: numbers_now, numbers_moved NUMBERS, numbers_lack; note_freed -> FREED, is_anothers -> WHY. Of the card that was read.
 
 # numbers_now - minor of /dev/nvidiaN, majors of nvidia-uvm and nvidia-caps, names in /dev/dri: what lines of containers have of it.
 numbers_now() {
@@ -11,10 +11,10 @@ numbers_now() {
   printf '%s,%s,%s,%s' "$(nvidia_minor "$GPU")" "$uvm" "$caps" "$(drm_names)"
 }
 
-# numbers_moved - has the card, or its driver, others than when it was taken? What wasn't there then, or isn't there yet, has not moved.
+# numbers_moved NUMBERS - has the card, or its driver, others than these? What wasn't there then, or isn't there yet, has not moved.
 numbers_moved() {
   local was now index name
-  IFS=, read -ra was <<<"${S[numbers]:-}"
+  IFS=, read -ra was <<<"$1"
   IFS=, read -ra now <<<"$(numbers_now)"
   for index in 0 1 2; do ! is_another "${was[index]:-}" "${now[index]:-}" || return 0; done
   for name in ${was[3]:-}; do ! is_renamed "$name" "${now[3]:-}" || return 0; done
@@ -48,7 +48,8 @@ note_freed() {
   done 2>/dev/null <"$ROOT/proc/devices"
   [[ $told == yes ]] && [[ $uvm == yes || ! -d $ROOT/sys/module/nvidia_uvm ]] || return 1
   for function in "${FUNCTIONS[@]}"; do
-    for path in "$PCI/$function"/drm/*/dev "$PCI/$function"/sound/*/dev "$PCI/$function"/sound/*/*/dev; do
+    # Not those of its sound: nobody who runs on has sound (staying.sh).
+    for path in "$PCI/$function"/drm/*/dev; do
       [[ ! -e $path ]] || { read -r number <"$path" && FREED+="$number "; } || return 1
     done
   done

@@ -2,14 +2,14 @@
 # Containers that run on while a VM has the card (`shutDown: holders`): those that haven't got it open when the VM starts.
 # Needs: common, files/atomic, handover/state, handover/card, handover/numbers, handover/holders, handover/users, handover/units, nvidia
 #
-# Gives: find_owed -> OWED, KEPT; find_staying -> USERS, STAYING, FREED, ALL_GO; is_of_staying, sound_is_free -> REFUSED; end_staying WHY; hold_autoload; settle_staying, watch_staying.
+# Gives: find_owed -> OWED, KEPT; find_staying -> USERS, STAYING, FREED, ALL_GO; is_of_staying, sound_is_free -> REFUSED; end_staying WHY; hold_autoload; settle_staying, watch_staying. Takes, of handover/back: is_late.
 #   Of the card that was read. S[staying] has their ids; where one is to be restarted with the card at home, ID:INSTANCE, so that a restart by hand counts.
 #
 # Nothing is taken from such a container. What makes that safe: NVIDIA's modules are unloaded, which the kernel refuses at once while anybody has one in use,
 # also by what no look shows; and no number of the card's becomes another device's, or the container is shut down after all.
 # The kernel loads a driver when somebody opens a node of its major (fs/char_dev.c: request_module): a container that asks again and again would have NVIDIA's
 # driver loaded while the card is away, in vain, or before it is to come back. `blacklist` ends that; `modprobe nvidia` works as before (modprobe.d(5)).
-# Debian's own packages name the files otherwise.
+# (Not for the names of Debian's files, nvidia-current: where a file has `alias nvidia nvidia-current`, our own would do nothing.)
 
 # find_owed - sets OWED: who is to be started, or restarted, after an earlier handover, but for USERS; KEPT: those of S[staying] as they are noted.
 find_owed() {
@@ -17,7 +17,7 @@ find_owed() {
   OWED='' KEPT=''
   [[ ${S[state]} == HELD ]] || return 0
   KEPT=${S[staying]:-}
-  for id in ${S[containers]:-} $(ids_of "$KEPT"); do [[ " ${USERS[*]} $OWED" == *" $id "* ]] || OWED+="$id "; done
+  for id in ${S[containers]:-} $(ids_of "$KEPT"); do [[ " ${USERS[*]} $OWED" == *" $id "* ]] || is_gone "$id" || OWED+="$id "; done
 }
 
 # ids_of ENTRIES - without their instances.
@@ -37,7 +37,7 @@ find_staying() {
     ALL_GO="this host has another card of NVIDIA's, which could get this one's numbers"
   elif [[ -n $OWED$KEPT ]]; then
     # By the numbers of that time, the others can't be judged when it comes back.
-    ALL_GO="not every container has got over the last handover ($(ids_of "$OWED $KEPT"))"
+    ALL_GO="not every container has got over the last handover ($(ids_of "${OWED:-$KEPT}"))"
   elif ! note_freed; then
     ALL_GO="which numbers the driver has can't be told from /proc/devices"
   elif ! find_holders "$ROOT/dev/nvidia$(nvidia_minor "$GPU")" "${numbers[@]}"; then
@@ -88,14 +88,13 @@ sound_is_free() {
   ((${#HOLDERS[@]} == 0))
 }
 
-# is_of_staying - is one of HOLDERS in a container that runs on, or can that not be told?
+# is_of_staying - are all of HOLDERS in containers that run on, or can't that be told? Where another one has it, too, it helps nobody that they go.
 is_of_staying() {
   local holder
   for holder in "${HOLDERS[@]}"; do
-    find_container_of "$holder" || return 0
-    [[ -z $INSIDE || " ${S[staying]:-} " != *" $INSIDE "* ]] || return 0
+    ! find_container_of "$holder" || [[ -n $INSIDE && " ${S[staying]:-} " == *" $INSIDE "* ]] || return 1
   done
-  return 1
+  ((${#HOLDERS[@]} > 0))
 }
 
 # end_staying WHY - they are shut down after all, each for itself, and started again with the others. Status 1, with REFUSED: S[staying] are those that don't go
@@ -107,12 +106,12 @@ end_staying() {
   # shellcheck disable=SC2086 # numbers
   in_order ${S[containers]:-} "${ids[@]}"
   REFUSED="its state can't be noted on the disk"
-  # Those that a driver keeps off for longer have as much time from now on.
-  [[ ${S[state]} != HELD ]] || S[since]=$(date +%s)
   save_state containers "${ORDERED[*]}" || return 1
   for entry in ${S[staying]}; do
     stop_user "${entry%%:*}" "which doesn't run on: $1" || { left+="$entry " && why+="${why:+; }$REFUSED"; }
   done
+  # Who has gone off is tried to be started for as long as the others are.
+  [[ ${S[state]} != HELD || ${left% } == "${S[staying]}" ]] || S[since]=$(date +%s)
   # Once more where that isn't on the disk: whoever is off is passed over.
   save_state staying "${left% }" || :
   REFUSED=$why
@@ -122,10 +121,11 @@ end_staying() {
 # hold_autoload - nobody but this program has the driver loaded while the card is away. (`let_autoload`: as before.)
 hold_autoload() {
   need_dir "$ROOT${AUTOLOAD%/*}" &&
-    printf '# While a VM has gpus.%s and containers run on that know it: who opens a node of it loads no driver.\nblacklist nvidia\nblacklist nvidia_current\nblacklist nvidia_current_open\n' "$CARD" | write_atomically "$AUTOLOAD" 0644
+    printf '# While a VM has gpus.%s and containers run on that know it: who opens a node of it loads no driver.\nblacklist nvidia\n' "$CARD" | write_atomically "$AUTOLOAD" 0644
 }
 
-instance_of() { stat -c %i "$ROOT/sys/fs/cgroup/lxc/$1" 2>/dev/null || :; } # CTID: another one after each of its starts; nothing: it isn't known
+# instance_of CTID - the number of its control group, another one after each of its starts; nothing: it isn't known. (Without the unified hierarchy systemd has one.)
+instance_of() { stat -c %i "$ROOT/sys/fs/cgroup/lxc/$1" 2>/dev/null || stat -c %i "$ROOT/sys/fs/cgroup/systemd/lxc/$1" 2>/dev/null || :; }
 
 # forget_gone - of S[staying], those that need nothing any more: destroyed, moved to another node, or restarted by somebody since they were to be. Whoever is off
 # with a start that failed, as one does whose nodes aren't there, is started with the others; who was shut down stays so.
@@ -133,7 +133,7 @@ forget_gone() {
   local entry id now left='' status
   for entry in ${S[staying]:-}; do
     id=${entry%%:*}
-    [[ ! -d $ROOT/etc/pve/lxc || -e $ROOT/etc/pve/lxc/$id.conf ]] || continue
+    ! is_gone "$id" || continue
     now=$(instance_of "$id")
     if [[ $entry == *:?* && -n $now && $now != "${entry#*:}" ]]; then continue; fi
     status=0
@@ -145,6 +145,7 @@ forget_gone() {
     elif within "$ASK_SECONDS" systemctl is-failed -q "pve-container@$id.service" 2>/dev/null; then
       say "container $id, which ran on, has failed to start meanwhile: it is started again"
       S[containers]="${S[containers]:-} $id"
+      [[ ${S[state]} != HELD ]] || S[since]=$(date +%s)
     else
       say "container $id, which ran on, was shut down meanwhile: it stays off"
     fi
@@ -157,19 +158,19 @@ settle_staying() {
   local WHY='' entry status=0 named=''
   forget_gone
   [[ -n ${S[staying]:-} ]] || { let_autoload && return 0; }
-  [[ $MOVED == no ]] || WHY="the card's nodes have other numbers than before (${S[numbers]} -> $(numbers_now))"
+  for entry in ${S[staying]}; do if [[ $entry == *:?* ]]; then named+="$entry "; else named+="${entry%:}:$(instance_of "${entry%:}") "; fi; done
+  S[staying]=${named% }
+  if [[ $MOVED == yes ]]; then
+    WHY="the card's nodes have other numbers than before (${S[numbers]} -> $(numbers_now))"
+  elif numbers_lack; then
+    WHY="not all of its numbers are there again (${S[numbers]} -> $(numbers_now))"
+    is_late || is_anothers || { REFUSED="containers run on with numbers of before, of which not all are there again (${S[numbers]} -> $(numbers_now)): $(ids_of "${S[staying]}")" && return 1; }
+  fi
   if [[ -n $WHY ]] || is_anothers; then
     end_staying "$WHY" || status=1
     # Only now: lines of a container that runs don't follow.
     follow_numbers
-    ((status == 0)) || {
-      for entry in ${S[staying]}; do named+="${entry%%:*}:$(instance_of "${entry%%:*}") "; done
-      S[staying]=${named% }
-      return 1
-    }
-  elif numbers_lack; then
-    REFUSED="not all of its numbers are there again (${S[numbers]} -> $(numbers_now)), and containers run on with those of before: $(ids_of "${S[staying]}")"
-    return 1
+    ((status == 0)) || return 1
   fi
   S[staying]=''
   let_autoload

@@ -2,7 +2,7 @@
 # Who of this host uses a card: containers by their configuration, NVIDIA's persistence daemon.
 # Needs: handover/state, handover/card, handover/numbers, container/conf
 #
-# Gives: container_runs CTID; find_users -> USERS, REFUSED; in_order CTID... -> ORDERED; stop_users, stop_user CTID WHY, stop_unit CTID, follow_numbers, start_users; settle_persistence, restore_persistence.
+# Gives: container_runs CTID; find_users -> USERS, REFUSED; is_gone CTID; in_order CTID... -> ORDERED; stop_users, stop_user CTID WHY, stop_unit CTID, follow_numbers, start_users; settle_persistence, restore_persistence.
 
 # container_runs CTID - 0: yes, 1: no, 2: nobody knows.
 container_runs() {
@@ -39,6 +39,9 @@ find_users() {
   in_order $found
   USERS=("${ORDERED[@]}")
 }
+
+# is_gone CTID - was it destroyed, or moved to another node? While Proxmox VE's own folder isn't there, such as at a restart of its service, nobody is.
+is_gone() { [[ -d $ROOT/etc/pve/lxc && ! -e $ROOT/etc/pve/lxc/$1.conf ]]; }
 
 # in_order CTID... - sets ORDERED: each once, as they are shut down: the order of the host's start, backwards. By bash itself: none is lost where a program fails.
 in_order() {
@@ -105,11 +108,13 @@ stop_users() {
 stop_user() {
   local seconds
   CTID=$1
-  [[ -e $ROOT/etc/pve/lxc/$CTID.conf ]] || return 0
+  ! is_gone "$CTID" || return 0
   container_runs "$CTID"
   (($? != 1)) || return 0
   REFUSED="the configuration of container $CTID can't be read"
   read_conf || return 1
+  # Proxmox VE would refuse it, with a failed task each time.
+  [[ -z $LOCKED ]] || { REFUSED="container $CTID doesn't go off: it is locked ($LOCKED)" && return 1; }
   seconds=$(startup down)
   seconds=$((10#${seconds:-60}))
   say "shutting container $CTID down, $2"
@@ -122,7 +127,7 @@ stop_user() {
 # numbers these have now. MOVED: has this card others than when it was taken?
 follow_numbers() {
   MOVED=no
-  numbers_moved || return 0
+  numbers_moved "${S[numbers]:-}" || numbers_moved "${S[taken]:-}" || return 0
   MOVED=yes
   [[ -x $ROOT$FOLLOWER ]] || return 0
   bounded 300 "$ROOT$FOLLOWER" follow_containers || :
@@ -134,14 +139,14 @@ follow_numbers() {
 is_about_it() {
   [[ $MOVED == yes ]] || return 0
   read_conf || return 1
-  if [[ -s $STATE/containers/$CTID/nodes ]]; then has_card || return 1; elif means_what_moved; then return 1; fi
+  if [[ -s $STATE/containers/$CTID/nodes ]]; then has_card || return 1; elif means_what_moved "${S[numbers]:-}" || means_what_moved "${S[taken]:-}"; then return 1; fi
 }
 
-# means_what_moved - does a line of the configuration that was read name a node as one of the card's was called, or a rule let in the driver's earlier major
+# means_what_moved NUMBERS - does a line of the configuration that was read name a node as one of the card's was called, or a rule let in the driver's earlier major
 # and none the one of now? (A dev[n] option has no numbers: they are looked up as the container starts.)
 means_what_moved() {
   local was now name index
-  IFS=, read -ra was <<<"${S[numbers]:-}"
+  IFS=, read -ra was <<<"$1"
   IFS=, read -ra now <<<"$(numbers_now)"
   ! is_another "${was[0]:-}" "${now[0]:-}" || ! gives_node "/dev/nvidia${was[0]}" || return 0
   for name in ${was[3]:-}; do ! is_renamed "$name" "${now[3]:-}" || ! gives_node "/dev/dri/$name" || return 0; done
@@ -167,7 +172,7 @@ start_users() {
   REFUSED=''
   for ((index = ${#ids[@]} - 1; index >= 0; index--)); do
     CTID=${ids[index]}
-    [[ -e $ROOT/etc/pve/lxc/$CTID.conf ]] || continue
+    ! is_gone "$CTID" || continue
     container_runs "$CTID" && continue
     if ! is_about_it; then
       off="$CTID${off:+ }$off"
