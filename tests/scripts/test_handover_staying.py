@@ -67,7 +67,7 @@ def test_who_does_not_use_it_runs_on_and_has_it_again(host: Folder) -> None:
     done = start(host)
     assert done.returncode == 0 and with_the_vm(host), done.stdout + done.stderr
     assert both(host) == (False, True) and "containers 951 run on" in done.stdout
-    assert "containers=950\nstaying=951\nfreed=508 \n" in host.read(STATE)
+    assert "containers=950\nstaying=951\nasked=\nfreed=508 \n" in host.read(STATE)
     assert "\nblacklist nvidia\n" in host.read(AUTOLOAD)
     host.write("/vm103", "running\n")
     back(host)
@@ -504,8 +504,13 @@ def test_numbers_that_are_again_those_of_then_are_others_than_in_between(host: F
 
 
 def test_who_is_shut_down_before_the_next_handover_stays_off(host: Folder) -> None:
-    held(host)
-    host.write("/fails", "\n")
+    start(host)
+    given(host)
+    conf = host.read("/etc/pve/lxc/951.conf")
+    host.write("/etc/pve/lxc/951.conf", f"lock: backup\n{conf}")
+    back(host)
+    assert state(host) == "HELD"
+    host.write("/etc/pve/lxc/951.conf", conf)
     host.write("/ct951", "stopped\n")
     start(host)
     back(host)
@@ -530,6 +535,7 @@ def test_one_that_is_locked_is_not_asked_to_go(host: Folder) -> None:
 def test_a_restart_that_failed_late_is_tried_for_half_an_hour_as_others_are(host: Folder) -> None:
     held(host)
     aged(host)
+    back(host)
     host.write("/ct951", "stopped\n")
     command = (host.commands / "systemctl").read_text().split("\n", 1)[1]
     host.command("systemctl", f'[[ "$*" != *is-failed*pve-container@951.service ]] || exit 0\n{command}')
@@ -539,6 +545,54 @@ def test_a_restart_that_failed_late_is_tried_for_half_an_hour_as_others_are(host
     host.write("/fails", "\n")
     back(host)
     assert as_before(host) and state(host) == "", host.read(STORY)
+
+
+def test_a_late_restart_by_hand_ends_it(host: Folder) -> None:
+    """Also of one that didn't start."""
+    held(host, "pct shutdown 951\npct start 950")
+    aged(host)
+    back(host)
+    instance(host, 951)
+    host.write("/ct950", "running\n")
+    back(host)
+    assert as_before(host) and state(host) == "" and "start 951" not in host.read("/asked"), host.read(STATE)
+
+
+def test_one_that_goes_off_later_than_it_was_waited_for_is_started(host: Folder) -> None:
+    """Such as where a server of NFS doesn't answer: what shuts it down goes on in its unit."""
+    held(host)
+    host.write("/ct951", "stopped\n")
+    host.write("/fails", "\n")
+    back(host)
+    assert as_before(host) and state(host) == "" and "start 951" in host.read("/asked")
+
+
+def test_after_a_long_way_back_a_number_is_waited_for(host: Folder) -> None:
+    """What took long was another state's time."""
+    start(host)
+    host.write(STATE, host.read(STATE).replace("state=VM", "state=RETURNING"))
+    aged(host)
+    host.write("/fails", "modprobe nvidia_uvm\nmodprobe nvidia-uvm\n")
+    back(host)
+    assert state(host) == "HELD" and "not all are there again" in host.read(STATE) and ran_on(host)
+
+
+def test_one_that_is_under_ha_by_now_is_not_asked_to_go(host: Folder) -> None:
+    start(host)
+    given(host)
+    host.write("/etc/pve/ha/resources.cfg", "ct: 951\n\tstate started\n")
+    back(host)
+    assert state(host) == "HELD" and "under HA by now" in host.read(STATE) and ran_on(host)
+
+
+def test_nodes_are_made_anew_before_anybody_is_restarted_late(host: Folder) -> None:
+    held(host)
+    aged(host)
+    host.write("/asked", "")
+    host.write("/fails", "\n")
+    back(host)
+    asked = host.read("/asked")
+    assert asked.index("step_nodes") < asked.index("start 951") and as_before(host)
 
 
 def test_a_restart_by_hand_ends_the_wait_for_a_number(host: Folder) -> None:

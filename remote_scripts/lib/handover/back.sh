@@ -38,36 +38,50 @@ settle() {
 # start_owed - containers that didn't start for a reason that passes, such as a storage that isn't there yet, and what came to nothing with a driver that
 # didn't answer yet: tried again, for a while. Only who has numbers of before is tried for as long as that is so: it may be locked by a backup.
 start_owed() {
-  local why='' lacks=no
+  local why='' lacks=no late=no
   [[ ${S[state]} == HELD && -n ${S[containers]:-}${S[staying]:-}${S[owed]:-} && ${S[boot]:-} == "$(this_boot)" ]] || return 0
-  ! is_late || [[ -n ${S[staying]:-} ]] || return 0
+  ! is_late || late=yes
+  [[ $late == no || -n ${S[staying]:-} ]] || return 0
   ! host_stops || return 0
-  if ! is_late; then
+  if [[ $late == yes ]]; then
+    is_served || return 0
+  else
     bind_again || return 0
     if [[ -n ${S[staying]:-} && $(card_driver "$GPU") == nvidia ]] && numbers_lack; then
       lacks=yes
       load_driver || return 0
     fi
-    # Its modules may have come with other numbers.
-    [[ -z ${S[owed]:-} && $lacks == no ]] || [[ $(card_driver "$GPU") != nvidia ]] || in_unit 60 step_nodes || (($? != 124)) || { stuck "making its nodes" && return 0; }
+  fi
+  # Its modules may have come with other numbers.
+  if [[ $(card_driver "$GPU") == nvidia ]] && { [[ -n ${S[owed]:-} || $lacks == yes ]] || numbers_moved "${S[numbers]:-}"; }; then
+    in_unit 60 step_nodes || (($? != 124)) || { stuck "making its nodes" && return 0; }
   fi
   is_served || return 0
-  restore_persistence
+  [[ $late == yes ]] || restore_persistence
   follow_numbers
   S[owed]=''
   settle_staying || why=$REFUSED
   # Who has gone off just now is started now.
   if is_late; then
+    strike_off
     [[ -z ${S[containers]:-} ]] || why+="${why:+; }containers ${S[containers]} have not started"
   else
     start_users || why+="${why:+; }$REFUSED"
   fi
   if [[ -z $why ]]; then
+    [[ $late == no ]] || restore_persistence
     say "it is with the host again, and its containers run"
     drop_state
   else
     save_state
   fi
+}
+
+# strike_off - of S[containers], those that run, or are gone.
+strike_off() {
+  local id left=''
+  for id in ${S[containers]:-}; do is_gone "$id" || container_runs "$id" || left+="${left:+ }$id"; done
+  S[containers]=$left
 }
 
 # is_late - is what came to nothing no longer tried?
@@ -100,7 +114,7 @@ give_back() {
   local why=${1:-} ctid function
   ! host_stops || return 1
   [[ $UNSURE == no ]] || { say "whether its last step is still at work can't be told: it is brought to an end when it can" && return 1; }
-  for ctid in ${S[containers]:-}; do
+  for ctid in ${S[containers]:-} ${S[asked]:-}; do
     is_active "$(stop_unit "$ctid").service"
     (($? == 1)) || { say "container $ctid is still going off: it is started after that" && return 1; }
   done

@@ -98,22 +98,27 @@ is_of_staying() {
 }
 
 # end_staying WHY - they are shut down after all, each for itself, and started again with the others. Status 1, with REFUSED: S[staying] are those that don't go
-# off, or that can't be noted.
+# off, or that can't be noted. S[asked]: who was asked to go, since one may go off later; not who is locked.
 end_staying() {
-  local entry ids=() left='' why=''
+  local entry ids=() gone=() left='' asked='' why=''
   [[ -n ${S[staying]:-} ]] || return 0
   for entry in ${S[staying]}; do ids+=("${entry%%:*}"); done
-  # shellcheck disable=SC2086 # numbers
-  in_order ${S[containers]:-} "${ids[@]}"
   REFUSED="its state can't be noted on the disk"
-  save_state containers "${ORDERED[*]}" || return 1
+  save_state asked "${ids[*]}" || return 1
   for entry in ${S[staying]}; do
-    stop_user "${entry%%:*}" "which doesn't run on: $1" || { left+="$entry " && why+="${why:+; }$REFUSED"; }
+    if stop_user "${entry%%:*}" "which doesn't run on: $1"; then
+      gone+=("${entry%%:*}")
+    else
+      left+="$entry " why+="${why:+; }$REFUSED"
+      [[ $ASKED == no ]] || asked+="${entry%%:*} "
+    fi
   done
-  # Who has gone off is tried to be started for as long as the others are.
-  [[ ${S[state]} != HELD || ${left% } == "${S[staying]}" ]] || S[since]=$(date +%s)
-  # Once more where that isn't on the disk: whoever is off is passed over.
-  save_state staying "${left% }" || :
+  # Who has gone off is tried to be started for as long as others are.
+  [[ ${S[state]} != HELD || ${#gone[@]} == 0 ]] || S[since]=$(date +%s)
+  # shellcheck disable=SC2086 # numbers
+  in_order ${S[containers]:-} "${gone[@]}"
+  # Once more where that isn't on the disk: whoever was asked is known.
+  save_state containers "${ORDERED[*]}" staying "${left% }" asked "${asked% }" || :
   REFUSED=$why
   [[ -z $left ]]
 }
@@ -134,16 +139,15 @@ forget_gone() {
   for entry in ${S[staying]:-}; do
     id=${entry%%:*}
     ! is_gone "$id" || continue
-    now=$(instance_of "$id")
-    if [[ $entry == *:?* && -n $now && $now != "${entry#*:}" ]]; then continue; fi
     status=0
     container_runs "$id" || status=$?
     if ((status != 1)); then
-      left+="$entry "
+      now=$(instance_of "$id")
+      [[ $entry == *:?* && -n $now && $now != "${entry#*:}" ]] || left+="$entry "
     elif [[ " ${S[containers]:-} " == *" $id "* ]]; then
       :
-    elif within "$ASK_SECONDS" systemctl is-failed -q "pve-container@$id.service" 2>/dev/null; then
-      say "container $id, which ran on, has failed to start meanwhile: it is started again"
+    elif [[ " ${S[asked]:-} " == *" $id "* ]] || within "$ASK_SECONDS" systemctl is-failed -q "pve-container@$id.service" 2>/dev/null; then
+      say "container $id, which ran on, is off, by this program or by a start that failed: it is started again"
       S[containers]="${S[containers]:-} $id"
       [[ ${S[state]} != HELD ]] || S[since]=$(date +%s)
     else
@@ -157,14 +161,14 @@ forget_gone() {
 settle_staying() {
   local WHY='' entry status=0 named=''
   forget_gone
-  [[ -n ${S[staying]:-} ]] || { let_autoload && return 0; }
+  [[ -n ${S[staying]:-} ]] || { S[asked]='' && let_autoload && return 0; }
   for entry in ${S[staying]}; do if [[ $entry == *:?* ]]; then named+="$entry "; else named+="${entry%:}:$(instance_of "${entry%:}") "; fi; done
   S[staying]=${named% }
   if [[ $MOVED == yes ]]; then
     WHY="the card's nodes have other numbers than before (${S[numbers]} -> $(numbers_now))"
   elif numbers_lack; then
     WHY="not all of its numbers are there again (${S[numbers]} -> $(numbers_now))"
-    is_late || is_anothers || { REFUSED="containers run on with numbers of before, of which not all are there again (${S[numbers]} -> $(numbers_now)): $(ids_of "${S[staying]}")" && return 1; }
+    { [[ ${S[state]} == HELD ]] && is_late; } || is_anothers || { REFUSED="containers run on with numbers of before, of which not all are there again (${S[numbers]} -> $(numbers_now)): $(ids_of "${S[staying]}")" && return 1; }
   fi
   if [[ -n $WHY ]] || is_anothers; then
     end_staying "$WHY" || status=1
@@ -172,7 +176,7 @@ settle_staying() {
     follow_numbers
     ((status == 0)) || return 1
   fi
-  S[staying]=''
+  S[staying]='' S[asked]=''
   let_autoload
 }
 

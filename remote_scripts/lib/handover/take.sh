@@ -84,7 +84,7 @@ drain_card() { # VMID
   bounded 30 nvidia-smi -i "$GPU" --query-gpu=persistence_mode --format=csv,noheader && persistence=$OUTPUT || persistence=''
   ! is_only || ! within "$ASK_SECONDS" systemctl is-active -q nvidia-persistenced.service || units=nvidia-persistenced.service
   REFUSED="its state can't be noted on the disk"
-  save_state state DRAINING vm "$1" why '' containers "$OWED${USERS[*]}" staying "$KEPT${STAYING[*]}" freed "$freed" numbers "$numbers" taken "$taken" modules '' d3cold '' persistence "${persistence//[[:space:]]/}" units "$units" || return 1
+  save_state state DRAINING vm "$1" why '' containers "$OWED${USERS[*]}" staying "$KEPT${STAYING[*]}" asked "${KEPT:+${S[asked]:-}}" freed "$freed" numbers "$numbers" taken "$taken" modules '' d3cold '' persistence "${persistence//[[:space:]]/}" units "$units" || return 1
   say "VM $1 starts and gets it${USERS[*]:+; containers ${USERS[*]} are shut down for it}${STAYING[*]:+; containers ${STAYING[*]} run on, since nothing in them has it open}"
   [[ -z $ALL_GO ]] || say "all containers that have it are shut down: $ALL_GO"
   stop_users && settle_persistence || return 1

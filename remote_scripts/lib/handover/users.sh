@@ -2,7 +2,7 @@
 # Who of this host uses a card: containers by their configuration, NVIDIA's persistence daemon.
 # Needs: handover/state, handover/card, handover/numbers, container/conf
 #
-# Gives: container_runs CTID; find_users -> USERS, REFUSED; is_gone CTID; in_order CTID... -> ORDERED; stop_users, stop_user CTID WHY, stop_unit CTID, follow_numbers, start_users; settle_persistence, restore_persistence.
+# Gives: container_runs CTID; find_users -> USERS, REFUSED; is_gone CTID; in_order CTID... -> ORDERED; stop_users, stop_user CTID WHY -> ASKED, stop_unit CTID, follow_numbers, start_users; settle_persistence, restore_persistence.
 
 # container_runs CTID - 0: yes, 1: no, 2: nobody knows.
 container_runs() {
@@ -104,10 +104,10 @@ stop_users() {
   for id in ${S[containers]}; do stop_user "$id" "which has the card" || return 1; done
 }
 
-# stop_user CTID WHY - status 1, with REFUSED: it doesn't go off. It may be off, or gone: one that an earlier handover could not start again.
+# stop_user CTID WHY - status 1, with REFUSED: it doesn't go off; ASKED: was it asked to? It may be off, or gone: one that an earlier handover could not start again.
 stop_user() {
   local seconds
-  CTID=$1
+  CTID=$1 ASKED=no
   ! is_gone "$CTID" || return 0
   container_runs "$CTID"
   (($? != 1)) || return 0
@@ -115,9 +115,11 @@ stop_user() {
   read_conf || return 1
   # Proxmox VE would refuse it, with a failed task each time.
   [[ -z $LOCKED ]] || { REFUSED="container $CTID doesn't go off: it is locked ($LOCKED)" && return 1; }
+  ! is_under_ha || { REFUSED="container $CTID doesn't go off: it is under HA by now, which would start it again" && return 1; }
   seconds=$(startup down)
   seconds=$((10#${seconds:-60}))
   say "shutting container $CTID down, $2"
+  ASKED=yes
   bounded $((seconds + 120)) systemd-run -q --wait --collect --pipe --unit="$(stop_unit "$CTID")" pct shutdown "$CTID" --timeout "$seconds" --forceStop 1
   container_runs "$CTID"
   (($? == 1)) || { REFUSED="container $CTID doesn't go off: ${OUTPUT:-no answer}" && return 1; }
