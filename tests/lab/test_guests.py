@@ -736,7 +736,7 @@ def test_a_lab_that_is_stopped_or_killed_has_its_guests_again_as_they_were(tmp_p
     again = Lab.start("rtx5090", state=lab.state)
     again.wait_guest(VM)
     assert again.guest(VM) == to
-    with session(again, "echo $$ >$ROOT/var/lib/pid; echo ready; exec sleep 300") as client:
+    with session(again, "echo $$ >$ROOT/var/lib/pid; echo ready; sleep 300; :") as client:
         orphan = int((root_of(lab) / "var/lib/pid").read_text())
         found = read_lab_file(lab.state)
         assert found is not None and found.pid is not None
