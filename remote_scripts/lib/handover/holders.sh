@@ -2,7 +2,7 @@
 # Who has a card open. NVIDIA's driver waits without end when it is to let go of a card that somebody has: so it is looked for first.
 # Needs: common, handover/card
 #
-# Gives: find_holders NUMBER... -> HOLDERS, LOOK_FAILED; card_numbers, group_nodes.
+# Gives: find_holders NUMBER... -> HOLDERS, LOOK_FAILED; has_no_holders -> REFUSED; card_numbers, group_nodes.
 
 # card_numbers - the device numbers (in hexadecimal, as `stat` has them) of what must not be open: the card's own node and nvidia-modeset, what is
 # in /dev/dri and /dev/snd of it, and where the whole driver goes, its control nodes.
@@ -63,6 +63,13 @@ find_holders() {
   done <"$RUN/handover.seen"
   rm -f "$RUN/handover.seen" "$RUN/handover.errors"
   for pid in $(tr ' ' '\n' <<<"$pids" | sort -nu); do HOLDERS+=("$(holder_named "$pid")"); done
+}
+
+# has_no_holders - after that look: else status 1, and REFUSED names them.
+has_no_holders() {
+  ((${#HOLDERS[@]} > 0)) || return 0
+  REFUSED="in use by $(printf '%s, ' "${HOLDERS[@]}" | sed 's/, $//')"
+  return 1
 }
 
 # look PROGRAM ARGUMENT... - a look at /proc, whose findings are in $RUN/handover.seen. It has failed where something else is said than that processes

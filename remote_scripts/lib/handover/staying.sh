@@ -84,8 +84,7 @@ sound_is_free() {
   done
   [[ -n $control ]] || return 0
   find_holders "$control" "${numbers[@]}" || { REFUSED="who has its sound open can't be told: $LOOK_FAILED" && return 1; }
-  REFUSED="in use by ${HOLDERS[*]}"
-  ((${#HOLDERS[@]} == 0))
+  has_no_holders
 }
 
 # is_of_staying - are all of HOLDERS in containers that run on, or can't that be told? Where another one has it, too, it helps nobody that they go.
@@ -100,11 +99,10 @@ is_of_staying() {
 # end_staying WHY - they are shut down after all, each for itself, and started again with the others. Status 1, with REFUSED: S[staying] are those that don't go
 # off, or that can't be noted. S[asked]: who was asked to go, since one may go off later; not who is locked.
 end_staying() {
-  local entry ids=() gone=() left='' asked='' why=''
+  local entry gone=() left='' asked='' why=''
   [[ -n ${S[staying]:-} ]] || return 0
-  for entry in ${S[staying]}; do ids+=("${entry%%:*}"); done
   REFUSED="its state can't be noted on the disk"
-  save_state asked "${ids[*]}" || return 1
+  save_state asked "$(ids_of "${S[staying]}")" || return 1
   for entry in ${S[staying]}; do
     if stop_user "${entry%%:*}" "which doesn't run on: $1"; then
       gone+=("${entry%%:*}")

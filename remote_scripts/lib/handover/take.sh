@@ -101,10 +101,7 @@ nobody_has_it() {
     REFUSED="who has it can't be told: $LOOK_FAILED"
     return 1
   fi
-  if ((${#HOLDERS[@]} > 0)); then
-    REFUSED="in use by $(printf '%s, ' "${HOLDERS[@]}" | sed 's/, $//')"
-    return 1
-  fi
+  has_no_holders
 }
 
 free_card() {
