@@ -5,6 +5,8 @@ VENV := .venv/bin/python
 SCENARIO ?= rtx5090
 # Tests run on all processors, two to each on a small machine (tests/conftest.py).
 WORKERS ?= auto
+# Hundreds of Pythons start in the tests; each would compile this program anew where what it compiles may not be kept.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help up down drift preview pull-request-preview outputs test test-fast test-metal test-metal-core lint format docs check bench engine lock clean
