@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import shlex
 import shutil
@@ -28,6 +30,8 @@ _OURS_WHERE = {
     "python3": "*load_libraries.py*",
     "perl": "*dl_load_file*",
 }
+#: Beside the launchers: the sum of what they say.
+_MADE = ".made"
 #: What the kernel reads of a script to find its interpreter is 256 bytes, its end among them (include/uapi/linux/binfmts.h).
 _LONGEST_FIRST_LINE = 255
 
@@ -42,8 +46,9 @@ def write(folder: Path, names: Collection[str], *, container: bool = False) -> N
         names: commands, of those in run.PROGRAMS, or in run.CONTAINER_PROGRAMS for a container.
         container: whether they are a container's.
     """
-    texts = {name: _started_by_perl(name, container) or text_of(name, container=container) for name in names}
-    if all(_is(folder / name, text) for name, text in texts.items()):
+    texts, digest = _texts(frozenset(names), container)
+    made = folder / _MADE
+    if _is(made, digest) and texts.keys() <= {path.name for path in folder.iterdir()}:
         return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -51,6 +56,14 @@ def write(folder: Path, names: Collection[str], *, container: bool = False) -> N
         path = folder / name
         path.write_text(text, encoding="utf-8")
         path.chmod(0o755)
+    made.write_text(digest, encoding="utf-8")
+
+
+@functools.cache
+def _texts(names: frozenset[str], container: bool) -> tuple[dict[str, str], str]:
+    """What these launchers say, and a sum of it: a test's process asks for them hundreds of times."""
+    texts = {name: _started_by_perl(name, container) or text_of(name, container=container) for name in sorted(names)}
+    return texts, hashlib.sha256(repr(texts).encode()).hexdigest()
 
 
 def _started_by_perl(name: str, container: bool) -> str | None:
