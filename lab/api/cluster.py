@@ -24,6 +24,7 @@ from .mapping import Mapping, Mappings
 from .quorum import Members, require_cluster_lock
 from .storage import Storages
 
+_NODE = re.compile(r"/nodes/([^/]+)/")
 _OPTIONS = "/etc/pve/datacenter.cfg"
 #: What a node shows where nothing is written.
 _DEFAULTS: dict[str, Any] = {"allowed-tags": [], "description": "", "mac_prefix": "BC:24:11"}
@@ -47,7 +48,7 @@ def require_reachable(host: HostState, name: str) -> None:
 
 def peer_of(host: HostState, path: str) -> Peer | None:
     """The other node of a cluster that answers a request; None for this one's own, and for a node that can't be reached."""
-    match = re.match(r"/nodes/([^/]+)/", path)
+    match = _NODE.match(path)
     if match is None or match[1] in (host.node, "localhost"):
         return None
     members = Members(host)

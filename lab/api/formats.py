@@ -16,6 +16,8 @@ class FormatError(ValueError):
 
 
 _BOOLEANS = {"1": 1, "on": 1, "yes": 1, "true": 1, "0": 0, "off": 0, "no": 0, "false": 0}
+_INTEGER = re.compile(r"[+-]?\d+")
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _DNS_LABEL = r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)"
@@ -97,9 +99,9 @@ def check_value(parameter: Parameter, value: str, path: str) -> str | None:
     kind = parameter.kind
     if kind == "boolean" and value not in ("0", "1"):
         return f"type check ('boolean') failed - got '{value}'"
-    if kind == "integer" and not re.fullmatch(r"[+-]?\d+", value):
+    if kind == "integer" and not _INTEGER.fullmatch(value):
         return f"type check ('integer') failed - got '{value}'"
-    if kind == "number" and not re.fullmatch(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", value):
+    if kind == "number" and not _NUMBER.fullmatch(value):
         return f"type check ('number') failed - got '{value}'"
     if parameter.format:
         try:

@@ -36,6 +36,7 @@ _GIB = 1 << 30
 _BLOCK = 4096
 _DEVICE = re.compile(r"dev\d+")
 _NET = re.compile(r"net\d+")
+_SIZE = re.compile(r"(?:^|,)size=([^,]+)")
 _VOLUME = re.compile(r"rootfs|mp\d+|unused\d+")
 _DIGEST_MISMATCH = "detected modified configuration - file changed by other user? Try again."
 _ONLY_IN_9 = frozenset({"entrypoint", "env"})
@@ -62,7 +63,7 @@ def summary(guest: Guest) -> dict[str, Any]:
     config = guest.config()
     values, running = config.values, guest.running
     memory, swap = int(values.get("memory", "512")) << 20, int(values.get("swap", "512")) << 20
-    size = re.search(r"(?:^|,)size=([^,]+)", values.get("rootfs", ""))
+    size = _SIZE.search(values.get("rootfs", ""))
     found: dict[str, Any] = {
         "vmid": guest.vmid, "type": "lxc", "name": values.get("hostname", f"CT{guest.vmid}"),
         "status": "running" if running else "stopped", "cpu": 0, "cpus": int(values.get("cores", "2")),

@@ -23,13 +23,19 @@ if ($name and socket($server, 1, 1, 0) and connect($server, $address)) {
     my $message = pack 'J L x4 P J P J l x4', 0, 0, $vector, 1, $control, length $control, 0;
     if (syscall($number + 0, fileno $server, $message, 0x4000) == length $said) {
         my %numbers = (HUP => 1, INT => 2, QUIT => 3, TERM => 15);
+        my @came;
         while (my ($signal, $as) = each %numbers) {
-            $SIG{$signal} = sub { syswrite $server, chr $as } unless ($SIG{$signal} // '') eq 'IGNORE';
+            $SIG{$signal} = sub {
+                push @came, $as;
+                local $SIG{PIPE} = 'IGNORE';  # the command may have ended meanwhile
+                syswrite $server, chr $as;
+            } unless ($SIG{$signal} // '') eq 'IGNORE';
         }
         my $answer;
         1 until defined sysread $server, $answer, 4;
         exit 137 unless length $answer;
         my $status = unpack 'L', $answer;
+        told($status & 255, \@came, keys %numbers) if $status >> 16;
         exit $status >> 8 unless $status & 127;
         $SIG{$_} = 'DEFAULT' for keys %numbers;
         kill $status & 127, $$;
@@ -37,3 +43,34 @@ if ($name and socket($server, 1, 1, 0) and connect($server, $address)) {
     }
 }
 exec { $python } $python, '-I', '-S', $program, @words;
+
+# The server did it itself: how long two texts are, for stderr and stdout; these; what this process is to become, if anything.
+sub told {
+    my ($status, $came, @signals) = @_;
+    my ($answer, $read) = ('', 1);
+    while ($read) {
+        $read = sysread $server, $answer, 1 << 16, length $answer;
+        $read //= 1;
+    }
+    # Signals were no command's, as there was no process but this one.
+    $SIG{$_} eq 'IGNORE' or $SIG{$_} = 'DEFAULT' for grep { $SIG{$_} } @signals;
+    kill $_, $$ for @$came;
+    my ($errors, $output) = unpack 'L2', $answer;
+    exit 137 if length $answer < 8 + $errors + $output;
+    say_all(*STDERR, substr $answer, 8, $errors);
+    say_all(*STDOUT, substr $answer, 8 + $errors, $output);
+    my @become = unpack '(Z*)*', substr $answer, 8 + $errors + $output;
+    exec { $become[0] } @become if @become;
+    exit $status;
+}
+
+sub say_all {
+    my ($stream, $text) = @_;
+    while (length $text) {
+        my $written = syswrite $stream, $text;
+        substr $text, 0, $written, '' if $written;
+        next if defined $written or $! == 4;  # EINTR
+        exit 141 if $! == 32;  # EPIPE, where SIGPIPE is ignored
+        die "write error: $!\n";
+    }
+}

@@ -5,13 +5,19 @@ with the streams of whoever asks (command.pl), and with its arguments, environme
 has of a process that waits; so is the file for apt's state (APT::Status-Fd). It is a process group of its own. Signals that reach the asking process are passed on to the group, and
 when that process is killed, so is the group: for scripts, `timeout` and kill the one stands for the other.
 
+Half of all commands only look, for a millisecond: those the server does itself, since a fork takes several times as long. Then the
+answer is what is to be printed, and perhaps the program of this machine that the asking process is to become. A hook of Python's makes
+sure that such a command writes and starts nothing and waits for no lock: one that is about to is done anew in a fork.
+
 The server ends with its stdin, which whoever started it holds open (lab.commands).
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
+import io
 import os
 import re
 import select
@@ -22,14 +28,34 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 #: Imported for the forks: what functions of the commands import for themselves.
 PRELOADED = (shutil, subprocess)
 #: How a fork's process is called in /proc/PID/comm, before the pid of who asked: lab.processes takes it for that one's child.
 MARK = "lab/"
+#: In the first number of an answer that isn't a status as wait(2) has it: all that is to be said follows.
+_TOLD = 1 << 16
+#: What a socket's buffer takes in any case: the server waits for nobody.
+_LONGEST_ANSWER = 1 << 16
+#: What a command that only looks doesn't do (sys.audit), besides opening a file for writing.
+_DOING = frozenset({
+    *("subprocess.Popen", "os.system", "os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn", "os.kill", "os.killpg"),
+    *("os.chmod", "os.chown", "os.chflags", "os.link", "os.symlink", "os.mkdir", "os.remove", "os.rename", "os.rmdir"),
+    *("os.truncate", "os.utime", "os.setxattr", "os.removexattr", "os.lockf", "shutil.rmtree", "shutil.copyfile"),
+    *("fcntl.flock", "fcntl.lockf", "fcntl.fcntl", "fcntl.ioctl", "socket.connect", "socket.bind", "signal.pthread_kill"),
+})  # fmt: skip
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 #: By this option of apt's a command is told of a descriptor beside its three streams.
 _STATUS_FD = re.compile(r"(?i)(?:-o)?APT::Status-Fd=(\d+)")
+
+
+class _ServerEnds(BaseException):
+    """SIGTERM: nothing that a command catches."""
+
+
+def _end_server(number: int, frame: object) -> NoReturn:
+    raise _ServerEnds
 
 
 class Server:
@@ -39,6 +65,7 @@ class Server:
         listener: the socket.
         prepare: is told a command's words before each fork; what it imports, that fork and all that follow have.
         run: the command itself, in the fork; returns its exit status.
+        look: is asked, before a fork, for the answer to a command of a client's process; without one the command is run.
 
     A client sends its streams, and as text how many words of its command line come before the command's own. What follows that, each
     after a zero byte, are words that come before these.
@@ -49,8 +76,11 @@ class Server:
         listener: socket.socket,
         prepare: Callable[[list[str]], object],
         run: Callable[[list[str]], int],
+        look: Callable[[int, list[str]], bytes | None] = lambda _client, _words: None,
     ) -> None:
         self._listener = listener
+        self._look = look
+        self._modules = 0
         self._prepare = prepare
         self._run = run
         self._connections: dict[int, socket.socket] = {}
@@ -65,9 +95,11 @@ class Server:
 
     def serve(self) -> None:
         """Until stdin ends, or SIGTERM."""
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+        signal.signal(signal.SIGTERM, _end_server)
         try:
             self._serve()
+        except _ServerEnds:
+            sys.exit()
         finally:
             for asked in list(self._commands):
                 self._end(asked, signal.SIGKILL)
@@ -97,16 +129,26 @@ class Server:
             connection.close()  # killed before it asked, or nobody of ours
         else:
             self._prepare(words)
-            gc.freeze()  # what is here is nothing for a fork's collector to look through, and so to copy
-            pid = os.fork()
-            if pid == 0:
-                _become(client, streams, words, lambda: self._run(words))
-            _lead(pid)
-            self._poll.register(connection, select.POLLIN)
-            self._connections[connection.fileno()] = connection
-            self._commands[connection.fileno()] = pid
+            if (answer := self._look(client, words)) is None:
+                self._start(connection, client, streams, words)
+            else:
+                with contextlib.suppress(ConnectionError):  # the client was killed
+                    connection.sendall(answer)
+                connection.close()
         for stream in streams:
             os.close(stream)
+
+    def _start(self, connection: socket.socket, client: int, streams: list[int], words: list[str]) -> None:
+        if self._modules != len(sys.modules):
+            self._modules = len(sys.modules)
+            gc.freeze()  # what is here is nothing for a fork's collector to look through, and so to copy
+        pid = os.fork()
+        if pid == 0:
+            _become(client, streams, words, lambda: self._run(words))
+        _lead(pid)
+        self._poll.register(connection, select.POLLIN)
+        self._connections[connection.fileno()] = connection
+        self._commands[connection.fileno()] = pid
 
     def _pass_on(self, descriptor: int) -> None:
         """Signals that came to the client; its end, which is the command's."""
@@ -219,11 +261,15 @@ def _take_over(client: int, words: list[str]) -> None:
             os.close(stream)
 
 
-def _resemble(client: int) -> None:
-    """Environment, umask, ignored signals, folder and Python's own streams."""
+def _set_environment(client: int) -> None:
     environment = dict(one.partition("=")[::2] for one in _fields(client, "environ"))
     os.environ.clear()
     os.environ.update(environment)
+
+
+def _resemble(client: int) -> None:
+    """Environment, umask, ignored signals, folder and Python's own streams."""
+    _set_environment(client)
     with open(f"/proc/{client}/status") as file:  # noqa: PTH123
         about = dict(line.rstrip().partition(":\t")[::2] for line in file)
     os.umask(int(about["Umask"], 8))
@@ -237,6 +283,61 @@ def _resemble(client: int) -> None:
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: PTH123, SIM115
 
 
+class Looking:
+    """Commands that the server does itself; what they might do besides is kept from them."""
+
+    def __init__(self) -> None:
+        self._program: Any = importlib.import_module("host.program")
+        self._only_looks = importlib.import_module("host.run").only_looks
+        sys.addaudithook(self._watch)
+
+    def _watch(self, event: str, arguments: tuple[object, ...]) -> None:
+        if not self._program.looks_only:
+            return
+        if event == "open":
+            flags = arguments[2]
+            if not isinstance(flags, int) or not flags & _WRITING:
+                return
+        elif event not in _DOING:
+            return
+        raise self._program.NotAtOnce(event)
+
+    def answer(self, client: int, words: list[str]) -> bytes | None:
+        """The answer to a client whose command only looks: what it prints, its status, what it is to become; None if that takes a fork."""
+        if not self._only_looks(words):
+            return None
+        try:
+            os.chdir(f"/proc/{client}/cwd")
+        except OSError:
+            return None  # killed before it was answered, or its folder is gone
+        before = sys.stdin, sys.stdout, sys.stderr
+        output, errors = io.BytesIO(), io.BytesIO()
+        become: list[str] = []
+        try:
+            _set_environment(client)
+            sys.stdin = None  # who reads it needs a process
+            sys.stdout = io.TextIOWrapper(output, encoding="utf-8", errors=before[1].errors, newline="\n")
+            sys.stderr = io.TextIOWrapper(errors, encoding="utf-8", errors="backslashreplace", newline="\n")
+            sys.argv[1:] = words
+            self._program.looks_only = True
+            status = int(importlib.import_module("host.run").main()) & 255
+        except self._program.Instead as instead:
+            status, become = 0, instead.words
+        except (self._program.NotAtOnce, Exception, SystemExit):
+            return None  # done anew in a fork, and told there
+        finally:
+            self._program.looks_only = False
+            told = (sys.stdout, sys.stderr)
+            sys.stdin, sys.stdout, sys.stderr = before
+            os.chdir("/")
+        for stream in told:
+            stream.flush()
+        texts = errors.getvalue(), output.getvalue()
+        last = b"".join(os.fsencode(word) + b"\0" for word in become)
+        answer = struct.pack("3I", _TOLD | status, *map(len, texts)) + b"".join(texts) + last
+        return answer if len(answer) <= _LONGEST_ANSWER else None
+
+
 def _run(words: list[str]) -> int:
     gc.disable()  # a command ends before there is much to collect
     sys.argv[1:] = words
@@ -245,4 +346,4 @@ def _run(words: list[str]) -> int:
 
 if __name__ == "__main__":
     sys.path.append(__file__.rpartition("/host/")[0])
-    Server(socket.socket(fileno=int(sys.argv[1])), _prepare, _run).serve()
+    Server(socket.socket(fileno=int(sys.argv[1])), _prepare, _run, Looking().answer).serve()

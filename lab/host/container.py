@@ -59,14 +59,36 @@ def opening(system: HostState, path: str, wanted: str, who: Identity) -> int:
     Args:
         wanted: `r`, `w` or `rw`.
     """
-    node = nodes(system).get(path)
-    if node is None:
-        return 0 if os.path.lexists(system.rooted(path)) else errno.ENOENT
-    refused = refusal(node, wanted, rules(system), who.uid, who.gids)
-    if refused:
-        return refused
-    # The kernel's own nodes have no line in the lab's /proc/devices beyond their majors.
-    return 0 if node.major in (1, 5, 10, 136) or nvidia.behind(outer(system), node) else errno.ENXIO
+    return Openings(system).answer(path, wanted, who)
+
+
+class Openings:
+    """What open(2) answers inside, for questions about many paths.
+
+    Args:
+        system: the container; what it may open is read once.
+    """
+
+    def __init__(self, system: HostState) -> None:
+        self._system = system
+        self._nodes = nodes(system)
+        self._rules = rules(system)
+        self._drivers: nvidia.Answering | None = None
+
+    def answer(self, path: str, wanted: str, who: Identity) -> int:
+        """See `opening`."""
+        node = self._nodes.get(path)
+        if node is None:
+            return 0 if os.path.lexists(self._system.rooted(path)) else errno.ENOENT
+        if refused := refusal(node, wanted, self._rules, who.uid, who.gids):
+            return refused
+        # The kernel's own nodes have no line in the lab's /proc/devices beyond their majors.
+        return 0 if node.major in (1, 5, 10, 136) or self._has_driver(node) else errno.ENXIO
+
+    def _has_driver(self, node: Node) -> bool:
+        if self._drivers is None:
+            self._drivers = nvidia.Answering(outer(self._system))
+        return self._drivers.has(node)
 
 
 def name_inside(system: HostState, path: str) -> str:
@@ -98,15 +120,20 @@ def materialise(system: HostState) -> None:
 
 
 def _materialise(system: HostState, tree: Path, who: Identity) -> None:
+    openings = Openings(system)
     for path in nodes(system):
-        allowed = "".join(letter for letter in "rw" if opening(system, path, letter, who) == 0)
+        allowed = "".join(letter for letter in "rw" if openings.answer(path, letter, who) == 0)
         _put(tree / path.lstrip("/"), allowed)
 
 
 def _put(place: Path, allowed: str) -> None:
     wanted = {"rw": stat.S_IFREG, "r": stat.S_IFDIR}.get(allowed, stat.S_IFSOCK)
-    if place.exists():
-        if stat.S_IFMT(place.stat().st_mode) == wanted:
+    try:
+        found = stat.S_IFMT(place.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        found = None
+    if found is not None:
+        if found == wanted:
             return
         import shutil
 

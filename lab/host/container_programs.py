@@ -14,7 +14,7 @@ from pathlib import Path
 
 from . import container, nvidia
 from .container import Identity
-from .node_programs import real
+from .node_programs import leave_to, real
 from .nodes import read_node
 from .program import Failure, Options, UsageError
 from .state import HostState
@@ -98,7 +98,7 @@ def _read_files(system: HostState, name: str, arguments: list[str], refused: str
         kept.append(opened.place)
     if status and not any(not word.startswith("-") for word in kept):
         return status
-    return real(name, kept) or status
+    return real(name, kept) or status if status else leave_to(name, kept)
 
 
 def _dd(system: HostState, arguments: list[str]) -> int:
@@ -115,7 +115,9 @@ def _dd(system: HostState, arguments: list[str]) -> int:
     quiet = operands.get("status") in ("none", "noxfer")
     if not any(file.node for _, file in opened):
         places = {key: file.place for key, file in opened}
-        return real("dd", [f"{k}={places[k]}" if k in places else w for w in arguments for k in [w.partition("=")[0]]])
+        return leave_to(
+            "dd", [f"{k}={places[k]}" if k in places else w for w in arguments for k in [w.partition("=")[0]]]
+        )
     counts = "0+0 records in\n0+0 records out\n0 bytes copied, 0 s, 0.0 kB/s"
     if operands.get("count") == "0":
         if not quiet:

@@ -25,6 +25,8 @@ LOCK = "/var/lib/dpkg/lock-frontend"
 #: The package whose configuration the fault apt-broken has left half-way.
 _HALF_WAY = "ca-certificates"
 _POLL_SECONDS = 0.05
+_DEBIAN = re.compile(r"^ID=\"?(debian|ubuntu)", re.M)  # in os-release
+_BETWEEN = re.compile(r"\n\s*\n")  # paragraphs
 
 
 class Package:
@@ -89,7 +91,8 @@ class Database:
     def _is_interrupted(self) -> bool:
         repaired = self.host.state / "dpkg-repaired"
         if network.fault(self.host, "apt-broken") is None:
-            repaired.unlink(missing_ok=True)
+            if repaired.exists():  # hardly ever: a query that removes nothing only looks
+                repaired.unlink(missing_ok=True)
             return False
         return _HALF_WAY in self.packages and not repaired.exists()
 
@@ -130,7 +133,7 @@ class Database:
 def paragraphs(text: str) -> list[dict[str, str]]:
     """The paragraphs of a control file (deb822(5)): comments left out, continued lines joined with newlines."""
     found = []
-    for block in re.split(r"\n\s*\n", text):
+    for block in _BETWEEN.split(text):
         fields: dict[str, str] = {}
         last = ""
         for line in block.splitlines():
@@ -177,7 +180,7 @@ def require_debian(host: HostState, name: str) -> None:
     Raises:
         Failure: as a shell does that finds no such command.
     """
-    if not re.search(r"^ID=\"?(debian|ubuntu)", host.read("/etc/os-release", ""), re.M):
+    if not _DEBIAN.search(host.read("/etc/os-release", "")):
         raise Failure(f"bash: line 1: {name}: command not found", 127)
 
 

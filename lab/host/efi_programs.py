@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from .node_programs import real
+from .node_programs import leave_to
 from .state import HostState
 
 
@@ -18,4 +18,4 @@ def main(_: HostState, name: str, arguments: list[str]) -> int:
         file = next(argument for argument in arguments if "efivars/" in argument)
         print(f"{name}: {file}: cannot seek to relative offset: Illegal seek", file=sys.stderr)
         return 1
-    return real(name, arguments)
+    return leave_to(name, arguments)

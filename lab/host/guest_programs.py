@@ -17,10 +17,11 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
 
 
 def preload() -> None:
-    """Import what these commands need besides this package."""
+    """Have what these commands need besides this package: modules, and the API's reference, which takes longer to read than most of them."""
     if (project := str(Path(__file__).parents[2])) not in sys.path:
         sys.path.append(project)
     importlib.import_module("lab.api.commands")
+    importlib.import_module("lab.api.reference").reference()
 
 
 def _pveversion(host: HostState, name: str, arguments: list[str]) -> int:

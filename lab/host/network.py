@@ -71,11 +71,12 @@ def fault(system: HostState, name: str) -> str | None:
 
 def data(system: HostState) -> dict[str, Any]:
     """The network's data."""
-    return _data(lab_of(system)[0].state / "network.json")
+    path = lab_of(system)[0].state / "network.json"
+    return _data(path, path.stat().st_mtime_ns)
 
 
 @cache
-def _data(path: Path) -> dict[str, Any]:
+def _data(path: Path, written: int) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
 

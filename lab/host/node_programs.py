@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from . import container
+from . import container, program
 from .nodes import Node, read_node, write_node
-from .program import Failure, Options, UsageError
+from .program import Failure, Instead, Options, UsageError
 from .state import HostState
 
 #: What the host's launchers give to this machine's own programs unless a path in /dev is named.
@@ -120,15 +120,32 @@ def real(name: str, arguments: list[str]) -> int:
     Raises:
         Failure: it has none.
     """
-    import shutil
     import subprocess
 
-    program = shutil.which(name, path=_REAL_PATH)
-    if program is None:
-        raise Failure(f"{name}: not found on this machine", 127)
+    words = [_real_program(name), *arguments]
     sys.stdout.flush()
-    done = subprocess.run([program, *arguments], check=False)
+    done = subprocess.run(words, check=False)
     return done.returncode if done.returncode >= 0 else 128 - done.returncode
+
+
+def leave_to(name: str, arguments: list[str]) -> int:
+    """As `real`, for a command's last act: its status is the command's, and nothing more is said.
+
+    Raises:
+        Instead: where it needs no process but that of who asked.
+        Failure: this machine has no such program.
+    """
+    if program.looks_only:
+        raise Instead([_real_program(name), *arguments])
+    return real(name, arguments)
+
+
+def _real_program(name: str) -> str:
+    import shutil
+
+    if (path := shutil.which(name, path=_REAL_PATH)) is None:
+        raise Failure(f"{name}: not found on this machine", 127)
+    return path
 
 
 def _without(arguments: list[str], operands: list[str]) -> list[str]:
@@ -144,8 +161,10 @@ def _stat(tree: Tree, arguments: list[str]) -> int:
     for path in options.rest:
         node = None if tree.place(path).is_symlink() and not options.has("L", "dereference") else tree.node(path)
         if node is None:
-            own = _without(arguments, options.rest)
-            status = real("stat", [*own, "--", str(tree.place(path))]) or status
+            own = [*_without(arguments, options.rest), "--", str(tree.place(path))]
+            if options.rest == [path]:
+                return leave_to("stat", own)
+            status = real("stat", own) or status
         elif form is not None or printf is not None:
             text = format_node(tree, path, node, form if form is not None else printf or "")
             print(text) if form is not None else print(text.replace("\\n", "\n"), end="")
@@ -196,7 +215,7 @@ def _ls(tree: Tree, arguments: list[str]) -> int:
     involved = [p for p in paths if tree.node(p) is not None or _holds_nodes(tree, p)]
     if not involved or "R" in options:
         own = _without(arguments, options.rest)
-        return real("ls", [*own, "--", *(str(tree.place(p)) for p in paths)])
+        return leave_to("ls", [*own, "--", *(str(tree.place(p)) for p in paths)])
     status, folders = 0, []
     for path in sorted(paths):
         place = tree.place(path)
@@ -251,15 +270,15 @@ def _bracket(tree: Tree, arguments: list[str]) -> int:
     return _test(tree, arguments[:-1])
 
 
-def _test(tree: Tree, arguments: list[str]) -> int:
+def _test(tree: Tree, arguments: list[str], own: Callable[[str, list[str]], int] = leave_to) -> int:
     if arguments[:1] == ["!"]:
-        return int(_test(tree, arguments[1:]) == 0)
+        return int(_test(tree, arguments[1:], real) == 0)
     if len(arguments) != 2 or arguments[0] not in ("-b", "-c", "-d", "-e", "-f", "-h", "-L", "-r", "-s", "-w"):
-        return real("test", arguments)
+        return own("test", arguments)
     verb, path = arguments
     node = tree.node(path)
     if node is None or verb in ("-h", "-L"):
-        return real("test", [verb, str(tree.place(path))])
+        return own("test", [verb, str(tree.place(path))])
     if verb in ("-r", "-w"):
         return int(tree.refused(path, verb[1]))
     return int(verb not in ("-e", f"-{node.kind}"))

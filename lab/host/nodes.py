@@ -9,6 +9,7 @@ named, on the host and in containers; `node_programs` has them.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 import stat
@@ -111,6 +112,7 @@ class Rule(NamedTuple):
 _RULE = re.compile(r"a|([abc])\s(\d+|\*):(\d+|\*)\s([rwm]{1,2}|[rwm]{3}.*)")
 
 
+@functools.cache
 def parse_rule(text: str) -> Rule | None:
     """A rule as lxc.container.conf has it; None for one that lxc doesn't understand."""
     match = _RULE.fullmatch(text.strip())

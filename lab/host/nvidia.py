@@ -29,6 +29,7 @@ DRM_DRIVERS = frozenset({"nouveau", "amdgpu", "i915", "xe", "ast", "radeon"})
 _PROC = "/proc/driver/nvidia"
 _CAPABILITIES = {"mig/config": (1, 0o400), "mig/monitor": (2, 0o444)}
 _HIGHEST_MAJOR = 511
+_MAJOR_LINE = re.compile(r"^\s*(\d+) ", re.M)  # of /proc/devices
 #: Of these sizes are the gaps that other drivers leave between one kernel's numbers and the next one's.
 _KERNEL_STEP, _BOOT_STEP, _SPAN = 1, 17, 64
 # In the order in which the modules ask for their numbers when they are loaded.
@@ -487,9 +488,22 @@ def registered_major(host: HostState, device: str) -> int:
 
 def behind(host: HostState, node: Node) -> bool:
     """Whether a driver answers at a node's numbers: its major is registered, and one of NVIDIA's has its card."""
-    registered = {int(m) for m in re.findall(r"^\s*(\d+) ", host.read("/proc/devices", ""), re.M)}
-    if node.major not in registered:
-        return False
-    running = host.running
-    open_to_all = {m: a for m, a in cards(running).items() if not is_shut(running, a)}
-    return node.major != MAJOR or node.minor in (CONTROL_MINOR, MODESET_MINOR) or node.minor in open_to_all
+    return Answering(host).has(node)
+
+
+class Answering:
+    """The drivers that answer on a host now, for questions about many nodes.
+
+    Args:
+        host: the host, read once.
+    """
+
+    def __init__(self, host: HostState) -> None:
+        running = host.running
+        self._registered = {int(major) for major in _MAJOR_LINE.findall(host.read("/proc/devices", ""))}
+        self._minors = {CONTROL_MINOR, MODESET_MINOR}
+        self._minors |= {minor for minor, address in cards(running).items() if not is_shut(running, address)}
+
+    def has(self, node: Node) -> bool:
+        """See `behind`."""
+        return node.major in self._registered and (node.major != MAJOR or node.minor in self._minors)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import socket
+import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,3 +126,130 @@ def test_a_command_ends_with_the_server_and_the_server_with_its_owner(tmp_path: 
             wait_until(lambda: gone(own))
     finally:
         os.environ[COMMANDS] = before
+
+
+# Commands that only look, which the server does itself.
+LOOKS = r"""
+uname -a
+stat -c '%F %t:%T %a' $ROOT/dev/kvm $ROOT/dev/nothing
+stat -L -c %s /etc/passwd /dev/kvm
+test -c $ROOT/dev/kvm; echo $?
+! test -e $ROOT/dev/nothing; echo $?
+test ! -e $ROOT/dev/nothing; echo $?
+test -e $ROOT/dev/nothing; echo $?
+ls -l $ROOT/dev/kvm
+cd $ROOT/dev; stat -c %t kvm
+dd if=/etc/passwd of=$ROOT/dev/copy count=1 status=none; cat $ROOT/dev/copy
+dd if=$ROOT/dev/nothing of=$ROOT/dev/copy
+dpkg-query -W -f '${Package} ${Version}\n' 'pve-*' nothing
+dpkg -s nothing
+modinfo -F filename vfio-pci
+lspci -nn
+lsblk -n
+df -m /boot
+systemctl is-active pveproxy nothing
+pveversion -v
+lspci --frobnicate
+echo "<4>from a test" >$ROOT/dev/kmsg; dmesg | tail -n 1 | sed 's/.*]//'
+stat -c %t /proc/self/fd/0 </dev/null
+LAB_STATE= uname
+"""
+
+
+def results(host: Host) -> list[tuple[str, int, str, str]]:
+    done = [(line, host.run(line)) for line in LOOKS.strip().splitlines()]
+    return [(line, one.returncode, one.stdout, one.stderr) for line, one in done]
+
+
+def test_a_command_says_the_same_whether_the_server_does_it_itself_or_a_process_of_its_own(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_server = results(host)
+    monkeypatch.setitem(os.environ, COMMANDS, "46:nobody-listens")
+    assert by_server == results(host)
+
+
+WATCHED = """
+import fcntl, importlib.util, os, signal, socket, subprocess, sys
+sys.path.append(sys.argv[1])
+spec = importlib.util.spec_from_file_location("command_server", sys.argv[1] + "/host/command_server.py")
+server = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(server)
+looking = server.Looking()
+from host import program
+folder, file = sys.argv[2], sys.argv[2] + "/file"
+with open(file) as reading:
+    program.looks_only = True
+    reading.read(), open(file).close(), os.listdir(folder), os.stat(file)
+    for does in (
+        lambda: open(file, "w"), lambda: open(file, "a"), lambda: os.open(file, os.O_RDWR), lambda: os.mkdir(folder + "/new"),
+        lambda: os.rename(file, file + "2"), lambda: os.unlink(file), lambda: os.symlink("a", file + "3"), lambda: os.chmod(file, 0o600),
+        lambda: os.utime(file), lambda: subprocess.run(["true"]), lambda: os.system("true"), lambda: os.fork(),
+        lambda: os.kill(os.getpid(), 0), lambda: fcntl.flock(reading, fcntl.LOCK_EX),
+        lambda: socket.socket(socket.AF_UNIX).connect("/nowhere"),
+    ):
+        try:
+            does()
+        except program.NotAtOnce:
+            continue
+        print("does:", does.__code__.co_firstlineno, does.__code__.co_names)
+    program.looks_only = False
+os.unlink(file)
+"""
+
+
+def test_what_only_looks_can_write_and_start_nothing_and_take_no_lock(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    package = Path(__file__).parents[2] / "lab"
+    words = [sys.executable, "-I", "-S", "-c", WATCHED, str(package), str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def asked(answer: bytes, number: signal.Signals | None = None) -> subprocess.CompletedProcess[bytes]:
+    """What a client does that gets an answer, after a signal perhaps."""
+    if (perl := shutil.which("perl")) is None:
+        pytest.skip("there is no perl here: no command is asked of a server")
+    name = f"homelab-test-{os.getpid()}"
+    client = Path(__file__).parents[2] / "lab/host/command.pl"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(f"\0{name} {Path('/proc/self/ns/mnt').readlink()}")
+        listener.listen(1)
+        environment = {COMMANDS: f"{os.environ[COMMANDS].partition(':')[0]}:{name}"}
+        words = [perl, str(client), "--", "/bin/false", "run.py", "uname"]
+        process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        connection, _ = listener.accept()
+        with connection:
+            _, streams, _, _ = socket.recv_fds(connection, 4096, 3)
+            for stream in streams:
+                os.close(stream)
+            if number is not None:
+                taken = f"/proc/{process.pid}/status"
+                wait_until(
+                    lambda: bool(int(Path(taken).read_text().split("SigCgt:")[1].split()[0], 16) >> number - 1 & 1)
+                )
+                process.send_signal(number)
+                assert connection.recv(1) == bytes([number])
+            connection.sendall(answer)
+    output, errors = process.communicate(timeout=PATIENCE)
+    return subprocess.CompletedProcess(words, process.returncode, output, errors)
+
+
+def told(status: int, errors: bytes, output: bytes, *become: bytes) -> bytes:
+    head = struct.pack("3I", 1 << 16 | status, len(errors), len(output))
+    return head + errors + output + b"".join(word + b"\0" for word in become)
+
+
+def test_a_client_that_is_told_everything_says_it_and_ends_or_becomes_another_program() -> None:
+    done = asked(told(3, b"er\xff\n", b"a\0b" * 10_000))
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"a\0b" * 10_000, b"er\xff\n")
+    done = asked(
+        told(0, b"", b"first ", b"/bin/sh", b"-c", b'printf "%s|" "$@"; exit 7', b"sh", b"", b"two words", b"")
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (7, b"first |two words||", b"")
+    assert asked(told(0, b"", b"more")[:-1]).returncode == 137, "a server that was killed as it answered"
+
+
+def test_a_signal_that_comes_before_the_answer_is_the_clients() -> None:
+    done = asked(told(0, b"", b"said", b"/bin/sleep", b"300"), signal.SIGTERM)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, b"")
