@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import sampling
 from tests.once_more import pytest_sessionfinish as pytest_sessionfinish
 
 if TYPE_CHECKING:
@@ -112,6 +113,11 @@ NEEDS_UNIX = {
     "unit/test_init_run.py::test_half_a_key_of_an_ended_run_is_in_nobodys_way": "modes of files",
     "unit/test_kernel_log.py::test_the_hosts_grep_finds_the_same_lines": "the host's grep",
 }
+
+
+def pytest_report_header() -> str:
+    """Which sample this run tries (tests/sampling.py)."""
+    return "samples: every one" if sampling.EVERY else f"samples: HOMELAB_SEED={sampling.SEED}"
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

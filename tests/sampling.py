@@ -14,7 +14,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 EVERY = bool(os.environ.get("HOMELAB_EVERY_CUT"))
-SEED = os.environ.get("HOMELAB_SEED") or datetime.datetime.now(datetime.UTC).date().isoformat()
+# In the environment, so that all processes of a run have the same one, also where it goes on after midnight.
+SEED = os.environ.setdefault("HOMELAB_SEED", datetime.datetime.now(datetime.UTC).date().isoformat())
 
 
 def drawn(name: str) -> random.Random:

@@ -261,7 +261,7 @@ def test_a_card_that_a_reset_has_killed_is_not_given_to_the_driver(host_as_made:
 
 
 # -- Proxmox VE's own ways -------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("pve", PVE)
+@pytest.mark.parametrize("pve", sampling.sample(list(PVE), 1, "a reboot"))
 def test_a_reboot_of_the_vm_keeps_the_card(host_as_made: Callable[..., Host], pve: str) -> None:
     host = host_as_made(pve)
     host.output("qm start 103; sleep 0.4; qm reboot 103")
@@ -316,7 +316,7 @@ def noted(host: Host, name: str) -> None:
     host.write("/var/lib/homelab/handover/big.state", text)
 
 
-@pytest.mark.parametrize("pve", PVE)
+@pytest.mark.parametrize("pve", sampling.sample(list(PVE), 1, "boots"))
 def test_a_boot_from_any_state_ends_with_the_guests_as_onboot_has_them(
     host_as_made: Callable[..., Host], pve: str
 ) -> None:
@@ -359,7 +359,7 @@ def test_numbers_that_have_changed_keep_the_containers_off(host_as_made: Callabl
     assert not runs(host) and host.driver(CARD) == "nvidia" and "other numbers than before" in story(host)
 
 
-@pytest.mark.parametrize("pve", PVE)
+@pytest.mark.parametrize("pve", sampling.sample(list(PVE), 1, "two cards"))
 def test_of_two_cards_of_one_model_the_shared_one_alone_is_handed_over(
     host_as_made: Callable[..., Host], pve: str
 ) -> None:
@@ -420,7 +420,7 @@ def test_two_cards_that_are_away_at_once_come_back_in_another_order(host_as_made
     assert runs(host, 901) and not list((host.root / "var/lib/homelab/handover").glob("*.state"))
 
 
-@pytest.mark.parametrize("only", [False, True])
+@pytest.mark.parametrize("only", sampling.sample([False, True], 1, "again and again"))
 def test_again_and_again_nothing_is_lost(host_as_made: Callable[..., Host], only: bool) -> None:
     host = host_as_made("9", "580.105.08", OLLAMA, only=only)
     host.output("nvidia-smi -pm 1")
