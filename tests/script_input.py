@@ -1,10 +1,21 @@
-"""A script as a program's standard input."""
+"""A script as a program's standard input, and `sync` without a program."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+#: For the environment of scripts: `sync` as a function of each bash, since a test's folder has no disk that could lose its power, and the program takes longer
+#: to start than what it is to flush takes to be written. It knows a file that isn't there. What is flushed when: tests/scripts/cut_kit.py.
+QUICK_SYNC = {
+    "BASH_FUNC_sync%%": """() {
+  local one
+  for one in "$@"; do
+    [[ $one == -* || -e $one ]] || { builtin echo "sync: error opening '$one': No such file or directory" >&2; return 1; }
+  done
+}"""
+}
 
 
 @contextmanager

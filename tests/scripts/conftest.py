@@ -14,7 +14,7 @@ import pytest
 
 from homelab.remote import scripts
 from tests.kept_systems import KeptSystems
-from tests.script_input import as_input
+from tests.script_input import QUICK_SYNC, as_input
 from tests.waiting import PATIENCE
 
 # What a test of a part's functions mostly needs.
@@ -73,7 +73,8 @@ class Folder:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"ROOT": str(self.root), "PATH": f"{self.commands}:{os.environ['PATH']}", "HOME": str(self.root)}
+        path = f"{self.commands}:{os.environ['PATH']}"
+        return {"ROOT": str(self.root), "PATH": path, "HOME": str(self.root), **QUICK_SYNC}
 
     def tree(self) -> dict[str, tuple[int, str]]:
         """Path -> mode and content (or link target) of everything below ROOT, but for /run."""

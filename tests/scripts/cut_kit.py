@@ -22,10 +22,11 @@ import stat
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.script_input import QUICK_SYNC
 from tests.scripts.conftest import Folder
 
 #: Path -> mode, and content, link target or None for a directory.
@@ -43,8 +44,6 @@ trap '[[ ${{FUNCNAME[0]-}} == sync || $BASHPID == $$ && " ${{FUNCNAME[*]}} " == 
 # A stand-in of a script is stopped by it, where somebody counts: `stop point` as a program, and as a function for stand-ins in bash.
 _STOP = '[ -z "${POINT_OUT:-}" ] || { echo "$*" >"/dev/fd/$POINT_OUT"; read -r _ <"/dev/fd/$POINT_GO"; }\n'
 STOP_FUNCTION = f"stop() {{\n{_STOP}}}\n"
-#: Before a script that flushes where nobody looks: the stand-in, without a program.
-NO_SYNC = "sync() { :; }\n"
 
 _COMMANDS = {
     "systemctl": "",
@@ -172,11 +171,12 @@ def tree(root: Path, contents: Contents | None = None) -> Tree:
         elif stat.S_ISDIR(about.st_mode):
             found[key] = (about.st_mode & 0o7777, None)
         else:
-            found[key] = (about.st_mode & 0o7777, _content(path, about, contents))
+            found[key] = (about.st_mode & 0o7777, content_of(path, about, contents))
     return found
 
 
-def _content(path: str, about: os.stat_result, contents: Contents | None) -> bytes:
+def content_of(path: str, about: os.stat_result, contents: Contents | None) -> bytes:
+    """A file's bytes, which may be among ``contents``."""
     kept = (about.st_ino, about.st_size, about.st_ctime_ns)
     if contents is not None and kept in contents:
         return contents[kept]
@@ -224,7 +224,7 @@ class Disk:
             if stat.S_ISDIR(about.st_mode):
                 self.names_in[key] = {}
             elif stat.S_ISREG(about.st_mode):
-                self.bytes_of[about.st_ino] = _content(path, about, self.contents)
+                self.bytes_of[about.st_ino] = content_of(path, about, self.contents)
 
     def flush(self, path: Path) -> None:
         about = path.lstat()
@@ -233,7 +233,7 @@ class Disk:
                 names = {each.name: each.stat(follow_symlinks=False).st_ino for each in entries}
             self.names_in[path.relative_to(self.root).as_posix()] = dict(sorted(names.items()))
         elif stat.S_ISREG(about.st_mode):
-            self.bytes_of[about.st_ino] = _content(str(path), about, self.contents)
+            self.bytes_of[about.st_ino] = content_of(str(path), about, self.contents)
 
     def synced(self, arguments: list[str]) -> None:
         """What `sync ARGUMENT...` does. A file system as a whole is everything here."""
@@ -330,7 +330,11 @@ def start(folder: Folder, verb: str, script: str, output: Path) -> Run:
     """Start ``script`` with stops."""
     points, out = os.pipe()
     inward, go = os.pipe()
-    environment = {**folder.environment, "POINT_OUT": str(out), "POINT_GO": str(inward)}
+    quick = folder.environment
+    environment = {name: quick[name] for name in quick if name not in QUICK_SYNC} | {
+        "POINT_OUT": str(out),
+        "POINT_GO": str(inward),
+    }
     text = output.with_suffix(".sh")
     text.write_text(_TRAP.format(out=out, go=inward) + script)
     with text.open("rb") as standard_input, output.open("wb") as standard_output:
@@ -404,21 +408,21 @@ def cuts(folder: Folder, verb: str, script: str, output: Path, *, status: int = 
 
 
 class Changes:
-    """Whether anything that lasts has changed since it was asked last, of which the kernel keeps count (inotify). Asked at every stop."""
+    """Whether anything in these folders has changed since it was asked last, of which the kernel keeps count (inotify). Asked at every stop."""
 
     # inotify.h: what is written, its mode and times, and what is made, moved and removed in a folder.
     _MASK = 0x2 | 0x4 | 0x40 | 0x80 | 0x100 | 0x200
     _ONLY_FOLDERS, _MAKES, _IS_FOLDER, _OVERFLOW = 0x01000000, 0x80 | 0x100, 0x40000000, 0x4000
     _HEAD = struct.Struct("iIII")
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, names: Sequence[str] = LASTING) -> None:
+        self.root, self.names = root, names
 
     def __enter__(self) -> Changes:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._queue = _of_libc(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
         self._folders: dict[int, str] = {}
-        for name in LASTING:
+        for name in self.names:
             self._watch(str(self.root / name))
         return self
 

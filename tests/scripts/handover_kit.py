@@ -74,21 +74,22 @@ esac
 """
 # A module that brings devices gets the highest major that is free (fs/char_dev.c), vfio's of those the first time.
 _MODPROBE = f"""\
-mkdir -p "$ROOT/sys/module/${{1//-/_}}"
-name=$(sed -n 's/_/-/; s/^\\(nvidia-uvm\\|vfio\\).*/\\1/p' <<<"$1")
-if [[ -n $name ]] && ! grep -q " $name$" "$ROOT/proc/devices"; then
+[[ -d $ROOT/sys/module/${{1//-/_}} ]] || mkdir -p "$ROOT/sys/module/${{1//-/_}}"
+devices=$'\\n'$(<"$ROOT/proc/devices")$'\\n' name=
+case $1 in nvidia[-_]uvm*) name=nvidia-uvm ;; vfio*) name=vfio ;; esac
+if [[ -n $name && $devices != *" $name"$'\\n'* ]]; then
   number=508
-  while grep -q "^$number " "$ROOT/proc/devices"; do number=$((number - 1)); done
+  while [[ $devices == *$'\\n'"$number "* ]]; do number=$((number - 1)); done
   sed -i "1a $number $name" "$ROOT/proc/devices"
 fi
 [[ $1 == nvidia && -d $ROOT/kept/nvidia ]] || exit 0
-grep -q "^195 nvidia$" "$ROOT/proc/devices" || sed -i "1a 195 nvidia" "$ROOT/proc/devices"
+[[ $devices == *$'\\n'"195 nvidia"$'\\n'* ]] || sed -i "1a 195 nvidia" "$ROOT/proc/devices"
 mv "$ROOT/kept/nvidia" "$ROOT/proc/driver/nvidia"
 device=$ROOT/sys/bus/pci/devices/{GPU}
 [[ -e $device/driver || $(<"$device/driver_override") == vfio-pci ]] || ln -s ../../../../bus/pci/drivers/nvidia "$device/driver"
 """
 #: Proxmox VE's, where the VM is on or off as the file says.
-_QM = 'echo "status: $(cat "$ROOT/vm103")"'
+_QM = 'echo "status: $(<"$ROOT/vm103")"'
 
 
 #: Containers that run: what has the card open in one ends with it, and begins with it again.
@@ -131,6 +132,11 @@ done <"$ROOT/fails"
 """
 
 
+def with_a_stat_that_can_fail(host: Folder) -> None:
+    """Where it is to: it is called often, and a shell before it takes as long again."""
+    host.command("stat", _FAILS.format(name="stat") + 'PATH=/usr/bin:/bin exec stat "$@"')
+
+
 def with_a_kernel(host: Folder, *, only: bool = False, pve: str = "9") -> Folder:
     """The host of test_handover.py, with steps that run. `only`: the driver has no other card, so that its modules go."""
     text = program()
@@ -144,10 +150,9 @@ def with_a_kernel(host: Folder, *, only: bool = False, pve: str = "9") -> Folder
         "systemd-run": _SYSTEMD_RUN.replace("{gpu}", GPU).replace("{program}", str(file)),
         "modprobe": _MODPROBE,
         "qm": _QM,
-        "nvidia-smi": 'case "$*" in *mig.mode*) cat "$ROOT/mig"; exit ;; esac\n' + COMMANDS["nvidia-smi"],
-        "stat": 'PATH=/usr/bin:/bin exec stat "$@"',
+        "nvidia-smi": 'case "$*" in *mig.mode*) echo "$(<"$ROOT/mig")"; exit ;; esac\n' + COMMANDS["nvidia-smi"],
     }
-    for name in ("modprobe", "nvidia-smi", "pct", "stat", "systemctl"):
+    for name in ("modprobe", "nvidia-smi", "pct", "systemctl"):
         host.command(name, _FAILS.format(name=name) + commands[name])
     for name in ("systemd-run", "qm"):
         host.command(name, commands[name])
@@ -216,59 +221,60 @@ def sweep(host: Folder, store: Path, *words: str, shut_down: str = "") -> tuple[
     found: list[Left] = []
     on_disk: dict[str, cut_kit.Tree] = {}
     seen: set[str] = set()
-    lasted, looked, print_of_all = "", 0, ""
-    started, number = cut_kit.start(host, "-", program(*words, shut_down=shut_down), store / "output"), 0
-    for event in started.events:
-        number += 1
-        if (look := _fingerprint(host.root)) == looked and not event.startswith("sync"):
+    lasted = print_of_all = ""
+    contents: cut_kit.Contents = {}
+    with cut_kit.Changes(host.root, [""]) as changes:
+        started, number = cut_kit.start(host, "-", program(*words, shut_down=shut_down), store / "output"), 0
+        for event in started.events:
+            number += 1
+            if not changes.any() and number > 1 and not event.startswith("sync"):
+                started.go()
+                continue
+            lines = list(everything(host.root, contents))
+            print_of_all = "\n".join(lines)
+            if print_of_all not in seen:
+                seen.add(print_of_all)
+                where = (event.split()[2:] or ["a step"])[0]
+                left = Left(number, where, state(host), store / str(number))
+                assert not two_users(host), left
+                shutil.copytree(host.root, left.folder, symlinks=True)
+                found.append(left)
+            if event.startswith("sync"):
+                disk.synced(event.split()[1:])
+            lasting = "\n".join(line for line in lines if line.startswith("var/"))
+            if event.startswith("sync") or lasting != lasted:
+                lasted = lasting
+                disk.forget_gone()
+                now = cut_kit.tree(host.root, contents)
+                for as_now in (False, True):
+                    files = disk.after_a_cut(now, names_as_now=as_now)
+                    on_disk.setdefault(repr(files), files)
             started.go()
-            continue
-        looked = look
-        print_of_all = "\n".join(everything(host.root))
-        if print_of_all not in seen:
-            seen.add(print_of_all)
-            where = (event.split()[2:] or ["a step"])[0]
-            left = Left(number, where, state(host), store / str(number))
-            assert not two_users(host), left
-            shutil.copytree(host.root, left.folder, symlinks=True)
-            found.append(left)
-        if event.startswith("sync"):
-            disk.synced(event.split()[1:])
-        lasting = "\n".join(line for line in print_of_all.splitlines() if line.startswith("var/"))
-        if event.startswith("sync") or lasting != lasted:
-            lasted = lasting
-            disk.forget_gone()
-            now = cut_kit.tree(host.root)
-            for as_now in (False, True):
-                files = disk.after_a_cut(now, names_as_now=as_now)
-                on_disk.setdefault(repr(files), files)
-        started.go()
     assert started.process.wait() == 0, (store / "output").read_text()
     return found, number, list(on_disk.values())
 
 
-def _fingerprint(root: Path) -> int:
-    """Changes with what the folder holds: asked at every command."""
-    found: list[tuple[int, ...]] = []
-    for folder, _, files, number in os.fwalk(root):
-        about = os.fstat(number)
-        found.append((about.st_ino, about.st_mtime_ns))
-        for name in files:
-            about = os.stat(name, dir_fd=number, follow_symlinks=False)
-            found.append((about.st_ino, about.st_mtime_ns, about.st_size, len(folder)))
-    return hash(tuple(found))
+def everything(root: Path, contents: cut_kit.Contents | None = None) -> Iterator[str]:
+    """A line for each file that the folder holds, but for what a run says, and its temporary files.
 
-
-def everything(root: Path) -> Iterator[str]:
-    """A line for each file that the folder holds, but for what a run says, and its temporary files."""
-    for folder, names, files in os.walk(root):
-        names.sort()
-        about = Path(folder).relative_to(root).as_posix()
-        for name in sorted([*files, *(one for one in names if (Path(folder) / one).is_symlink())]):
-            path = Path(folder) / name
-            if about == "run/homelab" or name in ("log", "asked"):
-                continue
-            content = path.readlink().as_posix() if path.is_symlink() else path.read_bytes().decode("latin-1")
-            # When it was isn't told apart.
-            content = "\n".join(line for line in content.splitlines() if not line.startswith("since="))
-            yield f"{about}/{name} {content!r}"
+    :param contents: what was read before, of files that haven't changed.
+    """
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        with os.scandir(root / folder) as entries:
+            for entry in sorted(entries, key=lambda one: one.name):
+                name = f"{folder}{entry.name}"
+                if entry.is_dir(follow_symlinks=False):
+                    if name != "run/homelab":
+                        folders.append(f"{name}/")
+                elif entry.name in ("log", "asked"):
+                    continue
+                elif entry.is_symlink():
+                    yield f"{name} {Path(entry.path).readlink().as_posix()!r}"
+                else:
+                    content = cut_kit.content_of(entry.path, entry.stat(follow_symlinks=False), contents)
+                    # When it was isn't told apart.
+                    if b"since=" in content:
+                        content = b"\n".join(line for line in content.splitlines() if not line.startswith(b"since="))
+                    yield f"{name} {content!r}"

@@ -26,12 +26,18 @@ CHAIN = {
     "initramfs": scripts.vfio_initramfs(True, 0),
     "vfio": scripts.vfio_cmdline(VFIO),
 }
+#: Each layer, and each loader; another day each with the other one.
+LAYERS, KILLED = (
+    pytest.mark.parametrize(("layer", "host"), rows, indirect=["host"])
+    for pairs in [sampling.paired(list(CHAIN), LOADERS, "layers")]
+    for rows in (pairs, sampling.sample(pairs, 1, "killed"))
+)
 # As in an `up` that configures both.
 FOLLOWED = scripts.iommu_cmdline(IOMMU, binding=True)
 
 
 def run(folder: Folder, verb: str, script: str) -> None:
-    done = folder.run(verb, cut_kit.NO_SYNC + script)
+    done = folder.run(verb, script)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -57,7 +63,7 @@ def each_is_made_good(
     wrong = []
     for cut in sampling.sample(cuts, SAMPLE, seed):
         cut_kit.restore(host.root, cut.files)
-        done = host.run(verb, cut_kit.NO_SYNC + script)
+        done = host.run(verb, script)
         found = cut_kit.tree(host.root)
         if done.returncode != 0 or found != wanted:
             differing = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
@@ -65,8 +71,7 @@ def each_is_made_good(
     assert not wrong, "\n".join([f"HOMELAB_SEED={sampling.SEED}", *wrong])
 
 
-@pytest.mark.parametrize("layer", CHAIN)
-@pytest.mark.parametrize("host", LOADERS, indirect=True)
+@LAYERS
 def test_an_apply_that_is_cut_short_is_finished_by_the_next_and_taken_back_by_a_revert(
     host: Folder, layer: str, tmp_path: Path
 ) -> None:
@@ -109,8 +114,7 @@ def test_what_the_binding_makes_for_both_is_the_same_from_every_cut(host: Folder
     assert cut_kit.tree(host.root) == alone
 
 
-@pytest.mark.parametrize("layer", CHAIN)
-@pytest.mark.parametrize("host", LOADERS, indirect=True)
+@LAYERS
 def test_a_revert_that_is_cut_short_is_finished_by_the_next(host: Folder, layer: str, tmp_path: Path) -> None:
     up_to(host, layer)
     before = cut_kit.tree(host.root)
@@ -133,8 +137,7 @@ def test_a_change_of_words_that_is_cut_short_leaves_none_of_the_old_ones(host: F
     each_is_made_good(host, cuts, "change back", "revert", other, before)
 
 
-@pytest.mark.parametrize("layer", CHAIN)
-@pytest.mark.parametrize("host", LOADERS, indirect=True)
+@LAYERS
 def test_a_failing_run_that_is_cut_short_while_it_puts_things_back_is_finished_by_the_next(
     host: Folder, layer: str, tmp_path: Path
 ) -> None:
@@ -154,8 +157,7 @@ def test_a_failing_run_that_is_cut_short_while_it_puts_things_back_is_finished_b
     each_is_made_good(host, cuts, f"{layer} revert", "revert", CHAIN[layer], before)
 
 
-@pytest.mark.parametrize("layer", CHAIN)
-@pytest.mark.parametrize("host", LOADERS, indirect=True)
+@KILLED
 def test_a_kill_leaves_the_files_that_the_other_tests_go_on_from(host: Folder, layer: str, tmp_path: Path) -> None:
     up_to(host, layer)
     before = cut_kit.tree(host.root)

@@ -13,11 +13,13 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from homelab.remote import scripts
-from tests.scripts.conftest import Folder
+from tests.kept_systems import KeptSystems
+from tests.scripts.conftest import Folder, empty_folder
 from tests.scripts.test_run_guard import HELD, answer
 from tests.scripts.test_run_guard import run as holding
 from tests.waiting import wait_until
@@ -37,7 +39,7 @@ bus=$ROOT/sys/bus/pci
 [[ ! -e $ROOT/late || $2 != step_claim ]] || mv "$ROOT/late" "$ROOT/proc/43"
 for f in {GPU} {AUDIO}; do
   link=$bus/devices/$f/driver now= wants=nvidia
-  [[ ! -L $link ]] || now=$(basename "$(readlink "$link")")
+  [[ ! -L $link ]] || {{ now=$(readlink "$link") now=${{now##*/}}; }}
   [[ $f == {GPU} ]] || wants=snd_hda_intel
   [[ $(<"$bus/devices/$f/driver_override") != vfio-pci ]] || wants=vfio-pci
   override=$bus/devices/$f/driver_override
@@ -55,7 +57,7 @@ done
     "nvidia-smi": f"""\
 [[ -L $ROOT/sys/bus/pci/devices/{GPU}/driver && $(readlink "$ROOT/sys/bus/pci/devices/{GPU}/driver") == */nvidia ]] || exit 6
 case "$*" in
-  *persistence_mode*) cat "$ROOT/persistence" ;;
+  *persistence_mode*) echo "$(<"$ROOT/persistence")" ;;
   *-pm*) if [[ ${{*: -1}} == 1 ]]; then echo Enabled; else echo Disabled; fi >"$ROOT/persistence" ;;
   *pci.bus_id*) [[ ! -e $ROOT/ails ]] || exit 9 ;;
   drain*-q*) [[ $(<"$ROOT/drain") == 1 ]] || echo -n "not "; echo draining. ;;
@@ -67,17 +69,22 @@ esac
 case $1 in
   status)
     [[ -e $ROOT/etc/pve/lxc/$2.conf ]] || { echo "Configuration file 'nodes/pve/lxc/$2.conf' does not exist"; exit 2; }
-    echo "status: $(cat "$ROOT/ct$2")"
+    echo "status: $(<"$ROOT/ct$2")"
     ;;
   shutdown) echo stopped >"$ROOT/ct$2" ;;
   start) [[ ! -e $ROOT/ails ]] || exit 9; echo running >"$ROOT/ct$2" ;;
 esac
 """,
     "qm": 'echo "status: stopped"',
-    "systemctl": 'case "$*" in is-system-running) echo running ;; *is-active*) grep -qsFx "${*: -1}" "$ROOT/active" || exit 3 ;; *is-failed*) exit 1 ;; esac',
+    "systemctl": r"""
+case "$*" in
+  is-system-running) echo running ;;
+  *is-active*) [[ -e $ROOT/active && $'\n'$(<"$ROOT/active")$'\n' == *$'\n'"${*: -1}"$'\n'* ]] || exit 3 ;;
+  *is-failed*) exit 1 ;;
+esac
+""",
     "modprobe": "",
     "mknod": 'for path in "$@"; do [[ $path != "$ROOT"/dev/* ]] || : >"$path"; done',
-    "sync": "",
     "sleep": "",
 }
 
@@ -85,6 +92,24 @@ esac
 @pytest.fixture
 def host(folder: Folder) -> Folder:
     return made(folder)
+
+
+@pytest.fixture
+def lent(kept_systems: KeptSystems) -> Folder:
+    """The same, with the card lent to the VM."""
+
+    def make(place: Path) -> Folder:
+        host = made(empty_folder(place))
+        run(host, "hook", "103", "pre-start")
+        return host
+
+    return just_now(kept_systems.take("lent by hook", make))
+
+
+def just_now(host: Folder) -> Folder:
+    """What is noted there was noted now, also where the host was kept for a while."""
+    host.write(STATE, re.sub(r"(?m)^since=\d+$", f"since={int(time.time())}", host.read(STATE)))
+    return host
 
 
 def made(folder: Folder) -> Folder:
@@ -194,23 +219,21 @@ def test_a_dead_card_that_was_taken_out_or_replaced_is_forgotten_with_the_boot(h
 
 
 @pytest.mark.parametrize("read", ["nothing", "another"])
-def test_a_card_is_dead_only_where_something_else_was_read_again_and_again(host: Folder, read: str) -> None:
-    run(host, "hook", "103", "pre-start")
+def test_a_card_is_dead_only_where_something_else_was_read_again_and_again(lent: Folder, read: str) -> None:
     answers = {"nothing": "exit 1", "another": "echo ' ff ff ff ff'"}
-    host.command("od", answers[read])
-    run(host, "reconcile")
-    assert state(host) == ("DEAD" if read == "another" else "VM") and drivers(host)[0] == "vfio-pci"
+    lent.command("od", answers[read])
+    run(lent, "reconcile")
+    assert state(lent) == ("DEAD" if read == "another" else "VM") and drivers(lent)[0] == "vfio-pci"
     if read == "nothing":
-        host.command("od", 'PATH=/usr/bin:/bin exec od "$@"')
-        run(host, "reconcile")
-        assert is_with_the_host(host) and state(host) == ""
+        lent.command("od", 'PATH=/usr/bin:/bin exec od "$@"')
+        run(lent, "reconcile")
+        assert is_with_the_host(lent) and state(lent) == ""
 
 
-def test_a_card_that_answers_at_the_second_look_is_alive(host: Folder) -> None:
-    run(host, "hook", "103", "pre-start")
-    host.command("od", 'if mkdir "$ROOT/looked"; then echo " ff ff ff ff"; else PATH=/usr/bin:/bin exec od "$@"; fi')
-    run(host, "reconcile")
-    assert is_with_the_host(host) and state(host) == ""
+def test_a_card_that_answers_at_the_second_look_is_alive(lent: Folder) -> None:
+    lent.command("od", 'if mkdir "$ROOT/looked"; then echo " ff ff ff ff"; else PATH=/usr/bin:/bin exec od "$@"; fi')
+    run(lent, "reconcile")
+    assert is_with_the_host(lent) and state(lent) == ""
 
 
 def test_a_full_disk_keeps_the_card_where_it_is(host: Folder) -> None:
@@ -587,33 +610,31 @@ def test_a_backup_in_stop_mode_of_a_vm_that_runs_keeps_the_card(host: Folder) ->
 @pytest.mark.parametrize(
     ("modules", "hangs", "step"), [("nvidia", "", "loading nvidia"), ("", "step_nodes", "making its nodes")]
 )
-def test_a_driver_that_hangs_on_the_way_back_holds_nobody(host: Folder, modules: str, hangs: str, step: str) -> None:
-    run(host, "hook", "103", "pre-start")
-    host.write(STATE, host.read(STATE).replace("modules=", f"modules={modules}"))
-    host.command(
+def test_a_driver_that_hangs_on_the_way_back_holds_nobody(lent: Folder, modules: str, hangs: str, step: str) -> None:
+    lent.write(STATE, lent.read(STATE).replace("modules=", f"modules={modules}"))
+    lent.command(
         "modprobe", 'mkdir -p "$ROOT/proc/66"; echo modprobe >"$ROOT/proc/66/comm"; exit 124' if modules else ""
     )
-    host.write("/hangs", hangs)
-    run(host, "reconcile")
-    assert state(host) == "STUCK" and f"{step} has not come to an end" in host.read(STATE)
-    run(host, "reconcile")
-    assert state(host) == "STUCK" and host.read("/ct950") == "stopped\n"
+    lent.write("/hangs", hangs)
+    run(lent, "reconcile")
+    assert state(lent) == "STUCK" and f"{step} has not come to an end" in lent.read(STATE)
+    run(lent, "reconcile")
+    assert state(lent) == "STUCK" and lent.read("/ct950") == "stopped\n"
     # What it waited for has happened after all.
     for name in ("active", "hangs"):
-        (host.root / name).unlink(missing_ok=True)
-    shutil.rmtree(host.root / "proc/66", ignore_errors=True)
-    host.command("modprobe", "")
-    run(host, "reconcile")
-    assert is_with_the_host(host) and state(host) == "HELD"
+        (lent.root / name).unlink(missing_ok=True)
+    shutil.rmtree(lent.root / "proc/66", ignore_errors=True)
+    lent.command("modprobe", "")
+    run(lent, "reconcile")
+    assert is_with_the_host(lent) and state(lent) == "HELD"
 
 
-def test_a_vm_that_runs_is_not_asked_whether_a_step_is_at_work(host: Folder) -> None:
-    run(host, "hook", "103", "pre-start")
-    host.write(STATE, re.sub(r"since=\d+", "since=1", host.read(STATE)))
-    host.command("qm", 'echo "status: running"')
-    host.write("/active", "homelab-handover-big-step_bind.service\n")
-    run(host, "reconcile")
-    assert taken(host)
+def test_a_vm_that_runs_is_not_asked_whether_a_step_is_at_work(lent: Folder) -> None:
+    lent.write(STATE, re.sub(r"since=\d+", "since=1", lent.read(STATE)))
+    lent.command("qm", 'echo "status: running"')
+    lent.write("/active", "homelab-handover-big-step_bind.service\n")
+    run(lent, "reconcile")
+    assert taken(lent)
 
 
 @pytest.mark.parametrize("step", ["step_claim", "step_unbind", "step_release", "step_attach", "step_nodes"])
@@ -712,34 +733,32 @@ def test_a_run_that_was_cut_off_comes_back_while_its_own_vm_takes_the_card(host:
     assert taken(host)
 
 
-def test_the_timers_service_waits_for_the_end_of_an_up(host: Folder) -> None:
-    run(host, "hook", "103", "pre-start")
-    away = host.read(STATE)
-    host.write(STATE, away.replace("boot=boot", "boot=before"))  # so that the run isn't refused
-    with holding(host, "anna") as up:
+def test_the_timers_service_waits_for_the_end_of_an_up(lent: Folder) -> None:
+    away = lent.read(STATE)
+    lent.write(STATE, away.replace("boot=boot", "boot=before"))  # so that the run isn't refused
+    with holding(lent, "anna") as up:
         assert answer(up) == HELD
-        host.write(STATE, away)
-        run(host, "reconcile")
-        assert taken(host), "the card"
-        host.write(STATE, away.replace("state=VM", "state=HELD").replace("since=", f"since={int(time.time())}\nx="))
-        run(host, "reconcile")
-        assert host.read("/ct950") == "stopped\n", "containers that are to be started again"
-        host.write(STATE, away)
-        let_start(host, "anna")
-        run(host, "reconcile")
-        assert is_with_the_host(host) and state(host) == "", "a start of its own that has failed is undone"
+        lent.write(STATE, away)
+        run(lent, "reconcile")
+        assert taken(lent), "the card"
+        lent.write(STATE, away.replace("state=VM", "state=HELD").replace("since=", f"since={int(time.time())}\nx="))
+        run(lent, "reconcile")
+        assert lent.read("/ct950") == "stopped\n", "containers that are to be started again"
+        lent.write(STATE, away)
+        let_start(lent, "anna")
+        run(lent, "reconcile")
+        assert is_with_the_host(lent) and state(lent) == "", "a start of its own that has failed is undone"
 
 
-def test_an_up_that_begins_waits_for_a_card_that_comes_back(host: Folder) -> None:
-    run(host, "hook", "103", "pre-start")
-    gated(host, "start")
-    with began(host, "reconcile") as service:
-        with holding(host, "anna") as up:
-            wait_until((host.root / "run/homelab/up").exists)
-            (host.root / "gate").write_text("go\n")
+def test_an_up_that_begins_waits_for_a_card_that_comes_back(lent: Folder) -> None:
+    gated(lent, "start")
+    with began(lent, "reconcile") as service:
+        with holding(lent, "anna") as up:
+            wait_until((lent.root / "run/homelab/up").exists)
+            (lent.root / "gate").write_text("go\n")
             assert answer(up) == HELD
         assert service.wait() == 0
-    assert is_with_the_host(host)
+    assert is_with_the_host(lent)
 
 
 def gated(host: Folder, verb: str) -> None:
@@ -768,13 +787,12 @@ def test_an_up_that_begins_waits_for_a_handover_and_is_then_refused(host: Folder
     assert taken(host)
 
 
-def test_a_vm_that_has_its_card_starts_again_during_an_up(host: Folder) -> None:
-    run(host, "hook", "103", "pre-start")
-    host.write(STATE, host.read(STATE).replace("boot=boot", "boot=before"))  # so that the run isn't refused
-    with holding(host, "anna") as up:
+def test_a_vm_that_has_its_card_starts_again_during_an_up(lent: Folder) -> None:
+    lent.write(STATE, lent.read(STATE).replace("boot=boot", "boot=before"))  # so that the run isn't refused
+    with holding(lent, "anna") as up:
         assert answer(up) == HELD
-        host.write(STATE, host.read(STATE).replace("boot=before", "boot=boot"))
-        assert start(host)[0] == 0 and taken(host), "`qm reboot` keeps it"
+        lent.write(STATE, lent.read(STATE).replace("boot=before", "boot=boot"))
+        assert start(lent)[0] == 0 and taken(lent), "`qm reboot` keeps it"
 
 
 def test_a_storage_that_does_not_answer_hides_nobody(host: Folder) -> None:
@@ -831,41 +849,38 @@ def test_lines_of_somebody_else_keep_a_container_off_where_they_mean_what_moved(
         assert "container 950 has lines with the earlier ones" in host.read(STATE)
 
 
-def test_a_container_that_could_not_be_started_is_not_forgotten(host: Folder) -> None:
-    run(host, "hook", "103", "pre-start")
-    host.command("pct", COMMANDS["pct"].replace("start) [[ ! -e $ROOT/ails ]]", "start) [[ ! -e $ROOT/away ]]"))
-    host.write("/away", "")
-    run(host, "reconcile")
-    assert state(host) == "HELD" and "containers=950\n" in host.read(STATE)
-    run(host, "hook", "103", "pre-start")
-    assert taken(host) and "containers=950" in host.read(STATE)
-    run(host, "reconcile")
-    assert state(host) == "HELD"
-    (host.root / "away").unlink()
-    run(host, "reconcile")
-    assert is_with_the_host(host) and state(host) == ""
+def test_a_container_that_could_not_be_started_is_not_forgotten(lent: Folder) -> None:
+    lent.command("pct", COMMANDS["pct"].replace("start) [[ ! -e $ROOT/ails ]]", "start) [[ ! -e $ROOT/away ]]"))
+    lent.write("/away", "")
+    run(lent, "reconcile")
+    assert state(lent) == "HELD" and "containers=950\n" in lent.read(STATE)
+    run(lent, "hook", "103", "pre-start")
+    assert taken(lent) and "containers=950" in lent.read(STATE)
+    run(lent, "reconcile")
+    assert state(lent) == "HELD"
+    (lent.root / "away").unlink()
+    run(lent, "reconcile")
+    assert is_with_the_host(lent) and state(lent) == ""
 
 
-def test_a_card_that_answers_after_a_while_is_not_dead(host: Folder) -> None:
-    run(host, "hook", "103", "pre-start")
-    host.write("/ails", "")
-    run(host, "reconcile")
-    assert (state(host), host.read("/ct950")) == ("HELD", "stopped\n") and "nvidia-smi" in host.read(STATE)
-    (host.root / "ails").unlink()
-    run(host, "reconcile")
-    assert is_with_the_host(host) and state(host) == ""
+def test_a_card_that_answers_after_a_while_is_not_dead(lent: Folder) -> None:
+    lent.write("/ails", "")
+    run(lent, "reconcile")
+    assert (state(lent), lent.read("/ct950")) == ("HELD", "stopped\n") and "nvidia-smi" in lent.read(STATE)
+    (lent.root / "ails").unlink()
+    run(lent, "reconcile")
+    assert is_with_the_host(lent) and state(lent) == ""
 
 
-def test_who_can_not_be_asked_has_not_ended(host: Folder) -> None:
-    run(host, "hook", "103", "pre-start")
-    host.command("qm", "exit 1")
-    place = host.root / "etc/pve/qemu-server"
-    place.rename(host.root / "unmounted")
-    run(host, "reconcile")
-    assert taken(host), "/etc/pve isn't mounted"
+def test_who_can_not_be_asked_has_not_ended(lent: Folder) -> None:
+    lent.command("qm", "exit 1")
+    place = lent.root / "etc/pve/qemu-server"
+    place.rename(lent.root / "unmounted")
+    run(lent, "reconcile")
+    assert taken(lent), "/etc/pve isn't mounted"
     place.mkdir()
-    run(host, "reconcile")
-    assert is_with_the_host(host), "the VM is gone"
+    run(lent, "reconcile")
+    assert is_with_the_host(lent), "the VM is gone"
 
 
 def test_a_step_that_can_not_be_asked_about_is_at_work(host: Folder) -> None:
@@ -875,69 +890,64 @@ def test_a_step_that_can_not_be_asked_about_is_at_work(host: Folder) -> None:
     assert state(host) == "DETACHED"
 
 
-def test_a_vm_that_runs_for_days_is_not_stuck_because_systemd_does_not_answer(host: Folder) -> None:
-    run(host, "hook", "103", "pre-start")
-    host.write(STATE, re.sub(r"since=\d+", "since=1", host.read(STATE)))
-    host.command("systemctl", 'case "$*" in is-system-running) echo running ;; *is-active*) exit 1 ;; esac')
-    run(host, "reconcile")
-    assert taken(host)
-    host.command("systemctl", COMMANDS["systemctl"])
-    run(host, "reconcile")
-    assert is_with_the_host(host)
+def test_a_vm_that_runs_for_days_is_not_stuck_because_systemd_does_not_answer(lent: Folder) -> None:
+    lent.write(STATE, re.sub(r"since=\d+", "since=1", lent.read(STATE)))
+    lent.command("systemctl", 'case "$*" in is-system-running) echo running ;; *is-active*) exit 1 ;; esac')
+    run(lent, "reconcile")
+    assert taken(lent)
+    lent.command("systemctl", COMMANDS["systemctl"])
+    run(lent, "reconcile")
+    assert is_with_the_host(lent)
 
 
 @pytest.mark.parametrize("ends", [True, False])
-def test_a_step_that_goes_on_after_whoever_began_it_has_a_minute(host: Folder, ends: bool) -> None:
-    run(host, "hook", "103", "pre-start")
-    host.write(STATE, re.sub(r"since=\d+", "since=1", host.read(STATE)).replace("state=VM", "state=RETURNING"))
-    host.write("/active", "homelab-handover-big-step_release.service\n")
+def test_a_step_that_goes_on_after_whoever_began_it_has_a_minute(lent: Folder, ends: bool) -> None:
+    lent.write(STATE, re.sub(r"since=\d+", "since=1", lent.read(STATE)).replace("state=VM", "state=RETURNING"))
+    lent.write("/active", "homelab-handover-big-step_release.service\n")
     if not ends:
-        run(host, "reconcile")
-        assert state(host) == "STUCK" and "a step on its way has not come to an end" in host.read(STATE)
+        run(lent, "reconcile")
+        assert state(lent) == "STUCK" and "a step on its way has not come to an end" in lent.read(STATE)
         return
-    os.mkfifo(host.root / "gate")
-    step = subprocess.Popen(["bash", "-c", 'read -r _ <"$ROOT/gate"'], env=host.environment)
-    host.command(
+    os.mkfifo(lent.root / "gate")
+    step = subprocess.Popen(["bash", "-c", 'read -r _ <"$ROOT/gate"'], env=lent.environment)
+    lent.command(
         "systemctl", f'case "$1" in show) echo {step.pid}; : >"$ROOT/waiting"; exit ;; esac\n{COMMANDS["systemctl"]}'
     )
-    with began(host, "reconcile") as service:
-        host.write("/active", "")
-        host.write("/gate", "go\n")
+    with began(lent, "reconcile") as service:
+        lent.write("/active", "")
+        lent.write("/gate", "go\n")
         step.wait()
         assert service.wait() == 0
-    assert is_with_the_host(host) and state(host) == ""
+    assert is_with_the_host(lent) and state(lent) == ""
 
 
-def test_a_card_is_not_dead_because_run_is_full(host: Folder) -> None:
-    run(host, "hook", "103", "pre-start")
+def test_a_card_is_not_dead_because_run_is_full(lent: Folder) -> None:
     # What a command says can't be written anywhere.
     full = 'RUN=/dev/full; read_card big; load_state big; set +e; trap - ERR EXIT; bounded 5 echo; echo "$? $(is_alive; echo $?)"'
-    assert host.sourced("handover_host.sh", full, CARDS=LINE).stdout == "1 0\n"
-    host.sourced("handover_host.sh", full.replace("; bounded 5 echo;", "; give_back;"), CARDS=LINE)
-    assert state(host) == "RETURNING"
-    run(host, "reconcile")
-    assert is_with_the_host(host) and state(host) == ""
+    assert lent.sourced("handover_host.sh", full, CARDS=LINE).stdout == "1 0\n"
+    lent.sourced("handover_host.sh", full.replace("; bounded 5 echo;", "; give_back;"), CARDS=LINE)
+    assert state(lent) == "RETURNING"
+    run(lent, "reconcile")
+    assert is_with_the_host(lent) and state(lent) == ""
 
 
-def test_a_card_that_stayed_drained_lets_clients_in_before_its_containers_start(host: Folder) -> None:
-    run(host, "hook", "103", "pre-start")
-    host.write("/ails", "")
-    run(host, "reconcile")
-    assert state(host) == "HELD"
-    host.write("/drain", "1\n")
-    (host.root / "ails").unlink()
-    run(host, "reconcile")
-    assert is_with_the_host(host) and state(host) == ""
+def test_a_card_that_stayed_drained_lets_clients_in_before_its_containers_start(lent: Folder) -> None:
+    lent.write("/ails", "")
+    run(lent, "reconcile")
+    assert state(lent) == "HELD"
+    lent.write("/drain", "1\n")
+    (lent.root / "ails").unlink()
+    run(lent, "reconcile")
+    assert is_with_the_host(lent) and state(lent) == ""
 
 
-def test_a_card_that_can_not_be_let_go_of_its_drain_is_not_called_whole(host: Folder) -> None:
-    run(host, "hook", "103", "pre-start")
-    host.command("nvidia-smi", f'[[ "$*" != drain*" -m 0" ]] || exit 9\n{COMMANDS["nvidia-smi"]}')
-    run(host, "reconcile")
-    assert (state(host), host.read("/drain"), host.read("/ct950")) == ("HELD", "1\n", "stopped\n")
-    host.command("nvidia-smi", COMMANDS["nvidia-smi"])
-    run(host, "reconcile")
-    assert is_with_the_host(host) and state(host) == ""
+def test_a_card_that_can_not_be_let_go_of_its_drain_is_not_called_whole(lent: Folder) -> None:
+    lent.command("nvidia-smi", f'[[ "$*" != drain*" -m 0" ]] || exit 9\n{COMMANDS["nvidia-smi"]}')
+    run(lent, "reconcile")
+    assert (state(lent), lent.read("/drain"), lent.read("/ct950")) == ("HELD", "1\n", "stopped\n")
+    lent.command("nvidia-smi", COMMANDS["nvidia-smi"])
+    run(lent, "reconcile")
+    assert is_with_the_host(lent) and state(lent) == ""
 
 
 def test_a_driver_that_answers_late_gets_its_settings_back_without_a_container_too(host: Folder) -> None:
@@ -1054,14 +1064,13 @@ def test_a_run_that_comes_back_has_its_passes_while_it_waits_for_a_handover(host
     assert host.read("/run/homelab/passes") == "103 anna\n104 anna\n"
 
 
-def test_the_card_that_comes_back_first_has_all_modules_that_went_with_the_second(host: Folder) -> None:
-    run(host, "hook", "103", "pre-start")
+def test_the_card_that_comes_back_first_has_all_modules_that_went_with_the_second(lent: Folder) -> None:
     gone = "nvidia_uvm nvidia_drm nvidia_modeset nvidia"
-    host.write("/var/lib/homelab/handover/small.state", f"state=VM\nvm=104\nboot=boot\nsince=1\nmodules={gone}\n")
-    host.write("/var/lib/homelab/handover/old.state", "state=VM\nvm=105\nboot=before\nmodules=nvidia_peermem\n")
-    host.command("modprobe", 'echo "$1" >>"$ROOT/loaded"')
-    run(host, "reconcile")
-    assert host.read("/loaded").split()[-4:] == gone.split()[::-1] and is_with_the_host(host)
+    lent.write("/var/lib/homelab/handover/small.state", f"state=VM\nvm=104\nboot=boot\nsince=1\nmodules={gone}\n")
+    lent.write("/var/lib/homelab/handover/old.state", "state=VM\nvm=105\nboot=before\nmodules=nvidia_peermem\n")
+    lent.command("modprobe", 'echo "$1" >>"$ROOT/loaded"')
+    run(lent, "reconcile")
+    assert lent.read("/loaded").split()[-4:] == gone.split()[::-1] and is_with_the_host(lent)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tests.scripts.handover_kit import at_home, everything, with_the_vm
 from tests.scripts.test_handover import made, run, state
 from tests.scripts.test_handover_kills import ONLY, vm_locked
 
-TIMES = 200 if sampling.EVERY else 4
+TIMES = 200 if sampling.EVERY else 3
 STORY = "/var/lib/homelab/handover/log"
 
 
@@ -40,7 +40,7 @@ def test_after_many_turns_the_host_is_what_it_was(folder: Folder, only: bool) ->
         assert len(units) == most and all("--collect" in line.split() for line in units), number
         asked.write_text("")
         assert len(host.read(STORY)) <= 131072, "the story is no log without end"
-    assert "an old line" in host.read(STORY) or TIMES > 4
+    assert "an old line" in host.read(STORY) or TIMES > 3
 
 
 def test_a_driver_that_was_unloaded_comes_back_with_its_numbers(folder: Folder) -> None:

@@ -18,7 +18,7 @@ from tests.scripts.handover_kit import Left, at_home, two_users, with_the_vm
 from tests.scripts.test_handover import made, program, run, state
 from tests.scripts.test_handover_kills import ONLY, vm_locked
 
-SAMPLE = 6
+SAMPLE = 3
 #: A host's programs.
 PROGRAMS = ("nvidia-smi", "pct", "qm", "systemctl", "systemd-run", "modprobe")
 #: What the call that is meant does: instead, or besides.
@@ -33,7 +33,8 @@ calls=${{ROOT%/root}}/calls
 printf x >>"$calls/{name}"
 if [[ -e $calls/fault ]]; then
   read -r name number <"$calls/fault"
-  if [[ $name == {name} && $(PATH=/usr/bin:/bin stat -c %s "$calls/{name}") == "$number" ]]; then
+  read -r so_far <"$calls/{name}" || :
+  if [[ $name == {name} && ${{#so_far}} == "$number" ]]; then
     source "$calls/instead"
   fi
 fi

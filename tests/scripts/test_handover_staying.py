@@ -13,10 +13,11 @@ import pytest
 
 from homelab.remote import scripts
 from tests import sampling
+from tests.kept_systems import KeptSystems
 from tests.scripts import handover_kit
-from tests.scripts.conftest import Folder
+from tests.scripts.conftest import Folder, empty_folder
 from tests.scripts.handover_kit import HOLDERS, Left, at_home, holding, sweep, two_users, with_the_vm
-from tests.scripts.test_handover import AUDIO, GPU, LINE, OTHER, STATE, made, program, run, state
+from tests.scripts.test_handover import AUDIO, GPU, LINE, OTHER, STATE, just_now, made, program, run, state
 from tests.scripts.test_handover_kills import booted, some, vm_locked
 
 STORY = "/var/lib/homelab/handover/log"
@@ -26,6 +27,18 @@ AUTOLOAD = "/run/modprobe.d/homelab-handover.conf"
 @pytest.fixture
 def host(folder: Folder) -> Folder:
     return handover_kit.with_containers(handover_kit.with_a_kernel(made(folder), only=True))
+
+
+@pytest.fixture
+def lent(kept_systems: KeptSystems) -> Folder:
+    """The same, with the card lent to the VM: 951 runs on."""
+
+    def make(place: Path) -> Folder:
+        host = handover_kit.with_containers(handover_kit.with_a_kernel(made(empty_folder(place)), only=True))
+        start(host)
+        return host
+
+    return just_now(kept_systems.take("lent", make))
 
 
 def start(host: Folder) -> subprocess.CompletedProcess[str]:
@@ -112,6 +125,7 @@ def test_nobody_who_uses_it_runs_on(host: Folder) -> None:
     ],
 )
 def test_where_it_is_not_sure_all_are_shut_down(host: Folder, made_so: str, why: str) -> None:
+    handover_kit.with_a_stat_that_can_fail(host)
     host.write(STATE, "")
     done = host.bash(made_so.format(OTHER=OTHER, STATE=STATE), parts=())
     assert done.returncode == 0, done.stderr
@@ -215,12 +229,11 @@ def test_its_own_nodes_are_no_other_devices(host: Folder) -> None:
     assert as_before(host) and ran_on(host), host.read(STORY)
 
 
-def test_where_numbers_have_moved_it_is_restarted(host: Folder) -> None:
-    start(host)
-    given(host)
-    back(host)
-    assert as_before(host) and state(host) == "", host.read(STORY)
-    asked = host.read("/asked")
+def test_where_numbers_have_moved_it_is_restarted(lent: Folder) -> None:
+    given(lent)
+    back(lent)
+    assert as_before(lent) and state(lent) == "", lent.read(STORY)
+    asked = lent.read("/asked")
     assert asked.index("shutdown 951") < asked.index("start 951")
 
 
@@ -239,13 +252,12 @@ def test_lines_of_one_that_is_restarted_follow(host: Folder) -> None:
     assert as_before(host) and state(host) == "" and "c 507:* rwm" in host.read("/etc/pve/lxc/951.conf")
 
 
-def test_a_number_that_is_another_drivers_although_nvidias_is_not_back(host: Folder) -> None:
+def test_a_number_that_is_another_drivers_although_nvidias_is_not_back(lent: Folder) -> None:
     """Its module couldn't be loaded: then it has no number that could have moved."""
-    start(host)
-    given(host)
-    host.write("/fails", "modprobe nvidia_uvm\n")
-    back(host)
-    assert "shutdown 951" in host.read("/asked"), host.read(STORY)
+    given(lent)
+    lent.write("/fails", "modprobe nvidia_uvm\n")
+    back(lent)
+    assert "shutdown 951" in lent.read("/asked"), lent.read(STORY)
 
 
 def third(host: Folder) -> None:
@@ -329,48 +341,44 @@ def test_a_handover_before_it_could_be_restarted_forgets_no_numbers(host: Folder
     assert as_before(host) and state(host) == "" and "0,508,, -> 0,50" in host.read(STORY)
 
 
-def test_a_driver_that_answers_late_keeps_nobody_off_for_good(host: Folder) -> None:
+def test_a_driver_that_answers_late_keeps_nobody_off_for_good(lent: Folder) -> None:
     """HELD; a number is another driver's by then, and who was started by hand is left alone."""
-    start(host)
-    host.write("/ails", "")
-    back(host)
-    assert state(host) == "HELD" and "staying=951\n" in host.read(STATE)
-    aged(host)
-    (host.root / "ails").unlink()
-    host.write("/ct950", "running\n")
-    host.write("/proc/devices", host.read("/proc/devices").replace("508 nvidia-uvm", "508 cdc-wdm\n507 nvidia-uvm"))
+    lent.write("/ails", "")
+    back(lent)
+    assert state(lent) == "HELD" and "staying=951\n" in lent.read(STATE)
+    aged(lent)
+    (lent.root / "ails").unlink()
+    lent.write("/ct950", "running\n")
+    lent.write("/proc/devices", lent.read("/proc/devices").replace("508 nvidia-uvm", "508 cdc-wdm\n507 nvidia-uvm"))
     for _ in range(2):
-        back(host)
-    assert as_before(host) and state(host) == "" and "shutdown 950" not in host.read("/asked").partition("start 950")[2]
+        back(lent)
+    assert as_before(lent) and state(lent) == "" and "shutdown 950" not in lent.read("/asked").partition("start 950")[2]
 
 
-def test_numbers_that_are_not_there_yet_are_waited_for(host: Folder) -> None:
-    start(host)
-    host.write("/fails", "modprobe nvidia_uvm\nmodprobe nvidia-uvm\n")
-    back(host)
-    assert state(host) == "HELD" and both(host) == (True, True), "the other one is started"
-    assert "not all are there again (0,508,, -> 0,,,): 951" in host.read(STATE)
-    host.write("/fails", "\n")
-    given(host)
-    back(host)
-    assert as_before(host) and state(host) == "" and "start 951" in host.read("/asked"), host.read(STORY)
+def test_numbers_that_are_not_there_yet_are_waited_for(lent: Folder) -> None:
+    lent.write("/fails", "modprobe nvidia_uvm\nmodprobe nvidia-uvm\n")
+    back(lent)
+    assert state(lent) == "HELD" and both(lent) == (True, True), "the other one is started"
+    assert "not all are there again (0,508,, -> 0,,,): 951" in lent.read(STATE)
+    lent.write("/fails", "\n")
+    given(lent)
+    back(lent)
+    assert as_before(lent) and state(lent) == "" and "start 951" in lent.read("/asked"), lent.read(STORY)
 
 
-def test_who_was_started_by_hand_meanwhile_is_not_shut_down_with_them(host: Folder) -> None:
-    start(host)
-    host.write("/vm103", "running\n")
-    host.write("/ct950", "running\n")
-    given(host)
-    back(host)
-    assert both(host) == (True, False)
+def test_who_was_started_by_hand_meanwhile_is_not_shut_down_with_them(lent: Folder) -> None:
+    lent.write("/vm103", "running\n")
+    lent.write("/ct950", "running\n")
+    given(lent)
+    back(lent)
+    assert both(lent) == (True, False)
 
 
-def test_another_card_that_comes_up_meanwhile_could_get_its_numbers(host: Folder) -> None:
-    start(host)
-    host.write("/vm103", "running\n")
-    host.write(f"/sys/bus/pci/devices/{OTHER}/vendor", "0x10de\n")
-    back(host)
-    assert both(host) == (False, False) and "another card of NVIDIA's by now" in host.read(STORY)
+def test_another_card_that_comes_up_meanwhile_could_get_its_numbers(lent: Folder) -> None:
+    lent.write("/vm103", "running\n")
+    lent.write(f"/sys/bus/pci/devices/{OTHER}/vendor", "0x10de\n")
+    back(lent)
+    assert both(lent) == (False, False) and "another card of NVIDIA's by now" in lent.read(STORY)
 
 
 def test_a_program_of_the_hosts_that_has_it_shuts_nobody_down_in_vain(host: Folder) -> None:
@@ -404,6 +412,7 @@ def test_sound_that_somebody_has_open_when_the_modules_are_gone_is_not_unbound(
     host: Folder, happens: str, said: str
 ) -> None:
     """Its numbers are here those of /dev/null, which can be opened."""
+    handover_kit.with_a_stat_that_can_fail(host)
     host.write(f"/sys/bus/pci/devices/{AUDIO}/sound/card1/controlC1/dev", "1:3\n")
     host.write(f"/sys/bus/pci/devices/{AUDIO}/sound/card1/controlC1/uevent", "DEVNAME=snd/controlC1\n")
     (host.root / "dev/snd").mkdir()
@@ -427,39 +436,35 @@ def test_one_whose_restart_failed_meanwhile_is_started_with_the_others(host: Fol
     assert as_before(host) and state(host) == "" and host.read("/ct952") == "stopped\n", host.read(STORY)
 
 
-def test_what_became_of_it_meanwhile_holds_nobody(host: Folder) -> None:
+def test_what_became_of_it_meanwhile_holds_nobody(lent: Folder) -> None:
     """It was destroyed; or shut down by somebody, and stays off."""
-    start(host)
-    (host.root / "etc/pve/lxc/951.conf").unlink()
-    given(host)
-    back(host)
-    assert at_home(host, only=True) and state(host) == "" and "start 951" not in host.read("/asked")
+    (lent.root / "etc/pve/lxc/951.conf").unlink()
+    given(lent)
+    back(lent)
+    assert at_home(lent, only=True) and state(lent) == "" and "start 951" not in lent.read("/asked")
 
 
-def test_one_that_somebody_shut_down_stays_off_unless_it_must_be_restarted(host: Folder) -> None:
-    start(host)
-    host.write("/ct951", "stopped\n")
-    back(host)
-    assert at_home(host, only=True) and both(host) == (True, False) and state(host) == ""
+def test_one_that_somebody_shut_down_stays_off_unless_it_must_be_restarted(lent: Folder) -> None:
+    lent.write("/ct951", "stopped\n")
+    back(lent)
+    assert at_home(lent, only=True) and both(lent) == (True, False) and state(lent) == ""
 
 
-def test_a_dead_cards_containers_know_no_other_device(host: Folder) -> None:
-    start(host)
-    config = host.root / f"sys/bus/pci/devices/{GPU}/config"
+def test_a_dead_cards_containers_know_no_other_device(lent: Folder) -> None:
+    config = lent.root / f"sys/bus/pci/devices/{GPU}/config"
     config.write_bytes(b"\xff" * 64)
-    back(host)
-    assert state(host) == "DEAD" and both(host) == (False, True)
-    given(host)
-    back(host)
-    assert state(host) == "DEAD" and both(host) == (False, False)
+    back(lent)
+    assert state(lent) == "DEAD" and both(lent) == (False, True)
+    given(lent)
+    back(lent)
+    assert state(lent) == "DEAD" and both(lent) == (False, False)
 
 
-def test_a_destroy_tells_of_one_that_could_not_be_restarted(host: Folder) -> None:
-    start(host)
-    given(host)
-    host.write("/fails", "pct shutdown\n")
-    back(host)
-    done = host.run("revert", scripts.handover([LINE + HOLDERS]))
+def test_a_destroy_tells_of_one_that_could_not_be_restarted(lent: Folder) -> None:
+    given(lent)
+    lent.write("/fails", "pct shutdown\n")
+    back(lent)
+    done = lent.run("revert", scripts.handover([LINE + HOLDERS]))
     assert done.returncode == 0 and "container 951 has run on since VM 103 had the card" in done.stderr + done.stdout
     assert "`pct reboot 951`" in done.stderr + done.stdout
 
@@ -503,33 +508,31 @@ def test_numbers_that_are_again_those_of_then_are_others_than_in_between(host: F
     assert [host.read(f"/etc/pve/lxc/{ctid}.conf") for ctid in (951, 952)] == [lines] * 2
 
 
-def test_who_is_shut_down_before_the_next_handover_stays_off(host: Folder) -> None:
-    start(host)
-    given(host)
-    conf = host.read("/etc/pve/lxc/951.conf")
-    host.write("/etc/pve/lxc/951.conf", f"lock: backup\n{conf}")
-    back(host)
-    assert state(host) == "HELD"
-    host.write("/etc/pve/lxc/951.conf", conf)
-    host.write("/ct951", "stopped\n")
-    start(host)
-    back(host)
-    assert both(host) == (True, False) and state(host) == "", host.read(STORY)
+def test_who_is_shut_down_before_the_next_handover_stays_off(lent: Folder) -> None:
+    given(lent)
+    conf = lent.read("/etc/pve/lxc/951.conf")
+    lent.write("/etc/pve/lxc/951.conf", f"lock: backup\n{conf}")
+    back(lent)
+    assert state(lent) == "HELD"
+    lent.write("/etc/pve/lxc/951.conf", conf)
+    lent.write("/ct951", "stopped\n")
+    start(lent)
+    back(lent)
+    assert both(lent) == (True, False) and state(lent) == "", lent.read(STORY)
 
 
-def test_one_that_is_locked_is_not_asked_to_go(host: Folder) -> None:
+def test_one_that_is_locked_is_not_asked_to_go(lent: Folder) -> None:
     """Proxmox VE would note a failed task each minute."""
-    start(host)
-    given(host)
-    host.write("/etc/pve/lxc/951.conf", "lock: backup\nhostname: chat\ndev0: /dev/nvidia0\n")
-    back(host)
-    aged(host)
-    back(host)
-    assert state(host) == "HELD" and "it is locked (backup)" in host.read(STATE) and "since=1\n" in host.read(STATE)
-    assert "shutdown 951" not in host.read("/asked")
-    host.write("/etc/pve/lxc/951.conf", "hostname: chat\ndev0: /dev/nvidia0\n")
-    back(host)
-    assert as_before(host) and state(host) == ""
+    given(lent)
+    lent.write("/etc/pve/lxc/951.conf", "lock: backup\nhostname: chat\ndev0: /dev/nvidia0\n")
+    back(lent)
+    aged(lent)
+    back(lent)
+    assert state(lent) == "HELD" and "it is locked (backup)" in lent.read(STATE) and "since=1\n" in lent.read(STATE)
+    assert "shutdown 951" not in lent.read("/asked")
+    lent.write("/etc/pve/lxc/951.conf", "hostname: chat\ndev0: /dev/nvidia0\n")
+    back(lent)
+    assert as_before(lent) and state(lent) == ""
 
 
 def test_a_restart_that_failed_late_is_tried_for_half_an_hour_as_others_are(host: Folder) -> None:
@@ -567,22 +570,20 @@ def test_one_that_goes_off_later_than_it_was_waited_for_is_started(host: Folder)
     assert as_before(host) and state(host) == "" and "start 951" in host.read("/asked")
 
 
-def test_after_a_long_way_back_a_number_is_waited_for(host: Folder) -> None:
+def test_after_a_long_way_back_a_number_is_waited_for(lent: Folder) -> None:
     """What took long was another state's time."""
-    start(host)
-    host.write(STATE, host.read(STATE).replace("state=VM", "state=RETURNING"))
-    aged(host)
-    host.write("/fails", "modprobe nvidia_uvm\nmodprobe nvidia-uvm\n")
-    back(host)
-    assert state(host) == "HELD" and "not all are there again" in host.read(STATE) and ran_on(host)
+    lent.write(STATE, lent.read(STATE).replace("state=VM", "state=RETURNING"))
+    aged(lent)
+    lent.write("/fails", "modprobe nvidia_uvm\nmodprobe nvidia-uvm\n")
+    back(lent)
+    assert state(lent) == "HELD" and "not all are there again" in lent.read(STATE) and ran_on(lent)
 
 
-def test_one_that_is_under_ha_by_now_is_not_asked_to_go(host: Folder) -> None:
-    start(host)
-    given(host)
-    host.write("/etc/pve/ha/resources.cfg", "ct: 951\n\tstate started\n")
-    back(host)
-    assert state(host) == "HELD" and "under HA by now" in host.read(STATE) and ran_on(host)
+def test_one_that_is_under_ha_by_now_is_not_asked_to_go(lent: Folder) -> None:
+    given(lent)
+    lent.write("/etc/pve/ha/resources.cfg", "ct: 951\n\tstate started\n")
+    back(lent)
+    assert state(lent) == "HELD" and "under HA by now" in lent.read(STATE) and ran_on(lent)
 
 
 def test_nodes_are_made_anew_before_anybody_is_restarted_late(host: Folder) -> None:
@@ -606,13 +607,12 @@ def test_a_restart_by_hand_ends_the_wait_for_a_number(host: Folder) -> None:
     assert state(host) == "" and "shutdown 951" not in host.read("/asked")
 
 
-def test_after_half_an_hour_a_number_is_no_longer_waited_for(host: Folder) -> None:
-    start(host)
-    host.write("/fails", "modprobe nvidia_uvm\nmodprobe nvidia-uvm\n")
-    back(host)
-    aged(host)
-    back(host)
-    assert both(host) == (True, True) and state(host) == "" and "start 951" in host.read("/asked")
+def test_after_half_an_hour_a_number_is_no_longer_waited_for(lent: Folder) -> None:
+    lent.write("/fails", "modprobe nvidia_uvm\nmodprobe nvidia-uvm\n")
+    back(lent)
+    aged(lent)
+    back(lent)
+    assert both(lent) == (True, True) and state(lent) == "" and "start 951" in lent.read("/asked")
 
 
 def test_after_half_an_hour_nothing_else_is_tried_on_its_account(host: Folder) -> None:
@@ -630,26 +630,25 @@ def test_after_half_an_hour_nothing_else_is_tried_on_its_account(host: Folder) -
 
 
 @pytest.mark.parametrize("noted", ["VM", "RETURNING", "HELD"])
-def test_an_empty_folder_of_proxmox_ve_is_no_destroyed_container(host: Folder, noted: str) -> None:
+def test_an_empty_folder_of_proxmox_ve_is_no_destroyed_container(lent: Folder, noted: str) -> None:
     """Its service is restarted, such as by an upgrade."""
-    start(host)
-    host.write("/vm103", "running\n")
-    given(host)
+    lent.write("/vm103", "running\n")
+    given(lent)
     if noted == "HELD":
-        host.write("/vm103", "stopped\n")
-        host.write("/fails", "pct shutdown 951\npct start 950\n")
-        back(host)
-        assert state(host) == "HELD"
+        lent.write("/vm103", "stopped\n")
+        lent.write("/fails", "pct shutdown 951\npct start 950\n")
+        back(lent)
+        assert state(lent) == "HELD"
     elif noted == "RETURNING":
-        host.write("/vm103", "stopped\n")
-        host.write(STATE, host.read(STATE).replace("state=VM", "state=RETURNING"))
-    (host.root / "etc/pve/lxc").rename(host.root / "etc/pve/lxc.away")
-    host.write("/fails", "pct\n")
-    back(host)
-    (host.root / "etc/pve/lxc.away").rename(host.root / "etc/pve/lxc")
-    host.write("/fails", "\n")
-    back(host)
-    assert both(host) == ((False, False) if noted == "VM" else (True, True)) and "shutdown 951" in host.read("/asked")
+        lent.write("/vm103", "stopped\n")
+        lent.write(STATE, lent.read(STATE).replace("state=VM", "state=RETURNING"))
+    (lent.root / "etc/pve/lxc").rename(lent.root / "etc/pve/lxc.away")
+    lent.write("/fails", "pct\n")
+    back(lent)
+    (lent.root / "etc/pve/lxc.away").rename(lent.root / "etc/pve/lxc")
+    lent.write("/fails", "\n")
+    back(lent)
+    assert both(lent) == ((False, False) if noted == "VM" else (True, True)) and "shutdown 951" in lent.read("/asked")
 
 
 def test_numbers_of_its_sound_concern_nobody_who_runs_on(host: Folder) -> None:
@@ -682,31 +681,29 @@ def test_a_start_that_is_killed_anywhere_is_undone_or_begun_again(host: Folder, 
 
 @pytest.mark.parametrize("moved", [False, True], ids=["the same numbers", "others"])
 def test_a_way_back_that_is_killed_anywhere_is_finished_by_the_service(
-    host: Folder, tmp_path: Path, moved: bool
+    lent: Folder, tmp_path: Path, moved: bool
 ) -> None:
-    start(host)
     if moved:
-        given(host)
-    found, _, _ = sweep(host, tmp_path / "service", "reconcile", shut_down=HOLDERS)
-    assert as_before(host) and state(host) == "" and ran_on(host) is not moved
+        given(lent)
+    found, _, _ = sweep(lent, tmp_path / "service", "reconcile", shut_down=HOLDERS)
+    assert as_before(lent) and state(lent) == "" and ran_on(lent) is not moved
     for left in some(found, f"holders back {moved}"):
-        left.back(host)
-        settled(host, left)
-        assert ran_on(host) is not moved or left.noted == "", left
+        left.back(lent)
+        settled(lent, left)
+        assert ran_on(lent) is not moved or left.noted == "", left
 
 
-def test_one_that_must_not_run_on_is_not_forgotten_by_a_kill(host: Folder, tmp_path: Path) -> None:
-    start(host)
-    host.write("/vm103", "running\n")
-    given(host)
-    found, _, _ = sweep(host, tmp_path / "watch", "reconcile", shut_down=HOLDERS)
-    assert both(host) == (False, False)
+def test_one_that_must_not_run_on_is_not_forgotten_by_a_kill(lent: Folder, tmp_path: Path) -> None:
+    lent.write("/vm103", "running\n")
+    given(lent)
+    found, _, _ = sweep(lent, tmp_path / "watch", "reconcile", shut_down=HOLDERS)
+    assert both(lent) == (False, False)
     for left in some(found, "holders watch"):
-        left.back(host)
-        back(host)
-        assert both(host) == (False, False), left
-        host.write("/vm103", "stopped\n")
-        settled(host, left)
+        left.back(lent)
+        back(lent)
+        assert both(lent) == (False, False), left
+        lent.write("/vm103", "stopped\n")
+        settled(lent, left)
 
 
 def test_what_is_left_to_restart_is_not_forgotten_by_a_kill(host: Folder, tmp_path: Path) -> None:
