@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from homelab.remote import scripts
+from tests.kept_systems import KeptSystems
 from tests.scripts.test_on_a_host import Host
 
 CTID = 901
@@ -40,11 +42,29 @@ def _devices(minors: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def box(tmp_path: Path) -> Box:
-    return Box(Host(tmp_path, "phoenix"))
+def box(kept_systems: KeptSystems) -> Box:
+    return kept_systems.take("box", lambda place: Box(Host(place, "phoenix")))
 
 
 BROKEN = "lxc.mount.entry: /nonexistent opt/x none bind\n"
+
+
+@pytest.fixture
+def left_off(kept_systems: KeptSystems) -> Box:
+    """It didn't start after its restart, and could by now."""
+
+    def make(place: Path) -> Box:
+        box = Box(Host(place, "phoenix"))
+        box.path.write_text(box.path.read_text() + BROKEN)
+        assert box.gpus()[0] and not box.restart()[0]
+        box.path.write_text(box.path.read_text().replace(BROKEN, ""))
+        return box
+
+    box = kept_systems.take("left off", make)
+    # It was now, also where it was kept for a while.
+    _, _, rest = (box.record / "ran").read_text().partition(" ")
+    (box.record / "ran").write_text(f"{int(time.time())} {rest}")
+    return box
 
 
 @pytest.mark.parametrize("verb", ["apply", "revert"])
@@ -72,39 +92,35 @@ def test_a_container_that_didnt_start_after_its_restart_is_started_by_the_next_r
     assert box.gpus()[0] and box.restart()[0] and not box.runs()
 
 
-def test_one_that_somebody_has_started_since_and_switched_off_stays_off(box: Box) -> None:
-    box.path.write_text(box.path.read_text() + BROKEN)
-    assert box.gpus()[0] and not box.restart()[0]
-    box.path.write_text(box.path.read_text().replace(BROKEN, ""))
-    box.host.bash(f"pct start {CTID}")
-    assert box.gpus()[0] and box.restart()[0]
-    box.host.bash(f"pct shutdown {CTID}")
-    assert box.gpus()[0] and box.restart()[0] and not box.runs()
+def test_one_that_somebody_has_started_since_and_switched_off_stays_off(left_off: Box) -> None:
+    left_off.host.bash(f"pct start {CTID}")
+    assert left_off.gpus()[0] and left_off.restart()[0]
+    left_off.host.bash(f"pct shutdown {CTID}")
+    assert left_off.gpus()[0] and left_off.restart()[0] and not left_off.runs()
 
 
 @pytest.mark.parametrize(
     "gone", ["by hand, after a start", "another boot", "another one", "long ago", "an earlier version"]
 )
-def test_one_that_a_run_has_left_off_is_started_only_where_nobody_can_have_switched_it_off(box: Box, gone: str) -> None:
-    box.path.write_text(box.path.read_text() + BROKEN)
-    assert box.gpus()[0] and not box.restart()[0]
-    box.path.write_text(box.path.read_text().replace(BROKEN, ""))
-    at, boot, off, known = (box.record / "ran").read_text().split(" ")
+def test_one_that_a_run_has_left_off_is_started_only_where_nobody_can_have_switched_it_off(
+    left_off: Box, gone: str
+) -> None:
+    at, boot, off, known = (left_off.record / "ran").read_text().split(" ")
     assert off == "yes"
     if gone == "by hand, after a start":  # and no run in between; a start of the note's own second isn't a later one
-        (box.record / "ran").write_text(f"{int(at) - 5} {boot} yes {known}")
-        box.host.bash(f"pct start {CTID} && pct shutdown {CTID}")
+        (left_off.record / "ran").write_text(f"{int(at) - 5} {boot} yes {known}")
+        left_off.host.bash(f"pct start {CTID} && pct shutdown {CTID}")
     elif gone == "another boot":
-        (box.record / "ran").write_text(f"{at} another yes {known}")
+        (left_off.record / "ran").write_text(f"{at} another yes {known}")
     elif gone == "another one":
-        (box.record / "ran").write_text(f"{at} {boot} yes AA:AA:AA:00:00:00\n")
+        (left_off.record / "ran").write_text(f"{at} {boot} yes AA:AA:AA:00:00:00\n")
     elif gone == "long ago":
-        (box.record / "ran").write_text(f"{int(at) - 3600} {boot} yes {known}")
+        (left_off.record / "ran").write_text(f"{int(at) - 3600} {boot} yes {known}")
     else:
-        (box.record / "ran").write_text("")
-    ended, said = box.restart()
+        (left_off.record / "ran").write_text("")
+    ended, said = left_off.restart()
     assert ended and json.loads(said) == {"state": "stopped", "restarted": "no"}
-    assert not box.runs() and not (box.record / "ran").exists()
+    assert not left_off.runs() and not (left_off.record / "ran").exists()
 
 
 @pytest.mark.parametrize("whose", ["the run's", "somebody's", "nobody's"])

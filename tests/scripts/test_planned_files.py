@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from homelab.remote import scripts
+from tests.kept_systems import KeptSystems
 from tests.scripts.conftest import Folder
 from tests.scripts.test_on_a_host import Host
 
@@ -20,8 +21,19 @@ INIT_TOP = "etc/initramfs-tools/scripts/init-top/homelab-vfio"
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Callable[[str], Host]:
-    return lambda scenario: Host(tmp_path / scenario, scenario)
+def host(kept_systems: KeptSystems) -> Callable[..., Host]:
+    """`host(scenario)`: a stock one; or one that has been configured so. One in a test."""
+
+    def take(scenario: str, there: tuple[str, str] | None = None) -> Host:
+        def make(folder: Path) -> Host:
+            machine = Host(folder, scenario)
+            if there:
+                apply(machine, *there)
+            return machine
+
+        return kept_systems.take(("planned", scenario, there), make)
+
+    return take
 
 
 def layers(iommu: str, vfio: str) -> list[str]:
@@ -76,11 +88,9 @@ STEPS = {
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_plan_names_each_file_that_apply_changes_and_changes_none(host: Callable[[str], Host], step: str) -> None:
+def test_a_plan_names_each_file_that_apply_changes_and_changes_none(host: Callable[..., Host], step: str) -> None:
     scenario, there, by_hand, wanted = STEPS[step]
-    machine = host(scenario)
-    if there:
-        apply(machine, *there)
+    machine = host(scenario, there)
     if by_hand:
         machine.bash(by_hand)
     everything, before = machine.files(), etc(machine)
@@ -100,7 +110,7 @@ def test_a_plan_names_each_file_that_apply_changes_and_changes_none(host: Callab
     assert planned(machine, *wanted) == {}  # nothing is left to do
 
 
-def test_what_somebody_had_there_is_said_to_come_back(host: Callable[[str], Host]) -> None:
+def test_what_somebody_had_there_is_said_to_come_back(host: Callable[..., Host]) -> None:
     machine = host(GRUB)
     machine.bash("echo own >$ROOT/etc/modules-load.d/homelab-vfio.conf")
     apply(machine, *CONFIGURED)
@@ -108,7 +118,7 @@ def test_what_somebody_had_there_is_said_to_come_back(host: Callable[[str], Host
 
 
 def test_a_boot_that_is_too_full_is_refused_by_the_plan_and_only_where_an_initramfs_is_made(
-    host: Callable[[str], Host],
+    host: Callable[..., Host],
 ) -> None:
     machine = host(GRUB)
     full = scripts.vfio_initramfs(True).replace("measure_boot\n", "measure_boot; BOOT_FREE=1\n")
@@ -136,7 +146,7 @@ def lines_of(diff: str) -> list[str]:
 
 
 @pytest.mark.parametrize("scenario", [GRUB, SYSTEMD_BOOT])
-def test_what_is_planned_is_shown_as_a_diff_from_what_is_there(host: Callable[[str], Host], scenario: str) -> None:
+def test_what_is_planned_is_shown_as_a_diff_from_what_is_there(host: Callable[..., Host], scenario: str) -> None:
     machine = host(scenario)
     before = etc(machine)
     diffs = planned(machine, *CONFIGURED, key="diff")
