@@ -134,12 +134,19 @@ def phase(machine: Machine) -> str:
 
 # -- what fails ------------------------------------------------------------------------------------------------
 BOTH = ("packages", "run")
+#: In two tests that share a behaviour, an old driver or a new one is of one source here, and of the other one there: which, is another day another one.
+(HERE, THERE), (FROM_HERE, FROM_THERE) = (
+    (BOTH, BOTH) if sampling.EVERY else ((one,), (other,))
+    for name in ("new", "old")
+    for one, other in [sampling.drawn(f"{name} source").sample(BOTH, 2)]
+)
 
 
 def test_a_build_that_fails_leaves_the_old_driver_as_it_was(begun: Callable[..., Begun]) -> None:
-    """From either source to either: two of the four each day."""
-    for old, new in sampling.sample([(old, new) for old in BOTH for new in BOTH], 2, "from and to"):
-        the_build_fails(begun, old, new)
+    """To the other source, and from the other one, one isn't built in tests below."""
+    for old in FROM_HERE:
+        for new in HERE:
+            the_build_fails(begun, old, new)
 
 
 def the_build_fails(begun: Callable[..., Begun], old: str, new: str) -> None:
@@ -274,7 +281,7 @@ def test_a_way_back_that_was_cut_short_still_names_the_version_that_is_given_up(
 
 
 # -- keeping ---------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("old", BOTH)
+@pytest.mark.parametrize("old", FROM_THERE)
 def test_what_cannot_be_kept_now_stops_the_update_before_anything_changes(
     begun: Callable[..., Begun], old: str
 ) -> None:
@@ -348,10 +355,12 @@ def killed_at(machine: Machine, script: str, moments: Moments, tmp_path: Path) -
 
 
 AGAIN = [("keeping", 40), ("trying", 10), ("trying", 300)]
+#: While the new one is tried: at its begin, or later.
+TRYING = pytest.mark.parametrize("moments", sampling.sample(AGAIN[1:], 1, "trying"), ids=str)
 BACK = [("back", 10), ("back", 150)]
 
 
-@pytest.mark.parametrize("moments", AGAIN, ids=str)
+@pytest.mark.parametrize("moments", sampling.sample(AGAIN, 2, "again"), ids=str)
 def test_an_update_that_is_killed_is_finished_by_the_next_run(
     begun: Callable[..., Begun], tmp_path: Path, moments: Moments
 ) -> None:
@@ -363,7 +372,7 @@ def test_an_update_that_is_killed_is_finished_by_the_next_run(
     assert kept(vm) == stock
 
 
-@pytest.mark.parametrize("moments", AGAIN[1:], ids=str)
+@TRYING
 def test_an_update_that_is_killed_and_not_wanted_any_more_is_taken_back(
     with_old_driver: Begun, tmp_path: Path, moments: Moments
 ) -> None:
@@ -379,8 +388,7 @@ def test_an_update_that_is_killed_and_not_wanted_any_more_is_taken_back(
     vm.output("nvidia-smi")
 
 
-@pytest.mark.parametrize("moments", BACK, ids=str)
-@pytest.mark.parametrize("mended", [True, False])
+@pytest.mark.parametrize(("moments", "mended"), sampling.paired(BACK, [True, False], "back"), ids=str)
 def test_a_way_back_that_is_killed_is_finished_by_the_next_run(
     begun: Callable[..., Begun], tmp_path: Path, moments: Moments, mended: bool
 ) -> None:
@@ -415,7 +423,7 @@ def ended(machine: Machine, *containers: int) -> str:
     return steps.driver_update(machine.target, machine.settings, "it", containers)
 
 
-@pytest.mark.parametrize("source", ["packages", "run"])
+@pytest.mark.parametrize("source", FROM_HERE)
 def test_what_was_kept_goes_once_the_new_driver_was_seen_at_work(begun: Callable[..., Begun], source: str) -> None:
     _, vm, script = begun(source)
     waiting(vm, script)
@@ -426,7 +434,7 @@ def test_what_was_kept_goes_once_the_new_driver_was_seen_at_work(begun: Callable
     assert vm.answer("back", ended(vm)) == {"old": "", "now": ""}
 
 
-@pytest.mark.parametrize("source", ["packages", "run"])
+@pytest.mark.parametrize("source", FROM_THERE)
 def test_a_driver_that_does_not_work_after_its_boot_makes_way_without_network_and_without_another_boot(
     begun: Callable[..., Begun], source: str
 ) -> None:
@@ -530,7 +538,7 @@ def test_libraries_that_can_be_had_with_a_newer_driver_alone_come_with_an_update
     assert answer(done.stdout)["changed"] == "no" and "putting" not in done.stderr and phase(vm) == "tried"
 
 
-@pytest.mark.parametrize("moments", [("", 200), ("", 700)], ids=str)
+@pytest.mark.parametrize("moments", sampling.sample([("", 200), ("", 700)], 1, "added"), ids=str)
 def test_libraries_that_were_being_added_at_a_kill_are_there_after_the_next_run(
     computing: Callable[..., Computing], tmp_path: Path, moments: Moments
 ) -> None:
@@ -568,7 +576,7 @@ def test_the_installer_that_is_run_again_for_graphics_can_be_taken_back(
     assert phase(vm) == "" and vm.answer("apply", script)["changed"] == "no"
 
 
-@pytest.mark.parametrize("source", ["packages", "run"])
+@pytest.mark.parametrize("source", THERE)
 def test_an_update_that_brings_libraries_and_fails_takes_them_along(
     computing: Callable[..., Computing], source: str
 ) -> None:
@@ -597,7 +605,7 @@ def test_an_update_that_drops_libraries_and_fails_brings_them_back(tmp_path: Pat
     assert vm.answer("apply", script)["version"] == NEW and has(vm, "libnvidia-encode") == [False]
 
 
-@pytest.mark.parametrize("moments", AGAIN[1:], ids=str)
+@TRYING
 def test_an_update_with_libraries_that_is_killed_is_finished_or_taken_back(
     computing: Callable[..., Computing], tmp_path: Path, moments: Moments
 ) -> None:
