@@ -19,7 +19,7 @@ mend_all() {
   set +eu
   local dir ids=() waited=0 text left
   for dir in "$STATE"/containers/*/; do
-    CTID=$(basename "$dir")
+    CTID=${dir%/} CTID=${CTID##*/}
     [[ ! $CTID =~ ^[1-9][0-9]*$ || ! -e $ROOT$PVE_LXC/$CTID.conf || ! -s $dir/nodes ]] || ids+=("$CTID")
   done
   ((${#ids[@]} > 0)) || return 0
@@ -55,7 +55,7 @@ follow_containers() {
   set +eu
   local dir text
   for dir in "$STATE"/containers/*/; do
-    CTID=$(basename "$dir")
+    CTID=${dir%/} CTID=${CTID##*/}
     [[ $CTID =~ ^[1-9][0-9]*$ && -e $ROOT$PVE_LXC/$CTID.conf && -s $dir/nodes ]] || continue
     # A running one has what it was started with.
     [[ $(within "$ASK_SECONDS" pct status "$CTID" 2>/dev/null) == 'status: stopped' ]] || continue

@@ -13,7 +13,7 @@
 # Answer of apply: {"digest","revision","devices":{path:how}}; digest: of what gives the container its devices.
 
 apply() {
-  local separator='' path
+  local separator='' path digest
   take_lock
   need_rest
   CHANGED=no
@@ -23,7 +23,8 @@ apply() {
     log "container $CTID has what it is to have"
   fi
   finish
-  printf '{"digest":"%s","revision":%s,"devices":{' "$(provided | sha256sum | cut -c 1-16)" "$(revision)"
+  digest=$(provided | sha256sum)
+  printf '{"digest":"%s","revision":%s,"devices":{' "${digest:0:16}" "$(revision)"
   for path in "${DEVICES[@]}"; do
     [[ -n ${PROVIDED[$path]:-} ]] || continue
     printf '%s%s:"%s"' "$separator" "$(json_string "$path")" "${PROVIDED[$path]%% *}"

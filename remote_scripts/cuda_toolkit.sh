@@ -17,7 +17,8 @@ apply() {
   local packages beside release short
   read -ra packages <<<"$PACKAGES"
   read -ra beside <<<"$BESIDE"
-  short=$(cut -d. -f1,2 <<<"$RELEASE")
+  short=$RELEASE
+  [[ ! $RELEASE =~ ^[^.]*\.[^.]* ]] || short=${BASH_REMATCH[0]}
   take_lock
   read_installed
   if is_somebodys "$short"; then

@@ -56,14 +56,14 @@ all_whole() {
 
 # find_repositories - URLS, and OURS[url] = its line, of those that nobody else has written down.
 find_repositories() {
-  local url line theirs
+  local url suite list line theirs
   declare -gA OURS=()
   URLS=()
   while IFS= read -r line; do
     [[ -n $line ]] || continue
-    url=${line%%$'\t'*}
+    IFS=$'\t' read -r url suite list _ <<<"$line"
     URLS+=("$url")
-    theirs=$(other_entry "$url" "$(cut -f 2 <<<"$line")" "$(cut -f 3 <<<"$line")")
+    theirs=$(other_entry "$url" "$suite" "$list")
     if [[ -n $theirs ]]; then
       ! is_unchecked "$ROOT$theirs" || die "$url with its signatures checked" "$theirs switches that off for it (trusted, allow-insecure or allow-weak)" \
         "whoever stands between could have anything installed here as root" \
@@ -77,9 +77,12 @@ find_repositories() {
 
 # drop_others - what an earlier run wrote, and isn't wanted any more, or somebody else has by now.
 drop_others() {
-  local path url wanted=$'\n'
-  for url in "${!OURS[@]}"; do wanted+=$(cut -f 3,7 --output-delimiter=$'\n' <<<"${OURS[$url]}")$'\n'; done
-  wanted+=$(cut -f 1 <<<"$APT_FILES")$'\n'
+  local path url list keyring wanted=$'\n'
+  for url in "${!OURS[@]}"; do
+    IFS=$'\t' read -r _ _ list _ _ _ keyring <<<"${OURS[$url]}"
+    wanted+=$list$'\n'$keyring$'\n'
+  done
+  while IFS=$'\t' read -r path _; do wanted+=$path$'\n'; done <<<"$APT_FILES"
   while IFS= read -r path; do
     [[ $wanted == *$'\n'$path$'\n'* ]] || drop_file "$LAYER" "$path"
   done < <(layer_files "$LAYER")

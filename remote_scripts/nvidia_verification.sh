@@ -39,7 +39,7 @@ verify() {
   printf '{"nvidiaSmi":%s,"nvcc":%s,"program":%s,"container":%s,"uvm":%s,"libraries":%s,' "$smi" "$nvcc" "$program" "$container" "$uvm" "$libraries"
   printf '"cdi":%s,' "$([[ $CDI == yes ]] && json_string "$(specifications)" || printf null)"
   printf '"kernelLog":%s,"loaded":%s,"flavour":%s,"bootId":%s,"update":%s}\n' "$(json_string "$(kernel_log)")" "$(json_string "$(nvidia_version)")" \
-    "$(json_string "$(loaded_flavour)")" "$(json_string "$(content /proc/sys/kernel/random/boot_id)")" "$(json_string "$(update_phase)")"
+    "$(json_string "$(loaded_flavour)")" "$(json_string "$(of_file "$ROOT/proc/sys/kernel/random/boot_id")")" "$(json_string "$(update_phase)")"
   rm -rf "$FOLDER"
   finish
 }
@@ -52,8 +52,6 @@ specifications() {
       printf '%s %s\n' "${path#"$ROOT"}" "$(grep -oE '\.so\.[0-9]{3}(\.[0-9]+)+' "$path" | cut -c 5- | sort -u | paste -s -d ' ')"
   done
 }
-
-content() { [[ ! -r $ROOT$1 ]] || cat "$ROOT$1"; }
 
 # part WHAT COMMAND... - sets ANSWER. A program that hangs in the driver can't be ended by any signal: it isn't waited for, then.
 part() {
@@ -70,7 +68,9 @@ part() {
   status=$HEARD
   exec {answered}<&-
   [[ $status != 137 ]] || status=124
-  masked "$(tail -n 60 "$FOLDER/output" | tr '\r' '\n')"
+  TEXT=$(tail -n 60 "$FOLDER/output") || :
+  TEXT=${TEXT//$'\r'/$'\n'}
+  masked "${TEXT%"${TEXT##*[!$'\n']}"}"
   log "$what: $([[ $status == 0 ]] && printf 'works' || printf 'status %s' "$status")"
   ANSWER="{\"status\":$status,\"output\":$(json_string "$TEXT")}"
 }

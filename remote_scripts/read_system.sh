@@ -11,11 +11,11 @@
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin
 
 read_system() {
-  local kernels=() cards=() steps=() nouveau=no version flavour
+  local kernels=() cards=() steps=() step nouveau=no version flavour
   version=$(nvidia_version) flavour=$(loaded_flavour)
   mapfile -t kernels < <(installed_kernels)
   find_cards
-  printf '{"bootId":%s,"distribution":%s,"version":%s' "$(json_string "$(cat "$ROOT/proc/sys/kernel/random/boot_id" 2>/dev/null)")" \
+  printf '{"bootId":%s,"distribution":%s,"version":%s' "$(json_string "$(of_file "$ROOT/proc/sys/kernel/random/boot_id")")" \
     "$(json_or_null "$(os_value ID)")" "$(json_or_null "$(os_value VERSION_ID)")"
   printf ',"architecture":%s,"kernels":%s,"running":%s' "$(json_string "$(uname -m)")" "$(json_list "${kernels[@]}")" \
     "$(json_string "$(uname -r)")"
@@ -30,7 +30,11 @@ read_system() {
   read_installed
   printf ',"runtimes":%s' "$(runtimes)"
   printf ',"offered":%s' "$(offered)"
-  mapfile -t steps < <(find "$STATE/steps" -type f -printf '%f\n' 2>/dev/null | sed 's/^nvidia-//' | sort)
+  for step in "$STATE"/steps/*; do
+    [[ -f $step ]] || continue
+    step=${step##*/}
+    steps+=("${step#nvidia-}")
+  done
   files_drift
   packages_drift
   driver_drift
@@ -71,16 +75,18 @@ ids_of() { # DEVICE'S FOLDER - vendor:device
 
 # secure_boot - whether the kernel takes only signed modules, and whether the key that DKMS signs with is among its own.
 secure_boot() {
-  local on=null enrolled=null file key
+  local on=null enrolled=null file key parts=() value
   file=$ROOT/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c
   if is_container; then
     :
   elif [[ ! -d $ROOT/sys/firmware/efi ]]; then
     on=false
   elif [[ -r $file ]]; then
-    # Four bytes of attributes, then the value.
+    # Four bytes of attributes, then the value. Bash has no zero bytes: a blank stands for each.
+    mapfile -d '' -t parts <"$file" || :
+    printf -v value '%s ' "${parts[@]}"
     on=false
-    [[ $(od -An -tu1 -j4 -N1 "$file") != *1* ]] || on=true
+    [[ ${value:4:1} != $'\x01' ]] || on=true
   else
     case $(mokutil --sb-state 2>/dev/null) in
       *enabled*) on=true ;;

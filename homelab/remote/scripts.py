@@ -290,7 +290,7 @@ def passthrough_test(
 def nvidia_nodes(generation: int = 0, *, needed: bool = True) -> str:
     """Standard input of nvidia_nodes.sh; ``needed`` is False where no container has a card of NVIDIA's."""
     about = "# Written by homelab, which takes it away again (pulumi destroy)."
-    program = bash_source.needed([_code("lib/nvidia.sh")], "make_nvidia_nodes")
+    program = bash_source.needed([_code("lib/lines.sh"), _code("lib/nvidia.sh")], "make_nvidia_nodes")
     return compose(
         "nvidia_nodes.sh",
         NEEDED="yes" if needed else "no",

@@ -3,7 +3,7 @@
 # STATE/nvidia-driver: what the step for the driver has left: version, source (packages, run or found: somebody else's), target, flavour.
 # Needs: files, nvidia
 #
-# Gives: is_container; installed_kernels, kernels_of TARGET; loaded_flavour, module_version KERNEL, module_flavour KERNEL,
+# Gives: is_container; installed_kernels, kernels_of TARGET; loaded_flavour, find_module KERNEL -> MODULE_VERSION, MODULE_FLAVOUR;
 #   library_file SONAME, library_version, run_version; held_cards, driver_of FOLDER; read_driver_note -> NOTED_VERSION, NOTED_SOURCE,
 #   NOTED_FLAVOUR, NOTED_TARGET; update_phase; is_wanted -> VERSION, is_version_wanted, has_libraries, lacking_libraries,
 #   fits VERSION; offered_json NAME...
@@ -13,26 +13,36 @@ is_container() { [[ ${container:-} == lxc || -e $ROOT/run/systemd/container ]]; 
 loaded_flavour() {
   local file=$ROOT$NVIDIA_PROC/version
   [[ -r $file ]] || return 0
-  grep -q 'Open Kernel Module' "$file" && printf open || printf proprietary
+  [[ $(<"$file") == *'Open Kernel Module'* ]] && printf open || printf proprietary
 }
 
 # installed_kernels - those that can be booted, the oldest first; a container has none.
 installed_kernels() {
+  local path kernels=()
   ! is_container || return 0
-  find "$ROOT/boot" -maxdepth 1 -name 'vmlinuz-*' -printf '%f\n' 2>/dev/null | sed 's/^vmlinuz-//' | sort -V
+  for path in "$ROOT"/boot/vmlinuz-*; do
+    [[ ! -e $path && ! -L $path ]] || kernels+=("${path##*/vmlinuz-}")
+  done
+  case ${#kernels[@]} in
+    0) ;;
+    1) printf '%s\n' "${kernels[0]}" ;;
+    *) printf '%s\n' "${kernels[@]}" | sort -V ;;
+  esac
 }
 
 # kernels_of TARGET - those that must have the module: on a host any of them may be the next one to boot.
 kernels_of() { if [[ $1 == host ]]; then installed_kernels; else uname -r; fi; }
 
-# module_version KERNEL, module_flavour KERNEL - of the module that this kernel would load; nothing where it has none.
-module_version() { modinfo -k "$1" -F version nvidia 2>/dev/null || :; }
-module_flavour() {
-  case $(modinfo -k "$1" -F license nvidia 2>/dev/null) in
-    '') ;;
-    NVIDIA) printf proprietary ;;
-    *) printf open ;;
-  esac
+# find_module KERNEL - sets MODULE_VERSION and MODULE_FLAVOUR, of the module that this kernel would load; empty where it has none.
+find_module() {
+  local key value
+  MODULE_VERSION='' MODULE_FLAVOUR=''
+  while read -r key value; do
+    case $key in
+      version:) MODULE_VERSION=$value ;;
+      license:) if [[ $value == NVIDIA ]]; then MODULE_FLAVOUR=proprietary; else MODULE_FLAVOUR=${value:+open}; fi ;;
+    esac
+  done < <(modinfo -k "$1" nvidia 2>/dev/null)
 }
 
 # library_version - of the libraries that nvidia-smi and CUDA programs load.
@@ -46,6 +56,7 @@ library_version() {
 library_file() {
   local folder file
   for folder in "$ROOT"/usr/lib/x86_64-linux-gnu "$ROOT"/usr/lib/x86_64-linux-gnu/nvidia/*; do
+    [[ -e $folder/$1 ]] || continue
     file=$(readlink -f "$folder/$1") || continue
     [[ -e $file && $file =~ \.so\.([0-9]{3}\.[0-9.]+)$ ]] || continue
     printf '%s' "$file"
@@ -59,7 +70,8 @@ run_version() {
   library_version
 }
 
-driver_of() { [[ ! -L $1/driver ]] || { local link && link=$(readlink "$1/driver") && printf '%s' "${link##*/}"; }; }
+# driver_of FOLDER - the driver that a device has; nothing where none has it.
+driver_of() { [[ ! -L $1/driver ]] || { local folder && folder=$(cd -P "$1/driver" 2>/dev/null && pwd) && printf '%s' "${folder##*/}"; }; }
 
 # held_cards - a line for each of NVIDIA's cards that nouveau or its successor has: ADDRESS DRIVER.
 held_cards() {
@@ -78,16 +90,16 @@ read_driver_note() {
 }
 
 # update_phase - how far an update of the driver is (driver/trial.sh); nothing where there is none.
-update_phase() { cat "$STATE/update/phase" 2>/dev/null || :; }
+update_phase() { of_file "$STATE/update/phase"; }
 
 # offered_json NAME... - JSON: for each package the versions that apt knows of, the newest first.
 offered_json() {
-  local name version _ separator=''
+  local name version origin _ separator=''
   declare -A versions=()
   if command -v apt-cache >/dev/null; then
-    while read -r name _ version _; do
-      [[ " ${versions[$name]:-} " == *" $version "* ]] || versions[$name]+=" $version"
-    done < <(apt-cache madison "$@" 2>/dev/null | grep 'Packages$')
+    while read -r name _ version _ origin; do
+      [[ $origin != *Packages || " ${versions[$name]:-} " == *" $version "* ]] || versions[$name]+=" $version"
+    done < <(apt-cache madison "$@" 2>/dev/null)
   fi
   printf '{'
   for name in "$@"; do
@@ -106,8 +118,14 @@ is_wanted() {
   is_version_wanted || return 1
   [[ $TARGET != lxc ]] || return 0
   while IFS= read -r kernel; do
-    [[ $(module_version "$kernel") == "$VERSION" && $(module_flavour "$kernel") == "$FLAVOUR" ]] || return 1
+    has_module "$kernel" || return 1
   done < <(kernels_of "$TARGET")
+}
+
+# has_module KERNEL - of VERSION and FLAVOUR. After it MODULE_VERSION and MODULE_FLAVOUR are set.
+has_module() {
+  find_module "$1"
+  [[ $MODULE_VERSION == "$VERSION" && $MODULE_FLAVOUR == "$FLAVOUR" ]]
 }
 
 # is_version_wanted - the same without the modules, of VERSION.

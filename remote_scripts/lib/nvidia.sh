@@ -1,21 +1,27 @@
 #!/usr/bin/env bash
 # NVIDIA's driver on a host, and its device nodes. The kernel makes none of them but those in /dev/dri; who needs one makes it.
 # Majors come from /proc/devices (uvm's and caps' change with kernels), minors of cards from /proc/driver/nvidia/gpus.
-# Needs: common
+# Needs: common, lines
 #
-# Gives: nvidia_version; nvidia_major DRIVER; nvidia_minor ADDRESS; nvidia_address MINOR; nvidia_trouble, nvidia_uvm_trouble -> FOUND, NEXT; nvidia_nodes, is_node PATH MAJOR MINOR,
-#   missing_nvidia_nodes, make_nvidia_nodes.
+# Gives: nvidia_version; nvidia_major DRIVER; nvidia_minor ADDRESS; nvidia_address MINOR; nvidia_trouble, nvidia_uvm_trouble -> FOUND, NEXT; nvidia_nodes, find_nodes PATH... -> MAJOR, MINOR, MODE (arrays of
+#   the caller's), missing_nvidia_nodes, make_nvidia_nodes.
 NVIDIA_PROC=/proc/driver/nvidia
 # What `systemctl enable` makes of the service that makes the nodes at boot.
 NODES_ENABLED=/etc/systemd/system/multi-user.target.wants/homelab-nvidia-nodes.service
 
-nvidia_version() { grep -oEs -m1 '[0-9]{3,}\.[0-9]+(\.[0-9]+)?' "$ROOT$NVIDIA_PROC/version" | head -n 1 || :; }
+nvidia_version() { first_in "$ROOT$NVIDIA_PROC/version" '([0-9]{3,}\.[0-9]+(\.[0-9]+)?)'; }
 
 # nvidia_major DRIVER - its major number; nothing while its module isn't loaded.
-nvidia_major() { awk -v name="$1" '$2 == name { print $1; exit } /^Block/ { exit }' "$ROOT/proc/devices"; }
+nvidia_major() {
+  local major='' name=''
+  while read -r major name _ || [[ -n $major ]]; do
+    [[ $major != Block ]] || return 0
+    [[ $name != "$1" ]] || { printf '%s\n' "$major" && return 0; }
+  done <"$ROOT/proc/devices"
+}
 
 # nvidia_minor ADDRESS - the number of the card's /dev/nvidiaN; nvidia_address MINOR - the address of the card that has it. Nothing: there is none.
-nvidia_minor() { sed -nE 's/^Device Minor:[[:space:]]*([0-9]+).*/\1/p' "$ROOT$NVIDIA_PROC/gpus/$1/information" 2>/dev/null || :; }
+nvidia_minor() { first_in "$ROOT$NVIDIA_PROC/gpus/$1/information" '^Device Minor:[[:space:]]*([0-9]+)'; }
 
 nvidia_address() {
   local folder
@@ -75,20 +81,39 @@ nvidia_nodes() {
   [[ -n $major ]] || return 0
   for file in "$ROOT$NVIDIA_PROC"/capabilities/mig/*; do
     [[ -r $file ]] || continue
-    minor=$(sed -n 's/^DeviceFileMinor: //p' "$file") mode=$(sed -n 's/^DeviceFileMode: //p' "$file")
+    minor=$(first_in "$file" '^DeviceFileMinor: ([0-9]+)') mode=$(first_in "$file" '^DeviceFileMode: ([0-9]+)')
     [[ -z $minor ]] || printf '/dev/nvidia-caps/nvidia-cap%s %s %s %o\n' "$minor" "$major" "$minor" "$mode"
   done
 }
 
-# is_node PATH MAJOR MINOR - is it that device?
-is_node() { [[ -e $ROOT$1 && $(stat -c '%t:%T' "$ROOT$1") == "$(printf '%x:%x' "$2" "$3")" ]]; }
+# find_nodes PATH... - of each that is there its numbers (decimal) and its mode (octal), by path: in MAJOR, MINOR and MODE, of one that is no node zeros.
+# One program looks at all.
+find_nodes() {
+  local path major minor mode existing=()
+  MAJOR=() MINOR=() MODE=()
+  for path in "$@"; do [[ -z $path || ! -e $ROOT$path ]] || existing+=("$ROOT$path"); done
+  ((${#existing[@]} > 0)) || return 0
+  while read -r major minor mode path; do
+    path=${path#"$ROOT"}
+    MAJOR[$path]=$((16#$major)) MINOR[$path]=$((16#$minor)) MODE[$path]=$mode
+  done < <(stat -c '%t %T %a %n' "${existing[@]}")
+}
 
 # missing_nvidia_nodes - paths of those that aren't there, or have other numbers.
 missing_nvidia_nodes() {
-  local path major minor
-  while read -r path major minor _; do
-    is_node "$path" "$major" "$minor" || printf '%s\n' "$path"
-  done < <(nvidia_nodes)
+  local path
+  while read -r path _; do printf '%s\n' "$path"; done < <(lacking_nodes)
+}
+
+lacking_nodes() { # the lines of nvidia_nodes for them
+  local line path major minor nodes=()
+  declare -A MAJOR=() MINOR=() MODE=()
+  mapfile -t nodes < <(nvidia_nodes)
+  find_nodes "${nodes[@]%% *}"
+  for line in "${nodes[@]}"; do
+    read -r path major minor _ <<<"$line"
+    [[ "${MAJOR[$path]:-} ${MINOR[$path]:-}" == "$major $minor" ]] || printf '%s\n' "$line"
+  done
 }
 
 # make_nvidia_nodes - those that are missing, or have numbers of an earlier boot. Without nvidia-uvm there is no CUDA; nvidia comes
@@ -97,10 +122,9 @@ make_nvidia_nodes() {
   local path major minor mode
   modprobe nvidia-uvm || printf 'nvidia-uvm could not be loaded\n' >&2
   while read -r path major minor mode; do
-    ! is_node "$path" "$major" "$minor" || continue
     mkdir -p "$ROOT${path%/*}"
     rm -f "$ROOT$path"
     mknod -m "$mode" "$ROOT$path" c "$major" "$minor"
     printf 'made %s (%s:%s)\n' "$path" "$major" "$minor" >&2
-  done < <(nvidia_nodes)
+  done < <(lacking_nodes)
 }

@@ -305,8 +305,11 @@ def test_nvidias_own_numbers_follow_the_card(folder: Folder, method: str, at_boo
 
 def numbered(folder: Folder) -> None:
     """The numbers of a device are what its file says: MAJOR MINOR in hexadecimal."""
-    own = '[[ $1 == -c && $2 == "%t %T %a" && -s $3 ]] || exec /usr/bin/stat "$@"'
-    folder.command("stat", f'{own}\nprintf "%s %s\\n" "$(cat "$3")" "$(/usr/bin/stat -c %a "$3")"')
+    each = """for path in "${@:3}"; do
+  [[ ! -s $path ]] || printf '%s %s\\n' "$(cat "$path")" "$(/usr/bin/stat -c '%a %n' "$path")"
+  [[ -s $path ]] || /usr/bin/stat -c "$2" "$path"
+done"""
+    folder.command("stat", f'[[ $1 == -c && $2 == "%t %T %a %n" ]] || exec /usr/bin/stat "$@"\n{each}')
 
 
 def allowed(conf: str) -> list[str]:

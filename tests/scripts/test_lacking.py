@@ -168,7 +168,8 @@ def make(folder: Folder, case: Case) -> None:
         (device / "class").write_text("0x030000\n" if address.endswith(".0") else "0x040300\n")
         (device / "vendor").write_text("0x10de\n")
         if driver:
-            (device / "driver").symlink_to(f"../../../drivers/{driver}")
+            (folder.root / "sys/bus/pci/drivers" / driver).mkdir(parents=True, exist_ok=True)
+            (device / "driver").symlink_to(f"../../drivers/{driver}")
     if case.loaded:
         folder.write("proc/driver/nvidia/version", case.loaded)
     if case.installed:
@@ -176,7 +177,8 @@ def make(folder: Folder, case: Case) -> None:
         (library.parent / "libnvidia-ml.so.1").symlink_to(library.name)
         folder.write("usr/bin/nvidia-smi", "", 0o755)
     folder.command(
-        "modinfo", f'[[ $* == *license* ]] && echo "Dual MIT/GPL" || echo {case.modules}' if case.modules else "exit 1"
+        "modinfo",
+        f'printf "version:        %s\\nlicense:        Dual MIT/GPL\\n" {case.modules}' if case.modules else "exit 1",
     )
     folder.command("dpkg", "exit 0")
     # One without a name, and one that is paused.

@@ -61,7 +61,7 @@ find_groups() {
     text=$ANSWER
     [[ -n $text ]] || die "to know the groups render and video of container $CTID" "\`pct exec $CTID\` said nothing" \
       "a card's nodes are for the members of these groups; its configuration is unchanged" "try \`pct enter $CTID\`, then run \`pulumi up\` again"
-  elif [[ -n $(noted wanted | sed -n 4p) ]]; then
+  elif [[ -n $(noted_line 4 wanted) ]]; then
     return 0 # it has been looked into
   elif [[ -z $LOCKED && $TEMPLATE == no ]]; then
     text=$(groups_while_off | tr -d '\0') || text=''
@@ -121,7 +121,7 @@ noted_groups() {
   local word
   declare -gA GROUP_IDS=()
   [[ -n $CARDS ]] || return 0
-  for word in $(noted wanted | sed -n 5p); do
+  for word in $(noted_line 5 wanted); do
     [[ ! $word =~ ^(render|video)=([0-9]{1,5})$ ]] || GROUP_IDS[${BASH_REMATCH[1]}]=${BASH_REMATCH[2]}
   done
 }

@@ -68,7 +68,7 @@ write_devs() {
   number=0
   for value in "${ADD_DEV[@]}"; do
     # A number that is to go is free only once it has gone.
-    while [[ -n ${DEV[$number]:-} ]] || grep -qE "^dev$number:" <<<"$TEXT"; do number=$((number + 1)); done
+    while [[ -n ${DEV[$number]:-} ]] || [[ $'\n'$TEXT == *$'\n'"dev$number:"* ]]; do number=$((number + 1)); done
     arguments+=("--dev$number" "$value")
     log "dev$number: $value"
     number=$((number + 1))
@@ -114,7 +114,7 @@ insert_lines() {
   while ((last >= 0)) && [[ -z ${lines[last]//[[:space:]]/} ]]; do last=$((last - 1)); done
   for ((index = 0; index < ${#lines[@]}; index++)); do
     text+=${lines[index]}$'\n'
-    ((index != last)) || text+=$(printf '%s\n' "${ADD_LXC[@]}" | sed '/^$/d' && printf x)
+    ((index != last)) || text+=$(lines_of "${ADD_LXC[@]}" && printf x)
     text=${text%x}
   done
   ((last >= 0)) || text+=$(printf '%s\n' "${ADD_LXC[@]}")$'\n'

@@ -90,14 +90,17 @@ find_dev_path() {
 
 # same_dev VALUE VALUE - the order of properties doesn't count.
 same_dev() {
+  local part parts one=${1#path=} other=${2#path=}
   [[ $1 != "$2" ]] || return 0
-  [[ $1 == *"${2%%,*}"* ]] && [[ $(normal_dev "$1") == "$(normal_dev "$2")" ]]
-}
-
-normal_dev() {
-  local value=${1#path=}
-  value=${value//,path=/,}
-  tr ',' '\n' <<<"$value" | sort | tr '\n' ','
+  [[ $1 == *"${2%%,*}"* ]] || return 1
+  one=${one//,path=/,} other=,${other//,path=/,},
+  ((${#one} + 2 == ${#other})) || return 1
+  IFS=, read -ra parts <<<"$one"
+  for part in "${parts[@]}"; do
+    [[ $other == *",$part,"* ]] || return 1
+    other=${other/",$part,"/,}
+  done
+  [[ -z ${other//,/} ]]
 }
 
 # split_rule VALUE - sets RULE_ABOUT (kind and numbers, such as `c 195:*`) and RULE_ACCESS, of a rule of the control group. Status 1: lxc

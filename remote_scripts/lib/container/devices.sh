@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The device nodes that a container is to have, and in which way this host's Proxmox VE can give them.
-# Needs: files, nvidia, container/card_nodes
+# Needs: files, nvidia, versions, container/card_nodes
 #
 # Gives: find_devices -> DEVICES, NEEDED; look_up -> MAJOR, MINOR, MODE, MISSING; need_devices; dev_trouble -> FOUND, NEXT;
-#   find_numbers_of PATH; choose_method -> HOW. Variables: CTID, METHOD, MINORS, FUNCTIONS, CARDS.
+#   choose_method -> HOW. Variables: CTID, METHOD, MINORS, FUNCTIONS, CARDS.
 
 # find_devices - sets DEVICES: what the container is to have, those that it can't do without first; NEEDED: how many these are.
 find_devices() {
@@ -35,20 +35,11 @@ look_up() {
   local path number=0
   declare -gA MAJOR=() MINOR=() MODE=()
   declare -ga MISSING=("${UNKNOWN_NODES[@]}")
+  find_nodes "${DEVICES[@]}"
   for path in "${DEVICES[@]}"; do
     number=$((number + 1))
-    if [[ ! -e $ROOT$path ]]; then
-      ((number > NEEDED)) || MISSING+=("$path")
-      continue
-    fi
-    find_numbers_of "$path"
+    [[ -n ${MAJOR[$path]:-} ]] || ((number > NEEDED)) || MISSING+=("$path")
   done
-}
-
-find_numbers_of() {
-  local major minor mode
-  read -r major minor mode < <(stat -c '%t %T %a' "$ROOT$1")
-  MAJOR[$1]=$((16#$major)) MINOR[$1]=$((16#$minor)) MODE[$1]=$mode
 }
 
 need_devices() {
@@ -78,7 +69,7 @@ dev_trouble() {
   local version
   FOUND='' NEXT=''
   version=$(dpkg-query -W -f '${Version}' pve-container 2>/dev/null) || version=''
-  [[ $version != [0-9]* || $(printf '5.0.7\n%s\n' "$version" | sort -V | head -n 1) != 5.0.7 ]] || return 0
+  [[ $version != [0-9]* ]] || ! at_least 5.0.7 "$version" || return 0
   FOUND="pve-container ${version:-of no known version}; dev[n] options are there from 5.0.7 on"
   NEXT="upgrade Proxmox VE, or set method: mount-entry (or none: what the host can is chosen)"
 }

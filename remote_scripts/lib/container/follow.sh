@@ -12,7 +12,7 @@ follow_nodes() {
   local path numbers address kind given key line NOW PROVIDER RULE keys=() rules=() LINES_OF=()
   declare -ga WANT=() FOLLOWED=() ABSENT=() ADD_DEV=() ADD_LXC=()
   declare -gA MAJOR=() MINOR=() MODE=() DROP_DEV=() DROP_LXC=()
-  declare -A there=() known=() entry=() written=() has=()
+  declare -A there=() known=() entry=() written=() has=() now_at=()
   find_ours
   for line in "${OUR_DEV[@]}" "${OUR_LXC[@]}"; do there[$line]=yes; done
   # Nothing of ours is in it: it was restored, or another container has the number now.
@@ -30,32 +30,36 @@ follow_nodes() {
     done
   done < <(noted nodes)
   for line in "${!there[@]}"; do [[ -n ${known[$line]:-} ]] || WANT+=("$line"); done
+  for key in "${!has[@]}"; do
+    read -r path _ address kind _ <<<"${entry[$key]}"
+    find_now "$path" "$address" "$kind"
+    now_at[$key]=$NOW
+  done
+  find_nodes "${now_at[@]}"
   for key in "${keys[@]}"; do
     read -r path numbers address kind given <<<"${entry[$key]}"
-    [[ -z ${has[$key]:-} ]] || follow_node
+    [[ -z ${has[$key]:-} ]] || follow_node "${now_at[$key]}"
     FOLLOWED+=("$path $numbers $address $kind $given")
   done
   WANT=("${rules[@]}" "${WANT[@]}")
   compare_lines
 }
 
-# follow_node - one of `entry`; sets `path` and `numbers` to what they are now. `-`: the container was given it and has no line for it, since the
-# name that it had is another card's.
+# follow_node NOW - one of `entry`, and what its node is called now (nothing: it isn't there); sets `path` and `numbers` to what they are now. `-`: the
+# container was given it and has no line for it, since the name that it had is another card's.
 follow_node() {
-  local line
-  find_now "$path" "$address" "$kind"
-  if [[ -z $NOW ]]; then
+  local line now=$1
+  if [[ -z $now || -z ${MAJOR[$now]:-} ]]; then
     [[ $address == - ]] || ABSENT+=("$kind of $address")
     if [[ $path == - ]] || is_of_another "$path" "$kind"; then path=- numbers=-; else keep_lines; fi
     return 0
   fi
-  find_numbers_of "$NOW"
-  if [[ "$path $numbers" == "$NOW ${MAJOR[$NOW]}:${MINOR[$NOW]}" || ($path == "$NOW" && $given != mount) ]]; then
+  if [[ "$path $numbers" == "$now ${MAJOR[$now]}:${MINOR[$now]}" || ($path == "$now" && $given != mount) ]]; then
     keep_lines
     return 0
   fi
-  find_provider "$NOW"
-  path=$NOW numbers=${MAJOR[$NOW]}:${MINOR[$NOW]}
+  find_provider "$now"
+  path=$now numbers=${MAJOR[$now]}:${MINOR[$now]}
   if [[ $given == mount ]]; then
     want_mount "$path"
   elif [[ -n $PROVIDER ]]; then

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What is noted of a container, in /var/lib/homelab/containers/CTID (container.sh says what).
-# Needs: files, guest_tasks, container/conf
+# Needs: files, lines, guest_tasks, container/conf
 #
-# Gives: record_dir; note NAME, noted NAME; keep_record; read_wanted DIR -> METHOD, MINORS, FUNCTIONS, CARDS; remember_record, check_before, note_change,
+# Gives: record_dir; note NAME, noted NAME, noted_line NUMBER NAME; keep_record; read_wanted DIR -> METHOD, MINORS, FUNCTIONS, CARDS; remember_record, check_before, note_change,
 #   nothing_to_put_back, forget_change; forget_since_before; in_force; note_ran yes|no, find_why_not_owed -> WHY, take_ran_along FILE.
 
 record_dir() { printf '/var/lib/homelab/containers/%s' "$CTID"; }
@@ -13,10 +13,20 @@ note() {
   write_atomically "$(record_dir)/$1" 0600
 }
 
-noted() { [[ ! -r $ROOT$(record_dir)/$1 ]] || cat "$ROOT$(record_dir)/$1"; }
+noted() {
+  local file parts=()
+  file=$ROOT$(record_dir)/$1
+  [[ ! -r $file ]] || { mapfile -d '' parts <"$file" && printf '%s' "${parts[@]}"; }
+}
+
+noted_line() {
+  local lines=()
+  mapfile -t lines < <(noted "$2")
+  printf '%s\n' "${lines[$1 - 1]:-}"
+}
 
 keep_record() {
-  printf '%s\n' "${WANT[@]}" | sed '/^$/d' | note ours
+  lines_of "${WANT[@]}" | note ours
   nodes_now | note nodes
   [[ ${AT_BOOT:-no} == no ]] || return 0 # what is wanted is as it was
   {
@@ -30,7 +40,7 @@ keep_record() {
 nodes_now() {
   local path address kind
   if [[ ${AT_BOOT:-no} == yes ]]; then
-    printf '%s\n' "${FOLLOWED[@]}" | sed '/^$/d'
+    lines_of "${FOLLOWED[@]}"
     return 0
   fi
   for path in "${DEVICES[@]}"; do
@@ -68,11 +78,11 @@ note_change() {
   local revision
   [[ -e $ROOT$(record_dir)/before ]] || {
     printf '%s' "$TEXT" | note before
-    printf '%s\n' "${OURS[@]}" | sed '/^$/d' | note ours_before
+    lines_of "${OURS[@]}" | note ours_before
     noted wanted | note wanted_before
     noted nodes | note nodes_before
   }
-  printf '%s\n' "${OURS[@]}" "${WANT[@]}" | sed '/^$/d' | sort -u | note ours
+  lines_of "${OURS[@]}" "${WANT[@]}" | sort -u | note ours
   { noted nodes && nodes_now; } | sort -u | note nodes
   revision=$(noted revision)
   printf '%s\n' "$((${revision:-0} + 1))" | note revision
@@ -115,9 +125,17 @@ forget_since_before() {
 in_force() { rm -f "$ROOT$(record_dir)"/{restart,before,after,ours_before,wanted_before,nodes_before}; }
 
 # note_ran yes|no - that it is to be started again: when, in which boot, whether it is off by now, and by what it is told from another one of its id.
-note_ran() { printf '%s %s %s %s\n' "$(date +%s)" "$(boot_now)" "$1" "$(card_addresses)" | note ran; }
+note_ran() { printf '%(%s)T %s %s %s\n' -1 "$(boot_now)" "$1" "$(card_addresses)" | note ran; }
 
-card_addresses() { sed -n '/^\[/q; s/^net[0-9]*:.*hwaddr=\([0-9A-Fa-f:]*\).*/\1/p' "$ROOT$PVE_LXC/$CTID.conf" 2>/dev/null | tr a-f A-F | sort | paste -s -d, -; }
+card_addresses() {
+  local line='' found=()
+  while { IFS= read -r line || [[ -n $line ]]; } && [[ $line != '['* ]]; do
+    [[ ! $line =~ ^net[0-9]*:.*hwaddr=([0-9A-Fa-f:]*) ]] || found+=("${BASH_REMATCH[1]^^}")
+  done 2>/dev/null <"$ROOT$PVE_LXC/$CTID.conf" || :
+  ((${#found[@]} < 2)) || mapfile -t found < <(printf '%s\n' "${found[@]}" | sort)
+  local IFS=,
+  printf '%s\n' "${found[*]}"
+}
 
 # find_why_not_owed - sets WHY, as find_why_off does, by what is noted.
 find_why_not_owed() {

@@ -15,29 +15,32 @@ is_worth_keeping() {
   fi
   is_version_wanted || return 0
   has_libraries || only_adds || return 0
-  [[ $TARGET != lxc && $(module_flavour "$(head -n 1 <<<"$found")") != "$FLAVOUR" ]]
+  [[ $TARGET != lxc ]] || return 1
+  find_module "${found%%$'\n'*}"
+  [[ $MODULE_FLAVOUR != "$FLAVOUR" ]]
 }
 
 # kernels_with VERSION - those of TARGET that have its module.
 kernels_with() {
   local kernel
   while IFS= read -r kernel; do
-    [[ $(module_version "$kernel") != "$1" ]] || printf '%s\n' "$kernel"
+    find_module "$kernel"
+    [[ $MODULE_VERSION != "$1" ]] || printf '%s\n' "$kernel"
   done < <(kernels_of "$TARGET")
 }
 
 # keep_driver - what is there, before anything is changed. What can't be had any more is named (`lost`), and the update goes on without a
 # way back: a distribution's archive has one version at a time, and its updates would be refused for ever.
 keep_driver() {
-  local version flavour='' with_it
+  local version with_it MODULE_FLAVOUR=''
   close_update
   version=$(library_version) with_it=$(kernels_with "$version")
-  [[ $TARGET == lxc ]] || flavour=$(module_flavour "$(head -n 1 <<<"$with_it")")
+  [[ $TARGET == lxc ]] || find_module "${with_it%%$'\n'*}"
   log "keeping the driver $version, for the case that $DRIVER can't be had"
   need_dir "$STATE/update"
   chmod 0700 "$STATE/update"
   enter_phase keeping
-  printf '%s\t%s\n' "$version" "$flavour" >"$STATE/update/driver"
+  printf '%s\t%s\n' "$version" "$MODULE_FLAVOUR" >"$STATE/update/driver"
   printf '%s\n' "$with_it" >"$STATE/update/kernels"
   [[ ! -e $STATE/nvidia-driver ]] || cp "$STATE/nvidia-driver" "$STATE/update/note"
   [[ ! -e $STATE/files/$LAYER$BLACKLIST ]] || : >"$STATE/update/blacklist"

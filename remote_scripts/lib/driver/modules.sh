@@ -22,7 +22,7 @@ build_for() {
   has_module "$1" || {
     status=$(within "$ASK_SECONDS" dkms status 2>/dev/null | grep -i nvidia)
     die "the modules of $VERSION ($FLAVOUR), installed for $1" \
-      "modinfo: $(module_version "$1") $(module_flavour "$1"); dkms status: ${status:-nothing}" \
+      "modinfo: $MODULE_VERSION $MODULE_FLAVOUR; dkms status: ${status:-nothing}" \
       "that kernel would come up without the driver" "build it by hand, \`dkms install nvidia/$VERSION -k $1\`, and read what it says"
   }
   CHANGED=yes
@@ -35,11 +35,10 @@ dkms_name() {
   printf '%s' "${name:-nvidia}"
 }
 
-has_module() { [[ $(module_version "$1") == "$VERSION" && $(module_flavour "$1") == "$FLAVOUR" ]]; }
-
 # held_by_others - does another driver have one of NVIDIA's cards? HOLDER names it.
 held_by_others() {
-  HOLDER=$(held_cards | awk 'NR == 1 { print $2 }')
+  HOLDER=$(held_cards)
+  HOLDER=${HOLDER%%$'\n'*} HOLDER=${HOLDER#* }
   [[ -n $HOLDER ]]
 }
 

@@ -46,12 +46,12 @@ only_adds() {
 }
 
 is_offered() { # NAME=PATTERN
-  local version
-  while read -r version; do
+  local version offered=no
+  while read -r _ _ version _; do
     # shellcheck disable=SC2053 # a pattern, as apt takes it
-    [[ $version != ${1#*=} ]] || return 0
-  done < <(apt-cache madison "${1%%=*}" | awk '{ print $3 }')
-  return 1
+    [[ $version != ${1#*=} ]] || offered=yes
+  done < <(apt-cache madison "${1%%=*}")
+  [[ $offered == yes ]]
 }
 
 # brings_modules NAME[=PATTERN]... - would apt install something of the kernel's with them?

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # NVIDIA's driver from NVIDIA's installer.
-# Needs: driver, driver/packages, driver/modules, packages
+# Needs: driver, driver/packages, driver/modules, packages, versions
 #
 # STATE/nvidia-run: what the installer has installed: version, address, SHA-256, arguments, a line each (of versions before this one the first
 # alone).
@@ -45,7 +45,8 @@ run_installer() {
 fetch_installer() {
   local found
   [[ -e $ROOT$1 ]] || download "$3" "$1"
-  found=$(sha256sum "$ROOT$1" | cut -d ' ' -f 1)
+  found=$(sha256sum "$ROOT$1")
+  found=${found%% *}
   [[ $4 == "$found" ]] && return 0
   # The next run fetches it anew.
   rm -f "$ROOT$1"
@@ -67,18 +68,16 @@ clear_the_way() {
   blacklist_nouveau
   arguments+=(--no-check-for-alternate-installs)
   if [[ -n $(nvidia_version) ]]; then
-    at_least 545.23.06 || unload || die "no module of NVIDIA's loaded, for the installer of $RUN_VERSION" "$(nvidia_version) is loaded and in use" \
+    at_least 545.23.06 "$RUN_VERSION" || unload || die "no module of NVIDIA's loaded, for the installer of $RUN_VERSION" "$(nvidia_version) is loaded and in use" \
       "installers before 545.23.06 replace no driver that is in use" "reboot it with what uses the card stopped, then run \`pulumi up\` again"
-    ! at_least 545.23.06 || arguments+=(--allow-installation-with-running-driver)
+    ! at_least 545.23.06 "$RUN_VERSION" || arguments+=(--allow-installation-with-running-driver)
   fi
   if held_by_others; then
-    at_least 550.40.07 || die "the card free for NVIDIA's installer" "$HOLDER has it" "it is blacklisted now, and gives the card up at a boot" \
+    at_least 550.40.07 "$RUN_VERSION" || die "the card free for NVIDIA's installer" "$HOLDER has it" "it is blacklisted now, and gives the card up at a boot" \
       "reboot it, then run \`pulumi up\` again"
     arguments+=(--no-nouveau-check --skip-module-load)
   fi
 }
-
-at_least() { [[ $(printf '%s\n' "$1" "$RUN_VERSION" | sort -V | head -n 1) == "$1" ]]; }
 
 # unload - no, if something uses the modules. NVIDIA's daemon, which keeps cards initialised, is none: it is stopped for that (DAEMON_STOPPED), and
 # goes on where that doesn't help.

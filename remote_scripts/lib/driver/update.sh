@@ -28,10 +28,18 @@ close_update() {
 # let_go - another version may be installed again.
 let_go() { drop_file "$LAYER" "$GIVEN_UP"; }
 
-kept_version() { cut -f 1 "$STATE/update/driver"; }
+kept_version() {
+  local version=''
+  { IFS=$'\t' read -r version _ || :; } <"$STATE/update/driver" && printf '%s\n' "$version"
+}
 
 # package_file FOLDER NAME VERSION - as apt calls a package's file; nothing where it isn't there.
-package_file() { compgen -G "$1/$2_${3//:/%3a}_*.deb" | head -n 1 || :; }
+package_file() {
+  local file
+  for file in "$1/$2_${3//:/%3a}_"*.deb; do
+    [[ ! -e $file ]] || { printf '%s\n' "$file" && return 0; }
+  done
+}
 
 serves_cards() { run_streamed 60 "$1" nvidia-smi -L; }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A container engine: is it there, and does it run with what was configured? Restarted only for that.
-# Needs: engines, packages
+# Needs: engines, packages, versions
 #
 # Gives: has_engine NAME, need_engine, check_engine; restart_k3s; restart_if_changed UNIT, restart_others [ENGINE] -> RESTARTED. Variables: those of
 #   container_toolkit.sh.
@@ -34,7 +34,7 @@ need_engine() {
   [[ $RUNTIME == podman ]] || return 0
   # The first that reads specifications as the toolkit writes them (NVIDIA/cloud-native-docs, cdi-support.md).
   version=$(within "$ASK_SECONDS" podman --version 2>&1 | grep -oE '[0-9]+(\.[0-9]+)+' | head -n 1) || :
-  [[ $(printf '4.1.0\n%s\n' "${version:-0}" | sort -V | head -n 1) == 4.1.0 ]] || die "$NAME: podman 4.1 or later" "${version:-no version}" \
+  at_least 4.1.0 "${version:-0}" || die "$NAME: podman 4.1 or later" "${version:-no version}" \
     "podman gets cards by CDI, which it knows from there on" "update podman (Ubuntu from 24.04 on and Debian from 12 on have it), or use docker"
 }
 

@@ -4,7 +4,12 @@
 # Gives: package_version NAME; read_installed -> PRESENT, WHOLE, LEFT; is_whole NAME[=PATTERN].
 
 # package_version NAME - the version of a package that is wholly installed; nothing for any other.
-package_version() { dpkg-query -W -f='${db:Status-Status} ${Version}\n' "$1" 2>/dev/null | sed -n 's/^installed //p' || :; }
+package_version() {
+  local state version
+  while read -r state version; do
+    [[ $state != installed ]] || printf '%s\n' "$version"
+  done < <(dpkg-query -W -f='${db:Status-Status} ${Version}\n' "$1" 2>/dev/null)
+}
 
 # read_installed - PRESENT[name] = version of what is there, configured or not; WHOLE[name] = version of what is wholly installed; LEFT[name]:
 # removed, with its configuration left.

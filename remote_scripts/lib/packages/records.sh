@@ -45,7 +45,14 @@ settle_record() {
 }
 
 # packages_of LAYER - what it added or changed and is there.
-packages_of() { [[ ! -f $(record_of "$1") ]] || awk -F'\t' '$2 != "-" { print $1 }' "$(record_of "$1")"; }
+packages_of() {
+  local record line
+  record=$(record_of "$1")
+  [[ -f $record ]] || return 0
+  while IFS= read -r line; do
+    [[ ${line#*$'\t'} == $'-\t'* ]] || printf '%s\n' "${line%%$'\t'*}"
+  done <"$record"
+}
 
 # packages_json LAYER - the same as a JSON list.
 packages_json() {
@@ -55,7 +62,17 @@ packages_json() {
 }
 
 # is_ours NAME - did some layer of ours add it?
-is_ours() { [[ -d $STATE/packages ]] && awk -F'\t' -v name="$1" '$1 == name && $3 == "-" { found = 1 } END { exit !found }' "$STATE/packages"/*; }
+is_ours() {
+  local record line
+  for record in "$STATE"/packages/*; do
+    [[ -f $record ]] || continue
+    # A version may be empty, so that the line isn't split.
+    while IFS= read -r line; do
+      [[ $line != "$1"$'\t'*$'\t-\t'* ]] || return 0
+    done <"$record"
+  done
+  return 1
+}
 
 # record_change LAYER SIMULATION - adds what `apt-get -s` has announced.
 record_change() {

@@ -46,7 +46,8 @@ driver_drift() {
     return 0
   fi
   while IFS= read -r kernel; do
-    found=$(module_version "$kernel")
+    find_module "$kernel"
+    found=$MODULE_VERSION
     [[ $found == "$NOTED_VERSION" ]] || DRIFT+=("driver: the kernel $kernel has ${found:-no module}${found:+ as module}, the driver is $NOTED_VERSION")
   done < <(kernels_of "$NOTED_TARGET")
   if [[ -z $version ]]; then

@@ -16,10 +16,13 @@ is_unchecked() {
 
 # other_entry URL SUITE LIST - the file that has an entry for this repository, if it isn't LIST.
 other_entry() {
-  local file
+  local file line found=no
   for file in "$ROOT"/etc/apt/sources.list "$ROOT"/etc/apt/sources.list.d/*.list "$ROOT"/etc/apt/sources.list.d/*.sources; do
     [[ -r $file && $file != "$ROOT$3" ]] || continue
-    if entries_of "$file" | grep -qxF -- "${1%/} $2"; then
+    while IFS= read -r line; do
+      [[ $line != "${1%/} $2" ]] || found=yes
+    done < <(entries_of "$file")
+    if [[ $found == yes ]]; then
       printf '%s' "${file#"$ROOT"}"
       return 0
     fi
@@ -28,6 +31,18 @@ other_entry() {
 
 # entries_of FILE - ADDRESS SUITE of each enabled entry for binary packages, in either of apt's formats.
 entries_of() {
+  local line architecture=''
+  while IFS= read -r line; do
+    if [[ $line == *"\$(ARCH)"* ]]; then
+      architecture=${architecture:-$(dpkg --print-architecture)}
+      line=${line//"\$(ARCH)"/"$architecture"}
+    fi
+    while [[ $line == *'/ '* ]]; do line=${line/'/ '/ }; done
+    printf '%s\n' "$line"
+  done < <(written_entries "$1")
+}
+
+written_entries() { # FILE - as they stand there
   if [[ $1 == *.sources ]]; then
     awk -v RS= '{
       types = uris = suites = ""; enabled = 1; n = split($0, lines, "\n"); field = ""
@@ -46,5 +61,5 @@ entries_of() {
     }' "$1"
   else
     sed -nE 's/#.*//; s/^[[:space:]]*deb[[:space:]]+(\[[^]]*\][[:space:]]+)?([^[:space:]]+)[[:space:]]+([^[:space:]]+).*/\2 \3/p' "$1"
-  fi | sed -E "s#\\\$\\(ARCH\\)#$(dpkg --print-architecture)#g; s#/+ # #"
+  fi
 }
