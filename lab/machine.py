@@ -195,7 +195,7 @@ class Machine:
     def _write_launchers(self) -> None:
         """STATE/bin: one launcher for each simulated command this host has."""
         launchers.write(self.state / "bin", [name for name in PROGRAMS if name not in GUEST_ONLY])
-        (self.state / SHELL_FILE).write_text(SHELL_TEXT, encoding="utf-8")
+        (self.state / SHELL_FILE).write_text(SHELL_TEXT + launchers.in_bash(), encoding="utf-8")
 
     # -- kernel packages ---------------------------------------------------------------------------------
     def install_kernel(self, kernel: str) -> None:

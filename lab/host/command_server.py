@@ -15,6 +15,8 @@ The server ends with its stdin, which whoever started it holds open (lab.command
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import gc
 import importlib
 import io
@@ -46,6 +48,8 @@ _DOING = frozenset({
     *("fcntl.flock", "fcntl.lockf", "fcntl.fcntl", "fcntl.ioctl", "socket.connect", "socket.bind", "signal.pthread_kill"),
 })  # fmt: skip
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+#: Lines of /proc/PID/status.
+_ABOUT = {name: re.compile(rb"^%s:\t(\w+)$" % name.encode(), re.M) for name in ("Umask", "SigIgn")}
 #: By this option of apt's a command is told of a descriptor beside its three streams.
 _STATUS_FD = re.compile(r"(?i)(?:-o)?APT::Status-Fd=(\d+)")
 
@@ -142,9 +146,18 @@ class Server:
         if self._modules != len(sys.modules):
             self._modules = len(sys.modules)
             gc.freeze()  # what is here is nothing for a fork's collector to look through, and so to copy
-        pid = os.fork()
-        if pid == 0:
-            _become(client, streams, words, lambda: self._run(words))
+        umask = os.umask(0o077)
+        try:
+            ignored = _resemble(client)  # before the fork: what is written afterwards is copied, page by page
+            pid = os.fork()
+            if pid == 0:
+                _become(client, streams, words, ignored, lambda: self._run(words))
+        except OSError:  # the client was killed before it was answered
+            connection.close()
+            return
+        finally:
+            os.umask(umask)
+            os.chdir("/")
         _lead(pid)
         self._poll.register(connection, select.POLLIN)
         self._connections[connection.fileno()] = connection
@@ -217,7 +230,7 @@ def _prepare(words: list[str]) -> None:
         return
 
 
-def _become(client: int, streams: list[int], words: list[str], run: Callable[[], int]) -> NoReturn:
+def _become(client: int, streams: list[int], words: list[str], ignored: int, run: Callable[[], int]) -> NoReturn:
     """The fork: the command, in every respect that the client's process has."""
     status = 1
     try:
@@ -229,9 +242,10 @@ def _become(client: int, streams: list[int], words: list[str], run: Callable[[],
             os.dup2(stream, number)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         _take_over(client, words)
-        with open("/proc/self/comm", "w") as comm:  # noqa: PTH123
-            comm.write(f"{MARK}{client}")
-        _resemble(client)
+        comm = os.open("/proc/self/comm", os.O_WRONLY)
+        os.write(comm, f"{MARK}{client}".encode())
+        os.close(comm)
+        _take_streams(ignored)
         status = run()
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -267,20 +281,35 @@ def _set_environment(client: int) -> None:
     os.environ.update(environment)
 
 
-def _resemble(client: int) -> None:
-    """Environment, umask, ignored signals, folder and Python's own streams."""
+def _resemble(client: int) -> int:
+    """Environment, umask and folder; return the signals that it ignores, as bits.
+
+    Raises:
+        OSError: it has ended.
+    """
     _set_environment(client)
-    with open(f"/proc/{client}/status") as file:  # noqa: PTH123
-        about = dict(line.rstrip().partition(":\t")[::2] for line in file)
-    os.umask(int(about["Umask"], 8))
-    ignored = int(about["SigIgn"], 16)
+    os.chdir(f"/proc/{client}/cwd")
+    with open(f"/proc/{client}/status", "rb") as file:  # noqa: PTH123
+        about = file.read()
+    umask, ignored = (_ABOUT[name].search(about) for name in ("Umask", "SigIgn"))
+    if umask is None or ignored is None:
+        raise OSError(errno.ESRCH, "it has ended")  # a process that is waited for has no umask any more
+    os.umask(int(umask[1], 8))
+    return int(ignored[1], 16)
+
+
+def _take_streams(ignored: int) -> None:
+    """Python's own streams, and the signals that the client ignores."""
     for one in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
         if ignored >> (one - 1) & 1:
             signal.signal(one, signal.SIG_IGN)
-    os.chdir(f"/proc/{client}/cwd")
     sys.stdin = open(0, errors=sys.stdin.errors, closefd=False)  # noqa: PTH123, SIM115
     sys.stdout = open(1, "w", errors=sys.stdout.errors, closefd=False)  # noqa: PTH123, SIM115
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: PTH123, SIM115
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
 
 
 class Looking:
@@ -295,12 +324,17 @@ class Looking:
         if not self._program.looks_only:
             return
         if event == "open":
-            flags = arguments[2]
-            if not isinstance(flags, int) or not flags & _WRITING:
+            if not _number(arguments[2]) & _WRITING:
                 return
-        elif event not in _DOING:
+        elif event not in _DOING or (event == "fcntl.flock" and _number(arguments[1]) & fcntl.LOCK_NB):
             return
         raise self._program.NotAtOnce(event)
+
+    def _set(self, looks_only: bool) -> None:
+        # What of the lab a command needs besides this package imports it by its other name (guest_programs.py).
+        for name in ("host.program", "lab.host.program"):
+            if module := sys.modules.get(name):
+                setattr(module, "looks_only", looks_only)  # noqa: B010  # a module's
 
     def answer(self, client: int, words: list[str]) -> bytes | None:
         """The answer to a client whose command only looks: what it prints, its status, what it is to become; None if that takes a fork."""
@@ -319,14 +353,14 @@ class Looking:
             sys.stdout = io.TextIOWrapper(output, encoding="utf-8", errors=before[1].errors, newline="\n")
             sys.stderr = io.TextIOWrapper(errors, encoding="utf-8", errors="backslashreplace", newline="\n")
             sys.argv[1:] = words
-            self._program.looks_only = True
+            self._set(True)
             status = int(importlib.import_module("host.run").main()) & 255
         except self._program.Instead as instead:
             status, become = 0, instead.words
         except (self._program.NotAtOnce, Exception, SystemExit):
             return None  # done anew in a fork, and told there
         finally:
-            self._program.looks_only = False
+            self._set(False)
             told = (sys.stdout, sys.stderr)
             sys.stdin, sys.stdout, sys.stderr = before
             os.chdir("/")

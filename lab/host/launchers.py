@@ -13,6 +13,7 @@ from pathlib import Path
 
 from . import run
 from .node_programs import ELSEWHERE_REAL
+from .state import OF_MACHINE
 
 #: Scripts ask for the kernel's release more often than for anything else: a shell reads it from where uname does. Without
 #: such a file, or LAB_STATE, uname itself answers.
@@ -22,6 +23,34 @@ if [ "$*" = -r ] && [ -r "$file" ] && read -r release <"$file"; then
   printf '%s\\n' "$release"
   exit
 fi
+"""
+#: What a script's bash does itself (BASH_ENV), since a start costs it more than all else of these: uname -r as the launcher does it, and
+#: sync of what is there. A lab loses no power: there is nothing to flush, and a test's host is flushed thousands of times. Where PATH
+#: leads to another program, a test's own perhaps, that is started.
+_IN_BASH = """\
+lab_is() { [[ -v BASH_CMDS[$1] ]] || hash "$1" 2>/dev/null; [[ ${BASH_CMDS[$1]-} == "$2" ]]; }
+uname() {
+  local release
+  if [[ $# == 1 && $1 == -r ]] && lab_is uname "${LAB_STATE-}/bin/uname" &&
+    { read -r release <"$LAB_STATE/root/proc/sys/kernel/osrelease"; } 2>/dev/null; then
+    builtin printf '%s\\n' "$release"
+  else
+    command uname "$@" || return
+  fi
+}
+sync() {
+  local word there=
+  if lab_is sync @SYNC@; then
+    for word; do
+      case $word in
+        -f) ;;
+        -*) there= && break ;;
+        *) there=1 && [[ (-f $word || -d $word) && -r $word ]] || { there= && break; } ;;
+      esac
+    done
+  fi
+  [[ $there ]] || command sync "$@" || return
+}
 """
 #: Program -> the shell's pattern of the working directory and arguments with which it is the lab's.
 _OURS_WHERE = {
@@ -64,6 +93,11 @@ def _texts(names: frozenset[str], container: bool) -> tuple[dict[str, str], str]
     """What these launchers say, and a sum of it: a test's process asks for them hundreds of times."""
     texts = {name: _started_by_perl(name, container) or text_of(name, container=container) for name in sorted(names)}
     return texts, hashlib.sha256(repr(texts).encode()).hexdigest()
+
+
+def in_bash() -> str:
+    """Functions for bash on a host, in place of some launchers and of sync."""
+    return _IN_BASH.replace("@SYNC@", shlex.quote(shutil.which("sync", path=OF_MACHINE) or ""))
 
 
 def _started_by_perl(name: str, container: bool) -> str | None:

@@ -124,6 +124,7 @@ LOOKING: dict[str, frozenset[str]] = {
     "dpkg": frozenset({"--compare-versions", "--print-architecture", "--audit", "-l", "-s"}),
     "systemctl": frozenset({"is-active", "is-enabled", "is-system-running", "show", "list-units", "cat"}),
     "systemd-detect-virt": frozenset(),
+    **dict.fromkeys(("qm", "pct"), frozenset({"status", "list", "config"})),
 }
 #: Paths that lead to something of the process that looks, by which a server's is another one.
 _OWN_PATHS = ("/proc/self", "/dev/fd", "/dev/std", "/dev/tty")

@@ -252,6 +252,10 @@ class HostState:
         return max(0.0, time.time() - float(started)) if started is not None else 0.0
 
 
+#: The end of a host's PATH: this machine's own programs.
+OF_MACHINE = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
 def of_command_server() -> dict[str, str]:
     """The variable by which a simulated command finds the command server (command_server.py); nothing where none runs."""
     return {name: os.environ[name] for name in (COMMANDS,) if name in os.environ}
@@ -264,7 +268,7 @@ def host_environment(state: Path) -> dict[str, str]:
         "LAB_STATE": str(state),
         **of_command_server(),
         "HOME": str(state / "root/root"),
-        "PATH": f"{own_path(state / 'root')}:{state}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PATH": f"{own_path(state / 'root')}:{state}/bin:{OF_MACHINE}",
         "LC_ALL": "C.UTF-8",
         "USER": "root",
         "LOGNAME": "root",

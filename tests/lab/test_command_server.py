@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -153,6 +154,11 @@ lspci --frobnicate
 echo "<4>from a test" >$ROOT/dev/kmsg; dmesg | tail -n 1 | sed 's/.*]//'
 stat -c %t /proc/self/fd/0 </dev/null
 LAB_STATE= uname
+qm list
+qm config 101
+qm status 9999
+pct list
+qm frobnicate
 """
 
 
@@ -167,6 +173,24 @@ def test_a_command_says_the_same_whether_the_server_does_it_itself_or_a_process_
     by_server = results(host)
     monkeypatch.setitem(os.environ, COMMANDS, "46:nobody-listens")
     assert by_server == results(host)
+
+
+def test_a_look_that_would_have_to_wait_waits_in_a_process_of_its_own(host: Host) -> None:
+    wanted = host.output("qm list")
+    with (host.machine.state / ".pve.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        words = ["bash", "-c", "exec qm list"]
+        process = subprocess.Popen(words, env=host.machine.environment(), stdout=subprocess.PIPE, text=True)
+        wait_until(lambda: f"lab/{process.pid}\n" in [read(comm) for comm in Path("/proc").glob("[0-9]*/comm")])
+        assert host.output("uname -s") == "Linux\n", "others don't wait for it"
+    assert process.communicate(timeout=PATIENCE)[0] == wanted
+
+
+def read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 WATCHED = """
@@ -253,3 +277,53 @@ def test_a_client_that_is_told_everything_says_it_and_ends_or_becomes_another_pr
 def test_a_signal_that_comes_before_the_answer_is_the_clients() -> None:
     done = asked(told(0, b"", b"said", b"/bin/sleep", b"300"), signal.SIGTERM)
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, b"")
+
+
+# What bash does itself on a host (lab/host/launchers.py), and what a program says there.
+IN_BASH = r"""
+sync /etc/passwd
+sync -f $ROOT/etc $ROOT/boot
+sync
+sync $ROOT/nothing; echo $?
+sync /etc/passwd $ROOT/nothing; echo $?
+sync --frobnicate; echo $?
+set -e; sync $ROOT/nothing; echo goes on
+! sync $ROOT/nothing && echo 'a condition'
+ln -sfn nothing $ROOT/broken; sync $ROOT/broken; echo $?
+mkfifo $ROOT/fifo; sync $ROOT/fifo; rm $ROOT/fifo
+uname -r
+uname -rs
+set -u; IFS=.; echo "$(uname -r)"
+release=$(uname -r); echo $release
+: >$ROOT/proc/sys/kernel/osrelease; uname -r
+"""
+
+
+def test_what_bash_does_itself_on_a_host_is_what_the_programs_do(host: Host) -> None:
+    own = host.machine.state / "bash-env"
+    functions, release = own.read_text(), (host.root / "proc/sys/kernel/osrelease").read_text()
+    assert "sync()" in functions and "uname()" in functions
+    results = []
+    for text in (functions, functions.partition("lab_is()")[0]):
+        own.write_text(text)
+        results += [
+            [
+                (line, one.returncode, one.stdout, one.stderr)
+                for line in IN_BASH.strip().splitlines()
+                for one in [host.run(line)]
+            ]
+        ]
+        (host.root / "proc/sys/kernel/osrelease").write_text(release)
+    own.write_text(functions)
+    assert results[0] == results[1]
+
+
+def test_another_program_that_path_leads_to_is_started_all_the_same(host: Host) -> None:
+    host.write("/usr/local/sbin/sync", "#!/bin/sh\necho its own sync\n", 0o755)
+    host.write("/usr/local/sbin/uname", "#!/bin/sh\necho its own uname\n", 0o755)
+    try:
+        assert host.output("sync /etc/passwd; uname -r") == "its own sync\nits own uname\n"
+    finally:
+        for name in ("sync", "uname"):
+            (host.root / f"usr/local/sbin/{name}").unlink()
+    assert "its own" not in host.output("sync /etc/passwd; uname -r")
