@@ -226,22 +226,6 @@ def test_a_mapping_changed_or_removed_and_a_card_taken_out_by_hand_are_mended(
     assert not (stack.lab.root / MAPPING).read_text()
 
 
-def test_what_is_done_by_hand_stays(stack_on: Callable[..., Stack]) -> None:
-    """The card had been given by the same mapping already: nothing is ours, and nothing is taken away."""
-    stack = stack_on("bound-by-hand", vms=SANDBOX)
-    entry = "id=10de:2b85,iommugroup=14,node=pve,path=0000:01:00,subsystem-id=1043:89e3"
-    stack.lab.run(
-        f"pvesh create /cluster/mapping/pci --id rtx5090 --map {entry}; qm stop 103; qm set 103 --hostpci3 pcie=1,mapping=rtx5090; qm start 103"
-    )
-    stock = stack.lab.snapshot()
-    mark = stack.lab.mark()
-    stack.up()
-    stack.destroy()
-    assert stack.lab.snapshot() == stock
-    assert power_calls(stack, mark) == []
-    assert with_card(stack)["0000:01:00.0"] == 103
-
-
 def test_a_preview_shows_the_vm_and_refuses_what_an_up_would(stack_on: Callable[..., Stack]) -> None:
     stack = stack_on("rtx5090", vms=SANDBOX)
     stock = stack.lab.snapshot()

@@ -5,12 +5,16 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from homelab.container import plan as container_plan
 from homelab.host import gates, plan, remapping
 from homelab.remote import scripts
+from homelab.settings import Container
+from homelab.settings import Host as HostSettings
 from lab.machine import Machine, load_scenario
 from tests.conftest import PROJECT
 from tests.lab.host_kit import run_script
@@ -106,15 +110,50 @@ def test_applied_twice_and_taken_back_twice_is_as_once(host: Callable[[str], Hos
     assert machine.files() == stock
 
 
-# Scenario -> the slot that its stack gives to a VM. tests/e2e/test_converge.py has more, with the engine.
-SLOTS = {
-    "rtx5090": "0000:01:00",
-    "wtr-max": "0000:01:00",
-    "two-identical": "0000:1e:00",
-    "four-functions": "0000:01:00",
-    "zfs-grub-shim": "0000:01:00",
-    "iommu-off": "0000:03:00",
+# Scenario -> the slot that goes to a VM, and the settings for it, if they aren't those of the scenario's own stack. tests/e2e/test_converge.py
+# has one with the engine.
+SLOTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "rtx5090": ("0000:01:00", {}),
+    "wtr-max": ("0000:01:00", {}),
+    "intel-zfs": ("0000:01:00", {}),
+    "two-identical": ("0000:1e:00", {}),
+    "four-functions": ("0000:01:00", {}),
+    "zfs-grub-shim": ("0000:01:00", {}),
+    "iommu-off": ("0000:03:00", {}),
+    # Its containers lose the card.
+    "phoenix": ("0000:02:00", {"gpus": {"rtx4090": {"match": "10de:2684", "allowContainers": [901, 950]}}}),
+    # The host's driver has both cards.
+    "recorded-node": ("0000:41:00", {"gpus": {"second": {"match": "10de:2684", "address": "41:00"}}}),
+    # Bound by somebody's own configuration: taken over only when asked.
+    "bound-by-hand": ("0000:01:00", {"takeOver": True}),
+    # As on a real host with a forgotten audio function: the ids name the card only; the IOMMU words are there.
+    "half-bound": ("0000:01:00", {}),
 }
+
+
+def wanted_on(scenario: str) -> HostSettings:
+    """The settings of ``SLOTS``."""
+    about = yaml.safe_load((PROJECT / "lab" / "stacks" / f"{scenario}.yaml").read_text())
+    return settings(**({"gpus": about["gpus"]} | SLOTS[scenario][1]))
+
+
+def layers_of(want: plan.Wanted) -> list[str]:
+    """What makes the boot of a host that is planned so, in its order."""
+    return [
+        scripts.iommu_cmdline(want.iommu_words, binding=bool(want.vfio_words)),
+        scripts.vfio_initramfs(bool(want.vfio_words)),
+        scripts.vfio_cmdline(want.vfio_words),
+    ]
+
+
+def bind(machine: Host, scenario: str) -> plan.Wanted:
+    """What is planned for the host, applied; it takes a restart."""
+    wanted = wanted_on(scenario)
+    want = plan.wanted(remapping.to_be(read(machine.machine), wanted), wanted)
+    for script in layers_of(want):
+        done = machine.run("apply", script)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return want
 
 
 # Scenario -> what the refusal names, with the cards of its stack.
@@ -152,22 +191,22 @@ def test_a_boot_partition_without_room_is_refused(host: Callable[[str], Host]) -
 def test_a_host_is_bound_by_what_is_planned_for_it_and_given_back(host: Callable[[str], Host], scenario: str) -> None:
     machine = host(scenario)
     stock, before = machine.files(), machine.drivers()
-    about = yaml.safe_load((PROJECT / "lab" / "stacks" / f"{scenario}.yaml").read_text())
-    wanted = settings(about["gpus"])
-    want = plan.wanted(remapping.to_be(read(machine.machine), wanted), wanted)
-    layers = [
-        scripts.iommu_cmdline(want.iommu_words),
-        scripts.vfio_initramfs(bool(want.vfio_words)),
-        scripts.vfio_cmdline(want.vfio_words),
-    ]
-    for script in layers:
-        assert machine.run("apply", script).returncode == 0
+    wanted = wanted_on(scenario)
+    want = bind(machine, scenario)
+    layers = layers_of(want)
     machine.restart()
     bound = {address for address, driver in machine.drivers().items() if driver == "vfio-pci"}
-    assert bound == {path.name for path in (machine.root / "sys/bus/pci/devices").glob(f"{SLOTS[scenario]}.*")}
+    slot = SLOTS[scenario][0]
+    assert bound == {path.name for path in (machine.root / "sys/bus/pci/devices").glob(f"{slot}.*")}
     assert {address: driver for address, driver in machine.drivers().items() if address not in bound} == {
         address: driver for address, driver in before.items() if address not in bound
     }
+    cmdline = (machine.root / "proc/cmdline").read_text()
+    if scenario == "half-bound":
+        assert "homelab.vfio=0000:01:00.1=10de:22eb" in cmdline and cmdline.split().count("amd_iommu=on") == 1
+        assert not [path for path in machine.files() if "zz-homelab-iommu" in path]
+    if scenario == "bound-by-hand":
+        assert "homelab.vfio=0000:01:00.0=10de:2b85" in cmdline
     found = read(machine.machine)
     assert plan.verify(found, wanted, want) == []
     # What its boot is to have is noted by whoever restarts it (reboot_host.sh): nobody did.
@@ -179,6 +218,141 @@ def test_a_host_is_bound_by_what_is_planned_for_it_and_given_back(host: Callable
     assert machine.files() == stock
     machine.restart()
     assert machine.drivers() == before
+
+
+@pytest.mark.parametrize("scenario", ["rtx5090", "intel-zfs"])
+def test_the_second_boot_entry_gives_the_card_back_for_one_boot_and_a_new_kernel_is_bound(
+    host: Callable[[str], Host], scenario: str
+) -> None:
+    """With either loader."""
+    machine = host(scenario)
+    bind(machine, scenario)
+    machine.restart()
+    bound = machine.drivers()
+    assert bound["0000:01:00.0"] == "vfio-pci"
+    ours = sorted(path.stem for path in machine.machine.state.glob("esp/*/loader/entries/homelab-without-gpu-*.conf"))
+    machine.machine.next_entry = ours[-1] if ours else "Proxmox VE without GPU passthrough, GNU/Linux"
+    machine.restart()
+    assert machine.drivers() == bound | {"0000:01:00.0": "nouveau", "0000:01:00.1": "snd_hda_intel"}
+    machine.restart()
+    assert machine.drivers() == bound
+    version = "6.17.13-21-pve"
+    machine.machine.install_kernel(version)
+    machine.machine.shutdown()
+    assert machine.machine.boot("reboot").kernel == version
+    assert machine.drivers()["0000:01:00.0"] == "vfio-pci"
+
+
+def test_words_lost_from_the_kernel_cmdline_file_are_named_and_come_back(host: Callable[[str], Host]) -> None:
+    machine = host("intel-zfs")
+    want = bind(machine, "intel-zfs")
+    machine.restart()
+    configured = machine.files()
+    machine.bash('echo "root=ZFS=rpool/ROOT/pve-1 boot=zfs" >"$ROOT/etc/kernel/cmdline"; proxmox-boot-tool refresh')
+    drift = plan.drift(read(machine.machine), want)
+    for layer in ("iommu", "vfio"):
+        assert "is not on the configured kernel command line" in "\n".join(drift[layer]), drift
+    for script in layers_of(want):
+        assert machine.run("apply", script).returncode == 0
+    changed = {Path(path).name for path, text in machine.files().items() if configured.get(path) != text}
+    assert changed == {"armed"}, "the switch for the restart that may follow"
+    assert machine.files().keys() == configured.keys()
+
+
+def test_another_card_chosen_is_bound_in_place_of_the_first(host: Callable[[str], Host]) -> None:
+    machine = host("two-identical")
+    before = machine.drivers()
+    bind(machine, "two-identical")
+    machine.restart()
+    other = settings({"first": {"match": "10de:2204", "address": "1d:00", "allowConsole": True}})
+    want = plan.wanted(remapping.to_be(read(machine.machine), other), other)
+    for script in layers_of(want):
+        assert machine.run("apply", script).returncode == 0
+    machine.restart()
+    assert machine.drivers()["0000:1d:00.0"] == "vfio-pci"
+    assert machine.drivers()["0000:1e:00.0"] == before["0000:1e:00.0"]
+
+
+@pytest.mark.parametrize(
+    ("scenario", "fault", "layer", "said", "undone"),
+    [
+        ("rtx5090", "update-initramfs", 1, "the initramfs of every installed kernel made anew", ("init-top/homelab-vfio",)),
+        ("rtx5090", "update-grub", 2, "the boot configuration generated anew", ("zz-homelab-vfio.cfg", "12_homelab")),
+        # update-initramfs writes to the ESPs as well.
+        ("intel-zfs", "proxmox-boot-tool", 1, "superblock", ("init-top/homelab-vfio",)),
+    ],
+)  # fmt: skip
+def test_a_tool_that_fails_leaves_the_files_of_its_step_as_they_were_and_the_next_run_finishes(
+    host: Callable[[str], Host], scenario: str, fault: str, layer: int, said: str, undone: tuple[str, ...]
+) -> None:
+    """As an `up` ends then: tests/e2e/test_failures.py."""
+    machine = host(scenario)
+    stock = machine.files()
+    wanted = wanted_on(scenario)
+    layers = layers_of(plan.wanted(remapping.to_be(read(machine.machine), wanted), wanted))
+    for script in layers[:layer]:
+        assert machine.run("apply", script).returncode == 0
+    machine.machine.set_fault(fault, "fail")
+    done = machine.run("apply", layers[layer])
+    assert done.returncode == 1 and done.stdout.count("wanted:") == 1 and said in done.stdout, done.stdout
+    now = machine.files()
+    assert not [path for path in now if path not in stock and path.endswith(undone)]
+    read_at_boot = [path for path in stock if path.endswith("boot/grub/grub.cfg") or "loader/entries" in path]
+    assert read_at_boot and {path: now[path] for path in read_at_boot} == {path: stock[path] for path in read_at_boot}
+    assert not (machine.root / "var/lib/homelab/undo").exists()
+    machine.machine.clear_faults()
+    for script in layers:
+        assert machine.run("apply", script).returncode == 0
+    machine.restart()
+    assert machine.drivers()["0000:01:00.0"] == "vfio-pci"
+    for script in reversed(layers):
+        assert machine.run("revert", script).returncode == 0
+    assert machine.files() == stock
+
+
+def stands_against(machine: Host) -> str:
+    """What keeps container 901 of a host from the driver's first two cards."""
+    found = read(machine.machine)
+    want = plan.wanted(found, settings({}))
+    one = Container.model_validate({"host": "pve", "ctid": 901, "gpuAssignment": "0,1"})
+    errors = container_plan.check("phoenix", one, found, container_plan.cards(found, want, {}, "pve"), want)[1]
+    return "\n".join(map(str, errors))
+
+
+def test_what_stands_against_a_card_in_a_container_is_read_from_its_host(host: Callable[[str], Host]) -> None:
+    """What is said of it, and what takes no host: tests/unit/test_containers.py."""
+    machine = host("phoenix")
+    assert stands_against(machine) == ""
+    machine.bash("qm stop 103; qm set 103 --hostpci0 0000:02:00")
+    said = stands_against(machine)
+    assert "card 1 (gpuAssignment)" in said and "0000:02:00 is given to VM 103 (Sandbox)" in said, said
+    device = machine.root / "sys/bus/pci/devices/0000:02:00.0"
+    machine.bash(
+        f"modprobe vfio-pci; echo vfio-pci >{device}/driver_override; echo 0000:02:00.0 >{device}/driver/unbind; "
+        f"echo 0000:02:00.0 >{machine.root}/sys/bus/pci/drivers_probe"
+    )
+    said = stands_against(machine)
+    assert "0000:02:00 is bound to vfio-pci for VM 103 (Sandbox)" in said, said
+    machine.bash("qm set 103 --delete hostpci0")
+
+    machine.machine.set_fault("nvidia-uvm-missing", True)
+    machine.restart()
+    said = stands_against(machine)
+    assert "/dev/nvidia-uvm, of the module nvidia-uvm" in said and "has no module nvidia-uvm" in said, said
+    machine.machine.clear_faults()
+    blacklist = machine.root / "etc/modprobe.d/no-nvidia.conf"
+    blacklist.write_text("blacklist nvidia\nblacklist nvidia_drm\nblacklist nvidia_uvm\n")
+    machine.bash("update-initramfs -u -k all")
+    machine.restart()
+    said = stands_against(machine)
+    assert "NVIDIA's driver loaded on the host" in said and "it is blacklisted" in said, said
+
+
+def test_a_host_without_the_driver_has_no_card_for_a_container(host: Callable[[str], Host]) -> None:
+    machine = host("rtx5090")
+    (machine.root / "etc/pve/lxc/901.conf").write_text("arch: amd64\nhostname: box\nmemory: 512\nunprivileged: 1\n")
+    said = stands_against(machine)
+    assert "NVIDIA's driver loaded on the host" in said and "the driver isn't installed" in said, said
 
 
 @pytest.mark.parametrize(
