@@ -9,12 +9,14 @@ import pytest
 
 from homelab.host import facts, gates
 from homelab.remote import scripts
+from tests.e2e import terminal
 from tests.e2e.conftest import Stack
 from tests.e2e.person import DOWN, ENTER, Conversation
 from tests.e2e.test_gpu_vm import conf, given_back, with_card
 from tests.lab.host_kit import run_script
 from tests.sampling import sample
 from tests.unit.hosts import settings
+from tests.waiting import PATIENCE
 
 # What a person is asked of the host's cards, and which keys answer it: where one VM could have a card, it is preselected; nobody has the
 # host's screen. VM 103 runs on most of these hosts.
@@ -73,15 +75,35 @@ SCENARIOS: dict[str, tuple[str, Conversation, list[str]]] = {
 WHOLE = "intel-zfs"
 
 
+def up_at_80_columns(stack: Stack) -> terminal.Terminal:
+    """A first `up` at a terminal, as a person sees it."""
+    environment = {name: value for name, value in stack.environment.items() if name != "NO_COLOR"}
+    command = [str(stack.engine.pulumi), "up", "--yes", "--skip-preview", "--stack", "lab", "--cwd", str(stack.project)]
+    command += ["--config-file", str(stack.folder / "Pulumi.lab.yaml")]
+    stack.write_config()
+    return terminal.run(command, 80, environment | {"TERM": "xterm-256color"}, str(stack.folder), PATIENCE)
+
+
+def can_be_read(shown: terminal.Terminal) -> None:
+    assert ("homelab:host:BootCheck", "pve-booted") in terminal.readable(shown)
+    # While it is at work, the beginning of what a step says is there.
+    said = terminal.said_meanwhile(shown, "homelab:vm:Change")
+    assert {one.split()[-1] for one in said if one.startswith("creating (") and not one.endswith(")")}, said
+    # Why it is rebooted is said once, in words; the terminal's edge may be in the middle of one.
+    text = "".join("".join(shown.lines()).split())
+    assert text.count("thekernelcommandlinegetsintel_iommu=oniommu=pt") == 1, text
+    assert "homelab.vfio=" not in text.partition("Outputs:")[0] and text.count("itstopsVM103(Sandbox)") <= 2
+
+
 def test_from_stock_to_bound_and_back(by_init: Callable[..., Stack]) -> None:
-    """From nothing but the host's address and a password, by `homelab init` at a terminal."""
+    """From nothing but the host's address and a password, by `homelab init` at a terminal; the `up` can be read there."""
     slot, conversation, options = SCENARIOS[WHOLE]
     stack = by_init(WHOLE, *conversation, options=options)
     stock = stack.lab.snapshot()
     before = stack.drivers()
     mark = stack.lab.mark()
 
-    stack.up()
+    can_be_read(up_at_80_columns(stack))
 
     bound = {address for address, driver in stack.drivers().items() if driver == "vfio-pci"}
     assert bound == {address for address in before if address.startswith(slot)}

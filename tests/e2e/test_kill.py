@@ -43,7 +43,7 @@ def comes_to_rest(stack: Stack) -> None:
     assert stack.run("cancel", "--yes").code == 0
 
 
-def test_each_run_goes_on_where_the_one_before_was_killed_and_the_last_finishes(
+def test_each_run_goes_on_where_the_one_before_was_killed_and_the_last_finishes_and_a_destroy_too(
     stack_on: Callable[..., Stack],
 ) -> None:
     """One stack for all scripts: an `up` that is killed in one must have come past every earlier one. That a script itself is finished from any
@@ -51,7 +51,7 @@ def test_each_run_goes_on_where_the_one_before_was_killed_and_the_last_finishes(
     stack = stack_on("rtx5090")
     stack.host["timeouts"]["rollback"] = 600  # the boot is confirmed two runs later
     stock = stack.lab.snapshot()
-    for script in sample(list(SCRIPTS.values()), 3, "scripts of an up"):
+    for script in sample(list(SCRIPTS.values()), 2, "scripts of an up"):
         process = stack.start("up", "--yes", "--skip-preview")
         stack.lab.wait_command(script, timeout=PATIENCE)
         stack.kill(process)
@@ -60,6 +60,12 @@ def test_each_run_goes_on_where_the_one_before_was_killed_and_the_last_finishes(
     assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
     assert [boot["reason"] for boot in stack.lab.boots()] == ["start", "reboot"]
     assert stack.up("--refresh").changed == set()
+    # And a destroy.
+    process = stack.start("destroy", "--yes", "--skip-preview")
+    stack.lab.wait_command("NEEDED=yes", timeout=PATIENCE)
+    stack.kill(process)
+    stack.lab.wait_idle()
+    assert stack.run("cancel", "--yes").code == 0
     stack.destroy()
     assert stack.lab.snapshot() == stock
 
@@ -74,18 +80,6 @@ def test_the_run_after_a_kill_finishes(stack_on: Callable[..., Stack]) -> None:
     stack.up()
     assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
     assert stack.up("--refresh").changed == set()
-
-
-def test_killed_during_a_destroy_the_next_one_finishes(converged: Callable[..., Stack]) -> None:
-    stack = converged("rtx5090")
-    stock = stack.stock
-    process = stack.start("destroy", "--yes", "--skip-preview")
-    stack.lab.wait_command("NEEDED=yes", timeout=PATIENCE)
-    stack.kill(process)
-    stack.lab.wait_idle()
-    assert stack.run("cancel", "--yes").code == 0
-    stack.destroy()
-    assert stack.lab.snapshot() == stock
 
 
 # Requests, by which a run has got so far.
@@ -114,12 +108,12 @@ def killed_at(stack: Stack, run: str, request: str) -> None:
 def test_each_run_that_changes_a_vm_goes_on_where_the_one_before_was_killed(stack_on: Callable[..., Stack]) -> None:
     stack = stack_on("bound-by-hand", vms={"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}})
     stock = stack.lab.snapshot()
-    for request in sample((MAPPED, CONFIGURED, OFF, ON), 2, "requests of an up"):
+    for request in sample((MAPPED, CONFIGURED, OFF, ON), 1, "requests of an up"):
         killed_at(stack, "up", request)
     stack.up()
     assert with_card(stack)["0000:01:00.0"] == 103
     assert stack.up("--refresh").changed == set()
-    for request in sample((CONFIGURED, OFF, ON, UNMAPPED), 2, "requests of a destroy"):
+    for request in sample((CONFIGURED, OFF, ON, UNMAPPED), 1, "requests of a destroy"):
         killed_at(stack, "destroy", request)
     stack.destroy()
     assert running(stack) == {103}

@@ -30,9 +30,6 @@ def test_a_container_is_made_with_its_cards_changed_mended_and_removed(stack_on:
     containers(stack)["ai"]["create"]["cores"] = 8
     assert stack.up().changed == {"ai-ct"}
     assert "cores: 8" in conf(stack, 300)
-    containers(stack)["ai"]["create"]["unprivileged"] = False
-    assert "what is on the disk would be lost" in stack.up(ok=False).message
-    del containers(stack)["ai"]["create"]["unprivileged"]
 
     # No longer described, only adopted: it isn't taken for one that is to go.
     described = containers(stack)["ai"].pop("create")

@@ -67,16 +67,33 @@ def test_a_vm_is_made_changed_in_place_and_removed(by_init: Callable[..., Stack]
     given_back(stack, stock)
 
 
-def test_a_taken_id_is_refused_and_a_protected_vm_that_is_cloned_from_a_template_stays(
+def test_a_taken_id_and_a_missing_image_are_refused_a_protected_clone_of_a_template_stays_and_windows_goes(
     stack_on: Callable[..., Stack],
 ) -> None:
+    """Windows with the card: tests/e2e/test_gaming_vm.py."""
     cloned = new_vm(template=900, cloudInit={"user": "dev", "sshKeys": [KEY]}, protect=True)
-    stack = stack_on("bound-by-hand", vms={"dev": {**cloned, "vmid": 103}})
+    windows = {
+        "isos": ["local:iso/Win11.iso", "virtio"],
+        "osType": "win11",
+        "tpm": True,
+        "secureBoot": True,
+        "agent": False,
+    }
+    stack = stack_on(
+        "bound-by-hand",
+        vms={"dev": {**cloned, "vmid": 103}, "gaming": {**new_vm(**windows), "vmid": 201, "gpus": []}},
+        downloads={"virtio": {"image": "virtio-win"}},
+    )
     stack.lab.run(
         "qm create 900 --name noble --machine q35 --bios ovmf --memory 2048 --net0 virtio,bridge=vmbr0 --scsihw virtio-scsi-single "
         "--efidisk0 local-lvm:1,efitype=4m --scsi0 local-lvm:3; qm set 900 --template 1"
     )
     before, template = conf(stack, 103), conf(stack, 900)
+    message = stack.up(ok=False).message
+    assert "local:iso/Win11.iso, as vms.gaming.create names it" in message and "it is not on the storage" in message
+    assert "upload it (web interface: local -> ISO Images -> Upload" in message
+    assert "Microsoft gives its ISO images out" in message
+    stack.lab.run("mkdir -p $ROOT/var/lib/vz/template/iso; echo windows >$ROOT/var/lib/vz/template/iso/Win11.iso")
     message = stack.up(ok=False).message
     assert "there is a VM 103 already: Sandbox" in message and "to adopt that VM" in message
     assert conf(stack, 103) == before
@@ -84,10 +101,21 @@ def test_a_taken_id_is_refused_and_a_protected_vm_that_is_cloned_from_a_template
     stack.up()
     assert "size=64G" in conf(stack, 200) and "ciuser: dev" in conf(stack, 200)
     assert with_card(stack)["0000:01:00.0"] == 200
+    lines = conf(stack, 201).splitlines()
+    for line in (
+        "boot: order=scsi0;sata0",
+        "sata0: local:iso/Win11.iso,media=cdrom",
+        "sata1: local:iso/virtio-win.iso,media=cdrom",
+        "ostype: win11",
+    ):
+        assert any(one.startswith(line) for one in lines), line
+    assert any("pre-enrolled-keys=1" in line for line in lines) and any(line.startswith("tpmstate0:") for line in lines)
     gone = stack.destroy()
     assert "VM 200 stays: it is protected" in gone.output
     assert "hostpci" not in conf(stack, 200)
     assert conf(stack, 900) == template
+    assert not (stack.lab.root / "etc/pve/qemu-server/201.conf").exists()
+    assert [path.name for path in (stack.lab.root / "var/lib/vz/template/iso").iterdir()] == ["Win11.iso"]
 
 
 def test_from_nothing_to_cuda_with_an_image_that_is_downloaded_and_given_back(stack_on: Callable[..., Stack]) -> None:
@@ -109,34 +137,3 @@ def test_from_nothing_to_cuda_with_an_image_that_is_downloaded_and_given_back(st
     stack.destroy()
     assert not list((stack.lab.root / "var/lib/vz/import").iterdir())
     given_back(stack, allowed)
-
-
-def test_from_nothing_to_windows_set_up_with_the_card(stack_on: Callable[..., Stack]) -> None:
-    windows = {
-        "isos": ["local:iso/Win11.iso", "virtio"],
-        "osType": "win11",
-        "tpm": True,
-        "secureBoot": True,
-        "agent": False,
-    }
-    stack = stack_on("bound-by-hand", vms={"gaming": new_vm(**windows)}, downloads={"virtio": {"image": "virtio-win"}})
-    refused = stack.up(ok=False).message
-    assert "local:iso/Win11.iso, as vms.gaming.create names it" in refused and "it is not on the storage" in refused
-    assert (
-        "upload it (web interface: local -> ISO Images -> Upload" in refused
-        and "Microsoft gives its ISO images out" in refused
-    )
-    stack.lab.run("mkdir -p $ROOT/var/lib/vz/template/iso; echo windows >$ROOT/var/lib/vz/template/iso/Win11.iso")
-    stack.up()
-    lines = conf(stack, 200).splitlines()
-    for line in (
-        "boot: order=scsi0;sata0",
-        "sata0: local:iso/Win11.iso,media=cdrom",
-        "sata1: local:iso/virtio-win.iso,media=cdrom",
-        "ostype: win11",
-    ):
-        assert any(one.startswith(line) for one in lines), line
-    assert any("pre-enrolled-keys=1" in line for line in lines) and any(line.startswith("tpmstate0:") for line in lines)
-    assert with_card(stack)["0000:01:00.0"] == 200
-    stack.destroy()
-    assert [path.name for path in (stack.lab.root / "var/lib/vz/template/iso").iterdir()] == ["Win11.iso"]

@@ -58,8 +58,8 @@ def mark(name: str) -> str:
     return f"Created by Pulumi: project/stack/{name}"
 
 
-def container(name: str) -> NewContainer.Inputs:
-    new = NewContainerSettings.model_validate({"template": f"local:vztmpl/{TEMPLATE}", "disk": DISK})
+def container(name: str, **about: Any) -> NewContainer.Inputs:
+    new = NewContainerSettings.model_validate({"template": f"local:vztmpl/{TEMPLATE}", "disk": DISK} | about)
     return NewContainer.Inputs(
         host=NODE, node=NODE, container=name, ctid=ID, config=of_container(name, new), protect=False, mark=mark(name), shutdown=SHUTDOWN,
     )  # fmt: skip
@@ -154,3 +154,14 @@ def test_what_would_lose_a_created_vms_disk_is_refused_before_anything_is_asked(
         VirtualMachineWork(texts(lab)).update(dataclasses.replace(machine(OLD), **changed), machine(OLD), made)
     assert "what is on the disk would be lost" in error.value.why
     assert lab.api_calls(mark_of_log) == []
+
+
+def test_what_would_lose_a_created_containers_disk_is_refused_and_it_stays_as_it_was(lab: Lab) -> None:
+    work = NewContainerWork(texts(lab))
+    made = work.create(container(OLD))
+    before = conf(lab, "lxc")
+    with pytest.raises(HomelabError) as error:
+        work.update(container(OLD, unprivileged=False), container(OLD), made)
+    assert "what is on the disk would be lost" in error.value.why
+    assert conf(lab, "lxc") == before
+    work.delete(container(OLD), made)

@@ -197,7 +197,9 @@ def test_a_container_that_cannot_have_them_takes_the_host_and_the_others_back(re
         + ". Set hosts.pve.nvidia.driver to it; or for another try: make room, then run `pulumi up --refresh`"
     )
     # Until another try, a run ends here, and changes nothing.
-    assert f"NVIDIA's driver {NEW} on the host" in refusal(world).wanted and world.versions() == {OLD}
+    again = refusal(world)
+    assert f"NVIDIA's driver {NEW} on the host" in again.wanted and world.versions() == {OLD}
+    assert "could not bring it about everywhere" in again.found
     # Which begins with the host's own step, and its boot.
     world.host, world.refusing = System(NEW, "tried"), set()
     tried(world)
