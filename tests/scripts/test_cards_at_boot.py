@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from homelab.remote import scripts
+from tests import sampling
+from tests.kept_systems import KeptSystems
 from tests.scripts import cut_kit
-from tests.scripts.conftest import Folder, quoted
+from tests.scripts.conftest import Folder, empty_folder, quoted
 from tests.scripts.test_container_cards import AMD, RENDER, SHUTDOWN, Shared
 from tests.scripts.test_container_gpus import BASE
 
@@ -98,8 +100,8 @@ class Boot(Shared):
 
 
 @pytest.fixture
-def boot(folder: Folder) -> Boot:
-    return Boot(folder)
+def boot(kept_systems: KeptSystems) -> Boot:
+    return kept_systems.take("boot", lambda place: Boot(empty_folder(place)))
 
 
 def test_a_boot_that_moved_a_node_is_followed_and_told_and_undone_with_the_rest(boot: Boot) -> None:
@@ -279,8 +281,7 @@ def test_two_cards_that_take_each_others_numbers_are_both_there_in_the_end(folde
     assert boot.drift() == "" and boot.revert() == boot.stock
 
 
-@pytest.mark.parametrize("method", ["auto", "mount-entry"])
-@pytest.mark.parametrize("at_boot", [True, False])
+@pytest.mark.parametrize(("method", "at_boot"), sampling.paired(["auto", "mount-entry"], [True, False], "numbers"))
 def test_nvidias_own_numbers_follow_the_card(folder: Folder, method: str, at_boot: bool) -> None:
     """Two cards of NVIDIA's in one host, one of which the container has; at a boot, and when one comes back from a VM."""
     boot = Boot(folder, method)

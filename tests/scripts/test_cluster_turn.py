@@ -86,7 +86,8 @@ def members(folder: Folder, text: str, names: str = "1 1 pve1 (local)\n2 1 pve2\
     folder.write(
         "said/nodes", f"\nMembership information\n----------------------\n    Nodeid      Votes Name\n{names}\n"
     )
-    folder.command("pvecm", 'cat "$ROOT/said/$1"; ! grep -q "^Quorate:          No" "$ROOT/said/$1" || exit 2')
+    said = 'IFS= read -rd "" said <"$ROOT/said/$1"; printf %s "$said"'
+    folder.command("pvecm", f'{said}; [[ $said != *"Quorate:          No"* ]] || exit 2')
 
 
 def says(folder: Folder, quorum: str = "keep") -> str:

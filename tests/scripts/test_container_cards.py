@@ -27,10 +27,10 @@ KFD = "/dev/kfd,gid=104,mode=0660"
 # What of pct these scripts call. Proxmox VE sorts a configuration's keys; this one puts new ones last.
 PCT = r"""conf=$ROOT/etc/pve/lxc/$2.conf place=$ROOT/var/lib/lxc/$2/rootfs
 case $1 in
-  status) echo "status: $(cat "$ROOT/state")" ;;
+  status) echo "status: $(<"$ROOT/state")" ;;
   mount) echo "lock: mounted" >>"$conf"; mkdir -p "${place%/*}"; ln -sfn "$ROOT/inside" "$place" ;;
   unmount) sed -i '/^lock: mounted$/d' "$conf"; rm "$place" ;;
-  exec) echo "#"; cat "$ROOT/inside/etc/group" ;;
+  exec) echo "#"; echo "$(<"$ROOT/inside/etc/group")" ;;
   set)
     shift 4
     while (($#)); do

@@ -14,6 +14,7 @@ from homelab.errors import HomelabError
 from homelab.nvidia.plan import Plan
 from homelab.remote import nvidia_steps as steps
 from homelab.settings.nvidia import Nvidia
+from tests import sampling
 from tests.scripts.conftest import Folder
 from tests.scripts.nvidia_kit import GUESTS, Container, Machine, VirtualMachine
 from tests.scripts.test_cuda_toolkit import with_repository
@@ -90,7 +91,7 @@ def without_k3s(machine: Machine) -> None:
     )
 
 
-@pytest.mark.parametrize("unit", ["k3s", "k3s-agent"])
+@pytest.mark.parametrize("unit", sampling.sample(["k3s", "k3s-agent"], 1, "K3s"))
 def test_k3s_is_restarted_once_to_find_the_runtime(vm: Machine, unit: str) -> None:
     with_k3s(vm, unit)
     assert "k3s" in (vm.read().system.runtimes or ())
@@ -128,7 +129,7 @@ def restarts(machine: Machine) -> int:
 
 
 # -- docker ----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("distribution", GUESTS[1:])
+@pytest.mark.parametrize("distribution", sampling.sample(GUESTS[1:], 1, "Docker"))
 def test_docker_is_installed_where_that_was_asked_for_and_all_of_it_goes_again(
     tmp_path: Path, distribution: str
 ) -> None:

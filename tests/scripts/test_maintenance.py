@@ -41,19 +41,15 @@ esac
 """
 Guests = Literal["shutdown", "maintenance", "migrate"]
 HA_STOCK = "vm:200 pve1 - started\nct:901 pve1 - started\nvm:201 pve1 - stopped\nvm:202 pve2 - started\n"
-QM_LIST = """
-cat <<'LIST'
+QM_LIST = """echo '\
       VMID NAME                 STATUS     MEM(MB)    BOOTDISK(GB) PID
        103 Sandbox              running    16384             64.00 1234
-       200 db                   running    4096              32.00 1235
-LIST
+       200 db                   running    4096              32.00 1235'
 """
-PCT_LIST = """
-cat <<'LIST'
+PCT_LIST = """echo '\
 VMID       Status     Lock         Name
 901        running                 ai-lab
-902        running                 dns
-LIST
+902        running                 dns'
 """
 
 

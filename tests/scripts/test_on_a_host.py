@@ -16,6 +16,7 @@ from homelab.remote import scripts
 from homelab.settings import Container
 from homelab.settings import Host as HostSettings
 from lab.machine import Machine, load_scenario
+from tests import sampling
 from tests.conftest import PROJECT
 from tests.lab.host_kit import run_script
 from tests.lab.test_real_hosts import read
@@ -89,7 +90,7 @@ def test_an_iommu_word_with_more_options_is_left_to_its_owner(host: Callable[[st
     assert desktop.files() == before
 
 
-@pytest.mark.parametrize("scenario", ["rtx5090", "intel-zfs", "zfs-grub-shim"])
+@pytest.mark.parametrize("scenario", sampling.sample(["rtx5090", "intel-zfs", "zfs-grub-shim"], 1, "twice"))
 def test_applied_twice_and_taken_back_twice_is_as_once(host: Callable[[str], Host], scenario: str) -> None:
     machine = host(scenario)
     stock = machine.files()
