@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Reads what is decided upon before a host is changed, and what is verified after its reboot. Changes nothing.
-# Needs: boot, words, read/devices, read/card_states, read/framebuffers, read/iommu, read/drm, read/signs, read/guests, read/ours, handover/rest, read/nvidia, packages/installed, carriers, carriers/holders
+# Needs: boot, words, read/devices, read/card_states, read/framebuffers, read/iommu, read/drm, read/signs, read/guests, read/ours, handover/rest, read/nvidia, carriers, carriers/holders
 #
 # Arguments: GUESTS (yes | no: also list virtual machines and containers, which takes qm and pct a second each),
 #   LSPCI (yes | no: also what lspci says), ACS (yes | no: also which devices isolate what is behind them, where the host has IOMMU
@@ -16,7 +16,7 @@ read_host() {
   json_entry kernel "$(uname -r)"
   json_entry pve "$(pve_version)"
   package_versions
-  json_entry cpu_vendor "$(sed -n '/^vendor_id/{s/.*: //p;q}' "$ROOT/proc/cpuinfo")"
+  json_entry cpu_vendor "$(cpu_vendor)"
   json_entry loader "$LOADER"
   json_entry loader_clues "$LOADER_CLUES"
   printf ',"missing_tools":'
@@ -57,20 +57,30 @@ read_host() {
 }
 
 pve_version() { # pve-manager/9.1.1/... -> 9.1.1; nothing where this isn't Proxmox VE
-  ! command -v pveversion >/dev/null || within "$ASK_SECONDS" pveversion | sed -nE 's#^pve-manager/([^/]+)/.*#\1#p'
+  local text
+  ! command -v pveversion >/dev/null || text=$(within "$ASK_SECONDS" pveversion) || :
+  [[ ! $'\n'${text:-} =~ $'\n'"pve-manager/"([^/$'\n']+)/ ]] || printf '%s' "${BASH_REMATCH[1]}"
+}
+
+cpu_vendor() {
+  local line
+  while IFS= read -r line; do
+    [[ $line == vendor_id* ]] || continue
+    [[ $line != *': '* ]] || printf '%s' "${line##*: }"
+    return
+  done <"$ROOT/proc/cpuinfo"
 }
 
 # Versions of the packages whose age decides which options of cards Proxmox VE knows.
 package_versions() {
-  local name version separator=''
+  local name version state separator=''
   printf ',"packages":{'
-  for name in qemu-server libpve-guest-common-perl; do
-    version=$(package_version "$name")
-    [[ -n $version ]] || continue
+  while read -r name state version; do
+    [[ $state == installed && -n $version ]] || continue
     printf '%s"%s":' "$separator" "$name"
     json_string "$version"
     separator=,
-  done
+  done < <(dpkg-query -W -f='${Package} ${db:Status-Status} ${Version}\n' qemu-server libpve-guest-common-perl 2>/dev/null)
   printf '}'
 }
 

@@ -80,9 +80,10 @@ can_be_told() {
 
 # move_guests_away - where HA_MODE says so; status 1: not now, WHY_NOT says why.
 move_guests_away() {
+  local MOVES # who has moved is no longer here to be named: what was decided stays
   [[ $HA_MODE != keep && $ALONE == no ]] && is_clustered || return 0
   enter_maintenance "$MOVE_SECONDS" && move_guests "$MOVE_SECONDS" || return 1
-  GUESTS=$(stopped_guests)
+  name_guests
   # That took up to an hour: the votes, Ceph and what is at work are asked anew.
   await_cluster "$TURN_SECONDS" || return 1
   # A restart that nobody waits for would be undone by the switch.
@@ -122,7 +123,7 @@ decide() {
     what_can_move || : # UNSAID
     LEAVING+=$(sed -E 's/([0-9]+):[^ ]+/vm:\1/g' <<<"$MOVING")
   fi
-  GUESTS=$(stopped_guests) MOVES=$(moved_guests)
+  name_guests
   DECISION=no
   ((${#REASONS[@]} == 0)) || DECISION=yes
   [[ $DECISION == no || $POLICY != manual ]] || DECISION=manual

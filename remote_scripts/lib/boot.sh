@@ -126,13 +126,14 @@ stale_initramfs() {
 
 # measure_boot - sets BOOT_FREE (room on /boot) and LARGEST_INITRAMFS, in bytes.
 measure_boot() {
-  local file size
-  LARGEST_INITRAMFS=0
-  for file in "$ROOT"/boot/initrd.img-*; do
-    [[ -e $file ]] || continue
-    size=$(stat -c %s "$file")
-    ((size <= LARGEST_INITRAMFS)) || LARGEST_INITRAMFS=$size
-  done
-  BOOT_FREE=$(within "$ASK_SECONDS" df -P -B1 "$ROOT/boot" 2>/dev/null | awk 'NR == 2 { print $4 }') || :
+  local file size sizes images=()
+  LARGEST_INITRAMFS=0 BOOT_FREE=''
+  for file in "$ROOT"/boot/initrd.img-*; do [[ ! -e $file ]] || images+=("$file"); done
+  if ((${#images[@]} > 0)); then
+    sizes=$(stat -c %s "${images[@]}")
+    for size in $sizes; do ((size <= LARGEST_INITRAMFS)) || LARGEST_INITRAMFS=$size; done
+  fi
+  # The second line is `DEVICE BLOCKS USED FREE …`.
+  { read -r _ && read -r _ _ _ BOOT_FREE _; } < <(within "$ASK_SECONDS" df -P -B1 "$ROOT/boot" 2>/dev/null) || :
   BOOT_FREE=${BOOT_FREE:-0}
 }

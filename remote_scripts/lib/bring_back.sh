@@ -20,6 +20,7 @@ bring_guests_back() {
   local entry notes=() status=0
   forget_left || status=1
   [[ ! -r $STATE/away ]] || mapfile -t notes < <(sed -n 's/^vm://p' "$STATE/away")
+  ((${#notes[@]} == 0)) || look_at_pve || : # this node's name, for all of them
   for entry in "${notes[@]}"; do
     # shellcheck disable=SC2086 # several words
     bring_back $entry || status=1

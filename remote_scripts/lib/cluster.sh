@@ -27,13 +27,18 @@ cluster_says() {
 # votes_say - status 1: there are no others. `pvecm status` ends with 2 where there is no quorum. A row is `NODEID VOTES NAME`, with a QDevice
 # `NODEID VOTES FLAGS NAME`; ` (local)` follows.
 votes_say() {
-  local text nodes quorate total quorum expected own served
+  local text line nodes='' quorate='' total='' quorum='' expected='' own='' served
   text=$(within "$ASK_SECONDS" pvecm status 2>&1) || :
-  read -r nodes quorate total quorum expected own < <(awk '
-    /^Nodes:/ { nodes = $2 } /^Quorate:/ { quorate = $2 } /^Total votes:/ { total = $3 } /^Quorum:/ { quorum = $2 }
-    /^Expected votes:/ { expected = $3 } /\(local\) *$/ { own = $2 }
-    function or_none(value) { return value == "" ? "-" : value }
-    END { print or_none(nodes), or_none(quorate), or_none(total), or_none(quorum), or_none(expected), or_none(own) }' <<<"$text") || :
+  while IFS= read -r line; do
+    case $line in
+      Nodes:*) read -r _ nodes _ <<<"$line" ;;
+      Quorate:*) read -r _ quorate _ <<<"$line" ;;
+      'Total votes:'*) read -r _ _ total _ <<<"$line" ;;
+      Quorum:*) read -r _ quorum _ <<<"$line" ;;
+      'Expected votes:'*) read -r _ _ expected _ <<<"$line" ;;
+    esac
+    [[ ! $line =~ \(local\)\ *$ ]] || read -r _ own _ <<<"$line"
+  done <<<"$text"
   if [[ ! "$nodes $total $quorum $expected $own" =~ ^[0-9]+\ [0-9]+\ [0-9]+\ [0-9]+\ [0-9]+$ ]]; then
     WHY_NOT="\`pvecm status\` doesn't say which votes the cluster has: $(in_a_line "$text")"
   elif [[ $quorate != Yes ]]; then
@@ -137,8 +142,8 @@ try_turn() {
 }
 
 note_turn() {
-  local now node noout
-  now=$(date +%s) node=$(node_name)
+  local now=$EPOCHSECONDS node noout
+  node=$(node_name)
   [[ -n $node ]] && need_dir "$STATE" &&
     printf 'boot %s\n' "$(<"$ROOT/proc/sys/kernel/random/boot_id")" | write_atomically /var/lib/homelab/turn 0600 || return 1
   # Before anything is set: the turn itself ends where its `up` was killed.
@@ -146,14 +151,13 @@ note_turn() {
   [[ $ALONE == yes ]] || note_disks || return 1
   noout=$(away_note noout)
   # No mode: the cluster's file system has its own. One name for all: nobody else is here, and what a run leaves that is killed is written over.
-  printf 'node %s\nsince %s\nuntil %s\n%s' "$node" "$(date -d "@$now" '+%F %T %Z')" "$((now + AWAY_SECONDS))" "${noout:+noout $noout$'\n'}" | pve tee "$ROOT$TURN.new" >/dev/null &&
+  printf 'node %s\nsince %(%F %T %Z)T\nuntil %s\n%s' "$node" "$now" "$((now + AWAY_SECONDS))" "${noout:+noout $noout$'\n'}" | pve tee "$ROOT$TURN.new" >/dev/null &&
     pve mv -fT "$ROOT$TURN.new" "$ROOT$TURN" && is_own_turn "$TURN"
 }
 
 # hold_turn_lock - one whose maker was killed stays until its time is over and somebody asks for its end, which is what `touch` does.
 hold_turn_lock() {
-  pve mkdir "$ROOT${TURN_LOCK%/*}" || :
-  pve mkdir "$ROOT$TURN_LOCK" && return 0
+  pve mkdir "$ROOT$TURN_LOCK" || { pve mkdir "$ROOT${TURN_LOCK%/*}" && pve mkdir "$ROOT$TURN_LOCK"; } && return 0
   pve touch -c -d @0 "$ROOT$TURN_LOCK" || :
   return 1
 }

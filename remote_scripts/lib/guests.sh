@@ -8,13 +8,17 @@
 # a name is listed as `VM 103`, so that its status isn't the third, and a paused one runs, too. Status 1: there was no answer, which is no
 # empty list.
 running_guests() {
-  local text program=qm
+  local text program=qm word last
   [[ $1 == vm ]] || program=pct
   command -v "$program" >/dev/null || return 0
   text=$(within "$ASK_SECONDS" "$program" list 2>/dev/null) || return 1
-  if [[ $1 == vm ]]; then
-    awk '$NF ~ /^[1-9][0-9]*$/ { print $1, $2 == "VM" && $3 == $1 ? "VM " $1 : $2 }' <<<"$text"
-  else
-    awk '$2 == "running" { print $1, $NF }' <<<"$text"
-  fi
+  while read -ra word; do
+    ((${#word[@]} > 0)) || continue
+    last=${word[${#word[@]} - 1]}
+    if [[ $1 != vm ]]; then
+      [[ ${word[1]-} != running ]] || printf '%s %s\n' "${word[0]}" "$last"
+    elif [[ $last =~ ^[1-9][0-9]*$ ]]; then
+      if [[ ${word[1]-} == VM && ${word[2]-} == "${word[0]}" ]]; then printf '%s VM %s\n' "${word[0]}" "${word[0]}"; else printf '%s %s\n' "${word[0]}" "${word[1]-}"; fi
+    fi
+  done <<<"$text"
 }

@@ -3,22 +3,21 @@
 # Needs: pve
 #
 # Gives: has_services; ha_says; services_in TEXT.
-HA_CONFIG=/etc/pve/ha/resources.cfg
 
 # has_services - status 1: HA has none; 2: /etc/pve doesn't say; 3: it isn't mounted, on a node of a cluster. Where it isn't mounted on a host that is
 # in no cluster, HA does nothing.
 has_services() {
   local status=0
-  pve grep -qsE '^(vm|ct):' "$ROOT$HA_CONFIG" || status=$?
-  ((status == 2)) || return $((status > 1 ? 2 : status)) # 2: no such file, or it can't be read; above: no answer
-  status=0
-  pve test -L "$ROOT/etc/pve/local" || status=$?
-  if ((status == 0)); then
-    pve test -e "$ROOT$HA_CONFIG" || status=$?
-  elif ((status == 1)) && is_clustered; then
+  look_at_pve -name resources.cfg -exec grep -csE '^(vm|ct):' {} \; || status=$?
+  ((status <= 1)) || return 2
+  # Behind its name, the number of its services; none: it can't be read.
+  if is_listed resources.cfg f; then
+    [[ $LISTED =~ $'\n'"resources.cfg f "$'\n'([0-9]+)$ ]] || return 2
+    ((BASH_REMATCH[1] == 0)) || return 0
+  elif ! is_listed local l && has_cluster_listed; then
     return 3
   fi
-  return $((status == 1 ? 1 : 2))
+  return 1
 }
 
 # ha_says - what `ha-manager status` says. Status 1: it is no answer, but perhaps why there is none.
@@ -31,4 +30,9 @@ ha_says() {
 
 # services_in TEXT - of such an answer, a line for each service: `vm:200 pve2 started`, from `service vm:200 (pve2, started)`. A state may have
 # several words (clearing error flag); a service whose guest is gone is on the node `---`.
-services_in() { sed -nE 's/^service ([^ ]+) \(([^,]+), ([^)]+)\).*$/\1 \2 \3/p' <<<"$1"; }
+services_in() {
+  local line
+  while IFS= read -r line; do
+    [[ ! $line =~ ^service\ ([^\ ]+)\ \(([^,]+),\ ([^\)]+)\) ]] || printf '%s %s %s\n' "${BASH_REMATCH[@]:1}"
+  done <<<"$1"
+}

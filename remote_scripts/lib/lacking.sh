@@ -4,7 +4,7 @@
 # of boot.sh.
 # Needs: boot, words, driver, guests
 #
-# Gives: what_is_lacking -> REASONS, PERHAPS, OF_BOOT; stopped_guests, moved_guests; note_wanted_boot, noted_boot_lacks.
+# Gives: what_is_lacking -> REASONS, PERHAPS, OF_BOOT; name_guests -> GUESTS, MOVES; note_wanted_boot, noted_boot_lacks.
 #
 # Variables: WORDS (of the command line), FUNCTIONS (PCI addresses that must be on vfio-pci), both separated by spaces; DRIVER (NVIDIA's
 #   that is to have the other cards: the installed version, or the version or branch that is going to be installed; empty: it doesn't
@@ -83,32 +83,29 @@ driver_lacks() {
   done < <(held_cards)
 }
 
-# stopped_guests - what a reboot stops, for people: `VM 103 (Sandbox), container 901 (ai-lab)`. moved_guests: the same of those that are on other
+# name_guests - sets GUESTS: what a reboot stops, for people: `VM 103 (Sandbox), container 901 (ai-lab)`; MOVES: the same of those that are on other
 # nodes meanwhile (LEAVING: `vm:103 ct:200 `). STAYING: lines `VMID WHY` of VMs that were to be, too: `VM 103 (Sandbox; stays with hostpci0)`; DOUBTED: such lines of
 # VMs that move.
-stopped_guests() {
-  {
-    named_guests vm VM no || unlisted VMs qm
-    named_guests lxc container no || unlisted containers pct
-  } | sed 's/, $//'
-}
-
-moved_guests() {
-  [[ -z ${LEAVING:-} ]] || { named_guests vm VM yes && named_guests lxc container yes || :; } | sed 's/, $//'
-}
-
-named_guests() { # KIND WORD MOVED
-  local lines
-  lines=$(running_guests "$1") || return 1
-  lines=$(WHY=$([[ $1 != vm ]] || printf '%s' "${STAYING:-}${DOUBTED:-}") awk -v leaving=" ${LEAVING:-} " -v kind="${1/lxc/ct}" -v moved="$3" '
-    BEGIN {
-      for (i = split(ENVIRON["WHY"], whys, "\n"); i > 0; i--) { at = index(whys[i], " "); why[substr(whys[i], 1, at - 1)] = "; " substr(whys[i], at + 1) }
-    }
-    (index(leaving, " " kind ":" $1 " ") > 0) == (moved == "yes") { print $0 why[$1] }' <<<"$lines")
-  [[ -z $lines ]] || sed -E "s/^([0-9]+) (.*)/$2 \1 (\2), /" <<<"$lines" | tr -d '\n'
+name_guests() {
+  local listed id why
+  local -A of_vm=()
+  while read -r id why; do [[ -z $id || -n ${of_vm[$id]:-} ]] || of_vm[$id]="; $why"; done <<<"${STAYING:-}${DOUBTED:-}"
+  GUESTS='' MOVES=''
+  if listed=$(running_guests vm); then name_each vm VM "$listed"; else GUESTS=$(unlisted VMs qm); fi
+  if listed=$(running_guests lxc); then name_each ct container "$listed"; else GUESTS+=$(unlisted containers pct); fi
+  GUESTS=${GUESTS%, } MOVES=${MOVES%, }
 }
 
 unlisted() { printf '%s' "whatever $1 are running (\`$2 list\` gave no answer), "; } # KINDS PROGRAM
+
+name_each() { # KIND WORD LIST
+  local id name
+  while read -r id name; do
+    [[ -n $id ]] || continue
+    [[ $1 != vm ]] || name+=${of_vm[$id]:-}
+    if [[ " ${LEAVING:-} " == *" $1:$id "* ]]; then MOVES+="$2 $id ($name), "; else GUESTS+="$2 $id ($name), "; fi
+  done <<<"$3"
+}
 
 # note_wanted_boot - so that it is known on this host what its boot is to have.
 note_wanted_boot() {

@@ -28,8 +28,10 @@ services_here() {
 # is_in_maintenance - `lrm pve3 (maintenance mode, watchdog standby, Sat Nov 21 03:29:28 2026)`
 is_in_maintenance() {
   local text
-  text=$(ha_says) && grep -q "^lrm $(node_name) (maintenance mode" <<<"$text"
+  text=$(ha_says) && is_kept_free "$(node_name)" "$text"
 }
+
+is_kept_free() { [[ $'\n'$2 == *$'\n'"lrm $1 (maintenance mode"* ]]; } # NODE TEXT, of `ha-manager status`
 
 # maintenance_says - what HA can't move is said before anything is changed: it would try again and again.
 maintenance_says() {
@@ -66,7 +68,13 @@ has_device() {
 }
 
 # of_now PATH - a guest's configuration without its snapshots.
-of_now() { pve cat "$ROOT$1" | sed '/^\[/,$d'; }
+of_now() {
+  local text status=0
+  text=$'\n'$(pve cat "$ROOT$1") || status=$?
+  text=${text%%$'\n['*}
+  printf '%s\n' "${text#$'\n'}"
+  return "$status"
+}
 
 called_guest() { # SID
   case $1 in
@@ -163,7 +171,7 @@ leave_maintenance() {
   node=$(away_note maintenance)
   [[ -n $node ]] || return 0
   within "$ASK_SECONDS" ha-manager crm-command node-maintenance disable "$node" >/dev/null 2>&1 && text=$(ha_says) || return 1
-  ! grep -q "^lrm $node (maintenance mode" <<<"$text" && note_away maintenance ''
+  ! is_kept_free "$node" "$text" && note_away maintenance ''
 }
 
 # still_away SERVICES - of these, those that run on another node, or are on their way; not one that was stopped meanwhile, or taken out of HA.

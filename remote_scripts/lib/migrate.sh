@@ -8,8 +8,6 @@
 # STATE/away: `vm:103 pve2 BOOT`, noted before VM 103 is moved to pve2, in the boot of that id. lib/bring_back.sh brings it back.
 # For an answer of Proxmox VE, in seconds: what is asked of another node goes over SSH, and a small processor takes long to start Perl.
 PVESH_SECONDS=60
-# What a node keeps for itself, in bytes.
-SPARE_BYTES=1073741824
 
 # api_says PATH PROGRAM ARGUMENT... - what Proxmox VE says of a path, options behind it, as $said of a program in Perl.
 api_says() {
@@ -77,12 +75,13 @@ is_well() { [[ $(place_of "$2") == "$1" ]] && guest_says "$1" "$2" && [[ $LOCK =
 
 # nodes_in_maintenance - those that HA keeps free, with commas around each: somebody empties them. Status 1: HA has services, and doesn't answer.
 nodes_in_maintenance() {
-  local text status=0
+  local text line found=, status=0
   if ! text=$(ha_says); then
     has_services || status=$?
     ((status == 1)) || return 1
   fi
-  printf ',%s' "$(sed -nE 's/^lrm ([^ ]+) \(maintenance mode.*$/\1/p' <<<"$text" | tr '\n' ',')"
+  while IFS= read -r line; do [[ ! $line =~ ^lrm\ ([^\ ]+)\ \(maintenance\ mode ]] || found+="${BASH_REMATCH[1]},"; done <<<"$text"
+  printf '%s' "$found"
 }
 
 # place_of VMID - the node that has it: its file is on one alone. Status 1: that can't be told. (Twice: it may go from one that isn't looked at yet
@@ -97,18 +96,11 @@ place_of() {
   printf '%s' "${found##*/}"
 }
 
-# roomiest ROOMS BYTES NOT - of the nodes in ALLOWED, and not in NOT (`,pve2,`), the one with the most memory left, which has so much and SPARE_BYTES; of equals the first by its name.
-roomiest() {
-  awk -v allowed=",$ALLOWED," -v not="$3" -v least="$(($2 + SPARE_BYTES))" '
-    $2 + 0 >= least + 0 && (allowed == ",*," || index(allowed, "," $1 ",")) && !index(not, "," $1 ",") && (best == "" || $2 + 0 > most) { best = $1; most = $2 + 0 }
-    END { printf "%s", best }' <<<"$1"
-}
-
 # what_can_move - sets MOVING: `VMID:NODE` of each VM that is to move, a blank behind each; STAYING: a line `VMID WHY` of each that can't; DOUBTED:
 # a line `VMID to NODE, which …` of each that moves to a node of which something can't be told. Status 1: none of it can be told, and UNSAID says why. Not to a node that has refused the guest (REFUSED: `VMID:NODE `, each).
 REFUSED=''
 what_can_move() {
-  local here rooms vms services busy of_ha='' vmid need qmp machine not status=0
+  local here rooms vms services busy of_ha='' vmid need qmp machine not entry status=0
   MOVING='' STAYING='' DOUBTED='' UNSAID='' SAID_BY=()
   [[ $HA_MODE == migrate ]] && is_clustered || return 0
   here=$(node_name)
@@ -122,12 +114,13 @@ what_can_move() {
   vms=$(running_vms "$here") || return 1
   while read -r -u 3 vmid need qmp machine; do
     [[ -n $vmid ]] || continue
-    ! grep -qE "^vm: *$vmid *$" <<<"$of_ha" || continue
+    [[ ! $'\n'$of_ha$'\n' =~ $'\n'"vm:"\ *"$vmid"\ *$'\n' ]] || continue
     if ! migration_says "$here" "$vmid"; then
       UNSAID="Proxmox VE doesn't say whether VM $vmid can move (\`pvesh get /nodes/$here/qemu/$vmid/migrate\`): $(why_unsaid "/nodes/$here/qemu/$vmid/migrate")"
       return 1
     fi
-    not=$busy$(tr ' ' '\n' <<<"$REFUSED" | sed -n "s/^$vmid:\(.*\)/,\1,/p")
+    not=$busy
+    for entry in $REFUSED; do [[ $entry != "$vmid:"* ]] || not+=",${entry#*:},"; done
     if [[ $RUNS != 1 ]]; then
       : # it has gone off meanwhile
     elif [[ $STAYS != - ]]; then
@@ -142,7 +135,7 @@ what_can_move() {
     else
       MOVING+="$vmid:$NODE "
       [[ -z $DOUBT ]] || DOUBTED+="$vmid to $NODE, which $DOUBT"$'\n'
-      rooms=$(awk -v node="$NODE" -v need="$need" '{ printf "%s %.0f\n", $1, $2 - ($1 == node ? need : 0) }' <<<"$rooms")
+      rooms=$(rooms_without "$rooms" "$NODE" "$need")
     fi
   done 3<<<"$vms"
   UNSAID=''

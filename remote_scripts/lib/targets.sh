@@ -2,12 +2,33 @@
 # Which other node a VM is to run on for a while, and what that node lacks for it: what Proxmox VE finds only while it migrates (a bridge, the hookscript, a QEMU that is new enough).
 # Needs: pve, maintenance
 #
-# Gives: find_target VMID BYTES MACHINE ROOMS NOT -> NODE, LACKING, DOUBT. Takes, of lib/migrate.sh: api_says, roomiest.
+# Gives: find_target VMID BYTES MACHINE ROOMS NOT -> NODE, LACKING, DOUBT; rooms_without ROOMS NODE BYTES. Takes, of lib/migrate.sh: api_says, ALLOWED.
 #
 # A node is ruled out only by what Proxmox VE would refuse. Where that can't be told, it comes after the others, and it is said why: Proxmox VE looks itself, and leaves the VM as it was if it can't.
 # A node that doesn't answer at all takes none, as nobody could tell how the VM has arrived there. Nor is a VM shut down for that.
 # Of each node, what it said; `?` for no answer. Emptied by whoever wants it to be asked anew.
 declare -A SAID_BY=()
+# What a node keeps for itself, in bytes.
+SPARE_BYTES=1073741824
+
+# roomiest ROOMS BYTES NOT - of the nodes in ALLOWED, and not in NOT (`,pve2,`), the one with the most memory left, which has so much and SPARE_BYTES; of equals the first by its name.
+roomiest() {
+  local node room best='' most=$(($2 + SPARE_BYTES - 1))
+  while read -r node room; do
+    [[ -n $node && $3 != *",$node,"* && ($ALLOWED == '*' || ",$ALLOWED," == *",$node,"*) ]] || continue
+    ((room <= most)) || best=$node most=$room
+  done <<<"$1"
+  printf '%s' "$best"
+}
+
+# rooms_without ROOMS NODE BYTES - ROOMS once so much of NODE's is taken.
+rooms_without() {
+  local node room
+  while read -r node room; do
+    [[ $node != "$2" ]] || room=$((room - $3))
+    printf '%s %s\n' "$node" "$room"
+  done <<<"$1"
+}
 
 # find_target VMID BYTES MACHINE ROOMS NOT - of the nodes that `roomiest` knows, the first one that has all that the VM needs. Sets NODE: empty, if there is none; LACKING: what
 # each lacks that was passed over; DOUBT: what can't be told of NODE. Status 1: none but SILENT is left, which doesn't answer.
@@ -35,7 +56,7 @@ find_target() {
 # what_it_lacks NODE VMID MACHINE - sets `lacks` of the caller: why a VM of this node can't run on that one, in words; else DOUBT: why that can't be told. A VM whose machine isn't
 # known (MACHINE: -) isn't kept by it. Status 1: NODE doesn't answer. (It is asked for its version first, so that it isn't waited for again and again.)
 what_it_lacks() {
-  local text name here release
+  local text line name here release bridge='^net[0-9]+: *(.*,)?bridge=([^,]+)' hookscript='^hookscript: *([^ ]+) *$'
   here=$(node_name)
   said_by version "$1" || return 1
   release=$SAID
@@ -53,10 +74,11 @@ what_it_lacks() {
     fi
   fi
   text=$(of_now "/etc/pve/qemu-server/$2.conf")
-  while read -r name; do
-    [[ -z $name ]] || is_in "bridge $name" bridges "$1" "$here" "$name" || return 0
-  done < <(sed -nE 's/^net[0-9]+: *(.*,)?bridge=([^,]+).*/\2/p' <<<"$text")
-  name=$(sed -nE 's/^hookscript: *([^ ]+) *$/\1/p' <<<"$text")
+  name=''
+  while IFS= read -r line; do
+    [[ ! $line =~ $hookscript ]] || name=${BASH_REMATCH[1]}
+    [[ ! $line =~ $bridge ]] || is_in "bridge ${BASH_REMATCH[2]}" bridges "$1" "$here" "${BASH_REMATCH[2]}" || return 0
+  done <<<"$text"
   [[ -z $name ]] || is_in "$name, its hookscript" "snippets ${name%%:*}" "$1" "$here" "$name" || return 0
 }
 
@@ -100,4 +122,7 @@ said_by() {
 }
 
 # is_older ONE OTHER - two versions, such as 9.1 and 10.0.
-is_older() { awk -v one="$1" -v other="$2" 'BEGIN { split(one, a, "."); split(other, b, "."); exit !(a[1] + 0 < b[1] + 0 || a[1] + 0 == b[1] + 0 && a[2] + 0 < b[2] + 0) }'; }
+is_older() {
+  local one=$((10#${1%%.*})) other=$((10#${2%%.*}))
+  ((one < other || (one == other && 10#${1#*.} < 10#${2#*.})))
+}

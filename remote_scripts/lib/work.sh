@@ -83,8 +83,9 @@ a_replication() {
 # something_comes - what another node's migration or replication runs here, over SSH. (The brackets keep grep from finding itself.)
 something_comes() {
   local found
-  found=$(grep -lsaP '(^|[/ ])(qm[\x00 ]mtunnel|pvesm[\x00 ]import)[\x00 ]?' "$ROOT"/proc/[0-9]*/cmdline | head -n 1) || :
-  [[ -z $found ]] || printf 'a migration or replication of another node comes in here (process %s)' "$(basename "${found%/cmdline}")"
+  found=$(grep -lsaP '(^|[/ ])(qm[\x00 ]mtunnel|pvesm[\x00 ]import)[\x00 ]?' "$ROOT"/proc/[0-9]*/cmdline) || :
+  found=${found%%/cmdline*}
+  [[ -z $found ]] || printf 'a migration or replication of another node comes in here (process %s)' "${found##*/}"
 }
 
 # an_installation - these locks are fcntl(2)'s, of the whole file (dpkg's frontend.txt): flock(1) doesn't see them, and the files always lie there.

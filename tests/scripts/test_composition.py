@@ -141,6 +141,7 @@ _OF_BASH = {
     "BASH_REMATCH",
     "BASH_SOURCE",
     "EPOCHREALTIME",
+    "EPOCHSECONDS",
     "LINENO",
     "PATH",
     "PPID",

@@ -35,7 +35,8 @@ block_carriers() {
     TROUBLE="$2 is no block device that sysfs knows"
     return 0
   fi
-  dir=$(readlink -f "$ROOT/sys/class/block/$1")
+  find_folder "$ROOT/sys/class/block/$1" || FOLDER=''
+  dir=$FOLDER
   [[ -z ${SEEN[$1]:-} ]] || return 0
   SEEN[$1]=yes
   if [[ -e $dir/partition ]]; then

@@ -15,7 +15,8 @@ holders() {
   done
   for link in "$ROOT"/sys/class/drm/card[0-9]* "$ROOT"/sys/class/drm/renderD[0-9]*; do
     [[ -e $link/dev || -e $link/device ]] || continue
-    name=$(deepest_function "$(readlink -f "$link")")
+    find_folder "$link" || continue
+    name=$(deepest_function "$FOLDER")
     [[ -z $name ]] || cards[${link##*/}]=$name
   done
   while IFS=' ' read -r folder node; do
@@ -34,7 +35,8 @@ holders() {
   if grep -qs 1 "$ROOT"/sys/class/vtconsole/vtcon1/bind; then
     for fb in "$ROOT"/sys/class/graphics/fb[0-9]*; do
       [[ -e $fb ]] || continue
-      address=$(deepest_function "$(readlink -f "$fb")")
+      find_folder "$fb" || continue
+      address=$(deepest_function "$FOLDER")
       [[ -n $address ]] || continue
       printf '%s{"pid":0,"name":"the text console (%s)","devices":["%s"]}' "$separator" "${fb##*/}" "$address"
       separator=,

@@ -7,8 +7,8 @@
 
 vital_network() {
   local names
-  names=$(reached_over | sort -u)
   network_carriers
+  names=$REACHED
   ((${#CARRIERS[@]})) || [[ -n $TROUBLE ]] || TROUBLE="no network card is known behind ${names//$'\n'/, }"
   vital_entry network "the network over which this host is reached (${names//$'\n'/, })"
 }
@@ -18,12 +18,15 @@ addresses_in() { grep -oE '[0-9]{1,3}(\.[0-9]{1,3}){3}|(^|addr=)[0-9a-f]*:[0-9a-
 
 # network_carriers [ADDRESS...] - also on the way to these, which may be another one, as of a network for storage alone.
 network_carriers() {
-  local name found=no
+  local name names found=no
+  find_reached
+  names=$REACHED
+  (($# == 0)) || names=$({ printf '%s\n' "$names" && ways_to "$@"; } | sort -u)
   while read -r name; do
     [[ -n $name ]] || continue
     found=yes
     interface_carriers "$name"
-  done < <({ reached_over && ways_to "$@"; } | sort -u)
+  done <<<"$names"
   [[ $found == yes ]] || TROUBLE="no interface has a default route or this connection"
 }
 
@@ -37,20 +40,27 @@ every_network() {
 }
 
 ways_to() { # ADDRESS... - the interface of each, one a line
-  local address
+  local address line
   for address in "$@"; do
-    within "$ASK_SECONDS" ip -o route get "$address" 2>/dev/null | sed -nE 's/.* dev ([^ ]+).*/\1/p' || :
+    while IFS= read -r line; do
+      [[ ! $line =~ .*\ dev\ ([^\ ]+) ]] || printf '%s\n' "${BASH_REMATCH[1]}"
+    done < <(within "$ASK_SECONDS" ip -o route get "$address" 2>/dev/null)
   done
 }
 
-# reached_over - the interfaces of this connection and of the default routes, one a line.
+# find_reached - sets REACHED: the interfaces of this connection and of the default routes, one a line. Asked once: it is the same for all that comes over a network.
+REACHED=''
+find_reached() { [[ -n $REACHED ]] || REACHED=$(reached_over | sort -u); }
+
 reached_over() {
-  local connection client server name destination rest
+  local connection client server name destination rest found
   if connection=$(ssh_connection) && [[ -n $connection ]]; then
     read -r client _ server _ <<<"$connection"
     client=${client#::ffff:} server=${server#::ffff:}
     ways_to "${client%%%*}"
-    within "$ASK_SECONDS" ip -o addr show 2>/dev/null | awk -v address="${server%%%*}" '{ split($4, part, "/") } part[1] == address { print $2 }' || :
+    while read -r _ name _ found _; do
+      [[ ${found%%/*} != "${server%%%*}" ]] || printf '%s\n' "$name"
+    done < <(within "$ASK_SECONDS" ip -o addr show 2>/dev/null)
   fi
   if [[ -r $ROOT/proc/net/route ]]; then
     while read -r name destination rest; do
@@ -70,7 +80,8 @@ interface_carriers() {
   local dir=$ROOT/sys/class/net/$1 real lower name below=no
   [[ -e $dir && -z ${SEEN[$1]:-} ]] || return 0 # no disk has the name of an interface
   SEEN[$1]=yes
-  real=$(readlink -f "$dir")
+  find_folder "$dir" || FOLDER=''
+  real=$FOLDER
   if carriers_in "$real"; then
     # Without its physical function, a virtual one is gone as well.
     if [[ -L $real/device/physfn ]]; then carriers_in "$(readlink -f "$real/device/physfn")" || :; fi

@@ -79,7 +79,7 @@ is_turn_over() {
   leave_maintenance || status=1
   let_disks_go || status=1
   bring_guests_back || status=1 # takes longest
-  ((status == 0)) && note_away leaving '' && [[ -n $(node_name) ]] && disarm_turn_end || return 1
+  ((status == 0)) && note_away leaving '' && pve test -L "$ROOT/etc/pve/local" && disarm_turn_end || return 1
   is_own_turn "$TURN" || is_own_turn "$TURN.new" || return 0
   hold_turn_lock || return 1
   for path in "$TURN" "$TURN.new"; do

@@ -9,6 +9,7 @@ PCI=$ROOT/sys/bus/pci/devices
 # Without command substitutions inside the loop: a host has a hundred functions, and each would be a process.
 devices() {
   local file target address name link separator='' path vendor device class subsystem_vendor subsystem_device boot_vga flag group
+  local groups=("$ROOT"/sys/kernel/iommu_groups/*)
   local sriov_numvfs removable physfn kind
   declare -A links=() behind=() acs=() kinds=()
   while IFS=' ' read -r file target; do
@@ -19,7 +20,7 @@ devices() {
     behind[${BASH_REMATCH[1]}]+="${behind[${BASH_REMATCH[1]}]:+ }$name"
   done < <(find "$ROOT"/sys/block/* "$ROOT"/sys/class/net/* -maxdepth 0 -type l -printf '%f %l\n' 2>/dev/null | sort)
   # Before there are groups, the bridges' Access Control Services tell how the kernel is going to draw them.
-  if [[ ${ACS:-no} == yes || -z $(find "$ROOT/sys/kernel/iommu_groups" -mindepth 1 -maxdepth 1 -print -quit 2>/dev/null) ]]; then
+  if [[ ${ACS:-no} == yes || ! -e ${groups[0]} ]]; then
     while IFS=' ' read -r address flag kind; do
       acs[$address]=$flag
       [[ ! $kind =~ ^[a-z/\ -]+$ ]] || kinds[$address]=$kind
@@ -78,24 +79,31 @@ modules() {
 # What somebody else gives to vfio-pci: ids in modprobe.d, by file (those on the command line are seen there), and files that speak of
 # vfio-pci in another way, from which nothing is concluded.
 bound_by_others() {
-  local file ids all='' separator='' mentions=()
+  local file line of='' ids='' all='' separator='' found mentions=()
+  local option='^[[:space:]]*options[[:space:]]+vfio[-_]pci[[:space:]](.*[^[:alnum:]_])?ids=([^[:space:]]+)'
   printf ',"vfio_files":{'
-  for file in "$ROOT"/etc/modprobe.d/*.conf; do
-    [[ -r $file ]] || continue
-    ids=$(sed -nE 's/^[[:space:]]*options[[:space:]]+vfio[-_]pci[[:space:]].*\bids=([^[:space:]]+).*/\1/p' "$file")
-    [[ -n $ids ]] || continue
-    ids=${ids//$'\n'/,}
-    all+=${all:+,}$ids
-    printf '%s' "$separator"
-    json_string "${file#"$ROOT"}"
-    printf ':'
-    json_string "$ids"
-    separator=,
-  done
+  while IFS= read -r -d '' file && IFS= read -r line; do
+    [[ $line =~ $option ]] || continue
+    [[ $file == "$of" ]] || ids_of_file
+    of=$file
+    ids+=${ids:+,}${BASH_REMATCH[2]}
+  done < <(grep -asZHE '^[[:space:]]*options[[:space:]]+vfio[-_]pci[[:space:]]' "$ROOT"/etc/modprobe.d/*.conf)
+  ids_of_file
   printf '}'
   json_entry vfio_ids "$all"
-  mapfile -t mentions < <(cd "${ROOT:-/}" && grep -rlsE 'vfio[-_]pci' etc/driverctl.d etc/udev/rules.d etc/initramfs-tools/scripts \
-    etc/systemd/system etc/rc.local | grep -v '/homelab-' | sed 's#^#/#' | sort)
+  found=$(cd "${ROOT:-/}" && grep -rlsE 'vfio[-_]pci' etc/driverctl.d etc/udev/rules.d etc/initramfs-tools/scripts etc/systemd/system etc/rc.local) || :
+  [[ -z $found ]] || mapfile -t mentions < <(grep -v '/homelab-' <<<"$found" | sed 's#^#/#' | sort)
   printf ',"vfio_mentions":'
   json_list "${mentions[@]}"
+}
+
+# ids_of_file - of `bound_by_others`: what was collected of one file.
+ids_of_file() {
+  [[ -n $ids ]] || return 0
+  all+=${all:+,}$ids
+  printf '%s' "$separator"
+  json_string "${of#"$ROOT"}"
+  printf ':'
+  json_string "$ids"
+  separator=, ids=''
 }

@@ -19,7 +19,8 @@ running_ids() {
 
 # Guests that run, and guests that use a PCI card. Lines of their configurations are passed on for homelab/host/facts.py.
 guests() {
-  local conf kind lines id separator=
+  local conf kind lines line all id separator=
+  local option='^(hostpci[0-9]+|onboot|name|machine|bios|memory|balloon|vga|lock|template|parent|smbios1|meta|(ide|sata|scsi|virtio)[0-9]+):'
   printf ',"guests":{"running":[%s],"configs":[' "$(running_ids)"
   for conf in "$ROOT"/etc/pve/qemu-server/*.conf "$ROOT"/etc/pve/lxc/*.conf; do
     # Somebody's copy, such as 103-old.conf, is no guest.
@@ -28,9 +29,13 @@ guests() {
     if [[ $conf == */lxc/* ]]; then
       kind=lxc lines=$(device_lines "$conf")
     else
-      kind=vm
-      # The part above the first [snapshot] section is the VM as it is.
-      lines=$(sed '/^\[/,$d' "$conf" | grep -E '^(hostpci[0-9]+|onboot|name|machine|bios|memory|balloon|vga|lock|template|parent|smbios1|meta|(ide|sata|scsi|virtio)[0-9]+):' || :)
+      kind=vm lines='' all=()
+      mapfile -t all <"$conf"
+      for line in "${all[@]}"; do
+        # The part above the first [snapshot] section is the VM as it is.
+        [[ $line != '['* ]] || break
+        [[ ! $line =~ $option ]] || lines+="${lines:+$'\n'}$line"
+      done
     fi
     printf '%s{"kind":"%s","id":%s' "$separator" "$kind" "${id%.conf}"
     json_entry lines "$lines"
@@ -49,7 +54,7 @@ has_quorum() {
   local text
   [[ $GUESTS == yes && -e $ROOT/etc/pve/corosync.conf ]] || return 0
   text=$(within "$ASK_SECONDS" pvecm status 2>/dev/null) || : # it ends with 2 where there is none
-  ! grep -qE '^Quorate: +No' <<<"$text"
+  [[ ! $'\n'$text =~ $'\n'"Quorate:"\ +No ]]
 }
 
 # What Proxmox VE knows of the host's surroundings: where each guest of the cluster is, who may what (no secret is in that file), the
@@ -61,7 +66,7 @@ cluster() {
     # Where Proxmox VE's file system isn't mounted, these aren't there.
     node=$(readlink "$ROOT/etc/pve/local") || node=''
     files=$(cd "$ROOT/etc/pve/nodes" 2>/dev/null && find . -mindepth 3 -maxdepth 3 -name '[1-9]*.conf' -printf '%P\n' | sort) || files=''
-    name=$(sed -n 's/^ *cluster_name: *//p' "$ROOT/etc/pve/corosync.conf" 2>/dev/null | head -n 1) || name=''
+    name=$(name_of_cluster)
     [[ ! -e $ROOT/etc/pve/local/pveproxy-ssl.pem ]] || certificate=/etc/pve/local/pveproxy-ssl.pem
     printf '"users":'
     string_of /etc/pve/user.cfg
@@ -78,6 +83,16 @@ cluster() {
   json_entry places "$files"
   ha_files
   printf '}'
+}
+
+name_of_cluster() {
+  local line lines=()
+  { mapfile -t lines <"$ROOT/etc/pve/corosync.conf"; } 2>/dev/null || :
+  for line in "${lines[@]}"; do
+    [[ $line =~ ^\ *cluster_name:\ *(.*)$ ]] || continue
+    printf '%s' "${BASH_REMATCH[1]}"
+    return
+  done
 }
 
 # What the HA manager goes by. Nothing where it has no service.

@@ -24,7 +24,7 @@ nvidia() {
   printf ',"nvidia":{"version":'
   json_string "$(nvidia_version)"
   printf ',"trouble":['
-  if [[ -n $(find "$PCI"/*/vendor -maxdepth 0 -exec grep -lx 0x10de {} + 2>/dev/null) ]]; then
+  if has_card_of_nvidia; then
     nvidia_trouble
     found_and_next
     printf '],"uvm_trouble":['
@@ -45,6 +45,16 @@ nvidia() {
   printf '],"nodes_enabled":%s,"missing_nodes":' "$enabled"
   json_list "${names[@]}"
   printf '}'
+}
+
+has_card_of_nvidia() {
+  local file vendor
+  for file in "$PCI"/*/vendor; do
+    vendor=''
+    { read -r vendor <"$file" || :; } 2>/dev/null
+    [[ $vendor != 0x10de ]] || return 0
+  done
+  return 1
 }
 
 found_and_next() {

@@ -33,7 +33,7 @@ managed() {
 # Copies of what somebody made of our files (lib/files/kept.sh, keep_edit).
 edits() {
   local copies=()
-  mapfile -t copies < <(find "$ROOT$EDITS" -type f -printf "$EDITS/%P\n" 2>/dev/null | sort)
+  [[ ! -d $ROOT$EDITS ]] || mapfile -t copies < <(find "$ROOT$EDITS" -type f -printf "$EDITS/%P\n" 2>/dev/null | sort)
   printf ',"edits":'
   json_list "${copies[@]}"
 }
@@ -45,7 +45,10 @@ kept_scripts() {
   for dir in "$STATE"/scripts/*/; do
     [[ -d $dir ]] || continue
     mapfile -t names < <(whole_files "$dir")
-    printf '%s%s:' "$separator" "$(json_string "$(basename "$dir")")"
+    dir=${dir%/}
+    printf '%s' "$separator"
+    json_string "${dir##*/}"
+    printf ':'
     json_list "${names[@]}"
     separator=,
   done
@@ -62,7 +65,7 @@ ledger() {
     printf ':'
     string_of "/var/lib/homelab/ledger/$name"
     separator=,
-  done < <(find "$STATE/ledger" -type f ! -name '.*' -printf '%P\n' 2>/dev/null | sort)
+  done < <([[ ! -d $STATE/ledger ]] || find "$STATE/ledger" -type f ! -name '.*' -printf '%P\n' 2>/dev/null | sort)
   printf '}'
 }
 
@@ -71,7 +74,7 @@ containers() {
   local dir separator='' drift
   printf ',"containers":['
   for dir in "$STATE"/containers/*/; do
-    CTID=$(basename "$dir")
+    CTID=${dir%/} CTID=${CTID##*/}
     if read_wanted "$dir"; then
       mapfile -t drift < <(container_drift)
     elif [[ -s $dir/ours ]]; then
@@ -115,6 +118,6 @@ set_aside() {
   json_string "$(
     of_file "$ROOT/var/lib/homelab/away"
     printf '\n'
-    of_file "$ROOT/var/lib/homelab/left" | sed 's/^/left:/'
+    [[ ! -e $ROOT/var/lib/homelab/left ]] || of_file "$ROOT/var/lib/homelab/left" | sed 's/^/left:/'
   )"
 }

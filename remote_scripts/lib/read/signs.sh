@@ -6,20 +6,20 @@
 
 # What is wrong with cards or with how the host boots, as the kernel and Proxmox VE's tools say it; what it means is decided elsewhere.
 signs() {
-  local path code bytes said='' lost=() unsafe=false
+  local path code said='' lost=() asked=() had='' unsafe=false
   [[ -z $SIGNS ]] || read_kernel_log
-  [[ -z $SIGNS ]] || said=$(kernel_says | grep -iE "$SIGNS" | head_and_tail 1000) || :
+  [[ -z $SIGNS ]] || said=$(kernel_says | grep -iE "$SIGNS") || :
+  [[ -z $said ]] || said=$(head_and_tail 1000 <<<"$said")
   for path in "$PCI"/*; do
     code=''
     [[ ! -r $path/class ]] || read -r code <"$path/class"
     [[ $code == 0x03* || $code == 0x12* || $code == 0x0403* ]] || continue
-    # Reading a card that is gone can take long; a virtual function has no ids there, but a class.
-    bytes=$(within 5 od -An -v -tx1 -N16 "$path/config" 2>/dev/null) || continue
-    bytes=${bytes//[[:space:]]/}
-    [[ $bytes != ffffffffffffffffffffffffffffffff && $bytes != 0100ffff* ]] || lost+=("${path##*/}")
+    asked+=("$path")
   done
+  find_lost "${asked[@]}"
   # As the module has it, or will have it when it is loaded.
-  if [[ $(cat "$ROOT/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts" 2>/dev/null) == Y ]] ||
+  { read -r had <"$ROOT/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts" || :; } 2>/dev/null
+  if [[ $had == Y ]] ||
     grep -qsE '^[[:space:]]*options[[:space:]]+vfio[-_]iommu[-_]type1[[:space:]](.*[[:space:]])?allow_unsafe_interrupts=[1yY]' "$ROOT"/etc/modprobe.d/*.conf; then
     unsafe=true
   fi
@@ -28,6 +28,31 @@ signs() {
   json_list "${lost[@]}"
   printf ',"unsafe_interrupts":%s' "$unsafe"
   json_entry boot_warnings "$(grep '^WARN: ' <<<"$BOOT_STATUS" || :)"
+}
+
+# find_lost FOLDER... - adds to `lost` of the caller the functions whose configuration space doesn't read as one. Of all at once; where that doesn't end, or not of every
+# one so much is read, each for itself: reading a card that is gone can take long.
+find_lost() {
+  local path one lines=()
+  # shellcheck disable=SC2016 # that bash's own
+  (($# < 2)) || mapfile -t lines < <(within 5 bash -c 'exec od -An -v -tx1 -w16 < <(exec head -q -c 16 "$@")' bash "${@/%//config}" 2>/dev/null)
+  if ((${#lines[@]} > 0 && ${#lines[@]} == $#)) && ((${#lines[-1]} == 48)); then
+    for path in "$@"; do
+      note_if_lost "$path" "${lines[0]}"
+      lines=("${lines[@]:1}")
+    done
+    return 0
+  fi
+  for path in "$@"; do
+    one=$(within 5 od -An -v -tx1 -N16 "$path/config" 2>/dev/null) || continue
+    note_if_lost "$path" "$one"
+  done
+}
+
+# A virtual function has no ids there, but a class.
+note_if_lost() { # FOLDER BYTES
+  local bytes=${2//[[:space:]]/}
+  [[ $bytes != ffffffffffffffffffffffffffffffff && $bytes != 0100ffff* ]] || lost+=("${1##*/}")
 }
 
 # head_and_tail LINES - of standard input.
