@@ -79,7 +79,12 @@ esac
     "systemctl": r"""
 case "$*" in
   is-system-running) echo running ;;
-  *is-active*) [[ -e $ROOT/active && $'\n'$(<"$ROOT/active")$'\n' == *$'\n'"${*: -1}"$'\n'* ]] || exit 3 ;;
+  *is-active*)
+    [[ -e $ROOT/active ]] || exit 3
+    active=$'\n'$(<"$ROOT/active")$'\n'
+    for unit; do [[ $active != *$'\n'"$unit"$'\n'* ]] || exit 0; done
+    exit 3
+    ;;
   *is-failed*) exit 1 ;;
 esac
 """,
@@ -117,6 +122,8 @@ def made(folder: Folder) -> Folder:
     for name, text in COMMANDS.items():
         folder.command(name, text)
     bus = "/sys/bus/pci/devices"
+    for driver in ("nvidia", "vfio-pci", "snd_hda_intel", "amdgpu"):
+        (folder.root / f"sys/bus/pci/drivers/{driver}").mkdir(parents=True)
     for address, ids, driver in (
         (GPU, "10de:2b85", "nvidia"),
         (AUDIO, "10de:22e8", "snd_hda_intel"),

@@ -24,7 +24,7 @@ settle() {
   is_busy || busy=$?
   # A write that waits in the kernel may have been begun by whoever was killed. Where systemd doesn't say whether there is one, it is asked again later.
   if ((busy != 1)); then
-    [[ $busy != 0 || ${S[state]} == STUCK ]] || (($(date +%s) - ${S[since]:-0} < 120)) || stuck "a step on its way"
+    [[ $busy != 0 || ${S[state]} == STUCK ]] || ((EPOCHSECONDS - ${S[since]:-0} < 120)) || stuck "a step on its way"
     return 0
   fi
   case ${S[state]} in
@@ -47,13 +47,13 @@ start_owed() {
     is_served || return 0
   else
     bind_again || return 0
-    if [[ -n ${S[staying]:-} && $(card_driver "$GPU") == nvidia ]] && numbers_lack; then
+    if [[ -n ${S[staying]:-} ]] && is_on nvidia "$GPU" && numbers_lack; then
       lacks=yes
       load_driver || return 0
     fi
   fi
   # Its modules may have come with other numbers.
-  if [[ $(card_driver "$GPU") == nvidia ]] && { [[ -n ${S[owed]:-} || $lacks == yes ]] || numbers_moved "${S[numbers]:-}"; }; then
+  if is_on nvidia "$GPU" && { [[ -n ${S[owed]:-} || $lacks == yes ]] || numbers_moved "${S[numbers]:-}"; }; then
     in_unit 60 step_nodes || (($? != 124)) || { stuck "making its nodes" && return 0; }
   fi
   is_served || return 0
@@ -85,7 +85,7 @@ strike_off() {
 }
 
 # is_late - is what came to nothing no longer tried?
-is_late() { (($(date +%s) - ${S[since]:-0} >= OWED_SECONDS)); }
+is_late() { ((EPOCHSECONDS - ${S[since]:-0} >= OWED_SECONDS)); }
 
 # settle_after_boot - the drivers have taken everything anew, and onboot decides which containers run. A dead card that is still there and doesn't answer stays
 # what it was, as of then: it is no longer away from a driver that has been loaded since. One that was taken out, or is another now, is nobody's concern.
@@ -106,7 +106,7 @@ is_over() {
   # Of a VM that ran: the backup starts it again.
   [[ $(option_of_vm "${S[vm]}" lock) != backup ]] || return 1
   # Between the two halves of `qm reboot`.
-  [[ ! -e $request ]] || (($(date +%s) - $(stat -c %Y "$request") > 120))
+  [[ ! -e $request ]] || ((EPOCHSECONDS - $(stat -c %Y "$request") > 120))
 }
 
 # give_back [WHY] - WHY: a VM didn't get it. Status 1: it isn't back, and the state says what it is.
@@ -134,12 +134,12 @@ give_back() {
       return 1
     }
     for function in "${FUNCTIONS[@]}"; do
-      [[ $(card_driver "$function") != vfio-pci ]] || { say "it can't be taken from vfio-pci yet: $function is still there" && return 1; }
+      ! is_on vfio-pci "$function" || { say "it can't be taken from vfio-pci yet: $function is still there" && return 1; }
     done
     load_driver || return 1
     attach || case $? in
       124) stuck "giving it to NVIDIA's driver" && return 1 ;;
-      125) [[ $UNSURE == no && $(card_driver "$GPU") == nvidia ]] || { say "$OUTPUT" && return 1; } ;;
+      125) if [[ $UNSURE != no ]] || ! is_on nvidia "$GPU"; then say "$OUTPUT" && return 1; fi ;;
     esac
   else
     load_driver || return 1
@@ -150,8 +150,8 @@ give_back() {
 # all_home - is every function with a driver of the host's, or with none as before?
 all_home() {
   local function
-  [[ $(card_driver "$GPU") == nvidia ]] || return 1
-  for function in "${FUNCTIONS[@]}"; do [[ $(card_driver "$function") != vfio-pci ]] || return 1; done
+  is_on nvidia "$GPU" || return 1
+  for function in "${FUNCTIONS[@]}"; do ! is_on vfio-pci "$function" || return 1; done
   [[ ${S[state]} == DRAINING || ${S[state]} == FREE ]] || in_unit 60 step_attach || :
 }
 

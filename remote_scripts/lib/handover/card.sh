@@ -2,7 +2,7 @@
 # A card that is handed over: its functions, their drivers, whether it answers, and what is done with them by sysfs.
 # Needs: handover/state, nvidia, read/devices
 #
-# Gives: read_card NAME -> CARD, FUNCTIONS, IDS, GPU, VMS, SHUT_DOWN; cards_of VMID; card_driver ADDRESS; all_on DRIVER; is_that_card; is_alive; is_sole, is_only, drm_names;
+# Gives: read_card NAME -> CARD, FUNCTIONS, IDS, GPU, VMS, SHUT_DOWN; cards_of VMID; card_driver ADDRESS; is_on DRIVER ADDRESS, all_on DRIVER; value_of FILE; is_that_card; is_alive; is_sole, is_only, drm_names;
 #   step_claim, step_unbind, step_bind, step_release, step_attach, step_nodes CARD; deep_sleepers. Variables: CARDS (a line each: NAME, ADDRESS=IDS,...
 #   with its graphics function first, VMID,..., and `holders` where only those containers are shut down that have it open).
 # How often it is looked whether a card answers, a second apart, before it is taken for dead.
@@ -39,10 +39,13 @@ card_driver() { # ADDRESS
   printf '%s' "${link##*/}"
 }
 
+# is_on DRIVER ADDRESS - by bash itself: a host has a hundred functions.
+is_on() { [[ $PCI/$2/driver -ef ${PCI%devices}drivers/$1 ]]; }
+
 all_on() { # DRIVER
   local function
   for function in "${FUNCTIONS[@]}"; do
-    [[ $(card_driver "$function") == "$1" ]] || return 1
+    is_on "$1" "$function" || return 1
   done
 }
 
@@ -50,7 +53,7 @@ all_on() { # DRIVER
 is_that_card() {
   local function
   for function in "${FUNCTIONS[@]}"; do
-    [[ "$(cat "$PCI/$function/vendor" 2>/dev/null) $(cat "$PCI/$function/device" 2>/dev/null)" == "0x${IDS[$function]%:*} 0x${IDS[$function]#*:}" ]] || return 1
+    [[ "$(value_of "$PCI/$function/vendor") $(value_of "$PCI/$function/device")" == "0x${IDS[$function]%:*} 0x${IDS[$function]#*:}" ]] || return 1
   done
 }
 
@@ -104,7 +107,7 @@ is_only() {
   local path address
   for path in "$PCI"/*; do
     address=${path##*/}
-    [[ $(card_driver "$address") != nvidia || " ${FUNCTIONS[*]} " == *" $address "* ]] || return 1
+    ! is_on nvidia "$address" || [[ " ${FUNCTIONS[*]} " == *" $address "* ]] || return 1
   done
 }
 
@@ -116,6 +119,13 @@ drm_names() {
       [[ ! -e $path ]] || printf '%s ' "${path##*/}"
     done
   done
+}
+
+# value_of FILE - of an attribute in sysfs, its first line; nothing where it can't be read.
+value_of() {
+  local value=''
+  { IFS= read -r value <"$1" || :; } 2>/dev/null
+  printf '%s' "$value"
 }
 
 write_value() { { printf '%s\n' "$1" >"$2"; } 2>/dev/null; }
@@ -131,11 +141,10 @@ step_claim() {
 }
 
 step_unbind() {
-  local function driver status=0
+  local function status=0
   read_card "$1" || return 1
   for function in "${FUNCTIONS[@]}"; do
-    driver=$(card_driver "$function")
-    [[ -z $driver || $driver == vfio-pci ]] || write_value "$function" "$PCI/$function/driver/unbind" || status=1
+    [[ ! -L $PCI/$function/driver ]] || is_on vfio-pci "$function" || write_value "$function" "$PCI/$function/driver/unbind" || status=1
   done
   return "$status"
 }
@@ -144,7 +153,7 @@ step_bind() {
   local function
   read_card "$1" || return 1
   for function in "${FUNCTIONS[@]}"; do
-    [[ $(card_driver "$function") == vfio-pci ]] || write_value "$function" "${PCI%devices}drivers/vfio-pci/bind" || return 1
+    is_on vfio-pci "$function" || write_value "$function" "${PCI%devices}drivers/vfio-pci/bind" || return 1
   done
 }
 
@@ -154,7 +163,7 @@ step_release() {
   for function in "${FUNCTIONS[@]}"; do write_value '' "$PCI/$function/driver_override"; done
   write_value nvidia "$PCI/$GPU/driver_override"
   for function in "${FUNCTIONS[@]}"; do
-    [[ $(card_driver "$function") != vfio-pci ]] || write_value "$function" "$PCI/$function/driver/unbind" || status=1
+    ! is_on vfio-pci "$function" || write_value "$function" "$PCI/$function/driver/unbind" || status=1
   done
   return "$status"
 }
@@ -163,7 +172,7 @@ step_attach() {
   local function
   read_card "$1" || return 1
   for function in "${FUNCTIONS[@]}"; do
-    [[ -z $(card_driver "$function") ]] || continue
+    [[ ! -L $PCI/$function/driver ]] || continue
     if [[ $function == "$GPU" ]]; then
       write_value "$function" "${PCI%devices}drivers/nvidia/bind"
     else
@@ -174,13 +183,13 @@ step_attach() {
   for function in "${FUNCTIONS[@]}"; do write_value '' "$PCI/$function/driver_override"; done
   load_state "$1"
   for function in ${S[d3cold]:-}; do [[ ! -e $PCI/$function/d3cold_allowed ]] || write_value 1 "$PCI/$function/d3cold_allowed"; done
-  [[ $(card_driver "$GPU") == nvidia ]]
+  is_on nvidia "$GPU"
 }
 
 # deep_sleepers - functions that may go to D3cold.
 deep_sleepers() {
   local function
-  for function in "${FUNCTIONS[@]}"; do [[ $(cat "$PCI/$function/d3cold_allowed" 2>/dev/null) != 1 ]] || printf '%s ' "$function"; done
+  for function in "${FUNCTIONS[@]}"; do [[ $(value_of "$PCI/$function/d3cold_allowed") != 1 ]] || printf '%s ' "$function"; done
 }
 
 # It loads nvidia-uvm.

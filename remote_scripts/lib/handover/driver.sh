@@ -6,9 +6,10 @@
 
 # load_driver - with all modules that were unloaded for it, or for another card that is away still. Status 1: it waits in the kernel, or can't be told to.
 load_driver() {
-  local module file unloaded=" ${S[modules]:-}"
+  local module file boot unloaded=" ${S[modules]:-}"
+  boot=$(this_boot)
   for file in "$ROOT$HANDOVER"/*.state; do
-    ! grep -qsxF "boot=$(this_boot)" "$file" || unloaded+=" $(sed -n 's/^modules=//p' "$file")"
+    [[ $(noted_in "$file" boot) != "$boot" ]] || unloaded+=" $(noted_in "$file" modules)"
   done
   for module in nvidia nvidia_modeset nvidia_drm nvidia_uvm; do
     [[ "$unloaded " != *" $module "* ]] || load_again "$module" || return 1
@@ -36,13 +37,13 @@ attach() {
     status=0
     in_unit 90 step_attach || status=$?
     [[ ! $status =~ ^12[45]$ ]] || return "$status"
-    ((status != 0)) || [[ $(card_driver "$GPU") != nvidia ]] || return 0
+    ((status != 0)) || ! is_on nvidia "$GPU" || return 0
   done
   return 1
 }
 
 # is_served - has the driver got the card, and does it answer for it?
-is_served() { [[ $(card_driver "$GPU") == nvidia ]] && let_clients_in && bounded 60 nvidia-smi -i "$GPU" --query-gpu=pci.bus_id --format=csv,noheader; }
+is_served() { is_on nvidia "$GPU" && let_clients_in && bounded 60 nvidia-smi -i "$GPU" --query-gpu=pci.bus_id --format=csv,noheader; }
 
 # let_clients_in - again, where the card was drained. Status 1: it still is. (One that can't be drained answers with an error, too.)
 let_clients_in() {
@@ -55,7 +56,7 @@ let_clients_in() {
 # given to another driver since is that person's.
 bind_again() {
   local status=0
-  [[ -n ${S[owed]:-} && -z $(card_driver "$GPU") ]] && is_that_card && is_alive || return 0
+  [[ -n ${S[owed]:-} && ! -L $PCI/$GPU/driver ]] && is_that_card && is_alive || return 0
   is_busy || status=$?
   ((status == 1)) || return 1
   load_driver || return 1

@@ -62,13 +62,14 @@ find_holders() {
     pids+=" ${path%%/*}"
   done <"$RUN/handover.seen"
   rm -f "$RUN/handover.seen" "$RUN/handover.errors"
-  for pid in $(tr ' ' '\n' <<<"$pids" | sort -nu); do HOLDERS+=("$(holder_named "$pid")"); done
+  [[ -z $pids ]] || for pid in $(tr ' ' '\n' <<<"$pids" | sort -nu); do HOLDERS+=("$(holder_named "$pid")"); done
 }
 
 # has_no_holders - after that look: else status 1, and REFUSED names them.
 has_no_holders() {
   ((${#HOLDERS[@]} > 0)) || return 0
-  REFUSED="in use by $(printf '%s, ' "${HOLDERS[@]}" | sed 's/, $//')"
+  printf -v REFUSED '%s, ' "${HOLDERS[@]}"
+  REFUSED="in use by ${REFUSED%, }"
   return 1
 }
 
@@ -76,13 +77,13 @@ has_no_holders() {
 # are gone, or files on a storage that is: no device node answers like that; or where it ends badly without a word. (xargs: 123, where a grep found
 # nothing.)
 look() {
-  local status=0 found
+  local status=0 said=''
   : >"$RUN/handover.errors"
   bounded 60 bash -c "set -o pipefail; { $1; } >\"\$0.seen\" 2>\"\$0.errors\"" "$RUN/handover" "${@:2}" || status=$?
   # "Permission denied" answers a FUSE file system that is its user's alone, where nodes aren't allowed; of a process itself root is denied nothing.
-  found=$(grep -avE "^stat: (cannot statx? )?'?$ROOT/proc/[0-9]+/task/[0-9]+/fd/[0-9]+'?: Permission denied\$" "$RUN/handover.errors" | grep -avE "^(find|stat|grep): (cannot statx? )?'?$ROOT/proc/[][0-9*-]+/task/[][0-9*-]+/(fd|maps)(/[0-9]+)?'?: (No such file or directory|No such process|Stale file handle|Transport endpoint is not connected|Input/output error)\$" | head -n 1)
-  [[ -z $found ]] && { ((status <= 1 || status == 123)) || [[ $status == 2 && -s $RUN/handover.errors ]]; } && return 0
-  LOOK_FAILED="the look at all processes failed: ${found:-status $status}"
+  [[ ! -s $RUN/handover.errors ]] || said=$(grep -avE "^stat: (cannot statx? )?'?$ROOT/proc/[0-9]+/task/[0-9]+/fd/[0-9]+'?: Permission denied\$" "$RUN/handover.errors" | grep -avE "^(find|stat|grep): (cannot statx? )?'?$ROOT/proc/[][0-9*-]+/task/[][0-9*-]+/(fd|maps)(/[0-9]+)?'?: (No such file or directory|No such process|Stale file handle|Transport endpoint is not connected|Input/output error)\$" | head -n 1)
+  [[ -z $said ]] && { ((status <= 1 || status == 123)) || [[ $status == 2 && -s $RUN/handover.errors ]]; } && return 0
+  LOOK_FAILED="the look at all processes failed: ${said:-status $status}"
   return 1
 }
 

@@ -2,7 +2,8 @@
 # Where a host has what hands cards over.
 #
 # Gives: HANDOVER (what is going on with each card, and the story), INSTALLED, HOOK_FILE, HOOKED (VMs that were given the hookscript); FOLLOWER (what
-#   brings lines of containers to the numbers that cards have now); let_autoload.
+#   brings lines of containers to the numbers that cards have now); let_autoload; noted_in FILE KEY;
+#   option_of_vm VMID KEY.
 HANDOVER=/var/lib/homelab/handover
 INSTALLED=/usr/local/sbin/homelab-handover
 HOOK_FILE=homelab-handover.sh
@@ -16,4 +17,23 @@ let_autoload() {
   [[ -e $ROOT$AUTOLOAD ]] || return 0
   rm -f "$ROOT$AUTOLOAD"
   rmdir "$ROOT${AUTOLOAD%/*}" 2>/dev/null || :
+}
+
+# noted_in FILE KEY - of a card's state (state.sh), by another one than the program itself; nothing: it isn't noted.
+noted_in() {
+  local line
+  [[ -r $1 ]] || return 0
+  while IFS= read -r line || [[ -n $line ]]; do
+    [[ $line != "$2="* ]] || { printf '%s' "${line#*=}" && return; }
+  done <"$1"
+}
+
+# option_of_vm VMID KEY - of the VM's configuration, as it is for its next start.
+option_of_vm() {
+  local line lines=()
+  { mapfile -t lines <"$ROOT/etc/pve/qemu-server/$1.conf"; } 2>/dev/null || :
+  for line in "${lines[@]}"; do
+    [[ $line != '['* ]] || return 0
+    [[ ! $line =~ ^$2:\ *(.*)$ ]] || printf '%s\n' "${BASH_REMATCH[1]}"
+  done
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Why a card can't go to a VM now: asked before anything is changed.
-# Needs: common, handover/state, handover/card, handover/holders, handover/users
+# Needs: common, handover/places, handover/state, handover/card, handover/holders, handover/users
 #
 # Gives: refused VMID -> REFUSED; names_card VMID.
 
@@ -21,9 +21,9 @@ refused() {
     REFUSED="NVIDIA's driver doesn't have it, but ${driver:-none}"
   else
     for function in "${FUNCTIONS[@]}"; do
-      if [[ $(cat "$PCI/$function/boot_vga" 2>/dev/null) == 1 ]]; then
+      if [[ $(value_of "$PCI/$function/boot_vga") == 1 ]]; then
         REFUSED="it is this host's screen (boot_vga)"
-      elif [[ $(cat "$PCI/$function/sriov_numvfs" 2>/dev/null || printf 0) != 0 ]]; then
+      elif [[ $(value_of "$PCI/$function/sriov_numvfs") =~ ^$|[1-9] && -r $PCI/$function/sriov_numvfs ]]; then
         REFUSED="$function has virtual functions (SR-IOV)"
       fi
     done
@@ -34,9 +34,6 @@ refused() {
 }
 
 refuse_backup() { REFUSED="a backup of VM $1, which was off, would start it: the card stays with the containers. Back the VM up while it runs"; } # VMID
-
-# option_of_vm VMID KEY - of the VM's configuration, as it is for its next start.
-option_of_vm() { sed -n "/^\[/q; s/^$2: *//p" "$ROOT/etc/pve/qemu-server/$1.conf" 2>/dev/null || :; }
 
 # names_card VMID - does a hostpci option of the VM give the card, by its address or by a mapping, of which the lines of this node count? A
 # mapping that isn't known may.
@@ -75,18 +72,18 @@ is_reserved() {
     if [[ $how == pid:* ]]; then
       [[ -d $ROOT/proc/${how#pid:} ]] || continue
     elif [[ $how == time:* ]]; then
-      ((${how#time:} > $(date +%s))) || continue
+      ((${how#time:} > EPOCHSECONDS)) || continue
     fi
     REFUSED="VM $vmid has it, or is starting with it"
     return 0
-  done < <(cat "$ROOT/run/qemu-server/pci-id-reservations" 2>/dev/null)
+  done < <(of_file "$ROOT/run/qemu-server/pci-id-reservations")
   return 1
 }
 
 # is_held_by_drm - nvidia-drm opens the card itself with modeset, and lets go only from 580.105.08 on (NVIDIA/open-gpu-kernel-modules), unless it can be unloaded.
 is_held_by_drm() {
   local version
-  [[ $(cat "$ROOT/sys/module/nvidia_drm/parameters/modeset" 2>/dev/null) == Y ]] || return 1
+  [[ $(value_of "$ROOT/sys/module/nvidia_drm/parameters/modeset") == Y ]] || return 1
   ! is_only || return 1
   version=$(nvidia_version)
   [[ $(printf '580.105.08\n%s\n' "${version:-0}" | sort -V | head -n 1) != 580.105.08 ]] || return 1
@@ -99,7 +96,7 @@ is_console() {
   for function in "${FUNCTIONS[@]}"; do
     [[ -e $PCI/$function/graphics/fb0 ]] || continue
     for console in "$ROOT"/sys/class/vtconsole/*; do
-      [[ $(cat "$console/name" 2>/dev/null) == *"frame buffer"* && $(cat "$console/bind" 2>/dev/null) == 1 ]] || continue
+      [[ $(value_of "$console/name") == *"frame buffer"* && $(value_of "$console/bind") == 1 ]] || continue
       REFUSED="the host's console draws on it (fb0)"
       return 0
     done

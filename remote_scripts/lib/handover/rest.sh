@@ -18,17 +18,18 @@ cards_away() {
   AWAY=''
   for file in "$ROOT$HANDOVER"/*.state; do
     [[ -e $file ]] || continue
-    state=$(sed -n 's/^state=//p' "$file") vm=$(sed -n 's/^vm=//p' "$file") since=$(sed -n 's/^since=//p' "$file") boot=$(sed -n 's/^boot=//p' "$file")
+    state=$(noted_in "$file" state) vm=$(noted_in "$file" vm) since=$(noted_in "$file" since) boot=$(noted_in "$file" boot)
     [[ -z $vm || " $* " != *" $vm "* || $state == STUCK || $state == DEAD ]] || continue
     # What was noted before the last start of the host tells nothing of now.
-    [[ $state != HELD && $boot == "$(cat "$ROOT/proc/sys/kernel/random/boot_id" 2>/dev/null)" ]] || continue
+    [[ $state != HELD && $boot == "$(of_file "$ROOT/proc/sys/kernel/random/boot_id")" ]] || continue
     file=${file##*/} file=${file%.state}
     case $state in
       VM) state="is with VM $vm" ;;
       STUCK | DEAD) state="is $state after VM $vm" ;;
       *) state="is on its way to or from VM $vm ($state)" ;;
     esac
-    AWAY+="${AWAY:+; }gpus.$file $state since $(date -d "@${since:-0}" '+%F %T')"
+    printf -v since '%(%F %T)T' "${since:-0}"
+    AWAY+="${AWAY:+; }gpus.$file $state since $since"
   done
 }
 
@@ -77,7 +78,7 @@ find_snippets() {
 }
 
 # hook_of_vm VMID - the hookscript that its configuration names. is_our_hook VMID - is it ours?
-hook_of_vm() { sed -n '/^\[/q; s/^hookscript: *//p' "$ROOT/etc/pve/qemu-server/$1.conf" 2>/dev/null || :; }
+hook_of_vm() { option_of_vm "$1" hookscript; }
 
 is_our_hook() { [[ $(hook_of_vm "$1") == *:snippets/$HOOK_FILE ]]; }
 
@@ -92,6 +93,7 @@ hooked_elsewhere() {
   local file node
   [[ ! -e $ROOT/etc/pve/qemu-server/$1.conf ]] || return 0
   for file in "$ROOT"/etc/pve/nodes/*/qemu-server/"$1.conf"; do
+    [[ -e $file ]] || continue
     ! grep -qsE "^hookscript: *[^ ]*:snippets/$HOOK_FILE\$" "$file" || { node=${file%/qemu-server/*} && printf '%s' "${node##*/}" && return; }
   done
 }
@@ -120,6 +122,7 @@ handed_over() {
   cards_away
   for file in service timer; do [[ -L $ROOT$(enabled_as "$file") ]] || enabled=false; done
   for file in "$ROOT$HOOKED"/[1-9]*; do
+    [[ -e $file ]] || continue
     vmid=${file##*/}
     [[ ! -e $ROOT/etc/pve/qemu-server/$vmid.conf ]] || has_hook "$vmid" || lost+=("$vmid")
     line=$(hooked_elsewhere "$vmid")

@@ -28,7 +28,11 @@ bounded() {
   )
   IFS= read -r -t $((seconds + GRACE_SECONDS)) -u "$pipe" status || status=124
   exec {pipe}<&-
-  { OUTPUT=$(tail -c 2000 "$file"); } 2>/dev/null || OUTPUT=''
+  OUTPUT=''
+  if { IFS= read -r -d '' -n 2001 OUTPUT <"$file"; } 2>/dev/null; then # it has more, or a zero byte
+    { OUTPUT=$(tail -c 2000 "$file"); } 2>/dev/null || OUTPUT=''
+  fi
+  OUTPUT=${OUTPUT%"${OUTPUT##*[!$'\n']}"}
   rm -f "$file"
   text_of "$OUTPUT"
   OUTPUT=$TEXT
@@ -41,7 +45,7 @@ say() {
   local story=$ROOT$HANDOVER/log text
   printf '%s: %s\n' "$CARD" "$1" 2>/dev/null || :
   need_dir "$ROOT$HANDOVER" 2>/dev/null || return 0
-  { printf '%s %s: %s\n' "$(date '+%F %T')" "$CARD" "$1" >>"$story"; } 2>/dev/null || return 0
+  { printf '%(%F %T)T %s: %s\n' -1 "$CARD" "$1" >>"$story"; } 2>/dev/null || return 0
   (($(stat -c %s "$story" 2>/dev/null || printf 0) <= STORY_BYTES)) || {
     text=$(tail -c $((STORY_BYTES / 2)) "$story") && printf '%s\n' "${text#*$'\n'}" | write_atomically "$HANDOVER/log" 0600
   } || :
@@ -63,7 +67,7 @@ load_state() { # CARD
 save_state() {
   local key text=''
   while (($# > 1)); do
-    [[ $1 != state || ${S[state]:-} == "$2" ]] || S[since]=$(date +%s)
+    [[ $1 != state || ${S[state]:-} == "$2" ]] || S[since]=$EPOCHSECONDS
     S[$1]=${2//$'\n'/; }
     shift 2
   done

@@ -112,7 +112,7 @@ end_staying() {
     fi
   done
   # Who has gone off is tried to be started for as long as others are.
-  [[ ${S[state]} != HELD || ${#gone[@]} == 0 ]] || S[since]=$(date +%s)
+  [[ ${S[state]} != HELD || ${#gone[@]} == 0 ]] || S[since]=$EPOCHSECONDS
   # shellcheck disable=SC2086 # numbers
   in_order ${S[containers]:-} "${gone[@]}"
   # Once more where that isn't on the disk: whoever was asked is known.
@@ -147,7 +147,7 @@ forget_gone() {
     elif [[ " ${S[asked]:-} " == *" $id "* ]] || within "$ASK_SECONDS" systemctl is-failed -q "pve-container@$id.service" 2>/dev/null; then
       say "container $id, which ran on, is off, by this program or by a start that failed: it is started again"
       S[containers]="${S[containers]:-} $id"
-      [[ ${S[state]} != HELD ]] || S[since]=$(date +%s)
+      [[ ${S[state]} != HELD ]] || S[since]=$EPOCHSECONDS
     else
       say "container $id, which ran on, was shut down meanwhile: it stays off"
     fi

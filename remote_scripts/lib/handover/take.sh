@@ -21,7 +21,7 @@ take_card() {
         return 0
       fi
       ;;
-    VM) tell "VM ${S[vm]} has it since $(date -d "@${S[since]:-0}" '+%F %T')" "shut that VM down first" && return 1 ;;
+    VM) tell "VM ${S[vm]} has it since $(printf '%(%F %T)T' "${S[since]:-0}")" "shut that VM down first" && return 1 ;;
     *) tell "${S[state]}: ${S[why]:-}" "homelab doctor explains it" && return 1 ;;
   esac
   ! run_at_work "$vmid" || { wait_for_run && return 1; }
@@ -54,7 +54,7 @@ wait_for_run() {
 # note_turned_away - for whoever reads the host, until a VM has got the card. It leaves no state: everything is as it was.
 note_turned_away() {
   need_dir "$ROOT$HANDOVER" &&
-    printf 'vm=%s\nat=%s\nrun=%s\n' "$vmid" "$(date '+%F %T')" "${AT_WORK//$'\n'/; }" | write_atomically "$HANDOVER/$CARD.turned_away" 0600
+    printf 'vm=%s\nat=%(%F %T)T\nrun=%s\n' "$vmid" -1 "${AT_WORK//$'\n'/; }" | write_atomically "$HANDOVER/$CARD.turned_away" 0600
 }
 
 # note_taken - the VM has the card. Status 1: that isn't on the disk.

@@ -26,9 +26,9 @@ run_unit() {
   return 125
 }
 
-# is_active UNIT - 0: yes, 1: no (systemctl: 3, or 4 where there is no such unit), 2: nobody knows.
+# is_active UNIT... - is one of them? 0: yes, 1: no (systemctl: 3, or 4 where there is no such unit), 2: nobody knows.
 is_active() {
-  within "$ASK_SECONDS" systemctl is-active -q "$1"
+  within "$ASK_SECONDS" systemctl is-active -q "$@"
   case $? in 0) return 0 ;; 3 | 4) return 1 ;; *) return 2 ;; esac
 }
 
@@ -37,14 +37,8 @@ is_loading() { grep -qsx modprobe "$ROOT"/proc/[1-9]*/comm; }
 
 # is_busy - is a step at work, or waiting in the kernel? Whoever touches the card meanwhile waits, too. Status as of is_active.
 is_busy() {
-  local step found status=1
-  for step in "${STEPS[@]}"; do
-    found=0
-    is_active "homelab-handover-$CARD-$step.service" || found=$?
-    ((found != 0)) || return 0
-    ((found != 2)) || status=2
-  done
-  return "$status"
+  local services=("${STEPS[@]/#/homelab-handover-$CARD-}")
+  is_active "${services[@]/%/.service}"
 }
 
 # await_step - a step of somebody who was killed may be about to end: for a minute at most.

@@ -66,14 +66,14 @@ isolation() {
 }
 
 modules() {
-  local name found=()
+  local name loaded=()
   while read -r name _; do
-    case $name in vfio* | nouveau | nvidia* | nova*) found+=("$name") ;; esac
+    case $name in vfio* | nouveau | nvidia* | nova*) loaded+=("$name") ;; esac
   done <"$ROOT/proc/modules"
   for name in vfio vfio_iommu_type1 vfio_pci; do # built into the kernel, they aren't in /proc/modules
-    [[ " ${found[*]} " == *" $name "* || ! -d $ROOT/sys/module/$name ]] || found+=("$name")
+    [[ " ${loaded[*]} " == *" $name "* || ! -d $ROOT/sys/module/$name ]] || loaded+=("$name")
   done
-  json_list "${found[@]}"
+  json_list "${loaded[@]}"
 }
 
 # What somebody else gives to vfio-pci: ids in modprobe.d, by file (those on the command line are seen there), and files that speak of
