@@ -206,6 +206,8 @@ def test_each_refusal_leaves_everybody_what_they_had(folder: Folder, text: str) 
     host = handover_kit.with_a_kernel(made(folder), only=bool(row.get("only")))
     host.write("/var/lib/homelab/handover/.keep", "")
     host.write("/fails", row.get("fails", "") + "\n")
+    if row.get("fails", "").startswith("stat "):
+        handover_kit.with_a_stat_that_can_fail(host)
     made_so = f"set -e; G=$ROOT{DEVICE}; {row.get('run', ':')}"
     subprocess.run(["bash", "-c", made_so], env=host.environment, check=True)
     with vm_locked(host):
