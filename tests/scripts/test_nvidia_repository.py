@@ -149,7 +149,7 @@ def test_apts_formats_are_understood(vm: VirtualMachine) -> None:
     ("name", "text"),
     [
         ("x.list", "deb [signed-by=/k.gpg trusted=yes] {0} /\n"),
-        ("x.list", "deb [allow-insecure=yes] {0} /\n"),
+        ("x.list", "deb [allow-insecure=yes] {0} /"),
         ("x.sources", "Types: deb\nURIs: {0}\nSuites: /\nTrusted: yes\n"),
     ],
 )

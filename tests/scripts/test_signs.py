@@ -60,6 +60,13 @@ def test_somebodys_copy_of_a_configuration_is_no_guest(host: Folder) -> None:
     assert facts.nvidia_minors == {}
 
 
+def test_a_configuration_that_cant_be_read_hides_no_other_one(host: Folder) -> None:
+    """One that goes while the host is read fails as this one does."""
+    (host.root / "etc/pve/qemu-server/104.conf").mkdir(parents=True)
+    host.write("etc/pve/qemu-server/105.conf", "hostpci0: 0000:01:00.0")
+    assert {config.id: config.lines for config in read(host).guests.configs}[105] == "hostpci0: 0000:01:00.0"
+
+
 def test_guests_that_run_are_told_by_their_ids_whatever_the_lists_look_like(host: Folder) -> None:
     host.command(
         "qm",

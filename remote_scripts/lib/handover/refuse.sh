@@ -40,7 +40,7 @@ refuse_backup() { REFUSED="a backup of VM $1, which was off, would start it: the
 names_card() {
   local line host mapping known here slot=${GPU%.*}
   here=$(readlink "$ROOT/etc/pve/local" 2>/dev/null) || here=''
-  while IFS= read -r line; do
+  while IFS= read -r line || [[ -n $line ]]; do
     [[ $line =~ ^hostpci[0-9]+:[[:space:]]*(.*)$ ]] || continue
     line=,${BASH_REMATCH[1]},
     mapping='' host=''

@@ -30,7 +30,7 @@ guests() {
       kind=lxc lines=$(device_lines "$conf")
     else
       kind=vm lines='' all=()
-      mapfile -t all <"$conf"
+      { mapfile -t all <"$conf"; } 2>/dev/null || : # gone meanwhile
       for line in "${all[@]}"; do
         # The part above the first [snapshot] section is the VM as it is.
         [[ $line != '['* ]] || break

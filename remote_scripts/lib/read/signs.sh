@@ -9,7 +9,7 @@ signs() {
   local path code said='' lost=() asked=() had='' unsafe=false
   [[ -z $SIGNS ]] || read_kernel_log
   [[ -z $SIGNS ]] || said=$(kernel_says | grep -iE "$SIGNS") || :
-  [[ -z $said ]] || said=$(head_and_tail 1000 <<<"$said")
+  [[ -z $said ]] || said=$(printf '%s\n' "$said" | head_and_tail 1000) # /tmp may be full
   for path in "$PCI"/*; do
     code=''
     [[ ! -r $path/class ]] || read -r code <"$path/class"

@@ -32,7 +32,7 @@ other_entry() {
 # entries_of FILE - ADDRESS SUITE of each enabled entry for binary packages, in either of apt's formats.
 entries_of() {
   local line architecture=''
-  while IFS= read -r line; do
+  while IFS= read -r line || [[ -n $line ]]; do
     if [[ $line == *"\$(ARCH)"* ]]; then
       architecture=${architecture:-$(dpkg --print-architecture)}
       line=${line//"\$(ARCH)"/"$architecture"}
