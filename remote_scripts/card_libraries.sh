@@ -27,7 +27,7 @@ apply() {
     remove_packages libraries
   fi
   need_dir "$STATE"
-  printf '%s\n' "${wanted[*]}" | write_atomically "$ASKED" 0600
+  write_atomically "$ASKED" 0600 printf '%s\n' "${wanted[*]}"
   install_packages libraries no "${wanted[@]}"
   step_done libraries
   finish

@@ -106,7 +106,7 @@ keep_had() {
   record=$(record_of "$1" "$2")
   if [[ -r $ROOT$record ]]; then had=$(head -n 1 "$ROOT$record"); else had=$(now "$1" "$2"); fi
   need_dir "$ROOT$HAD"
-  printf '%s\n%s\n' "$had" "$3" | write_atomically "$record" 0600
+  write_atomically "$record" 0600 printf '%s\n%s\n' "$had" "$3"
 }
 
 put_value() {

@@ -18,7 +18,7 @@ apply() {
   need_rest
   CHANGED=no
   set_up
-  printf '%s\n' "$GUEST" | note guest
+  note guest printf '%s\n' "$GUEST"
   if [[ $CHANGED == no ]]; then
     log "container $CTID has what it is to have"
   fi

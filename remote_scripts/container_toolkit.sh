@@ -110,7 +110,7 @@ make_specification() {
   grep -qE '^ *-? *name: "?all"?$' "$LOGS/cdi.yaml" || die "$NAME: a CDI specification of its cards" "nvidia-ctk found none" \
     "by it $RUNTIME gives cards to containers" "look at \`nvidia-smi -L\` there, and at its nodes in /dev, then run \`pulumi up\` again"
   put_file toolkit "$CDI" 0644 "$(<"$LOGS/cdi.yaml")"
-  printf '%s\n' "$made_for" | write_atomically /var/lib/homelab/toolkit-cdi 0600
+  write_atomically /var/lib/homelab/toolkit-cdi 0600 printf '%s\n' "$made_for"
 }
 
 has_refresh_service() { [[ $TARGET != lxc ]] && systemctl cat "$REFRESH" >/dev/null 2>&1 </dev/null; }
@@ -126,7 +126,7 @@ refresh() {
   log "having the toolkit's own service make the CDI specification anew"
   run_logged systemctl restart "$REFRESH" || log "$REFRESH failed: $OUTPUT"
   need_dir "$STATE"
-  printf '%s\n' "$made_for" | write_atomically /var/lib/homelab/toolkit-cdi 0600
+  write_atomically /var/lib/homelab/toolkit-cdi 0600 printf '%s\n' "$made_for"
   has_fresh_specification || { remove_file /var/lib/homelab/toolkit-cdi && return 1; }
   CHANGED=yes
 }

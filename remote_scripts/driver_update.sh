@@ -45,13 +45,13 @@ back() {
   old=$(kept_version) new=$(library_version)
   # A run before this one, which was cut short, may have put libraries back already.
   [[ ! -s $STATE/update/new ]] || new=$(<"$STATE/update/new")
-  printf '%s\n' "$new" | write_atomically "$UPDATE/new" 0600
+  write_atomically "$UPDATE/new" 0600 printf '%s\n' "$new"
   enter_phase back
   in_shell_of_its_own restore_driver || die "$(failure_part wanted)" "$(failure_part found)" \
     "the update to $new doesn't work, and the driver $old could not be put back: $(failure_part why)" \
     "$(failure_part next), then run \`pulumi up --refresh\`: it first goes on with putting $old back"
   # A container's update is its host's: that one is named as given up.
-  [[ $TARGET == lxc ]] || printf '%s\n' "$new" | write_atomically /var/lib/homelab/given-up 0600
+  [[ $TARGET == lxc ]] || write_atomically /var/lib/homelab/given-up 0600 printf '%s\n' "$new"
   close_update
   finish
   printf '{"old":%s,"now":%s}\n' "$(json_string "$old")" "$(json_string "$(<"$LOGS/answered")")"

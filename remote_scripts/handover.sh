@@ -106,12 +106,13 @@ drop_hooks() {
 
 # drop_files - the hookscript last, wherever it was written: a VM that names one which isn't there doesn't start.
 drop_files() {
-  local path hooks=()
+  local path hooks=() TEMPORARY
   while IFS= read -r path; do
     if [[ $path == */"$HOOK_FILE" ]]; then hooks+=("$path"); else drop_file handover "$path"; fi
   done < <(layer_files handover)
   for path in "${hooks[@]}"; do
-    rm -f "$(temporary_for "$path")"
+    temporary_for "$path"
+    rm -f "$TEMPORARY"
     drop_file handover "$path"
   done
 }

@@ -31,7 +31,7 @@ apply() {
 note_holder() {
   [[ ! -e $ROOT$HOOKED/$VMID || $(cat "$ROOT$HOOKED/$VMID") != "$HOLDER" ]] || return 0
   need_dir "$ROOT$HOOKED"
-  printf '%s\n' "$HOLDER" | write_atomically "$HOOKED/$VMID" 0600
+  write_atomically "$HOOKED/$VMID" 0600 printf '%s\n' "$HOLDER"
 }
 
 plan() {

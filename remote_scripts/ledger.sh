@@ -15,7 +15,7 @@ apply() {
     remove_file "$file"
   elif [[ $KEEP != yes || ! -s $ROOT$file ]]; then
     need_dir "$ROOT${file%/*}"
-    printf '%s\n' "$NOTE" | write_atomically "$file" 0600
+    write_atomically "$file" 0600 printf '%s\n' "$NOTE"
   else
     NOTE=$(<"$ROOT$file")
   fi

@@ -77,7 +77,7 @@ bring_in() {
 
 note_driver() {
   need_dir "$STATE"
-  printf '%s\t%s\t%s\t%s\n' "$VERSION" "$source" "$TARGET" "$FLAVOUR" | write_atomically /var/lib/homelab/nvidia-driver 0600
+  write_atomically /var/lib/homelab/nvidia-driver 0600 printf '%s\t%s\t%s\t%s\n' "$VERSION" "$source" "$TARGET" "$FLAVOUR"
 }
 
 require_host_version() {

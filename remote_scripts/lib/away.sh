@@ -25,7 +25,7 @@ note_away() {
   [[ ! -r $STATE/away ]] || text=$(sed "/^$1 /d" "$STATE/away") || return 1
   [[ -z $2 ]] || text="${text:+$text$'\n'}$1 $2"
   if [[ -n $text ]]; then
-    printf '%s\n' "$text" | write_atomically /var/lib/homelab/away 0600
+    write_atomically /var/lib/homelab/away 0600 printf '%s\n' "$text"
   else
     remove_file /var/lib/homelab/away
   fi
@@ -33,13 +33,13 @@ note_away() {
 
 # arm_turn_end - enabled as `systemctl enable` does it, and started: this run may be killed before the restart.
 arm_turn_end() {
-  local temporary
+  local TEMPORARY
   make_dir "${TURN_END_LINK%/*}" &&
-    printf '%s\n' "$TURN_END" | write_atomically "$TURN_END_PROGRAM" 0700 &&
-    printf '%s\n' "$(turn_end_service)" | write_atomically "$TURN_END_UNITS/homelab-turn.service" 0644 &&
-    printf '%s\n' "$(turn_end_timer)" | write_atomically "$TURN_END_UNITS/homelab-turn.timer" 0644 || return 1
-  temporary=$(temporary_for "$TURN_END_LINK")
-  ln -sfT "$TURN_END_UNITS/homelab-turn.timer" "$temporary" && in_place "$temporary" "$TURN_END_LINK" || return 1
+    write_atomically "$TURN_END_PROGRAM" 0700 printf '%s\n' "$TURN_END" &&
+    write_atomically "$TURN_END_UNITS/homelab-turn.service" 0644 printf '%s\n' "$(turn_end_service)" &&
+    write_atomically "$TURN_END_UNITS/homelab-turn.timer" 0644 printf '%s\n' "$(turn_end_timer)" || return 1
+  temporary_for "$TURN_END_LINK"
+  ln -sfT "$TURN_END_UNITS/homelab-turn.timer" "$TEMPORARY" && in_place "$TEMPORARY" "$TURN_END_LINK" || return 1
   # One of an earlier turn that waits for the lock, or for its next try, would end this one.
   run_logged systemctl daemon-reload && run_logged systemctl stop homelab-turn.service && run_logged systemctl restart homelab-turn.timer
 }

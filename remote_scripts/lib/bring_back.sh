@@ -143,7 +143,7 @@ note_left() { # VMID TEXT - none: it is no longer left anywhere
   masked "$2"
   [[ -z $TEXT ]] || text="${text:+$text$'\n'}$1 ${TEXT//[[:cntrl:]]/ }"
   if [[ -n $text ]]; then
-    printf '%s\n' "$text" | write_atomically /var/lib/homelab/left 0600
+    write_atomically /var/lib/homelab/left 0600 printf '%s\n' "$text"
   else
     remove_file /var/lib/homelab/left
   fi

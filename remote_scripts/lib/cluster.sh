@@ -145,7 +145,7 @@ note_turn() {
   local now=$EPOCHSECONDS node noout
   node=$(node_name)
   [[ -n $node ]] && need_dir "$STATE" &&
-    printf 'boot %s\n' "$(<"$ROOT/proc/sys/kernel/random/boot_id")" | write_atomically /var/lib/homelab/turn 0600 || return 1
+    write_atomically /var/lib/homelab/turn 0600 printf 'boot %s\n' "$(<"$ROOT/proc/sys/kernel/random/boot_id")" || return 1
   # Before anything is set: the turn itself ends where its `up` was killed.
   arm_turn_end || { WHY_NOT="the end of this node's turn can't be arranged on this host${OUTPUT:+: $OUTPUT}" && return 1; }
   [[ $ALONE == yes ]] || note_disks || return 1

@@ -15,6 +15,13 @@ umask 022
 export LC_ALL=C
 ROOT=${ROOT:-}
 
+# Of the signals that follow, one that was ignored when this script was started (systemd ignores PIPE for a service; what a script starts, all
+# three) no shell can have obeyed again: `env` can. What /proc doesn't tell counts as ignored.
+AS_BY_DEFAULT=(env '--default-signal=TERM,HUP,PIPE')
+PROCESS=/proc/self # of this very bash, so not below ROOT
+IFS= read -rd '' IGNORED 2>/dev/null <"$PROCESS/status" || :
+[[ ! ${IGNORED:-} =~ SigIgn:[[:space:]]*([0-9a-f]+) ]] || ((16#${BASH_REMATCH[1]} & 0x5001)) || AS_BY_DEFAULT=()
+
 # A client that dies or cancels in the middle must not stop us between two files: a run goes on to its end.
 trap '' PIPE HUP TERM
 trap 'failed_at="line $LINENO: $BASH_COMMAND"' ERR
@@ -28,7 +35,10 @@ exec 2> >(exec sed -u -E "$AS_TEXT"$'\n'"$NO_SECRETS" >&2)
 ASK_SECONDS=20
 
 # within SECONDS COMMAND... - with an end: status 124 after that time. What these scripts ignore, their children would, too.
-within() { timeout -k 2 "$1" env --default-signal=TERM,HUP,PIPE "${@:2}"; }
+within() (
+  trap - PIPE HUP TERM
+  exec timeout -k 2 "$1" "${AS_BY_DEFAULT[@]}" "${@:2}"
+)
 
 # answer_of SECONDS BYTES COMMAND... - sets ANSWER: what it has said on standard output when it ends, at most so many bytes of it, without zero
 # bytes and empty lines at the end. Its status is returned. For what runs in a guest: a process there that goes on and has our pipe (or fills

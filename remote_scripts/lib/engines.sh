@@ -44,7 +44,7 @@ begin_change() {
     absent)
       if is_there "$path"; then keep_file "$path"; else forget_kept "$path"; fi
       need_dir "$ROOT${record%/*}"
-      printf 'pending\n' | write_atomically "$record" 0600
+      write_atomically "$record" 0600 printf 'pending\n'
       ;;
     changed) keep_without_ours "$path" ;; # what is to be given back has changed as well
   esac
@@ -73,7 +73,7 @@ end_change() {
   remove_file "$(before_file "$path")"
   [[ -e $ROOT$path ]] || { remove_file "$(record_file "$path")" && return; }
   sum=$(sha256sum <"$ROOT$path")
-  printf '%s %s\n' "$(stat -c %a "$ROOT$path")" "${sum%% *}" | write_atomically "$(record_file "$path")" 0600
+  write_atomically "$(record_file "$path")" 0600 printf '%s %s\n' "$(stat -c %a "$ROOT$path")" "${sum%% *}"
 }
 
 # same_meaning PATH FILE - FILE is taken as it is, without ROOT.
@@ -93,7 +93,7 @@ keep_without_ours() {
   else
     need_dir "$ROOT${kept%/*}"
     remove_file "$(sum_file "$path")" # without one it counts as whole
-    printf '%s\n' "$text" | write_atomically "$kept" "0$(stat -c %a "$ROOT$path")"
+    write_atomically "$kept" "0$(stat -c %a "$ROOT$path")" printf '%s\n' "$text"
     note_kept "$path"
   fi
 }

@@ -30,7 +30,7 @@ need_kept_scripts() {
 # read_kept_script NAME.SUM [AS] - as what is asked for by the name AS.
 read_kept_script() {
   local text sum
-  text=$(cat 2>/dev/null "${ROOT:-}$KEPT_IN/$1") && sum=$(printf '%s' "$text" | sha256sum) && [[ $sum == "${1##*.}"* ]] || return 1
+  { text=$(<"${ROOT:-}$KEPT_IN/$1"); } 2>/dev/null && sum=$(printf '%s' "$text" | sha256sum) && [[ $sum == "${1##*.}"* ]] || return 1
   KEPT_TEXT[${2:-$1}]=$text
 }
 

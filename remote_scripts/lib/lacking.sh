@@ -117,7 +117,7 @@ note_wanted_boot() {
     esac
   done
   need_dir "$STATE"
-  printf '%s\n' "$WORDS" "$FUNCTIONS" "$DRIVER" "$FLAVOUR" "${still[*]}" | write_atomically "$WANTED_BOOT" 0600
+  write_atomically "$WANTED_BOOT" 0600 printf '%s\n' "$WORDS" "$FUNCTIONS" "$DRIVER" "$FLAVOUR" "${still[*]}"
 }
 
 # noted_boot_lacks - prints REASONS for what was noted, as JSON; null where nothing was, or where it can't be told what is configured.

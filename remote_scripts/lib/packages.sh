@@ -15,7 +15,7 @@
 # a snapshot, tells of none. With the name under which the settings have the system: NAME.
 step_done() {
   need_dir "$STATE/steps"
-  printf '%s\n' "$NAME" | write_atomically "/var/lib/homelab/steps/$1" 0600
+  write_atomically "/var/lib/homelab/steps/$1" 0600 printf '%s\n' "$NAME"
 }
 
 step_undone() { remove_file "/var/lib/homelab/steps/$1"; }

@@ -22,10 +22,10 @@ open_step_log() {
 note_line() { add_to_step_log '  ' "$1"; }
 
 # add_to_step_log INDENT TEXT [BYTES] - all that comes into this system's log comes by this: as text, without secrets, so many bytes at most; the
-# log is never longer than STEP_LOG_BYTES, of an older one the end is kept. Scripts of several containers write at once: one waits for the
+# log is made shorter as soon as it has STEP_LOG_BYTES: its end is kept. Scripts of several containers write at once: one waits for the
 # other. That there is no room for it, or that the folder is somebody else's, stops nobody; nothing is written then.
 add_to_step_log() {
-  local TEXT turn size log=$ROOT$STEP_LOG
+  local TEXT turn out size unsaid=0 log=$ROOT$STEP_LOG
   owns_run_dir || return 0
   masked "$2"
   text_of "$TEXT" "${3:-$LOG_BYTES}"
@@ -37,12 +37,14 @@ add_to_step_log() {
     umask 077
     exec {turn}<"$RUN"
     flock -w 5 "$turn"
-    size=$(stat -c %s "$log") || size=0
-    if ((size + ${#TEXT} >= STEP_LOG_BYTES)); then
+    exec {out}>>"$log"
+    printf '%s\n' "$TEXT" >&"$out" || unsaid=${#TEXT}
+    # Where it has written to: the log's length, without a program's start for each line.
+    read -r _ size <"$PROCESS/fdinfo/$out" || size=$(stat -c %s "$log") || size=0
+    if ((size + unsaid >= STEP_LOG_BYTES)); then
       # Without its first line, which may be half of one. Where there is no room for two of them, a new one begins.
-      { tail -c $((STEP_LOG_BYTES / 2)) "$log" | sed 1d >"$log.old" && mv -f "$log.old" "$log"; } || { rm -f "$log.old" && : >"$log"; }
+      { tail -c $((STEP_LOG_BYTES / 2)) "$log" | sed 1d >"$log.old" && mv -f "$log.old" "$log"; } || { rm -f "$log.old" && printf '%s\n' "$TEXT" >"$log"; }
     fi
-    printf '%s\n' "$TEXT" >>"$log"
   ) 2>/dev/null || :
 }
 
@@ -79,10 +81,11 @@ tell_now_and_then() {
 # follow PIPE LOG WHAT - until the command that writes LOG has ended, and its status has come over PIPE: that is returned. What it says goes
 # into this system's log, and every PROGRESS_SECONDS a person is told where it is.
 follow() {
-  local NOTED=0 WAITS=''
+  local NOTED=0 REST='' NEWS='' WAITS=''
   told_from_now
   await_line "$1" 1000000000 look_on "$2" "$3" || HEARD=1 # its subshell was killed
   note_new "$2" whole
+  [[ -z $NEWS ]] || exec {NEWS}<&-
   return "$HEARD"
 }
 
@@ -94,23 +97,22 @@ look_on() {
 }
 
 # note_new LOG lines|whole - what LOG has more than NOTED bytes goes into this system's log, whole lines of it or all; of lines that were
-# written over (dpkg's counting) the last state.
+# written over (dpkg's counting) the last state. NEWS: where LOG is read on; REST: what was read of it and isn't noted.
 note_new() {
-  local size text waits
-  size=$(stat -c %s "$1" 2>/dev/null) || return 0
-  ((size > NOTED)) || return 0
+  local text='' waits
   {
-    if ((size - NOTED > ANSWER_BYTES)); then
-      note_line "… $((size - NOTED - ANSWER_BYTES)) bytes are left out here …"
-      NOTED=$((size - ANSWER_BYTES))
+    open_news "$1" || return 0
+    # By bash itself, once a second and more often. What has a zero byte, or is much, programs read.
+    if ! IFS= read -r -d '' -n $((ANSWER_BYTES + 1 - ${#REST})) -u "$NEWS" text; then
+      [[ -n $text || $2 == whole ]] || return 0
+      text=$REST$text
+    else
+      text_by_programs "$1"
     fi
-    text=$(
-      tail -c "+$((NOTED + 1))" "$1" | head -c $((size - NOTED)) | tr '\0' '?' || :
-      printf x
-    )
-    text=${text%x}
+    REST=''
     # The rest of its last line is still to come; but for the end of one that is too long nobody waits.
-    [[ $2 == whole || ($text != *$'\n'* && ${#text} -ge $ANSWER_BYTES) ]] || text=${text%"${text##*$'\n'}"}
+    [[ $2 == whole || ($text != *$'\n'* && ${#text} -ge $ANSWER_BYTES) ]] || REST=${text##*$'\n'}
+    text=${text:0:${#text}-${#REST}}
     [[ -n $text ]] || return 0
     NOTED=$((NOTED + ${#text}))
     [[ $text != *$'\r'* ]] || text=$(printf '%s' "$text" | sed -E 's/\r+$//; s/.*\r//')
@@ -120,4 +122,24 @@ note_new() {
   [[ $text == *'Waiting for cache lock'* ]] && waits=$(grep '^Waiting for cache lock' <<<"$text" | tail -n 1) || return 0
   [[ $waits == "$WAITS" ]] || log "$waits"
   WAITS=$waits
+}
+
+open_news() { [[ -n $NEWS ]] || { [[ -r $1 ]] && exec {NEWS}<"$1"; }; } # LOG
+
+# text_by_programs LOG - for note_new, sets `text`: what LOG has after NOTED bytes, the end of much; NEWS goes on from there.
+text_by_programs() {
+  local size
+  size=$(stat -c %s "$1")
+  if ((size - NOTED > ANSWER_BYTES)); then
+    note_line "… $((size - NOTED - ANSWER_BYTES)) bytes are left out here …"
+    NOTED=$((size - ANSWER_BYTES))
+  fi
+  text=$(
+    tail -c "+$((NOTED + 1))" "$1" | head -c $((size - NOTED)) | tr '\0' '?' || :
+    printf x
+  )
+  text=${text%x}
+  exec {NEWS}<&-
+  exec {NEWS}<"$1"
+  head -c "$size" <&"$NEWS" >/dev/null
 }

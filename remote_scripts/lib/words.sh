@@ -87,9 +87,9 @@ edit_kernel_cmdline() {
   remember "$record" "$file"
   need_dir "$ROOT${record%/*}"
   all=$(printf '%s\n' "${texts[@]}" "$new" | sed '/^$/d' | sort -u) || return 1
-  printf '%s' "${all:+$all$'\n'}" | write_atomically "$record" 0600
+  write_atomically "$record" 0600 printf '%s' "${all:+$all$'\n'}"
   take_texts_out
-  printf '%s' "$first$new$rest" | rewrite_atomically "$file"
+  rewrite_atomically "$file" printf '%s' "$first$new$rest"
   CHANGED=yes
   log "wrote $file"
 }

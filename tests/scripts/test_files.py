@@ -268,11 +268,74 @@ def test_a_write_that_fails_in_a_condition_leaves_the_file_as_it_was(folder: Fol
     folder.write("/etc/file", "whole\n")
     folder.command("cp", '/bin/cp "$@" 2>/dev/null; echo half >"${@: -1}"; exit 1')
     folder.command("cat", "echo half; exit 1")
-    arguments = {"copy_atomically /dev/zero": "/etc/file", "write_atomically": "/etc/file 0644"}.get(
-        writes, "/etc/file"
+    arguments = {
+        "copy_atomically /dev/zero": "/etc/file",
+        "write_atomically": "/etc/file 0644",
+        "rewrite_atomically": "/etc/file cat",
+    }
+    done = folder.bash(
+        f"if {writes.replace('/dev/zero', '$ROOT/etc/file')} {arguments[writes]} <<<new; then echo written; fi"
     )
-    done = folder.bash(f"if {writes.replace('/dev/zero', '$ROOT/etc/file')} {arguments} <<<new; then echo written; fi")
     assert (done.stdout, folder.read("/etc/file")) == ("", "whole\n")
+
+
+@pytest.mark.parametrize("writes", ["write_atomically /etc/file 0644", "write_atomically /var/lib/homelab/file 0600"])
+def test_a_text_for_which_there_is_no_room_leaves_the_file_as_it_was(folder: Folder, writes: str) -> None:
+    path = writes.split()[1]
+    folder.write(path, "whole\n")
+    temporary = folder.root / f"{path[1:].rpartition('/')[0]}/.file.homelab-tmp"
+    temporary.symlink_to("/dev/full")
+    for text in ("new", "$(printf %0100000d 0)"):
+        done = folder.bash(f"if {writes} printf '%s\\n' \"{text}\"; then echo written; fi; echo on")
+        assert (done.stdout, folder.read(path)) == ("on\n", "whole\n")
+        assert "No space left on device" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "mode"), [("/var/lib/homelab/x", 0o600), ("/etc/x", 0o600), ("/etc/x", 0o644), ("/etc/x", 0o755)]
+)
+@pytest.mark.parametrize("text", ["", "-n one\n", "two\nlines, no newline", "\\n%s\xfc"])
+def test_what_is_written_has_its_mode_and_every_byte(folder: Folder, path: str, mode: int, text: str) -> None:
+    folder.write("/text", text)
+    (folder.root / "var/lib/homelab").mkdir()
+    read = 'IFS= read -rd "" text <"$ROOT/text" || :\numask 077\n'
+    for write in (
+        f"write_atomically {path} 0{mode:o} printf '%s' \"$text\"",
+        f'write_atomically {path} 0{mode:o} <"$ROOT/text"',
+    ):
+        assert folder.bash(read + write).returncode == 0
+        assert (folder.root / path[1:]).stat().st_mode & 0o7777 == mode
+        assert (folder.root / path[1:]).read_bytes() == (folder.root / "text").read_bytes()
+        (folder.root / path[1:]).unlink()
+
+
+def test_the_states_of_a_layers_files_are_told_whatever_their_names_and_whatever_became_of_them(folder: Folder) -> None:
+    names = [
+        "/etc/a b",
+        "/etc/a\\b",
+        "/etc/.dot",
+        "/etc/d/]x",
+        "/etc/d.x",
+        "/etc/gone",
+        "/etc/mode",
+        "/etc/other",
+        "/etc/dir",
+        "/etc/link",
+    ]
+    puts = "".join(f"put_file vfio '{name}' 0644 text\n" for name in names)
+    tamper = "cd $ROOT/etc; rm gone dir link; mkdir dir; chmod 600 mode; echo other >other; ln -s d.x link\n"
+    found = folder.bash(
+        f"{{\n{puts}}} >/dev/null 2>&1\n{tamper}touch $STATE/files/vfio/etc/.x.homelab-tmp\nlayer_states vfio"
+    )
+    wrong = {
+        "/etc/gone": "missing",
+        "/etc/mode": "changed",
+        "/etc/other": "changed",
+        "/etc/dir": "changed",
+        "/etc/link": "changed",
+    }
+    assert found.stdout.splitlines() == [f"{wrong.get(name, 'ok')} {name}" for name in sorted(names)], found.stderr
+    assert folder.bash("layer_states nothing; layer_files nothing").stdout == ""
 
 
 def test_a_list_that_could_not_be_made_does_not_take_the_place_of_the_one_before(folder: Folder) -> None:

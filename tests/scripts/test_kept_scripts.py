@@ -130,21 +130,36 @@ def test_a_host_without_any_note_has_nothing_to_give_back_but_what_is_noted_else
 
 
 def test_what_is_read_in_part_is_not_run(folder: Folder) -> None:
+    """What was read is held to the sum, not what lies there a moment later."""
     put(folder)
     before = folder.tree()
-    for dies_at in range(1, 5):
-        folder.command(
-            "cat",
-            f"""
-            echo >>"$ROOT/../reads"
-            (($(wc -l <"$ROOT/../reads") != {dies_at})) || {{ head -c 3000 "$@"; kill -KILL $$; }}
-            exec /bin/cat "$@"
-        """,
-        )
-        (folder.root.parent / "reads").write_text("")
-        done = folder.run("apply", kept_scripts.by_reference(scripts.iommu_cmdline("iommu=pt"), OWNER))
-        assert done.returncode == 1 and "missing, or has been changed" in done.stdout, dies_at
+    command = kept_scripts.by_reference(scripts.iommu_cmdline("iommu=pt"), OWNER)
+    names = re.search(r"^need_kept_scripts (.+)$", command, re.MULTILINE)
+    assert names and len(names[1].split()) > 2
+    for number, name in enumerate(names[1].split(), start=1):
+        file = folder.root / PLACE[1:] / name
+        whole = file.read_text()
+        folder.write("/whole", whole)
+        file.write_text(whole[:3000] if len(whole) > 3000 else whole[:-1])
+        # It is whole again when its sum is made.
+        asked = f'echo >>"$ROOT/asked"; (($(wc -l <"$ROOT/asked") != {number})) || cat "$ROOT/whole" >{file}'
+        folder.command("sha256sum", f'{asked}\nexec /usr/bin/sha256sum "$@"')
+        done = folder.run("apply", command)
+        assert done.returncode == 1 and "missing, or has been changed" in done.stdout and name in done.stdout
+        assert file.read_text() == whole
+        for made in ("whole", "asked"):
+            (folder.root / made).unlink()
         assert folder.tree() == before
+
+
+@pytest.mark.parametrize("says", ["exit 1", "echo"])
+def test_without_their_sums_none_is_run(folder: Folder, says: str) -> None:
+    put(folder)
+    before = folder.tree()
+    folder.command("sha256sum", says)
+    done = folder.run("apply", kept_scripts.by_reference(scripts.iommu_cmdline("iommu=pt"), OWNER))
+    assert done.returncode == 1 and "missing, or has been changed" in done.stdout
+    assert folder.tree() == before
 
 
 def test_an_archive_that_is_not_whole_changes_nothing_but_what_is_put_back(folder: Folder) -> None:

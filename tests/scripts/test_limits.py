@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.scripts.conftest import Folder
+from tests.scripts.conftest import Folder, library
 
 HANGS = "trap '' TERM HUP; echo half an answer; while :; do sleep 60; done"
 SHORT = (
@@ -33,6 +33,18 @@ def test_a_program_that_ends_in_time_keeps_its_status_and_its_output(folder: Fol
 def test_what_is_started_obeys_the_signals_that_the_script_ignores(folder: Folder) -> None:
     done = folder.bash("within 30 bash -c 'kill -TERM $$; echo survived' || echo \"$?\"")
     assert done.stdout.strip() == "143"
+
+
+@pytest.mark.parametrize("ignored", ["", "PIPE", "HUP", "TERM", "PIPE HUP TERM"])
+def test_no_signal_is_ignored_in_what_is_started_whatever_the_script_was_started_with(
+    folder: Folder, ignored: str
+) -> None:
+    """systemd ignores PIPE for a service, nohup HUP; what a script starts in a container ignores all three."""
+    ask = "grep SigIgn /proc/self/status"
+    folder.write("/script", f"{library('common')}within 30 {ask}; found=$(within 30 {ask}); echo $found; {ask}")
+    before = f"trap '' {ignored}\n" if ignored else ""
+    done = folder.bash(f'{before}exec bash "$ROOT/script"', parts=())
+    assert [int(line.split()[1], 16) & 0x5001 for line in done.stdout.splitlines()] == [0, 0, 0x5001], done.stderr
 
 
 @pytest.mark.parametrize("answer", ["status: running", "status: stopped"])

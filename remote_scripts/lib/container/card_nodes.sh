@@ -97,7 +97,7 @@ is_mapped_group() {
 # plain file isn't read.
 groups_while_off() {
   local folder
-  : | note mounted
+  note mounted :
   folder=$ROOT/var/lib/lxc/$CTID/rootfs
   if within 60 pct mount "$CTID" </dev/null >/dev/null 2>&1; then (
     folder=$(cd -P "$folder" && pwd -P) && cd -P "$folder/etc" 2>/dev/null && [[ $(pwd -P) == "$folder/etc" && -f group && ! -L group ]] &&

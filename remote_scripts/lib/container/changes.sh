@@ -42,7 +42,7 @@ set_up() {
   done
   keep_record
   if [[ -e $ROOT$(record_dir)/restart ]]; then
-    printf '%s\n' "$DIGEST" | note after
+    note after printf '%s\n' "$DIGEST"
   else
     in_force # it is off: its next start takes what is there
   fi

@@ -2,15 +2,17 @@
 # What is noted of a container, in /var/lib/homelab/containers/CTID (container.sh says what).
 # Needs: files, lines, guest_tasks, container/conf
 #
-# Gives: record_dir; note NAME, noted NAME, noted_line NUMBER NAME; keep_record; read_wanted DIR -> METHOD, MINORS, FUNCTIONS, CARDS; remember_record, check_before, note_change,
+# Gives: record_dir; note NAME [COMMAND...], noted NAME, noted_line NUMBER NAME; keep_record; read_wanted DIR -> METHOD, MINORS, FUNCTIONS, CARDS; remember_record, check_before, note_change,
 #   nothing_to_put_back, forget_change; forget_since_before; in_force; note_ran yes|no, find_why_not_owed -> WHY, take_ran_along FILE.
 
 record_dir() { printf '/var/lib/homelab/containers/%s' "$CTID"; }
 
-# note NAME - standard input becomes that part of the record.
+# note NAME [COMMAND...] - what COMMAND says becomes that part of the record, or else standard input.
 note() {
-  need_dir "$ROOT$(record_dir)"
-  write_atomically "$(record_dir)/$1" 0600
+  local dir
+  dir=$(record_dir)
+  need_dir "$ROOT$dir"
+  write_atomically "$dir/$1" 0600 "${@:2}"
 }
 
 noted() {
@@ -71,13 +73,13 @@ check_before() {
 }
 
 # nothing_to_put_back - until the container's configuration is in force: an empty one is never put back, and none is noted in its place.
-nothing_to_put_back() { : | note before; }
+nothing_to_put_back() { note before :; }
 
 # note_change - before anything is written: all that may be ours afterwards, whatever happens in between.
 note_change() {
   local revision
   [[ -e $ROOT$(record_dir)/before ]] || {
-    printf '%s' "$TEXT" | note before
+    note before printf '%s' "$TEXT"
     lines_of "${OURS[@]}" | note ours_before
     noted wanted | note wanted_before
     noted nodes | note nodes_before
@@ -85,8 +87,8 @@ note_change() {
   lines_of "${OURS[@]}" "${WANT[@]}" | sort -u | note ours
   { noted nodes && nodes_now; } | sort -u | note nodes
   revision=$(noted revision)
-  printf '%s\n' "$((${revision:-0} + 1))" | note revision
-  ! is_up || : | note restart
+  note revision printf '%s\n' "$((${revision:-0} + 1))"
+  ! is_up || note restart :
 }
 
 # Of each part of the record what it was when this run began; a part that wasn't there isn't in it. (An x follows, for what ends in an empty line.)
@@ -104,7 +106,7 @@ remember_record() {
 forget_change() {
   local part
   for part in "${RECORD_PARTS[@]}"; do
-    if [[ -n ${RECORD[$part]:-} ]]; then printf '%s' "${RECORD[$part]%x}" | note "$part"; else rm -f "$ROOT$(record_dir)/$part"; fi
+    if [[ -n ${RECORD[$part]:-} ]]; then note "$part" printf '%s' "${RECORD[$part]%x}"; else rm -f "$ROOT$(record_dir)/$part"; fi
   done
   rmdir "$ROOT$(record_dir)" 2>/dev/null || :
 }
@@ -125,7 +127,7 @@ forget_since_before() {
 in_force() { rm -f "$ROOT$(record_dir)"/{restart,before,after,ours_before,wanted_before,nodes_before}; }
 
 # note_ran yes|no - that it is to be started again: when, in which boot, whether it is off by now, and by what it is told from another one of its id.
-note_ran() { printf '%(%s)T %s %s %s\n' -1 "$(boot_now)" "$1" "$(card_addresses)" | note ran; }
+note_ran() { note ran printf '%(%s)T %s %s %s\n' -1 "$(boot_now)" "$1" "$(card_addresses)"; }
 
 card_addresses() {
   local line='' found=()

@@ -96,7 +96,7 @@ unload() {
 start_daemon() { [[ $DAEMON_STOPPED != yes ]] || run_logged systemctl start "$DAEMON" || log "$DAEMON doesn't start again: $OUTPUT"; }
 
 # note_run - that what the installer puts there is ours, before it begins. Somebody's own that was there before is named, for `revert`.
-note_run() { need_dir "$STATE" && printf '%s\n' "$RUN_VERSION" "$RUN_URL" "$RUN_SHA256" "$RUN_ARGUMENTS" | write_atomically /var/lib/homelab/nvidia-run 0600; }
+note_run() { need_dir "$STATE" && write_atomically /var/lib/homelab/nvidia-run 0600 printf '%s\n' "$RUN_VERSION" "$RUN_URL" "$RUN_SHA256" "$RUN_ARGUMENTS"; }
 
 # remove_run - what the installer has put there, ours or somebody's: its files and those of packages have the same names.
 remove_run() {

@@ -17,7 +17,7 @@ UPDATE=/var/lib/homelab/update
 # Before homelab-nvidia by its name: of several pins for a version, the first counts (apt_preferences(5)).
 GIVEN_UP=/etc/apt/preferences.d/homelab-given-up
 
-enter_phase() { printf '%s\n' "$1" | write_atomically "$UPDATE/phase" 0600; }
+enter_phase() { write_atomically "$UPDATE/phase" 0600 printf '%s\n' "$1"; }
 
 # close_update - without a phase the rest is litter.
 close_update() {

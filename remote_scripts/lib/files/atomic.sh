@@ -3,42 +3,48 @@
 # where it is called in a condition, bash does not stop for it.
 # Needs: common
 #
-# Gives: is_there PATH; temporary_for PATH; in_place TEMPORARY PATH; write_atomically PATH MODE, copy_atomically FROM PATH,
-#   rewrite_atomically PATH; remove_file PATH...; need_dir DIR; mark PATH; flush_all. A PATH is without ROOT.
+# Gives: is_there PATH; temporary_for PATH -> TEMPORARY; in_place TEMPORARY PATH; write_atomically PATH MODE [COMMAND...],
+#   copy_atomically FROM PATH, rewrite_atomically PATH COMMAND...; remove_file PATH...; need_dir DIR; mark PATH; flush_all. A PATH is without ROOT.
 STATE=$ROOT/var/lib/homelab
 CHANGED=no # does what this run wrote differ from what was there?
 
 # Each stops at its first failure by itself: where it is called in a condition, bash does not stop for it.
 is_there() { [[ -e $ROOT$1 || -L $ROOT$1 ]]; }
 
-# temporary_for PATH - the name starts with a dot and ends in none of the suffixes that GRUB, initramfs-tools or modprobe read.
-temporary_for() { printf '%s' "$ROOT${1%/*}/.${1##*/}.homelab-tmp"; }
+# temporary_for PATH - sets TEMPORARY: a name beside it. It starts with a dot and ends in none of the suffixes that GRUB, initramfs-tools or modprobe read.
+temporary_for() { TEMPORARY=$ROOT${1%/*}/.${1##*/}.homelab-tmp; }
 
 # in_place TEMPORARY PATH - TEMPORARY, with ROOT, becomes PATH: its bytes are on the disk before, its name after that.
 in_place() {
   { [[ -L $1 ]] || sync "$1"; } && mv -fT "$1" "$ROOT$2" && sync "$ROOT${2%/*}/"
 }
 
-# write_atomically PATH MODE - standard input becomes the file; a reader sees the old bytes or the new, never a mixture. It can't know whether
-# whoever makes its input has failed: what a program makes goes into a variable first.
+# write_atomically PATH MODE [COMMAND...] - what COMMAND says (printf: no program is started) becomes the file, or standard input; a reader sees the old
+# bytes or the new, never a mixture. Of standard input it can't know whether whoever makes it has failed: what a program makes goes into a variable first.
 write_atomically() {
-  local temporary
-  temporary=$(temporary_for "$1")
-  (umask 077 && cat >"$temporary") && chmod "$2" "$temporary" && in_place "$temporary" "$1"
+  local TEMPORARY
+  temporary_for "$1"
+  (
+    umask 077
+    if (($# > 2)); then "${@:3}"; else cat; fi >"$TEMPORARY"
+  ) && need_mode "$@" && in_place "$TEMPORARY" "$1"
 }
+
+# need_mode PATH MODE - TEMPORARY was made with 0600, but for what a folder's default ACL says; of a record nobody compares it.
+need_mode() { [[ $2 == 0600 && $1 == /var/lib/homelab/* ]] || chmod "$2" "$TEMPORARY"; }
 
 # copy_atomically FROM PATH - the same for a copy, owner and times included; FROM, with ROOT, may be on another file system.
 copy_atomically() {
-  local temporary
-  temporary=$(temporary_for "$2")
-  need_dir "$ROOT${2%/*}" && cp -aT --remove-destination "$1" "$temporary" && in_place "$temporary" "$2"
+  local TEMPORARY
+  temporary_for "$2"
+  need_dir "$ROOT${2%/*}" && cp -aT --remove-destination "$1" "$TEMPORARY" && in_place "$TEMPORARY" "$2"
 }
 
-# rewrite_atomically PATH - standard input becomes the content of a file that is there; owner and mode stay.
+# rewrite_atomically PATH COMMAND... - what COMMAND says becomes the content of a file that is there; owner and mode stay.
 rewrite_atomically() {
-  local temporary
-  temporary=$(temporary_for "$1")
-  cp -aT --remove-destination "$ROOT$1" "$temporary" && cat >"$temporary" && in_place "$temporary" "$1"
+  local TEMPORARY
+  temporary_for "$1"
+  cp -aT --remove-destination "$ROOT$1" "$TEMPORARY" && "${@:2}" >"$TEMPORARY" && in_place "$TEMPORARY" "$1"
 }
 
 # remove_file PATH...

@@ -17,7 +17,7 @@ make_dir() {
   ((${#missing[@]} > 0)) || return 0
   need_dir "$STATE"
   all=$({ printf '%s\n' "${missing[@]}" && { [[ ! -e $STATE/dirs ]] || cat "$STATE/dirs"; }; } | sort -u) || return 1
-  printf '%s\n' "$all" | write_atomically /var/lib/homelab/dirs 0600
+  write_atomically /var/lib/homelab/dirs 0600 printf '%s\n' "$all"
   need_dir "$ROOT$1"
 }
 
@@ -32,7 +32,7 @@ note_kept() {
   local sum
   need_dir "$STATE/sums${1%/*}"
   sum=$(kept_sum "$1") || return 1
-  printf '%s\n' "$sum" | write_atomically "/var/lib/homelab/sums$1" 0600
+  write_atomically "/var/lib/homelab/sums$1" 0600 printf '%s\n' "$sum"
 }
 
 forget_kept() { remove_file "/var/lib/homelab/kept$1" "/var/lib/homelab/sums$1"; }
@@ -74,7 +74,7 @@ keep_edit() {
   [[ -f $ROOT$2 && -e $STATE/files/$1$2 ]] || return 0
   sum=$(sha256sum <"$ROOT$2")
   # One that we wrote, or what was there before us: a run that was cut short hadn't come further.
-  ! grep -qF " ${sum%% *}" "$STATE/files/$1$2" || return 0
+  [[ $(<"$STATE/files/$1$2") != *" ${sum%% *}"* ]] || return 0
   [[ ${sum%% *} != "$(kept_sum "$2")" ]] || return 0
   copy=$EDITS$2.${sum:0:8}
   is_there "$copy" || copy_atomically "$ROOT$2" "$copy"

@@ -2,15 +2,44 @@
 # Files of ours, by layers: written, looked at, taken away.
 # Needs: files/atomic, files/kept, files/pending, files/planned, files/undo
 #
-# Gives: put_file LAYER PATH MODE CONTENT, put_copy LAYER PATH MODE FILE, drop_file LAYER PATH -> CHANGED; layer_files LAYER;
+# Gives: put_file LAYER PATH MODE CONTENT, put_copy LAYER PATH MODE FILE, drop_file LAYER PATH -> CHANGED; layer_files LAYER; layer_states LAYER;
 #   file_state LAYER PATH.
+
+# states_of LAYER PATH... - for each a line: ok, changed or missing, a blank, the path. Two programs look at all of them.
+states_of() {
+  local path about mode sum there=()
+  local -A sums=() modes=()
+  for path in "${@:2}"; do
+    [[ ! -e $ROOT$path ]] || there+=("$ROOT$path")
+  done
+  if ((${#there[@]} > 0)); then
+    while IFS= read -r about; do
+      # A name with a backslash has two of them there, and one before the line.
+      [[ $about != \\* ]] || { about=${about#?} && about=${about//\\\\/\\}; }
+      sums[${about#*  }]=${about%%  *}
+    done < <(sha256sum "${there[@]}")
+    while IFS= read -r -d '' about; do modes[${about#* }]=${about%% *}; done < <(stat --printf '%a %n\0' -- "${there[@]}")
+  fi
+  for path in "${@:2}"; do
+    if [[ ! -e $ROOT$path ]]; then
+      printf 'missing %s\n' "$path"
+      continue
+    fi
+    mode='' sum=''
+    read -r mode sum <"$STATE/files/$1$path" || :
+    if [[ -n $sum && ${sums[$ROOT$path]:-} == "$sum" && ${modes[$ROOT$path]:-} == "${mode#0}" ]]; then
+      printf 'ok %s\n' "$path"
+    else
+      printf 'changed %s\n' "$path"
+    fi
+  done
+}
 
 # file_state LAYER PATH - ok | changed | missing, for a file that we wrote.
 file_state() {
-  local mode sum
-  [[ -e $ROOT$2 ]] || { printf missing && return; }
-  read -r mode sum <"$STATE/files/$1$2"
-  [[ $(sha256sum <"$ROOT$2") == "$sum "* && $(stat -c %a "$ROOT$2") == "${mode#0}" ]] && printf ok || printf changed
+  local state
+  state=$(states_of "$1" "$2") || return
+  printf '%s' "${state%% *}"
 }
 
 # put_file LAYER PATH MODE CONTENT - a file of ours; what was there before us is kept for `drop_file`.
@@ -20,7 +49,7 @@ put_file() {
   ! is_put "$1" "$2" "$3" "${sum%% *}" || return 0
   [[ $PLANNING == no ]] || { note_put "$2" "$4" && return; }
   claim_file "$1" "$2" "$3" "${sum%% *}"
-  printf '%s\n' "$4" | write_atomically "$2" "$3"
+  write_atomically "$2" "$3" printf '%s\n' "$4"
   CHANGED=yes
   log "wrote $2"
 }
@@ -54,8 +83,8 @@ claim_file() {
   fi
   need_dir "$ROOT${record%/*}"
   # With the one before: until the file is written, it still is what that says, and nobody's edit.
-  earlier=$(grep -vxFm 1 "$3 $4" "$ROOT$record" 2>/dev/null) || earlier=''
-  printf '%s\n' "$3 $4" ${earlier:+"$earlier"} | write_atomically "$record" 0600
+  { while IFS= read -r earlier && [[ $earlier == "$3 $4" ]]; do :; done <"$ROOT$record"; } 2>/dev/null || :
+  write_atomically "$record" 0600 printf '%s\n' "$3 $4" ${earlier:+"$earlier"}
   make_dir "${path%/*}"
 }
 
@@ -82,7 +111,17 @@ drop_file() {
   log "gave back $path"
 }
 
-# layer_files LAYER - the paths that we wrote for it.
-layer_files() {
-  [[ ! -d $STATE/files/$1 ]] || find "$STATE/files/$1" -type f ! -name '.*.homelab-tmp' -printf '/%P\n' | sort
+# layer_files LAYER - the paths that we wrote for it, sorted.
+layer_files() (
+  shopt -s globstar dotglob nullglob
+  for record in "$STATE/files/$1"/**; do
+    [[ ! -f $record || -L $record || ${record##*/} == .*.homelab-tmp ]] || printf '%s\n' "${record#"$STATE/files/$1"}"
+  done
+)
+
+# layer_states LAYER - the same, each after its state and a blank.
+layer_states() {
+  local paths
+  mapfile -t paths < <(layer_files "$1")
+  states_of "$1" "${paths[@]}"
 }

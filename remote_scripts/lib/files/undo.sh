@@ -76,7 +76,7 @@ settle_kernel_cmdline() {
   if [[ -z $2 ]]; then
     remove_file "$record"
   elif [[ $(<"$ROOT$record") != " $2" ]]; then
-    printf ' %s\n' "$2" | write_atomically "$record" 0600
+    write_atomically "$record" 0600 printf ' %s\n' "$2"
   fi
 }
 
@@ -108,7 +108,7 @@ tidy() {
       remove_file /var/lib/homelab/dirs
     else
       all=$(printf '%s\n' "${left[@]}" | sort) || return 1
-      [[ $all == "$(<"$STATE/dirs")" ]] || printf '%s\n' "$all" | write_atomically /var/lib/homelab/dirs 0600
+      [[ $all == "$(<"$STATE/dirs")" ]] || write_atomically /var/lib/homelab/dirs 0600 printf '%s\n' "$all"
     fi
   fi
   [[ ! -d $STATE ]] || find "$STATE" -depth -type d -empty -delete

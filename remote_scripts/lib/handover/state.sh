@@ -47,7 +47,7 @@ say() {
   need_dir "$ROOT$HANDOVER" 2>/dev/null || return 0
   { printf '%(%F %T)T %s: %s\n' -1 "$CARD" "$1" >>"$story"; } 2>/dev/null || return 0
   (($(stat -c %s "$story" 2>/dev/null || printf 0) <= STORY_BYTES)) || {
-    text=$(tail -c $((STORY_BYTES / 2)) "$story") && printf '%s\n' "${text#*$'\n'}" | write_atomically "$HANDOVER/log" 0600
+    text=$(tail -c $((STORY_BYTES / 2)) "$story") && write_atomically "$HANDOVER/log" 0600 printf '%s\n' "${text#*$'\n'}"
   } || :
 }
 
@@ -74,7 +74,7 @@ save_state() {
   S[boot]=$(this_boot)
   [[ -n ${S[boot]} ]] || return 1 # it would count as an earlier boot's
   for key in state vm boot since why containers staying asked freed owed numbers taken modules persistence units d3cold; do text+="$key=${S[$key]:-}"$'\n'; done
-  need_dir "$ROOT$HANDOVER" && printf '%s' "$text" | write_atomically "$HANDOVER/$CARD.state" 0600
+  need_dir "$ROOT$HANDOVER" && write_atomically "$HANDOVER/$CARD.state" 0600 printf '%s' "$text"
 }
 
 drop_state() {

@@ -124,7 +124,7 @@ end_staying() {
 # hold_autoload - nobody but this program has the driver loaded while the card is away. (`let_autoload`: as before.)
 hold_autoload() {
   need_dir "$ROOT${AUTOLOAD%/*}" &&
-    printf '# While a VM has gpus.%s and containers run on that know it: who opens a node of it loads no driver.\nblacklist nvidia\n' "$CARD" | write_atomically "$AUTOLOAD" 0644
+    write_atomically "$AUTOLOAD" 0644 printf '# While a VM has gpus.%s and containers run on that know it: who opens a node of it loads no driver.\nblacklist nvidia\n' "$CARD"
 }
 
 # instance_of CTID - the number of its control group, another one after each of its starts; nothing: it isn't known. (Without the unified hierarchy systemd has one.)

@@ -54,7 +54,7 @@ wait_for_run() {
 # note_turned_away - for whoever reads the host, until a VM has got the card. It leaves no state: everything is as it was.
 note_turned_away() {
   need_dir "$ROOT$HANDOVER" &&
-    printf 'vm=%s\nat=%(%F %T)T\nrun=%s\n' "$vmid" -1 "${AT_WORK//$'\n'/; }" | write_atomically "$HANDOVER/$CARD.turned_away" 0600
+    write_atomically "$HANDOVER/$CARD.turned_away" 0600 printf 'vm=%s\nat=%(%F %T)T\nrun=%s\n' "$vmid" -1 "${AT_WORK//$'\n'/; }"
 }
 
 # note_taken - the VM has the card. Status 1: that isn't on the disk.

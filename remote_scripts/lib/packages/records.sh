@@ -29,7 +29,7 @@ write_record() {
   record=$(for name in "${!NOW[@]}"; do
     printf '%s\t%s\t%s\t%s\n' "$name" "${NOW[$name]}" "${BEFORE[$name]}" "${MARK[$name]}"
   done | sort) || return 1
-  printf '%s\n' "$record" | write_atomically "/var/lib/homelab/packages/$1" 0600
+  write_atomically "/var/lib/homelab/packages/$1" 0600 printf '%s\n' "$record"
 }
 
 # settle_record LAYER - after `read_installed`: the record says what there is; what is as it was before the layer isn't in it.

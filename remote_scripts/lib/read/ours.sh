@@ -6,15 +6,15 @@
 
 # What we wrote, and what became of it.
 managed() {
-  local layer path separator=
+  local layer path state separator=
   printf ',"managed":['
   for layer in iommu vfio nodes cards values rom handover; do
-    while IFS= read -r path; do
-      printf '%s{"layer":"%s","state":"%s"' "$separator" "$layer" "$(file_state "$layer" "$path")"
+    while read -r state path; do
+      printf '%s{"layer":"%s","state":"%s"' "$separator" "$layer" "$state"
       json_entry path "$path"
       printf '}'
       separator=,
-    done < <(layer_files "$layer")
+    done < <(layer_states "$layer")
   done
   printf '],"stale_initramfs":'
   # shellcheck disable=SC2046 # kernel versions hold no spaces

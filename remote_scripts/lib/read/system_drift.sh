@@ -13,10 +13,9 @@ files_drift() {
   for layer in "$STATE"/files/{nvidia-*,cuda}; do
     [[ -d $layer ]] || continue
     layer=${layer##*/}
-    while IFS= read -r path; do
-      state=$(file_state "$layer" "$path")
+    while read -r state path; do
       [[ $state == ok ]] || DRIFT+=("$(step_of "$layer"): $path is $state")
-    done < <(layer_files "$layer")
+    done < <(layer_states "$layer")
   done
 }
 

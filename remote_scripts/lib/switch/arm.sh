@@ -8,18 +8,18 @@
 # await_boot SECONDS - for so long from now an `up` waits for the next boot.
 await_boot() {
   local record
-  record=$(sed '/^until /d' "$STATE/armed") && printf '%s\nuntil %s\n' "$record" "$(($(date +%s) + $1))" | write_atomically /var/lib/homelab/armed 0600
+  record=$(sed '/^until /d' "$STATE/armed") && write_atomically /var/lib/homelab/armed 0600 printf '%s\nuntil %s\n' "$record" "$(($(date +%s) + $1))"
 }
 
 # await_no_boot - whoever restarts this host now, no `up` waits for it.
 await_no_boot() {
   local record
-  record=$(sed '/^until /d' "$STATE/armed") && printf '%s\n' "$record" | write_atomically /var/lib/homelab/armed 0600
+  record=$(sed '/^until /d' "$STATE/armed") && write_atomically /var/lib/homelab/armed 0600 printf '%s\n' "$record"
 }
 
 # arm [SECONDS] - SECONDS: for so long from now an `up` waits for the next boot. Without: what is armed in this boot stays as it is.
 arm() {
-  local record boot temporary
+  local record boot TEMPORARY
   boot=$(boot_id)
   [[ ! -e $RUN/restarting && $(switch_note rolling-back boot) != "$boot" ]] || die "the next boot of this host configured" \
     "it is giving back its boot configuration now: $(rolled_back)" \
@@ -40,9 +40,9 @@ arm() {
   if [[ ! -L $ROOT$SWITCH_LINK ]]; then
     make_dir "${SWITCH_LINK%/*}"
     remember "$SWITCH_LINK"
-    temporary=$(temporary_for "$SWITCH_LINK")
-    ln -sfT "$SWITCH_UNITS/homelab-rollback.timer" "$temporary"
-    in_place "$temporary" "$SWITCH_LINK"
+    temporary_for "$SWITCH_LINK"
+    ln -sfT "$SWITCH_UNITS/homelab-rollback.timer" "$TEMPORARY"
+    in_place "$TEMPORARY" "$SWITCH_LINK"
     DOING=systemctl run_logged timeout -s KILL 60 systemctl daemon-reload || log "systemctl daemon-reload failed: the units are read at boot anyway"
   fi
   forget_boots
@@ -53,7 +53,7 @@ switch_file() {
   [[ ! -e $ROOT$1 || $(<"$ROOT$1") != "$3" ]] || return 0
   make_dir "${1%/*}"
   remember "$1"
-  printf '%s\n' "$3" | write_atomically "$1" "$2"
+  write_atomically "$1" "$2" printf '%s\n' "$3"
 }
 
 # forget_boots - what became of earlier boots is no news any more, and the next one takes the default entry.

@@ -11,10 +11,9 @@ begin() {
   boots=$(switch_note rolling-back boots)
   reason=$(switch_note rolling-back reason)
   decided=$(switch_note rolling-back decided)
-  printf 'boot %s\nloader %s\ndecided %s\nreason %s\nwords %s\nboots %s\n' "$(boot_id)" "$LOADER" "${decided:-$(boot_id)}" "${1:-$reason}" "$words" \
-    "$((${boots:-0} + 1))" |
-    write_atomically /var/lib/homelab/rolling-back 0600
-  printf 'boot %s %s' "${decided:-$(boot_id)}" "${1:-$reason}" | write_atomically /var/lib/homelab/rolled-back 0600
+  write_atomically /var/lib/homelab/rolling-back 0600 printf 'boot %s\nloader %s\ndecided %s\nreason %s\nwords %s\nboots %s\n' \
+    "$(boot_id)" "$LOADER" "${decided:-$(boot_id)}" "${1:-$reason}" "$words" "$((${boots:-0} + 1))"
+  write_atomically /var/lib/homelab/rolled-back 0600 printf 'boot %s %s' "${decided:-$(boot_id)}" "${1:-$reason}"
   pending boot
   [[ -z $(layer_files vfio) ]] || pending initramfs
 }
@@ -27,19 +26,19 @@ conclude() {
 # rest - there is nothing to restart for, and something left to do.
 rest() {
   local record
-  record=$(sed 's/^boot .*/boot resting/' "$STATE/rolling-back") && printf '%s\n' "$record" | write_atomically /var/lib/homelab/rolling-back 0600
+  record=$(sed 's/^boot .*/boot resting/' "$STATE/rolling-back") && write_atomically /var/lib/homelab/rolling-back 0600 printf '%s\n' "$record"
 }
 
 # stay SENTENCE - this boot is in order. The sentence is for the next `up`.
 stay() {
-  printf '%s' "$1" | write_atomically /var/lib/homelab/judged 0600
+  write_atomically /var/lib/homelab/judged 0600 printf '%s' "$1"
   disarm
 }
 
 # pass_over SENTENCE - for the next `up`; the switch stays.
 pass_over() {
   log "$1"
-  printf '%s; the one that is configured was not judged' "$1" | write_atomically /var/lib/homelab/judged 0600
+  write_atomically /var/lib/homelab/judged 0600 printf '%s; the one that is configured was not judged' "$1"
 }
 
 # drop_words LAYER - first of all, since they are the one switch.
