@@ -15,11 +15,8 @@ note() {
   write_atomically "$dir/$1" 0600 "${@:2}"
 }
 
-noted() {
-  local file parts=()
-  file=$ROOT$(record_dir)/$1
-  [[ ! -r $file ]] || { mapfile -d '' parts <"$file" && printf '%s' "${parts[@]}"; }
-}
+# noted NAME - that part of the record. By a program: of a disk that fails while it is read, bash's own means don't tell.
+noted() { [[ ! -r $ROOT$(record_dir)/$1 ]] || cat "$ROOT$(record_dir)/$1"; }
 
 noted_line() {
   local lines=()

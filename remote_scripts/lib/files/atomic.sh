@@ -22,16 +22,17 @@ in_place() {
 # write_atomically PATH MODE [COMMAND...] - what COMMAND says (printf: no program is started) becomes the file, or standard input; a reader sees the old
 # bytes or the new, never a mixture. Of standard input it can't know whether whoever makes it has failed: what a program makes goes into a variable first.
 write_atomically() {
-  local TEMPORARY
+  local TEMPORARY LEFT=no
   temporary_for "$1"
+  [[ ! -e $TEMPORARY ]] || LEFT=yes # by a run that was cut short
   (
     umask 077
     if (($# > 2)); then "${@:3}"; else cat; fi >"$TEMPORARY"
   ) && need_mode "$@" && in_place "$TEMPORARY" "$1"
 }
 
-# need_mode PATH MODE - TEMPORARY was made with 0600, but for what a folder's default ACL says; of a record nobody compares it.
-need_mode() { [[ $2 == 0600 && $1 == /var/lib/homelab/* ]] || chmod "$2" "$TEMPORARY"; }
+# need_mode PATH MODE - TEMPORARY was made with 0600, unless it was there, and but for what a folder's default ACL says; of a record nobody compares it.
+need_mode() { [[ $LEFT == no && $2 == 0600 && $1 == /var/lib/homelab/* ]] || chmod "$2" "$TEMPORARY"; }
 
 # copy_atomically FROM PATH - the same for a copy, owner and times included; FROM, with ROOT, may be on another file system.
 copy_atomically() {
