@@ -71,7 +71,12 @@ run_version() {
 }
 
 # driver_of FOLDER - the driver that a device has; nothing where none has it.
-driver_of() { [[ ! -L $1/driver ]] || { local folder && folder=$(cd -P "$1/driver" 2>/dev/null && pwd) && printf '%s' "${folder##*/}"; }; }
+driver_of() {
+  local folder
+  [[ -L $1/driver ]] || return 0
+  folder=$(cd -P "$1/driver" 2>/dev/null && pwd) || folder=$(readlink "$1/driver") || return
+  printf '%s' "${folder##*/}"
+}
 
 # held_cards - a line for each of NVIDIA's cards that nouveau or its successor has: ADDRESS DRIVER.
 held_cards() {
