@@ -479,7 +479,15 @@ def finished_by_the_next_boot(host: Switched) -> None:
             ("rtx5090", command)
             for command in sampling.sample(["grub-reboot", "sync", "sha256sum", "find"], 2, "steps")
         ),
-        *((scenario, "proxmox-boot-tool") for scenario in sampling.sample(["intel-zfs", "zfs-grub-shim"], 1, "ESPs")),
+        *sampling.sample(
+            [
+                ("intel-zfs", "proxmox-boot-tool"),
+                ("intel-zfs", "update-initramfs"),
+                ("zfs-grub-shim", "proxmox-boot-tool"),
+            ],
+            1,
+            "ESPs",
+        ),
     ],
 )
 def test_a_step_that_fails_or_hangs_does_not_stop_it(
