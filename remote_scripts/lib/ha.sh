@@ -11,10 +11,10 @@ has_services() {
   look_at_pve -name resources.cfg -exec grep -csE '^(vm|ct):' {} \; || status=$?
   ((status <= 1)) || return 2
   # Behind its name, the number of its services; none: it can't be read.
-  if is_listed resources.cfg f; then
-    [[ $LISTED =~ $'\n'"resources.cfg f "$'\n'([0-9]+)$ ]] || return 2
+  if is_listed resources.cfg '?[fd]'; then
+    [[ $LISTED =~ $'\n'"resources.cfg "[^$'\n']+$'\n'([0-9]+)$ ]] || return 2
     ((BASH_REMATCH[1] == 0)) || return 0
-  elif ! is_listed local l && has_cluster_listed; then
+  elif ! is_listed local 'l?' && has_cluster_listed; then
     return 3
   fi
   return 1

@@ -2,7 +2,7 @@
 # The cluster's file system on a node, and the node in it.
 # Needs: common
 #
-# Gives: pve COMMAND...; look_at_pve [EXPRESSION...] -> LISTED, NODE_NAME; is_listed NAME TYPE, has_cluster_listed; is_clustered; node_name.
+# Gives: pve COMMAND...; look_at_pve [EXPRESSION...] -> LISTED, NODE_NAME; is_listed NAME TYPES, has_cluster_listed; is_clustered; node_name.
 HA_CONFIG=/etc/pve/ha/resources.cfg
 # The node's name, once it was seen: it stays the same while a script runs.
 NODE_NAME=''
@@ -10,17 +10,20 @@ NODE_NAME=''
 # pve COMMAND... - on the cluster's file system, which hangs where its daemon does.
 pve() { within "$ASK_SECONDS" "$@" 2>/dev/null; }
 
-# look_at_pve [EXPRESSION...] - by one program, since each needs an end: sets LISTED, a line `NAME TYPE TARGET` for each that is there of local (a link),
-# corosync.conf and resources.cfg. EXPRESSION: find's, what else is asked of them. Status 1: not all are there; above: no answer.
+# look_at_pve [EXPRESSION...] - by one program, since each needs an end: sets LISTED, a line `NAME TYPES TARGET` for each that is there of local (a link),
+# corosync.conf and resources.cfg (TYPES: its own, and, of a link, that of its target). EXPRESSION: find's, what else is asked of them. Status 1: not all are
+# there; above: no answer.
 look_at_pve() {
   local status=0
-  LISTED=$(pve find "$ROOT/etc/pve/local" "$ROOT/etc/pve/corosync.conf" "$ROOT$HA_CONFIG" -maxdepth 0 -printf '%f %y %l\n' "$@") || status=$?
+  LISTED=$(pve find "$ROOT/etc/pve/local" "$ROOT/etc/pve/corosync.conf" "$ROOT$HA_CONFIG" -maxdepth 0 -printf '%f %y%Y %l\n' "$@") || status=$?
   LISTED=$'\n'$LISTED
-  [[ ! $LISTED =~ $'\n'"local l "([^$'\n']+) ]] || NODE_NAME=${BASH_REMATCH[1]##*/}
+  [[ ! $LISTED =~ $'\n'"local l"[^\ ]\ ([^$'\n']+) ]] || NODE_NAME=${BASH_REMATCH[1]##*/}
   return "$status"
 }
 
-is_listed() { [[ $LISTED == *$'\n'"$1 $2 "* ]]; } # NAME TYPE, after that look
+# is_listed NAME TYPES - after that look. TYPES is a pattern.
+# shellcheck disable=SC2053
+is_listed() { [[ $LISTED == *$'\n'"$1 "$2\ * ]]; }
 
 # is_clustered - where the cluster's file system isn't there, corosync's own copy says it. (A host that has left its cluster may keep that copy.)
 is_clustered() {
@@ -28,7 +31,7 @@ is_clustered() {
   has_cluster_listed
 }
 
-has_cluster_listed() { is_listed corosync.conf f || { ! is_listed local l && [[ -e $ROOT/etc/corosync/corosync.conf ]]; }; }
+has_cluster_listed() { is_listed corosync.conf '?[fd]' || { ! is_listed local 'l?' && [[ -e $ROOT/etc/corosync/corosync.conf ]]; }; }
 
 node_name() {
   [[ -n $NODE_NAME ]] || look_at_pve || :
