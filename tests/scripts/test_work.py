@@ -190,6 +190,18 @@ def test_an_etc_pve_that_hangs_is_no_ha_without_services(folder: Folder, program
     assert says(folder).startswith("/etc/pve doesn't answer, so nobody knows whether HA is at work")
 
 
+def test_a_cluster_and_ha_are_seen_where_etc_pve_has_links_to_its_files(folder: Folder) -> None:
+    asked = "is_clustered && printf 'a cluster, '; status=0; has_services || status=$?; printf '%s, %s' \"$status\" \"$(node_name)\"\n"
+    folder.write("etc/pve/ha/.keep", "")
+    (folder.root / "etc/pve/local").symlink_to("nodes/pve1")
+    for name in ("corosync.conf", "ha/resources.cfg"):
+        (folder.root / "etc/pve" / name).symlink_to(folder.root / "shared" / name)
+    assert folder.bash(asked, parts=("ha",)).stdout == "1, pve1"
+    folder.write("shared/corosync.conf", "totem {}\n")
+    folder.write("shared/ha/resources.cfg", "vm: 200\n")
+    assert folder.bash(asked, parts=("ha",)).stdout == "a cluster, 0, pve1"
+
+
 def test_a_host_that_is_alone_waits_for_its_backup_and_is_then_refused(folder: Folder) -> None:
     """The whole script: planned, refused with nothing armed, and done once the backup has ended."""
     folder.write("proc/sys/kernel/random/boot_id", "7d4f0d3c-0000-4000-8000-000000000001\n")
