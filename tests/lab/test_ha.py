@@ -178,7 +178,7 @@ def test_a_node_that_restarts_freezes_its_guests_and_starts_them_again(cluster: 
 
 def test_ceph_wants_its_monitors_and_its_disks(started: LabCluster) -> None:
     ceph = started["pve1"].run
-    assert ceph("ceph health").stdout == "HEALTH_OK\n"
+    wait_until(lambda: ceph("ceph health").stdout == "HEALTH_OK\n")  # the nodes have found one another
     assert json.loads(ceph("ceph osd ok-to-stop 0").stdout)["ok_to_stop"] is True
     assert "quorum should be preserved (pve2,pve3)" in ceph("ceph mon ok-to-stop pve1").stderr
     boots = len(started["pve3"].boots())
