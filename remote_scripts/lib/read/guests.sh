@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Guests, and what Proxmox VE knows of the host's surroundings: keys of read_host.sh's answer.
-# Needs: common, read/text, container/device_lines, guests
+# Needs: common, read/text, container/device_lines, guests, lines
 #
 # Gives: guests; cluster. Variables: GUESTS (yes | no).
 
@@ -66,7 +66,7 @@ cluster() {
     # Where Proxmox VE's file system isn't mounted, these aren't there.
     node=$(readlink "$ROOT/etc/pve/local") || node=''
     files=$(cd "$ROOT/etc/pve/nodes" 2>/dev/null && find . -mindepth 3 -maxdepth 3 -name '[1-9]*.conf' -printf '%P\n' | sort) || files=''
-    name=$(name_of_cluster)
+    name=$(first_in "$ROOT/etc/pve/corosync.conf" '^ *cluster_name: *(.*)$')
     [[ ! -e $ROOT/etc/pve/local/pveproxy-ssl.pem ]] || certificate=/etc/pve/local/pveproxy-ssl.pem
     printf '"users":'
     string_of /etc/pve/user.cfg
@@ -83,16 +83,6 @@ cluster() {
   json_entry places "$files"
   ha_files
   printf '}'
-}
-
-name_of_cluster() {
-  local line lines=()
-  { mapfile -t lines <"$ROOT/etc/pve/corosync.conf"; } 2>/dev/null || :
-  for line in "${lines[@]}"; do
-    [[ $line =~ ^\ *cluster_name:\ *(.*)$ ]] || continue
-    printf '%s' "${BASH_REMATCH[1]}"
-    return
-  done
 }
 
 # What the HA manager goes by. Nothing where it has no service.
