@@ -615,8 +615,8 @@ def test_a_card_that_was_not_reset_when_ha_started_its_vm_is_a_failure(lab: Lab,
 
 def test_a_vm_that_ha_has_given_up_on_is_named_and_how_to_get_it_back(lab: Lab) -> None:
     machine(lab).shut_down(POLICY)
+    lab.fault("ha-error", VM)  # before HA has it, which would start it
     under_ha(lab)
-    lab.fault("ha-error", VM)
     before = kinds_of_tasks(lab)
     with pytest.raises(ApiError, match="ha-manager set vm:103 --state disabled"):
         machine(lab).start()
