@@ -33,13 +33,17 @@ __all__ = [
 _MET_BY_SCRIPTS = re.compile(r"apt|dpkg|dkms|curl|sha256sum|installer|modprobe|nvidia-ctk")
 
 
-def read_system(asked: Sequence[str] = (), passed: Sequence[str] = (), staying: Sequence[str] = ()) -> str:
+def read_system(
+    asked: Sequence[str] = (), passed: Sequence[str] = (), staying: Sequence[str] = (), *, released: bool = False
+) -> str:
     """Standard input of read_system.sh.
 
     :param asked: packages whose offered versions are told (`plan.packages_to_ask_for`).
     :param passed: slots of a host's cards that VMs get; ``staying``: of those that its driver has from the next start on, whatever has them now.
+    :param released: does that driver have from then on what this program has bound, too, but for ``passed``?
     """
-    return compose("read_system.sh", ASK=" ".join(asked), PASSED=" ".join(passed), STAYING=" ".join(staying))
+    about = {"PASSED": " ".join(passed), "STAYING": " ".join(staying), "RELEASED": "yes" if released else ""}
+    return compose("read_system.sh", ASK=" ".join(asked), **about)
 
 
 def read_packages() -> str:

@@ -49,7 +49,7 @@ ARGUMENTS = {
     "passthrough_test.sh": ("FUNCTIONS", "VMID", "TIMEOUT", "NAME", "FOLDER", "INIT"),
     "reboot_guest.sh": (),
     "run_guard.sh": ("WHO", "VMID"),
-    "read_system.sh": ("ASK", "PASSED", "STAYING"),
+    "read_system.sh": ("ASK", "PASSED", "STAYING", "RELEASED"),
     "in_container.sh": ("CTID", "SCRIPT"),
     "nvidia_repository.sh": ("PREREQUISITES", "REPOSITORIES", "APT_FILES", "ASK"),
     "nvidia_driver.sh": (

@@ -61,9 +61,16 @@ def test_a_card_that_comes_back_from_a_vm_with_the_next_start_is_the_hosts(tmp_p
         f"modprobe vfio-pci; echo vfio-pci >{device}/driver_override; echo 0000:01:00.0 >{device}/driver/unbind"
     )
     host.output("echo 0000:01:00.0 >$ROOT/sys/bus/pci/drivers_probe")
-    for staying, there in (([], False), (["0000:01:00"], True)):
-        done = host.run("read_system", steps.read_system(staying=staying))
-        assert ("10de:2b85" in (parse(done.stdout).system.cards or ())) is there
+    word = " homelab.vfio=0000:01:00.0=10de:2b85"
+
+    def counts(**about: Any) -> bool:
+        done = host.run("read_system", steps.read_system(**about))
+        return "10de:2b85" in (parse(done.stdout).system.cards or ())
+
+    assert counts(staying=["0000:01:00"]) and not counts(released=True)
+    with (host.root / "proc/cmdline").open("a") as cmdline:
+        cmdline.write(word)
+    assert counts(released=True) and not counts() and not counts(released=True, passed=["0000:01:00"])
 
 
 def test_a_container_has_the_cards_whose_nodes_it_has(tmp_path: Path) -> None:
