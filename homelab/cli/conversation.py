@@ -224,6 +224,8 @@ class Conversation:
         if "host" in possible:
             options.append(("host", "for the host itself"))
         options.append(("none", "leave it alone"))
+        for error in init_cards.with_vm(facts, card):
+            self.output.say(f"{card.key} can't go back to the host's driver now: {error.found}; {error.next}.")
         first = "lxc" if preset.kind == "lxc" else str(preset) if preset.kind != "new-vm" else "new-vm"
         if first not in (value for value, _ in options):
             first = "none"

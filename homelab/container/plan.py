@@ -56,12 +56,12 @@ def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driv
             taken[about["slot"]] = f"is gpus.{gpu}, {who}"
     names = {about["slot"]: gpu for gpu, about in want.gpus.items()}
     for device in graphics:
-        if device.slot in taken or _released(device.slot, facts, want):
+        if device.slot in taken:
             continue
         name = f"gpus.{names[device.slot]}, " if device.slot in names else ""
         having = facts.users_of(device.slot, node)
         users = ", ".join(str(user) for user in having)
-        if device.driver == "vfio-pci":
+        if device.driver == "vfio-pci" and not _released(device.slot, facts, want):
             taken[device.slot] = f"is {name}bound to vfio-pci" + (f" for {users}" if users else "")
         elif users and device.slot not in want_slots(want, "shared") and not _was_shared(device.slot, having, facts):
             taken[device.slot] = f"is {name}given to {users}"

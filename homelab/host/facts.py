@@ -247,10 +247,10 @@ class Guests(_Fact):
                 )
         return users
 
-    def options_of(self, config: GuestConfig, path: str, node: str) -> list[dict[str, str]]:
-        """A VM's hostpci options that give it a function of ``path``, by address or by any mapping of this node that has it."""
-        found = (parse_properties(key, value) for key, value in config.values.items() if key.startswith("hostpci"))
-        return [option for option in found if overlap(";".join(self.places_of(option, node)), path)]
+    def options_of(self, config: GuestConfig, path: str, node: str) -> dict[str, dict[str, str]]:
+        """A VM's hostpci options that give it a function of ``path``, by address or by any mapping of this node that has it: name -> properties."""
+        found = {key: parse_properties(key, value) for key, value in config.values.items() if key.startswith("hostpci")}
+        return {key: one for key, one in found.items() if overlap(";".join(self.places_of(one, node)), path)}
 
     @property
     def migrating(self) -> set[str]:
@@ -631,10 +631,15 @@ class HostFacts(_Fact):
         """The VMs that the card is given to, or a function of it."""
         return self.guests.users_of(self.path_of(place), node)
 
-    def options_of(self, place: str, vmid: int, node: str) -> list[dict[str, str]]:
-        """The hostpci options by which a VM has the card, or a function of it."""
+    def options_of(self, place: str, vmid: int, node: str) -> dict[str, dict[str, str]]:
+        """The hostpci options by which a VM has the card, or a function of it: name -> properties."""
         config = self.guests.config(vmid)
-        return [] if config is None else self.guests.options_of(config, self.path_of(place), node)
+        return {} if config is None else self.guests.options_of(config, self.path_of(place), node)
+
+    def bound_by_us(self, place: str) -> bool:
+        """Does this program's word bind the card, or a function of it, in the running kernel or from the next start on?"""
+        words = (bound_by_word(self.cmdline.running), bound_by_word(self.cmdline.configured))
+        return any(word.get(device.address) == device.id for word in words for device in self.functions(place))
 
     def given_by_us(self, place: str, vmid: int) -> bool:
         """Has this program given a VM the card, or a function of it, and noted that (homelab/remote/ledger.py, of_vm)?"""

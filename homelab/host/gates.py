@@ -9,7 +9,7 @@ from __future__ import annotations
 from homelab.errors import HomelabError
 from homelab.host import consoles, graphics, kernel_log, options, remapping, resets
 from homelab.host.classes import NVIDIA, SECURITY_PROCESSOR, USB
-from homelab.host.facts import Device, HostFacts, Vital, bound_by_word
+from homelab.host.facts import CardUser, Device, HostFacts, Vital, bound_by_word
 from homelab.settings import Gpu, Host
 
 
@@ -457,6 +457,85 @@ def by_hand(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabErr
     ]
 
 
+def taken_out(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
+    """A card that goes back to the host's driver has left its VM before.
+
+    The host restarts before anything is taken out of a VM: one that starts with the host would take the card from that driver.
+    """
+    users = facts.users_of(slot, facts.cluster.node) if facts.bound_by_us(slot) else []
+    if not users:
+        return []
+    first = f"set gpus.{name}.use: vm again, without a container, and take {name}"
+    return [
+        HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver from its next start on (use: {gpu.use})",
+            found=f"it is bound for VMs (homelab.vfio), and {_naming(facts, slot, users)}",
+            why=_COMES_FIRST,
+            next=_out_first(facts, slot, users, first, f"set use: {gpu.use}"),
+        )
+    ]
+
+
+def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[HomelabError]:
+    """The same of a card that the settings no longer name, where NVIDIA's driver is going to have it.
+
+    :param slots: of all cards that the settings name.
+    """
+    if len(slots) < len(host.gpus) or not (host.nvidia or facts.nvidia.version):
+        return []
+    leaving = {
+        device.slot
+        for device in facts.display_devices
+        if device.vendor == NVIDIA and device.slot not in slots.values() and facts.bound_by_us(device.slot)
+    }
+    users = {slot: facts.users_of(slot, facts.cluster.node) for slot in sorted(leaving)}
+    return [
+        HomelabError(
+            wanted=f"{facts.card(slot)} with NVIDIA's driver from the host's next start on, since no card of gpus is it",
+            found=f"it is bound for VMs (homelab.vfio), and {_naming(facts, slot, having)}",
+            why=_COMES_FIRST,
+            next=_out_first(
+                facts, slot, having, "put it back into gpus with use: vm, and take it", "take it out of gpus"
+            ),
+        )
+        for slot, having in users.items()
+        if having
+    ]
+
+
+_COMES_FIRST = (
+    "the host restarts before anything is taken out of a VM: one that starts then would take the card from the driver that has it by then; "
+    "nothing was changed"
+)
+
+
+def _naming(facts: HostFacts, slot: str, users: list[CardUser]) -> str:
+    """Which VMs have the card, by which options."""
+    node = facts.cluster.node
+    options = {user: ", ".join(facts.options_of(slot, user.vmid, node)) for user in users}
+    return "; ".join(f"{user} has it ({keys or 'it runs with it'})" for user, keys in options.items())
+
+
+def _out_first(facts: HostFacts, slot: str, users: list[CardUser], first: str, then: str) -> str:
+    """How the card leaves the VMs before the host restarts.
+
+    :param first: what is done to the settings for that, if this program gave it to one; ``then``: afterwards.
+    """
+    ours = [user for user in users if facts.given_by_us(slot, user.vmid)]
+    steps = [_by_hand(facts, slot, user) for user in users if user not in ours]
+    if not ours:
+        return f"{'; '.join(steps)}; then run `pulumi up` again"
+    given = ", ".join(map(str, ours))
+    steps.append(f"{first} out of the VM's gpus: `pulumi up` then takes it out of {given}")
+    return f"first {'; '.join(steps)}. After that {then}: a second `pulumi up` restarts the host"
+
+
+def _by_hand(facts: HostFacts, slot: str, user: CardUser) -> str:
+    keys = ",".join(facts.options_of(slot, user.vmid, facts.cluster.node))
+    command = f" (`qm set {user.vmid} --delete {keys}`)" if keys else ""
+    return f"shut {user} down, if it runs, and take the card out of it{command}"
+
+
 def console(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
     """Neither the card nor a member of its group is the screen on which the firmware and the host's console show."""
     screens = consoles.screens(facts, _going(facts, slot))
@@ -567,7 +646,7 @@ GIVEN = (
     console,
     containers,
 )
-STAYING = (by_hand,)
+STAYING = (by_hand, taken_out)
 # Of one that a VM takes in turn, both: while it is away, and while it is with the host.
 HANDED_OVER = (
     handed_over,

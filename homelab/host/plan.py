@@ -54,7 +54,7 @@ def wanted(facts: HostFacts, host: Host) -> Wanted:
     :raises HomelabError: a gate is closed; the text names every reason.
     """
     slots, errors = gates.check(facts, host)
-    raise_all(errors)
+    raise_all([*errors, *gates.left_with_vm(facts, host, slots)])
     functions = {
         device.address: device.id
         for name, slot in slots.items()

@@ -100,6 +100,11 @@ def possible_uses(facts: HostFacts, card: Card, host: Host) -> set[str]:
     return {use for use in ("vm", *(() if card.is_virtual else ("lxc", "host"))) if not refused(facts, card, host, use)}
 
 
+def with_vm(facts: HostFacts, card: Card) -> list[HomelabError]:
+    """What keeps a card that this program has bound for a VM from the host's driver as yet, and how that ends."""
+    return gates.taken_out(facts, card.key, Gpu.model_validate({**card.settings, "use": "lxc"}), card.place)
+
+
 def screen_lost(facts: HostFacts, card: Card, host: Host) -> HomelabError | None:
     """What a person has to accept (`allowConsole`) before a VM can have the card; None: nothing stands against it, or something else does."""
     found = refused(facts, card, host, "vm")

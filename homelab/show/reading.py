@@ -34,7 +34,7 @@ def _read(facts: HostFacts, slot: str, node: str, host: Host, name: str | None) 
     functions = facts.functions(slot)
     shown = next((one for one in functions if one.is_display), functions[0])
     users = [
-        ShownGuest("VM", user.vmid, user.name, traits.of_guest(facts.options_of(slot, user.vmid, node)))
+        ShownGuest("VM", user.vmid, user.name, traits.of_guest([*facts.options_of(slot, user.vmid, node).values()]))
         for user in facts.users_of(slot, node)
     ]
     users += [ShownGuest("container", one.id, one.values.get("hostname", "")) for one in facts.containers_with(slot)]

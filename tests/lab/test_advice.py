@@ -277,6 +277,14 @@ ROWS: dict[str, Row] = {
     "a card that files and words bind": Row(
         "bound-by-hand", nothing, of_gates(gpus={"g": {"match": "10de:2b85", "use": "lxc"}}), take_out_ids, reboot
     ),
+    "a card that a VM was given by hand": Row(
+        "rtx5090",
+        all_of(
+            on_host(f"qm stop 103; qm set 103 --hostpci0 {BY_HAND}"),
+            of_script("apply", scripts.cmdline("vfio", "homelab.vfio=0000:01:00.0=10de:2b85", 0)),
+        ),
+        of_gates(gpus={"g": {"match": "10de:2b85", "use": "lxc"}}),
+    ),
     "graphics outside the IOMMU": Row(
         "laptop-egpu",
         nothing,

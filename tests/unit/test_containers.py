@@ -126,6 +126,22 @@ def test_the_other_cards_number_is_the_one_after_the_reboot_that_takes_one_away(
         planned(facts, container(gpuAssignment="1"), gpus)
 
 
+@pytest.mark.parametrize(("named", "there"), [(False, {0: "0000:03:00", 1: "0000:01:00"}), (True, {0: "0000:03:00"})])
+def test_a_card_that_our_word_has_bound_is_the_drivers_from_the_next_start_on_unless_a_vm_names_it(
+    named: bool, there: dict[int, str]
+) -> None:
+    """A card that a VM names is refused before (tests/unit/test_gates.py); nothing is planned with it all the same."""
+    word = "quiet homelab.vfio=0000:01:00.0=10de:2b85"
+    line = {"running": word, "configured": word, "others": "quiet", "generated": ""}
+    numbers = {"0000:03:00.0": 0}
+    free = on_driver(shared(cmdline=line, nvidia_minors=numbers), driver="vfio-pci")
+    has = [conf("vm", 7000, "name: g\nhostpci0: 01:00,pcie=1")] if named else []
+    facts = on_driver(shared(cmdline=line, nvidia_minors=numbers, configs=has), driver="vfio-pci")
+    found = container_plan.cards(facts, want(free), {}, "pve")
+    assert found.slots == there
+    assert found.predicted is not named
+
+
 HOST = {"address": "192.168.0.202", "ssh": {"hostKey": KEY, "agent": True}, "gpus": GPUS}
 
 

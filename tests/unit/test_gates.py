@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from homelab.host import gates
+from homelab.errors import HomelabError
+from homelab.host import gates, plan
 from homelab.host.facts import HostFacts
+from homelab.remote import ledger
 from homelab.settings import Host
 from tests.unit.hosts import desktop, device, gpu, settings
 
@@ -186,3 +189,119 @@ def test_a_node_without_a_quorum_is_left_as_it_is() -> None:
     alone = facts.model_copy(update={"cluster": facts.cluster.model_copy(update={"quorate": False, "node": "pve1"})})
     (found,) = gates.check(alone, settings())[1]
     assert "the node pve1" in found.wanted and "no quorum" in found.found and "nothing was changed" in found.why
+
+
+# -- a card that comes back from a VM ---------------------------------------------------------------------------------
+WORD = "homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8"
+HAS = "name: Sandbox\nhostpci0: mapping=big,pcie=1"
+MAPPED = "big\n\tmap id=10de:2b85,node=pve,path=0000:01:00\n\tmap id=10de:2b85,node=pve2,path=0000:02:00\n"
+NOTE = json.dumps({"record": {"hostpci0": {"ours": "mapping=big,pcie=1", "before": None, "slot": "0000:01:00"}}})
+
+
+def was_for_a_vm(
+    lines: str = HAS, running: str = WORD, configured: str = WORD, *, ours: bool = True, **changes: Any
+) -> HostFacts:
+    """A card that this program's word binds, and VM 103."""
+    bound = [{**one, "driver": "vfio-pci"} for one in gpu()]
+    others = [one.model_dump(by_alias=True) for one in desktop().devices if one.slot != "0000:01:00"]
+    guests = {
+        "running": [], "configs": [{"kind": "vm", "id": 103, "lines": lines}], "mappings": MAPPED, "reservations": "",
+    }  # fmt: skip
+    usual: dict[str, Any] = {
+        "devices": [*others, *bound],
+        "cmdline": {
+            "running": f"quiet {running}",
+            "configured": f"quiet {configured}",
+            "others": "quiet",
+            "generated": "",
+        },
+        "guests": guests,
+        "cluster": {"node": "pve"},
+        "ledger": {ledger.of_vm(103): NOTE} if ours else {},
+    }
+    return desktop(**(usual | changes))
+
+
+def to_be(use: str = "lxc", **changes: Any) -> Host:
+    return settings({"big": {"match": "10de:2b85", "use": use}}, **changes)
+
+
+@pytest.mark.parametrize("use", ["lxc", "host"])
+def test_a_card_goes_back_to_the_host_once_no_vm_names_it(use: str) -> None:
+    """Two runs: the host restarts before anything is taken out of a VM."""
+    (error,) = gates.check(was_for_a_vm(), to_be(use))[1]
+    assert f"use: {use}" in error.wanted
+    assert error.found.endswith("VM 103 (Sandbox) has it (hostpci0)")
+    assert error.next == (
+        "first set gpus.big.use: vm again, without a container, and take big out of the VM's gpus: `pulumi up` then takes it out of VM 103 "
+        f"(Sandbox). After that set use: {use}: a second `pulumi up` restarts the host"
+    )
+    assert reasons(was_for_a_vm("name: Sandbox"), to_be(use)) == []
+
+
+@pytest.mark.parametrize(
+    ("running", "configured", "closed"),
+    [(WORD, WORD, True), (WORD, "", True), ("", WORD, True), ("", "", False), ("homelab.vfio=0000:01:00.0=10de:1", "", False)],
+)  # fmt: skip
+def test_what_counts_is_that_our_word_binds_the_card_now_or_from_the_next_start_on(
+    running: str, configured: str, closed: bool
+) -> None:
+    """Without it, the host doesn't restart for the card; a container is refused it by its own plan."""
+    assert bool(reasons(was_for_a_vm(running=running, configured=configured), to_be())) is closed
+
+
+@pytest.mark.parametrize(
+    ("lines", "command"),
+    [
+        ("name: g\nhostpci0: 0000:02:00\nhostpci1: 01:00,pcie=1", "`qm set 103 --delete hostpci1`"),
+        ("name: g\nhostpci0: 01:00.0\nhostpci1: 01:00.1", "`qm set 103 --delete hostpci0,hostpci1`"),
+        ("template: 1\nhostpci0: mapping=big", "`qm set 103 --delete hostpci0`"),
+    ],
+)
+def test_a_card_that_somebody_else_gave_a_vm_is_taken_out_by_hand_and_one_run_does(lines: str, command: str) -> None:
+    (error,) = gates.check(was_for_a_vm(lines, ours=False), to_be())[1]
+    assert command in error.next and error.next.endswith("; then run `pulumi up` again"), error.next
+
+
+def test_a_vm_of_each_kind_is_named_with_what_is_done_about_it() -> None:
+    other = {"kind": "vm", "id": 104, "lines": "name: gaming\nhostpci0: mapping=big"}
+    facts = was_for_a_vm()
+    both = facts.guests.model_dump() | {"configs": [*facts.guests.model_dump()["configs"], other], "running": []}
+    (error,) = gates.check(was_for_a_vm(guests=both), to_be())[1]
+    assert "VM 103 (Sandbox) has it (hostpci0); VM 104 (gaming) has it (hostpci0)" in error.found
+    assert error.next.startswith("first shut VM 104 (gaming) down") and "takes it out of VM 103" in error.next
+    assert "103 --delete" not in error.next
+
+
+def test_a_mapping_that_is_another_card_here_is_no_reason() -> None:
+    """The card is the mapping's on another node of the cluster."""
+    elsewhere = was_for_a_vm().guests.model_dump() | {"mappings": MAPPED.replace("node=pve,", "node=pve3,")}
+    assert reasons(was_for_a_vm(guests=elsewhere), to_be()) == []
+
+
+@pytest.mark.parametrize(
+    ("host", "facts", "closed"),
+    [
+        ({"nvidia": {"driver": "580"}}, {}, True),
+        ({}, {"nvidia": {"version": "580.105.08"}}, True),
+        # No driver that a restart would give it to: the VM has it until the run's end.
+        ({}, {}, False),
+        ({"nvidia": {"driver": "580"}}, {"lines": "name: Sandbox"}, False),
+        ({"nvidia": {"driver": "580"}}, {"running": "", "configured": ""}, False),
+    ],
+)
+def test_so_does_one_that_leaves_the_settings_where_nvidias_driver_is_going_to_have_it(
+    host: dict[str, Any], facts: dict[str, Any], closed: bool
+) -> None:
+    reading = was_for_a_vm(**facts)
+    if not closed:
+        assert plan.wanted(reading, settings({}, **host)).functions == {}
+        return
+    with pytest.raises(HomelabError) as error:
+        plan.wanted(reading, settings({}, **host))
+    assert error.value.next.startswith("first put it back into gpus with use: vm, and take it out of the VM's gpus")
+    assert "RTX 5090 [10de:2b85] at 0000:01:00" in error.value.wanted
+    # What a name of the settings stands for, and isn't found, is no card that leaves them.
+    with pytest.raises(HomelabError) as error:
+        plan.wanted(reading, settings({"big": {"match": "10de:2684"}}, **host))
+    assert "leave" not in str(error.value) and "graphics cards here" in str(error.value)

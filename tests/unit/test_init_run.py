@@ -26,11 +26,14 @@ from homelab.cli.pulumi import Pulumi
 from homelab.cli.questions import Lines, Widgets
 from homelab.cli.settings_file import read_settings, write_settings
 from homelab.errors import HomelabError, LoginRefusedError
+from homelab.init import cards as init_cards
+from homelab.init.choices import Use
 from homelab.init.proposal import existing
 from homelab.remote import first_contact, ssh
 from homelab.remote.first_contact import HostKey
 from tests.conftest import PROJECT
 from tests.unit import hosts
+from tests.unit.test_gates import was_for_a_vm
 from tests.unit.test_init import ACCESS, host
 
 REFUSED = LoginRefusedError(wanted="to log in", found="refused", why="so", next="do")
@@ -276,6 +279,17 @@ def test_what_somebody_put_into_the_file_meanwhile_is_not_lost(folder: Path) -> 
     with pytest.raises(HomelabError, match="meanwhile"):
         run._write(existing("", run.file.name), "config: {}\n")
     assert run.file.read_text(encoding="utf-8") == "config: {} # mine\n"
+
+
+def test_a_card_that_a_vm_has_from_this_program_leaves_it_in_a_run_of_its_own(folder: Path) -> None:
+    """Containers and the host aren't offered for it, and why is said."""
+    facts, shown = was_for_a_vm(), io.StringIO()
+    [card] = [one for one in init_cards.cards(facts) if one.is_nvidia]
+    run = Conversation(init.parser().parse_args(["192.0.2.1"]), Output(shown), Lines(io.StringIO("\n"), shown))
+    assert str(run._use_of(facts, card, hosts.settings(), Use("vm", (103,)))) == "vm:103"
+    said = " ".join(shown.getvalue().split())
+    assert "rtx5090 can't go back to the host's driver now: " in said and "takes it out of VM 103 (Sandbox)" in said
+    assert "for VM 103" in said and "for containers" not in said and "for the host" not in said
 
 
 @pytest.mark.parametrize(("there", "put"), [("FILL-IN", "hunter2"), ("(encrypted)", "")])
