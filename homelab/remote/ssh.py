@@ -74,7 +74,7 @@ class Session:
         :raises HomelabError: the script failed (its own message), or sudo did; or it said more than OUTPUT_BYTES.
         :raises UnreachableError: the connection was lost meanwhile.
         """
-        command = scripts.command(verb, self._host.ssh.user)
+        command = scripts.command(verb, self._host.ssh.user, at_once=True)
         try:
             # A host that goes down may keep a connection open and answer its keepalives without ever running the script.
             async with asyncio.timeout(seconds):

@@ -98,7 +98,20 @@ def test_a_script_cut_off_on_its_way_does_nothing(folder: Folder) -> None:
     before = folder.tree()
     for part in range(0, len(whole) - 20, len(whole) // 40):
         folder.bash(whole[:part], "apply", parts=())
+        at_once = scripts.command("apply", "root", at_once=True)
+        subprocess.run(at_once, shell=True, input=whole[:part], text=True, capture_output=True, env=folder.environment)
     assert folder.tree() == before
+
+
+def test_a_script_that_is_taken_at_once_says_and_does_what_it_does_as_it_comes(folder: Folder) -> None:
+    at_once = scripts.command("two words", "root", at_once=True).replace("two words", "'two words'")
+    text = f'main() {{ printf \'%s|\' "$0" "$@" "${{#1}}" \'ä\\\'; cat; exit 3; }}\n# {"long " * 40_000}\nmain "$@"\n'
+    done = [
+        subprocess.run(command, shell=True, input=text, text=True, capture_output=True, env=folder.environment)
+        for command in (at_once, "bash -s -- 'two words'")
+    ]
+    assert [one.returncode for one in done] == [3, 3]
+    assert done[0].stdout == done[1].stdout == "bash|two words|9|ä\\|", done
 
 
 def test_a_client_that_is_gone_does_not_stop_a_run_between_two_files(folder: Folder) -> None:

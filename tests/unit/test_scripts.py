@@ -20,6 +20,9 @@ def test_every_value_arrives_as_one_quoted_word(value: str) -> None:
 def test_root_runs_bash_itself_and_others_through_sudo_without_a_password() -> None:
     assert scripts.command("apply", "root") == "bash -s -- apply"
     assert scripts.command("apply", "admin") == "sudo -n bash -s -- apply"
+    at_once = scripts.command("read_host", "root", at_once=True)
+    assert shlex.split(at_once)[:2] == ["bash", "-c"] and shlex.split(at_once)[3:] == ["bash", "read_host"]
+    assert scripts.command("read_host", "admin", at_once=True) == f"sudo -n {at_once}"
 
 
 def test_a_new_generation_changes_the_text_and_nothing_else() -> None:
