@@ -153,6 +153,8 @@ def quick_environment(engine: install.Engine, backend: Path) -> dict[str, str]:
         # The CLI lives for seconds: its garbage is collected where there is much of it.
         "GOGC": "off",
         "GOMEMLIMIT": "500MiB",
+        # Threads that look for work cost more than they find: the processors have others' work.
+        "GOMAXPROCS": "1",
         "PIP_ONCE": str(install.cache_folder() / "pip-list"),
         # The state is written at the end of a run, not after each of its steps.
         "PULUMI_EXPERIMENTAL": "true",
