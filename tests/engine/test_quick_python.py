@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +41,17 @@ def test_without_a_server_it_makes_its_imports_itself(engine: install.Engine, na
     done = host_of_the_program(engine, QUICK_PYTHON=name)
     assert done.returncode == 2
     assert "grpc" in done.stderr
+
+
+def test_pip_list_is_asked_of_pip_once(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(quick_python.FOLDER), "PIP_ONCE": str(tmp_path / "kept")}
+    command = [sys.executable, "-m", "pip", "list", "-v", "--format", "json"]
+    first = subprocess.run(command, env=environment, capture_output=True, check=True).stdout
+    assert b'"pulumi"' in first
+    [kept] = (tmp_path / "kept").iterdir()
+    assert kept.read_bytes() == first
+    kept.write_bytes(first + b" " * (1 << 17))  # more than a pipe takes at once
+    assert subprocess.run(command, env=environment, capture_output=True, check=True).stdout == kept.read_bytes()
+    with_another_option = subprocess.run([*command, "--local"], env=environment, capture_output=True, check=True)
+    assert b'"pulumi"' in with_another_option.stdout
+    assert len(list((tmp_path / "kept").iterdir())) == 2

@@ -43,6 +43,7 @@ PACKAGES = ("components", "homelab.provider", "homelab.resources")
 def warm() -> None:
     """What each of these processes makes for itself of this program's own files, and keeps as long as it runs: modules; scripts as they are sent;
     how what the engine says is read."""
+    import pulumi.log
     import pulumi_command.remote
 
     from homelab.provider.registry import WORK
@@ -55,6 +56,8 @@ def warm() -> None:
             if module.name != "__main__":
                 importlib.import_module(f"{name}.{module.name}")
     pulumi_command.remote.Command  # noqa: B018  # a module of the SDK is read at its first attribute
+    # Eighty calls of the engine in a run, each waited for, that nobody sees without --debug.
+    pulumi.log.debug = lambda *_, **__: None
     kept_scripts.version()
     kept_scripts.put("")
     scripts.read_host(guests=True)

@@ -2,38 +2,62 @@
 
 The processes that the engine starts in each run, the program and its provider, spend most of their time with imports. Where a server
 runs that has made them, such a process hands its streams over, passes signals on, and ends as the server's fork did.
-"""
 
-from __future__ import annotations
+It runs a thousand times in a run of the tests: what it imports is built into Python.
+"""
 
 import os
 import sys
-from pathlib import Path
 
 _SERVER = os.environ.get("QUICK_PYTHON")
 _OURS = ("homelab.provider", "pulumi-language-python-exec")
+_NO_SERVER = -1
 
 
-def _handed_over(name: str) -> int | None:
-    """How the fork ended, as wait(2) says it; None where no server answered."""
-    import signal
-    import socket
+def pip_list() -> str:
+    """Where it is kept what `pip list` says with these arguments, for as long as nothing is installed (pip/__main__.py)."""
+    from _blake2 import blake2b
 
-    with socket.socket(socket.AF_UNIX) as connection:
-        try:
-            connection.connect(f"\0{name}")
-            socket.send_fds(connection, [b"1"], [0, 1, 2])  # before the words there is `python`
-        except OSError:
-            return None
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, lambda number, _: connection.send(bytes([number])))
-        answer = connection.recv(4)
-    return int.from_bytes(answer, sys.byteorder) if answer else signal.SIGKILL
+    installed = [(folder, os.stat(folder).st_mtime_ns) for folder in sys.path if folder.endswith("-packages")]  # noqa: PTH116
+    key = repr((sys.orig_argv[4:], sys.executable, installed)).encode()
+    return f"{os.environ['PIP_ONCE']}/{blake2b(key, digest_size=32).hexdigest()}"
+
+
+def _say(path: str) -> None:
+    """Ends, with what is kept there; returns where nothing is."""
+    try:
+        with open(path, "rb", buffering=0) as kept:  # noqa: PTH123
+            left = kept.readall()
+    except FileNotFoundError:
+        return
+    while left:
+        left = left[os.write(1, left) :]
+    os._exit(0)
+
+
+def _handed_over(name: str) -> int:
+    """How the fork ended, as wait(2) says it; _NO_SERVER where no server answered."""
+    import _signal as signal  # type: ignore[import-not-found]  # of which the module `signal` is made
+    import _socket as socket
+
+    connection = socket.socket(socket.AF_UNIX)
+    streams = b"".join(number.to_bytes(4, sys.byteorder) for number in (0, 1, 2))
+    try:
+        connection.connect(f"\0{name}")
+        # Before the words there is `python`.
+        connection.sendmsg([b"1"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
+    except OSError:
+        connection.close()
+        return _NO_SERVER
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, _: connection.send(bytes([number])))
+    answer = connection.recv(4)
+    return int.from_bytes(answer, sys.byteorder) if answer else int(signal.SIGKILL)
 
 
 def _end(status: int) -> None:
-    import signal
+    import _signal as signal
 
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
@@ -43,7 +67,9 @@ def _end(status: int) -> None:
     os._exit(os.waitstatus_to_exitcode(status))
 
 
-if _SERVER and Path(__file__).parents[2] == Path.cwd():
+if sys.orig_argv[1:4] == ["-m", "pip", "list"] and "PIP_ONCE" in os.environ:
+    _say(pip_list())
+elif _SERVER and __file__ == f"{os.getcwd()}/tests/quick_python/sitecustomize.py":  # noqa: PTH109
     _word = next((word for word in sys.orig_argv[1:] if not word.startswith("-")), "")
-    if Path(_word).name in _OURS and (_status := _handed_over(_SERVER)) is not None:
+    if _word.rpartition("/")[2] in _OURS and (_status := _handed_over(_SERVER)) != _NO_SERVER:
         _end(_status)
