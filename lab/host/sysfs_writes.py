@@ -98,23 +98,43 @@ def _write(host: HostState, boot: object, file: str, value: str) -> int:
     """
     address = value.strip()
     while True:
+        seen = _look(host)
         with _kernel(host, boot) as kernel:
             if not kernel.is_held_up(file, address):
                 if not kernel.begins_to_wait(file, address):
                     return kernel.write(file, value)
                 break
-        _wait(host)
+        _wait(host, seen)
     while True:
-        _wait(host)
+        seen = _look(host)
         with _kernel(host, boot) as kernel:
             if kernel.end_waiting(address):
                 return 0
+        _wait(host, seen)
 
 
-def _wait(host: HostState) -> None:
-    """A moment."""
-    time.sleep(_LOOK_SECONDS)
+def _look(host: HostState) -> list[tuple[int, int]]:
+    """What is read from here on is read anew; returns by what `_wait` knows it again."""
     host.reload()
+    return _signs(host)
+
+
+def _wait(host: HostState, seen: list[tuple[int, int]]) -> None:
+    """Until what decides how long the kernel waits has changed since `_look`, or the host is off or gone."""
+    while _signs(host) == seen:
+        time.sleep(_LOOK_SECONDS)
+
+
+def _signs(host: HostState) -> list[tuple[int, int]]:
+    """The files that say who holds which card, without what is in them: some waits last as long as the host."""
+    signs = []
+    for name in ("machine.json", "kernel.json"):
+        try:
+            about = (host.state / name).stat()
+        except FileNotFoundError:
+            return []
+        signs.append((about.st_ino, about.st_mtime_ns))
+    return signs
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from lab.host.kernel import RunningKernel
 from lab.host.state import HostState
+from lab.processes import end_left_behind
 from tests.lab.host_kit import Host
 from tests.lab.test_nvidia import changed
 from tests.waiting import PATIENCE, wait_until
@@ -35,6 +37,13 @@ for f in {CARD} {AUDIO}; do
   printf '%s\\n' $f >{BUS}/drivers_probe
 done
 """
+
+
+@pytest.fixture(autouse=True)
+def end_of_the_host(tmp_path: Path) -> Iterator[None]:
+    """What waits in the kernel outlives the bash that wrote, and would wait for as long as the host's folder is there."""
+    yield
+    end_left_behind(tmp_path)
 
 
 def phoenix(path: Path, version: str = "580.105.08", *users: dict[str, Any]) -> Host:
