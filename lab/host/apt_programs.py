@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import importlib
 import os
 import re
 import sys
@@ -88,6 +89,11 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
         "apt": _apt, "apt-get": _apt_get, "apt-cache": _apt_cache, "apt-mark": _apt_mark,
     }  # fmt: skip
     return work[name](host, arguments)
+
+
+def preload() -> None:
+    """Have what installs packages, which a query does without."""
+    importlib.import_module("host.dpkg_steps")
 
 
 def _apt(host: HostState, arguments: list[str]) -> int:

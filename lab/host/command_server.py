@@ -1,11 +1,15 @@
 """Runs simulated commands in forks of one process that has their modules: `python -I -S command_server.py LISTENER`.
 
-A Python that starts and imports what a command needs takes ten times as long as the command's own work. Here a command is a fork,
+A Python that starts and imports what a command needs takes ten times as long as the command's own work. Here a command runs in a fork,
 with the streams of whoever asks (command.pl), and with its arguments, environment, folder, umask and ignored signals, which /proc
 has of a process that waits; so is the file for apt's state (APT::Status-Fd). It is a process group of its own. Signals that reach the asking process are passed on to the group, and
 when that process is killed, so is the group: for scripts, `timeout` and kill the one stands for the other.
 
-Half of all commands only look, for a millisecond: those the server does itself, since a fork takes several times as long. Then the
+A fork that has done its command takes the next one. To make one, with the pages that each copies, costs as much as a small command,
+and what has been read once (network.py) is there already. It ends instead where its command has started a process, which would be in
+one group with the next command, and where the command was sent a signal.
+
+Half of all commands only look, for a millisecond: those the server does itself. Then the
 answer is what is to be printed, and perhaps the program of this machine that the asking process is to become. A hook of Python's makes
 sure that such a command writes and starts nothing and waits for no lock: one that is about to is done anew in a fork.
 
@@ -29,6 +33,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -40,6 +45,8 @@ MARK = "lab/"
 _TOLD = 1 << 16
 #: What a socket's buffer takes in any case: the server waits for nobody.
 _LONGEST_ANSWER = 1 << 16
+#: A number and what comes before a command's arguments.
+_LONGEST_QUESTION = 4096
 #: What a command that only looks doesn't do (sys.audit), besides opening a file for writing.
 _DOING = frozenset({
     *("subprocess.Popen", "os.system", "os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn", "os.kill", "os.killpg"),
@@ -47,6 +54,16 @@ _DOING = frozenset({
     *("os.truncate", "os.utime", "os.setxattr", "os.removexattr", "os.lockf", "shutil.rmtree", "shutil.copyfile"),
     *("fcntl.flock", "fcntl.lockf", "fcntl.fcntl", "fcntl.ioctl", "socket.connect", "socket.bind", "signal.pthread_kill"),
 })  # fmt: skip
+#: By which a command has started something that may be left when it ends.
+_STARTING = frozenset({
+    *("subprocess.Popen", "os.system", "os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn"),
+})  # fmt: skip
+#: Commands that run a program's own Python, whose process nobody else is given.
+_ALONE = frozenset({"python3", "perl"})
+#: How many commands a fork does, as nothing looks for garbage in it, and how many forks wait for one.
+_COMMANDS_EACH, _FORKS_WAITING = 200, 4
+#: Where a fork has its end of the channel to the server: above what a command of a shell is told of (APT::Status-Fd).
+_CHANNEL = 200
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 #: Lines of /proc/PID/status.
 _ABOUT = {name: re.compile(rb"^%s:\t(\w+)$" % name.encode(), re.M) for name in ("Umask", "SigIgn")}
@@ -62,14 +79,27 @@ def _end_server(number: int, frame: object) -> NoReturn:
     raise _ServerEnds
 
 
+class _Fork:
+    """A fork that does commands."""
+
+    def __init__(self, pid: int, channel: socket.socket) -> None:
+        self.pid = pid
+        self.channel = channel
+        #: Whose command it does now.
+        self.connection: socket.socket | None = None
+        #: Whether it was sent a signal, which may arrive at any time.
+        self.signalled = False
+
+
 class Server:
     """Accepts on a socket that listens already.
 
     Args:
         listener: the socket.
-        prepare: is told a command's words before each fork; what it imports, that fork and all that follow have.
-        run: the command itself, in the fork; returns its exit status.
-        look: is asked, before a fork, for the answer to a command of a client's process; without one the command is run.
+        prepare: is told a command's words before it is run; what it imports, all forks that follow have.
+        run: the command itself, in a fork; returns its exit status.
+        look: is asked, before that, for the answer to a command of a client's process; without one the command is run.
+        is_alone: whether a fork in which `run` has returned is left with something of the command, and takes no other one.
 
     A client sends its streams, and as text how many words of its command line come before the command's own. What follows that, each
     after a zero byte, are words that come before these.
@@ -81,14 +111,17 @@ class Server:
         prepare: Callable[[list[str]], object],
         run: Callable[[list[str]], int],
         look: Callable[[int, list[str]], bytes | None] = lambda _client, _words: None,
+        is_alone: Callable[[list[str]], bool] = lambda _words: True,
     ) -> None:
         self._listener = listener
         self._look = look
         self._modules = 0
         self._prepare = prepare
         self._run = run
-        self._connections: dict[int, socket.socket] = {}
-        self._commands: dict[int, int] = {}  # descriptor of the connection -> pid of the fork
+        self._is_alone = is_alone
+        self._forks: dict[int, _Fork] = {}  # pid -> itself
+        self._told_by: dict[int, _Fork] = {}  # descriptor of its channel, or of its client's connection -> fork
+        self._waiting: list[_Fork] = []
         self._poll = select.poll()
         self._woken, waking = os.pipe()
         os.set_blocking(waking, False)
@@ -105,8 +138,8 @@ class Server:
         except _ServerEnds:
             sys.exit()
         finally:
-            for asked in list(self._commands):
-                self._end(asked, signal.SIGKILL)
+            for fork in list(self._forks.values()):
+                self._end(fork, signal.SIGKILL)
 
     def _serve(self) -> None:
         while True:
@@ -118,23 +151,24 @@ class Server:
                     self._reap()
                 elif descriptor == self._listener.fileno():
                     self._accept()
-                elif descriptor in self._connections:
-                    self._pass_on(descriptor)
+                elif fork := self._told_by.get(descriptor):
+                    if descriptor == fork.channel.fileno():
+                        self._done(fork)
+                    else:
+                        self._pass_on(fork, descriptor)
 
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         client, user, _ = struct.unpack("3i", credentials)
-        asked, streams, _, _ = socket.recv_fds(connection, 4096, 3)
-        first, *own = os.fsdecode(asked).split("\0")
-        line = _fields(client, "cmdline") if user == os.geteuid() and first.isdecimal() else []
-        words = [*own, *line[int(first) :]] if line else []
+        asked, streams, _, _ = socket.recv_fds(connection, _LONGEST_QUESTION, 3)
+        words = _words(client, asked) if user == os.geteuid() else []
         if not words or len(streams) != 3:
             connection.close()  # killed before it asked, or nobody of ours
         else:
             self._prepare(words)
             if (answer := self._look(client, words)) is None:
-                self._start(connection, client, streams, words)
+                self._start(connection, struct.pack("i", client) + asked, streams)
             else:
                 with contextlib.suppress(ConnectionError):  # the client was killed
                     connection.sendall(answer)
@@ -142,47 +176,90 @@ class Server:
         for stream in streams:
             os.close(stream)
 
-    def _start(self, connection: socket.socket, client: int, streams: list[int], words: list[str]) -> None:
+    def _start(self, connection: socket.socket, asked: bytes, streams: list[int]) -> None:
+        while True:
+            try:
+                fork = self._waiting.pop() if self._waiting else self._new_fork()
+                socket.send_fds(fork.channel, [asked], streams)
+                break
+            except ConnectionError:
+                continue  # it was killed while it waited
+            except OSError:  # no process can be had
+                connection.close()
+                return
+        fork.connection = connection
+        self._told_by[connection.fileno()] = fork
+        self._poll.register(connection, select.POLLIN)
+
+    def _new_fork(self) -> _Fork:
         if self._modules != len(sys.modules):
             self._modules = len(sys.modules)
             gc.freeze()  # what is here is nothing for a fork's collector to look through, and so to copy
-        umask = os.umask(0o077)
-        try:
-            ignored = _resemble(client)  # before the fork: what is written afterwards is copied, page by page
-            pid = os.fork()
-            if pid == 0:
-                _become(client, streams, words, ignored, lambda: self._run(words))
-        except OSError:  # the client was killed before it was answered
-            connection.close()
-            return
-        finally:
-            os.umask(umask)
-            os.chdir("/")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid == 0:
+            _become(theirs, self._run, self._is_alone)
         _lead(pid)
-        self._poll.register(connection, select.POLLIN)
-        self._connections[connection.fileno()] = connection
-        self._commands[connection.fileno()] = pid
+        theirs.close()
+        fork = self._forks[pid] = self._told_by[ours.fileno()] = _Fork(pid, ours)
+        self._poll.register(ours, select.POLLIN)
+        return fork
 
-    def _pass_on(self, descriptor: int) -> None:
+    def _pass_on(self, fork: _Fork, descriptor: int) -> None:
         """Signals that came to the client; its end, which is the command's."""
+        if fork.connection is None:
+            return
         try:
-            signals = self._connections[descriptor].recv(64)
+            signals = fork.connection.recv(64, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return  # what was to be read was another's, whose descriptor this one has now
         except ConnectionError:
             signals = b""
         for number in signals:
-            self._end(descriptor, signal.Signals(number))
+            self._end(fork, signal.Signals(number))
         if not signals:
-            self._end(descriptor, signal.SIGKILL)
+            self._end(fork, signal.SIGKILL)
             self._poll.unregister(descriptor)
+            del self._told_by[descriptor]
 
-    def _end(self, descriptor: int, number: signal.Signals) -> None:
+    def _end(self, fork: _Fork, number: signal.Signals) -> None:
+        fork.signalled = True
         try:
-            os.killpg(self._commands[descriptor], number)
+            os.killpg(fork.pid, number)
         except ProcessLookupError:
             return  # it has ended; its status is about to be sent
 
+    def _done(self, fork: _Fork) -> None:
+        """A fork says that its command has ended; or has ended itself, as `_reap` is told."""
+        try:
+            status = self._told(fork)
+        except BlockingIOError:
+            return
+        if status is None:
+            self._leave(fork)
+            return
+        self._answer(fork, status)
+        if fork.signalled or len(self._waiting) == _FORKS_WAITING:
+            self._leave(fork)
+        else:
+            self._waiting.append(fork)
+
+    def _told(self, fork: _Fork) -> int | None:
+        try:
+            told = fork.channel.recv(4, socket.MSG_DONTWAIT)
+        except ConnectionError:
+            return None
+        return int(struct.unpack("I", told)[0]) if told else None
+
+    def _leave(self, fork: _Fork) -> None:
+        """Expect no more of a fork: it ends, if it hasn't."""
+        if self._told_by.pop(fork.channel.fileno(), None):
+            self._poll.unregister(fork.channel)
+            fork.channel.close()
+        if fork in self._waiting:
+            self._waiting.remove(fork)
+
     def _reap(self) -> None:
-        asked = {pid: descriptor for descriptor, pid in self._commands.items()}
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -190,16 +267,22 @@ class Server:
                 return
             if pid == 0:
                 return
-            if pid in asked:
-                self._answer(asked[pid], status)
+            if fork := self._forks.pop(pid, None):
+                told = None
+                with contextlib.suppress(BlockingIOError):
+                    told = self._told(fork) if fork.channel.fileno() in self._told_by else None
+                self._answer(fork, status if told is None else told)
+                self._leave(fork)
 
-    def _answer(self, descriptor: int, status: int) -> None:
-        del self._commands[descriptor]
-        connection = self._connections.pop(descriptor)
+    def _answer(self, fork: _Fork, status: int) -> None:
+        connection, fork.connection = fork.connection, None
+        if connection is None:
+            return
         try:
-            self._poll.unregister(descriptor)
-            connection.sendall(struct.pack("I", status))
-        except (KeyError, ConnectionError):
+            if self._told_by.pop(connection.fileno(), None):
+                self._poll.unregister(connection)
+                connection.sendall(struct.pack("I", status))
+        except ConnectionError:
             pass  # noqa: S110  # the client was killed: nobody waits for an answer
         finally:
             connection.close()
@@ -211,6 +294,13 @@ def _fields(process: int, name: str) -> list[str]:
             return [os.fsdecode(one) for one in file.read().split(b"\0")[:-1]]
     except (FileNotFoundError, ProcessLookupError):
         return []
+
+
+def _words(client: int, asked: bytes) -> list[str]:
+    """A command with its arguments; nothing where who asked has ended."""
+    first, *own = os.fsdecode(asked).split("\0")
+    line = _fields(client, "cmdline") if first.isdecimal() else []
+    return [*own, *line[int(first) :]] if line else []
 
 
 def _lead(process: int) -> None:
@@ -230,37 +320,85 @@ def _prepare(words: list[str]) -> None:
         return
 
 
-def _become(client: int, streams: list[int], words: list[str], ignored: int, run: Callable[[], int]) -> NoReturn:
-    """The fork: the command, in every respect that the client's process has."""
+def _become(channel: socket.socket, run: Callable[[list[str]], int], is_alone: Callable[[list[str]], bool]) -> NoReturn:
+    """The fork: one command after the other, until the server ends or one leaves something behind."""
     status = 1
     try:
         signal.set_wakeup_fd(-1)
-        for one in (signal.SIGCHLD, signal.SIGTERM):
-            signal.signal(one, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _take_signals(0)
         _lead(0)
-        for number, stream in enumerate(streams):
-            os.dup2(stream, number)
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        os.dup2(channel.fileno(), _CHANNEL, inheritable=False)
+        channel = socket.socket(fileno=_CHANNEL)
+        gc.disable()  # a command ends before there is much to collect
+        for number in range(_COMMANDS_EACH):
+            _let_go()
+            if number:
+                channel.sendall(struct.pack("I", (status & 255) << 8))
+            asked, streams, _, _ = socket.recv_fds(channel, _LONGEST_QUESTION + 4, 3)
+            if not asked:
+                break
+            client = struct.unpack_from("i", asked)[0]
+            words = _words(client, asked[4:])
+            status = _status(client, streams, words, run)
+            if not words or is_alone(words):
+                break
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(status & 255)
+
+
+def _let_go() -> None:
+    """Nothing of a command is kept: its streams, what it opened, its folder, the signals that it ignores, its name."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(nothing, number)
+    os.closerange(3, _CHANNEL)
+    os.closerange(_CHANNEL + 1, os.sysconf("SC_OPEN_MAX"))
+    # What couldn't be written goes nowhere, not to the next one's streams.
+    sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
+    os.chdir("/")
+    _take_signals(0)
+    _take_name("lab")
+
+
+def _status(client: int, streams: list[int], words: list[str], run: Callable[[list[str]], int]) -> int:
+    """Do a command as the client's process would, in every respect, and return its exit status."""
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    try:
+        ignored = _resemble(client)
+    except OSError:
+        return 137  # the client was killed before it was answered
+    status = 1
+    try:
         _take_over(client, words)
-        comm = os.open("/proc/self/comm", os.O_WRONLY)
-        os.write(comm, f"{MARK}{client}".encode())
-        os.close(comm)
-        _take_streams(ignored)
-        status = run()
+        _take_name(f"{MARK}{client}")
+        _take_signals(ignored)
+        _take_streams()
+        status = run(words)
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
         if isinstance(error.code, str):
             print(error.code, file=sys.stderr)
     except BaseException:
         sys.excepthook(*sys.exc_info())
-    finally:
-        try:
-            sys.stdout.flush()
-            sys.stderr.flush()
-        except BrokenPipeError:
-            status = 120  # as Python itself, at its end
-        finally:
-            os._exit(status & 255)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:
+        status = 120  # as Python itself, at its end
+    except OSError:
+        pass  # noqa: S110  # to a full disk: the command's own status says it
+    return status
+
+
+def _take_name(name: str) -> None:
+    comm = os.open("/proc/self/comm", os.O_WRONLY)
+    os.write(comm, name.encode())
+    os.close(comm)
 
 
 def _take_over(client: int, words: list[str]) -> None:
@@ -298,11 +436,15 @@ def _resemble(client: int) -> int:
     return int(ignored[1], 16)
 
 
-def _take_streams(ignored: int) -> None:
-    """Python's own streams, and the signals that the client ignores."""
+def _take_signals(ignored: int) -> None:
+    """The signals that the client ignores, as bits; the others as they are in a Python that starts."""
     for one in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
-        if ignored >> (one - 1) & 1:
-            signal.signal(one, signal.SIG_IGN)
+        usual = signal.default_int_handler if one == signal.SIGINT else signal.SIG_DFL
+        signal.signal(one, signal.SIG_IGN if ignored >> (one - 1) & 1 else usual)
+
+
+def _take_streams() -> None:
+    """Python's own streams, on the client's."""
     sys.stdin = open(0, errors=sys.stdin.errors, closefd=False)  # noqa: PTH123, SIM115
     sys.stdout = open(1, "w", errors=sys.stdout.errors, closefd=False)  # noqa: PTH123, SIM115
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: PTH123, SIM115
@@ -313,15 +455,21 @@ def _number(value: object) -> int:
 
 
 class Looking:
-    """Commands that the server does itself; what they might do besides is kept from them."""
+    """Commands that the server does itself; what they might do besides is kept from them.
+
+    In a fork, `is_alone` says of the command that was done whether it has started something.
+    """
 
     def __init__(self) -> None:
         self._program: Any = importlib.import_module("host.program")
         self._only_looks = importlib.import_module("host.run").only_looks
+        self._started_in = 0
         sys.addaudithook(self._watch)
 
     def _watch(self, event: str, arguments: tuple[object, ...]) -> None:
         if not self._program.looks_only:
+            if event in _STARTING:
+                self._started_in = os.getpid()
             return
         if event == "open":
             if not _number(arguments[2]) & _WRITING:
@@ -329,6 +477,10 @@ class Looking:
         elif event not in _DOING or (event == "fcntl.flock" and _number(arguments[1]) & fcntl.LOCK_NB):
             return
         raise self._program.NotAtOnce(event)
+
+    def is_alone(self, words: list[str]) -> bool:
+        """Whether the fork that has done a command takes no other one."""
+        return self._started_in == os.getpid() or threading.active_count() > 1 or not _ALONE.isdisjoint(words[:2])
 
     def _set(self, looks_only: bool) -> None:
         # What of the lab a command needs besides this package imports it by its other name (guest_programs.py).
@@ -373,11 +525,11 @@ class Looking:
 
 
 def _run(words: list[str]) -> int:
-    gc.disable()  # a command ends before there is much to collect
     sys.argv[1:] = words
     return int(importlib.import_module("host.run").main())
 
 
 if __name__ == "__main__":
     sys.path.append(__file__.rpartition("/host/")[0])
-    Server(socket.socket(fileno=int(sys.argv[1])), _prepare, _run, Looking().answer).serve()
+    looking = Looking()
+    Server(socket.socket(fileno=int(sys.argv[1])), _prepare, _run, looking.answer, looking.is_alone).serve()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 
@@ -22,6 +23,11 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
     """One of the programs."""
     require_debian(host, name)
     return _dpkg(host, arguments) if name == "dpkg" else _query(host, arguments)
+
+
+def preload() -> None:
+    """Have what changes packages, which a query does without."""
+    importlib.import_module("host.dpkg_changes")
 
 
 # -- dpkg ------------------------------------------------------------------------------------------------------

@@ -129,6 +129,84 @@ def test_a_command_ends_with_the_server_and_the_server_with_its_owner(tmp_path: 
         os.environ[COMMANDS] = before
 
 
+@pytest.fixture
+def server() -> Iterator[CommandServer]:
+    """One that has done nothing yet."""
+    before = os.environ[COMMANDS]
+    with CommandServer() as own:
+        yield own
+    os.environ[COMMANDS] = before
+
+
+def forks(server: CommandServer) -> list[str]:
+    return read(Path(f"/proc/{server.pid}/task/{server.pid}/children")).split()
+
+
+CHANGES = "mknod $ROOT/dev/{0} c 9 9"
+
+
+def test_a_fork_that_has_done_its_command_takes_the_next_and_keeps_nothing_of_it(
+    host: Host, server: CommandServer
+) -> None:
+    host.output(
+        f"cd $ROOT/etc; trap '' TERM HUP INT; umask 077; {CHANGES.format('one')}; apt-get -s install nothing || true"
+    )
+    (fork,) = forks(server)
+    at = Path("/proc", fork)
+    wait_until(lambda: read(at / "comm") == "lab\n")
+    assert (at / "cwd").readlink() == Path("/")
+    assert {str(one.readlink()).partition(":")[0] for one in (at / "fd").iterdir()} == {"/dev/null", "socket"}
+    assert int(read(at / "status").split("SigIgn:")[1].split()[0], 16) & (1 << signal.SIGTERM - 1 | 1) == 0
+    host.output(f"cd $ROOT/dev; {CHANGES.format('two')}; mknod three c 9 9; rm one two three")
+    assert forks(server) == [fork]
+
+
+def test_two_commands_at_once_have_a_fork_each(host: Host, server: CommandServer) -> None:
+    with (host.machine.state / ".pve.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = subprocess.Popen(["bash", "-c", "exec qm list"], env=host.machine.environment())
+        wait_until(lambda: bool(forks(server)))
+        host.output(f"{CHANGES.format('one')}; rm $ROOT/dev/one")
+        assert len(forks(server)) == 2
+    assert process.wait(PATIENCE) == 0
+
+
+def test_a_fork_whose_command_has_started_a_process_or_was_killed_takes_no_other(
+    host: Host, server: CommandServer
+) -> None:
+    say(host, "true")
+    host.output(RUN)
+    wait_until(lambda: forks(server) == [])
+    process = begun(host, f"exec {RUN}")
+    (fork,) = forks(server)
+    process.kill()
+    assert process.wait(PATIENCE) == -signal.SIGKILL
+    wait_until(lambda: fork not in forks(server))
+    host.output(f"{CHANGES.format('one')}; rm $ROOT/dev/one")
+    assert fork not in forks(server)
+
+
+def test_what_a_reader_left_is_not_said_to_the_next(host: Host) -> None:
+    host.run("apt-get -s install nothing 2>&1 | true; exec 3>&1; { dpkg --configure -a; } >/dev/full")
+    assert host.output("apt-mark showhold; sha256sum /etc/hostname").count("\n") == 1
+
+
+def test_a_fork_that_is_killed_while_it_waits_is_replaced(host: Host, server: CommandServer) -> None:
+    for _ in range(2):
+        host.output(f"{CHANGES.format('one')}; rm $ROOT/dev/one")
+        (fork,) = forks(server)
+        os.kill(int(fork), signal.SIGKILL)
+    host.output(f"{CHANGES.format('one')}; rm $ROOT/dev/one")
+
+
+def test_forks_end_with_the_server(host: Host, server: CommandServer) -> None:
+    host.output(f"{CHANGES.format('one')}; rm $ROOT/dev/one")
+    (fork,) = forks(server)
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGKILL)
+    wait_until(lambda: process_start_time(int(fork)) is None)
+
+
 # Commands that only look, which the server does itself.
 LOOKS = r"""
 uname -a
