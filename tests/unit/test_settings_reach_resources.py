@@ -17,7 +17,7 @@ from pulumi.runtime import resource_cycle_breaker
 from pulumi.runtime.proto import source_pb2
 from pydantic import BaseModel
 
-from homelab.resources import command
+from homelab.resources import command, kept_scripts
 from homelab.resources.base import DECLARED
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Nvidia, Settings
@@ -96,6 +96,7 @@ def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
         return loops[-1]
 
     monkeypatch.setattr(asyncio, "new_event_loop", noted)
+    monkeypatch.setattr(kept_scripts, "_KEPT", {})  # or each program stays in memory
     # A third of what a program takes here: from where in pytest's stack each resource was declared, which nobody reads, and the search for circles.
     monkeypatch.setattr(pulumi.runtime.resource, "_get_stack_trace", source_pb2.StackTrace)
     monkeypatch.setattr(resource_cycle_breaker, "_reachable", reachable)
