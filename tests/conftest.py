@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests import sampling
+from tests import sampling, scratch
 from tests.compiled import compile_share
 from tests.once_more import pytest_sessionfinish as pytest_sessionfinish
 
@@ -116,9 +117,16 @@ NEEDS_UNIX = {
 }
 
 
-def pytest_report_header() -> str:
-    """Which sample this run tries (tests/sampling.py)."""
-    return "samples: every one" if sampling.EVERY else f"samples: HOMELAB_SEED={sampling.SEED}"
+def pytest_configure() -> None:
+    """Before anything asks where temporary files are."""
+    if sys.platform == "linux":
+        scratch.choose()
+
+
+def pytest_report_header() -> list[str]:
+    """Which sample this run tries (tests/sampling.py), and where its files are."""
+    tried = "samples: every one" if sampling.EVERY else f"samples: HOMELAB_SEED={sampling.SEED}"
+    return [tried, f"temporary files: {tempfile.gettempdir()}"]
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
