@@ -5,7 +5,7 @@
 #
 # Arguments: ASK (packages whose offered versions are told, separated by spaces), PASSED (slots of the host's cards that VMs get, separated by
 #   spaces), STAYING (the same of cards that are with the host's driver from its next start on, also where vfio-pci has them now),
-#   RELEASED (yes: so is a card, PASSED left out, that homelab.vfio= has bound for this boot alone; else it doesn't count).
+#   RELEASED (yes: so is a card, PASSED left out, that homelab.vfio= alone has bound for this boot; else it doesn't count).
 # Output: one JSON object; homelab/nvidia/reading.py models it. `drift` has a line for each thing that isn't as the steps left it, which begins
 #   with the step: repository, driver, boot, cuda, toolkit, libraries.
 # Verbs: read_system.
@@ -47,7 +47,7 @@ json_or_null() { [[ -n $1 ]] && json_string "$1" || printf null; }
 
 # find_cards - sets `cards` and `nouveau`: a container's are those whose node it has; a host's those that no VM is to have.
 find_cards() {
-  local device driver file minor slot word ours=''
+  local device driver file minor slot word ours='' given=''
   if is_container; then
     for file in "$ROOT$NVIDIA_PROC"/gpus/*/information; do
       [[ -r $file ]] || continue
@@ -58,12 +58,20 @@ find_cards() {
     return 0
   fi
   for word in $([[ $RELEASED != yes ]] || cat "$ROOT/proc/cmdline"); do
-    [[ $word != homelab.vfio=* ]] || ours=,${word#*=}
+    case $word in
+      homelab.vfio=*) ours=,${word#*=}, ;;
+      vfio[-_]pci.ids=*) given+=,$word ;;
+    esac
   done
+  # What somebody else gives to vfio-pci as well stays there.
+  [[ -z $ours ]] || given+=$(grep -ahsE '^[[:space:]]*options[[:space:]]+vfio[-_]pci[[:space:]]' "$ROOT"/etc/modprobe.d/*.conf) || :
   for device in "$ROOT"/sys/bus/pci/devices/*; do
     [[ -r $device/class && $(<"$device/class") == 0x03* ]] || continue
     driver=$(driver_of "$device") slot=${device##*/}
-    [[ $driver != vfio-pci || $ours != *",$slot="* ]] || driver=released
+    if [[ $driver == vfio-pci && -n $ours ]]; then
+      word=$(ids_of "$device")
+      [[ $ours != *",$slot=$word,"* || ${given,,} == *"$word"* ]] || driver=released
+    fi
     [[ ($driver != vfio-pci && " $PASSED " != *" ${slot%.*} "*) || " $STAYING " == *" ${slot%.*} "* ]] || continue
     cards+=("$(ids_of "$device")")
   done

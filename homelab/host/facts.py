@@ -677,13 +677,17 @@ class HostFacts(_Fact):
 
         Both are needed: ids alone may never have had an effect, and a driver alone may be what a starting VM left behind.
         """
-        ids = set(self.vfio_ids.lower().split(",")).union(*(given for _, given in self._ids_by_word()))
         ours = bound_by_word(self.cmdline.running)
         return {
             device.address
             for device in self.devices
-            if device.driver == "vfio-pci" and device.id in ids and device.address not in ours
+            if device.driver == "vfio-pci" and device.id in self.ids_by_hand and device.address not in ours
         }
+
+    @cached_property
+    def ids_by_hand(self) -> set[str]:
+        """The ids that other configuration than this program's gives to vfio-pci, with or without effect."""
+        return set(self.vfio_ids.lower().split(",")).union(*(given for _, given in self._ids_by_word()))
 
     def _ids_by_word(self) -> list[tuple[str, set[str]]]:
         found = []

@@ -440,7 +440,10 @@ def kept(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> list[
 
 def by_hand(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
     """A card that stays with the host isn't bound to vfio-pci by other configuration than this program's, which it leaves alone."""
-    bound = [device for device in facts.functions(slot) if device.address in facts.bound_by_hand()]
+    # Also one that our word binds as well (takeOver): those ids bind it as soon as that word is gone.
+    bound = [
+        device for device in facts.functions(slot) if device.driver == "vfio-pci" and device.id in facts.ids_by_hand
+    ]
     if not bound:
         return []
     binds = facts.who_binds(bound) or ["vfio-pci's ids"]
@@ -486,7 +489,10 @@ def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[Ho
     leaving = {
         device.slot
         for device in facts.display_devices
-        if device.vendor == NVIDIA and device.slot not in slots.values() and facts.bound_by_us(device.slot)
+        if device.vendor == NVIDIA
+        and device.slot not in slots.values()
+        and facts.bound_by_us(device.address)
+        and device.id not in facts.ids_by_hand  # these keep it on vfio-pci
     }
     users = {slot: facts.users_of(slot, facts.cluster.node) for slot in sorted(leaving)}
     return [

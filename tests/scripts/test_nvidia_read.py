@@ -71,6 +71,18 @@ def test_a_card_that_comes_back_from_a_vm_with_the_next_start_is_the_hosts(tmp_p
     with (host.root / "proc/cmdline").open("a") as cmdline:
         cmdline.write(word)
     assert counts(released=True) and not counts() and not counts(released=True, passed=["0000:01:00"])
+    # Somebody else's ids keep it there, whatever becomes of our word.
+    host.output("echo 'options vfio-pci disable_vga=1 ids=10de:22e8,10DE:2B85' >$ROOT/etc/modprobe.d/vfio.conf")
+    assert not counts(released=True)
+    host.output("rm $ROOT/etc/modprobe.d/vfio.conf")
+    assert counts(released=True)
+    running = host.root / "proc/cmdline"
+    before = running.read_text()
+    running.write_text(f"vfio_pci.ids=10de:2b85 {before}")
+    assert not counts(released=True)
+    # Another card is there by now, which isn't bound by that word.
+    running.write_text(before.replace("=10de:2b85", "=10de:2684"))
+    assert not counts(released=True)
 
 
 def test_a_container_has_the_cards_whose_nodes_it_has(tmp_path: Path) -> None:

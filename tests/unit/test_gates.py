@@ -305,3 +305,16 @@ def test_so_does_one_that_leaves_the_settings_where_nvidias_driver_is_going_to_h
     with pytest.raises(HomelabError) as error:
         plan.wanted(reading, settings({"big": {"match": "10de:2684"}}, **host))
     assert "leave" not in str(error.value) and "graphics cards here" in str(error.value)
+
+
+@pytest.mark.parametrize("word", [WORD, "homelab.vfio=0000:01:00.1=10de:22e8"])
+def test_a_card_that_somebody_elses_ids_bind_too_does_not_come_back_with_our_word(word: str) -> None:
+    """takeOver binds it by our word as well; of a card that is half bound by hand, our word has the rest."""
+    facts = was_for_a_vm(
+        running=word, configured=word, vfio_ids="10de:2b85", vfio_files={"/etc/modprobe.d/vfio.conf": "10de:2b85"}
+    )
+    error = gates.check(facts, to_be())[1][0]
+    assert error.found == "0000:01:00.0 on vfio-pci, by /etc/modprobe.d/vfio.conf"
+    assert "the card would stay without the host's driver" in error.why and "take 10de:2b85 out there" in error.next
+    # One that leaves the settings stays on vfio-pci, and its VM loses it at the run's end as without a driver.
+    assert plan.wanted(facts, settings({}, nvidia={"driver": "580"})).functions == {}
