@@ -6,6 +6,8 @@ words. Opting out is one named setting per gate.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 from homelab.errors import HomelabError
 from homelab.host import consoles, graphics, kernel_log, options, remapping, resets
 from homelab.host.classes import NVIDIA, SECURITY_PROCESSOR, USB
@@ -465,8 +467,27 @@ def taken_out(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabE
 
     The host restarts before anything is taken out of a VM: one that starts with the host would take the card from that driver.
     """
-    users = facts.users_of(slot, facts.cluster.node) if facts.bound_by_us(slot) else []
-    if not users:
+    return _still_with(facts, name, gpu, slot, facts.users_of(slot, facts.cluster.node))
+
+
+def without_hook(
+    facts: HostFacts, host: Host, slots: Mapping[str, str], hooked: Mapping[str, Collection[int]]
+) -> list[HomelabError]:
+    """The same of cards that are handed over from then on (use: shared): a VM that starts with the host has the hookscript by then, or not the card.
+
+    :param hooked: card's name -> ids of the VMs that are given the hookscript before the host restarts: the adopted ones that may take it.
+    """
+    errors = []
+    for name, slot in slots.items():
+        users = [user for user in facts.users_of(slot, facts.cluster.node) if user.onboot]
+        if host.gpus[name].use == "shared":
+            bare = [user for user in users if user.vmid not in hooked.get(name, ())]
+            errors += _still_with(facts, name, host.gpus[name], slot, bare)
+    return errors
+
+
+def _still_with(facts: HostFacts, name: str, gpu: Gpu, slot: str, users: list[CardUser]) -> list[HomelabError]:
+    if not users or not facts.bound_by_us(slot):
         return []
     first = f"set gpus.{name}.use: vm again, without a container, and take {name}"
     return [
@@ -532,7 +553,11 @@ def _out_first(facts: HostFacts, slot: str, users: list[CardUser], first: str, t
     if not ours:
         return f"{'; '.join(steps)}; then run `pulumi up` again"
     given = ", ".join(map(str, ours))
-    steps.append(f"{first} out of the VM's gpus: `pulumi up` then takes it out of {given}")
+    otherwise = "; ".join(_by_hand(facts, slot, user) for user in ours)
+    steps.append(
+        f"{first} out of the VM's gpus: `pulumi up` then takes it out of {given}. If it is still there after that (a VM had it before, or Pulumi's "
+        f"state doesn't know the VM any more), {otherwise}"
+    )
     return f"first {'; '.join(steps)}. After that {then}: a second `pulumi up` restarts the host"
 
 

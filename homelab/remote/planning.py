@@ -14,7 +14,7 @@ from typing import Any
 from homelab.container import makers
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError, raise_all
-from homelab.host import card_values, ha, handover, plan, remapping
+from homelab.host import card_values, gates, ha, handover, plan, remapping
 from homelab.host.facts import HostFacts
 from homelab.nvidia import preview
 from homelab.remote import scripts, ssh
@@ -63,7 +63,11 @@ async def planned(
         patience = OUTAGE_SECONDS if timeout is None else timeout
         closed = await asyncio.to_thread(probe.check, name, host, facts, want, vms, containers, patience)
         under_ha = ha.refused_under_ha(facts, host, vms.values(), containers.values())
-        raise_all([*handover.refused(facts), *under_ha, *errors, *refused, *impossible, *closed])
+        # Before the restart, adopted VMs get the hookscript (CardHandover); a created one gets it afterwards (GpuVm).
+        hooked = handover.takers(host, {guest: vm for guest, vm in vms.items() if vm.create is None})
+        slots = {gpu: about["slot"] for gpu, about in want.gpus.items()}
+        in_turn = [*handover.refused(facts), *gates.without_hook(facts, host, slots, hooked)]
+        raise_all([*in_turn, *under_ha, *errors, *refused, *impossible, *closed])
         values: list[str] | None = card_values.lines(want.gpus, host.gpus)
         if not values and not any(file.layer == "values" for file in facts.managed):
             values = None

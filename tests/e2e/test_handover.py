@@ -112,6 +112,11 @@ def test_a_vm_takes_the_card_from_containers_and_gives_it_back(stack_on: Callabl
     use("vm", by_vm=True, by_container=False, allowContainers=[901, 950])
     assert [stack.drivers()[one] for one in (CARD, AUDIO)] == ["vfio-pci", "vfio-pci"] and handed(stack) == nothing
     assert "hostpci0: mapping=big,pcie=1" in stack.lab.run("qm config 103").stdout and conf(stack, 901) == given
+    # Without its hookscript, a VM that starts with the host would take it from the driver.
+    stack.lab.run("qm set 103 --onboot 1")
+    stack.host["gpus"], stack.config["homelab:vms"] = SHARED, {}
+    assert "VM 103 (Sandbox) has it (hostpci0)" in stack.preview(ok=False).message
+    stack.lab.run("qm set 103 --onboot 0")
     use("shared", by_vm=True, by_container=True)
     assert is_shared() and is_the_containers()
     use("lxc", by_vm=False, by_container=True)

@@ -234,7 +234,8 @@ def test_a_card_goes_back_to_the_host_once_no_vm_names_it(use: str) -> None:
     assert error.found.endswith("VM 103 (Sandbox) has it (hostpci0)")
     assert error.next == (
         "first set gpus.big.use: vm again, without a container, and take big out of the VM's gpus: `pulumi up` then takes it out of VM 103 "
-        f"(Sandbox). After that set use: {use}: a second `pulumi up` restarts the host"
+        "(Sandbox). If it is still there after that (a VM had it before, or Pulumi's state doesn't know the VM any more), shut VM 103 (Sandbox) down, "
+        f"if it runs, and take the card out of it (`qm set 103 --delete hostpci0`). After that set use: {use}: a second `pulumi up` restarts the host"
     )
     assert reasons(was_for_a_vm("name: Sandbox"), to_be(use)) == []
 
@@ -270,7 +271,9 @@ def test_a_vm_of_each_kind_is_named_with_what_is_done_about_it() -> None:
     (error,) = gates.check(was_for_a_vm(guests=both), to_be())[1]
     assert "VM 103 (Sandbox) has it (hostpci0); VM 104 (gaming) has it (hostpci0)" in error.found
     assert error.next.startswith("first shut VM 104 (gaming) down") and "takes it out of VM 103" in error.next
-    assert "103 --delete" not in error.next
+    assert (
+        error.next.index("104 --delete") < error.next.index("takes it out of VM 103") < error.next.index("103 --delete")
+    )
 
 
 def test_a_mapping_that_is_another_card_here_is_no_reason() -> None:
@@ -305,6 +308,29 @@ def test_so_does_one_that_leaves_the_settings_where_nvidias_driver_is_going_to_h
     with pytest.raises(HomelabError) as error:
         plan.wanted(reading, settings({"big": {"match": "10de:2684"}}, **host))
     assert "leave" not in str(error.value) and "graphics cards here" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("onboot", "hooked", "use", "closed"),
+    [
+        ("1", [], "shared", True),
+        ("1", [104], "shared", True),
+        # It has the hookscript before the host restarts, which looks whether the card is free.
+        ("1", [103], "shared", False),
+        ("0", [], "shared", False),
+        ("1", [], "vm", False),
+    ],
+)
+def test_a_vm_that_starts_with_the_host_has_the_hookscript_before_its_card_is_handed_over(
+    onboot: str, hooked: list[int], use: str, closed: bool
+) -> None:
+    host = to_be(use, api={"token": "root@pam!ab", "tokenSecret": "a", "publicCa": True}, nvidia={"driver": "580"})
+    facts, cards = was_for_a_vm(f"{HAS}\nonboot: {onboot}"), {"big": "0000:01:00"}
+    found = gates.without_hook(facts, host, cards, {"big": hooked})
+    assert [one.found.endswith("VM 103 (Sandbox) has it (hostpci0)") for one in found] == [True] * closed
+    assert all("After that set use: shared: a second `pulumi up`" in one.next for one in found)
+    never = was_for_a_vm(f"{HAS}\nonboot: {onboot}", running="", configured="")
+    assert gates.without_hook(never, host, cards, {"big": hooked}) == []
 
 
 @pytest.mark.parametrize("word", [WORD, "homelab.vfio=0000:01:00.1=10de:22e8"])
