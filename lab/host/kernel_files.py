@@ -6,6 +6,7 @@ and who signed it stand in it, and are read when it is loaded.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -114,31 +115,47 @@ def remove_nvidia(host: HostState, kernel: str, below: str = "updates/dkms") -> 
 
 
 def module_file(host: HostState, kernel: str, name: str) -> Path | None:
-    """A module's file, by its normalised name; in updates/ it comes before the kernel's own, as depmod has it."""
-    base = host.rooted(_folder(kernel))
-    if not base.is_dir():
-        return None
-    found = [path for path in _modules(base) if catalogue.normal(path.name.removesuffix(".ko")) == name]
-    return min(found, key=lambda path: (path.relative_to(base).parts[0] != "updates", str(path)), default=None)
+    """A module's file, by its normalised name."""
+    path = _modules(host.rooted(_folder(kernel))).get(name)
+    return None if path is None else Path(path)
 
 
 def build_of(host: HostState, kernel: str, name: str = "nvidia") -> Build | None:
     """What a module of NVIDIA's was built from; None when the kernel hasn't it."""
     path = module_file(host, kernel, name)
-    if path is None:
-        return None
+    return None if path is None else build_in(path)
+
+
+def build_in(path: Path) -> Build | None:
+    """What the module in a file was built from; None where it isn't one of NVIDIA's."""
     values = dict(re.findall(r"^(\w+)=(.*)$", path.read_text(encoding="utf-8"), re.M))
     return Build(values["version"], values["flavour"], values["signer"]) if "version" in values else None
 
 
-def module_files(folder: Path) -> list[Path]:
+def module_files(folder: Path) -> list[str]:
     """The modules' files below a folder, whatever they are packed with: `*.ko*`."""
     # Many times faster than rglob, which each modinfo and modprobe would wait for.
-    return [Path(base, name) for base, _, names in os.walk(folder) for name in names if ".ko" in name]
+    found, folders = [], [str(folder)]
+    while folders:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif ".ko" in entry.name:
+                    found.append(entry.path)
+    return found
 
 
-def _modules(base: Path) -> list[Path]:
-    return [path for path in module_files(base) if path.name.endswith(".ko")]
+def _modules(base: Path) -> dict[str, str]:
+    """The modules' files by their normalised names; in updates/ one comes before the kernel's own, as depmod has it."""
+    updates = f"{base}/updates/"
+    files = sorted(module_files(base), key=lambda path: (not path.startswith(updates), path))
+    names = [(catalogue.normal(path.rpartition("/")[2]), path) for path in files]
+    found: dict[str, str] = {}
+    for name, path in names:
+        if name.endswith(".ko"):
+            found.setdefault(name.removesuffix(".ko"), path)
+    return found
 
 
 def depmod(host: HostState, kernel: str) -> None:
@@ -146,7 +163,7 @@ def depmod(host: HostState, kernel: str) -> None:
     base = host.rooted(_folder(kernel))
     if not base.is_dir():
         return
-    paths = {catalogue.normal(path.name.removesuffix(".ko")): str(path.relative_to(base)) for path in _modules(base)}
+    paths = {name: path.removeprefix(f"{base}/") for name, path in _modules(base).items()}
     lines = [
         f"{paths[name]}: {' '.join(paths[needed] for needed in MODULES[name].needs if needed in paths)}".rstrip()
         for name in MODULES

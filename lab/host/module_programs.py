@@ -7,7 +7,7 @@ import sys
 from .catalogue import MODULES, exists_in, normal
 from .dpkg import Database
 from .kernel import ModprobeError, RunningKernel, modules_of
-from .kernel_files import build_of, depmod, module_file
+from .kernel_files import build_in, depmod, module_file
 from .modprobe import root_modprobe_config
 from .program import Failure, Options, UsageError, logged
 from .state import HostState
@@ -209,7 +209,8 @@ def _modinfo(host: HostState, arguments: list[str]) -> int:
 def _fields(host: HostState, name: str, kernel: str) -> dict[str, str]:
     info = MODULES[name]
     release = (int(kernel.split(".")[0]), int(kernel.split(".")[1]))
-    path, build = module_file(host, kernel, name), build_of(host, kernel, name)
+    path = module_file(host, kernel, name)
+    build = None if path is None else build_in(path)
     values = {
         "filename": host.unrooted(path).replace("/usr/lib/", "/lib/", 1)
         if path
