@@ -6,7 +6,7 @@ has of a process that waits; so is the file for apt's state (APT::Status-Fd). It
 when that process is killed, so is the group: for scripts, `timeout` and kill the one stands for the other.
 
 A fork that has done its command takes the next one. To make one, with the pages that each copies, costs as much as a small command,
-and what has been read once (network.py) is there already. It ends instead where its command has started a process, which would be in
+and what has been read once (network.py) is there already. It ends instead where its command has left a process, which would be in
 one group with the next command, and where the command was sent a signal.
 
 Half of all commands only look, for a millisecond: those the server does itself. Then the
@@ -54,7 +54,7 @@ _DOING = frozenset({
     *("os.truncate", "os.utime", "os.setxattr", "os.removexattr", "os.lockf", "shutil.rmtree", "shutil.copyfile"),
     *("fcntl.flock", "fcntl.lockf", "fcntl.fcntl", "fcntl.ioctl", "socket.connect", "socket.bind", "signal.pthread_kill"),
 })  # fmt: skip
-#: By which a command has started something that may be left when it ends.
+#: By which a command has started what may be left when it ends.
 _STARTING = frozenset({
     *("subprocess.Popen", "os.system", "os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn"),
 })  # fmt: skip
@@ -349,6 +349,21 @@ def _become(channel: socket.socket, run: Callable[[list[str]], int], is_alone: C
         os._exit(status & 255)
 
 
+def _has_company() -> bool:
+    """Whether anybody else is in this fork's process group."""
+    group = os.getpid()
+    try:
+        # The server's meanwhile: a fork that a signal misses now takes no other command anyway.
+        os.setpgid(0, os.getpgid(os.getppid()))
+        os.killpg(group, 0)
+    except PermissionError:
+        return True  # the server has ended
+    except ProcessLookupError:
+        os.setpgid(0, 0)
+        return False
+    return True
+
+
 def _let_go() -> None:
     """Nothing of a command is kept: its streams, what it opened, its folder, the signals that it ignores, its name."""
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -415,8 +430,12 @@ def _take_over(client: int, words: list[str]) -> None:
 
 def _set_environment(client: int) -> None:
     environment = dict(one.partition("=")[::2] for one in _fields(client, "environ"))
-    os.environ.clear()
-    os.environ.update(environment)
+    # Most of it is what the last command had.
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    for name, value in environment.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
 
 
 def _resemble(client: int) -> int:
@@ -457,7 +476,7 @@ def _number(value: object) -> int:
 class Looking:
     """Commands that the server does itself; what they might do besides is kept from them.
 
-    In a fork, `is_alone` says of the command that was done whether it has started something.
+    In a fork, `is_alone` says of the command that was done whether it has left something.
     """
 
     def __init__(self) -> None:
@@ -480,7 +499,11 @@ class Looking:
 
     def is_alone(self, words: list[str]) -> bool:
         """Whether the fork that has done a command takes no other one."""
-        return self._started_in == os.getpid() or threading.active_count() > 1 or not _ALONE.isdisjoint(words[:2])
+        if self._started_in == os.getpid():
+            self._started_in = 0
+            if _has_company():
+                return True
+        return threading.active_count() > 1 or not _ALONE.isdisjoint(words[:2])
 
     def _set(self, looks_only: bool) -> None:
         # What of the lab a command needs besides this package imports it by its other name (guest_programs.py).

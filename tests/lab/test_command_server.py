@@ -171,12 +171,18 @@ def test_two_commands_at_once_have_a_fork_each(host: Host, server: CommandServer
     assert process.wait(PATIENCE) == 0
 
 
-def test_a_fork_whose_command_has_started_a_process_or_was_killed_takes_no_other(
+def test_a_fork_whose_command_has_left_a_process_or_was_killed_takes_no_other(
     host: Host, server: CommandServer
 ) -> None:
     say(host, "true")
     host.output(RUN)
+    (fork,) = forks(server)
+    host.output(RUN)
+    assert forks(server) == [fork], "what it has started has ended"
+    say(host, "sleep 300 >/dev/null 2>&1 & echo $! >$said")
+    left = said(host).strip()
     wait_until(lambda: forks(server) == [])
+    os.kill(int(left), signal.SIGKILL)
     process = begun(host, f"exec {RUN}")
     (fork,) = forks(server)
     process.kill()
