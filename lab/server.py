@@ -380,7 +380,7 @@ class Daemon:
 
     def _faults(self) -> dict[str, Any]:
         # Not by Machine.open, which looks through all launchers: every command asks for them.
-        return dict(HostState(self.state).machine["faults"])
+        return dict(HostState(self.state).looked_at["faults"])
 
     # Going up and down
 
@@ -560,6 +560,7 @@ def main() -> None:
     parser.add_argument("--lifeline-fd", type=int, default=None)
     arguments = parser.parse_args()
     _detach()
+    HostState.remembers = True
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("asyncssh").setLevel(logging.WARNING)
     ready = os.fdopen(arguments.ready_fd, "w")

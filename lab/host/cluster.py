@@ -87,7 +87,7 @@ class Cluster:
     @classmethod
     def of(cls, host: HostState) -> Cluster | None:
         """A host's cluster; None for one that is alone."""
-        folder = host.machine.get("cluster")
+        folder = host.looked_at.get("cluster")
         return cls(Path(folder)) if folder else None
 
     def show(self, host: HostState) -> None:

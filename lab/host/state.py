@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import marshal
 import os
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 #: Permissions of a control file of sysfs: the sticky bit tells it from every other file (sysfs_writes.py).
 CONTROL_FILE = 0o1644
@@ -29,12 +32,30 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """A machine.json as it was read. `file` keeps it open, so that no other file gets its number."""
+
+    file: FileIO
+    status: tuple[int, int, int, int]
+    values: dict[str, Any]
+    copied: bytes
+
+
+def _status(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
 class HostState:
     """The paths and the small JSON files of one lab host.
 
     Args:
         state: the lab's state folder (absolute).
     """
+
+    #: Whether this process asks so often that it remembers each machine.json until there is another one: a lab's daemon does.
+    remembers: ClassVar[bool] = False
+    _remembered: ClassVar[dict[str, _Seen]] = {}
 
     def __init__(self, state: Path) -> None:
         self.state = state
@@ -66,8 +87,30 @@ class HostState:
     def machine(self) -> dict[str, Any]:
         """machine.json, read once per object; change it and call `save_machine`."""
         if self._machine is None:
-            self._machine = json.loads((self.state / "machine.json").read_text(encoding="utf-8"))
+            if self.remembers:
+                self._machine = marshal.loads(self._seen().copied)  # its own: who asked may change it  # noqa: S302
+            else:
+                self._machine = json.loads((self.state / "machine.json").read_text(encoding="utf-8"))
         return self._machine
+
+    def _seen(self) -> _Seen:
+        """machine.json as it is now, read where it is another one than the last time."""
+        path = f"{self.state}/machine.json"
+        seen = self._remembered.get(path)
+        if seen is not None and seen.status == _status(os.stat(path)):  # noqa: PTH116
+            return seen
+        if before := self._remembered.pop(path, None):
+            before.file.close()
+        file = FileIO(path)
+        status = _status(os.fstat(file.fileno()))
+        values = json.loads(file.readall())
+        seen = self._remembered[path] = _Seen(file, status, values, marshal.dumps(values))
+        return seen
+
+    @property
+    def looked_at(self) -> dict[str, Any]:
+        """machine.json for who doesn't change what it finds."""
+        return self._seen().values if self.remembers and self._machine is None else self.machine
 
     def reload(self) -> None:
         """Forget what was read of machine.json: somebody else may have changed it."""
@@ -89,11 +132,11 @@ class HostState:
     @property
     def node(self) -> str:
         """The node's name, which is the host's."""
-        return str(self.machine["node"])
+        return str(self.looked_at["node"])
 
     def fault(self, name: str) -> Any:
         """The value of a fault that is set, else None."""
-        return self.machine["faults"].get(name)
+        return self.looked_at["faults"].get(name)
 
     # -- paths -------------------------------------------------------------------------------------------
     def rooted(self, path: str) -> Path:
