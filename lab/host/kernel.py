@@ -99,7 +99,9 @@ class RunningKernel:
 
     def override_of(self, address: str) -> str | None:
         """driver_override as written, None when not set (the kernel prints `(null)`)."""
-        text = (self.device_folder(address) / "driver_override").read_text(encoding="utf-8").strip()
+        # Each driver is offered each device: no time for a Path and a decoder.
+        with open(f"{self.host.root}/sys/bus/pci/devices/{address}/driver_override", "rb", buffering=0) as file:  # noqa: PTH123
+            text = file.readall().decode().strip()
         return None if text in ("", "(null)") else text
 
     # -- drivers -----------------------------------------------------------------------------------------
@@ -218,9 +220,8 @@ class RunningKernel:
         dev = self.host.root / "dev"
         group = self.group_of(address)
         if group is not None:
-            members = [a for a in self.devices if self.group_of(a) == group]
             node = dev / "vfio" / str(group)
-            if any(self.bound.get(a) == "vfio-pci" for a in members):
+            if any(driver == "vfio-pci" and self.group_of(a) == group for a, driver in self.bound.items()):
                 node.parent.mkdir(exist_ok=True)
                 node.touch()
             else:
