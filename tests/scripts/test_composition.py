@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from homelab.remote import scripts
-from homelab.remote.bash_source import functions_of, stripped
+from homelab.remote.bash_source import _chunks, functions_of, stripped
 from tests.scripts.conftest import Folder
 from tests.unit.script_folder import scripts_of
 
@@ -34,21 +36,21 @@ def shfmt(*options: str, text: str) -> str:
     return done.stdout
 
 
-@functools.cache
 def tree(text: str) -> Any:
-    """The syntax tree."""
+    """The syntax tree. It takes a hundred times the text's memory: what tests ask of it is kept instead (`reading`)."""
     return json.loads(shfmt("--to-json", text=text))
 
 
 def nodes(inside: Any) -> Iterator[dict[str, Any]]:
-    """Every node of a tree."""
-    if isinstance(inside, dict):
-        yield inside
-        for child in inside.values():
-            yield from nodes(child)
-    elif isinstance(inside, list):
-        for child in inside:
-            yield from nodes(child)
+    """Every node of a tree, in no order."""
+    left = [inside]
+    while left:
+        one = left.pop()
+        if isinstance(one, dict):
+            yield one
+            left += one.values()
+        elif isinstance(one, list):
+            left += one
 
 
 def meaning(inside: Any) -> Any:
@@ -65,24 +67,104 @@ def meaning(inside: Any) -> Any:
     }
 
 
-def comments(text: str) -> list[dict[str, Any]]:
-    return [comment for node in nodes(tree(text)) for key in ("Comments", "Last") for comment in node.get(key) or []
-            if "Hash" in comment]  # fmt: skip
+@dataclass(frozen=True)
+class Command:
+    """A call: the parts of its first word, and all words, in which `$` stands for what isn't written out."""
+
+    first: list[dict[str, Any]]
+    words: list[str]
+
+
+@dataclass
+class Names:
+    """What a text calls, as far as it is written out; which variables it reads without another value for none; what it names."""
+
+    called: set[str] = field(default_factory=set)
+    read: set[str] = field(default_factory=set)
+    written: set[str] = field(default_factory=set)
+
+    def add(self, other: Names) -> None:
+        self.called |= other.called
+        self.read |= other.read
+        self.written |= other.written
+
+
+@dataclass(frozen=True)
+class Reading:
+    """``functions``: names and texts of those at the margin, in their order, ``comments``: where they begin, ``meaning``: its hash."""
+
+    functions: list[tuple[str, str, Names]]
+    comments: list[int]
+    meaning: str
+    commands: list[Command]
+    names: Names
+
+
+@functools.cache
+def reading(text: str) -> Reading:
+    """shfmt's."""
+    whole, encoded = tree(text), text.encode()
+    found = Reading([], [], hashlib.sha256(json.dumps(meaning(whole)).encode()).hexdigest(), [], Names())
+    for node in nodes(whole):
+        of_node = [comment for key in ("Comments", "Last") for comment in node.get(key) or [] if "Hash" in comment]
+        found.comments.extend(comment["Hash"]["Offset"] for comment in of_node)
+        if node.get("Type") == "CallExpr" and node.get("Args"):
+            words = ["".join(part.get("Value", "$") for part in word["Parts"]) for word in node["Args"]]
+            found.commands.append(Command(meaning(node["Args"][0]["Parts"]), words))
+    for statement in whole.get("Stmts", []):
+        names = _names(statement, encoded)
+        found.names.add(names)
+        if statement["Cmd"]["Type"] == "FuncDecl":
+            written = encoded[statement["Pos"]["Offset"] : statement["End"]["Offset"]].decode()
+            found.functions.append((statement["Cmd"]["Name"]["Value"], written, names))
+    return found
+
+
+def _names(statement: dict[str, Any], text: bytes) -> Names:
+    found = Names()
+    for node in nodes(statement):
+        if node.get("Type") == "CallExpr" and node.get("Args"):
+            parts = node["Args"][0]["Parts"]
+            found.called |= {parts[0]["Value"]} if [part["Type"] for part in parts] == ["Lit"] else set()
+        if node.get("Type") == "ParamExp":
+            at = node["Param"]["End"]["Offset"]
+            found.read |= set() if re.match(rb":?[-+=?]", text[at : at + 2]) else {node["Param"]["Value"]}
+        if "Value" in (node.get("Name") or {}):
+            found.written.add(node["Name"]["Value"])
+        if isinstance(node.get("N"), dict):
+            found.written |= {*_OPENED.findall(node["N"]["Value"])}
+    return found
+
+
+@functools.cache
+def _known() -> dict[str, Names]:
+    """The functions of all files, by their texts."""
+    return {text: names for name in (*SCRIPTS, *PARTS) for _, text, names in reading(scripts._code(name)).functions}
+
+
+def names_of(sent: str) -> Names:
+    """Of a script as it is sent. Its functions are in files that were read; only what else it has is read anew."""
+    found, rest, known = Names(), "", _known()
+    for name, text in _chunks(sent.splitlines(keepends=True)):
+        if name and text.rstrip("\n") in known:
+            found.add(known[text.rstrip("\n")])
+        else:
+            rest += text
+    found.add(reading(rest).names)
+    return found
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, *PARTS])
 def test_without_its_comments_a_file_means_the_same(name: str) -> None:
     written, sent = scripts._text(name), scripts._code(name)
-    assert comments(written) and not comments(sent)
-    assert meaning(tree(sent)) == meaning(tree(written))
+    assert reading(written).comments and not reading(sent).comments
+    assert reading(sent).meaning == reading(written).meaning or meaning(tree(sent)) == meaning(tree(written))
     assert stripped(sent) == sent
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, *PARTS])
 def test_functions_are_found_as_bash_has_them(name: str) -> None:
-    statements = [statement["Cmd"] for statement in tree(scripts._code(name)).get("Stmts", [])]
-    found = [command["Name"]["Value"] for command in statements if command["Type"] == "FuncDecl"]
-    assert functions_of(scripts._code(name)) == found
+    assert functions_of(scripts._code(name)) == [function for function, _, _ in reading(scripts._code(name)).functions]
 
 
 def ours() -> set[str]:
@@ -90,18 +172,10 @@ def ours() -> set[str]:
     return {function for name in (*SCRIPTS, *PARTS) for function in functions_of(scripts._code(name))}
 
 
-def called(text: str) -> set[str]:
-    """The names of commands, as far as they are written out."""
-    calls = [
-        node["Args"][0]["Parts"] for node in nodes(tree(text)) if node.get("Type") == "CallExpr" and node.get("Args")
-    ]
-    return {parts[0]["Value"] for parts in calls if [part["Type"] for part in parts] == ["Lit"]}
-
-
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_what_a_script_calls_is_sent_with_it(name: str) -> None:
     sent = scripts.compose(name)
-    assert called(sent) & ours() <= {*functions_of(sent)}
+    assert names_of(sent).called & ours() <= {*functions_of(sent)}
 
 
 # What a script defines in a part's place, so that the part calls it.
@@ -155,18 +229,13 @@ _OF_HOST = {"GRUB_CMDLINE_LINUX", "GRUB_CMDLINE_LINUX_DEFAULT"}
 def test_what_a_script_reads_is_sent_with_it_or_is_an_argument(name: str) -> None:
     """Under `set -u` anything else would end it. Variables that live in a function alone have small letters."""
     sent = scripts.compose(name)
-    every, text = [*nodes(tree(sent))], sent.encode()
-    taken = [node["Param"] for node in every if node.get("Type") == "ParamExp"]
-    read = {one["Value"] for one in taken if not re.match(rb":?[-+=?]", text[one["End"]["Offset"] :])}
-    written = {node["Name"]["Value"] for node in every if "Value" in (node.get("Name") or {})}
-    written |= {
-        word for node in every if isinstance(node.get("N"), dict) for word in _OPENED.findall(node["N"]["Value"])
-    }
+    names = names_of(sent)
+    written = {*names.written}
     written |= {*_VARIABLE.findall(" ".join(_INTO.findall(sent)))}
     arguments = {*_VARIABLE.findall(scripts._text(name).partition("\n\n")[0])}
     if "packages/running" in scripts.library_of(name):
         arguments |= {*_VARIABLE.findall(scripts._text("lib/packages.sh").partition("\n\n")[0])}
-    assert {*_VARIABLE.findall(" ".join(read))} - written - _OF_BASH - _OF_HOST <= arguments
+    assert {*_VARIABLE.findall(" ".join(names.read))} - written - _OF_BASH - _OF_HOST <= arguments
 
 
 _VARIABLE = re.compile(r"\b[A-Z][A-Z0-9_]+\b")
@@ -180,7 +249,7 @@ def test_what_a_part_calls_is_in_what_it_needs_or_said_to_come_from_elsewhere(na
     elsewhere = {*re.findall(r"[A-Za-z_]+", header.partition("akes")[2])}
     needed = [scripts._code(f"lib/{part}.sh") for part in scripts.library_of(name)]
     defined = {function for text in (*needed, scripts._code(name)) for function in functions_of(text)}
-    assert called(scripts._code(name)) & ours() - elsewhere <= defined
+    assert reading(scripts._code(name)).names.called & ours() - elsewhere <= defined
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -234,10 +303,8 @@ def test_a_script_runs_from_standard_input_and_as_a_file_and_where_it_is_sourced
 @pytest.mark.parametrize("name", [*SCRIPTS, *PARTS])
 def test_no_name_of_a_function_is_put_together(name: str) -> None:
     """By its parts nobody would know that it is called."""
-    for node in nodes(tree(scripts._code(name))):
-        if node.get("Type") != "CallExpr" or not node.get("Args"):
-            continue
-        parts = [part for word in node["Args"][0]["Parts"] for part in word.get("Parts", [word])]
+    for command in reading(scripts._code(name)).commands:
+        parts = [part for word in command.first for part in word.get("Parts", [word])]
         text = "".join(part.get("Value", "") for part in parts)
         of_root = parts[0].get("Param", {}).get("Value") == "ROOT"
         assert len(parts) == 1 or of_root or "/" in text, text
@@ -254,8 +321,7 @@ def test_another_comment_or_blank_line_in_every_file_changes_nothing_that_is_sen
     shutil.copytree(scripts.FOLDER, tmp_path, dirs_exist_ok=True)
     for name in (*SCRIPTS, *PARTS):
         text = scripts._text(name).encode()
-        for comment in sorted(comments(scripts._text(name)), key=lambda one: -one["Hash"]["Offset"]):
-            at = comment["Hash"]["Offset"]
+        for at in sorted(reading(scripts._text(name)).comments, reverse=True):
             if not text[at:].startswith((b"#!", b"# Needs: ")):
                 text = text[: at + 1] + b" it's \"another\n\n" + text[text.index(b"\n", at) + 1 :]
         (tmp_path / name).write_bytes(text)

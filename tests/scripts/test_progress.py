@@ -9,7 +9,7 @@ import pytest
 
 from homelab.remote import scripts
 from tests.scripts.conftest import Folder
-from tests.scripts.test_composition import PARTS, SCRIPTS, nodes, tree
+from tests.scripts.test_composition import PARTS, SCRIPTS, reading
 
 KERNELS = ("6.14.8-2-pve", "6.17.2-1-pve")
 BOTH_SAY = "echo 'update-initramfs: Generating /boot/initrd.img-6.14.8-2-pve'; echo 'update-initramfs: Generating /boot/initrd.img-6.17.2-1-pve'"
@@ -177,8 +177,8 @@ QUICK = (("apt-get", "-s"),)
 @pytest.mark.parametrize("name", [*SCRIPTS, *PARTS])
 def test_no_script_starts_a_long_command_without_saying_where_it_is(name: str) -> None:
     """By itself, or under `within` or `timeout`: run_logged and run_streamed say so."""
-    for node in nodes(tree(scripts._code(name))):
-        words = [_word(word) for word in node.get("Args") or ()] if node.get("Type") == "CallExpr" else []
+    for command in reading(scripts._code(name)).commands:
+        words = command.words
         if words[:1] in (["within"], ["timeout"], ["env"], ["holding_lock"]):
             words = [
                 *itertools.dropwhile(
@@ -187,8 +187,3 @@ def test_no_script_starts_a_long_command_without_saying_where_it_is(name: str) -
             ]
         begins = {tuple(words[:length]) for length in (1, 2)}
         assert not begins & {*TAKE_LONG} or begins & {*QUICK}, words
-
-
-def _word(word: dict[str, object]) -> str:
-    parts: list[dict[str, str]] = word["Parts"]  # type: ignore[assignment]
-    return "".join(part.get("Value", "$") for part in parts)
