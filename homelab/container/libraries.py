@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from homelab import tables
 from homelab.container import makers
 from homelab.errors import HomelabError
 from homelab.host.classes import AMD, INTEL
@@ -61,7 +61,7 @@ class LibraryData(BaseModel):
 @functools.cache
 def data() -> LibraryData:
     """The data."""
-    return LibraryData.model_validate(yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")))
+    return LibraryData.model_validate(tables.read(Path(__file__).with_suffix(".yaml")))
 
 
 def makers_of(container: Container, gpus: Mapping[str, CardPlan]) -> list[str]:

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from homelab import tables
 from homelab.errors import HomelabError
 from homelab.host import remapping
 from homelab.host.facts import Device, HostFacts
@@ -51,8 +51,7 @@ class ConsoleRow(BaseModel):
 @functools.cache
 def rows() -> tuple[ConsoleRow, ...]:
     """All rows, in the order in which they count."""
-    text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
-    return tuple(ConsoleRow.model_validate(row) for row in yaml.safe_load(text)["rows"])
+    return tuple(ConsoleRow.model_validate(row) for row in tables.read(Path(__file__).with_suffix(".yaml"))["rows"])
 
 
 def verdict(facts: HostFacts, device: Device) -> Literal["frees", "word", "nothing"]:

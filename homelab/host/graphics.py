@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from homelab import tables
 from homelab.errors import HomelabError
 from homelab.host import card_ids
 from homelab.host.classes import DISPLAY, INTEL
@@ -67,7 +67,7 @@ class Data(BaseModel):
 @functools.cache
 def data() -> Data:
     """The data."""
-    return Data.model_validate(yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")))
+    return Data.model_validate(tables.read(Path(__file__).with_suffix(".yaml")))
 
 
 def rebound(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:

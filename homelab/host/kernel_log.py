@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from homelab import tables
 from homelab.errors import HomelabError
 from homelab.host.facts import HostFacts
 
@@ -103,7 +103,7 @@ def start_signs() -> tuple[StartSign, ...]:
 
 
 def _data() -> Any:
-    return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    return tables.read(Path(__file__).with_suffix(".yaml"))
 
 
 @functools.cache

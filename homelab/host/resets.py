@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from homelab import tables
 from homelab.errors import HomelabError
 from homelab.host import card_ids
 from homelab.host.facts import Device, HostFacts
@@ -38,8 +38,7 @@ class ResetRow(BaseModel):
 @functools.cache
 def rows() -> tuple[ResetRow, ...]:
     """All rows, in the order in which they count."""
-    text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
-    return tuple(ResetRow.model_validate(row) for row in yaml.safe_load(text)["rows"])
+    return tuple(ResetRow.model_validate(row) for row in tables.read(Path(__file__).with_suffix(".yaml"))["rows"])
 
 
 def methods(facts: HostFacts, address: str) -> list[str] | None:

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from homelab import tables
 from homelab.nvidia.versions import Range, Version, of_kernel, parse
 from homelab.shapes import Capability, Runtime
 
@@ -308,14 +308,14 @@ class Compatibility:
     """All of the data, and the questions that it answers."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
-        self.gpus = _Gpus.model_validate(_read(folder / "gpus.yaml"))
-        self.cuda = _CudaData.model_validate(_read(folder / "cuda.yaml"))
-        self.kernels = _Kernels.model_validate(_read(folder / "kernels.yaml")).rows
-        self.packaging = _Distributions.model_validate(_read(folder / "distributions.yaml"))
-        branches = _Branches.model_validate(_read(folder / "branches.yaml"))
+        self.gpus = _Gpus.model_validate(tables.read(folder / "gpus.yaml"))
+        self.cuda = _CudaData.model_validate(tables.read(folder / "cuda.yaml"))
+        self.kernels = _Kernels.model_validate(tables.read(folder / "kernels.yaml")).rows
+        self.packaging = _Distributions.model_validate(tables.read(folder / "distributions.yaml"))
+        branches = _Branches.model_validate(tables.read(folder / "branches.yaml"))
         self.branches = {row.branch: row for row in branches.branches}
         self.recommended = branches.recommended
-        installers = _Installers.model_validate(_read(folder / "installers.yaml")).installers
+        installers = _Installers.model_validate(tables.read(folder / "installers.yaml")).installers
         self.installers = {str(row.version): row for row in installers}
 
     def generation(self, device: str) -> Generation | None:
@@ -370,10 +370,6 @@ class Compatibility:
         """What the driver's packages are called; None where that isn't known."""
         rows = self.packaging.names
         return next((r for r in rows if r.distribution == distribution and r.start <= branch < r.before), None)
-
-
-def _read(path: Path) -> Any:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 @functools.cache

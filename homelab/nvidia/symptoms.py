@@ -10,9 +10,9 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from homelab import tables
 from homelab.errors import HomelabError
 from homelab.nvidia.compatibility import FOLDER, Evidence, Flavour, Target
 
@@ -104,8 +104,7 @@ class _Symptoms(_Row):
 @functools.cache
 def symptoms() -> tuple[Symptom, ...]:
     """All rows, in the order in which they are answered."""
-    text = (FOLDER / "symptoms.yaml").read_text(encoding="utf-8")
-    return _Symptoms.model_validate(yaml.safe_load(text)).symptoms
+    return _Symptoms.model_validate(tables.read(FOLDER / "symptoms.yaml")).symptoms
 
 
 def recognise(text: str, context: Context | None = None) -> list[HomelabError]:

@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Self
 
-import yaml
 from pydantic import field_validator, model_validator
 
+from homelab import tables
 from homelab.model import Model
 from homelab.settings.types import Checksum, FileName, ImageName, Storage, WebAddress
 
@@ -36,7 +36,7 @@ class KnownImage:
 @cache
 def images() -> dict[str, KnownImage]:
     """Those that can be named, by name."""
-    known = yaml.safe_load(Path(__file__).with_name("images.yaml").read_text(encoding="utf-8"))
+    known = tables.read(Path(__file__).with_name("images.yaml"))
     return {name: KnownImage(**{"file": about["url"].rpartition("/")[2], **about}) for name, about in known.items()}
 
 

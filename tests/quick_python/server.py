@@ -42,10 +42,13 @@ PACKAGES = ("components", "homelab.provider", "homelab.resources")
 
 def warm() -> None:
     """What each of these processes makes for itself of this program's own files, and keeps as long as it runs: modules; scripts as they are sent;
-    how what the engine says is read."""
+    the tables of cards, kernels and packages; how what the engine says is read."""
     import pulumi.log
     import pulumi_command.remote
 
+    from homelab.container import libraries
+    from homelab.host import consoles, graphics, kernel_log, resets
+    from homelab.nvidia import compatibility, symptoms
     from homelab.provider.registry import WORK
     from homelab.provider.typed import adapter_of
     from homelab.remote import kept_scripts, scripts
@@ -61,6 +64,10 @@ def warm() -> None:
     kept_scripts.version()
     kept_scripts.put("")
     scripts.read_host(guests=True)
+    for table in (consoles.rows, resets.rows, graphics.data, kernel_log.signs, kernel_log.start_signs, libraries.data):
+        table()
+    compatibility.load()
+    symptoms.symptoms()
     for resource in WORK:
         adapter_of(resource.Inputs)
         adapter_of(resource.Outputs)
