@@ -232,7 +232,7 @@ class Guests(_Fact):
     def users_of(self, path: str, node: str) -> list[CardUser]:
         """The VMs that have a function of ``path`` (as `HostFacts.path_of`), by address or by any mapping of this node that has it."""
         lines = (line.split() for line in self.reservations.splitlines())
-        reserved = {int(words[1]) for words in lines if len(words) > 1 and overlap(words[0], path)}
+        reserved = {int(words[1]) for words in lines if len(words) > 1 and overlap(words[0], path)} & self.running
         users = []
         for config in self.configs:
             values = config.values
@@ -337,12 +337,13 @@ class Cluster(_Fact):
 class NvidiaFacts(_Fact):
     """NVIDIA's driver on the host.
 
-    ``version``: of the loaded one, empty: none. ``trouble``, ``uvm_trouble``: what keeps the driver, and nvidia-uvm, from being there,
+    ``version``: of the loaded one, empty: none. ``installed``: is there one for the running kernel, loaded or not? ``trouble``, ``uvm_trouble``: what keeps the driver, and nvidia-uvm, from being there,
     and what mends it; empty where nothing does. ``dev_trouble``: the same of dev[n] options for containers. ``missing_nodes``: device nodes that it serves and that aren't in /dev.
     ``nodes_enabled``: is our service that makes them at boot enabled?
     """
 
     version: str = ""
+    installed: bool = False
     trouble: list[str] = []
     uvm_trouble: list[str] = []
     missing_nodes: list[str] = []

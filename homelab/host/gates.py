@@ -505,7 +505,7 @@ def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[Ho
 
     :param slots: of all cards that the settings name.
     """
-    if len(slots) < len(host.gpus) or not (host.nvidia or facts.nvidia.version):
+    if len(slots) < len(host.gpus) or not (host.nvidia or facts.nvidia.version or facts.nvidia.installed):
         return []
     leaving = {
         device.slot

@@ -347,6 +347,8 @@ def test_what_stands_against_a_card_in_a_container_is_read_from_its_host(host: C
     machine.restart()
     said = stands_against(machine)
     assert "NVIDIA's driver loaded on the host" in said and "it is blacklisted" in said, said
+    driver = read(machine.machine).nvidia
+    assert (driver.version, driver.installed) == ("", True)
 
 
 def test_a_host_without_the_driver_has_no_card_for_a_container(host: Callable[[str], Host]) -> None:
@@ -354,6 +356,7 @@ def test_a_host_without_the_driver_has_no_card_for_a_container(host: Callable[[s
     (machine.root / "etc/pve/lxc/901.conf").write_text("arch: amd64\nhostname: box\nmemory: 512\nunprivileged: 1\n")
     said = stands_against(machine)
     assert "NVIDIA's driver loaded on the host" in said and "the driver isn't installed" in said, said
+    assert not read(machine.machine).nvidia.installed
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,15 @@ def test_a_vm_of_each_kind_is_named_with_what_is_done_about_it() -> None:
     )
 
 
+@pytest.mark.parametrize(("runs", "closed"), [([103], True), ([], False)])
+def test_a_vm_has_the_card_as_long_as_it_runs_with_it(runs: list[int], closed: bool) -> None:
+    """What Proxmox VE noted for a VM that was killed says nothing: there would be nothing to shut down, and nothing to take out."""
+    noted = {"running": runs, "reservations": "0000:01:00.0 103 pid:4711\n"}
+    guests = was_for_a_vm("name: Sandbox").guests.model_dump() | noted
+    found = [one.found for one in gates.check(was_for_a_vm(guests=guests), to_be())[1]]
+    assert [one.endswith("VM 103 (Sandbox) has it (it runs with it)") for one in found] == [True] * closed
+
+
 def test_a_mapping_that_is_another_card_here_is_no_reason() -> None:
     """The card is the mapping's on another node of the cluster."""
     elsewhere = was_for_a_vm().guests.model_dump() | {"mappings": MAPPED.replace("node=pve,", "node=pve3,")}
@@ -287,6 +296,8 @@ def test_a_mapping_that_is_another_card_here_is_no_reason() -> None:
     [
         ({"nvidia": {"driver": "580"}}, {}, True),
         ({}, {"nvidia": {"version": "580.105.08"}}, True),
+        # Of a host's only card: the driver isn't loaded as long as the VM has it.
+        ({}, {"nvidia": {"installed": True, "trouble": ["the driver is installed and not loaded", ""]}}, True),
         # No driver that a restart would give it to: the VM has it until the run's end.
         ({}, {}, False),
         ({"nvidia": {"driver": "580"}}, {"lines": "name: Sandbox"}, False),

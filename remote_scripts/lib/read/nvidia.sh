@@ -20,12 +20,13 @@ nvidia_minors() {
 
 # The driver that containers share, and whether its nodes are there, now and at the next boot.
 nvidia() {
-  local enabled=false names=()
+  local enabled=false installed=false names=()
   printf ',"nvidia":{"version":'
   json_string "$(nvidia_version)"
   printf ',"trouble":['
   if has_card_of_nvidia; then
     nvidia_trouble
+    [[ $FOUND == *' has no module nvidia:'* ]] || installed=true
     found_and_next
     printf '],"uvm_trouble":['
     nvidia_uvm_trouble
@@ -42,7 +43,7 @@ nvidia() {
     fi
   fi
   [[ ! -L $ROOT$NODES_ENABLED ]] || enabled=true
-  printf '],"nodes_enabled":%s,"missing_nodes":' "$enabled"
+  printf '],"installed":%s,"nodes_enabled":%s,"missing_nodes":' "$installed" "$enabled"
   json_list "${names[@]}"
   printf '}'
 }
