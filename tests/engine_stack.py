@@ -27,6 +27,10 @@ from tests import key_service, quick_python
 from tests.conftest import PROJECT
 from tests.waiting import PATIENCE
 
+# A tenth of what those in Python take.
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
 # What a run that is going to be killed does without.
 WITHOUT_HURRY = (quick_python.SERVER, "PULUMI_EXPERIMENTAL", "PULUMI_SKIP_CHECKPOINTS")
 
@@ -107,6 +111,12 @@ def _home_without_logs(home: Path) -> Path:
     (without / "plugins").symlink_to(home / "plugins")
     (without / "logs").touch()
     return without
+
+
+@functools.cache
+def _name_of_project(project: Path) -> str:
+    name: str = yaml.load((project / "Pulumi.yaml").read_text(), Loader=_LOADER)["name"]  # noqa: S506  # a safe one
+    return name
 
 
 def _folder_of_this_process() -> Path:
@@ -213,9 +223,9 @@ class EngineStack:
 
     def write_config(self) -> None:
         path = self.folder / "Pulumi.lab.yaml"
-        kept = yaml.safe_load(path.read_text()) if path.exists() else {}
+        kept = yaml.load(path.read_text(), Loader=_LOADER) if path.exists() else {}  # noqa: S506  # a safe one
         if kept.get("config", {}) != self.config:  # else it stays as it was written, by whomever
-            path.write_text(yaml.safe_dump(kept | {"config": copy.deepcopy(self.config)}))
+            path.write_text(yaml.dump(kept | {"config": copy.deepcopy(self.config)}, Dumper=_DUMPER))
 
     def run(self, *arguments: str) -> Result:
         self.write_config()
@@ -285,8 +295,7 @@ class EngineStack:
 
     def _checkpoint(self) -> dict[str, Any]:
         """What the backend has of the stack's resources."""
-        project = yaml.safe_load((self.project / "Pulumi.yaml").read_text())["name"]
-        path = (self.backend or self.folder) / ".pulumi" / "stacks" / project / "lab.json"
+        path = (self.backend or self.folder) / ".pulumi" / "stacks" / _name_of_project(self.project) / "lab.json"
         found: dict[str, Any] = json.loads(path.read_text())["checkpoint"].get("latest") or {}
         return found
 
