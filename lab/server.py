@@ -60,6 +60,8 @@ _GOING_DOWN_SECONDS = 0.1
 _SETTLE_SECONDS = 60.0
 # How often the daemon looks whether its state folder is still there: it ends with it.
 _FOLDER_CHECK_SECONDS = 5.0
+# How often it looks whether HA has come into use: most hosts never have it, and many labs wait for their turn.
+_HA_CHECK_SECONDS = 1.0
 
 
 class Daemon:
@@ -243,10 +245,11 @@ class Daemon:
 
     async def _take_part_in_ha(self) -> None:
         """The rounds of HA's manager and agent, while the host is up."""
+        in_use = True
         while True:
-            await asyncio.sleep(ha_manager.ROUND_SECONDS)
+            await asyncio.sleep(ha_manager.ROUND_SECONDS if in_use else _HA_CHECK_SECONDS)
             if self.phase == "up":
-                self.api.take_part_in_ha()
+                in_use = self.api.take_part_in_ha()
 
     def _write_lab_file(self, pid: int | None) -> None:
         self._lab.pid = pid

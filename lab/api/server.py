@@ -222,11 +222,11 @@ class ApiServer:
         return _encoded(response)
 
     # -- tasks -------------------------------------------------------------------------------------------
-    def take_part_in_ha(self) -> None:
-        """One round of this node's manager and agent of HA; nothing where HA isn't in use."""
-        host = HostState(self._owner.state)
+    def take_part_in_ha(self) -> bool:
+        """One round of this node's manager and agent of HA; False where HA isn't in use."""
         if not any(path.exists() for path in self._of_ha):
-            return
+            return False
+        host = HostState(self._owner.state)
         with exclusively(host):
             manager = ha_manager.HaManager(host)
             manager.take_part()
@@ -237,6 +237,7 @@ class ApiServer:
         if had := {guest.vmid for guest in guests_of(host, "qemu")} ^ self._had:
             self._had ^= had
             self._owner.guests_changed()
+        return True
 
     def _run(self, host: HostState, work: Work) -> None:
         task = asyncio.get_running_loop().create_task(self._follow(host, work))
