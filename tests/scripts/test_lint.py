@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from homelab.remote import scripts
+from tests import sampling
 from tests.conftest import PROJECT
 
 # Beside the interpreter: the linters come as wheels.
@@ -121,10 +122,11 @@ def test_a_file_passes_shellcheck_with_what_its_comments_allow(path: Path) -> No
     passes_shellcheck(path.read_text(), f"--exclude={EXCLUDED}")
 
 
-@pytest.mark.parametrize("name", sorted(ARGUMENTS))
+@pytest.mark.parametrize("name", sampling.sample(sorted(ARGUMENTS), 14, "sent"))
 def test_the_script_as_it_is_sent_passes_shellcheck(name: str) -> None:
     """What files do to each other: an array that is text elsewhere, a variable that is lost in a subshell. Comments aren't sent.
 
+    `make lint` asks it of every script, `make test` of a third of them, of others each day.
     Which values reach a line, which is two thirds of shellcheck's time, is asked for each file alone.
     """
     of_packages = OF_PACKAGES if "packages/running" in scripts.library_of(name) else ()
