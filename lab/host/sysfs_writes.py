@@ -108,7 +108,8 @@ def _write(host: HostState, boot: object, file: str, value: str) -> int:
     while True:
         seen = _look(host)
         with _kernel(host, boot) as kernel:
-            if kernel.end_waiting(address):
+            # A host that goes down takes along who waits, whenever on that way its containers let go of the card.
+            if not kernel.data.get("stopping") and kernel.end_waiting(address):
                 return 0
         _wait(host, seen)
 
@@ -121,8 +122,10 @@ def _look(host: HostState) -> list[tuple[int, int]]:
 
 def _wait(host: HostState, seen: list[tuple[int, int]]) -> None:
     """Until what decides how long the kernel waits has changed since `_look`, or the host is off or gone."""
-    while _signs(host) == seen:
+    while True:
         time.sleep(_LOOK_SECONDS)
+        if _signs(host) != seen:
+            return
 
 
 def _signs(host: HostState) -> list[tuple[int, int]]:
