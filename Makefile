@@ -33,7 +33,7 @@ down: .venv/.lab ## `pulumi destroy`, and the simulated host stopped
 	@$(VENV) -m lab.deploy down $(SCENARIO)
 
 test: .venv/.dev ## the whole test suite
-	@$(VENV) -m pytest -n $(WORKERS) --dist worksteal tests
+	@$(VENV) -m tests.scratch -m pytest -n $(WORKERS) --dist worksteal tests
 
 test-fast: .venv/.dev ## the quick ones of the tests that need no engine: a minute on two processors
 	@$(VENV) -m pytest -n $(WORKERS) --dist worksteal -m "not slow" tests/unit tests/scripts tests/lab

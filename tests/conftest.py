@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests import sampling, scratch
+from tests import sampling
 from tests.compiled import compile_share
 from tests.once_more import pytest_sessionfinish as pytest_sessionfinish
 
@@ -115,12 +115,6 @@ NEEDS_UNIX = {
     "unit/test_init_run.py::test_half_a_key_of_an_ended_run_is_in_nobodys_way": "modes of files",
     "unit/test_kernel_log.py::test_the_hosts_grep_finds_the_same_lines": "the host's grep",
 }
-
-
-def pytest_configure() -> None:
-    """Before anything asks where temporary files are."""
-    if sys.platform == "linux":
-        scratch.choose()
 
 
 def pytest_report_header() -> list[str]:

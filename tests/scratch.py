@@ -1,48 +1,65 @@
-"""Where the tests' temporary files are: in memory, if there is room.
+"""A run of all tests with its temporary files in memory: `python -m tests.scratch -m pytest …`, which is `make test`.
 
-A simulated host is a tree of two thousand files, which nearly each test makes, changes and removes. On a disk (ext4) that takes twice the processor time
-that it takes in memory, and the disk's own time.
+A simulated host is a tree of two thousand files, which nearly each test makes, changes and removes. On a disk (ext4) that takes up to twice the processor
+time that it takes in memory, and the disk's own time. The file system is in a mount namespace of the run's own: with the run's last process it
+is gone. Without root's rights or without so much memory, and where TMPDIR says another place, it is a run as any other one.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
+import signal
+import subprocess
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-#: A file system in memory that each Linux has.
-MEMORY = Path("/dev/shm")
-#: What has to be free there, and in memory: all workers of a run take about a third of it.
-FREE_THERE, FREE_MEMORY = 4 * 2**30, 8 * 2**30
+#: What has to be free: all workers of a run take about half of it.
+FREE_MEMORY = 8 * 2**30
+# With a folder and a command.
+_IN_MEMORY = 'mount -t tmpfs -o mode=0700 tests "$0" && TMPDIR=$0 exec "$@"'
 
 
-def is_well(mounts: str, meminfo: str, free: int) -> bool:
-    """Whether the tests' files can be there.
-
-    Args:
-        mounts: what /proc/mounts says.
-        meminfo: what /proc/meminfo says.
-        free: bytes that are free there.
-    """
-    lines = [line.split() for line in mounts.splitlines()]
-    options = [words[3].split(",") for words in lines if len(words) > 3 and words[1:3] == [str(MEMORY), "tmpfs"]]
+def has_room(meminfo: str) -> bool:
+    """Whether there is enough memory, by what /proc/meminfo says."""
     available = re.search(r"^MemAvailable:\s*(\d+) kB", meminfo, re.MULTILINE)
-    return (
-        bool(options)
-        and not {"ro", "noexec"} & set(options[-1])  # the lab's commands are programs in there
-        and free >= FREE_THERE
-        and available is not None
-        and int(available[1]) * 1024 >= FREE_MEMORY
-    )
+    return available is not None and int(available[1]) * 1024 >= FREE_MEMORY
 
 
-def choose() -> None:
-    """For this process and those that it starts, unless somebody has chosen (TMPDIR)."""
-    if "TMPDIR" in os.environ or not MEMORY.is_dir() or not os.access(MEMORY, os.W_OK):
-        return
-    mounts, meminfo = (Path(f"/proc/{name}").read_text(encoding="utf-8") for name in ("mounts", "meminfo"))
-    if is_well(mounts, meminfo, shutil.disk_usage(MEMORY).free):
-        os.environ["TMPDIR"] = str(MEMORY)
-        tempfile.tempdir = None  # it is kept there once it was asked for
+def in_memory(folder: str, command: Sequence[str]) -> list[str]:
+    """The command line that runs ``command`` with TMPDIR=``folder``, a file system in memory that nobody else sees."""
+    return ["unshare", "--mount", "--propagation", "private", "bash", "-c", _IN_MEMORY, folder, *command]
+
+
+def _is_possible(folder: str) -> bool:
+    if sys.platform != "linux" or os.geteuid() != 0 or "TMPDIR" in os.environ:
+        return False
+    if not has_room(Path("/proc/meminfo").read_text(encoding="utf-8")):
+        return False
+    try:  # in a container root may not
+        return subprocess.run(in_memory(folder, ["true"]), capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run Python with these arguments, and return its exit status."""
+    command = [sys.executable, *arguments]
+    with tempfile.TemporaryDirectory(prefix="tests-") as folder:
+        possible = _is_possible(folder)
+        process = subprocess.Popen(in_memory(folder, command) if possible else command)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # A terminal's Ctrl-C comes to all of them; the run ends in its own way.
+            signal.signal(number, lambda got, _: process.send_signal(got) if got != signal.SIGINT else None)
+        status = process.wait()
+    if status and possible:
+        print(
+            "The files of failed tests were in memory, and are gone: run such a test alone, or TMPDIR=/tmp make test."
+        )
+    return status if status >= 0 else 128 - status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

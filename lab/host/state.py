@@ -14,10 +14,9 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 #: Permissions of a control file of sysfs: the sticky bit tells it from every other file (sysfs_writes.py).
 CONTROL_FILE = 0o1644
@@ -32,8 +31,7 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-@dataclass(frozen=True)
-class _Seen:
+class _Seen(NamedTuple):
     """A machine.json as it was read. `file` keeps it open, so that no other file gets its number."""
 
     file: FileIO
