@@ -348,7 +348,9 @@ def left_off(cluster: LabCluster, monkeypatch: pytest.MonkeyPatch) -> VmRecord.O
         raise KilledError
 
     uuid = "aaaaaaaa-0000-4000-8000-000000000000"
-    cluster["pve1"].run(f"qm stop {VM}; qm set {VM} --balloon 1024 --memory 2048 --smbios1 uuid={uuid}; qm start {VM}")
+    # A stop by hand in the note's own second would count as a later one.
+    off = f"qm stop {VM}; rm -f $ROOT/var/log/pve/tasks/index"
+    cluster["pve1"].run(f"{off}; qm set {VM} --balloon 1024 --memory 2048 --smbios1 uuid={uuid}; qm start {VM}")
     first = VmRecordWork(texts(cluster)).create(record_of("pve1", **CARDS))
     with monkeypatch.context() as once:
         once.setattr(Machine, "start", killed)
