@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from lab import network
+from lab import network, quick_yaml
 from lab.host import boot as booting
 from lab.host import contents, dkms, holders, kernel_files, launchers, nvidia
 from lab.host.bootloader import write_grubenv
@@ -35,7 +33,6 @@ from lab.scenario import Scenario, ScenarioError, load_scenario, scenario_from, 
 from lab.state import kill_group
 from lab.stock import write_stock_tree
 
-_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 #: Faults by name, with what their value may be (lab/scenarios/README.md says what each does).
 FAULTS = {
     "update-initramfs": '"fail" or "fail:<kernel version>"',
@@ -146,7 +143,7 @@ class Machine:
         for name in ("kernel.json", "dmesg"):
             (machine.state / name).unlink(missing_ok=True)
         data = scenario.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-        (machine.state / "scenario.yaml").write_text(yaml.dump(data, Dumper=_DUMPER, sort_keys=False), encoding="utf-8")
+        (machine.state / "scenario.yaml").write_text(quick_yaml.dump(data, sort_keys=False), encoding="utf-8")
         (machine.state / "machine.json").write_text(
             json.dumps(scenario.machine(), indent=1, sort_keys=True) + "\n", encoding="utf-8"
         )

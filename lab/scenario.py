@@ -14,10 +14,9 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from lab import quick_yaml
 from lab.host import catalogue, distributions
 
-#: A tenth of what the one in Python takes, where PyYAML has it.
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 SCENARIO_FOLDER = Path(__file__).parent / "scenarios"
 _GIB = 1 << 30
 #: pve-container of the releases; `dev[n]` came with 5.0.7, its hotplug with 6.0.4 (its changelog).
@@ -529,7 +528,7 @@ def load_scenario(name_or_path: str) -> Scenario:
             " or give the path of a YAML file"
         )
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506  # a safe one
+        data = quick_yaml.load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ScenarioError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(data, dict):

@@ -20,16 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from engine import install, stacks
+from lab import quick_yaml
 from tests import key_service, quick_python
 from tests.conftest import PROJECT
 from tests.waiting import PATIENCE
-
-# A tenth of what those in Python take.
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 # What a run that is going to be killed does without.
 WITHOUT_HURRY = (quick_python.SERVER, "PULUMI_EXPERIMENTAL", "PULUMI_SKIP_CHECKPOINTS")
@@ -115,7 +110,7 @@ def _home_without_logs(home: Path) -> Path:
 
 @functools.cache
 def _name_of_project(project: Path) -> str:
-    name: str = yaml.load((project / "Pulumi.yaml").read_text(), Loader=_LOADER)["name"]  # noqa: S506  # a safe one
+    name: str = quick_yaml.load((project / "Pulumi.yaml").read_text())["name"]
     return name
 
 
@@ -218,14 +213,14 @@ class EngineStack:
             _new_stacks[self.project] = new
         shutil.copytree(_new_stacks[self.project], self.backend or self.folder, dirs_exist_ok=True)
         known = {"secretsprovider": key_service.URL, "encryptedkey": key_service.ENCRYPTED_KEY}
-        (self.folder / "Pulumi.lab.yaml").write_text(yaml.safe_dump(known))
+        (self.folder / "Pulumi.lab.yaml").write_text(quick_yaml.dump(known))
         self.write_config()
 
     def write_config(self) -> None:
         path = self.folder / "Pulumi.lab.yaml"
-        kept = yaml.load(path.read_text(), Loader=_LOADER) if path.exists() else {}  # noqa: S506  # a safe one
+        kept = quick_yaml.load(path.read_text()) if path.exists() else {}
         if kept.get("config", {}) != self.config:  # else it stays as it was written, by whomever
-            path.write_text(yaml.dump(kept | {"config": copy.deepcopy(self.config)}, Dumper=_DUMPER))
+            path.write_text(quick_yaml.dump(kept | {"config": copy.deepcopy(self.config)}))
 
     def run(self, *arguments: str) -> Result:
         self.write_config()

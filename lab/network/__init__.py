@@ -11,13 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from lab import quick_yaml
 from lab.host.state import write_atomically
 
 _FOLDER = Path(__file__).parent
-# The same in C, where PyYAML was built with it: a lab's start is not to wait for this.
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 Records = dict[str, list[dict[str, Any]]]
 
 
@@ -52,7 +49,7 @@ def network() -> dict[str, Any]:
 
 
 def _load(name: str) -> dict[str, Any]:
-    data: dict[str, Any] = yaml.load((_FOLDER / name).read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506
+    data: dict[str, Any] = quick_yaml.load((_FOLDER / name).read_text(encoding="utf-8"))
     return data
 
 
