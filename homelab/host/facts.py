@@ -679,11 +679,11 @@ class HostFacts(_Fact):
         Both are needed: ids alone may never have had an effect, and a driver alone may be what a starting VM left behind.
         """
         ours = bound_by_word(self.cmdline.running)
-        return {
-            device.address
-            for device in self.devices
-            if device.driver == "vfio-pci" and device.id in self.ids_by_hand and device.address not in ours
-        }
+        return {device.address for device in self.devices if self.kept_by_hand(device) and device.address not in ours}
+
+    def kept_by_hand(self, device: Device) -> bool:
+        """Is it on vfio-pci, and does other configuration than this program's bind it there, whether or not our word does so as well?"""
+        return device.driver == "vfio-pci" and device.id in self.ids_by_hand
 
     @cached_property
     def ids_by_hand(self) -> set[str]:

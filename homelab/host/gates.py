@@ -443,9 +443,7 @@ def kept(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> list[
 def by_hand(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
     """A card that stays with the host isn't bound to vfio-pci by other configuration than this program's, which it leaves alone."""
     # Also one that our word binds as well (takeOver): those ids bind it as soon as that word is gone.
-    bound = [
-        device for device in facts.functions(slot) if device.driver == "vfio-pci" and device.id in facts.ids_by_hand
-    ]
+    bound = [device for device in facts.functions(slot) if facts.kept_by_hand(device)]
     if not bound:
         return []
     binds = facts.who_binds(bound) or ["vfio-pci's ids"]
@@ -479,9 +477,9 @@ def without_hook(
     """
     errors = []
     for name, slot in slots.items():
-        users = [user for user in facts.users_of(slot, facts.cluster.node) if user.onboot]
         if host.gpus[name].use == "shared":
-            bare = [user for user in users if user.vmid not in hooked.get(name, ())]
+            users = facts.users_of(slot, facts.cluster.node)
+            bare = [user for user in users if user.onboot and user.vmid not in hooked.get(name, ())]
             errors += _still_with(facts, name, host.gpus[name], slot, bare)
     return errors
 
