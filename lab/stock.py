@@ -69,11 +69,9 @@ _OS = {
 _BLI = """#!/bin/sh
 set -e
 
-cat <<'EOF'
-if [ "$grub_platform" = "efi" ]; then
+echo 'if [ "$grub_platform" = "efi" ]; then
   insmod bli
-fi
-EOF
+fi'
 """
 _GRUB_SETTINGS = {
     "8.4": "GRUB_DISTRIBUTOR=`lsb_release -i -s 2> /dev/null || echo Debian`",
