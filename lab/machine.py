@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lab import network, quick_yaml
+from lab import kept, network, quick_yaml
 from lab.host import boot as booting
 from lab.host import contents, dkms, holders, kernel_files, launchers, nvidia
 from lab.host.bootloader import write_grubenv
@@ -142,22 +142,27 @@ class Machine:
             shutil.rmtree(machine.state / name, ignore_errors=True)
         for name in ("kernel.json", "dmesg"):
             (machine.state / name).unlink(missing_ok=True)
+        network.write(machine.state)
+        if not kept.write(scenario, machine.state):
+            machine._install(scenario)
+            kept.keep(scenario, machine.state)
+        return machine
+
+    def _install(self, scenario: Scenario) -> None:
         data = scenario.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-        (machine.state / "scenario.yaml").write_text(quick_yaml.dump(data, sort_keys=False), encoding="utf-8")
-        (machine.state / "machine.json").write_text(
+        (self.state / "scenario.yaml").write_text(quick_yaml.dump(data, sort_keys=False), encoding="utf-8")
+        (self.state / "machine.json").write_text(
             json.dumps(scenario.machine(), indent=1, sort_keys=True) + "\n", encoding="utf-8"
         )
-        host = machine._host()
+        host = self._host()
         faults, host.machine["faults"] = host.machine["faults"], {}
         host.save_machine()  # installing is free of faults, whatever the scenario sets for later
-        network.write(machine.state)
-        machine._write_launchers()
+        self._write_launchers()
         host.esp.mkdir()
         write_stock_tree(host, scenario)
-        machine._generate_boot(host)
+        self._generate_boot(host)
         host.machine["faults"] = faults
         host.save_machine()
-        return machine
 
     @classmethod
     def open(cls, state: Path) -> Machine:

@@ -216,6 +216,23 @@ def command_server() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def kept_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The lab's stock hosts: each is installed once in a run, by whichever process needs it first."""
+    if sys.platform != "linux":
+        yield
+        return
+    from lab import kept
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # all workers'
+    (folder / "kept-hosts").mkdir(exist_ok=True)
+    os.environ[kept.FOLDER] = str(folder / "kept-hosts")
+    yield
+    del os.environ[kept.FOLDER]
+
+
+@pytest.fixture(scope="session", autouse=True)
 def daemons() -> Iterator[None]:
     """Labs' daemons start in a third of the time."""
     if sys.platform != "linux":

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from lab import kept
 from lab.machine import Machine, ScenarioError, load_scenario, scenario_from, scenario_names
 from tests.lab.host_kit import Host
 
@@ -43,26 +44,40 @@ def test_a_scenario_boots_and_shows_its_devices(tmp_path: Path, name: str) -> No
     assert host.programs() == [], "nothing that ran at boot was refused"
 
 
-@pytest.mark.parametrize("name", ["rtx5090", "intel-zfs", "zfs-grub-shim", "phoenix"])
-def test_installing_twice_gives_the_same_bytes(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["rtx5090", "intel-zfs", "zfs-grub-shim", "phoenix", "containers-pve8"])
+def test_installing_twice_gives_the_same_bytes_as_one_that_was_kept(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kept").mkdir()
     trees = []
-    for folder in ("one", "another/place"):
+    for folder, kept_in in (("one", ""), ("another/place", tmp_path / "kept"), ("kept-one", tmp_path / "kept")):
+        monkeypatch.setenv(kept.FOLDER, str(kept_in))
         Machine.install(tmp_path / folder, load_scenario(name))
         trees.append(fingerprint(tmp_path / folder))
-    assert trees[0] == trees[1]
+    assert trees[0] == trees[1] == trees[2]
     assert any(path.startswith("root/boot/initrd.img") for path in trees[0])
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+
+
+def test_a_kept_host_belongs_to_its_scenario_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kept").mkdir()
+    monkeypatch.setenv(kept.FOLDER, str(tmp_path / "kept"))
+    Machine.install(tmp_path / "one", load_scenario("rtx5090"))
+    other = scenario_from(raw("rtx5090") | {"faults": {"reboot-ignored": True}}, "test", "test")
+    assert Machine.install(tmp_path / "other", other).faults == {"reboot-ignored": True}
+    assert Machine.install(tmp_path / "other", load_scenario("rtx5090")).faults == {}
 
 
 def fingerprint(state: Path) -> dict[str, tuple[int, str]]:
-    """Mode and content of everything but the launchers, which hold paths of this machine."""
+    """Mode and content of everything."""
     found = {}
     for path in sorted(state.rglob("*")):
         name = str(path.relative_to(state))
-        if name.startswith("bin/"):
-            continue
         if path.is_symlink():
             found[name] = (0, str(path.readlink()))
-        elif path.is_file():
+        elif path.is_dir():
+            found[name] = (path.stat().st_mode, "")
+        else:
             found[name] = (path.stat().st_mode, hashlib.sha256(path.read_bytes()).hexdigest())
     return found
 
