@@ -67,6 +67,14 @@ class Result:
         return {name for operation, name in self.steps if operation != "refresh"}
 
     @property
+    def found_changed(self) -> set[str]:
+        """Names of the resources that a refresh found other than the run before had left them."""
+        steps = [event["resOutputsEvent"]["metadata"] for event in self.events if "resOutputsEvent" in event]
+        read = [step for step in steps if step["op"] == "refresh"]
+        assert read, "nothing was refreshed"
+        return {name_of(one["urn"]) for one in read if one["old"]["outputs"] != (one["new"] or {}).get("outputs")}
+
+    @property
     def message(self) -> str:
         """The error messages of the engine's event log, colours taken out."""
         found = [event["diagnosticEvent"] for event in self.events if "diagnosticEvent" in event]
@@ -267,6 +275,12 @@ class EngineStack:
 
     def destroy(self, *arguments: str, ok: bool = True) -> Result:
         return self._checked(self.run("destroy", "--yes", "--skip-preview", *arguments), ok)
+
+    def destroy_as_left(self) -> Result:
+        """A destroy that reads everything before, and finds it as it was left: one more `up --refresh` would have had nothing to do."""
+        result = self.destroy("--refresh")
+        assert result.found_changed == set(), f"{result.found_changed} is not as the last run left it:\n{result.output}"
+        return result
 
     @staticmethod
     def _checked(result: Result, ok: bool) -> Result:

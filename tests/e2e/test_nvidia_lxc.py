@@ -55,7 +55,7 @@ def test_901_runs_a_cuda_program_950_keeps_what_it_has_an_update_that_950_cannot
     assert (conf(stack, 950), power(stack, 950, mark)) == (media, [])
     an_update_that_a_container_cannot_have_takes_the_host_back_and_a_second_try_brings_all(stack)
 
-    stack.destroy()
+    stack.destroy_as_left()
     assert inside_container(stack, 901, inventory) == before
     assert conf(stack, 950) == media
 
@@ -85,8 +85,6 @@ def an_update_that_a_container_cannot_have_takes_the_host_back_and_a_second_try_
     assert not (stack.lab.root / "var/lib/homelab/update").exists()
     (after,) = driver_in(stack, 901)
     assert after.startswith("595.") and driver_in(stack, 950) == {after}
-    again = stack.up("--refresh")
-    assert again.changed == set(), again.output
 
 
 def test_libraries_follow_a_driver_that_somebody_else_changed_and_stay_by_default(
