@@ -83,28 +83,34 @@ def collect(folder: Path) -> dict[str, Member]:
     for directory, subfolders, files in os.walk(folder):
         subfolders.sort()
         for name in sorted(subfolders + files):
-            path = Path(directory) / name
-            relative = str(path.relative_to(folder))
-            status = path.lstat()
-            if path.is_symlink():
-                members[relative] = Member(stat.S_IFLNK | 0o777, str(path.readlink()).encode())
-            elif path.is_dir():
-                members[relative] = Member(stat.S_IFDIR | 0o755, b"")
-            else:
-                members[relative] = Member(stat.S_IFREG | stat.S_IMODE(status.st_mode), path.read_bytes())
+            path = f"{directory}/{name}"  # as text: an image has hundreds of members
+            members[path[len(str(folder)) + 1 :]] = _member(path)
     return members
+
+
+def _member(path: str) -> Member:
+    mode = os.lstat(path).st_mode
+    if stat.S_ISLNK(mode):
+        return Member(stat.S_IFLNK | 0o777, os.fsencode(os.readlink(path)))  # noqa: PTH115
+    if stat.S_ISDIR(mode):
+        return Member(stat.S_IFDIR | 0o755, b"")
+    with open(path, "rb") as file:  # noqa: PTH123
+        return Member(stat.S_IFREG | stat.S_IMODE(mode), file.read())
 
 
 def extract(members: dict[str, Member], folder: Path) -> None:
     """Write members below a folder, which may exist already."""
     for name in sorted(members):
         member = members[name]
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = f"{folder}/{name}"
         if stat.S_ISDIR(member.mode):
-            path.mkdir(exist_ok=True)
-        elif stat.S_ISLNK(member.mode):
-            path.symlink_to(member.data.decode())
+            os.makedirs(path, exist_ok=True)  # noqa: PTH103
+            continue
+        os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
+        if stat.S_ISLNK(member.mode):
+            os.symlink(member.data, path)  # noqa: PTH211
         else:
-            path.write_bytes(member.data)
-            path.chmod(stat.S_IMODE(member.mode))
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.write(descriptor, member.data)
+            os.fchmod(descriptor, stat.S_IMODE(member.mode))
+            os.close(descriptor)

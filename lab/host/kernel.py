@@ -97,11 +97,16 @@ class RunningKernel:
         """The device's folder in sysfs."""
         return self.host.root / "sys/bus/pci/devices" / address
 
+    def _below_sys(self, address: str) -> str:
+        """Where the device's own folder lies in /sys: devices/pci0000:00/…"""
+        return os.readlink(f"{self.host.root}/sys/bus/pci/devices/{address}").removeprefix("../../../")  # noqa: PTH115
+
     def override_of(self, address: str) -> str | None:
         """driver_override as written, None when not set (the kernel prints `(null)`)."""
-        # Each driver is offered each device: no time for a Path and a decoder.
-        with open(f"{self.host.root}/sys/bus/pci/devices/{address}/driver_override", "rb", buffering=0) as file:  # noqa: PTH123
-            text = file.readall().decode().strip()
+        # Each driver is offered each device: no time for a Path, a file and a decoder.
+        file = os.open(f"{self.host.root}/sys/bus/pci/devices/{address}/driver_override", os.O_RDONLY)
+        text = os.read(file, 4096).decode().strip()
+        os.close(file)
         return None if text in ("", "(null)") else text
 
     # -- drivers -----------------------------------------------------------------------------------------
@@ -109,15 +114,12 @@ class RunningKernel:
         """A driver appears on the PCI bus and is offered every device without one."""
         if driver not in self.drivers:
             self.drivers.append(driver)
-            folder = self.host.root / "sys/bus/pci/drivers" / driver
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = f"/sys/bus/pci/drivers/{driver}"
             for name in ("bind", "unbind", "new_id", "remove_id"):
-                (folder / name).write_bytes(b"")
-                (folder / name).chmod(CONTROL_FILE)
+                self.host.write(f"{folder}/{name}", b"", CONTROL_FILE)
             if module is not None:
                 # One that was killed while it was loaded has left its link.
-                (folder / "module").unlink(missing_ok=True)
-                (folder / "module").symlink_to(f"../../../../module/{module}")
+                self.host.symlink(f"{folder}/module", f"../../../../module/{module}")
         for address in self.devices:
             if address not in self.bound:
                 self._try_bind(driver, address)
@@ -159,12 +161,11 @@ class RunningKernel:
         return True
 
     def _attach(self, driver: str, address: str) -> None:
-        folder = self.device_folder(address).resolve()
-        up = os.path.relpath(self.host.root / "sys/bus/pci/drivers" / driver, folder)
-        (folder / "driver").symlink_to(up)
-        back = os.path.relpath(folder, self.host.root / "sys/bus/pci/drivers" / driver)
-        (self.host.root / "sys/bus/pci/drivers" / driver / address).symlink_to(back)
-        (folder / "enable").write_text("1\n" if driver != "vfio-pci" else "0\n", encoding="utf-8")
+        sys, below = f"{self.host.root}/sys", self._below_sys(address)
+        up = "../" * (below.count("/") + 1)
+        os.symlink(f"{up}bus/pci/drivers/{driver}", f"{sys}/{below}/driver")  # noqa: PTH211
+        os.symlink(f"../../../../{below}", f"{sys}/bus/pci/drivers/{driver}/{address}")  # noqa: PTH211
+        self.host.write(f"/sys/{below}/enable", "1\n" if driver != "vfio-pci" else "0\n")
         self.bound[address] = driver
         self._vfio_node(address)
         if driver == "nvidia":
@@ -217,20 +218,23 @@ class RunningKernel:
 
     def _vfio_node(self, address: str) -> None:
         """/dev/vfio/<group> exists while a device of the group is on vfio-pci."""
-        dev = self.host.root / "dev"
         group = self.group_of(address)
         if group is not None:
-            node = dev / "vfio" / str(group)
             if any(driver == "vfio-pci" and self.group_of(a) == group for a, driver in self.bound.items()):
+                node = self.host.rooted(f"/dev/vfio/{group}")
                 node.parent.mkdir(exist_ok=True)
                 node.touch()
             else:
-                node.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"{self.host.root}/dev/vfio/{group}")  # noqa: PTH108
 
     def group_of(self, address: str) -> int | None:
         """The device's IOMMU group on the running system."""
-        link = self.device_folder(address) / "iommu_group"
-        return int(link.readlink().name) if link.is_symlink() else None
+        try:
+            link = os.readlink(f"{self.host.root}/sys/bus/pci/devices/{address}/iommu_group")  # noqa: PTH115
+        except OSError:
+            return None
+        return int(link.rpartition("/")[2])
 
     # -- what a person or a script writes into sysfs -------------------------------------------------------
     def write(self, file: str, value: str) -> int:
@@ -344,7 +348,7 @@ class RunningKernel:
         if name in self.loaded:  # a dependency's soft dependency was this very module
             return
         self.loaded[name] = options
-        (self.host.root / "sys/module" / name).mkdir(parents=True, exist_ok=True)
+        os.makedirs(f"{self.host.root}/sys/module/{name}", exist_ok=True)  # noqa: PTH103
         if name == "nvidia":
             self._insert_nvidia()
             return

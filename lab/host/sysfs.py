@@ -30,22 +30,43 @@ class Running:
     entry: str
 
 
-def put(path: Path, content: str | bytes, mode: int = 0o644) -> None:
+# Paths are texts here: a boot makes a thousand of them, and a Path takes ten times as long.
+def put(path: str | Path, content: str | bytes, mode: int = 0o644) -> None:
     """Write one file of the tree."""
     data = content.encode() if isinstance(content, str) else content
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     os.write(descriptor, data)
     os.close(descriptor)
 
 
-def link(path: Path, target: Path) -> None:
+def link(path: str, target: str) -> None:
     """A relative symbolic link at `path` to `target`, both inside the tree."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.symlink_to(os.path.relpath(target, path.parent))
+    folder, _, _ = path.rpartition("/")
+    relative = between(folder, target)
+    try:
+        os.symlink(relative, path)  # noqa: PTH211
+    except FileNotFoundError:
+        os.makedirs(folder)  # noqa: PTH103
+        os.symlink(relative, path)  # noqa: PTH211
+
+
+def between(folder: str, target: str) -> str:
+    """The way from a folder to a target, both absolute and without `.` and `..`."""
+    here, there = folder.split("/"), target.split("/")
+    common = 0
+    for one, other in zip(here, there, strict=False):
+        if one != other:
+            break
+        common += 1
+    return "/".join([".."] * (len(here) - common) + there[common:])
+
+
+def _folder(path: str) -> None:
+    os.makedirs(path, exist_ok=True)  # noqa: PTH103
 
 
 def clear(host: HostState) -> None:
@@ -61,7 +82,7 @@ def build(host: HostState, running: Running) -> None:
     """Write the trees for a kernel that has just started."""
     clear(host)
     devices = load_devices(host.machine)
-    paths = device_paths(host.root, devices)
+    paths = device_paths(str(host.root), devices)
     _pci(host, running, devices, paths)
     _block(host, devices, paths)
     _net(host, devices, paths)
@@ -70,16 +91,16 @@ def build(host: HostState, running: Running) -> None:
     _run(host)
 
 
-def device_paths(root: Path, devices: list[PciDevice]) -> dict[str, Path]:
+def device_paths(root: str, devices: list[PciDevice]) -> dict[str, str]:
     """Each device's folder below /sys/devices, nested below its bridges as the kernel does."""
     by_address = {d.address: d for d in devices}
-    paths: dict[str, Path] = {}
+    paths: dict[str, str] = {}
 
-    def place(device: PciDevice) -> Path:
+    def place(device: PciDevice) -> str:
         if device.address not in paths:
             parent = by_address.get(device.parent or "")
-            base = place(parent) if parent else root / "sys/devices" / f"pci{device.bus}"
-            paths[device.address] = base / device.address
+            base = place(parent) if parent else f"{root}/sys/devices/pci{device.bus}"
+            paths[device.address] = f"{base}/{device.address}"
         return paths[device.address]
 
     for device in devices:
@@ -87,40 +108,37 @@ def device_paths(root: Path, devices: list[PciDevice]) -> dict[str, Path]:
     return paths
 
 
-def _pci(host: HostState, running: Running, devices: list[PciDevice], paths: dict[str, Path]) -> None:
-    bus = host.root / "sys/bus/pci"
-    (bus / "devices").mkdir(parents=True)
-    (bus / "drivers").mkdir()
-    (host.root / "sys/module").mkdir()
-    (host.root / "sys/kernel/iommu_groups").mkdir(parents=True)
-    (host.root / "sys/class/iommu").mkdir(parents=True)
-    put(bus / "drivers_probe", b"", CONTROL_FILE)
-    put(bus / "rescan", b"", 0o200)
+def _pci(host: HostState, running: Running, devices: list[PciDevice], paths: dict[str, str]) -> None:
+    bus = f"{host.root}/sys/bus/pci"
+    for made in ("bus/pci/devices", "bus/pci/drivers", "module", "kernel/iommu_groups", "class/iommu"):
+        _folder(f"{host.root}/sys/{made}")
+    put(f"{bus}/drivers_probe", b"", CONTROL_FILE)
+    put(f"{bus}/rescan", b"", 0o200)
     for device in devices:
         folder = paths[device.address]
-        folder.mkdir(parents=True, exist_ok=True)
+        _folder(folder)
         _device_files(device, folder)
         _sriov(device, devices, folder, paths)
-        link(bus / "devices" / device.address, folder)
+        link(f"{bus}/devices/{device.address}", folder)
         group = device.acs_group if running.acs_override and device.acs_group is not None else device.group
         if running.iommu and group is not None:
-            group_folder = host.root / "sys/kernel/iommu_groups" / str(group)
+            group_folder = f"{host.root}/sys/kernel/iommu_groups/{group}"
             passthrough = any(w in running.cmdline.split() for w in ("iommu=pt", "iommu.passthrough=1"))
-            put(group_folder / "type", "identity\n" if passthrough else "DMA-FQ\n")
-            _reserved(host, running, group_folder / "reserved_regions", device)
-            link(group_folder / "devices" / device.address, folder)
-            link(folder / "iommu_group", group_folder)
+            put(f"{group_folder}/type", "identity\n" if passthrough else "DMA-FQ\n")
+            _reserved(host, running, f"{group_folder}/reserved_regions", device)
+            link(f"{group_folder}/devices/{device.address}", folder)
+            link(f"{folder}/iommu_group", group_folder)
     if running.iommu:
         for name in iommu_units(host.machine):
-            unit = host.root / "sys/devices/virtual/iommu" / name
-            unit.mkdir(parents=True)
-            link(host.root / "sys/class/iommu" / name, unit)
+            unit = f"{host.root}/sys/devices/virtual/iommu/{name}"
+            _folder(unit)
+            link(f"{host.root}/sys/class/iommu/{name}", unit)
 
 
-def _reserved(host: HostState, running: Running, file: Path, device: PciDevice) -> None:
+def _reserved(host: HostState, running: Running, file: str, device: PciDevice) -> None:
     """What the kernel reserves for a group, with one more of its devices."""
     amd = host.machine["hardware"]["cpu"]["vendor"] == "AuthenticAMD"
-    lines = set(file.read_text(encoding="utf-8").splitlines()) if file.exists() else set()
+    lines = set(Path(file).read_text(encoding="utf-8").splitlines()) if os.path.exists(file) else set()  # noqa: PTH110
     lines.add("0x00000000fee00000 0x00000000feefffff msi")
     lines |= {"0x000000fd00000000 0x000000ffffffffff reserved"} if amd else set()
     kind = acpi.region_type(host.machine, running.cmdline, device)
@@ -133,42 +151,42 @@ def iommu_units(machine: dict[str, Any]) -> list[str]:
     return ["ivhd0"] if machine["hardware"]["cpu"]["vendor"] == "AuthenticAMD" else ["dmar0", "dmar1"]
 
 
-def _device_files(device: PciDevice, folder: Path) -> None:
+def _device_files(device: PciDevice, folder: str) -> None:
     sub_vendor, _, sub_device = (device.subsystem or "0000:0000").partition(":")
-    put(folder / "vendor", f"0x{device.vendor}\n")
-    put(folder / "device", f"0x{device.device}\n")
-    put(folder / "class", f"0x{device.pci_class}{device.prog_if}\n")
-    put(folder / "revision", f"0x{device.revision}\n")
-    put(folder / "subsystem_vendor", f"0x{sub_vendor}\n")
-    put(folder / "subsystem_device", f"0x{sub_device}\n")
-    put(folder / "modalias", device.modalias + "\n")
-    put(folder / "driver_override", "(null)\n")
-    put(folder / "enable", "0\n")
-    put(folder / "numa_node", "-1\n")
-    put(folder / "irq", "0\n")
-    put(folder / "resource", _resource(device))
-    put(folder / "config", config_space(device))
-    put(folder / "power_state", "D0\n")
-    put(folder / "power/control", "on\n")
-    put(folder / "d3cold_allowed", "1\n")
+    put(f"{folder}/vendor", f"0x{device.vendor}\n")
+    put(f"{folder}/device", f"0x{device.device}\n")
+    put(f"{folder}/class", f"0x{device.pci_class}{device.prog_if}\n")
+    put(f"{folder}/revision", f"0x{device.revision}\n")
+    put(f"{folder}/subsystem_vendor", f"0x{sub_vendor}\n")
+    put(f"{folder}/subsystem_device", f"0x{sub_device}\n")
+    put(f"{folder}/modalias", device.modalias + "\n")
+    put(f"{folder}/driver_override", "(null)\n")
+    put(f"{folder}/enable", "0\n")
+    put(f"{folder}/numa_node", "-1\n")
+    put(f"{folder}/irq", "0\n")
+    put(f"{folder}/resource", _resource(device))
+    put(f"{folder}/config", config_space(device))
+    put(f"{folder}/power_state", "D0\n")
+    put(f"{folder}/power/control", "on\n")
+    put(f"{folder}/d3cold_allowed", "1\n")
     if device.pci_class != "0604":
-        put(folder / "reset_method", "flr bus\n")
-        put(folder / "reset", b"", CONTROL_FILE)
-    put(folder / "removable", "removable\n" if device.removable else "fixed\n")
+        put(f"{folder}/reset_method", "flr bus\n")
+        put(f"{folder}/reset", b"", CONTROL_FILE)
+    put(f"{folder}/removable", "removable\n" if device.removable else "fixed\n")
     if device.is_display:
-        put(folder / "boot_vga", "1\n" if device.boot_vga else "0\n")
+        put(f"{folder}/boot_vga", "1\n" if device.boot_vga else "0\n")
 
 
-def _sriov(device: PciDevice, devices: list[PciDevice], folder: Path, paths: dict[str, Path]) -> None:
+def _sriov(device: PciDevice, devices: list[PciDevice], folder: str, paths: dict[str, str]) -> None:
     """The links between a function and its virtual ones, and how many they are."""
     virtual = [other.address for other in devices if other.physfn == device.address]
     if device.physfn:
-        link(folder / "physfn", paths[device.physfn])
+        link(f"{folder}/physfn", paths[device.physfn])
     if virtual:
-        put(folder / "sriov_totalvfs", f"{len(virtual)}\n")
-        put(folder / "sriov_numvfs", f"{len(virtual)}\n")
+        put(f"{folder}/sriov_totalvfs", f"{len(virtual)}\n")
+        put(f"{folder}/sriov_numvfs", f"{len(virtual)}\n")
     for number, address in enumerate(virtual):
-        link(folder / f"virtfn{number}", paths[address])
+        link(f"{folder}/virtfn{number}", paths[address])
 
 
 def _resource(device: PciDevice) -> str:
@@ -207,101 +225,100 @@ def config_space(device: PciDevice) -> bytes:
     return bytes(data)
 
 
-def _block(host: HostState, devices: list[PciDevice], paths: dict[str, Path]) -> None:
-    sys_block, dev = host.root / "sys/block", host.root / "dev"
-    sys_block.mkdir(parents=True)
-    (host.root / "sys/class/block").mkdir(parents=True)
-    (dev / "disk/by-uuid").mkdir(parents=True)
-    (dev / "mapper").mkdir()
+def _block(host: HostState, devices: list[PciDevice], paths: dict[str, str]) -> None:
+    sys_block, dev = f"{host.root}/sys/block", f"{host.root}/dev"
+    for made in (sys_block, f"{host.root}/sys/class/block", f"{dev}/disk/by-uuid", f"{dev}/mapper"):
+        _folder(made)
     for device in devices:
         for disk in device.blocks:
             name = disk["name"]
             middle = f"nvme/{name.rsplit('n', 1)[0]}/{name}" if name.startswith("nvme") else f"ata1/host0/{name}"
             if device.pci_class == "0c03":
                 middle = f"usb2/2-1/2-1:1.0/host4/target4:0:0/4:0:0:0/block/{name}"
-            folder = paths[device.address] / middle
+            folder = f"{paths[device.address]}/{middle}"
             _one_block(host, folder, name, disk["size"])
             for part in disk["partitions"]:
-                inside = folder / part["name"]
+                inside = f"{folder}/{part['name']}"
                 _one_block(host, inside, part["name"], part["size"], top=False)
-                put(inside / "partition", f"{part['number']}\n")
+                put(f"{inside}/partition", f"{part['number']}\n")
                 if part["uuid"]:
-                    link(dev / "disk/by-uuid" / part["uuid"], dev / part["name"])
-            link(sys_block / name, folder)
+                    link(f"{dev}/disk/by-uuid/{part['uuid']}", f"{dev}/{part['name']}")
+            link(f"{sys_block}/{name}", folder)
     for index, volume in enumerate(host.machine["hardware"]["volumes"]):
         _mapped_volume(host, index, volume)
 
 
-def _one_block(host: HostState, folder: Path, name: str, size: int, top: bool = True) -> None:
-    put(folder / "size", f"{size // 512}\n")
-    put(folder / "uevent", f"DEVNAME={name}\nDEVTYPE={'disk' if top else 'partition'}\n")
-    put(host.root / "dev" / name, b"")
-    link(host.root / "sys/class/block" / name, folder)
+def _one_block(host: HostState, folder: str, name: str, size: int, top: bool = True) -> None:
+    put(f"{folder}/size", f"{size // 512}\n")
+    put(f"{folder}/uevent", f"DEVNAME={name}\nDEVTYPE={'disk' if top else 'partition'}\n")
+    put(f"{host.root}/dev/{name}", b"")
+    link(f"{host.root}/sys/class/block/{name}", folder)
 
 
 def _mapped_volume(host: HostState, index: int, volume: dict[str, Any]) -> None:
     """A device-mapper volume (LVM): /dev/mapper/<name> -> ../dm-N, whose slaves say on which disk it lies."""
     kernel_name = f"dm-{index}"
-    folder = host.root / "sys/devices/virtual/block" / kernel_name
+    folder = f"{host.root}/sys/devices/virtual/block/{kernel_name}"
     _one_block(host, folder, kernel_name, volume["size"])
-    put(folder / "dm/name", volume["name"] + "\n")
-    slave = host.root / "sys/class/block" / volume["on"]
-    link(folder / "slaves" / volume["on"], slave.resolve())
-    link(slave.resolve() / "holders" / kernel_name, folder)
-    link(host.root / "sys/block" / kernel_name, folder)
-    link(host.root / "dev/mapper" / volume["name"], host.root / "dev" / kernel_name)
+    put(f"{folder}/dm/name", volume["name"] + "\n")
+    slave = os.path.realpath(f"{host.root}/sys/class/block/{volume['on']}")
+    link(f"{folder}/slaves/{volume['on']}", slave)
+    link(f"{slave}/holders/{kernel_name}", folder)
+    link(f"{host.root}/sys/block/{kernel_name}", folder)
+    link(f"{host.root}/dev/mapper/{volume['name']}", f"{host.root}/dev/{kernel_name}")
     if volume["uuid"]:
-        link(host.root / "dev/disk/by-uuid" / volume["uuid"], host.root / "dev" / kernel_name)
+        link(f"{host.root}/dev/disk/by-uuid/{volume['uuid']}", f"{host.root}/dev/{kernel_name}")
 
 
-def _net(host: HostState, devices: list[PciDevice], paths: dict[str, Path]) -> None:
-    net = host.root / "sys/class/net"
-    net.mkdir(parents=True)
+def _net(host: HostState, devices: list[PciDevice], paths: dict[str, str]) -> None:
+    net = f"{host.root}/sys/class/net"
+    _folder(net)
     bridges: dict[str, list[str]] = {}
     for device in devices:
         for interface in device.nets:
-            folder = paths[device.address] / "net" / interface["name"]
-            put(folder / "operstate", "up\n" if interface["bridge"] else "down\n")
-            put(folder / "address", interface["mac"] + "\n")
-            link(folder / "device", paths[device.address])
-            link(net / interface["name"], folder)
+            folder = f"{paths[device.address]}/net/{interface['name']}"
+            put(f"{folder}/operstate", "up\n" if interface["bridge"] else "down\n")
+            put(f"{folder}/address", interface["mac"] + "\n")
+            link(f"{folder}/device", paths[device.address])
+            link(f"{net}/{interface['name']}", folder)
             if interface["bridge"]:
                 bridges.setdefault(interface["bridge"], []).append(interface["name"])
     for bridge, members in bridges.items():
-        folder = host.root / "sys/devices/virtual/net" / bridge
-        put(folder / "bridge/bridge_id", "8000.000000000000\n")
-        put(folder / "operstate", "up\n")
+        folder = f"{host.root}/sys/devices/virtual/net/{bridge}"
+        put(f"{folder}/bridge/bridge_id", "8000.000000000000\n")
+        put(f"{folder}/operstate", "up\n")
         for member in members:
-            link(folder / "brif" / member, (net / member).resolve())
-            link((net / member).resolve() / "master", folder)
-        link(net / bridge, folder)
-    loopback = host.root / "sys/devices/virtual/net/lo"
-    put(loopback / "operstate", "unknown\n")
-    link(net / "lo", loopback)
+            port = os.path.realpath(f"{net}/{member}")
+            link(f"{folder}/brif/{member}", port)
+            link(f"{port}/master", folder)
+        link(f"{net}/{bridge}", folder)
+    loopback = f"{host.root}/sys/devices/virtual/net/lo"
+    put(f"{loopback}/operstate", "unknown\n")
+    link(f"{net}/lo", loopback)
 
 
 def _firmware(host: HostState, running: Running) -> None:
     machine = host.machine
     firmware = machine["hardware"]["firmware"]
-    tables = host.root / "sys/firmware/acpi/tables"
-    tables.mkdir(parents=True)
+    tables = f"{host.root}/sys/firmware/acpi/tables"
+    _folder(tables)
     if firmware["iommu"]:
         name, table = acpi.of_machine(machine, load_devices(machine))
-        put(tables / name, table)
+        put(f"{tables}/{name}", table)
     if firmware["mode"] != "uefi":
         return
-    efi = host.root / "sys/firmware/efi"
-    put(efi / "fw_platform_size", "64\n")
-    put(efi / "efivars" / SECURE_BOOT, bytes([6, 0, 0, 0, 1 if firmware["secure_boot"] else 0]))
+    efi = f"{host.root}/sys/firmware/efi"
+    put(f"{efi}/fw_platform_size", "64\n")
+    put(f"{efi}/efivars/{SECURE_BOOT}", bytes([6, 0, 0, 0, 1 if firmware["secure_boot"] else 0]))
     trixie = machine["pve"].startswith("9")
     if machine["boot"]["loader"] == "systemd-boot":
         name = "systemd-boot 257.9-1~deb13u1" if trixie else "systemd-boot 252.39-1~deb12u1"
-        put(efi / "efivars" / LOADER_ENTRY, _efi_text(running.entry))
+        put(f"{efi}/efivars/{LOADER_ENTRY}", _efi_text(running.entry))
     elif trixie:
         name = "GRUB 2.12-9+pmx2"  # its module bli, new in 2.12, says so
     else:
         return
-    put(efi / "efivars" / LOADER_INFO, _efi_text(name))
+    put(f"{efi}/efivars/{LOADER_INFO}", _efi_text(name))
 
 
 def _efi_text(text: str) -> bytes:
@@ -310,71 +327,71 @@ def _efi_text(text: str) -> bytes:
 
 
 def _proc(host: HostState, running: Running) -> None:
-    machine, proc = host.machine, host.root / "proc"
+    machine, proc = host.machine, f"{host.root}/proc"
     cpu = machine["hardware"]["cpu"]
-    put(proc / "cmdline", running.cmdline + "\n")
+    put(f"{proc}/cmdline", running.cmdline + "\n")
     debian = "12" if machine["pve"].startswith("8") else "14.2.0-19"
     put(
-        proc / "version",
+        f"{proc}/version",
         f"Linux version {running.kernel} (build@proxmox) (gcc (Debian {debian})) "
         f"#1 SMP PREEMPT_DYNAMIC PMX {running.kernel.removesuffix('-pve')}\n",
     )
     family = "25" if cpu["vendor"] == "AuthenticAMD" else "6"
     flags = "fpu vme de pse " + ("svm" if cpu["vendor"] == "AuthenticAMD" else "vmx")
     put(
-        proc / "cpuinfo",
+        f"{proc}/cpuinfo",
         "".join(
             f"processor\t: {n}\nvendor_id\t: {cpu['vendor']}\ncpu family\t: {family}\nmodel name\t: {cpu['model']}\n"
             f"flags\t\t: {flags}\n\n"
             for n in range(4)
         ),
     )
-    put(proc / "modules", "")
+    put(f"{proc}/modules", "")
     put(
-        proc / "devices",
+        f"{proc}/devices",
         "Character devices:\n  1 mem\n  4 tty\n 10 misc\n226 drm\n242 vfio\n\n"
         "Block devices:\n259 blkext\n252 device-mapper\n",
     )
-    put(proc / "uptime", "0.00 0.00\n")
+    put(f"{proc}/uptime", "0.00 0.00\n")
     chip = "IR-" if remaps_interrupts(machine, running) else ""
     put(
-        proc / "interrupts",
+        f"{proc}/interrupts",
         "           CPU0       CPU1\n"
         f"  0:         11          0 {chip}IO-APIC    2-edge      timer\n"
         f" 41:       1042          0 {chip}PCI-MSI-0000:02:00.0    0-edge      nvme0q0\n"
         "NMI:          0          0   Non-maskable interrupts\n",
     )
     put(
-        proc / "meminfo",
+        f"{proc}/meminfo",
         "MemTotal:       65536000 kB\nMemFree:        48000000 kB\nMemAvailable:   52000000 kB\n",
     )
-    put(proc / "filesystems", "nodev\tsysfs\nnodev\ttmpfs\nnodev\tproc\n\text4\n\tvfat\nnodev\tzfs\n")
-    put(proc / "sys/kernel/hostname", machine["node"] + "\n")
-    put(proc / "sys/kernel/osrelease", running.kernel + "\n")
-    put(proc / "sys/kernel/random/boot_id", running.boot_id + "\n")
+    put(f"{proc}/filesystems", "nodev\tsysfs\nnodev\ttmpfs\nnodev\tproc\n\text4\n\tvfat\nnodev\tzfs\n")
+    put(f"{proc}/sys/kernel/hostname", machine["node"] + "\n")
+    put(f"{proc}/sys/kernel/osrelease", running.kernel + "\n")
+    put(f"{proc}/sys/kernel/random/boot_id", running.boot_id + "\n")
     put(
-        proc / "mounts",
+        f"{proc}/mounts",
         "".join(f"{m['source']} {m['target']} {m['fstype']} {m['options']} 0 0\n" for m in machine["mounts"]),
     )
     swaps = [f"/dev/dm-{n}" for n, v in enumerate(machine["hardware"]["volumes"]) if v["fstype"] == "swap"]
     put(
-        proc / "swaps",
+        f"{proc}/swaps",
         "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
         + "".join(f"{path}                               partition\t8388604\t\t0\t\t-2\n" for path in swaps),
     )
     put(
-        proc / "net/route",
+        f"{proc}/net/route",
         "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"
         "vmbr0\t00000000\t0100A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n",
     )
-    (proc / "self").mkdir()
-    (proc / "self/mounts").symlink_to("../mounts")
+    _folder(f"{proc}/self")
+    os.symlink("../mounts", f"{proc}/self/mounts")  # noqa: PTH211
 
 
 def _run(host: HostState) -> None:
     for folder in ("run/lock/lxc", "run/systemd/system", "run/systemd/transient", "run/qemu-server", "run/lxc"):
-        (host.root / folder).mkdir(parents=True, exist_ok=True)
-    put(host.root / "dev/kmsg", b"")
+        _folder(f"{host.root}/{folder}")
+    put(f"{host.root}/dev/kmsg", b"")
 
 
 def remaps_interrupts(machine: dict[str, Any], running: Running) -> bool:
