@@ -76,6 +76,7 @@ def _serve(connection: socket.socket) -> None:
     """Until whoever started this process has ended, or has no more use for it."""
     from lab import server
 
+    server.read_ahead()
     gc.freeze()  # what is here is nothing for a fork's collector to look through, and so to copy
     while True:
         with contextlib.suppress(ConnectionError):

@@ -85,6 +85,10 @@ FAULTS = {
 }
 
 
+#: The simulated commands that a host has.
+OF_HOST = frozenset(PROGRAMS) - GUEST_ONLY
+
+
 class MachineError(Exception):
     """The machine can't do what was asked; the text says what was wanted, found, and what to do."""
 
@@ -197,7 +201,7 @@ class Machine:
 
     def _write_launchers(self) -> None:
         """STATE/bin: one launcher for each simulated command this host has."""
-        launchers.write(self.state / "bin", [name for name in PROGRAMS if name not in GUEST_ONLY])
+        launchers.write(self.state / "bin", OF_HOST)
         (self.state / SHELL_FILE).write_text(SHELL_TEXT + launchers.in_bash(), encoding="utf-8")
 
     # -- kernel packages ---------------------------------------------------------------------------------

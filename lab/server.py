@@ -24,14 +24,15 @@ from typing import Any
 
 import asyncssh
 
+from lab import network
 from lab.api import ha_manager
 from lab.api.server import ApiServer
 from lab.api.users import Users
 from lab.commands import CommandServer
 from lab.guests import Guests
-from lab.host import addresses
+from lab.host import addresses, launchers
 from lab.host.state import HostState
-from lab.machine import BootResult, Machine, MachineError, Scenario, ScenarioError, load_scenario
+from lab.machine import OF_HOST, BootResult, Machine, MachineError, Scenario, ScenarioError, load_scenario
 from lab.processes import Processes, end_left_behind
 from lab.requests import Answer, ControlServer
 from lab.saved import Saved
@@ -551,6 +552,12 @@ def _detach() -> None:
     if os.fork():
         os._exit(0)
     os.umask(0o022)
+
+
+def read_ahead() -> None:
+    """What each daemon has to read and work out, once for all that are forked afterwards."""
+    network.text()
+    launchers.texts(OF_HOST, container=False)
 
 
 def main() -> None:

@@ -75,13 +75,13 @@ def write(folder: Path, names: Collection[str], *, container: bool = False) -> N
         names: commands, of those in run.PROGRAMS, or in run.CONTAINER_PROGRAMS for a container.
         container: whether they are a container's.
     """
-    texts, digest = _texts(frozenset(names), container)
+    wanted, digest = texts(frozenset(names), container=container)
     made = folder / _MADE
-    if _is(made, digest) and texts.keys() <= {path.name for path in folder.iterdir()}:
+    if _is(made, digest) and wanted.keys() <= {path.name for path in folder.iterdir()}:
         return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for name, text in texts.items():
+    for name, text in wanted.items():
         path = folder / name
         path.write_text(text, encoding="utf-8")
         path.chmod(0o755)
@@ -89,10 +89,10 @@ def write(folder: Path, names: Collection[str], *, container: bool = False) -> N
 
 
 @functools.cache
-def _texts(names: frozenset[str], container: bool) -> tuple[dict[str, str], str]:
+def texts(names: frozenset[str], *, container: bool) -> tuple[dict[str, str], str]:
     """What these launchers say, and a sum of it: a test's process asks for them hundreds of times."""
-    texts = {name: _started_by_perl(name, container) or text_of(name, container=container) for name in sorted(names)}
-    return texts, hashlib.sha256(repr(texts).encode()).hexdigest()
+    found = {name: _started_by_perl(name, container) or text_of(name, container=container) for name in sorted(names)}
+    return found, hashlib.sha256(repr(found).encode()).hexdigest()
 
 
 def in_bash() -> str:

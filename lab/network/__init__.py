@@ -20,13 +20,14 @@ Records = dict[str, list[dict[str, Any]]]
 
 def write(state: Path) -> None:
     """Write STATE/network.json, unless it is there as it should be."""
-    path, text = state / "network.json", _text()
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        write_atomically(path, text)
+    path = state / "network.json"
+    if not path.exists() or path.read_text(encoding="utf-8") != text():
+        write_atomically(path, text())
 
 
 @cache
-def _text() -> str:
+def text() -> str:
+    """What network.json says."""
     return json.dumps(network(), sort_keys=True) + "\n"
 
 
