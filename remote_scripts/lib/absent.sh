@@ -12,8 +12,10 @@ lift_noout_of() {
     pve test -L "$ROOT/etc/pve/local" && ! pve test -e "$ROOT$TURN" || LIFTED=no
     return 0
   fi
-  [[ $(turn_note node "$text") == "$1" ]] && ! is_member "$1" || return 0
-  read -r -a disks <<<"$(turn_note noout "$text")" || :
+  find_turn_note node "$text"
+  [[ $TURN_NOTED == "$1" ]] && ! is_member "$1" || return 0
+  find_turn_note noout "$text"
+  read -r -a disks <<<"$TURN_NOTED" || :
   ((${#disks[@]} > 0)) || return 0
   if allow_replacement "${disks[@]}"; then
     LIFTED=yes
@@ -28,6 +30,8 @@ lift_noout_of() {
 lift_noout_of_absent() {
   local text until
   text=$(pve cat "$ROOT$TURN") || return 0
-  until=$(turn_note until "$text")
-  [[ ! $until =~ ^[1-9][0-9]{0,11}$ ]] || (($(date +%s) < until)) || lift_noout_of "$(turn_note node "$text")"
+  find_turn_note until "$text"
+  until=$TURN_NOTED
+  find_turn_note node "$text"
+  [[ ! $until =~ ^[1-9][0-9]{0,11}$ ]] || (($(date +%s) < until)) || lift_noout_of "$TURN_NOTED"
 }

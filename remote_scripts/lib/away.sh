@@ -3,7 +3,7 @@
 # node's own ends the turn where nobody else does: in this boot, or in the next one.
 # Needs: files, lock
 #
-# Gives: away_note KEY; note_away KEY VALUE; arm_turn_end, is_turn_end_armed, disarm_turn_end; in_a_line TEXT.
+# Gives: find_away_note KEY -> AWAY_NOTED; note_away KEY VALUE; arm_turn_end, is_turn_end_armed, disarm_turn_end; in_a_line TEXT.
 # Variables: EXPIRING (yes: the timer runs this script); for `arm_turn_end`: TURN_END (cluster_turn.sh, as the timer runs it), AWAY_SECONDS (after so long it does).
 #
 # STATE/away: KEY VALUE lines. It is there only while STATE/turn is.
@@ -11,11 +11,12 @@ TURN_END_PROGRAM=/var/lib/homelab/turn-end
 TURN_END_UNITS=/etc/systemd/system
 TURN_END_LINK=$TURN_END_UNITS/timers.target.wants/homelab-turn.timer
 
-away_note() { # KEY
+find_away_note() { # KEY
   local key value
+  AWAY_NOTED=''
   [[ -r $STATE/away ]] || return 0
   while read -r key value; do
-    [[ $key != "$1" ]] || { printf '%s' "$value" && return; }
+    [[ $key != "$1" ]] || { AWAY_NOTED=$value && return; }
   done <"$STATE/away"
 }
 

@@ -31,7 +31,8 @@ bring_guests_back() {
 # bring_back VMID NODE BOOT [FAILED UNKNOWN LAST]
 bring_back() {
   local here place now
-  here=$(node_name) now=$(date +%s)
+  find_node_name
+  here=$NODE_NAME now=$(date +%s)
   [[ -n $here ]] && place=$(place_of "$1") || return 1
   # A clock that was set back isn't waited for.
   [[ -z ${6:-} ]] || ((now - $6 >= AGAIN_SECONDS || now < $6)) || return 1
@@ -47,7 +48,8 @@ bring_back() {
 # shut down by somebody, or Proxmox VE starts it.
 revive() {
   local here off=no
-  here=$(node_name)
+  find_node_name
+  here=$NODE_NAME
   if ! of_now "/etc/pve/qemu-server/$1.conf" | grep -q '^lock: migrate$'; then
     forget_guest "$1" ''
     return
@@ -79,7 +81,8 @@ by_hand() { printf 'it is on %s, and locked by a migration that was cut short: o
 let_go_on() {
   local one
   guest_says "$1" "$2" && [[ $LOCK == migrate && $QMP != stopped ]] || return 1
-  for one in "$(node_name)" "$3"; do
+  find_node_name
+  for one in "$NODE_NAME" "$3"; do
     no_migration "$one" "$2" || return 1
   done
   log "note: VM $2 goes on on $1: its migration was cut short"
@@ -96,7 +99,8 @@ no_migration() {
 # fetch VMID NODE BOOT … - one that is on NODE, where this program has moved it to.
 fetch() {
   local here
-  here=$(node_name)
+  find_node_name
+  here=$NODE_NAME
   if ! guest_says "$2" "$1"; then
     put_off unknown "$2 doesn't say how it is" "$@"
   elif [[ $LOCK == migrate ]] && ! let_go_on "$2" "$@"; then
@@ -127,7 +131,8 @@ put_off() {
   local failed=${6:-0} unknown=${7:-0}
   if [[ $1 == failed ]]; then failed=$((failed + 1)); else unknown=$((unknown + 1)); fi
   if ((failed >= MOST_FAILED || unknown >= MOST_UNKNOWN)); then
-    [[ -n $(away_note leaving) ]] || note_left "$3" "$4 $2" || return 1
+    find_away_note leaving
+    [[ -n $AWAY_NOTED ]] || note_left "$3" "$4 $2" || return 1
     forget_guest "$3" "VM $3, which was moved to $4, is given up: $2"
     return
   fi
@@ -162,12 +167,13 @@ forget_left() {
 # give_left_up - for `destroy`, after which nothing here says it any more: each that is still where it was left is said now.
 give_left_up() {
   local vmid node why place
+  find_node_name
   if [[ -r $STATE/left ]]; then
     while read -r -u 3 vmid node why; do
       [[ $vmid =~ ^[1-9][0-9]*$ && -n $why ]] || continue
       place=$(place_of "$vmid") || place=$node
       [[ $place != "$node" ]] ||
-        log "note: VM $vmid is still on $node, where it was moved for a restart of this node ($why): there, qm migrate $vmid $(node_name) --online 1"
+        log "note: VM $vmid is still on $node, where it was moved for a restart of this node ($why): there, qm migrate $vmid $NODE_NAME --online 1"
     done 3< <(cat "$STATE/left")
   fi
   remove_file /var/lib/homelab/left
@@ -181,8 +187,9 @@ forget_guest() { # VMID TEXT
 # guests_away_in_words - each that is noted, with what is to be done by hand.
 guests_away_in_words() {
   local vmid node _
+  find_node_name
   [[ ! -r $STATE/away ]] || sed -n 's/^vm://p' "$STATE/away" | while read -r vmid node _; do
     printf '; VM %s is to come back from %s: there, qm migrate %s %s --online (where it is locked by a migration that has ended, first qm unlock %s and qm resume %s)' \
-      "$vmid" "$node" "$vmid" "$(node_name)" "$vmid" "$vmid"
+      "$vmid" "$node" "$vmid" "$NODE_NAME" "$vmid" "$vmid"
   done
 }

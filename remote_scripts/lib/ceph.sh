@@ -50,7 +50,8 @@ note_disks() {
     WHY_NOT="Ceph doesn't say which disks it would replace (\`ceph osd dump\` gave no answer)"
     return 1
   fi
-  before=$(away_note noout)
+  find_away_note noout
+  before=$AWAY_NOTED
   [[ -n $disks$before ]] || return 0
   # shellcheck disable=SC2086 # several ids each
   all=$(printf '%s\n' $before $disks | sort -nu | paste -sd ' ')
@@ -62,7 +63,8 @@ note_disks() {
 
 keep_disks() {
   local said disks=()
-  read -r -a disks <<<"$(away_note noout)" || :
+  find_away_note noout
+  read -r -a disks <<<"$AWAY_NOTED" || :
   ((${#disks[@]} > 0)) || return 0
   said=$(within "$ASK_SECONDS" ceph osd add-noout "${disks[@]}" 2>&1) ||
     WHY_NOT="Ceph would replace this node's disks (\`ceph osd add-noout ${disks[*]}\`): $(in_a_line "$said")"
@@ -71,7 +73,8 @@ keep_disks() {
 # let_disks_go - status 1: Ceph doesn't answer.
 let_disks_go() {
   local disks=()
-  read -r -a disks <<<"$(away_note noout)" || :
+  find_away_note noout
+  read -r -a disks <<<"$AWAY_NOTED" || :
   ((${#disks[@]} > 0)) || return 0
   allow_replacement "${disks[@]}" && note_away noout ''
 }

@@ -61,17 +61,24 @@ turn_says() {
   local text node until
   WHY_NOT=''
   text=$(pve cat "$ROOT$TURN") || text=''
-  node=$(turn_note node "$text")
-  [[ -n $node && $node != "$(node_name)" ]] || return 0
-  until=$(turn_note until "$text")
+  find_turn_note node "$text"
+  node=$TURN_NOTED
+  [[ -n $node ]] || return 0
+  find_node_name
+  [[ $node != "$NODE_NAME" ]] || return 0
+  find_turn_note until "$text"
+  until=$TURN_NOTED
   [[ $until =~ ^[1-9][0-9]{0,11}$ ]] && (($(date +%s) >= until)) && is_member "$node" && return 0
-  WHY_NOT="$node restarts, since $(turn_note since "$text") ($TURN)"
+  find_turn_note since "$text"
+  WHY_NOT="$node restarts, since $TURN_NOTED ($TURN)"
 }
 
-turn_note() { # KEY TEXT
+# find_turn_note KEY TEXT - sets TURN_NOTED.
+find_turn_note() {
   local key value
+  TURN_NOTED=''
   while read -r key value; do
-    [[ $key != "$1" ]] || { printf '%s' "$value" && return; }
+    [[ $key != "$1" ]] || { TURN_NOTED=$value && return; }
   done <<<"$2"
 }
 
@@ -79,7 +86,9 @@ turn_note() { # KEY TEXT
 is_own_turn() { # PATH
   local text
   text=$(pve cat "$ROOT$1") || return 1
-  [[ $(turn_note node "$text") == "$(node_name)" ]]
+  find_turn_note node "$text"
+  find_node_name
+  [[ $TURN_NOTED == "$NODE_NAME" ]]
 }
 
 is_member() { # NODE
@@ -143,13 +152,15 @@ try_turn() {
 
 note_turn() {
   local now=$EPOCHSECONDS node noout
-  node=$(node_name)
+  find_node_name
+  node=$NODE_NAME
   [[ -n $node ]] && need_dir "$STATE" &&
     write_atomically /var/lib/homelab/turn 0600 printf 'boot %s\n' "$(<"$ROOT/proc/sys/kernel/random/boot_id")" || return 1
   # Before anything is set: the turn itself ends where its `up` was killed.
   arm_turn_end || { WHY_NOT="the end of this node's turn can't be arranged on this host${OUTPUT:+: $OUTPUT}" && return 1; }
   [[ $ALONE == yes ]] || note_disks || return 1
-  noout=$(away_note noout)
+  find_away_note noout
+  noout=$AWAY_NOTED
   # No mode: the cluster's file system has its own. One name for all: nobody else is here, and what a run leaves that is killed is written over.
   printf 'node %s\nsince %(%F %T %Z)T\nuntil %s\n%s' "$node" "$now" "$((now + AWAY_SECONDS))" "${noout:+noout $noout$'\n'}" | pve tee "$ROOT$TURN.new" >/dev/null &&
     pve mv -fT "$ROOT$TURN.new" "$ROOT$TURN" && is_own_turn "$TURN"

@@ -18,7 +18,8 @@ services_here() {
   local text sid node state here status=0
   has_services || status=$?
   ((status == 0)) || return $((status - 1))
-  here=$(node_name)
+  find_node_name
+  here=$NODE_NAME
   text=$(ha_says) || return 1
   while read -r sid node state; do
     [[ $node != "$here" || $LEFT_ALONE == *" $state "* ]] || printf '%s ' "$sid"
@@ -28,7 +29,8 @@ services_here() {
 # is_in_maintenance - `lrm pve3 (maintenance mode, watchdog standby, Sat Nov 21 03:29:28 2026)`
 is_in_maintenance() {
   local text
-  text=$(ha_says) && is_kept_free "$(node_name)" "$text"
+  find_node_name
+  text=$(ha_says) && is_kept_free "$NODE_NAME" "$text"
 }
 
 is_kept_free() { [[ $'\n'$2 == *$'\n'"lrm $1 (maintenance mode"* ]]; } # NODE TEXT, of `ha-manager status`
@@ -87,7 +89,8 @@ called_guest() { # SID
 enter_maintenance() {
   local until node services left said now then='' changed
   WHY_KIND=guests
-  node=$(node_name)
+  find_node_name
+  node=$NODE_NAME
   services=$(services_here) || { WHY_NOT="\`ha-manager status\` gives no answer" && return 1; }
   [[ -n $services ]] || return 0
   switch_maintenance_on "$node" || return 1
@@ -110,11 +113,12 @@ enter_maintenance() {
 # switch_maintenance_on NODE - `services` of the caller: those that are noted, beside what an earlier run noted. A mode that somebody else has
 # switched on stays on: these guests don't come back with the end of our turn.
 switch_maintenance_on() {
-  local said noted
-  noted=$(away_note maintenance)
-  [[ -n $noted ]] || ! is_in_maintenance || return 0
-  # shellcheck disable=SC2046,SC2086 # several ids each
-  if ! note_away services "$(printf '%s\n' $(away_note services) $services | awk '!seen[$0]++' | paste -sd ' ')" ||
+  local said
+  find_away_note maintenance
+  [[ -n $AWAY_NOTED ]] || ! is_in_maintenance || return 0
+  find_away_note services
+  # shellcheck disable=SC2086 # several ids each
+  if ! note_away services "$(printf '%s\n' $AWAY_NOTED $services | awk '!seen[$0]++' | paste -sd ' ')" ||
     ! note_away maintenance "$1"; then
     WHY_NOT="HA's maintenance mode can't be noted on this host"
     return 1
@@ -129,7 +133,8 @@ switch_maintenance_on() {
 # has come here meanwhile. Status 1: no answer.
 left_behind() {
   local text sid node state here gone=' ' more=''
-  here=$(node_name)
+  find_node_name
+  here=$NODE_NAME
   text=$(ha_says) || return 1
   while read -r sid node state; do
     if [[ $node != "$here" || $STOPPED == *" $state "* ]]; then
@@ -153,7 +158,8 @@ needs_watchdog() {
   while read -r sid _ state; do
     [[ $STOPPED == *" $state "* ]] || found+=", $sid"
   done < <(services_in "$text")
-  found+=$(awk -v here="$(node_name)" '$1 == "lrm" && $2 != here && $3 == "(active," && !/watchdog standby/ { printf ", an active agent on %s", $2 }' <<<"$text")
+  find_node_name
+  found+=$(awk -v here="$NODE_NAME" '$1 == "lrm" && $2 != here && $3 == "(active," && !/watchdog standby/ { printf ", an active agent on %s", $2 }' <<<"$text")
   printf '%s' "${found#, }"
 }
 
@@ -168,7 +174,8 @@ in_words() { # SERVICES
 # leave_maintenance - status 1: HA doesn't take it, hasn't followed yet, or doesn't say.
 leave_maintenance() {
   local node text
-  node=$(away_note maintenance)
+  find_away_note maintenance
+  node=$AWAY_NOTED
   [[ -n $node ]] || return 0
   within "$ASK_SECONDS" ha-manager crm-command node-maintenance disable "$node" >/dev/null 2>&1 && text=$(ha_says) || return 1
   ! is_kept_free "$node" "$text" && note_away maintenance ''
@@ -178,7 +185,8 @@ leave_maintenance() {
 # Status 1: no answer.
 still_away() {
   local text sid node state here
-  here=$(node_name)
+  find_node_name
+  here=$NODE_NAME
   text=$(ha_says) || return 1
   while read -r sid node state; do
     [[ " $1 " != *" $sid "* || $node == "$here" || $LEFT_ALONE == *" $state "* ]] || printf '%s ' "$sid"
@@ -188,7 +196,8 @@ still_away() {
 # await_services SECONDS - until those are back that were here. They come back also if nobody waits.
 await_services() {
   local until=$((SECONDS + $1)) wanted missing
-  wanted=$(away_note services)
+  find_away_note services
+  wanted=$AWAY_NOTED
   [[ -n $wanted ]] || return 0
   told_from_now
   while :; do

@@ -103,7 +103,8 @@ what_can_move() {
   local here rooms vms services busy of_ha='' vmid need qmp machine not entry status=0
   MOVING='' STAYING='' DOUBTED='' UNSAID='' SAID_BY=()
   [[ $HA_MODE == migrate ]] && is_clustered || return 0
-  here=$(node_name)
+  find_node_name
+  here=$NODE_NAME
   UNSAID="HA doesn't say what it has (\`ha-manager status\`)"
   has_services || status=$?
   ((status < 2)) && services=$(services_here) && busy=$(nodes_in_maintenance) || return 1
@@ -158,7 +159,8 @@ move_guests() {
     until move_guest "$vmid" "$node" $((until - SECONDS)); do
       first=${first:-$WHY_NOT}
       # Where this node has it still as it was, another one may take it.
-      is_well "$(node_name)" "$vmid" && ((SECONDS < until)) || return 1
+      find_node_name
+      is_well "$NODE_NAME" "$vmid" && ((SECONDS < until)) || return 1
       REFUSED+="$vmid:$node "
       what_can_move && node=$(tr ' ' '\n' <<<"$MOVING" | sed -n "s/^$vmid://p") || node=''
       [[ -n $node ]] || { WHY_NOT=$first && return 1; }
@@ -203,7 +205,8 @@ refuse_unsaid() {
 
 # refuse_guests - one that was to be on another node isn't.
 refuse_guests() {
+  find_away_note maintenance
   die "guests on other nodes before this one restarts (guestsAtReboot: $HA_MODE)" "$WHY_NOT" \
-    "this host is restarted once they are away; it isn't, and those that moved come back$([[ -z $(away_note maintenance) ]] || printf '. HA has its maintenance mode on still: the node goes on switching it off')" \
+    "this host is restarted once they are away; it isn't, and those that moved come back$([[ -z $AWAY_NOTED ]] || printf '. HA has its maintenance mode on still: the node goes on switching it off')" \
     "see to that guest (the log of its migration says more), or shut it down, or take one of HA out of HA (\`ha-manager remove vm:103\`), or set guestsAtReboot: shutdown; then run \`pulumi up\` again"
 }

@@ -2,7 +2,7 @@
 # The cluster's file system on a node, and the node in it.
 # Needs: common
 #
-# Gives: pve COMMAND...; look_at_pve [EXPRESSION...] -> LISTED, NODE_NAME; is_listed NAME TYPES, has_cluster_listed; is_clustered; node_name.
+# Gives: pve COMMAND...; look_at_pve [EXPRESSION...] -> LISTED, NODE_NAME; is_listed NAME TYPES, has_cluster_listed; is_clustered; find_node_name -> NODE_NAME.
 HA_CONFIG=/etc/pve/ha/resources.cfg
 # The node's name, once it was seen: it stays the same while a script runs.
 NODE_NAME=''
@@ -33,7 +33,4 @@ is_clustered() {
 
 has_cluster_listed() { is_listed corosync.conf '?[fd]' || { ! is_listed local 'l?' && [[ -e $ROOT/etc/corosync/corosync.conf ]]; }; }
 
-node_name() {
-  [[ -n $NODE_NAME ]] || look_at_pve || :
-  printf '%s' "$NODE_NAME"
-}
+find_node_name() { [[ -n $NODE_NAME ]] || look_at_pve || :; }

@@ -57,7 +57,8 @@ find_target() {
 # known (MACHINE: -) isn't kept by it. Status 1: NODE doesn't answer. (It is asked for its version first, so that it isn't waited for again and again.)
 what_it_lacks() {
   local text line name here release bridge='^net[0-9]+: *(.*,)?bridge=([^,]+)' hookscript='^hookscript: *([^ ]+) *$'
-  here=$(node_name)
+  find_node_name
+  here=$NODE_NAME
   said_by version "$1" || return 1
   release=$SAID
   if ! said_by version "$here"; then

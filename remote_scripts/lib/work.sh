@@ -117,7 +117,8 @@ an_action_of_ha() {
     printf "/etc/pve doesn't answer, so nobody knows whether HA is at work (pve-cluster.service)"
     return
   fi
-  here=$(node_name)
+  find_node_name
+  here=$NODE_NAME
   if ! text=$(ha_says); then
     printf '%s' "\`ha-manager status\` doesn't say what HA is doing: ${text:0:200}" | tr '[:cntrl:]' ' '
     return

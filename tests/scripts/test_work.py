@@ -191,7 +191,7 @@ def test_an_etc_pve_that_hangs_is_no_ha_without_services(folder: Folder, program
 
 
 def test_a_cluster_and_ha_are_seen_where_etc_pve_has_links_to_its_files(folder: Folder) -> None:
-    asked = "is_clustered && printf 'a cluster, '; status=0; has_services || status=$?; printf '%s, %s' \"$status\" \"$(node_name)\"\n"
+    asked = "is_clustered && printf 'a cluster, '; status=0; has_services || status=$?; find_node_name; printf '%s, %s' \"$status\" \"$NODE_NAME\"\n"
     folder.write("etc/pve/ha/.keep", "")
     (folder.root / "etc/pve/local").symlink_to("nodes/pve1")
     for name in ("corosync.conf", "ha/resources.cfg"):

@@ -69,7 +69,11 @@ give_turn_back() {
 
 # still_set - in words, with the commands.
 still_set() {
-  local noout node && noout=$(away_note noout) node=$(away_note maintenance)
+  local noout node
+  find_away_note noout
+  noout=$AWAY_NOTED
+  find_away_note maintenance
+  node=$AWAY_NOTED
   printf '%s' "no node of the cluster restarts: rm $TURN${noout:+; Ceph replaces none of these disks: ceph osd rm-noout $noout}${node:+; HA keeps its guests away: ha-manager crm-command node-maintenance disable $node}$(guests_away_in_words)"
 }
 
