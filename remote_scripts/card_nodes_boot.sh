@@ -75,7 +75,7 @@ mend() { # CTID [held]
   fi
   need_container
   # It has what its configuration says when it starts.
-  [[ ! -e $ROOT$(record_dir)/restart ]] || is_up || in_force
+  [[ ! -e $ROOT$RECORDS/$CTID/restart ]] || is_up || in_force
   read_conf
   follow_nodes
   ((${#ABSENT[@]} == 0)) || message "the nodes of container $CTID's cards" "not there after $WAIT s: ${ABSENT[*]}" \

@@ -57,18 +57,18 @@ revert() {
     log "container $CTID is on $(node_of_container) now: what is noted of it stays until it is given back there"
   elif [[ $KEEP == yes || ! -e $ROOT$PVE_LXC/$CTID.conf ]]; then
     log "there is nothing to take out of container $CTID"
-    rm -rf "$ROOT$(record_dir)"
+    rm -rf "$ROOT${RECORDS:?}/${CTID:?}"
   else
     take_out
     restart
-    rm -rf "$ROOT$(record_dir)"
+    rm -rf "$ROOT${RECORDS:?}/${CTID:?}"
   fi
   finish
   printf '{"changed":"%s"}\n' "$CHANGED"
 }
 
 restart() {
-  [[ ! -e $ROOT$(record_dir)/restart ]] || ! is_up || shut_down_to_start || die "container $CTID off within $TIMEOUT s, to be started without the cards" "it still runs" \
+  [[ ! -e $ROOT$RECORDS/$CTID/restart ]] || ! is_up || shut_down_to_start || die "container $CTID off within $TIMEOUT s, to be started without the cards" "it still runs" \
     "its configuration has no card any more; it runs on with what it was started with" \
     "see what keeps it (\`pct exec $CTID -- ps\`), or switch it off: \`pct stop $CTID\`, then run \`pulumi up\` again; or set shutdown.otherwise: stop"
   in_force

@@ -10,7 +10,7 @@
 
 give() {
   local record=''
-  ! is_noted "$ROOT$(record_dir)" || record=$(archived)
+  ! is_noted "$ROOT$RECORDS/$CTID" || record=$(archived)
   answer "$record"
 }
 
@@ -20,16 +20,16 @@ is_noted() { [[ -e $1/ours || -e $1/wanted ]]; }
 # archived - the same record is always the same text. A configuration that could be put back is one of the node that the container has left.
 archived() {
   local without=()
-  [[ ! -e $ROOT$(record_dir)/ran ]] || find_why_not_owed
+  [[ ! -e $ROOT$RECORDS/$CTID/ran ]] || find_why_not_owed
   [[ -z ${WHY:-} ]] || without=(--exclude=./ran)
-  tar -C "$ROOT$(record_dir)" "${without[@]}" --exclude=./before --exclude=./after --exclude='./*_before' --exclude=./mounted \
+  tar -C "$ROOT$RECORDS/$CTID" "${without[@]}" --exclude=./before --exclude=./after --exclude='./*_before' --exclude=./mounted \
     --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --mode=u=rwX,go= -c . | base64 -w 0
 }
 
 take() {
   local dir temporary given name
   take_lock
-  dir=$ROOT$(record_dir) temporary=$ROOT/var/lib/homelab/containers/.$CTID.homelab-tmp
+  dir=$ROOT$RECORDS/$CTID temporary=$ROOT/var/lib/homelab/containers/.$CTID.homelab-tmp
   given=$ROOT/var/lib/homelab/containers/.$CTID.given.homelab-tmp
   rm -rf "$temporary" "$given"
   unpack "$temporary"
@@ -73,11 +73,11 @@ not_taken() { # DIR
 
 forget() {
   take_lock
-  if is_noted "$ROOT$(record_dir)" && [[ $(archived) != "$NOTES" ]]; then
+  if is_noted "$ROOT$RECORDS/$CTID" && [[ $(archived) != "$NOTES" ]]; then
     die "what was noted of container $CTID forgotten here, since it is noted on the node that the container is on now" "it has changed meanwhile" \
       "what is noted here alone would be lost; it stays" "see who else works on this host, then run \`pulumi up\` again"
   fi
-  rm -rf "$ROOT$(record_dir)"
+  rm -rf "$ROOT${RECORDS:?}/${CTID:?}"
   finish
   answer ''
 }

@@ -13,7 +13,7 @@ apply() {
   need_rest
   CHANGED=no LOOK_INSIDE=no
   set_up # where an earlier restart failed, the configuration was put back
-  if [[ -e $ROOT$(record_dir)/restart ]] && is_up; then
+  if [[ -e $ROOT$RECORDS/$CTID/restart ]] && is_up; then
     shut_down_to_start || refuse
   fi
   in_force
@@ -24,7 +24,7 @@ apply() {
     stopped) ! is_up || shut_down || refuse ;;
     *) start_interrupted ;;
   esac
-  remove_file "$(record_dir)/ran"
+  remove_file "$RECORDS/$CTID/ran"
   tidy
   printf '{"state":"%s","restarted":"%s"}\n' "$(is_up && printf running || printf stopped)" "$restarted"
 }

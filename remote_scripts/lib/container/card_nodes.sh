@@ -108,12 +108,12 @@ groups_while_off() {
 
 # unmount_left - what a look into a container that is off has left mounted, maybe by a run that was cut short.
 unmount_left() {
-  [[ -e $ROOT$(record_dir)/mounted ]] || return 0
+  [[ -e $ROOT$RECORDS/$CTID/mounted ]] || return 0
   if grep -qsxE 'lock:[[:space:]]*mounted' "$ROOT$PVE_LXC/$CTID.conf"; then
     within 60 pct unmount "$CTID" </dev/null >/dev/null 2>&1 || log "pct unmount $CTID failed"
   fi
-  remove_file "$(record_dir)/mounted"
-  rmdir "$ROOT$(record_dir)" 2>/dev/null || :
+  remove_file "$RECORDS/$CTID/mounted"
+  rmdir "$ROOT$RECORDS/$CTID" 2>/dev/null || :
 }
 
 # noted_groups - sets GROUP_IDS as a run has noted them.

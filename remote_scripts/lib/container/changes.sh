@@ -41,7 +41,8 @@ set_up() {
     fi
   done
   keep_record
-  if [[ -e $ROOT$(record_dir)/restart ]]; then
+  if [[ -e $ROOT$RECORDS/$CTID/restart ]]; then
+    find_digest
     note after printf '%s\n' "$DIGEST"
   else
     in_force # it is off: its next start takes what is there
@@ -54,7 +55,7 @@ plan_lines() { if [[ ${AT_BOOT:-no} == yes ]]; then follow_nodes; else plan; fi;
 take_out() {
   METHOD=mount-entry MINORS='' FUNCTIONS='' CARDS=''
   set_up
-  rm -f "$ROOT$(record_dir)"/{ours,wanted,nodes,revision}
+  rm -f "$ROOT$RECORDS/$CTID"/{ours,wanted,nodes,revision}
 }
 
 # write_devs - dev[n] options through pct, which alone may: it checks them, and gives them to a running container if it can.
@@ -74,6 +75,7 @@ write_devs() {
     number=$((number + 1))
   done
   ((${#arguments[@]} > 0)) || return 0
+  find_digest
   if run_logged pct set "$CTID" --digest "$DIGEST" "${arguments[@]}"; then
     ((${#ADD_LXC[@]} + ${#DROP_LXC[@]} == 0)) || { read_conf && plan_lines; } # pct has written the file anew
     return 0
@@ -99,10 +101,10 @@ write_lines() {
   if ! flock -w "${CONF_LOCK_TIMEOUT:-10}" "$lock"; then
     OUTPUT="/run/lock/lxc/pve-config-$CTID.lock is held by another process"
     status=1
-  elif [[ $(sha1sum <"$ROOT$PVE_LXC/$CTID.conf") != "$DIGEST "* ]]; then
+  elif ! is_as_read; then
     status=1
   else
-    replace_conf < <(printf '%s' "$text") || status=1
+    replace_conf "$text" || status=1
   fi
   exec {lock}>&-
   return "$status"
@@ -110,24 +112,23 @@ write_lines() {
 
 # insert_lines - sets `text`: `lines` with ADD_LXC after the last one that isn't empty, where Proxmox VE has raw lines, and TAIL.
 insert_lines() {
-  local last=$((${#lines[@]} - 1)) index
+  local last=$((${#lines[@]} - 1)) index line
   while ((last >= 0)) && [[ -z ${lines[last]//[[:space:]]/} ]]; do last=$((last - 1)); done
   for ((index = 0; index < ${#lines[@]}; index++)); do
     text+=${lines[index]}$'\n'
-    ((index != last)) || text+=$(lines_of "${ADD_LXC[@]}" && printf x)
-    text=${text%x}
+    ((index != last)) || for line in "${ADD_LXC[@]}"; do text+=$line$'\n'; done
   done
-  ((last >= 0)) || text+=$(printf '%s\n' "${ADD_LXC[@]}")$'\n'
+  ((last >= 0)) || for line in "${ADD_LXC[@]}"; do text+=$line$'\n'; done
   text+=$TAIL
   for index in "${ADD_LXC[@]}"; do log "$index"; done
 }
 
-# replace_conf - standard input becomes the configuration. The name is one that Proxmox VE's own writers use; its file system
+# replace_conf TEXT - it becomes the configuration. The name is one that Proxmox VE's own writers use; its file system
 # refuses chmod and chown, and gives every file the rights that a configuration has. Where it can't be written, OUTPUT says why.
 replace_conf() {
   local temporary=$ROOT$PVE_LXC/$CTID.conf.tmp.$$
   rm -f "$ROOT$PVE_LXC/$CTID.conf.tmp."* # of a run that was killed: the lock is ours
-  OUTPUT=$({ (umask 027 && cat >"$temporary") && in_place "$temporary" "$PVE_LXC/$CTID.conf"; } 2>&1) && return 0
+  OUTPUT=$({ (umask 027 && printf '%s' "$1" >"$temporary") && in_place "$temporary" "$PVE_LXC/$CTID.conf"; } 2>&1) && return 0
   rm -f "$temporary"
   return 1
 }

@@ -3,20 +3,18 @@
 # people; that file says why there are two, and tests/container_configurations.yaml what both must answer.
 # Needs: files
 #
-# Gives: read_conf -> TEXT, DIGEST, HEAD, TAIL, DEV, LXC_KEY, LXC_VALUE, LOCKED, TEMPLATE, UNPRIVILEGED; split_line LINE -> KEY, VALUE;
+# Gives: read_conf -> TEXT, HEAD, TAIL, DEV, LXC_KEY, LXC_VALUE, LOCKED, TEMPLATE, UNPRIVILEGED; find_digest -> DIGEST, is_as_read; split_line LINE -> KEY, VALUE;
 #   option VALUE NAME; find_dev_path VALUE -> DEV_PATH; same_dev VALUE VALUE; split_rule VALUE -> RULE_ABOUT, RULE_ACCESS,
 #   allows MAJOR MINOR; binds VALUE PATH;
 #   is_up, is_under_ha, node_of_container, need_container, need_changeable.
 PVE_LXC=/etc/pve/lxc
 
-# read_conf - sets TEXT, DIGEST (as Proxmox VE's), HEAD (lines above the first section), TAIL (the rest), and of what will be in force
+# read_conf - sets TEXT, HEAD (lines above the first section), TAIL (the rest), and of what will be in force
 # after the next start: DEV (number -> value). LXC_KEY, LXC_VALUE: raw lines by their index in HEAD. LOCKED, TEMPLATE, UNPRIVILEGED.
 read_conf() {
   local line index key value section=''
   TEXT=$(cat "$ROOT$PVE_LXC/$CTID.conf" && printf x) || return 1
   TEXT=${TEXT%x}
-  DIGEST=$(printf '%s' "$TEXT" | sha1sum)
-  DIGEST=${DIGEST%% *}
   declare -ga HEAD=() LXC_KEY=() LXC_VALUE=()
   declare -gA DEV=()
   TAIL='' LOCKED='' TEMPLATE=no UNPRIVILEGED=no
@@ -39,6 +37,15 @@ read_conf() {
     esac
   done <<<"${TEXT%$'\n'}"
 }
+
+# find_digest - sets DIGEST, of the text that was read, as Proxmox VE has it.
+find_digest() {
+  DIGEST=$(printf '%s' "$TEXT" | sha1sum)
+  DIGEST=${DIGEST%% *}
+}
+
+# is_as_read - is it still that text?
+is_as_read() { [[ $(cat "$ROOT$PVE_LXC/$CTID.conf" && printf x) == "${TEXT}x" ]]; }
 
 # split_line LINE - sets KEY and VALUE, as PVE::LXC::Config::parse_pct_config takes a line; a raw key may have = for a colon.
 split_line() {

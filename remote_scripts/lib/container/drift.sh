@@ -23,7 +23,7 @@ container_drift() {
   for line in "${ADD_LXC[@]}"; do printf '%s is not there\n' "$line"; done
   for index in "${!DROP_DEV[@]}"; do printf 'dev%s: %s is of no use any more\n' "$index" "${DEV[$index]}"; done
   for index in "${!DROP_LXC[@]}"; do printf '%s is of no use any more\n' "${HEAD[index]}"; done
-  [[ ! -e $ROOT$(record_dir)/restart ]] || printf 'container %s still has to be restarted\n' "$CTID"
+  [[ ! -e $ROOT$RECORDS/$CTID/restart ]] || printf 'container %s still has to be restarted\n' "$CTID"
 }
 
 # need_open_nodes - a mount entry's node is the host's, for the host's groups. In an unprivileged container these are nobody's.

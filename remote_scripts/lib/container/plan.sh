@@ -11,7 +11,7 @@ find_ours() {
   local file line index
   declare -ga OURS=()
   declare -gA OUR_DEV=() OUR_LXC=()
-  file=$ROOT$(record_dir)/ours
+  file=$ROOT$RECORDS/$CTID/ours
   [[ -r $file ]] || return 0
   mapfile -t OURS <"$file"
   for line in "${OURS[@]}"; do

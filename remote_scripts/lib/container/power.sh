@@ -17,7 +17,7 @@ shut_down() {
   is_up || return 0
   [[ $OTHERWISE == stop ]] || return 1
   log "it didn't within $TIMEOUT s: stopping it"
-  [[ ! -e $ROOT$(record_dir)/ran ]] || note_ran no
+  [[ ! -e $ROOT$RECORDS/$CTID/ran ]] || note_ran no
   DOING="container $CTID" run_logged pct stop "$CTID" || :
   await_ha off "$HA_SECONDS"
   ! is_up
@@ -32,23 +32,23 @@ shut_down_to_start() {
     note_ran yes || log "that container $CTID is off to be started again is not noted: the disk may be full"
     return 0
   fi
-  remove_file "$(record_dir)/ran"
+  remove_file "$RECORDS/$CTID/ran"
   return 1
 }
 
 # is_owed - was it shut down to be started again, and isn't yet? What no longer counts is forgotten, by the rule for VMs (guest_tasks.sh): whoever has switched
 # it off since wants it off.
 is_owed() {
-  [[ -e $ROOT$(record_dir)/ran ]] || return 1
+  [[ -e $ROOT$RECORDS/$CTID/ran ]] || return 1
   if is_up; then
-    remove_file "$(record_dir)/ran"
+    remove_file "$RECORDS/$CTID/ran"
     return 1
   fi
   [[ $SHUT_BY_THIS == no ]] || return 0
   find_why_not_owed
   [[ -n $WHY ]] || return 0
   log "container $CTID ran when an earlier run shut it down; $WHY: whether it runs is left to you, and power in its settings"
-  remove_file "$(record_dir)/ran"
+  remove_file "$RECORDS/$CTID/ran"
   return 1
 }
 
@@ -70,7 +70,7 @@ start_up() {
   log "starting container $CTID"
   if DOING="container $CTID" run_logged pct start "$CTID"; then
     await_ha on "$HA_SECONDS"
-    remove_file "$(record_dir)/ran"
+    remove_file "$RECORDS/$CTID/ran"
     return 0
   fi
   die "container $CTID started" "$OUTPUT" "it is off now" "see \`pct start $CTID --debug\`, correct the cause, then run \`pulumi up\` again"
@@ -81,10 +81,10 @@ put_back() {
   local before lock status=0
   before=$(noted before && printf x)
   before=${before%x}
-  [[ -n $before && -e $ROOT$(record_dir)/after && $(sha1sum <"$ROOT$PVE_LXC/$CTID.conf") == "$(noted after) "* ]] || return 1
+  [[ -n $before && -e $ROOT$RECORDS/$CTID/after && $(sha1sum <"$ROOT$PVE_LXC/$CTID.conf") == "$(noted after) "* ]] || return 1
   mkdir -p "$ROOT/run/lock/lxc"
   exec {lock}>>"$ROOT/run/lock/lxc/pve-config-$CTID.lock"
-  flock -w "${CONF_LOCK_TIMEOUT:-10}" "$lock" && replace_conf < <(printf '%s' "$before") || status=1
+  flock -w "${CONF_LOCK_TIMEOUT:-10}" "$lock" && replace_conf "$before" || status=1
   exec {lock}>&-
   # Where it couldn't be put back, what was noted stays: the next run brings the container to what is written.
   ((status != 0)) || forget_since_before

@@ -2,21 +2,19 @@
 # What is noted of a container, in /var/lib/homelab/containers/CTID (container.sh says what).
 # Needs: files, lines, guest_tasks, container/conf
 #
-# Gives: record_dir; note NAME [COMMAND...], noted NAME, noted_line NUMBER NAME; keep_record; read_wanted DIR -> METHOD, MINORS, FUNCTIONS, CARDS; remember_record, check_before, note_change,
+# Gives: note NAME [COMMAND...], noted NAME, noted_line NUMBER NAME; keep_record; read_wanted DIR -> METHOD, MINORS, FUNCTIONS, CARDS; remember_record, check_before, note_change,
 #   nothing_to_put_back, forget_change; forget_since_before; in_force; note_ran yes|no, find_why_not_owed -> WHY, take_ran_along FILE.
 
-record_dir() { printf '/var/lib/homelab/containers/%s' "$CTID"; }
+RECORDS=/var/lib/homelab/containers
 
 # note NAME [COMMAND...] - what COMMAND says becomes that part of the record, or else standard input.
 note() {
-  local dir
-  dir=$(record_dir)
-  need_dir "$ROOT$dir"
-  write_atomically "$dir/$1" 0600 "${@:2}"
+  need_dir "$ROOT$RECORDS/$CTID"
+  write_atomically "$RECORDS/$CTID/$1" 0600 "${@:2}"
 }
 
 # noted NAME - that part of the record. By a program: of a disk that fails while it is read, bash's own means don't tell.
-noted() { [[ ! -r $ROOT$(record_dir)/$1 ]] || cat "$ROOT$(record_dir)/$1"; }
+noted() { [[ ! -s $ROOT$RECORDS/$CTID/$1 || ! -r $ROOT$RECORDS/$CTID/$1 ]] || cat "$ROOT$RECORDS/$CTID/$1"; }
 
 noted_line() {
   local lines=()
@@ -25,13 +23,14 @@ noted_line() {
 }
 
 keep_record() {
-  lines_of "${WANT[@]}" | note ours
-  nodes_now | note nodes
-  [[ ${AT_BOOT:-no} == no ]] || return 0 # what is wanted is as it was
-  {
-    printf '%s\n%s\n%s\n' "$METHOD" "$MINORS" "$FUNCTIONS"
-    [[ -z $CARDS ]] || printf '%s\n%s\n' "$CARDS" "$(groups_line)"
-  } | note wanted
+  note ours lines_of "${WANT[@]}"
+  note nodes nodes_now
+  [[ ${AT_BOOT:-no} == yes ]] || note wanted wanted_now # at a boot what is wanted is as it was
+}
+
+wanted_now() {
+  printf '%s\n%s\n%s\n' "$METHOD" "$MINORS" "$FUNCTIONS"
+  [[ -z $CARDS ]] || printf '%s\n%s%s\n' "$CARDS" "${GROUP_IDS[render]:+render=${GROUP_IDS[render]} }" "${GROUP_IDS[video]:+video=${GROUP_IDS[video]}}"
 }
 
 # nodes_now - the nodes that lines of ours are about: path, numbers, the card's address and which of its nodes it is (card, renderD, nvidia; -:
@@ -54,9 +53,6 @@ nodes_now() {
   done
 }
 
-# groups_line - GROUP_IDS (card_nodes.sh) as text.
-groups_line() { printf '%s' "${GROUP_IDS[render]:+render=${GROUP_IDS[render]} }${GROUP_IDS[video]:+video=${GROUP_IDS[video]}}"; }
-
 # read_wanted DIR - sets METHOD, MINORS, FUNCTIONS and CARDS as that record has them; status 1: there is none.
 read_wanted() {
   CARDS=''
@@ -66,7 +62,9 @@ read_wanted() {
 # check_before - once, when the configuration was read: if it isn't what an earlier run left (`after`), somebody has changed it since, or that run
 # was cut short. What was before it would take the change away.
 check_before() {
-  [[ ! -s $ROOT$(record_dir)/before || $DIGEST == "$(noted after)" ]] || nothing_to_put_back
+  [[ -s $ROOT$RECORDS/$CTID/before ]] || return 0
+  find_digest
+  [[ $DIGEST == "$(noted after)" ]] || nothing_to_put_back
 }
 
 # nothing_to_put_back - until the container's configuration is in force: an empty one is never put back, and none is noted in its place.
@@ -75,18 +73,23 @@ nothing_to_put_back() { note before :; }
 # note_change - before anything is written: all that may be ours afterwards, whatever happens in between.
 note_change() {
   local revision
-  [[ -e $ROOT$(record_dir)/before ]] || {
+  [[ -e $ROOT$RECORDS/$CTID/before ]] || {
     note before printf '%s' "$TEXT"
-    lines_of "${OURS[@]}" | note ours_before
-    noted wanted | note wanted_before
-    noted nodes | note nodes_before
+    note ours_before lines_of "${OURS[@]}"
+    note wanted_before noted wanted
+    note nodes_before noted nodes
   }
-  lines_of "${OURS[@]}" "${WANT[@]}" | sort -u | note ours
-  { noted nodes && nodes_now; } | sort -u | note nodes
+  note ours lines_of_both
+  note nodes nodes_of_both
   revision=$(noted revision)
   note revision printf '%s\n' "$((${revision:-0} + 1))"
   ! is_up || note restart :
 }
+
+# lines_of_both, nodes_of_both - as they were and as they are to be.
+lines_of_both() { lines_of "${OURS[@]}" "${WANT[@]}" | sort -u; }
+
+nodes_of_both() { { noted nodes && nodes_now; } | sort -u; }
 
 # Of each part of the record what it was when this run began; a part that wasn't there isn't in it. (An x follows, for what ends in an empty line.)
 RECORD_PARTS=(ours wanted nodes revision restart before after ours_before wanted_before nodes_before)
@@ -95,7 +98,7 @@ remember_record() {
   local part
   RECORD=()
   for part in "${RECORD_PARTS[@]}"; do
-    [[ ! -e $ROOT$(record_dir)/$part ]] || RECORD[$part]=$(noted "$part" && printf x)
+    [[ ! -e $ROOT$RECORDS/$CTID/$part ]] || RECORD[$part]=$(noted "$part" && printf x)
   done
 }
 
@@ -103,15 +106,15 @@ remember_record() {
 forget_change() {
   local part
   for part in "${RECORD_PARTS[@]}"; do
-    if [[ -n ${RECORD[$part]:-} ]]; then note "$part" printf '%s' "${RECORD[$part]%x}"; else rm -f "$ROOT$(record_dir)/$part"; fi
+    if [[ -n ${RECORD[$part]:-} ]]; then note "$part" printf '%s' "${RECORD[$part]%x}"; else rm -f "$ROOT$RECORDS/$CTID/$part"; fi
   done
-  rmdir "$ROOT$(record_dir)" 2>/dev/null || :
+  rmdir "$ROOT$RECORDS/$CTID" 2>/dev/null || :
 }
 
 # forget_since_before - the configuration is again what it was before the change that waits for a restart; so is the record.
 forget_since_before() {
   local dir part
-  dir=$ROOT$(record_dir)
+  dir=$ROOT$RECORDS/$CTID
   for part in ours wanted nodes; do
     [[ ! -e $dir/${part}_before ]] || mv -fT "$dir/${part}_before" "$dir/$part"
     [[ -s $dir/$part ]] || rm -f "$dir/$part"
@@ -121,7 +124,7 @@ forget_since_before() {
 }
 
 # in_force - the running container, or the one that is off, has what its configuration says.
-in_force() { rm -f "$ROOT$(record_dir)"/{restart,before,after,ours_before,wanted_before,nodes_before}; }
+in_force() { rm -f "$ROOT$RECORDS/$CTID"/{restart,before,after,ours_before,wanted_before,nodes_before}; }
 
 # note_ran yes|no - that it is to be started again: when, in which boot, whether it is off by now, and by what it is told from another one of its id.
 note_ran() { note ran printf '%(%s)T %s %s %s\n' -1 "$(boot_now)" "$1" "$(card_addresses)"; }
