@@ -60,11 +60,10 @@ revert() {
 }
 
 need_hookless() {
-  local found
   [[ -e $ROOT/etc/pve/qemu-server/$VMID.conf ]] || die "VM $VMID, which may take a card from containers" "there is no such VM on this host" \
     "its hookscript hands it the card" "correct vmid, then run \`pulumi up\` again"
-  found=$(hook_of_vm "$VMID")
-  [[ -z $found ]] || die "VM $VMID with the hookscript that hands it its card" "it has one already: $found" \
+  find_hook "$VMID"
+  [[ -z $OPTION ]] || die "VM $VMID with the hookscript that hands it its card" "it has one already: $OPTION" \
     "a VM has one hookscript, and what that one does is not known here" \
     "take it out (\`qm set $VMID --delete hookscript\`), or give the VM a card with use: vm; then run \`pulumi up\` again"
 }

@@ -9,7 +9,8 @@
 
 hook() { # VMID PHASE
   local names name before taken=() vmid=$1
-  mapfile -t names < <(cards_of "$1")
+  find_cards "$1"
+  names=("${NAMES[@]}")
   # A VM that was restored or cloned from one of ours brings the hookscript along.
   if ((${#names[@]} == 0)); then
     [[ $2 != pre-start ]] || ! strangers_card "$1"
@@ -71,7 +72,8 @@ must_wait() {
 # nobody waits for that.
 is_for_backup() {
   local name
-  [[ $(option_of_vm "$vmid" lock) == backup ]] || return 1
+  find_option "$vmid" lock
+  [[ $OPTION == backup ]] || return 1
   for name in "$@"; do
     read_card "$name" && load_state "$name"
     is_to_be_taken "$vmid" || continue
@@ -87,12 +89,13 @@ is_for_backup() {
 # strangers_card VMID - does a VM that isn't ours name a card of ours? Proxmox VE would take it from its driver without a look.
 strangers_card() {
   local name
-  while IFS= read -r name; do
+  find_cards
+  for name in "${NAMES[@]}"; do
     read_card "$name"
     names_card "$1" || continue
     printf 'homelab: VM %s names gpus.%s, and the settings give that card to VM %s: name the card under the VM in the settings, or take it out of it\n' "$1" "$name" "$VMS"
     return 0
-  done < <(cards_of)
+  done
   return 1
 }
 
@@ -103,7 +106,8 @@ come_back() {
   ! host_stops || return 0
   [[ ! -e $ROOT/run/qemu-server/$vmid.reboot ]] || return 0
   # A backup in stop mode starts it again at once. Otherwise the timer sees that it is off when the lock is gone.
-  [[ $(option_of_vm "$vmid" lock) != backup ]] || return 0
+  find_option "$vmid" lock
+  [[ $OPTION != backup ]] || return 0
   if get_host 8; then
     for name in "$@"; do
       read_card "$name" && load_state "$name"
@@ -121,7 +125,8 @@ reconcile() {
   ! host_stops || return 0
   # As a start does: not between two steps of a run, but for what that run has started itself; and a run that begins waits for this.
   { get_host 60 && begin_handover; } || return 0
-  while IFS= read -r name; do
+  find_cards
+  for name in "${NAMES[@]}"; do
     read_card "$name" || continue
     load_state "$name"
     run_at_work '' || start_owed
@@ -129,12 +134,17 @@ reconcile() {
       settle || :
       watch_staying
     }
-  done < <(cards_of)
+  done
   return 0
 }
 
 # get_host SECONDS - alone: no other handover, and nobody who changes this host.
 get_host() { make_run_dir && get_lock "$1" 2>/dev/null; }
+
+leave() { # STATUS
+  drop_outputs
+  exit "$1"
+}
 
 main() {
   trap - ERR EXIT
@@ -142,7 +152,7 @@ main() {
   PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
   trap '' PIPE HUP INT TERM
   "$@" </dev/null
-  exit
+  leave "$?"
 }
 
 # Not where this file is sourced; what is read from standard input has no name.

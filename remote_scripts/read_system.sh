@@ -47,13 +47,14 @@ json_or_null() { [[ -n $1 ]] && json_string "$1" || printf null; }
 
 # find_cards - sets `cards` and `nouveau`: a container's are those whose node it has; a host's those that no VM is to have.
 find_cards() {
-  local device driver file minor slot word ours='' given=''
+  local device driver file slot word ours='' given=''
   if is_container; then
     for file in "$ROOT$NVIDIA_PROC"/gpus/*/information; do
       [[ -r $file ]] || continue
       device=${file%/*} device=${device##*/}
-      minor=$(nvidia_minor "$device") device=$ROOT/sys/bus/pci/devices/$device
-      [[ ! -e $ROOT/dev/nvidia$minor || ! -r $device/vendor ]] || cards+=("$(ids_of "$device")")
+      find_minor "$device"
+      device=$ROOT/sys/bus/pci/devices/$device
+      [[ ! -e $ROOT/dev/nvidia$NUMBER || ! -r $device/vendor ]] || cards+=("$(ids_of "$device")")
     done
     return 0
   fi

@@ -19,7 +19,8 @@ rehearse() {
   read_card "$CARD_NAME"
   load_state "$CARD_NAME"
   # As settle_after_boot has it.
-  [[ ${S[boot]:-} == "$(this_boot)" || ${S[state]} == DEAD ]] || S=([state]=HOST)
+  find_boot
+  [[ ${S[boot]:-} == "$THIS_BOOT" || ${S[state]} == DEAD ]] || S=([state]=HOST)
   find_stand
   if [[ $at_work == yes ]] && is_to_be_taken "$vmid"; then why="an up or a destroy of this host is at work"; fi
   if [[ -n $stands ]]; then
@@ -66,8 +67,8 @@ look_at_it() {
   # Also where something stands against it: all of it is said at once.
   ((${#USERS[@]} > 0)) || find_users || why+=$([[ $why == *"$REFUSED"* ]] || printf '%s' "${why:+; }$REFUSED")
   find_owed
-  [[ $(card_driver "$GPU") != nvidia ]] || find_staying
-  if [[ $(card_driver "$GPU") == nvidia ]] && ! nobody_has_it && [[ -n $LOOK_FAILED ]]; then why+="${why:+; }$REFUSED"; fi
+  ! is_on nvidia "$GPU" || find_staying
+  if is_on nvidia "$GPU" && ! nobody_has_it && [[ -n $LOOK_FAILED ]]; then why+="${why:+; }$REFUSED"; fi
   for holder in "${HOLDERS[@]}"; do if goes_with_us "$holder"; then ends+=("$holder"); else stays+=("$holder"); fi; done
 }
 

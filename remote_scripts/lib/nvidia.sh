@@ -3,31 +3,39 @@
 # Majors come from /proc/devices (uvm's and caps' change with kernels), minors of cards from /proc/driver/nvidia/gpus.
 # Needs: common, lines
 #
-# Gives: nvidia_version; nvidia_major DRIVER; nvidia_minor ADDRESS; nvidia_address MINOR; nvidia_trouble, nvidia_uvm_trouble -> FOUND, NEXT; nvidia_nodes, find_nodes PATH... -> MAJOR, MINOR, MODE (arrays of
+# Gives: nvidia_version; find_major DRIVER, find_minor ADDRESS -> NUMBER; nvidia_address MINOR; nvidia_trouble, nvidia_uvm_trouble -> FOUND, NEXT; nvidia_nodes, find_nodes PATH... -> MAJOR, MINOR, MODE (arrays of
 #   the caller's), missing_nvidia_nodes, make_nvidia_nodes.
 NVIDIA_PROC=/proc/driver/nvidia
 # What `systemctl enable` makes of the service that makes the nodes at boot.
 NODES_ENABLED=/etc/systemd/system/multi-user.target.wants/homelab-nvidia-nodes.service
 
-nvidia_version() { first_in "$ROOT$NVIDIA_PROC/version" '([0-9]{3,}\.[0-9]+(\.[0-9]+)?)'; }
-
-# nvidia_major DRIVER - its major number; nothing while its module isn't loaded.
-nvidia_major() {
-  local major='' name=''
-  while read -r major name _ || [[ -n $major ]]; do
-    [[ $major != Block ]] || return 0
-    [[ $name != "$1" ]] || { printf '%s\n' "$major" && return 0; }
-  done <"$ROOT/proc/devices"
+nvidia_version() {
+  find_first "$ROOT$NVIDIA_PROC/version" '([0-9]{3,}\.[0-9]+(\.[0-9]+)?)'
+  printf '%s\n' "$FIRST"
 }
 
-# nvidia_minor ADDRESS - the number of the card's /dev/nvidiaN; nvidia_address MINOR - the address of the card that has it. Nothing: there is none.
-nvidia_minor() { first_in "$ROOT$NVIDIA_PROC/gpus/$1/information" '^Device Minor:[[:space:]]*([0-9]+)'; }
+# find_major DRIVER - sets NUMBER: its major number; nothing while its module isn't loaded.
+find_major() {
+  local major='' name=''
+  NUMBER=''
+  while read -r major name _ || [[ -n $major ]]; do
+    [[ $major != Block ]] || return 0
+    [[ $name != "$1" ]] || { NUMBER=$major && return 0; }
+  done 2>/dev/null <"$ROOT/proc/devices" || :
+}
+
+# find_minor ADDRESS - sets NUMBER: that of the card's /dev/nvidiaN; nvidia_address MINOR - the address of the card that has it. Nothing: there is none.
+find_minor() {
+  find_first "$ROOT$NVIDIA_PROC/gpus/$1/information" '^Device Minor:[[:space:]]*([0-9]+)'
+  NUMBER=$FIRST
+}
 
 nvidia_address() {
   local folder
   for folder in "$ROOT$NVIDIA_PROC"/gpus/*/; do
     folder=${folder%/}
-    [[ $(nvidia_minor "${folder##*/}") == "$1" ]] || continue
+    find_minor "${folder##*/}"
+    [[ $NUMBER == "$1" ]] || continue
     printf '%s\n' "${folder##*/}"
     return 0
   done
@@ -54,7 +62,8 @@ nvidia_trouble() {
 nvidia_uvm_trouble() {
   local version
   FOUND='' NEXT=''
-  if [[ -z $(nvidia_major nvidia-uvm) ]] && ! modinfo -n nvidia-uvm >/dev/null 2>&1; then
+  find_major nvidia-uvm
+  if [[ -z $NUMBER ]] && ! modinfo -n nvidia-uvm >/dev/null 2>&1; then
     FOUND="the kernel $(uname -r) has no module nvidia-uvm, though it has nvidia: the driver's build is incomplete"
     version=$(nvidia_version)
     # What is installed for a kernel already, autoinstall passes over.
@@ -64,25 +73,29 @@ nvidia_uvm_trouble() {
 
 # nvidia_nodes - a line for each node that the loaded modules serve: PATH MAJOR MINOR MODE(octal).
 nvidia_nodes() {
-  local file minor mode major
+  local file minor major
   [[ -r $ROOT$NVIDIA_PROC/version ]] || return 0
   # 195 is NVIDIA's own (Documentation/admin-guide/devices.txt); only its name in /proc/devices has changed.
   printf '/dev/nvidiactl 195 255 666\n'
   for file in "$ROOT$NVIDIA_PROC"/gpus/*/information; do
     [[ -r $file ]] || continue
     file=${file%/*}
-    minor=$(nvidia_minor "${file##*/}")
-    printf '/dev/nvidia%s 195 %s 666\n' "$minor" "$minor"
+    find_minor "${file##*/}"
+    printf '/dev/nvidia%s 195 %s 666\n' "$NUMBER" "$NUMBER"
   done
-  [[ -z $(nvidia_major nvidia-modeset) ]] || printf '/dev/nvidia-modeset 195 254 666\n'
-  major=$(nvidia_major nvidia-uvm)
-  [[ -z $major ]] || printf '/dev/nvidia-uvm %s 0 666\n/dev/nvidia-uvm-tools %s 1 666\n' "$major" "$major"
-  major=$(nvidia_major nvidia-caps)
+  find_major nvidia-modeset
+  [[ -z $NUMBER ]] || printf '/dev/nvidia-modeset 195 254 666\n'
+  find_major nvidia-uvm
+  [[ -z $NUMBER ]] || printf '/dev/nvidia-uvm %s 0 666\n/dev/nvidia-uvm-tools %s 1 666\n' "$NUMBER" "$NUMBER"
+  find_major nvidia-caps
+  major=$NUMBER
   [[ -n $major ]] || return 0
   for file in "$ROOT$NVIDIA_PROC"/capabilities/mig/*; do
     [[ -r $file ]] || continue
-    minor=$(first_in "$file" '^DeviceFileMinor: ([0-9]+)') mode=$(first_in "$file" '^DeviceFileMode: ([0-9]+)')
-    [[ -z $minor ]] || printf '/dev/nvidia-caps/nvidia-cap%s %s %s %o\n' "$minor" "$major" "$minor" "$mode"
+    find_first "$file" '^DeviceFileMinor: ([0-9]+)'
+    minor=$FIRST
+    find_first "$file" '^DeviceFileMode: ([0-9]+)'
+    [[ -z $minor ]] || printf '/dev/nvidia-caps/nvidia-cap%s %s %s %o\n' "$minor" "$major" "$minor" "$FIRST"
   done
 }
 

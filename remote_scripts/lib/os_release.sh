@@ -9,5 +9,6 @@
 os_value() {
   local file=$ROOT/etc/os-release
   [[ -r $file ]] || file=$ROOT/usr/lib/os-release
-  first_in "$file" "^$1=[\"']?([^\"']*)[\"']?\$"
+  find_first "$file" "^$1=[\"']?([^\"']*)[\"']?\$"
+  printf '%s\n' "$FIRST"
 }

@@ -10,8 +10,8 @@ holders() {
   for file in "$ROOT"/proc/driver/nvidia/gpus/*/information; do
     [[ -r $file ]] || continue
     file=${file%/information}
-    name=$(nvidia_minor "${file##*/}")
-    cards[nvidia$name]=${file##*/}
+    find_minor "${file##*/}"
+    cards[nvidia$NUMBER]=${file##*/}
   done
   for link in "$ROOT"/sys/class/drm/card[0-9]* "$ROOT"/sys/class/drm/renderD[0-9]*; do
     [[ -e $link/dev || -e $link/device ]] || continue

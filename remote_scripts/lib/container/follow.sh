@@ -94,8 +94,8 @@ find_now() {
   case $3 in
     card | renderD) if drm_node "$2" "$3"; then NOW=/dev/dri/$NODE; else NOW=''; fi ;;
     nvidia)
-      NOW=$(nvidia_minor "$2")
-      NOW=${NOW:+/dev/nvidia$NOW}
+      find_minor "$2"
+      NOW=${NUMBER:+/dev/nvidia$NUMBER}
       ;;
   esac
   [[ -n $NOW && -e $ROOT$NOW ]] || NOW=''

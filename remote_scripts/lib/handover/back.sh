@@ -10,7 +10,8 @@ OWED_SECONDS=1800
 # reboot of the host. What is at rest, and a VM that runs, stays.
 settle() {
   local busy=0
-  if [[ ${S[state]} != HOST && ${S[boot]:-} != "$(this_boot)" ]]; then
+  find_boot
+  if [[ ${S[state]} != HOST && ${S[boot]:-} != "$THIS_BOOT" ]]; then
     settle_after_boot
     return
   fi
@@ -39,7 +40,8 @@ settle() {
 # didn't answer yet: tried again, for a while. Only who has numbers of before is tried for as long as that is so: it may be locked by a backup.
 start_owed() {
   local why='' lacks=no late=no
-  [[ ${S[state]} == HELD && -n ${S[containers]:-}${S[staying]:-}${S[owed]:-} && ${S[boot]:-} == "$(this_boot)" ]] || return 0
+  find_boot
+  [[ ${S[state]} == HELD && -n ${S[containers]:-}${S[staying]:-}${S[owed]:-} && ${S[boot]:-} == "$THIS_BOOT" ]] || return 0
   ! is_late || late=yes
   [[ $late == no || -n ${S[staying]:-} ]] || return 0
   ! host_stops || return 0
@@ -104,7 +106,8 @@ is_over() {
   text=$(within "$ASK_SECONDS" qm status "${S[vm]}" 2>/dev/null) || { [[ -d $ROOT/etc/pve/qemu-server && ! -e $ROOT/etc/pve/qemu-server/${S[vm]}.conf ]] && return 0 || return 1; }
   [[ $text == 'status: stopped' ]] || return 1
   # Of a VM that ran: the backup starts it again.
-  [[ $(option_of_vm "${S[vm]}" lock) != backup ]] || return 1
+  find_option "${S[vm]}" lock
+  [[ $OPTION != backup ]] || return 1
   # Between the two halves of `qm reboot`.
   [[ ! -e $request ]] || ((EPOCHSECONDS - $(stat -c %Y "$request") > 120))
 }
@@ -115,7 +118,8 @@ give_back() {
   ! host_stops || return 1
   [[ $UNSURE == no ]] || { say "whether its last step is still at work can't be told: it is brought to an end when it can" && return 1; }
   for ctid in ${S[containers]:-} ${S[asked]:-}; do
-    is_active "$(stop_unit "$ctid").service"
+    find_stop_unit "$ctid"
+    is_active "$STOP_UNIT.service"
     (($? == 1)) || { say "container $ctid is still going off: it is started after that" && return 1; }
   done
   if ! all_home; then
@@ -157,11 +161,10 @@ all_home() {
 
 # leave_vfio - QEMU must have let go: to take a device from vfio-pci while it has it waits for its end.
 leave_vfio() {
-  local nodes
-  mapfile -t nodes < <(group_nodes)
-  ((${#nodes[@]} > 0)) || return 0
+  find_group_nodes
+  ((${#GROUP_NODES[@]} > 0)) || return 0
   # shellcheck disable=SC2046 # numbers hold no spaces
-  find_holders "${nodes[0]}" $(stat -L -c '%t:%T' "${nodes[@]}") || {
+  find_holders "${GROUP_NODES[0]}" $(stat -L -c '%t:%T' "${GROUP_NODES[@]}") || {
     say "it stays where it is for now: $LOOK_FAILED"
     return 1
   }
@@ -186,7 +189,7 @@ serve_again() {
   S[owed]=''
   restore_persistence
   follow_numbers
-  [[ $MOVED == no ]] || say "its nodes have other numbers than before: ${S[numbers]} -> $(numbers_now)"
+  [[ $MOVED == no ]] || say "its nodes have other numbers than before: ${S[numbers]} -> $NUMBERS"
   settle_staying || why="${why:+$why; }$REFUSED"
   start_users || why="${why:+$why; }$REFUSED"
   if [[ -n $why ]]; then sink HELD "$why"; else

@@ -2,7 +2,7 @@
 # A card that is handed over: its functions, their drivers, whether it answers, and what is done with them by sysfs.
 # Needs: handover/state, nvidia, read/devices
 #
-# Gives: read_card NAME -> CARD, FUNCTIONS, IDS, GPU, VMS, SHUT_DOWN; cards_of VMID; card_driver ADDRESS; is_on DRIVER ADDRESS, all_on DRIVER; value_of FILE; is_that_card; is_alive; is_sole, is_only, drm_names;
+# Gives: read_card NAME -> CARD, FUNCTIONS, IDS, GPU, VMS, SHUT_DOWN; find_cards [VMID] -> NAMES; card_driver ADDRESS; is_on DRIVER ADDRESS, all_on DRIVER; find_value FILE -> FOUND_VALUE; is_that_card; is_alive; is_sole, is_only; find_drm_names -> DRM_NAMES;
 #   step_claim, step_unbind, step_bind, step_release, step_attach, step_nodes CARD; deep_sleepers. Variables: CARDS (a line each: NAME, ADDRESS=IDS,...
 #   with its graphics function first, VMID,..., and `holders` where only those containers are shut down that have it open).
 # How often it is looked whether a card answers, a second apart, before it is taken for dead.
@@ -25,11 +25,12 @@ read_card() { # NAME
   [[ -n $CARD ]]
 }
 
-# cards_of VMID - names of those that it may take; without VMID: all.
-cards_of() {
+# find_cards [VMID] - sets NAMES: of those that it may take; without VMID: all.
+find_cards() {
   local name vms
+  NAMES=()
   while read -r name _ vms _; do
-    [[ -z $name || (-n ${1:-} && ",$vms," != *",$1,"*) ]] || printf '%s\n' "$name"
+    [[ -z $name || (-n ${1:-} && ",$vms," != *",$1,"*) ]] || NAMES+=("$name")
   done <<<"$CARDS"
 }
 
@@ -51,32 +52,35 @@ all_on() { # DRIVER
 
 # is_that_card - hardware may have been changed, or buses numbered anew, since it was configured.
 is_that_card() {
-  local function
+  local function vendor
   for function in "${FUNCTIONS[@]}"; do
-    [[ "$(value_of "$PCI/$function/vendor") $(value_of "$PCI/$function/device")" == "0x${IDS[$function]%:*} 0x${IDS[$function]#*:}" ]] || return 1
+    find_value "$PCI/$function/vendor"
+    vendor=$FOUND_VALUE
+    find_value "$PCI/$function/device"
+    [[ "$vendor $FOUND_VALUE" == "0x${IDS[$function]%:*} 0x${IDS[$function]#*:}" ]] || return 1
   done
 }
 
 # is_alive - does every function's configuration space read as what it is? 0: yes; 1: no: something else was read, again and again, or it has gone from the
 # bus; 2: it can't be told, since nothing was read. Of a card that doesn't answer, all bits are ones; and to read it may take for ever.
 is_alive() {
-  local function ids text look status=0
+  local function ids BYTES look status=0
   for function in "${FUNCTIONS[@]}"; do
     ids=${IDS[$function]}
     for ((look = LOOKS; look > 0; look--)); do
-      text=$(first_bytes "$function")
-      [[ $text != "${ids:2:2}${ids:0:2}${ids:7:2}${ids:5:2}" ]] || break
+      read_first_bytes "$function"
+      [[ $BYTES != "${ids:2:2}${ids:0:2}${ids:7:2}${ids:5:2}" ]] || break
       ((look == 1)) || sleep 1
     done
     ((look == 0)) || continue
-    if [[ -d $PCI && ! -e $PCI/$function || $text =~ ^[0-9a-f]{8}$ ]]; then return 1; fi
+    if [[ -d $PCI && ! -e $PCI/$function || $BYTES =~ ^[0-9a-f]{8}$ ]]; then return 1; fi
     status=2
   done
   return "$status"
 }
 
-# first_bytes ADDRESS - as hexadecimal digits; empty: they can't be read. By a pipe, since /run may be full.
-first_bytes() {
+# read_first_bytes ADDRESS - sets BYTES, as hexadecimal digits; empty: they can't be read. By a pipe, since /run may be full.
+read_first_bytes() {
   local pipe text=''
   exec {pipe}< <(
     [[ -z ${LOCK:-} ]] || exec {LOCK}>&-
@@ -85,7 +89,7 @@ first_bytes() {
   )
   IFS= read -r -t 5 -u "$pipe" text || :
   exec {pipe}<&-
-  printf '%s' "${text//[[:space:]]/}"
+  BYTES=${text//[[:space:]]/}
 }
 
 # is_sole - has this host no other card of NVIDIA's, whoever has that? Another one could come up under this one's numbers while it is away.
@@ -111,21 +115,21 @@ is_only() {
   done
 }
 
-# drm_names - of its nodes in /dev/dri.
-drm_names() {
+# find_drm_names - sets DRM_NAMES: of its nodes in /dev/dri, a blank behind each.
+find_drm_names() {
   local function path
+  DRM_NAMES=''
   for function in "${FUNCTIONS[@]}"; do
     for path in "$PCI/$function"/drm/card* "$PCI/$function"/drm/renderD*; do
-      [[ ! -e $path ]] || printf '%s ' "${path##*/}"
+      [[ ! -e $path ]] || DRM_NAMES+="${path##*/} "
     done
   done
 }
 
-# value_of FILE - of an attribute in sysfs, its first line; nothing where it can't be read.
-value_of() {
-  local value=''
-  { IFS= read -r value <"$1" || :; } 2>/dev/null
-  printf '%s' "$value"
+# find_value FILE - sets FOUND_VALUE: of an attribute in sysfs, its first line; nothing where it can't be read.
+find_value() {
+  FOUND_VALUE=''
+  { IFS= read -r FOUND_VALUE <"$1" || :; } 2>/dev/null
 }
 
 write_value() { { printf '%s\n' "$1" >"$2"; } 2>/dev/null; }
@@ -189,7 +193,10 @@ step_attach() {
 # deep_sleepers - functions that may go to D3cold.
 deep_sleepers() {
   local function
-  for function in "${FUNCTIONS[@]}"; do [[ $(value_of "$PCI/$function/d3cold_allowed") != 1 ]] || printf '%s ' "$function"; done
+  for function in "${FUNCTIONS[@]}"; do
+    find_value "$PCI/$function/d3cold_allowed"
+    [[ $FOUND_VALUE != 1 ]] || printf '%s ' "$function"
+  done
 }
 
 # It loads nvidia-uvm.

@@ -6,10 +6,13 @@
 
 # load_driver - with all modules that were unloaded for it, or for another card that is away still. Status 1: it waits in the kernel, or can't be told to.
 load_driver() {
-  local module file boot unloaded=" ${S[modules]:-}"
-  boot=$(this_boot)
+  local module file unloaded=" ${S[modules]:-}"
+  find_boot
   for file in "$ROOT$HANDOVER"/*.state; do
-    [[ $(noted_in "$file" boot) != "$boot" ]] || unloaded+=" $(noted_in "$file" modules)"
+    find_noted "$file" boot
+    [[ $AS_NOTED == "$THIS_BOOT" ]] || continue
+    find_noted "$file" modules
+    unloaded+=" $AS_NOTED"
   done
   for module in nvidia nvidia_modeset nvidia_drm nvidia_uvm; do
     [[ "$unloaded " != *" $module "* ]] || load_again "$module" || return 1

@@ -2,20 +2,26 @@
 # What lines of containers have of a card that is handed over: numbers that may be others when it comes back.
 # Needs: handover/state, handover/card, nvidia
 #
-# Gives: numbers_now, numbers_moved NUMBERS, numbers_lack; note_freed -> FREED, is_anothers -> WHY. Of the card that was read.
+# Gives: find_numbers -> NUMBERS; numbers_moved WAS, numbers_lack; note_freed -> FREED, is_anothers -> WHY. Of the card that was read.
 
-# numbers_now - minor of /dev/nvidiaN, majors of nvidia-uvm and nvidia-caps, names in /dev/dri: what lines of containers have of it.
-numbers_now() {
-  local uvm caps
-  uvm=$(nvidia_major nvidia-uvm) caps=$(nvidia_major nvidia-caps)
-  printf '%s,%s,%s,%s' "$(nvidia_minor "$GPU")" "$uvm" "$caps" "$(drm_names)"
+# find_numbers - sets NUMBERS: minor of /dev/nvidiaN, majors of nvidia-uvm and nvidia-caps, names in /dev/dri: what lines of containers have of it.
+find_numbers() {
+  local minor uvm
+  find_minor "$GPU"
+  minor=$NUMBER
+  find_major nvidia-uvm
+  uvm=$NUMBER
+  find_major nvidia-caps
+  find_drm_names
+  NUMBERS=$minor,$uvm,$NUMBER,$DRM_NAMES
 }
 
-# numbers_moved NUMBERS - has the card, or its driver, others than these? What wasn't there then, or isn't there yet, has not moved.
+# numbers_moved WAS - has the card, or its driver, others than these? What wasn't there then, or isn't there yet, has not moved.
 numbers_moved() {
   local was now index name
   IFS=, read -ra was <<<"$1"
-  IFS=, read -ra now <<<"$(numbers_now)"
+  find_numbers
+  IFS=, read -ra now <<<"$NUMBERS"
   for index in 0 1 2; do ! is_another "${was[index]:-}" "${now[index]:-}" || return 0; done
   for name in ${was[3]:-}; do ! is_renamed "$name" "${now[3]:-}" || return 0; done
   return 1
@@ -31,7 +37,8 @@ is_renamed() { [[ " $2 " != *" $1 "* && " $2" == *" ${1%%[0-9]*}"* ]]; }
 numbers_lack() {
   local was now index
   IFS=, read -ra was <<<"${S[numbers]:-}"
-  IFS=, read -ra now <<<"$(numbers_now)"
+  find_numbers
+  IFS=, read -ra now <<<"$NUMBERS"
   for index in 0 1 2 3; do [[ -z ${was[index]:-} || -n ${now[index]:-} ]] || return 0; done
   return 1
 }

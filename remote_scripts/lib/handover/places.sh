@@ -2,8 +2,8 @@
 # Where a host has what hands cards over.
 #
 # Gives: HANDOVER (what is going on with each card, and the story), INSTALLED, HOOK_FILE, HOOKED (VMs that were given the hookscript); FOLLOWER (what
-#   brings lines of containers to the numbers that cards have now); let_autoload; noted_in FILE KEY;
-#   option_of_vm VMID KEY.
+#   brings lines of containers to the numbers that cards have now); let_autoload; find_noted FILE KEY -> AS_NOTED;
+#   find_option VMID KEY -> OPTION.
 HANDOVER=/var/lib/homelab/handover
 INSTALLED=/usr/local/sbin/homelab-handover
 HOOK_FILE=homelab-handover.sh
@@ -19,21 +19,23 @@ let_autoload() {
   rmdir "$ROOT${AUTOLOAD%/*}" 2>/dev/null || :
 }
 
-# noted_in FILE KEY - of a card's state (state.sh), by another one than the program itself; nothing: it isn't noted.
-noted_in() {
+# find_noted FILE KEY - sets AS_NOTED: of a card's state (state.sh), by another one than the program itself; nothing: it isn't noted.
+find_noted() {
   local line
+  AS_NOTED=''
   [[ -r $1 ]] || return 0
   while IFS= read -r line || [[ -n $line ]]; do
-    [[ $line != "$2="* ]] || { printf '%s' "${line#*=}" && return; }
+    [[ $line != "$2="* ]] || { AS_NOTED=${line#*=} && return; }
   done <"$1"
 }
 
-# option_of_vm VMID KEY - of the VM's configuration, as it is for its next start.
-option_of_vm() {
+# find_option VMID KEY - sets OPTION: of the VM's configuration, as it is for its next start.
+find_option() {
   local line lines=()
+  OPTION=''
   { mapfile -t lines <"$ROOT/etc/pve/qemu-server/$1.conf"; } 2>/dev/null || :
   for line in "${lines[@]}"; do
     [[ $line != '['* ]] || return 0
-    [[ ! $line =~ ^$2:\ *(.*)$ ]] || printf '%s\n' "${BASH_REMATCH[1]}"
+    [[ ! $line =~ ^$2:\ *(.*)$ ]] || OPTION+=${OPTION:+$'\n'}${BASH_REMATCH[1]}
   done
 }

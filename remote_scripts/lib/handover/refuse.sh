@@ -8,24 +8,25 @@
 refused() {
   local function driver
   REFUSED=''
-  driver=$(card_driver "$GPU")
+  find_boot
+  find_option "$1" lock
   if ! is_that_card; then
     REFUSED="another device than it is at ${FUNCTIONS[*]} now; \`pulumi up --refresh\` finds it again"
   elif ! is_alive; then
     REFUSED="it doesn't answer: its configuration space can't be read"
-  elif [[ -e $STATE/armed && $(sed -n 's/^boot //p' "$STATE/armed") != "$(this_boot)" ]]; then
+  elif [[ -e $STATE/armed && $(sed -n 's/^boot //p' "$STATE/armed") != "$THIS_BOOT" ]]; then
     REFUSED="this boot of the host isn't confirmed yet, which homelab up does"
-  elif [[ $(option_of_vm "$1" lock) == backup ]]; then
+  elif [[ $OPTION == backup ]]; then
     refuse_backup "$1"
-  elif [[ $driver != nvidia ]]; then
+  elif ! is_on nvidia "$GPU"; then
+    driver=$(card_driver "$GPU")
     REFUSED="NVIDIA's driver doesn't have it, but ${driver:-none}"
   else
     for function in "${FUNCTIONS[@]}"; do
-      if [[ $(value_of "$PCI/$function/boot_vga") == 1 ]]; then
-        REFUSED="it is this host's screen (boot_vga)"
-      elif [[ $(value_of "$PCI/$function/sriov_numvfs") =~ ^$|[1-9] && -r $PCI/$function/sriov_numvfs ]]; then
-        REFUSED="$function has virtual functions (SR-IOV)"
-      fi
+      find_value "$PCI/$function/sriov_numvfs"
+      [[ ! $FOUND_VALUE =~ ^$|[1-9] || ! -r $PCI/$function/sriov_numvfs ]] || REFUSED="$function has virtual functions (SR-IOV)"
+      find_value "$PCI/$function/boot_vga"
+      [[ $FOUND_VALUE != 1 ]] || REFUSED="it is this host's screen (boot_vga)"
     done
   fi
   [[ -z $REFUSED ]] || return 0
@@ -38,21 +39,41 @@ refuse_backup() { REFUSED="a backup of VM $1, which was off, would start it: the
 # names_card VMID - does a hostpci option of the VM give the card, by its address or by a mapping, of which the lines of this node count? A
 # mapping that isn't known may.
 names_card() {
-  local line host mapping known here slot=${GPU%.*}
-  here=$(readlink "$ROOT/etc/pve/local" 2>/dev/null) || here=''
-  while IFS= read -r line || [[ -n $line ]]; do
+  local line lines=() host mapping slot=${GPU%.*}
+  { mapfile -t lines <"$ROOT/etc/pve/qemu-server/$1.conf"; } 2>/dev/null || :
+  for line in "${lines[@]}"; do
+    [[ $line != '['* ]] || return 1
     [[ $line =~ ^hostpci[0-9]+:[[:space:]]*(.*)$ ]] || continue
     line=,${BASH_REMATCH[1]},
     mapping='' host=''
     if [[ $line =~ ,mapping=([^,]+), ]]; then mapping=${BASH_REMATCH[1]}; elif [[ $line =~ ,(host=)?([0-9a-fA-F:.\;]+), ]]; then host=${BASH_REMATCH[2],,}; fi
     if [[ -n $mapping ]]; then
-      known=$(awk -v id="$mapping" -v here="${here##*/}" '/^[^ \t]/ { on = ($1 == id); if (on) print id } on && /^[ \t]/ && (here == "" || index($0 ",", "node=" here ","))' "$ROOT/etc/pve/mapping/pci.cfg" 2>/dev/null) || known=''
-      [[ -n $known && $known != *"$slot"* && $known != *"path=${slot#0000:}"* ]] || return 0
+      find_mapping "$mapping"
+      [[ -n $KNOWN && $KNOWN != *"$slot"* && $KNOWN != *"path=${slot#0000:}"* ]] || return 0
     elif [[ $host == *"${slot#0000:}"* ]]; then
       return 0
     fi
-  done < <(sed '/^\[/q' "$ROOT/etc/pve/qemu-server/$1.conf" 2>/dev/null)
+  done
   return 1
+}
+
+# find_mapping NAME - sets KNOWN: its name, and its lines for this node; nothing: it isn't known. Which node this is stays the same while this runs.
+NODE_HERE=unasked
+find_mapping() {
+  local line on=no
+  KNOWN=''
+  if [[ $NODE_HERE == unasked ]]; then
+    NODE_HERE=$(readlink "$ROOT/etc/pve/local" 2>/dev/null) || NODE_HERE=''
+    NODE_HERE=${NODE_HERE##*/}
+  fi
+  while IFS= read -r line || [[ -n $line ]]; do
+    if [[ $line == [!$' \t']* ]]; then
+      on=no
+      [[ ${line%%[$' \t']*} != "$1" ]] || { on=yes && KNOWN+=$1$'\n'; }
+    elif [[ $on == yes && (-z $NODE_HERE || "$line," == *"node=$NODE_HERE,"*) ]]; then
+      KNOWN+=$line$'\n'
+    fi
+  done 2>/dev/null <"$ROOT/etc/pve/mapping/pci.cfg" || :
 }
 
 is_divided() {
@@ -83,7 +104,8 @@ is_reserved() {
 # is_held_by_drm - nvidia-drm opens the card itself with modeset, and lets go only from 580.105.08 on (NVIDIA/open-gpu-kernel-modules), unless it can be unloaded.
 is_held_by_drm() {
   local version
-  [[ $(value_of "$ROOT/sys/module/nvidia_drm/parameters/modeset") == Y ]] || return 1
+  find_value "$ROOT/sys/module/nvidia_drm/parameters/modeset"
+  [[ $FOUND_VALUE == Y ]] || return 1
   ! is_only || return 1
   version=$(nvidia_version)
   [[ $(printf '580.105.08\n%s\n' "${version:-0}" | sort -V | head -n 1) != 580.105.08 ]] || return 1
@@ -96,7 +118,10 @@ is_console() {
   for function in "${FUNCTIONS[@]}"; do
     [[ -e $PCI/$function/graphics/fb0 ]] || continue
     for console in "$ROOT"/sys/class/vtconsole/*; do
-      [[ $(value_of "$console/name") == *"frame buffer"* && $(value_of "$console/bind") == 1 ]] || continue
+      find_value "$console/name"
+      [[ $FOUND_VALUE == *"frame buffer"* ]] || continue
+      find_value "$console/bind"
+      [[ $FOUND_VALUE == 1 ]] || continue
       REFUSED="the host's console draws on it (fb0)"
       return 0
     done

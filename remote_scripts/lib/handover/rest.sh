@@ -3,7 +3,7 @@
 # Needs: common, files, lock, handover/places, read/text
 #
 # Gives: cards_away [VMID...] -> AWAY; need_rest [VMID...], is_on_its_way VMID...; enabled_as service|timer; find_snippets -> SNIPPETS, STORAGE;
-#   hook_of_vm VMID, is_our_hook VMID, drop_hook VMID, has_hook VMID, hooked_elsewhere VMID, tell_elsewhere VMID; handed_over (a key of read_host.sh's answer).
+#   find_hook VMID -> OPTION, is_our_hook VMID, drop_hook VMID, has_hook VMID, hooked_elsewhere VMID, tell_elsewhere VMID; handed_over (a key of read_host.sh's answer).
 
 # enabled_as service|timer - what `systemctl enable` makes of it.
 enabled_as() {
@@ -18,7 +18,14 @@ cards_away() {
   AWAY=''
   for file in "$ROOT$HANDOVER"/*.state; do
     [[ -e $file ]] || continue
-    state=$(noted_in "$file" state) vm=$(noted_in "$file" vm) since=$(noted_in "$file" since) boot=$(noted_in "$file" boot)
+    find_noted "$file" state
+    state=$AS_NOTED
+    find_noted "$file" vm
+    vm=$AS_NOTED
+    find_noted "$file" since
+    since=$AS_NOTED
+    find_noted "$file" boot
+    boot=$AS_NOTED
     [[ -z $vm || " $* " != *" $vm "* || $state == STUCK || $state == DEAD ]] || continue
     # What was noted before the last start of the host tells nothing of now.
     [[ $state != HELD && $boot == "$(of_file "$ROOT/proc/sys/kernel/random/boot_id")" ]] || continue
@@ -52,24 +59,26 @@ need_rest() {
 # snippets_storages - a line each of storages that are a folder of this host's alone and take hookscripts: name and folder. The one where our script
 # lies comes first, then local. One that is for other nodes of the cluster has no volume here, wherever its folder lies.
 snippets_storages() {
-  local ours here
+  local ours='' here path
   here=$(readlink "$ROOT/etc/pve/local" 2>/dev/null) || here=''
-  ours=$(layer_files handover | sed -n "s#/snippets/$HOOK_FILE\$##p" | tr '\n' ' ')
+  while IFS= read -r path; do
+    [[ $path != */snippets/"$HOOK_FILE" ]] || ours+="${path%/snippets/"$HOOK_FILE"} "
+  done < <(layer_files handover)
   awk -v ours=" $ours" -v here="${here##*/}" '
-    function told() { if (kind == "dir" && snippets && !shared && !off && !elsewhere && path != "") print (index(ours, " " path " ") ? 0 : name == "local" ? 1 : 2), name, path }
+    function told() { if (kind == "dir" && snippets && !shared && !off && !elsewhere && path != "") { rank = index(ours, " " path " ") ? 0 : name == "local" ? 1 : 2; found[rank] = found[rank] name " " path "\n" } }
     /^[a-z]+:/ { told(); kind = $1; sub(/:$/, "", kind); name = $2; path = ""; snippets = shared = off = elsewhere = 0 }
     $1 == "path" { path = $2; sub(/\/+$/, "", path) }
     $1 == "content" { snippets = ("," $2 "," ~ /,snippets,/) }
     $1 == "shared" { shared = ($2 != "0") }
     $1 == "disable" { off = ($2 != "0") }
     $1 == "nodes" { nodes = $0; sub(/^[ \t]*nodes[ \t]+/, "", nodes); gsub(/[ \t;,]+/, ",", nodes); elsewhere = !index("," nodes ",", "," here ",") }
-    END { told() }' "$ROOT/etc/pve/storage.cfg" 2>/dev/null | sort -s -k1,1n | cut -d ' ' -f 2-
+    END { told(); printf "%s%s%s", found[0], found[1], found[2] }' "$ROOT/etc/pve/storage.cfg" 2>/dev/null
 }
 
 # find_snippets - sets STORAGE and SNIPPETS: the first of these, and its folder for hookscripts.
 find_snippets() {
   local found
-  found=$(snippets_storages | head -n 1) || found=''
+  found=$(snippets_storages) || found=''
   read -r STORAGE SNIPPETS <<<"$found"
   [[ -n ${SNIPPETS:-} ]] || die "a storage of this host (a folder) that takes snippets" "none in /etc/pve/storage.cfg does" \
     "a VM names the script that hands it its card by such a storage" \
@@ -77,10 +86,13 @@ find_snippets() {
   SNIPPETS=$SNIPPETS/snippets
 }
 
-# hook_of_vm VMID - the hookscript that its configuration names. is_our_hook VMID - is it ours?
-hook_of_vm() { option_of_vm "$1" hookscript; }
+# find_hook VMID - sets OPTION: the hookscript that its configuration names. is_our_hook VMID - is it ours?
+find_hook() { find_option "$1" hookscript; }
 
-is_our_hook() { [[ $(hook_of_vm "$1") == *:snippets/$HOOK_FILE ]]; }
+is_our_hook() {
+  find_hook "$1"
+  [[ $OPTION == *:snippets/$HOOK_FILE ]]
+}
 
 drop_hook() { # VMID
   run_logged qm set "$1" --delete hookscript || die "VM $1 without our hookscript" "$OUTPUT" \
@@ -109,11 +121,12 @@ tell_elsewhere() {
 
 # has_hook VMID - does it name our hookscript, by a storage that has it? A VM whose hookscript isn't found doesn't start.
 has_hook() {
-  local hook folder
-  hook=$(hook_of_vm "$1")
+  local name folder
   is_our_hook "$1" || return 1
-  folder=$(snippets_storages | awk -v name="${hook%%:*}" '$1 == name { print $2 }')
-  [[ -n $folder && -x $ROOT$folder/snippets/$HOOK_FILE ]]
+  while read -r name folder; do
+    [[ $name != "${OPTION%%:*}" ]] || { [[ -n $folder && -x $ROOT$folder/snippets/$HOOK_FILE ]] && return; }
+  done < <(snippets_storages)
+  return 1
 }
 
 # handed_over - the cards that aren't simply with the host, what of ours is switched on, VMs that lost their hookscript, and those that took it to another node.

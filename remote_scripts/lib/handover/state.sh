@@ -2,7 +2,7 @@
 # What is going on with a card that a VM and the host's containers have in turn, and what is said of it.
 # Needs: common, files/atomic, lock, run_dir, handover/places
 #
-# Gives: bounded SECONDS COMMAND... -> OUTPUT; say TEXT; load_state CARD -> S; save_state KEY VALUE...; drop_state; this_boot, host_stops.
+# Gives: bounded SECONDS COMMAND... -> OUTPUT, drop_outputs; say TEXT; load_state CARD -> S; save_state KEY VALUE...; drop_state; find_boot -> THIS_BOOT; host_stops.
 #
 # /var/lib/homelab/handover/NAME.state has lines KEY=VALUE, and is on the disk before the step that it tells of. Without it the card is with the
 # host. state: DRAINING, FREE, DETACHED (on the way to the VM `vm`), VM, RETURNING; HELD (with the host, and `why` the VM didn't get it, or its
@@ -14,10 +14,13 @@ STORY_BYTES=131072
 # For what was told to end, in seconds.
 GRACE_SECONDS=5
 declare -A S=()
+# What commands have said, by files that are no longer read.
+OUTPUTS=()
 
 # bounded SECONDS COMMAND... - ends in time even where the command can't be killed, since it waits in the kernel. OUTPUT: the end of what it says, as text.
+# Each has a file of its own, since what it leaves running may write on; all of them go at the end, by one program.
 bounded() {
-  local seconds=$1 pipe status='' file=$RUN/handover.$BASHPID TEXT
+  local seconds=$1 pipe status='' file=$RUN/handover.$BASHPID.${#OUTPUTS[@]} TEXT
   exec {pipe}< <(
     # What goes on would have the locks, too, and what whoever calls this waits for the end of.
     [[ -z ${LOCK:-} ]] || exec {LOCK}>&-
@@ -33,21 +36,30 @@ bounded() {
     { OUTPUT=$(tail -c 2000 "$file"); } 2>/dev/null || OUTPUT=''
   fi
   OUTPUT=${OUTPUT%"${OUTPUT##*[!$'\n']}"}
-  rm -f "$file"
+  OUTPUTS+=("$file")
   text_of "$OUTPUT"
   OUTPUT=$TEXT
   [[ $status =~ ^[0-9]+$ ]] || status=124
   return "$status"
 }
 
+# drop_outputs - when nothing is run any more.
+drop_outputs() {
+  ((${#OUTPUTS[@]} == 0)) || rm -f "${OUTPUTS[@]}"
+  OUTPUTS=()
+}
+
 # say TEXT - for the task's log, or the journal; and for the story.
 say() {
-  local story=$ROOT$HANDOVER/log text
+  local story size='' text file=$ROOT$HANDOVER/log
   printf '%s: %s\n' "$CARD" "$1" 2>/dev/null || :
   need_dir "$ROOT$HANDOVER" 2>/dev/null || return 0
-  { printf '%(%F %T)T %s: %s\n' -1 "$CARD" "$1" >>"$story"; } 2>/dev/null || return 0
-  (($(stat -c %s "$story" 2>/dev/null || printf 0) <= STORY_BYTES)) || {
-    text=$(tail -c $((STORY_BYTES / 2)) "$story") && write_atomically "$HANDOVER/log" 0600 printf '%s\n' "${text#*$'\n'}"
+  { exec {story}>>"$file"; } 2>/dev/null || return 0
+  # Where it has written to: the story's length, without a program's start for each line.
+  { printf '%(%F %T)T %s: %s\n' -1 "$CARD" "$1" >&"$story" && read -r _ size <"$PROCESS/fdinfo/$story"; } 2>/dev/null || :
+  exec {story}>&-
+  ((${size:-0} <= STORY_BYTES)) || {
+    text=$(tail -c $((STORY_BYTES / 2)) "$file") && write_atomically "$HANDOVER/log" 0600 printf '%s\n' "${text#*$'\n'}"
   } || :
 }
 
@@ -71,7 +83,8 @@ save_state() {
     S[$1]=${2//$'\n'/; }
     shift 2
   done
-  S[boot]=$(this_boot)
+  find_boot
+  S[boot]=$THIS_BOOT
   [[ -n ${S[boot]} ]] || return 1 # it would count as an earlier boot's
   for key in state vm boot since why containers staying asked freed owed numbers taken modules persistence units d3cold; do text+="$key=${S[$key]:-}"$'\n'; done
   need_dir "$ROOT$HANDOVER" && write_atomically "$HANDOVER/$CARD.state" 0600 printf '%s' "$text"
@@ -82,10 +95,10 @@ drop_state() {
   S=([state]=HOST)
 }
 
-this_boot() {
-  local id=''
-  IFS= read -r id <"$ROOT/proc/sys/kernel/random/boot_id" || :
-  printf '%s' "$id"
+# find_boot - sets THIS_BOOT; empty: that can't be read.
+find_boot() {
+  THIS_BOOT=''
+  IFS= read -r THIS_BOOT <"$ROOT/proc/sys/kernel/random/boot_id" || :
 }
 
 # host_stops - guests go down with the host: nothing is given back, and nothing is started.

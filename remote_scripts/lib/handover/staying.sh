@@ -29,10 +29,11 @@ ids_of() {
 
 # find_staying - after that: of USERS, those that run on go to STAYING. Where that isn't sure nobody does, and ALL_GO says why.
 find_staying() {
-  local id holder open=' ' users=() numbers
+  local id holder open=' ' users=()
   STAYING=() FREED='' ALL_GO=''
   [[ $SHUT_DOWN == holders ]] && ((${#USERS[@]} > 0)) || return 0
-  read -ra numbers <<<"$(card_numbers)"
+  find_card_numbers
+  find_minor "$GPU"
   if ! is_sole || ! is_only; then
     ALL_GO="this host has another card of NVIDIA's, which could get this one's numbers"
   elif [[ -n $OWED$KEPT ]]; then
@@ -40,7 +41,7 @@ find_staying() {
     ALL_GO="not every container has got over the last handover ($(ids_of "${OWED:-$KEPT}"))"
   elif ! note_freed; then
     ALL_GO="which numbers the driver has can't be told from /proc/devices"
-  elif ! find_holders "$ROOT/dev/nvidia$(nvidia_minor "$GPU")" "${numbers[@]}"; then
+  elif ! find_holders "$ROOT/dev/nvidia$NUMBER" "${CARD_NUMBERS[@]}"; then
     ALL_GO="who has it open can't be told ($LOOK_FAILED)"
   fi
   [[ -z $ALL_GO ]] || return 0
@@ -163,10 +164,11 @@ settle_staying() {
   for entry in ${S[staying]}; do if [[ $entry == *:?* ]]; then named+="$entry "; else named+="${entry%:}:$(instance_of "${entry%:}") "; fi; done
   S[staying]=${named% }
   if [[ $MOVED == yes ]]; then
-    WHY="the card's nodes have other numbers than before (${S[numbers]} -> $(numbers_now))"
+    find_numbers
+    WHY="the card's nodes have other numbers than before (${S[numbers]} -> $NUMBERS)"
   elif numbers_lack; then
-    WHY="not all of its numbers are there again (${S[numbers]} -> $(numbers_now))"
-    { [[ ${S[state]} == HELD ]] && is_late; } || is_anothers || { REFUSED="containers run on with numbers of before, of which not all are there again (${S[numbers]} -> $(numbers_now)): $(ids_of "${S[staying]}")" && return 1; }
+    WHY="not all of its numbers are there again (${S[numbers]} -> $NUMBERS)"
+    { [[ ${S[state]} == HELD ]] && is_late; } || is_anothers || { REFUSED="containers run on with numbers of before, of which not all are there again (${S[numbers]} -> $NUMBERS): $(ids_of "${S[staying]}")" && return 1; }
   fi
   if [[ -n $WHY ]] || is_anothers; then
     end_staying "$WHY" || status=1
@@ -181,6 +183,7 @@ settle_staying() {
 # watch_staying - while the card is away, by the timer. (With the card at home, `start_owed` does what is left.)
 watch_staying() {
   local WHY=''
-  [[ -n ${S[staying]:-} && ${S[boot]:-} == "$(this_boot)" ]] && [[ ${S[state]} != HELD || -n ${S[owed]:-} ]] && is_anothers || return 0
+  find_boot
+  [[ -n ${S[staying]:-} && ${S[boot]:-} == "$THIS_BOOT" ]] && [[ ${S[state]} != HELD || -n ${S[owed]:-} ]] && is_anothers || return 0
   end_staying "$WHY" || say "$REFUSED"
 }

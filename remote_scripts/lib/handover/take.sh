@@ -78,7 +78,8 @@ drain_card() { # VMID
   [[ ${S[state]} != HELD ]] || forget_gone
   find_owed
   find_staying
-  taken=$(numbers_now)
+  find_numbers
+  taken=$NUMBERS
   # By the numbers of then.
   if [[ -n $OWED$KEPT ]]; then numbers=${S[numbers]:-} freed=${S[freed]:-}; else numbers=$taken freed=$FREED; fi
   bounded 30 nvidia-smi -i "$GPU" --query-gpu=persistence_mode --format=csv,noheader && persistence=$OUTPUT || persistence=''
@@ -94,10 +95,9 @@ drain_card() { # VMID
 
 # nobody_has_it - which was seen; else REFUSED says who has.
 nobody_has_it() {
-  local numbers node
-  node=$ROOT/dev/nvidia$(nvidia_minor "$GPU")
-  read -ra numbers <<<"$(card_numbers)"
-  if ! find_holders "$node" "${numbers[@]}"; then
+  find_card_numbers
+  find_minor "$GPU"
+  if ! find_holders "$ROOT/dev/nvidia$NUMBER" "${CARD_NUMBERS[@]}"; then
     REFUSED="who has it can't be told: $LOOK_FAILED"
     return 1
   fi

@@ -22,7 +22,7 @@ find_passes() {
   PASSED=()
   while read -r vmid who; do
     [[ $who != "$1" ]] || PASSED+=("$vmid")
-  done < <(cat "$PASSES" 2>/dev/null)
+  done 2>/dev/null <"$PASSES" || :
 }
 
 # drop_other_passes WHO - where there are some: whoever asks while it is written would find none at all.
@@ -54,7 +54,7 @@ await_handover() {
 
 # run_at_work VMID - does a run hold this host that doesn't start this VM? AT_WORK: whose.
 run_at_work() {
-  local held
+  local held pass
   [[ -e $RUN/up ]] && exec {held}<"$RUN/up" || return 1
   # Shared: several may ask at once. A run that comes meanwhile waits for this moment.
   if flock -n -s "$held"; then
@@ -62,6 +62,8 @@ run_at_work() {
     return 1
   fi
   exec {held}<&-
-  AT_WORK=$(head -n 1 "$RUN/up" 2>/dev/null) || AT_WORK=''
-  ! grep -qsxF -e "$1 $AT_WORK" "$PASSES"
+  AT_WORK=''
+  { IFS= read -r AT_WORK <"$RUN/up"; } 2>/dev/null || :
+  while IFS= read -r pass; do [[ $pass != "$1 $AT_WORK" ]] || return 1; done 2>/dev/null <"$PASSES" || :
+  return 0
 }

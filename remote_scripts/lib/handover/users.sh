@@ -2,7 +2,7 @@
 # Who of this host uses a card: containers by their configuration, NVIDIA's persistence daemon.
 # Needs: handover/state, handover/card, handover/numbers, container/conf
 #
-# Gives: container_runs CTID; find_users -> USERS, REFUSED; is_gone CTID; in_order CTID... -> ORDERED; stop_users, stop_user CTID WHY -> ASKED, stop_unit CTID, follow_numbers, start_users; settle_persistence, restore_persistence.
+# Gives: container_runs CTID; find_users -> USERS, REFUSED; is_gone CTID; in_order CTID... -> ORDERED; stop_users, stop_user CTID WHY -> ASKED, find_stop_unit CTID -> STOP_UNIT; follow_numbers, start_users; settle_persistence, restore_persistence.
 
 # container_runs CTID - 0: yes, 1: no, 2: nobody knows.
 container_runs() {
@@ -45,12 +45,12 @@ is_gone() { [[ -d $ROOT/etc/pve/lxc && ! -e $ROOT/etc/pve/lxc/$1.conf ]]; }
 
 # in_order CTID... - sets ORDERED: each once, as they are shut down: the order of the host's start, backwards. By bash itself: none is lost where a program fails.
 in_order() {
-  local CTID id other order rest
+  local CTID id other rest
   local -A ranks=()
   for CTID in "$@"; do
-    order=''
-    [[ ! -e $ROOT/etc/pve/lxc/$CTID.conf ]] || ! read_conf || order=$(startup order)
-    ranks[$CTID]=$((10#${order:-99999}))
+    STARTUP=''
+    [[ ! -e $ROOT/etc/pve/lxc/$CTID.conf ]] || ! read_conf || find_startup order
+    ranks[$CTID]=$((10#${STARTUP:-99999}))
   done
   ORDERED=()
   for id in "${!ranks[@]}"; do
@@ -67,19 +67,22 @@ in_order() {
   done
 }
 
-# startup KEY - of the container that was read: of its option `startup`.
-startup() {
+# find_startup KEY - sets STARTUP: of the container that was read: of its option `startup`.
+find_startup() {
   local line
+  STARTUP=''
   for line in "${HEAD[@]}"; do
-    [[ ! $line =~ ^startup:.*$1=([0-9]+) ]] || printf '%s' "${BASH_REMATCH[1]}"
+    [[ ! $line =~ ^startup:.*$1=([0-9]+) ]] || STARTUP+=${BASH_REMATCH[1]}
   done
 }
 
 # has_card - does the configuration that was read give one of the card's nodes?
 has_card() {
   local node
-  ! gives_node "/dev/nvidia$(nvidia_minor "$GPU")" || return 0
-  for node in $(drm_names); do ! gives_node "/dev/dri/$node" || return 0; done
+  find_minor "$GPU"
+  ! gives_node "/dev/nvidia$NUMBER" || return 0
+  find_drm_names
+  for node in $DRM_NAMES; do ! gives_node "/dev/dri/$node" || return 0; done
   return 1
 }
 
@@ -95,8 +98,8 @@ gives_node() { # PATH
   return 1
 }
 
-# stop_unit CTID - in which it is shut down: by a child of ours that went on after us, a container would go off that was seen to run.
-stop_unit() { printf 'homelab-handover-%s-stop-%s' "$CARD" "$1"; }
+# find_stop_unit CTID - sets STOP_UNIT, in which it is shut down: by a child of ours that went on after us, a container would go off that was seen to run.
+find_stop_unit() { STOP_UNIT=homelab-handover-$CARD-stop-$1; }
 
 # stop_users - those of S[containers], within their own time (startup: down=), else a minute; then their power is cut.
 stop_users() {
@@ -116,11 +119,12 @@ stop_user() {
   # Proxmox VE would refuse it, with a failed task each time.
   [[ -z $LOCKED ]] || { REFUSED="container $CTID doesn't go off: it is locked ($LOCKED)" && return 1; }
   ! is_under_ha || { REFUSED="container $CTID doesn't go off: it is under HA by now, which would start it again" && return 1; }
-  seconds=$(startup down)
-  seconds=$((10#${seconds:-60}))
+  find_startup down
+  seconds=$((10#${STARTUP:-60}))
   say "shutting container $CTID down, $2"
+  find_stop_unit "$CTID"
   ASKED=yes
-  bounded $((seconds + 120)) systemd-run -q --wait --collect --pipe --unit="$(stop_unit "$CTID")" pct shutdown "$CTID" --timeout "$seconds" --forceStop 1
+  bounded $((seconds + 120)) systemd-run -q --wait --collect --pipe --unit="$STOP_UNIT" pct shutdown "$CTID" --timeout "$seconds" --forceStop 1
   container_runs "$CTID"
   (($? == 1)) || { REFUSED="container $CTID doesn't go off: ${OUTPUT:-no answer}" && return 1; }
 }
@@ -149,7 +153,8 @@ is_about_it() {
 means_what_moved() {
   local was now name index
   IFS=, read -ra was <<<"$1"
-  IFS=, read -ra now <<<"$(numbers_now)"
+  find_numbers
+  IFS=, read -ra now <<<"$NUMBERS"
   ! is_another "${was[0]:-}" "${now[0]:-}" || ! gives_node "/dev/nvidia${was[0]}" || return 0
   for name in ${was[3]:-}; do ! is_renamed "$name" "${now[3]:-}" || ! gives_node "/dev/dri/$name" || return 0; done
   for index in 1 2; do
@@ -177,8 +182,9 @@ start_users() {
     ! is_gone "$CTID" || continue
     container_runs "$CTID" && continue
     if ! is_about_it; then
+      find_numbers
       off="$CTID${off:+ }$off"
-      REFUSED+="${REFUSED:+; }its nodes have other numbers than before (${S[numbers]} -> $(numbers_now)), and container $CTID has lines with the earlier ones, which this program hasn't written: it stays off. Correct them, then start it"
+      REFUSED+="${REFUSED:+; }its nodes have other numbers than before (${S[numbers]} -> $NUMBERS), and container $CTID has lines with the earlier ones, which this program hasn't written: it stays off. Correct them, then start it"
       continue
     fi
     say "starting container $CTID again"

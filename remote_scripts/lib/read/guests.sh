@@ -66,7 +66,8 @@ cluster() {
     # Where Proxmox VE's file system isn't mounted, these aren't there.
     node=$(readlink "$ROOT/etc/pve/local") || node=''
     files=$(cd "$ROOT/etc/pve/nodes" 2>/dev/null && find . -mindepth 3 -maxdepth 3 -name '[1-9]*.conf' -printf '%P\n' | sort) || files=''
-    name=$(first_in "$ROOT/etc/pve/corosync.conf" '^ *cluster_name: *(.*)$')
+    find_first "$ROOT/etc/pve/corosync.conf" '^ *cluster_name: *(.*)$'
+    name=$FIRST
     [[ ! -e $ROOT/etc/pve/local/pveproxy-ssl.pem ]] || certificate=/etc/pve/local/pveproxy-ssl.pem
     printf '"users":'
     string_of /etc/pve/user.cfg

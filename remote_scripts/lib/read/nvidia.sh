@@ -6,13 +6,13 @@
 
 # The numbers N of /dev/nvidiaN that the host's driver gave to its cards; they need not be in PCI order.
 nvidia_minors() {
-  local file address minor separator=
+  local file address separator=
   printf ',"nvidia_minors":{'
   for file in "$ROOT"/proc/driver/nvidia/gpus/*/information; do
     address=${file%/information} address=${address##*/}
-    minor=$(nvidia_minor "$address")
-    [[ -n $minor ]] || continue
-    printf '%s"%s":%s' "$separator" "$address" "$minor"
+    find_minor "$address"
+    [[ -n $NUMBER ]] || continue
+    printf '%s"%s":%s' "$separator" "$address" "$NUMBER"
     separator=,
   done
   printf '}'
