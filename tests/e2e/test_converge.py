@@ -8,12 +8,12 @@ from collections.abc import Callable
 import pytest
 
 from homelab.host import facts, gates
-from homelab.remote import scripts
+from homelab.remote import guard, scripts
 from tests.e2e import terminal
 from tests.e2e.conftest import Stack
 from tests.e2e.person import DOWN, ENTER, Conversation
 from tests.e2e.test_gpu_vm import conf, given_back, with_card
-from tests.lab.host_kit import run_script
+from tests.lab.host_kit import run_script, settings_of
 from tests.sampling import sample
 from tests.unit.hosts import settings
 from tests.waiting import PATIENCE
@@ -160,19 +160,6 @@ def test_what_a_person_answers_at_a_terminal_gives_the_slot_to_the_vm(
     assert (slots, refused) == ({name: slot}, [])
 
 
-def test_an_up_with_its_preview_after_a_refresh_changes_nothing_and_knows_every_output(
-    converged: Callable[..., Stack],
-) -> None:
-    stack = converged("rtx5090")
-    stack.up("--refresh")
-    mark = stack.lab.mark()
-    again = stack.run("up", "--yes")
-    assert (again.code, again.changed) == (0, set())
-    previewed = again.output.partition("Updating (lab)")[0]
-    assert "Outputs:" not in previewed and "unknown" not in previewed, again.output
-    assert stack.lab.connections(since=mark) == []
-
-
 def test_the_steps_happen_in_the_order_of_their_dependencies(converged: Callable[..., Stack]) -> None:
     stack = converged("rtx5090")
     chain = [
@@ -195,5 +182,15 @@ def test_the_steps_happen_in_the_order_of_their_dependencies(converged: Callable
     said = next(number for number, text in enumerate(texts) if "it stops VM 103 (Sandbox)" in text)
     changed = next(number for number, text in enumerate(texts) if "resourcePreEvent" in text and "pve-cmdline" in text)
     assert said < changed
+    # Taken back in the other order; not at all while another run has the host.
+    configured = stack.lab.snapshot()
+    guard.hold("another", settings_of(stack.lab))
+    try:
+        refused = stack.destroy(ok=False)
+        assert refused.message.count("wanted:") == 1, refused.message
+        assert "to be the only run at work on this host" in refused.message
+        assert stack.lab.snapshot() == configured
+    finally:
+        guard.release("another")
     taken = [name for operation, name in stack.destroy().steps if operation == "delete" and name in chain]
     assert taken == chain[::-1]

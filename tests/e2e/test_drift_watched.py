@@ -36,11 +36,10 @@ def test_drift_opens_an_issue_that_says_it_and_is_closed_when_it_is_gone(
         return status
 
     # (Where there is none and never was, nothing is opened: tests/scripts/test_workflow_steps.py.)
-    stack.lab.run('rm "$ROOT/etc/initramfs-tools/scripts/init-top/homelab-vfio"; update-initramfs -u -k all')
+    script, aside = '"$ROOT/etc/initramfs-tools/scripts/init-top/homelab-vfio"', '"$ROOT/tmp/aside"'
+    stack.lab.run(f"mv {script} {aside}; update-initramfs -u -k all")
     assert look() == "1"
     assert "init-top/homelab-vfio is gone" in steps.known[0]["body"] and steps.known[0]["title"] == "A host has drifted"
-    stack.up("--refresh")
+    stack.lab.run(f"mv {aside} {script}; update-initramfs -u -k all")
     assert look() == "0" and steps.known[0]["state"] == "closed"
-    stack.lab.stop()
-    assert look() == "2"
-    assert "can't be told" in steps.known[1]["title"] and "to read pve" in steps.known[1]["body"]
+    # (A host that can't be read: tests/e2e/test_drift.py, and what the issue is called then: tests/scripts/test_workflow_steps.py.)

@@ -62,32 +62,66 @@ def test_a_login_that_is_refused_says_how_to_allow_it(untouched: Callable[..., S
     one_message(stack.up(ok=False), "to log in to 127.0.0.1", "ssh-copy-id")
 
 
-def test_a_tool_that_fails_is_named_and_a_host_without_its_network_rolls_itself_back_each_finished_by_the_next_up(
-    stack_on: Callable[..., Stack],
-) -> None:
-    stack = stack_on("rtx5090", timeouts={"connect": 5, "reboot": 10, "rollback": 30})
+def test_a_bad_day_ends_with_one_clear_message_each_and_the_next_up_goes_on(stack_on: Callable[..., Stack]) -> None:
+    """Each leg goes on where the one before has failed."""
+    stack = stack_on("rtx5090")
+    stock = stack.lab.snapshot()
+    a_tool_that_fails_is_named(stack)
+    a_host_without_its_network_rolls_itself_back(stack)
+    assert stack.lab.snapshot() == stock
+    a_script_that_hangs_is_given_up_in_time(stack)
+    a_host_that_never_comes_back_is_reported(stack)
+    # Every resource has a limit, also those of which nothing hung.
+    assert [one["urn"] for one in stack.resources() if one["custom"] and not one.get("customTimeouts")] == []
+    stack.destroy()
+    assert stack.lab.snapshot() == stock
+    assert not (stack.lab.root / "var/lib/homelab").exists()
+
+
+def a_tool_that_fails_is_named(stack: Stack) -> None:
+    """Which ones, and what they leave: tests/scripts/test_on_a_host.py."""
     stock, mark = stack.lab.snapshot(), stack.lab.mark()
-    before = stack.drivers()
-    # First a tool fails on it; which ones, and what they leave: tests/scripts/test_on_a_host.py.
     stack.lab.fault("update-grub", "fail")
     one_message(stack.up(ok=False), "the boot configuration generated anew")
     assert stack.lab.snapshot()["boot/grub/grub.cfg"] == stock["boot/grub/grub.cfg"]
     assert stack.lab.boots(since=mark) == []
     stack.lab.fault("update-grub", None)
 
+
+def a_host_without_its_network_rolls_itself_back(stack: Stack) -> None:
+    before, mark = stack.drivers(), stack.lab.mark()
+    stack.host["timeouts"] = {"connect": 5, "reboot": 10, "rollback": 30}
     stack.lab.fault("no-network-when", "homelab.vfio")
     stack.lab.fault("timers-run-fast", 15)
     one_message(stack.up(ok=False), "it has returned by itself to what it was", "was not confirmed within 30 s")
-    assert stack.lab.snapshot() == stock
     assert stack.drivers() == before
     assert [boot["network"] for boot in stack.lab.boots(since=mark)] == [False, True]
-
     stack.lab.machine.clear_faults()
-    stack.up("--refresh")
+
+
+def a_script_that_hangs_is_given_up_in_time(stack: Stack) -> None:
+    mark = stack.lab.mark()
+    stack.host["timeouts"] = {"connect": 10, "reboot": 60, "rollback": 60, "script": 5}
+    stack.lab.fault("script-hangs", "bash -s -- apply")  # not the same script's `plan`, which the probe runs
+    failed = stack.up("--refresh", ok=False)
+    assert "deadline exceeded" in failed.output, failed.output
+    assert stack.lab.boots(since=mark) == []
+    stack.lab.fault("script-hangs", None)
+
+
+def a_host_that_never_comes_back_is_reported(stack: Stack) -> None:
+    stack.host["timeouts"] = {"connect": 5, "reboot": 3, "rollback": 30, "script": 300}
+    stack.lab.fault("never-comes-back", True)
+    mark = stack.lab.mark()
+    done = stack.up(ok=False)
+    one_message(done, "127.0.0.1 back after its reboot", "boot menu")
+    assert "pve-bind" in done.changed, "what hung before is done"
+    stack.lab.machine.clear_faults()
+    stack.lab.power_cycle()
+    stack.host["timeouts"] = {"connect": 10, "reboot": 60, "rollback": 60}
+    stack.up()
+    assert stack.lab.boots(since=mark)[-1]["reason"] == "power", "no other restart was needed"
     assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
-    stack.destroy()
-    assert stack.lab.snapshot() == stock
-    assert not (stack.lab.root / "var/lib/homelab").exists()
 
 
 def test_a_manual_reboot_ends_with_what_to_do_a_wrong_one_says_which_check_fails_and_the_next_up_goes_on(
@@ -107,30 +141,3 @@ def test_a_manual_reboot_ends_with_what_to_do_a_wrong_one_says_which_check_fails
     after = stack.up("--refresh")
     assert "pve-booted" in after.changed
     assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
-
-
-def test_a_script_that_hangs_is_given_up_in_time_and_a_host_that_never_comes_back_is_reported_each_finished_by_the_next_up(
-    stack_on: Callable[..., Stack],
-) -> None:
-    stack = stack_on("rtx5090")
-    stack.host["timeouts"] |= {"script": 5}
-    stack.lab.fault("script-hangs", "bash -s -- apply")  # not the same script's `plan`, which the probe runs
-    failed = stack.up(ok=False)
-    assert "deadline exceeded" in failed.output, failed.output
-    assert len(stack.lab.boots()) == 1
-    stack.lab.fault("script-hangs", None)
-
-    stack.host["timeouts"] = {"connect": 5, "reboot": 3, "rollback": 30, "script": 300}
-    stack.lab.fault("never-comes-back", True)
-    mark = stack.lab.mark()
-    done = stack.up(ok=False)
-    one_message(done, "127.0.0.1 back after its reboot", "boot menu")
-    assert "pve-bind" in done.changed, "what hung before is done"
-    stack.lab.machine.clear_faults()
-    stack.lab.power_cycle()
-    stack.host["timeouts"] = {"connect": 10, "reboot": 60, "rollback": 60}
-    stack.up()
-    assert stack.lab.boots(since=mark)[-1]["reason"] == "power", "no other restart was needed"
-    assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
-    # Every resource has a limit, also those of which nothing hung.
-    assert [one["urn"] for one in stack.resources() if one["custom"] and not one.get("customTimeouts")] == []

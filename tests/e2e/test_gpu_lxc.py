@@ -39,7 +39,7 @@ def power(stack: Stack, ctid: int, mark: Any = None) -> list[str]:
     return [words[0] for words in programs if words[1:2] == [str(ctid)] and words[0] in ("shutdown", "stop", "start")]
 
 
-def test_901_goes_from_broken_to_working_to_another_assignment_and_back_with_950_untouched(
+def test_901_goes_from_broken_to_working_to_another_assignment_is_mended_and_goes_back_with_950_untouched(
     converged: Callable[..., Stack],
 ) -> None:
     stack = converged("phoenix", gpus=CARDS, containers=PHOENIX, **NO_REBOOT)
@@ -60,6 +60,7 @@ def test_901_goes_from_broken_to_working_to_another_assignment_and_back_with_950
     assert (found["ctid"], found["gpus"], found["method"], found["state"]) == (901, [0, 1], "device", "running")
 
     another_assignment_is_written_then_restarted_then_verified(stack)
+    what_was_changed_by_hand_or_by_a_kernel_is_mended(stack)
 
     stack.destroy()
     assert not opens(stack, 901, "/dev/nvidia1")
@@ -67,7 +68,8 @@ def test_901_goes_from_broken_to_working_to_another_assignment_and_back_with_950
 
 
 def another_assignment_is_written_then_restarted_then_verified(stack: Stack) -> None:
-    containers(stack)["phoenix"]["gpuAssignment"] = "1"
+    """By the other method, too."""
+    containers(stack)["phoenix"] |= {"gpuAssignment": "1", "method": "mount-entry"}
     mark = stack.lab.mark()
     up = stack.up("--refresh")
     assert up.found_changed == set(), f"the first `up` isn't what a refresh reads: {up.output}"
@@ -80,6 +82,29 @@ def another_assignment_is_written_then_restarted_then_verified(stack: Stack) -> 
     assert power(stack, 901, mark) == ["shutdown", "start"]
     assert not opens(stack, 901, "/dev/nvidia0")
     assert opens(stack, 901, "/dev/nvidia1", NOBODY)
+
+
+def what_was_changed_by_hand_or_by_a_kernel_is_mended(stack: Stack) -> None:
+    path = stack.lab.root / "etc/pve/lxc/901.conf"
+    line = "lxc.mount.entry: /dev/nvidia1 dev/nvidia1 none bind,optional,create=file\n"
+    assert line in path.read_text()
+    path.write_text(path.read_text().replace(line, ""))
+    (stack.lab.root / "etc/systemd/system/homelab-nvidia-nodes.service").unlink()
+    up = stack.up("--refresh")
+    assert f"drift: {line.strip()} is not there" in up.output
+    assert "homelab-nvidia-nodes.service is gone" in up.output
+    assert up.changed == {"phoenix-conf", "phoenix-restart", "phoenix-opened", "pve-nodes"}
+    assert line in conf(stack, 901)
+    assert opens(stack, 901, "/dev/nvidia1", NOBODY)
+    assert (stack.lab.root / "etc/systemd/system/homelab-nvidia-nodes.service").exists()
+
+    stack.lab.fault("nvidia-majors-change")
+    stack.lab.reboot()
+    # What runs at each boot has brought the rules to the numbers of this one.
+    assert opens(stack, 901, "/dev/nvidia-uvm", NOBODY)
+    assert stack.up("--refresh").changed <= {"phoenix-probe", "phoenix-opened"}
+    assert opens(stack, 901, "/dev/nvidia-uvm", NOBODY)
+    assert len([one for one in raw_lines(stack, 901) if "devices.allow" in one]) == len(set(raw_lines(stack, 901))) / 2
 
 
 def raw_lines(stack: Stack, ctid: int) -> list[str]:
@@ -133,28 +158,3 @@ def test_on_pve_8_both_methods_from_one_to_the_other_another_name_and_another_co
     stack.destroy()
     assert {ctid: conf(stack, ctid) for ctid in stock} == stock
     assert power(stack, 212, mark) == []
-
-
-def test_what_was_changed_by_hand_or_by_a_kernel_is_mended_by_a_refresh(converged: Callable[..., Stack]) -> None:
-    stack = converged("phoenix", gpus=CARDS, containers=PHOENIX, **NO_REBOOT)
-    containers(stack)["phoenix"]["method"] = "mount-entry"
-    stack.up()
-    path = stack.lab.root / "etc/pve/lxc/901.conf"
-    line = "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file\n"
-    path.write_text(path.read_text().replace(line, ""))
-    (stack.lab.root / "etc/systemd/system/homelab-nvidia-nodes.service").unlink()
-    up = stack.up("--refresh")
-    assert "drift: lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file is not there" in up.output
-    assert "homelab-nvidia-nodes.service is gone" in up.output
-    assert up.changed == {"phoenix-conf", "phoenix-restart", "phoenix-opened", "pve-nodes"}
-    assert line in conf(stack, 901)
-    assert opens(stack, 901, "/dev/nvidia0", NOBODY)
-    assert (stack.lab.root / "etc/systemd/system/homelab-nvidia-nodes.service").exists()
-
-    stack.lab.fault("nvidia-majors-change")
-    stack.lab.reboot()
-    # What runs at each boot has brought the rules to the numbers of this one.
-    assert opens(stack, 901, "/dev/nvidia-uvm", NOBODY)
-    assert stack.up("--refresh").changed <= {"phoenix-probe", "phoenix-opened"}
-    assert opens(stack, 901, "/dev/nvidia-uvm", NOBODY)
-    assert len([one for one in raw_lines(stack, 901) if "devices.allow" in one]) == len(set(raw_lines(stack, 901))) / 2

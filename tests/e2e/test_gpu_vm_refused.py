@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.e2e.conftest import Stack
+from tests.e2e.conftest import Result, Stack, name_of
 from tests.e2e.test_gpu_vm import MAPPING, conf, running, second_vm, with_card
 
 
-def refused(stack: Stack, *said: str) -> None:
+def refused(stack: Stack, *said: str) -> Result:
     """An `up` that ends with one message, which has these texts; VM 103 is as it was."""
     before, ran = conf(stack, 103), running(stack)
-    message = stack.up(ok=False).message
+    result = stack.up(ok=False)
     for text in (*said, "wanted: ", "next:   "):
-        assert text in message, message
+        assert text in result.message, result.message
     assert (conf(stack, 103), running(stack) - {104}) == (before, ran - {104})
+    return result
 
 
 def test_it_is_said_and_the_vm_is_as_it_was(converged: Callable[..., Stack]) -> None:
@@ -28,13 +29,34 @@ def test_it_is_said_and_the_vm_is_as_it_was(converged: Callable[..., Stack]) -> 
     stack.lab.run("qm set 104 --hostpci0 mapping=rtx5090,pcie=1; qm start 104")
     refused(stack, "VM 104 (gaming) runs with it", "qm shutdown 104")
     stack.lab.run("qm shutdown 104")
+    # A small VM that is to prove the card doesn't see all of it.
+    stack.host["gpus"]["rtx5090"]["passthroughTest"] = True
+    stack.lab.fault("card-invisible", "0000:01:00.1")
+    refused(stack, "0000:01:00.1")
+    stack.lab.fault("card-invisible", None)
     # While it is changed: what was recorded is in the state by now.
     stack.config["homelab:vms"]["sandbox"]["shutdown"] = {"timeout": 1}
     stack.lab.fault("guest-ignores-shutdown", 103)
-    refused(stack, "it is still on", "shutdown.otherwise: stop")
+    stays_on = refused(stack, "it is still on", "shutdown.otherwise: stop")
+    proved_by_a_small_vm(stack, [name for _, name in stays_on.steps])
     stack.config["homelab:vms"]["sandbox"]["shutdown"]["otherwise"] = "stop"
     stack.up()
     assert with_card(stack)["0000:01:00.0"] == 103
+    seen = stack.output()["hosts"]["pve"]["gpus"]["rtx5090"]["test"]["functions"]
+    assert [(one["address"], one["id"]) for one in seen] == [
+        ("0000:01:00.0", "10de:2b85"),
+        ("0000:01:00.1", "10de:22e8"),
+    ]
+    assert {"index": 1, "size": 32 << 30} in seen[0]["bars"]
+
+
+def proved_by_a_small_vm(stack: Stack, done: list[str]) -> None:
+    """Before anything is recorded of the VM that gets it; nothing is left of the small one."""
+    assert done.index("pve-rtx5090-test-vm") < done.index("sandbox-record")
+    assert sorted(path.name for path in (stack.lab.root / "etc/pve/qemu-server").iterdir()) == ["103.conf", "104.conf"]
+    (test,) = (one for one in stack.resources() if name_of(one["urn"]) == "pve-rtx5090-test-vm")
+    # A reboot that brings the VM back with its card needs no other proof: it asks for one where the card is another.
+    assert test["inputs"]["triggers"] == [{"0000:01:00.0": "10de:2b85", "0000:01:00.1": "10de:22e8"}]
 
 
 def test_a_mapping_of_another_device_is_not_taken_and_others_entries_stay(stack_on: Callable[..., Stack]) -> None:

@@ -1,11 +1,17 @@
-"""The engine killed (SIGKILL) in the middle of scripts and requests, others each day (tests/sampling.py): the next run finishes."""
+"""The engine killed (SIGKILL) in the middle of scripts and requests, others each day (tests/sampling.py): the next run finishes.
+
+Where that one comes alone, for what a third run might make good: tests/e2e/test_make.py.
+"""
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-from tests.e2e.conftest import Stack, name_of
+from engine import install
+from tests.e2e.conftest import Stack
 from tests.e2e.test_gpu_vm import given_back, running, with_card
 from tests.sampling import sample
 from tests.waiting import PATIENCE
@@ -19,18 +25,8 @@ SCRIPTS = {
     "reboot_host": "POLICY=auto",
     "read_host after the reboot": "GUESTS=no",
 }
-
-
-def wait_for_resource(stack: Stack, name: str) -> None:
-    """Until the engine has logged that the resource is made. The log is a file: there is nothing to wait on but its growth."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        for event in stack.events(partial=True):
-            step = event.get("resOutputsEvent", {}).get("metadata")
-            if step and name_of(step["urn"]) == name:
-                return
-        time.sleep(0.01)
-    raise TimeoutError(f"{name} was not made")
+# The first that changes anything: the run has the host by then.
+WITH_ANOTHER_RUN = SCRIPTS["cmdline iommu"]
 
 
 def comes_to_rest(stack: Stack) -> None:
@@ -43,18 +39,24 @@ def comes_to_rest(stack: Stack) -> None:
     assert stack.run("cancel", "--yes").code == 0
 
 
-def test_each_run_goes_on_where_the_one_before_was_killed_and_the_last_finishes_and_a_destroy_too(
-    stack_on: Callable[..., Stack],
+def test_of_two_runs_the_second_gets_one_sentence_each_goes_on_where_one_was_killed_and_the_last_finishes_and_a_destroy_too(
+    stack_on: Callable[..., Stack], engine: install.Engine, tmp_path: Path
 ) -> None:
     """One stack for all scripts: an `up` that is killed in one must have come past every earlier one. That a script itself is finished from any
     of its commands is shown without an engine (tests/scripts/test_cuts.py)."""
     stack = stack_on("rtx5090")
     stack.host["timeouts"]["rollback"] = 600  # the boot is confirmed two runs later
     stock = stack.lab.snapshot()
-    for script in sample(list(SCRIPTS.values()), 2, "scripts of an up"):
+    others = [script for script in SCRIPTS.values() if script != WITH_ANOTHER_RUN]
+    tried = {WITH_ANOTHER_RUN, *sample(others, 1, "scripts of an up")}
+    for script in (one for one in SCRIPTS.values() if one in tried):
+        stack.lab.fault("script-hangs", script if script == WITH_ANOTHER_RUN else None)
         process = stack.start("up", "--yes", "--skip-preview")
         stack.lab.wait_command(script, timeout=PATIENCE)
+        if script == WITH_ANOTHER_RUN:
+            a_second_run_gets_one_sentence(stack, engine, tmp_path / "second")
         stack.kill(process)
+        stack.lab.fault("script-hangs", None)
         comes_to_rest(stack)
     stack.up()
     assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
@@ -70,16 +72,14 @@ def test_each_run_goes_on_where_the_one_before_was_killed_and_the_last_finishes_
     assert stack.lab.snapshot() == stock
 
 
-def test_the_run_after_a_kill_finishes(stack_on: Callable[..., Stack]) -> None:
-    """Alone, for what a third run might make good: after the reboot; before the boot is configured, tests/e2e/test_make.py does it."""
-    stack = stack_on("rtx5090")
-    process = stack.start("up", "--yes", "--skip-preview")
-    wait_for_resource(stack, "pve-reboot")
-    stack.kill(process)
-    comes_to_rest(stack)
-    stack.up()
-    assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
-    assert stack.up("--refresh").changed == set()
+def a_second_run_gets_one_sentence(stack: Stack, engine: install.Engine, folder: Path) -> None:
+    """Of a stack with a state of its own, as from another machine."""
+    folder.mkdir()
+    second = Stack(folder, engine, copy.deepcopy(stack.config), lab=stack.lab)
+    second.create()
+    refused = second.up(ok=False)
+    assert refused.message.count("wanted:") == 1, refused.message
+    assert "to be the only run at work on this host" in refused.message and "since 20" in refused.message
 
 
 # Requests, by which a run has got so far.

@@ -1,4 +1,7 @@
-"""The README's commands, as a new user types them: what `make up` and `make down` do, and a `make up` after a killed one."""
+"""The README's commands, as a new user types them: what `make up` and `make down` do, and a `make up` after a killed one.
+
+That is killed at another moment each day (tests/sampling.py).
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from engine import install
 from lab import Lab
 from tests.conftest import PROJECT
 from tests.e2e.conftest import kill_tree
+from tests.sampling import sample
 from tests.waiting import PATIENCE
 
 
@@ -22,7 +28,14 @@ def deploy(verb: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_up_goes_on_after_one_that_was_killed_and_outputs_and_down(tmp_path: Path, engine: install.Engine) -> None:
+# Scripts in which the first one is killed: before the boot is configured, and after the reboot.
+KILLED_IN = ("NEEDED=yes", "GUESTS=no")
+
+
+@pytest.mark.parametrize("script", sample(KILLED_IN, 1, "make up"))
+def test_up_goes_on_after_one_that_was_killed_and_outputs_and_down(
+    tmp_path: Path, engine: install.Engine, script: str
+) -> None:
     assert engine.pulumi.exists()
     state = tmp_path / "rtx5090"
     try:
@@ -31,7 +44,7 @@ def test_up_goes_on_after_one_that_was_killed_and_outputs_and_down(tmp_path: Pat
                 [sys.executable, "-m", "lab.deploy", "up", "rtx5090", "--state", str(state)],
                 cwd=PROJECT, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
-            Lab.start("rtx5090", state=state).wait_command("NEEDED=yes", timeout=PATIENCE)
+            Lab.start("rtx5090", state=state).wait_command(script, timeout=PATIENCE)
             kill_tree(process.pid)
             process.wait()
         up = deploy("up", state)

@@ -1,6 +1,6 @@
 """The engine killed (SIGKILL) in the middle of steps of NVIDIA's stack, one after the other: the last `up` finishes.
 
-Others each day (tests/sampling.py). That each script is finished from any of its commands: tests/scripts/test_nvidia_driver.py and its siblings.
+Others each day (tests/sampling.py). In a container: tests/e2e/test_nvidia_lxc.py. That each script is finished from any of its commands: tests/scripts/test_nvidia_driver.py and its siblings.
 """
 
 from __future__ import annotations
@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.e2e.conftest import Stack
-from tests.e2e.nvidia import inside, inside_container, with_stack
-from tests.e2e.test_gpu_lxc import CARDS, NO_REBOOT
+from tests.e2e.nvidia import inside, with_stack
 from tests.e2e.test_nvidia_vm import DOCKER, SANDBOX
 from tests.sampling import sample
 from tests.waiting import PATIENCE
@@ -40,17 +39,5 @@ def test_a_vms_stack_killed_at_each_step_is_finished_by_the_last_run(stack_on: C
     killed_at(stack, REBOOT, 103)
     stack.up()
     assert "GPU 0: NVIDIA GeForce RTX 5090" in inside(stack, DOCKER)
-    again = stack.up("--refresh")
-    assert again.changed == set(), again.output
-
-
-def test_a_containers_stack_killed_at_each_step_is_finished_by_the_last_run(stack_on: Callable[..., Stack]) -> None:
-    settings = {"phoenix": {"ctid": 901, "gpuAssignment": "0,1", "nvidia": {"cuda": "12.8"}}}
-    stack = stack_on("phoenix", gpus=CARDS, containers=settings, nvidia={"driver": "580"}, **NO_REBOOT)
-    steps = ("PERSISTENCE=", "CTID=901", REPOSITORY, DRIVER, CUDA, VERIFICATION)
-    for script in sample(steps, 1, "steps in a container"):
-        killed_at(stack, script, None)
-    stack.up()
-    assert "580.105.08" in inside_container(stack, 901, "nvidia-smi --query-gpu=driver_version --format=csv,noheader")
     again = stack.up("--refresh")
     assert again.changed == set(), again.output

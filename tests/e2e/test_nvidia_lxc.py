@@ -7,6 +7,9 @@ from collections.abc import Callable
 from tests.e2e.conftest import Stack
 from tests.e2e.nvidia import inside_container
 from tests.e2e.test_gpu_lxc import CARDS, NO_REBOOT, conf, containers, power
+from tests.e2e.test_gpu_lxc import PHOENIX as WITHOUT_LIBRARIES
+from tests.e2e.test_nvidia_kill import CUDA, DRIVER, REPOSITORY, VERIFICATION, killed_at
+from tests.sampling import sample
 
 PHOENIX = {"phoenix": {"ctid": 901, "gpuAssignment": "0,1", "nvidia": {"cuda": "12.8"}}}
 MEDIA = {"media": {"ctid": 950, "gpuAssignment": "all", "nvidia": {"source": "packages"}}}
@@ -48,11 +51,6 @@ def test_901_runs_a_cuda_program_950_keeps_what_it_has_an_update_that_950_cannot
     # The one that has its cards is recognised, and left as it is.
     assert (conf(stack, 950), power(stack, 950, mark), found["media"]["method"]) == (media, [], "mount-entry")
 
-    mark = stack.lab.mark()
-    again = stack.up("--refresh")
-    assert again.changed == set(), again.output
-    assert len(stack.lab.connections(mark)) == 1
-    assert (conf(stack, 950), power(stack, 950, mark)) == (media, [])
     an_update_that_a_container_cannot_have_takes_the_host_back_and_a_second_try_brings_all(stack)
 
     stack.destroy_as_left()
@@ -64,7 +62,9 @@ def an_update_that_a_container_cannot_have_takes_the_host_back_and_a_second_try_
     (before,) = driver_in(stack, 901)
     stack.lab.fault("package-missing", "950=*/595*")
     stack.host["nvidia"]["driver"] = "595"
-    message = stack.up(ok=False).message
+    failed = stack.up("--refresh", ok=False)
+    assert failed.found_changed == set(), f"the first `up` isn't what a refresh reads: {failed.output}"
+    message = failed.message
     assert "containers.media" in message and f"the driver {before} is back" in message, message
     assert all(f"{one}: its libraries" in message for one in ("hosts.pve", "containers.media", "containers.phoenix")), (
         message
@@ -87,12 +87,16 @@ def an_update_that_a_container_cannot_have_takes_the_host_back_and_a_second_try_
     assert after.startswith("595.") and driver_in(stack, 950) == {after}
 
 
-def test_libraries_follow_a_driver_that_somebody_else_changed_and_stay_by_default(
+def test_libraries_of_which_a_step_was_killed_are_there_after_the_next_run_follow_a_driver_that_somebody_else_changed_and_stay_by_default(
     converged: Callable[..., Stack],
 ) -> None:
-    stack = converged(
-        "phoenix", gpus=CARDS, containers={"phoenix": {"ctid": 901, "gpuAssignment": "0,1", "nvidia": {}}}, **NO_REBOOT
-    )
+    stack = converged("phoenix", gpus=CARDS, containers=WITHOUT_LIBRARIES, **NO_REBOOT)
+    containers(stack)["phoenix"]["nvidia"] = {"cuda": "12.8"}
+    for script in sample(("CTID=901", REPOSITORY, DRIVER, CUDA, VERIFICATION), 1, "steps in a container"):
+        killed_at(stack, script, None)
+    added = stack.up()
+    assert driver_in(stack, 901) == {"580.105.08"}
+    assert {"phoenix-conf", "phoenix-restart"}.isdisjoint(added.changed), "it has its cards already"
     # As NVIDIA's guide has it: its repository by its keyring package, then what is there anew.
     keyring = "https://developer.download.nvidia.com/compute/cuda/repos/debian13/x86_64/cuda-keyring_1.1-1_all.deb"
     stack.lab.run(f"curl -fsSLo $ROOT/root/k.deb {keyring} && dpkg -i $ROOT/root/k.deb")
@@ -104,6 +108,7 @@ def test_libraries_follow_a_driver_that_somebody_else_changed_and_stay_by_defaul
     assert "580.105.08" not in found, "the host's driver is as before: nothing is shown"
     up = stack.up("--refresh")
     assert "drift" in up.output
+    assert up.found_changed == {"phoenix-system"}, f"the run after the kill has left something else: {up.output}"
     (version,) = driver_in(stack, 901)
     assert version in found
     # It leaves the stack.

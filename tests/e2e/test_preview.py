@@ -12,33 +12,8 @@ import yaml
 
 from tests.e2e.conftest import Stack, init_at_a_terminal, out_of_reach
 from tests.e2e.person import ENTER
+from tests.e2e.test_gpu_vm import SANDBOX, vms
 from tests.sampling import sample
-
-
-def test_a_preview_needs_no_host_before_and_after_the_first_up(
-    stack_on: Callable[..., Stack], converged: Callable[..., Stack]
-) -> None:
-    first = stack_on("rtx5090")
-    out_of_reach(first.lab)
-    preview = first.preview()
-    assert ("create", "pve-bind") in preview.planned
-    assert "can't be reached" in preview.output
-
-    stack = converged("rtx5090")
-    out_of_reach(stack.lab)
-    assert stack.preview().planned == []
-    stack.host["iommu"] = {"passthrough": False}
-    assert ("update", "pve-cmdline") in stack.preview().planned
-
-
-def test_a_preview_needs_no_key_and_sees_no_change_for_want_of_it(
-    converged: Callable[..., Stack], tmp_path: Path
-) -> None:
-    stack = converged("rtx5090")
-    stack.host["ssh"]["privateKeyFile"] = str(tmp_path / "not-in-a-pull-request")
-    preview = stack.preview()
-    assert preview.planned == []
-    assert "previewing without the key to the host" in preview.output
 
 
 def test_a_secret_in_plain_text_is_refused_until_the_command_that_is_named_has_encrypted_it(
@@ -48,9 +23,9 @@ def test_a_secret_in_plain_text_is_refused_until_the_command_that_is_named_has_e
     del stack.config["homelab:allowPlainSecrets"]
     secret = stack.host["api"]["tokenSecret"]
     place = "homelab:hosts.pve.api.tokenSecret"
-    for refused in (stack.preview(ok=False), stack.up(ok=False)):
-        assert f"pulumi config set --stack lab --secret --path '{place}'" in refused.message
-        assert secret not in refused.output
+    refused = stack.up(ok=False)
+    assert f"pulumi config set --stack lab --secret --path '{place}'" in refused.message
+    assert secret not in refused.output
     file = stack.folder / "Pulumi.lab.yaml"
     subprocess.run(
         [str(stack.engine.pulumi), "config", "set", "--stack", "lab", "--secret", "--path", place, "--config-file", str(file)]
@@ -62,8 +37,10 @@ def test_a_secret_in_plain_text_is_refused_until_the_command_that_is_named_has_e
     assert secret not in stack.preview().output
 
 
-def test_the_plan_is_printed_and_nothing_is_changed(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on("rtx5090")
+def test_the_plan_is_printed_and_nothing_is_changed(
+    stack_on: Callable[..., Stack],
+) -> None:
+    stack = stack_on("rtx5090", vms=SANDBOX)
     stock, mark = stack.lab.snapshot("etc", "boot", "var", "run"), stack.lab.mark()
     preview = stack.preview()
     for said in (
@@ -73,26 +50,60 @@ def test_the_plan_is_printed_and_nothing_is_changed(stack_on: Callable[..., Stac
         "IOMMU group 14, with it: ",
         "reboot: one, because",
         "it stops VM 103 (Sandbox)",
+        "VM 103 (Sandbox), running: hostpci0: mapping=rtx5090,pcie=1; it is shut down and started again",
     ):
         assert said in preview.output, said
     assert len(stack.lab.connections(since=mark)) == 1
     assert stack.lab.snapshot("etc", "boot", "var", "run") == stock
 
+    # Two VMs that can't have it, for a reason each.
+    stack.lab.run("qm stop 103; qm set 103 --delete machine; qm start 103")
+    stock = stack.lab.snapshot()
+    vms(stack)["nobody"] = {"host": "pve", "vmid": 555, "gpus": []}
+    message = stack.preview(ok=False).message
+    assert "machine model q35" in message, message
+    assert "no such VM on the host; there are: 103 (Sandbox)" in message, message
+    assert stack.lab.snapshot() == stock
+    assert len(stack.lab.boots()) == 1
 
-def test_a_preview_without_changes_leaves_the_host_in_peace_unless_told_otherwise(
-    converged: Callable[..., Stack],
+    # No host in reach.
+    del stack.config["homelab:vms"]
+    stack.host["ssh"]["port"] = 1
+    without = stack.preview()
+    assert ("create", "pve-bind") in without.planned
+    assert "can't be reached" in without.output
+
+
+def test_a_preview_after_the_first_up_asks_the_host_only_where_it_has_to_and_does_without_it_and_without_its_key(
+    converged: Callable[..., Stack], tmp_path: Path
 ) -> None:
     stack = converged("rtx5090")
     mark = stack.lab.mark()
-    stack.preview()
+    # Without changes the host is left in peace, in reach or not, ...
+    assert stack.preview().planned == []
     assert stack.lab.connections(since=mark) == []
+    # ... unless told otherwise.
     stack.config["homelab:plan"] = "always"
     assert "reboot: not needed" in stack.preview().output
     assert len(stack.lab.connections(since=mark)) == 1
-    stack.config["homelab:plan"] = "never"
+    stack.config["homelab:plan"] = "auto"
+
+    # A pull request hasn't got the key, and that is no change.
+    key = stack.host["ssh"]["privateKeyFile"]
+    stack.host["ssh"]["privateKeyFile"] = str(tmp_path / "not-in-a-pull-request")
+    preview = stack.preview()
+    assert preview.planned == []
+    assert "previewing without the key to the host" in preview.output
+    stack.host["ssh"]["privateKeyFile"] = key
+
+    # With a change: nobody is asked if that was said, and a host out of reach is no obstacle.
     stack.host["iommu"] = {"passthrough": False}
-    stack.preview()
+    stack.config["homelab:plan"] = "never"
+    assert ("update", "pve-cmdline") in stack.preview().planned
     assert len(stack.lab.connections(since=mark)) == 1
+    stack.config["homelab:plan"] = "auto"
+    out_of_reach(stack.lab)
+    assert ("update", "pve-cmdline") in stack.preview().planned
 
 
 def test_a_preview_says_what_reboot_a_change_of_settings_takes_and_up_makes_that_one(
