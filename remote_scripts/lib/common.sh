@@ -27,8 +27,27 @@ trap '' PIPE HUP TERM
 trap 'failed_at="line $LINENO: $BASH_COMMAND"' ERR
 trap 'status=$?; [[ $status == 0 || $status == 99 ]] || unexpected "$status"; [[ $status != 99 ]] || exit 1' EXIT
 
+# pass_on - to standard error, as text without secrets, whatever comes on standard input. Most scripts say a few plain lines, for which no program is
+# started: `read` takes no byte behind a line's end from a pipe. A line that isn't plain, or has no end, and all after it go through sed.
+pass_on() {
+  local line end number
+  exec >&2
+  for ((number = 0; number < 30; number++)); do
+    end=$'\n'
+    IFS= read -r -n 4096 line || end=''
+    ((${#line} < 4096)) || end=''
+    [[ -n $line || -n $end ]] || return 0
+    if [[ -z $end || $line == *[!$'\t'\ -~]* || $line == *://*@* ]]; then
+      { printf '%s%s' "$line" "$end" && exec cat; } | sed -u -E "$AS_TEXT"$'\n'"$NO_SECRETS"
+      return
+    fi
+    printf '%s\n' "$line" 2>/dev/null || : # nobody may be there to read it
+  done
+  exec sed -u -E "$AS_TEXT"$'\n'"$NO_SECRETS"
+}
+
 # Whatever else the commands of this script say, too. (Nothing is left to be waited for: it ends with the last who writes.)
-exec 2> >(exec sed -u -E "$AS_TEXT"$'\n'"$NO_SECRETS" >&2)
+exec 2> >(pass_on)
 
 # How long a question to a program of this host may take, in seconds: one that hangs (a dead NFS mount, a card that is gone) must not
 # hide what is known without it.

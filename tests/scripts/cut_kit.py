@@ -1,7 +1,7 @@
 """A host that is nothing but a folder, and what is on its disk when a script is cut short at any of its commands.
 
 A script runs with a DEBUG trap that stops it before each of its commands, in functions and subshells too; but not where it only looks on
-while a command is at work (lib/progress.sh). At each stop there are
+while a command is at work (lib/progress.sh), or passes on what is said. At each stop there are
 
 - the files as they are: what a kill (SIGKILL) of bash leaves;
 - two disks of a power cut: on one nothing is but what was flushed (`sync`), by the strictest reading of POSIX: a file's bytes by
@@ -39,7 +39,7 @@ LASTING = ("etc", "boot", "usr", "var", "esp")
 _TRAP = """\
 set -T
 sync() {{ local IFS=" "; printf "sync %s\\n" "$*" >&{out}; read -rn1 -u{go} _; }}
-trap '[[ ${{FUNCNAME[0]-}} == sync || $BASHPID == $$ && " ${{FUNCNAME[*]}} " == *" follow "* ]] || {{ printf "point %s %s\\n" "$BASHPID" "${{FUNCNAME[0]-main}}" >&{out}; read -rn1 -u{go} _; }}' DEBUG
+trap '[[ ${{FUNCNAME[0]-}} == sync || $BASHPID == $$ && " ${{FUNCNAME[*]}} " == *" follow "* || " ${{FUNCNAME[*]}} " == *" pass_on "* ]] || {{ printf "point %s %s\\n" "$BASHPID" "${{FUNCNAME[0]-main}}" >&{out}; read -rn1 -u{go} _; }}' DEBUG
 """
 # A stand-in of a script is stopped by it, where somebody counts: `stop point` as a program, and as a function for stand-ins in bash.
 _STOP = '[ -z "${POINT_OUT:-}" ] || { echo "$*" >"/dev/fd/$POINT_OUT"; read -r _ <"/dev/fd/$POINT_GO"; }\n'

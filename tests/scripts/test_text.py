@@ -162,3 +162,53 @@ def test_a_host_whose_files_hold_anything_can_be_read(folder: Folder, junk: byte
 def test_plain_text_takes_no_process(folder: Folder) -> None:
     done = run(folder, b'PATH=/nowhere\njson_string "$(printf "a b\\t~\\nc")"\n')
     assert (done.returncode, done.stdout) == (0, b'"a b\\t~\\nc"')
+
+
+@pytest.mark.parametrize("before", [0, 29, 31])
+@pytest.mark.parametrize(
+    "last",
+    [
+        b"half a line",
+        b"a line\n",
+        b"",
+        b"\n",
+        b"\ttab\n\n",
+        "für\n".encode(),
+        b"x" * 4095 + b"\n",
+        b"x" * 4096,
+        b"x" * 9000 + b"\ny",
+    ],
+)
+def test_what_is_said_is_passed_on_whole(folder: Folder, before: int, last: bytes) -> None:
+    lines = b"".join(b"line %d\n" % n for n in range(before))
+    folder.root.joinpath("said").write_bytes(lines + last)
+    done = run(folder, b'exec cat "$ROOT/said" >&2\n')
+    assert done.stderr == lines + last
+
+
+@pytest.mark.parametrize("before", [0, 4080, 4096])
+def test_no_secret_is_passed_on_however_long_its_line(folder: Folder, before: int) -> None:
+    filler = b"x" * before
+    folder.root.joinpath("said").write_bytes(
+        b"plain\n" + filler + b"https://user:password@proxy:3128/ then\nhttp://a:b@c\nhttp://plain/\n"
+    )
+    done = run(folder, b'exec cat "$ROOT/said" >&2\n')
+    assert done.stderr == b"plain\n" + filler + b"https://(secret)@proxy:3128/ then\nhttp://(secret)@c\nhttp://plain/\n"
+
+
+def test_what_is_said_in_parts_is_out_line_by_line(folder: Folder) -> None:
+    script = (
+        b"printf 'a ' >&2; printf 'b\\n' >&2; printf 'http://a:' >&2; sleep 0.1; printf 'b@c\\n' >&2; printf d >&2\n"
+    )
+    assert run(folder, script).stderr == b"a b\nhttp://(secret)@c\nd"
+
+
+def test_a_few_plain_lines_of_the_log_take_no_program(folder: Folder) -> None:
+    done = subprocess.run(
+        ["bash", "-s"],
+        input=b"PATH=/nowhere\n" + LIBRARY.encode() + b"log a; log 'b http://c/'\n",
+        capture_output=True,
+        env=folder.environment,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stderr) == (0, b"a\nb http://c/\n")
