@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -201,6 +202,24 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     don't; memory (half a gigabyte a worker) sets the limit on large machines."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return processors if "not slow" in config.option.markexpr else min(2 * processors, processors + 4)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def as_sshd_starts_it() -> Iterator[None]:
+    """Scripts and labs have no signal ignored, whoever started the tests (nohup, say).
+
+    bash can't trap one that it was started without, and needs `env` for each command that has an end (AS_BY_DEFAULT in lib/common.sh).
+
+    A signal that has a handler here is as by default in what is started. To say so in each child (`preexec_fn`) takes a copy of the tables of
+    all memory that this process has, for 2 to 25 ms.
+    """
+    usual = [getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGTERM") if hasattr(signal, name)]
+    ignored = [one for one in usual if signal.getsignal(one) is signal.SIG_IGN]
+    for one in ignored:
+        signal.signal(one, lambda *_: None)
+    yield
+    for one in ignored:
+        signal.signal(one, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="session", autouse=True)

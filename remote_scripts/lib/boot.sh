@@ -26,7 +26,7 @@ find_boot_loader() {
   # its beginning: there is no seeking in these files, and `tail -c +5` gives up.
   [[ ! -r $info ]] || name=$(tr -cd '[:print:]' <"$info")
   if has_managed_esps; then
-    kinds=$(sed -n 's/^[^ ]* is configured with: //p' <<<"$BOOT_STATUS" | grep -oE '(uefi|grub) \(' | sort -u | tr -d ' (\n') || :
+    kinds=$(configured_kinds "$BOOT_STATUS")
   fi
   LOADER_CLUES="LoaderInfo '${name:-not set}', proxmox-boot-tool '${kinds:-no ESP}'"
   case $name:$kinds in
@@ -35,6 +35,18 @@ find_boot_loader() {
     GRUB* | :grub) LOADER=grub ;;
     :) [[ ! -e $ROOT/boot/grub/grub.cfg ]] || LOADER=grub ;;
   esac
+}
+
+# configured_kinds TEXT - which of grub and uefi any ESP is written for.
+configured_kinds() {
+  local line grub='' uefi=''
+  while IFS= read -r line; do
+    [[ $line =~ ^[^\ ]*\ is\ configured\ with:\ (.*) ]] || continue
+    line=${BASH_REMATCH[1]}
+    [[ $line != *'grub ('* ]] || grub=grub
+    [[ $line != *'uefi ('* ]] || uefi=uefi
+  done <<<"$1"
+  printf '%s' "$grub$uefi"
 }
 
 # is_configurable - can the kernel command line of the next boot be told, and changed? After find_boot_loader.
@@ -99,13 +111,18 @@ note_boot_config() {
 # clear_half_made - initramfs that something was cut short in writing: update-initramfs gives them their names only when they are whole.
 # They take the room that new ones need.
 clear_half_made() {
+  compgen -G "$ROOT/boot/initrd.img-*.new" >/dev/null || return 0
   # Somebody else's may be at work: the kernel knows a process by the first 15 letters of its name.
   ! grep -qsxE 'update-initramf|mkinitramfs' "$ROOT"/proc/[0-9]*/comm || return 0
   rm -f "$ROOT"/boot/initrd.img-*.new
 }
 
 # kernels - how many are installed.
-kernels() { find "$ROOT/boot" -maxdepth 1 -name 'vmlinuz-*' | wc -l; }
+kernels() {
+  local kernel_files=("$ROOT"/boot/vmlinuz-*)
+  [[ -e ${kernel_files[0]} || -L ${kernel_files[0]} ]] || kernel_files=()
+  printf '%s' "${#kernel_files[@]}"
+}
 
 # make_initramfs - anew, for every kernel. Fails, with OUTPUT, where one could not be; then they are still to be made.
 make_initramfs() {

@@ -108,8 +108,11 @@ offered_json() {
   fi
   printf '{'
   for name in "$@"; do
+    printf '%s' "$separator"
+    json_string "$name"
+    printf ':'
     # shellcheck disable=SC2086 # versions, separated by spaces
-    printf '%s%s:%s' "$separator" "$(json_string "$name")" "$(json_list ${versions[$name]:-})"
+    json_list ${versions[$name]:-}
     separator=,
   done
   printf '}'

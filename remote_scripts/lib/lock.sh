@@ -81,7 +81,13 @@ run_logged() {
   DOING=${DOING:-${1##*/}} watched "$file" within "$RUN_SECONDS" "$@" || status=$?
   ((status != 124 && status != 137)) || printf '%s: given up after %s s
 ' "$*" "$RUN_SECONDS" >>"$file"
-  OUTPUT=$(tail -c "$LOG_BYTES" "$file" 2>/dev/null) || OUTPUT=''
+  OUTPUT=''
+  # By bash itself. What has a zero byte, or is much, a program reads.
+  if { IFS= read -r -d '' -n $((LOG_BYTES + 1)) OUTPUT <"$file"; } 2>/dev/null; then
+    OUTPUT=$(tail -c "$LOG_BYTES" "$file" 2>/dev/null) || OUTPUT=''
+  fi
+  OUTPUT=${OUTPUT%$'\n'}
+  [[ $OUTPUT != *$'\n' ]] || OUTPUT=$(printf '%s' "$OUTPUT") # bash itself would take minutes for many of them
   mapfile -t lines < <(printf '%s\n' "$OUTPUT") # a here-string may need a file, for which there may be no room
   printf -v OUTPUT '%s\n' "${lines[@]:${#lines[@]}>5?-5:0}"
   OUTPUT=${OUTPUT%$'\n'}

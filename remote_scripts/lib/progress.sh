@@ -30,7 +30,7 @@ add_to_step_log() {
   masked "$2"
   text_of "$TEXT" "${3:-$LOG_BYTES}"
   if [[ -n $1 ]]; then
-    TEXT=$(printf '%s' "$TEXT")
+    [[ $TEXT != *$'\n' ]] || TEXT=$(printf '%s' "$TEXT")
     TEXT=$1${TEXT//$'\n'/$'\n'"$1"}
   fi
   (

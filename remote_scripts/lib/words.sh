@@ -71,11 +71,12 @@ generated_words() {
 # what we put there before under this name. The exact text is recorded, so that taking it away leaves every other byte. While the
 # file changes, the record has a line for each text that may be there, the old and the new; `finish` leaves the new one alone.
 edit_kernel_cmdline() {
-  local record=/var/lib/homelab/cmdline/$1 new=${2:+ $2} texts=() all file whole first rest
+  local record=/var/lib/homelab/cmdline/$1 new=${2:+ $2} texts=() text all='' file whole first rest
   file=$(readlink -f "$ROOT/etc/kernel/cmdline")
   file=${file#"$ROOT"}
+  [[ ! -e $ROOT$record ]] || mapfile -t texts <"$ROOT$record"
   # The longest first: one may be the beginning of another.
-  [[ ! -e $ROOT$record ]] || mapfile -t texts < <(awk '{ print length, $0 }' "$ROOT$record" | sort -rn | sed 's/^[0-9]* //')
+  ((${#texts[@]} < 2)) || mapfile -t texts < <(awk '{ print length, $0 }' "$ROOT$record" | sort -rn | sed 's/^[0-9]* //')
   LINE[$1]=$2
   whole=$(cat "$ROOT$file" && printf x)
   whole=${whole%x}
@@ -86,8 +87,10 @@ edit_kernel_cmdline() {
   about_to_change
   remember "$record" "$file"
   need_dir "$ROOT${record%/*}"
-  all=$(printf '%s\n' "${texts[@]}" "$new" | sed '/^$/d' | sort -u) || return 1
-  write_atomically "$record" 0600 printf '%s' "${all:+$all$'\n'}"
+  for text in "${texts[@]}" "$new"; do
+    [[ -z $text || $'\n'$all == *$'\n'"$text"$'\n'* ]] || all+=$text$'\n'
+  done
+  write_atomically "$record" 0600 printf '%s' "$all"
   take_texts_out
   rewrite_atomically "$file" printf '%s' "$first$new$rest"
   CHANGED=yes

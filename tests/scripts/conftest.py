@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,21 +112,6 @@ def empty_folder(place: Path) -> Folder:
 @pytest.fixture(scope="session")
 def kept_systems(tmp_path_factory: pytest.TempPathFactory) -> KeptSystems:
     return KeptSystems(lambda: tmp_path_factory.mktemp("kept"))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def as_sshd_starts_it() -> Iterator[None]:
-    """Scripts have no signal ignored, whoever started the tests: bash can't trap one that it was started without.
-
-    A signal that has a handler here is as by default in what is started. To say so in each child (`preexec_fn`) takes a copy of the tables of
-    all memory that this process has, for 2 to 25 ms.
-    """
-    ignored = [one for one in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) is signal.SIG_IGN]
-    for one in ignored:
-        signal.signal(one, lambda *_: None)
-    yield
-    for one in ignored:
-        signal.signal(one, signal.SIG_IGN)
 
 
 def quoted(text: str) -> str:

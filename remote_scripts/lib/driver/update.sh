@@ -52,6 +52,7 @@ in_shell_of_its_own() {
     "$1"
   ) >"$LOGS/answered" &
   child=$!
+  forget_installed
   wait "$child" && return 0
   mv -f "$LOGS/answered" "$LOGS/failure"
   return 1

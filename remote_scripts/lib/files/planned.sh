@@ -38,8 +38,11 @@ answer_planned() {
   for line in "${PLANNED[@]}"; do
     path=${line#*$'\t'}
     [[ $line != 'given back'* || ! -f $STATE/kept$path ]] || note_diff "$path" "$(<"$STATE/kept$path")"
-    printf '%s{"how":%s,"what":%s,"diff":%s}' "$separator" "$(json_string "${line%%$'\t'*}")" "$(json_string "$path")" \
-      "$(json_string "${DIFFS[$path]:-}")"
+    printf '%s{"how":' "$separator"
+    json_string "${line%%$'\t'*}"
+    json_entry what "$path"
+    json_entry diff "${DIFFS[$path]:-}"
+    printf '}'
     separator=,
   done
   printf ']}\n'

@@ -101,15 +101,26 @@ tidy() {
   if [[ -f $STATE/dirs ]]; then
     while IFS= read -r dir; do
       [[ -d $ROOT$dir ]] || continue
-      rmdir --ignore-fail-on-non-empty "$ROOT$dir"
-      if [[ -d $ROOT$dir ]]; then left+=("$dir"); else sync "$ROOT${dir%/*}/"; fi
+      ! has_empty "$ROOT$dir" || rmdir --ignore-fail-on-non-empty "$ROOT$dir"
+      if [[ -d $ROOT$dir ]]; then left=("$dir" "${left[@]}"); else sync "$ROOT${dir%/*}/"; fi
     done < <(sort -ru "$STATE/dirs")
     if ((${#left[@]} == 0)); then
       remove_file /var/lib/homelab/dirs
     else
-      all=$(printf '%s\n' "${left[@]}" | sort) || return 1
+      printf -v all '%s\n' "${left[@]}"
+      all=${all%$'\n'}
       [[ $all == "$(<"$STATE/dirs")" ]] || write_atomically /var/lib/homelab/dirs 0600 printf '%s\n' "$all"
     fi
   fi
-  [[ ! -d $STATE ]] || find "$STATE" -depth -type d -empty -delete
+  [[ ! -d $STATE ]] || ! has_empty "$STATE" below || find "$STATE" -depth -type d -empty -delete
 }
+
+# has_empty FOLDER [below] - is it empty, or with `below` any folder in it? Mostly none is, so that no program is started.
+has_empty() (
+  shopt -s dotglob globstar nullglob
+  for dir in "$1/" ${2:+"$1"/**/}; do
+    inside=("$dir"*)
+    ((${#inside[@]} > 0)) || return 0
+  done
+  return 1
+)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Which packages are installed.
 #
-# Gives: package_version NAME; read_installed -> PRESENT, WHOLE, LEFT; is_whole NAME[=PATTERN].
+# Gives: package_version NAME; read_installed -> PRESENT, WHOLE, LEFT; forget_installed; is_whole NAME[=PATTERN].
+INSTALLED_READ=no
 
 # package_version NAME - the version of a package that is wholly installed; nothing for any other.
 package_version() {
@@ -12,9 +13,10 @@ package_version() {
 }
 
 # read_installed - PRESENT[name] = version of what is there, configured or not; WHOLE[name] = version of what is wholly installed; LEFT[name]:
-# removed, with its configuration left.
+# removed, with its configuration left. Once, until something may have changed it (forget_installed).
 read_installed() {
   local name version state
+  [[ $INSTALLED_READ == no ]] || return 0
   declare -gA PRESENT=() WHOLE=() LEFT=()
   command -v dpkg-query >/dev/null || return 0
   while IFS=$'\t' read -r name state version; do
@@ -25,7 +27,10 @@ read_installed() {
       *) PRESENT[$name]=$version ;;
     esac
   done < <(dpkg-query -W -f='${Package}\t${db:Status-Status}\t${Version}\n')
+  INSTALLED_READ=yes
 }
+
+forget_installed() { INSTALLED_READ=no; }
 
 # is_whole NAME[=PATTERN] - after `read_installed`: is it installed, at such a version?
 is_whole() {

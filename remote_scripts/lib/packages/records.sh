@@ -6,16 +6,14 @@
 #   packages_of LAYER, packages_json LAYER; is_ours NAME; require_others_kept SIMULATION WHAT.
 MAY_REMOVE= # a regular expression: what an installation may remove, besides what this program added
 
-record_of() { printf '%s/packages/%s' "$STATE" "$1"; }
-
 # read_record LAYER - NOW[name], BEFORE[name], MARK[name].
 read_record() {
-  local name now before mark
+  local name now before mark record=$STATE/packages/$1
   declare -gA NOW=() BEFORE=() MARK=()
-  [[ -f $(record_of "$1") ]] || return 0
+  [[ -f $record ]] || return 0
   while IFS=$'\t' read -r name now before mark; do
     NOW[$name]=$now BEFORE[$name]=$before MARK[$name]=$mark
-  done <"$(record_of "$1")"
+  done <"$record"
 }
 
 # write_record LAYER
@@ -46,8 +44,7 @@ settle_record() {
 
 # packages_of LAYER - what it added or changed and is there.
 packages_of() {
-  local record line
-  record=$(record_of "$1")
+  local record=$STATE/packages/$1 line
   [[ -f $record ]] || return 0
   while IFS= read -r line; do
     [[ ${line#*$'\t'} == $'-\t'* ]] || printf '%s\n' "${line%%$'\t'*}"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Long commands: what they say goes to this system's log, and every few seconds a person is told where they are; and what a failed one's
 # words mean.
-# Needs: files, lock, proxy, progress
+# Needs: files, lock, proxy, progress, packages/installed
 #
 # Gives: run_streamed SECONDS LOG COMMAND...; recognise LOG -> SYMPTOM; explain LOG WANTED WHY [NEXT].
 # Variables: SYMPTOMS (known failures, a line each); DOING (progress.sh).
@@ -19,11 +19,18 @@ run_streamed() {
   : >"$file"
   : >"$file.status"
   open_step_log "$*"
-  # What a script ignores its children ignore, too: `timeout` could end none of them, and maintainers' scripts count on SIGPIPE.
-  with_proxy watched "$file" timeout -k 30 "$seconds" env --default-signal=TERM,PIPE "$@" 9>>"$file.status" || status=$?
+  with_proxy watched "$file" not_hung_up "$seconds" "$@" 9>>"$file.status" || status=$?
+  forget_installed
   [[ $status != 124 && $status != 137 ]] || printf 'ended after %s s\n' "$seconds" >>"$file"
   return "$status"
 }
+
+# not_hung_up SECONDS COMMAND... - what a script ignores its children ignore, too: `timeout` could end none of them, and maintainers' scripts count on
+# SIGPIPE. That the line is gone stays ignored.
+not_hung_up() (
+  trap - PIPE TERM
+  exec timeout -k 30 "$1" "${AS_BY_DEFAULT[@]/HUP,/}" "${@:2}"
+)
 
 # recognise LOG - sets SYMPTOM: name, wanted, found, why and next of the first known failure that LOG has; nothing where it has none.
 # SYMPTOMS has a line for each: name, Perl's regular expression, where, wanted, why, next, names of those that it hides; tabs between.

@@ -6,12 +6,12 @@
 
 # step SECONDS COMMAND [ARGUMENT...] - a function of this program in a bash of its own (where an error ends it), killed after that time with all that it started.
 step() {
-  local status=0
-  if [[ $2 == sync ]]; then
-    timeout -s KILL "${STEP_SECONDS:-$1}" "${@:2}" </dev/null
-  else
-    timeout -s KILL "${STEP_SECONDS:-$1}" bash "$0" "${@:2}" </dev/null
-  fi || status=$?
+  local status=0 step_words=("${@:2}")
+  [[ $2 == sync ]] || step_words=(bash "$0" "${step_words[@]}")
+  (
+    trap - PIPE # a bash that was started with it ignored can't have its own commands obey it (AS_BY_DEFAULT)
+    exec timeout -s KILL "${STEP_SECONDS:-$1}" "${step_words[@]}" </dev/null
+  ) || status=$?
   ((status == 0)) || [[ $2 == judge || $2 == is_* || $2 == runs_* ]] || log "step failed with status $status (137: it hung): ${*:2}"
   return "$status"
 }
