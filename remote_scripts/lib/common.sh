@@ -27,9 +27,9 @@ trap '' PIPE HUP TERM
 trap 'failed_at="line $LINENO: $BASH_COMMAND"' ERR
 trap 'status=$?; [[ $status == 0 || $status == 99 ]] || unexpected "$status"; [[ $status != 99 ]] || exit 1' EXIT
 
-# pass_on - to standard error, as text without secrets, whatever comes on standard input. Most scripts say a few plain lines, for which no program is
+# as_it_comes - to standard error, as text without secrets, whatever comes on standard input. Most scripts say a few plain lines, for which no program is
 # started: `read` takes no byte behind a line's end from a pipe. A line that isn't plain, or has no end, and all after it go through sed.
-pass_on() {
+as_it_comes() {
   local line end number
   exec >&2
   for ((number = 0; number < 30; number++)); do
@@ -47,7 +47,7 @@ pass_on() {
 }
 
 # Whatever else the commands of this script say, too. (Nothing is left to be waited for: it ends with the last who writes.)
-exec 2> >(pass_on)
+exec 2> >(as_it_comes)
 
 # How long a question to a program of this host may take, in seconds: one that hangs (a dead NFS mount, a card that is gone) must not
 # hide what is known without it.

@@ -88,7 +88,7 @@ run_logged() {
   fi
   OUTPUT=${OUTPUT%$'\n'}
   [[ $OUTPUT != *$'\n' ]] || OUTPUT=$(printf '%s' "$OUTPUT") # bash itself would take minutes for many of them
-  mapfile -t lines < <(printf '%s\n' "$OUTPUT") # a here-string may need a file, for which there may be no room
+  mapfile -t lines < <(printf '%s\n' "$OUTPUT")              # a here-string may need a file, for which there may be no room
   printf -v OUTPUT '%s\n' "${lines[@]:${#lines[@]}>5?-5:0}"
   OUTPUT=${OUTPUT%$'\n'}
   ((status == 0)) || [[ -z $OUTPUT ]] || log "$OUTPUT"

@@ -39,7 +39,7 @@ LASTING = ("etc", "boot", "usr", "var", "esp")
 _TRAP = """\
 set -T
 sync() {{ local IFS=" "; printf "sync %s\\n" "$*" >&{out}; read -rn1 -u{go} _; }}
-trap '[[ ${{FUNCNAME[0]-}} == sync || $BASHPID == $$ && " ${{FUNCNAME[*]}} " == *" follow "* || " ${{FUNCNAME[*]}} " == *" pass_on "* ]] || {{ printf "point %s %s\\n" "$BASHPID" "${{FUNCNAME[0]-main}}" >&{out}; read -rn1 -u{go} _; }}' DEBUG
+trap '[[ ${{FUNCNAME[0]-}} == sync || $BASHPID == $$ && " ${{FUNCNAME[*]}} " == *" follow "* || " ${{FUNCNAME[*]}} " == *" as_it_comes "* ]] || {{ printf "point %s %s\\n" "$BASHPID" "${{FUNCNAME[0]-main}}" >&{out}; read -rn1 -u{go} _; }}' DEBUG
 """
 # A stand-in of a script is stopped by it, where somebody counts: `stop point` as a program, and as a function for stand-ins in bash.
 _STOP = '[ -z "${POINT_OUT:-}" ] || { echo "$*" >"/dev/fd/$POINT_OUT"; read -r _ <"/dev/fd/$POINT_GO"; }\n'
