@@ -19,7 +19,10 @@ apply() {
   else
     write_files
     forget_states others
-    for unit in service timer; do enable_boot_service "homelab-handover.$unit" "$(enabled_as "$unit")" "a handover that is cut short would stay half-way"; done
+    for unit in service timer; do
+      find_enabled "$unit"
+      enable_boot_service "homelab-handover.$unit" "$ENABLED_AS" "a handover that is cut short would stay half-way"
+    done
     run_logged systemctl start homelab-handover.timer || log "homelab-handover.timer has not started: it does at the next boot"
   fi
   finish
@@ -31,7 +34,10 @@ plan() {
   PLANNING=yes
   if [[ $NEEDED == yes ]]; then
     write_files
-    for unit in service timer; do [[ -L $ROOT$(enabled_as "$unit") ]] || note_planned new "$(enabled_as "$unit")"; done
+    for unit in service timer; do
+      find_enabled "$unit"
+      [[ -L $ROOT$ENABLED_AS ]] || note_planned new "$ENABLED_AS"
+    done
   else
     drop_hooks
     drop_files
@@ -85,8 +91,10 @@ tell_owed() {
 take_away() {
   drop_hooks
   [[ ! -e $ROOT/etc/systemd/system/homelab-handover.timer ]] || run_logged systemctl stop homelab-handover.timer || :
-  drop_boot_service handover '' homelab-handover.timer "$(enabled_as timer)"
-  drop_boot_service handover "$INSTALLED" homelab-handover.service "$(enabled_as service)"
+  find_enabled timer
+  drop_boot_service handover '' homelab-handover.timer "$ENABLED_AS"
+  find_enabled service
+  drop_boot_service handover "$INSTALLED" homelab-handover.service "$ENABLED_AS"
   drop_files
   forget_states all
   rm -rf "$ROOT$HANDOVER"

@@ -14,9 +14,9 @@ read_host() {
   printf '{"boot_id":'
   string_of /proc/sys/kernel/random/boot_id
   json_entry kernel "$(uname -r)"
-  json_entry pve "$(pve_version)"
+  pve_version
   package_versions
-  json_entry cpu_vendor "$(cpu_vendor)"
+  cpu_vendor
   json_entry loader "$LOADER"
   json_entry loader_clues "$LOADER_CLUES"
   printf ',"missing_tools":'
@@ -34,7 +34,7 @@ read_host() {
   json_entry lspci "$([[ $LSPCI != yes ]] || within "$ASK_SECONDS" lspci -Dnnk 2>/dev/null)"
   json_entry disks "$(within "$ASK_SECONDS" lsblk -nro NAME,PKNAME,FSTYPE,MOUNTPOINT 2>/dev/null)"
   vital
-  printf ',"named":%s' "$(json_string "$(named_cards)")"
+  json_entry named "$(named_cards)"
   holders
   signs
   measure_boot
@@ -57,18 +57,20 @@ read_host() {
 }
 
 pve_version() { # pve-manager/9.1.1/... -> 9.1.1; nothing where this isn't Proxmox VE
-  local text
+  local text found=''
   ! command -v pveversion >/dev/null || text=$(within "$ASK_SECONDS" pveversion) || :
-  [[ ! $'\n'${text:-} =~ $'\n'"pve-manager/"([^/$'\n']+)/ ]] || printf '%s' "${BASH_REMATCH[1]}"
+  [[ ! $'\n'${text:-} =~ $'\n'"pve-manager/"([^/$'\n']+)/ ]] || found=${BASH_REMATCH[1]}
+  json_entry pve "$found"
 }
 
 cpu_vendor() {
-  local line
+  local line found=''
   while IFS= read -r line; do
     [[ $line == vendor_id* ]] || continue
-    [[ $line != *': '* ]] || printf '%s' "${line##*: }"
-    return
-  done <"$ROOT/proc/cpuinfo"
+    [[ $line != *': '* ]] || found=${line##*: }
+    break
+  done <"$ROOT/proc/cpuinfo" || :
+  json_entry cpu_vendor "$found"
 }
 
 # Versions of the packages whose age decides which options of cards Proxmox VE knows.

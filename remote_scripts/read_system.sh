@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Reads what an NVIDIA stack is planned from, on a host, in a VM or in a container, and how far what was put there is still so.
 # Changes nothing, and asks no repository.
-# Needs: files, driver, packages/installed, read/system_drift, os_release
+# Needs: files, driver, packages/installed, read/system_drift, read/text, os_release
 #
 # Arguments: ASK (packages whose offered versions are told, separated by spaces), PASSED (slots of the host's cards that VMs get, separated by
 #   spaces), STAYING (the same of cards that are with the host's driver from its next start on, also where vfio-pci has them now),
@@ -16,20 +16,30 @@ read_system() {
   version=$(nvidia_version) flavour=$(loaded_flavour)
   mapfile -t kernels < <(installed_kernels)
   find_cards
-  printf '{"bootId":%s,"distribution":%s,"version":%s' "$(json_string "$(of_file "$ROOT/proc/sys/kernel/random/boot_id")")" \
-    "$(json_or_null "$(os_value ID)")" "$(json_or_null "$(os_value VERSION_ID)")"
-  printf ',"architecture":%s,"kernels":%s,"running":%s' "$(json_string "$(uname -m)")" "$(json_list "${kernels[@]}")" \
-    "$(json_string "$(uname -r)")"
+  printf '{"bootId":'
+  string_of /proc/sys/kernel/random/boot_id
+  entry_or_null distribution "$(os_value ID)"
+  entry_or_null version "$(os_value VERSION_ID)"
+  json_entry architecture "$(uname -m)"
+  printf ',"kernels":'
+  json_list "${kernels[@]}"
+  json_entry running "$(uname -r)"
   secure_boot
-  printf ',"cards":%s,"nouveau":%s' "$(json_list "${cards[@]}")" "$(json_bool "$nouveau")"
-  printf ',"loaded":%s,"loadedFlavour":%s' "$(json_string "$version")" "$(json_or_null "$flavour")"
+  printf ',"cards":'
+  json_list "${cards[@]}"
+  [[ $nouveau == yes ]] && printf ',"nouveau":true' || printf ',"nouveau":false'
+  json_entry loaded "$version"
+  entry_or_null loadedFlavour "$flavour"
   if is_container; then
-    printf ',"hostDriver":%s,"unprivileged":%s' "$(json_string "$version")" "$(unprivileged)"
+    json_entry hostDriver "$version"
+    printf ',"unprivileged":'
+    unprivileged
   else
     printf ',"hostDriver":null,"unprivileged":null'
   fi
   read_installed
-  printf ',"runtimes":%s' "$(runtimes)"
+  printf ',"runtimes":'
+  runtimes
   printf ',"offered":%s' "$(offered)"
   for step in "$STATE"/steps/*; do
     [[ -f $step ]] || continue
@@ -39,11 +49,14 @@ read_system() {
   files_drift
   packages_drift
   driver_drift
-  printf ',"steps":%s,"drift":%s}\n' "$(json_list "${steps[@]}")" "$(json_list "${DRIFT[@]}")"
+  printf ',"steps":'
+  json_list "${steps[@]}"
+  printf ',"drift":'
+  json_list "${DRIFT[@]}"
+  printf '}\n'
 }
 
-json_bool() { [[ $1 == yes ]] && printf true || printf false; }
-json_or_null() { [[ -n $1 ]] && json_string "$1" || printf null; }
+entry_or_null() { if [[ -n $2 ]]; then json_entry "$1" "$2"; else printf ',"%s":null' "$1"; fi; } # KEY TEXT
 
 # find_cards - sets `cards` and `nouveau`: a container's are those whose node it has; a host's those that no VM is to have.
 find_cards() {
@@ -54,7 +67,7 @@ find_cards() {
       device=${file%/*} device=${device##*/}
       find_minor "$device"
       device=$ROOT/sys/bus/pci/devices/$device
-      [[ ! -e $ROOT/dev/nvidia$NUMBER || ! -r $device/vendor ]] || cards+=("$(ids_of "$device")")
+      [[ ! -e $ROOT/dev/nvidia$NUMBER || ! -r $device/vendor ]] || { find_ids "$device" && cards+=("$FOUND_IDS"); }
     done
     return 0
   fi
@@ -70,21 +83,23 @@ find_cards() {
     [[ -r $device/class && $(<"$device/class") == 0x03* ]] || continue
     driver=$(driver_of "$device") slot=${device##*/}
     if [[ $driver == vfio-pci && -n $ours ]]; then
-      word=$(ids_of "$device")
-      [[ $ours != *",$slot=$word,"* || ${given,,} == *"$word"* ]] || driver=released
+      find_ids "$device"
+      [[ $ours != *",$slot=$FOUND_IDS,"* || ${given,,} == *"$FOUND_IDS"* ]] || driver=released
     fi
     [[ ($driver != vfio-pci && " $PASSED " != *" ${slot%.*} "*) || " $STAYING " == *" ${slot%.*} "* ]] || continue
-    cards+=("$(ids_of "$device")")
+    find_ids "$device"
+    cards+=("$FOUND_IDS")
   done
   while read -r slot driver; do
     [[ " $PASSED " == *" ${slot%.*} "* ]] || nouveau=yes
   done < <(held_cards)
 }
 
-ids_of() { # DEVICE'S FOLDER - vendor:device
-  local vendor id
-  vendor=$(<"$1/vendor") id=$(<"$1/device")
-  printf '%s:%s' "${vendor#0x}" "${id#0x}"
+# find_ids FOLDER - of a device: sets FOUND_IDS, vendor:device.
+find_ids() {
+  local vendor='' id=''
+  { read -r vendor <"$1/vendor" && read -r id <"$1/device"; } || :
+  FOUND_IDS=${vendor#0x}:${id#0x}
 }
 
 # secure_boot - whether the kernel takes only signed modules, and whether the key that DKMS signs with is among its own.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What goes out is text, whatever bytes went in; and JSON.
 #
-# Gives: text_of TEXT [BYTES] -> TEXT; of_file PATH; json_string TEXT; json_entry KEY TEXT; json_list ITEM...
+# Gives: text_of TEXT [BYTES] -> TEXT; read_text PATH -> TEXT, of_file PATH; json_string TEXT; json_entry KEY TEXT; json_list ITEM...
 # Variables: AS_TEXT, NO_SECRETS (for sed -E), ANSWER_BYTES, LOG_BYTES.
 
 # What a file or a program of this host says may hold any bytes, and be of any length. What goes out is text: UTF-8 without escape
@@ -33,9 +33,10 @@ text_of() {
   TEXT=${TEXT%$'\n'x}
 }
 
-# of_file PATH - what it holds, head and tail of much; nothing where it can't be read.
-of_file() {
-  local TEXT='' part taken=0 size
+# read_text PATH - sets TEXT: what it holds, head and tail of much; nothing where it can't be read. of_file PATH - says it.
+read_text() {
+  local part taken=0 size
+  TEXT=''
   [[ -r $1 && ! -d $1 ]] || return 0
   {
     # By bash itself, which takes a tenth of the time that a program's start does: a host is read by this. From NUL to NUL, without them.
@@ -48,6 +49,11 @@ of_file() {
       TEXT=${TEXT:0:ANSWER_BYTES/2}$'\n'"… $((size - ANSWER_BYTES)) bytes are left out here …"$'\n'$(tail -c $((ANSWER_BYTES / 2)) "$1")
     fi
   } 2>/dev/null
+}
+
+of_file() {
+  local TEXT
+  read_text "$1"
   printf '%s' "$TEXT"
 }
 

@@ -2,14 +2,13 @@
 # Whether every card that is handed over is with the host, and what of the handover is installed.
 # Needs: common, files, lock, handover/places, read/text
 #
-# Gives: cards_away [VMID...] -> AWAY; need_rest [VMID...], is_on_its_way VMID...; enabled_as service|timer; find_snippets -> SNIPPETS, STORAGE;
+# Gives: cards_away [VMID...] -> AWAY; need_rest [VMID...], is_on_its_way VMID...; find_enabled service|timer -> ENABLED_AS; find_snippets -> SNIPPETS, STORAGE;
 #   find_hook VMID -> OPTION, is_our_hook VMID, drop_hook VMID, has_hook VMID, hooked_elsewhere VMID, tell_elsewhere VMID; handed_over (a key of read_host.sh's answer).
 
-# enabled_as service|timer - what `systemctl enable` makes of it.
-enabled_as() {
-  local target=multi-user.target
-  [[ $1 == service ]] || target=timers.target
-  printf '/etc/systemd/system/%s.wants/homelab-handover.%s' "$target" "$1"
+# find_enabled service|timer - sets ENABLED_AS: what `systemctl enable` makes of it.
+find_enabled() {
+  ENABLED_AS=/etc/systemd/system/multi-user.target.wants/homelab-handover.service
+  [[ $1 == service ]] || ENABLED_AS=/etc/systemd/system/timers.target.wants/homelab-handover.timer
 }
 
 # cards_away [VMID...] - sets AWAY: which cards aren't with the host, in words; those on account of these VMs left out.
@@ -133,7 +132,10 @@ has_hook() {
 handed_over() {
   local file vmid line separator='' enabled=true lost=() moved=()
   cards_away
-  for file in service timer; do [[ -L $ROOT$(enabled_as "$file") ]] || enabled=false; done
+  for file in service timer; do
+    find_enabled "$file"
+    [[ -L $ROOT$ENABLED_AS ]] || enabled=false
+  done
   for file in "$ROOT$HOOKED"/[1-9]*; do
     [[ -e $file ]] || continue
     vmid=${file##*/}
@@ -141,7 +143,9 @@ handed_over() {
     line=$(hooked_elsewhere "$vmid")
     [[ -z $line ]] || moved+=("$vmid on $line")
   done
-  printf ',"handover":{"enabled":%s,"away":%s,"lost_hooks":' "$enabled" "$(json_string "$AWAY")"
+  printf ',"handover":{"enabled":%s' "$enabled"
+  json_entry away "$AWAY"
+  printf ',"lost_hooks":'
   json_list "${lost[@]}"
   printf ',"moved_hooks":'
   json_list "${moved[@]}"
@@ -149,7 +153,9 @@ handed_over() {
   for file in "$ROOT$HANDOVER"/*.state; do
     [[ -e $file ]] || continue
     line=${file##*/}
-    printf '%s%s:' "$separator" "$(json_string "${line%.state}")"
+    printf '%s' "$separator"
+    json_string "${line%.state}"
+    printf ':'
     string_of "${file#"$ROOT"}"
     separator=,
   done

@@ -18,7 +18,7 @@ devices() {
   while IFS=' ' read -r name target; do
     [[ $target =~ .*/([0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])/ ]] || continue
     behind[${BASH_REMATCH[1]}]+="${behind[${BASH_REMATCH[1]}]:+ }$name"
-  done < <(find "$ROOT"/sys/block/* "$ROOT"/sys/class/net/* -maxdepth 0 -type l -printf '%f %l\n' 2>/dev/null | sort)
+  done < <(find "$ROOT"/sys/block/* "$ROOT"/sys/class/net/* -maxdepth 0 -type l -printf '%f %l\n' 2>/dev/null)
   # Before there are groups, the bridges' Access Control Services tell how the kernel is going to draw them.
   if [[ ${ACS:-no} == yes || ! -e ${groups[0]} ]]; then
     while IFS=' ' read -r address flag kind; do

@@ -21,7 +21,9 @@ running_ids() {
 guests() {
   local conf kind lines line all id separator=
   local option='^(hostpci[0-9]+|onboot|name|machine|bios|memory|balloon|vga|lock|template|parent|smbios1|meta|(ide|sata|scsi|virtio)[0-9]+):'
-  printf ',"guests":{"running":[%s],"configs":[' "$(running_ids)"
+  printf ',"guests":{"running":['
+  running_ids
+  printf '],"configs":['
   for conf in "$ROOT"/etc/pve/qemu-server/*.conf "$ROOT"/etc/pve/lxc/*.conf; do
     # Somebody's copy, such as 103-old.conf, is no guest.
     [[ ${conf##*/} =~ ^[1-9][0-9]*\.conf$ && -r $conf ]] || continue

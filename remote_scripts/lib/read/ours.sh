@@ -6,10 +6,10 @@
 
 # What we wrote, and what became of it.
 managed() {
-  local layer path state separator=
+  local layer path state steps=() separator=
   printf ',"managed":['
   for layer in iommu vfio nodes cards values rom handover; do
-    while read -r state path; do
+    [[ ! -d $STATE/files/$layer ]] || while read -r state path; do
       printf '%s{"layer":"%s","state":"%s"' "$separator" "$layer" "$state"
       json_entry path "$path"
       printf '}'
@@ -24,8 +24,8 @@ managed() {
   printf ',"judged":'
   string_of /var/lib/homelab/judged
   printf ',"pending":'
-  # shellcheck disable=SC2046 # names without spaces
-  json_list $(is_pending boot && printf 'boot ') $(is_pending initramfs && printf initramfs)
+  for state in boot initramfs; do ! is_pending "$state" || steps+=("$state"); done
+  json_list "${steps[@]}"
   printf ',"boot_lacks":'
   noted_boot_lacks
 }
@@ -59,13 +59,13 @@ kept_scripts() {
 ledger() {
   local name separator=
   printf ',"ledger":{'
-  while IFS= read -r name; do
+  [[ ! -d $STATE/ledger ]] || while IFS= read -r name; do
     printf '%s' "$separator"
     json_string "$name"
     printf ':'
     string_of "/var/lib/homelab/ledger/$name"
     separator=,
-  done < <([[ ! -d $STATE/ledger ]] || find "$STATE/ledger" -type f ! -name '.*' -printf '%P\n' 2>/dev/null | sort)
+  done < <(find "$STATE/ledger" -type f ! -name '.*' -printf '%P\n' 2>/dev/null | sort)
   printf '}'
 }
 
@@ -102,7 +102,9 @@ turned_away() {
       case $key in vm) vm=$value ;; at) at=$value ;; run) run=$value ;; esac
     done <"$file"
     [[ $vm =~ ^[1-9][0-9]*$ ]] || continue
-    printf '%s%s:{"vm":%s' "$separator" "$(json_string "${name%.turned_away}")" "$vm"
+    printf '%s' "$separator"
+    json_string "${name%.turned_away}"
+    printf ':{"vm":%s' "$vm"
     json_entry at "$at"
     json_entry run "$run"
     printf '}'
@@ -114,10 +116,11 @@ turned_away() {
 # set_aside - what is set for a restart of this node until its turn ends: lines of lib/away.sh; and `left:105 pve2 WHY` for each guest that was moved for it and
 # given up (lib/bring_back.sh).
 set_aside() {
-  printf ',"set_aside":'
-  json_string "$(
-    of_file "$ROOT/var/lib/homelab/away"
-    printf '\n'
-    [[ ! -e $ROOT/var/lib/homelab/left ]] || of_file "$ROOT/var/lib/homelab/left" | sed 's/^/left:/'
-  )"
+  local TEXT said
+  read_text "$STATE/away"
+  said=$TEXT
+  read_text "$STATE/left"
+  TEXT=${TEXT%"${TEXT##*[!$'\n']}"}
+  [[ -z $TEXT ]] || said+=$'\n'left:${TEXT//$'\n'/$'\n'left:}
+  json_entry set_aside "${said%"${said##*[!$'\n']}"}"
 }

@@ -6,7 +6,7 @@
 
 # What is wrong with cards or with how the host boots, as the kernel and Proxmox VE's tools say it; what it means is decided elsewhere.
 signs() {
-  local path code said='' lost=() asked=() had='' unsafe=false
+  local path code line said='' warnings='' lost=() asked=() had='' unsafe=false
   [[ -z $SIGNS ]] || read_kernel_log
   [[ -z $SIGNS ]] || said=$(kernel_says | grep -iE "$SIGNS") || :
   [[ -z $said ]] || said=$(printf '%s\n' "$said" | head_and_tail 1000) # /tmp may be full
@@ -23,11 +23,12 @@ signs() {
     grep -qsE '^[[:space:]]*options[[:space:]]+vfio[-_]iommu[-_]type1[[:space:]](.*[[:space:]])?allow_unsafe_interrupts=[1yY]' "$ROOT"/etc/modprobe.d/*.conf; then
     unsafe=true
   fi
+  while IFS= read -r line; do [[ $line != 'WARN: '* ]] || warnings+=${warnings:+$'\n'}$line; done <<<"$BOOT_STATUS"
   json_entry kernel_log "$said"
   printf ',"lost":'
   json_list "${lost[@]}"
   printf ',"unsafe_interrupts":%s' "$unsafe"
-  json_entry boot_warnings "$(grep '^WARN: ' <<<"$BOOT_STATUS" || :)"
+  json_entry boot_warnings "$warnings"
 }
 
 # find_lost FOLDER... - adds to `lost` of the caller the functions whose configuration space doesn't read as one. Of all at once; where that doesn't end, or not of every

@@ -4,4 +4,9 @@
 #
 # Gives: string_of PATH.
 
-string_of() { json_string "$(of_file "$ROOT$1")"; } # PATH - its text; empty when it isn't there
+# string_of PATH - its text, without empty lines at its end; empty when it isn't there.
+string_of() {
+  local TEXT
+  read_text "$ROOT$1"
+  json_string "${TEXT%"${TEXT##*[!$'\n']}"}"
+}
