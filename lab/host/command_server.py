@@ -510,6 +510,9 @@ class Looking:
         for name in ("host.program", "lab.host.program"):
             if module := sys.modules.get(name):
                 setattr(module, "looks_only", looks_only)  # noqa: B010  # a module's
+        for name in ("host.state", "lab.host.state"):
+            if module := sys.modules.get(name):
+                module.HostState.remembers = looks_only  # not in forks, which let go of all files
 
     def answer(self, client: int, words: list[str]) -> bytes | None:
         """The answer to a client whose command only looks: what it prints, its status, what it is to become; None if that takes a fork."""

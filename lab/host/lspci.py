@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
@@ -144,10 +145,14 @@ class _Listing:
     def _modules(self, device: PciDevice) -> list[str]:
         if device.built_in:
             return []
+        return [m for m in device.candidates(nvidia_installed=True) if m in self._of_kernel]
+
+    @functools.cached_property
+    def _of_kernel(self) -> set[str]:
+        """The modules that the running kernel has."""
         kernel = self.host.read("/proc/sys/kernel/osrelease", "").strip()
         dep = self.host.read(f"/usr/lib/modules/{kernel}/modules.dep", "")
-        present = {normal(m) for m in re.findall(r"([\w-]+)\.ko\S*:", dep)}
-        return [m for m in device.candidates(nvidia_installed=True) if m in present]
+        return {normal(m) for m in re.findall(r"([\w-]+)\.ko\S*:", dep)}
 
     def _machine_readable(self, device: PciDevice) -> None:
         vendor = self._named(device.vendor_name, device.vendor)

@@ -22,6 +22,8 @@ from typing import Any, ClassVar, NamedTuple
 CONTROL_FILE = 0o1644
 #: How a command server is reached: sendmsg(2)'s number here, a colon, the name of its socket without its mount namespace.
 COMMANDS = "LAB_COMMANDS"
+#: How many hosts' files a process keeps open: one that tests share sees hundreds of hosts.
+_MOST_REMEMBERED = 32
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -53,7 +55,8 @@ class HostState:
         state: the lab's state folder (absolute).
     """
 
-    #: Whether this process asks so often that it remembers each machine.json until there is another one: a lab's daemon does.
+    #: Whether this process asks so often that it remembers each machine.json until there is another one: a lab's daemon does, and a
+    #: command server for the commands that it does itself.
     remembers: ClassVar[bool] = False
     _remembered: ClassVar[dict[str, _Seen]] = {}
 
@@ -105,6 +108,8 @@ class HostState:
         status = _status(os.fstat(file.fileno()))
         values = json.loads(file.readall())
         seen = self._remembered[path] = _Seen(file, status, values, marshal.dumps(values))
+        if len(self._remembered) > _MOST_REMEMBERED:  # the oldest
+            self._remembered.pop(next(iter(self._remembered))).file.close()
         return seen
 
     @property

@@ -48,3 +48,15 @@ def test_a_file_is_read_once(state: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(json, "loads", None)
     assert HostState(state).fault("api-seconds") is None
     assert HostState(state).machine["node"] == "pve"
+
+
+def test_of_hundreds_of_hosts_few_files_are_kept_open(tmp_path: Path) -> None:
+    for number in range(300):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        (folder / "machine.json").write_text(json.dumps({"node": f"pve{number}"}))
+        assert HostState(folder).node == f"pve{number}"
+    assert len(HostState._remembered) < 50
+    open_files = [str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    assert len([path for path in open_files if path.startswith(str(tmp_path))]) < 50
+    assert [HostState(tmp_path / f"{number}").node for number in (0, 299)] == ["pve0", "pve299"]
