@@ -18,6 +18,7 @@ from tests.scripts.test_handover import AUDIO, COMMANDS, GPU, OTHER, drivers, is
 
 #: The value that a step writes, as a kernel takes it. A file `die-at` holds at which write of the next steps the unit is killed.
 KERNEL = f"""\
+{cut_kit.STOP_FUNCTION}
 write_value() {{
   local bus=$ROOT/sys/bus/pci device=$ROOT/sys/bus/pci/devices/$1 left
   stop write
