@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from homelab.errors import HomelabError
-from homelab.host import consoles, graphics, kernel_log, options, remapping, resets
+from homelab.host import consoles, graphics, ha, kernel_log, options, remapping, resets
 from homelab.host.classes import NVIDIA, SECURITY_PROCESSOR, USB
 from homelab.host.facts import CardUser, Device, HostFacts, Vital, bound_by_word
 from homelab.settings import Gpu, Host
@@ -479,7 +479,8 @@ def without_hook(
     for name, slot in slots.items():
         if host.gpus[name].use == "shared":
             users = facts.users_of(slot, facts.cluster.node)
-            bare = [user for user in users if user.onboot and user.vmid not in hooked.get(name, ())]
+            starting = [user for user in users if user.onboot or ha.is_kept_started(facts, user.vmid)]
+            bare = [user for user in starting if user.vmid not in hooked.get(name, ())]
             errors += _still_with(facts, name, host.gpus[name], slot, bare)
     return errors
 

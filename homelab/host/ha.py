@@ -52,6 +52,12 @@ def service(facts: HostFacts, kind: str, guest: int) -> dict[str, str] | None:
     return None
 
 
+def is_kept_started(facts: HostFacts, vmid: int) -> bool:
+    """Does HA start a VM whenever it is off, also after its node's restart, whatever its `onboot` says?"""
+    about = service(facts, "vm", vmid)
+    return about is not None and about.get("state", "started") in ("started", "enabled")
+
+
 def _stays(facts: HostFacts, vmid: int) -> bool:
     """Can HA put a VM nowhere else than on this node? Before Proxmox VE 9 by a restricted group, since then by a strict rule."""
     ha, here = facts.cluster.ha, {facts.cluster.node}
@@ -114,12 +120,7 @@ def _shares(container: Container, host: Host) -> bool:
 def refused_for_restart(facts: HostFacts, host: Host, vms: Iterable[Vm]) -> list[HomelabError]:
     """Where this run restarts the host: HA would start a VM at once that may take its card only when the boot is confirmed, and give up on it."""
     shared = [vm.vmid for vm in vms if any(use.gpu in host.hands_over for use in vm.gpus)]
-    asked = {vmid: service(facts, "vm", vmid) for vmid in shared}
-    tried = [
-        vmid
-        for vmid, about in asked.items()
-        if about is not None and about.get("state", "started") in ("started", "enabled")
-    ]
+    tried = [vmid for vmid in shared if is_kept_started(facts, vmid)]
     return [
         HomelabError(
             wanted=f"VM {vmid} to stay off until the boot of this host is confirmed",

@@ -344,6 +344,14 @@ def test_a_vm_that_starts_with_the_host_has_the_hookscript_before_its_card_is_ha
     assert gates.without_hook(never, host, cards, {"big": hooked}) == []
 
 
+@pytest.mark.parametrize(("state", "closed"), [("started", True), ("stopped", False), ("ignored", False)])
+def test_ha_starts_a_vm_with_the_host_whatever_its_onboot(state: str, closed: bool) -> None:
+    host = to_be("shared", api={"token": "root@pam!ab", "tokenSecret": "a", "publicCa": True}, nvidia={"driver": "580"})
+    under = {"node": "pve", "ha": {"resources": f"vm: 103\n\tstate {state}\n"}}
+    found = gates.without_hook(was_for_a_vm(cluster=under), host, {"big": "0000:01:00"}, {})
+    assert [one.found.endswith("VM 103 (Sandbox) has it (hostpci0)") for one in found] == [True] * closed
+
+
 @pytest.mark.parametrize("word", [WORD, "homelab.vfio=0000:01:00.1=10de:22e8"])
 def test_a_card_that_somebody_elses_ids_bind_too_does_not_come_back_with_our_word(word: str) -> None:
     """takeOver binds it by our word as well; of a card that is half bound by hand, our word has the rest."""
