@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Reads what an NVIDIA stack is planned from, on a host, in a VM or in a container, and how far what was put there is still so.
 # Changes nothing, and asks no repository.
-# Needs: files, driver, packages/installed, read/system_drift, read/text, os_release
+# Needs: files, driver, packages/installed, read/system_drift, read/text, os_release, boot, words, vfio_ids
 #
 # Arguments: ASK (packages whose offered versions are told, separated by spaces), PASSED (slots of the host's cards that VMs get, separated by
 #   spaces), STAYING (the same of cards that are with the host's driver from its next start on, also where vfio-pci has them now),
@@ -72,19 +72,16 @@ find_cards() {
     return 0
   fi
   for word in $([[ $RELEASED != yes ]] || cat "$ROOT/proc/cmdline"); do
-    case $word in
-      homelab.vfio=*) ours=,${word#*=}, ;;
-      vfio[-_]pci.ids=*) given+=,$word ;;
-    esac
+    [[ $word != homelab.vfio=* ]] || ours=,${word#*=},
   done
   # What somebody else gives to vfio-pci as well stays there.
-  [[ -z $ours ]] || given+=$(grep -ahsE '^[[:space:]]*options[[:space:]]+vfio[-_]pci[[:space:]]' "$ROOT"/etc/modprobe.d/*.conf) || :
+  [[ -z $ours ]] || given=$(ids_of_next_boot)
   for device in "$ROOT"/sys/bus/pci/devices/*; do
     [[ -r $device/class && $(<"$device/class") == 0x03* ]] || continue
     driver=$(driver_of "$device") slot=${device##*/}
     if [[ $driver == vfio-pci && -n $ours ]]; then
       find_ids "$device"
-      [[ $ours != *",$slot=$FOUND_IDS,"* || ${given,,} == *"$FOUND_IDS"* ]] || driver=released
+      [[ $ours != *",$slot=$FOUND_IDS,"* ]] || names_device "$given" "$device" || driver=released
     fi
     [[ ($driver != vfio-pci && " $PASSED " != *" ${slot%.*} "*) || " $STAYING " == *" ${slot%.*} "* ]] || continue
     find_ids "$device"
@@ -93,6 +90,18 @@ find_cards() {
   while read -r slot driver; do
     [[ " $PASSED " == *" ${slot%.*} "* ]] || nouveau=yes
   done < <(held_cards)
+}
+
+# ids_of_next_boot - that somebody else gives to vfio-pci from this host's next start on, with commas between them.
+ids_of_next_boot() {
+  local word
+  ids_in_files | cut -f 2- | tr '\n' ','
+  find_boot_loader
+  is_configurable || return 0
+  for word in $(configured_words others); do
+    word=${word//\"/}
+    [[ $word != vfio[-_]pci.ids=* ]] || printf '%s,' "${word#*=}"
+  done
 }
 
 # find_ids FOLDER - of a device: sets FOUND_IDS, vendor:device.

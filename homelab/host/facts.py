@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from homelab.errors import HomelabError, elsewhere
-from homelab.host import acpi, acs, container_conf, names
+from homelab.host import acpi, acs, container_conf, names, vfio_ids
 from homelab.host.classes import AUDIO, BRIDGES, CARRIERS, DISPLAY, GRAPHICS, NVIDIA, USB_C
 from homelab.host.container_conf import ContainerConf
 from homelab.properties import functions_of, overlap, slot_of
@@ -683,26 +683,26 @@ class HostFacts(_Fact):
 
     def kept_by_hand(self, device: Device) -> bool:
         """Is it on vfio-pci, and does other configuration than this program's bind it there, whether or not our word does so as well?"""
-        return device.driver == "vfio-pci" and device.id in self.ids_by_hand
+        words = f"{self.cmdline.others} {self.cmdline.running}"
+        return device.driver == "vfio-pci" and self._named(device, [self.vfio_ids, *_ids_by_word(words).values()])
 
-    @cached_property
-    def ids_by_hand(self) -> set[str]:
-        """The ids that other configuration than this program's gives to vfio-pci, with or without effect."""
-        return set(self.vfio_ids.lower().split(",")).union(*(given for _, given in self._ids_by_word()))
+    def named_at_next_boot(self, device: Device) -> bool:
+        """Do ids of other configuration than this program's name the function from the host's next start on, with or without effect?"""
+        return self._named(device, [self.vfio_ids, *_ids_by_word(self.cmdline.others).values()])
 
-    def _ids_by_word(self) -> list[tuple[str, set[str]]]:
-        found = []
-        for word in dict.fromkeys(f"{self.cmdline.others} {self.cmdline.running}".split()):
-            name, _, value = word.partition("=")
-            if name.replace("-", "_") == "vfio_pci.ids":
-                found.append((word, set(value.lower().split(","))))
-        return found
+    @staticmethod
+    def _named(device: Device, given: Iterable[str]) -> bool:
+        return any(vfio_ids.names(ids, device.id, device.subsystem, device.class_code) for ids in given)
 
     def who_binds(self, devices: Iterable[Device]) -> list[str]:
         """Files and words, not this program's, that give these functions to vfio-pci."""
-        ids = {device.id for device in devices}
-        files = [path for path, given in self.vfio_files.items() if ids & set(given.lower().split(","))]
-        return files + [f"{word} on the kernel command line" for word, given in self._ids_by_word() if ids & given]
+        words = _ids_by_word(f"{self.cmdline.others} {self.cmdline.running}")
+        given = [
+            *self.vfio_files.items(),
+            *((f"{word} on the kernel command line", ids) for word, ids in words.items()),
+        ]
+        bound = list(devices)
+        return [where for where, ids in given if any(self._named(device, [ids]) for device in bound)]
 
     def others_in_group(self, place: str) -> list[Device]:
         """What else a VM's start with the card takes from the host; bridges, of which VFIO asks nothing, are left out."""
@@ -859,6 +859,16 @@ def missing_words(words: str, cmdline: str) -> list[str]:
         for word in words.split()
         if word not in there and not ("iommu=" in word and any(other.startswith(f"{word},") for other in there))
     ]
+
+
+def _ids_by_word(cmdline: str) -> dict[str, str]:
+    """Words that give ids to vfio-pci -> the ids; a value may be quoted."""
+    found = {}
+    for word in cmdline.split():
+        name, _, value = word.partition("=")
+        if name.replace("-", "_") == "vfio_pci.ids":
+            found[word] = value.strip('"')
+    return found
 
 
 def bound_by_word(cmdline: str) -> dict[str, str]:

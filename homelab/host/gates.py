@@ -512,7 +512,7 @@ def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[Ho
         if device.vendor == NVIDIA
         and device.slot not in slots.values()
         and facts.bound_by_us(device.address)
-        and device.id not in facts.ids_by_hand  # these keep it on vfio-pci
+        and not facts.named_at_next_boot(device)  # that keeps it on vfio-pci
     }
     users = {slot: facts.users_of(slot, facts.cluster.node) for slot in sorted(leaving)}
     return [

@@ -76,10 +76,21 @@ def test_a_card_that_comes_back_from_a_vm_with_the_next_start_is_the_hosts(tmp_p
     assert not counts(released=True)
     host.output("rm $ROOT/etc/modprobe.d/vfio.conf")
     assert counts(released=True)
+    host.output(
+        "echo 'options vfio-pci ids=10de:ffffffff:ffffffff:ffffffff:030000:ffff00ff' >$ROOT/etc/modprobe.d/vfio.conf"
+    )
+    assert not counts(released=True)
+    host.output("rm $ROOT/etc/modprobe.d/vfio.conf")
+    # What counts is the next start's command line.
+    grub = host.root / "etc/default/grub.d/own.cfg"
+    grub.parent.mkdir(exist_ok=True)
+    grub.write_text('GRUB_CMDLINE_LINUX="vfio_pci.ids=10de:2b85"\n')
+    assert not counts(released=True)
+    grub.unlink()
     running = host.root / "proc/cmdline"
     before = running.read_text()
     running.write_text(f"vfio_pci.ids=10de:2b85 {before}")
-    assert not counts(released=True)
+    assert counts(released=True)
     # Another card is there by now, which isn't bound by that word.
     running.write_text(before.replace("=10de:2b85", "=10de:2684"))
     assert not counts(released=True)

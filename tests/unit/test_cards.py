@@ -604,6 +604,18 @@ def test_an_iommu_that_is_on_stays_on_until_somebody_says_otherwise(gpus: dict[s
             {"cmdline": {"running": "", "configured": "", "others": "vfio-pci.ids=10de:2b85", "generated": ""}},
             "vfio-pci.ids=10de:2b85 on the kernel command line",
         ),
+        # Each graphics card of NVIDIA's.
+        (
+            {
+                "vfio_ids": "10de:ffffffff:ffffffff:ffffffff:00030000:ffff00ff",
+                "vfio_files": {"/etc/modprobe.d/v.conf": "10de:ffffffff:ffffffff:ffffffff:00030000:ffff00ff"},
+            },
+            "/etc/modprobe.d/v.conf",
+        ),
+        (
+            {"cmdline": {"running": "", "configured": "", "others": 'vfio-pci.ids="10de:2b85,1:2"', "generated": ""}},
+            'vfio-pci.ids="10de:2b85,1:2" on the kernel command line',
+        ),
     ],
 )
 def test_a_card_that_is_bound_by_hand_and_is_to_stay_is_refused_with_what_binds_it(

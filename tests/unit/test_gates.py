@@ -363,3 +363,12 @@ def test_a_card_that_somebody_elses_ids_bind_too_does_not_come_back_with_our_wor
     assert "the card would stay without the host's driver" in error.why and "take 10de:2b85 out there" in error.next
     # One that leaves the settings stays on vfio-pci, and its VM loses it at the run's end as without a driver.
     assert plan.wanted(facts, settings({}, nvidia={"driver": "580"})).functions == {}
+
+
+def test_a_word_with_ids_that_is_gone_from_the_next_boot_keeps_no_card() -> None:
+    """Who has set takeOver takes it away, and the card comes back with this run's restart."""
+    facts = was_for_a_vm(running=f"vfio-pci.ids=10de:2b85,10de:22e8 {WORD}")
+    with pytest.raises(HomelabError, match=r"VM 103 \(Sandbox\) has it"):
+        plan.wanted(facts, settings({}, nvidia={"driver": "580"}))
+    lines = facts.cmdline.model_dump() | {"others": "quiet vfio-pci.ids=10de:2b85,10de:22e8"}
+    assert plan.wanted(was_for_a_vm(cmdline=lines), settings({}, nvidia={"driver": "580"})).functions == {}

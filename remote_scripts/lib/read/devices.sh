@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The host's PCI functions, its modules, and what else binds devices: keys of read_host.sh's answer.
-# Needs: common
+# Needs: common, vfio_ids
 #
 # Gives: devices; modules; bound_by_others. Variables: ACS (of read_host.sh; no where it is not set).
 PCI=$ROOT/sys/bus/pci/devices
@@ -76,18 +76,16 @@ modules() {
   json_list "${loaded[@]}"
 }
 
-# What somebody else gives to vfio-pci: ids in modprobe.d, by file (those on the command line are seen there), and files that speak of
+# What somebody else gives to vfio-pci: ids, by file (those on the command line are seen there), and files that speak of
 # vfio-pci in another way, from which nothing is concluded.
 bound_by_others() {
-  local file line of='' ids='' all='' separator='' found mentions=()
-  local option='^[[:space:]]*options[[:space:]]+vfio[-_]pci[[:space:]](.*[^[:alnum:]_])?ids=([^[:space:]]+)'
+  local file given of='' ids='' all='' separator='' found mentions=()
   printf ',"vfio_files":{'
-  while IFS= read -r -d '' file && IFS= read -r line; do
-    [[ $line =~ $option ]] || continue
+  while IFS=$'\t' read -r file given; do
     [[ $file == "$of" ]] || ids_of_file
     of=$file
-    ids+=${ids:+,}${BASH_REMATCH[2]}
-  done < <(grep -asZHE '^[[:space:]]*options[[:space:]]+vfio[-_]pci[[:space:]]' "$ROOT"/etc/modprobe.d/*.conf)
+    ids+=${ids:+,}$given
+  done < <(ids_in_files)
   ids_of_file
   printf '}'
   json_entry vfio_ids "$all"
