@@ -1,4 +1,9 @@
-"""What can go wrong with NVIDIA's stack: one clear message each, before or at the step it concerns, and the next `up` goes on."""
+"""What can go wrong with NVIDIA's stack: one clear message each, before or at the step it concerns, and the next `up` goes on, as it does after one that
+was killed (SIGKILL) in the middle of a step.
+
+Kills in other steps each day (tests/sampling.py). In a container: tests/e2e/test_nvidia_lxc.py. That each script is finished from any of its commands:
+tests/scripts/test_nvidia_driver.py and its siblings.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +15,43 @@ from typing import Any
 import yaml
 
 from tests.e2e.conftest import Stack
-from tests.e2e.nvidia import inside, with_stack
+from tests.e2e.nvidia import WHOLE, inside, with_stack
+from tests.e2e.test_nvidia_vm import DOCKER, SANDBOX
+from tests.sampling import sample
+from tests.waiting import PATIENCE
 
-SANDBOX = {"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}}
-# In the order of the steps, so that each `up` goes on a little further: fault, value, the resource that fails, what is said.
-FAULTS: list[tuple[str, Any, str, tuple[str, ...]]] = [
-    ("guest-unreachable", 103, "sandbox-system", ("vms.sandbox in reach", "its console in Proxmox VE")),
-    ("apt-offline", True, "sandbox-repo", ("network",)),
-    ("dkms-fails", True, "sandbox-driver", ("make.log",)),
-    ("gpu-fails", 79, "sandbox-verified", ("Xid 79", "power the host off")),
+# What only that step's script has in it, in the order of the steps.
+READING, REPOSITORY, DRIVER, CUDA, TOOLKIT = "ASK=", "APT_FILES=", "RUN_UNPINNED=", "NVCC=/usr", "NO_CGROUPS="
+REBOOT, VERIFICATION = 'die "a reboot of this system"', "KERNEL_LOG="
+# In the order of the steps, so that each `up` goes on a little further: fault, value, the resource that fails, what is said, that step's script.
+FAULTS: list[tuple[str, Any, str, tuple[str, ...], str]] = [
+    ("guest-unreachable", 103, "sandbox-system", ("vms.sandbox in reach", "its console in Proxmox VE"), READING),
+    ("apt-offline", True, "sandbox-repo", ("network",), REPOSITORY),
+    ("dkms-fails", True, "sandbox-driver", ("make.log",), DRIVER),
+    ("gpu-fails", 79, "sandbox-verified", ("Xid 79", "power the host off"), VERIFICATION),
 ]
+
+
+def killed_at(stack: Stack, script: str, guest: int | None) -> None:
+    """An `up` that is killed while that script runs on the host, or in a guest."""
+    process = stack.start("up", "--yes", "--skip-preview")
+    stack.lab.wait_command(script, timeout=PATIENCE, guest=guest)
+    stack.kill(process)
+    stack.lab.wait_disconnected(guest=guest)
+    # The next one comes while the step still runs, and waits for it: nothing here does.
+    assert stack.run("cancel", "--yes").code == 0
 
 
 def test_each_failure_is_named_once_the_next_run_goes_on_and_no_secret_is_told_or_kept_in_the_open(
     stack_on: Callable[..., Stack],
 ) -> None:
     stack = stack_on("bound-by-hand", vms=SANDBOX)
-    with_stack(stack, {"driver": "580"})["timeouts"] = {"lock": 2, "reboot": 5}
+    with_stack(stack, {"driver": "580"})["timeouts"] = {"reboot": 5}
     stack.write_config()
     set_secret(stack, "homelab:vms.sandbox.nvidia.proxy", "http://user:hunter2@proxy.lan:3128")
-    timeouts, told = stack.config["homelab:vms"]["sandbox"]["nvidia"]["timeouts"], ""
-    for fault, value, resource, said in FAULTS:
+    nvidia, told = stack.config["homelab:vms"]["sandbox"]["nvidia"], ""
+    killed = sample((READING, REPOSITORY, DRIVER), 1, "steps in a VM")
+    for fault, value, resource, said, script in FAULTS:
         stack.lab.fault(fault, value)
         run = stack.up(ok=False)
         told += run.output
@@ -40,16 +61,32 @@ def test_each_failure_is_named_once_the_next_run_goes_on_and_no_secret_is_told_o
         assert resource in failed(stack), f"{fault}: {run.message}"
         if fault == "guest-unreachable":
             stack.lab.wait_guest(103)
-            timeouts["reboot"] = 120
+            nvidia["timeouts"]["reboot"] = 120
         if fault == "gpu-fails":
             stack.lab.run("qm stop 103; qm start 103")
             stack.lab.wait_guest(103)
+        if script in killed:
+            killed_at(stack, script, 103)
     told += stack.up().output
     assert "580." in inside(stack, "nvidia-smi --query-gpu=driver_version --format=csv,noheader")
+    killed_in_later_steps_and_before_a_reboot(stack, nvidia)
     told += "".join(path.read_text(errors="replace") for path in stack.folder.rglob("*.json*"))
     places = [match.start() for match in re.finditer("hunter2", told)]
     assert places == [], [told[max(0, place - 300) : place + 30] for place in places[:3]]
     assert "hunter2" not in inside(stack, "grep -rs hunter2 $ROOT/etc $ROOT/var || true")
+
+
+def killed_in_later_steps_and_before_a_reboot(stack: Stack, nvidia: dict[str, Any]) -> None:
+    """Another branch takes a reboot, for the loaded module isn't the installed one."""
+    nvidia |= WHOLE
+    for script in sample((CUDA, TOOLKIT, VERIFICATION), 1, "later steps in a VM"):
+        killed_at(stack, script, 103)
+    nvidia["driver"] = "595"
+    killed_at(stack, REBOOT, 103)
+    stack.up()
+    assert "GPU 0: NVIDIA GeForce RTX 5090" in inside(stack, DOCKER)
+    again = stack.up("--refresh")
+    assert again.changed == set(), again.output
 
 
 def failed(stack: Stack) -> set[str]:

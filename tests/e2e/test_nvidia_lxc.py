@@ -8,7 +8,7 @@ from tests.e2e.conftest import Stack
 from tests.e2e.nvidia import inside_container
 from tests.e2e.test_gpu_lxc import CARDS, NO_REBOOT, conf, containers, power
 from tests.e2e.test_gpu_lxc import PHOENIX as WITHOUT_LIBRARIES
-from tests.e2e.test_nvidia_kill import CUDA, DRIVER, REPOSITORY, VERIFICATION, killed_at
+from tests.e2e.test_nvidia_failures import CUDA, DRIVER, REPOSITORY, VERIFICATION, killed_at
 from tests.sampling import sample
 
 PHOENIX = {"phoenix": {"ctid": 901, "gpuAssignment": "0,1", "nvidia": {"cuda": "12.8"}}}
