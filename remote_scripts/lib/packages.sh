@@ -25,7 +25,8 @@ step_undone() { remove_file "/var/lib/homelab/steps/$1"; }
 # before that noted no name.)
 is_anothers_step() {
   local by
-  { by=$(<"$STATE/steps/$1"); } 2>/dev/null || return 1
+  [[ -r $STATE/steps/$1 ]] || return 1 # a file that $(<) can't read ends the script, also in a condition
+  by=$(<"$STATE/steps/$1")
   [[ -n $by && $by != "$NAME" ]] || return 1
   log "$by has it by now: nothing is taken back under the name $NAME"
 }
