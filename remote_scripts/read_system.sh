@@ -74,14 +74,15 @@ find_cards() {
   for word in $([[ $RELEASED != yes ]] || cat "$ROOT/proc/cmdline"); do
     [[ $word != homelab.vfio=* ]] || ours=,${word#*=},
   done
-  # What somebody else gives to vfio-pci as well stays there.
-  [[ -z $ours ]] || given=$(ids_of_next_boot)
+  [[ -z $ours$STAYING ]] || given=$(ids_of_next_boot)
   for device in "$ROOT"/sys/bus/pci/devices/*; do
     [[ -r $device/class && $(<"$device/class") == 0x03* ]] || continue
     driver=$(driver_of "$device") slot=${device##*/}
-    if [[ $driver == vfio-pci && -n $ours ]]; then
+    if [[ $driver == vfio-pci && -n $ours$STAYING ]]; then
+      # What somebody else gives to vfio-pci as well stays there.
+      if names_device "$given" "$device" || has_override "$slot"; then continue; fi
       find_ids "$device"
-      [[ $ours != *",$slot=$FOUND_IDS,"* ]] || names_device "$given" "$device" || driver=released
+      [[ $ours != *",$slot=$FOUND_IDS,"* ]] || driver=released
     fi
     [[ ($driver != vfio-pci && " $PASSED " != *" ${slot%.*} "*) || " $STAYING " == *" ${slot%.*} "* ]] || continue
     find_ids "$device"

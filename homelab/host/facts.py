@@ -674,21 +674,35 @@ class HostFacts(_Fact):
         return [holder for holder in self.holders if wanted.intersection(holder.devices)]
 
     def bound_by_hand(self) -> set[str]:
-        """Addresses that other configuration than this program's gives to vfio-pci, and that are on it now: ``vfio-pci.ids=`` or modprobe.d.
+        """Addresses that other configuration than this program's gives to vfio-pci, and that are on it now: ``vfio-pci.ids=``, modprobe.d, driverctl.
 
-        Both are needed: ids alone may never have had an effect, and a driver alone may be what a starting VM left behind.
+        Both are needed: configuration alone may never have had an effect, and a driver alone may be what a starting VM left behind.
         """
         ours = bound_by_word(self.cmdline.running)
         return {device.address for device in self.devices if self.kept_by_hand(device) and device.address not in ours}
 
     def kept_by_hand(self, device: Device) -> bool:
         """Is it on vfio-pci, and does other configuration than this program's bind it there, whether or not our word does so as well?"""
+        return device.driver == "vfio-pci" and (self.has_override(device) or self.named_by_ids(device))
+
+    def named_by_ids(self, device: Device) -> bool:
+        """Do ids of other configuration than this program's name the function, in the running kernel or from the next start on?"""
         words = f"{self.cmdline.others} {self.cmdline.running}"
-        return device.driver == "vfio-pci" and self._named(device, [self.vfio_ids, *_ids_by_word(words).values()])
+        return self._named(device, [self.vfio_ids, *_ids_by_word(words).values()])
 
     def named_at_next_boot(self, device: Device) -> bool:
-        """Do ids of other configuration than this program's name the function from the host's next start on, with or without effect?"""
-        return self._named(device, [self.vfio_ids, *_ids_by_word(self.cmdline.others).values()])
+        """Does other configuration than this program's name the function from the host's next start on, with or without effect?"""
+        by_ids = self._named(device, [self.vfio_ids, *_ids_by_word(self.cmdline.others).values()])
+        return by_ids or self.has_override(device)
+
+    def has_override(self, device: Device) -> bool:
+        """Does driverctl put the function on vfio-pci at each start?"""
+        return bool(self._overrides(device))
+
+    def _overrides(self, device: Device) -> list[str]:
+        """driverctl's files for the function that say vfio-pci. Older versions name them without `pci-`; so does lib/vfio_ids.sh."""
+        files = (f"/etc/driverctl.d/{prefix}{device.address}" for prefix in ("pci-", ""))
+        return [path for path in files if path in self.vfio_mentions]
 
     @staticmethod
     def _named(device: Device, given: Iterable[str]) -> bool:
@@ -702,7 +716,8 @@ class HostFacts(_Fact):
             *((f"{word} on the kernel command line", ids) for word, ids in words.items()),
         ]
         bound = list(devices)
-        return [where for where, ids in given if any(self._named(device, [ids]) for device in bound)]
+        by_ids = [where for where, ids in given if any(self._named(device, [ids]) for device in bound)]
+        return [*by_ids, *(path for device in bound for path in self._overrides(device))]
 
     def others_in_group(self, place: str) -> list[Device]:
         """What else a VM's start with the card takes from the host; bridges, of which VFIO asks nothing, are left out."""

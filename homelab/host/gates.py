@@ -442,20 +442,27 @@ def kept(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> list[
 
 def by_hand(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
     """A card that stays with the host isn't bound to vfio-pci by other configuration than this program's, which it leaves alone."""
-    # Also one that our word binds as well (takeOver): those ids bind it as soon as that word is gone.
+    # Also one that our word binds as well (takeOver): that configuration binds it as soon as our word is gone.
     bound = [device for device in facts.functions(slot) if facts.kept_by_hand(device)]
     if not bound:
         return []
     binds = facts.who_binds(bound) or ["vfio-pci's ids"]
-    by_words = any("on the kernel command line" in one for one in binds)
+    ids = sorted({device.id for device in bound if facts.named_by_ids(device)})
+    steps = [f"take {', '.join(ids)} out there", "`update-initramfs -u -k all`"] if ids else []
+    if any("on the kernel command line" in one for one in binds):
+        steps.append(new_entries(facts))
+    # Where no driver of the host's is loaded that takes the card, driverctl ends with an error, and keeps its file, unless it is told not to look for one.
+    steps += [
+        f"`driverctl --noprobe unset-override {device.address}` while no VM runs with it"
+        for device in bound
+        if facts.has_override(device)
+    ]
     return [
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver (use: {gpu.use})",
             found=f"{', '.join(device.address for device in bound)} on vfio-pci, by {', '.join(binds)}",
             why="that was not written by this program, which doesn't take it away: the card would stay without the host's driver",
-            next=f"take {', '.join(sorted({device.id for device in bound}))} out there, `update-initramfs -u -k all`"
-            + (f", {new_entries(facts)}" if by_words else "")
-            + f", reboot, and run `pulumi up` again; or set gpus.{name}.use: vm",
+            next=f"{', '.join(steps)}, reboot, and run `pulumi up` again; or set gpus.{name}.use: vm",
         )
     ]
 

@@ -3,7 +3,7 @@
 # ffffffff is any (drivers/vfio/pci/vfio_pci.c). homelab/host/vfio_ids.py tells the same of a reading.
 # Needs: common
 #
-# Gives: ids_in_files; names_device IDS FOLDER.
+# Gives: ids_in_files; names_device IDS FOLDER; has_override ADDRESS.
 
 # ids_in_files - a line for each option: FILE, a tab, IDS. modprobe.d has them, and lines of initramfs-tools' modules, which is a module and its options.
 # A line may go on in the next one (modprobe.d(5)), and a value may be quoted.
@@ -46,3 +46,6 @@ names_device() {
   done
   return 1
 }
+
+# has_override ADDRESS - does driverctl put that PCI function on vfio-pci at each start? Older versions name its file without `pci-`.
+has_override() { grep -qsE 'vfio[-_]pci' "$ROOT/etc/driverctl.d/pci-$1" "$ROOT/etc/driverctl.d/$1"; }

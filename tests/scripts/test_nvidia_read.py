@@ -81,6 +81,14 @@ def test_a_card_that_comes_back_from_a_vm_with_the_next_start_is_the_hosts(tmp_p
     )
     assert not counts(released=True)
     host.output("rm $ROOT/etc/modprobe.d/vfio.conf")
+    # So does driverctl, also one that the settings give to the host's driver.
+    host.output(
+        "mkdir $ROOT/etc/driverctl.d; for name in 0000:02:00.0 pci-0000:01:00.1; do echo vfio-pci >$ROOT/etc/driverctl.d/$name; done"
+    )
+    assert counts(released=True) and counts(staying=["0000:01:00"])
+    host.output("echo vfio-pci >$ROOT/etc/driverctl.d/pci-0000:01:00.0")
+    assert not counts(released=True) and not counts(staying=["0000:01:00"])
+    host.output("rm -r $ROOT/etc/driverctl.d")
     # What counts is the next start's command line.
     grub = host.root / "etc/default/grub.d/own.cfg"
     grub.parent.mkdir(exist_ok=True)

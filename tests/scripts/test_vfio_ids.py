@@ -8,6 +8,7 @@ import pytest
 
 from homelab.host import vfio_ids
 from tests.scripts.conftest import Folder
+from tests.unit.hosts import desktop
 
 CARD = "sys/bus/pci/devices/0000:01:00.0"
 
@@ -61,3 +62,23 @@ def test_ids_are_found_wherever_somebody_has_set_them(folder: Folder) -> None:
         "/etc/initramfs-tools/modules": "10de:6",
     }
     assert found["vfio_ids"] == "10de:1,10DE:2,10de:3,10de:4,10de:5,10de:6"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "binds"),
+    [
+        ("pci-0000:01:00.0", "vfio-pci\n", True),
+        ("0000:01:00.0", "vfio-pci\n", True),
+        ("pci-0000:01:00.0", "nouveau\n", False),
+        ("pci-0000:01:00.1", "vfio-pci\n", False),
+    ],
+)
+def test_what_driverctl_binds_at_each_start_is_known_here_and_on_a_host(
+    folder: Folder, name: str, text: str, binds: bool
+) -> None:
+    folder.write(f"etc/driverctl.d/{name}", text)
+    said = folder.bash("has_override 0000:01:00.0 && echo yes || echo no", parts=["vfio_ids"]).stdout
+    assert said.strip() == ("yes" if binds else "no")
+    found = json.loads("{" + folder.bash("bound_by_others", parts=["read/devices"]).stdout.lstrip(",") + "}")
+    facts = desktop(vfio_mentions=found["vfio_mentions"])
+    assert facts.has_override(facts.by_address["0000:01:00.0"]) is binds

@@ -616,6 +616,7 @@ def test_an_iommu_that_is_on_stays_on_until_somebody_says_otherwise(gpus: dict[s
             {"cmdline": {"running": "", "configured": "", "others": 'vfio-pci.ids="10de:2b85,1:2"', "generated": ""}},
             'vfio-pci.ids="10de:2b85,1:2" on the kernel command line',
         ),
+        ({"vfio_mentions": ["/etc/driverctl.d/pci-0000:01:00.0"]}, "/etc/driverctl.d/pci-0000:01:00.0"),
     ],
 )
 def test_a_card_that_is_bound_by_hand_and_is_to_stay_is_refused_with_what_binds_it(
@@ -631,9 +632,9 @@ def test_a_card_that_is_bound_by_hand_and_is_to_stay_is_refused_with_what_binds_
 
 def test_nothing_is_promised_of_a_card_that_something_unknown_binds() -> None:
     devices = [device("0000:01:00.0", "10de:2b85", "030000", 16, driver="vfio-pci")]
-    facts = desktop(devices=devices, vfio_mentions=["/etc/driverctl.d/0000:01:00.0"])
+    facts = desktop(devices=devices, vfio_mentions=["/etc/udev/rules.d/90-vfio.rules"])
     (remark,) = said(facts, settings({"g": {"match": "10de:2b85", "use": "lxc"}}))
-    assert remark.endswith("stays there: look at /etc/driverctl.d/0000:01:00.0")
+    assert remark.endswith("stays there: look at /etc/udev/rules.d/90-vfio.rules")
 
 
 # -- names in Proxmox VE ----------------------------------------------------------------------------------------------

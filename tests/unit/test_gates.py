@@ -365,6 +365,23 @@ def test_a_card_that_somebody_elses_ids_bind_too_does_not_come_back_with_our_wor
     assert plan.wanted(facts, settings({}, nvidia={"driver": "580"})).functions == {}
 
 
+def test_a_card_that_driverctl_binds_too_does_not_come_back_with_our_word() -> None:
+    found = ["/etc/driverctl.d/pci-0000:01:00.0", "/etc/driverctl.d/pci-0000:09:00.0"]
+    error = gates.check(was_for_a_vm(vfio_mentions=found), to_be())[1][0]
+    assert error.found == "0000:01:00.0 on vfio-pci, by /etc/driverctl.d/pci-0000:01:00.0"
+    assert error.next == (
+        "`driverctl --noprobe unset-override 0000:01:00.0` while no VM runs with it, reboot, and run `pulumi up` again; or set gpus.big.use: vm"
+    )
+    assert plan.wanted(was_for_a_vm(vfio_mentions=found), settings({}, nvidia={"driver": "580"})).functions == {}
+    # Another function of it may be bound by its id.
+    by_id: dict[str, Any] = {"vfio_ids": "10de:22e8", "vfio_files": {"/etc/modprobe.d/vfio.conf": "10de:22e8"}}
+    error = gates.check(was_for_a_vm(vfio_mentions=found, **by_id), to_be())[1][0]
+    assert error.found == (
+        "0000:01:00.0, 0000:01:00.1 on vfio-pci, by /etc/modprobe.d/vfio.conf, /etc/driverctl.d/pci-0000:01:00.0"
+    )
+    assert error.next.startswith("take 10de:22e8 out there, `update-initramfs -u -k all`, `driverctl --noprobe")
+
+
 def test_a_word_with_ids_that_is_gone_from_the_next_boot_keeps_no_card() -> None:
     """Who has set takeOver takes it away, and the card comes back with this run's restart."""
     facts = was_for_a_vm(running=f"vfio-pci.ids=10de:2b85,10de:22e8 {WORD}")

@@ -62,12 +62,12 @@ def test_nothing_is_bound_for_cards_that_stay_with_the_host() -> None:
     assert (want.vfio_words, want.functions) == ("", {})
 
 
-def by_hand(running: str = "", vfio_ids: str = "", driver: str = "vfio-pci") -> HostFacts:
+def by_hand(running: str = "", vfio_ids: str = "", driver: str = "vfio-pci", **changes: Any) -> HostFacts:
     devices = [
         device("0000:01:00.0", "10de:2b85", "030000", 16, driver=driver),
         device("0000:01:00.1", "10de:22e8", "040300", 16, driver=driver),
     ]
-    return desktop(devices=devices, vfio_ids=vfio_ids, cmdline=cmdline(running, others=running))
+    return desktop(devices=devices, vfio_ids=vfio_ids, cmdline=cmdline(running, others=running), **changes)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,8 @@ def by_hand(running: str = "", vfio_ids: str = "", driver: str = "vfio-pci") -> 
         by_hand(running="vfio-pci.ids=10de:2b85,10de:22e8"),
         by_hand(running="quiet vfio_pci.ids=10DE:2B85,10de:22e8"),
         by_hand(vfio_ids="10de:2b85,10de:22e8"),
+        # As Debian's driverctl names its files, and as older ones did.
+        by_hand(vfio_mentions=["/etc/driverctl.d/pci-0000:01:00.0", "/etc/driverctl.d/0000:01:00.1"]),
     ],
 )
 def test_a_binding_made_by_hand_is_recognised_and_taken_over_only_when_asked(facts: HostFacts) -> None:
