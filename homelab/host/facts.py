@@ -242,7 +242,7 @@ class Guests(_Fact):
                         vmid=config.id,
                         name=values.get("name", f"VM {config.id}"),
                         running=config.id in self.running,
-                        onboot=values.get("onboot") == "1",
+                        onboot=values.get("onboot") == "1" and values.get("template") != "1",  # which never starts
                     )
                 )
         return users

@@ -344,6 +344,13 @@ def test_a_vm_that_starts_with_the_host_has_the_hookscript_before_its_card_is_ha
     assert gates.without_hook(never, host, cards, {"big": hooked}) == []
 
 
+def test_a_template_starts_never() -> None:
+    host = to_be("shared", api={"token": "root@pam!ab", "tokenSecret": "a", "publicCa": True}, nvidia={"driver": "580"})
+    for line, found in (("template: 0", 1), ("template: 1", 0)):
+        facts = was_for_a_vm(f"{HAS}\nonboot: 1\n{line}")
+        assert len(gates.without_hook(facts, host, {"big": "0000:01:00"}, {})) == found
+
+
 @pytest.mark.parametrize(("state", "closed"), [("started", True), ("stopped", False), ("ignored", False)])
 def test_ha_starts_a_vm_with_the_host_whatever_its_onboot(state: str, closed: bool) -> None:
     host = to_be("shared", api={"token": "root@pam!ab", "tokenSecret": "a", "publicCa": True}, nvidia={"driver": "580"})
