@@ -167,8 +167,8 @@ forget_left() {
 # give_left_up - for `destroy`, after which nothing here says it any more: each that is still where it was left is said now.
 give_left_up() {
   local vmid node why place
-  find_node_name
   if [[ -r $STATE/left ]]; then
+    find_node_name
     while read -r -u 3 vmid node why; do
       [[ $vmid =~ ^[1-9][0-9]*$ && -n $why ]] || continue
       place=$(place_of "$vmid") || place=$node
@@ -187,8 +187,9 @@ forget_guest() { # VMID TEXT
 # guests_away_in_words - each that is noted, with what is to be done by hand.
 guests_away_in_words() {
   local vmid node _
+  [[ -r $STATE/away ]] || return 0
   find_node_name
-  [[ ! -r $STATE/away ]] || sed -n 's/^vm://p' "$STATE/away" | while read -r vmid node _; do
+  sed -n 's/^vm://p' "$STATE/away" | while read -r vmid node _; do
     printf '; VM %s is to come back from %s: there, qm migrate %s %s --online (where it is locked by a migration that has ended, first qm unlock %s and qm resume %s)' \
       "$vmid" "$node" "$vmid" "$NODE_NAME" "$vmid" "$vmid"
   done

@@ -13,6 +13,7 @@
 set -Eeuo pipefail
 umask 022
 export LC_ALL=C
+unset TMOUT # some hosts set it for whoever logs in: `read` would end after so many seconds
 ROOT=${ROOT:-}
 
 # Of the signals that follow, one that was ignored when this script was started (systemd ignores PIPE for a service; what a script starts, all

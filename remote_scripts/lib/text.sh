@@ -43,10 +43,10 @@ read_text() {
     while ((taken <= ANSWER_BYTES)) && part='' && { IFS= read -r -d '' -n $((ANSWER_BYTES + 1 - taken)) part || [[ -n $part ]]; }; do
       TEXT+=$part
       ((taken += ${#part} + 1))
-    done <"$1"
+    done <"$1" || : # gone meanwhile, or its disk fails
     if ((${#TEXT} > ANSWER_BYTES)); then
-      size=$(wc -c <"$1")
-      TEXT=${TEXT:0:ANSWER_BYTES/2}$'\n'"… $((size - ANSWER_BYTES)) bytes are left out here …"$'\n'$(tail -c $((ANSWER_BYTES / 2)) "$1")
+      size=$(wc -c <"$1") || size=${#TEXT}
+      TEXT=${TEXT:0:ANSWER_BYTES/2}$'\n'"… $((size - ANSWER_BYTES)) bytes are left out here …"$'\n'$(tail -c $((ANSWER_BYTES / 2)) "$1" || :)
     fi
   } 2>/dev/null
 }

@@ -12,7 +12,7 @@ ids_in_files() {
   mapfile -d '' -t files < <(grep -alsZE 'vfio[-_]pci' "$ROOT"/etc/modprobe.d/*.conf "$ROOT/etc/initramfs-tools/modules")
   ((${#files[@]} == 0)) || awk '
     FNR == 1 { text = "" }
-    { text = text $0 }
+    { sub(/\r$/, ""); text = text $0 }
     text ~ /\\$/ { text = substr(text, 1, length(text) - 1); next }
     {
       line = text

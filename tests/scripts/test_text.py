@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 from typing import Any
 
@@ -157,6 +158,24 @@ def test_a_host_whose_files_hold_anything_can_be_read(folder: Folder, junk: byte
     facts: Any = parse(is_text(done.stdout))
     assert facts.devices[0].behind != "" and facts.boot_id == "1"
     assert set(facts.model_dump()) == set(desktop().model_dump())
+
+
+def test_what_cant_be_opened_although_it_may_be_read_ends_no_reading(folder: Folder) -> None:
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(folder.root / "there"))
+        done = run(folder, b'read_text "$ROOT/there"; printf "[%s]" "$TEXT"\n')
+    assert (done.returncode, done.stdout) == (0, b"[]")
+
+
+def test_what_is_said_late_is_passed_on_where_logins_end_after_a_time(folder: Folder) -> None:
+    done = subprocess.run(
+        ["bash", "-s"],
+        input=LIBRARY.encode() + b"sleep 1.2; printf late >&2\n",
+        capture_output=True,
+        env=folder.environment | {"TMOUT": "1"},
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stderr) == (0, b"late")
 
 
 def test_plain_text_takes_no_process(folder: Folder) -> None:

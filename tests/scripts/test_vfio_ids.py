@@ -51,7 +51,7 @@ def test_ids_are_found_wherever_somebody_has_set_them(folder: Folder) -> None:
     )
     folder.write("etc/modprobe.d/b.conf", "options vfio-pci disable_idle_d3=1\n  options  vfio-pci ids=10de:4")
     folder.write("etc/modprobe.d/b.conf.bak", "options vfio-pci ids=1:1\n")
-    folder.write("etc/modprobe.d/c.conf", "options vfio-pci ids=10de:5")
+    (folder.root / "etc/modprobe.d/c.conf").write_bytes(b"options vfio-pci \\\r\nids=10de:5\r\n")
     folder.write("etc/initramfs-tools/modules", "# vfio_pci ids=1:1\nvfio\nvfio_pci ids=10de:6\n")
     said = folder.bash("bound_by_others", parts=["read/devices"]).stdout
     found = json.loads("{" + said.lstrip(",") + "}")

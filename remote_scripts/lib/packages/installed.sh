@@ -27,6 +27,8 @@ read_installed() {
       *) PRESENT[$name]=$version ;;
     esac
   done < <(dpkg-query -W -f='${Package}\t${db:Status-Status}\t${Version}\n')
+  # One that was cut short isn't kept.
+  wait "$!" || return 0
   INSTALLED_READ=yes
 }
 
