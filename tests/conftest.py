@@ -122,6 +122,8 @@ SLOW = frozenset(
         "scripts/test_signs.py",
         "scripts/test_text.py",
         "unit/test_settings_reach_resources.py::test_a_setting_that_changes_changes_what_a_resource_is_told",
+        "unit/test_up_run.py",
+        "unit/test_windows.py",
     }
 )
 
