@@ -12,6 +12,7 @@ import stat
 import sys
 from pathlib import Path
 
+from lab.host.state import write_file
 from lab.scenario import Scenario
 
 #: The environment's variable with the folder that they are kept in, for all processes of one run of tests. Without it none are.
@@ -50,20 +51,11 @@ def write(scenario: Scenario, state: Path) -> bool:
             os.mkdir(path)  # noqa: PTH102
             os.chmod(path, stat.S_IMODE(mode))  # noqa: PTH101
         elif "/" in name:
-            _write_file(path, os.fsencode(content), stat.S_IMODE(mode))
+            write_file(path, os.fsencode(content), stat.S_IMODE(mode))
         else:  # machine.json: a daemon may read it meanwhile
-            _write_file(f"{path}.new", os.fsencode(content), stat.S_IMODE(mode))
+            write_file(f"{path}.new", os.fsencode(content), stat.S_IMODE(mode))
             os.replace(f"{path}.new", path)  # noqa: PTH105
     return True
-
-
-def _write_file(path: str, content: bytes, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    try:
-        os.write(descriptor, content)
-        os.fchmod(descriptor, mode)
-    finally:
-        os.close(descriptor)
 
 
 def _collect(path: Path, name: str, entries: list[_Entry]) -> None:

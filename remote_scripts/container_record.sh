@@ -29,8 +29,8 @@ archived() {
 take() {
   local dir temporary given name
   take_lock
-  dir=$ROOT$RECORDS/$CTID temporary=$ROOT/var/lib/homelab/containers/.$CTID.homelab-tmp
-  given=$ROOT/var/lib/homelab/containers/.$CTID.given.homelab-tmp
+  dir=$ROOT$RECORDS/$CTID temporary=$ROOT$RECORDS/.$CTID.homelab-tmp
+  given=$ROOT$RECORDS/.$CTID.given.homelab-tmp
   rm -rf "$temporary" "$given"
   unpack "$temporary"
   if [[ -e $dir/ours ]]; then # of a run that was cut short, or of when it was here before: these lines are ours as well

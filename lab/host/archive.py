@@ -13,6 +13,8 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from .state import write_file
+
 _MAGIC = b"070701"
 _TRAILER = "TRAILER!!!"
 
@@ -110,7 +112,4 @@ def extract(members: dict[str, Member], folder: Path) -> None:
         if stat.S_ISLNK(member.mode):
             os.symlink(member.data, path)  # noqa: PTH211
         else:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.write(descriptor, member.data)
-            os.fchmod(descriptor, stat.S_IMODE(member.mode))
-            os.close(descriptor)
+            write_file(path, member.data, stat.S_IMODE(member.mode))

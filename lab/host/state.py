@@ -35,6 +35,21 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(temporary, path)  # noqa: PTH105
 
 
+def write_file(path: str, data: bytes, mode: int) -> None:
+    """Write a file whole, with its mode; not by a Path and a buffer, which take as long again: a host has hundreds of files.
+
+    Raises:
+        OSError: it can't be made, or the disk has no room for all of it.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+        os.fchmod(descriptor, mode)
+    finally:
+        os.close(descriptor)
+
+
 class _Seen(NamedTuple):
     """A machine.json as it was read. `file` keeps it open, so that no other file gets its number."""
 
@@ -179,15 +194,10 @@ class HostState:
         target = self._place(path)
         data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
         try:
-            descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+            write_file(target, data, mode)
         except FileNotFoundError:
             os.makedirs(os.path.dirname(target), exist_ok=True)  # noqa: PTH103, PTH120
-            descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-        try:
-            os.write(descriptor, data)
-            os.fchmod(descriptor, mode)
-        finally:
-            os.close(descriptor)
+            write_file(target, data, mode)
 
     def symlink(self, path: str, target: str) -> None:
         """Make `path` a symbolic link to `target` (as text), replacing what was there."""
