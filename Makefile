@@ -52,7 +52,7 @@ lint: .venv/.dev ## formatters and linters, nothing changed
 	@$(VENV) -m mypy .
 	@for system in win32 darwin; do $(VENV) -m mypy --platform $$system --cache-dir .mypy_cache/$$system __main__.py homelab components || exit 1; done
 	@.venv/bin/lint-imports --no-cache | sed -n '/BROKEN/,$$p'; test $${PIPESTATUS[0]} = 0
-	@HOMELAB_EVERY_CUT=1 $(VENV) -m pytest -q tests/scripts/test_lint.py
+	@$(VENV) -m tests.script_lint
 	@.venv/bin/zizmor --offline --no-progress --quiet .github/workflows
 	@if command -v gofmt >/dev/null; then test -z "$$(gofmt -l engine)" || { gofmt -d engine; exit 1; }; fi
 

@@ -8,9 +8,9 @@
 # ids_in_files - a line for each option: FILE, a tab, IDS. modprobe.d has them, and lines of initramfs-tools' modules, which is a module and its options.
 # A line may go on in the next one (modprobe.d(5)), and a value may be quoted.
 ids_in_files() {
-  local files=()
-  mapfile -d '' -t files < <(grep -alsZE 'vfio[-_]pci' "$ROOT"/etc/modprobe.d/*.conf "$ROOT/etc/initramfs-tools/modules")
-  ((${#files[@]} == 0)) || awk '
+  local paths=()
+  mapfile -d '' -t paths < <(grep -alsZE 'vfio[-_]pci' "$ROOT"/etc/modprobe.d/*.conf "$ROOT/etc/initramfs-tools/modules")
+  ((${#paths[@]} == 0)) || awk '
     FNR == 1 { text = "" }
     { sub(/\r$/, ""); text = text $0 }
     text ~ /\\$/ { text = substr(text, 1, length(text) - 1); next }
@@ -22,7 +22,7 @@ ids_in_files() {
       gsub(/"/, "", line)
       count = split(line, words)
       for (i = 2; i <= count; i++) if (words[i] ~ /^ids=./) print FILENAME "\t" substr(words[i], 5)
-    }' "${files[@]}"
+    }' "${paths[@]}"
 }
 
 # names_device IDS FOLDER - is the PCI function of that folder in sysfs among them?

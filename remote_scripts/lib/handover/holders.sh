@@ -36,9 +36,9 @@ add_number() {
 
 # find_group_nodes - sets GROUP_NODES: of the card's IOMMU groups below /dev/vfio: open while a VM has it.
 find_group_nodes() {
-  local function group node groups=() links=("${FUNCTIONS[@]/#/$PCI/}")
+  local function group node groups=() functions=("${FUNCTIONS[@]/#/$PCI/}")
   GROUP_NODES=()
-  mapfile -t groups < <(readlink "${links[@]/%//iommu_group}")
+  mapfile -t groups < <(readlink "${functions[@]/%//iommu_group}")
   for group in "${groups[@]}"; do add_group_node "$ROOT/dev/vfio/${group##*/}"; done
   for function in "${FUNCTIONS[@]}"; do
     [[ -L $PCI/$function/iommu_group ]] || continue

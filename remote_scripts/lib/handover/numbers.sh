@@ -65,10 +65,10 @@ note_freed() {
 # is_anothers - is one of S[freed] another device's now, or may be? WHY says which. By bash itself: a program that can't be started tells nothing.
 is_anothers() {
   local one link function number name
-  local -A names=()
+  local -A drivers=()
   is_sole || { WHY="this host has another card of NVIDIA's by now, which could get its numbers" && return 0; }
-  while read -r number name && [[ $number != Block ]]; do [[ -z $name ]] || names[$number]+=" $name"; done 2>/dev/null <"$ROOT/proc/devices"
-  ((${#names[@]} > 0)) || { WHY="which driver has which number can't be read" && return 0; }
+  while read -r number name && [[ $number != Block ]]; do [[ -z $name ]] || drivers[$number]+=" $name"; done 2>/dev/null <"$ROOT/proc/devices"
+  ((${#drivers[@]} > 0)) || { WHY="which driver has which number can't be read" && return 0; }
   for one in ${S[freed]:-}; do
     if [[ $one == *:* ]]; then
       [[ -L $ROOT/sys/dev/char/$one ]] || continue
@@ -76,8 +76,8 @@ is_anothers() {
       for function in "${FUNCTIONS[@]}"; do [[ $link != */"$function"/* ]] || continue 2; done
       WHY="the number $one, which was a node of the card's, is another device's now"
       return 0
-    elif [[ -n ${names[$one]:-} && ${names[$one]} != *' nvidia'* ]]; then
-      WHY="the number $one, which was NVIDIA's driver's, is another driver's now:${names[$one]}"
+    elif [[ -n ${drivers[$one]:-} && ${drivers[$one]} != *' nvidia'* ]]; then
+      WHY="the number $one, which was NVIDIA's driver's, is another driver's now:${drivers[$one]}"
       return 0
     fi
   done
