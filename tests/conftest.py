@@ -103,7 +103,6 @@ SLOW = frozenset(
         "scripts/test_handover_table.py",
         "scripts/test_in_container.py",
         "scripts/test_lacking.py",
-        "scripts/test_lint.py",
         "scripts/test_lock.py",
         "scripts/test_maintenance.py",
         "scripts/test_migrate.py",
