@@ -182,7 +182,8 @@ def noted_in(ledger: Mapping[str, str], name: str) -> dict[str, Any] | None:
 
 
 class GuestConfig(_Fact):
-    """``kind``: vm or lxc; ``lines``: those that matter for cards, as they stand in the file."""
+    """``kind``: vm or lxc; ``lines``: those that matter for cards, as they stand in the file; after a line ``[PENDING]`` those that a running VM gets
+    at its next start (PVE::QemuConfig)."""
 
     kind: str
     id: int
@@ -195,15 +196,29 @@ class GuestConfig(_Fact):
 
     @property
     def values(self) -> dict[str, str]:
-        """Proxmox VE's own keys -> values."""
+        """Proxmox VE's own keys -> values, of a VM those of its next start, as its API tells them."""
         if self.kind == "lxc":
             return self.container.options
-        pairs = (line.partition(":") for line in self.lines.splitlines())
-        return {key: value.strip() for key, _, value in pairs}
+        now, coming = self.now_and_coming
+        return {**now, **coming}
+
+    @property
+    def now_and_coming(self) -> tuple[dict[str, str], dict[str, str]]:
+        """A VM's values as it is, and those that wait for its next start."""
+        now, _, coming = f"\n{self.lines}\n".partition("\n[PENDING]\n")
+        return _pairs(now), _pairs(coming)
+
+
+def _pairs(lines: str) -> dict[str, str]:
+    pairs = (line.partition(":") for line in lines.splitlines() if line)
+    return {key: value.strip() for key, _, value in pairs}
 
 
 class CardUser(_Fact):
-    """A VM whose configuration names a card, or that runs with it."""
+    """A VM whose configuration names a card, or that runs with it.
+
+    ``running``: it runs, and not only its next start gives it the card.
+    """
 
     vmid: int
     name: str
@@ -237,19 +252,28 @@ class Guests(_Fact):
         for config in self.configs:
             values = config.values
             if config.kind == "vm" and (self.options_of(config, path, node) or config.id in reserved):
+                now, _ = config.now_and_coming
+                has_it = config.id in reserved or bool(self._options_in(now, path, node))
                 users.append(
                     CardUser(
                         vmid=config.id,
                         name=values.get("name", f"VM {config.id}"),
-                        running=config.id in self.running,
+                        running=config.id in self.running and has_it,
                         onboot=values.get("onboot") == "1" and values.get("template") != "1",  # which never starts
                     )
                 )
         return users
 
     def options_of(self, config: GuestConfig, path: str, node: str) -> dict[str, dict[str, str]]:
-        """A VM's hostpci options that give it a function of ``path``, by address or by any mapping of this node that has it: name -> properties."""
-        found = {key: parse_properties(key, value) for key, value in config.values.items() if key.startswith("hostpci")}
+        """A VM's hostpci options that give it a function of ``path``, by address or by any mapping of this node that has it: name -> properties.
+
+        Those count that it has now, and those of its next start.
+        """
+        now, coming = config.now_and_coming
+        return {**self._options_in(now, path, node), **self._options_in(coming, path, node)}
+
+    def _options_in(self, values: Mapping[str, str], path: str, node: str) -> dict[str, dict[str, str]]:
+        found = {key: parse_properties(key, value) for key, value in values.items() if key.startswith("hostpci")}
         return {key: one for key, one in found.items() if overlap(";".join(self.places_of(one, node)), path)}
 
     @property

@@ -1,4 +1,4 @@
-"""read_host.sh: which VM was turned away because a run was at work, and what HA goes by."""
+"""read_host.sh: which VM was turned away because a run was at work, what HA goes by, and what waits for a VM's next start."""
 
 from __future__ import annotations
 
@@ -79,3 +79,14 @@ def test_what_ha_goes_by_is_read_where_it_has_a_service(host: Folder, services: 
         if services
         else None
     )
+
+
+@pytest.mark.parametrize("section", ["[PENDING]", "[pending] "])
+def test_a_card_that_a_vm_gets_at_its_next_start_is_told_and_a_snapshots_is_not(host: Folder, section: str) -> None:
+    text = f"hostpci0: 01:00\nargs: -x\n\n[before]\nhostpci2: 03:00\n\n{section}\ndelete: balloon\nhostpci1: 02:00\n\n[after]\nhostpci3: 04:00\n"
+    host.write("/etc/pve/qemu-server/103.conf", text)
+    host.write("/etc/pve/qemu-server/104.conf", f"name: idle\n\n{section}\ndelete: hostpci0\n")
+    host.write("/etc/pve/qemu-server/105.conf", f"args: -x\n{section}\nhostpci0: 01:00\n")
+    told = {one["id"]: one["lines"] for one in read(host, "guests", "read/guests", "guests")["configs"]}
+    assert told[103].splitlines() == ["hostpci0: 01:00", "[PENDING]", "hostpci1: 02:00"]
+    assert (told[104], told[105]) == ("name: idle", "[PENDING]\nhostpci0: 01:00")

@@ -685,6 +685,30 @@ def test_a_vm_with_another_function_of_the_slot_doesnt_have_the_card() -> None:
     assert not card.is_in("hostpci0", "0000:c6:00.3") and card.is_in("hostpci0", "c6:00,pcie=1")
 
 
+# Lines of VM 103, which runs -> does it have the card, and does it run with it?
+_WAITING = {
+    "hostpci0: 01:00": (True, True),
+    "name: x\n[PENDING]\nhostpci0: 0000:01:00,pcie=1": (True, False),
+    # It runs with the one until it gets the other.
+    "hostpci0: 01:00\n[PENDING]\nhostpci0: 02:00": (True, True),
+    "hostpci0: 02:00\n[PENDING]\nhostpci0: 01:00": (True, False),
+    "hostpci0: 02:00\n[PENDING]\nhostpci1: 03:00": (False, False),
+}
+
+
+def test_a_card_that_waits_for_a_vms_next_start_is_given_and_not_in_use() -> None:
+    for lines, (given, in_use) in _WAITING.items():
+        configs = [{"kind": "vm", "id": 103, "lines": lines}]
+        users = desktop(guests=desktop().guests.model_dump() | {"configs": configs}).users_of("0000:01:00", "pve")
+        assert [user.vmid for user in users] == [103] * given, lines
+        assert any(user.running for user in users) == in_use, lines
+
+
+def test_a_vms_values_are_those_of_its_next_start() -> None:
+    lines = "name: x\nhostpci0: 01:00\n[PENDING]\nhostpci0: 02:00\nballoon: 0"
+    assert facts_config(103, lines).values == {"name": "x", "hostpci0": "02:00", "balloon": "0"}
+
+
 def test_a_closed_gate_is_one_message() -> None:
     facts = apu(together=True, vital=[vital("storage", ROOT, "0000:c6:00.3")])
     with pytest.raises(HomelabError, match=r"(?s)alone in its IOMMU group.*can't do without"):

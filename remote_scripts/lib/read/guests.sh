@@ -19,7 +19,7 @@ running_ids() {
 
 # Guests that run, and guests that use a PCI card. Lines of their configurations are passed on for homelab/host/facts.py.
 guests() {
-  local conf kind lines line all id separator=
+  local conf kind lines line all id section separator=
   local option='^(hostpci[0-9]+|onboot|name|machine|bios|memory|balloon|vga|lock|template|parent|smbios1|meta|(ide|sata|scsi|virtio)[0-9]+):'
   printf ',"guests":{"running":['
   running_ids
@@ -31,12 +31,17 @@ guests() {
     if [[ $conf == */lxc/* ]]; then
       kind=lxc lines=$(device_lines "$conf")
     else
-      kind=vm lines='' all=()
+      kind=vm lines='' section='' all=()
       { mapfile -t all <"$conf"; } 2>/dev/null || : # gone meanwhile
       for line in "${all[@]}"; do
-        # The part above the first [snapshot] section is the VM as it is.
-        [[ $line != '['* ]] || break
-        [[ ! $line =~ $option ]] || lines+="${lines:+$'\n'}$line"
+        # Above the first section is the VM as it is; [PENDING] is what it gets at its next start, each other section a snapshot.
+        if [[ $line == '['* ]]; then
+          section=snapshot
+          [[ ! ${line^^} =~ ^'[PENDING]'[[:space:]]*$ ]] || section='[PENDING]'
+        elif [[ $section != snapshot && $line =~ $option ]]; then
+          lines+="${lines:+$'\n'}${section:+$section$'\n'}$line"
+          section=''
+        fi
       done
     fi
     printf '%s{"kind":"%s","id":%s' "$separator" "$kind" "${id%.conf}"
