@@ -22,12 +22,13 @@ from typing import Any
 
 from engine import install, stacks
 from lab import quick_yaml
+from lab.host.command_server import MARK
 from tests import key_service, quick_python
 from tests.conftest import PROJECT
 from tests.waiting import PATIENCE
 
-# What a run that is going to be killed does without.
-WITHOUT_HURRY = (quick_python.SERVER, "PULUMI_EXPERIMENTAL", "PULUMI_SKIP_CHECKPOINTS")
+# What a run that is going to be killed does without: it writes the state after each step.
+WITHOUT_HURRY = ("PULUMI_EXPERIMENTAL", "PULUMI_SKIP_CHECKPOINTS")
 
 # How the state marks what isn't plain: pulumi/sdk/go/common/resource/sig.
 _SIGNATURE, _SECRET = "4dabf18193072939515e22adb298388d", "1b47061264138c4ac30d75fd1eb44270"
@@ -83,14 +84,15 @@ class Result:
 
 
 def kill_tree(pid: int) -> None:
-    """SIGKILL to a process and all its descendants; plugins have process groups of their own."""
+    """SIGKILL to a process and all its descendants; plugins have process groups of their own, forks of tests/quick_python another parent."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            name, _, others = stat.read_text().partition("(")[2].rpartition(")")
         except (FileNotFoundError, ProcessLookupError):
             continue  # ended meanwhile
-        children.setdefault(parent, []).append(int(stat.parent.name))
+        parent = name.removeprefix(MARK) if name.startswith(MARK) else others.split()[1]
+        children.setdefault(int(parent), []).append(int(stat.parent.name))
     doomed = [pid]
     for one in doomed:
         doomed += children.get(one, [])

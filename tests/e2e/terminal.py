@@ -10,29 +10,54 @@ import pyte
 LINES = 50
 
 
+class _Screen(pyte.Screen):
+    """Of which it is kept what scrolls away. pyte's own screen with a history can be paged, which takes a third of its time."""
+
+    def __init__(self, columns: int, lines: int) -> None:
+        self.above: list[str] = []
+        super().__init__(columns, lines)
+
+    def index(self) -> None:
+        top, bottom = self.margins or (0, self.lines - 1)
+        if self.cursor.y == bottom:
+            self.above.append(self.line(top))
+        super().index()
+
+    def line(self, number: int) -> str:
+        """As it is shown, without what is empty at its end."""
+        cells = self.buffer[number]
+        return "".join([cells[x].data if x in cells else " " for x in range(max(cells, default=-1) + 1)]).rstrip()
+
+
 class Terminal:
     """Shows what a program writes, as a terminal does."""
 
     def __init__(self, columns: int) -> None:
         self.columns = columns
-        self._screen = pyte.HistoryScreen(columns, LINES, history=100_000)
+        self._screen = _Screen(columns, LINES)
         self._stream = pyte.Stream(self._screen)
+        self._shown = [""] * LINES
         #: The screens that were there after each thing that was written.
         self.seen: list[list[str]] = []
         self.keeps = False
 
     def write(self, text: str) -> None:
         self._stream.feed(text)
-        if self.keeps:
-            self.seen.append([line.rstrip() for line in self._screen.display])
+        if self.keeps and self._screen.dirty:
+            self.seen.append(self._display())
 
     def flush(self) -> None:
         """Nothing is kept back."""
 
+    def _display(self) -> list[str]:
+        for number in self._screen.dirty:
+            self._shown[number] = self._screen.line(number)
+        self._screen.dirty.clear()
+        return [*self._shown]
+
     def lines(self) -> list[str]:
         """All lines, also those above the screen."""
-        above = ["".join(line[column].data for column in range(self.columns)) for line in self._screen.history.top]
-        return [line.rstrip() for line in (*above, *self._screen.display)]
+        return [*self._screen.above, *self._display()]
 
 
 def run(command: list[str], columns: int, environment: dict[str, str], folder: str, seconds: float) -> Terminal:

@@ -16,6 +16,7 @@ import yaml
 
 from engine import install, stacks
 from lab import Lab
+from tests import quick_python
 from tests.conftest import PROJECT
 from tests.e2e.conftest import Labs, gpus_of, host_settings
 from tests.e2e.person import PROGRAM
@@ -45,8 +46,9 @@ class Desk:
         return quick_environment(self.engine, self.folder / "state") | {"TMPDIR": str(self.folder / "tmp")}
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Of a run that is going to be interrupted, in a process group of its own, as a shell starts it."""
-        environment = {name: value for name, value in self.environment.items() if name not in WITHOUT_HURRY}
+        """Of a run that is going to be interrupted, in a process group of its own, as a shell starts it: a signal reaches each process by itself."""
+        without = {*WITHOUT_HURRY, quick_python.SERVER}
+        environment = {name: value for name, value in self.environment.items() if name not in without}
         self.running.append(
             subprocess.Popen(
                 [sys.executable, "-m", "homelab", *arguments],

@@ -1,8 +1,8 @@
-"""Runs the program and its provider as forks of one process that has made their imports: `python server.py LISTENER`.
+"""Runs the program, its provider and `python -m homelab` as forks of one process that has made their imports: `python server.py LISTENER`.
 
-Of the processor time of an engine's run that changes nothing, two fifths were these imports. The processes are the real ones otherwise:
-the same files, run as `__main__`, with the environment, folder and streams that the engine gives them. tests/e2e/test_make.py and
-test_gaming_vm.py run without it, and so does each run that a test kills.
+Of the processor time of an engine's run that changes nothing, two fifths were these imports; of `homelab init` they are a half. The processes
+are the real ones otherwise: the same files, run as `__main__`, with the environment, folder and streams that they are given.
+tests/e2e/test_make.py, test_gaming_vm.py and tests/lab/test_init.py run without it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ IMPORTED = (
     "homelab.doctor.report",
     "homelab.nvidia.preview",
     "homelab.nvidia.reading",
+    "homelab.remote.card_libraries",
     "homelab.remote.diagnosis",
     "homelab.remote.nvidia_steps",
     "homelab.remote.planning",
+    "homelab.remote.proxmox.places",
     "homelab.show.cards",
+    "homelab.show.result",
     "grpc.aio",
     "pulumi.provider.experimental",
     "pulumi.provider.experimental.server",
@@ -73,6 +76,21 @@ def warm() -> None:
         adapter_of(resource.Outputs)
 
 
+def warm_commands() -> None:
+    """What `python -m homelab` imports besides."""
+    import homelab.cli
+
+    importlib.import_module("questionary")
+    for module in pkgutil.iter_modules(homelab.cli.__path__):
+        importlib.import_module(f"homelab.cli.{module.name}").__doc__  # noqa: B018  # which imports it now (homelab/later.py)
+
+
+def prepare(words: list[str]) -> None:
+    """Not every process of pytest has a test that runs a command."""
+    if words[:2] == ["-m", "homelab"]:
+        warm_commands()
+
+
 def run(words: list[str]) -> int:
     """Words as after `python`: `-m MODULE ARGUMENTS...` or `SCRIPT ARGUMENTS...`."""
     if os.environ.get("PYTHONUNBUFFERED"):
@@ -102,4 +120,4 @@ if __name__ == "__main__":
     for name in IMPORTED:
         importlib.import_module(name)
     warm()
-    Server(socket.socket(fileno=int(sys.argv[1])), lambda _: None, run).serve()
+    Server(socket.socket(fileno=int(sys.argv[1])), prepare, run).serve()

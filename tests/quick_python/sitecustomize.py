@@ -1,7 +1,8 @@
 """Python runs this at its start, wherever the tests' engine has put this folder on PYTHONPATH: see server.py.
 
-The processes that the engine starts in each run, the program and its provider, spend most of their time with imports. Where a server
-runs that has made them, such a process hands its streams over, passes signals on, and ends as the server's fork did.
+The processes that the engine starts in each run, the program and its provider, spend most of their time with imports, and so does
+`python -m homelab`. Where a server runs that has made them, such a process hands its streams over, passes signals on, and ends as the
+server's fork did.
 
 It runs a thousand times in a run of the tests: what it imports is built into Python.
 """
@@ -10,7 +11,7 @@ import os
 import sys
 
 _SERVER = os.environ.get("QUICK_PYTHON")
-_OURS = ("homelab.provider", "pulumi-language-python-exec")
+_OURS = ("homelab", "homelab.provider", "pulumi-language-python-exec")
 _NO_SERVER = -1
 
 
@@ -21,6 +22,14 @@ def pip_list() -> str:
     installed = [(folder, os.stat(folder).st_mtime_ns) for folder in sys.path if folder.endswith("-packages")]  # noqa: PTH116
     key = repr((sys.orig_argv[4:], sys.executable, installed)).encode()
     return f"{os.environ['PIP_ONCE']}/{blake2b(key, digest_size=32).hexdigest()}"
+
+
+def _in_the_project() -> bool:
+    """Whether what is imported in this folder is the project's: its own folder, or one that a test has made with links to its parts."""
+    try:
+        return os.path.samefile("homelab", f"{__file__.rpartition('/tests/')[0]}/homelab")  # noqa: PTH121
+    except OSError:
+        return False
 
 
 def _say(path: str) -> None:
@@ -69,7 +78,7 @@ def _end(status: int) -> None:
 
 if sys.orig_argv[1:4] == ["-m", "pip", "list"] and "PIP_ONCE" in os.environ:
     _say(pip_list())
-elif _SERVER and __file__ == f"{os.getcwd()}/tests/quick_python/sitecustomize.py":  # noqa: PTH109
+elif _SERVER and _in_the_project():
     _word = next((word for word in sys.orig_argv[1:] if not word.startswith("-")), "")
     if _word.rpartition("/")[2] in _OURS and (_status := _handed_over(_SERVER)) != _NO_SERVER:
         _end(_status)
