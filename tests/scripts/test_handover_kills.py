@@ -48,6 +48,7 @@ def settled(host: Folder, left: Left, *, only: bool) -> None:
     run(host, "reconcile")
     assert at_home(host, only=only) and not two_users(host), f"HOMELAB_SEED={sampling.SEED} {left}: {state(host)}"
     assert state(host) in ("", "HELD"), left
+    assert [*host.root.glob("run/homelab/handover.[1-9]*")] == [], left
 
 
 @HOSTS

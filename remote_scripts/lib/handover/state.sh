@@ -43,8 +43,13 @@ bounded() {
   return "$status"
 }
 
-# drop_outputs - when nothing is run any more.
+# drop_outputs - when nothing is run any more. Also those of a handover that was killed.
 drop_outputs() {
+  local file pid
+  for file in "$RUN"/handover.[1-9]*; do
+    pid=${file##*/handover.} pid=${pid%%.*}
+    [[ ! -e $file || $pid == "$BASHPID" ]] || kill -0 "$pid" 2>/dev/null || OUTPUTS+=("$file")
+  done
   ((${#OUTPUTS[@]} == 0)) || rm -f "${OUTPUTS[@]}"
   OUTPUTS=()
 }
