@@ -232,10 +232,12 @@ class CardUser(_Fact):
 class Guests(_Fact):
     """``running``: ids of the VMs and containers that run; ``configs``: the lines of guests' configurations that matter for cards.
 
-    ``mappings``: /etc/pve/mapping/pci.cfg; ``reservations``: which VM runs with which PCI function, as qemu-server notes it.
+    ``unlisted``: kinds (vm, lxc) of which the host didn't tell which run. ``mappings``: /etc/pve/mapping/pci.cfg; ``reservations``: which VM runs with
+    which PCI function, as qemu-server notes it.
     """
 
     running: frozenset[int]
+    unlisted: tuple[str, ...] = ()
     configs: list[GuestConfig]
     mappings: str
     reservations: str

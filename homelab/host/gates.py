@@ -112,6 +112,20 @@ def writable(facts: HostFacts, _host: Host) -> list[HomelabError]:
     ]
 
 
+def listed(facts: HostFacts, _host: Host) -> list[HomelabError]:
+    """The guests that run. One that isn't known to run would lose its card, or its power, unasked."""
+    programs = {"vm": ("VMs", "qm"), "lxc": ("containers", "pct")}
+    return [
+        HomelabError(
+            wanted=f"to know which {guests} run",
+            found=f"`{program} list` gave no answer",
+            why="each would count as one that is off, and a card that it has as one that nobody uses; nothing was changed",
+            next=f"see what `{program} list` says on the host (the service pve-cluster, or a storage, may hang); when it answers, run `pulumi up` again",
+        )
+        for guests, program in (programs[kind] for kind in facts.guests.unlisted)
+    ]
+
+
 def tools(facts: HostFacts, _host: Host) -> list[HomelabError]:
     """What the scripts call, and a boot loader that is known for certain."""
     errors = []
@@ -653,6 +667,7 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
     errors = [
         *tools(facts, host),
         *writable(facts, host),
+        *listed(facts, host),
         *iommu(facts, host),
         *remapping.refused(facts, host),
         *room(facts, host),

@@ -90,3 +90,14 @@ def test_a_card_that_a_vm_gets_at_its_next_start_is_told_and_a_snapshots_is_not(
     told = {one["id"]: one["lines"] for one in read(host, "guests", "read/guests", "guests")["configs"]}
     assert told[103].splitlines() == ["hostpci0: 01:00", "[PENDING]", "hostpci1: 02:00"]
     assert (told[104], told[105]) == ("name: idle", "[PENDING]\nhostpci0: 01:00")
+
+
+def test_guests_that_are_not_listed_are_not_said_to_be_off(host: Folder) -> None:
+    host.command("pct", "echo 901 running ai")
+    assert read(host, "guests", "read/guests", "guests")["unlisted"] == []
+    host.command("qm", "exit 255")
+    told = read(host, "guests", "read/guests", "guests")
+    assert (told["unlisted"], 901 in told["running"]) == (["vm"], True)
+    host.command("pct", "exit 2")
+    told = read(host, "guests", "read/guests", "guests")
+    assert (told["unlisted"], told["running"]) == (["vm", "lxc"], [])

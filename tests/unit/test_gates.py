@@ -191,6 +191,11 @@ def test_a_node_without_a_quorum_is_left_as_it_is() -> None:
     assert "the node pve1" in found.wanted and "no quorum" in found.found and "nothing was changed" in found.why
 
 
+def test_guests_that_the_host_doesnt_list_are_not_taken_for_off() -> None:
+    facts = desktop(guests=desktop().guests.model_dump() | {"unlisted": ["vm", "lxc"]})
+    assert reasons(facts, settings()) == ["`qm list` gave no answer", "`pct list` gave no answer"]
+
+
 # -- a card that comes back from a VM ---------------------------------------------------------------------------------
 WORD = "homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8"
 HAS = "name: Sandbox\nhostpci0: mapping=big,pcie=1"

@@ -4,26 +4,28 @@
 #
 # Gives: guests; cluster. Variables: GUESTS (yes | no).
 
-# running_ids - `103,901`; a list that doesn't come leaves out its guests.
-running_ids() {
-  local id separator=''
-  [[ $GUESTS == yes ]] || return 0
-  while read -r id _; do
-    printf '%s%s' "$separator" "$id"
-    separator=,
-  done < <(
-    running_guests vm || :
-    running_guests lxc || :
-  )
+# running - `"running":[103,901],"unlisted":["vm"]`: what runs, and the kinds whose list didn't come.
+running() {
+  local kind listed ids='' id unlisted=()
+  for kind in vm lxc; do
+    [[ $GUESTS == yes ]] || break
+    if listed=$(running_guests "$kind"); then
+      while read -r id _; do ids+=${id:+,$id}; done <<<"$listed"
+    else
+      unlisted+=("$kind")
+    fi
+  done
+  printf '"running":[%s],"unlisted":' "${ids#,}"
+  json_list "${unlisted[@]}"
 }
 
 # Guests that run, and guests that use a PCI card. Lines of their configurations are passed on for homelab/host/facts.py.
 guests() {
   local conf kind lines line all id section separator=
   local option='^(hostpci[0-9]+|onboot|name|machine|bios|memory|balloon|vga|lock|template|parent|smbios1|meta|(ide|sata|scsi|virtio)[0-9]+):'
-  printf ',"guests":{"running":['
-  running_ids
-  printf '],"configs":['
+  printf ',"guests":{'
+  running
+  printf ',"configs":['
   for conf in "$ROOT"/etc/pve/qemu-server/*.conf "$ROOT"/etc/pve/lxc/*.conf; do
     # Somebody's copy, such as 103-old.conf, is no guest.
     [[ ${conf##*/} =~ ^[1-9][0-9]*\.conf$ && -r $conf ]] || continue
