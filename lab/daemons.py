@@ -1,7 +1,7 @@
 """Starts labs' daemons as forks of one process that has their modules: who starts many labs, as tests do, waits for the imports once.
 
 The process starts with the first lab, and ends with whoever started it. A daemon is no different for it: a session, environment, folder
-and streams of its own, and reaped by init.
+and streams of its own, and reaped by init. Its command server is a fork, too.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import Any, NoReturn, Self
 
 #: What comes before each request, with its descriptors: how many bytes it has.
 _LENGTH = struct.Struct("I")
+#: In the environment, for that of a command server, in which a state folder is named (lab.commands).
+_ROOM = "." * 5000
 
 
 class Daemons:
@@ -55,7 +57,7 @@ class Daemons:
                     command = [sys.executable, "-m", "lab.daemons", str(its.fileno())]
                     self._process = subprocess.Popen(
                         command, stdin=subprocess.DEVNULL, cwd=Path(__file__).parent.parent, pass_fds=[its.fileno()],
-                        start_new_session=True,
+                        start_new_session=True, env={**os.environ, "LAB_ROOM": _ROOM},
                     )  # fmt: skip
             socket.send_fds(self._connection, [_LENGTH.pack(len(request))], list(descriptors))
             self._connection.sendall(request)
@@ -74,9 +76,10 @@ class Daemons:
 
 def _serve(connection: socket.socket) -> None:
     """Until whoever started this process has ended, or has no more use for it."""
-    from lab import server
+    from lab import commands, server
 
     server.read_ahead()
+    commands.read_ahead()
     gc.freeze()  # what is here is nothing for a fork's collector to look through, and so to copy
     while True:
         with contextlib.suppress(ConnectionError):

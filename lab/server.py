@@ -72,13 +72,12 @@ class Daemon:
     or off; `boots` counts the lines of the log of that name.
     """
 
-    def __init__(self, state: Path, processes: Processes, lab: LabFile) -> None:
+    def __init__(self, state: Path, processes: Processes, lab: LabFile, commands: CommandServer) -> None:
         self.state = state
         self.processes = processes
         self.numbers = Numbers()
         self.numbers.count(state)
-        #: Of the host and its guests; it is found as one of theirs if this process is killed.
-        self.commands = CommandServer({"LAB_STATE": str(state)})
+        self.commands = commands
         if self.commands.pid is not None:
             processes.spared.add(self.commands.pid)
         self.environment = Machine.open(state).environment()
@@ -535,10 +534,8 @@ def _prepare(state: Path, scenario: str) -> LabFile:
     return lab
 
 
-async def _run(arguments: argparse.Namespace, ready: Callable[[], None]) -> None:
-    state: Path = arguments.state
-    lab = _prepare(state, arguments.scenario)
-    daemon = Daemon(state, Processes(asyncio.get_running_loop()), lab)
+async def _run(arguments: argparse.Namespace, lab: LabFile, commands: CommandServer, ready: Callable[[], None]) -> None:
+    daemon = Daemon(arguments.state, Processes(asyncio.get_running_loop()), lab, commands)
     daemon.take_port(arguments.ssh_port or int(lab.ssh.get("port", 0)), exactly=bool(arguments.ssh_port))
     daemon.take_api_port(int(lab.api.get("port", 0)))
     daemon.guests.take_ports()
@@ -570,9 +567,6 @@ def main() -> None:
     parser.add_argument("--lifeline-fd", type=int, default=None)
     arguments = parser.parse_args()
     _detach()
-    HostState.remembers = True
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("asyncssh").setLevel(logging.WARNING)
     ready = os.fdopen(arguments.ready_fd, "w")
 
     def say(answer: Answer) -> None:
@@ -581,7 +575,13 @@ def main() -> None:
             ready.close()
 
     try:
-        asyncio.run(_run(arguments, lambda: say({"ok": True})))
+        lab = _prepare(arguments.state, arguments.scenario)
+        # Of the host and its guests; found as one of theirs if this process is killed. It may be a fork, which has nothing that comes below.
+        commands = CommandServer({"LAB_STATE": str(arguments.state)})
+        HostState.remembers = True
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.getLogger("asyncssh").setLevel(logging.WARNING)
+        asyncio.run(_run(arguments, lab, commands, lambda: say({"ok": True})))
     except Exception as error:
         _LOG.exception("the daemon ends")
         text = (

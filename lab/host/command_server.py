@@ -1,4 +1,5 @@
-"""Runs simulated commands in forks of one process that has their modules: `python -I -S command_server.py LISTENER`.
+"""Runs simulated commands in forks of one process that has their modules: `python -I -S command_server.py LISTENER`, or a fork of a process
+that has them already (lab.commands).
 
 A Python that starts and imports what a command needs takes ten times as long as the command's own work. Here a command runs in a fork,
 with the streams of whoever asks (command.pl), and with its arguments, environment, folder, umask and ignored signals, which /proc
@@ -555,7 +556,28 @@ def _run(words: list[str]) -> int:
     return int(importlib.import_module("host.run").main())
 
 
-if __name__ == "__main__":
-    sys.path.append(__file__.rpartition("/host/")[0])
+def read_ahead() -> None:
+    """Have every command's module, and what these import late, before the first one is asked for."""
+    _find_package()
+    run = importlib.import_module("host.run")
+    for name in {**run.CONTAINER_PROGRAMS, **run.INSTALLED}:
+        _prepare(["--container", name])
+    for name in run.PROGRAMS:
+        _prepare([name])
+
+
+def serve(listener: socket.socket) -> None:
+    """Be a command server, until stdin ends."""
+    _find_package()
     looking = Looking()
-    Server(socket.socket(fileno=int(sys.argv[1])), _prepare, _run, looking.answer, looking.is_alone).serve()
+    Server(listener, _prepare, _run, looking.answer, looking.is_alone).serve()
+
+
+def _find_package() -> None:
+    folder = __file__.rpartition("/host/")[0]
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
+if __name__ == "__main__":
+    serve(socket.socket(fileno=int(sys.argv[1])))

@@ -74,3 +74,20 @@ def test_daemons_run_on_when_no_more_can_be_started(tmp_path: Path, monkeypatch:
     assert lab.run("hostname").stdout
     os.kill(process_of(lab), signal.SIGTERM)
     wait_until(lambda: not lab.running)
+
+
+def test_its_command_server_is_its_child_found_by_its_lab_and_ends_with_it(tmp_path: Path) -> None:
+    with Lab.start("rtx5090", state=tmp_path / "lab") as lab:
+        daemon = process_of(lab)
+        [server] = Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split()
+        process = Path("/proc", server)
+        assert (process / "environ").read_bytes().split(b"\0")[:2] == [
+            b"LC_ALL=C.UTF-8",
+            f"LAB_STATE={lab.state}".encode(),
+        ]
+        assert (process / "cwd").readlink() == Path("/")
+        assert os.getsid(int(server)) == int(server)
+        done = lab.run("mknod $ROOT/dev/one c 9 9 && qm list && echo done")
+        assert (done.stderr, done.stdout.splitlines()[-1:]) == ("", ["done"])
+        os.kill(daemon, signal.SIGKILL)
+        wait_until(lambda: not process.exists())
