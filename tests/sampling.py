@@ -1,6 +1,7 @@
-"""Which moments a sweep tries: others each day, so that few a run come to be all of them, and the same ones again when asked.
+"""Which moments a sweep tries: the same ones in each run of `make test`, so that what fails is the change; others with another seed.
 
-HOMELAB_EVERY_CUT=1: every moment. HOMELAB_SEED=2026-11-21: those of that day; a test that fails on a sample names its seed.
+HOMELAB_SEED=today: others each day, as the scheduled run tries them (.github/workflows/samples.yml), so that few a run come to be all of them.
+HOMELAB_SEED=2026-11-21: those of that day; a test that fails on a sample names its seed. HOMELAB_EVERY_CUT=1: every moment.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ U = TypeVar("U")
 
 EVERY = bool(os.environ.get("HOMELAB_EVERY_CUT"))
 # In the environment, so that all processes of a run have the same one, also where it goes on after midnight.
-SEED = os.environ.setdefault("HOMELAB_SEED", datetime.datetime.now(datetime.UTC).date().isoformat())
+SEED = os.environ.get("HOMELAB_SEED") or "2026-11-23"
+if SEED == "today":
+    SEED = datetime.datetime.now(datetime.UTC).date().isoformat()
+os.environ["HOMELAB_SEED"] = SEED
 
 
 def drawn(name: str) -> random.Random:
-    """Random numbers of the day, for one test."""
+    """Random numbers of the seed, for one test."""
     return random.Random(f"{SEED} {name}")
 
 
@@ -33,9 +37,9 @@ def sample(moments: Sequence[T], most: int, name: str) -> list[T]:
 
 
 def paired(rows: Sequence[T], columns: Sequence[U], name: str) -> list[tuple[T, U]]:
-    """Fields of a matrix: each row and each column once a day at least, with others another day."""
+    """Fields of a matrix: each row and each column once at least, with others for another seed."""
     if EVERY:
         return list(itertools.product(rows, columns))
-    most, of_day = max(len(rows), len(columns)), drawn(name)
-    left, right = of_day.sample(list(rows), len(rows)), of_day.sample(list(columns), len(columns))
+    most, of_seed = max(len(rows), len(columns)), drawn(name)
+    left, right = of_seed.sample(list(rows), len(rows)), of_seed.sample(list(columns), len(columns))
     return [(left[number % len(left)], right[number % len(right)]) for number in range(most)]

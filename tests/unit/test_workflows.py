@@ -58,12 +58,15 @@ def test_a_job_that_runs_code_can_write_nothing_and_has_no_secret(file: str, nam
 
 
 def test_only_what_no_pull_request_starts_has_a_secret_and_it_may_write_nothing() -> None:
-    assert {path.name for path in WORKFLOWS} - OF_PULL_REQUESTS == {"drift.yml"}
+    assert {path.name for path in WORKFLOWS} - OF_PULL_REQUESTS == {"drift.yml", "samples.yml"}
     jobs = workflow(PROJECT / ".github" / "workflows" / "drift.yml")["jobs"]
     assert (
         set(jobs["look"]["permissions"].values()) <= READ_ONLY and jobs["look"]["if"] == "vars.HOMELAB_DRIFT == 'true'"
     )
     assert "secrets." not in yaml.safe_dump(jobs["tell"])
+    (test,) = workflow(PROJECT / ".github" / "workflows" / "samples.yml")["jobs"].values()
+    assert test["permissions"] == {"contents": "read"} and test["if"] == "vars.HOMELAB_SAMPLES == 'true'"
+    assert "secrets." not in yaml.safe_dump(test)
 
 
 @pytest.mark.parametrize(("file", "name", "job"), JOBS, ids=lambda value: value if isinstance(value, str) else "")
@@ -173,6 +176,8 @@ CONDITIONS = [
     ("drift.yml", "look", {"vars": {"HOMELAB_DRIFT": "false"}}, False),
     ("preview.yml", "preview", {"github": {"event_name": "pull_request"}}, True),
     ("preview.yml", "preview", {"github": {"event_name": "push"}}, False),
+    ("samples.yml", "test", {"vars": {"HOMELAB_SAMPLES": "true"}}, True),
+    ("samples.yml", "test", {"vars": {}}, False),
     ("windows.yml", "preview", {"github": {"event_name": "workflow_dispatch"}}, True),
     ("windows.yml", "preview", {"github": {"event_name": "push"}}, False),
 ]
