@@ -106,6 +106,11 @@ def owner_of(urn: str, host: str) -> str:
     return owner(rest.partition("::")[0], whose.rpartition(":")[2], host)
 
 
+@functools.cache
+def _loader() -> str:
+    return bash_source.stripped(_LOADER.read_text(encoding="utf-8"))
+
+
 def by_reference(text: str, owned_by: str) -> str:
     """The same standard input for ``bash -s -- VERB`` on a host that keeps the scripts; ``text`` itself where none of them is in it.
 
@@ -122,11 +127,8 @@ def by_reference(text: str, owned_by: str) -> str:
         return text
     notes = "yes" if program and program.name.rpartition(".")[0] not in _NOTED_ELSEWHERE else "no"
     end = f'eval "${{KEPT_TEXT[{program.name}]}}"\nexit 1\n' if program else ""
-    loader = bash_source.stripped(_LOADER.read_text(encoding="utf-8"))
     needed = " ".join(dict.fromkeys(used))
-    return (
-        f"KEPT_IN={_FOLDER}/{owned_by} KEPT_VERB=$1 KEPT_NOTES={notes}\n{loader}need_kept_scripts {needed}\n{head}{end}"
-    )
+    return f"KEPT_IN={_FOLDER}/{owned_by} KEPT_VERB=$1 KEPT_NOTES={notes}\n{_loader()}need_kept_scripts {needed}\n{head}{end}"
 
 
 def named(text: str) -> str:

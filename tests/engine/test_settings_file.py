@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from engine import install, stacks
+from engine import install
 from tests.conftest import PROJECT
+from tests.engine_stack import quick_environment
 
 FILES = [PROJECT / "Pulumi.homelab.yaml", *sorted(PROJECT.glob("examples/settings/*.yaml"))]
 SECRET = "homelab:hosts.pve.api.tokenSecret"
@@ -22,11 +22,8 @@ def test_stack_init_and_config_set_move_no_comment(engine: install.Engine, tmp_p
     shutil.copy(PROJECT / "Pulumi.yaml", tmp_path)
     settings = tmp_path / "Pulumi.some.yaml"
     shutil.copy(file, settings)
-    environment = engine.environment(os.environ) | {
-        "PULUMI_BACKEND_URL": stacks.backend_url(tmp_path / "state"),
-        "PULUMI_CONFIG_PASSPHRASE": "",
-    }
     (tmp_path / "state").mkdir()
+    environment = quick_environment(engine, tmp_path / "state")
 
     def pulumi(*arguments: str, given: str = "") -> None:
         command = [str(engine.pulumi), *arguments, "--stack", "some", "--non-interactive"]

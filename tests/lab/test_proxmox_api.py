@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -343,6 +344,16 @@ def test_a_password_that_is_set_is_not_told(lab: Lab, capsys: pytest.CaptureFixt
     machine(lab)._write(lambda _: Change({"cipassword": "hunter2hunter2", "onboot": "0"}))
     told = capsys.readouterr().out
     assert "onboot: 0" in told and "cipassword" in told and "hunter2" not in told
+
+
+def test_a_fingerprint_that_fits_is_enough_and_no_authority_of_this_machine_is_read(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object) -> None:
+        raise AssertionError("all authorities were read")
+
+    monkeypatch.setattr(ssl.SSLContext, "load_default_certs", read)
+    assert client(lab, caFile=None, fingerprint=lab.api["fingerprint"]).get("version", "the version")["version"]
 
 
 def test_a_fingerprint_that_does_not_fit_names_the_file_that_it_is_of(lab: Lab) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import re
 import shlex
+import ssl
 import threading
 import time
 from email.utils import parsedate_to_datetime
@@ -17,6 +18,7 @@ import requests
 from proxmoxer.backends.https import JsonSerializer, ProxmoxHTTPApiTokenAuth, ProxmoxHTTPAuth, ProxmoxHttpSession
 from proxmoxer.core import ProxmoxResource
 from requests.adapters import HTTPAdapter
+from urllib3.util.ssl_ import create_urllib3_context
 
 from homelab.remote.proxmox.errors import ApiError, UnansweredError, explained, plain
 from homelab.settings import Host
@@ -102,6 +104,9 @@ def _adapter(fingerprint: str | None) -> Any:
 
     class Adapter(HTTPAdapter):
         def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+            if fingerprint:
+                # urllib3's own would read every authority that this machine trusts, of which none is asked: 27 ms a run.
+                kwargs["ssl_context"] = create_urllib3_context(cert_reqs=ssl.CERT_NONE)
             super().init_poolmanager(*args, **kwargs, assert_fingerprint=fingerprint)
 
     return Adapter(max_retries=0)
