@@ -89,6 +89,8 @@ def machine(folder: Folder) -> Folder:
     folder.command("qm", QM)
     folder.command("pvesh", "echo '\"104\"'")
     folder.command("hostname", "echo pve")
+    # In the initramfs, which no VM starts here, for this machine's shell with its libraries: these take 0.1 s to compress.
+    folder.command("busybox", "printf 'ls\\nmount\\nsh\\n'")
     return folder
 
 
@@ -471,17 +473,16 @@ def test_the_initramfs_holds_init_a_shell_mount_and_every_library_that_they_need
 
 
 def test_a_busybox_is_shell_and_mount_in_one(machine: Folder) -> None:
-    machine.command("busybox", "printf 'ls\\nmount\\nsh\\n'")
     members = build(machine)
     assert members["bin/sh"].data == (machine.commands / "busybox").read_bytes()
     assert stat.S_ISLNK(members["bin/mount"].mode) and members["bin/mount"].data == b"sh"
 
 
-def test_the_same_host_makes_the_same_bytes(machine: Folder) -> None:
-    assert build(machine) == build(machine)
-    first = (machine.root / "srv/test/initrd.img").read_bytes()
-    build(machine)
-    assert (machine.root / "srv/test/initrd.img").read_bytes() == first
+def test_the_same_host_makes_the_same_bytes(without_busybox: Folder) -> None:
+    assert build(without_busybox) == build(without_busybox)
+    first = (without_busybox.root / "srv/test/initrd.img").read_bytes()
+    build(without_busybox)
+    assert (without_busybox.root / "srv/test/initrd.img").read_bytes() == first
 
 
 def test_nobody_else_can_read_the_folder(machine: Folder) -> None:
