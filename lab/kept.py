@@ -10,27 +10,41 @@ import marshal
 import os
 import stat
 import sys
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
-from lab.host.state import write_file
+from lab.host.state import HostState, write_file
 from lab.scenario import Scenario
 
 #: The environment's variable with the folder that they are kept in, for all processes of one run of tests. Without it none are.
 FOLDER = "LAB_KEPT_HOSTS"
+_NETWORK = "network.json"
 #: What an installation makes of a state folder. network.json isn't the scenario's.
 _MADE = ("root", "esp", "bin", "machine.json", "scenario.yaml", "bash-env")
-#: Path, mode with its kind, and a file's content or a link's target.
-_Entry = tuple[str, int, bytes | str]
+#: Path, mode with its kind, and a file's content or a link's target, in which this stands for the state folder.
+_Entry = tuple[str, int, bytes]
+_HERE = b"\0state folder\0"
 
 
 def keep(scenario: Scenario, state: Path) -> None:
     """Keep a host that was installed just now."""
-    file = _file(scenario)
+    _keep(_file(scenario, "installed"), state, _MADE)
+
+
+def keep_running(scenario: Scenario, state: Path) -> None:
+    """Keep a host that was booted just now for the first time; not one with a process that its boot has started."""
+    guests = HostState(state).machine["guests"].values()
+    if not any("process" in guest for guest in guests):
+        _keep(_file(scenario, "running"), state, sorted({*os.listdir(state)} - {_NETWORK}))  # noqa: PTH208
+
+
+def _keep(file: Path | None, state: Path, names: Iterable[str]) -> None:
     if file is None:
         return
     entries: list[_Entry] = []
-    for name in _MADE:
-        _collect(state / name, name, entries)
+    for name in names:
+        _collect(f"{state}/{name}", name, os.fsencode(state), entries)
     temporary = f"{file}.{os.getpid()}"
     with open(temporary, "wb") as made:  # noqa: PTH123
         made.write(marshal.dumps(entries))
@@ -39,41 +53,59 @@ def keep(scenario: Scenario, state: Path) -> None:
 
 def write(scenario: Scenario, state: Path) -> bool:
     """Write a scenario's host into a folder that has none of it; return False if none is kept."""
-    file = _file(scenario)
+    return _write(_file(scenario, "installed"), state)
+
+
+def write_running(scenario: Scenario, state: Path) -> bool:
+    """The same for one that runs, since just now."""
+    if not _write(_file(scenario, "running"), state):
+        return False
+    with HostState(state).changing_running() as running:
+        running["started_at"] = time.time()
+    return True
+
+
+def _write(file: Path | None, state: Path) -> bool:
     if file is None or not file.exists():
         return False
     entries: list[_Entry] = marshal.loads(file.read_bytes())  # of this run  # noqa: S302
-    for name, mode, content in entries:
-        path = f"{state}/{name}"
+    state.mkdir(parents=True, exist_ok=True)
+    here = os.fsencode(state)
+    for name, mode, kept in entries:
+        path, content = f"{state}/{name}", kept.replace(_HERE, here)
         if stat.S_ISLNK(mode):
-            os.symlink(content, path)  # noqa: PTH211
+            os.symlink(content, os.fsencode(path))  # noqa: PTH211
         elif stat.S_ISDIR(mode):
             os.mkdir(path)  # noqa: PTH102
             os.chmod(path, stat.S_IMODE(mode))  # noqa: PTH101
+        elif stat.S_ISSOCK(mode):  # a guest's device node here and there
+            os.mknod(path, mode)
+            os.chmod(path, stat.S_IMODE(mode))  # noqa: PTH101
         elif "/" in name:
-            write_file(path, os.fsencode(content), stat.S_IMODE(mode))
+            write_file(path, content, stat.S_IMODE(mode))
         else:  # machine.json: a daemon may read it meanwhile
-            write_file(f"{path}.new", os.fsencode(content), stat.S_IMODE(mode))
+            write_file(f"{path}.new", content, stat.S_IMODE(mode))
             os.replace(f"{path}.new", path)  # noqa: PTH105
     return True
 
 
-def _collect(path: Path, name: str, entries: list[_Entry]) -> None:
-    mode = path.lstat().st_mode
+def _collect(path: str, name: str, state: bytes, entries: list[_Entry]) -> None:
+    mode = os.lstat(path).st_mode
+    content = b""
     if stat.S_ISLNK(mode):
-        entries.append((name, mode, os.readlink(path)))  # noqa: PTH115
-    elif stat.S_ISDIR(mode):
-        entries.append((name, mode, b""))
+        content = os.fsencode(os.readlink(path))  # noqa: PTH115
+    elif stat.S_ISREG(mode):
+        content = Path(path).read_bytes()
+    entries.append((name, mode, content.replace(state, _HERE)))
+    if stat.S_ISDIR(mode):
         for below in sorted(os.listdir(path)):  # noqa: PTH208
-            _collect(path / below, f"{name}/{below}", entries)
-    else:
-        entries.append((name, mode, path.read_bytes()))
+            _collect(f"{path}/{below}", f"{name}/{below}", state, entries)
 
 
-def _file(scenario: Scenario) -> Path | None:
+def _file(scenario: Scenario, kind: str) -> Path | None:
     folder = os.environ.get(FOLDER)
     if not folder or scenario.cluster:  # a node writes into what it shares with the others
         return None
     # Programs in the tree name the Python and the checkout.
-    told = "\0".join((sys.executable, __file__, scenario.model_dump_json()))
+    told = "\0".join((kind, sys.executable, __file__, scenario.model_dump_json()))
     return Path(folder, hashlib.sha256(told.encode()).hexdigest())

@@ -41,7 +41,9 @@ def a_node(folder: Path, **changes: Any) -> Node:
     """The recorded node, with what its storage held."""
     data = load_scenario("recorded-node").model_dump(mode="json", by_alias=True, exclude_defaults=True)
     data.pop("name")
-    made = Node(Host(folder / "lab", scenario_from({**data, **changes}, "recorded-node", "recorded-node")).booted())
+    made = Node(
+        Host(folder / "lab", scenario_from({**data, **changes}, "recorded-node", "recorded-node"), running=True)
+    )
     made.done("PUT", "/storage/local", content="images,rootdir,vztmpl,iso,backup,snippets,import")
     made.write("/var/lib/vz/import/noble.qcow2", "")
     for name, script in (("h", "true"), ("ok", 'echo "GUEST HOOK: $*"'), ("no", "echo says no; exit 3")):

@@ -21,7 +21,7 @@ HELD = "can't lock file '/var/lock/qemu-server/lock-100.conf' - got timeout"
 
 @pytest.fixture(scope="module")
 def shared_node(tmp_path_factory: pytest.TempPathFactory) -> Node:
-    return Node(Host(tmp_path_factory.mktemp("node") / "lab", "recorded-node").booted())
+    return Node(Host(tmp_path_factory.mktemp("node") / "lab", "recorded-node", running=True))
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_proxmox_ve_8_has_one_privilege_for_the_agent_and_fewer_fields(
     data = load_scenario("recorded-node").model_dump(mode="json", by_alias=True, exclude_defaults=True)
     data.pop("name")
     old = scenario_from({**data, "pve": "8.4", "kernels": ["6.8.12-9-pve"]}, "recorded-node-8", "recorded-node")
-    node = Node(Host(tmp_path / "lab", old).booted())
+    node = Node(Host(tmp_path / "lab", old, running=True))
     node.vm(100, running=True)
     status = node.data("root", "GET", f"{VM}/status/current")
     assert {"proxmox-support", "running-qemu"} <= set(status)

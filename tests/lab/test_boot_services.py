@@ -89,7 +89,7 @@ def test_units_run_in_their_order_around_the_guests(tmp_path: Path) -> None:
 
 
 def test_a_unit_that_the_guests_require_keeps_them_off_when_it_fails(tmp_path: Path) -> None:
-    host = Host(tmp_path, "phoenix").booted()
+    host = Host(tmp_path, "phoenix", running=True)
     unit(
         host,
         "broken.service",
@@ -115,7 +115,7 @@ def test_a_unit_that_the_guests_require_keeps_them_off_when_it_fails(tmp_path: P
     ],
 )
 def test_how_a_service_ends_is_its_state(tmp_path: Path, service: str, state: str) -> None:
-    host = Host(tmp_path, "rtx5090").booted()
+    host = Host(tmp_path, "rtx5090", running=True)
     unit(host, "x.service", f"[Service]\n{service}[Install]\nWantedBy=multi-user.target\n")
     host.output("systemctl enable x.service")
     host.reboot()

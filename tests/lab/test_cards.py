@@ -95,7 +95,7 @@ def test_a_card_on_thunderbolt_keeps_its_ids_and_one_outside_the_iommu_is_refuse
 
 @pytest.mark.parametrize("name", scenario_names())
 def test_on_every_host_it_is_known_what_carries_its_disks_and_its_network(tmp_path: Path, name: str) -> None:
-    host = Host(tmp_path, name).booted()
+    host = Host(tmp_path, name, running=True)
     done = host.output(f"{library('carriers')}\nvital")
     assert '"kind":"storage"' in done and '"kind":"network"' in done
     # The recorded node has no network card that was recorded.

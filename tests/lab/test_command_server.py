@@ -27,7 +27,7 @@ RUN = "update-initramfs -u -k all"
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
-    return Host(tmp_path_factory.mktemp("host") / "lab", "rtx5090").booted()
+    return Host(tmp_path_factory.mktemp("host") / "lab", "rtx5090", running=True)
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +119,7 @@ def test_a_command_ends_with_the_server_and_the_server_with_its_owner(tmp_path: 
     before = os.environ[COMMANDS]
     try:
         with CommandServer() as server:
-            own = Host(tmp_path / "lab", "rtx5090").booted()
+            own = Host(tmp_path / "lab", "rtx5090", running=True)
             process = begun(own, f"exec {RUN}")
             assert server.pid is not None
             os.kill(server.pid, signal.SIGTERM)

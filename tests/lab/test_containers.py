@@ -20,7 +20,7 @@ NOBODY = "setpriv --reuid 65534 --regid 65534 --clear-groups"
 
 @pytest.fixture
 def phoenix(tmp_path: Path) -> Host:
-    return Host(tmp_path, "phoenix").booted()
+    return Host(tmp_path, "phoenix", running=True)
 
 
 def conf(host: Host, text: str, ctid: int = 901, privileged: bool = False) -> None:
@@ -79,7 +79,7 @@ def uvm(host: Host) -> int:
 def test_dev_holds_what_a_real_containers_holds(tmp_path: Path, line: int, folders: str, lines_of_conf: str) -> None:
     transcript = shared("pve_api", "transcripts", "lxc_start_with_devices.jsonl").read_text().splitlines()
     inside = json.loads(transcript[line - 1])["out"].partition("/dev:\n")[2] or json.loads(transcript[line - 1])["out"]
-    host = Host(tmp_path, "recorded-node").booted()
+    host = Host(tmp_path, "recorded-node", running=True)
     host.write("/etc/pve/nodes/pve1/lxc/201.conf", f"arch: amd64\nunprivileged: 1\n{lines_of_conf}")
     host.output("pct start 201")
     wanted, found = nodes_listed(inside), nodes_listed(host.output(f"pct exec 201 -- ls -lan {folders}"))
@@ -142,7 +142,7 @@ def test_a_new_device_is_put_into_a_running_container_and_leaves_with_its_next_s
 
 
 def test_older_releases_keep_a_new_device_for_the_next_start(tmp_path: Path) -> None:
-    host = Host(tmp_path, "containers-pve8").booted()
+    host = Host(tmp_path, "containers-pve8", running=True)
     host.output("pct set 211 -dev0 /dev/nvidia0")
     assert "new dev0: /dev/nvidia0" in host.output("pct pending 211")
     assert opening(host, "nvidia0", ctid=211) == MISSING
@@ -154,7 +154,7 @@ def test_the_oldest_do_not_know_device_entries(tmp_path: Path) -> None:
     from tests.lab.test_nvidia import changed
 
     scenario = changed("containers-pve8").model_copy(update={"pve_container": "5.0.6"})
-    host = Host(tmp_path, scenario).booted()
+    host = Host(tmp_path, scenario, running=True)
     assert host.output("dpkg-query -W -f '${Version}' pve-container") == "5.0.6"
     done = host.run("pct set 211 -dev0 /dev/nvidia0")
     assert done.returncode == 255 and "Unknown option: dev0" in done.stderr
@@ -333,7 +333,7 @@ def test_nvidia_smi_is_not_found_where_it_is_not_installed(phoenix: Host) -> Non
 
 
 def test_nvidia_smi_says_a_mismatch_as_the_real_one(tmp_path: Path) -> None:
-    host = Host(tmp_path, "containers-pve8").booted()
+    host = Host(tmp_path, "containers-pve8", running=True)
     done = host.run("pct exec 212 -- nvidia-smi")
     real = shared("real_hosts", "pve-lxc-rtx3060", "nvml_mismatch.txt").read_text()
     assert done.returncode == 18

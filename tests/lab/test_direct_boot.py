@@ -23,7 +23,7 @@ ARGS = f"-kernel {KERNEL} -initrd /srv/initrd.img -append 'console=ttyS0 panic=-
 
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
-    machine = Host(tmp_path / "lab", "rtx5090").booted()
+    machine = Host(tmp_path / "lab", "rtx5090", running=True)
     (machine.root / "srv").mkdir(exist_ok=True)
     return machine
 

@@ -268,7 +268,7 @@ def test_the_toolkit_brings_no_driver_and_the_meta_does(vm: Vm) -> None:
 @pytest.fixture
 def phoenix(tmp_path: Path) -> Host:
     """A host with driver 580 and container 901, which has its nodes and nothing installed."""
-    host = Host(tmp_path, "phoenix").booted()
+    host = Host(tmp_path, "phoenix", running=True)
     host.output("pct stop 901; rm -rf $LAB_STATE/guests/901")
     conf = host.root / "etc/pve/lxc/901.conf"
     kept = [line for line in conf.read_text().splitlines() if not line.startswith(("dev", "lxc."))]
@@ -344,7 +344,7 @@ def test_control_groups_are_the_legacy_hooks_business(phoenix: Host) -> None:
 @pytest.fixture
 def mixed(tmp_path: Path) -> Host:
     """A stock Proxmox VE 9 host without a driver."""
-    host = Host(tmp_path, "rtx5090").booted()
+    host = Host(tmp_path, "rtx5090", running=True)
     host.output(KEYRING.format("debian13"))
     return host
 
@@ -371,7 +371,7 @@ def test_debians_own_driver_doesnt_build_for_a_new_kernel(mixed: Host) -> None:
 
 
 def test_the_scenarios_driver_is_installed_packages(tmp_path: Path) -> None:
-    host = Host(tmp_path, "phoenix").booted()
+    host = Host(tmp_path, "phoenix", running=True)
     version = host.output("cat $ROOT/sys/module/nvidia/version").strip()
     assert host.output("dpkg-query -W -f='${Version}' nvidia-driver-cuda") == f"{version}-1"
     assert f"nvidia/{version}, " in host.output("dkms status")

@@ -234,6 +234,6 @@ def begin(environment: dict[str, str], script: str) -> subprocess.Popen[str]:
 def test_a_description_without_ceph_has_none(tmp_path: Path) -> None:
     from tests.lab.host_kit import Host
 
-    done = Host(tmp_path / "lab", "rtx5090").booted().run("ceph osd dump; echo $?; ha-manager status")
+    done = Host(tmp_path / "lab", "rtx5090", running=True).run("ceph osd dump; echo $?; ha-manager status")
     assert "RADOS object not found" in done.stderr
     assert done.stdout == "1\nquorum OK\nfencing standby (CRM watchdog standby)\n"

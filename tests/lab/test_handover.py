@@ -48,7 +48,7 @@ def made(
     for one in data["guests"]:
         if one["id"] == 103:
             one["onboot"] = False
-    host = Host(path, scenario_from(data, "changed", "phoenix")).booted()
+    host = Host(path, scenario_from(data, "changed", "phoenix"), running=True)
     host.machine.set_fault("card-users", list(users))
     host.output("pvesh set /storage/local --content images,iso,vztmpl,backup,rootdir,snippets")
     for script in (scripts.handover([LINE + shut_down]), scripts.handover_hook(103)):
@@ -459,7 +459,7 @@ def test_a_hookscript_of_somebody_else_is_left_alone(host_as_made: Callable[...,
 
 
 def test_a_host_without_room_for_snippets_is_told_so(tmp_path: Path) -> None:
-    host = Host(tmp_path, "phoenix").booted()
+    host = Host(tmp_path, "phoenix", running=True)
     done = run_script(host.machine, "apply", scripts.handover([LINE]))
     assert done.returncode == 1 and "add snippets to the content of one" in done.stdout
     assert not list(host.root.rglob("*homelab-handover*"))

@@ -14,7 +14,7 @@ GPU, AUDIO = "0000:01:00.0", "0000:01:00.1"
 
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
-    return Host(tmp_path, "rtx5090").booted()
+    return Host(tmp_path, "rtx5090", running=True)
 
 
 def test_a_stock_host_gives_each_device_its_usual_driver(host: Host) -> None:
@@ -47,7 +47,7 @@ def test_an_initramfs_script_has_no_effect_before_update_initramfs(host: Host) -
 
 
 def test_the_kernel_command_line_of_systemd_boot_needs_a_refresh(tmp_path: Path) -> None:
-    host = Host(tmp_path, "intel-zfs").booted()
+    host = Host(tmp_path, "intel-zfs", running=True)
     host.write("/etc/kernel/cmdline", "root=ZFS=rpool/ROOT/pve-1 boot=zfs iommu=pt\nsecond line\n")
     assert "iommu=pt" not in host.reboot().cmdline
     host.output("proxmox-boot-tool refresh")
@@ -57,7 +57,7 @@ def test_the_kernel_command_line_of_systemd_boot_needs_a_refresh(tmp_path: Path)
 
 
 def test_the_image_on_the_esp_counts_not_the_one_in_boot(tmp_path: Path) -> None:
-    host = Host(tmp_path, "intel-zfs").booted()
+    host = Host(tmp_path, "intel-zfs", running=True)
     host.bind_early(GPU)
     esp = tmp_path / "esp/E2B8-705F/EFI/proxmox/6.17.2-1-pve/initrd.img-6.17.2-1-pve"
     before = esp.read_bytes()
@@ -69,7 +69,7 @@ def test_the_image_on_the_esp_counts_not_the_one_in_boot(tmp_path: Path) -> None
 
 
 def test_esps_with_grub_have_a_grub_cfg_of_their_own(tmp_path: Path) -> None:
-    host = Host(tmp_path, "zfs-grub-shim").booted()
+    host = Host(tmp_path, "zfs-grub-shim", running=True)
     assert host.cmdline().startswith("BOOT_IMAGE=/vmlinuz-6.17.13-2-pve root=ZFS=rpool/ROOT/pve-1 ro ")
     host.write("/etc/default/grub.d/x.cfg", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet intel_iommu=on"\n')
     host.output("grub-mkconfig -o $ROOT/boot/grub/only-here.cfg")
@@ -78,7 +78,7 @@ def test_esps_with_grub_have_a_grub_cfg_of_their_own(tmp_path: Path) -> None:
 
 
 def test_etc_kernel_cmdline_means_nothing_to_grub(tmp_path: Path) -> None:
-    host = Host(tmp_path, "zfs-grub-shim").booted()
+    host = Host(tmp_path, "zfs-grub-shim", running=True)
     host.write("/etc/kernel/cmdline", "root=ZFS=rpool/ROOT/pve-1 boot=zfs intel_iommu=on\n")
     host.output("proxmox-boot-tool refresh")
     assert "intel_iommu=on" not in host.reboot().cmdline
@@ -86,7 +86,7 @@ def test_etc_kernel_cmdline_means_nothing_to_grub(tmp_path: Path) -> None:
 
 # -- ways of binding ---------------------------------------------------------------------------------------
 def test_a_function_with_a_built_in_driver_is_taken_from_it_early(tmp_path: Path) -> None:
-    host = Host(tmp_path, "four-functions").booted()
+    host = Host(tmp_path, "four-functions", running=True)
     functions = [f"0000:01:00.{n}" for n in range(4)]
     assert [host.driver(f) for f in functions] == ["nouveau", "snd_hda_intel", "xhci_hcd", "nvidia-gpu"]
     host.bind_early(*functions)
@@ -125,7 +125,7 @@ def test_ids_on_the_command_line_bind_when_the_module_is_loaded(host: Host, word
 
 
 def test_identical_cards_cannot_be_told_apart_by_ids(tmp_path: Path) -> None:
-    host = Host(tmp_path, "two-identical").booted()
+    host = Host(tmp_path, "two-identical", running=True)
     host.write("/etc/modprobe.d/vfio.conf", "options vfio-pci ids=10de:2204\n")
     host.write("/etc/modules", "vfio_pci\n")
     host.reboot()
@@ -133,7 +133,7 @@ def test_identical_cards_cannot_be_told_apart_by_ids(tmp_path: Path) -> None:
 
 
 def test_one_of_two_identical_cards_is_bound_by_its_address(tmp_path: Path) -> None:
-    host = Host(tmp_path, "two-identical").booted()
+    host = Host(tmp_path, "two-identical", running=True)
     host.bind_early("0000:1e:00.0", "0000:1e:00.1")
     host.output("update-initramfs -u -k all")
     host.reboot()
@@ -168,7 +168,7 @@ def test_modprobe_blacklist_on_the_command_line_keeps_a_driver_off(host: Host) -
 
 
 def test_a_kernel_that_does_not_know_the_card_leaves_it_without_a_driver(tmp_path: Path) -> None:
-    host = Host(tmp_path, "wtr-max").booted()
+    host = Host(tmp_path, "wtr-max", running=True)
     assert host.driver(GPU) is None
     assert "nouveau 0000:01:00.0: unknown chipset" in host.output("dmesg")
 
@@ -213,7 +213,7 @@ def test_a_write_that_the_kernel_refuses_fails_and_is_logged(host: Host) -> None
 
 
 def test_vfio_virqfd_is_a_module_only_below_kernel_6_2(tmp_path: Path) -> None:
-    scenario = Host(tmp_path / "new", "rtx5090").booted()
+    scenario = Host(tmp_path / "new", "rtx5090", running=True)
     assert scenario.run("modprobe vfio_virqfd").returncode == 1
     host = Host(tmp_path / "old", "rtx5090")
     host.machine.install_kernel("5.15.158-2-pve")
@@ -261,7 +261,7 @@ def test_intel_kernels_before_6_8_need_the_word(tmp_path: Path) -> None:
 
 
 def test_dmesg_says_enabled_although_the_firmware_switch_is_off(tmp_path: Path) -> None:
-    host = Host(tmp_path, "firmware-off").booted()
+    host = Host(tmp_path, "firmware-off", running=True)
     lines = [line for line in host.output("dmesg -t").splitlines() if "DMAR" in line or "iommu:" in line]
     assert lines == ["DMAR: IOMMU enabled"]
     assert not (host.root / "sys/firmware/acpi/tables/DMAR").exists()
@@ -275,13 +275,13 @@ def test_amd_prints_no_line_that_says_enabled(host: Host) -> None:
 
 
 def test_amd_calls_the_usual_word_unknown_and_works_all_the_same(tmp_path: Path) -> None:
-    host = Host(tmp_path, "half-bound").booted()
+    host = Host(tmp_path, "half-bound", running=True)
     assert "AMD-Vi: Unknown option - 'on'" in host.output("dmesg -t")
     assert host.groups()
 
 
 def test_a_state_folder_may_have_spaces_in_its_name(tmp_path: Path) -> None:
-    host = Host(tmp_path / "a lab with spaces", "four-functions").booted()
+    host = Host(tmp_path / "a lab with spaces", "four-functions", running=True)
     host.bind_early("0000:01:00.2")
     host.output("update-initramfs -u -k all && update-grub")
     host.reboot()
@@ -289,7 +289,7 @@ def test_a_state_folder_may_have_spaces_in_its_name(tmp_path: Path) -> None:
 
 
 def test_acs_override_splits_a_group(tmp_path: Path) -> None:
-    host = Host(tmp_path, "z370-two-cards-one-group").booted()
+    host = Host(tmp_path, "z370-two-cards-one-group", running=True)
     together = {host.groups()[f"0000:{a}"] for a in ("01:00.0", "01:00.3", "02:00.0", "02:00.3", "00:01.0")}
     assert together == {1}
     host.write("/etc/default/grub.d/x.cfg", 'GRUB_CMDLINE_LINUX_DEFAULT="pcie_acs_override=downstream"\n')
@@ -328,14 +328,14 @@ def test_saved_default_of_grub_is_honoured(host: Host) -> None:
 
 
 def test_an_entry_of_systemd_boot_can_be_chosen_for_one_boot(tmp_path: Path) -> None:
-    host = Host(tmp_path, "intel-zfs").booted()
+    host = Host(tmp_path, "intel-zfs", running=True)
     host.machine.next_entry = "proxmox-6.14.11-4-pve"
     assert host.reboot().kernel == "6.14.11-4-pve"
     assert host.reboot().kernel == "6.17.2-1-pve"
 
 
 def test_other_loader_entries_survive_a_refresh_and_are_not_the_default(tmp_path: Path) -> None:
-    host = Host(tmp_path, "intel-zfs").booted()
+    host = Host(tmp_path, "intel-zfs", running=True)
     entry = tmp_path / "esp/E2B8-705F/loader/entries/zz-mine.conf"
     own = (entry.parent / "proxmox-6.17.2-1-pve.conf").read_text(encoding="utf-8")
     entry.write_text(own.replace("boot=zfs", "boot=zfs mine"), encoding="utf-8")
@@ -363,7 +363,7 @@ def test_a_boot_without_its_files_does_not_come_up(host: Host, missing: str) -> 
 
 
 def test_a_wrong_root_does_not_come_up(tmp_path: Path) -> None:
-    host = Host(tmp_path, "intel-zfs").booted()
+    host = Host(tmp_path, "intel-zfs", running=True)
     host.write("/etc/kernel/cmdline", "root=ZFS=rpool/ROOT/other boot=zfs\n")
     host.output("proxmox-boot-tool refresh")
     result = host.reboot()
@@ -447,7 +447,7 @@ def test_enabled_timers_are_reported_by_a_boot(host: Host) -> None:
 
 
 def test_a_shutdown_unmounts_what_was_mounted(tmp_path: Path) -> None:
-    host = Host(tmp_path, "intel-zfs").booted()
+    host = Host(tmp_path, "intel-zfs", running=True)
     host.output(
         "mkdir $ROOT/mnt/esp && mount -t vfat $ROOT/dev/disk/by-uuid/E2B8-705F $ROOT/mnt/esp && ls $ROOT/mnt/esp/loader"
     )

@@ -22,7 +22,7 @@ def test_a_captured_machine_becomes_a_host_with_the_same_groups(tmp_path: Path, 
     details = "\n".join(p.read_text(encoding="utf-8") for p in sorted(path.parent.glob("lspci*.txt")))
     text = path.read_text(encoding="utf-8")
     expected = {address: device.group for address, device in parse_groups(text).items()}
-    host = Host(tmp_path, scenario_from_listing(text, details, name=path.parent.name)).booted()
+    host = Host(tmp_path, scenario_from_listing(text, details, name=path.parent.name), running=True)
     shown = host.groups()
     assert {address: shown[address] for address in expected} == expected
     printed = host.output("lspci -nn").splitlines()
@@ -98,7 +98,7 @@ def test_settings_win_over_what_is_found(tmp_path: Path) -> None:
     text = "IOMMU Group 1 00:01.0 Host bridge [0600]: Intel Corporation Device [8086:3ec2]"
     scenario = scenario_from_listing(text, node="other", pve="8.4", boot={"cmdline": "quiet intel_iommu=on"})
     assert (scenario.node, scenario.cpu.vendor, scenario.kernels) == ("other", "GenuineIntel", ["6.8.12-9-pve"])
-    assert Host(tmp_path, scenario).booted().cmdline().endswith("quiet intel_iommu=on")
+    assert Host(tmp_path, scenario, running=True).cmdline().endswith("quiet intel_iommu=on")
 
 
 def test_a_text_without_groups_is_refused() -> None:

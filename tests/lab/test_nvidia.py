@@ -16,12 +16,12 @@ FORMAT = "%n %F %t %T %a %u %g"
 
 @pytest.fixture
 def phoenix(tmp_path: Path) -> Host:
-    return Host(tmp_path, "phoenix").booted()
+    return Host(tmp_path, "phoenix", running=True)
 
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Host:
-    return Host(tmp_path, "mixed").booted()
+    return Host(tmp_path, "mixed", running=True)
 
 
 def changed(name: str, **keys: object) -> Scenario:
@@ -94,7 +94,7 @@ def test_a_fault_changes_the_majors_at_every_boot(phoenix: Host) -> None:
 
 
 def test_minor_numbers_need_not_be_in_pci_order(tmp_path: Path) -> None:
-    host = Host(tmp_path, "containers-pve8").booted()
+    host = Host(tmp_path, "containers-pve8", running=True)
     text = host.output("grep -H 'Device Minor' $ROOT/proc/driver/nvidia/gpus/*/information")
     found = {m[1]: int(m[2]) for m in re.finditer(r"gpus/([^/]+)/information:Device Minor:\s+(\d+)", text)}
     assert found == {"0000:01:00.0": 1, "0000:04:00.0": 0}
@@ -149,7 +149,7 @@ def test_a_boot_without_nvidia_uvm_has_everything_else(tmp_path: Path) -> None:
 
 
 def test_a_blacklisted_driver_is_not_loaded_at_boot_and_can_be_by_hand(tmp_path: Path) -> None:
-    host = Host(tmp_path, changed("mixed", loaded=False)).booted()
+    host = Host(tmp_path, changed("mixed", loaded=False), running=True)
     assert "nvidia" not in host.modules()
     assert not (host.root / "proc/driver/nvidia").exists()
     host.output("modprobe nvidia")

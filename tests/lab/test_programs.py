@@ -29,12 +29,12 @@ NOT_FOR_QUESTIONS = frozenset(
 @pytest.fixture(scope="module")
 def wtr(tmp_path_factory: pytest.TempPathFactory) -> Host:
     """A booted host whose tests only read."""
-    return Host(tmp_path_factory.mktemp("wtr"), "half-bound").booted()
+    return Host(tmp_path_factory.mktemp("wtr"), "half-bound", running=True)
 
 
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
-    return Host(tmp_path, "rtx5090").booted()
+    return Host(tmp_path, "rtx5090", running=True)
 
 
 def captured(machine: str, name: str) -> str:
@@ -56,7 +56,7 @@ def test_lspci_shows_subsystem_driver_and_modules(wtr: Host) -> None:
 
 
 def test_lspci_numeric_and_verbose_has_the_lines_of_a_real_one(tmp_path: Path) -> None:
-    host = Host(tmp_path, "z370-two-cards-one-group").booted()
+    host = Host(tmp_path, "z370-two-cards-one-group", running=True)
     mine = host.output("lspci -vn -s 02:00").splitlines()
     real = captured("z370-2080ti-2060", "lspci_vn_s_02_00.txt").splitlines()
     heads = re.compile(r"^\S|^\tSubsystem")
@@ -215,12 +215,12 @@ def shape(text: str) -> list[str]:
 def test_proxmox_boot_tool_status_reads_as_on_real_hosts(
     tmp_path: Path, scenario: str, capture: tuple[str, str]
 ) -> None:
-    host = Host(tmp_path, scenario).booted()
+    host = Host(tmp_path, scenario, running=True)
     assert shape(host.output("proxmox-boot-tool status")) == shape(captured(*capture))
 
 
 def test_a_stale_esp_is_warned_of(tmp_path: Path) -> None:
-    host = Host(tmp_path, "intel-zfs").booted()
+    host = Host(tmp_path, "intel-zfs", running=True)
     uuids = host.root / "etc/kernel/proxmox-boot-uuids"
     uuids.write_text(uuids.read_text(encoding="utf-8") + "DEAD-0001\n", encoding="utf-8")
     mine = shape(host.output("proxmox-boot-tool status 2>&1"))
@@ -231,7 +231,7 @@ def test_a_stale_esp_is_warned_of(tmp_path: Path) -> None:
 
 
 def test_old_kernels_leave_the_esps_with_their_entries(tmp_path: Path) -> None:
-    host = Host(tmp_path, "intel-zfs").booted()
+    host = Host(tmp_path, "intel-zfs", running=True)
     for kernel in ("6.17.4-1-pve", "6.17.6-1-pve"):
         host.machine.install_kernel(kernel)
     entries = tmp_path / "esp/E2B8-B79F/loader/entries"
@@ -242,7 +242,7 @@ def test_old_kernels_leave_the_esps_with_their_entries(tmp_path: Path) -> None:
 
 
 def test_a_command_line_without_root_is_refused(tmp_path: Path) -> None:
-    host = Host(tmp_path, "intel-zfs").booted()
+    host = Host(tmp_path, "intel-zfs", running=True)
     host.write("/etc/kernel/cmdline", "quiet\nroot=ZFS=rpool/ROOT/pve-1\n")
     done = host.run("proxmox-boot-tool refresh")
     assert done.returncode == 1
@@ -250,7 +250,7 @@ def test_a_command_line_without_root_is_refused(tmp_path: Path) -> None:
 
 
 def test_update_grub_on_a_managed_host_says_so_and_refreshes(tmp_path: Path) -> None:
-    host = Host(tmp_path, "intel-zfs").booted()
+    host = Host(tmp_path, "intel-zfs", running=True)
     host.write("/etc/kernel/cmdline", "root=ZFS=rpool/ROOT/pve-1 boot=zfs iommu=pt\n")
     assert "W: This system is booted via proxmox-boot-tool:" in host.run("update-grub").stderr
     assert "iommu=pt" in host.reboot().cmdline
@@ -282,13 +282,13 @@ def test_grub_environment_can_be_edited(host: Host) -> None:
     ],
 )
 def test_firmware_tools(tmp_path: Path, scenario: str, command: str, status: int, text: str) -> None:
-    done = Host(tmp_path, scenario).booted().run(command)
+    done = Host(tmp_path, scenario, running=True).run(command)
     assert done.returncode == status
     assert text in done.stdout + done.stderr
 
 
 def test_the_boot_loader_leaves_its_name_in_an_efi_variable(tmp_path: Path) -> None:
-    host = Host(tmp_path, "intel-zfs").booted()
+    host = Host(tmp_path, "intel-zfs", running=True)
     variable = host.root / "sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
     assert variable.read_bytes()[4:].decode("utf-16-le").startswith("systemd-boot 257")
 
@@ -308,7 +308,7 @@ def test_the_boot_loader_leaves_its_name_in_an_efi_variable(tmp_path: Path) -> N
 def test_a_fault_makes_a_boot_tool_fail(
     tmp_path: Path, scenario: str, fault: str, value: object, command: str, text: str
 ) -> None:
-    host = Host(tmp_path, scenario).booted()
+    host = Host(tmp_path, scenario, running=True)
     host.machine.set_fault(fault, value)
     done = host.run(command)
     assert done.returncode == 1
@@ -358,7 +358,7 @@ def test_a_module_that_others_need_is_not_removed(host: Host) -> None:
 
 
 def test_modinfo_knows_built_in_drivers(tmp_path: Path) -> None:
-    host = Host(tmp_path, "four-functions").booted()
+    host = Host(tmp_path, "four-functions", running=True)
     assert host.output("modinfo -F filename xhci_pci") == "(builtin)\n"
     assert host.output("modinfo -n vfio-pci").endswith("/kernel/drivers/vfio/pci/vfio-pci.ko\n")
     assert host.output("modprobe -D vfio_iommu_type1").splitlines()[-1].startswith("insmod /lib/modules/6.8.12-9-pve/")
@@ -366,7 +366,7 @@ def test_modinfo_knows_built_in_drivers(tmp_path: Path) -> None:
 
 # -- storage -----------------------------------------------------------------------------------------------
 def test_mounting_an_esp_shows_its_files_and_unmounting_hides_them(tmp_path: Path) -> None:
-    host = Host(tmp_path, "intel-zfs").booted()
+    host = Host(tmp_path, "intel-zfs", running=True)
     host.output(
         "mkdir $ROOT/mnt/esp; touch $ROOT/mnt/esp/below; mount $ROOT/dev/disk/by-uuid/E2B8-705F $ROOT/mnt/esp;"
         "mountpoint -q $ROOT/mnt/esp; [ ! -e $ROOT/mnt/esp/below ]; echo hello >$ROOT/mnt/esp/new; grep -q ' /mnt/esp vfat' $ROOT/proc/mounts"
@@ -386,7 +386,7 @@ def test_the_disk_below_the_root_file_system_can_be_found(host: Host) -> None:
 
 
 def test_the_disks_of_a_zfs_root_can_be_found(tmp_path: Path) -> None:
-    host = Host(tmp_path, "intel-zfs").booted()
+    host = Host(tmp_path, "intel-zfs", running=True)
     assert host.output("findmnt -no SOURCE,FSTYPE /").split() == ["rpool/ROOT/pve-1", "zfs"]
     found = re.findall(r"/dev/\S+", host.output("zpool status -LP rpool"))
     assert found == ["/dev/nvme0n1p3", "/dev/nvme1n1p3"]
@@ -537,7 +537,7 @@ def test_a_command_imports_only_what_it_needs(wtr: Host, command: str) -> None:
 
 
 def test_guests_are_listed_as_qm_and_pct_do(tmp_path: Path) -> None:
-    host = Host(tmp_path, "phoenix").booted()
+    host = Host(tmp_path, "phoenix", running=True)
     rows = [line.split() for line in host.output("qm list").splitlines()]
     assert rows[0] == ["VMID", "NAME", "STATUS", "MEM(MB)", "BOOTDISK(GB)", "PID"]
     assert rows[1][:4] == ["103", "Sandbox", "running", "32768"]
@@ -549,7 +549,7 @@ def test_guests_are_listed_as_qm_and_pct_do(tmp_path: Path) -> None:
 
 def test_nvidia_smi_is_there_only_with_the_driver(tmp_path: Path, host: Host) -> None:
     assert "nvidia-smi" not in {path.name for path in (host.machine.state / "bin").glob("[!.]*")}
-    phoenix = Host(tmp_path / "phoenix", "phoenix").booted()
+    phoenix = Host(tmp_path / "phoenix", "phoenix", running=True)
     assert phoenix.output("nvidia-smi --query-gpu=pci.bus_id,driver_version --format=csv,noheader").splitlines() == [
         "00000000:01:00.0, 580.105.08",
         "00000000:02:00.0, 580.105.08",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def test_the_scenarios_are_all_there() -> None:
 @pytest.mark.parametrize("name", scenario_names())
 def test_a_scenario_boots_and_shows_its_devices(tmp_path: Path, name: str) -> None:
     scenario = load_scenario(name)
-    host = Host(tmp_path, scenario).booted()
+    host = Host(tmp_path, scenario, running=True)
     assert host.output("uname -r").strip() == max(
         scenario.kernels, key=lambda k: [int(p) for p in k.split("-")[0].split(".")] + [k]
     )
@@ -75,17 +76,40 @@ def fingerprint(state: Path) -> dict[str, tuple[int, str]]:
         name = str(path.relative_to(state))
         if path.is_symlink():
             found[name] = (0, str(path.readlink()))
-        elif path.is_dir():
+        elif path.is_dir() or path.is_socket():
             found[name] = (path.stat().st_mode, "")
         else:
             found[name] = (path.stat().st_mode, hashlib.sha256(path.read_bytes()).hexdigest())
     return found
 
 
+@pytest.mark.parametrize("name", ["rtx5090", "phoenix"])
+def test_a_running_host_that_was_kept_is_as_the_one_that_was_booted(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kept").mkdir()
+    monkeypatch.setenv(kept.FOLDER, str(tmp_path / "kept"))
+    hosts = [Host(tmp_path / folder, name, running=True) for folder in ("one", "another/place")]
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+    trees = []
+    for host in hosts:
+        tree = fingerprint(host.machine.state)
+        # When it was booted, and where its containers are.
+        for changed in ("kernel.json", *(path for path in tree if path.startswith("guests/"))):
+            tree[changed] = (0, "")
+        trees.append(tree)
+    assert trees[0] == trees[1]
+    say = "lspci -Dnnk; lsmod; qm list; pct list; dmesg; for n in $(pct list | awk '/running/ { print $1 }'); do pct exec $n -- ls -l /dev; done"
+    assert hosts[0].output(say) == hosts[1].output(say)
+    assert subprocess.run(["grep", "-rqs", f"{tmp_path}/one", hosts[1].machine.state]).returncode == 1
+    links = [str(path.readlink()) for path in hosts[1].machine.state.rglob("*") if path.is_symlink()]
+    assert [link for link in links if link.startswith(f"{tmp_path}/one")] == []
+
+
 def test_a_stock_host_is_up_to_date_with_its_own_tools(tmp_path: Path) -> None:
     """Running every boot tool on a stock host changes not one byte, so that what an undo leaves can be compared."""
     for name in ("rtx5090", "intel-zfs", "zfs-grub-shim"):
-        host = Host(tmp_path / name, name).booted()
+        host = Host(tmp_path / name, name, running=True)
         watched = ("root/etc", "root/boot", "esp")
         before = {k: v for k, v in fingerprint(tmp_path / name).items() if k.startswith(watched)}
         host.output("update-initramfs -u -k all && update-grub && { proxmox-boot-tool refresh || [ $? = 2 ]; }")
@@ -94,7 +118,7 @@ def test_a_stock_host_is_up_to_date_with_its_own_tools(tmp_path: Path) -> None:
 
 
 def test_a_scenario_can_be_reinstalled_over_a_used_host(tmp_path: Path) -> None:
-    host = Host(tmp_path, "rtx5090").booted()
+    host = Host(tmp_path, "rtx5090", running=True)
     before = fingerprint(tmp_path)["root/etc/default/grub"]
     host.write("/etc/default/grub", "broken")
     host.machine.set_fault("update-grub", "fail")
@@ -106,14 +130,14 @@ def test_a_scenario_can_be_reinstalled_over_a_used_host(tmp_path: Path) -> None:
 
 def test_faults_of_a_scenario_do_not_spoil_its_installation(tmp_path: Path) -> None:
     data = raw("rtx5090") | {"faults": {"update-initramfs": "fail", "update-grub": "fail"}}
-    host = Host(tmp_path, scenario_from(data, "test", "test")).booted()
+    host = Host(tmp_path, scenario_from(data, "test", "test"), running=True)
     assert host.run("update-grub").returncode == 1
 
 
 def test_hosts_bound_by_hand_have_it_at_work(tmp_path: Path) -> None:
-    host = Host(tmp_path / "whole", "bound-by-hand").booted()
+    host = Host(tmp_path / "whole", "bound-by-hand", running=True)
     assert {host.driver("0000:01:00.0"), host.driver("0000:01:00.1")} == {"vfio-pci"}
-    half = Host(tmp_path / "half", "half-bound").booted()
+    half = Host(tmp_path / "half", "half-bound", running=True)
     assert (half.driver("0000:01:00.0"), half.driver("0000:01:00.1")) == ("vfio-pci", "snd_hda_intel")
 
 

@@ -48,7 +48,7 @@ def end_of_the_host(tmp_path: Path) -> Iterator[None]:
 
 def phoenix(path: Path, version: str = "580.105.08", *users: dict[str, Any]) -> Host:
     """A host with two cards of the driver, on which these programs use them; the persistence mode is off."""
-    host = Host(path, changed("phoenix", version=version)).booted()
+    host = Host(path, changed("phoenix", version=version), running=True)
     host.machine.set_fault("card-users", list(users))
     return host
 

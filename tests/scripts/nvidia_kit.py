@@ -278,7 +278,7 @@ class ProxmoxHost(Machine):
     target = "host"
 
     def __init__(self, state: Path, name: str = "rtx5090") -> None:
-        host = Host(state, name).booted()
+        host = Host(state, name, running=True)
         super().__init__(host, host.root)
 
     @classmethod
@@ -298,7 +298,7 @@ class Container(Machine):
     target = "lxc"
 
     def __init__(self, state: Path, name: str | Scenario = "phoenix", ctid: int = 901) -> None:
-        host = Host(state, name).booted()
+        host = Host(state, name, running=True)
         self.ctid = ctid
         host.output(f"pct stop {ctid}; rm -rf $LAB_STATE/guests/{ctid}")
         conf = host.root / f"etc/pve/lxc/{ctid}.conf"
