@@ -13,7 +13,14 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 
 
-def create(pulumi: Path, stack: str, environment: Mapping[str, str], project: Path = PROJECT) -> None:
+def create(
+    pulumi: Path,
+    stack: str,
+    environment: Mapping[str, str],
+    project: Path = PROJECT,
+    *,
+    secrets_provider: str = "default",
+) -> None:
     """``pulumi stack init``, without touching the project's folder.
 
     The command knows no --config-file: it writes the stack's salt into ``Pulumi.<stack>.yaml`` of the project it is called in.
@@ -24,7 +31,10 @@ def create(pulumi: Path, stack: str, environment: Mapping[str, str], project: Pa
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(project / "Pulumi.yaml", folder)
         subprocess.run(
-            [str(pulumi), "stack", "init", stack, "--non-interactive", "--cwd", folder],
+            [
+                *(str(pulumi), "stack", "init", stack, "--non-interactive"),
+                *("--cwd", folder, "--secrets-provider", secrets_provider),
+            ],
             env=dict(environment),
             check=True,
             capture_output=True,

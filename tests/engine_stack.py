@@ -134,14 +134,6 @@ def _folder_of_this_process() -> Path:
 _new_stacks: dict[Path, Path] = {}
 
 
-def _with_key_service(file: Path) -> None:
-    """A new stack's state, with the data key in tests/key_service.py instead of a passphrase."""
-    state = json.loads(file.read_text())
-    about = {"url": key_service.URL, "encryptedkey": key_service.ENCRYPTED_KEY}
-    state["checkpoint"]["latest"]["secrets_providers"] = {"type": "cloud", "state": about}
-    file.write_text(json.dumps(state))
-
-
 def _without_secrets(value: Any) -> Any:
     """A value of the state, as the CLI shows it to somebody who didn't ask for secrets."""
     if isinstance(value, list):
@@ -218,12 +210,10 @@ class EngineStack:
         if self.project not in _new_stacks:
             new = _folder_of_this_process()
             environment = self.environment | {"PULUMI_BACKEND_URL": stacks.backend_url(new)}
-            stacks.create(self.engine.pulumi, "lab", environment, self.project)
-            _with_key_service(next((new / ".pulumi" / "stacks").rglob("lab.json")))
+            stacks.create(self.engine.pulumi, "lab", environment, self.project, secrets_provider=key_service.URL)
             _new_stacks[self.project] = new
         shutil.copytree(_new_stacks[self.project], self.backend or self.folder, dirs_exist_ok=True)
-        known = {"secretsprovider": key_service.URL, "encryptedkey": key_service.ENCRYPTED_KEY}
-        (self.folder / "Pulumi.lab.yaml").write_text(quick_yaml.dump(known))
+        (self.folder / "Pulumi.lab.yaml").write_text(quick_yaml.dump(key_service.IN_SETTINGS))
         self.write_config()
 
     def write_config(self) -> None:

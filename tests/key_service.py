@@ -2,7 +2,7 @@
 
 A key from a passphrase takes a million rounds of PBKDF2, a sixth of the processor time of a run that changes nothing, in each run. Secrets
 are encrypted and decrypted as always, with a data key that this service answers with. Stacks with a passphrase, as most users have
-them: tests/e2e/test_init.py, test_make.py, and those on a real kernel.
+them: tests/e2e/test_init.py, test_make.py, tests/engine/test_settings_file.py, and those on a real kernel.
 """
 
 from __future__ import annotations
@@ -13,22 +13,26 @@ import http.server
 import json
 import threading
 
-#: What a stack's settings and state have of it.
 URL = "hashivault://homelab-tests"
-ENCRYPTED_KEY = base64.b64encode(b"vault:v1:homelab-tests").decode()
+_CIPHERTEXT = "vault:v1:homelab-tests"
+#: What `pulumi stack init` writes into a stack's settings.
+IN_SETTINGS = {"secretsprovider": URL, "encryptedkey": base64.b64encode(_CIPHERTEXT.encode()).decode()}
 _KEY = b"of 32 bytes, in each test's stack"[:32]
-_ANSWER = json.dumps({"data": {"plaintext": base64.b64encode(_KEY).decode()}}).encode()
+# A new stack's data key is always the same one.
+_ANSWERS = {
+    "/v1/transit/encrypt/homelab-tests": {"ciphertext": _CIPHERTEXT},
+    "/v1/transit/decrypt/homelab-tests": {"plaintext": base64.b64encode(_KEY).decode()},
+}
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        known = self.path == "/v1/transit/decrypt/homelab-tests"
-        self.send_response(200 if known else 404)
-        self.send_header("Content-Length", str(len(_ANSWER) if known else 0))
+        answer = json.dumps({"data": _ANSWERS[self.path]}).encode() if self.path in _ANSWERS else b""
+        self.send_response(200 if answer else 404)
+        self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
-        if known:
-            self.wfile.write(_ANSWER)
+        self.wfile.write(answer)
 
     def log_message(self, *_: object) -> None:
         """Nothing."""

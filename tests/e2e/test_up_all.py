@@ -16,7 +16,7 @@ import yaml
 
 from engine import install, stacks
 from lab import Lab
-from tests import quick_python
+from tests import key_service, quick_python
 from tests.conftest import PROJECT
 from tests.e2e.conftest import Labs, gpus_of, host_settings
 from tests.e2e.person import PROGRAM
@@ -38,8 +38,8 @@ class Desk:
 
     def stack(self, name: str, lab: Lab, gpus: dict[str, Any]) -> None:
         config = {"homelab:hosts": {"pve": host_settings(lab) | {"gpus": gpus}}}
-        (self.folder / f"Pulumi.{name}.yaml").write_text(yaml.safe_dump({"config": config}))
-        stacks.create(self.engine.pulumi, name, self.environment)
+        (self.folder / f"Pulumi.{name}.yaml").write_text(yaml.safe_dump({**key_service.IN_SETTINGS, "config": config}))
+        stacks.create(self.engine.pulumi, name, self.environment, secrets_provider=key_service.URL)
 
     @property
     def environment(self) -> dict[str, str]:
