@@ -144,6 +144,20 @@ def _without_secrets(value: Any) -> Any:
     return value
 
 
+def quick_start(engine: install.Engine) -> dict[str, str]:
+    """What makes the CLI and its Python processes start fast; what they do is the same."""
+    return {
+        "PULUMI_HOME": str(_home_without_logs(engine.home)),
+        "PYTHONPATH": str(quick_python.FOLDER),
+        # The CLI lives for seconds: its garbage is collected where there is much of it.
+        "GOGC": "off",
+        "GOMEMLIMIT": "500MiB",
+        # Threads that look for work cost more than they find: the processors have others' work.
+        "GOMAXPROCS": "1",
+        "PIP_ONCE": str(install.cache_folder() / "pip-list"),
+    }
+
+
 def quick_environment(engine: install.Engine, backend: Path) -> dict[str, str]:
     """Of the CLI in a test: its own state, no passphrase, and what makes it quick.
 
@@ -155,14 +169,7 @@ def quick_environment(engine: install.Engine, backend: Path) -> dict[str, str]:
         **key_service.environment(),
         "PULUMI_SKIP_UPDATE_CHECK": "true",
         "NO_COLOR": "1",
-        "PULUMI_HOME": str(_home_without_logs(engine.home)),
-        "PYTHONPATH": str(quick_python.FOLDER),
-        # The CLI lives for seconds: its garbage is collected where there is much of it.
-        "GOGC": "off",
-        "GOMEMLIMIT": "500MiB",
-        # Threads that look for work cost more than they find: the processors have others' work.
-        "GOMAXPROCS": "1",
-        "PIP_ONCE": str(install.cache_folder() / "pip-list"),
+        **quick_start(engine),
         # The state is written at the end of a run, not after each of its steps.
         "PULUMI_EXPERIMENTAL": "true",
         "PULUMI_SKIP_CHECKPOINTS": "true",

@@ -42,6 +42,7 @@ class Pulumi:
     folder: Path
     stack: str
     more: dict[str, str] = field(default_factory=dict)
+    _backend: list[str | None] = field(default_factory=list)
 
     @classmethod
     def find(cls, folder: Path, stack: str) -> Pulumi:
@@ -75,7 +76,12 @@ class Pulumi:
         )
 
     def backend(self) -> str | None:
-        """Where the state is kept; None: nobody is logged in."""
+        """Where the state is kept, asked once; None: nobody is logged in."""
+        if not self._backend:
+            self._backend.append(self._whoami())
+        return self._backend[0]
+
+    def _whoami(self) -> str | None:
         done = self._run("whoami", "--json")
         if done.returncode != 0:
             return None
@@ -104,6 +110,7 @@ class Pulumi:
 
     def login(self, url: str) -> None:
         """:raises HomelabError: the backend can't be used."""
+        self._backend.clear()
         _checked(self._run("login", url), f"to keep the state in {url}")
 
     def needs_passphrase(self, url: str, text: str) -> bool:

@@ -13,10 +13,10 @@ import pexpect
 
 from engine import install, stacks
 from lab import Lab
-from tests import quick_python
 from tests.conftest import PROJECT
 from tests.e2e import terminal
 from tests.e2e.terminal import Terminal
+from tests.engine_stack import quick_start
 from tests.waiting import PATIENCE
 
 PASSPHRASE = "correct horse"
@@ -49,8 +49,7 @@ class Person:
         own = {
             "PULUMI_BACKEND_URL": stacks.backend_url(folder / "state"),
             "PULUMI_SKIP_UPDATE_CHECK": "true",
-            "PYTHONPATH": str(quick_python.FOLDER),
-            "PIP_ONCE": str(install.cache_folder() / "pip-list"),
+            **quick_start(engine),
         }
         return cls(folder, folder / "home", engine, lab, engine.environment(environ) | own)
 

@@ -159,7 +159,7 @@ def test_from_an_address_and_a_password_to_settings_and_a_token(desk: Desk, caps
     assert not any(secret in " ".join(call["arguments"]) for call in desk.pulumi)
     assert secret not in desk.out + desk.err and desk.lab.api["password"] not in desk.out + desk.err
     done = [call["arguments"][0] for call in desk.pulumi]
-    assert [one for one in done if one != "whoami"] == ["stack", "config", "preview"]
+    assert done == ["whoami", "stack", "config", "preview"]
     # It is the token's.
     assert f"homelab@pve!pulumi {secret}" in desk.secrets
 
