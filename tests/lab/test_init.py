@@ -36,7 +36,6 @@ USERS = "etc/pve/user.cfg"
 # What `init` calls of Pulumi, as it answers: a stack's file gets its salt, a secret gets encrypted there.
 PULUMI = """#!{python}
 import json, os, sys
-import yaml
 arguments, given = sys.argv[1:], sys.stdin.read()
 with open(os.environ["FAKE_PULUMI_LOG"], "a") as log:
     log.write(json.dumps({{"arguments": arguments, "stdin": given, "passphrase": os.environ.get("PULUMI_CONFIG_PASSPHRASE")}}) + "\\n")
@@ -48,6 +47,7 @@ if arguments[:2] == ["stack", "init"]:
     if "encryptionsalt" in text: sys.exit("error: stack 'homelab' already exists")
     with open("Pulumi.homelab.yaml", "a") as file: file.write("encryptionsalt: v1:salt\\n")
 if arguments[:2] == ["config", "set"]:
+    import yaml  # slow to load
     path = arguments[-2] if arguments[-1] == "--non-interactive" else arguments[-1]
     whole = yaml.safe_load(open("Pulumi.homelab.yaml"))
     space, _, rest = path.partition(":")
