@@ -25,7 +25,7 @@ note_line() { add_to_step_log '  ' "$1"; }
 # log is made shorter as soon as it has STEP_LOG_BYTES: its end is kept. Scripts of several containers write at once: one waits for the
 # other. That there is no room for it, or that the folder is somebody else's, stops nobody; nothing is written then.
 add_to_step_log() {
-  local TEXT turn out size unsaid=0 log=$ROOT$STEP_LOG
+  local TEXT turn out old size=0 unsaid=0 said=no log=$ROOT$STEP_LOG
   owns_run_dir || return 0
   masked "$2"
   text_of "$TEXT" "${3:-$LOG_BYTES}"
@@ -33,19 +33,33 @@ add_to_step_log() {
     [[ $TEXT != *$'\n' ]] || TEXT=$(printf '%s' "$TEXT")
     TEXT=$1${TEXT//$'\n'/$'\n'"$1"}
   fi
+  if say_at_once "$TEXT"; then
+    ((size >= STEP_LOG_BYTES)) || return 0
+    said=yes
+  fi
   (
     umask 077
     exec {turn}<"$RUN"
     flock -w 5 "$turn"
     exec {out}>>"$log"
-    printf '%s\n' "$TEXT" >&"$out" || unsaid=${#TEXT}
+    [[ $said == yes ]] || printf '%s\n' "$TEXT" >&"$out" || unsaid=${#TEXT}
     # Where it has written to: the log's length, without a program's start for each line.
-    read -r _ size <"$PROCESS/fdinfo/$out" || size=$(stat -c %s "$log") || size=0
+    { [[ $said == no ]] && read -r _ size <"$PROCESS/fdinfo/$out"; } || size=$(stat -c %s "$log") || size=0
     if ((size + unsaid >= STEP_LOG_BYTES)); then
-      # Without its first line, which may be half of one. Where there is no room for two of them, a new one begins.
-      { tail -c $((STEP_LOG_BYTES / 2)) "$log" | sed 1d >"$log.old" && mv -f "$log.old" "$log"; } || { rm -f "$log.old" && printf '%s\n' "$TEXT" >"$log"; }
+      # Without its first line, which may be half of one; with what comes meanwhile. Where there is no room for two of them, a new one begins.
+      exec {old}<"$log"
+      { tail -c $((STEP_LOG_BYTES / 2)) <&"$old" | sed 1d >"$log.old" && mv -f "$log.old" "$log" && cat <&"$old" >>"$log"; } ||
+        { rm -f "$log.old" && printf '%s\n' "$TEXT" >"$log"; }
     fi
   ) 2>/dev/null || :
+}
+
+# say_at_once TEXT - for add_to_step_log: a short line goes in by one write at the log's end, which is whole whoever else writes (open(2), O_APPEND). `size` is the
+# log's length then, or all that it may have where that isn't told. Status 1: it isn't in there, as it may be where somebody has made the log shorter meanwhile.
+say_at_once() {
+  [[ -f $log && $1 != *$'\n'* ]] && ((${#1} < 1000)) && {
+    printf '%s\n' "$1" && { read -r _ size <"$PROCESS/fdinfo/1" || size=$STEP_LOG_BYTES; } && [[ $log -ef /dev/fd/1 ]]
+  } 2>/dev/null >>"$log"
 }
 
 # drop_step_log - where nothing of ours is left whose log it would be.

@@ -135,6 +135,28 @@ def test_this_systems_log_is_never_longer_than_it_may_be_whoever_writes(folder: 
     assert re.match(r"  |\d{4}-\d\d-\d\d ", lines[0]), lines[0]
 
 
+def test_a_line_that_comes_while_the_log_is_made_shorter_is_in_it(folder: Folder) -> None:
+    folder.command("tail", '/usr/bin/tail "$@"; echo "  between" >>"$ROOT/run/homelab/steps"')
+    folder.bash(
+        'take_lock; STEP_LOG_BYTES=100; for n in {1..9}; do note_line "$n of nine"; done; STEP_LOG_BYTES=110; note_line last'
+    )
+    lines = folder.read("/run/homelab/steps").splitlines()
+    assert "  between" in lines and "  9 of nine" in lines and lines[-1] == "  last"
+
+
+def test_a_line_that_went_into_the_log_that_was_there_before_is_written_again(folder: Folder) -> None:
+    moves = (
+        'printf() { builtin printf "$@"; [[ $* != *late* || -e $log.old ]] || { mv "$log" "$log.old"; : >"$log"; }; }'
+    )
+    folder.bash(f"take_lock; note_line first; {moves}\nnote_line late")
+    assert folder.read("/run/homelab/steps").splitlines()[-1] == "  late"
+
+
+def test_where_nothing_tells_how_long_the_log_is_each_line_is_in_it_once(folder: Folder) -> None:
+    folder.bash("take_lock; note_line one; PROCESS=/nowhere; note_line two; note_line three")
+    assert folder.read("/run/homelab/steps").splitlines() == ["  one", "  two", "  three"]
+
+
 def test_a_line_in_it_is_bounded_and_text_whoever_writes(folder: Folder) -> None:
     folder.bash(r"""make_run_dir; LOG_BYTES=1000; printf -v long '%05000d' 0
 note_line "$long"; take_lock; run_logged printf '\033[31mred\033[0m\n'; note_line $'\033]0;title\007x\rhttp://u:p@proxy'""")
