@@ -26,9 +26,11 @@ fi
 """
 #: What a script's bash does itself (BASH_ENV), since a start costs it more than all else of these: uname -r as the launcher does it, and
 #: sync of what is there. A lab loses no power: there is nothing to flush, and a test's host is flushed thousands of times. Where PATH
-#: leads to another program, a test's own perhaps, that is started.
+#: leads to another program, a test's own perhaps, that is started: what it led to when bash began, and where a script has set it since, what it leads to.
 _IN_BASH = """\
-lab_is() { [[ -v BASH_CMDS[$1] ]] || hash "$1" 2>/dev/null; [[ ${BASH_CMDS[$1]-} == "$2" ]]; }
+# Before the functions of these names are there: `hash` passes over a function's name.
+hash @NAMES@ 2>/dev/null || :
+lab_is() { [[ ${BASH_CMDS[$1]-} == "$2" ]]; }
 uname() {
   local release
   if [[ $# == 1 && $1 == -r ]] && lab_is uname "${LAB_STATE-}/bin/uname" &&
@@ -52,6 +54,22 @@ sync() {
   [[ $there ]] || command sync "$@" || return
 }
 """
+#: The same for a program that is this machine's own in most cases: without the launcher's shell.
+_OWN_IN_BASH = """\
+@NAME@() {
+  local IFS=' '
+  if lab_is @NAME@ "${LAB_STATE-}/bin/@NAME@"; then
+    case "$PWD $*" in
+      @OURS@) ;;
+      *)
+        @PROGRAM@ "$@" || return
+        return
+        ;;
+    esac
+  fi
+  command @NAME@ "$@" || return
+}
+"""
 #: Program -> the shell's pattern of the working directory and arguments with which it is the lab's.
 _OURS_WHERE = {
     **dict.fromkeys(ELSEWHERE_REAL, '*/dev* | *" dev"* | */proc/*/fd*'),
@@ -59,6 +77,9 @@ _OURS_WHERE = {
     "python3": "*load_libraries.py*",
     "perl": "*dl_load_file*",
 }
+#: Of these, and sha256sum, what scripts start often.
+_MOSTLY_OWN = ("stat", "tail", "dd", "sha256sum")
+_OF_COMMANDS = "/usr/local/bin:/usr/bin:/bin"
 #: Beside the launchers: the sum of what they say.
 _MADE = ".made"
 #: What the kernel reads of a script to find its interpreter is 256 bytes, its end among them (include/uapi/linux/binfmts.h).
@@ -97,7 +118,13 @@ def texts(names: frozenset[str], *, container: bool) -> tuple[dict[str, str], st
 
 def in_bash() -> str:
     """Functions for bash on a host, in place of some launchers and of sync."""
-    return _IN_BASH.replace("@SYNC@", shlex.quote(shutil.which("sync", path=OF_MACHINE) or ""))
+    own = {name: program for name in _MOSTLY_OWN if (program := shutil.which(name, path=_OF_COMMANDS))}
+    text = _IN_BASH.replace("@SYNC@", shlex.quote(shutil.which("sync", path=OF_MACHINE) or ""))
+    text = text.replace("@NAMES@", " ".join(["uname", "sync", *own]))
+    for name, program in own.items():
+        ours = "*' '?*" if name == "sha256sum" else _OURS_WHERE[name]
+        text += _OWN_IN_BASH.replace("@NAME@", name).replace("@OURS@", ours).replace("@PROGRAM@", shlex.quote(program))
+    return text
 
 
 def _started_by_perl(name: str, container: bool) -> str | None:
@@ -139,7 +166,7 @@ def _of_stdin(name: str) -> str:
 
 def _first_choice(name: str) -> str:
     """A launcher's line for programs that are this machine's own wherever no path is named for which there is one of the lab's."""
-    program = shutil.which(name, path="/usr/local/bin:/usr/bin:/bin") if name in _OURS_WHERE else None
+    program = shutil.which(name, path=_OF_COMMANDS) if name in _OURS_WHERE else None
     return f'case "$PWD $*" in {_OURS_WHERE[name]}) ;; *) exec {shlex.quote(program)} "$@" ;; esac\n' if program else ""
 
 

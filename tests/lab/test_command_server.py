@@ -379,6 +379,17 @@ uname -r
 uname -rs
 set -u; IFS=.; echo "$(uname -r)"
 release=$(uname -r); echo $release
+stat -c %s /etc/passwd $ROOT/etc/passwd
+stat -c '%F %t' $ROOT/dev/kvm
+cd $ROOT/dev; stat -c %t kvm
+IFS=/; stat -c %t "$ROOT/dev/kvm"
+set -e; stat $ROOT/nothing; echo goes on
+echo one | sha256sum
+sha256sum /etc/passwd
+sha256sum <$ROOT/nothing
+tail -n 1 /etc/passwd; tail -n 1 $ROOT/nothing; echo $?
+dd if=/etc/passwd of=$ROOT/dev/copy count=1 status=none; cat $ROOT/dev/copy; rm $ROOT/dev/copy
+dd if=/etc/passwd count=1 status=none
 : >$ROOT/proc/sys/kernel/osrelease; uname -r
 """
 
@@ -400,6 +411,18 @@ def test_what_bash_does_itself_on_a_host_is_what_the_programs_do(host: Host) -> 
         (host.root / "proc/sys/kernel/osrelease").write_text(release)
     own.write_text(functions)
     assert results[0] == results[1]
+
+
+def test_what_bash_does_itself_it_does_in_a_subshell_too(host: Host) -> None:
+    launchers = {name: host.machine.state / "bin" / name for name in ("uname", "stat", "sha256sum", "tail", "dd")}
+    texts = {name: path.read_text() for name, path in launchers.items()}
+    for path in launchers.values():
+        path.write_text("#!/bin/sh\necho a launcher\n")
+    asked = "echo $(uname -r; stat -c %F /etc; echo | sha256sum; tail -c 1 /etc/hostname; dd if=/etc/passwd count=0)"
+    said = host.output(asked)
+    for name, path in launchers.items():
+        path.write_text(texts[name])
+    assert "a launcher" not in said and "directory" in said
 
 
 def test_another_program_that_path_leads_to_is_started_all_the_same(host: Host) -> None:
