@@ -1,4 +1,4 @@
-"""A script as a program's standard input, and `sync` without a program."""
+"""A script as a program's standard input; `sync` and `within` without a program."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ QUICK_SYNC = {
   done
 }"""
 }
+
+#: The same, and `within` (remote_scripts/lib/common.sh) starts no `timeout`, which is two processes of each question. A test in which something hangs has QUICK_SYNC
+#: alone. On hosts with a daemon, so in most of tests/lab and in tests/e2e, each question has its end.
+QUICK = QUICK_SYNC | {"NOTHING_HANGS": "yes"}
 
 
 @contextmanager

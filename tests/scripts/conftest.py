@@ -13,11 +13,14 @@ import pytest
 
 from homelab.remote import scripts
 from tests.kept_systems import KeptSystems
-from tests.script_input import QUICK_SYNC, as_input
+from tests.script_input import QUICK, QUICK_SYNC, as_input
 from tests.waiting import PATIENCE
 
 # What a test of a part's functions mostly needs.
 COMMON = ("files", "boot", "words")
+
+# Modules of Perl for a test's host, in the place of Perl's own.
+QUICK_PERL = Path(__file__).parents[1] / "quick_perl"
 
 
 def library(*parts: str) -> str:
@@ -28,10 +31,11 @@ def library(*parts: str) -> str:
 
 @dataclass
 class Folder:
-    """A host that is nothing but a folder. ``commands`` holds stand-ins for the host's commands, first on the PATH."""
+    """A host that is nothing but a folder. ``commands`` holds stand-ins for the host's commands, first on the PATH. ``hangs``: one of them may hang."""
 
     root: Path
     commands: Path
+    hangs: bool = False
 
     def write(self, path: str, text: str, mode: int = 0o644) -> Path:
         target = self.root / path.lstrip("/")
@@ -73,7 +77,8 @@ class Folder:
     @property
     def environment(self) -> dict[str, str]:
         path = f"{self.commands}:{os.environ['PATH']}"
-        return {"ROOT": str(self.root), "PATH": path, "HOME": str(self.root), **QUICK_SYNC}
+        quick = QUICK_SYNC if self.hangs or (self.commands / "timeout").exists() else QUICK
+        return {"ROOT": str(self.root), "PATH": path, "HOME": str(self.root), "PERL5LIB": str(QUICK_PERL), **quick}
 
     def tree(self) -> dict[str, tuple[int, str]]:
         """Path -> mode and content (or link target) of everything below ROOT, but for /run."""

@@ -177,6 +177,25 @@ def with_guests(folder: Folder) -> Folder:
     return made
 
 
+# As the API answers, and what isn't an answer.
+ANSWERS = [
+    '[{"vmid": 103, "name": "über\\u00e9\\n\\"x\\\\", "maxmem":17179869184,"cpu":0.25e-1,"lock":null,"x":{},"y":[]}]', says().replace("ON", "1"),
+    '{"up": true, "down" :false, "on": "0"}', "", "{", "[1,]", '{"a"}', '{"a":1,}', "[1] x", "no", "[01]", '"a\nb"',
+]  # fmt: skip
+LOOKS = "local $/; my $s = decode_json(<STDIN>); sub t { my $v = shift; my $r = ref $v; $r eq 'HASH' ? '{' . join(',', map { \"$_:\" . t($v->{$_}) } sort keys %$v) . '}' : $r eq 'ARRAY' ? '[' . join(',', map { t($_) } @$v) . ']' : defined $v ? \"<$v>\" : 'undef' } binmode STDOUT, ':utf8'; print t($s)"
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_what_reads_json_on_a_tests_host_reads_what_perls_own_does(folder: Folder, answer: str) -> None:
+    here = folder.environment
+    of_perl = {name: value for name, value in here.items() if name != "PERL5LIB"}
+    ours, perls = (
+        subprocess.run(["perl", "-MJSON::PP", "-e", LOOKS], input=answer.encode(), capture_output=True, env=environment)
+        for environment in (here, of_perl)
+    )
+    assert (ours.returncode == 0, ours.stdout) == (perls.returncode == 0, perls.stdout)
+
+
 def script_of() -> str:
     script = scripts.reboot_host("auto", "amd_iommu=on", [], 600, guests="migrate")
     return script.replace("\nTURN_SECONDS=180\n", "\nTURN_SECONDS=0\n").replace(
