@@ -31,9 +31,11 @@ def diagnose(reading: Reading, vmid: int, host: Host | None = None) -> Report:
     :raises HomelabError: there is no such VM on this host.
     """
     config = _config(reading, vmid)
-    options = {key: value for key, value in sorted(config.items()) if key.startswith("hostpci")}
-    slots = list(dict.fromkeys(slot for key, value in options.items() for slot in cards.slots_of(reading, key, value)))
     running = vmid in reading.facts.guests.running
+    # While it runs, also those that it loses at its next start.
+    now = next(one.now for one in reading.facts.guests.configs if one.id == vmid) if running else {}
+    options = {key: value for key, value in sorted({**now, **config}.items()) if key.startswith("hostpci")}
+    slots = list(dict.fromkeys(slot for key, value in options.items() for slot in cards.slots_of(reading, key, value)))
     name = f"VM {vmid} ({config.get('name', 'no name')})"
     found = [*_iommu(reading, name), *_options(reading, name, options)]
     for slot in slots:

@@ -199,14 +199,19 @@ class GuestConfig(_Fact):
         """Proxmox VE's own keys -> values, of a VM those of its next start, as its API tells them."""
         if self.kind == "lxc":
             return self.container.options
-        now, coming = self.now_and_coming
-        return {**now, **coming}
+        coming = _pairs(self._parts[1])
+        gone = re.findall(r"\w+", coming.pop("delete", ""))
+        return {key: value for key, value in {**self.now, **coming}.items() if key not in gone}
 
     @property
-    def now_and_coming(self) -> tuple[dict[str, str], dict[str, str]]:
-        """A VM's values as it is, and those that wait for its next start."""
+    def now(self) -> dict[str, str]:
+        """A VM's values as it is, while it runs."""
+        return _pairs(self._parts[0])
+
+    @property
+    def _parts(self) -> tuple[str, str]:
         now, _, coming = f"\n{self.lines}\n".partition("\n[PENDING]\n")
-        return _pairs(now), _pairs(coming)
+        return now, coming
 
 
 def _pairs(lines: str) -> dict[str, str]:
@@ -254,8 +259,7 @@ class Guests(_Fact):
         for config in self.configs:
             values = config.values
             if config.kind == "vm" and (self.options_of(config, path, node) or config.id in reserved):
-                now, _ = config.now_and_coming
-                has_it = config.id in reserved or bool(self._options_in(now, path, node))
+                has_it = config.id in reserved or bool(self._options_in(config.now, path, node))
                 users.append(
                     CardUser(
                         vmid=config.id,
@@ -269,10 +273,10 @@ class Guests(_Fact):
     def options_of(self, config: GuestConfig, path: str, node: str) -> dict[str, dict[str, str]]:
         """A VM's hostpci options that give it a function of ``path``, by address or by any mapping of this node that has it: name -> properties.
 
-        Those count that it has now, and those of its next start.
+        Those of its next start count, and while it runs, those that it has now. (One that was shut down from inside keeps what waits for its start.)
         """
-        now, coming = config.now_and_coming
-        return {**self._options_in(now, path, node), **self._options_in(coming, path, node)}
+        now = config.now if config.id in self.running else {}
+        return {**self._options_in(now, path, node), **self._options_in(config.values, path, node)}
 
     def _options_in(self, values: Mapping[str, str], path: str, node: str) -> dict[str, dict[str, str]]:
         found = {key: parse_properties(key, value) for key, value in values.items() if key.startswith("hostpci")}

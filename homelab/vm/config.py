@@ -249,7 +249,7 @@ def check(config: dict[str, str], wish: Wish, users: dict[str, list[CardUser]]) 
         others = [user for user in users.get(card.gpu, []) if user.vmid != wish.vmid]
         errors += _held(name, card, others) + _onboot(config, wish, name, card, others)
         notes += [
-            f"{other}, which is off, has {card.gpu} as well: only one of them can run at a time"
+            f"{other}, which doesn't run with it now, has {card.gpu} as well: only one of them can run with it at a time"
             for other in others
             if not other.running
         ]

@@ -693,6 +693,8 @@ _WAITING = {
     "hostpci0: 01:00\n[PENDING]\nhostpci0: 02:00": (True, True),
     "hostpci0: 02:00\n[PENDING]\nhostpci0: 01:00": (True, False),
     "hostpci0: 02:00\n[PENDING]\nhostpci1: 03:00": (False, False),
+    # It runs with it until it is taken out.
+    "hostpci0: 01:00\n[PENDING]\ndelete: balloon,hostpci0": (True, True),
 }
 
 
@@ -704,8 +706,17 @@ def test_a_card_that_waits_for_a_vms_next_start_is_given_and_not_in_use() -> Non
         assert any(user.running for user in users) == in_use, lines
 
 
+def test_a_vm_that_was_shut_down_from_inside_has_the_cards_of_its_next_start() -> None:
+    for waiting, given in {"delete: hostpci0": [], "hostpci0: 02:00": [], "hostpci0: 01:00,pcie=1": [103]}.items():
+        configs = [{"kind": "vm", "id": 103, "lines": f"hostpci0: 01:00\n[PENDING]\n{waiting}"}]
+        guests = desktop().guests.model_dump() | {"configs": configs, "running": []}
+        assert [user.vmid for user in desktop(guests=guests).users_of("0000:01:00", "pve")] == given, waiting
+
+
 def test_a_vms_values_are_those_of_its_next_start() -> None:
-    lines = "name: x\nhostpci0: 01:00\n[PENDING]\nhostpci0: 02:00\nballoon: 0"
+    lines = (
+        "name: x\nhostpci0: 01:00\nvga: std\nmachine: q35\n[PENDING]\ndelete: vga,!machine\nhostpci0: 02:00\nballoon: 0"
+    )
     assert facts_config(103, lines).values == {"name": "x", "hostpci0": "02:00", "balloon": "0"}
 
 

@@ -340,6 +340,14 @@ def test_a_mapping_that_is_not_there_and_an_address_that_is_not_there() -> None:
     assert "the device of hostpci0 on the host" in found(report)
 
 
+def test_a_vm_that_runs_has_its_card_until_it_is_off() -> None:
+    conf = {"kind": "vm", "id": 103, "lines": "hostpci0: 01:00\n[PENDING]\ndelete: hostpci0\n"}
+    for running, options in (([103], ["hostpci0"]), ([], [])):
+        guests = {"running": running, "configs": [conf], "mappings": "", "reservations": ""}
+        report = diagnose_vm(reading(facts=desktop(guests=guests)), 103)
+        assert [one["option"] for one in report.data["hostpci"]] == options
+
+
 def test_a_group_that_holds_more_than_the_card() -> None:
     more = device("0000:03:00.0", "144d:a80c", "010802", 16, driver="nvme", behind="nvme0n1")
     conf = {

@@ -182,7 +182,7 @@ def test_what_a_card_means_for_a_vm_is_said() -> None:
         "balloon: 1024 becomes 0",
         "has snapshots",
         "can't be migrated",
-        "which is off, has first as well",
+        "which doesn't run with it now, has first as well",
     ):
         assert any(text in note for note in notes), text
     assert check(config, wish(), {})[1] == []
