@@ -146,6 +146,15 @@ def refused(facts: HostFacts, name: str, slot: str, node: str) -> list[HomelabEr
                 next="switch the host off and on",
             )
         ]
+    if "vm" in facts.guests.unlisted:
+        return [
+            HomelabError(
+                wanted=wanted,
+                found="`qm list` gave no answer: a VM may run with it",
+                why="while its ROM is read, a card's memory may not be reached: the guest would lose it",
+                next="see what `qm list` says on the host; when it answers, run this command again",
+            )
+        ]
     users = [user for user in facts.users_of(slot, node) if user.running]
     if users:
         return [

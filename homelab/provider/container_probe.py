@@ -263,6 +263,6 @@ def _drift(facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:
     known = next((one for one in facts.containers if one.id == ctid), None)
     found = known.drift if known else ["nothing on the host tells what was given to it"]
     power, runs = inputs.wanted["power"], ctid in facts.guests.running
-    if power != "keep" and runs != (power == "running"):
+    if power != "keep" and runs != (power == "running") and "lxc" not in facts.guests.unlisted:
         found = [*found, f"container {ctid} is {'running' if runs else 'stopped'} instead of {power}"]
     return found

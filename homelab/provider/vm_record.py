@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from homelab.errors import HomelabError, UnreachableError, raise_all
-from homelab.host import ha
+from homelab.host import gates, ha
 from homelab.host.facts import HostFacts, noted_in
 from homelab.properties import same
 from homelab.provider import safety_copy, vm_memory
@@ -100,7 +100,7 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
             users = {card.gpu: guests.users_of(card.slot, inputs.node) for card in wish.cards}
             errors, notes = check(config, wish, users)
             mine = [vm for vm in self.stack.vms(inputs.host).values() if vm.vmid == vmid]
-            raise_all([*errors, *ha.refused_under_ha(facts, host, mine)])
+            raise_all([*gates.listed(facts, host), *errors, *ha.refused_under_ha(facts, host, mine)])
             made, given_back = recorded(config, wish, record)
             # What an earlier update was to give back, and was interrupted, still is; what is no longer ours has been.
             left = {

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError
+from homelab.host.facts import HostFacts
 from homelab.provider.vm_change import VmChangeWork
 from homelab.provider.vm_record import VmRecordWork
 from homelab.remote.proxmox import api as api_module
+from homelab.remote.ssh import Session
 from homelab.resources.base import Boot, ShutdownInputs
 from homelab.resources.vm_change import VmChange
 from homelab.resources.vm_record import VmRecord
@@ -125,6 +127,20 @@ def test_what_stands_against_it_is_said_and_the_vm_is_as_it_was(lab: Lab, name: 
         assert MAPPED in conf(lab)
     else:
         assert (conf(lab), running(lab)) == (before, ran)
+
+
+def test_nothing_is_done_where_the_host_doesnt_list_its_vms(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Session.read
+
+    async def unlisted(session: Session, **what: Any) -> HostFacts:
+        found = await read(session, **what)
+        return found.model_copy(update={"guests": found.guests.model_copy(update={"unlisted": ("vm",)})})
+
+    monkeypatch.setattr(Session, "read", unlisted)
+    before, ran = conf(lab), running(lab)
+    with pytest.raises(HomelabError, match="`qm list` gave no answer"):
+        give(lab)
+    assert (conf(lab), running(lab)) == (before, ran)
 
 
 def test_a_change_by_somebody_else_a_guest_that_stays_on_and_a_lost_answer_are_outlasted(

@@ -348,6 +348,13 @@ def test_a_vm_that_runs_has_its_card_until_it_is_off() -> None:
         assert [one["option"] for one in report.data["hostpci"]] == options
 
 
+def test_a_vm_of_which_nobody_knows_whether_it_runs() -> None:
+    seen = with_vm()
+    guests = seen.facts.guests.model_copy(update={"unlisted": ("vm",)})
+    report = diagnose_vm(reading(facts=seen.facts.model_copy(update={"guests": guests})), 103)
+    assert any("whether it runs isn't known" in note for note in report.notes)
+
+
 def test_a_group_that_holds_more_than_the_card() -> None:
     more = device("0000:03:00.0", "144d:a80c", "010802", 16, driver="nvme", behind="nvme0n1")
     conf = {

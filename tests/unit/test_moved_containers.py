@@ -1,8 +1,9 @@
-"""homelab/provider/container_probe.py: a container that another node has now, after its own node is gone or its id was used again."""
+"""homelab/provider/container_probe.py: a container that another node has now, after its own node is gone or its id was used again; one that isn't listed."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ import pytest
 from homelab.errors import HomelabError, UnreachableError
 from homelab.host.facts import GuestConfig, HostFacts, SharedWith
 from homelab.provider import container_probe
-from homelab.provider.container_probe import ContainerProbeWork, _require_same
+from homelab.provider.container_probe import ContainerProbeWork, _drift, _require_same
 from homelab.remote import ssh
 from homelab.resources.base import Boot
 from homelab.resources.container_probe import ContainerProbe
@@ -196,3 +197,20 @@ def test_lines_are_taken_out_where_the_container_is_only_if_it_is_the_same_one(
         work._give_back_elsewhere(probe("pve2"), A)
     assert done == (["pve2 to pve3", "taken out on pve3"] if outcome == "given back" else [])
     assert outcome != "another one" or outcome in said[0]
+
+
+@pytest.mark.parametrize(("unlisted", "drifts"), [((), True), (("vm",), True), (("lxc",), False)])
+def test_a_container_is_off_only_where_the_host_lists_those_that_run(
+    unlisted: tuple[str, ...], *, drifts: bool
+) -> None:
+    config = GuestConfig(kind="lxc", id=901, lines=NOW.format(A))
+    about = {"configs": [config], "running": frozenset(), "unlisted": unlisted}
+    facts = desktop()
+    facts = facts.model_copy(
+        update={
+            "guests": facts.guests.model_copy(update=about),
+            "containers": [SharedWith(id=901, minors="0", drift=[])],
+        }
+    )
+    wanted = dataclasses.replace(probe("pve2"), wanted={"power": "running"})
+    assert _drift(facts, wanted) == ["container 901 is stopped instead of running"] * drifts

@@ -148,6 +148,9 @@ def test_a_card_that_a_driver_or_a_vm_uses_isnt() -> None:
     guests = {"running": [103], "configs": [config], "mappings": "", "reservations": ""}
     assert refused(bound(guests=guests)) == ["VM 103 (Sandbox) runs with it"]
     assert refused(bound(guests=guests | {"running": []})) == []
+    unknown = guests | {"running": [], "unlisted": ["vm"]}
+    assert refused(bound(guests=unknown)) == ["`qm list` gave no answer: a VM may run with it"]
+    assert refused(bound(guests=unknown | {"unlisted": ["lxc"]})) == []
 
 
 def test_neither_is_one_that_is_gone_nor_a_virtual_function() -> None:
