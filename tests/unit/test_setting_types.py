@@ -14,6 +14,7 @@ from pydantic import BaseModel, SecretStr
 from homelab.errors import HomelabError
 from homelab.settings import Settings, parse
 from homelab.settings.nvidia import Nvidia
+from tests.rows import failing
 from tests.unit.test_settings import KEY, refused
 from tests.unit.test_settings import hosts as one_host
 
@@ -270,41 +271,40 @@ def test_the_whole_configurations_are_valid_and_have_every_text_that_there_is() 
 CONTROLS = ["\nx", "\tx", "\rx", "\x00", "\x1b[31m", "\x7f", "\x85x", "\u2028x", "\u202ex", "\u200b"]
 
 
-@pytest.mark.parametrize(("which", "place", "value"), TEXTS, ids=ids)
-def test_no_text_has_a_control_character(which: int, place: Place, value: str) -> None:
-    """In one test for all of them, since a test takes longer than to read a setting."""
-    wrong: dict[str, str] = {}
-    for added in CONTROLS:
-        if place[-2:] == PEM and added in ("\nx", "\rx", "\x85x", "\u2028x"):
-            continue  # ends of lines
-        try:
+def test_no_text_has_a_control_character() -> None:
+    def check(which: int, place: Place, value: str) -> None:
+        def is_refused(added: str) -> None:
             assert place[0] in said(which, place, value + added)
             said(which, place, value[:1] + added + value[1:])
-        except (AssertionError, pytest.fail.Exception) as problem:
-            wrong[added] = str(problem)
-    assert wrong == {}
+
+        ends_of_lines = ("\nx", "\rx", "\x85x", "\u2028x") if place[-2:] == PEM else ()
+        assert failing(is_refused, [(added,) for added in CONTROLS if added not in ends_of_lines]) == {}
+
+    assert failing(check, TEXTS) == {}
 
 
-@pytest.mark.parametrize(("which", "place", "value"), TEXTS, ids=ids)
-def test_no_text_is_taken_for_an_option_of_a_command(which: int, place: Place, value: str) -> None:
-    if FREE & set(place):
-        return
-    for option in (f"-{value}", f"--{value}", "-oProxyCommand=reboot"):
-        said(which, place, option)
+def test_no_text_is_taken_for_an_option_of_a_command() -> None:
+    def check(which: int, place: Place, value: str) -> None:
+        for option in (f"-{value}", f"--{value}", "-oProxyCommand=reboot"):
+            said(which, place, option)
+
+    assert failing(check, [row for row in TEXTS if not FREE & set(row[1])]) == {}
 
 
-@pytest.mark.parametrize(("which", "place", "value"), TEXTS, ids=ids)
-def test_no_text_goes_on_behind_a_comma_in_a_property_string(which: int, place: Place, value: str) -> None:
-    if WITH_COMMAS & set(place):
-        return
-    said(which, place, f"{value},romfile=/x")
-    said(which, place, f"{value} romfile")
+def test_no_text_goes_on_behind_a_comma_in_a_property_string() -> None:
+    def check(which: int, place: Place, value: str) -> None:
+        said(which, place, f"{value},romfile=/x")
+        said(which, place, f"{value} romfile")
+
+    assert failing(check, [row for row in TEXTS if not WITH_COMMAS & set(row[1])]) == {}
 
 
-@pytest.mark.parametrize(("which", "place", "value"), TEXTS, ids=ids)
-def test_no_text_is_empty_or_not_text_at_all(which: int, place: Place, value: str) -> None:
-    for wrong in ("", " ", "\ud800"):
-        said(which, place, wrong)
+def test_no_text_is_empty_or_not_text_at_all() -> None:
+    def check(which: int, place: Place, _: str) -> None:
+        for wrong in ("", " ", "\ud800"):
+            said(which, place, wrong)
+
+    assert failing(check, TEXTS) == {}
 
 
 @pytest.mark.parametrize(

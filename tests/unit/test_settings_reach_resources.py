@@ -7,8 +7,9 @@ import copy
 import json
 import runpy
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, TypeVarTuple, Unpack, get_args
 
 import pulumi
 import pytest
@@ -23,6 +24,9 @@ from homelab.resources.host_probe import HostProbe
 from homelab.settings import Nvidia, Settings
 from tests.conftest import PROJECT
 from tests.unit.hosts import KEY
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 DATA = yaml.safe_load((Path(__file__).parent / "settings_changes.yaml").read_text(encoding="utf-8"))
 CARD = {"slot": "0000:01:00", "path": "0000:01:00", "use": "vm", "iommuGroup": 1}
@@ -54,10 +58,6 @@ OUTPUTS: dict[str, dict[str, Any]] = {
 ANSWER = {"devices": {}, "version": "580.95.05", "offered": {}, "reboot": "no", "guests": "", "reasons": []}
 
 
-# What is told before any change, by what else has to be so; made once in a process.
-BEFORE: dict[str, Any] = {}
-
-
 def reachable(from_resource: pulumi.Resource, to_resource: pulumi.Resource) -> bool:
     """As Pulumi's own, which is a generator in a generator for each step of the way."""
     seen: set[pulumi.Resource] = set()
@@ -66,6 +66,20 @@ def reachable(from_resource: pulumi.Resource, to_resource: pulumi.Resource) -> b
         seen |= todo
         todo = set().union(*map(resource_cycle_breaker._deps, todo)) - seen
     return bool(todo)
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """What the SDK does in threads, since an engine may take long to answer, is done at once: nobody takes long here."""
+
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: *Ts
+    ) -> asyncio.Future[T]:
+        done: asyncio.Future[T] = self.create_future()
+        try:
+            done.set_result(func(*args))
+        except Exception as error:
+            done.set_exception(error)
+        return done
 
 
 class Engine(pulumi.runtime.Mocks):
@@ -89,10 +103,9 @@ class Engine(pulumi.runtime.Mocks):
 def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[dict[str, Any]], Any]]:
     """What the program's resources are told under a configuration."""
     loops: list[asyncio.AbstractEventLoop] = []
-    make = asyncio.new_event_loop
 
     def noted() -> asyncio.AbstractEventLoop:
-        loops.append(make())
+        loops.append(Loop())
         return loops[-1]
 
     monkeypatch.setattr(asyncio, "new_event_loop", noted)
@@ -179,19 +192,24 @@ def test_every_setting_is_changed_or_has_a_reason() -> None:
     assert known == DATA["changes"].keys() | DATA["of_no_resource"].keys()
 
 
+def of_one_base() -> dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]]:
+    """The changed settings' places, by what else has to be so for them to be taken, and by what is left out of the base."""
+    found: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
+    for place, changes in DATA["changes"].items():
+        beside = tuple(where for where, value in changes.items() if value == "ROOT")
+        found.setdefault((beside, left_out(place)), []).append(place)
+    return found
+
+
 @pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("place", DATA["changes"])
+@pytest.mark.parametrize(("base", "places"), [pytest.param(*one, id=one[1][0]) for one in of_one_base().items()])
 def test_a_setting_that_changes_changes_what_a_resource_is_told(
-    told: Callable[[dict[str, Any]], Any], place: str
+    told: Callable[[dict[str, Any]], Any], base: tuple[tuple[str, ...], tuple[str, ...]], places: list[str]
 ) -> None:
-    changes = DATA["changes"][place]
-    # What else has to be so for that setting to be taken.
-    beside = {where: value for where, value in changes.items() if value == "ROOT"}
-    without = left_out(place)
-    key = json.dumps([beside, without])
-    if key not in BEFORE:
-        BEFORE[key] = told(changed(beside, without))
-    assert told(changed(changes, without)) != BEFORE[key]
+    beside, without = base
+    before = told(changed(dict.fromkeys(beside, "ROOT"), without))
+    unnoticed = [place for place in places if told(changed(DATA["changes"][place], without)) == before]
+    assert unnoticed == []
 
 
 def test_a_setting_that_came_after_version_1_and_isnt_set_makes_no_plan_anew(
