@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
 from typing import Any
 
 from homelab.container import others
@@ -13,7 +12,7 @@ from homelab.doctor.report import Finding, Report, Stage, Table
 from homelab.errors import HomelabError
 from homelab.host import gates, ha, handover, kernel_log, plan, remapping, resets
 from homelab.host.classes import NVIDIA
-from homelab.host.facts import missing_words
+from homelab.host.facts import Guests, missing_words
 from homelab.settings import Host
 
 
@@ -167,11 +166,13 @@ _ON_ITS_WAY = {
 }
 
 
-def _on_its_way(name: str, about: dict[str, str], said: str, running: Collection[int]) -> Finding | None:
-    """A card that has been on its way for longer than any step takes, or is with a VM that is off. ``running``: the VMs that run."""
+def _on_its_way(name: str, about: dict[str, str], said: str, guests: Guests) -> Finding | None:
+    """A card that has been on its way for longer than any step takes, or is with a VM that is off."""
     state = about.get("state", "")
     wanted, look = f"gpus.{name} with a VM, or with the host", "/var/lib/homelab/handover/log"
-    if state == "VM" and about.get("vm", "") not in map(str, running):
+    if state == "VM" and about.get("vm", "") not in map(str, guests.running):
+        if "vm" in guests.unlisted:
+            return None  # that is a finding of its own
         return Finding(
             wanted,
             f"{said}, which is off",
@@ -250,7 +251,7 @@ def _handed_over(reading: Reading, host: Host, slots: dict[str, str]) -> list[Fi
     for name in host.hands_over:
         about = handover.state_of(reading.facts, name)
         state, said = about.get("state", ""), handover.said(reading.facts, name)
-        if late := _on_its_way(name, about, said, reading.facts.guests.running):
+        if late := _on_its_way(name, about, said, reading.facts.guests):
             found.append(late)
         if state in _SINKS and said:
             why, then = _SINKS[state]

@@ -120,7 +120,7 @@ def listed(facts: HostFacts, _host: Host) -> list[HomelabError]:
             wanted=f"to know which {guests} run",
             found=f"`{program} list` gave no answer",
             why="each would count as one that is off, and a card that it has as one that nobody uses; nothing is done on that ground",
-            next=f"see what `{program} list` says on the host (the service pve-cluster, or a storage, may hang); when it answers, run `pulumi up` again",
+            next=f"see what `{program} list` says on the host (the service pve-cluster, a storage or a guest may hang); when it answers, run `pulumi up` again",
         )
         for guests, program in (programs[kind] for kind in facts.guests.unlisted)
     ]
