@@ -472,7 +472,7 @@ def carry_out(lab: Lab, command: str) -> None:
     text = advice.on_the_lab(command)
     for part in re.split(r"&&|\|\||[|;]", command):
         program = part.split()[0]
-        path = lab.run(f"command -v {program}").stdout.strip()
+        path = lab.run(f"type -P {program}").stdout.strip()
         assert program in OF_THIS_MACHINE or path.startswith(str(lab.state)), f"{program} would be this machine's"
     lab.run(text, check=not any(advice.is_made_of(one, command) for one in KNOWN["looks"]))
 
