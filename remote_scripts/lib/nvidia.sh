@@ -3,7 +3,7 @@
 # Majors come from /proc/devices (uvm's and caps' change with kernels), minors of cards from /proc/driver/nvidia/gpus.
 # Needs: common, lines
 #
-# Gives: nvidia_version; find_major DRIVER, find_minor ADDRESS -> NUMBER; nvidia_address MINOR; nvidia_trouble, nvidia_uvm_trouble -> FOUND, NEXT; nvidia_nodes, find_nodes PATH... -> MAJOR, MINOR, MODE (arrays of
+# Gives: nvidia_version; find_major DRIVER, find_minor ADDRESS -> NUMBER; nvidia_address MINOR; nvidia_trouble -> FOUND, NEXT, HAS_MODULE; nvidia_uvm_trouble -> FOUND, NEXT; nvidia_nodes, find_nodes PATH... -> MAJOR, MINOR, MODE (arrays of
 #   the caller's), missing_nvidia_nodes, make_nvidia_nodes.
 NVIDIA_PROC=/proc/driver/nvidia
 # What `systemctl enable` makes of the service that makes the nodes at boot.
@@ -41,11 +41,12 @@ nvidia_address() {
   done
 }
 
-# nvidia_trouble - sets FOUND and NEXT: why there is no driver that serves cards. FOUND is empty where one does.
+# nvidia_trouble - sets FOUND and NEXT: why there is no driver that serves cards. FOUND is empty where one does. HAS_MODULE (yes | no): has the kernel its module?
 nvidia_trouble() {
-  FOUND='' NEXT=''
+  FOUND='' NEXT='' HAS_MODULE=yes
   [[ ! -r $ROOT$NVIDIA_PROC/version ]] || return 0
   if ! modinfo -n nvidia >/dev/null 2>&1; then
+    HAS_MODULE=no
     FOUND="the kernel $(uname -r) has no module nvidia: the driver isn't installed, or wasn't built for this kernel"
     NEXT="install NVIDIA's driver on the host; if it is there (\`dkms status\`), build it for this kernel: \`dkms autoinstall\`"
   elif grep -qsE '^[[:space:]]*(blacklist[[:space:]]+nvidia|install[[:space:]]+nvidia[[:space:]])' "$ROOT"/etc/modprobe.d/*.conf ||
@@ -60,14 +61,15 @@ nvidia_trouble() {
 
 # nvidia_uvm_trouble - the same for nvidia-uvm, without which there is no CUDA.
 nvidia_uvm_trouble() {
-  local version
+  local version kernel
   FOUND='' NEXT=''
   find_major nvidia-uvm
   if [[ -z $NUMBER ]] && ! modinfo -n nvidia-uvm >/dev/null 2>&1; then
-    FOUND="the kernel $(uname -r) has no module nvidia-uvm, though it has nvidia: the driver's build is incomplete"
+    kernel=$(uname -r)
+    FOUND="the kernel $kernel has no module nvidia-uvm, though it has nvidia: the driver's build is incomplete"
     version=$(nvidia_version)
     # What is installed for a kernel already, autoinstall passes over.
-    NEXT="build it again (\`dkms remove nvidia/$version -k $(uname -r)\`, \`dkms install nvidia/$version -k $(uname -r)\`, or install the driver anew), then \`modprobe nvidia-uvm\`"
+    NEXT="build it again (\`dkms remove nvidia/$version -k $kernel\`, \`dkms install nvidia/$version -k $kernel\`, or install the driver anew), then \`modprobe nvidia-uvm\`"
   fi
 }
 

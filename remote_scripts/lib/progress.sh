@@ -23,7 +23,7 @@ note_line() { add_to_step_log '  ' "$1"; }
 
 # add_to_step_log INDENT TEXT [BYTES] - all that comes into this system's log comes by this: as text, without secrets, so many bytes at most; the
 # log is made shorter as soon as it has STEP_LOG_BYTES: its end is kept. Scripts of several containers write at once: one waits for the
-# other. That there is no room for it, or that the folder is somebody else's, stops nobody; nothing is written then.
+# other, but for a short line. That there is no room for it, or that the folder is somebody else's, stops nobody; nothing is written then.
 add_to_step_log() {
   local TEXT turn out old size=0 unsaid=0 said=no log=$ROOT$STEP_LOG
   owns_run_dir || return 0

@@ -4,22 +4,27 @@
 #
 # Gives: restart_soon -> OUTPUT; is_awaited.
 
-# starters - the processes that have started this script, and these. (Not below ROOT: it is about this very script.)
+PROCESSES=/proc # not below ROOT: it is about this very script
+
+# starters - the processes that have started this script, and these.
 starters() {
-  local process=$PPID next
+  local process=$PPID next key value
   while [[ -n $process ]] && ((process > 1)); do
-    next=$(sed -n 's/^PPid:[[:space:]]*//p' "/proc/$process/status" 2>/dev/null) || return 0
+    next=''
+    # By bash itself: there may be many.
+    { while [[ -z $next ]] && read -r key value; do [[ $key != PPid: ]] || next=$value; done <"$PROCESSES/$process/status"; } 2>/dev/null || return 0
     printf '%s ' "$process"
     process=$next
   done
 }
 STARTED_BY=$(starters)
 
-# connection - the process of sshd that has started this script, and has its answer to send; 1, which doesn't end, where there is none. (Not below ROOT, as above.)
+# connection - the process of sshd that has started this script, and has its answer to send; 1, which doesn't end, where there is none.
 connection() {
-  local process
+  local process name
   for process in $STARTED_BY; do
-    if [[ $(sed -n 1p "/proc/$process/comm" 2>/dev/null) == sshd* ]]; then
+    { read -r name <"$PROCESSES/$process/comm"; } 2>/dev/null || name=''
+    if [[ $name == sshd* ]]; then
       printf '%s' "$process"
       return
     fi

@@ -8,7 +8,7 @@ RUN=$ROOT/run/homelab
 # make_run_dir - fails where somebody else's folder, or a link, has its name.
 make_run_dir() {
   [[ -d $ROOT/run ]] || mkdir "$ROOT/run"
-  owns_run_dir || mkdir -m 0700 "$RUN" 2>/dev/null || owns_run_dir || return 1
+  owns_run_dir || { mkdir -m 0700 "$RUN" 2>/dev/null && return; } || owns_run_dir || return 1
   chmod 0700 "$RUN"
 }
 

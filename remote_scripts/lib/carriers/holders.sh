@@ -5,7 +5,7 @@
 # Gives: holders, as a key of read_host.sh's answer.
 
 holders() {
-  local folder node link name file fb separator='' pid address
+  local folder node link name file fb separator='' pid address bound=''
   declare -A cards=() opened=()
   for file in "$ROOT"/proc/driver/nvidia/gpus/*/information; do
     [[ -r $file ]] || continue
@@ -32,7 +32,8 @@ holders() {
     printf '%s{"pid":%s,"name":%s,"devices":%s}' "$separator" "$pid" "$(json_string "$name")" "$(json_list ${opened[$pid]})"
     separator=,
   done
-  if grep -qs 1 "$ROOT"/sys/class/vtconsole/vtcon1/bind; then
+  { read -r bound <"$ROOT/sys/class/vtconsole/vtcon1/bind"; } 2>/dev/null || :
+  if [[ $bound == *1* ]]; then
     for fb in "$ROOT"/sys/class/graphics/fb[0-9]*; do
       [[ -e $fb ]] || continue
       find_folder "$fb" || continue

@@ -26,7 +26,7 @@ nvidia() {
   printf ',"trouble":['
   if has_card_of_nvidia; then
     nvidia_trouble
-    if [[ -z $FOUND ]] || modinfo -n nvidia >/dev/null 2>&1; then installed=true; fi
+    [[ $HAS_MODULE == no ]] || installed=true
     found_and_next
     printf '],"uvm_trouble":['
     nvidia_uvm_trouble
