@@ -16,15 +16,17 @@ from engine import install
 from lab import Lab
 from tests.conftest import PROJECT
 from tests.e2e.conftest import kill_tree
+from tests.engine_stack import quick_start
 from tests.sampling import sample
 from tests.waiting import PATIENCE
 
 
-def deploy(verb: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def deploy(verb: str, folder: Path, engine: install.Engine) -> subprocess.CompletedProcess[str]:
     """`make up SCENARIO=rtx5090` with the lab's state in ``folder``, so that a user's own lab is left in peace."""
     return subprocess.run(
         [sys.executable, "-m", "lab.deploy", verb, "rtx5090", "--state", str(folder)],
-        cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL,
+        cwd=PROJECT, env=os.environ | quick_start(engine),
+        capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
 
@@ -39,7 +41,7 @@ def test_up_goes_on_after_one_that_was_killed_and_outputs_and_down(
     assert engine.pulumi.exists()
     state = tmp_path / "rtx5090"
     try:
-        with (tmp_path / "log").open("w") as log:
+        with (tmp_path / "log").open("w") as log:  # of processes that make their imports, and a CLI that isn't hurried
             process = subprocess.Popen(
                 [sys.executable, "-m", "lab.deploy", "up", "rtx5090", "--state", str(state)],
                 cwd=PROJECT, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
@@ -47,18 +49,18 @@ def test_up_goes_on_after_one_that_was_killed_and_outputs_and_down(
             Lab.start("rtx5090", state=state).wait_command(script, timeout=PATIENCE)
             kill_tree(process.pid)
             process.wait()
-        up = deploy("up", state)
+        up = deploy("up", state, engine)
         assert up.returncode == 0, up.stdout + up.stderr
         assert "make down" in up.stdout
-        assert '"driver": "vfio-pci"' in deploy("outputs", state).stdout
+        assert '"driver": "vfio-pci"' in deploy("outputs", state, engine).stdout
         lab = Lab.open(state)
         assert lab.running
         assert [boot["reason"] for boot in lab.boots()] == ["start", "reboot"]  # it has run all the time
-        down = deploy("down", state)
+        down = deploy("down", state, engine)
         assert down.returncode == 0, down.stdout + down.stderr
         assert not lab.running
         assert not [path for path in lab.snapshot() if "homelab" in path]
-        assert deploy("down", state).returncode == 0
+        assert deploy("down", state, engine).returncode == 0
     finally:
         Lab.open(state).stop()
 
