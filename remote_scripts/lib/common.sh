@@ -54,13 +54,10 @@ exec 2> >(as_it_comes)
 # hide what is known without it.
 ASK_SECONDS=20
 
-# within SECONDS COMMAND... - with an end: status 124 after that time. What these scripts ignore, their children would, too. (NOTHING_HANGS: so a test says that it
-# needs no end; tests/script_input.py.)
+# within SECONDS COMMAND... - with an end: status 124 after that time. What these scripts ignore, their children would, too.
 within() (
   trap - PIPE HUP TERM
-  local limit=(timeout -k 2 "$1")
-  [[ -z ${NOTHING_HANGS:-} ]] || limit=()
-  exec "${limit[@]}" "${AS_BY_DEFAULT[@]}" "${@:2}"
+  exec timeout -k 2 "$1" "${AS_BY_DEFAULT[@]}" "${@:2}"
 )
 
 # answer_of SECONDS BYTES COMMAND... - sets ANSWER: what it has said on standard output when it ends, at most so many bytes of it, without zero

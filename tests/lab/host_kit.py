@@ -11,7 +11,7 @@ from homelab import settings
 from lab import Lab, kept, network
 from lab.machine import BootResult, Machine, Scenario, load_scenario
 from lab.processes import end_left_behind
-from tests.script_input import QUICK, as_input
+from tests.script_input import QUICK_SYNC, as_input
 from tests.waiting import PATIENCE
 
 GPU_SCRIPT = """\
@@ -46,7 +46,7 @@ def run_script(machine: Machine, verb: str, script: str, **environment: str) -> 
         return subprocess.run(
             ["bash", "-s", "--", verb],
             stdin=text,
-            env=machine.environment() | QUICK | environment,
+            env=machine.environment() | QUICK_SYNC | environment,
             capture_output=True,
             text=True,
             timeout=PATIENCE,

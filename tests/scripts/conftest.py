@@ -13,7 +13,7 @@ import pytest
 
 from homelab.remote import scripts
 from tests.kept_systems import KeptSystems
-from tests.script_input import QUICK, QUICK_SYNC, as_input
+from tests.script_input import QUICK_SYNC, as_input, without_limits
 from tests.waiting import PATIENCE
 
 # What a test of a part's functions mostly needs.
@@ -55,7 +55,7 @@ class Folder:
 
     def bash(self, text: str, *arguments: str, parts: Sequence[str] = COMMON) -> subprocess.CompletedProcess[str]:
         """Runs ``text`` after these parts of the scripts' library, as `bash -s` gets it."""
-        with as_input(library(*parts) + text) as script:
+        with as_input(library(*parts) + text, hangs=self.may_hang) as script:
             return subprocess.run(
                 ["bash", "-s", "--", *arguments],
                 stdin=script,
@@ -71,14 +71,18 @@ class Folder:
     def sourced(self, script: str, text: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Runs ``text`` where a script, by its name, was sourced: its functions are there, and nothing of it has run."""
         file = self.commands.parent / script
-        file.write_text(scripts.compose(script, **variables))
+        whole = scripts.compose(script, **variables)
+        file.write_text(whole if self.may_hang else without_limits(whole))
         return self.bash(f"source {shlex.quote(str(file))}\n{text}", parts=())
 
     @property
     def environment(self) -> dict[str, str]:
         path = f"{self.commands}:{os.environ['PATH']}"
-        quick = QUICK_SYNC if self.hangs or (self.commands / "timeout").exists() else QUICK
-        return {"ROOT": str(self.root), "PATH": path, "HOME": str(self.root), "PERL5LIB": str(QUICK_PERL), **quick}
+        return {"ROOT": str(self.root), "PATH": path, "HOME": str(self.root), "PERL5LIB": str(QUICK_PERL), **QUICK_SYNC}
+
+    @property
+    def may_hang(self) -> bool:
+        return self.hangs or (self.commands / "timeout").exists()
 
     def tree(self) -> dict[str, tuple[int, str]]:
         """Path -> mode and content (or link target) of everything below ROOT, but for /run."""

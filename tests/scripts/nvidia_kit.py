@@ -25,7 +25,7 @@ from lab.machine import Scenario
 from lab.state import process_start_time
 from tests.lab.guest_kit import Vm, scenario
 from tests.lab.host_kit import Host
-from tests.script_input import QUICK, as_input
+from tests.script_input import QUICK_SYNC, as_input
 from tests.waiting import PATIENCE, wait_until
 
 # What a VM can have installed.
@@ -55,7 +55,7 @@ class Machine:
         return self.host.machine.environment()
 
     def _environment(self) -> dict[str, str]:
-        found = self.environment() | QUICK
+        found = self.environment() | QUICK_SYNC
         return found | {"PATH": f"{self.environment_first}:{found['PATH']}"} if self.environment_first else found
 
     def script(self, verb: str, script: str) -> str:

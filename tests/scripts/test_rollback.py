@@ -21,7 +21,7 @@ import pytest
 from homelab.remote import scripts
 from lab.machine import Machine
 from tests import sampling
-from tests.script_input import QUICK
+from tests.script_input import QUICK_SYNC
 from tests.scripts.conftest import Folder
 from tests.scripts.test_on_a_host import IOMMU, VFIO, Host
 from tests.waiting import PATIENCE
@@ -83,7 +83,7 @@ class Switched(Host):
     def environment(self) -> dict[str, str]:
         """`sync` is a function there, unless it is spoilt."""
         spoilt = (self.root / "usr/local/sbin/sync").exists()
-        return self.machine.environment() | ({} if spoilt else QUICK)
+        return self.machine.environment() | ({} if spoilt else QUICK_SYNC)
 
     def reboots(self) -> list[list[str]]:
         """With which options it was told to reboot."""
