@@ -148,7 +148,7 @@ def test_from_stock_to_bound_and_back(by_init: Callable[..., Stack]) -> None:
 def test_what_a_person_answers_at_a_terminal_gives_the_slot_to_the_vm(
     by_init: Callable[..., Stack], scenario: str
 ) -> None:
-    """Others each day. What `up` makes of that takes no person: tests/scripts/test_on_a_host.py has each of these hosts."""
+    """Others with another seed. What `up` makes of that takes no person: tests/scripts/test_on_a_host.py has each of these hosts."""
     slot, conversation, options = SCENARIOS[scenario]
     stack = by_init(scenario, *conversation, options=options)
     (host,) = stack.config["homelab:hosts"].values()

@@ -1,4 +1,4 @@
-"""The engine killed (SIGKILL) in the middle of scripts and requests, others each day (tests/sampling.py): the next run finishes.
+"""The engine killed (SIGKILL) in the middle of scripts and requests, at moments that the seed says (tests/sampling.py): the next run finishes.
 
 Where that one comes alone, for what a third run might make good: tests/e2e/test_make.py.
 """

@@ -1,6 +1,6 @@
 """The README's commands, as a new user types them: what `make up` and `make down` do, and a `make up` after a killed one.
 
-That is killed at another moment each day (tests/sampling.py).
+That is killed at a moment that the seed says (tests/sampling.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What can go wrong with NVIDIA's stack: one clear message each, before or at the step it concerns, and the next `up` goes on, as it does after one that
 was killed (SIGKILL) in the middle of a step.
 
-Kills in other steps each day (tests/sampling.py). In a container: tests/e2e/test_nvidia_lxc.py. That each script is finished from any of its commands:
+In which steps it is killed, the seed says (tests/sampling.py). In a container: tests/e2e/test_nvidia_lxc.py. That each script is finished from any of its commands:
 tests/scripts/test_nvidia_driver.py and its siblings.
 """
 

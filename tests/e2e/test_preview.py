@@ -136,7 +136,7 @@ REFUSED = {
 }
 
 
-# All ask the same gates (homelab/remote/planning.py); an `up` that is refused: tests/e2e/test_failures.py. `init` tries others each day. What the gates say of each of these hosts:
+# All ask the same gates (homelab/remote/planning.py); an `up` that is refused: tests/e2e/test_failures.py. `init` tries some. What the gates say of each of these hosts:
 # tests/scripts/test_on_a_host.py (test_a_host_that_would_be_brought_down_is_refused).
 @pytest.mark.parametrize(
     ("scenario", "verb"),

@@ -1,6 +1,6 @@
 """Scripts that write the boot configuration, cut short at every command by a kill or a power cut: the next run finishes the work.
 
-By default a sample of the moments is tried, another one each day (tests/sampling.py); HOMELAB_EVERY_CUT=1 tries every one.
+By default a sample of the moments is tried, another one with another seed (tests/sampling.py); HOMELAB_EVERY_CUT=1 tries every one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CHAIN = {
     "initramfs": scripts.vfio_initramfs(True, 0),
     "vfio": scripts.vfio_cmdline(VFIO),
 }
-#: Each layer, and each loader; another day each with the other one.
+#: Each layer, and each loader; with another seed each with the other one.
 LAYERS, KILLED = (
     pytest.mark.parametrize(("layer", "host"), rows, indirect=["host"])
     for pairs in [sampling.paired(list(CHAIN), LOADERS, "layers")]

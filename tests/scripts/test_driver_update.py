@@ -134,7 +134,7 @@ def phase(machine: Machine) -> str:
 
 # -- what fails ------------------------------------------------------------------------------------------------
 BOTH = ("packages", "run")
-#: In two tests that share a behaviour, an old driver or a new one is of one source here, and of the other one there: which, is another day another one.
+#: In two tests that share a behaviour, an old driver or a new one is of one source here, and of the other one there: which, the seed says.
 (HERE, THERE), (FROM_HERE, FROM_THERE) = (
     (BOTH, BOTH) if sampling.EVERY else ((one,), (other,))
     for name in ("new", "old")

@@ -1,7 +1,7 @@
 """A host's program that fails, or answers garbage, at any of its calls in a handover: everybody has everything as before, or the VM has the card; and what was left
 half-way comes to its end with the next service, without a reboot.
 
-By default a sample of these calls is tried, another one each day (tests/sampling.py); HOMELAB_EVERY_CUT=1 tries every one.
+By default a sample of these calls is tried, another one with another seed (tests/sampling.py); HOMELAB_EVERY_CUT=1 tries every one.
 """
 
 from __future__ import annotations

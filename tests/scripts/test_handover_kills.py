@@ -1,7 +1,7 @@
 """Killed at any command: the hookscript's program, the service, the steps in their units; and a power cut, and a boot, at any of them.
 
 One run is stopped before each of its commands. What is left there is kept, each state once, and the next service, start or boot goes on from it.
-By default a sample of these states is tried, another one each day (tests/sampling.py); HOMELAB_EVERY_CUT=1 tries every one.
+By default a sample of these states is tried, another one with another seed (tests/sampling.py); HOMELAB_EVERY_CUT=1 tries every one.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def loaded(machine: Machine) -> str | None:
 
 # -- there and back --------------------------------------------------------------------------------------------
 def test_a_vm_gets_the_driver_without_a_reboot_and_is_given_back(kept_systems: KeptSystems) -> None:
-    """One distribution, another one each day; of all of them, what their programs do is in tests/lab/test_driver_stack.py."""
+    """One distribution, another one with another seed; of all of them, what their programs do is in tests/lab/test_driver_stack.py."""
     for distribution in sampling.sample(GUESTS, 1, "guests"):
         there_and_back(stock_vm(kept_systems, distribution))
 
@@ -162,7 +162,7 @@ def made(folder: Path, name: str, ctid: int) -> Shared:
     return stock, container.install(), container
 
 
-#: A container of another host, with bind mounts instead of options, gets the same: every other day.
+#: A container of another host, with bind mounts instead of options, gets the same: for every other seed.
 BY_MOUNTS = ["containers-pve8"] * (sampling.EVERY or sampling.drawn("bind mounts").random() < 0.5)
 
 
@@ -179,7 +179,7 @@ def test_a_container_gets_the_hosts_libraries_and_nothing_else(shared: Shared, t
 
 
 def test_a_container_takes_the_installer(tmp_path: Path) -> None:
-    """Where the version has no packages, and where the package with nvidia-smi asks for modules: one of both each day."""
+    """Where the version has no packages, and where the package with nvidia-smi asks for modules: one of both."""
     for way in sampling.sample([without_packages, of_debian], 1, "installer"):
         way(tmp_path / way.__name__)
 
@@ -236,7 +236,7 @@ def test_every_change_of_branch_flavour_and_source_converges(tmp_path: Path) -> 
     pci = vm.read().system.cards
     assert pci and "10de:2b85" in pci
     before = kept(vm)
-    # From one to the next; of what comes first and what then, others each day.
+    # From one to the next; of what comes first and what then, others for another seed.
     ways: list[dict[str, Any]] = [
         {"driver": "590"},
         {"driver": "570.211.01", "source": "packages"},
@@ -266,7 +266,7 @@ def test_every_change_of_branch_flavour_and_source_converges(tmp_path: Path) -> 
 
 
 def test_flavours_replace_each_other(tmp_path: Path) -> None:
-    """Of packages of one distribution; another day of the other one's, which have other names."""
+    """Of packages of one distribution; with another seed of the other one's, which have other names."""
     for distribution in sampling.sample(["ubuntu-24.04", "debian-13"], 1, "flavours"):
         vm = VirtualMachine(tmp_path / distribution, distribution, card="1e81")
         for flavour in ("proprietary", "open"):

@@ -33,7 +33,7 @@ def vm(kept_systems: KeptSystems) -> VirtualMachine:
 
 
 def test_repositories_come_stay_and_go_without_a_trace(tmp_path: Path) -> None:
-    """Of two systems, others each day: all of them take the same steps, with names of their own."""
+    """Of two systems, others with another seed: all of them take the same steps, with names of their own."""
     for name in sampling.sample(list(SYSTEMS), 2, "systems"):
         come_stay_and_go(SYSTEMS[name](tmp_path / name))
 

@@ -297,7 +297,7 @@ def test_a_key_that_isnt_enrolled(tmp_path: Path) -> None:
 
 
 # -- in a container --------------------------------------------------------------------------------------------
-#: Where nodes come by bind mounts, all is as where they come by the container's options: every other day.
+#: Where nodes come by bind mounts, all is as where they come by the container's options: for every other seed.
 BY_MOUNTS = ["containers-pve8"] * (sampling.EVERY or sampling.drawn("bind mounts").random() < 0.5)
 
 

@@ -493,7 +493,7 @@ def finished_by_the_next_boot(host: Switched) -> None:
 def test_a_step_that_fails_or_hangs_does_not_stop_it(
     switched: Callable[..., Switched], scenario: str, command: str
 ) -> None:
-    """One of both each day. What makes something of what is configured fails each day; of the rest, some."""
+    """One of both. What makes something of what is configured always fails; of the rest, some."""
     ways = {"fails": "exit 1", "hangs": HANGS}
     for how in sampling.sample(list(ways), 1, f"{scenario} {command}"):
         host = switched(scenario, awaited=True)
