@@ -34,11 +34,11 @@ def without_limits(text: str) -> str:
 
 
 @contextmanager
-def as_input(text: str, *, hangs: bool = False) -> Iterator[int]:
+def as_input(text: str, *, as_sent: bool = False) -> Iterator[int]:
     """A file that holds it, for `bash -s`: from a pipe, as sshd gives it, bash takes a byte at a time, for 20 ms of each script.
 
-    :param hangs: something may hang in this test, so that its questions need their ends. On hosts with a daemon, so in most of tests/lab and in tests/e2e,
-        each question has one.
+    :param as_sent: as it is, with an end to each question: something may hang in this test, or what is sent is its subject. On hosts with a
+        daemon, so in most of tests/lab and in tests/e2e, each question has one.
 
     What bash starts finds the rest of the script on its standard input, from the pipe and from the file. Through a pipe, and in parts, the
     scripts go in tests/lab and tests/e2e.
@@ -46,7 +46,7 @@ def as_input(text: str, *, hangs: bool = False) -> Iterator[int]:
     file = os.memfd_create("script")
     try:
         with os.fdopen(os.dup(file), "wb") as writer:
-            writer.write((text if hangs else without_limits(text)).encode())
+            writer.write((text if as_sent else without_limits(text)).encode())
         os.lseek(file, 0, os.SEEK_SET)
         yield file
     finally:

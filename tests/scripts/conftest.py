@@ -31,11 +31,12 @@ def library(*parts: str) -> str:
 
 @dataclass
 class Folder:
-    """A host that is nothing but a folder. ``commands`` holds stand-ins for the host's commands, first on the PATH. ``hangs``: one of them may hang."""
+    """A host that is nothing but a folder. ``commands`` holds stand-ins for the host's commands, first on the PATH. ``as_sent``: scripts
+    run as they are sent, with an end to each of their questions: a stand-in may hang, or what is sent is the test's subject."""
 
     root: Path
     commands: Path
-    hangs: bool = False
+    as_sent: bool = False
 
     def write(self, path: str, text: str, mode: int = 0o644) -> Path:
         target = self.root / path.lstrip("/")
@@ -55,7 +56,7 @@ class Folder:
 
     def bash(self, text: str, *arguments: str, parts: Sequence[str] = COMMON) -> subprocess.CompletedProcess[str]:
         """Runs ``text`` after these parts of the scripts' library, as `bash -s` gets it."""
-        with as_input(library(*parts) + text, hangs=self.may_hang) as script:
+        with as_input(library(*parts) + text, as_sent=self.has_ends) as script:
             return subprocess.run(
                 ["bash", "-s", "--", *arguments],
                 stdin=script,
@@ -72,7 +73,7 @@ class Folder:
         """Runs ``text`` where a script, by its name, was sourced: its functions are there, and nothing of it has run."""
         file = self.commands.parent / script
         whole = scripts.compose(script, **variables)
-        file.write_text(whole if self.may_hang else without_limits(whole))
+        file.write_text(whole if self.has_ends else without_limits(whole))
         return self.bash(f"source {shlex.quote(str(file))}\n{text}", parts=())
 
     @property
@@ -81,8 +82,8 @@ class Folder:
         return {"ROOT": str(self.root), "PATH": path, "HOME": str(self.root), "PERL5LIB": str(QUICK_PERL), **QUICK_SYNC}
 
     @property
-    def may_hang(self) -> bool:
-        return self.hangs or (self.commands / "timeout").exists()
+    def has_ends(self) -> bool:
+        return self.as_sent or (self.commands / "timeout").exists()
 
     def tree(self) -> dict[str, tuple[int, str]]:
         """Path -> mode and content (or link target) of everything below ROOT, but for /run."""

@@ -187,7 +187,7 @@ def test_what_goes_on_inside_holds_nobody(shared: Shared) -> None:
 )
 def test_the_answer_of_what_runs_in_a_guest_has_an_end(folder: Folder, command: str, status: int, answer: str) -> None:
     text = f"status=0; answer_of 1 2000 sh -c {quoted(command)} <<<'what it reads' 2>/dev/null || status=$?\n"
-    folder.hangs, started = True, time.monotonic()
+    folder.as_sent, started = True, time.monotonic()
     done = folder.bash(text + 'printf "%s:%s:" "$status" "$ANSWER"')
     assert done.stdout == f"{status}:{answer.rstrip()}:"
     assert time.monotonic() - started < 20

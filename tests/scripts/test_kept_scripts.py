@@ -40,6 +40,7 @@ def put(folder: Folder) -> None:
 
 def told(folder: Folder, head: str, run: str, names: list[str]) -> dict[str, str]:
     """What a command gives its script: the value of each argument, and what would run then (RUN)."""
+    folder.as_sent = True
     show = 'for one; do printf "%s=%s\\0" "$one" "${!one-}"; done'
     done = folder.run("apply", f"{head}RUN={run}\nset -- {' '.join(names)} RUN\n{show}")
     assert done.returncode == 0, done.stderr

@@ -162,7 +162,7 @@ def test_a_program_that_hangs_hides_nothing_that_is_known_without_it(host: Folde
         function(host, address, "0x030000", ONES)
     for name in names:
         host.command(name, "trap '' TERM; while :; do sleep 60; done")
-    host.hangs = True
+    host.as_sent = True
     short = scripts.read_host(guests=True, lspci=True, signs="x").replace("ASK_SECONDS=20", "ASK_SECONDS=0.2")
     short = short.replace("within 5 ", "within 0.2 ").replace("timeout -k 2", "timeout -k 0.1")
     started = time.monotonic()
