@@ -3,7 +3,7 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv/bin/python
 SCENARIO ?= rtx5090
-# Tests run on all processors, two to each on a small machine (tests/conftest.py).
+# Tests run on all processors, more than two to each on a small machine (tests/conftest.py).
 WORKERS ?= auto
 # Hundreds of Pythons start in the tests; each would compile this program anew where what it compiles may not be kept.
 unexport PYTHONDONTWRITEBYTECODE

@@ -175,8 +175,35 @@ def shared(*parts: str) -> Path:
     return path
 
 
+#: Files with tests of half a minute and more, by what their longest takes. They begin first: a worker that has nothing to do any more takes from the end of
+#: what another has left, and a long test that begins last is waited for by all.
+LONGEST = (
+    "e2e/test_handover.py",
+    "e2e/test_failures.py",
+    "e2e/test_nvidia_lxc.py",
+    "e2e/test_nvidia_host.py",
+    "e2e/test_nvidia_failures.py",
+    "e2e/test_gaming_vm.py",
+    "e2e/test_nvidia_vm.py",
+    "e2e/test_other_cards.py",
+    "e2e/test_up_all.py",
+    "e2e/test_make.py",
+    "e2e/test_state_lost.py",
+    "e2e/test_cluster.py",
+    "e2e/test_init.py",
+    "e2e/test_api_access.py",
+    "e2e/test_new_container.py",
+    "e2e/test_new_vm.py",
+    "scripts/test_composition.py",
+    "e2e/test_converge.py",
+    "e2e/test_kill.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`slow`: what `make test-fast` leaves out. On Windows also what NEEDS_UNIX lists."""
+    """`slow`: what `make test-fast` leaves out. On Windows also what NEEDS_UNIX lists. What takes longest comes first."""
+    places = {PROJECT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
     for item in items:
         name = item.path.relative_to(PROJECT / "tests").as_posix()
         needed = NEEDS_UNIX.get(f"{name}::{getattr(item, 'originalname', item.name)}")
@@ -237,7 +264,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """`-n auto`. A test with the engine waits, for boots and for the engine's own processes, about as long as it computes, fast tests
     don't; memory (half a gigabyte a worker) sets the limit on large machines."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return processors if "not slow" in config.option.markexpr else min(2 * processors, processors + 4)
+    return processors if "not slow" in config.option.markexpr else min(2 * processors + 1, processors + 4)
 
 
 @pytest.fixture(scope="session", autouse=True)
