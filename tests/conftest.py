@@ -44,6 +44,7 @@ SLOW = frozenset(
         "lab/test_api.py",
         "lab/test_api_recordings.py",
         "lab/test_api_transcripts.py",
+        "lab/test_cards.py",
         "lab/test_cli.py",
         "lab/test_cluster.py",
         "lab/test_command_server.py",
