@@ -17,3 +17,18 @@ def failing(check: Callable[..., object], rows: Iterable[tuple[Any, ...]]) -> di
         except (AssertionError, pytest.fail.Exception) as problem:
             found[" ".join(map(str, row))] = str(problem)
     return found
+
+
+def each(names: Iterable[str]) -> Callable[[Callable[[str], None]], Callable[[], None]]:
+    """A check of a name, as one test of all of these."""
+
+    def test_of(check: Callable[[str], None]) -> Callable[[], None]:
+        def test() -> None:
+            found = failing(check, [(name,) for name in names])
+            # pytest explains no assertion of this file.
+            assert not found, "\n".join(f"{name}: {problem}" for name, problem in found.items())
+
+        test.__doc__ = check.__doc__
+        return test
+
+    return test_of

@@ -18,6 +18,7 @@ import pytest
 
 from homelab.remote import scripts
 from homelab.remote.bash_source import _chunks, functions_of, stripped
+from tests.rows import each
 from tests.scripts.conftest import Folder
 from tests.unit.script_folder import scripts_of
 
@@ -155,18 +156,18 @@ def names_of(sent: str) -> Names:
 
 
 # Rules for every file are a test each, not one for every file: what was read of all files is there for all rules then.
-def test_without_its_comments_a_file_means_the_same() -> None:
-    for name in (*SCRIPTS, *PARTS):
-        written, sent = scripts._text(name), scripts._code(name)
-        assert reading(written).comments and not reading(sent).comments, name
-        assert reading(sent).meaning == reading(written).meaning or meaning(tree(sent)) == meaning(tree(written)), name
-        assert stripped(sent) == sent, name
+@each([*SCRIPTS, *PARTS])
+def test_without_its_comments_a_file_means_the_same(name: str) -> None:
+    written, sent = scripts._text(name), scripts._code(name)
+    assert reading(written).comments and not reading(sent).comments
+    assert reading(sent).meaning == reading(written).meaning or meaning(tree(sent)) == meaning(tree(written))
+    assert stripped(sent) == sent
 
 
-def test_functions_are_found_as_bash_has_them() -> None:
-    for name in (*SCRIPTS, *PARTS):
-        code = scripts._code(name)
-        assert functions_of(code) == [function for function, _, _ in reading(code).functions], name
+@each([*SCRIPTS, *PARTS])
+def test_functions_are_found_as_bash_has_them(name: str) -> None:
+    code = scripts._code(name)
+    assert functions_of(code) == [function for function, _, _ in reading(code).functions]
 
 
 @functools.cache
@@ -175,10 +176,10 @@ def ours() -> set[str]:
     return {function for name in (*SCRIPTS, *PARTS) for function in functions_of(scripts._code(name))}
 
 
-def test_what_a_script_calls_is_sent_with_it() -> None:
-    for name in SCRIPTS:
-        sent = scripts.compose(name)
-        assert names_of(sent).called & ours() - {*functions_of(sent)} == set(), name
+@each(SCRIPTS)
+def test_what_a_script_calls_is_sent_with_it(name: str) -> None:
+    sent = scripts.compose(name)
+    assert names_of(sent).called & ours() - {*functions_of(sent)} == set()
 
 
 # What a script defines in a part's place, so that the part calls it.
@@ -227,16 +228,16 @@ _OF_BASH = {
 _OF_HOST = {"GRUB_CMDLINE_LINUX", "GRUB_CMDLINE_LINUX_DEFAULT"}
 
 
-def test_what_a_script_reads_is_sent_with_it_or_is_an_argument() -> None:
+@each(SCRIPTS)
+def test_what_a_script_reads_is_sent_with_it_or_is_an_argument(name: str) -> None:
     """Under `set -u` anything else would end it. Variables that live in a function alone have small letters."""
-    for name in SCRIPTS:
-        sent = scripts.compose(name)
-        names = names_of(sent)
-        given = {*names.written, *_VARIABLE.findall(" ".join(_INTO.findall(sent))), *_OF_BASH, *_OF_HOST}
-        arguments = {*_VARIABLE.findall(scripts._text(name).partition("\n\n")[0])}
-        if "packages/running" in scripts.library_of(name):
-            arguments |= {*_VARIABLE.findall(scripts._text("lib/packages.sh").partition("\n\n")[0])}
-        assert {*_VARIABLE.findall(" ".join(names.read))} - given - arguments == set(), name
+    sent = scripts.compose(name)
+    names = names_of(sent)
+    given = {*names.written, *_VARIABLE.findall(" ".join(_INTO.findall(sent))), *_OF_BASH, *_OF_HOST}
+    arguments = {*_VARIABLE.findall(scripts._text(name).partition("\n\n")[0])}
+    if "packages/running" in scripts.library_of(name):
+        arguments |= {*_VARIABLE.findall(scripts._text("lib/packages.sh").partition("\n\n")[0])}
+    assert {*_VARIABLE.findall(" ".join(names.read))} - given - arguments == set()
 
 
 _VARIABLE = re.compile(r"\b[A-Z][A-Z0-9_]+\b")
@@ -244,21 +245,21 @@ _OPENED = re.compile(r"^\{(\w+)\}$")
 _INTO = re.compile(r"(?:\bread|\bmapfile|\bexec \{)[^\n|;<]*")
 
 
-def test_what_a_part_calls_is_in_what_it_needs_or_said_to_come_from_elsewhere() -> None:
-    for name in PARTS:
-        header = scripts._text(name).partition("\n\n")[0]
-        elsewhere = {*re.findall(r"[A-Za-z_]+", header.partition("akes")[2])}
-        needed = [scripts._code(f"lib/{part}.sh") for part in scripts.library_of(name)]
-        defined = {function for text in (*needed, scripts._code(name)) for function in functions_of(text)}
-        assert reading(scripts._code(name)).names.called & ours() - elsewhere - defined == set(), name
+@each(PARTS)
+def test_what_a_part_calls_is_in_what_it_needs_or_said_to_come_from_elsewhere(name: str) -> None:
+    header = scripts._text(name).partition("\n\n")[0]
+    elsewhere = {*re.findall(r"[A-Za-z_]+", header.partition("akes")[2])}
+    needed = [scripts._code(f"lib/{part}.sh") for part in scripts.library_of(name)]
+    defined = {function for text in (*needed, scripts._code(name)) for function in functions_of(text)}
+    assert reading(scripts._code(name)).names.called & ours() - elsewhere - defined == set()
 
 
-def test_a_part_says_what_it_gives() -> None:
-    for name in PARTS:
-        header = scripts._text(name).partition("\n\n")[0]
-        assert header.splitlines()[1].startswith("# ") and len(header.splitlines()[1]) > 10, name
-        given = {*functions_of(scripts._code(name))}
-        assert not given or given & {*re.findall(r"\b(\w+)\b", header)}, name
+@each(PARTS)
+def test_a_part_says_what_it_gives(name: str) -> None:
+    header = scripts._text(name).partition("\n\n")[0]
+    assert header.splitlines()[1].startswith("# ") and len(header.splitlines()[1]) > 10
+    given = {*functions_of(scripts._code(name))}
+    assert not given or given & {*re.findall(r"\b(\w+)\b", header)}
 
 
 # In lines. From some 150 on a file should be two (remote_scripts/README.md); one that is this long has to be.
@@ -275,15 +276,15 @@ def test_a_function_of_the_library_has_a_name_of_its_own() -> None:
     assert len(found) == len({*found})
 
 
-def test_every_part_that_a_header_says_is_needed_is() -> None:
-    for name in (*SCRIPTS, *PARTS):
-        named = re.search(r"^# Needs: (.+)$", scripts._text(name), re.MULTILINE)
-        words = {*re.findall(r"\w+", scripts._code(name))}
-        for part in named[1].split(", ") if named and words else ():
-            # One without code stands for those that it needs.
-            given = [scripts._code(f"lib/{one}.sh") for one in (part, *scripts.library_of(f"lib/{part}.sh"))]
-            found = [_DEFINED.findall(text) for text in given]
-            assert words & {one or other for names in found for one, other in names}, f"{name}: {part}"
+@each([*SCRIPTS, *PARTS])
+def test_every_part_that_a_header_says_is_needed_is(name: str) -> None:
+    named = re.search(r"^# Needs: (.+)$", scripts._text(name), re.MULTILINE)
+    words = {*re.findall(r"\w+", scripts._code(name))}
+    for part in named[1].split(", ") if named and words else ():
+        # One without code stands for those that it needs.
+        given = [scripts._code(f"lib/{one}.sh") for one in (part, *scripts.library_of(f"lib/{part}.sh"))]
+        found = [_DEFINED.findall(text) for text in given]
+        assert words & {one or other for names in found for one, other in names}, part
 
 
 # -- a file's main ---------------------------------------------------------------------------------------------------
@@ -301,14 +302,14 @@ def test_a_script_runs_from_standard_input_and_as_a_file_and_where_it_is_sourced
     assert (done.returncode, done.stdout) == (0, "main\nsourced\n"), done.stderr
 
 
-def test_no_name_of_a_function_is_put_together() -> None:
+@each([*SCRIPTS, *PARTS])
+def test_no_name_of_a_function_is_put_together(name: str) -> None:
     """By its parts nobody would know that it is called."""
-    for name in (*SCRIPTS, *PARTS):
-        for command in reading(scripts._code(name)).commands:
-            parts = [part for word in command.first for part in word.get("Parts", [word])]
-            text = "".join(part.get("Value", "") for part in parts)
-            of_root = parts[0].get("Param", {}).get("Value") == "ROOT"
-            assert len(parts) == 1 or of_root or "/" in text, f"{name}: {text}"
+    for command in reading(scripts._code(name)).commands:
+        parts = [part for word in command.first for part in word.get("Parts", [word])]
+        text = "".join(part.get("Value", "") for part in parts)
+        of_root = parts[0].get("Param", {}).get("Value") == "ROOT"
+        assert len(parts) == 1 or of_root or "/" in text, text
 
 
 def test_another_comment_or_blank_line_in_every_file_changes_nothing_that_is_sent(

@@ -5,30 +5,31 @@ from __future__ import annotations
 import re
 
 from homelab.remote import scripts
+from tests.rows import each
 from tests.script_lint import ARGUMENTS, INSTALLED, OF_PACKAGES, SOURCES
 
 
-def test_no_part_sets_a_variable_of_the_name_of_an_argument() -> None:
+@each(ARGUMENTS)
+def test_no_part_sets_a_variable_of_the_name_of_an_argument(name: str) -> None:
     """Arguments come first: a part that sets one as it is read would take its place."""
-    for name, arguments in ARGUMENTS.items():
-        found = set()
-        for line in scripts.compose(name).splitlines():
-            if re.match(r"[A-Z_]+=", line):
-                assigned = re.findall(r"(?:^|(?<=\s))([A-Z_]+)=(\S*)", line)
-                found |= {one for one, value in assigned if f"{{{one}" not in value}
-        assert found & set(arguments) == set(), name
+    found = set()
+    for line in scripts.compose(name).splitlines():
+        if re.match(r"[A-Z_]+=", line):
+            assigned = re.findall(r"(?:^|(?<=\s))([A-Z_]+)=(\S*)", line)
+            found |= {one for one, value in assigned if f"{{{one}" not in value}
+    assert found & set(ARGUMENTS[name]) == set()
 
 
 def test_every_script_has_its_composition_here() -> None:
     assert sorted(ARGUMENTS) == sorted(path.name for path in scripts.FOLDER.glob("*.sh"))
 
 
-def test_the_header_of_a_script_names_its_arguments() -> None:
-    for name, arguments in ARGUMENTS.items():
-        header = (scripts.FOLDER / name).read_text().partition("\n\n")[0]
-        assert [argument for argument in arguments if argument not in header] == [], name
-        assert "# Verbs: " in header, name
-        assert ("packages.sh" in header) == ("packages/running" in scripts.library_of(name)), name
+@each(ARGUMENTS)
+def test_the_header_of_a_script_names_its_arguments(name: str) -> None:
+    header = (scripts.FOLDER / name).read_text().partition("\n\n")[0]
+    assert [argument for argument in ARGUMENTS[name] if argument not in header] == []
+    assert "# Verbs: " in header
+    assert ("packages.sh" in header) == ("packages/running" in scripts.library_of(name))
 
 
 def test_the_header_of_the_packages_library_names_its_arguments() -> None:
