@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab import Lab
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -211,7 +211,10 @@ def test_reset_makes_the_host_stock_again(state: Path) -> None:
 
 
 def test_log_tells_boots_connections_and_commands_in_their_order(state: Path) -> None:
-    connection = Lab.open(state).connection
+    lab = Lab.open(state)
+    # A VM that starts with the host has its own time.
+    wait_until(lambda: [one["at"] for one in lab.guest_boots(103)][-1:] > [one["at"] for one in lab.boots()][-1:])
+    connection = lab.connection
     options = ["-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null", "-oLogLevel=ERROR", "-F/dev/null"]
     target = ["-i", connection["privateKeyFile"], "-p", str(connection["port"]), "root@127.0.0.1"]
     subprocess.run(["ssh", *options, *target, "exit 3"], stdin=subprocess.DEVNULL, check=False)
