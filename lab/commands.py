@@ -13,8 +13,9 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import Self
 
+from lab import forks
 from lab.host import command_server
 from lab.host.state import COMMANDS
 
@@ -79,7 +80,7 @@ class CommandServer:
     def _fork(self, listener: socket.socket, stdin: int, environment: dict[str, str]) -> None:
         pid = os.fork()
         if pid == 0:
-            _become(listener, stdin, environment)
+            forks.end_with(lambda: _become(listener, stdin, environment))
         self.pid, self._wait = pid, lambda: os.waitpid(pid, 0)
 
     def close(self) -> None:
@@ -116,24 +117,15 @@ def _take_environment(environment: dict[str, str]) -> None:
     ctypes.memmove(start, text, len(text))
 
 
-def _become(listener: socket.socket, stdin: int, environment: dict[str, str]) -> NoReturn:
+def _become(listener: socket.socket, stdin: int, environment: dict[str, str]) -> None:
     """The fork: what `_start` starts."""
-    status = 1
-    try:
-        os.setsid()
-        os.dup2(stdin, 0)
-        os.dup2(listener.fileno(), 3)
-        os.closerange(4, os.sysconf("SC_OPEN_MAX"))
-        os.chdir("/")
-        _take_environment(environment)
-        for stream in (sys.__stdin__, sys.__stdout__):
-            # As Python makes them for LC_ALL=C.UTF-8: a command says the bytes of a name that isn't UTF-8.
-            stream.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
-        command_server.serve(socket.socket(fileno=3))
-        status = 0
-    except SystemExit:
-        status = 0
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        os._exit(status)
+    os.setsid()
+    os.dup2(stdin, 0)
+    os.dup2(listener.fileno(), 3)
+    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+    os.chdir("/")
+    _take_environment(environment)
+    for stream in (sys.__stdin__, sys.__stdout__):
+        # As Python makes them for LC_ALL=C.UTF-8: a command says the bytes of a name that isn't UTF-8.
+        stream.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+    command_server.serve(socket.socket(fileno=3))

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 #: What comes before each request, with its descriptors: how many bytes it has.
 _LENGTH = struct.Struct("I")
@@ -76,7 +76,7 @@ class Daemons:
 
 def _serve(connection: socket.socket) -> None:
     """Until whoever started this process has ended, or has no more use for it."""
-    from lab import commands, server
+    from lab import commands, forks, server
 
     server.read_ahead()
     commands.read_ahead()
@@ -88,7 +88,7 @@ def _serve(connection: socket.socket) -> None:
                 asked = json.loads(_exactly(connection, _LENGTH.unpack(head)[0]))
                 pid = os.fork()
                 if pid == 0:
-                    _become(server.main, connection, descriptors, asked)
+                    forks.end_with(lambda: _become(server.main, connection, descriptors, asked))  # noqa: B023  # at once
                 for descriptor in descriptors:
                     os.close(descriptor)
                 os.waitpid(pid, 0)  # it forks once more, and ends
@@ -106,32 +106,21 @@ def _exactly(connection: socket.socket, length: int) -> bytes:
     return found
 
 
-def _become(
-    main: Callable[[], None], connection: socket.socket, descriptors: list[int], asked: dict[str, Any]
-) -> NoReturn:
+def _become(main: Callable[[], None], connection: socket.socket, descriptors: list[int], asked: dict[str, Any]) -> None:
     """The fork: what `python -m lab.server` would be."""
-    status = 1
-    try:
-        connection.close()
-        os.setsid()
-        output, *others = descriptors
-        for stream in (1, 2):
-            os.dup2(output, stream)
-        os.close(output)
-        os.environ.clear()
-        os.environ.update(asked["environment"])
-        os.chdir("/")
-        sys.argv[1:] = [*asked["arguments"]]
-        for name, descriptor in zip(("--ready-fd", "--lifeline-fd"), others, strict=False):
-            sys.argv += [name, str(descriptor)]
-        main()
-        status = 0
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 1
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        os._exit(status)
+    connection.close()
+    os.setsid()
+    output, *others = descriptors
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.close(output)
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    os.chdir("/")
+    sys.argv[1:] = [*asked["arguments"]]
+    for name, descriptor in zip(("--ready-fd", "--lifeline-fd"), others, strict=False):
+        sys.argv += [name, str(descriptor)]
+    main()
 
 
 if __name__ == "__main__":
