@@ -30,7 +30,7 @@ mend_all() {
   for CTID in "${ids[@]}"; do
     # Each for itself: what keeps one from being mended keeps no other.
     while left=$((ALL_SECONDS - SECONDS)) && ((left > 0)); do
-      text=$(within "$((left < 120 ? left : 120))" "$0" mend "$CTID" 2>&1) || [[ $text != *"no quorum"* ]] || ((SECONDS >= QUORUM)) || { sleep 2 && continue; }
+      text=$(exec_within "$((left < 120 ? left : 120))" "$0" mend "$CTID" 2>&1) || [[ $text != *"no quorum"* ]] || ((SECONDS >= QUORUM)) || { sleep 2 && continue; }
       break
     done
     ((left > 0)) || text="container $CTID: there was no time left to look after its cards' nodes"
@@ -58,8 +58,8 @@ follow_containers() {
     CTID=${dir%/} CTID=${CTID##*/}
     [[ $CTID =~ ^[1-9][0-9]*$ && -e $ROOT$PVE_LXC/$CTID.conf && -s $dir/nodes ]] || continue
     # A running one has what it was started with.
-    [[ $(within "$ASK_SECONDS" pct status "$CTID" 2>/dev/null) == 'status: stopped' ]] || continue
-    text=$(within 60 "$0" mend "$CTID" held 2>&1)
+    [[ $(exec_within "$ASK_SECONDS" pct status "$CTID" 2>/dev/null) == 'status: stopped' ]] || continue
+    text=$(exec_within 60 "$0" mend "$CTID" held 2>&1)
     [[ -z $text ]] || printf '%s\n' "$text"
   done
 }

@@ -53,7 +53,7 @@ nodes() {
 
 container() { # ID
   local conf=$ROOT/etc/pve/lxc/$1.conf running=false found='' problem=''
-  if [[ $(within "$ASK_SECONDS" pct status "$1" 2>/dev/null) == *running* ]]; then
+  if [[ $(exec_within "$ASK_SECONDS" pct status "$1" 2>/dev/null) == *running* ]]; then
     running=true
     answer_of "$PATIENCE" 1048576 pct exec "$1" -- sh -c "$INSIDE" 2>&1 || problem="exit status $?: $(tail -n 3 <<<"$ANSWER")"
     found=$ANSWER

@@ -17,7 +17,7 @@ waiting() {
   take_lock
   [[ -z $(update_phase) ]] || before=$(kept_version 2>/dev/null || :)
   for ctid in ${CONTAINERS:-}; do
-    [[ $(within "$ASK_SECONDS" pct status "$ctid" 2>/dev/null </dev/null) != *running* ]] || running+=("$ctid")
+    [[ $(exec_within "$ASK_SECONDS" pct status "$ctid" 2>/dev/null </dev/null) != *running* ]] || running+=("$ctid")
   done
   printf '{"update":"%s","old":"%s","new":"%s","givenUp":"%s","running":%s}\n' "$(update_phase)" "$before" "$(library_version)" \
     "$(cat "$STATE/given-up" 2>/dev/null || :)" "$(json_list "${running[@]}")"

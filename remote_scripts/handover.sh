@@ -80,7 +80,7 @@ tell_owed() {
   read -ra stay < <(sed -n 's/^staying=//p' "$1") || :
   why="VM $(sed -n 's/^vm=//p' "$1")"
   for ctid in "${ids[@]}"; do
-    [[ ! -e $ROOT/etc/pve/lxc/$ctid.conf || $(within "$ASK_SECONDS" pct status "$ctid" 2>/dev/null) == 'status: running' ]] ||
+    [[ ! -e $ROOT/etc/pve/lxc/$ctid.conf || $(exec_within "$ASK_SECONDS" pct status "$ctid" 2>/dev/null) == 'status: running' ]] ||
       log "container $ctid was shut down for $why and has not started again ($(sed -n 's/^why=//p' "$1")): once that is mended, \`pct start $ctid\`"
   done
   for ctid in "${stay[@]%%:*}"; do

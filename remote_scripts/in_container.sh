@@ -25,7 +25,7 @@ back() { inside back; }
 
 revert() {
   local node
-  node=$(within "$ASK_SECONDS" find "$ROOT/etc/pve/nodes/" -mindepth 3 -maxdepth 3 -path "*/lxc/$CTID.conf" -printf '%P\n' 2>/dev/null | sed 's,/.*,,' | head -n 1) || node=''
+  node=$(exec_within "$ASK_SECONDS" find "$ROOT/etc/pve/nodes/" -mindepth 3 -maxdepth 3 -path "*/lxc/$CTID.conf" -printf '%P\n' 2>/dev/null | sed 's,/.*,,' | head -n 1) || node=''
   [[ -z $node || -e $ROOT/etc/pve/lxc/$CTID.conf ]] || die "what was installed in container $CTID taken out" "it is on the node $node now" \
     "it is reached through the node that it is on; nothing was changed in it" \
     "run \`pulumi up\`, which finds it there, then the same again; or migrate it back while it is off: \`pct migrate $CTID $(hostname)\` on $node"
@@ -39,7 +39,7 @@ revert() {
 
 inside() {
   local status=0 state
-  state=$(within "$ASK_SECONDS" pct status "$CTID" 2>&1) || die "container $CTID" "$state" "packages go into it" \
+  state=$(exec_within "$ASK_SECONDS" pct status "$CTID" 2>&1) || die "container $CTID" "$state" "packages go into it" \
     "create the container, or take it out of the settings"
   [[ $state == *running* ]] || die "container $CTID running" "pct status: $state" "what is in it is changed from inside" \
     "start it: \`pct start $CTID\`, then run \`pulumi up\` again"

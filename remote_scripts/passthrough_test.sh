@@ -98,7 +98,7 @@ create_vm() {
     hostpci+=("--hostpci${#slots[@]}" "host=$(place_in "$slot"),pcie=1,rombar=0")
     slots+=("$slot")
   done
-  [[ -n $VMID ]] || VMID=$(within "$ASK_SECONDS" pvesh get /cluster/nextid --output-format json | tr -d '"')
+  [[ -n $VMID ]] || VMID=$(exec_within "$ASK_SECONDS" pvesh get /cluster/nextid --output-format json | tr -d '"')
   VM=$VMID # before there is one: a signal may come while qm still makes it
   # No OVMF: QEMU hands the kernel of -kernel over itself, which SeaBIOS is enough for. cpu host: it has the host's address width,
   # that large BARs need. Only root@pam may set args, and raw hostpci: qm is root@pam.

@@ -32,7 +32,7 @@ read_host() {
   card_states
   framebuffers
   json_entry lspci "$([[ $LSPCI != yes ]] || within "$ASK_SECONDS" lspci -Dnnk 2>/dev/null)"
-  json_entry disks "$(within "$ASK_SECONDS" lsblk -nro NAME,PKNAME,FSTYPE,MOUNTPOINT 2>/dev/null)"
+  json_entry disks "$(exec_within "$ASK_SECONDS" lsblk -nro NAME,PKNAME,FSTYPE,MOUNTPOINT 2>/dev/null)"
   vital
   json_entry named "$(named_cards)"
   holders
@@ -58,7 +58,7 @@ read_host() {
 
 pve_version() { # pve-manager/9.1.1/... -> 9.1.1; nothing where this isn't Proxmox VE
   local text found=''
-  ! command -v pveversion >/dev/null || text=$(within "$ASK_SECONDS" pveversion) || :
+  ! command -v pveversion >/dev/null || text=$(exec_within "$ASK_SECONDS" pveversion) || :
   [[ ! $'\n'${text:-} =~ $'\n'"pve-manager/"([^/$'\n']+)/ ]] || found=${BASH_REMATCH[1]}
   json_entry pve "$found"
 }
@@ -124,7 +124,7 @@ systems() {
     separator=,
     if [[ $name == host ]]; then
       text=$(bash -s -- read_system <<<"$READ_SYSTEM")
-    elif [[ $(within "$ASK_SECONDS" pct status "$name" 2>/dev/null) == "status: running" ]]; then
+    elif [[ $(exec_within "$ASK_SECONDS" pct status "$name" 2>/dev/null) == "status: running" ]]; then
       answer_of 50 1048576 pct exec "$name" -- bash -s -- read_system <<<"$READ_SYSTEM" && status=0 || status=$?
       text=$ANSWER && ((status == 0))
     else

@@ -124,10 +124,10 @@ boot menu; once it can write again, the next boot goes on."
 }
 
 # In the process group of the step, so that it ends with that.
-within() (
+exec_within() {
   trap - PIPE
   exec timeout --foreground -k 2 "$1" "${AS_BY_DEFAULT[@]}" "${@:2}"
-)
+}
 
 # Nobody looks on, and what is said belongs into the journal: what is in /run is gone with this boot.
 watched() {

@@ -30,7 +30,7 @@ story() {
   # It is cut at its beginning now and then: what is new can't be told apart then, and the next lines can.
   ((size <= FROM)) || text=$(tail -c "+$((FROM + 1))" "$file" 2>/dev/null | head -c "$((size - FROM))") || text=''
   # Before what is noted: a VM that has ended since has the card still, and the next look sees where it goes.
-  if ((VMID > 0)) && said=$(within "$ASK_SECONDS" qm status "$VMID" 2>/dev/null); then
+  if ((VMID > 0)) && said=$(exec_within "$ASK_SECONDS" qm status "$VMID" 2>/dev/null); then
     case $said in 'status: running') runs=yes ;; 'status: stopped') runs=no ;; esac
   fi
   printf '{"size":%s,"runs":"%s","state":%s,"story":%s}\n' "$size" "$runs" "$(json_string "$(cat "$ROOT$HANDOVER/$CARD.state" 2>/dev/null || :)")" "$(json_string "$text")"

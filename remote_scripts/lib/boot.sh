@@ -17,7 +17,7 @@ managed_esps() { grep -c '[^[:space:]]' "$ROOT/etc/kernel/proxmox-boot-uuids"; }
 find_boot_loader() {
   local info=$ROOT/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f name='' kinds=''
   LOADER='' LOADER_CLUES='' BOOT_STATUS=''
-  ! has_managed_esps || BOOT_STATUS=$(within "$ASK_SECONDS" proxmox-boot-tool status 2>&1) || :
+  ! has_managed_esps || BOOT_STATUS=$(exec_within "$ASK_SECONDS" proxmox-boot-tool status 2>&1) || :
   if [[ ! -d $ROOT/sys/firmware/efi ]]; then
     LOADER=grub # legacy BIOS: Proxmox VE has GRUB only
     return
@@ -151,6 +151,6 @@ measure_boot() {
     for size in $sizes; do ((size <= LARGEST_INITRAMFS)) || LARGEST_INITRAMFS=$size; done
   fi
   # The second line is `DEVICE BLOCKS USED FREE …`.
-  { read -r _ && read -r _ _ _ BOOT_FREE _; } < <(within "$ASK_SECONDS" df -P -B1 "$ROOT/boot" 2>/dev/null) || :
+  { read -r _ && read -r _ _ _ BOOT_FREE _; } < <(exec_within "$ASK_SECONDS" df -P -B1 "$ROOT/boot" 2>/dev/null) || :
   BOOT_FREE=${BOOT_FREE:-0}
 }

@@ -19,7 +19,7 @@ enable_boot_service() {
 }
 
 # is_outdated UNIT - does systemd know it as it was before, such as where an earlier run was cut short behind the file?
-is_outdated() { [[ $(within "$ASK_SECONDS" systemctl show -p NeedDaemonReload --value "$1" 2>/dev/null) == yes ]]; }
+is_outdated() { [[ $(exec_within "$ASK_SECONDS" systemctl show -p NeedDaemonReload --value "$1" 2>/dev/null) == yes ]]; }
 
 # plan_boot_service LAYER PROGRAM TEXT SERVICE UNIT LINK - what write_boot_service and enable_boot_service, or drop_boot_service, would change.
 plan_boot_service() {

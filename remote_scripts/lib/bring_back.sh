@@ -54,7 +54,7 @@ revive() {
     forget_guest "$1" ''
     return
   fi
-  [[ $3 == "$(<"$ROOT/proc/sys/kernel/random/boot_id")" || $(within "$ASK_SECONDS" qm status "$1" 2>/dev/null) != *stopped* ]] || off=yes
+  [[ $3 == "$(<"$ROOT/proc/sys/kernel/random/boot_id")" || $(exec_within "$ASK_SECONDS" qm status "$1" 2>/dev/null) != *stopped* ]] || off=yes
   if [[ $off == no ]]; then
     if let_go_on "$here" "$@"; then
       forget_guest "$1" ''
@@ -64,7 +64,7 @@ revive() {
   elif no_migration "$here" "$1"; then
     log "note: VM $1 went off with this node while it was to move to another one: it is started again"
     # Its lock goes last, so that it is found again.
-    if { run_logged qm start "$1" --skiplock 1 || [[ $(within "$ASK_SECONDS" qm status "$1" 2>/dev/null) == *running* ]]; } && within "$PVESH_SECONDS" qm unlock "$1" >/dev/null 2>&1; then
+    if { run_logged qm start "$1" --skiplock 1 || [[ $(exec_within "$ASK_SECONDS" qm status "$1" 2>/dev/null) == *running* ]]; } && within "$PVESH_SECONDS" qm unlock "$1" >/dev/null 2>&1; then
       forget_guest "$1" ''
     else
       put_off failed "it went off while it moved, and doesn't start: there, qm unlock $1 && qm start $1" "$@"

@@ -24,9 +24,9 @@ ceph_says() {
     [[ ! -d $path ]] || { path=${path%/} && monitors+=("${path##*/ceph-}"); }
   done
   mapfile -t osds < <(own_disks)
-  if ((${#monitors[@]} > 0)) && ! said=$(within "$ASK_SECONDS" ceph mon ok-to-stop "${monitors[@]}" 2>&1); then
+  if ((${#monitors[@]} > 0)) && ! said=$(exec_within "$ASK_SECONDS" ceph mon ok-to-stop "${monitors[@]}" 2>&1); then
     WHY_NOT="Ceph can't do without this node's monitor now (\`ceph mon ok-to-stop ${monitors[*]}\`): $(in_a_line "$said")"
-  elif ((${#osds[@]} > 0)) && ! said=$(within "$ASK_SECONDS" ceph osd ok-to-stop "${osds[@]}" 2>&1); then
+  elif ((${#osds[@]} > 0)) && ! said=$(exec_within "$ASK_SECONDS" ceph osd ok-to-stop "${osds[@]}" 2>&1); then
     WHY_NOT="Ceph can't do without this node's disks now (\`ceph osd ok-to-stop ${osds[*]}\`): $(in_a_line "$said")"
   fi
 }
@@ -35,7 +35,7 @@ ceph_says() {
 # and `flags noout,sortbitwise,…` is for all disks. Status 1: no answer.
 without_noout() {
   local text
-  text=$(within "$ASK_SECONDS" ceph osd dump 2>/dev/null) && grep -q '^flags ' <<<"$text" || return 1
+  text=$(exec_within "$ASK_SECONDS" ceph osd dump 2>/dev/null) && grep -q '^flags ' <<<"$text" || return 1
   ! grep -qE '^flags (.*,)?noout(,.*)?$' <<<"$text" || return 0
   own_disks | while read -r id; do
     ! grep -E "^osd\.$id " <<<"$text" | grep -qvE '[ ,]noout[ ,]' || printf '%s ' "$id"
@@ -66,7 +66,7 @@ keep_disks() {
   find_away_note noout
   read -r -a disks <<<"$AWAY_NOTED" || :
   ((${#disks[@]} > 0)) || return 0
-  said=$(within "$ASK_SECONDS" ceph osd add-noout "${disks[@]}" 2>&1) ||
+  said=$(exec_within "$ASK_SECONDS" ceph osd add-noout "${disks[@]}" 2>&1) ||
     WHY_NOT="Ceph would replace this node's disks (\`ceph osd add-noout ${disks[*]}\`): $(in_a_line "$said")"
 }
 

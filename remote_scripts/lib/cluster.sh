@@ -28,7 +28,7 @@ cluster_says() {
 # `NODEID VOTES FLAGS NAME`; ` (local)` follows.
 votes_say() {
   local text line nodes='' quorate='' total='' quorum='' expected='' own='' served
-  text=$(within "$ASK_SECONDS" pvecm status 2>&1) || :
+  text=$(exec_within "$ASK_SECONDS" pvecm status 2>&1) || :
   while IFS= read -r line; do
     case $line in
       Nodes:*) read -r _ nodes _ <<<"$line" ;;

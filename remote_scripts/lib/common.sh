@@ -2,7 +2,7 @@
 # Shared by every script that runs on a host: how it ends, what it says, how long it waits.
 # Needs: text, proxy
 #
-# Gives: log TEXT...; die WANTED FOUND WHY NEXT; within SECONDS COMMAND...; answer_of SECONDS BYTES COMMAND... -> ANSWER;
+# Gives: log TEXT...; die WANTED FOUND WHY NEXT; within SECONDS COMMAND..., exec_within; answer_of SECONDS BYTES COMMAND... -> ANSWER;
 #   read_kernel_log, kernel_says; full_places.
 # Takes, of files/undo.sh, which every script has: undo, NOT_PUT_BACK.
 #
@@ -55,10 +55,13 @@ exec 2> >(as_it_comes)
 ASK_SECONDS=20
 
 # within SECONDS COMMAND... - with an end: status 124 after that time. What these scripts ignore, their children would, too.
-within() (
+# exec_within - the same where nothing else is to follow in a subshell, as in $(exec_within ...): it becomes the command, and no second subshell is made.
+within() (exec_within "$@")
+
+exec_within() {
   trap - PIPE HUP TERM
   exec timeout -k 2 "$1" "${AS_BY_DEFAULT[@]}" "${@:2}"
-)
+}
 
 # answer_of SECONDS BYTES COMMAND... - sets ANSWER: what it has said on standard output when it ends, at most so many bytes of it, without zero
 # bytes and empty lines at the end. Its status is returned. For what runs in a guest: a process there that goes on and has our pipe (or fills
@@ -85,8 +88,8 @@ KERNEL_TEXT=''
 kernel_says() {
   local text
   [[ -z $KERNEL_TEXT ]] || { printf '%s' "$KERNEL_TEXT" && return 0; }
-  text=$(within "$ASK_SECONDS" journalctl -k -b -q --no-pager -o short-monotonic 2>/dev/null) || text=''
-  [[ -n $text ]] || text=$(within "$ASK_SECONDS" dmesg 2>/dev/null) || text=''
+  text=$(exec_within "$ASK_SECONDS" journalctl -k -b -q --no-pager -o short-monotonic 2>/dev/null) || text=''
+  [[ -n $text ]] || text=$(exec_within "$ASK_SECONDS" dmesg 2>/dev/null) || text=''
   printf '%s\n' "$text"
 }
 
@@ -133,7 +136,7 @@ put_back_all() {
 full_places() {
   local place
   for place in /etc /var/lib /boot /run; do
-    [[ ! -d $ROOT$place || $(within "$ASK_SECONDS" df -P -B1 "$ROOT$place" 2>/dev/null | awk 'NR == 2 { print ($4 < 65536) }') != 1 ]] ||
+    [[ ! -d $ROOT$place || $(exec_within "$ASK_SECONDS" df -P -B1 "$ROOT$place" 2>/dev/null | awk 'NR == 2 { print ($4 < 65536) }') != 1 ]] ||
       printf '; the file system of %s is full' "$place"
   done
 }

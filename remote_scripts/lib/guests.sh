@@ -11,7 +11,7 @@ running_guests() {
   local text program=qm word last
   [[ $1 == vm ]] || program=pct
   command -v "$program" >/dev/null || return 0
-  text=$(within "$ASK_SECONDS" "$program" list 2>/dev/null) || return 1
+  text=$(exec_within "$ASK_SECONDS" "$program" list 2>/dev/null) || return 1
   while read -ra word; do
     ((${#word[@]} > 0)) || continue
     last=${word[${#word[@]} - 1]}

@@ -23,7 +23,7 @@ has_services() {
 # ha_says - what `ha-manager status` says. Status 1: it is no answer, but perhaps why there is none.
 ha_says() {
   local text status=0
-  text=$(within "$ASK_SECONDS" ha-manager status 2>&1) || status=1
+  text=$(exec_within "$ASK_SECONDS" ha-manager status 2>&1) || status=1
   printf '%s\n' "$text"
   ((status == 0)) && [[ $text == *quorum* ]]
 }

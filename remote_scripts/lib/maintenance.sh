@@ -123,7 +123,7 @@ switch_maintenance_on() {
     WHY_NOT="HA's maintenance mode can't be noted on this host"
     return 1
   fi
-  if ! said=$(within "$ASK_SECONDS" ha-manager crm-command node-maintenance enable "$1" 2>&1); then
+  if ! said=$(exec_within "$ASK_SECONDS" ha-manager crm-command node-maintenance enable "$1" 2>&1); then
     WHY_NOT="HA's maintenance mode can't be switched on: $(in_a_line "$said")"
     return 1
   fi

@@ -89,7 +89,7 @@ nodes_in_maintenance() {
 place_of() {
   local found try
   for try in 1 2; do
-    found=$(within "$ASK_SECONDS" find "$ROOT/etc/pve/nodes/" -mindepth 3 -maxdepth 3 -path "*/qemu-server/$1.conf" 2>/dev/null) || return 1
+    found=$(exec_within "$ASK_SECONDS" find "$ROOT/etc/pve/nodes/" -mindepth 3 -maxdepth 3 -path "*/qemu-server/$1.conf" 2>/dev/null) || return 1
     [[ -z $found ]] || break
   done
   found=${found%/qemu-server/*}

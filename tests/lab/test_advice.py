@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from homelab import settings
+from homelab import settings, tables
 from homelab.cli.doctor import main as run_doctor
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError
@@ -30,7 +30,7 @@ from tests.lab.test_proxmox_api import client, host_of, without_quorum
 from tests.lab.test_real_hosts import read
 from tests.unit.hosts import settings as host_settings
 
-KNOWN: dict[str, Any] = yaml.safe_load(advice.REGISTER.read_text(encoding="utf-8"))
+KNOWN: dict[str, Any] = tables.read(advice.REGISTER)
 CURES = [
     (command, row)
     for commands in KNOWN["cures"].values()

@@ -63,6 +63,11 @@ def test_no_condition_is_whether_a_file_can_be_read_by_bash_alone() -> None:
     assert [line for line in found if not line.startswith("lib/kept_scripts.sh:")] == []
 
 
+def test_what_ends_a_subshell_is_all_that_it_does() -> None:
+    """Elsewhere it would end the script itself, and what follows would never run."""
+    assert lines_with(re.compile(r"(?<!\()\bexec_within |\(exec_within [^)]*(\|\||&&|;)")) == []
+
+
 def test_every_path_that_a_script_opens_goes_through_root() -> None:
     """Paths that are opened, tested or written: after a redirection, a test, or as a command's argument. Those handed to put_file and its like are prefixed there."""
     opened = r"""(?:[<>]\s*"?|-[edfrsx]\s+"?|\b(?:cat|rm|mv|cp|find|readlink|stat|ls)\s+(?:-\S+\s+)*"?)/(?!dev/null)"""

@@ -6,11 +6,11 @@ import functools
 from typing import Any
 
 import pytest
-import yaml
 
+from homelab import tables
 from tests import advice
 
-KNOWN: dict[str, Any] = yaml.safe_load(advice.REGISTER.read_text(encoding="utf-8"))
+KNOWN: dict[str, Any] = tables.read(advice.REGISTER)
 #: The program itself, which the owner runs on a PC of theirs.
 OWN = (
     "pulumi ",

@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
+from homelab import tables
 from homelab.settings import Settings, parse
 from homelab.settings import schema as config_schema
 from homelab.settings.secrets import readable
@@ -74,7 +75,7 @@ def test_whatever_the_program_takes_the_schema_takes() -> None:
         assert mistakes({"config": {f"homelab:{key}": one for key, one in config.items()}}) == []
 
 
-BASE = yaml.safe_load((PROJECT / "Pulumi.homelab.yaml").read_text(encoding="utf-8"))
+BASE = tables.read(PROJECT / "Pulumi.homelab.yaml")
 # What is set where, below `config`.
 TAKEN: list[tuple[str, Any]] = [
     ("homelab:hosts.pve.api.tokenSecret", {"secure": "v1:x"}),

@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
+from homelab import tables
 from homelab.host.container_conf import parse
 from tests.conftest import shared
 
-CONFIGURATIONS = yaml.safe_load(
-    Path(__file__).parents[1].joinpath("container_configurations.yaml").read_text(encoding="utf-8")
-)
+CONFIGURATIONS = tables.read(Path(__file__).parents[1] / "container_configurations.yaml")
 BIND = "lxc.mount.entry: /dev/nvidia-uvm dev/nvidia-uvm none bind,optional,create=file"
 
 

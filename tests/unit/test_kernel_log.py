@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
+from homelab import tables
 from homelab.doctor import host_report
 from homelab.doctor.host import diagnose as diagnose_host
 from homelab.errors import HomelabError
@@ -26,7 +26,7 @@ from tests.conftest import shared
 from tests.unit.hosts import desktop, device, settings
 from tests.unit.test_doctor import reading
 
-TEXTS: dict[str, list[str]] = yaml.safe_load((Path(__file__).parent / "kernel_texts.yaml").read_text(encoding="utf-8"))
+TEXTS: dict[str, list[str]] = tables.read(Path(__file__).parent / "kernel_texts.yaml")
 ROWS = {row.name: row for row in signs()}
 CARD = ["0000:01:00.0", "0000:01:00.1"]
 HEALTHY = [

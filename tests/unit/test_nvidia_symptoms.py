@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
+from homelab import tables
 from homelab.nvidia.symptoms import Context, Symptom, recognise, symptoms
 
-TEXTS: dict[str, list[str]] = yaml.safe_load((Path(__file__).parent / "nvidia_texts.yaml").read_text(encoding="utf-8"))
+TEXTS: dict[str, list[str]] = tables.read(Path(__file__).parent / "nvidia_texts.yaml")
 ROWS = {row.name: row for row in symptoms()}
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
+from homelab import tables
 from homelab.errors import HomelabError
 from homelab.nvidia.plan import Request, SystemFacts, plan_stack
 from homelab.nvidia.verification import Expected, judge
 from homelab.settings.nvidia import Nvidia
 
-TEXTS: dict[str, list[str]] = yaml.safe_load((Path(__file__).parent / "nvidia_texts.yaml").read_text(encoding="utf-8"))
+TEXTS: dict[str, list[str]] = tables.read(Path(__file__).parent / "nvidia_texts.yaml")
 HEAD = "index, name, uuid, driver_version, memory.total [MiB], pci.bus_id, pci.device_id, compute_cap\n"
 ROW = "{}, NVIDIA GeForce RTX 5090, GPU-0b11d014-{}, 580.105.08, 32607 MiB, 00000000:0{}:00.0, 0x2B8510DE, 12.0\n"
 NVCC = "nvcc: NVIDIA (R) Cuda compiler driver\nCuda compilation tools, release 12.8, V12.8.93\n"

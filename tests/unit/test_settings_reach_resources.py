@@ -13,11 +13,11 @@ from typing import Any, TypeVar, TypeVarTuple, Unpack, get_args
 
 import pulumi
 import pytest
-import yaml
 from pulumi.runtime import resource_cycle_breaker
 from pulumi.runtime.proto import source_pb2
 from pydantic import BaseModel
 
+from homelab import tables
 from homelab.resources import command, kept_scripts
 from homelab.resources.base import DECLARED
 from homelab.resources.host_probe import HostProbe
@@ -28,7 +28,7 @@ from tests.unit.hosts import KEY
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-DATA = yaml.safe_load((Path(__file__).parent / "settings_changes.yaml").read_text(encoding="utf-8"))
+DATA = tables.read(Path(__file__).parent / "settings_changes.yaml")
 CARD = {"slot": "0000:01:00", "path": "0000:01:00", "use": "vm", "iommuGroup": 1}
 CARD["functions"] = [
     {"address": "0000:01:00.0", "id": "10de:2b85", "class": "0300", "subsystem": "1:1", "iommuGroup": 1}

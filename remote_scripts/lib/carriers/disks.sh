@@ -88,14 +88,14 @@ pool_carriers() { # NAME OF A ZFS POOL
     [[ $device == /dev/* ]] || continue
     found=yes
     device_carriers "$device"
-  done < <(within "$ASK_SECONDS" zpool status -LP "$1" 2>/dev/null)
+  done < <(exec_within "$ASK_SECONDS" zpool status -LP "$1" 2>/dev/null)
   [[ $found == no ]] || return 0
   # Without an answer: every disk that is a member of any pool.
   while read -r device type _; do
     [[ $type == zfs_member ]] || continue
     found=yes
     block_carriers "$device" "/dev/$device"
-  done < <(within "$ASK_SECONDS" lsblk -nro NAME,FSTYPE 2>/dev/null)
+  done < <(exec_within "$ASK_SECONDS" lsblk -nro NAME,FSTYPE 2>/dev/null)
   [[ $found == yes ]] || TROUBLE="nothing says which disks the ZFS pool $1 is on"
 }
 

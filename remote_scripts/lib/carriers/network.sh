@@ -36,7 +36,7 @@ every_network() {
   network_carriers
   while read -r name; do
     [[ $name == lo ]] || interface_carriers "$name"
-  done < <(within "$ASK_SECONDS" ip -o addr show 2>/dev/null | awk '{ sub(/@.*/, "", $2); print $2 }' | sort -u)
+  done < <(exec_within "$ASK_SECONDS" ip -o addr show 2>/dev/null | awk '{ sub(/@.*/, "", $2); print $2 }' | sort -u)
 }
 
 ways_to() { # ADDRESS... - the interface of each, one a line
@@ -44,7 +44,7 @@ ways_to() { # ADDRESS... - the interface of each, one a line
   for address in "$@"; do
     while IFS= read -r line; do
       [[ ! $line =~ .*\ dev\ ([^\ ]+) ]] || printf '%s\n' "${BASH_REMATCH[1]}"
-    done < <(within "$ASK_SECONDS" ip -o route get "$address" 2>/dev/null)
+    done < <(exec_within "$ASK_SECONDS" ip -o route get "$address" 2>/dev/null)
   done
 }
 
@@ -60,7 +60,7 @@ reached_over() {
     ways_to "${client%%%*}"
     while read -r _ name _ found _; do
       [[ ${found%%/*} != "${server%%%*}" ]] || printf '%s\n' "$name"
-    done < <(within "$ASK_SECONDS" ip -o addr show 2>/dev/null)
+    done < <(exec_within "$ASK_SECONDS" ip -o addr show 2>/dev/null)
   fi
   if [[ -r $ROOT/proc/net/route ]]; then
     while read -r name destination rest; do

@@ -151,7 +151,7 @@ wait_for_guests() {
   local waited=0
   # Whoever has the lock may be a start of theirs.
   [[ ${HELD:-no} == no ]] || return 0
-  while [[ $(within "$ASK_SECONDS" systemctl is-active pve-guests.service 2>/dev/null) == activating ]] && ((waited < 300)); do
+  while [[ $(exec_within "$ASK_SECONDS" systemctl is-active pve-guests.service 2>/dev/null) == activating ]] && ((waited < 300)); do
     if ((waited == 0)); then
       told_from_now
       log "waiting for the guests that start with the host"

@@ -149,7 +149,7 @@ is_under_ha() {
 
 is_up() {
   local text status=0
-  text=$(within "$ASK_SECONDS" pct status "$CTID" 2>/dev/null) || status=$?
+  text=$(exec_within "$ASK_SECONDS" pct status "$CTID" 2>/dev/null) || status=$?
   ((status != 124 && status != 137)) || die "whether container $CTID runs" "pct status $CTID has not answered within $ASK_SECONDS s" \
     "a container that hangs is neither on nor off" "see \`pct status $CTID\` and \`ps\` on the host; then run \`pulumi up\` again"
   [[ $text == 'status: running' ]]

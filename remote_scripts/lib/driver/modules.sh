@@ -20,7 +20,7 @@ build_for() {
   run_streamed "$INSTALL_SECONDS" "$LOGS/dkms" dkms install -m "$(dkms_name)" -v "$VERSION" -k "$1" ||
     explain "$LOGS/dkms" "the modules of $VERSION, built for $1" "that kernel would come up without the driver"
   has_module "$1" || {
-    status=$(within "$ASK_SECONDS" dkms status 2>/dev/null | grep -i nvidia)
+    status=$(exec_within "$ASK_SECONDS" dkms status 2>/dev/null | grep -i nvidia)
     die "the modules of $VERSION ($FLAVOUR), installed for $1" \
       "modinfo: $MODULE_VERSION $MODULE_FLAVOUR; dkms status: ${status:-nothing}" \
       "that kernel would come up without the driver" "build it by hand, \`dkms install nvidia/$VERSION -k $1\`, and read what it says"
@@ -31,7 +31,7 @@ build_for() {
 # dkms_name - what the packages call it: nvidia, nvidia-open, nvidia-current.
 dkms_name() {
   local name
-  name=$(within "$ASK_SECONDS" dkms status 2>/dev/null | sed -nE "s#^(nvidia[a-z-]*)(/|, )${VERSION//./\\.}[:,].*#\\1#p" | head -n 1)
+  name=$(exec_within "$ASK_SECONDS" dkms status 2>/dev/null | sed -nE "s#^(nvidia[a-z-]*)(/|, )${VERSION//./\\.}[:,].*#\\1#p" | head -n 1)
   printf '%s' "${name:-nvidia}"
 }
 
@@ -63,7 +63,7 @@ load() {
 
 load_module() {
   local file=$LOGS/load lines
-  lines=$(within "$ASK_SECONDS" dmesg 2>/dev/null | wc -l)
+  lines=$(exec_within "$ASK_SECONDS" dmesg 2>/dev/null | wc -l)
   run_streamed 120 "$file" modprobe nvidia && return 0
   # What the driver said of the card is in the kernel's log.
   within "$ASK_SECONDS" dmesg 2>/dev/null | tail -n "+$((lines + 1))" | grep -E 'NVRM|nvidia|signature' >>"$file" || :

@@ -33,7 +33,7 @@ need_engine() {
   fi
   [[ $RUNTIME == podman ]] || return 0
   # The first that reads specifications as the toolkit writes them (NVIDIA/cloud-native-docs, cdi-support.md).
-  version=$(within "$ASK_SECONDS" podman --version 2>&1 | grep -oE '[0-9]+(\.[0-9]+)+' | head -n 1) || :
+  version=$(exec_within "$ASK_SECONDS" podman --version 2>&1 | grep -oE '[0-9]+(\.[0-9]+)+' | head -n 1) || :
   at_least 4.1.0 "${version:-0}" || die "$NAME: podman 4.1 or later" "${version:-no version}" \
     "podman gets cards by CDI, which it knows from there on" "update podman (Ubuntu from 24.04 on and Debian from 12 on have it), or use docker"
 }
@@ -66,7 +66,7 @@ check_engine() {
       "a config.toml.tmpl of your own beside it must have \`{{ template \"base\" . }}\`, by which k3s fills in what it finds; see \`journalctl -xeu k3s\` (k3s-agent), then run \`pulumi up\` again"
   fi
   [[ $RUNTIME == docker ]] || return 0
-  known=$(within "$ASK_SECONDS" docker info --format '{{json .Runtimes}}' 2>&1 </dev/null) || :
+  known=$(exec_within "$ASK_SECONDS" docker info --format '{{json .Runtimes}}' 2>&1 </dev/null) || :
   [[ $known == *'"nvidia"'* ]] || die "$NAME: docker with the runtime nvidia" "\`docker info\` knows: $(tail -n 2 <<<"$known")" \
     "no container gets a card" "is dockerd started with another --config-file, or docker a remote one (DOCKER_HOST)? then \`pulumi up\` again"
 }

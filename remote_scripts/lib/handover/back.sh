@@ -103,7 +103,7 @@ is_over() {
   # Before the question: a start that has come to its end meanwhile is seen by that.
   lock=$ROOT/run/lock/qemu-server/lock-${S[vm]}.conf
   [[ ! -e $lock ]] || flock -n "$lock" true || return 1
-  text=$(within "$ASK_SECONDS" qm status "${S[vm]}" 2>/dev/null) || { [[ -d $ROOT/etc/pve/qemu-server && ! -e $ROOT/etc/pve/qemu-server/${S[vm]}.conf ]] && return 0 || return 1; }
+  text=$(exec_within "$ASK_SECONDS" qm status "${S[vm]}" 2>/dev/null) || { [[ -d $ROOT/etc/pve/qemu-server && ! -e $ROOT/etc/pve/qemu-server/${S[vm]}.conf ]] && return 0 || return 1; }
   [[ $text == 'status: stopped' ]] || return 1
   # Of a VM that ran: the backup starts it again.
   find_option "${S[vm]}" lock

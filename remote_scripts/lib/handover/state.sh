@@ -107,4 +107,4 @@ find_boot() {
 }
 
 # host_stops - guests go down with the host: nothing is given back, and nothing is started.
-host_stops() { [[ $(within "$ASK_SECONDS" systemctl is-system-running 2>/dev/null) == stopping ]]; }
+host_stops() { [[ $(exec_within "$ASK_SECONDS" systemctl is-system-running 2>/dev/null) == stopping ]]; }

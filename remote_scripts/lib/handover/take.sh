@@ -71,7 +71,7 @@ keep_card() {
 }
 
 # is_elsewhere - does the VM run already, with it?
-is_elsewhere() { [[ $(within "$ASK_SECONDS" qm status "$vmid" 2>/dev/null) == 'status: running' ]]; }
+is_elsewhere() { [[ $(exec_within "$ASK_SECONDS" qm status "$vmid" 2>/dev/null) == 'status: running' ]]; }
 
 drain_card() { # VMID
   local persistence units='' taken numbers freed

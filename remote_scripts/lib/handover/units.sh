@@ -46,7 +46,7 @@ await_step() {
   local step pid
   for step in "${STEPS[@]}"; do
     is_active "homelab-handover-$CARD-$step.service" || continue
-    pid=$(within "$ASK_SECONDS" systemctl show -P MainPID "homelab-handover-$CARD-$step.service" 2>/dev/null) || pid=''
+    pid=$(exec_within "$ASK_SECONDS" systemctl show -P MainPID "homelab-handover-$CARD-$step.service" 2>/dev/null) || pid=''
     [[ ! $pid =~ ^[1-9][0-9]*$ ]] || bounded "$STEP_SECONDS" tail --pid="$pid" -f /dev/null || :
   done
 }

@@ -7,7 +7,7 @@
 # container_runs CTID - 0: yes, 1: no, 2: nobody knows.
 container_runs() {
   local text
-  text=$(within "$ASK_SECONDS" pct status "$1" 2>/dev/null) || return 2
+  text=$(exec_within "$ASK_SECONDS" pct status "$1" 2>/dev/null) || return 2
   [[ $text == 'status: running' ]] && return 0
   [[ $text == 'status: stopped' ]] && return 1
   return 2

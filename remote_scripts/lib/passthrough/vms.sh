@@ -6,7 +6,7 @@
 #   FOLDER, PCI of passthrough_test.sh.
 
 vm_name() { sed -n '/^\[/q; s/^name: //p' "$ROOT/etc/pve/qemu-server/$1.conf" 2>/dev/null || :; } # ID; nothing where there is none
-is_running() { [[ $(within "$ASK_SECONDS" qm status "$1") == "status: running" ]]; }
+is_running() { [[ $(exec_within "$ASK_SECONDS" qm status "$1") == "status: running" ]]; }
 
 # remove_vm ID - a lock that an interrupted command has left is passed over.
 remove_vm() { DOING="test VM" run_logged qm stop "$1" --skiplock 1 && DOING="test VM" run_logged qm destroy "$1" --skiplock 1 --purge 1; }

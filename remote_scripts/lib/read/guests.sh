@@ -62,7 +62,7 @@ guests() {
 has_quorum() {
   local text
   [[ $GUESTS == yes && -e $ROOT/etc/pve/corosync.conf ]] || return 0
-  text=$(within "$ASK_SECONDS" pvecm status 2>/dev/null) || : # it ends with 2 where there is none
+  text=$(exec_within "$ASK_SECONDS" pvecm status 2>/dev/null) || : # it ends with 2 where there is none
   [[ ! $'\n'$text =~ $'\n'"Quorate:"\ +No ]]
 }
 

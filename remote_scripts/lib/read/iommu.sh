@@ -13,7 +13,7 @@ iommu() {
   for table in DMAR IVRS; do
     [[ ! -e $ROOT/sys/firmware/acpi/tables/$table ]] || tables+=("$table")
   done
-  kernel_log=$(within "$ASK_SECONDS" dmesg 2>/dev/null | grep -E 'AMD-Vi|DMAR|iommu: Default domain|1:1 IOMMU mapping' |
+  kernel_log=$(exec_within "$ASK_SECONDS" dmesg 2>/dev/null | grep -E 'AMD-Vi|DMAR|iommu: Default domain|1:1 IOMMU mapping' |
     head_and_tail 40) || :
   [[ -e ${groups[0]} ]] || groups=()
   printf ',"iommu":{"tables":'

@@ -36,7 +36,7 @@ signs() {
 find_lost() {
   local path one lines=()
   # shellcheck disable=SC2016 # that bash's own
-  (($# < 2)) || mapfile -t lines < <(within 5 bash -c 'exec od -An -v -tx1 -w16 < <(exec head -q -c 16 "$@")' bash "${@/%//config}" 2>/dev/null)
+  (($# < 2)) || mapfile -t lines < <(exec_within 5 bash -c 'exec od -An -v -tx1 -w16 < <(exec head -q -c 16 "$@")' bash "${@/%//config}" 2>/dev/null)
   if ((${#lines[@]} > 0 && ${#lines[@]} == $#)) && ((${#lines[-1]} == 48)); then
     for path in "$@"; do
       note_if_lost "$path" "${lines[0]}"
@@ -45,7 +45,7 @@ find_lost() {
     return 0
   fi
   for path in "$@"; do
-    one=$(within 5 od -An -v -tx1 -N16 "$path/config" 2>/dev/null) || continue
+    one=$(exec_within 5 od -An -v -tx1 -N16 "$path/config" 2>/dev/null) || continue
     note_if_lost "$path" "$one"
   done
 }
