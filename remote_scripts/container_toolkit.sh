@@ -39,10 +39,11 @@ apply() {
 }
 
 revert() {
-  local engine path
+  local engine path FILES
   take_lock
   ! is_anothers_step toolkit || { leave_untouched && return; }
-  for path in $(layer_files toolkit); do
+  find_layer_files toolkit
+  for path in "${FILES[@]}"; do
     case $path in
       *.toml | */daemon.json) ;;
       *) drop_file toolkit "$path" ;;
@@ -87,11 +88,12 @@ allow_no_cgroups() {
 # that (from 1.18 on, NVIDIA/nvidia-container-toolkit, deployments/systemd), its file in /run is it, which engines take before ours in /etc. The
 # service runs at a boot and when modules are built; libraries that are added it doesn't see. In a container it does nothing.
 make_specification() {
-  local made_for path keep=$CDI file=$LOGS/cdi
+  local made_for path keep=$CDI file=$LOGS/cdi FILES
   # Also by which libraries there are: those of video may have come later than the driver.
   made_for="$DRIVER $(find "$ROOT"/usr/lib/x86_64-linux-gnu -name "*.so.$DRIVER" -printf '%f\n' 2>/dev/null | sort | cksum) $(find "$ROOT/dev" -maxdepth 1 -name 'nvidia[0-9]*' -printf '%f ' 2>/dev/null | tr ' ' '\n' | sort | tr '\n' ' ')"
   if has_refresh_service && refresh; then keep=''; fi
-  for path in $(layer_files toolkit); do
+  find_layer_files toolkit
+  for path in "${FILES[@]}"; do
     [[ $path != */cdi/* || $path == "$keep" ]] || drop_file toolkit "$path"
   done
   if [[ -z $keep ]]; then

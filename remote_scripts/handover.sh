@@ -114,10 +114,11 @@ drop_hooks() {
 
 # drop_files - the hookscript last, wherever it was written: a VM that names one which isn't there doesn't start.
 drop_files() {
-  local path hooks=() TEMPORARY
-  while IFS= read -r path; do
+  local path hooks=() FILES TEMPORARY
+  find_layer_files handover
+  for path in "${FILES[@]}"; do
     if [[ $path == */"$HOOK_FILE" ]]; then hooks+=("$path"); else drop_file handover "$path"; fi
-  done < <(layer_files handover)
+  done
   for path in "${hooks[@]}"; do
     temporary_for "$path"
     rm -f "$TEMPORARY"

@@ -36,13 +36,14 @@ apply() {
 }
 
 revert() {
-  local path
+  local path FILES
   take_lock
   ! is_anothers_step repository || { leave_untouched && return; }
-  while IFS= read -r path; do
+  find_layer_files "$LAYER"
+  for path in "${FILES[@]}"; do
     [[ $path != /etc/apt/sources.list.d/* ]] || remove_lists "$path"
     drop_file "$LAYER" "$path"
-  done < <(layer_files "$LAYER")
+  done
   remove_packages "$LAYER"
   step_undone repository
   finish
@@ -77,15 +78,16 @@ find_repositories() {
 
 # drop_others - what an earlier run wrote, and isn't wanted any more, or somebody else has by now.
 drop_others() {
-  local path url list keyring wanted=$'\n'
+  local path url list keyring wanted=$'\n' FILES
   for url in "${!OURS[@]}"; do
     IFS=$'\t' read -r _ _ list _ _ _ keyring <<<"${OURS[$url]}"
     wanted+=$list$'\n'$keyring$'\n'
   done
   while IFS=$'\t' read -r path _; do wanted+=$path$'\n'; done <<<"$APT_FILES"
-  while IFS= read -r path; do
+  find_layer_files "$LAYER"
+  for path in "${FILES[@]}"; do
     [[ $wanted == *$'\n'$path$'\n'* ]] || drop_file "$LAYER" "$path"
-  done < <(layer_files "$LAYER")
+  done
 }
 
 write_apt_files() {
@@ -106,11 +108,12 @@ write_repositories() {
 
 # fetch_lists - unless they were fetched a short while ago, and nothing that matters to them has changed since.
 fetch_lists() {
-  local path url fresh
+  local path url fresh FILES
   fresh=$(find "$LOGS/updated" -mmin "-$LISTS_MINUTES" 2>/dev/null) || :
-  while IFS= read -r path; do
+  find_layer_files "$LAYER"
+  for path in "${FILES[@]}"; do
     [[ -z $fresh || ! $ROOT$path -nt $LOGS/updated ]] || fresh=
-  done < <(layer_files "$LAYER")
+  done
   for url in "${URLS[@]}"; do
     compgen -G "$(lists_of "$url")" >/dev/null || fresh=
   done

@@ -23,7 +23,7 @@ remember() { :; }
 # roll_back - what the timer runs. Nothing here may stop it: whatever can fail or hang is a step.
 roll_back() {
   set +eu
-  local reason='' verdict='' status=1 here until noted=yes failed=no differs=no restart=yes boots layer path
+  local reason='' verdict='' status=1 here until noted=yes failed=no differs=no restart=yes boots layer path FILES
   here=$(boot_id)
   if [[ ! -e $STATE/rolling-back ]]; then
     if [[ ! -e $STATE/armed ]]; then
@@ -93,9 +93,10 @@ roll_back() {
   fi
   if [[ $noted == yes ]]; then
     for layer in vfio iommu; do
-      while IFS= read -r path <&3; do
+      find_layer_files "$layer"
+      for path in "${FILES[@]}"; do
         step 60 drop_file "$layer" "$path" || failed=yes
-      done 3< <(layer_files "$layer")
+      done
     done
     ! is_pending initramfs || step 1800 make_initramfs || failed=yes
   else # a full disk: what has no effect without our words can wait for a boot that can note what is left to do
@@ -132,7 +133,10 @@ exec_within() {
 # Nobody looks on, and what is said belongs into the journal: what is in /run is gone with this boot.
 watched() {
   local status=0
-  holding_lock "$@" || status=$?
+  (
+    holding_lock "$@"
+    exit
+  ) || status=$?
   [[ ! -s $1 ]] || log "$(of_file "$1")"
   return "$status"
 }

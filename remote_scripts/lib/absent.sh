@@ -8,7 +8,7 @@
 lift_noout_of() {
   local text disks=()
   LIFTED=none
-  if ! text=$(pve cat "$ROOT$TURN"); then
+  if ! text=$(exec_pve cat "$ROOT$TURN"); then
     pve test -L "$ROOT/etc/pve/local" && ! pve test -e "$ROOT$TURN" || LIFTED=no
     return 0
   fi
@@ -29,7 +29,7 @@ lift_noout_of() {
 # lift_noout_of_absent - of the node that has the turn, once its time is over.
 lift_noout_of_absent() {
   local text until
-  text=$(pve cat "$ROOT$TURN") || return 0
+  text=$(exec_pve cat "$ROOT$TURN") || return 0
   find_turn_note until "$text"
   until=$TURN_NOTED
   find_turn_note node "$text"

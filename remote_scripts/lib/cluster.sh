@@ -60,7 +60,7 @@ votes_say() {
 turn_says() {
   local text node until
   WHY_NOT=''
-  text=$(pve cat "$ROOT$TURN") || text=''
+  text=$(exec_pve cat "$ROOT$TURN") || text=''
   find_turn_note node "$text"
   node=$TURN_NOTED
   [[ -n $node ]] || return 0
@@ -85,7 +85,7 @@ find_turn_note() {
 # is_own_turn - is what lies there this node's?
 is_own_turn() { # PATH
   local text
-  text=$(pve cat "$ROOT$1") || return 1
+  text=$(exec_pve cat "$ROOT$1") || return 1
   find_turn_note node "$text"
   find_node_name
   [[ $TURN_NOTED == "$NODE_NAME" ]]

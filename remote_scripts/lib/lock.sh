@@ -47,13 +47,10 @@ take_lock() {
   clear_leftovers
 }
 
-# holding_lock LOG COMMAND... - a subshell has the lock until the command has ended, also where this script is killed meanwhile. The command
+# holding_lock LOG COMMAND... - in a subshell: that one has the lock until the command has ended, also where this script is killed meanwhile. The command
 # itself hasn't: what it leaves running would have it for ever. (What it says goes to LOG in there, so that a trap of this script still has
 # its own standard output.)
-holding_lock() (
-  "${@:2}" >"$1" 2>&1 </dev/null {LOCK}>&-
-  exit
-)
+holding_lock() { "${@:2}" >"$1" 2>&1 </dev/null {LOCK}>&-; }
 
 # watched LOG COMMAND... - the command, with its status; what it says goes to LOG first, so that it outlives a client that is gone. Meanwhile
 # `follow` says where it is. Over the pipe nothing comes but its status.
@@ -76,7 +73,7 @@ await_watched() { [[ -z $WATCHED ]] || read -r -u "$WATCHED" _ || :; }
 # run_logged COMMAND... - OUTPUT is the end of what it says, which a person gets to see where it fails; this system's log has all of it.
 run_logged() {
   local status=0 file=$RUN/log lines
-  (: >"$file") 2>/dev/null || file=/dev/null # /run is full: the command may work all the same
+  { : >"$file"; } 2>/dev/null || file=/dev/null # /run is full: the command may work all the same
   open_step_log "$*"
   DOING=${DOING:-${1##*/}} watched "$file" within "$RUN_SECONDS" "$@" || status=$?
   ((status != 124 && status != 137)) || printf '%s: given up after %s s
@@ -92,6 +89,6 @@ run_logged() {
   printf -v OUTPUT '%s\n' "${lines[@]:${#lines[@]}>5?-5:0}"
   OUTPUT=${OUTPUT%$'\n'}
   ((status == 0)) || [[ -z $OUTPUT ]] || log "$OUTPUT"
-  [[ $file == /dev/null ]] || rm -f "$file"
+  { : >"$file"; } 2>/dev/null || : # nobody else has to read it; a program that removes it would take longer
   return "$status"
 }

@@ -72,7 +72,7 @@ has_device() {
 # of_now PATH - a guest's configuration without its snapshots.
 of_now() {
   local text status=0
-  text=$'\n'$(pve cat "$ROOT$1") || status=$?
+  text=$'\n'$(exec_pve cat "$ROOT$1") || status=$?
   text=${text%%$'\n['*}
   printf '%s\n' "${text#$'\n'}"
   return "$status"

@@ -108,7 +108,7 @@ what_can_move() {
   UNSAID="HA doesn't say what it has (\`ha-manager status\`)"
   has_services || status=$?
   ((status < 2)) && services=$(services_here) && busy=$(nodes_in_maintenance) || return 1
-  ((status > 0)) || of_ha=$(pve grep -E '^(vm|ct):' "$ROOT$HA_CONFIG") || return 1
+  ((status > 0)) || of_ha=$(exec_pve grep -E '^(vm|ct):' "$ROOT$HA_CONFIG") || return 1
   UNSAID="Proxmox VE doesn't say what the nodes have (\`pvesh get /cluster/resources\`)"
   [[ -n $here ]] && rooms=$(rooms_beside "$here" "$services") || return 1
   UNSAID="Proxmox VE doesn't say which VMs run here (\`pvesh get /cluster/resources\`)"

@@ -137,8 +137,8 @@ make_nvidia_nodes() {
   local path major minor mode
   modprobe nvidia-uvm || printf 'nvidia-uvm could not be loaded\n' >&2
   while read -r path major minor mode; do
-    mkdir -p "$ROOT${path%/*}"
-    rm -f "$ROOT$path"
+    [[ -d $ROOT${path%/*} ]] || mkdir -p "$ROOT${path%/*}"
+    [[ ! -e $ROOT$path && ! -L $ROOT$path ]] || rm -f "$ROOT$path"
     mknod -m "$mode" "$ROOT$path" c "$major" "$minor"
     printf 'made %s (%s:%s)\n' "$path" "$major" "$minor" >&2
   done < <(lacking_nodes)

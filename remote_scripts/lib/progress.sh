@@ -57,9 +57,14 @@ add_to_step_log() {
 # say_at_once TEXT - for add_to_step_log: a short line goes in by one write at the log's end, which is whole whoever else writes (open(2), O_APPEND). `size` is the
 # log's length then, or all that it may have where that isn't told. Status 1: it isn't in there, as it may be where somebody has made the log shorter meanwhile.
 say_at_once() {
-  [[ -f $log && $1 != *$'\n'* ]] && ((${#1} < 1000)) && {
+  local status=0
+  [[ (-f $log || ! -e $log) && $1 != *$'\n'* ]] && ((${#1} < 1000)) || return 1
+  umask 077 # the first line makes it
+  {
     printf '%s\n' "$1" && { read -r _ size <"$PROCESS/fdinfo/1" || size=$STEP_LOG_BYTES; } && [[ $log -ef /dev/fd/1 ]]
-  } 2>/dev/null >>"$log"
+  } 2>/dev/null >>"$log" || status=1
+  umask 022 # as common.sh has set it
+  return "$status"
 }
 
 # drop_step_log - where nothing of ours is left whose log it would be.

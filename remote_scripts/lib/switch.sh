@@ -69,7 +69,11 @@ is_another_boot() {
 
 # is_all_given_back - is nothing of ours left that a boot reads? No, where it can't be told.
 is_all_given_back() {
-  local left
-  left=$(layer_files iommu && layer_files vfio && { [[ ! -d $STATE/cmdline ]] || find "$STATE/cmdline" -type f; }) || return 1
+  local layer left='' FILES
+  for layer in iommu vfio; do
+    find_layer_files "$layer"
+    ((${#FILES[@]} == 0)) || return 1
+  done
+  [[ ! -d $STATE/cmdline ]] || left=$(find "$STATE/cmdline" -type f) || return 1
   [[ -z $left ]] && ! is_pending boot && ! is_pending initramfs
 }

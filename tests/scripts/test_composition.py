@@ -185,7 +185,7 @@ def test_what_a_script_calls_is_sent_with_it(name: str) -> None:
 # What a script defines in a part's place, so that the part calls it.
 _REPLACED = {
     # Steps of its own, without anybody who looks on, and without room for copies; none of these calls what it replaces.
-    "rollback.sh": ["open_step_log", "remember", "watched", "within"],
+    "rollback.sh": ["exec_within", "open_step_log", "remember", "watched"],
     # What it has changed is a VM and a folder.
     "passthrough_test.sh": ["undo"],
 }

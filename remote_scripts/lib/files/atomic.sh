@@ -3,16 +3,20 @@
 # where it is called in a condition, bash does not stop for it.
 # Needs: common
 #
-# Gives: is_there PATH; temporary_for PATH -> TEMPORARY; in_place TEMPORARY PATH; write_atomically PATH MODE [COMMAND...],
+# Gives: is_there PATH; temporary_for PATH -> TEMPORARY, TEMPORARIES; in_place TEMPORARY PATH; write_atomically PATH MODE [COMMAND...],
 #   copy_atomically FROM PATH, rewrite_atomically PATH COMMAND...; remove_file PATH...; need_dir DIR; mark PATH; flush_all. A PATH is without ROOT.
 STATE=$ROOT/var/lib/homelab
-CHANGED=no # does what this run wrote differ from what was there?
+CHANGED=no     # does what this run wrote differ from what was there?
+TEMPORARIES=() # of this run, with ROOT; most aren't there any more
 
 # Each stops at its first failure by itself: where it is called in a condition, bash does not stop for it.
 is_there() { [[ -e $ROOT$1 || -L $ROOT$1 ]]; }
 
 # temporary_for PATH - sets TEMPORARY: a name beside it. It starts with a dot and ends in none of the suffixes that GRUB, initramfs-tools or modprobe read.
-temporary_for() { TEMPORARY=$ROOT${1%/*}/.${1##*/}.homelab-tmp; }
+temporary_for() {
+  TEMPORARY=$ROOT${1%/*}/.${1##*/}.homelab-tmp
+  TEMPORARIES+=("$TEMPORARY")
+}
 
 # in_place TEMPORARY PATH - TEMPORARY, with ROOT, becomes PATH: its bytes are on the disk before, its name after that.
 in_place() {
@@ -22,13 +26,13 @@ in_place() {
 # write_atomically PATH MODE [COMMAND...] - what COMMAND says (printf: no program is started) becomes the file, or standard input; a reader sees the old
 # bytes or the new, never a mixture. Of standard input it can't know whether whoever makes it has failed: what a program makes goes into a variable first.
 write_atomically() {
-  local TEMPORARY LEFT=no
+  local TEMPORARY LEFT=no written=yes
   temporary_for "$1"
   [[ ! -e $TEMPORARY ]] || LEFT=yes # by a run that was cut short
-  (
-    umask 077
-    if (($# > 2)); then "${@:3}"; else cat; fi >"$TEMPORARY"
-  ) && need_mode "$@" && in_place "$TEMPORARY" "$1"
+  umask 077
+  { if (($# > 2)); then "${@:3}"; else cat; fi >"$TEMPORARY"; } || written=no
+  umask 022 # as common.sh has set it
+  [[ $written == yes ]] && need_mode "$@" && in_place "$TEMPORARY" "$1"
 }
 
 # need_mode PATH MODE - TEMPORARY was made with 0600, unless it was there, and but for what a folder's default ACL says; of a record nobody compares it.

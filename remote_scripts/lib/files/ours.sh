@@ -2,8 +2,8 @@
 # Files of ours, by layers: written, looked at, taken away.
 # Needs: files/atomic, files/kept, files/pending, files/planned, files/undo
 #
-# Gives: put_file LAYER PATH MODE CONTENT, put_copy LAYER PATH MODE FILE, drop_file LAYER PATH -> CHANGED; layer_files LAYER; layer_states LAYER;
-#   file_state LAYER PATH.
+# Gives: put_file LAYER PATH MODE CONTENT, put_copy LAYER PATH MODE FILE, drop_file LAYER PATH -> CHANGED; find_layer_files LAYER -> FILES;
+#   layer_states LAYER; file_state LAYER PATH.
 
 # states_of LAYER PATH... - for each a line: ok, changed or missing, a blank, the path. Two programs look at all of them.
 states_of() {
@@ -111,17 +111,20 @@ drop_file() {
   log "gave back $path"
 }
 
-# layer_files LAYER - the paths that we wrote for it, sorted.
-layer_files() (
+# find_layer_files LAYER - sets FILES: the paths that we wrote for it, sorted.
+find_layer_files() {
+  local record
+  FILES=()
   shopt -s globstar dotglob nullglob
   for record in "$STATE/files/$1"/**; do
-    [[ ! -f $record || -L $record || ${record##*/} == .*.homelab-tmp ]] || printf '%s\n' "${record#"$STATE/files/$1"}"
+    [[ ! -f $record || -L $record || ${record##*/} == .*.homelab-tmp ]] || FILES+=("${record#"$STATE/files/$1"}")
   done
-)
+  shopt -u globstar dotglob nullglob
+}
 
-# layer_states LAYER - the same, each after its state and a blank.
+# layer_states LAYER - the same, a line each, after its state and a blank.
 layer_states() {
-  local paths
-  mapfile -t paths < <(layer_files "$1")
-  states_of "$1" "${paths[@]}"
+  local FILES
+  find_layer_files "$1"
+  states_of "$1" "${FILES[@]}"
 }

@@ -64,7 +64,7 @@ finish() {
   for name in "${!LINE[@]}"; do settle_kernel_cmdline "$name" "${LINE[$name]}"; done
   LINE=()
   STEP_NOTED=no STEP_BEGUN=no
-  clear_leftovers
+  clear_own_leftovers
   tidy
   drop_step_log
   flush_all
@@ -82,13 +82,22 @@ settle_kernel_cmdline() {
 
 # clear_leftovers - what lies beside files only while a run works; of runs that were cut short, too. The lock is taken.
 clear_leftovers() {
-  local place places=() left=()
+  local place places=()
   for place in /etc /usr/local/sbin /usr/share/keyrings /var/lib/homelab; do
     [[ ! -d $ROOT$place ]] || places+=("$ROOT$place")
   done
-  # -new, and STATE/undo: of versions before this one.
+  # -new: of versions before this one.
   ((${#places[@]} == 0)) || find "${places[@]}" -ignore_readdir_race -xdev \( -name '.*.homelab-tmp' -o -name '*.homelab-new' \) ! -type d -delete ||
     log "what an earlier run left could not be removed"
+  clear_own_leftovers
+}
+
+# clear_own_leftovers - of this run alone, which knows their names: no program looks for them.
+clear_own_leftovers() {
+  local place left=()
+  for place in "${TEMPORARIES[@]}"; do [[ ! -e $place && ! -L $place ]] || left+=("$place"); done
+  TEMPORARIES=()
+  # STATE/undo: of versions before this one.
   for place in "${PLACES[@]/%//.homelab-undo}" "${STATE#"$ROOT"}/undo"; do
     ! is_there "$place" || left+=("$ROOT$place")
   done
@@ -116,11 +125,13 @@ tidy() {
 }
 
 # has_empty FOLDER [below] - is it empty, or with `below` any folder in it? Mostly none is, so that no program is started.
-has_empty() (
+has_empty() {
+  local dir inside status=1
   shopt -s dotglob globstar nullglob
   for dir in "$1/" ${2:+"$1"/**/}; do
     inside=("$dir"*)
-    ((${#inside[@]} > 0)) || return 0
+    ((${#inside[@]} > 0)) || { status=0 && break; }
   done
-  return 1
-)
+  shopt -u dotglob globstar nullglob
+  return "$status"
+}

@@ -58,11 +58,12 @@ need_rest() {
 # snippets_storages - a line each of storages that are a folder of this host's alone and take hookscripts: name and folder. The one where our script
 # lies comes first, then local. One that is for other nodes of the cluster has no volume here, wherever its folder lies.
 snippets_storages() {
-  local ours='' here path
+  local ours='' here path FILES
   here=$(readlink "$ROOT/etc/pve/local" 2>/dev/null) || here=''
-  while IFS= read -r path; do
+  find_layer_files handover
+  for path in "${FILES[@]}"; do
     [[ $path != */snippets/"$HOOK_FILE" ]] || ours+="${path%/snippets/"$HOOK_FILE"} "
-  done < <(layer_files handover)
+  done
   awk -v ours=" $ours" -v here="${here##*/}" '
     function told() { if (kind == "dir" && snippets && !shared && !off && !elsewhere && path != "") { rank = index(ours, " " path " ") ? 0 : name == "local" ? 1 : 2; found[rank] = found[rank] name " " path "\n" } }
     /^[a-z]+:/ { told(); kind = $1; sub(/:$/, "", kind); name = $2; path = ""; snippets = shared = off = elsewhere = 0 }

@@ -6,7 +6,7 @@
 
 # begin REASON - notes what a later boot needs to go on, and tells. REASON is empty where it was noted.
 begin() {
-  local words reason decided boots
+  local words reason decided boots FILES
   words=$(our_words)
   boots=$(switch_note rolling-back boots)
   reason=$(switch_note rolling-back reason)
@@ -15,7 +15,8 @@ begin() {
     "$(boot_id)" "$LOADER" "${decided:-$(boot_id)}" "${1:-$reason}" "$words" "$((${boots:-0} + 1))"
   write_atomically /var/lib/homelab/rolled-back 0600 printf 'boot %s %s' "${decided:-$(boot_id)}" "${1:-$reason}"
   pending boot
-  [[ -z $(layer_files vfio) ]] || pending initramfs
+  find_layer_files vfio
+  ((${#FILES[@]} == 0)) || pending initramfs
 }
 
 conclude() {
