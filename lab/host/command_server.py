@@ -42,8 +42,9 @@ from typing import Any, NoReturn
 PRELOADED = (shutil, subprocess)
 #: How a fork's process is called in /proc/PID/comm, before the pid of who asked: lab.processes takes it for that one's child.
 MARK = "lab/"
-#: In the first number of an answer that isn't a status as wait(2) has it: all that is to be said follows.
-_TOLD = 1 << 16
+#: In the first number of an answer that isn't a status as wait(2) has it: all that is to be said follows, or the status does, when a
+#: fork has done the command.
+_TOLD, _BEGUN = 1 << 16, 1 << 17
 #: What a socket's buffer takes in any case: the server waits for nobody.
 _LONGEST_ANSWER = 1 << 16
 #: A number and what comes before a command's arguments.
@@ -99,7 +100,8 @@ class Server:
         listener: the socket.
         prepare: is told a command's words before it is run; what it imports, all forks that follow have.
         run: the command itself, in a fork; returns its exit status.
-        look: is asked, before that, for the answer to a command of a client's process; without one the command is run.
+        look: is asked, before that, for the answer to a command of a client's process; without one the command is run, and the client is
+            told so if there is a `look`.
         is_alone: whether a fork in which `run` has returned is left with something of the command, and takes no other one.
 
     A client sends its streams, and as text how many words of its command line come before the command's own. What follows that, each
@@ -111,7 +113,7 @@ class Server:
         listener: socket.socket,
         prepare: Callable[[list[str]], object],
         run: Callable[[list[str]], int],
-        look: Callable[[int, list[str]], bytes | None] = lambda _client, _words: None,
+        look: Callable[[int, list[str]], bytes | None] | None = None,
         is_alone: Callable[[list[str]], bool] = lambda _words: True,
     ) -> None:
         self._listener = listener
@@ -168,14 +170,23 @@ class Server:
             connection.close()  # killed before it asked, or nobody of ours
         else:
             self._prepare(words)
-            if (answer := self._look(client, words)) is None:
+            if self._is_to_begin(connection, client, words):
                 self._start(connection, struct.pack("i", client) + asked, streams)
             else:
-                with contextlib.suppress(ConnectionError):  # the client was killed
-                    connection.sendall(answer)
                 connection.close()
         for stream in streams:
             os.close(stream)
+
+    def _is_to_begin(self, connection: socket.socket, client: int, words: list[str]) -> bool:
+        """Whether a command takes a fork, as its client is told then; otherwise it has its answer, or was killed."""
+        if self._look is None:
+            return True
+        answer = self._look(client, words)
+        try:
+            connection.sendall(struct.pack("I", _BEGUN) if answer is None else answer)
+        except ConnectionError:
+            return False
+        return answer is None
 
     def _start(self, connection: socket.socket, asked: bytes, streams: list[int]) -> None:
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -314,8 +315,8 @@ def test_what_only_looks_can_write_and_start_nothing_and_take_no_lock(tmp_path: 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def asked(answer: bytes, number: signal.Signals | None = None) -> subprocess.CompletedProcess[bytes]:
-    """What a client does that gets an answer, after a signal perhaps."""
+def asked(*answers: bytes, number: signal.Signals | None = None) -> subprocess.CompletedProcess[bytes]:
+    """What a client does that gets answers; before the last one, a signal perhaps, which it is to pass on if there was one before."""
     if (perl := shutil.which("perl")) is None:
         pytest.skip("there is no perl here: no command is asked of a server")
     name = f"homelab-test-{os.getpid()}"
@@ -331,16 +332,25 @@ def asked(answer: bytes, number: signal.Signals | None = None) -> subprocess.Com
             _, streams, _, _ = socket.recv_fds(connection, 4096, 3)
             for stream in streams:
                 os.close(stream)
-            if number is not None:
+            for answer in answers[:-1]:
+                connection.sendall(answer)
+            if number is not None and answers[:-1]:
                 taken = f"/proc/{process.pid}/status"
                 wait_until(
                     lambda: bool(int(Path(taken).read_text().split("SigCgt:")[1].split()[0], 16) >> number - 1 & 1)
                 )
                 process.send_signal(number)
                 assert connection.recv(1) == bytes([number])
-            connection.sendall(answer)
+            elif number is not None:
+                process.send_signal(number)
+                process.wait(PATIENCE)
+            with contextlib.suppress(BrokenPipeError):
+                connection.sendall(answers[-1])
     output, errors = process.communicate(timeout=PATIENCE)
     return subprocess.CompletedProcess(words, process.returncode, output, errors)
+
+
+BEGUN = struct.pack("I", 1 << 17)
 
 
 def told(status: int, errors: bytes, output: bytes, *become: bytes) -> bytes:
@@ -359,8 +369,16 @@ def test_a_client_that_is_told_everything_says_it_and_ends_or_becomes_another_pr
 
 
 def test_a_signal_that_comes_before_the_answer_is_the_clients() -> None:
-    done = asked(told(0, b"", b"said", b"/bin/sleep", b"300"), signal.SIGTERM)
+    done = asked(told(0, b"", b"said", b"/bin/sleep", b"300"), number=signal.SIGTERM)
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, b"")
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM])
+def test_a_signal_that_comes_once_a_command_has_begun_is_the_commands(number: signal.Signals) -> None:
+    assert asked(BEGUN, struct.pack("I", 3 << 8), number=number).returncode == 3
+    assert asked(BEGUN, struct.pack("I", number), number=number).returncode == -number
+    assert asked(BEGUN + struct.pack("I", 4 << 8)).returncode == 4, "it ended at once"
+    assert asked(BEGUN, b"").returncode == 137, "the server was killed"
 
 
 # What bash does itself on a host (lab/host/launchers.py), and what a program says there.
