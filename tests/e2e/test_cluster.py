@@ -41,12 +41,6 @@ def with_a_card(cluster: LabCluster, *names: str) -> dict[str, Any]:
     return {name: host_settings(cluster[name]) | {"gpus": {"gpu": {"match": "10de:2b85"}}} for name in names}
 
 
-@pytest.fixture
-def stack(tmp_path: Path, engine: install.Engine, cluster: LabCluster) -> EngineStack:
-    """Two nodes' cards for VMs."""
-    return stack_of(tmp_path / "stack", engine, {"homelab:hosts": with_a_card(cluster, *NODES)})
-
-
 Seen = TypeVar("Seen")
 
 
@@ -156,70 +150,79 @@ def runs_on(cluster: LabCluster) -> str:
     return ",".join(name for name in found if HostState(cluster[name].state).machine["guests"]["200"]["running"])
 
 
-def test_the_roll_stops_where_a_node_isnt_restarted_and_ceph_keeps_disks_and_ha_runs_guests_elsewhere_while_one_is(
+def test_nodes_restart_one_after_another_and_guests_that_can_move_go_on_or_are_found_where_somebody_moved_them(
     tmp_path: Path, engine: install.Engine
 ) -> None:
-    """Whose turn it is while a node doesn't come back, and afterwards: tests/scripts/test_cluster_turn.py."""
+    """On the first node HA moves its guest, and Ceph keeps each node's disk; on the second one this program moves a VM. A VM with a card of its own and
+    a container with the processor's can't move: on the second node the same, behind other lines.
+
+    The roll stops where a node isn't restarted. Whose turn it is while one doesn't come back, and afterwards: tests/scripts/test_cluster_turn.py.
+    """
     with LabCluster.start("ceph", tmp_path / "cluster") as cluster:
-        made = stack_of(tmp_path / "stack", engine, {"homelab:hosts": with_a_card(cluster, *NODES)})
-        for host in made.config["homelab:hosts"].values():
-            host |= {"cluster": "home", "guestsAtReboot": "maintenance"}
-        cluster["pve1"].run("ha-manager add vm:200")
-        stock = cluster.snapshot()
-        made.config["homelab:hosts"]["pve1"]["reboot"] = "manual"
-        assert "reboot pve1 when it suits you" in made.up(ok=False).message
-        assert boots(cluster) == [1, 1, 1]
-        del made.config["homelab:hosts"]["pve1"]["reboot"]
-        with accounted(cluster) as seen:
-            done = made.up()
-        assert boots(cluster) == [2, 2, 1] and "other nodes have VM 200 (db) meanwhile" in done.output
-        account = {(away, kept) for away, kept, _ in seen}
-        while_away = {(frozenset({name}), frozenset({disk})) for name, disk in DISKS.items()}
-        only_before_and_after = {
-            (frozenset[str](), frozenset(disks)) for disks in ((), *([one] for one in DISKS.values()))
-        }
-        assert while_away <= account <= while_away | only_before_and_after
-        assert {at for away, _, at in seen if "pve1" in away} <= {"pve2", "pve3"}
-        assert runs_on(cluster) == "pve1" and cluster.ha["maintenance"] == []
-        assert not [flags for flags in cluster.ceph.flags_of.values() if flags]
-        assert not (cluster.folder / "pve" / TURN).exists()
-        made.destroy()
+        stack = stack_of(tmp_path / "stack", engine, {"homelab:hosts": with_a_card(cluster, *NODES)})
+        for name, host in stack.config["homelab:hosts"].items():
+            host |= {"cluster": "home", "guestsAtReboot": "maintenance" if name == "pve1" else "migrate"}
+            host["gpus"]["igpu"] = {"match": "1002:13c0", "use": "lxc"}
+            host["api"] = api_token(cluster[name])
+        stack.config["homelab:allowPlainSecrets"] = True
+        stack.config["homelab:vms"] = {"sandbox": {"host": "home", "vmid": 103, "gpus": ["gpu"]}}
+        stack.config["homelab:containers"] = {"ai": {"host": "home", "ctid": 901, "gpus": ["igpu"]}}
+        with_guests(cluster)
+        began, stock = started(cluster, "pve2", 105), cluster.snapshot()
+        nodes_restart_one_after_another_while_their_guests_go_on(stack, cluster, began)
+        guests_are_found_where_somebody_moved_them(stack, cluster)
+        stack.destroy()
         assert given_back(cluster, stock)
 
 
-def test_nodes_restart_one_after_another_and_guests_that_can_move_go_on_or_are_found_where_somebody_moved_them(
-    stack: EngineStack, cluster: LabCluster
-) -> None:
-    """A VM with a card of its own, a container with the processor's: on the second node the same, behind other lines. And a VM that can move."""
-    cluster["pve1"].run("qm create 105 --name web --memory 512 && qm set 105 --onboot 0 && qm start 105")
-    began = started(cluster, "pve1", 105)
-    for name, host in stack.config["homelab:hosts"].items():
-        host |= {"cluster": "home", "guestsAtReboot": "migrate"}
-        host["gpus"]["igpu"] = {"match": "1002:13c0", "use": "lxc"}
-        host["api"] = api_token(cluster[name])
-    stack.config["homelab:allowPlainSecrets"] = True
-    stack.config["homelab:vms"] = {"sandbox": {"host": "home", "vmid": 103, "gpus": ["gpu"]}}
-    stack.config["homelab:containers"] = {"ai": {"host": "home", "ctid": 901, "gpus": ["igpu"]}}
+# Somebody else's mapping: an entry of the third node, and one of the first that has another group.
+THEIRS = (
+    "id=10de:2b85,iommugroup=7,node=pve1,path=0000:01:00,subsystem-id=1043:89e3",
+    "id=10de:2b85,iommugroup=7,node=pve3,path=0000:01:00,subsystem-id=1043:89e3",
+)
+
+
+def with_guests(cluster: LabCluster) -> None:
+    """Beside the one that HA can move: one that this program can, and two that get cards."""
+    cluster["pve1"].run("ha-manager add vm:200")
+    cluster["pve1"].run(
+        "qm create 103 --name sandbox --machine q35 --bios ovmf --memory 8192 --ostype l26 --scsi0 local-lvm:8; "
+        "qm set 103 --onboot 1; qm start 103"
+    )
+    cluster["pve2"].run("qm create 105 --name web --memory 512 && qm set 105 --onboot 0 && qm start 105")
     made = cluster.folder / "pve/nodes/pve1/lxc"
     made.mkdir(exist_ok=True)
     (made / "901.conf").write_text(CONTAINER)
     (made / "901.conf").chmod(0o640)
-    # Somebody else's mapping: an entry of the third node, and one of the first that has another group.
-    theirs = (
-        "id=10de:2b85,iommugroup=7,node=pve1,path=0000:01:00,subsystem-id=1043:89e3",
-        "id=10de:2b85,iommugroup=7,node=pve3,path=0000:01:00,subsystem-id=1043:89e3",
-    )
     cluster["pve1"].run(
-        f"pvesh create /cluster/mapping/pci --id gpu --description theirs --map {theirs[0]} --map {theirs[1]}"
+        f"pvesh create /cluster/mapping/pci --id gpu --description theirs --map {THEIRS[0]} --map {THEIRS[1]}"
     )
-    stock = cluster.snapshot()
-    with watched(cluster) as seen:
+
+
+def nodes_restart_one_after_another_while_their_guests_go_on(
+    stack: EngineStack, cluster: LabCluster, began: float | None
+) -> None:
+    """``began``: when the second node's VM was started."""
+    stack.config["homelab:hosts"]["pve1"]["reboot"] = "manual"
+    assert "reboot pve1 when it suits you" in stack.up(ok=False).message
+    assert boots(cluster) == [1, 1, 1]
+    del stack.config["homelab:hosts"]["pve1"]["reboot"]
+    with watched(cluster) as seen, accounted(cluster) as account:
         done = stack.up()
-    assert "other nodes have VM 105 (web) meanwhile; it stops VM 103 (Sandbox; stays with local-lvm:" in done.output
-    # It was elsewhere while its node restarted, came back before the next one did, and has never been off.
-    assert "status: running" in cluster["pve1"].run("qm status 105").stdout
-    assert started(cluster, "pve1", 105) == began and not (cluster["pve1"].root / "var/lib/homelab/away").exists()
     assert boots(cluster) == [2, 2, 1] and seen == one_at_a_time(*NODES)
+    assert "other nodes have VM 200 (db) meanwhile; it stops VM 103 (sandbox" in done.output
+    assert "other nodes have VM 105 (web; to pve3, which has Proxmox VE 9" in done.output
+    while_away = {(frozenset({name}), frozenset({disk})) for name, disk in DISKS.items()}
+    only_before_and_after = {(frozenset[str](), frozenset(disks)) for disks in ((), *([one] for one in DISKS.values()))}
+    disks = {(away, kept) for away, kept, _ in account}
+    assert while_away <= disks <= while_away | only_before_and_after
+    assert {at for away, _, at in account if "pve1" in away} <= {"pve2", "pve3"}
+    assert runs_on(cluster) == "pve1" and cluster.ha["maintenance"] == []
+    assert not [flags for flags in cluster.ceph.flags_of.values() if flags]
+    # It was elsewhere while its node restarted, came back, and has never been off.
+    assert "status: running" in cluster["pve2"].run("qm status 105").stdout
+    assert started(cluster, "pve2", 105) == began
+    assert not [name for name in NODES if (cluster[name].root / "var/lib/homelab/away").exists()]
     named = [name for _, name in done.steps]
     assert named.index("pve1-booted") < [name for _, name in done.planned].index("pve2-reboot")
     assert not (cluster.folder / "pve" / TURN).exists()
@@ -235,8 +238,10 @@ def test_nodes_restart_one_after_another_and_guests_that_can_move_go_on_or_are_f
     assert "dev/dri/renderD" in lxc_conf(cluster, "pve1")
     mapping = (cluster.folder / "pve/mapping/pci.cfg").read_text()
     assert [line.split("node=")[1][:4] for line in mapping.splitlines() if "map " in line] == ["pve1", "pve3", "pve2"]
-    assert theirs[1] in mapping and theirs[0] not in mapping
+    assert THEIRS[1] in mapping and THEIRS[0] not in mapping
 
+
+def guests_are_found_where_somebody_moved_them(stack: EngineStack, cluster: LabCluster) -> None:
     cluster["pve1"].run("qm stop 103")
     for file in (VM, LXC):
         move(cluster, "pve1", "pve3", file)
@@ -252,11 +257,8 @@ def test_nodes_restart_one_after_another_and_guests_that_can_move_go_on_or_are_f
     for record in ("ledger/vm/103", "containers/901"):
         assert [(cluster[name].root / "var/lib/homelab" / record).exists() for name in NODES] == [False, True]
     assert stack.up().changed == set()
-
     for file in (VM, LXC):
         move(cluster, "pve2", "pve1", file)  # since the last `up`, too
-    stack.destroy()
-    assert given_back(cluster, stock)
 
 
 VM, LXC = "qemu-server/103.conf", "lxc/901.conf"
