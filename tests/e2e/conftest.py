@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import re
 import shutil
@@ -14,6 +15,9 @@ import pytest
 import yaml
 
 from engine import install
+from homelab import settings
+from homelab.errors import HomelabError
+from homelab.remote import planning
 from lab import Lab
 from lab.client import SnapshotEntry
 from tests import quick_python
@@ -140,6 +144,23 @@ def host_settings(lab: Lab) -> dict[str, Any]:
         "ssh": {"port": ssh["port"], "hostKey": ssh["hostKey"], "privateKeyFile": ssh["privateKeyFile"]},
         "timeouts": {"connect": 10, "reboot": 60, "rollback": 60},
     }
+
+
+def planned(stack: Stack) -> planning.Planned:
+    """What a preview, and an `up` before it changes anything, asks of the host, without the engine; 0.4 s instead of 1."""
+    vms = {name: settings.Vm.model_validate(one) for name, one in stack.config.get("homelab:vms", {}).items()}
+    containers = {
+        name: settings.Container.model_validate(one) for name, one in stack.config.get("homelab:containers", {}).items()
+    }
+    host = settings.Host.model_validate(stack.host)
+    return asyncio.run(planning.planned("pve", host, vms, containers, timeout=5))
+
+
+def refusal(stack: Stack) -> str:
+    """As what it is refused by that. How the engine shows a refusal: tests/e2e/test_failures.py, test_preview.py."""
+    with pytest.raises(HomelabError) as refused:
+        planned(stack)
+    return str(refused.value)
 
 
 def out_of_reach(lab: Lab) -> None:

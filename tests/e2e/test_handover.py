@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
-from tests.e2e.conftest import Stack, api_token
+from tests.e2e.conftest import Stack, api_token, refusal
 from tests.e2e.test_gpu_lxc import CARDS, NO_REBOOT, NOBODY, PHOENIX, opens
 from tests.e2e.test_gpu_vm import given_back
 from tests.waiting import wait_until
@@ -46,10 +47,10 @@ def test_a_vm_takes_the_card_from_containers_and_gives_it_back(converged: Callab
     stack.config["homelab:containers"] = {"phoenix": {"host": "pve", **CONTAINERS["phoenix"]}}
 
     # What stands against it. (A container under HA: tests/unit/test_ha.py.)
-    assert "a storage of this host (a folder) that takes snippets" in stack.preview(ok=False).output
+    assert "a storage of this host (a folder) that takes snippets" in refusal(stack)
     stack.lab.run("pvesh set /storage/local --content images,iso,vztmpl,backup,rootdir,snippets")
     stack.lab.run("mkdir -p $ROOT/etc/pve/ha; echo 'vm: 103' >$ROOT/etc/pve/ha/resources.cfg")
-    assert "HA is to keep it started" in stack.preview(ok=False).output
+    assert "HA is to keep it started" in refusal(stack)
     stack.lab.run("rm -r $ROOT/etc/pve/ha")
     # Of the host before any `up`, but for what has just been set by hand.
     changed, vm = stack.lab.snapshot(), stack.lab.run("qm config 103").stdout
@@ -102,14 +103,6 @@ def test_a_vm_takes_the_card_from_containers_and_gives_it_back(converged: Callab
     # Its use changes, and changes back: each leaves nothing of the one before.
     all_of_it, nothing = dict.fromkeys(handed(stack), True), dict.fromkeys(handed(stack), False)
 
-    def use(wanted: str, *, by_vm: bool, by_container: bool, **card: object) -> None:
-        stack.host["gpus"] = {"big": {"match": "10de:2b85", "use": wanted, **card}}
-        stack.config["homelab:vms"] = {"sandbox": {"host": "pve", **VMS["sandbox"]}} if by_vm else {}
-        stack.config["homelab:containers"] = (
-            {"phoenix": {"host": "pve", **CONTAINERS["phoenix"]}} if by_container else {}
-        )
-        stack.up()
-
     def is_the_containers() -> bool:
         return stack.drivers()[CARD] == "nvidia" and opens(stack, 901, "/dev/nvidia0", NOBODY)
 
@@ -117,7 +110,10 @@ def test_a_vm_takes_the_card_from_containers_and_gives_it_back(converged: Callab
         config = stack.lab.run("qm config 103").stdout
         return handed(stack) == all_of_it and "hostpci0: mapping=big,driver=keep,pcie=1" in config
 
-    use("vm", by_vm=True, by_container=False, allowContainers=[901, 950])
+    both = copy.deepcopy((stack.config["homelab:vms"], stack.config["homelab:containers"]))
+    stack.host["gpus"] = {"big": {"match": "10de:2b85", "allowContainers": [901, 950]}}
+    stack.config["homelab:containers"] = {}
+    stack.up()
     assert [stack.drivers()[one] for one in (CARD, AUDIO)] == ["vfio-pci", "vfio-pci"] and handed(stack) == nothing
     assert (
         "hostpci0: mapping=big,pcie=1" in stack.lab.run("qm config 103").stdout
@@ -126,13 +122,12 @@ def test_a_vm_takes_the_card_from_containers_and_gives_it_back(converged: Callab
     # Without its hookscript, a VM that starts with the host would take it from the driver.
     stack.lab.run("qm set 103 --onboot 1")
     stack.host["gpus"], stack.config["homelab:vms"] = SHARED, {}
-    assert "VM 103 (Sandbox) has it (hostpci0)" in stack.preview(ok=False).message
+    assert "VM 103 (Sandbox) has it (hostpci0)" in refusal(stack)
     stack.lab.run("qm set 103 --onboot 0")
-    use("shared", by_vm=True, by_container=True)
+    stack.config["homelab:vms"], stack.config["homelab:containers"] = both
+    stack.up()
     assert is_shared() and is_the_containers()
-    use("lxc", by_vm=False, by_container=True)
-    assert is_the_containers() and handed(stack) == nothing
-    assert stack.lab.run("qm config 103").stdout == vm and not (stack.lab.root / "var/lib/homelab/handover").exists()
     stack.destroy_as_left()
-    assert "hook" not in stack.lab.run("qm config 103").stdout
+    assert handed(stack) == nothing and not (stack.lab.root / "var/lib/homelab/handover").exists()
+    assert stack.lab.run("qm config 103").stdout == vm
     given_back(stack, stock)
