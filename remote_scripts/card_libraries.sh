@@ -47,7 +47,10 @@ revert() {
 # find_wanted - sets `wanted` of CHOICES. The lists of packages are fetched where something isn't installed.
 find_wanted() {
   local id version names lacking word chosen='' updated=no found
-  found="$(os_value ID) $(os_value VERSION_ID)"
+  find_os_value ID
+  found=$OS_VALUE
+  find_os_value VERSION_ID
+  found+=" $OS_VALUE"
   while IFS=$'\t' read -r id version names lacking; do
     [[ $found == "$id $version" ]] || continue
     [[ $lacking == - ]] || die "$NAME: packages for its cards" "$lacking" "no repository is added for them" \

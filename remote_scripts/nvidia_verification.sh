@@ -38,8 +38,9 @@ verify() {
   [[ -z $ENGINE ]] || { part "a container of $ENGINE" in_container && container=$ANSWER; }
   printf '{"nvidiaSmi":%s,"nvcc":%s,"program":%s,"container":%s,"uvm":%s,"libraries":%s,' "$smi" "$nvcc" "$program" "$container" "$uvm" "$libraries"
   printf '"cdi":%s,' "$([[ $CDI == yes ]] && json_string "$(specifications)" || printf null)"
-  printf '"kernelLog":%s,"loaded":%s,"flavour":%s,"bootId":%s,"update":%s}\n' "$(json_string "$(kernel_log)")" "$(json_string "$(nvidia_version)")" \
-    "$(json_string "$(loaded_flavour)")" "$(json_string "$(of_file "$ROOT/proc/sys/kernel/random/boot_id")")" "$(json_string "$(update_phase)")"
+  find_loaded
+  printf '"kernelLog":%s,"loaded":%s,"flavour":%s,"bootId":%s,"update":%s}\n' "$(json_string "$(kernel_log)")" "$(json_string "$LOADED")" \
+    "$(json_string "$LOADED_FLAVOUR")" "$(json_string "$(of_file "$ROOT/proc/sys/kernel/random/boot_id")")" "$(json_string "$(update_phase)")"
   rm -rf "$FOLDER"
   finish
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Reads what is decided upon before a host is changed, and what is verified after its reboot. Changes nothing.
-# Needs: boot, words, read/devices, read/card_states, read/framebuffers, read/iommu, read/drm, read/signs, read/guests, read/ours, handover/rest, read/nvidia, carriers, carriers/holders
+# Needs: boot, kernel, words, read/devices, read/card_states, read/framebuffers, read/iommu, read/drm, read/signs, read/guests, read/ours, handover/rest, read/nvidia, carriers, carriers/holders
 #
 # Arguments: GUESTS (yes | no: also list virtual machines and containers, which takes qm and pct a second each),
 #   LSPCI (yes | no: also what lspci says), ACS (yes | no: also which devices isolate what is behind them, where the host has IOMMU
@@ -13,7 +13,8 @@ read_host() {
   find_boot_loader
   printf '{"boot_id":'
   string_of /proc/sys/kernel/random/boot_id
-  json_entry kernel "$(uname -r)"
+  find_running
+  json_entry kernel "$RUNNING"
   pve_version
   package_versions
   cpu_vendor

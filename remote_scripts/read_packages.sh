@@ -10,7 +10,7 @@
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin
 
 read_packages() {
-  local names=() name version sum newest lines=()
+  local names=() name version sum newest lines=() distribution
   declare -A sums=() best=()
   read_installed
   mapfile -t names < <(cut -f 1 "$STATE"/packages/* 2>/dev/null | sort -u)
@@ -25,8 +25,16 @@ read_packages() {
     sum=${sums["$name $version"]:--} newest=${best[$name]:--}
     lines+=("$name $version $sum $newest")
   done
-  printf '{"distribution":%s,"driver":%s,"packages":%s,"installer":%s}\n' "$(json_string "$(os_value ID) $(os_value VERSION_ID)")" \
-    "$(json_string "$(library_version)")" "$(json_list "${lines[@]}")" "$(json_string "$(installer)")"
+  find_os_value ID
+  distribution=$OS_VALUE
+  find_os_value VERSION_ID
+  printf '{"distribution":'
+  json_string "$distribution $OS_VALUE"
+  json_entry driver "$(library_version)"
+  printf ',"packages":'
+  json_list "${lines[@]}"
+  json_entry installer "$(installer)"
+  printf '}\n'
 }
 
 installer() {

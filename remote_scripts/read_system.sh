@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Reads what an NVIDIA stack is planned from, on a host, in a VM or in a container, and how far what was put there is still so.
 # Changes nothing, and asks no repository.
-# Needs: files, driver, packages/installed, read/system_drift, read/text, os_release, boot, words, vfio_ids
+# Needs: files, driver, kernel, links, packages/installed, read/system_drift, read/text, os_release, boot, words, vfio_ids
 #
 # Arguments: ASK (packages whose offered versions are told, separated by spaces), PASSED (slots of the host's cards that VMs get, separated by
 #   spaces), STAYING (the same of cards that are with the host's driver from its next start on, also where vfio-pci has them now),
@@ -12,18 +12,23 @@
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin
 
 read_system() {
-  local kernels=() cards=() steps=() step nouveau=no version flavour
-  version=$(nvidia_version) flavour=$(loaded_flavour)
-  mapfile -t kernels < <(installed_kernels)
+  local cards=() steps=() step nouveau=no version flavour
+  find_loaded
+  version=$LOADED flavour=$LOADED_FLAVOUR
   find_cards
   printf '{"bootId":'
   string_of /proc/sys/kernel/random/boot_id
-  entry_or_null distribution "$(os_value ID)"
-  entry_or_null version "$(os_value VERSION_ID)"
-  json_entry architecture "$(uname -m)"
+  find_os_value ID
+  entry_or_null distribution "$OS_VALUE"
+  find_os_value VERSION_ID
+  entry_or_null version "$OS_VALUE"
+  find_architecture
+  json_entry architecture "$ARCHITECTURE"
   printf ',"kernels":'
-  json_list "${kernels[@]}"
-  json_entry running "$(uname -r)"
+  find_kernels host
+  json_list "${KERNELS[@]}"
+  find_running
+  json_entry running "$RUNNING"
   secure_boot
   printf ',"cards":'
   json_list "${cards[@]}"
@@ -40,7 +45,8 @@ read_system() {
   read_installed
   printf ',"runtimes":'
   runtimes
-  printf ',"offered":%s' "$(offered)"
+  printf ',"offered":'
+  offered
   for step in "$STATE"/steps/*; do
     [[ -f $step ]] || continue
     step=${step##*/}
@@ -60,7 +66,7 @@ entry_or_null() { if [[ -n $2 ]]; then json_entry "$1" "$2"; else printf ',"%s":
 
 # find_cards - sets `cards` and `nouveau`: a container's are those whose node it has; a host's those that no VM is to have.
 find_cards() {
-  local device driver file slot word ours='' given=''
+  local device class driver file slot word held TEXT='' ours='' given=''
   if is_container; then
     for file in "$ROOT$NVIDIA_PROC"/gpus/*/information; do
       [[ -r $file ]] || continue
@@ -71,13 +77,17 @@ find_cards() {
     done
     return 0
   fi
-  for word in $([[ $RELEASED != yes ]] || cat "$ROOT/proc/cmdline"); do
+  [[ $RELEASED != yes ]] || read_text "$ROOT/proc/cmdline"
+  for word in $TEXT; do
     [[ $word != homelab.vfio=* ]] || ours=,${word#*=},
   done
   [[ -z $ours$STAYING ]] || given=$(ids_of_next_boot)
   for device in "$ROOT"/sys/bus/pci/devices/*; do
-    [[ -r $device/class && $(<"$device/class") == 0x03* ]] || continue
-    driver=$(driver_of "$device") slot=${device##*/}
+    class=''
+    [[ ! -r $device/class ]] || read -r class <"$device/class" || :
+    [[ $class == 0x03* ]] || continue
+    find_linked "$device/driver"
+    driver=$LINKED slot=${device##*/}
     if [[ $driver == vfio-pci && -n $ours$STAYING ]]; then
       # What somebody else gives to vfio-pci as well stays there.
       if names_device "$given" "$device" || has_override "$slot"; then continue; fi
@@ -88,9 +98,10 @@ find_cards() {
     find_ids "$device"
     cards+=("$FOUND_IDS")
   done
-  while read -r slot driver; do
-    [[ " $PASSED " == *" ${slot%.*} "* ]] || nouveau=yes
-  done < <(held_cards)
+  find_held
+  for held in "${HELD[@]}"; do
+    [[ " $PASSED " == *" ${held%.* *} "* ]] || nouveau=yes
+  done
 }
 
 # ids_of_next_boot - that somebody else gives to vfio-pci from this host's next start on, with commas between them.

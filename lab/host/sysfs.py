@@ -11,7 +11,7 @@ from typing import Any
 
 from . import acpi
 from .devices import PciDevice, load_devices
-from .state import CONTROL_FILE, HostState
+from .state import CONTROL_FILE, HostState, kernel_release
 
 LOADER_INFO = "LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 LOADER_ENTRY = "LoaderEntrySelected-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
@@ -368,6 +368,8 @@ def _proc(host: HostState, running: Running) -> None:
     put(f"{proc}/filesystems", "nodev\tsysfs\nnodev\ttmpfs\nnodev\tproc\n\text4\n\tvfat\nnodev\tzfs\n")
     put(f"{proc}/sys/kernel/hostname", machine["node"] + "\n")
     put(f"{proc}/sys/kernel/osrelease", running.kernel + "\n")
+    if kernel_release(running.kernel) >= (6, 2):
+        put(f"{proc}/sys/kernel/arch", "x86_64\n")
     put(f"{proc}/sys/kernel/random/boot_id", running.boot_id + "\n")
     put(
         f"{proc}/mounts",

@@ -1,37 +1,29 @@
 #!/usr/bin/env bash
 # NVIDIA's driver as it is installed and loaded: flavour, modules, libraries, kernels.
 # STATE/nvidia-driver: what the step for the driver has left: version, source (packages, run or found: somebody else's), target, flavour.
-# Needs: files, nvidia
+# Needs: files, nvidia, kernel, links
 #
-# Gives: is_container; installed_kernels, kernels_of TARGET; loaded_flavour, find_module KERNEL -> MODULE_VERSION, MODULE_FLAVOUR;
-#   library_file SONAME, library_version, run_version; held_cards, driver_of FOLDER; read_driver_note -> NOTED_VERSION, NOTED_SOURCE,
-#   NOTED_FLAVOUR, NOTED_TARGET; update_phase; is_wanted -> VERSION, is_version_wanted, has_libraries, lacking_libraries,
-#   fits VERSION; offered_json NAME...
+# Gives: is_container; find_kernels TARGET -> KERNELS; find_module KERNEL -> MODULE_VERSION, MODULE_FLAVOUR; find_library SONAME -> LIBRARY,
+#   library_version, run_version; find_held -> HELD; read_driver_note -> NOTED_VERSION, NOTED_SOURCE, NOTED_FLAVOUR, NOTED_TARGET; update_phase;
+#   is_wanted -> VERSION, is_version_wanted, has_libraries, lacking_libraries, fits VERSION; offered_json NAME...
 
 is_container() { [[ ${container:-} == lxc || -e $ROOT/run/systemd/container ]]; }
 
-loaded_flavour() {
-  local file=$ROOT$NVIDIA_PROC/version
-  [[ -r $file ]] || return 0
-  [[ $(<"$file") == *'Open Kernel Module'* ]] && printf open || printf proprietary
+# find_kernels TARGET - sets KERNELS: those that must have the module, the oldest first. On a host it is each that can be booted: any of them may be the next
+# one. A container has none.
+find_kernels() {
+  local path
+  KERNELS=()
+  if [[ $1 != host ]]; then
+    find_running
+    KERNELS=("$RUNNING")
+  elif ! is_container; then
+    for path in "$ROOT"/boot/vmlinuz-*; do
+      [[ ! -e $path && ! -L $path ]] || KERNELS+=("${path##*/vmlinuz-}")
+    done
+    ((${#KERNELS[@]} < 2)) || mapfile -t KERNELS < <(printf '%s\n' "${KERNELS[@]}" | sort -V)
+  fi
 }
-
-# installed_kernels - those that can be booted, the oldest first; a container has none.
-installed_kernels() {
-  local path kernels=()
-  ! is_container || return 0
-  for path in "$ROOT"/boot/vmlinuz-*; do
-    [[ ! -e $path && ! -L $path ]] || kernels+=("${path##*/vmlinuz-}")
-  done
-  case ${#kernels[@]} in
-    0) ;;
-    1) printf '%s\n' "${kernels[0]}" ;;
-    *) printf '%s\n' "${kernels[@]}" | sort -V ;;
-  esac
-}
-
-# kernels_of TARGET - those that must have the module: on a host any of them may be the next one to boot.
-kernels_of() { if [[ $1 == host ]]; then installed_kernels; else uname -r; fi; }
 
 # find_module KERNEL - sets MODULE_VERSION and MODULE_FLAVOUR, of the module that this kernel would load; empty where it has none.
 find_module() {
@@ -47,21 +39,19 @@ find_module() {
 
 # library_version - of the libraries that nvidia-smi and CUDA programs load.
 library_version() {
-  local file
-  file=$(library_file libnvidia-ml.so.1)
-  [[ ! $file =~ \.so\.([0-9]{3}\.[0-9.]+)$ ]] || printf '%s' "${BASH_REMATCH[1]}"
+  find_library libnvidia-ml.so.1
+  printf '%s' "${LIBRARY##*.so.}"
 }
 
-# library_file SONAME - the file that it leads to; nothing where the driver has none.
-library_file() {
-  local folder file
+# find_library SONAME - sets LIBRARY: the file that it leads to; nothing where the driver has none.
+find_library() {
+  local folder
   for folder in "$ROOT"/usr/lib/x86_64-linux-gnu "$ROOT"/usr/lib/x86_64-linux-gnu/nvidia/*; do
     [[ -e $folder/$1 ]] || continue
-    file=$(readlink -f "$folder/$1") || continue
-    [[ -e $file && $file =~ \.so\.([0-9]{3}\.[0-9.]+)$ ]] || continue
-    printf '%s' "$file"
-    return 0
+    LIBRARY=$(readlink -f "$folder/$1") || continue
+    [[ ! -e $LIBRARY || ! $LIBRARY =~ \.so\.[0-9]{3}\.[0-9.]+$ ]] || return 0
   done
+  LIBRARY=''
 }
 
 # run_version - of NVIDIA's installer, where it has installed a driver.
@@ -70,21 +60,18 @@ run_version() {
   library_version
 }
 
-# driver_of FOLDER - the driver that a device has; nothing where none has it.
-driver_of() {
-  local folder
-  [[ -L $1/driver ]] || return 0
-  folder=$(cd -P "$1/driver" 2>/dev/null && pwd) || folder=$(readlink "$1/driver") || return
-  printf '%s' "${folder##*/}"
-}
-
-# held_cards - a line for each of NVIDIA's cards that nouveau or its successor has: ADDRESS DRIVER.
-held_cards() {
-  local device driver
+# find_held - sets HELD: of each of NVIDIA's cards that nouveau or its successor has, `ADDRESS DRIVER`.
+find_held() {
+  local device class vendor
+  HELD=()
   for device in "$ROOT"/sys/bus/pci/devices/*; do
-    [[ -r $device/class && $(<"$device/class") == 0x03* && $(<"$device/vendor") == 0x10de ]] || continue
-    driver=$(driver_of "$device")
-    [[ $driver != nouveau && $driver != nova* ]] || printf '%s %s\n' "${device##*/}" "$driver"
+    class='' vendor=''
+    [[ ! -r $device/class ]] || read -r class <"$device/class" || :
+    [[ $class == 0x03* ]] || continue
+    read -r vendor <"$device/vendor" || :
+    [[ $vendor == 0x10de ]] || continue
+    find_linked "$device/driver"
+    [[ $LINKED != nouveau && $LINKED != nova* ]] || HELD+=("${device##*/} $LINKED")
   done
 }
 
@@ -125,9 +112,10 @@ is_wanted() {
   VERSION=$(library_version)
   is_version_wanted || return 1
   [[ $TARGET != lxc ]] || return 0
-  while IFS= read -r kernel; do
+  find_kernels "$TARGET"
+  for kernel in "${KERNELS[@]}"; do
     has_module "$kernel" || return 1
-  done < <(kernels_of "$TARGET")
+  done
 }
 
 # has_module KERNEL - of VERSION and FLAVOUR. After it MODULE_VERSION and MODULE_FLAVOUR are set.
@@ -149,7 +137,8 @@ has_libraries() { [[ -z $(lacking_libraries) ]]; }
 lacking_libraries() {
   local name
   for name in $LIBRARIES; do
-    [[ -n $(library_file "$name") ]] || printf '%s\n' "$name"
+    find_library "$name"
+    [[ -n $LIBRARY ]] || printf '%s\n' "$name"
   done
 }
 

@@ -2,7 +2,7 @@
 # What only a reboot of this host can bring. Decided here alone: for the reboot itself, for a preview, and for what looks for drift.
 # The answer is the same before and after the boot configuration was written: what counts is what it is going to have. Takes LOADER
 # of boot.sh.
-# Needs: boot, words, driver, guests
+# Needs: boot, words, driver, guests, links
 #
 # Gives: what_is_lacking -> REASONS, PERHAPS, OF_BOOT; name_guests -> GUESTS, MOVES; note_wanted_boot, noted_boot_lacks.
 #
@@ -53,34 +53,35 @@ noted_words() {
 
 # A card that isn't there is nothing that a boot brings; the gates and the verification name it.
 functions_lack() {
-  local address driver
+  local address
   for address in $FUNCTIONS; do
     [[ -e $ROOT/sys/bus/pci/devices/$address ]] || continue
-    driver=$(driver_of "$ROOT/sys/bus/pci/devices/$address")
-    [[ $driver == vfio-pci ]] || REASONS+=("$address is on ${driver:-no driver}, not on vfio-pci")
+    find_linked "$ROOT/sys/bus/pci/devices/$address/driver"
+    [[ $LINKED == vfio-pci ]] || REASONS+=("$address is on ${LINKED:-no driver}, not on vfio-pci")
   done
 }
 
 # Another module of NVIDIA's, or nouveau, lets go of a card at a boot alone. One that nothing has is taken without.
 driver_lacks() {
-  local TARGET=host loaded flavour address driver
-  loaded=$(nvidia_version) flavour=$(loaded_flavour)
-  if [[ -n $loaded ]]; then
-    if [[ -n $FLAVOUR && $flavour != "$FLAVOUR" ]]; then
-      REASONS+=("NVIDIA's $flavour modules are loaded, not the $FLAVOUR ones")
-    elif ! fits "$loaded"; then
-      REASONS+=("NVIDIA's driver $loaded is loaded, not $DRIVER")
-    elif [[ $loaded == "$DRIVER" ]]; then
+  local TARGET=host held
+  find_loaded
+  if [[ -n $LOADED ]]; then
+    if [[ -n $FLAVOUR && $LOADED_FLAVOUR != "$FLAVOUR" ]]; then
+      REASONS+=("NVIDIA's $LOADED_FLAVOUR modules are loaded, not the $FLAVOUR ones")
+    elif ! fits "$LOADED"; then
+      REASONS+=("NVIDIA's driver $LOADED is loaded, not $DRIVER")
+    elif [[ $LOADED == "$DRIVER" ]]; then
       : # that one, to the last digit
     elif read_driver_note && is_wanted; then
-      [[ $loaded == "$VERSION" ]] || REASONS+=("NVIDIA's driver $loaded is loaded, and $VERSION is installed")
+      [[ $LOADED == "$VERSION" ]] || REASONS+=("NVIDIA's driver $LOADED is loaded, and $VERSION is installed")
     else
-      PERHAPS+=("what is installed is another version of branch $DRIVER than $loaded, which is loaded")
+      PERHAPS+=("what is installed is another version of branch $DRIVER than $LOADED, which is loaded")
     fi
   fi
-  while read -r address driver; do
-    [[ " $FUNCTIONS " == *" $address "* ]] || REASONS+=("$address is on $driver, not on NVIDIA's driver")
-  done < <(held_cards)
+  find_held
+  for held in "${HELD[@]}"; do
+    [[ " $FUNCTIONS " == *" ${held%% *} "* ]] || REASONS+=("${held%% *} is on ${held#* }, not on NVIDIA's driver")
+  done
 }
 
 # name_guests - sets GUESTS: what a reboot stops, for people: `VM 103 (Sandbox), container 901 (ai-lab)`; MOVES: the same of those that are on other

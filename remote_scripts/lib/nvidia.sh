@@ -1,17 +1,30 @@
 #!/usr/bin/env bash
 # NVIDIA's driver on a host, and its device nodes. The kernel makes none of them but those in /dev/dri; who needs one makes it.
 # Majors come from /proc/devices (uvm's and caps' change with kernels), minors of cards from /proc/driver/nvidia/gpus.
-# Needs: common, lines
+# Needs: common, lines, kernel
 #
-# Gives: nvidia_version; find_major DRIVER, find_minor ADDRESS -> NUMBER; nvidia_address MINOR; nvidia_trouble -> FOUND, NEXT, HAS_MODULE; nvidia_uvm_trouble -> FOUND, NEXT; nvidia_nodes, find_nodes PATH... -> MAJOR, MINOR, MODE (arrays of
+# Gives: find_loaded -> LOADED, LOADED_FLAVOUR, nvidia_version; find_major DRIVER, find_minor ADDRESS -> NUMBER; nvidia_address MINOR; nvidia_trouble -> FOUND, NEXT, HAS_MODULE; nvidia_uvm_trouble -> FOUND, NEXT; nvidia_nodes, find_nodes PATH... -> MAJOR, MINOR, MODE (arrays of
 #   the caller's), missing_nvidia_nodes, make_nvidia_nodes.
 NVIDIA_PROC=/proc/driver/nvidia
 # What `systemctl enable` makes of the service that makes the nodes at boot.
 NODES_ENABLED=/etc/systemd/system/multi-user.target.wants/homelab-nvidia-nodes.service
 
+# find_loaded - sets LOADED: the version of the modules that are loaded, and LOADED_FLAVOUR: open or proprietary; nothing where none are.
+# nvidia_version - says that version.
+find_loaded() {
+  local line=''
+  LOADED='' LOADED_FLAVOUR=''
+  [[ -r $ROOT$NVIDIA_PROC/version ]] || return 0
+  LOADED_FLAVOUR=proprietary
+  while IFS= read -r line || [[ -n $line ]]; do
+    [[ $line != *'Open Kernel Module'* ]] || LOADED_FLAVOUR=open
+    [[ -n $LOADED || ! $line =~ ([0-9]{3,}\.[0-9]+(\.[0-9]+)?) ]] || LOADED=${BASH_REMATCH[1]}
+  done 2>/dev/null <"$ROOT$NVIDIA_PROC/version" || :
+}
+
 nvidia_version() {
-  find_first "$ROOT$NVIDIA_PROC/version" '([0-9]{3,}\.[0-9]+(\.[0-9]+)?)'
-  printf '%s\n' "$FIRST"
+  find_loaded
+  printf '%s\n' "$LOADED"
 }
 
 # find_major DRIVER - sets NUMBER: its major number; nothing while its module isn't loaded.
@@ -47,7 +60,8 @@ nvidia_trouble() {
   [[ ! -r $ROOT$NVIDIA_PROC/version ]] || return 0
   if ! modinfo -n nvidia >/dev/null 2>&1; then
     HAS_MODULE=no
-    FOUND="the kernel $(uname -r) has no module nvidia: the driver isn't installed, or wasn't built for this kernel"
+    find_running
+    FOUND="the kernel $RUNNING has no module nvidia: the driver isn't installed, or wasn't built for this kernel"
     NEXT="install NVIDIA's driver on the host; if it is there (\`dkms status\`), build it for this kernel: \`dkms autoinstall\`"
   elif grep -qsE '^[[:space:]]*(blacklist[[:space:]]+nvidia|install[[:space:]]+nvidia[[:space:]])' "$ROOT"/etc/modprobe.d/*.conf ||
     grep -qsE '(^|[ ,=])modprobe\.blacklist=[^ ]*\bnvidia\b' "$ROOT/proc/cmdline"; then
@@ -61,15 +75,14 @@ nvidia_trouble() {
 
 # nvidia_uvm_trouble - the same for nvidia-uvm, without which there is no CUDA.
 nvidia_uvm_trouble() {
-  local version kernel
   FOUND='' NEXT=''
   find_major nvidia-uvm
   if [[ -z $NUMBER ]] && ! modinfo -n nvidia-uvm >/dev/null 2>&1; then
-    kernel=$(uname -r)
-    FOUND="the kernel $kernel has no module nvidia-uvm, though it has nvidia: the driver's build is incomplete"
-    version=$(nvidia_version)
+    find_running
+    FOUND="the kernel $RUNNING has no module nvidia-uvm, though it has nvidia: the driver's build is incomplete"
+    find_loaded
     # What is installed for a kernel already, autoinstall passes over.
-    NEXT="build it again (\`dkms remove nvidia/$version -k $kernel\`, \`dkms install nvidia/$version -k $kernel\`, or install the driver anew), then \`modprobe nvidia-uvm\`"
+    NEXT="build it again (\`dkms remove nvidia/$LOADED -k $RUNNING\`, \`dkms install nvidia/$LOADED -k $RUNNING\`, or install the driver anew), then \`modprobe nvidia-uvm\`"
   fi
 }
 

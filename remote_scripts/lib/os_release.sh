@@ -3,12 +3,12 @@
 #
 # Needs: lines
 #
-# Gives: os_value KEY.
+# Gives: find_os_value KEY -> OS_VALUE.
 
-# os_value KEY - a value of os-release; nothing where it has none.
-os_value() {
+# find_os_value KEY - sets OS_VALUE: a value of os-release; nothing where it has none.
+find_os_value() {
   local file=$ROOT/etc/os-release
   [[ -r $file ]] || file=$ROOT/usr/lib/os-release
   find_first "$file" "^$1=[\"']?([^\"']*)[\"']?\$"
-  printf '%s\n' "$FIRST"
+  OS_VALUE=$FIRST
 }

@@ -222,6 +222,7 @@ _OF_BASH = {
     "LINENO",
     "PATH",
     "PPID",
+    "PWD",
     "SECONDS",
     "IFS",
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Down from a block device to PCI functions: through partitions, dm, md, LVM, btrfs, ZFS, bcache, loops, and over networks.
-# Needs: carriers/found, carriers/network
+# Needs: carriers/found, carriers/network, links
 #
 # Gives: device_carriers PATH [MOUNT POINT], block_carriers NAME PATH, pool_carriers POOL -> CARRIERS, TROUBLE. Takes path_carriers of
 #   carriers/storage.sh, for a loop over a file.

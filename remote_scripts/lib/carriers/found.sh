@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The PCI functions on the way to what is looked at now.
 #
-# Gives: carriers_in PATH -> CARRIERS; deepest_function PATH; find_folder PATH -> FOLDER.
+# Gives: carriers_in PATH -> CARRIERS; find_deepest PATH -> DEEPEST.
 declare -A CARRIERS=() # addresses of the PCI functions on the way, of what is looked at now
 declare -A SEEN=()     # block devices and interfaces that were looked at on this way: stacks may meet again
 TROUBLE=''             # why the way could not be followed to its end
@@ -18,11 +18,8 @@ carriers_in() {
   return "$found"
 }
 
-deepest_function() { # PATH in sysfs - the last PCI function on it
-  [[ ! $1 =~ .*/([0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])(/|$) ]] || printf '%s' "${BASH_REMATCH[1]}"
-}
-
-# find_folder PATH - sets FOLDER: where this folder of sysfs is, without links. Status 1: there is none. By bash itself: a host has many.
-find_folder() {
-  FOLDER=$(cd -P -- "$1" 2>/dev/null && pwd -P)
+# find_deepest PATH - sets DEEPEST: the last PCI function on this path in sysfs; nothing where there is none.
+find_deepest() {
+  DEEPEST=''
+  [[ ! $1 =~ .*/([0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])(/|$) ]] || DEEPEST=${BASH_REMATCH[1]}
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Who has a graphics card open.
-# Needs: common, nvidia, carriers/found
+# Needs: common, nvidia, links, carriers/found
 #
 # Gives: holders, as a key of read_host.sh's answer.
 
@@ -16,8 +16,8 @@ holders() {
   for link in "$ROOT"/sys/class/drm/card[0-9]* "$ROOT"/sys/class/drm/renderD[0-9]*; do
     [[ -e $link/dev || -e $link/device ]] || continue
     find_folder "$link" || continue
-    name=$(deepest_function "$FOLDER")
-    [[ -z $name ]] || cards[${link##*/}]=$name
+    find_deepest "$FOLDER"
+    [[ -z $DEEPEST ]] || cards[${link##*/}]=$DEEPEST
   done
   while IFS=' ' read -r folder node; do
     pid=${folder%/fd} pid=${pid##*/}
@@ -37,9 +37,9 @@ holders() {
     for fb in "$ROOT"/sys/class/graphics/fb[0-9]*; do
       [[ -e $fb ]] || continue
       find_folder "$fb" || continue
-      address=$(deepest_function "$FOLDER")
-      [[ -n $address ]] || continue
-      printf '%s{"pid":0,"name":"the text console (%s)","devices":["%s"]}' "$separator" "${fb##*/}" "$address"
+      find_deepest "$FOLDER"
+      [[ -n $DEEPEST ]] || continue
+      printf '%s{"pid":0,"name":"the text console (%s)","devices":["%s"]}' "$separator" "${fb##*/}" "$DEEPEST"
       separator=,
     done
   fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Down from addresses and interfaces to PCI functions, through bridges, bonds, VLANs and Open vSwitch.
-# Needs: carriers/found, switch/reached
+# Needs: carriers/found, links, switch/reached
 #
 # Gives: vital_network; network_carriers [ADDRESS...], every_network, interface_carriers NAME -> CARRIERS, TROUBLE; addresses_in TEXT.
 #   Takes vital_entry of carriers.sh.

@@ -23,10 +23,11 @@ is_worth_keeping() {
 # kernels_with VERSION - those of TARGET that have its module.
 kernels_with() {
   local kernel
-  while IFS= read -r kernel; do
+  find_kernels "$TARGET"
+  for kernel in "${KERNELS[@]}"; do
     find_module "$kernel"
     [[ $MODULE_VERSION != "$1" ]] || printf '%s\n' "$kernel"
-  done < <(kernels_of "$TARGET")
+  done
 }
 
 # keep_driver - what is there, before anything is changed. What can't be had any more is named (`lost`), and the update goes on without a

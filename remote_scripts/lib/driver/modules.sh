@@ -9,7 +9,8 @@ BLACKLIST=/etc/modprobe.d/homelab-nvidia.conf
 # build_modules - for every kernel that must have them.
 build_modules() {
   local kernel
-  while IFS= read -r kernel; do build_for "$kernel"; done < <(kernels_of "$TARGET")
+  find_kernels "$TARGET"
+  for kernel in "${KERNELS[@]}"; do build_for "$kernel"; done
 }
 
 # build_for KERNEL - and looked at: what DKMS says, and whether the file is there.
@@ -37,19 +38,18 @@ dkms_name() {
 
 # held_by_others - does another driver have one of NVIDIA's cards? HOLDER names it.
 held_by_others() {
-  HOLDER=$(held_cards)
-  HOLDER=${HOLDER%%$'\n'*} HOLDER=${HOLDER#* }
+  find_held
+  HOLDER=${HELD[0]-} HOLDER=${HOLDER#* }
   [[ -n $HOLDER ]]
 }
 
 # load - at once where that can be done; sets `reboot` and `why`.
 load() {
-  local loaded flavour
-  loaded=$(nvidia_version) flavour=$(loaded_flavour)
-  if [[ $loaded == "$VERSION" && $flavour == "$FLAVOUR" ]]; then
+  find_loaded
+  if [[ $LOADED == "$VERSION" && $LOADED_FLAVOUR == "$FLAVOUR" ]]; then
     reboot=no why="$VERSION is loaded"
-  elif [[ -n $loaded ]]; then
-    reboot=yes why="$loaded ($flavour) is loaded, $VERSION ($FLAVOUR) is installed"
+  elif [[ -n $LOADED ]]; then
+    reboot=yes why="$LOADED ($LOADED_FLAVOUR) is loaded, $VERSION ($FLAVOUR) is installed"
   elif held_by_others; then
     reboot=yes why="$HOLDER has a card, and gives it up at a boot"
   else

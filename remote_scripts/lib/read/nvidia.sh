@@ -22,7 +22,8 @@ nvidia_minors() {
 nvidia() {
   local enabled=false installed=false names=()
   printf ',"nvidia":{"version":'
-  json_string "$(nvidia_version)"
+  find_loaded
+  json_string "$LOADED"
   printf ',"trouble":['
   if has_card_of_nvidia; then
     nvidia_trouble

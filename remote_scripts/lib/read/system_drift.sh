@@ -44,11 +44,12 @@ driver_drift() {
     [[ -z $version || $version == "$NOTED_VERSION" ]] || DRIFT+=("driver: its libraries are ${found:-gone}, the host's driver is $version")
     return 0
   fi
-  while IFS= read -r kernel; do
+  find_kernels "$NOTED_TARGET"
+  for kernel in "${KERNELS[@]}"; do
     find_module "$kernel"
     found=$MODULE_VERSION
     [[ $found == "$NOTED_VERSION" ]] || DRIFT+=("driver: the kernel $kernel has ${found:-no module}${found:+ as module}, the driver is $NOTED_VERSION")
-  done < <(kernels_of "$NOTED_TARGET")
+  done
   if [[ -z $version ]]; then
     DRIFT+=("boot: no module is loaded, the driver is $NOTED_VERSION")
   elif [[ $version != "$NOTED_VERSION" ]]; then
