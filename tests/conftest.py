@@ -176,28 +176,36 @@ def shared(*parts: str) -> Path:
     return path
 
 
-#: Files with tests of half a minute and more, by what their longest takes. They begin first: a worker that has nothing to do any more takes from the end of
-#: what another has left, and a long test that begins last is waited for by all.
+#: Files with tests of half a minute and more. They begin first: a worker that has nothing to do any more takes from the end of what another has left, and a
+#: long test that begins last is waited for by all. Files that begin with the same kept host (`converged` in tests/e2e/conftest.py) are side by side, for
+#: each process that has one of their tests makes that host.
 LONGEST = (
     "e2e/test_handover.py",
-    "e2e/test_failures.py",
     "e2e/test_nvidia_lxc.py",
+    "e2e/test_gpu_lxc.py",
+    "e2e/test_failures.py",
     "e2e/test_nvidia_host.py",
     "e2e/test_nvidia_failures.py",
-    "e2e/test_gaming_vm.py",
     "e2e/test_nvidia_vm.py",
     "e2e/test_other_cards.py",
     "e2e/test_up_all.py",
     "e2e/test_make.py",
-    "e2e/test_state_lost.py",
     "e2e/test_cluster.py",
     "e2e/test_init.py",
-    "e2e/test_api_access.py",
     "e2e/test_new_container.py",
+    "e2e/test_gaming_vm.py",
+    "e2e/test_state_lost.py",
+    "e2e/test_gpu_vm.py",
+    "e2e/test_gpu_vm_refused.py",
+    "e2e/test_api_access.py",
     "e2e/test_new_vm.py",
+    "e2e/test_kill.py",
     "scripts/test_composition.py",
     "e2e/test_converge.py",
-    "e2e/test_kill.py",
+    "e2e/test_cards.py",
+    "e2e/test_drift.py",
+    "e2e/test_drift_watched.py",
+    "e2e/test_preview.py",
 )
 
 

@@ -311,3 +311,7 @@ class EngineStack:
         """SIGKILL to the engine and everything that it started, as a power cut on the user's machine would."""
         kill_tree(process.pid)
         process.wait()
+
+    def unlock(self) -> None:
+        """What `pulumi cancel` does after a run that was killed, without a start of the CLI; the command itself: tests/e2e/test_kill.py."""
+        shutil.rmtree((self.backend or self.folder) / ".pulumi" / "locks")

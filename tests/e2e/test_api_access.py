@@ -69,9 +69,10 @@ def test_the_guides_role_is_enough_and_each_privilege_is_needed(stack_on: Callab
     given_back(stack, stock)
 
 
-def test_root_with_a_password_works_logs_in_once_and_may_use_the_address(stack_on: Callable[..., Stack]) -> None:
+def test_root_with_a_password_works_logs_in_once_and_may_use_the_address(converged: Callable[..., Stack]) -> None:
     by_address = {"gpu": "rtx5090", "byAddress": True, "romfile": "card.rom", "rombar": False}
-    stack = stack_on("bound-by-hand", vms={"sandbox": {"vmid": 103, "gpus": [by_address]}})
+    stack = converged("bound-by-hand", vms={})
+    stack.config["homelab:vms"] = {"sandbox": {"host": "pve", "vmid": 103, "gpus": [by_address]}}
     api = stack.lab.api
     secure = {"port": api["port"], "fingerprint": api["fingerprint"]}
     stack.host["api"] = {**secure, "user": api["user"], "password": api["password"]}

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from tests.e2e.conftest import Stack
+from tests.e2e.conftest import Stack, refusal
 from tests.e2e.nvidia import reached
 from tests.e2e.person import DOWN, ENTER, REPLACED
 from tests.e2e.test_gpu_vm import conf, given_back, power_calls, running, vms, with_card
@@ -88,7 +88,7 @@ def test_a_taken_id_and_a_missing_image_are_refused_a_protected_clone_of_a_templ
         "--efidisk0 local-lvm:1,efitype=4m --scsi0 local-lvm:3; qm set 900 --template 1"
     )
     before, template = conf(stack, 103), conf(stack, 900)
-    message = stack.up(ok=False).message
+    message = refusal(stack)
     assert "local:iso/Win11.iso, as vms.gaming.create names it" in message and "it is not on the storage" in message
     assert "upload it (web interface: local -> ISO Images -> Upload" in message
     assert "Microsoft gives its ISO images out" in message
@@ -122,7 +122,7 @@ def test_from_nothing_to_cuda_with_an_image_that_is_downloaded_and_given_back(st
     stack = stack_on("bound-by-hand", vms={"dev": vm}, downloads={"noble": {"image": "ubuntu-24.04"}})
     vms(stack)["dev"] |= {**reached(stack.lab, 200), "nvidia": {"driver": "580", "cuda": "12.8"}}
     # A stock storage takes no disk images: said before anything is changed, with the command that allows it.
-    refused = stack.preview(ok=False).output
+    refused = refusal(stack)
     assert "takes backup, iso, vztmpl, and not `import`" in refused
     assert "pvesm set local --content backup,import,iso,vztmpl" in refused
     stack.lab.run("pvesh set /storage/local --content backup,import,iso,vztmpl; mkdir -p $ROOT/var/lib/vz/import")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.e2e.conftest import Stack, init_at_a_terminal, out_of_reach
+from tests.e2e.conftest import Stack, init_at_a_terminal, out_of_reach, refusal
 from tests.e2e.person import ENTER
 from tests.e2e.test_gpu_vm import SANDBOX, vms
 from tests.sampling import sample
@@ -60,7 +60,7 @@ def test_the_plan_is_printed_and_nothing_is_changed(
     stack.lab.run("qm stop 103; qm set 103 --delete machine; qm start 103")
     stock = stack.lab.snapshot()
     vms(stack)["nobody"] = {"host": "pve", "vmid": 555, "gpus": []}
-    message = stack.preview(ok=False).message
+    message = refusal(stack)
     assert "machine model q35" in message, message
     assert "no such VM on the host; there are: 103 (Sandbox)" in message, message
     assert stack.lab.snapshot() == stock
