@@ -3,12 +3,13 @@
 # Needs: files/atomic, files/kept, files/pending, files/planned, files/undo
 #
 # Gives: put_file LAYER PATH MODE CONTENT, put_copy LAYER PATH MODE FILE, drop_file LAYER PATH -> CHANGED; find_layer_files LAYER -> FILES;
-#   layer_states LAYER; file_state LAYER PATH.
+#   layer_states LAYER; find_state LAYER PATH -> FILE_STATE; file_state LAYER PATH.
 
-# states_of LAYER PATH... - for each a line: ok, changed or missing, a blank, the path. Two programs look at all of them.
-states_of() {
+# find_states LAYER PATH... - sets STATES (an array of the caller's), by path: ok, changed or missing. Two programs look at all of them.
+find_states() {
   local path about mode sum there=()
   local -A sums=() modes=()
+  STATES=()
   for path in "${@:2}"; do
     [[ ! -e $ROOT$path ]] || there+=("$ROOT$path")
   done
@@ -21,25 +22,25 @@ states_of() {
     while IFS= read -r -d '' about; do modes[${about#* }]=${about%% *}; done < <(stat --printf '%a %n\0' -- "${there[@]}")
   fi
   for path in "${@:2}"; do
-    if [[ ! -e $ROOT$path ]]; then
-      printf 'missing %s\n' "$path"
-      continue
-    fi
-    mode='' sum=''
+    STATES[$path]=missing mode='' sum=''
+    [[ -e $ROOT$path ]] || continue
     read -r mode sum <"$STATE/files/$1$path" || :
-    if [[ -n $sum && ${sums[$ROOT$path]:-} == "$sum" && ${modes[$ROOT$path]:-} == "${mode#0}" ]]; then
-      printf 'ok %s\n' "$path"
-    else
-      printf 'changed %s\n' "$path"
-    fi
+    STATES[$path]=changed
+    [[ -z $sum || ${sums[$ROOT$path]:-} != "$sum" || ${modes[$ROOT$path]:-} != "${mode#0}" ]] || STATES[$path]=ok
   done
 }
 
-# file_state LAYER PATH - ok | changed | missing, for a file that we wrote.
+# find_state LAYER PATH - sets FILE_STATE: ok | changed | missing, for a file that we wrote. file_state: says it.
+find_state() {
+  local -A STATES
+  find_states "$1" "$2"
+  FILE_STATE=${STATES[$2]}
+}
+
 file_state() {
-  local state
-  state=$(states_of "$1" "$2") || return
-  printf '%s' "${state%% *}"
+  local FILE_STATE
+  find_state "$1" "$2"
+  printf '%s' "$FILE_STATE"
 }
 
 # put_file LAYER PATH MODE CONTENT - a file of ours; what was there before us is kept for `drop_file`.
@@ -68,8 +69,8 @@ put_copy() {
 
 # is_put LAYER PATH MODE SHA256 - is it there as we would write it, and ours?
 is_put() {
-  local record=$STATE/files/$1$2 latest
-  [[ -e $record ]] && read -r latest <"$record" && [[ $latest == "$3 $4" && $(file_state "$1" "$2") == ok ]]
+  local record=$STATE/files/$1$2 latest FILE_STATE
+  [[ -e $record ]] && read -r latest <"$record" && [[ $latest == "$3 $4" ]] && find_state "$1" "$2" && [[ $FILE_STATE == ok ]]
 }
 
 # claim_file LAYER PATH MODE SHA256 - notes that we are about to write it, and keeps what somebody else has there.
@@ -124,7 +125,9 @@ find_layer_files() {
 
 # layer_states LAYER - the same, a line each, after its state and a blank.
 layer_states() {
-  local FILES
+  local path FILES
+  local -A STATES
   find_layer_files "$1"
-  states_of "$1" "${FILES[@]}"
+  find_states "$1" "${FILES[@]}"
+  for path in "${FILES[@]}"; do printf '%s %s\n' "${STATES[$path]}" "$path"; done
 }
