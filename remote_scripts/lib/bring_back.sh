@@ -80,7 +80,7 @@ by_hand() { printf 'it is on %s, and locked by a migration that was cut short: o
 # migration of it runs on either node. Its lock goes last, so that it is found again.
 let_go_on() {
   local one
-  guest_says "$1" "$2" && [[ $LOCK == migrate && $QMP != stopped ]] || return 1
+  guest_says "$1" "$2" && [[ $GUEST_LOCK == migrate && $QMP != stopped ]] || return 1
   find_node_name
   for one in "$NODE_NAME" "$3"; do
     no_migration "$one" "$2" || return 1
@@ -103,10 +103,10 @@ fetch() {
   here=$NODE_NAME
   if ! guest_says "$2" "$1"; then
     put_off unknown "$2 doesn't say how it is" "$@"
-  elif [[ $LOCK == migrate ]] && ! let_go_on "$2" "$@"; then
+  elif [[ $GUEST_LOCK == migrate ]] && ! let_go_on "$2" "$@"; then
     put_off failed "$(by_hand "$1" "$2")" "$@"
   elif ! migration_says "$2" "$1"; then
-    put_off unknown "Proxmox VE doesn't say whether it can move$([[ $LOCK == - ]] || printf ' (it is locked: %s)' "$LOCK")" "$@"
+    put_off unknown "Proxmox VE doesn't say whether it can move$([[ $GUEST_LOCK == - ]] || printf ' (it is locked: %s)' "$GUEST_LOCK")" "$@"
   elif [[ $RUNS != 1 ]]; then
     forget_guest "$1" "VM $1 was shut down on $2: it stays there"
   elif [[ $STAYS != - ]]; then

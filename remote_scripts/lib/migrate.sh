@@ -2,7 +2,7 @@
 # Guests that move to other nodes while they run, for the time of a node's restart. What HA has it moves itself (lib/maintenance.sh); containers can't move while they run.
 # Needs: lock, away, maintenance, targets
 #
-# Gives: what_can_move -> MOVING, STAYING, DOUBTED, UNSAID; move_guests SECONDS -> WHY_NOT; refuse_guests, refuse_unsaid; and for lib/bring_back.sh: place_of VMID; guest_says NODE VMID -> LOCK, QMP; is_well NODE VMID; migration_says NODE VMID -> RUNS, ALLOWED, STAYS;
+# Gives: what_can_move -> MOVING, STAYING, DOUBTED, UNSAID; move_guests SECONDS -> WHY_NOT; refuse_guests, refuse_unsaid; and for lib/bring_back.sh: place_of VMID; guest_says NODE VMID -> GUEST_LOCK, QMP; is_well NODE VMID; migration_says NODE VMID -> RUNS, ALLOWED, STAYS;
 #   live_migration SECONDS COMMAND... -> OUTPUT. Takes, of lib/bring_back.sh: note_left. Variables: HA_MODE, ALONE, WHY_KIND (of lib/cluster.sh).
 #
 # STATE/away: `vm:103 pve2 BOOT`, noted before VM 103 is moved to pve2, in the boot of that id. lib/bring_back.sh brings it back.
@@ -62,16 +62,16 @@ migration_says() {
   read -r RUNS ALLOWED STAYS <<<"$text" && [[ -n $STAYS ]]
 }
 
-# guest_says NODE VMID - of a VM on that node: LOCK (-: none) and QMP: what QEMU does (running, paused, stopped …). Status 1: no answer.
+# guest_says NODE VMID - of a VM on that node: GUEST_LOCK (-: none) and QMP: what QEMU does (running, paused, stopped …). Status 1: no answer.
 guest_says() {
   local text
   # shellcheck disable=SC2016 # Perl's variables
   text=$(api_says "/nodes/$1/qemu/$2/status/current" 'printf "%s %s\n", $said->{lock} || "-", $said->{qmpstatus} || $said->{status} || die') || return 1
-  read -r LOCK QMP <<<"$text" && [[ -n $QMP ]]
+  read -r GUEST_LOCK QMP <<<"$text" && [[ -n $QMP ]]
 }
 
 # is_well NODE VMID - it has arrived there as it should. A migration moves the configuration first, then lets the guest go on, and takes its lock away last.
-is_well() { [[ $(place_of "$2") == "$1" ]] && guest_says "$1" "$2" && [[ $LOCK == - && $QMP == running ]]; }
+is_well() { [[ $(place_of "$2") == "$1" ]] && guest_says "$1" "$2" && [[ $GUEST_LOCK == - && $QMP == running ]]; }
 
 # nodes_in_maintenance - those that HA keeps free, with commas around each: somebody empties them. Status 1: HA has services, and doesn't answer.
 nodes_in_maintenance() {

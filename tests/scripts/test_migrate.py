@@ -869,6 +869,18 @@ def test_a_guest_that_went_off_with_the_node_while_it_moved_is_started_again(mov
     is_over(moved)
 
 
+def test_a_guest_that_is_started_again_does_not_hold_the_hosts_lock(moved: Folder) -> None:
+    """It would for as long as it runs. Another one was asked for its own lock before."""
+    (moved.root / "etc/pve/nodes/pve3/qemu-server/106.conf").unlink()
+    boots(moved)
+    moved.write("etc/pve/nodes/pve1/qemu-server/106.conf", "lock: migrate\nmemory: 4096\n")
+    moved.command("qm", f'[[ $1 != start ]] || readlink /proc/$$/fd/* >"$ROOT/run/open"\n{QM}')
+    assert end(moved)["over"] == "yes" and places(moved) == AT_HOME
+    assert "pvesh create /nodes/pve2/qemu/105/migrate" in moved.read("run/asked")
+    opened = moved.read("run/open").splitlines()
+    assert "/dev/null" in opened and not [path for path in opened if path.endswith("/run/homelab/lock")]
+
+
 def test_a_guest_that_somebody_brought_home_and_shut_down_stays_off(away: Folder) -> None:
     (away.root / "etc/pve/nodes/pve2/qemu-server/105.conf").unlink()
     away.write("etc/pve/nodes/pve1/qemu-server/105.conf", "memory: 4096\n")
