@@ -249,6 +249,16 @@ def test_an_awaited_boot_that_nobody_confirms_is_undone(switched: Callable[..., 
     assert not set(WORDS) & set(host.boot().split())
 
 
+def test_what_a_run_that_was_cut_short_has_left_goes_with_the_rest(switched: Callable[..., Switched]) -> None:
+    """By a power cut in the boot before, or in the middle of the roll-back; its program knows of neither."""
+    host = switched(awaited=True)
+    for name in ("etc/default/grub.d/.zz-homelab-vfio.cfg", "var/lib/homelab/.rolling-back"):
+        (host.root / f"{name}.homelab-tmp").write_text("half of it")
+    host.elapse()
+    assert not host.is_armed()
+    assert host.differs() == set()
+
+
 def test_a_boot_that_nobody_waits_for_any_more_is_judged(switched: Callable[..., Switched]) -> None:
     host = switched(awaited=True)
     armed = host.state / "armed"

@@ -19,8 +19,10 @@ begin() {
   ((${#FILES[@]} == 0)) || pending initramfs
 }
 
+# conclude - also of what was cut off: no run that would take the lock may ever come.
 conclude() {
   disarm
+  clear_leftovers
   finish
 }
 
