@@ -165,7 +165,20 @@ def test_the_lock_is_held_until_the_command_of_a_killed_run_has_ended(folder: Fo
 
 def test_lock_and_logs_lie_where_root_alone_may_write(folder: Folder) -> None:
     done = folder.bash('take_lock; run_logged true; ls -A "$ROOT/run/homelab"; stat -c %a "$ROOT/run/homelab"')
-    assert done.stdout == "lock\nlog\nsteps\n700\n"
+    assert done.stdout == "lock\nsteps\n700\n"
+
+
+def test_what_a_command_leaves_running_does_not_write_into_what_the_next_one_says(folder: Folder) -> None:
+    """An answer that somebody else's lines push out is told to nobody, and decides what is done next."""
+    os.mkfifo(folder.root / "run/go")
+    done = folder.bash(
+        """
+take_lock
+run_logged bash -c '(read -r _ <"$ROOT/run/go"; printf "stray %s\\n" {1..9}; : >"$ROOT/run/said") & echo one'
+run_logged bash -c 'echo two; echo >"$ROOT/run/go"; until [[ -e $ROOT/run/said ]]; do sleep 0.02; done; exit 1' || printf '%s\n' "$OUTPUT"
+"""
+    )
+    assert done.stdout == "two\n" and "stray 9" not in folder.read("/run/homelab/steps")
 
 
 @pytest.mark.parametrize("made", ["ln -s /tmp {}", "touch {}", "mkdir {}; chown 65534 {}"])
@@ -267,6 +280,13 @@ def test_what_a_run_that_was_cut_short_left_lying_about_goes_with_the_next(folde
     assert folder.tree().keys() - before.keys() <= {"etc/default", "etc/kernel"}
 
 
+def test_a_folder_in_a_temporary_files_place_is_somebodys(folder: Folder) -> None:
+    folder.write("/etc/.file.homelab-tmp/theirs", "theirs")
+    before = folder.tree()
+    assert folder.bash("take_lock; put_file a /etc/file 0644 x; finish").returncode == 1
+    assert folder.tree() == before
+
+
 @pytest.mark.parametrize("text", ['say "hi"', "back\\slash", "tab\there", "two\nlines", "bell\x07", "plain"])
 def test_json_strings_survive_any_text(folder: Folder, text: str) -> None:
     import json
@@ -290,6 +310,16 @@ def test_a_write_that_fails_in_a_condition_leaves_the_file_as_it_was(folder: Fol
         f"if {writes.replace('/dev/zero', '$ROOT/etc/file')} {arguments[writes]} <<<new; then echo written; fi"
     )
     assert (done.stdout, folder.read("/etc/file")) == ("", "whole\n")
+
+
+@pytest.mark.parametrize("fails", ["false", "echo half; exit 7", 'echo half "$NEVER_SET"', "die want found why next"])
+def test_a_text_that_can_not_be_made_is_told_to_a_person_and_leaves_the_file_as_it_was(
+    folder: Folder, fails: str
+) -> None:
+    folder.write("/etc/file", "whole\n")
+    done = folder.bash(f"take_lock; text() {{ {fails}; }}; write_atomically /etc/file 0644 text; echo written; finish")
+    assert done.returncode == 1 and done.stdout.startswith("wanted: every command of this script to succeed\n")
+    assert folder.files() == {"etc/file": (0o644, "whole\n")}
 
 
 @pytest.mark.parametrize("writes", ["write_atomically /etc/file 0644", "write_atomically /var/lib/homelab/file 0600"])

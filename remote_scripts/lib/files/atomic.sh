@@ -30,7 +30,8 @@ write_atomically() {
   temporary_for "$1"
   [[ ! -e $TEMPORARY ]] || LEFT=yes # by a run that was cut short
   umask 077
-  { if (($# > 2)); then "${@:3}"; else cat; fi >"$TEMPORARY"; } || written=no
+  # A function that ends its shell would take the message for the person along, into the file.
+  { if (($# == 2)); then cat; elif [[ $3 == printf ]]; then "${@:3}"; else ("${@:3}"); fi >"$TEMPORARY"; } || written=no
   umask 022 # as common.sh has set it
   [[ $written == yes ]] && need_mode "$@" && in_place "$TEMPORARY" "$1"
 }

@@ -95,7 +95,8 @@ clear_leftovers() {
 # clear_own_leftovers - of this run alone, which knows their names: no program looks for them.
 clear_own_leftovers() {
   local place left=()
-  for place in "${TEMPORARIES[@]}"; do [[ ! -e $place && ! -L $place ]] || left+=("$place"); done
+  # A folder is none of ours, whatever its name.
+  for place in "${TEMPORARIES[@]}"; do [[ (! -e $place || -d $place) && ! -L $place ]] || left+=("$place"); done
   TEMPORARIES=()
   # STATE/undo: of versions before this one.
   for place in "${PLACES[@]/%//.homelab-undo}" "${STATE#"$ROOT"}/undo"; do
