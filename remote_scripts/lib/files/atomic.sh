@@ -33,7 +33,8 @@ write_atomically() {
   # A function that ends its shell would take the message for the person along, into the file.
   { if (($# == 2)); then cat; elif [[ $3 == printf ]]; then "${@:3}"; else ("${@:3}"); fi >"$TEMPORARY"; } || written=no
   umask 022 # as common.sh has set it
-  [[ $written == yes ]] && need_mode "$@" && in_place "$TEMPORARY" "$1"
+  [[ $written == yes ]] || { log "$1 couldn't be written" && return 1; }
+  need_mode "$@" && in_place "$TEMPORARY" "$1"
 }
 
 # need_mode PATH MODE - TEMPORARY was made with 0600, unless it was there, and but for what a folder's default ACL says; of a record nobody compares it.
