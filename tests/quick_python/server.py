@@ -48,7 +48,10 @@ def warm() -> None:
     """What each of these processes makes for itself of this program's own files, and keeps as long as it runs: modules; scripts as they are sent;
     the tables of cards, kernels and packages; how what the engine says is read."""
     import pulumi.log
+    import pulumi.runtime.resource
+    import pulumi.runtime.stack
     import pulumi_command.remote
+    from pulumi.runtime.proto import source_pb2
 
     from homelab.container import libraries
     from homelab.host import consoles, graphics, kernel_log, resets
@@ -56,6 +59,7 @@ def warm() -> None:
     from homelab.provider.registry import WORK
     from homelab.provider.typed import adapter_of
     from homelab.remote import kept_scripts, scripts
+    from tests.quick_python.quick_wait import QuickWait
 
     for name in PACKAGES:
         package = importlib.import_module(name)
@@ -65,6 +69,9 @@ def warm() -> None:
     pulumi_command.remote.Command  # noqa: B018  # a module of the SDK is read at its first attribute
     # Eighty calls of the engine in a run, each waited for, that nobody sees without --debug.
     pulumi.log.debug = lambda *_, **__: None
+    # Where in the program a resource is made, which the state has for nobody here, and the SDK's waiting are a quarter of the program's time.
+    pulumi.runtime.resource._get_stack_trace = source_pb2.StackTrace
+    pulumi.runtime.stack.asyncio = QuickWait()  # type: ignore[assignment,attr-defined]
     kept_scripts.version()
     kept_scripts.put("")
     scripts.read_host(guests=True)
