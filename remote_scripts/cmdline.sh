@@ -19,8 +19,9 @@ apply() {
   BEFORE_WRITE=arm
   need_boot_loader
   write_missing
-  has_words "$(configured_words)" "${WANTED[@]}" || die "'$WORDS' on the kernel command line" \
-    "'$(configured_words)'" "something that is read after our file takes it away again; nothing was changed" \
+  find_configured
+  has_words "$CONFIGURED" "${WANTED[@]}" || die "'$WORDS' on the kernel command line" \
+    "'$CONFIGURED'" "something that is read after our file takes it away again; nothing was changed" \
     "look into /etc/default/grub and what sorts after zz-homelab in /etc/default/grub.d"
   if is_generated_anew; then
     if [[ $MENU == later ]]; then
@@ -48,12 +49,12 @@ plan() {
 
 # write_missing - of the WANTED words those that nobody else has configured: MISSING.
 write_missing() {
-  local word others
+  local word
   read -ra WANTED <<<"$WORDS"
   MISSING=()
-  others=$(configured_words others)
+  find_configured others
   for word in "${WANTED[@]}"; do
-    has_words "$others" "$word" || MISSING+=("$word")
+    has_words "$CONFIGURED" "$word" || MISSING+=("$word")
   done
   write_words "${MISSING[@]}"
 }
@@ -108,7 +109,8 @@ generated() {
   if has_managed_esps; then
     [[ ! -e $STATE/armed || $(switch_note armed boot) == "$(boot_id)" ]] || ! is_another_boot
   else
-    has_words "$(generated_words)" "$@"
+    find_generated
+    has_words "$GENERATED" "$@"
   fi
 }
 

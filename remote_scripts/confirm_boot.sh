@@ -80,8 +80,12 @@ is_undone() { [[ -e $STATE/rolling-back || -e $STATE/rolled-back || -e $RUN/rest
 answer() { # CONFIRMED
   local rolling=false
   ! is_rolling_back || rolling=true
-  printf '{"boot":"%s","confirmed":"%s","rolled_back":%s,"rolling_back":%s,"judged":%s}\n' "$(boot_id)" "$1" "$(json_string "$(rolled_back)")" "$rolling" \
-    "$(json_string "$JUDGED")"
+  printf '{"boot":"%s","confirmed":"%s"' "$(boot_id)" "$1"
+  find_rolled_back
+  json_entry rolled_back "$ROLLED_BACK"
+  printf ',"rolling_back":%s' "$rolling"
+  json_entry judged "$JUDGED"
+  printf '}\n'
 }
 
 main() {

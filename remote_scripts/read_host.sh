@@ -10,6 +10,7 @@
 # Verbs: read_host.
 
 read_host() {
+  local lines=()
   find_boot_loader
   printf '{"boot_id":'
   string_of /proc/sys/kernel/random/boot_id
@@ -32,10 +33,10 @@ read_host() {
   printf ']'
   card_states
   framebuffers
-  json_entry lspci "$([[ $LSPCI != yes ]] || within "$ASK_SECONDS" lspci -Dnnk 2>/dev/null)"
+  ask_lspci
   json_entry disks "$(exec_within "$ASK_SECONDS" lsblk -nro NAME,PKNAME,FSTYPE,MOUNTPOINT 2>/dev/null)"
   vital
-  json_entry named "$(named_cards)"
+  named_cards
   holders
   signs
   measure_boot
@@ -87,8 +88,21 @@ package_versions() {
   printf '}'
 }
 
+# ask_lspci - sets `lines` of read_host; what it says of drivers as well goes into the answer where LSPCI wants it.
+ask_lspci() {
+  local IFS=$'\n' how=-Dnn text=''
+  [[ $LSPCI != yes ]] || how=-Dnnk
+  mapfile -t lines < <(exec_within "$ASK_SECONDS" lspci "$how" 2>/dev/null)
+  [[ $LSPCI != yes ]] || text=${lines[*]}
+  json_entry lspci "${text%"${text##*[!$'\n']}"}"
+}
+
 # Lines of lspci about what makes a card (classes 03 and 12), with the names that this host's pci.ids has.
-named_cards() { within "$ASK_SECONDS" lspci -Dnn 2>/dev/null | grep -E '^[^[]*\[(03|12)[0-9a-f]{2}\]: ' || :; }
+named_cards() {
+  local IFS=$'\n' line named=() card='^[^[]*\[(03|12)[0-9a-f]{2}\]: '
+  for line in "${lines[@]}"; do [[ ! $line =~ $card ]] || named+=("$line"); done
+  json_entry named "${named[*]}"
+}
 
 missing_tools() {
   local tool tools=(update-initramfs lspci flock systemctl sha256sum) missing=()
@@ -100,14 +114,21 @@ missing_tools() {
 }
 
 cmdlines() {
-  local configured='' others='' generated=''
+  local TEXT configured='' others='' generated=''
   if is_configurable; then
-    configured=$(configured_words)
-    others=$(configured_words others)
-    [[ $LOADER != grub ]] || has_managed_esps || generated=$(generated_words)
+    find_configured
+    configured=$CONFIGURED
+    # The host's own files may ask programs: they are read once more only where that tells more.
+    if [[ $LOADER != grub ]] || has_drop_ins; then find_configured others; fi
+    others=$CONFIGURED
+    if [[ $LOADER == grub ]] && ! has_managed_esps; then
+      find_generated
+      generated=$GENERATED
+    fi
   fi
+  read_text "$ROOT/proc/cmdline"
   # Where somebody overrides what devices say of Access Control Services, the groups of the next boot depend on it.
-  [[ "$(<"$ROOT/proc/cmdline") $configured" != *pcie_acs_override=* ]] || ACS=yes
+  [[ "$TEXT $configured" != *pcie_acs_override=* ]] || ACS=yes
   printf ',"cmdline":{"running":'
   string_of /proc/cmdline
   json_entry configured "$configured"
@@ -132,7 +153,7 @@ systems() {
       printf null && continue
     fi || { printf '\n' && die "container $name read" "$text" "it can't be told whether NVIDIA's stack in it is as it was installed" \
       "see whether \`pct exec $name -- true\` works on the host"; }
-    json_string "$(tail -n 1 <<<"$text")"
+    json_string "${text##*$'\n'}"
   done
   printf '}'
 }

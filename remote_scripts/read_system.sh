@@ -81,7 +81,7 @@ find_cards() {
   for word in $TEXT; do
     [[ $word != homelab.vfio=* ]] || ours=,${word#*=},
   done
-  [[ -z $ours$STAYING ]] || given=$(ids_of_next_boot)
+  [[ -z $ours$STAYING ]] || ids_of_next_boot
   for device in "$ROOT"/sys/bus/pci/devices/*; do
     class=''
     [[ ! -r $device/class ]] || read -r class <"$device/class" || :
@@ -104,15 +104,17 @@ find_cards() {
   done
 }
 
-# ids_of_next_boot - that somebody else gives to vfio-pci from this host's next start on, with commas between them.
+# ids_of_next_boot - of find_cards, sets `given`: those that somebody else gives to vfio-pci from this host's next start on, with commas between them.
 ids_of_next_boot() {
   local word
-  ids_in_files | cut -f 2- | tr '\n' ','
+  find_given
+  for word in "${GIVEN[@]}"; do given+=${word#*$'\t'},; done
   find_boot_loader
   is_configurable || return 0
-  for word in $(configured_words others); do
+  find_configured others
+  for word in $CONFIGURED; do
     word=${word//\"/}
-    [[ $word != vfio[-_]pci.ids=* ]] || printf '%s,' "${word#*=}"
+    [[ $word != vfio[-_]pci.ids=* ]] || given+=${word#*=},
   done
 }
 

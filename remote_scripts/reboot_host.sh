@@ -131,9 +131,14 @@ decide() {
 }
 
 report() {
-  printf '{"reboot":"%s","boot_id":"%s","reasons":%s,"perhaps":%s,"guests":%s,"moves":%s,"cluster":%s%s}\n' "$DECISION" \
-    "$(<"$ROOT/proc/sys/kernel/random/boot_id")" "$(json_list "${REASONS[@]}")" "$(json_list "${PERHAPS[@]}")" "$(json_string "$GUESTS")" "$(json_string "$MOVES")" \
-    "$(json_string "$WHY_NOT")" "${1:-}"
+  printf '{"reboot":"%s","boot_id":"%s","reasons":' "$DECISION" "$(<"$ROOT/proc/sys/kernel/random/boot_id")"
+  json_list "${REASONS[@]}"
+  printf ',"perhaps":'
+  json_list "${PERHAPS[@]}"
+  json_entry guests "$GUESTS"
+  json_entry moves "$MOVES"
+  json_entry cluster "$WHY_NOT"
+  printf '%s}\n' "${1:-}"
 }
 
 main() {

@@ -72,7 +72,10 @@ is_made_anew() (
 ) >/dev/null
 
 # is_unfinished - an initramfs that lacks the script, or an earlier run's that was cut short.
-is_unfinished() { is_pending initramfs || [[ $NEEDED == yes && -n $(stale_initramfs) ]]; }
+is_unfinished() {
+  find_stale
+  is_pending initramfs || [[ $NEEDED == yes && ${#STALE[@]} != 0 ]]
+}
 
 check_tools() {
   if ! command -v update-initramfs >/dev/null || [[ ! -e $ROOT/usr/share/initramfs-tools/hook-functions ]]; then

@@ -5,10 +5,14 @@
 # Needs: files
 #
 # Gives: find_boot_loader -> LOADER, LOADER_CLUES, BOOT_STATUS; need_boot_loader, is_configurable, has_managed_esps;
-#   generate_boot_config -> OUTPUT, note_boot_config; kernels, make_initramfs -> OUTPUT, clear_half_made, stale_initramfs; measure_boot ->
+#   generate_boot_config -> OUTPUT, note_boot_config; kernels, make_initramfs -> OUTPUT, clear_half_made, find_stale -> STALE; measure_boot ->
 #   BOOT_FREE, LARGEST_INITRAMFS.
 
-has_managed_esps() { [[ -r $ROOT/etc/kernel/proxmox-boot-uuids && $(<"$ROOT/etc/kernel/proxmox-boot-uuids") == *[![:space:]]* ]]; }
+has_managed_esps() {
+  local TEXT
+  read_text "$ROOT/etc/kernel/proxmox-boot-uuids"
+  [[ $TEXT == *[![:space:]]* ]]
+}
 
 managed_esps() { grep -c '[^[:space:]]' "$ROOT/etc/kernel/proxmox-boot-uuids"; }
 
@@ -25,9 +29,7 @@ find_boot_loader() {
   # The boot loader says its own name in an EFI variable: 4 attribute bytes, then UTF-16. GRUB does so from 2.12 on. It is read from
   # its beginning: there is no seeking in these files, and `tail -c +5` gives up.
   [[ ! -r $info ]] || name=$(tr -cd '[:print:]' <"$info")
-  if has_managed_esps; then
-    kinds=$(configured_kinds "$BOOT_STATUS")
-  fi
+  ! has_managed_esps || find_kinds
   LOADER_CLUES="LoaderInfo '${name:-not set}', proxmox-boot-tool '${kinds:-no ESP}'"
   case $name:$kinds in
     systemd-boot*:uefi | systemd-boot*:grubuefi | :uefi) LOADER=systemd-boot ;;
@@ -37,16 +39,16 @@ find_boot_loader() {
   esac
 }
 
-# configured_kinds TEXT - which of grub and uefi any ESP is written for.
-configured_kinds() {
+# find_kinds - of find_boot_loader, sets `kinds`: which of grub and uefi any ESP is written for, by BOOT_STATUS.
+find_kinds() {
   local line grub='' uefi=''
   while IFS= read -r line; do
     [[ $line =~ ^[^\ ]*\ is\ configured\ with:\ (.*) ]] || continue
     line=${BASH_REMATCH[1]}
     [[ $line != *'grub ('* ]] || grub=grub
     [[ $line != *'uefi ('* ]] || uefi=uefi
-  done <<<"$1"
-  printf '%s' "$grub$uefi"
+  done <<<"$BOOT_STATUS"
+  kinds=$grub$uefi
 }
 
 # is_configurable - can the kernel command line of the next boot be told, and changed? After find_boot_loader.
@@ -131,13 +133,14 @@ make_initramfs() {
   DOING="update-initramfs" run_logged update-initramfs -u -k all && done_with initramfs
 }
 
-# stale_initramfs - kernels whose initramfs is older than our script for it, or missing, or empty, as a power cut can leave it.
-stale_initramfs() {
+# find_stale - sets STALE: kernels whose initramfs is older than our script for it, or missing, or empty, as a power cut can leave it.
+find_stale() {
   local image version script=$ROOT/etc/initramfs-tools/scripts/init-top/homelab-vfio
+  STALE=()
   [[ -e $script ]] || return 0
   for image in "$ROOT"/boot/vmlinuz-*; do
     version=${image##*/vmlinuz-}
-    [[ ! -e $image || (-s $ROOT/boot/initrd.img-$version && $ROOT/boot/initrd.img-$version -nt $script) ]] || printf '%s\n' "$version"
+    [[ ! -e $image || (-s $ROOT/boot/initrd.img-$version && $ROOT/boot/initrd.img-$version -nt $script) ]] || STALE+=("$version")
   done
 }
 

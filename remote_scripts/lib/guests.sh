@@ -2,13 +2,14 @@
 # Which guests of this host run.
 # Needs: common
 #
-# Gives: running_guests KIND.
+# Gives: find_guests KIND -> LISTED.
 
-# running_guests vm|lxc - a line for each that runs: its id, a blank, its name. The last column of `qm list` is the VM's process: one without
+# find_guests vm|lxc - sets LISTED: of each that runs its id, a blank, its name. The last column of `qm list` is the VM's process: one without
 # a name is listed as `VM 103`, so that its status isn't the third, and a paused one runs, too. Status 1: there was no answer, which is no
 # empty list.
-running_guests() {
+find_guests() {
   local text program=qm word last
+  LISTED=()
   [[ $1 == vm ]] || program=pct
   command -v "$program" >/dev/null || return 0
   text=$(exec_within "$ASK_SECONDS" "$program" list 2>/dev/null) || return 1
@@ -16,9 +17,9 @@ running_guests() {
     ((${#word[@]} > 0)) || continue
     last=${word[${#word[@]} - 1]}
     if [[ $1 != vm ]]; then
-      [[ ${word[1]-} != running ]] || printf '%s %s\n' "${word[0]}" "$last"
+      [[ ${word[1]-} != running ]] || LISTED+=("${word[0]} $last")
     elif [[ $last =~ ^[1-9][0-9]*$ ]]; then
-      if [[ ${word[1]-} == VM && ${word[2]-} == "${word[0]}" ]]; then printf '%s VM %s\n' "${word[0]}" "${word[0]}"; else printf '%s %s\n' "${word[0]}" "${word[1]-}"; fi
+      if [[ ${word[1]-} == VM && ${word[2]-} == "${word[0]}" ]]; then LISTED+=("${word[0]} VM ${word[0]}"); else LISTED+=("${word[0]} ${word[1]-}"); fi
     fi
   done <<<"$text"
 }

@@ -24,31 +24,32 @@ what_is_lacking() {
 }
 
 words_lack() {
-  local running next noted word missing=()
+  local running next word missing=()
   running=$(<"$ROOT/proc/cmdline")
   for word in $WORDS; do
     has_words "$running" "$word" || missing+=("$word")
   done
   ((${#missing[@]} == 0)) || REASONS+=("${missing[*]} is not on the running kernel's command line")
   # Words of the kinds that we write, running, and neither wanted nor anybody else's.
-  next="$(configured_words others) $WORDS"
-  noted=$(noted_words)
+  find_configured others
+  next="$CONFIGURED $WORDS"
+  find_noted_words
   for word in $running; do
     case $word in
       amd_iommu=* | intel_iommu=* | iommu=* | homelab.vfio=* | modprobe.blacklist=*) ;;
       # People write these themselves, also at the boot menu: only what was ours is ours to end.
-      pcie_acs_override=* | vfio_iommu_type1.allow_unsafe_interrupts=* | initcall_blacklist=sysfb_init) has_words "$noted" "$word" || continue ;;
+      pcie_acs_override=* | vfio_iommu_type1.allow_unsafe_interrupts=* | initcall_blacklist=sysfb_init) has_words "$NOTED_WORDS" "$word" || continue ;;
       *) continue ;;
     esac
     has_words "$next" "$word" || REASONS+=("$word is no longer wanted")
   done
 }
 
-# noted_words - what we have wanted on the command line: at the last reboot that was decided, and before, where it still ran then.
-noted_words() {
+# find_noted_words - sets NOTED_WORDS: what we have wanted on the command line: at the last reboot that was decided, and before, where it still ran then.
+find_noted_words() {
   local lines=()
   [[ ! -r $ROOT$WANTED_BOOT ]] || mapfile -t lines <"$ROOT$WANTED_BOOT"
-  printf '%s %s' "${lines[0]-}" "${lines[4]-}"
+  NOTED_WORDS="${lines[0]-} ${lines[4]-}"
 }
 
 # A card that isn't there is nothing that a boot brings; the gates and the verification name it.
@@ -88,31 +89,32 @@ driver_lacks() {
 # nodes meanwhile (LEAVING: `vm:103 ct:200 `). STAYING: lines `VMID WHY` of VMs that were to be, too: `VM 103 (Sandbox; stays with hostpci0)`; DOUBTED: such lines of
 # VMs that move.
 name_guests() {
-  local listed id why
+  local id why
   local -A of_vm=()
   while read -r id why; do [[ -z $id || -n ${of_vm[$id]:-} ]] || of_vm[$id]="; $why"; done <<<"${STAYING:-}${DOUBTED:-}"
   GUESTS='' MOVES=''
-  if listed=$(running_guests vm); then name_each vm VM "$listed"; else GUESTS=$(unlisted VMs qm); fi
-  if listed=$(running_guests lxc); then name_each ct container "$listed"; else GUESTS+=$(unlisted containers pct); fi
+  if find_guests vm; then name_each vm VM; else GUESTS=$(unlisted VMs qm); fi
+  if find_guests lxc; then name_each ct container; else GUESTS+=$(unlisted containers pct); fi
   GUESTS=${GUESTS%, } MOVES=${MOVES%, }
 }
 
 unlisted() { printf '%s' "whatever $1 are running (\`$2 list\` gave no answer), "; } # KINDS PROGRAM
 
-name_each() { # KIND WORD LIST
-  local id name
-  while read -r id name; do
-    [[ -n $id ]] || continue
+name_each() { # KIND WORD
+  local guest id name
+  for guest in "${LISTED[@]}"; do
+    read -r id name <<<"$guest"
     [[ $1 != vm ]] || name+=${of_vm[$id]:-}
     if [[ " ${LEAVING:-} " == *" $1:$id "* ]]; then MOVES+="$2 $id ($name), "; else GUESTS+="$2 $id ($name), "; fi
-  done <<<"$3"
+  done
 }
 
 # note_wanted_boot - so that it is known on this host what its boot is to have.
 note_wanted_boot() {
-  local word noted running still=()
-  noted=$(noted_words) running=$(<"$ROOT/proc/cmdline")
-  for word in $noted; do
+  local word running still=()
+  find_noted_words
+  running=$(<"$ROOT/proc/cmdline")
+  for word in $NOTED_WORDS; do
     case $word in
       pcie_acs_override=* | vfio_iommu_type1.allow_unsafe_interrupts=* | initcall_blacklist=sysfb_init) ! has_words "$running" "$word" || still+=("$word") ;;
     esac

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Lines, by bash itself: what is asked often costs no program's start.
 #
-# Gives: find_first FILE PATTERN -> FIRST; lines_of ITEM...
+# Gives: find_first FILE PATTERN -> FIRST; has_line PATTERN FILE...; put_in_order ITEM... -> ORDERED; lines_of ITEM...
 
 # find_first FILE PATTERN - sets FIRST: what the first group of this extended regular expression is in the first line that fits; nothing where none does, or the file
 # can't be read.
@@ -13,6 +13,27 @@ find_first() {
     FIRST=${BASH_REMATCH[1]}
     return 0
   done 2>/dev/null <"$1" || :
+}
+
+# has_line PATTERN FILE... - does this extended regular expression fit any line of these files? One that can't be read has none.
+has_line() {
+  local file line lines
+  for file in "${@:2}"; do
+    lines=()
+    { mapfile -t lines <"$file"; } 2>/dev/null || continue
+    for line in "${lines[@]}"; do [[ ! $line =~ $1 ]] || return 0; done
+  done
+  return 1
+}
+
+# put_in_order ITEM... - sets ORDERED: each once, as `sort -u` has them. Of a few.
+put_in_order() {
+  local item place
+  ORDERED=()
+  for item in "$@"; do
+    for ((place = ${#ORDERED[@]}; place > 0; place--)); do [[ $item < ${ORDERED[place - 1]} ]] || break; done
+    ((place > 0)) && [[ ${ORDERED[place - 1]} == "$item" ]] || ORDERED=("${ORDERED[@]:0:place}" "$item" "${ORDERED[@]:place}")
+  done
 }
 
 # lines_of ITEM... - each on a line of its own, but for empty ones.

@@ -3,8 +3,8 @@
 # Majors come from /proc/devices (uvm's and caps' change with kernels), minors of cards from /proc/driver/nvidia/gpus.
 # Needs: common, lines, kernel
 #
-# Gives: find_loaded -> LOADED, LOADED_FLAVOUR, nvidia_version; find_major DRIVER, find_minor ADDRESS -> NUMBER; nvidia_address MINOR; nvidia_trouble -> FOUND, NEXT, HAS_MODULE; nvidia_uvm_trouble -> FOUND, NEXT; nvidia_nodes, find_nodes PATH... -> MAJOR, MINOR, MODE (arrays of
-#   the caller's), missing_nvidia_nodes, make_nvidia_nodes.
+# Gives: find_loaded -> LOADED, LOADED_FLAVOUR, nvidia_version; find_major DRIVER, find_minor ADDRESS -> NUMBER; nvidia_address MINOR; nvidia_trouble -> FOUND, NEXT, HAS_MODULE; nvidia_uvm_trouble -> FOUND, NEXT; find_served -> SERVED, nvidia_nodes; find_nodes PATH... -> MAJOR, MINOR,
+#   MODE (arrays of the caller's); find_unmade -> UNMADE, missing_nvidia_nodes; make_nvidia_nodes.
 NVIDIA_PROC=/proc/driver/nvidia
 # What `systemctl enable` makes of the service that makes the nodes at boot.
 NODES_ENABLED=/etc/systemd/system/multi-user.target.wants/homelab-nvidia-nodes.service
@@ -86,22 +86,23 @@ nvidia_uvm_trouble() {
   fi
 }
 
-# nvidia_nodes - a line for each node that the loaded modules serve: PATH MAJOR MINOR MODE(octal).
-nvidia_nodes() {
-  local file minor major
+# find_served - sets SERVED: of each node that the loaded modules serve PATH MAJOR MINOR MODE(octal). nvidia_nodes - says them, one a line.
+find_served() {
+  local file minor major mode
+  SERVED=()
   [[ -r $ROOT$NVIDIA_PROC/version ]] || return 0
   # 195 is NVIDIA's own (Documentation/admin-guide/devices.txt); only its name in /proc/devices has changed.
-  printf '/dev/nvidiactl 195 255 666\n'
+  SERVED+=('/dev/nvidiactl 195 255 666')
   for file in "$ROOT$NVIDIA_PROC"/gpus/*/information; do
     [[ -r $file ]] || continue
     file=${file%/*}
     find_minor "${file##*/}"
-    printf '/dev/nvidia%s 195 %s 666\n' "$NUMBER" "$NUMBER"
+    SERVED+=("/dev/nvidia$NUMBER 195 $NUMBER 666")
   done
   find_major nvidia-modeset
-  [[ -z $NUMBER ]] || printf '/dev/nvidia-modeset 195 254 666\n'
+  [[ -z $NUMBER ]] || SERVED+=('/dev/nvidia-modeset 195 254 666')
   find_major nvidia-uvm
-  [[ -z $NUMBER ]] || printf '/dev/nvidia-uvm %s 0 666\n/dev/nvidia-uvm-tools %s 1 666\n' "$NUMBER" "$NUMBER"
+  [[ -z $NUMBER ]] || SERVED+=("/dev/nvidia-uvm $NUMBER 0 666" "/dev/nvidia-uvm-tools $NUMBER 1 666")
   find_major nvidia-caps
   major=$NUMBER
   [[ -n $major ]] || return 0
@@ -110,8 +111,14 @@ nvidia_nodes() {
     find_first "$file" '^DeviceFileMinor: ([0-9]+)'
     minor=$FIRST
     find_first "$file" '^DeviceFileMode: ([0-9]+)'
-    [[ -z $minor ]] || printf '/dev/nvidia-caps/nvidia-cap%s %s %s %o\n' "$minor" "$major" "$minor" "$FIRST"
+    printf -v mode %o "$FIRST"
+    [[ -z $minor ]] || SERVED+=("/dev/nvidia-caps/nvidia-cap$minor $major $minor $mode")
   done
+}
+
+nvidia_nodes() {
+  find_served
+  lines_of "${SERVED[@]}"
 }
 
 # find_nodes PATH... - of each that is there its numbers (decimal) and its mode (octal), by path: in MAJOR, MINOR and MODE, of one that is no node zeros.
@@ -127,32 +134,35 @@ find_nodes() {
   done < <(stat -c '%t %T %a %n' "${existing[@]}")
 }
 
-# missing_nvidia_nodes - paths of those that aren't there, or have other numbers.
-missing_nvidia_nodes() {
-  local path
-  while read -r path _; do printf '%s\n' "$path"; done < <(lacking_nodes)
+# find_unmade - sets UNMADE: those of SERVED that aren't there, or have other numbers. missing_nvidia_nodes - says their paths, one a line.
+find_unmade() {
+  local line path major minor
+  declare -A MAJOR=() MINOR=() MODE=()
+  UNMADE=()
+  find_served
+  find_nodes "${SERVED[@]%% *}"
+  for line in "${SERVED[@]}"; do
+    read -r path major minor _ <<<"$line"
+    [[ "${MAJOR[$path]:-} ${MINOR[$path]:-}" == "$major $minor" ]] || UNMADE+=("$line")
+  done
 }
 
-lacking_nodes() { # the lines of nvidia_nodes for them
-  local line path major minor nodes=()
-  declare -A MAJOR=() MINOR=() MODE=()
-  mapfile -t nodes < <(nvidia_nodes)
-  find_nodes "${nodes[@]%% *}"
-  for line in "${nodes[@]}"; do
-    read -r path major minor _ <<<"$line"
-    [[ "${MAJOR[$path]:-} ${MINOR[$path]:-}" == "$major $minor" ]] || printf '%s\n' "$line"
-  done
+missing_nvidia_nodes() {
+  find_unmade
+  lines_of "${UNMADE[@]%% *}"
 }
 
 # make_nvidia_nodes - those that are missing, or have numbers of an earlier boot. Without nvidia-uvm there is no CUDA; nvidia comes
 # with it. The program that runs at boot is this file and a call of this.
 make_nvidia_nodes() {
-  local path major minor mode
+  local line path major minor mode
   modprobe nvidia-uvm || printf 'nvidia-uvm could not be loaded\n' >&2
-  while read -r path major minor mode; do
+  find_unmade
+  for line in "${UNMADE[@]}"; do
+    read -r path major minor mode <<<"$line"
     [[ -d $ROOT${path%/*} ]] || mkdir -p "$ROOT${path%/*}"
     [[ ! -e $ROOT$path && ! -L $ROOT$path ]] || rm -f "$ROOT$path"
     mknod -m "$mode" "$ROOT$path" c "$major" "$minor"
     printf 'made %s (%s:%s)\n' "$path" "$major" "$minor" >&2
-  done < <(lacking_nodes)
+  done
 }

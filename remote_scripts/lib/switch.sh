@@ -3,7 +3,7 @@
 # write that a boot would read; disarmed by a confirmed boot, by the host that judges its own boot, or when everything is given back.
 # Needs: files, boot, words, switch/reached
 #
-# Gives: boot_id; switch_note FILE KEY; is_rolling_back, rolled_back; words_of_ours; is_another_boot; is_all_given_back.
+# Gives: boot_id; switch_note FILE KEY; is_rolling_back, find_rolled_back -> ROLLED_BACK; words_of_ours; is_another_boot; is_all_given_back.
 #
 # On the host, in STATE:
 #   rollback      the program (rollback.sh), which needs nothing else
@@ -34,15 +34,17 @@ switch_note() {
 # is_rolling_back - has a roll-back begun that still has to restart this host? One that could not be finished rests until the next boot.
 is_rolling_back() { [[ -e $RUN/restarting || (-e $STATE/rolling-back && $(switch_note rolling-back boot) != resting) ]]; }
 
-# rolled_back - which boot was undone, and why; nothing where none was.
-rolled_back() {
+# find_rolled_back - sets ROLLED_BACK: which boot was undone, and why; nothing where none was.
+find_rolled_back() {
+  local TEXT=''
   if [[ -s $STATE/rolled-back ]]; then
-    cat "$STATE/rolled-back"
+    read_text "$STATE/rolled-back"
   elif [[ -s $RUN/restarting ]]; then
-    cat "$RUN/restarting"
+    read_text "$RUN/restarting"
   elif [[ -e $STATE/rolling-back ]]; then # cut off before it could tell
-    printf 'the boot after %s was not confirmed' "$(switch_note rolling-back boot)"
+    TEXT="the boot after $(switch_note rolling-back boot) was not confirmed"
   fi
+  ROLLED_BACK=${TEXT%"${TEXT##*[!$'\n']}"}
 }
 
 # words_of_ours - what we put on the command line of the next boot, as it is recorded.
@@ -57,12 +59,12 @@ words_of_ours() {
 
 # is_another_boot - does this one run without what we configured (by the second entry, or from older entries)? Then it shows nothing of that.
 is_another_boot() {
-  local LOADER word running next
+  local LOADER word running
   LOADER=$(switch_note armed loader)
   running=$(<"$ROOT/proc/cmdline")
-  next=$(configured_words)
+  find_configured
   for word in $(words_of_ours); do
-    ! has_words "$next" "$word" || has_words "$running" "$word" || return 0
+    ! has_words "$CONFIGURED" "$word" || has_words "$running" "$word" || return 0
   done
   return 1
 }

@@ -3,14 +3,23 @@
 # ffffffff is any (drivers/vfio/pci/vfio_pci.c). homelab/host/vfio_ids.py tells the same of a reading.
 # Needs: common
 #
-# Gives: ids_in_files; names_device IDS FOLDER; has_override ADDRESS.
+# Gives: find_given [PATH...] -> GIVEN, MENTIONS; names_device IDS FOLDER; has_override ADDRESS.
 
-# ids_in_files - a line for each option: FILE, a tab, IDS. modprobe.d has them, and lines of initramfs-tools' modules, which is a module and its options.
+# find_given [PATH...] - sets GIVEN: of each option FILE, a tab, IDS; modprobe.d has them, and lines of initramfs-tools' modules, which is a module and its
+# options. MENTIONS: files at or below these PATHs that speak of vfio-pci. One program looks through all of them.
 # A line may go on in the next one (modprobe.d(5)), and a value may be quoted.
-ids_in_files() {
-  local paths=()
-  mapfile -d '' -t paths < <(grep -alsZE 'vfio[-_]pci' "$ROOT"/etc/modprobe.d/*.conf "$ROOT/etc/initramfs-tools/modules")
-  ((${#paths[@]} == 0)) || awk '
+find_given() {
+  local file files=() with_it=()
+  GIVEN=() MENTIONS=()
+  for file in "$ROOT"/etc/modprobe.d/*.conf "$ROOT/etc/initramfs-tools/modules"; do
+    [[ ! -e $file || -d $file ]] || files+=("$file")
+  done
+  mapfile -d '' -t with_it < <(grep -arlsZE 'vfio[-_]pci' "${files[@]}" "$@" /dev/null)
+  files=()
+  for file in "${with_it[@]}"; do
+    if [[ $file == "$ROOT"/etc/modprobe.d/*.conf || $file == "$ROOT/etc/initramfs-tools/modules" ]]; then files+=("$file"); else MENTIONS+=("$file"); fi
+  done
+  ((${#files[@]} == 0)) || mapfile -t GIVEN < <(awk '
     FNR == 1 { text = "" }
     { sub(/\r$/, ""); text = text $0 }
     text ~ /\\$/ { text = substr(text, 1, length(text) - 1); next }
@@ -22,7 +31,7 @@ ids_in_files() {
       gsub(/"/, "", line)
       count = split(line, words)
       for (i = 2; i <= count; i++) if (words[i] ~ /^ids=./) print FILENAME "\t" substr(words[i], 5)
-    }' "${paths[@]}"
+    }' "${files[@]}")
 }
 
 # names_device IDS FOLDER - is the PCI function of that folder in sysfs among them?

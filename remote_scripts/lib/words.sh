@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The words on the kernel command line: what is configured for the next boot, by whom, and what was generated of it.
-# configured_words and edit_kernel_cmdline take LOADER of boot.sh.
+# find_configured and edit_kernel_cmdline take LOADER of boot.sh.
 # Needs: files, boot
 #
-# Gives: without_words TEXT WORD..., has_words TEXT WORD...; configured_words [others], generated_words; edit_kernel_cmdline NAME TEXT ->
-#   CHANGED.
+# Gives: without_words TEXT WORD..., has_words TEXT WORD...; find_configured [others] -> CONFIGURED, has_drop_ins; find_generated -> GENERATED;
+#   edit_kernel_cmdline NAME TEXT -> CHANGED.
 
 # without_words TEXT WORD... - TEXT without these words, everything else as it stands (also "quoted values").
 without_words() {
@@ -29,8 +29,8 @@ has_words() {
 }
 
 # grub_words [others] - the words that /etc/default/grub and grub.d give the kernel; `others`: without our drop-ins.
-# They are shell files, sourced by grub-mkconfig in this order too.
-grub_words() (
+# They are shell files, sourced by grub-mkconfig in this order too. In a subshell alone, whose own these settings are.
+grub_words() {
   trap - ERR EXIT
   set +eu
   for file in "$ROOT/etc/default/grub" "$ROOT"/etc/default/grub.d/*.cfg; do
@@ -40,13 +40,16 @@ grub_words() (
     . "$file" >/dev/null 2>&1
   done
   printf '%s' "$GRUB_CMDLINE_LINUX $GRUB_CMDLINE_LINUX_DEFAULT"
-)
+}
 
-# configured_words [others] - what the next boot gets; `others`: what it would get without us. Needs LOADER.
-configured_words() {
+# has_drop_ins - are files of ours among those? Without them GRUB's words are the others' alone.
+has_drop_ins() { compgen -G "$ROOT/etc/default/grub.d/zz-homelab-*.cfg" >/dev/null; }
+
+# find_configured [others] - sets CONFIGURED: what the next boot gets; `others`: what it would get without us. Needs LOADER.
+find_configured() {
   local line='' added words
   if [[ $LOADER == grub ]]; then
-    grub_words "${1:-}"
+    CONFIGURED=$(grub_words "${1:-}")
     return
   fi
   # Only the first line counts (proxmox-boot-tool's get_first_line), with or without a newline at its end.
@@ -58,13 +61,19 @@ configured_words() {
       line=$(without_words "$line" "${words[@]}")
     done
   fi
-  printf '%s' "$line"
+  CONFIGURED=$line
 }
 
-# generated_words - the kernel command line of the first entry of /boot/grub/grub.cfg.
-generated_words() {
+# find_generated - sets GENERATED: the kernel command line of the first entry of /boot/grub/grub.cfg.
+find_generated() {
+  local line=''
+  GENERATED=''
   [[ -r $ROOT/boot/grub/grub.cfg ]] || return 0
-  sed -nE '/^[[:space:]]*linux(efi)?[[:space:]]/{s/^[[:space:]]*linux(efi)?[[:space:]]+[^[:space:]]+[[:space:]]*//p;q}' "$ROOT/boot/grub/grub.cfg"
+  while IFS= read -r line || [[ -n $line ]]; do
+    [[ $line == *linux* && $line =~ ^[[:space:]]*linux(efi)?[[:space:]] ]] || continue
+    [[ ! $line =~ ^[[:space:]]*linux(efi)?[[:space:]]+[^[:space:]]+[[:space:]]*(.*)$ ]] || GENERATED=${BASH_REMATCH[2]}
+    break
+  done <"$ROOT/boot/grub/grub.cfg"
 }
 
 # edit_kernel_cmdline NAME TEXT - puts TEXT (words, or nothing) at the end of /etc/kernel/cmdline's first line, in place of

@@ -230,7 +230,7 @@ mkdir -p "$ROOT/proc/$PPID" "$ROOT/proc/71"
 echo "PPid:	71" >"$ROOT/proc/$PPID/status"; printf 'SUDO_UID=1000\\0' >"$ROOT/proc/$PPID/environ"
 echo "PPid:	1" >"$ROOT/proc/71/status"; printf 'USER=me\\0SSH_CONNECTION={SSH}\\0' >"$ROOT/proc/71/environ"
 unset SSH_CONNECTION
-ssh_connection
+find_connection; printf %s "$CONNECTION"
 """
     assert folder.bash(text, parts=["switch/reached"]).stdout == SSH
 

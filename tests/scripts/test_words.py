@@ -71,8 +71,9 @@ def test_grub_words_are_those_that_grub_mkconfig_would_see(folder: Folder) -> No
         "/etc/default/grub.d/zz-homelab-iommu.cfg",
         'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT iommu=pt"\n',
     )
-    assert folder.bash("LOADER=grub; configured_words").stdout == "root=ZFS=x quiet nosmt iommu=pt"
-    assert folder.bash("LOADER=grub; configured_words others").stdout == "root=ZFS=x quiet nosmt"
+    said = 'printf %s "$CONFIGURED"'
+    assert folder.bash(f"LOADER=grub; find_configured; {said}").stdout == "root=ZFS=x quiet nosmt iommu=pt"
+    assert folder.bash(f"LOADER=grub; find_configured others; {said}").stdout == "root=ZFS=x quiet nosmt"
 
 
 def efi(folder: Folder, loader_info: str | None) -> None:

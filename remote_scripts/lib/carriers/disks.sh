@@ -13,7 +13,7 @@ device_carriers() {
     pool_carriers "${real%%/*}"
     return 0
   fi
-  real=$(readlink -f "$ROOT$1") || real=''
+  if [[ -e $ROOT$1 && ! -L $ROOT$1 ]]; then real=$1; else real=$(readlink -f "$ROOT$1") || real=''; fi
   name=${real##*/}
   if [[ ! -e $ROOT/sys/class/block/$name && -n ${2:-} ]] && number=$(mountpoint -d "$ROOT$2" 2>/dev/null); then
     # /dev/root, which is no device: the kernel's number of it is.

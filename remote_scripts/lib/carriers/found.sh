@@ -8,14 +8,14 @@ TROUBLE=''             # why the way could not be followed to its end
 
 # carriers_in PATH - the PCI functions that a path in sysfs goes through; fails where there is none.
 carriers_in() {
-  local part parts found=1
+  local part parts status=1
   IFS=/ read -ra parts <<<"$1"
   for part in "${parts[@]}"; do
     [[ $part =~ ^[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$ ]] || continue
     CARRIERS[$part]=yes
-    found=0
+    status=0
   done
-  return "$found"
+  return "$status"
 }
 
 # find_deepest PATH - sets DEEPEST: the last PCI function on this path in sysfs; nothing where there is none.

@@ -19,7 +19,8 @@ holders() {
     find_deepest "$FOLDER"
     [[ -z $DEEPEST ]] || cards[${link##*/}]=$DEEPEST
   done
-  while IFS=' ' read -r folder node; do
+  # Without a node of a card there is nothing to have open.
+  ((${#cards[@]} == 0)) || while IFS=' ' read -r folder node; do
     pid=${folder%/fd} pid=${pid##*/}
     address=${cards[${node##*/}]:-}
     [[ -n $address && $pid != "$$" && " ${opened[$pid]:-} " != *" $address "* ]] || continue

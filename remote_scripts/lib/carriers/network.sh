@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Down from addresses and interfaces to PCI functions, through bridges, bonds, VLANs and Open vSwitch.
-# Needs: carriers/found, links, switch/reached
+# Needs: carriers/found, lines, links, switch/reached
 #
 # Gives: vital_network; network_carriers [ADDRESS...], every_network, interface_carriers NAME -> CARRIERS, TROUBLE; addresses_in TEXT.
 #   Takes vital_entry of carriers.sh.
@@ -8,9 +8,10 @@
 vital_network() {
   local names
   network_carriers
-  names=$REACHED
-  ((${#CARRIERS[@]})) || [[ -n $TROUBLE ]] || TROUBLE="no network card is known behind ${names//$'\n'/, }"
-  vital_entry network "the network over which this host is reached (${names//$'\n'/, })"
+  printf -v names '%s, ' "${REACHED[@]}"
+  names=${names%, }
+  ((${#CARRIERS[@]})) || [[ -n $TROUBLE ]] || TROUBLE="no network card is known behind $names"
+  vital_entry network "the network over which this host is reached ($names)"
 }
 
 # addresses_in TEXT - the IP addresses that an option or a source of a mount, or a line of sysfs, has.
@@ -18,16 +19,13 @@ addresses_in() { grep -oE '[0-9]{1,3}(\.[0-9]{1,3}){3}|(^|addr=)[0-9a-f]*:[0-9a-
 
 # network_carriers [ADDRESS...] - also on the way to these, which may be another one, as of a network for storage alone.
 network_carriers() {
-  local name names found=no
+  local name WAYS
   find_reached
-  names=$REACHED
-  (($# == 0)) || names=$({ printf '%s\n' "$names" && ways_to "$@"; } | sort -u)
-  while read -r name; do
-    [[ -n $name ]] || continue
-    found=yes
-    interface_carriers "$name"
-  done <<<"$names"
-  [[ $found == yes ]] || TROUBLE="no interface has a default route or this connection"
+  WAYS=("${REACHED[@]}")
+  find_ways "$@"
+  put_in_order "${WAYS[@]}"
+  ((${#ORDERED[@]} > 0)) || TROUBLE="no interface has a default route or this connection"
+  for name in "${ORDERED[@]}"; do interface_carriers "$name"; done
 }
 
 # every_network - where nothing says which way data takes: each interface that has an address.
@@ -39,40 +37,43 @@ every_network() {
   done < <(exec_within "$ASK_SECONDS" ip -o addr show 2>/dev/null | awk '{ sub(/@.*/, "", $2); print $2 }' | sort -u)
 }
 
-ways_to() { # ADDRESS... - the interface of each, one a line
+# find_ways ADDRESS... - adds to WAYS of the caller: the interface to each.
+find_ways() {
   local address line
   for address in "$@"; do
     while IFS= read -r line; do
-      [[ ! $line =~ .*\ dev\ ([^\ ]+) ]] || printf '%s\n' "${BASH_REMATCH[1]}"
+      [[ ! $line =~ .*\ dev\ ([^\ ]+) ]] || WAYS+=("${BASH_REMATCH[1]}")
     done < <(exec_within "$ASK_SECONDS" ip -o route get "$address" 2>/dev/null)
   done
 }
 
-# find_reached - sets REACHED: the interfaces of this connection and of the default routes, one a line. Asked once: it is the same for all that comes over a network.
-REACHED=''
-find_reached() { [[ -n $REACHED ]] || REACHED=$(reached_over | sort -u); }
-
-reached_over() {
-  local connection client server name destination rest found
-  if connection=$(ssh_connection) && [[ -n $connection ]]; then
-    read -r client _ server _ <<<"$connection"
+# find_reached - sets REACHED: the interfaces of this connection and of the default routes. Asked once: it is the same for all that comes over a network.
+REACHED=()
+find_reached() {
+  local client server name destination rest found WAYS=()
+  ((${#REACHED[@]} == 0)) || return 0
+  find_connection
+  if [[ -n $CONNECTION ]]; then
+    read -r client _ server _ <<<"$CONNECTION"
     client=${client#::ffff:} server=${server#::ffff:}
-    ways_to "${client%%%*}"
+    find_ways "${client%%%*}"
     while read -r _ name _ found _; do
-      [[ ${found%%/*} != "${server%%%*}" ]] || printf '%s\n' "$name"
+      [[ ${found%%/*} != "${server%%%*}" ]] || WAYS+=("$name")
     done < <(exec_within "$ASK_SECONDS" ip -o addr show 2>/dev/null)
   fi
   if [[ -r $ROOT/proc/net/route ]]; then
     while read -r name destination rest; do
-      [[ $destination != 00000000 ]] || printf '%s\n' "$name"
+      [[ $destination != 00000000 ]] || WAYS+=("$name")
     done <"$ROOT/proc/net/route"
   fi
   if [[ -r $ROOT/proc/net/ipv6_route ]]; then
     while read -r destination rest; do
       name=${rest##* }
-      [[ $destination != "${destination//[!0]/}" || ${rest%% *} != 00 || $name == lo ]] || printf '%s\n' "$name"
+      [[ $destination != "${destination//[!0]/}" || ${rest%% *} != 00 || $name == lo ]] || WAYS+=("$name")
     done <"$ROOT/proc/net/ipv6_route"
   fi
+  put_in_order "${WAYS[@]}"
+  REACHED=("${ORDERED[@]}")
 }
 
 # interface_carriers NAME - down through bridges, bonds, VLANs and Open vSwitch.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The host's PCI functions, its modules, and what else binds devices: keys of read_host.sh's answer.
-# Needs: common, vfio_ids
+# Needs: common, lines, vfio_ids
 #
 # Gives: devices; modules; bound_by_others. Variables: ACS (of read_host.sh; no where it is not set).
 PCI=$ROOT/sys/bus/pci/devices
@@ -13,12 +13,13 @@ devices() {
   local sriov_numvfs removable physfn kind
   declare -A links=() behind=() acs=() kinds=()
   while IFS=' ' read -r file target; do
-    links[${file#"$PCI/"}]=$target
-  done < <(find "$PCI"/* "$PCI"/*/driver "$PCI"/*/iommu_group "$PCI"/*/physfn -maxdepth 0 -type l -printf '%p %l\n' 2>/dev/null)
-  while IFS=' ' read -r name target; do
-    [[ $target =~ .*/([0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])/ ]] || continue
-    behind[${BASH_REMATCH[1]}]+="${behind[${BASH_REMATCH[1]}]:+ }$name"
-  done < <(find "$ROOT"/sys/block/* "$ROOT"/sys/class/net/* -maxdepth 0 -type l -printf '%f %l\n' 2>/dev/null)
+    if [[ $file == "$PCI"/* ]]; then
+      links[${file#"$PCI/"}]=$target
+    elif [[ $target =~ .*/([0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])/ ]]; then
+      behind[${BASH_REMATCH[1]}]+="${behind[${BASH_REMATCH[1]}]:+ }${file##*/}"
+    fi
+  done < <(find "$PCI"/* "$PCI"/*/driver "$PCI"/*/iommu_group "$PCI"/*/physfn "$ROOT"/sys/block/* "$ROOT"/sys/class/net/* \
+    -maxdepth 0 -type l -printf '%p %l\n' 2>/dev/null)
   # Before there are groups, the bridges' Access Control Services tell how the kernel is going to draw them.
   if [[ ${ACS:-no} == yes || ! -e ${groups[0]} ]]; then
     while IFS=' ' read -r address flag kind; do
@@ -53,7 +54,7 @@ devices() {
 # isolation - for each PCI function a line: its address; has it Access Control Services, true or false; which kind of PCIe device it is,
 # in lower case, such as `root port`, nothing for conventional PCI.
 isolation() {
-  within "$ASK_SECONDS" lspci -D -vv 2>/dev/null | awk '
+  (exec_within "$ASK_SECONDS" lspci -D -vv 2>/dev/null) | awk '
     function told() { if (address != "") print address, acs, tolower(kind) }
     /^[0-9a-f]/ { told(); address = $1; acs = "false"; kind = "" }
     /Access Control Services/ { acs = "true" }
@@ -79,20 +80,25 @@ modules() {
 # What somebody else gives to vfio-pci: ids, by file (those on the command line are seen there), and files that speak of
 # vfio-pci in another way, from which nothing is concluded.
 bound_by_others() {
-  local file given of='' ids='' all='' separator='' found mentions=()
+  local file given of='' ids='' all='' separator='' mentions=()
   printf ',"vfio_files":{'
-  while IFS=$'\t' read -r file given; do
+  find_given "$ROOT"/etc/{driverctl.d,udev/rules.d,initramfs-tools/scripts,systemd/system,rc.local}
+  for given in "${GIVEN[@]}"; do
+    file=${given%%$'\t'*}
     [[ $file == "$of" ]] || ids_of_file
     of=$file
-    ids+=${ids:+,}$given
-  done < <(ids_in_files)
+    ids+=${ids:+,}${given#*$'\t'}
+  done
   ids_of_file
   printf '}'
   json_entry vfio_ids "$all"
-  found=$(cd "${ROOT:-/}" && grep -rlsE 'vfio[-_]pci' etc/driverctl.d etc/udev/rules.d etc/initramfs-tools/scripts etc/systemd/system etc/rc.local) || :
-  [[ -z $found ]] || mapfile -t mentions < <(grep -v '/homelab-' <<<"$found" | sed 's#^#/#' | sort)
+  for file in "${MENTIONS[@]}"; do
+    file=${file#"$ROOT"}
+    [[ $file == */homelab-* ]] || mentions+=("$file")
+  done
+  put_in_order "${mentions[@]}"
   printf ',"vfio_mentions":'
-  json_list "${mentions[@]}"
+  json_list "${ORDERED[@]}"
 }
 
 # ids_of_file - of `bound_by_others`: what was collected of one file.

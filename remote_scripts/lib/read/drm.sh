@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The nodes that the kernel has for graphics cards: a key of read_host.sh's answer.
-# Needs: common, container/card_nodes, container/service, read/signs
+# Needs: common, container/card_nodes, container/service, links, read/signs
 #
 # Gives: drm. Variables: PCI.
 
 # Of every card with a driver that serves it: names of its nodes in /dev/dri, and whether /dev/kfd is about it, too (`drm_render_minor` in
 # the topology). Of Intel's and AMD's display functions without a node for computing: what keeps the driver away, and what it said.
 drm() {
-  local path address separator='' kfd=' ' key value class card render has trouble driver drivers
+  local path address separator='' kfd=' ' key value class card render has trouble drivers
   for path in "$ROOT"/sys/class/kfd/kfd/topology/nodes/*/properties; do
     [[ -r $path ]] || continue
     while read -r key value; do
@@ -25,11 +25,10 @@ drm() {
     [[ -z $render || ! -e $ROOT/dev/kfd || $kfd != *" ${render#renderD} "* ]] || has=true
     if [[ -z $render && $class == 0x03* && ! -e $path/physfn ]] && read -r value <"$path/vendor"; then
       case $value in 0x8086) drivers='i915|xe' ;; 0x1002) drivers='amdgpu|radeon' ;; *) drivers='' ;; esac
-      driver=$(readlink "$path/driver") || driver=''
-      driver=${driver##*/}
-      if [[ -n $drivers && $driver != vfio-pci ]]; then
+      find_linked "$path/driver"
+      if [[ -n $drivers && $LINKED != vfio-pci ]]; then
         read_kernel_log
-        trouble=$(without_render "$address" "${driver:-$drivers}")
+        trouble=$(without_render "$address" "${LINKED:-$drivers}")
       fi
     fi
     [[ -n $card$render$trouble ]] || continue
@@ -45,8 +44,9 @@ drm() {
 # without_render ADDRESS DRIVERS - lines of modprobe.d and of the kernel's log about these (a|b), or about the one that has the card. A word
 # about firmware alone is no failure: drivers say it when all is well, too.
 without_render() {
-  {
-    grep -HsE "^[[:space:]]*(blacklist|install)[[:space:]]+($2)([[:space:]]|\$)" "$ROOT"/etc/modprobe.d/*.conf | head -n 4 | sed "s#^$ROOT##"
-    kernel_says | grep -iE "($2) .*$1|firmware.*($2)/" | grep -iE 'fatal|fail|error|not found|[ (]-2([^0-9.]|$)' | head_and_tail 4
-  } || :
+  local TEXT lines
+  grep -HsE "^[[:space:]]*(blacklist|install)[[:space:]]+($2)([[:space:]]|\$)" "$ROOT"/etc/modprobe.d/*.conf | head -n 4 | sed "s#^$ROOT##" || :
+  mapfile -t lines < <(kernel_says | grep -iE "($2) .*$1|firmware.*($2)/" | grep -iE 'fatal|fail|error|not found|[ (]-2([^0-9.]|$)' || :)
+  head_and_tail 4 "${lines[@]}"
+  printf '%s\n' "$TEXT"
 }

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # Guests, and what Proxmox VE knows of the host's surroundings: keys of read_host.sh's answer.
-# Needs: common, read/text, container/device_lines, guests, lines
+# Needs: common, read/text, container/device_lines, guests, lines, links
 #
 # Gives: guests; cluster. Variables: GUESTS (yes | no).
 
 # running - `"running":[103,901],"unlisted":["vm"]`: what runs, and the kinds whose list didn't come.
 running() {
-  local kind listed ids='' id unlisted=()
+  local kind guest ids='' unlisted=()
   for kind in vm lxc; do
     [[ $GUESTS == yes ]] || break
-    if listed=$(running_guests "$kind"); then
-      while read -r id _; do ids+=${id:+,$id}; done <<<"$listed"
+    if find_guests "$kind"; then
+      for guest in "${LISTED[@]}"; do ids+=,${guest%% *}; done
     else
       unlisted+=("$kind")
     fi
@@ -69,12 +69,15 @@ has_quorum() {
 # What Proxmox VE knows of the host's surroundings: where each guest of the cluster is, who may what (no secret is in that file), the
 # certificate that its API shows, and its authority's.
 cluster() {
-  local node='' files='' name='' certificate=/etc/pve/local/pve-ssl.pem
+  local node='' file where='' name='' certificate=/etc/pve/local/pve-ssl.pem
   printf ',"cluster":{'
   if [[ $GUESTS == yes ]]; then
     # Where Proxmox VE's file system isn't mounted, these aren't there.
-    node=$(readlink "$ROOT/etc/pve/local") || node=''
-    files=$(cd "$ROOT/etc/pve/nodes" 2>/dev/null && find . -mindepth 3 -maxdepth 3 -name '[1-9]*.conf' -printf '%P\n' | sort) || files=''
+    find_linked "$ROOT/etc/pve/local"
+    node=$LINKED
+    for file in "$ROOT"/etc/pve/nodes/*/*/[1-9]*.conf; do
+      [[ ! -e $file && ! -L $file ]] || where+=${where:+$'\n'}${file#"$ROOT/etc/pve/nodes/"}
+    done
     find_first "$ROOT/etc/pve/corosync.conf" '^ *cluster_name: *(.*)$'
     name=$FIRST
     [[ ! -e $ROOT/etc/pve/local/pveproxy-ssl.pem ]] || certificate=/etc/pve/local/pveproxy-ssl.pem
@@ -88,9 +91,9 @@ cluster() {
     printf '"users":"","authority":"","certificate":""'
   fi
   has_quorum && printf ',"quorate":true' || printf ',"quorate":false'
-  json_entry node "${node##*/}"
+  json_entry node "$node"
   json_entry name "$name"
-  json_entry places "$files"
+  json_entry places "$where"
   ha_files
   printf '}'
 }

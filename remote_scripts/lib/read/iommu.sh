@@ -9,20 +9,20 @@ TABLE_BYTES=65536
 
 # The ACPI table says whether the firmware offers an IOMMU: DMAR (Intel) or IVRS (AMD). That one is in use, only groups prove.
 iommu() {
-  local table tables=() kernel_log groups=("$ROOT"/sys/kernel/iommu_groups/[0-9]*)
+  local table tables=() TEXT lines=() groups=("$ROOT"/sys/kernel/iommu_groups/[0-9]*)
   for table in DMAR IVRS; do
     [[ ! -e $ROOT/sys/firmware/acpi/tables/$table ]] || tables+=("$table")
   done
-  kernel_log=$(exec_within "$ASK_SECONDS" dmesg 2>/dev/null | grep -E 'AMD-Vi|DMAR|iommu: Default domain|1:1 IOMMU mapping' |
-    head_and_tail 40) || :
+  mapfile -t lines < <(exec_within "$ASK_SECONDS" dmesg 2>/dev/null | grep -E 'AMD-Vi|DMAR|iommu: Default domain|1:1 IOMMU mapping')
   [[ -e ${groups[0]} ]] || groups=()
   printf ',"iommu":{"tables":'
   json_list "${tables[@]}"
   printf ',"groups":%s' "${#groups[@]}"
-  json_entry kernel_log "$kernel_log"
+  head_and_tail 40 "${lines[@]}"
+  json_entry kernel_log "$TEXT"
   said_of_groups "${groups[@]}"
   acpi_tables "${tables[@]}"
-  json_entry interrupts "$(interrupts)"
+  interrupts
   printf '}'
 }
 
@@ -50,12 +50,14 @@ said_of_groups() {
 
 # acpi_tables NAME... - as base64: homelab/host/acpi.py reads them.
 acpi_tables() {
-  local table file separator=''
+  local table file text separator=''
   printf ',"acpi":{'
   for table in "$@"; do
     file=$ROOT/sys/firmware/acpi/tables/$table
     [[ -f $file && -r $file ]] || continue
-    printf '%s"%s":"%s"' "$separator" "$table" "$(head -c "$TABLE_BYTES" "$file" 2>/dev/null | base64 -w 0 || :)"
+    text=$(base64 -w 0 "$file" 2>/dev/null) || :
+    ((${#text} * 3 / 4 < TABLE_BYTES)) || text=$(head -c "$TABLE_BYTES" "$file" | base64 -w 0)
+    printf '%s"%s":"%s"' "$separator" "$table" "$text"
     separator=,
   done
   printf '}'
@@ -64,10 +66,13 @@ acpi_tables() {
 # interrupts - `remapped` by the IOMMU, or `plain`: the names of their chips tell (arch/x86/kernel/apic/io_apic.c, ioapic_ir_chip). The
 # kernel's log says it too, at its beginning, which a host that runs for long has no more.
 interrupts() {
-  local file=$ROOT/proc/interrupts
-  if grep -qsE 'IR-(IO-APIC|PCI-MSI)' "$file"; then
-    printf remapped
-  elif grep -qsE 'IO-APIC|PCI-MSI' "$file"; then
-    printf plain
-  fi
+  local line lines=() chips=''
+  { mapfile -t lines <"$ROOT/proc/interrupts"; } 2>/dev/null || :
+  for line in "${lines[@]}"; do
+    case $line in
+      *IR-IO-APIC* | *IR-PCI-MSI*) chips=remapped && break ;;
+      *IO-APIC* | *PCI-MSI*) chips=plain ;;
+    esac
+  done
+  json_entry interrupts "$chips"
 }

@@ -35,7 +35,8 @@ nvidia() {
     printf '],"dev_trouble":['
     dev_trouble
     found_and_next
-    mapfile -t names < <(missing_nvidia_nodes)
+    find_unmade
+    names=("${UNMADE[@]%% *}")
   else
     printf '],"uvm_trouble":[],"dev_trouble":['
     if compgen -G "$PCI/*/drm" >/dev/null; then

@@ -17,9 +17,10 @@ managed() {
     done < <(layer_states "$layer")
   done
   printf '],"stale_initramfs":'
-  # shellcheck disable=SC2046 # kernel versions hold no spaces
-  json_list $(stale_initramfs)
-  json_entry rolled_back "$(rolled_back)"
+  find_stale
+  json_list "${STALE[@]}"
+  find_rolled_back
+  json_entry rolled_back "$ROLLED_BACK"
   is_rolling_back && printf ',"rolling_back":true' || printf ',"rolling_back":false'
   printf ',"judged":'
   string_of /var/lib/homelab/judged

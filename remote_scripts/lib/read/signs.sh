@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
 # What is wrong with cards or with how the host boots, as the kernel and Proxmox VE's tools say it: keys of read_host.sh's answer.
-# Needs: common, boot, read/devices
+# Needs: common, boot, lines, read/devices
 #
-# Gives: signs; head_and_tail LINES. Variables: SIGNS (an extended regular expression; empty: the log isn't read), BOOT_STATUS.
+# Gives: signs; head_and_tail MOST LINE... -> TEXT. Variables: SIGNS (an extended regular expression; empty: the log isn't read), BOOT_STATUS.
 
 # What is wrong with cards or with how the host boots, as the kernel and Proxmox VE's tools say it; what it means is decided elsewhere.
 signs() {
-  local path code line said='' warnings='' lost=() asked=() had='' unsafe=false
+  local TEXT path code line said=() warnings='' lost=() asked=() had='' unsafe=false
   [[ -z $SIGNS ]] || read_kernel_log
-  [[ -z $SIGNS ]] || said=$(kernel_says | grep -iE "$SIGNS") || :
-  [[ -z $said ]] || said=$(printf '%s\n' "$said" | head_and_tail 1000) # /tmp may be full
+  [[ -z $SIGNS ]] || mapfile -t said < <(kernel_says | grep -iE "$SIGNS" || :)
   for path in "$PCI"/*; do
     code=''
     [[ ! -r $path/class ]] || read -r code <"$path/class"
@@ -20,11 +19,12 @@ signs() {
   # As the module has it, or will have it when it is loaded.
   { read -r had <"$ROOT/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts" || :; } 2>/dev/null
   if [[ $had == Y ]] ||
-    grep -qsE '^[[:space:]]*options[[:space:]]+vfio[-_]iommu[-_]type1[[:space:]](.*[[:space:]])?allow_unsafe_interrupts=[1yY]' "$ROOT"/etc/modprobe.d/*.conf; then
+    has_line '^[[:space:]]*options[[:space:]]+vfio[-_]iommu[-_]type1[[:space:]](.*[[:space:]])?allow_unsafe_interrupts=[1yY]' "$ROOT"/etc/modprobe.d/*.conf; then
     unsafe=true
   fi
   while IFS= read -r line; do [[ $line != 'WARN: '* ]] || warnings+=${warnings:+$'\n'}$line; done <<<"$BOOT_STATUS"
-  json_entry kernel_log "$said"
+  head_and_tail 1000 "${said[@]}"
+  json_entry kernel_log "$TEXT"
   printf ',"lost":'
   json_list "${lost[@]}"
   printf ',"unsafe_interrupts":%s' "$unsafe"
@@ -56,9 +56,11 @@ note_if_lost() { # FOLDER BYTES
   [[ $bytes != ffffffffffffffffffffffffffffffff && $bytes != 0100ffff* ]] || lost+=("${1##*/}")
 }
 
-# head_and_tail LINES - of standard input.
+# head_and_tail MOST LINE... - sets TEXT: these lines, of more than so many the first and the last ones.
 head_and_tail() {
-  awk -v most="$1" '{ line[NR] = $0 } END { for (i = 1; i <= NR; i++) {
-    if (NR <= most || i <= most / 2 || i > NR - most / 2) print line[i]
-    else if (i - 1 <= most / 2) print "… " NR - most " lines are left out here …" } }'
+  local IFS=$'\n' most=$1
+  shift
+  (($# <= most)) || set -- "${@:1:most/2}" "… $(($# - most)) lines are left out here …" "${@:$#-most/2+1}"
+  TEXT=$*
+  TEXT=${TEXT%"${TEXT##*[!$'\n']}"}
 }

@@ -21,10 +21,13 @@ await_no_boot() {
 arm() {
   local record boot TEMPORARY
   boot=$(boot_id)
-  [[ ! -e $RUN/restarting && $(switch_note rolling-back boot) != "$boot" ]] || die "the next boot of this host configured" \
-    "it is giving back its boot configuration now: $(rolled_back)" \
-    "it restarts when that is done, and would lose what is written meanwhile" \
-    "wait for its restart (\`journalctl -u homelab-rollback\` on the host shows it), then run \`pulumi up --refresh\`"
+  [[ ! -e $RUN/restarting && $(switch_note rolling-back boot) != "$boot" ]] || {
+    find_rolled_back
+    die "the next boot of this host configured" \
+      "it is giving back its boot configuration now: $ROLLED_BACK" \
+      "it restarts when that is done, and would lose what is written meanwhile" \
+      "wait for its restart (\`journalctl -u homelab-rollback\` on the host shows it), then run \`pulumi up --refresh\`"
+  }
   if [[ -z ${1:-} && $(switch_note armed boot) == "$boot" ]]; then
     record=$(<"$STATE/armed")
   else

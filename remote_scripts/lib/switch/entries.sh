@@ -15,24 +15,24 @@ our_words() {
 }
 
 runs_with_our_words() {
-  local word running others
+  local word running
   running=$(<"$ROOT/proc/cmdline")
-  others=$(configured_words others)
+  find_configured others
   for word in $(our_words); do
-    ! has_words "$running" "$word" || has_words "$others" "$word" || return 0
+    ! has_words "$running" "$word" || has_words "$CONFIGURED" "$word" || return 0
   done
   return 1
 }
 
 # is_next_boot_another - for GRUB without ESPs of Proxmox VE's, which can be read: does its menu lack a word that this boot has from us?
 is_next_boot_another() {
-  local word running next
+  local word running
   ! has_managed_esps || return 1
   running=$(<"$ROOT/proc/cmdline")
-  next=$(generated_words)
-  [[ -n $next ]] || return 1
+  find_generated
+  [[ -n $GENERATED ]] || return 1
   for word in $(our_words); do
-    ! has_words "$running" "$word" || has_words "$next" "$word" || return 0
+    ! has_words "$running" "$word" || has_words "$GENERATED" "$word" || return 0
   done
   return 1
 }

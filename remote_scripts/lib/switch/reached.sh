@@ -1,16 +1,15 @@
 #!/usr/bin/env bash
 # How this host is reached.
-# Needs: common
+# Needs: common, lines
 #
-# Gives: find_way -> ADDRESS, INTERFACE, PORT, LISTENS, GATEWAY; ssh_connection; interface_of ADDRESS; listens PORT; default_routes 4|6;
+# Gives: find_way -> ADDRESS, INTERFACE, PORT, LISTENS, GATEWAY; find_connection -> CONNECTION; interface_of ADDRESS; listens PORT; default_routes 4|6;
 #   answering_gateway (of ADDRESS and INTERFACE).
 
 # find_way - ADDRESS, INTERFACE and PORT of this host over which it is being configured (over the default route's, where it isn't by SSH),
 # LISTENS (does somebody, on the port?), GATEWAY (that of the default route, if it answers). Empty: it can't be told.
 find_way() {
-  local connection
-  connection=$(ssh_connection)
-  read -r _ _ ADDRESS PORT _ <<<"$connection" || :
+  find_connection
+  read -r _ _ ADDRESS PORT _ <<<"$CONNECTION" || :
   ADDRESS=${ADDRESS%%\%*} # fe80::1%vmbr0
   if [[ -z $ADDRESS ]]; then
     INTERFACE=$(default_routes 4 | cut -d ' ' -f 2 | head -n 1)
@@ -22,17 +21,19 @@ find_way() {
   GATEWAY=$(answering_gateway)
 }
 
-# ssh_connection - what sshd says of the connection: "CLIENT PORT SERVER PORT". sudo takes it from a command's environment; then it is found
+# find_connection - sets CONNECTION: what sshd says of the connection: "CLIENT PORT SERVER PORT". sudo takes it from a command's environment; then it is found
 # in that of sudo itself, or of whoever started it.
-ssh_connection() {
-  local process=$PPID found
-  found=${SSH_CONNECTION:-}
-  while [[ -z $found && -n $process ]] && ((process > 1)); do
+find_connection() {
+  local process=$PPID one
+  CONNECTION=${SSH_CONNECTION:-}
+  while [[ -z $CONNECTION && -n $process ]] && ((process > 1)); do
     [[ -r $ROOT/proc/$process/environ ]] || break
-    found=$(tr '\0' '\n' <"$ROOT/proc/$process/environ" | sed -n 's/^SSH_CONNECTION=//p')
-    process=$(sed -n 's/^PPid:[[:space:]]*//p' "$ROOT/proc/$process/status" 2>/dev/null) || process=''
+    while IFS= read -r -d '' one || [[ -n $one ]]; do
+      [[ $one != SSH_CONNECTION=* ]] || CONNECTION=${one#*=}
+    done 2>/dev/null <"$ROOT/proc/$process/environ" || :
+    find_first "$ROOT/proc/$process/status" '^PPid:[[:space:]]*(.*)$'
+    process=$FIRST
   done
-  printf '%s' "$found"
 }
 
 # interface_of ADDRESS - the interface that has it, if it is up.
