@@ -75,15 +75,23 @@ class Reference:
 
     def find(self, method: str, path: str) -> tuple[Operation, dict[str, str]] | None:
         """Return the operation and the parameters in the path; None when there is none."""
-        for operation in self.operations.values():
-            wanted = operation.path.split("/")
+        parts = path.split("/")
+        for wanted, operation in self._by_method.get(method, []):
             # A volume's name has a slash of its own.
-            given = path.split("/", len(wanted) - 1) if wanted[-1] == "{volume}" else path.split("/")
-            if operation.method != method or len(given) != len(wanted):
+            given = path.split("/", len(wanted) - 1) if wanted[-1] == "{volume}" else parts
+            if len(given) != len(wanted):
                 continue
             if all(w == g or (w.startswith("{") and g) for w, g in zip(wanted, given, strict=True)):
                 return operation, {w[1:-1]: g for w, g in zip(wanted, given, strict=True) if w.startswith("{")}
         return None
+
+    @functools.cached_property
+    def _by_method(self) -> dict[str, list[tuple[list[str], Operation]]]:
+        """The operations with the parts of their paths."""
+        found: dict[str, list[tuple[list[str], Operation]]] = {}
+        for operation in self.operations.values():
+            found.setdefault(operation.method, []).append((operation.path.split("/"), operation))
+        return found
 
     def _read(self, text: str) -> None:
         into: dict[str, Parameter] = {}

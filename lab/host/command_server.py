@@ -300,19 +300,28 @@ class Server:
             connection.close()
 
 
-def _fields(process: int, name: str) -> list[str]:
+def _read(process: int, name: str) -> bytes:
+    """A file of /proc; not as an object of Python's, which asks the kernel for more than its text. Nothing where the process has ended."""
     try:
-        with open(f"/proc/{process}/{name}", "rb") as file:  # noqa: PTH123
-            return [os.fsdecode(one) for one in file.read().split(b"\0")[:-1]]
+        descriptor = os.open(f"/proc/{process}/{name}", os.O_RDONLY)
     except (FileNotFoundError, ProcessLookupError):
-        return []
+        return b""
+    try:
+        text = b""
+        while more := os.read(descriptor, 1 << 16):
+            text += more
+        return text
+    except ProcessLookupError:
+        return b""
+    finally:
+        os.close(descriptor)
 
 
 def _words(client: int, asked: bytes) -> list[str]:
     """A command with its arguments; nothing where who asked has ended."""
-    first, *own = os.fsdecode(asked).split("\0")
-    line = _fields(client, "cmdline") if first.isdecimal() else []
-    return [*own, *line[int(first) :]] if line else []
+    first, *own = asked.split(b"\0")
+    line = _read(client, "cmdline").split(b"\0")[:-1] if first.isdigit() else []
+    return [os.fsdecode(word) for word in (*own, *line[int(first) :])] if line else []
 
 
 def _lead(process: int) -> None:
@@ -441,13 +450,14 @@ def _take_over(client: int, words: list[str]) -> None:
 
 
 def _set_environment(client: int) -> None:
-    environment = dict(one.partition("=")[::2] for one in _fields(client, "environ"))
+    environment = dict(one.partition(b"=")[::2] for one in _read(client, "environ").split(b"\0")[:-1])
     # Most of it is what the last command had.
-    for name in os.environ.keys() - environment.keys():
-        del os.environ[name]
     for name, value in environment.items():
-        if os.environ.get(name) != value:
-            os.environ[name] = value
+        if os.environb.get(name) != value:
+            os.environb[name] = value
+    if len(os.environb) > len(environment):
+        for name in set(os.environb) - environment.keys():
+            del os.environb[name]
 
 
 def _resemble(client: int) -> int:
@@ -458,8 +468,7 @@ def _resemble(client: int) -> int:
     """
     _set_environment(client)
     os.chdir(f"/proc/{client}/cwd")
-    with open(f"/proc/{client}/status", "rb") as file:  # noqa: PTH123
-        about = file.read()
+    about = _read(client, "status")
     umask, ignored = (_ABOUT[name].search(about) for name in ("Umask", "SigIgn"))
     if umask is None or ignored is None:
         raise OSError(errno.ESRCH, "it has ended")  # a process that is waited for has no umask any more
@@ -481,6 +490,11 @@ def _take_streams() -> None:
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: PTH123, SIM115
 
 
+def _modules(name: str) -> list[Any]:
+    """A module of this package: what of the lab a command needs besides imports it by its other name (guest_programs.py)."""
+    return [module for package in ("host", "lab.host") if (module := sys.modules.get(f"{package}.{name}"))]
+
+
 def _number(value: object) -> int:
     return value if isinstance(value, int) else 0
 
@@ -493,7 +507,7 @@ class Looking:
 
     def __init__(self) -> None:
         self._program: Any = importlib.import_module("host.program")
-        self._only_looks = importlib.import_module("host.run").only_looks
+        self._commands: Any = importlib.import_module("host.run")
         self._started_in = 0
         sys.addaudithook(self._watch)
 
@@ -518,17 +532,14 @@ class Looking:
         return threading.active_count() > 1 or not _ALONE.isdisjoint(words[:2])
 
     def _set(self, looks_only: bool) -> None:
-        # What of the lab a command needs besides this package imports it by its other name (guest_programs.py).
-        for name in ("host.program", "lab.host.program"):
-            if module := sys.modules.get(name):
-                setattr(module, "looks_only", looks_only)  # noqa: B010  # a module's
-        for name in ("host.state", "lab.host.state"):
-            if module := sys.modules.get(name):
-                module.HostState.remembers = looks_only  # not in forks, which let go of all files
+        for module in _modules("program"):
+            module.looks_only = looks_only
+        for module in _modules("state"):
+            module.HostState.remembers = looks_only
 
     def answer(self, client: int, words: list[str]) -> bytes | None:
         """The answer to a client whose command only looks: what it prints, its status, what it is to become; None if that takes a fork."""
-        if not self._only_looks(words):
+        if not self._commands.only_looks(words):
             return None
         try:
             os.chdir(f"/proc/{client}/cwd")
@@ -544,7 +555,7 @@ class Looking:
             sys.stderr = io.TextIOWrapper(errors, encoding="utf-8", errors="backslashreplace", newline="\n")
             sys.argv[1:] = words
             self._set(True)
-            status = int(importlib.import_module("host.run").main()) & 255
+            status = int(self._commands.main()) & 255
         except self._program.Instead as instead:
             status, become = 0, instead.words
         except (self._program.NotAtOnce, Exception, SystemExit):
@@ -564,7 +575,13 @@ class Looking:
 
 def _run(words: list[str]) -> int:
     sys.argv[1:] = words
-    return int(importlib.import_module("host.run").main())
+    for module in _modules("state"):
+        module.HostState.remembers = True
+    try:
+        return int(importlib.import_module("host.run").main())
+    finally:
+        for module in _modules("state"):
+            module.HostState.forget()  # a fork lets go of all files
 
 
 def read_ahead() -> None:

@@ -39,7 +39,7 @@ class Opened:
 
     def __init__(self, system: HostState, path: str, wanted: str) -> None:
         self.path = path
-        if "container" not in system.machine:
+        if "container" not in system.looked_at:
             self._open_outside(system, wanted)
             return
         inside = container.name_inside(system, path)
@@ -153,7 +153,7 @@ def _identity_of(system: HostState, program: str, name: str) -> tuple[Identity, 
 
 def _become(system: HostState, who: Identity, command: list[str]) -> int:
     """Run a command as somebody else; paths of a container's tree in it become those of that user's view."""
-    if "container" not in system.machine:
+    if "container" not in system.looked_at:
         import subprocess
 
         gids = ",".join(str(gid) for gid in sorted(who.gids))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import fnmatch
+import functools
 import re
 import time
 from collections.abc import Iterator
@@ -79,10 +80,9 @@ class Database:
     def __init__(self, host: HostState) -> None:
         self.host = host
         self.packages: dict[str, Package] = {}
-        for paragraph in paragraphs(host.read(STATUS, "")):
-            package = _package(paragraph)
-            self.packages[package.name] = package
-        self.automatic = {p["Package"] for p in paragraphs(host.read(EXTENDED, "")) if p.get("Auto-Installed") == "1"}
+        for name, version, state, hold, group, fields in _packages(host.read(STATUS, "")):
+            self.packages[name] = Package(name, version, state, hold, group, dict(fields))
+        self.automatic = set(_automatic(host.read(EXTENDED, "")))
         #: Whether dpkg was ended in its work (fault apt-broken), and wants `dpkg --configure -a` first.
         self.interrupted = self._is_interrupted()
         if self.interrupted:
@@ -150,11 +150,23 @@ def paragraphs(text: str) -> list[dict[str, str]]:
     return found
 
 
-def _package(fields: dict[str, str]) -> Package:
-    wanted, _, state = fields.get("Status", "install ok installed").split(" ")
-    kept = {k: v for k, v in fields.items() if k not in ("Package", "Status", "Version", "X-Lab-Group")}
-    group = fields.get("X-Lab-Group", "")
-    return Package(fields["Package"], fields.get("Version", ""), state, wanted == "hold", group, kept)
+# A process that does commands reads the same database many times.
+@functools.lru_cache(maxsize=8)
+def _packages(text: str) -> list[tuple[str, str, str, bool, str, dict[str, str]]]:
+    """The arguments of each Package."""
+    found = []
+    for fields in paragraphs(text):
+        wanted, _, state = fields.get("Status", "install ok installed").split(" ")
+        kept = {k: v for k, v in fields.items() if k not in ("Package", "Status", "Version", "X-Lab-Group")}
+        group = fields.get("X-Lab-Group", "")
+        found.append((fields["Package"], fields.get("Version", ""), state, wanted == "hold", group, kept))
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def _automatic(text: str) -> frozenset[str]:
+    """What was installed because something else needs it."""
+    return frozenset(p["Package"] for p in paragraphs(text) if p.get("Auto-Installed") == "1")
 
 
 def _paragraph(package: Package) -> str:

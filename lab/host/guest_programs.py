@@ -28,7 +28,7 @@ def _pveversion(host: HostState, name: str, arguments: list[str]) -> int:
     options = Options(arguments, "v", ("verbose",))
     versions = pve_packages(host)
     kernel = host.read("/proc/sys/kernel/osrelease", "").strip()
-    short = f"pve-manager/{versions['pve-manager']}/{'3c2a1b0d9e8f7a65' if host.machine['pve'] < '9' else '9d436f37a0ac4172'}"
+    short = f"pve-manager/{versions['pve-manager']}/{'3c2a1b0d9e8f7a65' if host.looked_at['pve'] < '9' else '9d436f37a0ac4172'}"
     if not options.has("v", "verbose"):
         print(f"{short} (running kernel: {kernel})")
         return 0

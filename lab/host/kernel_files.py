@@ -6,7 +6,6 @@ and who signed it stand in it, and are read when it is loaded.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from pathlib import Path
@@ -137,12 +136,15 @@ def module_files(folder: Path) -> list[str]:
     # Many times faster than rglob, which each modinfo and modprobe would wait for.
     found, folders = [], [str(folder)]
     while folders:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                elif ".ko" in entry.name:
-                    found.append(entry.path)
+        try:
+            entries = os.scandir(folders.pop())
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
+            elif ".ko" in entry.name:
+                found.append(entry.path)
     return found
 
 

@@ -35,7 +35,7 @@ _MODPROBE_LONG = (
 
 def main(host: HostState, name: str, arguments: list[str]) -> int:
     """One of the module commands."""
-    if "container" in host.machine and name != "lsmod":
+    if "container" in host.looked_at and name != "lsmod":
         return _in_container(host, name, arguments)
     if name == "modprobe":
         return _modprobe(host, arguments)

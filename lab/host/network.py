@@ -41,9 +41,9 @@ _INSTALLER_LINES = 2000
 
 def lab_of(system: HostState) -> tuple[HostState, str]:
     """The lab that a system is in, and the system's name for faults: `host`, or the guest's id."""
-    if inside := system.machine.get("guest"):
+    if inside := system.looked_at.get("guest"):
         return HostState(Path(inside["lab"])), str(inside["vmid"])
-    if inside := system.machine.get("container"):
+    if inside := system.looked_at.get("container"):
         return HostState(Path(inside["host"])), str(inside["id"])
     return system, "host"
 
@@ -61,7 +61,7 @@ def fault(system: HostState, name: str) -> str | None:
         return ""
     text = str(value)
     whose, equals, rest = text.partition("=")
-    known = {"host", *(identifier for identifier in lab.machine["guests"])}
+    known = {"host", *(identifier for identifier in lab.looked_at["guests"])}
     if equals and whose in known:
         return rest if whose == who else None
     if text in known and name not in _VALUED:

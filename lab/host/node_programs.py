@@ -98,7 +98,7 @@ class ContainerTree(HostTree):
 
     def make(self, path: str, node: Node) -> None:
         """mknod(2): never in a user namespace, else as the control group allows."""
-        inside = self._host.machine["container"]
+        inside = self._host.looked_at["container"]
         allowed = any(rule.covers(node, "m") for rule in container.rules(self._host))
         if inside["unprivileged"] or container.Identity.current().uid != 0 or not allowed:
             raise PermissionError
@@ -107,7 +107,7 @@ class ContainerTree(HostTree):
 
 def main(host: HostState, name: str, arguments: list[str]) -> int:
     """One of the programs."""
-    tree = ContainerTree(host) if "container" in host.machine else HostTree(host)
+    tree = ContainerTree(host) if "container" in host.looked_at else HostTree(host)
     work: dict[str, Callable[[Tree, list[str]], int]] = {
         "stat": _stat, "ls": _ls, "test": _test, "[": _bracket, "mknod": _mknod,
     }  # fmt: skip

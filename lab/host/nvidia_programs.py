@@ -61,13 +61,13 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
     """One of NVIDIA's programs."""
     if name == "nvidia-modprobe":
         return logged(host, name, arguments, lambda: _nvidia_modprobe(host, arguments))
-    inside = "container" in host.machine
+    inside = "container" in host.looked_at
     return _smi(kernel_of(host), _cards_inside(host) if inside else _cards_of_host(host), arguments)
 
 
 def kernel_of(system: HostState) -> HostState:
     """The system whose kernel this is: a container's is its host's."""
-    return container.outer(system) if "container" in system.machine else system
+    return container.outer(system) if "container" in system.looked_at else system
 
 
 # -- nvidia-modprobe -------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def cards_of(system: HostState) -> list[Card]:
     Raises:
         Failure: in NVML's words, what is missing.
     """
-    return _cards_inside(system) if "container" in system.machine else _cards_of_host(system)
+    return _cards_inside(system) if "container" in system.looked_at else _cards_of_host(system)
 
 
 def _cards(host: HostState) -> list[Card]:

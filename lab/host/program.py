@@ -109,6 +109,8 @@ class Options:
             else:
                 self.rest.append(word)
 
+        self._names = {name for name, _ in self.given}
+
     def _take_long(self, word: str, queue: list[str]) -> None:
         name, equals, value = word.partition("=")
         if name in self._long and not equals:
@@ -137,11 +139,11 @@ class Options:
             return
 
     def __contains__(self, name: str) -> bool:
-        return any(given == name for given, _ in self.given)
+        return name in self._names
 
     def has(self, *names: str) -> bool:
         """Whether one of these options was given."""
-        return any(name in self for name in names)
+        return not self._names.isdisjoint(names)
 
     def value(self, *names: str) -> str | None:
         """The last value given to one of these options."""
@@ -158,7 +160,7 @@ def ask_daemon(host: HostState, do: str, **arguments: Any) -> dict[str, Any] | N
         Failure: the daemon refuses.
     """
     state = host.state
-    if inside := host.machine.get("guest"):
+    if inside := host.looked_at.get("guest"):
         state, arguments = Path(inside["lab"]), {**arguments, "guest": inside["vmid"]}
     lab_file = state / "lab.json"
     if not lab_file.exists():

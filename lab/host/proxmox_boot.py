@@ -67,7 +67,7 @@ def each_esp(host: HostState, work: Callable[[str, Path], None]) -> None:
 
 def is_uefi(host: HostState) -> bool:
     """Whether the machine was started by UEFI firmware."""
-    return bool(host.machine["hardware"]["firmware"]["mode"] == "uefi")
+    return bool(host.looked_at["hardware"]["firmware"]["mode"] == "uefi")
 
 
 def sync(host: HostState, environment: dict[str, str] | None = None) -> None:

@@ -112,6 +112,9 @@ INSTALLED = {
     "nvidia-uninstall": "nvidia_installer",
 }
 
+#: Whether of a container -> command name -> module.
+_MODULES = {False: {**PROGRAMS, **INSTALLED}, True: {**CONTAINER_PROGRAMS, **INSTALLED}}
+
 #: Commands that only look, and are quick: a command server does them itself (command_server.py). By their first argument where
 #: that says whether they do; an empty set means always. What turns out to do more is done in a process of its own all the same.
 LOOKING: dict[str, frozenset[str]] = {
@@ -121,6 +124,9 @@ LOOKING: dict[str, frozenset[str]] = {
     ),
     **dict.fromkeys(("df", "findmnt", "lsblk", "mountpoint", "zpool"), frozenset()),
     **dict.fromkeys(("lspci", "lsmod", "modinfo", "dpkg-query", "pveversion", "lsb_release"), frozenset()),
+    **dict.fromkeys(("sha256sum", "apt-cache"), frozenset()),
+    "apt-mark": frozenset({"showmanual", "showauto", "showhold"}),
+    "ha-manager": frozenset({"status", "config"}),
     "dpkg": frozenset({"--compare-versions", "--print-architecture", "--audit", "-l", "-s"}),
     "systemctl": frozenset({"is-active", "is-enabled", "is-system-running", "show", "list-units", "cat"}),
     "systemd-detect-virt": frozenset(),
@@ -150,8 +156,7 @@ def main() -> int:
 def module_of(words: list[str]) -> ModuleType:
     """The module that has a launcher's command: `NAME ARGUMENTS...`, after `--container` one of a container."""
     inside = words[0] == _CONTAINER
-    programs = {**(CONTAINER_PROGRAMS if inside else PROGRAMS), **INSTALLED}
-    return importlib.import_module(f"host.{programs[words[int(inside)]]}")
+    return importlib.import_module(f"host.{_MODULES[inside][words[int(inside)]]}")
 
 
 if __name__ == "__main__":

@@ -70,8 +70,8 @@ class HostState:
         state: the lab's state folder (absolute).
     """
 
-    #: Whether this process asks so often that it remembers each machine.json until there is another one: a lab's daemon does, and a
-    #: command server for the commands that it does itself.
+    #: Whether this process asks so often that it remembers each machine.json until there is another one: a lab's daemon does, a command
+    #: server for the commands that it does itself, and a fork of that as long as it does one.
     remembers: ClassVar[bool] = False
     _remembered: ClassVar[dict[str, _Seen]] = {}
 
@@ -126,6 +126,12 @@ class HostState:
         if len(self._remembered) > _MOST_REMEMBERED:  # the oldest
             self._remembered.pop(next(iter(self._remembered))).file.close()
         return seen
+
+    @classmethod
+    def forget(cls) -> None:
+        """Let go of every machine.json."""
+        while cls._remembered:
+            cls._remembered.popitem()[1].file.close()
 
     @property
     def looked_at(self) -> dict[str, Any]:
@@ -319,6 +325,8 @@ class HostState:
         started = self.running.get("started_at")
         return max(0.0, time.time() - float(started)) if started is not None else 0.0
 
+
+os.register_at_fork(after_in_child=HostState.forget)  # what is open there is let go of, not what gets its number later
 
 #: The end of a host's PATH: this machine's own programs.
 OF_MACHINE = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -30,7 +30,7 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
 def _mount(host: HostState, arguments: list[str]) -> int:
     options = Options(arguments, "t:o:Brwnv", ("bind", "types=", "options=", "rbind", "make-private", "mkdir"))
     if not options.rest:
-        for entry in host.machine["mounts"]:
+        for entry in host.looked_at["mounts"]:
             print(f"{entry['source']} on {entry['target']} type {entry['fstype']} ({entry['options']})")
         return 0
     extra = (options.value("o", "options") or "").split(",")
@@ -69,7 +69,7 @@ def _mountpoint(host: HostState, arguments: list[str]) -> int:
     if len(options.rest) != 1:
         raise Failure("mountpoint: bad usage")
     path = host.rooted(options.rest[0])
-    known = any(entry["target"] == host.unrooted(path) for entry in host.machine["mounts"])
+    known = any(entry["target"] == host.unrooted(path) for entry in host.looked_at["mounts"])
     if not options.has("q", "quiet"):
         print(f"{options.rest[0]} is {'' if known else 'not '}a mountpoint")
     return 0 if known else 32 if path.exists() else 1
@@ -83,9 +83,9 @@ def _mount_of(host: HostState, path: str) -> dict[str, Any]:
     name = host.unrooted(target if mounted_here(host, target) else target.resolve())
     esp = str(host.esp)
     if name.startswith(esp):
-        return next(e for e in host.machine["mounts"] if e.get("covered"))
+        return next(e for e in host.looked_at["mounts"] if e.get("covered"))
     best: dict[str, Any] = {}
-    for entry in host.machine["mounts"]:
+    for entry in host.looked_at["mounts"]:
         point = entry["target"]
         if (name == point or name.startswith(point.rstrip("/") + "/")) and len(point) >= len(best.get("target", "")):
             best = entry
@@ -118,7 +118,7 @@ def _df(host: HostState, arguments: list[str]) -> int:
         raise UsageError("the lab's df prints blocks of 1, K, M or G (-B), not human-readable sizes")
     unit = units[block]
     entries = [_mount_of(host, p) for p in options.rest] or [
-        e for e in host.machine["mounts"] if e["source"].startswith(("/", "rpool"))
+        e for e in host.looked_at["mounts"] if e["source"].startswith(("/", "rpool"))
     ]
     fields = (options.value("output") or "source,size,used,avail,pcent,target").split(",")
     heads = {
@@ -170,7 +170,7 @@ def _findmnt(host: HostState, arguments: list[str]) -> int:
     unknown = [f for f in fields if f not in ("TARGET", "SOURCE", "FSTYPE", "OPTIONS")]
     if unknown or "J" in options:
         raise UsageError(f"unknown column: {', '.join(unknown) or 'JSON output'}")
-    entries = list(host.machine["mounts"])
+    entries = list(host.looked_at["mounts"])
     target = options.value("T", "target")
     exact = options.value("M", "mountpoint") or (options.rest[0] if options.rest else None)
     if target is not None:
@@ -215,7 +215,7 @@ _LSBLK = (
 def block_tree(host: HostState) -> list[dict[str, Any]]:
     """Disks, partitions and volumes: dictionaries with lsblk's columns and `parent` (a kernel name or None)."""
     rows = []
-    for device in host.machine["hardware"]["devices"]:
+    for device in host.looked_at["hardware"]["devices"]:
         for disk in device["blocks"]:
             rows.append(_row(disk["name"], None, disk["size"], "disk"))
             for part in disk["partitions"]:
@@ -228,7 +228,7 @@ def block_tree(host: HostState) -> list[dict[str, Any]]:
                 if part["fstype"] == "vfat":
                     row["PARTTYPE"] = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
                 rows.append(row)
-    for index, volume in enumerate(host.machine["hardware"]["volumes"]):
+    for index, volume in enumerate(host.looked_at["hardware"]["volumes"]):
         row = _row(f"dm-{index}", volume["on"], volume["size"], "lvm")
         mountpoint = volume["mountpoint"] or ("[SWAP]" if volume["fstype"] == "swap" else "")
         row |= {
@@ -239,7 +239,7 @@ def block_tree(host: HostState) -> list[dict[str, Any]]:
             "MOUNTPOINT": mountpoint,
         }
         rows.append(row)
-    for entry in host.machine["mounts"]:
+    for entry in host.looked_at["mounts"]:
         for row in rows:
             if entry.get("covered") and row["PATH"] == entry["source"]:
                 row["MOUNTPOINT"] = entry["target"]
@@ -345,7 +345,7 @@ def _zpool(host: HostState, arguments: list[str]) -> int:
     if not arguments or arguments[0] not in ("status", "list"):
         raise UsageError("the lab's zpool has status and list")
     options = Options(arguments[1:], "LPvHpo:xg", ())
-    pools: dict[str, list[str]] = host.machine["pools"]
+    pools: dict[str, list[str]] = host.looked_at["pools"]
     for name in options.rest:
         if name not in pools:
             raise Failure(f"cannot open '{name}': no such pool")

@@ -72,10 +72,11 @@ def _dmesg(host: HostState, arguments: list[str]) -> int:
     if options.rest:
         raise UsageError(f"unexpected argument {options.rest[0]!r}")
     started = float(host.running.get("started_at", 0))
+    bare, by_clock = options.has("t", "notime"), options.has("T", "ctime")
     for seconds, text in messages(host):
-        if options.has("t", "notime"):
+        if bare:
             print(text)
-        elif options.has("T", "ctime"):
+        elif by_clock:
             print(f"[{time.strftime('%a %b %d %H:%M:%S %Y', time.gmtime(started + seconds))}] {text}")
         else:
             print(f"[{seconds:12.6f}] {text}")
@@ -146,7 +147,7 @@ def _hostname(host: HostState, arguments: list[str]) -> int:
     elif options.has("d", "domain"):
         print("lan")
     elif options.has("i", "I", "ip-address", "all-ip-addresses"):
-        print(f"{host.machine.get('address', addresses.ADDRESS)} ")
+        print(f"{host.looked_at.get('address', addresses.ADDRESS)} ")
     else:
         print(host.node)
     return 0
@@ -154,7 +155,7 @@ def _hostname(host: HostState, arguments: list[str]) -> int:
 
 def _detect_virt(host: HostState, arguments: list[str]) -> int:
     options = Options(arguments, "qcvr", ("quiet", "container", "vm", "chroot", "private-users"))
-    inside = "guest" in host.machine
+    inside = "guest" in host.looked_at
     if not options.has("q", "quiet"):
         print("kvm" if inside else "none")
     return 0 if inside else 1

@@ -103,7 +103,7 @@ def _power_command(host: HostState, name: str, arguments: list[str]) -> int:
 
 
 def _stock(host: HostState) -> tuple[str, ...]:
-    return STOCK if host.machine.keys().isdisjoint({"guest", "container"}) else GUEST_STOCK
+    return STOCK if host.looked_at.keys().isdisjoint({"guest", "container"}) else GUEST_STOCK
 
 
 def _power(host: HostState, do: str) -> int:
@@ -221,12 +221,12 @@ def _is_enabled(host: HostState, names: list[str], quiet: bool) -> int:
     states = [_enabled_state(host, n) for n in names]
     if not quiet:
         for unit, state in zip(names, states, strict=True):
-            if state == "not-found" and host.machine["pve"].startswith("8"):
+            if state == "not-found" and host.looked_at["pve"].startswith("8"):
                 print(f"Failed to get unit file state for {unit}: No such file or directory", file=sys.stderr)
             else:
                 print(state)
     if all(s == "not-found" for s in states):
-        return 4 if host.machine["pve"].startswith("9") else 1
+        return 4 if host.looked_at["pve"].startswith("9") else 1
     return 0 if any(s in ("enabled", "static", "linked", "transient") for s in states) else 1
 
 
@@ -257,7 +257,7 @@ def _enable(host: HostState, names: list[str], options: Options) -> int:
                     continue
                 print(
                     f"Created symlink {link} {arrow} {target}."
-                    if host.machine["pve"].startswith("8")
+                    if host.looked_at["pve"].startswith("8")
                     else f"Created symlink '{link}' {arrow} '{target}'.",
                     file=sys.stderr,
                 )

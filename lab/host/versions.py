@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from functools import cmp_to_key
+from functools import cmp_to_key, lru_cache
 from typing import NamedTuple
 
 _RELATION = re.compile(r"([a-z0-9][a-z0-9+.-]*)(?::\w+)?(?:\s*\((<<|<=|=|>=|>>)\s*([^)\s]+)\s*\))?")
 
 
+@lru_cache(maxsize=4096)
 def compare(left: str, right: str) -> int:
     """Less than 0, 0, or more: left is older than right, the same, newer."""
     for one, other in zip(_parts(left), _parts(right), strict=True):
@@ -85,6 +86,7 @@ class Relation(NamedTuple):
         return self.name if self.operator is None else f"{self.name} ({self.operator} {self.version})"
 
 
+@lru_cache(maxsize=1024)
 def relations(text: str) -> list[list[Relation]]:
     """A Depends or Conflicts field: all of these, of each one of its alternatives.
 
