@@ -155,6 +155,10 @@ def quick_start(engine: install.Engine) -> dict[str, str]:
         # Threads that look for work cost more than they find: the processors have others' work.
         "GOMAXPROCS": "1",
         "PIP_ONCE": str(install.cache_folder() / "pip-list"),
+        # The CLI notes whether the project's folder has changes, and so has git look through all of it.
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": "status.showUntrackedFiles",
+        "GIT_CONFIG_VALUE_0": "no",
     }
 
 

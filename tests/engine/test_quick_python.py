@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,18 @@ from tests.engine_stack import kill_tree
 from tests.quick_python.quick_wait import QuickWait
 from tests.waiting import PATIENCE, wait_until
 
+SESSIONS = "the session's"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[None]:
+    """One in the time of another one, to which it gives its place back; its imports take two seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(quick_python.SERVER, SESSIONS)
+        with quick_python.server():
+            yield
+        assert os.environ[quick_python.SERVER] == SESSIONS
+
 
 def started(folder: Path, *words: str, **changes: str) -> subprocess.CompletedProcess[str]:
     """A Python in a folder; its imports are on stderr."""
@@ -35,42 +48,40 @@ def host_of_the_program(engine: install.Engine, *arguments: str, **changes: str)
     return started(PROJECT, str(engine.pulumi.with_name("pulumi-language-python-exec")), *arguments, **changes)
 
 
-def test_a_process_of_the_engine_ends_as_its_fork_which_needs_no_imports(engine: install.Engine) -> None:
-    with quick_python.server():
-        done = host_of_the_program(engine)
+def test_a_process_of_the_engine_ends_as_its_fork_which_needs_no_imports(engine: install.Engine, server: None) -> None:
+    done = host_of_the_program(engine)
     assert done.returncode == 2
     assert "PROGRAM" in done.stderr  # what it lacks
     assert "grpc" not in done.stderr
 
 
-def test_a_command_is_a_fork_in_the_projects_folder_and_where_a_test_has_links_to_its_parts(tmp_path: Path) -> None:
+def test_a_command_is_a_fork_in_the_projects_folder_and_where_a_test_has_links_to_its_parts(
+    tmp_path: Path, server: None
+) -> None:
     (tmp_path / "homelab").symlink_to(PROJECT / "homelab")
     (tmp_path / "another" / "homelab").mkdir(parents=True)
-    with quick_python.server():
-        for folder in (PROJECT, tmp_path):
-            done = started(folder, "-m", "homelab", "--help")
-            assert (done.returncode, done.stdout[:6]) == (0, "usage:") and "homelab" not in done.stderr, done.stderr
-        assert (
-            "homelab" in started(tmp_path / "another", "-m", "homelab", "--help").stderr
-        )  # which has a program of its own
+    for folder in (PROJECT, tmp_path):
+        done = started(folder, "-m", "homelab", "--help")
+        assert (done.returncode, done.stdout[:6]) == (0, "usage:") and "homelab" not in done.stderr, done.stderr
+    # Which has a program of its own.
+    assert "homelab" in started(tmp_path / "another", "-m", "homelab", "--help").stderr
 
 
-def test_who_is_killed_with_all_that_it_started_is_killed_with_its_fork() -> None:
-    with quick_python.server():
-        environment = os.environ | {"PYTHONPATH": str(quick_python.FOLDER)}
-        command = [sys.executable, "-m", "homelab.provider", "127.0.0.1:1"]
-        client = subprocess.Popen(command, env=environment, cwd=PROJECT, stdout=subprocess.PIPE)
-        assert client.stdout and client.stdout.readline().strip().isdigit()  # its port
-        names = {path.parent.name: path.read_text() for path in Path("/proc").glob("[0-9]*/comm")}
-        [fork] = [int(pid) for pid, name in names.items() if name == f"{MARK}{client.pid}\n"]
-        its_server = int(state_of(fork)[1])
-        os.kill(its_server, signal.SIGSTOP)  # it would do the same, later
-        try:
-            kill_tree(client.pid)
-            wait_until(lambda: state_of(fork)[0] == "Z")
-        finally:
-            os.kill(its_server, signal.SIGCONT)
-        client.communicate()
+def test_who_is_killed_with_all_that_it_started_is_killed_with_its_fork(server: None) -> None:
+    environment = os.environ | {"PYTHONPATH": str(quick_python.FOLDER)}
+    command = [sys.executable, "-m", "homelab.provider", "127.0.0.1:1"]
+    client = subprocess.Popen(command, env=environment, cwd=PROJECT, stdout=subprocess.PIPE)
+    assert client.stdout and client.stdout.readline().strip().isdigit()  # its port
+    names = {path.parent.name: path.read_text() for path in Path("/proc").glob("[0-9]*/comm")}
+    [fork] = [int(pid) for pid, name in names.items() if name == f"{MARK}{client.pid}\n"]
+    its_server = int(state_of(fork)[1])
+    os.kill(its_server, signal.SIGSTOP)  # it would do the same, later
+    try:
+        kill_tree(client.pid)
+        wait_until(lambda: state_of(fork)[0] == "Z")
+    finally:
+        os.kill(its_server, signal.SIGCONT)
+    client.communicate()
 
 
 def state_of(process: int) -> list[str]:
@@ -78,11 +89,8 @@ def state_of(process: int) -> list[str]:
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
 
 
-def test_one_server_in_anothers_time_gives_its_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(quick_python.SERVER, "the session's")
-    with quick_python.server():
-        assert os.environ[quick_python.SERVER] != "the session's"
-    assert os.environ[quick_python.SERVER] == "the session's"
+def test_one_server_in_anothers_time_has_its_place(server: None) -> None:
+    assert os.environ[quick_python.SERVER] != SESSIONS
 
 
 @pytest.mark.parametrize("name", ["", "nobody-listens"])
