@@ -99,7 +99,7 @@ find_cards() {
     cards+=("$FOUND_IDS")
   done
   find_held
-  for held in "${HELD[@]}"; do
+  for held in "${HELD_CARDS[@]}"; do
     [[ " $PASSED " == *" ${held%.* *} "* ]] || nouveau=yes
   done
 }
@@ -108,7 +108,7 @@ find_cards() {
 ids_of_next_boot() {
   local word
   find_given
-  for word in "${GIVEN[@]}"; do given+=${word#*$'\t'},; done
+  for word in "${VFIO_GIVEN[@]}"; do given+=${word#*$'\t'},; done
   find_boot_loader
   is_configurable || return 0
   find_configured others

@@ -80,7 +80,7 @@ driver_lacks() {
     fi
   fi
   find_held
-  for held in "${HELD[@]}"; do
+  for held in "${HELD_CARDS[@]}"; do
     [[ " $FUNCTIONS " == *" ${held%% *} "* ]] || REASONS+=("${held%% *} is on ${held#* }, not on NVIDIA's driver")
   done
 }
@@ -102,7 +102,7 @@ unlisted() { printf '%s' "whatever $1 are running (\`$2 list\` gave no answer), 
 
 name_each() { # KIND WORD
   local guest id name
-  for guest in "${LISTED[@]}"; do
+  for guest in "${GUESTS_HERE[@]}"; do
     read -r id name <<<"$guest"
     [[ $1 != vm ]] || name+=${of_vm[$id]:-}
     if [[ " ${LEAVING:-} " == *" $1:$id "* ]]; then MOVES+="$2 $id ($name), "; else GUESTS+="$2 $id ($name), "; fi

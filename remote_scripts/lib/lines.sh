@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Lines, by bash itself: what is asked often costs no program's start.
 #
-# Gives: find_first FILE PATTERN -> FIRST; has_line PATTERN FILE...; put_in_order ITEM... -> ORDERED; lines_of ITEM...
+# Gives: find_first FILE PATTERN -> FIRST; has_line PATTERN FILE...; put_in_order ITEM... -> IN_ORDER; lines_of ITEM...
 
 # find_first FILE PATTERN - sets FIRST: what the first group of this extended regular expression is in the first line that fits; nothing where none does, or the file
 # can't be read.
@@ -26,13 +26,13 @@ has_line() {
   return 1
 }
 
-# put_in_order ITEM... - sets ORDERED: each once, as `sort -u` has them. Of a few.
+# put_in_order ITEM... - sets IN_ORDER: each once, as `sort -u` has them. Of a few.
 put_in_order() {
   local item place
-  ORDERED=()
+  IN_ORDER=()
   for item in "$@"; do
-    for ((place = ${#ORDERED[@]}; place > 0; place--)); do [[ $item < ${ORDERED[place - 1]} ]] || break; done
-    ((place > 0)) && [[ ${ORDERED[place - 1]} == "$item" ]] || ORDERED=("${ORDERED[@]:0:place}" "$item" "${ORDERED[@]:place}")
+    for ((place = ${#IN_ORDER[@]}; place > 0; place--)); do [[ $item < ${IN_ORDER[place - 1]} ]] || break; done
+    ((place > 0)) && [[ ${IN_ORDER[place - 1]} == "$item" ]] || IN_ORDER=("${IN_ORDER[@]:0:place}" "$item" "${IN_ORDER[@]:place}")
   done
 }
 

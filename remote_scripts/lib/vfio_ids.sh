@@ -3,14 +3,14 @@
 # ffffffff is any (drivers/vfio/pci/vfio_pci.c). homelab/host/vfio_ids.py tells the same of a reading.
 # Needs: common
 #
-# Gives: find_given [PATH...] -> GIVEN, MENTIONS; names_device IDS FOLDER; has_override ADDRESS.
+# Gives: find_given [PATH...] -> VFIO_GIVEN, MENTIONS; names_device IDS FOLDER; has_override ADDRESS.
 
-# find_given [PATH...] - sets GIVEN: of each option FILE, a tab, IDS; modprobe.d has them, and lines of initramfs-tools' modules, which is a module and its
+# find_given [PATH...] - sets VFIO_GIVEN: of each option FILE, a tab, IDS; modprobe.d has them, and lines of initramfs-tools' modules, which is a module and its
 # options. MENTIONS: files at or below these PATHs that speak of vfio-pci. One program looks through all of them.
 # A line may go on in the next one (modprobe.d(5)), and a value may be quoted.
 find_given() {
   local file files=() with_it=()
-  GIVEN=() MENTIONS=()
+  VFIO_GIVEN=() MENTIONS=()
   for file in "$ROOT"/etc/modprobe.d/*.conf "$ROOT/etc/initramfs-tools/modules"; do
     [[ ! -e $file || -d $file ]] || files+=("$file")
   done
@@ -19,7 +19,7 @@ find_given() {
   for file in "${with_it[@]}"; do
     if [[ $file == "$ROOT"/etc/modprobe.d/*.conf || $file == "$ROOT/etc/initramfs-tools/modules" ]]; then files+=("$file"); else MENTIONS+=("$file"); fi
   done
-  ((${#files[@]} == 0)) || mapfile -t GIVEN < <(awk '
+  ((${#files[@]} == 0)) || mapfile -t VFIO_GIVEN < <(awk '
     FNR == 1 { text = "" }
     { sub(/\r$/, ""); text = text $0 }
     text ~ /\\$/ { text = substr(text, 1, length(text) - 1); next }

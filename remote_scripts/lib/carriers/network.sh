@@ -24,8 +24,8 @@ network_carriers() {
   WAYS=("${REACHED[@]}")
   find_ways "$@"
   put_in_order "${WAYS[@]}"
-  ((${#ORDERED[@]} > 0)) || TROUBLE="no interface has a default route or this connection"
-  for name in "${ORDERED[@]}"; do interface_carriers "$name"; done
+  ((${#IN_ORDER[@]} > 0)) || TROUBLE="no interface has a default route or this connection"
+  for name in "${IN_ORDER[@]}"; do interface_carriers "$name"; done
 }
 
 # every_network - where nothing says which way data takes: each interface that has an address.
@@ -73,7 +73,7 @@ find_reached() {
     done <"$ROOT/proc/net/ipv6_route"
   fi
   put_in_order "${WAYS[@]}"
-  REACHED=("${ORDERED[@]}")
+  REACHED=("${IN_ORDER[@]}")
 }
 
 # interface_carriers NAME - down through bridges, bonds, VLANs and Open vSwitch.

@@ -39,7 +39,7 @@ dkms_name() {
 # held_by_others - does another driver have one of NVIDIA's cards? HOLDER names it.
 held_by_others() {
   find_held
-  HOLDER=${HELD[0]-} HOLDER=${HOLDER#* }
+  HOLDER=${HELD_CARDS[0]-} HOLDER=${HOLDER#* }
   [[ -n $HOLDER ]]
 }
 

@@ -83,7 +83,7 @@ bound_by_others() {
   local file given of='' ids='' all='' separator='' mentions=()
   printf ',"vfio_files":{'
   find_given "$ROOT"/etc/{driverctl.d,udev/rules.d,initramfs-tools/scripts,systemd/system,rc.local}
-  for given in "${GIVEN[@]}"; do
+  for given in "${VFIO_GIVEN[@]}"; do
     file=${given%%$'\t'*}
     [[ $file == "$of" ]] || ids_of_file
     of=$file
@@ -98,7 +98,7 @@ bound_by_others() {
   done
   put_in_order "${mentions[@]}"
   printf ',"vfio_mentions":'
-  json_list "${ORDERED[@]}"
+  json_list "${IN_ORDER[@]}"
 }
 
 # ids_of_file - of `bound_by_others`: what was collected of one file.

@@ -10,7 +10,7 @@ running() {
   for kind in vm lxc; do
     [[ $GUESTS == yes ]] || break
     if find_guests "$kind"; then
-      for guest in "${LISTED[@]}"; do ids+=,${guest%% *}; done
+      for guest in "${GUESTS_HERE[@]}"; do ids+=,${guest%% *}; done
     else
       unlisted+=("$kind")
     fi
