@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Reads what a diagnosis needs besides read_host.sh: device nodes, NVIDIA's driver, containers' configurations and insides. Changes
 # nothing, and therefore runs no nvidia-smi: as root it loads modules and makes nodes.
-# Needs: files, read/text, container/device_lines
+# Needs: files, lines, read/text, container/device_lines
 #
 # Arguments: IDS (containers to look into, separated by spaces; those that aren't here are left out), INSIDE (the script that runs in
 #   them).
@@ -14,10 +14,16 @@ PATIENCE=25
 
 diagnose() {
   local id separator=
-  printf '{"node":%s,"guests":[' "$(json_string "$(hostname)")"
+  printf '{"node":'
+  json_string "$(hostname)"
+  printf ',"guests":['
   known_guests
-  printf '],"driver":%s,"char_devices":%s' "$(string_of /sys/module/nvidia/version)" "$(string_of /proc/devices)"
-  printf ',"nodes":%s,"links":%s' "$(json_string "$(nodes)")" "$(json_string "$(find "$ROOT/dev/dri/by-path" -type l -printf '%f %l\n' 2>/dev/null)")"
+  printf '],"driver":'
+  string_of /sys/module/nvidia/version
+  printf ',"char_devices":'
+  string_of /proc/devices
+  json_entry nodes "$(nodes)"
+  json_entry links "$(find "$ROOT/dev/dri/by-path" -type l -printf '%f %l\n' 2>/dev/null)"
   printf ',"containers":['
   for id in $IDS; do
     [[ -r $ROOT/etc/pve/lxc/$id.conf ]] || continue
@@ -28,18 +34,35 @@ diagnose() {
   printf ']}\n'
 }
 
-# Every guest of the cluster: a wrong id is answered by what it is.
+# Every guest of the cluster: a wrong id is answered by what it is. By bash itself: there may be hundreds.
 known_guests() {
-  local path node kind pending separator=
+  local path node kind id separator=
   for path in "$ROOT"/etc/pve/nodes/*/{lxc,qemu-server}/*.conf; do
     [[ $path =~ /nodes/([^/]+)/(lxc|qemu-server)/([0-9]+)\.conf$ && -e $path ]] || continue
-    node=${BASH_REMATCH[1]} kind=vm
+    node=${BASH_REMATCH[1]} id=${BASH_REMATCH[3]} kind=vm
     [[ ${BASH_REMATCH[2]} != lxc ]] || kind=lxc
-    # What a VM gets at its next start; a container's is passed on with its configuration.
-    pending=$(sed -n '/^\[PENDING\]/,/^\[/p' "$path" | grep -E '^(hostpci[0-9]+|machine|delete):') || :
-    printf '%s{"id":%s,"kind":"%s","node":%s,"pending":%s}' "$separator" "$(basename "$path" .conf)" "$kind" "$(json_string "$node")" \
-      "$(json_string "$pending")"
+    printf '%s{"id":%s,"kind":"%s","node":' "$separator" "$id" "$kind"
+    json_string "$node"
+    find_pending "$path"
+    json_entry pending "$PENDING"
+    printf '}'
     separator=,
+  done
+}
+
+# find_pending FILE - sets PENDING: what a VM gets at its next start; a container's is passed on with its configuration.
+find_pending() {
+  local line lines=() within_it=no
+  PENDING=''
+  { mapfile -t lines <"$1"; } 2>/dev/null || : # gone meanwhile
+  for line in "${lines[@]}"; do
+    if [[ $within_it == no ]]; then
+      [[ $line != '[PENDING]'* ]] || within_it=yes
+    elif [[ $line == '['* ]]; then
+      within_it=no
+    elif [[ $line =~ ^(hostpci[0-9]+|machine|delete): ]]; then
+      PENDING+=${PENDING:+$'\n'}$line
+    fi
   done
 }
 
@@ -58,16 +81,26 @@ container() { # ID
     answer_of "$PATIENCE" 1048576 pct exec "$1" -- sh -c "$INSIDE" 2>&1 || problem="exit status $?: $(tail -n 3 <<<"$ANSWER")"
     found=$ANSWER
   fi
-  printf '{"id":%s,"conf":%s,"other_keys":%s,"running":%s,"inside":%s,"problem":%s}' "$1" \
-    "$(json_string "$(device_lines "$conf")")" \
-    "$(other_keys "$conf")" "$running" "$(json_string "$found")" "$(json_string "$problem")"
+  printf '{"id":%s,"conf":' "$1"
+  json_string "$(device_lines "$conf")"
+  printf ',"other_keys":'
+  other_keys "$conf"
+  printf ',"running":%s' "$running"
+  json_entry inside "$found"
+  json_entry problem "$problem"
+  printf '}'
 }
 
 # Raw keys that can give a container devices in ways that aren't judged here; their values stay where they are.
 other_keys() { # PATH
-  local keys
-  mapfile -t keys < <(sed '/^\[/,$d' "$1" | grep -oE '^lxc\.(include|hook\.[a-z-]+|environment|cap\.[a-z]+|autodev|apparmor\.profile)' | sort -u)
-  json_list "${keys[@]}"
+  local line lines=() keys=()
+  { mapfile -t lines <"$1"; } 2>/dev/null || : # gone meanwhile
+  for line in "${lines[@]}"; do
+    [[ $line != '['* ]] || break
+    [[ ! $line =~ ^lxc\.(include|hook\.[a-z-]+|environment|cap\.[a-z]+|autodev|apparmor\.profile) ]] || keys+=("${BASH_REMATCH[0]}")
+  done
+  put_in_order "${keys[@]}"
+  json_list "${IN_ORDER[@]}"
 }
 
 main() {

@@ -12,7 +12,7 @@ is_container() { [[ ${container:-} == lxc || -e $ROOT/run/systemd/container ]]; 
 # find_kernels TARGET - sets KERNELS: those that must have the module, the oldest first. On a host it is each that can be booted: any of them may be the next
 # one. A container has none.
 find_kernels() {
-  local path
+  local path names
   KERNELS=()
   if [[ $1 != host ]]; then
     find_running
@@ -21,7 +21,9 @@ find_kernels() {
     for path in "$ROOT"/boot/vmlinuz-*; do
       [[ ! -e $path && ! -L $path ]] || KERNELS+=("${path##*/vmlinuz-}")
     done
-    ((${#KERNELS[@]} < 2)) || mapfile -t KERNELS < <(printf '%s\n' "${KERNELS[@]}" | sort -V)
+    ((${#KERNELS[@]} > 1)) || return 0
+    printf -v names '%s\n' "${KERNELS[@]}"
+    mapfile -t KERNELS < <(sort -V <<<"${names%$'\n'}")
   fi
 }
 
@@ -43,11 +45,14 @@ library_version() {
   printf '%s' "${LIBRARY##*.so.}"
 }
 
-# find_library SONAME - sets LIBRARY: the file that it leads to; nothing where the driver has none.
+# find_library SONAME - sets LIBRARY: the file that it leads to, which mostly lies beside it; nothing where the driver has none.
 find_library() {
   local folder
   for folder in "$ROOT"/usr/lib/x86_64-linux-gnu "$ROOT"/usr/lib/x86_64-linux-gnu/nvidia/*; do
     [[ -e $folder/$1 ]] || continue
+    for LIBRARY in "$folder/${1%.so.*}".so.[0-9][0-9][0-9].*; do
+      [[ -L $LIBRARY || ! $LIBRARY -ef $folder/$1 || ! $LIBRARY =~ \.so\.[0-9]{3}\.[0-9.]+$ ]] || return 0
+    done
     LIBRARY=$(readlink -f "$folder/$1") || continue
     [[ ! -e $LIBRARY || ! $LIBRARY =~ \.so\.[0-9]{3}\.[0-9.]+$ ]] || return 0
   done
