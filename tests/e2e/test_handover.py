@@ -111,8 +111,13 @@ def test_a_vm_takes_the_card_from_containers_and_gives_it_back(converged: Callab
         return handed(stack) == all_of_it and "hostpci0: mapping=big,driver=keep,pcie=1" in config
 
     both = copy.deepcopy((stack.config["homelab:vms"], stack.config["homelab:containers"]))
+    stack.host["gpus"] = {"big": {"match": "10de:2b85", "use": "lxc"}}
+    stack.config["homelab:vms"] = {}
+    stack.up()
+    assert is_the_containers() and handed(stack) == nothing
+    assert stack.lab.run("qm config 103").stdout == vm and not (stack.lab.root / "var/lib/homelab/handover").exists()
     stack.host["gpus"] = {"big": {"match": "10de:2b85", "allowContainers": [901, 950]}}
-    stack.config["homelab:containers"] = {}
+    stack.config["homelab:vms"], stack.config["homelab:containers"] = both[0], {}
     stack.up()
     assert [stack.drivers()[one] for one in (CARD, AUDIO)] == ["vfio-pci", "vfio-pci"] and handed(stack) == nothing
     assert (
