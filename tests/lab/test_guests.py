@@ -742,6 +742,8 @@ def test_a_lab_that_is_stopped_or_killed_has_its_guests_again_as_they_were(tmp_p
         assert found is not None and found.pid is not None
         os.kill(found.pid, signal.SIGKILL)
         assert client.wait(PATIENCE) == 255
+    # Its connections are closed before it is gone; until then it counts as one that runs.
+    wait_until(lambda: process_start_time(found.pid or 0) != found.started)
     began = process_start_time(orphan)
     assert began is not None
     with Lab.start("rtx5090", state=lab.state) as third:
