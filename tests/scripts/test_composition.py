@@ -9,13 +9,15 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from homelab import tables
 from homelab.remote import scripts
 from homelab.remote.bash_source import _chunks, functions_of, stripped
 from tests.rows import each
@@ -98,12 +100,14 @@ class Names:
 
 @dataclass(frozen=True)
 class Reading:
-    """``functions``: names and texts of those at the margin, in their order."""
+    """``functions``: names and texts of those at the margin, in their order; ``variables``: in capitals, that it sets for all, and by which functions
+    (empty: at the margin)."""
 
     functions: list[tuple[str, str, Names]]
     has_comments: bool
     commands: list[Command]
     names: Names
+    variables: dict[str, set[str]]
 
 
 @functools.cache
@@ -112,11 +116,14 @@ def reading(text: str) -> Reading:
     tree, encoded = shfmt("--to-json", text=text), text.encode()
     whole = json.loads(tree)
     # A quotation mark within a string of the JSON has a backslash before it.
-    found = Reading([], '"Hash": {' in tree, [], Names())
+    found = Reading([], '"Hash": {' in tree, [], Names(), {})
     for statement in whole.get("Stmts", []):
         names = _names(statement, encoded, found.commands)
         found.names.add(names)
-        if statement["Cmd"]["Type"] == "FuncDecl":
+        is_function = statement["Cmd"]["Type"] == "FuncDecl"
+        for variable in set_for_all(statement, is_function):
+            found.variables.setdefault(variable, set()).add(statement["Cmd"]["Name"]["Value"] if is_function else "")
+        if is_function:
             written = encoded[statement["Pos"]["Offset"] : statement["End"]["Offset"]].decode()
             found.functions.append((statement["Cmd"]["Name"]["Value"], written, names))
     return found
@@ -128,7 +135,7 @@ def _names(statement: dict[str, Any], text: bytes, commands: list[Command]) -> N
     for node in nodes(statement):
         kind = node.get("Type")
         if kind == "CallExpr" and node.get("Args"):
-            words = ["".join(part.get("Value", "$") for part in word["Parts"]) for word in node["Args"]]
+            words = [_written(word) for word in node["Args"]]
             parts = node["Args"][0]["Parts"]
             commands.append(Command(parts_of(parts), words))
             found.called |= {parts[0]["Value"]} if [part["Type"] for part in parts] == ["Lit"] else set()
@@ -140,6 +147,32 @@ def _names(statement: dict[str, Any], text: bytes, commands: list[Command]) -> N
         if isinstance(node.get("N"), dict):
             found.written |= {*_OPENED.findall(node["N"]["Value"])}
     return found
+
+
+def set_for_all(statement: dict[str, Any], is_function: bool) -> set[str]:
+    """Names in capitals that a statement sets, but for a function's own. (Others are what a function's callers have.)"""
+    found: set[str] = set()
+    own: set[str] = set()
+    for node in nodes(statement):
+        kind, words = node.get("Type"), [_written(word) for word in node.get("Args") or [] if "Parts" in word]
+        if kind == "DeclClause":
+            names = {one["Name"]["Value"] for one in node["Args"] if one.get("Name")}
+            options = [_written(one["Value"]) for one in node["Args"] if one.get("Value") and not one.get("Name")]
+            is_own = is_function and node["Variant"]["Value"] in ("local", "declare") and "g" not in "".join(options)
+            (own if is_own else found).update(names)
+        elif kind == "CallExpr" and not words:
+            found |= {one["Name"]["Value"] for one in node.get("Assigns") or [] if one.get("Name")}
+        elif kind == "CallExpr" and words[0] in ("read", "mapfile", "printf"):
+            found |= {word for before, word in pairwise(words) if words[0] != "printf" or before == "-v"}
+        elif kind == "WordIter":
+            found.add(node["Name"]["Value"])
+        if isinstance(node.get("N"), dict):
+            found |= {*_OPENED.findall(node["N"]["Value"])}
+    return {name for name in found - own if re.fullmatch("[A-Z][A-Z0-9_]*", name)}
+
+
+def _written(word: dict[str, Any]) -> str:
+    return "".join(part.get("Value", "$") for part in word["Parts"])
 
 
 @functools.cache
@@ -190,6 +223,32 @@ def ours() -> set[str]:
 def test_what_a_script_calls_is_sent_with_it(name: str) -> None:
     sent = scripts.compose(name)
     assert names_of(sent).called & ours() - {*functions_of(sent)} == set()
+
+
+def together(groups: Iterable[set[str]]) -> list[set[str]]:
+    """Those that have something in common are one."""
+    found: list[set[str]] = []
+    for group in groups:
+        common = [one for one in found if one & group]
+        found = [one for one in found if one not in common] + [group.union(*common)]
+    return found
+
+
+def test_no_two_files_of_a_script_set_a_variable_of_one_name_by_chance() -> None:
+    """One would lose what it keeps there, without a word: a lock's number, a container's drift. Which do it knowingly: shared_variables.yaml."""
+    found: dict[str, list[set[str]]] = {}
+    for name in SCRIPTS:
+        sent, by = {*functions_of(scripts.compose(name))}, dict[str, set[str]]()
+        for file in (*(f"lib/{part}.sh" for part in scripts.library_of(name)), name):
+            for variable, functions in reading(scripts._code(file)).variables.items():
+                if functions & (sent | {""}):
+                    by.setdefault(variable, set()).add(file.removesuffix(".sh"))
+        for variable, files in by.items():
+            if len(files) > 1:
+                found.setdefault(variable, []).append(files)
+    known = tables.read(Path(__file__).with_name("shared_variables.yaml"))
+    groups = {(one, *sorted(group)) for one, all_of_it in found.items() for group in together(all_of_it)}
+    assert groups ^ {(one, *group) for one, written in known.items() for group in written} == set()
 
 
 # What a script defines in a part's place, so that the part calls it.
