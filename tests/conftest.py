@@ -285,7 +285,7 @@ def as_sshd_starts_it() -> Iterator[None]:
     A signal that has a handler here is as by default in what is started. To say so in each child (`preexec_fn`) takes a copy of the tables of
     all memory that this process has, for 2 to 25 ms.
     """
-    usual = [getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGTERM") if hasattr(signal, name)]
+    usual = [getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM") if hasattr(signal, name)]
     ignored = [one for one in usual if signal.getsignal(one) is signal.SIG_IGN]
     for one in ignored:
         signal.signal(one, lambda *_: None)

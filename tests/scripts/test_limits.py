@@ -10,7 +10,8 @@ from tests.scripts.conftest import Folder, library
 
 HANGS = "trap '' TERM HUP; echo half an answer; while :; do sleep 60; done"
 SHORT = (
-    'RUN_SECONDS=0.3\nASK_SECONDS=0.3\nwithin() { timeout -k 0.1 "$1" env --default-signal=TERM,HUP,PIPE "${@:2}"; }\n'
+    "RUN_SECONDS=0.3\nASK_SECONDS=0.3\n"
+    'exec_within() { exec timeout -k 0.1 "$1" env --default-signal=TERM,HUP,PIPE "${@:2}"; }\n'
 )
 
 
