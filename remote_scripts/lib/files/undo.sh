@@ -96,7 +96,7 @@ clear_leftovers() {
 clear_own_leftovers() {
   local place left=()
   # A folder is none of ours, whatever its name.
-  for place in "${TEMPORARIES[@]}"; do [[ (! -e $place || -d $place) && ! -L $place ]] || left+=("$place"); done
+  for place in "${TEMPORARIES[@]}"; do [[ ! -f $place && ! -L $place ]] || left+=("$place"); done
   TEMPORARIES=()
   # STATE/undo: of versions before this one.
   for place in "${PLACES[@]/%//.homelab-undo}" "${STATE#"$ROOT"}/undo"; do
@@ -131,7 +131,7 @@ has_empty() {
   shopt -s dotglob globstar nullglob
   for dir in "$1/" ${2:+"$1"/**/}; do
     inside=("$dir"*)
-    ((${#inside[@]} > 0)) || { status=0 && break; }
+    ((${#inside[@]} > 0)) || status=0
   done
   shopt -u dotglob globstar nullglob
   return "$status"
