@@ -103,7 +103,7 @@ strangers_card() {
 come_back() {
   local vmid=$1 name
   shift
-  ! host_stops || return 0
+  ! is_stopping || return 0
   [[ ! -e $ROOT/run/qemu-server/$vmid.reboot ]] || return 0
   # A backup in stop mode starts it again at once. Otherwise the timer sees that it is off when the lock is gone.
   find_option "$vmid" lock
@@ -122,7 +122,7 @@ come_back() {
 
 reconcile() {
   local name
-  ! host_stops || return 0
+  ! is_stopping || return 0
   # As a start does: not between two steps of a run, but for what that run has started itself; and a run that begins waits for this.
   { get_host 60 && begin_handover; } || return 0
   find_cards

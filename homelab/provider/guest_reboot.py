@@ -6,7 +6,7 @@ import asyncio
 
 from homelab.errors import HomelabError
 from homelab.nvidia.reading import SystemReading
-from homelab.provider.systems import READING_SECONDS, SystemWork
+from homelab.provider.systems import Run, SystemWork
 from homelab.remote import scripts
 from homelab.resources.nvidia import GuestReboot
 from homelab.text import tell
@@ -25,14 +25,25 @@ class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
         """The system once no reboot is needed, and why there was one; empty: there was none."""
         name, version = inputs.system_name, inputs.driver
         patience = float(inputs.timeout)
-        reading = await self.read_system_in_time(inputs, patience)
-        why = reboot_reason(reading, version)
+        old, why = "", ""
+
+        async def restart(run: Run, found: SystemReading) -> None:
+            nonlocal old, why
+            # Asked for and gone down before it could answer, or because of an `up` that was killed: once is enough.
+            reason = reboot_reason(found, version)
+            if not reason or found.boot_id != (old or found.boot_id):
+                return
+            if not why:
+                tell(f"{name}: rebooting it, because {reason}")
+            old, why = found.boot_id, reason
+            await run("apply", scripts.compose("reboot_guest.sh"))
+
+        # Over one connection: a guest that is on its way down takes no new one.
+        reading = await self.read_system_in_time(inputs, patience, then=restart)
         if not why:
             return reading, ""
-        tell(f"{name}: rebooting it, because {why}")
-        async with self.session(inputs, READING_SECONDS) as run:
-            await run("apply", scripts.compose("reboot_guest.sh"))
-        reading = await self.read_system_in_time(inputs, patience, reading.boot_id)
+        if reading.boot_id == old:
+            reading = await self.read_system_in_time(inputs, patience, old)
         if still := reboot_reason(reading, version):
             raise self._no_use(name, version, still)
         tell(f"{name}: it is back, kernel {reading.system.running}")

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from homelab.errors import HomelabError, UnreachableError
+from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
 from homelab.nvidia import reading
 from homelab.nvidia.reading import SystemReading
 from homelab.provider.base import OutputsT, Work
@@ -26,6 +26,9 @@ Run = Callable[[str, str], Awaitable[str]]
 READING_SECONDS = 60
 # Between two tries to reach a guest that starts. Nothing on this side tells when it is there.
 RETRY_SECONDS = 1.0
+# For how long one is tried that refuses the login, if it isn't known to restart: while a system starts, and again while it goes down, PAM lets in
+# nobody but root (pam_nologin).
+NO_LOGIN_SECONDS = 30.0
 
 
 class SystemWork(Work[SystemT, OutputsT]):
@@ -78,42 +81,70 @@ class SystemWork(Work[SystemT, OutputsT]):
         """One reading on a connection of its own. Raises as `session`."""
 
         async with self.session(inputs, READING_SECONDS) as run:
-            # What was for a VM so far, and isn't any more, is on vfio-pci until the host restarts.
-            script = steps.read_system(
-                passed=inputs.passed, staying=inputs.staying or (), released=inputs.target == "host"
-            )
-            return reading.parse(await run("read_system", script))
+            return await _read_over(run, inputs)
 
-    async def read_system_in_time(self, inputs: SystemT, seconds: float, old_boot: str = "") -> SystemReading:
-        """The first reading, of another boot than ``old_boot``; a guest that was started a moment ago may not answer yet.
+    async def read_system_in_time(
+        self,
+        inputs: SystemT,
+        seconds: float,
+        old_boot: str = "",
+        then: Callable[[Run, SystemReading], Awaitable[None]] | None = None,
+    ) -> SystemReading:
+        """The first reading, of another boot than ``old_boot``.
 
-        :raises HomelabError: there is none in that time; a host is not waited for.
+        A VM on its way up or down may not answer, break a connection, refuse the login, or end a script: it is tried again.
+
+        :param then: done with what was read, over the same connection; where that is lost meanwhile, both are done again.
+        :raises HomelabError: there is none in that time; or the login is refused for longer than a start takes, or ``then`` fails. A
+            host and its containers are not waited for.
         """
 
-        deadline, last = time.monotonic() + seconds, ""
+        started, told, known = time.monotonic(), False, bool(old_boot)  # known: it could be read before, so it restarts
+        refused: tuple[float, HomelabError] | None = None  # since when, and what was said last
         while True:
+            found = None
             try:
-                reading = await self.read_system(inputs)
-                if reading.boot_id != old_boot:
-                    return reading
+                async with self.session(inputs, READING_SECONDS) as run:
+                    found, known = await _read_over(run, inputs), True
+                    if found.boot_id != old_boot:
+                        if then is not None:
+                            await then(run, found)
+                        return found
+                refused, last = None, "it has not gone down"
             except UnreachableError as error:
                 if inputs.target != "vm":
                     raise
-                if not last:
-                    tell(
-                        f"{inputs.system_name}: waiting until it answers at {inputs.address}, for {seconds:.0f} s at most"
-                    )
-                last = error.found
-            if time.monotonic() > deadline:
-                raise HomelabError(
-                    wanted=f"{inputs.system_name} in reach at {inputs.address}"
-                    + (" after its reboot" if old_boot else ""),
-                    found=f"{last or 'it has not gone down'}, for {seconds:.0f} s",
-                    why="NVIDIA's stack is installed from inside the guest",
-                    next="see whether it runs (its console in Proxmox VE) and has that address and SSH port; then run `pulumi up` again: it "
-                    "goes on from here",
+                refused, last = None, error.found
+            except HomelabError as error:
+                if inputs.target != "vm" or found is not None or not (known or isinstance(error, LoginRefusedError)):
+                    raise
+                refused, last = (refused[0] if refused else time.monotonic(), error), error.found
+            now = time.monotonic()
+            if refused and (now - started > seconds or (not known and now - refused[0] > NO_LOGIN_SECONDS)):
+                raise refused[1]
+            if now - started > seconds:
+                raise _never_there(inputs, last, seconds, restarted=bool(old_boot))
+            if not told and found is None:
+                told = True
+                tell(
+                    f"{inputs.system_name}: waiting until it can be read at {inputs.address}, for {seconds:.0f} s at most: {last}"
                 )
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(ssh.REFUSED_SECONDS if refused else RETRY_SECONDS)
+
+
+async def _read_over(run: Run, inputs: SystemInputs) -> SystemReading:
+    # What was for a VM so far, and isn't any more, is on vfio-pci until the host restarts.
+    script = steps.read_system(passed=inputs.passed, staying=inputs.staying or (), released=inputs.target == "host")
+    return reading.parse(await run("read_system", script))
+
+
+def _never_there(inputs: SystemInputs, found: str, seconds: float, *, restarted: bool) -> HomelabError:
+    return HomelabError(
+        wanted=f"{inputs.system_name} in reach at {inputs.address}{' after its reboot' if restarted else ''}",
+        found=f"{found}, for {seconds:.0f} s",
+        why="NVIDIA's stack is installed from inside the guest",
+        next="see whether it runs (its console in Proxmox VE) and has that address and SSH port; then run `pulumi up` again: it goes on from here",
+    )
 
 
 def _key(inputs: SystemInputs) -> str:

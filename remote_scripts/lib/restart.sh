@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A restart of the system, once the script that asks for it has answered.
-# Needs: lock
+# Needs: lock, stopping
 #
 # Gives: restart_soon -> OUTPUT; is_awaited.
 
@@ -35,10 +35,11 @@ connection() {
 # restart_soon - in a unit of its own, which waits until this script has ended, not a minute: on a busy system what comes between the order and the
 # answer can take longer than any fixed time, and whoever waits for the answer would see a connection that broke. Then it waits until that connection has ended, as whoever has its answer
 # ends it; a second, since one that serves other scripts too stays. (Timers are a minute inexact by default.)
+# A system that goes down takes no new unit (`Transaction is destructive`): whoever asked for that before, such as a run that was killed, has what it wants.
 restart_soon() {
   # shellcheck disable=SC2016 # it is the unit's shell that expands this
   run_logged systemd-run --collect --on-active=0.1 --timer-property=AccuracySec=100ms \
-    bash -c 'timeout 60 tail -s 0.1 --pid="$1" -f /dev/null; timeout 1 tail -s 0.1 --pid="$2" -f /dev/null; systemctl reboot' restart "$$" "$(connection)"
+    bash -c 'timeout 60 tail -s 0.1 --pid="$1" -f /dev/null; timeout 1 tail -s 0.1 --pid="$2" -f /dev/null; systemctl reboot' restart "$$" "$(connection)" || is_stopping
 }
 
 # is_awaited - does whoever has started this script still wait for its answer? sshd's process ends with the connection; where a channel alone is

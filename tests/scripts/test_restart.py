@@ -58,3 +58,13 @@ def test_the_restart_begins_once_both_have_ended(folder: Folder) -> None:
         for one in waits:
             one.communicate(b"\n")
     assert folder.read("restarts") == "reboot\n"
+
+
+def test_a_system_that_goes_down_already_needs_no_second_restart(folder: Folder) -> None:
+    """It takes no new unit. Asked for by a run that was killed, or by whoever restarts it."""
+    folder.command("systemd-run", "echo 'Transaction for restart.timer/start is destructive' >&2; exit 1")
+    for state, answer in {"stopping": '{"reboot":"yes"}', "running": "wanted: a reboot of this system"}.items():
+        folder.command("systemctl", f"[[ $1 == is-system-running ]] && echo {state}; exit 1")
+        done = folder.run("apply", scripts.compose("reboot_guest.sh"))
+        assert done.stdout.splitlines()[0] == answer, done
+        assert done.returncode == (state == "running")

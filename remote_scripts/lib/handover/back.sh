@@ -44,7 +44,7 @@ start_owed() {
   [[ ${S[state]} == HELD && -n ${S[containers]:-}${S[staying]:-}${S[owed]:-} && ${S[boot]:-} == "$THIS_BOOT" ]] || return 0
   ! is_late || late=yes
   [[ $late == no || -n ${S[staying]:-} ]] || return 0
-  ! host_stops || return 0
+  ! is_stopping || return 0
   if [[ $late == yes ]]; then
     is_served || return 0
   else
@@ -115,7 +115,7 @@ is_over() {
 # give_back [WHY] - WHY: a VM didn't get it. Status 1: it isn't back, and the state says what it is.
 give_back() {
   local why=${1:-} ctid function
-  ! host_stops || return 1
+  ! is_stopping || return 1
   [[ $UNSURE == no ]] || { say "whether its last step is still at work can't be told: it is brought to an end when it can" && return 1; }
   for ctid in ${S[containers]:-} ${S[asked]:-}; do
     find_stop_unit "$ctid"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What is going on with a card that a VM and the host's containers have in turn, and what is said of it.
-# Needs: common, files/atomic, lock, run_dir, handover/places
+# Needs: common, files/atomic, lock, run_dir, stopping, handover/places
 #
-# Gives: bounded SECONDS COMMAND... -> OUTPUT, drop_outputs; say TEXT; load_state CARD -> S; save_state KEY VALUE...; drop_state; find_boot -> THIS_BOOT; host_stops.
+# Gives: bounded SECONDS COMMAND... -> OUTPUT, drop_outputs; say TEXT; load_state CARD -> S; save_state KEY VALUE...; drop_state; find_boot -> THIS_BOOT.
 #
 # /var/lib/homelab/handover/NAME.state has lines KEY=VALUE, and is on the disk before the step that it tells of. Without it the card is with the
 # host. state: DRAINING, FREE, DETACHED (on the way to the VM `vm`), VM, RETURNING; HELD (with the host, and `why` the VM didn't get it, or its
@@ -105,6 +105,3 @@ find_boot() {
   THIS_BOOT=''
   IFS= read -r THIS_BOOT <"$ROOT/proc/sys/kernel/random/boot_id" || :
 }
-
-# host_stops - guests go down with the host: nothing is given back, and nothing is started.
-host_stops() { [[ $(exec_within "$ASK_SECONDS" systemctl is-system-running 2>/dev/null) == stopping ]]; }

@@ -1,0 +1,161 @@
+"""A VM that is read while it starts or goes down, and one that is to restart: how long it is waited for, and what is raised at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
+from homelab.provider import systems
+from homelab.provider.guest_reboot import GuestRebootWork
+from homelab.remote import ssh
+from homelab.resources.nvidia import GuestReboot
+from tests.unit.hosts import KEY, settings
+
+VERSION = "595.10.02"
+API = {"token": "homelab@pve!up", "tokenSecret": "b", "fingerprint": "ab" * 32}
+TEXTS = {
+    "hosts": json.dumps({"pve": {**settings().model_dump(mode="json", by_alias=True, exclude_unset=True), "api": API}}),
+    "vms": json.dumps(
+        {
+            "sandbox": {
+                "host": "pve",
+                "vmid": 103,
+                "address": "192.0.2.103",
+                "gpus": ["rtx5090"],
+                "ssh": {"hostKey": KEY, "agent": True},
+                "nvidia": {},
+            }
+        }
+    ),
+}
+INPUTS = GuestReboot.Inputs(
+    host="pve",
+    target="vm",
+    system_name="vms.sandbox",
+    address="192.0.2.103",
+    nvidia={},
+    stays=True,
+    driver=VERSION,
+    timeout=30,
+    step=[],
+)
+OFF = UnreachableError(wanted="a connection", found="Connection reset by peer", why="", next="")
+NO_LOGIN = LoginRefusedError(wanted="to log in", found="refused: Permission denied", why="", next="")
+CUT = HomelabError(wanted="the script to read system to succeed", found="exit status 143", why="", next="")
+OLD, NEW = "580.105.08", VERSION
+
+# What a connection meets: it fails, or the guest's boot and the module loaded there; and what the order to restart meets, if it is given.
+Met = HomelabError | tuple[str, str] | tuple[str, str, HomelabError | None]
+
+
+class Guest:
+    """One connection after the other; the last one stays so."""
+
+    def __init__(self, *meets: Met) -> None:
+        self.left = list(meets)
+        self.orders: list[str] = []
+
+    @asynccontextmanager
+    async def connect(self, _host: object) -> AsyncIterator[Connection]:
+        met = self.left.pop(0) if len(self.left) > 1 else self.left[0]
+        if isinstance(met, HomelabError):
+            raise met
+        yield Connection(self, *met)
+
+
+class Connection:
+    def __init__(self, guest: Guest, boot: str, loaded: str, ordered: HomelabError | None = None) -> None:
+        self.guest, self.boot, self.loaded, self.ordered = guest, boot, loaded, ordered
+
+    async def run(self, verb: str, _script: str, _seconds: float) -> str:
+        if verb == "apply":
+            self.guest.orders.append(self.boot)
+            if self.ordered:
+                raise self.ordered
+            return '{"reboot":"yes"}'
+        if self.loaded == "cut":
+            raise CUT
+        return json.dumps(READING | {"bootId": self.boot, "loaded": self.loaded})
+
+
+READING = {
+    "distribution": "ubuntu",
+    "version": "24.04",
+    "architecture": "amd64",
+    "kernels": ["6.8.0-90-generic"],
+    "running": "6.8.0-90-generic",
+    "secureBoot": False,
+    "mokEnrolled": None,
+    "cards": ["10de:2b85"],
+    "nouveau": False,
+    "loadedFlavour": "open",
+    "hostDriver": None,
+    "unprivileged": None,
+    "runtimes": [],
+    "offered": None,
+    "steps": [],
+    "drift": [],
+}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systems, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(ssh, "REFUSED_SECONDS", 0.001)
+
+
+def restarted(
+    monkeypatch: pytest.MonkeyPatch, *meets: Met, timeout: float = 30
+) -> tuple[GuestReboot.Outputs, list[str]]:
+    """What comes of it, and in which boots a restart was asked for."""
+    guest = Guest(*meets)
+    monkeypatch.setattr(ssh, "connect", guest.connect)
+    inputs = GuestReboot.Inputs(**{**vars(INPUTS), "timeout": timeout})
+    return GuestRebootWork(TEXTS).create(inputs), guest.orders
+
+
+def test_a_guest_restarts_once_and_only_where_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases: dict[str, tuple[tuple[Met, ...], list[str]]] = {
+        "it has the driver": ((("1", NEW),), []),
+        "asked and done": ((("1", OLD), ("1", OLD), OFF, OFF, ("2", NEW)), ["1"]),
+        "on its way down by an earlier run: it breaks connections": ((OFF, ("1", OLD, OFF), OFF, ("2", NEW)), ["1"]),
+        "lost, and it goes on: asked again": ((("1", OLD, OFF), ("1", OLD), OFF, ("2", NEW)), ["1", "1"]),
+        "it refuses whoever isn't root, down and up again": ((("1", OLD), NO_LOGIN, OFF, NO_LOGIN, ("2", NEW)), ["1"]),
+        "the same, and its answer was lost": ((("1", OLD, OFF), NO_LOGIN, OFF, NO_LOGIN, ("2", NEW)), ["1"]),
+        "it ends a script on its way down": ((("1", OLD), ("1", "cut"), OFF, ("2", NEW)), ["1"]),
+        "it starts, and refuses": ((NO_LOGIN, ("1", NEW)), []),
+    }
+    for case, (meets, orders) in cases.items():
+        outputs, asked = restarted(monkeypatch, *meets)
+        assert asked == orders, case
+        assert outputs.boot_id == ("2" if orders else "1"), case
+        assert bool(outputs.rebooted) == bool(orders), case
+
+
+def test_a_restart_that_brought_nothing_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    for meets in ((("1", OLD), OFF, ("2", OLD)), (("1", OLD, OFF), OFF, ("2", OLD))):
+        guest = Guest(*meets)
+        monkeypatch.setattr(ssh, "connect", guest.connect)
+        with pytest.raises(HomelabError, match=f"driver {VERSION} in use after a reboot"):
+            GuestRebootWork(TEXTS).create(INPUTS)
+        assert guest.orders == ["1"]
+
+
+def test_what_no_waiting_mends_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systems, "NO_LOGIN_SECONDS", 0.02)
+    refused = HomelabError(wanted="a reboot of this system", found="no", why="", next="")
+    cases: list[tuple[tuple[Met, ...], str]] = [
+        ((NO_LOGIN,), "refused: Permission denied"),  # long before the time is up
+        ((("1", "cut"),), "exit status 143"),
+        ((("1", OLD, refused),), "a reboot of this system"),
+        ((("1", OLD), OFF), "vms.sandbox in reach"),
+        ((("1", OLD), ("1", OLD)), "it has not gone down"),
+        ((("1", OLD), NO_LOGIN), "refused: Permission denied"),
+    ]
+    for meets, said in cases:
+        with pytest.raises(HomelabError, match=said):
+            restarted(monkeypatch, *meets, timeout=30 if meets[0] is NO_LOGIN or "cut" in str(meets) else 0.05)
