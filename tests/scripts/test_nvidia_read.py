@@ -12,7 +12,7 @@ import pytest
 from homelab.errors import HomelabError
 from homelab.nvidia.reading import parse
 from homelab.remote import nvidia_steps as steps
-from tests.scripts.conftest import Folder
+from tests.scripts.conftest import Folder, library
 from tests.scripts.nvidia_kit import GUESTS, Container, ProxmoxHost, VirtualMachine
 
 MOK = "/var/lib/dkms/mok.pub"
@@ -232,6 +232,13 @@ def test_kernels_are_those_that_can_be_booted_the_oldest_first(bare: Folder) -> 
         bare.write(f"/boot/vmlinuz-{name}", "")
     bare.write("/lib/modules/5.15.0-1-generic/updates/dkms/nvidia.ko", "")
     assert read(bare)["kernels"] == ["6.8.0-9-generic", "6.8.0-86-generic", "6.14.0-5-generic"]
+
+
+def test_a_container_of_32_bits_is_no_system_of_64_whatever_the_kernel_is(bare: Folder) -> None:
+    bare.write("/proc/sys/kernel/arch", "x86_64\n")
+    text = f'{library("kernel")}find_architecture\necho "$ARCHITECTURE"'
+    found = bare.bash('bash -c "$1"; linux32 bash -c "$1"; linux32 uname -m', text, parts=()).stdout.split()
+    assert found[0] == "x86_64" != found[1] == found[2]
 
 
 @pytest.mark.parametrize("text", ["", "{}", "nonsense", '{"bootId": 1}'])
