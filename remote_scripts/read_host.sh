@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Reads what is decided upon before a host is changed, and what is verified after its reboot. Changes nothing.
-# Needs: boot, kernel, words, read/devices, read/card_states, read/framebuffers, read/iommu, read/drm, read/signs, read/guests, read/ours, handover/rest, read/nvidia, carriers, carriers/holders
+# Needs: boot, kernel, lines, words, read/devices, read/card_states, read/framebuffers, read/iommu, read/drm, read/signs, read/guests, read/ours, handover/rest, read/nvidia, carriers, carriers/holders
 #
 # Arguments: GUESTS (yes | no: also list virtual machines and containers, which takes qm and pct a second each),
 #   LSPCI (yes | no: also what lspci says), ACS (yes | no: also which devices isolate what is behind them, where the host has IOMMU
@@ -153,7 +153,8 @@ systems() {
       printf null && continue
     fi || { printf '\n' && die "container $name read" "$text" "it can't be told whether NVIDIA's stack in it is as it was installed" \
       "see whether \`pct exec $name -- true\` works on the host"; }
-    json_string "${text##*$'\n'}"
+    find_last "$text"
+    json_string "$LAST"
   done
   printf '}'
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Where a long command is, for a person; and the log of this system that has all that such commands say.
-# Needs: common, proxy, run_dir, progress/where
+# Needs: common, lines, proxy, run_dir, progress/where
 #
 # Gives: open_step_log TEXT, note_line TEXT, add_to_step_log INDENT TEXT [BYTES]; follow PIPE LOG WHAT; await_line PIPE SECONDS COMMAND... -> HEARD; tell_now_and_then WHAT, told_from_now;
 #   drop_step_log. Variables: STEP_LOG; DOING (what is done, such as "CUDA toolkit 12.8"; by default the command's name).
@@ -130,7 +130,10 @@ note_new() {
     fi
     REST=''
     # The rest of its last line is still to come; but for the end of one that is too long nobody waits.
-    [[ $2 == whole || ($text != *$'\n'* && ${#text} -ge $ANSWER_BYTES) ]] || REST=${text##*$'\n'}
+    if [[ $2 != whole && ($text == *$'\n'* || ${#text} -lt $ANSWER_BYTES) ]]; then
+      find_last "$text"
+      REST=$LAST
+    fi
     text=${text:0:${#text}-${#REST}}
     [[ -n $text ]] || return 0
     NOTED=$((NOTED + ${#text}))

@@ -231,3 +231,21 @@ def test_a_few_plain_lines_of_the_log_take_no_program(folder: Folder) -> None:
         timeout=PATIENCE,
     )
     assert (done.returncode, done.stderr) == (0, b"a\nb http://c/\n")
+
+
+def test_the_answer_of_a_container_may_be_one_line_of_any_length(folder: Folder) -> None:
+    folder.command(
+        "pct", "if [[ $1 == status ]]; then echo status: running; else printf 'a word before\\n%0200000d\\n' 7; fi"
+    )
+    empty = dict.fromkeys(["GUESTS", "LSPCI", "ACS", "SIGNS", "READ_SYSTEM"], "")
+    done = folder.sourced("read_host.sh", "systems\n((SECONDS < 10))", SYSTEMS="901", **empty)
+    assert done.returncode == 0, done.stdout[-300:] + done.stderr
+    assert json.loads(f"{{{done.stdout.removeprefix(',')}}}")["systems"] == {"901": f"{7:0200000d}"}
+
+
+@pytest.mark.parametrize("text", ["", "a", "a\n", "a\nb", "\n", "a\n\n b\\n*"])
+def test_the_last_line_of_a_text(folder: Folder, text: str) -> None:
+    assert (
+        folder.bash('find_last "$1"; printf "<%s>" "$LAST"', text, parts=("lines",)).stdout
+        == f"<{text.split(chr(10))[-1]}>"
+    )
