@@ -63,6 +63,10 @@ def status(*votes: int, expected: int, device: bool = False) -> str:
     )  # fmt: skip
 
 
+#: Before a script that waits for nothing that comes: time goes by with each `sleep` alone.
+WAITS = "sleep() { SECONDS=$((SECONDS + $1)); }\n"
+
+
 @pytest.fixture
 def node(folder: Folder) -> Folder:
     return first_of_three(folder)
@@ -453,8 +457,8 @@ def turn_end_at_once(folder: Folder) -> str:
 
 
 def destroyed(folder: Folder) -> subprocess.CompletedProcess[str]:
-    """What the end of cmdline.sh's `revert` does."""
-    return folder.bash("GIVE_BACK_SECONDS=0\ntake_lock\ngive_turn_back\nfinish\n", parts=("cluster",))
+    """What the end of cmdline.sh's `revert` does, by a clock of its own."""
+    return folder.bash(f"{WAITS}GIVE_BACK_SECONDS=0\ntake_lock\ngive_turn_back\nfinish\n", parts=("cluster",))
 
 
 @pytest.mark.parametrize("armed", [True, False])

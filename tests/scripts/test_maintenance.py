@@ -11,7 +11,16 @@ import pytest
 
 from homelab.remote import scripts
 from tests.scripts.conftest import Folder, library
-from tests.scripts.test_cluster_turn import OSD_FLAGS, TURN, first_of_three, kept_disks, members, osd_dump, status
+from tests.scripts.test_cluster_turn import (
+    OSD_FLAGS,
+    TURN,
+    WAITS,
+    first_of_three,
+    kept_disks,
+    members,
+    osd_dump,
+    status,
+)
 from tests.waiting import PATIENCE, wait_until
 
 # run/ha has a line for each service: its id, its node, the node it came from (-: none), its state. run/mode is there while the mode is on. Each
@@ -87,7 +96,7 @@ def end(folder: Folder) -> subprocess.CompletedProcess[str]:
     """In the next boot."""
     (folder.root / "run/homelab/ordered").unlink(missing_ok=True)
     script = scripts.compose("cluster_turn.sh", LOCK_TIMEOUT="5", OVER_SECONDS="2", RETURN_SECONDS="2", NODE="")
-    done = folder.run("apply", script)
+    done = folder.run("apply", WAITS + script)
     assert json.loads(done.stdout) == {"over": "yes", "set": ""}, done.stdout + done.stderr
     return done
 
