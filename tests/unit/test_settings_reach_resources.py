@@ -91,6 +91,10 @@ class Engine(pulumi.runtime.Mocks):
     def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str | None, dict[str, Any]]:
         self.told[args.typ, args.name] = args.inputs
         outputs = OUTPUTS.get(DECLARED[args.typ].__name__, {}) if args.typ in DECLARED else {}
+        if "gpus" in outputs:  # only those that the host is to have
+            outputs = outputs | {
+                "gpus": {name: card for name, card in outputs["gpus"].items() if name in args.inputs["wanted"]["gpus"]}
+            }
         if args.typ == "command:remote:Command":
             outputs = {"stdout": json.dumps(ANSWER)}
         return args.name, {**args.inputs, **copy.deepcopy(outputs)}
