@@ -18,7 +18,7 @@ from homelab.vm.creation import configuration
 if TYPE_CHECKING:
     from homelab.settings import Download, Host, NewContainerSettings, NewVm, Vm
 
-# The name that docs/by-hand.md gives its role; another one where that is not the role to change.
+# The name that docs/day-two.md gives its role; another one where that is not the role to change.
 ROLE = "Homelab"
 
 # A path -> privileges. Where one of several would do: `A|B`.
