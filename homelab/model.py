@@ -1,8 +1,9 @@
-"""The base of the settings' models: strict, frozen, camelCase, no unknown key."""
+"""The bases of models: of the settings (strict, frozen, camelCase), and of what was read. Neither takes an unknown key."""
 
 from __future__ import annotations
 
 import os
+from functools import cached_property
 
 # Without this, pydantic looks through every installed package for plugins, at each start.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
@@ -14,6 +15,12 @@ def camel(name: str) -> str:
     """``on_destroy`` as ``onDestroy``."""
     head, *rest = name.split("_")
     return head + "".join(word.capitalize() for word in rest)
+
+
+class Fact(BaseModel):
+    """What was read of a system. It stays as it was read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
 
 
 class Model(BaseModel):

@@ -18,7 +18,8 @@ from homelab.cli import stack_options
 from homelab.errors import HomelabError, raise_all
 from homelab.host import gates, rom
 from homelab.host.classes import AMD
-from homelab.host.facts import Device, HostFacts
+from homelab.host.devices import Device
+from homelab.host.facts import HostFacts
 from homelab.remote import scripts, ssh
 from homelab.settings import Host
 

@@ -11,7 +11,8 @@ from homelab.container import makers
 from homelab.errors import HomelabError
 from homelab.host import gates
 from homelab.host.classes import AMD, DRIVERS
-from homelab.host.facts import Device, HostFacts, bound_by_word
+from homelab.host.devices import Device
+from homelab.host.facts import HostFacts, bound_by_word
 from homelab.settings import Container
 from homelab.shapes import CardPlan, SharedCard
 

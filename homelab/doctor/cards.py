@@ -7,7 +7,7 @@ from typing import Any
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Finding, Stage, Table
 from homelab.host import kernel_log
-from homelab.host.facts import Device
+from homelab.host.devices import Device
 from homelab.nvidia.symptoms import Context, recognise
 from homelab.properties import overlap
 from homelab.properties import parse as parse_properties

@@ -6,12 +6,11 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from pydantic import BaseModel, ConfigDict
-
 from homelab.errors import HomelabError
 from homelab.host.container_conf import ContainerConf
 from homelab.host.container_conf import parse as parse_conf
 from homelab.host.facts import HostFacts
+from homelab.model import Fact
 
 OK = "ok"
 _LIBRARY_VERSION = re.compile(r"\.so\.(\d+\.\d+(?:\.\d+)?)$")
@@ -43,11 +42,7 @@ class Seen:
     user: str
 
 
-class _Fact(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
-
-
-class KnownGuest(_Fact):
+class KnownGuest(Fact):
     """A guest of the cluster. ``kind``: vm or lxc; ``node``: where it is; ``pending``: what a VM's next start changes about its devices."""
 
     id: int
@@ -59,7 +54,7 @@ class KnownGuest(_Fact):
         return f"{'VM' if self.kind == 'vm' else 'container'} {self.id}"
 
 
-class ContainerReading(_Fact):
+class ContainerReading(Fact):
     """``conf``: the lines of its configuration that are about devices; ``other_keys``: raw keys that may give it more; ``inside``: what
     inspect_inside.sh printed, empty when it is off; ``problem``: why that failed, if it did."""
 
@@ -116,7 +111,7 @@ class ContainerReading(_Fact):
         return sorted(set(filter(None, self.libraries.values())))
 
 
-class Extra(_Fact):
+class Extra(Fact):
     """diagnose.sh's answer. ``driver``: version of the NVIDIA module that is loaded; ``char_devices``: /proc/devices; ``links``: those in
     /dev/dri/by-path."""
 
@@ -129,7 +124,7 @@ class Extra(_Fact):
     containers: list[ContainerReading]
 
 
-class Reading(_Fact):
+class Reading(Fact):
     """All that a diagnosis is made of."""
 
     facts: HostFacts

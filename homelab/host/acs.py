@@ -10,10 +10,8 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from homelab.host.facts import Device
+from homelab.host.devices import Device
 
 WORD = "pcie_acs_override"
 # Of the patch's 16 places for ids the last one is never used.

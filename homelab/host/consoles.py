@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from homelab import tables
 from homelab.errors import HomelabError
 from homelab.host import remapping
-from homelab.host.facts import Device, HostFacts
+from homelab.host.devices import Device
+from homelab.host.facts import HostFacts
 from homelab.settings import Gpu, Host
 
 # Without this step of its start the kernel makes no device of the firmware's picture (drivers/firmware/sysfb.c).

@@ -13,99 +13,17 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from homelab.errors import HomelabError, elsewhere
 from homelab.host import acpi, acs, container_conf, names, vfio_ids
-from homelab.host.classes import AUDIO, BRIDGES, CARRIERS, DISPLAY, GRAPHICS, NVIDIA, USB_C
+from homelab.host.classes import AUDIO, DISPLAY, NVIDIA, USB_C
 from homelab.host.container_conf import ContainerConf
+from homelab.host.devices import Device
+from homelab.model import Fact
 from homelab.properties import functions_of, overlap, slot_of
 from homelab.properties import parse as parse_properties
 
-# Names of classes, the most exact one counts (pci.ids).
-_KINDS = {
-    "00": "device older than PCI's classes", "01": "storage controller", "0100": "SCSI controller", "0101": "IDE controller",
-    "0104": "RAID controller", "0105": "ATA controller", "0106": "SATA controller", "0107": "SAS controller",
-    "0108": "NVMe disk", "02": "network card", "0280": "wireless network card", "03": "graphics card",
-    "04": "multimedia device", "0400": "video device", "0401": "audio device", "0403": "audio device",
-    "0480": "audio coprocessor", "05": "memory controller", "0580": "memory device", "06": "bridge", "0600": "host bridge",
-    "0601": "ISA bridge", "0604": "PCI bridge", "0680": "bridge", "07": "communication controller",
-    "0700": "serial port", "0703": "modem", "08": "system device", "0805": "SD card reader", "0806": "IOMMU", "09": "input device",
-    "0a": "docking station", "0b": "processor", "0c": "serial bus controller", "0c00": "FireWire controller",
-    "0c03": "USB controller", "0c04": "Fibre Channel controller", "0c05": "SMBus", "0c06": "InfiniBand controller",
-    "0c80": "USB-C port controller", "0d": "wireless controller", "0d11": "Bluetooth controller", "0e": "I/O controller",
-    "0f": "satellite receiver", "10": "encryption controller", "1080": "security processor", "11": "signal processor",
-    "12": "accelerator", "13": "instrumentation device", "40": "coprocessor", "ff": "device without a class",
-}  # fmt: skip
 
-
-# A domain has more than four digits behind Intel's Volume Management Device.
-_ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
-
-
-class _Fact(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
-
-
-class Device(_Fact):
-    """One PCI function. ``address`` is ``dddd:bb:ss.f``; ``class_code`` six hex digits; ``group`` its IOMMU group, if any."""
-
-    address: str
-    vendor: str
-    device: str
-    subsystem: str
-    class_code: str = Field(alias="class")
-    boot_vga: bool
-    driver: str
-    group: int | None
-    acs: bool
-    path: str
-    behind: str
-    # The physical function of a virtual one (SR-IOV), else empty; how many virtual functions it has now.
-    physfn: str = ""
-    vfs: int = 0
-    # Can it be pulled out while the host runs (sysfs: removable)? True of what hangs on Thunderbolt or USB4.
-    removable: bool = False
-    # Which kind of PCIe device it is, as lspci says it, in lower case ("root port"). Empty: conventional PCI, or not asked.
-    express: str = ""
-
-    @property
-    def slot(self) -> str:
-        """``dddd:bb:ss``: what a card's functions share, and maybe others with them."""
-        return self.address.rpartition(".")[0]
-
-    @property
-    def id(self) -> str:
-        """``vendor:device``, four hex digits each."""
-        return f"{self.vendor}:{self.device}"
-
-    @property
-    def is_bridge(self) -> bool:
-        return self.class_code[:4] in BRIDGES
-
-    @property
-    def is_display(self) -> bool:
-        """Is it what makes a card: a display controller, a 3D controller or an accelerator?"""
-        return self.class_code.startswith(GRAPHICS)
-
-    @property
-    def may_carry(self) -> bool:
-        """May disks or a network be behind it?"""
-        return self.class_code.startswith(CARRIERS)
-
-    @property
-    def kind(self) -> str:
-        """What it is, for a person."""
-        names = (_KINDS.get(self.class_code[:digits]) for digits in (4, 2))
-        return next((name for name in names if name), f"device of class {self.class_code[:4]}")
-
-    @property
-    def ancestors(self) -> list[str]:
-        """Addresses of the bridges above it, nearest first (from the path in sysfs)."""
-        return [part for part in self.path.split("/") if _ADDRESS.fullmatch(part)][-2::-1]
-
-
-class CardState(_Fact):
+class CardState(Fact):
     """A function of a card, as sysfs has it; None: there is no such file.
 
     ``divided``: vgpu (NVIDIA's vGPU driver) or mdev (mediated devices), empty: it isn't; ``reset_method``: the ways in which the kernel resets it, in
@@ -121,7 +39,7 @@ class CardState(_Fact):
     had: dict[str, str] = {}
 
 
-class CommandLines(_Fact):
+class CommandLines(Fact):
     """Kernel command lines: running; configured for the next boot; the same without our words; generated by update-grub."""
 
     running: str
@@ -130,7 +48,7 @@ class CommandLines(_Fact):
     generated: str
 
 
-class GroupFacts(_Fact):
+class GroupFacts(Fact):
     """An IOMMU group. ``type``: of its default domain, such as ``identity``; ``direct``: memory, ``0x…-0x…``, that the firmware wants mapped
     1:1 for one of its devices (Linux, ABI/testing/sysfs-kernel-iommu_groups: reserved_regions of the type ``direct``).
     """
@@ -139,7 +57,7 @@ class GroupFacts(_Fact):
     direct: list[str] = []
 
 
-class IommuFacts(_Fact):
+class IommuFacts(Fact):
     """``tables``: ACPI tables that announce an IOMMU; ``groups``: how many groups there are; ``kernel_log``: dmesg lines.
 
     ``of_group``: what the kernel says of each group; ``acpi``: the tables, as base64; ``interrupts``: how the kernel's interrupts come,
@@ -161,7 +79,7 @@ class IommuFacts(_Fact):
             return b""
 
 
-class Managed(_Fact):
+class Managed(Fact):
     """A file that this program wrote, and whether it still is what was written: ok, changed or missing."""
 
     layer: str
@@ -181,7 +99,7 @@ def noted_in(ledger: Mapping[str, str], name: str) -> dict[str, Any] | None:
     return note if isinstance(note, dict) else None
 
 
-class GuestConfig(_Fact):
+class GuestConfig(Fact):
     """``kind``: vm or lxc; ``lines``: those that matter for cards, as they stand in the file; after a line ``[PENDING]`` those that a running VM gets
     at its next start (PVE::QemuConfig)."""
 
@@ -219,7 +137,7 @@ def _pairs(lines: str) -> dict[str, str]:
     return {key: value.strip() for key, _, value in pairs}
 
 
-class CardUser(_Fact):
+class CardUser(Fact):
     """A VM whose configuration names a card, or that runs with it.
 
     ``running``: it runs, and not only its next start gives it the card.
@@ -234,7 +152,7 @@ class CardUser(_Fact):
         return f"VM {self.vmid} ({self.name})"
 
 
-class Guests(_Fact):
+class Guests(Fact):
     """``running``: ids of the VMs and containers that run; ``configs``: the lines of guests' configurations that matter for cards.
 
     ``unlisted``: kinds (vm, lxc) of which the host didn't tell which run. ``mappings``: /etc/pve/mapping/pci.cfg; ``reservations``: which VM runs with
@@ -313,7 +231,7 @@ class Guests(_Fact):
         return [part for entry in entries if entry.get("node") == node for part in functions_of(entry.get("path", ""))]
 
 
-class HaFiles(_Fact):
+class HaFiles(Fact):
     """What the HA manager goes by, texts of files below /etc/pve/ha: ``resources``, ``groups`` (before Proxmox VE 9), ``rules`` (since then), and
     ``status``, what it last made of its services, as JSON."""
 
@@ -323,7 +241,7 @@ class HaFiles(_Fact):
     status: str = ""
 
 
-class Cluster(_Fact):
+class Cluster(Fact):
     """What Proxmox VE knows of the host's surroundings, where guests were asked for.
 
     ``node``: the host's name in it; ``name``: the cluster's, empty: the host is alone; ``places``: each guest's file below /etc/pve/nodes, such as ``pve2/qemu-server/203.conf``, a line each; ``users``:
@@ -364,7 +282,7 @@ class Cluster(_Fact):
         return "", ""
 
 
-class NvidiaFacts(_Fact):
+class NvidiaFacts(Fact):
     """NVIDIA's driver on the host.
 
     ``version``: of the loaded one, empty: none. ``installed``: is there one for the running kernel, loaded or not? ``trouble``, ``uvm_trouble``: what keeps the driver, and nvidia-uvm, from being there,
@@ -381,7 +299,7 @@ class NvidiaFacts(_Fact):
     dev_trouble: list[str] = []
 
 
-class HandedOver(_Fact):
+class HandedOver(Fact):
     """What hands cards from containers to VMs: is it switched on, which VMs have lost its hookscript, and which took it to another node ("103 on pve2"); of each card that isn't simply with the host, the
     lines of its state (lib/handover/state.sh); ``away``: which cards a VM has, or are on their way, or are lost, in words."""
 
@@ -397,7 +315,7 @@ class HandedOver(_Fact):
         return {key: value for key, _, value in pairs}
 
 
-class TurnedAway(_Fact):
+class TurnedAway(Fact):
     """A VM that was started while a run was at work, and didn't get its card: when (``at``, by the host's clock), and whose run it was."""
 
     vm: int
@@ -408,7 +326,7 @@ class TurnedAway(_Fact):
         return f"{self.at}: VM {self.vm} doesn't get it: an up or a destroy of this host is at work ({self.run})"
 
 
-class SharedWith(_Fact):
+class SharedWith(Fact):
     """A container that was given cards by this program: numbers of /dev/nvidiaN, cards of other makers (lib/container/card_nodes.sh), and how
     it differs from what was set up."""
 
@@ -418,7 +336,7 @@ class SharedWith(_Fact):
     drift: list[str]
 
 
-class DrmNodes(_Fact):
+class DrmNodes(Fact):
     """What the kernel has in /dev/dri for a graphics card: names such as ``card0`` and ``renderD128``, empty where there is none. ``kfd``: is
     /dev/kfd about it, too? ``trouble``: why an Intel or AMD card may have no node for computing, in lines of modprobe.d and of the kernel."""
 
@@ -428,7 +346,7 @@ class DrmNodes(_Fact):
     trouble: str = ""
 
 
-class Vital(_Fact):
+class Vital(Fact):
     """What the host can't do without, and what carries it.
 
     ``kind``: storage, network or keyboard; ``name``: for a person, such as ``/ (ext4 on /dev/mapper/pve-root)``; ``devices``: addresses of
@@ -441,7 +359,7 @@ class Vital(_Fact):
     trouble: str = ""
 
 
-class Holder(_Fact):
+class Holder(Fact):
     """A process of the host, or its text console (``pid`` 0), that has cards open: addresses of their functions."""
 
     pid: int
@@ -452,7 +370,7 @@ class Holder(_Fact):
         return f"{self.name} (process {self.pid})" if self.pid else self.name
 
 
-class LeftGuest(_Fact):
+class LeftGuest(Fact):
     """A VM that this program has moved to another node, ``node``, for a restart, and has given up bringing back, and why."""
 
     vmid: int
@@ -464,7 +382,7 @@ class LeftGuest(_Fact):
         return f"`qm migrate {self.vmid} {here} --online 1`"
 
 
-class HostFacts(_Fact):
+class HostFacts(Fact):
     """One reading of a host. Raises ``pydantic.ValidationError`` when the script's answer has another shape."""
 
     boot_id: str

@@ -11,7 +11,8 @@ from collections.abc import Collection, Mapping
 from homelab.errors import HomelabError
 from homelab.host import consoles, graphics, ha, kernel_log, options, remapping, resets
 from homelab.host.classes import NVIDIA, SECURITY_PROCESSOR, USB
-from homelab.host.facts import CardUser, Device, HostFacts, Vital, bound_by_word
+from homelab.host.devices import Device
+from homelab.host.facts import CardUser, HostFacts, Vital, bound_by_word
 from homelab.settings import Gpu, Host
 
 

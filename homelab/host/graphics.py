@@ -16,7 +16,8 @@ from homelab import tables
 from homelab.errors import HomelabError
 from homelab.host import card_ids
 from homelab.host.classes import DISPLAY, INTEL
-from homelab.host.facts import Device, HostFacts
+from homelab.host.devices import Device
+from homelab.host.facts import HostFacts
 from homelab.settings import Gpu
 
 # Where every Intel processor has its graphics; legacy mode knows no other place (PVE::QemuServer::PCI).

@@ -9,7 +9,8 @@ import re
 
 from homelab.errors import HomelabError
 from homelab.host import acpi, acs
-from homelab.host.facts import Device, HostFacts, Vital, bound_by_word
+from homelab.host.devices import Device
+from homelab.host.facts import HostFacts, Vital, bound_by_word
 from homelab.properties import overlap
 from homelab.settings import Gpu, Host
 

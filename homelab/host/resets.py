@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from homelab import tables
 from homelab.errors import HomelabError
 from homelab.host import card_ids
-from homelab.host.facts import Device, HostFacts
+from homelab.host.devices import Device
+from homelab.host.facts import HostFacts
 
 
 class ResetRow(BaseModel):

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from homelab.errors import HomelabError
 from homelab.host.classes import INTEL
-from homelab.host.facts import Device, HostFacts
+from homelab.host.devices import Device
+from homelab.host.facts import HostFacts
 
 _KINDS = {0: "BIOS", 1: "Open Firmware", 3: "UEFI"}
 _BIOS = 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from homelab.host import acs, consoles, gates, handover, remapping, resets
-from homelab.host.facts import Device, HostFacts
+from homelab.host.devices import Device
+from homelab.host.facts import HostFacts
 from homelab.settings import Gpu, Host
 from homelab.settings.vm import VmGpu
 from homelab.show.cards import Traits

@@ -9,7 +9,8 @@ import pytest
 
 from homelab.errors import HomelabError
 from homelab.host import rom
-from homelab.host.facts import Device, HostFacts
+from homelab.host.devices import Device
+from homelab.host.facts import HostFacts
 from tests.unit.hosts import desktop, device
 
 

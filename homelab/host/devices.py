@@ -1,0 +1,88 @@
+"""A PCI function of a host, as sysfs and lspci have it (read_host.sh). Pure."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import Field
+
+from homelab.host.classes import BRIDGES, CARRIERS, GRAPHICS
+from homelab.model import Fact
+
+# Names of classes, the most exact one counts (pci.ids).
+_KINDS = {
+    "00": "device older than PCI's classes", "01": "storage controller", "0100": "SCSI controller", "0101": "IDE controller",
+    "0104": "RAID controller", "0105": "ATA controller", "0106": "SATA controller", "0107": "SAS controller",
+    "0108": "NVMe disk", "02": "network card", "0280": "wireless network card", "03": "graphics card",
+    "04": "multimedia device", "0400": "video device", "0401": "audio device", "0403": "audio device",
+    "0480": "audio coprocessor", "05": "memory controller", "0580": "memory device", "06": "bridge", "0600": "host bridge",
+    "0601": "ISA bridge", "0604": "PCI bridge", "0680": "bridge", "07": "communication controller",
+    "0700": "serial port", "0703": "modem", "08": "system device", "0805": "SD card reader", "0806": "IOMMU", "09": "input device",
+    "0a": "docking station", "0b": "processor", "0c": "serial bus controller", "0c00": "FireWire controller",
+    "0c03": "USB controller", "0c04": "Fibre Channel controller", "0c05": "SMBus", "0c06": "InfiniBand controller",
+    "0c80": "USB-C port controller", "0d": "wireless controller", "0d11": "Bluetooth controller", "0e": "I/O controller",
+    "0f": "satellite receiver", "10": "encryption controller", "1080": "security processor", "11": "signal processor",
+    "12": "accelerator", "13": "instrumentation device", "40": "coprocessor", "ff": "device without a class",
+}  # fmt: skip
+
+
+# A domain has more than four digits behind Intel's Volume Management Device.
+_ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+
+
+class Device(Fact):
+    """One PCI function. ``address`` is ``dddd:bb:ss.f``; ``class_code`` six hex digits; ``group`` its IOMMU group, if any."""
+
+    address: str
+    vendor: str
+    device: str
+    subsystem: str
+    class_code: str = Field(alias="class")
+    boot_vga: bool
+    driver: str
+    group: int | None
+    acs: bool
+    path: str
+    behind: str
+    # The physical function of a virtual one (SR-IOV), else empty; how many virtual functions it has now.
+    physfn: str = ""
+    vfs: int = 0
+    # Can it be pulled out while the host runs (sysfs: removable)? True of what hangs on Thunderbolt or USB4.
+    removable: bool = False
+    # Which kind of PCIe device it is, as lspci says it, in lower case ("root port"). Empty: conventional PCI, or not asked.
+    express: str = ""
+
+    @property
+    def slot(self) -> str:
+        """``dddd:bb:ss``: what a card's functions share, and maybe others with them."""
+        return self.address.rpartition(".")[0]
+
+    @property
+    def id(self) -> str:
+        """``vendor:device``, four hex digits each."""
+        return f"{self.vendor}:{self.device}"
+
+    @property
+    def is_bridge(self) -> bool:
+        return self.class_code[:4] in BRIDGES
+
+    @property
+    def is_display(self) -> bool:
+        """Is it what makes a card: a display controller, a 3D controller or an accelerator?"""
+        return self.class_code.startswith(GRAPHICS)
+
+    @property
+    def may_carry(self) -> bool:
+        """May disks or a network be behind it?"""
+        return self.class_code.startswith(CARRIERS)
+
+    @property
+    def kind(self) -> str:
+        """What it is, for a person."""
+        names = (_KINDS.get(self.class_code[:digits]) for digits in (4, 2))
+        return next((name for name in names if name), f"device of class {self.class_code[:4]}")
+
+    @property
+    def ancestors(self) -> list[str]:
+        """Addresses of the bridges above it, nearest first (from the path in sysfs)."""
+        return [part for part in self.path.split("/") if _ADDRESS.fullmatch(part)][-2::-1]
