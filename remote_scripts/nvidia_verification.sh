@@ -71,7 +71,8 @@ part() {
   [[ $status != 137 ]] || status=124
   TEXT=$(tail -n 60 "$FOLDER/output") || :
   TEXT=${TEXT//$'\r'/$'\n'}
-  masked "${TEXT%"${TEXT##*[!$'\n']}"}"
+  cut_end "$TEXT"
+  masked "$TEXT"
   log "$what: $([[ $status == 0 ]] && printf 'works' || printf 'status %s' "$status")"
   ANSWER="{\"status\":$status,\"output\":$(json_string "$TEXT")}"
 }

@@ -90,11 +90,11 @@ package_versions() {
 
 # ask_lspci - sets `lines` of read_host; what it says of drivers as well goes into the answer where LSPCI wants it.
 ask_lspci() {
-  local IFS=$'\n' how=-Dnn text=''
+  local IFS=$'\n' how=-Dnn TEXT=''
   [[ $LSPCI != yes ]] || how=-Dnnk
   mapfile -t lines < <(exec_within "$ASK_SECONDS" lspci "$how" 2>/dev/null)
-  [[ $LSPCI != yes ]] || text=${lines[*]}
-  json_entry lspci "${text%"${text##*[!$'\n']}"}"
+  [[ $LSPCI != yes ]] || cut_end "${lines[*]}"
+  json_entry lspci "$TEXT"
 }
 
 # Lines of lspci about what makes a card (classes 03 and 12), with the names that this host's pci.ids has.

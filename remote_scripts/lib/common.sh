@@ -67,7 +67,7 @@ exec_within() {
 # bytes and empty lines at the end. Its status is returned. For what runs in a guest: a process there that goes on and has our pipe (or fills
 # it) holds nobody, which it would in a pipeline and in $(...): these wait for the last who writes.
 answer_of() {
-  local pipe status=''
+  local pipe status='' TEXT
   ANSWER=''
   exec {pipe}< <(
     [[ -z ${LOCK:-} ]] || exec {LOCK}>&- # what goes on would have the host's lock, too
@@ -79,7 +79,8 @@ answer_of() {
     [[ $status =~ ^[0-9]+$ ]] || status=1
   fi
   exec {pipe}<&-
-  ANSWER=${ANSWER%"${ANSWER##*[!$'\n']}"}
+  cut_end "$ANSWER"
+  ANSWER=$TEXT
   return "${status:-0}"
 }
 

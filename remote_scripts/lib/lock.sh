@@ -72,7 +72,7 @@ await_watched() { [[ -z $WATCHED ]] || read -r -u "$WATCHED" _ || :; }
 
 # run_logged COMMAND... - OUTPUT is the end of what it says, which a person gets to see where it fails; this system's log has all of it.
 run_logged() {
-  local status=0 file=$RUN/log lines
+  local status=0 file=$RUN/log lines TEXT
   { : >"$file"; } 2>/dev/null || file=/dev/null # /run is full: the command may work all the same
   open_step_log "$*"
   DOING=${DOING:-${1##*/}} watched "$file" within "$RUN_SECONDS" "$@" || status=$?
@@ -83,9 +83,8 @@ run_logged() {
   if { IFS= read -r -d '' -n $((LOG_BYTES + 1)) OUTPUT <"$file"; } 2>/dev/null; then
     OUTPUT=$(tail -c "$LOG_BYTES" "$file" 2>/dev/null) || OUTPUT=''
   fi
-  OUTPUT=${OUTPUT%$'\n'}
-  [[ $OUTPUT != *$'\n' ]] || OUTPUT=$(printf '%s' "$OUTPUT") # bash itself would take minutes for many of them
-  mapfile -t lines < <(printf '%s\n' "$OUTPUT")              # a here-string may need a file, for which there may be no room
+  cut_end "$OUTPUT"
+  mapfile -t lines < <(printf '%s\n' "$TEXT") # a here-string may need a file, for which there may be no room
   printf -v OUTPUT '%s\n' "${lines[@]:${#lines[@]}>5?-5:0}"
   OUTPUT=${OUTPUT%$'\n'}
   ((status == 0)) || [[ -z $OUTPUT ]] || log "$OUTPUT"

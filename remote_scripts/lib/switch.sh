@@ -44,7 +44,8 @@ find_rolled_back() {
   elif [[ -e $STATE/rolling-back ]]; then # cut off before it could tell
     TEXT="the boot after $(switch_note rolling-back boot) was not confirmed"
   fi
-  ROLLED_BACK=${TEXT%"${TEXT##*[!$'\n']}"}
+  cut_end "$TEXT"
+  ROLLED_BACK=$TEXT
 }
 
 # words_of_ours - what we put on the command line of the next boot, as it is recorded.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What goes out is text, whatever bytes went in; and JSON.
 #
-# Gives: text_of TEXT [BYTES] -> TEXT; read_text PATH -> TEXT, of_file PATH; json_string TEXT; json_entry KEY TEXT; json_list ITEM...
+# Gives: text_of TEXT [BYTES] -> TEXT; cut_end TEXT -> TEXT; read_text PATH -> TEXT, of_file PATH; json_string TEXT; json_entry KEY TEXT; json_list ITEM...
 # Variables: AS_TEXT, NO_SECRETS (for sed -E), ANSWER_BYTES, LOG_BYTES.
 
 # What a file or a program of this host says may hold any bytes, and be of any length. What goes out is text: UTF-8 without escape
@@ -31,6 +31,12 @@ text_of() {
   [[ $TEXT == *[!$'\t\n'\ -~]* ]] || return 0 # a range is one only outside quotes
   TEXT=$(printf '%s\nx' "$TEXT" | sed -E "$AS_TEXT")
   TEXT=${TEXT%$'\n'x}
+}
+
+# cut_end TEXT - sets TEXT: it without empty lines at its end. Many of them a program takes away: bash itself would take hours for a megabyte.
+cut_end() {
+  TEXT=${1%$'\n'}
+  [[ $TEXT != *$'\n' ]] || TEXT=$(printf '%s' "$TEXT")
 }
 
 # read_text PATH - sets TEXT: what it holds, head and tail of much; nothing where it can't be read. of_file PATH - says it.

@@ -56,3 +56,9 @@ def test_whether_a_container_runs_is_not_guessed_when_it_hangs(folder: Folder, a
     folder.command("pct", HANGS)
     done = folder.bash(asked, parts=["container/conf"])
     assert done.returncode == 1 and "found:  pct status 901 has not answered within 0.3 s" in done.stdout
+
+
+def test_a_megabyte_of_empty_lines_at_the_end_of_an_answer_takes_no_time(folder: Folder) -> None:
+    many = r"printf '\na\n\nb\n'; head -c 1000000 /dev/zero | tr '\0' '\n'"
+    done = folder.bash('answer_of 20 1048576 bash -c "$1"\nprintf "<%s>" "$ANSWER"\n((SECONDS < 10))', many)
+    assert (done.returncode, done.stdout) == (0, "<\na\n\nb>"), done.stdout[-300:] + done.stderr

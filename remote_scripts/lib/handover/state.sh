@@ -35,9 +35,9 @@ bounded() {
   if { IFS= read -r -d '' -n 2001 OUTPUT <"$file"; } 2>/dev/null; then # it has more, or a zero byte
     { OUTPUT=$(tail -c 2000 "$file"); } 2>/dev/null || OUTPUT=''
   fi
-  OUTPUT=${OUTPUT%"${OUTPUT##*[!$'\n']}"}
   OUTPUTS+=("$file")
-  text_of "$OUTPUT"
+  cut_end "$OUTPUT"
+  text_of "$TEXT"
   OUTPUT=$TEXT
   [[ $status =~ ^[0-9]+$ ]] || status=124
   return "$status"

@@ -121,7 +121,8 @@ set_aside() {
   read_text "$STATE/away"
   said=$TEXT
   read_text "$STATE/left"
-  TEXT=${TEXT%"${TEXT##*[!$'\n']}"}
+  cut_end "$TEXT"
   [[ -z $TEXT ]] || said+=$'\n'left:${TEXT//$'\n'/$'\n'left:}
-  json_entry set_aside "${said%"${said##*[!$'\n']}"}"
+  cut_end "$said"
+  json_entry set_aside "$TEXT"
 }

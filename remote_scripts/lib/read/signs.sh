@@ -61,6 +61,5 @@ head_and_tail() {
   local IFS=$'\n' most=$1
   shift
   (($# <= most)) || set -- "${@:1:most/2}" "… $(($# - most)) lines are left out here …" "${@:$#-most/2+1}"
-  TEXT=$*
-  TEXT=${TEXT%"${TEXT##*[!$'\n']}"}
+  cut_end "$*"
 }

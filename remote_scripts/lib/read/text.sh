@@ -8,5 +8,6 @@
 string_of() {
   local TEXT
   read_text "$ROOT$1"
-  json_string "${TEXT%"${TEXT##*[!$'\n']}"}"
+  cut_end "$TEXT"
+  json_string "$TEXT"
 }
