@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from typing import Any, NotRequired, get_args, get_origin, get_type_hints
 
@@ -26,6 +27,18 @@ def test_a_class_or_type_has_a_name_of_its_own() -> None:
                     if name[0].isupper() and not name.endswith("T"):
                         found[name].append(path.relative_to(PROJECT).as_posix())
     assert {name: places for name, places in found.items() if len(places) > 1} == {}
+
+
+@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "docs/adr/0016-house.md"])
+def test_each_part_of_the_package_is_in_the_map(document: str) -> None:
+    rows = [line for line in (PROJECT / document).read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    named = {
+        name.removeprefix("homelab/").strip("/")
+        for row in rows
+        for name in re.findall(r"`([\w/.-]+)`", row.split("|")[1])
+    }
+    there = {path.name for path in (PROJECT / "homelab").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert there - named - {"__init__.py", "__main__.py", "__pycache__", "components"} == set()
 
 
 @pytest.mark.parametrize(

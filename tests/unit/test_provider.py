@@ -15,6 +15,7 @@ from pulumi.provider.experimental.property_value import PropertyValue
 from pulumi.runtime.rpc import UNKNOWN as SENTINEL
 
 from homelab.contract import without_nulls
+from homelab.errors import HomelabError
 from homelab.provider.difference import differences
 from homelab.provider.plain import UNKNOWN, plain, plain_map, valued, valued_map
 from homelab.provider.registry import WORK, work_of
@@ -212,6 +213,13 @@ def test_a_card_that_nobody_had_is_given_without_taking_it_away_first() -> None:
 
 
 # -- declarations -----------------------------------------------------------------------------------------------
+def test_an_import_is_refused_with_what_to_do_instead() -> None:
+    """`pulumi import` reads a resource of which there is nothing but an id."""
+    request = sdk.ReadRequest("urn:pulumi:stack::homelab::homelab:host:Probe::pve", "pve", {}, {})
+    with pytest.raises(HomelabError, match=r"imported as homelab:host:Probe[^§]*run `pulumi up`"):
+        asyncio.run(Homelab().read(request))
+
+
 def test_every_resource_that_is_declared_has_its_work() -> None:
     assert set(DECLARED.values()) == set(WORK)
     for resource in WORK:
