@@ -107,7 +107,7 @@ class Widgets:
     """Questions in a terminal, by questionary."""
 
     def __init__(self) -> None:
-        import questionary  # noqa: PLC0415  (slow to load, and needed for people alone)
+        import questionary  # noqa: PLC0415  (homelab/later.py)
 
         self._ask = questionary
 

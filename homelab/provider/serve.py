@@ -109,7 +109,7 @@ class Homelab(sdk.Provider):
         cluster, host = inputs.get("cluster"), state.get("host")
         if state.get("cluster") or not isinstance(cluster, str) or not cluster:
             return {}
-        # Not before it is needed: it takes a second. And not by `later`: what defines models while this process starts looks at every module's file.
+        # Not before it is needed, and not by `later` (homelab/later.py).
         from homelab.provider.base import StackTexts  # noqa: PLC0415
 
         return {"cluster": cluster} if StackTexts(self._texts).cluster_of(str(host)) == cluster else {}
