@@ -217,7 +217,7 @@ def measure_again(bench: Bench, rounds: int, memory_rounds: int) -> list[Measure
     results = {subject.name: Measured(subject.name, subject.title) for subject in everyone}
 
     def attempt(chosen: Sequence[Subject], do: Callable[[Subject, Measured], None]) -> None:
-        """``do`` for each that hasn't failed yet; one's failure isn't the others'."""
+        """`do` for each that hasn't failed yet; one's failure isn't the others'."""
         for subject in chosen:
             one = results[subject.name]
             if one.failure is None:
@@ -290,7 +290,10 @@ def _kernel() -> str:
 
 
 def write(results: Results, facts: dict[str, str], folder: Path) -> str:
-    """Writes ``<date>.md``, its picture and ``latest.json``; returns the page."""
+    """Writes `<date>.md`, its picture and `latest.json`.
+
+    :returns: the page.
+    """
     date = time.strftime("%Y-%m-%d")
     folder.mkdir(parents=True, exist_ok=True)
     picture = growth_chart(results.fleets)
@@ -346,7 +349,10 @@ def measure_parts(parts: Sequence[str], wanted: argparse.Namespace, folder: Path
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """The command line.
+
+    :returns: the exit code.
+    """
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--rounds", type=positive, default=5, help="timed runs of each (default 5)")
     parser.add_argument("--memory-rounds", type=positive, default=3, help="sampled runs of each (default 3)")

@@ -126,7 +126,7 @@ def _off(lab: Lab, do: Callable[[], None], *vmids: int) -> dict[int, float]:
 
 
 class _Watcher(threading.Thread):
-    """``times``: seconds of each time that the file was away and came back; ``is_off``: it is away at the end."""
+    """`times`: seconds of each time that the file was away and came back; `is_off`: it is away at the end."""
 
     def __init__(self, file: Path) -> None:
         super().__init__(daemon=True)

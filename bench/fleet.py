@@ -27,8 +27,8 @@ VERBS = {"first": "first `up`", "again": "no change", "refresh": "`up --refresh`
 
 @dataclass(frozen=True)
 class Fleet:
-    """``hosts``: how many, in so many ``stacks``, one after another; of each of `VERBS` the ``seconds``, and the ``cpu`` seconds of the command and its children; ``peak_bytes``: the most
-    memory of its processes where nothing changes; ``state_bytes``: of the state after the first `up`.
+    """`hosts`: how many, in so many `stacks`, one after another; of each of `VERBS` the `seconds`, and the `cpu` seconds of the command and its children; `peak_bytes`: the most
+    memory of its processes where nothing changes; `state_bytes`: of the state after the first `up`.
     """
 
     hosts: int
@@ -40,7 +40,7 @@ class Fleet:
 
 
 def measure_fleets(folder: Path, engine: install.Engine, sizes: Sequence[int]) -> list[Fleet]:
-    """One stack for each of ``sizes``, one after another.
+    """One stack for each of `sizes`, one after another.
 
     :param folder: for the labs and the stacks.
     :raises BenchError: a run fails, or changes something where it mustn't.
@@ -49,7 +49,10 @@ def measure_fleets(folder: Path, engine: install.Engine, sizes: Sequence[int]) -
 
 
 def measure_apart(folder: Path, engine: install.Engine, sizes: Sequence[int]) -> list[Fleet]:
-    """The same, with a stack of its own for each host. Errors as of `measure_fleets`."""
+    """The same, with a stack of its own for each host.
+
+    :raises HomelabError: as `measure_fleets`.
+    """
     return [_measured(folder / f"apart-{size}", engine, [1] * size) for size in sizes]
 
 

@@ -27,9 +27,9 @@ PATHS = (
 
 @dataclass(frozen=True)
 class Job:
-    """``folder`` holds ``files/etc/…`` and, for the peers, ``job.json`` and ``known_hosts``.
+    """`folder` holds `files/etc/…` and, for the peers, `job.json` and `known_hosts`.
 
-    ``words``: of the kernel command line, beyond a stock host's; ``functions``: PCI address -> vendor:device of those on vfio-pci.
+    `words`: of the kernel command line, beyond a stock host's; `functions`: PCI address -> vendor:device of those on vfio-pci.
     """
 
     folder: Path
@@ -52,7 +52,10 @@ class Job:
         return self.folder / "known_hosts"
 
     def write_facts(self, lab: Lab) -> dict[str, Any]:
-        """Writes ``job.json`` and ``known_hosts`` for a lab; returns what the former holds."""
+        """Writes `job.json` and `known_hosts` for a lab.
+
+        :returns: what the former holds.
+        """
         ssh = lab.connection
         facts = {
             "ssh": ssh,
@@ -67,12 +70,12 @@ class Job:
         return facts
 
     def differences(self, root: Path) -> list[str]:
-        """The paths whose content or mode on the host at ``root`` isn't the job's."""
+        """The paths whose content or mode on the host at `root` isn't the job's."""
         return [path for path in PATHS if _state(root, path) != _state(self.files, path)]
 
 
 def collect(folder: Path, root: Path, stock_words: list[str]) -> Job:
-    """The job as it was done on the host at ``root``.
+    """The job as it was done on the host at `root`.
 
     :param folder: where to keep it; made when it isn't there.
     :param stock_words: the kernel command line before.

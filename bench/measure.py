@@ -26,7 +26,7 @@ SAMPLE_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Run:
-    """``seconds`` from start to exit; ``cpu``: seconds of processor time of it and its children; ``output``: stdout and stderr."""
+    """`seconds` from start to exit; `cpu`: seconds of processor time of it and its children; `output`: stdout and stderr."""
 
     seconds: float
     cpu: float
@@ -63,7 +63,7 @@ def peak_memory(command: Sequence[str], cwd: Path, environment: Mapping[str, str
 
 
 class Sampler:
-    """Watches a process tree from a thread, until told to stop. ``peak`` in bytes."""
+    """Watches a process tree from a thread, until told to stop. `peak` in bytes."""
 
     def __init__(self) -> None:
         self.peak = 0
@@ -71,7 +71,7 @@ class Sampler:
         self._thread: threading.Thread | None = None
 
     def start(self, leader: int) -> None:
-        """Begins to watch the tree of process ``leader``."""
+        """Begins to watch the tree of process `leader`."""
         self._thread = threading.Thread(target=self._watch, args=(leader,), daemon=True)
         self._thread.start()
 
@@ -144,7 +144,7 @@ def _text(log: Path) -> str:
 
 
 def processes(proc: Path = Path("/proc")) -> list[Process]:
-    """Every process there is, from ``/proc/<pid>/stat`` (proc_pid_stat(5))."""
+    """Every process there is, from `/proc/<pid>/stat` (proc_pid_stat(5))."""
     found = []
     for folder in proc.iterdir():
         if not folder.name.isdigit():
@@ -160,7 +160,7 @@ def processes(proc: Path = Path("/proc")) -> list[Process]:
 
 
 def tree(leader: int, found: Sequence[Process]) -> set[int]:
-    """The processes of ``leader``'s session, and all their descendants (Ansible's workers have sessions of their own)."""
+    """The processes of `leader`'s session, and all their descendants (Ansible's workers have sessions of their own)."""
     members = {process.pid for process in found if process.pid == leader or process.session == leader}
     while True:
         more = {process.pid for process in found if process.parent in members} - members
@@ -180,7 +180,7 @@ def pss(pid: int) -> int:
 
 
 def parse_pss(rollup: bytes) -> int:
-    """The ``Pss:`` line of smaps_rollup, in bytes. A zombie's file has none: 0."""
+    """The `Pss:` line of smaps_rollup, in bytes. A zombie's file has none: 0."""
     for line in rollup.splitlines():
         if line.startswith(b"Pss:"):
             return int(line.split()[1]) * 1024

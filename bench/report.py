@@ -14,8 +14,8 @@ from bench.fleet import Fleet, fleet_json, fleet_table, growth_table
 class Measured:
     """What was seen of one subject.
 
-    ``seconds`` of each timed run, ``cpu`` their processor time; ``peak_bytes``: the most memory of its process tree in the sampled runs; ``connections`` and
-    ``commands``: of one run, counted by the host; ``failure``: why it could not be measured.
+    `seconds` of each timed run, `cpu` their processor time; `peak_bytes`: the most memory of its process tree in the sampled runs; `connections` and
+    `commands`: of one run, counted by the host; `failure`: why it could not be measured.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Target:
-    """``subject`` is to take at most ``at_most`` times as long as ``base``."""
+    """`subject` is to take at most `at_most` times as long as `base`."""
 
     subject: str
     base: str
@@ -65,7 +65,7 @@ FIRST = {
 class Results:
     """All that was measured, in the page's order; empty: that part wasn't.
 
-    ``first``: from a stock host; ``floor``: that, on a real kernel; ``again``: with nothing to do; ``handover``: one card in turn; ``downtime``: of a VM; ``fleets``: stacks by size.
+    `first`: from a stock host; `floor`: that, on a real kernel; `again`: with nothing to do; `handover`: one card in turn; `downtime`: of a VM; `fleets`: stacks by size.
     """
 
     first: Sequence[Measured] = ()
@@ -155,7 +155,10 @@ def downtime_table(measured: Sequence[Measured]) -> str:
 
 
 def markdown(date: str, results: Results, about: Mapping[str, str], chart: str = "") -> str:
-    """The page for bench/results; ``chart``: the name of a picture beside it."""
+    """The page for bench/results.
+
+    :param chart: the name of a picture beside it.
+    """
     failures = [f"- {one.title}: {' '.join(one.failure.split())}" for one in results.failures if one.failure]
     parts = [
         f"# {date}",

@@ -28,9 +28,9 @@ NO_CHANGE = ("--yes", "--skip-preview", "--non-interactive")
 
 @dataclass(frozen=True)
 class Subject:
-    """``changes`` reads a run's output and returns what it did, None when that is nothing.
+    """`changes` reads a run's output and returns what it did, None when that is nothing.
 
-    ``first``: arguments of a first run, on a stock host, which it restarts.
+    `first`: arguments of a first run, on a stock host, which it restarts.
     """
 
     name: str
@@ -56,7 +56,7 @@ def pulumi_changes(output: str) -> str | None:
 
 
 class Programs:
-    """The stack of this program on a lab, and an empty program's, each with a backend in ``folder``."""
+    """The stack of this program on a lab, and an empty program's, each with a backend in `folder`."""
 
     def __init__(self, engine: install.Engine, folder: Path) -> None:
         self._engine = engine

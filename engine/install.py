@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Finds the Pulumi CLI and the plugin of pulumi-command, or makes them.
 
-Owns the project's cache folder (``HOMELAB_CACHE``, default ``.cache`` in the repository):
+Owns the project's cache folder (`HOMELAB_CACHE`, default `.cache` in the repository):
 
-- ``engine/<key>/bin``: the CLI built from Go modules; the key names its version and the module files' hash.
-- ``engine/plugin-<key>/``: the stand-in for pulumi-command's plugin, keyed by the hash of its sources.
-- ``home/``: a ``PULUMI_HOME`` of the project's own. The user's ``~/.pulumi`` is read, never written.
+- `engine/<key>/bin`: the CLI built from Go modules; the key names its version and the module files' hash.
+- `engine/plugin-<key>/`: the stand-in for pulumi-command's plugin, keyed by the hash of its sources.
+- `home/`: a `PULUMI_HOME` of the project's own. The user's `~/.pulumi` is read, never written.
 
 Every folder appears whole, by a rename, and under a lock: several runs at once make each thing once. The
 standard library is enough, so that this also runs before any environment is set up::
@@ -14,8 +14,8 @@ standard library is enough, so that this also runs before any environment is set
     python engine/install.py --json        the same for programs
     eval "$(python engine/install.py --print-env)"
 
-Facts used here: plugins are looked up in ``$PULUMI_HOME/plugins/<kind>-<name>-v<version>/``, and an install
-that was interrupted leaves ``<folder>.partial`` beside it (Pulumi's sdk/go/common/workspace); language hosts
+Facts used here: plugins are looked up in `$PULUMI_HOME/plugins/<kind>-<name>-v<version>/`, and an install
+that was interrupted leaves `<folder>.partial` beside it (Pulumi's sdk/go/common/workspace); language hosts
 are looked up on PATH and beside the CLI.
 """
 
@@ -47,7 +47,7 @@ PULUMI_VERSION = "3.259.0"
 """The CLI that is built; pinned in engine/go.mod too."""
 
 REQUIRED_PULUMI_VERSION = ">=3.187.0 <4.0.0"
-"""The CLIs that the program runs on: ``requiredPulumiVersion`` in Pulumi.yaml (a test compares them)."""
+"""The CLIs that the program runs on: `requiredPulumiVersion` in Pulumi.yaml (a test compares them)."""
 
 PLUGIN_VERSION = "1.2.1"
 PLUGIN_FOLDER = f"resource-command-v{PLUGIN_VERSION}"
@@ -73,7 +73,7 @@ class EngineError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Cli:
-    """A Pulumi CLI: the program, its version without the ``v``, and where it comes from."""
+    """A Pulumi CLI: the program, its version without the `v`, and where it comes from."""
 
     pulumi: Path
     version: str
@@ -99,7 +99,7 @@ class Engine:
         return {"PULUMI_HOME": str(self.home), "PULUMI_SKIP_UPDATE_CHECK": "true"}
 
     def environment(self, base: Environ | None = None) -> dict[str, str]:
-        """``base`` (default: this process's environment) with what running ``pulumi`` needs."""
+        """`base` (default: this process's environment) with what running `pulumi` needs."""
         environment = dict(os.environ if base is None else base)
         environment["PATH"] = os.pathsep.join(filter(None, [str(self.bin), environment.get("PATH", "")]))
         return environment | self.variables()
@@ -115,15 +115,14 @@ def say_on_stderr(line: str) -> None:
 
 
 def cache_folder(environ: Environ = os.environ) -> Path:
-    """Where all that is made here is kept: ``HOMELAB_CACHE``, or ``.cache`` in the repository."""
+    """Where all that is made here is kept: `HOMELAB_CACHE`, or `.cache` in the repository."""
     return Path(environ.get("HOMELAB_CACHE") or REPOSITORY / ".cache").expanduser().absolute()
 
 
 def ensure(environ: Environ = os.environ, say: Say = say_on_stderr) -> Engine:
     """Finds or makes the engine. With everything in place this only looks at a few files.
 
-    Raises:
-        EngineError: there is none and none could be made.
+    :raises EngineError: there is none and none could be made.
     """
     maker = Maker(environ, say)
     cli = maker.cli()
@@ -137,10 +136,9 @@ Version = tuple[int, int, int]
 
 
 def parse_version(text: str) -> Version:
-    """The three numbers of a version like ``v3.259.0`` or ``3.259.0-alpha.1`` (whose tail is left out).
+    """The three numbers of a version like `v3.259.0` or `3.259.0-alpha.1` (whose tail is left out).
 
-    Raises:
-        ValueError: the text isn't a version.
+    :raises ValueError: the text isn't a version.
     """
     found = re.fullmatch(r"v?(\d+)\.(\d+)\.(\d+)(?:[-+].*)?", text.strip())
     if not found:
@@ -149,7 +147,7 @@ def parse_version(text: str) -> Version:
 
 
 def in_range(version: str, wanted: str = REQUIRED_PULUMI_VERSION) -> bool:
-    """Whether a version fits comparisons like ``>=3.187.0 <4.0.0``, all of which have to hold."""
+    """Whether a version fits comparisons like `>=3.187.0 <4.0.0`, all of which have to hold."""
     actual = parse_version(version)
     comparisons: dict[str, Callable[[Version], bool]] = {
         ">=": lambda limit: actual >= limit,
@@ -178,7 +176,7 @@ def key_of(folder: Path) -> str:
 
 
 def reachable(url: str = PLUGIN_HOST, seconds: float = REACHABLE_SECONDS) -> str | None:
-    """None when the host answers within ``seconds``, else why not. Proxies of the environment are used."""
+    """None when the host answers within `seconds`, else why not. Proxies of the environment are used."""
     answer = [f"no answer within {seconds:g} seconds"]
 
     def ask() -> None:
@@ -303,7 +301,7 @@ class Maker:
             return self.cli_made_earlier() or self.build_cli()
 
     def cli_on_path(self) -> Cli | None:
-        """``pulumi`` on PATH, when its version is in range and Python programs can run on it."""
+        """`pulumi` on PATH, when its version is in range and Python programs can run on it."""
         where = shutil.which("pulumi", path=self.environ.get("PATH", ""))
         if where is None:
             return None
@@ -329,7 +327,7 @@ class Maker:
         return Cli(pulumi, version, "path")
 
     def version_of(self, pulumi: Path) -> str | None:
-        """What ``pulumi version`` says, kept in the cache by path, time and size: asking takes a while."""
+        """What `pulumi version` says, kept in the cache by path, time and size: asking takes a while."""
         found = pulumi.stat()
         stamp = [str(pulumi), found.st_mtime_ns, found.st_size]
         kept = self.folder / "path-version.json"
@@ -347,7 +345,7 @@ class Maker:
         return version
 
     def ask_version(self, pulumi: Path) -> str | None:
-        """What ``pulumi version`` says, without the ``v``; None, with a line said, if that is none."""
+        """What `pulumi version` says, without the `v`; None, with a line said, if that is none."""
         try:
             answer = subprocess.run(
                 [str(pulumi), "version"],
@@ -402,8 +400,7 @@ class Maker:
     def go(self, for_what: str) -> Go:
         """The Go command.
 
-        Raises:
-            EngineError: there is none on PATH.
+        :raises EngineError: there is none on PATH.
         """
         where = shutil.which("go", path=self.environ.get("PATH", ""))
         if where is None:
@@ -421,7 +418,7 @@ class Maker:
     def plugin(self, cli: Cli) -> Literal["real", "stand-in"]:
         """Sees to it that pulumi-command's plugin is in the home, and picks the home.
 
-        The home is the project's own, unless ``PULUMI_HOME`` names one that has the real plugin, which is
+        The home is the project's own, unless `PULUMI_HOME` names one that has the real plugin, which is
         used wherever it already is. The stand-in goes into the project's home only.
         """
         chosen = self.environ.get("PULUMI_HOME")
@@ -478,7 +475,7 @@ class Maker:
         return None
 
     def run_plugin_install(self, cli: Cli) -> str:
-        """Runs ``pulumi plugin install`` for the project's home and says how it ended."""
+        """Runs `pulumi plugin install` for the project's home and says how it ended."""
         try:
             done = subprocess.run(
                 [str(cli.pulumi), "plugin", "install", "resource", "command", PLUGIN_VERSION],
@@ -521,7 +518,7 @@ class Maker:
 
 
 def plugin_in(home: Path) -> Path:
-    """The folder of pulumi-command's plugin in a ``PULUMI_HOME``."""
+    """The folder of pulumi-command's plugin in a `PULUMI_HOME`."""
     return home / "plugins" / PLUGIN_FOLDER
 
 
@@ -565,8 +562,7 @@ class Go:
     def build(self, module: Path, package: str, target: Path) -> None:
         """Builds a package of a module into a file, with the version in it that the CLI and its hosts report.
 
-        Raises:
-            EngineError: it didn't build.
+        :raises EngineError: it didn't build.
         """
         version = f"github.com/pulumi/pulumi/sdk/v3/go/common/version.Version=v{PULUMI_VERSION}"
         flags = ["-buildvcs=false", "-trimpath", "-ldflags", f"-s -w -X {version}"]
@@ -575,8 +571,7 @@ class Go:
     def module_folder(self, module: Path, path: str) -> Path:
         """Where the sources of a module that another one needs are.
 
-        Raises:
-            EngineError: it couldn't be downloaded.
+        :raises EngineError: it couldn't be downloaded.
         """
         return Path(self.run(module, "list", "-m", "-f", "{{.Dir}}", path).strip())
 
@@ -621,7 +616,10 @@ def shell_lines(engine: Engine) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """The command line.
+
+    :returns: the exit status.
+    """
     parser = argparse.ArgumentParser(description="Finds or makes the Pulumi CLI and pulumi-command's plugin.")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one line of JSON")

@@ -39,7 +39,10 @@ MARK = "<!-- homelab-preview -->"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes the Markdown; returns the preview's exit code, so that a job fails with it."""
+    """Writes the Markdown.
+
+    :returns: the preview's exit code, so that a job fails with it.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stack", type=stack_options.name, required=True)
     parser.add_argument("--output", type=Path, required=True)
@@ -85,7 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
 def comment(stack: str, code: int, text: str, log: Sequence[Event], picture: str) -> str:
     """The Markdown: refusals, counts, the picture, and the whole preview folded away.
 
-    :param text: what the CLI printed; ``log``: its event log; ``picture``: Mermaid, empty: there is none.
+    :param text: what the CLI printed.
+    :param log: its event log.
+    :param picture: Mermaid, empty: there is none.
     """
     parts = [f"### `pulumi preview` of stack `{stack}`{'' if code == 0 else ': refused'}"]
     parts += [fenced(one, "text") for one in events.errors(log)]

@@ -21,12 +21,12 @@ def create(
     *,
     secrets_provider: str = "default",
 ) -> None:
-    """``pulumi stack init``, without touching the project's folder.
+    """`pulumi stack init`, without touching the project's folder.
 
-    The command knows no --config-file: it writes the stack's salt into ``Pulumi.<stack>.yaml`` of the project it is called in.
+    The command knows no --config-file: it writes the stack's salt into `Pulumi.<stack>.yaml` of the project it is called in.
     So it is called in a copy; the first `up` or `preview` with --config-file writes a salt of its own there.
 
-    :raises subprocess.CalledProcessError: with the CLI's words in ``stderr``, such as that the stack exists.
+    :raises subprocess.CalledProcessError: with the CLI's words in `stderr`, such as that the stack exists.
     """
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(project / "Pulumi.yaml", folder)
@@ -48,14 +48,14 @@ def create(
 def backend_url(folder: Path) -> str:
     """The URL of a backend in a local folder.
 
-    Without ``metadata=skip`` each checkpoint has a second file with its attributes, which is not written atomically: an engine
+    Without `metadata=skip` each checkpoint has a second file with its attributes, which is not written atomically: an engine
     that is killed at that moment leaves it empty, and the stack can't be read any more ("failed to load checkpoint: EOF").
     """
     return f"{folder.as_uri()}?metadata=skip"
 
 
 def release_dead_lock(pulumi: Path, stack: str, folder: Path, environment: Mapping[str, str]) -> None:
-    """``pulumi cancel``, if the run that holds the stack's lock was killed. For a backend in a local folder, used by one machine."""
+    """`pulumi cancel`, if the run that holds the stack's lock was killed. For a backend in a local folder, used by one machine."""
     for lock in (folder / ".pulumi" / "locks").rglob("*.json"):
         if lock.parent.name == stack and not _runs(json.loads(lock.read_text(encoding="utf-8")).get("pid", 0)):
             subprocess.run(

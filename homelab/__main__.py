@@ -1,4 +1,4 @@
-"""``python -m homelab``."""
+"""`python -m homelab`."""
 
 import sys
 

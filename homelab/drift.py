@@ -22,8 +22,8 @@ MARK = "<!-- homelab-drift -->"
 
 @dataclass(frozen=True)
 class Drift:
-    """``lines``: what differs, in words; ``changes``: names of resources that an `up --refresh` would act on; ``errors``: why it can't be told;
-    ``first``: the stack has had no `up` yet."""
+    """`lines`: what differs, in words; `changes`: names of resources that an `up --refresh` would act on; `errors`: why it can't be told;
+    `first`: the stack has had no `up` yet."""
 
     stack: str
     lines: Sequence[str]
@@ -92,7 +92,8 @@ def of_events(stack: str, log: Sequence[Event], code: int) -> Drift:
 def timer(stack: str, project: Path, python: Path) -> str:
     """Two units for systemd, and where they go.
 
-    :param project: the program's folder; ``python``: the interpreter of its environment.
+    :param project: the program's folder.
+    :param python: the interpreter of its environment.
     """
     command = shlex.join([str(python), "-m", "homelab", "drift", "--stack", stack])
     return f"""\

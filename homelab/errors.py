@@ -24,7 +24,7 @@ class HomelabError(Exception):
     def retold(self, **parts: str) -> Self:
         """The same error, of the same kind and with all that it knows besides, with other words in these parts.
 
-        :param parts: those of ``wanted``, ``found``, ``why`` and ``next`` that become others.
+        :param parts: those of `wanted`, `found`, `why` and `next` that become others.
         """
         other = type(self).__new__(type(self))
         other.__dict__.update(self.__dict__)
@@ -64,7 +64,9 @@ def raise_all(errors: list[HomelabError]) -> None:
 def elsewhere(wanted: str, kind: str, guest: int, here: str, there: str) -> HomelabError:
     """A guest that is on another node of the cluster.
 
-    :param kind: qemu or lxc; ``here``, ``there``: nodes' names.
+    :param kind: qemu or lxc.
+    :param here: the name of the node that it is to be on.
+    :param there: the name of the node that it is on.
     """
     name, command = ("VM", "qm") if kind == "qemu" else ("container", "pct")
     return HomelabError(
@@ -79,7 +81,8 @@ def elsewhere(wanted: str, kind: str, guest: int, here: str, there: str) -> Home
 def unlocking(kind: str, guest: int | str, lock: str) -> str:
     """What to do about a guest that is locked.
 
-    :param kind: qemu or lxc; ``lock``: the lock's name, such as ``backup``.
+    :param kind: qemu or lxc.
+    :param lock: the lock's name, such as `backup`.
     """
     if lock == "suspended":
         # It sleeps, with its memory on a disk: without the lock it would start anew, and that memory would be lost.

@@ -1,4 +1,4 @@
-"""The engine's event log (``pulumi … --event-log FILE``) as types: the one place that knows its form. Pure, but for reading the file.
+"""The engine's event log (`pulumi … --event-log FILE`) as types: the one place that knows its form. Pure, but for reading the file.
 
 Form: sdk/go/common/apitype/events.go of Pulumi. It is lines of JSON, which grow while the engine runs; a kind that nobody here needs, and a line
 that a killed engine has left half-written, are passed over.
@@ -36,8 +36,8 @@ _OPERATIONS = {
 
 @dataclass(frozen=True)
 class Said:
-    """A message. ``severity``: info, warning, error, debug; ``text``: without markup, safe to show; ``resource``: the name of the one that it is
-    about, empty: of none; ``passing``: is the next one shown in its place?
+    """A message. `severity`: info, warning, error, debug; `text`: without markup, safe to show; `resource`: the name of the one that it is
+    about, empty: of none; `passing`: is the next one shown in its place?
     """
 
     severity: str
@@ -48,7 +48,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Step:
-    """Something that is done with a resource. ``operation``: as the engine calls it, such as create-replacement; ``planned``: of a preview."""
+    """Something that is done with a resource. `operation`: as the engine calls it, such as create-replacement; `planned`: of a preview."""
 
     state: Literal["begun", "done", "failed"]
     operation: str
@@ -66,7 +66,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Summary:
-    """How it ended. ``changes``: operation -> number of resources."""
+    """How it ended. `changes`: operation -> number of resources."""
 
     changes: Mapping[str, int] = field(default_factory=dict)
 
@@ -159,7 +159,7 @@ def counts(events: Iterable[Event]) -> Mapping[str, int]:
 
 
 def in_words(changes: Mapping[str, int], *, done: bool) -> str:
-    """``2 to delete, 12 to create, 3 unchanged``; where it is done ``2 deleted, …``."""
+    """`2 to delete, 12 to create, 3 unchanged`; where it is done `2 deleted, …`."""
     return ", ".join(f"{changes[key]} {words[done]}" for key, words in _OPERATIONS.items() if changes.get(key))
 
 

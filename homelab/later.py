@@ -1,6 +1,6 @@
 """Modules that are imported when they are first used. The one place where an import waits, but for three that can't come from here.
 
-What it saves is a tenth to a quarter of a second of every `pulumi up` that changes nothing (measured with ``python -X importtime``): asyncssh,
+What it saves is a tenth to a quarter of a second of every `pulumi up` that changes nothing (measured with `python -X importtime`): asyncssh,
 the models of a host's facts, NVIDIA's data. A program that declares resources needs none of them until it plans something.
 
 The three, in processor time: questionary (80 ms, homelab/cli/questions.py), which only a person at a terminal needs;

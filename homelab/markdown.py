@@ -1,6 +1,6 @@
 """Pages in Markdown whose tables are made from data: the tables, the places where they stand, and the anchors of a page's headings.
 
-A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; the text around it is written by hand.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; the text around it is written by hand.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def fenced(text: str, language: str) -> str:
 
 
 def with_tables(page: str, tables: Mapping[str, str]) -> str:
-    """The page with its tables as ``tables`` (name -> Markdown) has them.
+    """The page with its tables as `tables` (name -> Markdown) has them.
 
     :raises KeyError: the page asks for a table that isn't there.
     """

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict  # noqa: E402
 
 
 def camel(name: str) -> str:
-    """``on_destroy`` as ``onDestroy``."""
+    """`on_destroy` as `onDestroy`."""
     head, *rest = name.split("_")
     return head + "".join(word.capitalize() for word in rest)
 

@@ -1,4 +1,4 @@
-"""Proxmox VE's property strings, such as ``mapping=rtx5090,pcie=1``, and PCI addresses as they stand in them."""
+"""Proxmox VE's property strings, such as `mapping=rtx5090,pcie=1`, and PCI addresses as they stand in them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TRUE, FALSE = frozenset(("1", "on", "yes", "true")), frozenset(("0", "off", "no"
 
 
 def parse(option: str, value: str) -> dict[str, str]:
-    """``parse("hostpci0", "01:00,pcie=1")`` -> ``{"host": "01:00", "pcie": "1"}``."""
+    """`parse("hostpci0", "01:00,pcie=1")` -> `{"host": "01:00", "pcie": "1"}`."""
     name = _NUMBERED.sub("", option)
     default = next((key for start, key in _DEFAULT_KEYS if start == name), "file")
     parts = (part.partition("=") for part in value.split(",") if part)
@@ -42,13 +42,13 @@ def _normal(option: str, value: str) -> dict[str, str]:
 
 
 def address(text: str) -> str:
-    """``0000:01:00.0`` for ``01:00.0``; a slot stays a slot."""
+    """`0000:01:00.0` for `01:00.0`; a slot stays a slot."""
     text = text.lower()
     return text if text.count(":") == 2 else f"0000:{text}"
 
 
 def functions_of(path: str) -> list[str]:
-    """The parts of a mapping's path, or of a raw ``host``: slots and functions, each with its domain."""
+    """The parts of a mapping's path, or of a raw `host`: slots and functions, each with its domain."""
     return [address(part) for part in path.split(";") if part]
 
 
@@ -60,5 +60,5 @@ def overlap(one: str, other: str) -> bool:
 
 
 def slot_of(text: str) -> str:
-    """``0000:01:00`` for ``01:00.1``."""
+    """`0000:01:00` for `01:00.1`."""
     return address(text).partition(".")[0]

@@ -58,7 +58,11 @@ def of_options(keys: Iterable[str], *, container: bool = False) -> set[str]:
 
 
 def of_mapping(mapping: str, *, write: bool, make: bool) -> Needs:
-    """What a card's mapping takes. ``write``: its entry is changed; ``make``: there is no such mapping yet."""
+    """What a card's mapping takes.
+
+    :param write: its entry is changed.
+    :param make: there is no such mapping yet.
+    """
     path = "/mapping/pci" if make else f"/mapping/pci/{mapping}"
     return {path: {"Mapping.Modify"} if write else {"Mapping.Use|Mapping.Modify|Mapping.Audit"}}
 
@@ -102,7 +106,10 @@ def of_new_vm(name: str, vmid: int, new: NewVm) -> Needs:
 
 
 def of_new_container(ctid: int, config: Iterable[str], new: NewContainerSettings) -> Needs:
-    """What making a container, and removing it, takes. ``config``: the options that it is made with."""
+    """What making a container, and removing it, takes.
+
+    :param config: the options that it is made with.
+    """
     return {
         f"/vms/{ctid}": {
             *("VM.Allocate", "VM.Audit", "VM.PowerMgmt", "VM.Config.Disk", "VM.Config.Options"),
@@ -145,7 +152,10 @@ def together(parts: Iterable[Needs]) -> Needs:
 
 
 def missing(needs: Needs, has: Mapping[str, Iterable[str]]) -> Needs:
-    """Of what is needed, what isn't there; ``has``: path -> privileges."""
+    """Of what is needed, what isn't there.
+
+    :param has: path -> privileges.
+    """
     found = {
         path: {one for one in privileges if not set(one.split("|")) & set(has.get(path, ()))}
         for path, privileges in needs.items()
@@ -171,7 +181,7 @@ def _exists(privilege: str, release: int) -> bool:
 
 
 def described(needs: Needs) -> str:
-    """For a person: ``VM.Audit and VM.PowerMgmt on /vms/103``."""
+    """For a person: `VM.Audit and VM.PowerMgmt on /vms/103`."""
     parts = (
         f"{', '.join(one.replace('|', ' or ') for one in sorted(privileges))} on {path}"
         for path, privileges in sorted(needs.items())
@@ -182,7 +192,7 @@ def described(needs: Needs) -> str:
 # -- who has what ------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class AclEntry:
-    """An access control list's entry. ``kind``: user, group or token."""
+    """An access control list's entry. `kind`: user, group or token."""
 
     path: str
     propagate: bool
@@ -193,7 +203,7 @@ class AclEntry:
 
 @dataclass
 class Permissions:
-    """/etc/pve/user.cfg, as far as rights go. ``separated``: tokens with privilege separation; ``groups``: name -> users."""
+    """/etc/pve/user.cfg, as far as rights go. `separated`: tokens with privilege separation; `groups`: name -> users."""
 
     roles: dict[str, set[str]] = field(default_factory=dict)
     entries: list[AclEntry] = field(default_factory=list)
@@ -257,7 +267,7 @@ def _paths_to(path: str) -> list[str]:
 
 # -- what to do --------------------------------------------------------------------------------------------------------
 def advice(access: Permissions | None, identity: str, lacking: Needs) -> str:
-    """What to do so that nothing of ``lacking`` is missing, and nothing else changes.
+    """What to do so that nothing of `lacking` is missing, and nothing else changes.
 
     :param access: None: it couldn't be read.
     """

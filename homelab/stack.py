@@ -35,7 +35,7 @@ SHOWN = 32
 
 
 class Refusal(pulumi.RunError):
-    """Ends the program with ``error`` as all that Pulumi's display shows; after a pulumi.RunError alone, the status is 1."""
+    """Ends the program with `error` as all that Pulumi's display shows; after a pulumi.RunError alone, the status is 1."""
 
     def __init__(self, error: HomelabError) -> None:
         super().__init__(str(error))

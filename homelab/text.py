@@ -36,7 +36,7 @@ def _visible(match: re.Match[str]) -> str:
 
 
 class Show(Protocol):
-    """Shows a text; ``meanwhile``: only until the next one, or the end."""
+    """Shows a text; `meanwhile`: only until the next one, or the end."""
 
     def __call__(self, text: str, *, meanwhile: bool) -> None: ...
 

@@ -36,7 +36,7 @@ def read_ahead() -> None:
 
 
 class CommandServer:
-    """A command server for those that this process starts: its name is in ``os.environ`` until `close`.
+    """A command server for those that this process starts: its name is in `os.environ` until `close`.
 
     It ends with this process, however that ends, and what runs in it does.
     """

@@ -39,9 +39,12 @@ _IMPOSSIBLE = 225
 def run(text: str, state: Path, environment: dict[str, str], control: str) -> int:
     """Runs bash text on the host; returns its exit status.
 
-    :param state: the lab's folder, all that can be written.
-    :param control: its daemon's socket.
-    :raises LabError: this machine has no such namespaces; nothing was run.
+    Args:
+        state: the lab's folder, all that can be written.
+        control: its daemon's socket.
+
+    Raises:
+        LabError: this machine has no such namespaces; nothing was run.
     """
     needed = [str(state), control, sys.prefix, sys.base_prefix, str(Path(__file__).resolve().parents[1])]
     specification = json.dumps({"text": text, "state": str(state), "needed": [one for one in needed if one]})
@@ -79,7 +82,7 @@ def _libraries() -> dict[str, str]:
 
 
 def inside(specification: str, report: int) -> None:
-    """In the process of its own: sets it up and becomes bash. What can't be had goes to the file descriptor ``report``."""
+    """In the process of its own: sets it up and becomes bash. What can't be had goes to the file descriptor `report`."""
     wanted = json.loads(specification)
     try:
         state = Path(wanted["state"])
@@ -192,7 +195,7 @@ class _Attributes(ctypes.Structure):
 
 
 def _read_only(path: str, flags: int, *, on: bool) -> None:
-    """With ``_AT_RECURSIVE`` all that is mounted below, too; other options of each mount stay."""
+    """With `_AT_RECURSIVE` all that is mounted below, too; other options of each mount stay."""
     attributes = _Attributes(_MOUNT_ATTR_RDONLY if on else 0, 0 if on else _MOUNT_ATTR_RDONLY, 0, 0)
     size = ctypes.c_size_t(ctypes.sizeof(attributes))
     number, folder = ctypes.c_long(_SYS_MOUNT_SETATTR), ctypes.c_int(_AT_FDCWD)

@@ -151,7 +151,9 @@ def main(arguments: list[str] | None = None) -> int:
 def hints(verb: str, scenario: str, state: str, code: int) -> str:
     """What to do next, with the names of this lab.
 
-    :param state: the lab's folder; ``code``: of the run.
+    Args:
+        state: the lab's folder.
+        code: of the run.
     """
     named = "" if scenario == DEFAULT else f" SCENARIO={scenario}"
     first = {

@@ -21,7 +21,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 
 @dataclass(frozen=True)
 class Member:
-    """A stack. ``name``: as `--stack` takes it; ``text``: its file's."""
+    """A stack. `name`: as `--stack` takes it; `text`: its file's."""
 
     name: str
     text: str
@@ -34,7 +34,7 @@ class Member:
 
     @property
     def shown_hosts(self) -> str:
-        """``pve (192.0.2.1), second (192.0.2.2)``."""
+        """`pve (192.0.2.1), second (192.0.2.2)`."""
         return ", ".join(f"{name} ({host.address})" for name, host in self.hosts.items())
 
 

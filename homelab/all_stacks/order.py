@@ -59,7 +59,7 @@ def shared(members: Sequence[Member]) -> dict[str, set[str]]:
 def startable(
     waiting: Sequence[str], running: Collection[str], having_shared: Mapping[str, set[str]], most: int
 ) -> list[str]:
-    """Those of ``waiting`` that may start now, beside ``running``; a stack waits for each one before it that has a host in common with it.
+    """Those of `waiting` that may start now, beside `running`; a stack waits for each one before it that has a host in common with it.
 
     :param most: how many may run at the same time.
     """

@@ -37,8 +37,8 @@ _KNOWN = (
 
 @dataclass
 class Progress:
-    """A stack's run. ``now``: what it does, in a line; ``seconds``: how long it has run; ``changes``: operation -> number of resources;
-    ``finished``, ``open``: names of resources that something was done to, and of those that were under way at the end.
+    """A stack's run. `now`: what it does, in a line; `seconds`: how long it has run; `changes`: operation -> number of resources;
+    `finished`, `open`: names of resources that something was done to, and of those that were under way at the end.
     """
 
     stack: str
@@ -64,7 +64,10 @@ class Progress:
         return any(number for name, number in self.changes.items() if name not in ("same", "read", "refresh"))
 
     def take(self, new: Iterable[Event]) -> list[str]:
-        """Takes what the log has new; returns it in lines, for who reads lines: each step that begins, each message."""
+        """Takes what the log has new.
+
+        :returns: the same in lines, for who reads lines: each step that begins, each message.
+        """
         lines: list[str] = []
         for event in new:
             if isinstance(event, Step) and event.changes and not event.planned:
@@ -165,7 +168,7 @@ def _in_four_parts(stack: str, operation: Operation, error: str) -> str:
 
 
 def in_time(seconds: float) -> str:
-    """``8 s``, ``2 min 05 s``, ``1 h 02 min``."""
+    """`8 s`, `2 min 05 s`, `1 h 02 min`."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole} s"

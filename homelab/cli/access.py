@@ -39,8 +39,8 @@ class Login(TypedDict, total=False):
 
 @dataclass
 class Access:
-    """How the host is reached. ``host``: now; ``ssh``: as the settings are to have it; ``install``: the public key that is put there first;
-    ``password``: that is to be in the settings, encrypted.
+    """How the host is reached. `host`: now; `ssh`: as the settings are to have it; `install`: the public key that is put there first;
+    `password`: that is to be in the settings, encrypted.
     """
 
     host: Host
@@ -57,7 +57,7 @@ def host_at(address: str, login: Login, host_key: str) -> Host:
 
 
 def shown(path: PurePath, home: PurePath | None = None) -> str:
-    """A path as the settings have it: with ~ where it is in the person's own folder (``home``), and slashes on Windows, too."""
+    """A path as the settings have it: with ~ where it is in the person's own folder (`home`), and slashes on Windows, too."""
     home = home or Path.home()
     return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else path.as_posix()
 
@@ -139,7 +139,7 @@ def _is_given(given: str, key: HostKey) -> bool:
 def confirm_key(
     given: str | None, option: str, address: str, port: int, key: HostKey, output: Output, ask: Questions
 ) -> None:
-    """:param given: what the option ``option`` says that the key is, None: nothing."""
+    """:param given: what the option `option` says that the key is, None: nothing."""
     kind = key.line.split()[0].removeprefix("ssh-").partition("-")[0]
     output.say(
         f"{address} shows the host key  {key.fingerprint}  ({kind})",

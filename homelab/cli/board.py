@@ -32,7 +32,7 @@ _TIMES_A_SECOND = 5.0
 
 
 def _drawn(runs: Sequence[Progress], width: int, height: int) -> Table:
-    """The table, no higher than ``height``."""
+    """The table, no higher than `height`."""
     room = max(height - 4, 3)
     rows = list(runs)
     hidden: list[Progress] = []

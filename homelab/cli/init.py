@@ -1,4 +1,4 @@
-"""``homelab init 192.168.0.202``: from an address to a settings file, an API user with exactly the rights that it takes, and a preview.
+"""`homelab init 192.168.0.202`: from an address to a settings file, an API user with exactly the rights that it takes, and a preview.
 
 Everything is shown before anything is done. Exit status: 0, done, or there was nothing to do; 1, refused or declined, nothing was done; 2, it
 couldn't be done; 130, interrupted: what was done by then is said.
@@ -126,7 +126,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _carried_out(arguments: argparse.Namespace, output: Output, result: dict[str, object]) -> int:
-    """The command's exit status; ``result``: gets what is known of it. However it ends, it is said where it stands."""
+    """The command's exit status. However it ends, it is said where it stands.
+
+    :param result: gets what is known of it.
+    """
     try:
         asked: Questions = Preselected() if arguments.yes or arguments.json else questions()
         if arguments.undo:

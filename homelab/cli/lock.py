@@ -1,6 +1,6 @@
-"""``python -m homelab lock``: writes down which packages of NVIDIA's stack each system has, so that a later run installs the same.
+"""`python -m homelab lock`: writes down which packages of NVIDIA's stack each system has, so that a later run installs the same.
 
-``python -m homelab outdated``: what is newer, and whether it fits. Both read the systems over SSH, and change nothing there. Exit status: 0; 1,
+`python -m homelab outdated`: what is newer, and whether it fits. Both read the systems over SSH, and change nothing there. Exit status: 0; 1,
 something is outdated; 2, a system couldn't be read.
 """
 
@@ -31,7 +31,7 @@ WELL, OUTDATED, UNREADABLE = 0, 1, 2
 
 @dataclass(frozen=True)
 class LockedSystem:
-    """A system of the settings that has NVIDIA's stack. ``name``: `vms.sandbox`; ``ctid``: of a container."""
+    """A system of the settings that has NVIDIA's stack. `name`: `vms.sandbox`; `ctid`: of a container."""
 
     name: str
     target: Target
@@ -96,7 +96,10 @@ async def _read(place: LockedSystem) -> tuple[Packages, SystemReading]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``lock``; returns its exit status."""
+    """`lock`.
+
+    :returns: its exit status.
+    """
     parser = _parser("lock", "Writes down which packages of NVIDIA's stack each system has, by version and SHA-256.")
     parser.add_argument("--release", action="store_true", help="takes the systems out of the lock file instead")
     arguments = parser.parse_args(argv)
@@ -136,7 +139,10 @@ def _write(path: Path, locks: dict[str, lock.SystemLock]) -> None:
 
 
 def show_outdated(argv: Sequence[str] | None = None) -> int:
-    """``outdated``; returns its exit status."""
+    """`outdated`.
+
+    :returns: its exit status.
+    """
     arguments = _parser("outdated", "What is newer than what each system has, and whether it fits.").parse_args(argv)
     status = WELL
     try:

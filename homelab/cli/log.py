@@ -1,4 +1,4 @@
-"""``python -m homelab log vms.gaming``: what update-initramfs, apt, DKMS and other long commands said on a host, in a VM or in a container.
+"""`python -m homelab log vms.gaming`: what update-initramfs, apt, DKMS and other long commands said on a host, in a VM or in a container.
 
 Reads over SSH (a container through its host), and changes nothing. Exit status: 0; 2, it couldn't be read.
 """

@@ -20,7 +20,7 @@ class Declined(Exception):
 
 @dataclass
 class Output:
-    """What a person sees, and where the steps stand. ``done``: the steps that are."""
+    """What a person sees, and where the steps stand. `done`: the steps that are."""
 
     stream: TextIO
     done: list[str] = field(default_factory=list)
@@ -40,7 +40,11 @@ class Output:
         self.stream.flush()
 
     def steps(self, planned: list[str], again: str, undo: str = "") -> None:
-        """From here on things are done. ``again``, ``undo``: the commands that go on after an interruption, or go back."""
+        """From here on things are done.
+
+        :param again: the commands that go on after an interruption.
+        :param undo: the commands that go back after one.
+        """
         self._planned, self._again, self._undo = planned, again, undo
 
     def did(self, step: str) -> None:

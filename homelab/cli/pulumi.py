@@ -36,7 +36,7 @@ def installed() -> str:
 
 @dataclass
 class Pulumi:
-    """The CLI in a project's folder. ``more``: of the environment, such as a passphrase that was asked for."""
+    """The CLI in a project's folder. `more`: of the environment, such as a passphrase that was asked for."""
 
     program: str
     folder: Path

@@ -19,7 +19,7 @@ Option = tuple[str, str]
 
 
 class Questions(Protocol):
-    """``options``: value and label; ``default``: what is preselected, or what an empty answer means."""
+    """`options`: value and label; `default`: what is preselected, or what an empty answer means."""
 
     def choose(self, question: str, options: Sequence[Option], default: str) -> str:
         """One of the values."""

@@ -1,6 +1,6 @@
-"""``python -m homelab rom``: makes a file of a card's option ROM, for a VM's `romfile`; takes it away again.
+"""`python -m homelab rom`: makes a file of a card's option ROM, for a VM's `romfile`; takes it away again.
 
-``dump`` reads the ROM from the card, or from the firmware where a processor's graphics have theirs (AMD: the table VFCT), checks that it is one and this card's,
+`dump` reads the ROM from the card, or from the firmware where a processor's graphics have theirs (AMD: the table VFCT), checks that it is one and this card's,
 and keeps it in the host's /usr/share/kvm. Nothing else of the host changes. Exit status: 0; 2, it couldn't be done.
 """
 

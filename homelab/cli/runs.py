@@ -30,7 +30,7 @@ _WINDOWS = os.name == "nt"
 
 @dataclass
 class Interruptions:
-    """How often a person, or who ends the program, has asked for the end. ``passed_on``: how often the runs were told."""
+    """How often a person, or who ends the program, has asked for the end. `passed_on`: how often the runs were told."""
 
     asked: int = 0
     passed_on: int = 0
@@ -58,7 +58,7 @@ def interruptions() -> Iterator[Interruptions]:
 
 @dataclass
 class _Run:
-    """One process. ``begun``: when, as `time.monotonic` has it."""
+    """One process. `begun`: when, as `time.monotonic` has it."""
 
     process: subprocess.Popen[bytes]
     log: events.Growing

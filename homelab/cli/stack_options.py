@@ -20,7 +20,7 @@ def name(text: str) -> str:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """``--stack`` and ``--config-file``."""
+    """`--stack` and `--config-file`."""
     parser.add_argument("--stack", type=name, default="homelab", help="reads Pulumi.STACK.yaml (default: homelab)")
     parser.add_argument("--config-file", type=Path, help="another file, as Pulumi's option of that name")
 

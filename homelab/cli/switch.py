@@ -1,7 +1,7 @@
-"""``python -m homelab switch CARD --to vm:NAME|containers``: hands a shared card to a VM, by starting it, or back to the containers, by shutting the VM down.
+"""`python -m homelab switch CARD --to vm:NAME|containers`: hands a shared card to a VM, by starting it, or back to the containers, by shutting the VM down.
 
 What is done is the host's (ADR 30): this starts or shuts down the VM there, as Proxmox VE's own buttons do, and tells the story as it is written. With
-``--rehearse`` nothing is done: who has the card, what would be shut down for it, and what stands against it. Exit status: 0, the card is where it
+`--rehearse` nothing is done: who has the card, what would be shut down for it, and what stands against it. Exit status: 0, the card is where it
 was to be, or nothing stands against it; 1, it isn't, or something does; 2, it couldn't be tried.
 """
 
@@ -115,7 +115,7 @@ class Rehearsed(TypedDict):
 
 
 class Switch:
-    """One switch of a card, on an open connection. ``vm``: that is to have it; None: the containers are; ``vms``: those of the host, by name."""
+    """One switch of a card, on an open connection. `vm`: that is to have it; None: the containers are; `vms`: those of the host, by name."""
 
     def __init__(
         self, session: ssh.Session, host: Host, card: str, vm: Vm | None, vms: dict[str, Vm], facts: HostFacts
@@ -280,7 +280,7 @@ class Switch:
         return NOT_SWITCHED
 
     async def _while_told(self, verb: str, vmid: int, seconds: float = SWITCH_SECONDS) -> tuple[bool, str]:
-        """Has something done on the host within so many ``seconds``, and tells the story meanwhile. Did it work, and what does it say?"""
+        """Has something done on the host within so many `seconds`, and tells the story meanwhile. Did it work, and what does it say?"""
         script = scripts.switch_card(self._card, vmid, self._off.timeout, cut=self._off.otherwise == "stop")
         doing = asyncio.create_task(self._session.run(verb, script, seconds))
         while not (await asyncio.wait({doing}, timeout=POLL_SECONDS))[0]:
@@ -290,7 +290,7 @@ class Switch:
         return answer["well"] == "yes", str(answer["said"])
 
     async def _look(self, vmid: int = 0, *, quiet: bool = False) -> str:
-        """Reads what is new of the story, and what is noted of the card now. Does VM ``vmid`` run: yes, no, unknown?"""
+        """Reads what is new of the story, and what is noted of the card now. Does VM `vmid` run: yes, no, unknown?"""
         text = scripts.switch_card(self._card, vmid, self._off.timeout, self._told)
         found = scripts.answer(await self._session.run("story", text))
         self._told = int(found["size"])

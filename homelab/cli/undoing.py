@@ -1,4 +1,4 @@
-"""``homelab init --undo``: the API's user, its token and its role taken away, as far as `homelab init` made them."""
+"""`homelab init --undo`: the API's user, its token and its role taken away, as far as `homelab init` made them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``homelab up --all`` and ``homelab preview --all``: several stacks at once, side by side where their hosts differ.
+"""`homelab up --all` and `homelab preview --all`: several stacks at once, side by side where their hosts differ.
 
 First each stack's preview, then one yes for all of them, then each `pulumi up`. Exit status: 0, all is well; 1, one of them was refused or
 failed, or the answer was no; 2, nothing was begun; 130, interrupted.

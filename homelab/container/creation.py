@@ -8,8 +8,8 @@ from homelab.settings import NewContainerSettings
 def configuration(name: str, new: NewContainerSettings) -> dict[str, str]:
     """The parameters of a new container, as the API takes them.
 
-    :param name: the container's name in the settings, which is its host name unless ``new`` has one.
-    :param new: its ``create``. A password is no part of this: it goes into no file.
+    :param name: the container's name in the settings, which is its host name unless `new` has one.
+    :param new: its `create`. A password is no part of this: it goes into no file.
     """
     net = f"name=eth0,bridge={new.bridge},ip={new.ip}" + (f",gw={new.gateway}" if new.gateway else "")
     found = {

@@ -65,7 +65,7 @@ def data() -> LibraryData:
 
 
 def makers_of(container: Container, gpus: Mapping[str, CardPlan]) -> list[str]:
-    """Whose cards a container gets that need packages: ``intel``, ``amd``; a driver for screens alone has none.
+    """Whose cards a container gets that need packages: `intel`, `amd`; a driver for screens alone has none.
 
     :param gpus: the host's cards of the settings, as HostProbe has them.
     """
@@ -76,7 +76,8 @@ def makers_of(container: Container, gpus: Mapping[str, CardPlan]) -> list[str]:
 def choices(uses: Iterable[str], whose: Iterable[str]) -> str:
     """What card_libraries.sh chooses from: a line for each distribution, of its id, its version, the packages and what it lacks, `-` for neither; tabs between.
 
-    :param uses: ``video``, ``compute``; ``whose``: as `makers_of` gives it.
+    :param uses: `video`, `compute`.
+    :param whose: as `makers_of` gives it.
     """
     wanted = [(maker, use) for maker in sorted(whose) for use in sorted(uses)]
     lines = []

@@ -43,7 +43,7 @@ def any_nvidia(containers: Iterable[Container], gpus: Mapping[str, CardPlan]) ->
 
 
 def words(shared: Mapping[str, SharedCard]) -> str:
-    """As the scripts take them: ``0000:00:02.0=render 0000:c6:00.0=render,kfd``."""
+    """As the scripts take them: `0000:00:02.0=render 0000:c6:00.0=render,kfd`."""
     return " ".join(sorted(f"{card['address']}={','.join(card['kinds'])}" for card in shared.values()))
 
 

@@ -20,7 +20,7 @@ from homelab.vm import safety
 class DriverCards:
     """What the driver has, or is going to have once the cards for VMs are bound: number of /dev/nvidiaN -> slot.
 
-    ``predicted``: a reboot comes first, at which the driver counts its cards anew. ``taken``: slot -> who has it instead.
+    `predicted`: a reboot comes first, at which the driver counts its cards anew. `taken`: slot -> who has it instead.
     """
 
     slots: dict[int, str]
@@ -44,7 +44,8 @@ class DriverCards:
 def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driver_comes: bool = False) -> DriverCards:
     """The host's NVIDIA cards.
 
-    :param vms: those of this host, by name; ``node``: its name in Proxmox VE.
+    :param vms: those of this host, by name.
+    :param node: its name in Proxmox VE.
     :param driver_comes: whether this program installs the host's driver, before a container needs it.
     """
     holders = {use.gpu: f"vms.{name}" for name, vm in vms.items() for use in vm.gpus}
@@ -239,7 +240,9 @@ def describe(
 ) -> tuple[str, list[HomelabError]]:
     """The plan's lines, and what stands against it.
 
-    :param containers: those of this host, by name; ``vms``: the same; ``node``: the host's name in Proxmox VE.
+    :param containers: those of this host, by name.
+    :param vms: those of this host, by name.
+    :param node: the host's name in Proxmox VE.
     :param driver_comes: as of `cards`.
     """
     lines: list[str] = []

@@ -18,7 +18,7 @@ _OPTIONS = ("unprivileged", "features")
 
 @dataclass(frozen=True)
 class Difference:
-    """``lacks``: lines of the other that this one hasn't, ``only``: the other way round; ``devices``: path -> (here, there)."""
+    """`lacks`: lines of the other that this one hasn't, `only`: the other way round; `devices`: path -> (here, there)."""
 
     model: ContainerReading
     ctid: int

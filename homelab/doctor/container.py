@@ -22,7 +22,7 @@ def container_report(reading: Reading, ctid: int, *, like: int | None = None, ca
 def diagnose(reading: Reading, ctid: int, *, like: int | None = None, cards: WantedCards | None = None) -> Report:
     """What is wrong with a container's cards.
 
-    :param reading: one that looked into ``ctid`` and ``like``.
+    :param reading: one that looked into `ctid` and `like`.
     :param like: id of a container that works, to be compared with.
     :param cards: those that it is to have, where that is known; else its configuration says, or the other container's.
     :raises HomelabError: there is no such container on this host.

@@ -27,15 +27,15 @@ def is_for_everybody(path: str) -> bool:
 
 
 def card_number(path: str) -> int | None:
-    """N of ``/dev/nvidiaN``."""
+    """N of `/dev/nvidiaN`."""
     found = _CARD.fullmatch(path)
     return int(found[1]) if found else None
 
 
 @dataclass(frozen=True)
 class WantedCards:
-    """Which cards a container is to have: their numbers N of /dev/nvidiaN, and ``by`` whom that is said. ``guessed``: by nobody.
-    ``managed``: the stack's settings have this container. ``nodes``: of cards of other makers."""
+    """Which cards a container is to have: their numbers N of /dev/nvidiaN, and `by` whom that is said. `guessed`: by nobody.
+    `managed`: the stack's settings have this container. `nodes`: of cards of other makers."""
 
     numbers: list[int]
     by: str
@@ -46,8 +46,8 @@ class WantedCards:
 
 @dataclass(frozen=True)
 class Row:
-    """One device. ``host``: the node that is behind it there; ``entry``: what in the configuration gives it; ``rule``: the device rule
-    for it, as text; ``allowed``: does a rule match the numbers of now? (None: nothing to match); ``seen``: the node inside."""
+    """One device. `host`: the node that is behind it there; `entry`: what in the configuration gives it; `rule`: the device rule
+    for it, as text; `allowed`: does a rule match the numbers of now? (None: nothing to match); `seen`: the node inside."""
 
     path: str
     needed: bool
@@ -85,7 +85,10 @@ class Row:
         }
 
     def cells(self, was_seen: bool) -> list[str]:
-        """For the report's table; ``was_seen``: is it known what is inside?"""
+        """For the report's table.
+
+        :param was_seen: is it known what is inside?
+        """
         seen = self.seen
         inside = f"{seen.node.numbers} {seen.node.mode:04o}" if seen else "no" if was_seen else ""
         return [

@@ -17,7 +17,7 @@ from homelab.settings import Host
 
 
 def host_report(reading: Reading, host: Host) -> str:
-    """The diagnosis as text, beside the settings ``host``."""
+    """The diagnosis as text, beside the settings `host`."""
     return diagnose(reading, host).text()
 
 

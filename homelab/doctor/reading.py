@@ -29,13 +29,13 @@ class Node:
 
     @property
     def numbers(self) -> str:
-        """``195:0``."""
+        """`195:0`."""
         return f"{self.major}:{self.minor}"
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A node inside a container; ``root`` and ``user``: `ok`, or why it can't be opened."""
+    """A node inside a container; `root` and `user`: `ok`, or why it can't be opened."""
 
     node: Node
     root: str
@@ -43,7 +43,7 @@ class Seen:
 
 
 class KnownGuest(Fact):
-    """A guest of the cluster. ``kind``: vm or lxc; ``node``: where it is; ``pending``: what a VM's next start changes about its devices."""
+    """A guest of the cluster. `kind`: vm or lxc; `node`: where it is; `pending`: what a VM's next start changes about its devices."""
 
     id: int
     kind: str
@@ -55,8 +55,8 @@ class KnownGuest(Fact):
 
 
 class ContainerReading(Fact):
-    """``conf``: the lines of its configuration that are about devices; ``other_keys``: raw keys that may give it more; ``inside``: what
-    inspect_inside.sh printed, empty when it is off; ``problem``: why that failed, if it did."""
+    """`conf`: the lines of its configuration that are about devices; `other_keys`: raw keys that may give it more; `inside`: what
+    inspect_inside.sh printed, empty when it is off; `problem`: why that failed, if it did."""
 
     id: int
     conf: str
@@ -112,7 +112,7 @@ class ContainerReading(Fact):
 
 
 class Extra(Fact):
-    """diagnose.sh's answer. ``driver``: version of the NVIDIA module that is loaded; ``char_devices``: /proc/devices; ``links``: those in
+    """diagnose.sh's answer. `driver`: version of the NVIDIA module that is loaded; `char_devices`: /proc/devices; `links`: those in
     /dev/dri/by-path."""
 
     node: str
@@ -174,7 +174,7 @@ class Reading(Fact):
 
 
 def _nodes(text: str) -> list[Node]:
-    """Lines of ``path type-major type-minor mode uid gid kind``; numbers as stat(1) prints them. What isn't a character device is left
+    """Lines of `path type-major type-minor mode uid gid kind`; numbers as stat(1) prints them. What isn't a character device is left
     out."""
     found = []
     for line in text.splitlines():

@@ -63,7 +63,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Report:
-    """``kind``: container, vm or host; ``head``: lines that say what it is; ``data``: the same as the tables, for programs."""
+    """`kind`: container, vm or host; `head`: lines that say what it is; `data`: the same as the tables, for programs."""
 
     kind: str
     subject: str

@@ -22,7 +22,7 @@ from homelab.settings.secrets import is_encrypted, readable
 
 @dataclass(frozen=True)
 class StackFile:
-    """``path``: the file; ``values``: what it has under `homelab:`, by key without that."""
+    """`path`: the file; `values`: what it has under `homelab:`, by key without that."""
 
     path: Path
     values: dict[str, Any]
@@ -122,12 +122,12 @@ def read(path: Path) -> StackFile:
 
 
 def path_of(stack: str) -> Path:
-    """Where Pulumi keeps a stack's configuration; of ``organization/project/stack`` the last part counts."""
+    """Where Pulumi keeps a stack's configuration; of `organization/project/stack` the last part counts."""
     return project() / f"Pulumi.{stack.rpartition('/')[2]}.yaml"
 
 
 def assignment(text: str, reading: Reading, place: str) -> list[int]:
-    """``"0,1"``, ``"all"``, ``"none"`` as numbers N of /dev/nvidiaN.
+    """`"0,1"`, `"all"`, `"none"` as numbers N of /dev/nvidiaN.
 
     :param place: where the text stands, for the message.
     :raises HomelabError: it is something else.

@@ -17,7 +17,7 @@ COLUMNS = ["", "where in the settings", "what it is", "verdict"]
 
 @dataclass(frozen=True)
 class Part:
-    """``place``: in the settings, such as ``vms.sandbox``; ``report``: or the ``error`` for which there is none."""
+    """`place`: in the settings, such as `vms.sandbox`; `report`: or the `error` for which there is none."""
 
     place: str
     report: Report | None = None
@@ -77,7 +77,7 @@ class Whole:
     def text(self, table: str) -> str:
         """For people: what is wrong, what to do; then the table of all.
 
-        :param table: of ``rows``, drawn.
+        :param table: of `rows`, drawn.
         """
         wrong = sum(not part.well for part in self.parts)
         head = f"stack {self.stack}: {f'{wrong} of {len(self.parts)} not well' if wrong else 'all is well'}"

@@ -41,7 +41,7 @@ class MemoryRange:
 
 @dataclass(frozen=True)
 class UnityMap:
-    """An IVMD of IVRS. ``first``, ``last``: device ids as the IOMMU has them, bus << 8 | device << 3 | function."""
+    """An IVMD of IVRS. `first`, `last`: device ids as the IOMMU has them, bus << 8 | device << 3 | function."""
 
     segment: int
     first: int
@@ -49,7 +49,7 @@ class UnityMap:
     memory: MemoryRange
 
     def names(self, address: str) -> bool:
-        """Is it for this PCI function (``dddd:bb:ss.f``)?"""
+        """Is it for this PCI function (`dddd:bb:ss.f`)?"""
         domain, bus, device, function = parts(address)
         return domain == self.segment and self.first <= (bus << 8 | device << 3 | function) <= self.last
 
@@ -92,7 +92,7 @@ class ReservedMemory:
 
 
 def parts(address: str) -> tuple[int, int, int, int]:
-    """Domain, bus, device and function of ``dddd:bb:ss.f``."""
+    """Domain, bus, device and function of `dddd:bb:ss.f`."""
     domain, bus, rest = address.split(":")
     device, function = rest.split(".")
     return int(domain, 16), int(bus, 16), int(device, 16), int(function, 16)
@@ -132,7 +132,10 @@ def remaps_interrupts(dmar: bytes) -> bool | None:
 
 
 def _structures(table: bytes, head: str) -> Iterator[tuple[int, int]]:
-    """Where each structure begins, and its size; ``head``: how type and size stand at its beginning. Whole ones only."""
+    """Where each structure begins, and its size. Whole ones only.
+
+    :param head: how type and size stand at its beginning.
+    """
     if len(table) < _HEADER:
         return
     end = min(len(table), struct.unpack_from("<I", table, _LENGTH_AT)[0])

@@ -1,4 +1,4 @@
-"""IOMMU groups as the kernel draws them from the topology and Access Control Services; ``pcie_acs_override=``, which changes that.
+"""IOMMU groups as the kernel draws them from the topology and Access Control Services; `pcie_acs_override=`, which changes that.
 
 The rule is drivers/iommu/iommu.c, pci_device_group, with drivers/pci/pci.c, pci_acs_enabled. The override is Proxmox VE's own patch
 ("pci: Enable overrides for missing ACS capabilities", pve-kernel patch 0004): only its kernels know the word. Pure.
@@ -46,7 +46,7 @@ class Override:
 
 
 def knows_override(kernel: str) -> bool:
-    """Does a kernel of this release (``uname -r``) have the patch? Proxmox VE's have."""
+    """Does a kernel of this release (`uname -r`) have the patch? Proxmox VE's have."""
     return "-pve" in kernel
 
 

@@ -11,7 +11,8 @@ from homelab.shapes import CardPlan
 def lines(cards: Mapping[str, CardPlan], gpus: Mapping[str, Gpu]) -> list[str]:
     """The lines of card_values.sh: address, vendor:device, attribute, value.
 
-    :param cards: as HostProbe puts them out; ``gpus``: those of the settings.
+    :param cards: as HostProbe puts them out.
+    :param gpus: those of the settings.
     """
     found: list[str] = []
     for name, card in sorted(cards.items()):

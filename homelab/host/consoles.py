@@ -25,7 +25,7 @@ NO_FRAMEBUFFER = "initcall_blacklist=sysfb_init"
 
 
 class KernelRange(BaseModel):
-    """Releases, ``6.18``; a missing end is open."""
+    """Releases, `6.18`; a missing end is open."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,7 +33,7 @@ class KernelRange(BaseModel):
     before: str = "9999.0"
 
     def has(self, kernel: str) -> bool:
-        """Is ``6.17.2-1-pve`` one of them?"""
+        """Is `6.17.2-1-pve` one of them?"""
         return remapping.release(self.first) <= remapping.release(kernel) < remapping.release(self.before)
 
 
@@ -110,7 +110,10 @@ def freed(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabErro
 
 
 def remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
-    """What it means that a card is the host's screen: a sentence each. ``name``: as messages call it."""
+    """What it means that a card is the host's screen: a sentence each.
+
+    :param name: as messages call it.
+    """
     shown = screens(facts, facts.functions(slot))
     if not shown:
         return []
@@ -142,7 +145,10 @@ def _ways_in(facts: HostFacts) -> str:
 
 
 def without_effect(facts: HostFacts, host: Host, given: Mapping[str, str]) -> list[str]:
-    """The setting where no card that goes to a VM is the host's screen. ``given``: these cards, name -> slot."""
+    """The setting where no card that goes to a VM is the host's screen.
+
+    :param given: these cards, name -> slot.
+    """
     every = [one for slot in given.values() for one in facts.functions(slot)]
     if host.boot_framebuffer == "keep" or screens(facts, every) or _is_ours(facts):
         return []

@@ -1,8 +1,8 @@
 """A container's configuration, as far as devices go: which nodes it gives, by which lines, under which rules. Pure.
 
-Two ways give a container a device (pct(1), lxc.container.conf(5)): Proxmox VE's ``dev[n]``, which brings its own rule with the
-numbers that the host's node has at the start; and raw ``lxc.mount.entry`` lines with ``lxc.cgroup2.devices.allow`` beside them. Lines
-below a ``[section]`` are a snapshot's and count for nothing; those below ``[pve:pending]`` count from the next start on.
+Two ways give a container a device (pct(1), lxc.container.conf(5)): Proxmox VE's `dev[n]`, which brings its own rule with the
+numbers that the host's node has at the start; and raw `lxc.mount.entry` lines with `lxc.cgroup2.devices.allow` beside them. Lines
+below a `[section]` are a snapshot's and count for nothing; those below `[pve:pending]` count from the next start on.
 
 remote_scripts/lib/container/conf.sh reads the same file for the script that changes it: that one works on the host itself, under the
 lock of Proxmox VE's writers, and a host need not have Python. This one explains a reading. tests/container_configurations.yaml holds both
@@ -37,9 +37,9 @@ Method = Literal["device", "mount-entry"]
 class Entry:
     """A line that gives the container a device.
 
-    ``path``: where it is inside; ``source``: the host's node or folder. ``mode``, ``uid``, ``gid``: what dev[n] gives its node
-    (a mount entry's node keeps the host's). ``folder``: all nodes below it. ``optional``: the container starts without it.
-    ``pending``: from its next start on.
+    `path`: where it is inside; `source`: the host's node or folder. `mode`, `uid`, `gid`: what dev[n] gives its node
+    (a mount entry's node keeps the host's). `folder`: all nodes below it. `optional`: the container starts without it.
+    `pending`: from its next start on.
     """
 
     path: str
@@ -70,7 +70,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Rule:
-    """A device rule, ``c 195:* rwm``; None stands for ``*``. ``version``: of the control groups that it is for."""
+    """A device rule, `c 195:* rwm`; None stands for `*`. `version`: of the control groups that it is for."""
 
     verb: str
     kind: str
@@ -81,7 +81,7 @@ class Rule:
     line: str
 
     def covers(self, major: int, minor: int, access: str) -> bool:
-        """Is all of ``access`` (r, w) to this character device in it?"""
+        """Is all of `access` (r, w) to this character device in it?"""
         return (
             self.kind in ("a", "c")
             and self.major in (None, major)
@@ -96,8 +96,8 @@ class Rule:
 
 @dataclass(frozen=True)
 class ContainerConf:
-    """``options``: Proxmox VE's own keys; ``entries`` and ``rules`` in their order; ``broken``: raw device lines that lxc doesn't
-    understand; ``elsewhere``: section -> device lines in it, which have no effect."""
+    """`options`: Proxmox VE's own keys; `entries` and `rules` in their order; `broken`: raw device lines that lxc doesn't
+    understand; `elsewhere`: section -> device lines in it, which have no effect."""
 
     options: dict[str, str] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
@@ -115,7 +115,10 @@ class ContainerConf:
         return [entry.line for entry in self.entries] + [rule.line for rule in self.rules]
 
     def entry_for(self, path: str) -> Entry | None:
-        """What gives the container the node ``path``: a dev[n] option, which is done after the mounts; else the last such line."""
+        """What gives the container a node: a dev[n] option, which is done after the mounts; else the last such line.
+
+        :param path: the node's, inside.
+        """
         found = [entry for entry in self.entries if entry.gives(path)]
         return next((entry for entry in found if entry.method == "device"), found[-1] if found else None)
 

@@ -31,7 +31,7 @@ _ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
 
 class Device(Fact):
-    """One PCI function. ``address`` is ``dddd:bb:ss.f``; ``class_code`` six hex digits; ``group`` its IOMMU group, if any."""
+    """One PCI function. `address` is `dddd:bb:ss.f`; `class_code` six hex digits; `group` its IOMMU group, if any."""
 
     address: str
     vendor: str
@@ -54,12 +54,12 @@ class Device(Fact):
 
     @property
     def slot(self) -> str:
-        """``dddd:bb:ss``: what a card's functions share, and maybe others with them."""
+        """`dddd:bb:ss`: what a card's functions share, and maybe others with them."""
         return self.address.rpartition(".")[0]
 
     @property
     def id(self) -> str:
-        """``vendor:device``, four hex digits each."""
+        """`vendor:device`, four hex digits each."""
         return f"{self.vendor}:{self.device}"
 
     @property

@@ -26,8 +26,8 @@ from homelab.properties import parse as parse_properties
 class CardState(Fact):
     """A function of a card, as sysfs has it; None: there is no such file.
 
-    ``divided``: vgpu (NVIDIA's vGPU driver) or mdev (mediated devices), empty: it isn't; ``reset_method``: the ways in which the kernel resets it, in
-    their order; ``d3cold_allowed``: 0 or 1; ``control``: on or auto (power management); ``power_state``: such as D0; ``had``: by the name of one of
+    `divided`: vgpu (NVIDIA's vGPU driver) or mdev (mediated devices), empty: it isn't; `reset_method`: the ways in which the kernel resets it, in
+    their order; `d3cold_allowed`: 0 or 1; `control`: on or auto (power management); `power_state`: such as D0; `had`: by the name of one of
     these, the value that it had before this program set it (card_values.sh), and gets back once the settings no longer say it.
     """
 
@@ -49,8 +49,8 @@ class CommandLines(Fact):
 
 
 class GroupFacts(Fact):
-    """An IOMMU group. ``type``: of its default domain, such as ``identity``; ``direct``: memory, ``0x…-0x…``, that the firmware wants mapped
-    1:1 for one of its devices (Linux, ABI/testing/sysfs-kernel-iommu_groups: reserved_regions of the type ``direct``).
+    """An IOMMU group. `type`: of its default domain, such as `identity`; `direct`: memory, `0x…-0x…`, that the firmware wants mapped
+    1:1 for one of its devices (Linux, ABI/testing/sysfs-kernel-iommu_groups: reserved_regions of the type `direct`).
     """
 
     type: str = ""
@@ -58,10 +58,10 @@ class GroupFacts(Fact):
 
 
 class IommuFacts(Fact):
-    """``tables``: ACPI tables that announce an IOMMU; ``groups``: how many groups there are; ``kernel_log``: dmesg lines.
+    """`tables`: ACPI tables that announce an IOMMU; `groups`: how many groups there are; `kernel_log`: dmesg lines.
 
-    ``of_group``: what the kernel says of each group; ``acpi``: the tables, as base64; ``interrupts``: how the kernel's interrupts come,
-    ``remapped`` by the IOMMU or ``plain`` (/proc/interrupts), empty: it can't be told.
+    `of_group`: what the kernel says of each group; `acpi`: the tables, as base64; `interrupts`: how the kernel's interrupts come,
+    `remapped` by the IOMMU or `plain` (/proc/interrupts), empty: it can't be told.
     """
 
     tables: list[str]
@@ -100,7 +100,7 @@ def noted_in(ledger: Mapping[str, str], name: str) -> dict[str, Any] | None:
 
 
 class GuestConfig(Fact):
-    """``kind``: vm or lxc; ``lines``: those that matter for cards, as they stand in the file; after a line ``[PENDING]`` those that a running VM gets
+    """`kind`: vm or lxc; `lines`: those that matter for cards, as they stand in the file; after a line `[PENDING]` those that a running VM gets
     at its next start (PVE::QemuConfig)."""
 
     kind: str
@@ -140,7 +140,7 @@ def _pairs(lines: str) -> dict[str, str]:
 class CardUser(Fact):
     """A VM whose configuration names a card, or that runs with it.
 
-    ``running``: it runs, and not only its next start gives it the card.
+    `running`: it runs, and not only its next start gives it the card.
     """
 
     vmid: int
@@ -153,9 +153,9 @@ class CardUser(Fact):
 
 
 class Guests(Fact):
-    """``running``: ids of the VMs and containers that run; ``configs``: the lines of guests' configurations that matter for cards.
+    """`running`: ids of the VMs and containers that run; `configs`: the lines of guests' configurations that matter for cards.
 
-    ``unlisted``: kinds (vm, lxc) of which the host didn't tell which run. ``mappings``: /etc/pve/mapping/pci.cfg; ``reservations``: which VM runs with
+    `unlisted`: kinds (vm, lxc) of which the host didn't tell which run. `mappings`: /etc/pve/mapping/pci.cfg; `reservations`: which VM runs with
     which PCI function, as qemu-server notes it.
     """
 
@@ -170,7 +170,7 @@ class Guests(Fact):
         return next((config for config in self.configs if config.id == vmid), None)
 
     def users_of(self, path: str, node: str) -> list[CardUser]:
-        """The VMs that have a function of ``path`` (as `HostFacts.path_of`), by address or by any mapping of this node that has it."""
+        """The VMs that have a function of `path` (as `HostFacts.path_of`), by address or by any mapping of this node that has it."""
         lines = (line.split() for line in self.reservations.splitlines())
         reserved = {int(words[1]) for words in lines if len(words) > 1 and overlap(words[0], path)} & self.running
         users = []
@@ -189,7 +189,7 @@ class Guests(Fact):
         return users
 
     def options_of(self, config: GuestConfig, path: str, node: str) -> dict[str, dict[str, str]]:
-        """A VM's hostpci options that give it a function of ``path``, by address or by any mapping of this node that has it: name -> properties.
+        """A VM's hostpci options that give it a function of `path`, by address or by any mapping of this node that has it: name -> properties.
 
         Those of its next start count, and while it runs, those that it has now. (One that was shut down from inside keeps what waits for its start.)
         """
@@ -232,8 +232,8 @@ class Guests(Fact):
 
 
 class HaFiles(Fact):
-    """What the HA manager goes by, texts of files below /etc/pve/ha: ``resources``, ``groups`` (before Proxmox VE 9), ``rules`` (since then), and
-    ``status``, what it last made of its services, as JSON."""
+    """What the HA manager goes by, texts of files below /etc/pve/ha: `resources`, `groups` (before Proxmox VE 9), `rules` (since then), and
+    `status`, what it last made of its services, as JSON."""
 
     resources: str = ""
     groups: str = ""
@@ -244,8 +244,8 @@ class HaFiles(Fact):
 class Cluster(Fact):
     """What Proxmox VE knows of the host's surroundings, where guests were asked for.
 
-    ``node``: the host's name in it; ``name``: the cluster's, empty: the host is alone; ``places``: each guest's file below /etc/pve/nodes, such as ``pve2/qemu-server/203.conf``, a line each; ``users``:
-    /etc/pve/user.cfg; ``certificate``: what the API shows, ``authority``: /etc/pve/pve-root-ca.pem, as PEM. ``quorate``: may
+    `node`: the host's name in it; `name`: the cluster's, empty: the host is alone; `places`: each guest's file below /etc/pve/nodes, such as `pve2/qemu-server/203.conf`, a line each; `users`:
+    /etc/pve/user.cfg; `certificate`: what the API shows, `authority`: /etc/pve/pve-root-ca.pem, as PEM. `quorate`: may
     /etc/pve be written?
     """
 
@@ -285,9 +285,9 @@ class Cluster(Fact):
 class NvidiaFacts(Fact):
     """NVIDIA's driver on the host.
 
-    ``version``: of the loaded one, empty: none. ``installed``: is there one for the running kernel, loaded or not? ``trouble``, ``uvm_trouble``: what keeps the driver, and nvidia-uvm, from being there,
-    and what mends it; empty where nothing does. ``dev_trouble``: the same of dev[n] options for containers. ``missing_nodes``: device nodes that it serves and that aren't in /dev.
-    ``nodes_enabled``: is our service that makes them at boot enabled?
+    `version`: of the loaded one, empty: none. `installed`: is there one for the running kernel, loaded or not? `trouble`, `uvm_trouble`: what keeps the driver, and nvidia-uvm, from being there,
+    and what mends it; empty where nothing does. `dev_trouble`: the same of dev[n] options for containers. `missing_nodes`: device nodes that it serves and that aren't in /dev.
+    `nodes_enabled`: is our service that makes them at boot enabled?
     """
 
     version: str = ""
@@ -301,7 +301,7 @@ class NvidiaFacts(Fact):
 
 class HandedOver(Fact):
     """What hands cards from containers to VMs: is it switched on, which VMs have lost its hookscript, and which took it to another node ("103 on pve2"); of each card that isn't simply with the host, the
-    lines of its state (lib/handover/state.sh); ``away``: which cards a VM has, or are on their way, or are lost, in words."""
+    lines of its state (lib/handover/state.sh); `away`: which cards a VM has, or are on their way, or are lost, in words."""
 
     enabled: bool = False
     lost_hooks: list[str] = []
@@ -316,7 +316,7 @@ class HandedOver(Fact):
 
 
 class TurnedAway(Fact):
-    """A VM that was started while a run was at work, and didn't get its card: when (``at``, by the host's clock), and whose run it was."""
+    """A VM that was started while a run was at work, and didn't get its card: when (`at`, by the host's clock), and whose run it was."""
 
     vm: int
     at: str
@@ -337,8 +337,8 @@ class SharedWith(Fact):
 
 
 class DrmNodes(Fact):
-    """What the kernel has in /dev/dri for a graphics card: names such as ``card0`` and ``renderD128``, empty where there is none. ``kfd``: is
-    /dev/kfd about it, too? ``trouble``: why an Intel or AMD card may have no node for computing, in lines of modprobe.d and of the kernel."""
+    """What the kernel has in /dev/dri for a graphics card: names such as `card0` and `renderD128`, empty where there is none. `kfd`: is
+    /dev/kfd about it, too? `trouble`: why an Intel or AMD card may have no node for computing, in lines of modprobe.d and of the kernel."""
 
     card: str = ""
     render: str = ""
@@ -349,8 +349,8 @@ class DrmNodes(Fact):
 class Vital(Fact):
     """What the host can't do without, and what carries it.
 
-    ``kind``: storage, network or keyboard; ``name``: for a person, such as ``/ (ext4 on /dev/mapper/pve-root)``; ``devices``: addresses of
-    the PCI functions on the way to it; ``trouble``: why they could not be told, empty where they could.
+    `kind`: storage, network or keyboard; `name`: for a person, such as `/ (ext4 on /dev/mapper/pve-root)`; `devices`: addresses of
+    the PCI functions on the way to it; `trouble`: why they could not be told, empty where they could.
     """
 
     kind: str
@@ -360,7 +360,7 @@ class Vital(Fact):
 
 
 class Holder(Fact):
-    """A process of the host, or its text console (``pid`` 0), that has cards open: addresses of their functions."""
+    """A process of the host, or its text console (`pid` 0), that has cards open: addresses of their functions."""
 
     pid: int
     name: str
@@ -371,19 +371,22 @@ class Holder(Fact):
 
 
 class LeftGuest(Fact):
-    """A VM that this program has moved to another node, ``node``, for a restart, and has given up bringing back, and why."""
+    """A VM that this program has moved to another node, `node`, for a restart, and has given up bringing back, and why."""
 
     vmid: int
     node: str
     why: str
 
     def way_back(self, here: str) -> str:
-        """The command for a person, on the node where it is. ``here``: the node from which it was moved."""
+        """The command for a person, on the node where it is.
+
+        :param here: the node from which it was moved.
+        """
         return f"`qm migrate {self.vmid} {here} --online 1`"
 
 
 class HostFacts(Fact):
-    """One reading of a host. Raises ``pydantic.ValidationError`` when the script's answer has another shape."""
+    """One reading of a host. A script's answer of another shape is no reading: it raises `pydantic.ValidationError`."""
 
     boot_id: str
     kernel: str
@@ -508,7 +511,9 @@ class HostFacts(Fact):
     def functions(self, place: str) -> list[Device]:
         """The functions of the card in a slot, in their order: what makes it a card, and the companions that are its own (ADR 12, ADR 22).
 
-        In a slot without a card: all of them. ``place`` may be a single function: that one.
+        In a slot without a card: all of them.
+
+        :param place: the slot; or a single function: then that one.
         """
         if place in self.by_address:
             return [self.by_address[place]]
@@ -573,7 +578,7 @@ class HostFacts(Fact):
         return ";".join(device.address for device in mine)
 
     def has_roaming(self, cluster: str | None, named: str, guest: int) -> bool:
-        """Is a guest whose settings name a cluster as its host (``named``) on this node of the cluster now?"""
+        """Is a guest whose settings name a cluster as its host (`named`) on this node of the cluster now?"""
         return cluster == named and self.guests.config(guest) is not None
 
     def users_of(self, place: str, node: str) -> list[CardUser]:
@@ -622,7 +627,7 @@ class HostFacts(Fact):
         return [holder for holder in self.holders if wanted.intersection(holder.devices)]
 
     def bound_by_hand(self) -> set[str]:
-        """Addresses that other configuration than this program's gives to vfio-pci, and that are on it now: ``vfio-pci.ids=``, modprobe.d, driverctl.
+        """Addresses that other configuration than this program's gives to vfio-pci, and that are on it now: `vfio-pci.ids=`, modprobe.d, driverctl.
 
         Both are needed: configuration alone may never have had an effect, and a driver alone may be what a starting VM left behind.
         """
@@ -676,7 +681,7 @@ class HostFacts(Fact):
         """Every function in the IOMMU group or groups of this card in the next boot, the card's own included.
 
         Before there are groups (IOMMU off), they are predicted as the kernel is going to draw them (acs.grouped). Where
-        ``pcie_acs_override`` comes or goes with the next boot, the groups of now are split, or joined, by the same rule.
+        `pcie_acs_override` comes or goes with the next boot, the groups of now are split, or joined, by the same rule.
         """
         card = self.functions(slot)
         groups = {device.group for device in card if device.group is not None}
@@ -724,7 +729,7 @@ class HostFacts(Fact):
         return {}
 
     def mapped_one_to_one(self, slot: str) -> list[str]:
-        """What the firmware wants mapped 1:1 for devices of the card's group: ``0x…-0x…``, or with the device where its tables say it."""
+        """What the firmware wants mapped 1:1 for devices of the card's group: `0x…-0x…`, or with the device where its tables say it."""
         groups = {device.group for device in self.functions(slot) if device.group is not None}
         said = [self.iommu.of_group.get(group) for group in sorted(groups)]
         # Where the groups are going to be others, or the kernel says nothing of them, it is the tables that tell; if there are any.
@@ -748,7 +753,7 @@ class HostFacts(Fact):
 
     @cached_property
     def _names(self) -> dict[str, str]:
-        """Address -> name and id, as `lspci -Dnnk` prints them: ``Ethernet Controller I226-V [8086:125c]``; empty where it was not asked."""
+        """Address -> name and id, as `lspci -Dnnk` prints them: `Ethernet Controller I226-V [8086:125c]`; empty where it was not asked."""
         found = {}
         for line in self.lspci.splitlines():
             address, _, rest = line.partition(" ")
@@ -762,13 +767,13 @@ class HostFacts(Fact):
         return names.listed(self.named)
 
     def model(self, device: Device) -> str:
-        """``RTX 5090``; empty where nobody knows."""
+        """`RTX 5090`; empty where nobody knows."""
         return names.model(device.id, self._models.get(device.address, ""))
 
     def card(self, place: str) -> str:
-        """A card as every message calls it (names.py): ``RTX 5090 [10de:2b85] at 0000:01:00``.
+        """A card as every message calls it (names.py): `RTX 5090 [10de:2b85] at 0000:01:00`.
 
-        :param place: its slot, or a function in it, or several, joined by ``;``; where nothing is there, that is returned.
+        :param place: its slot, or a function in it, or several, joined by `;`; where nothing is there, that is returned.
         """
         functions = self.functions(place.partition(";")[0])
         if not functions:
@@ -784,7 +789,7 @@ class HostFacts(Fact):
         return f"{device.address} {device.kind} [{name}]" + (f" ({', '.join(uses)})" if uses else "")
 
     def _uses(self, name: str) -> list[str]:
-        """What hangs on a disk or network interface, such as ``nvme0n1: / on ext4``."""
+        """What hangs on a disk or network interface, such as `nvme0n1: / on ext4`."""
         parents: dict[str, str] = {}
         found = [name]
         for line in self.disks.splitlines():
@@ -797,7 +802,7 @@ class HostFacts(Fact):
 
 
 def _is_part(device: Device, display: Device, slot: list[Device]) -> bool:
-    """Is a function a part of the card that ``display`` makes, or only in its slot (ADR 12)?
+    """Is a function a part of the card that `display` makes, or only in its slot (ADR 12)?
 
     A processor's graphics share their slot with its security processor, USB controllers and the board's audio; these are the board's.
     The maker tells them apart: AMD's graphics and their audio are 1002, what else is there 1022.
@@ -815,7 +820,7 @@ def _is_part(device: Device, display: Device, slot: list[Device]) -> bool:
 
 
 def missing_words(words: str, cmdline: str) -> list[str]:
-    """Those of ``words`` that aren't on ``cmdline``. An IOMMU word may have more options there (``intel_iommu=on,sm_on``)."""
+    """Those of `words` that aren't on `cmdline`. An IOMMU word may have more options there (`intel_iommu=on,sm_on`)."""
     there = cmdline.split()
     return [
         word
@@ -835,7 +840,7 @@ def _ids_by_word(cmdline: str) -> dict[str, str]:
 
 
 def bound_by_word(cmdline: str) -> dict[str, str]:
-    """Address -> vendor:device, from ``homelab.vfio=0000:01:00.0=10de:2b85,…``; the last such word counts, as in the script."""
+    """Address -> vendor:device, from `homelab.vfio=0000:01:00.0=10de:2b85,…`; the last such word counts, as in the script."""
     bound: dict[str, str] = {}
     for word in cmdline.split():
         if word.startswith("homelab.vfio="):

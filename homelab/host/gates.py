@@ -17,7 +17,7 @@ from homelab.settings import Gpu, Host
 
 
 def resolve(facts: HostFacts, gpus: dict[str, Gpu]) -> tuple[dict[str, str], list[HomelabError]]:
-    """GPU name -> slot (``0000:01:00``), and what can't be resolved: no such card, several, or one under two names."""
+    """GPU name -> slot (`0000:01:00`), and what can't be resolved: no such card, several, or one under two names."""
     slots: dict[str, str] = {}
     errors: list[HomelabError] = []
     for name, gpu in gpus.items():
@@ -36,7 +36,7 @@ def resolve(facts: HostFacts, gpus: dict[str, Gpu]) -> tuple[dict[str, str], lis
 
 
 def choosing(facts: HostFacts, gpus: dict[str, Gpu]) -> HostFacts:
-    """The same reading, in which a card is the functions that the settings name for it (``functions``), where they do."""
+    """The same reading, in which a card is the functions that the settings name for it (`functions`), where they do."""
     named = {name: gpu for name, gpu in gpus.items() if gpu.functions}
     slots = resolve(facts, named)[0]
     return facts.model_copy(update={"chosen": {slot: gpus[name].functions for name, slot in slots.items()}})
@@ -384,7 +384,7 @@ def isolation(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabE
 
 
 def predicted(facts: HostFacts) -> str:
-    """``predicted `` while there are no groups to be read."""
+    """`predicted ` while there are no groups to be read."""
     return "" if facts.iommu.groups else "predicted "
 
 
@@ -567,7 +567,8 @@ def _naming(facts: HostFacts, slot: str, users: list[CardUser]) -> str:
 def _out_first(facts: HostFacts, slot: str, users: list[CardUser], first: str, then: str) -> str:
     """How the card leaves the VMs before the host restarts.
 
-    :param first: what is done to the settings for that, if this program gave it to one; ``then``: afterwards.
+    :param first: what is done to the settings for that, if this program gave it to one.
+    :param then: what is done to them afterwards.
     """
     ours = [user for user in users if facts.given_by_us(slot, user.vmid)]
     steps = [_by_hand(facts, slot, user) for user in users if user not in ours]
@@ -662,7 +663,10 @@ def only_card(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabE
 
 
 def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabError]]:
-    """All gates. Returns the slot of each GPU that could be resolved, and every reason not to go on."""
+    """All gates.
+
+    :returns: the slot of each GPU that could be resolved, and every reason not to go on.
+    """
     facts = remapping.to_be(facts, host)
     slots, unresolved = resolve(facts, host.gpus)
     errors = [

@@ -112,7 +112,7 @@ def gvt_g(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabErro
 
 
 def legacy(facts: HostFacts, name: str, slot: str) -> list[HomelabError]:
-    """``legacyIgd``: only Intel's processor graphics, in their own place and as one function, have this mode (PVE::QemuServer::PCI)."""
+    """`legacyIgd`: only Intel's processor graphics, in their own place and as one function, have this mode (PVE::QemuServer::PCI)."""
     functions = facts.functions(slot)
     if [one.address for one in functions] == [INTEGRATED] and functions[0].vendor == INTEL:
         return []
@@ -132,7 +132,10 @@ def _has_legacy_mode(device: Device) -> bool:
 
 
 def legacy_remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
-    """What ``legacyIgd`` doesn't bring on newer graphics: a sentence. ``name``: of the settings."""
+    """What `legacyIgd` doesn't bring on newer graphics: a sentence.
+
+    :param name: of the settings.
+    """
     shown = _integrated(facts.functions(slot))
     if shown is None or _has_legacy_mode(shown):
         return []
@@ -148,7 +151,10 @@ def legacy_remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
 
 
 def rom_remarks(facts: HostFacts, name: str, slot: str, *, romfile: str | None, legacy_igd: bool) -> list[str]:
-    """What a VM may see of the card's ROM, where it is given no file for it: a sentence each. ``name``: of the settings."""
+    """What a VM may see of the card's ROM, where it is given no file for it: a sentence each.
+
+    :param name: of the settings.
+    """
     functions = facts.functions(slot)
     shown = next((one for one in functions if one.is_display and not one.physfn), None)
     if shown is None or romfile or legacy_igd:

@@ -1,7 +1,7 @@
 """VMs and containers that the HA manager has, beside cards that are handed over (ADR 30). Pure.
 
-HA starts a guest itself, tries again where a start fails (``max_restart``), then moves the guest to another node (``max_relocate``), and gives up in the
-state ``error`` (PVE::HA::Manager). A card is in one node, and so is what hands it over.
+HA starts a guest itself, tries again where a start fails (`max_restart`), then moves the guest to another node (`max_relocate`), and gives up in the
+state `error` (PVE::HA::Manager). A card is in one node, and so is what hands it over.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def refused_under_ha(
 ) -> list[HomelabError]:
     """What doesn't go together with HA: a VM that HA may take away from its shared card, and a container that HA would start again.
 
-    :param vms: of this host; ``containers``: the same.
+    :param vms: of this host.
+    :param containers: of this host.
     """
     errors = []
     for vm in vms:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 def card_line(name: str, card: CardPlan, vmids: Sequence[int], shut_down: str = "all") -> str:
     """A card as `scripts.handover` takes it, its graphics function first.
 
-    :param name: in the settings; ``vmids``: of the VMs that may take it; ``shut_down``: as of `Gpu.shut_down`.
+    :param name: in the settings.
+    :param vmids: of the VMs that may take it.
+    :param shut_down: as of `Gpu.shut_down`.
     """
     functions = sorted(card["functions"], key=lambda one: not one["class"].startswith(GRAPHICS))
     words = ",".join(f"{one['address']}={one['id']}" for one in functions)
@@ -41,12 +43,18 @@ def refused(facts: HostFacts) -> list[HomelabError]:
 
 
 def takers(host: Host, vms: Mapping[str, Vm]) -> dict[str, list[int]]:
-    """The ids of the VMs that may take each shared card. ``vms``: those of this host, by name."""
+    """The ids of the VMs that may take each shared card.
+
+    :param vms: those of this host, by name.
+    """
     return {gpu: [vm.vmid for vm in vms.values() if gpu in (use.gpu for use in vm.gpus)] for gpu in host.hands_over}
 
 
 def lines_of(host: Host, vms: Mapping[str, Vm], cards: Mapping[str, CardPlan]) -> list[str]:
-    """`card_line` of each shared card. ``cards``: the host's, by name."""
+    """`card_line` of each shared card.
+
+    :param cards: the host's, by name.
+    """
     return [card_line(gpu, cards[gpu], vmids, host.gpus[gpu].shut_down) for gpu, vmids in takers(host, vms).items()]
 
 
@@ -74,7 +82,8 @@ def since(about: Mapping[str, str]) -> int:
 def switch_refused(facts: HostFacts, host: Host, name: str, vm: Vm | None, *, rehearsed: bool = False) -> None:
     """Before a card is switched by hand.
 
-    :param name: of the card in the settings, which is shared; ``vm``: that is to take it; None: the containers are to have it again.
+    :param name: of the card in the settings, which is shared.
+    :param vm: the one that is to take it; None: the containers are to have it again.
     :param rehearsed: nothing is to be done, so that what it would wait for is no reason.
     :raises HomelabError: it can't be.
     """

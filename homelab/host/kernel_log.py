@@ -84,7 +84,7 @@ class StartSign(BaseModel):
 
 @dataclass(frozen=True)
 class Trouble:
-    """What a sign tells of a card or the host; ``stops``: is it a reason for `up` to fail?"""
+    """What a sign tells of a card or the host; `stops`: is it a reason for `up` to fail?"""
 
     error: HomelabError
     stops: bool
@@ -116,7 +116,7 @@ def filter_of_lines() -> str:
 def of_card(facts: HostFacts, name: str, functions: Iterable[str]) -> list[Trouble]:
     """What is wrong with a card.
 
-    :param name: for messages, such as ``gpus.rtx5090``.
+    :param name: for messages, such as `gpus.rtx5090`.
     :param functions: addresses of the functions that are the card.
     """
     own = set(functions)
@@ -131,7 +131,10 @@ def of_card(facts: HostFacts, name: str, functions: Iterable[str]) -> list[Troub
 
 
 def of_host(facts: HostFacts, name: str) -> list[Trouble]:
-    """What keeps the host from giving away any card; ``name``: as it is called in messages."""
+    """What keeps the host from giving away any card.
+
+    :param name: as it is called in messages.
+    """
     lines = facts.kernel_log.splitlines()
     rows = [row for row in signs() if row.of == "host" and not (row.name == UNSAFE and facts.unsafe_interrupts)]
     return _told(name, rows, lambda _: lines)
@@ -177,7 +180,7 @@ def excerpt(text: str, lines: int = _QUOTED) -> str:
 
 
 def named(line: str) -> list[str]:
-    """The PCI addresses in a line of the log: ``0000:01:00.0``, or ``0000:01:00`` where it names no function."""
+    """The PCI addresses in a line of the log: `0000:01:00.0`, or `0000:01:00` where it names no function."""
     found = []
     for match in _ADDRESS.finditer(line):
         domain, device, function = match.groups()
@@ -229,7 +232,10 @@ def _uncured(row: Sign, lines: list[str]) -> list[str]:
 
 
 def lost(name: str, addresses: list[str]) -> HomelabError:
-    """The error for functions whose configuration space reads as ones. ``name``: as of `of_card`."""
+    """The error for functions whose configuration space reads as ones.
+
+    :param name: as of `of_card`.
+    """
     return HomelabError(
         wanted=f"{name}: a card that answers on the PCI bus",
         found=f"the configuration space of {', '.join(addresses)} can't be read: every bit is one",

@@ -33,7 +33,7 @@ def listed(lspci: str) -> dict[str, str]:
 
 
 def short(text: str) -> str:
-    """``RTX 4090`` for pci.ids' ``NVIDIA Corporation AD102 [GeForce RTX 4090]``; empty for a device that it doesn't know."""
+    """`RTX 4090` for pci.ids' `NVIDIA Corporation AD102 [GeForce RTX 4090]`; empty for a device that it doesn't know."""
     marketed = _BRACKETS.search(text)
     name = (marketed[1] if marketed and not marketed[1].startswith("AMD") else text).strip()
     while (cut := _MAKERS.sub("", name)) != name:
@@ -44,15 +44,16 @@ def short(text: str) -> str:
 
 
 def model(ids: str, listed_as: str = "") -> str:
-    """``RTX 5090``; empty where nobody knows.
+    """`RTX 5090`; empty where nobody knows.
 
-    :param ids: vendor:device; ``listed_as``: what pci.ids calls it, short.
+    :param ids: vendor:device.
+    :param listed_as: what pci.ids calls it, short.
     """
     return listed_as or NEWER.get(ids.lower(), "")
 
 
 def card(ids: str, place: str, listed_as: str = "", kind: str = "graphics card") -> str:
-    """``RTX 5090 [10de:2b85] at 0000:01:00``: how every message, plan and table calls a card.
+    """`RTX 5090 [10de:2b85] at 0000:01:00`: how every message, plan and table calls a card.
 
     :param kind: what it is, where nobody knows its name.
     """
@@ -60,7 +61,7 @@ def card(ids: str, place: str, listed_as: str = "", kind: str = "graphics card")
 
 
 def model_of_output(gpu: Mapping[str, Any]) -> str:
-    """``RTX 5090``, or the slot where nobody knows, of a card as HostProbe, or a stack, puts it out."""
+    """`RTX 5090`, or the slot where nobody knows, of a card as HostProbe, or a stack, puts it out."""
     return of_output(gpu).partition(" [")[0]
 
 

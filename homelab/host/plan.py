@@ -27,9 +27,9 @@ class _Keep(TypedDict, total=False):
 class Wanted:
     """What a host is to be.
 
-    ``iommu_words``/``vfio_words``: words of the kernel command line, separated by spaces. ``functions``: PCI address ->
-    vendor:device of every function that must be on vfio-pci; those in ``by_hand`` are put there by other configuration than this program's.
-    ``gpus``: name -> slot, use, functions and group.
+    `iommu_words`/`vfio_words`: words of the kernel command line, separated by spaces. `functions`: PCI address ->
+    vendor:device of every function that must be on vfio-pci; those in `by_hand` are put there by other configuration than this program's.
+    `gpus`: name -> slot, use, functions and group.
     """
 
     iommu_words: str
@@ -49,7 +49,7 @@ class Wanted:
 
 
 def wanted(facts: HostFacts, host: Host) -> Wanted:
-    """What ``host`` (settings) means on this host (facts).
+    """What `host` (settings) means on this host (facts).
 
     :raises HomelabError: a gate is closed; the text names every reason.
     """
@@ -113,7 +113,7 @@ def _kept(facts: HostFacts, host: Host, name: str) -> _Keep:
 
 
 def drift(facts: HostFacts, want: Wanted) -> dict[str, list[str]]:
-    """Layer -> how the host differs from ``want``, as sentences. ``boot`` is what only a reboot can mend."""
+    """Layer -> how the host differs from `want`, as sentences. `boot` is what only a reboot can mend."""
     return {
         "iommu": [
             *_changed_files(facts, "iommu"),
@@ -301,8 +301,8 @@ def _log_excerpt(facts: HostFacts) -> str:
 class PlannedReboot:
     """Whether the host must be rebooted, as reboot_host.sh decides it (remote_scripts/lib/lacking.sh).
 
-    ``reasons``: why; ``perhaps``: what would be a reason, where only the installation of packages shows whether it is one;
-    ``guests``: what runs and is stopped by it; ``moves``: what is on other nodes meanwhile; ``cluster``: what it waits for: what runs there, or that the cluster can't do without this node now; empty where nothing keeps it.
+    `reasons`: why; `perhaps`: what would be a reason, where only the installation of packages shows whether it is one;
+    `guests`: what runs and is stopped by it; `moves`: what is on other nodes meanwhile; `cluster`: what it waits for: what runs there, or that the cluster can't do without this node now; empty where nothing keeps it.
     """
 
     reboot: Literal["yes", "no", "manual"]
@@ -336,7 +336,7 @@ class PlannedReboot:
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """What a script's `plan` says of a file: ``how`` (a key of FILES); ``what``, a path or several in words; ``diff``: from what is there, as
+    """What a script's `plan` says of a file: `how` (a key of FILES); `what`, a path or several in words; `diff`: from what is there, as
     `diff -u` prints it, empty where nothing is to be shown."""
 
     how: str

@@ -22,7 +22,7 @@ _BLACKLIST_ALONE = "the list of drivers that are kept off the cards changes (mod
 
 
 def in_short(reasons: Sequence[str], cards: Mapping[str, CardPlan]) -> str:
-    """``the kernel command line gets amd_iommu=on iommu=pt, and RTX 5090 goes to vfio-pci``.
+    """`the kernel command line gets amd_iommu=on iommu=pt, and RTX 5090 goes to vfio-pci`.
 
     :param reasons: as reboot_host.sh answers them; one that isn't understood is said as it is.
     :param cards: of the plan, as HostProbe puts them out.
@@ -34,7 +34,8 @@ def in_short(reasons: Sequence[str], cards: Mapping[str, CardPlan]) -> str:
 def stopping(guests: str, moves: str = "") -> str:
     """What a reboot does to guests.
 
-    :param guests: as reboot_host.sh names those that it stops; ``moves``: those that are on other nodes meanwhile.
+    :param guests: as reboot_host.sh names those that it stops.
+    :param moves: those that are on other nodes meanwhile.
     """
     away = f"other nodes have {moves} meanwhile; " if moves else ""
     return f"{away}it stops {guests or 'no running guest'}"

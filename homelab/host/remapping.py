@@ -51,7 +51,7 @@ def is_intel(facts: HostFacts) -> bool:
 
 
 def release(kernel: str) -> tuple[int, int]:
-    """``6.17.2-1-pve`` -> (6, 17); (0, 0) where it says nothing of the kind."""
+    """`6.17.2-1-pve` -> (6, 17); (0, 0) where it says nothing of the kind."""
     match = re.match(r"(\d+)\.(\d+)", kernel)
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
@@ -140,7 +140,7 @@ def _plain_interrupts(facts: HostFacts, host: Host) -> list[HomelabError]:
 def one_to_one(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
     """Nothing in the card's group is to be mapped 1:1 for the firmware: the kernel gives no such group to a VM.
 
-    It sets require_direct for each device with a reserved region of the type ``direct`` (iommu_create_device_direct_mappings), whatever the
+    It sets require_direct for each device with a reserved region of the type `direct` (iommu_create_device_direct_mappings), whatever the
     group's default domain is, and refuses the blocking domain that VFIO begins with (__iommu_device_set_domain; drivers/iommu/iommu.c).
     Hence iommu=pt makes no difference.
     """

@@ -61,13 +61,16 @@ def known(facts: HostFacts, functions: Sequence[Device]) -> ResetRow | None:
 
 
 def described(facts: HostFacts, functions: Sequence[Device]) -> str:
-    """``0000:01:00.0 by flr, bus; 0000:01:00.1 by none``; empty where the kernel says nothing of any."""
+    """`0000:01:00.0 by flr, bus; 0000:01:00.1 by none`; empty where the kernel says nothing of any."""
     said = {device.address: methods(facts, device.address) for device in functions}
     return "; ".join(f"{address} by {', '.join(ways) or 'none'}" for address, ways in said.items() if ways is not None)
 
 
 def remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
-    """What is known of the card that may come as a surprise. ``name``: for messages."""
+    """What is known of the card that may come as a surprise.
+
+    :param name: for messages.
+    """
     row = known(facts, facts.functions(slot))
     return [f"{name}: {row.why}; {row.next}"] if row is not None and row.verdict == "warn" else []
 

@@ -24,7 +24,7 @@ _VFCT_IMAGE = struct.Struct("<IIIHHHHII")
 
 @dataclass(frozen=True)
 class Image:
-    """One image of a ROM. ``whole``: does a BIOS image's sum say that nothing of it was changed?"""
+    """One image of a ROM. `whole`: does a BIOS image's sum say that nothing of it was changed?"""
 
     vendor: str
     device: str

@@ -23,7 +23,7 @@ _MARK = re.compile(r"homelab init, stack (?P<stack>[^,]+)(?:, role (?P<roles>[A-
 
 @dataclass(frozen=True)
 class User:
-    """A user of /etc/pve/user.cfg. ``stack``: the one that `homelab init` made it for, empty: it didn't; ``roles``: those that it has and that
+    """A user of /etc/pve/user.cfg. `stack`: the one that `homelab init` made it for, empty: it didn't; `roles`: those that it has and that
     init made, for it or for another one's user.
     """
 
@@ -58,7 +58,7 @@ def name_for(stack: str, config: str) -> str:
 
 @dataclass(frozen=True)
 class Making:
-    """``name``: the user's; ``commands``: to be run in their order on the host, the last of them without its answer being shown; ``secret``:
+    """`name`: the user's; `commands`: to be run in their order on the host, the last of them without its answer being shown; `secret`:
     whether that one prints the token's secret.
     """
 
@@ -113,7 +113,7 @@ def making(stack: str, config: str, needs: Needs, *, has_secret: bool, pve: str)
 
 @dataclass(frozen=True)
 class Undoing:
-    """``commands``: to be run in their order; ``left``: what stays, and why, a sentence each."""
+    """`commands`: to be run in their order; `left`: what stays, and why, a sentence each."""
 
     commands: list[str]
     left: list[str]

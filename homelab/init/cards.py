@@ -16,8 +16,8 @@ from homelab.settings import Gpu, Host
 
 @dataclass(frozen=True)
 class Card:
-    """``place``: its slot, ``0000:01:00``, or the address of a virtual function (SR-IOV), which is a card of its own; ``id``: of its graphics
-    function; ``alone``: is it the only one with that id? ``name``: as every message calls it; ``key``: a name for the settings.
+    """`place`: its slot, `0000:01:00`, or the address of a virtual function (SR-IOV), which is a card of its own; `id`: of its graphics
+    function; `alone`: is it the only one with that id? `name`: as every message calls it; `key`: a name for the settings.
     """
 
     place: str
@@ -58,7 +58,7 @@ def cards(facts: HostFacts) -> list[Card]:
 
 
 def key_of(name: str, taken: Iterable[str], otherwise: str) -> str:
-    """A name for the settings: letters, digits and hyphens; ``rtx5090`` of ``RTX 5090``."""
+    """A name for the settings: letters, digits and hyphens; `rtx5090` of `RTX 5090`."""
     words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     plain = re.sub(r"^(rtx|gtx|rx|gt)-(?=[a-z]?[0-9])", r"\1", words)[:36].strip("-")
     base = plain if re.match(r"[a-z]", plain) and len(plain) > 1 else otherwise if not plain else f"{otherwise}-{plain}"
@@ -96,7 +96,7 @@ def containers_with(facts: HostFacts, card: Card) -> list[int]:
 
 
 def possible_uses(facts: HostFacts, card: Card, host: Host) -> set[str]:
-    """Of `vm`, `lxc` and `host`, what `up` wouldn't refuse. ``refused`` says why not. A virtual function is for VMs alone."""
+    """Of `vm`, `lxc` and `host`, what `up` wouldn't refuse. `refused` says why not. A virtual function is for VMs alone."""
     return {use for use in ("vm", *(() if card.is_virtual else ("lxc", "host"))) if not refused(facts, card, host, use)}
 
 
@@ -112,7 +112,7 @@ def screen_lost(facts: HostFacts, card: Card, host: Host) -> HomelabError | None
 
 
 def refused(facts: HostFacts, card: Card, host: Host, use: str, **more: object) -> list[HomelabError]:
-    """What stands against giving the card to a VM (``use: vm``), or leaving it with the host's driver (``lxc``, ``host``).
+    """What stands against giving the card to a VM (`use: vm`), or leaving it with the host's driver (`lxc`, `host`).
 
     :param more: of the card's settings.
     """

@@ -20,7 +20,7 @@ Kind = Literal["vm", "new-vm", "lxc", "host", "none"]
 
 @dataclass(frozen=True)
 class Guest:
-    """A VM or container of the host. ``kind``: vm or lxc."""
+    """A VM or container of the host. `kind`: vm or lxc."""
 
     id: int
     kind: str
@@ -52,7 +52,7 @@ def free_id(facts: HostFacts) -> int:
 
 @dataclass(frozen=True)
 class Use:
-    """What a card is for. ``guests``: the VM's id (a new one's, too), or the containers'."""
+    """What a card is for. `guests`: the VM's id (a new one's, too), or the containers'."""
 
     kind: Kind
     guests: tuple[int, ...] = ()
@@ -71,7 +71,7 @@ _FORMS = "vm:103, new-vm, new-vm:110, lxc:901,950, host, none"
 
 
 def parse_card(text: str, cards: Sequence[Card], facts: HostFacts) -> tuple[Card, Use]:
-    """``rtx5090=vm:103``: a card by its name here, its slot or its id, and what it is for.
+    """`rtx5090=vm:103`: a card by its name here, its slot or its id, and what it is for.
 
     :raises HomelabError: there is no such card, or no such use.
     """
@@ -177,8 +177,8 @@ class Stack:
 
 @dataclass(frozen=True)
 class ChosenVm:
-    """A VM that is to be made. ``size``: GiB; ``memory``: MiB; ``image``, ``iso``: the volume that it starts from, both empty: an empty disk;
-    ``into``: ``image`` is the name of a known one, which is downloaded to this storage; ``cloud``: its `cloudInit`.
+    """A VM that is to be made. `size`: GiB; `memory`: MiB; `image`, `iso`: the volume that it starts from, both empty: an empty disk;
+    `into`: `image` is the name of a known one, which is downloaded to this storage; `cloud`: its `cloudInit`.
     """
 
     name: str
@@ -194,9 +194,9 @@ class ChosenVm:
 
 @dataclass
 class Choices:
-    """All that was decided. ``uses``: slot -> what the card is for; ``host_stack``: None: the host's driver is left as it is;
-    ``guest_stack``: of the containers that get cards and run, None: nothing is installed in them; ``over``: also of those whose settings have
-    one already? ``vm_stacks``: a VM's id -> its `address`, `ssh` and `nvidia`. ``more``: settings as they are, by key of the file's `config:`.
+    """All that was decided. `uses`: slot -> what the card is for; `host_stack`: None: the host's driver is left as it is;
+    `guest_stack`: of the containers that get cards and run, None: nothing is installed in them; `over`: also of those whose settings have
+    one already? `vm_stacks`: a VM's id -> its `address`, `ssh` and `nvidia`. `more`: settings as they are, by key of the file's `config:`.
     """
 
     uses: dict[str, Use] = field(default_factory=dict)
@@ -209,7 +209,7 @@ class Choices:
 
 
 def parse_setting(text: str) -> dict[str, Any]:
-    """``vms.sandbox.machine=q35`` as nested mappings below `homelab:`; the value as YAML has it.
+    """`vms.sandbox.machine=q35` as nested mappings below `homelab:`; the value as YAML has it.
 
     :raises HomelabError: it isn't of that form.
     """

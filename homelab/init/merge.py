@@ -117,7 +117,7 @@ def _cannot_be_added_to(found: str) -> HomelabError:
 
 @dataclass
 class _Edits:
-    """What is put in where, as offsets in ``text``: (from, to, in its place)."""
+    """What is put in where, as offsets in `text`: (from, to, in its place)."""
 
     text: str
     found: list[tuple[int, int, str]] = field(default_factory=list)

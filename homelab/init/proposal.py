@@ -30,8 +30,8 @@ OPEN = "FILL-IN"
 
 @dataclass(frozen=True)
 class Existing:
-    """A stack's file as it is. ``text``: empty where there is none, of the example what Pulumi has added to it; ``values``: what it has under `homelab:`, by
-    key without that; ``example``: is it the example, never filled in?
+    """A stack's file as it is. `text`: empty where there is none, of the example what Pulumi has added to it; `values`: what it has under `homelab:`, by
+    key without that; `example`: is it the example, never filled in?
     """
 
     text: str = ""
@@ -95,8 +95,8 @@ def _loaded(text: str, file: str) -> Settings:
 
 @dataclass(frozen=True)
 class Proposal:
-    """``text``: the settings file; ``making``: of the API's user, None: none is needed, or there is one; ``refused``: what `up` would
-    refuse; ``remarks``: the plan's lines for guests.
+    """`text`: the settings file; `making`: of the API's user, None: none is needed, or there is one; `refused`: what `up` would
+    refuse; `remarks`: the plan's lines for guests.
     """
 
     text: str

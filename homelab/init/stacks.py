@@ -13,7 +13,10 @@ from homelab.settings import Nvidia
 
 
 def of_host(facts: HostFacts, cards: list[str]) -> SystemFacts:
-    """The host as a system that gets a driver. ``cards``: ids (vendor:device) of those that stay with it."""
+    """The host as a system that gets a driver.
+
+    :param cards: ids (vendor:device) of those that stay with it.
+    """
     return system_of(facts, tuple(cards))
 
 

@@ -22,7 +22,7 @@ _DISKS = (".qcow2", ".raw", ".vmdk", ".img")
 
 @dataclass(frozen=True)
 class HostStorage:
-    """``content``: what may lie on it, such as images, iso, import."""
+    """`content`: what may lie on it, such as images, iso, import."""
 
     name: str
     content: frozenset[str]
@@ -72,8 +72,8 @@ def volumes(printed: str, kind: str) -> tuple[list[str], list[str]]:
 
 @dataclass(frozen=True)
 class Offered:
-    """What a new VM may be made of. ``disks``: storages that take its disk; ``images``: volumes that a disk may be made of; ``isos``: CDs;
-    ``into``: the storage that an image can be downloaded to, None where none takes any.
+    """What a new VM may be made of. `disks`: storages that take its disk; `images`: volumes that a disk may be made of; `isos`: CDs;
+    `into`: the storage that an image can be downloaded to, None where none takes any.
     """
 
     disks: list[str]
@@ -96,7 +96,8 @@ def cloud_images() -> dict[str, KnownImage]:
 def offered(node: str, ask: Callable[[str], str], tell: Callable[[Sequence[str]], None]) -> Offered:
     """What a new VM may be made of.
 
-    :param ask: runs a command on the host, and gives what it prints. ``tell``: takes sentences for the person.
+    :param ask: runs a command on the host, and gives what it prints.
+    :param tell: takes sentences for the person.
     :raises HomelabError: an answer is none, or no storage takes disks.
     """
     there, odd = storages(ask(listing(node)))

@@ -127,7 +127,7 @@ class CudaMajor(_Sourced):
 
 
 class CudaLibrary(_Sourced):
-    """A library beside CUDA's toolkit: its packages for each major release of CUDA; ``at``: their version's pattern, where the names don't
+    """A library beside CUDA's toolkit: its packages for each major release of CUDA; `at`: their version's pattern, where the names don't
     say it."""
 
     name: Literal["cudnn", "nccl"]
@@ -204,7 +204,7 @@ class Names(_Sourced):
 
 
 class CapabilityRow(_Sourced):
-    """The libraries of a capability, by their sonames; ``bare``: those that need no others than the driver's own."""
+    """The libraries of a capability, by their sonames; `bare`: those that need no others than the driver's own."""
 
     capability: Capability
     libraries: tuple[str, ...]
@@ -362,7 +362,10 @@ class Compatibility:
         return next((row for row in self.packaging.distributions if (row.id, row.version) == (id_, version)), None)
 
     def libraries(self, capabilities: Iterable[str], *, bare: bool = False) -> tuple[str, ...]:
-        """The sonames of capabilities; ``bare``: those that need no others than the driver's own."""
+        """The sonames of capabilities.
+
+        :param bare: those that need no others than the driver's own.
+        """
         rows = [row for row in self.packaging.capabilities if row.capability in capabilities]
         return tuple(name for row in rows for name in (row.bare if bare else row.libraries))
 

@@ -1,4 +1,4 @@
-"""The tables in docs/nvidia.md, made from the data: ``python -m homelab.nvidia.document`` writes them anew."""
+"""The tables in docs/nvidia.md, made from the data: `python -m homelab.nvidia.document` writes them anew."""
 
 from __future__ import annotations
 

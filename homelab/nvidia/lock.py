@@ -79,7 +79,10 @@ class _File(Model):
 
 
 def path_of(folder: Path, stack: str) -> Path:
-    """Where a stack's lock file lies. ``stack``: its name, perhaps with organization and project."""
+    """Where a stack's lock file lies.
+
+    :param stack: its name, perhaps with organization and project.
+    """
     return folder / f"homelab.{stack.rpartition('/')[2]}.lock.yaml"
 
 

@@ -14,7 +14,7 @@ from homelab.nvidia.versions import parse
 
 @dataclass(frozen=True)
 class Installed:
-    """A package that this program has put there. ``sha256``, ``newest``: `-` where no repository tells."""
+    """A package that this program has put there. `sha256`, `newest`: `-` where no repository tells."""
 
     name: str
     version: str

@@ -40,7 +40,7 @@ _PRIORITY = 1001
 
 @dataclass(frozen=True)
 class Repository:
-    """An apt repository. ``line`` is the whole content of ``list_file``; the key is taken only with this fingerprint."""
+    """An apt repository. `line` is the whole content of `list_file`; the key is taken only with this fingerprint."""
 
     name: str
     list_file: str
@@ -60,7 +60,7 @@ class AptFile:
 
 @dataclass(frozen=True)
 class RunfilePlan:
-    """NVIDIA's installer. ``sha256``: without it nothing is run; empty where neither data nor settings know it. ``checksum_url``: where
+    """NVIDIA's installer. `sha256`: without it nothing is run; empty where neither data nor settings know it. `checksum_url`: where
     NVIDIA publishes it, for people.
     """
 
@@ -82,7 +82,7 @@ class RebootPlan:
 
 @dataclass(frozen=True)
 class CudaPlan:
-    """CUDA's toolkit, which brings no driver. ``beside``: packages of cuDNN and NCCL; ``libraries``: their sonames."""
+    """CUDA's toolkit, which brings no driver. `beside`: packages of cuDNN and NCCL; `libraries`: their sonames."""
 
     release: str
     packages: tuple[str, ...]
@@ -93,7 +93,7 @@ class CudaPlan:
 
 @dataclass(frozen=True)
 class ToolkitPlan:
-    """The container toolkit. ``install``: the runtime's own package, empty where it is there already. ``cdi``: where the CDI
+    """The container toolkit. `install`: the runtime's own package, empty where it is there already. `cdi`: where the CDI
     specification goes, empty where the toolkit's service keeps it; it is written anew after each change of the driver.
     """
 
@@ -108,12 +108,12 @@ class ToolkitPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is going to be done. ``version`` is None where only the repository can tell which release of a branch it has.
+    """What is going to be done. `version` is None where only the repository can tell which release of a branch it has.
 
-    ``capabilities``: what its libraries are for; ``demanded``: the settings name them, so that a driver that lacks one gets it, and
-    ``unwanted`` are the packages of the others. ``source: either``: packages where the repositories have the version, and in a container without modules, else the installer. ``no_recommends``: packages are
-    installed without those that they recommend, as the modules among them have no place in a container. ``preferences`` keeps the
-    driver where it is; ``unattended`` keeps unattended-upgrades from replacing libraries beside a loaded module. ``locked``: `SystemLock.table`.
+    `capabilities`: what its libraries are for; `demanded`: the settings name them, so that a driver that lacks one gets it, and
+    `unwanted` are the packages of the others. `source: either`: packages where the repositories have the version, and in a container without modules, else the installer. `no_recommends`: packages are
+    installed without those that they recommend, as the modules among them have no place in a container. `preferences` keeps the
+    driver where it is; `unattended` keeps unattended-upgrades from replacing libraries beside a loaded module. `locked`: `SystemLock.table`.
     """
 
     target: Target
@@ -330,7 +330,7 @@ def _missing(request: Request, driver: Driver, packages: tuple[str, ...]) -> lis
 
 
 def _pinned(request: Request, driver: Driver, name: str) -> str:
-    """``name=version``, as the repository writes it; with a pattern where the repository wasn't read."""
+    """`name=version`, as the repository writes it; with a pattern where the repository wasn't read."""
     offered = (request.system.offered or {}).get(name, ())
     exact = [text for text in offered if of_package(text) == driver.version]
     return f"{name}={max(exact, key=_revision)}" if exact else f"{name}={_pattern(driver)}"
@@ -531,7 +531,7 @@ def _cuda(request: Request) -> CudaPlan | None:
 
 
 def _offered_at(request: Request, name: str) -> str:
-    """``NAME=PATTERN`` at the newest offered version of it, as apt takes no pattern that begins with a star."""
+    """`NAME=PATTERN` at the newest offered version of it, as apt takes no pattern that begins with a star."""
     package, _, pattern = name.partition("=")
     found = fnmatch.filter((request.system.offered or {}).get(package, ()), pattern) if pattern else []
     newest = max(found, key=lambda text: [int(number) for number in re.findall(r"\d+", text)], default=None)

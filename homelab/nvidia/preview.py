@@ -65,8 +65,10 @@ def describe(
 ) -> tuple[str, list[HomelabError]]:
     """The plan's lines for a host and its guests, and what stands against it.
 
-    :param name: the host's in the settings; ``vms`` and ``containers``: its guests, by theirs.
+    :param name: the host's in the settings.
     :param want: of the same reading.
+    :param vms: its VMs, by their names in the settings.
+    :param containers: its containers, by theirs.
     """
     requests: list[tuple[str, Request]] = []
     if host.nvidia:
@@ -90,7 +92,10 @@ def describe(
 
 
 def system_of(facts: HostFacts, cards: tuple[str, ...]) -> SystemFacts:
-    """A host as a system that gets a driver, as far as its reading tells. ``cards``: ids (vendor:device) of those that stay with it."""
+    """A host as a system that gets a driver, as far as its reading tells.
+
+    :param cards: ids (vendor:device) of those that stay with it.
+    """
     base = _BASE.get(facts.pve.partition(".")[0])
     return SystemFacts(
         distribution="debian" if base else None,
@@ -108,8 +113,8 @@ def _of_host(name: str, stack: Nvidia, facts: HostFacts, want: Wanted) -> Reques
 
 
 def driver_to_be(name: str, host: Host, facts: HostFacts, want: Wanted) -> dict[str, str]:
-    """The driver that a host is going to have, as far as it is known before its repositories are asked: ``driver``, ``flavour`` and
-    ``source`` of `scripts.reboot_host`. Empty where the settings have none."""
+    """The driver that a host is going to have, as far as it is known before its repositories are asked: `driver`, `flavour` and
+    `source` of `scripts.reboot_host`. Empty where the settings have none."""
     request = _of_host(name, host.nvidia, facts, want) if host.nvidia else None
     if request is None or request.driver is None:
         return {}

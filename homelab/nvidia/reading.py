@@ -20,7 +20,7 @@ _Drift = Annotated[str, StringConstraints(pattern=r"^(repository|driver|boot|cud
 
 @dataclass(frozen=True)
 class SystemReading:
-    """``boot_id``: of the system's kernel, in a container of the host's. ``steps``: those that were carried out there. ``drift``: what isn't
+    """`boot_id`: of the system's kernel, in a container of the host's. `steps`: those that were carried out there. `drift`: what isn't
     as they left it, each line with its step in front (`driver: ...`).
     """
 

@@ -24,10 +24,10 @@ _NEWEST = 999
 class SystemFacts:
     """What the last reading of a system said; None for what no reading has said yet.
 
-    ``cards``: vendor:device of its graphics cards. ``host_driver``: in a container, the version of the host's loaded driver,
-    empty where none is loaded. ``loaded``: the version of the loaded nvidia module, empty where none is; ``nouveau``: it has the
-    card. ``offered``: package -> versions, as `apt-cache madison` lists them, for every package that was asked for (`packages_to_ask_for`),
-    empty for one that isn't there. ``runtimes``: those that are installed. ``mok_enrolled``: DKMS's key is among those that Secure Boot takes.
+    `cards`: vendor:device of its graphics cards. `host_driver`: in a container, the version of the host's loaded driver,
+    empty where none is loaded. `loaded`: the version of the loaded nvidia module, empty where none is; `nouveau`: it has the
+    card. `offered`: package -> versions, as `apt-cache madison` lists them, for every package that was asked for (`packages_to_ask_for`),
+    empty for one that isn't there. `runtimes`: those that are installed. `mok_enrolled`: DKMS's key is among those that Secure Boot takes.
     """
 
     distribution: str | None = None
@@ -49,7 +49,7 @@ class SystemFacts:
 
 @dataclass(frozen=True)
 class Driver:
-    """A branch, or one version of it. ``version``: exact, or the newest of the branch that is offered or known."""
+    """A branch, or one version of it. `version`: exact, or the newest of the branch that is offered or known."""
 
     branch: int
     exact: bool
@@ -57,7 +57,7 @@ class Driver:
 
     @property
     def known(self) -> bool:
-        """Whether ``version`` is a release at all."""
+        """Whether `version` is a release at all."""
         return self.version.numbers[1:] != (_NEWEST,)
 
     @property
@@ -73,7 +73,7 @@ class Driver:
 
 @dataclass(frozen=True)
 class Request:
-    """One system's stack. ``name``: where it is in the settings, such as `vms.gaming`; ``lock``: what the lock file has of it."""
+    """One system's stack. `name`: where it is in the settings, such as `vms.gaming`; `lock`: what the lock file has of it."""
 
     target: Target
     settings: Nvidia

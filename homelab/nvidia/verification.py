@@ -53,13 +53,10 @@ _COLUMNS = {
 class Expected:
     """What a system is to have; all of it as JSON has it, so that it goes through a stack's state.
 
-    :param driver: a branch or an exact version.
-    :param cards: vendor:device of each card that it is to see; None where that isn't known, and any will do.
-    :param cuda: a release; None where no compiler was asked for.
-    :param flavour: of the loaded modules; None in a container, whose host chose it.
-    :param demanded: capabilities that the settings name: a library of another one may be missing.
-    :param libraries: beside CUDA, by their sonames.
-    :param needs_open, secure_boot, host_driver, kernel: as of `symptoms.Context`.
+    `driver`: a branch or an exact version; `cards`: vendor:device of each card that it is to see; None where that isn't known, and any will do.
+    `cuda`: a release; None where no compiler was asked for. `flavour`: of the loaded modules; None in a container, whose host chose it.
+    `demanded`: capabilities that the settings name: a library of another one may be missing. `libraries`: beside CUDA, by their sonames.
+    `needs_open`, `secure_boot`, `host_driver`, `kernel`: as of `symptoms.Context`.
     """
 
     name: str = "this system"
@@ -128,8 +125,8 @@ def judge(
     """The stack's output of a system, and all that isn't as wanted; the output holds what was seen in either case.
 
     :param result: the script's answer.
-    :returns: ``driver`` (the loaded version), ``flavour``, ``gpus`` (name, uuid, memory, address, computeCapability), ``cuda`` (nvcc's
-        release), ``program``, ``container``, ``uvm`` (whether it works; None where it wasn't asked for), and the errors.
+    :returns: `driver` (the loaded version), `flavour`, `gpus` (name, uuid, memory, address, computeCapability), `cuda` (nvcc's
+        release), `program`, `container`, `uvm` (whether it works; None where it wasn't asked for), and the errors.
     """
     parts = {key: _part(result.get(key)) for key in ("nvidiaSmi", "nvcc", "program", "container", "uvm", "libraries")}
     unchecked = _not_fetched(wanted, parts["container"])

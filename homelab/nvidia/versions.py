@@ -47,7 +47,7 @@ def fits(version: Version | None, wanted: Version) -> bool:
 
 
 def of_kernel(release: str) -> Version | None:
-    """The version in a kernel's release (``uname -r``): 6.17.13 of 6.17.13-2-pve; None where there is none."""
+    """The version in a kernel's release (`uname -r`): 6.17.13 of 6.17.13-2-pve; None where there is none."""
     match = _DOTTED.match(release)
     return parse(match[0]) if match else None
 

@@ -33,7 +33,10 @@ class ApiWork(Work[NodeT, OutputsT]):
     """What is done with a resource of a node."""
 
     def api(self, inputs: NodeT) -> Api:
-        """The API. Raises HomelabError: the host is no longer configured, or can't be logged in to."""
+        """The API.
+
+        :raises HomelabError: the host is no longer configured, or can't be logged in to.
+        """
         host = self.host(inputs)
         if host.api is None:
             raise HomelabError(
@@ -52,7 +55,10 @@ class ApiWork(Work[NodeT, OutputsT]):
             return None
 
     def machine(self, inputs: NodeT, vmid: int, name: str) -> Machine:
-        """A VM of the node. ``name``: in the settings."""
+        """A VM of the node.
+
+        :param name: in the settings.
+        """
         return self._machine_of(self.api(inputs), inputs, vmid, name)
 
     def _machine_of(self, api: Api, inputs: NodeT, vmid: int, name: str) -> Machine:
@@ -94,8 +100,10 @@ class ApiWork(Work[NodeT, OutputsT]):
     ) -> list[str] | None:
         """The options in which a guest that was made here differs, for a refresh, each told; None: it has moved, and its own probe says where it is.
 
-        :param mark, instance: of the guest (`is_marked`), and of this making of it.
-        :param keys: those that are compared, where they are among ``wanted``: option -> value.
+        :param mark: of the guest (`is_marked`).
+        :param instance: of this making of it.
+        :param wanted: option -> value.
+        :param keys: those that are compared, where they are wanted.
         :raises GoneError: there is none, or another guest has its id by now.
         """
         path, name = guest.path(inputs.node), guest.name
@@ -135,8 +143,8 @@ class ApiWork(Work[NodeT, OutputsT]):
 
 
 class Taken(NamedTuple):
-    """A guest that is made here, or another one of its id. ``name``: in the settings; ``place``: vms or containers; ``id``, ``named_by``: what its id and
-    its name are called; ``kind``: in the API's paths."""
+    """A guest that is made here, or another one of its id. `name`: in the settings; `place`: vms or containers; `id`, `named_by`: what its id and
+    its name are called; `kind`: in the API's paths."""
 
     name: str
     label: str
@@ -158,12 +166,12 @@ class Taken(NamedTuple):
 
 
 def made_vm(vmid: int, name: str) -> Taken:
-    """``name``: in the settings."""
+    """:param name: in the settings."""
     return Taken(name, f"VM {vmid}", "vms", "vmid", "name", "qemu", vmid)
 
 
 def made_container(ctid: int, name: str) -> Taken:
-    """``name``: in the settings."""
+    """:param name: in the settings."""
     return Taken(name, f"container {ctid}", "containers", "ctid", "hostname", "lxc", ctid)
 
 

@@ -65,7 +65,10 @@ class StackTexts:
     texts: Mapping[str, str]
 
     def host(self, name: str) -> Host:
-        """A host's settings. Raises HomelabError when the configuration no longer has it."""
+        """A host's settings.
+
+        :raises HomelabError: the configuration no longer has it.
+        """
         return load_host(self.texts.get("hosts"), name, self.texts.get("clusters"))
 
     def roams(self, guest: str) -> bool:
@@ -107,7 +110,10 @@ class StackTexts:
         return parse({key: self.texts[key] for key in ("hosts", "clusters", *guests) if self.texts.get(key)})
 
     def vms(self, host: str) -> dict[str, Vm]:
-        """The settings of a host's VMs, by name. Raises HomelabError when they are mistaken."""
+        """The settings of a host's VMs, by name.
+
+        :raises HomelabError: they are mistaken.
+        """
         settings = places.located(self._settings("vms"))
         return {name: vm for name, vm in settings.vms.items() if vm.host == host}
 
@@ -177,7 +183,9 @@ class Work(Generic[InputsT, OutputsT]):
     said_of_reboot: ClassVar[set[str]] = set()
 
     def __init__(self, texts: Mapping[str, str], urn: str = "") -> None:
-        """``texts``: the stack's configuration; ``urn``: of the resource."""
+        """:param texts: the stack's configuration.
+        :param urn: of the resource.
+        """
         self.stack = StackTexts(texts)
         self.urn = urn
 
@@ -191,11 +199,14 @@ class Work(Generic[InputsT, OutputsT]):
         raise NotImplementedError
 
     def update(self, inputs: InputsT, had: InputsT, outputs: OutputsT) -> OutputsT:
-        """The same with other inputs than it ``had``, or because of what a refresh found."""
+        """The same with other inputs than it `had`, or because of what a refresh found."""
         raise NotImplementedError
 
     def read(self, inputs: InputsT, outputs: OutputsT) -> OutputsT:
-        """Looks for drift, and tells of it. Raises GoneError: the resource isn't there any more."""
+        """Looks for drift, and tells of it.
+
+        :raises GoneError: the resource isn't there any more.
+        """
         return outputs
 
     def delete(self, inputs: InputsT, outputs: OutputsT) -> None:
@@ -327,11 +338,17 @@ class Work(Generic[InputsT, OutputsT]):
 
     # -- the host --------------------------------------------------------------------------------------------------
     def host(self, inputs: InputsT) -> Host:
-        """The settings of the resource's host. Raises HomelabError when the configuration no longer has it."""
+        """The settings of the resource's host.
+
+        :raises HomelabError: the configuration no longer has it.
+        """
         return self.stack.host(inputs.host)
 
     def facts_of_refresh(self, inputs: InputsT) -> HostFacts:
-        """The host as a refresh sees it: read once in a run, on one connection. Raises HomelabError: it can't be read."""
+        """The host as a refresh sees it: read once in a run, on one connection.
+
+        :raises HomelabError: it can't be read.
+        """
         name = inputs.host
         with _READING:
             if name not in _READINGS:

@@ -150,7 +150,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
     def _planned(
         self, inputs: ContainerProbe.Inputs, boot: Boot | None, generation: int = 0, again: int = 0
     ) -> ContainerProbe.Outputs:
-        """``boot``: the last one that this container was planned under."""
+        """:param boot: the last one that this container was planned under."""
         container = self._settings(inputs)
         if container is None:
             raise HomelabError(

@@ -11,7 +11,8 @@ DifferenceKind = Literal["add", "delete", "update"]
 def differences(old: Any, new: Any, path: str = "") -> dict[str, DifferenceKind]:
     """Property paths with what happened there, the deepest places that differ. A key whose value is None is none.
 
-    :param old: plain values; ``new``: the same, which a preview may not know yet.
+    :param old: plain values.
+    :param new: the same, which a preview may not know yet.
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         found: dict[str, DifferenceKind] = {}

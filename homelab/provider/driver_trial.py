@@ -33,8 +33,8 @@ from homelab.text import tell
 
 @dataclass(frozen=True)
 class _Waiting:
-    """``update``: its phase; ``old``: the version that is kept; ``new``: the one that is installed; ``given_up``: one that was taken back;
-    ``running``: containers that are on."""
+    """`update`: its phase; `old`: the version that is kept; `new`: the one that is installed; `given_up`: one that was taken back;
+    `running`: containers that are on."""
 
     update: str
     old: str
@@ -45,7 +45,7 @@ class _Waiting:
 
 @dataclass
 class _Follower:
-    """A container that follows its host's driver. ``facts``: None where it has none of this program's."""
+    """A container that follows its host's driver. `facts`: None where it has none of this program's."""
 
     name: str
     ctid: int
@@ -136,7 +136,10 @@ class _Host:
         return scripts.answer(await self.run(verb, steps.in_container(one.ctid, script)))
 
     async def try_containers(self, version: str, running: frozenset[int]) -> tuple[_Follower, HomelabError] | None:
-        """Brings the libraries into one container after the other. Returns the first that can't have them, and why."""
+        """Brings the libraries into one container after the other.
+
+        :returns: the first that can't have them, and why.
+        """
         for one in self.followers:
             if one.ctid not in running:
                 tell(f"{self.name}: {one.name} is off: the driver {version} is not tried in it")
@@ -168,7 +171,10 @@ class _Host:
         return one.facts is not None
 
     async def _bring_in(self, one: _Follower, *, repository_alone: bool = False, awaited: bool = True) -> None:
-        """The steps of its stack that bring the libraries of ``facts["host_driver"]``; ``awaited``: the old ones are kept until `confirm`."""
+        """The steps of its stack that bring the libraries of `facts["host_driver"]`.
+
+        :param awaited: the old ones are kept until `confirm`.
+        """
         assert one.facts is not None
         request = request_of("lxc", one.name, one.facts, one.nvidia, None, one.lock)
         plan = plan_stack(request)
@@ -193,7 +199,10 @@ class _Host:
         await self.end("confirm")
 
     async def take_back(self, old: str, new: str, failed: tuple[_Follower, HomelabError] | None) -> HomelabError:
-        """The old version is put back: on the host first, so that each container can be seen at work with it. Returns what to say."""
+        """The old version is put back: on the host first, so that each container can be seen at work with it.
+
+        :returns: what to say.
+        """
         reason = failed[1] if failed else _given_up(new, [])
         if failed is not None:
             tell(f"{self.name}: {failed[0].name} can't have the libraries of {new}: putting {old} back everywhere")
@@ -223,7 +232,10 @@ class _Host:
         )
 
     async def _follow_anyway(self, failed: _Follower | None) -> list[str]:
-        """Brings the host's version into all others, and ends the update. Returns who can't have it, and why."""
+        """Brings the host's version into all others, and ends the update.
+
+        :returns: who can't have it, and why.
+        """
         said, running = [], (await self.waiting()).running
         for one in self.followers:
             if one is failed or one.ctid not in running:
@@ -241,7 +253,10 @@ class _Host:
         return said
 
     async def containers_back(self, old: str) -> list[str]:
-        """Each container that runs and has this program's libraries gets the old ones. Returns what is so now, a sentence for each."""
+        """Each container that runs and has this program's libraries gets the old ones.
+
+        :returns: what is so now, a sentence for each.
+        """
         said = []
         running = (await self.waiting()).running
         for one in self.followers:

@@ -28,7 +28,7 @@ from homelab.vm.config import Change, VmCard, Wish, identity, noted_of, recorded
 
 @dataclass
 class _Turn:
-    """Of the leases of one VM: which of them is at work. ``failed``: why one has failed in this run."""
+    """Of the leases of one VM: which of them is at work. `failed`: why one has failed in this run."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     failed: HomelabError | None = None
@@ -41,7 +41,10 @@ _TAKING_TURNS = threading.Lock()
 
 @contextmanager
 def _in_turn(host: str, vmid: int) -> Iterator[None]:
-    """One lease of a VM after another. :raises HomelabError: one before has failed: what it tried isn't tried again for each card."""
+    """One lease of a VM after another.
+
+    :raises HomelabError: one before has failed: what it tried isn't tried again for each card.
+    """
     with _TAKING_TURNS:
         turn = _TURNS.setdefault((host, vmid), _Turn())
     with turn.lock:
@@ -159,7 +162,10 @@ def _options_with(config: dict[str, str], inputs: GpuLease.Inputs) -> list[str]:
 
 
 def _kept(use: VmGpu, mapping: str, slots: Mapping[str, str]) -> VmCard:
-    """A card that the VM is to have. ``slots``: of the mappings that it has from this program; one that it has yet to get is nowhere."""
+    """A card that the VM is to have.
+
+    :param slots: of the mappings that it has from this program; one that it has yet to get is nowhere.
+    """
     about: Mapping[str, Any] = {**use.as_inputs(), "mapping": mapping, "slot": slots.get(mapping, "")}
     return VmCard(**about)
 

@@ -14,10 +14,7 @@ _URN: contextvars.ContextVar[str] = contextvars.ContextVar("urn", default="")
 
 
 class Engine:
-    """The engine that started the provider.
-
-    :param address: where it listens.
-    """
+    """The engine that started the provider. `address`: where it listens."""
 
     def __init__(self, address: str) -> None:
         self._stub = engine_pb2_grpc.EngineStub(grpc.insecure_channel(address))

@@ -174,7 +174,10 @@ def _is_needed(entries: list[str], nodes: Set[str]) -> bool:
 
 
 def _take_flag(api: Api, inputs: PciMapping.Inputs, needing: Set[str]) -> None:
-    """Takes the flag away that was ours. ``needing``: other nodes; it stays while one of them has an entry."""
+    """Takes the flag away that was ours.
+
+    :param needing: other nodes; it stays while one of them has an entry.
+    """
     name = inputs.mapping
     mapping = api.get(f"cluster/mapping/pci/{name}", f"to read the mapping {name}")
     if _has_flag(mapping) and not _is_needed(mapping["map"], needing):
@@ -197,7 +200,10 @@ def _made(api: Api, inputs: PciMapping.Inputs) -> bool:
 
 
 def _until_nobody_else_does(change: Callable[[], None]) -> None:
-    """Reads and writes under a digest, until what was read was still so. Raises ApiError: something else stands against it, or others never end."""
+    """Reads and writes under a digest, until what was read was still so.
+
+    :raises ApiError: something else stands against it, or others never end.
+    """
     lost = 0
     for left in reversed(range(TRIES)):
         try:
@@ -231,7 +237,10 @@ def _write(api: Api, inputs: PciMapping.Inputs, old_path: str | None) -> None:
 
 
 def _write_once(api: Api, inputs: PciMapping.Inputs, old_path: str | None, seen: dict[str, float]) -> bool:
-    """Was it taken over from somebody who was taking it away? ``seen``: digest of a mapping that is being taken away -> since when this sees it so."""
+    """Was it taken over from somebody who was taking it away?
+
+    :param seen: digest of a mapping that is being taken away -> since when this sees it so.
+    """
     name, entry = inputs.mapping, entry_of(inputs)
     path, wanted = f"cluster/mapping/pci/{name}", f"to change the PCI mapping {name}"
     try:
@@ -280,7 +289,10 @@ def _require_free(inputs: PciMapping.Inputs, others: list[str]) -> None:
 
 
 def _remove(api: Api, inputs: PciMapping.Inputs, needing: Set[str]) -> None:
-    """Takes the entry away, or puts back the one that was there before; any other entry is left alone. ``needing``: as of `_take_flag`."""
+    """Takes the entry away, or puts back the one that was there before; any other entry is left alone.
+
+    :param needing: as of `_take_flag`.
+    """
     name, before = inputs.mapping, inputs.before
     path, wanted = f"cluster/mapping/pci/{name}", f"to remove {inputs.node}'s entry from the PCI mapping {name}"
     try:

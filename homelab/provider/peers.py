@@ -19,13 +19,15 @@ from homelab.text import tell
 
 @dataclass(frozen=True)
 class PeerNotes:
-    """``found``: host -> what is noted there; ``silent``: host -> why it couldn't be asked."""
+    """`found`: host -> what is noted there; `silent`: host -> why it couldn't be asked."""
 
     found: Mapping[str, Mapping[str, Any]]
     silent: Mapping[str, str]
 
     def require_all(self, label: str, why: str) -> None:
-        """``label``: of the guest. :raises HomelabError: one of them was silent."""
+        """:param label: of the guest.
+        :raises HomelabError: one of them was silent.
+        """
         if self.silent:
             names = ", ".join(self.silent)
             raise HomelabError(
@@ -37,25 +39,35 @@ class PeerNotes:
 
 
 async def noted_by(stack: StackTexts, host: str, name: str) -> Mapping[str, Any]:
-    """What a host has noted; empty: nothing. Raises HomelabError: it can't be asked."""
+    """What a host has noted; empty: nothing.
+
+    :raises HomelabError: it can't be asked.
+    """
     async with ssh.connect(stack.host(host)) as session:
         return await ledger.noted(session, name) or {}
 
 
 async def noted_by_peers(stack: StackTexts, host: str, name: str) -> PeerNotes:
-    """``host``: in the settings, which isn't asked itself; ``name``: of the note."""
+    """:param host: in the settings; it isn't asked itself.
+    :param name: of the note.
+    """
     return await told_by_peers(stack, host, lambda peer: noted_by(stack, peer, name))
 
 
 async def record_noted_by(stack: StackTexts, host: str, ctid: int) -> Mapping[str, Any]:
-    """What a host has noted of a container's lines, as container_record.sh gives it; empty: nothing. Raises HomelabError: it can't be asked."""
+    """What a host has noted of a container's lines, as container_record.sh gives it; empty: nothing.
+
+    :raises HomelabError: it can't be asked.
+    """
     async with ssh.connect(stack.host(host)) as session:
         said = scripts.answer(await session.run("give", scripts.container_record(ctid)))
     return said if said["record"] else {}
 
 
 async def told_by_peers(stack: StackTexts, host: str, ask: Callable[[str], Awaitable[Mapping[str, Any]]]) -> PeerNotes:
-    """``host``: in the settings, which isn't asked itself; ``ask``: one of the others what it has noted."""
+    """:param host: in the settings; it isn't asked itself.
+    :param ask: asks one of the others what it has noted.
+    """
 
     async def asked(peer: str) -> Mapping[str, Any] | HomelabError:
         try:
@@ -82,7 +94,8 @@ async def forgotten_by_peers(stack: StackTexts, host: str, guest: str, names: Se
 async def forgotten_by(stack: StackTexts, host: str, guest: str, names: Sequence[str]) -> None:
     """What is noted of a guest on a node that it has left no longer counts. A node that doesn't answer is named, and holds up nothing.
 
-    :param guest, names: as of `forgotten_by_peers`.
+    :param guest: as of `forgotten_by_peers`.
+    :param names: as of `forgotten_by_peers`.
     """
     try:
         async with ssh.connect(stack.host(host)) as session:

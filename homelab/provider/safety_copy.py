@@ -129,7 +129,10 @@ class SafetyCopyWork(ApiWork[SafetyCopy.Inputs, SafetyCopy.Outputs]):
 
 
 async def forget(session: ssh.Session, vmid: int, guest: str, noted: Mapping[str, str]) -> None:
-    """What is noted of a guest's copy no longer counts, unless the guest has another name in the settings by now. ``noted``: the host's notes."""
+    """What is noted of a guest's copy no longer counts, unless the guest has another name in the settings by now.
+
+    :param noted: the host's notes.
+    """
     name = decided.noted_as(vmid)
     if name in noted and not ledger.held_by(noted_in(noted, name), guest):
         await ledger.forget(session, name)

@@ -159,7 +159,7 @@ class Homelab(sdk.Provider):
 
 
 def _declared(kind: str) -> type[Resource]:
-    """:param kind: the type, or, as some requests have it, those of the parents and then the type: ``a$b``."""
+    """:param kind: the type, or, as some requests have it, those of the parents and then the type: `a$b`."""
     return DECLARED[kind.rpartition("$")[2]]
 
 
@@ -169,7 +169,7 @@ def _foreseen(resource: type[Resource], inputs: Properties) -> Properties:
 
 
 class Servicer(ProviderServicer):
-    """The SDK's, but for errors: it shows one that isn't caught as ``Unexpected <class '…'>: …``."""
+    """The SDK's, but for errors: it shows one that isn't caught as `Unexpected <class '…'>: …`."""
 
 
 def _said_plainly(name: str) -> Callable[..., Awaitable[Any]]:

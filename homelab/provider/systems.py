@@ -78,7 +78,10 @@ class SystemWork(Work[SystemT, OutputsT]):
             yield run
 
     async def read_system(self, inputs: SystemT) -> SystemReading:
-        """One reading on a connection of its own. Raises as `session`."""
+        """One reading on a connection of its own.
+
+        :raises HomelabError: as `session`.
+        """
 
         async with self.session(inputs, READING_SECONDS) as run:
             return await _read_over(run, inputs)
@@ -90,12 +93,12 @@ class SystemWork(Work[SystemT, OutputsT]):
         old_boot: str = "",
         then: Callable[[Run, SystemReading], Awaitable[None]] | None = None,
     ) -> SystemReading:
-        """The first reading, of another boot than ``old_boot``.
+        """The first reading, of another boot than `old_boot`.
 
         A VM on its way up or down may not answer, break a connection, refuse the login, or end a script: it is tried again.
 
         :param then: done with what was read, over the same connection; where that is lost meanwhile, both are done again.
-        :raises HomelabError: there is none in that time; or the login is refused for longer than a start takes, or ``then`` fails. A
+        :raises HomelabError: there is none in that time; or the login is refused for longer than a start takes, or `then` fails. A
             host and its containers are not waited for.
         """
 

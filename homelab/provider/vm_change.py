@@ -39,7 +39,7 @@ class VmChangeWork(ApiWork[VmChange.Inputs, VmChange.Outputs]):
         return self._done(inputs, outputs.starts)
 
     def _done(self, inputs: VmChange.Inputs, starts: int) -> VmChange.Outputs:
-        """``starts``: how often it was started so far."""
+        """:param starts: how often it was started so far."""
         record, restore = inputs.record, inputs.restore
         before = self._answering(inputs)
         machine = self.machine(inputs, inputs.vmid, inputs.vm)
@@ -93,7 +93,10 @@ class VmChangeWork(ApiWork[VmChange.Inputs, VmChange.Outputs]):
         raise_all([trouble.error for trouble in found if trouble.stops])
 
     def _explained(self, error: HomelabError, inputs: VmChange.Inputs, *, here: bool) -> HomelabError:
-        """A start that failed, with what the host's kernel, or else QEMU, says of the VM's cards. ``here``: on this host, and not where HA has moved it."""
+        """A start that failed, with what the host's kernel, or else QEMU, says of the VM's cards.
+
+        :param here: on this host, and not where HA has moved it.
+        """
         if not here:
             return _by_qemu(error)
         try:
@@ -118,7 +121,10 @@ def _by_qemu(error: HomelabError) -> HomelabError:
 def _with_what_is_known(
     error: HomelabError, known: Sequence[HomelabError | kernel_log.StartSign], found: Sequence[str] = ()
 ) -> HomelabError:
-    """The error, with the causes that are known first in what to do. ``found``: what was found besides."""
+    """The error, with the causes that are known first in what to do.
+
+    :param found: what was found besides.
+    """
     return error.retold(
         found="\n        ".join([error.found, *found]),
         why="; ".join([error.why, *(one.why for one in known)]),

@@ -1,4 +1,4 @@
-"""That a VM ran when this program shut it down, and is to run again: noted on its host before that (``power/<vmid>``), until it runs again.
+"""That a VM ran when this program shut it down, and is to run again: noted on its host before that (`power/<vmid>`), until it runs again.
 
 Whoever has switched a VM off since wants it off. So a note counts only where all of this is certain, and is forgotten where not: it is of this very VM,
 no older than an hour, of this boot of this node, no start of the VM on this node has ended well since, and it was this program that has shut it down,
@@ -47,10 +47,12 @@ async def note_that_it_ran(
 
 
 async def is_owed_since(session: Session, host: Host, vmid: int, guest: str, identity: Callable[[], str]) -> int | None:
-    """When it was noted that the VM is to run again, in seconds since 1970, if that counts; a note that doesn't is forgotten. Errors as of `Session.run`.
+    """When it was noted that the VM is to run again, in seconds since 1970, if that counts; a note that doesn't is forgotten.
 
-    :param session: with ``host``.
-    :param guest, identity: as of `note_that_it_ran`.
+    :param session: with `host`.
+    :param guest: as of `note_that_it_ran`.
+    :param identity: as of `note_that_it_ran`.
+    :raises HomelabError: as `Session.run`.
     """
     noted = await ledger.noted(session, ledger.of_power(vmid))
     if noted is None:
@@ -76,7 +78,8 @@ async def taken_along(stack: StackTexts, left: str, session: Session, vmid: int,
 
     :param left: in the settings. One that doesn't answer can't say.
     :param session: with the host where it is now.
-    :param guest, identity: as of `note_that_it_ran`.
+    :param guest: as of `note_that_it_ran`.
+    :param identity: as of `note_that_it_ran`.
     """
     try:
         async with ssh.connect(stack.host(left)) as there:
@@ -95,15 +98,17 @@ def _as_whom(host: Host) -> str:
 
 
 async def _starts(session: Session, vmid: int, since: int) -> _Starts:
-    """By start_log.sh; ``since``: an earlier start doesn't count."""
+    """By start_log.sh.
+
+    :param since: an earlier start doesn't count.
+    """
     answer = scripts.answer(await session.run("started", scripts.start_log(vmid, since)))
     return _Starts(answer["started"] == "yes", int(answer["now"]), str(answer["boot"]))
 
 
 class VmMemory:
-    """The same for a VM that is being changed, as `Machine` asks for it.
-
-    :param here: is the VM on the node of that host? Elsewhere, nothing of it is certain.
+    """The same for a VM that is being changed, as `Machine` asks for it. `here`: is the VM on the node of that host? Elsewhere, nothing of it is
+    certain.
     """
 
     def __init__(self, host: Host, vmid: int, guest: str, *, here: bool) -> None:

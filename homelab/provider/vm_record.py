@@ -82,7 +82,9 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
     async def _planned(
         self, inputs: VmRecord.Inputs, had: VmRecord.Inputs | None, outputs: VmRecord.Outputs | None
     ) -> VmRecord.Outputs:
-        """``had``, ``outputs``: as the state has the resource; None: it doesn't, and what is noted on the host counts."""
+        """:param had: the inputs as the state has the resource; None: it doesn't, and what is noted on the host counts.
+        :param outputs: the same of its outputs.
+        """
         vmid = inputs.vmid
         config = self.machine(inputs, vmid, inputs.vm).config()
         host = self.host(inputs)
@@ -244,7 +246,7 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
         return False
 
     def _converged_by_peer(self, machine: Machine, there: str, inputs: VmRecord.Inputs, owned: Record) -> None:
-        """``there``: the host of the settings on which the VM is."""
+        """:param there: the host of the settings on which the VM is."""
         try:
             machine.converge(lambda found: undo(found, owned), sorted(owned), policy(inputs.shutdown), "keep")
         except (UnreachableError, UnansweredError) as error:
@@ -269,7 +271,7 @@ def _is_another(outputs: VmRecord.Outputs, config: dict[str, str]) -> bool:
 
 
 async def _forget(host: Host, inputs: VmRecord.Inputs, noted: Mapping[str, str]) -> None:
-    """``noted``: the host's notes."""
+    """:param noted: the host's notes."""
     async with ssh.connect(host) as session:
         await ledger.forget(session, ledger.of_vm(inputs.vmid))
         if ledger.of_power(inputs.vmid) in noted:
@@ -278,7 +280,10 @@ async def _forget(host: Host, inputs: VmRecord.Inputs, noted: Mapping[str, str])
 
 
 def wish_of(inputs: VmRecord.Inputs, *, may_replace_raw: bool, facts: HostFacts | None = None) -> Wish:
-    """The inputs as what `vm_config` takes; ``facts``: the host, which knows the cards' names."""
+    """The inputs as what `vm_config` takes.
+
+    :param facts: the host, which knows the cards' names.
+    """
     return Wish(
         inputs.vm,
         inputs.vmid,

@@ -53,7 +53,7 @@ _WORD = re.compile(r"[A-Za-z_]\w*")
 
 
 def stripped(text: str) -> str:
-    """``text`` without comments and blank lines; what it does stays the same.
+    """`text` without comments and blank lines; what it does stays the same.
 
     :raises ValueError: it has what is not known here, such as a command between backticks.
     """
@@ -82,7 +82,7 @@ def _part(text: str) -> _Part:
 
 
 class _Part:
-    """A part of the library: ``chunks`` in their order; ``words`` that are in each function, and, without a name, outside of them."""
+    """A part of the library: `chunks` in their order; `words` that are in each function, and, without a name, outside of them."""
 
     def __init__(self, text: str) -> None:
         self.chunks = list(_chunks(text.splitlines(keepends=True)))

@@ -18,7 +18,7 @@ def limits_of(container: Container) -> Nvidia:
 
 
 def card_libraries(name: str, container: Container, gpus: Mapping[str, CardPlan], generation: str = "0") -> str:
-    """Standard input of in_container.sh, with the verbs ``apply`` and ``revert``.
+    """Standard input of in_container.sh, with the verbs `apply` and `revert`.
 
     :param name: the container's in the settings.
     :param gpus: the host's cards of the settings, as HostProbe has them.

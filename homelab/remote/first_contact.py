@@ -23,7 +23,7 @@ _USUAL_KEYS = ("id_ed25519", "homelab_ed25519", "id_ecdsa", "id_rsa")
 
 @dataclass(frozen=True)
 class HostKey:
-    """``line``: type and base64, as the settings have it; ``fingerprint``: SHA256:…, as ssh-keygen prints it."""
+    """`line`: type and base64, as the settings have it; `fingerprint`: SHA256:…, as ssh-keygen prints it."""
 
     line: str
     fingerprint: str

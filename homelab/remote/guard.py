@@ -34,7 +34,7 @@ _TAKING = threading.Lock()
 
 
 def hold(name: str, host: Host) -> None:
-    """Holds ``host`` for this process, unless it does already.
+    """Holds `host` for this process, unless it does already.
 
     :param name: of the host in the settings.
     :raises RefusedError: another run is at work on it.
@@ -61,7 +61,7 @@ def hold(name: str, host: Host) -> None:
 
 
 def hold_on(name: str, host: Host) -> None:
-    """Holds ``host`` again where this process has held it, and lost it since (its machine slept, the way to the host was cut), or was refused.
+    """Holds `host` again where this process has held it, and lost it since (its machine slept, the way to the host was cut), or was refused.
 
     Another run may have changed the host meanwhile, and may still be at work. Arguments and errors as of `hold`.
     """

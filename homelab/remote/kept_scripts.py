@@ -54,7 +54,7 @@ _FOLDER = "/var/lib/homelab/scripts"
 
 
 class KeptText(NamedTuple):
-    """``name``: NAME.SUM; ``text``: without its last newline; ``quoted``: as it stands in an argument; ``twice``: in an argument of what is
+    """`name`: NAME.SUM; `text`: without its last newline; `quoted`: as it stands in an argument; `twice`: in an argument of what is
     an argument."""
 
     name: str
@@ -112,7 +112,7 @@ def _loader() -> str:
 
 
 def by_reference(text: str, owned_by: str) -> str:
-    """The same standard input for ``bash -s -- VERB`` on a host that keeps the scripts; ``text`` itself where none of them is in it.
+    """The same standard input for `bash -s -- VERB` on a host that keeps the scripts; `text` itself where none of them is in it.
 
     :param owned_by: as of `owner`.
     """
@@ -167,12 +167,12 @@ def _apart(text: str) -> tuple[str, KeptText | None]:
 
 
 def put(owned_by: str) -> str:
-    """Standard input of kept_scripts.sh for ``put``."""
+    """Standard input of kept_scripts.sh for `put`."""
     return scripts.compose("kept_scripts.sh", OWNER=owned_by, CONTENT=base64.b64encode(_archive()).decode("ascii"))
 
 
 def in_use(owned_by: str) -> str:
-    """Standard input of kept_scripts.sh for ``apply``, and for ``revert``, which takes them away."""
+    """Standard input of kept_scripts.sh for `apply`, and for `revert`, which takes them away."""
     return scripts.compose("kept_scripts.sh", OWNER=owned_by, CONTENT="")
 
 

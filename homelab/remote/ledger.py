@@ -5,10 +5,10 @@ in /var/lib/homelab; a VM's options and a mapping's entry look the same whoever 
 is noted here as well, before anything is changed, and forgotten when it has been given back. Only a resource that is *created* reads
 it: with a state there is nothing to look up.
 
-A note of a guest says by which name of the settings it is kept (``guest``). That name is no identity: a guest that gets another one in the settings is made
+A note of a guest says by which name of the settings it is kept (`guest`). That name is no identity: a guest that gets another one in the settings is made
 anew by the engine first, and what had the old name is undone after that. The second one sees by the note that the guest is another's by then.
 
-Names: ``vm/<vmid>``, ``power/<vmid>``, ``safety/<vmid>`` (homelab/vm/safety.py), ``mapping/<node>/<mapping>``, ``file/<node>/<volume>``. Notes are JSON, a form that later versions must go on reading.
+Names: `vm/<vmid>`, `power/<vmid>`, `safety/<vmid>` (homelab/vm/safety.py), `mapping/<node>/<mapping>`, `file/<node>/<volume>`. Notes are JSON, a form that later versions must go on reading.
 """
 
 from __future__ import annotations
@@ -45,30 +45,43 @@ def of_file(node: str, volume: str) -> str:
 
 
 def held_by(noted: Mapping[str, Any] | None, guest: str) -> str:
-    """The other name in the settings by which what is noted is kept now; empty: it is kept by ``guest``, or the note doesn't say (version 1.0)."""
+    """The other name in the settings by which what is noted is kept now; empty: it is kept by `guest`, or the note doesn't say (version 1.0)."""
     holder = str((noted or {}).get("guest", ""))
     return "" if holder == guest else holder
 
 
 async def noted(session: Session, name: str) -> Mapping[str, Any] | None:
-    """What is noted there; None: nothing. Errors as of `Session.run`."""
+    """What is noted there; None: nothing.
+
+    :raises HomelabError: as `Session.run`.
+    """
     answer = scripts.answer(await session.run("noted", scripts.ledger(name, "")))
     return noted_in({name: str(answer["note"])}, name)
 
 
 async def note(session: Session, name: str, about: Mapping[str, Any]) -> None:
-    """Notes it, in place of what is noted there. Errors as of `Session.run`."""
+    """Notes it, in place of what is noted there.
+
+    :raises HomelabError: as `Session.run`.
+    """
     await session.run("apply", scripts.ledger(name, _line(about)))
 
 
 async def keep(session: Session, name: str, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Notes it unless something is noted there; returns what is noted now. Errors as of `Session.run`."""
+    """Notes it unless something is noted there.
+
+    :returns: what is noted now.
+    :raises HomelabError: as `Session.run`.
+    """
     answer = scripts.answer(await session.run("apply", scripts.ledger(name, _line(about), keep=True)))
     return noted_in({name: str(answer["note"])}, name) or dict(about)
 
 
 async def forget(session: Session, name: str) -> None:
-    """What is noted there has been given back. Errors as of `Session.run`."""
+    """What is noted there has been given back.
+
+    :raises HomelabError: as `Session.run`.
+    """
     await session.run("apply", scripts.ledger(name, ""))
 
 

@@ -39,20 +39,21 @@ def read_system(
     """Standard input of read_system.sh.
 
     :param asked: packages whose offered versions are told (`plan.packages_to_ask_for`).
-    :param passed: slots of a host's cards that VMs get; ``staying``: of those that its driver has from the next start on, whatever has them now.
-    :param released: does that driver have from then on what this program has bound, too, but for ``passed``?
+    :param passed: slots of a host's cards that VMs get.
+    :param staying: of those that its driver has from the next start on, whatever has them now.
+    :param released: does that driver have from then on what this program has bound, too, but for `passed`?
     """
     about = {"PASSED": " ".join(passed), "STAYING": " ".join(staying), "RELEASED": "yes" if released else ""}
     return compose("read_system.sh", ASK=" ".join(asked), **about)
 
 
 def read_packages() -> str:
-    """Standard input of read_packages.sh, whose verb is ``read_packages``."""
+    """Standard input of read_packages.sh, whose verb is `read_packages`."""
     return compose("read_packages.sh")
 
 
 def in_container(ctid: int, script: str) -> str:
-    """Standard input of in_container.sh, to be run on the host with the verb that ``script``, a composed one, is to get inside."""
+    """Standard input of in_container.sh, to be run on the host with the verb that `script`, a composed one, is to get inside."""
     return compose("in_container.sh", CTID=str(ctid), SCRIPT=script)
 
 
@@ -132,7 +133,7 @@ def toolkit(
 
 
 def verification(plan: Plan, settings: Nvidia, cards: int | None, *, generation: str = "0") -> str:
-    """Standard input of nvidia_verification.sh, whose verb is ``verify``; other arguments as of `cuda`.
+    """Standard input of nvidia_verification.sh, whose verb is `verify`; other arguments as of `cuda`.
 
     :param cards: how many the system is to see, None where that isn't known. With none there is nothing to try them with.
     """
@@ -191,7 +192,7 @@ def driver(
 
 
 def driver_update(target: Target, settings: Nvidia, name: str, containers: Sequence[int] = ()) -> str:
-    """Standard input of driver_update.sh, with the verb ``waiting``, ``confirm`` or ``back``.
+    """Standard input of driver_update.sh, with the verb `waiting`, `confirm` or `back`.
 
     :param name: the system's, for messages.
     :param containers: of a host: the numbers of those that are to follow it.

@@ -27,7 +27,7 @@ from homelab.vm import plan as vm_plan
 @dataclass(frozen=True)
 class Planned:
     """A reading, what is wanted on that host, the files that are going to be written, changed or given back for it, and whether it is
-    going to be rebooted. ``guests``: the plan's lines for guests and NVIDIA's stacks."""
+    going to be rebooted. `guests`: the plan's lines for guests and NVIDIA's stacks."""
 
     facts: HostFacts
     want: plan.Wanted
@@ -43,10 +43,12 @@ async def planned(
     containers: dict[str, Container],
     timeout: float | None = None,
 ) -> Planned:
-    """Reads ``host`` and asks its scripts.
+    """Reads `host` and asks its scripts.
 
-    :param name: the host's in the settings; ``vms`` and ``containers``: its guests, by theirs.
-    :param timeout: seconds until there is a connection; by default the host's ``timeouts.connect``.
+    :param name: the host's in the settings.
+    :param vms: its VMs, by their names in the settings.
+    :param containers: its containers, by theirs.
+    :param timeout: seconds until there is a connection; by default the host's `timeouts.connect`.
     :raises UnreachableError: as of `ssh.connect`.
     :raises HomelabError: whatever stands against the change, all of it at once.
     """
@@ -104,8 +106,10 @@ async def _files(
 ) -> list[plan.PlannedFile]:
     """What the layers' scripts would change, in their order.
 
-    :param containers: of this host; ``vms``: the same; ``facts``: the reading that ``want`` is made from.
+    :param containers: of this host.
     :param values: of cards (`homelab.host.card_values`); None: there are none, and were none.
+    :param facts: the reading that `want` is made from.
+    :param vms: of this host.
     :raises HomelabError: a script's own refusal, such as of a /boot that is too full.
     """
     layers = [

@@ -74,7 +74,7 @@ def file(name: str) -> str:
 
 
 def compose(script: str, **arguments: str) -> str:
-    """The standard input for ``bash -s -- VERB``.
+    """The standard input for `bash -s -- VERB`.
 
     :param script: a file name in remote_scripts/.
     :param arguments: what the script's header lists; each becomes a quoted assignment.
@@ -85,7 +85,7 @@ def compose(script: str, **arguments: str) -> str:
 
 
 def library_of(script: str) -> tuple[str, ...]:
-    """The parts of the library that a script, or a part (``lib/boot.sh``), needs, each after those that it needs itself."""
+    """The parts of the library that a script, or a part (`lib/boot.sh`), needs, each after those that it needs itself."""
     found: dict[str, None] = {}
 
     def add(file: str) -> None:
@@ -163,10 +163,12 @@ def cmdline(
     followed: bool = False,
     rollback_after: int = ROLLBACK_SECONDS,
 ) -> str:
-    """Standard input of cmdline.sh: ``words`` on the kernel command line under ``name``; ``entry``: the second boot entry.
+    """Standard input of cmdline.sh: `words` on the kernel command line under `name`.
 
-    ``followed``: the next step makes the boot configuration, of both. ``generation`` has no part in what happens; a new one makes Pulumi run the script again. ``rollback_after``: seconds after a
-    boot's start until the dead man's switch, which this arms, looks at it.
+    :param generation: has no part in what happens; a new one makes Pulumi run the script again.
+    :param entry: the second boot entry.
+    :param followed: the next step makes the boot configuration, of both.
+    :param rollback_after: seconds after a boot's start until the dead man's switch, which this arms, looks at it.
     """
     return compose(
         "cmdline.sh",
@@ -185,19 +187,26 @@ def cmdline(
 def iommu_cmdline(
     words: str, generation: int = 0, *, binding: bool = False, rollback_after: int = ROLLBACK_SECONDS
 ) -> str:
-    """The layer of the IOMMU, as of `cmdline`; ``binding``: `vfio_cmdline` with words follows in the same run, whenever this one runs."""
+    """The layer of the IOMMU, as of `cmdline`.
+
+    :param binding: `vfio_cmdline` with words follows in the same run, whenever this one runs.
+    """
     return cmdline("iommu", words, generation, followed=binding, rollback_after=rollback_after)
 
 
 def vfio_cmdline(words: str, generation: int = 0, *, after: str = "", rollback_after: int = ROLLBACK_SECONDS) -> str:
-    """The layer of the binding, as of `cmdline`; ``after``: the answer of the `iommu_cmdline` before it, with which this one runs again."""
+    """The layer of the binding, as of `cmdline`.
+
+    :param after: the answer of the `iommu_cmdline` before it, with which this one runs again.
+    """
     return cmdline("vfio", words, f"{generation} {after}".strip(), entry=True, rollback_after=rollback_after)
 
 
 def vfio_initramfs(needed: bool, generation: int = 0, *, rollback_after: int = ROLLBACK_SECONDS) -> str:
-    """Standard input of vfio_initramfs.sh; ``needed`` is False where nothing is bound by this program.
+    """Standard input of vfio_initramfs.sh.
 
-    ``rollback_after`` as of `cmdline`.
+    :param needed: False where nothing is bound by this program.
+    :param rollback_after: as of `cmdline`.
     """
     return compose(
         "vfio_initramfs.sh",
@@ -222,11 +231,13 @@ def reboot_host(
     keep_quorum: bool = True,
     guests: Literal["shutdown", "maintenance", "migrate"] = "shutdown",
 ) -> str:
-    """Standard input of reboot_host.sh, with the verb ``apply``, or ``plan``, which decides the same and changes nothing.
+    """Standard input of reboot_host.sh, with the verb `apply`, or `plan`, which decides the same and changes nothing.
 
     :param rollback_after: as of `cmdline`.
-    :param driver: NVIDIA's that the host's own cards are to have: the installed version; for ``plan`` also the branch that is to be
-        installed. Empty: it doesn't matter. ``flavour``: of its modules; ``source``: where it is installed from.
+    :param driver: NVIDIA's that the host's own cards are to have: the installed version; for `plan` also the branch that is to be installed. Empty:
+        it doesn't matter.
+    :param flavour: of its modules.
+    :param source: where it is installed from.
     :param awaited: seconds for which an `up` waits for the boot.
     :param keep_quorum: of a cluster: it restarts only if the others have a quorum without it.
     :param guests: what becomes of them, as of the setting guestsAtReboot.
@@ -261,7 +272,7 @@ def read_host(
     :param guests: also lists what runs, which takes a real host a second or two.
     :param acs: also reads which devices isolate what is behind them, where there are IOMMU groups already.
     :param signs: an extended regular expression; lines of the kernel's log that it finds are passed on.
-    :param systems: `host` and ids of containers, which are read as well, each by the composed script ``read_system``.
+    :param systems: `host` and ids of containers, which are read as well, each by the composed script `read_system`.
     """
     return compose(
         "read_host.sh",
@@ -277,12 +288,12 @@ def read_host(
 def passthrough_test(
     functions: Mapping[str, str], *, vmid: int | None = None, timeout: int = 180, folder: str = PASSTHROUGH_TEST_FOLDER
 ) -> str:
-    """Standard input of passthrough_test.sh, with the verbs ``apply``, or ``build`` and ``report`` for any QEMU.
+    """Standard input of passthrough_test.sh, with the verbs `apply`, or `build` and `report` for any QEMU.
 
     :param functions: PCI address -> vendor:device of what the test VM gets: whole cards.
     :param vmid: the VM's id; None: the next free one.
     :param timeout: seconds from the VM's start until it has said what it sees.
-    :param folder: where the test's files are; for ``apply`` below /run, since it is removed.
+    :param folder: where the test's files are; for `apply` below /run, since it is removed.
     """
     return compose(
         "passthrough_test.sh",
@@ -296,7 +307,10 @@ def passthrough_test(
 
 
 def nvidia_nodes(generation: int = 0, *, needed: bool = True) -> str:
-    """Standard input of nvidia_nodes.sh; ``needed`` is False where no container has a card of NVIDIA's."""
+    """Standard input of nvidia_nodes.sh.
+
+    :param needed: False where no container has a card of NVIDIA's.
+    """
     about = "# Written by homelab, which takes it away again (pulumi destroy)."
     program = bash_source.needed([_code("lib/lines.sh"), _code("lib/nvidia.sh")], "make_nvidia_nodes")
     return compose(
@@ -313,8 +327,9 @@ CARD_SECONDS, QUORUM_SECONDS = 20, 60
 
 
 def card_nodes(needed: bool = True, generation: int = 0, *, wait: int = CARD_SECONDS) -> str:
-    """Standard input of card_nodes.sh; ``needed`` is False where no container has a card.
+    """Standard input of card_nodes.sh.
 
+    :param needed: False where no container has a card.
     :param wait: for how many seconds a boot waits for the cards' drivers.
     """
     about = "# Written by homelab, which takes it away again (pulumi destroy)."
@@ -348,19 +363,27 @@ def handover(cards: Sequence[str], generation: int = 0) -> str:
 
 
 def handover_hook(vmid: int, generation: int = 0, *, holder: str = "") -> str:
-    """Standard input of handover_hook.sh. ``holder``: which entry of the settings wants it."""
+    """Standard input of handover_hook.sh.
+
+    :param holder: which entry of the settings wants it.
+    """
     return compose("handover_hook.sh", VMID=str(vmid), HOLDER=holder, GENERATION=str(generation))
 
 
 def rehearse_card(cards: Sequence[str], name: str, vmid: int) -> str:
-    """Standard input of rehearse_card.sh. ``cards``: as of `handover`; ``name``: of the one that VM ``vmid`` would take."""
+    """Standard input of rehearse_card.sh.
+
+    :param cards: as of `handover`.
+    :param name: of the one that VM `vmid` would take.
+    """
     return compose("rehearse_card.sh", CARDS="\n".join(cards), CARD_NAME=name, VMID=str(vmid))
 
 
 def switch_card(name: str, vmid: int, seconds: int, since: int = 0, *, cut: bool = False) -> str:
     """Standard input of switch_card.sh.
 
-    :param seconds: for a shutdown; ``cut``: the VM's power is cut after that.
+    :param seconds: for a shutdown.
+    :param cut: the VM's power is cut after that.
     :param since: how much of the story is known already, in bytes.
     """
     return compose(
@@ -386,7 +409,7 @@ def card_rom(file: str, *, address: str = "", ids: str = "", at_rest: bool = Tru
 
     :param file: its name in /usr/share/kvm.
     :param at_rest: may the card's own ROM be read? Else the firmware's table alone is.
-    :param address: of the card's graphics function, with ``ids``, its vendor:device: for `read_rom`.
+    :param address: of the card's graphics function, with `ids`, its vendor:device: for `read_rom`.
     :param content: for `keep`.
     """
     encoded = base64.b64encode(content).decode("ascii")
@@ -405,8 +428,8 @@ def container_gpus(
 ) -> str:
     """Standard input of container_gpus.sh.
 
-    :param devices: ``METHOD``, ``MINORS``, ``FUNCTIONS`` and, where there are such, ``CARDS``, as the script's header has them.
-    :param shutdown: ``timeout`` in seconds, ``otherwise``.
+    :param devices: `METHOD`, `MINORS`, `FUNCTIONS` and, where there are such, `CARDS`, as the script's header has them.
+    :param shutdown: `timeout` in seconds, `otherwise`.
     :param generation: has no part in what happens; a new one makes Pulumi run the script again.
     :param keep: the container goes with the stack, so that nothing is taken out of it.
     :param guest: its name in the settings; a revert under another name than the last one's leaves the container as it is.
@@ -423,17 +446,23 @@ def container_gpus(
 
 
 def container_record(ctid: int, record: str = "") -> str:
-    """Standard input of container_record.sh; ``record``: for the verb ``take``, as ``give`` answers it."""
+    """Standard input of container_record.sh.
+
+    :param record: for the verb `take`, as `give` answers it.
+    """
     return compose("container_record.sh", CTID=str(ctid), NOTES=record)
 
 
 def container_restart(ctid: int, devices: Mapping[str, str], shutdown: Mapping[str, Any], power: str) -> str:
-    """Standard input of container_restart.sh; arguments as of `container_gpus`, ``power``: keep, running or stopped."""
+    """Standard input of container_restart.sh; other arguments as of `container_gpus`.
+
+    :param power: keep, running or stopped.
+    """
     return compose("container_restart.sh", CTID=str(ctid), **_given(devices), **_shutdown(shutdown), POWER=power)
 
 
 def container_verification(ctid: int, devices: Mapping[str, str]) -> str:
-    """Standard input of container_verification.sh; arguments as of `container_gpus`, with ``USES`` where programs that use the cards are to work."""
+    """Standard input of container_verification.sh; arguments as of `container_gpus`, with `USES` where programs that use the cards are to work."""
     return compose("container_verification.sh", CTID=str(ctid), **{"USES": "", **_given(devices)})
 
 
@@ -456,16 +485,22 @@ def ledger(name: str, note: str, *, keep: bool = False) -> str:
 
 
 def start_log(vmid: int, since: int, *, boot: str = "", ours: str = "", off: bool = False) -> str:
-    """Standard input of start_log.sh, with the verb ``started`` or, with the rest, ``owed``; ``since``: in seconds since 1970.
+    """Standard input of start_log.sh, with the verb `started` or, with the rest, `owed`.
 
-    :param boot, ours, off: when it was noted that the VM ran, the node's boot, the user as which it is shut down, and whether it was off already.
+    :param since: in seconds since 1970.
+    :param boot: the node's boot when it was noted that the VM ran.
+    :param ours: the user as which it is shut down.
+    :param off: was it off already when that was noted?
     """
     off_word = "yes" if off else "no"
     return compose("start_log.sh", VMID=str(vmid), SINCE=str(since), BOOT=boot, OURS=ours, OFF=off_word)
 
 
 def read_log(lines: int) -> str:
-    """Standard input of read_log.sh, with the verb ``read_system``; ``lines``: how many of the end."""
+    """Standard input of read_log.sh, with the verb `read_system`.
+
+    :param lines: how many of the end.
+    """
     return compose("read_log.sh", LINES=str(lines))
 
 
@@ -483,7 +518,7 @@ def confirm_boot(unless: str = "", *, told: bool = False) -> str:
 def cluster_turn(node: str = "") -> str:
     """Standard input of cluster_turn.sh.
 
-    :param node: another one, for the verb ``lift``.
+    :param node: another one, for the verb `lift`.
     """
     return compose(
         "cluster_turn.sh",
@@ -501,10 +536,13 @@ def _turn_end() -> str:
 
 
 def diagnose(containers: Sequence[int] = ()) -> str:
-    """Standard input of diagnose.sh, with the verb ``diagnose``; ``containers``: ids of those to look into, should they be there."""
+    """Standard input of diagnose.sh, with the verb `diagnose`.
+
+    :param containers: ids of those to look into, should they be there.
+    """
     return compose("diagnose.sh", IDS=" ".join(str(ctid) for ctid in containers), INSIDE=file("inspect_inside.sh"))
 
 
 def storage_file(*, url: str = "", volume: str = "") -> str:
-    """Standard input of storage_file.sh: with the verb ``sums`` and a URL, or ``users`` and a volume."""
+    """Standard input of storage_file.sh: with the verb `sums` and a URL, or `users` and a volume."""
     return compose("storage_file.sh", URL=url, VOLUME=volume)

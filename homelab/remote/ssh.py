@@ -93,7 +93,10 @@ class Session:
         return _text(output)
 
     async def boot_id(self, seconds: float) -> str:
-        """The running boot's id; empty where the kernel's file can't be read. Raises as `run`."""
+        """The running boot's id; empty where the kernel's file can't be read.
+
+        :raises HomelabError: as `run`.
+        """
         said = await self.run("read_boot", 'cat "${ROOT:-}/proc/sys/kernel/random/boot_id" || true\n', seconds)
         return (said.split() or [""])[-1]  # a login may print something of its own before
 
@@ -163,8 +166,10 @@ class Session:
         systems: Sequence[str] = (),
         seconds: float = SCRIPT_SECONDS,
     ) -> facts.HostFacts:
-        """One reading of the host. Arguments as of `scripts.read_host` and `run`; ``kernel_log``: also what the kernel says of cards.
-        Raises as `run`.
+        """One reading of the host; other arguments as of `scripts.read_host` and `run`.
+
+        :param kernel_log: also what the kernel says of cards.
+        :raises HomelabError: as `run`.
         """
         inside = signs = ""
         if kernel_log:
@@ -184,7 +189,10 @@ class Session:
 
 
 async def _end_of(stream: asyncssh.SSHReader[bytes], heard: Callable[[str], None] | None = None) -> bytes:
-    """The last LOG_BYTES of all that comes; ``heard`` gets each line, of one that is longer its end."""
+    """The last LOG_BYTES of all that comes.
+
+    :param heard: gets each line, of one that is longer its end.
+    """
     end = line = b""
     while data := await stream.read(_CHUNK):
         end = (end + data)[-LOG_BYTES:]
@@ -247,7 +255,7 @@ def _pinned(host: Host) -> asyncssh.SSHKey:
 async def connect(host: Host, timeout: float | None = None) -> AsyncIterator[Session]:
     """A connection; exactly the pinned host key is accepted.
 
-    :param timeout: seconds until it is up; by default the host's ``timeouts.connect``.
+    :param timeout: seconds until it is up; by default the host's `timeouts.connect`.
     :raises UnreachableError: nobody answers in time.
     :raises HomelabError: another host key, or the login is refused.
     """
@@ -262,7 +270,7 @@ async def connect(host: Host, timeout: float | None = None) -> AsyncIterator[Ses
 async def _connected(
     host: Host, key: str | None, pinned: asyncssh.SSHKey, timeout: float, ends: AsyncExitStack
 ) -> asyncssh.SSHClientConnection:
-    """As `connect`; what is to be closed at the end is put into ``ends``."""
+    """As `connect`; what is to be closed at the end is put into `ends`."""
     agent = await _Agent.of_this_machine(ends, timeout) if host.ssh.agent else None
     try:
         async with asyncio.timeout(timeout):
@@ -305,8 +313,8 @@ async def _connected(
 
 
 class _Agent:
-    """This machine's SSH agent: at SSH_AUTH_SOCK, or on Windows at the pipe of its OpenSSH. ``signs``: it is asked to, and hasn't answered;
-    ``problem``: what it has said, or done, instead.
+    """This machine's SSH agent: at SSH_AUTH_SOCK, or on Windows at the pipe of its OpenSSH. `signs`: it is asked to, and hasn't answered;
+    `problem`: what it has said, or done, instead.
     """
 
     def __init__(self, keys: Sequence[asyncssh.SSHKeyPair]) -> None:
@@ -406,7 +414,7 @@ async def confirm(
 ) -> facts.HostFacts:
     """Confirms the running boot, unless the host has rolled itself back, and reads the host, of the boot that was confirmed.
 
-    A host that is rolling back is waited for until it has restarted. ``rolled_back`` of the reading says so; then nothing was confirmed.
+    A host that is rolling back is waited for until it has restarted. `rolled_back` of the reading says so; then nothing was confirmed.
 
     :param old_boot_id: the boot before a reboot that was begun, which is waited for; None: none was.
     :raises UnreachableError: it can't be reached.
@@ -439,13 +447,12 @@ async def wait_for_boot(
     waits: Callable[[str], None] | None = None,
     confirming: _Confirming | None = None,
 ) -> facts.HostFacts:
-    """The first reading of the host with another boot id than ``old_boot_id``, None: with any, which is confirmed before.
+    """The first reading of the host with another boot id than `old_boot_id`, None: with any, which is confirmed before.
 
-    :param waits: is told every few seconds for how long that has been; by default, ``say`` is.
+    Waits `timeouts.reboot` seconds, then as long again as the dead man's switch and its reboot may take.
+
+    :param waits: is told every few seconds for how long that has been; by default, `say` is.
     :param confirming: what was tried already.
-
-    Waits ``timeouts.reboot`` seconds, then as long again as the dead man's switch and its reboot may take.
-
     :raises UnreachableError: it didn't come back in all that time.
     :raises HomelabError: to the end of that time it refused the login, showed another host key, or failed to be read; or it says why its boot can't be
         confirmed; or its boot is confirmed and it can't be read.
@@ -507,7 +514,7 @@ async def _of_another_boot(
 class _Confirming:
     """A host's boot confirmed, then the host read: first the confirmation, as the dead man's switch goes on while a host is read.
 
-    ``boot``: the id of the one that is confirmed; empty: none yet.
+    `boot`: the id of the one that is confirmed; empty: none yet.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -517,7 +524,10 @@ class _Confirming:
         self._tries = 0
 
     async def read(self, session: Session, old_boot_id: str | None, seconds: float) -> facts.HostFacts | None:
-        """None: it is the old boot, or the host has restarted between the two, or is about to. Raises as `Session.run`."""
+        """None: it is the old boot, or the host has restarted between the two, or is about to.
+
+        :raises HomelabError: as `Session.run`.
+        """
         unless = old_boot_id or ""
         answer = scripts.answer(await session.run("apply", scripts.confirm_boot(unless)))
         if answer["boot"] == old_boot_id:

@@ -91,7 +91,7 @@ class Ssh(SshLogin):
 
     @property
     def pinned_host_key(self) -> str:
-        """The host's public key, as ``type base64``.
+        """The host's public key, as `type base64`.
 
         :raises HomelabError: hostKeyFile can't be read.
         """

@@ -268,7 +268,10 @@ class Container(Model):
 
 
 def assigned_numbers(text: str) -> list[int] | Literal["all"]:
-    """`0,1` as [0, 1]; `none` as []; `all`. Raises ValueError: it is none of these, or names a card twice."""
+    """`0,1` as [0, 1]; `none` as []; `all`.
+
+    :raises ValueError: it is none of these, or names a card twice.
+    """
     plain = text.strip().lower()
     if plain == "all":
         return "all"

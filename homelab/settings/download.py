@@ -25,7 +25,7 @@ _CONTENTS = {
 
 @dataclass(frozen=True)
 class KnownImage:
-    """A known image (images.yaml). ``sums``: the address of its maker's checksums; ``user``: whom cloud-init makes in it."""
+    """A known image (images.yaml). `sums`: the address of its maker's checksums; `user`: whom cloud-init makes in it."""
 
     url: str
     file: str

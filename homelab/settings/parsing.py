@@ -114,7 +114,7 @@ def _meant(location: tuple[int | str, ...]) -> str:
 
 
 def _inside(annotation: Any) -> Any:
-    """``X`` for ``X | None``."""
+    """`X` for `X | None`."""
     return (
         next((one for one in get_args(annotation) if one is not type(None)), None)
         if _optional(annotation)

@@ -43,7 +43,10 @@ ENCRYPTED = "(encrypted)"
 
 
 def visible(value: str) -> str:
-    """Text on one line without control characters. Raises ValueError: it isn't."""
+    """Text on one line without control characters.
+
+    :raises ValueError: it isn't.
+    """
     if any(unicodedata.category(character) in _UNSEEN for character in value):
         raise ValueError("expected text on one line, without newline, tab or another control character")
     if not value.strip():
@@ -52,7 +55,10 @@ def visible(value: str) -> str:
 
 
 def plain(value: str) -> str:
-    """Text that can stand in a file, and as a word of a command. Raises ValueError: it can't."""
+    """Text that can stand in a file, and as a word of a command.
+
+    :raises ValueError: it can't.
+    """
     visible(value)
     if value != value.strip():
         raise ValueError("expected no space at the beginning or the end")
@@ -122,7 +128,10 @@ def _proxy(value: SecretStr) -> SecretStr:
 
 
 def network_address(value: str) -> str:
-    """An IP address or a host name. Raises ValueError: it is neither."""
+    """An IP address or a host name.
+
+    :raises ValueError: it is neither.
+    """
     plain(value)
     expected = "expected an IP address or a host name, such as 192.168.0.202 or pve.lan"
     if re.fullmatch(r"[0-9.]+|[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]{1,15})?", value) and re.search(r":|^[0-9.]+$", value):

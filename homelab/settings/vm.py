@@ -96,7 +96,10 @@ Safety = Literal["none", "snapshot", "backup"]
 
 
 def require_safety(safety: Safety, storage: str | None, *, created: bool) -> None:
-    """Do `safety` and `backupStorage` fit each other, and the guest? Raises ValueError."""
+    """Do `safety` and `backupStorage` fit each other, and the guest?
+
+    :raises ValueError: they don't.
+    """
     if safety != "none" and created:
         raise ValueError("safety is for a guest that was there before; this one is created, and has nothing to lose")
     if (safety == "backup") != (storage is not None):
@@ -157,7 +160,7 @@ _OPTIONS_OF_NOBODY = {
 
 
 def _owner_of_option(key: str, new: NewVm) -> str | None:
-    """Why an option can't be set under ``options``; None: it can."""
+    """Why an option can't be set under `options`; None: it can."""
     for pattern, setting in _OPTIONS_WITH_A_SETTING.items():
         if re.fullmatch(pattern, key):
             return f"it has a setting of its own, {setting}"

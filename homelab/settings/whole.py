@@ -189,9 +189,10 @@ class Settings(Model):
                 _check_file(f"containers.{name}.create.template", container.create.template, "vztmpl", host)
 
     def with_hosts(self, hosts: Mapping[str, str]) -> Settings:
-        """The same with the host on which each guest is. Raises ValueError: they don't fit each other there.
+        """The same with the host on which each guest is.
 
         :param hosts: a guest's name -> the host's.
+        :raises ValueError: they don't fit each other there.
         """
         placed = self.model_copy(
             update={

@@ -16,7 +16,7 @@ Traits = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, order=True)
 class ShownGuest:
-    """Who has a card. ``kind``: VM, container or host; ``id``: its number, 0 for the host itself; ``about``: how it has the card."""
+    """Who has a card. `kind`: VM, container or host; `id`: its number, 0 for the host itself; `about`: how it has the card."""
 
     kind: str
     id: int
@@ -31,8 +31,8 @@ class ShownGuest:
 
 @dataclass(frozen=True)
 class ShownCard:
-    """``place``: its slot, or what the settings find it by; ``called``: host/names.py; ``group``: its IOMMU group, in words; ``beside``: what
-    else is in that; ``driver``: of its first function; ``guests``: who has it, by configuration; ``about``: what is set of it."""
+    """`place`: its slot, or what the settings find it by; `called`: host/names.py; `group`: its IOMMU group, in words; `beside`: what
+    else is in that; `driver`: of its first function; `guests`: who has it, by configuration; `about`: what is set of it."""
 
     place: str
     called: str
@@ -54,7 +54,8 @@ def of_outputs(outputs: Mapping[str, Any], host: str) -> list[ShownCard]:
 
     Whatever goes through Pulumi's protocol has no order of its own.
 
-    :param outputs: homelab/contract.py; ``host``: the host's name in the settings.
+    :param outputs: homelab/contract.py.
+    :param host: the host's name in the settings.
     """
     found = []
     for name, gpu in (outputs.get("hosts", {}).get(host) or {}).get("gpus", {}).items():

@@ -60,9 +60,10 @@ def wanted(
 ) -> list[ShownCard]:
     """The same as the settings want it: cards that they don't name stay as they are.
 
-    :param vms: those of this host, by name; ``containers``: the same.
+    :param vms: those of this host, by name.
+    :param containers: those of this host, by name.
     :param now: as it is; empty: nobody has looked.
-    :param facts: what ``now`` was made from.
+    :param facts: what `now` was made from.
     """
     return _wanted(host, vms, containers, now, gates.resolve(facts, host.gpus)[0] if facts else {}, facts)
 
@@ -130,7 +131,8 @@ def wanted_of_outputs(
 ) -> list[ShownCard]:
     """The same for who can't read the host: a card is where the stack's outputs have it by its name in the settings.
 
-    :param name: the host's; ``now``: `cards.of_outputs`.
+    :param name: the host's.
+    :param now: `cards.of_outputs`.
     """
     known = (outputs.get("hosts", {}).get(name) or {}).get("gpus", {})
     places = {gpu: str(about["slot"]) for gpu, about in known.items()}

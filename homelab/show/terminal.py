@@ -64,7 +64,8 @@ def _tree(node: TreeNode) -> Tree:
 def text(trees: Sequence[TreeNode], *, width: int | None = None, colours: bool | None = None) -> str:
     """Lines for a terminal.
 
-    :param width: in columns; None: as wide as this terminal. ``colours``: None: where this is one, and wants them (NO_COLOR).
+    :param width: in columns; None: as wide as this terminal.
+    :param colours: None: where this is one, and wants them (NO_COLOR).
     """
     console = _console(width, colours)
     with console.capture() as captured:

@@ -75,7 +75,9 @@ def _told(words: Sequence[str]) -> Traits:
 def of_card(facts: HostFacts, slot: str, gpu: Gpu | None, mapping: str, name: str = "") -> Traits | None:
     """How a card that is for a VM is reset and sleeps; None: it is for nobody, or for containers.
 
-    :param gpu: its settings, if it has some; ``mapping``: the id of its mapping there; ``name``: of the card there.
+    :param gpu: its settings, if it has some.
+    :param mapping: the id of its mapping there.
+    :param name: of the card there.
     """
     functions = facts.functions(slot)
     if gpu is not None and gpu.use == "shared":
@@ -94,7 +96,8 @@ def of_card(facts: HostFacts, slot: str, gpu: Gpu | None, mapping: str, name: st
 def wanted_of_card(facts: HostFacts | None, slot: str, gpu: Gpu, now: Traits | None) -> Traits | None:
     """The same as the settings want it. What they don't say stays, or gets back what it had before they said it.
 
-    :param now: as it is; ``facts``: None where nobody has read it.
+    :param facts: None where nobody has read it.
+    :param now: as it is.
     """
     if gpu.use == "shared":
         return now or (("in turn", "with the host"),)

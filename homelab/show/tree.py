@@ -16,7 +16,7 @@ SIGNS: dict[Mark, str] = {"stays": "", "new": "+ ", "gone": "- ", "changes": "~ 
 
 @dataclass(frozen=True)
 class TreeNode:
-    """``text``: what it is; ``mark``: what becomes of it."""
+    """`text`: what it is; `mark`: what becomes of it."""
 
     kind: NodeKind
     text: str
@@ -41,11 +41,11 @@ def of_host(
     planned: Sequence[ShownCard] | None,
     about: tuple[Traits | None, Traits | None] = (None, None),
 ) -> TreeNode:
-    """A host's tree.
+    """A host's tree. With both `now` and `planned`, what changes is marked.
 
     :param title: what the host is, such as `pve (192.168.0.202)`.
-    :param now: as it is; None: that isn't shown. ``planned``: as the settings want it; None: that isn't shown. With both, what changes is
-        marked.
+    :param now: as it is; None: that isn't shown.
+    :param planned: as the settings want it; None: that isn't shown.
     :param about: what is set of the host: as it is, and as the settings want it.
     """
     before = {card.place: card for card in (planned if now is None else now) or ()}

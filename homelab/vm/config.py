@@ -1,6 +1,6 @@
 """A VM's configuration: what it is to be for its cards, what stands against that, and how it becomes what it was. Pure.
 
-A *record* is what this program changed: key -> ``{"ours": value, "before": value or None}``, a hostpci option's with the ``slot`` of
+A *record* is what this program changed: key -> `{"ours": value, "before": value or None}`, a hostpci option's with the `slot` of
 its card. It is kept in Pulumi's state before anything is changed, so that nothing is lost whatever happens then.
 """
 
@@ -22,7 +22,7 @@ SLOTS = 16
 
 @dataclass(frozen=True)
 class VmCard:
-    """One card for a VM. ``mapping``: the mapping's id; ``slot``: where it is, ``0000:01:00``, or its functions, joined by ``;``,
+    """One card for a VM. `mapping`: the mapping's id; `slot`: where it is, `0000:01:00`, or its functions, joined by `;`,
     where it shares its slot with others.
     """
 
@@ -58,7 +58,7 @@ class VmCard:
 
 @dataclass(frozen=True)
 class Wish:
-    """What the settings want of a VM. ``vm``: its name there; ``may_replace_raw``: are we root@pam itself?"""
+    """What the settings want of a VM. `vm`: its name there; `may_replace_raw`: are we root@pam itself?"""
 
     vm: str
     vmid: int
@@ -175,14 +175,14 @@ def recorded(config: dict[str, str], wish: Wish, record: Record) -> tuple[Record
 
 # -- changes ---------------------------------------------------------------------------------------------------------
 def change_to(config: dict[str, str], record: Record, restore: Record) -> Change:
-    """What is to be written so that ``record`` holds and ``restore`` is given back."""
+    """What is to be written so that `record` holds and `restore` is given back."""
     values = {key: str(e["ours"]) for key, e in record.items() if not same(key, config.get(key), e["ours"])}
     back = undo(config, restore)
     return Change({**back.values, **values}, [key for key in back.delete if key not in values])
 
 
 def undo(config: dict[str, str], record: Record) -> Change:
-    """What is to be written to give back what ``record`` replaced; what was changed since by others stays as it is."""
+    """What is to be written to give back what `record` replaced; what was changed since by others stays as it is."""
     values: dict[str, str] = {}
     delete: list[str] = []
     for key, entry in record.items():
@@ -207,7 +207,7 @@ def same_vm(one: str, other: str) -> bool:
 
 
 def noted_of(config: dict[str, str], noted: dict[str, Any] | None) -> tuple[Record, Record]:
-    """What is still ours of what was noted of a VM (homelab/remote/ledger.py): ``record`` and ``restore``.
+    """What is still ours of what was noted of a VM (homelab/remote/ledger.py): `record` and `restore`.
 
     What has another value by now was set by others. If the id is another VM's now, nothing of it counts.
     """

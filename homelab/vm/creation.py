@@ -12,8 +12,8 @@ SYSTEM_DISK = "scsi0"
 def configuration(name: str, new: NewVm) -> dict[str, str]:
     """The keys of a new VM's configuration, as the API takes them.
 
-    :param name: the VM's name in the settings, which is its name unless ``new`` has one.
-    :param new: its ``create``. A password is no part of this: it goes into no file.
+    :param name: the VM's name in the settings, which is its name unless `new` has one.
+    :param new: its `create`. A password is no part of this: it goes into no file.
     """
     storage = new.disk.storage
     source = f"{storage}:0,import-from={new.image}" if new.image else f"{storage}:{new.disk.size}"

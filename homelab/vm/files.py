@@ -18,14 +18,14 @@ _MIB = 1 << 20
 
 
 def parts(volume: str) -> tuple[str, str, str]:
-    """``local:iso/a.iso`` as storage, content and name."""
+    """`local:iso/a.iso` as storage, content and name."""
     storage, _, rest = volume.partition(":")
     content, _, name = rest.partition("/")
     return storage, content, name
 
 
 def sum_in(text: str, name: str) -> str | None:
-    """A file's checksum from what sha256sum or sha512sum printed (``digits *name``), as `Download.checksum` has it; None: it isn't there."""
+    """A file's checksum from what sha256sum or sha512sum printed (`digits *name`), as `Download.checksum` has it; None: it isn't there."""
     match = re.search(rf"^([0-9a-f]{{64}}|[0-9a-f]{{128}}) [ *](?:\./)?{re.escape(name)}\r?$", text, re.MULTILINE)
     return None if match is None else f"{'sha256' if len(match[1]) == 64 else 'sha512'}:{match[1]}"
 
@@ -77,7 +77,7 @@ def against(
 ) -> HomelabError | None:
     """Why a file can't come to its storage; None: nothing is known.
 
-    :param name: the download's, as in ``hosts.pve.downloads.noble``.
+    :param name: the download's, as in `hosts.pve.downloads.noble`.
     :param storages: as GET /nodes/NODE/storage lists them.
     :param size: of the file, in bytes; None: its server doesn't say.
     """
@@ -164,7 +164,8 @@ def unpublished(name: str, file: str, sums: str) -> HomelabError:
 def of_failed(name: str, url: str | None, reason: str) -> tuple[str, str] | None:
     """Why a download failed and what to do, from its task's exit status (PVE::Tools::download_file_from_url); None: it isn't known.
 
-    :param name: the download's in the settings; ``url``: where it came from, None: Proxmox VE's list of templates says.
+    :param name: the download's in the settings.
+    :param url: where it came from, None: Proxmox VE's list of templates says.
     """
     if "aborting" in reason and "mismatch" in reason:
         return (

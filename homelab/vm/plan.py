@@ -15,7 +15,11 @@ from homelab.vm.config import Change, VmCard, Wish, change_to, check, recorded
 
 
 def cards_of(vm: Vm, host: Host, slots: dict[str, str], cards: Mapping[str, CardPlan]) -> list[VmCard]:
-    """A VM's cards. ``slots``: GPU name -> its path; ``cards``: the host's, by name."""
+    """A VM's cards.
+
+    :param slots: GPU name -> its path.
+    :param cards: the host's, by name.
+    """
     return [
         VmCard(
             **{

@@ -26,7 +26,10 @@ def noted_as(vmid: int) -> str:
 
 
 def label(kind: str, vmid: int) -> str:
-    """How a guest is called. ``kind``: qemu or lxc."""
+    """How a guest is called.
+
+    :param kind: qemu or lxc.
+    """
     return f"{'VM' if kind == 'qemu' else 'container'} {vmid}"
 
 
@@ -37,9 +40,11 @@ def disks(kind: str, config: Mapping[str, str]) -> dict[str, str]:
 
 
 def identity_of(kind: str, config: Mapping[str, str]) -> str:
-    """What a guest keeps, and another one of the same id hasn't. ``kind``: qemu or lxc.
+    """What a guest keeps, and another one of the same id hasn't.
 
     A container has no UUID: its network cards' addresses, which Proxmox VE makes up, are as near as it gets; without any, its disk.
+
+    :param kind: qemu or lxc.
     """
     if kind == "qemu":
         return identity(dict(config))
@@ -104,7 +109,10 @@ def is_made(guest: Vm | Container, facts: HostFacts) -> bool:
 
 
 def no_snapshot(place: str, kind: str, vmid: int, config: Mapping[str, str]) -> HomelabError:
-    """Why Proxmox VE can't take one. ``place``: the guest in the settings, ``vms.sandbox``."""
+    """Why Proxmox VE can't take one.
+
+    :param place: the guest in the settings, `vms.sandbox`.
+    """
     bound = mounted(kind, config)
     named = ", ".join(f"{key} ({volume})" for key, volume in sorted(disks(kind, config).items()))
     return HomelabError(
@@ -137,7 +145,10 @@ def no_backup(place: str, kind: str, vmid: int, config: Mapping[str, str]) -> Ho
 
 
 def no_storage(place: str, storage: str, rows: list[Mapping[str, object]]) -> HomelabError | None:
-    """Why a backup can't lie there; None: it can. ``rows``: the node's storages."""
+    """Why a backup can't lie there; None: it can.
+
+    :param rows: the node's storages.
+    """
     row = next((row for row in rows if row.get("storage") == storage), None)
     usable = sorted(str(row["storage"]) for row in rows if "backup" in str(row.get("content", "")).split(","))
     if row is not None and storage in usable and row.get("active", 1):

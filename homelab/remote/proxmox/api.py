@@ -81,10 +81,8 @@ class Clock:
 class Api:
     """One host's API.
 
-    :param host: the settings; ``host.api`` is set.
-    :param node: the node's name in its cluster.
-    :param access: reads the node's users and roles, for advice on a missing right; None: they can't be read.
-    :param patience: seconds that an outage may last.
+    `host`: the settings; `host.api` is set. `node`: the node's name in its cluster; `access`: reads the node's users and roles, for advice on a
+    missing right; None: they can't be read. `patience`: seconds that an outage may last.
     """
 
     def __init__(
@@ -112,15 +110,22 @@ class Api:
 
     # -- requests ------------------------------------------------------------------------------------------------
     def get(self, path: str, wanted: str, /, **parameters: Any) -> Any:
-        """GET below /api2/json. ``wanted`` says for an error what was asked for. Raises ApiError."""
+        """GET below /api2/json.
+
+        :param wanted: says for an error what was asked for.
+        :raises ApiError: it was refused, or not answered.
+        """
         return self._ask("get", path, wanted, parameters, repeatable=True)
 
     def post(self, path: str, wanted: str, /, **parameters: Any) -> Any:
-        """POST. Raises ApiError."""
+        """POST.
+
+        :raises ApiError: it was refused, or not answered.
+        """
         return self._ask("post", path, wanted, parameters)
 
     def put(self, path: str, wanted: str, /, *, repeatable: bool = False, **parameters: Any) -> Any:
-        """PUT. One with a ``digest`` is sent again when its answer was lost and nothing has been changed.
+        """PUT. One with a `digest` is sent again when its answer was lost and nothing has been changed.
 
         :param repeatable: it may be carried out twice.
         :raises ApiError: UnansweredError where it may have been carried out.
@@ -137,7 +142,10 @@ class Api:
             self.clock.sleep(RETRY_SECONDS[1])
 
     def delete(self, path: str, wanted: str, /, **parameters: Any) -> Any:
-        """DELETE. Raises ApiError."""
+        """DELETE.
+
+        :raises ApiError: it was refused, or not answered.
+        """
         return self._ask("delete", path, wanted, parameters)
 
     def _ask(
@@ -160,7 +168,7 @@ class Api:
             raise no_answer(self.host, wanted, error, reads=verb == "get") from error
 
     def _repeated(self, ask: Callable[[], Any], *, repeatable: bool) -> Any:
-        """What ``ask`` answers, asked again where that is safe."""
+        """What `ask` answers, asked again where that is safe."""
         began = self.clock.now()
         pauses = _pauses(RETRY_SECONDS)
         while True:
@@ -258,7 +266,10 @@ class Api:
             self.clock.sleep(POLL_SECONDS[1])
 
     def tasks(self, **which: Any) -> list[dict[str, Any]]:
-        """The node's tasks, the latest first: our own, or all with Sys.Audit. Raises ApiError."""
+        """The node's tasks, the latest first: our own, or all with Sys.Audit.
+
+        :raises ApiError: the API doesn't say.
+        """
         found: list[dict[str, Any]] = self.get(f"nodes/{self.node}/tasks", "to see the node's tasks", **which)
         return sorted(found, key=lambda task: -int(task["starttime"]))
 
@@ -268,7 +279,7 @@ class Api:
         return self._connection.node_time
 
     def task(self, upid: str, wanted: str, seconds: float, say: Callable[[str], None]) -> list[str]:
-        """Waits for a task; each new line of its log goes to ``say``. Its log's first and last lines.
+        """Waits for a task; each new line of its log goes to `say`. Its log's first and last lines.
 
         :param seconds: how long to wait at most.
         :raises ApiError: it failed, or still runs; the end of its log is in the text.
@@ -290,7 +301,10 @@ class Api:
         return log.lines
 
     def end_task(self, upid: str, wanted: str, seconds: float) -> bool:
-        """Tells a task of ours to end, and waits for that. Has it? Raises ApiError."""
+        """Tells a task of ours to end, and waits for that. Has it?
+
+        :raises ApiError: it couldn't be told, or the API doesn't say.
+        """
         path = f"nodes/{upid.split(':')[1]}/tasks/{upid}"
         self.delete(path, wanted)
         deadline = self.clock.now() + seconds
@@ -303,7 +317,10 @@ class Api:
         return False
 
     def log_of_ended(self, upid: str, seconds: float) -> list[str]:
-        """The log of another user's task, as `task_log`, once it has ended, or as far as it is after so many seconds. Raises ApiError."""
+        """The log of another user's task, as `task_log`, once it has ended, or as far as it is after so many seconds.
+
+        :raises ApiError: the API doesn't say.
+        """
         deadline = self.clock.now() + seconds
         for pause in _pauses(POLL_SECONDS):
             status = self.get(f"nodes/{upid.split(':')[1]}/tasks/{upid}/status", "to see whether a task has ended")[
@@ -315,7 +332,10 @@ class Api:
         return self.task_log(upid)
 
     def task_log(self, upid: str) -> list[str]:
-        """The log of a task that has ended: its first and last lines. Raises ApiError."""
+        """The log of a task that has ended: its first and last lines.
+
+        :raises ApiError: the API doesn't say.
+        """
         log = _Log(lambda _: None, upid, self._hidden())
         self._read_log(f"nodes/{upid.split(':')[1]}/tasks/{upid}", "to read a task's log", log)
         return log.lines
@@ -430,7 +450,7 @@ class Api:
 
 
 def identity(host: Host) -> str:
-    """Who we are to the API: ``homelab@pve!pulumi`` or ``root@pam``."""
+    """Who we are to the API: `homelab@pve!pulumi` or `root@pam`."""
     assert host.api is not None
     return host.api.token or host.api.user or ""
 

@@ -30,7 +30,7 @@ _BROKEN = re.compile(r"EOF occurred|UNEXPECTED_EOF|Connection reset|zero return|
 
 
 class Connection:
-    """``resource``: proxmoxer's; ``node_time``: what the node's clock says now, as far as an answer has told it."""
+    """`resource`: proxmoxer's; `node_time`: what the node's clock says now, as far as an answer has told it."""
 
     def __init__(self, resource: ProxmoxResource, session: Any) -> None:
         self.resource = resource
@@ -53,7 +53,10 @@ _LOCK = threading.Lock()
 
 
 def connected(host: Host) -> Connection:
-    """The connection, made once in this process: the engine runs all resources of a program in one. Raises ApiError."""
+    """The connection, made once in this process: the engine runs all resources of a program in one.
+
+    :raises ApiError: there is none.
+    """
     assert host.api is not None, "the settings are checked for it"
     secret = host.api.token_secret or host.api.password
     with _LOCK:
@@ -168,7 +171,10 @@ def _login_refused(base: str, user: str, status: int, reason: str) -> ApiError:
 
 
 def no_answer(host: Host, wanted: str, error: Exception, *, reads: bool = False) -> ApiError:
-    """The error for a request that got no answer: no connection, another certificate, or too late; ``reads``: it changes nothing."""
+    """The error for a request that got no answer: no connection, another certificate, or too late.
+
+    :param reads: it changes nothing.
+    """
     api = host.api
     assert api is not None
     text = plain(str(error))
@@ -211,5 +217,5 @@ def _stranger(host: Host, wanted: str, text: str) -> ApiError:
 
 
 def colons(digits: str) -> str:
-    """``AB:CD`` for ``abcd``, as openssl shows a fingerprint."""
+    """`AB:CD` for `abcd`, as openssl shows a fingerprint."""
     return ":".join(digits[i : i + 2] for i in range(0, len(digits), 2)).upper()

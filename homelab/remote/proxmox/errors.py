@@ -33,7 +33,7 @@ _NO_QUORUM = re.compile(r"no quorum|'/etc/pve/[^']*' - (?:Permission denied|Read
 
 
 class ApiError(HomelabError):
-    """The API refused a request, or a task failed. ``status`` is HTTP's (0: no answer), ``reason`` the node's own words."""
+    """The API refused a request, or a task failed. `status` is HTTP's (0: no answer), `reason` the node's own words."""
 
     def __init__(self, *, wanted: str, found: str, why: str, next: str, status: int, reason: str) -> None:
         super().__init__(wanted=wanted, found=found, why=why, next=next)
@@ -45,7 +45,7 @@ class NotThereError(ApiError):
 
 
 class ElsewhereError(ApiError):
-    """The guest is there, on another node of the cluster: ``node``."""
+    """The guest is there, on another node of the cluster: `node`."""
 
     node = ""
 
@@ -55,7 +55,7 @@ class ChangedMeanwhileError(ApiError):
 
 
 class UnansweredError(ApiError):
-    """No answer, or none from the node. ``sent``: a change may have been carried out; else it certainly was not."""
+    """No answer, or none from the node. `sent`: a change may have been carried out; else it certainly was not."""
 
     sent = True
 
@@ -69,7 +69,7 @@ class NoQuorumError(ApiError):
 
 
 class ForbiddenError(ApiError):
-    """A right is missing. ``path``: where, None: not said; ``privileges``: each of them, or with ``either`` one of them, would do."""
+    """A right is missing. `path`: where, None: not said; `privileges`: each of them, or with `either` one of them, would do."""
 
     path: str | None = None
     privileges: tuple[str, ...] = ()
@@ -77,11 +77,11 @@ class ForbiddenError(ApiError):
 
 
 class TaskFailedError(ApiError):
-    """A task ended badly; ``reason`` is its exit status."""
+    """A task ended badly; `reason` is its exit status."""
 
 
 class StillRunsError(ApiError):
-    """A task hasn't ended in its time. ``upid``: whose id is that."""
+    """A task hasn't ended in its time. `upid`: whose id is that."""
 
     upid = ""
 
@@ -100,7 +100,7 @@ def plain(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 def explained(wanted: str, found: str, who: str, status: int, reason: str) -> ApiError:
-    """The error for a refused request, or for a task that ended with ``reason``.
+    """The error for a refused request, or for a task that ended with `reason`.
 
     :param who: who we are to the node.
     """

@@ -18,8 +18,8 @@ END_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Source:
-    """Where a file comes from. ``name``: the download's, ``hosts.pve.downloads.noble``; ``url``: None: Proxmox VE's list of templates knows
-    it; ``checksum``: as `Download.checksum`.
+    """Where a file comes from. `name`: the download's, `hosts.pve.downloads.noble`; `url`: None: Proxmox VE's list of templates knows
+    it; `checksum`: as `Download.checksum`.
     """
 
     name: str
@@ -28,27 +28,33 @@ class Source:
 
 
 class Files:
-    """A node's.
-
-    :param say: gets the lines of tasks.
-    """
+    """A node's. `say`: gets the lines of tasks."""
 
     def __init__(self, api: Api, say: Callable[[str], None]) -> None:
         self._api, self._say = api, say
 
     def on(self, storage: str, content: str) -> list[str]:
-        """The volumes of a content on a storage. Raises ApiError."""
+        """The volumes of a content on a storage.
+
+        :raises ApiError: the API doesn't say.
+        """
         path = f"nodes/{self._api.node}/storage/{storage}/content"
         rows = self._api.get(path, f"to see what lies on the storage {storage}", content=content)
         return [str(row["volid"]) for row in rows]
 
     def there(self, volume: str) -> bool:
-        """Is it on its storage? Raises ApiError."""
+        """Is it on its storage?
+
+        :raises ApiError: the API doesn't say.
+        """
         storage, content, _ = decided.parts(volume)
         return volume in self.on(storage, content)
 
     def storages(self) -> list[Mapping[str, Any]]:
-        """The node's storages. Raises ApiError."""
+        """The node's storages.
+
+        :raises ApiError: the API doesn't say.
+        """
         found: list[Mapping[str, Any]] = self._api.get(f"nodes/{self._api.node}/storage", "to see the node's storages")
         return found
 
@@ -110,14 +116,20 @@ class Files:
         )
 
     def end(self, volume: str) -> None:
-        """Ends a download of it that the node is still at, since a run that was interrupted; nothing is left of it. Raises ApiError."""
+        """Ends a download of it that the node is still at, since a run that was interrupted; nothing is left of it.
+
+        :raises ApiError: as `Api.end_task`.
+        """
         _, _, name = decided.parts(volume)
         for task in self._api.tasks(source="active", typefilter="download"):
             if task.get("id") == name:
                 self._api.end_task(str(task["upid"]), f"the download of {volume} ended", END_SECONDS)
 
     def remove(self, volume: str) -> None:
-        """Removes it; one that is gone already needs nothing. Raises ApiError."""
+        """Removes it; one that is gone already needs nothing.
+
+        :raises ApiError: as `Api.carry_out`.
+        """
         storage, _, _ = decided.parts(volume)
         path = f"nodes/{self._api.node}/storage/{storage}/content/{volume}"
         seconds = self._api.host.timeouts.api_task
@@ -148,7 +160,9 @@ def check(
 ) -> list[HomelabError]:
     """What stands against the files that guests are to be made of: no place for a download, or a file that nobody downloads and isn't there.
 
-    :param name: the host's in the settings; ``vms``, ``containers``: those that are still to be made.
+    :param name: the host's in the settings.
+    :param vms: those that are still to be made.
+    :param containers: those that are still to be made.
     :raises ApiError: the API doesn't say.
     """
     files = Files(api, lambda _: None)

@@ -54,7 +54,7 @@ PowerTarget = Callable[[dict[str, str]], Change]
 
 @dataclass(frozen=True)
 class Policy:
-    """How to shut down: within ``timeout`` seconds, then ``otherwise``: fail or stop."""
+    """How to shut down: within `timeout` seconds, then `otherwise`: fail or stop."""
 
     timeout: int
     otherwise: str
@@ -64,10 +64,17 @@ class Memory(Protocol):
     """What outlives a run that is killed: that a VM ran, and is to run again."""
 
     def keep(self, identity: str) -> None:
-        """Notes that it runs, before each request to shut it down to run again. ``identity``: tells it from another VM (vm.config.identity). Raises HomelabError."""
+        """Notes that it runs, before each request to shut it down to run again.
+
+        :param identity: tells it from another VM (vm.config.identity).
+        :raises HomelabError: it can't be noted.
+        """
 
     def recalls(self, identity: Callable[[], str]) -> bool:
-        """Is it to run again, as far as that is certain? What no longer counts is forgotten. Raises HomelabError."""
+        """Is it to run again, as far as that is certain? What no longer counts is forgotten.
+
+        :raises HomelabError: it can't be asked for.
+        """
 
     def forget(self) -> None:
         """It runs again, or isn't to."""
@@ -90,11 +97,9 @@ class NoMemory:
 class Machine:
     """One VM.
 
-    :param name: for messages, such as ``sandbox``.
-    :param let_start: called before a VM with a hookscript is started, which may be the one that hands it its card (homelab/remote/guard.py).
-    :param memory: whether it ran when an earlier run shut it down.
-    :param log_of_start: the log of its last start on a node since a time (in seconds since 1970), as the host has it; for a start of HA's, which is
-        another user's task. None: nobody can say.
+    `name`: for messages, such as `sandbox`; `let_start`: called before a VM with a hookscript is started, which may be the one that hands it its
+    card (homelab/remote/guard.py); `memory`: whether it ran when an earlier run shut it down; `log_of_start`: the log of its last start on a node
+    since a time (in seconds since 1970), as the host has it; for a start of HA's, which is another user's task. None: nobody can say.
     """
 
     def __init__(
@@ -133,7 +138,11 @@ class Machine:
 
     # -- what it is ----------------------------------------------------------------------------------------------
     def config(self) -> dict[str, str]:
-        """Its configuration, with what waits for the next start. Raises NotThereError, ApiError."""
+        """Its configuration, with what waits for the next start.
+
+        :raises NotThereError: there is no such VM.
+        :raises ApiError: the API doesn't say.
+        """
         return strings(self._read())
 
     def _read(self) -> dict[str, Any]:
@@ -153,7 +162,10 @@ class Machine:
                 self._path = f"nodes/{error.node}/qemu/{self.vmid}"
 
     def running(self) -> bool:
-        """Does it run? Raises ApiError."""
+        """Does it run?
+
+        :raises ApiError: the API doesn't say.
+        """
         return bool(self._status()["status"] == "running")
 
     def _status(self) -> dict[str, Any]:
@@ -167,19 +179,23 @@ class Machine:
 
     # -- changes -------------------------------------------------------------------------------------------------
     def was_left_off(self) -> bool:
-        """Is it off, and to run again, because a run that was interrupted has shut it down? Raises HomelabError."""
+        """Is it off, and to run again, because a run that was interrupted has shut it down?
+
+        :raises HomelabError: as `running` and `Memory.recalls`.
+        """
         return not self.running() and self._memory.recalls(self._identity)
 
     def _identity(self) -> str:
         return identity(self.config())
 
     def converge(self, target: PowerTarget, keys: list[str], policy: Policy, power: str) -> bool:
-        """Writes what is to be written, brings it into force, and sees to the power. Returns whether the VM runs.
+        """Writes what is to be written, brings it into force, and sees to the power.
 
-        One that is off stays off with ``keep``, unless a run that was interrupted, or this program's reboot, has shut it down: its memory says so.
+        One that is off stays off with `keep`, unless a run that was interrupted, or this program's reboot, has shut it down: its memory says so.
 
         :param keys: all that may be waiting from an earlier, interrupted change.
-        :param power: ``keep``, ``running`` or ``stopped``.
+        :param power: `keep`, `running` or `stopped`.
+        :returns: whether the VM runs.
         :raises HomelabError: it is as it was then, unless the text says otherwise.
         """
         running = self.running()
@@ -311,7 +327,10 @@ class Machine:
 
     # -- power ---------------------------------------------------------------------------------------------------
     def start(self) -> None:
-        """Starts it and waits till it runs. Raises ApiError."""
+        """Starts it and waits till it runs.
+
+        :raises ApiError: it was refused, failed, or doesn't run by then.
+        """
         wanted = f"{self.label} started"
         by_ha, began = self._require_ha_can(wanted), int(self._api.node_time)
         hook = scripts.HANDOVER_SECONDS if self._announced else 0
@@ -388,7 +407,10 @@ class Machine:
     def _task(
         self, verb: str, below: str, wanted: str, kinds: tuple[str, ...], seconds: float = 0, **parameters: Any
     ) -> list[str]:
-        """Has the node do something for which it starts a task; ``seconds``: what the task waits for besides working."""
+        """Has the node do something for which it starts a task.
+
+        :param seconds: what the task waits for besides working.
+        """
         limit = seconds + self._api.host.timeouts.api_task
         return self._api.carry_out(verb, f"{self._path}{below}", wanted, limit, self.say, kinds=kinds, **parameters)
 
@@ -448,7 +470,7 @@ class Machine:
     def shut_down(self, policy: Policy) -> None:
         """Shuts it down through its agent or ACPI; pressed again for a guest that is still booting.
 
-        :raises HomelabError: it is still on, and ``otherwise`` is fail; HA, if it has it, is told to let it run on.
+        :raises HomelabError: it is still on, and `otherwise` is fail; HA, if it has it, is told to let it run on.
         """
         try:
             self._shut_down(policy)
@@ -490,14 +512,20 @@ class Machine:
                 return
 
     def destroy(self) -> None:
-        """Removes it, with its disks. Raises ApiError."""
+        """Removes it, with its disks.
+
+        :raises ApiError: as `Api.carry_out`.
+        """
         wanted = f"{self.label} removed"
         # A storage may overwrite the disks first (saferemove), for as long as writing them took.
         seconds = self._api.host.timeouts.create
         self._task("delete", "", wanted, ("qmdestroy",), seconds, purge=1, **{"destroy-unreferenced-disks": 1})
 
     def exists(self) -> bool:
-        """Is there such a VM? Raises ApiError."""
+        """Is there such a VM?
+
+        :raises ApiError: the API doesn't say.
+        """
         try:
             self._read()
         except NotThereError:

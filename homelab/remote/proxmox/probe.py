@@ -31,8 +31,10 @@ def check(
 ) -> list[HomelabError]:
     """What stands against using the API of a host as these settings will; nothing for a host that isn't used through it.
 
-    :param name: the host's in the settings; ``vms``, ``containers``: those on it.
+    :param name: the host's in the settings.
     :param facts: a reading of the host with its guests.
+    :param vms: those on it.
+    :param containers: those on it.
     :param patience: seconds that an outage of the API may last.
     """
     needs = needed(name, host, facts, want, vms, containers)

@@ -14,11 +14,7 @@ from homelab.vm.config import strings
 
 @dataclass(frozen=True)
 class GuestCopies:
-    """A guest's.
-
-    :param guest: its place in the settings, such as ``vms.sandbox``; ``kind``: qemu or lxc.
-    :param say: gets the lines of tasks.
-    """
+    """A guest's. `guest`: its place in the settings, such as `vms.sandbox`; `kind`: qemu or lxc; `say`: gets the lines of tasks."""
 
     api: Api
     guest: str
@@ -36,7 +32,10 @@ class GuestCopies:
 
     # -- snapshots -----------------------------------------------------------------------------------------------
     def against_snapshot(self) -> HomelabError | None:
-        """Why the guest can't have one; None: it can. Raises ApiError."""
+        """Why the guest can't have one; None: it can.
+
+        :raises ApiError: the API doesn't say.
+        """
         wanted = f"to see whether {self._label} can have a snapshot"
         if self.api.get(f"{self._path}/feature", wanted, feature="snapshot").get("hasFeature"):
             return None
@@ -72,7 +71,10 @@ class GuestCopies:
 
     # -- backups -------------------------------------------------------------------------------------------------
     def against_backup(self, storage: str) -> HomelabError | None:
-        """Why none can lie on that storage, or why it would be no way back; None: all is well. Raises ApiError."""
+        """Why none can lie on that storage, or why it would be no way back; None: all is well.
+
+        :raises ApiError: the API doesn't say.
+        """
         config = strings(self.api.get(f"{self._path}/config", f"to read the configuration of {self._label}"))
         if stands := decided.no_backup(self.guest, self.kind, self.vmid, config):
             return stands
@@ -126,8 +128,9 @@ class GuestCopies:
 
 
 def check(api: Api, guests: Mapping[str, Vm | Container]) -> list[HomelabError]:
-    """What stands against the snapshots and backups that are still to be made. ``guests``: place in the settings -> the guest.
+    """What stands against the snapshots and backups that are still to be made.
 
+    :param guests: place in the settings -> the guest.
     :raises ApiError: the API doesn't say.
     """
     errors = []
