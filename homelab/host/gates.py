@@ -654,7 +654,7 @@ def only_card(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabE
         return []
     return [
         HomelabError(
-            wanted=f"containers that don't use gpus.{name} ({facts.card(slot)}) just then to run on without it (shutDown: holders)",
+            wanted=f"containers that aren't using gpus.{name} ({facts.card(slot)}) to stay running while a VM has it (shutDown: holders)",
             found=f"this host has more cards of NVIDIA's: {', '.join(facts.card(other) for other in others)}",
             why="one of these could get this card's numbers while it is away, and a container that runs on would then open the wrong card, or none",
             next=f"take gpus.{name}.shutDown out: all containers that have the card are then shut down for the VM, and started again",
