@@ -27,7 +27,7 @@ _USER = re.compile(r"[^\s:/!@,]+@[A-Za-z][A-Za-z0-9._-]+")
 
 
 class SshLogin(Model):
-    """How somebody logs in over SSH: exactly one of `privateKeyFile`, `privateKey`, `password` and `agent`."""
+    """How the program logs in over SSH: exactly one of `privateKeyFile`, `privateKey`, `password` and `agent`."""
 
     user: UnixUser = "root"
     """Who logs in. Any other user than root needs `sudo -n bash` without a password."""

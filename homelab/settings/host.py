@@ -74,11 +74,11 @@ class Gpu(Model):
     NVIDIA's cards, with the host's driver by `nvidia`."""
     shut_down: Literal["all", "holders"] = "all"
     """Only with `use: shared`: which containers that have the card are shut down when a VM takes it. `all`; or `holders`: those in which a
-    program has it open just then. The others run on without it, and have it again when it is back. Only where it is the host's only card of NVIDIA's."""
+    program has it open. The others stay running without it, and can use it again when it is back. Only if it is the host's only NVIDIA card."""
     functions: list[FunctionAddress] = []
     """Only with `use: vm`: exactly these functions are the card, instead of those that the program finds
     ([what a card is](day-two.md#what-a-card-is)). They are the card's slot's, or behind a switch on the card; its graphics function is among
-    them. A USB controller goes along only if it is named here."""
+    them. A USB controller is given to the VM only if it is named here."""
     allow_group_members: list[FunctionAddress] = []
     """Functions in the card's IOMMU group that may leave the host together with the card. What carries the host's own disks or network
     never goes, whatever is listed here."""
