@@ -18,7 +18,7 @@ from components.gpu_vm import GpuVm, GpuVmArgs
 from components.host_reboot import HostReboot, HostRebootArgs
 from components.host_scripts import HostScripts, HostScriptsArgs
 from components.iommu_host import IommuHost, IommuHostArgs
-from components.nvidia_guest_stack import NvidiaGuestStack, NvidiaGuestStackArgs, in_container, in_vm, on_host
+from components.nvidia_guest_stack import NvidiaGuestStack, NvidiaGuestStackArgs
 from components.nvidia_nodes import NvidiaNodes, NvidiaNodesArgs
 from components.vfio_binding import VfioBinding, VfioBindingArgs
 from homelab import contract
@@ -28,6 +28,7 @@ from homelab.resources.children import formerly
 from homelab.resources.host_probe import HostProbe
 from homelab.resources.preview import preview
 from homelab.resources.storage_file import StorageFile
+from homelab.resources.system import in_container, in_vm, on_host
 from homelab.shapes import BootSeen
 from homelab.stack import Refusal, load
 
@@ -119,7 +120,17 @@ for name, host in settings.hosts.items():
     tried = own.tried_in(shared, list(sharers.values())) if own else ()
     installed: list[pulumi.Resource] = []
     for guest, container in shared.items():
-        if system := in_container(guest, container, host, sharers[guest], boot.driver, tried):
+        gpu_lxc = sharers[guest]
+        if system := in_container(
+            guest,
+            container,
+            host,
+            boot.driver,
+            at=gpu_lxc.at,
+            in_force=gpu_lxc.in_force,
+            started=gpu_lxc.started,
+            ready=[gpu_lxc, *tried],
+        ):
             installed.append(stack := NvidiaGuestStack(guest, NvidiaGuestStackArgs(system=system)))
             stacks[system.name] = stack.result
 
@@ -132,7 +143,7 @@ for name, host in settings.hosts.items():
         takes = [*handing, *sharers.values(), *installed, *([own] if own else [])] if in_turn else []
         gpu_vm = GpuVm(guest, given_cards, after(cards, *made_of, *takes))
         vms[guest] = gpu_vm.vm
-        if system := in_vm(guest, vm, host, gpu_vm):
+        if system := in_vm(guest, vm, host, gpu_vm.vm, in_force=gpu_vm.in_force, started=gpu_vm.started, ready=gpu_vm):
             stacks[system.name] = NvidiaGuestStack(guest, NvidiaGuestStackArgs(system=system)).result
 
     results = [probe.generation, *(vms[guest] for guest in guests), *(containers[guest] for guest in shared)]

@@ -16,6 +16,7 @@ from homelab.host.handover import lines_of
 from homelab.remote import scripts
 from homelab.resources import command as remote
 from homelab.resources.children import Children
+from homelab.resources.handover_hook import handover_hook
 from homelab.settings import Host, Vm
 from homelab.shapes import CardPlan
 
@@ -48,23 +49,5 @@ class CardHandover(pulumi.ComponentResource):
         for guest, vm in args.vms.items():
             if vm.create is None and any(use.gpu in args.host.hands_over for use in vm.gpus):
                 options = children.options(f"{guest}-hook", depends_on=[program])
-                hookscript(args.host, vm, args.generation, f"{guest}-hook", options)
+                handover_hook(f"{guest}-hook", args.host, vm, args.generation, options)
         self.register_outputs({})
-
-
-def hookscript(
-    host: Host, vm: Vm, generation: pulumi.Input[int], name: str, opts: pulumi.ResourceOptions
-) -> pulumi.Resource:
-    """The option hookscript of a VM that may take a card. ``name``: the resource's."""
-    # By these it is told from the entry that the VM had before, under another name, or as one that made it.
-    holder = f"{name} {'adopted' if vm.create is None else 'created'}"
-    return remote.script(
-        name,
-        host,
-        pulumi.Output.from_input(generation).apply(
-            lambda found: scripts.handover_hook(vm.vmid, int(found), holder=holder)
-        ),
-        opts,
-        identity=[vm.host, str(vm.vmid)],
-        told=True,
-    )

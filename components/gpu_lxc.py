@@ -32,11 +32,6 @@ if TYPE_CHECKING:
 else:
     card_libraries = later("homelab.remote.card_libraries")
 
-# Settings that other resources than the probe are told.
-ELSEWHERE = {"host", "ctid", "power", "start", "shutdown", "nvidia", "create", "safety", "backup_storage"}
-# Settings that came later: the probe is told of them where they aren't as if they weren't there.
-SINCE = {"nodes", "libraries"}
-
 
 @dataclass(frozen=True, kw_only=True)
 class GpuLxcArgs:
@@ -82,12 +77,7 @@ class GpuLxc(pulumi.ComponentResource):
                 "node": node,
                 "container": name,
                 "ctid": container.ctid,
-                "wanted": {
-                    **container.model_dump(mode="json", exclude=ELSEWHERE | SINCE),
-                    "power": container.wanted_power,
-                    **({} if container.nodes == "render" else {"nodes": container.nodes}),
-                    **({"libraries": container.libraries} if container.libraries else {}),
-                },
+                "wanted": ContainerProbe.wanted_of(container),
                 "gpus": args.cards,
                 "boot": args.boot,
                 "instance": instance,
@@ -184,11 +174,11 @@ class GpuLxc(pulumi.ComponentResource):
             conf=conf.stdout,
             state=verification.state,
             nodes=verification.nodes,
-        ).apply(lambda found: _output(container, node, found))
+        ).apply(lambda found: _output(container, node, **found))
         self.register_outputs({"container": self.container, "in_force": self.in_force})
 
 
-def _creation(name: str, container: Container, new: NewContainerSettings, node: str) -> dict[str, Any]:
+def _creation(name: str, container: Container, new: NewContainerSettings, node: str) -> dict[str, object]:
     """The inputs of a NewContainer."""
     password = None if new.password is None else new.password.get_secret_value()
     return {
@@ -226,8 +216,19 @@ def _happened(found: list[Any]) -> list[Any]:
     return [restarted, said, *([shared] if shared else []), *installed]
 
 
-def _output(container: Container, node: str, found: dict[str, Any]) -> ContainerSeen:
-    ways = set(scripts.answer(found["conf"])["devices"].values())
+def _output(
+    container: Container,
+    node: str,
+    *,
+    name: str,
+    minors: list[int],
+    shared: dict[str, SharedCard] | None,
+    conf: str,
+    state: str,
+    nodes: list[str],
+) -> ContainerSeen:
+    """:param conf: what container_gpus.sh answered."""
+    ways = set(scripts.answer(conf)["devices"].values())
     method: Literal["device", "mount-entry", "mixed"] | None = "mixed" if ways else None
     if len(ways) == 1:
         method = "device" if ways == {"dev"} else "mount-entry"
@@ -235,10 +236,10 @@ def _output(container: Container, node: str, found: dict[str, Any]) -> Container
         "host": container.host,
         "node": node,
         "ctid": container.ctid,
-        "name": found["name"],
-        "state": found["state"],
-        "gpus": [int(minor) for minor in found["minors"]],
-        "cards": {gpu: card["nodes"] for gpu, card in sorted((found["shared"] or {}).items())},
-        "nodes": found["nodes"],
+        "name": name,
+        "state": state,
+        "gpus": [int(minor) for minor in minors],
+        "cards": {gpu: card["nodes"] for gpu, card in sorted((shared or {}).items())},
+        "nodes": nodes,
         "method": method,
     }

@@ -8,20 +8,18 @@ VM runs; a created VM is removed, unless it is protected.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import pulumi
 
 from homelab.resources.children import Children
+from homelab.resources.handover_hook import handover_hook
 from homelab.resources.safety_copy import SafetyCopy
 from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_change import VmChange
 from homelab.resources.vm_record import VmRecord
 from homelab.settings import Host, NewVm, Vm, VmGpu
-from homelab.shapes import BootSeen, OfferedCard, VmSeen
+from homelab.shapes import BootSeen, OfferedCard, Record, VmSeen
 from homelab.vm.creation import configuration
-
-from .card_handover import hookscript
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +49,7 @@ class GpuVm(pulumi.ComponentResource):
         super().__init__("homelab:gpu:GpuVm", name, {}, opts)
         vm, node, cards, boot = args.vm, args.node, args.cards, args.boot
         children = Children(self, name, opts)
-        about: dict[str, Any] = {
+        about: dict[str, object] = {
             "host": vm.host,
             "node": node,
             "vm": name,
@@ -72,10 +70,8 @@ class GpuVm(pulumi.ComponentResource):
         if args.host is not None and vm.create is not None and any(use.gpu in args.host.hands_over for use in vm.gpus):
             # Before it has the card, and until it has it no more: without the hookscript nobody would look whether the card is free. (An adopted one
             # has it before the host restarts: CardHandover.)
-            hook = hookscript(
-                args.host, vm, args.handover, children.named("hook"), children.options("hook", depends_on=depends_on)
-            )
-            depends_on = [hook]
+            options = children.options("hook", depends_on=depends_on)
+            depends_on = [handover_hook(children.named("hook"), args.host, vm, args.handover, options)]
         record = VmRecord(
             children.named("record"),
             {
@@ -115,7 +111,7 @@ class GpuVm(pulumi.ComponentResource):
         )
         self.vm = pulumi.Output.all(
             record=record.record, name=record.guest_name, state=change.state, address=change.guest_address
-        ).apply(lambda found: _output(vm, node, found))
+        ).apply(lambda found: _output(vm, node, **found))
         self.in_force = pulumi.Output.all(instance, change.state).apply(
             lambda found: f"{found[0]} {' '.join(use.gpu for use in vm.gpus)}"
         )
@@ -125,12 +121,12 @@ class GpuVm(pulumi.ComponentResource):
         self.register_outputs({"vm": self.vm, "in_force": self.in_force})
 
 
-def _card(use: VmGpu, cards: dict[str, OfferedCard]) -> dict[str, Any]:
+def _card(use: VmGpu, cards: dict[str, OfferedCard]) -> dict[str, object]:
     """The inputs of `vm.config.VmCard`."""
     return {**use.as_inputs(), **cards[use.gpu]}
 
 
-def _creation(name: str, new: NewVm) -> dict[str, Any]:
+def _creation(name: str, new: NewVm) -> dict[str, object]:
     """The inputs of a VirtualMachine beside those that every VM has."""
     password = new.cloud_init.password if new.cloud_init else None
     secret = {} if password is None else {"cipassword": password.get_secret_value()}
@@ -146,13 +142,14 @@ def _creation(name: str, new: NewVm) -> dict[str, Any]:
     }
 
 
-def _output(vm: Vm, node: str, found: dict[str, Any]) -> VmSeen:
+def _output(vm: Vm, node: str, *, record: Record, name: str, state: str, address: str) -> VmSeen:
+    """``record`` isn't put out; as long as it isn't known, nothing is."""
     return {
         "host": vm.host,
         "node": node,
         "vmid": vm.vmid,
-        "name": found["name"],
-        "state": found["state"],
+        "name": name,
+        "state": state,
         "gpus": [use.gpu for use in vm.gpus],
-        "address": found["address"] or None,
+        "address": address or None,
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import pulumi
 
@@ -20,21 +20,30 @@ from homelab.resources.boot_verification import BootVerification
 from homelab.resources.children import Children
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
-from homelab.shapes import BootedCard, BootedFunction, BootedHost, BootSeen, CardPlan, DeviceSeen, IommuOutput
+from homelab.shapes import (
+    BootedCard,
+    BootedFunction,
+    BootedHost,
+    BootSeen,
+    CardPlan,
+    DeviceSeen,
+    IommuOutput,
+    IommuSeen,
+)
 from homelab.stack import Refusal
 
 
 @dataclass(frozen=True, kw_only=True)
 class HostRebootArgs:
     """``host_name``: in the settings; ``probe``: says what is wanted; ``driver``: NVIDIA's that is installed on the host, and to be in use;
-    empty: it doesn't matter; ``flavour``: of its modules; ``again``: another value has the reboot looked at anew."""
+    empty: it doesn't matter; ``flavour``: of its modules; ``following``: the boot that it waits for, of another node of the cluster; ``again``: another value has the reboot looked at anew."""
 
     host_name: str
     host: Host
     probe: HostProbe
     driver: pulumi.Input[str] = ""
     flavour: pulumi.Input[str] = ""
-    following: pulumi.Output[BootSeen] | None = None
+    following: pulumi.Input[BootSeen] | None = None
     again: pulumi.Input[str] = ""
 
 
@@ -45,6 +54,7 @@ class HostReboot(pulumi.ComponentResource):
 
     host: pulumi.Output[BootedHost]
     boot: pulumi.Output[BootSeen]
+    driver: pulumi.Output[str]
 
     def __init__(self, name: str, args: HostRebootArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:HostReboot", name, {}, opts)
@@ -90,14 +100,14 @@ class HostReboot(pulumi.ComponentResource):
             children.options("booted", "verified", depends_on=[reboot]),
         )
         self.boot = verified.boot
-        self.driver = driver
+        self.driver = pulumi.Output.from_input(driver)
         self.host = pulumi.Output.all(
             kernel=verified.kernel,
             boot_id=verified.boot_id,
             iommu=verified.iommu,
             devices=verified.devices,
             gpus=probe.gpus,
-        ).apply(_stack_output)
+        ).apply(lambda found: _stack_output(**found))
         self.register_outputs({"host": self.host})
 
     @classmethod
@@ -114,13 +124,14 @@ class HostReboot(pulumi.ComponentResource):
         return cls(name, dataclasses.replace(args, driver=driver, flavour=flavour, again=again), opts)
 
 
-async def _back(boot: pulumi.Output[BootSeen] | None) -> None:
+async def _back(following: pulumi.Input[BootSeen] | None) -> None:
     """Wait until another host is back and verified, without a dependency on it: it can be forgotten by itself (`pulumi state delete --target-dependents`).
 
     :raises Refusal: it isn't, in an `up` that goes on for all that (`--continue-on-error`).
     """
-    if boot is None:
+    if following is None:
         return
+    boot = pulumi.Output.from_input(following)
     if not await boot.is_known() and not pulumi.runtime.is_dry_run():
         raise Refusal(
             HomelabError(
@@ -133,15 +144,15 @@ async def _back(boot: pulumi.Output[BootSeen] | None) -> None:
     await boot.future()
 
 
-def _stack_output(values: dict[str, Any]) -> BootedHost:
-    devices: dict[str, DeviceSeen] = values["devices"]
-    cards: dict[str, CardPlan] = values["gpus"]
-    gpus: dict[str, BootedCard] = {
-        name: {**card, "functions": _functions(card, devices)} for name, card in cards.items()
+def _stack_output(
+    *, kernel: str, boot_id: str, iommu: IommuSeen, devices: dict[str, DeviceSeen], gpus: dict[str, CardPlan]
+) -> BootedHost:
+    cards: dict[str, BootedCard] = {
+        name: {**card, "functions": _functions(card, devices)} for name, card in gpus.items()
     }
     # What an older version left in a state as kernelLog is all that the kernel said, healthy lines that read as errors among it.
-    iommu: IommuOutput = {"groups": values["iommu"]["groups"], "kernelLog": values["iommu"].get("trouble", [])}
-    return {"kernel": values["kernel"], "bootId": values["boot_id"], "iommu": iommu, "gpus": gpus}
+    told: IommuOutput = {"groups": iommu["groups"], "kernelLog": iommu.get("trouble", [])}
+    return {"kernel": kernel, "bootId": boot_id, "iommu": told, "gpus": cards}
 
 
 def _functions(card: CardPlan, devices: dict[str, DeviceSeen]) -> list[BootedFunction]:

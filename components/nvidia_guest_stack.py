@@ -20,15 +20,12 @@ from homelab.later import later
 from homelab.remote import scripts
 from homelab.resources import limits
 from homelab.resources.children import Children
-from homelab.resources.host_probe import HostProbe
 from homelab.resources.nvidia import DriverTrial, GuestReboot, NvidiaSystem, NvidiaVerification
 from homelab.resources.system import System
-from homelab.settings import Container, Host, Vm
-from homelab.shapes import StackInUse, VmSeen
+from homelab.settings import Container
+from homelab.shapes import StackInUse
 from homelab.stack import Refusal, locks
 
-from .gpu_lxc import GpuLxc
-from .gpu_vm import GpuVm
 from .host_reboot import HostReboot
 
 if TYPE_CHECKING:
@@ -43,9 +40,11 @@ if TYPE_CHECKING:
     from homelab.remote import nvidia_steps as steps
 
     # (request, plan, context for messages, the installed driver, generation) -> a composed script.
-    Script = Callable[[Request, Plan, Context, str, str], str]
+    _Script = Callable[[Request, Plan, Context, str, str], str]
 else:
-    planner, state, verification = (later(f"homelab.nvidia.{name}") for name in ("plan", "state", "verification"))
+    planner = later("homelab.nvidia.plan")
+    state = later("homelab.nvidia.state")
+    verification = later("homelab.nvidia.verification")
     steps = later("homelab.remote.nvidia_steps")
     kept_scripts = later("homelab.remote.kept_scripts")
 
@@ -80,7 +79,7 @@ class NvidiaGuestStackArgs:
 
 
 class NvidiaGuestStack(pulumi.ComponentResource):
-    """Outputs: ``result`` (contract.Nvidia). ``boot``: what ``reboot`` made."""
+    """Outputs: ``result`` (contract.NvidiaOutput). ``boot``: what ``reboot`` made."""
 
     result: pulumi.Output[StackInUse]
     boot: HostReboot
@@ -183,7 +182,7 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         options = self._children.options("tried", depends_on=[self._verified, *ready])
         return [DriverTrial(self._children.named("tried"), {**self._system.inputs, **about}, options)]
 
-    def _step(self, layer: str, script: Script, after: pulumi.Resource) -> remote.Command:
+    def _step(self, layer: str, script: _Script, after: pulumi.Resource) -> remote.Command:
         word = "repo" if layer == "repository" else layer
         options = self._children.options(word, layer, depends_on=[after])
         return self._system.script(self._children.named(word), self._composed(layer, script), options)
@@ -193,7 +192,7 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         known = pulumi.Output.all(self._found.generation, self._system.after)
         return known.apply(lambda found: f"{int(found[0].get(layer, 0))} {found[1]}")
 
-    def _composed(self, layer: str, script: Script) -> pulumi.Output[str]:
+    def _composed(self, layer: str, script: _Script) -> pulumi.Output[str]:
         known = pulumi.Output.all(self._plan, self._driver, self._generation(layer))
         text = known.apply(
             lambda found: script(found[0].request, found[0].plan, found[0].wanted.context, str(found[1]), found[2])
@@ -220,88 +219,3 @@ class NvidiaGuestStack(pulumi.ComponentResource):
 
 def _answered(step: remote.Command, key: str) -> pulumi.Output[Any]:
     return step.stdout.apply(lambda text: scripts.answer(text)[key])
-
-
-def on_host(name: str, host: Host, probe: HostProbe) -> System | None:
-    """The host itself; None: the settings have no `nvidia` for it."""
-    if host.nvidia is None:
-        return None
-    return System(
-        "host",
-        f"hosts.{name}",
-        name,
-        host,
-        host.address,
-        host.nvidia,
-        (probe,),
-        passed=probe.gpus.apply(lambda gpus: sorted(gpu["slot"] for gpu in gpus.values() if gpu["use"] == "vm")),
-        # One that was a VM's alone so far is on vfio-pci when this is read.
-        staying=probe.gpus.apply(lambda gpus: sorted(gpu["slot"] for gpu in gpus.values() if gpu["use"] != "vm"))
-        if host.hands_over
-        else None,
-    )
-
-
-def in_vm(name: str, vm: Vm, host: Host, gpu_vm: GpuVm) -> System | None:
-    """A VM; None: the settings have no `nvidia` for it."""
-    if vm.nvidia is None:
-        return None
-    return System(
-        "vm",
-        f"vms.{name}",
-        vm.host,
-        host.model_copy(update={"ssh": vm.ssh}),
-        gpu_vm.vm.apply(lambda found: _address(name, found)),
-        vm.nvidia,
-        (gpu_vm,),
-        gpu_vm.in_force,
-        started=gpu_vm.started,
-        stays=vm.create is None or vm.create.protect,
-    )
-
-
-def _address(name: str, vm: VmSeen) -> str:
-    if vm["state"] == "running" and (address := vm.get("address")):
-        return address
-    found = f"VM {int(vm['vmid'])} is {vm['state']}" if vm["state"] != "running" else "its guest agent named none"
-    raise Refusal(
-        HomelabError(
-            wanted=f"vms.{name} running, and its address",
-            found=found,
-            why="NVIDIA's stack is installed from inside the guest",
-            next=f"start it, or set vms.{name}.power: running"
-            if vm["state"] != "running"
-            else f"install qemu-guest-agent in it, or set vms.{name}.address",
-        )
-    )
-
-
-def in_container(
-    name: str,
-    container: Container,
-    host: Host,
-    gpu_lxc: GpuLxc,
-    driver: pulumi.Input[str],
-    tried: Sequence[pulumi.Resource] = (),
-) -> System | None:
-    """A container; None: the settings have no `nvidia` for it.
-
-    :param driver: the host's, where this stack installs it.
-    :param tried: what it waits for besides (`NvidiaGuestStack.tried_in`).
-    """
-    if container.nvidia is None:
-        return None
-    return System(
-        "lxc",
-        f"containers.{name}",
-        container.host,
-        host,
-        host.address,
-        container.nvidia,
-        (gpu_lxc, *tried),
-        pulumi.Output.all(gpu_lxc.in_force, driver).apply(" ".join),
-        container.ctid,
-        started=gpu_lxc.started,
-        at=gpu_lxc.at,
-        stays=container.create is None or container.create.protect,
-    )

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import pulumi
 
 from homelab.remote import scripts
 from homelab.resources import command as remote
 from homelab.settings import Host
+from homelab.shapes import PassthroughSeen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +29,9 @@ class PassthroughTestArgs:
 
 
 class PassthroughTest(pulumi.ComponentResource):
-    """Outputs: ``seen``: ``kernel``, ``vmid``, and ``functions`` as the VM saw them (``guest`` and ``address``: on the VM's bus
-    and the host's; ``id``, ``class``, ``bars`` with ``index`` and ``size`` in bytes).
-    """
+    """Outputs: ``seen``: what the VM saw."""
 
-    seen: pulumi.Output[dict[str, Any]]
+    seen: pulumi.Output[PassthroughSeen]
 
     def __init__(self, name: str, args: PassthroughTestArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:gpu:PassthroughTest", name, {}, opts)
@@ -45,5 +44,5 @@ class PassthroughTest(pulumi.ComponentResource):
             undone=False,
             triggers=[wanted, *args.triggers],
         )
-        self.seen = test.stdout.apply(scripts.answer)
+        self.seen = test.stdout.apply(lambda text: cast("PassthroughSeen", scripts.answer(text)))
         self.register_outputs({"seen": self.seen})

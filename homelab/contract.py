@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from homelab.errors import HomelabError
 from homelab.later import later
 from homelab.settings import Settings
-from homelab.shapes import BootedHost, ContainerSeen, StackInUse, VmSeen
+from homelab.shapes import BootedHost, ContainerSeen, PassthroughSeen, StackInUse, VmSeen
 
 if TYPE_CHECKING:
     from homelab.show import result
@@ -211,7 +211,7 @@ def text() -> str:
     return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema()}, indent=2) + "\n"
 
 
-def consumed(stack: str, values: Mapping[str, Any]) -> Outputs:
+def consumed(stack: str, values: Mapping[str, object]) -> Outputs:
     """The outputs of another stack, for a program that takes them by a StackReference.
 
     :param stack: its name, for messages.
@@ -261,7 +261,7 @@ def without_nulls(found: Any) -> Any:
 def outputs(
     settings: Settings,
     hosts: dict[str, pulumi.Output[BootedHost]],
-    tests: dict[str, pulumi.Output[dict[str, Any]]],
+    tests: dict[str, pulumi.Output[dict[str, PassthroughSeen]]],
     vms: dict[str, pulumi.Output[VmSeen]],
     containers: dict[str, pulumi.Output[ContainerSeen]],
     stacks: dict[str, pulumi.Output[StackInUse]],

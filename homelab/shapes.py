@@ -116,6 +116,25 @@ class OfferedCard(TypedDict):
     driver: NotRequired[str]
 
 
+class BarSeen(TypedDict):
+    """A base address register. ``size`` in bytes."""
+
+    index: int
+    size: int
+
+
+#: A function as the passthrough test's VM saw it; ``guest``, ``address``: on the VM's bus and on the host's.
+FunctionSeen = TypedDict("FunctionSeen", {"guest": str, "address": str, "id": str, "class": str, "bars": list[BarSeen]})
+
+
+class PassthroughSeen(TypedDict):
+    """What the passthrough test's VM, ``vmid``, saw under the kernel that it booted."""
+
+    kernel: str
+    vmid: int
+    functions: list[FunctionSeen]
+
+
 class SystemState(TypedDict):
     """A system that NVIDIA's stack is planned for: what the steps themselves don't change (fields as of `nvidia.request.SystemFacts`)."""
 

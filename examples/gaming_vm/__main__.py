@@ -4,7 +4,7 @@ homelab's outputs ─► LentCards (their version, who has the card) ─► GpuV
 """
 
 import pulumi
-from lent_cards import LentCards
+from lent_cards import LentCards, LentCardsArgs
 
 from homelab.components.gpu_vm import GpuVm, GpuVmArgs
 from homelab.errors import HomelabError
@@ -19,7 +19,7 @@ homelab = pulumi.StackReference(pulumi.Config().require("homelab"))
 vms = {}
 for name, vm in settings.vms.items():
     host = settings.hosts[vm.host]
-    cards = LentCards(f"{name}-cards", homelab, name, vm, host)
+    cards = LentCards(f"{name}-cards", LentCardsArgs(stack=homelab, vm_name=name, vm=vm, host=host))
     args = GpuVmArgs(vm=vm, node=host.node or vm.host, cards=cards.cards, boot=cards.boot)
     after = pulumi.ResourceOptions(depends_on=[cards])
     vms[name] = GpuVm(name, args, after).vm

@@ -7,20 +7,29 @@ goes to another one of this stack.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TypedDict
 
 import pulumi
 
-from homelab.components.gpu_cards import lease
 from homelab.contract import GpuOutput, Outputs, consumed
 from homelab.contract import HostOutput as LendingHost
 from homelab.errors import HomelabError, raise_all
+from homelab.resources.gpu_lease import GpuLease, LeasedCard
 from homelab.settings import Host, Vm
+from homelab.shapes import BootSeen, OfferedCard
 from homelab.stack import Refusal
 
 
-def lent(stack: str, values: Mapping[str, Any], name: str, vm: Vm, node: str) -> dict[str, Any]:
-    """What a GpuVm takes: ``cards`` (name -> mapping, slot) and ``boot``.
+class Lent(TypedDict):
+    """What a GpuVm takes of another stack: ``cards``, by their names in the settings, and the host's ``boot``."""
+
+    cards: dict[str, OfferedCard]
+    boot: BootSeen
+
+
+def lent(stack: str, values: Mapping[str, object], name: str, vm: Vm, node: str) -> Lent:
+    """What a GpuVm takes.
 
     :param stack: the homelab stack's name, for messages.
     :param values: its outputs.
@@ -39,13 +48,15 @@ def lent(stack: str, values: Mapping[str, Any], name: str, vm: Vm, node: str) ->
         )
     raise_all(_shared(stack, outputs, name, vm, node) + _cards_in_the_way(stack, outputs, host, name, vm))
     return {
-        "cards": {
-            use.gpu: {"mapping": host.gpus[use.gpu].mapping, "slot": host.gpus[use.gpu].path or host.gpus[use.gpu].slot}
-            for use in vm.gpus
-        },
+        "cards": {use.gpu: _card(host.gpus[use.gpu]) for use in vm.gpus},
         # The VMs that a reboot by the homelab stack stops are its own business; this one runs again as its `power` says.
         "boot": {"id": host.boot_id, "stopped": [], "at": 0},
     }
+
+
+def _card(gpu: GpuOutput) -> OfferedCard:
+    """One that is offered, so that it has a mapping (`_cards_in_the_way`)."""
+    return {"mapping": str(gpu.mapping), "slot": gpu.path or gpu.slot}
 
 
 def _shared(stack: str, outputs: Outputs, name: str, vm: Vm, node: str) -> list[HomelabError]:
@@ -96,41 +107,40 @@ def _held(stack: str, outputs: Outputs, gpu: GpuOutput, name: str, vm: Vm, card:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class LentCardsArgs:
+    """``stack``: the homelab stack; ``vm_name``: of the VM in the settings; ``host``: the VM's."""
+
+    stack: pulumi.StackReference
+    vm_name: str
+    vm: Vm
+    host: Host
+
+
 class LentCards(pulumi.ComponentResource):
-    """Outputs: ``cards``, ``boot``, as GpuVm takes them; ``leases`` is what a VM with the cards comes after.
+    """Outputs: ``cards``, ``boot``, as GpuVm takes them. A VM with the cards depends on this, and so comes after their leases."""
 
-    :param stack: the homelab stack.
-    :param vm_name: the VM's name in the settings.
-    """
+    cards: pulumi.Output[dict[str, OfferedCard]]
+    boot: pulumi.Output[BootSeen]
 
-    cards: pulumi.Output[dict[str, dict[str, str]]]
-    boot: pulumi.Output[dict[str, Any]]
-
-    def __init__(
-        self,
-        name: str,
-        stack: pulumi.StackReference,
-        vm_name: str,
-        vm: Vm,
-        host: Host,
-        opts: pulumi.ResourceOptions | None = None,
-    ) -> None:
+    def __init__(self, name: str, args: LentCardsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:gpu:LentCards", name, {}, opts)
-        node = host.node or vm.host
+        vm_name, vm, node = args.vm_name, args.vm, args.host.node or args.vm.host
 
-        def found(values: list[Any]) -> dict[str, Any]:
+        def found(stack: str, values: Mapping[str, object]) -> Lent:
             try:
-                return lent(str(values[0]), values[1], vm_name, vm, node)
+                return lent(stack, values, vm_name, vm, node)
             except HomelabError as error:
                 raise Refusal(error) from None
 
-        self._lent: pulumi.Output[dict[str, Any]] = pulumi.Output.all(stack.name, stack.outputs).apply(found)
-        self.cards, self.boot = self._lent["cards"], self._lent["boot"]
+        known = pulumi.Output.all(args.stack.name, args.stack.outputs).apply(lambda both: found(str(both[0]), both[1]))
+        self.cards = known.apply(lambda both: both["cards"])
+        self.boot = known.apply(lambda both: both["boot"])
         for use in vm.gpus:
             card = self.cards[use.gpu]
-            lease(
+            GpuLease.of(
                 f"{vm_name}-{use.gpu}-lease",
-                {"host": vm.host, "node": node, "mapping": card["mapping"], "slot": card["slot"]},
+                LeasedCard(host=vm.host, node=node, mapping=card["mapping"], slot=card["slot"]),
                 (vm_name, vm),
                 pulumi.ResourceOptions(parent=self),
             )

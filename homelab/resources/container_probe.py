@@ -16,6 +16,14 @@ import pulumi
 from homelab.resources.base import Boot, NodeInputs, Probe, ShutdownInputs, moved_within_cluster
 from homelab.shapes import CardPlan, SharedCard
 
+if TYPE_CHECKING:
+    from homelab.settings import Container
+
+# Settings that other resources are told.
+_ELSEWHERE = {"host", "ctid", "power", "start", "shutdown", "nvidia", "create", "safety", "backup_storage"}
+# Settings that came later: where they aren't as if they weren't there, this is told of them.
+_SINCE = {"nodes", "libraries"}
+
 
 class ContainerProbe(Probe):
     """See the module; outputs as of `Outputs`."""
@@ -70,3 +78,13 @@ class ContainerProbe(Probe):
     again: pulumi.Output[int]
     if TYPE_CHECKING:
         shared: pulumi.Output[dict[str, SharedCard]]
+
+    @staticmethod
+    def wanted_of(container: Container) -> dict[str, object]:
+        """The input ``wanted`` for a container of the settings."""
+        return {
+            **container.model_dump(mode="json", exclude=_ELSEWHERE | _SINCE),
+            "power": container.wanted_power,
+            **({} if container.nodes == "render" else {"nodes": container.nodes}),
+            **({"libraries": container.libraries} if container.libraries else {}),
+        }

@@ -9,9 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pulumi
 
 from homelab.resources.base import NodeInputs, Resource, ShutdownInputs
+
+if TYPE_CHECKING:
+    from homelab.settings import Vm
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeasedCard:
+    """``node``: the host's name in Proxmox VE; ``mapping``: the id of the card's PCI mapping; ``slot``: the card's path."""
+
+    host: str
+    node: str
+    mapping: pulumi.Input[str]
+    slot: pulumi.Input[str]
 
 
 class GpuLease(Resource):
@@ -41,3 +56,11 @@ class GpuLease(Resource):
     def replacing(cls, state: Mapping[str, Any], changed: set[str]) -> set[str]:
         """From no VM to one: there is nothing to take away first."""
         return super().replacing(state, changed) if state.get("vmid") is not None else set()
+
+    @classmethod
+    def of(cls, name: str, card: LeasedCard, holder: tuple[str, Vm] | None, opts: pulumi.ResourceOptions) -> GpuLease:
+        """Who has a card. ``holder``: the VM that gets it, and its name in the settings, if one does."""
+        vm_name, vm = holder or (None, None)
+        about = {"host": card.host, "node": card.node, "mapping": card.mapping, "slot": card.slot}
+        shutdown = vm and vm.shutdown.model_dump(mode="json")
+        return cls(name, {**about, "vm": vm_name, "vmid": vm and vm.vmid, "shutdown": shutdown}, opts)

@@ -105,7 +105,7 @@ class NvidiaVerification(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """``result``: as the stack puts it out (contract.Nvidia)."""
+        """``result``: as the stack puts it out (contract.NvidiaOutput)."""
 
         result: StackInUse
 

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 
 import pulumi
 
+from homelab.host.classes import GRAPHICS
 from homelab.resources.base import NodeInputs, Owned, Resource
+from homelab.shapes import BootedHost
 
 # What identifies a resource; a change of any makes another one.
 IDENTITY = frozenset(("host", "node", "mapping"))
@@ -78,3 +80,34 @@ class PciMappingRecord(Resource):
     before: pulumi.Output[str]
     known: pulumi.Output[bool]
     had_flag: pulumi.Output[bool]
+
+
+def path_of(gpu: str, host: BootedHost) -> str:
+    """A card as Proxmox VE names it: its slot, or its functions, joined by ``;``, where others are in the slot, too.
+
+    :param gpu: its name in the settings.
+    :param host: as HostReboot puts it out.
+    """
+    card = host["gpus"][gpu]
+    return card.get("path") or card["slot"]
+
+
+def entry_of(gpu: str, host: BootedHost) -> dict[str, str]:
+    """What Proxmox VE compares with the hardware at a VM's start: id, subsystem and group of the slot's first function.
+
+    Of a path of several functions it compares the one id and subsystem with each, which functions of different kinds never pass. So
+    a card that shares its slot is offered by its graphics function alone. The arguments are those of `path_of`.
+    """
+    path, functions = path_of(gpu, host), host["gpus"][gpu]["functions"]
+    shared = ";" in path or "." in path
+    first = (
+        next((one for one in functions if one["class"].startswith(GRAPHICS)), functions[0]) if shared else functions[0]
+    )
+    group = first.get("iommuGroup")
+    return {
+        "path": first["address"] if shared else path,
+        "id": first["id"],
+        "iommugroup": "-1" if group is None else str(int(group)),
+        # 0000:0000, too, is compared; only a function without these files in sysfs has none.
+        "subsystem-id": "" if first["subsystem"] in ("", "0:0") else first["subsystem"],
+    }

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from components.gpu_cards import mapping_entry
 from components.host_reboot import _stack_output
 from homelab.errors import HomelabError
 from homelab.host import gates, plan
 from homelab.host.facts import HostFacts
 from homelab.properties import overlap
+from homelab.resources.pci_mapping import entry_of
 from homelab.settings import Host, Vm
 from homelab.shapes import BootedHost, DeviceSeen
 from homelab.vm import plan as vm_plan
@@ -148,7 +148,7 @@ def test_audio_on_a_bus_of_its_own_behind_the_cards_switch_is_the_cards(domain: 
     assert list(want.functions) == [f"{domain}:03:00.0", f"{domain}:04:00.0"]
     assert want.gpus["arc"]["path"] == f"{domain}:03:00.0;{domain}:04:00.0"
     assert facts.place_of(f"{domain}:04:00.0") == facts.place_of(f"{domain}:04:00") == f"{domain}:03:00"
-    assert mapping_entry("arc", found_of(facts, ARC))["path"] == f"{domain}:03:00.0"
+    assert entry_of("arc", found_of(facts, ARC))["path"] == f"{domain}:03:00.0"
 
 
 SWITCH = "0000:00:01.1/0000:01:00.0"
@@ -259,7 +259,7 @@ def test_a_virtual_function_is_a_card_of_its_own_that_nothing_binds_at_boot() ->
     want = plan.wanted(split(), host)
     assert want.functions == {} and want.vfio_words == "" and "iommu=pt" in want.iommu_words
     assert [want.gpus[name]["path"] for name in ("vf4", "vf5")] == ["0000:41:00.4", "0000:41:00.5"]
-    entry = mapping_entry("vf5", found_of(split(), host))
+    entry = entry_of("vf5", found_of(split(), host))
     assert (entry["path"], entry["iommugroup"]) == ("0000:41:00.5", "32")
     assert "gpus.vf4 is a virtual function of 0000:41:00.0: Proxmox VE binds it when its VM starts" in lines_of(
         split(), host
@@ -660,19 +660,19 @@ def found_of(facts: HostFacts, host: Host) -> BootedHost:
         one.address: {"id": one.id, "driver": one.driver, "iommuGroup": one.group} for one in facts.devices
     }
     gpus = plan.wanted(facts, host).gpus
-    return _stack_output({"devices": seen, "gpus": gpus, "iommu": {"groups": 1}, "kernel": "", "boot_id": ""})
+    return _stack_output(devices=seen, gpus=gpus, iommu={"groups": 1}, kernel="", boot_id="")
 
 
 def test_a_card_that_is_its_slot_is_mapped_by_it_and_another_by_its_graphics_function() -> None:
-    assert mapping_entry("rtx5090", found_of(desktop(), settings()))["path"] == "0000:01:00"
-    entry = mapping_entry("igpu", found_of(apu(), APU))
+    assert entry_of("rtx5090", found_of(desktop(), settings()))["path"] == "0000:01:00"
+    entry = entry_of("igpu", found_of(apu(), APU))
     assert (entry["path"], entry["id"], entry["iommugroup"]) == ("0000:c6:00.0", "1002:1900", "17")
 
 
 @pytest.mark.parametrize(("sysfs", "written"), [("0000:0000", "0000:0000"), ("1043:88e2", "1043:88e2"), ("0:0", "")])
 def test_a_subsystem_of_zeros_is_written_into_the_mapping(sysfs: str, written: str) -> None:
     facts = desktop(devices=[device("0000:01:00.0", "10de:2b85", "030000", 16, subsystem=sysfs)])
-    assert mapping_entry("rtx5090", found_of(facts, settings()))["subsystem-id"] == written
+    assert entry_of("rtx5090", found_of(facts, settings()))["subsystem-id"] == written
 
 
 def test_a_vm_with_another_function_of_the_slot_doesnt_have_the_card() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
+from pathlib import Path
 from typing import Any, NotRequired, get_args, get_origin, get_type_hints
 
 import pytest
@@ -41,6 +42,64 @@ def test_each_part_of_the_package_is_in_the_map(document: str) -> None:
     assert there - named - {"__init__.py", "__main__.py", "__pycache__", "components"} == set()
 
 
+def declared(body: list[ast.stmt]) -> list[tuple[str, ast.stmt]]:
+    """What a module declares, by its names; an import that waits (homelab/later.py) is an import."""
+    found: list[tuple[str, ast.stmt]] = []
+    for node in body:
+        match node:
+            case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
+                found.append((node.name, node))
+            case ast.If():
+                found += declared([*node.body, *node.orelse])
+            case ast.Assign(value=ast.Call(func=ast.Name(id="later"))) | ast.Import() | ast.ImportFrom():
+                pass
+            case ast.Expr(value=ast.Constant(value=str())):
+                pass
+            case ast.Assign() | ast.AnnAssign():
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                found += [(one.id, node) for each in targets for one in ast.walk(each) if isinstance(one, ast.Name)]
+            case _:
+                found.append((ast.unparse(node), node))
+    return found
+
+
+def bases(node: ast.stmt) -> set[str]:
+    return {ast.unparse(base) for base in node.bases} if isinstance(node, ast.ClassDef) else set()
+
+
+COMPONENTS = [path for path in sorted((PROJECT / "components").glob("*.py")) if path.name != "__init__.py"]
+COMPONENTS.append(PROJECT / "examples" / "gaming_vm" / "lent_cards.py")
+
+
+@pytest.mark.parametrize("path", COMPONENTS[:-1], ids=lambda path: path.stem)
+def test_a_components_file_has_its_arguments_and_the_component_and_nothing_else_for_others(path: Path) -> None:
+    public = [(name, node) for name, node in declared(ast.parse(path.read_text()).body) if not name.startswith("_")]
+    (component,) = [name for name, node in public if "pulumi.ComponentResource" in bases(node)]
+    # Besides: what an argument has to be like.
+    others = {name for name, node in public if "Protocol" not in bases(node)}
+    assert others == {component, f"{component}Args"}
+    assert path.stem == re.sub(r"(?<!^)(?=[A-Z])", "_", component).lower()
+
+
+@pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: path.stem)
+def test_a_component_takes_name_args_and_opts_and_says_what_it_puts_out(path: Path) -> None:
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if "pulumi.ComponentResource" in bases(node)]  # type: ignore[arg-type]
+    (component,) = [node for node in nodes if isinstance(node, ast.ClassDef)]
+    (init,) = [one for one in component.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"]
+    taken = [(one.arg, ast.unparse(one.annotation)) for one in init.args.args[1:] if one.annotation is not None]
+    assert taken == [("name", "str"), ("args", f"{component.name}Args"), ("opts", "pulumi.ResourceOptions | None")]
+    assert not (init.args.kwonlyargs or init.args.vararg or init.args.kwarg)
+    typed = {
+        one.target.id for one in component.body if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)
+    }
+    said = {
+        one.attr
+        for one in ast.walk(init)
+        if isinstance(one, ast.Attribute) and isinstance(one.ctx, ast.Store) and not one.attr.startswith("_")
+    }
+    assert said == typed
+
+
 @pytest.mark.parametrize(
     ("old", "new"), [("Api", "ApiAccess"), ("Iommu", "IommuSettings"), ("NewContainer", "NewContainerSettings")]
 )
@@ -70,8 +129,7 @@ UNTYPED = {
     "the settings as text": "cli/conversation doctor/stack init/choices init/proposal settings/cluster settings/schema remote/planning",
     "a resource's properties": "contract provider/boot_verification provider/new_container provider/pci_mapping provider/plain "
     "provider/virtual_machine provider/vm_change resources/container_probe resources/host_probe resources/nvidia "
-    "resources/system resources/vm_record components/gpu_cards components/gpu_lxc components/gpu_vm components/host_reboot "
-    "components/passthrough_test",
+    "resources/system resources/vm_record",
     "answers of the Proxmox VE API": "remote/proxmox/api remote/proxmox/connection remote/proxmox/machine vm/config",
     "the doctor's report": "doctor/cards doctor/comparison doctor/container doctor/devices doctor/host doctor/report doctor/vm doctor/whole",
     "a script's answer": "host/facts nvidia/reading remote/ledger remote/scripts",

@@ -14,6 +14,7 @@ from components.passthrough_test import PassthroughTest, PassthroughTestArgs
 from homelab.remote.scripts import answer
 from homelab.resources import command
 from homelab.settings import Host
+from homelab.shapes import PassthroughSeen
 from tests.unit.hosts import KEY
 
 ANSWER = '{"kernel":"6.17.2-1-pve","vmid":100,"functions":[]}'
@@ -67,7 +68,7 @@ def test_it_is_one_command_that_runs_again_for_other_functions_and_triggers_and_
     host = Host.model_validate(
         {"address": "192.0.2.1", "ssh": {"hostKey": KEY, "privateKeyFile": str(tmp_path / "key")}},
     )
-    seen: list[dict[str, Any]] = []
+    seen: list[PassthroughSeen] = []
 
     @pulumi.runtime.test  # type: ignore[untyped-decorator]
     def program() -> pulumi.Output[Any]:
