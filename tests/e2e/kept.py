@@ -1,7 +1,8 @@
-"""A deployed stack, kept: its state, and what it left on its host. A later version of the program goes on with it.
+"""A deployed stack, kept: its state, and what it left on its host and in its VMs. A later version of the program goes on with it.
 
-``python -m tests.e2e.kept`` keeps the present version's, in tests/e2e/kept/VERSION.json.gz and, of another host, VERSION-SCENARIO.json.gz. What
-belongs to one lab alone (ports, keys) is named in the file, and filled in again for the lab that goes on with it.
+``python -m tests.e2e.kept [SCENARIO…]`` keeps the present version's, in tests/e2e/kept/VERSION.json.gz and, of another host,
+VERSION-SCENARIO.json.gz. What belongs to one lab alone (ports, keys, its programs) is named in the file, and filled in again for the lab that
+goes on with it. To keep one more of an older version: this file, put into a checkout of that version.
 """
 
 from __future__ import annotations
@@ -9,20 +10,24 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from engine import install
 from homelab import __version__
-from lab import Lab
+from lab.host.contents import install_program
+from lab.host.state import HostState
 from tests.conftest import PROJECT
 from tests.e2e.conftest import Stack, make_stack
+from tests.e2e.nvidia import WHOLE, reached
 
 FOLDER = PROJECT / "tests" / "e2e" / "kept"
-# Scenario -> the stack's settings: a VM with a card; a container with NVIDIA's stack, on a host that needs no reboot for it.
+# Scenario -> the stack's settings: a VM with a card; a container with NVIDIA's stack, and a VM with it, on hosts that need no reboot for it.
 STACKS: dict[str, dict[str, Any]] = {
     "rtx5090": {"vms": {"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}}},
     "phoenix": {
@@ -30,15 +35,46 @@ STACKS: dict[str, dict[str, Any]] = {
         "containers": {"ai-lab": {"ctid": 901, "gpuAssignment": "0,1", "nvidia": {"cuda": "12.8"}}},
         "iommu": {"enable": False, "passthrough": False},
     },
+    "bound-by-hand": {
+        "gpus": {"rtx5090": {"match": "10de:2b85"}},
+        "vms": {"sandbox": {"vmid": 103, "gpus": ["rtx5090"], "nvidia": WHOLE}},
+    },
 }
-# Where this program writes; /boot is made anew from it.
+# Where this program writes on a host; /boot is made anew from it.
 WRITTEN = ("etc", "usr/local", "var/lib/homelab")
+# What a boot makes anew in a VM. The rest is on its disk, and is kept.
+NOT_ON_DISK = ("dev", "proc", "run", "sys", "tmp")
+# A simulated program that a package has brought: it names the lab that it was made by, and another lab makes its own.
+_PROGRAM = re.compile(rb'#!/bin/sh\n[^#]*/lab/host/run\.py [\w.+-]+ "\$@"\n')
+
+#: Path -> mode and bytes of a file, and where a link leads to.
+Files = dict[str, tuple[int, bytes]]
+Links = dict[str, str]
 
 
-def own_values(lab: Lab) -> dict[str | int, str | int]:
+def reach_guests(stack: Stack) -> None:
+    """Tells the settings the way into those VMs in which there is something to do."""
+    for vm in with_stack_inside(stack):
+        stack.lab.wait_guest(vm["vmid"])  # which installs it
+        vm.update(reached(stack.lab, vm["vmid"]))
+
+
+def with_stack_inside(stack: Stack) -> list[dict[str, Any]]:
+    """The settings of these VMs."""
+    return [vm for vm in stack.config.get("homelab:vms", {}).values() if "nvidia" in vm]
+
+
+def own_values(stack: Stack) -> dict[str | int, str | int]:
     """What is this lab's alone -> what stands for it."""
-    connection, api = lab.connection, lab.api
-    return {
+    connection, api = stack.lab.connection, stack.lab.api
+    guests: dict[str | int, str | int] = {}
+    for vm in with_stack_inside(stack):
+        guest = stack.lab.guest(vm["vmid"])
+        guests |= {
+            guest["hostKey"]: f"@HOST-KEY-{vm['vmid']}@",
+            guest["port"]: f"@SSH-PORT-{vm['vmid']}@",
+        }
+    return guests | {
         Path(connection["privateKeyFile"]).read_text(): "@PRIVATE-KEY@",
         connection["privateKeyFile"]: "@PRIVATE-KEY-FILE@",
         connection["hostKey"]: "@HOST-KEY@",
@@ -66,20 +102,45 @@ def exchanged(value: Any, other: dict[Any, Any]) -> Any:
     return value
 
 
-def files(lab: Lab) -> dict[str, tuple[int, bytes]]:
-    """Path -> mode and bytes, of what is there for this program to write."""
+def files(stack: Stack) -> Files:
+    """What is on the host for this program to write."""
+    return _files(stack.lab.root, _below(stack.lab.root))
+
+
+def links(stack: Stack) -> Links:
+    """The same for symbolic links."""
+    return _links(stack.lab.root, _below(stack.lab.root))
+
+
+def inside(stack: Stack) -> dict[int, tuple[Files, Links]]:
+    """VM -> what is on its disk, of those in which there is something to do."""
     found = {}
-    for folder in WRITTEN:
-        for path in sorted((lab.root / folder).rglob("*")):
-            if path.is_file() and not path.is_symlink():
-                found[str(path.relative_to(lab.root))] = (path.stat().st_mode & 0o7777, path.read_bytes())
+    for vm in with_stack_inside(stack):
+        root = tree(stack, vm["vmid"])
+        there = [path for path in sorted(root.rglob("*")) if path.relative_to(root).parts[0] not in NOT_ON_DISK]
+        found[vm["vmid"]] = _files(root, there), _links(root, there)
     return found
 
 
-def links(lab: Lab) -> dict[str, str]:
-    """The same for symbolic links."""
-    every = (path for folder in WRITTEN for path in sorted((lab.root / folder).rglob("*")))
-    return {str(path.relative_to(lab.root)): str(path.readlink()) for path in every if path.is_symlink()}
+def tree(stack: Stack, vmid: int) -> Path:
+    """Where the lab has a VM's files."""
+    return stack.lab.state / "guests" / str(vmid) / "root"
+
+
+def _below(root: Path) -> list[Path]:
+    return [path for folder in WRITTEN for path in sorted((root / folder).rglob("*"))]
+
+
+def _files(root: Path, paths: list[Path]) -> Files:
+    return {
+        str(path.relative_to(root)): (path.stat().st_mode & 0o7777, path.read_bytes())
+        for path in paths
+        if path.is_file() and not path.is_symlink()
+    }
+
+
+def _links(root: Path, paths: list[Path]) -> Links:
+    return {str(path.relative_to(root)): str(path.readlink()) for path in paths if path.is_symlink()}
 
 
 def exported(stack: Stack) -> dict[str, Any]:
@@ -99,24 +160,49 @@ def exported(stack: Stack) -> dict[str, Any]:
     return state
 
 
-def keep(stack: Stack, before: tuple[dict[str, Any], dict[str, str]]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Found:
+    """What is there of a host, and of VMs in which there is something to do."""
+
+    host: tuple[Files, Links]
+    guests: dict[int, tuple[Files, Links]]
+
+    @classmethod
+    def of(cls, stack: Stack) -> Self:
+        """As it is now."""
+        return cls((files(stack), links(stack)), inside(stack))
+
+    def on_host(self) -> dict[str, Any]:
+        """Files and links."""
+        return {**self.host[0], **self.host[1]}
+
+
+def keep(stack: Stack, before: Found) -> dict[str, Any]:
     """What is to be kept of a deployed stack.
 
-    :param before: files and links of its host before that.
+    :param before: what was there before that.
     """
     state = exported(stack)
     for resource in state["deployment"]["resources"]:
         for key in ("created", "modified", "sourcePosition", "stackTrace"):
             resource.pop(key, None)
-    now, linked = files(stack.lab), links(stack.lab)
+    now = Found.of(stack)
+    guests = {vmid: _new(before.guests[vmid], there) for vmid, there in now.guests.items()}
+    return {"state": exchanged(state, own_values(stack)), **_new(before.host, now.host), "guests": guests}
+
+
+def _new(before: tuple[Files, Links], now: tuple[Files, Links]) -> dict[str, Any]:
+    """Files and links that are new or changed, and which of the files are the lab's programs."""
+    files = {path: found for path, found in now[0].items() if before[0].get(path) != found}
+    programs = [path for path, (_, text) in files.items() if _PROGRAM.fullmatch(text)]
     return {
-        "state": exchanged(state, own_values(stack.lab)),
         "files": {
             path: [oct(mode), base64.b64encode(content).decode()]
-            for path, (mode, content) in now.items()
-            if before[0].get(path) != (mode, content)
+            for path, (mode, content) in files.items()
+            if path not in programs
         },
-        "links": {path: target for path, target in linked.items() if before[1].get(path) != target},
+        "links": {path: target for path, target in now[1].items() if before[1].get(path) != target},
+        "programs": programs,
     }
 
 
@@ -132,20 +218,14 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def restore(stack: Stack, kept: dict[str, Any]) -> None:
-    """Gives a stock host what was left on the kept one, boots it so, and imports the state."""
+    """Gives a stock host, and its VMs, what was left on the kept ones, boots them so, and imports the state."""
     lab = stack.lab
-    for path, (mode, content) in kept["files"].items():
-        file = lab.root / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(base64.b64decode(content))
-        file.chmod(int(mode, 8))
-    for path, target in kept["links"].items():
-        link = lab.root / path
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(target)
+    _write(lab.root, kept)
+    for vmid, guest in kept.get("guests", {}).items():
+        _write(tree(stack, int(vmid)), guest)
     lab.run("update-initramfs -u -k all && update-grub")
     lab.reboot()
-    names = {name: value for value, name in own_values(lab).items()}
+    names = {name: value for value, name in own_values(stack).items()}
     file = stack.folder / "kept.json"
     file.write_text(json.dumps(exchanged(kept["state"], names)))
     command = [
@@ -163,13 +243,31 @@ def restore(stack: Stack, kept: dict[str, Any]) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def _write(root: Path, kept: dict[str, Any]) -> None:
+    for path, (mode, content) in kept["files"].items():
+        _file(root / path, base64.b64decode(content), int(mode, 8))
+    for path in kept.get("programs", ()):
+        install_program(HostState(root.parent), f"/{path}")
+    for path, target in kept["links"].items():
+        link = root / path
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(target)
+
+
+def _file(path: Path, content: bytes, mode: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    path.chmod(mode)
+
+
 def main() -> None:
     """Keeps this version's."""
-    for name, settings in STACKS.items():
+    for name in sys.argv[1:] or STACKS:
         with tempfile.TemporaryDirectory() as folder:
-            stack = make_stack(install.ensure(), Path(folder), name, **settings)
+            stack = make_stack(install.ensure(), Path(folder), name, **STACKS[name])
             try:
-                before = files(stack.lab), links(stack.lab)
+                reach_guests(stack)
+                before = Found.of(stack)
                 stack.up()
                 kept = keep(stack, before)
             finally:

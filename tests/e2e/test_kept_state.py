@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,10 +17,16 @@ def named(path: Path) -> str:
 
 # What a later version has beside: this program's scripts on the host.
 NEW = [("create", "pve"), ("create", "pve-put"), ("create", "pve-scripts")]
-VERSIONS = sorted(kept.FOLDER.glob("*.json.gz"))
+# As what the engine shows that something is made anew.
+REPLACEMENT = ("create-replacement", "replace", "delete-replaced")
 
 
-@pytest.mark.parametrize("version", [one for one in VERSIONS if kept.scenario(one) == "rtx5090"], ids=named)
+def of(scenario: str) -> list[Path]:
+    """What was kept of it, of each version."""
+    return [one for one in sorted(kept.FOLDER.glob("*.json.gz")) if kept.scenario(one) == scenario]
+
+
+@pytest.mark.parametrize("version", of("rtx5090"), ids=named)
 def test_an_older_state_goes_on_without_a_replacement_or_a_reboot(
     stack_on: Callable[..., Stack], version: Path
 ) -> None:
@@ -40,40 +45,71 @@ def test_an_older_state_goes_on_without_a_replacement_or_a_reboot(
     assert_given_back(stack, before)
 
 
-@pytest.mark.parametrize("version", [one for one in VERSIONS if kept.scenario(one) != "rtx5090"], ids=named)
+@pytest.mark.parametrize("version", of("bound-by-hand"), ids=named)
+def test_an_older_state_with_nvidias_stack_in_a_vm_goes_on_without_a_reboot_of_host_or_vm(
+    stack_on: Callable[..., Stack], version: Path
+) -> None:
+    stack, before = as_kept(stack_on, version)
+    mark, known = stack.lab.mark(), stack.urns()
+    first = stack.up()
+    others = [step for step in first.steps if step[0] not in ("update", "refresh")]
+    # Acts own nothing, so that doing one again is a replacement to the engine. The one looks whether a reboot is needed, the other verifies.
+    looked = [step for step in others if step[0] in REPLACEMENT]
+    assert [step for step in others if step not in looked] == NEW, first.output
+    acts = ("sandbox-reboot", "sandbox-verified")
+    assert {name for _, name in looked} <= {*acts, *(f"sandbox-nvidia-{one}" for one in ("reboot", "verification"))}
+    assert [one["outputs"]["rebooted"] for one in stack.resources() if one["type"] == "homelab:nvidia:Reboot"] == [""]
+    again = stack.up("--refresh")
+    assert again.changed == set(), again.output
+    assert len([urn for urn in stack.urns() if "HostScripts" not in urn.split("::")[-2]]) == len(known)
+    assert (stack.lab.boots(mark), stack.lab.guest_boots(103, mark)) == ([], [])
+    stack.destroy()
+    assert_given_back(stack, before)
+
+
+@pytest.mark.parametrize("version", of("phoenix"), ids=named)
 def test_every_resource_of_an_older_state_is_found_again_and_given_back(
     stack_on: Callable[..., Stack], version: Path
 ) -> None:
-    """What is inside a container isn't kept, so nothing is done there: an act may be foreseen once more, but nothing comes anew or goes. But for
-    what later versions have beside: the service that follows a boot."""
+    """What is inside a container isn't kept, so nothing is done there. What is foreseen: scripts of later versions in the place of those
+    of 1.0, the service that follows a boot, and acts, which own nothing and are done once more."""
     stack, before = as_kept(stack_on, version)
+    boots = len(stack.lab.boots())
     planned = stack.preview().planned
-    made = [step for step in planned if step[0] in ("create", "delete")]
-    assert made == [*NEW, ("create", "pve"), ("create", "pve-cards")]
+    others = [step for step in planned if step[0] != "update"]
+    assert [step for step in others if step[0] not in REPLACEMENT] == [*NEW, ("create", "pve"), ("create", "pve-cards")]
+    assert [name for operation, name in others if operation == "replace"] == [
+        "pve-booted",
+        "ai-lab-restart",
+        "ai-lab-opened",
+        "ai-lab-verified",
+    ]
+    assert len(stack.lab.boots()) == boots
     assert not {urn for urn in stack.urns() if urn.split("::")[-2].endswith("CardNodes")}, "kept with it: not new"
     # Destroyed as it is.
     stack.destroy()
     assert_given_back(stack, before)
 
 
-@pytest.mark.parametrize("version", [one for one in VERSIONS if kept.scenario(one) == "rtx5090"], ids=named)
+@pytest.mark.parametrize("version", of("rtx5090"), ids=named)
 def test_an_older_state_is_destroyed_as_it_is(stack_on: Callable[..., Stack], version: Path) -> None:
     stack, before = as_kept(stack_on, version)
     stack.destroy()
     assert_given_back(stack, before)
 
 
-def as_kept(stack_on: Callable[..., Stack], version: Path) -> tuple[Stack, dict[str, Any]]:
+def as_kept(stack_on: Callable[..., Stack], version: Path) -> tuple[Stack, kept.Found]:
     """A stack that goes on with what was kept, and what its host had before."""
     scenario = kept.scenario(version)
     stack = stack_on(scenario, **kept.STACKS[scenario])
-    before = {**kept.files(stack.lab), **kept.links(stack.lab)}
+    kept.reach_guests(stack)
+    before = kept.Found.of(stack)
     kept.restore(stack, kept.read(version))
     return stack, before
 
 
-def assert_given_back(stack: Stack, before: dict[str, Any]) -> None:
-    after = {**kept.files(stack.lab), **kept.links(stack.lab)}
+def assert_given_back(stack: Stack, before: kept.Found) -> None:
+    there, after = before.on_host(), kept.Found.of(stack).on_host()
     # Proxmox VE keeps the file of its last mapping.
     assert after.pop("etc/pve/mapping/pci.cfg", (0, b""))[1] in (b"", b"\n")
-    assert {path for path in {*before, *after} if before.get(path) != after.get(path)} == set()
+    assert {path for path in {*there, *after} if there.get(path) != after.get(path)} == set()
