@@ -23,7 +23,7 @@ from homelab.shapes import CardPlan
 
 @dataclass(frozen=True, kw_only=True)
 class CardHandoverArgs:
-    """``vms``: of the host, by name; ``cards``: all of the host, and ``generation``: raised when it drifted, both as HostProbe puts them out."""
+    """`vms`: of the host, by name; `cards`: all of the host, and `generation`: raised when it drifted, both as HostProbe puts them out."""
 
     host: Host
     vms: Mapping[str, Vm]

@@ -18,7 +18,7 @@ from homelab.settings import Container, Host
 
 @dataclass(frozen=True, kw_only=True)
 class CardNodesArgs:
-    """``containers``: of the host, by name; ``generation``: raised when its files drifted, as HostProbe puts it out."""
+    """`containers`: of the host, by name; `generation`: raised when its files drifted, as HostProbe puts it out."""
 
     host: Host
     containers: Mapping[str, Container]

@@ -21,7 +21,7 @@ from homelab.shapes import CardPlan
 
 @dataclass(frozen=True, kw_only=True)
 class CardValuesArgs:
-    """``cards``: as HostProbe puts them out; ``generation``: raised when the values drifted, as it puts that out, too."""
+    """`cards`: as HostProbe puts them out; `generation`: raised when the values drifted, as it puts that out, too."""
 
     host: Host
     cards: pulumi.Input[Mapping[str, CardPlan]]

@@ -27,7 +27,7 @@ class _Driver(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class GpuCardsArgs:
-    """``host_name``: in the settings; ``booted``: the verified host, as HostReboot puts it out; ``vms``: those of this host, by name."""
+    """`host_name`: in the settings; `booted`: the verified host, as HostReboot puts it out; `vms`: those of this host, by name."""
 
     host_name: str
     host: Host
@@ -36,9 +36,9 @@ class GpuCardsArgs:
 
 
 class GpuCards(pulumi.ComponentResource):
-    """Nothing is made for a host without an ``api``: its cards are bound, and that is all.
+    """Nothing is made for a host without an `api`: its cards are bound, and that is all.
 
-    Outputs: ``cards``, name -> ``mapping`` and ``slot`` (its path: `pci_mapping.path_of`), as a GpuVm takes them; ``tests``, name -> what the passthrough test saw.
+    Outputs: `cards`, name -> `mapping` and `slot` (its path: `pci_mapping.path_of`), as a GpuVm takes them; `tests`, name -> what the passthrough test saw.
     """
 
     cards: pulumi.Output[dict[str, OfferedCard]]

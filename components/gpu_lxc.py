@@ -35,7 +35,7 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuLxcArgs:
-    """``at``: what the container names as its host, which may be a cluster; ``node``: the host's name in Proxmox VE; ``cards``: all of the host, as HostProbe puts them out (``gpus``); ``boot``: as GpuVm
+    """`at`: what the container names as its host, which may be a cluster; `node`: the host's name in Proxmox VE; `cards`: all of the host, as HostProbe puts them out (`gpus`); `boot`: as GpuVm
     takes it."""
 
     container: Container
@@ -47,8 +47,8 @@ class GpuLxcArgs:
 
 
 class GpuLxc(pulumi.ComponentResource):
-    """Outputs: ``container``, as the stack puts it out (homelab/contract.py); ``in_force``: changes with each restart, for the triggers of
-    what is installed in it; ``started``: the same with each boot of the host that was ours; ``at``: as it was given.
+    """Outputs: `container`, as the stack puts it out (homelab/contract.py); `in_force`: changes with each restart, for the triggers of
+    what is installed in it; `started`: the same with each boot of the host that was ours; `at`: as it was given.
     """
 
     container: pulumi.Output[ContainerSeen]

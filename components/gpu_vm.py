@@ -24,9 +24,9 @@ from homelab.vm.creation import configuration
 
 @dataclass(frozen=True, kw_only=True)
 class GpuVmArgs:
-    """``node``: the host's name in Proxmox VE; ``cards``: name -> ``mapping`` and ``slot``, of each card in ``vm.gpus`` at least
-    (GpuCards); ``boot``: of the host: its ``id``, the VMs that this program's reboot ``stopped``, and when (``at``; BootVerification); ``host``: where it takes a card in turn with containers (CardHandover), and
-    ``handover``, raised when what hands cards over drifted (HostProbe)."""
+    """`node`: the host's name in Proxmox VE; `cards`: name -> `mapping` and `slot`, of each card in `vm.gpus` at least
+    (GpuCards); `boot`: of the host: its `id`, the VMs that this program's reboot `stopped`, and when (`at`; BootVerification); `host`: where it takes a card in turn with containers (CardHandover), and
+    `handover`, raised when what hands cards over drifted (HostProbe)."""
 
     vm: Vm
     node: str
@@ -37,8 +37,8 @@ class GpuVmArgs:
 
 
 class GpuVm(pulumi.ComponentResource):
-    """Outputs: ``vm``, as the stack puts it out (homelab/contract.py); ``in_force``: changes with the VM and its cards, for what is installed
-    in it; ``started``: changes when it, or its host, was started anew by us.
+    """Outputs: `vm`, as the stack puts it out (homelab/contract.py); `in_force`: changes with the VM and its cards, for what is installed
+    in it; `started`: changes when it, or its host, was started anew by us.
     """
 
     vm: pulumi.Output[VmSeen]
@@ -143,7 +143,7 @@ def _creation(name: str, new: NewVm) -> dict[str, object]:
 
 
 def _output(vm: Vm, node: str, *, record: Record, name: str, state: str, address: str) -> VmSeen:
-    """``record`` isn't put out; as long as it isn't known, nothing is."""
+    """`record` isn't put out; as long as it isn't known, nothing is."""
     return {
         "host": vm.host,
         "node": node,

@@ -35,8 +35,8 @@ from homelab.stack import Refusal
 
 @dataclass(frozen=True, kw_only=True)
 class HostRebootArgs:
-    """``host_name``: in the settings; ``probe``: says what is wanted; ``driver``: NVIDIA's that is installed on the host, and to be in use;
-    empty: it doesn't matter; ``flavour``: of its modules; ``following``: the boot that it waits for, of another node of the cluster; ``again``: another value has the reboot looked at anew."""
+    """`host_name`: in the settings; `probe`: says what is wanted; `driver`: NVIDIA's that is installed on the host, and to be in use;
+    empty: it doesn't matter; `flavour`: of its modules; `following`: the boot that it waits for, of another node of the cluster; `again`: another value has the reboot looked at anew."""
 
     host_name: str
     host: Host
@@ -48,8 +48,8 @@ class HostRebootArgs:
 
 
 class HostReboot(pulumi.ComponentResource):
-    """Outputs: ``host``, the verified host as the stack puts it out (kernel, bootId, iommu, gpus with functions and drivers);
-    ``boot`` (BootVerification); ``driver``, as it was given.
+    """Outputs: `host`, the verified host as the stack puts it out (kernel, bootId, iommu, gpus with functions and drivers);
+    `boot` (BootVerification); `driver`, as it was given.
     """
 
     host: pulumi.Output[BootedHost]

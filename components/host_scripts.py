@@ -26,7 +26,7 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class HostScriptsArgs:
-    """``host_name``: of the host in the settings."""
+    """`host_name`: of the host in the settings."""
 
     host_name: str
     host: Host

@@ -19,7 +19,7 @@ from homelab.settings import Host
 
 @dataclass(frozen=True, kw_only=True)
 class IommuHostArgs:
-    """``words``: what the command line is to have; ``generation``: raised when that drifted; ``binding``: the words of the VfioBinding that follows, which
+    """`words`: what the command line is to have; `generation`: raised when that drifted; `binding`: the words of the VfioBinding that follows, which
     makes the boot configuration of both, empty: none. All as HostProbe puts them out."""
 
     host: Host
@@ -29,7 +29,7 @@ class IommuHostArgs:
 
 
 class IommuHost(pulumi.ComponentResource):
-    """Outputs: ``words``, what the command line is to have, separated by spaces; ``done``: another text whenever what the next boot uses is left to the
+    """Outputs: `words`, what the command line is to have, separated by spaces; `done`: another text whenever what the next boot uses is left to the
     VfioBinding."""
 
     words: pulumi.Output[str]

@@ -66,20 +66,22 @@ class Reboot(Protocol):
     def __call__(
         self, driver: pulumi.Output[str], flavour: pulumi.Output[str], again: pulumi.Output[str]
     ) -> HostReboot:
-        """``driver``: the installed version; ``flavour``: of its modules; ``again``: changes where a boot may be needed though these are as
-        before; empty until then."""
+        """:param driver: the installed version.
+        :param flavour: of its modules.
+        :param again: changes where a boot may be needed though these are as before; empty until then.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
 class NvidiaGuestStackArgs:
-    """``reboot``: for a host. A VM is rebooted from inside, a container not at all."""
+    """`reboot`: for a host. A VM is rebooted from inside, a container not at all."""
 
     system: System
     reboot: Reboot | None = None
 
 
 class NvidiaGuestStack(pulumi.ComponentResource):
-    """Outputs: ``result`` (contract.NvidiaOutput). ``boot``: what ``reboot`` made."""
+    """Outputs: `result` (contract.NvidiaOutput). `boot`: what `reboot` made."""
 
     result: pulumi.Output[StackInUse]
     boot: HostReboot

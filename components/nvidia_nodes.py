@@ -22,7 +22,7 @@ from homelab.shapes import CardPlan
 
 @dataclass(frozen=True, kw_only=True)
 class NvidiaNodesArgs:
-    """``containers``: of the host, by name; ``cards``: all of the host, and ``generation``: raised when the nodes drifted, both as HostProbe
+    """`containers`: of the host, by name; `cards`: all of the host, and `generation`: raised when the nodes drifted, both as HostProbe
     puts them out."""
 
     host: Host

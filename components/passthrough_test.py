@@ -20,8 +20,8 @@ from homelab.shapes import PassthroughSeen
 
 @dataclass(frozen=True, kw_only=True)
 class PassthroughTestArgs:
-    """``functions``: PCI address -> vendor:device of every function of the cards; they must be on vfio-pci, and no VM that runs may
-    have one. ``triggers``: what must be followed by another test, such as the verified boot."""
+    """`functions`: PCI address -> vendor:device of every function of the cards; they must be on vfio-pci, and no VM that runs may
+    have one. `triggers`: what must be followed by another test, such as the verified boot."""
 
     host: Host
     functions: pulumi.Input[Mapping[str, str]]
@@ -29,7 +29,7 @@ class PassthroughTestArgs:
 
 
 class PassthroughTest(pulumi.ComponentResource):
-    """Outputs: ``seen``: what the VM saw."""
+    """Outputs: `seen`: what the VM saw."""
 
     seen: pulumi.Output[PassthroughSeen]
 

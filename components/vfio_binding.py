@@ -1,7 +1,7 @@
 """VfioBinding: every function of the chosen cards on vfio-pci from the next boot on.
 
 Owns a script and a hook in initramfs-tools, /etc/modules-load.d/homelab-vfio.conf, the initramfs of every kernel, the word
-``homelab.vfio=`` on the kernel command line (the one switch: without it the script does nothing), and a second boot entry "without
+`homelab.vfio=` on the kernel command line (the one switch: without it the script does nothing), and a second boot entry "without
 GPU passthrough". First the initramfs, then the switch; undone the other way round, byte for byte.
 """
 
@@ -19,8 +19,8 @@ from homelab.settings import Host
 
 @dataclass(frozen=True, kw_only=True)
 class VfioBindingArgs:
-    """``words``: what the command line is to have; ``functions``: PCI address -> vendor:device of what is to be bound;
-    ``generation``: raised when that drifted. All as HostProbe puts them out. ``after``: of the IommuHost before it, ``done``: whenever that changes the
+    """`words`: what the command line is to have; `functions`: PCI address -> vendor:device of what is to be bound;
+    `generation`: raised when that drifted. All as HostProbe puts them out. `after`: of the IommuHost before it, `done`: whenever that changes the
     host, this makes the boot configuration."""
 
     host: Host
@@ -31,7 +31,7 @@ class VfioBindingArgs:
 
 
 class VfioBinding(pulumi.ComponentResource):
-    """Outputs: ``functions``, PCI address -> vendor:device of every function that is to be on vfio-pci."""
+    """Outputs: `functions`, PCI address -> vendor:device of every function that is to be on vfio-pci."""
 
     functions: pulumi.Output[dict[str, str]]
 

@@ -3,7 +3,7 @@
 `version` is raised when something is taken away or changes its meaning; additions leave it as it is. A consumer reads `version`
 first, ignores keys that it doesn't know, and takes a key that is missing as null where null is allowed: Pulumi's Python SDK drops
 nulls from what a StackReference reads. One in Python calls `consumed`. docs/outputs.schema.json is made from these models, by
-``python -m homelab.contract``.
+`python -m homelab.contract`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Part(BaseModel):
 
 
 class Function(_Part):
-    """A PCI function. ``address``: 0000:01:00.0; ``id``, ``subsystem``: vendor:device; ``class``: six hexadecimal digits."""
+    """A PCI function. `address`: 0000:01:00.0; `id`, `subsystem`: vendor:device; `class`: six hexadecimal digits."""
 
     address: str
     id: str
@@ -55,14 +55,14 @@ class Function(_Part):
 
 
 class Bar(_Part):
-    """A base address register. ``size`` in bytes."""
+    """A base address register. `size` in bytes."""
 
     index: int
     size: int
 
 
 class SeenFunction(_Part):
-    """A PCI function as a VM saw it. ``guest``: its address in the VM; ``address``: the host's."""
+    """A PCI function as a VM saw it. `guest`: its address in the VM; `address`: the host's."""
 
     guest: str
     address: str
@@ -269,9 +269,12 @@ def outputs(
 ) -> dict[str, Any]:
     """What a program exports, from what its components put out.
 
-    :param hosts: name -> HostReboot's ``host``; ``tests``: name -> GpuCards' ``tests``; ``vms``: name -> GpuVm's ``vm``;
-        ``containers``: name -> GpuLxc's ``container``; ``stacks``: place in the settings, such as `vms.sandbox`, -> NvidiaGuestStack's
-        ``result``; ``words``: host -> what it was given on the kernel's command line.
+    :param hosts: name -> HostReboot's `host`.
+    :param tests: name -> GpuCards' `tests`.
+    :param vms: name -> GpuVm's `vm`.
+    :param containers: name -> GpuLxc's `container`.
+    :param stacks: place in the settings, such as `vms.sandbox`, -> NvidiaGuestStack's `result`.
+    :param words: host -> what it was given on the kernel's command line.
     """
     takers = [((vm.host, use.gpu), name) for name, vm in settings.vms.items() for use in vm.gpus]
     # Of a card that several VMs may take, the host alone knows which one has it.

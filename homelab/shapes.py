@@ -29,8 +29,8 @@ CardFunction = TypedDict("CardFunction", {"address": str, "id": str, "subsystem"
 class CardPlan(TypedDict):
     """A card of the settings, as HostProbe has found it.
 
-    ``name``: its model, such as RTX 5090, empty where nobody knows it (version 1.0 left none); ``path``: its slot, or its functions where the
-    slot holds others, too; ``keep``: does this Proxmox VE know hostpci's driver=keep, for a card that is handed over?
+    `name`: its model, such as RTX 5090, empty where nobody knows it (version 1.0 left none); `path`: its slot, or its functions where the
+    slot holds others, too; `keep`: does this Proxmox VE know hostpci's driver=keep, for a card that is handed over?
     """
 
     name: NotRequired[str]
@@ -43,7 +43,7 @@ class CardPlan(TypedDict):
 
 
 class DeviceSeen(TypedDict):
-    """A PCI function of the booted host. ``driver``: empty where none has it."""
+    """A PCI function of the booted host. `driver`: empty where none has it."""
 
     id: str
     driver: str
@@ -51,7 +51,7 @@ class DeviceSeen(TypedDict):
 
 
 class IommuSeen(TypedDict):
-    """``groups``: how many there are; ``trouble``: the kernel's lines that tell of something wrong. Version 1.0 left ``kernelLog`` instead."""
+    """`groups`: how many there are; `trouble`: the kernel's lines that tell of something wrong. Version 1.0 left `kernelLog` instead."""
 
     groups: int
     trouble: NotRequired[list[str]]
@@ -66,7 +66,7 @@ class IommuOutput(TypedDict):
 
 
 class BootSeen(TypedDict):
-    """A boot of the host, as homelab.resources.base.Boot: the guests that a reboot has ``stopped``, and when (``at``, seconds since 1970)."""
+    """A boot of the host, as homelab.resources.base.Boot: the guests that a reboot has `stopped`, and when (`at`, seconds since 1970)."""
 
     id: str
     stopped: list[int]
@@ -88,7 +88,7 @@ BootedFunction = TypedDict(
 
 
 class BootedCard(TypedDict):
-    """A card of the booted host. ``name``, ``path`` as of `CardPlan`."""
+    """A card of the booted host. `name`, `path` as of `CardPlan`."""
 
     name: NotRequired[str]
     slot: str
@@ -109,7 +109,7 @@ class BootedHost(TypedDict):
 
 
 class OfferedCard(TypedDict):
-    """A card as a VM takes it: the id of its PCI mapping, and its path (``slot``). ``driver``: where it isn't the settings' to say."""
+    """A card as a VM takes it: the id of its PCI mapping, and its path (`slot`). `driver`: where it isn't the settings' to say."""
 
     mapping: str
     slot: str
@@ -117,7 +117,7 @@ class OfferedCard(TypedDict):
 
 
 class BarSeen(TypedDict):
-    """A base address register. ``size`` in bytes."""
+    """A base address register. `size` in bytes."""
 
     index: int
     size: int
@@ -128,7 +128,7 @@ FunctionSeen = TypedDict("FunctionSeen", {"guest": str, "address": str, "id": st
 
 
 class PassthroughSeen(TypedDict):
-    """What the passthrough test's VM, ``vmid``, saw under the kernel that it booted."""
+    """What the passthrough test's VM, `vmid`, saw under the kernel that it booted."""
 
     kernel: str
     vmid: int
@@ -181,7 +181,7 @@ class StackInUse(TypedDict):
 
 
 class VmSeen(TypedDict):
-    """A VM as its last change left it. ``gpus``: its cards, by their names in the settings; ``address``: None where it isn't known."""
+    """A VM as its last change left it. `gpus`: its cards, by their names in the settings; `address`: None where it isn't known."""
 
     host: str
     node: str
@@ -193,7 +193,7 @@ class VmSeen(TypedDict):
 
 
 class SharedCard(TypedDict):
-    """A card of another maker than NVIDIA, as a container gets it. ``kinds`` of ``nodes``: render, card, kfd, in the same order; ``nodes``: their
+    """A card of another maker than NVIDIA, as a container gets it. `kinds` of `nodes`: render, card, kfd, in the same order; `nodes`: their
     paths now, none while the card isn't back on its driver."""
 
     address: str
@@ -202,8 +202,8 @@ class SharedCard(TypedDict):
 
 
 class ContainerSeen(TypedDict):
-    """A container as its last change left it. ``gpus``: numbers of /dev/nvidiaN; ``cards``: those of other makers, by their names in the settings
-    -> their nodes; ``nodes``: devices that were opened in it."""
+    """A container as its last change left it. `gpus`: numbers of /dev/nvidiaN; `cards`: those of other makers, by their names in the settings
+    -> their nodes; `nodes`: devices that were opened in it."""
 
     host: str
     node: str

@@ -22,7 +22,7 @@ from homelab.stack import Refusal
 
 
 class Lent(TypedDict):
-    """What a GpuVm takes of another stack: ``cards``, by their names in the settings, and the host's ``boot``."""
+    """What a GpuVm takes of another stack: `cards`, by their names in the settings, and the host's `boot`."""
 
     cards: dict[str, OfferedCard]
     boot: BootSeen
@@ -109,7 +109,7 @@ def _held(stack: str, outputs: Outputs, gpu: GpuOutput, name: str, vm: Vm, card:
 
 @dataclass(frozen=True, kw_only=True)
 class LentCardsArgs:
-    """``stack``: the homelab stack; ``vm_name``: of the VM in the settings; ``host``: the VM's."""
+    """`stack`: the homelab stack; `vm_name`: of the VM in the settings; `host`: the VM's."""
 
     stack: pulumi.StackReference
     vm_name: str
@@ -118,7 +118,7 @@ class LentCardsArgs:
 
 
 class LentCards(pulumi.ComponentResource):
-    """Outputs: ``cards``, ``boot``, as GpuVm takes them. A VM with the cards depends on this, and so comes after their leases."""
+    """Outputs: `cards`, `boot`, as GpuVm takes them. A VM with the cards depends on this, and so comes after their leases."""
 
     cards: pulumi.Output[dict[str, OfferedCard]]
     boot: pulumi.Output[BootSeen]

@@ -22,21 +22,21 @@ DECLARED: dict[str, type[Resource]] = {}
 
 @dataclass(frozen=True, kw_only=True)
 class HostInputs:
-    """``host``: its name in the settings."""
+    """`host`: its name in the settings."""
 
     host: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeInputs(HostInputs):
-    """``node``: the host's name in Proxmox VE."""
+    """`node`: the host's name in Proxmox VE."""
 
     node: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShutdownInputs:
-    """How a guest is shut down: ``timeout`` in seconds; what happens ``otherwise`` (settings.Shutdown)."""
+    """How a guest is shut down: `timeout` in seconds; what happens `otherwise` (settings.Shutdown)."""
 
     timeout: int
     otherwise: str
@@ -44,7 +44,7 @@ class ShutdownInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class VmInputs(NodeInputs):
-    """A VM: its name in the settings, its id. ``cluster``: of its host; empty: none, or the state is of before."""
+    """A VM: its name in the settings, its id. `cluster`: of its host; empty: none, or the state is of before."""
 
     vm: str
     vmid: int
@@ -54,7 +54,7 @@ class VmInputs(NodeInputs):
 
 @dataclass(frozen=True, kw_only=True)
 class Boot:
-    """A boot of the host: the guests that this program's reboot ``stopped``, and when (``at``, in seconds since 1970)."""
+    """A boot of the host: the guests that this program's reboot `stopped`, and when (`at`, in seconds since 1970)."""
 
     id: str
     stopped: list[int]
@@ -67,17 +67,15 @@ class NoOutputs:
 
 
 class Resource(pulumi.CustomResource):
-    """A resource of homelab's provider.
+    """A resource of homelab's provider. `args`: the inputs, by the names that the class's `Inputs` has; one that is None may be left out.
 
-    ``replaced_by``: inputs whose change makes another one; ``ignored``: inputs whose change is no reason to do anything, since they
-    only say how; ``asks_for_update``: outputs that ask for an update when there is something in them, such as drift.
+    `replaced_by`: inputs whose change makes another one; `ignored`: inputs whose change is no reason to do anything, since they
+    only say how; `asks_for_update`: outputs that ask for an update when there is something in them, such as drift.
 
     An output whose parts have a shape (homelab/shapes.py) is annotated below `if TYPE_CHECKING`: Pulumi compares each value with its annotation
     while a program runs, and knows no typed dictionaries.
 
     No output is ever null: what is null in the state comes back from a refresh as not known, and would change whatever takes it.
-
-    :param args: the inputs, by the names that the class's `Inputs` has; one that is None may be left out.
     """
 
     #: Module and name of its type, short: Pulumi's display has a column of that width.
@@ -134,7 +132,7 @@ class Resource(pulumi.CustomResource):
 
     @classmethod
     def replacing(cls, state: Mapping[str, Any], changed: set[str]) -> set[str]:
-        """Of the inputs that ``changed``, those for which another resource is made.
+        """Of the inputs that `changed`, those for which another resource is made.
 
         :param state: the resource's inputs and outputs until now.
         """
@@ -155,7 +153,7 @@ def moved_within_cluster(state: Mapping[str, Any], changed: set[str]) -> set[str
 
 
 class Probe(Resource):
-    """Reads a host and owns nothing there; a refresh finds drift. What it puts out is planned anew when ``stale``."""
+    """Reads a host and owns nothing there; a refresh finds drift. What it puts out is planned anew when `stale`."""
 
     asks_for_update = ("stale",)
 
@@ -169,6 +167,6 @@ class Act(Resource):
 
 
 class Owned(Resource):
-    """Something on a host that is this program's, and is given back with the resource; ``drift`` is mended by an update."""
+    """Something on a host that is this program's, and is given back with the resource; `drift` is mended by an update."""
 
     asks_for_update = ("drift",)

@@ -22,9 +22,8 @@ def formerly(*names: str) -> pulumi.ResourceOptions:
 class Children:
     """The resources in a component.
 
-    :param component: already registered.
-    :param opts: what the component got: with it goes what it was called before.
-    :param former_type: of the component, where it had another one; a URN has it for each resource in it, too.
+    `component`: already registered; `opts`: what the component got: with it goes what it was called before; `former_type`: of the component, where it
+    had another one; a URN has it for each resource in it, too.
     """
 
     def __init__(

@@ -38,12 +38,11 @@ def _ask_the_agent() -> None:
 
 
 def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[remote.ConnectionArgs, list[str]]:
-    """How pulumi-command reaches ``host``, and the inputs to ignore changes of.
-
-    :param address: of a guest, whose address may be known later than its settings; by default the host's.
+    """How pulumi-command reaches `host`, and the inputs to ignore changes of.
 
     A preview in a pull request has no private key. It needs none, and the key that the state knows must not look changed.
 
+    :param address: of a guest, whose address may be known later than its settings; by default the host's.
     :raises Refusal: the host's key can't be read; the private key can't be, or the SSH agent doesn't answer, and this is not a preview.
     """
     ignored: list[str] = []
@@ -90,19 +89,19 @@ def script(
     address: pulumi.Input[str] | None = None,
     seconds: int | None = None,
 ) -> remote.Command:
-    """``stdin`` run as ``bash -s -- apply`` on create and update, and, when ``undone``, as ``bash -s -- revert`` on destroy.
+    """`stdin` run as `bash -s -- apply` on create and update, and, when `undone`, as `bash -s -- revert` on destroy.
 
-    Where the host keeps the scripts (components/host_scripts.py), ``stdin`` names them.
+    Where the host keeps the scripts (components/host_scripts.py), `stdin` names them.
 
-    :param triggers: their change replaces the resource. Never together with ``undone``: Pulumi creates the new one first and
-        deletes the old one then, so that the undo would run after the redo.
+    :param triggers: their change replaces the resource. Never together with `undone`, as Pulumi creates the new one first and deletes the old one
+        then, so that the undo would run after the redo.
     :param identity: what the script is about, such as a container's id: a change undoes the old one first, where it was, and then
         makes the new one.
     :param place: what the script is about, where the old one's undo leaves the new one's alone: a change makes the new one first, and undoes the
         old one when nothing needs it any more.
     :param told: whether Pulumi's display shows the script's log.
     :param address: as of `connection`.
-    :param seconds: how long it may take; by default the host's ``timeouts.script``.
+    :param seconds: how long it may take; by default the host's `timeouts.script`.
     """
     if undone and triggers is not None:
         raise ValueError(f"{name}: a script that is undone can't have triggers")

@@ -1,7 +1,7 @@
 """ContainerProbe: which of the host's cards a container is to have, NVIDIA's as numbers, others by address; where drift of its configuration is found.
 
 Reads the host, passes every check or fails before anything is changed, and puts out what the scripts are told. A refresh compares the
-host with that: what differs raises ``generation``, with which the configuration is written again and the chain behind it follows;
+host with that: what differs raises `generation`, with which the configuration is written again and the chain behind it follows;
 numbers that have changed ask for an update. It owns nothing on the host.
 """
 
@@ -38,9 +38,9 @@ class ContainerProbe(Probe):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(NodeInputs):
-        """``container``: its name in the settings; ``wanted``: the settings that decide; ``gpus``: as HostProbe has them; ``instance``:
-        of a container that was made here; ``copied``: is there a snapshot or a backup of it first (SafetyCopy)?;
-        ``cluster``: of its host, and ``shutdown``, how it is shut down where it is given back on another node than this one."""
+        """`container`: its name in the settings; `wanted`: the settings that decide; `gpus`: as HostProbe has them; `instance`:
+        of a container that was made here; `copied`: is there a snapshot or a backup of it first (SafetyCopy)?;
+        `cluster`: of its host, and `shutdown`, how it is shut down where it is given back on another node than this one."""
 
         container: str
         ctid: int
@@ -54,10 +54,10 @@ class ContainerProbe(Probe):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """``minors``: numbers of /dev/nvidiaN; ``functions``: addresses of these cards' display functions; ``shared``: cards of other makers,
-        by their names in the settings; ``resume``: did a reboot of ours stop it?; ``generation``: how often it drifted;
-        ``again``: the same of packages for its cards (`libraries`), None in a state of an earlier version;
-        ``identity``: tells the container from another one of the same id (vm.safety.identity_of); empty: the state is of an earlier version."""
+        """`minors`: numbers of /dev/nvidiaN; `functions`: addresses of these cards' display functions; `shared`: cards of other makers,
+        by their names in the settings; `resume`: did a reboot of ours stop it?; `generation`: how often it drifted;
+        `again`: the same of packages for its cards (`libraries`), None in a state of an earlier version;
+        `identity`: tells the container from another one of the same id (vm.safety.identity_of); empty: the state is of an earlier version."""
 
         minors: list[int]
         functions: list[str]
@@ -81,7 +81,7 @@ class ContainerProbe(Probe):
 
     @staticmethod
     def wanted_of(container: Container) -> dict[str, object]:
-        """The input ``wanted`` for a container of the settings."""
+        """The input `wanted` for a container of the settings."""
         return {
             **container.model_dump(mode="json", exclude=_ELSEWHERE | _SINCE),
             "power": container.wanted_power,

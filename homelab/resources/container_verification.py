@@ -20,7 +20,7 @@ class ContainerVerification(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(HostInputs):
-        """``devices``: as container_gpus.sh takes them; ``after``: what it follows."""
+        """`devices`: as container_gpus.sh takes them; `after`: what it follows."""
 
         ctid: int
         devices: dict[str, str]
@@ -28,7 +28,7 @@ class ContainerVerification(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """``state``: running or stopped; ``nodes``: paths that could be opened inside."""
+        """`state`: running or stopped; `nodes`: paths that could be opened inside."""
 
         state: str
         nodes: list[str]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LeasedCard:
-    """``node``: the host's name in Proxmox VE; ``mapping``: the id of the card's PCI mapping; ``slot``: the card's path."""
+    """`node`: the host's name in Proxmox VE; `mapping`: the id of the card's PCI mapping; `slot`: the card's path."""
 
     host: str
     node: str
@@ -38,7 +38,7 @@ class GpuLease(Resource):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(NodeInputs):
-        """``slot``: the card's path; ``vm``, ``vmid``, ``shutdown``: of the VM that has it; None: none has."""
+        """`slot`: the card's path; `vm`, `vmid`, `shutdown`: of the VM that has it; None: none has."""
 
         mapping: str
         slot: str
@@ -48,7 +48,7 @@ class GpuLease(Resource):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """``by_hand``: did the VM have the card before this program gave it one?"""
+        """`by_hand`: did the VM have the card before this program gave it one?"""
 
         by_hand: bool
 
@@ -59,7 +59,10 @@ class GpuLease(Resource):
 
     @classmethod
     def of(cls, name: str, card: LeasedCard, holder: tuple[str, Vm] | None, opts: pulumi.ResourceOptions) -> GpuLease:
-        """Who has a card. ``holder``: the VM that gets it, and its name in the settings, if one does."""
+        """Who has a card.
+
+        :param holder: the VM that gets it, and its name in the settings, if one does.
+        """
         vm_name, vm = holder or (None, None)
         about = {"host": card.host, "node": card.node, "mapping": card.mapping, "slot": card.slot}
         shutdown = vm and vm.shutdown.model_dump(mode="json")

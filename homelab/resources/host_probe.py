@@ -1,9 +1,9 @@
 """HostProbe: what a host is and is to be, read over SSH; where drift is found.
 
 It reads the host, passes every gate or fails before anything is changed, and puts out what is wanted: words of the command line,
-functions for vfio-pci. A refresh (``pulumi refresh``, ``up --refresh``) compares the host with that, names every difference, and raises
-the ``generation`` of each layer that drifted: the commands that take it run again, with the chain behind them, and a preview shows
-exactly these. A card that is no longer where it was, or no longer bound by hand, makes the plan itself ``stale``: it is made anew.
+functions for vfio-pci. A refresh (`pulumi refresh`, `up --refresh`) compares the host with that, names every difference, and raises
+the `generation` of each layer that drifted: the commands that take it run again, with the chain behind them, and a preview shows
+exactly these. A card that is no longer where it was, or no longer bound by hand, makes the plan itself `stale`: it is made anew.
 It owns nothing on the host: destroying it changes nothing.
 """
 
@@ -41,14 +41,14 @@ class HostProbe(Probe):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(HostInputs):
-        """``wanted``: the settings that decide what is wanted."""
+        """`wanted`: the settings that decide what is wanted."""
 
         wanted: dict[str, Any]
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """``functions``: address -> vendor:device; ``by_hand``: addresses; ``gpus``: name -> the card;
-        ``generation``: layer -> how often it drifted; ``stale``: does the plan no longer fit the hardware?
+        """`functions`: address -> vendor:device; `by_hand`: addresses; `gpus`: name -> the card;
+        `generation`: layer -> how often it drifted; `stale`: does the plan no longer fit the hardware?
         """
 
         iommu_words: str
@@ -94,7 +94,8 @@ class HostProbe(Probe):
 def _without_new_defaults(every: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
     """Of settings, what is `_FIRST`'s or isn't a default.
 
-    :param every: all of them; ``said``: those that aren't defaults.
+    :param every: all of them.
+    :param said: those that aren't defaults.
     """
     gpus = {name: _kept(gpu, said["gpus"][name]) for name, gpu in every["gpus"].items()}
     return _kept(every, said) | {"iommu": _kept(every["iommu"], said.get("iommu", {})), "gpus": gpus}

@@ -29,7 +29,7 @@ class KeptScripts(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(HostInputs):
-        """``owner``: the stack's folder on the host; ``version``: of all of them together; ``reached``: the way to the host, and its key: another
+        """`owner`: the stack's folder on the host; `version`: of all of them together; `reached`: the way to the host, and its key: another
         machine has none of them.
         """
 
@@ -39,20 +39,23 @@ class KeptScripts(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """``drift``: what a refresh found, a sentence each."""
+        """`drift`: what a refresh found, a sentence each."""
 
         drift: list[str] = field(default_factory=list)
 
     @classmethod
     def on(cls, name: str, host_name: str, host: Host, opts: pulumi.ResourceOptions) -> KeptScripts:
-        """Those of a host of the settings. Raises HomelabError: its key can't be read."""
+        """Those of a host of the settings.
+
+        :raises HomelabError: its key can't be read.
+        """
         about = {"owner": owner(host_name), "version": kept_scripts.version(), "reached": _way_to(host)}
         return cls(name, {"host": host_name, **about}, opts)
 
 
 @dataclass(frozen=True)
 class Kept:
-    """``owner``: the folder; ``there``: what a command comes after."""
+    """`owner`: the folder; `there`: what a command comes after."""
 
     owner: str
     there: pulumi.Resource
@@ -63,7 +66,7 @@ _KEPT: dict[str, Kept] = {}
 
 
 def are_kept(host_name: str, host: Host, there: pulumi.Resource) -> None:
-    """From here on commands for ``host`` come after ``there``, and name the scripts that are kept."""
+    """From here on commands for `host` come after `there`, and name the scripts that are kept."""
     _KEPT[_way_to(host)] = Kept(owner(host_name), there)
 
 
@@ -81,5 +84,8 @@ def owner(host_name: str) -> str:
 
 
 def _way_to(host: Host) -> str:
-    """Where a host is reached, and the key by which it is known: other words, other machine. Raises HomelabError: the key can't be read."""
+    """Where a host is reached, and the key by which it is known: other words, other machine.
+
+    :raises HomelabError: the key can't be read.
+    """
     return f"{host.ssh.user}@{host.address}:{host.ssh.port} {host.ssh.pinned_host_key}"

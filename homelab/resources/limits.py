@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def of_script(host: Host, stack: Nvidia | None = None) -> int:
-    """Seconds for a script on a host; with ``stack`` for a step of NVIDIA's."""
+    """Seconds for a script on a host; with `stack` for a step of NVIDIA's."""
     if stack is None:
         return host.timeouts.script
     # What one step does: waits for apt, then fetches and installs what is asked for, what that needs, and NVIDIA's installer.
@@ -68,7 +68,7 @@ def limit_every_resource(settings: Settings) -> None:
 
 
 def ended_in_time(what: str, seconds: float, work: Callable[[], T]) -> T:
-    """What ``work`` returns or raises.
+    """What `work` returns or raises.
 
     :param what: for the message.
     :raises HomelabError: it hasn't ended in that time. It isn't waited for any more, and ends with this process.

@@ -29,7 +29,7 @@ class NewContainer(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(NodeInputs):
-        """``container``: its name in the settings; ``config``: option -> value, as the API takes them; ``cluster``: of its host."""
+        """`container`: its name in the settings; `config`: option -> value, as the API takes them; `cluster`: of its host."""
 
         container: str
         ctid: int
@@ -42,7 +42,7 @@ class NewContainer(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """``instance``: what tells this container from a later one of the same id; ``drift``: options that differ."""
+        """`instance`: what tells this container from a later one of the same id; `drift`: options that differ."""
 
         instance: str
         drift: list[str] = field(default_factory=list)

@@ -1,7 +1,7 @@
 """The resources of NVIDIA's stack on a system: what the system is, a guest's reboot, the look from inside.
 
 NvidiaSystem waits until the system answers, reads it, and refuses what can't work before anything is installed. A refresh compares it
-with what the steps left there: a layer that differs gets a higher ``generation``, with which its step runs again, and what follows it.
+with what the steps left there: a layer that differs gets a higher `generation`, with which its step runs again, and what follows it.
 
 GuestReboot restarts a guest from inside, only if its running kernel can't use the installed driver: another nvidia module is loaded than
 the installed one, or nouveau has the card. Both let go of it at a boot alone.
@@ -29,7 +29,7 @@ LAYERS = ("repository", "driver", "boot", "cuda", "toolkit")
 
 @dataclass(frozen=True, kw_only=True)
 class SystemInputs(HostInputs):
-    """A system, as `System` describes it. ``target``: host, vm or lxc; ``nvidia``: the settings, without what only says how."""
+    """A system, as `System` describes it. `target`: host, vm or lxc; `nvidia`: the settings, without what only says how."""
 
     target: Literal["vm", "host", "lxc"]
     system_name: str
@@ -51,7 +51,7 @@ class NvidiaSystem(Probe):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """``facts``: what the stack is planned from; ``generation``: layer -> how often it drifted."""
+        """`facts`: what the stack is planned from; `generation`: layer -> how often it drifted."""
 
         facts: SystemState
         generation: dict[str, int]
@@ -70,7 +70,7 @@ class GuestReboot(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(SystemInputs):
-        """``driver``: its version, as the driver's step answers; ``timeout`` in seconds; ``step``: what it follows."""
+        """`driver`: its version, as the driver's step answers; `timeout` in seconds; `step`: what it follows."""
 
         driver: str
         timeout: int
@@ -78,7 +78,7 @@ class GuestReboot(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """``rebooted``: why, empty where it wasn't."""
+        """`rebooted`: why, empty where it wasn't."""
 
         boot_id: str
         rebooted: str
@@ -95,7 +95,7 @@ class NvidiaVerification(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(SystemInputs):
-        """``wanted``: fields of `nvidia.verification.Wanted`; ``done``, ``started``: what it is done again after."""
+        """`wanted`: fields of `nvidia.verification.Wanted`; `done`, `started`: what it is done again after."""
 
         script: str
         wanted: dict[str, Any]
@@ -105,7 +105,7 @@ class NvidiaVerification(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """``result``: as the stack puts it out (contract.NvidiaOutput)."""
+        """`result`: as the stack puts it out (contract.NvidiaOutput)."""
 
         result: StackInUse
 
@@ -122,7 +122,7 @@ class DriverTrial(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(SystemInputs):
-        """``locks``: what the lock file has of containers, by their names; ``timeout`` in seconds; ``done``: what it is done again after."""
+        """`locks`: what the lock file has of containers, by their names; `timeout` in seconds; `done`: what it is done again after."""
 
         locks: dict[str, Any]
         timeout: int

@@ -30,9 +30,9 @@ class PciMapping(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(NodeInputs):
-        """``entry``: path, id, subsystem-id, iommugroup; ``before``, ``known``: as PciMappingRecord puts them out.
+        """`entry`: path, id, subsystem-id, iommugroup; `before`, `known`: as PciMappingRecord puts them out.
 
-        ``live_migration``: is the mapping to have the flag? ``had_flag``: had it that before, as PciMappingRecord puts it out.
+        `live_migration`: is the mapping to have the flag? `had_flag`: had it that before, as PciMappingRecord puts it out.
         """
 
         mapping: str
@@ -44,7 +44,7 @@ class PciMapping(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """``drift``: the entry that was found, where it is another one."""
+        """`drift`: the entry that was found, where it is another one."""
 
         drift: list[str] = field(default_factory=list)
 
@@ -64,14 +64,14 @@ class PciMappingRecord(Resource):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(NodeInputs):
-        """``path``: of the card, when it was recorded."""
+        """`path`: of the card, when it was recorded."""
 
         mapping: str
         path: str
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """``before``: the entry as it was, empty where there was none; ``known``: was there such a mapping? ``had_flag``: and was it one for live migration?"""
+        """`before`: the entry as it was, empty where there was none; `known`: was there such a mapping? `had_flag`: and was it one for live migration?"""
 
         before: str
         known: bool
@@ -83,7 +83,7 @@ class PciMappingRecord(Resource):
 
 
 def path_of(gpu: str, host: BootedHost) -> str:
-    """A card as Proxmox VE names it: its slot, or its functions, joined by ``;``, where others are in the slot, too.
+    """A card as Proxmox VE names it: its slot, or its functions, joined by `;`, where others are in the slot, too.
 
     :param gpu: its name in the settings.
     :param host: as HostReboot puts it out.

@@ -33,12 +33,12 @@ def preview(
     mode: str,
     follows: str = "",
 ) -> pulumi.Output[bool]:
-    """Prints the plan for ``host`` and its guests in a preview; does nothing in an `up`. The output says whether it did.
+    """Prints the plan for `host` and its guests in a preview; does nothing in an `up`. The output says whether it did.
 
-    :param vms: the VMs of this host, by name; ``containers``: the same.
+    :param vms: the VMs of this host, by name.
+    :param containers: the containers of this host, by name.
     :param results: what isn't known yet exactly when something would change.
-    :param mode: ``auto``: when something would change and the host is in reach; ``always``: also when nothing would, and it
-        must be in reach; ``never``.
+    :param mode: `auto`: when something would change and the host is in reach; `always`: also when nothing would, and it must be in reach; `never`.
     :param follows: as of `plan.describe`.
     """
     if pulumi.runtime.is_dry_run() and mode != "always":

@@ -29,8 +29,8 @@ class SafetyCopy(Resource):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(NodeInputs):
-        """``guest``: its name in the settings; ``guest_kind``: qemu or lxc; ``safety``: snapshot or backup; ``storage``: a backup's;
-        ``identity``: tells the guest from another one of the same id (vm.safety.identity_of); empty: it isn't known."""
+        """`guest`: its name in the settings; `guest_kind`: qemu or lxc; `safety`: snapshot or backup; `storage`: a backup's;
+        `identity`: tells the guest from another one of the same id (vm.safety.identity_of); empty: it isn't known."""
 
         guest: str
         guest_kind: str
@@ -42,7 +42,7 @@ class SafetyCopy(Resource):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """``copy``: the snapshot's name, or the backup's volume."""
+        """`copy`: the snapshot's name, or the backup's volume."""
 
         copy: str
 
@@ -69,7 +69,12 @@ class SafetyCopy(Resource):
         opts: pulumi.ResourceOptions,
         cluster: str | None = None,
     ) -> SafetyCopy:
-        """The one of a guest. ``name``: the resource's; ``guest``: its name in the settings, qemu or lxc, its id; ``cluster``: of its host."""
+        """The one of a guest.
+
+        :param name: the resource's.
+        :param guest: its name in the settings, qemu or lxc, its id.
+        :param cluster: of its host.
+        """
         called, guest_kind, vmid = guest
         about: dict[str, object] = {"host": settings.host, "node": node, "guest": called, "guest_kind": guest_kind}
         about |= {"vmid": vmid, "safety": settings.safety, "storage": settings.backup_storage or ""}

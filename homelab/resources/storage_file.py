@@ -27,8 +27,8 @@ class StorageFile(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(NodeInputs):
-        """``download``: its name in the settings; ``url``: None: a template of Proxmox VE's list; ``checksum``: as `Download.checksum`; ``sums``:
-        the address of a list that has it, ``named`` there."""
+        """`download`: its name in the settings; `url`: None: a template of Proxmox VE's list; `checksum`: as `Download.checksum`; `sums`:
+        the address of a list that has it, `named` there."""
 
         download: str
         volume: str
@@ -40,7 +40,7 @@ class StorageFile(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """``made``: was it downloaded here?; ``compared``: the checksum that it was compared with, empty: none; ``drift``: is it gone?"""
+        """`made`: was it downloaded here?; `compared`: the checksum that it was compared with, empty: none; `drift`: is it gone?"""
 
         made: bool
         compared: str = ""

@@ -29,11 +29,11 @@ else:
 class System:
     """Where steps run.
 
-    ``name``: its place in the settings, such as `vms.sandbox`; ``host``: its host's name there; ``ctid``: of a container;
-    ``reached``: the SSH settings; ``address``: where they lead (a VM's may be known only once it runs); ``stays``: is it there after
-    a `destroy`?; ``after``: with its change all steps look again: another VM, a restart with other cards, the host's driver;
-    ``passed``: of a host: slots of cards that VMs get; ``staying``: where it hands cards over, slots of those that its driver has after its start; ``started``: with its change what is installed is verified again: the system, or
-    the host below it, was started anew by us; ``at``: what a guest names as its host, where that is a cluster.
+    `name`: its place in the settings, such as `vms.sandbox`; `host`: its host's name there; `ctid`: of a container;
+    `reached`: the SSH settings; `address`: where they lead (a VM's may be known only once it runs); `stays`: is it there after
+    a `destroy`?; `after`: with its change all steps look again: another VM, a restart with other cards, the host's driver;
+    `passed`: of a host: slots of cards that VMs get; `staying`: where it hands cards over, slots of those that its driver has after its start; `started`: with its change what is installed is verified again: the system, or
+    the host below it, was started anew by us; `at`: what a guest names as its host, where that is a cluster.
     """
 
     target: Target
@@ -122,7 +122,7 @@ def in_vm(
 ) -> System | None:
     """A VM; None: the settings have no `nvidia` for it.
 
-    :param seen: the VM with its cards, and ``in_force``, ``started``: as GpuVm puts them out.
+    :param seen: the VM with its cards, and `in_force`, `started`: as GpuVm puts them out.
     :param ready: that GpuVm.
     """
     if vm.nvidia is None:
@@ -171,7 +171,7 @@ def in_container(
     """A container; None: the settings have no `nvidia` for it.
 
     :param driver: the host's, where this stack installs it.
-    :param at: as of `System`; ``in_force``, ``started``: as GpuLxc puts them out.
+    :param at: as of `System`; `in_force`, `started`: as GpuLxc puts them out.
     :param ready: that GpuLxc, and what it waits for besides (`NvidiaGuestStack.tried_in`).
     """
     if container.nvidia is None:

@@ -17,7 +17,7 @@ from homelab.resources.base import Owned, VmInputs, moved_within_cluster
 
 @dataclass(frozen=True, kw_only=True)
 class DiskInputs:
-    """``size`` in GiB."""
+    """`size` in GiB."""
 
     storage: str
     size: int
@@ -31,7 +31,7 @@ class VirtualMachine(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(VmInputs):
-        """``config``: option -> value, as the API takes them; ``secret_config``: the same, secret."""
+        """`config`: option -> value, as the API takes them; `secret_config`: the same, secret."""
 
         config: dict[str, str]
         secret_config: dict[str, str] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class VirtualMachine(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """``instance``: what tells this VM from a later one of the same id; ``drift``: options that differ."""
+        """`instance`: what tells this VM from a later one of the same id; `drift`: options that differ."""
 
         instance: str
         drift: list[str] = field(default_factory=list)

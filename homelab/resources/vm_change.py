@@ -19,7 +19,7 @@ class VmChange(Resource):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(VmInputs):
-        """``address``: the guest's; `agent`: it is asked. ``running``: as VmRecord found it, however long ago; it decides nothing, and is there so that this acts once more where it
+        """`address`: the guest's; `agent`: it is asked. `running`: as VmRecord found it, however long ago; it decides nothing, and is there so that this acts once more where it
         has changed. Whether the VM is to run again is what its host has noted when it is changed (homelab/provider/vm_memory.py)."""
 
         record: Record
@@ -31,7 +31,7 @@ class VmChange(Resource):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """``state``: running or stopped, as it was left; ``guest_address``: empty where it isn't known; ``starts``: how often it was
+        """`state`: running or stopped, as it was left; `guest_address`: empty where it isn't known; `starts`: how often it was
         started here."""
 
         state: str

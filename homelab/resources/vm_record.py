@@ -28,8 +28,8 @@ class VmRecord(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(VmInputs):
-        """``cards``: fields of `vm.config.VmCard`; ``instance``: of a VM that was made here; ``goes_away``: is the VM itself deleted next?;
-        ``copied``: is there a snapshot or a backup of it first (SafetyCopy)?"""
+        """`cards`: fields of `vm.config.VmCard`; `instance`: of a VM that was made here; `goes_away`: is the VM itself deleted next?;
+        `copied`: is there a snapshot or a backup of it first (SafetyCopy)?"""
 
         cards: list[dict[str, Any]]
         machine: str | None = None
@@ -43,8 +43,8 @@ class VmRecord(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """``record``, ``restore``: key -> ours, before; ``running``: is it to run again?; ``generation``: raised by each update;
-        ``identity``: tells the VM from another one of the same id (vm.config.identity); empty: the state is of an earlier version."""
+        """`record`, `restore`: key -> ours, before; `running`: is it to run again?; `generation`: raised by each update;
+        `identity`: tells the VM from another one of the same id (vm.config.identity); empty: the state is of an earlier version."""
 
         record: Record
         restore: Record
