@@ -122,7 +122,9 @@ def in_vm(
 ) -> System | None:
     """A VM; None: the settings have no `nvidia` for it.
 
-    :param seen: the VM with its cards, and `in_force`, `started`: as GpuVm puts them out.
+    :param seen: the VM with its cards, as GpuVm puts it out.
+    :param in_force: as GpuVm puts it out.
+    :param started: as GpuVm puts it out.
     :param ready: that GpuVm.
     """
     if vm.nvidia is None:
@@ -171,7 +173,9 @@ def in_container(
     """A container; None: the settings have no `nvidia` for it.
 
     :param driver: the host's, where this stack installs it.
-    :param at: as of `System`; `in_force`, `started`: as GpuLxc puts them out.
+    :param at: as of `System`.
+    :param in_force: as GpuLxc puts it out.
+    :param started: as GpuLxc puts it out.
     :param ready: that GpuLxc, and what it waits for besides (`NvidiaGuestStack.tried_in`).
     """
     if container.nvidia is None:
