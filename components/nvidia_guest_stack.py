@@ -135,7 +135,7 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             )
             done.append(self.boot.boot)
         elif system.target == "vm":
-            about = {"driver": version, "timeout": stack.timeouts.reboot, "step": pulumi.Output.all(*done)}
+            about = {"driver": version, "timeout": stack.timeouts.reboot, "step": driver.stdout, "generation": done[1]}
             options = self._children.options("reboot", depends_on=[last])
             last = restart = GuestReboot(self._children.named("reboot"), {**system.inputs, **about}, options)
             done.append(restart.boot_id)

@@ -19,7 +19,7 @@ from homelab.remote.guard import RefusedError
 from homelab.remote.proxmox import places
 from homelab.remote.proxmox.errors import UnansweredError
 from homelab.resources import limits
-from homelab.resources.base import Boot, HostInputs, Resource
+from homelab.resources.base import Act, Boot, HostInputs, Resource
 from homelab.settings import Container, Host, Settings, Timeouts, Vm, load_host, parse
 from homelab.text import tell
 
@@ -199,7 +199,9 @@ class Work(Generic[InputsT, OutputsT]):
         raise NotImplementedError
 
     def update(self, inputs: InputsT, had: InputsT, outputs: OutputsT) -> OutputsT:
-        """The same with other inputs than it `had`, or because of what a refresh found."""
+        """The same with other inputs than it `had`, or because of what a refresh found. An act is done again."""
+        if issubclass(self.resource, Act):
+            return self.create(inputs)
         raise NotImplementedError
 
     def read(self, inputs: InputsT, outputs: OutputsT) -> OutputsT:

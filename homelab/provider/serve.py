@@ -89,7 +89,7 @@ class Homelab(sdk.Provider):
             for path, how in differences(had, inputs).items()
             if top(path) not in resource.ignored and not resource.says_nothing(top(path), inputs.get(top(path)))
         }
-        replacing = resource.replacing(state, {top(path) for path in found})
+        replacing = resource.replacing(state, {key: inputs.get(key) for key in map(top, found)})
         detailed = {
             path: sdk.PropertyDiff(_KINDS[how][top(path) in replacing], input_diff=False) for path, how in found.items()
         }

@@ -99,6 +99,29 @@ def library_of(script: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+# Of an answer: what it says of this one run.
+_OF_THIS_RUN = frozenset(("why", "changed", "restarted"))
+
+
+def nothing_new(old: Any, new: Any) -> bool:
+    """Do answers say the same of a system, and the new ones of no restart? So a script answers that was run again because its text has changed.
+
+    :param old: an answer, a text that ends with one, or a list of these and of other values.
+    :param new: the same, which a preview may not know yet.
+    """
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(map(nothing_new, old, new))
+    if not isinstance(old, str) or not isinstance(new, str) or "{" not in old or "{" not in new:
+        return bool(old == new)
+    (about, _, had), (now, _, has) = old.partition("{"), new.partition("{")
+    try:
+        before, after = answer("{" + had), answer("{" + has)
+    except HomelabError:  # no answers
+        return old == new
+    same = {**before, **dict.fromkeys(_OF_THIS_RUN)} == {**after, **dict.fromkeys(_OF_THIS_RUN)}
+    return about == now and same and (after.get("restarted") != "yes" or old == new)
+
+
 def answer(output: str) -> dict[str, Any]:
     """What a script answers: the JSON of its last line. A login may print something of its own before.
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import pulumi
 
+from homelab.remote import scripts
 from homelab.resources.children import FORMER_MODULE
 
 # A type's token -> the class that declares it; also the token of version 1.0, whose state is destroyed or refreshed under it.
@@ -131,12 +132,13 @@ class Resource(pulumi.CustomResource):
         return [field.name for field in dataclasses.fields(cls.Outputs)]
 
     @classmethod
-    def replacing(cls, state: Mapping[str, Any], changed: set[str]) -> set[str]:
+    def replacing(cls, state: Mapping[str, Any], changed: Mapping[str, Any]) -> set[str]:
         """Of the inputs that `changed`, those for which another resource is made.
 
         :param state: the resource's inputs and outputs until now.
+        :param changed: each with its new value.
         """
-        return changed & cls.replaced_by
+        return changed.keys() & cls.replaced_by
 
     @classmethod
     def says_nothing(cls, key: str, new: Any) -> bool:
@@ -144,12 +146,13 @@ class Resource(pulumi.CustomResource):
         return False
 
 
-def moved_within_cluster(state: Mapping[str, Any], changed: set[str]) -> set[str]:
+def moved_within_cluster(state: Mapping[str, Any], changed: Mapping[str, Any]) -> set[str]:
     """The inputs that say where a guest is, if it is the same one on another node of its cluster: nothing is made anew for that.
 
     :param state: the resource's inputs and outputs until now.
+    :param changed: inputs, each with its new value.
     """
-    return {"host", "node"} if state.get("cluster") and not {"cluster", "vmid", "ctid"} & changed else set()
+    return {"host", "node"} if state.get("cluster") and not {"cluster", "vmid", "ctid"} & changed.keys() else set()
 
 
 class Probe(Resource):
@@ -159,11 +162,32 @@ class Probe(Resource):
 
 
 class Act(Resource):
-    """Something that is done, and done again with the change of any input. It owns nothing."""
+    """Something that is done, and done again with the change of any input. It owns nothing.
+
+    What it follows has changed: then another one takes its place, and what depends on it follows. Only this program has changed since the state was
+    written: then the same one is done again, by an update.
+
+    `own_text`: inputs that are this program's text, such as a script; `answers`: inputs made of what scripts answered.
+    """
+
+    own_text: ClassVar[frozenset[str]] = frozenset()
+    answers: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
-    def replacing(cls, state: Mapping[str, Any], changed: set[str]) -> set[str]:
-        return changed
+    def replacing(cls, state: Mapping[str, Any], changed: Mapping[str, Any]) -> set[str]:
+        # A later version of this program has inputs and settings that a state of an earlier one lacks.
+        others = {key: new for key, new in changed.items() if key in state and key not in cls.own_text}
+        return {
+            key
+            for key, new in others.items()
+            if not (scripts.nothing_new if key in cls.answers else _only_adds_keys)(state[key], new)
+        }
+
+
+def _only_adds_keys(old: Any, new: Any) -> bool:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return all(key in new and _only_adds_keys(had, new[key]) for key, had in old.items())
+    return bool(old == new)
 
 
 class Owned(Resource):

@@ -32,7 +32,7 @@ class ContainerProbe(Probe):
     replaced_by = frozenset(("host", "ctid"))
 
     @classmethod
-    def replacing(cls, state: Mapping[str, Any], changed: set[str]) -> set[str]:
+    def replacing(cls, state: Mapping[str, Any], changed: Mapping[str, Any]) -> set[str]:
         """It goes with its container to another node of the cluster."""
         return super().replacing(state, changed) - moved_within_cluster(state, changed)
 

@@ -17,6 +17,7 @@ class ContainerVerification(Act):
     """See the module; outputs as of `Outputs`."""
 
     kind = "lxc:Check"
+    answers = frozenset(("after",))
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(HostInputs):

@@ -53,7 +53,7 @@ class GpuLease(Resource):
         by_hand: bool
 
     @classmethod
-    def replacing(cls, state: Mapping[str, Any], changed: set[str]) -> set[str]:
+    def replacing(cls, state: Mapping[str, Any], changed: Mapping[str, Any]) -> set[str]:
         """From no VM to one: there is nothing to take away first."""
         return super().replacing(state, changed) if state.get("vmid") is not None else set()
 

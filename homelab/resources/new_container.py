@@ -23,7 +23,7 @@ class NewContainer(Owned):
     replaced_by = frozenset(("host", "node", "ctid"))
 
     @classmethod
-    def replacing(cls, state: Mapping[str, Any], changed: set[str]) -> set[str]:
+    def replacing(cls, state: Mapping[str, Any], changed: Mapping[str, Any]) -> set[str]:
         """It may have moved to another node of its cluster: nothing is made anew for that."""
         return super().replacing(state, changed) - moved_within_cluster(state, changed)
 

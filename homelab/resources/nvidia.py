@@ -15,11 +15,13 @@ is recognised by its text and answered with the cause and the remedy.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import pulumi
 
+from homelab.remote import scripts
 from homelab.resources.base import Act, HostInputs, Probe
 from homelab.shapes import StackInUse, SystemState
 
@@ -70,11 +72,17 @@ class GuestReboot(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(SystemInputs):
-        """`driver`: its version, as the driver's step answers; `timeout` in seconds; `step`: what it follows."""
+        """`driver`: its version, as the driver's step answers; `timeout` in seconds; `step`: that whole answer; `generation`: of the boot (NvidiaSystem)."""
 
         driver: str
         timeout: int
         step: Any
+        generation: str = ""
+
+    @classmethod
+    def replacing(cls, state: Mapping[str, Any], changed: Mapping[str, Any]) -> set[str]:
+        """The driver's step may answer in other words, with a new version of this program, that no reboot is needed: then this one looks again."""
+        return {key for key in super().replacing(state, changed) if key != "step" or _may_need_a_reboot(changed[key])}
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
@@ -87,11 +95,18 @@ class GuestReboot(Act):
     rebooted: pulumi.Output[str]
 
 
+def _may_need_a_reboot(step: Any) -> bool:
+    """:param step: what the driver's step answers, which a preview may not know yet."""
+    return not isinstance(step, str) or scripts.answer(step).get("reboot") == "yes"
+
+
 class NvidiaVerification(Act):
     """See the module."""
 
     kind = "nvidia:Check"
     ignored = frozenset(("timeout",))
+    own_text = frozenset(("script",))
+    answers = frozenset(("done", "started"))
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(SystemInputs):
@@ -119,6 +134,7 @@ class DriverTrial(Act):
     kind = "nvidia:Trial"
     # What repositories of a container may offer (the lock file) is no reason to try anything again.
     ignored = frozenset(("timeout", "locks"))
+    answers = frozenset(("done",))
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(SystemInputs):

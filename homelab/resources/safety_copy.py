@@ -54,7 +54,7 @@ class SafetyCopy(Resource):
         return key == "identity" and not (isinstance(new, str) and new)
 
     @classmethod
-    def replacing(cls, state: Mapping[str, Any], changed: set[str]) -> set[str]:
+    def replacing(cls, state: Mapping[str, Any], changed: Mapping[str, Any]) -> set[str]:
         """It goes with its guest to another node of the cluster."""
         return super().replacing(state, changed) - moved_within_cluster(state, changed)
 

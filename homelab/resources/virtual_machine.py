@@ -51,6 +51,6 @@ class VirtualMachine(Owned):
     instance: pulumi.Output[str]
 
     @classmethod
-    def replacing(cls, state: Mapping[str, Any], changed: set[str]) -> set[str]:
+    def replacing(cls, state: Mapping[str, Any], changed: Mapping[str, Any]) -> set[str]:
         """It goes with its VM to another node of the cluster."""
         return super().replacing(state, changed) - moved_within_cluster(state, changed)

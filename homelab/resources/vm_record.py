@@ -63,6 +63,6 @@ class VmRecord(Owned):
     identity: pulumi.Output[str]
 
     @classmethod
-    def replacing(cls, state: Mapping[str, Any], changed: set[str]) -> set[str]:
+    def replacing(cls, state: Mapping[str, Any], changed: Mapping[str, Any]) -> set[str]:
         """It goes with its VM to another node of the cluster."""
         return super().replacing(state, changed) - moved_within_cluster(state, changed)

@@ -95,6 +95,13 @@ class Stack(EngineStack):
         self.lab.reboot()
         assert self.lab.machine.power() == "on"
 
+    def container_power(self, ctid: int, mark: Any = None) -> list[str]:
+        """What was done to a container's power, in order."""
+        programs = [entry["args"] for entry in self.lab.programs(mark) if entry["program"] == "pct"]
+        return [
+            words[0] for words in programs if words[1:2] == [str(ctid)] and words[0] in ("shutdown", "stop", "start")
+        ]
+
     def drivers(self) -> dict[str, str]:
         """PCI address -> driver, as the host's sysfs has it."""
         found = {}

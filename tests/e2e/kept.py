@@ -226,6 +226,12 @@ def restore(stack: Stack, kept: dict[str, Any]) -> None:
     lab.run("update-initramfs -u -k all && update-grub")
     lab.reboot()
     names = {name: value for value, name in own_values(stack).items()}
+    # As if its VMs had not been booted since.
+    for resource in kept["state"]["deployment"]["resources"]:
+        if resource["type"].endswith(":GuestReboot"):
+            (vm,) = with_stack_inside(stack)
+            lab.wait_guest(vm["vmid"])
+            names[resource["outputs"]["boot_id"]] = lab.guest_boots(vm["vmid"])[-1]["boot_id"]
     file = stack.folder / "kept.json"
     file.write_text(json.dumps(exchanged(kept["state"], names)))
     command = [

@@ -33,12 +33,6 @@ def containers(stack: Stack) -> dict[str, Any]:
     return found
 
 
-def power(stack: Stack, ctid: int, mark: Any = None) -> list[str]:
-    """What was done to a container's power, in order."""
-    programs = [entry["args"] for entry in stack.lab.programs(mark) if entry["program"] == "pct"]
-    return [words[0] for words in programs if words[1:2] == [str(ctid)] and words[0] in ("shutdown", "stop", "start")]
-
-
 def test_901_goes_from_broken_to_working_to_another_assignment_is_mended_and_goes_back_with_950_untouched(
     converged: Callable[..., Stack],
 ) -> None:
@@ -51,8 +45,8 @@ def test_901_goes_from_broken_to_working_to_another_assignment_is_mended_and_goe
     for said in ("dev0: /dev/nvidia0,mode=0666", "shutting container 901 down", "opened in container 901"):
         assert said in up.output  # each step says what it did
     assert stack.lab.snapshot()[media] == stock[media]
-    assert power(stack, 950) == []
-    assert power(stack, 901) == ["shutdown", "start"]
+    assert stack.container_power(950) == []
+    assert stack.container_power(901) == ["shutdown", "start"]
     names = [name for operation, name in up.steps if operation == "create"]
     order = ["pve-nodes", "phoenix-probe", "phoenix-conf", "phoenix-restart", "phoenix-opened"]
     assert [name for name in names if name in order] == order
@@ -79,7 +73,7 @@ def another_assignment_is_written_then_restarted_then_verified(stack: Stack) -> 
     ended = [name for operation, name in up.steps if name in order and operation in ("update", "create-replacement")]
     assert ended == order
     assert {name for operation, name in up.steps if "replace" in operation} == set(order[2:])
-    assert power(stack, 901, mark) == ["shutdown", "start"]
+    assert stack.container_power(901, mark) == ["shutdown", "start"]
     assert not opens(stack, 901, "/dev/nvidia0")
     assert opens(stack, 901, "/dev/nvidia1", NOBODY)
 
@@ -140,7 +134,7 @@ def test_on_pve_8_both_methods_from_one_to_the_other_another_name_and_another_co
     assert {"ai-restart", "ai-opened"} <= changed.changed
     assert raw_lines(stack, 211) == [] and opens(stack, 211, "/dev/nvidia0", NOBODY)
     assert "container 210 is containers.films now" in changed.output
-    assert conf(stack, 210) == had != stock[210] and power(stack, 210, mark) == []
+    assert conf(stack, 210) == had != stock[210] and stack.container_power(210, mark) == []
     assert opens(stack, 210, "/dev/nvidia1", NOBODY)
 
     # Back to the first method; another container, which is off and stays off, gets the card of the one that had it.
@@ -157,4 +151,4 @@ def test_on_pve_8_both_methods_from_one_to_the_other_another_name_and_another_co
 
     stack.destroy()
     assert {ctid: conf(stack, ctid) for ctid in stock} == stock
-    assert power(stack, 212, mark) == []
+    assert stack.container_power(212, mark) == []

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from tests.e2e.conftest import Stack
 from tests.e2e.nvidia import inside_container
-from tests.e2e.test_gpu_lxc import CARDS, NO_REBOOT, conf, containers, power
+from tests.e2e.test_gpu_lxc import CARDS, NO_REBOOT, conf, containers
 from tests.e2e.test_gpu_lxc import PHOENIX as WITHOUT_LIBRARIES
 from tests.e2e.test_nvidia_failures import CUDA, DRIVER, REPOSITORY, VERIFICATION, killed_at
 from tests.sampling import sample
@@ -49,7 +49,7 @@ def test_901_runs_a_cuda_program_950_keeps_what_it_has_an_update_that_950_cannot
     # No module, and no package that would build one, in a container.
     assert "dkms" not in inside_container(stack, 901, "dpkg-query -W")
     # The one that has its cards is recognised, and left as it is.
-    assert (conf(stack, 950), power(stack, 950, mark), found["media"]["method"]) == (media, [], "mount-entry")
+    assert (conf(stack, 950), stack.container_power(950, mark), found["media"]["method"]) == (media, [], "mount-entry")
 
     an_update_that_a_container_cannot_have_takes_the_host_back_and_a_second_try_brings_all(stack)
 

@@ -505,7 +505,10 @@ def test_a_made_container_that_moved_is_kept_by_the_resource_that_replaces_its_o
     """The state is of before clusters counted: the resource is made anew, which finds the container, and the former one is deleted after that."""
     path, instance = guest
     before = {"host": "pve1", "node": "pve1", "ctid": ID, "cluster": ""}
-    assert NewContainer.replacing(before, {"host", "node", "cluster"}) and not NewContainer.delete_before_replace
+    assert (
+        NewContainer.replacing(before, dict.fromkeys(("host", "node", "cluster")))
+        and not NewContainer.delete_before_replace
+    )
     work = NewContainerWork(texts(cluster))
     made = work.create(container_of("pve2"))
     text = path.read_text()

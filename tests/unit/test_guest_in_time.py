@@ -41,7 +41,7 @@ INPUTS = GuestReboot.Inputs(
     stays=True,
     driver=VERSION,
     timeout=30,
-    step=[],
+    step="{}",
 )
 OFF = UnreachableError(wanted="a connection", found="Connection reset by peer", why="", next="")
 NO_LOGIN = LoginRefusedError(wanted="to log in", found="refused: Permission denied", why="", next="")

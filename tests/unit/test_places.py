@@ -152,11 +152,11 @@ def test_the_first_node_that_answers_is_asked_once(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("resource", [VmRecord, VirtualMachine, SafetyCopy, ContainerProbe, NewContainer])
 def test_a_guest_that_moves_within_its_cluster_is_made_anew_nowhere(resource: Any) -> None:
     in_cluster, where = {"cluster": "home"}, {"host", "node"} & resource.replaced_by
-    assert resource.replacing(in_cluster, {"host", "node", "boot"}) == set()
+    assert resource.replacing(in_cluster, dict.fromkeys(("host", "node", "boot"))) == set()
     id_of = next(iter({"vmid", "ctid"} & resource.replaced_by))
-    assert resource.replacing(in_cluster, {"host", "node", id_of}) == {*where, id_of}
-    assert resource.replacing(in_cluster, {"host", "node", "cluster"}) == where
-    assert resource.replacing({}, {"host"}) == {"host"}
+    assert resource.replacing(in_cluster, dict.fromkeys(("host", "node", id_of))) == {*where, id_of}
+    assert resource.replacing(in_cluster, dict.fromkeys(("host", "node", "cluster"))) == where
+    assert resource.replacing({}, {"host": None}) == {"host"}
 
 
 def test_a_container_that_has_a_card_in_turn_names_its_host() -> None:

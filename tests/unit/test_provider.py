@@ -160,8 +160,11 @@ def test_an_act_is_done_again_with_the_change_of_any_input_but_those_that_say_ho
     state = {**inputs, "result": {"driver": "1"}}
     assert replaced(NvidiaVerification, state, inputs) is None
     assert replaced(NvidiaVerification, state, {**inputs, "timeout": 2}) is None
-    assert replaced(NvidiaVerification, state, {**inputs, "script": "b", "timeout": 2}) == ["script"]
-    assert replaced(NvidiaVerification, state, {**inputs, "script": UNKNOWN}) == ["script"]
+    assert replaced(NvidiaVerification, state, {**inputs, "host": "other", "timeout": 2}) == ["host"]
+    assert replaced(NvidiaVerification, state, {**inputs, "host": UNKNOWN}) == ["host"]
+    # By an update, where it is this program's text that has changed.
+    assert replaced(NvidiaVerification, state, {**inputs, "script": "b", "timeout": 2}) == []
+    assert replaced(NvidiaVerification, state, {**inputs, "script": UNKNOWN}) == []
 
 
 def test_a_boot_is_verified_again_after_a_reboot_and_not_because_none_was_needed() -> None:

@@ -1,0 +1,133 @@
+"""When an act makes place for another one, and when the same one is done again: after another event, and after another version of the program."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from homelab.provider.plain import UNKNOWN
+from homelab.remote.scripts import nothing_new
+from homelab.resources.container_verification import ContainerVerification
+from homelab.resources.nvidia import GuestReboot, NvidiaVerification
+
+DRIVER = {"version": "580.178.04", "packages": ["dkms"], "reboot": "no", "why": "it is loaded", "changed": "yes"}
+
+
+def said(**other: Any) -> str:
+    """What the driver's step answers."""
+    return json.dumps({**DRIVER, **other})
+
+
+@pytest.mark.parametrize(
+    ("new", "same"),
+    [
+        (said(), True),
+        (said(why="nothing else had the card", changed="no", restarted="no"), True),
+        (said(restarted="yes"), False),
+        (said(version="580.211.01"), False),
+        (said(reboot="yes"), False),
+        (said(packages=["dkms", "gcc"]), False),
+        ("", False),
+        ("{", False),
+        (None, False),
+        (UNKNOWN, False),
+        ([said()], False),
+    ],
+)
+def test_an_answer_in_other_words_is_no_news(new: Any, same: bool) -> None:
+    assert nothing_new(said(), new) is same
+    assert nothing_new([said(), "0"], [new, "0"]) is same
+    assert not nothing_new([said(), "0"], [new, "1"])
+    assert not nothing_new([said()], [said(), new])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("boot a, start 1", "boot a, start 1", True),
+        ("boot a, start 1", "boot a, start 2", False),
+        ('boot a, {"state":"running","restarted":"yes"}', 'boot a, {"state":"running","restarted":"no"}', True),
+        ('boot a, {"state":"running","restarted":"yes"}', 'boot b, {"state":"running","restarted":"no"}', False),
+        ('boot a, {"state":"running","restarted":"no"}', 'boot a, {"state":"stopped","restarted":"no"}', False),
+        ('boot a, {"state":"running","restarted":"no"}', 'boot a, {"state":"running","restarted":"yes"}', False),
+    ],
+)
+def test_a_text_that_ends_with_an_answer_is_compared_whole(old: str, new: str, same: bool) -> None:
+    assert nothing_new(old, new) is same
+
+
+VM = {
+    "target": "vm",
+    "after": " rtx5090",
+    "passed": [],
+    "nvidia": {"cuda": "12.8", "driver": None, "mirror": {"cuda": None}},
+}
+LATER = {"cuda": "12.8", "driver": None, "mirror": {"cuda": None, "cudnn": None}, "nccl": True}
+
+
+@pytest.mark.parametrize("act", [GuestReboot, NvidiaVerification])
+@pytest.mark.parametrize(
+    ("changed", "replaced"),
+    [
+        ({"nvidia": LATER}, set()),
+        ({"staying": ["0000:01:00"], "nvidia": LATER}, set()),
+        ({"nvidia": {**LATER, "cuda": "12.9"}}, {"nvidia"}),
+        ({"nvidia": {**LATER, "driver": "580"}}, {"nvidia"}),
+        ({"nvidia": {"cuda": "12.8"}}, {"nvidia"}),
+        ({"nvidia": {**LATER, "mirror": {}}}, {"nvidia"}),
+        ({"nvidia": None}, {"nvidia"}),
+        ({"after": " rtx5090 again"}, {"after"}),
+        ({"after": UNKNOWN}, {"after"}),
+        ({"passed": ["0000:01:00"]}, {"passed"}),
+    ],
+)
+def test_what_a_state_of_an_earlier_version_lacks_replaces_no_act(
+    act: Any, changed: dict[str, Any], replaced: set[str]
+) -> None:
+    assert act.replacing(VM, changed) == replaced
+
+
+@pytest.mark.parametrize(
+    ("changed", "replaced"),
+    [
+        ({"step": said(why="in other words"), "generation": "0  rtx5090"}, set()),
+        ({"step": said(reboot="yes")}, {"step"}),
+        ({"step": UNKNOWN}, {"step"}),
+        ({"step": said(), "driver": "580.211.01"}, {"driver"}),
+    ],
+)
+def test_a_guest_is_looked_at_by_another_act_if_it_may_need_a_reboot(
+    changed: dict[str, Any], replaced: set[str]
+) -> None:
+    state = {**VM, "driver": "580.178.04", "step": [said(), "0  rtx5090"]}
+    assert GuestReboot.replacing(state, changed) == replaced
+    assert GuestReboot.replacing({**state, "generation": "0  rtx5090"}, {"generation": "1  rtx5090"}) == {"generation"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "replaced"),
+    [
+        ({"script": "another", "done": [said(why="")]}, set()),
+        ({"done": [said(), "12.8"]}, {"done"}),
+        ({"done": [said(version="580.211.01")]}, {"done"}),
+        ({"wanted": {"cuda": "12.8", "libraries": []}}, set()),
+        ({"wanted": {"cuda": "12.9"}}, {"wanted"}),
+    ],
+)
+def test_a_stack_is_verified_by_another_act_if_something_has_happened(
+    changed: dict[str, Any], replaced: set[str]
+) -> None:
+    state = {**VM, "script": "one", "done": [said()], "wanted": {"cuda": "12.8"}}
+    assert NvidiaVerification.replacing(state, changed) == replaced
+
+
+def test_a_container_is_looked_into_by_another_act_if_it_was_restarted() -> None:
+    state = {"ctid": 901, "after": ["restart-1", '{"state":"running","restarted":"yes"}']}
+    for after, replaced in (
+        (["restart-1", '{"state":"running","restarted":"no"}'], set()),
+        (["restart-2", '{"state":"running","restarted":"no"}'], {"after"}),
+        (["restart-1", '{"state":"stopped","restarted":"no"}'], {"after"}),
+    ):
+        assert ContainerVerification.replacing(state, {"after": after}) == replaced
